@@ -1,0 +1,266 @@
+"""The embedded broker: a real Redis-protocol server as a child process, for one machine.
+
+Not a stand-in: the same Lua scripts, the same persistence. Production uses a Redis or Valkey of
+its own through BATCHMILL_BROKER_URL.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import redis
+
+from .broker_binary import find_server_binary
+from .service_errors import BrokerAlreadyRunning, BrokerError, BrokerFailed
+from .tied_process import start_tied_process, stop_process
+
+#: A unix socket's path must fit sockaddr_un.sun_path: 108 bytes on Linux, 104 on the BSDs, with
+#: its ending NUL.
+MAX_SOCKET_PATH_BYTES = 103
+_POLL_INTERVAL_S = 0.02
+#: How long a server that was told to end may take before it counts as running.
+_EXIT_GRACE_S = 1.0
+_LOG_TAIL_LINES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerConfig:
+    """Where the embedded broker lives and how it listens."""
+
+    #: Holds the lock, the server's configuration and log, and `data/`. Created with mode 0700.
+    directory: Path
+    #: Unix socket; by default `broker.sock` in the directory. Its own folder is created with mode
+    #: 0700.
+    socket_path: Path | None = None
+    #: Listen on 127.0.0.1:port instead of a socket. Any local user can connect to it; a socket is
+    #: private.
+    port: int | None = None
+
+    @property
+    def url(self) -> str:
+        """Broker URL in the form that `producer.Client` and BATCHMILL_BROKER_URL take."""
+        if self.port is not None:
+            return f"redis://127.0.0.1:{self.port}/0"
+        return f"unix://{self.socket}"
+
+    @property
+    def socket(self) -> Path:
+        """The socket's path, also where a port is used instead."""
+        return self.socket_path or self.directory / "broker.sock"
+
+
+class EmbeddedBroker:
+    """Owns one server process and the lock of its directory.
+
+    Invariant: at most one live server for a directory. The lock is a file lock on a descriptor
+    that the server inherits, so it is held exactly as long as this object or the server lives, and
+    nothing has to be cleaned up after a crash: a socket found while the lock is free belongs to a
+    dead broker.
+
+    The server is killed by the kernel when this process dies. Must be started from the main thread.
+    """
+
+    def __init__(self, config: BrokerConfig) -> None:
+        self._config = config
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock_fd: int | None = None
+
+    @property
+    def url(self) -> str:
+        """Broker URL of this server."""
+        return self._config.url
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the server, None while it does not run."""
+        if self._process is None or self._process.poll() is not None:
+            return None
+        return self._process.pid
+
+    @property
+    def log_path(self) -> Path:
+        """The server's log file."""
+        return self._config.directory / "broker.log"
+
+    def start(self, *, timeout_s: float = 60.0) -> None:
+        """Start the server and return when it answers.
+
+        Args:
+            timeout_s: how long the server may take, loading its data included.
+
+        Raises:
+            BrokerNotInstalled: no server program on this machine.
+            BrokerAlreadyRunning: a live broker owns the directory or listens at the address.
+            BrokerFailed: the server ended or did not answer in time; the message ends with its log.
+            BrokerError: the socket path is too long.
+        """
+        binary = find_server_binary()
+        deadline = time.monotonic() + timeout_s
+        self._prepare_directories()
+        try:
+            self._lock(deadline)
+            self._refuse_foreign_server()
+            self._process = self._spawn(binary)
+            self._wait_until_ready(deadline)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self, *, timeout_s: float = 10.0) -> None:
+        """End the server (its data is on disk when this returns) and free the directory."""
+        if self._process is not None:
+            stop_process(self._process, timeout_s=timeout_s)
+            self._process = None
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None
+
+    def __enter__(self) -> EmbeddedBroker:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _prepare_directories(self) -> None:
+        config = self._config
+        if config.port is None and len(os.fsencode(config.socket)) > MAX_SOCKET_PATH_BYTES:
+            raise BrokerError(
+                f"socket path {config.socket} has {len(os.fsencode(config.socket))} bytes, the "
+                f"limit is {MAX_SOCKET_PATH_BYTES}; choose a shorter directory, or a port"
+            )
+        for directory in (config.directory, config.socket.parent, config.directory / "data"):
+            _make_private_directory(directory)
+
+    def _lock(self, deadline: float) -> None:
+        """Take the directory, waiting for a broker that is on its way out (killed a moment ago).
+
+        A server that is about to end still answers for up to 0.1 s, so an answer alone says little.
+        """
+        give_up_on_live_server = time.monotonic() + _EXIT_GRACE_S
+        path = self._config.directory / "broker.lock"
+        self._lock_fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        while True:
+            try:
+                fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                now = time.monotonic()
+                pid = running_server_pid(self.url) if now > give_up_on_live_server else None
+                if pid is not None or now > deadline:
+                    raise _already_running(self.url, pid) from None
+            time.sleep(_POLL_INTERVAL_S)
+
+    def _refuse_foreign_server(self) -> None:
+        """Replace a dead broker's socket; refuse an address where something else answers."""
+        if self._config.port is not None:
+            address: str | tuple[str, int] = ("127.0.0.1", self._config.port)
+            family = socket.AF_INET
+        else:
+            address, family = str(self._config.socket), socket.AF_UNIX
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            try:
+                probe.connect(address)
+            except (ConnectionRefusedError, FileNotFoundError):
+                if self._config.port is None:
+                    self._config.socket.unlink(missing_ok=True)
+                return
+        raise _already_running(self.url, running_server_pid(self.url))
+
+    def _spawn(self, binary: Path) -> subprocess.Popen[bytes]:
+        configuration = self._config.directory / "broker.conf"
+        configuration.write_text(self._server_configuration())
+        assert self._lock_fd is not None
+        return start_tied_process(
+            [str(binary), str(configuration)],
+            log_path=self.log_path,
+            death_signal=signal.SIGTERM,  # the server's orderly end, with an fsync of its data
+            pass_fds=(self._lock_fd,),
+        )
+
+    def _server_configuration(self) -> str:
+        config = self._config
+        listen = (
+            ["port 0", f'unixsocket "{config.socket}"', "unixsocketperm 600"]
+            if config.port is None
+            else [f"port {config.port}", "bind 127.0.0.1"]
+        )
+        lines = [
+            "# Written at every start; changes here are lost.",
+            *listen,
+            "daemonize no",
+            f'dir "{config.directory / "data"}"',
+            'logfile ""',  # to stdout, which is the log file
+            "appendonly yes",
+            "appendfsync everysec",  # a machine crash loses about 1 s, a server crash nothing
+            "no-appendfsync-on-rewrite no",
+            'save ""',  # the append-only file is the persistence; no second copy of the data
+            "maxmemory-policy noeviction",  # any other policy may drop jobs silently
+        ]
+        return "\n".join(lines) + "\n"
+
+    def _wait_until_ready(self, deadline: float) -> None:
+        assert self._process is not None
+        with redis.Redis.from_url(self.url, socket_timeout=5.0) as connection:
+            while True:
+                if self._process.poll() is not None:
+                    raise BrokerFailed(
+                        f"the embedded broker ended with exit code {self._process.returncode}; "
+                        f"end of {self.log_path}:\n{self._log_tail()}"
+                    )
+                try:
+                    connection.ping()
+                    return
+                except (
+                    redis.ConnectionError,
+                    redis.TimeoutError,
+                ):  # not listening, or still loading
+                    if time.monotonic() > deadline:
+                        raise BrokerFailed(
+                            "the embedded broker did not answer in time; "
+                            f"end of {self.log_path}:\n{self._log_tail()}"
+                        ) from None
+                time.sleep(_POLL_INTERVAL_S)
+
+    def _log_tail(self) -> str:
+        lines = self.log_path.read_text(errors="replace").splitlines()
+        return "\n".join(lines[-_LOG_TAIL_LINES:])
+
+
+def running_server_pid(url: str) -> int | None:
+    """Ask the server at a URL for its process id; None where nobody answers."""
+    with redis.Redis.from_url(url, socket_timeout=2.0, socket_connect_timeout=2.0) as connection:
+        try:
+            return int(connection.info("server")["process_id"])
+        except (redis.RedisError, OSError):
+            return None
+
+
+def _already_running(url: str, pid: int | None) -> BrokerAlreadyRunning:
+    who = f"pid {pid}" if pid is not None else "it does not tell its pid"
+    return BrokerAlreadyRunning(
+        f"a broker is already running at {url} ({who}); use it with --broker-url {url}, or stop it",
+        pid,
+    )
+
+
+def _make_private_directory(directory: Path) -> None:
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = directory.stat()
+    if status.st_uid != os.getuid():
+        raise BrokerError(
+            f"{directory} belongs to user id {status.st_uid}, not to {os.getuid()}; "
+            "choose another directory"
+        )
+    if status.st_mode & 0o077:
+        raise BrokerError(
+            f"{directory} has mode {status.st_mode & 0o777:o}, others could reach the broker's "
+            f"data; make it private: chmod 700 {directory}"
+        )
