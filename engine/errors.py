@@ -1,0 +1,50 @@
+"""What can go wrong in the engine.
+
+EngineError
+ ├── ConfigError                 a value in the engine's configuration cannot work
+ ├── RequestError                one request is refused; carries a machine-readable `code`
+ ├── ModelLoadError              a model, tokenizer or weight file cannot be read
+ │    └── UnsupportedModelError  it can be read, but has a feature that this engine does not compute
+ └── OutOfBlocksError            the block pool has fewer free blocks than were asked for
+"""
+
+from __future__ import annotations
+
+
+class EngineError(Exception):
+    """Base of every error that the engine raises on purpose."""
+
+
+class ConfigError(EngineError):
+    """A configuration value cannot work; the message names the value, the limit and the remedy."""
+
+
+class RequestError(EngineError):
+    """A request is refused; other requests are not affected.
+
+    Attributes:
+        code: Machine-readable reason, in OpenAI's spelling where it has one
+            (for example `context_length_exceeded`, `unsupported_parameter`).
+        message: For people; names the value, the limit and the remedy, never prompt or output text.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+    def __reduce__(self) -> tuple[type[RequestError], tuple[str, str]]:
+        """Pickle with both arguments: the engine runs in a process of its own."""
+        return type(self), (self.code, self.message)
+
+
+class ModelLoadError(EngineError):
+    """A model, its tokenizer or its weights cannot be found or read."""
+
+
+class UnsupportedModelError(ModelLoadError):
+    """The model needs something that the engine does not compute; the message names it."""
+
+
+class OutOfBlocksError(EngineError):
+    """The block pool has fewer free blocks than were asked for."""

@@ -1,0 +1,145 @@
+"""The paged KV cache: its tensors, and how many blocks fit into a number of bytes."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .errors import ConfigError
+
+#: On a CPU, the default cache takes this share of the memory that is free when it is made ...
+CPU_MEMORY_SHARE = 0.25
+#: ... but no more than this: beyond it a CPU is compute-bound long before the cache is full.
+MAX_DEFAULT_CPU_BYTES = 4 * 1024**3
+#: On a GPU, the default cache takes this share of the memory that is free once the model is loaded.
+GPU_MEMORY_SHARE = 0.85
+
+_log = logging.getLogger(__name__)
+
+
+class KVCache:
+    """Owns the keys and values of every layer, as blocks that the block pool hands out by number.
+
+    Invariant: slots that no sequence holds contain finite numbers (they start as zeros), because
+    attention may read masked slots of a sequence's last block. After a request failed with NaN,
+    call `zero_blocks` on its blocks before they are used again.
+
+    Attributes:
+        layers: Per layer (keys, values), each [num_blocks, block_size, num_kv_heads, head_dim].
+        num_blocks: Blocks a layer has.
+        block_size: Tokens a block holds.
+
+    Source: PagedAttention, Kwon et al. 2023, section 4.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        num_blocks: int,
+        block_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> None:
+        shape = (num_blocks, block_size, num_kv_heads, head_dim)
+        self.layers: list[tuple[Tensor, Tensor]] = [
+            (
+                torch.zeros(shape, dtype=dtype, device=device),
+                torch.zeros(shape, dtype=dtype, device=device),
+            )
+            for _ in range(num_layers)
+        ]
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+
+    @classmethod
+    def allocate(
+        cls,
+        *,
+        num_layers: int,
+        num_kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        block_size: int,
+        max_model_len: int,
+        kv_cache_bytes: int | None = None,
+    ) -> KVCache:
+        """Allocate as many blocks as fit into `kv_cache_bytes`.
+
+        Args:
+            num_layers: Layers with attention.
+            num_kv_heads: Key/value heads of a layer.
+            head_dim: Numbers in one head's key.
+            dtype: The model's dtype.
+            device: The model's device.
+            block_size: Tokens a block holds.
+            max_model_len: Most tokens a request may have; the cache must hold at least one such.
+            kv_cache_bytes: Size of the whole cache; None takes `default_kv_cache_bytes(device)`.
+
+        Raises:
+            ConfigError: not even one request of `max_model_len` tokens fits.
+        """
+        if kv_cache_bytes is None:
+            kv_cache_bytes = default_kv_cache_bytes(device)
+        block_bytes = 2 * num_layers * block_size * num_kv_heads * head_dim * dtype.itemsize
+        num_blocks = kv_cache_bytes // block_bytes
+        least = -(-max_model_len // block_size)
+        if num_blocks < least:
+            raise ConfigError(
+                f"kv_cache_bytes is {kv_cache_bytes}, which holds {num_blocks} blocks of "
+                f"{block_size} tokens; max_model_len {max_model_len} needs {least} blocks: raise "
+                f"kv_cache_bytes to at least {least * block_bytes} or lower max_model_len"
+            )
+        _log.info(
+            "KV cache: %d blocks of %d tokens, %d tokens in %.2f GiB on %s",
+            num_blocks,
+            block_size,
+            num_blocks * block_size,
+            num_blocks * block_bytes / 1024**3,
+            device,
+        )
+        return cls(
+            num_layers=num_layers,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            dtype=dtype,
+            device=device,
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the whole cache holds."""
+        return self.num_blocks * self.block_size
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all layers' keys and values."""
+        return sum(tensor.nbytes for layer in self.layers for tensor in layer)
+
+    def zero_blocks(self, block_ids: Sequence[int]) -> None:
+        """Overwrite blocks with zeros, so that a failed request's NaN reaches nobody else."""
+        if not block_ids:
+            return
+        for keys, values in self.layers:
+            index = torch.tensor(list(block_ids), dtype=torch.int64, device=keys.device)
+            keys.index_fill_(0, index, 0)
+            values.index_fill_(0, index, 0)
+
+
+def default_kv_cache_bytes(device: torch.device | str) -> int:
+    """How large the cache is when nobody says: a share of the memory that is free now."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        free_bytes, _ = torch.cuda.mem_get_info(device)
+        return int(free_bytes * GPU_MEMORY_SHARE)
+    free_bytes = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(int(free_bytes * CPU_MEMORY_SHARE), MAX_DEFAULT_CPU_BYTES)
