@@ -47,7 +47,7 @@ def imported_modules(tree: ast.Module) -> Iterator[tuple[int, str]]:
                 yield from ((node.lineno, f"batchmill.{alias.name}") for alias in node.names)
 
 
-def broken_rules(folder: str, module: str) -> str | None:
+def why_forbidden(folder: str, module: str) -> str | None:
     """Why a file of `folder` may not import `module`, or None."""
     first, *rest = module.split(".")
     if first in FORBIDDEN_LIBRARIES[folder]:
@@ -67,7 +67,7 @@ def test_imports_keep_the_one_way_order(folder: str) -> None:
         f"{path.name}:{line}: {module}: {why}"
         for path in source_files(folder)
         for line, module in imported_modules(ast.parse(path.read_text()))
-        if (why := broken_rules(folder, module)) is not None
+        if (why := why_forbidden(folder, module)) is not None
     ]
     assert broken == []
 
@@ -85,7 +85,7 @@ def test_imports_keep_the_one_way_order(folder: str) -> None:
     ],
 )
 def test_the_rule_catches_a_forbidden_import(folder: str, module: str) -> None:
-    assert broken_rules(folder, module) is not None
+    assert why_forbidden(folder, module) is not None
 
 
 @pytest.mark.parametrize("name", WITHOUT_TORCH)

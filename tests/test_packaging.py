@@ -1,4 +1,4 @@
-"""What a user installs is what the checkout holds: wheel, sdist, editable install, type-checker links."""
+"""What a user installs is what the checkout holds: wheel, sdist, editable install, links."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Built:
 
 
 def run(*command: object, cwd: Path, **environment: str) -> str:
-    """Run a command without this process' Python settings; its output, or a failure that shows it."""
+    """Run a command free of this process' Python settings; its output, or a failure showing it."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))}
     done = subprocess.run(
         [str(part) for part in command],
@@ -145,9 +145,8 @@ def test_type_checker_links_point_at_the_folders() -> None:
 
 
 def test_every_direct_dependency_has_a_tested_version() -> None:
-    pinned = {
-        line.split("==")[0].lower() for line in (ROOT / "constraints.txt").open() if "==" in line
-    }
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {line.split("==")[0].lower() for line in lines if "==" in line}
     project = PYPROJECT["project"]
     wanted = [*project["dependencies"], *PYPROJECT["dependency-groups"]["dev"]]
     for extra in ("worker", "embedded", "monitor"):
