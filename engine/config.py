@@ -1,0 +1,71 @@
+"""How an engine is set up: one frozen dataclass, checked when it is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .errors import ConfigError
+
+#: Number formats of weights, activations and the KV cache.
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Everything that an `Engine` needs to know before it loads a model.
+
+    Raises:
+        ConfigError: a value cannot work; the message names it, its limit and the remedy.
+    """
+
+    #: A folder, a hub id, a GGUF file, or "demo" (SmolLM2-135M-Instruct).
+    model: str
+    #: Number format of weights, activations and KV cache: one of `DTYPES`.
+    dtype: str = "bfloat16"
+    #: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:<index>".
+    device: str = "auto"
+    #: Most tokens of one request, prompt and output together. Raising it needs a larger KV cache.
+    max_model_len: int = 2048
+    #: Most requests computed together. Raising it raises throughput and every request's latency.
+    max_num_seqs: int = 64
+    #: Most tokens computed in one step. Raising it prefills faster, and lengthens the steps that
+    #: running requests wait for. At least `max_num_seqs`: each running request needs one token.
+    max_num_batched_tokens: int = 2048
+    #: Bytes for the KV cache; None takes a share of the memory that is free.
+    kv_cache_bytes: int | None = None
+    #: Tokens a KV block holds. Raising it shortens block tables, and coarsens what can be shared.
+    block_size: int = 16
+    #: Keep the KV of finished requests and share it with those that start with the same tokens.
+    enable_prefix_caching: bool = True
+    #: Weight format, or None for weights in `dtype`. The loader knows which ones it has.
+    quantization: str | None = None
+    #: From it and the request id come the seeds of requests that name none.
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise ConfigError("model is empty: name a folder, a hub id, a GGUF file, or use 'demo'")
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"dtype is {self.dtype!r}: choose one of {', '.join(DTYPES)}")
+        for name, least in (
+            ("max_model_len", 2),
+            ("max_num_seqs", 1),
+            ("max_num_batched_tokens", 1),
+            ("block_size", 1),
+        ):
+            _check_integer(name, getattr(self, name), least)
+        if self.kv_cache_bytes is not None:
+            _check_integer("kv_cache_bytes", self.kv_cache_bytes, 1)
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ConfigError(
+                f"max_num_batched_tokens is {self.max_num_batched_tokens}, fewer than max_num_seqs "
+                f"{self.max_num_seqs}: a running request needs one token a step, so raise "
+                "max_num_batched_tokens or lower max_num_seqs"
+            )
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
+            raise ConfigError(f"seed is {self.seed!r}: use an integer")
+
+
+def _check_integer(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"{name} is {value!r}: use an integer of at least {least}")

@@ -1,0 +1,113 @@
+"""A request as the scheduler sees it: its tokens, its blocks and how far it is computed."""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import time
+from collections.abc import Sequence
+
+from .outputs import RequestMetrics
+from .sampling_params import SamplingParams
+
+
+class RequestStatus(enum.Enum):
+    """Where a request is in its life."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    #: Waiting again, after its blocks were given to an earlier arrival.
+    PREEMPTED = "preempted"
+    FINISHED = "finished"
+
+
+class Request:
+    """Owns one request's tokens and progress.
+
+    Invariant: the KV of `token_ids[:num_computed_tokens]` lies in `block_ids`, and a running
+    request has `num_computed_tokens < num_tokens`. There is no prefill or decode phase: a step
+    computes some of the tokens that are not computed yet, and samples when it reaches the last.
+
+    Attributes:
+        request_id: The caller's name for it.
+        prompt_token_ids: Never changed.
+        output_token_ids: Appended to, never changed otherwise; resumed tokens are in it at once.
+        params: The controls it came with.
+        seed: Fixes its random draws, 64-bit signed.
+        max_num_tokens: It is finished when prompt and output together have that many tokens.
+        num_computed_tokens: Tokens whose KV is in the cache.
+        block_ids: Its block table.
+        block_hashes: Chained hashes of its first full blocks, extended as they are needed.
+        num_registered_blocks: Leading blocks already offered to the prefix cache.
+        status: Where it is in its life.
+        metrics: Its times and counts, shared with its outputs.
+    """
+
+    __slots__ = (
+        "block_hashes",
+        "block_ids",
+        "max_num_tokens",
+        "metrics",
+        "num_computed_tokens",
+        "num_registered_blocks",
+        "output_token_ids",
+        "params",
+        "prompt_token_ids",
+        "request_id",
+        "seed",
+        "status",
+    )
+
+    def __init__(
+        self,
+        request_id: str,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        seed: int,
+        max_num_tokens: int,
+        resumed_token_ids: Sequence[int] = (),
+    ) -> None:
+        self.request_id = request_id
+        self.prompt_token_ids = list(prompt_token_ids)
+        self.output_token_ids = list(resumed_token_ids)
+        self.params = params
+        self.seed = seed
+        self.max_num_tokens = max_num_tokens
+        self.num_computed_tokens = 0
+        self.block_ids: list[int] = []
+        self.block_hashes: list[bytes] = []
+        self.num_registered_blocks = 0
+        self.status = RequestStatus.WAITING
+        self.metrics = RequestMetrics(
+            arrived_at_s=time.monotonic(), num_resumed_tokens=len(self.output_token_ids)
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and output tokens known so far."""
+        return len(self.prompt_token_ids) + len(self.output_token_ids)
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        """Known tokens that are not in the cache; 1 for a request that decodes."""
+        return self.num_tokens - self.num_computed_tokens
+
+    def token_ids_slice(self, start: int, stop: int) -> list[int]:
+        """Tokens `start` to `stop` (exclusive) of prompt and output, without copying the rest."""
+        num_prompt = len(self.prompt_token_ids)
+        if start >= num_prompt:
+            return self.output_token_ids[start - num_prompt : stop - num_prompt]
+        if stop <= num_prompt:
+            return self.prompt_token_ids[start:stop]
+        return self.prompt_token_ids[start:] + self.output_token_ids[: stop - num_prompt]
+
+
+def derive_seed(engine_seed: int, request_id: str) -> int:
+    """The seed of a request that names none: the same one in every process and on every host.
+
+    Returns:
+        A 64-bit signed integer.
+    """
+    text = f"{engine_seed}\0{request_id}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True)
