@@ -1,0 +1,322 @@
+"""What the job store's scripts answer: small frozen values, one enum for each kind of outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class JobState(StrEnum):
+    """Where a job is: ``queued -> in_progress -> completed | failed | cancelled | expired``."""
+
+    QUEUED = "queued"
+    IN_PROGRESS = "in_progress"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the job has ended: nothing changes it any more."""
+        return self not in (JobState.QUEUED, JobState.IN_PROGRESS)
+
+
+class SubmitStatus(StrEnum):
+    """What became of a submission."""
+
+    CREATED = "CREATED"
+    #: The id, or the idempotency key with the same content, is known already; nothing was changed.
+    EXISTING = "EXISTING"
+    #: The idempotency key belongs to a job with other content; nothing was stored.
+    CONFLICT = "CONFLICT"
+    #: The queue has reached its depth limit; nothing was stored.
+    FULL = "FULL"
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """Answer of ``submit`` and ``adopt``."""
+
+    status: SubmitStatus
+    #: The job that now stands for the submission; None where the queue was full.
+    job_id: str | None
+    #: Jobs waiting in the queue, where it was full.
+    queue_depth: int | None = None
+
+
+class ClaimRefusal(StrEnum):
+    """Why a claim was refused. None of them is an error: the announcement is simply dropped."""
+
+    UNKNOWN = "unknown"
+    TERMINAL = "terminal"
+    LEASED = "leased"
+    EXPIRED = "expired"
+    UNSUPPORTED_VERSION = "unsupported_version"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A job handed to a worker, under a lease."""
+
+    job_id: str
+    #: Goes with every later write; a write with an older fence changes nothing.
+    fence: int
+    #: The job document, JSON.
+    document: bytes
+    #: Tokens that earlier attempts generated under the same identity: output tokens from the start.
+    token_ids: list[int]
+    #: Claims so far, this one included.
+    attempts: int
+    #: The job was on board of several engine deaths: it must run with no other job beside it.
+    alone: bool
+    deadline_at_ms: int | None
+    enqueued_at_ms: int
+    #: First claim of the job.
+    started_at_ms: int
+    #: Redis' clock at this claim.
+    claimed_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A job under a lease, as its worker names it."""
+
+    job_id: str
+    fence: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenWrite:
+    """Tokens to append to a job's record."""
+
+    job_id: str
+    fence: int
+    #: Index of the first token, counted from the start of the output.
+    position: int
+    token_ids: Sequence[int]
+
+
+class WriteStatus(StrEnum):
+    """Answer of ``checkpoint`` and ``renew``, for each job."""
+
+    OK = "OK"
+    #: The job is not this fence's any more: drop it and write nothing.
+    FENCED = "FENCED"
+    #: The tokens do not connect to, or disagree with, the stored ones: send from an earlier
+    #: position. Only ``checkpoint``.
+    GAP = "GAP"
+    #: Written; and someone cancelled the job: stop it and complete it as cancelled.
+    CANCEL_REQUESTED = "CANCEL_REQUESTED"
+
+
+class ReleaseCause(StrEnum):
+    """Why a worker gives a job back."""
+
+    #: An orderly end of the worker: nothing is charged to the job.
+    DRAIN = "drain"
+    #: The engine died with the job on board: it becomes a suspect or, if it ran alone, is charged
+    #: a crash.
+    ENGINE_DEATH = "engine_death"
+
+
+class ReleaseStatus(StrEnum):
+    """Answer of ``release``, for each job."""
+
+    #: Queued and announced at the head of its queue.
+    REQUEUED = "REQUEUED"
+    FENCED = "FENCED"
+    #: Given up after too many crashes alone: failed with ``attempts_exhausted`` and a dead letter.
+    DEAD = "DEAD"
+    #: It had been cancelled while it ran: now it is.
+    CANCELLED = "CANCELLED"
+    #: Its deadline had passed.
+    EXPIRED = "EXPIRED"
+
+
+class CompleteStatus(StrEnum):
+    """Answer of ``complete``."""
+
+    OK = "OK"
+    #: This fence completed the job before: the answer was lost on the way. As good as OK.
+    ALREADY_DONE = "ALREADY_DONE"
+    #: The job is not this fence's any more; nothing was changed.
+    FENCED = "FENCED"
+    #: The last tokens do not connect to the stored ones; nothing was changed. Send from an
+    #: earlier position.
+    GAP = "GAP"
+
+
+class CancelStatus(StrEnum):
+    """What ``cancel`` did."""
+
+    CANCELLED = "CANCELLED"
+    #: The job runs: its worker stops it at its next checkpoint.
+    CANCELLING = "CANCELLING"
+    ALREADY_TERMINAL = "ALREADY_TERMINAL"
+    UNKNOWN = "UNKNOWN"
+
+
+@dataclass(frozen=True, slots=True)
+class CancelAnswer:
+    """Answer of ``cancel``."""
+
+    status: CancelStatus
+    #: The state the job had ended in, where it was too late.
+    state: JobState | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SweepCounts:
+    """What a sweep did."""
+
+    #: Lost leases put back into their queues.
+    requeued: int
+    #: Lost leases of jobs that were given up.
+    dead: int
+    #: Lost leases of jobs that had been cancelled.
+    cancelled: int
+    #: Jobs whose deadline had passed.
+    expired: int
+    #: Waiting jobs whose announcement was lost.
+    reannounced: int
+
+
+class DeliveryOutcome(StrEnum):
+    """How a webhook attempt ended."""
+
+    DELIVERED = "delivered"
+    #: Try again later.
+    RETRY = "retry"
+    #: Not attempted after all (its host is busy, the deliverer stops): later, and not counted as an attempt.
+    POSTPONED = "postponed"
+    #: The last attempt failed: dead letter.
+    EXHAUSTED = "exhausted"
+    #: The receiver wants no more (410), or its address is forbidden: dead letter.
+    DISABLED = "disabled"
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxEntry:
+    """A webhook event handed to a deliverer, under a lease."""
+
+    event_id: str
+    #: ``generation.completed``, ``.failed``, ``.cancelled`` or ``.expired``.
+    type: str
+    job_id: str
+    url: str
+    #: 1 at the first attempt; an attempt that died on the way counts.
+    attempt: int
+    fence: int
+    #: When the job ended.
+    created_at_ms: int
+    #: The bytes to send, once ``outbox_set_body_once`` has stored them.
+    body: bytes | None
+
+
+class RedeliverStatus(StrEnum):
+    """Answer of ``outbox_redeliver``."""
+
+    OK = "OK"
+    #: The event waits for delivery already.
+    PENDING = "PENDING"
+    UNKNOWN = "UNKNOWN"
+
+
+class DeadLetterKind(StrEnum):
+    """What was given up."""
+
+    JOB = "job"
+    MESSAGE = "message"
+    WEBHOOK = "webhook"
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """Something given up, with the reason and what is needed to try again."""
+
+    #: The job's id, the event's id, or ``dead_<n>`` for a message.
+    id: str
+    kind: DeadLetterKind
+    #: A code: ``attempts_exhausted``, ``malformed``, ``exhausted``, ``disabled`` …
+    reason: str
+    #: A job's document, a message as it was received, or the last error of a delivery.
+    payload: bytes
+    #: The worker, the queue or the URL.
+    source: str
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """A job as its record tells it (without its tokens)."""
+
+    id: str
+    version: int
+    model: str
+    queue: str
+    state: JobState
+    document: bytes
+    webhook: str | None
+    enqueued_at_ms: int
+    announced_at_ms: int
+    started_at_ms: int | None
+    finished_at_ms: int | None
+    deadline_at_ms: int | None
+    fence: int
+    owner: str | None
+    attempts: int
+    suspect: int
+    alone: bool
+    crashes: int
+    #: Times the tokens so far were discarded because the weights or the sampler had changed.
+    restarts: int
+    identity: str | None
+    cancel_requested: bool
+    result: bytes | None
+    error: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """What a worker serves and how it is, as its heartbeat tells it."""
+
+    name: str
+    model: str
+    identity: str
+    queues: tuple[str, ...]
+    #: Prompt and output tokens that one request may have together.
+    max_model_len: int
+    max_num_seqs: int
+    started_at_ms: int
+    #: ``starting``, ``ready``, ``draining``.
+    state: str
+    versions: tuple[int, ...]
+    #: Gauges for people and dashboards (jobs in flight, free blocks …); no contract.
+    stats: Mapping[str, int | float | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class QueueDepth:
+    """One queue."""
+
+    queue: str
+    #: Jobs waiting, by our records.
+    queued: int
+    #: Announcements in the Celery list; more than ``queued`` where cancelled jobs left theirs.
+    announcements: int
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """The store at a glance."""
+
+    queued: int
+    in_progress: int
+    #: Webhook events waiting for delivery.
+    outbox: int
+    dead_letters: int
+    #: Monotone totals since the store was created: ``submitted``, each terminal state,
+    #: ``webhook_delivered`` …
+    totals: Mapping[str, int]

@@ -1,0 +1,96 @@
+"""Where the broker is: an explicit URL, the environment, or the embedded broker of this user."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from .errors import BrokerUnavailable
+
+_SCHEMES = ("redis", "rediss", "unix", "redis+socket")
+
+
+def runtime_dir(environ: Mapping[str, str] = os.environ) -> Path:
+    """Return the folder of the embedded broker's socket, this user's own. It may not exist yet."""
+    if explicit := environ.get("BATCHMILL_RUNTIME_DIR"):
+        return Path(explicit)
+    if xdg := environ.get("XDG_RUNTIME_DIR"):
+        return Path(xdg) / "batchmill"
+    return Path(tempfile.gettempdir()) / f"batchmill-{os.getuid()}"
+
+
+def embedded_socket(environ: Mapping[str, str] = os.environ) -> Path:
+    """Return the path of the embedded broker's unix socket."""
+    return runtime_dir(environ) / "broker.sock"
+
+
+def find_broker(url: str | None = None, environ: Mapping[str, str] = os.environ) -> str:
+    """Return the broker's URL: the given one, else the environment's, else the embedded broker's.
+
+    The environment variable is ``BATCHMILL_BROKER_URL``.
+
+    Raises:
+        BrokerUnavailable: none is given and no embedded broker of this user is there.
+        ValueError: the URL's scheme is not one we can use.
+    """
+    if given := url or environ.get("BATCHMILL_BROKER_URL"):
+        return redis_url(given)
+    socket = embedded_socket(environ)
+    _refuse_foreign_socket(socket)
+    if socket.is_socket():
+        return f"unix://{socket}"
+    raise BrokerUnavailable(
+        "no broker: no URL was given, BATCHMILL_BROKER_URL is not set and there is no embedded "
+        f"broker at {socket}; start one with `batchmill up`, or give the URL of a Redis server "
+        "(redis://host:6379/0)"
+    )
+
+
+def redis_url(url: str) -> str:
+    """Return a URL in the form redis-py reads (Celery writes unix sockets as ``redis+socket://``).
+
+    Raises:
+        ValueError: the scheme is not redis, rediss, unix or redis+socket.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme not in _SCHEMES:
+        raise ValueError(
+            f"broker URL starts with {scheme!r}; it must be one of "
+            "redis://, rediss://, unix:// or redis+socket:// (Redis Cluster is not supported)"
+        )
+    if scheme == "redis+socket":
+        return "unix://" + rest.replace("virtual_host=", "db=")
+    return url
+
+
+def celery_url(url: str) -> str:
+    """Return a URL in the form Celery reads."""
+    plain = redis_url(url)
+    if plain.startswith("unix://"):
+        return "redis+socket://" + plain.removeprefix("unix://").replace("db=", "virtual_host=")
+    return plain
+
+
+def redact(url: str) -> str:
+    """Return a URL without its password, for logs and messages."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    host = parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=f"{parts.username or ''}:***@{host}").geturl()
+
+
+def _refuse_foreign_socket(socket: Path) -> None:
+    """The temp folder is shared: another user's socket there would read every prompt."""
+    try:
+        owner = socket.parent.stat().st_uid
+    except FileNotFoundError:
+        return
+    if owner != os.getuid():
+        raise BrokerUnavailable(
+            f"{socket.parent} belongs to user {owner}, not to you ({os.getuid()}); "
+            "set BATCHMILL_RUNTIME_DIR to a folder of your own"
+        )

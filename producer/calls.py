@@ -1,0 +1,224 @@
+"""Script calls as values: the arguments of each script and the reading of its answer.
+
+Pure functions without input or output, shared by the synchronous store, the asyncio store and
+pipelines.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from . import keys
+from .answers import (
+    CancelAnswer,
+    CancelStatus,
+    Claim,
+    ClaimRefusal,
+    CompleteStatus,
+    Held,
+    JobState,
+    OutboxEntry,
+    ReleaseCause,
+    ReleaseStatus,
+    SubmitStatus,
+    Submitted,
+    SweepCounts,
+    TokenWrite,
+    WriteStatus,
+)
+
+Answer = TypeVar("Answer")
+Argument = str | bytes | int
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[Answer]):
+    """One script call: which script, its arguments, and how to read the reply."""
+
+    script: str
+    args: Sequence[Argument]
+    read: Callable[[Any], Answer]
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """What ``submit`` stores for a job."""
+
+    job_id: str
+    model: str
+    queue: str
+    #: The validated job document, JSON.
+    document: str
+    #: Time to live of the record after the job has ended, milliseconds.
+    result_ttl_ms: int
+    webhook: str | None = None
+    idempotency_key: str | None = None
+    #: Digest of the content that an idempotency key stands for.
+    fingerprint: str = ""
+    #: Absolute deadline, milliseconds of unix time.
+    deadline_at_ms: int | None = None
+    #: Relative deadline, milliseconds from now on Redis' clock; the earlier of the two counts.
+    ttl_ms: int | None = None
+    #: Jobs the queue may hold before it refuses more; None is no limit.
+    max_queue_depth: int | None = None
+
+
+def encode_tokens(token_ids: Sequence[int]) -> bytes:
+    """Return token ids as uint32 little-endian bytes.
+
+    Raises:
+        OverflowError: an id is negative or above 2**32 - 1.
+    """
+    packed = array("I", token_ids)
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return packed.tobytes()
+
+
+def decode_tokens(data: bytes) -> list[int]:
+    """Return the token ids in uint32 little-endian bytes."""
+    packed = array("I")
+    packed.frombytes(data)
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return packed.tolist()
+
+
+def submit(job: NewJob, *, announce: bool = True) -> Call[Submitted]:
+    """Store a new job; ``announce`` puts its message on the queue as well."""
+    args = (
+        job.job_id,
+        keys.PROTOCOL_VERSION,
+        job.model,
+        job.queue,
+        job.document,
+        job.webhook or "",
+        job.idempotency_key or "",
+        job.fingerprint,
+        "" if job.deadline_at_ms is None else job.deadline_at_ms,
+        "" if job.ttl_ms is None else job.ttl_ms,
+        job.result_ttl_ms,
+        job.max_queue_depth or 0,
+        "1" if announce else "0",
+    )
+    return Call("submit", args, _read_submit)
+
+
+def claim(job_id: str, owner: str, lease_ms: int, identity: str) -> Call[Claim | ClaimRefusal]:
+    """Take a queued job under a lease."""
+
+    def read(reply: list[Any]) -> Claim | ClaimRefusal:
+        if reply[0] == b"REFUSED":
+            return ClaimRefusal(reply[1].decode())
+        _, fence, document, data, attempts, alone, deadline, enqueued, started, now = reply
+        return Claim(
+            job_id=job_id,
+            fence=fence,
+            document=document,
+            token_ids=decode_tokens(data),
+            attempts=attempts,
+            alone=alone == 1,
+            deadline_at_ms=None if deadline == b"" else deadline,
+            enqueued_at_ms=enqueued,
+            started_at_ms=started,
+            claimed_at_ms=now,
+        )
+
+    # The nonce lets a call that the connection repeats after a lost answer find its own claim.
+    nonce = secrets.token_hex(8)
+    args = (job_id, owner, lease_ms, identity, nonce, *keys.SUPPORTED_VERSIONS)
+    return Call("claim", args, read)
+
+
+def checkpoint(writes: Sequence[TokenWrite], lease_ms: int) -> Call[list[WriteStatus]]:
+    """Append tokens and extend leases, one status for each write in its order."""
+    args: list[Argument] = [lease_ms]
+    for write in writes:
+        args += (write.job_id, write.fence, write.position, encode_tokens(write.token_ids))
+    return Call("checkpoint", args, _read_writes)
+
+
+def renew(held: Sequence[Held], lease_ms: int) -> Call[list[WriteStatus]]:
+    """Extend leases, one status for each job in its order."""
+    return Call("renew", (lease_ms, *_fences(held)), _read_writes)
+
+
+def release(held: Sequence[Held], cause: ReleaseCause) -> Call[list[ReleaseStatus]]:
+    """Give jobs back, one status for each job in its order."""
+    return Call("release", (cause.value, *_fences(held)), _read_releases)
+
+
+def complete(
+    write: TokenWrite, state: JobState, result: str | None, error: str | None
+) -> Call[CompleteStatus]:
+    """End a job: last tokens, result or error, terminal state and webhook event in one."""
+    args = (
+        write.job_id,
+        write.fence,
+        state.value,
+        result or "",
+        error or "",
+        write.position,
+        encode_tokens(write.token_ids),
+    )
+    return Call("complete", args, lambda reply: CompleteStatus(reply.decode()))
+
+
+def cancel(job_id: str) -> Call[CancelAnswer]:
+    """Cancel a waiting job, or ask the worker of a running one to stop."""
+    return Call("cancel", (job_id,), _read_cancel)
+
+
+def sweep(limit: int, reannounce_grace_ms: int) -> Call[SweepCounts]:
+    """Put back lost leases, expire late jobs, announce again what was lost."""
+    return Call("sweep", (limit, reannounce_grace_ms), lambda reply: SweepCounts(*reply))
+
+
+def outbox_claim(owner: str, limit: int, lease_ms: int) -> Call[list[OutboxEntry]]:
+    """Take webhook events that are due, under a lease."""
+    return Call("outbox_claim", (owner, limit, lease_ms), _read_outbox)
+
+
+def _fences(held: Sequence[Held]) -> list[Argument]:
+    return [argument for item in held for argument in (item.job_id, item.fence)]
+
+
+def _read_submit(reply: list[bytes]) -> Submitted:
+    status = SubmitStatus(reply[0].decode())
+    if status is SubmitStatus.FULL:
+        return Submitted(status, None, int(reply[1]))
+    return Submitted(status, reply[1].decode())
+
+
+def _read_writes(reply: list[bytes]) -> list[WriteStatus]:
+    return [WriteStatus(item.decode()) for item in reply]
+
+
+def _read_releases(reply: list[bytes]) -> list[ReleaseStatus]:
+    return [ReleaseStatus(item.decode()) for item in reply]
+
+
+def _read_cancel(reply: list[bytes]) -> CancelAnswer:
+    state = JobState(reply[1].decode()) if len(reply) > 1 else None
+    return CancelAnswer(CancelStatus(reply[0].decode()), state)
+
+
+def _read_outbox(reply: list[list[Any]]) -> list[OutboxEntry]:
+    return [
+        OutboxEntry(
+            event_id=event_id.decode(),
+            type=kind.decode(),
+            job_id=job_id.decode(),
+            url=url.decode(),
+            attempt=attempt,
+            fence=fence,
+            created_at_ms=created_at_ms,
+            body=body or None,
+        )
+        for event_id, kind, job_id, url, attempt, fence, created_at_ms, body in reply
+    ]

@@ -1,0 +1,11 @@
+-- ARGV: id. Answers {CANCELLED}, {CANCELLING}, {ALREADY_TERMINAL, state} or {UNKNOWN}.
+local id = ARGV[1]
+local job = load_job(id)
+if not job then return { 'UNKNOWN' } end
+if TERMINAL[job.state] then return { 'ALREADY_TERMINAL', job.state } end
+if job.state == 'in_progress' then
+  redis.call('HSET', job_key(id), 'cancel_requested', '1')
+  return { 'CANCELLING' }
+end
+finish(id, job, 'cancelled', '', '{"code":"cancelled","message":"the job was cancelled","retryable":false}', now_ms())
+return { 'CANCELLED' }

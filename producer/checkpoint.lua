@@ -1,0 +1,19 @@
+-- ARGV: lease_ms, then for each job: id, fence, position (tokens), token bytes. Answers a status per job.
+local lease_ms, now = tonumber(ARGV[1]), now_ms()
+local answers = {}
+for i = 2, #ARGV, 4 do
+  local id, fence, position, bytes = ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2]), ARGV[i + 3]
+  local job = load_job(id)
+  local answer = 'OK'
+  if not holds(job, fence) then
+    answer = 'FENCED'
+  elseif not append_tokens(id, position * 4, bytes) then
+    answer = 'GAP'
+  else
+    redis.call('ZADD', LEASES, now + lease_ms, id)
+    redis.call('PUBLISH', channel(id), '{"tokens":' .. redis.call('STRLEN', tokens_key(id)) / 4 .. '}')
+    if job.cancel_requested then answer = 'CANCEL_REQUESTED' end
+  end
+  answers[#answers + 1] = answer
+end
+return answers

@@ -1,0 +1,109 @@
+"""Errors of the producer side, in one tree.
+
+::
+
+    BatchmillError
+    ├── JobRejected               refused at submit; `code`, `param`
+    │   ├── UnsupportedParameter  a known parameter that this version cannot do
+    │   ├── IdempotencyConflict   the key stands for a job with other content
+    │   └── QueueFull             the queue has reached its depth limit; try later
+    ├── JobUnfinished             raised by `result()`: the job ended without a completion; `code`
+    │   ├── JobFailed
+    │   ├── JobCancelled
+    │   └── JobExpired            its deadline passed
+    ├── ResultTimeout             the job has not ended yet; it goes on
+    ├── UnknownJob                never submitted, or its time to live has run out
+    ├── BrokerUnavailable         no broker address, or no answer there
+    └── SignatureError            a webhook that must not be trusted
+"""
+
+from __future__ import annotations
+
+
+class BatchmillError(Exception):
+    """Base of all errors that ``batchmill.producer`` raises."""
+
+
+class JobRejected(BatchmillError):
+    """A job was refused before anything was stored.
+
+    Attributes:
+        code: ``invalid_request``, ``unsupported_parameter``, ``idempotency_conflict`` or
+            ``queue_full``.
+        param: the field at fault, dotted where it lies deeper, or None.
+    """
+
+    def __init__(self, message: str, *, code: str = "invalid_request", param: str | None = None):
+        super().__init__(message)
+        self.code = code
+        self.param = param
+
+
+class UnsupportedParameter(JobRejected):
+    """A parameter that other engines know and this version cannot do; it is never ignored."""
+
+    def __init__(self, message: str, *, param: str):
+        super().__init__(message, code="unsupported_parameter", param=param)
+
+
+class IdempotencyConflict(JobRejected):
+    """The idempotency key was used before for a job with other content.
+
+    Attributes:
+        job_id: the job that the key stands for.
+    """
+
+    def __init__(self, message: str, *, job_id: str):
+        super().__init__(message, code="idempotency_conflict", param="idempotency_key")
+        self.job_id = job_id
+
+
+class QueueFull(JobRejected):
+    """The queue holds as many jobs as it may; nothing was stored. Try again later."""
+
+    def __init__(self, message: str):
+        super().__init__(message, code="queue_full")
+
+
+class JobUnfinished(BatchmillError):
+    """A job ended without a completion.
+
+    Attributes:
+        job_id: the job.
+        code: why, as in the job's error: ``attempts_exhausted``, ``deadline_exceeded`` …
+        retryable: whether the same job, submitted again, may succeed.
+    """
+
+    def __init__(self, message: str, *, job_id: str, code: str, retryable: bool = False):
+        super().__init__(message)
+        self.job_id = job_id
+        self.code = code
+        self.retryable = retryable
+
+
+class JobFailed(JobUnfinished):
+    """The job failed."""
+
+
+class JobCancelled(JobUnfinished):
+    """The job was cancelled."""
+
+
+class JobExpired(JobUnfinished):
+    """The job's deadline passed before it was done."""
+
+
+class ResultTimeout(BatchmillError, TimeoutError):
+    """The job did not end in the time that the caller wanted to wait. It goes on."""
+
+
+class UnknownJob(BatchmillError, LookupError):
+    """There is no job of this id: never submitted, or its time to live has run out."""
+
+
+class BrokerUnavailable(BatchmillError, ConnectionError):
+    """There is no broker address, or nothing answers there."""
+
+
+class SignatureError(BatchmillError):
+    """A webhook's signature, timestamp or form is wrong: answer 401, do not trust its content."""

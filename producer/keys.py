@@ -1,0 +1,119 @@
+"""Names on the wire: Redis keys, channels, queues and identifiers.
+
+The only Python file that spells them; the Lua side is spelt once, in ``prelude.lua``. What each
+key holds and how long it lives is told in ``docs/protocol.md``.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+
+#: Version written into every record and message.
+PROTOCOL_VERSION = 1
+#: Versions this code can run: its own and the one before it.
+SUPPORTED_VERSIONS = (1,)
+
+#: The Celery task that an announcement names.
+TASK_NAME = "batchmill.generate"
+
+PREFIX = "batchmill:"
+LEASES = PREFIX + "leases"
+DEADLINES = PREFIX + "deadlines"
+QUEUES = PREFIX + "queues"
+OUTBOX = PREFIX + "outbox"
+DEAD = PREFIX + "dead"
+WORKERS = PREFIX + "workers"
+TOTALS = PREFIX + "totals"
+
+#: Priority classes, highest first: the order in which a worker looks at its queues.
+PRIORITIES = ("high", "normal", "low")
+
+#: A worker that has not been heard of for this long is gone. Written every third of it.
+WORKER_TTL_S = 15
+#: A webhook event is kept this long after its last attempt.
+EVENT_TTL_S = 8 * 24 * 3600
+#: A dead letter is kept this long.
+DEAD_TTL_S = 30 * 24 * 3600
+
+# No dot: the id is part of a webhook id, and Standard Webhooks signs "id.timestamp.body".
+_JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@+-]{0,199}")
+
+
+def new_job_id() -> str:
+    """Return a fresh job id; ids sort by creation time (milliseconds, this machine's clock)."""
+    return f"gen_{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
+
+
+def is_job_id(text: str) -> bool:
+    """Say whether ``text`` can be a job id: 1 to 128 letters, digits, ``_`` and ``-``."""
+    return _JOB_ID.fullmatch(text) is not None
+
+
+def is_model_name(text: str) -> bool:
+    """Say whether ``text`` can be a served model name (it becomes part of a queue name)."""
+    return _MODEL.fullmatch(text) is not None
+
+
+def job(job_id: str) -> str:
+    """Key of a job's record (hash)."""
+    return f"{PREFIX}job:{job_id}"
+
+
+def tokens(job_id: str) -> str:
+    """Key of a job's generated token ids (string, uint32 little-endian)."""
+    return f"{PREFIX}tokens:{job_id}"
+
+
+def queued(queue: str) -> str:
+    """Key of the index of one queue's waiting jobs (zset)."""
+    return f"{PREFIX}queued:{queue}"
+
+
+def idempotency(key: str) -> str:
+    """Key of an idempotency entry (hash)."""
+    return f"{PREFIX}idempotency:{key}"
+
+
+def event(event_id: str) -> str:
+    """Key of a webhook event (hash)."""
+    return f"{PREFIX}event:{event_id}"
+
+
+def dead(letter_id: str) -> str:
+    """Key of a dead letter (hash)."""
+    return f"{PREFIX}dead:{letter_id}"
+
+
+def worker(name: str) -> str:
+    """Key of a worker's heartbeat (string, JSON)."""
+    return f"{PREFIX}worker:{name}"
+
+
+def channel(job_id: str) -> str:
+    """Pub/sub channel that tells of a job's checkpoints and of its end."""
+    return f"{PREFIX}events:{job_id}"
+
+
+def queue_name(model: str, priority: str) -> str:
+    """Name of the Celery queue for a served model and a priority class.
+
+    Raises:
+        ValueError: the priority is not one of ``PRIORITIES``, or the model name has characters
+            that a queue name cannot have.
+    """
+    if priority not in PRIORITIES:
+        raise ValueError(f"priority is {priority!r}; it must be one of {', '.join(PRIORITIES)}")
+    if not is_model_name(model):
+        raise ValueError(
+            f"model is {model!r}; a served name has 1 to 200 letters, digits and any of ._/:@+- "
+            "and starts with a letter or digit"
+        )
+    return f"batchmill.{model}.{priority}"
+
+
+def queue_names(model: str) -> tuple[str, ...]:
+    """Names of all queues of a model, highest priority first."""
+    return tuple(queue_name(model, priority) for priority in PRIORITIES)

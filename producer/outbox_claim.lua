@@ -1,0 +1,19 @@
+-- ARGV: owner, limit, lease_ms. Claims events that are due: their due time moves to the end of the lease, so an event whose
+-- deliverer died comes back by itself.
+-- Answers a list of {event id, type, job id, url, attempt, fence, created_at_ms, body ('' = not rendered yet)}.
+local owner, limit, lease_ms, now = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), now_ms()
+local claimed = {}
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', OUTBOX, '-inf', now, 'LIMIT', 0, limit)) do
+  local key = event_key(id)
+  local f = redis.call('HMGET', key, 'type', 'job_id', 'url', 'created_at_ms', 'body')
+  if f[1] then
+    redis.call('ZADD', OUTBOX, now + lease_ms, id)
+    local attempt = redis.call('HINCRBY', key, 'attempts', 1)
+    local fence = redis.call('HINCRBY', key, 'fence', 1)
+    redis.call('HSET', key, 'owner', owner, 'attempted_at_ms', now)
+    claimed[#claimed + 1] = { id, f[1], f[2], f[3], attempt, fence, tonumber(f[4]), f[5] or '' }
+  else
+    redis.call('ZREM', OUTBOX, id)
+  end
+end
+return claimed

@@ -1,0 +1,152 @@
+-- Shared by all scripts: producer/scripts.py puts this text in front of each one, so that a job ends, is put back and is
+-- announced in exactly one way. Keys are built here from ids: the store is one Redis node (or a Sentinel pair), not a Cluster.
+-- Only commands of Redis 6.2. What every script promises is told in docs/protocol.md.
+
+local LEASES = 'batchmill:leases'
+local DEADLINES = 'batchmill:deadlines'
+local QUEUES = 'batchmill:queues'
+local OUTBOX = 'batchmill:outbox'
+local DEAD = 'batchmill:dead'
+local TOTALS = 'batchmill:totals'
+
+local EVENT_TTL_MS = 8 * 24 * 3600 * 1000
+local DEAD_TTL_MS = 30 * 24 * 3600 * 1000
+local SUSPECT_LIMIT = 2 -- engine deaths in company after which a job runs alone
+local CRASH_LIMIT = 3 -- engine deaths alone after which a job is given up
+
+local TERMINAL = { completed = true, failed = true, cancelled = true, expired = true }
+
+local function job_key(id) return 'batchmill:job:' .. id end
+local function tokens_key(id) return 'batchmill:tokens:' .. id end
+local function queued_key(queue) return 'batchmill:queued:' .. queue end
+local function idempotency_key(key) return 'batchmill:idempotency:' .. key end
+local function event_key(id) return 'batchmill:event:' .. id end
+local function dead_key(id) return 'batchmill:dead:' .. id end
+local function channel(id) return 'batchmill:events:' .. id end
+
+-- Redis' own clock, so that no worker's clock can make a lease run out early or late.
+local function now_ms()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+-- The fields that decide what may happen to a job (never the document, which may be a megabyte). nil where there is none.
+local function load_job(id)
+  local f = redis.call('HMGET', job_key(id), 'state', 'queue', 'fence', 'owner', 'webhook', 'result_ttl_ms',
+    'idempotency_key', 'deadline_at_ms', 'cancel_requested', 'alone', 'v', 'completed_fence')
+  if not f[1] then return nil end
+  return {
+    state = f[1], queue = f[2], fence = tonumber(f[3]), owner = f[4] or '', webhook = f[5],
+    result_ttl_ms = tonumber(f[6]), idempotency_key = f[7], deadline_at_ms = tonumber(f[8] or nil),
+    cancel_requested = f[9] == '1', alone = f[10] == '1', v = f[11], completed_fence = tonumber(f[12] or nil),
+  }
+end
+
+-- Whether the holder of this fence may still write.
+local function holds(job, fence)
+  return job ~= nil and job.state == 'in_progress' and job.fence == fence
+end
+
+-- A Celery protocol-2 message in kombu's envelope. It names the job and says nothing of its content. The delivery tag has to be
+-- unique: kombu keeps unacknowledged messages under it.
+local function envelope(id, queue, number)
+  local body = '[[],{"job":"' .. id .. '","v":1},{"callbacks":null,"errbacks":null,"chain":null,"chord":null}]'
+  return '{"body":' .. cjson.encode(body)
+    .. ',"content-encoding":"utf-8","content-type":"application/json","headers":{"lang":"py","task":"batchmill.generate"'
+    .. ',"id":"' .. id .. '","root_id":"' .. id .. '","parent_id":null,"group":null,"shadow":null,"eta":null,"expires":null'
+    .. ',"retries":0,"timelimit":[null,null],"argsrepr":"()","kwargsrepr":"{...}","origin":"batchmill"'
+    .. ',"ignore_result":true},"properties":{"correlation_id":"' .. id .. '","reply_to":"","delivery_mode":2,"priority":0'
+    .. ',"delivery_info":{"exchange":"","routing_key":' .. cjson.encode(queue) .. '},"delivery_tag":"' .. id .. '.' .. number
+    .. '"}}'
+end
+
+-- kombu pops from the right, so LPUSH is the end of the queue and RPUSH its head.
+local function announce(id, queue, at_head, now)
+  local number = redis.call('HINCRBY', job_key(id), 'announcements', 1)
+  redis.call('HSET', job_key(id), 'announced_at_ms', now)
+  redis.call('ZADD', queued_key(queue), now, id)
+  redis.call(at_head and 'RPUSH' or 'LPUSH', queue, envelope(id, queue, number))
+end
+
+local function add_dead_letter(id, kind, reason, payload, source, now)
+  redis.call('HSET', dead_key(id), 'id', id, 'kind', kind, 'reason', reason, 'payload', payload, 'source', source,
+    'at_ms', now)
+  redis.call('PEXPIRE', dead_key(id), DEAD_TTL_MS)
+  redis.call('ZADD', DEAD, now, id)
+end
+
+-- The one way into a terminal state: state, result, index removal, webhook event, TTLs, counters and the wake-up of waiting
+-- clients, in one script. It starts with a command that frees memory, because Redis refuses a script for lack of memory only at
+-- its first write: so a job can end even when Redis is full.
+local function finish(id, job, state, result, error_json, now)
+  redis.call('ZREM', LEASES, id)
+  redis.call('ZREM', queued_key(job.queue), id)
+  redis.call('ZREM', DEADLINES, id)
+  redis.call('HSET', job_key(id), 'state', state, 'finished_at_ms', now)
+  if result ~= '' then redis.call('HSET', job_key(id), 'result', result) end
+  if error_json ~= '' then redis.call('HSET', job_key(id), 'error', error_json) end
+  if job.webhook then
+    local event_id = 'evt_' .. id .. '_' .. state
+    redis.call('HSET', event_key(event_id), 'id', event_id, 'type', 'generation.' .. state, 'job_id', id, 'url', job.webhook,
+      'state', 'pending', 'attempts', 0, 'fence', 0, 'created_at_ms', now)
+    redis.call('ZADD', OUTBOX, now, event_id)
+  end
+  redis.call('PEXPIRE', job_key(id), job.result_ttl_ms)
+  redis.call('PEXPIRE', tokens_key(id), job.result_ttl_ms)
+  if job.idempotency_key then redis.call('PEXPIRE', idempotency_key(job.idempotency_key), job.result_ttl_ms) end
+  redis.call('HINCRBY', TOTALS, state, 1)
+  redis.call('PUBLISH', channel(id), '{"state":"' .. state .. '"}')
+end
+
+local function expire(id, job, now)
+  finish(id, job, 'expired', '', '{"code":"deadline_exceeded","message":"the deadline passed before the job was done"'
+    .. ',"retryable":false}', now)
+end
+
+local function give_up(id, job, now)
+  local message = 'the engine died ' .. CRASH_LIMIT .. ' times while it ran this job alone'
+  add_dead_letter(id, 'job', 'attempts_exhausted', redis.call('HGET', job_key(id), 'doc') or '', job.owner, now)
+  finish(id, job, 'failed', '', '{"code":"attempts_exhausted","message":"' .. message .. '","retryable":false}', now)
+end
+
+-- in_progress -> queued, or to its end where nothing is left to wait for. Charges an engine death to the job only where it ran
+-- alone; in company it becomes a suspect.
+local function put_back(id, job, cause, now)
+  redis.call('ZREM', LEASES, id)
+  local crashes = 0
+  if cause == 'engine_death' then
+    crashes = redis.call('HINCRBY', job_key(id), job.alone and 'crashes' or 'suspect', 1)
+  end
+  if job.cancel_requested then
+    finish(id, job, 'cancelled', '', '{"code":"cancelled","message":"the job was cancelled","retryable":false}', now)
+    return 'CANCELLED'
+  end
+  if job.alone and crashes >= CRASH_LIMIT then
+    give_up(id, job, now)
+    return 'DEAD'
+  end
+  if job.deadline_at_ms and job.deadline_at_ms <= now then
+    expire(id, job, now)
+    return 'EXPIRED'
+  end
+  redis.call('HSET', job_key(id), 'state', 'queued')
+  redis.call('HDEL', job_key(id), 'owner')
+  if job.deadline_at_ms then redis.call('ZADD', DEADLINES, job.deadline_at_ms, id) end
+  announce(id, job.queue, true, now)
+  return 'REQUEUED'
+end
+
+-- Append tokens at a position (in bytes), so that a call repeated after a lost answer changes nothing. false where the tokens do
+-- not connect to, or disagree with, what is stored.
+local function append_tokens(id, position, bytes)
+  local key = tokens_key(id)
+  local stored = redis.call('STRLEN', key)
+  if stored < position then return false end
+  if stored > position then
+    local overlap = redis.call('GETRANGE', key, position, position + #bytes - 1)
+    if overlap ~= string.sub(bytes, 1, #overlap) then return false end
+    bytes = string.sub(bytes, #overlap + 1)
+  end
+  if #bytes > 0 then redis.call('APPEND', key, bytes) end
+  return true
+end

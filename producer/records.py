@@ -1,0 +1,80 @@
+"""Reading what Redis stores: records, events, dead letters and heartbeats into their types."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+
+from .answers import DeadLetter, DeadLetterKind, JobRecord, JobState, WorkerInfo
+
+Fields = Mapping[bytes, bytes]
+
+
+def read_job(fields: Fields) -> JobRecord | None:
+    """Return the job in the fields of its hash, or None where there is none."""
+    if not fields:
+        return None
+    return JobRecord(
+        id=_text(fields, b"id") or "",
+        version=_number(fields, b"v") or 0,
+        model=_text(fields, b"model") or "",
+        queue=_text(fields, b"queue") or "",
+        state=JobState(fields[b"state"].decode()),
+        document=fields[b"doc"],
+        webhook=_text(fields, b"webhook"),
+        enqueued_at_ms=_number(fields, b"enqueued_at_ms") or 0,
+        announced_at_ms=_number(fields, b"announced_at_ms") or 0,
+        started_at_ms=_number(fields, b"started_at_ms"),
+        finished_at_ms=_number(fields, b"finished_at_ms"),
+        deadline_at_ms=_number(fields, b"deadline_at_ms"),
+        fence=_number(fields, b"fence") or 0,
+        owner=_text(fields, b"owner"),
+        attempts=_number(fields, b"attempts") or 0,
+        suspect=_number(fields, b"suspect") or 0,
+        alone=fields.get(b"alone") == b"1",
+        crashes=_number(fields, b"crashes") or 0,
+        restarts=_number(fields, b"restarts") or 0,
+        identity=_text(fields, b"identity"),
+        cancel_requested=fields.get(b"cancel_requested") == b"1",
+        result=fields.get(b"result"),
+        error=fields.get(b"error"),
+    )
+
+
+def read_dead_letter(fields: Fields) -> DeadLetter | None:
+    """Return the dead letter in the fields of its hash, or None where there is none."""
+    if not fields:
+        return None
+    return DeadLetter(
+        id=fields[b"id"].decode(),
+        kind=DeadLetterKind(fields[b"kind"].decode()),
+        reason=fields[b"reason"].decode(errors="replace"),
+        payload=fields[b"payload"],
+        source=fields[b"source"].decode(errors="replace"),
+        at_ms=int(fields[b"at_ms"]),
+    )
+
+
+def write_worker(info: WorkerInfo) -> str:
+    """Return a heartbeat as JSON."""
+    return json.dumps(asdict(info), separators=(",", ":"))
+
+
+def read_worker(text: bytes) -> WorkerInfo:
+    """Return the heartbeat in its JSON; fields of later versions are left out."""
+    data = json.loads(text)
+    known = {name: data[name] for name in WorkerInfo.__dataclass_fields__ if name in data}
+    known["queues"] = tuple(known["queues"])
+    known["versions"] = tuple(known["versions"])
+    return WorkerInfo(**known)
+
+
+def _text(fields: Fields, name: bytes) -> str | None:
+    value = fields.get(name)
+    return None if value is None else value.decode()
+
+
+def _number(fields: Fields, name: bytes) -> int | None:
+    value = fields.get(name)
+    return None if value is None else int(value)

@@ -1,0 +1,46 @@
+-- ARGV: limit (jobs a kind and call), reannounce_grace_ms.
+-- Answers {requeued, dead, cancelled, expired, reannounced}.
+local limit, grace_ms, now = tonumber(ARGV[1]), tonumber(ARGV[2]), now_ms()
+local counts = { REQUEUED = 0, DEAD = 0, CANCELLED = 0, EXPIRED = 0 }
+
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', now, 'LIMIT', 0, limit)) do
+  local job = load_job(id)
+  if job and job.state == 'in_progress' then
+    local outcome = put_back(id, job, 'engine_death', now)
+    counts[outcome] = counts[outcome] + 1
+  else
+    redis.call('ZREM', LEASES, id) -- a record removed by hand must not stop the sweep of all others
+  end
+end
+
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', DEADLINES, '-inf', now, 'LIMIT', 0, limit)) do
+  local job = load_job(id)
+  if job and job.state == 'queued' then
+    expire(id, job, now)
+    counts.EXPIRED = counts.EXPIRED + 1
+  else
+    redis.call('ZREM', DEADLINES, id)
+  end
+end
+
+-- A queue never gets more announcements than it has waiting jobs, so a long outage of all workers floods nothing. The index is
+-- ordered by the last announcement: the jobs whose announcement is oldest come first, and each is announced again in turn.
+local reannounced = 0
+for _, queue in ipairs(redis.call('SMEMBERS', QUEUES)) do
+  local missing = redis.call('ZCARD', queued_key(queue)) - redis.call('LLEN', queue)
+  missing = math.min(missing, limit)
+  if missing > 0 then
+    local ids = redis.call('ZRANGEBYSCORE', queued_key(queue), '-inf', now - grace_ms, 'LIMIT', 0, missing)
+    for i = #ids, 1, -1 do -- the oldest last: it ends up first in the queue
+      if redis.call('EXISTS', job_key(ids[i])) == 1 then
+        announce(ids[i], queue, true, now)
+        reannounced = reannounced + 1
+      else
+        redis.call('ZREM', queued_key(queue), ids[i])
+      end
+    end
+  end
+end
+
+redis.call('ZREMRANGEBYSCORE', DEAD, '-inf', now - DEAD_TTL_MS)
+return { counts.REQUEUED, counts.DEAD, counts.CANCELLED, counts.EXPIRED, reannounced }

