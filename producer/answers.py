@@ -189,7 +189,8 @@ class DeliveryOutcome(StrEnum):
     DELIVERED = "delivered"
     #: Try again later.
     RETRY = "retry"
-    #: Not attempted after all (its host is busy, the deliverer stops): later, and not counted as an attempt.
+    #: Not attempted after all (its host is busy, the deliverer stops): later, and not counted as
+    #: an attempt.
     POSTPONED = "postponed"
     #: The last attempt failed: dead letter.
     EXHAUSTED = "exhausted"

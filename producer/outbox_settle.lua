@@ -7,6 +7,7 @@ if f[1] ~= 'pending' or f[2] ~= fence then return 'FENCED' end
 
 if outcome == 'postponed' then -- nothing was sent: the claim's attempt does not count
   redis.call('HINCRBY', key, 'attempts', -1)
+  redis.call('HINCRBY', key, 'fence', 1) -- so that a call repeated after a lost answer takes off no second one
   redis.call('ZADD', OUTBOX, now + delay_ms, id)
   return 'OK'
 end

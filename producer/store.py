@@ -174,7 +174,7 @@ class JobStore:
         return self.run(calls.outbox_claim(owner, limit, lease_ms))
 
     def outbox_set_body_once(self, event_id: str, body: bytes) -> bytes:
-        """Store an event's body unless it has one; return the one stored, which all attempts send."""
+        """Store an event's body unless it has one; return the stored one, which all tries send."""
         with self.client.pipeline(transaction=True) as pipeline:
             pipeline.hsetnx(keys.event(event_id), "body", cast(Any, body))
             pipeline.hget(keys.event(event_id), "body")
