@@ -125,6 +125,17 @@ class Scheduler:
             self.waiting.remove(request)
         self._release_blocks(request, RequestStatus.FINISHED)
 
+    def discard(self, request: Request) -> list[int]:
+        """Take out a running request whose KV cannot be trusted, and let nobody share it.
+
+        Returns:
+            Its blocks that nobody else holds, free now: clear them before they are used again.
+        """
+        block_ids = request.block_ids
+        self.block_pool.forget(block_ids)
+        self.finish(request)
+        return [block_id for block_id in block_ids if self.block_pool.ref_count(block_id) == 0]
+
     def check(self) -> None:
         """Prove that every block's reference count is the number of block tables it is in.
 

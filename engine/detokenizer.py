@@ -1,0 +1,188 @@
+"""Tokens to text, one token at a time, without ever showing half a character."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from tokenizers import Tokenizer as BackendTokenizer
+
+#: Prompt tokens that a window decoder sees before the output: enough for any decoder's context.
+NUM_CONTEXT_TOKENS = 5
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+#: Steps of the decoders that SentencePiece models are converted to. `Strip` drops a space at the
+#: very start of a decoded text, which an output after its prompt is not.
+_SENTENCEPIECE_STEPS = {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}
+
+
+class TextStream(Protocol):
+    """The text of one output, growing. It depends on the prompt and the tokens alone."""
+
+    def append(self, token_id: int) -> str:
+        """Take one token; the text that is now certain, often none."""
+
+    def flush(self) -> str:
+        """End the text; a character that was never completed becomes U+FFFD."""
+
+
+class Detokenizer:
+    """Makes a `TextStream` for each request.
+
+    For byte-level and SentencePiece vocabularies (all but a few) every token stands for bytes, and
+    a text is the UTF-8 decoding of their bytes, looked up once per token. Any other vocabulary goes
+    through its own decoder over a window of tokens.
+
+    For byte-level vocabularies the text equals the tokenizer's own decoding of the output. For
+    SentencePiece ones it continues the prompt, so that a space before the first word is kept.
+    """
+
+    def __init__(self, backend: BackendTokenizer) -> None:
+        self._backend = backend
+        self._special_token_ids = frozenset(
+            token_id
+            for token_id, token in backend.get_added_tokens_decoder().items()
+            if token.special
+        )
+        to_bytes = _piece_decoder(backend)
+        self._token_bytes = None if to_bytes is None else _TokenBytes(backend, to_bytes)
+
+    def stream(self, prompt_token_ids: Sequence[int], *, skip_special_tokens: bool) -> TextStream:
+        """A stream for the output that follows a prompt.
+
+        Args:
+            prompt_token_ids: The prompt.
+            skip_special_tokens: Leave special tokens out of the text.
+        """
+        if self._token_bytes is None:
+            context = list(prompt_token_ids[-NUM_CONTEXT_TOKENS:])
+            return _WindowStream(self._backend, context, skip_special_tokens)
+        skipped = self._special_token_ids if skip_special_tokens else frozenset[int]()
+        return _ByteStream(self._token_bytes, skipped)
+
+
+class _TokenBytes(dict[int, bytes]):
+    """The bytes that each token stands for, worked out when a token is first seen."""
+
+    def __init__(self, backend: BackendTokenizer, to_bytes: Callable[[str], bytes]) -> None:
+        super().__init__()
+        self._backend = backend
+        self._to_bytes = to_bytes
+
+    def __missing__(self, token_id: int) -> bytes:
+        # Models pad their vocabulary: ids past the tokenizer's have no text.
+        piece = self._backend.id_to_token(token_id)
+        value = b"" if piece is None else self._to_bytes(piece)
+        self[token_id] = value
+        return value
+
+
+class _ByteStream:
+    """Text of a vocabulary whose tokens stand for bytes."""
+
+    __slots__ = ("_decoder", "_skipped", "_token_bytes")
+
+    def __init__(self, token_bytes: _TokenBytes, skipped: frozenset[int]) -> None:
+        self._token_bytes = token_bytes
+        self._skipped = skipped
+        # Keeps an unfinished character back; bytes that can become none are U+FFFD at once.
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def append(self, token_id: int) -> str:
+        if token_id in self._skipped:
+            return ""
+        return self._decoder.decode(self._token_bytes[token_id])
+
+    def flush(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+class _WindowStream:
+    """Text of any vocabulary: decodes the last few tokens with and without the newest.
+
+    Source: the two-offset incremental decoding of Hugging Face text-generation-inference.
+    """
+
+    __slots__ = ("_backend", "_num_shown", "_skip_special_tokens", "_window")
+
+    def __init__(
+        self, backend: BackendTokenizer, context: list[int], skip_special_tokens: bool
+    ) -> None:
+        self._backend = backend
+        self._skip_special_tokens = skip_special_tokens
+        self._window = context
+        # Leading tokens of the window whose text is already shown; they are its context.
+        self._num_shown = len(context)
+
+    def append(self, token_id: int) -> str:
+        self._window.append(token_id)
+        return self._take(final=False)
+
+    def flush(self) -> str:
+        return self._take(final=True)
+
+    def _take(self, *, final: bool) -> str:
+        shown = self._decode(self._window[: self._num_shown])
+        text = self._decode(self._window)
+        if len(text) <= len(shown) or (text.endswith(_REPLACEMENT) and not final):
+            return ""
+        del self._window[: self._num_shown]
+        self._num_shown = len(self._window)
+        return text[len(shown) :]
+
+    def _decode(self, token_ids: list[int]) -> str:
+        return self._backend.decode(token_ids, skip_special_tokens=self._skip_special_tokens)
+
+
+def _piece_decoder(backend: BackendTokenizer) -> Callable[[str], bytes] | None:
+    """How this vocabulary's tokens become bytes, or None where they do not one by one."""
+    if backend.decoder is None:
+        return None
+    decoder = json.loads(backend.decoder.__getstate__())
+    steps = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
+    types = {step["type"] for step in steps}
+    if types == {"ByteLevel"}:
+        return _byte_level_decoder()
+    if types <= _SENTENCEPIECE_STEPS and all(_is_plain(step) for step in steps):
+        return _sentencepiece_bytes
+    return None
+
+
+def _is_plain(step: dict[str, Any]) -> bool:
+    """Whether a SentencePiece decoding step only writes U+2581 as a space."""
+    if step["type"] == "Replace":
+        return bool(step["pattern"] == {"String": "▁"} and step["content"] == " ")
+    if step["type"] == "Metaspace":
+        return bool(step["replacement"] == "▁")
+    return True
+
+
+def _byte_level_decoder() -> Callable[[str], bytes]:
+    """Bytes of a byte-level token: each byte is written as one printable character.
+
+    Source: GPT-2's byte-level BPE, Radford et al. 2019, section 2.2.
+    """
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    byte_by_character = {chr(byte): byte for byte in printable}
+    others = [byte for byte in range(256) if byte not in byte_by_character.values()]
+    byte_by_character |= {chr(256 + index): byte for index, byte in enumerate(others)}
+
+    def to_bytes(piece: str) -> bytes:
+        values = [byte_by_character.get(character) for character in piece]
+        # Added tokens are written as themselves, with spaces and all.
+        if None in values:
+            return piece.encode()
+        return bytes(value for value in values if value is not None)
+
+    return to_bytes
+
+
+def _sentencepiece_bytes(piece: str) -> bytes:
+    """Bytes of a SentencePiece token: `<0xE2>` is one byte, U+2581 a space."""
+    byte = _BYTE_TOKEN.fullmatch(piece)
+    if byte is not None:
+        return bytes([int(byte[1], 16)])
+    return piece.replace("▁", " ").encode()

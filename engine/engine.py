@@ -1,0 +1,312 @@
+"""The engine: requests in, outputs out, one step at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .block_pool import BlockPool
+from .config import EngineConfig
+from .errors import ConfigError, EngineError, RequestError
+from .intake import Prompt, RequestIntake
+from .kv_cache import KVCache
+from .loading import LoadedModel, load_model
+from .outputs import FinishReason, RequestOutput
+from .request import Request
+from .runner import ModelRunner
+from .sampler import Sampler
+from .sampling_params import SamplingParams
+from .scheduler import Scheduler
+from .stats import EngineStats, StatsCounter
+from .step_inputs import build_step_inputs
+from .tokenizer import Tokenizer
+from .tracker import RequestTracker
+
+
+class Engine:
+    """Generates for many requests at once, in one continuous batch over a paged KV cache.
+
+    Owns the model, its KV cache and all requests. Call it from one thread.
+
+    A request's tokens do not depend on what else is in the batch, on how its prompt was cut into
+    chunks, on preemption, or on the prefix cache, but for rounding: batches of different sizes add
+    numbers up in different orders, and two tokens that are level within it may change places.
+
+    Length: a prompt must leave room for one token (`max_model_len - 1` at most), or it is refused.
+    Where prompt and `max_tokens` together exceed `max_model_len`, the output ends there, with
+    finish reason `length`.
+    """
+
+    def __init__(self, config: EngineConfig, *, loaded: LoadedModel | None = None) -> None:
+        """Load the model and allocate the KV cache.
+
+        Args:
+            config: How to set it up.
+            loaded: A model that is loaded already, to share it between engines of one process.
+
+        Raises:
+            ConfigError: the configuration does not suit the model, or the memory.
+            ModelLoadError: the model cannot be read, or is not supported.
+        """
+        self.config = config
+        if loaded is None:
+            loaded = load_model(
+                config.model,
+                dtype=config.dtype,
+                device=config.device,
+                quantization=config.quantization,
+            )
+        _check_model_limits(config, loaded)
+        self._loaded = loaded
+        self._kv_cache = KVCache.allocate(
+            num_layers=loaded.config.num_layers,
+            num_kv_heads=loaded.config.num_kv_heads,
+            head_dim=loaded.config.head_dim,
+            dtype=loaded.model.dtype,
+            device=loaded.model.device,
+            block_size=config.block_size,
+            max_model_len=config.max_model_len,
+            kv_cache_bytes=config.kv_cache_bytes,
+        )
+        self._scheduler = Scheduler(
+            BlockPool(
+                self._kv_cache.num_blocks,
+                config.block_size,
+                enable_prefix_caching=config.enable_prefix_caching,
+            ),
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+        )
+        self._runner = ModelRunner(loaded.model, self._kv_cache, loaded.model.device)
+        self._sampler = Sampler(loaded.eos_token_ids)
+        self._intake = RequestIntake(config, loaded)
+        self._trackers: dict[str, RequestTracker] = {}
+        # Requests with something to report at the end of the next step.
+        self._with_news: list[RequestTracker] = []
+        self._counter = StatsCounter()
+        self._num_generate_requests = 0
+
+    @property
+    def identity(self) -> str:
+        """Names weights, tokenizer, dtype and sampler: tokens may be resumed where it is equal."""
+        return self._loaded.identity
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self._loaded.tokenizer
+
+    @property
+    def num_free_blocks(self) -> int:
+        """KV blocks that no request holds; what the prefix cache keeps counts as free."""
+        return self._scheduler.block_pool.num_free_blocks
+
+    def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """The prompt that the model's chat template makes of messages, ready for the answer."""
+        return self.tokenizer.apply_chat_template(messages)
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[RequestOutput]:
+        """Generate for some prompts and return when all are finished.
+
+        Args:
+            prompts: Each a text or a list of token ids.
+            params: For all, or one for each prompt; None is `SamplingParams()`.
+
+        Returns:
+            Finished outputs, in the order of the prompts.
+
+        Raises:
+            RequestError: a prompt or its params are refused; nothing was run then.
+            EngineError: requests added with `add_request` are unfinished; their outputs would be
+                lost here.
+        """
+        if self.has_unfinished():
+            raise EngineError(
+                f"{len(self._trackers)} requests are unfinished: run step() until they are "
+                "finished, or abort them, before generate()"
+            )
+        trackers = self._prepare_all(prompts, params)
+        finished: dict[str, RequestOutput] = {}
+        try:
+            for tracker in trackers:
+                self._start(tracker)
+            while self.has_unfinished():
+                for output in self.step():
+                    if output.finished:
+                        finished[output.request_id] = output
+        finally:
+            self._drop_all()
+        return [finished[tracker.request.request_id] for tracker in trackers]
+
+    def add_request(
+        self,
+        request_id: str,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        resumed_token_ids: Sequence[int] = (),
+    ) -> None:
+        """Take a request on; `step` computes it and reports.
+
+        Args:
+            request_id: Any name that no unfinished request has. Without `params.seed`, it and the
+                engine's seed fix the request's random draws.
+            prompt: A text or its token ids.
+            params: Its controls; None is `SamplingParams()`.
+            resumed_token_ids: Output tokens that an earlier run of the same request generated. They
+                are computed with the prompt, and generation goes on after them. Where they end the
+                request already, the next step reports it finished without computing anything.
+
+        Raises:
+            RequestError: `context_length_exceeded` where the prompt leaves no room for a token, or
+                `invalid_request`; the engine is as before.
+        """
+        if request_id in self._trackers:
+            raise RequestError(
+                "invalid_request",
+                "request_id belongs to an unfinished request: use another one, or abort that one",
+            )
+        params = SamplingParams() if params is None else params
+        self._start(self._intake.prepare(request_id, prompt, params, resumed_token_ids))
+
+    def step(self) -> list[RequestOutput]:
+        """Compute one step for all requests that fit into it.
+
+        Returns:
+            An output for each request that has a new token or has ended.
+
+        Raises:
+            Exception: what the model raised. No token is lost: the next call computes the same
+                step again, unless requests are aborted before.
+        """
+        batch = self._scheduler.schedule()
+        if batch.scheduled:
+            inputs = build_step_inputs(batch, self.config.block_size, self._loaded.model.device)
+            logits = self._runner.run(inputs)
+            token_ids = self._sampler.sample(logits, batch)
+            self._scheduler.update(batch, token_ids)
+            self._counter.count_step(batch)
+            self._track(batch.sampling_requests, token_ids)
+        return self._take_outputs()
+
+    def abort(self, request_id: str) -> bool:
+        """End a request early; the next step reports what it has, with finish reason `abort`.
+
+        Returns:
+            False where no unfinished request has that id: it is finished, or never was.
+        """
+        tracker = self._trackers.get(request_id)
+        if tracker is None or tracker.finish_reason is not None:
+            return False
+        tracker.finish(FinishReason.ABORT)
+        self._scheduler.finish(tracker.request)
+        self._with_news.append(tracker)
+        return True
+
+    def has_unfinished(self) -> bool:
+        """Whether any request's last output is still to come."""
+        return bool(self._trackers)
+
+    def reset_prefix_cache(self) -> int:
+        """Forget the KV of earlier requests; returns how many blocks were kept for sharing."""
+        return self._scheduler.block_pool.forget_all()
+
+    def stats(self) -> EngineStats:
+        """What the engine did so far, and what it is doing."""
+        return self._counter.snapshot(self._scheduler)
+
+    def _check_model_limits(self, loaded: LoadedModel) -> None:
+        limit = loaded.config.max_position_embeddings
+        if self.config.max_model_len > limit:
+            raise ConfigError(
+                f"max_model_len is {self.config.max_model_len}, the model was made for {limit} "
+                f"tokens: set max_model_len to {limit} or less"
+            )
+
+    def _prepare_all(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None,
+    ) -> list[RequestTracker]:
+        """Check all requests of one `generate` before any of them runs."""
+        if isinstance(prompts, str):
+            raise RequestError(
+                "invalid_request", "prompts is one text: pass a list of prompts, even for one"
+            )
+        if params is None or isinstance(params, SamplingParams):
+            params = [params or SamplingParams()] * len(prompts)
+        if len(params) != len(prompts):
+            raise RequestError(
+                "invalid_request",
+                f"there are {len(prompts)} prompts and {len(params)} params: pass one for all, or "
+                "one for each",
+            )
+        start = self._num_generate_requests
+        trackers = [
+            self._intake.prepare(f"generate-{start + index}", prompt, each)
+            for index, (prompt, each) in enumerate(zip(prompts, params, strict=True))
+        ]
+        for tracker in trackers:
+            self._scheduler.check_fits(tracker.request)
+        self._num_generate_requests += len(trackers)
+        return trackers
+
+    def _start(self, tracker: RequestTracker) -> None:
+        """Let a prepared request wait, or only report it where its resumed tokens ended it."""
+        if tracker.finish_reason is None:
+            self._scheduler.add(tracker.request)
+        else:
+            self._with_news.append(tracker)
+        self._trackers[tracker.request.request_id] = tracker
+
+    def _track(self, requests: Sequence[Request], token_ids: Sequence[int | None]) -> None:
+        """Hand each new token to its request's tracker, and take out the requests that ended."""
+        for request, token_id in zip(requests, token_ids, strict=True):
+            tracker = self._trackers[request.request_id]
+            self._with_news.append(tracker)
+            if token_id is None:
+                self._fail(tracker)
+                continue
+            tracker.advance(token_id)
+            if tracker.finish_reason is not None:
+                self._scheduler.finish(request)
+
+    def _fail(self, tracker: RequestTracker) -> None:
+        """End a request whose logits are not finite, and keep its KV from the others."""
+        tracker.finish(
+            FinishReason.ERROR,
+            "the model computed logits that are not finite numbers: try another dtype (float32), "
+            "and check the model's weights",
+        )
+        self._kv_cache.zero_blocks(self._scheduler.discard(tracker.request))
+
+    def _take_outputs(self) -> list[RequestOutput]:
+        outputs = []
+        for tracker in self._with_news:
+            output = tracker.take_output()
+            self._counter.count_output(output)
+            outputs.append(output)
+            if output.finished:
+                del self._trackers[output.request_id]
+        self._with_news = []
+        return outputs
+
+    def _drop_all(self) -> None:
+        """Forget every request, unreported."""
+        for tracker in self._trackers.values():
+            if tracker.finish_reason is None:
+                self._scheduler.finish(tracker.request)
+        self._trackers.clear()
+        self._with_news = []
+
+
+def _check_model_limits(config: EngineConfig, loaded: LoadedModel) -> None:
+    limit = loaded.config.max_position_embeddings
+    if config.max_model_len > limit:
+        raise ConfigError(
+            f"max_model_len is {config.max_model_len}, the model was made for {limit} tokens: set "
+            f"max_model_len to {limit} or less"
+        )

@@ -1,0 +1,153 @@
+"""One request's way from sampled tokens to outputs: text, stop conditions, news."""
+
+from __future__ import annotations
+
+import time
+
+from .detokenizer import TextStream
+from .outputs import FinishReason, RequestOutput
+from .request import Request
+from .stop import StopStrings
+
+
+class OutputText:
+    """The certain text of one output, in the pieces in which it became certain."""
+
+    def __init__(self, stream: TextStream, stop_strings: StopStrings) -> None:
+        self.pieces: list[str] = []
+        self._stream = stream
+        self._stop_strings = stop_strings
+
+    def append(self, token_id: int, *, may_stop: bool) -> str | None:
+        """Take one token.
+
+        Args:
+            token_id: The token.
+            may_stop: Whether a stop string may end the output here.
+
+        Returns:
+            The stop string that ends the output, or None.
+        """
+        text = self._stream.append(token_id)
+        if not may_stop:
+            self._add(self._stop_strings.flush() + text)
+            return None
+        matched = self._stop_strings.append(text)
+        self._add(matched.text)
+        return matched.stop
+
+    def flush(self) -> None:
+        """End the text with whatever was held back."""
+        self._add(self._stop_strings.flush() + self._stream.flush())
+
+    def _add(self, text: str) -> None:
+        if text:
+            self.pieces.append(text)
+
+
+class RequestTracker:
+    """Follows one request's output tokens and tells what is new.
+
+    Everything here is a function of the prompt and the output tokens, so a resumed request is
+    brought to where it was by replaying its tokens.
+    """
+
+    def __init__(
+        self, request: Request, text: OutputText | None, eos_token_ids: frozenset[int]
+    ) -> None:
+        params = request.params
+        self.request = request
+        self.finish_reason: FinishReason | None = None
+        self._stop_reason: int | str | None = None
+        self._error: str | None = None
+        self._text = text
+        self._pieces: list[str] = [] if text is None else text.pieces
+        self._eos_token_ids = frozenset[int]() if params.ignore_eos else eos_token_ids
+        self._stop_token_ids = frozenset(params.stop_token_ids or ())
+        self._max_output_tokens = request.max_num_tokens - len(request.prompt_token_ids)
+        self._num_tokens = 0
+        self._num_reported_tokens = 0
+        self._num_reported_pieces = 0
+
+    @property
+    def stopping_token_ids(self) -> frozenset[int]:
+        """Tokens that end this request."""
+        return self._eos_token_ids | self._stop_token_ids
+
+    def replay(self) -> int:
+        """Take in the tokens that the request was resumed with; none of them is news.
+
+        Returns:
+            How many were taken in: fewer than there are, if they go on after the request's end.
+        """
+        for token_id in self.request.output_token_ids:
+            if self.finish_reason is not None:
+                break
+            self.advance(token_id)
+        self._num_reported_tokens = self._num_tokens
+        self._num_reported_pieces = len(self._pieces)
+        return self._num_tokens
+
+    def advance(self, token_id: int) -> None:
+        """Take in the next output token: extend the text, and finish where the output ends.
+
+        Precedence: end-of-text and stop tokens, then stop strings, then the length.
+        """
+        self._num_tokens += 1
+        may_stop = self._num_tokens > self.request.params.min_tokens
+        if may_stop and token_id in self._eos_token_ids:
+            self._finish_at_token(token_id, None)
+        elif may_stop and token_id in self._stop_token_ids:
+            self._finish_at_token(token_id, token_id)
+        else:
+            stop = None if self._text is None else self._text.append(token_id, may_stop=may_stop)
+            if stop is not None:
+                self._end(FinishReason.STOP, stop)
+            elif self._num_tokens >= self._max_output_tokens:
+                self.finish(FinishReason.LENGTH)
+
+    def finish(self, reason: FinishReason, error: str | None = None) -> None:
+        """End the request for a reason other than its tokens; its text ends with what it has."""
+        if self._text is not None:
+            self._text.flush()
+        self._error = error
+        self._end(reason, None)
+
+    def take_output(self) -> RequestOutput:
+        """What is new since the last call."""
+        request = self.request
+        metrics = request.metrics
+        if metrics.first_token_s is None and self._num_tokens > self._num_reported_tokens:
+            metrics.first_token_s = time.monotonic() - metrics.arrived_at_s
+        num_reported_tokens, self._num_reported_tokens = self._num_reported_tokens, self._num_tokens
+        num_reported_pieces, self._num_reported_pieces = (
+            self._num_reported_pieces,
+            len(self._pieces),
+        )
+        return RequestOutput(
+            request_id=request.request_id,
+            new_token_ids=request.output_token_ids[num_reported_tokens : self._num_tokens],
+            new_text="".join(self._pieces[num_reported_pieces:]),
+            finish_reason=self.finish_reason,
+            stop_reason=self._stop_reason,
+            error=self._error,
+            metrics=metrics,
+            num_prompt_tokens=len(request.prompt_token_ids),
+            _output_token_ids=request.output_token_ids,
+            _num_output_tokens=self._num_tokens,
+            _text_pieces=self._pieces,
+            _num_text_pieces=len(self._pieces),
+        )
+
+    def _finish_at_token(self, token_id: int, stop_reason: int | None) -> None:
+        if self._text is not None:
+            if self.request.params.include_stop_str_in_output:
+                self._text.append(token_id, may_stop=False)
+            self._text.flush()
+        self._end(FinishReason.STOP, stop_reason)
+
+    def _end(self, reason: FinishReason, stop_reason: int | str | None) -> None:
+        self.finish_reason = reason
+        self._stop_reason = stop_reason
+        metrics = self.request.metrics
+        metrics.finished_s = time.monotonic() - metrics.arrived_at_s
