@@ -40,6 +40,10 @@ class BrokerFailed(BrokerError):
     """The server program ended at start-up, or did not answer in time."""
 
 
+class NoWebhookSecret(ServiceError):
+    """The deliverer has no secret to sign with."""
+
+
 class ChildFailed(ServiceError):
     """A supervised program ended again and again, or did not come up."""
 

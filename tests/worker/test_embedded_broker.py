@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 import redis
+
 from batchmill.worker.broker_binary import find_server_binary
 from batchmill.worker.embedded_broker import BrokerConfig, EmbeddedBroker
 from batchmill.worker.service_errors import (
