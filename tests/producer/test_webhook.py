@@ -79,6 +79,8 @@ def test_an_attempt_at_the_edge_of_the_tolerance_is_accepted(offset_s: int) -> N
         ("webhook-id", ""),
         ("webhook-id", "evt_gen_2_completed"),
         ("webhook-id", "evt.1"),
+        ("webhook-id", "evt_\ud800"),
+        ("webhook-signature", "v1,\ud800"),
         ("webhook-timestamp", ""),
         ("webhook-timestamp", "soon"),
         ("webhook-timestamp", "1_0"),
@@ -117,9 +119,7 @@ def test_a_signed_body_that_is_no_event_is_a_signature_error(body: bytes) -> Non
         verify_webhook(body, headers, secret)
 
 
-@pytest.mark.parametrize(
-    "secret", ["", "whsec_", "whsec_AAAA", "secret", "whsec_%", new_secret()[:-1]]
-)
+@pytest.mark.parametrize("secret", ["", "whsec_", "whsec_AAAA", "secret", "whsec_%", "whsec_AAAAA"])
 def test_a_malformed_secret_of_our_own_is_not_blamed_on_the_sender(secret: str) -> None:
     headers = signature_headers(EVENT_ID, now_s(), BODY, secrets=[new_secret()])
     with pytest.raises(ValueError, match="secret"):

@@ -1,0 +1,243 @@
+"""The job as a producer describes it: the wire contract, checked."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from . import keys
+from . import parameters as limits
+
+_CONFIG = ConfigDict(
+    strict=True,
+    extra="forbid",
+    frozen=True,
+    allow_inf_nan=False,
+    # A prompt must not end up in a log because something else in the job was wrong.
+    hide_input_in_errors=True,
+)
+
+
+def _encoded(text: str) -> str:
+    """Refuse what UTF-8 cannot hold: pydantic lets lone surrogates through."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds a lone surrogate, which UTF-8 cannot encode") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encoded)]
+TokenId = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+def _check_webhook(url: str) -> str:
+    """Check a webhook URL's form. The deliverer checks its address again at every attempt."""
+    if not url.isascii() or any(char <= " " or char == "\x7f" for char in url):
+        raise ValueError("holds spaces, control characters or letters outside ASCII: encode them")
+    parts = urlsplit(url)
+    if parts.scheme not in ("https", "http"):
+        raise ValueError(f"scheme is {parts.scheme!r}; use https")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("holds a user name or password; deliveries are signed instead")
+    if not parts.hostname:
+        raise ValueError("names no host")
+    if parts.fragment:
+        raise ValueError("holds a fragment, which is never sent")
+    try:
+        _ = parts.port
+    except ValueError:
+        raise ValueError("has a port that is not a number up to 65535") from None
+    return url
+
+
+def _check_model(name: str) -> str:
+    keys.queue_name(name, "normal")
+    return name
+
+
+def _check_idempotency_key(key: str) -> str:
+    if not (key.isascii() and key.isprintable()):
+        raise ValueError("holds characters that are not printable ASCII")
+    return key
+
+
+def _check_metadata(metadata: dict[str, str]) -> dict[str, str]:
+    num_bytes = sum(len(key.encode()) + len(value.encode()) for key, value in metadata.items())
+    if num_bytes > limits.MAX_METADATA_BYTES:
+        raise ValueError(
+            f"holds {num_bytes} bytes, the limit is {limits.MAX_METADATA_BYTES}; "
+            "keep the rest on your side, under the job's id"
+        )
+    return metadata
+
+
+def _check_prompt(prompt: Any) -> Any:
+    """Check a prompt by hand: errors of a union would name both of its kinds."""
+    if isinstance(prompt, str):
+        num_bytes = len(_encoded(prompt).encode())
+        if num_bytes > limits.MAX_PROMPT_BYTES:
+            raise ValueError(
+                f"has {num_bytes} bytes, the limit is {limits.MAX_PROMPT_BYTES}; shorten it"
+            )
+    elif isinstance(prompt, list):
+        if len(prompt) > limits.MAX_PROMPT_TOKENS:
+            raise ValueError(
+                f"has {len(prompt)} token ids, the limit is {limits.MAX_PROMPT_TOKENS}; shorten it"
+            )
+        if not all(type(item) is int and 0 <= item < 2**32 for item in prompt):
+            raise ValueError("as a list holds token ids: integers from 0 to 2**32 - 1")
+    else:
+        raise ValueError("is neither a string nor a list of token ids")
+    if not prompt:
+        raise ValueError("is empty; there is nothing to go on from")
+    return prompt
+
+
+def _one_or_many(stop: Any) -> Any:
+    return [stop] if isinstance(stop, str) else stop
+
+
+def _no_top_k(top_k: Any) -> Any:
+    return 0 if type(top_k) is int and top_k == -1 else top_k
+
+
+StopString = Annotated[Text, Field(min_length=1, max_length=limits.MAX_STOP_CHARS)]
+MetadataKey = Annotated[Text, Field(min_length=1, max_length=limits.MAX_METADATA_KEY_CHARS)]
+
+
+class Message(BaseModel):
+    """One message of a chat."""
+
+    model_config = _CONFIG
+
+    role: Literal["system", "user", "assistant"]
+    #: Text only.
+    content: Text
+
+
+class GenerationJob(BaseModel):
+    """What to generate, and how to hand it over. Unknown fields are errors.
+
+    Exactly one of ``prompt`` and ``messages`` is given. Names are those of vLLM and OpenAI; the
+    aliases of others are accepted. A parameter that others know and this version cannot do is
+    refused by name unless its value asks for nothing.
+
+    Raises:
+        pydantic.ValidationError: a field is wrong; ``Client.submit`` turns it into ``JobRejected``.
+    """
+
+    model_config = _CONFIG
+
+    #: Served name; None takes the client's default.
+    model: Annotated[str, AfterValidator(_check_model)] | None = None
+    #: Text, or token ids of the model's own vocabulary. Used as it is, without a chat template.
+    prompt: Annotated[str | list[int], BeforeValidator(_check_prompt)] | None = None
+    #: A chat, put into the model's own template.
+    messages: (
+        Annotated[list[Message], Field(min_length=1, max_length=limits.MAX_MESSAGES)] | None
+    ) = None
+
+    #: Most tokens to generate.
+    max_tokens: int = Field(
+        default=256,
+        ge=1,
+        validation_alias=AliasChoices(
+            "max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens"
+        ),
+    )
+    #: 0 takes the likeliest token (greedy); 1 samples the model's own distribution.
+    temperature: float = Field(default=1.0, ge=0, le=100)
+    #: Keep the likeliest tokens that together reach this probability; 1 keeps all.
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    #: Keep that many of the likeliest tokens; 0 (or -1) keeps all.
+    top_k: Annotated[int, BeforeValidator(_no_top_k), Field(ge=0, lt=2**31)] = 0
+    #: Fixes the random draws. Drawn at submit where absent, so that a job that has to start again
+    #: goes on with the same draws.
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    #: Strings that end generation. The text ends before the first of them.
+    stop: Annotated[
+        list[StopString], BeforeValidator(_one_or_many), Field(max_length=limits.MAX_STOP_STRINGS)
+    ] = Field(
+        default_factory=list,
+        validation_alias=AliasChoices("stop", "stop_strings", "stop_sequences"),
+    )
+    #: Tokens that end generation, besides the model's own end-of-text tokens.
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=limits.MAX_STOP_TOKEN_IDS)] = Field(
+        default_factory=list
+    )
+    #: Go on after an end-of-text token (for benchmarks).
+    ignore_eos: bool = False
+    #: Keep what ended generation in the text.
+    include_stop_str_in_output: bool = False
+    #: Leave special tokens out of the text.
+    skip_special_tokens: bool = True
+
+    priority: Literal["high", "normal", "low"] = "normal"
+    #: Receives a signed POST when the job ends. https, unless the operator allows http.
+    webhook: (
+        Annotated[str, AfterValidator(_check_webhook), Field(max_length=limits.MAX_URL_CHARS)]
+        | None
+    ) = None
+    #: Makes submitting twice the same as once, for as long as the job's record is kept.
+    idempotency_key: (
+        Annotated[
+            str,
+            AfterValidator(_check_idempotency_key),
+            Field(min_length=1, max_length=limits.MAX_IDEMPOTENCY_KEY_CHARS),
+        ]
+        | None
+    ) = None
+    #: Your own words about the job, given back with its result and in its webhook.
+    metadata: Annotated[
+        dict[MetadataKey, Text],
+        AfterValidator(_check_metadata),
+        Field(max_length=limits.MAX_METADATA_PAIRS),
+    ] = Field(default_factory=dict)
+    #: Seconds from submit after which nobody wants the result any more.
+    ttl_s: float | None = Field(default=None, gt=0, le=limits.MAX_TTL_S)
+    #: The same as a moment (with a time zone); the earlier of the two counts.
+    deadline: Annotated[AwareDatetime, Field(strict=False)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        kept = {}
+        for name, value in data.items():
+            if name not in limits.UNSUPPORTED:
+                kept[name] = value
+            elif not limits.asks_for_nothing(name, value):
+                raise PydanticCustomError(
+                    "unsupported_parameter",
+                    "{message}",
+                    {"message": limits.refusal(name), "param": name},
+                )
+        return kept
+
+    @model_validator(mode="after")
+    def _one_input(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            given = "neither" if self.prompt is None else "both"
+            raise ValueError(f"give exactly one of prompt and messages; {given} is given")
+        if self.messages is not None:
+            num_bytes = sum(len(message.content.encode()) for message in self.messages)
+            if num_bytes > limits.MAX_PROMPT_BYTES:
+                raise ValueError(
+                    f"messages have {num_bytes} bytes, the limit is {limits.MAX_PROMPT_BYTES}; "
+                    "shorten them"
+                )
+        return self

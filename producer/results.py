@@ -1,0 +1,135 @@
+"""The job as its worker reports it: state, output, usage and error."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from .answers import JobRecord, JobState
+
+# Fields that a later version adds are left out by this one, so that producers may be older than
+# workers.
+_CONFIG = ConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True)
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+class JobError(BaseModel):
+    """Why a job ended without a completion."""
+
+    model_config = _CONFIG
+
+    #: ``invalid_request``, ``context_length_exceeded``, ``deadline_exceeded``, ``cancelled``,
+    #: ``engine_error``, ``numerical_error``, ``out_of_memory``, ``attempts_exhausted`` …
+    code: str
+    #: For people. Never holds prompt or output text.
+    message: str
+    #: Whether the same job, submitted again, may succeed.
+    retryable: bool = False
+
+
+class PromptTokensDetails(BaseModel):
+    """Where the prompt's keys and values came from."""
+
+    model_config = _CONFIG
+
+    #: Prompt tokens found in the prefix cache.
+    cached_tokens: int = 0
+
+
+class Usage(BaseModel):
+    """Tokens, counted as OpenAI does."""
+
+    model_config = _CONFIG
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+    prompt_tokens_details: PromptTokensDetails = Field(default_factory=PromptTokensDetails)
+
+
+class Metrics(BaseModel):
+    """How long it took, in seconds, and what happened on the way."""
+
+    model_config = _CONFIG
+
+    #: From submit to the first claim.
+    queue_time_s: float | None = None
+    #: From the last claim to its first token.
+    ttft_s: float | None = None
+    #: From the first token of the last claim to the last token.
+    generate_time_s: float | None = None
+    #: From submit to the end.
+    total_time_s: float | None = None
+    #: Tokens that an earlier attempt had generated and this one went on from.
+    resumed_tokens: int = 0
+    #: Times the engine took the job's blocks away for another and computed it again.
+    preemptions: int = 0
+
+
+class JobResult(BaseModel):
+    """How a job ended, with its output."""
+
+    model_config = _CONFIG
+
+    id: str
+    model: str
+    #: ``completed``; or how else it ended, with the output so far.
+    status: JobState
+    #: ``stop``: a stop string, a stop token or the end of text; ``length``: ``max_tokens``.
+    finish_reason: FinishReason | None = None
+    #: The stop string or token id that ended it; None for the end of text.
+    stop_reason: str | int | None = None
+    text: str = ""
+    usage: Usage = Field(default_factory=Usage)
+    metrics: Metrics = Field(default_factory=Metrics)
+    #: Claims it took, the last one included.
+    attempt: int = 1
+    worker: str | None = None
+    error: JobError | None = None
+    metadata: dict[str, str] = Field(default_factory=dict)
+    #: The generated token ids. Kept in the record's own token string, so not part of the JSON.
+    token_ids: list[int] = Field(default_factory=list, exclude=True, repr=False)
+
+
+class JobStatus(BaseModel):
+    """Where a job is."""
+
+    model_config = _CONFIG
+
+    id: str
+    model: str
+    state: JobState
+    #: Cancelled while running: it ends at its next checkpoint.
+    cancelling: bool = False
+    #: Tokens generated so far, as far as they are safely stored.
+    output_tokens: int = 0
+    #: Claims so far; more than one after a worker was lost.
+    attempts: int = 0
+    worker: str | None = None
+    #: Milliseconds of unix time on Redis' clock, as all below.
+    enqueued_at_ms: int
+    started_at_ms: int | None = None
+    finished_at_ms: int | None = None
+    deadline_at_ms: int | None = None
+    error: JobError | None = None
+
+    @classmethod
+    def from_record(cls, record: JobRecord, output_tokens: int) -> Self:
+        """Return the status that a record tells."""
+        error = None if record.error is None else JobError.model_validate_json(record.error)
+        return cls(
+            id=record.id,
+            model=record.model,
+            state=record.state,
+            cancelling=record.cancel_requested and not record.state.is_terminal,
+            output_tokens=output_tokens,
+            attempts=record.attempts,
+            worker=record.owner,
+            enqueued_at_ms=record.enqueued_at_ms,
+            started_at_ms=record.started_at_ms,
+            finished_at_ms=record.finished_at_ms,
+            deadline_at_ms=record.deadline_at_ms,
+            error=error,
+        )

@@ -1,0 +1,71 @@
+"""From a checked job to what the store keeps."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+
+from . import keys
+from .calls import NewJob
+from .errors import JobRejected
+from .models import GenerationJob
+from .settings import ProducerSettings
+
+#: Seeds drawn here stay exact in every JSON reader (2**53).
+_SEED_BITS = 53
+
+
+def prepare(job: GenerationJob, settings: ProducerSettings, *, job_id: str | None = None) -> NewJob:
+    """Return what to store for a job: defaults filled in, the seed drawn, the digest taken.
+
+    Args:
+        job: the job.
+        settings: for the default model, limits and times to live.
+        job_id: a given id (of a plain Celery task), or None for a new one.
+
+    Raises:
+        JobRejected: the webhook is plain http and the operator does not allow it, or the given id
+            cannot be a job id.
+    """
+    job_id = keys.new_job_id() if job_id is None else job_id
+    if not keys.is_job_id(job_id):
+        raise JobRejected(
+            f"id is {job_id[:140]!r}; a job id has 1 to 128 letters, digits, _ and -", param="id"
+        )
+    _check_webhook_scheme(job, settings)
+    model = job.model or settings.model
+    job = job.model_copy(update={"model": model})
+    fingerprint = _fingerprint(job) if job.idempotency_key else ""
+    if job.seed is None:
+        job = job.model_copy(update={"seed": secrets.randbits(_SEED_BITS)})
+    return NewJob(
+        job_id=job_id,
+        model=model,
+        queue=keys.queue_name(model, job.priority),
+        document=job.model_dump_json(exclude_none=True),
+        result_ttl_ms=settings.result_ttl_s * 1000,
+        webhook=job.webhook,
+        idempotency_key=job.idempotency_key,
+        fingerprint=fingerprint,
+        deadline_at_ms=None if job.deadline is None else int(job.deadline.timestamp() * 1000),
+        ttl_ms=None if job.ttl_s is None else max(1, int(job.ttl_s * 1000)),
+        max_queue_depth=settings.max_queue_depth,
+    )
+
+
+def _check_webhook_scheme(job: GenerationJob, settings: ProducerSettings) -> None:
+    if job.webhook is None or settings.webhook_allow_http or job.webhook.startswith("https:"):
+        return
+    raise JobRejected(
+        "webhook: plain http can be read on the way; use https, "
+        "or set BATCHMILL_WEBHOOK_ALLOW_HTTP=true for receivers on your own network",
+        param="webhook",
+    )
+
+
+def _fingerprint(job: GenerationJob) -> str:
+    """Digest of everything the caller asked for; taken before the seed is drawn."""
+    content = job.model_dump(mode="json", exclude={"idempotency_key"})
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
