@@ -1,0 +1,64 @@
+"""The instruction sets that the C++ kernels are compiled for, and which of them this CPU has."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Isa:
+    """One instruction set.
+
+    Attributes:
+        name: What messages and file names call it.
+        cpu_flags: Features that a CPU must report, as Linux spells them.
+        flags: Options for the compiler.
+    """
+
+    name: str
+    cpu_flags: frozenset[str]
+    flags: tuple[str, ...]
+
+
+_AVX2_CPU = frozenset({"avx2", "fma", "f16c"})
+_AVX2_FLAGS = ("-mavx2", "-mfma", "-mf16c")
+_AVX512_CPU = _AVX2_CPU | {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
+_AVX512_FLAGS = (*_AVX2_FLAGS, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
+
+#: Best first; the last runs on every CPU, whatever its architecture.
+ISAS = (
+    Isa(
+        "avx512_bf16",
+        _AVX512_CPU | {"avx512_bf16", "avx512_vnni"},
+        (*_AVX512_FLAGS, "-mavx512bf16", "-mavx512vnni"),
+    ),
+    Isa("avx512", _AVX512_CPU, _AVX512_FLAGS),
+    Isa("avx2", _AVX2_CPU, _AVX2_FLAGS),
+    Isa("baseline", frozenset(), ()),
+)
+
+
+@lru_cache(maxsize=1)
+def cpu_flags() -> frozenset[str]:
+    """Features that the CPU and its operating system offer; empty where Linux does not tell."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return frozenset()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    return frozenset(flags.partition(":")[2].split())
+
+
+def supported_isas() -> tuple[Isa, ...]:
+    """The instruction sets that this CPU has, best first."""
+    return tuple(isa for isa in ISAS if isa.cpu_flags <= cpu_flags())
+
+
+def best_isa() -> Isa:
+    """The best instruction set that this CPU has."""
+    return supported_isas()[0]

@@ -1,0 +1,433 @@
+// Attention over a paged KV cache: decode and chunked prefill in one kernel.
+//
+// The query rows of one kv head, (position, head of its group) flattened, form the left operand, so
+// a decode step of 3 heads a group and a 16-token prefill chunk take the same path. Keys are read in
+// tiles, packed for the register tile (keys transposed, values interleaved), and folded into a
+// running softmax. Long contexts are cut into chunks that several threads take, merged by whoever
+// finishes last.
+//
+// Source: Dao 2023, "FlashAttention-2" (running softmax); Dao et al. 2023, "Flash-Decoding" (split
+// contexts); Kwon et al. 2023, "PagedAttention" (block tables).
+#include <cmath>
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+#include "cpu_parallel.h"
+#include "cpu_tile.h"
+
+namespace {
+
+constexpr int kTileKeys = 64;
+constexpr int kMaxRows = 48;       // query rows of a task: 8 register tiles, packs a tile 48 times over
+constexpr int kMinChunkKeys = 128;  // shorter chunks cost more to merge than they save
+static_assert(kTileKeys % (kTileVectors * kLanes) == 0, "a tile of keys is whole register tiles");
+
+struct Attention {
+  void* out;
+  const void *q, *k_cache, *v_cache;
+  const int32_t *block_tables, *cu_seqlens_q, *seq_lens;
+  int num_seqs, num_q_heads, num_kv_heads, head_dim, num_blocks, block_size;
+  long table_stride, q_row_stride, q_head_stride, out_row_stride, out_head_stride;
+  float scale;
+  int window;  // 0 = all earlier keys
+  int num_threads;
+};
+
+struct Task {
+  int seq, first_row, num_rows;  // rows of (position, head of the group)
+  int first_head, num_heads;     // kv heads
+  int first_key, end_key;
+  int split, num_splits, partial;  // partial: index of the merge group, where num_splits > 1
+};
+
+struct Scratch {
+  char* memory = nullptr;
+  size_t capacity = 0;
+  ~Scratch() { std::free(memory); }
+  char* reserve(size_t bytes) {
+    if (bytes > capacity) {
+      std::free(memory);
+      capacity = bytes + (bytes / 4 + 63) / 64 * 64;
+      capacity = (capacity + 63) / 64 * 64;
+      memory = static_cast<char*>(std::aligned_alloc(64, capacity));
+      if (memory == nullptr) std::abort();
+    }
+    return memory;
+  }
+};
+
+template <class T>
+struct Operand {  // what the register tile multiplies for this cache type
+  typedef Float Mul;
+};
+template <>
+struct Operand<bf16> {
+  typedef MulBf16 Mul;
+};
+
+template <class T>
+class Worker {
+ public:
+  typedef typename Operand<T>::Mul Mul;
+  typedef typename Mul::Element Element;
+
+  Worker(const Attention& op, Scratch& scratch) : op_(op) {
+    group_ = op.num_q_heads / op.num_kv_heads;
+    query_lanes_ = (op.head_dim + Mul::kPerLane - 1) / Mul::kPerLane;
+    value_width_ = round_up(op.head_dim, kLanes);
+    size_t heads = static_cast<size_t>(op.num_kv_heads);
+    size_t queries = round_up(kMaxRows * query_lanes_, 16) * heads;
+    size_t sums = static_cast<size_t>(kMaxRows) * value_width_ * heads;
+    size_t keys = static_cast<size_t>(query_lanes_) * kTileKeys;
+    size_t values = static_cast<size_t>(value_width_) * kTileKeys;
+    size_t widened = static_cast<size_t>(round_up(query_lanes_, 16)) * kLanes;
+    size_t stats = round_up(kMaxRows, 16) * heads;
+    size_t lanes = queries + sums + keys + values + widened + 2 * stats +
+                   2 * static_cast<size_t>(kMaxRows) * kTileKeys;
+    Lane* next = reinterpret_cast<Lane*>(scratch.reserve(lanes * 4));
+    auto take = [&](size_t n) { Lane* p = next; next += n; return p; };
+    queries_ = take(queries);
+    sums_ = reinterpret_cast<float*>(take(sums));
+    keys_ = take(keys);
+    values_ = take(values);
+    widened_ = reinterpret_cast<float*>(take(widened));
+    maxima_ = reinterpret_cast<float*>(take(stats));
+    totals_ = reinterpret_cast<float*>(take(stats));
+    scores_ = reinterpret_cast<float*>(take(static_cast<size_t>(kMaxRows) * kTileKeys));
+    weights_ = take(static_cast<size_t>(kMaxRows) * kTileKeys);
+  }
+
+  void run(const Task& task) {
+    query_start_ = op_.cu_seqlens_q[task.seq];
+    int query_len = op_.cu_seqlens_q[task.seq + 1] - query_start_;
+    first_position_ = op_.seq_lens[task.seq] - query_len;
+    table_ = op_.block_tables + task.seq * op_.table_stride;
+    for (int head = 0; head < task.num_heads; head++) load_queries(task, head);
+    for (int key = task.first_key; key < task.end_key; key += kTileKeys) {
+      int count = min_int(kTileKeys, task.end_key - key);
+      find_rows(key, count);
+      for (int head = 0; head < task.num_heads; head++) {
+        prefetch_next(task, key + kTileKeys, head);
+        attend(task, head, key, count);
+      }
+    }
+  }
+
+  float* sums(int head) { return sums_ + static_cast<size_t>(head) * kMaxRows * value_width_; }
+  float* maxima(int head) { return maxima_ + head * kMaxRows; }
+  float* totals(int head) { return totals_ + head * kMaxRows; }
+  int value_width() const { return value_width_; }
+
+  void write(const Task& task, int head, int row, const float* sum, float total) {
+    int flat = task.first_row + row;
+    T* out = static_cast<T*>(op_.out) + (query_start_ + flat / group_) * op_.out_row_stride +
+             ((task.first_head + head) * group_ + flat % group_) * op_.out_head_stride;
+    float inverse = total == 0.0f ? 0.0f : 1.0f / total;
+    each_vector(op_.head_dim, [&](int i, int n) { store_upto(out + i, load(sum + i) * inverse, n); });
+  }
+
+ private:
+  void load_queries(const Task& task, int head) {
+    Lane* to = queries(head);
+    for (int row = 0; row < task.num_rows; row++, to += query_lanes_) {
+      int flat = task.first_row + row;
+      const T* q = static_cast<const T*>(op_.q) + (query_start_ + flat / group_) * op_.q_row_stride +
+                   ((task.first_head + head) * group_ + flat % group_) * op_.q_head_stride;
+      to[query_lanes_ - 1] = 0;  // the second half of the last lane, where head_dim is odd
+      copy_row(q, reinterpret_cast<Element*>(to));
+      maxima(head)[row] = -INFINITY;
+      totals(head)[row] = 0;
+    }
+    std::memset(sums(head), 0, sizeof(float) * task.num_rows * value_width_);
+  }
+
+  void copy_row(const T* from, T* to) { std::memcpy(to, from, sizeof(T) * op_.head_dim); }
+  template <class U>
+  void copy_row(const U* from, float* to) {
+    each_vector(op_.head_dim, [&](int i, int n) { store_upto(to + i, load_upto(from + i, n), n); });
+  }
+
+  long slot_offset(int key) const {  // elements, in a cache
+    long slot = static_cast<long>(table_[key / op_.block_size]) * op_.block_size;
+    return (slot + key % op_.block_size) * op_.num_kv_heads * op_.head_dim;
+  }
+
+  void find_rows(int key, int count) {
+    for (int i = 0; i < count; i++) slots_[i] = slot_offset(key + i);
+  }
+
+  // The cache is read once and lies anywhere, so the hardware prefetcher finds no stream in it. The
+  // loads of the next tile are spread over the heads of this one.
+  void prefetch_next(const Task& task, int key, int head) {
+    int count = min_int(kTileKeys, task.end_key - key);
+    if (count <= 0) return;
+    int begin = count * head / task.num_heads, end = count * (head + 1) / task.num_heads;
+    long bytes = static_cast<long>(sizeof(T)) * op_.head_dim * task.num_heads;
+    for (int i = begin; i < end; i++) {
+      long offset = slot_offset(key + i) + static_cast<long>(task.first_head) * op_.head_dim;
+      const char* k = reinterpret_cast<const char*>(static_cast<const T*>(op_.k_cache) + offset);
+      const char* v = reinterpret_cast<const char*>(static_cast<const T*>(op_.v_cache) + offset);
+      for (long line = 0; line < bytes; line += 64) {
+        prefetch(k + line);
+        prefetch(v + line);
+      }
+    }
+  }
+
+  void attend(const Task& task, int head, int key, int count) {
+    int kv_head = task.first_head + head;
+    int key_vectors = (count + kLanes - 1) / kLanes;
+    pack_keys(kv_head, count);
+    multiply<Mul>(task.num_rows, key_vectors, query_lanes_, queries(head), query_lanes_, keys_,
+                  kTileKeys, scores_, kTileKeys, false);
+    for (int row = 0; row < task.num_rows; row++) {
+      int position = first_position_ + (task.first_row + row) / group_;
+      int begin = op_.window > 0 ? max_int(0, position - op_.window + 1 - key) : 0;
+      int end = min_int(count, position + 1 - key);
+      soften(head, row, begin, end, key_vectors * kLanes);
+    }
+    pack_values(kv_head, count);
+    multiply<Mul>(task.num_rows, value_width_ / kLanes, (count + Mul::kPerLane - 1) / Mul::kPerLane,
+                  weights_, kTileKeys / Mul::kPerLane, values_, value_width_, sums(head),
+                  value_width_, true);
+  }
+
+  // Scores of one row to weights; keys outside [begin, end) weigh 0.
+  void soften(int head, int row, int begin, int end, int width) {
+    float* scores = scores_ + row * kTileKeys;
+    Element* weights = reinterpret_cast<Element*>(weights_) + row * kTileKeys;
+    if (begin >= end) {
+      for (int i = 0; i < width; i += kLanes) store(weights + i, vf{});
+      return;
+    }
+    vf highest = splat(-INFINITY);
+    for (int i = 0; i < width; i += kLanes) {
+      vi key = lane_index() + i;
+      vf score = load(scores + i) * op_.scale;
+      score = (key >= begin) & (key < end) ? score : splat(-INFINITY);
+      store(scores + i, score);
+      highest = max(highest, score);
+    }
+    float& maximum = maxima(head)[row];
+    float before = maximum, after = std::fmax(before, reduce_max(highest));
+    vf total = {};
+    for (int i = 0; i < width; i += kLanes) {
+      vf score = load(scores + i);
+      vf weight = exp(score - after);
+      weight = score == -INFINITY ? vf{} : weight;
+      store(weights + i, weight);
+      total += weight;
+    }
+    float keep = before == -INFINITY ? 0.0f : std::exp(before - after);
+    totals(head)[row] = totals(head)[row] * keep + reduce_add(total);
+    maximum = after;
+    if (keep == 1.0f) return;
+    float* sum = sums(head) + row * value_width_;
+    for (int i = 0; i < value_width_; i += kLanes) store(sum + i, load(sum + i) * keep);
+  }
+
+  void pack_keys(int kv_head, int count) {
+    const T* cache = static_cast<const T*>(op_.k_cache) + kv_head * op_.head_dim;
+    for (int first = 0; first < count; first += kLanes) {
+      const void* rows[kLanes] = {};
+      for (int i = 0; i < kLanes && first + i < count; i++) {
+        const T* from = cache + slots_[first + i];
+        rows[i] = operand_row(from, widened_ + i * round_up(query_lanes_, 16));
+      }
+      transpose_rows(rows, static_cast<int>(sizeof(Element)) * op_.head_dim, keys_ + first,
+                     kTileKeys);
+    }
+  }
+  const void* operand_row(const Element* from, float*) { return from; }
+  template <class U>
+  const void* operand_row(const U* from, float* wide) {
+    copy_row(from, wide);
+    return wide;
+  }
+
+  void pack_values(int kv_head, int count) {
+    const T* cache = static_cast<const T*>(op_.v_cache) + kv_head * op_.head_dim;
+    Lane* to = values_;
+    for (int i = 0; i < count; i += Mul::kPerLane, to += value_width_) {
+      const T* first = cache + slots_[i];
+      if constexpr (Mul::kPerLane == 1) {
+        float* row = reinterpret_cast<float*>(to);
+        each_vector(op_.head_dim, [&](int d, int n) { store(row + d, load_upto(first + d, n)); });
+      } else {
+        const T* second = i + 1 < count ? cache + slots_[i + 1] : nullptr;
+        each_vector(op_.head_dim, [&](int d, int n) {
+          vu low = reinterpret_cast<vu>(load_upto(first + d, n)) >> 16;
+          vu high = second ? reinterpret_cast<vu>(load_upto(second + d, n)) : vu{};
+          store(reinterpret_cast<float*>(to) + d, reinterpret_cast<vf>(low | high));
+        });
+      }
+    }
+  }
+
+  Lane* queries(int head) { return queries_ + static_cast<size_t>(head) * kMaxRows * query_lanes_; }
+
+  const Attention& op_;
+  int group_, query_lanes_, value_width_, query_start_ = 0, first_position_ = 0;
+  const int32_t* table_ = nullptr;
+  Lane *queries_, *keys_, *values_, *weights_;
+  float *sums_, *widened_, *maxima_, *totals_, *scores_;
+  long slots_[kTileKeys];
+};
+
+// Chunk results of one task that was split: per split and head, rows of (maximum, total, sums).
+struct MergeGroup {
+  std::unique_ptr<float[]> parts;
+  std::atomic<int> unfinished{0};
+};
+
+template <class T>
+void save_part(const Task& task, Worker<T>& worker, MergeGroup& group) {
+  int width = worker.value_width() + 2;
+  float* to = group.parts.get() +
+              static_cast<size_t>(task.split) * task.num_heads * task.num_rows * width;
+  for (int head = 0; head < task.num_heads; head++)
+    for (int row = 0; row < task.num_rows; row++, to += width) {
+      to[0] = worker.maxima(head)[row];
+      to[1] = worker.totals(head)[row];
+      std::memcpy(to + 2, worker.sums(head) + row * worker.value_width(),
+                  sizeof(float) * worker.value_width());
+    }
+}
+
+template <class T>
+void merge_parts(const Task& task, Worker<T>& worker, MergeGroup& group) {
+  int width = worker.value_width() + 2;
+  size_t part_size = static_cast<size_t>(task.num_heads) * task.num_rows * width;
+  for (int head = 0; head < task.num_heads; head++)
+    for (int row = 0; row < task.num_rows; row++) {
+      const float* first = group.parts.get() + (head * task.num_rows + row) * width;
+      float maximum = -INFINITY, total = 0;
+      for (int s = 0; s < task.num_splits; s++)
+        maximum = std::fmax(maximum, first[s * part_size]);
+      float* sum = worker.sums(head) + row * worker.value_width();
+      std::memset(sum, 0, sizeof(float) * worker.value_width());
+      for (int s = 0; s < task.num_splits; s++) {
+        const float* part = first + s * part_size;
+        if (part[0] == -INFINITY) continue;
+        float share = std::exp(part[0] - maximum);
+        total += share * part[1];
+        for (int i = 0; i < worker.value_width(); i += kLanes)
+          store(sum + i, load(sum + i) + load(part + 2 + i) * share);
+      }
+      worker.write(task, head, row, sum, total);
+    }
+}
+
+std::vector<Task> plan(const Attention& op, int* num_groups) {
+  int group = op.num_q_heads / op.num_kv_heads;
+  long decode_keys = 0;
+  for (int seq = 0; seq < op.num_seqs; seq++) {
+    int rows = (op.cu_seqlens_q[seq + 1] - op.cu_seqlens_q[seq]) * group;
+    if (rows <= kMaxRows) decode_keys += op.seq_lens[seq];
+  }
+  int chunk = max_int(kMinChunkKeys,
+                      round_up(static_cast<int>(decode_keys / (op.num_threads * 4L)), kTileKeys));
+  std::vector<Task> tasks;
+  for (int seq = 0; seq < op.num_seqs; seq++) {
+    int query_len = op.cu_seqlens_q[seq + 1] - op.cu_seqlens_q[seq];
+    int rows = query_len * group, first_position = op.seq_lens[seq] - query_len;
+    int last_tile = (rows - 1) / kMaxRows;
+    for (int tile = last_tile; tile >= 0 && rows > 0; tile--) {  // the longest context first
+      Task task{seq, tile * kMaxRows, min_int(kMaxRows, rows - tile * kMaxRows),
+                0, op.num_kv_heads, 0, 0, 0, 1, 0};
+      int first = first_position + task.first_row / group;
+      int end = first_position + (task.first_row + task.num_rows - 1) / group + 1;
+      task.first_key = op.window > 0 ? max_int(0, first - op.window + 1) : 0;
+      task.end_key = end;
+      if (rows > kMaxRows) {  // prefill: a task a head, for locality and balance
+        task.num_heads = 1;
+        for (int head = 0; head < op.num_kv_heads; head++) {
+          task.first_head = head;
+          tasks.push_back(task);
+        }
+        continue;
+      }
+      int keys = task.end_key - task.first_key;
+      task.num_splits = op.num_threads > 1 ? max_int(1, keys / chunk) : 1;
+      if (task.num_splits > 1) task.partial = (*num_groups)++;
+      int size = round_up((keys + task.num_splits - 1) / task.num_splits, kTileKeys);
+      int begin = task.first_key;
+      task.num_splits = (keys + size - 1) / size;
+      for (int s = 0; s < task.num_splits; s++) {
+        task.split = s;
+        task.first_key = begin + s * size;
+        task.end_key = min_int(begin + (s + 1) * size, end);
+        tasks.push_back(task);
+      }
+    }
+  }
+  return tasks;
+}
+
+template <class T>
+void attention(const Attention& op) {
+  int num_groups = 0;
+  std::vector<Task> tasks = plan(op, &num_groups);
+  std::vector<MergeGroup> groups(num_groups);
+  for (const Task& task : tasks) {
+    if (task.num_splits == 1 || task.split != 0) continue;
+    size_t rows = static_cast<size_t>(task.num_splits) * task.num_heads * task.num_rows;
+    groups[task.partial].parts.reset(new float[rows * (round_up(op.head_dim, kLanes) + 2)]);
+    groups[task.partial].unfinished = task.num_splits;
+  }
+  parallel_for(static_cast<int>(tasks.size()), op.num_threads, [&](int index) {
+    static thread_local Scratch scratch;
+    const Task& task = tasks[index];
+    Worker<T> worker(op, scratch);
+    worker.run(task);
+    if (task.num_splits > 1) {
+      MergeGroup& group = groups[task.partial];
+      save_part(task, worker, group);
+      if (group.unfinished.fetch_sub(1, std::memory_order_acq_rel) == 1)
+        merge_parts(task, worker, group);
+      return;
+    }
+    for (int head = 0; head < task.num_heads; head++)
+      for (int row = 0; row < task.num_rows; row++)
+        worker.write(task, head, row, worker.sums(head) + row * worker.value_width(),
+                     worker.totals(head)[row]);
+  });
+}
+
+// The index of the first sequence whose lengths or blocks lie outside the cache or the batch, or -1.
+int find_invalid_sequence(const Attention& op, int num_tokens, long max_blocks) {
+  for (int seq = 0; seq < op.num_seqs; seq++) {
+    int query_len = op.cu_seqlens_q[seq + 1] - op.cu_seqlens_q[seq], keys = op.seq_lens[seq];
+    if (op.cu_seqlens_q[seq] < 0 || op.cu_seqlens_q[seq + 1] > num_tokens || query_len < 0 ||
+        keys < query_len || keys > max_blocks * op.block_size)
+      return seq;
+    int first_key = op.window > 0 ? max_int(0, keys - query_len - op.window + 1) : 0;
+    for (int block = first_key / op.block_size; block * op.block_size < keys; block++) {
+      int32_t id = op.block_tables[seq * op.table_stride + block];
+      if (id < 0 || id >= op.num_blocks) return seq;
+    }
+  }
+  return -1;
+}
+
+}  // namespace
+
+// Returns -1, or the index of a sequence whose lengths or block ids are out of range: then nothing
+// was computed. Strides are in elements; caches are contiguous.
+BM_EXPORT int bm_paged_attention(
+    void* out, const void* q, const void* k_cache, const void* v_cache,
+    const int32_t* block_tables, const int32_t* cu_seqlens_q, const int32_t* seq_lens,
+    int num_tokens, int num_seqs, int num_q_heads, int num_kv_heads, int head_dim, int num_blocks,
+    int block_size, int max_blocks, long table_stride, long q_row_stride, long q_head_stride,
+    long out_row_stride, long out_head_stride, float scale, int window, int dtype,
+    int num_threads) {
+  Attention op{out, q, k_cache, v_cache, block_tables, cu_seqlens_q, seq_lens, num_seqs,
+               num_q_heads, num_kv_heads, head_dim, num_blocks, block_size, table_stride,
+               q_row_stride, q_head_stride, out_row_stride, out_head_stride, scale, window,
+               num_threads};
+  int invalid = find_invalid_sequence(op, num_tokens, max_blocks);
+  if (invalid >= 0) return invalid;
+  with_dtype(dtype, [&](auto zero) { attention<decltype(zero)>(op); });
+  return -1;
+}

@@ -1,0 +1,195 @@
+// One float vector type for every instruction set, and the conversions and functions on it.
+//
+// The GCC/Clang vector extension compiles to zmm, ymm or xmm registers (or NEON) from the same
+// source; the build compiles each .cpp once for every instruction set and the loader picks one.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12's own header, bug 105593
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+#endif
+
+#if defined(__AVX512F__)
+#define BM_VEC_BYTES 64
+#elif defined(__AVX2__)
+#define BM_VEC_BYTES 32
+#else
+#define BM_VEC_BYTES 16
+#endif
+
+namespace {
+
+typedef float vf __attribute__((vector_size(BM_VEC_BYTES)));
+typedef int32_t vi __attribute__((vector_size(BM_VEC_BYTES)));
+typedef uint32_t vu __attribute__((vector_size(BM_VEC_BYTES)));
+typedef uint16_t vh __attribute__((vector_size(BM_VEC_BYTES / 2)));
+typedef float vf_any __attribute__((vector_size(BM_VEC_BYTES), aligned(4), may_alias));
+typedef uint16_t vh_any __attribute__((vector_size(BM_VEC_BYTES / 2), aligned(2), may_alias));
+
+constexpr int kLanes = BM_VEC_BYTES / 4;
+
+struct bf16 {
+  uint16_t bits;
+};
+struct fp16 {
+  uint16_t bits;
+};
+
+// Calls body with a value of the dtype that the loader numbers 0, 1, 2.
+template <class Body>
+void with_dtype(int dtype, Body body) {
+  if (dtype == 0) body(float{});
+  else if (dtype == 1) body(bf16{});
+  else body(fp16{});
+}
+
+inline vf load(const float* p) { return *reinterpret_cast<const vf_any*>(p); }
+inline void store(float* p, vf v) { *reinterpret_cast<vf_any*>(p) = v; }
+inline vf splat(float x) { return vf{} + x; }
+inline vf max(vf a, vf b) { return a > b ? a : b; }
+
+// A bf16 is the upper half of a float.
+inline vf load(const bf16* p) {
+  vh h = *reinterpret_cast<const vh_any*>(p);
+  return reinterpret_cast<vf>(__builtin_convertvector(h, vu) << 16);
+}
+
+// Rounds to nearest even; a NaN stays a NaN.
+inline void store(bf16* p, vf v) {
+#if defined(__AVX512BF16__)
+  __m256bh h = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(v));
+  std::memcpy(p, &h, sizeof h);
+#else
+  vu u = reinterpret_cast<vu>(v);
+  vu rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+  vu result = v == v ? rounded : (u >> 16) | 0x40;
+  *reinterpret_cast<vh_any*>(p) = __builtin_convertvector(result, vh);
+#endif
+}
+
+// IEEE half precision.
+inline vf load(const fp16* p) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<vf>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#elif defined(__F16C__)
+  return reinterpret_cast<vf>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#else
+  vu h = __builtin_convertvector(*reinterpret_cast<const vh_any*>(p), vu);
+  vu magnitude = (h & 0x7fff) << 13;
+  // Moving the exponent's bias from 15 to 127 by a product makes normals of subnormals as well.
+  vf scaled = reinterpret_cast<vf>(magnitude) * 0x1p112f;
+  vu bits = (h & 0x7c00) == 0x7c00 ? magnitude | 0x7f800000 : reinterpret_cast<vu>(scaled);
+  return reinterpret_cast<vf>(bits | (h & 0x8000) << 16);
+#endif
+}
+
+// Rounds to nearest even.
+inline void store(fp16* p, vf v) {
+#if defined(__AVX512F__)
+  __m256i h = _mm512_cvtps_ph(reinterpret_cast<__m512>(v), 0);
+  std::memcpy(p, &h, sizeof h);
+#elif defined(__F16C__)
+  __m128i h = _mm256_cvtps_ph(reinterpret_cast<__m256>(v), 0);
+  std::memcpy(p, &h, sizeof h);
+#else
+  vu u = reinterpret_cast<vu>(v), magnitude = u & 0x7fffffff;
+  vu normal = (magnitude - (112u << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  // Adding 0.5 leaves the bits of a subnormal half, rounded, at the bottom of the sum.
+  vu subnormal = reinterpret_cast<vu>(reinterpret_cast<vf>(magnitude) + 0.5f) - 0x3f000000;
+  vu h = magnitude < (113u << 23) ? subnormal : normal;
+  h = h > 0x7c00 ? vu{} + 0x7c00 : h;
+  h = magnitude > 0x7f800000 ? vu{} + 0x7e00 : h;
+  *reinterpret_cast<vh_any*>(p) = __builtin_convertvector(h | ((u >> 16) & 0x8000), vh);
+#endif
+}
+
+// The first n (1 to kLanes - 1) elements; the other lanes are 0.
+template <class T>
+inline vf load_part(const T* p, int n) {
+  T lanes[kLanes] = {};
+  std::memcpy(lanes, p, sizeof(T) * n);
+  return load(lanes);
+}
+template <class T>
+inline void store_part(T* p, vf v, int n) {
+  T lanes[kLanes];
+  store(lanes, v);
+  std::memcpy(p, lanes, sizeof(T) * n);
+}
+
+// body(i, n): called for n = kLanes, then once for what is left. `if (n == kLanes)` folds away.
+template <class T>
+inline vf load_upto(const T* p, int n) {
+  return n == kLanes ? load(p) : load_part(p, n);
+}
+template <class T>
+inline void store_upto(T* p, vf v, int n) {
+  if (n == kLanes) store(p, v);
+  else store_part(p, v, n);
+}
+template <class Body>
+inline void each_vector(int count, Body body) {
+  int i = 0;
+  for (; i + kLanes <= count; i += kLanes) body(i, kLanes);
+  if (i < count) body(i, count - i);
+}
+
+inline float reduce_add(vf v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps(reinterpret_cast<__m512>(v));
+#else
+  float s = 0;
+  for (int i = 0; i < kLanes; i++) s += v[i];
+  return s;
+#endif
+}
+inline float reduce_max(vf v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps(reinterpret_cast<__m512>(v));
+#else
+  float m = v[0];
+  for (int i = 1; i < kLanes; i++) m = v[i] > m ? v[i] : m;
+  return m;
+#endif
+}
+
+inline vi lane_index() {
+  vi v;
+  for (int i = 0; i < kLanes; i++) v[i] = i;
+  return v;
+}
+
+// e^x to about 2 ulp. Below -87 the result is about 1e-38 instead of a subnormal; above 88 it is
+// 1.7e38 instead of inf, so that x / (1 + e^-x) stays finite for every finite x. NaN gives NaN.
+// Source: the Cephes single precision exp (Moshier), range reduction and polynomial.
+inline vf exp(vf x) {
+  vf clamped = x < -87.0f ? splat(-87.0f) : x;
+  clamped = clamped > 88.0f ? splat(88.0f) : clamped;
+  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
+  vf shifted = clamped * 1.44269504088896341f + magic;
+  vf n = shifted - magic;
+  vf r = clamped - n * 0.693359375f;
+  r = r - n * -2.12194440e-4f;
+  vf p = splat(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  vi exponent = reinterpret_cast<vi>(shifted) - reinterpret_cast<vi>(splat(magic));
+  return reinterpret_cast<vf>(reinterpret_cast<vi>(p) + (exponent << 23));
+}
+
+inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
+
+inline int min_int(int a, int b) { return a < b ? a : b; }
+inline int max_int(int a, int b) { return a > b ? a : b; }
+inline int round_up(int n, int to) { return (n + to - 1) / to * to; }
+
+}  // namespace
