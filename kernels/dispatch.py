@@ -7,6 +7,8 @@ from typing import Literal, TypeVar
 
 import torch
 
+from .cpp_library import cpp_is_usable
+
 Face = TypeVar("Face", bound=Callable[..., object])
 Backend = Literal["auto", "reference", "numpy", "triton", "cpp"]
 
@@ -28,7 +30,7 @@ def select_face(op: str, faces: Mapping[str, Face], backend: Backend, device: to
     """
     if backend == "auto":
         for name in _PREFERENCE.get(device.type, ()):
-            if name in faces:
+            if name in faces and (name != "cpp" or cpp_is_usable()):
                 return faces[name]
         return faces["reference"]
     if backend not in faces:

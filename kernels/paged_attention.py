@@ -12,11 +12,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .cpp_faces import paged_attention_cpp
 from .dispatch import Backend, select_face
 from .paged_attention_plan import AttentionPlan
 from .paged_attention_reference import paged_attention_reference
 
-_FACES = {"reference": paged_attention_reference}
+_FACES = {"reference": paged_attention_reference, "cpp": paged_attention_cpp}
 
 
 def paged_attention(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from .cpp_faces import add_rms_norm_cpp, rms_norm_cpp
 from .dispatch import Backend, select_face
 
 
@@ -70,8 +71,8 @@ def add_rms_norm_reference(x: Tensor, residual: Tensor, weight: Tensor, eps: flo
     return F.rms_norm(residual.add_(x), weight.shape, weight, eps)
 
 
-_NORM_FACES = {"reference": rms_norm_reference}
-_ADD_NORM_FACES = {"reference": add_rms_norm_reference}
+_NORM_FACES = {"reference": rms_norm_reference, "cpp": rms_norm_cpp}
+_ADD_NORM_FACES = {"reference": add_rms_norm_reference, "cpp": add_rms_norm_cpp}
 
 
 def _check(x: Tensor, weight: Tensor) -> None:

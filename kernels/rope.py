@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .cpp_faces import apply_rope_cpp
 from .dispatch import Backend, select_face
 
 
@@ -48,4 +49,4 @@ def apply_rope_reference(x: Tensor, cos: Tensor, sin: Tensor) -> None:
     second.copy_(rotated_second)
 
 
-_FACES = {"reference": apply_rope_reference}
+_FACES = {"reference": apply_rope_reference, "cpp": apply_rope_cpp}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from .cpp_faces import silu_and_mul_cpp
 from .dispatch import Backend, select_face
 
 
@@ -37,4 +38,4 @@ def silu_and_mul_reference(gate_up: Tensor) -> Tensor:
     return F.silu(gate).mul_(up)
 
 
-_FACES = {"reference": silu_and_mul_reference}
+_FACES = {"reference": silu_and_mul_reference, "cpp": silu_and_mul_cpp}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .cpp_faces import write_kv_cpp
 from .dispatch import Backend, select_face
 
 
@@ -66,4 +67,4 @@ def write_kv_reference(
     v_cache.view(-1, *v_cache.shape[2:]).index_copy_(0, slot_mapping, value)
 
 
-_FACES = {"reference": write_kv_reference}
+_FACES = {"reference": write_kv_reference, "cpp": write_kv_cpp}
