@@ -1,4 +1,6 @@
-"""Compile the C++ kernels: at first use, or ahead of time with `python -m batchmill.kernels.cpp_build`.
+"""Compile the C++ kernels: at first use, or ahead of time.
+
+Ahead of time: `python -m batchmill.kernels.cpp_build`, with `--isa all` for unknown machines.
 
 A library is kept in the cache folder under the hash of its sources and flags and the compiler's
 version, so that a changed kernel or compiler builds anew and several versions live side by side.
@@ -33,7 +35,7 @@ _COMPILE_TIMEOUT_S = 300
 
 
 def cache_folder() -> Path:
-    """Where built libraries are kept: BATCHMILL_CACHE_DIR, else batchmill under the user's cache."""
+    """Where built libraries are kept: BATCHMILL_CACHE_DIR, else in the user's cache folder."""
     own = os.environ.get("BATCHMILL_CACHE_DIR")
     if own:
         return Path(own)
@@ -139,7 +141,7 @@ def _compiler_hash(compiler: str) -> str:
 def main() -> int:
     """Build ahead of time, and print the path of each library."""
     parser = argparse.ArgumentParser(
-        prog="python -m batchmill.kernels.cpp_build", description=__doc__
+        prog="python -m batchmill.kernels.cpp_build", description="Compile the C++ kernels."
     )
     parser.add_argument(
         "--isa",
@@ -147,7 +149,9 @@ def main() -> int:
         default="best",
         help="instruction set to build for; `all` where the target machine is not known",
     )
-    parser.add_argument("--cache-dir", type=Path, help="default: %(default)s, see cache_folder()")
+    parser.add_argument(
+        "--cache-dir", type=Path, help="default: BATCHMILL_CACHE_DIR, else the user's cache"
+    )
     arguments = parser.parse_args()
     chosen = [isa for isa in ISAS if arguments.isa in (isa.name, "all")] or [best_isa()]
     try:

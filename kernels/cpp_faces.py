@@ -32,8 +32,7 @@ def paged_attention_cpp(
 ) -> Tensor:
     """Arguments and result of `paged_attention`; `plan` is not needed and not read.
 
-    Args:
-        library: The kernels to use; None takes those for this CPU. The same for every op here.
+    `library` names the kernels to use, here and below; None takes those for this CPU.
 
     Raises:
         ValueError: a tensor is not where or what C code expects, or a length or block id lies

@@ -7,6 +7,7 @@ import logging
 from ctypes import c_float, c_int, c_long, c_void_p
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from .cpp_build import build_library
 from .cpp_isa import best_isa
@@ -19,7 +20,7 @@ _ABI_VERSION = 1
 
 _P, _I, _L, _F = c_void_p, c_int, c_long, c_float
 #: name: (result, arguments), in the order of the C++ sources.
-_SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
+_SIGNATURES: dict[str, tuple[type[c_int] | None, list[Any]]] = {
     "bm_paged_attention": (_I, [_P] * 7 + [_I] * 8 + [_L] * 5 + [_F, _I, _I, _I]),
     "bm_rms_norm": (None, [_P] * 4 + [_I, _I, _L, _F, _I, _I]),
     "bm_silu_and_mul": (None, [_P, _P, _I, _I, _L, _I, _I]),
