@@ -1,0 +1,32 @@
+"""Scheduling, and what a caller needs to ask and to read, work without torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+SCRIPT = """
+import sys
+sys.modules["torch"] = None      # any import of it fails now
+import batchmill.engine as engine
+from batchmill.engine import EngineConfig, RequestOutput, SamplingParams
+from batchmill.engine.block_pool import BlockPool
+from batchmill.engine.detokenizer import Detokenizer
+from batchmill.engine.request import Request
+from batchmill.engine.schedule import ScheduledBatch
+from batchmill.engine.scheduler import Scheduler
+from batchmill.engine.stats import StatsCounter
+from batchmill.engine.stop import StopStrings
+from batchmill.engine.tracker import RequestTracker
+
+scheduler = Scheduler(BlockPool(8, 4), max_num_seqs=2, max_num_batched_tokens=4)
+scheduler.add(Request("a", [1, 2, 3], SamplingParams(), seed=0, max_num_tokens=5))
+print(scheduler.schedule().num_tokens)
+"""
+
+
+def test_scheduling_runs_where_torch_cannot_be_imported() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.strip() == "3", done.stderr
