@@ -1,0 +1,136 @@
+"""Every page is true: its links lead somewhere, and the names it uses exist."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from .public_face import ROOT, Invocation, named_variables, setting_fields, variable_names
+
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+PAGE_NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
+every_page = pytest.mark.parametrize("page", PAGES, ids=PAGE_NAMES)
+
+
+def code_spans(text: str) -> list[str]:
+    """Inline code, and the lines of shell blocks."""
+    shell = re.findall(r"^```(?:sh|shell|bash)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    without_blocks = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    lines = [line for block in shell for line in block.replace("\\\n", " ").splitlines()]
+    return re.findall(r"`([^`\n]+)`", without_blocks) + lines
+
+
+def heading_anchors(page: Path) -> set[str]:
+    """Anchors of a page's headings, as code hosts make them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@every_page
+def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if re.match(r"https?://", target):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = page.parent / path if path else page
+        if not linked.exists() or (anchor and anchor not in heading_anchors(linked)):
+            broken.append(target)
+    assert broken == []
+
+
+@every_page
+def test_files_and_tests_that_a_page_names_exist(page: Path) -> None:
+    missing = []
+    for span in code_spans(page.read_text()):
+        path, _, test = span.partition("::")
+        if not re.fullmatch(r"(engine|kernels|producer|worker|tests|docs|compose)/[\w./*-]*", path):
+            continue
+        files = list(ROOT.glob(path)) if "*" in path else [ROOT / path]
+        exists = bool(files) and all(file.exists() for file in files)
+        if not exists or (test and f"def {test}(" not in files[0].read_text()):
+            missing.append(span)
+    assert missing == []
+
+
+@every_page
+def test_make_targets_that_a_page_names_exist(page: Path) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    named = {t for s in code_spans(page.read_text()) for t in re.findall(r"\bmake ([a-z]+)", s)}
+    assert named - targets == set()
+
+
+@every_page
+def test_variables_that_a_page_names_exist(page: Path) -> None:
+    assert named_variables(page.read_text()) - variable_names() == set()
+
+
+@every_page
+def test_commands_and_options_that_a_page_names_exist(page: Path) -> None:
+    problems = []
+    for span in code_spans(page.read_text()):
+        match = re.search(r"(?:^|\s|/)batchmill ([a-z-].*)", span)
+        if match is None or "pip install" in span:
+            continue
+        # A pipe or redirection belongs to the shell, a comment to the reader.
+        call = re.split(r"\s[|>#&]|;", match.group(1))[0]
+        problem = Invocation(tuple(shlex.split(call))).problem()
+        if problem is not None:
+            problems.append(f"{span}: {problem}")
+    assert problems == []
+
+
+@every_page
+def test_public_names_that_a_page_uses_are_exported(page: Path) -> None:
+    named = re.findall(r"\bbatchmill\.(producer|engine)\.(\w+)", page.read_text())
+    named += [
+        (folder, name.strip())
+        for folder, names in re.findall(
+            r"from batchmill\.(producer|engine) import ([\w, ]+)", page.read_text()
+        )
+        for name in names.split(",")
+    ]
+    missing = [
+        f"batchmill.{folder}.{name}"
+        for folder, name in named
+        if name not in importlib.import_module(f"batchmill.{folder}").__all__
+    ]
+    assert missing == []
+
+
+@every_page
+def test_json_examples_are_json(page: Path) -> None:
+    for block in re.findall(r"^```json\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
+        json.loads(block)
+
+
+def test_every_decision_is_in_the_index() -> None:
+    folder = ROOT / "docs" / "decisions"
+    index = (folder / "README.md").read_text()
+    pages = sorted(path.name for path in folder.glob("[0-9]*.md"))
+    assert re.findall(r"^\| \[\d+\]\((\S+)\)", index, re.MULTILINE) == pages
+
+
+def test_the_configuration_page_lists_every_setting_with_its_default() -> None:
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    rows = dict(re.findall(r"^\| `(BATCHMILL_\w+)` \| ([^|]+?) \|", page, re.MULTILINE))
+    expected = {name: written_default(field.default) for name, field in setting_fields().items()}
+    assert {n: d for n, d in rows.items() if n in expected} == expected
+    assert set(rows) == variable_names()
+
+
+def written_default(value: object) -> str:
+    """A default as the page writes it: as one would type it into the environment."""
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, tuple | list):
+        return f"`{','.join(f'{v:g}' if isinstance(v, float) else str(v) for v in value)}`"
+    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
