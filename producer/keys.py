@@ -47,6 +47,11 @@ def new_job_id() -> str:
     return f"gen_{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
 
 
+def is_generated_id(job_id: str) -> bool:
+    """Say whether an id is from ``new_job_id``; else it is that of a plain Celery task."""
+    return job_id.startswith("gen_")
+
+
 def is_job_id(text: str) -> bool:
     """Say whether ``text`` can be a job id: 1 to 128 letters, digits, ``_`` and ``-``."""
     return _JOB_ID.fullmatch(text) is not None
