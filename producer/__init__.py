@@ -1,1 +1,58 @@
-"""The light side of batchmill: the wire contract and the clients. Never imports torch."""
+"""The light side of batchmill: the wire contract and the clients. Never imports torch or Celery."""
+
+from .answers import CancelAnswer, CancelStatus, JobState
+from .async_client import AsyncClient, AsyncJob
+from .client import Client, Job
+from .errors import (
+    BatchmillError,
+    BrokerUnavailable,
+    IdempotencyConflict,
+    JobCancelled,
+    JobExpired,
+    JobFailed,
+    JobRejected,
+    JobUnfinished,
+    QueueFull,
+    ResultTimeout,
+    SignatureError,
+    UnknownJob,
+    UnsupportedParameter,
+)
+from .models import GenerationJob, Message
+from .results import JobError, JobResult, JobStatus, Metrics, Usage
+from .settings import ProducerSettings
+from .webhook import WebhookEvent, new_secret, verify_webhook
+
+__all__ = [
+    "AsyncClient",
+    "AsyncJob",
+    "BatchmillError",
+    "BrokerUnavailable",
+    "CancelAnswer",
+    "CancelStatus",
+    "Client",
+    "GenerationJob",
+    "IdempotencyConflict",
+    "Job",
+    "JobCancelled",
+    "JobError",
+    "JobExpired",
+    "JobFailed",
+    "JobRejected",
+    "JobResult",
+    "JobState",
+    "JobStatus",
+    "JobUnfinished",
+    "Message",
+    "Metrics",
+    "ProducerSettings",
+    "QueueFull",
+    "ResultTimeout",
+    "SignatureError",
+    "UnknownJob",
+    "UnsupportedParameter",
+    "Usage",
+    "WebhookEvent",
+    "new_secret",
+    "verify_webhook",
+]

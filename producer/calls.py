@@ -90,7 +90,11 @@ def decode_tokens(data: bytes) -> list[int]:
 
 
 def submit(job: NewJob, *, announce: bool = True) -> Call[Submitted]:
-    """Store a new job; ``announce`` puts its message on the queue as well."""
+    """Store a new job; ``announce`` puts its message on the queue as well.
+
+    A job that is not announced is in a worker's hands already: no queue can be too full for it.
+    """
+    max_depth = (job.max_queue_depth or 0) if announce else 0
     args = (
         job.job_id,
         keys.PROTOCOL_VERSION,
@@ -103,7 +107,7 @@ def submit(job: NewJob, *, announce: bool = True) -> Call[Submitted]:
         "" if job.deadline_at_ms is None else job.deadline_at_ms,
         "" if job.ttl_ms is None else job.ttl_ms,
         job.result_ttl_ms,
-        job.max_queue_depth or 0,
+        max_depth,
         "1" if announce else "0",
     )
     return Call("submit", args, _read_submit)

@@ -19,6 +19,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .results import JobResult
+
 
 class BatchmillError(Exception):
     """Base of all errors that ``batchmill.producer`` raises."""
@@ -72,13 +77,23 @@ class JobUnfinished(BatchmillError):
         job_id: the job.
         code: why, as in the job's error: ``attempts_exhausted``, ``deadline_exceeded`` …
         retryable: whether the same job, submitted again, may succeed.
+        result: the output up to then, where the worker kept it, else None.
     """
 
-    def __init__(self, message: str, *, job_id: str, code: str, retryable: bool = False):
+    def __init__(
+        self,
+        message: str,
+        *,
+        job_id: str,
+        code: str,
+        retryable: bool = False,
+        result: JobResult | None = None,
+    ):
         super().__init__(message)
         self.job_id = job_id
         self.code = code
         self.retryable = retryable
+        self.result = result
 
 
 class JobFailed(JobUnfinished):

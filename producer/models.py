@@ -114,8 +114,12 @@ def _no_top_k(top_k: Any) -> Any:
     return 0 if type(top_k) is int and top_k == -1 else top_k
 
 
-StopString = Annotated[Text, Field(min_length=1, max_length=limits.MAX_STOP_CHARS)]
-MetadataKey = Annotated[Text, Field(min_length=1, max_length=limits.MAX_METADATA_KEY_CHARS)]
+StopString = Annotated[
+    str, Field(min_length=1, max_length=limits.MAX_STOP_CHARS), AfterValidator(_encoded)
+]
+MetadataKey = Annotated[
+    str, Field(min_length=1, max_length=limits.MAX_METADATA_KEY_CHARS), AfterValidator(_encoded)
+]
 
 
 class Message(BaseModel):
@@ -125,7 +129,7 @@ class Message(BaseModel):
 
     role: Literal["system", "user", "assistant"]
     #: Text only.
-    content: Text
+    content: Text = Field(repr=False)
 
 
 class GenerationJob(BaseModel):
@@ -144,11 +148,13 @@ class GenerationJob(BaseModel):
     #: Served name; None takes the client's default.
     model: Annotated[str, AfterValidator(_check_model)] | None = None
     #: Text, or token ids of the model's own vocabulary. Used as it is, without a chat template.
-    prompt: Annotated[str | list[int], BeforeValidator(_check_prompt)] | None = None
+    prompt: Annotated[str | list[int], BeforeValidator(_check_prompt)] | None = Field(
+        default=None, repr=False
+    )
     #: A chat, put into the model's own template.
     messages: (
         Annotated[list[Message], Field(min_length=1, max_length=limits.MAX_MESSAGES)] | None
-    ) = None
+    ) = Field(default=None, repr=False)
 
     #: Most tokens to generate.
     max_tokens: int = Field(
@@ -231,8 +237,8 @@ class GenerationJob(BaseModel):
     @model_validator(mode="after")
     def _one_input(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
-            given = "neither" if self.prompt is None else "both"
-            raise ValueError(f"give exactly one of prompt and messages; {given} is given")
+            given = "neither is" if self.prompt is None else "both are"
+            raise ValueError(f"give exactly one of prompt and messages; {given} given")
         if self.messages is not None:
             num_bytes = sum(len(message.content.encode()) for message in self.messages)
             if num_bytes > limits.MAX_PROMPT_BYTES:

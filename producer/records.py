@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 from .answers import DeadLetter, DeadLetterKind, JobRecord, JobState, WorkerInfo
 
@@ -40,6 +41,11 @@ def read_job(fields: Fields) -> JobRecord | None:
         result=fields.get(b"result"),
         error=fields.get(b"error"),
     )
+
+
+def read_state(value: Any) -> JobState | None:
+    """Return the state in the field of a record, or None where there is none."""
+    return None if value is None else JobState(value.decode())
 
 
 def read_dead_letter(fields: Fields) -> DeadLetter | None:

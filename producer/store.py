@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 from redis import Redis
@@ -34,8 +34,11 @@ from .answers import (
 )
 from .calls import Call, NewJob
 from .connection import connect
-from .records import read_dead_letter, read_job, read_worker, write_worker
+from .records import read_dead_letter, read_job, read_state, read_worker, write_worker
 from .scripts import SCRIPT_NAMES, script_source
+from .settings import ProducerSettings
+from .submission import prepare
+from .validation import parse_job
 
 Answer = TypeVar("Answer")
 
@@ -80,8 +83,25 @@ class JobStore:
         """Store and announce a job. The same id again answers EXISTING and changes nothing."""
         return self.run(calls.submit(job))
 
-    def adopt(self, job: NewJob) -> Submitted:
-        """Store a job that came inside a Celery message: as ``submit``, without an announcement."""
+    def adopt(
+        self,
+        job_id: str,
+        document: Mapping[str, Any],
+        *,
+        settings: ProducerSettings | None = None,
+    ) -> Submitted:
+        """Store a job that came inside a Celery message: as ``submit``, without announcing it.
+
+        Args:
+            job_id: the Celery task's id. The same id again answers EXISTING and changes nothing.
+            document: the fields of a ``GenerationJob``, not checked yet.
+            settings: for defaults and limits; None reads the environment.
+
+        Raises:
+            JobRejected: the document is no job.
+        """
+        settings = ProducerSettings() if settings is None else settings
+        job = prepare(parse_job(document), settings, job_id=job_id)
         return self.run(calls.submit(job, announce=False))
 
     def cancel(self, job_id: str) -> CancelAnswer:
@@ -92,10 +112,18 @@ class JobStore:
         """Return a job's record, or None where it is unknown or its time to live has run out."""
         return read_job(cast(Any, self.client.hgetall(keys.job(job_id))))
 
+    def state(self, job_id: str) -> JobState | None:
+        """Return a job's state, or None where it is unknown."""
+        return read_state(self.client.hget(keys.job(job_id), "state"))
+
     def read_tokens(self, job_id: str, start: int = 0) -> list[int]:
         """Return the generated token ids from index ``start`` on."""
         data = self.client.getrange(keys.tokens(job_id), start * 4, -1)
         return calls.decode_tokens(cast(bytes, data))
+
+    def num_tokens(self, job_id: str) -> int:
+        """Return how many generated tokens are stored."""
+        return self.client.strlen(keys.tokens(job_id)) // 4
 
     # Jobs: the worker's side.
 
@@ -149,8 +177,10 @@ class JobStore:
             token_ids: tokens not checkpointed yet.
 
         Raises:
-            ValueError: the state is not terminal.
+            ValueError: the state is not terminal, or a completed job has no result.
         """
+        if state is JobState.COMPLETED and result is None:
+            raise ValueError("a completed job needs its result")
         if not state.is_terminal:
             raise ValueError(
                 f"state is {state.value!r}; a job ends completed, failed, cancelled or expired"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+from urllib.parse import urlsplit
 
 from . import keys
 from .calls import NewJob
@@ -55,7 +56,11 @@ def prepare(job: GenerationJob, settings: ProducerSettings, *, job_id: str | Non
 
 
 def _check_webhook_scheme(job: GenerationJob, settings: ProducerSettings) -> None:
-    if job.webhook is None or settings.webhook_allow_http or job.webhook.startswith("https:"):
+    if (
+        job.webhook is None
+        or settings.webhook_allow_http
+        or urlsplit(job.webhook).scheme == "https"
+    ):
         return
     raise JobRejected(
         "webhook: plain http can be read on the way; use https, "

@@ -1,0 +1,146 @@
+"""The asyncio client: the same verbs as ``Client``."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from types import TracebackType
+from typing import Any, Self
+
+from . import calls
+from .answers import CancelAnswer, CancelStatus
+from .async_store import AsyncJobStore
+from .async_waiting import wait_until_ended
+from .batching import Batch, JobLike, OnRejected, as_job
+from .broker_url import find_broker
+from .outcomes import accepted_id, broker_errors, result_of, unknown
+from .results import JobResult, JobStatus
+from .settings import ProducerSettings
+from .submission import prepare
+
+
+class AsyncJob:
+    """A submitted job, by its id. Holds no state: every call asks the broker."""
+
+    __slots__ = ("_client", "id")
+
+    def __init__(self, client: AsyncClient, job_id: str) -> None:
+        self._client = client
+        self.id = job_id
+
+    def __repr__(self) -> str:
+        return f"AsyncJob({self.id!r})"
+
+    async def status(self) -> JobStatus:
+        """As ``Client.status``."""
+        return await self._client.status(self.id)
+
+    async def result(self, timeout_s: float | None = None) -> JobResult:
+        """As ``Client.result``."""
+        return await self._client.result(self.id, timeout_s)
+
+    async def cancel(self) -> CancelAnswer:
+        """As ``Client.cancel``."""
+        return await self._client.cancel(self.id)
+
+
+class AsyncClient:
+    """Submits jobs to a broker and reads what became of them. Belongs to one event loop.
+
+    >>> async with AsyncClient("redis://localhost:6379/0") as client:
+    ...     job = await client.submit(prompt="Name three fruits.", max_tokens=32)
+    ...     print((await job.result(timeout_s=60)).text)
+    """
+
+    def __init__(self, url: str | None = None, *, settings: ProducerSettings | None = None) -> None:
+        """As ``Client``."""
+        self.settings = ProducerSettings() if settings is None else settings
+        self._url = find_broker(url or self.settings.broker_url)
+        self._store = AsyncJobStore.from_url(self._url)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections. Jobs go on."""
+        await self._store.close()
+
+    async def submit(self, job: JobLike | None = None, /, **fields: Any) -> AsyncJob:
+        """As ``Client.submit``."""
+        prepared = prepare(as_job(job, fields), self.settings)
+        with broker_errors(self._url):
+            answer = await self._store.run(calls.submit(prepared))
+        return AsyncJob(self, accepted_id(prepared, answer))
+
+    async def submit_many(
+        self,
+        jobs: Iterable[JobLike] | AsyncIterable[JobLike],
+        *,
+        on_rejected: OnRejected | None = None,
+    ) -> AsyncIterator[AsyncJob]:
+        """As ``Client.submit_many``; ``jobs`` may be an asynchronous iterable."""
+        batch = Batch(self.settings, on_rejected)
+        index = 0
+        async for job in _asynchronously(jobs):
+            batch.add(index, job)
+            index += 1
+            if batch.must_be_sent:
+                async for handle in self._send(batch):
+                    yield handle
+        async for handle in self._send(batch):
+            yield handle
+
+    def job(self, job_id: str) -> AsyncJob:
+        """Return the handle of a job submitted earlier or elsewhere. Asks nothing."""
+        return AsyncJob(self, job_id)
+
+    async def status(self, job_id: str) -> JobStatus:
+        """As ``Client.status``."""
+        with broker_errors(self._url):
+            record = await self._store.load(job_id)
+            if record is None:
+                raise unknown(job_id)
+            return JobStatus.from_record(record, await self._store.num_tokens(job_id))
+
+    async def result(self, job_id: str, timeout_s: float | None = None) -> JobResult:
+        """As ``Client.result``."""
+        with broker_errors(self._url):
+            await wait_until_ended(self._store, job_id, timeout_s)
+            record = await self._store.load(job_id)
+            if record is None:
+                raise unknown(job_id)
+            token_ids = await self._store.read_tokens(job_id)
+        return result_of(record, token_ids)
+
+    async def cancel(self, job_id: str) -> CancelAnswer:
+        """As ``Client.cancel``."""
+        with broker_errors(self._url):
+            answer = await self._store.run(calls.cancel(job_id))
+        if answer.status is CancelStatus.UNKNOWN:
+            raise unknown(job_id)
+        return answer
+
+    async def _send(self, batch: Batch) -> AsyncIterator[AsyncJob]:
+        with broker_errors(self._url):
+            answers = await self._store.run_all(batch.calls())
+        for job_id in batch.take_ids(answers):
+            yield AsyncJob(self, job_id)
+        batch.check()
+
+
+async def _asynchronously(
+    jobs: Iterable[JobLike] | AsyncIterable[JobLike],
+) -> AsyncIterator[JobLike]:
+    if isinstance(jobs, AsyncIterable):
+        async for job in jobs:
+            yield job
+    else:
+        for job in jobs:
+            yield job

@@ -1,0 +1,64 @@
+"""The store as asyncio clients need it: submit, watch and cancel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar, cast
+
+from redis.asyncio import Redis
+
+from . import calls, keys
+from .answers import JobRecord, JobState
+from .calls import Call
+from .connection import connect_async
+from .records import read_job, read_state
+from .scripts import SCRIPT_NAMES, script_source
+
+Answer = TypeVar("Answer")
+
+
+class AsyncJobStore:
+    """The asyncio twin of ``JobStore``, without the sides of the worker and the deliverer."""
+
+    def __init__(self, client: Redis) -> None:
+        """Bind to a client that returns bytes (``decode_responses=False``)."""
+        self.client = client
+        self._scripts = {name: client.register_script(script_source(name)) for name in SCRIPT_NAMES}
+
+    @classmethod
+    def from_url(cls, url: str) -> AsyncJobStore:
+        """Connect to ``redis://``, ``rediss://``, ``unix://`` or ``redis+socket://``."""
+        return cls(connect_async(url))
+
+    async def close(self) -> None:
+        """Close the client's connections."""
+        await self.client.aclose()
+
+    async def run(self, call: Call[Answer]) -> Answer:
+        """Run one script call and read its answer."""
+        return call.read(await self._scripts[call.script](args=call.args))
+
+    async def run_all(self, batch: Sequence[Call[Answer]]) -> list[Answer]:
+        """Run script calls in one round trip (each atomic, the pipeline as a whole not)."""
+        async with self.client.pipeline(transaction=False) as pipeline:
+            for call in batch:
+                await self._scripts[call.script](args=call.args, client=pipeline)
+            replies = await pipeline.execute()
+        return [call.read(reply) for call, reply in zip(batch, replies, strict=True)]
+
+    async def load(self, job_id: str) -> JobRecord | None:
+        """Return a job's record, or None where it is unknown."""
+        return read_job(await cast(Any, self.client.hgetall(keys.job(job_id))))
+
+    async def state(self, job_id: str) -> JobState | None:
+        """Return a job's state, or None where it is unknown."""
+        return read_state(await cast(Any, self.client.hget(keys.job(job_id), "state")))
+
+    async def num_tokens(self, job_id: str) -> int:
+        """Return how many generated tokens are stored."""
+        return int(await cast(Any, self.client.strlen(keys.tokens(job_id)))) // 4
+
+    async def read_tokens(self, job_id: str, start: int = 0) -> list[int]:
+        """Return the generated token ids from index ``start`` on."""
+        data = await cast(Any, self.client.getrange(keys.tokens(job_id), start * 4, -1))
+        return calls.decode_tokens(data)

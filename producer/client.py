@@ -1,0 +1,186 @@
+"""The synchronous client: submit jobs, wait for them, cancel them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Any, Self
+
+from .answers import CancelAnswer, CancelStatus
+from .batching import Batch, JobLike, OnRejected, as_job
+from .broker_url import find_broker
+from .outcomes import accepted_id, broker_errors, result_of, unknown
+from .results import JobResult, JobStatus
+from .settings import ProducerSettings
+from .store import JobStore
+from .submission import prepare
+from .waiting import wait_until_ended
+
+
+class Job:
+    """A submitted job, by its id. Holds no state: every call asks the broker."""
+
+    __slots__ = ("_client", "id")
+
+    def __init__(self, client: Client, job_id: str) -> None:
+        self._client = client
+        self.id = job_id
+
+    def __repr__(self) -> str:
+        return f"Job({self.id!r})"
+
+    def status(self) -> JobStatus:
+        """As ``Client.status``."""
+        return self._client.status(self.id)
+
+    def result(self, timeout_s: float | None = None) -> JobResult:
+        """As ``Client.result``."""
+        return self._client.result(self.id, timeout_s)
+
+    def cancel(self) -> CancelAnswer:
+        """As ``Client.cancel``."""
+        return self._client.cancel(self.id)
+
+
+class Client:
+    """Submits jobs to a broker and reads what became of them. Thread-safe; fork before making one.
+
+    >>> client = Client("redis://localhost:6379/0")
+    >>> job = client.submit(prompt="Name three fruits.", max_tokens=32)
+    >>> print(job.result(timeout_s=60).text)
+    """
+
+    def __init__(self, url: str | None = None, *, settings: ProducerSettings | None = None) -> None:
+        """Find the broker; nothing is sent before the first call.
+
+        Args:
+            url: ``redis://``, ``rediss://`` or ``unix://``. None takes ``BATCHMILL_BROKER_URL`` or,
+                without it, the embedded broker of this user.
+            settings: None reads the environment.
+
+        Raises:
+            BrokerUnavailable: no URL is known and no embedded broker runs.
+        """
+        self.settings = ProducerSettings() if settings is None else settings
+        self._url = find_broker(url or self.settings.broker_url)
+        self._store = JobStore.from_url(self._url)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections. Jobs go on."""
+        self._store.close()
+
+    def submit(self, job: JobLike | None = None, /, **fields: Any) -> Job:
+        """Store and announce a job, in one atomic step, and return its handle.
+
+        Args:
+            job: a ``GenerationJob`` or a mapping; or give its fields by name instead.
+            **fields: the fields of a ``GenerationJob``.
+
+        Raises:
+            JobRejected: the job is wrong (``code``, ``param``), the queue is full, or its
+                idempotency key stands for other content. Nothing was stored.
+            BrokerUnavailable: no answer. The job may be stored or not; submit it again with an
+                idempotency key to be sure that there is one of it.
+        """
+        prepared = prepare(as_job(job, fields), self.settings)
+        with broker_errors(self._url):
+            answer = self._store.submit(prepared)
+        return Job(self, accepted_id(prepared, answer))
+
+    def submit_many(
+        self, jobs: Iterable[JobLike], *, on_rejected: OnRejected | None = None
+    ) -> Iterator[Job]:
+        """Submit jobs in batches, and yield their handles in order.
+
+        Works as it is read: ``jobs`` may be endless, and memory does not grow with it. Nothing is
+        sent before the first handle is asked for; ``list(client.submit_many(jobs))`` sends all.
+
+        Args:
+            jobs: ``GenerationJob`` values or mappings.
+            on_rejected: told the index and the error of each job that was refused, which then has
+                no handle. None raises at the first, after the handles of those that were
+                submitted with or before it.
+
+        Raises:
+            JobRejected: as ``submit``.
+            BrokerUnavailable: as ``submit``.
+        """
+        batch = Batch(self.settings, on_rejected)
+        for index, job in enumerate(jobs):
+            batch.add(index, job)
+            if batch.must_be_sent:
+                yield from self._send(batch)
+        yield from self._send(batch)
+
+    def job(self, job_id: str) -> Job:
+        """Return the handle of a job submitted earlier or elsewhere. Asks nothing."""
+        return Job(self, job_id)
+
+    def status(self, job_id: str) -> JobStatus:
+        """Return where a job is.
+
+        Raises:
+            UnknownJob: there is none of this id.
+            BrokerUnavailable: no answer from the broker.
+        """
+        with broker_errors(self._url):
+            record = self._store.load(job_id)
+            if record is None:
+                raise unknown(job_id)
+            return JobStatus.from_record(record, self._store.num_tokens(job_id))
+
+    def result(self, job_id: str, timeout_s: float | None = None) -> JobResult:
+        """Wait for the end of a job and return its result.
+
+        Args:
+            job_id: the job.
+            timeout_s: how long to wait; None waits for as long as it takes, 0 only looks.
+
+        Raises:
+            ResultTimeout: the job has not ended yet; it goes on.
+            JobFailed, JobCancelled, JobExpired: it ended without a completion; ``code`` says why,
+                ``result`` holds the output up to then, if there is any.
+            UnknownJob: there is none of this id.
+            BrokerUnavailable: no answer from the broker for half a minute.
+        """
+        with broker_errors(self._url):
+            wait_until_ended(self._store, job_id, timeout_s)
+            record = self._store.load(job_id)
+            if record is None:
+                raise unknown(job_id)
+            token_ids = self._store.read_tokens(job_id)
+        return result_of(record, token_ids)
+
+    def cancel(self, job_id: str) -> CancelAnswer:
+        """Cancel a job: at once where it waits, at its next checkpoint where it runs.
+
+        Returns:
+            What was done; nothing where the job had ended already.
+
+        Raises:
+            UnknownJob: there is none of this id.
+            BrokerUnavailable: no answer from the broker.
+        """
+        with broker_errors(self._url):
+            answer = self._store.cancel(job_id)
+        if answer.status is CancelStatus.UNKNOWN:
+            raise unknown(job_id)
+        return answer
+
+    def _send(self, batch: Batch) -> Iterator[Job]:
+        with broker_errors(self._url):
+            answers = self._store.run_all(batch.calls())
+        for job_id in batch.take_ids(answers):
+            yield Job(self, job_id)
+        batch.check()

@@ -1,0 +1,58 @@
+"""Trying a dead letter again."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from . import keys
+from .answers import DeadLetter, DeadLetterKind, RedeliverStatus
+from .outcomes import accepted_id
+from .settings import ProducerSettings
+from .store import JobStore
+from .submission import prepare
+from .validation import parse_document
+
+
+def retry_dead_letter(store: JobStore, letter_id: str, settings: ProducerSettings) -> str | None:
+    """Try a dead letter again and drop it.
+
+    A job is submitted anew, without its deadline and under a new id: the old one has ended, and its
+    webhook has said so. A message goes back to its queue, a webhook event to the outbox.
+
+    Returns:
+        The id of the new job, the queue, or the id of the event; None where there is no such letter
+        or its event has been deleted since.
+
+    Raises:
+        JobRejected: the job is not accepted any more, for instance because its queue is full.
+    """
+    letter = store.dead_letter(letter_id)
+    if letter is None:
+        return None
+    if letter.kind is DeadLetterKind.JOB:
+        return _retry_job(store, letter, settings)
+    if letter.kind is DeadLetterKind.MESSAGE:
+        return _retry_message(store, letter)
+    if letter.kind is DeadLetterKind.WEBHOOK:
+        status = store.outbox_redeliver(letter.id)
+        return None if status is RedeliverStatus.UNKNOWN else letter.id
+    assert_never(letter.kind)
+
+
+def _retry_job(store: JobStore, letter: DeadLetter, settings: ProducerSettings) -> str:
+    # The key makes a retry that is repeated after a lost answer the same job.
+    changes = {"deadline": None, "idempotency_key": f"dead-letter:{letter.id}:{letter.at_ms}"}
+    job = parse_document(letter.payload).model_copy(update=changes)
+    prepared = prepare(job, settings)
+    job_id = accepted_id(prepared, store.submit(prepared))
+    store.dead_letter_drop(letter.id)
+    return job_id
+
+
+def _retry_message(store: JobStore, letter: DeadLetter) -> str:
+    with store.client.pipeline(transaction=True) as pipeline:
+        pipeline.lpush(letter.source, letter.payload)
+        pipeline.delete(keys.dead(letter.id))
+        pipeline.zrem(keys.DEAD, letter.id)
+        pipeline.execute()
+    return letter.source

@@ -1,0 +1,104 @@
+"""What a caller gets: answers and records turned into values or errors. No input or output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from redis import exceptions as redis_errors
+
+from .answers import JobRecord, JobState, SubmitStatus, Submitted
+from .broker_url import redact
+from .calls import NewJob
+from .errors import (
+    BrokerUnavailable,
+    IdempotencyConflict,
+    JobCancelled,
+    JobExpired,
+    JobFailed,
+    JobUnfinished,
+    QueueFull,
+    UnknownJob,
+)
+from .results import JobError, JobResult
+
+_ERRORS: dict[JobState, type[JobUnfinished]] = {
+    JobState.FAILED: JobFailed,
+    JobState.CANCELLED: JobCancelled,
+    JobState.EXPIRED: JobExpired,
+}
+
+
+def accepted_id(job: NewJob, answer: Submitted) -> str:
+    """Return the id of the job that stands for a submission.
+
+    Raises:
+        IdempotencyConflict: the key stands for other content.
+        QueueFull: the queue has reached its depth limit.
+    """
+    if answer.status is SubmitStatus.FULL or answer.job_id is None:
+        raise QueueFull(
+            f"queue {job.queue} holds {answer.queue_depth} jobs, its limit is "
+            f"{job.max_queue_depth}; try later, add workers or raise BATCHMILL_MAX_QUEUE_DEPTH"
+        )
+    if answer.status is SubmitStatus.CONFLICT:
+        raise IdempotencyConflict(
+            f"idempotency_key {job.idempotency_key!r} stands for job {answer.job_id}, which has "
+            "other content; use a new key for a new job",
+            job_id=answer.job_id,
+        )
+    return answer.job_id
+
+
+def unknown(job_id: str) -> UnknownJob:
+    """Return the error for a job that is not there."""
+    return UnknownJob(
+        f"no job {job_id!r}: never submitted to this broker, or its time to live has run out"
+    )
+
+
+def result_of(record: JobRecord, token_ids: list[int]) -> JobResult:
+    """Return the result of a job that has ended.
+
+    Raises:
+        JobFailed, JobCancelled, JobExpired: it ended without a completion.
+    """
+    result = None
+    if record.result is not None:
+        result = JobResult.model_validate_json(record.result)
+        result = result.model_copy(update={"token_ids": token_ids})
+    if record.state is JobState.COMPLETED and result is not None:
+        return result
+    error = JobError(code=record.state.value, message=f"the job {record.state.value}")
+    if record.error is not None:
+        error = JobError.model_validate_json(record.error)
+    raise _ERRORS.get(record.state, JobFailed)(
+        f"job {record.id} {record.state.value}: {error.message} ({error.code})",
+        job_id=record.id,
+        code=error.code,
+        retryable=error.retryable,
+        result=result,
+    )
+
+
+@contextmanager
+def broker_errors(url: str) -> Iterator[None]:
+    """Turn the client library's errors into ours; passwords stay out of the message.
+
+    Raises:
+        BrokerUnavailable: no answer from the broker, or it takes no writes.
+        QueueFull: Redis has reached its memory limit.
+    """
+    try:
+        yield
+    except redis_errors.OutOfMemoryError:
+        raise QueueFull(
+            f"the broker at {redact(url)} has reached its memory limit; "
+            "try later, or raise Redis' maxmemory"
+        ) from None
+    except (
+        redis_errors.ConnectionError,
+        redis_errors.TimeoutError,
+        redis_errors.ReadOnlyError,
+    ) as error:
+        raise BrokerUnavailable(f"broker at {redact(url)}: {error}") from error
