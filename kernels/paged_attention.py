@@ -48,7 +48,7 @@ def paged_attention(
         seq_lens: [num_seqs] int32, keys that each sequence has, this step's included.
         scale: Factor on the scores.
         window: A query sees only its last `window` keys, its own included; None sees all.
-        plan: The step's `plan_attention(...)`, worth passing where several layers share it; made
+        plan: The step's `AttentionPlan`, worth passing where several layers share it; made
             on the spot where it is None and the face wants one.
         backend: The face that computes it.
 

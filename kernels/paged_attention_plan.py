@@ -6,6 +6,7 @@ Decode rows are gathered into padded batches of similar length; prefill chunks g
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -54,40 +55,71 @@ class PrefillChunk:
     mask: Tensor | None
 
 
-@dataclass(frozen=True, slots=True)
 class AttentionPlan:
-    """The calls that make up one step's attention; every row of q is in exactly one."""
+    """The calls that make up one step's attention; every row of q is in exactly one.
 
-    decode: tuple[DecodeBucket, ...]
-    prefill: tuple[PrefillChunk, ...]
-
-
-def plan_attention(
-    block_tables: Tensor,
-    cu_seqlens_q: Tensor,
-    seq_lens: Tensor,
-    k_cache: Tensor,
-    *,
-    window: int | None = None,
-) -> AttentionPlan:
-    """Work out the calls for one step; see `paged_attention` for the arguments.
-
-    Reads the index tensors on the host, which on a GPU waits for it.
+    Making one costs nothing: it is worked out when a face first asks for it. That reads the index
+    tensors on the host, which on a GPU waits for it.
     """
-    tables = block_tables.cpu().numpy().astype(np.int64)
-    starts = cu_seqlens_q.cpu().numpy().astype(np.int64)
-    lengths = seq_lens.cpu().numpy().astype(np.int64)
-    query_lens = np.diff(starts)
-    decode = _decode_buckets(
-        np.flatnonzero(query_lens == 1), tables, starts, lengths, k_cache, window
-    )
-    prefill = tuple(
-        _prefill_chunk(
-            tables[seq], int(starts[seq]), int(starts[seq + 1]), int(lengths[seq]), k_cache, window
+
+    def __init__(
+        self,
+        block_tables: Tensor,
+        cu_seqlens_q: Tensor,
+        seq_lens: Tensor,
+        k_cache: Tensor,
+        *,
+        window: int | None = None,
+    ) -> None:
+        """Keep a step's index tensors; see `paged_attention` for the arguments.
+
+        Args:
+            block_tables: [num_seqs, max_blocks] int32.
+            cu_seqlens_q: [num_seqs + 1] int32.
+            seq_lens: [num_seqs] int32.
+            k_cache: Any layer's keys: only shape, dtype and device are looked at.
+            window: As in `paged_attention`.
+        """
+        self._block_tables = block_tables
+        self._cu_seqlens_q = cu_seqlens_q
+        self._seq_lens = seq_lens
+        self._k_cache = k_cache
+        self._window = window
+
+    @cached_property
+    def decode(self) -> tuple[DecodeBucket, ...]:
+        """Sequences with one query each."""
+        seqs = np.flatnonzero(np.diff(self._starts) == 1)
+        return _decode_buckets(
+            seqs, self._tables, self._starts, self._lengths, self._k_cache, self._window
         )
-        for seq in np.flatnonzero(query_lens > 1)
-    )
-    return AttentionPlan(decode=decode, prefill=prefill)
+
+    @cached_property
+    def prefill(self) -> tuple[PrefillChunk, ...]:
+        """Sequences with several queries, one entry each."""
+        return tuple(
+            _prefill_chunk(
+                self._tables[seq],
+                int(self._starts[seq]),
+                int(self._starts[seq + 1]),
+                int(self._lengths[seq]),
+                self._k_cache,
+                self._window,
+            )
+            for seq in np.flatnonzero(np.diff(self._starts) > 1)
+        )
+
+    @cached_property
+    def _tables(self) -> NDArray[np.int64]:
+        return self._block_tables.cpu().numpy().astype(np.int64)
+
+    @cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        return self._cu_seqlens_q.cpu().numpy().astype(np.int64)
+
+    @cached_property
+    def _lengths(self) -> NDArray[np.int64]:
+        return self._seq_lens.cpu().numpy().astype(np.int64)
 
 
 def _decode_buckets(

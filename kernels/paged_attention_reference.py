@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .paged_attention_plan import AttentionPlan, DecodeBucket, PrefillChunk, plan_attention
+from .paged_attention_plan import AttentionPlan, DecodeBucket, PrefillChunk
 
 
 def paged_attention_reference(
@@ -27,7 +27,7 @@ def paged_attention_reference(
 ) -> Tensor:
     """Same arguments and result as `batchmill.kernels.paged_attention.paged_attention`."""
     if plan is None:
-        plan = plan_attention(block_tables, cu_seqlens_q, seq_lens, k_cache, window=window)
+        plan = AttentionPlan(block_tables, cu_seqlens_q, seq_lens, k_cache, window=window)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     for bucket in plan.decode:
         _decode(q, k_cache, v_cache, scale, bucket, out)

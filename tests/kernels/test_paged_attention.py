@@ -10,7 +10,7 @@ from torch import Tensor
 
 from batchmill.kernels.paged_attention import paged_attention
 from batchmill.kernels.paged_attention_oracle import paged_attention_oracle
-from batchmill.kernels.paged_attention_plan import plan_attention
+from batchmill.kernels.paged_attention_plan import AttentionPlan
 
 # fp32: sums of up to ~100 products of order 1 in another order. bf16 and fp16: the result is
 # rounded to 8 or 11 bits, and so are the softmax weights before they meet the values.
@@ -122,7 +122,7 @@ def test_very_ragged_decode_rows_match_the_oracle() -> None:
 
 def test_a_plan_made_once_gives_the_same_result() -> None:
     case = make_case(MIXED_QUERY_LENS, MIXED_SEQ_LENS)
-    plan = plan_attention(case.block_tables, case.cu_seqlens_q, case.seq_lens, case.k_cache)
+    plan = AttentionPlan(case.block_tables, case.cu_seqlens_q, case.seq_lens, case.k_cache)
     planned = paged_attention(*case.arguments(), case.scale, plan=plan, backend="reference")
     assert torch.equal(planned, paged_attention(*case.arguments(), case.scale, backend="reference"))
 

@@ -1,0 +1,183 @@
+"""The native decoder of the Llama family: plain weights, our kernels, one flattened batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from batchmill.kernels.dispatch import Backend
+from batchmill.kernels.paged_attention import paged_attention
+from batchmill.kernels.paged_attention_plan import AttentionPlan
+from batchmill.kernels.rms_norm import add_rms_norm, rms_norm
+from batchmill.kernels.rope import apply_rope
+from batchmill.kernels.silu_and_mul import silu_and_mul
+from batchmill.kernels.write_kv import write_kv
+
+from .kv_cache import KVCache
+from .model_config import ModelConfig
+from .rotary import cos_sin, inverse_frequencies
+from .step_inputs import StepInputs
+from .weights import DecoderWeights, LayerWeights
+
+#: A matrix multiplication with its weights inside: [rows, in] -> [rows, out].
+Linear = Callable[[Tensor], Tensor]
+#: Makes one from a weight [out, in] and a bias; the place where packed weights slot in.
+LinearFactory = Callable[[Tensor, Tensor | None], Linear]
+
+
+def dense_linear(weight: Tensor, bias: Tensor | None) -> Linear:
+    """The plain matrix multiplication, `torch.nn.functional.linear`."""
+
+    def apply(x: Tensor) -> Tensor:
+        return F.linear(x, weight, bias)
+
+    return apply
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderLayer:
+    """One layer, ready to run; see `LayerWeights` for the sizes."""
+
+    input_norm: Tensor
+    qkv: Linear
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    output: Linear
+    post_attention_norm: Tensor
+    gate_up: Linear
+    down: Linear
+
+    @classmethod
+    def build(cls, weights: LayerWeights, linear: LinearFactory) -> DecoderLayer:
+        """Turn weights into a layer."""
+        return cls(
+            input_norm=weights.input_norm,
+            qkv=linear(weights.qkv, weights.qkv_bias),
+            q_norm=weights.q_norm,
+            k_norm=weights.k_norm,
+            output=linear(weights.output, weights.output_bias),
+            post_attention_norm=weights.post_attention_norm,
+            gate_up=linear(weights.gate_up, weights.gate_up_bias),
+            down=linear(weights.down, weights.down_bias),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What every layer needs of one step."""
+
+    inputs: StepInputs
+    cos: Tensor  # [num_tokens, head_dim / 2] float32
+    sin: Tensor
+    plan: AttentionPlan
+
+
+class DecoderModel:
+    """Owns a decoder's weights and computes logits from a step's inputs and the KV cache.
+
+    Attributes:
+        config: Sizes and features.
+        dtype: Of weights, activations and the KV cache.
+        device: Where the weights are.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: DecoderWeights,
+        *,
+        linear: LinearFactory = dense_linear,
+        backend: Backend = "auto",
+    ) -> None:
+        """Make a model of weights.
+
+        Args:
+            config: Sizes and features.
+            weights: As `load_weights` gives them.
+            linear: Makes the matrix multiplications; the weights it packs are let go of here.
+            backend: The face of our kernels, see `batchmill.kernels.dispatch`.
+        """
+        self.config = config
+        self.dtype = weights.embedding.dtype
+        self.device = weights.embedding.device
+        self._embedding = weights.embedding
+        self._layers = [DecoderLayer.build(layer, linear) for layer in weights.layers]
+        self._final_norm = weights.final_norm
+        self._head = linear(weights.head, None)
+        self._backend = backend
+        self._frequencies = inverse_frequencies(config.rope, config.head_dim).to(self.device)
+
+    def forward(self, inputs: StepInputs, kv_cache: KVCache) -> Tensor:
+        """Run one step: write its keys and values, and compute the logits that are wanted.
+
+        Args:
+            inputs: The step's batch.
+            kv_cache: Read and written.
+
+        Returns:
+            [num_samples, vocab_size] in the model's dtype.
+        """
+        eps, backend = self.config.rms_norm_eps, self._backend
+        cos, sin = cos_sin(inputs.positions, self._frequencies)
+        step = _Step(inputs, cos, sin, self._plan(inputs, kv_cache))
+        residual = F.embedding(inputs.input_ids, self._embedding)  # [num_tokens, hidden]
+        x = None
+        for layer, (k_cache, v_cache) in zip(self._layers, kv_cache.layers, strict=True):
+            if x is None:
+                normed = rms_norm(residual, layer.input_norm, eps, backend=backend)
+            else:
+                normed = add_rms_norm(x, residual, layer.input_norm, eps, backend=backend)
+            x = self._attend(layer, normed, k_cache, v_cache, step)
+            if layer is self._layers[-1] and len(inputs.sample_rows) < len(x):
+                # Past the last attention rows are independent, and only these lead to a token.
+                if not len(inputs.sample_rows):
+                    return x.new_empty(0, self.config.vocab_size)
+                x = x.index_select(0, inputs.sample_rows)
+                residual = residual.index_select(0, inputs.sample_rows)
+            normed = add_rms_norm(x, residual, layer.post_attention_norm, eps, backend=backend)
+            x = layer.down(silu_and_mul(layer.gate_up(normed), backend=backend))
+        assert x is not None, "a model has at least one layer"
+        return self._head(add_rms_norm(x, residual, self._final_norm, eps, backend=backend))
+
+    def _plan(self, inputs: StepInputs, kv_cache: KVCache) -> AttentionPlan:
+        return AttentionPlan(
+            inputs.block_tables,
+            inputs.cu_seqlens_q,
+            inputs.seq_lens,
+            kv_cache.layers[0][0],
+            window=self.config.sliding_window,
+        )
+
+    def _attend(
+        self, layer: DecoderLayer, x: Tensor, k_cache: Tensor, v_cache: Tensor, step: _Step
+    ) -> Tensor:
+        """Attention of one layer, [num_tokens, hidden] to [num_tokens, hidden]."""
+        config, inputs, backend = self.config, step.inputs, self._backend
+        first_value = config.num_heads + config.num_kv_heads
+        # [num_tokens, num_heads + 2 * num_kv_heads, head_dim]: queries, keys, values
+        heads = layer.qkv(x).view(len(x), -1, config.head_dim)
+        queries, keys = heads[:, : config.num_heads], heads[:, config.num_heads : first_value]
+        if layer.q_norm is not None and layer.k_norm is not None:
+            eps = config.rms_norm_eps
+            queries.copy_(rms_norm(queries, layer.q_norm, eps, backend=backend))
+            keys.copy_(rms_norm(keys, layer.k_norm, eps, backend=backend))
+        apply_rope(heads[:, :first_value], step.cos, step.sin, backend=backend)
+        write_kv(
+            keys, heads[:, first_value:], k_cache, v_cache, inputs.slot_mapping, backend=backend
+        )
+        attended = paged_attention(
+            queries,
+            k_cache,
+            v_cache,
+            inputs.block_tables,
+            inputs.cu_seqlens_q,
+            inputs.seq_lens,
+            config.head_dim**-0.5,
+            window=config.sliding_window,
+            plan=step.plan,
+            backend=backend,
+        )
+        return layer.output(attended.view(len(x), -1))

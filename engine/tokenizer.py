@@ -1,0 +1,101 @@
+"""Text to tokens and back, thin over transformers' fast tokenizers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from jinja2 import TemplateError
+from tokenizers import Tokenizer as BackendTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from .errors import ModelLoadError, RequestError, UnsupportedModelError
+
+
+class Tokenizer:
+    """A model's vocabulary, its rules for cutting text into tokens, and its chat template."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self._tokenizer = tokenizer
+        #: Ids run from 0 to below this; a model's logits may be padded beyond.
+        self.vocab_size = len(tokenizer)
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Tokenizer:
+        """Read the tokenizer files of a Hugging Face folder.
+
+        Raises:
+            ModelLoadError: they are missing or broken.
+            UnsupportedModelError: there is no fast (Rust) tokenizer for them.
+        """
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelLoadError(
+                f"no tokenizer can be read from {folder}: it must hold tokenizer.json and "
+                "tokenizer_config.json"
+            ) from error
+        if not isinstance(tokenizer, PreTrainedTokenizerFast):
+            raise UnsupportedModelError(
+                f"{type(tokenizer).__name__} is a slow tokenizer: convert it to a tokenizer.json"
+            )
+        return cls(tokenizer)
+
+    @property
+    def backend(self) -> BackendTokenizer:
+        """The tokenizer underneath, for incremental detokenization and structured output."""
+        return self._tokenizer.backend_tokenizer
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The end-of-sequence token that the tokenizer names, if it does."""
+        eos_token_id: int | None = self._tokenizer.eos_token_id
+        return eos_token_id
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether `apply_chat_template` can work."""
+        return self._tokenizer.chat_template is not None
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a prompt, with the special tokens that the model wants around one."""
+        token_ids: list[int] = self._tokenizer(text, verbose=False)["input_ids"]
+        return token_ids
+
+    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Token ids of a conversation, up to where the assistant's answer begins.
+
+        Raises:
+            RequestError: the model has no chat template, or its template refuses the messages.
+        """
+        if not self.has_chat_template:
+            raise RequestError(
+                "unsupported_parameter",
+                "messages need a chat template and this model has none: send prompt instead",
+            )
+        try:
+            encoded = self._tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+            )
+        except (TemplateError, TypeError, KeyError, ValueError) as error:
+            # A template's own words may quote the messages, so they are not passed on.
+            raise RequestError(
+                "invalid_request",
+                f"the model's chat template refuses these messages ({type(error).__name__}): "
+                "check their roles, their order and that each has content",
+            ) from None
+        # transformers 5 returns a mapping here; its annotations do not say so.
+        token_ids: list[int] = cast("Mapping[str, Any]", encoded)["input_ids"]
+        return token_ids
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of token ids, exactly as they spell it (spaces before punctuation stay)."""
+        return self.backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+
+    def convert_ids_to_tokens(self, token_ids: Sequence[int]) -> list[str]:
+        """The vocabulary's entries for token ids."""
+        return cast("list[str]", self._tokenizer.convert_ids_to_tokens(list(token_ids)))
