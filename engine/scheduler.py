@@ -93,9 +93,8 @@ class Scheduler:
                 prefills.append(request)
         for request in prefills:
             plan.place(request)
-        if not preempted:
-            # Right after a preemption, the blocks just freed would go back to the preempted.
-            self._admit(plan)
+        # What was just preempted is not admitted here: fewer blocks are free than it gave up.
+        self._admit(plan)
         assert plan.scheduled or not self.has_requests, "requests wait, and none can be computed"
         return ScheduledBatch(tuple(plan.scheduled), tuple(preempted))
 
@@ -186,7 +185,6 @@ class Scheduler:
     def _release_blocks(self, request: Request, status: RequestStatus) -> None:
         self.block_pool.free(request.block_ids)
         request.block_ids = []
-        request.num_registered_blocks = 0
         request.status = status
 
     def _admit(self, plan: _Plan) -> None:

@@ -113,6 +113,8 @@ class Mill:
         assert batch.num_tokens <= self.max_num_batched_tokens
         assert 0 < len(self.scheduler.running) <= self.max_num_seqs
         assert all(item.num_new_tokens > 0 for item in batch.scheduled)
+        scheduled = [item.request for item in batch.scheduled]
+        assert not set(scheduled) & set(batch.preempted), "preempted and admitted in one step"
         for item in batch.scheduled:
             name = item.request.request_id
             if name not in self.admitted:
@@ -279,6 +281,19 @@ def test_output_is_shared_with_a_request_that_continues_it() -> None:
     assert second.output_token_ids == generate_alone(longer, 3)
 
 
+def test_cached_tokens_and_waiting_time_are_those_of_the_first_admission() -> None:
+    mill = Mill(num_blocks=4, block_size=2, max_num_batched_tokens=20)
+    mill.add("first", [1, 2], max_tokens=6)
+    second = mill.add("second", [3, 4], max_tokens=4)
+    mill.step()
+    queued_s = second.metrics.queued_s
+    assert queued_s is not None
+    mill.run()
+    assert second.metrics.num_preemptions > 0
+    assert second.metrics.queued_s == queued_s
+    assert second.metrics.num_cached_tokens == 0, "its own blocks, found again, are no saving"
+
+
 def test_nothing_is_shared_with_the_prefix_cache_off() -> None:
     mill = Mill(enable_prefix_caching=False)
     for name in ("first", "second"):
@@ -315,6 +330,16 @@ def test_small_request_does_not_overtake_a_large_one_that_waits_for_blocks() -> 
     assert [request.request_id for request in mill.scheduler.waiting] == ["large", "small"]
     mill.run()
     assert mill.admitted == ["running", "large", "small"]
+
+
+def test_request_is_not_admitted_into_blocks_that_running_ones_grow_into_next() -> None:
+    mill = Mill(num_blocks=4, block_size=4, max_num_batched_tokens=20)
+    running = mill.add("running", [1] * 8, max_tokens=2)
+    waiting = mill.add("waiting", [2] * 8, max_tokens=1)
+    mill.step()
+    assert waiting.status is RequestStatus.WAITING, "admitted, it would be preempted at once"
+    mill.run()
+    assert waiting.metrics.num_preemptions == running.metrics.num_preemptions == 0
 
 
 def test_failed_step_is_computed_again() -> None:
