@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar, cast
 
 from redis import Redis
@@ -36,9 +36,6 @@ from .calls import Call, NewJob
 from .connection import connect
 from .records import read_dead_letter, read_job, read_state, read_worker, write_worker
 from .scripts import SCRIPT_NAMES, script_source
-from .settings import ProducerSettings
-from .submission import prepare
-from .validation import parse_job
 
 Answer = TypeVar("Answer")
 
@@ -83,25 +80,12 @@ class JobStore:
         """Store and announce a job. The same id again answers EXISTING and changes nothing."""
         return self.run(calls.submit(job))
 
-    def adopt(
-        self,
-        job_id: str,
-        document: Mapping[str, Any],
-        *,
-        settings: ProducerSettings | None = None,
-    ) -> Submitted:
+    def adopt(self, job: NewJob) -> Submitted:
         """Store a job that came inside a Celery message: as ``submit``, without announcing it.
 
-        Args:
-            job_id: the Celery task's id. The same id again answers EXISTING and changes nothing.
-            document: the fields of a ``GenerationJob``, not checked yet.
-            settings: for defaults and limits; None reads the environment.
-
-        Raises:
-            JobRejected: the document is no job.
+        The job's id is the Celery task's: a message delivered again answers EXISTING and changes
+        nothing. Make the job with ``submission.prepare(…, job_id=…)``.
         """
-        settings = ProducerSettings() if settings is None else settings
-        job = prepare(parse_job(document), settings, job_id=job_id)
         return self.run(calls.submit(job, announce=False))
 
     def cancel(self, job_id: str) -> CancelAnswer:
