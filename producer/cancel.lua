@@ -1,4 +1,5 @@
 -- ARGV: id. Answers {CANCELLED}, {CANCELLING}, {ALREADY_TERMINAL, state} or {UNKNOWN}.
+write_even_when_full()
 local id = ARGV[1]
 local job = load_job(id)
 if not job then return { 'UNKNOWN' } end

@@ -1,4 +1,5 @@
 -- ARGV: lease_ms, then for each job: id, fence, position (tokens), token bytes. Answers a status per job.
+write_even_when_full()
 local lease_ms, now = tonumber(ARGV[1]), now_ms()
 local answers = {}
 for i = 2, #ARGV, 4 do

@@ -1,6 +1,7 @@
 -- ARGV: id, owner, lease_ms, identity, nonce (one a call), supported versions...
 -- Answers {CLAIMED, fence, document, token bytes, attempts, alone, deadline_at_ms, enqueued_at_ms, started_at_ms, now} or
 -- {REFUSED, why}.
+write_even_when_full()
 local id, owner, lease_ms, identity, nonce = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
 
 local function claimed(fence, attempts, alone, deadline_at_ms, now)

@@ -1,15 +1,11 @@
 -- ARGV: id, fence, state, result JSON ('' = none), error JSON ('' = none), position (tokens), token bytes.
 -- Answers OK, ALREADY_DONE, FENCED or GAP.
+write_even_when_full()
 local id, fence, state = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local job = load_job(id)
 if job and TERMINAL[job.state] and job.completed_fence == fence then return 'ALREADY_DONE' end
 if not holds(job, fence) then return 'FENCED' end
-local lease = redis.call('ZSCORE', LEASES, id)
-redis.call('ZREM', LEASES, id) -- before any write that needs memory: see finish
-if not append_tokens(id, tonumber(ARGV[6]) * 4, ARGV[7]) then
-  redis.call('ZADD', LEASES, lease, id)
-  return 'GAP'
-end
+if not append_tokens(id, tonumber(ARGV[6]) * 4, ARGV[7]) then return 'GAP' end
 redis.call('HSET', job_key(id), 'completed_fence', fence)
 finish(id, job, state, ARGV[4], ARGV[5], now_ms())
 return 'OK'

@@ -1,5 +1,6 @@
 -- ARGV: event id, fence, outcome (delivered, retry, postponed, exhausted, disabled), retry delay_ms, HTTP status ('' = none), reason.
 -- Answers OK or FENCED.
+write_even_when_full()
 local id, fence, outcome, delay_ms = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local status, reason, key, now = ARGV[5], ARGV[6], event_key(ARGV[1]), now_ms()
 local f = redis.call('HMGET', key, 'state', 'fence', 'url')

@@ -30,6 +30,13 @@ local function now_ms()
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
+-- Let the rest of the script write although Redis has reached maxmemory: Redis refuses a script for that at its first write only,
+-- and this one needs no memory. Called by every script but those that take in something new, so that work under way can go on,
+-- end and make room; a lease that cannot be renewed because Redis is full would be a lost job.
+local function write_even_when_full()
+  redis.call('ZREM', LEASES, '')
+end
+
 -- The fields that decide what may happen to a job (never the document, which may be a megabyte). nil where there is none.
 local function load_job(id)
   local f = redis.call('HMGET', job_key(id), 'state', 'queue', 'fence', 'owner', 'webhook', 'result_ttl_ms',
@@ -76,8 +83,7 @@ local function add_dead_letter(id, kind, reason, payload, source, now)
 end
 
 -- The one way into a terminal state: state, result, index removal, webhook event, TTLs, counters and the wake-up of waiting
--- clients, in one script. It starts with a command that frees memory, because Redis refuses a script for lack of memory only at
--- its first write: so a job can end even when Redis is full.
+-- clients, in one script.
 local function finish(id, job, state, result, error_json, now)
   redis.call('ZREM', LEASES, id)
   redis.call('ZREM', queued_key(job.queue), id)

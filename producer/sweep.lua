@@ -1,5 +1,6 @@
 -- ARGV: limit (jobs a kind and call), reannounce_grace_ms.
 -- Answers {requeued, dead, cancelled, expired, reannounced}.
+write_even_when_full()
 local limit, grace_ms, now = tonumber(ARGV[1]), tonumber(ARGV[2]), now_ms()
 local counts = { REQUEUED = 0, DEAD = 0, CANCELLED = 0, EXPIRED = 0 }
 
