@@ -6,12 +6,14 @@ import json
 from typing import Any
 
 import pytest
+from redis.exceptions import OutOfMemoryError
 
 from batchmill.producer import keys
 from batchmill.producer.answers import (
     CancelStatus,
     Claim,
     CompleteStatus,
+    DeliveryOutcome,
     Held,
     JobState,
     ReleaseCause,
@@ -298,14 +300,25 @@ def test_a_released_job_whose_deadline_has_passed_expires(bench: Any) -> None:
     assert bench.state("j") == "expired"
 
 
-def test_a_job_can_end_when_redis_is_full(bench: Any) -> None:
-    bench.started("j", webhook="https://example.com/hook")
-    bench.started("k")
+def test_work_under_way_goes_on_when_redis_is_full(bench: Any) -> None:
+    bench.submit("j", webhook="https://example.com/hook")
+    bench.submit("k")
     bench.redis.config_set("maxmemory", "1")
-    last = {"position": 0, "token_ids": [1, 2, 3], "result": json.dumps({"text": "x" * 5000})}
-    assert complete(bench, **last) == "OK"
-    bench.store.cancel("k")
-    bench.lose_lease("k")
-    assert bench.store.sweep().cancelled == 1
+    with pytest.raises(OutOfMemoryError):
+        bench.submit("new")
+    bench.claim("j")
+    bench.claim("k")
+    assert write(bench, 0, [1]) is OK
+    assert bench.store.renew([Held("j", 1), Held("k", 1)], lease_ms=60_000) == [OK, OK]
+    assert bench.store.release([Held("k", 1)], cause=ReleaseCause.DRAIN) == ["REQUEUED"]
+    bench.claim("k")
+    assert bench.store.cancel("k").status is CancelStatus.CANCELLING
+    assert complete(bench, position=1, token_ids=[2], result='{"text":"x"}') == "OK"
+    [entry] = bench.store.outbox_claim(owner="d", limit=9, lease_ms=9)
+    settled = bench.store.outbox_settle(
+        entry.event_id, fence=entry.fence, outcome=DeliveryOutcome.DELIVERED
+    )
+    assert settled is OK
     bench.redis.config_set("maxmemory", "0")
-    assert bench.store.read_tokens("j") == [1, 2, 3]
+    assert bench.store.read_tokens("j") == [1, 2]
+    assert bench.store.load("new") is None
