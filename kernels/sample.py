@@ -103,9 +103,9 @@ def sample_numpy(
     for row, (heat, k, p) in enumerate(
         zip(temperatures, top_k.tolist(), top_p.tolist(), strict=True)
     ):
-        if heat == 0:
-            tokens[row] = rows[row].argmax()
-            continue
+        tokens[row] = rows[row].argmax()
+        if heat == 0 or not np.isfinite(rows[row, tokens[row]]):
+            continue  # NaN and infinities have no distribution; they must not fail the batch
         scaled = rows[row] / np.float32(heat)
         kept = _kept_token_ids(scaled, k, p)
         tokens[row] = _gumbel_argmax(scaled, kept, states[row])
@@ -158,8 +158,6 @@ def _gumbel_argmax(
     best_id = best if kept is None else int(kept[best])
     floor = values[best] + _gumbel(token_blocks[best_id : best_id + 1], state)[0] - _MAX_GUMBEL
     able = np.flatnonzero(values >= floor)
-    if len(able) == 0:  # only where the row holds NaN: keep the answer a valid id
-        return best_id
     kept = able if kept is None else kept[able]
     scores = values[able] + _gumbel(token_blocks[kept], state)
     return int(kept[scores.argmax()])
