@@ -1,0 +1,183 @@
+"""The jobs this worker holds, and which of them are on board of the engine."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from batchmill.producer.answers import Claim, Held, JobState, TokenWrite
+
+from .delivery import Delivery
+from .engine_messages import AbortRequest, AddRequest, ToEngine
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """When a job must stop (`time.monotonic()`), and the state it then ends in."""
+
+    at: float
+    state: JobState
+
+
+@dataclass(slots=True, eq=False)
+class ActiveJob:
+    """A claimed job from its claim to its last write.
+
+    `token_ids` grows in the thread that reads from the engine; everything else is the ledger's.
+    Invariant: `num_saved` tokens are in the record, in the order they have here.
+    """
+
+    claim: Claim
+    request: AddRequest
+    delivery: Delivery
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    limit: Limit | None = None
+    claimed_at: float = field(default_factory=time.monotonic)
+    first_token_at: float | None = None
+    #: All output tokens, those of earlier attempts included.
+    token_ids: list[int] = field(default_factory=list)
+    num_saved: int = 0
+    #: `time.monotonic()` at which the ledger saw the oldest unsaved token.
+    unsaved_since: float | None = None
+    #: Why the engine was asked to stop it: the state it is to end in.
+    stopping: JobState | None = None
+    #: The stored tokens once disagreed with ours; the second time the job is given up.
+    had_gap: bool = False
+    is_on_board: bool = False
+
+    @property
+    def request_id(self) -> str:
+        """The engine's name for this attempt: a later attempt is another request."""
+        return self.request.request_id
+
+    @property
+    def held(self) -> Held:
+        """The job as the store wants it named."""
+        return Held(self.claim.job_id, self.claim.fence)
+
+    @property
+    def num_unsaved(self) -> int:
+        """Tokens that the record does not have yet."""
+        return len(self.token_ids) - self.num_saved
+
+    def receive(self, token_ids: Sequence[int]) -> None:
+        """Append tokens from the engine."""
+        if self.first_token_at is None:
+            self.first_token_at = time.monotonic()
+        self.token_ids.extend(token_ids)
+
+    def unsaved(self) -> TokenWrite:
+        """The tokens that the record does not have yet, as a write."""
+        return TokenWrite(
+            self.claim.job_id, self.claim.fence, self.num_saved, self.token_ids[self.num_saved :]
+        )
+
+
+class ActiveJobs:
+    """Table of active jobs in the order of their claims; the only one who puts jobs on board.
+
+    Invariant: a job that must run alone is on board with no other job beside it. Jobs that cannot
+    go on board yet are held, first come, first served; there are hardly ever any, because intake
+    closes while one is held. Thread-safe: a removal and a start cannot overtake each other, so what
+    is removed never reaches the engine later.
+    """
+
+    def __init__(self, send: Callable[[ToEngine], None]) -> None:
+        """Bind to the way to the engine; `send` must not block."""
+        self._send = send
+        self._lock = threading.Lock()
+        self._jobs: dict[str, ActiveJob] = {}
+        self._held: deque[ActiveJob] = deque()
+        self._num_on_board = 0
+        self._alone_on_board = False
+        self._engine_is_up = False
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    @property
+    def num_held(self) -> int:
+        """Jobs claimed and not on board."""
+        return len(self._held)
+
+    @property
+    def needs_quiet(self) -> bool:
+        """Whether a job that must run alone is held or on board."""
+        return self._alone_on_board or any(job.claim.alone for job in tuple(self._held))
+
+    def get(self, request_id: str) -> ActiveJob | None:
+        """Return the job behind an engine request, or None where it is not ours any more."""
+        return self._jobs.get(request_id)
+
+    def find(self, job_id: str) -> ActiveJob | None:
+        """Return the active job of an id, or None."""
+        return next((job for job in self.snapshot() if job.claim.job_id == job_id), None)
+
+    def snapshot(self) -> list[ActiveJob]:
+        """Return all active jobs as they are now."""
+        with self._lock:
+            return list(self._jobs.values())
+
+    def add(self, job: ActiveJob) -> None:
+        """Take a job in, and put it on board if it may go."""
+        with self._lock:
+            self._jobs[job.request_id] = job
+            self._held.append(job)
+            self._board()
+
+    def remove(self, job: ActiveJob) -> bool:
+        """Forget a job; False where it was forgotten before."""
+        with self._lock:
+            if self._jobs.pop(job.request_id, None) is None:
+                return False
+            if job.is_on_board:
+                self._leave(job)
+            else:
+                self._held.remove(job)
+            self._board()
+            return True
+
+    def abort(self, job: ActiveJob) -> bool:
+        """Ask the engine to stop a job; False where it is not on board, so nothing will answer."""
+        with self._lock:
+            if not job.is_on_board:
+                return False
+            self._send(AbortRequest(job.request_id))
+            return True
+
+    def engine_up(self) -> None:
+        """A fresh engine is ready: put on board what is held."""
+        with self._lock:
+            self._engine_is_up = True
+            self._board()
+
+    def engine_down(self) -> tuple[list[ActiveJob], list[ActiveJob]]:
+        """The engine is gone: forget all jobs, and return those on board and those held."""
+        with self._lock:
+            self._engine_is_up = False
+            on_board = [job for job in self._jobs.values() if job.is_on_board]
+            held = list(self._held)
+            for job in on_board:
+                self._leave(job)
+            self._jobs.clear()
+            self._held.clear()
+            return on_board, held
+
+    def _board(self) -> None:
+        while self._engine_is_up and self._held and not self._alone_on_board:
+            if self._held[0].claim.alone and self._num_on_board:
+                return
+            job = self._held.popleft()
+            job.is_on_board = True
+            self._num_on_board += 1
+            self._alone_on_board = job.claim.alone
+            self._send(job.request)
+
+    def _leave(self, job: ActiveJob) -> None:
+        job.is_on_board = False
+        self._num_on_board -= 1
+        if job.claim.alone:
+            self._alone_on_board = False

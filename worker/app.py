@@ -1,0 +1,8 @@
+"""The Celery app for `celery -A batchmill.worker.app …` and Flower, set up from the environment."""
+
+from __future__ import annotations
+
+from .app_factory import create_app
+from .settings import WorkerSettings
+
+app = create_app(WorkerSettings())

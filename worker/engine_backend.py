@@ -1,0 +1,57 @@
+"""What the engine process needs of an engine: the seam between the real one and the stand-in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from .engine_messages import AddRequest, EngineLoad, Finished, Ready
+
+
+class RequestRefused(Exception):
+    """The engine does not take a request, now or ever; the others are not affected.
+
+    Attributes:
+        code: machine-readable, in OpenAI's spelling where it has one.
+        message: for people; never prompt or output text.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+@dataclass(slots=True)
+class StepNews:
+    """What one step brought."""
+
+    new_token_ids: list[tuple[str, Sequence[int]]] = field(default_factory=list)
+    finished: list[Finished] = field(default_factory=list)
+
+
+class EngineBackend(Protocol):
+    """One engine, loaded and warm."""
+
+    def describe(self) -> Ready:
+        """Return its identity and limits."""
+
+    def add(self, request: AddRequest) -> None:
+        """Queue a request.
+
+        Raises:
+            RequestRefused: it cannot be run.
+        """
+
+    def abort(self, request_id: str) -> None:
+        """End a request early; the next step reports it. One that is not known is ignored."""
+
+    def has_unfinished(self) -> bool:
+        """Whether a step has anything to do."""
+
+    def step(self) -> StepNews:
+        """Compute one batch."""
+
+    def load(self) -> EngineLoad:
+        """Return how full it is."""

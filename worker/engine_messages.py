@@ -1,0 +1,134 @@
+"""What the worker and its engine process say to each other.
+
+Plain frozen values, pickled over a socket pair between a process and its own child.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """First message to a new engine process: which engine to build."""
+
+    #: "real", or "stub" for a deterministic stand-in without a model.
+    kind: str
+    model: str
+    #: Keyword arguments of `EngineConfig` (real) or `StubConfig` (stub); without `model`.
+    options: Mapping[str, Any]
+    log_level: str = "INFO"
+    log_format: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class AddRequest:
+    """Start, or resume, one request."""
+
+    request_id: str
+    #: Exactly one of the prompt and the messages is given.
+    prompt: str | Sequence[int] | None
+    messages: Sequence[Mapping[str, Any]] | None
+    #: Keyword arguments of `SamplingParams`, the seed included.
+    params: Mapping[str, Any]
+    #: Output tokens of earlier attempts.
+    resumed_token_ids: Sequence[int] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AbortRequest:
+    """Stop one request; it is answered with a `Finished` unless it had ended before."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetPaused:
+    """Stop or go on stepping. A paused engine keeps its requests and its progress counter."""
+
+    paused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Shutdown:
+    """End after the step that is running."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The model is loaded and warm."""
+
+    #: Names weights, tokenizer, dtype and sampler: tokens of another identity cannot be continued.
+    identity: str
+    num_blocks: int
+    block_size: int
+    max_model_len: int
+
+
+@dataclass(frozen=True, slots=True)
+class StartFailed:
+    """The engine cannot be built, for a reason that a retry does not change."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """How full the engine is."""
+
+    num_running: int
+    num_waiting: int
+    num_free_blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A request's end.
+
+    Attributes:
+        text: the whole output, resumed tokens included; `token_ids` likewise.
+        finish_reason: `stop`, `length`, `abort` or `error`.
+        error: what went wrong, where the reason is `error`; never prompt or output text.
+        logprobs: per output token, token id to log probability; None where not asked for.
+    """
+
+    request_id: str
+    text: str
+    token_ids: Sequence[int]
+    finish_reason: str
+    num_prompt_tokens: int
+    num_cached_tokens: int = 0
+    #: Times the engine took its blocks away and computed it again.
+    num_preemptions: int = 0
+    #: The stop token id or stop string that ended it.
+    stop_reason: int | str | None = None
+    logprobs: Sequence[Mapping[int, float]] | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A request the engine does not take, now or ever."""
+
+    request_id: str
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What one turn of the engine's loop produced."""
+
+    #: `AddRequest` messages seen since the process started.
+    num_adds_seen: int
+    load: EngineLoad
+    #: New output tokens of each request that got any, in order.
+    new_token_ids: Sequence[tuple[str, Sequence[int]]] = ()
+    finished: Sequence[Finished] = field(default_factory=tuple)
+    refused: Sequence[Refused] = field(default_factory=tuple)
+
+
+ToEngine = AddRequest | AbortRequest | SetPaused | Shutdown
+FromEngine = Ready | StartFailed | StepReport

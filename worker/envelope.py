@@ -1,0 +1,144 @@
+"""What a queue element must look like, so that neither kombu nor Celery can stumble over it.
+
+Anything that can write to Redis can push onto a queue. Of a message without a content type or an
+id, or of one that is not JSON, Celery's worker dies or loops; here it is told apart beforehand.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from batchmill.producer.keys import TASK_NAME
+
+from .errors import MalformedMessage
+
+_JSON = "application/json"
+#: Tasks of Celery's own that may be sent to any queue (chords, backend clean-up).
+_CELERY_TASKS = "celery."
+_NUM_BODY_PARTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """A checked queue element.
+
+    Attributes:
+        message: as kombu takes it.
+        is_announcement: it names a job that has a record; otherwise the job is in the message.
+    """
+
+    message: dict[str, Any]
+    is_announcement: bool
+
+    @property
+    def delivery_tag(self) -> str:
+        """What kombu calls the message."""
+        tag: str = self.message["properties"]["delivery_tag"]
+        return tag
+
+
+def read_envelope(element: bytes) -> Envelope:
+    """Return the message in a queue element.
+
+    Raises:
+        MalformedMessage: no worker can ever run it; the message says why.
+    """
+    message = _json(element, "not_json", "the element is not JSON")
+    if not isinstance(message, dict):
+        raise MalformedMessage("not_a_message", "the element is JSON, but not an object")
+    _check_properties(message.get("properties"))
+    headers = message.get("headers")
+    _check_headers(headers)
+    arguments = _check_body(message, message["properties"].get("body_encoding"))
+    return Envelope(message, is_announcement=isinstance(arguments.get("job"), str))
+
+
+def _check_properties(properties: Any) -> None:
+    if not isinstance(properties, dict):
+        raise MalformedMessage("no_properties", "properties is missing, or not an object")
+    if not _is_text(properties.get("delivery_tag")):
+        raise MalformedMessage(
+            "no_delivery_tag", "properties.delivery_tag is missing: give each message its own"
+        )
+    info = properties.get("delivery_info")
+    if not isinstance(info, dict) or not isinstance(info.get("exchange"), str):
+        raise MalformedMessage(
+            "no_delivery_info", 'properties.delivery_info needs "exchange" ("") and "routing_key"'
+        )
+    if not _is_text(info.get("routing_key")):
+        raise MalformedMessage(
+            "no_delivery_info", "properties.delivery_info.routing_key is missing: name the queue"
+        )
+
+
+def _check_headers(headers: Any) -> None:
+    if not isinstance(headers, dict):
+        raise MalformedMessage("no_headers", "headers is missing, or not an object")
+    if not _is_text(headers.get("id")):
+        raise MalformedMessage("no_id", "headers.id is missing: the task's id, as text")
+    task = headers.get("task")
+    if not _is_text(task):
+        raise MalformedMessage("no_task", f"headers.task is missing: {TASK_NAME}")
+    if task != TASK_NAME and not str(task).startswith(_CELERY_TASKS):
+        raise MalformedMessage(
+            "unknown_task", f"headers.task is {str(task)[:100]!r}; this queue takes {TASK_NAME}"
+        )
+    for name in ("eta", "expires"):
+        if not isinstance(headers.get(name), str | None):
+            raise MalformedMessage("bad_header", f"headers.{name} is neither text nor null")
+    if not isinstance(headers.get("timelimit"), list | None):
+        raise MalformedMessage("bad_header", "headers.timelimit is neither a list nor null")
+    if headers.get("compression") is not None:
+        raise MalformedMessage("compressed", "compressed bodies are not taken: send plain JSON")
+
+
+def _check_body(message: Mapping[str, Any], body_encoding: Any) -> dict[str, Any]:
+    """Check the body and return the task's keyword arguments."""
+    content_type = message.get("content-type")
+    if content_type != _JSON:
+        shown = "missing" if content_type is None else repr(str(content_type)[:100])
+        raise MalformedMessage(
+            "content_type", f"content-type is {shown}; only {_JSON} is taken, nothing else is read"
+        )
+    if str(message.get("content-encoding") or "utf-8").lower() not in ("utf-8", "utf8"):
+        raise MalformedMessage("content_encoding", "content-encoding is not utf-8")
+    body = message.get("body")
+    if not isinstance(body, str):
+        raise MalformedMessage("no_body", "body is missing, or not text")
+    if body_encoding not in (None, "", "utf-8", "base64"):
+        raise MalformedMessage(
+            "body_encoding", "properties.body_encoding is neither base64 nor left out"
+        )
+    data: str | bytes = body
+    if body_encoding == "base64":
+        try:
+            data = base64.b64decode(body, validate=True)
+        except (binascii.Error, ValueError):
+            raise MalformedMessage("body_encoding", "body is not the base64 it says") from None
+    parts = _json(data, "body_not_json", "body is not JSON (cut short?)")
+    if not isinstance(parts, list) or len(parts) != _NUM_BODY_PARTS:
+        raise MalformedMessage("bad_body", "body is not [args, kwargs, embed]")
+    args, kwargs, embed = parts
+    if (
+        not isinstance(args, list)
+        or not isinstance(kwargs, dict)
+        or not isinstance(embed, dict | None)
+    ):
+        raise MalformedMessage("bad_body", "body is not [list, object, object]")
+    return kwargs
+
+
+def _json(data: str | bytes, code: str, message: str) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        raise MalformedMessage(code, message) from None
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)

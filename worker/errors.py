@@ -1,0 +1,59 @@
+"""What can go wrong in the worker itself.
+
+WorkerError
+ ├── SettingsError        the settings cannot work together
+ ├── EngineStartError     the engine process cannot come up; retrying does not help
+ ├── MalformedMessage     a queue element is no announcement and no inline job; carries a `code`
+ └── JobFailed            what Celery shows for a job that failed; carries the job error's `code`
+      └── JobReleased     what Celery shows for a job that was given back to its queue
+
+The programs around the worker have their own tree in `service_errors.py`.
+"""
+
+from __future__ import annotations
+
+
+class WorkerError(Exception):
+    """Base of every error that the worker raises on purpose."""
+
+
+class SettingsError(WorkerError):
+    """Settings cannot work; the message names the value, the limit and the remedy."""
+
+
+class EngineStartError(WorkerError):
+    """The engine process cannot come up, for a reason that a retry does not change."""
+
+
+class MalformedMessage(WorkerError):
+    """A queue element that no worker can ever run.
+
+    Attributes:
+        code: machine-readable reason, the `reason` of the dead letter starts with it.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class JobFailed(WorkerError):
+    """A job's terminal error, as Celery's result backend and events carry it.
+
+    Attributes:
+        code: the job error's code.
+        message: for people; never prompt or output text.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        # Both as arguments: Celery rebuilds the exception from them on the caller's side.
+        super().__init__(code, message)
+        self.code = code
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}"
+
+
+class JobReleased(JobFailed):
+    """A job that this worker gave back; another attempt continues it."""

@@ -1,0 +1,253 @@
+"""From a delivered Celery task to a claimed job on its way to the engine."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from redis.exceptions import RedisError
+
+from batchmill.producer import keys
+from batchmill.producer.answers import Claim, ClaimRefusal, JobState, SubmitStatus
+from batchmill.producer.errors import JobRejected
+from batchmill.producer.models import GenerationJob
+from batchmill.producer.store import JobStore
+from batchmill.producer.submission import prepare
+from batchmill.producer.validation import parse_document, parse_job
+
+from .active_jobs import ActiveJob, ActiveJobs, Limit
+from .delivery import Delivery, Outcome
+from .engine_messages import AddRequest
+from .finishers import Finishers
+from .job_ends import failed_end
+from .ledger import Ledger
+from .settings import WorkerSettings
+
+_log = structlog.stdlib.get_logger("batchmill.intake")
+#: Fields of a job document that are no sampling parameters.
+_JOB_FIELDS = {
+    "model", "prompt", "messages", "priority", "webhook", "idempotency_key", "metadata", "ttl_s",
+    "deadline",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """What a task's arguments ask for: a job by id, or a job document."""
+
+    job: str | Mapping[str, Any]
+    version: int
+
+
+class Intake:
+    """Claims the jobs that deliveries announce, in Celery's event loop.
+
+    The claim comes before the acknowledgement, so a job is announced or leased at any moment. A
+    delivery whose claim Redis did not answer waits here, unacknowledged, until it does; intake is
+    closed meanwhile. Not thread-safe: only the event loop's thread calls it.
+    """
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        store: JobStore,
+        jobs: ActiveJobs,
+        ledger: Ledger,
+        finishers: Finishers,
+        *,
+        owner: str,
+        read_identity: Callable[[], str | None],
+    ) -> None:
+        """Bind to the parts around it.
+
+        Args:
+            settings: of the worker.
+            store: where the records are.
+            jobs: takes the claimed jobs.
+            ledger: takes the jobs that fail right here.
+            finishers: tell Celery.
+            owner: this worker's name, in the records.
+            read_identity: the engine's identity; None while there is no engine.
+        """
+        self._settings = settings
+        self._store = store
+        self._jobs = jobs
+        self._ledger = ledger
+        self._finishers = finishers
+        self._owner = owner
+        self._read_identity = read_identity
+        self._parked: deque[Delivery] = deque()
+
+    @property
+    def num_parked(self) -> int:
+        """Deliveries that wait for Redis, or for an engine."""
+        return len(self._parked)
+
+    def take(self, delivery: Delivery) -> bool:
+        """Take a delivery on; False where it had to be parked, so that `retry_parked` is due."""
+        self._parked.append(delivery)
+        return self.retry_parked()
+
+    def retry_parked(self) -> bool:
+        """Try the parked deliveries again, in order; True where none is left."""
+        while self._parked:
+            try:
+                if not self._take(self._parked[0]):
+                    return False
+            except RedisError as error:
+                _log.warning("claim_delayed", error=type(error).__name__, reason=str(error)[:200])
+                return False
+            self._parked.popleft()
+        return True
+
+    def drop_parked(self) -> None:
+        """Forget what is parked, at the worker's end: unacknowledged, it is delivered again."""
+        self._parked.clear()
+
+    def _take(self, delivery: Delivery) -> bool:
+        identity = self._read_identity()
+        if identity is None:
+            return False
+        try:
+            order = _read_order(delivery)
+            if not isinstance(order.job, str):
+                self._adopt(delivery, order)
+        except JobRejected as rejection:
+            self._fail(delivery, rejection)
+            return True
+        claim = self._store.claim(
+            delivery.task_id if not isinstance(order.job, str) else order.job,
+            owner=self._owner,
+            lease_ms=int(self._settings.lease_s * 1000),
+            identity=identity,
+        )
+        if isinstance(claim, ClaimRefusal):
+            self._refuse(delivery, claim)
+        else:
+            self._start(delivery, claim)
+        return True
+
+    def _adopt(self, delivery: Delivery, order: _Order) -> None:
+        """Give a job that came inside its message a record of its own.
+
+        Raises:
+            JobRejected: the document cannot be run.
+        """
+        assert isinstance(order.job, Mapping)
+        if order.version not in keys.SUPPORTED_VERSIONS:
+            raise JobRejected(
+                f"v is {order.version!r}; this worker knows {keys.SUPPORTED_VERSIONS}", param="v"
+            )
+        job = parse_job(order.job)
+        served = self._settings.served_name
+        if job.model not in (None, served):
+            raise JobRejected(
+                f"model is {job.model!r}; the workers of this queue serve {served!r}: "
+                f"send the task to {keys.queue_name(str(job.model), job.priority)}",
+                param="model",
+            )
+        new = prepare(
+            job.model_copy(update={"model": served}), self._settings, job_id=delivery.task_id
+        )
+        answer = self._store.adopt(new)
+        if answer.status is SubmitStatus.FULL:
+            raise JobRejected(f"the queue holds {answer.queue_depth} jobs", code="queue_full")
+        if answer.job_id != delivery.task_id:
+            raise JobRejected(
+                f"the idempotency key belongs to job {answer.job_id}; read its result instead",
+                code="idempotency_conflict",
+                param="idempotency_key",
+            )
+
+    def _refuse(self, delivery: Delivery, why: ClaimRefusal) -> None:
+        """Drop an announcement that is no news; a job of another version waits for its worker."""
+        _log.info("claim_refused", job_id=delivery.task_id, why=why.value)
+        if why is ClaimRefusal.EXPIRED:
+            self._finishers.accept(delivery)
+            self._finishers.finish(delivery, Outcome(JobState.EXPIRED))
+        else:
+            delivery.drop()
+
+    def _fail(self, delivery: Delivery, rejection: JobRejected) -> None:
+        """End a delivery that has no record: Celery's result is all there is."""
+        _log.warning("job_rejected", job_id=delivery.task_id, code=rejection.code)
+        self._finishers.accept(delivery)
+        outcome = Outcome(JobState.FAILED, error=(rejection.code, str(rejection)))
+        self._finishers.finish(delivery, outcome)
+
+    def _start(self, delivery: Delivery, claim: Claim) -> None:
+        if not keys.is_generated_id(claim.job_id):
+            # It came inside a Celery message, this time or an earlier one: somebody may be waiting
+            # on Celery's result, though a renewed announcement asks for none.
+            delivery.request["ignore_result"] = False
+        job = ActiveJob(claim, AddRequest(_request_id(claim), None, None, {}), delivery)
+        job.token_ids = list(claim.token_ids)
+        job.num_saved = len(job.token_ids)
+        job.limit = _limit(delivery, claim)
+        try:
+            document = parse_document(claim.document)
+        except JobRejected as rejection:
+            self._finishers.accept(delivery)
+            self._ledger.end(job, failed_end(rejection.code, str(rejection)))
+            return
+        job.request = _request(claim, document)
+        job.metadata = document.metadata
+        _log.info(
+            "job_claimed",
+            job_id=claim.job_id,
+            attempt=claim.attempts,
+            num_resumed_tokens=len(claim.token_ids),
+            alone=claim.alone,
+        )
+        self._finishers.accept(delivery)
+        self._jobs.add(job)
+
+
+def _request_id(claim: Claim) -> str:
+    """Name one attempt for the engine, so that nothing of an earlier one is taken for it."""
+    return f"{claim.job_id}.{claim.fence}"
+
+
+def _request(claim: Claim, document: GenerationJob) -> AddRequest:
+    messages = document.messages
+    return AddRequest(
+        request_id=_request_id(claim),
+        prompt=document.prompt,
+        messages=None if messages is None else [message.model_dump() for message in messages],
+        params=document.model_dump(exclude=_JOB_FIELDS),
+        resumed_token_ids=claim.token_ids,
+    )
+
+
+def _limit(delivery: Delivery, claim: Claim) -> Limit | None:
+    """Return the earlier of the job's deadline and Celery's time limit for the task."""
+    limits = []
+    now = time.monotonic()
+    if claim.deadline_at_ms is not None:
+        # Both on Redis' clock: this machine's may be wrong.
+        left_s = (claim.deadline_at_ms - claim.claimed_at_ms) / 1000
+        limits.append(Limit(now + left_s, JobState.EXPIRED))
+    if delivery.time_limit_s is not None:
+        limits.append(Limit(now + delivery.time_limit_s, JobState.FAILED))
+    return min(limits, key=lambda limit: limit.at, default=None)
+
+
+def _read_order(delivery: Delivery) -> _Order:
+    """Return what a task asks for.
+
+    Raises:
+        JobRejected: its arguments are not those of the task.
+    """
+    args, kwargs = delivery.request["args"], delivery.request["kwargs"]
+    named = dict(zip(("job", "v"), args, strict=False)) | dict(kwargs)
+    job, version = named.pop("job", None), named.pop("v", keys.PROTOCOL_VERSION)
+    if named or len(args) > 2 or not isinstance(job, str | Mapping):
+        raise JobRejected(
+            f"{keys.TASK_NAME} takes `job`: a job document (an object), or the id of a stored job",
+            param="job",
+        )
+    return _Order(job, version)

@@ -1,0 +1,140 @@
+"""How a job's end reads: the result and error in its record, and what Celery is told."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from batchmill.producer.answers import JobState, ReleaseCause, ReleaseStatus
+from batchmill.producer.results import JobError, JobResult, Metrics, PromptTokensDetails, Usage
+
+from .active_jobs import ActiveJob
+from .delivery import NOT_OURS, Outcome
+from .engine_messages import Finished, Refused
+
+_STOP_ERRORS = {
+    JobState.CANCELLED: JobError(code="cancelled", message="the job was cancelled"),
+    JobState.EXPIRED: JobError(
+        code="deadline_exceeded", message="the deadline passed before the job was done"
+    ),
+    JobState.FAILED: JobError(
+        code="time_limit_exceeded",
+        message="Celery's time limit for the task passed before the job was done; raise it",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class JobEnd:
+    """A job's end as it is to be written."""
+
+    state: JobState
+    #: JSON of the job result; None without one.
+    result: str | None
+    #: JSON of the job error; None without one.
+    error: str | None
+    #: What Celery is told.
+    outcome: Outcome
+
+
+def finished_end(job: ActiveJob, finished: Finished, *, worker: str, model: str) -> JobEnd:
+    """Return the end of a job that the engine finished or stopped.
+
+    An output that was complete before a stop reached the engine counts as completed.
+    """
+    error: JobError | None = None
+    state = JobState.COMPLETED
+    if finished.finish_reason == "error":
+        state = JobState.FAILED
+        error = JobError(code="engine_error", message=finished.error or "the engine gave it up")
+    elif finished.finish_reason == "abort":
+        state = job.stopping or JobState.FAILED
+        error = _STOP_ERRORS[state]
+    result = JobResult(
+        id=job.claim.job_id,
+        model=model,
+        status=state,
+        finish_reason=finished.finish_reason,  # type: ignore[arg-type]
+        stop_reason=finished.stop_reason,
+        text=finished.text,
+        usage=_usage(finished),
+        metrics=_metrics(job, finished),
+        attempt=job.claim.attempts,
+        worker=worker,
+        error=error,
+        metadata=dict(job.metadata),
+    )
+    return _end(state, result, error, len(finished.token_ids))
+
+
+def refused_end(refused: Refused) -> JobEnd:
+    """Return the end of a job that the engine does not take."""
+    return failed_end(refused.code, refused.message)
+
+
+def failed_end(code: str, message: str) -> JobEnd:
+    """Return the end of a job that failed without any output."""
+    return _end(JobState.FAILED, None, JobError(code=code, message=message), 0)
+
+
+def stopped_end(job: ActiveJob) -> JobEnd:
+    """Return the end of a job that was stopped before it came on board."""
+    state = job.stopping or JobState.FAILED
+    return _end(state, None, _STOP_ERRORS[state], len(job.token_ids))
+
+
+def released_outcome(status: ReleaseStatus, cause: ReleaseCause) -> Outcome:
+    """Return what Celery is told of a job that was given back."""
+    if status is ReleaseStatus.REQUEUED:
+        why = "the worker shuts down" if cause is ReleaseCause.DRAIN else "the engine died"
+        return Outcome(JobState.QUEUED, error=("released", f"{why}; another attempt goes on"))
+    if status is ReleaseStatus.DEAD:
+        message = "the engine died again and again while it ran this job alone"
+        return Outcome(JobState.FAILED, error=("attempts_exhausted", message))
+    if status is ReleaseStatus.CANCELLED:
+        return Outcome(JobState.CANCELLED)
+    if status is ReleaseStatus.EXPIRED:
+        return Outcome(JobState.EXPIRED)
+    return NOT_OURS
+
+
+def _end(
+    state: JobState, result: JobResult | None, error: JobError | None, num_output_tokens: int
+) -> JobEnd:
+    text = None if result is None else result.model_dump_json()
+    outcome = Outcome(
+        state=state,
+        result=text,
+        error=None if error is None else (error.code, error.message),
+        num_output_tokens=num_output_tokens,
+    )
+    return JobEnd(
+        state=state,
+        result=text,
+        error=None if error is None else error.model_dump_json(),
+        outcome=outcome,
+    )
+
+
+def _usage(finished: Finished) -> Usage:
+    num_output_tokens = len(finished.token_ids)
+    return Usage(
+        prompt_tokens=finished.num_prompt_tokens,
+        completion_tokens=num_output_tokens,
+        total_tokens=finished.num_prompt_tokens + num_output_tokens,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=finished.num_cached_tokens),
+    )
+
+
+def _metrics(job: ActiveJob, finished: Finished) -> Metrics:
+    claim, now = job.claim, time.monotonic()
+    first = job.first_token_at
+    waited_s = (claim.claimed_at_ms - claim.enqueued_at_ms) / 1000
+    return Metrics(
+        queue_time_s=(claim.started_at_ms - claim.enqueued_at_ms) / 1000,
+        ttft_s=None if first is None else first - job.claimed_at,
+        generate_time_s=None if first is None else now - first,
+        total_time_s=waited_s + now - job.claimed_at,
+        resumed_tokens=len(claim.token_ids),
+        preemptions=finished.num_preemptions,
+    )

@@ -1,0 +1,101 @@
+"""The real engine behind the engine process. The only file of this folder that brings in torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from batchmill.engine import Engine, EngineConfig, RequestOutput, SamplingParams
+from batchmill.engine.errors import ConfigError, ModelLoadError, RequestError
+
+from .engine_backend import RequestRefused, StepNews
+from .engine_messages import AddRequest, EngineLoad, EngineSpec, Finished, Ready
+from .errors import EngineStartError
+
+
+def build_real_engine(spec: EngineSpec) -> RealEngine:
+    """Load the model that a spec names.
+
+    Raises:
+        EngineStartError: the configuration or the model cannot work; trying again does not help.
+    """
+    try:
+        return RealEngine(Engine(EngineConfig(model=spec.model, **spec.options)))
+    except (ConfigError, ModelLoadError) as error:
+        raise EngineStartError(str(error)) from error
+
+
+class RealEngine:
+    """An `Engine` in the words of the engine process."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def describe(self) -> Ready:
+        """Return its identity and limits."""
+        config = self._engine.config
+        return Ready(
+            identity=self._engine.identity,
+            num_blocks=self._engine.stats().num_blocks,
+            block_size=config.block_size,
+            max_model_len=config.max_model_len,
+        )
+
+    def add(self, request: AddRequest) -> None:
+        """Queue a request.
+
+        Raises:
+            RequestRefused: it cannot be run.
+        """
+        try:
+            prompt = self._prompt(request)
+            params = SamplingParams(**request.params)
+            self._engine.add_request(request.request_id, prompt, params, request.resumed_token_ids)
+        except RequestError as error:
+            raise RequestRefused(error.code, error.message) from error
+        except TypeError as error:
+            raise RequestRefused("unsupported_parameter", str(error)) from error
+
+    def abort(self, request_id: str) -> None:
+        """End a request early; the next step reports it. One that is not known is ignored."""
+        self._engine.abort(request_id)
+
+    def has_unfinished(self) -> bool:
+        """Whether a step has anything to do."""
+        return self._engine.has_unfinished()
+
+    def step(self) -> StepNews:
+        """Compute one batch."""
+        news = StepNews()
+        for output in self._engine.step():
+            if output.new_token_ids:
+                news.new_token_ids.append((output.request_id, output.new_token_ids))
+            if output.finished:
+                news.finished.append(_finished(output))
+        return news
+
+    def load(self) -> EngineLoad:
+        """Return how full it is."""
+        stats = self._engine.stats()
+        return EngineLoad(stats.num_running, stats.num_waiting, stats.num_free_blocks)
+
+    def _prompt(self, request: AddRequest) -> str | Sequence[int]:
+        if request.messages is not None:
+            return self._engine.render_chat(request.messages)
+        return request.prompt if request.prompt is not None else ""
+
+
+def _finished(output: RequestOutput) -> Finished:
+    logprobs: Sequence[Mapping[int, float]] | Any = getattr(output, "logprobs", None)
+    return Finished(
+        request_id=output.request_id,
+        text=output.text,
+        token_ids=output.token_ids,
+        finish_reason=str(output.finish_reason),
+        num_prompt_tokens=output.num_prompt_tokens,
+        num_cached_tokens=output.metrics.num_cached_tokens,
+        num_preemptions=output.metrics.num_preemptions,
+        stop_reason=output.stop_reason,
+        logprobs=logprobs,
+        error=output.error,
+    )

@@ -1,0 +1,119 @@
+"""Settings of a worker, from `BATCHMILL_*` variables: the only place where a worker reads them."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from batchmill.producer import keys
+from batchmill.producer.settings import ProducerSettings
+
+
+class WorkerSettings(ProducerSettings):
+    """How a worker runs. Each field is `BATCHMILL_<NAME>` in upper case."""
+
+    #: A folder, a hub id, a GGUF file, or "demo".
+    model: str = "demo"
+    #: Name that jobs ask for; by default the model's. A path cannot be a served name.
+    served_model_name: str | None = None
+    #: "real", or "stub": deterministic tokens without a model, for tests and measurements.
+    engine: Literal["real", "stub"] = "real"
+    #: Fields of `StubConfig`, JSON; only with `engine="stub"`.
+    stub: dict[str, Any] = Field(default_factory=dict)
+
+    #: Number format of weights, activations and KV cache.
+    dtype: str = "bfloat16"
+    #: "auto", "cpu", "cuda" or "cuda:<index>".
+    device: str = "auto"
+    #: Most tokens of one request, prompt and output together.
+    max_model_len: int = Field(default=2048, ge=2)
+    #: Most requests computed together.
+    max_num_seqs: int = Field(default=64, ge=1)
+    #: Most tokens computed in one step.
+    max_num_batched_tokens: int = Field(default=2048, ge=1)
+    #: Bytes for the KV cache; None takes a share of the memory that is free.
+    kv_cache_bytes: int | None = Field(default=None, ge=1)
+    #: Share the KV of equal prompt prefixes.
+    enable_prefix_caching: bool = True
+    #: Weight format, or None for weights in `dtype`.
+    quantization: str | None = None
+
+    #: Seconds after which a job of a silent worker goes to another one. Must exceed the longest
+    #: step; a worker that is only slow loses its jobs otherwise.
+    lease_s: float = Field(default=15.0, ge=0.5)
+    #: Seconds without a turn of the engine's loop after which the engine is killed and replaced.
+    engine_stall_s: float = Field(default=60.0, gt=0)
+    #: A job with that many unsaved tokens makes a checkpoint of the batch due.
+    checkpoint_tokens: int = Field(default=8, ge=1)
+    #: Seconds that unsaved tokens wait at most.
+    checkpoint_interval_s: float = Field(default=0.25, gt=0)
+    #: Unsaved tokens on board at which generation pauses while Redis does not answer.
+    max_backlog_tokens: int = Field(default=262_144, ge=1)
+    #: Seconds that an orderly shutdown may take. Give the supervisor a few more before it kills.
+    drain_timeout_s: float = Field(default=20.0, gt=0)
+    #: Seconds between sweeps for lost leases and announcements.
+    sweep_interval_s: float = Field(default=2.0, gt=0)
+    #: Seconds after which a waiting job whose announcement is gone is announced again.
+    reannounce_grace_s: float = Field(default=30.0, ge=0)
+    #: Seconds between heartbeats.
+    heartbeat_interval_s: float = Field(default=5.0, gt=0, lt=keys.WORKER_TTL_S)
+    #: Threads that tell Celery how jobs ended.
+    finisher_threads: int = Field(default=2, ge=1)
+
+    #: Celery node name; one must not run twice on one Redis. None takes model, host and pid.
+    worker_name: str | None = None
+    #: Least severe lines that are logged.
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    #: "auto" is text on a terminal and JSON elsewhere.
+    log_format: Literal["auto", "json", "text"] = "auto"
+
+    @model_validator(mode="after")
+    def _check_served_name(self) -> Self:
+        try:
+            keys.queue_names(self.served_name)
+        except ValueError as error:
+            raise ValueError(f"{error}; set BATCHMILL_SERVED_MODEL_NAME") from None
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ValueError(
+                f"max_num_batched_tokens is {self.max_num_batched_tokens}, fewer than max_num_seqs "
+                f"{self.max_num_seqs}: each running request needs one token a step"
+            )
+        return self
+
+    @property
+    def served_name(self) -> str:
+        """Name that jobs ask for."""
+        return self.served_model_name or self.model
+
+    @property
+    def queues(self) -> tuple[str, ...]:
+        """Queues that the worker consumes, highest priority first."""
+        return keys.queue_names(self.served_name)
+
+    @property
+    def node_name(self) -> str:
+        """Celery node name."""
+        if self.worker_name is not None:
+            return self.worker_name
+        model = self.served_name.replace("/", "-").replace("@", "-")
+        return f"{model}-{os.getpid()}@{socket.gethostname()}"
+
+    def engine_options(self) -> Mapping[str, Any]:
+        """Keyword arguments of the engine's configuration, without the model."""
+        if self.engine == "stub":
+            limits = {"max_num_seqs": self.max_num_seqs, "max_model_len": self.max_model_len}
+            return limits | self.stub
+        return {
+            "dtype": self.dtype,
+            "device": self.device,
+            "max_model_len": self.max_model_len,
+            "max_num_seqs": self.max_num_seqs,
+            "max_num_batched_tokens": self.max_num_batched_tokens,
+            "kv_cache_bytes": self.kv_cache_bytes,
+            "enable_prefix_caching": self.enable_prefix_caching,
+            "quantization": self.quantization,
+        }
