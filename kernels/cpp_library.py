@@ -16,16 +16,21 @@ from .errors import CppBuildError
 _log = logging.getLogger(__name__)
 
 #: bm_abi_version() of the sources that the signatures below describe.
-_ABI_VERSION = 1
+_ABI_VERSION = 2
 
 _P, _I, _L, _F = c_void_p, c_int, c_long, c_float
 #: name: (result, arguments), in the order of the C++ sources.
-_SIGNATURES: dict[str, tuple[type[c_int] | None, list[Any]]] = {
+_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "bm_paged_attention": (_I, [_P] * 7 + [_I] * 8 + [_L] * 5 + [_F, _I, _I, _I]),
     "bm_rms_norm": (None, [_P] * 4 + [_I, _I, _L, _F, _I, _I]),
     "bm_silu_and_mul": (None, [_P, _P, _I, _I, _L, _I, _I]),
     "bm_rope": (None, [_P] * 3 + [_I] * 4 + [_L, _I, _I]),
     "bm_write_kv": (_I, [_P] * 5 + [_I] + [_L] * 4 + [_I]),
+    "bm_linear_packed_lanes": (_L, [_I, _I, _I]),
+    "bm_linear_pack": (None, [_P, _P, _I, _I, _I, _I]),
+    "bm_linear_panel": (_I, []),
+    "bm_linear": (None, [_P] * 4 + [_I] * 3 + [_L, _L] + [_I] * 4),
+    "bm_decoder_layers": (_I, [_P, _P, _P]),
     "bm_rope_and_cache": (_I, [_P] * 8 + [_F] + [_I] * 5 + [_L, _L, _I, _I]),
 }
 

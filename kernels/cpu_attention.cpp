@@ -14,7 +14,7 @@
 #include <utility>
 #include <vector>
 
-#include "cpu_parallel.h"
+#include "cpu_ops.h"
 #include "cpu_tile.h"
 
 namespace {
@@ -416,8 +416,6 @@ int find_invalid_sequence(const Attention& op, int num_tokens, long max_blocks) 
 
 }  // namespace
 
-// Returns -1, or the index of a sequence whose lengths or block ids are out of range: then nothing
-// was computed. Strides are in elements; caches are contiguous.
 BM_EXPORT int bm_paged_attention(
     void* out, const void* q, const void* k_cache, const void* v_cache,
     const int32_t* block_tables, const int32_t* cu_seqlens_q, const int32_t* seq_lens,

@@ -4,15 +4,14 @@
 // rounded once to the tensor's dtype, except where a stored value (the residual) is read again.
 #include <cmath>
 
-#include "cpu_parallel.h"
+#include "cpu_ops.h"
 #include "cpu_vec.h"
 
 GompParallel bm_gomp_parallel = nullptr;
 
 BM_EXPORT void bm_set_gomp_parallel(GompParallel function) { bm_gomp_parallel = function; }
 
-// Changes with any change of a signature below or in the other files; the loader compares it.
-BM_EXPORT int bm_abi_version() { return 1; }
+BM_EXPORT int bm_abi_version() { return 2; }
 
 namespace {
 
@@ -148,9 +147,6 @@ void rope_and_cache(void* qkv, void* k_cache, void* v_cache, const float* cos, c
 }
 
 }  // namespace
-
-// Strides are in elements. The functions that take slots check them first and return -1, or the
-// first token whose slot is out of range: then nothing was written.
 
 BM_EXPORT void bm_rms_norm(void* out, const void* x, void* residual, const void* weight,
                            int num_rows, int hidden, long x_stride, float eps, int dtype,

@@ -1,0 +1,189 @@
+"""Matrix products on weights that are laid out once for the machine they run on.
+
+    linear(x) = x W^T + b,    gated_linear(x) = silu(x G^T + g) * (x U^T + u)
+
+Measured on 2 cores with AVX512_BF16, bf16, one to 64 rows: the packed C++ product runs level with
+oneDNN's packed one (0.9 to 1.6 times as fast) and 1.2 to 2.3 times as fast as plain `F.linear`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .cpp_library import cpp_is_usable, default_library
+from .dispatch import Backend
+
+_log = logging.getLogger(__name__)
+
+#: [num_rows, in] -> [num_rows, out], in the weight's dtype.
+Linear = Callable[[Tensor], Tensor]
+
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+#: Rows that oneDNN lays a weight out for; measured: one layout serves 1 to 512 rows equally.
+_ONEDNN_ROWS_HINT = 64
+
+
+def make_linear(weight: Tensor, bias: Tensor | None = None, *, backend: Backend = "auto") -> Linear:
+    """A callable that multiplies by a weight, laid out the fastest way this machine has.
+
+    The weight itself is not kept where it is packed: let go of it, and memory holds one copy.
+
+    Args:
+        weight: [out, in].
+        bias: [out], or None.
+        backend: `reference` is `F.linear`; `cpp` insists on the C++ kernels; `auto` takes those on
+            a CPU that multiplies the dtype, else oneDNN's packed weights, else `F.linear`.
+
+    Raises:
+        ValueError: `cpp` was asked for and cannot multiply this weight.
+        CppBuildError: `cpp` was asked for and cannot be built.
+    """
+    on_cpu = weight.device.type == "cpu"
+    if backend == "cpp" or (backend == "auto" and on_cpu and cpp_is_usable()):
+        if is_packable(weight):
+            return PackedLinear([weight], [bias])
+        if backend == "cpp":
+            raise ValueError(
+                f"the C++ kernels do not multiply {weight.dtype} weights {list(weight.shape)} on "
+                "this CPU: bfloat16 needs AVX512_BF16 and an even inner size; use backend='auto'"
+            )
+    if backend == "auto" and on_cpu and weight.dtype == torch.bfloat16 and _onednn_packs():
+        return _onednn_linear(weight, bias)
+    return lambda x: F.linear(x, weight, bias)
+
+
+def is_packable(weight: Tensor, library: ctypes.CDLL | None = None) -> bool:
+    """Whether the C++ kernels multiply weights of this dtype and shape on this CPU.
+
+    Raises:
+        CppBuildError: there are no C++ kernels.
+    """
+    dtype = _DTYPES.get(weight.dtype)
+    if dtype is None or weight.device.type != "cpu":
+        return False
+    library = library or default_library()
+    return bool(library.bm_linear_packed_lanes(weight.shape[0], weight.shape[1], dtype))
+
+
+class PackedLinear:
+    """Owns a weight in the C++ kernels' layout: panels of columns, each one stream along k.
+
+    With two parts, gate and up, the product is gated: silu(x G^T + g) * (x U^T + u).
+
+    Attributes:
+        out_features: Columns of the result.
+        in_features: Columns of its argument.
+        packed: The weight, an opaque tensor of 4-byte lanes.
+        bias: A float32 for every packed column, or None.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Tensor],
+        biases: Sequence[Tensor | None],
+        library: ctypes.CDLL | None = None,
+    ) -> None:
+        """Pack one weight, or gate and up.
+
+        Args:
+            parts: Weights [out, in] of one shape, one or two.
+            biases: As many biases [out], or None.
+            library: The kernels to use; None takes those for this CPU.
+
+        Raises:
+            ValueError: the parts differ, or `is_packable` says no.
+        """
+        self._library = library or default_library()
+        first = parts[0]
+        if len(parts) > 2 or any(part.shape != first.shape for part in parts):
+            shapes = [list(part.shape) for part in parts]
+            raise ValueError(f"a linear has one weight, or two of one shape; got {shapes}")
+        if not all(is_packable(part, self._library) for part in parts):
+            raise ValueError(f"{first.dtype} {list(first.shape)} cannot be packed: see is_packable")
+        self.out_features, self.in_features = first.shape
+        self._dtype = first.dtype
+        self._gated = len(parts) == 2
+        panel = self._library.bm_linear_panel()
+        columns = -(-self.out_features // panel) * panel
+        self.packed = torch.cat([self._pack(part.contiguous()) for part in parts])
+        self.bias: Tensor | None = None
+        if any(bias is not None for bias in biases):
+            self.bias = torch.zeros(len(parts), columns)
+            for row, bias in zip(self.bias, biases, strict=True):
+                if bias is not None:
+                    row[: self.out_features] = bias
+
+    def _pack(self, weight: Tensor) -> Tensor:
+        size, dtype = (self.out_features, self.in_features), _DTYPES[weight.dtype]
+        packed = torch.empty(self._library.bm_linear_packed_lanes(*size, dtype), dtype=torch.int32)
+        self._library.bm_linear_pack(
+            weight.data_ptr(), packed.data_ptr(), *size, dtype, torch.get_num_threads()
+        )
+        return packed
+
+    def __call__(self, x: Tensor, *, float_out: bool = False) -> Tensor:
+        """Multiply.
+
+        Args:
+            x: [num_rows, in_features], contiguous, in the weight's dtype.
+            float_out: The result is float32 whatever the dtype.
+
+        Returns:
+            [num_rows, out_features].
+
+        Raises:
+            ValueError: x is not that.
+        """
+        if x.dim() != 2 or x.shape[1] != self.in_features or not x.is_contiguous():
+            raise ValueError(
+                f"x must be [num_rows, {self.in_features}] contiguous, got {list(x.shape)} with "
+                f"strides {list(x.stride())}"
+            )
+        if x.dtype != self._dtype or x.device.type != "cpu":
+            raise ValueError(
+                f"x must be {self._dtype} on the CPU, got {x.dtype} on {x.device}: the weight was "
+                "packed for that"
+            )
+        num_rows = x.shape[0]
+        out = torch.empty(
+            (num_rows, self.out_features), dtype=torch.float32 if float_out else x.dtype
+        )
+        self._library.bm_linear(
+            out.data_ptr(), x.data_ptr(), self.packed.data_ptr(),
+            None if self.bias is None else self.bias.data_ptr(),
+            num_rows, self.out_features, self.in_features, self.in_features, self.out_features,
+            self._gated, float_out, _DTYPES[x.dtype], torch.get_num_threads(),
+        )  # fmt: skip
+        return out
+
+
+def _onednn_linear(weight: Tensor, bias: Tensor | None) -> Linear:
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ONEDNN_ROWS_HINT)
+    multiply = torch.ops.mkldnn._linear_pointwise
+    return lambda x: multiply(x, packed, bias, "none", [], "")
+
+
+@lru_cache(maxsize=1)
+def _onednn_packs() -> bool:
+    """Whether torch's oneDNN operators, which are private, work as they did; tried once."""
+    try:
+        weight, x = torch.eye(16, dtype=torch.bfloat16), torch.ones(1, 16, dtype=torch.bfloat16)
+        if torch.equal(_onednn_linear(weight, None)(x), x):
+            return True
+        reason = "a product came out wrong"
+    except (AttributeError, RuntimeError, TypeError) as error:
+        reason = str(error)
+    _log.warning(
+        "oneDNN cannot pack bfloat16 weights with torch %s (%s): plain products run instead, about "
+        "half as fast at small batches",
+        torch.__version__,
+        reason,
+    )
+    return False
