@@ -1,5 +1,6 @@
-# A slim image without torch. The last stage is what a backend service builds on: the client and the command line.
+# Slim images without torch. The last stage is what a backend service builds on: the client and the command line.
 #   docker build -f compose/producer.Dockerfile -t batchmill-producer .
+#   docker build -f compose/producer.Dockerfile --target deliverer -t batchmill-deliverer .
 #   docker build -f compose/producer.Dockerfile --target flower -t batchmill-flower .
 ARG PYTHON_IMAGE=python:3.12-slim-bookworm
 
@@ -14,6 +15,9 @@ COPY engine ./engine
 COPY kernels ./kernels
 RUN /opt/batchmill/bin/pip install -c constraints.txt /source
 
+FROM build AS build-deliverer
+RUN /opt/batchmill/bin/pip install -c constraints.txt "/source[deliverer]"
+
 FROM build AS build-flower
 RUN /opt/batchmill/bin/pip install -c constraints.txt "/source[monitor]"
 
@@ -24,6 +28,11 @@ RUN useradd --uid 10001 --user-group --no-create-home --home-dir /app batchmill 
 ENV PATH=/opt/batchmill/bin:$PATH PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
 USER 10001:10001
 WORKDIR /app
+
+FROM runtime AS deliverer
+COPY --from=build-deliverer /opt/batchmill /opt/batchmill
+ENTRYPOINT ["batchmill"]
+CMD ["deliver"]
 
 FROM runtime AS flower
 COPY --from=build-flower /opt/batchmill /opt/batchmill

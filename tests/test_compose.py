@@ -14,7 +14,7 @@ import redis
 import yaml
 
 from .conftest import RedisServer
-from .public_face import FOLDERS, ROOT, Invocation, named_variables, variable_names
+from .public_face import FOLDERS, ROOT, named_variables, problem_of_call, variable_names
 
 COMPOSE = ROOT / "compose"
 DOCKERFILES = sorted(COMPOSE.glob("*.Dockerfile"))
@@ -89,7 +89,7 @@ def test_extras_that_an_image_installs_exist(dockerfile: Path) -> None:
 def test_service_commands_exist(service: str) -> None:
     wanted = SERVICES[service].get("command")
     if wanted is not None:
-        assert Invocation(tuple(wanted)).problem() is None
+        assert problem_of_call(wanted) is None
 
 
 @pytest.mark.parametrize("service", sorted(SERVICES))
@@ -97,7 +97,7 @@ def test_every_service_has_a_healthcheck_that_can_run(service: str) -> None:
     kind, *words = SERVICES[service]["healthcheck"]["test"]
     assert kind in {"CMD", "CMD-SHELL"}
     if words[0] == "batchmill":
-        assert Invocation(tuple(words[1:])).problem() is None
+        assert problem_of_call(words[1:]) is None
 
 
 @pytest.mark.parametrize("service", sorted(SERVICES))

@@ -10,8 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from .public_face import ROOT, Invocation, named_variables, setting_fields, variable_names
+from .public_face import (
+    ROOT,
+    named_variables,
+    plain_variables,
+    problem_of_call,
+    settings,
+    variable_names,
+)
 
+README = ROOT / "README.md"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 PAGE_NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 every_page = pytest.mark.parametrize("page", PAGES, ids=PAGE_NAMES)
@@ -80,7 +88,7 @@ def test_commands_and_options_that_a_page_names_exist(page: Path) -> None:
             continue
         # A pipe or redirection belongs to the shell, a comment to the reader.
         call = re.split(r"\s[|>#&]|;", match.group(1))[0]
-        problem = Invocation(tuple(shlex.split(call))).problem()
+        problem = problem_of_call(shlex.split(call))
         if problem is not None:
             problems.append(f"{span}: {problem}")
     assert problems == []
@@ -117,20 +125,15 @@ def test_every_decision_is_in_the_index() -> None:
     assert re.findall(r"^\| \[\d+\]\((\S+)\)", index, re.MULTILINE) == pages
 
 
-def test_the_configuration_page_lists_every_setting_with_its_default() -> None:
-    page = (ROOT / "docs" / "configuration.md").read_text()
-    rows = dict(re.findall(r"^\| `(BATCHMILL_\w+)` \| ([^|]+?) \|", page, re.MULTILINE))
-    expected = {name: written_default(field.default) for name, field in setting_fields().items()}
-    assert {n: d for n, d in rows.items() if n in expected} == expected
-    assert set(rows) == variable_names()
+def test_the_configuration_page_lists_every_setting_as_the_code_tells_it() -> None:
+    page = (ROOT / "docs" / "configuration.md").read_text().splitlines()
+    rows = {line.split("`")[1]: line for line in page if line.startswith("| `BATCHMILL_")}
+    expected = {variable: setting.row(variable) for variable, setting in settings().items()}
+    assert {name: row for name, row in rows.items() if name in expected} == expected
+    assert set(rows) - set(expected) == plain_variables()
 
 
-def written_default(value: object) -> str:
-    """A default as the page writes it: as one would type it into the environment."""
-    if value is None or value == "":
-        return "-"
-    if isinstance(value, bool):
-        return f"`{str(value).lower()}`"
-    if isinstance(value, tuple | list):
-        return f"`{','.join(f'{v:g}' if isinstance(v, float) else str(v) for v in value)}`"
-    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+def test_the_readme_tells_the_right_defaults() -> None:
+    rows = re.findall(r"^\| `(BATCHMILL_\w+)` \| `([^`]+)` \|", README.read_text(), re.MULTILINE)
+    assert len(rows) >= 5
+    assert [name for name, text in rows if settings()[name].written_default != f"`{text}`"] == []

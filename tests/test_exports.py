@@ -101,7 +101,7 @@ def test_all_is_complete_sorted_and_resolves(name: str) -> None:
     imported = {
         alias.asname or alias.name
         for node in tree.body
-        if isinstance(node, ast.ImportFrom) and node.module != "__future__"
+        if isinstance(node, ast.ImportFrom) and node.level > 0
         for alias in node.names
     }
     public = {n for n in imported if not n.startswith("_")}
