@@ -1,0 +1,86 @@
+"""The Triton face of each op, imported when it first runs.
+
+The ops list their faces when they are imported, on machines without Triton or a GPU as well, and
+importing Triton takes about a second.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .paged_attention_plan import AttentionPlan
+    from .triton_decode_plan import DecodePlan
+
+
+def paged_attention_triton(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    cu_seqlens_q: Tensor,
+    seq_lens: Tensor,
+    scale: float,
+    *,
+    window: int | None = None,
+    plan: AttentionPlan | DecodePlan | None = None,
+) -> Tensor:
+    """See `triton_paged_attention`."""
+    from .triton_paged_attention import paged_attention_triton as face
+
+    return face(
+        q, k_cache, v_cache, block_tables, cu_seqlens_q, seq_lens, scale, window=window, plan=plan
+    )
+
+
+def write_kv_triton(
+    key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor
+) -> None:
+    """See `triton_write_kv`."""
+    from .triton_write_kv import write_kv_triton as face
+
+    face(key, value, k_cache, v_cache, slot_mapping)
+
+
+def apply_rope_triton(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """See `triton_rope`."""
+    from .triton_rope import apply_rope_triton as face
+
+    face(x, cos, sin)
+
+
+def rms_norm_triton(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """See `triton_rms_norm`."""
+    from .triton_rms_norm import rms_norm_triton as face
+
+    return face(x, weight, eps)
+
+
+def add_rms_norm_triton(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """See `triton_rms_norm`."""
+    from .triton_rms_norm import add_rms_norm_triton as face
+
+    return face(x, residual, weight, eps)
+
+
+def silu_and_mul_triton(gate_up: Tensor) -> Tensor:
+    """See `triton_silu_and_mul`."""
+    from .triton_silu_and_mul import silu_and_mul_triton as face
+
+    return face(gate_up)
+
+
+def sample_triton(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    seeds: Tensor,
+    positions: Tensor,
+) -> Tensor:
+    """See `triton_sample`."""
+    from .triton_sample import sample_triton as face
+
+    return face(logits, temperature, top_k, top_p, seeds, positions)

@@ -1,0 +1,117 @@
+"""What the two Triton attention kernels share: walking a paged cache tile by tile.
+
+The block ids of the next tile are loaded while this one is computed and carried across the
+iteration. An id loaded and used in the same iteration puts a dependent load in front of the keys
+and values, and the compiler then keeps one shared-memory buffer of them instead of two or three:
+copies and arithmetic no longer overlap.
+"""
+
+# Kernels are traced by Triton, not typed Python: no annotation would be true of their arguments.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+#: exp2 is one instruction, exp is two: scores are scaled by log2(e) once, on the host.
+LOG2_E = 1.4426950408889634
+
+
+@triton.jit
+def load_block_ids(
+    table_row,  # int32 pointer to one sequence's row of the block table
+    first_token,  # first token of the tile
+    num_tokens,  # tokens past it have no block; their ids are not read
+    BLOCK_SIZE: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Block ids of one tile: a scalar where the tile lies in one block, else one for each token.
+
+    Returns int64, because `block_id * block_stride` passes 2**31 in a cache of a few GiB.
+    """
+    if BLOCK_SIZE % TILE == 0:
+        block_ids = tl.load(table_row + first_token // BLOCK_SIZE, first_token < num_tokens, 0)
+    else:
+        tokens = first_token + tl.arange(0, TILE)
+        block_ids = tl.load(table_row + tokens // BLOCK_SIZE, tokens < num_tokens, 0)
+    return block_ids.to(tl.int64)
+
+
+@triton.jit
+def tile_offsets(
+    block_ids,
+    first_token,
+    kv_head,
+    NUM_KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Element offsets [TILE, BLOCK_D] of a tile in a [blocks, slots, kv heads, head dim] cache."""
+    slots = (first_token + tl.arange(0, TILE)) % BLOCK_SIZE
+    rows = (block_ids * BLOCK_SIZE + slots) * NUM_KV_HEADS + kv_head  # [TILE] int64
+    return rows[:, None] * HEAD_DIM + tl.arange(0, BLOCK_D)[None, :]
+
+
+@triton.jit
+def load_tile(
+    cache,
+    offsets,
+    tokens,
+    num_tokens,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """One [TILE, BLOCK_D] tile of keys or values, zero past `num_tokens` and `HEAD_DIM`.
+
+    Unused slots may hold anything, NaN included, so they are never loaded: 0 * NaN is NaN.
+    """
+    if MASKED and HEAD_DIM != BLOCK_D:
+        mask = (tokens < num_tokens)[:, None] & (tl.arange(0, BLOCK_D) < HEAD_DIM)[None, :]
+        tile = tl.load(cache + offsets, mask, 0.0)
+    elif MASKED:
+        tile = tl.load(cache + offsets, (tokens < num_tokens)[:, None], 0.0)
+    elif HEAD_DIM != BLOCK_D:
+        tile = tl.load(cache + offsets, (tl.arange(0, BLOCK_D) < HEAD_DIM)[None, :], 0.0)
+    else:
+        tile = tl.load(cache + offsets)
+    return tile
+
+
+@triton.jit
+def matmul(a, b, acc, UPCAST: tl.constexpr, PRECISION: tl.constexpr):
+    """`acc + a @ b` in float32. `UPCAST` serves the interpreter, whose bfloat16 dot is garbage."""
+    if UPCAST:
+        result = tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision=PRECISION)
+    else:
+        result = tl.dot(a, b, acc, input_precision=PRECISION)
+    return result
+
+
+@triton.jit
+def softmax_step(scores, visible, row_max, row_sum, MASKED: tl.constexpr):
+    """Online softmax in base 2: this tile's weights and the rescaled running maximum and sum.
+
+    Args:
+        scores: [rows, TILE] float32, already scaled by log2(e).
+        visible: [rows, TILE] bool, read where `MASKED`.
+        row_max: [rows] float32, -inf at the start.
+        row_sum: [rows] float32.
+        MASKED: whether a row may see nothing of the tile, or of all tiles so far.
+
+    Returns:
+        The weights, the factor by which what was summed before shrinks, the maximum, the sum.
+
+    Source: FlashAttention-2, Dao 2023, section 3.1.
+    """
+    if MASKED:
+        scores = tl.where(visible, scores, float("-inf"))
+    new_max = tl.maximum(row_max, tl.max(scores, 1))
+    # A row that has seen nothing yet: -inf - -inf would be NaN.
+    shift = tl.where(new_max == float("-inf"), 0.0, new_max) if MASKED else new_max
+    weights = tl.exp2(scores - shift[:, None])
+    shrink = tl.exp2(row_max - shift)
+    return weights, shrink, new_max, row_sum * shrink + tl.sum(weights, 1)

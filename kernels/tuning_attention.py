@@ -1,0 +1,101 @@
+"""Tile sizes of the attention kernels, shipped as a table: nothing is tuned while serving.
+
+What decides a row, in registers and shared memory of the compiled kernels (tests/bench/kernel_table
+prints them):
+
+- Fewer than 64 rows a tile never reach the warp-group matrix instruction of sm_90 and later, so
+  prefill packs 128 rows; 128 x 64 takes 8 warps, since with 4 the accumulator spills.
+- Decode has at most a group of rows, is bound by cache reads, and wants bytes in flight: few
+  registers, two or three buffers, several programs on each multiprocessor.
+- float32 tiles are half as large, or they outgrow registers and shared memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+#: Shared memory that one program may have, KiB; the generations not listed have 99.
+_SHARED_KIB = {80: 163, 87: 163, 90: 227, 100: 227, 103: 227}
+_SMALL_SHARED_KIB = 99
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeTuning:
+    """How decode attention is cut up."""
+
+    #: Cached tokens a step of the inner loop; a power of two of at least 16.
+    tile_tokens: int
+    num_warps: int
+    num_stages: int
+    #: Programs launched for each multiprocessor; they share out all tiles of the batch evenly, so
+    #: all of them have to be resident at once.
+    programs_per_sm: int
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillTuning:
+    """How prefill attention is cut up."""
+
+    #: Rows (query heads of one KV head x queries) a program holds; a power of two.
+    tile_rows: int
+    #: Cached tokens a step of the inner loop; a power of two of at least 16.
+    tile_tokens: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionTuning:
+    """Both kernels' tiles for one kind of model on one kind of GPU."""
+
+    decode: DecodeTuning
+    prefill: PrefillTuning
+
+
+def shared_memory_kib(arch: int) -> int:
+    """Shared memory that a program may have on compute capability `arch` (90 is 9.0), KiB."""
+    return _SHARED_KIB.get(arch, _SMALL_SHARED_KIB)
+
+
+def attention_tuning(arch: int, head_dim: int, kv_bytes: int) -> AttentionTuning:
+    """Choose the tiles.
+
+    Args:
+        arch: Compute capability, 90 for 9.0.
+        head_dim: Size of one head.
+        kv_bytes: Bytes of one cached number: 1 (float8), 2 or 4.
+
+    Raises:
+        ValueError: heads of more than 256 dimensions, for which no tile fits.
+    """
+    if head_dim > 256:
+        raise ValueError(
+            f"head_dim is {head_dim}, the triton attention kernels take at most 256: "
+            "use backend='reference'"
+        )
+    small = shared_memory_kib(arch) < 128
+    return AttentionTuning(
+        _decode_tuning(head_dim, kv_bytes, arch, small), _prefill_tuning(head_dim, kv_bytes, small)
+    )
+
+
+def _decode_tuning(head_dim: int, kv_bytes: int, arch: int, small: bool) -> DecodeTuning:
+    wide = head_dim > 128
+    tokens = 32 if wide else 64
+    if kv_bytes == 4:
+        tokens //= 2
+    if small:
+        return DecodeTuning(tokens // 2, num_warps=4, num_stages=3, programs_per_sm=2)
+    resident = 3 if arch >= 90 else 2
+    return DecodeTuning(tokens, num_warps=4, num_stages=3, programs_per_sm=resident)
+
+
+def _prefill_tuning(head_dim: int, kv_bytes: int, small: bool) -> PrefillTuning:
+    wide = head_dim > 128
+    if kv_bytes == 4:
+        return PrefillTuning(64, 16 if wide else 32, num_warps=8 if wide else 4, num_stages=2)
+    if wide:
+        return PrefillTuning(64, 32, num_warps=8, num_stages=2)
+    if small:
+        return PrefillTuning(128, 32, num_warps=8, num_stages=2)
+    return PrefillTuning(128, 64, num_warps=8, num_stages=3)
