@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from .decoder import DecoderModel, LinearFactory, dense_linear
+from .decoder import DecoderModel, LinearFactory
 from .errors import ConfigError, ModelLoadError
 from .fingerprint import model_identity
 from .model_config import ModelConfig
@@ -51,7 +51,7 @@ def load_model(
     dtype: str = "bfloat16",
     device: str = "auto",
     quantization: str | None = None,
-    linear: LinearFactory = dense_linear,
+    linear: LinearFactory | None = None,
 ) -> LoadedModel:
     """Load a model, fetching or converting it first where that is needed.
 
@@ -124,7 +124,7 @@ def resolve_device(device: str) -> torch.device:
 def _hf_config(folder: Path) -> dict[str, Any]:
     """The model's configuration with its class's defaults filled in."""
     try:
-        values: dict[str, Any] = AutoConfig.from_pretrained(folder).to_dict()
+        values: dict[str, Any] = AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
     except (OSError, ValueError, KeyError) as error:
         raise ModelLoadError(
             f"no model configuration can be read from {folder} ({type(error).__name__}): it must "

@@ -30,7 +30,7 @@ class Tokenizer:
             UnsupportedModelError: there is no fast (Rust) tokenizer for them.
         """
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             raise ModelLoadError(
                 f"no tokenizer can be read from {folder}: it must hold tokenizer.json and "
