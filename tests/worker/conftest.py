@@ -1,0 +1,213 @@
+"""A mill for tests: real worker processes with the stub engine on a real server."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from batchmill.producer.answers import JobRecord, JobState, WorkerInfo
+from batchmill.producer.broker_url import celery_url
+from batchmill.producer.models import GenerationJob
+from batchmill.producer.settings import ProducerSettings
+from batchmill.producer.store import JobStore
+from batchmill.producer.submission import prepare
+from batchmill.worker.stub_engine import stub_text, stub_token
+
+_RUN = (
+    "import sys; from batchmill.worker.run import run_worker; "
+    "from batchmill.worker.settings import WorkerSettings; sys.exit(run_worker(WorkerSettings()))"
+)
+
+
+class WorkerProcess:
+    """One worker in a process of its own, its log in a file."""
+
+    def __init__(self, name: str, environment: dict[str, str], log_path: Path) -> None:
+        self.name = name
+        self.log_path = log_path
+        with log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", _RUN], env=environment, stdout=log, stderr=log
+            )
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text()
+
+    def send(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def end(self, number: int = signal.SIGTERM, timeout_s: float = 20.0) -> int:
+        """Signal the worker, wait for its end and return its status."""
+        self.process.send_signal(number)
+        return self.process.wait(timeout_s)
+
+
+class Mill:
+    """One server, its job store and the workers that a test starts."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.url = url
+        self.store = JobStore.from_url(url)
+        self.folder = folder
+        self.trace_path = folder / "trace"
+        self.workers: list[WorkerProcess] = []
+        # For what any Celery user would do; it knows nothing of our app.
+        self.celery = Celery("other", broker=celery_url(url), backend=celery_url(url))
+
+    def start_worker(
+        self, name: str = "w1", *, stub: dict[str, Any] | None = None, **settings: object
+    ) -> WorkerProcess:
+        """Start a worker and wait until it takes jobs."""
+        worker = self.launch(name, stub=stub, **settings)
+        self.wait_for(
+            lambda: self._has_ended(worker) or self.heartbeat(worker) is not None,
+            f"{name} to be ready",
+        )
+        return worker
+
+    def launch(
+        self, name: str = "w1", *, stub: dict[str, Any] | None = None, **settings: object
+    ) -> WorkerProcess:
+        """Start a worker."""
+        values: dict[str, object] = {
+            "broker_url": self.url,
+            "engine": "stub",
+            "stub": json.dumps({"trace_path": str(self.trace_path), **(stub or {})}),
+            "worker_name": f"{name}@test",
+            "lease_s": 2,
+            "sweep_interval_s": 0.5,
+            "reannounce_grace_s": 1,
+            "drain_timeout_s": 10,
+            **settings,
+        }
+        kept = {key: value for key, value in os.environ.items() if key[:10] != "BATCHMILL_"}
+        given = {f"BATCHMILL_{key.upper()}": str(value) for key, value in values.items()}
+        worker = WorkerProcess(
+            f"{name}@test", kept | given, self.folder / f"{name}-{len(self.workers)}.log"
+        )
+        self.workers.append(worker)
+        return worker
+
+    def heartbeat(self, worker: WorkerProcess) -> WorkerInfo | None:
+        """Return what a worker that is ready tells of itself."""
+        beats = {beat.name: beat for beat in self.store.list_workers()}
+        beat = beats.get(worker.name)
+        return beat if beat is not None and beat.state == "ready" else None
+
+    def engine_pid(self, worker: WorkerProcess) -> int:
+        beat = self.heartbeat(worker)
+        assert beat is not None
+        return int(beat.stats["engine_pid"])
+
+    def submit(self, prompt: str = "a prompt", **fields: Any) -> str:
+        """Submit a job as a client does, and return its id."""
+        fields = {"max_tokens": 16, "seed": 7, **fields}
+        if "messages" not in fields:
+            fields["prompt"] = prompt
+        new = prepare(GenerationJob(**fields), ProducerSettings())
+        self.store.submit(new)
+        return new.job_id
+
+    def record(self, job_id: str) -> JobRecord:
+        record = self.store.load(job_id)
+        assert record is not None
+        return record
+
+    def state(self, job_id: str) -> JobState:
+        return self.record(job_id).state
+
+    def wait_ended(self, *job_ids: str, timeout_s: float = 20.0) -> list[JobRecord]:
+        """Wait until jobs have ended and return their records."""
+        for job_id in job_ids:
+            self.wait_for(
+                lambda job_id=job_id: self.state(job_id).is_terminal,  # type: ignore[misc]
+                f"the end of {job_id}",
+                timeout_s=timeout_s,
+            )
+        return [self.record(job_id) for job_id in job_ids]
+
+    def wait_tokens(self, job_id: str, num_tokens: int) -> None:
+        self.wait_for(
+            lambda: len(self.store.read_tokens(job_id)) >= num_tokens, f"{num_tokens} tokens"
+        )
+
+    def wait_for(self, condition: Callable[[], object], what: str, timeout_s: float = 20.0) -> None:
+        """Wait until a condition holds; fail with the workers' logs where it never does."""
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            if time.monotonic() > deadline:
+                logs = "\n".join(f"--- {w.name}\n{w.log[-6000:]}" for w in self.workers)
+                pytest.fail(f"waited {timeout_s} s for {what}\n{logs}")
+            time.sleep(0.02)
+
+    def computed(self, job_id: str) -> list[int]:
+        """Return the output positions that engines computed for a job, in order."""
+        lines = self.trace_path.read_text().splitlines() if self.trace_path.exists() else []
+        pairs = (line.rsplit(" ", 1) for line in lines)
+        return [int(position) for request, position in pairs if request.startswith(f"{job_id}.")]
+
+    def close(self) -> None:
+        for worker in self.workers:
+            if worker.process.poll() is None:
+                worker.process.kill()
+                worker.process.wait()
+        self.celery.close()
+        self.store.close()
+
+    @staticmethod
+    def _has_ended(worker: WorkerProcess) -> bool:
+        if worker.process.poll() is not None:
+            pytest.fail(f"{worker.name} ended at its start:\n{worker.log[-6000:]}")
+        return False
+
+
+def expected_tokens(prompt: str, num_tokens: int, seed: int = 7) -> list[int]:
+    return [stub_token(prompt, seed, position) for position in range(num_tokens)]
+
+
+@pytest.fixture
+def mill(redis_url: str, tmp_path: Path) -> Iterator[Mill]:
+    """A mill on an empty server."""
+    mill = Mill(redis_url, tmp_path)
+    yield mill
+    mill.close()
+
+
+@pytest.fixture
+def private_mill(private_redis_server: Any, tmp_path: Path) -> Iterator[Mill]:
+    """A mill on a server of this test's own, to be stopped and started again."""
+    mill = Mill(private_redis_server.url, tmp_path)
+    yield mill
+    mill.close()
+
+
+@pytest.fixture(scope="module")
+def running_mill(_session_server: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mill]:
+    """A mill with one worker, for all tests of a module that leave it running."""
+    mill = Mill(_session_server.url, tmp_path_factory.mktemp("mill"))
+    mill.store.client.flushall()
+    mill.start_worker()
+    yield mill
+    mill.close()
+
+
+@pytest.fixture(scope="session")
+def reference() -> Callable[..., tuple[list[int], str]]:
+    """What the stub engine generates for a prompt, without a worker: tokens and text."""
+
+    def generate(prompt: str, num_tokens: int, seed: int = 7) -> tuple[list[int], str]:
+        token_ids = expected_tokens(prompt, num_tokens, seed)
+        return token_ids, stub_text(token_ids)
+
+    return generate
