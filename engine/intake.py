@@ -104,12 +104,13 @@ class RequestIntake:
         params = request.params
         if not params.detokenize:
             return None
-        return OutputText(
-            self._detokenizer.stream(
-                request.prompt_token_ids, skip_special_tokens=params.skip_special_tokens
-            ),
-            StopStrings(params.stop_strings, include_in_text=params.include_stop_str_in_output),
+        stream = self._detokenizer.stream(
+            request.prompt_token_ids, skip_special_tokens=params.skip_special_tokens
         )
+        if not params.stop_strings:
+            return OutputText(stream, None)
+        include = params.include_stop_str_in_output
+        return OutputText(stream, StopStrings(params.stop_strings, include_in_text=include))
 
     def _replay(self, tracker: RequestTracker) -> None:
         num_resumed = len(tracker.request.output_token_ids)

@@ -87,12 +87,13 @@ class Scheduler:
         plan = _Plan(self.max_num_batched_tokens)
         prefills = []
         for request in self.running:
-            if request.num_uncomputed_tokens == 1:
-                plan.place(request)
+            num_uncomputed_tokens = request.num_uncomputed_tokens
+            if num_uncomputed_tokens == 1:
+                plan.place(request, 1)
             else:
-                prefills.append(request)
-        for request in prefills:
-            plan.place(request)
+                prefills.append((request, num_uncomputed_tokens))
+        for request, num_uncomputed_tokens in prefills:
+            plan.place(request, num_uncomputed_tokens)
         # What was just preempted is not admitted here: fewer blocks are free than it gave up.
         self._admit(plan)
         assert plan.scheduled or not self.has_requests, "requests wait, and none can be computed"
@@ -207,7 +208,7 @@ class Scheduler:
             self._note_admission(request)
             request.status = RequestStatus.RUNNING
             self.running.append(request)
-            plan.place(request)
+            plan.place(request, request.num_uncomputed_tokens)
 
     def _find_cached_prefix(self, request: Request) -> list[int]:
         """Cached blocks that start like the request, but for its last token.
@@ -257,9 +258,8 @@ class _Plan:
         self.num_free_tokens = max_num_batched_tokens
         self.scheduled: list[ScheduledRequest] = []
 
-    def place(self, request: Request) -> None:
+    def place(self, request: Request, num_uncomputed_tokens: int) -> None:
         """Schedule as many of the request's uncomputed tokens as the budget has left."""
-        num_uncomputed_tokens = request.num_uncomputed_tokens
         num_new_tokens = min(num_uncomputed_tokens, self.num_free_tokens)
         if num_new_tokens == 0:
             return

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Matched:
+class Matched(NamedTuple):
     """What `StopStrings.append` found out about a piece of text."""
 
     #: Text that is now certain to be part of the output.
@@ -18,6 +17,8 @@ class Matched:
 
 class StopStrings:
     """Finds the first stop string, and holds back text that may be the beginning of one.
+
+    There is at least one stop string.
 
     The result does not depend on how the text is cut into pieces. Of several stop strings the one
     that ends first counts; of several that end together, the longest.
@@ -33,8 +34,6 @@ class StopStrings:
 
     def append(self, text: str) -> Matched:
         """Take a piece of text. After a stop string was found, nothing may be appended."""
-        if not self._matchers:
-            return Matched(text, None)
         pending = self._held + text
         for index, character in enumerate(text, start=len(self._held)):
             for matcher in self._matchers:

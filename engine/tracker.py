@@ -13,7 +13,13 @@ from .stop import StopStrings
 class OutputText:
     """The certain text of one output, in the pieces in which it became certain."""
 
-    def __init__(self, stream: TextStream, stop_strings: StopStrings) -> None:
+    def __init__(self, stream: TextStream, stop_strings: StopStrings | None) -> None:
+        """Begin an empty text.
+
+        Args:
+            stream: Makes text out of the tokens.
+            stop_strings: What ends it; None where nothing does.
+        """
         self.pieces: list[str] = []
         self._stream = stream
         self._stop_strings = stop_strings
@@ -28,17 +34,19 @@ class OutputText:
         Returns:
             The stop string that ends the output, or None.
         """
-        text = self._stream.append(token_id)
-        if not may_stop:
-            self._add(self._stop_strings.flush() + text)
-            return None
-        matched = self._stop_strings.append(text)
-        self._add(matched.text)
-        return matched.stop
+        text, stop = self._stream.append(token_id), None
+        if self._stop_strings is not None:
+            if may_stop:
+                text, stop = self._stop_strings.append(text)
+            else:
+                text = self._stop_strings.flush() + text
+        self._add(text)
+        return stop
 
     def flush(self) -> None:
         """End the text with whatever was held back."""
-        self._add(self._stop_strings.flush() + self._stream.flush())
+        held = "" if self._stop_strings is None else self._stop_strings.flush()
+        self._add(held + self._stream.flush())
 
     def _add(self, text: str) -> None:
         if text:

@@ -43,8 +43,11 @@ class Case:
             resumed_token_ids=[LETTERS.index(letter) for letter in resumed],
         )
         stream = detokenizer.stream(PROMPT, skip_special_tokens=controls.skip_special_tokens)
-        stops = StopStrings(
-            controls.stop_strings, include_in_text=controls.include_stop_str_in_output
+        include = controls.include_stop_str_in_output
+        stops = (
+            StopStrings(controls.stop_strings, include_in_text=include)
+            if controls.stop_strings
+            else None
         )
         text = OutputText(stream, stops) if controls.detokenize else None
         self.tracker = RequestTracker(self.request, text, frozenset([EOS]))
