@@ -9,17 +9,20 @@ from dataclasses import dataclass
 class DemoPrompt:
     """One prompt and how many tokens its answer may have."""
 
+    #: What it is about, for a table.
+    title: str
     text: str
     max_tokens: int
+    stop: str = "\n\n"
 
 
 def demo_prompts() -> tuple[DemoPrompt, ...]:
     """The 32 prompts of the demo, of different lengths, mixed as they would arrive."""
     return (
-        *(DemoPrompt(_description_prompt(product), 56) for product in _PRODUCTS),
-        *(DemoPrompt(_summary_prompt(text), 48) for text in _TO_SUMMARISE),
-        *(DemoPrompt(f"Question: {question}\nAnswer:", 40) for question in _QUESTIONS),
-        *(DemoPrompt(_subject_prompt(mail), 16) for mail in _MAILS),
+        *(DemoPrompt(f"Describe: {it}", _description_prompt(it), 56) for it in _PRODUCTS),
+        *(DemoPrompt(f"Summarise: {it}", _summary_prompt(it), 48) for it in _TO_SUMMARISE),
+        *(DemoPrompt(it, _question_prompt(it), 40) for it in _QUESTIONS),
+        *(DemoPrompt(f"Subject of: {it}", _subject_prompt(it), 16) for it in _MAILS),
     )
 
 
@@ -33,16 +36,42 @@ def demo_chat() -> list[dict[str, str]]:
     ]
 
 
+# One worked example in front of each: a small model follows a pattern better than an instruction,
+# and the prompts of a kind share a prefix, which the engine computes once.
 def _description_prompt(product: str) -> str:
-    return f"Write a short description for an online shop.\n\nProduct: {product}\nDescription:"
+    return (
+        "Descriptions from the catalogue of an online shop.\n\n"
+        "Product: soap dish made of olive wood\n"
+        "Description: Every piece is turned from one block of olive wood and oiled by hand. The "
+        "grooves let the water run off, so that your soap stays dry and lasts longer.\n\n"
+        f"Product: {product}\nDescription:"
+    )
 
 
 def _summary_prompt(text: str) -> str:
-    return f"Text: {text}\n\nSummary of the text in one sentence:"
+    return (
+        "Text: The bakery on the corner opens an hour earlier from Monday, because many customers "
+        "asked for fresh rolls before their train leaves.\n"
+        "In one sentence: The bakery opens an hour earlier so that commuters get fresh rolls.\n\n"
+        f"Text: {text}\nIn one sentence:"
+    )
+
+
+def _question_prompt(question: str) -> str:
+    return (
+        "Q: Which metal is liquid at room temperature?\nA: Mercury is liquid at room temperature."
+        f"\n\nQ: {question}\nA:"
+    )
 
 
 def _subject_prompt(mail: str) -> str:
-    return f"E-mail from a customer:\n{mail}\n\nSubject line:"
+    return (
+        "E-mail: Where is my order 118? It should have come on Monday.\n"
+        "Subject: Late delivery of order 118\n\n"
+        "E-mail: The jacket is too small. How do I send it back?\n"
+        "Subject: Return of a jacket\n\n"
+        f"E-mail: {mail}\nSubject:"
+    )
 
 
 _PRODUCTS = (

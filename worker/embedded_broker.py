@@ -18,6 +18,7 @@ from pathlib import Path
 import redis
 
 from .broker_binary import find_server_binary
+from .private_directory import make_private_directory
 from .service_errors import BrokerAlreadyRunning, BrokerError, BrokerFailed
 from .tied_process import start_tied_process, stop_process
 
@@ -137,7 +138,7 @@ class EmbeddedBroker:
                 f"limit is {MAX_SOCKET_PATH_BYTES}; choose a shorter directory, or a port"
             )
         for directory in (config.directory, config.socket.parent, config.directory / "data"):
-            _make_private_directory(directory)
+            make_private_directory(directory)
 
     def _lock(self, deadline: float) -> None:
         """Take the directory, waiting for a broker that is on its way out (killed a moment ago).
@@ -249,18 +250,3 @@ def _already_running(url: str, pid: int | None) -> BrokerAlreadyRunning:
         f"a broker is already running at {url} ({who}); use it with --broker-url {url}, or stop it",
         pid,
     )
-
-
-def _make_private_directory(directory: Path) -> None:
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = directory.stat()
-    if status.st_uid != os.getuid():
-        raise BrokerError(
-            f"{directory} belongs to user id {status.st_uid}, not to {os.getuid()}; "
-            "choose another directory"
-        )
-    if status.st_mode & 0o077:
-        raise BrokerError(
-            f"{directory} has mode {status.st_mode & 0o777:o}, others could reach the broker's "
-            f"data; make it private: chmod 700 {directory}"
-        )

@@ -40,6 +40,10 @@ class BrokerFailed(BrokerError):
     """The server program ended at start-up, or did not answer in time."""
 
 
+class NotPrivate(ServiceError):
+    """A folder for prompts, answers or secrets is open to others, or not ours."""
+
+
 class NoWebhookSecret(ServiceError):
     """The deliverer has no secret to sign with."""
 

@@ -38,6 +38,7 @@ class SupervisedChild:
         self.spec = spec
         self.num_restarts = 0
         self._process: subprocess.Popen[bytes] | None = None
+        self._stopping: subprocess.Popen[bytes] | None = None
         self._started_at_s = 0.0
         self._start_again_at_s: float | None = None
         self._backoff_s = _FIRST_BACKOFF_S
@@ -73,9 +74,17 @@ class SupervisedChild:
     def stop(self) -> str | None:
         """End the program; a line to show where it had to be killed."""
         process, self._process, self._start_again_at_s = self._process, None, None
+        self._stopping = process
         if process is None or stop_process(process, timeout_s=self.spec.stop_timeout_s):
             return None
         return f"{self.spec.name} did not end within {self.spec.stop_timeout_s:g} s and was killed"
+
+    def kill(self) -> None:
+        """End the program at once, and do not start it again."""
+        self._start_again_at_s = None
+        process = self._process or self._stopping
+        if process is not None:
+            process.kill()
 
     def log_tail(self) -> str:
         """The last lines of its log."""
@@ -119,6 +128,11 @@ class Supervisor:
         """
         for child in self.children:
             self._tell(child.stop())
+
+    def kill(self) -> None:
+        """End all children at once. May be called from a signal handler."""
+        for child in self.children:
+            child.kill()
 
     def wait_until(self, ready: Callable[[], bool], *, what: str, timeout_s: float) -> None:
         """Wait for a condition that the children bring about.

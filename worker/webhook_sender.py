@@ -99,7 +99,11 @@ class WebhookSender:
         await self._client.aclose()
 
     async def _post(self, url: str, body: bytes, headers: Mapping[str, str]) -> SendOutcome:
-        own = {"content-type": "application/json", "user-agent": self._user_agent}
+        own = {
+            "content-type": "application/json",
+            "user-agent": self._user_agent,
+            "connection": "close",
+        }
         # Without accept-encoding the client would ask for compression, and inflate what it gets.
         own["accept-encoding"] = "identity"
         async with self._client.stream(

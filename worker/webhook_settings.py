@@ -7,11 +7,12 @@ from typing import Annotated, Any
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from batchmill.producer.webhook import sign
+
 #: Seconds to wait before each attempt: at once, 5 s, 5 min, 30 min, 2 h, 5 h, 10 h, 14 h, 20 h,
 #: 24 h; about three days in all. Source: Standard Webhooks 1.0.0, "Deliverability and
 #: reliability".
 DEFAULT_SCHEDULE_S = (0.0, 5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.0, 86400.0)
-_SECRET_PREFIX = "whsec_"
 
 
 class WebhookSettings(BaseSettings):
@@ -59,11 +60,13 @@ class WebhookSettings(BaseSettings):
     @model_validator(mode="after")
     def _check_secrets(self) -> WebhookSettings:
         for number, secret in enumerate(self.secrets, start=1):
-            if not secret.startswith(_SECRET_PREFIX):
+            try:
+                sign(secret, "evt", 0, b"")
+            except ValueError as error:
                 raise ValueError(
-                    f"secret {number} of BATCHMILL_WEBHOOK_SECRET does not start with "
-                    f"{_SECRET_PREFIX}; make one with: batchmill webhook-secret"
-                )
+                    f"secret {number} of BATCHMILL_WEBHOOK_SECRET: {error}; "
+                    "batchmill webhook-secret makes one"
+                ) from None
         return self
 
     @property

@@ -22,6 +22,7 @@ from batchmill.worker.service_errors import (
     BrokerError,
     BrokerFailed,
     BrokerNotInstalled,
+    NotPrivate,
 )
 
 PARENT_PROGRAM = """
@@ -147,7 +148,7 @@ def test_only_the_owner_can_reach_socket_and_data(directory: Path) -> None:
 
 def test_directory_that_others_can_read_is_refused(directory: Path) -> None:
     directory.chmod(0o755)
-    with pytest.raises(BrokerError, match="chmod 700"):
+    with pytest.raises(NotPrivate, match="chmod 700"):
         EmbeddedBroker(BrokerConfig(directory)).start()
 
 

@@ -1,0 +1,198 @@
+"""`batchmill submit`, `result` and `cancel`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from .cli_output import BrokerUrlOption, CommandError, ExitCode, JsonOption, print_json
+
+_SUBMIT_EPILOG = (
+    "Examples:\n\n"
+    '  batchmill submit "Write a haiku about a water mill." --max-tokens 48 --wait\n\n'
+    "  cat article.txt | batchmill submit --webhook https://example.com/hook\n\n"
+    '  batchmill submit --messages \'[{"role": "user", "content": "Hello!"}]\' --json\n\n'
+    '  batchmill submit "Once" --param top_k=40 --param \'stop=["\\n\\n", "END"]\''
+)
+_RESULT_EPILOG = "Examples:\n\n  batchmill result gen_…\n\n  batchmill result gen_… --timeout-s 60"
+_CANCEL_EPILOG = "Example:\n\n  batchmill cancel gen_…"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("submit", epilog=_SUBMIT_EPILOG)(submit)
+    app.command("result", epilog=_RESULT_EPILOG)(result)
+    app.command("cancel", epilog=_CANCEL_EPILOG)(cancel)
+
+
+def submit(
+    prompt: Annotated[
+        str | None, typer.Argument(help="The prompt. Without it (or with -), stdin.")
+    ] = None,
+    messages: Annotated[
+        str | None,
+        typer.Option(metavar="JSON", help="A chat, instead of a prompt: a list of messages."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Served model name.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Most tokens to generate.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="1 keeps all tokens.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="0 keeps all tokens.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Fixes the random draws.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="A string that ends generation. May be repeated.")
+    ] = None,
+    param: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=JSON", help="Any other parameter of a job. May be repeated."),
+    ] = None,
+    priority: Annotated[str | None, typer.Option(help="high, normal or low.")] = None,
+    webhook: Annotated[
+        str | None, typer.Option(metavar="URL", help="Gets a signed POST when the job ends.")
+    ] = None,
+    idempotency_key: Annotated[
+        str | None, typer.Option(help="Submitting it again changes nothing.")
+    ] = None,
+    metadata: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=TEXT", help="Given back with the result. May be repeated."),
+    ] = None,
+    ttl_s: Annotated[
+        float | None, typer.Option(help="Seconds after which nobody wants the result.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the result and print it.")] = False,
+    timeout_s: Annotated[
+        float | None, typer.Option(min=0, help="Most seconds to wait with --wait.")
+    ] = None,
+    broker_url: BrokerUrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Submit one job and print its id, or with --wait its text."""
+    fields: dict[str, Any] = {
+        "model": model,
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "seed": seed,
+        "stop": stop or None,
+        "priority": priority,
+        "webhook": webhook,
+        "idempotency_key": idempotency_key,
+        "metadata": _pairs("--metadata", metadata) or None,
+        "ttl_s": ttl_s,
+        **_input(prompt, messages),
+    }
+    given = {name: value for name, value in fields.items() if value is not None}
+    for name, text in _pairs("--param", param).items():
+        if name in given:
+            raise _usage(f"--param {name}: it is given by an option or argument as well")
+        given[name] = _json("--param " + name, text)
+    _submit(given, broker_url, wait=wait, timeout_s=timeout_s, as_json=as_json)
+
+
+def _submit(
+    fields: dict[str, Any],
+    broker_url: str | None,
+    *,
+    wait: bool,
+    timeout_s: float | None,
+    as_json: bool,
+) -> None:
+    from batchmill.producer import Client
+
+    with Client(broker_url) as client:
+        job = client.submit(**fields)
+        if wait:
+            _print_result(job.result(timeout_s=timeout_s), as_json=as_json)
+        elif as_json:
+            print_json({"id": job.id})
+        else:
+            print(job.id)
+
+
+def result(
+    job_id: Annotated[str, typer.Argument(help="The job.")],
+    timeout_s: Annotated[
+        float | None, typer.Option(min=0, help="Most seconds to wait; 0 does not wait at all.")
+    ] = None,
+    broker_url: BrokerUrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Wait for a job and print its text."""
+    from batchmill.producer import Client
+
+    with Client(broker_url) as client:
+        _print_result(client.job(job_id).result(timeout_s=timeout_s), as_json=as_json)
+
+
+def cancel(
+    job_id: Annotated[str, typer.Argument(help="The job.")],
+    broker_url: BrokerUrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Cancel a job. A running one stops at its next checkpoint."""
+    from batchmill.producer.answers import CancelStatus
+    from batchmill.producer.outcomes import unknown
+
+    from .cli_broker import open_store
+
+    with open_store(broker_url) as store:
+        answer = store.cancel(job_id)
+    if answer.status is CancelStatus.UNKNOWN:
+        raise unknown(job_id)
+    if as_json:
+        state = None if answer.state is None else answer.state.value
+        print_json({"id": job_id, "outcome": answer.status.value.lower(), "state": state})
+    elif answer.status is CancelStatus.ALREADY_TERMINAL:
+        print(f"{job_id} had ended before: {answer.state}")
+    elif answer.status is CancelStatus.CANCELLING:
+        print(f"{job_id} is being stopped")
+    else:
+        print(f"{job_id} is cancelled")
+
+
+def _print_result(result: Any, *, as_json: bool) -> None:
+    if as_json:
+        print_json(result.model_dump(mode="json") | {"token_ids": result.token_ids})
+    else:
+        print(result.text)
+
+
+def _input(prompt: str | None, messages: str | None) -> dict[str, Any]:
+    """The prompt or the chat, from wherever it comes."""
+    if messages is not None:
+        if prompt is not None:
+            raise _usage("give a prompt or --messages, not both")
+        return {"messages": _json("--messages", messages)}
+    if prompt is not None and prompt != "-":
+        return {"prompt": prompt}
+    if prompt is None and sys.stdin.isatty():
+        raise _usage("no prompt: give it as an argument, on stdin, or a chat with --messages")
+    text = sys.stdin.read()
+    # The line end that editors and echo put at the end of a text is hardly part of a prompt.
+    return {"prompt": text.removesuffix("\n")}
+
+
+def _pairs(option: str, texts: list[str] | None) -> dict[str, str]:
+    pairs = {}
+    for text in texts or ():
+        name, separator, value = text.partition("=")
+        if not separator or not name:
+            raise _usage(f"{option} {text!r}: write NAME=VALUE")
+        pairs[name] = value
+    return pairs
+
+
+def _json(option: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise _usage(f"{option} is not JSON: {error}") from None
+
+
+def _usage(message: str) -> CommandError:
+    return CommandError(message, code="usage", exit_code=ExitCode.USAGE)

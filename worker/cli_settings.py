@@ -1,0 +1,83 @@
+"""Every setting of a command as a flag of it, made from the settings classes themselves."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable
+from typing import Annotated, Any, get_args
+
+import typer
+from pydantic import BaseModel, SecretStr
+from pydantic.fields import FieldInfo
+
+from .setting_docs import setting_docs
+
+PREFIX = "BATCHMILL_"
+
+
+def with_settings(
+    command: Callable[..., None], *classes: type[BaseModel], hidden: frozenset[str] = frozenset()
+) -> Callable[..., None]:
+    """Give a command a flag for each field of the classes.
+
+    A flag takes what the variable takes, and wins over it: it is put into this process' environment
+    before the command runs, so that the command and its children read settings in one way. Secrets
+    get no flag: every user of the machine can read a command line.
+
+    Args:
+        command: the command; a parameter of its own that has a field's name wins over the flag.
+        classes: settings classes.
+        hidden: fields that make no sense for this command.
+    """
+    own = inspect.signature(command, eval_str=True)
+    flags = {
+        name: _flag(name, field, docs.get(name, ""))
+        for settings in classes
+        for docs in (setting_docs(settings),)
+        for name, field in settings.model_fields.items()
+        if name not in own.parameters and name not in hidden and not is_secret(field)
+    }
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        for name in flags:
+            value = given.pop(name)
+            if value is not None:
+                os.environ[PREFIX + name.upper()] = value
+        command(**given)
+
+    parameters = [*own.parameters.values(), *flags.values()]
+    run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {item.name: item.annotation for item in parameters}
+    return run
+
+
+def is_secret(field: FieldInfo) -> bool:
+    """Whether a field's value must not be shown."""
+    return SecretStr in (field.annotation, *get_args(field.annotation))
+
+
+def _flag(name: str, field: FieldInfo, help_text: str) -> inspect.Parameter:
+    default = field.get_default(call_default_factory=True)
+    shown = "" if default in (None, {}, ()) else f" [{_shown(default)}]"
+    option = typer.Option(
+        f"--{name.replace('_', '-')}",
+        metavar="VALUE",
+        help=f"{help_text}{shown}".replace("[", r"\["),
+        rich_help_panel=f"Settings (also {PREFIX}<NAME>)",
+        show_default=False,
+    )
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[str | None, option],
+    )
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, tuple):
+        return ",".join(f"{item:g}" for item in default)
+    return str(default).lower() if isinstance(default, bool) else str(default)

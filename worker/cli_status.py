@@ -1,0 +1,104 @@
+"""`batchmill status`: queues, workers and counts, or one job."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+
+from .cli_broker import open_store
+from .cli_output import BrokerUrlOption, JsonOption, print_json, print_table
+
+_EPILOG = "Examples:\n\n  batchmill status\n\n  batchmill status gen_… --json | jq .state"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("status", epilog=_EPILOG)(status)
+
+
+def status(
+    job_id: Annotated[str | None, typer.Argument(help="A job; without it, the whole.")] = None,
+    broker_url: BrokerUrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show queues, workers and counts; with a job's id, that job."""
+    if job_id is None:
+        _show_store(broker_url, as_json=as_json)
+    else:
+        _show_job(job_id, broker_url, as_json=as_json)
+
+
+def _show_job(job_id: str, broker_url: str | None, *, as_json: bool) -> None:
+    from batchmill.producer import Client
+
+    with Client(broker_url) as client:
+        job = client.job(job_id).status()
+    if as_json:
+        print_json(job.model_dump(mode="json"))
+        return
+    rows: list[tuple[str, object]] = [
+        ("state", f"{job.state.value}{' (cancelling)' if job.cancelling else ''}"),
+        ("model", job.model),
+        ("output tokens", job.output_tokens),
+        ("attempts", job.attempts),
+        ("worker", job.worker or "-"),
+        ("enqueued", moment(job.enqueued_at_ms)),
+        ("started", moment(job.started_at_ms)),
+        ("finished", moment(job.finished_at_ms)),
+        ("deadline", moment(job.deadline_at_ms)),
+    ]
+    if job.error is not None:
+        rows.append(("error", f"{job.error.code}: {job.error.message}"))
+    print_table(job.id, ("", ""), rows)
+
+
+def _show_store(broker_url: str | None, *, as_json: bool) -> None:
+    with open_store(broker_url) as store:
+        counts, queues, workers = store.counts(), store.queue_depths(), store.list_workers()
+    served = {queue for worker in workers for queue in worker.queues}
+    if as_json:
+        print_json(
+            {
+                "counts": asdict(counts),
+                "queues": [asdict(depth) | {"served": depth.queue in served} for depth in queues],
+                "workers": [asdict(worker) for worker in workers],
+            }
+        )
+        return
+    print_table("Jobs", ("", "number"), _count_rows(counts))
+    print_table(
+        "\nQueues",
+        ("queue", "waiting", "served"),
+        ((d.queue, d.queued, "yes" if d.queue in served else "by no worker") for d in queues),
+    )
+    print_table(
+        "\nWorkers",
+        ("worker", "model", "state", "since", "in flight"),
+        (
+            (w.name, w.model, w.state, moment(w.started_at_ms), w.stats.get("jobs", "-"))
+            for w in workers
+        ),
+    )
+    if not workers:
+        print("none: start one with `batchmill worker`, or everything with `batchmill up`")
+
+
+def _count_rows(counts: Any) -> list[tuple[str, int]]:
+    rows = [
+        ("waiting", counts.queued),
+        ("in progress", counts.in_progress),
+        ("webhooks waiting", counts.outbox),
+        ("dead letters", counts.dead_letters),
+    ]
+    rows += [(f"total {name}", number) for name, number in sorted(counts.totals.items())]
+    return rows
+
+
+def moment(milliseconds: int | None) -> str:
+    """A time of the record, for people."""
+    if milliseconds is None:
+        return "-"
+    return f"{datetime.fromtimestamp(milliseconds / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"

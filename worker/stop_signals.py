@@ -1,0 +1,57 @@
+"""Turn signals that ask for an end into a flag that a main loop can wait for."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Sequence
+from types import FrameType, TracebackType
+from typing import Any
+
+
+class StopSignals:
+    """While entered, the signals set a flag instead of ending the process."""
+
+    def __init__(self, numbers: Sequence[signal.Signals], on_second: Callable[[], None]) -> None:
+        """Prepare; nothing changes before it is entered.
+
+        Args:
+            numbers: the signals.
+            on_second: called, in the signal handler, when another one comes while stopping.
+        """
+        self._numbers = numbers
+        self._on_second = on_second
+        self._received = False
+        self._previous: dict[signal.Signals, Any] = {}
+
+    @property
+    def received(self) -> bool:
+        """Whether a signal has come."""
+        return self._received
+
+    def wait(self, seconds: float) -> bool:
+        """Pass some time, and say whether a signal has come."""
+        if not self._received:
+            time.sleep(seconds)
+        return self._received
+
+    def __enter__(self) -> StopSignals:
+        for number in self._numbers:
+            self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        # A plain attribute: the handler runs in the main thread, between any two of its
+        # instructions, and would wait for ever for a lock that this thread holds.
+        if self._received:
+            self._on_second()
+        self._received = True
