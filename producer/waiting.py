@@ -102,7 +102,7 @@ def _watch(store: JobStore, job_id: str, patience: Patience) -> None:
     with contextlib.closing(pubsub) as channel:
         channel.subscribe(keys.channel(job_id))
         # The first message confirms the subscription. Only a look after it cannot miss the end.
-        channel.get_message(timeout=POLL_INTERVAL_S)
+        channel.get_message(timeout=patience.next_wait_s())
         while not _has_ended(store, job_id):
             _next_state_message(channel, patience)
 
