@@ -124,12 +124,13 @@ def resolve_device(device: str) -> torch.device:
 def _hf_config(folder: Path) -> dict[str, Any]:
     """The model's configuration with its class's defaults filled in."""
     try:
-        values: dict[str, Any] = AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
+        hf_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ModelLoadError(
             f"no model configuration can be read from {folder} ({type(error).__name__}): it must "
             "hold a config.json of an architecture that transformers knows"
         ) from error
+    values: dict[str, Any] = hf_config.to_dict()
     return values
 
 

@@ -31,7 +31,7 @@ class Tokenizer:
         """
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # tokenizers raises bare Exceptions for broken files
             raise ModelLoadError(
                 f"no tokenizer can be read from {folder}: it must hold tokenizer.json and "
                 "tokenizer_config.json"
