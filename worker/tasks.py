@@ -45,8 +45,8 @@ class GenerateTask(Task):
     #: A failed job is not a bug of the worker: one line in the log, no traceback.
     throws = (JobFailed,)
 
-    def run(self, job: Any = None, v: int = 1) -> Any:
-        """Return the job result, or raise the job's error.
+    def run(self, *_: Any, **__: Any) -> Any:
+        """Return the job result, or raise the job's error. The arguments were judged by intake.
 
         Raises:
             JobFailed: the job failed.
