@@ -218,14 +218,6 @@ class Engine:
         """What the engine did so far, and what it is doing."""
         return self._counter.snapshot(self._scheduler)
 
-    def _check_model_limits(self, loaded: LoadedModel) -> None:
-        limit = loaded.config.max_position_embeddings
-        if self.config.max_model_len > limit:
-            raise ConfigError(
-                f"max_model_len is {self.config.max_model_len}, the model was made for {limit} "
-                f"tokens: set max_model_len to {limit} or less"
-            )
-
     def _prepare_all(
         self,
         prompts: Sequence[Prompt],

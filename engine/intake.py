@@ -80,7 +80,7 @@ class RequestIntake:
         return token_ids
 
     def _check_token_ids(self, name: str, token_ids: Sequence[int]) -> None:
-        if not isinstance(token_ids, Sequence):
+        if not isinstance(token_ids, Sequence) or isinstance(token_ids, bytes | bytearray):
             raise RequestError(
                 "invalid_request",
                 f"{name} is a {type(token_ids).__name__}: use a list of token ids",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 class FinishReason(enum.StrEnum):
@@ -82,10 +82,10 @@ class RequestOutput:
     metrics: RequestMetrics
     num_prompt_tokens: int
     # Append-only lists of the request, and how much of them this output reports.
-    _output_token_ids: list[int]
-    _num_output_tokens: int
-    _text_pieces: list[str]
-    _num_text_pieces: int
+    _output_token_ids: list[int] = field(repr=False)
+    _num_output_tokens: int = field(repr=False)
+    _text_pieces: list[str] = field(repr=False)
+    _num_text_pieces: int = field(repr=False)
 
     @property
     def finished(self) -> bool:

@@ -77,11 +77,6 @@ class RequestTracker:
         self._num_reported_tokens = 0
         self._num_reported_pieces = 0
 
-    @property
-    def stopping_token_ids(self) -> frozenset[int]:
-        """Tokens that end this request."""
-        return self._eos_token_ids | self._stop_token_ids
-
     def replay(self) -> int:
         """Take in the tokens that the request was resumed with; none of them is news.
 

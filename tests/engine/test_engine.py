@@ -273,6 +273,7 @@ def test_longest_prompt_gets_one_token_and_a_longer_one_is_refused(
         ([1, "a"], r"prompt\[1\] is str"),
         (7, "int"),
         (None, "NoneType"),
+        (b"text", "bytes"),
     ],
 )
 def test_prompt_that_is_none_is_refused_before_anything_runs(
