@@ -4,16 +4,9 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import re
 import shlex
-import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,10 +16,10 @@ from standardwebhooks.webhooks import Webhook
 from batchmill.producer import new_secret
 from batchmill.producer.store import JobStore
 
+from .processes import CLI, STUB, accepts, free_port, process, ready_worker, run, wait_until
 from .public_face import ROOT
 
 README = (ROOT / "README.md").read_text()
-DEADLINE_S = 60
 
 
 def block(language: str, containing: str) -> str:
@@ -36,117 +29,57 @@ def block(language: str, containing: str) -> str:
     return str(found)
 
 
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} took more than {DEADLINE_S} s"
-        time.sleep(0.02)
-
-
-@contextmanager
-def process(*command: str, environment: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
-    """Run a program beside the test, and end it as an operator would."""
-    child = subprocess.Popen(
-        [sys.executable, *command],
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        yield child
-    finally:
-        child.send_signal(signal.SIGTERM)
-        try:
-            child.communicate(timeout=30)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.communicate()
-            raise
-
-
-@pytest.fixture(scope="module")
-def environment() -> dict[str, str]:
-    return {"BATCHMILL_ENGINE": "stub", "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
-
-
 @pytest.fixture
-def live_stack(redis_url: str, environment: dict[str, str]) -> Iterator[dict[str, str]]:
-    """A broker and a ready worker; yields the environment that reaches them."""
-    reaches = {**environment, "BATCHMILL_BROKER_URL": redis_url}
+def live_stack(redis_url: str, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A broker and a worker that takes jobs; yields the environment that reaches them."""
     store = JobStore.from_url(redis_url)
-    with process("-m", "batchmill.worker.cli", "worker", environment=reaches) as worker:
-
-        def is_ready() -> bool:
-            assert worker.poll() is None, worker.communicate()[0]
-            return any(info.state == "ready" for info in store.list_workers())
-
-        wait_until(is_ready, "starting the worker")
-        yield reaches
+    with ready_worker(redis_url, store, tmp_path):
+        yield {**STUB, "BATCHMILL_BROKER_URL": redis_url}
     store.close()
 
 
-def run(*command: str, environment: Mapping[str, str], cwd: Path | None = None) -> str:
-    done = subprocess.run(
-        [sys.executable, *command],
-        env={**os.environ, **environment},
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-@pytest.mark.parametrize("containing", ["client = Client()", "AsyncClient"])
-def test_the_enqueue_and_await_example_prints_a_text(
-    containing: str, live_stack: dict[str, str]
-) -> None:
-    assert run("-c", block("python", containing), environment=live_stack).strip() != ""
+def test_the_examples_of_both_clients_print_a_text(live_stack: dict[str, str]) -> None:
+    for containing in ("client = Client()", "AsyncClient"):
+        assert run("-c", block("python", containing), environment=live_stack).strip() != ""
 
 
 def test_the_shell_examples_work_as_typed(live_stack: dict[str, str], tmp_path: Path) -> None:
-    lines = block("sh", "batchmill submit").replace("\\\n", " ").splitlines()
     job_id = ""
-    num_run = 0
-    for line in lines:
-        words = shlex.split(line, comments=True)
-        if words[:1] != ["batchmill"] or words[1] == "up":
-            continue
-        words = [job_id if word == "ID" else word for word in words[1:]]
-        output = run("-m", "batchmill.worker.cli", *words, environment=live_stack, cwd=tmp_path)
-        job_id = output.strip() if words[0] == "submit" and "--wait" not in words else job_id
-        num_run += 1
-    assert num_run >= 3
+    commands = []
+    for line in block("sh", "batchmill submit").replace("\\\n", " ").splitlines():
+        program, *words = shlex.split(line, comments=True)
+        assert program == "batchmill"
+        words = [job_id if word == "ID" else word for word in words]
+        output = run(*CLI, *words, environment=live_stack, cwd=tmp_path)
+        if words[0] == "submit" and "--wait" not in words:
+            job_id = output.strip()
+        commands.append(words[0])
+    assert {"submit", "result", "status"} <= set(commands)
 
 
-def test_the_webhook_receiver_believes_only_what_is_signed(environment: dict[str, str]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+def test_the_webhook_receiver_believes_only_what_is_signed(tmp_path: Path) -> None:
     source = block("python", "verify_webhook")
     assert source.count("8000") == 1
-    secret = new_secret()
-    reaches = {**environment, "BATCHMILL_WEBHOOK_SECRET": secret}
-    with process("-c", source.replace("8000", str(port)), environment=reaches) as receiver:
+    port, secret, log = free_port(), new_secret(), tmp_path / "receiver.log"
+    environment = {**STUB, "BATCHMILL_WEBHOOK_SECRET": secret}
+    program = source.replace("8000", str(port))
+    with process("-c", program, environment=environment, log=log) as receiver:
 
         def listens() -> bool:
-            assert receiver.poll() is None, receiver.communicate()[0]
-            with socket.socket() as probe:
-                return probe.connect_ex(("127.0.0.1", port)) == 0
+            assert receiver.poll() is None, log.read_text()
+            return accepts(port)
 
         wait_until(listens, "starting the receiver")
-        assert post_event(port, secret) == 204
-        assert post_event(port, new_secret()) == 401
-        receiver.send_signal(signal.SIGTERM)
-        output = receiver.communicate(timeout=30)[0]
-    assert "generation.completed gen_1" in output
+        assert post_event(port, "gen_true", secret) == 204
+        assert post_event(port, "gen_false", new_secret()) == 401
+    assert "generation.completed gen_true" in log.read_text()
+    assert "gen_false" not in log.read_text()
 
 
-def post_event(port: int, secret: str) -> int:
+def post_event(port: int, job_id: str, secret: str) -> int:
     """Send an event signed by an independent library; the answer's status."""
-    data = {"id": "gen_1", "status": "completed"}
     now = datetime.now(UTC)
+    data = {"id": job_id, "status": "completed"}
     body = json.dumps({"type": "generation.completed", "timestamp": now.isoformat(), "data": data})
     headers = {
         "webhook-id": "evt_1",
@@ -161,6 +94,8 @@ def post_event(port: int, secret: str) -> int:
         connection.close()
 
 
-def test_the_engine_example_generates_with_the_demo_model(environment: dict[str, str]) -> None:
-    lines = run("-c", block("python", "EngineConfig("), environment=environment).splitlines()
-    assert len([line for line in lines if line.strip()]) >= 2
+def test_the_engine_example_generates_with_the_demo_model() -> None:
+    source = block("python", "EngineConfig(")
+    num_prompts = len(re.findall(r'"[^"]+"', source.split("prompts = [")[1].split("]")[0]))
+    lines = run("-c", source, environment=STUB).splitlines()
+    assert len([line for line in lines if re.fullmatch(r"'.+' (stop|length)", line)]) == num_prompts
