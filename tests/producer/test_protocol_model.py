@@ -10,8 +10,8 @@ The search is only worth as much as what it would catch, so three mutants of the
 fail: without the fence check, without the sweep, and with the webhook event outside of the
 completing transaction.
 
-The bounds: three claims, two messages, two tokens. `test_protocol_machine.py` holds the real scripts
-to the same rules.
+The bounds: three claims, two messages, two tokens. `test_protocol_machine.py` holds the real
+scripts to the same rules.
 """
 
 from __future__ import annotations

@@ -1,0 +1,264 @@
+"""The real scripts against a reference in plain Python, through random sequences of calls.
+
+Calls come from right and wrong holders, repeated, late and out of order. After each of them every
+record equals the reference's, and every key has a time to live or an index entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from redis import Redis
+
+from batchmill.producer import keys
+from batchmill.producer.answers import (
+    CancelStatus,
+    Claim,
+    ClaimRefusal,
+    CompleteStatus,
+    DeliveryOutcome,
+    Held,
+    JobState,
+    ReleaseCause,
+    ReleaseStatus,
+    SubmitStatus,
+    TokenWrite,
+    WriteStatus,
+)
+from batchmill.producer.calls import NewJob
+from batchmill.producer.store import JobStore
+
+QUEUE = keys.queue_name("demo", "normal")
+JOB_IDS = ("a", "b", "c")
+LEASE_MS = 3_600_000
+
+job_ids = st.sampled_from(JOB_IDS)
+#: Added to the right fence: mostly none.
+fence_errors = st.sampled_from((0, 0, 0, -1, 1))
+#: Where a write starts, relative to what is stored: mostly at its end, or repeated.
+position_errors = st.sampled_from((0, 0, 0, -1, -2, 1))
+tokens = st.lists(st.integers(0, 2), max_size=3)
+causes = st.sampled_from(ReleaseCause)
+identities = st.sampled_from(("model-1", "model-1", "model-2"))
+ends = st.sampled_from((JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED))
+
+
+@dataclass
+class Reference:
+    """What a record should be."""
+
+    webhook: bool
+    state: str = "queued"
+    fence: int = 0
+    suspect: int = 0
+    crashes: int = 0
+    alone: bool = False
+    restarts: int = 0
+    identity: str | None = None
+    cancel_requested: bool = False
+    completed_fence: int | None = None
+    tokens: list[int] = field(default_factory=list)
+
+    @property
+    def has_ended(self) -> bool:
+        return self.state not in ("queued", "in_progress")
+
+    def holds(self, fence: int) -> bool:
+        return self.state == "in_progress" and self.fence == fence
+
+    def append(self, position: int, new: list[int]) -> bool:
+        """Append what is new of a write; False where it does not fit what is stored."""
+        if position > len(self.tokens):
+            return False
+        overlap = self.tokens[position : position + len(new)]
+        if overlap != new[: len(overlap)]:
+            return False
+        self.tokens += new[len(overlap) :]
+        return True
+
+    def put_back(self, cause: ReleaseCause) -> ReleaseStatus:
+        if cause is ReleaseCause.ENGINE_DEATH and self.alone:
+            self.crashes += 1
+        elif cause is ReleaseCause.ENGINE_DEATH:
+            self.suspect += 1
+        if self.cancel_requested:
+            self.state = "cancelled"
+            return ReleaseStatus.CANCELLED
+        if self.crashes >= 3:
+            self.state = "failed"
+            return ReleaseStatus.DEAD
+        self.state = "queued"
+        return ReleaseStatus.REQUEUED
+
+
+class ProtocolMachine(RuleBasedStateMachine):
+    """Drives a store and the references side by side."""
+
+    def __init__(self, url: str, check_keys: Callable[[Redis], None]) -> None:
+        super().__init__()
+        self.store = JobStore.from_url(url)
+        self.redis: Any = self.store.client
+        self.redis.flushall()
+        self.check_keys = check_keys
+        self.jobs: dict[str, Reference] = {}
+        self.delivered: set[str] = set()
+
+    def teardown(self) -> None:
+        self.store.close()
+
+    @rule(job_id=job_ids, webhook=st.booleans())
+    def submit(self, job_id: str, webhook: bool) -> None:
+        url = "https://example.com/" if webhook else None
+        answer = self.store.submit(NewJob(job_id, "demo", QUEUE, "{}", 60_000, url))
+        known = job_id in self.jobs
+        assert answer.status is (SubmitStatus.EXISTING if known else SubmitStatus.CREATED)
+        self.jobs.setdefault(job_id, Reference(webhook))
+
+    @rule(job_id=job_ids, identity=identities)
+    def claim(self, job_id: str, identity: str) -> None:
+        answer = self.store.claim(job_id, owner="w", lease_ms=LEASE_MS, identity=identity)
+        job = self.jobs.get(job_id)
+        if job is None or job.state != "queued":
+            refusal = ClaimRefusal.LEASED
+            if job is None:
+                refusal = ClaimRefusal.UNKNOWN
+            elif job.has_ended:
+                refusal = ClaimRefusal.TERMINAL
+            assert answer is refusal
+            return
+        if job.identity not in (None, identity) and job.tokens:
+            job.tokens, job.restarts = [], job.restarts + 1
+        job.state, job.identity = "in_progress", identity
+        job.fence, job.alone = job.fence + 1, job.suspect >= 2
+        assert isinstance(answer, Claim)
+        assert (answer.fence, answer.attempts) == (job.fence, job.fence)
+        assert (answer.token_ids, answer.alone) == (job.tokens, job.alone)
+
+    @rule(job_id=job_ids, wrong=fence_errors, shift=position_errors, new=tokens)
+    def checkpoint(self, job_id: str, wrong: int, shift: int, new: list[int]) -> None:
+        job = self.jobs.get(job_id, Reference(False))
+        fence, position = job.fence + wrong, max(0, len(job.tokens) + shift)
+        [status] = self.store.checkpoint(
+            [TokenWrite(job_id, fence, position, new)], lease_ms=LEASE_MS
+        )
+        if not job.holds(fence):
+            assert status is WriteStatus.FENCED
+        elif not job.append(position, new):
+            assert status is WriteStatus.GAP
+        else:
+            asked = job.cancel_requested
+            assert status is (WriteStatus.CANCEL_REQUESTED if asked else WriteStatus.OK)
+
+    @rule(job_id=job_ids, wrong=fence_errors, cause=causes)
+    def release(self, job_id: str, wrong: int, cause: ReleaseCause) -> None:
+        job = self.jobs.get(job_id, Reference(False))
+        fence = job.fence + wrong
+        [status] = self.store.release([Held(job_id, fence)], cause=cause)
+        expected = job.put_back(cause) if job.holds(fence) else ReleaseStatus.FENCED
+        assert status is expected
+
+    @rule(job_id=job_ids, wrong=fence_errors, shift=position_errors, new=tokens, end=ends)
+    def complete(self, job_id: str, wrong: int, shift: int, new: list[int], end: JobState) -> None:
+        job = self.jobs.get(job_id, Reference(False))
+        fence, position = job.fence + wrong, max(0, len(job.tokens) + shift)
+        status = self.store.complete(
+            job_id, fence=fence, state=end, result="{}", position=position, token_ids=new
+        )
+        if job.has_ended and job.completed_fence == fence:
+            assert status is CompleteStatus.ALREADY_DONE
+        elif not job.holds(fence):
+            assert status is CompleteStatus.FENCED
+        elif not job.append(position, new):
+            assert status is CompleteStatus.GAP
+        else:
+            assert status is CompleteStatus.OK
+            job.state, job.completed_fence = end.value, fence
+
+    @rule(job_id=job_ids)
+    def cancel(self, job_id: str) -> None:
+        answer = self.store.cancel(job_id)
+        job = self.jobs.get(job_id)
+        if job is None:
+            assert answer.status is CancelStatus.UNKNOWN
+        elif job.has_ended:
+            assert (answer.status, answer.state) == (CancelStatus.ALREADY_TERMINAL, job.state)
+        elif job.state == "queued":
+            assert answer.status is CancelStatus.CANCELLED
+            job.state = "cancelled"
+        else:
+            assert answer.status is CancelStatus.CANCELLING
+            job.cancel_requested = True
+
+    @rule(job_id=job_ids)
+    def lose_the_lease(self, job_id: str) -> None:
+        self.redis.zadd(keys.LEASES, {job_id: 1}, xx=True)
+        counts = self.store.sweep()
+        outcome = None
+        job = self.jobs.get(job_id)
+        if job is not None and job.state == "in_progress":
+            outcome = job.put_back(ReleaseCause.ENGINE_DEATH)
+        assert counts.requeued == (outcome is ReleaseStatus.REQUEUED)
+        assert counts.cancelled == (outcome is ReleaseStatus.CANCELLED)
+        assert counts.dead == (outcome is ReleaseStatus.DEAD)
+
+    @rule(num_lost=st.integers(0, 3))
+    def lose_announcements(self, num_lost: int) -> None:
+        for _ in range(num_lost):
+            self.redis.rpop(QUEUE)
+        missing = self.redis.zcard(keys.queued(QUEUE)) - self.redis.llen(QUEUE)
+        # The grace of -1 ms takes announcements of this very millisecond as well.
+        assert self.store.sweep(reannounce_grace_ms=-1).reannounced == max(0, missing)
+        assert self.store.sweep(reannounce_grace_ms=-1).reannounced == 0
+
+    @rule(is_late=st.booleans())
+    def deliver(self, is_late: bool) -> None:
+        lease_ms = 0 if is_late else LEASE_MS
+        for entry in self.store.outbox_claim(owner="d", limit=9, lease_ms=lease_ms):
+            assert entry.event_id not in self.delivered
+            if is_late:  # another deliverer takes it meanwhile
+                self.store.outbox_claim(owner="e", limit=9, lease_ms=0)
+            status = self.store.outbox_settle(
+                entry.event_id, fence=entry.fence, outcome=DeliveryOutcome.DELIVERED
+            )
+            assert status is (WriteStatus.FENCED if is_late else WriteStatus.OK)
+            if not is_late:
+                self.delivered.add(entry.event_id)
+
+    @invariant()
+    def every_record_equals_its_reference(self) -> None:
+        for job_id, job in self.jobs.items():
+            record = self.store.load(job_id)
+            assert record is not None
+            assert record.state.value == job.state
+            assert (record.fence, record.attempts) == (job.fence, job.fence)
+            assert (record.suspect, record.crashes) == (job.suspect, job.crashes)
+            assert (record.alone, record.restarts) == (job.alone, job.restarts)
+            assert record.cancel_requested == job.cancel_requested
+            assert self.store.read_tokens(job_id) == job.tokens
+
+    @invariant()
+    def an_ended_job_with_a_webhook_has_exactly_one_event(self) -> None:
+        events = {name.decode() for name in self.redis.scan_iter(match=keys.event("*"))}
+        assert events == {
+            keys.event(f"evt_{job_id}_{job.state}")
+            for job_id, job in self.jobs.items()
+            if job.has_ended and job.webhook
+        }
+
+    @invariant()
+    def every_key_ends(self) -> None:
+        self.check_keys(self.redis)
+
+
+def test_the_scripts_do_what_the_reference_does(
+    redis_url: str, check_keys: Callable[[Redis], None]
+) -> None:
+    run_state_machine_as_test(
+        lambda: ProtocolMachine(redis_url, check_keys),
+        settings=settings(max_examples=80, stateful_step_count=40, deadline=None),
+    )
