@@ -19,6 +19,7 @@ from . import (
     cli_jobs,
     cli_services,
     cli_status,
+    cli_webhooks,
 )
 from .cli_output import ExitCode, is_usage_error, report_error
 
@@ -37,6 +38,7 @@ _PARTS = (
     cli_services,
     cli_jobs,
     cli_status,
+    cli_webhooks,
     cli_dead_letters,
     cli_doctor,
     cli_healthcheck,

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from batchmill.producer.answers import Claim, DeadLetterKind, JobState
+from batchmill.producer.answers import Claim, DeadLetterKind, DeliveryOutcome, JobState
 from batchmill.producer.store import JobStore
 from batchmill.worker.cli import main
 
@@ -111,6 +111,8 @@ COMMANDS = (
     ["doctor"],
     ["dead-letters", "list"],
     ["config", "show"],
+    ["webhooks", "list"],
+    ["webhooks", "redeliver"],
 )
 
 
@@ -265,6 +267,24 @@ def test_dead_letters_are_listed_without_their_payload(
     assert "malformed" in call("dead-letters", "list", **broker).stdout
 
 
+def test_webhook_that_was_given_up_is_listed_and_sent_again(
+    call: Call, broker: dict[str, str], store: JobStore
+) -> None:
+    hook = "https://example.com/hook"
+    job_id = call("submit", "x", "--webhook", hook, **broker).stdout.strip()
+    complete(store, job_id)
+    [event] = store.outbox_claim(owner="test", limit=10, lease_ms=60_000)
+    outcome = DeliveryOutcome.EXHAUSTED
+    store.outbox_settle(event.event_id, fence=event.fence, outcome=outcome, reason="http_500")
+    [shown] = json.loads(call("webhooks", "list", "--json", **broker).stdout)["webhooks"]
+    assert (shown["event_id"], shown["last_error"]) == (event.event_id, "http_500")
+    assert hook in call("webhooks", "list", **broker).stdout
+    assert call("webhooks", "redeliver", event.event_id, **broker).returncode == 0
+    again = json.loads(call("webhooks", "redeliver", event.event_id, "--json", **broker).stdout)
+    assert again["outcome"] == "pending"
+    assert json.loads(call("webhooks", "list", "--json", **broker).stdout)["webhooks"] == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "code"),
     [
@@ -279,6 +299,7 @@ def test_dead_letters_are_listed_without_their_payload(
         (["status", "gen_unknown"], 5, "unknown_job"),
         (["result", "gen_unknown"], 5, "unknown_job"),
         (["cancel", "gen_unknown"], 5, "unknown_job"),
+        (["webhooks", "redeliver", "evt_unknown"], 5, "unknown_event"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
