@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .dispatch import Backend, select_face
 from .sample_reference import sample_reference
+from .triton_faces import sample_triton
 
 #: Named in every model identity: raise it with any change that can alter which token is drawn.
 SAMPLER_VERSION = "gumbel-murmur3-1"
@@ -112,7 +113,7 @@ def sample_numpy(
     return torch.from_numpy(tokens)
 
 
-_FACES = {"reference": sample_reference, "numpy": sample_numpy}
+_FACES = {"reference": sample_reference, "numpy": sample_numpy, "triton": sample_triton}
 
 
 def _kept_token_ids(scaled: NDArray[np.float32], k: int, p: float) -> NDArray[np.int64] | None:
