@@ -17,7 +17,8 @@ from batchmill.producer.answers import WorkerInfo
 from batchmill.producer.broker_url import celery_url
 from batchmill.producer.store import JobStore
 
-from .embedded_broker import BrokerConfig, EmbeddedBroker
+from .broker_config import BrokerConfig
+from .embedded_broker import EmbeddedBroker
 from .private_directory import make_private_directory
 from .service_errors import BrokerFailed
 from .supervisor import ChildSpec, Supervisor
