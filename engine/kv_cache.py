@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from .errors import ConfigError
+from .host_memory import available_memory_bytes
 
-#: On a CPU, the default cache takes this share of the memory that is free when it is made ...
+#: On a CPU, the default cache takes this share of the memory that is left when it is made ...
 CPU_MEMORY_SHARE = 0.25
 #: ... but no more than this: beyond it a CPU is compute-bound long before the cache is full.
 MAX_DEFAULT_CPU_BYTES = 4 * 1024**3
@@ -141,5 +141,4 @@ def default_kv_cache_bytes(device: torch.device | str) -> int:
     if device.type == "cuda":
         free_bytes, _ = torch.cuda.mem_get_info(device)
         return int(free_bytes * GPU_MEMORY_SHARE)
-    free_bytes = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(int(free_bytes * CPU_MEMORY_SHARE), MAX_DEFAULT_CPU_BYTES)
+    return min(int(available_memory_bytes() * CPU_MEMORY_SHARE), MAX_DEFAULT_CPU_BYTES)
