@@ -18,6 +18,8 @@ _MAX_BACKOFF_S = 30.0
 _HEALTHY_AFTER_S = 60.0
 _LOG_TAIL_LINES = 12
 _TOLD_CHARS = 300
+#: A log that is longer when its program starts is set aside as `.log.1`.
+_MAX_LOG_BYTES = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ class SupervisedChild:
 
     def start(self) -> None:
         """Start the program."""
-        self.spec.log_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._set_aside_long_log()
         self._process = start_tied_process(
             self.spec.command,
             log_path=self.spec.log_path,
@@ -96,6 +98,11 @@ class SupervisedChild:
         """The last lines of its log."""
         lines = self.spec.log_path.read_text(errors="replace").splitlines()
         return "\n".join(lines[-num_lines:])
+
+    def _set_aside_long_log(self) -> None:
+        path = self.spec.log_path
+        if path.exists() and path.stat().st_size > _MAX_LOG_BYTES:
+            path.replace(path.with_suffix(".log.1"))
 
     def _note_end(self, exit_code: int) -> str:
         now = time.monotonic()
