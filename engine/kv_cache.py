@@ -57,6 +57,14 @@ class KVCache:
         ]
         self.num_blocks = num_blocks
         self.block_size = block_size
+        _log.info(
+            "KV cache: %d blocks of %d tokens, %d tokens in %.2f GiB on %s",
+            num_blocks,
+            block_size,
+            self.num_tokens,
+            self.num_bytes / 1024**3,
+            device,
+        )
 
     @classmethod
     def allocate(
@@ -97,14 +105,6 @@ class KVCache:
                 f"{block_size} tokens; max_model_len {max_model_len} needs {least} blocks: raise "
                 f"kv_cache_bytes to at least {least * block_bytes} or lower max_model_len"
             )
-        _log.info(
-            "KV cache: %d blocks of %d tokens, %d tokens in %.2f GiB on %s",
-            num_blocks,
-            block_size,
-            num_blocks * block_size,
-            num_blocks * block_bytes / 1024**3,
-            device,
-        )
         return cls(
             num_layers=num_layers,
             num_blocks=num_blocks,
