@@ -89,6 +89,7 @@ class Ledger:
         self._closed = False
         self._paused = False
         self._backoff_s = 0.0
+        self._saved_at = time.monotonic()
         self._renewed_at = time.monotonic()
         self._renewed_progress = -1
 
@@ -103,8 +104,12 @@ class Ledger:
 
     # From any thread. A job that is handed in has been taken out of the active jobs before.
 
+    def is_due(self, job: ActiveJob) -> bool:
+        """Whether a job has so many unsaved tokens that the batch is to be written."""
+        return job.num_unsaved >= self._config.checkpoint_tokens
+
     def wake(self) -> None:
-        """There may be something to write."""
+        """There is something to write before its time."""
         self._inbox.put(None)
 
     def end(self, job: ActiveJob, end: JobEnd) -> None:
@@ -175,7 +180,8 @@ class Ledger:
 
     def _checkpoint(self, now: float) -> None:
         dirty = [job for job in self._jobs.snapshot() if job.num_unsaved]
-        if not any(self._is_due(job, now) for job in dirty):
+        is_time = now - self._saved_at >= self._config.checkpoint_interval_s
+        if not is_time and not any(self.is_due(job) for job in dirty):
             return
         writes = [job.unsaved() for job in dirty]
         statuses = self._store.checkpoint(writes, lease_ms=self._lease_ms)
@@ -184,16 +190,8 @@ class Ledger:
                 self._on_gap(job)
             elif status is not WriteStatus.FENCED:
                 job.num_saved += len(write.token_ids)
-                job.unsaved_since = None
             self._obey(job, status)
-
-    def _is_due(self, job: ActiveJob, now: float) -> bool:
-        if job.unsaved_since is None:
-            job.unsaved_since = now
-        return (
-            job.num_unsaved >= self._config.checkpoint_tokens
-            or now - job.unsaved_since >= self._config.checkpoint_interval_s
-        )
+        self._saved_at = now
 
     def _renew(self, now: float) -> None:
         if now - self._renewed_at < self._config.lease_s / 3:

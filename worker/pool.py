@@ -23,8 +23,8 @@ _log = structlog.stdlib.get_logger("batchmill.pool")
 SETTINGS_KEY = "batchmill_settings"
 #: Wait before a claim that Redis did not answer is tried again.
 _RETRY_CLAIM_S = 0.5
-#: Pause between turns of the event loop while draining.
-_PUMP_INTERVAL_S = 0.01
+#: Longest turn of the event loop while draining.
+_PUMP_INTERVAL_S = 0.02
 _EXIT_FAILURE = 1
 
 
@@ -53,6 +53,7 @@ class EnginePool(BasePool):
             name=self._node_name,
             on_room=self._wake,
             on_fatal=self._give_up,
+            must_stop=_is_told_to_stop,
         )
 
     def on_start(self) -> None:
@@ -134,7 +135,7 @@ class EnginePool(BasePool):
         loop = self._hub.create_loop()
         while True:
             drained = self._runtime.is_drained() or time.monotonic() >= deadline
-            self._wake()  # so that the turn does not wait for a message
+            self._hub.call_later(_PUMP_INTERVAL_S, _nothing)  # the turn waits no longer than this
             try:
                 next(loop)
             except StopIteration:
@@ -145,7 +146,6 @@ class EnginePool(BasePool):
                 return
             if drained:
                 return
-            time.sleep(_PUMP_INTERVAL_S)
 
     def _wake(self) -> None:
         hub = self._hub
@@ -175,6 +175,11 @@ class EnginePool(BasePool):
             self._runtime.cancel(request.id)
         except RedisError as error:
             _log.warning("revoke_not_stored", job_id=request.id, error=type(error).__name__)
+
+
+def _is_told_to_stop() -> bool:
+    flags = (worker_state.should_stop, worker_state.should_terminate)
+    return any(flag is not None and flag is not False for flag in flags)
 
 
 def _nothing() -> None:
