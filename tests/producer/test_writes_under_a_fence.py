@@ -149,6 +149,14 @@ def test_complete_with_a_gap_changes_nothing_and_can_be_sent_again(bench: Any) -
     assert complete(bench, position=0, token_ids=[1, 2]) is CompleteStatus.OK
 
 
+def test_a_failure_needs_no_word_about_the_tokens_before_it(bench: Any) -> None:
+    bench.started("j")
+    write(bench, 0, [1, 2])
+    error = '{"code":"engine_error","message":"x"}'
+    assert complete(bench, state=JobState.FAILED, result=None, error=error) == "OK"
+    assert bench.store.read_tokens("j") == [1, 2]
+
+
 def test_an_end_by_another_hand_is_not_taken_for_one_s_own(bench: Any) -> None:
     claim = bench.started("j")
     bench.store.cancel("j")
