@@ -13,11 +13,13 @@ from batchmill.producer.answers import (
     CancelStatus,
     Claim,
     CompleteStatus,
+    DeadLetterKind,
     DeliveryOutcome,
     Held,
     JobState,
     ReleaseCause,
     ReleaseStatus,
+    SubmitStatus,
     TokenWrite,
     WriteStatus,
 )
@@ -312,8 +314,12 @@ def test_work_under_way_goes_on_when_redis_is_full(bench: Any) -> None:
     bench.submit("j", webhook="https://example.com/hook")
     bench.submit("k")
     bench.redis.config_set("maxmemory", "1")
+    refused = bench.submit("new")
+    assert (refused.status, refused.queue_depth) == (SubmitStatus.FULL, None)
     with pytest.raises(OutOfMemoryError):
-        bench.submit("new")
+        bench.store.dead_letter_add(
+            kind=DeadLetterKind.MESSAGE, reason="r", payload=b"p", source="s"
+        )
     bench.claim("j")
     bench.claim("k")
     assert write(bench, 0, [1]) is OK
