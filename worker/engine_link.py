@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
@@ -234,7 +235,8 @@ class EngineLink:
         self._process = process
         self.num_adds_sent = self.num_adds_seen = 0
         connection: EngineConnection = Connection(ours.detach())
-        connection.send(self._spec)
+        with contextlib.suppress(OSError):  # dead already: the reader finds out
+            connection.send(self._spec)
         _log.info("engine_started", pid=process.pid, model=self._spec.model, kind=self._spec.kind)
         return process, connection
 
