@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -19,6 +18,7 @@ from pydantic_core import PydanticCustomError
 
 from . import keys
 from . import parameters as limits
+from .webhook_target import split_url
 
 _CONFIG = ConfigDict(
     strict=True,
@@ -44,22 +44,8 @@ TokenId = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 def _check_webhook(url: str) -> str:
-    """Check a webhook URL's form. The deliverer checks its address again at every attempt."""
-    if not url.isascii() or any(char <= " " or char == "\x7f" for char in url):
-        raise ValueError("holds spaces, control characters or letters outside ASCII: encode them")
-    parts = urlsplit(url)
-    if parts.scheme not in ("https", "http"):
-        raise ValueError(f"scheme is {parts.scheme!r}; use https")
-    if parts.username is not None or parts.password is not None:
-        raise ValueError("holds a user name or password; deliveries are signed instead")
-    if not parts.hostname:
-        raise ValueError("names no host")
-    if parts.fragment:
-        raise ValueError("holds a fragment, which is never sent")
-    try:
-        _ = parts.port
-    except ValueError:
-        raise ValueError("has a port that is not a number up to 65535") from None
+    """Check a webhook URL's form. Where it may lead is the operator's to say: see ``prepare``."""
+    split_url(url)
     return url
 
 

@@ -43,7 +43,7 @@ async def _deliver(broker_url: str, settings: WebhookSettings) -> None:
     sender = WebhookSender(
         connect_timeout_s=settings.webhook_connect_timeout_s,
         total_timeout_s=settings.webhook_total_timeout_s,
-        allow_http=settings.webhook_allow_http,
+        policy=settings.target_policy,
         user_agent=f"batchmill/{_version()}",
     )
     owner = f"{socket.gethostname()}-{os.getpid()}"
@@ -54,7 +54,6 @@ async def _deliver(broker_url: str, settings: WebhookSettings) -> None:
     try:
         await deliverer.run()
     finally:
-        await sender.close()
         store.close()
     _log.info("deliverer_stopped", owner=owner)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from pydantic import Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
 
+from batchmill.producer.target_settings import TargetSettings
 from batchmill.producer.webhook import sign
 
 #: Seconds to wait before each attempt: at once, 5 s, 5 min, 30 min, 2 h, 5 h, 10 h, 14 h, 20 h,
@@ -15,7 +16,7 @@ from batchmill.producer.webhook import sign
 DEFAULT_SCHEDULE_S = (0.0, 5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.0, 86400.0)
 
 
-class WebhookSettings(BaseSettings):
+class WebhookSettings(TargetSettings):
     """How webhooks are signed, sent and retried. Each field is BATCHMILL_<NAME> in upper case."""
 
     model_config = SettingsConfigDict(
@@ -26,9 +27,6 @@ class WebhookSettings(BaseSettings):
     #: each delivery once each: put the new secret first, and drop the old one when every
     #: receiver knows the new.
     webhook_secret: SecretStr | None = None
-    #: Send to http:// URLs too. For receivers on the same machine or network only: the body can
-    #: be read on the way.
-    webhook_allow_http: bool = False
     #: Seconds to wait before each attempt, the first included; as many attempts as entries.
     webhook_schedule_s: Annotated[tuple[float, ...], NoDecode] = DEFAULT_SCHEDULE_S
     #: Every wait is varied by up to this share, so that a receiver that comes back is not met by

@@ -232,7 +232,7 @@ def test_plain_http_webhooks_need_the_operator_s_word() -> None:
     with pytest.raises(JobRejected, match="BATCHMILL_WEBHOOK_ALLOW_HTTP") as caught:
         prepare(job, SETTINGS)
     assert caught.value.param == "webhook"
-    allowed = ProducerSettings(webhook_allow_http=True)
+    allowed = ProducerSettings(webhook_allow_http=True, webhook_allow_ports=("8000",))
     assert prepare(job, allowed).webhook == "http://localhost:8000/hook"
     upper = parse_job({"prompt": "hi", "webhook": "HTTPS://example.com/"})
     assert prepare(upper, SETTINGS).webhook == "HTTPS://example.com/"

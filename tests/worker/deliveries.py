@@ -17,7 +17,7 @@ from batchmill.producer import keys
 from batchmill.producer.answers import Claim, JobState
 from batchmill.producer.calls import NewJob
 from batchmill.producer.store import JobStore
-from batchmill.worker.receiver import ReceivedRequest
+from batchmill.worker.receiver import LOOPBACK, ReceivedRequest
 
 SECRET = "whsec_" + base64.b64encode(b"0" * 32).decode()
 OLD_SECRET = "whsec_" + base64.b64encode(b"1" * 32).decode()
@@ -41,6 +41,8 @@ class Deliverers:
         chosen: dict[str, object] = {
             "WEBHOOK_SECRET": SECRET,
             "WEBHOOK_ALLOW_HTTP": "1",
+            "WEBHOOK_ALLOW_PORTS": "1024-65535",
+            "WEBHOOK_ALLOW_NETWORKS": LOOPBACK,
             "WEBHOOK_SCHEDULE_S": "0,0.05,0.05,0.05",
             "WEBHOOK_POLL_INTERVAL_S": "0.02",
             **settings,

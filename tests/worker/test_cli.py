@@ -69,7 +69,7 @@ def test_help_lists_every_command_and_does_not_import_what_is_heavy() -> None:
         "from batchmill.worker.cli import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
-        "heavy = {'torch', 'celery', 'transformers', 'pydantic', 'redis', 'flower', 'httpx2'}\n"
+        "heavy = {'torch', 'celery', 'transformers', 'pydantic', 'redis', 'flower', 'h11'}\n"
         "print('heavy:', sorted(heavy & set(sys.modules)))"
     )
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
