@@ -22,6 +22,7 @@ from .models import GenerationJob, Message
 from .results import JobError, JobResult, JobStatus, Metrics, Usage
 from .settings import ProducerSettings
 from .webhook import WebhookEvent, new_secret, verify_webhook
+from .webhook_dedupe import SeenEvents
 
 __all__ = [
     "AsyncClient",
@@ -48,6 +49,7 @@ __all__ = [
     "ProducerSettings",
     "QueueFull",
     "ResultTimeout",
+    "SeenEvents",
     "SignatureError",
     "UnknownJob",
     "UnsupportedParameter",

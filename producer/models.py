@@ -49,6 +49,14 @@ def _check_webhook(url: str) -> str:
     return url
 
 
+def _check_secret_name(name: str) -> str:
+    if name.startswith("whsec_"):
+        raise ValueError("is a secret; give the name under which the operator holds it")
+    if not keys.is_secret_name(name):
+        raise ValueError("is not a name: 1 to 64 letters, digits, _ and -")
+    return name
+
+
 def _check_model(name: str) -> str:
     keys.queue_name(name, "normal")
     return name
@@ -183,6 +191,16 @@ class GenerationJob(BaseModel):
         Annotated[str, AfterValidator(_check_webhook), Field(max_length=limits.MAX_URL_CHARS)]
         | None
     ) = None
+    #: Events to send: ``started``, ``output`` (tokens so far, at most every five seconds) and the
+    #: four ends. Only the ends where absent.
+    webhook_events_filter: Annotated[
+        list[Literal["started", "output", "completed", "failed", "cancelled", "expired"]],
+        Field(min_length=1, max_length=6),
+    ] = Field(default_factory=lambda: ["completed", "failed", "cancelled", "expired"])
+    #: Put the text into the event of the job's end, where it is at most 16 KiB.
+    include_output: bool = False
+    #: Name of the operator's secret to sign with; the default one where absent.
+    webhook_secret: Annotated[str, AfterValidator(_check_secret_name)] | None = None
     #: Makes submitting twice the same as once, for as long as the job's record is kept.
     idempotency_key: (
         Annotated[

@@ -76,7 +76,6 @@ UNSUPPORTED: Final[Mapping[str, tuple[Any, ...]]] = {
     "typical_p": (None, 1),
     "use_beam_search": _OFF,
     "user": _ABSENT,
-    "webhook_events_filter": _ABSENT,
 }
 
 #: What to do instead, where there is something.

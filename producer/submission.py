@@ -7,6 +7,7 @@ import json
 import secrets
 
 from . import keys
+from .answers import JobState
 from .calls import NewJob
 from .errors import JobRejected
 from .models import GenerationJob
@@ -15,6 +16,7 @@ from .webhook_target import ForbiddenTarget, read_target
 
 #: Seeds drawn here stay exact in every JSON reader (2**53).
 _SEED_BITS = 53
+_ENDS = {state.value for state in JobState if state.is_terminal}
 
 
 def prepare(job: GenerationJob, settings: ProducerSettings, *, job_id: str | None = None) -> NewJob:
@@ -47,6 +49,8 @@ def prepare(job: GenerationJob, settings: ProducerSettings, *, job_id: str | Non
         document=job.model_dump_json(exclude_none=True),
         result_ttl_ms=settings.result_ttl_s * 1000,
         webhook=job.webhook,
+        webhook_events=_events(job),
+        webhook_secret=job.webhook_secret or "",
         idempotency_key=job.idempotency_key,
         fingerprint=fingerprint,
         deadline_at_ms=None if job.deadline is None else int(job.deadline.timestamp() * 1000),
@@ -63,6 +67,12 @@ def _check_webhook(job: GenerationJob, settings: ProducerSettings) -> None:
         read_target(job.webhook, settings.target_policy)
     except ForbiddenTarget as error:
         raise JobRejected(f"webhook: {error}", param="webhook") from None
+
+
+def _events(job: GenerationJob) -> str:
+    """The job's events as the store keeps them; empty, the store's default, for just the ends."""
+    chosen = set(job.webhook_events_filter)
+    return "" if chosen == _ENDS else ",".join(sorted(chosen))
 
 
 def _fingerprint(job: GenerationJob) -> str:

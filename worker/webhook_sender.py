@@ -10,6 +10,7 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 
 import h11
 
@@ -22,8 +23,13 @@ from batchmill.producer.webhook_target import (
 
 from .http_exchange import Exchange
 from .pinned_connection import Connector, LookUp, LookUpFailed
+from .webhook_settings import WebhookSettings
 
 _DRAIN_TIMEOUT_S = 2.0
+
+
+#: Errors that say nothing of the receiver: a bug, and a secret that the operator does not hold.
+OWN_FAULTS = ("internal", "unknown_secret")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,16 @@ class SendOutcome:
     def disables(self) -> bool:
         """True where trying again is pointless: the receiver said Gone, or we must not send."""
         return self.status == 410 or (self.error or "").startswith("refused_")
+
+    @property
+    def is_busy(self) -> bool:
+        """True where the receiver is overloaded or out of reach: soon again makes it worse."""
+        return self.status in (429, 502, 504) or self.error == "timeout"
+
+    @property
+    def is_receivers(self) -> bool:
+        """True where the attempt failed at the receiver, not by our own rules or fault."""
+        return not self.delivered and self.error not in OWN_FAULTS and not self.disables
 
     @property
     def reason(self) -> str:
@@ -78,6 +94,16 @@ class WebhookSender:
         self._policy = policy
         self._user_agent = user_agent
         self._connector = Connector(policy, timeout_s=connect_timeout_s, look_up=look_up, tls=tls)
+
+    @classmethod
+    def from_settings(cls, settings: WebhookSettings) -> WebhookSender:
+        """A sender by the operator's limits and rules."""
+        return cls(
+            connect_timeout_s=settings.webhook_connect_timeout_s,
+            total_timeout_s=settings.webhook_total_timeout_s,
+            policy=settings.target_policy,
+            user_agent=f"batchmill/{_version()}",
+        )
 
     async def send(self, url: str, body: bytes, headers: Mapping[str, str]) -> SendOutcome:
         """Make one attempt, within the total time limit.
@@ -149,3 +175,10 @@ def _retry_after_s(headers: Mapping[str, str]) -> float | None:
         moment = moment.replace(tzinfo=UTC)
     seconds = moment.timestamp() - datetime.now(UTC).timestamp()
     return seconds if math.isfinite(seconds) and seconds > 0 else None
+
+
+def _version() -> str:
+    try:
+        return version("batchmill")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "0"

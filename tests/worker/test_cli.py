@@ -32,6 +32,9 @@ COMMANDS = (
     ["config", "show"],
     ["webhooks", "list"],
     ["webhooks", "redeliver"],
+    ["webhooks", "show"],
+    ["webhooks", "enable"],
+    ["webhooks", "test"],
 )
 
 
@@ -199,6 +202,9 @@ def test_cancelled_job_stays_cancelled(broker: dict[str, str]) -> None:
         (["result", "gen_unknown"], 5, "unknown_job"),
         (["cancel", "gen_unknown"], 5, "unknown_job"),
         (["webhooks", "redeliver", "evt_unknown"], 5, "unknown_event"),
+        (["webhooks", "show", "evt_unknown"], 5, "unknown_event"),
+        (["webhooks", "enable", "https://example.com/"], 5, "unknown_endpoint"),
+        (["webhooks", "test", "https://example.com/"], 8, "no_webhook_secret"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
