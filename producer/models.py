@@ -116,6 +116,10 @@ MetadataKey = Annotated[
 ]
 
 
+EventName = Literal["started", "output", "completed", "failed", "cancelled", "expired"]
+_END_EVENTS: tuple[EventName, ...] = ("completed", "failed", "cancelled", "expired")
+
+
 class Message(BaseModel):
     """One message of a chat."""
 
@@ -193,10 +197,9 @@ class GenerationJob(BaseModel):
     ) = None
     #: Events to send: ``started``, ``output`` (tokens so far, at most every five seconds) and the
     #: four ends. Only the ends where absent.
-    webhook_events_filter: Annotated[
-        list[Literal["started", "output", "completed", "failed", "cancelled", "expired"]],
-        Field(min_length=1, max_length=6),
-    ] = Field(default_factory=lambda: ["completed", "failed", "cancelled", "expired"])
+    webhook_events_filter: Annotated[list[EventName], Field(min_length=1, max_length=6)] = Field(
+        default_factory=lambda: list(_END_EVENTS)
+    )
     #: Put the text into the event of the job's end, where it is at most 16 KiB.
     include_output: bool = False
     #: Name of the operator's secret to sign with; the default one where absent.

@@ -160,7 +160,7 @@ def try_receiver(
     ] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Send one signed `webhook.test` event from here by the deliverer's rules, and tell the answer."""
+    """Send one signed `webhook.test` event, by the deliverer's rules, and tell the answer."""
     from .webhook_probe import probe
     from .webhook_settings import WebhookSettings
 
