@@ -242,6 +242,18 @@ class GenerationJob(BaseModel):
         return kept
 
     @model_validator(mode="after")
+    def _webhook_for_its_choices(self) -> Self:
+        chosen = {
+            "webhook_events_filter": set(self.webhook_events_filter) != set(_END_EVENTS),
+            "include_output": self.include_output,
+            "webhook_secret": self.webhook_secret is not None,
+        }
+        if self.webhook is None and any(chosen.values()):
+            names = ", ".join(name for name, is_chosen in chosen.items() if is_chosen)
+            raise ValueError(f"{names} without a webhook does nothing; give one")
+        return self
+
+    @model_validator(mode="after")
     def _one_input(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
             given = "neither is" if self.prompt is None else "both are"

@@ -59,9 +59,12 @@ class TargetPolicy:
                 reason="refused_address",
             )
 
-    def _check_scheme(self, scheme: str) -> None:
-        if scheme not in _DEFAULT_PORTS:
-            raise ForbiddenTarget(f"scheme is {scheme!r}; use https", reason="refused_scheme")
+    def check_scheme(self, scheme: str) -> None:
+        """Refuse plain http where it is not allowed.
+
+        Raises:
+            ForbiddenTarget: it must not be used.
+        """
         if scheme == "http" and not self.allow_http:
             raise ForbiddenTarget(
                 "plain http can be read on the way; use https, or set "
@@ -69,7 +72,12 @@ class TargetPolicy:
                 reason="refused_scheme",
             )
 
-    def _check_port(self, port: int) -> None:
+    def check_port(self, port: int) -> None:
+        """Refuse a port that is neither a usual one nor allowed.
+
+        Raises:
+            ForbiddenTarget: it must not be connected to.
+        """
         if port in _DEFAULT_PORTS.values():
             return
         if not any(first <= port <= last for first, last in self.ports):
@@ -106,9 +114,9 @@ def read_target(url: str, policy: TargetPolicy) -> Target:
         ForbiddenTarget: why not, for the person who chose the URL.
     """
     parts = split_url(url)
-    policy._check_scheme(parts.scheme)
+    policy.check_scheme(parts.scheme)
     port = parts.port if parts.port is not None else _DEFAULT_PORTS[parts.scheme]
-    policy._check_port(port)
+    policy.check_port(port)
     host = (parts.hostname or "").lower()
     if not parts.netloc.startswith("["):
         host = host.removesuffix(".")

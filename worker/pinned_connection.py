@@ -116,14 +116,18 @@ class Connector:
             result, error = None, None
             try:
                 result = self._look_up(host, port)
-            except (OSError, UnicodeError) as caught:
+            except (OSError, ValueError) as caught:  # a label too long is a UnicodeError
                 error = LookUpFailed(type(caught).__name__)
             finally:
                 self._look_ups.release()
             with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
                 loop.call_soon_threadsafe(settle, result, error)
 
-        threading.Thread(target=run, name="webhook-look-up", daemon=True).start()
+        try:
+            threading.Thread(target=run, name="webhook-look-up", daemon=True).start()
+        except RuntimeError as error:
+            self._look_ups.release()
+            raise LookUpFailed(str(error)) from None
         return await answer
 
     async def _open(self, target: Target, family: int, address: tuple[Any, ...]) -> Connection:

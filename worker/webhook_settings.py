@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 
 from pydantic import Field, SecretStr, field_validator, model_validator
@@ -32,7 +33,7 @@ class WebhookSettings(TargetSettings):
     webhook_secret: SecretStr | None = None
     #: More secrets, under names that jobs may ask for (`webhook_secret`): JSON such as
     #: `{"billing": "whsec_…"}`, each one or several as above.
-    webhook_secrets: dict[str, SecretStr] = Field(default_factory=dict)
+    webhook_secrets: Annotated[dict[str, SecretStr], NoDecode] = Field(default_factory=dict)
     #: Seconds to wait before each attempt, the first included; as many attempts as entries.
     webhook_schedule_s: Annotated[tuple[float, ...], NoDecode] = DEFAULT_SCHEDULE_S
     #: Every wait is varied by up to this share, so that a receiver that comes back is not met by
@@ -50,6 +51,16 @@ class WebhookSettings(TargetSettings):
     webhook_concurrency_per_host: int = Field(default=8, ge=1)
     #: Seconds between looks into the outbox when nothing was due.
     webhook_poll_interval_s: float = Field(default=0.5, gt=0.0)
+
+    @field_validator("webhook_secrets", mode="before")
+    @classmethod
+    def _read_secrets(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value)
+        except ValueError:
+            raise ValueError('BATCHMILL_WEBHOOK_SECRETS is not JSON such as {"a": "…"}') from None
 
     @field_validator("webhook_schedule_s", mode="before")
     @classmethod

@@ -128,3 +128,12 @@ def test_secrets_that_cannot_sign_are_refused_at_start(
     monkeypatch.setenv("BATCHMILL_WEBHOOK_SECRETS", json.dumps(secrets))
     with pytest.raises(ValueError, match="BATCHMILL_WEBHOOK_SECRETS"):
         WebhookSettings()
+
+
+def test_secrets_that_are_not_json_are_refused_without_being_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("BATCHMILL_WEBHOOK_SECRETS", '{"billing": "hunter2"')
+    with pytest.raises(ValueError, match="BATCHMILL_WEBHOOK_SECRETS is not JSON") as caught:
+        WebhookSettings()
+    assert "hunter2" not in str(caught.value)
