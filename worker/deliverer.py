@@ -131,7 +131,7 @@ class Deliverer:
             return
         try:
             async with gate.place(self._stop, _TURN_TIMEOUT_S):
-                start_s = time.monotonic()
+                start_s = time.monotonic()  # without the wait for a place
                 outcome = await self._send(entry)
         except HostBusy:
             await self._postpone(entry, 0.0 if self._stop.is_set() else gate.postpone_s)
@@ -174,15 +174,7 @@ class Deliverer:
             duration_s=round(duration_s, 3),
             next_in_s=round(wait_s, 1) if decision is DeliveryOutcome.RETRY else None,
         )
-        await self._write_outcome(
-            entry,
-            decision,
-            wait_s,
-            http_status=outcome.status,
-            reason=outcome.reason,
-            duration_ms=round(duration_s * 1000),
-            is_receivers=outcome.is_receivers,
-        )
+        await self._write_outcome(entry, decision, wait_s, sent=outcome, duration_s=duration_s)
 
     def _decide(self, entry: OutboxEntry, outcome: SendOutcome) -> tuple[DeliveryOutcome, float]:
         if outcome.delivered:
@@ -207,7 +199,9 @@ class Deliverer:
         entry: OutboxEntry,
         outcome: DeliveryOutcome,
         wait_s: float,
-        **told: Any,
+        *,
+        sent: SendOutcome | None = None,
+        duration_s: float = 0.0,
     ) -> None:
         """Settle, trying again while the lease lasts: a lost outcome means sending again."""
         deadline_s = time.monotonic() + _LEASE_MARGIN_S
@@ -219,7 +213,10 @@ class Deliverer:
                     fence=entry.fence,
                     outcome=outcome,
                     retry_in_ms=round(wait_s * 1000),
-                    **told,
+                    http_status=None if sent is None else sent.status,
+                    reason="" if sent is None else sent.reason,
+                    duration_ms=round(duration_s * 1000),
+                    is_receivers=sent is not None and sent.is_receivers,
                 )
                 return
             except redis.RedisError as error:
