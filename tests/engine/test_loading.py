@@ -127,7 +127,9 @@ def test_missing_extra_and_misshapen_weights_are_named(model_path: Path) -> None
 def test_an_unsupported_architecture_is_refused_before_weights_are_read(model_path: Path) -> None:
     edit_json(model_path / "config.json", architectures=["GPT2LMHeadModel"])
     (model_path / "model.safetensors").unlink()
-    with pytest.raises(UnsupportedModelError, match="GPT2LMHeadModel; supported are Llama"):
+    with pytest.raises(UnsupportedModelError, match=r"GPT2LMHeadModel cannot .* loads a Llama"):
+        UnsupportedModelError, match="GPT2LMHeadModel cannot be served.*loads a Llama"
+    ):
         load(model_path)
 
 
@@ -136,6 +138,7 @@ def test_an_unsupported_architecture_is_refused_before_weights_are_read(model_pa
     [
         ({"dtype": "int3"}, "dtype is 'int3'"),
         ({"quantization": "fp5"}, "quantization is 'fp5'"),
+        ({"model_impl": "magic"}, "model_impl is 'magic'"),
         ({"device": "abacus"}, "device is 'abacus'"),
         ({"device": "meta"}, "device is 'meta'"),
         ({"device": "cuda:77"}, "device is 'cuda:77'"),
