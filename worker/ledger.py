@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -10,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from batchmill.producer import calls
 from batchmill.producer.answers import (
@@ -65,6 +66,7 @@ class Ledger:
         read_progress: Callable[[], int],
         set_paused: Callable[[bool], None],
         settle: Callable[[ActiveJob, Outcome], None],
+        on_fatal: Callable[[str], None],
     ) -> None:
         """Bind to the parts around it.
 
@@ -75,6 +77,7 @@ class Ledger:
             read_progress: turns of the engine's loop. Leases are renewed only while it moves.
             set_paused: stops or continues generation.
             settle: takes each job once, when its last write is done.
+            on_fatal: told when the ledger cannot go on; without it no job would ever end.
         """
         self._store = store
         self._jobs = jobs
@@ -82,6 +85,7 @@ class Ledger:
         self._read_progress = read_progress
         self._set_paused = set_paused
         self._settle = settle
+        self._on_fatal = on_fatal
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._ends: deque[tuple[ActiveJob, JobEnd]] = deque()
         self._releases: deque[tuple[ActiveJob, ReleaseCause]] = deque()
@@ -127,15 +131,22 @@ class Ledger:
     # In the ledger's thread.
 
     def _run(self) -> None:
-        while not self._closed:
-            self._take_inbox()
-            try:
-                self._write()
-            except RedisError as error:
-                self._back_off(error)
-            else:
-                self._backoff_s = 0.0
-                self._pause(False)
+        try:
+            while not self._closed:
+                self._turn()
+        except Exception:
+            _log.exception("ledger_failed")
+            self._on_fatal("the ledger failed; its jobs go on elsewhere when their leases run out")
+
+    def _turn(self) -> None:
+        self._take_inbox()
+        try:
+            self._write()
+        except RedisError as error:
+            self._back_off(error)
+        else:
+            self._backoff_s = 0.0
+            self._pause(False)
 
     def _take_inbox(self) -> None:
         """Take what came in; while Redis does not answer, wait out the backoff as well."""
@@ -152,12 +163,21 @@ class Ledger:
             waits = self._backoff_s > 0.0
 
     def _write(self) -> None:
-        now = time.monotonic()
-        self._enforce_limits(now)
-        self._checkpoint(now)
-        self._write_ends()
-        self._write_releases()
-        self._renew(now)
+        """Do all that is due.
+
+        Raises:
+            RedisError: a call was not answered, so the rest waits as well; or one was refused, and
+                the rest was tried all the same: a full Redis refuses tokens, but not a job's end.
+        """
+        refusal: ResponseError | None = None
+        self._enforce_limits(time.monotonic())
+        for write in (self._write_ends, self._write_releases, self._checkpoint, self._renew):
+            try:
+                write()
+            except ResponseError as error:
+                refusal = error
+        if refusal is not None:
+            raise refusal
 
     def _back_off(self, error: RedisError) -> None:
         if not self._backoff_s:
@@ -178,7 +198,8 @@ class Ledger:
             if job.limit is not None and now >= job.limit.at and job.stopping is None:
                 self._stop(job, job.limit.state)
 
-    def _checkpoint(self, now: float) -> None:
+    def _checkpoint(self) -> None:
+        now = time.monotonic()
         dirty = [job for job in self._jobs.snapshot() if job.num_unsaved]
         is_time = now - self._saved_at >= self._config.checkpoint_interval_s
         if not is_time and not any(self.is_due(job) for job in dirty):
@@ -193,18 +214,17 @@ class Ledger:
             self._obey(job, status)
         self._saved_at = now
 
-    def _renew(self, now: float) -> None:
+    def _renew(self) -> None:
+        now = time.monotonic()
         if now - self._renewed_at < self._config.lease_s / 3:
             return
-        self._renewed_at = now
         progress = self._read_progress()
-        moved, self._renewed_progress = progress != self._renewed_progress, progress
-        if not moved:
-            return  # a stuck engine loses its jobs by itself
-        jobs = self._jobs.snapshot()
-        statuses = self._store.renew([job.held for job in jobs], lease_ms=self._lease_ms)
-        for job, status in zip(jobs, statuses, strict=True):
-            self._obey(job, status)
+        if progress != self._renewed_progress:  # a stuck engine loses its jobs by itself
+            jobs = self._jobs.snapshot()
+            statuses = self._store.renew([job.held for job in jobs], lease_ms=self._lease_ms)
+            for job, status in zip(jobs, statuses, strict=True):
+                self._obey(job, status)
+        self._renewed_at, self._renewed_progress = now, progress
 
     @property
     def _lease_ms(self) -> int:
@@ -265,7 +285,8 @@ class Ledger:
             if not jobs:
                 continue
             writes = [job.unsaved() for job in jobs if job.num_unsaved]
-            self._store.checkpoint(writes, lease_ms=self._lease_ms)
+            with contextlib.suppress(ResponseError):  # refused tokens are computed again
+                self._store.checkpoint(writes, lease_ms=self._lease_ms)
             statuses = self._store.release([job.held for job in jobs], cause=cause)
             self._releases = deque(item for item in self._releases if item[1] is not cause)
             for job, status in zip(jobs, statuses, strict=True):

@@ -10,8 +10,12 @@ import structlog
 from celery import signals
 from celery.concurrency.base import BasePool
 from celery.worker import state as worker_state
+from redis import Redis
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.retry import Retry
 
+from batchmill.producer.broker_url import redis_url
 from batchmill.producer.store import JobStore
 
 from .delivery import SETTLED_KEY, Delivery
@@ -19,12 +23,14 @@ from .runtime import WorkerRuntime
 from .settings import WorkerSettings
 
 _log = structlog.stdlib.get_logger("batchmill.pool")
-#: Where the app keeps the settings that it was made from.
+#: Where the app keeps the settings that it was made from, with the broker's URL filled in.
 SETTINGS_KEY = "batchmill_settings"
 #: Wait before a claim that Redis did not answer is tried again.
 _RETRY_CLAIM_S = 0.5
 #: Longest turn of the event loop while draining.
 _PUMP_INTERVAL_S = 0.02
+#: A call that Redis has not answered within this time has failed.
+_REDIS_TIMEOUT_S = 5.0
 _EXIT_FAILURE = 1
 
 
@@ -49,7 +55,7 @@ class EnginePool(BasePool):
         self._retry_is_due = False
         self._runtime = WorkerRuntime(
             self._settings,
-            JobStore.from_url(self.app.conf.batchmill_broker_url),
+            JobStore(_connect(str(self._settings.broker_url))),
             name=self._node_name,
             on_room=self._wake,
             on_fatal=self._give_up,
@@ -175,6 +181,20 @@ class EnginePool(BasePool):
             self._runtime.cancel(request.id)
         except RedisError as error:
             _log.warning("revoke_not_stored", job_id=request.id, error=type(error).__name__)
+
+
+def _connect(url: str) -> Redis:
+    """Return a client that gives up soon: each caller here tries again in its own time.
+
+    redis-py's own repetitions would hold up the event loop, and the ledger past its leases.
+    """
+    return Redis.from_url(
+        redis_url(url),
+        socket_timeout=_REDIS_TIMEOUT_S,
+        socket_connect_timeout=_REDIS_TIMEOUT_S,
+        health_check_interval=10,
+        retry=Retry(NoBackoff(), 0),
+    )
 
 
 def _is_told_to_stop() -> bool:
