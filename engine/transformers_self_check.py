@@ -41,7 +41,9 @@ def check_against_own_attention(ours: TransformersModel, model: PreTrainedModel)
     with torch.inference_mode():
         model.set_attn_implementation("eager")
         own = [
-            model(input_ids=tokens[None], use_cache=False).logits[0].float() for tokens in sequences
+            # With its cache, as it generates: layers that share keys do so only then.
+            model(input_ids=tokens[None], use_cache=True).logits[0].float()
+            for tokens in sequences
         ]
         register()
         model.set_attn_implementation(PAGED)
