@@ -19,6 +19,7 @@ from batchmill.kernels.write_kv import write_kv
 
 from .feed_forward import FeedForward, LinearFactory, build_feed_forward
 from .fused_layers import FusedLayers, can_fuse
+from .host_memory import return_free_memory
 from .kv_cache import KVCache
 from .model_config import AttentionConfig, ModelConfig
 from .rotary import cos_sin, inverse_frequencies
@@ -120,8 +121,10 @@ class DecoderModel:
         linear = linear or partial(make_linear, backend=backend)
         while weights.layers:
             kind = self._kinds.index(config.layers[len(self._layers)].attention)
-            layer = weights.layers.pop(0)
-            self._layers.append(DecoderLayer.build(layer, config, kind, linear, backend))
+            self._layers.append(
+                DecoderLayer.build(weights.layers.pop(0), config, kind, linear, backend)
+            )
+            return_free_memory()
         self._final_norm = weights.final_norm
         self._head = linear(weights.head, None)
 

@@ -9,6 +9,7 @@ from batchmill.kernels.cpp_decoder import CppDecoder, CppDecoderSizes, CppLayer
 from batchmill.kernels.cpp_library import cpp_is_usable
 from batchmill.kernels.linear import PackedLinear, is_packable
 
+from .host_memory import return_free_memory
 from .kv_cache import KVCache
 from .model_config import ModelConfig
 from .step_inputs import StepInputs
@@ -54,6 +55,7 @@ class FusedLayers:
         layers: list[CppLayer] = []
         while weights.layers:
             layers.append(_pack(weights.layers.pop(0)))
+            return_free_memory()
         self._layers = tuple(layers)
         (attention,) = config.attention_kinds
         self._sizes = CppDecoderSizes(

@@ -17,11 +17,15 @@ if TYPE_CHECKING:
     from .transformers_model import TransformersModel
 
 _BLOCK_SIZE = 4
-#: Tokens of the two sequences that share the steps, and how each step cuts them.
-_STEPS = ((3, 6), (5, 1))
-#: How far the rows of logits may be off in the median, as a share of their size: rounding stays far
-#: below (an expert that it flips changes one row), a wrong mask, position or head is far above.
+#: Tokens of the two sequences that share the steps, and how each step cuts them. The second step
+#: is long, and far from where its tokens would lie if positions were counted along the batch.
+_STEPS = ((3, 6), (9, 7))
+#: How far a row of logits may be off, as a share of its size: rounding stays far below, and a wrong
+#: mask, position or head is far above.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
+#: Share of the rows that may be off by more: in half precision rounding sends a token to another
+#: expert now and then.
+_OUTLIERS = {torch.float32: 0.0, torch.bfloat16: 0.25, torch.float16: 0.25}
 
 
 def check_against_own_attention(ours: TransformersModel, model: PreTrainedModel) -> None:
@@ -47,26 +51,25 @@ def check_against_own_attention(ours: TransformersModel, model: PreTrainedModel)
         ]
         register()
         model.set_attn_implementation(PAGED)
-        rows = _paged_logits(ours, sequences)
-    wanted = [own[index][position] for index, position in rows]
-    errors = torch.stack(
+        paged = _paged_logits(ours, sequences)
+    errors = torch.cat(
         [
-            (got.float() - want).norm() / (want - want.mean()).norm().clamp(min=1e-30)
-            for got, want in zip(rows.values(), wanted, strict=True)
+            (got - want).norm(dim=-1) / (want - want.mean(dim=-1, keepdim=True)).norm(dim=-1)
+            for got, want in zip(paged, own, strict=True)
         ]
     )
-    error = errors.median().item()
-    if not error <= _TOLERANCE[ours.dtype]:
+    # Not "more than": where a logit is not finite, neither is true.
+    within = (errors <= _TOLERANCE[ours.dtype]).float().mean().item()
+    if within < 1 - _OUTLIERS[ours.dtype]:
         raise UnsupportedModelError(
-            f"sequences in a shared batch get other logits than alone (off by {error:.2g} of their "
-            f"size, {_TOLERANCE[ours.dtype]} is allowed): it does not attend by position_ids alone"
+            f"sequences in a shared batch get other logits than alone (off by {errors.max():.2g} "
+            f"of their size, {_TOLERANCE[ours.dtype]} is allowed): it does not attend by "
+            "position_ids alone"
         )
 
 
-def _paged_logits(
-    ours: TransformersModel, sequences: list[Tensor]
-) -> dict[tuple[int, int], Tensor]:
-    """Logits by sequence and position, at the end of each step."""
+def _paged_logits(ours: TransformersModel, sequences: list[Tensor]) -> list[Tensor]:
+    """Logits of every token, [length, vocab_size] float32 a sequence."""
     config = ours.config
     blocks_each = -(-max(map(len, sequences)) // _BLOCK_SIZE)
     kv_cache = KVCache(
@@ -79,14 +82,14 @@ def _paged_logits(
         device=ours.device,
     )
     starts = [0] * len(sequences)
-    rows = {}
+    logits: list[list[Tensor]] = [[] for _ in sequences]
     for cuts in _STEPS:
         stops = [start + cut for start, cut in zip(starts, cuts, strict=True)]
-        logits = ours.forward(_inputs(sequences, starts, stops, blocks_each), kv_cache)
-        for index, stop in enumerate(stops):
-            rows[index, stop - 1] = logits[index]
+        step = ours.forward(_inputs(sequences, starts, stops, blocks_each), kv_cache)
+        for of_sequence, part in zip(logits, torch.split(step.float(), list(cuts)), strict=True):
+            of_sequence.append(part)
         starts = stops
-    return rows
+    return [torch.cat(parts) for parts in logits]
 
 
 def _inputs(
@@ -109,7 +112,7 @@ def _inputs(
         block_tables=blocks.int().to(device),
         cu_seqlens_q=cu_seqlens_q.int().to(device),
         seq_lens=torch.tensor(stops, dtype=torch.int32, device=device),
-        sample_rows=(cu_seqlens_q[1:] - 1).to(device),
+        sample_rows=torch.arange(len(positions), device=device),
         max_query_len=int(counts.max()),
         max_seq_len=max(stops),
     )

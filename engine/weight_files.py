@@ -15,7 +15,7 @@ from torch import Tensor
 from .errors import ModelLoadError
 
 #: A file is opened anew after this many bytes: what was read stays in memory while it is open.
-_MAPPED_BYTES = 64 * 1024**2
+_MAPPED_BYTES = 32 * 1024**2
 #: Seconds between two lines of progress.
 _PROGRESS_INTERVAL_S = 5.0
 

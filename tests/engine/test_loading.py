@@ -73,6 +73,14 @@ def test_shards_hold_the_same_model_as_one_file(model_path: Path) -> None:
     index.write_text(json.dumps({"weight_map": weight_map}))
     sharded = load(model_path)
     assert torch.equal(head_weight(sharded), head_weight(whole))
+    for damaged, message in (
+        ({"weight_map": {"a": "../model-0.safetensors"}}, "no file in its folder"),
+        ({"weights": {}}, r"no index of weights \(KeyError\)"),
+    ):
+        index.write_text(json.dumps(damaged))
+        with pytest.raises(ModelLoadError, match=message):
+            load(model_path)
+    index.write_text(json.dumps({"weight_map": weight_map}))
     (model_path / "model-1.safetensors").unlink()
     with pytest.raises(ModelLoadError, match=r"model-1\.safetensors does not exist"):
         load(model_path)

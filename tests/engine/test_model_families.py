@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedModel
 
+from batchmill.engine import Engine, EngineConfig
+from batchmill.engine.errors import ConfigError
 from batchmill.engine.loading import LoadedModel, load_model
 
 from ..tiny_models import ALL, NATIVE, OTHERS, random_model
@@ -73,3 +75,16 @@ def test_logits_through_transformers_equal_its_own(
     want = full_logits(tiny.hf_model, requests)
     assert max(logits.abs().max().item() for logits in want) > 1  # logits worth comparing
     assert largest_error(make_runner(model), requests, want, cuts) <= 1e-4
+
+
+def test_longrope_is_refused_beyond_the_context_that_it_is_exact_in(
+    tiny_models: dict[str, TinyModel],
+) -> None:
+    tiny = tiny_models["Phi-3, longrope, part of each head rotated"]
+    for model_impl in ("native", "transformers"):
+        loaded = load(tiny, model_impl=model_impl)
+        config = EngineConfig(
+            model=str(tiny.folder), dtype="float32", device="cpu", max_model_len=65
+        )
+        with pytest.raises(ConfigError, match="max_model_len is 65.*up to 64 tokens"):
+            Engine(config, loaded=loaded)
