@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from batchmill.kernels.dispatch import Backend
-from batchmill.kernels.linear import Linear, make_linear
+from batchmill.kernels.linear import Linear, PackedLinear, make_linear
 from batchmill.kernels.paged_attention import paged_attention
 from batchmill.kernels.paged_attention_plan import AttentionPlan
 from batchmill.kernels.rms_norm import add_rms_norm, rms_norm
@@ -128,33 +128,35 @@ class DecoderModel:
         self._final_norm = weights.final_norm
         self._head = linear(weights.head, None)
 
-    def forward(self, inputs: StepInputs, kv_cache: KVCache) -> Tensor:
+    def forward(self, inputs: StepInputs, kv_cache: KVCache, logits: Tensor) -> None:
         """Run one step: write its keys and values, and compute the logits that are wanted.
 
         Args:
             inputs: The step's batch.
             kv_cache: Read and written.
-
-        Returns:
-            [num_samples, vocab_size] in the model's dtype.
+            logits: [num_samples, vocab_size] float32, contiguous, written.
         """
-        residual = F.embedding(inputs.input_ids, self._embedding)  # [num_tokens, hidden]
-        if self._embedding_scale != 1.0:
-            residual = residual * self._embedding_scale
         steps = [
             self._attention_step(kind, frequencies, inputs, kv_cache)
             for kind, frequencies in zip(self._kinds, self._frequencies, strict=True)
         ]
         if self._fused is not None:
-            x, residual = self._fused.run(inputs, kv_cache, steps[0].cos, steps[0].sin, residual)
+            x, residual = self._fused.run(inputs, kv_cache, steps[0].cos, steps[0].sin)
         else:
+            residual = F.embedding(inputs.input_ids, self._embedding)  # [num_tokens, hidden]
+            if self._embedding_scale != 1.0:
+                residual = residual * self._embedding_scale
             x, residual = self._run_layers(inputs, steps, kv_cache, residual)
         if not len(x):
-            return x.new_empty(0, self.config.vocab_size)
+            return
         eps, backend = self.config.rms_norm_eps, self._backend
-        logits = self._head(add_rms_norm(x, residual, self._final_norm, eps, backend=backend))
-        cap = self.config.logit_softcap
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        x = add_rms_norm(x, residual, self._final_norm, eps, backend=backend)
+        if isinstance(self._head, PackedLinear):
+            self._head(x, out=logits)
+        else:
+            logits.copy_(self._head(x))
+        if self.config.logit_softcap is not None:
+            logits.div_(self.config.logit_softcap).tanh_().mul_(self.config.logit_softcap)
 
     def _run_layers(
         self, inputs: StepInputs, steps: list[_AttentionStep], kv_cache: KVCache, residual: Tensor

@@ -27,9 +27,11 @@ class Model(Protocol):
     def device(self) -> torch.device:
         """Where the weights are."""
 
-    def forward(self, inputs: StepInputs, kv_cache: KVCache) -> Tensor:
+    def forward(self, inputs: StepInputs, kv_cache: KVCache, logits: Tensor) -> None:
         """Run one step: write its keys and values, and compute the logits that are wanted.
 
-        Returns:
-            [num_samples, vocab_size] in the model's dtype.
+        Args:
+            inputs: The step's batch.
+            kv_cache: Read and written.
+            logits: [num_samples, vocab_size] float32, contiguous, written.
         """

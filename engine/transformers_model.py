@@ -58,12 +58,12 @@ class TransformersModel:
         )
         check_against_own_attention(self, model)  # and leaves our attention switched on
 
-    def forward(self, inputs: StepInputs, kv_cache: KVCache) -> Tensor:
+    def forward(self, inputs: StepInputs, kv_cache: KVCache, logits: Tensor) -> None:
         """Run one step; see `Model.forward`."""
         self._step.begin(inputs, kv_cache)
         rows = {"logits_to_keep": inputs.sample_rows} if self._keeps_rows else {}
         try:
-            logits: Tensor = self._model(
+            computed: Tensor = self._model(
                 input_ids=inputs.input_ids[None],
                 position_ids=inputs.positions[None],
                 use_cache=False,
@@ -71,7 +71,9 @@ class TransformersModel:
             ).logits[0]
         finally:
             self._step.end()
-        return logits if self._keeps_rows else logits.index_select(0, inputs.sample_rows)
+        if not self._keeps_rows:
+            computed = computed.index_select(0, inputs.sample_rows)
+        logits.copy_(computed)
 
 
 def load_transformers_model(

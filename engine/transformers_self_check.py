@@ -85,8 +85,9 @@ def _paged_logits(ours: TransformersModel, sequences: list[Tensor]) -> list[Tens
     logits: list[list[Tensor]] = [[] for _ in sequences]
     for cuts in _STEPS:
         stops = [start + cut for start, cut in zip(starts, cuts, strict=True)]
-        step = ours.forward(_inputs(sequences, starts, stops, blocks_each), kv_cache)
-        for of_sequence, part in zip(logits, torch.split(step.float(), list(cuts)), strict=True):
+        step = torch.empty(sum(cuts), config.vocab_size, device=ours.device)
+        ours.forward(_inputs(sequences, starts, stops, blocks_each), kv_cache, step)
+        for of_sequence, part in zip(logits, torch.split(step, list(cuts)), strict=True):
             of_sequence.append(part)
         starts = stops
     return [torch.cat(parts) for parts in logits]

@@ -88,8 +88,13 @@ NATIVE: dict[str, PreTrainedConfig] = {
     ),
     "Qwen3": Qwen3Config(**SIZES, head_dim=16),
     "Qwen3-MoE": Qwen3MoeConfig(**SIZES, **_EXPERTS, head_dim=16, norm_topk_prob=True),
-    "Qwen3-MoE, dense layers, weights as they are": Qwen3MoeConfig(
-        **SIZES, **_EXPERTS, head_dim=16, decoder_sparse_step=2, norm_topk_prob=False
+    "Qwen3-MoE, some layers dense, biases, shares as they are": Qwen3MoeConfig(
+        **SIZES,
+        **_EXPERTS,
+        head_dim=16,
+        decoder_sparse_step=2,
+        norm_topk_prob=False,
+        attention_bias=True,
     ),
     "Mixtral": MixtralConfig(**SIZES, num_local_experts=5, num_experts_per_tok=2),
     "Gemma 3 text": Gemma3TextConfig(
@@ -102,6 +107,16 @@ NATIVE: dict[str, PreTrainedConfig] = {
             _FULL: {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
             _SLIDING: {"rope_type": "default", "rope_theta": 1e4},
         },
+    ),
+    "Gemma 3 text, capped logits, biases, a head of its own": Gemma3TextConfig(
+        **{**SIZES, "num_hidden_layers": 2},
+        head_dim=16,
+        query_pre_attn_scalar=16,
+        layer_types=[_SLIDING, _FULL],
+        sliding_window=16,
+        final_logit_softcapping=2.0,
+        attention_bias=True,
+        tie_word_embeddings=False,
     ),
     "Phi-3, sliding window": Phi3Config(**SIZES, sliding_window=9),
     "Phi-3, longrope, part of each head rotated": Phi3Config(

@@ -1,6 +1,6 @@
 """Compare tiny models with transformers: `python tests/bench/model_table.py`.
 
-Prints docs/models.md; `--write` writes the page. Takes about half a minute; needs no network and no GPU.
+Prints docs/models.md; `--write` writes it. Takes half a minute; needs no network and no GPU.
 """
 
 from __future__ import annotations

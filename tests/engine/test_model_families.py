@@ -86,5 +86,5 @@ def test_longrope_is_refused_beyond_the_context_that_it_is_exact_in(
         config = EngineConfig(
             model=str(tiny.folder), dtype="float32", device="cpu", max_model_len=65
         )
-        with pytest.raises(ConfigError, match="max_model_len is 65.*up to 64 tokens"):
+        with pytest.raises(ConfigError, match=r"max_model_len is 65.*up to 64 tokens"):
             Engine(config, loaded=loaded)
