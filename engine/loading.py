@@ -14,15 +14,14 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from .config import MODEL_IMPLS
 from .decoder import DecoderModel
-from .errors import ConfigError, ModelLoadError
+from .errors import ConfigError, ModelLoadError, UnsupportedModelError
 from .families import native_architecture, read_model_config
 from .feed_forward import LinearFactory
 from .fingerprint import model_identity
 from .model import Model
-from .model_config import ModelShape
+from .model_config import ModelConfig, ModelShape
 from .model_source import model_folder
 from .tokenizer import Tokenizer
-from .transformers_model import load_transformers_model
 from .weight_loading import load_weights
 
 _DTYPES = {
@@ -67,7 +66,7 @@ def load_model(
         device: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:<index>".
         quantization: Weight format; None keeps the weights in `dtype`.
         model_impl: Who computes the model: "native" is our decoder, "transformers" is its model
-            over our cache, and "auto" is native where there is a family for it.
+            over our cache, and "auto" is native where that computes the model.
         linear: Makes the native decoder's matrix multiplications, see `DecoderModel`.
 
     Raises:
@@ -80,29 +79,20 @@ def load_model(
     torch_device = resolve_device(device)
     folder = model_folder(model)
     hf_config = _hf_config(folder)
-    values: dict[str, Any] = hf_config.to_dict()
     tokenizer = Tokenizer.from_folder(folder)
-    implementation = _implementation(model_impl, values)
-    if implementation == "native":
-        native_config = read_model_config(values)
-        weights = load_weights(folder, native_config, _DTYPES[dtype], torch_device)
-        computes: Model = DecoderModel(native_config, weights, linear=linear)
-        decisive = repr(native_config)
-    else:
-        computes = load_transformers_model(folder, hf_config, _DTYPES[dtype], torch_device)
-        decisive = f"transformers {json.dumps(values, sort_keys=True, default=str)}"
+    computes, decisive = _load(folder, hf_config, _DTYPES[dtype], torch_device, model_impl, linear)
     loaded = LoadedModel(
         model=computes,
         config=computes.config,
         tokenizer=tokenizer,
         identity=model_identity(folder, decisive, _DTYPES[dtype]),
-        eos_token_ids=_eos_token_ids(folder, values, tokenizer),
+        eos_token_ids=_eos_token_ids(folder, hf_config.to_dict(), tokenizer),
     )
     _log.info(
-        "loaded %s (%s, %s implementation, %s, identity %s) on %s in %.1f s",
+        "loaded %s (%s, computed by %s, %s, identity %s) on %s in %.1f s",
         model,
         computes.config.architecture,
-        implementation,
+        "the native decoder" if isinstance(computes, DecoderModel) else "transformers",
         dtype,
         loaded.identity,
         torch_device,
@@ -111,11 +101,40 @@ def load_model(
     return loaded
 
 
-def _implementation(model_impl: str, values: dict[str, Any]) -> str:
-    """Who computes a model: "native" or "transformers"."""
-    if model_impl != "auto":
-        return model_impl
-    return "native" if native_architecture(values) is not None else "transformers"
+def _load(
+    folder: Path,
+    hf_config: PreTrainedConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    model_impl: str,
+    linear: LinearFactory | None,
+) -> tuple[Model, str]:
+    """The model, and what decides its tokens besides its files."""
+    values = hf_config.to_dict()
+    native_config = _native_config(model_impl, values)
+    if native_config is not None:
+        weights = load_weights(folder, native_config, dtype, device)
+        return DecoderModel(native_config, weights, linear=linear), repr(native_config)
+    # Here, because it brings torch's compiler along: seconds that native models do without.
+    from .transformers_model import load_transformers_model
+
+    decisive = f"transformers {json.dumps(values, sort_keys=True, default=str)}"
+    return load_transformers_model(folder, hf_config, dtype, device), decisive
+
+
+def _native_config(model_impl: str, values: dict[str, Any]) -> ModelConfig | None:
+    """What the native decoder computes, or None where the model goes through transformers."""
+    if model_impl == "transformers":
+        return None
+    if model_impl == "native":
+        return read_model_config(values)
+    if native_architecture(values) is None:
+        return None
+    try:
+        return read_model_config(values)
+    except UnsupportedModelError as error:
+        _log.warning("through transformers, which is slower, because natively: %s", error)
+        return None
 
 
 def resolve_device(device: str) -> torch.device:

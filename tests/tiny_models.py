@@ -147,6 +147,7 @@ OTHERS: dict[str, PreTrainedConfig] = {
         max_position_embeddings=256,
         word_embed_proj_dim=48,
     ),
+    "Llama, another activation": LlamaConfig(**SIZES, hidden_act="gelu"),
     "OLMo 2": Olmo2Config(**SIZES),
     "SmolLM3, some layers without RoPE": SmolLM3Config(**SIZES, no_rope_layer_interval=2),
     "Starcoder 2, sliding window": Starcoder2Config(

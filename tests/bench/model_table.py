@@ -38,7 +38,7 @@ TEXT = """\
 
 A model is computed in one of two ways, and the worker's log says which when it loads one.
 `BATCHMILL_MODEL_IMPL` (`batchmill worker --model-impl`) chooses: `auto`, the default, is native
-where there is a family for it.
+where our decoder computes the model.
 
 - **native**: our decoder. {native}.
 - **transformers**: the model as `transformers` has it, with our attention on our KV cache. Any

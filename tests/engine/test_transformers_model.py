@@ -93,6 +93,20 @@ def test_a_family_that_is_not_native_is_refused_where_native_is_insisted_on(tmp_
         load(tmp_path, model_impl="native")
 
 
+def test_a_feature_that_is_not_native_goes_through_transformers_and_the_log_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    random_model(OTHERS["Llama, another activation"], tmp_path)
+    with caplog.at_level("INFO", logger="batchmill.engine"):
+        load(tmp_path)
+    assert (
+        "slower, because natively: this LlamaForCausalLM: it has hidden_act 'gelu'" in caplog.text
+    )
+    assert "LlamaForCausalLM, computed by transformers" in caplog.text
+    with pytest.raises(UnsupportedModelError, match="hidden_act 'gelu'"):
+        load(tmp_path, model_impl="native")
+
+
 def test_missing_weights_are_named_and_not_made_up(tmp_path: Path) -> None:
     random_model(OTHERS["OLMo 2"], tmp_path)
     path = tmp_path / "model.safetensors"
