@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from batchmill.kernels.dispatch import Backend
+from batchmill.kernels.linear import Linear, make_linear
 from batchmill.kernels.paged_attention import paged_attention
 from batchmill.kernels.paged_attention_plan import AttentionPlan
 from batchmill.kernels.rms_norm import add_rms_norm, rms_norm
@@ -16,25 +18,15 @@ from batchmill.kernels.rope import apply_rope
 from batchmill.kernels.silu_and_mul import silu_and_mul
 from batchmill.kernels.write_kv import write_kv
 
+from .fused_layers import FusedLayers, can_fuse
 from .kv_cache import KVCache
 from .model_config import ModelConfig
 from .rotary import cos_sin, inverse_frequencies
 from .step_inputs import StepInputs
 from .weights import DecoderWeights, LayerWeights
 
-#: A matrix multiplication with its weights inside: [rows, in] -> [rows, out].
-Linear = Callable[[Tensor], Tensor]
-#: Makes one from a weight [out, in] and a bias; the place where packed weights slot in.
+#: Makes a matrix multiplication of a weight [out, in] and a bias.
 LinearFactory = Callable[[Tensor, Tensor | None], Linear]
-
-
-def dense_linear(weight: Tensor, bias: Tensor | None) -> Linear:
-    """The plain matrix multiplication, `torch.nn.functional.linear`."""
-
-    def apply(x: Tensor) -> Tensor:
-        return F.linear(x, weight, bias)
-
-    return apply
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +81,7 @@ class DecoderModel:
         config: ModelConfig,
         weights: DecoderWeights,
         *,
-        linear: LinearFactory = dense_linear,
+        linear: LinearFactory | None = None,
         backend: Backend = "auto",
     ) -> None:
         """Make a model of weights.
@@ -97,14 +89,21 @@ class DecoderModel:
         Args:
             config: Sizes and features.
             weights: As `load_weights` gives them.
-            linear: Makes the matrix multiplications; the weights it packs are let go of here.
+            linear: Makes the matrix multiplications; None takes `make_linear` for `backend`, and
+                all layers in one C++ call where that is possible.
             backend: The face of our kernels, see `batchmill.kernels.dispatch`.
         """
         self.config = config
         self.dtype = weights.embedding.dtype
         self.device = weights.embedding.device
         self._embedding = weights.embedding
-        self._layers = [DecoderLayer.build(layer, linear) for layer in weights.layers]
+        self._fused: FusedLayers | None = None
+        self._layers: list[DecoderLayer] = []
+        if linear is None and backend in ("auto", "cpp") and can_fuse(weights):
+            self._fused = FusedLayers(config, weights)
+        linear = linear or partial(make_linear, backend=backend)
+        if self._fused is None:
+            self._layers = [DecoderLayer.build(layer, linear) for layer in weights.layers]
         self._final_norm = weights.final_norm
         self._head = linear(weights.head, None)
         self._backend = backend
@@ -120,10 +119,23 @@ class DecoderModel:
         Returns:
             [num_samples, vocab_size] in the model's dtype.
         """
-        eps, backend = self.config.rms_norm_eps, self._backend
         cos, sin = cos_sin(inputs.positions, self._frequencies)
-        step = _Step(inputs, cos, sin, self._plan(inputs, kv_cache))
         residual = F.embedding(inputs.input_ids, self._embedding)  # [num_tokens, hidden]
+        if self._fused is not None:
+            x, residual = self._fused.run(inputs, kv_cache, cos, sin, residual)
+        else:
+            step = _Step(inputs, cos, sin, self._plan(inputs, kv_cache))
+            x, residual = self._run_layers(step, kv_cache, residual)
+        if not len(x):
+            return x.new_empty(0, self.config.vocab_size)
+        eps, backend = self.config.rms_norm_eps, self._backend
+        return self._head(add_rms_norm(x, residual, self._final_norm, eps, backend=backend))
+
+    def _run_layers(
+        self, step: _Step, kv_cache: KVCache, residual: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What the last layer adds and what it adds it to, for the rows that sample."""
+        eps, backend, inputs = self.config.rms_norm_eps, self._backend, step.inputs
         x = None
         for layer, (k_cache, v_cache) in zip(self._layers, kv_cache.layers, strict=True):
             if x is None:
@@ -133,14 +145,14 @@ class DecoderModel:
             x = self._attend(layer, normed, k_cache, v_cache, step)
             if layer is self._layers[-1] and len(inputs.sample_rows) < len(x):
                 # Past the last attention rows are independent, and only these lead to a token.
-                if not len(inputs.sample_rows):
-                    return x.new_empty(0, self.config.vocab_size)
                 x = x.index_select(0, inputs.sample_rows)
                 residual = residual.index_select(0, inputs.sample_rows)
+                if not len(x):
+                    break
             normed = add_rms_norm(x, residual, layer.post_attention_norm, eps, backend=backend)
             x = layer.down(silu_and_mul(layer.gate_up(normed), backend=backend))
         assert x is not None, "a model has at least one layer"
-        return self._head(add_rms_norm(x, residual, self._final_norm, eps, backend=backend))
+        return x, residual
 
     def _plan(self, inputs: StepInputs, kv_cache: KVCache) -> AttentionPlan:
         return AttentionPlan(

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from .errors import ConfigError
+from .host_memory import available_memory_bytes
 
-#: On a CPU, the default cache takes this share of the memory that is free when it is made ...
+#: On a CPU, the default cache takes this share of the memory that is left when it is made ...
 CPU_MEMORY_SHARE = 0.25
 #: ... but no more than this: beyond it a CPU is compute-bound long before the cache is full.
 MAX_DEFAULT_CPU_BYTES = 4 * 1024**3
@@ -57,6 +57,14 @@ class KVCache:
         ]
         self.num_blocks = num_blocks
         self.block_size = block_size
+        _log.info(
+            "KV cache: %d blocks of %d tokens, %d tokens in %.2f GiB on %s",
+            num_blocks,
+            block_size,
+            self.num_tokens,
+            self.num_bytes / 1024**3,
+            device,
+        )
 
     @classmethod
     def allocate(
@@ -97,14 +105,6 @@ class KVCache:
                 f"{block_size} tokens; max_model_len {max_model_len} needs {least} blocks: raise "
                 f"kv_cache_bytes to at least {least * block_bytes} or lower max_model_len"
             )
-        _log.info(
-            "KV cache: %d blocks of %d tokens, %d tokens in %.2f GiB on %s",
-            num_blocks,
-            block_size,
-            num_blocks * block_size,
-            num_blocks * block_bytes / 1024**3,
-            device,
-        )
         return cls(
             num_layers=num_layers,
             num_blocks=num_blocks,
@@ -141,5 +141,4 @@ def default_kv_cache_bytes(device: torch.device | str) -> int:
     if device.type == "cuda":
         free_bytes, _ = torch.cuda.mem_get_info(device)
         return int(free_bytes * GPU_MEMORY_SHARE)
-    free_bytes = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(int(free_bytes * CPU_MEMORY_SHARE), MAX_DEFAULT_CPU_BYTES)
+    return min(int(available_memory_bytes() * CPU_MEMORY_SHARE), MAX_DEFAULT_CPU_BYTES)

@@ -67,10 +67,7 @@ def load_model(
         ModelLoadError: the model cannot be found or read.
         UnsupportedModelError: it has features that are not computed here.
     """
-    if dtype not in _DTYPES:
-        raise ConfigError(f"dtype is {dtype!r}; choose one of {', '.join(_DTYPES)}")
-    if quantization is not None:
-        raise ConfigError(f"quantization is {quantization!r}; only None is supported")
+    _check_formats(dtype, quantization)
     started_at_s = time.monotonic()
     torch_device = resolve_device(device)
     folder = model_folder(model)
@@ -119,6 +116,13 @@ def resolve_device(device: str) -> torch.device:
             "torch can use: use 'cpu' or 'auto'"
         )
     return resolved
+
+
+def _check_formats(dtype: str, quantization: str | None) -> None:
+    if dtype not in _DTYPES:
+        raise ConfigError(f"dtype is {dtype!r}; choose one of {', '.join(_DTYPES)}")
+    if quantization is not None:
+        raise ConfigError(f"quantization is {quantization!r}; only None is supported")
 
 
 def _hf_config(folder: Path) -> dict[str, Any]:

@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 _SOURCE_FOLDER = Path(__file__).resolve().parent
 _COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = (
-    *("-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=hidden"),
+    *("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden"),
     # Neither errno nor exception flags are read; without these the vector code is not formed.
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
 )

@@ -16,7 +16,7 @@ from .errors import CppBuildError
 _log = logging.getLogger(__name__)
 
 #: bm_abi_version() of the sources that the signatures below describe.
-_ABI_VERSION = 2
+_ABI_VERSION = 3
 
 _P, _I, _L, _F = c_void_p, c_int, c_long, c_float
 #: name: (result, arguments), in the order of the C++ sources.
@@ -55,21 +55,7 @@ def load_library(path: Path) -> ctypes.CDLL:
         raise CppBuildError(
             f"cannot load {path}: {error}; delete it, so that it is built again"
         ) from error
-    _share_threads(library)
     return library
-
-
-def _share_threads(library: ctypes.CDLL) -> None:
-    """Hand the kernels torch's OpenMP runtime; see cpu_parallel.h for why."""
-    runtime = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
-    if runtime is None:
-        _log.warning(
-            "torch has loaded no OpenMP runtime with GOMP_parallel: the C++ kernels use one thread"
-        )
-        return
-    library.bm_set_gomp_parallel.argtypes = [c_void_p]
-    library.bm_set_gomp_parallel.restype = None
-    library.bm_set_gomp_parallel(ctypes.cast(runtime, c_void_p))
 
 
 @lru_cache(maxsize=1)

@@ -7,11 +7,7 @@
 #include "cpu_ops.h"
 #include "cpu_vec.h"
 
-GompParallel bm_gomp_parallel = nullptr;
-
-BM_EXPORT void bm_set_gomp_parallel(GompParallel function) { bm_gomp_parallel = function; }
-
-BM_EXPORT int bm_abi_version() { return 2; }
+BM_EXPORT int bm_abi_version() { return 3; }
 
 namespace {
 

@@ -55,6 +55,7 @@ void store_rows(const Linear<In, Out>& op, int column, int count, int first_row,
 
 template <class Mul, class In, class Out>
 void linear(const Linear<In, Out>& op, int num_threads) {
+  if (op.num_rows == 0) return;
   int panels = (op.num_columns + kPanel - 1) / kPanel;
   // Enough tasks to even out the threads, as long as a block of rows still amortises its panel.
   int blocks = (op.num_rows + kMaxBlockRows - 1) / kMaxBlockRows;

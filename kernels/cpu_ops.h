@@ -9,8 +9,6 @@
 
 #include "cpu_parallel.h"
 
-BM_EXPORT void bm_set_gomp_parallel(GompParallel function);
-
 // Raised with any change of a signature here; the loader compares it.
 BM_EXPORT int bm_abi_version();
 

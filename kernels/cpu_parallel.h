@@ -1,16 +1,18 @@
-// Runs tasks on the threads of the OpenMP runtime that the process already has.
+// Runs tasks on a few threads of its own.
 //
-// torch brings its own OpenMP runtime. A second one would mean a second set of threads that spin
-// between regions and fight the first for the cores, so this code links none: the loader hands over
-// the address of GOMP_parallel, which GNU, LLVM and Intel runtimes all export.
+// Not OpenMP: its regions end in a barrier that waits for every thread, one that the kernel has taken
+// off its core included. With other work on the machine, and a decoder has 240 regions a token, that
+// costs milliseconds a region. Here the caller works through the tasks whether or not a helper turns
+// up, and waits only for tasks that a helper has begun.
 #pragma once
 
 #include <atomic>
 
 #define BM_EXPORT extern "C" __attribute__((visibility("default")))
 
-typedef void (*GompParallel)(void (*)(void*), void*, unsigned, unsigned);
-extern GompParallel bm_gomp_parallel;  // null: everything runs on the calling thread
+// Calls work(data) on this thread and on up to num_threads - 1 helpers, and returns when all of those
+// calls have. work must take its tasks from a shared counter. Defined in cpu_threads.cpp.
+void bm_run_on_threads(void (*work)(void*), void* data, int num_threads);
 
 namespace {
 
@@ -34,19 +36,18 @@ void run_tasks(void* data) {
 // body(task) for every task in [0, num_tasks), each once, on up to num_threads threads.
 template <class Body>
 void parallel_for(int num_tasks, int num_threads, Body body) {
-  if (num_tasks <= 1 || num_threads <= 1 || bm_gomp_parallel == nullptr) {
+  if (num_tasks <= 1 || num_threads <= 1) {
     for (int task = 0; task < num_tasks; task++) body(task);
     return;
   }
   TaskRange<Body> range{&body, num_tasks, {0}};
-  // Always the full number of threads: a team of another size makes the runtime rebuild its pool.
-  bm_gomp_parallel(run_tasks<Body>, &range, static_cast<unsigned>(num_threads), 0);
+  bm_run_on_threads(run_tasks<Body>, &range, num_threads);
 }
 
 // Elementwise work: rows [begin, end) of one task. Too little work is not worth waking threads.
 template <class Body>
 void parallel_rows(int num_rows, long work_per_row, int num_threads, Body body) {
-  constexpr long kMinWork = 16384;  // elements; about 2 us, what waking a thread costs
+  constexpr long kMinWork = 16384;  // elements; about 2 us, what handing over a task costs
   long total = num_rows * work_per_row;
   int tasks = total < 2 * kMinWork ? 1 : num_threads * 4;
   if (tasks > num_rows) tasks = num_rows;

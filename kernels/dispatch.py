@@ -8,12 +8,15 @@ from typing import Literal, TypeVar
 import torch
 
 from .cpp_library import cpp_is_usable
+from .triton_faces import triton_is_usable
 
 Face = TypeVar("Face", bound=Callable[..., object])
 Backend = Literal["auto", "reference", "numpy", "triton", "cpp"]
 
 #: What `auto` takes on a device: the first of these that the op has.
 _PREFERENCE = {"cuda": ("triton", "reference"), "cpu": ("cpp", "numpy", "reference")}
+#: Faces that need something which may be missing; each says so in the log.
+_USABLE: dict[str, Callable[[], bool]] = {"cpp": cpp_is_usable, "triton": triton_is_usable}
 
 
 def select_face(op: str, faces: Mapping[str, Face], backend: Backend, device: torch.device) -> Face:
@@ -30,7 +33,7 @@ def select_face(op: str, faces: Mapping[str, Face], backend: Backend, device: to
     """
     if backend == "auto":
         for name in _PREFERENCE.get(device.type, ()):
-            if name in faces and (name != "cpp" or cpp_is_usable()):
+            if name in faces and (name not in _USABLE or _USABLE[name]()):
                 return faces[name]
         return faces["reference"]
     if backend not in faces:

@@ -56,7 +56,16 @@ def make_linear(weight: Tensor, bias: Tensor | None = None, *, backend: Backend 
             )
     if backend == "auto" and on_cpu and weight.dtype == torch.bfloat16 and _onednn_packs():
         return _onednn_linear(weight, bias)
-    return lambda x: F.linear(x, weight, bias)
+    return dense_linear(weight, bias)
+
+
+def dense_linear(weight: Tensor, bias: Tensor | None) -> Linear:
+    """The plain truth of `make_linear`: `torch.nn.functional.linear` on the weight as it is."""
+
+    def apply(x: Tensor) -> Tensor:
+        return F.linear(x, weight, bias)
+
+    return apply
 
 
 def is_packable(weight: Tensor, library: ctypes.CDLL | None = None) -> bool:

@@ -16,8 +16,13 @@ from .cpp_faces import paged_attention_cpp
 from .dispatch import Backend, select_face
 from .paged_attention_plan import AttentionPlan
 from .paged_attention_reference import paged_attention_reference
+from .triton_faces import paged_attention_triton
 
-_FACES = {"reference": paged_attention_reference, "cpp": paged_attention_cpp}
+_FACES = {
+    "reference": paged_attention_reference,
+    "cpp": paged_attention_cpp,
+    "triton": paged_attention_triton,
+}
 
 
 def paged_attention(

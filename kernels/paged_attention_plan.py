@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .triton_decode_plan import DecodePlan
 
 #: A gathered batch holds at most this many bytes of keys: beyond it they fall out of the CPU's
 #: cache before the second pass over them (measured: 1024 keys x 64 rows run 1.5 times as fast in
@@ -85,6 +89,8 @@ class AttentionPlan:
         self._seq_lens = seq_lens
         self._k_cache = k_cache
         self._window = window
+        #: The Triton face's part, kept here by the first layer that makes one.
+        self.triton: DecodePlan | None = None
 
     @cached_property
     def decode(self) -> tuple[DecodeBucket, ...]:

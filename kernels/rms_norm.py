@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .cpp_faces import add_rms_norm_cpp, rms_norm_cpp
 from .dispatch import Backend, select_face
+from .triton_faces import add_rms_norm_triton, rms_norm_triton
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, backend: Backend = "auto") -> Tensor:
@@ -71,8 +72,12 @@ def add_rms_norm_reference(x: Tensor, residual: Tensor, weight: Tensor, eps: flo
     return F.rms_norm(residual.add_(x), weight.shape, weight, eps)
 
 
-_NORM_FACES = {"reference": rms_norm_reference, "cpp": rms_norm_cpp}
-_ADD_NORM_FACES = {"reference": add_rms_norm_reference, "cpp": add_rms_norm_cpp}
+_NORM_FACES = {"reference": rms_norm_reference, "cpp": rms_norm_cpp, "triton": rms_norm_triton}
+_ADD_NORM_FACES = {
+    "reference": add_rms_norm_reference,
+    "cpp": add_rms_norm_cpp,
+    "triton": add_rms_norm_triton,
+}
 
 
 def _check(x: Tensor, weight: Tensor) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .cpp_faces import apply_rope_cpp
 from .dispatch import Backend, select_face
+from .triton_faces import apply_rope_triton
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, *, backend: Backend = "auto") -> None:
@@ -49,4 +50,4 @@ def apply_rope_reference(x: Tensor, cos: Tensor, sin: Tensor) -> None:
     second.copy_(rotated_second)
 
 
-_FACES = {"reference": apply_rope_reference, "cpp": apply_rope_cpp}
+_FACES = {"reference": apply_rope_reference, "cpp": apply_rope_cpp, "triton": apply_rope_triton}

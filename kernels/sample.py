@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .dispatch import Backend, select_face
 from .sample_reference import sample_reference
+from .triton_faces import sample_triton
 
 #: Named in every model identity: raise it with any change that can alter which token is drawn.
 SAMPLER_VERSION = "gumbel-murmur3-1"
@@ -61,23 +62,7 @@ def sample(
     Raises:
         ValueError: shapes or dtypes disagree.
     """
-    if logits.dim() != 2 or logits.dtype != torch.float32:
-        raise ValueError(
-            f"logits must be [num_rows, vocab_size] float32, got {list(logits.shape)} "
-            f"{logits.dtype}"
-        )
-    for name, values, dtype in (
-        ("temperature", temperature, torch.float32),
-        ("top_k", top_k, torch.int64),
-        ("top_p", top_p, torch.float32),
-        ("seeds", seeds, torch.int64),
-        ("positions", positions, torch.int64),
-    ):
-        if values.shape != logits.shape[:1] or values.dtype != dtype:
-            raise ValueError(
-                f"{name} must be [{logits.shape[0]}] {dtype}, got {list(values.shape)} "
-                f"{values.dtype}"
-            )
+    _check(logits, temperature, top_k, top_p, seeds, positions)
     face = select_face("sample", _FACES, backend, logits.device)
     return face(logits, temperature, top_k, top_p, seeds, positions)
 
@@ -112,7 +97,35 @@ def sample_numpy(
     return torch.from_numpy(tokens)
 
 
-_FACES = {"reference": sample_reference, "numpy": sample_numpy}
+_FACES = {"reference": sample_reference, "numpy": sample_numpy, "triton": sample_triton}
+
+
+def _check(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    seeds: Tensor,
+    positions: Tensor,
+) -> None:
+    """Compare shapes and dtypes on the host, without reading any tensor."""
+    if logits.dim() != 2 or logits.dtype != torch.float32:
+        raise ValueError(
+            f"logits must be [num_rows, vocab_size] float32, got {list(logits.shape)} "
+            f"{logits.dtype}"
+        )
+    for name, values, dtype in (
+        ("temperature", temperature, torch.float32),
+        ("top_k", top_k, torch.int64),
+        ("top_p", top_p, torch.float32),
+        ("seeds", seeds, torch.int64),
+        ("positions", positions, torch.int64),
+    ):
+        if values.shape != logits.shape[:1] or values.dtype != dtype:
+            raise ValueError(
+                f"{name} must be [{logits.shape[0]}] {dtype}, got {list(values.shape)} "
+                f"{values.dtype}"
+            )
 
 
 def _kept_token_ids(scaled: NDArray[np.float32], k: int, p: float) -> NDArray[np.int64] | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .cpp_faces import silu_and_mul_cpp
 from .dispatch import Backend, select_face
+from .triton_faces import silu_and_mul_triton
 
 
 def silu_and_mul(gate_up: Tensor, *, backend: Backend = "auto") -> Tensor:
@@ -38,4 +39,8 @@ def silu_and_mul_reference(gate_up: Tensor) -> Tensor:
     return F.silu(gate).mul_(up)
 
 
-_FACES = {"reference": silu_and_mul_reference, "cpp": silu_and_mul_cpp}
+_FACES = {
+    "reference": silu_and_mul_reference,
+    "cpp": silu_and_mul_cpp,
+    "triton": silu_and_mul_triton,
+}

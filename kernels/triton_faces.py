@@ -6,6 +6,9 @@ importing Triton takes about a second.
 
 from __future__ import annotations
 
+import logging
+from functools import lru_cache
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -13,6 +16,20 @@ from torch import Tensor
 if TYPE_CHECKING:
     from .paged_attention_plan import AttentionPlan
     from .triton_decode_plan import DecodePlan
+
+_log = logging.getLogger(__name__)
+
+
+@lru_cache
+def triton_is_usable() -> bool:
+    """Whether Triton is installed; says once, loudly, where a GPU has to do without."""
+    if find_spec("triton") is not None:
+        return True
+    _log.warning(
+        "triton is not installed: the GPU runs the torch reference kernels, several times slower; "
+        "install batchmill[gpu]"
+    )
+    return False
 
 
 def paged_attention_triton(

@@ -79,7 +79,8 @@ def paged_attention_triton(
             gets zeros.
         scale: As there.
         window: As there.
-        plan: From `plan_step`; one is made where it is None or the torch face's plan.
+        plan: From `plan_step`; or the step's shared plan, in which the first layer leaves one; or
+            None, and one is made.
         k_scale: What one unit in a float8 key cache stands for.
         v_scale: What one unit in a float8 value cache stands for.
         tuning: Tile sizes; None takes the shipped ones.
@@ -97,8 +98,8 @@ def paged_attention_triton(
         return out
     tuning = tuning or _shipped_tuning(k_cache)
     if not isinstance(plan, DecodePlan):
-        plan = plan_step(cu_seqlens_q, seq_lens, k_cache, window=window, tuning=tuning)
-    elif (plan.sliding_window, plan.tile_tokens) != (window or 0, tuning.decode.tile_tokens):
+        plan = _shared_plan(plan, cu_seqlens_q, seq_lens, k_cache, window, tuning)
+    if (plan.sliding_window, plan.tile_tokens) != (window or 0, tuning.decode.tile_tokens):
         raise ValueError(
             f"the plan was made for window {plan.sliding_window or None} and tiles of "
             f"{plan.tile_tokens} tokens, this call has window {window} and tiles of "
@@ -110,6 +111,23 @@ def paged_attention_triton(
     if not plan.only_decodes:
         prefill_attention(*batch, *scales, tuning.prefill, sliding_window=window or 0)
     return out
+
+
+def _shared_plan(
+    shared: AttentionPlan | None,
+    cu_seqlens_q: Tensor,
+    seq_lens: Tensor,
+    k_cache: Tensor,
+    window: int | None,
+    tuning: AttentionTuning,
+) -> DecodePlan:
+    """The plan that an earlier layer left in the step's shared one, or a new one."""
+    if shared is not None and shared.triton is not None:
+        return shared.triton
+    plan = plan_step(cu_seqlens_q, seq_lens, k_cache, window=window, tuning=tuning)
+    if shared is not None:
+        shared.triton = plan
+    return plan
 
 
 def _shipped_tuning(k_cache: Tensor) -> AttentionTuning:

@@ -30,7 +30,9 @@ def silu_and_mul_kernel(
     gate_row = gate_up + token * (2 * size)
     gate = tl.load(gate_row + columns, mask, 0.0).to(tl.float32)
     up = tl.load(gate_row + size + columns, mask, 0.0).to(tl.float32)
-    product = gate / (1.0 + tl.exp(-gate)) * up
+    # exp of the smaller sign only: a large gate would make it infinite.
+    decay = tl.exp(-tl.abs(gate))
+    product = gate * tl.where(gate < 0, decay, 1.0) / (1.0 + decay) * up
     tl.store(out + token * size + columns, product.to(out.dtype.element_ty), mask)
 
 

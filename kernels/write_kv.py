@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .cpp_faces import write_kv_cpp
 from .dispatch import Backend, select_face
+from .triton_faces import write_kv_triton
 
 
 def write_kv(
@@ -67,4 +68,4 @@ def write_kv_reference(
     v_cache.view(-1, *v_cache.shape[2:]).index_copy_(0, slot_mapping, value)
 
 
-_FACES = {"reference": write_kv_reference, "cpp": write_kv_cpp}
+_FACES = {"reference": write_kv_reference, "cpp": write_kv_cpp, "triton": write_kv_triton}

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from .public_face import (
+    FOLDERS,
     ROOT,
     named_variables,
     plain_variables,
@@ -20,6 +21,7 @@ from .public_face import (
 )
 
 README = ROOT / "README.md"
+NAMED_FOLDERS = (*FOLDERS, "compose", "docs", "examples", "tests")
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 PAGE_NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 every_page = pytest.mark.parametrize("page", PAGES, ids=PAGE_NAMES)
@@ -57,7 +59,9 @@ def test_files_and_tests_that_a_page_names_exist(page: Path) -> None:
     missing = []
     for span in code_spans(page.read_text()):
         path, _, test = span.partition("::")
-        if not re.fullmatch(r"(engine|kernels|producer|worker|tests|docs|compose)/[\w./*-]*", path):
+        if not re.fullmatch(
+            r"(engine|kernels|producer|worker|tests|docs|compose|examples)/[\w./*-]*", path
+        ):
             continue
         files = list(ROOT.glob(path)) if "*" in path else [ROOT / path]
         exists = bool(files) and all(file.exists() for file in files)
@@ -129,7 +133,8 @@ def test_the_configuration_page_lists_every_setting_as_the_code_tells_it() -> No
     page = (ROOT / "docs" / "configuration.md").read_text().splitlines()
     rows = {line.split("`")[1]: line for line in page if line.startswith("| `BATCHMILL_")}
     expected = {variable: setting.row(variable) for variable, setting in settings().items()}
-    assert {name: row for name, row in rows.items() if name in expected} == expected
+    wrong = [row for variable, row in expected.items() if rows.get(variable) != row]
+    assert not wrong, "the page must say:\n" + "\n".join(wrong)
     assert set(rows) - set(expected) == plain_variables()
 
 

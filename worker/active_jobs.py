@@ -40,8 +40,6 @@ class ActiveJob:
     #: All output tokens, those of earlier attempts included.
     token_ids: list[int] = field(default_factory=list)
     num_saved: int = 0
-    #: `time.monotonic()` at which the ledger saw the oldest unsaved token.
-    unsaved_since: float | None = None
     #: Why the engine was asked to stop it: the state it is to end in.
     stopping: JobState | None = None
     #: The stored tokens once disagreed with ours; the second time the job is given up.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from typing import Any
 
 from celery import Celery, signals
@@ -29,8 +30,8 @@ def create_app(settings: WorkerSettings) -> Celery:
     broker = find_broker(settings.broker_url)
     url = celery_url(broker)
     register_transport()
-    app = Celery("batchmill", broker=_broker_url(url), backend=url, set_as_current=False)
-    app.conf.update(_configuration(settings), batchmill_broker_url=broker)
+    app = Celery("batchmill", broker=url, backend=url, set_as_current=False)
+    app.conf.update(_configuration(settings), **_broker(url), batchmill_broker_url=broker)
     setattr(app, SETTINGS_KEY, settings)
     app.register_task(GenerateTask())
     app.steps["consumer"].add(GateStep)
@@ -38,11 +39,19 @@ def create_app(settings: WorkerSettings) -> Celery:
     return app
 
 
-def _broker_url(url: str) -> str:
-    """Return a URL for our transport: of a unix socket, kombu takes the transport from the URL."""
-    if url.startswith("redis+socket://"):
-        return TRANSPORT_NAME + url.removeprefix("redis")
-    return url
+def _broker(url: str) -> dict[str, Any]:
+    """Return the settings of the broker: consumers take our transport, all else kombu's own.
+
+    Flower, for one, tells queue lengths only where it knows the URL's scheme.
+    """
+    scheme, _, rest = url.partition("://")
+    ours = f"{TRANSPORT_NAME}+socket" if scheme == "redis+socket" else TRANSPORT_NAME
+    settings: dict[str, Any] = {"broker_read_url": f"{ours}://{rest}"}
+    if scheme == "rediss" and "ssl_cert_reqs=" not in rest:
+        # As redis-py does; Celery checks no certificate by itself, and refuses to guess.
+        checked = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+        settings |= {"broker_use_ssl": checked, "redis_backend_use_ssl": checked}
+    return settings
 
 
 def _configuration(settings: WorkerSettings) -> dict[str, Any]:
@@ -74,7 +83,6 @@ def _configuration(settings: WorkerSettings) -> dict[str, Any]:
         "worker_enable_remote_control": True,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
-        "broker_transport": TRANSPORT_NAME,
         "broker_transport_options": {
             # Only from receipt to claim: milliseconds.
             "visibility_timeout": 60,

@@ -21,6 +21,40 @@ _RESULT_EPILOG = "Examples:\n\n  batchmill result gen_…\n\n  batchmill result 
 _CANCEL_EPILOG = "Example:\n\n  batchmill cancel gen_…"
 
 
+_Prompt = Annotated[str | None, typer.Argument(help="The prompt. Without it (or with -), stdin.")]
+_Messages = Annotated[
+    str | None,
+    typer.Option(metavar="JSON", help="A chat, instead of a prompt: a list of messages."),
+]
+_Model = Annotated[str | None, typer.Option(help="Served model name.")]
+_MaxTokens = Annotated[int | None, typer.Option(help="Most tokens to generate.")]
+_Temperature = Annotated[float | None, typer.Option(help="0 is greedy.")]
+_TopP = Annotated[float | None, typer.Option(help="1 keeps all tokens.")]
+_TopK = Annotated[int | None, typer.Option(help="0 keeps all tokens.")]
+_Seed = Annotated[int | None, typer.Option(help="Fixes the random draws.")]
+_Stop = Annotated[
+    list[str] | None, typer.Option(help="A string that ends generation. May be repeated.")
+]
+_Param = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=JSON", help="Any other parameter of a job. May be repeated."),
+]
+_Priority = Annotated[str | None, typer.Option(help="high, normal or low.")]
+_Webhook = Annotated[
+    str | None, typer.Option(metavar="URL", help="Gets a signed POST when the job ends.")
+]
+_IdempotencyKey = Annotated[str | None, typer.Option(help="Submitting it again changes nothing.")]
+_Metadata = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=TEXT", help="Given back with the result. May be repeated."),
+]
+_Ttl = Annotated[float | None, typer.Option(help="Seconds after which nobody wants the result.")]
+_Wait = Annotated[bool, typer.Option("--wait", help="Wait for the result and print it.")]
+_Timeout = Annotated[
+    float | None, typer.Option(min=0, help="Most seconds to wait; 0 does not wait at all.")
+]
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command("submit", epilog=_SUBMIT_EPILOG)(submit)
@@ -29,49 +63,28 @@ def register(app: typer.Typer) -> None:
 
 
 def submit(
-    prompt: Annotated[
-        str | None, typer.Argument(help="The prompt. Without it (or with -), stdin.")
-    ] = None,
-    messages: Annotated[
-        str | None,
-        typer.Option(metavar="JSON", help="A chat, instead of a prompt: a list of messages."),
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="Served model name.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Most tokens to generate.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="1 keeps all tokens.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="0 keeps all tokens.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Fixes the random draws.")] = None,
-    stop: Annotated[
-        list[str] | None, typer.Option(help="A string that ends generation. May be repeated.")
-    ] = None,
-    param: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=JSON", help="Any other parameter of a job. May be repeated."),
-    ] = None,
-    priority: Annotated[str | None, typer.Option(help="high, normal or low.")] = None,
-    webhook: Annotated[
-        str | None, typer.Option(metavar="URL", help="Gets a signed POST when the job ends.")
-    ] = None,
-    idempotency_key: Annotated[
-        str | None, typer.Option(help="Submitting it again changes nothing.")
-    ] = None,
-    metadata: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=TEXT", help="Given back with the result. May be repeated."),
-    ] = None,
-    ttl_s: Annotated[
-        float | None, typer.Option(help="Seconds after which nobody wants the result.")
-    ] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait for the result and print it.")] = False,
-    timeout_s: Annotated[
-        float | None, typer.Option(min=0, help="Most seconds to wait with --wait.")
-    ] = None,
+    prompt: _Prompt = None,
+    messages: _Messages = None,
+    model: _Model = None,
+    max_tokens: _MaxTokens = None,
+    temperature: _Temperature = None,
+    top_p: _TopP = None,
+    top_k: _TopK = None,
+    seed: _Seed = None,
+    stop: _Stop = None,
+    param: _Param = None,
+    priority: _Priority = None,
+    webhook: _Webhook = None,
+    idempotency_key: _IdempotencyKey = None,
+    metadata: _Metadata = None,
+    ttl_s: _Ttl = None,
+    wait: _Wait = False,
+    timeout_s: _Timeout = None,
     broker_url: BrokerUrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Submit one job and print its id, or with --wait its text."""
-    fields: dict[str, Any] = {
+    options: dict[str, Any] = {
         "model": model,
         "max_tokens": max_tokens,
         "temperature": temperature,
@@ -84,14 +97,11 @@ def submit(
         "idempotency_key": idempotency_key,
         "metadata": _pairs("--metadata", metadata) or None,
         "ttl_s": ttl_s,
-        **_input(prompt, messages),
     }
-    given = {name: value for name, value in fields.items() if value is not None}
-    for name, text in _pairs("--param", param).items():
-        if name in given:
-            raise _usage(f"--param {name}: it is given by an option or argument as well")
-        given[name] = _json("--param " + name, text)
-    _submit(given, broker_url, wait=wait, timeout_s=timeout_s, as_json=as_json)
+    fields = _input(prompt, messages)
+    fields |= {name: value for name, value in options.items() if value is not None}
+    fields |= _extra(param, fields)
+    _submit(fields, broker_url, wait=wait, timeout_s=timeout_s, as_json=as_json)
 
 
 def _submit(
@@ -116,9 +126,7 @@ def _submit(
 
 def result(
     job_id: Annotated[str, typer.Argument(help="The job.")],
-    timeout_s: Annotated[
-        float | None, typer.Option(min=0, help="Most seconds to wait; 0 does not wait at all.")
-    ] = None,
+    timeout_s: _Timeout = None,
     broker_url: BrokerUrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -175,6 +183,16 @@ def _input(prompt: str | None, messages: str | None) -> dict[str, Any]:
     text = sys.stdin.read()
     # The line end that editors and echo put at the end of a text is hardly part of a prompt.
     return {"prompt": text.removesuffix("\n")}
+
+
+def _extra(params: list[str] | None, fields: dict[str, Any]) -> dict[str, Any]:
+    """The parameters that have no option of their own."""
+    extra = {
+        name: _json(f"--param {name}", text) for name, text in _pairs("--param", params).items()
+    }
+    for name in extra.keys() & fields.keys():
+        raise _usage(f"--param {name}: it is given by an option or argument as well")
+    return extra
 
 
 def _pairs(option: str, texts: list[str] | None) -> dict[str, str]:

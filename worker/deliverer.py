@@ -34,6 +34,9 @@ _TURN_TIMEOUT_S = 5.0
 #: Lease beyond the longest possible attempt: time for a slow Redis to take the outcome.
 _LEASE_MARGIN_S = 20.0
 _REDIS_RETRY_S = 1.0
+#: One host may have this part of all places, sending and waiting: a host that stops answering
+#: must not take them all before that is noticed.
+_HOST_SHARE = 4
 
 
 class Deliverer:
@@ -58,10 +61,14 @@ class Deliverer:
         self._sender = sender
         self._owner = owner
         self._schedule = RetrySchedule(settings.webhook_schedule_s, settings.webhook_jitter)
-        self._gates = HostGates(settings.webhook_concurrency_per_host)
+        self._gates = HostGates(
+            settings.webhook_concurrency_per_host,
+            max(settings.webhook_concurrency_per_host, settings.webhook_concurrency // _HOST_SHARE),
+        )
         self._rng = random.Random()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stop = asyncio.Event()
+        self._outbox_answers = True
 
     async def run(self) -> None:
         """Deliver until `stop` is called; then finish what is being sent and give back the rest."""
@@ -91,8 +98,11 @@ class Deliverer:
                 lease_ms=round(lease_s * 1000),
             )
         except redis.RedisError as error:
-            _log.warning("outbox_unreachable", error=type(error).__name__)
+            if self._outbox_answers:  # told once, not with every look
+                _log.warning("outbox_unreachable", error=type(error).__name__)
+            self._outbox_answers = False
             return 0
+        self._outbox_answers = True
         for entry in entries:
             task = asyncio.create_task(self._deliver(entry))
             self._tasks.add(task)

@@ -8,7 +8,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +39,7 @@ class DemoOptions:
     as_json: bool
 
 
-def run_demo(options: DemoOptions, environ: Mapping[str, str] = os.environ) -> bool:
+def run_demo(options: DemoOptions) -> bool:
     """Start everything in a private folder, run the jobs, check the webhooks, show it all.
 
     Returns:
@@ -55,7 +55,7 @@ def run_demo(options: DemoOptions, environ: Mapping[str, str] = os.environ) -> b
     view = DemoView(as_json=options.as_json)
     try:
         with WebhookReceiver() as receiver:
-            outcome = _Demo(options, environ, folder, view, receiver).run()
+            outcome = _Demo(options, folder, view, receiver).run()
     except BaseException:
         view.close()
         view.say(f"logs are kept in {folder}/logs")
@@ -74,7 +74,6 @@ class _Demo:
     def __init__(
         self,
         options: DemoOptions,
-        environ: Mapping[str, str],
         folder: Path,
         view: DemoView,
         receiver: WebhookReceiver,
@@ -85,7 +84,7 @@ class _Demo:
         self._receiver = receiver
         self._secret = new_secret()
         self._samples = LoadSamples()
-        self._model = environ.get("BATCHMILL_MODEL", "demo")
+        self._model = os.environ.get("BATCHMILL_MODEL", "demo")
         self._stack = LocalStack(self._stack_options(options, folder), view.say)
         self._signals = StopSignals(
             (signal.SIGTERM, signal.SIGINT, signal.SIGHUP), on_second=self._stack.kill

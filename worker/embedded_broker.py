@@ -12,49 +12,20 @@ import signal
 import socket
 import subprocess
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import redis
 
 from .broker_binary import find_server_binary
+from .broker_config import BrokerConfig
 from .private_directory import make_private_directory
-from .service_errors import BrokerAlreadyRunning, BrokerError, BrokerFailed
+from .service_errors import BrokerAlreadyRunning, BrokerFailed
 from .tied_process import start_tied_process, stop_process
 
-#: A unix socket's path must fit sockaddr_un.sun_path: 108 bytes on Linux, 104 on the BSDs, with
-#: its ending NUL.
-MAX_SOCKET_PATH_BYTES = 103
 _POLL_INTERVAL_S = 0.02
 #: How long a server that was told to end may take before it counts as running.
 _EXIT_GRACE_S = 1.0
 _LOG_TAIL_LINES = 8
-
-
-@dataclass(frozen=True, slots=True)
-class BrokerConfig:
-    """Where the embedded broker lives and how it listens."""
-
-    #: Holds the lock, the server's configuration and log, and `data/`. Created with mode 0700.
-    directory: Path
-    #: Unix socket; by default `broker.sock` in the directory. Its own folder is created with mode
-    #: 0700.
-    socket_path: Path | None = None
-    #: Listen on 127.0.0.1:port instead of a socket. Any local user can connect to it; a socket is
-    #: private.
-    port: int | None = None
-
-    @property
-    def url(self) -> str:
-        """Broker URL in the form that `producer.Client` and BATCHMILL_BROKER_URL take."""
-        if self.port is not None:
-            return f"redis://127.0.0.1:{self.port}/0"
-        return f"unix://{self.socket}"
-
-    @property
-    def socket(self) -> Path:
-        """The socket's path, also where a port is used instead."""
-        return self.socket_path or self.directory / "broker.sock"
 
 
 class EmbeddedBroker:
@@ -132,11 +103,7 @@ class EmbeddedBroker:
 
     def _prepare_directories(self) -> None:
         config = self._config
-        if config.port is None and len(os.fsencode(config.socket)) > MAX_SOCKET_PATH_BYTES:
-            raise BrokerError(
-                f"socket path {config.socket} has {len(os.fsencode(config.socket))} bytes, the "
-                f"limit is {MAX_SOCKET_PATH_BYTES}; choose a shorter directory, or a port"
-            )
+        config.check_socket_path()
         for directory in (config.directory, config.socket.parent, config.directory / "data"):
             make_private_directory(directory)
 
@@ -177,7 +144,7 @@ class EmbeddedBroker:
 
     def _spawn(self, binary: Path) -> subprocess.Popen[bytes]:
         configuration = self._config.directory / "broker.conf"
-        configuration.write_text(self._server_configuration())
+        configuration.write_text(self._config.server_configuration())
         assert self._lock_fd is not None
         return start_tied_process(
             [str(binary), str(configuration)],
@@ -185,27 +152,6 @@ class EmbeddedBroker:
             death_signal=signal.SIGTERM,  # the server's orderly end, with an fsync of its data
             pass_fds=(self._lock_fd,),
         )
-
-    def _server_configuration(self) -> str:
-        config = self._config
-        listen = (
-            ["port 0", f'unixsocket "{config.socket}"', "unixsocketperm 600"]
-            if config.port is None
-            else [f"port {config.port}", "bind 127.0.0.1"]
-        )
-        lines = [
-            "# Written at every start; changes here are lost.",
-            *listen,
-            "daemonize no",
-            f'dir "{config.directory / "data"}"',
-            'logfile ""',  # to stdout, which is the log file
-            "appendonly yes",
-            "appendfsync everysec",  # a machine crash loses about 1 s, a server crash nothing
-            "no-appendfsync-on-rewrite no",
-            'save ""',  # the append-only file is the persistence; no second copy of the data
-            "maxmemory-policy noeviction",  # any other policy may drop jobs silently
-        ]
-        return "\n".join(lines) + "\n"
 
     def _wait_until_ready(self, deadline: float) -> None:
         assert self._process is not None

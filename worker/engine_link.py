@@ -132,13 +132,15 @@ class EngineLink:
         """End a stuck engine; its death is then handled like any other."""
         process = self._process
         if process is not None and process.poll() is None:
-            _log.error("engine_killed", pid=process.pid, why=why)
+            _log.warning("engine_killed", pid=process.pid, why=why)
             process.send_signal(signal.SIGKILL)
 
     def shut_down(self) -> None:
         """Let the engine end after its step and start no other. Returns at once; see `join`."""
         self._closing.set()
         self.send(Shutdown())
+        if self.ready is None:
+            self.kill("told to end while it was loading")
 
     def join(self, timeout_s: float) -> bool:
         """Wait for the end; an engine that takes longer is killed, and the answer is False."""

@@ -111,7 +111,10 @@ def build_engine(spec: EngineSpec) -> EngineBackend:
     if spec.kind == "stub":
         from .stub_engine import StubConfig, StubEngine
 
-        return StubEngine(StubConfig(**spec.options))
+        try:
+            return StubEngine(StubConfig(**spec.options))
+        except TypeError as error:
+            raise EngineStartError(f"BATCHMILL_STUB: {error}") from error
     from .real_engine import build_real_engine  # torch, only in this process
 
     return build_real_engine(spec)

@@ -9,18 +9,19 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from celery.utils.time import maybe_iso8601
 
 from batchmill.producer.keys import TASK_NAME
 
 from .errors import MalformedMessage
 
 _JSON = "application/json"
-#: Tasks of Celery's own that may be sent to any queue (chords, backend clean-up).
-_CELERY_TASKS = "celery."
 _NUM_BODY_PARTS = 3
+_NUM_TIME_LIMITS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,17 +85,43 @@ def _check_headers(headers: Any) -> None:
     task = headers.get("task")
     if not _is_text(task):
         raise MalformedMessage("no_task", f"headers.task is missing: {TASK_NAME}")
-    if task != TASK_NAME and not str(task).startswith(_CELERY_TASKS):
+    if task != TASK_NAME:
         raise MalformedMessage(
             "unknown_task", f"headers.task is {str(task)[:100]!r}; this queue takes {TASK_NAME}"
         )
-    for name in ("eta", "expires"):
-        if not isinstance(headers.get(name), str | None):
-            raise MalformedMessage("bad_header", f"headers.{name} is neither text nor null")
-    if not isinstance(headers.get("timelimit"), list | None):
-        raise MalformedMessage("bad_header", "headers.timelimit is neither a list nor null")
     if headers.get("compression") is not None:
         raise MalformedMessage("compressed", "compressed bodies are not taken: send plain JSON")
+    for name, is_good in _OPTIONAL_HEADERS.items():
+        value = headers.get(name)
+        if value is not None and not is_good(value):
+            raise MalformedMessage("bad_header", f"headers.{name} is not what Celery sends there")
+
+
+def _is_moment(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and bool(maybe_iso8601(value))
+    except (ValueError, OverflowError):
+        return False
+
+
+def _is_time_limits(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == _NUM_TIME_LIMITS
+        and all(limit is None or type(limit) in (int, float) for limit in value)
+    )
+
+
+#: Headers that Celery reads without a look, and what they must be where they are given.
+_OPTIONAL_HEADERS: dict[str, Callable[[Any], bool]] = {
+    "eta": _is_moment,
+    "expires": _is_moment,
+    "timelimit": _is_time_limits,
+    "shadow": lambda value: isinstance(value, str),
+    "retries": lambda value: type(value) is int,
+    "stamped_headers": lambda value: isinstance(value, list),
+    "stamps": lambda value: isinstance(value, dict),
+}
 
 
 def _check_body(message: Mapping[str, Any], body_encoding: Any) -> dict[str, Any]:

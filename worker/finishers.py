@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable
 
 import structlog
 
@@ -20,10 +19,8 @@ class Finishers:
     Owns the count of deliveries that Celery considers running: accepted and not finished.
     """
 
-    def __init__(self, num_threads: int, on_finished: Callable[[], None]) -> None:
-        """Bind to `on_finished`, called after each delivery; there is room for another one then."""
+    def __init__(self, num_threads: int) -> None:
         self._queue: queue.SimpleQueue[tuple[Delivery, Outcome] | None] = queue.SimpleQueue()
-        self._on_finished = on_finished
         self._idle = threading.Condition()
         self._num_open = 0
         self._threads = [
@@ -75,4 +72,3 @@ class Finishers:
             with self._idle:
                 self._num_open -= 1
                 self._idle.notify_all()
-            self._on_finished()

@@ -28,8 +28,15 @@ class HostGate:
     Invariant: at most `limit` deliveries hold a place at a time.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, max_present: int) -> None:
+        """Make an empty gate.
+
+        Args:
+            limit: deliveries that may be sending at once.
+            max_present: deliveries that may be here at once, the waiting ones included.
+        """
         self._limit = limit
+        self._max_present = max_present
         self._places = asyncio.Semaphore(limit)
         self._duration_s = _INITIAL_DURATION_S
         self.num_present = 0  # waiting and sending
@@ -37,7 +44,8 @@ class HostGate:
     @property
     def admits(self) -> bool:
         """Whether one more can be taken on: there is a place, or will be soon."""
-        return self.num_present < self._limit * (1 + _BACKLOG_S / self._duration_s)
+        backlog = self._limit * (1 + _BACKLOG_S / self._duration_s)
+        return self.num_present < min(backlog, self._max_present)
 
     @property
     def postpone_s(self) -> float:
@@ -79,12 +87,13 @@ class HostGate:
 class HostGates:
     """A gate for each host, made at first use."""
 
-    def __init__(self, limit_per_host: int) -> None:
+    def __init__(self, limit_per_host: int, max_present_per_host: int) -> None:
         self._limit = limit_per_host
+        self._max_present = max_present_per_host
         self._gates: dict[str, HostGate] = {}
 
     def gate(self, host: str) -> HostGate:
         """The gate of a host (name and port)."""
         if host not in self._gates and len(self._gates) >= _MAX_HOSTS:
             self._gates = {name: gate for name, gate in self._gates.items() if gate.num_present}
-        return self._gates.setdefault(host, HostGate(self._limit))
+        return self._gates.setdefault(host, HostGate(self._limit, self._max_present))

@@ -101,6 +101,11 @@ class Intake:
             except RedisError as error:
                 _log.warning("claim_delayed", error=type(error).__name__, reason=str(error)[:200])
                 return False
+            except Exception:
+                # A bug, and one job's data brings it out: the event loop must survive it. If the
+                # job was claimed, its lease runs out, and in the end it becomes a dead letter.
+                _log.exception("intake_failed", job_id=self._parked[0].task_id)
+                self._parked[0].drop()
             self._parked.popleft()
         return True
 
@@ -196,7 +201,7 @@ class Intake:
             return
         job.request = _request(claim, document)
         job.metadata = document.metadata
-        _log.info(
+        _log.debug(
             "job_claimed",
             job_id=claim.job_id,
             attempt=claim.attempts,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -10,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from batchmill.producer import calls
 from batchmill.producer.answers import (
@@ -89,6 +90,7 @@ class Ledger:
         self._closed = False
         self._paused = False
         self._backoff_s = 0.0
+        self._saved_at = time.monotonic()
         self._renewed_at = time.monotonic()
         self._renewed_progress = -1
 
@@ -103,8 +105,12 @@ class Ledger:
 
     # From any thread. A job that is handed in has been taken out of the active jobs before.
 
+    def is_due(self, job: ActiveJob) -> bool:
+        """Whether a job has so many unsaved tokens that the batch is to be written."""
+        return job.num_unsaved >= self._config.checkpoint_tokens
+
     def wake(self) -> None:
-        """There may be something to write."""
+        """There is something to write before its time."""
         self._inbox.put(None)
 
     def end(self, job: ActiveJob, end: JobEnd) -> None:
@@ -147,12 +153,21 @@ class Ledger:
             waits = self._backoff_s > 0.0
 
     def _write(self) -> None:
-        now = time.monotonic()
-        self._enforce_limits(now)
-        self._checkpoint(now)
-        self._write_ends()
-        self._write_releases()
-        self._renew(now)
+        """Do all that is due.
+
+        Raises:
+            RedisError: a call was not answered, so the rest waits as well; or one was refused, and
+                the rest was tried all the same: a full Redis refuses tokens, but not a job's end.
+        """
+        refusal: ResponseError | None = None
+        self._enforce_limits(time.monotonic())
+        for write in (self._write_ends, self._write_releases, self._checkpoint, self._renew):
+            try:
+                write()
+            except ResponseError as error:
+                refusal = error
+        if refusal is not None:
+            raise refusal
 
     def _back_off(self, error: RedisError) -> None:
         if not self._backoff_s:
@@ -173,9 +188,11 @@ class Ledger:
             if job.limit is not None and now >= job.limit.at and job.stopping is None:
                 self._stop(job, job.limit.state)
 
-    def _checkpoint(self, now: float) -> None:
+    def _checkpoint(self) -> None:
+        now = time.monotonic()
         dirty = [job for job in self._jobs.snapshot() if job.num_unsaved]
-        if not any(self._is_due(job, now) for job in dirty):
+        is_time = now - self._saved_at >= self._config.checkpoint_interval_s
+        if not is_time and not any(self.is_due(job) for job in dirty):
             return
         writes = [job.unsaved() for job in dirty]
         statuses = self._store.checkpoint(writes, lease_ms=self._lease_ms)
@@ -184,18 +201,11 @@ class Ledger:
                 self._on_gap(job)
             elif status is not WriteStatus.FENCED:
                 job.num_saved += len(write.token_ids)
-                job.unsaved_since = None
             self._obey(job, status)
+        self._saved_at = now
 
-    def _is_due(self, job: ActiveJob, now: float) -> bool:
-        if job.unsaved_since is None:
-            job.unsaved_since = now
-        return (
-            job.num_unsaved >= self._config.checkpoint_tokens
-            or now - job.unsaved_since >= self._config.checkpoint_interval_s
-        )
-
-    def _renew(self, now: float) -> None:
+    def _renew(self) -> None:
+        now = time.monotonic()
         if now - self._renewed_at < self._config.lease_s / 3:
             return
         self._renewed_at = now
@@ -267,7 +277,8 @@ class Ledger:
             if not jobs:
                 continue
             writes = [job.unsaved() for job in jobs if job.num_unsaved]
-            self._store.checkpoint(writes, lease_ms=self._lease_ms)
+            with contextlib.suppress(ResponseError):  # refused tokens are computed again
+                self._store.checkpoint(writes, lease_ms=self._lease_ms)
             statuses = self._store.release([job.held for job in jobs], cause=cause)
             self._releases = deque(item for item in self._releases if item[1] is not cause)
             for job, status in zip(jobs, statuses, strict=True):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import socket
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,16 +14,15 @@ from pathlib import Path
 import redis
 
 from batchmill.producer.answers import WorkerInfo
-from batchmill.producer.broker_url import celery_url
 from batchmill.producer.store import JobStore
 
-from .embedded_broker import BrokerConfig, EmbeddedBroker
+from .broker_config import BrokerConfig
+from .embedded_broker import EmbeddedBroker
+from .flower_child import Flower
 from .private_directory import make_private_directory
 from .service_errors import BrokerFailed
 from .supervisor import ChildSpec, Supervisor
 
-#: Flower's usual port; another is taken where it is in use.
-DEFAULT_FLOWER_PORT = 5555
 #: Seconds that a worker may take to hand on its jobs, a deliverer to finish its attempts, and
 #: Flower to go.
 _WORKER_STOP_S, _DELIVERER_STOP_S, _FLOWER_STOP_S = 60.0, 30.0, 5.0
@@ -63,10 +62,15 @@ class LocalStack:
         self._say = say
         self._broker = None if options.broker_url is not None else _embedded_broker(options)
         self.broker_url = options.broker_url or self._embedded.url
-        self.flower_url: str | None = None
+        self._flower = self._choose_flower()
         self._supervisor: Supervisor | None = None
         self._broker_down_since_s: float | None = None
         self._store = JobStore.from_url(self.broker_url)
+
+    @property
+    def flower_url(self) -> str | None:
+        """Where Flower is; None where it does not run."""
+        return None if self._flower is None else self._flower.url
 
     @property
     def is_embedded(self) -> bool:
@@ -96,7 +100,6 @@ class LocalStack:
 
         Raises:
             BrokerError: the embedded broker cannot run.
-            OSError: the asked-for Flower port is taken.
         """
         make_private_directory(self._options.state_dir)
         logs = self._options.state_dir / "logs"
@@ -108,7 +111,7 @@ class LocalStack:
 
     def is_ready(self) -> bool:
         """Whether the worker has loaded its model and Flower answers."""
-        return self.ready_worker() is not None and self._flower_answers()
+        return self.ready_worker() is not None and (self._flower is None or self._flower.answers())
 
     def wait_until_ready(self, *, timeout_s: float, progress: Callable[[], None]) -> None:
         """Wait until the worker takes jobs.
@@ -129,13 +132,16 @@ class LocalStack:
         self._supervisor.wait_until(is_ready, what="starting", timeout_s=timeout_s)
 
     def ready_worker(self) -> WorkerInfo | None:
-        """A worker that takes jobs; None while there is none or the broker is away."""
+        """This stack's worker once it takes jobs; None until then, or while the broker is away."""
         try:
             workers = self._store.list_workers()
         except redis.RedisError:
             return None
-        ready = [worker for worker in workers if worker.state == "ready"]
-        return ready[0] if ready else None
+        # By its pid: others may share the broker, and a dead one's heartbeat stays for a while.
+        given = {**os.environ, **self._options.environment}.get("BATCHMILL_WORKER_NAME")
+        ending = given or f"-{self.pids['worker']}@{socket.gethostname()}"
+        ready = (w for w in workers if w.state == "ready" and w.name.endswith(ending))
+        return next(ready, None)
 
     def check(self) -> None:
         """Start again what died. Call it several times a second."""
@@ -181,6 +187,14 @@ class LocalStack:
             self._broker_down_since_s = None
             self._say(f"the broker runs again (pid {self._broker.pid})")
 
+    def _choose_flower(self) -> Flower | None:
+        if not self._options.with_flower:
+            return None
+        if importlib.util.find_spec("flower") is None:
+            self._say("Flower is not installed and left out: pip install 'batchmill[monitor]'")
+            return None
+        return Flower(self._options.flower_port)
+
     def _specs(self, logs: Path) -> list[ChildSpec]:
         environment = {
             **os.environ,
@@ -194,32 +208,11 @@ class LocalStack:
             _spec("worker", [*own, "worker"], environment, logs, _WORKER_STOP_S),
             _spec("deliverer", [*own, "deliver"], environment, logs, _DELIVERER_STOP_S),
         ]
-        if self._options.with_flower:
-            specs.append(self._flower_spec(environment, logs))
+        if self._flower is not None:
+            flower_environment = environment | self._flower.environment(self.broker_url)
+            command = self._flower.command
+            specs.append(_spec("flower", command, flower_environment, logs, _FLOWER_STOP_S))
         return specs
-
-    def _flower_spec(self, environment: Mapping[str, str], logs: Path) -> ChildSpec:
-        port = self._options.flower_port or _free_port(DEFAULT_FLOWER_PORT)
-        self.flower_url = f"http://127.0.0.1:{port}"
-        flower = {
-            # In the environment, not in the command line, where every user could read a password.
-            "CELERY_BROKER_URL": celery_url(self.broker_url),
-            "FLOWER_ADDRESS": "127.0.0.1",
-            "FLOWER_PORT": str(port),
-            "FLOWER_READ_ONLY": "true",  # without a password nobody may stop workers or jobs
-        }
-        command = [sys.executable, "-m", "celery", "flower"]
-        return _spec("flower", command, {**environment, **flower}, logs, _FLOWER_STOP_S)
-
-    def _flower_answers(self) -> bool:
-        if self.flower_url is None:
-            return True
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        try:
-            with direct.open(f"{self.flower_url}/healthcheck", timeout=1.0) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
 
 
 def _embedded_broker(options: StackOptions) -> EmbeddedBroker:
@@ -232,16 +225,3 @@ def _spec(
     name: str, command: list[str], environment: Mapping[str, str], logs: Path, stop_timeout_s: float
 ) -> ChildSpec:
     return ChildSpec(name, tuple(command), environment, logs / f"{name}.log", stop_timeout_s)
-
-
-def _free_port(preferred: int) -> int:
-    """The preferred loopback port, or any free one."""
-    for port in (preferred, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    raise OSError("no free port on 127.0.0.1")

@@ -10,8 +10,12 @@ import structlog
 from celery import signals
 from celery.concurrency.base import BasePool
 from celery.worker import state as worker_state
+from redis import Redis
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.retry import Retry
 
+from batchmill.producer.broker_url import redis_url
 from batchmill.producer.store import JobStore
 
 from .delivery import SETTLED_KEY, Delivery
@@ -23,8 +27,10 @@ _log = structlog.stdlib.get_logger("batchmill.pool")
 SETTINGS_KEY = "batchmill_settings"
 #: Wait before a claim that Redis did not answer is tried again.
 _RETRY_CLAIM_S = 0.5
-#: Pause between turns of the event loop while draining.
-_PUMP_INTERVAL_S = 0.01
+#: Longest turn of the event loop while draining.
+_PUMP_INTERVAL_S = 0.02
+#: A call that Redis has not answered within this time has failed.
+_REDIS_TIMEOUT_S = 5.0
 _EXIT_FAILURE = 1
 
 
@@ -49,10 +55,11 @@ class EnginePool(BasePool):
         self._retry_is_due = False
         self._runtime = WorkerRuntime(
             self._settings,
-            JobStore.from_url(self.app.conf.batchmill_broker_url),
+            JobStore(_connect(self.app.conf.batchmill_broker_url)),
             name=self._node_name,
             on_room=self._wake,
             on_fatal=self._give_up,
+            must_stop=_is_told_to_stop,
         )
 
     def on_start(self) -> None:
@@ -134,7 +141,7 @@ class EnginePool(BasePool):
         loop = self._hub.create_loop()
         while True:
             drained = self._runtime.is_drained() or time.monotonic() >= deadline
-            self._wake()  # so that the turn does not wait for a message
+            self._hub.call_later(_PUMP_INTERVAL_S, _nothing)  # the turn waits no longer than this
             try:
                 next(loop)
             except StopIteration:
@@ -145,7 +152,6 @@ class EnginePool(BasePool):
                 return
             if drained:
                 return
-            time.sleep(_PUMP_INTERVAL_S)
 
     def _wake(self) -> None:
         hub = self._hub
@@ -175,6 +181,25 @@ class EnginePool(BasePool):
             self._runtime.cancel(request.id)
         except RedisError as error:
             _log.warning("revoke_not_stored", job_id=request.id, error=type(error).__name__)
+
+
+def _connect(url: str) -> Redis:
+    """Return a client that gives up soon: each caller here tries again in its own time.
+
+    redis-py's own repetitions would hold up the event loop, and the ledger past its leases.
+    """
+    return Redis.from_url(
+        redis_url(url),
+        socket_timeout=_REDIS_TIMEOUT_S,
+        socket_connect_timeout=_REDIS_TIMEOUT_S,
+        health_check_interval=10,
+        retry=Retry(NoBackoff(), 0),
+    )
+
+
+def _is_told_to_stop() -> bool:
+    flags = (worker_state.should_stop, worker_state.should_terminate)
+    return any(flag is not None and flag is not False for flag in flags)
 
 
 def _nothing() -> None:

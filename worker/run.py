@@ -21,6 +21,7 @@ def run_worker(settings: WorkerSettings) -> int:
         # Revokes are kept in job records: workers need not tell each other about them.
         without_mingle=True,
         without_gossip=True,
+        quiet=True,  # no banner on stdout: the log has all of it
     )
     worker.start()
     return int(worker.exitcode or 0)

@@ -26,7 +26,7 @@ from .sweeper import sweep
 from .throughput import Throughput
 
 _log = structlog.stdlib.get_logger("batchmill.runtime")
-_WATCH_INTERVAL_S = 0.5
+_WATCH_INTERVAL_S = 0.1
 _SWEEP_JITTER = 0.3
 #: Time for the last steps of a shutdown that do not depend on the engine.
 _CLOSE_GRACE_S = 2.0
@@ -47,6 +47,7 @@ class WorkerRuntime:
         name: str,
         on_room: Callable[[], None],
         on_fatal: Callable[[str], None],
+        must_stop: Callable[[], bool],
     ) -> None:
         """Put the parts together; nothing starts.
 
@@ -56,18 +57,21 @@ class WorkerRuntime:
             name: Celery node name, the owner in claims.
             on_room: called from any thread when there may be room for another job.
             on_fatal: called once when the engine can never run.
+            must_stop: whether Celery was told to shut down. Its event loop may be waiting for a
+                message just then; `on_room` wakes it.
         """
         self._settings = settings
         self._store = store
         self._name = name
         self._on_room = on_room
         self._on_fatal = on_fatal
+        self._must_stop = must_stop
         self._started_at_ms = int(time.time() * 1000)
         self._state = "starting"
         self.throughput = Throughput()
         self.link = EngineLink(_engine_spec(settings), self)
         self.jobs = ActiveJobs(self.link.send)
-        self.finishers = Finishers(settings.finisher_threads, on_room)
+        self.finishers = Finishers(settings.finisher_threads)
         self.ledger = Ledger(
             store,
             self.jobs,
@@ -156,11 +160,13 @@ class WorkerRuntime:
 
     def on_report(self, report: StepReport) -> None:
         """Hand tokens and ends on."""
+        is_due = False
         for request_id, token_ids in report.new_token_ids:
             job = self.jobs.get(request_id)
             if job is not None:
                 job.receive(token_ids)
                 self.throughput.count(len(token_ids))
+                is_due = is_due or self.ledger.is_due(job)
         for refused in report.refused:
             job = self.jobs.get(refused.request_id)
             if job is not None and self.jobs.remove(job):
@@ -173,8 +179,10 @@ class WorkerRuntime:
                     job, finished, worker=self._name, model=self._settings.served_name
                 )
                 self.ledger.end(job, end)
-        self.ledger.wake()
-        self._on_room()
+        if is_due:
+            self.ledger.wake()
+        if self.gate.is_open():
+            self._on_room()
 
     def on_gone(self, *, orderly: bool) -> None:
         """Give back what the engine had, and what waited for it."""
@@ -207,6 +215,8 @@ class WorkerRuntime:
         sweep(self._store, reannounce_grace_ms=int(self._settings.reannounce_grace_s * 1000))
 
     def _watch(self) -> None:
+        if self._must_stop():
+            self._on_room()
         stalled_s = self.link.stalled_s()
         if stalled_s > self._settings.engine_stall_s:
             self.link.kill(f"no turn of its loop for {stalled_s:.1f} s")

@@ -72,11 +72,15 @@ class WorkerSettings(ProducerSettings):
     log_format: Literal["auto", "json", "text"] = "auto"
 
     @model_validator(mode="after")
-    def _check_served_name(self) -> Self:
+    def _check_together(self) -> Self:
         try:
             keys.queue_names(self.served_name)
         except ValueError as error:
             raise ValueError(f"{error}; set BATCHMILL_SERVED_MODEL_NAME") from None
+        if self.stub and self.engine != "stub":
+            raise ValueError(
+                "stub is set, but engine is not: set BATCHMILL_ENGINE=stub, or neither"
+            )
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ValueError(
                 f"max_num_batched_tokens is {self.max_num_batched_tokens}, fewer than max_num_seqs "

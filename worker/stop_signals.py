@@ -10,7 +10,10 @@ from typing import Any
 
 
 class StopSignals:
-    """While entered, the signals set a flag instead of ending the process."""
+    """While entered, the signals set a flag instead of ending the process.
+
+    A signal that is ignored stays ignored: so `nohup` keeps SIGHUP away.
+    """
 
     def __init__(self, numbers: Sequence[signal.Signals], on_second: Callable[[], None]) -> None:
         """Prepare; nothing changes before it is entered.
@@ -37,6 +40,8 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         for number in self._numbers:
+            if signal.getsignal(number) is signal.SIG_IGN:
+                continue
             self._previous[number] = signal.signal(number, self._handle)
         return self
 

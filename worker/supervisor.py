@@ -17,6 +17,9 @@ _MAX_BACKOFF_S = 30.0
 #: A child that ran this long was healthy: its next end starts with the shortest wait again.
 _HEALTHY_AFTER_S = 60.0
 _LOG_TAIL_LINES = 12
+_TOLD_CHARS = 300
+#: A log that is longer when its program starts is set aside as `.log.1`.
+_MAX_LOG_BYTES = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +51,14 @@ class SupervisedChild:
         """Process id, None while it is not running."""
         return None if self._process is None else self._process.pid
 
+    @property
+    def exit_code(self) -> int | None:
+        """How it ended; None while it runs or waits to be started."""
+        return None if self._process is None else self._process.poll()
+
     def start(self) -> None:
         """Start the program."""
-        self.spec.log_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._set_aside_long_log()
         self._process = start_tied_process(
             self.spec.command,
             log_path=self.spec.log_path,
@@ -86,10 +94,15 @@ class SupervisedChild:
         if process is not None:
             process.kill()
 
-    def log_tail(self) -> str:
+    def log_tail(self, num_lines: int = _LOG_TAIL_LINES) -> str:
         """The last lines of its log."""
         lines = self.spec.log_path.read_text(errors="replace").splitlines()
-        return "\n".join(lines[-_LOG_TAIL_LINES:])
+        return "\n".join(lines[-num_lines:])
+
+    def _set_aside_long_log(self) -> None:
+        path = self.spec.log_path
+        if path.exists() and path.stat().st_size > _MAX_LOG_BYTES:
+            path.replace(path.with_suffix(".log.1"))
 
     def _note_end(self, exit_code: int) -> str:
         now = time.monotonic()
@@ -99,8 +112,9 @@ class SupervisedChild:
         self._start_again_at_s = now + wait_s
         self._backoff_s = min(2 * wait_s, _MAX_BACKOFF_S)
         return (
-            f"{self.spec.name} ended with exit code {exit_code}; starting it again in {wait_s:g} s "
-            f"(log: {self.spec.log_path})"
+            f"{self.spec.name} ended with exit code {exit_code}; "
+            f"starting it again in {wait_s:g} s; end of {self.spec.log_path}: "
+            f"{self.log_tail(1)[:_TOLD_CHARS]}"
         )
 
 
@@ -143,9 +157,11 @@ class Supervisor:
         deadline = time.monotonic() + timeout_s
         while not ready():
             for child in self.children:
-                line = child.check()
-                if line is not None:
-                    raise ChildFailed(f"{line}\n{child.log_tail()}")
+                if child.exit_code is not None:
+                    raise ChildFailed(
+                        f"{child.spec.name} ended with exit code {child.exit_code} while {what}; "
+                        f"end of {child.spec.log_path}:\n{child.log_tail()}"
+                    )
             if time.monotonic() > deadline:
                 logs = ", ".join(str(child.spec.log_path) for child in self.children)
                 raise ChildFailed(f"{what} took more than {timeout_s:g} s; see {logs}")

@@ -42,17 +42,11 @@ def start_tied_process(
             f"{command[0]} must be started from the main thread, not from "
             f"{threading.current_thread().name!r}: it would die when that thread ends"
         )
-    shim = [
-        sys.executable,
-        "-I",
-        "-S",
-        str(_TIE_TO_PARENT),
-        str(os.getpid()),
-        str(int(death_signal)),
-    ]
+    shim = [sys.executable, "-I", "-S", str(_TIE_TO_PARENT)]
+    parent = [str(os.getpid()), str(int(death_signal))]
     with log_path.open("ab") as log:
         return subprocess.Popen(
-            [*shim, *command],
+            [*shim, *parent, *command],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

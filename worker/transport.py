@@ -6,11 +6,14 @@ a lost one is announced again, so the note would only cost two round trips a job
 Redis pops a message and then refuses the note, which ends the worker. Jobs that come inside their
 message keep the note until they have a record.
 
-Used by name, as the app's `broker_transport`.
+Used through the scheme of the app's `broker_read_url`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
 from queue import Empty
 from typing import Any
 
@@ -18,6 +21,7 @@ import structlog
 from kombu.transport import TRANSPORT_ALIASES, redis, virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
+from kombu.utils.uuid import uuid
 from redis.exceptions import RedisError
 
 from batchmill.producer.answers import DeadLetterKind
@@ -74,7 +78,23 @@ class Channel(redis.Channel):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         #: Unacknowledged announcements by delivery tag: list key and element.
         self.announcements: dict[str, tuple[bytes, bytes]] = {}
+        self._tag_prefix = uuid()
+        self._tag_numbers = count()
+        self._shared_client: Any = None
         super().__init__(*args, **kwargs)
+
+    @contextmanager
+    def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
+        """Lend a client; kombu makes a new one for each command, a fifth of its time here."""
+        if client is None:
+            client = self._shared_client
+            if client is None or client.connection_pool is not self.pool:
+                client = self._shared_client = self._create_client()
+        yield client
+
+    def _next_delivery_tag(self) -> str:
+        """Return a tag that no other message has, without asking the kernel for each."""
+        return f"{self._tag_prefix}.{next(self._tag_numbers)}"
 
     def _brpop_read(self, **options: Any) -> bool:
         """Read the answer to a BRPOP and deliver it, checked where it is of one of our queues."""
@@ -116,11 +136,11 @@ class Channel(redis.Channel):
     def _bury(self, queue: str, element: bytes, malformed: MalformedMessage) -> None:
         reason = f"{malformed.code}: {malformed}"
         _log.error("message_malformed", queue=queue, reason=reason, num_bytes=len(element))
-        client = self._create_client()
         try:
-            JobStore(client).dead_letter_add(
-                kind=DeadLetterKind.MESSAGE, reason=reason, payload=element, source=queue
-            )
+            with self.conn_or_acquire() as client:
+                JobStore(client).dead_letter_add(
+                    kind=DeadLetterKind.MESSAGE, reason=reason, payload=element, source=queue
+                )
         except RedisError as error:
             # Nothing could ever run it, so the worker goes on; what is lost is only its trace.
             _log.error("dead_letter_lost", queue=queue, error=type(error).__name__)
@@ -138,3 +158,5 @@ class Transport(redis.Transport):
     """kombu's Redis transport with our channel."""
 
     Channel = Channel
+    #: Seconds that Redis holds an unanswered BRPOP. A closing channel has to wait for its answer.
+    brpop_timeout: Any = 0.5

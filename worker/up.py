@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +31,7 @@ class UpOptions:
     as_json: bool
 
 
-def run_up(options: UpOptions, environ: Mapping[str, str] = os.environ) -> None:
+def run_up(options: UpOptions) -> None:
     """Start everything, keep it running, and end it in order on SIGTERM or Ctrl-C.
 
     A second signal ends the children at once.
@@ -42,8 +41,8 @@ def run_up(options: UpOptions, environ: Mapping[str, str] = os.environ) -> None:
     """
     say = _say_json if options.as_json else _say_text
     make_private_directory(options.state_dir)
-    secret, secret_path = _webhook_secret(options.state_dir, environ)
-    stack = LocalStack(_stack_options(options, secret, environ), say)
+    secret, secret_path = _webhook_secret(options.state_dir)
+    stack = LocalStack(_stack_options(options, secret), say)
     with StopSignals(_SIGNALS, on_second=stack.kill) as signals:
         try:
             stack.start()
@@ -64,11 +63,11 @@ def _keep_running(stack: LocalStack, signals: StopSignals, say: Callable[[str], 
             say("ready: the worker takes jobs")
 
 
-def _stack_options(options: UpOptions, secret: str, environ: Mapping[str, str]) -> StackOptions:
-    external = environ.get("BATCHMILL_BROKER_URL")
+def _stack_options(options: UpOptions, secret: str) -> StackOptions:
+    external = os.environ.get("BATCHMILL_BROKER_URL")
     return StackOptions(
         state_dir=options.state_dir,
-        socket_path=embedded_socket(environ),
+        socket_path=embedded_socket(),
         environment={"BATCHMILL_WEBHOOK_SECRET": secret},
         broker_url=redis_url(external) if external else None,
         broker_port=options.broker_port,
@@ -77,9 +76,9 @@ def _stack_options(options: UpOptions, secret: str, environ: Mapping[str, str]) 
     )
 
 
-def _webhook_secret(state_dir: Path, environ: Mapping[str, str]) -> tuple[str, Path | None]:
+def _webhook_secret(state_dir: Path) -> tuple[str, Path | None]:
     """The secret of the environment, or the one kept in the state folder and its file."""
-    given = environ.get("BATCHMILL_WEBHOOK_SECRET")
+    given = os.environ.get("BATCHMILL_WEBHOOK_SECRET")
     return (given, None) if given else stored_webhook_secret(state_dir)
 
 
@@ -116,4 +115,3 @@ def _say_text(line: str) -> None:
 
 def _say_json(line: str) -> None:
     print_json({"event": line})
-    sys.stdout.flush()

@@ -39,7 +39,7 @@ class WebhookSettings(BaseSettings):
     #: Seconds for one whole attempt, from name look-up to the last byte read.
     webhook_total_timeout_s: float = Field(default=15.0, gt=0.0)
     #: Deliveries in flight at once in one deliverer.
-    webhook_concurrency: int = Field(default=64, ge=1, le=1000)
+    webhook_concurrency: int = Field(default=256, ge=1, le=1000)
     #: Deliveries in flight at once to one host, so that a slow receiver holds up only itself.
     webhook_concurrency_per_host: int = Field(default=8, ge=1)
     #: Seconds between looks into the outbox when nothing was due.

@@ -18,7 +18,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from batchmill.engine.decoder import DecoderModel, Linear, dense_linear
+from batchmill.engine.decoder import DecoderModel
 from batchmill.engine.kv_cache import KVCache
 from batchmill.engine.model_config import ModelConfig
 from batchmill.engine.request import Request
@@ -27,6 +27,8 @@ from batchmill.engine.sampling_params import SamplingParams
 from batchmill.engine.schedule import ScheduledBatch, ScheduledRequest
 from batchmill.engine.step_inputs import build_step_inputs
 from batchmill.engine.weights import load_weights
+from batchmill.kernels.dispatch import Backend
+from batchmill.kernels.linear import Linear, dense_linear
 
 SIZES = {
     "vocab_size": 211,
@@ -81,11 +83,15 @@ def random_model(config: PreTrainedConfig, folder: Path) -> PreTrainedModel:
 
 
 def native_model(
-    folder: Path, config: PreTrainedConfig, dtype: torch.dtype = torch.float32
+    folder: Path,
+    config: PreTrainedConfig,
+    dtype: torch.dtype = torch.float32,
+    backend: Backend = "auto",
 ) -> DecoderModel:
     values = {**config.to_dict(), "architectures": [config.architectures[0]]}
     native_config = ModelConfig.from_hf(values)
-    return DecoderModel(native_config, load_weights(folder, native_config, dtype, "cpu"))
+    weights = load_weights(folder, native_config, dtype, "cpu")
+    return DecoderModel(native_config, weights, backend=backend)
 
 
 def make_runner(model: DecoderModel, num_blocks: int = 120) -> ModelRunner:
@@ -157,10 +163,13 @@ def largest_error(
     return max(errors)
 
 
+@pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_logits_equal_transformers_whole_chunked_and_decoded(name: str, tmp_path: Path) -> None:
+def test_logits_equal_transformers_whole_chunked_and_decoded(
+    name: str, backend: Backend, tmp_path: Path
+) -> None:
     hf_model = random_model(CONFIGS[name], tmp_path)
-    model = native_model(tmp_path, hf_model.config)
+    model = native_model(tmp_path, hf_model.config, backend=backend)
     lengths = [1, 7, 33, 16, 40]
     for cuts in ([40], [5, 11, 3, 21], [30] + [1] * 10):
         requests = make_requests(lengths, model.config.vocab_size)

@@ -16,7 +16,8 @@ import pytest
 import redis
 
 from batchmill.worker.broker_binary import find_server_binary
-from batchmill.worker.embedded_broker import BrokerConfig, EmbeddedBroker
+from batchmill.worker.broker_config import BrokerConfig
+from batchmill.worker.embedded_broker import EmbeddedBroker
 from batchmill.worker.service_errors import (
     BrokerAlreadyRunning,
     BrokerError,
@@ -28,7 +29,8 @@ from batchmill.worker.service_errors import (
 PARENT_PROGRAM = """
 import sys, signal
 from pathlib import Path
-from batchmill.worker.embedded_broker import BrokerConfig, EmbeddedBroker
+from batchmill.worker.broker_config import BrokerConfig
+from batchmill.worker.embedded_broker import EmbeddedBroker
 broker = EmbeddedBroker(BrokerConfig(Path(sys.argv[1])))
 broker.start()
 print(broker.pid, flush=True)

@@ -147,7 +147,7 @@ def test_five_announcements_of_one_job_make_one_run(running_mill: Any) -> None:
 
 
 def test_high_priority_is_claimed_first(running_mill: Any) -> None:
-    filling = [running_mill.submit(f"fill {n}", max_tokens=150) for n in range(64)]
+    filling = [running_mill.submit(f"fill {n}", max_tokens=500) for n in range(64)]
     running_mill.wait_for(
         lambda: all(running_mill.record(job_id).attempts for job_id in filling), "a full engine"
     )
@@ -162,18 +162,23 @@ def test_high_priority_is_claimed_first(running_mill: Any) -> None:
     assert len(earlier) <= 2
 
 
+def unannounced(mill: Any, prompt: str) -> str:
+    """Store a job whose announcement is still to come, and return its id."""
+    new = prepare(GenerationJob(prompt=prompt, max_tokens=5), ProducerSettings())
+    mill.store.adopt(new)
+    return new.job_id
+
+
 def test_a_waiting_job_is_cancelled_without_a_run(running_mill: Any) -> None:
-    filling = [running_mill.submit(f"fill {n}", max_tokens=150) for n in range(64)]
-    running_mill.wait_for(
-        lambda: all(running_mill.record(job_id).attempts for job_id in filling), "a full engine"
-    )
-    waiting = [running_mill.submit("waiting") for _ in range(3)]
+    job_id = unannounced(running_mill, "never")
 
-    running_mill.store.cancel(waiting[-1])
+    running_mill.store.cancel(job_id)
+    running_mill.store.client.lpush(QUEUE, announcement(job_id))
+    after = running_mill.submit("after it")
 
-    running_mill.wait_ended(*waiting, *filling)
-    assert running_mill.state(waiting[-1]) is JobState.CANCELLED
-    assert running_mill.computed(waiting[-1]) == []
+    assert running_mill.wait_ended(after)[0].state is JobState.COMPLETED
+    assert running_mill.state(job_id) is JobState.CANCELLED
+    assert running_mill.computed(job_id) == []
 
 
 def test_a_running_job_is_cancelled_and_keeps_its_output(
@@ -207,17 +212,13 @@ def test_revoking_a_running_task_cancels_its_job(running_mill: Any, monitor: Mon
 
 
 def test_revoking_a_waiting_task_cancels_its_job(running_mill: Any) -> None:
-    filling = [running_mill.submit(f"fill {n}", max_tokens=150) for n in range(64)]
-    running_mill.wait_for(
-        lambda: all(running_mill.record(job_id).attempts for job_id in filling), "a full engine"
-    )
-    ahead = [running_mill.submit("ahead") for _ in range(3)]
-    job_id = running_mill.submit("revoke me")
+    job_id = unannounced(running_mill, "never")
 
-    running_mill.celery.control.revoke(job_id)
+    running_mill.celery.control.revoke(job_id, reply=True, timeout=1)
+    running_mill.store.client.lpush(QUEUE, announcement(job_id))
 
-    running_mill.wait_ended(job_id, *ahead, *filling)
-    assert running_mill.state(job_id) is JobState.CANCELLED
+    (record,) = running_mill.wait_ended(job_id)
+    assert record.state is JobState.CANCELLED
     assert running_mill.computed(job_id) == []
 
 

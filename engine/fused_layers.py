@@ -1,0 +1,90 @@
+"""A decoder's layers on the CPU: packed weights, every layer in one C++ call."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from batchmill.kernels.cpp_decoder import CppDecoder, CppDecoderSizes, CppLayer
+from batchmill.kernels.cpp_library import cpp_is_usable
+from batchmill.kernels.linear import PackedLinear, is_packable
+
+from .kv_cache import KVCache
+from .model_config import ModelConfig
+from .step_inputs import StepInputs
+from .weights import DecoderWeights, LayerWeights
+
+
+def can_fuse(weights: DecoderWeights) -> bool:
+    """Whether this machine's C++ kernels multiply all of a decoder's weights."""
+    if weights.embedding.device.type != "cpu" or not cpp_is_usable():
+        return False
+    return all(
+        is_packable(matrix)
+        for layer in weights.layers
+        for matrix in (layer.qkv, layer.output, *layer.gate_up.chunk(2), layer.down)
+    )
+
+
+class FusedLayers:
+    """Owns a decoder's packed layers; the weights they were made of can go."""
+
+    def __init__(self, config: ModelConfig, weights: DecoderWeights) -> None:
+        """Pack every layer.
+
+        Args:
+            config: Sizes and features.
+            weights: Those of which `can_fuse` is true.
+        """
+        self._layers = tuple(map(_pack, weights.layers))
+        self._sizes = CppDecoderSizes(
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            rotary_dim=config.head_dim,
+            window=config.sliding_window,
+            eps=config.rms_norm_eps,
+        )
+        self._bound: tuple[KVCache, CppDecoder] | None = None
+
+    def run(
+        self, inputs: StepInputs, kv_cache: KVCache, cos: Tensor, sin: Tensor, residual: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Run all layers over a step.
+
+        Args:
+            inputs: The step's batch.
+            kv_cache: Read and written.
+            cos: [num_tokens, head_dim / 2] float32.
+            sin: As `cos`.
+            residual: [num_tokens, hidden], the embeddings; changed.
+
+        Returns:
+            What the last layer adds and what it adds it to, [num_samples, hidden] each.
+        """
+        if self._bound is None or self._bound[0] is not kv_cache:
+            self._bound = kv_cache, CppDecoder(self._layers, self._sizes, kv_cache.layers)
+        return self._bound[1].run(
+            residual,
+            cos,
+            sin,
+            inputs.slot_mapping,
+            inputs.block_tables,
+            inputs.cu_seqlens_q,
+            inputs.seq_lens,
+            inputs.sample_rows,
+        )
+
+
+def _pack(layer: LayerWeights) -> CppLayer:
+    gate, up = layer.gate_up.chunk(2)
+    gate_bias, up_bias = (None, None) if layer.gate_up_bias is None else layer.gate_up_bias.chunk(2)
+    return CppLayer(
+        input_norm=layer.input_norm,
+        qkv=PackedLinear([layer.qkv], [layer.qkv_bias]),
+        q_norm=layer.q_norm,
+        k_norm=layer.k_norm,
+        output=PackedLinear([layer.output], [layer.output_bias]),
+        post_attention_norm=layer.post_attention_norm,
+        gate_up=PackedLinear([gate, up], [gate_bias, up_bias]),
+        down=PackedLinear([layer.down], [layer.down_bias]),
+    )

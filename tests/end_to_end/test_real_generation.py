@@ -1,0 +1,124 @@
+"""The real model through client, Redis, Celery and the engine's process, and through a crash."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batchmill.engine import Engine, EngineConfig, SamplingParams
+from batchmill.producer import Client, GenerationJob
+from batchmill.producer.store import JobStore
+from batchmill.worker.demo_prompts import demo_prompts
+
+from ..processes import CLI, wait_until
+
+PROMPTS = [prompt.text for prompt in demo_prompts()]
+NUM_JOBS = len(PROMPTS)
+MAX_TOKENS = 40
+CONFIG = {"dtype": "float32", "max_model_len": 512, "kv_cache_bytes": 2**29}
+#: Short steps, so that a step on a busy machine stays well under the lease.
+STEP_TOKENS = 256
+WORKER = {
+    **{f"BATCHMILL_{name.upper()}": str(value) for name, value in CONFIG.items()},
+    "BATCHMILL_MAX_NUM_BATCHED_TOKENS": str(STEP_TOKENS),
+    "BATCHMILL_LEASE_S": "8",
+    "BATCHMILL_SWEEP_INTERVAL_S": "0.5",
+    "BATCHMILL_HEARTBEAT_INTERVAL_S": "1",
+    "PYTHONSAFEPATH": "1",
+}
+
+
+def controls(number: int) -> dict[str, Any]:
+    """Half of the jobs greedy, half of them drawn with a seed."""
+    if number % 2:
+        return {"temperature": 0.8, "top_p": 0.95, "seed": number}
+    return {"temperature": 0.0}
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    """What an engine that nobody interrupts makes of the jobs."""
+    engine = Engine(EngineConfig(model="demo", **CONFIG))  # type: ignore[arg-type]
+    params = [
+        SamplingParams(max_tokens=MAX_TOKENS, ignore_eos=True, **controls(number))
+        for number in range(NUM_JOBS)
+    ]
+    outputs = engine.generate(PROMPTS, params)
+    return [output.text for output in outputs]
+
+
+@contextmanager
+def worker(url: str, name: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker with the demo model, ended by force if the test leaves it."""
+    environment = os.environ | WORKER
+    environment |= {"BATCHMILL_BROKER_URL": url, "BATCHMILL_WORKER_NAME": name}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, *CLI, "worker"], env=environment, stdout=output, stderr=output
+        )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_jobs_of_a_killed_worker_end_once_with_the_text_of_an_uninterrupted_run(
+    redis_url: str, tmp_path: Path, texts: list[str]
+) -> None:
+    client, store = Client(redis_url), JobStore.from_url(redis_url)
+    with worker(redis_url, "first@test", tmp_path / "first.log") as first:
+        jobs = [
+            client.submit(prompt=prompt, max_tokens=MAX_TOKENS, ignore_eos=True, **controls(number))
+            for number, prompt in enumerate(PROMPTS)
+        ]
+
+        def half_done() -> bool:
+            assert first.poll() is None, (tmp_path / "first.log").read_text()
+            saved = [store.num_tokens(job.id) for job in jobs]
+            return sum(saved) > NUM_JOBS * MAX_TOKENS / 2
+
+        wait_until(half_done, "generating half of the tokens")
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+    unfinished = [job for job in jobs if not job.status().state.is_terminal]
+    assert unfinished, "the worker was killed too late to show anything"
+
+    with worker(redis_url, "second@test", tmp_path / "second.log"):
+        results = [job.result(timeout_s=120) for job in jobs]
+
+    assert [result.text for result in results] == texts
+    assert [result.usage.completion_tokens for result in results] == [MAX_TOKENS] * NUM_JOBS
+    resumed = [r for r in results if r.attempt == 2]
+    assert {result.id for result in resumed} == {job.id for job in unfinished}
+    assert sum(result.metrics.resumed_tokens for result in resumed) > 0
+    assert store.counts().totals["completed"] == NUM_JOBS
+    store.close()
+    client.close()
+
+
+def test_a_chat_and_a_prompt_are_answered_by_the_same_worker(
+    redis_url: str, tmp_path: Path
+) -> None:
+    client = Client(redis_url)
+    with worker(redis_url, "chat@test", tmp_path / "chat.log"):
+        chat = client.submit(
+            messages=[{"role": "user", "content": "What is the capital of France?"}],
+            max_tokens=20,
+            temperature=0,
+        )
+        prompt = client.submit(
+            GenerationJob(prompt="The capital of France is", max_tokens=4, temperature=0)
+        )
+        assert chat.result(timeout_s=120).text == "The capital of France is Paris."
+        assert chat.result(timeout_s=1).finish_reason == "stop"
+        assert prompt.result(timeout_s=120).finish_reason == "length"
+    client.close()

@@ -1,0 +1,138 @@
+"""Triton sampler against the torch face: on a GPU where there is one, else interpreted."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import pytest
+import torch
+from torch import Tensor
+
+from batchmill.kernels.sample import sample
+from batchmill.kernels.sample_reference import gumbel_noise
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"  # read when triton and the kernels are first imported
+pytest.importorskip("triton", reason="triton is not installed; `make setup` installs it on Linux")
+import triton  # noqa: E402
+import triton.language as tl  # noqa: E402
+
+from batchmill.kernels import triton_sample  # noqa: E402
+from batchmill.kernels.triton_sample import sample_triton  # noqa: E402
+
+
+@triton.jit
+def noise_kernel(out, seed, position, COUNT: tl.constexpr):
+    ids = tl.arange(0, COUNT)
+    noise = triton_sample.gumbel_noise(tl.load(seed), tl.load(position), ids)
+    tl.store(out + ids, noise)
+
+
+os.environ.pop("TRITON_INTERPRET", None)
+
+VOCAB_SIZE = 9001  # three tiles, the last one ragged
+
+
+@pytest.fixture(autouse=True)
+def _interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    if DEVICE == "cpu":  # Triton looks again when it first launches a kernel
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+
+
+def batch(num_rows: int, seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    rows = {
+        "logits": 3 * torch.randn(num_rows, VOCAB_SIZE, generator=generator),
+        "temperature": 0.3 + torch.rand(num_rows, generator=generator),
+        "top_k": torch.zeros(num_rows, dtype=torch.int64),
+        "top_p": torch.ones(num_rows),
+        "seeds": torch.randint(-(2**62), 2**62, (num_rows,), generator=generator),
+        "positions": torch.randint(0, 2000, (num_rows,), generator=generator),
+    }
+    return {name: values.to(DEVICE) for name, values in rows.items()}
+
+
+def assert_same_tokens(rows: dict[str, Tensor]) -> None:
+    assert torch.equal(sample_triton(**rows), sample(**rows, backend="reference"))
+
+
+def test_noise_is_the_references_up_to_its_last_places() -> None:
+    count = 8192
+    out = torch.empty(count, device=DEVICE)
+    seed = torch.tensor([-(2**61) - 12345], device=DEVICE)
+    position = torch.tensor([77], device=DEVICE)
+    noise_kernel[(1,)](out, seed, position, COUNT=count, enable_fp_fusion=False)
+    want = gumbel_noise(seed, position, torch.arange(count, device=DEVICE))
+    # The hash is exact, so every draw is the same one; two logarithms differ in their last places.
+    assert (out - want).abs().max().item() <= 2e-6
+
+
+def test_plain_and_greedy_rows_match() -> None:
+    rows = batch(8)
+    rows["temperature"][::3] = 0
+    assert_same_tokens(rows)
+
+
+def test_top_k_top_p_and_both_match() -> None:
+    rows = batch(9, seed=1)
+    rows["top_k"][:6] = torch.tensor([1, 2, 20, 50, 1000, VOCAB_SIZE])
+    rows["top_p"][3:] = torch.tensor([0.9, 0.5, 0.99, 0.1, 0.8, 1e-6])
+    rows["temperature"][5] = 5.0
+    assert_same_tokens(rows)
+
+
+def test_ties_at_the_floor_are_all_kept() -> None:
+    rows = batch(4, seed=2)
+    rows["logits"] = rows["logits"].round()  # hundreds of tokens share each value
+    rows["top_k"][:] = torch.tensor([1, 5, 0, 40])
+    rows["top_p"][2:] = 0.3
+    assert_same_tokens(rows)
+
+
+def test_greedy_takes_the_lowest_of_equal_tokens() -> None:
+    rows = batch(1)
+    rows["temperature"][:] = 0
+    rows["logits"][:] = 0
+    rows["logits"][0, [4100, 4099, 9000]] = 5.0
+    assert sample_triton(**rows).tolist() == [4099]
+
+
+def test_forbidden_tokens_are_never_drawn() -> None:
+    rows = batch(4, seed=3)
+    allowed = [7, 5000, 9000]
+    kept = rows["logits"][:, allowed]
+    rows["logits"][:] = -math.inf
+    rows["logits"][:, allowed] = kept
+    rows["top_k"][1], rows["top_p"][2] = 2, 0.7
+    assert_same_tokens(rows)
+    assert set(sample_triton(**rows).tolist()) <= set(allowed)
+
+
+def test_a_row_without_numbers_gives_a_valid_token_and_disturbs_no_other() -> None:
+    rows = batch(4, seed=4)
+    rows["top_k"][1] = 10
+    want = sample_triton(**rows)
+    rows["logits"][1] = math.nan
+    rows["logits"][2] = -math.inf
+    got = sample_triton(**rows)
+    assert torch.equal(got[[0, 3]], want[[0, 3]])
+    assert bool(((got >= 0) & (got < VOCAB_SIZE)).all())
+
+
+def test_a_token_depends_on_its_row_alone() -> None:
+    rows = batch(6, seed=5)
+    rows["top_k"][:] = torch.tensor([0, 3, 0, 0, 8, 0])
+    whole = sample_triton(**rows)
+    for row in range(6):
+        alone = {name: values[row : row + 1] for name, values in rows.items()}
+        assert sample_triton(**alone).tolist() == [int(whole[row])]
+
+
+def test_logits_may_be_a_slice_of_wider_rows() -> None:
+    rows = batch(3, seed=6)
+    wide = torch.full((3, VOCAB_SIZE + 50), 99.0, device=DEVICE)
+    wide[:, :VOCAB_SIZE] = rows["logits"]
+    want = sample_triton(**rows)
+    assert torch.equal(sample_triton(**rows | {"logits": wide[:, :VOCAB_SIZE]}), want)

@@ -1,0 +1,117 @@
+"""Jobs that owe a webhook, deliverer processes, and receivers that answer as they are told."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+from standardwebhooks.webhooks import Webhook
+
+from batchmill.producer import keys
+from batchmill.producer.answers import Claim, JobState
+from batchmill.producer.calls import NewJob
+from batchmill.producer.store import JobStore
+from batchmill.worker.receiver import ReceivedRequest
+
+SECRET = "whsec_" + base64.b64encode(b"0" * 32).decode()
+OLD_SECRET = "whsec_" + base64.b64encode(b"1" * 32).decode()
+PROGRAM = """
+import sys
+from batchmill.worker.deliver import run_deliverer
+from batchmill.worker.webhook_settings import WebhookSettings
+run_deliverer(sys.argv[1], WebhookSettings())
+"""
+
+
+class Deliverers:
+    """Deliverer processes on one server."""
+
+    def __init__(self, redis_url: str) -> None:
+        self._redis_url = redis_url
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    def start(self, **settings: object) -> subprocess.Popen[bytes]:
+        """Start one; settings are BATCHMILL_<NAME> variables, and the schedule is quick."""
+        chosen: dict[str, object] = {
+            "WEBHOOK_SECRET": SECRET,
+            "WEBHOOK_ALLOW_HTTP": "1",
+            "WEBHOOK_SCHEDULE_S": "0,0.05,0.05,0.05",
+            "WEBHOOK_POLL_INTERVAL_S": "0.02",
+            **settings,
+        }
+        environment = {f"BATCHMILL_{name}": str(value) for name, value in chosen.items()}
+        process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, self._redis_url], env={**os.environ, **environment}
+        )
+        self._started.append(process)
+        return process
+
+    def close(self) -> None:
+        for process in self._started:
+            process.kill()
+            process.wait()
+
+
+def finish_job(
+    store: JobStore, webhook: str, job_id: str = "gen_1", state: JobState = JobState.COMPLETED
+) -> str:
+    """Bring a job to its end and return the id of the event that it owes."""
+    document = json.dumps({"prompt": "a secret prompt", "metadata": {"order": "17"}})
+    queue = keys.queue_name("demo", "normal")
+    store.submit(NewJob(job_id, "demo", queue, document, result_ttl_ms=600_000, webhook=webhook))
+    claim = store.claim(job_id, owner="test", lease_ms=60_000, identity="test")
+    assert isinstance(claim, Claim)
+    usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    result = {"text": "a secret answer", "finish_reason": "stop", "usage": usage}
+    error = {"code": "engine_error", "message": "it broke", "retryable": True}
+    store.complete(
+        job_id,
+        fence=claim.fence,
+        state=state,
+        result=json.dumps(result) if state is JobState.COMPLETED else None,
+        error=json.dumps(error) if state is JobState.FAILED else None,
+    )
+    return f"evt_{job_id}_{state.value}"
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 15.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
+        time.sleep(0.01)
+
+
+def event_state(store: JobStore, event_id: str) -> str:
+    return (store.client.hget(keys.event(event_id), "state") or b"").decode()  # type: ignore[union-attr]
+
+
+def score(store: JobStore, event_id: str) -> float:
+    return float(store.client.zscore(keys.OUTBOX, event_id) or 0)  # type: ignore[arg-type]
+
+
+def now_ms(store: JobStore) -> float:
+    seconds, microseconds = store.client.time()  # type: ignore[misc]
+    return float(seconds * 1000 + microseconds / 1000)
+
+
+def answers(*statuses: int) -> Callable[[ReceivedRequest], int]:
+    """Answer with each status in turn, and then with the last for ever."""
+    remaining = list(statuses)
+    lock = threading.Lock()
+
+    def respond(request: ReceivedRequest) -> int:
+        with lock:
+            return remaining.pop(0) if len(remaining) > 1 else remaining[0]
+
+    return respond
+
+
+def verify(request: ReceivedRequest, secret: str = SECRET) -> None:
+    """Check a signature with an implementation that is not ours."""
+    Webhook(secret).verify(request.body, dict(request.headers))

@@ -1,0 +1,149 @@
+"""The command line as an operator meets it: queues, dead letters, settings and the doctor."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from batchmill.producer.answers import DeadLetterKind, DeliveryOutcome
+from batchmill.producer.store import JobStore
+
+from .command_line import call, complete, error_of, run
+
+
+@pytest.fixture
+def broker(redis_url: str) -> dict[str, str]:
+    return {"BATCHMILL_BROKER_URL": redis_url}
+
+
+@pytest.fixture
+def store(redis_url: str) -> Iterator[JobStore]:
+    store = JobStore.from_url(redis_url)
+    yield store
+    store.close()
+
+
+def test_status_shows_queues_that_no_worker_serves(broker: dict[str, str]) -> None:
+    call("submit", "x", "--model", "other", **broker)
+    data = json.loads(call("status", "--json", **broker).stdout)
+    assert data["counts"]["queued"] == 1
+    queues = {queue["queue"]: queue for queue in data["queues"]}
+    assert queues["batchmill.other.normal"]["queued"] == 1
+    assert queues["batchmill.other.normal"]["served"] is False
+    assert data["workers"] == []
+    text = call("status", **broker).stdout
+    assert "by no worker" in text
+    assert "batchmill up" in text
+
+
+def test_dead_letters_are_listed_without_their_payload(
+    broker: dict[str, str], store: JobStore
+) -> None:
+    store.dead_letter_add(
+        kind=DeadLetterKind.MESSAGE, reason="malformed", payload=b"a prompt", source="queue"
+    )
+    answer = call("dead-letters", "list", "--json", **broker)
+    letters = json.loads(answer.stdout)
+    assert letters["total"] == 1
+    assert letters["dead_letters"][0]["reason"] == "malformed"
+    assert letters["dead_letters"][0]["payload_bytes"] == 8
+    assert "a prompt" not in answer.stdout
+    assert "malformed" in call("dead-letters", "list", **broker).stdout
+
+
+def test_webhook_that_was_given_up_is_listed_and_sent_again(
+    broker: dict[str, str], store: JobStore
+) -> None:
+    hook = "https://example.com/hook"
+    job_id = call("submit", "x", "--webhook", hook, **broker).stdout.strip()
+    complete(store, job_id)
+    [event] = store.outbox_claim(owner="test", limit=10, lease_ms=60_000)
+    outcome = DeliveryOutcome.EXHAUSTED
+    store.outbox_settle(event.event_id, fence=event.fence, outcome=outcome, reason="http_500")
+    [shown] = json.loads(call("webhooks", "list", "--json", **broker).stdout)["webhooks"]
+    assert (shown["event_id"], shown["last_error"]) == (event.event_id, "http_500")
+    assert hook in call("webhooks", "list", **broker).stdout
+    assert call("webhooks", "redeliver", event.event_id, **broker).returncode == 0
+    again = json.loads(call("webhooks", "redeliver", event.event_id, "--json", **broker).stdout)
+    assert again["outcome"] == "pending"
+    assert json.loads(call("webhooks", "list", "--json", **broker).stdout)["webhooks"] == []
+
+
+def test_config_shows_sources_and_masks_what_is_secret() -> None:
+    secret = json.loads(call("webhook-secret", "--json").stdout)["secret"]
+    answer = call(
+        *("config", "show", "--json"),
+        BATCHMILL_WEBHOOK_SECRET=secret,
+        BATCHMILL_BROKER_URL="redis://:hunter2@127.0.0.1:1/0",
+        BATCHMILL_MAX_NUM_SEQS="7",
+        BATCHMILL_MAX_NUM_SEQZ="7",
+    )
+    data = json.loads(answer.stdout)
+    settings = {entry["name"]: entry for entry in data["settings"]}
+    assert settings["max_num_seqs"]["value"] == 7
+    assert settings["max_num_seqs"]["source"] == "environment"
+    assert settings["max_model_len"]["source"] == "default"
+    assert settings["webhook_secret"]["value"] == "***"
+    assert "hunter2" not in answer.stdout
+    assert secret not in answer.stdout
+    assert data["unknown_variables"] == ["BATCHMILL_MAX_NUM_SEQZ"]
+    assert all(entry["meaning"] for entry in data["settings"])
+
+
+def test_wrong_setting_is_named_without_its_value() -> None:
+    answer = call("config", "show", "--json", BATCHMILL_WEBHOOK_SECRET="hunter2")
+    assert answer.returncode == 8
+    error = error_of(answer)
+    assert "BATCHMILL_WEBHOOK_SECRET" in error["message"]
+    assert "hunter2" not in error["message"]
+    answer = call("config", "show", "--json", BATCHMILL_MAX_NUM_SEQS="some")
+    assert "BATCHMILL_MAX_NUM_SEQS" in error_of(answer)["message"]
+
+
+def test_every_setting_is_a_flag_except_secrets() -> None:
+    settings = json.loads(run("config", "show", "--json").stdout)["settings"]
+    text = run("worker", "--help").stdout + run("deliver", "--help").stdout
+    for entry in settings:
+        flag = f"--{entry['name'].replace('_', '-')} "
+        is_secret = entry["name"] in ("webhook_secret", "hf_token")
+        assert (flag in text) is not is_secret, flag
+
+
+def test_wrong_value_of_a_flag_is_an_error_that_names_it(broker: dict[str, str]) -> None:
+    answer = run("worker", "--max-num-seqs", "none", "--json", **broker)
+    assert answer.returncode == 8
+    assert "MAX_NUM_SEQS" in error_of(answer)["message"]
+
+
+def test_deliverer_without_a_secret_does_not_start(broker: dict[str, str]) -> None:
+    answer = run("deliver", "--json", **broker)
+    assert answer.returncode == 1
+    assert error_of(answer)["code"] == "no_webhook_secret"
+
+
+def test_doctor_finds_a_broker_that_may_drop_jobs(broker: dict[str, str], store: JobStore) -> None:
+    healthy = call("doctor", "--json", **broker)
+    assert healthy.returncode == 0, healthy.stdout
+    findings = {item["check"]: item for item in json.loads(healthy.stdout)["findings"]}
+    assert findings["broker"]["level"] == "ok"
+    assert findings["broker persistence"]["level"] == "warning"
+    assert findings["model"]["level"] == "ok"
+    assert "device" in findings
+    store.client.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        answer = call("doctor", **broker)
+    finally:
+        store.client.config_set("maxmemory-policy", "noeviction")
+    assert answer.returncode == 1
+    assert "noeviction" in answer.stdout
+
+
+def test_doctor_reports_a_missing_broker_with_its_remedy(tmp_path: Any) -> None:
+    answer = call("doctor", "--json", BATCHMILL_RUNTIME_DIR=str(tmp_path))
+    assert answer.returncode == 1
+    findings = {item["check"]: item for item in json.loads(answer.stdout)["findings"]}
+    assert findings["broker"]["level"] == "problem"
+    assert "batchmill up" in findings["broker"]["remedy"]

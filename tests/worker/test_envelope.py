@@ -1,0 +1,126 @@
+"""Which queue elements are messages: what a hostile or careless producer may push."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from batchmill.producer.keys import TASK_NAME
+from batchmill.worker.envelope import read_envelope
+from batchmill.worker.errors import MalformedMessage
+
+DELIVERY = {"delivery_info": {"exchange": "", "routing_key": "q"}, "delivery_tag": "tag"}
+
+
+def element(*, headers: dict[str, Any] | None = None, **changes: Any) -> bytes:
+    message = {
+        "body": '[[], {"job": "gen_1", "v": 1}, {}]',
+        "content-type": "application/json",
+        "content-encoding": "utf-8",
+        "headers": {"task": TASK_NAME, "id": "gen_1", **(headers or {})},
+        "properties": DELIVERY,
+    }
+    return json.dumps({**message, **changes}).encode()
+
+
+def test_a_minimal_message_of_another_language_is_taken() -> None:
+    message = json.loads(element())
+    del message["content-encoding"]
+
+    envelope = read_envelope(json.dumps(message).encode())
+
+    assert (envelope.delivery_tag, envelope.is_announcement) == ("tag", True)
+
+
+@pytest.mark.parametrize(
+    ("body", "is_announcement"),
+    [
+        ('[[], {"job": "gen_1"}, {"callbacks": null}]', True),
+        ('[[], {"job": {"prompt": "x"}}, {}]', False),
+        ('[[{"prompt": "x"}], {}, null]', False),
+        ("[[], {}, {}]", False),
+    ],
+)
+def test_an_announcement_is_told_from_a_job_in_its_message(
+    body: str, is_announcement: bool
+) -> None:
+    plain = element(body=body)
+    encoded = element(
+        body=base64.b64encode(body.encode()).decode(),
+        properties={**DELIVERY, "body_encoding": "base64"},
+    )
+
+    assert read_envelope(plain).is_announcement is is_announcement
+    assert read_envelope(encoded).is_announcement is is_announcement
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"eta": None, "expires": None, "timelimit": [None, None], "retries": 0, "shadow": None},
+        {"eta": "2030-01-01T00:00:00+00:00", "timelimit": [10, 5.5], "stamped_headers": []},
+    ],
+)
+def test_headers_that_celery_writes_are_taken(headers: dict[str, Any]) -> None:
+    assert read_envelope(element(headers=headers)).is_announcement
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"eta": 5},
+        {"eta": "tomorrow"},
+        {"expires": "soon"},
+        {"expires": ["2030-01-01"]},
+        {"timelimit": "10"},
+        {"timelimit": [1]},
+        {"timelimit": ["a", "b"]},
+        {"timelimit": [True, None]},
+        {"shadow": 3},
+        {"retries": "1"},
+        {"stamped_headers": 5},
+        {"stamps": ["x"]},
+    ],
+)
+def test_headers_that_would_stop_celery_are_refused(headers: dict[str, Any]) -> None:
+    with pytest.raises(MalformedMessage, match=f"headers.{next(iter(headers))} "):
+        read_envelope(element(headers=headers))
+
+
+@pytest.mark.parametrize(
+    ("raw", "code"),
+    [
+        (b"", "not_json"),
+        (b"\xff\xfe", "not_json"),
+        (element()[:-20], "not_json"),
+        (b"[" * 100_000, "not_json"),
+        (b'"text"', "not_a_message"),
+        (element(properties=[]), "no_properties"),
+        (element(properties={**DELIVERY, "delivery_tag": 7}), "no_delivery_tag"),
+        (element(properties={**DELIVERY, "delivery_info": "x"}), "no_delivery_info"),
+        (element(properties={**DELIVERY, "delivery_info": {"exchange": ""}}), "no_delivery_info"),
+        (element(headers={"id": None}), "no_id"),
+        (element(headers={"id": 7}), "no_id"),
+        (element(headers={"task": None}), "no_task"),
+        (element(headers={"task": "celery.backend_cleanup"}), "unknown_task"),
+        (element(headers={"compression": "zlib"}), "compressed"),
+        (element(**{"content-type": None}), "content_type"),
+        (element(**{"content-type": "application/x-yaml"}), "content_type"),
+        (element(**{"content-encoding": "utf-16"}), "content_encoding"),
+        (element(body={"job": "x"}), "no_body"),
+        (element(properties={**DELIVERY, "body_encoding": "base64"}), "body_encoding"),
+        (element(properties={**DELIVERY, "body_encoding": "rot13"}), "body_encoding"),
+        (element(body="[[], {}]"), "bad_body"),
+        (element(body="[{}, [], {}]"), "bad_body"),
+        (element(body='[[], {"job": "gen_1"'), "body_not_json"),
+    ],
+)
+def test_what_no_worker_can_run_is_refused_with_a_reason(raw: bytes, code: str) -> None:
+    with pytest.raises(MalformedMessage) as caught:
+        read_envelope(raw)
+
+    assert caught.value.code == code
+    assert len(str(caught.value)) < 200
