@@ -192,7 +192,7 @@ def _refuse_unknown(field: str, given: Mapping[str, Any], known: set[str]) -> No
 def _compiled(kind: str, text: str, compact: bool) -> str:
     """Llguidance's form of a grammar, once it says that it can enforce it."""
     # Where it is first used: a process that asks for no structure does not load the library.
-    from llguidance import LLMatcher
+    from llguidance import LLMatcher, regex_to_lark
 
     if kind == "json":
         grammar = LLMatcher.grammar_from_json_schema(
@@ -205,7 +205,9 @@ def _compiled(kind: str, text: str, compact: bool) -> str:
             },
         )
     elif kind == "regex":
-        grammar = LLMatcher.grammar_from_regex(text)
+        # \d, \w and \s are ASCII, as in JavaScript: the digits of all scripts are hardly meant, and
+        # which there are differs between versions of Unicode.
+        grammar = LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(text, 'dws')}/")
     else:
         grammar = LLMatcher.grammar_from_lark(text)
     is_error, messages = LLMatcher.validate_grammar_with_warnings(grammar, None)
