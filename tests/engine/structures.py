@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from jsonschema import Draft202012Validator
@@ -162,6 +163,12 @@ GRAMMARS: dict[str, Callable[[str], bool]] = {
 }
 
 
+def _matches(regex: str, text: str) -> bool:
+    # \d, \w and \s are ASCII in a structure; letters of either case are those of Unicode.
+    flags = 0 if "(?i)" in regex else re.ASCII
+    return re.fullmatch(regex, text, flags) is not None
+
+
 def _schema_case(schema: dict[str, Any], **options: Any) -> Case:
     validator = Draft202012Validator(schema)
 
@@ -175,12 +182,7 @@ CASES: dict[str, Case] = {
     **{name: _schema_case(schema) for name, schema in SCHEMAS.items()},
     "compact object": _schema_case(SCHEMAS["flat object"], disable_any_whitespace=True),
     "json_object": Case({"json_object": True}, lambda text: isinstance(json.loads(text), dict)),
-    **{
-        f"regex {regex}": Case(
-            {"regex": regex}, lambda text, regex=regex: bool(re.fullmatch(regex, text, re.ASCII))
-        )
-        for regex in REGEXES
-    },
+    **{f"regex {regex}": Case({"regex": regex}, partial(_matches, regex)) for regex in REGEXES},
     **{
         f"choice {index}": Case({"choice": choice}, lambda text, choice=choice: text in choice)
         for index, choice in enumerate(CHOICES)
