@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
 
 from .errors import RequestError
 
@@ -55,6 +56,21 @@ def check_flag(name: str, value: object) -> None:
     """
     if not isinstance(value, bool):
         raise invalid(name, value, "use true or false")
+
+
+def check_list(name: str, given: object) -> tuple[Any, ...]:
+    """A list as it is kept; None is an empty one. Its entries stay out of errors.
+
+    Raises:
+        RequestError: `invalid_request`.
+    """
+    if given is None:
+        return ()
+    if isinstance(given, str | bytes) or not isinstance(given, Sequence | Set):
+        raise RequestError(
+            "invalid_request", f"{name} is a {type(given).__name__}: use a list, even for one"
+        )
+    return tuple(given)
 
 
 def check_logit_bias(given: object) -> tuple[tuple[int, float], ...]:

@@ -12,6 +12,7 @@ from .parameter_checks import (
     check_bad_words,
     check_flag,
     check_integer,
+    check_list,
     check_logit_bias,
     check_number,
     invalid,
@@ -117,12 +118,15 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         # Callers may pass one string or a list; what is kept is immutable.
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        stop = (self.stop,) if isinstance(self.stop, str) else check_list("stop", self.stop)
         allowed = self.allowed_token_ids
         for name, value in (
             ("stop", stop),
-            ("stop_token_ids", tuple(self.stop_token_ids or ())),
-            ("allowed_token_ids", None if allowed is None else tuple(allowed)),
+            ("stop_token_ids", check_list("stop_token_ids", self.stop_token_ids)),
+            (
+                "allowed_token_ids",
+                None if allowed is None else check_list("allowed_token_ids", allowed),
+            ),
             ("logit_bias", check_logit_bias(self.logit_bias)),
             ("bad_words", check_bad_words(self.bad_words)),
         ):
