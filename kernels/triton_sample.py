@@ -24,7 +24,7 @@ from .triton_launch import check_device
 #: Vocabulary entries a program of the search holds.
 TILE = 4096
 #: Entries that the one program of a filtered row reads at a time.
-FLOOR_TILE = 8192
+FLOOR_TILE = 4096
 
 
 @triton.jit

@@ -31,7 +31,7 @@ class SubmitStatus(StrEnum):
     EXISTING = "EXISTING"
     #: The idempotency key belongs to a job with other content; nothing was stored.
     CONFLICT = "CONFLICT"
-    #: The queue has reached its depth limit; nothing was stored.
+    #: The queue has reached its depth limit, or Redis its memory limit; nothing was stored.
     FULL = "FULL"
 
 
@@ -42,7 +42,7 @@ class Submitted:
     status: SubmitStatus
     #: The job that now stands for the submission; None where the queue was full.
     job_id: str | None
-    #: Jobs waiting in the queue, where it was full.
+    #: Jobs waiting in the queue, where it was full; None where it was Redis that was.
     queue_depth: int | None = None
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar, cast
 
 from redis.asyncio import Redis
+from redis.exceptions import OutOfMemoryError
 
 from . import calls, keys
 from .answers import JobRecord, JobState
@@ -36,15 +37,19 @@ class AsyncJobStore:
 
     async def run(self, call: Call[Answer]) -> Answer:
         """Run one script call and read its answer."""
-        return call.read(await self._scripts[call.script](args=call.args))
+        try:
+            reply = await self._scripts[call.script](args=call.args)
+        except OutOfMemoryError as error:
+            reply = error
+        return calls.read_reply(call, reply)
 
     async def run_all(self, batch: Sequence[Call[Answer]]) -> list[Answer]:
         """Run script calls in one round trip (each atomic, the pipeline as a whole not)."""
         async with self.client.pipeline(transaction=False) as pipeline:
             for call in batch:
                 await self._scripts[call.script](args=call.args, client=pipeline)
-            replies = await pipeline.execute()
-        return [call.read(reply) for call, reply in zip(batch, replies, strict=True)]
+            replies = await pipeline.execute(raise_on_error=False)
+        return [calls.read_reply(call, reply) for call, reply in zip(batch, replies, strict=True)]
 
     async def load(self, job_id: str) -> JobRecord | None:
         """Return a job's record, or None where it is unknown."""

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from redis.exceptions import OutOfMemoryError
+
 from . import keys
 from .answers import (
     CancelAnswer,
@@ -43,6 +45,8 @@ class Call(Generic[Answer]):
     script: str
     args: Sequence[Argument]
     read: Callable[[Any], Answer]
+    #: The answer where Redis is full and refuses to run the script; None makes it an error.
+    when_out_of_memory: Answer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,19 @@ class NewJob:
     ttl_ms: int | None = None
     #: Jobs the queue may hold before it refuses more; None is no limit.
     max_queue_depth: int | None = None
+
+
+def read_reply(call: Call[Answer], reply: Any) -> Answer:
+    """Return the answer in a reply, which may be an error of the server.
+
+    Raises:
+        redis.exceptions.ResponseError: the reply is an error, and no answer stands for it.
+    """
+    if isinstance(reply, OutOfMemoryError) and call.when_out_of_memory is not None:
+        return call.when_out_of_memory
+    if isinstance(reply, Exception):
+        raise reply
+    return call.read(reply)
 
 
 def encode_tokens(token_ids: Sequence[int]) -> bytes:
@@ -110,7 +127,7 @@ def submit(job: NewJob, *, announce: bool = True) -> Call[Submitted]:
         max_depth,
         "1" if announce else "0",
     )
-    return Call("submit", args, _read_submit)
+    return Call("submit", args, _read_submit, Submitted(SubmitStatus.FULL, None))
 
 
 def claim(job_id: str, owner: str, lease_ms: int, identity: str) -> Call[Claim | ClaimRefusal]:

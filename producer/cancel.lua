@@ -8,5 +8,5 @@ if job.state == 'in_progress' then
   redis.call('HSET', job_key(id), 'cancel_requested', '1')
   return { 'CANCELLING' }
 end
-finish(id, job, 'cancelled', '', '{"code":"cancelled","message":"the job was cancelled","retryable":false}', now_ms())
+cancel(id, job, now_ms())
 return { 'CANCELLED' }

@@ -1,14 +1,14 @@
 -- ARGV: id, owner, lease_ms, identity, nonce (one a call), supported versions...
--- Answers {CLAIMED, fence, document, token bytes, attempts, alone, deadline_at_ms, enqueued_at_ms, started_at_ms, now} or
--- {REFUSED, why}.
+-- Answers {CLAIMED, fence, document, token bytes, attempts, alone, deadline_at_ms, enqueued_at_ms,
+-- started_at_ms, now} or {REFUSED, why}.
 write_even_when_full()
 local id, owner, lease_ms, identity, nonce = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
 
 local function claimed(fence, attempts, alone, deadline_at_ms, now)
   local f = redis.call('HMGET', job_key(id), 'doc', 'enqueued_at_ms', 'started_at_ms')
   return {
-    'CLAIMED', fence, f[1], redis.call('GET', tokens_key(id)) or '', attempts, alone and 1 or 0, deadline_at_ms or '',
-    tonumber(f[2]), tonumber(f[3]), now,
+    'CLAIMED', fence, f[1], redis.call('GET', tokens_key(id)) or '', attempts, alone and 1 or 0,
+    deadline_at_ms or '', tonumber(f[2]), tonumber(f[3]), now,
   }
 end
 
@@ -19,7 +19,9 @@ local now = now_ms()
 if job.state ~= 'queued' then
   -- The same call again, sent by the connection's own retry because the first answer was lost.
   local f = redis.call('HMGET', job_key(id), 'claim_nonce', 'attempts')
-  if f[1] == nonce then return claimed(job.fence, tonumber(f[2]), job.alone, job.deadline_at_ms, now) end
+  if f[1] == nonce then
+    return claimed(job.fence, tonumber(f[2]), job.alone, job.deadline_at_ms, now)
+  end
   return { 'REFUSED', 'leased' }
 end
 local supported = false
@@ -38,10 +40,11 @@ local attempts = redis.call('HINCRBY', job_key(id), 'attempts', 1)
 local known = redis.call('HMGET', job_key(id), 'identity', 'suspect')
 local alone = tonumber(known[2] or 0) >= SUSPECT_LIMIT
 redis.call('HSETNX', job_key(id), 'started_at_ms', now)
-redis.call('HSET', job_key(id), 'state', 'in_progress', 'owner', owner, 'identity', identity, 'alone', alone and '1' or '0',
-  'claim_nonce', nonce)
+redis.call('HSET', job_key(id), 'state', 'in_progress', 'owner', owner, 'identity', identity,
+  'alone', alone and '1' or '0', 'claim_nonce', nonce)
 if known[1] and known[1] ~= identity and redis.call('DEL', tokens_key(id)) == 1 then
-  redis.call('HINCRBY', job_key(id), 'restarts', 1) -- tells readers of the stream that it starts over
+  -- Tells readers of the stream that it starts over.
+  redis.call('HINCRBY', job_key(id), 'restarts', 1)
 end
 redis.call('PUBLISH', channel(id), '{"state":"in_progress"}')
 return claimed(fence, attempts, alone, job.deadline_at_ms, now)

@@ -1,4 +1,5 @@
--- ARGV: id, fence, state, result JSON ('' = none), error JSON ('' = none), position (tokens), token bytes.
+-- ARGV: id, fence, state, result JSON ('' = none), error JSON ('' = none), position (tokens), token
+-- bytes.
 -- Answers OK, ALREADY_DONE, FENCED or GAP.
 write_even_when_full()
 local id, fence, state = ARGV[1], tonumber(ARGV[2]), ARGV[3]

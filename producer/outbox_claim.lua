@@ -1,6 +1,7 @@
--- ARGV: owner, limit, lease_ms. Claims events that are due: their due time moves to the end of the lease, so an event whose
--- deliverer died comes back by itself.
--- Answers a list of {event id, type, job id, url, attempt, fence, created_at_ms, body ('' = not rendered yet)}.
+-- ARGV: owner, limit, lease_ms. Claims events that are due: their due time moves to the end of the
+-- lease, so an event whose deliverer died comes back by itself.
+-- Answers a list of {event id, type, job id, url, attempt, fence, created_at_ms, body ('' = not
+-- rendered yet)}.
 write_even_when_full()
 local owner, limit, lease_ms, now = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), now_ms()
 local claimed = {}

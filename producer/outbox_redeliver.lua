@@ -1,4 +1,5 @@
--- ARGV: event id. Puts a settled event back with the same id and body. Answers OK, PENDING (it is waiting already) or UNKNOWN.
+-- ARGV: event id. Puts a settled event back with the same id and body.
+-- Answers OK, PENDING (it is waiting already) or UNKNOWN.
 write_even_when_full()
 local id, key = ARGV[1], event_key(ARGV[1])
 local state = redis.call('HGET', key, 'state')

@@ -34,13 +34,10 @@ def accepted_id(job: NewJob, answer: Submitted) -> str:
 
     Raises:
         IdempotencyConflict: the key stands for other content.
-        QueueFull: the queue has reached its depth limit.
+        QueueFull: the queue has reached its depth limit, or Redis its memory limit.
     """
-    if answer.status is SubmitStatus.FULL or answer.job_id is None:
-        raise QueueFull(
-            f"queue {job.queue} holds {answer.queue_depth} jobs, its limit is "
-            f"{job.max_queue_depth}; try later, add workers or raise BATCHMILL_MAX_QUEUE_DEPTH"
-        )
+    if answer.job_id is None:
+        raise _full(job, answer.queue_depth)
     if answer.status is SubmitStatus.CONFLICT:
         raise IdempotencyConflict(
             f"idempotency_key {job.idempotency_key!r} stands for job {answer.job_id}, which has "
@@ -48,6 +45,18 @@ def accepted_id(job: NewJob, answer: Submitted) -> str:
             job_id=answer.job_id,
         )
     return answer.job_id
+
+
+def _full(job: NewJob, queue_depth: int | None) -> QueueFull:
+    if queue_depth is None:
+        return QueueFull(
+            "the broker has reached its memory limit; try later, add workers or raise Redis' "
+            "maxmemory"
+        )
+    return QueueFull(
+        f"queue {job.queue} holds {queue_depth} jobs, its limit is {job.max_queue_depth}; "
+        "try later, add workers or raise BATCHMILL_MAX_QUEUE_DEPTH"
+    )
 
 
 def unknown(job_id: str) -> UnknownJob:
@@ -87,15 +96,9 @@ def broker_errors(url: str) -> Iterator[None]:
 
     Raises:
         BrokerUnavailable: no answer from the broker, or it takes no writes.
-        QueueFull: Redis has reached its memory limit.
     """
     try:
         yield
-    except redis_errors.OutOfMemoryError:
-        raise QueueFull(
-            f"the broker at {redact(url)} has reached its memory limit; "
-            "try later, or raise Redis' maxmemory"
-        ) from None
     except (
         redis_errors.ConnectionError,
         redis_errors.TimeoutError,

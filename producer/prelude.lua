@@ -1,6 +1,7 @@
--- Shared by all scripts: producer/scripts.py puts this text in front of each one, so that a job ends, is put back and is
--- announced in exactly one way. Keys are built here from ids: the store is one Redis node (or a Sentinel pair), not a Cluster.
--- Only commands of Redis 6.2. What every script promises is told in docs/protocol.md.
+-- Shared by all scripts: producer/scripts.py puts this text in front of each one, so that a job
+-- ends, is put back and is announced in exactly one way. Keys are built here from ids: the store is
+-- one Redis node (or a Sentinel pair), not a Cluster. Only commands of Redis 6.2. What every script
+-- promises is told in docs/protocol.md.
 
 local LEASES = 'batchmill:leases'
 local DEADLINES = 'batchmill:deadlines'
@@ -30,22 +31,41 @@ local function now_ms()
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- Let the rest of the script write although Redis has reached maxmemory: Redis refuses a script for that at its first write only,
--- and this one needs no memory. Called by every script but those that take in something new, so that work under way can go on,
--- end and make room; a lease that cannot be renewed because Redis is full would be a lost job.
+-- Let the rest of the script write although Redis has reached maxmemory: Redis refuses a script for
+-- that at its first write only, and this one needs no memory. Called by every script but those that
+-- take in something new, so that work under way can go on, end and make room: a lease that cannot
+-- be renewed because Redis is full would be a lost job.
 local function write_even_when_full()
   redis.call('ZREM', LEASES, '')
 end
 
--- The fields that decide what may happen to a job (never the document, which may be a megabyte). nil where there is none.
+-- What decides whether a holder may write: read for every job of a batch, so no more than that.
+local function load_lease(id)
+  local f = redis.call('HMGET', job_key(id), 'state', 'fence', 'cancel_requested')
+  if not f[1] then return nil end
+  return { state = f[1], fence = tonumber(f[2]), cancel_requested = f[3] == '1' }
+end
+
+-- The fields that decide what may happen to a job (never the document, which may be a megabyte).
+-- nil where there is none.
 local function load_job(id)
-  local f = redis.call('HMGET', job_key(id), 'state', 'queue', 'fence', 'owner', 'webhook', 'result_ttl_ms',
-    'idempotency_key', 'deadline_at_ms', 'cancel_requested', 'alone', 'v', 'completed_fence')
+  local f = redis.call('HMGET', job_key(id), 'state', 'queue', 'fence', 'owner', 'webhook',
+    'result_ttl_ms', 'idempotency_key', 'deadline_at_ms', 'cancel_requested', 'alone', 'v',
+    'completed_fence')
   if not f[1] then return nil end
   return {
-    state = f[1], queue = f[2], fence = tonumber(f[3]), owner = f[4] or '', webhook = f[5],
-    result_ttl_ms = tonumber(f[6]), idempotency_key = f[7], deadline_at_ms = tonumber(f[8] or nil),
-    cancel_requested = f[9] == '1', alone = f[10] == '1', v = f[11], completed_fence = tonumber(f[12] or nil),
+    state = f[1],
+    queue = f[2],
+    fence = tonumber(f[3]),
+    owner = f[4] or '',
+    webhook = f[5],
+    result_ttl_ms = tonumber(f[6]),
+    idempotency_key = f[7],
+    deadline_at_ms = tonumber(f[8] or nil),
+    cancel_requested = f[9] == '1',
+    alone = f[10] == '1',
+    v = f[11],
+    completed_fence = tonumber(f[12] or nil),
   }
 end
 
@@ -54,17 +74,22 @@ local function holds(job, fence)
   return job ~= nil and job.state == 'in_progress' and job.fence == fence
 end
 
--- A Celery protocol-2 message in kombu's envelope. It names the job and says nothing of its content. The delivery tag has to be
--- unique: kombu keeps unacknowledged messages under it.
+-- A Celery protocol-2 message in kombu's envelope. It names the job and says nothing of its
+-- content. The delivery tag has to be unique: kombu keeps unacknowledged messages under it. By
+-- hand, because cjson writes an empty array and an empty object alike.
+local ENVELOPE = '{"body":%s,"content-encoding":"utf-8","content-type":"application/json",'
+  .. '"headers":{"lang":"py","task":"batchmill.generate","id":"%s","root_id":"%s",'
+  .. '"parent_id":null,"group":null,"shadow":null,"eta":null,"expires":null,"retries":0,'
+  .. '"timelimit":[null,null],"argsrepr":"()","kwargsrepr":"{...}","origin":"batchmill",'
+  .. '"ignore_result":true},"properties":{"correlation_id":"%s","reply_to":"",'
+  .. '"delivery_mode":2,"priority":0,"delivery_info":{"exchange":"","routing_key":%s},'
+  .. '"delivery_tag":"%s.%d"}}'
+local BODY = '[[],{"job":"%s","v":1},'
+  .. '{"callbacks":null,"errbacks":null,"chain":null,"chord":null}]'
+
 local function envelope(id, queue, number)
-  local body = '[[],{"job":"' .. id .. '","v":1},{"callbacks":null,"errbacks":null,"chain":null,"chord":null}]'
-  return '{"body":' .. cjson.encode(body)
-    .. ',"content-encoding":"utf-8","content-type":"application/json","headers":{"lang":"py","task":"batchmill.generate"'
-    .. ',"id":"' .. id .. '","root_id":"' .. id .. '","parent_id":null,"group":null,"shadow":null,"eta":null,"expires":null'
-    .. ',"retries":0,"timelimit":[null,null],"argsrepr":"()","kwargsrepr":"{...}","origin":"batchmill"'
-    .. ',"ignore_result":true},"properties":{"correlation_id":"' .. id .. '","reply_to":"","delivery_mode":2,"priority":0'
-    .. ',"delivery_info":{"exchange":"","routing_key":' .. cjson.encode(queue) .. '},"delivery_tag":"' .. id .. '.' .. number
-    .. '"}}'
+  local body = cjson.encode(string.format(BODY, id))
+  return string.format(ENVELOPE, body, id, id, id, cjson.encode(queue), id, number)
 end
 
 -- kombu pops from the right, so LPUSH is the end of the queue and RPUSH its head.
@@ -76,47 +101,61 @@ local function announce(id, queue, at_head, now)
 end
 
 local function add_dead_letter(id, kind, reason, payload, source, now)
-  redis.call('HSET', dead_key(id), 'id', id, 'kind', kind, 'reason', reason, 'payload', payload, 'source', source,
-    'at_ms', now)
+  redis.call('HSET', dead_key(id), 'id', id, 'kind', kind, 'reason', reason, 'payload', payload,
+    'source', source, 'at_ms', now)
   redis.call('PEXPIRE', dead_key(id), DEAD_TTL_MS)
   redis.call('ZADD', DEAD, now, id)
 end
 
--- The one way into a terminal state: state, result, index removal, webhook event, TTLs, counters and the wake-up of waiting
--- clients, in one script.
-local function finish(id, job, state, result, error_json, now)
+-- The error of a job that no worker ended, as JSON.
+local function error_json(code, message)
+  return '{"code":"' .. code .. '","message":"' .. message .. '","retryable":false}'
+end
+
+local function add_event(id, state, url, now)
+  local event_id = 'evt_' .. id .. '_' .. state
+  redis.call('HSET', event_key(event_id), 'id', event_id, 'type', 'generation.' .. state,
+    'job_id', id, 'url', url, 'state', 'pending', 'attempts', 0, 'fence', 0, 'created_at_ms', now)
+  redis.call('ZADD', OUTBOX, now, event_id)
+end
+
+-- The one way into a terminal state: state, result, index removal, webhook event, TTLs, counters
+-- and the wake-up of waiting clients, in one script.
+local function finish(id, job, state, result, error_text, now)
   redis.call('ZREM', LEASES, id)
   redis.call('ZREM', queued_key(job.queue), id)
   redis.call('ZREM', DEADLINES, id)
   redis.call('HSET', job_key(id), 'state', state, 'finished_at_ms', now)
   if result ~= '' then redis.call('HSET', job_key(id), 'result', result) end
-  if error_json ~= '' then redis.call('HSET', job_key(id), 'error', error_json) end
-  if job.webhook then
-    local event_id = 'evt_' .. id .. '_' .. state
-    redis.call('HSET', event_key(event_id), 'id', event_id, 'type', 'generation.' .. state, 'job_id', id, 'url', job.webhook,
-      'state', 'pending', 'attempts', 0, 'fence', 0, 'created_at_ms', now)
-    redis.call('ZADD', OUTBOX, now, event_id)
-  end
+  if error_text ~= '' then redis.call('HSET', job_key(id), 'error', error_text) end
+  if job.webhook then add_event(id, state, job.webhook, now) end
   redis.call('PEXPIRE', job_key(id), job.result_ttl_ms)
   redis.call('PEXPIRE', tokens_key(id), job.result_ttl_ms)
-  if job.idempotency_key then redis.call('PEXPIRE', idempotency_key(job.idempotency_key), job.result_ttl_ms) end
+  if job.idempotency_key then
+    redis.call('PEXPIRE', idempotency_key(job.idempotency_key), job.result_ttl_ms)
+  end
   redis.call('HINCRBY', TOTALS, state, 1)
   redis.call('PUBLISH', channel(id), '{"state":"' .. state .. '"}')
 end
 
+local function cancel(id, job, now)
+  finish(id, job, 'cancelled', '', error_json('cancelled', 'the job was cancelled'), now)
+end
+
 local function expire(id, job, now)
-  finish(id, job, 'expired', '', '{"code":"deadline_exceeded","message":"the deadline passed before the job was done"'
-    .. ',"retryable":false}', now)
+  local text = error_json('deadline_exceeded', 'the deadline passed before the job was done')
+  finish(id, job, 'expired', '', text, now)
 end
 
 local function give_up(id, job, now)
   local message = 'the engine died ' .. CRASH_LIMIT .. ' times while it ran this job alone'
-  add_dead_letter(id, 'job', 'attempts_exhausted', redis.call('HGET', job_key(id), 'doc') or '', job.owner, now)
-  finish(id, job, 'failed', '', '{"code":"attempts_exhausted","message":"' .. message .. '","retryable":false}', now)
+  local document = redis.call('HGET', job_key(id), 'doc')
+  add_dead_letter(id, 'job', 'attempts_exhausted', document, job.owner, now)
+  finish(id, job, 'failed', '', error_json('attempts_exhausted', message), now)
 end
 
--- in_progress -> queued, or to its end where nothing is left to wait for. Charges an engine death to the job only where it ran
--- alone; in company it becomes a suspect.
+-- in_progress -> queued, or to its end where nothing is left to wait for. Charges an engine death
+-- to the job only where it ran alone; in company it becomes a suspect.
 local function put_back(id, job, cause, now)
   redis.call('ZREM', LEASES, id)
   local crashes = 0
@@ -124,7 +163,7 @@ local function put_back(id, job, cause, now)
     crashes = redis.call('HINCRBY', job_key(id), job.alone and 'crashes' or 'suspect', 1)
   end
   if job.cancel_requested then
-    finish(id, job, 'cancelled', '', '{"code":"cancelled","message":"the job was cancelled","retryable":false}', now)
+    cancel(id, job, now)
     return 'CANCELLED'
   end
   if job.alone and crashes >= CRASH_LIMIT then
@@ -142,13 +181,13 @@ local function put_back(id, job, cause, now)
   return 'REQUEUED'
 end
 
--- Append tokens at a position (in bytes), so that a call repeated after a lost answer changes nothing. false where the tokens do
--- not connect to, or disagree with, what is stored.
+-- Append tokens at a position (in bytes), so that a call repeated after a lost answer changes
+-- nothing. false where the tokens do not connect to, or disagree with, what is stored.
 local function append_tokens(id, position, bytes)
   local key = tokens_key(id)
   local stored = redis.call('STRLEN', key)
   if stored < position then return false end
-  if stored > position then
+  if stored > position and #bytes > 0 then
     local overlap = redis.call('GETRANGE', key, position, position + #bytes - 1)
     if overlap ~= string.sub(bytes, 1, #overlap) then return false end
     bytes = string.sub(bytes, #overlap + 1)

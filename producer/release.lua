@@ -4,6 +4,7 @@ local cause, now = ARGV[1], now_ms()
 local answers = {}
 for i = 2, #ARGV, 2 do
   local job = load_job(ARGV[i])
-  answers[#answers + 1] = holds(job, tonumber(ARGV[i + 1])) and put_back(ARGV[i], job, cause, now) or 'FENCED'
+  local may = holds(job, tonumber(ARGV[i + 1]))
+  answers[#answers + 1] = may and put_back(ARGV[i], job, cause, now) or 'FENCED'
 end
 return answers

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Self
 
-from pydantic import AfterValidator, Field
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from . import keys
-
-
-def _served_name(name: str) -> str:
-    keys.queue_name(name, "normal")
-    return name
 
 
 class ProducerSettings(BaseSettings):
@@ -25,8 +20,11 @@ class ProducerSettings(BaseSettings):
     #: ``redis://``, ``rediss://``, ``unix://`` or ``redis+socket://``; None finds the embedded
     #: broker of this user. May hold a password, so it is left out of ``repr``.
     broker_url: str | None = Field(default=None, repr=False)
-    #: Served name that a job takes which names none.
-    model: Annotated[str, AfterValidator(_served_name)] = "demo"
+    #: Model of a job that names none. The variable is the worker's too, so that one environment
+    #: serves both; where it is a path there, the name to use is ``served_model_name``.
+    model: str = "demo"
+    #: Name under which that model is served; None is the model's own.
+    served_model_name: str | None = None
     #: Seconds that a job's record, tokens and idempotency key are kept after its end. Five days:
     #: longer than the last attempt to deliver its webhook (76 hours) and a day to fetch the result.
     result_ttl_s: int = Field(default=432_000, ge=1)
@@ -34,3 +32,16 @@ class ProducerSettings(BaseSettings):
     max_queue_depth: int | None = Field(default=None, ge=1)
     #: Accept ``http://`` webhooks, for receivers on the same machine or network.
     webhook_allow_http: bool = False
+
+    @model_validator(mode="after")
+    def _check_served_name(self) -> Self:
+        try:
+            keys.queue_name(self.served_name, "normal")
+        except ValueError as error:
+            raise ValueError(f"{error}; set BATCHMILL_SERVED_MODEL_NAME") from None
+        return self
+
+    @property
+    def served_name(self) -> str:
+        """Name that a job asks for where it names no model."""
+        return self.served_model_name or self.model

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar, cast
 
 from redis import Redis
+from redis.exceptions import OutOfMemoryError
 
 from . import calls, keys
 from .answers import (
@@ -64,15 +65,19 @@ class JobStore:
 
     def run(self, call: Call[Answer]) -> Answer:
         """Run one script call and read its answer."""
-        return call.read(self._scripts[call.script](args=call.args))
+        try:
+            reply = self._scripts[call.script](args=call.args)
+        except OutOfMemoryError as error:
+            reply = error
+        return calls.read_reply(call, reply)
 
     def run_all(self, batch: Sequence[Call[Answer]]) -> list[Answer]:
         """Run script calls in one round trip (each atomic, the pipeline as a whole not)."""
         with self.client.pipeline(transaction=False) as pipeline:
             for call in batch:
                 self._scripts[call.script](args=call.args, client=pipeline)
-            replies = pipeline.execute()
-        return [call.read(reply) for call, reply in zip(batch, replies, strict=True)]
+            replies = pipeline.execute(raise_on_error=False)
+        return [calls.read_reply(call, reply) for call, reply in zip(batch, replies, strict=True)]
 
     # Jobs: the producer's side.
 
@@ -189,10 +194,7 @@ class JobStore:
 
     def outbox_set_body_once(self, event_id: str, body: bytes) -> bytes:
         """Store an event's body unless it has one; return the stored one, which all tries send."""
-        with self.client.pipeline(transaction=True) as pipeline:
-            pipeline.hsetnx(keys.event(event_id), "body", cast(Any, body))
-            pipeline.hget(keys.event(event_id), "body")
-            return cast(bytes, pipeline.execute()[1])
+        return self.run(Call("outbox_set_body", (event_id, body), bytes))
 
     def outbox_settle(
         self,

@@ -35,7 +35,7 @@ def prepare(job: GenerationJob, settings: ProducerSettings, *, job_id: str | Non
             f"id is {job_id[:140]!r}; a job id has 1 to 128 letters, digits, _ and -", param="id"
         )
     _check_webhook_scheme(job, settings)
-    model = job.model or settings.model
+    model = job.model or settings.served_name
     job = job.model_copy(update={"model": model})
     fingerprint = _fingerprint(job) if job.idempotency_key else ""
     if job.seed is None:

@@ -1,5 +1,6 @@
--- ARGV: id, version, model, queue, document, webhook ('' = none), idempotency key ('' = none), fingerprint, deadline_at_ms
--- ('' = none), ttl_ms ('' = none), result_ttl_ms, max queue depth (0 = no limit), '1' to announce.
+-- ARGV: id, version, model, queue, document, webhook ('' = none), idempotency key ('' = none),
+-- fingerprint, deadline_at_ms ('' = none), ttl_ms ('' = none), result_ttl_ms, max queue depth
+-- (0 = no limit), '1' to announce.
 -- Answers {CREATED, id}, {EXISTING, id}, {CONFLICT, id} or {FULL, depth}.
 local id, version, model, queue, document = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local webhook, key, fingerprint = ARGV[6], ARGV[7], ARGV[8]
@@ -22,8 +23,9 @@ end
 
 local now = now_ms()
 if ttl_ms then deadline_at_ms = math.min(deadline_at_ms or now + ttl_ms, now + ttl_ms) end
-redis.call('HSET', job_key(id), 'id', id, 'v', version, 'model', model, 'queue', queue, 'state', 'queued', 'doc', document,
-  'enqueued_at_ms', now, 'announced_at_ms', now, 'fence', 0, 'attempts', 0, 'result_ttl_ms', result_ttl_ms)
+redis.call('HSET', job_key(id), 'id', id, 'v', version, 'model', model, 'queue', queue,
+  'state', 'queued', 'doc', document, 'enqueued_at_ms', now, 'announced_at_ms', now, 'fence', 0,
+  'attempts', 0, 'result_ttl_ms', result_ttl_ms)
 if webhook ~= '' then redis.call('HSET', job_key(id), 'webhook', webhook) end
 if deadline_at_ms then
   redis.call('HSET', job_key(id), 'deadline_at_ms', deadline_at_ms)
@@ -36,5 +38,9 @@ if key ~= '' then
 end
 redis.call('SADD', QUEUES, queue)
 redis.call('HINCRBY', TOTALS, 'submitted', 1)
-if announced then announce(id, queue, false, now) else redis.call('ZADD', queued_key(queue), now, id) end
+if announced then
+  announce(id, queue, false, now)
+else
+  redis.call('ZADD', queued_key(queue), now, id)
+end
 return { 'CREATED', id }

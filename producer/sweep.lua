@@ -24,14 +24,16 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', DEADLINES, '-inf', now, 'LIMIT',
   end
 end
 
--- A queue never gets more announcements than it has waiting jobs, so a long outage of all workers floods nothing. The index is
--- ordered by the last announcement: the jobs whose announcement is oldest come first, and each is announced again in turn.
+-- A queue never gets more announcements than it has waiting jobs, so a long outage of all workers
+-- floods nothing. The index is ordered by the last announcement: the jobs whose announcement is
+-- oldest come first, and each is announced again in turn.
 local reannounced = 0
 for _, queue in ipairs(redis.call('SMEMBERS', QUEUES)) do
   local missing = redis.call('ZCARD', queued_key(queue)) - redis.call('LLEN', queue)
   missing = math.min(missing, limit)
   if missing > 0 then
-    local ids = redis.call('ZRANGEBYSCORE', queued_key(queue), '-inf', now - grace_ms, 'LIMIT', 0, missing)
+    local ids = redis.call('ZRANGEBYSCORE', queued_key(queue), '-inf', now - grace_ms, 'LIMIT', 0,
+      missing)
     for i = #ids, 1, -1 do -- the oldest last: it ends up first in the queue
       if redis.call('EXISTS', job_key(ids[i])) == 1 then
         announce(ids[i], queue, true, now)

@@ -31,8 +31,9 @@ def create_app(settings: WorkerSettings) -> Celery:
     url = celery_url(broker)
     register_transport()
     app = Celery("batchmill", broker=url, backend=url, set_as_current=False)
-    app.conf.update(_configuration(settings), **_broker(url), batchmill_broker_url=broker)
-    setattr(app, SETTINGS_KEY, settings)
+    app.conf.update(_configuration(settings), **_broker(url))
+    # Not into the configuration: `inspect conf` would show a password in the URL.
+    setattr(app, SETTINGS_KEY, settings.model_copy(update={"broker_url": broker}))
     app.register_task(GenerateTask())
     app.steps["consumer"].add(GateStep)
     _own_logging(settings)

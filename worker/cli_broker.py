@@ -6,8 +6,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from .cli_output import CommandError, ExitCode
+
 if TYPE_CHECKING:
     from batchmill.producer.store import JobStore
+
+
+def resolve_broker(broker_url: str | None) -> str:
+    """The given broker's URL, else that of the environment, else the embedded broker's.
+
+    Raises:
+        BrokerUnavailable: there is none.
+        CommandError: the URL is not one we can use.
+    """
+    from batchmill.producer.broker_url import find_broker
+
+    try:
+        return find_broker(broker_url)
+    except ValueError as error:
+        raise CommandError(
+            str(error), code="invalid_broker_url", exit_code=ExitCode.CONFIG
+        ) from None
 
 
 @contextmanager
@@ -16,12 +35,12 @@ def open_store(broker_url: str | None) -> Iterator[JobStore]:
 
     Raises:
         BrokerUnavailable: there is none, or it does not answer.
+        CommandError: the URL is not one we can use.
     """
-    from batchmill.producer.broker_url import find_broker
     from batchmill.producer.outcomes import broker_errors
     from batchmill.producer.store import JobStore
 
-    url = find_broker(broker_url)
+    url = resolve_broker(broker_url)
     store = JobStore.from_url(url)
     try:
         with broker_errors(url):

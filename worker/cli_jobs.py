@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from .cli_broker import open_store, resolve_broker
+from .cli_flags import with_flags
 from .cli_output import BrokerUrlOption, CommandError, ExitCode, JsonOption, print_json
 
 _SUBMIT_EPILOG = (
@@ -57,7 +59,7 @@ _Timeout = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command("submit", epilog=_SUBMIT_EPILOG)(submit)
+    app.command("submit", epilog=_SUBMIT_EPILOG)(with_flags("submit", submit))
     app.command("result", epilog=_RESULT_EPILOG)(result)
     app.command("cancel", epilog=_CANCEL_EPILOG)(cancel)
 
@@ -114,7 +116,7 @@ def _submit(
 ) -> None:
     from batchmill.producer import Client
 
-    with Client(broker_url) as client:
+    with Client(resolve_broker(broker_url)) as client:
         job = client.submit(**fields)
         if wait:
             _print_result(job.result(timeout_s=timeout_s), as_json=as_json)
@@ -133,7 +135,7 @@ def result(
     """Wait for a job and print its text."""
     from batchmill.producer import Client
 
-    with Client(broker_url) as client:
+    with Client(resolve_broker(broker_url)) as client:
         _print_result(client.job(job_id).result(timeout_s=timeout_s), as_json=as_json)
 
 
@@ -145,8 +147,6 @@ def cancel(
     """Cancel a job. A running one stops at its next checkpoint."""
     from batchmill.producer.answers import CancelStatus
     from batchmill.producer.outcomes import unknown
-
-    from .cli_broker import open_store
 
     with open_store(broker_url) as store:
         answer = store.cancel(job_id)

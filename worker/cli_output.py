@@ -82,8 +82,20 @@ def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[obje
 
 
 def report_error(error: Exception, *, as_json: bool) -> ExitCode:
-    """Write an error to stderr in the asked-for form, and return the exit code for it."""
-    code, exit_code, message, extra = _describe(error)
+    """Write an error to stderr in the asked-for form, and return the exit code for it.
+
+    Raises:
+        Exception: the error itself, where it is a bug of ours and a traceback can be shown.
+    """
+    described = _describe(error)
+    if described is None and not as_json:
+        raise error
+    code, exit_code, message, extra = described or (
+        "internal",
+        ExitCode.FAILED,
+        f"{type(error).__name__}: {error}",
+        {},
+    )
     if as_json:
         sys.stderr.write(json.dumps({"error": {"code": code, "message": message, **extra}}) + "\n")
     else:
@@ -96,8 +108,8 @@ def is_usage_error(error: Exception) -> bool:
     return hasattr(error, "format_message") and hasattr(error, "exit_code")
 
 
-def _describe(error: Exception) -> tuple[str, ExitCode, str, dict[str, Any]]:
-    """Code, exit code, message and further fields of an error."""
+def _describe(error: Exception) -> tuple[str, ExitCode, str, dict[str, Any]] | None:
+    """Code, exit code, message and further fields of an error; None for one not foreseen."""
     if isinstance(error, CommandError):
         return error.code, error.exit_code, str(error), {}
     if is_usage_error(error):
@@ -106,13 +118,14 @@ def _describe(error: Exception) -> tuple[str, ExitCode, str, dict[str, Any]]:
     return _describe_known(error)
 
 
-def _describe_known(error: Exception) -> tuple[str, ExitCode, str, dict[str, Any]]:
+def _describe_known(error: Exception) -> tuple[str, ExitCode, str, dict[str, Any]] | None:
     # Imported here: `batchmill --help` needs neither.
     import redis
     from pydantic import ValidationError
 
     from batchmill.producer import errors as producer
 
+    from .errors import WorkerError
     from .service_errors import BrokerError, ServiceError
 
     match error:
@@ -131,12 +144,12 @@ def _describe_known(error: Exception) -> tuple[str, ExitCode, str, dict[str, Any
             return "broker_unavailable", ExitCode.BROKER, message, {}
         case BrokerError():
             return "broker_failed", ExitCode.BROKER, str(error), {}
-        case ServiceError():
+        case ServiceError() | WorkerError():
             return _snake(type(error).__name__), ExitCode.FAILED, str(error), {}
         case ValidationError():
             return "invalid_settings", ExitCode.CONFIG, _settings_message(error), {}
         case _:
-            raise error
+            return None
 
 
 def _settings_message(error: Any) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from .cli_broker import resolve_broker
+from .cli_flags import with_flags
 from .cli_output import JsonOption, print_json
 
 _WORKER_EPILOG = (
@@ -32,10 +32,6 @@ _FlowerPort = Annotated[
 ]
 _NoFlower = Annotated[bool, typer.Option("--no-flower", help="Do not start Flower.")]
 _SECRET_EPILOG = "Example:\n\n  batchmill webhook-secret > secret"
-#: The demo is a world of its own.
-_SET_BY_DEMO = frozenset(
-    {"broker_url", "worker_name", "served_model_name", "heartbeat_interval_s", "webhook_allow_http"}
-)
 
 
 def register(app: typer.Typer) -> None:
@@ -46,28 +42,8 @@ def register(app: typer.Typer) -> None:
         ("worker", worker, _WORKER_EPILOG),
         ("deliver", deliver, _DELIVER_EPILOG),
     ):
-        app.command(name, epilog=epilog)(_with_settings(name, command))
+        app.command(name, epilog=epilog)(with_flags(name, command))
     app.command("webhook-secret", epilog=_SECRET_EPILOG)(webhook_secret)
-
-
-def _with_settings(name: str, command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command its settings as flags, where it is the one that is asked for.
-
-    The settings classes take 0.2 s to import, which `batchmill --help` need not wait for.
-    """
-    is_completion = any(variable.endswith("_COMPLETE") for variable in os.environ)
-    if name not in sys.argv and not is_completion:
-        return command
-    from .cli_settings import with_settings
-    from .settings import WorkerSettings
-    from .webhook_settings import WebhookSettings
-
-    if name == "deliver":
-        return with_settings(command, WebhookSettings)
-    if name == "up":
-        return with_settings(command, WorkerSettings, WebhookSettings)
-    hidden = _SET_BY_DEMO if name == "demo" else frozenset()
-    return with_settings(command, WorkerSettings, hidden=hidden)
 
 
 def demo(
@@ -130,8 +106,6 @@ def up(
 
 def worker(as_json: JsonOption = False) -> None:
     """Run one worker: it takes jobs of its model until SIGTERM, then hands on what it has."""
-    from batchmill.producer.broker_url import find_broker
-
     from .run import run_worker
     from .settings import WorkerSettings
 
@@ -139,7 +113,7 @@ def worker(as_json: JsonOption = False) -> None:
         os.environ["BATCHMILL_LOG_FORMAT"] = "json"
     settings = WorkerSettings()
     # The embedded broker is found here, once, so that its end and a new start do not move it.
-    settings = settings.model_copy(update={"broker_url": find_broker(settings.broker_url)})
+    settings = settings.model_copy(update={"broker_url": resolve_broker(settings.broker_url)})
     raise typer.Exit(run_worker(settings))
 
 
@@ -150,14 +124,12 @@ def deliver(
     as_json: JsonOption = False,
 ) -> None:
     """Deliver webhooks until SIGTERM, then finish what is being sent. Any number may run."""
-    from batchmill.producer.broker_url import find_broker
-
     from .deliver import run_deliverer
     from .logs import configure_logging
     from .webhook_settings import WebhookSettings
 
     configure_logging("INFO", "json" if as_json else "auto")
-    run_deliverer(find_broker(broker_url), WebhookSettings())
+    run_deliverer(resolve_broker(broker_url), WebhookSettings())
 
 
 def webhook_secret(as_json: JsonOption = False) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .cli_broker import open_store
+from .cli_broker import open_store, resolve_broker
 from .cli_output import BrokerUrlOption, JsonOption, print_json, print_table
 
 _EPILOG = "Examples:\n\n  batchmill status\n\n  batchmill status gen_… --json | jq .state"
@@ -34,7 +34,7 @@ def status(
 def _show_job(job_id: str, broker_url: str | None, *, as_json: bool) -> None:
     from batchmill.producer import Client
 
-    with Client(broker_url) as client:
+    with Client(resolve_broker(broker_url)) as client:
         job = client.job(job_id).status()
     if as_json:
         print_json(job.model_dump(mode="json"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
@@ -38,6 +39,7 @@ _RESPAWN_WAIT_S = 1.0
 _EXIT_GRACE_S = 5.0
 #: An engine that was seen to turn within this time takes more jobs.
 _MOVING_WITHIN_S = 10.0
+_LONGEST_LOOK_S = 1.0
 _log = structlog.stdlib.get_logger("batchmill.engine_link")
 
 # Generic for the type checker only.
@@ -79,6 +81,7 @@ class EngineLink:
         self._num_failed_starts = 0
         self._seen_progress = 0
         self._seen_at = time.monotonic()
+        self._stalled_s = 0.0
         self.ready: Ready | None = None
         self.load = EngineLoad(0, 0, 0)
         #: Requests handed over that the engine's last report had not seen yet.
@@ -105,14 +108,21 @@ class EngineLink:
     @property
     def is_moving(self) -> bool:
         """Whether the engine's loop has turned lately: a stuck engine gets no more jobs."""
-        return self.stalled_s() < _MOVING_WITHIN_S
+        return self._stalled_s < _MOVING_WITHIN_S
 
-    def stalled_s(self) -> float:
-        """Return the seconds since the loop of a ready engine was last seen to turn."""
+    def observe_progress(self) -> float:
+        """Look whether the loop of a ready engine has turned; return for how long it has not.
+
+        Called again and again by one thread. Time in which nobody looked hardly counts: after both
+        processes were frozen together, the engine has not been stuck.
+        """
         now, progress = time.monotonic(), self.progress
         if progress != self._seen_progress or self.ready is None:
-            self._seen_progress, self._seen_at = progress, now
-        return now - self._seen_at
+            self._stalled_s = 0.0
+        else:
+            self._stalled_s += min(now - self._seen_at, _LONGEST_LOOK_S)
+        self._seen_progress, self._seen_at = progress, now
+        return self._stalled_s
 
     def start(self) -> None:
         """Start the engine, and keep one running until `shut_down`."""
@@ -152,6 +162,13 @@ class EngineLink:
         return False
 
     def _run(self) -> None:
+        try:
+            self._keep_one_running()
+        except Exception:
+            _log.exception("engine_link_failed")
+            self._listener.on_start_failed("the worker lost hold of its engine")
+
+    def _keep_one_running(self) -> None:
         while not self._closing.is_set():
             self._serve_one()
             if self._num_failed_starts >= MAX_FAILED_STARTS:
@@ -211,16 +228,15 @@ class EngineLink:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(), counter_fd)
             )
-            previous, self._progress = self._progress, ProgressCounter(counter_fd)
+            self._progress = ProgressCounter(counter_fd)
         finally:
             theirs.close()
             os.close(counter_fd)
-        if previous is not None:
-            previous.close()
         self._process = process
         self.num_adds_sent = self.num_adds_seen = 0
         connection: EngineConnection = Connection(ours.detach())
-        connection.send(self._spec)
+        with contextlib.suppress(OSError):  # dead already: the reader finds out
+            connection.send(self._spec)
         _log.info("engine_started", pid=process.pid, model=self._spec.model, kind=self._spec.kind)
         return process, connection
 

@@ -12,6 +12,8 @@ import signal
 import sys
 from multiprocessing.connection import Connection
 
+import structlog
+
 from .engine_backend import EngineBackend, RequestRefused, StepNews
 from .engine_messages import (
     AbortRequest,
@@ -32,6 +34,8 @@ from .progress import ProgressCounter
 #: Longest wait for a message while there is nothing to compute; the progress counter moves at
 #: least this often.
 _IDLE_WAIT_S = 0.1
+_EXIT_FAILURE = 1
+_log = structlog.stdlib.get_logger("batchmill.engine_process")
 
 
 class EngineLoop:
@@ -141,7 +145,15 @@ def main(arguments: list[str]) -> None:
         except EngineStartError as error:
             connection.send(StartFailed(str(error)))
             return
-        EngineLoop(connection, engine, progress).run()  # type: ignore[arg-type]
+        loop = EngineLoop(connection, engine, progress)  # type: ignore[arg-type]
+        try:
+            loop.run()
+        except (EOFError, OSError):
+            raise
+        except Exception:
+            # Whatever state the engine is in now, a fresh process has a better one.
+            _log.exception("engine_failed")
+            sys.exit(_EXIT_FAILURE)
 
 
 if __name__ == "__main__":

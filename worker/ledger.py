@@ -66,6 +66,7 @@ class Ledger:
         read_progress: Callable[[], int],
         set_paused: Callable[[bool], None],
         settle: Callable[[ActiveJob, Outcome], None],
+        on_fatal: Callable[[str], None],
     ) -> None:
         """Bind to the parts around it.
 
@@ -76,6 +77,7 @@ class Ledger:
             read_progress: turns of the engine's loop. Leases are renewed only while it moves.
             set_paused: stops or continues generation.
             settle: takes each job once, when its last write is done.
+            on_fatal: told when the ledger cannot go on; without it no job would ever end.
         """
         self._store = store
         self._jobs = jobs
@@ -83,6 +85,7 @@ class Ledger:
         self._read_progress = read_progress
         self._set_paused = set_paused
         self._settle = settle
+        self._on_fatal = on_fatal
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._ends: deque[tuple[ActiveJob, JobEnd]] = deque()
         self._releases: deque[tuple[ActiveJob, ReleaseCause]] = deque()
@@ -128,15 +131,22 @@ class Ledger:
     # In the ledger's thread.
 
     def _run(self) -> None:
-        while not self._closed:
-            self._take_inbox()
-            try:
-                self._write()
-            except RedisError as error:
-                self._back_off(error)
-            else:
-                self._backoff_s = 0.0
-                self._pause(False)
+        try:
+            while not self._closed:
+                self._turn()
+        except Exception:
+            _log.exception("ledger_failed")
+            self._on_fatal("the ledger failed; its jobs go on elsewhere when their leases run out")
+
+    def _turn(self) -> None:
+        self._take_inbox()
+        try:
+            self._write()
+        except RedisError as error:
+            self._back_off(error)
+        else:
+            self._backoff_s = 0.0
+            self._pause(False)
 
     def _take_inbox(self) -> None:
         """Take what came in; while Redis does not answer, wait out the backoff as well."""
@@ -208,15 +218,13 @@ class Ledger:
         now = time.monotonic()
         if now - self._renewed_at < self._config.lease_s / 3:
             return
-        self._renewed_at = now
         progress = self._read_progress()
-        moved, self._renewed_progress = progress != self._renewed_progress, progress
-        if not moved:
-            return  # a stuck engine loses its jobs by itself
-        jobs = self._jobs.snapshot()
-        statuses = self._store.renew([job.held for job in jobs], lease_ms=self._lease_ms)
-        for job, status in zip(jobs, statuses, strict=True):
-            self._obey(job, status)
+        if progress != self._renewed_progress:  # a stuck engine loses its jobs by itself
+            jobs = self._jobs.snapshot()
+            statuses = self._store.renew([job.held for job in jobs], lease_ms=self._lease_ms)
+            for job, status in zip(jobs, statuses, strict=True):
+                self._obey(job, status)
+        self._renewed_at, self._renewed_progress = now, progress
 
     @property
     def _lease_ms(self) -> int:

@@ -23,7 +23,7 @@ from .runtime import WorkerRuntime
 from .settings import WorkerSettings
 
 _log = structlog.stdlib.get_logger("batchmill.pool")
-#: Where the app keeps the settings that it was made from.
+#: Where the app keeps the settings that it was made from, with the broker's URL filled in.
 SETTINGS_KEY = "batchmill_settings"
 #: Wait before a claim that Redis did not answer is tried again.
 _RETRY_CLAIM_S = 0.5
@@ -55,7 +55,7 @@ class EnginePool(BasePool):
         self._retry_is_due = False
         self._runtime = WorkerRuntime(
             self._settings,
-            JobStore(_connect(self.app.conf.batchmill_broker_url)),
+            JobStore(_connect(str(self._settings.broker_url))),
             name=self._node_name,
             on_room=self._wake,
             on_fatal=self._give_up,

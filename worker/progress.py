@@ -40,7 +40,3 @@ class ProgressCounter:
         """Turns of the engine's loop so far."""
         count: int = struct.unpack_from(_FORMAT, self._memory)[0]
         return count
-
-    def close(self) -> None:
-        """Unmap the counter."""
-        self._memory.close()

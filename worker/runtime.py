@@ -79,6 +79,7 @@ class WorkerRuntime:
             read_progress=lambda: self.link.progress,
             set_paused=self.link.set_paused,
             settle=self._settle,
+            on_fatal=on_fatal,
         )
         self.intake = Intake(
             settings,
@@ -217,7 +218,7 @@ class WorkerRuntime:
     def _watch(self) -> None:
         if self._must_stop():
             self._on_room()
-        stalled_s = self.link.stalled_s()
+        stalled_s = self.link.observe_progress()
         if stalled_s > self._settings.engine_stall_s:
             self.link.kill(f"no turn of its loop for {stalled_s:.1f} s")
 

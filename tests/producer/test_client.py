@@ -321,8 +321,10 @@ def test_a_full_broker_is_a_full_queue(client: Client, bench: Any) -> None:
     bench.redis.config_set("maxmemory", "1")
     with pytest.raises(QueueFull, match="maxmemory"):
         client.submit(prompt="hi")
-    with pytest.raises(QueueFull):
-        list(client.submit_many([{"prompt": "hi"}]))
+    refused: list[int] = []
+    told = client.submit_many([{"prompt": "hi"}] * 2, on_rejected=lambda i, _: refused.append(i))
+    assert list(told) == []
+    assert refused == [0, 1]
 
 
 def test_a_broker_that_is_not_there_is_named_without_its_password() -> None:

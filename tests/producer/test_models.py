@@ -256,6 +256,15 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         ProducerSettings()
 
 
+def test_the_worker_s_environment_suits_the_producer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCHMILL_MODEL", "/models/llama")
+    with pytest.raises(ValidationError, match="BATCHMILL_SERVED_MODEL_NAME"):
+        ProducerSettings()
+    monkeypatch.setenv("BATCHMILL_SERVED_MODEL_NAME", "llama")
+    new = prepare(parse_job({"prompt": "hi"}), ProducerSettings())
+    assert (new.model, new.queue) == ("llama", "batchmill.llama.normal")
+
+
 def test_a_result_of_a_later_version_is_still_read_and_its_tokens_are_not_in_it() -> None:
     text = '{"id":"j","model":"m","status":"completed","text":"x","mood":"fine"}'
     result = JobResult.model_validate_json(text).model_copy(update={"token_ids": [1, 2]})

@@ -13,11 +13,13 @@ from batchmill.producer.answers import (
     CancelStatus,
     Claim,
     CompleteStatus,
+    DeadLetterKind,
     DeliveryOutcome,
     Held,
     JobState,
     ReleaseCause,
     ReleaseStatus,
+    SubmitStatus,
     TokenWrite,
     WriteStatus,
 )
@@ -147,6 +149,14 @@ def test_complete_with_a_gap_changes_nothing_and_can_be_sent_again(bench: Any) -
     assert bench.state("j") == "in_progress"
     assert bench.redis.zscore(keys.LEASES, "j") == lease
     assert complete(bench, position=0, token_ids=[1, 2]) is CompleteStatus.OK
+
+
+def test_a_failure_needs_no_word_about_the_tokens_before_it(bench: Any) -> None:
+    bench.started("j")
+    write(bench, 0, [1, 2])
+    error = '{"code":"engine_error","message":"x"}'
+    assert complete(bench, state=JobState.FAILED, result=None, error=error) == "OK"
+    assert bench.store.read_tokens("j") == [1, 2]
 
 
 def test_an_end_by_another_hand_is_not_taken_for_one_s_own(bench: Any) -> None:
@@ -304,8 +314,12 @@ def test_work_under_way_goes_on_when_redis_is_full(bench: Any) -> None:
     bench.submit("j", webhook="https://example.com/hook")
     bench.submit("k")
     bench.redis.config_set("maxmemory", "1")
+    refused = bench.submit("new")
+    assert (refused.status, refused.queue_depth) == (SubmitStatus.FULL, None)
     with pytest.raises(OutOfMemoryError):
-        bench.submit("new")
+        bench.store.dead_letter_add(
+            kind=DeadLetterKind.MESSAGE, reason="r", payload=b"p", source="s"
+        )
     bench.claim("j")
     bench.claim("k")
     assert write(bench, 0, [1]) is OK
@@ -315,6 +329,7 @@ def test_work_under_way_goes_on_when_redis_is_full(bench: Any) -> None:
     assert bench.store.cancel("k").status is CancelStatus.CANCELLING
     assert complete(bench, position=1, token_ids=[2], result='{"text":"x"}') == "OK"
     [entry] = bench.store.outbox_claim(owner="d", limit=9, lease_ms=9)
+    assert bench.store.outbox_set_body_once(entry.event_id, b"{}") == b"{}"
     settled = bench.store.outbox_settle(
         entry.event_id, fence=entry.fence, outcome=DeliveryOutcome.DELIVERED
     )

@@ -129,6 +129,15 @@ def test_broker_flag_wins_over_the_environment(redis_url: str, store: JobStore) 
     assert document(store, answer.stdout.strip())["prompt"] == "x"
 
 
+def test_plain_http_webhook_needs_its_flag(broker: dict[str, str], store: JobStore) -> None:
+    arguments = ["submit", "x", "--webhook", "http://127.0.0.1:1/hook", "--json"]
+    refused = run(*arguments, **broker)
+    assert refused.returncode == 4
+    assert error_of(refused)["param"] == "webhook"
+    taken = run(*arguments, "--webhook-allow-http", "true", **broker)
+    assert document(store, json.loads(taken.stdout)["id"])["webhook"].startswith("http://")
+
+
 def test_result_of_a_finished_job_is_its_text(broker: dict[str, str], store: JobStore) -> None:
     job_id = run("submit", "x", **broker).stdout.strip()
     complete(store, job_id, "grüße\n")
@@ -184,6 +193,8 @@ def test_cancelled_job_stays_cancelled(broker: dict[str, str]) -> None:
         (["submit", "x", "--metadata", "no-value"], 2, "usage"),
         (["submit", "x", "--max-tokens", "many"], 2, "usage"),
         (["no-such-command"], 2, "usage"),
+        (["status", "--broker-url", "http://127.0.0.1/"], 8, "invalid_broker_url"),
+        (["submit", "x", "--broker-url", "redis-cluster://a"], 8, "invalid_broker_url"),
         (["status", "gen_unknown"], 5, "unknown_job"),
         (["result", "gen_unknown"], 5, "unknown_job"),
         (["cancel", "gen_unknown"], 5, "unknown_job"),

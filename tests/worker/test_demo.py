@@ -125,6 +125,6 @@ def test_interrupted_demo_leaves_nothing_running(folder: Path) -> None:
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 1
     assert processes_of(folder) == []

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ssl
+
 import pytest
 from pydantic import ValidationError
 
+from batchmill.worker.app_factory import create_app
 from batchmill.worker.settings import WorkerSettings
 
 
@@ -42,6 +45,36 @@ def test_two_workers_on_one_machine_have_two_names() -> None:
     assert WorkerSettings(worker_name="w@h").node_name == "w@h"
 
 
-def test_a_password_is_not_in_the_repr() -> None:
-    settings = WorkerSettings(broker_url="redis://:hidden@host:6379/0")
-    assert "hidden" not in repr(settings)
+def test_a_password_is_in_nothing_that_is_shown() -> None:
+    settings = WorkerSettings(broker_url="rediss://:hidden@host:6379/0")
+    app = create_app(settings)
+
+    shown = repr(settings) + str(app.conf.table(with_defaults=True, censored=True))
+    shown += app.connection_for_read().as_uri() + app.backend.as_uri()
+
+    assert "hidden" not in shown
+
+
+@pytest.mark.parametrize(
+    ("url", "read_url", "write_url"),
+    [
+        ("redis://host:6380/2", "batchmill://host:6380/2", "redis://host:6380/2"),
+        ("rediss://host/1", "batchmill://host/1", "rediss://host/1"),
+        ("unix:///run/x.sock?db=3", "batchmill+socket:///run/x.sock?virtual_host=3",
+         "redis+socket:///run/x.sock?virtual_host=3"),
+    ],
+)  # fmt: skip
+def test_only_consumers_take_our_transport(url: str, read_url: str, write_url: str) -> None:
+    app = create_app(WorkerSettings(broker_url=url))
+
+    assert app.conf.broker_read_url == read_url
+    assert app.conf.broker_write_url == write_url
+    assert app.connection_for_read().transport.driver_type == "redis"
+
+
+def test_an_encrypted_connection_checks_the_certificate() -> None:
+    plain = create_app(WorkerSettings(broker_url="rediss://host/1"))
+    asked = create_app(WorkerSettings(broker_url="rediss://host/1?ssl_cert_reqs=none"))
+
+    assert plain.connection_for_read().ssl == {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+    assert asked.connection_for_read().ssl == {"ssl_cert_reqs": ssl.CERT_NONE}

@@ -1,0 +1,168 @@
+"""Time each CPU kernel against its torch reference and against the machine's memory bandwidth.
+
+    python tests/bench/cpu_kernels.py [--layers 30] [--rounds 5] [--op NAME]
+
+Shapes are SmolLM2-135M's. Every layer has weights and a KV cache of its own, so that the last-level
+cache does not hold what a model's would not. The two sides alternate and medians are printed: on a
+machine with other work both columns grow, their ratio less so. `floor` is the time that reading the
+op's bytes once takes at the bandwidth measured at the start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from batchmill.kernels.linear import make_linear
+from batchmill.kernels.paged_attention import paged_attention
+from batchmill.kernels.paged_attention_plan import AttentionPlan
+from batchmill.kernels.rms_norm import add_rms_norm
+from batchmill.kernels.silu_and_mul import silu_and_mul
+
+HIDDEN, INNER, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE = 576, 1536, 9, 3, 64, 16
+DTYPE = torch.bfloat16
+MAX_CACHE_BYTES = 3 * 2**30  # fewer layers where all of them would not fit
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One line of the table: what to run per layer on each side, and the bytes it must read."""
+
+    name: str
+    num_layers: int
+    cpp: Callable[[], object]
+    reference: Callable[[], object]
+    num_bytes: int
+
+
+def attention_cases(max_layers: int) -> Iterator[Case]:
+    for num_seqs in (1, 8, 64):
+        for context in (64, 256, 1024, 2048):
+            name = f"decode B={num_seqs} ctx={context}"
+            yield attention_case(name, [1] * num_seqs, context, max_layers)
+    yield attention_case("prefill 512", [512], 512, max_layers)
+    yield attention_case("prefill 256 of 2048", [256], 2048, max_layers)
+
+
+def attention_case(name: str, query_lens: list[int], context: int, max_layers: int) -> Case:
+    num_seqs, blocks = len(query_lens), -(-context // BLOCK_SIZE)
+    shape = (num_seqs * blocks, BLOCK_SIZE, NUM_KV_HEADS, HEAD_DIM)
+    layer_bytes = 2 * 2 * shape[0] * BLOCK_SIZE * NUM_KV_HEADS * HEAD_DIM
+    num_layers = max(2, min(max_layers, MAX_CACHE_BYTES // layer_bytes))
+    caches = [
+        (torch.randn(shape).to(DTYPE), torch.randn(shape).to(DTYPE)) for _ in range(num_layers)
+    ]
+    tables = torch.randperm(shape[0]).to(torch.int32).view(num_seqs, blocks)
+    starts = torch.tensor([0, *query_lens]).cumsum(0).to(torch.int32)
+    seq_lens = torch.full((num_seqs,), context, dtype=torch.int32)
+    q = torch.randn(sum(query_lens), NUM_HEADS, HEAD_DIM).to(DTYPE)
+    plan = AttentionPlan(tables, starts, seq_lens, caches[0][0], window=None)
+
+    def run(backend: str) -> None:
+        for k_cache, v_cache in caches:
+            paged_attention(
+                q, k_cache, v_cache, tables, starts, seq_lens, 0.125, plan=plan, backend=backend
+            )
+
+    return Case(
+        name,
+        num_layers,
+        lambda: run("cpp"),
+        lambda: run("reference"),
+        2 * 2 * num_seqs * context * NUM_KV_HEADS * HEAD_DIM,
+    )
+
+
+def linear_cases(max_layers: int) -> Iterator[Case]:
+    sizes = {"qkv": (960, HIDDEN), "gate_up": (2 * INNER, HIDDEN), "down": (HIDDEN, INNER)}
+    for num_rows in (1, 8, 64, 512):
+        for name, (out_features, in_features) in sizes.items():
+            weights = [torch.randn(out_features, in_features).to(DTYPE) for _ in range(max_layers)]
+            x = torch.randn(num_rows, in_features).to(DTYPE)
+            packed = [make_linear(weight, backend="cpp") for weight in weights]
+            dense = [make_linear(weight, backend="reference") for weight in weights]
+            yield Case(
+                f"linear {name} M={num_rows}",
+                max_layers,
+                lambda packed=packed, x=x: [linear(x) for linear in packed],
+                lambda dense=dense, x=x: [linear(x) for linear in dense],
+                2 * out_features * in_features,
+            )
+
+
+def elementwise_cases(max_layers: int) -> Iterator[Case]:
+    for num_rows in (1, 64, 512):
+        x, residual = (torch.randn(num_rows, HIDDEN).to(DTYPE) for _ in range(2))
+        gate_up, weight = torch.randn(num_rows, 2 * INNER).to(DTYPE), torch.ones(HIDDEN).to(DTYPE)
+
+        def norm(backend: str, x: Tensor = x, r: Tensor = residual, w: Tensor = weight) -> None:
+            for _ in range(max_layers):
+                add_rms_norm(x, r, w, 1e-5, backend=backend)
+
+        def gate(backend: str, gate_up: Tensor = gate_up) -> None:
+            for _ in range(max_layers):
+                silu_and_mul(gate_up, backend=backend)
+
+        for name, run, width in (("add_rms_norm", norm, 4 * HIDDEN), ("silu", gate, 3 * INNER)):
+            yield Case(
+                f"{name} T={num_rows}",
+                max_layers,
+                lambda run=run: run("cpp"),
+                lambda run=run: run("reference"),
+                2 * num_rows * width,
+            )
+
+
+def read_bandwidth() -> float:
+    """Bytes a second that all threads read, the best of many samples."""
+    data = torch.ones(2**27)
+    return 2**29 / min(seconds(lambda: data.sum()) for _ in range(10))
+
+
+def seconds(run: Callable[[], object]) -> float:
+    started_at_s = time.perf_counter()
+    run()
+    return time.perf_counter() - started_at_s
+
+
+def main() -> None:
+    arguments = _arguments()
+    bandwidth = read_bandwidth()
+    print(f"{torch.get_num_threads()} threads, {bandwidth / 1e9:.1f} GB/s read, ms a layer")
+    print(f"{'op':28}{'cpp':>9}{'reference':>11}{'ratio':>7}{'floor':>9}{'of floor':>10}")
+    for make_cases in (attention_cases, linear_cases, elementwise_cases):
+        for case in make_cases(arguments.layers):
+            if arguments.op not in case.name:
+                continue
+            case.cpp()
+            case.reference()
+            rounds = [(seconds(case.cpp), seconds(case.reference)) for _ in range(arguments.rounds)]
+            cpp, reference = (
+                statistics.median(side) * 1e3 / case.num_layers
+                for side in zip(*rounds, strict=True)
+            )
+            floor = case.num_bytes / bandwidth * 1e3
+            print(
+                f"{case.name:28}{cpp:9.3f}{reference:11.3f}{reference / cpp:7.1f}{floor:9.3f}"
+                f"{floor / cpp:10.0%}",
+                flush=True,
+            )
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--layers", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--op", default="", help="only lines whose name contains this")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    main()

@@ -1,0 +1,43 @@
+"""Settings as flags, made only for the command that is asked for."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+#: The demo is a world of its own, with its own broker.
+_SET_BY_DEMO = frozenset(
+    {"broker_url", "worker_name", "served_model_name", "heartbeat_interval_s", "webhook_allow_http"}
+)
+
+
+def with_flags(name: str, command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command its settings as flags, where it is the one that is asked for.
+
+    The settings classes take 0.2 s to import, which `batchmill --help` need not wait for.
+
+    Args:
+        name: of the command, as it is typed.
+        command: the command without these flags.
+    """
+    is_completion = any(variable.endswith("_COMPLETE") for variable in os.environ)
+    if name not in sys.argv and not is_completion:
+        return command
+    from batchmill.producer.settings import ProducerSettings
+
+    from .cli_settings import with_settings
+    from .settings import WorkerSettings
+    from .webhook_settings import WebhookSettings
+
+    match name:
+        case "submit":
+            return with_settings(command, ProducerSettings)
+        case "deliver":
+            return with_settings(command, WebhookSettings)
+        case "up":
+            return with_settings(command, WorkerSettings, WebhookSettings)
+        case "demo":
+            return with_settings(command, WorkerSettings, hidden=_SET_BY_DEMO)
+        case _:
+            return with_settings(command, WorkerSettings)
