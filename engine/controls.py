@@ -147,7 +147,8 @@ class TokenCounts:
 
     def add_output(self, token_id: int) -> None:
         """Count one output token."""
-        self._counts[self._slot(token_id)] += 1
+        slot = self._slot(token_id)  # may exchange the arrays for larger ones
+        self._counts[slot] += 1
 
     def _slot(self, token_id: int) -> int:
         slot = self._slots.setdefault(token_id, len(self._slots))

@@ -9,10 +9,10 @@ from .block_pool import BlockPool
 from .config import EngineConfig
 from .errors import ConfigError, EngineError, RequestError
 from .fan_out import SampleGroup
-from .intake import Prompt, RequestIntake, ResumedTokens
+from .intake import Prompt, RequestIntake
 from .kv_cache import KVCache
 from .loading import LoadedModel, load_model
-from .outputs import FinishReason, RequestOutput
+from .outputs import FinishReason, RequestOutput, ResumedTokens
 from .request import Request
 from .runner import ModelRunner
 from .sampler import Sampler

@@ -11,6 +11,7 @@ from .detokenizer import Detokenizer
 from .errors import RequestError
 from .fan_out import sample_id, sample_seed
 from .loading import LoadedModel
+from .outputs import ResumedTokens
 from .request import Request, derive_seed
 from .sampling_params import SamplingParams
 from .scores import TokenScores
@@ -20,8 +21,6 @@ from .tracker import OutputText, RequestTracker
 
 #: A prompt: text, or the token ids that it is made of.
 Prompt = str | Sequence[int]
-#: Output tokens of an earlier run: one list, or one for each of several samples.
-ResumedTokens = Sequence[int] | Sequence[Sequence[int]]
 
 
 class RequestIntake:

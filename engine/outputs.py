@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from .scores import TokenScores
+
+#: Output tokens of an earlier run: one list, or one for each of several samples.
+ResumedTokens = Sequence[int] | Sequence[Sequence[int]]
 
 
 class FinishReason(enum.StrEnum):

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from batchmill.engine import SamplingParams
-from batchmill.engine.controls import RequestControls
+from batchmill.engine.controls import RequestControls, TokenCounts
 from batchmill.engine.logits_stage import LogitsStage
 from batchmill.engine.request import Request
 
@@ -230,6 +230,18 @@ def test_state_after_each_token_is_the_state_after_all_at_once(name: str) -> Non
             assert torch.equal(results[0], results[1])
             assert torch.equal(results[0], results[2])
             grown.output_token_ids.append(output[length]) if length < len(output) else None
+
+
+def test_counts_are_those_of_a_long_output_of_many_tokens() -> None:
+    draw = random.Random(0)
+    prompt = [draw.randrange(500) for _ in range(100)]
+    output = [draw.randrange(500) for _ in range(1000)]
+    counts = TokenCounts()
+    counts.add_prompt(prompt)
+    for token_id in output:
+        counts.add_output(token_id)
+    found = dict(zip(counts.token_ids.tolist(), counts.output_counts.tolist(), strict=True))
+    assert found == {token_id: output.count(token_id) for token_id in {*prompt, *output}}
 
 
 def test_greedy_rows_are_left_alone_by_what_thins_out_a_distribution() -> None:
