@@ -41,6 +41,7 @@ def random_logits(rows: int) -> torch.Tensor:
     return torch.randn(rows, VOCAB_SIZE, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.feature("temperature")
 def test_temperature_0_takes_the_likeliest_token() -> None:
     logits = random_logits(3)
     expected = logits.argmax(dim=-1).tolist()
@@ -66,6 +67,7 @@ def test_token_does_not_depend_on_the_rest_of_the_batch() -> None:
     assert together == alone[::-1]
 
 
+@pytest.mark.feature("seed")
 def test_same_position_draws_the_same_token_and_others_do_not() -> None:
     sampler = Sampler(VOCAB_SIZE)
     logits = torch.zeros(1, VOCAB_SIZE)
