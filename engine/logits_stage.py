@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .controls import RequestControls, TokenCounts
+from .dense_controls import is_empty, keep_masked, keep_min_p, keep_only, keep_typical
 from .request import Request
 from .sampling_params import SamplingParams
 from .structure import Structure, StructureMasks
@@ -54,17 +55,17 @@ class LogitsStage:
         if plan.biases:
             _add_biases(logits, plan.biases)
         if plan.structures:
-            _keep_masked(logits, [row for row, _ in plan.structures], self._masks.take())
+            keep_masked(logits, [row for row, _ in plan.structures], self._masks.take())
         for row, allowed in plan.allowed:
-            _keep_only(logits[row], allowed)
+            keep_only(logits[row], allowed)
         if plan.forbidding:
             _forbid(logits, plan.forbidding)
         for row, controls in plan.restricted:
-            controls.is_exhausted = bool(logits[row].amax() == -torch.inf)
-        if plan.min_p:
-            _apply_min_p(logits, plan.min_p)
-        if plan.typical_p:
-            _apply_typical_p(logits, plan.typical_p)
+            controls.is_exhausted = is_empty(logits[row])
+        for row, params in plan.min_p:
+            keep_min_p(logits[row], params.min_p, params.temperature)
+        for row, params in plan.typical_p:
+            keep_typical(logits[row], params.typical_p, params.temperature)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,72 +143,11 @@ def _add_biases(
     logits[index] += _on_device(np.concatenate([values for _, _, values in biases]), logits)
 
 
-def _keep_masked(logits: Tensor, rows: list[int], masks: NDArray[np.int32]) -> None:
-    """Forbid the tokens whose bit is not set in their row's mask."""
-    vocab_size = logits.shape[1]
-    if logits.device.type == "cpu":
-        # numpy unpacks bits ten times as fast as torch's operations on the CPU.
-        bits = np.unpackbits(masks.view(np.uint8), axis=1, count=vocab_size, bitorder="little")
-        for row, allowed in zip(rows, torch.from_numpy(bits), strict=True):
-            logits[row].masked_fill_(allowed == 0, -torch.inf)
-        return
-    words = torch.from_numpy(masks).to(logits.device)
-    shifts = torch.arange(32, dtype=torch.int32, device=logits.device)
-    allowed = ((words[:, :, None] >> shifts) & 1).flatten(1)[:, :vocab_size]
-    index = torch.tensor(rows, device=logits.device)
-    logits[index] = logits[index].masked_fill(allowed == 0, -torch.inf)
-
-
-def _keep_only(row: Tensor, allowed: NDArray[np.int64]) -> None:
-    token_ids = torch.from_numpy(allowed).to(row.device)
-    kept = row[token_ids]
-    row.fill_(-torch.inf)
-    row[token_ids] = kept
-
-
 def _forbid(logits: Tensor, forbidding: list[tuple[int, RequestControls]]) -> None:
     pairs = [(row, token_id) for row, each in forbidding for token_id in each.forbidden()]
     if pairs:
         rows, token_ids = np.array(pairs, dtype=np.int64).T
         logits[_index(logits, rows, token_ids)] = -torch.inf
-
-
-def _apply_min_p(logits: Tensor, rows: list[tuple[int, SamplingParams]]) -> None:
-    """Forbid tokens less probable than `min_p` times the likeliest, at the row's temperature.
-
-    Source: Nguyen et al. 2024, "Turning Up the Heat: Min-p Sampling", section 3.
-    """
-    index = torch.tensor([row for row, _ in rows], device=logits.device)
-    gaps = [params.temperature * np.log(params.min_p) for _, params in rows]
-    values = logits[index]
-    floors = values.amax(dim=-1, keepdim=True) + torch.tensor(
-        gaps, dtype=torch.float32, device=logits.device
-    ).unsqueeze(1)
-    logits[index] = values.masked_fill(values < floors, -torch.inf)
-
-
-def _apply_typical_p(logits: Tensor, rows: list[tuple[int, SamplingParams]]) -> None:
-    """Keep the tokens whose surprise is nearest to the entropy, until they reach `typical_p`.
-
-    Source: Meister et al. 2023, "Locally Typical Sampling", section 3.
-    """
-    index = torch.tensor([row for row, _ in rows], device=logits.device)
-    masses, temperatures = torch.tensor(
-        [(params.typical_p, params.temperature) for _, params in rows],
-        dtype=torch.float32,
-        device=logits.device,
-    ).T
-    values = logits[index]
-    log_probs = torch.log_softmax(values / temperatures[:, None], dim=-1)
-    probs = log_probs.exp()
-    # A forbidden token has probability 0, and 0 * -inf is not a number.
-    entropy = -(probs * log_probs.nan_to_num(neginf=0.0)).sum(dim=-1, keepdim=True)
-    distances = (-log_probs - entropy).abs()
-    distances, order = distances.sort(dim=-1)
-    reached = probs.gather(1, order).cumsum(dim=-1)
-    last = (reached < masses[:, None]).sum(dim=-1, keepdim=True).clamp(max=values.shape[1] - 1)
-    is_kept = (-log_probs - entropy).abs() <= distances.gather(1, last)
-    logits[index] = values.masked_fill(~is_kept, -torch.inf)
 
 
 def _index(

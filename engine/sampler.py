@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,8 +60,7 @@ class Sampler:
         if self._controls is None or requests != self._requests:
             self._requests = requests
             self._controls = _RowControls.gather(requests, logits.device)
-        # amax passes NaN on.
-        finite = torch.isfinite(logits.amax(dim=-1)).tolist()
+        finite = _have_finite_maximum(logits)
         scored = self._scored_rows(requests, finite)
         scorer = _scorer(logits, requests, scored)
         self._stage.apply(logits)
@@ -93,6 +93,14 @@ class Sampler:
             for row, request in enumerate(requests)
             if request.scores is not None and request.scores.wants_output and finite[row]
         ]
+
+
+def _have_finite_maximum(logits: Tensor) -> list[bool]:
+    """Per row; a maximum passes NaN on."""
+    if logits.device.type == "cpu":  # numpy, because torch's threads would spin after it
+        return [bool(finite) for finite in np.isfinite(logits.numpy().max(axis=-1))]
+    finite: list[bool] = torch.isfinite(logits.amax(dim=-1)).tolist()
+    return finite
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ def scale_logits(logits, temperature):
 def order_key(values):
     """Map float32 to uint32 so that the order stays: compare bits instead of numbers."""
     bits = values.to(tl.uint32, bitcast=True)
-    return tl.where(bits >> 31 == 1, ~bits, bits | 0x80000000)
+    return tl.where(bits >> 31 == 1, bits ^ 0xFFFFFFFF, bits | 0x80000000)
 
 
 @triton.jit

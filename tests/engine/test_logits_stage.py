@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
-from batchmill.engine import SamplingParams
+from batchmill.engine import SamplingParams, dense_controls
 from batchmill.engine.controls import RequestControls, TokenCounts
 from batchmill.engine.logits_stage import LogitsStage
 from batchmill.engine.request import Request
@@ -197,8 +198,13 @@ def check_batch(cases: list[tuple[dict[str, Any], Reference]], seed: int) -> Non
     "min_p",
     "typical_p",
 )
+@pytest.mark.parametrize("face", ["numpy", "torch"])
 @pytest.mark.parametrize("name", CASES)
-def test_control_equals_its_reference_and_leaves_other_rows_alone(name: str) -> None:
+def test_control_equals_its_reference_and_leaves_other_rows_alone(
+    name: str, face: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if face == "torch":  # as on a GPU
+        monkeypatch.setattr(dense_controls, "uses_numpy", lambda logits: False)
     for seed in range(20):
         check_batch(CASES[name], seed)
 
@@ -242,6 +248,49 @@ def test_counts_are_those_of_a_long_output_of_many_tokens() -> None:
         counts.add_output(token_id)
     found = dict(zip(counts.token_ids.tolist(), counts.output_counts.tolist(), strict=True))
     assert found == {token_id: output.count(token_id) for token_id in {*prompt, *output}}
+
+
+@pytest.mark.feature("typical_p", "min_p")
+@pytest.mark.parametrize("mass", [0.05, 0.5, 0.9, 0.999])
+def test_large_vocabularies_are_thinned_out_as_small_ones(mass: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for scale, temperature in ((0.1, 1.0), (3.0, 1.5), (8.0, 0.7)):
+        row = torch.randn(30_000, generator=generator) * scale
+        found = row.clone()
+        dense_controls.keep_typical(found, mass, temperature)
+        expected = after_temperature(temperature, TypicalLogitsWarper(mass))([1], [], row)
+        # Sums of so many numbers differ by rounding, and with them the last token or two.
+        num_different = int((found.isinf() != expected.isinf()).sum())
+        assert num_different <= 1 + int(expected.isfinite().sum()) // 500
+        found = row.clone()
+        dense_controls.keep_min_p(found, 1 - mass, temperature)
+        expected = after_temperature(temperature, MinPLogitsWarper(1 - mass))([1], [], row)
+        assert int((found.isinf() != expected.isinf()).sum()) <= 1
+
+
+def test_masks_forbid_every_token_whose_bit_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = random.Random(0)
+    allowed = [{draw.randrange(77) for _ in range(20)}, {0, 31, 32, 76}]
+    masks = np.zeros((2, 3), dtype=np.uint32)
+    for row, token_ids in enumerate(allowed):
+        for token_id in token_ids:
+            masks[row, token_id // 32] |= np.uint32(1 << (token_id % 32))
+    for face in ("numpy", "torch"):
+        if face == "torch":
+            monkeypatch.setattr(dense_controls, "uses_numpy", lambda logits: False)
+        logits = torch.zeros(4, 77)
+        dense_controls.keep_masked(logits, [1, 3], masks.view(np.int32))
+        for row, kept in ((1, allowed[0]), (3, allowed[1])):
+            assert set(logits[row].isfinite().nonzero()[:, 0].tolist()) == kept
+        assert torch.equal(logits[::2], torch.zeros(2, 77))
+
+
+@pytest.mark.parametrize("broken", [torch.nan, -torch.inf])
+def test_row_that_is_no_distribution_is_left_to_the_sampler(broken: float) -> None:
+    row = torch.full((50,), broken)
+    dense_controls.keep_typical(row, 0.5, 1.0)
+    dense_controls.keep_min_p(row, 0.5, 1.0)
+    assert not row.isfinite().any()
 
 
 def test_greedy_rows_are_left_alone_by_what_thins_out_a_distribution() -> None:
