@@ -6,11 +6,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    AliasChoices,
     AwareDatetime,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     model_validator,
 )
@@ -18,29 +16,9 @@ from pydantic_core import PydanticCustomError
 
 from . import keys
 from . import parameters as limits
+from .controls import SamplingControls
+from .strictness import STRICT, Text, encoded
 from .webhook_target import split_url
-
-_CONFIG = ConfigDict(
-    strict=True,
-    extra="forbid",
-    frozen=True,
-    allow_inf_nan=False,
-    # A prompt must not end up in a log because something else in the job was wrong.
-    hide_input_in_errors=True,
-)
-
-
-def _encoded(text: str) -> str:
-    """Refuse what UTF-8 cannot hold: pydantic lets lone surrogates through."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("holds a lone surrogate, which UTF-8 cannot encode") from None
-    return text
-
-
-Text = Annotated[str, AfterValidator(_encoded)]
-TokenId = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 def _check_webhook(url: str) -> str:
@@ -81,7 +59,7 @@ def _check_metadata(metadata: dict[str, str]) -> dict[str, str]:
 def _check_prompt(prompt: Any) -> Any:
     """Check a prompt by hand: errors of a union would name both of its kinds."""
     if isinstance(prompt, str):
-        num_bytes = len(_encoded(prompt).encode())
+        num_bytes = len(encoded(prompt).encode())
         if num_bytes > limits.MAX_PROMPT_BYTES:
             raise ValueError(
                 f"has {num_bytes} bytes, the limit is {limits.MAX_PROMPT_BYTES}; shorten it"
@@ -100,19 +78,8 @@ def _check_prompt(prompt: Any) -> Any:
     return prompt
 
 
-def _one_or_many(stop: Any) -> Any:
-    return [stop] if isinstance(stop, str) else stop
-
-
-def _no_top_k(top_k: Any) -> Any:
-    return 0 if type(top_k) is int and top_k == -1 else top_k
-
-
-StopString = Annotated[
-    str, Field(min_length=1, max_length=limits.MAX_STOP_CHARS), AfterValidator(_encoded)
-]
 MetadataKey = Annotated[
-    str, Field(min_length=1, max_length=limits.MAX_METADATA_KEY_CHARS), AfterValidator(_encoded)
+    str, Field(min_length=1, max_length=limits.MAX_METADATA_KEY_CHARS), AfterValidator(encoded)
 ]
 
 
@@ -123,14 +90,14 @@ _END_EVENTS: tuple[EventName, ...] = ("completed", "failed", "cancelled", "expir
 class Message(BaseModel):
     """One message of a chat."""
 
-    model_config = _CONFIG
+    model_config = STRICT
 
     role: Literal["system", "user", "assistant"]
     #: Text only.
     content: Text = Field(repr=False)
 
 
-class GenerationJob(BaseModel):
+class GenerationJob(SamplingControls):
     """What to generate, and how to hand it over. Unknown fields are errors.
 
     Exactly one of ``prompt`` and ``messages`` is given. Names are those of vLLM and OpenAI; the
@@ -140,8 +107,6 @@ class GenerationJob(BaseModel):
     Raises:
         pydantic.ValidationError: a field is wrong; ``Client.submit`` turns it into ``JobRejected``.
     """
-
-    model_config = _CONFIG
 
     #: Served name; None takes the client's default.
     model: Annotated[str, AfterValidator(_check_model)] | None = None
@@ -153,41 +118,6 @@ class GenerationJob(BaseModel):
     messages: (
         Annotated[list[Message], Field(min_length=1, max_length=limits.MAX_MESSAGES)] | None
     ) = Field(default=None, repr=False)
-
-    #: Most tokens to generate.
-    max_tokens: int = Field(
-        default=256,
-        ge=1,
-        validation_alias=AliasChoices(
-            "max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens"
-        ),
-    )
-    #: 0 takes the likeliest token (greedy); 1 samples the model's own distribution.
-    temperature: float = Field(default=1.0, ge=0, le=100)
-    #: Keep the likeliest tokens that together reach this probability; 1 keeps all.
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    #: Keep that many of the likeliest tokens; 0 (or -1) keeps all.
-    top_k: Annotated[int, BeforeValidator(_no_top_k), Field(ge=0, lt=2**31)] = 0
-    #: Fixes the random draws. Drawn at submit where absent, so that a job that has to start again
-    #: goes on with the same draws.
-    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
-    #: Strings that end generation. The text ends before the first of them.
-    stop: Annotated[
-        list[StopString], BeforeValidator(_one_or_many), Field(max_length=limits.MAX_STOP_STRINGS)
-    ] = Field(
-        default_factory=list,
-        validation_alias=AliasChoices("stop", "stop_strings", "stop_sequences"),
-    )
-    #: Tokens that end generation, besides the model's own end-of-text tokens.
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=limits.MAX_STOP_TOKEN_IDS)] = Field(
-        default_factory=list
-    )
-    #: Go on after an end-of-text token (for benchmarks).
-    ignore_eos: bool = False
-    #: Keep what ended generation in the text.
-    include_stop_str_in_output: bool = False
-    #: Leave special tokens out of the text.
-    skip_special_tokens: bool = True
 
     priority: Literal["high", "normal", "low"] = "normal"
     #: Receives a signed POST when the job ends. https, unless the operator allows http.

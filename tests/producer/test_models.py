@@ -180,7 +180,7 @@ def test_a_known_parameter_that_asks_for_nothing_is_accepted(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("logprobs", 0), ("n", True), ("logprobs", True), ("n", 2)]
+    ("name", "value"), [("stream", 0), ("best_of", True), ("stream", True), ("num_beams", 2)]
 )
 def test_a_value_is_not_taken_for_another_of_equal_worth(name: str, value: Any) -> None:
     assert refused(**{name: value}).code == "unsupported_parameter"

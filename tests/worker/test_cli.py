@@ -191,7 +191,7 @@ def test_cancelled_job_stays_cancelled(broker: dict[str, str]) -> None:
     ("arguments", "exit_code", "code"),
     [
         (["submit", "x", "--max-tokens", "0"], 4, "invalid_request"),
-        (["submit", "x", "--param", "n=2"], 4, "unsupported_parameter"),
+        (["submit", "x", "--param", "num_beams=2"], 4, "unsupported_parameter"),
         (["submit", "x", "--param", "no_such_field=1"], 4, "invalid_request"),
         (["submit", "x", "--messages", "[]"], 2, "usage"),
         (["submit", "--messages", "not json"], 2, "usage"),
