@@ -12,7 +12,7 @@ from .async_store import AsyncJobStore
 from .async_waiting import wait_until_ended
 from .batching import Batch, JobLike, OnRejected, as_job
 from .broker_url import find_broker
-from .outcomes import accepted_id, broker_errors, result_of, unknown
+from .outcomes import accepted_id, broker_errors, unknown
 from .results import JobResult, JobStatus
 from .settings import ProducerSettings
 from .submission import prepare
@@ -113,11 +113,8 @@ class AsyncClient:
         """As ``Client.result``."""
         with broker_errors(self._url):
             await wait_until_ended(self._store, job_id, timeout_s)
-            record = await self._store.load(job_id)
-            if record is None:
-                raise unknown(job_id)
-            token_ids = await self._store.read_tokens(job_id)
-        return result_of(record, token_ids)
+            ended = (await self._store.load_ends([job_id]))[0]
+        return ended.result()
 
     async def cancel(self, job_id: str) -> CancelAnswer:
         """As ``Client.cancel``."""

@@ -9,7 +9,7 @@ from typing import Any, Self
 from .answers import CancelAnswer, CancelStatus
 from .batching import Batch, JobLike, OnRejected, as_job
 from .broker_url import find_broker
-from .outcomes import accepted_id, broker_errors, result_of, unknown
+from .outcomes import accepted_id, broker_errors, unknown
 from .results import JobResult, JobStatus
 from .settings import ProducerSettings
 from .store import JobStore
@@ -156,11 +156,8 @@ class Client:
         """
         with broker_errors(self._url):
             wait_until_ended(self._store, job_id, timeout_s)
-            record = self._store.load(job_id)
-            if record is None:
-                raise unknown(job_id)
-            token_ids = self._store.read_tokens(job_id)
-        return result_of(record, token_ids)
+            ended = self._store.load_ends([job_id])[0]
+        return ended.result()
 
     def cancel(self, job_id: str) -> CancelAnswer:
         """Cancel a job: at once where it waits, at its next checkpoint where it runs.

@@ -14,6 +14,7 @@
     ├── ResultTimeout             the job has not ended yet; it goes on
     ├── UnknownJob                never submitted, or its time to live has run out
     ├── BrokerUnavailable         no broker address, or no answer there
+    ├── BulkFileError             a file of a bulk run cannot be used
     └── SignatureError            a webhook that must not be trusted
 """
 
@@ -118,6 +119,10 @@ class UnknownJob(BatchmillError, LookupError):
 
 class BrokerUnavailable(BatchmillError, ConnectionError):
     """There is no broker address, or nothing answers there."""
+
+
+class BulkFileError(BatchmillError):
+    """A file of a bulk run is missing, wrong, in use, or does not belong to the run."""
 
 
 class SignatureError(BatchmillError):

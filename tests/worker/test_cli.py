@@ -26,6 +26,7 @@ COMMANDS = (
     ["submit"],
     ["result"],
     ["cancel"],
+    ["bulk"],
     ["status"],
     ["doctor"],
     ["dead-letters", "list"],
