@@ -1,7 +1,7 @@
 # The GPU or CPU worker: Celery, torch and the engine. Build from the repository root:
 #   docker build -f compose/worker.Dockerfile -t batchmill-worker .
 # CUDA is the default (torch's Linux wheels carry their CUDA libraries). For a machine without a GPU, a smaller image:
-#   --build-arg TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
+#   --build-arg TORCH_INDEX_URL=<PyTorch's index of CPU wheels; its installation page names it>
 ARG PYTHON_IMAGE=python:3.12-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build

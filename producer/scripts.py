@@ -14,6 +14,7 @@ SCRIPT_NAMES = (
     "dead_letter_add",
     "outbox_claim",
     "outbox_redeliver",
+    "outbox_set_body",
     "outbox_settle",
     "release",
     "renew",

@@ -211,10 +211,7 @@ class JobStore:
 
     def outbox_set_body_once(self, event_id: str, body: bytes) -> bytes:
         """Store an event's body unless it has one; return the stored one, which all tries send."""
-        with self.client.pipeline(transaction=True) as pipeline:
-            pipeline.hsetnx(keys.event(event_id), "body", cast(Any, body))
-            pipeline.hget(keys.event(event_id), "body")
-            return cast(bytes, pipeline.execute()[1])
+        return self.run(Call("outbox_set_body", (event_id, body), bytes))
 
     def outbox_settle(
         self,

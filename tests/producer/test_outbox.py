@@ -126,3 +126,5 @@ def test_an_event_deleted_by_hand_does_not_stop_the_outbox(ended: Any) -> None:
     ended.redis.zadd(keys.OUTBOX, {"ghost": 0})
     assert [entry.event_id for entry in take(ended)] == ["evt_j_cancelled"]
     assert ended.redis.zscore(keys.OUTBOX, "ghost") is None
+    assert ended.store.outbox_set_body_once("ghost", b"x") == b"x"
+    assert not ended.redis.exists(keys.event("ghost"))

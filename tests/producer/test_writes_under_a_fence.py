@@ -329,6 +329,7 @@ def test_work_under_way_goes_on_when_redis_is_full(bench: Any) -> None:
     assert bench.store.cancel("k").status is CancelStatus.CANCELLING
     assert complete(bench, position=1, token_ids=[2], result='{"text":"x"}') == "OK"
     [entry] = bench.store.outbox_claim(owner="d", limit=9, lease_ms=9)
+    assert bench.store.outbox_set_body_once(entry.event_id, b"{}") == b"{}"
     settled = bench.store.outbox_settle(
         entry.event_id, fence=entry.fence, outcome=DeliveryOutcome.DELIVERED
     )
