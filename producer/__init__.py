@@ -3,9 +3,11 @@
 from .answers import CancelAnswer, CancelStatus, JobState
 from .async_client import AsyncClient, AsyncJob
 from .client import Client, Job
+from .ended import EndedJob
 from .errors import (
     BatchmillError,
     BrokerUnavailable,
+    BulkFileError,
     IdempotencyConflict,
     JobCancelled,
     JobExpired,
@@ -28,9 +30,11 @@ __all__ = [
     "AsyncJob",
     "BatchmillError",
     "BrokerUnavailable",
+    "BulkFileError",
     "CancelAnswer",
     "CancelStatus",
     "Client",
+    "EndedJob",
     "GenerationJob",
     "IdempotencyConflict",
     "Job",

@@ -8,10 +8,13 @@ from typing import Any, Self
 
 from . import calls
 from .answers import CancelAnswer, CancelStatus
+from .async_end_watch import AsyncEndWatch
 from .async_store import AsyncJobStore
 from .async_waiting import wait_until_ended
-from .batching import Batch, JobLike, OnRejected, as_job
+from .batching import MAX_BATCH_JOBS, Batch, JobLike, OnRejected, as_job
 from .broker_url import find_broker
+from .end_watch import TimeBudget
+from .ended import MAX_READ_AT_ONCE, EndedJob, chunks
 from .outcomes import accepted_id, broker_errors, unknown
 from .results import JobResult, JobStatus
 from .settings import ProducerSettings
@@ -115,6 +118,33 @@ class AsyncClient:
             await wait_until_ended(self._store, job_id, timeout_s)
             ended = (await self._store.load_ends([job_id]))[0]
         return ended.result()
+
+    async def as_completed(
+        self, jobs: Iterable[AsyncJob | str], *, timeout_s: float | None = None
+    ) -> AsyncIterator[EndedJob]:
+        """As ``Client.as_completed``."""
+        budget = TimeBudget(timeout_s)
+        watch = AsyncEndWatch(self._store)
+        watch.add(job if isinstance(job, str) else job.id for job in jobs)
+        try:
+            with broker_errors(self._url):
+                while len(watch):
+                    ended = await watch.next_ended(budget.next_wait_s(len(watch)))
+                    for some in chunks(ended, MAX_READ_AT_ONCE):
+                        for end in await self._store.load_ends(some):
+                            yield end
+        finally:
+            await watch.close()
+
+    async def cancel_many(self, jobs: Iterable[AsyncJob | str]) -> dict[str, CancelAnswer]:
+        """As ``Client.cancel_many``."""
+        ids = list(dict.fromkeys(job if isinstance(job, str) else job.id for job in jobs))
+        answers: dict[str, CancelAnswer] = {}
+        with broker_errors(self._url):
+            for some in chunks(ids, MAX_BATCH_JOBS):
+                batch = [calls.cancel(job_id) for job_id in some]
+                answers |= zip(some, await self._store.run_all(batch), strict=True)
+        return answers
 
     async def cancel(self, job_id: str) -> CancelAnswer:
         """As ``Client.cancel``."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
+from . import calls
 from .answers import CancelAnswer, CancelStatus
-from .batching import Batch, JobLike, OnRejected, as_job
+from .batching import MAX_BATCH_JOBS, Batch, JobLike, OnRejected, as_job
 from .broker_url import find_broker
+from .end_watch import EndWatch, TimeBudget
+from .ended import MAX_READ_AT_ONCE, EndedJob, chunks
 from .outcomes import accepted_id, broker_errors, unknown
 from .results import JobResult, JobStatus
 from .settings import ProducerSettings
@@ -158,6 +162,48 @@ class Client:
             wait_until_ended(self._store, job_id, timeout_s)
             ended = self._store.load_ends([job_id])[0]
         return ended.result()
+
+    def as_completed(
+        self, jobs: Iterable[Job | str], *, timeout_s: float | None = None
+    ) -> Iterator[EndedJob]:
+        """Yield jobs as they end, in the order in which they do, each once.
+
+        All are watched over one connection, thousands as well as one. A job that ended without a
+        completion is yielded like the others: its ``result()`` raises.
+
+        Args:
+            jobs: handles or ids; an id that is given twice is yielded once.
+            timeout_s: how long to wait for all of them together; None waits as long as it takes.
+
+        Raises:
+            ResultTimeout: some have not ended; they go on.
+            BrokerUnavailable: no answer from the broker for half a minute.
+        """
+        budget = TimeBudget(timeout_s)
+        watch = EndWatch(self._store)
+        watch.add(job if isinstance(job, str) else job.id for job in jobs)
+        with broker_errors(self._url), contextlib.closing(watch):
+            while len(watch):
+                ended = watch.next_ended(budget.next_wait_s(len(watch)))
+                for some in chunks(ended, MAX_READ_AT_ONCE):
+                    yield from self._store.load_ends(some)
+
+    def cancel_many(self, jobs: Iterable[Job | str]) -> dict[str, CancelAnswer]:
+        """Cancel jobs in few round trips.
+
+        Returns:
+            What was done, by job id; an unknown job has the status UNKNOWN.
+
+        Raises:
+            BrokerUnavailable: no answer from the broker; cancelling again does no harm.
+        """
+        ids = list(dict.fromkeys(job if isinstance(job, str) else job.id for job in jobs))
+        answers: dict[str, CancelAnswer] = {}
+        with broker_errors(self._url):
+            for some in chunks(ids, MAX_BATCH_JOBS):
+                batch = [calls.cancel(job_id) for job_id in some]
+                answers |= zip(some, self._store.run_all(batch), strict=True)
+        return answers
 
     def cancel(self, job_id: str) -> CancelAnswer:
         """Cancel a job: at once where it waits, at its next checkpoint where it runs.

@@ -17,13 +17,14 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from . import keys
 from .answers import JobState
 from .ended import chunks
+from .errors import ResultTimeout
 from .store import JobStore
 from .waiting import CONNECTION_ERRORS, OUTAGE_LIMIT_S, POLL_INTERVAL_S
 
 #: Channels in one SUBSCRIBE, and records looked at in one round trip.
 MAX_AT_ONCE = 500
 #: Time for the broker to confirm a subscription.
-_CONFIRM_LIMIT_S = 10.0
+CONFIRM_LIMIT_S = 10.0
 _RECONNECT_PAUSE_S = 0.1
 _CHANNEL_PREFIX = len(keys.channel(""))
 
@@ -103,6 +104,32 @@ class Outage:
         return _RECONNECT_PAUSE_S
 
 
+class TimeBudget:
+    """How long a caller waits for a number of jobs."""
+
+    def __init__(self, timeout_s: float | None) -> None:
+        self._timeout_s = timeout_s
+        self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        self._has_looked = False
+
+    def next_wait_s(self, num_pending: int) -> float:
+        """Return the seconds to wait at most; the first look is always granted.
+
+        Raises:
+            ResultTimeout: the time is over.
+        """
+        if self._deadline is None:
+            return POLL_INTERVAL_S
+        left_s = self._deadline - time.monotonic()
+        if left_s <= 0 and self._has_looked:
+            raise ResultTimeout(
+                f"{num_pending} jobs have not ended after {self._timeout_s} s; they go on: "
+                "wait again, or cancel them"
+            )
+        self._has_looked = True
+        return min(POLL_INTERVAL_S, max(0.0, left_s))
+
+
 class EndWatch:
     """Owns one connection, and tells of each job once. Not for several threads."""
 
@@ -156,7 +183,7 @@ class EndWatch:
                 self._pubsub = self._store.client.pubsub()  # type: ignore[no-untyped-call]
             self._pubsub.subscribe(*map(keys.channel, job_ids))
             missing = set(job_ids)
-            deadline = time.monotonic() + _CONFIRM_LIMIT_S
+            deadline = time.monotonic() + CONFIRM_LIMIT_S
             while missing:
                 if time.monotonic() > deadline:
                     raise RedisTimeoutError("the broker confirms no subscription")
