@@ -14,6 +14,7 @@ from .errors import (
     JobFailed,
     JobRejected,
     JobUnfinished,
+    OutputRestarted,
     QueueFull,
     ResultTimeout,
     SignatureError,
@@ -23,6 +24,7 @@ from .errors import (
 from .models import GenerationJob, Message
 from .results import JobError, JobResult, JobStatus, Metrics, Usage
 from .settings import ProducerSettings
+from .streaming import StreamPiece, StreamPosition
 from .webhook import WebhookEvent, new_secret, verify_webhook
 
 __all__ = [
@@ -49,10 +51,13 @@ __all__ = [
     "JobUnfinished",
     "Message",
     "Metrics",
+    "OutputRestarted",
     "ProducerSettings",
     "QueueFull",
     "ResultTimeout",
     "SignatureError",
+    "StreamPiece",
+    "StreamPosition",
     "UnknownJob",
     "UnsupportedParameter",
     "Usage",

@@ -18,6 +18,8 @@ from .ended import MAX_READ_AT_ONCE, EndedJob, chunks
 from .outcomes import accepted_id, broker_errors, unknown
 from .results import JobResult, JobStatus
 from .settings import ProducerSettings
+from .stream_watch import follow_async
+from .streaming import StreamPiece, StreamPosition
 from .submission import prepare
 
 
@@ -40,6 +42,12 @@ class AsyncJob:
     async def result(self, timeout_s: float | None = None) -> JobResult:
         """As ``Client.result``."""
         return await self._client.result(self.id, timeout_s)
+
+    def stream(
+        self, position: StreamPosition | None = None, *, timeout_s: float | None = None
+    ) -> AsyncIterator[StreamPiece]:
+        """As ``AsyncClient.stream``."""
+        return self._client.stream(self.id, position, timeout_s=timeout_s)
 
     async def cancel(self) -> CancelAnswer:
         """As ``Client.cancel``."""
@@ -135,6 +143,18 @@ class AsyncClient:
                             yield end
         finally:
             await watch.close()
+
+    async def stream(
+        self,
+        job_id: str,
+        position: StreamPosition | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> AsyncIterator[StreamPiece]:
+        """As ``Client.stream``."""
+        with broker_errors(self._url):
+            async for piece in follow_async(self._store, job_id, position, timeout_s):
+                yield piece
 
     async def cancel_many(self, jobs: Iterable[AsyncJob | str]) -> dict[str, CancelAnswer]:
         """As ``Client.cancel_many``."""

@@ -15,6 +15,7 @@ from .connection import connect_async
 from .ended import MAX_READ_AT_ONCE, EndedJob, chunks, queue_end_reads, read_ends
 from .records import read_job, read_state
 from .scripts import SCRIPT_NAMES, script_source
+from .streaming import StreamPosition, queue_stream_read
 
 Answer = TypeVar("Answer")
 
@@ -75,6 +76,12 @@ class AsyncJobStore:
                 queue_end_reads(pipeline, some)
                 ends += read_ends(some, await pipeline.execute())
         return ends
+
+    async def read_stream(self, job_id: str, position: StreamPosition) -> list[Any]:
+        """As ``JobStore.read_stream``."""
+        async with self.client.pipeline(transaction=True) as pipeline:
+            queue_stream_read(pipeline, job_id, position)
+            return await pipeline.execute()
 
     async def num_tokens(self, job_id: str) -> int:
         """Return how many generated tokens are stored."""

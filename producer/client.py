@@ -17,6 +17,8 @@ from .outcomes import accepted_id, broker_errors, unknown
 from .results import JobResult, JobStatus
 from .settings import ProducerSettings
 from .store import JobStore
+from .stream_watch import follow
+from .streaming import StreamPiece, StreamPosition
 from .submission import prepare
 from .waiting import wait_until_ended
 
@@ -40,6 +42,12 @@ class Job:
     def result(self, timeout_s: float | None = None) -> JobResult:
         """As ``Client.result``."""
         return self._client.result(self.id, timeout_s)
+
+    def stream(
+        self, position: StreamPosition | None = None, *, timeout_s: float | None = None
+    ) -> Iterator[StreamPiece]:
+        """As ``Client.stream``."""
+        return self._client.stream(self.id, position, timeout_s=timeout_s)
 
     def cancel(self) -> CancelAnswer:
         """As ``Client.cancel``."""
@@ -187,6 +195,32 @@ class Client:
                 ended = watch.next_ended(budget.next_wait_s(len(watch)))
                 for some in chunks(ended, MAX_READ_AT_ONCE):
                     yield from self._store.load_ends(some)
+
+    def stream(
+        self,
+        job_id: str,
+        position: StreamPosition | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> Iterator[StreamPiece]:
+        """Yield a job's output, text and token ids, as it is checkpointed, until it has ended.
+
+        A worker that dies changes nothing here: the next one goes on where the last checkpoint was.
+
+        Args:
+            job_id: the job.
+            position: of the last piece that was read, to go on after it; None begins at the start.
+            timeout_s: how long to wait for the end; None waits as long as it takes.
+
+        Raises:
+            JobFailed, JobCancelled, JobExpired: after the last piece, where there is no completion.
+            OutputRestarted: a worker with another model started it over.
+            ResultTimeout: it has not ended; it goes on.
+            UnknownJob: there is none of this id.
+            BrokerUnavailable: no answer from the broker for half a minute.
+        """
+        with broker_errors(self._url):
+            yield from follow(self._store, job_id, position, timeout_s)
 
     def cancel_many(self, jobs: Iterable[Job | str]) -> dict[str, CancelAnswer]:
         """Cancel jobs in few round trips.

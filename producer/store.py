@@ -38,6 +38,7 @@ from .connection import connect
 from .ended import MAX_READ_AT_ONCE, EndedJob, chunks, queue_end_reads, read_ends
 from .records import read_dead_letter, read_job, read_state, read_worker, write_worker
 from .scripts import SCRIPT_NAMES, script_source
+from .streaming import StreamPosition, queue_stream_read
 
 Answer = TypeVar("Answer")
 
@@ -126,6 +127,12 @@ class JobStore:
         """Return the generated token ids from index ``start`` on."""
         data = self.client.getrange(keys.tokens(job_id), start * 4, -1)
         return calls.decode_tokens(cast(bytes, data))
+
+    def read_stream(self, job_id: str, position: StreamPosition) -> list[Any]:
+        """Return the replies that ``StreamReader.take`` reads: one moment of the record."""
+        with self.client.pipeline(transaction=True) as pipeline:
+            queue_stream_read(pipeline, job_id, position)
+            return pipeline.execute()
 
     def num_tokens(self, job_id: str) -> int:
         """Return how many generated tokens are stored."""

@@ -20,6 +20,7 @@ _SUBMIT_EPILOG = (
     '  batchmill submit "Once" --param top_k=40 --param \'stop=["\\n\\n", "END"]\''
 )
 _RESULT_EPILOG = "Examples:\n\n  batchmill result gen_…\n\n  batchmill result gen_… --timeout-s 60"
+_STREAM_EPILOG = "Examples:\n\n  batchmill stream gen_…\n\n  batchmill stream gen_… --json"
 _CANCEL_EPILOG = "Example:\n\n  batchmill cancel gen_…"
 
 
@@ -61,6 +62,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command("submit", epilog=_SUBMIT_EPILOG)(with_flags("submit", submit))
     app.command("result", epilog=_RESULT_EPILOG)(result)
+    app.command("stream", epilog=_STREAM_EPILOG)(stream)
     app.command("cancel", epilog=_CANCEL_EPILOG)(cancel)
 
 
@@ -137,6 +139,26 @@ def result(
 
     with Client(resolve_broker(broker_url)) as client:
         _print_result(client.job(job_id).result(timeout_s=timeout_s), as_json=as_json)
+
+
+def stream(
+    job_id: Annotated[str, typer.Argument(help="The job.")],
+    timeout_s: _Timeout = None,
+    broker_url: BrokerUrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print a job's text as it is generated; with --json a line for each piece."""
+    from batchmill.producer import Client
+
+    with Client(resolve_broker(broker_url)) as client:
+        for piece in client.stream(job_id, timeout_s=timeout_s):
+            if as_json:
+                print_json({"text": piece.text, "token_ids": piece.token_ids})
+            else:
+                sys.stdout.write(piece.text)
+                sys.stdout.flush()
+    if not as_json:
+        print()
 
 
 def cancel(

@@ -26,6 +26,7 @@ COMMANDS = (
     ["submit"],
     ["result"],
     ["cancel"],
+    ["stream"],
     ["bulk"],
     ["status"],
     ["doctor"],
