@@ -96,6 +96,11 @@ class TokenWrite:
     #: Index of the first token, counted from the start of the output.
     position: int
     token_ids: Sequence[int]
+    #: Text that these tokens made certain, UTF-8, for those who read along; written by
+    #: ``checkpoint`` only.
+    text: bytes = b""
+    #: Byte of the output's text that ``text`` begins at.
+    text_position: int = 0
 
 
 class WriteStatus(StrEnum):

@@ -167,6 +167,7 @@ def checkpoint(writes: Sequence[TokenWrite], lease_ms: int) -> Call[list[WriteSt
     args: list[Argument] = [lease_ms]
     for write in writes:
         args += (write.job_id, write.fence, write.position, encode_tokens(write.token_ids))
+        args += (write.text_position, write.text)
     return Call("checkpoint", args, _read_writes)
 
 

@@ -1,4 +1,5 @@
--- ARGV: lease_ms, then for each job: id, fence, position (tokens), token bytes.
+-- ARGV: lease_ms, then for each job: id, fence, position (tokens), token bytes, text position
+-- (bytes), text.
 -- Answers a status for each job.
 write_even_when_full()
 local lease_ms, now = tonumber(ARGV[1]), now_ms()
@@ -17,7 +18,7 @@ local function tell_output(id, num_tokens)
     'output_due_ms', now + OUTPUT_EVENT_MS)
 end
 
-for i = 2, #ARGV, 4 do
+for i = 2, #ARGV, 6 do
   local id, fence, position = ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])
   local job = load_lease(id)
   local answer = 'OK'
@@ -26,6 +27,7 @@ for i = 2, #ARGV, 4 do
   elseif not append_tokens(id, position * 4, ARGV[i + 3]) then
     answer = 'GAP'
   else
+    append_text(id, tonumber(ARGV[i + 4]), ARGV[i + 5])
     redis.call('ZADD', LEASES, now + lease_ms, id)
     local num_tokens = redis.call('STRLEN', tokens_key(id)) / 4
     redis.call('PUBLISH', channel(id), '{"tokens":' .. num_tokens .. '}')

@@ -47,6 +47,7 @@ if known[1] and known[1] ~= identity and redis.call('DEL', tokens_key(id)) == 1 
   -- Tells readers of the stream that it starts over.
   redis.call('HINCRBY', job_key(id), 'restarts', 1)
   redis.call('HDEL', job_key(id), 'output_told')
+  redis.call('DEL', text_key(id))
 end
 redis.call('PUBLISH', channel(id), '{"state":"in_progress"}')
 return claimed(fence, attempts, alone, job.deadline_at_ms, now)

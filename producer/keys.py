@@ -79,6 +79,11 @@ def tokens(job_id: str) -> str:
     return f"{PREFIX}tokens:{job_id}"
 
 
+def text(job_id: str) -> str:
+    """Key of the certain text of a job that runs (string, UTF-8)."""
+    return f"{PREFIX}text:{job_id}"
+
+
 def queued(queue: str) -> str:
     """Key of the index of one queue's waiting jobs (zset)."""
     return f"{PREFIX}queued:{queue}"

@@ -24,6 +24,7 @@ local TERMINAL = { completed = true, failed = true, cancelled = true, expired = 
 
 local function job_key(id) return 'batchmill:job:' .. id end
 local function tokens_key(id) return 'batchmill:tokens:' .. id end
+local function text_key(id) return 'batchmill:text:' .. id end
 local function queued_key(queue) return 'batchmill:queued:' .. queue end
 local function idempotency_key(key) return 'batchmill:idempotency:' .. key end
 local function event_key(id) return 'batchmill:event:' .. id end
@@ -189,6 +190,11 @@ local function finish(id, job, state, result, error_text, now)
   if wants_event(job, state) then add_event(id, job, state, '', '', now) end
   redis.call('PEXPIRE', job_key(id), job.result_ttl_ms)
   redis.call('PEXPIRE', tokens_key(id), job.result_ttl_ms)
+  if result ~= '' then
+    redis.call('DEL', text_key(id)) -- the result holds all of it
+  else
+    redis.call('PEXPIRE', text_key(id), job.result_ttl_ms)
+  end
   if job.idempotency_key then
     redis.call('PEXPIRE', idempotency_key(job.idempotency_key), job.result_ttl_ms)
   end
@@ -237,6 +243,18 @@ local function put_back(id, job, cause, now)
   if job.deadline_at_ms then redis.call('ZADD', DEADLINES, job.deadline_at_ms, id) end
   announce(id, job.queue, true, now)
   return 'REQUEUED'
+end
+
+-- Append text at a position (in bytes). Text that does not connect to, or disagrees with, what is
+-- stored is left out: readers get it with the result, and never anything that has to be taken back.
+local function append_text(id, position, text)
+  local key = text_key(id)
+  local stored = redis.call('STRLEN', key)
+  if stored < position or stored >= position + #text then return end
+  local overlap = ''
+  if stored > position then overlap = redis.call('GETRANGE', key, position, stored - 1) end
+  if overlap ~= string.sub(text, 1, #overlap) then return end
+  redis.call('APPEND', key, string.sub(text, #overlap + 1))
 end
 
 -- Append tokens at a position (in bytes), so that a call repeated after a lost answer changes

@@ -35,8 +35,10 @@ from .answers import (
 )
 from .calls import Call, NewJob
 from .connection import connect
+from .ended import MAX_READ_AT_ONCE, EndedJob, chunks, queue_end_reads, read_ends
 from .records import read_dead_letter, read_job, read_state, read_worker, write_worker
 from .scripts import SCRIPT_NAMES, script_source
+from .streaming import StreamPosition, queue_stream_read
 
 Answer = TypeVar("Answer")
 
@@ -105,10 +107,32 @@ class JobStore:
         """Return a job's state, or None where it is unknown."""
         return read_state(self.client.hget(keys.job(job_id), "state"))
 
+    def states(self, job_ids: Sequence[str]) -> list[JobState | None]:
+        """Return the states of jobs in one round trip; None where one is unknown."""
+        with self.client.pipeline(transaction=False) as pipeline:
+            for job_id in job_ids:
+                pipeline.hget(keys.job(job_id), "state")
+            return [read_state(reply) for reply in pipeline.execute()]
+
+    def load_ends(self, job_ids: Sequence[str]) -> list[EndedJob]:
+        """Return how jobs ended, with their output, in few round trips."""
+        ends: list[EndedJob] = []
+        for some in chunks(job_ids, MAX_READ_AT_ONCE):
+            with self.client.pipeline(transaction=False) as pipeline:
+                queue_end_reads(pipeline, some)
+                ends += read_ends(some, pipeline.execute())
+        return ends
+
     def read_tokens(self, job_id: str, start: int = 0) -> list[int]:
         """Return the generated token ids from index ``start`` on."""
         data = self.client.getrange(keys.tokens(job_id), start * 4, -1)
         return calls.decode_tokens(cast(bytes, data))
+
+    def read_stream(self, job_id: str, position: StreamPosition) -> list[Any]:
+        """Return the replies that ``StreamReader.take`` reads: one moment of the record."""
+        with self.client.pipeline(transaction=True) as pipeline:
+            queue_stream_read(pipeline, job_id, position)
+            return pipeline.execute()
 
     def num_tokens(self, job_id: str) -> int:
         """Return how many generated tokens are stored."""

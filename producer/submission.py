@@ -39,7 +39,7 @@ def prepare(job: GenerationJob, settings: ProducerSettings, *, job_id: str | Non
     _check_webhook(job, settings)
     model = job.model or settings.served_name
     job = job.model_copy(update={"model": model})
-    fingerprint = _fingerprint(job) if job.idempotency_key else ""
+    digest = fingerprint(job) if job.idempotency_key else ""
     if job.seed is None:
         job = job.model_copy(update={"seed": secrets.randbits(_SEED_BITS)})
     return NewJob(
@@ -52,7 +52,7 @@ def prepare(job: GenerationJob, settings: ProducerSettings, *, job_id: str | Non
         webhook_events=_events(job),
         webhook_secret=job.webhook_secret or "",
         idempotency_key=job.idempotency_key,
-        fingerprint=fingerprint,
+        fingerprint=digest,
         deadline_at_ms=None if job.deadline is None else int(job.deadline.timestamp() * 1000),
         ttl_ms=None if job.ttl_s is None else max(1, int(job.ttl_s * 1000)),
         max_queue_depth=settings.max_queue_depth,
@@ -75,7 +75,7 @@ def _events(job: GenerationJob) -> str:
     return "" if chosen == _ENDS else ",".join(sorted(chosen))
 
 
-def _fingerprint(job: GenerationJob) -> str:
+def fingerprint(job: GenerationJob) -> str:
     """Digest of everything the caller asked for; taken before the seed is drawn."""
     content = job.model_dump(mode="json", exclude={"idempotency_key"})
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))

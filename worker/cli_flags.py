@@ -20,7 +20,7 @@ _SET_BY_DEMO = frozenset(
 )
 
 
-def with_flags(name: str, command: Callable[..., None]) -> Callable[..., None]:
+def with_flags(name: str, command: Callable[..., int | None]) -> Callable[..., int | None]:
     """Give a command its settings as flags, where it is the one that is asked for.
 
     The settings classes take 0.2 s to import, which `batchmill --help` need not wait for.
@@ -39,7 +39,7 @@ def with_flags(name: str, command: Callable[..., None]) -> Callable[..., None]:
     from .webhook_settings import WebhookSettings
 
     match name:
-        case "submit":
+        case "submit" | "bulk":
             return with_settings(command, ProducerSettings)
         case "deliver":
             return with_settings(command, WebhookSettings)

@@ -26,6 +26,8 @@ COMMANDS = (
     ["submit"],
     ["result"],
     ["cancel"],
+    ["stream"],
+    ["bulk"],
     ["status"],
     ["doctor"],
     ["dead-letters", "list"],
