@@ -160,14 +160,24 @@ class TokenCounts:
 
 
 class _BadWords:
-    """Finds the tokens that would complete a run that must not be there."""
+    """Finds the tokens that would complete a run that must not be there.
+
+    Runs are looked up by the token before their last: a list of a thousand words costs a step
+    hardly more than one of a single word.
+    """
 
     def __init__(self, words: Sequence[Sequence[int]]) -> None:
-        self._words = [(list(word[:-1]), word[-1]) for word in words]
+        self._single_token_ids = [word[0] for word in words if len(word) == 1]
+        self._longer: dict[int, list[tuple[list[int], int]]] = {}
+        for word in words:
+            if len(word) > 1:
+                self._longer.setdefault(word[-2], []).append((list(word[:-1]), word[-1]))
 
     def completed_by_next(self, history: Sequence[int]) -> list[int]:
-        return [
-            last for head, last in self._words if not head or list(history[-len(head) :]) == head
+        return self._single_token_ids + [
+            last
+            for head, last in self._longer.get(history[-1], ())
+            if history[-len(head) :] == head
         ]
 
 

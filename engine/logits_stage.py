@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -144,9 +145,11 @@ def _add_biases(
 
 
 def _forbid(logits: Tensor, forbidding: list[tuple[int, RequestControls]]) -> None:
-    pairs = [(row, token_id) for row, each in forbidding for token_id in each.forbidden()]
-    if pairs:
-        rows, token_ids = np.array(pairs, dtype=np.int64).T
+    forbidden = [each.forbidden() for _, each in forbidding]
+    lengths = [len(token_ids) for token_ids in forbidden]
+    if any(lengths):
+        rows = np.repeat([row for row, _ in forbidding], lengths)
+        token_ids = np.fromiter(chain.from_iterable(forbidden), np.int64, count=sum(lengths))
         logits[_index(logits, rows, token_ids)] = -torch.inf
 
 

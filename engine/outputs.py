@@ -92,7 +92,7 @@ class RequestOutput:
 
     Of a request with several samples (`SamplingParams.n`) there is one output a step, in which
     `completions` has them all; everything else but `usage` tells of the first, except that
-    `finish_reason` is None until all of them have ended.
+    `finish_reason` is None until all of them have ended, and `abort` where any was aborted.
 
     Not frozen, because one is made for each request in each step, and a frozen dataclass takes
     three times as long to make. Treat it as read-only all the same.
@@ -202,11 +202,13 @@ class RequestOutput:
     def of_samples(cls, request_id: str, samples: tuple[RequestOutput, ...]) -> RequestOutput:
         """One output of all samples' latest ones."""
         first = samples[0]
-        all_ended = all(each.finished for each in samples)
+        reason = first.finish_reason if all(each.finished for each in samples) else None
+        if reason is not None and any(each.finish_reason is FinishReason.ABORT for each in samples):
+            reason = FinishReason.ABORT
         return replace(
             first,
             request_id=request_id,
-            finish_reason=first.finish_reason if all_ended else None,
+            finish_reason=reason,
             _samples=samples,
         )
 

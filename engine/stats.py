@@ -36,7 +36,7 @@ class EngineStats:
     num_cached_tokens: int
     #: Times that a request lost its blocks to an earlier arrival.
     num_preemptions: int
-    #: Requests that ended, by reason.
+    #: Requests that ended, by reason; each sample of a request counts, here and above.
     num_finished: dict[FinishReason, int]
 
 

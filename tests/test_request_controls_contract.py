@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from dataclasses import fields
 from typing import Any
 
@@ -144,3 +146,15 @@ def test_what_the_engine_cannot_do_a_job_cannot_ask_for() -> None:
     assert dict(UNSUPPORTED).items() <= dict(parameters.UNSUPPORTED).items()
     for alias in ALIASES:
         assert alias not in parameters.UNSUPPORTED
+
+
+def test_a_schema_is_checked_at_submit_without_torch_and_the_engine() -> None:
+    program = (
+        "import sys\n"
+        "from batchmill.producer import GenerationJob\n"
+        "assert 'llguidance' not in sys.modules\n"
+        "GenerationJob(prompt='x', structured_outputs={'json': {'type': 'object'}})\n"
+        "loaded = {'torch', 'transformers', 'batchmill.engine', 'numpy'} & set(sys.modules)\n"
+        "assert not loaded, loaded\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

@@ -45,21 +45,21 @@ def controls(number: int) -> dict[str, Any]:
         return {"temperature": 0.8, "top_p": 0.95, "seed": number, "ignore_eos": True}
     if number % 4 == 2:
         penalties = {"repetition_penalty": 1.2, "frequency_penalty": 0.4, "min_p": 0.02}
-        return {"seed": number, "no_repeat_ngram_size": 3, "ignore_eos": True, **penalties}
+        return {"seed": number, "n": 2, "no_repeat_ngram_size": 3, "ignore_eos": True, **penalties}
     if number % 4 == 3:
         return {"seed": number, "structured_outputs": {"regex": r"[A-Z][a-z]+( [a-z]+){300}"}}
     return {"temperature": 0.0, "ignore_eos": True}
 
 
 @pytest.fixture(scope="module")
-def texts() -> list[str]:
-    """What an engine that nobody interrupts makes of the jobs."""
+def texts() -> list[list[str]]:
+    """What an engine that nobody interrupts makes of the jobs: each one's samples."""
     engine = Engine(EngineConfig(model="demo", **CONFIG))  # type: ignore[arg-type]
     params = [
         SamplingParams(max_tokens=MAX_TOKENS, **controls(number)) for number in range(NUM_JOBS)
     ]
     outputs = engine.generate(PROMPTS, params)
-    return [output.text for output in outputs]
+    return [[each.text for each in output.completions] for output in outputs]
 
 
 @contextmanager
@@ -84,7 +84,7 @@ def read_along(client: Client, job_id: str) -> str:
 
 
 def test_jobs_of_a_killed_worker_end_once_with_the_text_of_an_uninterrupted_run(
-    redis_url: str, tmp_path: Path, texts: list[str]
+    redis_url: str, tmp_path: Path, texts: list[list[str]]
 ) -> None:
     client, store = Client(redis_url), JobStore.from_url(redis_url)
     with worker(redis_url, "first@test", tmp_path / "first.log") as first:
@@ -109,10 +109,11 @@ def test_jobs_of_a_killed_worker_end_once_with_the_text_of_an_uninterrupted_run(
     with worker(redis_url, "second@test", tmp_path / "second.log"):
         results = [job.result(timeout_s=120) for job in jobs]
 
-    assert [result.text for result in results] == texts
-    assert [reader.result(timeout=60) for reader in streamed] == texts[-4:]
+    assert [[each.text for each in result.completions] for result in results] == texts
+    assert [reader.result(timeout=60) for reader in streamed] == [each[0] for each in texts[-4:]]
     readers.shutdown()
-    assert [result.usage.completion_tokens for result in results] == [MAX_TOKENS] * NUM_JOBS
+    counts = [result.usage.completion_tokens for result in results]
+    assert counts == [MAX_TOKENS * len(each) for each in texts]
     resumed = [r for r in results if r.attempt == 2]
     assert {result.id for result in resumed} == {job.id for job in unfinished}
     assert sum(result.metrics.resumed_tokens for result in resumed) > 0

@@ -198,6 +198,21 @@ def test_abort_ends_all_samples_held_ones_too(byte_engine: MakeEngine) -> None:
 
 
 @pytest.mark.feature("n")
+def test_abort_after_the_first_sample_ended_is_an_abort(byte_engine: MakeEngine) -> None:
+    engine = byte_engine()
+    params = params_of("none", n=3)
+    (whole,) = engine.generate([PROMPT], params)
+    tokens = [each.token_ids for each in whole.completions]
+    engine.add_request("samples", PROMPT, params, [tokens[0], tokens[1][:4], []])
+    engine.step()
+    engine.step()
+    assert engine.abort("samples")
+    last = run(engine)["samples"][-1]
+    assert [each.finish_reason for each in last.completions] == ["length", "abort", "abort"]
+    assert (last.finish_reason, last.token_ids) == ("abort", tokens[0])
+
+
+@pytest.mark.feature("n")
 def test_failed_generate_leaves_no_sample_behind(byte_engine: MakeEngine) -> None:
     engine = byte_engine()
     with pytest.raises(RequestError, match="token ids are integers"):
