@@ -26,6 +26,7 @@ from .results import JobError, JobResult, JobStatus, Metrics, Usage
 from .settings import ProducerSettings
 from .streaming import StreamPiece, StreamPosition
 from .webhook import WebhookEvent, new_secret, verify_webhook
+from .webhook_dedupe import SeenEvents
 
 __all__ = [
     "AsyncClient",
@@ -55,6 +56,7 @@ __all__ = [
     "ProducerSettings",
     "QueueFull",
     "ResultTimeout",
+    "SeenEvents",
     "SignatureError",
     "StreamPiece",
     "StreamPosition",

@@ -28,6 +28,10 @@ _ERRORS: dict[JobState, type[JobUnfinished]] = {
     JobState.EXPIRED: JobExpired,
 }
 
+#: Replies of a server that refuses every write for now (its disk is full, its replicas are away);
+#: redis-py has no classes for them.
+_TAKES_NO_WRITES = ("MISCONF", "NOREPLICAS")
+
 
 def accepted_id(job: NewJob, answer: Submitted) -> str:
     """Return the id of the job that stands for a submission.
@@ -111,3 +115,7 @@ def broker_errors(url: str) -> Iterator[None]:
         redis_errors.ReadOnlyError,
     ) as error:
         raise BrokerUnavailable(f"broker at {redact(url)}: {error}") from error
+    except redis_errors.ResponseError as error:
+        if not str(error).startswith(_TAKES_NO_WRITES):
+            raise
+        raise BrokerUnavailable(f"broker at {redact(url)} takes no writes: {error}") from error

@@ -229,6 +229,8 @@ class JobStore:
         retry_in_ms: int = 0,
         http_status: int | None = None,
         reason: str = "",
+        duration_ms: int = 0,
+        is_receivers: bool = False,
     ) -> WriteStatus:
         """Write down how an attempt ended: OK, or FENCED where the lease had gone to another.
 
@@ -238,10 +240,14 @@ class JobStore:
             outcome: EXHAUSTED and DISABLED leave a dead letter.
             retry_in_ms: with RETRY and POSTPONED, time until the next attempt.
             http_status: what the receiver answered, if it did.
-            reason: short, for people; never the receiver's body.
+            reason: a word, for people; never the receiver's body.
+            duration_ms: time that the attempt took.
+            is_receivers: the receiver failed, not we; an endpoint that does so for 120 hours
+                without a success is disabled.
         """
         status = "" if http_status is None else http_status
-        args = (event_id, fence, outcome.value, retry_in_ms, status, reason)
+        fault = "1" if is_receivers else "0"
+        args = (event_id, fence, outcome.value, retry_in_ms, status, reason, duration_ms, fault)
         return self.run(Call("outbox_settle", args, lambda reply: WriteStatus(reply.decode())))
 
     def outbox_redeliver(self, event_id: str) -> RedeliverStatus:

@@ -8,7 +8,15 @@ from collections.abc import Callable
 
 #: The demo is a world of its own, with its own broker.
 _SET_BY_DEMO = frozenset(
-    {"broker_url", "worker_name", "served_model_name", "heartbeat_interval_s", "webhook_allow_http"}
+    {
+        "broker_url",
+        "worker_name",
+        "served_model_name",
+        "heartbeat_interval_s",
+        "webhook_allow_http",
+        "webhook_allow_ports",
+        "webhook_allow_networks",
+    }
 )
 
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from batchmill.engine import Engine, EngineConfig, RequestOutput, SamplingParams
+from batchmill.engine import Completion, Engine, EngineConfig, RequestOutput, SamplingParams
 from batchmill.engine.errors import ConfigError, ModelLoadError, RequestError
+from batchmill.engine.outputs import ResumedTokens
 
 from .engine_backend import RequestRefused, StepNews
-from .engine_messages import AddRequest, EngineLoad, EngineSpec, Finished, NewOutput, Ready
+from .engine_messages import (
+    AddRequest,
+    EngineLoad,
+    EngineSpec,
+    Finished,
+    FinishedSample,
+    NewOutput,
+    Ready,
+)
 from .errors import EngineStartError
 
 
@@ -51,14 +59,16 @@ class RealEngine:
         """
         try:
             prompt = self._prompt(request)
-            params = SamplingParams(**request.params)
-            self._engine.add_request(request.request_id, prompt, params, request.resumed_token_ids)
+            params = SamplingParams.from_dict(request.params)
+            resumed: ResumedTokens = request.resumed_token_ids
+            if params.n > 1:
+                # Only the first sample's tokens are checkpointed; the others draw theirs again.
+                resumed = [request.resumed_token_ids, *[()] * (params.n - 1)]
+            self._engine.add_request(request.request_id, prompt, params, resumed)
             if request.resumed_token_ids:
                 self._resumed.add(request.request_id)
         except RequestError as error:
             raise RequestRefused(error.code, error.message) from error
-        except TypeError as error:
-            raise RequestRefused("unsupported_parameter", str(error)) from error
 
     def abort(self, request_id: str) -> None:
         """End a request early; the next step reports it. One that is not known is ignored."""
@@ -98,7 +108,7 @@ class RealEngine:
 
 
 def _finished(output: RequestOutput) -> Finished:
-    logprobs: Sequence[Mapping[int, float]] | Any = getattr(output, "logprobs", None)
+    completions = output.completions
     return Finished(
         request_id=output.request_id,
         text=output.text,
@@ -108,6 +118,21 @@ def _finished(output: RequestOutput) -> Finished:
         num_cached_tokens=output.metrics.num_cached_tokens,
         num_preemptions=output.metrics.num_preemptions,
         stop_reason=output.stop_reason,
-        logprobs=logprobs,
+        logprobs=output.logprobs,
+        entropies=output.entropies,
+        prompt_logprobs=output.prompt_logprobs,
+        samples=[_sample(each) for each in completions] if len(completions) > 1 else (),
         error=output.error,
+    )
+
+
+def _sample(completion: Completion) -> FinishedSample:
+    return FinishedSample(
+        text=completion.text,
+        token_ids=completion.token_ids,
+        finish_reason=str(completion.finish_reason),
+        stop_reason=completion.stop_reason,
+        logprobs=completion.logprobs,
+        entropies=completion.entropies,
+        error=completion.error,
     )
