@@ -56,6 +56,7 @@ class Engine:
                 dtype=config.dtype,
                 device=config.device,
                 quantization=config.quantization,
+                model_impl=config.model_impl,
             )
         _check_model_limits(config, loaded)
         self._loaded = loaded
@@ -352,6 +353,6 @@ def _check_model_limits(config: EngineConfig, loaded: LoadedModel) -> None:
     limit = loaded.config.max_position_embeddings
     if config.max_model_len > limit:
         raise ConfigError(
-            f"max_model_len is {config.max_model_len}, the model was made for {limit} tokens: set "
-            f"max_model_len to {limit} or less"
+            f"max_model_len is {config.max_model_len}, the model is computed as it was made for "
+            f"sequences of up to {limit} tokens: set max_model_len to {limit} or less"
         )

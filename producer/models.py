@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -19,26 +18,21 @@ from . import keys
 from . import parameters as limits
 from .controls import SamplingControls
 from .strictness import STRICT, Text, encoded
+from .webhook_target import split_url
 
 
 def _check_webhook(url: str) -> str:
-    """Check a webhook URL's form. The deliverer checks its address again at every attempt."""
-    if not url.isascii() or any(char <= " " or char == "\x7f" for char in url):
-        raise ValueError("holds spaces, control characters or letters outside ASCII: encode them")
-    parts = urlsplit(url)
-    if parts.scheme not in ("https", "http"):
-        raise ValueError(f"scheme is {parts.scheme!r}; use https")
-    if parts.username is not None or parts.password is not None:
-        raise ValueError("holds a user name or password; deliveries are signed instead")
-    if not parts.hostname:
-        raise ValueError("names no host")
-    if parts.fragment:
-        raise ValueError("holds a fragment, which is never sent")
-    try:
-        _ = parts.port
-    except ValueError:
-        raise ValueError("has a port that is not a number up to 65535") from None
+    """Check a webhook URL's form. Where it may lead is the operator's to say: see ``prepare``."""
+    split_url(url)
     return url
+
+
+def _check_secret_name(name: str) -> str:
+    if name.startswith("whsec_"):
+        raise ValueError("is a secret; give the name under which the operator holds it")
+    if not keys.is_secret_name(name):
+        raise ValueError("is not a name: 1 to 64 letters, digits, _ and -")
+    return name
 
 
 def _check_model(name: str) -> str:
@@ -89,6 +83,10 @@ MetadataKey = Annotated[
 ]
 
 
+EventName = Literal["started", "output", "completed", "failed", "cancelled", "expired"]
+_END_EVENTS: tuple[EventName, ...] = ("completed", "failed", "cancelled", "expired")
+
+
 class Message(BaseModel):
     """One message of a chat."""
 
@@ -127,6 +125,15 @@ class GenerationJob(SamplingControls):
         Annotated[str, AfterValidator(_check_webhook), Field(max_length=limits.MAX_URL_CHARS)]
         | None
     ) = None
+    #: Events to send: ``started``, ``output`` (tokens so far, at most every five seconds) and the
+    #: four ends. Only the ends where absent.
+    webhook_events_filter: Annotated[list[EventName], Field(min_length=1, max_length=6)] = Field(
+        default_factory=lambda: list(_END_EVENTS)
+    )
+    #: Put the text into the event of the job's end, where it is at most 16 KiB.
+    include_output: bool = False
+    #: Name of the operator's secret to sign with; the default one where absent.
+    webhook_secret: Annotated[str, AfterValidator(_check_secret_name)] | None = None
     #: Makes submitting twice the same as once, for as long as the job's record is kept.
     idempotency_key: (
         Annotated[
@@ -163,6 +170,18 @@ class GenerationJob(SamplingControls):
                     {"message": limits.refusal(name), "param": name},
                 )
         return kept
+
+    @model_validator(mode="after")
+    def _webhook_for_its_choices(self) -> Self:
+        chosen = {
+            "webhook_events_filter": set(self.webhook_events_filter) != set(_END_EVENTS),
+            "include_output": self.include_output,
+            "webhook_secret": self.webhook_secret is not None,
+        }
+        if self.webhook is None and any(chosen.values()):
+            names = ", ".join(name for name, is_chosen in chosen.items() if is_chosen)
+            raise ValueError(f"{names} without a webhook does nothing; give one")
+        return self
 
     @model_validator(mode="after")
     def _one_input(self) -> Self:

@@ -92,7 +92,6 @@ UNSUPPORTED: Final[Mapping[str, tuple[Any, ...]]] = {
     "use_beam_search": _OFF,
     "user": _ABSENT,
     "watermarking_config": _ABSENT,
-    "webhook_events_filter": _ABSENT,
 }
 
 #: What to do instead, where there is something.

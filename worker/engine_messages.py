@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +143,18 @@ class Refused:
     message: str
 
 
+class NewOutput(NamedTuple):
+    """One request's output of one step. A tuple: one for each request in each step.
+
+    `text` is what the tokens made certain. The first of a resumed request begins with the text of
+    the tokens that it was resumed with: what was written of it is compared and completed.
+    """
+
+    request_id: str
+    token_ids: Sequence[int]
+    text: str
+
+
 @dataclass(frozen=True, slots=True)
 class StepReport:
     """What one turn of the engine's loop produced."""
@@ -150,8 +162,8 @@ class StepReport:
     #: `AddRequest` messages seen since the process started.
     num_adds_seen: int
     load: EngineLoad
-    #: New output tokens of each request that got any, in order.
-    new_token_ids: Sequence[tuple[str, Sequence[int]]] = ()
+    #: What each request got, where it got any tokens.
+    new_outputs: Sequence[NewOutput] = ()
     finished: Sequence[Finished] = field(default_factory=tuple)
     refused: Sequence[Refused] = field(default_factory=tuple)
 

@@ -15,6 +15,7 @@ from .engine_messages import (
     EngineSpec,
     Finished,
     FinishedSample,
+    NewOutput,
     Ready,
 )
 from .errors import EngineStartError
@@ -37,6 +38,8 @@ class RealEngine:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        #: Resumed requests that have reported nothing yet.
+        self._resumed: set[str] = set()
 
     def describe(self) -> Ready:
         """Return its identity and limits."""
@@ -62,6 +65,8 @@ class RealEngine:
                 # Only the first sample's tokens are checkpointed; the others draw theirs again.
                 resumed = [request.resumed_token_ids, *[()] * (params.n - 1)]
             self._engine.add_request(request.request_id, prompt, params, resumed)
+            if request.resumed_token_ids:
+                self._resumed.add(request.request_id)
         except RequestError as error:
             raise RequestRefused(error.code, error.message) from error
 
@@ -78,8 +83,9 @@ class RealEngine:
         news = StepNews()
         for output in self._engine.step():
             if output.new_token_ids:
-                news.new_token_ids.append((output.request_id, output.new_token_ids))
+                news.new_outputs.append(self._new_output(output))
             if output.finished:
+                self._resumed.discard(output.request_id)
                 news.finished.append(_finished(output))
         return news
 
@@ -87,6 +93,13 @@ class RealEngine:
         """Return how full it is."""
         stats = self._engine.stats()
         return EngineLoad(stats.num_running, stats.num_waiting, stats.num_free_blocks)
+
+    def _new_output(self, output: RequestOutput) -> NewOutput:
+        text = output.new_text
+        if output.request_id in self._resumed:
+            self._resumed.remove(output.request_id)
+            text = output.text
+        return NewOutput(output.request_id, output.new_token_ids, text)
 
     def _prompt(self, request: AddRequest) -> str | Sequence[int]:
         if request.messages is not None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,11 @@ def worker(url: str, name: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
 
 
+def read_along(client: Client, job_id: str) -> str:
+    """The text of a job, as a reader of its stream puts it together."""
+    return "".join(piece.text for piece in client.stream(job_id, timeout_s=240))
+
+
 def test_jobs_of_a_killed_worker_end_once_with_the_text_of_an_uninterrupted_run(
     redis_url: str, tmp_path: Path, texts: list[list[str]]
 ) -> None:
@@ -86,6 +92,8 @@ def test_jobs_of_a_killed_worker_end_once_with_the_text_of_an_uninterrupted_run(
             client.submit(prompt=prompt, max_tokens=MAX_TOKENS, **controls(number))
             for number, prompt in enumerate(PROMPTS)
         ]
+        readers = ThreadPoolExecutor(4)
+        streamed = [readers.submit(read_along, client, job.id) for job in jobs[-4:]]
 
         def half_done() -> bool:
             assert first.poll() is None, (tmp_path / "first.log").read_text()
@@ -102,6 +110,9 @@ def test_jobs_of_a_killed_worker_end_once_with_the_text_of_an_uninterrupted_run(
         results = [job.result(timeout_s=120) for job in jobs]
 
     assert [[each.text for each in result.completions] for result in results] == texts
+    # A stream is that of the first sample.
+    assert [reader.result(timeout=60) for reader in streamed] == [each[0] for each in texts[-4:]]
+    readers.shutdown()
     counts = [result.usage.completion_tokens for result in results]
     assert counts == [MAX_TOKENS * len(each) for each in texts]
     resumed = [r for r in results if r.attempt == 2]

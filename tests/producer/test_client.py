@@ -327,6 +327,15 @@ def test_a_full_broker_is_a_full_queue(client: Client, bench: Any) -> None:
     assert refused == [0, 1]
 
 
+def test_a_broker_that_takes_no_writes_is_unavailable(client: Client, bench: Any) -> None:
+    bench.redis.config_set("min-replicas-to-write", "1")
+    try:
+        with pytest.raises(BrokerUnavailable, match="takes no writes: NOREPLICAS"):
+            client.submit(prompt="too early")
+    finally:
+        bench.redis.config_set("min-replicas-to-write", "0")
+
+
 def test_a_broker_that_is_not_there_is_named_without_its_password() -> None:
     with pytest.raises(BrokerUnavailable) as caught:
         Client("redis://:hunter2@127.0.0.1:1/0").submit(prompt="hi")
