@@ -189,7 +189,8 @@ def _print_result(result: Any, *, as_json: bool) -> None:
     if as_json:
         print_json(result.model_dump(mode="json") | {"token_ids": result.token_ids})
     else:
-        print(result.text)
+        for completion in result.completions:  # one, unless the job asked for several
+            print(completion.text)
 
 
 def _input(prompt: str | None, messages: str | None) -> dict[str, Any]:
