@@ -17,7 +17,7 @@ from .errors import (
     RequestError,
     UnsupportedModelError,
 )
-from .outputs import FinishReason, RequestMetrics, RequestOutput, Usage
+from .outputs import Completion, FinishReason, RequestMetrics, RequestOutput, Usage
 from .sampling_params import SamplingParams
 from .stats import EngineStats
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 __all__ = [
+    "Completion",
     "ConfigError",
     "Engine",
     "EngineConfig",

@@ -8,10 +8,11 @@ from typing import Any
 from .block_pool import BlockPool
 from .config import EngineConfig
 from .errors import ConfigError, EngineError, RequestError
+from .fan_out import SampleGroup
 from .intake import Prompt, RequestIntake
 from .kv_cache import KVCache
 from .loading import LoadedModel, load_model
-from .outputs import FinishReason, RequestOutput
+from .outputs import FinishReason, RequestOutput, ResumedTokens
 from .request import Request
 from .runner import ModelRunner
 from .sampler import Sampler
@@ -79,9 +80,11 @@ class Engine:
             max_num_batched_tokens=config.max_num_batched_tokens,
         )
         self._runner = ModelRunner(loaded.model, self._kv_cache, loaded.model.device)
-        self._sampler = Sampler(loaded.eos_token_ids)
+        self._sampler = Sampler(loaded.config.vocab_size)
         self._intake = RequestIntake(config, loaded)
         self._trackers: dict[str, RequestTracker] = {}
+        # Requests with several samples, by their own id; each sample has a tracker as well.
+        self._groups: dict[str, SampleGroup] = {}
         # Requests with something to report at the end of the next step.
         self._with_news: list[RequestTracker] = []
         self._counter = StatsCounter()
@@ -130,25 +133,25 @@ class Engine:
                 f"{len(self._trackers)} requests are unfinished: run step() until they are "
                 "finished, or abort them, before generate()"
             )
-        trackers = self._prepare_all(prompts, params)
+        prepared = self._prepare_all(prompts, params)
         finished: dict[str, RequestOutput] = {}
         try:
-            for tracker in trackers:
-                self._start(tracker)
+            for trackers in prepared:
+                self._start(trackers)
             while self.has_unfinished():
                 for output in self.step():
                     if output.finished:
                         finished[output.request_id] = output
         finally:
             self._drop_all()
-        return [finished[tracker.request.request_id] for tracker in trackers]
+        return [finished[trackers[0].request.request_id] for trackers in prepared]
 
     def add_request(
         self,
         request_id: str,
         prompt: Prompt,
         params: SamplingParams | None = None,
-        resumed_token_ids: Sequence[int] = (),
+        resumed_token_ids: ResumedTokens = (),
     ) -> None:
         """Take a request on; `step` computes it and reports.
 
@@ -159,19 +162,22 @@ class Engine:
             params: Its controls; None is `SamplingParams()`.
             resumed_token_ids: Output tokens that an earlier run of the same request generated. They
                 are computed with the prompt, and generation goes on after them. Where they end the
-                request already, the next step reports it finished without computing anything.
+                request already, the next step reports it finished without computing anything,
+                unless they are to be scored. With `params.n` above 1, a list for each sample.
 
         Raises:
-            RequestError: `context_length_exceeded` where the prompt leaves no room for a token, or
-                `invalid_request`; the engine is as before.
+            RequestError: `context_length_exceeded` where the prompt leaves no room for a token,
+                `unsupported_parameter` or `invalid_request`; the engine is as before.
         """
-        if request_id in self._trackers:
+        if request_id in self._trackers or request_id in self._groups:
             raise RequestError(
                 "invalid_request",
                 "request_id belongs to an unfinished request: use another one, or abort that one",
             )
         params = SamplingParams() if params is None else params
-        self._start(self._intake.prepare(request_id, prompt, params, resumed_token_ids))
+        trackers = self._intake.prepare(request_id, prompt, params, resumed_token_ids)
+        self._check_fit(trackers)
+        self._start(trackers)
 
     def step(self) -> list[RequestOutput]:
         """Compute one step for all requests that fit into it.
@@ -185,6 +191,7 @@ class Engine:
         """
         batch = self._scheduler.schedule()
         if batch.scheduled:
+            self._sampler.begin(batch)
             inputs = build_step_inputs(batch, self.config.block_size, self._loaded.model.device)
             logits = self._runner.run(inputs)
             token_ids = self._sampler.sample(logits, batch)
@@ -199,13 +206,14 @@ class Engine:
         Returns:
             False where no unfinished request has that id: it is finished, or never was.
         """
-        tracker = self._trackers.get(request_id)
-        if tracker is None or tracker.finish_reason is not None:
-            return False
-        tracker.finish(FinishReason.ABORT)
-        self._scheduler.finish(tracker.request)
-        self._with_news.append(tracker)
-        return True
+        group, tracker = self._groups.get(request_id), self._trackers.get(request_id)
+        samples = group.trackers if group is not None else [] if tracker is None else [tracker]
+        running = [each for each in samples if each.finish_reason is None]
+        for each in running:
+            each.finish(FinishReason.ABORT)
+            self._unschedule(each)
+            self._with_news.append(each)
+        return bool(running)
 
     def has_unfinished(self) -> bool:
         """Whether any request's last output is still to come."""
@@ -223,7 +231,7 @@ class Engine:
         self,
         prompts: Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None,
-    ) -> list[RequestTracker]:
+    ) -> list[list[RequestTracker]]:
         """Check all requests of one `generate` before any of them runs."""
         if isinstance(prompts, str):
             raise RequestError(
@@ -238,61 +246,106 @@ class Engine:
                 "one for each",
             )
         start = self._num_generate_requests
-        trackers = [
+        prepared = [
             self._intake.prepare(f"generate-{start + index}", prompt, each)
             for index, (prompt, each) in enumerate(zip(prompts, params, strict=True))
         ]
+        for trackers in prepared:
+            self._check_fit(trackers)
+        self._num_generate_requests += len(prepared)
+        return prepared
+
+    def _check_fit(self, trackers: Sequence[RequestTracker]) -> None:
         for tracker in trackers:
             self._scheduler.check_fits(tracker.request)
-        self._num_generate_requests += len(trackers)
-        return trackers
 
-    def _start(self, tracker: RequestTracker) -> None:
-        """Let a prepared request wait, or only report it where its resumed tokens ended it."""
-        if tracker.finish_reason is None:
+    def _start(self, trackers: Sequence[RequestTracker]) -> None:
+        """Take on the samples of one prepared request; all but the first may have to wait."""
+        first = trackers[0]
+        if len(trackers) > 1:
+            group = SampleGroup(first.request.request_id, trackers)
+            self._groups[group.request_id] = group
+        for tracker in trackers:
+            self._trackers[tracker.request.request_id] = tracker
+        self._schedule(first)
+
+    def _schedule(self, tracker: RequestTracker) -> None:
+        """Let a request wait, or only report it where its resumed tokens ended it."""
+        if tracker.finish_reason is None or tracker.has_pending_scores:
             self._scheduler.add(tracker.request)
+            tracker.is_scheduled = True
         else:
             self._with_news.append(tracker)
-        self._trackers[tracker.request.request_id] = tracker
+
+    def _unschedule(self, tracker: RequestTracker) -> None:
+        if tracker.is_scheduled:
+            self._scheduler.finish(tracker.request)
+            tracker.is_scheduled = False
 
     def _track(self, requests: Sequence[Request], token_ids: Sequence[int | None]) -> None:
         """Hand each new token to its request's tracker, and take out the requests that ended."""
         for request, token_id in zip(requests, token_ids, strict=True):
             tracker = self._trackers[request.request_id]
             self._with_news.append(tracker)
-            if token_id is None:
-                self._fail(tracker)
-                continue
-            tracker.advance(token_id)
+            if tracker.finish_reason is None:
+                if token_id is None:
+                    self._fail(tracker)
+                else:
+                    tracker.advance(token_id)
+            # Where it had ended before, this step was for its scores, and its token is nobody's.
             if tracker.finish_reason is not None:
-                self._scheduler.finish(request)
+                self._unschedule(tracker)
 
     def _fail(self, tracker: RequestTracker) -> None:
-        """End a request whose logits are not finite, and keep its KV from the others."""
+        """End a request that got no token; where its logits are to blame, discard its KV."""
+        controls = tracker.request.controls
+        if controls is not None and controls.is_exhausted:
+            tracker.finish(
+                FinishReason.ERROR,
+                "the request's controls leave no token that could come next: loosen its "
+                "structure, allowed_token_ids, bad_words, no_repeat_ngram_size or min_tokens",
+            )
+            return
         tracker.finish(
             FinishReason.ERROR,
             "the model computed logits that are not finite numbers: try another dtype (float32), "
             "and check the model's weights",
         )
         self._kv_cache.zero_blocks(self._scheduler.discard(tracker.request))
+        tracker.is_scheduled = False
 
     def _take_outputs(self) -> list[RequestOutput]:
         outputs = []
-        for tracker in self._with_news:
+        groups: dict[str, SampleGroup] = {}
+        with_news, self._with_news = self._with_news, []
+        for tracker in with_news:
             output = tracker.take_output()
             self._counter.count_output(output)
-            outputs.append(output)
             if output.finished:
                 del self._trackers[output.request_id]
-        self._with_news = []
-        return outputs
+            if tracker.group is None:
+                outputs.append(output)
+            else:
+                tracker.group.note(tracker, output)
+                groups[tracker.group.request_id] = tracker.group
+        return outputs + [self._take_group_output(group) for group in groups.values()]
+
+    def _take_group_output(self, group: SampleGroup) -> RequestOutput:
+        for tracker in group.take_ready():
+            # What was aborted while it was held has been reported.
+            if tracker.request.request_id in self._trackers:
+                self._schedule(tracker)
+        output = group.output()
+        if output.finished:
+            del self._groups[group.request_id]
+        return output
 
     def _drop_all(self) -> None:
         """Forget every request, unreported."""
         for tracker in self._trackers.values():
-            if tracker.finish_reason is None:
-                self._scheduler.finish(tracker.request)
+            self._unschedule(tracker)
         self._trackers.clear()
+        self._groups.clear()
         self._with_news = []
 
 

@@ -6,9 +6,14 @@ import enum
 import hashlib
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from .outputs import RequestMetrics
 from .sampling_params import SamplingParams
+from .scores import TokenScores
+
+if TYPE_CHECKING:
+    from .controls import RequestControls
 
 
 class RequestStatus(enum.Enum):
@@ -39,6 +44,8 @@ class Request:
         block_ids: Its block table.
         block_hashes: Chained hashes of its first full blocks, extended as they are needed.
         num_registered_blocks: Leading blocks already offered to the prefix cache.
+        controls: What its params forbid, favour or penalise; None where they ask for nothing.
+        scores: What is reported of its distributions; None where nothing is asked for.
         status: Where it is in its life.
         metrics: Its times and counts, shared with its outputs.
     """
@@ -46,6 +53,7 @@ class Request:
     __slots__ = (
         "block_hashes",
         "block_ids",
+        "controls",
         "max_num_tokens",
         "metrics",
         "num_computed_tokens",
@@ -54,6 +62,7 @@ class Request:
         "params",
         "prompt_token_ids",
         "request_id",
+        "scores",
         "seed",
         "status",
     )
@@ -67,6 +76,8 @@ class Request:
         seed: int,
         max_num_tokens: int,
         resumed_token_ids: Sequence[int] = (),
+        controls: RequestControls | None = None,
+        scores: TokenScores | None = None,
     ) -> None:
         self.request_id = request_id
         self.prompt_token_ids = list(prompt_token_ids)
@@ -74,6 +85,8 @@ class Request:
         self.params = params
         self.seed = seed
         self.max_num_tokens = max_num_tokens
+        self.controls = controls
+        self.scores = scores
         self.num_computed_tokens = 0
         self.block_ids: list[int] = []
         self.block_hashes: list[bytes] = []

@@ -10,6 +10,10 @@ from .block_pool import BlockPool, extend_block_hashes
 from .errors import ConfigError, RequestError
 from .request import Request, RequestStatus
 from .schedule import ScheduledBatch, ScheduledRequest
+from .scores import TokenScores
+
+#: Most known tokens scored in one step, to bound the logits: 256 rows of 128,000 are 131 MB.
+MAX_SCORED_TOKENS = 256
 
 
 class Scheduler:
@@ -108,7 +112,7 @@ class Scheduler:
                 caller has to finish that request.
         """
         sampled = iter(token_ids)
-        for request, num_computed_tokens, num_new_tokens, samples in batch.scheduled:
+        for request, num_computed_tokens, num_new_tokens, samples, _ in batch.scheduled:
             token_id = next(sampled) if samples else None
             request.num_computed_tokens = num_computed_tokens + num_new_tokens
             if samples and token_id is None:
@@ -217,7 +221,11 @@ class Scheduler:
         """
         if not self.block_pool.enable_prefix_caching:
             return []
-        num_blocks = (request.num_tokens - 1) // self.block_pool.block_size
+        num_tokens = request.num_tokens
+        if request.scores is not None and request.scores.is_pending:
+            # What is scored has to be computed, from the token before it on.
+            num_tokens = request.scores.next_position
+        num_blocks = (num_tokens - 1) // self.block_pool.block_size
         self._hash_blocks(request, num_blocks)
         return self.block_pool.find_cached(request.block_hashes[:num_blocks])
 
@@ -252,15 +260,19 @@ class Scheduler:
 class _Plan:
     """A step being put together: what is scheduled, and what is left of the token budget."""
 
-    __slots__ = ("num_free_tokens", "scheduled")
+    __slots__ = ("_num_free_scores", "num_free_tokens", "scheduled")
 
     def __init__(self, max_num_batched_tokens: int) -> None:
         self.num_free_tokens = max_num_batched_tokens
+        self._num_free_scores = MAX_SCORED_TOKENS
         self.scheduled: list[ScheduledRequest] = []
 
     def place(self, request: Request, num_uncomputed_tokens: int) -> None:
         """Schedule as many of the request's uncomputed tokens as the budget has left."""
         num_new_tokens = min(num_uncomputed_tokens, self.num_free_tokens)
+        scored = range(0)
+        if request.scores is not None and request.scores.is_pending:
+            num_new_tokens, scored = self._limit_scores(request, request.scores, num_new_tokens)
         if num_new_tokens == 0:
             return
         self.num_free_tokens -= num_new_tokens
@@ -270,5 +282,20 @@ class _Plan:
                 request.num_computed_tokens,
                 num_new_tokens,
                 num_new_tokens == num_uncomputed_tokens,
+                scored,
             )
         )
+
+    def _limit_scores(
+        self, request: Request, scores: TokenScores, num_new_tokens: int
+    ) -> tuple[int, range]:
+        """How many tokens may be computed, and which positions they score.
+
+        A position is scored by the logits of the token before it.
+        """
+        start, first = request.num_computed_tokens, scores.next_position
+        if first + self._num_free_scores < scores.end_position:
+            num_new_tokens = min(num_new_tokens, first - 1 - start + self._num_free_scores)
+        scored = range(first, max(first, min(start + num_new_tokens + 1, scores.end_position)))
+        self._num_free_scores -= len(scored)
+        return num_new_tokens, scored
