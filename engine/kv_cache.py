@@ -57,14 +57,6 @@ class KVCache:
         ]
         self.num_blocks = num_blocks
         self.block_size = block_size
-        _log.info(
-            "KV cache: %d blocks of %d tokens, %d tokens in %.2f GiB on %s",
-            num_blocks,
-            block_size,
-            self.num_tokens,
-            self.num_bytes / 1024**3,
-            device,
-        )
 
     @classmethod
     def allocate(
@@ -105,7 +97,7 @@ class KVCache:
                 f"{block_size} tokens; max_model_len {max_model_len} needs {least} blocks: raise "
                 f"kv_cache_bytes to at least {least * block_bytes} or lower max_model_len"
             )
-        return cls(
+        kv_cache = cls(
             num_layers=num_layers,
             num_blocks=num_blocks,
             block_size=block_size,
@@ -114,6 +106,8 @@ class KVCache:
             dtype=dtype,
             device=device,
         )
+        kv_cache._log_size()
+        return kv_cache
 
     @property
     def num_tokens(self) -> int:
@@ -133,6 +127,16 @@ class KVCache:
             index = torch.tensor(list(block_ids), dtype=torch.int64, device=keys.device)
             keys.index_fill_(0, index, 0)
             values.index_fill_(0, index, 0)
+
+    def _log_size(self) -> None:
+        _log.info(
+            "KV cache: %d blocks of %d tokens, %d tokens in %.2f GiB on %s",
+            self.num_blocks,
+            self.block_size,
+            self.num_tokens,
+            self.num_bytes / 1024**3,
+            self.layers[0][0].device,
+        )
 
 
 def default_kv_cache_bytes(device: torch.device | str) -> int:

@@ -99,9 +99,7 @@ def test_a_feature_that_is_not_native_goes_through_transformers_and_the_log_says
     random_model(OTHERS["Llama, another activation"], tmp_path)
     with caplog.at_level("INFO", logger="batchmill.engine"):
         load(tmp_path)
-    assert (
-        "slower, because natively: this LlamaForCausalLM: it has hidden_act 'gelu'" in caplog.text
-    )
+    assert "because natively: this LlamaForCausalLM: it has hidden_act 'gelu'" in caplog.text
     assert "LlamaForCausalLM, computed by transformers" in caplog.text
     with pytest.raises(UnsupportedModelError, match="hidden_act 'gelu'"):
         load(tmp_path, model_impl="native")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from batchmill.kernels.gelu_and_mul import gelu_and_mul
 from batchmill.kernels.rms_norm import add_rms_norm, rms_norm
 from batchmill.kernels.rope import apply_rope
 from batchmill.kernels.silu_and_mul import silu_and_mul
@@ -138,3 +139,24 @@ def test_disagreeing_arguments_are_refused() -> None:
 def test_a_face_that_does_not_exist_is_named_with_those_that_do() -> None:
     with pytest.raises(ValueError, match=r"silu_and_mul has no 'numpy' backend; it has .*'refer"):
         silu_and_mul(torch.zeros(2, 8), backend="numpy")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_norms_by_a_float32_weight_round_only_once(dtype: torch.dtype) -> None:
+    x, weight = normal(5, 64, dtype=dtype), 1 + normal(64, dtype=torch.float32) / 100
+    wide = x.float()
+    scale = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + 1e-6)
+    assert torch.equal(rms_norm(x, weight, 1e-6), (wide * scale * weight).to(dtype))
+    residual = torch.zeros_like(x)
+    assert torch.equal(add_rms_norm(x, residual, weight, 1e-6), rms_norm(x, weight, 1e-6))
+    with pytest.raises(ValueError, match="or float32"):
+        rms_norm(x, weight.double(), 1e-6)
+
+
+def test_gelu_and_mul_matches_its_formula() -> None:
+    gate, up = normal(7, 24, dtype=torch.float32), normal(7, 24, dtype=torch.float32)
+    inner = math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)
+    want = gate / 2 * (1 + torch.tanh(inner)) * up
+    torch.testing.assert_close(gelu_and_mul(torch.cat([gate, up], dim=-1)), want)
+    with pytest.raises(ValueError, match=r"\[num_tokens, 2 \* size\]"):
+        gelu_and_mul(torch.zeros(2, 3))
