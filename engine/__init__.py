@@ -17,7 +17,7 @@ from .errors import (
     RequestError,
     UnsupportedModelError,
 )
-from .outputs import FinishReason, RequestMetrics, RequestOutput, Usage
+from .outputs import FinishReason, RequestFailure, RequestMetrics, RequestOutput, Usage
 from .sampling_params import SamplingParams
 from .stats import EngineStats
 
@@ -34,6 +34,7 @@ __all__ = [
     "ModelLoadError",
     "OutOfBlocksError",
     "RequestError",
+    "RequestFailure",
     "RequestMetrics",
     "RequestOutput",
     "SamplingParams",

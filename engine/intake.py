@@ -122,3 +122,17 @@ class RequestIntake:
                 f"{num_replayed} of them (finish reason {tracker.finish_reason}): resume it with "
                 "the params that it was started with",
             )
+
+
+def check_order(priority: int, deadline_s: float | None) -> None:
+    """Refuse a priority or a deadline that cannot work.
+
+    Raises:
+        RequestError: `invalid_request`.
+    """
+    if not isinstance(priority, int) or isinstance(priority, bool):
+        raise RequestError("invalid_request", f"priority is {priority!r}: use an integer")
+    if deadline_s is not None and not deadline_s > 0:
+        raise RequestError(
+            "invalid_request", f"deadline_s is {deadline_s!r}: use seconds from now, more than 0"
+        )

@@ -13,10 +13,20 @@ class FinishReason(enum.StrEnum):
     STOP = "stop"
     #: `max_tokens`, or the engine's `max_model_len`.
     LENGTH = "length"
-    #: `Engine.abort`.
+    #: `Engine.abort`, or its deadline passed (then `RequestOutput.error` says so).
     ABORT = "abort"
     #: The request could not go on; `RequestOutput.error` says why.
     ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFailure:
+    """Why a request ended without being done; the others of its batch are not affected."""
+
+    #: Machine-readable: `numerical_error`, `out_of_memory`, `deadline_exceeded` or `engine_error`.
+    code: str
+    #: For people; never prompt or output text.
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +62,10 @@ class RequestMetrics:
     finished_s: float | None = None
     #: Prompt tokens found in the prefix cache when it was first admitted.
     num_cached_tokens: int = 0
-    #: How often its blocks were given to an earlier arrival.
+    #: How often its blocks were given to others.
     num_preemptions: int = 0
+    #: Mean seconds between two tokens of this run; None before the second.
+    inter_token_s: float | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -76,8 +88,8 @@ class RequestOutput:
     finish_reason: FinishReason | None
     #: The stop token id or stop string that ended it; None at an end-of-text token or a limit.
     stop_reason: int | str | None
-    #: What went wrong, where `finish_reason` is `error`.
-    error: str | None
+    #: What went wrong, where `finish_reason` is `error`, or `abort` for a deadline.
+    error: RequestFailure | None
     #: Times and counts, complete once finished.
     metrics: RequestMetrics
     num_prompt_tokens: int

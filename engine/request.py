@@ -16,7 +16,7 @@ class RequestStatus(enum.Enum):
 
     WAITING = "waiting"
     RUNNING = "running"
-    #: Waiting again, after its blocks were given to an earlier arrival.
+    #: Waiting again, after its blocks were given to others.
     PREEMPTED = "preempted"
     FINISHED = "finished"
 
@@ -37,6 +37,9 @@ class Request:
         max_num_tokens: It is finished when prompt and output together have that many tokens.
         num_computed_tokens: Tokens whose KV is in the cache.
         block_ids: Its block table.
+        priority: Lower goes first, and may take the place of a higher one that runs.
+        rank: What the scheduler orders by, lowest first; fixed when it is added there.
+        num_overtaken: How often a later request was admitted before it.
         block_hashes: Chained hashes of its first full blocks, extended as they are needed.
         num_registered_blocks: Leading blocks already offered to the prefix cache.
         status: Where it is in its life.
@@ -49,10 +52,13 @@ class Request:
         "max_num_tokens",
         "metrics",
         "num_computed_tokens",
+        "num_overtaken",
         "num_registered_blocks",
         "output_token_ids",
         "params",
+        "priority",
         "prompt_token_ids",
+        "rank",
         "request_id",
         "seed",
         "status",
@@ -74,6 +80,9 @@ class Request:
         self.params = params
         self.seed = seed
         self.max_num_tokens = max_num_tokens
+        self.priority = 0
+        self.rank = (0.0, 0)
+        self.num_overtaken = 0
         self.num_computed_tokens = 0
         self.block_ids: list[int] = []
         self.block_hashes: list[bytes] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from .detokenizer import TextStream
-from .outputs import FinishReason, RequestOutput
+from .outputs import FinishReason, RequestFailure, RequestOutput
 from .request import Request
 from .stop import StopStrings
 
@@ -67,7 +67,7 @@ class RequestTracker:
         self.request = request
         self.finish_reason: FinishReason | None = None
         self._stop_reason: int | str | None = None
-        self._error: str | None = None
+        self._error: RequestFailure | None = None
         self._text = text
         self._pieces: list[str] = [] if text is None else text.pieces
         self._eos_token_ids = frozenset[int]() if params.ignore_eos else eos_token_ids
@@ -109,7 +109,7 @@ class RequestTracker:
             elif self._num_tokens >= self._max_output_tokens:
                 self.finish(FinishReason.LENGTH)
 
-    def finish(self, reason: FinishReason, error: str | None = None) -> None:
+    def finish(self, reason: FinishReason, error: RequestFailure | None = None) -> None:
         """End the request for a reason other than its tokens; its text ends with what it has."""
         if self._text is not None:
             self._text.flush()
@@ -120,8 +120,8 @@ class RequestTracker:
         """What is new since the last call."""
         request = self.request
         metrics = request.metrics
-        if metrics.first_token_s is None and self._num_tokens > self._num_reported_tokens:
-            metrics.first_token_s = time.monotonic() - metrics.arrived_at_s
+        if self._num_tokens > self._num_reported_tokens:
+            self._note_token_time(time.monotonic() - metrics.arrived_at_s)
         num_reported_tokens, self._num_reported_tokens = self._num_reported_tokens, self._num_tokens
         num_reported_pieces, self._num_reported_pieces = (
             self._num_reported_pieces,
@@ -141,6 +141,14 @@ class RequestTracker:
             _text_pieces=self._pieces,
             _num_text_pieces=len(self._pieces),
         )
+
+    def _note_token_time(self, since_arrival_s: float) -> None:
+        metrics = self.request.metrics
+        num_new = self._num_tokens - metrics.num_resumed_tokens
+        if metrics.first_token_s is None:
+            metrics.first_token_s = since_arrival_s
+        elif num_new > 1:
+            metrics.inter_token_s = (since_arrival_s - metrics.first_token_s) / (num_new - 1)
 
     def _finish_at_token(self, token_id: int, stop_reason: int | None) -> None:
         if self._text is not None:

@@ -50,7 +50,14 @@ class RealEngine:
         try:
             prompt = self._prompt(request)
             params = SamplingParams(**request.params)
-            self._engine.add_request(request.request_id, prompt, params, request.resumed_token_ids)
+            self._engine.add_request(
+                request.request_id,
+                prompt,
+                params,
+                request.resumed_token_ids,
+                priority=request.priority,
+                deadline_s=request.deadline_s,
+            )
         except RequestError as error:
             raise RequestRefused(error.code, error.message) from error
         except TypeError as error:
@@ -97,5 +104,6 @@ def _finished(output: RequestOutput) -> Finished:
         num_preemptions=output.metrics.num_preemptions,
         stop_reason=output.stop_reason,
         logprobs=logprobs,
-        error=output.error,
+        error=None if output.error is None else output.error.message,
+        error_code=None if output.error is None else output.error.code,
     )

@@ -144,7 +144,7 @@ def expected(make_engine: Callable[..., Engine]) -> list[list[int]]:
     [
         pytest.param({}, False, True, id="batched"),
         pytest.param({"max_num_batched_tokens": 8}, False, True, id="chunked"),
-        pytest.param({"num_blocks": 16}, True, False, id="preempted"),
+        pytest.param({"num_blocks": 16}, True, True, id="preempted"),
         pytest.param({"enable_prefix_caching": False}, False, False, id="no prefix cache"),
         pytest.param({"max_num_seqs": 1, "max_num_batched_tokens": 3}, False, True, id="serial"),
         pytest.param({"block_size": 1, "num_blocks": 66}, True, True, id="blocks of one token"),
@@ -370,7 +370,8 @@ def test_nan_fails_its_own_request_and_no_other(
     engine.add_request("poisoned", poisoned, GREEDY)
     outputs = {name: news[-1] for name, news in run(engine).items()}
     assert outputs["poisoned"].finish_reason == "error"
-    assert "not finite" in (outputs["poisoned"].error or "")
+    assert outputs["poisoned"].error is not None
+    assert outputs["poisoned"].error.code == "numerical_error"
     assert outputs["poisoned"].token_ids == []
     assert [outputs[str(index)].token_ids for index in range(3)] == expected[:3]
     # Its blocks are used again, and nothing of it is found in the prefix cache.
