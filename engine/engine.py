@@ -211,9 +211,9 @@ class Engine:
             if token_ids is None:
                 self._make_steps_smaller(batch)
             else:
-                self._scheduler.update(batch, token_ids)
+                void = self._scheduler.update(batch, token_ids)
                 self._counter.count_step(batch, time.perf_counter() - started_at_s)
-                self._track(batch.sampling_requests, token_ids)
+                self._track(batch.sampling_requests, token_ids, void)
         return self._take_outputs()
 
     def abort(self, request_id: str) -> bool:
@@ -275,6 +275,7 @@ class Engine:
     def _compute(self, batch: ScheduledBatch) -> list[int | None] | None:
         """Run the model on a step and draw its tokens; None where memory ran out."""
         try:
+            self._kv_cache.zero_blocks(self._scheduler.take_untrusted_blocks())
             inputs = build_step_inputs(batch, self.config.block_size, self._loaded.model.device)
             logits = self._runner.run(inputs)
             return self._sampler.sample(logits, batch)
@@ -318,9 +319,16 @@ class Engine:
         self._with_news.append(tracker)
         return True
 
-    def _track(self, requests: Sequence[Request], token_ids: Sequence[int | None]) -> None:
+    def _track(
+        self,
+        requests: Sequence[Request],
+        token_ids: Sequence[int | None],
+        void: Sequence[Request],
+    ) -> None:
         """Hand each new token to its request's tracker, and take out the requests that ended."""
         for request, token_id in zip(requests, token_ids, strict=True):
+            if request in void:
+                continue
             tracker = self._trackers[request.request_id]
             self._with_news.append(tracker)
             if token_id is None:

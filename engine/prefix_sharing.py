@@ -15,6 +15,10 @@ class PrefixSharing:
     Blocks are *cached* once they are computed. Blocks that the step being put together fills are
     *coming*: a request admitted in the same step may already share them, because each layer writes
     the keys and values of the whole step before it attends.
+
+    Only what led to a finite token is cached. Attention multiplies masked values by zero, so a NaN
+    reaches the positions before it in the same step: blocks in front of a poisoned token are no
+    better than the token itself.
     """
 
     def __init__(self, block_pool: BlockPool) -> None:
@@ -42,7 +46,7 @@ class PrefixSharing:
 
     def announce(self, item: ScheduledRequest) -> None:
         """Let requests admitted in the same step find the blocks that this one fills in it."""
-        if not self._pool.enable_prefix_caching:
+        if not item.samples or not self._pool.enable_prefix_caching:
             return
         request = item.request
         num_full = (item.num_computed_tokens + item.num_new_tokens) // self._pool.block_size

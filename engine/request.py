@@ -42,6 +42,8 @@ class Request:
         num_overtaken: How often a later request was admitted before it.
         block_hashes: Chained hashes of its first full blocks, extended as they are needed.
         num_registered_blocks: Leading blocks already offered to the prefix cache.
+        is_trusted: Whether a finite token came out of all that was computed of it; only then is its
+            KV known to be finite.
         status: Where it is in its life.
         metrics: Its times and counts, shared with its outputs.
     """
@@ -49,6 +51,7 @@ class Request:
     __slots__ = (
         "block_hashes",
         "block_ids",
+        "is_trusted",
         "max_num_tokens",
         "metrics",
         "num_computed_tokens",
@@ -83,6 +86,7 @@ class Request:
         self.priority = 0
         self.rank = (0.0, 0)
         self.num_overtaken = 0
+        self.is_trusted = True
         self.num_computed_tokens = 0
         self.block_ids: list[int] = []
         self.block_hashes: list[bytes] = []

@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from bisect import insort
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from .batch_limits import BatchLimits
 from .block_pool import BlockPool
 from .errors import ConfigError, RequestError
 from .prefix_sharing import PrefixSharing
 from .request import Request, RequestStatus
-from .schedule import ScheduledBatch, ScheduledRequest
+from .schedule import ScheduledBatch
+from .step_plan import StepPlan
 from .waiting_queue import WaitingQueue, rank_of
 
 
@@ -68,6 +69,7 @@ class Scheduler:
         self._last_admitted: Request | None = None
         # Admitted in the last step on blocks that the same step was to compute.
         self._unconfirmed: list[Request] = []
+        self._untrusted_blocks: list[int] = []
 
     @property
     def has_requests(self) -> bool:
@@ -112,7 +114,7 @@ class Scheduler:
         self._sharing.begin_step()
         preempted = self._reserve_blocks()
         preempted += self._make_room()
-        plan = _Plan(self.limits.max_num_batched_tokens)
+        plan = StepPlan(self.limits.max_num_batched_tokens)
         prefills = []
         for request in self.running:
             if request.num_uncomputed_tokens == 1:
@@ -123,25 +125,55 @@ class Scheduler:
         assert plan.scheduled or not self.has_requests, "requests wait, and none can be computed"
         return ScheduledBatch(tuple(plan.scheduled), tuple(preempted))
 
-    def update(self, batch: ScheduledBatch, token_ids: Sequence[int | None]) -> None:
+    def update(self, batch: ScheduledBatch, token_ids: Sequence[int | None]) -> list[Request]:
         """Count a step's tokens as computed and append the sampled ones.
 
         Args:
             batch: What `schedule` returned, computed.
             token_ids: One for each of `batch.sampling_requests`; None where sampling failed: the
                 caller has to finish that request.
+
+        Returns:
+            Requests that were computed on blocks of a request whose sampling failed. They wait
+            again, and their tokens of this step are void, None included.
         """
-        self._unconfirmed = []
         self.limits.note_success()
-        sampled = iter(token_ids)
+        tokens = dict(zip(batch.sampling_requests, token_ids, strict=True))
+        void = self._find_void(batch, tokens)
         for request, num_computed_tokens, num_new_tokens, samples in batch.scheduled:
-            token_id = next(sampled) if samples else None
-            request.num_computed_tokens = num_computed_tokens + num_new_tokens
-            if samples and token_id is None:
+            if request in void:
                 continue
+            request.num_computed_tokens = num_computed_tokens + num_new_tokens
+            token_id = tokens[request] if samples else None
             if token_id is not None:
                 request.output_token_ids.append(token_id)
-            self._sharing.register(request)
+                request.is_trusted = True
+                self._sharing.register(request)
+        self._unconfirmed = void
+        self._take_back_unconfirmed()
+        return void
+
+    def _find_void(
+        self, batch: ScheduledBatch, tokens: Mapping[Request, int | None]
+    ) -> list[Request]:
+        """The requests admitted in this step on blocks that the step computed wrongly."""
+        if not self._unconfirmed or None not in tokens.values():
+            return []
+        void: list[Request] = []
+        tainted: set[int] = set()
+        for item in batch.scheduled:  # who fills a block comes before those that share it
+            request = item.request
+            if request in self._unconfirmed and not tainted.isdisjoint(request.block_ids):
+                void.append(request)
+                tainted.update(request.block_ids)
+            elif item.samples and tokens[request] is None:
+                tainted.update(request.block_ids)
+        return void
+
+    def take_untrusted_blocks(self) -> list[int]:
+        """Blocks given back that may hold NaN: clear them before the next step is computed."""
+        block_ids, self._untrusted_blocks = self._untrusted_blocks, []
+        return block_ids
 
     def shrink(self, batch: ScheduledBatch) -> tuple[list[Request], Request | None]:
         """After a step that ran out of memory: smaller steps, and the later half waits again.
@@ -284,10 +316,19 @@ class Scheduler:
 
     def _release_blocks(self, request: Request, status: RequestStatus) -> None:
         self.block_pool.free(request.block_ids)
+        if not request.is_trusted:
+            # Slots that a later holder does not write are masked, and yet multiplied.
+            self._untrusted_blocks += [
+                block_id
+                for block_id in request.block_ids[request.num_registered_blocks :]
+                if self.block_pool.ref_count(block_id) == 0
+            ]
         request.block_ids = []
         request.status = status
 
-    def _fill(self, plan: _Plan, prefills: Sequence[Request], preempted: Sequence[Request]) -> None:
+    def _fill(
+        self, plan: StepPlan, prefills: Sequence[Request], preempted: Sequence[Request]
+    ) -> None:
         """Give the rest of the budget to prompts by rank: those that run, and admitted ones."""
         unfinished = deque(prefills)
         candidate = self._next_candidate()
@@ -342,28 +383,3 @@ class Scheduler:
             metrics.num_cached_tokens = min(
                 request.num_computed_tokens, len(request.prompt_token_ids)
             )
-
-
-class _Plan:
-    """A step being put together: what is scheduled, and what is left of the token budget."""
-
-    __slots__ = ("num_free_tokens", "scheduled")
-
-    def __init__(self, max_num_batched_tokens: int) -> None:
-        self.num_free_tokens = max_num_batched_tokens
-        self.scheduled: list[ScheduledRequest] = []
-
-    def place(self, request: Request, num_uncomputed_tokens: int) -> None:
-        """Schedule as many of the request's uncomputed tokens as the budget has left."""
-        num_new_tokens = min(num_uncomputed_tokens, self.num_free_tokens)
-        if num_new_tokens == 0:
-            return
-        self.num_free_tokens -= num_new_tokens
-        self.scheduled.append(
-            ScheduledRequest(
-                request,
-                request.num_computed_tokens,
-                num_new_tokens,
-                num_new_tokens == num_uncomputed_tokens,
-            )
-        )
