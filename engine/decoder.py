@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from batchmill.kernels.dispatch import Backend
-from batchmill.kernels.linear import Linear, make_linear
+from batchmill.kernels.linear import Linear, PackedLinear, make_linear
 from batchmill.kernels.paged_attention import paged_attention
 from batchmill.kernels.paged_attention_plan import AttentionPlan
 from batchmill.kernels.rms_norm import add_rms_norm, rms_norm
@@ -109,27 +109,29 @@ class DecoderModel:
         self._backend = backend
         self._frequencies = inverse_frequencies(config.rope, config.head_dim).to(self.device)
 
-    def forward(self, inputs: StepInputs, kv_cache: KVCache) -> Tensor:
+    def forward(self, inputs: StepInputs, kv_cache: KVCache, logits: Tensor) -> None:
         """Run one step: write its keys and values, and compute the logits that are wanted.
 
         Args:
             inputs: The step's batch.
             kv_cache: Read and written.
-
-        Returns:
-            [num_samples, vocab_size] in the model's dtype.
+            logits: [num_samples, vocab_size] float32, contiguous, written.
         """
         cos, sin = cos_sin(inputs.positions, self._frequencies)
-        residual = F.embedding(inputs.input_ids, self._embedding)  # [num_tokens, hidden]
         if self._fused is not None:
-            x, residual = self._fused.run(inputs, kv_cache, cos, sin, residual)
+            x, residual = self._fused.run(inputs, kv_cache, cos, sin)
         else:
+            residual = F.embedding(inputs.input_ids, self._embedding)  # [num_tokens, hidden]
             step = _Step(inputs, cos, sin, self._plan(inputs, kv_cache))
             x, residual = self._run_layers(step, kv_cache, residual)
         if not len(x):
-            return x.new_empty(0, self.config.vocab_size)
+            return
         eps, backend = self.config.rms_norm_eps, self._backend
-        return self._head(add_rms_norm(x, residual, self._final_norm, eps, backend=backend))
+        x = add_rms_norm(x, residual, self._final_norm, eps, backend=backend)
+        if isinstance(self._head, PackedLinear):
+            self._head(x, out=logits)
+        else:
+            logits.copy_(self._head(x))
 
     def _run_layers(
         self, step: _Step, kv_cache: KVCache, residual: Tensor

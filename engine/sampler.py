@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,8 +46,7 @@ class Sampler:
             self._requests = requests
             self._controls = _RowControls.gather(requests, logits.device)
         self._forbid_early_ends(logits, requests)
-        # amax passes NaN on; a row where everything is forbidden is as little use.
-        finite = torch.isfinite(logits.amax(dim=-1)).tolist()
+        finite = _have_finite_maximum(logits)
         positions = [len(request.output_token_ids) for request in requests]
         controls = self._controls
         token_ids = sample(
@@ -72,6 +72,14 @@ class Sampler:
                     forbidden |= self._eos_token_ids
                 if forbidden:
                     logits[row, list(forbidden)] = -torch.inf
+
+
+def _have_finite_maximum(logits: Tensor) -> list[bool]:
+    """Per row: a maximum passes NaN on, and a row where all is forbidden is as little use."""
+    if logits.device.type == "cpu":  # numpy, because torch's threads would spin after it
+        return [bool(finite) for finite in np.isfinite(logits.numpy().max(axis=-1))]
+    finite: list[bool] = torch.isfinite(logits.amax(dim=-1)).tolist()
+    return finite
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,18 +137,19 @@ class PackedLinear:
         )
         return packed
 
-    def __call__(self, x: Tensor, *, float_out: bool = False) -> Tensor:
+    def __call__(self, x: Tensor, *, out: Tensor | None = None) -> Tensor:
         """Multiply.
 
         Args:
             x: [num_rows, in_features], contiguous, in the weight's dtype.
-            float_out: The result is float32 whatever the dtype.
+            out: Where the result goes, [num_rows, out_features] contiguous, in the weight's dtype
+                or in float32; None makes a tensor in the weight's dtype.
 
         Returns:
             [num_rows, out_features].
 
         Raises:
-            ValueError: x is not that.
+            ValueError: x or out is not that.
         """
         if x.dim() != 2 or x.shape[1] != self.in_features or not x.is_contiguous():
             raise ValueError(
@@ -161,14 +162,22 @@ class PackedLinear:
                 "packed for that"
             )
         num_rows = x.shape[0]
-        out = torch.empty(
-            (num_rows, self.out_features), dtype=torch.float32 if float_out else x.dtype
-        )
+        if out is None:
+            out = torch.empty((num_rows, self.out_features), dtype=x.dtype)
+        elif (
+            out.shape != (num_rows, self.out_features)
+            or out.dtype not in (x.dtype, torch.float32)
+            or not out.is_contiguous()
+        ):
+            raise ValueError(
+                f"out must be [{num_rows}, {self.out_features}] {x.dtype} or float32 and "
+                f"contiguous, got {list(out.shape)} {out.dtype} with strides {list(out.stride())}"
+            )
         self._library.bm_linear(
             out.data_ptr(), x.data_ptr(), self.packed.data_ptr(),
             None if self.bias is None else self.bias.data_ptr(),
             num_rows, self.out_features, self.in_features, self.in_features, self.out_features,
-            self._gated, float_out, _DTYPES[x.dtype], torch.get_num_threads(),
+            self._gated, out.dtype == torch.float32, _DTYPES[x.dtype], torch.get_num_threads(),
         )  # fmt: skip
         return out
 

@@ -24,7 +24,7 @@ from .triton_launch import check_device
 #: Vocabulary entries a program of the search holds.
 TILE = 4096
 #: Entries that the one program of a filtered row reads at a time.
-FLOOR_TILE = 8192
+FLOOR_TILE = 4096
 
 
 @triton.jit
@@ -38,7 +38,7 @@ def scale_logits(logits, temperature):
 def order_key(values):
     """Map float32 to uint32 so that the order stays: compare bits instead of numbers."""
     bits = values.to(tl.uint32, bitcast=True)
-    return tl.where(bits >> 31 == 1, ~bits, bits | 0x80000000)
+    return tl.where(bits >> 31 == 1, bits ^ 0xFFFFFFFF, bits | 0x80000000)
 
 
 @triton.jit

@@ -72,11 +72,11 @@ ATTENTION_SHAPES = (
     ModelShape("SmolLM2-135M", 9, 3, 64),
     ModelShape("Mistral-7B, window", 32, 8, 128, window=4096),
     ModelShape("Phi-2, 80 dimensions", 32, 32, 80),
-    ModelShape("Gemma-7B, 256 dimensions", 16, 16, 256),
     ModelShape(
         "Gemma-2B, one KV head, fp16", 8, 1, 256, dtype=torch.float16, kv_dtype=torch.float16
     ),
     ModelShape("Llama-3.1-8B, float32", 32, 8, 128, dtype=torch.float32, kv_dtype=torch.float32),
+    ModelShape("Gemma-7B, float32", 16, 16, 256, dtype=torch.float32, kv_dtype=torch.float32),
 )
 _HIDDEN_SIZES = (576, 16384)
 _VOCAB_SIZE = 151936

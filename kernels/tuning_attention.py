@@ -73,29 +73,38 @@ def attention_tuning(arch: int, head_dim: int, kv_bytes: int) -> AttentionTuning
             f"head_dim is {head_dim}, the triton attention kernels take at most 256: "
             "use backend='reference'"
         )
-    small = shared_memory_kib(arch) < 128
     return AttentionTuning(
-        _decode_tuning(head_dim, kv_bytes, arch, small), _prefill_tuning(head_dim, kv_bytes, small)
+        _decode_tuning(arch, head_dim, kv_bytes), _prefill_tuning(arch, head_dim, kv_bytes)
     )
 
 
-def _decode_tuning(head_dim: int, kv_bytes: int, arch: int, small: bool) -> DecodeTuning:
+def _decode_tuning(arch: int, head_dim: int, kv_bytes: int) -> DecodeTuning:
     wide = head_dim > 128
     tokens = 32 if wide else 64
     if kv_bytes == 4:
-        tokens //= 2
-    if small:
+        if wide:
+            return DecodeTuning(16, num_warps=8, num_stages=2, programs_per_sm=1)
+        return DecodeTuning(32, num_warps=4, num_stages=2, programs_per_sm=2)
+    if _has_small_memory(arch):
         return DecodeTuning(tokens // 2, num_warps=4, num_stages=3, programs_per_sm=2)
-    resident = 3 if arch >= 90 else 2
+    # 72 KiB and 160 registers a thread: three fit on sm_90, two in the memory of sm_80. Heads of
+    # 256 dimensions take 190 registers.
+    resident = 3 if arch >= 90 and not wide else 2
     return DecodeTuning(tokens, num_warps=4, num_stages=3, programs_per_sm=resident)
 
 
-def _prefill_tuning(head_dim: int, kv_bytes: int, small: bool) -> PrefillTuning:
+def _prefill_tuning(arch: int, head_dim: int, kv_bytes: int) -> PrefillTuning:
     wide = head_dim > 128
-    if kv_bytes == 4:
-        return PrefillTuning(64, 16 if wide else 32, num_warps=8 if wide else 4, num_stages=2)
+    if kv_bytes == 4:  # three TF32 products a step: taller tiles spill hundreds of bytes
+        if wide:
+            return PrefillTuning(16, 16, num_warps=8, num_stages=2)
+        return PrefillTuning(32, 32, num_warps=4, num_stages=2)
     if wide:
-        return PrefillTuning(64, 32, num_warps=8, num_stages=2)
-    if small:
-        return PrefillTuning(128, 32, num_warps=8, num_stages=2)
+        return PrefillTuning(64, 32 if _has_small_memory(arch) else 64, num_warps=8, num_stages=2)
+    if arch < 90 or _has_small_memory(arch):  # 64 tokens spill up to 80 bytes without wgmma
+        return PrefillTuning(128, 32, num_warps=8, num_stages=3)
     return PrefillTuning(128, 64, num_warps=8, num_stages=3)
+
+
+def _has_small_memory(arch: int) -> bool:
+    return shared_memory_kib(arch) < 128

@@ -25,15 +25,14 @@ def compile_row(job: tuple[int, int]) -> dict[str, Any]:
 
     arch, number = job
     variant = shipped_variants(arch)[number]
-    constants = {
-        name: value for name, value in variant.launch.constants.items() if not callable(value)
-    }
+    cache_type = variant.launch.signature.get("k_cache", "*fp32")
     return {
         "kernel": variant.launch.name,
         "shape": variant.label,
         "arch": arch,
         "num_warps": variant.launch.num_warps,
-        "constants": constants,
+        "constants": dict(variant.launch.constants),
+        "kv_bytes": {"*fp8e4nv": 1, "*bf16": 2, "*fp16": 2}.get(cache_type, 4),
         **asdict(compile_launch(variant.launch, arch)),
     }
 

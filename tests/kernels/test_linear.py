@@ -52,7 +52,7 @@ def test_packed_linear_equals_the_plain_one(
         assert linear(x).dtype == dtype
         if num_rows:
             assert_near(linear(x), want, dtype)
-            assert_near(linear(x, float_out=True), want, torch.float32)
+            assert_near(linear(x, out=torch.empty(want.shape)), want, torch.float32)
             assert_near(unbiased(x), want - bias.float(), dtype)
 
 
@@ -99,6 +99,13 @@ def test_arguments_of_another_shape_dtype_or_layout_are_errors() -> None:
     for x in (torch.zeros(3, 5), torch.zeros(4), torch.zeros(4, 3).t(), torch.zeros(3, 4).double()):
         with pytest.raises(ValueError, match="x must be"):
             linear(x)
+
+
+def test_a_result_of_another_shape_dtype_or_layout_is_an_error() -> None:
+    linear, x = PackedLinear([torch.zeros(8, 4)], [None]), torch.zeros(3, 4)
+    for out in (torch.zeros(3, 9), torch.zeros(8, 3).t(), torch.zeros(3, 8).double()):
+        with pytest.raises(ValueError, match=r"out must be \[3, 8\]"):
+            linear(x, out=out)
 
 
 def test_packing_holds_one_copy_of_the_weight_rounded_up_to_whole_panels() -> None:

@@ -130,8 +130,9 @@ def test_write_kv_fills_its_slots_and_no_other(head_dim: int, dtype: torch.dtype
 
 
 def test_an_eight_bit_cache_holds_scaled_and_saturated_numbers() -> None:
-    # Numbers that need no rounding: the interpreter's loses the carry (1.99 becomes 1, not 2).
-    key = normal(5, 2, 64).to(torch.float8_e4m3fn).to(torch.float16)
+    # Normal numbers that need no rounding: the interpreter's loses carries (1.99 becomes 1, not 2).
+    key = (1 + normal(5, 2, 64).abs()).to(torch.float8_e4m3fn).to(torch.float16)
+    key[:, 1] *= -1
     key[0, 0, :2] = torch.tensor([1000.0, -1000.0])
     if DEVICE == "cuda":  # the interpreter turns NaN into a number
         key[0, 0, 2] = math.nan

@@ -1,0 +1,123 @@
+"""Every shipped Triton kernel compiled, without a GPU: no spills, and the hardware it is for."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batchmill.kernels.tuning_attention import attention_tuning, shared_memory_kib
+
+TABLE = Path(__file__).parents[1] / "bench" / "kernel_table.py"
+ARCHITECTURES = (80, 90, 100)
+#: Registers of one multiprocessor, and what it has of shared memory beside a program's own limit.
+REGISTERS_AN_SM = 65536
+RESERVED_KIB = 1
+#: What prefill has to reach; without it the kernel is right and several times too slow.
+MATRIX_INSTRUCTION = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
+
+Row = dict[str, Any]
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES, ids="sm_{}".format)
+def arch(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
+
+
+@pytest.fixture(scope="module")
+def rows(arch: int) -> list[Row]:
+    """What each kernel became, from a process that does not interpret kernels."""
+    pytest.importorskip("triton", reason="triton is not installed; `make setup` installs it")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, str(TABLE), "--json", "--arch", str(arch)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result: list[Row] = json.loads(done.stdout)
+    return result
+
+
+def names(rows: list[Row]) -> list[str]:
+    return [f"{row['kernel']} for {row['shape']} on sm_{row['arch']}: {row}" for row in rows]
+
+
+def of_kernel(rows: list[Row], kernel: str) -> list[Row]:
+    return [row for row in rows if row["kernel"] == kernel]
+
+
+def test_every_kernel_compiles(rows: list[Row]) -> None:
+    assert len({row["kernel"] for row in rows}) == 12
+
+
+def test_no_kernel_spills_registers(rows: list[Row]) -> None:
+    # float32 attention sits at the limit of 255: Triton 3.7.1 spills four of them on sm_80.
+    allowed = {True: 16, False: 0}
+    assert not names([r for r in rows if r["spill_bytes"] > allowed["float32" in r["shape"]]])
+
+
+def test_every_kernel_fits_in_shared_memory(arch: int, rows: list[Row]) -> None:
+    limit = shared_memory_kib(arch) * 1024
+    assert not names([row for row in rows if row["shared_bytes"] > limit])
+
+
+def test_prefill_uses_the_matrix_instruction_of_its_architecture(
+    arch: int, rows: list[Row]
+) -> None:
+    prefill = of_kernel(rows, "prefill_attention_kernel")
+    assert len(prefill) >= 7
+    missing = [
+        row
+        for row in prefill
+        if "float32" not in row["shape"]  # its tiles are too low for it, or it would spill
+        and MATRIX_INSTRUCTION[arch] not in row["matrix_instructions"]
+    ]
+    assert not names(missing)
+
+
+def test_attention_uses_tensor_cores_and_overlaps_its_loads(rows: list[Row]) -> None:
+    attention = [row for row in rows if row["kernel"].endswith("_attention_kernel")]
+    assert not names([row for row in attention if not row["matrix_instructions"]])
+    assert not names([row for row in attention if row["num_async_copies"] == 0])
+
+
+def test_decode_holds_more_than_one_tile_of_keys_and_values_in_flight(rows: list[Row]) -> None:
+    few = []
+    for row in of_kernel(rows, "decode_attention_kernel"):
+        constants = row["constants"]
+        one_tile = 2 * constants["TILE"] * constants["BLOCK_D"] * row["kv_bytes"]
+        if row["shared_bytes"] < 2 * one_tile:
+            few.append(row)
+    # float32 tiles have one buffer: two of them would leave room for one program.
+    assert not names([row for row in few if "float32" not in row["shape"]])
+
+
+def test_all_programs_of_decode_are_resident_at_once(arch: int, rows: list[Row]) -> None:
+    crowded = []
+    for row in of_kernel(rows, "decode_attention_kernel"):
+        tuning = attention_tuning(arch, row["constants"]["HEAD_DIM"], row["kv_bytes"]).decode
+        registers = tuning.programs_per_sm * row["num_warps"] * 32 * row["num_registers"]
+        shared = tuning.programs_per_sm * (row["shared_bytes"] / 1024 + RESERVED_KIB)
+        if registers > REGISTERS_AN_SM or shared > shared_memory_kib(arch) + RESERVED_KIB:
+            crowded.append(row)
+    assert not names(crowded)
+
+
+def test_elementwise_kernels_leave_room_for_many_warps(rows: list[Row]) -> None:
+    """64 registers a thread let half of a multiprocessor's warps be resident."""
+    kernels = {"write_kv_kernel", "apply_rope_kernel", "rope_and_cache_kernel", "rms_norm_kernel"}
+    kernels |= {"silu_and_mul_kernel", "sample_pick_kernel"}
+    assert not names(
+        [row for row in rows if row["kernel"] in kernels and row["num_registers"] > 64]
+    )
+
+
+def test_smaller_gpus_get_tiles_for_their_shared_memory() -> None:
+    for small_arch in (86, 89, 120):
+        assert shared_memory_kib(small_arch) == 99
+        small, large = attention_tuning(small_arch, 128, 2), attention_tuning(90, 128, 2)
+        assert small.decode.tile_tokens < large.decode.tile_tokens
+        assert small.prefill.tile_tokens < large.prefill.tile_tokens
