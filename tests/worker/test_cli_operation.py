@@ -80,7 +80,7 @@ def test_dead_job_is_tried_again_as_a_new_one(broker: dict[str, str], store: Job
     assert (new.state, new.crashes) == (JobState.QUEUED, 0)
     assert store.dead_letters() == []
     again = run("dead-letters", "retry", job_id, "--json", **broker)
-    assert (again.returncode, error_of(again)["code"]) == (4, "unknown_dead_letter")
+    assert (again.returncode, error_of(again)["code"]) == (5, "unknown_dead_letter")
 
 
 def test_dead_letter_is_dropped_once(broker: dict[str, str], store: JobStore) -> None:
@@ -88,7 +88,7 @@ def test_dead_letter_is_dropped_once(broker: dict[str, str], store: JobStore) ->
     assert job_id in call("dead-letters", "drop", job_id, **broker).stdout
     assert store.dead_letters() == []
     again = run("dead-letters", "drop", job_id, "--json", **broker)
-    assert (again.returncode, error_of(again)["code"]) == (4, "unknown_dead_letter")
+    assert (again.returncode, error_of(again)["code"]) == (5, "unknown_dead_letter")
 
 
 def test_webhook_that_was_given_up_is_listed_and_sent_again(
