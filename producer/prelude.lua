@@ -12,7 +12,7 @@ local TOTALS = 'batchmill:totals'
 
 local EVENT_TTL_MS = 8 * 24 * 3600 * 1000
 local DEAD_TTL_MS = 30 * 24 * 3600 * 1000
-local SUSPECT_LIMIT = 2 -- engine deaths in company after which a job runs alone
+local SUSPECT_LIMIT = 3 -- engine deaths in company after which a job runs alone
 local CRASH_LIMIT = 3 -- engine deaths alone after which a job is given up
 
 local TERMINAL = { completed = true, failed = true, cancelled = true, expired = true }
