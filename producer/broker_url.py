@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,8 @@ from urllib.parse import urlsplit
 from .errors import BrokerUnavailable
 
 _SCHEMES = ("redis", "rediss", "unix", "redis+socket")
+#: A password as an option, which is how redis-py's own examples write it for a socket.
+_PASSWORD_OPTION = re.compile(r"([?&]password=)[^&#]*")
 
 
 def runtime_dir(environ: Mapping[str, str] = os.environ) -> Path:
@@ -57,8 +60,9 @@ def redis_url(url: str) -> str:
     """
     scheme, separator, rest = url.partition("://")
     if not separator or scheme not in _SCHEMES:
+        start = repr(scheme) if separator else "no scheme"  # nothing else: it may be a password
         raise ValueError(
-            f"broker URL starts with {scheme!r}; it must be one of "
+            f"broker URL starts with {start}; it must be one of "
             "redis://, rediss://, unix:// or redis+socket:// (Redis Cluster is not supported)"
         )
     if scheme == "redis+socket":
@@ -76,6 +80,7 @@ def celery_url(url: str) -> str:
 
 def redact(url: str) -> str:
     """Return a URL without its password, for logs and messages."""
+    url = _PASSWORD_OPTION.sub(r"\1***", url)
     parts = urlsplit(url)
     if parts.password is None:
         return url

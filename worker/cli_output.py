@@ -126,7 +126,7 @@ def _describe_known(error: Exception) -> tuple[str, ExitCode, str, dict[str, Any
     from batchmill.producer import errors as producer
 
     from .errors import WorkerError
-    from .service_errors import BrokerError, ServiceError
+    from .service_errors import BrokerError, NoWebhookSecret, ServiceError
 
     match error:
         case producer.JobRejected():
@@ -144,6 +144,8 @@ def _describe_known(error: Exception) -> tuple[str, ExitCode, str, dict[str, Any
             return "broker_unavailable", ExitCode.BROKER, message, {}
         case BrokerError():
             return "broker_failed", ExitCode.BROKER, str(error), {}
+        case NoWebhookSecret():
+            return "no_webhook_secret", ExitCode.CONFIG, str(error), {}
         case ServiceError() | WorkerError():
             return _snake(type(error).__name__), ExitCode.FAILED, str(error), {}
         case ValidationError():

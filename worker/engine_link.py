@@ -181,6 +181,8 @@ class EngineLink:
 
     def _serve_one(self) -> None:
         process, connection = self._spawn()
+        if self._closing.is_set():  # `shut_down` may have found no process to kill
+            self.kill("told to end while it was started")
         outbox = self._outbox
         writer = threading.Thread(
             target=_write_all, args=(connection, outbox), name="engine-writer", daemon=True

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from celery.utils.time import maybe_iso8601
+from kombu.utils.json import loads as kombu_loads
 
 from batchmill.producer.keys import TASK_NAME
 
@@ -52,11 +53,23 @@ def read_envelope(element: bytes) -> Envelope:
     message = _json(element, "not_json", "the element is not JSON")
     if not isinstance(message, dict):
         raise MalformedMessage("not_a_message", "the element is JSON, but not an object")
+    if b"\\u" in element:
+        _check_encodable({name: value for name, value in message.items() if name != "body"})
     _check_properties(message.get("properties"))
     headers = message.get("headers")
     _check_headers(headers)
     arguments = _check_body(message, message["properties"].get("body_encoding"))
     return Envelope(message, is_announcement=isinstance(arguments.get("job"), str))
+
+
+def _check_encodable(envelope: dict[str, Any]) -> None:
+    """Refuse what JSON can escape and UTF-8 cannot hold: no key or command can be made of it."""
+    try:
+        json.dumps(envelope, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise MalformedMessage(
+            "lone_surrogate", "the envelope holds a lone surrogate, which UTF-8 cannot encode"
+        ) from None
 
 
 def _check_properties(properties: Any) -> None:
@@ -119,7 +132,7 @@ _OPTIONAL_HEADERS: dict[str, Callable[[Any], bool]] = {
     "timelimit": _is_time_limits,
     "shadow": lambda value: isinstance(value, str),
     "retries": lambda value: type(value) is int,
-    "stamped_headers": lambda value: isinstance(value, list),
+    "stamped_headers": lambda value: isinstance(value, list) and all(map(_is_text, value)),
     "stamps": lambda value: isinstance(value, dict),
 }
 
@@ -147,7 +160,7 @@ def _check_body(message: Mapping[str, Any], body_encoding: Any) -> dict[str, Any
             data = base64.b64decode(body, validate=True)
         except (binascii.Error, ValueError):
             raise MalformedMessage("body_encoding", "body is not the base64 it says") from None
-    parts = _json(data, "body_not_json", "body is not JSON (cut short?)")
+    parts = _read_body(data)
     if not isinstance(parts, list) or len(parts) != _NUM_BODY_PARTS:
         raise MalformedMessage("bad_body", "body is not [args, kwargs, embed]")
     args, kwargs, embed = parts
@@ -158,6 +171,14 @@ def _check_body(message: Mapping[str, Any], body_encoding: Any) -> dict[str, Any
     ):
         raise MalformedMessage("bad_body", "body is not [list, object, object]")
     return kwargs
+
+
+def _read_body(data: str | bytes) -> Any:
+    """Read a body as Celery will: on what it cannot read there, it logs the body and goes on."""
+    try:
+        return kombu_loads(data)
+    except Exception:  # kombu makes values of "__type__" objects: any error may come out of that
+        raise MalformedMessage("body_not_json", "body is not JSON (cut short?)") from None
 
 
 def _json(data: str | bytes, code: str, message: str) -> Any:

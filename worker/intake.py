@@ -83,6 +83,7 @@ class Intake:
         self._owner = owner
         self._read_identity = read_identity
         self._parked: deque[Delivery] = deque()
+        self._closed = False
 
     @property
     def num_parked(self) -> int:
@@ -111,13 +112,17 @@ class Intake:
             self._parked.popleft()
         return True
 
+    def close(self) -> None:
+        """Claim nothing more: at the worker's end, nobody would give it back."""
+        self._closed = True
+
     def drop_parked(self) -> None:
         """Forget what is parked, at the worker's end: unacknowledged, it is delivered again."""
         self._parked.clear()
 
     def _take(self, delivery: Delivery) -> bool:
         identity = self._read_identity()
-        if identity is None:
+        if identity is None or self._closed:
             return False
         try:
             order = _read_order(delivery)
@@ -162,7 +167,11 @@ class Intake:
         )
         answer = self._store.adopt(new)
         if answer.status is SubmitStatus.FULL:
-            raise JobRejected(f"the queue holds {answer.queue_depth} jobs", code="queue_full")
+            raise JobRejected(  # no other limit counts for a job that is here already
+                "the broker has reached its memory limit; send the task again later, add workers "
+                "or raise Redis' maxmemory",
+                code="queue_full",
+            )
         if answer.job_id != delivery.task_id:
             raise JobRejected(
                 f"the idempotency key belongs to job {answer.job_id}; read its result instead",

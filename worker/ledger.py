@@ -150,7 +150,9 @@ class Ledger:
 
     def _take_inbox(self) -> None:
         """Take what came in; while Redis does not answer, wait out the backoff as well."""
-        until = time.monotonic() + (self._backoff_s or self._config.checkpoint_interval_s)
+        # However rarely tokens are to be saved, leases are looked after in time.
+        pause_s = min(self._config.checkpoint_interval_s, self._config.lease_s / 6)
+        until = time.monotonic() + (self._backoff_s or pause_s)
         waits = True
         while not self._closed:
             try:
@@ -224,7 +226,8 @@ class Ledger:
             statuses = self._store.renew([job.held for job in jobs], lease_ms=self._lease_ms)
             for job, status in zip(jobs, statuses, strict=True):
                 self._obey(job, status)
-        self._renewed_at, self._renewed_progress = now, progress
+            # Only now: after a long step, leases are extended as soon as it has ended.
+            self._renewed_at, self._renewed_progress = now, progress
 
     @property
     def _lease_ms(self) -> int:

@@ -67,7 +67,7 @@ class WorkerRuntime:
         self._on_fatal = on_fatal
         self._must_stop = must_stop
         self._started_at_ms = int(time.time() * 1000)
-        self._state = "starting"
+        self._draining = False
         self.throughput = Throughput()
         self.link = EngineLink(_engine_spec(settings), self)
         self.jobs = ActiveJobs(self.link.send)
@@ -114,10 +114,11 @@ class WorkerRuntime:
 
     def begin_drain(self) -> None:
         """Take nothing more on, and let the engine end after its step. Returns at once."""
-        if self._state == "draining":
+        if self._draining:
             return
-        self._state = "draining"
+        self._draining = True
         self.gate.close()
+        self.intake.close()
         self._heartbeat.poke()
         self.link.shut_down()
 
@@ -154,7 +155,6 @@ class WorkerRuntime:
 
     def on_ready(self, ready: Ready) -> None:
         """Put the engine to work."""
-        self._state = "ready" if self._state == "starting" else self._state
         self.jobs.engine_up()
         self._heartbeat.poke()
         self._on_room()
@@ -188,9 +188,9 @@ class WorkerRuntime:
     def on_gone(self, *, orderly: bool) -> None:
         """Give back what the engine had, and what waited for it."""
         on_board, held = self.jobs.engine_down()
-        draining = self._state == "draining"
+        self._heartbeat.poke()
         # An engine that was told to end and had to be killed died of the shutdown, not of a job.
-        cause = ReleaseCause.DRAIN if orderly or draining else ReleaseCause.ENGINE_DEATH
+        cause = ReleaseCause.DRAIN if orderly or self._draining else ReleaseCause.ENGINE_DEATH
         self.ledger.release(on_board, cause)
         self.ledger.release(held, ReleaseCause.DRAIN)
 
@@ -234,11 +234,16 @@ class WorkerRuntime:
                 max_model_len=settings.max_model_len if ready is None else ready.max_model_len,
                 max_num_seqs=settings.max_num_seqs,
                 started_at_ms=self._started_at_ms,
-                state=self._state,
+                state=self._state(),
                 versions=keys.SUPPORTED_VERSIONS,
                 stats=self.stats(),
             )
         )
+
+    def _state(self) -> str:
+        if self._draining:
+            return "draining"
+        return "starting" if self.link.ready is None else "ready"
 
     def stats(self) -> dict[str, int | float | str]:
         """Gauges for people and dashboards."""

@@ -22,7 +22,7 @@ from kombu.transport import TRANSPORT_ALIASES, redis, virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
 from kombu.utils.uuid import uuid
-from redis.exceptions import RedisError
+from redis.exceptions import OutOfMemoryError, RedisError
 
 from batchmill.producer.answers import DeadLetterKind
 from batchmill.producer.store import JobStore
@@ -47,10 +47,15 @@ class QoS(redis.QoS):
 
     def append(self, message: Any, delivery_tag: str) -> None:
         """Note a message as delivered and not acknowledged."""
-        if delivery_tag in self.channel.announcements:
-            virtual.QoS.append(self, message, delivery_tag)
-        else:
-            super().append(message, delivery_tag)
+        if delivery_tag not in self.channel.announcements:
+            try:
+                super().append(message, delivery_tag)
+                return
+            except OutOfMemoryError:
+                # A full Redis refuses the note only after the message is popped: kept here instead,
+                # it is lost only with this process.
+                self.channel.announcements[delivery_tag] = self.channel.newest_element
+        virtual.QoS.append(self, message, delivery_tag)
 
     def ack(self, delivery_tag: str) -> None:
         """Take a message off the books."""
@@ -78,6 +83,8 @@ class Channel(redis.Channel):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         #: Unacknowledged announcements by delivery tag: list key and element.
         self.announcements: dict[str, tuple[bytes, bytes]] = {}
+        #: What is being delivered: list key and element.
+        self.newest_element: tuple[bytes, bytes] = (b"", b"")
         self._tag_prefix = uuid()
         self._tag_numbers = count()
         self._shared_client: Any = None
@@ -129,6 +136,7 @@ class Channel(redis.Channel):
         except MalformedMessage as malformed:
             self._bury(queue, element, malformed)
             return None
+        self.newest_element = key, element
         if envelope.is_announcement:
             self.announcements[envelope.delivery_tag] = key, element
         return envelope.message

@@ -46,7 +46,7 @@ def test_kombu_delivers_it_and_celery_makes_a_request_of_it(submitted: Any, redi
     message = receive(redis_url)
     app = celery.Celery("test", set_as_current=False)
 
-    @app.task(name=keys.TASK_NAME)
+    @app.task(name=keys.TASK_NAME, shared=False)
     def generate(job: str, v: int) -> None: ...
 
     request = Request(message, app=app, task=generate)

@@ -90,3 +90,11 @@ def test_passwords_are_redacted() -> None:
     assert redact("redis://user:hunter2@host:6379/0") == "redis://user:***@host:6379/0"
     assert redact("redis://:hunter2@host/0") == "redis://:***@host/0"
     assert redact("unix:///run/b.sock") == "unix:///run/b.sock"
+    assert redact("unix:///b.sock?password=hunter2&db=1") == "unix:///b.sock?password=***&db=1"
+    assert redact("redis://h/0?db=1&password=hunter2") == "redis://h/0?db=1&password=***"
+
+
+def test_a_url_without_a_scheme_is_not_repeated() -> None:
+    with pytest.raises(ValueError, match="no scheme") as caught:
+        redis_url("user:hunter2@host:6379")
+    assert "hunter2" not in str(caught.value)

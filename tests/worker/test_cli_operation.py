@@ -157,7 +157,7 @@ def test_wrong_value_of_a_flag_is_an_error_that_names_it(broker: dict[str, str])
 
 def test_deliverer_without_a_secret_does_not_start(broker: dict[str, str]) -> None:
     answer = run("deliver", "--json", **broker)
-    assert answer.returncode == 1
+    assert answer.returncode == 8
     assert error_of(answer)["code"] == "no_webhook_secret"
 
 

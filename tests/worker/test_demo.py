@@ -95,7 +95,8 @@ def test_demo_with_failed_jobs_lists_them_and_keeps_its_logs(folder: Path) -> No
 
 
 def test_demo_ends_at_its_time_limit(folder: Path) -> None:
-    answer = run_demo(folder, "--json", "--no-flower", "--time-limit-s", "1")
+    slow = '{"load_time_s": 60}'  # longer than the limit, however fast the machine
+    answer = run_demo(folder, "--json", "--no-flower", "--time-limit-s", "1", BATCHMILL_STUB=slow)
     assert answer.returncode == 1
     error = json.loads(answer.stderr.splitlines()[-1])["error"]
     assert error["code"] == "demo_failed"

@@ -82,6 +82,7 @@ def test_headers_that_celery_writes_are_taken(headers: dict[str, Any]) -> None:
         {"shadow": 3},
         {"retries": "1"},
         {"stamped_headers": 5},
+        {"stamped_headers": ["a", {"b": 1}]},
         {"stamps": ["x"]},
     ],
 )
@@ -116,6 +117,18 @@ def test_headers_that_would_stop_celery_are_refused(headers: dict[str, Any]) -> 
         (element(body="[[], {}]"), "bad_body"),
         (element(body="[{}, [], {}]"), "bad_body"),
         (element(body='[[], {"job": "gen_1"'), "body_not_json"),
+        # kombu makes a value of such an object, or cannot; Celery then logs the whole body.
+        (element(body='[[], {"job": {"__type__": "no", "__value__": 1}}, {}]'), "body_not_json"),
+        (element(body='[[], {"__type__": "decimal", "__value__": "x"}, {}]'), "body_not_json"),
+        (
+            element(
+                body=base64.b64encode("[[], {}, {}]".encode("utf-16")).decode(),
+                properties={**DELIVERY, "body_encoding": "base64"},
+            ),
+            "body_not_json",
+        ),
+        (element(properties={**DELIVERY, "delivery_tag": "\ud800"}), "lone_surrogate"),
+        (element(headers={"id": "\ud800"}), "lone_surrogate"),
     ],
 )
 def test_what_no_worker_can_run_is_refused_with_a_reason(raw: bytes, code: str) -> None:

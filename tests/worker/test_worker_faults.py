@@ -8,9 +8,11 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
+from batchmill.producer import keys
 from batchmill.producer.answers import DeadLetterKind, JobState
 from batchmill.worker.active_jobs import SUSPECT_GROUP
 
+QUEUE = keys.queue_name("demo", "normal")
 #: Long enough to be caught in the middle, slow enough to see it happen.
 SLOW = {"step_time_s": 0.02}
 CHECKPOINT_TOKENS = 8
@@ -238,6 +240,42 @@ def test_a_full_redis_stops_neither_running_jobs_nor_the_worker(mill: Any) -> No
     mill.store.client.config_set("maxmemory", "0")
     assert mill.wait_ended(waiting)[0].state is JobState.COMPLETED
     assert worker.process.poll() is None
+
+
+def test_a_plain_celery_task_that_a_full_redis_has_no_room_for_spares_the_worker(
+    mill: Any,
+) -> None:
+    worker = mill.start_worker(max_num_seqs=1, stub=SLOW)
+    running = mill.submit(max_tokens=60)
+    mill.wait_tokens(running, 2)
+    # It stays in its queue until the slot is free, and cannot be noted as unacknowledged then.
+    mill.celery.send_task(keys.TASK_NAME, kwargs={"job": {"prompt": "x"}}, queue=QUEUE)
+    mill.store.client.config_set("maxmemory", "1")
+
+    mill.wait_for(lambda: "job_rejected" in worker.log, "its refusal")
+    mill.store.client.config_set("maxmemory", "0")
+
+    assert mill.wait_ended(running)[0].state is JobState.COMPLETED
+    assert mill.wait_ended(mill.submit("after it"))[0].state is JobState.COMPLETED
+    assert worker.process.poll() is None
+
+
+def test_leases_are_kept_however_rarely_tokens_are_saved(mill: Any) -> None:
+    mill.start_worker(
+        lease_s=1, checkpoint_interval_s=3, checkpoint_tokens=1000, stub={"step_time_s": 0.05}
+    )
+    (record,) = mill.wait_ended(mill.submit(max_tokens=50))
+    assert (record.state, record.attempts) == (JobState.COMPLETED, 1)
+
+
+def test_a_worker_that_loads_its_model_again_is_not_ready(mill: Any) -> None:
+    worker = mill.start_worker(stub={"load_time_s": 1})
+
+    os.kill(mill.engine_pid(worker), signal.SIGKILL)
+
+    mill.wait_for(lambda: mill.heartbeat(worker) is None, "the news of the death", timeout_s=5)
+    assert [beat.state for beat in mill.store.list_workers()] == ["starting"]
+    mill.wait_for(lambda: mill.heartbeat(worker) is not None, "the new engine")
 
 
 def test_a_plain_celery_task_gets_its_result_from_the_worker_that_ends_it(

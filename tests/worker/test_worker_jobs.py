@@ -351,6 +351,7 @@ MALFORMED = {
         body=base64.b64encode(b"\x80\x04cos\nsystem\n(S'true'\ntR.").decode(),
     ),
     "body_not_json": announcement("x", body='[[], {"job": "x", "v"'),
+    "lone_surrogate": announcement("x", headers={"task": keys.TASK_NAME, "id": "x\ud800"}),
     "bad_body": announcement("x", body='{"job": "x"}'),
     "no_body": announcement("x", body=None),
 }
