@@ -273,29 +273,34 @@ class Scheduler:
         if not victims or self._fits(urgent):
             return []
         # A block that two victims share is not counted, so this may say no a step too early.
-        gained = sum(
-            self.block_pool.ref_count(block_id) == 1
+        gained = frozenset(
+            block_id
             for victim in victims
             for block_id in victim.block_ids
+            if self.block_pool.ref_count(block_id) == 1
         )
-        if not self._fits(urgent, num_victims=len(victims), num_gained_blocks=gained):
+        if not self._fits(urgent, num_victims=len(victims), gained=gained):
             return []
         preempted: list[Request] = []
-        while not self._fits(urgent):
-            preempted.append(victims[len(preempted)])
-            self._preempt(preempted[-1])
+        for victim in victims:
+            if self._fits(urgent):
+                break
+            self._preempt(victim)
+            preempted.append(victim)
         return preempted
 
-    def _fits(self, request: Request, *, num_victims: int = 0, num_gained_blocks: int = 0) -> bool:
-        """Whether a waiting request could be admitted, after some victims are preempted."""
+    def _fits(
+        self, request: Request, *, num_victims: int = 0, gained: frozenset[int] = frozenset()
+    ) -> bool:
+        """Whether a waiting request could be admitted, once some victims' blocks are gained."""
         num_running = len(self.running) - num_victims
         if num_running >= self.limits.max_num_seqs:
             return False
         pool = self.block_pool
         cached = self._sharing.find(request)
         needed = pool.blocks_for(request.num_tokens) - len(cached)
-        num_free = pool.num_free_blocks + num_gained_blocks - pool.num_free_among(cached)
-        return needed + num_running <= num_free
+        num_kept = pool.num_free_among(cached) + len(gained.intersection(cached))
+        return needed + num_running <= pool.num_free_blocks + len(gained) - num_kept
 
     def _preempt(self, request: Request) -> None:
         self.running.remove(request)
@@ -342,8 +347,9 @@ class Scheduler:
                 first = self.waiting.first()
                 candidate = None if candidate is first else first
                 continue
-            plan.place(request, request.num_uncomputed_tokens)
-            self._sharing.announce(plan.scheduled[-1])
+            item = plan.place(request, request.num_uncomputed_tokens)
+            if item is not None:
+                self._sharing.announce(item)
 
     def _next_candidate(self) -> Request | None:
         """The waiting request to admit next; None where no more may run."""

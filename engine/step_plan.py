@@ -15,18 +15,18 @@ class StepPlan:
         self.num_free_tokens = max_num_batched_tokens
         self.scheduled: list[ScheduledRequest] = []
 
-    def place(self, request: Request, num_uncomputed_tokens: int) -> None:
-        """Schedule as many of the request's uncomputed tokens as the budget has left."""
+    def place(self, request: Request, num_uncomputed_tokens: int) -> ScheduledRequest | None:
+        """Schedule as many of the request's uncomputed tokens as the budget has left, if any."""
         num_new_tokens = min(num_uncomputed_tokens, self.num_free_tokens)
         if num_new_tokens == 0:
-            return
+            return None
         self.num_free_tokens -= num_new_tokens
         request.is_trusted = False
-        self.scheduled.append(
-            ScheduledRequest(
-                request,
-                request.num_computed_tokens,
-                num_new_tokens,
-                num_new_tokens == num_uncomputed_tokens,
-            )
+        item = ScheduledRequest(
+            request,
+            request.num_computed_tokens,
+            num_new_tokens,
+            num_new_tokens == num_uncomputed_tokens,
         )
+        self.scheduled.append(item)
+        return item

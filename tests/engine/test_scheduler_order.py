@@ -54,6 +54,18 @@ def test_nobody_is_preempted_where_that_would_not_be_enough() -> None:
     assert mill.admitted == ["high 1", "low", "high 2"]
 
 
+def test_blocks_that_the_urgent_request_shares_with_its_victim_are_not_counted_twice() -> None:
+    mill = Mill(num_blocks=8, block_size=4, max_num_batched_tokens=32)
+    mill.add("high 1", [2] * 8, max_tokens=6, priority=HIGH)
+    low = mill.add("low", [1] * 9, max_tokens=6, priority=LOW)
+    mill.step()
+    # Of the 8 blocks 2 or 3 are the first one's; the rest holds it, but for the one to grow into.
+    urgent = mill.add("high 2", [1] * 22, max_tokens=1, priority=HIGH)
+    assert mill.step().preempted == ()
+    assert (low.metrics.num_preemptions, urgent.status) == (0, RequestStatus.WAITING)
+    mill.run()
+
+
 def test_urgent_prompt_is_computed_before_a_long_one_that_is_under_way() -> None:
     mill = Mill(num_blocks=32, max_num_batched_tokens=4)
     mill.add("long", [1] * 20, max_tokens=1, priority=LOW)
