@@ -17,7 +17,14 @@ from .errors import (
     RequestError,
     UnsupportedModelError,
 )
-from .outputs import FinishReason, RequestFailure, RequestMetrics, RequestOutput, Usage
+from .outputs import (
+    Completion,
+    FinishReason,
+    RequestFailure,
+    RequestMetrics,
+    RequestOutput,
+    Usage,
+)
 from .sampling_params import SamplingParams
 from .stats import EngineStats
 
@@ -25,6 +32,7 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 __all__ = [
+    "Completion",
     "ConfigError",
     "Engine",
     "EngineConfig",

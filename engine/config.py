@@ -8,6 +8,8 @@ from .errors import ConfigError
 
 #: Number formats of weights, activations and the KV cache.
 DTYPES = ("bfloat16", "float16", "float32")
+#: Who may compute a model; see `EngineConfig.model_impl`.
+MODEL_IMPLS = ("auto", "native", "transformers")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +44,9 @@ class EngineConfig:
     #: A request goes before those of the next lower priority that came up to so many seconds
     #: earlier. Raising it protects urgent requests longer, and lets the others wait longer.
     priority_ageing_s: float = 30.0
+    #: "native" is our decoder, "transformers" is its model over our KV cache (any causal model,
+    #: slower), and "auto" is native where our decoder knows the model.
+    model_impl: str = "auto"
     #: From it and the request id come the seeds of requests that name none.
     seed: int = 0
 
@@ -50,6 +55,10 @@ class EngineConfig:
             raise ConfigError("model is empty: name a folder, a hub id, a GGUF file, or use 'demo'")
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype is {self.dtype!r}: choose one of {', '.join(DTYPES)}")
+        if self.model_impl not in MODEL_IMPLS:
+            raise ConfigError(
+                f"model_impl is {self.model_impl!r}: choose one of {', '.join(MODEL_IMPLS)}"
+            )
         for name, least in (
             ("max_model_len", 2),
             ("max_num_seqs", 1),

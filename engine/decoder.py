@@ -1,11 +1,11 @@
-"""The native decoder of the Llama family: plain weights, our kernels, one flattened batch."""
+"""The native decoder: plain weights, our kernels, one flattened batch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -15,54 +15,64 @@ from batchmill.kernels.paged_attention import paged_attention
 from batchmill.kernels.paged_attention_plan import AttentionPlan
 from batchmill.kernels.rms_norm import add_rms_norm, rms_norm
 from batchmill.kernels.rope import apply_rope
-from batchmill.kernels.silu_and_mul import silu_and_mul
 from batchmill.kernels.write_kv import write_kv
 
+from .feed_forward import FeedForward, LinearFactory, build_feed_forward
 from .fused_layers import FusedLayers, can_fuse
+from .host_memory import return_free_memory
 from .kv_cache import KVCache
-from .model_config import ModelConfig
+from .model_config import AttentionConfig, ModelConfig
 from .rotary import cos_sin, inverse_frequencies
 from .step_inputs import StepInputs
 from .weights import DecoderWeights, LayerWeights
-
-#: Makes a matrix multiplication of a weight [out, in] and a bias.
-LinearFactory = Callable[[Tensor, Tensor | None], Linear]
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderLayer:
     """One layer, ready to run; see `LayerWeights` for the sizes."""
 
+    #: Which of `ModelConfig.attention_kinds` it has.
+    attention_kind: int
     input_norm: Tensor
     qkv: Linear
     q_norm: Tensor | None
     k_norm: Tensor | None
     output: Linear
+    attention_output_norm: Tensor | None
     post_attention_norm: Tensor
-    gate_up: Linear
-    down: Linear
+    feed_forward: FeedForward
+    feed_forward_output_norm: Tensor | None
 
     @classmethod
-    def build(cls, weights: LayerWeights, linear: LinearFactory) -> DecoderLayer:
+    def build(
+        cls,
+        weights: LayerWeights,
+        config: ModelConfig,
+        attention_kind: int,
+        linear: LinearFactory,
+        backend: Backend,
+    ) -> DecoderLayer:
         """Turn weights into a layer."""
         return cls(
+            attention_kind=attention_kind,
             input_norm=weights.input_norm,
             qkv=linear(weights.qkv, weights.qkv_bias),
             q_norm=weights.q_norm,
             k_norm=weights.k_norm,
             output=linear(weights.output, weights.output_bias),
+            attention_output_norm=weights.attention_output_norm,
             post_attention_norm=weights.post_attention_norm,
-            gate_up=linear(weights.gate_up, weights.gate_up_bias),
-            down=linear(weights.down, weights.down_bias),
+            feed_forward=build_feed_forward(weights.feed_forward, config, linear, backend),
+            feed_forward_output_norm=weights.feed_forward_output_norm,
         )
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
-    """What every layer needs of one step."""
+class _AttentionStep:
+    """What layers with the same kind of attention need of one step."""
 
-    inputs: StepInputs
-    cos: Tensor  # [num_tokens, head_dim / 2] float32
+    window: int | None
+    cos: Tensor  # [num_tokens, rotary_dim / 2] float32
     sin: Tensor
     plan: AttentionPlan
 
@@ -88,7 +98,7 @@ class DecoderModel:
 
         Args:
             config: Sizes and features.
-            weights: As `load_weights` gives them.
+            weights: As `load_weights` gives them; its layers are taken out.
             linear: Makes the matrix multiplications; None takes `make_linear` for `backend`, and
                 all layers in one C++ call where that is possible.
             backend: The face of our kernels, see `batchmill.kernels.dispatch`.
@@ -97,17 +107,26 @@ class DecoderModel:
         self.dtype = weights.embedding.dtype
         self.device = weights.embedding.device
         self._embedding = weights.embedding
+        # Rounded to the dtype, as models were trained with it.
+        self._embedding_scale = float(torch.tensor(config.embedding_scale, dtype=self.dtype))
+        self._backend = backend
+        self._kinds = config.attention_kinds
+        self._frequencies = [
+            inverse_frequencies(kind.rope, config.head_dim).to(self.device) for kind in self._kinds
+        ]
         self._fused: FusedLayers | None = None
         self._layers: list[DecoderLayer] = []
-        if linear is None and backend in ("auto", "cpp") and can_fuse(weights):
+        if linear is None and backend in ("auto", "cpp") and can_fuse(config, weights):
             self._fused = FusedLayers(config, weights)
         linear = linear or partial(make_linear, backend=backend)
-        if self._fused is None:
-            self._layers = [DecoderLayer.build(layer, linear) for layer in weights.layers]
+        while weights.layers:
+            kind = self._kinds.index(config.layers[len(self._layers)].attention)
+            self._layers.append(
+                DecoderLayer.build(weights.layers.pop(0), config, kind, linear, backend)
+            )
+            return_free_memory()
         self._final_norm = weights.final_norm
         self._head = linear(weights.head, None)
-        self._backend = backend
-        self._frequencies = inverse_frequencies(config.rope, config.head_dim).to(self.device)
 
     def forward(self, inputs: StepInputs, kv_cache: KVCache, logits: Tensor) -> None:
         """Run one step: write its keys and values, and compute the logits that are wanted.
@@ -117,13 +136,17 @@ class DecoderModel:
             kv_cache: Read and written.
             logits: [num_samples, vocab_size] float32, contiguous, written.
         """
-        cos, sin = cos_sin(inputs.positions, self._frequencies)
+        steps = [
+            self._attention_step(kind, frequencies, inputs, kv_cache)
+            for kind, frequencies in zip(self._kinds, self._frequencies, strict=True)
+        ]
         if self._fused is not None:
-            x, residual = self._fused.run(inputs, kv_cache, cos, sin)
+            x, residual = self._fused.run(inputs, kv_cache, steps[0].cos, steps[0].sin)
         else:
             residual = F.embedding(inputs.input_ids, self._embedding)  # [num_tokens, hidden]
-            step = _Step(inputs, cos, sin, self._plan(inputs, kv_cache))
-            x, residual = self._run_layers(step, kv_cache, residual)
+            if self._embedding_scale != 1.0:
+                residual = residual * self._embedding_scale
+            x, residual = self._run_layers(inputs, steps, kv_cache, residual)
         if not len(x):
             return
         eps, backend = self.config.rms_norm_eps, self._backend
@@ -132,44 +155,60 @@ class DecoderModel:
             self._head(x, out=logits)
         else:
             logits.copy_(self._head(x))
+        if self.config.logit_softcap is not None:
+            logits.div_(self.config.logit_softcap).tanh_().mul_(self.config.logit_softcap)
 
     def _run_layers(
-        self, step: _Step, kv_cache: KVCache, residual: Tensor
+        self, inputs: StepInputs, steps: list[_AttentionStep], kv_cache: KVCache, residual: Tensor
     ) -> tuple[Tensor, Tensor]:
         """What the last layer adds and what it adds it to, for the rows that sample."""
-        eps, backend, inputs = self.config.rms_norm_eps, self._backend, step.inputs
+        norm = partial(rms_norm, eps=self.config.rms_norm_eps, backend=self._backend)
+        add_norm = partial(add_rms_norm, eps=self.config.rms_norm_eps, backend=self._backend)
         x = None
         for layer, (k_cache, v_cache) in zip(self._layers, kv_cache.layers, strict=True):
             if x is None:
-                normed = rms_norm(residual, layer.input_norm, eps, backend=backend)
+                normed = norm(residual, layer.input_norm)
             else:
-                normed = add_rms_norm(x, residual, layer.input_norm, eps, backend=backend)
-            x = self._attend(layer, normed, k_cache, v_cache, step)
+                normed = add_norm(x, residual, layer.input_norm)
+            x = self._attend(layer, normed, k_cache, v_cache, inputs, steps[layer.attention_kind])
             if layer is self._layers[-1] and len(inputs.sample_rows) < len(x):
                 # Past the last attention rows are independent, and only these lead to a token.
                 x = x.index_select(0, inputs.sample_rows)
                 residual = residual.index_select(0, inputs.sample_rows)
                 if not len(x):
                     break
-            normed = add_rms_norm(x, residual, layer.post_attention_norm, eps, backend=backend)
-            x = layer.down(silu_and_mul(layer.gate_up(normed), backend=backend))
+            if layer.attention_output_norm is not None:
+                x = norm(x, layer.attention_output_norm)
+            x = layer.feed_forward(add_norm(x, residual, layer.post_attention_norm))
+            if layer.feed_forward_output_norm is not None:
+                x = norm(x, layer.feed_forward_output_norm)
         assert x is not None, "a model has at least one layer"
         return x, residual
 
-    def _plan(self, inputs: StepInputs, kv_cache: KVCache) -> AttentionPlan:
-        return AttentionPlan(
+    def _attention_step(
+        self, kind: AttentionConfig, frequencies: Tensor, inputs: StepInputs, kv_cache: KVCache
+    ) -> _AttentionStep:
+        cos, sin = cos_sin(inputs.positions, frequencies, kind.rope.attention_factor)
+        plan = AttentionPlan(
             inputs.block_tables,
             inputs.cu_seqlens_q,
             inputs.seq_lens,
             kv_cache.layers[0][0],
-            window=self.config.sliding_window,
+            window=kind.window,
         )
+        return _AttentionStep(kind.window, cos, sin, plan)
 
     def _attend(
-        self, layer: DecoderLayer, x: Tensor, k_cache: Tensor, v_cache: Tensor, step: _Step
+        self,
+        layer: DecoderLayer,
+        x: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        inputs: StepInputs,
+        step: _AttentionStep,
     ) -> Tensor:
         """Attention of one layer, [num_tokens, hidden] to [num_tokens, hidden]."""
-        config, inputs, backend = self.config, step.inputs, self._backend
+        config, backend = self.config, self._backend
         first_value = config.num_heads + config.num_kv_heads
         # [num_tokens, num_heads + 2 * num_kv_heads, head_dim]: queries, keys, values
         heads = layer.qkv(x).view(len(x), -1, config.head_dim)
@@ -189,8 +228,8 @@ class DecoderModel:
             inputs.block_tables,
             inputs.cu_seqlens_q,
             inputs.seq_lens,
-            config.head_dim**-0.5,
-            window=config.sliding_window,
+            config.attention_scale,
+            window=step.window,
             plan=step.plan,
             backend=backend,
         )

@@ -9,10 +9,11 @@ from typing import Any
 from .block_pool import BlockPool
 from .config import EngineConfig
 from .errors import ConfigError, EngineError, RequestError, is_out_of_memory
+from .fan_out import SampleGroup
 from .intake import Prompt, RequestIntake, check_order
 from .kv_cache import KVCache
 from .loading import LoadedModel, load_model
-from .outputs import FinishReason, RequestFailure, RequestOutput
+from .outputs import FinishReason, RequestFailure, RequestOutput, ResumedTokens
 from .request import Request
 from .runner import ModelRunner
 from .sampler import Sampler
@@ -57,6 +58,7 @@ class Engine:
                 dtype=config.dtype,
                 device=config.device,
                 quantization=config.quantization,
+                model_impl=config.model_impl,
             )
         _check_model_limits(config, loaded)
         self._loaded = loaded
@@ -81,11 +83,13 @@ class Engine:
             ageing_s=config.priority_ageing_s,
         )
         self._runner = ModelRunner(loaded.model, self._kv_cache, loaded.model.device)
-        self._sampler = Sampler(loaded.eos_token_ids)
+        self._sampler = Sampler(loaded.config.vocab_size)
         self._intake = RequestIntake(config, loaded)
         self._trackers: dict[str, RequestTracker] = {}
         # `time.monotonic()` at which requests end unfinished, where they have such a time.
         self._deadlines: dict[str, float] = {}
+        # Requests with several samples, by their own id; each sample has a tracker as well.
+        self._groups: dict[str, SampleGroup] = {}
         # Requests with something to report at the end of the next step.
         self._with_news: list[RequestTracker] = []
         self._counter = StatsCounter()
@@ -134,25 +138,25 @@ class Engine:
                 f"{len(self._trackers)} requests are unfinished: run step() until they are "
                 "finished, or abort them, before generate()"
             )
-        trackers = self._prepare_all(prompts, params)
+        prepared = self._prepare_all(prompts, params)
         finished: dict[str, RequestOutput] = {}
         try:
-            for tracker in trackers:
-                self._start(tracker)
+            for trackers in prepared:
+                self._start(trackers)
             while self.has_unfinished():
                 for output in self.step():
                     if output.finished:
                         finished[output.request_id] = output
         finally:
             self._drop_all()
-        return [finished[tracker.request.request_id] for tracker in trackers]
+        return [finished[trackers[0].request.request_id] for trackers in prepared]
 
     def add_request(
         self,
         request_id: str,
         prompt: Prompt,
         params: SamplingParams | None = None,
-        resumed_token_ids: Sequence[int] = (),
+        resumed_token_ids: ResumedTokens = (),
         *,
         priority: int = 0,
         deadline_s: float | None = None,
@@ -166,26 +170,29 @@ class Engine:
             params: Its controls; None is `SamplingParams()`.
             resumed_token_ids: Output tokens that an earlier run of the same request generated. They
                 are computed with the prompt, and generation goes on after them. Where they end the
-                request already, the next step reports it finished without computing anything.
+                request already, the next step reports it finished without computing anything,
+                unless they are to be scored. With `params.n` above 1, a list for each sample.
             priority: Lower goes first, and may take the place of a higher one that runs; see
                 `EngineConfig.priority_ageing_s` for how long.
             deadline_s: Seconds from now, after which it is aborted where it is not done: the output
                 then has finish reason `abort` and the error `deadline_exceeded`. None is never.
 
         Raises:
-            RequestError: `context_length_exceeded` where the prompt leaves no room for a token, or
-                `invalid_request`; the engine is as before.
+            RequestError: `context_length_exceeded` where the prompt leaves no room for a token,
+                `unsupported_parameter` or `invalid_request`; the engine is as before.
         """
         check_order(priority, deadline_s)
-        if request_id in self._trackers:
+        if request_id in self._trackers or request_id in self._groups:
             raise RequestError(
                 "invalid_request",
                 "request_id belongs to an unfinished request: use another one, or abort that one",
             )
         params = SamplingParams() if params is None else params
-        tracker = self._intake.prepare(request_id, prompt, params, resumed_token_ids)
-        tracker.request.priority = priority
-        self._start(tracker)
+        trackers = self._intake.prepare(request_id, prompt, params, resumed_token_ids)
+        self._check_fit(trackers)
+        for tracker in trackers:
+            tracker.request.priority = priority
+        self._start(trackers)
         if deadline_s is not None:
             self._deadlines[request_id] = time.monotonic() + deadline_s
 
@@ -240,7 +247,7 @@ class Engine:
         self,
         prompts: Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None,
-    ) -> list[RequestTracker]:
+    ) -> list[list[RequestTracker]]:
         """Check all requests of one `generate` before any of them runs."""
         if isinstance(prompts, str):
             raise RequestError(
@@ -255,27 +262,47 @@ class Engine:
                 "one for each",
             )
         start = self._num_generate_requests
-        trackers = [
+        prepared = [
             self._intake.prepare(f"generate-{start + index}", prompt, each)
             for index, (prompt, each) in enumerate(zip(prompts, params, strict=True))
         ]
+        for trackers in prepared:
+            self._check_fit(trackers)
+        self._num_generate_requests += len(prepared)
+        return prepared
+
+    def _check_fit(self, trackers: Sequence[RequestTracker]) -> None:
         for tracker in trackers:
             self._scheduler.check_fits(tracker.request)
-        self._num_generate_requests += len(trackers)
-        return trackers
 
-    def _start(self, tracker: RequestTracker) -> None:
-        """Let a prepared request wait, or only report it where its resumed tokens ended it."""
-        if tracker.finish_reason is None:
+    def _start(self, trackers: Sequence[RequestTracker]) -> None:
+        """Take on the samples of one prepared request; all but the first may have to wait."""
+        first = trackers[0]
+        if len(trackers) > 1:
+            group = SampleGroup(first.request.request_id, trackers)
+            self._groups[group.request_id] = group
+        for tracker in trackers:
+            self._trackers[tracker.request.request_id] = tracker
+        self._schedule(first)
+
+    def _schedule(self, tracker: RequestTracker) -> None:
+        """Let a request wait, or only report it where its resumed tokens ended it."""
+        if tracker.finish_reason is None or tracker.has_pending_scores:
             self._scheduler.add(tracker.request)
+            tracker.is_scheduled = True
         else:
             self._with_news.append(tracker)
-        self._trackers[tracker.request.request_id] = tracker
+
+    def _unschedule(self, tracker: RequestTracker) -> None:
+        if tracker.is_scheduled:
+            self._scheduler.finish(tracker.request)
+            tracker.is_scheduled = False
 
     def _compute(self, batch: ScheduledBatch) -> list[int | None] | None:
         """Run the model on a step and draw its tokens; None where memory ran out."""
         try:
             self._kv_cache.zero_blocks(self._scheduler.take_untrusted_blocks())
+            self._sampler.begin(batch)
             inputs = build_step_inputs(batch, self.config.block_size, self._loaded.model.device)
             logits = self._runner.run(inputs)
             return self._sampler.sample(logits, batch)
@@ -298,7 +325,7 @@ class Engine:
                 "and fewer: lower max_num_batched_tokens or kv_cache_bytes",
             ),
         )
-        self._scheduler.finish(hopeless)
+        self._unschedule(tracker)
         self._with_news.append(tracker)
 
     def _abort_late(self) -> None:
@@ -311,13 +338,14 @@ class Engine:
             self._abort(request_id, RequestFailure("deadline_exceeded", message))
 
     def _abort(self, request_id: str, error: RequestFailure | None) -> bool:
-        tracker = self._trackers.get(request_id)
-        if tracker is None or tracker.finish_reason is not None:
-            return False
-        tracker.finish(FinishReason.ABORT, error)
-        self._scheduler.finish(tracker.request)
-        self._with_news.append(tracker)
-        return True
+        group, tracker = self._groups.get(request_id), self._trackers.get(request_id)
+        samples = group.trackers if group is not None else [] if tracker is None else [tracker]
+        running = [each for each in samples if each.finish_reason is None]
+        for each in running:
+            each.finish(FinishReason.ABORT, error)
+            self._unschedule(each)
+            self._with_news.append(each)
+        return bool(running)
 
     def _track(
         self,
@@ -331,15 +359,28 @@ class Engine:
                 continue
             tracker = self._trackers[request.request_id]
             self._with_news.append(tracker)
-            if token_id is None:
-                self._fail(tracker)
-                continue
-            tracker.advance(token_id)
+            if tracker.finish_reason is None:
+                if token_id is None:
+                    self._fail(tracker)
+                else:
+                    tracker.advance(token_id)
+            # Where it had ended before, this step was for its scores, and its token is nobody's.
             if tracker.finish_reason is not None:
-                self._scheduler.finish(request)
+                self._unschedule(tracker)
 
     def _fail(self, tracker: RequestTracker) -> None:
-        """End a request whose logits are not finite, and keep its KV from the others."""
+        """End a request that got no token; where its logits are to blame, discard its KV."""
+        controls = tracker.request.controls
+        if controls is not None and controls.is_exhausted:
+            tracker.finish(
+                FinishReason.ERROR,
+                RequestFailure(
+                    "no_token_left",
+                    "the request's controls leave no token that could come next: loosen its "
+                    "structure, allowed_token_ids, bad_words, no_repeat_ngram_size or min_tokens",
+                ),
+            )
+            return
         tracker.finish(
             FinishReason.ERROR,
             RequestFailure(
@@ -349,26 +390,43 @@ class Engine:
             ),
         )
         self._kv_cache.zero_blocks(self._scheduler.discard(tracker.request))
+        tracker.is_scheduled = False
 
     def _take_outputs(self) -> list[RequestOutput]:
         outputs = []
-        for tracker in self._with_news:
+        groups: dict[str, SampleGroup] = {}
+        with_news, self._with_news = self._with_news, []
+        for tracker in with_news:
             output = tracker.take_output()
             self._counter.count_output(output)
-            outputs.append(output)
             if output.finished:
                 del self._trackers[output.request_id]
                 self._deadlines.pop(output.request_id, None)
-        self._with_news = []
-        return outputs
+            if tracker.group is None:
+                outputs.append(output)
+            else:
+                tracker.group.note(tracker, output)
+                groups[tracker.group.request_id] = tracker.group
+        return outputs + [self._take_group_output(group) for group in groups.values()]
+
+    def _take_group_output(self, group: SampleGroup) -> RequestOutput:
+        for tracker in group.take_ready():
+            # What was aborted while it was held has been reported.
+            if tracker.request.request_id in self._trackers:
+                self._schedule(tracker)
+        output = group.output()
+        if output.finished:
+            del self._groups[group.request_id]
+            self._deadlines.pop(group.request_id, None)
+        return output
 
     def _drop_all(self) -> None:
         """Forget every request, unreported."""
         for tracker in self._trackers.values():
-            if tracker.finish_reason is None:
-                self._scheduler.finish(tracker.request)
+            self._unschedule(tracker)
         self._trackers.clear()
         self._deadlines.clear()
+        self._groups.clear()
         self._with_news = []
 
 
@@ -376,6 +434,6 @@ def _check_model_limits(config: EngineConfig, loaded: LoadedModel) -> None:
     limit = loaded.config.max_position_embeddings
     if config.max_model_len > limit:
         raise ConfigError(
-            f"max_model_len is {config.max_model_len}, the model was made for {limit} tokens: set "
-            f"max_model_len to {limit} or less"
+            f"max_model_len is {config.max_model_len}, the model is computed as it was made for "
+            f"sequences of up to {limit} tokens: set max_model_len to {limit} or less"
         )

@@ -10,8 +10,7 @@ import torch
 
 from batchmill.kernels.sample import SAMPLER_VERSION
 
-from .model_config import ModelConfig
-from .weights import weight_files
+from .weight_files import weight_files
 
 #: Bytes read at the start of a file; holds a safetensors header of a few thousand tensors.
 _HEAD_BYTES = 1024 * 1024
@@ -50,16 +49,21 @@ def sampled_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def model_identity(folder: Path, config: ModelConfig, dtype: torch.dtype) -> str:
+def model_identity(folder: Path, computed: str, dtype: torch.dtype) -> str:
     """Name what decides a model's tokens: weights, configuration, tokenizer, dtype and sampler.
 
     A generation may be resumed where, and only where, the identities are equal.
+
+    Args:
+        folder: The model's files.
+        computed: What is computed with the weights, and by whom.
+        dtype: Of weights and activations.
 
     Returns:
         16 hex digits.
     """
     digest = hashlib.blake2b(digest_size=8)
-    parts = [repr(config), str(dtype), SAMPLER_VERSION]
+    parts = [computed, str(dtype), SAMPLER_VERSION]
     parts += [f"{path.name} {sampled_hash(path)}" for path in weight_files(folder)]
     for name in _TOKENIZER_FILES:
         path = folder / name

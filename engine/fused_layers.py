@@ -10,21 +10,37 @@ from batchmill.kernels.cpp_decoder import CppDecoder, CppDecoderSizes, CppLayer
 from batchmill.kernels.cpp_library import cpp_is_usable
 from batchmill.kernels.linear import PackedLinear, is_packable
 
+from .host_memory import return_free_memory
 from .kv_cache import KVCache
 from .model_config import ModelConfig
 from .step_inputs import StepInputs
-from .weights import DecoderWeights, LayerWeights
+from .weights import DecoderWeights, DenseWeights, LayerWeights
 
 
-def can_fuse(weights: DecoderWeights) -> bool:
-    """Whether this machine's C++ kernels multiply all of a decoder's weights."""
+def can_fuse(config: ModelConfig, weights: DecoderWeights) -> bool:
+    """Whether the C++ layers compute this decoder, and this machine's multiply its weights."""
     if weights.embedding.device.type != "cpu" or not cpp_is_usable():
         return False
-    return all(
-        is_packable(matrix)
-        for layer in weights.layers
-        for matrix in (layer.qkv, layer.output, *layer.gate_up.chunk(2), layer.down)
+    return _is_plain(config, weights.embedding.dtype) and all(map(_is_packable, weights.layers))
+
+
+def _is_plain(config: ModelConfig, dtype: torch.dtype) -> bool:
+    """Whether a decoder has nothing that the C++ layers do not know."""
+    return (
+        len(config.attention_kinds) == 1
+        and config.attention_scale == config.head_dim**-0.5
+        and config.activation == "silu"
+        and config.embedding_scale == 1.0
+        and not config.output_norms
+        and (not config.norm_offset or dtype == torch.float32)
     )
+
+
+def _is_packable(layer: LayerWeights) -> bool:
+    if not isinstance(layer.feed_forward, DenseWeights):
+        return False
+    gate, up = layer.feed_forward.gate_up.chunk(2)
+    return all(map(is_packable, (layer.qkv, layer.output, gate, up, layer.feed_forward.down)))
 
 
 class FusedLayers:
@@ -35,18 +51,24 @@ class FusedLayers:
 
         Args:
             config: Sizes and features.
-            weights: Those of which `can_fuse` is true.
+            weights: Those of which `can_fuse` is true; the layers are taken out one by one, so
+                that memory never holds a second copy of more than one.
         """
         self._embedding = weights.embedding
         # As 16-bit numbers, because numpy has no bfloat16.
         self._embedding_rows = weights.embedding.view(torch.int16).numpy()
-        self._layers = tuple(map(_pack, weights.layers))
+        layers: list[CppLayer] = []
+        while weights.layers:
+            layers.append(_pack(weights.layers.pop(0)))
+            return_free_memory()
+        self._layers = tuple(layers)
+        (attention,) = config.attention_kinds
         self._sizes = CppDecoderSizes(
             num_heads=config.num_heads,
             num_kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
-            rotary_dim=config.head_dim,
-            window=config.sliding_window,
+            rotary_dim=int(config.head_dim * attention.rope.partial_rotary_factor),
+            window=attention.window,
             eps=config.rms_norm_eps,
         )
         self._bound: tuple[KVCache, CppDecoder] | None = None
@@ -64,7 +86,7 @@ class FusedLayers:
         Args:
             inputs: The step's batch.
             kv_cache: Read and written.
-            cos: [num_tokens, head_dim / 2] float32.
+            cos: [num_tokens, rotary_dim / 2] float32.
             sin: As `cos`.
 
         Returns:
@@ -86,8 +108,12 @@ class FusedLayers:
 
 
 def _pack(layer: LayerWeights) -> CppLayer:
-    gate, up = layer.gate_up.chunk(2)
-    gate_bias, up_bias = (None, None) if layer.gate_up_bias is None else layer.gate_up_bias.chunk(2)
+    network = layer.feed_forward
+    assert isinstance(network, DenseWeights), "can_fuse has looked at this"
+    gate, up = network.gate_up.chunk(2)
+    gate_bias, up_bias = (
+        (None, None) if network.gate_up_bias is None else network.gate_up_bias.chunk(2)
+    )
     return CppLayer(
         input_norm=layer.input_norm,
         qkv=PackedLinear([layer.qkv], [layer.qkv_bias]),
@@ -96,5 +122,5 @@ def _pack(layer: LayerWeights) -> CppLayer:
         output=PackedLinear([layer.output], [layer.output_bias]),
         post_attention_norm=layer.post_attention_norm,
         gate_up=PackedLinear([gate, up], [gate_bias, up_bias]),
-        down=PackedLinear([layer.down], [layer.down_bias]),
+        down=PackedLinear([network.down], [network.down_bias]),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
 _MEMINFO = Path("/proc/meminfo")
@@ -26,3 +27,14 @@ def available_memory_bytes(*, meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) 
     stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
     left = int(limit.read_text()) - used + int(stat.get("inactive_file", 0))
     return max(0, min(available, left))
+
+
+def return_free_memory() -> None:
+    """Hand freed memory back to the system, where the C library kept it for later.
+
+    Weights that are laid out anew, one after another, leave holes that nothing else fills:
+    measured, a third of the model.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only glibc has it
+    if trim is not None:
+        trim(0)

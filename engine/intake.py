@@ -1,16 +1,22 @@
-"""A caller's prompt and params become a request, or are refused before anything is computed."""
+"""A caller's prompt and params become requests, or are refused before anything is computed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from .config import EngineConfig
+from .controls import RequestControls
 from .detokenizer import Detokenizer
 from .errors import RequestError
+from .fan_out import sample_id, sample_seed
 from .loading import LoadedModel
+from .outputs import ResumedTokens
 from .request import Request, derive_seed
 from .sampling_params import SamplingParams
+from .scores import TokenScores
 from .stop import StopStrings
+from .structure import StructureCompiler
 from .tracker import OutputText, RequestTracker
 
 #: A prompt: text, or the token ids that it is made of.
@@ -26,18 +32,24 @@ class RequestIntake:
         self._vocab_size = loaded.config.vocab_size
         self._eos_token_ids = loaded.eos_token_ids
         self._detokenizer = Detokenizer(loaded.tokenizer.backend)
+        self._structures = StructureCompiler(
+            loaded.tokenizer.backend, self._vocab_size, loaded.eos_token_ids
+        )
 
     def prepare(
         self,
         request_id: str,
         prompt: Prompt,
         params: SamplingParams,
-        resumed_token_ids: Sequence[int] = (),
-    ) -> RequestTracker:
+        resumed_token_ids: ResumedTokens = (),
+    ) -> list[RequestTracker]:
         """Check a request and bring it to where its resumed tokens left it.
 
+        Returns:
+            One tracker for each of `params.n` samples.
+
         Raises:
-            RequestError: `context_length_exceeded` or `invalid_request`.
+            RequestError: `context_length_exceeded`, `unsupported_parameter` or `invalid_request`.
         """
         if not isinstance(request_id, str) or not request_id:
             raise RequestError("invalid_request", "request_id is no text: use a non-empty string")
@@ -45,23 +57,31 @@ class RequestIntake:
             raise RequestError(
                 "invalid_request", f"params is a {type(params).__name__}: use SamplingParams"
             )
-        prompt_token_ids = self._prompt_token_ids(prompt)
-        self._check_token_ids("resumed_token_ids", resumed_token_ids)
-        self._check_token_ids("stop_token_ids", params.stop_token_ids or ())
+        prompt_token_ids = self._prompt_token_ids(prompt, params)
+        self._check_vocabulary(params)
         seed = params.seed
-        request = Request(
-            request_id,
-            prompt_token_ids,
-            params,
-            seed=derive_seed(self._config.seed, request_id) if seed is None else seed,
-            max_num_tokens=self._max_num_tokens(len(prompt_token_ids), params),
-            resumed_token_ids=resumed_token_ids,
-        )
-        tracker = RequestTracker(request, self._output_text(request), self._eos_token_ids)
-        self._replay(tracker)
-        return tracker
+        if seed is None:
+            seed = derive_seed(self._config.seed, request_id)
+        trackers = []
+        for index, resumed in enumerate(_resumed_by_sample(resumed_token_ids, params.n)):
+            self._check_token_ids("resumed_token_ids", resumed)
+            request = Request(
+                sample_id(request_id, index),
+                prompt_token_ids,
+                params,
+                seed=sample_seed(seed, index),
+                max_num_tokens=self._max_num_tokens(len(prompt_token_ids), params),
+                resumed_token_ids=resumed,
+                controls=self._controls(prompt_token_ids, params),
+                scores=_scores(len(prompt_token_ids), len(resumed), params, index),
+            )
+            text = self._output_text(request, prompt)
+            tracker = RequestTracker(request, text, self._eos_token_ids)
+            self._replay(tracker)
+            trackers.append(tracker)
+        return trackers
 
-    def _prompt_token_ids(self, prompt: Prompt) -> Sequence[int]:
+    def _prompt_token_ids(self, prompt: Prompt, params: SamplingParams) -> Sequence[int]:
         token_ids: Sequence[int]
         if isinstance(prompt, str):
             token_ids = self._tokenizer.encode(prompt)
@@ -71,13 +91,28 @@ class RequestIntake:
         if not token_ids:
             raise RequestError("invalid_request", "prompt has 0 tokens: it needs at least 1")
         limit = self._config.max_model_len
+        if params.truncate_prompt_tokens is not None:
+            num_kept = params.truncate_prompt_tokens
+            if num_kept == -1:
+                num_kept = max(1, limit - (params.max_tokens or 1))
+            token_ids = token_ids[-num_kept:]
         if len(token_ids) >= limit:
             raise RequestError(
                 "context_length_exceeded",
                 f"prompt has {len(token_ids)} tokens, max_model_len is {limit} and one token has "
-                "to be left for the output: shorten the prompt or raise max_model_len",
+                "to be left for the output: shorten the prompt, set truncate_prompt_tokens or "
+                "raise max_model_len",
             )
         return token_ids
+
+    def _check_vocabulary(self, params: SamplingParams) -> None:
+        """Refuse token ids that the model does not have."""
+        self._check_token_ids("stop_token_ids", params.stop_token_ids or ())
+        self._check_token_ids("allowed_token_ids", params.allowed_token_ids or ())
+        self._check_token_ids("logit_bias", list(params.bias_by_token_id))
+        for word in params.bad_words or ():
+            if not isinstance(word, str):
+                self._check_token_ids("bad_words", word)
 
     def _check_token_ids(self, name: str, token_ids: Sequence[int]) -> None:
         if not isinstance(token_ids, Sequence) or isinstance(token_ids, bytes | bytearray):
@@ -100,28 +135,67 @@ class RequestIntake:
             return self._config.max_model_len
         return min(num_prompt_tokens + params.max_tokens, self._config.max_model_len)
 
-    def _output_text(self, request: Request) -> OutputText | None:
+    def _controls(
+        self, prompt_token_ids: Sequence[int], params: SamplingParams
+    ) -> RequestControls | None:
+        ending = frozenset(params.stop_token_ids or ())
+        if not params.ignore_eos:
+            ending |= self._eos_token_ids
+        grammar = params.grammar
+        controls = RequestControls(
+            params,
+            prompt_token_ids,
+            ending_token_ids=ending,
+            bad_word_token_ids=self._bad_word_token_ids(params),
+            structure=None if grammar is None else self._structures.compile(grammar),
+        )
+        return controls if controls.is_needed else None
+
+    def _bad_word_token_ids(self, params: SamplingParams) -> list[list[int]]:
+        """The runs of tokens that spell the bad words: inside a text, and at its start."""
+        runs: list[list[int]] = []
+        for word in params.bad_words or ():
+            if not isinstance(word, str):
+                runs.append(list(word))
+                continue
+            spelt = [self._tokenizer.encode_plain(f"{space}{word.lstrip()}") for space in ("", " ")]
+            runs += [run for run in spelt if run]
+        return runs
+
+    def _output_text(self, request: Request, prompt: Prompt) -> OutputText | None:
         params = request.params
         if not params.detokenize:
             return None
         stream = self._detokenizer.stream(
             request.prompt_token_ids, skip_special_tokens=params.skip_special_tokens
         )
-        if not params.stop_strings:
-            return OutputText(stream, None)
-        include = params.include_stop_str_in_output
-        return OutputText(stream, StopStrings(params.stop_strings, include_in_text=include))
+        echoed = ""
+        if params.echo and isinstance(prompt, str) and params.truncate_prompt_tokens is None:
+            echoed = prompt
+        elif params.echo:
+            echoed = self._tokenizer.decode(
+                request.prompt_token_ids, skip_special_tokens=params.skip_special_tokens
+            )
+        stops = None
+        if params.stop_strings:
+            include = params.include_stop_str_in_output
+            stops = StopStrings(params.stop_strings, include_in_text=include)
+        return OutputText(stream, stops, echoed=echoed)
 
     def _replay(self, tracker: RequestTracker) -> None:
-        num_resumed = len(tracker.request.output_token_ids)
+        request = tracker.request
+        num_resumed = len(request.output_token_ids)
         num_replayed = tracker.replay()
-        if num_replayed < num_resumed:
+        if num_replayed < num_resumed or tracker.finish_reason == "error":
             raise RequestError(
                 "invalid_request",
                 f"resumed_token_ids has {num_resumed} tokens, the request ends after "
                 f"{num_replayed} of them (finish reason {tracker.finish_reason}): resume it with "
                 "the params that it was started with",
             )
+        if tracker.finish_reason is not None and request.scores is not None:
+            # It is computed once more, for its scores, up to its last token and no further.
+            request.max_num_tokens = request.num_tokens + 1
 
 
 def check_order(priority: int, deadline_s: float | None) -> None:
@@ -136,3 +210,29 @@ def check_order(priority: int, deadline_s: float | None) -> None:
         raise RequestError(
             "invalid_request", f"deadline_s is {deadline_s!r}: use seconds from now, more than 0"
         )
+
+
+def _resumed_by_sample(resumed: ResumedTokens, n: int) -> Sequence[Sequence[int]]:
+    if n == 1:
+        return [cast("Sequence[int]", resumed)]
+    if not resumed:
+        return [()] * n
+    if len(resumed) != n or any(isinstance(each, int) for each in resumed):
+        raise RequestError(
+            "invalid_request",
+            f"resumed_token_ids is not a list of {n} lists: give one for each of the {n} samples",
+        )
+    return cast("Sequence[Sequence[int]]", resumed)
+
+
+def _scores(
+    num_prompt_tokens: int, num_resumed_tokens: int, params: SamplingParams, index: int
+) -> TokenScores | None:
+    return TokenScores.of(
+        num_prompt_tokens=num_prompt_tokens,
+        num_resumed_tokens=num_resumed_tokens,
+        # All samples have the same prompt: the first one's scores stand for it.
+        prompt_logprobs=params.prompt_logprobs if index == 0 else None,
+        logprobs=params.logprobs,
+        entropy=params.entropy,
+    )

@@ -10,15 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 
-from .decoder import DecoderModel, LinearFactory
-from .errors import ConfigError, ModelLoadError
+from .config import MODEL_IMPLS
+from .decoder import DecoderModel
+from .errors import ConfigError, ModelLoadError, UnsupportedModelError
+from .families import native_architecture, read_model_config
+from .feed_forward import LinearFactory
 from .fingerprint import model_identity
-from .model_config import ModelConfig
+from .model import Model
+from .model_config import ModelConfig, ModelShape
 from .model_source import model_folder
 from .tokenizer import Tokenizer
-from .weights import load_weights
+from .weight_loading import load_weights
 
 _DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -34,9 +38,9 @@ class LoadedModel:
     """Everything that an engine needs of a model."""
 
     #: Computes logits.
-    model: DecoderModel
-    #: Its sizes and features.
-    config: ModelConfig
+    model: Model
+    #: What it looks like from outside.
+    config: ModelShape
     #: Its vocabulary.
     tokenizer: Tokenizer
     #: Names weights, tokenizer, dtype and sampler: generations resume only where it is equal.
@@ -51,6 +55,7 @@ def load_model(
     dtype: str = "bfloat16",
     device: str = "auto",
     quantization: str | None = None,
+    model_impl: str = "auto",
     linear: LinearFactory | None = None,
 ) -> LoadedModel:
     """Load a model, fetching or converting it first where that is needed.
@@ -60,38 +65,76 @@ def load_model(
         dtype: Number format of weights, activations and KV cache: bfloat16, float16 or float32.
         device: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:<index>".
         quantization: Weight format; None keeps the weights in `dtype`.
-        linear: Makes the matrix multiplications, see `DecoderModel`.
+        model_impl: Who computes the model: "native" is our decoder, "transformers" is its model
+            over our cache, and "auto" is native where that computes the model.
+        linear: Makes the native decoder's matrix multiplications, see `DecoderModel`.
 
     Raises:
-        ConfigError: dtype, device or quantization is not one that there is.
+        ConfigError: dtype, device, quantization or model_impl is not one that there is.
         ModelLoadError: the model cannot be found or read.
         UnsupportedModelError: it has features that are not computed here.
     """
-    _check_formats(dtype, quantization)
+    _check_formats(dtype, quantization, model_impl)
     started_at_s = time.monotonic()
     torch_device = resolve_device(device)
     folder = model_folder(model)
     hf_config = _hf_config(folder)
-    config = ModelConfig.from_hf(hf_config)
     tokenizer = Tokenizer.from_folder(folder)
-    weights = load_weights(folder, config, _DTYPES[dtype], torch_device)
+    computes, decisive = _load(folder, hf_config, _DTYPES[dtype], torch_device, model_impl, linear)
     loaded = LoadedModel(
-        model=DecoderModel(config, weights, linear=linear),
-        config=config,
+        model=computes,
+        config=computes.config,
         tokenizer=tokenizer,
-        identity=model_identity(folder, config, _DTYPES[dtype]),
-        eos_token_ids=_eos_token_ids(folder, hf_config, tokenizer),
+        identity=model_identity(folder, decisive, _DTYPES[dtype]),
+        eos_token_ids=_eos_token_ids(folder, hf_config.to_dict(), tokenizer),
     )
     _log.info(
-        "loaded %s (%s, %s, identity %s) on %s in %.1f s",
+        "loaded %s (%s, computed by %s, %s, identity %s) on %s in %.1f s",
         model,
-        config.architecture,
+        computes.config.architecture,
+        "the native decoder" if isinstance(computes, DecoderModel) else "transformers",
         dtype,
         loaded.identity,
         torch_device,
         time.monotonic() - started_at_s,
     )
     return loaded
+
+
+def _load(
+    folder: Path,
+    hf_config: PreTrainedConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    model_impl: str,
+    linear: LinearFactory | None,
+) -> tuple[Model, str]:
+    """The model, and what decides its tokens besides its files."""
+    values = hf_config.to_dict()
+    native_config = _native_config(model_impl, values)
+    if native_config is not None:
+        weights = load_weights(folder, native_config, dtype, device)
+        return DecoderModel(native_config, weights, linear=linear), repr(native_config)
+    # Here, because it brings torch's compiler along: seconds that native models do without.
+    from .transformers_model import load_transformers_model
+
+    decisive = f"transformers {json.dumps(values, sort_keys=True, default=str)}"
+    return load_transformers_model(folder, hf_config, dtype, device), decisive
+
+
+def _native_config(model_impl: str, values: dict[str, Any]) -> ModelConfig | None:
+    """What the native decoder computes, or None where the model goes through transformers."""
+    if model_impl == "transformers":
+        return None
+    if model_impl == "native":
+        return read_model_config(values)
+    if native_architecture(values) is None:
+        return None
+    try:
+        return read_model_config(values)
+    except UnsupportedModelError as error:
+        _log.warning("through transformers, which is slower, because natively: %s", error)
+        return None
 
 
 def resolve_device(device: str) -> torch.device:
@@ -118,24 +161,25 @@ def resolve_device(device: str) -> torch.device:
     return resolved
 
 
-def _check_formats(dtype: str, quantization: str | None) -> None:
+def _check_formats(dtype: str, quantization: str | None, model_impl: str) -> None:
     if dtype not in _DTYPES:
         raise ConfigError(f"dtype is {dtype!r}; choose one of {', '.join(_DTYPES)}")
     if quantization is not None:
         raise ConfigError(f"quantization is {quantization!r}; only None is supported")
+    if model_impl not in MODEL_IMPLS:
+        raise ConfigError(f"model_impl is {model_impl!r}; choose one of {', '.join(MODEL_IMPLS)}")
 
 
-def _hf_config(folder: Path) -> dict[str, Any]:
+def _hf_config(folder: Path) -> PreTrainedConfig:
     """The model's configuration with its class's defaults filled in."""
     try:
-        hf_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        hf_config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ModelLoadError(
             f"no model configuration can be read from {folder} ({type(error).__name__}): it must "
             "hold a config.json of an architecture that transformers knows"
         ) from error
-    values: dict[str, Any] = hf_config.to_dict()
-    return values
+    return hf_config
 
 
 def _eos_token_ids(folder: Path, hf_config: dict[str, Any], tokenizer: Tokenizer) -> frozenset[int]:

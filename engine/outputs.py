@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from .scores import TokenScores
+
+#: Output tokens of an earlier run: one list, or one for each of several samples.
+ResumedTokens = Sequence[int] | Sequence[Sequence[int]]
 
 
 class FinishReason(enum.StrEnum):
@@ -23,7 +29,8 @@ class FinishReason(enum.StrEnum):
 class RequestFailure:
     """Why a request ended without being done; the others of its batch are not affected."""
 
-    #: Machine-readable: `numerical_error`, `out_of_memory`, `deadline_exceeded` or `engine_error`.
+    #: Machine-readable: `numerical_error`, `out_of_memory`, `no_token_left` (its own controls),
+    #: `deadline_exceeded` or `engine_error`.
     code: str
     #: For people; never prompt or output text.
     message: str
@@ -68,12 +75,37 @@ class RequestMetrics:
     inter_token_s: float | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """One sample of a request, whole up to the step that reported it."""
+
+    #: Which of the request's `n` samples it is, from 0.
+    index: int
+    token_ids: list[int]
+    text: str
+    #: None while it goes on.
+    finish_reason: FinishReason | None
+    stop_reason: int | str | None
+    error: RequestFailure | None
+    logprobs: list[dict[int, float]] | None
+    entropies: list[float] | None
+
+    @property
+    def cumulative_logprob(self) -> float | None:
+        """Log probability of all its tokens together; None where `logprobs` were not asked for."""
+        return cumulative_logprob(self.token_ids, self.logprobs)
+
+
 @dataclass(slots=True, kw_only=True)
 class RequestOutput:
     """One request's news of one step. The last one has `finished` set.
 
     `token_ids` and `text` are the whole output up to this step. They are put together when they are
     read: a step's work does not grow with what was generated before it.
+
+    Of a request with several samples (`SamplingParams.n`) there is one output a step, in which
+    `completions` has them all; everything else but `usage` tells of the first, except that
+    `finish_reason` is None until all of them have ended.
 
     Not frozen, because one is made for each request in each step, and a frozen dataclass takes
     three times as long to make. Treat it as read-only all the same.
@@ -92,12 +124,16 @@ class RequestOutput:
     error: RequestFailure | None
     #: Times and counts, complete once finished.
     metrics: RequestMetrics
-    num_prompt_tokens: int
+    #: The prompt as it was computed, truncated where that was asked for.
+    prompt_token_ids: list[int] = field(repr=False)
     # Append-only lists of the request, and how much of them this output reports.
     _output_token_ids: list[int] = field(repr=False)
     _num_output_tokens: int = field(repr=False)
     _text_pieces: list[str] = field(repr=False)
     _num_text_pieces: int = field(repr=False)
+    _scores: TokenScores | None = field(default=None, repr=False)
+    # All samples' own outputs; none where this is the only one.
+    _samples: tuple[RequestOutput, ...] = field(default=(), repr=False)
 
     @property
     def finished(self) -> bool:
@@ -115,10 +151,83 @@ class RequestOutput:
         return "".join(self._text_pieces[: self._num_text_pieces])
 
     @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.prompt_token_ids)
+
+    @property
+    def logprobs(self) -> list[dict[int, float]] | None:
+        """For each of `token_ids`, token ids to log probabilities; None without `logprobs`.
+
+        Its own first, then the likeliest, best first; of the model's own distribution, before any
+        control.
+        """
+        if self._scores is None or self._scores.num_logprobs is None:
+            return None
+        return self._scores.logprobs[: self._num_output_tokens]
+
+    @property
+    def entropies(self) -> list[float] | None:
+        """For each of `token_ids`, the entropy of the model's distribution there, in nats."""
+        if self._scores is None or not self._scores.wants_entropy:
+            return None
+        return self._scores.entropies[: self._num_output_tokens]
+
+    @property
+    def prompt_logprobs(self) -> list[dict[int, float] | None] | None:
+        """For each prompt token what `logprobs` has for output tokens; None for the first."""
+        if self._scores is None or self._scores.num_prompt_logprobs is None:
+            return None
+        return list(self._scores.prompt_logprobs)
+
+    @property
+    def cumulative_logprob(self) -> float | None:
+        """Log probability of all output tokens together; None without `logprobs`."""
+        return cumulative_logprob(self.token_ids, self.logprobs)
+
+    @property
+    def completions(self) -> tuple[Completion, ...]:
+        """The request's samples, `SamplingParams.n` of them."""
+        return tuple(
+            Completion(
+                index=index,
+                token_ids=each.token_ids,
+                text=each.text,
+                finish_reason=each.finish_reason,
+                stop_reason=each.stop_reason,
+                error=each.error,
+                logprobs=each.logprobs,
+                entropies=each.entropies,
+            )
+            for index, each in enumerate(self._samples or (self,))
+        )
+
+    @property
     def usage(self) -> Usage:
-        """Token counts so far."""
+        """Token counts so far, of all samples together."""
         return Usage(
             prompt_tokens=self.num_prompt_tokens,
-            completion_tokens=self._num_output_tokens,
+            completion_tokens=sum(each._num_output_tokens for each in self._samples or (self,)),
             cached_tokens=self.metrics.num_cached_tokens,
         )
+
+    @classmethod
+    def of_samples(cls, request_id: str, samples: tuple[RequestOutput, ...]) -> RequestOutput:
+        """One output of all samples' latest ones."""
+        first = samples[0]
+        all_ended = all(each.finished for each in samples)
+        return replace(
+            first,
+            request_id=request_id,
+            finish_reason=first.finish_reason if all_ended else None,
+            _samples=samples,
+        )
+
+
+def cumulative_logprob(
+    token_ids: list[int], logprobs: list[dict[int, float]] | None
+) -> float | None:
+    """Sum of the tokens' own log probabilities; None where there are none."""
+    if logprobs is None:
+        return None
+    return sum(each[token_id] for token_id, each in zip(token_ids, logprobs, strict=True))

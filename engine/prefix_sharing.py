@@ -36,12 +36,20 @@ class PrefixSharing:
         """
         if not self._pool.enable_prefix_caching:
             return []
-        num_blocks = (request.num_tokens - 1) // self._pool.block_size
+        num_tokens, scores = request.num_tokens, request.scores
+        if scores is not None and scores.is_pending:
+            # What is scored has to be computed, from the token before it on.
+            num_tokens = scores.next_position
+        num_blocks = (num_tokens - 1) // self._pool.block_size
         self._extend_hashes(request, num_blocks)
-        return self._pool.find_cached(request.block_hashes[:num_blocks], self._coming)
+        # Scores are noted with the token; on coming blocks a token may still turn out to be void.
+        coming = self._coming if scores is None else None
+        return self._pool.find_cached(request.block_hashes[:num_blocks], coming)
 
     def is_coming(self, request: Request, num_blocks: int) -> bool:
         """Whether any of the request's first blocks is still to be computed in this step."""
+        if request.scores is not None:
+            return False
         return not self._coming.keys().isdisjoint(request.block_hashes[:num_blocks])
 
     def announce(self, item: ScheduledRequest) -> None:

@@ -6,9 +6,14 @@ import enum
 import hashlib
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from .outputs import RequestMetrics
 from .sampling_params import SamplingParams
+from .scores import TokenScores
+
+if TYPE_CHECKING:
+    from .controls import RequestControls
 
 
 class RequestStatus(enum.Enum):
@@ -44,6 +49,8 @@ class Request:
         num_registered_blocks: Leading blocks already offered to the prefix cache.
         is_trusted: Whether a finite token came out of all that was computed of it; only then is its
             KV known to be finite.
+        controls: What its params forbid, favour or penalise; None where they ask for nothing.
+        scores: What is reported of its distributions; None where nothing is asked for.
         status: Where it is in its life.
         metrics: Its times and counts, shared with its outputs.
     """
@@ -51,6 +58,7 @@ class Request:
     __slots__ = (
         "block_hashes",
         "block_ids",
+        "controls",
         "is_trusted",
         "max_num_tokens",
         "metrics",
@@ -63,6 +71,7 @@ class Request:
         "prompt_token_ids",
         "rank",
         "request_id",
+        "scores",
         "seed",
         "status",
     )
@@ -76,6 +85,8 @@ class Request:
         seed: int,
         max_num_tokens: int,
         resumed_token_ids: Sequence[int] = (),
+        controls: RequestControls | None = None,
+        scores: TokenScores | None = None,
     ) -> None:
         self.request_id = request_id
         self.prompt_token_ids = list(prompt_token_ids)
@@ -87,6 +98,8 @@ class Request:
         self.rank = (0.0, 0)
         self.num_overtaken = 0
         self.is_trusted = True
+        self.controls = controls
+        self.scores = scores
         self.num_computed_tokens = 0
         self.block_ids: list[int] = []
         self.block_hashes: list[bytes] = []

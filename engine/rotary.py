@@ -1,4 +1,4 @@
-"""Rotation angles of positions, with the context extensions of the Llama family."""
+"""Rotation angles of positions, with the context extensions that models use."""
 
 from __future__ import annotations
 
@@ -11,32 +11,44 @@ from .model_config import RopeConfig
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
-    """Angle per position of each rotated pair, [head_dim / 2] float32.
+    """Angle per position of each rotated pair, [rotary_dim / 2] float32.
 
     Source: RoFormer, Su et al. 2021; linear scaling: Chen et al. 2023, "Position Interpolation";
-    llama3: The Llama 3 Herd of Models, 2024, as in its reference code.
+    llama3: The Llama 3 Herd of Models, 2024, as in its reference code; yarn: Peng et al. 2023;
+    longrope: Ding et al. 2024.
     """
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
-    frequencies = 1.0 / (rope.theta**exponents)
+    rotary_dim = int(head_dim * rope.partial_rotary_factor)
+    exponents = torch.arange(0, rotary_dim, 2, dtype=torch.int64).float() / rotary_dim
+    wavelengths = rope.theta**exponents
+    if rope.rope_type == "longrope":
+        return 1.0 / (torch.tensor(rope.short_factors) * wavelengths)
+    frequencies = 1.0 / wavelengths
     if rope.rope_type == "linear":
         return frequencies / rope.factor
     if rope.rope_type == "llama3":
         return _stretch_long_waves(frequencies, rope)
+    if rope.rope_type == "yarn":
+        return _interpolate_by_parts(frequencies, rope, rotary_dim)
     return frequencies
 
 
-def cos_sin(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+def cos_sin(
+    positions: Tensor, frequencies: Tensor, attention_factor: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """Cosines and sines for `apply_rope`.
 
     Args:
         positions: [num_tokens] int64.
-        frequencies: [head_dim / 2] float32.
+        frequencies: [rotary_dim / 2] float32.
+        attention_factor: Factor on both.
 
     Returns:
-        Two of [num_tokens, head_dim / 2] float32.
+        Two of [num_tokens, rotary_dim / 2] float32.
     """
     angles = positions[:, None].float() * frequencies
-    return angles.cos(), angles.sin()
+    if attention_factor == 1.0:
+        return angles.cos(), angles.sin()
+    return angles.cos() * attention_factor, angles.sin() * attention_factor
 
 
 def _stretch_long_waves(frequencies: Tensor, rope: RopeConfig) -> Tensor:
@@ -51,3 +63,28 @@ def _stretch_long_waves(frequencies: Tensor, rope: RopeConfig) -> Tensor:
     )
     kept = kept.clamp(0, 1)
     return kept * frequencies + (1 - kept) * frequencies / rope.factor
+
+
+def _interpolate_by_parts(frequencies: Tensor, rope: RopeConfig, rotary_dim: int) -> Tensor:
+    """Slow down by `factor` the dimensions that turn seldom over the training context.
+
+    Dimensions that turn more than `beta_fast` times stay, those that turn less than `beta_slow`
+    times are slowed down in full, with a ramp over the dimensions between.
+    """
+    first = _dimension_that_turns(rope.beta_fast, rope, rotary_dim)
+    last = _dimension_that_turns(rope.beta_slow, rope, rotary_dim)
+    if rope.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, rotary_dim - 1)
+    if first == last:
+        last += 0.001  # a step instead of a ramp
+    ramp = (torch.arange(rotary_dim // 2, dtype=torch.float32) - first) / (last - first)
+    slowed = ramp.clamp(0, 1)
+    return (1 - slowed) * frequencies + slowed * frequencies / rope.factor
+
+
+def _dimension_that_turns(num_turns: float, rope: RopeConfig, rotary_dim: int) -> float:
+    """The pair that turns this often over the training context, as a fraction of a number."""
+    length = rope.original_max_position_embeddings
+    turns = math.log(length / (num_turns * 2 * math.pi))
+    return rotary_dim * turns / (2 * math.log(rope.theta))

@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .decoder import DecoderModel
 from .kv_cache import KVCache
+from .model import Model
 from .step_inputs import StepInputs
 
 
 class ModelRunner:
     """Owns the way from a step's inputs to its logits, and the buffer that they lie in."""
 
-    def __init__(self, model: DecoderModel, kv_cache: KVCache, device: torch.device | str) -> None:
+    def __init__(self, model: Model, kv_cache: KVCache, device: torch.device | str) -> None:
         """Bring a model and its cache together.
 
         Args:

@@ -23,6 +23,8 @@ class ScheduledRequest(NamedTuple):
     num_new_tokens: int
     #: Whether the step reaches the request's last known token, so that a new one is sampled.
     samples: bool
+    #: Positions of the request's known tokens that this step scores: their logits are wanted too.
+    scored: range = range(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,5 +43,8 @@ class ScheduledBatch:
 
     @property
     def sampling_requests(self) -> list[Request]:
-        """The requests that get a token, in the order of the rows of logits."""
+        """The requests that get a token, in the order of their rows of logits.
+
+        A request's row lies after those of the tokens that it has scored in this step.
+        """
         return [item.request for item in self.scheduled if item.samples]

@@ -140,7 +140,7 @@ class Scheduler:
         self.limits.note_success()
         tokens = dict(zip(batch.sampling_requests, token_ids, strict=True))
         void = self._find_void(batch, tokens)
-        for request, num_computed_tokens, num_new_tokens, samples in batch.scheduled:
+        for request, num_computed_tokens, num_new_tokens, samples, _ in batch.scheduled:
             if request in void:
                 continue
             request.num_computed_tokens = num_computed_tokens + num_new_tokens

@@ -25,7 +25,8 @@ class StepInputs:
         block_tables: [num_seqs, max_blocks] int32, unused entries 0.
         cu_seqlens_q: [num_seqs + 1] int32, where each request's tokens start, then num_tokens.
         seq_lens: [num_seqs] int32, tokens in the cache after this step's write.
-        sample_rows: [num_samples] int64, ascending rows of [num_tokens] whose logits are wanted.
+        sample_rows: [num_samples] int64, ascending rows of [num_tokens] whose logits are wanted:
+            those that sample, and those that score known tokens.
         max_query_len: Most tokens that one request computes in this step.
         max_seq_len: Largest of `seq_lens`.
     """
@@ -67,7 +68,6 @@ def build_step_inputs(
     positions = np.arange(cu_seqlens_q[-1]) + (starts - cu_seqlens_q[:-1])[rows]
     block_tables = _block_tables(batch, seq_lens, block_size)
     slots = block_tables[rows, positions // block_size] * block_size + positions % block_size
-    samples = np.array([item.samples for item in scheduled], dtype=np.bool_)
 
     def on_device(array: np.ndarray, dtype: type[np.signedinteger]) -> Tensor:
         return torch.from_numpy(array.astype(dtype, copy=False)).to(device)
@@ -79,10 +79,23 @@ def build_step_inputs(
         block_tables=on_device(block_tables, np.int32),
         cu_seqlens_q=on_device(cu_seqlens_q, np.int32),
         seq_lens=on_device(seq_lens, np.int32),
-        sample_rows=on_device((cu_seqlens_q[1:] - 1)[samples], np.int64),
+        sample_rows=on_device(_wanted_rows(batch, cu_seqlens_q), np.int64),
         max_query_len=int(counts.max()),
         max_seq_len=int(seq_lens.max()),
     )
+
+
+def _wanted_rows(batch: ScheduledBatch, cu_seqlens_q: np.ndarray) -> np.ndarray:
+    """Ascending rows of [num_tokens] whose logits are wanted."""
+    samples = np.array([item.samples for item in batch.scheduled], dtype=np.bool_)
+    last_rows: np.ndarray = (cu_seqlens_q[1:] - 1)[samples]
+    # The logits at one token score the token after it.
+    scoring = [
+        int(start) + position - 1 - item.num_computed_tokens
+        for start, item in zip(cu_seqlens_q, batch.scheduled, strict=False)
+        for position in item.scored
+    ]
+    return np.sort(np.concatenate([last_rows, scoring])) if scoring else last_rows
 
 
 def _input_ids(batch: ScheduledBatch, num_tokens: int) -> np.ndarray:

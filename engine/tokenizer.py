@@ -63,6 +63,11 @@ class Tokenizer:
         token_ids: list[int] = self._tokenizer(text, verbose=False)["input_ids"]
         return token_ids
 
+    def encode_plain(self, text: str) -> list[int]:
+        """Token ids of a piece of text, with nothing around them."""
+        token_ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
+        return token_ids
+
     def apply_chat_template(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Token ids of a conversation, up to where the assistant's answer begins.
 

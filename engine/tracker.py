@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 from .detokenizer import TextStream
 from .outputs import FinishReason, RequestFailure, RequestOutput
 from .request import Request
 from .stop import StopStrings
 
+if TYPE_CHECKING:
+    from .fan_out import SampleGroup
+
 
 class OutputText:
     """The certain text of one output, in the pieces in which it became certain."""
 
-    def __init__(self, stream: TextStream, stop_strings: StopStrings | None) -> None:
-        """Begin an empty text.
+    def __init__(
+        self, stream: TextStream, stop_strings: StopStrings | None, *, echoed: str = ""
+    ) -> None:
+        """Begin a text.
 
         Args:
             stream: Makes text out of the tokens.
             stop_strings: What ends it; None where nothing does.
+            echoed: What it begins with; no stop string is looked for in it.
         """
-        self.pieces: list[str] = []
+        self.pieces: list[str] = [echoed] if echoed else []
         self._stream = stream
         self._stop_strings = stop_strings
 
@@ -65,6 +72,11 @@ class RequestTracker:
     ) -> None:
         params = request.params
         self.request = request
+        #: The samples of the same prompt that it belongs to; None where it is the only one.
+        self.group: SampleGroup | None = None
+        #: Whether the scheduler has the request.
+        self.is_scheduled = False
+        self._structure = None if request.controls is None else request.controls.structure
         self.finish_reason: FinishReason | None = None
         self._stop_reason: int | str | None = None
         self._error: RequestFailure | None = None
@@ -77,6 +89,12 @@ class RequestTracker:
         self._num_reported_tokens = 0
         self._num_reported_pieces = 0
 
+    @property
+    def has_pending_scores(self) -> bool:
+        """Whether tokens that the request came with are still to be scored."""
+        scores = self.request.scores
+        return scores is not None and scores.is_pending
+
     def replay(self) -> int:
         """Take in the tokens that the request was resumed with; none of them is news.
 
@@ -88,23 +106,32 @@ class RequestTracker:
                 break
             self.advance(token_id)
         self._num_reported_tokens = self._num_tokens
-        self._num_reported_pieces = len(self._pieces)
+        # A prompt that is echoed was shown with the first of the resumed tokens.
+        self._num_reported_pieces = len(self._pieces) if self._num_tokens else 0
         return self._num_tokens
 
     def advance(self, token_id: int) -> None:
         """Take in the next output token: extend the text, and finish where the output ends.
 
-        Precedence: end-of-text and stop tokens, then stop strings, then the length.
+        Precedence: end-of-text and stop tokens, then the structure's end, stop strings, and the
+        length.
         """
         self._num_tokens += 1
         may_stop = self._num_tokens > self.request.params.min_tokens
-        if may_stop and token_id in self._eos_token_ids:
+        if self._structure is not None and not self._follows_structure(token_id):
+            self.finish(
+                FinishReason.ERROR,
+                RequestFailure("engine_error", "a token does not follow the structured output"),
+            )
+        elif may_stop and token_id in self._eos_token_ids:
             self._finish_at_token(token_id, None)
         elif may_stop and token_id in self._stop_token_ids:
             self._finish_at_token(token_id, token_id)
         else:
             stop = None if self._text is None else self._text.append(token_id, may_stop=may_stop)
-            if stop is not None:
+            if self._structure is not None and self._structure.is_complete:
+                self.finish(FinishReason.STOP)
+            elif stop is not None:
                 self._end(FinishReason.STOP, stop)
             elif self._num_tokens >= self._max_output_tokens:
                 self.finish(FinishReason.LENGTH)
@@ -127,6 +154,14 @@ class RequestTracker:
             self._num_reported_pieces,
             len(self._pieces),
         )
+        return self._output(num_reported_tokens, num_reported_pieces)
+
+    def peek_output(self) -> RequestOutput:
+        """Where the request is, with nothing that is new."""
+        return self._output(self._num_tokens, len(self._pieces))
+
+    def _output(self, num_reported_tokens: int, num_reported_pieces: int) -> RequestOutput:
+        request = self.request
         return RequestOutput(
             request_id=request.request_id,
             new_token_ids=request.output_token_ids[num_reported_tokens : self._num_tokens],
@@ -134,12 +169,13 @@ class RequestTracker:
             finish_reason=self.finish_reason,
             stop_reason=self._stop_reason,
             error=self._error,
-            metrics=metrics,
-            num_prompt_tokens=len(request.prompt_token_ids),
+            metrics=request.metrics,
+            prompt_token_ids=request.prompt_token_ids,
             _output_token_ids=request.output_token_ids,
             _num_output_tokens=self._num_tokens,
             _text_pieces=self._pieces,
             _num_text_pieces=len(self._pieces),
+            _scores=request.scores,
         )
 
     def _note_token_time(self, since_arrival_s: float) -> None:
@@ -149,6 +185,12 @@ class RequestTracker:
             metrics.first_token_s = since_arrival_s
         elif num_new > 1:
             metrics.inter_token_s = (since_arrival_s - metrics.first_token_s) / (num_new - 1)
+
+    def _follows_structure(self, token_id: int) -> bool:
+        assert self._structure is not None
+        if token_id in self._eos_token_ids:
+            return self._structure.can_end
+        return self._structure.append(token_id)
 
     def _finish_at_token(self, token_id: int, stop_reason: int | None) -> None:
         if self._text is not None:

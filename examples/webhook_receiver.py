@@ -3,8 +3,9 @@
     export BATCHMILL_WEBHOOK_SECRET=whsec_…       # the deliverer's; `batchmill up` prints its file
     python examples/webhook_receiver.py
 
-    BATCHMILL_WEBHOOK_ALLOW_HTTP=true batchmill submit "Once upon a time" \
-        --webhook http://127.0.0.1:8000/hook
+    export BATCHMILL_WEBHOOK_ALLOW_HTTP=true BATCHMILL_WEBHOOK_ALLOW_PORTS=8000
+    export BATCHMILL_WEBHOOK_ALLOW_NETWORKS=127.0.0.0/8       # for the deliverer, too
+    batchmill submit "Once upon a time" --webhook http://127.0.0.1:8000/hook
 
 Behind a real service put it behind TLS and use https: plain http is for one machine only.
 """

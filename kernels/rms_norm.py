@@ -7,11 +7,14 @@ Source: Root Mean Square Layer Normalization, Zhang and Sennrich 2019.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .cpp_faces import add_rms_norm_cpp, rms_norm_cpp
-from .dispatch import Backend, select_face
+from .dispatch import Backend, Face, select_face
 from .triton_faces import add_rms_norm_triton, rms_norm_triton
 
 
@@ -20,7 +23,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, backend: Backend = "auto"
 
     Args:
         x: [..., size], contiguous in the last dimension.
-        weight: [size], same dtype as x.
+        weight: [size], same dtype as x; or float32, and the result is rounded once (Gemma), which
+            in other dtypes only the reference face does.
         eps: Added to the mean square.
         backend: The face that computes it.
 
@@ -31,7 +35,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, backend: Backend = "auto"
         ValueError: shapes or dtypes disagree.
     """
     _check(x, weight)
-    return select_face("rms_norm", _NORM_FACES, backend, x.device)(x, weight, eps)
+    face = select_face("rms_norm", _faces(_NORM_FACES, x, weight), backend, x.device)
+    return face(x, weight, eps)
 
 
 def add_rms_norm(
@@ -42,7 +47,7 @@ def add_rms_norm(
     Args:
         x: [num_tokens, size], contiguous.
         residual: Same shape and dtype as x, contiguous; holds the sum afterwards.
-        weight: [size], same dtype as x.
+        weight: [size], as in `rms_norm`.
         eps: Added to the mean square.
         backend: The face that computes it.
 
@@ -58,18 +63,21 @@ def add_rms_norm(
             f"residual must be {list(x.shape)} {x.dtype} as x is, got {list(residual.shape)} "
             f"{residual.dtype}"
         )
-    face = select_face("add_rms_norm", _ADD_NORM_FACES, backend, x.device)
+    faces = _faces(_ADD_NORM_FACES, x, weight)
+    face = select_face("add_rms_norm", faces, backend, x.device)
     return face(x, residual, weight, eps)
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Plain torch truth of `rms_norm`."""
+    if weight.dtype != x.dtype:
+        return F.rms_norm(x.float(), weight.shape, weight, eps).to(x.dtype)
     return F.rms_norm(x, weight.shape, weight, eps)
 
 
 def add_rms_norm_reference(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Plain torch truth of `add_rms_norm`: the sum is rounded to the dtype, then normalised."""
-    return F.rms_norm(residual.add_(x), weight.shape, weight, eps)
+    return rms_norm_reference(residual.add_(x), weight, eps)
 
 
 _NORM_FACES = {"reference": rms_norm_reference, "cpp": rms_norm_cpp, "triton": rms_norm_triton}
@@ -80,9 +88,15 @@ _ADD_NORM_FACES = {
 }
 
 
+def _faces(faces: Mapping[str, Face], x: Tensor, weight: Tensor) -> Mapping[str, Face]:
+    """The faces that multiply by a weight of this dtype."""
+    return faces if weight.dtype == x.dtype else {"reference": faces["reference"]}
+
+
 def _check(x: Tensor, weight: Tensor) -> None:
-    if weight.dim() != 1 or x.shape[-1:] != weight.shape or x.dtype != weight.dtype:
+    dtypes = (x.dtype, torch.float32)
+    if weight.dim() != 1 or x.shape[-1:] != weight.shape or weight.dtype not in dtypes:
         raise ValueError(
-            f"weight must be [{x.shape[-1]}] {x.dtype} for x {list(x.shape)}, got "
+            f"weight must be [{x.shape[-1]}] {x.dtype} or float32 for x {list(x.shape)}, got "
             f"{list(weight.shape)} {weight.dtype}"
         )

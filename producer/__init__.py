@@ -3,15 +3,18 @@
 from .answers import CancelAnswer, CancelStatus, JobState
 from .async_client import AsyncClient, AsyncJob
 from .client import Client, Job
+from .ended import EndedJob
 from .errors import (
     BatchmillError,
     BrokerUnavailable,
+    BulkFileError,
     IdempotencyConflict,
     JobCancelled,
     JobExpired,
     JobFailed,
     JobRejected,
     JobUnfinished,
+    OutputRestarted,
     QueueFull,
     ResultTimeout,
     SignatureError,
@@ -21,16 +24,20 @@ from .errors import (
 from .models import GenerationJob, Message
 from .results import JobError, JobResult, JobStatus, Metrics, Usage
 from .settings import ProducerSettings
+from .streaming import StreamPiece, StreamPosition
 from .webhook import WebhookEvent, new_secret, verify_webhook
+from .webhook_dedupe import SeenEvents
 
 __all__ = [
     "AsyncClient",
     "AsyncJob",
     "BatchmillError",
     "BrokerUnavailable",
+    "BulkFileError",
     "CancelAnswer",
     "CancelStatus",
     "Client",
+    "EndedJob",
     "GenerationJob",
     "IdempotencyConflict",
     "Job",
@@ -45,10 +52,14 @@ __all__ = [
     "JobUnfinished",
     "Message",
     "Metrics",
+    "OutputRestarted",
     "ProducerSettings",
     "QueueFull",
     "ResultTimeout",
+    "SeenEvents",
     "SignatureError",
+    "StreamPiece",
+    "StreamPosition",
     "UnknownJob",
     "UnsupportedParameter",
     "Usage",

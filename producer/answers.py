@@ -98,6 +98,11 @@ class TokenWrite:
     #: Index of the first token, counted from the start of the output.
     position: int
     token_ids: Sequence[int]
+    #: Text that these tokens made certain, UTF-8, for those who read along; written by
+    #: ``checkpoint`` only.
+    text: bytes = b""
+    #: Byte of the output's text that ``text`` begins at.
+    text_position: int = 0
 
 
 class WriteStatus(StrEnum):
@@ -205,17 +210,22 @@ class OutboxEntry:
     """A webhook event handed to a deliverer, under a lease."""
 
     event_id: str
-    #: ``generation.completed``, ``.failed``, ``.cancelled`` or ``.expired``.
+    #: ``generation.`` and ``started``, ``output``, ``completed``, ``failed``, ``cancelled`` or
+    #: ``expired``.
     type: str
     job_id: str
     url: str
     #: 1 at the first attempt; an attempt that died on the way counts.
     attempt: int
     fence: int
-    #: When the job ended.
+    #: When it happened.
     created_at_ms: int
     #: The bytes to send, once ``outbox_set_body_once`` has stored them.
     body: bytes | None
+    #: Name of the operator's secret to sign with; empty for the default one.
+    secret_name: str = ""
+    #: With ``generation.output``: tokens so far.
+    num_tokens: int | None = None
 
 
 class RedeliverStatus(StrEnum):
@@ -224,6 +234,8 @@ class RedeliverStatus(StrEnum):
     OK = "OK"
     #: The event waits for delivery already.
     PENDING = "PENDING"
+    #: Its endpoint is disabled: enable that first.
+    DISABLED = "DISABLED"
     UNKNOWN = "UNKNOWN"
 
 

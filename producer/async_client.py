@@ -8,13 +8,18 @@ from typing import Any, Self
 
 from . import calls
 from .answers import CancelAnswer, CancelStatus
+from .async_end_watch import AsyncEndWatch
 from .async_store import AsyncJobStore
 from .async_waiting import wait_until_ended
-from .batching import Batch, JobLike, OnRejected, as_job
+from .batching import MAX_BATCH_JOBS, Batch, JobLike, OnRejected, as_job
 from .broker_url import find_broker
-from .outcomes import accepted_id, broker_errors, result_of, unknown
+from .end_watch import TimeBudget
+from .ended import MAX_READ_AT_ONCE, EndedJob, chunks
+from .outcomes import accepted_id, broker_errors, unknown
 from .results import JobResult, JobStatus
 from .settings import ProducerSettings
+from .stream_watch import follow_async
+from .streaming import StreamPiece, StreamPosition
 from .submission import prepare
 
 
@@ -37,6 +42,12 @@ class AsyncJob:
     async def result(self, timeout_s: float | None = None) -> JobResult:
         """As ``Client.result``."""
         return await self._client.result(self.id, timeout_s)
+
+    def stream(
+        self, position: StreamPosition | None = None, *, timeout_s: float | None = None
+    ) -> AsyncIterator[StreamPiece]:
+        """As ``AsyncClient.stream``."""
+        return self._client.stream(self.id, position, timeout_s=timeout_s)
 
     async def cancel(self) -> CancelAnswer:
         """As ``Client.cancel``."""
@@ -113,11 +124,47 @@ class AsyncClient:
         """As ``Client.result``."""
         with broker_errors(self._url):
             await wait_until_ended(self._store, job_id, timeout_s)
-            record = await self._store.load(job_id)
-            if record is None:
-                raise unknown(job_id)
-            token_ids = await self._store.read_tokens(job_id)
-        return result_of(record, token_ids)
+            ended = (await self._store.load_ends([job_id]))[0]
+        return ended.result()
+
+    async def as_completed(
+        self, jobs: Iterable[AsyncJob | str], *, timeout_s: float | None = None
+    ) -> AsyncIterator[EndedJob]:
+        """As ``Client.as_completed``."""
+        budget = TimeBudget(timeout_s)
+        watch = AsyncEndWatch(self._store)
+        watch.add(job if isinstance(job, str) else job.id for job in jobs)
+        try:
+            with broker_errors(self._url):
+                while len(watch):
+                    ended = await watch.next_ended(budget.next_wait_s(len(watch)))
+                    for some in chunks(ended, MAX_READ_AT_ONCE):
+                        for end in await self._store.load_ends(some):
+                            yield end
+        finally:
+            await watch.close()
+
+    async def stream(
+        self,
+        job_id: str,
+        position: StreamPosition | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> AsyncIterator[StreamPiece]:
+        """As ``Client.stream``."""
+        with broker_errors(self._url):
+            async for piece in follow_async(self._store, job_id, position, timeout_s):
+                yield piece
+
+    async def cancel_many(self, jobs: Iterable[AsyncJob | str]) -> dict[str, CancelAnswer]:
+        """As ``Client.cancel_many``."""
+        ids = list(dict.fromkeys(job if isinstance(job, str) else job.id for job in jobs))
+        answers: dict[str, CancelAnswer] = {}
+        with broker_errors(self._url):
+            for some in chunks(ids, MAX_BATCH_JOBS):
+                batch = [calls.cancel(job_id) for job_id in some]
+                answers |= zip(some, await self._store.run_all(batch), strict=True)
+        return answers
 
     async def cancel(self, job_id: str) -> CancelAnswer:
         """As ``Client.cancel``."""

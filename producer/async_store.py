@@ -12,8 +12,10 @@ from . import calls, keys
 from .answers import JobRecord, JobState
 from .calls import Call
 from .connection import connect_async
+from .ended import MAX_READ_AT_ONCE, EndedJob, chunks, queue_end_reads, read_ends
 from .records import read_job, read_state
 from .scripts import SCRIPT_NAMES, script_source
+from .streaming import StreamPosition, queue_stream_read
 
 Answer = TypeVar("Answer")
 
@@ -58,6 +60,28 @@ class AsyncJobStore:
     async def state(self, job_id: str) -> JobState | None:
         """Return a job's state, or None where it is unknown."""
         return read_state(await cast(Any, self.client.hget(keys.job(job_id), "state")))
+
+    async def states(self, job_ids: Sequence[str]) -> list[JobState | None]:
+        """As ``JobStore.states``."""
+        async with self.client.pipeline(transaction=False) as pipeline:
+            for job_id in job_ids:
+                pipeline.hget(keys.job(job_id), "state")
+            return [read_state(reply) for reply in await pipeline.execute()]
+
+    async def load_ends(self, job_ids: Sequence[str]) -> list[EndedJob]:
+        """As ``JobStore.load_ends``."""
+        ends: list[EndedJob] = []
+        for some in chunks(job_ids, MAX_READ_AT_ONCE):
+            async with self.client.pipeline(transaction=False) as pipeline:
+                queue_end_reads(pipeline, some)
+                ends += read_ends(some, await pipeline.execute())
+        return ends
+
+    async def read_stream(self, job_id: str, position: StreamPosition) -> list[Any]:
+        """As ``JobStore.read_stream``."""
+        async with self.client.pipeline(transaction=True) as pipeline:
+            queue_stream_read(pipeline, job_id, position)
+            return await pipeline.execute()
 
     async def num_tokens(self, job_id: str) -> int:
         """Return how many generated tokens are stored."""

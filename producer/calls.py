@@ -61,6 +61,10 @@ class NewJob:
     #: Time to live of the record after the job has ended, milliseconds.
     result_ttl_ms: int
     webhook: str | None = None
+    #: Names of the events to send, with commas; empty for those of the job's end.
+    webhook_events: str = ""
+    #: Name of the operator's secret to sign with; empty for the default one.
+    webhook_secret: str = ""
     idempotency_key: str | None = None
     #: Digest of the content that an idempotency key stands for.
     fingerprint: str = ""
@@ -126,6 +130,8 @@ def submit(job: NewJob, *, announce: bool = True) -> Call[Submitted]:
         job.result_ttl_ms,
         max_depth,
         "1" if announce else "0",
+        job.webhook_events,
+        job.webhook_secret,
     )
     return Call("submit", args, _read_submit, Submitted(SubmitStatus.FULL, None))
 
@@ -162,6 +168,7 @@ def checkpoint(writes: Sequence[TokenWrite], lease_ms: int) -> Call[list[WriteSt
     args: list[Argument] = [lease_ms]
     for write in writes:
         args += (write.job_id, write.fence, write.position, encode_tokens(write.token_ids))
+        args += (write.text_position, write.text)
     return Call("checkpoint", args, _read_writes)
 
 
@@ -241,6 +248,19 @@ def _read_outbox(reply: list[list[Any]]) -> list[OutboxEntry]:
             fence=fence,
             created_at_ms=created_at_ms,
             body=body or None,
+            secret_name=secret.decode(),
+            num_tokens=int(num_tokens) if num_tokens else None,
         )
-        for event_id, kind, job_id, url, attempt, fence, created_at_ms, body in reply
+        for (
+            event_id,
+            kind,
+            job_id,
+            url,
+            attempt,
+            fence,
+            created_at_ms,
+            body,
+            secret,
+            num_tokens,
+        ) in reply
     ]

@@ -1,9 +1,24 @@
--- ARGV: lease_ms, then for each job: id, fence, position (tokens), token bytes.
+-- ARGV: lease_ms, then for each job: id, fence, position (tokens), token bytes, text position
+-- (bytes), text.
 -- Answers a status for each job.
 write_even_when_full()
 local lease_ms, now = tonumber(ARGV[1]), now_ms()
 local answers = {}
-for i = 2, #ARGV, 4 do
+
+-- At most one `output` event of a job waits at a time, so a receiver that is down costs one.
+local function tell_output(id, num_tokens)
+  local job = load_job(id)
+  local told = tonumber(redis.call('HGET', job_key(id), 'output_told') or 0)
+  if not job.webhook or num_tokens <= told then return end
+  if job.output_event
+    and redis.call('HGET', event_key(job.output_event), 'state') == 'pending' then return end
+  local number = redis.call('HINCRBY', job_key(id), 'output_events', 1)
+  local event_id = add_event(id, job, 'output', '_' .. number, num_tokens, now)
+  redis.call('HSET', job_key(id), 'output_event', event_id, 'output_told', num_tokens,
+    'output_due_ms', now + OUTPUT_EVENT_MS)
+end
+
+for i = 2, #ARGV, 6 do
   local id, fence, position = ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])
   local job = load_lease(id)
   local answer = 'OK'
@@ -12,9 +27,11 @@ for i = 2, #ARGV, 4 do
   elseif not append_tokens(id, position * 4, ARGV[i + 3]) then
     answer = 'GAP'
   else
+    append_text(id, tonumber(ARGV[i + 4]), ARGV[i + 5])
     redis.call('ZADD', LEASES, now + lease_ms, id)
     local num_tokens = redis.call('STRLEN', tokens_key(id)) / 4
     redis.call('PUBLISH', channel(id), '{"tokens":' .. num_tokens .. '}')
+    if job.output_due_ms and job.output_due_ms <= now then tell_output(id, num_tokens) end
     if job.cancel_requested then answer = 'CANCEL_REQUESTED' end
   end
   answers[#answers + 1] = answer

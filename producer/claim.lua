@@ -39,12 +39,15 @@ local fence = redis.call('HINCRBY', job_key(id), 'fence', 1)
 local attempts = redis.call('HINCRBY', job_key(id), 'attempts', 1)
 local known = redis.call('HMGET', job_key(id), 'identity', 'suspect')
 local alone = tonumber(known[2] or 0) >= SUSPECT_LIMIT
-redis.call('HSETNX', job_key(id), 'started_at_ms', now)
+local is_first = redis.call('HSETNX', job_key(id), 'started_at_ms', now) == 1
+if is_first and wants_event(job, 'started') then add_event(id, job, 'started', '', '', now) end
 redis.call('HSET', job_key(id), 'state', 'in_progress', 'owner', owner, 'identity', identity,
   'alone', alone and '1' or '0', 'claim_nonce', nonce)
 if known[1] and known[1] ~= identity and redis.call('DEL', tokens_key(id)) == 1 then
   -- Tells readers of the stream that it starts over.
   redis.call('HINCRBY', job_key(id), 'restarts', 1)
+  redis.call('HDEL', job_key(id), 'output_told')
+  redis.call('DEL', text_key(id))
 end
 redis.call('PUBLISH', channel(id), '{"state":"in_progress"}')
 return claimed(fence, attempts, alone, job.deadline_at_ms, now)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
+from . import calls
 from .answers import CancelAnswer, CancelStatus
-from .batching import Batch, JobLike, OnRejected, as_job
+from .batching import MAX_BATCH_JOBS, Batch, JobLike, OnRejected, as_job
 from .broker_url import find_broker
-from .outcomes import accepted_id, broker_errors, result_of, unknown
+from .end_watch import EndWatch, TimeBudget
+from .ended import MAX_READ_AT_ONCE, EndedJob, chunks
+from .outcomes import accepted_id, broker_errors, unknown
 from .results import JobResult, JobStatus
 from .settings import ProducerSettings
 from .store import JobStore
+from .stream_watch import follow
+from .streaming import StreamPiece, StreamPosition
 from .submission import prepare
 from .waiting import wait_until_ended
 
@@ -36,6 +42,12 @@ class Job:
     def result(self, timeout_s: float | None = None) -> JobResult:
         """As ``Client.result``."""
         return self._client.result(self.id, timeout_s)
+
+    def stream(
+        self, position: StreamPosition | None = None, *, timeout_s: float | None = None
+    ) -> Iterator[StreamPiece]:
+        """As ``Client.stream``."""
+        return self._client.stream(self.id, position, timeout_s=timeout_s)
 
     def cancel(self) -> CancelAnswer:
         """As ``Client.cancel``."""
@@ -156,11 +168,76 @@ class Client:
         """
         with broker_errors(self._url):
             wait_until_ended(self._store, job_id, timeout_s)
-            record = self._store.load(job_id)
-            if record is None:
-                raise unknown(job_id)
-            token_ids = self._store.read_tokens(job_id)
-        return result_of(record, token_ids)
+            ended = self._store.load_ends([job_id])[0]
+        return ended.result()
+
+    def as_completed(
+        self, jobs: Iterable[Job | str], *, timeout_s: float | None = None
+    ) -> Iterator[EndedJob]:
+        """Yield jobs as they end, in the order in which they do, each once.
+
+        All are watched over one connection, thousands as well as one. A job that ended without a
+        completion is yielded like the others: its ``result()`` raises.
+
+        Args:
+            jobs: handles or ids; an id that is given twice is yielded once.
+            timeout_s: how long to wait for all of them together; None waits as long as it takes.
+
+        Raises:
+            ResultTimeout: some have not ended; they go on.
+            BrokerUnavailable: no answer from the broker for half a minute.
+        """
+        budget = TimeBudget(timeout_s)
+        watch = EndWatch(self._store)
+        watch.add(job if isinstance(job, str) else job.id for job in jobs)
+        with broker_errors(self._url), contextlib.closing(watch):
+            while len(watch):
+                ended = watch.next_ended(budget.next_wait_s(len(watch)))
+                for some in chunks(ended, MAX_READ_AT_ONCE):
+                    yield from self._store.load_ends(some)
+
+    def stream(
+        self,
+        job_id: str,
+        position: StreamPosition | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> Iterator[StreamPiece]:
+        """Yield a job's output, text and token ids, as it is checkpointed, until it has ended.
+
+        A worker that dies changes nothing here: the next one goes on where the last checkpoint was.
+
+        Args:
+            job_id: the job.
+            position: of the last piece that was read, to go on after it; None begins at the start.
+            timeout_s: how long to wait for the end; None waits as long as it takes.
+
+        Raises:
+            JobFailed, JobCancelled, JobExpired: after the last piece, where there is no completion.
+            OutputRestarted: a worker with another model started it over.
+            ResultTimeout: it has not ended; it goes on.
+            UnknownJob: there is none of this id.
+            BrokerUnavailable: no answer from the broker for half a minute.
+        """
+        with broker_errors(self._url):
+            yield from follow(self._store, job_id, position, timeout_s)
+
+    def cancel_many(self, jobs: Iterable[Job | str]) -> dict[str, CancelAnswer]:
+        """Cancel jobs in few round trips.
+
+        Returns:
+            What was done, by job id; an unknown job has the status UNKNOWN.
+
+        Raises:
+            BrokerUnavailable: no answer from the broker; cancelling again does no harm.
+        """
+        ids = list(dict.fromkeys(job if isinstance(job, str) else job.id for job in jobs))
+        answers: dict[str, CancelAnswer] = {}
+        with broker_errors(self._url):
+            for some in chunks(ids, MAX_BATCH_JOBS):
+                batch = [calls.cancel(job_id) for job_id in some]
+                answers |= zip(some, self._store.run_all(batch), strict=True)
+        return answers
 
     def cancel(self, job_id: str) -> CancelAnswer:
         """Cancel a job: at once where it waits, at its next checkpoint where it runs.

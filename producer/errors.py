@@ -14,6 +14,8 @@
     ├── ResultTimeout             the job has not ended yet; it goes on
     ├── UnknownJob                never submitted, or its time to live has run out
     ├── BrokerUnavailable         no broker address, or no answer there
+    ├── OutputRestarted           a stream cannot go on: the job was started over
+    ├── BulkFileError             a file of a bulk run cannot be used
     └── SignatureError            a webhook that must not be trusted
 """
 
@@ -118,6 +120,14 @@ class UnknownJob(BatchmillError, LookupError):
 
 class BrokerUnavailable(BatchmillError, ConnectionError):
     """There is no broker address, or nothing answers there."""
+
+
+class OutputRestarted(BatchmillError):
+    """A job was started over with another model or version: its output so far is void."""
+
+
+class BulkFileError(BatchmillError):
+    """A file of a bulk run is missing, wrong, in use, or does not belong to the run."""
 
 
 class SignatureError(BatchmillError):

@@ -26,6 +26,7 @@ OUTBOX = PREFIX + "outbox"
 DEAD = PREFIX + "dead"
 WORKERS = PREFIX + "workers"
 TOTALS = PREFIX + "totals"
+ENDPOINTS_DISABLED = PREFIX + "endpoints_disabled"
 
 #: Priority classes, highest first: the order in which a worker looks at its queues.
 PRIORITIES = ("high", "normal", "low")
@@ -39,6 +40,7 @@ DEAD_TTL_S = 30 * 24 * 3600
 
 # No dot: the id is part of a webhook id, and Standard Webhooks signs "id.timestamp.body".
 _JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_SECRET_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@+-]{0,199}")
 
 
@@ -57,6 +59,11 @@ def is_job_id(text: str) -> bool:
     return _JOB_ID.fullmatch(text) is not None
 
 
+def is_secret_name(text: str) -> bool:
+    """Say whether ``text`` can name a webhook secret: 1 to 64 letters, digits, ``_`` and ``-``."""
+    return _SECRET_NAME.fullmatch(text) is not None
+
+
 def is_model_name(text: str) -> bool:
     """Say whether ``text`` can be a served model name (it becomes part of a queue name)."""
     return _MODEL.fullmatch(text) is not None
@@ -72,6 +79,11 @@ def tokens(job_id: str) -> str:
     return f"{PREFIX}tokens:{job_id}"
 
 
+def text(job_id: str) -> str:
+    """Key of the certain text of a job that runs (string, UTF-8)."""
+    return f"{PREFIX}text:{job_id}"
+
+
 def queued(queue: str) -> str:
     """Key of the index of one queue's waiting jobs (zset)."""
     return f"{PREFIX}queued:{queue}"
@@ -85,6 +97,11 @@ def idempotency(key: str) -> str:
 def event(event_id: str) -> str:
     """Key of a webhook event (hash)."""
     return f"{PREFIX}event:{event_id}"
+
+
+def failing(endpoint: str) -> str:
+    """Key of the time since when an endpoint has had no success (string, ms)."""
+    return f"{PREFIX}failing:{endpoint}"
 
 
 def dead(letter_id: str) -> str:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
-    AliasChoices,
     AwareDatetime,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     model_validator,
 )
@@ -19,48 +16,23 @@ from pydantic_core import PydanticCustomError
 
 from . import keys
 from . import parameters as limits
-
-_CONFIG = ConfigDict(
-    strict=True,
-    extra="forbid",
-    frozen=True,
-    allow_inf_nan=False,
-    # A prompt must not end up in a log because something else in the job was wrong.
-    hide_input_in_errors=True,
-)
-
-
-def _encoded(text: str) -> str:
-    """Refuse what UTF-8 cannot hold: pydantic lets lone surrogates through."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("holds a lone surrogate, which UTF-8 cannot encode") from None
-    return text
-
-
-Text = Annotated[str, AfterValidator(_encoded)]
-TokenId = Annotated[int, Field(ge=0, lt=2**32)]
+from .controls import SamplingControls
+from .strictness import STRICT, Text, encoded
+from .webhook_target import split_url
 
 
 def _check_webhook(url: str) -> str:
-    """Check a webhook URL's form. The deliverer checks its address again at every attempt."""
-    if not url.isascii() or any(char <= " " or char == "\x7f" for char in url):
-        raise ValueError("holds spaces, control characters or letters outside ASCII: encode them")
-    parts = urlsplit(url)
-    if parts.scheme not in ("https", "http"):
-        raise ValueError(f"scheme is {parts.scheme!r}; use https")
-    if parts.username is not None or parts.password is not None:
-        raise ValueError("holds a user name or password; deliveries are signed instead")
-    if not parts.hostname:
-        raise ValueError("names no host")
-    if parts.fragment:
-        raise ValueError("holds a fragment, which is never sent")
-    try:
-        _ = parts.port
-    except ValueError:
-        raise ValueError("has a port that is not a number up to 65535") from None
+    """Check a webhook URL's form. Where it may lead is the operator's to say: see ``prepare``."""
+    split_url(url)
     return url
+
+
+def _check_secret_name(name: str) -> str:
+    if name.startswith("whsec_"):
+        raise ValueError("is a secret; give the name under which the operator holds it")
+    if not keys.is_secret_name(name):
+        raise ValueError("is not a name: 1 to 64 letters, digits, _ and -")
+    return name
 
 
 def _check_model(name: str) -> str:
@@ -87,7 +59,7 @@ def _check_metadata(metadata: dict[str, str]) -> dict[str, str]:
 def _check_prompt(prompt: Any) -> Any:
     """Check a prompt by hand: errors of a union would name both of its kinds."""
     if isinstance(prompt, str):
-        num_bytes = len(_encoded(prompt).encode())
+        num_bytes = len(encoded(prompt).encode())
         if num_bytes > limits.MAX_PROMPT_BYTES:
             raise ValueError(
                 f"has {num_bytes} bytes, the limit is {limits.MAX_PROMPT_BYTES}; shorten it"
@@ -106,33 +78,26 @@ def _check_prompt(prompt: Any) -> Any:
     return prompt
 
 
-def _one_or_many(stop: Any) -> Any:
-    return [stop] if isinstance(stop, str) else stop
-
-
-def _no_top_k(top_k: Any) -> Any:
-    return 0 if type(top_k) is int and top_k == -1 else top_k
-
-
-StopString = Annotated[
-    str, Field(min_length=1, max_length=limits.MAX_STOP_CHARS), AfterValidator(_encoded)
-]
 MetadataKey = Annotated[
-    str, Field(min_length=1, max_length=limits.MAX_METADATA_KEY_CHARS), AfterValidator(_encoded)
+    str, Field(min_length=1, max_length=limits.MAX_METADATA_KEY_CHARS), AfterValidator(encoded)
 ]
+
+
+EventName = Literal["started", "output", "completed", "failed", "cancelled", "expired"]
+_END_EVENTS: tuple[EventName, ...] = ("completed", "failed", "cancelled", "expired")
 
 
 class Message(BaseModel):
     """One message of a chat."""
 
-    model_config = _CONFIG
+    model_config = STRICT
 
     role: Literal["system", "user", "assistant"]
     #: Text only.
     content: Text = Field(repr=False)
 
 
-class GenerationJob(BaseModel):
+class GenerationJob(SamplingControls):
     """What to generate, and how to hand it over. Unknown fields are errors.
 
     Exactly one of ``prompt`` and ``messages`` is given. Names are those of vLLM and OpenAI; the
@@ -142,8 +107,6 @@ class GenerationJob(BaseModel):
     Raises:
         pydantic.ValidationError: a field is wrong; ``Client.submit`` turns it into ``JobRejected``.
     """
-
-    model_config = _CONFIG
 
     #: Served name; None takes the client's default.
     model: Annotated[str, AfterValidator(_check_model)] | None = None
@@ -156,47 +119,21 @@ class GenerationJob(BaseModel):
         Annotated[list[Message], Field(min_length=1, max_length=limits.MAX_MESSAGES)] | None
     ) = Field(default=None, repr=False)
 
-    #: Most tokens to generate.
-    max_tokens: int = Field(
-        default=256,
-        ge=1,
-        validation_alias=AliasChoices(
-            "max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens"
-        ),
-    )
-    #: 0 takes the likeliest token (greedy); 1 samples the model's own distribution.
-    temperature: float = Field(default=1.0, ge=0, le=100)
-    #: Keep the likeliest tokens that together reach this probability; 1 keeps all.
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    #: Keep that many of the likeliest tokens; 0 (or -1) keeps all.
-    top_k: Annotated[int, BeforeValidator(_no_top_k), Field(ge=0, lt=2**31)] = 0
-    #: Fixes the random draws. Drawn at submit where absent, so that a job that has to start again
-    #: goes on with the same draws.
-    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
-    #: Strings that end generation. The text ends before the first of them.
-    stop: Annotated[
-        list[StopString], BeforeValidator(_one_or_many), Field(max_length=limits.MAX_STOP_STRINGS)
-    ] = Field(
-        default_factory=list,
-        validation_alias=AliasChoices("stop", "stop_strings", "stop_sequences"),
-    )
-    #: Tokens that end generation, besides the model's own end-of-text tokens.
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=limits.MAX_STOP_TOKEN_IDS)] = Field(
-        default_factory=list
-    )
-    #: Go on after an end-of-text token (for benchmarks).
-    ignore_eos: bool = False
-    #: Keep what ended generation in the text.
-    include_stop_str_in_output: bool = False
-    #: Leave special tokens out of the text.
-    skip_special_tokens: bool = True
-
     priority: Literal["high", "normal", "low"] = "normal"
     #: Receives a signed POST when the job ends. https, unless the operator allows http.
     webhook: (
         Annotated[str, AfterValidator(_check_webhook), Field(max_length=limits.MAX_URL_CHARS)]
         | None
     ) = None
+    #: Events to send: ``started``, ``output`` (tokens so far, at most every five seconds) and the
+    #: four ends. Only the ends where absent.
+    webhook_events_filter: Annotated[list[EventName], Field(min_length=1, max_length=6)] = Field(
+        default_factory=lambda: list(_END_EVENTS)
+    )
+    #: Put the text into the event of the job's end, where it is at most 16 KiB.
+    include_output: bool = False
+    #: Name of the operator's secret to sign with; the default one where absent.
+    webhook_secret: Annotated[str, AfterValidator(_check_secret_name)] | None = None
     #: Makes submitting twice the same as once, for as long as the job's record is kept.
     idempotency_key: (
         Annotated[
@@ -233,6 +170,18 @@ class GenerationJob(BaseModel):
                     {"message": limits.refusal(name), "param": name},
                 )
         return kept
+
+    @model_validator(mode="after")
+    def _webhook_for_its_choices(self) -> Self:
+        chosen = {
+            "webhook_events_filter": set(self.webhook_events_filter) != set(_END_EVENTS),
+            "include_output": self.include_output,
+            "webhook_secret": self.webhook_secret is not None,
+        }
+        if self.webhook is None and any(chosen.values()):
+            names = ", ".join(name for name, is_chosen in chosen.items() if is_chosen)
+            raise ValueError(f"{names} without a webhook does nothing; give one")
+        return self
 
     @model_validator(mode="after")
     def _one_input(self) -> Self:

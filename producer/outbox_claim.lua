@@ -1,21 +1,27 @@
 -- ARGV: owner, limit, lease_ms. Claims events that are due: their due time moves to the end of the
--- lease, so an event whose deliverer died comes back by itself.
+-- lease, so an event whose deliverer died comes back by itself. Events for a disabled endpoint are
+-- given up instead, untried.
 -- Answers a list of {event id, type, job id, url, attempt, fence, created_at_ms, body ('' = not
--- rendered yet)}.
+-- rendered yet), secret name ('' = the default one), output tokens ('' = not told)}.
 write_even_when_full()
 local owner, limit, lease_ms, now = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), now_ms()
 local claimed = {}
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', OUTBOX, '-inf', now, 'LIMIT', 0, limit)) do
   local key = event_key(id)
-  local f = redis.call('HMGET', key, 'type', 'job_id', 'url', 'created_at_ms', 'body')
-  if f[1] then
+  local f = redis.call('HMGET', key, 'type', 'job_id', 'url', 'created_at_ms', 'body', 'secret',
+    'num_tokens')
+  if not f[1] then
+    redis.call('ZREM', OUTBOX, id)
+  elseif redis.call('HEXISTS', DISABLED, endpoint_of(f[3])) == 1 then
+    settle_event(id, f[3], 'disabled', '', 'endpoint_disabled', now)
+  else
     redis.call('ZADD', OUTBOX, now + lease_ms, id)
     local attempt = redis.call('HINCRBY', key, 'attempts', 1)
     local fence = redis.call('HINCRBY', key, 'fence', 1)
     redis.call('HSET', key, 'owner', owner, 'attempted_at_ms', now)
-    claimed[#claimed + 1] = { id, f[1], f[2], f[3], attempt, fence, tonumber(f[4]), f[5] or '' }
-  else
-    redis.call('ZREM', OUTBOX, id)
+    claimed[#claimed + 1] = {
+      id, f[1], f[2], f[3], attempt, fence, tonumber(f[4]), f[5] or '', f[6] or '', f[7] or '',
+    }
   end
 end
 return claimed

@@ -1,10 +1,12 @@
 -- ARGV: event id. Puts a settled event back with the same id and body.
--- Answers OK, PENDING (it is waiting already) or UNKNOWN.
+-- Answers OK, PENDING (it is waiting already), DISABLED (its endpoint is) or UNKNOWN.
 write_even_when_full()
 local id, key = ARGV[1], event_key(ARGV[1])
-local state = redis.call('HGET', key, 'state')
+local f = redis.call('HMGET', key, 'state', 'url')
+local state = f[1]
 if not state then return 'UNKNOWN' end
 if state == 'pending' then return 'PENDING' end
+if redis.call('HEXISTS', DISABLED, endpoint_of(f[2])) == 1 then return 'DISABLED' end
 redis.call('HSET', key, 'state', 'pending', 'attempts', 0)
 redis.call('PERSIST', key)
 redis.call('ZADD', OUTBOX, now_ms(), id)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from redis import exceptions as redis_errors
 
-from .answers import JobRecord, JobState, SubmitStatus, Submitted
+from .answers import JobState, SubmitStatus, Submitted
 from .broker_url import redact
 from .calls import NewJob
 from .errors import (
@@ -27,6 +27,10 @@ _ERRORS: dict[JobState, type[JobUnfinished]] = {
     JobState.CANCELLED: JobCancelled,
     JobState.EXPIRED: JobExpired,
 }
+
+#: Replies of a server that refuses every write for now (its disk is full, its replicas are away);
+#: redis-py has no classes for them.
+_TAKES_NO_WRITES = ("MISCONF", "NOREPLICAS")
 
 
 def accepted_id(job: NewJob, answer: Submitted) -> str:
@@ -66,24 +70,30 @@ def unknown(job_id: str) -> UnknownJob:
     )
 
 
-def result_of(record: JobRecord, token_ids: list[int]) -> JobResult:
+def result_of(
+    job_id: str,
+    state: JobState,
+    result_json: bytes | None,
+    error_json: bytes | None,
+    token_ids: Sequence[int],
+) -> JobResult:
     """Return the result of a job that has ended.
 
     Raises:
         JobFailed, JobCancelled, JobExpired: it ended without a completion.
     """
     result = None
-    if record.result is not None:
-        result = JobResult.model_validate_json(record.result)
-        result = result.model_copy(update={"token_ids": token_ids})
-    if record.state is JobState.COMPLETED and result is not None:
+    if result_json is not None:
+        result = JobResult.model_validate_json(result_json)
+        result = result.model_copy(update={"token_ids": list(token_ids)})
+    if state is JobState.COMPLETED and result is not None:
         return result
-    error = JobError(code=record.state.value, message=f"the job {record.state.value}")
-    if record.error is not None:
-        error = JobError.model_validate_json(record.error)
-    raise _ERRORS.get(record.state, JobFailed)(
-        f"job {record.id} {record.state.value}: {error.message} ({error.code})",
-        job_id=record.id,
+    error = JobError(code=state.value, message=f"the job {state.value}")
+    if error_json is not None:
+        error = JobError.model_validate_json(error_json)
+    raise _ERRORS.get(state, JobFailed)(
+        f"job {job_id} {state.value}: {error.message} ({error.code})",
+        job_id=job_id,
         code=error.code,
         retryable=error.retryable,
         result=result,
@@ -105,3 +115,7 @@ def broker_errors(url: str) -> Iterator[None]:
         redis_errors.ReadOnlyError,
     ) as error:
         raise BrokerUnavailable(f"broker at {redact(url)}: {error}") from error
+    except redis_errors.ResponseError as error:
+        if not str(error).startswith(_TAKES_NO_WRITES):
+            raise
+        raise BrokerUnavailable(f"broker at {redact(url)} takes no writes: {error}") from error

@@ -9,9 +9,14 @@ local QUEUES = 'batchmill:queues'
 local OUTBOX = 'batchmill:outbox'
 local DEAD = 'batchmill:dead'
 local TOTALS = 'batchmill:totals'
+local DISABLED = 'batchmill:endpoints_disabled'
 
 local EVENT_TTL_MS = 8 * 24 * 3600 * 1000
 local DEAD_TTL_MS = 30 * 24 * 3600 * 1000
+local OUTPUT_EVENT_MS = 5000 -- a job's `output` events are at least that far apart
+local ENDPOINT_PATIENCE_MS = 120 * 3600 * 1000 -- without a success: the endpoint is disabled
+local FAILING_TTL_MS = 48 * 3600 * 1000 -- longer than the longest wait between two attempts
+local ATTEMPTS_KEPT = 20 -- lines of an event's log
 local SUSPECT_LIMIT = 3 -- engine deaths in company after which a job runs alone
 local CRASH_LIMIT = 3 -- engine deaths alone after which a job is given up
 
@@ -19,10 +24,12 @@ local TERMINAL = { completed = true, failed = true, cancelled = true, expired = 
 
 local function job_key(id) return 'batchmill:job:' .. id end
 local function tokens_key(id) return 'batchmill:tokens:' .. id end
+local function text_key(id) return 'batchmill:text:' .. id end
 local function queued_key(queue) return 'batchmill:queued:' .. queue end
 local function idempotency_key(key) return 'batchmill:idempotency:' .. key end
 local function event_key(id) return 'batchmill:event:' .. id end
 local function dead_key(id) return 'batchmill:dead:' .. id end
+local function failing_key(endpoint) return 'batchmill:failing:' .. endpoint end
 local function channel(id) return 'batchmill:events:' .. id end
 
 -- Redis' own clock, so that no worker's clock can make a lease run out early or late.
@@ -41,9 +48,14 @@ end
 
 -- What decides whether a holder may write: read for every job of a batch, so no more than that.
 local function load_lease(id)
-  local f = redis.call('HMGET', job_key(id), 'state', 'fence', 'cancel_requested')
+  local f = redis.call('HMGET', job_key(id), 'state', 'fence', 'cancel_requested', 'output_due_ms')
   if not f[1] then return nil end
-  return { state = f[1], fence = tonumber(f[2]), cancel_requested = f[3] == '1' }
+  return {
+    state = f[1],
+    fence = tonumber(f[2]),
+    cancel_requested = f[3] == '1',
+    output_due_ms = tonumber(f[4] or nil), -- only where `output` events were asked for
+  }
 end
 
 -- The fields that decide what may happen to a job (never the document, which may be a megabyte).
@@ -51,7 +63,7 @@ end
 local function load_job(id)
   local f = redis.call('HMGET', job_key(id), 'state', 'queue', 'fence', 'owner', 'webhook',
     'result_ttl_ms', 'idempotency_key', 'deadline_at_ms', 'cancel_requested', 'alone', 'v',
-    'completed_fence')
+    'completed_fence', 'webhook_events', 'webhook_secret', 'output_event')
   if not f[1] then return nil end
   return {
     state = f[1],
@@ -66,6 +78,9 @@ local function load_job(id)
     alone = f[10] == '1',
     v = f[11],
     completed_fence = tonumber(f[12] or nil),
+    webhook_events = f[13],
+    webhook_secret = f[14] or '',
+    output_event = f[15],
   }
 end
 
@@ -112,11 +127,54 @@ local function error_json(code, message)
   return '{"code":"' .. code .. '","message":"' .. message .. '","retryable":false}'
 end
 
-local function add_event(id, state, url, now)
-  local event_id = 'evt_' .. id .. '_' .. state
-  redis.call('HSET', event_key(event_id), 'id', event_id, 'type', 'generation.' .. state,
-    'job_id', id, 'url', url, 'state', 'pending', 'attempts', 0, 'fence', 0, 'created_at_ms', now)
+-- Whether a job's webhook wants an event of this name; without a filter, only those of its end.
+local function wants_event(job, name)
+  if not job.webhook then return false end
+  if not job.webhook_events then return TERMINAL[name] == true end
+  return string.find(',' .. job.webhook_events .. ',', ',' .. name .. ',', 1, true) ~= nil
+end
+
+-- `suffix` tells several events of one kind apart; `num_tokens` is '' or the output so far.
+local function add_event(id, job, name, suffix, num_tokens, now)
+  local event_id = 'evt_' .. id .. '_' .. name .. suffix
+  redis.call('HSET', event_key(event_id), 'id', event_id, 'type', 'generation.' .. name,
+    'job_id', id, 'url', job.webhook, 'secret', job.webhook_secret, 'num_tokens', num_tokens,
+    'state', 'pending', 'attempts', 0, 'fence', 0, 'created_at_ms', now)
   redis.call('ZADD', OUTBOX, now, event_id)
+  return event_id
+end
+
+-- The end of a job says more than an `output` event that still waits, so that is dropped: it would
+-- be tried for days.
+local function drop_output_event(job)
+  if not job.output_event then return end
+  if redis.call('HGET', event_key(job.output_event), 'state') ~= 'pending' then return end
+  -- Not deleted: a deliverer may be about to write its body.
+  redis.call('HSET', event_key(job.output_event), 'state', 'superseded')
+  redis.call('PEXPIRE', event_key(job.output_event), EVENT_TTL_MS)
+  redis.call('ZREM', OUTBOX, job.output_event)
+end
+
+-- What deliveries to one receiver have in common: scheme, host, port and path, without the query.
+local function endpoint_of(url)
+  local origin, path = string.match(url, '^(%a[%w+.-]*://[^/?#]*)([^?#]*)')
+  if not origin then return url end
+  return string.lower(origin) .. (path == '' and '/' or path)
+end
+
+local function disable_endpoint(endpoint, reason, now)
+  redis.call('HSETNX', DISABLED, endpoint, now .. ' ' .. reason)
+  redis.call('DEL', failing_key(endpoint))
+end
+
+-- The end of an event's delivery, good or bad.
+local function settle_event(id, url, outcome, status, reason, now)
+  redis.call('ZREM', OUTBOX, id)
+  redis.call('HSET', event_key(id), 'state', outcome, 'settled_at_ms', now, 'last_status', status,
+    'last_error', reason)
+  redis.call('PEXPIRE', event_key(id), EVENT_TTL_MS)
+  redis.call('HINCRBY', TOTALS, 'webhook_' .. outcome, 1)
+  if outcome ~= 'delivered' then add_dead_letter(id, 'webhook', outcome, reason, url, now) end
 end
 
 -- The one way into a terminal state: state, result, index removal, webhook event, TTLs, counters
@@ -128,9 +186,15 @@ local function finish(id, job, state, result, error_text, now)
   redis.call('HSET', job_key(id), 'state', state, 'finished_at_ms', now)
   if result ~= '' then redis.call('HSET', job_key(id), 'result', result) end
   if error_text ~= '' then redis.call('HSET', job_key(id), 'error', error_text) end
-  if job.webhook then add_event(id, state, job.webhook, now) end
+  drop_output_event(job)
+  if wants_event(job, state) then add_event(id, job, state, '', '', now) end
   redis.call('PEXPIRE', job_key(id), job.result_ttl_ms)
   redis.call('PEXPIRE', tokens_key(id), job.result_ttl_ms)
+  if result ~= '' then
+    redis.call('DEL', text_key(id)) -- the result holds all of it
+  else
+    redis.call('PEXPIRE', text_key(id), job.result_ttl_ms)
+  end
   if job.idempotency_key then
     redis.call('PEXPIRE', idempotency_key(job.idempotency_key), job.result_ttl_ms)
   end
@@ -179,6 +243,18 @@ local function put_back(id, job, cause, now)
   if job.deadline_at_ms then redis.call('ZADD', DEADLINES, job.deadline_at_ms, id) end
   announce(id, job.queue, true, now)
   return 'REQUEUED'
+end
+
+-- Append text at a position (in bytes). Text that does not connect to, or disagrees with, what is
+-- stored is left out: readers get it with the result, and never anything that has to be taken back.
+local function append_text(id, position, text)
+  local key = text_key(id)
+  local stored = redis.call('STRLEN', key)
+  if stored < position or stored >= position + #text then return end
+  local overlap = ''
+  if stored > position then overlap = redis.call('GETRANGE', key, position, stored - 1) end
+  if overlap ~= string.sub(text, 1, #overlap) then return end
+  redis.call('APPEND', key, string.sub(text, #overlap + 1))
 end
 
 -- Append tokens at a position (in bytes), so that a call repeated after a lost answer changes

@@ -12,6 +12,12 @@ from .answers import JobRecord, JobState
 # workers.
 _CONFIG = ConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True)
 
+
+def _is_absent(value: object) -> bool:
+    """Whether a result leaves a field out: what was not asked for takes no room in Redis."""
+    return value is None or value == []
+
+
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
@@ -68,6 +74,29 @@ class Metrics(BaseModel):
     preemptions: int = 0
 
 
+#: For each token, token ids to log probabilities: its own first, then the likeliest, best first.
+Logprobs = list[dict[int, float] | None]
+
+
+class Completion(BaseModel):
+    """One sample of a job."""
+
+    model_config = _CONFIG
+
+    #: Which of the job's ``n`` samples it is, from 0.
+    index: int = 0
+    text: str = ""
+    token_ids: list[int] = Field(default_factory=list, repr=False)
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    #: For each token, where the job asked for ``logprobs``.
+    logprobs: Logprobs | None = Field(default=None, repr=False)
+    #: For each token, in nats, where the job asked for ``entropy``.
+    entropies: list[float] | None = Field(default=None, repr=False)
+    #: What went wrong, where ``finish_reason`` is ``error``.
+    error: str | None = None
+
+
 class JobResult(BaseModel):
     """How a job ended, with its output."""
 
@@ -81,7 +110,17 @@ class JobResult(BaseModel):
     finish_reason: FinishReason | None = None
     #: The stop string or token id that ended it; None for the end of text.
     stop_reason: str | int | None = None
+    #: Of the first sample, where there are several; so are the fields around it.
     text: str = ""
+    #: For each output token, where the job asked for ``logprobs``: of the model's own distribution,
+    #: before any control.
+    logprobs: Logprobs | None = Field(default=None, repr=False, exclude_if=_is_absent)
+    #: For each output token, in nats, where the job asked for ``entropy``.
+    entropies: list[float] | None = Field(default=None, repr=False, exclude_if=_is_absent)
+    #: For each prompt token, where the job asked for ``prompt_logprobs``; None for the first.
+    prompt_logprobs: Logprobs | None = Field(default=None, repr=False, exclude_if=_is_absent)
+    #: All samples, where the job asked for more than one; see ``completions``.
+    samples: list[Completion] = Field(default_factory=list, repr=False, exclude_if=_is_absent)
     usage: Usage = Field(default_factory=Usage)
     metrics: Metrics = Field(default_factory=Metrics)
     #: Claims it took, the last one included.
@@ -91,6 +130,22 @@ class JobResult(BaseModel):
     metadata: dict[str, str] = Field(default_factory=dict)
     #: The generated token ids. Kept in the record's own token string, so not part of the JSON.
     token_ids: list[int] = Field(default_factory=list, exclude=True, repr=False)
+
+    @property
+    def completions(self) -> tuple[Completion, ...]:
+        """The job's samples, ``n`` of them."""
+        if self.samples:
+            return tuple(self.samples)
+        only = Completion(
+            text=self.text,
+            token_ids=self.token_ids,
+            finish_reason=self.finish_reason,
+            stop_reason=self.stop_reason,
+            logprobs=self.logprobs,
+            entropies=self.entropies,
+            error=None if self.error is None else self.error.message,
+        )
+        return (only,)
 
 
 class JobStatus(BaseModel):

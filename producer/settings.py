@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Self
 
 from pydantic import Field, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from . import keys
+from .target_settings import TargetSettings
 
 
-class ProducerSettings(BaseSettings):
+class ProducerSettings(TargetSettings):
     """What a client needs. Each field is ``BATCHMILL_<NAME>`` in upper case."""
 
     model_config = SettingsConfigDict(
@@ -30,8 +31,6 @@ class ProducerSettings(BaseSettings):
     result_ttl_s: int = Field(default=432_000, ge=1)
     #: Jobs that a queue may hold before it refuses more; None leaves it to Redis' memory limit.
     max_queue_depth: int | None = Field(default=None, ge=1)
-    #: Accept ``http://`` webhooks, for receivers on the same machine or network.
-    webhook_allow_http: bool = False
 
     @model_validator(mode="after")
     def _check_served_name(self) -> Self:

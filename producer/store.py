@@ -35,8 +35,10 @@ from .answers import (
 )
 from .calls import Call, NewJob
 from .connection import connect
+from .ended import MAX_READ_AT_ONCE, EndedJob, chunks, queue_end_reads, read_ends
 from .records import read_dead_letter, read_job, read_state, read_worker, write_worker
 from .scripts import SCRIPT_NAMES, script_source
+from .streaming import StreamPosition, queue_stream_read
 
 Answer = TypeVar("Answer")
 
@@ -105,10 +107,32 @@ class JobStore:
         """Return a job's state, or None where it is unknown."""
         return read_state(self.client.hget(keys.job(job_id), "state"))
 
+    def states(self, job_ids: Sequence[str]) -> list[JobState | None]:
+        """Return the states of jobs in one round trip; None where one is unknown."""
+        with self.client.pipeline(transaction=False) as pipeline:
+            for job_id in job_ids:
+                pipeline.hget(keys.job(job_id), "state")
+            return [read_state(reply) for reply in pipeline.execute()]
+
+    def load_ends(self, job_ids: Sequence[str]) -> list[EndedJob]:
+        """Return how jobs ended, with their output, in few round trips."""
+        ends: list[EndedJob] = []
+        for some in chunks(job_ids, MAX_READ_AT_ONCE):
+            with self.client.pipeline(transaction=False) as pipeline:
+                queue_end_reads(pipeline, some)
+                ends += read_ends(some, pipeline.execute())
+        return ends
+
     def read_tokens(self, job_id: str, start: int = 0) -> list[int]:
         """Return the generated token ids from index ``start`` on."""
         data = self.client.getrange(keys.tokens(job_id), start * 4, -1)
         return calls.decode_tokens(cast(bytes, data))
+
+    def read_stream(self, job_id: str, position: StreamPosition) -> list[Any]:
+        """Return the replies that ``StreamReader.take`` reads: one moment of the record."""
+        with self.client.pipeline(transaction=True) as pipeline:
+            queue_stream_read(pipeline, job_id, position)
+            return pipeline.execute()
 
     def num_tokens(self, job_id: str) -> int:
         """Return how many generated tokens are stored."""
@@ -205,6 +229,8 @@ class JobStore:
         retry_in_ms: int = 0,
         http_status: int | None = None,
         reason: str = "",
+        duration_ms: int = 0,
+        is_receivers: bool = False,
     ) -> WriteStatus:
         """Write down how an attempt ended: OK, or FENCED where the lease had gone to another.
 
@@ -214,10 +240,14 @@ class JobStore:
             outcome: EXHAUSTED and DISABLED leave a dead letter.
             retry_in_ms: with RETRY and POSTPONED, time until the next attempt.
             http_status: what the receiver answered, if it did.
-            reason: short, for people; never the receiver's body.
+            reason: a word, for people; never the receiver's body.
+            duration_ms: time that the attempt took.
+            is_receivers: the receiver failed, not we; an endpoint that does so for 120 hours
+                without a success is disabled.
         """
         status = "" if http_status is None else http_status
-        args = (event_id, fence, outcome.value, retry_in_ms, status, reason)
+        fault = "1" if is_receivers else "0"
+        args = (event_id, fence, outcome.value, retry_in_ms, status, reason, duration_ms, fault)
         return self.run(Call("outbox_settle", args, lambda reply: WriteStatus(reply.decode())))
 
     def outbox_redeliver(self, event_id: str) -> RedeliverStatus:

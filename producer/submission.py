@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-from urllib.parse import urlsplit
 
 from . import keys
+from .answers import JobState
 from .calls import NewJob
 from .errors import JobRejected
 from .models import GenerationJob
 from .settings import ProducerSettings
+from .webhook_target import ForbiddenTarget, read_target
 
 #: Seeds drawn here stay exact in every JSON reader (2**53).
 _SEED_BITS = 53
+_ENDS = {state.value for state in JobState if state.is_terminal}
 
 
 def prepare(job: GenerationJob, settings: ProducerSettings, *, job_id: str | None = None) -> NewJob:
@@ -26,18 +28,18 @@ def prepare(job: GenerationJob, settings: ProducerSettings, *, job_id: str | Non
         job_id: a given id (of a plain Celery task), or None for a new one.
 
     Raises:
-        JobRejected: the webhook is plain http and the operator does not allow it, or the given id
-            cannot be a job id.
+        JobRejected: the webhook's scheme, port or address is one that the operator does not
+            allow, or the given id cannot be a job id.
     """
     job_id = keys.new_job_id() if job_id is None else job_id
     if not keys.is_job_id(job_id):
         raise JobRejected(
             f"id is {job_id[:140]!r}; a job id has 1 to 128 letters, digits, _ and -", param="id"
         )
-    _check_webhook_scheme(job, settings)
+    _check_webhook(job, settings)
     model = job.model or settings.served_name
     job = job.model_copy(update={"model": model})
-    fingerprint = _fingerprint(job) if job.idempotency_key else ""
+    digest = fingerprint(job) if job.idempotency_key else ""
     if job.seed is None:
         job = job.model_copy(update={"seed": secrets.randbits(_SEED_BITS)})
     return NewJob(
@@ -47,29 +49,33 @@ def prepare(job: GenerationJob, settings: ProducerSettings, *, job_id: str | Non
         document=job.model_dump_json(exclude_none=True),
         result_ttl_ms=settings.result_ttl_s * 1000,
         webhook=job.webhook,
+        webhook_events=_events(job),
+        webhook_secret=job.webhook_secret or "",
         idempotency_key=job.idempotency_key,
-        fingerprint=fingerprint,
+        fingerprint=digest,
         deadline_at_ms=None if job.deadline is None else int(job.deadline.timestamp() * 1000),
         ttl_ms=None if job.ttl_s is None else max(1, int(job.ttl_s * 1000)),
         max_queue_depth=settings.max_queue_depth,
     )
 
 
-def _check_webhook_scheme(job: GenerationJob, settings: ProducerSettings) -> None:
-    if (
-        job.webhook is None
-        or settings.webhook_allow_http
-        or urlsplit(job.webhook).scheme == "https"
-    ):
+def _check_webhook(job: GenerationJob, settings: ProducerSettings) -> None:
+    """Refuse a URL that no deliverer would send to. The name in it is not looked up."""
+    if job.webhook is None:
         return
-    raise JobRejected(
-        "webhook: plain http can be read on the way; use https, "
-        "or set BATCHMILL_WEBHOOK_ALLOW_HTTP=true for receivers on your own network",
-        param="webhook",
-    )
+    try:
+        read_target(job.webhook, settings.target_policy)
+    except ForbiddenTarget as error:
+        raise JobRejected(f"webhook: {error}", param="webhook") from None
 
 
-def _fingerprint(job: GenerationJob) -> str:
+def _events(job: GenerationJob) -> str:
+    """The job's events as the store keeps them; empty, the store's default, for just the ends."""
+    chosen = set(job.webhook_events_filter)
+    return "" if chosen == _ENDS else ",".join(sorted(chosen))
+
+
+def fingerprint(job: GenerationJob) -> str:
     """Digest of everything the caller asked for; taken before the seed is drawn."""
     content = job.model_dump(mode="json", exclude={"idempotency_key"})
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))

@@ -1,6 +1,7 @@
 -- ARGV: id, version, model, queue, document, webhook ('' = none), idempotency key ('' = none),
 -- fingerprint, deadline_at_ms ('' = none), ttl_ms ('' = none), result_ttl_ms, max queue depth
--- (0 = no limit), '1' to announce.
+-- (0 = no limit), '1' to announce, webhook events with commas ('' = those of the end), name of the
+-- webhook secret ('' = the default one).
 -- Answers {CREATED, id}, {EXISTING, id}, {CONFLICT, id} or {FULL, depth}.
 local id, version, model, queue, document = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local webhook, key, fingerprint = ARGV[6], ARGV[7], ARGV[8]
@@ -26,7 +27,17 @@ if ttl_ms then deadline_at_ms = math.min(deadline_at_ms or now + ttl_ms, now + t
 redis.call('HSET', job_key(id), 'id', id, 'v', version, 'model', model, 'queue', queue,
   'state', 'queued', 'doc', document, 'enqueued_at_ms', now, 'announced_at_ms', now, 'fence', 0,
   'attempts', 0, 'result_ttl_ms', result_ttl_ms)
-if webhook ~= '' then redis.call('HSET', job_key(id), 'webhook', webhook) end
+if webhook ~= '' then
+  local events, secret = ARGV[14], ARGV[15]
+  redis.call('HSET', job_key(id), 'webhook', webhook)
+  if secret ~= '' then redis.call('HSET', job_key(id), 'webhook_secret', secret) end
+  if events ~= '' then
+    redis.call('HSET', job_key(id), 'webhook_events', events)
+    if wants_event({ webhook = webhook, webhook_events = events }, 'output') then
+      redis.call('HSET', job_key(id), 'output_due_ms', 0)
+    end
+  end
+end
 if deadline_at_ms then
   redis.call('HSET', job_key(id), 'deadline_at_ms', deadline_at_ms)
   redis.call('ZADD', DEADLINES, deadline_at_ms, id)

@@ -36,9 +36,10 @@ class WebhookEvent:
 
     #: The same in every attempt.
     id: str
-    #: ``generation.completed``, ``.failed``, ``.cancelled`` or ``.expired``.
+    #: ``generation.completed``, ``.failed``, ``.cancelled``, ``.expired``; where the job asked for
+    #: them, ``.started`` and ``.output`` too.
     type: str
-    #: When the job ended, ISO 8601.
+    #: When it happened, ISO 8601.
     timestamp: str
     #: The job: ``id``, ``status``, ``finish_reason``, ``usage``, ``metadata``, ``error`` …
     data: dict[str, Any]

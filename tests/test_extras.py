@@ -73,8 +73,8 @@ COMMAND_LINE = "from batchmill.worker.cli import main; main()"
 
 
 def test_what_is_absent_is_absent() -> None:
-    assert {"torch", "celery", "kombu", "transformers", "httpx2", "flower"} <= absent_modules(None)
-    assert "httpx2" not in absent_modules("deliverer")
+    assert {"torch", "celery", "kombu", "transformers", "h11", "flower"} <= absent_modules(None)
+    assert "h11" not in absent_modules("deliverer")
     with pytest.raises(AssertionError, match="not part of this install"):
         run_with_only(None, "import celery")
 

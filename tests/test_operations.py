@@ -60,6 +60,8 @@ def test_every_program_runs_under_its_own_rules(port: int, tmp_path: Path) -> No
             **STUB,
             "BATCHMILL_BROKER_URL": url_of("deliverer", port),
             "BATCHMILL_WEBHOOK_ALLOW_HTTP": "true",
+            "BATCHMILL_WEBHOOK_ALLOW_PORTS": "1024-65535",
+            "BATCHMILL_WEBHOOK_ALLOW_NETWORKS": "127.0.0.0/8",
             "BATCHMILL_WEBHOOK_SECRET": new_secret(),
         }
         log = tmp_path / "deliverer.log"
@@ -76,7 +78,11 @@ def test_every_program_runs_under_its_own_rules(port: int, tmp_path: Path) -> No
         stack.enter_context(process("-m", "celery", "flower", environment=flower, log=log))
         wait_until(lambda: ask_flower(flower_port, "workers?refresh=1") != {}, "Flower")
 
-        settings = ProducerSettings(webhook_allow_http=True)
+        settings = ProducerSettings(
+            webhook_allow_http=True,
+            webhook_allow_ports=("1024-65535",),
+            webhook_allow_networks=("127.0.0.0/8",),
+        )
         client = stack.enter_context(Client(url_of("producer", port), settings=settings))
         job = client.submit(
             prompt="hello", max_tokens=8, webhook=receiver.url, idempotency_key="once"

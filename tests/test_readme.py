@@ -46,6 +46,7 @@ def test_the_examples_of_both_clients_print_a_text(live_stack: dict[str, str]) -
 def test_the_shell_examples_work_as_typed(live_stack: dict[str, str], tmp_path: Path) -> None:
     job_id = ""
     commands = []
+    (tmp_path / "requests.jsonl").write_text('{"prompt": "Once", "model": "demo"}\n')
     for line in block("sh", "batchmill submit").replace("\\\n", " ").splitlines():
         program, *words = shlex.split(line, comments=True)
         assert program == "batchmill"

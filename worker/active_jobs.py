@@ -52,6 +52,11 @@ class ActiveJob:
     #: The stored tokens once disagreed with ours; the second time the job is given up.
     had_gap: bool = False
     is_on_board: bool = False
+    #: Pieces of text, each with the number of output tokens that make it certain.
+    _text: deque[tuple[int, bytes]] = field(default_factory=deque)
+    #: Text that the record does not have yet, and the byte that it begins at.
+    _unsaved_text: bytearray = field(default_factory=bytearray)
+    _text_position: int = 0
 
     @property
     def request_id(self) -> str:
@@ -75,17 +80,35 @@ class ActiveJob:
         """Tokens that the record does not have yet."""
         return len(self.token_ids) - self.num_saved
 
-    def receive(self, token_ids: Sequence[int]) -> None:
-        """Append tokens from the engine."""
+    def receive(self, token_ids: Sequence[int], text: str) -> None:
+        """Append tokens from the engine, and the text that they made certain."""
         if self.first_token_at is None:
             self.first_token_at = time.monotonic()
+        # The text first: the ledger, in its thread, must not find tokens without theirs.
+        if text:
+            self._text.append((len(self.token_ids) + len(token_ids), text.encode()))
         self.token_ids.extend(token_ids)
 
     def unsaved(self) -> TokenWrite:
-        """The tokens that the record does not have yet, as a write."""
+        """The tokens and the text that the record does not have yet, as a write."""
+        token_ids = self.token_ids[self.num_saved :]
+        num_tokens = self.num_saved + len(token_ids)
+        while self._text and self._text[0][0] <= num_tokens:
+            self._unsaved_text += self._text.popleft()[1]
         return TokenWrite(
-            self.claim.job_id, self.claim.fence, self.num_saved, self.token_ids[self.num_saved :]
+            self.claim.job_id,
+            self.claim.fence,
+            self.num_saved,
+            token_ids,
+            bytes(self._unsaved_text),
+            self._text_position,
         )
+
+    def note_saved(self, write: TokenWrite) -> None:
+        """The record has what a write brought."""
+        self.num_saved += len(write.token_ids)
+        self._text_position += len(write.text)
+        del self._unsaved_text[: len(write.text)]
 
 
 class ActiveJobs:

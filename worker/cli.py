@@ -12,6 +12,7 @@ from typing import NoReturn
 import typer
 
 from . import (
+    cli_bulk,
     cli_config,
     cli_dead_letters,
     cli_doctor,
@@ -37,6 +38,7 @@ app = typer.Typer(
 _PARTS = (
     cli_services,
     cli_jobs,
+    cli_bulk,
     cli_status,
     cli_webhooks,
     cli_dead_letters,

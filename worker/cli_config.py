@@ -73,7 +73,7 @@ def _entries(cls: type[BaseSettings]) -> list[dict[str, Any]]:
 def _masked(name: str, value: Any, *, secret: bool) -> Any:
     from batchmill.producer.broker_url import redact
 
-    if value is not None and secret:
+    if value and secret:
         return "***"
     return redact(value) if name == "broker_url" and value else value
 

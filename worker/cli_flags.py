@@ -8,11 +8,19 @@ from collections.abc import Callable
 
 #: The demo is a world of its own, with its own broker.
 _SET_BY_DEMO = frozenset(
-    {"broker_url", "worker_name", "served_model_name", "heartbeat_interval_s", "webhook_allow_http"}
+    {
+        "broker_url",
+        "worker_name",
+        "served_model_name",
+        "heartbeat_interval_s",
+        "webhook_allow_http",
+        "webhook_allow_ports",
+        "webhook_allow_networks",
+    }
 )
 
 
-def with_flags(name: str, command: Callable[..., None]) -> Callable[..., None]:
+def with_flags(name: str, command: Callable[..., int | None]) -> Callable[..., int | None]:
     """Give a command its settings as flags, where it is the one that is asked for.
 
     The settings classes take 0.2 s to import, which `batchmill --help` need not wait for.
@@ -31,7 +39,7 @@ def with_flags(name: str, command: Callable[..., None]) -> Callable[..., None]:
     from .webhook_settings import WebhookSettings
 
     match name:
-        case "submit":
+        case "submit" | "bulk":
             return with_settings(command, ProducerSettings)
         case "deliver":
             return with_settings(command, WebhookSettings)

@@ -20,6 +20,7 @@ _SUBMIT_EPILOG = (
     '  batchmill submit "Once" --param top_k=40 --param \'stop=["\\n\\n", "END"]\''
 )
 _RESULT_EPILOG = "Examples:\n\n  batchmill result gen_…\n\n  batchmill result gen_… --timeout-s 60"
+_STREAM_EPILOG = "Examples:\n\n  batchmill stream gen_…\n\n  batchmill stream gen_… --json"
 _CANCEL_EPILOG = "Example:\n\n  batchmill cancel gen_…"
 
 
@@ -61,6 +62,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command("submit", epilog=_SUBMIT_EPILOG)(with_flags("submit", submit))
     app.command("result", epilog=_RESULT_EPILOG)(result)
+    app.command("stream", epilog=_STREAM_EPILOG)(stream)
     app.command("cancel", epilog=_CANCEL_EPILOG)(cancel)
 
 
@@ -97,7 +99,7 @@ def submit(
         "priority": priority,
         "webhook": webhook,
         "idempotency_key": idempotency_key,
-        "metadata": _pairs("--metadata", metadata) or None,
+        "metadata": pairs("--metadata", metadata) or None,
         "ttl_s": ttl_s,
     }
     fields = _input(prompt, messages)
@@ -139,6 +141,26 @@ def result(
         _print_result(client.job(job_id).result(timeout_s=timeout_s), as_json=as_json)
 
 
+def stream(
+    job_id: Annotated[str, typer.Argument(help="The job.")],
+    timeout_s: _Timeout = None,
+    broker_url: BrokerUrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print a job's text as it is generated; with --json a line for each piece."""
+    from batchmill.producer import Client
+
+    with Client(resolve_broker(broker_url)) as client:
+        for piece in client.stream(job_id, timeout_s=timeout_s):
+            if as_json:
+                print_json({"text": piece.text, "token_ids": piece.token_ids})
+            else:
+                sys.stdout.write(piece.text)
+                sys.stdout.flush()
+    if not as_json:
+        print()
+
+
 def cancel(
     job_id: Annotated[str, typer.Argument(help="The job.")],
     broker_url: BrokerUrlOption = None,
@@ -174,12 +196,12 @@ def _input(prompt: str | None, messages: str | None) -> dict[str, Any]:
     """The prompt or the chat, from wherever it comes."""
     if messages is not None:
         if prompt is not None:
-            raise _usage("give a prompt or --messages, not both")
-        return {"messages": _json("--messages", messages)}
+            raise usage("give a prompt or --messages, not both")
+        return {"messages": json_value("--messages", messages)}
     if prompt is not None and prompt != "-":
         return {"prompt": prompt}
     if prompt is None and sys.stdin.isatty():
-        raise _usage("no prompt: give it as an argument, on stdin, or a chat with --messages")
+        raise usage("no prompt: give it as an argument, on stdin, or a chat with --messages")
     text = sys.stdin.read()
     # The line end that editors and echo put at the end of a text is hardly part of a prompt.
     return {"prompt": text.removesuffix("\n")}
@@ -188,29 +210,32 @@ def _input(prompt: str | None, messages: str | None) -> dict[str, Any]:
 def _extra(params: list[str] | None, fields: dict[str, Any]) -> dict[str, Any]:
     """The parameters that have no option of their own."""
     extra = {
-        name: _json(f"--param {name}", text) for name, text in _pairs("--param", params).items()
+        name: json_value(f"--param {name}", text) for name, text in pairs("--param", params).items()
     }
     for name in extra.keys() & fields.keys():
-        raise _usage(f"--param {name}: it is given by an option or argument as well")
+        raise usage(f"--param {name}: it is given by an option or argument as well")
     return extra
 
 
-def _pairs(option: str, texts: list[str] | None) -> dict[str, str]:
+def pairs(option: str, texts: list[str] | None) -> dict[str, str]:
+    """Return the NAME=VALUE texts of an option as a mapping."""
     pairs = {}
     for text in texts or ():
         name, separator, value = text.partition("=")
         if not separator or not name:
-            raise _usage(f"{option} {text!r}: write NAME=VALUE")
+            raise usage(f"{option} {text!r}: write NAME=VALUE")
         pairs[name] = value
     return pairs
 
 
-def _json(option: str, text: str) -> Any:
+def json_value(option: str, text: str) -> Any:
+    """Return the JSON value of an option."""
     try:
         return json.loads(text)
     except ValueError as error:
-        raise _usage(f"{option} is not JSON: {error}") from None
+        raise usage(f"{option} is not JSON: {error}") from None
 
 
-def _usage(message: str) -> CommandError:
+def usage(message: str) -> CommandError:
+    """Return the error of a wrong command line."""
     return CommandError(message, code="usage", exit_code=ExitCode.USAGE)

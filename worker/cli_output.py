@@ -137,6 +137,8 @@ def _describe_known(error: Exception) -> tuple[str, ExitCode, str, dict[str, Any
             return error.code, ExitCode.UNFINISHED, str(error), {"job_id": error.job_id}
         case producer.ResultTimeout():
             return "timeout", ExitCode.TIMEOUT, str(error), {}
+        case producer.BulkFileError():
+            return "bulk_file", ExitCode.USAGE, str(error), {}
         case producer.BrokerUnavailable():
             return "broker_unavailable", ExitCode.BROKER, str(error), {}
         case redis.RedisError():

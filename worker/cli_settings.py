@@ -18,8 +18,10 @@ PREFIX = "BATCHMILL_"
 
 
 def with_settings(
-    command: Callable[..., None], *classes: type[BaseModel], hidden: frozenset[str] = frozenset()
-) -> Callable[..., None]:
+    command: Callable[..., int | None],
+    *classes: type[BaseModel],
+    hidden: frozenset[str] = frozenset(),
+) -> Callable[..., int | None]:
     """Give a command a flag for each field of the classes.
 
     A flag takes what the variable takes, and wins over it: it is put into this process' environment
@@ -41,12 +43,12 @@ def with_settings(
     }
 
     @functools.wraps(command)
-    def run(**given: Any) -> None:
+    def run(**given: Any) -> int | None:
         for name in flags:
             value = given.pop(name)
             if value is not None:
                 os.environ[PREFIX + name.upper()] = value
-        command(**given)
+        return command(**given)
 
     parameters = [*own.parameters.values(), *flags.values()]
     run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]

@@ -1,7 +1,8 @@
-"""`batchmill webhooks`: deliveries that were given up, and sending them again."""
+"""`batchmill webhooks`: what became of deliveries, sending again, and trying a receiver."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -17,7 +18,11 @@ from .cli_output import (
 )
 from .cli_status import moment
 
-_group = typer.Typer(help="Webhook deliveries that were given up.", no_args_is_help=True)
+_group = typer.Typer(
+    help="Webhook deliveries: what was given up, sending again, trying a receiver.",
+    no_args_is_help=True,
+)
+_Event = Annotated[str, typer.Argument(help="The event, as `webhooks list` shows it.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -33,10 +38,12 @@ def list_webhooks(
     broker_url: BrokerUrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List deliveries that were given up, newest first."""
+    """List deliveries that were given up, newest first, and endpoints that are not sent to."""
     from batchmill.producer.answers import DeadLetterKind
+    from batchmill.producer.deliveries import Deliveries
 
     with open_store(broker_url) as store:
+        endpoints = Deliveries(store).disabled_endpoints()
         letters = [x for x in store.dead_letters(limit=limit) if x.kind is DeadLetterKind.WEBHOOK]
     rows = [
         {
@@ -49,7 +56,7 @@ def list_webhooks(
         for letter in letters
     ]
     if as_json:
-        print_json({"webhooks": rows})
+        print_json({"webhooks": rows, "disabled_endpoints": [asdict(x) for x in endpoints]})
         return
     both = zip(rows, letters, strict=True)
     print_table(
@@ -57,15 +64,42 @@ def list_webhooks(
         ("event", "outcome", "last error", "url", "at"),
         ((*list(row.values())[:-1], moment(letter.at_ms)) for row, letter in both),
     )
+    if endpoints:
+        print_table(
+            f"{len(endpoints)} endpoints disabled (batchmill webhooks enable ENDPOINT)",
+            ("endpoint", "reason", "since"),
+            ((x.endpoint, x.reason, moment(x.at_ms)) for x in endpoints),
+        )
+
+
+@_group.command("show", epilog="Example:\n\n  batchmill webhooks show evt_gen_…_completed")
+def show(event_id: _Event, broker_url: BrokerUrlOption = None, as_json: JsonOption = False) -> None:
+    """Show an event's delivery: its state, and its last attempts with status and duration."""
+    from batchmill.producer.deliveries import Deliveries
+
+    with open_store(broker_url) as store:
+        event = Deliveries(store).event(event_id)
+    if event is None:
+        raise _unknown(event_id)
+    if as_json:
+        print_json(asdict(event))
+        return
+    due = "" if event.due_at_ms is None else f", tried next at {moment(event.due_at_ms)}"
+    print_table(
+        f"{event.id}: {event.state}, {event.attempts} attempts{due}",
+        ("at", "status", "reason", "seconds"),
+        (
+            (moment(x.at_ms), x.http_status or "-", x.reason, f"{x.duration_ms / 1000:.3f}")
+            for x in event.log
+        ),
+    )
 
 
 @_group.command(
     "redeliver", epilog="Example:\n\n  batchmill webhooks redeliver evt_gen_…_completed"
 )
 def redeliver(
-    event_id: Annotated[str, typer.Argument(help="The event, as `webhooks list` shows it.")],
-    broker_url: BrokerUrlOption = None,
-    as_json: JsonOption = False,
+    event_id: _Event, broker_url: BrokerUrlOption = None, as_json: JsonOption = False
 ) -> None:
     """Send an event again, with the same id and body and a fresh schedule."""
     from batchmill.producer.answers import RedeliverStatus
@@ -73,10 +107,13 @@ def redeliver(
     with open_store(broker_url) as store:
         status = store.outbox_redeliver(event_id)
     if status is RedeliverStatus.UNKNOWN:
+        raise _unknown(event_id)
+    if status is RedeliverStatus.DISABLED:
         raise CommandError(
-            f"no event {event_id!r}: there never was, or it was settled more than eight days ago",
-            code="unknown_event",
-            exit_code=ExitCode.NOT_FOUND,
+            f"the endpoint of {event_id} is disabled; see batchmill webhooks list, then "
+            "batchmill webhooks enable",
+            code="endpoint_disabled",
+            exit_code=ExitCode.FAILED,
         )
     if as_json:
         print_json({"event_id": event_id, "outcome": status.value.lower()})
@@ -84,3 +121,61 @@ def redeliver(
         print(f"{event_id} is waiting for delivery already")
     else:
         print(f"{event_id} is sent again")
+
+
+@_group.command(
+    "enable", epilog="Example:\n\n  batchmill webhooks enable https://example.com/hook --redeliver"
+)
+def enable(
+    endpoint: Annotated[str, typer.Argument(help="The endpoint, as `webhooks list` shows it.")],
+    with_events: Annotated[
+        bool, typer.Option("--redeliver", help="Send what was given up for it again.")
+    ] = False,
+    broker_url: BrokerUrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Send to an endpoint again that had answered 410, or nothing good for 120 hours."""
+    from batchmill.producer.deliveries import Deliveries
+
+    with open_store(broker_url) as store:
+        deliveries = Deliveries(store)
+        if not deliveries.enable(endpoint):
+            raise CommandError(
+                f"{endpoint!r} is not disabled; batchmill webhooks list shows those that are",
+                code="unknown_endpoint",
+                exit_code=ExitCode.NOT_FOUND,
+            )
+        num_events = deliveries.redeliver_all(endpoint) if with_events else 0
+    if as_json:
+        print_json({"endpoint": endpoint, "num_redelivered": num_events})
+    else:
+        print(f"{endpoint} is enabled, {num_events} events are sent again")
+
+
+@_group.command("test", epilog="Example:\n\n  batchmill webhooks test https://example.com/hook")
+def try_receiver(
+    url: Annotated[str, typer.Argument(help="The receiver.")],
+    secret: Annotated[
+        str, typer.Option(metavar="NAME", help="Sign with this secret of the operator's.")
+    ] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Send one signed `webhook.test` event, by the deliverer's rules, and tell the answer."""
+    from .webhook_probe import probe
+    from .webhook_settings import WebhookSettings
+
+    found = probe(url, WebhookSettings(), secret_name=secret)
+    if as_json:
+        print_json(asdict(found))
+    else:
+        print(f"{found.event_id}: {found.reason} after {found.duration_ms} ms")
+    if not found.delivered:
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def _unknown(event_id: str) -> CommandError:
+    return CommandError(
+        f"no event {event_id!r}: there never was, or it was settled more than eight days ago",
+        code="unknown_event",
+        exit_code=ExitCode.NOT_FOUND,
+    )

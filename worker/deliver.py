@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import socket
-from importlib.metadata import PackageNotFoundError, version
 
 import structlog
 
@@ -40,12 +39,7 @@ def run_deliverer(broker_url: str, settings: WebhookSettings) -> None:
 
 async def _deliver(broker_url: str, settings: WebhookSettings) -> None:
     store = JobStore.from_url(broker_url)
-    sender = WebhookSender(
-        connect_timeout_s=settings.webhook_connect_timeout_s,
-        total_timeout_s=settings.webhook_total_timeout_s,
-        allow_http=settings.webhook_allow_http,
-        user_agent=f"batchmill/{_version()}",
-    )
+    sender = WebhookSender.from_settings(settings)
     owner = f"{socket.gethostname()}-{os.getpid()}"
     deliverer = Deliverer(store, settings, sender, owner=owner)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -54,13 +48,5 @@ async def _deliver(broker_url: str, settings: WebhookSettings) -> None:
     try:
         await deliverer.run()
     finally:
-        await sender.close()
         store.close()
     _log.info("deliverer_stopped", owner=owner)
-
-
-def _version() -> str:
-    try:
-        return version("batchmill")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return "0"

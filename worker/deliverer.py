@@ -60,7 +60,9 @@ class Deliverer:
         self._settings = settings
         self._sender = sender
         self._owner = owner
-        self._schedule = RetrySchedule(settings.webhook_schedule_s, settings.webhook_jitter)
+        self._schedule = RetrySchedule(
+            settings.webhook_schedule_s, settings.webhook_jitter, settings.webhook_busy_wait_s
+        )
         self._gates = HostGates(
             settings.webhook_concurrency_per_host,
             max(settings.webhook_concurrency_per_host, settings.webhook_concurrency // _HOST_SHARE),
@@ -123,11 +125,13 @@ class Deliverer:
     async def _deliver(self, entry: OutboxEntry) -> None:
         """Send one event when its host has a place for it, and settle it."""
         gate = self._gates.gate(host_of(entry.url))
+        start_s = time.monotonic()
         if not gate.admits:
             await self._postpone(entry, gate.postpone_s)
             return
         try:
             async with gate.place(self._stop, _TURN_TIMEOUT_S):
+                start_s = time.monotonic()  # without the wait for a place
                 outcome = await self._send(entry)
         except HostBusy:
             await self._postpone(entry, 0.0 if self._stop.is_set() else gate.postpone_s)
@@ -138,23 +142,25 @@ class Deliverer:
         except Exception:  # a bug: still retried by the schedule, and a dead letter in the end
             _log.exception("webhook_attempt_broke", event_id=entry.event_id)
             outcome = SendOutcome(None, error="internal")
-        await self._settle(entry, outcome)
+        await self._settle(entry, outcome, duration_s=time.monotonic() - start_s)
 
     async def _send(self, entry: OutboxEntry) -> SendOutcome:
+        secrets = self._settings.secrets_named(entry.secret_name)
+        if not secrets:  # tried again by the schedule: the operator may add it
+            _log.error("unknown_webhook_secret", name=entry.secret_name, event_id=entry.event_id)
+            return SendOutcome(None, error="unknown_secret")
         body = entry.body
         if body is None:
             body = await asyncio.to_thread(self._render_once, entry)
         timestamp_s = int(time.time())
-        headers = signature_headers(
-            entry.event_id, timestamp_s, body, secrets=self._settings.secrets
-        )
+        headers = signature_headers(entry.event_id, timestamp_s, body, secrets=secrets)
         return await self._sender.send(entry.url, body, headers | {"x-attempt": str(entry.attempt)})
 
     def _render_once(self, entry: OutboxEntry) -> bytes:
         body = render_body(entry, self._store.load(entry.job_id))
         return self._store.outbox_set_body_once(entry.event_id, body)
 
-    async def _settle(self, entry: OutboxEntry, outcome: SendOutcome) -> None:
+    async def _settle(self, entry: OutboxEntry, outcome: SendOutcome, *, duration_s: float) -> None:
         """Write down how the attempt went, and when the next one is."""
         decision, wait_s = self._decide(entry, outcome)
         _log.info(
@@ -165,11 +171,10 @@ class Deliverer:
             status=outcome.status,
             reason=outcome.reason,
             outcome=decision.value,
+            duration_s=round(duration_s, 3),
             next_in_s=round(wait_s, 1) if decision is DeliveryOutcome.RETRY else None,
         )
-        await self._write_outcome(
-            entry, decision, wait_s, http_status=outcome.status, reason=outcome.reason
-        )
+        await self._write_outcome(entry, decision, wait_s, sent=outcome, duration_s=duration_s)
 
     def _decide(self, entry: OutboxEntry, outcome: SendOutcome) -> tuple[DeliveryOutcome, float]:
         if outcome.delivered:
@@ -177,7 +182,10 @@ class Deliverer:
         if outcome.disables:
             return DeliveryOutcome.DISABLED, 0.0
         wait_s = self._schedule.wait_before_next_s(
-            entry.attempt, retry_after_s=outcome.retry_after_s, rng=self._rng
+            entry.attempt,
+            retry_after_s=outcome.retry_after_s,
+            rng=self._rng,
+            is_busy=outcome.is_busy,
         )
         if wait_s is None:
             return DeliveryOutcome.EXHAUSTED, 0.0
@@ -192,8 +200,8 @@ class Deliverer:
         outcome: DeliveryOutcome,
         wait_s: float,
         *,
-        http_status: int | None = None,
-        reason: str = "",
+        sent: SendOutcome | None = None,
+        duration_s: float = 0.0,
     ) -> None:
         """Settle, trying again while the lease lasts: a lost outcome means sending again."""
         deadline_s = time.monotonic() + _LEASE_MARGIN_S
@@ -205,8 +213,10 @@ class Deliverer:
                     fence=entry.fence,
                     outcome=outcome,
                     retry_in_ms=round(wait_s * 1000),
-                    http_status=http_status,
-                    reason=reason,
+                    http_status=None if sent is None else sent.status,
+                    reason="" if sent is None else sent.reason,
+                    duration_ms=round(duration_s * 1000),
+                    is_receivers=sent is not None and sent.is_receivers,
                 )
                 return
             except redis.RedisError as error:

@@ -19,7 +19,7 @@ from .demo_prompts import demo_chat, demo_prompts
 from .demo_view import DemoView
 from .load_samples import LoadSamples
 from .local_stack import LocalStack, StackOptions
-from .receiver import WebhookReceiver
+from .receiver import LOOPBACK, WebhookReceiver
 from .service_errors import ChildFailed, DemoFailed
 from .stop_signals import StopSignals
 
@@ -175,7 +175,12 @@ class _Demo:
         return judge(outcomes, self._receiver.requests, self._secret, self._samples)
 
     def _client(self) -> Client:
-        settings = ProducerSettings(webhook_allow_http=True, model=_SERVED_NAME)
+        settings = ProducerSettings(
+            webhook_allow_http=True,
+            webhook_allow_ports=(str(self._receiver.port),),
+            webhook_allow_networks=(LOOPBACK,),
+            model=_SERVED_NAME,
+        )
         return Client(self._stack.broker_url, settings=settings)
 
     def _stack_options(self, options: DemoOptions, folder: Path) -> StackOptions:
@@ -187,6 +192,8 @@ class _Demo:
                 "BATCHMILL_HEARTBEAT_INTERVAL_S": "0.2",  # the table below is made from these
                 "BATCHMILL_WEBHOOK_SECRET": self._secret,
                 "BATCHMILL_WEBHOOK_ALLOW_HTTP": "true",
+                "BATCHMILL_WEBHOOK_ALLOW_PORTS": str(self._receiver.port),
+                "BATCHMILL_WEBHOOK_ALLOW_NETWORKS": LOOPBACK,
                 "BATCHMILL_WEBHOOK_POLL_INTERVAL_S": "0.1",
                 "BATCHMILL_LOG_FORMAT": "json",
             },

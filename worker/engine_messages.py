@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,23 @@ class EngineLoad:
     num_free_blocks: int
 
 
+#: For each token, token ids to log probabilities; None for a prompt's first.
+Logprobs = Sequence[Mapping[int, float] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedSample:
+    """One of several samples of a request, as `Finished` tells of a single one."""
+
+    text: str
+    token_ids: Sequence[int]
+    finish_reason: str
+    stop_reason: int | str | None = None
+    logprobs: Logprobs | None = None
+    entropies: Sequence[float] | None = None
+    error: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Finished:
     """A request's end.
@@ -98,7 +115,8 @@ class Finished:
             or output text.
         error_code: the same for machines: `numerical_error`, `out_of_memory`, `engine_error` or
             `deadline_exceeded`.
-        logprobs: per output token, token id to log probability; None where not asked for.
+        logprobs: per output token; None where not asked for. `entropies` likewise, in nats.
+        samples: all samples where the request asked for several; the first is told of above, too.
     """
 
     request_id: str
@@ -111,9 +129,17 @@ class Finished:
     num_preemptions: int = 0
     #: The stop token id or stop string that ended it.
     stop_reason: int | str | None = None
-    logprobs: Sequence[Mapping[int, float]] | None = None
+    logprobs: Logprobs | None = None
+    entropies: Sequence[float] | None = None
+    prompt_logprobs: Logprobs | None = None
+    samples: Sequence[FinishedSample] = ()
     error: str | None = None
     error_code: str | None = None
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens generated, of all samples together."""
+        return sum(len(sample.token_ids) for sample in self.samples) or len(self.token_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +151,18 @@ class Refused:
     message: str
 
 
+class NewOutput(NamedTuple):
+    """One request's output of one step. A tuple: one for each request in each step.
+
+    `text` is what the tokens made certain. The first of a resumed request begins with the text of
+    the tokens that it was resumed with: what was written of it is compared and completed.
+    """
+
+    request_id: str
+    token_ids: Sequence[int]
+    text: str
+
+
 @dataclass(frozen=True, slots=True)
 class StepReport:
     """What one turn of the engine's loop produced."""
@@ -132,8 +170,8 @@ class StepReport:
     #: `AddRequest` messages seen since the process started.
     num_adds_seen: int
     load: EngineLoad
-    #: New output tokens of each request that got any, in order.
-    new_token_ids: Sequence[tuple[str, Sequence[int]]] = ()
+    #: What each request got, where it got any tokens.
+    new_outputs: Sequence[NewOutput] = ()
     finished: Sequence[Finished] = field(default_factory=tuple)
     refused: Sequence[Refused] = field(default_factory=tuple)
 

@@ -98,7 +98,7 @@ class EngineLoop:
         report = StepReport(
             num_adds_seen=self._num_adds_seen,
             load=self._engine.load(),
-            new_token_ids=news.new_token_ids,
+            new_outputs=news.new_outputs,
             finished=news.finished,
             refused=self._refused,
         )

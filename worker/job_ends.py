@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from batchmill.producer.answers import JobState, ReleaseCause, ReleaseStatus
-from batchmill.producer.results import JobError, JobResult, Metrics, PromptTokensDetails, Usage
+from batchmill.producer.results import (
+    Completion,
+    JobError,
+    JobResult,
+    Metrics,
+    PromptTokensDetails,
+    Usage,
+)
 
 from .active_jobs import ActiveJob
 from .delivery import NOT_OURS, Outcome
-from .engine_messages import Finished, Refused
+from .engine_messages import Finished, FinishedSample, Logprobs, Refused
 
 _STOP_ERRORS = {
     JobState.CANCELLED: JobError(code="cancelled", message="the job was cancelled"),
@@ -62,6 +70,10 @@ def finished_end(job: ActiveJob, finished: Finished, *, worker: str, model: str)
         finish_reason=finished.finish_reason,  # type: ignore[arg-type]
         stop_reason=finished.stop_reason,
         text=finished.text,
+        logprobs=_logprobs(finished.logprobs),
+        entropies=_listed(finished.entropies),
+        prompt_logprobs=_logprobs(finished.prompt_logprobs),
+        samples=[_sample(index, each) for index, each in enumerate(finished.samples)],
         usage=_usage(finished),
         metrics=_metrics(job, finished),
         attempt=job.claim.attempts,
@@ -69,7 +81,7 @@ def finished_end(job: ActiveJob, finished: Finished, *, worker: str, model: str)
         error=error,
         metadata=dict(job.metadata),
     )
-    return _end(state, result, error, len(finished.token_ids))
+    return _end(state, result, error, finished.num_output_tokens)
 
 
 def _engine_error(finished: Finished) -> JobError:
@@ -130,8 +142,31 @@ def _end(
     )
 
 
+def _sample(index: int, sample: FinishedSample) -> Completion:
+    return Completion(
+        index=index,
+        text=sample.text,
+        token_ids=list(sample.token_ids),
+        finish_reason=sample.finish_reason,  # type: ignore[arg-type]
+        stop_reason=sample.stop_reason,
+        logprobs=_logprobs(sample.logprobs),
+        entropies=_listed(sample.entropies),
+        error=sample.error,
+    )
+
+
+def _logprobs(logprobs: Logprobs | None) -> list[dict[int, float] | None] | None:
+    if logprobs is None:
+        return None
+    return [None if each is None else dict(each) for each in logprobs]
+
+
+def _listed(values: Sequence[float] | None) -> list[float] | None:
+    return None if values is None else list(values)
+
+
 def _usage(finished: Finished) -> Usage:
-    num_output_tokens = len(finished.token_ids)
+    num_output_tokens = finished.num_output_tokens
     return Usage(
         prompt_tokens=finished.num_prompt_tokens,
         completion_tokens=num_output_tokens,

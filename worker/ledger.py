@@ -212,7 +212,7 @@ class Ledger:
             if status is WriteStatus.GAP:
                 self._on_gap(job)
             elif status is not WriteStatus.FENCED:
-                job.num_saved += len(write.token_ids)
+                job.note_saved(write)
             self._obey(job, status)
         self._saved_at = now
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from batchmill.engine import Engine, EngineConfig, RequestOutput, SamplingParams
+from batchmill.engine import Completion, Engine, EngineConfig, RequestOutput, SamplingParams
 from batchmill.engine.errors import ConfigError, ModelLoadError, RequestError
+from batchmill.engine.outputs import ResumedTokens
 
 from .engine_backend import RequestRefused, StepNews
-from .engine_messages import AddRequest, EngineLoad, EngineSpec, Finished, Ready
+from .engine_messages import (
+    AddRequest,
+    EngineLoad,
+    EngineSpec,
+    Finished,
+    FinishedSample,
+    NewOutput,
+    Ready,
+)
 from .errors import EngineStartError
 
 
@@ -30,6 +38,8 @@ class RealEngine:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        #: Resumed requests that have reported nothing yet.
+        self._resumed: set[str] = set()
 
     def describe(self) -> Ready:
         """Return its identity and limits."""
@@ -49,19 +59,23 @@ class RealEngine:
         """
         try:
             prompt = self._prompt(request)
-            params = SamplingParams(**request.params)
+            params = SamplingParams.from_dict(request.params)
+            resumed: ResumedTokens = request.resumed_token_ids
+            if params.n > 1:
+                # Only the first sample's tokens are checkpointed; the others draw theirs again.
+                resumed = [request.resumed_token_ids, *[()] * (params.n - 1)]
             self._engine.add_request(
                 request.request_id,
                 prompt,
                 params,
-                request.resumed_token_ids,
+                resumed,
                 priority=request.priority,
                 deadline_s=request.deadline_s,
             )
+            if request.resumed_token_ids:
+                self._resumed.add(request.request_id)
         except RequestError as error:
             raise RequestRefused(error.code, error.message) from error
-        except TypeError as error:
-            raise RequestRefused("unsupported_parameter", str(error)) from error
 
     def abort(self, request_id: str) -> None:
         """End a request early; the next step reports it. One that is not known is ignored."""
@@ -76,8 +90,9 @@ class RealEngine:
         news = StepNews()
         for output in self._engine.step():
             if output.new_token_ids:
-                news.new_token_ids.append((output.request_id, output.new_token_ids))
+                news.new_outputs.append(self._new_output(output))
             if output.finished:
+                self._resumed.discard(output.request_id)
                 news.finished.append(_finished(output))
         return news
 
@@ -86,6 +101,13 @@ class RealEngine:
         stats = self._engine.stats()
         return EngineLoad(stats.num_running, stats.num_waiting, stats.num_free_blocks)
 
+    def _new_output(self, output: RequestOutput) -> NewOutput:
+        text = output.new_text
+        if output.request_id in self._resumed:
+            self._resumed.remove(output.request_id)
+            text = output.text
+        return NewOutput(output.request_id, output.new_token_ids, text)
+
     def _prompt(self, request: AddRequest) -> str | Sequence[int]:
         if request.messages is not None:
             return self._engine.render_chat(request.messages)
@@ -93,7 +115,7 @@ class RealEngine:
 
 
 def _finished(output: RequestOutput) -> Finished:
-    logprobs: Sequence[Mapping[int, float]] | Any = getattr(output, "logprobs", None)
+    completions = output.completions
     return Finished(
         request_id=output.request_id,
         text=output.text,
@@ -103,7 +125,22 @@ def _finished(output: RequestOutput) -> Finished:
         num_cached_tokens=output.metrics.num_cached_tokens,
         num_preemptions=output.metrics.num_preemptions,
         stop_reason=output.stop_reason,
-        logprobs=logprobs,
+        logprobs=output.logprobs,
+        entropies=output.entropies,
+        prompt_logprobs=output.prompt_logprobs,
+        samples=[_sample(each) for each in completions] if len(completions) > 1 else (),
         error=None if output.error is None else output.error.message,
         error_code=None if output.error is None else output.error.code,
+    )
+
+
+def _sample(completion: Completion) -> FinishedSample:
+    return FinishedSample(
+        text=completion.text,
+        token_ids=completion.token_ids,
+        finish_reason=str(completion.finish_reason),
+        stop_reason=completion.stop_reason,
+        logprobs=completion.logprobs,
+        entropies=completion.entropies,
+        error=None if completion.error is None else completion.error.message,
     )

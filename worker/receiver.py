@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+#: Where it listens, as a network that deliveries have to be allowed to.
+LOOPBACK = "127.0.0.0/8"
 #: A body beyond this is refused with 413.
 MAX_BODY_BYTES = 1024 * 1024
 
@@ -44,7 +46,12 @@ class WebhookReceiver:
     @property
     def url(self) -> str:
         """Base URL; any path below it is taken."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def port(self) -> int:
+        """Port that it listens at."""
+        return int(self._server.server_address[1])
 
     @property
     def requests(self) -> list[ReceivedRequest]:

@@ -162,10 +162,10 @@ class WorkerRuntime:
     def on_report(self, report: StepReport) -> None:
         """Hand tokens and ends on."""
         is_due = False
-        for request_id, token_ids in report.new_token_ids:
+        for request_id, token_ids, text in report.new_outputs:
             job = self.jobs.get(request_id)
             if job is not None:
-                job.receive(token_ids)
+                job.receive(token_ids, text)
                 self.throughput.count(len(token_ids))
                 is_due = is_due or self.ledger.is_due(job)
         for refused in report.refused:

@@ -41,6 +41,9 @@ class WorkerSettings(ProducerSettings):
     enable_prefix_caching: bool = True
     #: Weight format, or None for weights in `dtype`.
     quantization: str | None = None
+    #: "native" is our decoder, "transformers" is its model over our KV cache; "auto" is native
+    #: where our decoder knows the model.
+    model_impl: Literal["auto", "native", "transformers"] = "auto"
 
     #: Seconds after which a job of a silent worker goes to another one. Must exceed the longest
     #: step; a worker that is only slow loses its jobs otherwise.
@@ -120,4 +123,5 @@ class WorkerSettings(ProducerSettings):
             "kv_cache_bytes": self.kv_cache_bytes,
             "enable_prefix_caching": self.enable_prefix_caching,
             "quantization": self.quantization,
+            "model_impl": self.model_impl,
         }

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .engine_backend import RequestRefused, StepNews
-from .engine_messages import AddRequest, EngineLoad, Finished, Ready
+from .engine_messages import AddRequest, EngineLoad, Finished, NewOutput, Ready
 
 _MARKER = re.compile(r"<<(crash|hang|raise|error|refuse)(?:@(\d+))?>>")
 _VOCAB_SIZE = 50_000
@@ -54,6 +54,7 @@ class _StubRequest:
     prompt: str
     params: Mapping[str, Any]
     token_ids: list[int]
+    has_reported: bool = False
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -180,7 +181,9 @@ class StubEngine:
             self._trace(request.request_id, position)
             token_id = stub_token(request.prompt, int(request.params.get("seed") or 0), position)
             request.token_ids.append(token_id)
-            news.new_token_ids.append((request.request_id, [token_id]))
+            text = stub_text([token_id] if request.has_reported else request.token_ids)
+            request.has_reported = True
+            news.new_outputs.append(NewOutput(request.request_id, [token_id], text))
         if len(request.token_ids) >= request.max_tokens:
             news.finished.append(request.end("length"))
 

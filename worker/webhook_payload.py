@@ -1,4 +1,4 @@
-"""The body of a webhook: what ended and how, without prompt or output text."""
+"""The body of a webhook: what happened, without the prompt, and with the text only if asked."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from urllib.parse import urlsplit
 
 from batchmill.producer.answers import JobRecord, OutboxEntry
 
+#: Text of this length at most goes into an event; a longer one is fetched with the job's id.
+MAX_OUTPUT_BYTES = 16 * 1024
+_IN_PROGRESS = ("started", "output")
+
 
 def render_body(entry: OutboxEntry, record: JobRecord | None) -> bytes:
     """Write an event's body. Done once: it is stored, and every attempt sends the same bytes.
@@ -18,10 +22,12 @@ def render_body(entry: OutboxEntry, record: JobRecord | None) -> bytes:
         record: the job's record, or None where it has been deleted since; the body then tells only
             which job ended and how.
     """
+    name = entry.type.removeprefix("generation.")
+    has_ended = name not in _IN_PROGRESS
     data: dict[str, Any] = {
         "id": entry.job_id,
         "object": "generation",
-        "status": entry.type.removeprefix("generation."),
+        "status": name if has_ended else "in_progress",
         "model": None,
         "finish_reason": None,
         "usage": None,
@@ -29,21 +35,36 @@ def render_body(entry: OutboxEntry, record: JobRecord | None) -> bytes:
         "error": None,
         "created_at": None,
         "started_at": None,
-        "finished_at": _iso(entry.created_at_ms),
+        "finished_at": _iso(entry.created_at_ms) if has_ended else None,
     }
+    if entry.num_tokens is not None:
+        data["progress"] = {"output_tokens": entry.num_tokens}
     if record is not None:
-        result = json.loads(record.result) if record.result else {}
+        document = json.loads(record.document)
         data |= {
             "model": record.model,
-            "finish_reason": result.get("finish_reason"),
-            "usage": result.get("usage"),
-            "metadata": json.loads(record.document).get("metadata") or {},
-            "error": json.loads(record.error) if record.error else None,
+            "metadata": document.get("metadata") or {},
             "created_at": _iso(record.enqueued_at_ms),
             "started_at": _iso(record.started_at_ms),
         }
+        if has_ended:  # else the event tells of a moment before that
+            data |= _end_of(record, include_output=document.get("include_output", False))
     event = {"type": entry.type, "timestamp": _iso(entry.created_at_ms), "data": data}
     return json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _end_of(record: JobRecord, *, include_output: bool) -> dict[str, Any]:
+    result = json.loads(record.result) if record.result else {}
+    end: dict[str, Any] = {
+        "finish_reason": result.get("finish_reason"),
+        "usage": result.get("usage"),
+        "error": json.loads(record.error) if record.error else None,
+    }
+    text = result.get("text")
+    if include_output and text is not None:
+        fits = len(text.encode()) <= MAX_OUTPUT_BYTES
+        end |= {"output": text if fits else None, "truncated": not fits}
+    return end
 
 
 def host_of(url: str) -> str:

@@ -6,19 +6,30 @@ import asyncio
 import contextlib
 import email.utils
 import math
-import time
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from http.cookiejar import CookieJar, DefaultCookiePolicy
-from urllib.parse import urlsplit
+from importlib.metadata import PackageNotFoundError, version
 
-import httpx2
+import h11
 
-#: Bytes of an answer's body that are read. Nobody uses them; some receivers reset the connection
-#: when their answer is not taken.
-MAX_RESPONSE_BYTES = 16 * 1024
+from batchmill.producer.webhook_target import (
+    ForbiddenTarget,
+    Target,
+    TargetPolicy,
+    read_target,
+)
+
+from .http_exchange import Exchange
+from .pinned_connection import Connector, LookUp, LookUpFailed
+from .webhook_settings import WebhookSettings
+
 _DRAIN_TIMEOUT_S = 2.0
+
+
+#: Errors that say nothing of the receiver: a bug, and a secret that the operator does not hold.
+OWN_FAULTS = ("internal", "unknown_secret")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +38,8 @@ class SendOutcome:
 
     #: HTTP status code; None where no complete answer head arrived.
     status: int | None
-    #: `connect`, `timeout`, `protocol` or `refused` (we do not send there); None with a status.
+    #: `look_up`, `connect`, `tls`, `timeout`, `protocol`, or why we do not send there:
+    #: `refused_url`, `refused_scheme`, `refused_port`, `refused_address`. None with a status.
     error: str | None = None
     #: Seconds the receiver asked to be left alone.
     retry_after_s: float | None = None
@@ -40,7 +52,17 @@ class SendOutcome:
     @property
     def disables(self) -> bool:
         """True where trying again is pointless: the receiver said Gone, or we must not send."""
-        return self.status == 410 or self.error == "refused"
+        return self.status == 410 or (self.error or "").startswith("refused_")
+
+    @property
+    def is_busy(self) -> bool:
+        """True where the receiver is overloaded or out of reach: soon again makes it worse."""
+        return self.status in (429, 502, 504) or self.error == "timeout"
+
+    @property
+    def is_receivers(self) -> bool:
+        """True where the attempt failed at the receiver, not by our own rules or fault."""
+        return not self.delivered and self.error not in OWN_FAULTS and not self.disables
 
     @property
     def reason(self) -> str:
@@ -51,25 +73,36 @@ class SendOutcome:
 class WebhookSender:
     """Posts bytes to a URL, and reports how it went. Never raises for a receiver's behaviour.
 
-    Only the URL's scheme is checked here. Addresses are not: run the deliverer where it can reach
-    no more than your receivers should be, or behind an egress proxy.
-
-    No redirects, no proxies or credentials from the environment, no cookies, no connection reuse
-    (a receiver may have closed an idle connection, which would look like a failed attempt).
+    What may be sent to is the policy's matter: the URL is read anew at every attempt, its name is
+    looked up once, and the connection goes to an address that was checked. No redirects, no
+    proxies or credentials from the environment, no cookies, no connection reuse (a receiver may
+    have closed an idle connection, which would look like a failed attempt), no decompression.
     """
 
     def __init__(
-        self, *, connect_timeout_s: float, total_timeout_s: float, allow_http: bool, user_agent: str
+        self,
+        *,
+        connect_timeout_s: float,
+        total_timeout_s: float,
+        policy: TargetPolicy,
+        user_agent: str,
+        look_up: LookUp | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
+        """Prepare; see `Connector` for the last two."""
         self._total_timeout_s = total_timeout_s
-        self._schemes = ("https", "http") if allow_http else ("https",)
+        self._policy = policy
         self._user_agent = user_agent
-        self._client = httpx2.AsyncClient(
-            timeout=httpx2.Timeout(total_timeout_s, connect=connect_timeout_s),
-            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
-            follow_redirects=False,
-            trust_env=False,
-            cookies=CookieJar(policy=DefaultCookiePolicy(allowed_domains=())),
+        self._connector = Connector(policy, timeout_s=connect_timeout_s, look_up=look_up, tls=tls)
+
+    @classmethod
+    def from_settings(cls, settings: WebhookSettings) -> WebhookSender:
+        """A sender by the operator's limits and rules."""
+        return cls(
+            connect_timeout_s=settings.webhook_connect_timeout_s,
+            total_timeout_s=settings.webhook_total_timeout_s,
+            policy=settings.target_policy,
+            user_agent=f"batchmill/{_version()}",
         )
 
     async def send(self, url: str, body: bytes, headers: Mapping[str, str]) -> SendOutcome:
@@ -78,50 +111,55 @@ class WebhookSender:
         Args:
             url: absolute URL of the receiver.
             body: JSON, sent as it is.
-            headers: the signature headers.
+            headers: the signature headers, names in lower case.
         """
+        deadline_s = asyncio.get_running_loop().time() + self._total_timeout_s
         try:
-            if urlsplit(url).scheme not in self._schemes:
-                return SendOutcome(None, error="refused")
-            async with asyncio.timeout(self._total_timeout_s):
-                return await self._post(url, body, headers)
-        except (TimeoutError, httpx2.TimeoutException):
+            target = read_target(url, self._policy)
+            async with asyncio.timeout_at(deadline_s):
+                reader, writer = await self._connector.connect(target)
+            return await self._post(Exchange(reader, writer), target, body, headers, deadline_s)
+        except ForbiddenTarget as error:
+            return SendOutcome(None, error=error.reason)
+        except TimeoutError:
             return SendOutcome(None, error="timeout")
-        except (httpx2.ConnectError, OSError):
+        except LookUpFailed:
+            return SendOutcome(None, error="look_up")
+        except ssl.SSLError:
+            return SendOutcome(None, error="tls")
+        except OSError:
             return SendOutcome(None, error="connect")
-        except httpx2.HTTPError:
+        except h11.ProtocolError:
             return SendOutcome(None, error="protocol")
-        except (httpx2.InvalidURL, ValueError):  # no receiver can ever be at such a URL
-            return SendOutcome(None, error="refused")
 
-    async def close(self) -> None:
-        """Close what is still open."""
-        await self._client.aclose()
-
-    async def _post(self, url: str, body: bytes, headers: Mapping[str, str]) -> SendOutcome:
+    async def _post(
+        self,
+        exchange: Exchange,
+        target: Target,
+        body: bytes,
+        headers: Mapping[str, str],
+        deadline_s: float,
+    ) -> SendOutcome:
         own = {
-            "content-type": "application/json",
+            "host": target.host_header,
             "user-agent": self._user_agent,
+            "content-type": "application/json",
+            "content-length": str(len(body)),
+            "accept-encoding": "identity",
             "connection": "close",
         }
-        # Without accept-encoding the client would ask for compression, and inflate what it gets.
-        own["accept-encoding"] = "identity"
-        async with self._client.stream(
-            "POST", url, content=body, headers=own | dict(headers)
-        ) as answer:
-            await _drain(answer)
-            return SendOutcome(answer.status_code, retry_after_s=_retry_after_s(answer.headers))
-
-
-async def _drain(answer: httpx2.Response) -> None:
-    """Take what the receiver answers, within limits. The status stands whatever becomes of it."""
-    num_bytes = 0
-    with contextlib.suppress(TimeoutError, httpx2.HTTPError):
-        async with asyncio.timeout(_DRAIN_TIMEOUT_S):
-            async for chunk in answer.aiter_raw():
-                num_bytes += len(chunk)
-                if num_bytes >= MAX_RESPONSE_BYTES:
-                    return
+        try:
+            async with asyncio.timeout_at(deadline_s):
+                await exchange.request(target.path, own | dict(headers), body)
+                status, answered = await exchange.answer_head()
+            # The status stands whatever becomes of the rest.
+            drained_by_s = asyncio.get_running_loop().time() + _DRAIN_TIMEOUT_S
+            with contextlib.suppress(TimeoutError, OSError, h11.ProtocolError):
+                async with asyncio.timeout_at(min(deadline_s, drained_by_s)):
+                    await exchange.drain()
+            return SendOutcome(status, retry_after_s=_retry_after_s(answered))
+        finally:
+            exchange.close()
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float | None:
@@ -139,6 +177,8 @@ def _retry_after_s(headers: Mapping[str, str]) -> float | None:
     return seconds if math.isfinite(seconds) and seconds > 0 else None
 
 
-def unix_timestamp() -> int:
-    """Seconds since the epoch, the time of an attempt."""
-    return int(time.time())
+def _version() -> str:
+    try:
+        return version("batchmill")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "0"

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 
 from pydantic import Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
 
+from batchmill.producer import keys
+from batchmill.producer.target_settings import TargetSettings
 from batchmill.producer.webhook import sign
+
+from .webhook_schedule import BUSY_WAIT_S
 
 #: Seconds to wait before each attempt: at once, 5 s, 5 min, 30 min, 2 h, 5 h, 10 h, 14 h, 20 h,
 #: 24 h; about three days in all. Source: Standard Webhooks 1.0.0, "Deliverability and
@@ -15,7 +20,7 @@ from batchmill.producer.webhook import sign
 DEFAULT_SCHEDULE_S = (0.0, 5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.0, 86400.0)
 
 
-class WebhookSettings(BaseSettings):
+class WebhookSettings(TargetSettings):
     """How webhooks are signed, sent and retried. Each field is BATCHMILL_<NAME> in upper case."""
 
     model_config = SettingsConfigDict(
@@ -26,14 +31,16 @@ class WebhookSettings(BaseSettings):
     #: each delivery once each: put the new secret first, and drop the old one when every
     #: receiver knows the new.
     webhook_secret: SecretStr | None = None
-    #: Send to http:// URLs too. For receivers on the same machine or network only: the body can
-    #: be read on the way.
-    webhook_allow_http: bool = False
+    #: More secrets, under names that jobs may ask for (`webhook_secret`): JSON such as
+    #: `{"billing": "whsec_…"}`, each one or several as above.
+    webhook_secrets: Annotated[dict[str, SecretStr], NoDecode] = Field(default_factory=dict)
     #: Seconds to wait before each attempt, the first included; as many attempts as entries.
     webhook_schedule_s: Annotated[tuple[float, ...], NoDecode] = DEFAULT_SCHEDULE_S
     #: Every wait is varied by up to this share, so that a receiver that comes back is not met by
     #: all deliveries at once.
     webhook_jitter: float = Field(default=0.2, ge=0.0, lt=1.0)
+    #: Seconds at least before the next attempt after a 429, 502 or 504 answer or a timeout.
+    webhook_busy_wait_s: float = Field(default=BUSY_WAIT_S, ge=0.0, le=86_400.0)
     #: Seconds for the TCP and TLS handshake.
     webhook_connect_timeout_s: float = Field(default=3.0, gt=0.0)
     #: Seconds for one whole attempt, from name look-up to the last byte read.
@@ -44,6 +51,16 @@ class WebhookSettings(BaseSettings):
     webhook_concurrency_per_host: int = Field(default=8, ge=1)
     #: Seconds between looks into the outbox when nothing was due.
     webhook_poll_interval_s: float = Field(default=0.5, gt=0.0)
+
+    @field_validator("webhook_secrets", mode="before")
+    @classmethod
+    def _read_secrets(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value)
+        except ValueError:
+            raise ValueError('BATCHMILL_WEBHOOK_SECRETS is not JSON such as {"a": "…"}') from None
 
     @field_validator("webhook_schedule_s", mode="before")
     @classmethod
@@ -58,24 +75,41 @@ class WebhookSettings(BaseSettings):
         return value
 
     @model_validator(mode="after")
-    def _check_secrets(self) -> WebhookSettings:
-        for number, secret in enumerate(self.secrets, start=1):
-            try:
-                sign(secret, "evt", 0, b"")
-            except ValueError as error:
-                raise ValueError(
-                    f"secret {number} of BATCHMILL_WEBHOOK_SECRET: {error}; "
-                    "batchmill webhook-secret makes one"
-                ) from None
+    def _check_all_secrets(self) -> WebhookSettings:
+        _check_secrets("BATCHMILL_WEBHOOK_SECRET", self.secrets)
+        for name in self.webhook_secrets:
+            where = f"{name!r} in BATCHMILL_WEBHOOK_SECRETS"
+            if not keys.is_secret_name(name):
+                raise ValueError(f"{where}: a name has 1 to 64 letters, digits, _ and -")
+            secrets = self.secrets_named(name)
+            if not secrets:
+                raise ValueError(f"{where} is empty; batchmill webhook-secret makes a secret")
+            _check_secrets(where, secrets)
         return self
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """The signing secrets, newest first; empty where none is set."""
-        if self.webhook_secret is None:
-            return ()
-        return tuple(
-            part.strip()
-            for part in self.webhook_secret.get_secret_value().split(",")
-            if part.strip()
-        )
+        """The secrets of jobs that name none, newest first; empty where none is set."""
+        return () if self.webhook_secret is None else _split(self.webhook_secret)
+
+    def secrets_named(self, name: str) -> tuple[str, ...]:
+        """The secrets of a name, newest first; the empty name is the default. Empty: no such."""
+        if not name:
+            return self.secrets
+        secret = self.webhook_secrets.get(name)
+        return () if secret is None else _split(secret)
+
+
+def _split(secret: SecretStr) -> tuple[str, ...]:
+    parts = (part.strip() for part in secret.get_secret_value().split(","))
+    return tuple(part for part in parts if part)
+
+
+def _check_secrets(where: str, secrets: tuple[str, ...]) -> None:
+    for number, secret in enumerate(secrets, start=1):
+        try:
+            sign(secret, "evt", 0, b"")
+        except ValueError as error:
+            raise ValueError(
+                f"secret {number} of {where}: {error}; batchmill webhook-secret makes one"
+            ) from None

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from batchmill.engine import Engine, EngineConfig, SamplingParams
 from batchmill.producer import Client, GenerationJob
@@ -37,10 +40,15 @@ WORKER = {
 
 
 def controls(number: int) -> dict[str, Any]:
-    """Half of the jobs greedy, half of them drawn with a seed."""
-    if number % 2:
-        return {"temperature": 0.8, "top_p": 0.95, "seed": number}
-    return {"temperature": 0.0}
+    """Greedy jobs, jobs drawn with a seed, and jobs with controls that remember their tokens."""
+    if number % 4 == 1:
+        return {"temperature": 0.8, "top_p": 0.95, "seed": number, "ignore_eos": True}
+    if number % 4 == 2:
+        penalties = {"repetition_penalty": 1.2, "frequency_penalty": 0.4, "min_p": 0.02}
+        return {"seed": number, "no_repeat_ngram_size": 3, "ignore_eos": True, **penalties}
+    if number % 4 == 3:
+        return {"seed": number, "structured_outputs": {"regex": r"[A-Z][a-z]+( [a-z]+){300}"}}
+    return {"temperature": 0.0, "ignore_eos": True}
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +56,7 @@ def texts() -> list[str]:
     """What an engine that nobody interrupts makes of the jobs."""
     engine = Engine(EngineConfig(model="demo", **CONFIG))  # type: ignore[arg-type]
     params = [
-        SamplingParams(max_tokens=MAX_TOKENS, ignore_eos=True, **controls(number))
-        for number in range(NUM_JOBS)
+        SamplingParams(max_tokens=MAX_TOKENS, **controls(number)) for number in range(NUM_JOBS)
     ]
     outputs = engine.generate(PROMPTS, params)
     return [output.text for output in outputs]
@@ -71,15 +78,22 @@ def worker(url: str, name: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
 
 
+def read_along(client: Client, job_id: str) -> str:
+    """The text of a job, as a reader of its stream puts it together."""
+    return "".join(piece.text for piece in client.stream(job_id, timeout_s=240))
+
+
 def test_jobs_of_a_killed_worker_end_once_with_the_text_of_an_uninterrupted_run(
     redis_url: str, tmp_path: Path, texts: list[str]
 ) -> None:
     client, store = Client(redis_url), JobStore.from_url(redis_url)
     with worker(redis_url, "first@test", tmp_path / "first.log") as first:
         jobs = [
-            client.submit(prompt=prompt, max_tokens=MAX_TOKENS, ignore_eos=True, **controls(number))
+            client.submit(prompt=prompt, max_tokens=MAX_TOKENS, **controls(number))
             for number, prompt in enumerate(PROMPTS)
         ]
+        readers = ThreadPoolExecutor(4)
+        streamed = [readers.submit(read_along, client, job.id) for job in jobs[-4:]]
 
         def half_done() -> bool:
             assert first.poll() is None, (tmp_path / "first.log").read_text()
@@ -96,6 +110,8 @@ def test_jobs_of_a_killed_worker_end_once_with_the_text_of_an_uninterrupted_run(
         results = [job.result(timeout_s=120) for job in jobs]
 
     assert [result.text for result in results] == texts
+    assert [reader.result(timeout=60) for reader in streamed] == texts[-4:]
+    readers.shutdown()
     assert [result.usage.completion_tokens for result in results] == [MAX_TOKENS] * NUM_JOBS
     resumed = [r for r in results if r.attempt == 2]
     assert {result.id for result in resumed} == {job.id for job in unfinished}
@@ -122,3 +138,63 @@ def test_a_chat_and_a_prompt_are_answered_by_the_same_worker(
         assert chat.result(timeout_s=1).finish_reason == "stop"
         assert prompt.result(timeout_s=120).finish_reason == "length"
     client.close()
+
+
+CITY = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 20},
+        "population": {"type": "integer", "minimum": 0, "maximum": 50_000_000},
+        "tags": {"type": "array", "items": {"enum": ["river", "coast", "hill"]}, "maxItems": 2},
+    },
+    "required": ["name", "population", "tags"],
+    "additionalProperties": False,
+}
+
+
+def test_structure_samples_and_log_probabilities_come_back_through_the_queue(
+    redis_url: str, tmp_path: Path
+) -> None:
+    client = Client(redis_url)
+    form = {"type": "json_schema", "json_schema": {"name": "city", "schema": CITY}}
+    with worker(redis_url, "controls@test", tmp_path / "controls.log"):
+        city = client.submit(
+            messages=[{"role": "user", "content": "Describe a city as JSON."}],
+            response_format=form,
+            temperature=1.5,
+            seed=1,
+            n=3,
+            max_tokens=100,
+        )
+        scored = client.submit(
+            prompt="The capital of France is",
+            max_completion_tokens=3,
+            do_sample=False,
+            logprobs=True,
+            top_logprobs=2,
+            prompt_logprobs=1,
+            entropy=True,
+            echo=True,
+            logit_bias={"5": -100},
+        )
+        cities, echoed = city.result(timeout_s=120), scored.result(timeout_s=120)
+    client.close()
+    assert len(cities.completions) == 3
+    for completion in cities.completions:
+        assert completion.finish_reason == "stop"
+        Draft202012Validator(CITY).validate(json.loads(completion.text))
+    assert len({completion.text for completion in cities.completions}) > 1
+    assert cities.text == cities.completions[0].text
+    lengths = [len(completion.token_ids) for completion in cities.completions]
+    assert cities.usage.completion_tokens == sum(lengths)
+    assert lengths[0] == len(cities.token_ids)
+
+    assert echoed.text.startswith("The capital of France is Paris")
+    assert echoed.logprobs is not None
+    for token_id, found in zip(echoed.token_ids, echoed.logprobs, strict=True):
+        assert found is not None
+        assert next(iter(found)) == token_id  # greedy: its own is the likeliest
+        assert len(found) == 2
+    assert len(echoed.entropies or []) == 3
+    assert len(echoed.prompt_logprobs or []) == echoed.usage.prompt_tokens
+    assert (echoed.completions[0].text, echoed.samples) == (echoed.text, [])

@@ -104,6 +104,7 @@ def test_any_tokens_give_the_text_that_the_tokenizer_gives(
     assert "".join(pieces_of(byte_level, token_ids, skip=skip)) == expected
 
 
+@pytest.mark.feature("skip_special_tokens")
 def test_special_tokens_are_left_out_or_kept(byte_level: Tokenizer) -> None:
     end, added = byte_level.token_to_id("<|end|>"), byte_level.token_to_id("<two words>")
     token_ids = [*byte_level.encode("a").ids, end, added]

@@ -73,6 +73,14 @@ def test_shards_hold_the_same_model_as_one_file(model_path: Path) -> None:
     index.write_text(json.dumps({"weight_map": weight_map}))
     sharded = load(model_path)
     assert torch.equal(head_weight(sharded), head_weight(whole))
+    for damaged, message in (
+        ({"weight_map": {"a": "../model-0.safetensors"}}, "no file in its folder"),
+        ({"weights": {}}, r"no index of weights \(KeyError\)"),
+    ):
+        index.write_text(json.dumps(damaged))
+        with pytest.raises(ModelLoadError, match=message):
+            load(model_path)
+    index.write_text(json.dumps({"weight_map": weight_map}))
     (model_path / "model-1.safetensors").unlink()
     with pytest.raises(ModelLoadError, match=r"model-1\.safetensors does not exist"):
         load(model_path)
@@ -127,7 +135,7 @@ def test_missing_extra_and_misshapen_weights_are_named(model_path: Path) -> None
 def test_an_unsupported_architecture_is_refused_before_weights_are_read(model_path: Path) -> None:
     edit_json(model_path / "config.json", architectures=["GPT2LMHeadModel"])
     (model_path / "model.safetensors").unlink()
-    with pytest.raises(UnsupportedModelError, match="GPT2LMHeadModel; supported are Llama"):
+    with pytest.raises(UnsupportedModelError, match=r"GPT2LMHeadModel cannot .* loads a Llama"):
         load(model_path)
 
 
@@ -136,6 +144,7 @@ def test_an_unsupported_architecture_is_refused_before_weights_are_read(model_pa
     [
         ({"dtype": "int3"}, "dtype is 'int3'"),
         ({"quantization": "fp5"}, "quantization is 'fp5'"),
+        ({"model_impl": "magic"}, "model_impl is 'magic'"),
         ({"device": "abacus"}, "device is 'abacus'"),
         ({"device": "meta"}, "device is 'meta'"),
         ({"device": "cuda:77"}, "device is 'cuda:77'"),

@@ -5,10 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from transformers import GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from batchmill.engine.errors import ModelLoadError, UnsupportedModelError
-from batchmill.engine.model_config import ModelConfig, RopeConfig
+from batchmill.engine.families import read_model_config
+from batchmill.engine.model_config import AttentionConfig, RopeConfig
+
+GEMMA3 = {"architectures": ["Gemma3ForCausalLM"]}
 
 
 def llama(**values: Any) -> dict[str, Any]:
@@ -16,13 +26,13 @@ def llama(**values: Any) -> dict[str, Any]:
 
 
 def test_defaults_that_a_config_file_leaves_out_are_filled_in() -> None:
-    config = ModelConfig.from_hf(llama(hidden_size=64, num_attention_heads=4))
+    config = read_model_config(llama(hidden_size=64, num_attention_heads=4))
     assert config.head_dim == 16
     assert config.num_kv_heads == 4
-    assert config.rope == RopeConfig(10000.0)
+    assert config.attention_kinds == (AttentionConfig(RopeConfig(10000.0)),)
+    assert config.num_layers == len(config.layers) == 32
     assert not config.tie_word_embeddings
     assert not config.qk_norm
-    assert config.sliding_window is None
 
 
 @pytest.mark.parametrize(
@@ -36,7 +46,7 @@ def test_defaults_that_a_config_file_leaves_out_are_filled_in() -> None:
     ],
 )
 def test_biases_follow_the_architecture(values: dict[str, Any], biases: tuple[bool, bool]) -> None:
-    config = ModelConfig.from_hf(values)
+    config = read_model_config(values)
     assert (config.qkv_bias, config.output_bias) == biases
 
 
@@ -44,7 +54,8 @@ def test_the_older_spelling_of_rope_is_read() -> None:
     values = llama()
     del values["rope_parameters"]
     values |= {"rope_theta": 5e5, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}
-    assert ModelConfig.from_hf(values).rope == RopeConfig(5e5, "linear", factor=2.0)
+    (attention,) = read_model_config(values).attention_kinds
+    assert attention.rope == RopeConfig(5e5, "linear", factor=2.0)
 
 
 @pytest.mark.parametrize(
@@ -54,15 +65,31 @@ def test_the_older_spelling_of_rope_is_read() -> None:
         (LlamaConfig().to_dict(), "model_type 'llama'"),
         (llama(hidden_act="gelu"), "hidden_act 'gelu'"),
         (
-            llama(rope_scaling={"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}),
-            "RoPE scaling 'yarn'",
+            {**llama(), "rope_parameters": {"rope_type": "proportional", "rope_theta": 1e4}},
+            "RoPE scaling 'proportional'; supported are default, linear",
+        ),
+        (
+            {**Gemma3TextConfig(**GEMMA3).to_dict(), "attn_logit_softcapping": 30.0},
+            "attn_logit_softcapping 30",
+        ),
+        (
+            Gemma3TextConfig(**GEMMA3, use_bidirectional_attention=True).to_dict(),
+            "bidirectional attention",
         ),
         ({**llama(), "quantization_config": {"quant_method": "awq"}}, "quantized weights.*awq"),
         (
-            Qwen2Config(
-                architectures=["Qwen2ForCausalLM"], use_sliding_window=True, max_window_layers=2
+            {
+                **Qwen2Config(architectures=["Qwen2ForCausalLM"]).to_dict(),
+                "layer_types": ["full_attention", "linear_attention"],
+            },
+            "'linear_attention' layers",
+        ),
+        (
+            MistralConfig(
+                architectures=["MistralForCausalLM"],
+                layer_types=["full_attention", "sliding_attention"] * 16,
             ).to_dict(),
-            "full_attention, sliding_attention",
+            "mixed attention layers",
         ),
         (
             {**llama(), "rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
@@ -72,11 +99,11 @@ def test_the_older_spelling_of_rope_is_read() -> None:
 )
 def test_an_unsupported_feature_is_refused_by_name(values: dict[str, Any], named: str) -> None:
     with pytest.raises(UnsupportedModelError, match=named):
-        ModelConfig.from_hf(values)
+        read_model_config(values)
 
 
 def test_a_missing_value_is_named() -> None:
     values = llama()
     del values["rms_norm_eps"]
     with pytest.raises(ModelLoadError, match="'rms_norm_eps'"):
-        ModelConfig.from_hf(values)
+        read_model_config(values)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from batchmill.engine import SamplingParams
+from batchmill.engine.controls import RequestControls
 from batchmill.engine.request import Request, derive_seed
 from batchmill.engine.sampler import Sampler
 from batchmill.engine.schedule import ScheduledBatch, ScheduledRequest
@@ -17,13 +18,16 @@ VOCAB_SIZE = 50
 
 
 def request(name: str = "a", output: int = 0, seed: int = 1, **params: Any) -> Request:
+    checked = SamplingParams(**params)
+    ending = frozenset(checked.stop_token_ids or ()) | ({EOS} if not checked.ignore_eos else set())
     return Request(
         name,
         [1],
-        SamplingParams(**params),
+        checked,
         seed=seed,
         max_num_tokens=100,
         resumed_token_ids=[5] * output,
+        controls=RequestControls(checked, [1], ending_token_ids=ending),
     )
 
 
@@ -37,10 +41,11 @@ def random_logits(rows: int) -> torch.Tensor:
     return torch.randn(rows, VOCAB_SIZE, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.feature("temperature")
 def test_temperature_0_takes_the_likeliest_token() -> None:
     logits = random_logits(3)
     expected = logits.argmax(dim=-1).tolist()
-    sampler = Sampler(frozenset([EOS]))
+    sampler = Sampler(VOCAB_SIZE)
     requests = [request(str(index), temperature=0) for index in range(3)]
     assert sampler.sample(logits, batch_of(*requests)) == expected
 
@@ -53,8 +58,8 @@ def test_token_does_not_depend_on_the_rest_of_the_batch() -> None:
         request("c", output=9, seed=13, top_p=0.7),
         request("d", temperature=0),
     ]
-    together = Sampler(frozenset()).sample(logits.clone(), batch_of(*requests))
-    sampler = Sampler(frozenset())
+    together = Sampler(VOCAB_SIZE).sample(logits.clone(), batch_of(*requests))
+    sampler = Sampler(VOCAB_SIZE)
     alone = [
         sampler.sample(logits[row : row + 1].clone(), batch_of(each))[0]
         for row, each in reversed(list(enumerate(requests)))
@@ -62,8 +67,9 @@ def test_token_does_not_depend_on_the_rest_of_the_batch() -> None:
     assert together == alone[::-1]
 
 
+@pytest.mark.feature("seed")
 def test_same_position_draws_the_same_token_and_others_do_not() -> None:
-    sampler = Sampler(frozenset())
+    sampler = Sampler(VOCAB_SIZE)
     logits = torch.zeros(1, VOCAB_SIZE)
     draws = [
         sampler.sample(logits.clone(), batch_of(request(output=output, seed=7)))[0]
@@ -76,7 +82,7 @@ def test_same_position_draws_the_same_token_and_others_do_not() -> None:
 def test_controls_follow_the_rows_when_requests_come_and_go() -> None:
     logits = random_logits(2)
     greedy, top = request("a", temperature=0), request("b", seed=3, top_k=2)
-    sampler = Sampler(frozenset())
+    sampler = Sampler(VOCAB_SIZE)
     both = sampler.sample(logits.clone(), batch_of(greedy, top))
     swapped = sampler.sample(logits.flip(0), batch_of(top, greedy))
     assert both == swapped[::-1]
@@ -92,7 +98,7 @@ def test_tokens_that_end_a_request_are_not_drawn_under_its_minimum() -> None:
         request("at", output=2, **params),
         request("ignores", output=1, ignore_eos=True, **params),
     ]
-    assert Sampler(frozenset([EOS])).sample(logits, batch_of(*requests)) == [9, EOS, EOS]
+    assert Sampler(VOCAB_SIZE).sample(logits, batch_of(*requests)) == [9, EOS, EOS]
 
 
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf])
@@ -101,7 +107,7 @@ def test_row_that_is_not_finite_gives_no_token_and_harms_no_other(broken: float)
     expected = logits.argmax(dim=-1).tolist()
     logits[1, 4] = broken
     requests = [request(str(index), temperature=0) for index in range(3)]
-    tokens = Sampler(frozenset()).sample(logits, batch_of(*requests))
+    tokens = Sampler(VOCAB_SIZE).sample(logits, batch_of(*requests))
     assert tokens == [expected[0], None, expected[2]]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -31,6 +32,7 @@ def feed(pieces: list[str], stops: list[str], *, include: bool) -> tuple[list[st
     return [*certain, matcher.flush()], None
 
 
+@pytest.mark.feature("stop", "include_stop_str_in_output")
 @given(
     pieces=st.lists(few_letters, max_size=8),
     stops=st.lists(few_letters.filter(bool), min_size=1, max_size=3),

@@ -71,11 +71,13 @@ def test_end_of_text_token_ends_the_request_outside_its_text(detokenizer: Detoke
     assert output.finished
 
 
+@pytest.mark.feature("ignore_eos")
 def test_ignored_end_of_text_token_is_a_token_like_others(detokenizer: Detokenizer) -> None:
     output = Case(detokenizer, ignore_eos=True, max_tokens=3).feed([7, EOS, 8])
     assert (output.text, output.finish_reason) == ("hi", "length")
 
 
+@pytest.mark.feature("stop_token_ids", "include_stop_str_in_output")
 @pytest.mark.parametrize(("include", "text"), [(False, "hi"), (True, "hix")])
 def test_stop_token_is_named_and_in_the_text_on_demand(
     detokenizer: Detokenizer, include: bool, text: str
@@ -86,6 +88,7 @@ def test_stop_token_is_named_and_in_the_text_on_demand(
     assert output.token_ids == [7, 8, 23]
 
 
+@pytest.mark.feature("stop", "include_stop_str_in_output")
 @pytest.mark.parametrize(("include", "text"), [(False, "he"), (True, "hello")])
 def test_stop_string_over_several_tokens_ends_the_text(
     detokenizer: Detokenizer, include: bool, text: str
@@ -95,6 +98,7 @@ def test_stop_string_over_several_tokens_ends_the_text(
     assert len(output.token_ids) == 5
 
 
+@pytest.mark.feature("stop", "max_tokens")
 def test_stop_string_at_the_length_limit_is_a_stop(detokenizer: Detokenizer) -> None:
     output = Case(detokenizer, stop="lo", max_tokens=5).feed("hello")
     assert (output.text, output.finish_reason) == ("hel", "stop")
@@ -113,6 +117,7 @@ def test_text_held_back_comes_before_an_included_stop_token(detokenizer: Detoken
     assert case.feed("abcz").text == "abcz"
 
 
+@pytest.mark.feature("min_tokens")
 def test_nothing_ends_a_request_under_its_minimum(detokenizer: Detokenizer) -> None:
     case = Case(detokenizer, min_tokens=3, stop="a", stop_token_ids=[1])
     output = case.feed([0, 1, EOS, 0, 2])
@@ -120,6 +125,7 @@ def test_nothing_ends_a_request_under_its_minimum(detokenizer: Detokenizer) -> N
     assert output.stop_reason == "a"
 
 
+@pytest.mark.feature("detokenize")
 def test_request_without_text_ends_by_its_tokens(detokenizer: Detokenizer) -> None:
     output = Case(detokenizer, detokenize=False, stop_token_ids=[2]).feed("abcd")
     assert (output.text, output.new_text, output.token_ids) == ("", "", [0, 1, 2])

@@ -83,6 +83,7 @@ def test_noise_is_gumbel_distributed() -> None:
     assert abs(share - expected) < 4 * math.sqrt(expected / 1e6)
 
 
+@pytest.mark.feature("temperature")
 @BACKENDS
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_draws_follow_the_softmax(temperature: float, backend: Backend) -> None:
@@ -123,6 +124,7 @@ def drawn_set(row: Tensor, backend: Backend, num_draws: int = 3000, **controls: 
     return set(tokens.tolist())
 
 
+@pytest.mark.feature("top_k")
 @BACKENDS
 @pytest.mark.parametrize("k", [1, 2, 5])
 def test_top_k_keeps_the_k_largest(k: int, backend: Backend) -> None:
@@ -135,6 +137,7 @@ def test_top_k_beyond_the_vocabulary_keeps_everything(backend: Backend) -> None:
     assert drawn_set(torch.zeros(6), backend, top_k=1000) == set(range(6))
 
 
+@pytest.mark.feature("top_p")
 @BACKENDS
 @pytest.mark.parametrize(
     ("p", "kept"),
@@ -194,6 +197,7 @@ def test_a_row_does_not_depend_on_the_batch(backend: Backend) -> None:
     assert alone == together
 
 
+@pytest.mark.feature("seed")
 @BACKENDS
 def test_seed_and_position_fix_the_token_and_change_it(backend: Backend) -> None:
     row = torch.zeros(1, 50_000)

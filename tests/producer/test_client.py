@@ -98,8 +98,8 @@ def test_a_job_may_be_given_as_a_value_or_a_mapping(client: Client) -> None:
 
 
 def test_a_wrong_job_is_refused_before_anything_is_stored(client: Client, bench: Any) -> None:
-    with pytest.raises(UnsupportedParameter, match="logprobs"):
-        client.submit(prompt="hi", logprobs=5)
+    with pytest.raises(UnsupportedParameter, match="num_beams"):
+        client.submit(prompt="hi", num_beams=5)
     with pytest.raises(JobRejected, match="max_tokens"):
         client.submit(prompt="hi", max_tokens=0)
     assert bench.redis.dbsize() == 0
@@ -273,7 +273,7 @@ def test_large_prompts_make_smaller_batches(client: Client, bench: Any) -> None:
 
 def test_a_refused_job_is_told_of_and_the_rest_go_on(client: Client) -> None:
     refused: list[tuple[int, str]] = []
-    jobs = [{"prompt": "a"}, {"prompt": ""}, {"prompt": "c", "n": 2}, {"prompt": "d"}]
+    jobs = [{"prompt": "a"}, {"prompt": ""}, {"prompt": "c", "num_beams": 2}, {"prompt": "d"}]
     handles = list(
         client.submit_many(jobs, on_rejected=lambda index, e: refused.append((index, e.code)))
     )
@@ -325,6 +325,15 @@ def test_a_full_broker_is_a_full_queue(client: Client, bench: Any) -> None:
     told = client.submit_many([{"prompt": "hi"}] * 2, on_rejected=lambda i, _: refused.append(i))
     assert list(told) == []
     assert refused == [0, 1]
+
+
+def test_a_broker_that_takes_no_writes_is_unavailable(client: Client, bench: Any) -> None:
+    bench.redis.config_set("min-replicas-to-write", "1")
+    try:
+        with pytest.raises(BrokerUnavailable, match="takes no writes: NOREPLICAS"):
+            client.submit(prompt="too early")
+    finally:
+        bench.redis.config_set("min-replicas-to-write", "0")
 
 
 def test_a_broker_that_is_not_there_is_named_without_its_password() -> None:

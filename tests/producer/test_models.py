@@ -116,6 +116,16 @@ def test_a_good_job_survives_the_way_through_json(fields: dict[str, Any]) -> Non
         ({"webhook": "https://example.com:99999/"}, "webhook"),
         ({"webhook": "https://[::1/"}, "webhook"),
         ({"webhook": "https://example.com/" + "x" * 2048}, "webhook"),
+        ({"webhook_events_filter": []}, "webhook_events_filter"),
+        ({"webhook_events_filter": ["start"]}, "webhook_events_filter.0"),
+        ({"webhook_events_filter": "started"}, "webhook_events_filter"),
+        ({"include_output": 1}, "include_output"),
+        ({"webhook_secret": "whsec_" + "A" * 32}, "webhook_secret"),
+        ({"webhook_secret": "a.b"}, "webhook_secret"),
+        ({"webhook_secret": ""}, "webhook_secret"),
+        ({"include_output": True}, None),
+        ({"webhook_secret": "billing"}, None),
+        ({"webhook_events_filter": ["started"]}, None),
         ({"idempotency_key": ""}, "idempotency_key"),
         ({"idempotency_key": "x" * 256}, "idempotency_key"),
         ({"idempotency_key": "a\nb"}, "idempotency_key"),
@@ -170,7 +180,7 @@ def test_a_known_parameter_that_asks_for_nothing_is_accepted(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("logprobs", 0), ("n", True), ("logprobs", True), ("n", 2)]
+    ("name", "value"), [("stream", 0), ("best_of", True), ("stream", True), ("num_beams", 2)]
 )
 def test_a_value_is_not_taken_for_another_of_equal_worth(name: str, value: Any) -> None:
     assert refused(**{name: value}).code == "unsupported_parameter"
@@ -227,12 +237,23 @@ def test_the_fingerprint_is_of_the_content_alone() -> None:
     assert len({fingerprint(**fields) for fields in different}) == len(different)
 
 
+def test_webhook_choices_reach_the_store_and_the_ends_are_the_default() -> None:
+    hook = {"prompt": "hi", "webhook": "https://example.com/"}
+    plain = prepare(parse_job(hook), SETTINGS)
+    assert (plain.webhook_events, plain.webhook_secret) == ("", "")
+    chosen = {"webhook_events_filter": ["output", "failed"], "webhook_secret": "billing"}
+    job = parse_job(hook | chosen | {"include_output": True})
+    assert parse_document(job.model_dump_json(exclude_none=True)) == job
+    new = prepare(job, SETTINGS)
+    assert (new.webhook_events, new.webhook_secret) == ("failed,output", "billing")
+
+
 def test_plain_http_webhooks_need_the_operator_s_word() -> None:
     job = parse_job({"prompt": "hi", "webhook": "http://localhost:8000/hook"})
     with pytest.raises(JobRejected, match="BATCHMILL_WEBHOOK_ALLOW_HTTP") as caught:
         prepare(job, SETTINGS)
     assert caught.value.param == "webhook"
-    allowed = ProducerSettings(webhook_allow_http=True)
+    allowed = ProducerSettings(webhook_allow_http=True, webhook_allow_ports=("8000",))
     assert prepare(job, allowed).webhook == "http://localhost:8000/hook"
     upper = parse_job({"prompt": "hi", "webhook": "HTTPS://example.com/"})
     assert prepare(upper, SETTINGS).webhook == "HTTPS://example.com/"

@@ -17,7 +17,7 @@ from batchmill.producer import keys
 from batchmill.producer.answers import Claim, JobState
 from batchmill.producer.calls import NewJob
 from batchmill.producer.store import JobStore
-from batchmill.worker.receiver import ReceivedRequest
+from batchmill.worker.receiver import LOOPBACK, ReceivedRequest
 
 SECRET = "whsec_" + base64.b64encode(b"0" * 32).decode()
 OLD_SECRET = "whsec_" + base64.b64encode(b"1" * 32).decode()
@@ -41,8 +41,11 @@ class Deliverers:
         chosen: dict[str, object] = {
             "WEBHOOK_SECRET": SECRET,
             "WEBHOOK_ALLOW_HTTP": "1",
+            "WEBHOOK_ALLOW_PORTS": "1024-65535",
+            "WEBHOOK_ALLOW_NETWORKS": LOOPBACK,
             "WEBHOOK_SCHEDULE_S": "0,0.05,0.05,0.05",
             "WEBHOOK_POLL_INTERVAL_S": "0.02",
+            "WEBHOOK_BUSY_WAIT_S": "0.05",
             **settings,
         }
         environment = {f"BATCHMILL_{name}": str(value) for name, value in chosen.items()}
@@ -59,16 +62,27 @@ class Deliverers:
 
 
 def finish_job(
-    store: JobStore, webhook: str, job_id: str = "gen_1", state: JobState = JobState.COMPLETED
+    store: JobStore,
+    webhook: str,
+    job_id: str = "gen_1",
+    state: JobState = JobState.COMPLETED,
+    *,
+    text: str = "a secret answer",
+    secret: str = "",
+    **fields: object,
 ) -> str:
     """Bring a job to its end and return the id of the event that it owes."""
-    document = json.dumps({"prompt": "a secret prompt", "metadata": {"order": "17"}})
+    content = {"prompt": "a secret prompt", "metadata": {"order": "17"}, **fields}
+    document = json.dumps(content)
     queue = keys.queue_name("demo", "normal")
-    store.submit(NewJob(job_id, "demo", queue, document, result_ttl_ms=600_000, webhook=webhook))
+    ttl_ms = 600_000
+    store.submit(
+        NewJob(job_id, "demo", queue, document, ttl_ms, webhook=webhook, webhook_secret=secret)
+    )
     claim = store.claim(job_id, owner="test", lease_ms=60_000, identity="test")
     assert isinstance(claim, Claim)
     usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
-    result = {"text": "a secret answer", "finish_reason": "stop", "usage": usage}
+    result = {"text": text, "finish_reason": "stop", "usage": usage}
     error = {"code": "engine_error", "message": "it broke", "retryable": True}
     store.complete(
         job_id,

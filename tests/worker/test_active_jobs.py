@@ -142,7 +142,7 @@ def test_an_engine_death_tells_those_on_board_from_those_held() -> None:
 
 def test_tokens_are_written_from_where_the_record_ends() -> None:
     job = a_job("a")
-    job.receive([1, 2, 3])
+    job.receive([1, 2, 3], "abc")
     job.num_saved = 2
 
     write = job.unsaved()

@@ -26,6 +26,8 @@ COMMANDS = (
     ["submit"],
     ["result"],
     ["cancel"],
+    ["stream"],
+    ["bulk"],
     ["status"],
     ["doctor"],
     ["dead-letters", "list"],
@@ -34,6 +36,9 @@ COMMANDS = (
     ["config", "show"],
     ["webhooks", "list"],
     ["webhooks", "redeliver"],
+    ["webhooks", "show"],
+    ["webhooks", "enable"],
+    ["webhooks", "test"],
 )
 
 
@@ -71,7 +76,7 @@ def test_help_lists_every_command_and_does_not_import_what_is_heavy() -> None:
         "from batchmill.worker.cli import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
-        "heavy = {'torch', 'celery', 'transformers', 'pydantic', 'redis', 'flower', 'httpx2'}\n"
+        "heavy = {'torch', 'celery', 'transformers', 'pydantic', 'redis', 'flower', 'h11'}\n"
         "print('heavy:', sorted(heavy & set(sys.modules)))"
     )
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
@@ -133,10 +138,12 @@ def test_broker_flag_wins_over_the_environment(redis_url: str, store: JobStore) 
 
 def test_plain_http_webhook_needs_its_flag(broker: dict[str, str], store: JobStore) -> None:
     arguments = ["submit", "x", "--webhook", "http://127.0.0.1:1/hook", "--json"]
+    allow = ["--webhook-allow-http", "true", "--webhook-allow-ports", "1"]
+    allow += ["--webhook-allow-networks", "127.0.0.0/8"]
     refused = run(*arguments, **broker)
     assert refused.returncode == 4
     assert error_of(refused)["param"] == "webhook"
-    taken = run(*arguments, "--webhook-allow-http", "true", **broker)
+    taken = run(*arguments, *allow, **broker)
     assert document(store, json.loads(taken.stdout)["id"])["webhook"].startswith("http://")
 
 
@@ -188,7 +195,7 @@ def test_cancelled_job_stays_cancelled(broker: dict[str, str]) -> None:
     ("arguments", "exit_code", "code"),
     [
         (["submit", "x", "--max-tokens", "0"], 4, "invalid_request"),
-        (["submit", "x", "--param", "n=2"], 4, "unsupported_parameter"),
+        (["submit", "x", "--param", "num_beams=2"], 4, "unsupported_parameter"),
         (["submit", "x", "--param", "no_such_field=1"], 4, "invalid_request"),
         (["submit", "x", "--messages", "[]"], 2, "usage"),
         (["submit", "--messages", "not json"], 2, "usage"),
@@ -201,6 +208,9 @@ def test_cancelled_job_stays_cancelled(broker: dict[str, str]) -> None:
         (["result", "gen_unknown"], 5, "unknown_job"),
         (["cancel", "gen_unknown"], 5, "unknown_job"),
         (["webhooks", "redeliver", "evt_unknown"], 5, "unknown_event"),
+        (["webhooks", "show", "evt_unknown"], 5, "unknown_event"),
+        (["webhooks", "enable", "https://example.com/"], 5, "unknown_endpoint"),
+        (["webhooks", "test", "https://example.com/"], 1, "no_webhook_secret"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

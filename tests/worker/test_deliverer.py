@@ -160,7 +160,7 @@ def test_plain_http_is_not_sent_to_unless_allowed(store: JobStore, deliverers: D
         assert receiver.requests == []
     letter = store.dead_letter(event_id)
     assert letter is not None
-    assert letter.payload == b"refused"
+    assert letter.payload == b"refused_scheme"
 
 
 def test_wait_before_the_next_attempt_follows_the_schedule(

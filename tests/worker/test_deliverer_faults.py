@@ -115,6 +115,22 @@ def test_many_events_for_one_receiver_each_arrive_once(
     assert {request.headers["x-attempt"] for request in requests} == {"1"}
 
 
+def test_deliverers_share_what_is_due(store: JobStore, deliverers: Deliverers) -> None:
+    """Each may have one delivery in flight, and both have to be for either to be answered."""
+    both = threading.Barrier(2, timeout=20)
+
+    def respond(request: ReceivedRequest) -> int:
+        both.wait()
+        return 200
+
+    with WebhookReceiver(respond) as receiver:
+        ids = [finish_job(store, receiver.url, f"gen_{number}") for number in range(4)]
+        for _ in range(2):
+            deliverers.start(WEBHOOK_CONCURRENCY="1", WEBHOOK_TOTAL_TIMEOUT_S="20")
+        wait_until(lambda: {event_state(store, i) for i in ids} == {"delivered"}, "all", 30)
+        assert len(receiver.requests) == 4
+
+
 def test_sigterm_finishes_what_is_being_sent(store: JobStore, deliverers: Deliverers) -> None:
     posted, released = threading.Event(), threading.Event()
 

@@ -33,6 +33,8 @@ class Up:
             "BATCHMILL_RUNTIME_DIR": str(folder / "run"),
             "BATCHMILL_STATE_DIR": str(folder / "state"),
             "BATCHMILL_WEBHOOK_ALLOW_HTTP": "true",
+            "BATCHMILL_WEBHOOK_ALLOW_PORTS": "1024-65535",
+            "BATCHMILL_WEBHOOK_ALLOW_NETWORKS": "127.0.0.0/8",
             **environment,
         }
         self.process = subprocess.Popen(

@@ -8,9 +8,11 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from ipaddress import ip_network
 
 import pytest
 
+from batchmill.producer.webhook_target import TargetPolicy
 from batchmill.worker.webhook_sender import SendOutcome, WebhookSender
 
 Respond = Callable[[asyncio.StreamWriter], Awaitable[None]]
@@ -45,6 +47,18 @@ class Receiver:
             writer.close()
 
 
+def make_sender(*, total_timeout_s: float = 5.0, allow_http: bool = True) -> WebhookSender:
+    policy = TargetPolicy(
+        allow_http=allow_http, ports=[(1024, 65535)], networks=[ip_network("127.0.0.0/8")]
+    )
+    return WebhookSender(
+        connect_timeout_s=1.0,
+        total_timeout_s=total_timeout_s,
+        policy=policy,
+        user_agent="batchmill/test",
+    )
+
+
 def answer(data: bytes) -> Respond:
     async def respond(writer: asyncio.StreamWriter) -> None:
         writer.write(data)
@@ -63,17 +77,9 @@ def send(
 ) -> tuple[SendOutcome, Receiver]:
     async def run() -> tuple[SendOutcome, Receiver]:
         async with Receiver(respond) as receiver:
-            sender = WebhookSender(
-                connect_timeout_s=1.0,
-                total_timeout_s=total_timeout_s,
-                allow_http=allow_http,
-                user_agent="batchmill/test",
-            )
-            try:
-                for _ in range(times):
-                    outcome = await sender.send(receiver.url, BODY, {"webhook-id": "evt_1"})
-            finally:
-                await sender.close()
+            sender = make_sender(total_timeout_s=total_timeout_s, allow_http=allow_http)
+            for _ in range(times):
+                outcome = await sender.send(receiver.url, BODY, {"webhook-id": "evt_1"})
             return outcome, receiver
 
     return asyncio.run(run())
@@ -105,11 +111,7 @@ def test_redirect_is_a_failure_and_is_not_followed(line: str) -> None:
             target = await stack.enter_async_context(Receiver(status("200 OK")))
             origin = Receiver(status(line, f"location: {target.url}"))
             origin = await stack.enter_async_context(origin)
-            sender = WebhookSender(
-                connect_timeout_s=1.0, total_timeout_s=5.0, allow_http=True, user_agent="t"
-            )
-            outcome = await sender.send(origin.url, BODY, {})
-            await sender.close()
+            outcome = await make_sender().send(origin.url, BODY, {})
         assert not outcome.delivered
         assert not outcome.disables
         assert outcome.reason == f"http_{line.split()[0]}"
@@ -202,7 +204,7 @@ def test_cookies_are_not_kept() -> None:
 
 def test_plain_http_is_refused_unless_allowed() -> None:
     outcome, receiver = send(status("200 OK"), allow_http=False)
-    assert outcome.reason == "refused"
+    assert outcome.reason == "refused_scheme"
     assert outcome.disables
     assert receiver.requests == []
 
@@ -211,12 +213,7 @@ def test_closed_port_is_a_failed_attempt() -> None:
     async def run() -> SendOutcome:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
-        sender = WebhookSender(
-            connect_timeout_s=1.0, total_timeout_s=5.0, allow_http=True, user_agent="t"
-        )
-        outcome = await sender.send(f"http://127.0.0.1:{port}/", BODY, {})
-        await sender.close()
-        return outcome
+        return await make_sender().send(f"http://127.0.0.1:{port}/", BODY, {})
 
     assert asyncio.run(run()).reason == "connect"
 
@@ -224,14 +221,9 @@ def test_closed_port_is_a_failed_attempt() -> None:
 @pytest.mark.parametrize("url", ["http://", "http://[::1", "http://a b/", "http://\x00/"])
 def test_broken_url_is_a_failed_attempt_not_an_exception(url: str) -> None:
     async def run() -> SendOutcome:
-        sender = WebhookSender(
-            connect_timeout_s=1.0, total_timeout_s=2.0, allow_http=True, user_agent="t"
-        )
-        outcome = await sender.send(url, BODY, {})
-        await sender.close()
-        return outcome
+        return await make_sender().send(url, BODY, {})
 
-    assert asyncio.run(run()).reason in ("refused", "connect", "protocol")
+    assert asyncio.run(run()).reason == "refused_url"
 
 
 def test_proxy_from_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

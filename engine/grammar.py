@@ -1,0 +1,217 @@
+"""What a structured output has to follow, as one grammar; checked without a model or a tokenizer.
+
+`engine/grammar.py` and `producer/grammar.py` are one text in two places, which a test keeps equal:
+a producer refuses at submit exactly what an engine would refuse, and neither imports the other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any, Final
+
+#: Between the parts of a JSON document: nothing, a space, or a new line with its indentation.
+#: Unbounded, as llguidance has it by default, a model may go on writing blanks for ever.
+JSON_WHITESPACE: Final = r"( ?|\n {0,24})"
+MAX_CHOICES: Final = 4096
+
+#: The keys of `structured_outputs` that say what to follow; exactly one of them is given.
+KINDS: Final = ("json", "json_object", "regex", "choice", "grammar")
+_UNSUPPORTED_KEYS: Final = (
+    "disable_additional_properties",
+    "structural_tag",
+    "whitespace_pattern",
+)
+#: Keys of a JSON schema whose value is a mapping of names to schemas.
+_MAPS_OF_SCHEMAS: Final = ("$defs", "definitions", "properties")
+_LISTS_OF_SCHEMAS: Final = ("allOf", "anyOf", "oneOf", "prefixItems")
+_SCHEMAS: Final = ("additionalProperties", "items", "unevaluatedProperties")
+_MAX_REASON_CHARS: Final = 300
+
+
+class GrammarRefused(ValueError):
+    """A structure cannot be enforced, or its description is wrong.
+
+    Attributes:
+        code: `invalid_request`, or `unsupported_parameter` for what others can do.
+        message: For people; names the field.
+    """
+
+    def __init__(self, message: str, code: str = "invalid_request") -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+def grammar_of(response_format: Any, structured_outputs: Any) -> str | None:
+    """The grammar that a request's output has to follow.
+
+    Args:
+        response_format: OpenAI's form: `{"type": "text" | "json_object" | "json_schema", …}`.
+        structured_outputs: vLLM's form: a mapping with one of `KINDS`, and
+            `disable_any_whitespace`.
+
+    Returns:
+        llguidance's text of the grammar; None where any text will do.
+
+    Raises:
+        GrammarRefused: it is not understood, or cannot be enforced.
+    """
+    if response_format is not None and structured_outputs is not None:
+        raise GrammarRefused("response_format and structured_outputs are both given: give one")
+    if structured_outputs is not None:
+        return _of_structured_outputs(structured_outputs)
+    return None if response_format is None else _of_response_format(response_format)
+
+
+def _of_response_format(given: Any) -> str | None:
+    if not isinstance(given, Mapping) or not isinstance(given.get("type"), str):
+        raise GrammarRefused("response_format has no type: use text, json_object or json_schema")
+    kind = given["type"]
+    known = {"type", "json_schema"} if kind == "json_schema" else {"type"}
+    _refuse_unknown("response_format", given, known)
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return _compiled("json", '{"type":"object"}', False)
+    if kind != "json_schema":
+        raise GrammarRefused(
+            f"response_format.type is {kind[:40]!r}: use text, json_object or json_schema",
+            "unsupported_parameter",
+        )
+    wrapped = given.get("json_schema")
+    if not isinstance(wrapped, Mapping) or "schema" not in wrapped:
+        raise GrammarRefused("response_format.json_schema has no schema: put the JSON schema there")
+    # `strict` changes nothing: what is accepted is enforced.
+    known = {"name", "description", "schema", "strict"}
+    _refuse_unknown("response_format.json_schema", wrapped, known)
+    return _of_schema("response_format.json_schema.schema", wrapped["schema"], False)
+
+
+def _of_structured_outputs(given: Any) -> str:
+    if not isinstance(given, Mapping):
+        raise GrammarRefused(f"structured_outputs is no mapping: give one of {', '.join(KINDS)}")
+    for key in _UNSUPPORTED_KEYS:
+        if given.get(key) not in (None, False):
+            raise GrammarRefused(
+                f"structured_outputs.{key} is not supported: leave it out", "unsupported_parameter"
+            )
+    known = {*KINDS, *_UNSUPPORTED_KEYS, "disable_any_whitespace"}
+    _refuse_unknown("structured_outputs", given, known)
+    compact = given.get("disable_any_whitespace") or False
+    if not isinstance(compact, bool):
+        raise GrammarRefused("structured_outputs.disable_any_whitespace: use true or false")
+    kinds = [kind for kind in KINDS if given.get(kind) not in (None, False)]
+    if len(kinds) != 1:
+        raise GrammarRefused(
+            f"structured_outputs has {len(kinds)} of {', '.join(KINDS)}: give exactly one"
+        )
+    (kind,) = kinds
+    value = given[kind]
+    if kind == "json":
+        return _of_schema("structured_outputs.json", value, compact)
+    if kind == "json_object":
+        return _compiled("json", '{"type":"object"}', compact)
+    if kind == "choice":
+        return _compiled("lark", _choices(value), compact)
+    if not isinstance(value, str) or not value:
+        raise GrammarRefused(f"structured_outputs.{kind} is no text: use a non-empty string")
+    return _compiled("regex" if kind == "regex" else "lark", value, compact)
+
+
+def _choices(value: Any) -> str:
+    if (
+        not isinstance(value, list | tuple)
+        or not 0 < len(value) <= MAX_CHOICES
+        or not all(isinstance(choice, str) and choice for choice in value)
+    ):
+        raise GrammarRefused(
+            f"structured_outputs.choice: use a list of 1 to {MAX_CHOICES} non-empty strings"
+        )
+    return "start: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in value)
+
+
+def _of_schema(field: str, schema: Any, compact: bool) -> str:
+    if isinstance(schema, str):
+        try:
+            schema = json.loads(schema)
+        except ValueError:
+            raise GrammarRefused(f"{field} is a string that is no JSON") from None
+    if not isinstance(schema, Mapping):
+        raise GrammarRefused(f"{field} is no JSON schema: use an object")
+    try:
+        text = json.dumps(schema, allow_nan=False)
+        for key, reason in _unenforceable(schema):
+            raise GrammarRefused(f"{field} uses {key}, which cannot be enforced: {reason}")
+    except (TypeError, ValueError, RecursionError) as error:
+        if isinstance(error, GrammarRefused):
+            raise
+        raise GrammarRefused(f"{field} is no JSON value ({type(error).__name__})") from None
+    return _compiled("json", text, compact)
+
+
+def _unenforceable(schema: Any) -> Iterator[tuple[str, str]]:
+    """Keys that llguidance takes and does not wholly enforce, and why."""
+    if not isinstance(schema, Mapping):
+        return
+    if "patternProperties" in schema:
+        yield "patternProperties", "name the properties, or use additionalProperties"
+    if "x-guidance" in schema:
+        yield "x-guidance", "leave it out"
+    # Nothing keeps a model from writing the same further property twice.
+    required = schema.get("required", ())
+    least = schema.get("minProperties", 0)
+    if (
+        isinstance(least, int | float)
+        and isinstance(required, list | tuple)
+        and least > len(set(map(str, required)))
+    ):
+        yield "minProperties", "list as many properties under required"
+    for key in _MAPS_OF_SCHEMAS:
+        value = schema.get(key)
+        for each in value.values() if isinstance(value, Mapping) else ():
+            yield from _unenforceable(each)
+    for key in _LISTS_OF_SCHEMAS:
+        value = schema.get(key)
+        for each in value if isinstance(value, list | tuple) else ():
+            yield from _unenforceable(each)
+    for key in _SCHEMAS:
+        yield from _unenforceable(schema.get(key))
+
+
+def _refuse_unknown(field: str, given: Mapping[str, Any], known: set[str]) -> None:
+    for key in given:
+        if key not in known:
+            raise GrammarRefused(
+                f"{field} has a key {str(key)[:40]!r}: it takes {', '.join(sorted(known))}"
+            )
+
+
+@lru_cache(maxsize=1024)
+def _compiled(kind: str, text: str, compact: bool) -> str:
+    """Llguidance's form of a grammar, once it says that it can enforce it."""
+    # Where it is first used: a process that asks for no structure does not load the library.
+    from llguidance import LLMatcher, regex_to_lark
+
+    if kind == "json":
+        grammar = LLMatcher.grammar_from_json_schema(
+            text,
+            overrides={
+                "coerce_one_of": False,
+                "lenient": False,
+                "whitespace_flexible": not compact,
+                "whitespace_pattern": None if compact else JSON_WHITESPACE,
+            },
+        )
+    elif kind == "regex":
+        # \d, \w and \s are ASCII, as in JavaScript: the digits of all scripts are hardly meant, and
+        # which there are differs between versions of Unicode.
+        grammar = LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(text, 'dws')}/")
+    else:
+        grammar = LLMatcher.grammar_from_lark(text)
+    is_error, messages = LLMatcher.validate_grammar_with_warnings(grammar, None)
+    if is_error:
+        reason = " ".join(messages[0].split())[:_MAX_REASON_CHARS]
+        raise GrammarRefused(f"the {kind} grammar cannot be enforced: {reason}")
+    return grammar

@@ -1,0 +1,96 @@
+"""What a request's own distributions were: log probabilities and entropies. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class TokenScore:
+    """One token as the model saw it, before any control."""
+
+    #: Token id to log probability: the token itself first, then the likeliest, best first.
+    logprobs: dict[int, float]
+    #: Of the whole distribution, in nats.
+    entropy: float
+
+
+@dataclass(slots=True)
+class TokenScores:
+    """What is reported about one request's tokens, as far as it is known.
+
+    Positions count the prompt's and the output's tokens. New tokens are scored as they are drawn;
+    those that came with the request (its prompt, and the output it is resumed with) when the model
+    computes what comes before them, from `next_position` to below `end_position`.
+
+    Attributes:
+        num_prompt_tokens: Where the output starts.
+        num_prompt_logprobs: Likeliest tokens reported for a prompt token; None reports nothing.
+        num_logprobs: The same for an output token.
+        wants_entropy: Whether entropies of the output's tokens are reported.
+        next_position: The next known token to be scored.
+        end_position: The first known token that is not to be scored.
+        prompt_logprobs: One for each prompt token; None for the first, which nothing precedes.
+        logprobs: One for each output token.
+        entropies: One for each output token.
+    """
+
+    num_prompt_tokens: int
+    num_prompt_logprobs: int | None
+    num_logprobs: int | None
+    wants_entropy: bool
+    next_position: int
+    end_position: int
+    prompt_logprobs: list[dict[int, float] | None] = field(default_factory=lambda: [None])
+    logprobs: list[dict[int, float]] = field(default_factory=list)
+    entropies: list[float] = field(default_factory=list)
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        num_prompt_tokens: int,
+        num_resumed_tokens: int,
+        prompt_logprobs: int | None,
+        logprobs: int | None,
+        entropy: bool,
+    ) -> TokenScores | None:
+        """The scores that a request asks for, none known yet; None where it asks for none."""
+        wants_output = logprobs is not None or entropy
+        if prompt_logprobs is None and not wants_output:
+            return None
+        return cls(
+            num_prompt_tokens=num_prompt_tokens,
+            num_prompt_logprobs=prompt_logprobs,
+            num_logprobs=logprobs,
+            wants_entropy=entropy,
+            next_position=num_prompt_tokens if prompt_logprobs is None else 1,
+            end_position=num_prompt_tokens + (num_resumed_tokens if wants_output else 0),
+        )
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether known tokens are still to be scored."""
+        return self.next_position < self.end_position
+
+    @property
+    def wants_output(self) -> bool:
+        """Whether tokens are scored as they are drawn."""
+        return self.num_logprobs is not None or self.wants_entropy
+
+    def num_top(self, position: int) -> int:
+        """How many likeliest tokens are wanted at a position."""
+        is_output = position >= self.num_prompt_tokens
+        return (self.num_logprobs if is_output else self.num_prompt_logprobs) or 0
+
+    def put(self, position: int, score: TokenScore) -> None:
+        """Note one token's score; in order of positions, or again after a failed step."""
+        index = position - self.num_prompt_tokens
+        if index < 0:
+            self.prompt_logprobs[position:] = [score.logprobs]
+        if index >= 0 and self.num_logprobs is not None:
+            self.logprobs[index:] = [score.logprobs]
+        if index >= 0 and self.wants_entropy:
+            self.entropies[index:] = [score.entropy]
+        if position < self.end_position:
+            self.next_position = position + 1

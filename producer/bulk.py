@@ -1,0 +1,161 @@
+"""A file of prompts in, a file of answers out: constant memory, and nothing twice after a crash.
+
+The output and error files are the only state of a run. Every record's job has an idempotency key
+made of the run's identity and the record's place, so a job that was submitted before a crash is
+found again rather than generated again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .bulk_flight import Flight
+from .bulk_lines import BulkLine, LineSettings, read_line
+from .bulk_output import DoneLines, DurableLines
+from .bulk_records import count_records, csv_columns, digest_of, is_csv, read_records
+from .bulk_window import with_prefixes_adjacent
+from .errors import BulkFileError
+from .settings import ProducerSettings
+from .store import JobStore
+
+#: Seconds that a turn of the loop waits for an end.
+_TURN_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class BulkOptions:
+    """What to run."""
+
+    input_path: Path
+    output_path: Path
+    errors_path: Path
+    lines: LineSettings = field(default_factory=LineSettings)
+    #: The template as written, for the run's identity.
+    template_text: str = ""
+    #: Records submitted and not answered yet, at most.
+    max_in_flight: int = 1000
+    #: Answer records that ask for the same, without any draw of chance, with one job.
+    deduplicate: bool = False
+    #: Another name makes another run: its jobs are not those of an earlier one.
+    run_id: str = ""
+
+
+@dataclass(slots=True)
+class BulkCounts:
+    """How far a run is. All but ``resumed`` and ``total`` count this command only."""
+
+    total: int = 0
+    #: Records that had an answer or an error before this command began.
+    resumed: int = 0
+    completed: int = 0
+    failed: int = 0
+    prompt_tokens: int = 0
+    #: Prompt tokens that came from the prefix cache.
+    cached_tokens: int = 0
+    output_tokens: int = 0
+
+    @property
+    def done(self) -> int:
+        """Records that have an answer or an error."""
+        return self.resumed + self.completed + self.failed
+
+
+class BulkRun:
+    """One run of ``batchmill bulk``. Owns its files while it runs; the jobs outlive it."""
+
+    def __init__(self, store: JobStore, settings: ProducerSettings, options: BulkOptions) -> None:
+        self._store = store
+        self._settings = settings
+        self._options = options
+        self.counts = BulkCounts()
+
+    def run(self, on_progress: Callable[[BulkCounts], None]) -> BulkCounts:
+        """Submit what has no answer yet, and return when every record has one.
+
+        Args:
+            on_progress: called about twice a second and after each group of answers.
+
+        Raises:
+            BulkFileError: a file cannot be used.
+            redis.exceptions.ConnectionError: the broker has been away for half a minute. As after
+                a crash or Ctrl-C, the same command goes on from there.
+        """
+        _check_paths(self._options)
+        digest = digest_of(self._options.input_path)
+        _check_columns(self._options)
+        self.counts.total = count_records(self._options.input_path)
+        identity = _identity(self._options, digest, self._settings)
+        with ExitStack() as stack:
+            output = stack.enter_context(DurableLines(self._options.output_path))
+            errors = stack.enter_context(DurableLines(self._options.errors_path))
+            done = DoneLines(self.counts.total)
+            for file in (output, errors):
+                self.counts.resumed += file.recover(identity, done)
+            flight = stack.enter_context(
+                Flight(
+                    self._store,
+                    self._settings,
+                    self._options,
+                    identity,
+                    output,
+                    errors,
+                    self.counts,
+                )
+            )
+            self._fly(flight, self._lines(done), on_progress)
+        on_progress(self.counts)
+        return self.counts
+
+    def _fly(
+        self, flight: Flight, lines: Iterator[BulkLine], on_progress: Callable[[BulkCounts], None]
+    ) -> None:
+        on_progress(self.counts)
+        while flight.send(lines):
+            flight.collect(_TURN_S)
+            on_progress(self.counts)
+
+    def _lines(self, done: DoneLines) -> Iterator[BulkLine]:
+        settings = self._options.lines
+        records = read_records(self._options.input_path)
+        todo = (read_line(record, settings) for record in records if record.number not in done)
+        return with_prefixes_adjacent(todo)
+
+
+def _check_paths(options: BulkOptions) -> None:
+    paths = [options.input_path, options.output_path, options.errors_path]
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise BulkFileError("the input, the output and the error file must be three files")
+
+
+def _check_columns(options: BulkOptions) -> None:
+    """Refuse a template that no row of a table can fill, before every row fails."""
+    template = options.lines.template
+    if template is None or not is_csv(options.input_path):
+        return
+    columns = csv_columns(options.input_path)
+    missing = [name for name in template.columns if name not in columns]
+    if missing:
+        raise BulkFileError(
+            f"the template asks for {', '.join(missing)}; {options.input_path} has the columns "
+            f"{', '.join(columns)}"
+        )
+
+
+def _identity(options: BulkOptions, digest: str, settings: ProducerSettings) -> str:
+    """Digest of all that the answers depend on: answers of another input are none of this one."""
+    lines = options.lines
+    content = {
+        "input": digest,
+        "template": options.template_text if lines.template is not None else None,
+        "as_chat": lines.as_chat,
+        "system": lines.system,
+        "model": lines.model or settings.served_name,
+        "defaults": dict(lines.defaults),
+    }
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()

@@ -1,0 +1,46 @@
+"""The lines of the output and error files, in the shape of OpenAI's batches."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from .bulk_lines import LineKind
+from .results import JobResult
+
+
+def answer_line(
+    request_id: str, custom_id: str, kind: LineKind, result: JobResult
+) -> dict[str, Any]:
+    """Return the output line of a completed job."""
+    body = _chat(result) if kind is LineKind.CHAT else _completion(result)
+    body |= {"created": int(time.time()), "model": result.model, "id": result.id}
+    body["usage"] = result.usage.model_dump()
+    response = {"status_code": 200, "request_id": result.id, "body": body}
+    return {"id": request_id, "custom_id": custom_id, "response": response, "error": None}
+
+
+def error_line(request_id: str, custom_id: str, code: str, message: str) -> dict[str, Any]:
+    """Return the error line of a record that has no completion."""
+    error = {"code": code, "message": message}
+    return {"id": request_id, "custom_id": custom_id, "response": None, "error": error}
+
+
+def _chat(result: JobResult) -> dict[str, Any]:
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": result.text},
+        "logprobs": None,
+        "finish_reason": result.finish_reason,
+    }
+    return {"object": "chat.completion", "choices": [choice]}
+
+
+def _completion(result: JobResult) -> dict[str, Any]:
+    choice = {
+        "index": 0,
+        "text": result.text,
+        "logprobs": None,
+        "finish_reason": result.finish_reason,
+    }
+    return {"object": "text_completion", "choices": [choice]}

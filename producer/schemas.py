@@ -1,0 +1,87 @@
+"""JSON Schemas of what crosses the wire, for clients in other languages.
+
+``python -m batchmill.producer.schemas FOLDER`` writes them; those in ``schema/`` are of this
+version.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from .models import GenerationJob
+from .results import JobResult
+
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_STATES = ("completed", "failed", "cancelled", "expired")
+
+
+def schemas() -> dict[str, dict[str, Any]]:
+    """Return each schema by its file name.
+
+    A schema says less than the check at submit does: it knows the names that this version takes
+    first, their types and their limits, and not that exactly one of prompt and messages is given.
+    """
+    job = GenerationJob.model_json_schema(by_alias=False)
+    return {
+        "job.schema.json": _titled(job, "A job, as it is submitted"),
+        "result.schema.json": _titled(
+            JobResult.model_json_schema(mode="serialization"), "How a job ended, with its output"
+        ),
+        "webhook-event.schema.json": _event(),
+    }
+
+
+def render(schema: dict[str, Any]) -> str:
+    """Return a schema as its file holds it."""
+    return json.dumps(schema, indent=2, sort_keys=True) + "\n"
+
+
+def _titled(schema: dict[str, Any], title: str) -> dict[str, Any]:
+    return {"$schema": _DIALECT, **schema, "title": title}
+
+
+def _event() -> dict[str, Any]:
+    """The event as ``worker/webhook_payload.py`` writes it; ``tests/test_schemas.py`` compares."""
+    moment = {"type": ["string", "null"], "format": "date-time"}
+    result = JobResult.model_json_schema(mode="serialization")
+    data = {
+        "id": {"type": "string"},
+        "object": {"const": "generation"},
+        "status": {"enum": list(_STATES)},
+        "model": {"type": ["string", "null"]},
+        "finish_reason": result["properties"]["finish_reason"],
+        "usage": {"anyOf": [{"$ref": "#/$defs/Usage"}, {"type": "null"}]},
+        "metadata": {"type": "object", "additionalProperties": {"type": "string"}},
+        "error": {"anyOf": [{"$ref": "#/$defs/JobError"}, {"type": "null"}]},
+        "created_at": moment,
+        "started_at": moment,
+        "finished_at": moment,
+    }
+    event = {
+        "type": {"enum": [f"generation.{state}" for state in _STATES]},
+        "timestamp": {"type": "string", "format": "date-time"},
+        "data": {"type": "object", "properties": data, "required": list(data)},
+    }
+    schema = {
+        "type": "object",
+        "properties": event,
+        "required": list(event),
+        "$defs": {
+            name: result["$defs"][name] for name in ("JobError", "PromptTokensDetails", "Usage")
+        },
+    }
+    return _titled(schema, "What a webhook receives when a job has ended")
+
+
+def main() -> None:
+    """Write the schemas into the folder that is named."""
+    folder = Path(sys.argv[1])
+    for name, schema in schemas().items():
+        (folder / name).write_text(render(schema), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""Print or write docs/features.md: `python tests/bench/feature_table.py [--write]`.
+
+Request controls by name, with the other names they are known by, their defaults, what they do (from
+the comments of `SamplingParams`) and the tests that are marked with `feature`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import inspect
+import re
+from collections.abc import Iterator
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+from batchmill.engine import SamplingParams
+from batchmill.engine.parameter_names import ALIASES
+from batchmill.producer.parameters import REMEDIES, UNSUPPORTED
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "features.md"
+#: What does not rename a control, but says the same in another way.
+OTHER_SPELLINGS = {
+    "temperature": ["do_sample: false"],
+    "logprobs": ["logprobs: true", "top_logprobs"],
+}
+JOB_DEFAULTS = {"max_tokens": "16; 256 in a job"}
+
+_HEAD = """# Request controls
+
+Made by `python tests/bench/feature_table.py --write` from the code and its tests; do not edit it
+here.
+
+A job and the engine's `SamplingParams` take these names, which are vLLM's. A name that nobody
+knows is refused as `invalid_request`, and one that others know and this version does not as
+`unsupported_parameter`; null stands for a default. `SamplingParams(...)` takes the names of the
+first column; a job, and `SamplingParams.from_dict`, all of them.
+
+What holds for every control:
+
+- A request that does not use it pays nothing for it, and no request changes what another one in
+  its batch gets.
+- It is a function of the prompt and of the tokens so far. A job that is resumed after a crash, or
+  preempted, goes on as it would have.
+- They work in this order: penalties, `logit_bias`, what forbids tokens (structure,
+  `allowed_token_ids`, `bad_words`, `no_repeat_ngram_size`, `min_tokens`), `temperature`, `min_p`,
+  `typical_p`, `top_k`, `top_p`.
+- Log probabilities and entropies are the model's own, before any control and at temperature 1.
+- Where controls leave no token that could come next, the request ends with finish reason `error`,
+  and says so.
+
+"""
+
+_STRUCTURE = """
+## Structured output
+
+`response_format` (OpenAI's) or `structured_outputs` (vLLM's) make every token follow a JSON
+schema, a regular expression, a choice or a Lark grammar, by
+[llguidance](https://github.com/guidance-ai/llguidance). What they cannot enforce is refused when
+the job is submitted.
+
+- A text with finish reason `stop` follows its structure, at any temperature. One with `length`
+  was cut by `max_tokens` or the model's length, and is the beginning of one that does.
+- The structure alone says where the output ends: `stop`, `stop_token_ids`, `min_tokens` and
+  `ignore_eos` are refused beside it.
+- Between the parts of a JSON document there is nothing, a space, or a new line and its
+  indentation (24 spaces at most), so that no model goes on writing blanks; nothing at all with
+  `disable_any_whitespace`.
+- `\\d`, `\\w` and `\\s` of a regular expression are ASCII. It describes the whole text;
+  look-around is refused.
+- Refused in a JSON schema, among others: `patternProperties`, `uniqueItems`, `not`, `if`,
+  `contains`, `oneOf` of alternatives that overlap, `minProperties` above the number of `required`
+  ones, formats that are not known.
+
+"""
+
+_SAMPLES = """
+## Several samples
+
+`n` samples of one prompt share its KV blocks. Each has a seed of its own: the first the
+request's, the others a hash of it and their number. `completions` has them all; `text`,
+`token_ids` and the rest are the first one's. Of a job's samples only the first is checkpointed;
+after a crash the others draw their tokens again, and they are the same.
+"""
+
+
+def marked_tests() -> dict[str, list[str]]:
+    """Control -> the tests that are marked with it, as `path::name`."""
+    found: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        name = path.relative_to(ROOT).as_posix()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                for feature in _marked_features(node):
+                    found.setdefault(feature, []).append(f"{name}::{node.name}")
+    return found
+
+
+def _marked_features(function: ast.FunctionDef) -> Iterator[str]:
+    for decorator in function.decorator_list:
+        if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "pytest.mark.feature":
+            for argument in decorator.args:
+                value = argument.value if isinstance(argument, ast.Starred) else argument
+                given = ast.literal_eval(value)
+                yield from [given] if isinstance(given, str) else given
+
+
+def meanings() -> dict[str, str]:
+    """Control -> the comment above its field."""
+    found: dict[str, str] = {}
+    comment: list[str] = []
+    for line in inspect.getsource(SamplingParams).splitlines():
+        if match := re.fullmatch(r"    #: ?(.*)", line):
+            comment.append(match[1])
+            continue
+        if (match := re.match(r"    (\w+): ", line)) and comment:
+            found[match[1]] = " ".join(comment)
+        comment = []
+    return found
+
+
+def page() -> str:
+    """The page's text."""
+    told, tested = meanings(), marked_tests()
+    controls = [field.name for field in fields(SamplingParams)]
+    rows = ["| control | also | default | what it does |", "|---|---|---|---|"]
+    rows += [f"| `{n}` | {_also(n)} | {_default(n)} | {_cell(told[n])} |" for n in controls]
+    checks = ["", "## Tests", "", "| control | tests |", "|---|---|"]
+    checks += [
+        f"| `{name}` | {'<br>'.join(f'`{test}`' for test in tested[name])} |" for name in controls
+    ]
+    refused = ["", "## Refused by name", "", "| parameter | instead |", "|---|---|"]
+    refused += [f"| `{name}` | {REMEDIES.get(name, '-')} |" for name in sorted(UNSUPPORTED)]
+    return (
+        _HEAD
+        + "\n".join(rows)
+        + "\n"
+        + _STRUCTURE.rstrip()
+        + "\n"
+        + _SAMPLES
+        + "\n".join([*checks, *refused, ""])
+    )
+
+
+def _cell(text: str) -> str:
+    """Text that ends no cell of a table and opens no tag."""
+    return text.replace("|", r"\|")
+
+
+def _also(name: str) -> str:
+    others = [alias for alias, meant in ALIASES.items() if meant == name]
+    return ", ".join(f"`{each}`" for each in [*others, *OTHER_SPELLINGS.get(name, ())]) or "-"
+
+
+def _default(name: str) -> str:
+    (field,) = (each for each in fields(SamplingParams) if each.name == name)
+    assert field.default is not MISSING
+    if name in JOB_DEFAULTS:
+        return JOB_DEFAULTS[name]
+    if isinstance(field.default, bool):
+        return str(field.default).lower()
+    return "-" if field.default in (None, ()) else f"{field.default:g}"
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help=f"write {PAGE.name} instead")
+    if parser.parse_args().write:
+        PAGE.write_text(page())
+    else:
+        print(page(), end="")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""Tiny models with random weights, one or more of every family, saved as Hugging Face folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer as BackendTokenizer
+from tokenizers import models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    Olmo2Config,
+    OPTConfig,
+    Phi3Config,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2MoeConfig,
+    Qwen3Config,
+    Qwen3MoeConfig,
+    SmolLM3Config,
+    Starcoder2Config,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+VOCAB_SIZE = 211
+SIZES = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 48,
+    "intermediate_size": 112,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": None,
+}
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+_LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0 + index / 8 for index in range(3)],
+    "long_factor": [2.0 + index for index in range(3)],
+}
+_EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+_SIX_LAYERS = [_SLIDING, _SLIDING, _FULL, _SLIDING, _SLIDING, _FULL]
+
+#: Computed by the native decoder.
+NATIVE: dict[str, PreTrainedConfig] = {
+    "Llama": LlamaConfig(**SIZES),
+    "Llama, every bias, llama3 RoPE, a head_dim of its own": LlamaConfig(
+        **SIZES,
+        attention_bias=True,
+        mlp_bias=True,
+        head_dim=20,
+        rope_theta=500000.0,
+        rope_scaling=_LLAMA3,
+    ),
+    "Llama, linear RoPE, tied": LlamaConfig(
+        **SIZES, rope_scaling={"rope_type": "linear", "factor": 4.0}, tie_word_embeddings=True
+    ),
+    "Llama, yarn RoPE": LlamaConfig(**SIZES, rope_scaling=_YARN),
+    "Llama, dynamic RoPE, one key head": LlamaConfig(
+        **{**SIZES, "num_key_value_heads": 1}, rope_scaling={"rope_type": "dynamic", "factor": 2.0}
+    ),
+    "Llama, as many key heads as heads": LlamaConfig(**{**SIZES, "num_key_value_heads": 6}),
+    "Mistral": MistralConfig(**SIZES, sliding_window=None),
+    "Mistral, sliding window": MistralConfig(**SIZES, sliding_window=9),
+    "Qwen2, tied": Qwen2Config(**SIZES, tie_word_embeddings=True),
+    "Qwen2, windows in some layers": Qwen2Config(
+        **SIZES, use_sliding_window=True, sliding_window=9, max_window_layers=1
+    ),
+    "Qwen3": Qwen3Config(**SIZES, head_dim=16),
+    "Qwen3-MoE": Qwen3MoeConfig(**SIZES, **_EXPERTS, head_dim=16, norm_topk_prob=True),
+    "Qwen3-MoE, some layers dense, biases, shares as they are": Qwen3MoeConfig(
+        **SIZES,
+        **_EXPERTS,
+        head_dim=16,
+        decoder_sparse_step=2,
+        norm_topk_prob=False,
+        attention_bias=True,
+    ),
+    "Mixtral": MixtralConfig(**SIZES, num_local_experts=5, num_experts_per_tok=2),
+    "Gemma 3 text": Gemma3TextConfig(
+        **{**SIZES, "num_hidden_layers": 6},
+        head_dim=16,
+        query_pre_attn_scalar=24,
+        sliding_window=9,
+        layer_types=_SIX_LAYERS,
+        rope_parameters={
+            _FULL: {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            _SLIDING: {"rope_type": "default", "rope_theta": 1e4},
+        },
+    ),
+    "Gemma 3 text, capped logits, biases, a head of its own": Gemma3TextConfig(
+        **{**SIZES, "num_hidden_layers": 2},
+        head_dim=16,
+        query_pre_attn_scalar=16,
+        layer_types=[_SLIDING, _FULL],
+        sliding_window=16,
+        final_logit_softcapping=2.0,
+        attention_bias=True,
+        tie_word_embeddings=False,
+    ),
+    "Phi-3, sliding window": Phi3Config(**SIZES, sliding_window=9),
+    "Phi-3, longrope, part of each head rotated": Phi3Config(
+        **SIZES,
+        original_max_position_embeddings=64,
+        partial_rotary_factor=0.75,
+        rope_scaling=_LONGROPE,
+    ),
+}
+_GPT = {"vocab_size": VOCAB_SIZE, "bos_token_id": 0, "eos_token_id": 1}
+#: Computed through transformers' attention interface.
+OTHERS: dict[str, PreTrainedConfig] = {
+    "GPT-2": GPT2Config(**_GPT, n_positions=256, n_embd=48, n_layer=3, n_head=6),
+    "GPT-NeoX": GPTNeoXConfig(
+        **_GPT,
+        hidden_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        intermediate_size=112,
+        max_position_embeddings=256,
+    ),
+    "OPT": OPTConfig(
+        **_GPT,
+        hidden_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        ffn_dim=112,
+        max_position_embeddings=256,
+        word_embed_proj_dim=48,
+    ),
+    "Llama, another activation": LlamaConfig(**SIZES, hidden_act="gelu"),
+    "OLMo 2": Olmo2Config(**SIZES),
+    "SmolLM3, some layers without RoPE": SmolLM3Config(**SIZES, no_rope_layer_interval=2),
+    "Starcoder 2, sliding window": Starcoder2Config(
+        **{key: value for key, value in SIZES.items() if key != "rms_norm_eps"}, sliding_window=9
+    ),
+    "Qwen2-MoE, shared expert": Qwen2MoeConfig(
+        **SIZES, **_EXPERTS, shared_expert_intermediate_size=40
+    ),
+}
+ALL = NATIVE | OTHERS
+
+
+def architecture_of(config: PreTrainedConfig) -> str:
+    """The Hugging Face class that a configuration belongs to."""
+    return MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]
+
+
+def random_model(config: PreTrainedConfig, folder: Path) -> PreTrainedModel:
+    """A model with all weights random, biases and norms too, saved to a folder with a tokenizer."""
+    torch.manual_seed(5)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    # Norms that start at 0 are stored as differences from 1.
+    centre = 0.0 if config.model_type.startswith("gemma") else 1.0
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.normal_(centre if "norm" in name or "ln_" in name else 0.0, 0.2)
+    model.eval()
+    model.save_pretrained(folder)
+    save_tokenizer(folder)
+    return model
+
+
+def save_tokenizer(folder: Path) -> None:
+    """One word for each token id."""
+    words = ["<s>", "</s>", "<unk>", *(f"w{index}" for index in range(3, VOCAB_SIZE))]
+    backend = BackendTokenizer(
+        models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>")
+    )
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder)
