@@ -17,7 +17,14 @@ from .errors import (
     RequestError,
     UnsupportedModelError,
 )
-from .outputs import Completion, FinishReason, RequestMetrics, RequestOutput, Usage
+from .outputs import (
+    Completion,
+    FinishReason,
+    RequestFailure,
+    RequestMetrics,
+    RequestOutput,
+    Usage,
+)
 from .sampling_params import SamplingParams
 from .stats import EngineStats
 
@@ -35,6 +42,7 @@ __all__ = [
     "ModelLoadError",
     "OutOfBlocksError",
     "RequestError",
+    "RequestFailure",
     "RequestMetrics",
     "RequestOutput",
     "SamplingParams",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from .errors import OutOfBlocksError
 
@@ -81,11 +81,20 @@ class BlockPool:
             block_ids.append(block_id)
         return block_ids
 
-    def find_cached(self, block_hashes: Iterable[bytes]) -> list[int]:
-        """The blocks that hold the longest cached prefix. They are not taken: see `share`."""
+    def find_cached(
+        self, block_hashes: Iterable[bytes], coming: Mapping[bytes, int] | None = None
+    ) -> list[int]:
+        """The blocks that hold the longest cached prefix. They are not taken: see `share`.
+
+        Args:
+            block_hashes: Of the prefix, block after block.
+            coming: Held blocks that the step being put together fills, by the hash they will have.
+        """
         found = []
         for block_hash in block_hashes:
             block_id = self._block_by_hash.get(block_hash)
+            if block_id is None and coming is not None:
+                block_id = coming.get(block_hash)
             if block_id is None:
                 break
             found.append(block_id)
@@ -96,7 +105,7 @@ class BlockPool:
         return sum(self._ref_counts[block_id] == 0 for block_id in block_ids)
 
     def share(self, block_ids: Iterable[int]) -> None:
-        """Add a holder to each of some cached blocks."""
+        """Add a holder to each of some blocks that are cached, or held."""
         for block_id in block_ids:
             if self._ref_counts[block_id] == 0:
                 del self._free_cached[block_id]

@@ -41,6 +41,9 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     #: Weight format, or None for weights in `dtype`. The loader knows which ones it has.
     quantization: str | None = None
+    #: A request goes before those of the next lower priority that came up to so many seconds
+    #: earlier. Raising it protects urgent requests longer, and lets the others wait longer.
+    priority_ageing_s: float = 30.0
     #: "native" is our decoder, "transformers" is its model over our KV cache (any causal model,
     #: slower), and "auto" is native where our decoder knows the model.
     model_impl: str = "auto"
@@ -70,6 +73,11 @@ class EngineConfig:
                 f"max_num_batched_tokens is {self.max_num_batched_tokens}, fewer than max_num_seqs "
                 f"{self.max_num_seqs}: a running request needs one token a step, so raise "
                 "max_num_batched_tokens or lower max_num_seqs"
+            )
+        if not 0 <= self.priority_ageing_s < float("inf"):
+            raise ConfigError(
+                f"priority_ageing_s is {self.priority_ageing_s!r}: use seconds, at least 0 and "
+                "finite, or low priorities could wait for ever"
             )
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):
             raise ConfigError(f"seed is {self.seed!r}: use an integer")

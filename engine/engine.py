@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .block_pool import BlockPool
 from .config import EngineConfig
-from .errors import ConfigError, EngineError, RequestError
+from .errors import ConfigError, EngineError, RequestError, is_out_of_memory
 from .fan_out import SampleGroup
-from .intake import Prompt, RequestIntake
+from .intake import Prompt, RequestIntake, check_order
 from .kv_cache import KVCache
 from .loading import LoadedModel, load_model
-from .outputs import FinishReason, RequestOutput, ResumedTokens
+from .outputs import FinishReason, RequestFailure, RequestOutput, ResumedTokens
 from .request import Request
 from .runner import ModelRunner
 from .sampler import Sampler
 from .sampling_params import SamplingParams
+from .schedule import ScheduledBatch
 from .scheduler import Scheduler
 from .stats import EngineStats, StatsCounter
 from .step_inputs import build_step_inputs
@@ -78,11 +80,14 @@ class Engine:
             ),
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
+            ageing_s=config.priority_ageing_s,
         )
         self._runner = ModelRunner(loaded.model, self._kv_cache, loaded.model.device)
         self._sampler = Sampler(loaded.config.vocab_size)
         self._intake = RequestIntake(config, loaded)
         self._trackers: dict[str, RequestTracker] = {}
+        # `time.monotonic()` at which requests end unfinished, where they have such a time.
+        self._deadlines: dict[str, float] = {}
         # Requests with several samples, by their own id; each sample has a tracker as well.
         self._groups: dict[str, SampleGroup] = {}
         # Requests with something to report at the end of the next step.
@@ -152,6 +157,9 @@ class Engine:
         prompt: Prompt,
         params: SamplingParams | None = None,
         resumed_token_ids: ResumedTokens = (),
+        *,
+        priority: int = 0,
+        deadline_s: float | None = None,
     ) -> None:
         """Take a request on; `step` computes it and reports.
 
@@ -164,11 +172,16 @@ class Engine:
                 are computed with the prompt, and generation goes on after them. Where they end the
                 request already, the next step reports it finished without computing anything,
                 unless they are to be scored. With `params.n` above 1, a list for each sample.
+            priority: Lower goes first, and may take the place of a higher one that runs; see
+                `EngineConfig.priority_ageing_s` for how long.
+            deadline_s: Seconds from now, after which it is aborted where it is not done: the output
+                then has finish reason `abort` and the error `deadline_exceeded`. None is never.
 
         Raises:
             RequestError: `context_length_exceeded` where the prompt leaves no room for a token,
                 `unsupported_parameter` or `invalid_request`; the engine is as before.
         """
+        check_order(priority, deadline_s)
         if request_id in self._trackers or request_id in self._groups:
             raise RequestError(
                 "invalid_request",
@@ -177,27 +190,37 @@ class Engine:
         params = SamplingParams() if params is None else params
         trackers = self._intake.prepare(request_id, prompt, params, resumed_token_ids)
         self._check_fit(trackers)
+        for tracker in trackers:
+            tracker.request.priority = priority
         self._start(trackers)
+        if deadline_s is not None:
+            self._deadlines[request_id] = time.monotonic() + deadline_s
 
     def step(self) -> list[RequestOutput]:
         """Compute one step for all requests that fit into it.
+
+        A step that runs out of memory computes nothing: the later half of its requests is
+        preempted, and the next steps are smaller. A request for which memory runs out three times
+        while it is alone ends with the error `out_of_memory`.
 
         Returns:
             An output for each request that has a new token or has ended.
 
         Raises:
-            Exception: what the model raised. No token is lost: the next call computes the same
-                step again, unless requests are aborted before.
+            Exception: what the model raised, if it was anything else. No token is lost: the next
+                call computes the same step again, unless requests are aborted before.
         """
+        self._abort_late()
         batch = self._scheduler.schedule()
         if batch.scheduled:
-            self._sampler.begin(batch)
-            inputs = build_step_inputs(batch, self.config.block_size, self._loaded.model.device)
-            logits = self._runner.run(inputs)
-            token_ids = self._sampler.sample(logits, batch)
-            self._scheduler.update(batch, token_ids)
-            self._counter.count_step(batch)
-            self._track(batch.sampling_requests, token_ids)
+            started_at_s = time.perf_counter()
+            token_ids = self._compute(batch)
+            if token_ids is None:
+                self._make_steps_smaller(batch)
+            else:
+                void = self._scheduler.update(batch, token_ids)
+                self._counter.count_step(batch, time.perf_counter() - started_at_s)
+                self._track(batch.sampling_requests, token_ids, void)
         return self._take_outputs()
 
     def abort(self, request_id: str) -> bool:
@@ -206,14 +229,7 @@ class Engine:
         Returns:
             False where no unfinished request has that id: it is finished, or never was.
         """
-        group, tracker = self._groups.get(request_id), self._trackers.get(request_id)
-        samples = group.trackers if group is not None else [] if tracker is None else [tracker]
-        running = [each for each in samples if each.finish_reason is None]
-        for each in running:
-            each.finish(FinishReason.ABORT)
-            self._unschedule(each)
-            self._with_news.append(each)
-        return bool(running)
+        return self._abort(request_id, None)
 
     def has_unfinished(self) -> bool:
         """Whether any request's last output is still to come."""
@@ -282,9 +298,65 @@ class Engine:
             self._scheduler.finish(tracker.request)
             tracker.is_scheduled = False
 
-    def _track(self, requests: Sequence[Request], token_ids: Sequence[int | None]) -> None:
+    def _compute(self, batch: ScheduledBatch) -> list[int | None] | None:
+        """Run the model on a step and draw its tokens; None where memory ran out."""
+        try:
+            self._kv_cache.zero_blocks(self._scheduler.take_untrusted_blocks())
+            self._sampler.begin(batch)
+            inputs = build_step_inputs(batch, self.config.block_size, self._loaded.model.device)
+            logits = self._runner.run(inputs)
+            return self._sampler.sample(logits, batch)
+        except Exception as error:
+            if is_out_of_memory(error):
+                return None
+            raise
+
+    def _make_steps_smaller(self, batch: ScheduledBatch) -> None:
+        preempted, hopeless = self._scheduler.shrink(batch)
+        self._counter.count_out_of_memory(batch, len(preempted))
+        if hopeless is None:
+            return
+        tracker = self._trackers[hopeless.request_id]
+        tracker.finish(
+            FinishReason.ERROR,
+            RequestFailure(
+                "out_of_memory",
+                f"memory ran out for this request alone, at {batch.num_tokens} tokens in one step "
+                "and fewer: lower max_num_batched_tokens or kv_cache_bytes",
+            ),
+        )
+        self._unschedule(tracker)
+        self._with_news.append(tracker)
+
+    def _abort_late(self) -> None:
+        """End the requests whose deadline has passed."""
+        if not self._deadlines:
+            return
+        now = time.monotonic()
+        for request_id in [each for each, at in self._deadlines.items() if now >= at]:
+            message = "the deadline passed before the request was done"
+            self._abort(request_id, RequestFailure("deadline_exceeded", message))
+
+    def _abort(self, request_id: str, error: RequestFailure | None) -> bool:
+        group, tracker = self._groups.get(request_id), self._trackers.get(request_id)
+        samples = group.trackers if group is not None else [] if tracker is None else [tracker]
+        running = [each for each in samples if each.finish_reason is None]
+        for each in running:
+            each.finish(FinishReason.ABORT, error)
+            self._unschedule(each)
+            self._with_news.append(each)
+        return bool(running)
+
+    def _track(
+        self,
+        requests: Sequence[Request],
+        token_ids: Sequence[int | None],
+        void: Sequence[Request],
+    ) -> None:
         """Hand each new token to its request's tracker, and take out the requests that ended."""
         for request, token_id in zip(requests, token_ids, strict=True):
+            if request in void:
+                continue
             tracker = self._trackers[request.request_id]
             self._with_news.append(tracker)
             if tracker.finish_reason is None:
@@ -302,14 +374,20 @@ class Engine:
         if controls is not None and controls.is_exhausted:
             tracker.finish(
                 FinishReason.ERROR,
-                "the request's controls leave no token that could come next: loosen its "
-                "structure, allowed_token_ids, bad_words, no_repeat_ngram_size or min_tokens",
+                RequestFailure(
+                    "no_token_left",
+                    "the request's controls leave no token that could come next: loosen its "
+                    "structure, allowed_token_ids, bad_words, no_repeat_ngram_size or min_tokens",
+                ),
             )
             return
         tracker.finish(
             FinishReason.ERROR,
-            "the model computed logits that are not finite numbers: try another dtype (float32), "
-            "and check the model's weights",
+            RequestFailure(
+                "numerical_error",
+                "the model computed logits that are not finite numbers: try another dtype "
+                "(float32), and check the model's weights",
+            ),
         )
         self._kv_cache.zero_blocks(self._scheduler.discard(tracker.request))
         tracker.is_scheduled = False
@@ -323,6 +401,7 @@ class Engine:
             self._counter.count_output(output)
             if output.finished:
                 del self._trackers[output.request_id]
+                self._deadlines.pop(output.request_id, None)
             if tracker.group is None:
                 outputs.append(output)
             else:
@@ -338,6 +417,7 @@ class Engine:
         output = group.output()
         if output.finished:
             del self._groups[group.request_id]
+            self._deadlines.pop(group.request_id, None)
         return output
 
     def _drop_all(self) -> None:
@@ -345,6 +425,7 @@ class Engine:
         for tracker in self._trackers.values():
             self._unschedule(tracker)
         self._trackers.clear()
+        self._deadlines.clear()
         self._groups.clear()
         self._with_news = []
 

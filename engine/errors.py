@@ -48,3 +48,14 @@ class UnsupportedModelError(ModelLoadError):
 
 class OutOfBlocksError(EngineError):
     """The block pool has fewer free blocks than were asked for."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, of the host or of an accelerator.
+
+    On the host torch raises a bare RuntimeError; a class for it exists on accelerators only
+    (`torch.OutOfMemoryError`, named here, because this module is imported without torch).
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: " in str(error)

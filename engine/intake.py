@@ -198,6 +198,20 @@ class RequestIntake:
             request.max_num_tokens = request.num_tokens + 1
 
 
+def check_order(priority: int, deadline_s: float | None) -> None:
+    """Refuse a priority or a deadline that cannot work.
+
+    Raises:
+        RequestError: `invalid_request`.
+    """
+    if not isinstance(priority, int) or isinstance(priority, bool):
+        raise RequestError("invalid_request", f"priority is {priority!r}: use an integer")
+    if deadline_s is not None and not deadline_s > 0:
+        raise RequestError(
+            "invalid_request", f"deadline_s is {deadline_s!r}: use seconds from now, more than 0"
+        )
+
+
 def _resumed_by_sample(resumed: ResumedTokens, n: int) -> Sequence[Sequence[int]]:
     if n == 1:
         return [cast("Sequence[int]", resumed)]

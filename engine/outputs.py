@@ -19,10 +19,21 @@ class FinishReason(enum.StrEnum):
     STOP = "stop"
     #: `max_tokens`, or the engine's `max_model_len`.
     LENGTH = "length"
-    #: `Engine.abort`.
+    #: `Engine.abort`, or its deadline passed (then `RequestOutput.error` says so).
     ABORT = "abort"
     #: The request could not go on; `RequestOutput.error` says why.
     ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFailure:
+    """Why a request ended without being done; the others of its batch are not affected."""
+
+    #: Machine-readable: `numerical_error`, `out_of_memory`, `no_token_left` (its own controls),
+    #: `deadline_exceeded` or `engine_error`.
+    code: str
+    #: For people; never prompt or output text.
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +69,10 @@ class RequestMetrics:
     finished_s: float | None = None
     #: Prompt tokens found in the prefix cache when it was first admitted.
     num_cached_tokens: int = 0
-    #: How often its blocks were given to an earlier arrival.
+    #: How often its blocks were given to others.
     num_preemptions: int = 0
+    #: Mean seconds between two tokens of this run; None before the second.
+    inter_token_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +86,7 @@ class Completion:
     #: None while it goes on.
     finish_reason: FinishReason | None
     stop_reason: int | str | None
-    error: str | None
+    error: RequestFailure | None
     logprobs: list[dict[int, float]] | None
     entropies: list[float] | None
 
@@ -107,8 +120,8 @@ class RequestOutput:
     finish_reason: FinishReason | None
     #: The stop token id or stop string that ended it; None at an end-of-text token or a limit.
     stop_reason: int | str | None
-    #: What went wrong, where `finish_reason` is `error`.
-    error: str | None
+    #: What went wrong, where `finish_reason` is `error`, or `abort` for a deadline.
+    error: RequestFailure | None
     #: Times and counts, complete once finished.
     metrics: RequestMetrics
     #: The prompt as it was computed, truncated where that was asked for.

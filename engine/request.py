@@ -21,7 +21,7 @@ class RequestStatus(enum.Enum):
 
     WAITING = "waiting"
     RUNNING = "running"
-    #: Waiting again, after its blocks were given to an earlier arrival.
+    #: Waiting again, after its blocks were given to others.
     PREEMPTED = "preempted"
     FINISHED = "finished"
 
@@ -42,8 +42,13 @@ class Request:
         max_num_tokens: It is finished when prompt and output together have that many tokens.
         num_computed_tokens: Tokens whose KV is in the cache.
         block_ids: Its block table.
+        priority: Lower goes first, and may take the place of a higher one that runs.
+        rank: What the scheduler orders by, lowest first; fixed when it is added there.
+        num_overtaken: How often a later request was admitted before it.
         block_hashes: Chained hashes of its first full blocks, extended as they are needed.
         num_registered_blocks: Leading blocks already offered to the prefix cache.
+        is_trusted: Whether a finite token came out of all that was computed of it; only then is its
+            KV known to be finite.
         controls: What its params forbid, favour or penalise; None where they ask for nothing.
         scores: What is reported of its distributions; None where nothing is asked for.
         status: Where it is in its life.
@@ -54,13 +59,17 @@ class Request:
         "block_hashes",
         "block_ids",
         "controls",
+        "is_trusted",
         "max_num_tokens",
         "metrics",
         "num_computed_tokens",
+        "num_overtaken",
         "num_registered_blocks",
         "output_token_ids",
         "params",
+        "priority",
         "prompt_token_ids",
+        "rank",
         "request_id",
         "scores",
         "seed",
@@ -85,6 +94,10 @@ class Request:
         self.params = params
         self.seed = seed
         self.max_num_tokens = max_num_tokens
+        self.priority = 0
+        self.rank = (0.0, 0)
+        self.num_overtaken = 0
+        self.is_trusted = True
         self.controls = controls
         self.scores = scores
         self.num_computed_tokens = 0

@@ -31,9 +31,9 @@ class ScheduledRequest(NamedTuple):
 class ScheduledBatch:
     """One step's work, decided."""
 
-    #: Requests that decode first, then chunks of prompts; each group in order of arrival.
+    #: Requests that decode first, then chunks of prompts; each group in order of rank.
     scheduled: tuple[ScheduledRequest, ...]
-    #: Requests that lost their blocks in this step and wait again, the latest arrival first.
+    #: Requests that lost their blocks in this step and wait again, the last in rank first.
     preempted: tuple[Request, ...]
 
     @property

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
+from bisect import insort
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from .block_pool import BlockPool, extend_block_hashes
+from .batch_limits import BatchLimits
+from .block_pool import BlockPool
 from .errors import ConfigError, RequestError
+from .prefix_sharing import PrefixSharing
 from .request import Request, RequestStatus
-from .schedule import ScheduledBatch, ScheduledRequest
-from .scores import TokenScores
-
-#: Most known tokens scored in one step, to bound the logits: 256 rows of 128,000 are 131 MB.
-MAX_SCORED_TOKENS = 256
+from .schedule import ScheduledBatch
+from .step_plan import StepPlan
+from .waiting_queue import WaitingQueue, rank_of
 
 
 class Scheduler:
@@ -22,15 +23,23 @@ class Scheduler:
     There are no prefill and decode phases: each request has `num_computed_tokens`, and every step
     lets them catch up with their known tokens under one token budget, decodes first.
 
-    Order: requests are admitted as they arrived, none overtakes. A request is admitted only when
-    there are blocks for all its known tokens, so a prompt is never stuck half-way. Where a running
-    request needs a block and none is free, the latest arrival is preempted: its blocks are freed,
-    it waits again at the front, and later computes its prompt and output anew. So the earliest
-    running request always advances, and as each request fits into the pool alone (`add` sees to
-    that), every request finishes.
+    Order: by rank, which is the time of arrival plus `ageing_s` for each step of priority. So a
+    request goes before those of a higher number that came up to `ageing_s` earlier, and none
+    waits for ever behind later ones. None overtakes another, but for a bounded number of times
+    where it begins like the one admitted before it (`WaitingQueue`). A request is admitted only
+    when there are blocks for all its known tokens, so a prompt is never stuck half-way; for room,
+    it preempts running ones that both rank after it and are of a lower priority.
 
-    Invariant: `running` and `waiting`, one after the other, are in order of arrival; a block's
-    reference count is the number of block tables it is in (`check`).
+    Where a running request needs a block and none is free, the last in rank is preempted: its
+    blocks are freed, it waits again at its place, and later computes its prompt and output anew. So
+    the first running request always advances, and as each request fits into the pool alone (`add`
+    sees to that), every request finishes.
+
+    Sharing (`PrefixSharing`): a request may be admitted on blocks that the same step is to compute.
+    It is taken back by the next `schedule` if there was no `update` in between.
+
+    Invariant: `running` and `waiting` are each in order of rank; a block's reference count is the
+    number of block tables it is in (`check`).
 
     Source: iteration-level scheduling, Yu et al. 2022 (Orca), section 4.1; chunked prefill beside
     decodes, Agrawal et al. 2024 (Sarathi-Serve), section 4; preemption by recompute, Kwon et al.
@@ -38,7 +47,12 @@ class Scheduler:
     """
 
     def __init__(
-        self, block_pool: BlockPool, *, max_num_seqs: int, max_num_batched_tokens: int
+        self,
+        block_pool: BlockPool,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        ageing_s: float = 30.0,
     ) -> None:
         if max_num_batched_tokens < max_num_seqs:
             raise ConfigError(
@@ -46,10 +60,16 @@ class Scheduler:
                 f"{max_num_seqs}: prompts could wait for decodes for ever"
             )
         self.block_pool = block_pool
-        self.max_num_seqs = max_num_seqs
-        self.max_num_batched_tokens = max_num_batched_tokens
-        self.waiting: deque[Request] = deque()
+        self.limits = BatchLimits(max_num_seqs, max_num_batched_tokens)
+        self.waiting = WaitingQueue()
         self.running: list[Request] = []
+        self._sharing = PrefixSharing(block_pool)
+        self._ageing_s = ageing_s
+        self._num_added = 0
+        self._last_admitted: Request | None = None
+        # Admitted in the last step on blocks that the same step was to compute.
+        self._unconfirmed: list[Request] = []
+        self._untrusted_blocks: list[int] = []
 
     @property
     def has_requests(self) -> bool:
@@ -73,13 +93,16 @@ class Scheduler:
             )
 
     def add(self, request: Request) -> None:
-        """Let a request wait behind those that came before.
+        """Let a request wait for its turn.
 
         Raises:
             RequestError: see `check_fits`.
         """
         self.check_fits(request)
-        self.waiting.append(request)
+        self._num_added += 1
+        arrived_at_s = request.metrics.arrived_at_s
+        request.rank = (arrived_at_s + request.priority * self._ageing_s, self._num_added)
+        self.waiting.add(request)
 
     def schedule(self) -> ScheduledBatch:
         """Choose the next step's work. Empty only where there is no request.
@@ -87,39 +110,90 @@ class Scheduler:
         Nothing is lost when the step is not run or fails: requests count as computed in `update`,
         so the next call chooses the same tokens again.
         """
+        self._take_back_unconfirmed()
+        self._sharing.begin_step()
         preempted = self._reserve_blocks()
-        plan = _Plan(self.max_num_batched_tokens)
+        preempted += self._make_room()
+        plan = StepPlan(self.limits.max_num_batched_tokens)
         prefills = []
         for request in self.running:
-            num_uncomputed_tokens = request.num_uncomputed_tokens
-            if num_uncomputed_tokens == 1:
+            if request.num_uncomputed_tokens == 1:
                 plan.place(request, 1)
             else:
-                prefills.append((request, num_uncomputed_tokens))
-        for request, num_uncomputed_tokens in prefills:
-            plan.place(request, num_uncomputed_tokens)
-        # What was just preempted is not admitted here: fewer blocks are free than it gave up.
-        self._admit(plan)
+                prefills.append(request)
+        self._fill(plan, prefills, preempted)
         assert plan.scheduled or not self.has_requests, "requests wait, and none can be computed"
         return ScheduledBatch(tuple(plan.scheduled), tuple(preempted))
 
-    def update(self, batch: ScheduledBatch, token_ids: Sequence[int | None]) -> None:
+    def update(self, batch: ScheduledBatch, token_ids: Sequence[int | None]) -> list[Request]:
         """Count a step's tokens as computed and append the sampled ones.
 
         Args:
             batch: What `schedule` returned, computed.
             token_ids: One for each of `batch.sampling_requests`; None where sampling failed: the
                 caller has to finish that request.
+
+        Returns:
+            Requests that were computed on blocks of a request whose sampling failed. They wait
+            again, and their tokens of this step are void, None included.
         """
-        sampled = iter(token_ids)
+        self.limits.note_success()
+        tokens = dict(zip(batch.sampling_requests, token_ids, strict=True))
+        void = self._find_void(batch, tokens)
         for request, num_computed_tokens, num_new_tokens, samples, _ in batch.scheduled:
-            token_id = next(sampled) if samples else None
-            request.num_computed_tokens = num_computed_tokens + num_new_tokens
-            if samples and token_id is None:
+            if request in void:
                 continue
+            request.num_computed_tokens = num_computed_tokens + num_new_tokens
+            token_id = tokens[request] if samples else None
             if token_id is not None:
                 request.output_token_ids.append(token_id)
-            self._register_computed_blocks(request)
+                request.is_trusted = True
+                self._sharing.register(request)
+        self._unconfirmed = void
+        self._take_back_unconfirmed()
+        return void
+
+    def _find_void(
+        self, batch: ScheduledBatch, tokens: Mapping[Request, int | None]
+    ) -> list[Request]:
+        """The requests admitted in this step on blocks that the step computed wrongly."""
+        if not self._unconfirmed or None not in tokens.values():
+            return []
+        void: list[Request] = []
+        tainted: set[int] = set()
+        for item in batch.scheduled:  # who fills a block comes before those that share it
+            request = item.request
+            if request in self._unconfirmed and not tainted.isdisjoint(request.block_ids):
+                void.append(request)
+                tainted.update(request.block_ids)
+            elif item.samples and tokens[request] is None:
+                tainted.update(request.block_ids)
+        return void
+
+    def take_untrusted_blocks(self) -> list[int]:
+        """Blocks given back that may hold NaN: clear them before the next step is computed."""
+        block_ids, self._untrusted_blocks = self._untrusted_blocks, []
+        return block_ids
+
+    def shrink(self, batch: ScheduledBatch) -> tuple[list[Request], Request | None]:
+        """After a step that ran out of memory: smaller steps, and the later half waits again.
+
+        Args:
+            batch: What `schedule` returned, not computed.
+
+        Returns:
+            The requests that were preempted, and the one that ran out of memory alone once too
+            often: the caller has to finish it.
+        """
+        self._take_back_unconfirmed()
+        if self.limits.note_out_of_memory(batch):
+            return [], batch.scheduled[0].request
+        in_batch = sorted((item.request for item in batch.scheduled), key=rank_of)
+        kept = set(in_batch[: self.limits.max_num_seqs])
+        victims = [request for request in reversed(self.running) if request not in kept]
+        for request in victims:
+            self._preempt(request)
+        return victims, None
 
     def finish(self, request: Request) -> None:
         """Take a request out, wherever it is, and free its blocks."""
@@ -147,6 +221,8 @@ class Scheduler:
             AssertionError: it is not, or the pool's own invariant is broken.
         """
         self.block_pool.check()
+        for requests in (self.running, list(self.waiting)):
+            assert requests == sorted(requests, key=rank_of), "requests are not in order of rank"
         counts = [0] * self.block_pool.num_blocks
         for request in self.running:
             assert request.status is RequestStatus.RUNNING
@@ -159,10 +235,10 @@ class Scheduler:
         assert actual == counts, "a reference count is not the number of its block tables"
 
     def _reserve_blocks(self) -> list[Request]:
-        """Extend each running request's block table to its last known token, earliest first.
+        """Extend each running request's block table to its last known token, first rank first.
 
         Returns:
-            The requests that were preempted for it, the latest arrival first.
+            The requests that were preempted for it, the last in rank first.
         """
         pool = self.block_pool
         preempted: list[Request] = []
@@ -171,63 +247,140 @@ class Scheduler:
             request = self.running[index]
             missing = pool.blocks_for(request.num_tokens) - len(request.block_ids)
             if missing > pool.num_free_blocks:
-                # The victim may be this request itself: then it was the latest.
-                preempted.append(self._preempt_latest())
+                # The victim may be this request itself: then it was the last.
+                preempted.append(self.running[-1])
+                self._preempt(self.running[-1])
                 continue
             if missing > 0:
                 request.block_ids += pool.allocate(missing)
             index += 1
         return preempted
 
-    def _preempt_latest(self) -> Request:
-        request = self.running.pop()
+    def _make_room(self) -> list[Request]:
+        """Preempt requests of lower priorities where the first that waits needs their place.
+
+        Returns:
+            The preempted ones, the last in rank first; none where all of them were not enough.
+        """
+        urgent = self.waiting.first()
+        if urgent is None:
+            return []
+        victims = [
+            request
+            for request in reversed(self.running)
+            if request.priority > urgent.priority and request.rank > urgent.rank
+        ]
+        if not victims or self._fits(urgent):
+            return []
+        # A block that two victims share is not counted, so this may say no a step too early.
+        gained = frozenset(
+            block_id
+            for victim in victims
+            for block_id in victim.block_ids
+            if self.block_pool.ref_count(block_id) == 1
+        )
+        if not self._fits(urgent, num_victims=len(victims), gained=gained):
+            return []
+        preempted: list[Request] = []
+        for victim in victims:
+            if self._fits(urgent):
+                break
+            self._preempt(victim)
+            preempted.append(victim)
+        return preempted
+
+    def _fits(
+        self, request: Request, *, num_victims: int = 0, gained: frozenset[int] = frozenset()
+    ) -> bool:
+        """Whether a waiting request could be admitted, once some victims' blocks are gained."""
+        num_running = len(self.running) - num_victims
+        if num_running >= self.limits.max_num_seqs:
+            return False
+        pool = self.block_pool
+        cached = self._sharing.find(request)
+        needed = pool.blocks_for(request.num_tokens) - len(cached)
+        num_kept = pool.num_free_among(cached) + len(gained.intersection(cached))
+        return needed + num_running <= pool.num_free_blocks + len(gained) - num_kept
+
+    def _preempt(self, request: Request) -> None:
+        self.running.remove(request)
         self._release_blocks(request, RequestStatus.PREEMPTED)
         request.num_computed_tokens = 0
         request.metrics.num_preemptions += 1
-        self.waiting.appendleft(request)
-        return request
+        self.waiting.add(request)
+
+    def _take_back_unconfirmed(self) -> None:
+        """Let requests wait again whose first blocks were to be computed in a step that was not."""
+        for request in self._unconfirmed:
+            if request.status is RequestStatus.RUNNING:
+                self.running.remove(request)
+                self._release_blocks(request, RequestStatus.WAITING)
+                request.num_computed_tokens = 0
+                self.waiting.add(request)
+        self._unconfirmed = []
 
     def _release_blocks(self, request: Request, status: RequestStatus) -> None:
         self.block_pool.free(request.block_ids)
+        if not request.is_trusted:
+            # Slots that a later holder does not write are masked, and yet multiplied.
+            self._untrusted_blocks += [
+                block_id
+                for block_id in request.block_ids[request.num_registered_blocks :]
+                if self.block_pool.ref_count(block_id) == 0
+            ]
         request.block_ids = []
         request.status = status
 
-    def _admit(self, plan: _Plan) -> None:
-        """Admit waiting requests in order, until one does not fit."""
+    def _fill(
+        self, plan: StepPlan, prefills: Sequence[Request], preempted: Sequence[Request]
+    ) -> None:
+        """Give the rest of the budget to prompts by rank: those that run, and admitted ones."""
+        unfinished = deque(prefills)
+        candidate = self._next_candidate()
+        while plan.num_free_tokens and (candidate is not None or unfinished):
+            if candidate is None or (unfinished and unfinished[0].rank < candidate.rank):
+                request = unfinished.popleft()
+            # What was preempted for others does not come back in the same step.
+            elif candidate not in preempted and self._admit(candidate):
+                request, candidate = candidate, self._next_candidate()
+            else:
+                first = self.waiting.first()
+                candidate = None if candidate is first else first
+                continue
+            item = plan.place(request, request.num_uncomputed_tokens)
+            if item is not None:
+                self._sharing.announce(item)
+
+    def _next_candidate(self) -> Request | None:
+        """The waiting request to admit next; None where no more may run."""
+        if len(self.running) >= self.limits.max_num_seqs:
+            return None
+        if self._last_admitted is None or not self.block_pool.enable_prefix_caching:
+            return self.waiting.first()
+        return self.waiting.next_after(self._last_admitted, self._sharing.hashes)
+
+    def _admit(self, request: Request) -> bool:
+        """Let a waiting request run, if there is room for it."""
         pool = self.block_pool
-        while self.waiting and plan.num_free_tokens and len(self.running) < self.max_num_seqs:
-            request = self.waiting[0]
-            cached = self._find_cached_prefix(request)
-            needed = pool.blocks_for(request.num_tokens) - len(cached)
-            # A block for each running request to grow into: admitting a request only to preempt it
-            # a few steps later would compute its prompt twice.
-            spare = len(self.running)
-            if needed + spare > pool.num_free_blocks - pool.num_free_among(cached):
-                return
-            self.waiting.popleft()
-            pool.share(cached)
-            request.block_ids = cached + pool.allocate(needed)
-            request.num_registered_blocks = len(cached)
-            request.num_computed_tokens = len(cached) * pool.block_size
-            self._note_admission(request)
-            request.status = RequestStatus.RUNNING
-            self.running.append(request)
-            plan.place(request, request.num_uncomputed_tokens)
-
-    def _find_cached_prefix(self, request: Request) -> list[int]:
-        """Cached blocks that start like the request, but for its last token.
-
-        The last token is computed even where its KV is cached: its logits are needed.
-        """
-        if not self.block_pool.enable_prefix_caching:
-            return []
-        num_tokens = request.num_tokens
-        if request.scores is not None and request.scores.is_pending:
-            # What is scored has to be computed, from the token before it on.
-            num_tokens = request.scores.next_position
-        num_blocks = (num_tokens - 1) // self.block_pool.block_size
-        self._hash_blocks(request, num_blocks)
-        return self.block_pool.find_cached(request.block_hashes[:num_blocks])
+        shared = self._sharing.find(request)
+        needed = pool.blocks_for(request.num_tokens) - len(shared)
+        # A block for each running request to grow into: admitting a request only to preempt it
+        # a few steps later would compute its prompt twice.
+        spare = len(self.running)
+        if needed + spare > pool.num_free_blocks - pool.num_free_among(shared):
+            return False
+        self.waiting.admit(request)
+        pool.share(shared)
+        if self._sharing.is_coming(request, len(shared)):
+            self._unconfirmed.append(request)
+        request.block_ids = shared + pool.allocate(needed)
+        request.num_registered_blocks = len(shared)
+        request.num_computed_tokens = len(shared) * pool.block_size
+        self._note_admission(request)
+        request.status = RequestStatus.RUNNING
+        insort(self.running, request, key=rank_of)
+        self._last_admitted = request
+        return True
 
     def _note_admission(self, request: Request) -> None:
         metrics = request.metrics
@@ -236,66 +389,3 @@ class Scheduler:
             metrics.num_cached_tokens = min(
                 request.num_computed_tokens, len(request.prompt_token_ids)
             )
-
-    def _register_computed_blocks(self, request: Request) -> None:
-        """Offer the request's newly full blocks to the prefix cache."""
-        pool = self.block_pool
-        num_full = request.num_computed_tokens // pool.block_size
-        if num_full <= request.num_registered_blocks or not pool.enable_prefix_caching:
-            return
-        self._hash_blocks(request, num_full)
-        for index in range(request.num_registered_blocks, num_full):
-            pool.register(request.block_ids[index], request.block_hashes[index])
-        request.num_registered_blocks = num_full
-
-    def _hash_blocks(self, request: Request, num_blocks: int) -> None:
-        """Extend the request's block hashes to its first `num_blocks` blocks."""
-        block_size = self.block_pool.block_size
-        start = len(request.block_hashes)
-        if start < num_blocks:
-            token_ids = request.token_ids_slice(start * block_size, num_blocks * block_size)
-            extend_block_hashes(request.block_hashes, token_ids, block_size)
-
-
-class _Plan:
-    """A step being put together: what is scheduled, and what is left of the token budget."""
-
-    __slots__ = ("_num_free_scores", "num_free_tokens", "scheduled")
-
-    def __init__(self, max_num_batched_tokens: int) -> None:
-        self.num_free_tokens = max_num_batched_tokens
-        self._num_free_scores = MAX_SCORED_TOKENS
-        self.scheduled: list[ScheduledRequest] = []
-
-    def place(self, request: Request, num_uncomputed_tokens: int) -> None:
-        """Schedule as many of the request's uncomputed tokens as the budget has left."""
-        num_new_tokens = min(num_uncomputed_tokens, self.num_free_tokens)
-        scored = range(0)
-        if request.scores is not None and request.scores.is_pending:
-            num_new_tokens, scored = self._limit_scores(request, request.scores, num_new_tokens)
-        if num_new_tokens == 0:
-            return
-        self.num_free_tokens -= num_new_tokens
-        self.scheduled.append(
-            ScheduledRequest(
-                request,
-                request.num_computed_tokens,
-                num_new_tokens,
-                num_new_tokens == num_uncomputed_tokens,
-                scored,
-            )
-        )
-
-    def _limit_scores(
-        self, request: Request, scores: TokenScores, num_new_tokens: int
-    ) -> tuple[int, range]:
-        """How many tokens may be computed, and which positions they score.
-
-        A position is scored by the logits of the token before it.
-        """
-        start, first = request.num_computed_tokens, scores.next_position
-        if first + self._num_free_scores < scores.end_position:
-            num_new_tokens = min(num_new_tokens, first - 1 - start + self._num_free_scores)
-        scored = range(first, max(first, min(start + num_new_tokens + 1, scores.end_position)))
-        self._num_free_scores -= len(scored)
-        return num_new_tokens, scored

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import math
+from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from .outputs import FinishReason, RequestOutput
 from .schedule import ScheduledBatch
 from .scheduler import Scheduler
+
+#: The step times are those of so many steps: the last minute or so.
+NUM_RECENT_STEPS = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +39,16 @@ class EngineStats:
     num_prompt_tokens: int
     #: Prompt tokens of finished requests that came from the prefix cache.
     num_cached_tokens: int
-    #: Times that a request lost its blocks to an earlier arrival.
+    #: Times that a request lost its blocks to others.
     num_preemptions: int
+    #: Steps that ran out of memory and were tried again with fewer requests.
+    num_out_of_memory: int
+    #: Requests in a step, mean over all steps; 0 before the first.
+    mean_batch_size: float
+    #: Seconds that half of the last `NUM_RECENT_STEPS` steps took at most; 0 before the first.
+    step_time_p50_s: float
+    #: Seconds that 99 of 100 of them took at most.
+    step_time_p99_s: float
     #: Requests that ended, by reason; each sample of a request counts, here and above.
     num_finished: dict[FinishReason, int]
 
@@ -50,13 +63,23 @@ class StatsCounter:
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
     num_preemptions: int = 0
+    num_out_of_memory: int = 0
+    num_scheduled: int = 0
+    step_times_s: deque[float] = field(default_factory=lambda: deque(maxlen=NUM_RECENT_STEPS))
     num_finished: Counter[FinishReason] = field(default_factory=Counter)
 
-    def count_step(self, batch: ScheduledBatch) -> None:
-        """Add a step that was run."""
+    def count_step(self, batch: ScheduledBatch, step_time_s: float) -> None:
+        """Add a step that was run, and the seconds that it took."""
         self.num_steps += 1
+        self.num_scheduled += len(batch.scheduled)
+        self.step_times_s.append(step_time_s)
         self.num_computed_tokens += batch.num_tokens
         self.num_preemptions += len(batch.preempted)
+
+    def count_out_of_memory(self, batch: ScheduledBatch, num_preempted: int) -> None:
+        """Add a step that ran out of memory, and how many requests were preempted for that."""
+        self.num_out_of_memory += 1
+        self.num_preemptions += len(batch.preempted) + num_preempted
 
     def count_output(self, output: RequestOutput) -> None:
         """Add what an output reports."""
@@ -69,6 +92,7 @@ class StatsCounter:
     def snapshot(self, scheduler: Scheduler) -> EngineStats:
         """The totals, and how the scheduler and its pool stand."""
         pool = scheduler.block_pool
+        times = sorted(self.step_times_s)
         return EngineStats(
             num_waiting=len(scheduler.waiting),
             num_running=len(scheduler.running),
@@ -81,5 +105,14 @@ class StatsCounter:
             num_prompt_tokens=self.num_prompt_tokens,
             num_cached_tokens=self.num_cached_tokens,
             num_preemptions=self.num_preemptions,
+            num_out_of_memory=self.num_out_of_memory,
+            mean_batch_size=self.num_scheduled / self.num_steps if self.num_steps else 0.0,
+            step_time_p50_s=_quantile(times, 0.5),
+            step_time_p99_s=_quantile(times, 0.99),
             num_finished=dict(self.num_finished),
         )
+
+
+def _quantile(ordered: Sequence[float], share: float) -> float:
+    """The least value that a share of the values does not exceed; 0 where there are none."""
+    return ordered[math.ceil(share * len(ordered)) - 1] if ordered else 0.0

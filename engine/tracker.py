@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from .detokenizer import TextStream
-from .outputs import FinishReason, RequestOutput
+from .outputs import FinishReason, RequestFailure, RequestOutput
 from .request import Request
 from .stop import StopStrings
 
@@ -79,7 +79,7 @@ class RequestTracker:
         self._structure = None if request.controls is None else request.controls.structure
         self.finish_reason: FinishReason | None = None
         self._stop_reason: int | str | None = None
-        self._error: str | None = None
+        self._error: RequestFailure | None = None
         self._text = text
         self._pieces: list[str] = [] if text is None else text.pieces
         self._eos_token_ids = frozenset[int]() if params.ignore_eos else eos_token_ids
@@ -119,7 +119,10 @@ class RequestTracker:
         self._num_tokens += 1
         may_stop = self._num_tokens > self.request.params.min_tokens
         if self._structure is not None and not self._follows_structure(token_id):
-            self.finish(FinishReason.ERROR, "a token does not follow the structured output")
+            self.finish(
+                FinishReason.ERROR,
+                RequestFailure("engine_error", "a token does not follow the structured output"),
+            )
         elif may_stop and token_id in self._eos_token_ids:
             self._finish_at_token(token_id, None)
         elif may_stop and token_id in self._stop_token_ids:
@@ -133,7 +136,7 @@ class RequestTracker:
             elif self._num_tokens >= self._max_output_tokens:
                 self.finish(FinishReason.LENGTH)
 
-    def finish(self, reason: FinishReason, error: str | None = None) -> None:
+    def finish(self, reason: FinishReason, error: RequestFailure | None = None) -> None:
         """End the request for a reason other than its tokens; its text ends with what it has."""
         if self._text is not None:
             self._text.flush()
@@ -144,8 +147,8 @@ class RequestTracker:
         """What is new since the last call."""
         request = self.request
         metrics = request.metrics
-        if metrics.first_token_s is None and self._num_tokens > self._num_reported_tokens:
-            metrics.first_token_s = time.monotonic() - metrics.arrived_at_s
+        if self._num_tokens > self._num_reported_tokens:
+            self._note_token_time(time.monotonic() - metrics.arrived_at_s)
         num_reported_tokens, self._num_reported_tokens = self._num_reported_tokens, self._num_tokens
         num_reported_pieces, self._num_reported_pieces = (
             self._num_reported_pieces,
@@ -174,6 +177,14 @@ class RequestTracker:
             _num_text_pieces=len(self._pieces),
             _scores=request.scores,
         )
+
+    def _note_token_time(self, since_arrival_s: float) -> None:
+        metrics = self.request.metrics
+        num_new = self._num_tokens - metrics.num_resumed_tokens
+        if metrics.first_token_s is None:
+            metrics.first_token_s = since_arrival_s
+        elif num_new > 1:
+            metrics.inter_token_s = (since_arrival_s - metrics.first_token_s) / (num_new - 1)
 
     def _follows_structure(self, token_id: int) -> bool:
         assert self._structure is not None

@@ -77,6 +77,8 @@ class Claim:
     started_at_ms: int
     #: Redis' clock at this claim.
     claimed_at_ms: int
+    #: Engine deaths that it was on board of, in company.
+    suspect: int = 0
 
 
 @dataclass(frozen=True, slots=True)

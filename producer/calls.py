@@ -142,7 +142,7 @@ def claim(job_id: str, owner: str, lease_ms: int, identity: str) -> Call[Claim |
     def read(reply: list[Any]) -> Claim | ClaimRefusal:
         if reply[0] == b"REFUSED":
             return ClaimRefusal(reply[1].decode())
-        _, fence, document, data, attempts, alone, deadline, enqueued, started, now = reply
+        _, fence, document, data, attempts, alone, deadline, enqueued, started, now, suspect = reply
         return Claim(
             job_id=job_id,
             fence=fence,
@@ -154,6 +154,7 @@ def claim(job_id: str, owner: str, lease_ms: int, identity: str) -> Call[Claim |
             enqueued_at_ms=enqueued,
             started_at_ms=started,
             claimed_at_ms=now,
+            suspect=suspect,
         )
 
     # The nonce lets a call that the connection repeats after a lost answer find its own claim.

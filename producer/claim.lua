@@ -1,14 +1,14 @@
 -- ARGV: id, owner, lease_ms, identity, nonce (one a call), supported versions...
 -- Answers {CLAIMED, fence, document, token bytes, attempts, alone, deadline_at_ms, enqueued_at_ms,
--- started_at_ms, now} or {REFUSED, why}.
+-- started_at_ms, now, suspect} or {REFUSED, why}.
 write_even_when_full()
 local id, owner, lease_ms, identity, nonce = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
 
 local function claimed(fence, attempts, alone, deadline_at_ms, now)
-  local f = redis.call('HMGET', job_key(id), 'doc', 'enqueued_at_ms', 'started_at_ms')
+  local f = redis.call('HMGET', job_key(id), 'doc', 'enqueued_at_ms', 'started_at_ms', 'suspect')
   return {
     'CLAIMED', fence, f[1], redis.call('GET', tokens_key(id)) or '', attempts, alone and 1 or 0,
-    deadline_at_ms or '', tonumber(f[2]), tonumber(f[3]), now,
+    deadline_at_ms or '', tonumber(f[2]), tonumber(f[3]), now, tonumber(f[4] or 0),
   }
 end
 

@@ -17,7 +17,7 @@ local OUTPUT_EVENT_MS = 5000 -- a job's `output` events are at least that far ap
 local ENDPOINT_PATIENCE_MS = 120 * 3600 * 1000 -- without a success: the endpoint is disabled
 local FAILING_TTL_MS = 48 * 3600 * 1000 -- longer than the longest wait between two attempts
 local ATTEMPTS_KEPT = 20 -- lines of an event's log
-local SUSPECT_LIMIT = 2 -- engine deaths in company after which a job runs alone
+local SUSPECT_LIMIT = 3 -- engine deaths in company after which a job runs alone
 local CRASH_LIMIT = 3 -- engine deaths alone after which a job is given up
 
 local TERMINAL = { completed = true, failed = true, cancelled = true, expired = true }

@@ -13,6 +13,13 @@ from batchmill.producer.answers import Claim, Held, JobState, TokenWrite
 from .delivery import Delivery
 from .engine_messages import AbortRequest, AddRequest, ToEngine
 
+#: Engine deaths in company from which on a job runs in small groups. One death is forgiven: a lost
+#: worker or device takes good jobs with it.
+SUSPECT_FROM = 2
+#: Jobs in such a group. Raising it clears a large batch in fewer groups, and leaves more jobs to
+#: run alone in the end; the least of both together, for the 64 jobs of a full batch, is its root.
+SUSPECT_GROUP = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Limit:
@@ -55,6 +62,13 @@ class ActiveJob:
     def request_id(self) -> str:
         """The engine's name for this attempt: a later attempt is another request."""
         return self.request.request_id
+
+    @property
+    def group_limit(self) -> int | None:
+        """How many jobs of its like may be on board together; None is any number."""
+        if self.claim.alone:
+            return 1
+        return SUSPECT_GROUP if self.claim.suspect >= SUSPECT_FROM else None
 
     @property
     def held(self) -> Held:
@@ -100,10 +114,12 @@ class ActiveJob:
 class ActiveJobs:
     """Table of active jobs in the order of their claims; the only one who puts jobs on board.
 
-    Invariant: a job that must run alone is on board with no other job beside it. Jobs that cannot
-    go on board yet are held, first come, first served; there are hardly ever any, because intake
-    closes while one is held. Thread-safe: a removal and a start cannot overtake each other, so what
-    is removed never reaches the engine later.
+    Invariant: a job that must run alone is on board with no other job beside it; one that was on
+    board of two engine deaths, with no more than `SUSPECT_GROUP` of its like. So the cause of two
+    deaths among n jobs is found in n / `SUSPECT_GROUP` groups and one group alone, not n alone.
+    Jobs that cannot go on board yet are held, first come, first served; there are hardly ever any,
+    because intake closes while one is held. Thread-safe: a removal and a start cannot overtake each
+    other, so what is removed never reaches the engine later.
     """
 
     def __init__(self, send: Callable[[ToEngine], None]) -> None:
@@ -113,7 +129,8 @@ class ActiveJobs:
         self._jobs: dict[str, ActiveJob] = {}
         self._held: deque[ActiveJob] = deque()
         self._num_on_board = 0
-        self._alone_on_board = False
+        # How many jobs may be on board together, because of those that are; None is any number.
+        self._group_limit: int | None = None
         self._engine_is_up = False
 
     def __len__(self) -> int:
@@ -127,7 +144,7 @@ class ActiveJobs:
     @property
     def needs_quiet(self) -> bool:
         """Whether a job that must run alone is held or on board."""
-        return self._alone_on_board or any(job.claim.alone for job in tuple(self._held))
+        return self._group_limit == 1 or any(job.claim.alone for job in tuple(self._held))
 
     def get(self, request_id: str) -> ActiveJob | None:
         """Return the job behind an engine request, or None where it is not ours any more."""
@@ -188,17 +205,23 @@ class ActiveJobs:
             return on_board, held
 
     def _board(self) -> None:
-        while self._engine_is_up and self._held and not self._alone_on_board:
-            if self._held[0].claim.alone and self._num_on_board:
-                return
+        while self._engine_is_up and self._held and self._may_board(self._held[0]):
             job = self._held.popleft()
             job.is_on_board = True
             self._num_on_board += 1
-            self._alone_on_board = job.claim.alone
+            self._group_limit = job.group_limit
             self._send(job.request)
+
+    def _may_board(self, job: ActiveJob) -> bool:
+        """Whether a job's company suits it, and it suits the company."""
+        if self._num_on_board == 0:
+            return True
+        if job.group_limit != self._group_limit:
+            return False
+        return self._group_limit is None or self._num_on_board < self._group_limit
 
     def _leave(self, job: ActiveJob) -> None:
         job.is_on_board = False
         self._num_on_board -= 1
-        if job.claim.alone:
-            self._alone_on_board = False
+        if self._num_on_board == 0:
+            self._group_limit = None

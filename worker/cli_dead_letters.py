@@ -1,4 +1,4 @@
-"""`batchmill dead-letters`: what was given up, and why."""
+"""`batchmill dead-letters`: what was given up and why, and trying it again."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from typing import Annotated, Any
 import typer
 
 from .cli_broker import open_store
-from .cli_output import BrokerUrlOption, JsonOption, print_json, print_table
+from .cli_output import (
+    BrokerUrlOption,
+    CommandError,
+    ExitCode,
+    JsonOption,
+    print_json,
+    print_table,
+)
 from .cli_status import moment
 
 _group = typer.Typer(help="Jobs, messages and webhooks that were given up.", no_args_is_help=True)
@@ -40,6 +47,56 @@ def list_letters(
         f"{total} dead letters",
         ("id", "kind", "reason", "source", "at"),
         ((x.id, x.kind.value, x.reason, x.source, moment(x.at_ms)) for x in letters),
+    )
+
+
+_LetterArgument = Annotated[
+    str, typer.Argument(metavar="ID", help="The dead letter, as `dead-letters list` shows it.")
+]
+
+
+@_group.command("retry", epilog="Example:\n\n  batchmill dead-letters retry gen_…")
+def retry(
+    letter_id: _LetterArgument,
+    broker_url: BrokerUrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Try one again and drop it: a job under a new id and without its deadline."""
+    from batchmill.producer.dead_letters import retry_dead_letter
+    from batchmill.producer.settings import ProducerSettings
+
+    with open_store(broker_url) as store:
+        new_id = retry_dead_letter(store, letter_id, ProducerSettings())
+    if new_id is None:
+        raise _unknown(letter_id)
+    if as_json:
+        print_json({"id": letter_id, "retried_as": new_id})
+    else:
+        print(f"{letter_id} is tried again as {new_id}")
+
+
+@_group.command("drop", epilog="Example:\n\n  batchmill dead-letters drop gen_…")
+def drop(
+    letter_id: _LetterArgument,
+    broker_url: BrokerUrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Delete one. The record of a job stays until its time is over."""
+    with open_store(broker_url) as store:
+        if not store.dead_letter_drop(letter_id):
+            raise _unknown(letter_id)
+    if as_json:
+        print_json({"id": letter_id, "dropped": True})
+    else:
+        print(f"{letter_id} is dropped")
+
+
+def _unknown(letter_id: str) -> CommandError:
+    return CommandError(
+        f"no dead letter {letter_id!r}: there never was, it was retried or dropped, or it is older "
+        "than 30 days",
+        code="unknown_dead_letter",
+        exit_code=ExitCode.NOT_FOUND,
     )
 
 

@@ -35,6 +35,10 @@ class AddRequest:
     params: Mapping[str, Any]
     #: Output tokens of earlier attempts.
     resumed_token_ids: Sequence[int] = ()
+    #: Lower goes first.
+    priority: int = 0
+    #: Seconds from its arrival until the engine stops it by itself; None is never.
+    deadline_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +111,10 @@ class Finished:
     Attributes:
         text: the whole output, resumed tokens included; `token_ids` likewise.
         finish_reason: `stop`, `length`, `abort` or `error`.
-        error: what went wrong, where the reason is `error`; never prompt or output text.
+        error: what went wrong, where the reason is `error`, or `abort` for a deadline; never prompt
+            or output text.
+        error_code: the same for machines: `numerical_error`, `out_of_memory`, `engine_error` or
+            `deadline_exceeded`.
         logprobs: per output token; None where not asked for. `entropies` likewise, in nats.
         samples: all samples where the request asked for several; the first is told of above, too.
     """
@@ -127,6 +134,7 @@ class Finished:
     prompt_logprobs: Logprobs | None = None
     samples: Sequence[FinishedSample] = ()
     error: str | None = None
+    error_code: str | None = None
 
     @property
     def num_output_tokens(self) -> int:

@@ -31,6 +31,8 @@ from .settings import WorkerSettings
 _log = structlog.stdlib.get_logger("batchmill.intake")
 #: Fields of a job document that the engine is given.
 _ENGINE_FIELDS = set(SamplingControls.model_fields)
+#: The engine's number for each class.
+_PRIORITIES = {"high": 0, "normal": 1, "low": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,16 +234,24 @@ def _request(claim: Claim, document: GenerationJob) -> AddRequest:
         messages=None if messages is None else [message.model_dump() for message in messages],
         params=document.model_dump(include=_ENGINE_FIELDS),
         resumed_token_ids=claim.token_ids,
+        priority=_PRIORITIES[document.priority],
+        deadline_s=_time_left_s(claim),
     )
+
+
+def _time_left_s(claim: Claim) -> float | None:
+    """Seconds from the claim to the job's deadline, both on Redis' clock: ours may be wrong."""
+    if claim.deadline_at_ms is None:
+        return None
+    return (claim.deadline_at_ms - claim.claimed_at_ms) / 1000
 
 
 def _limit(delivery: Delivery, claim: Claim) -> Limit | None:
     """Return the earlier of the job's deadline and Celery's time limit for the task."""
     limits = []
     now = time.monotonic()
-    if claim.deadline_at_ms is not None:
-        # Both on Redis' clock: this machine's may be wrong.
-        left_s = (claim.deadline_at_ms - claim.claimed_at_ms) / 1000
+    left_s = _time_left_s(claim)
+    if left_s is not None:
         limits.append(Limit(now + left_s, JobState.EXPIRED))
     if delivery.time_limit_s is not None:
         limits.append(Limit(now + delivery.time_limit_s, JobState.FAILED))

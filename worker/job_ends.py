@@ -30,6 +30,9 @@ _STOP_ERRORS = {
         message="Celery's time limit for the task passed before the job was done; raise it",
     ),
 }
+#: Errors of the engine that the same job may not meet again: on another worker, or at another time.
+#: Not among them: `numerical_error`, because the same tokens make the same numbers.
+_RETRYABLE = frozenset({"engine_error", "out_of_memory"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +57,11 @@ def finished_end(job: ActiveJob, finished: Finished, *, worker: str, model: str)
     state = JobState.COMPLETED
     if finished.finish_reason == "error":
         state = JobState.FAILED
-        error = JobError(code="engine_error", message=finished.error or "the engine gave it up")
+        error = _engine_error(finished)
     elif finished.finish_reason == "abort":
-        state = job.stopping or JobState.FAILED
+        # The engine watches the deadline too, and may be the first to see it pass.
+        is_late = finished.error_code == _STOP_ERRORS[JobState.EXPIRED].code
+        state = job.stopping or (JobState.EXPIRED if is_late else JobState.FAILED)
         error = _STOP_ERRORS[state]
     result = JobResult(
         id=job.claim.job_id,
@@ -77,6 +82,15 @@ def finished_end(job: ActiveJob, finished: Finished, *, worker: str, model: str)
         metadata=dict(job.metadata),
     )
     return _end(state, result, error, finished.num_output_tokens)
+
+
+def _engine_error(finished: Finished) -> JobError:
+    code = finished.error_code or "engine_error"
+    return JobError(
+        code=code,
+        message=finished.error or "the engine gave it up",
+        retryable=code in _RETRYABLE,
+    )
 
 
 def refused_end(refused: Refused) -> JobEnd:

@@ -64,7 +64,14 @@ class RealEngine:
             if params.n > 1:
                 # Only the first sample's tokens are checkpointed; the others draw theirs again.
                 resumed = [request.resumed_token_ids, *[()] * (params.n - 1)]
-            self._engine.add_request(request.request_id, prompt, params, resumed)
+            self._engine.add_request(
+                request.request_id,
+                prompt,
+                params,
+                resumed,
+                priority=request.priority,
+                deadline_s=request.deadline_s,
+            )
             if request.resumed_token_ids:
                 self._resumed.add(request.request_id)
         except RequestError as error:
@@ -122,7 +129,8 @@ def _finished(output: RequestOutput) -> Finished:
         entropies=output.entropies,
         prompt_logprobs=output.prompt_logprobs,
         samples=[_sample(each) for each in completions] if len(completions) > 1 else (),
-        error=output.error,
+        error=None if output.error is None else output.error.message,
+        error_code=None if output.error is None else output.error.code,
     )
 
 
@@ -134,5 +142,5 @@ def _sample(completion: Completion) -> FinishedSample:
         stop_reason=completion.stop_reason,
         logprobs=completion.logprobs,
         entropies=completion.entropies,
-        error=completion.error,
+        error=None if completion.error is None else completion.error.message,
     )

@@ -25,6 +25,7 @@ from .engine_messages import AddRequest, EngineLoad, Finished, NewOutput, Ready
 _MARKER = re.compile(r"<<(crash|hang|raise|error|refuse)(?:@(\d+))?>>")
 _VOCAB_SIZE = 50_000
 _DEFAULT_MAX_TOKENS = 16
+_MARKED_ERROR = ("the logits are not finite", "numerical_error")
 #: Exit status of a process that a crash marker ended.
 CRASH_STATUS = 86
 
@@ -66,7 +67,9 @@ class _StubRequest:
     def num_blocks(self, block_size: int) -> int:
         return -(-(self.num_prompt_tokens + len(self.token_ids) + 1) // block_size)
 
-    def end(self, finish_reason: str, error: str | None = None) -> Finished:
+    def end(
+        self, finish_reason: str, error: str | None = None, error_code: str | None = None
+    ) -> Finished:
         return Finished(
             request_id=self.request_id,
             text=stub_text(self.token_ids),
@@ -74,6 +77,7 @@ class _StubRequest:
             finish_reason=finish_reason,
             num_prompt_tokens=self.num_prompt_tokens,
             error=error,
+            error_code=error_code,
         )
 
 
@@ -172,7 +176,7 @@ class StubEngine:
         position = len(request.token_ids)
         if position < request.max_tokens:
             if _act_on_marker(request.prompt, position):
-                news.finished.append(request.end("error", "the logits are not finite"))
+                news.finished.append(request.end("error", *_MARKED_ERROR))
                 return
             self._trace(request.request_id, position)
             token_id = stub_token(request.prompt, int(request.params.get("seed") or 0), position)

@@ -3,46 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from batchmill.engine import (
     ConfigError,
     Engine,
-    EngineConfig,
     EngineError,
     RequestError,
     RequestOutput,
     SamplingParams,
 )
-from batchmill.engine.loading import LoadedModel, load_model
+from batchmill.engine.loading import LoadedModel
 
-#: Its embedding is NaN: whoever's prompt holds it gets logits that are not finite.
-POISON = 259
+from .tiny_model import POISON, Fuse, check_nothing_is_lost, load, run, save_model, tiny_engine
+
 PROMPTS = ["a", "Hello, world", "The quick brown fox jumps over it", "x" * 40]
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
-
-
-@dataclass
-class Fuse:
-    """Makes the model raise while it is blown, as a device that is out of memory does."""
-
-    is_blown: bool = False
-
-    def linear(self, weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
-        def apply(x: Tensor) -> Tensor:
-            if self.is_blown:
-                raise RuntimeError("out of memory")
-            return torch.nn.functional.linear(x, weight, bias)
-
-        return apply
 
 
 @pytest.fixture(scope="module")
@@ -52,42 +30,9 @@ def fuse() -> Fuse:
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory, fuse: Fuse) -> LoadedModel:
-    """Two layers of random weights, and a byte for each token."""
     folder = tmp_path_factory.mktemp("tiny-model")
-    save_tokenizer(folder)
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=264,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=256,
-            initializer_range=0.4,
-            eos_token_id=256,
-            bos_token_id=None,
-        )
-    )
-    with torch.no_grad():
-        model.model.embed_tokens.weight[POISON] = torch.nan
-    model.save_pretrained(folder)
-    return load_model(str(folder), dtype="float32", device="cpu", linear=fuse.linear)
-
-
-def save_tokenizer(folder: Path) -> None:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(["<eos>", "<a>", "<b>", "<poison>"])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
-    tokenizer.chat_template = (
-        "{% for m in messages %}<a>{{ m['role'] }}:{{ m['content'] }}{% endfor %}"
-        "{% if add_generation_prompt %}<b>{% endif %}"
-    )
-    tokenizer.save_pretrained(folder)
+    save_model(folder)
+    return load(folder, fuse)
 
 
 @pytest.fixture
@@ -96,39 +41,13 @@ def make_engine(loaded: LoadedModel, fuse: Fuse) -> Iterator[Callable[..., Engin
     engines: list[Engine] = []
 
     def make(num_blocks: int = 64, **settings: Any) -> Engine:
-        block_size = settings.setdefault("block_size", 4)
-        block_bytes = 2 * 2 * block_size * 2 * 8 * 4  # k+v, layers, tokens, kv heads, dim, float32
-        defaults = {
-            "model": "tiny",
-            "dtype": "float32",
-            "device": "cpu",
-            "max_model_len": 64,
-            "max_num_seqs": 8,
-            "max_num_batched_tokens": 256,
-            "kv_cache_bytes": num_blocks * block_bytes,
-        }
-        engine = Engine(EngineConfig(**{**defaults, **settings}), loaded=loaded)
-        assert engine.stats().num_blocks == num_blocks
-        engines.append(engine)
-        return engine
+        engines.append(tiny_engine(loaded, num_blocks, **settings))
+        return engines[-1]
 
     yield make
-    fuse.is_blown = False
+    fuse.reset()
     for engine in engines:
-        while engine.has_unfinished():
-            engine.step()
-        assert engine.num_free_blocks == engine.stats().num_blocks
-        engine._scheduler.check()
-
-
-def run(engine: Engine) -> dict[str, list[RequestOutput]]:
-    """Step to the end; each request's outputs in order."""
-    outputs: dict[str, list[RequestOutput]] = {}
-    while engine.has_unfinished():
-        for output in engine.step():
-            outputs.setdefault(output.request_id, []).append(output)
-        engine._scheduler.check()
-    return outputs
+        check_nothing_is_lost(engine)
 
 
 @pytest.fixture
@@ -144,7 +63,7 @@ def expected(make_engine: Callable[..., Engine]) -> list[list[int]]:
     [
         pytest.param({}, False, True, id="batched"),
         pytest.param({"max_num_batched_tokens": 8}, False, True, id="chunked"),
-        pytest.param({"num_blocks": 16}, True, False, id="preempted"),
+        pytest.param({"num_blocks": 16}, True, True, id="preempted"),
         pytest.param({"enable_prefix_caching": False}, False, False, id="no prefix cache"),
         pytest.param({"max_num_seqs": 1, "max_num_batched_tokens": 3}, False, True, id="serial"),
         pytest.param({"block_size": 1, "num_blocks": 66}, True, True, id="blocks of one token"),
@@ -370,7 +289,8 @@ def test_nan_fails_its_own_request_and_no_other(
     engine.add_request("poisoned", poisoned, GREEDY)
     outputs = {name: news[-1] for name, news in run(engine).items()}
     assert outputs["poisoned"].finish_reason == "error"
-    assert "not finite" in (outputs["poisoned"].error or "")
+    assert outputs["poisoned"].error is not None
+    assert outputs["poisoned"].error.code == "numerical_error"
     assert outputs["poisoned"].token_ids == []
     assert [outputs[str(index)].token_ids for index in range(3)] == expected[:3]
     # Its blocks are used again, and nothing of it is found in the prefix cache.
@@ -389,7 +309,7 @@ def test_failed_step_loses_nothing(
     for step in range(100):
         fuse.is_blown = step % 3 == 1
         if fuse.is_blown and engine.has_unfinished():
-            with pytest.raises(RuntimeError, match="out of memory"):
+            with pytest.raises(RuntimeError, match="the device is lost"):
                 engine.step()
         else:
             outputs |= {output.request_id: output for output in engine.step()}
@@ -402,7 +322,7 @@ def test_failed_generate_leaves_no_request_behind(
 ) -> None:
     engine = make_engine()
     fuse.is_blown = True
-    with pytest.raises(RuntimeError, match="out of memory"):
+    with pytest.raises(RuntimeError, match="the device is lost"):
         engine.generate(PROMPTS, GREEDY)
     fuse.is_blown = False
     assert not engine.has_unfinished()
@@ -433,6 +353,8 @@ def test_stats_count_what_was_done(make_engine: Callable[..., Engine]) -> None:
     assert (stats.num_steps, stats.num_generated_tokens, stats.num_prompt_tokens) == (12, 24, 16)
     assert stats.num_computed_tokens == 16 + 2 * 11
     assert stats.num_finished == {"length": 2}
+    assert stats.mean_batch_size == 2
+    assert 0 < stats.step_time_p50_s <= stats.step_time_p99_s < 60
     assert (stats.num_running, stats.num_waiting, stats.num_free_blocks) == (0, 0, 64)
 
 

@@ -123,7 +123,8 @@ def test_request_without_a_token_left_fails_by_itself_and_says_why(byte_engine: 
     stuck = SamplingParams(allowed_token_ids=[5], bad_words=[[5, 5]])
     failed, fine = engine.generate(["a", "a"], [stuck, params_of("none")])
     assert (failed.finish_reason, failed.token_ids) == ("error", [5])
-    assert "leave no token" in (failed.error or "")
+    assert failed.error is not None
+    assert failed.error.code == "no_token_left"
     assert fine.finish_reason == "length"
 
 

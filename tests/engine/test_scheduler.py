@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
-from dataclasses import dataclass, field
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,122 +9,10 @@ from hypothesis import strategies as st
 from batchmill.engine.block_pool import BlockPool
 from batchmill.engine.errors import ConfigError, RequestError
 from batchmill.engine.request import Request, RequestStatus
-from batchmill.engine.sampling_params import SamplingParams
-from batchmill.engine.schedule import ScheduledBatch
 from batchmill.engine.scheduler import Scheduler
+from batchmill.engine.waiting_queue import MAX_OVERTAKEN
 
-VOCAB_SIZE = 7
-
-
-def next_token(history: list[int]) -> int:
-    return zlib.crc32(bytes(history)) % VOCAB_SIZE
-
-
-def generate_alone(prompt: list[int], max_tokens: int) -> list[int]:
-    """What a request must generate, whatever happens around it."""
-    tokens = list(prompt)
-    for _ in range(max_tokens):
-        tokens.append(next_token(tokens))
-    return tokens[len(prompt) :]
-
-
-class PagedMemory:
-    """A model whose next token depends on all tokens that it finds through the block table.
-
-    So a wrong block table, a block that is shared too early or given away too soon, and a chunk
-    that starts in the wrong place all change the output.
-    """
-
-    def __init__(self, pool: BlockPool) -> None:
-        self.pool = pool
-        self.token_by_slot: dict[int, int] = {}
-
-    def slot(self, request: Request, position: int) -> int:
-        block_id = request.block_ids[position // self.pool.block_size]
-        return block_id * self.pool.block_size + position % self.pool.block_size
-
-    def run(self, batch: ScheduledBatch) -> list[int]:
-        for item in batch.scheduled:
-            start, stop = item.num_computed_tokens, item.num_computed_tokens + item.num_new_tokens
-            tokens = item.request.token_ids_slice(start, stop)
-            for position, token in zip(range(start, stop), tokens, strict=True):
-                slot = self.slot(item.request, position)
-                assert self.pool.ref_count(slot // self.pool.block_size) == 1, "a shared write"
-                self.token_by_slot[slot] = token
-        return [
-            next_token([self.token_by_slot[self.slot(item.request, i)] for i in range(seen)])
-            for item in batch.scheduled
-            if item.samples
-            for seen in [item.num_computed_tokens + item.num_new_tokens]
-        ]
-
-
-@dataclass
-class Mill:
-    """A scheduler with the memory that it schedules for; checks its promises after every step."""
-
-    num_blocks: int = 16
-    block_size: int = 4
-    max_num_seqs: int = 4
-    max_num_batched_tokens: int = 8
-    enable_prefix_caching: bool = True
-    admitted: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.pool = BlockPool(
-            self.num_blocks, self.block_size, enable_prefix_caching=self.enable_prefix_caching
-        )
-        self.scheduler = Scheduler(
-            self.pool,
-            max_num_seqs=self.max_num_seqs,
-            max_num_batched_tokens=self.max_num_batched_tokens,
-        )
-        self.memory = PagedMemory(self.pool)
-
-    def add(self, name: str, prompt: list[int], max_tokens: int, resumed: int = 0) -> Request:
-        request = Request(
-            name,
-            prompt,
-            SamplingParams(max_tokens=max_tokens),
-            seed=0,
-            max_num_tokens=len(prompt) + max_tokens,
-            resumed_token_ids=generate_alone(prompt, max_tokens)[:resumed],
-        )
-        self.scheduler.add(request)
-        return request
-
-    def step(self, *, fails: bool = False) -> ScheduledBatch:
-        batch = self.scheduler.schedule()
-        self.check(batch)
-        tokens = self.memory.run(batch)
-        if not fails:
-            self.scheduler.update(batch, tokens)
-            for request in batch.sampling_requests:
-                if request.num_tokens == request.max_num_tokens:
-                    self.scheduler.finish(request)
-        self.scheduler.check()
-        return batch
-
-    def check(self, batch: ScheduledBatch) -> None:
-        self.scheduler.check()
-        assert batch.num_tokens <= self.max_num_batched_tokens
-        assert 0 < len(self.scheduler.running) <= self.max_num_seqs
-        assert all(item.num_new_tokens > 0 for item in batch.scheduled)
-        scheduled = [item.request for item in batch.scheduled]
-        assert not set(scheduled) & set(batch.preempted), "preempted and admitted in one step"
-        for item in batch.scheduled:
-            name = item.request.request_id
-            if name not in self.admitted:
-                self.admitted.append(name)
-
-    def run(self, max_steps: int = 2_000) -> None:
-        for _ in range(max_steps):
-            if not self.scheduler.has_requests:
-                assert self.pool.num_free_blocks == self.num_blocks
-                return
-            self.step()
-        pytest.fail(f"unfinished after {max_steps} steps")
-
+from .mill import Mill, generate_alone
 
 prompts = st.lists(st.integers(0, 1), min_size=1, max_size=14)
 arrivals = st.tuples(
@@ -136,6 +21,7 @@ arrivals = st.tuples(
     st.integers(0, 11),  # resumed tokens, at most one fewer than max_tokens
     st.integers(0, 6),  # steps after the one before
     st.none() | st.integers(0, 10),  # steps until it is aborted
+    st.integers(0, 2),  # priority
 )
 
 
@@ -148,15 +34,19 @@ arrivals = st.tuples(
     spare_budget=st.integers(0, 12),
     enable_prefix_caching=st.booleans(),
     failing_steps=st.sets(st.integers(0, 60), max_size=5),
+    out_of_memory_steps=st.sets(st.integers(0, 60), max_size=5),
+    ageing_s=st.sampled_from([0.0, 1e-4, 1e6]),
 )
 def test_every_request_gets_its_own_output_whatever_the_trace(
-    trace: list[tuple[list[int], int, int, int, int | None]],
+    trace: list[tuple[list[int], int, int, int, int | None, int]],
     block_size: int,
     spare_blocks: int,
     max_num_seqs: int,
     spare_budget: int,
     enable_prefix_caching: bool,
     failing_steps: set[int],
+    out_of_memory_steps: set[int],
+    ageing_s: float,
 ) -> None:
     most_tokens = max(len(prompt) + max_tokens - 1 for prompt, max_tokens, *_ in trace)
     mill = Mill(
@@ -165,6 +55,7 @@ def test_every_request_gets_its_own_output_whatever_the_trace(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_seqs + spare_budget,
         enable_prefix_caching=enable_prefix_caching,
+        ageing_s=ageing_s,
     )
     pending = list(enumerate(trace))
     requests: list[Request] = []
@@ -173,8 +64,9 @@ def test_every_request_gets_its_own_output_whatever_the_trace(
     while pending or mill.scheduler.has_requests:
         assert step < 3_000, "a livelock"
         while pending and step >= next_arrival:
-            index, (prompt, max_tokens, resumed, _, abort_after) = pending.pop(0)
-            request = mill.add(f"{index:02}", prompt, max_tokens, min(resumed, max_tokens - 1))
+            index, (prompt, max_tokens, resumed, _, abort_after, priority) = pending.pop(0)
+            resumed = min(resumed, max_tokens - 1)
+            request = mill.add(f"{index:02}", prompt, max_tokens, resumed, priority=priority)
             requests.append(request)
             next_arrival = step + pending[0][1][3] if pending else 0
             if abort_after is not None:
@@ -183,16 +75,18 @@ def test_every_request_gets_its_own_output_whatever_the_trace(
         if aborted is not None and aborted.status is not RequestStatus.FINISHED:
             mill.scheduler.finish(aborted)
         if mill.scheduler.has_requests:
-            mill.step(fails=step in failing_steps)
+            mill.step(fails=step in failing_steps, is_out_of_memory=step in out_of_memory_steps)
         step += 1
 
     assert mill.pool.num_free_blocks == mill.num_blocks
-    assert mill.admitted == sorted(mill.admitted), "a later arrival was admitted first"
-    for request, (prompt, max_tokens, *_, abort_after) in zip(requests, trace, strict=True):
+    assert all(request.num_overtaken <= MAX_OVERTAKEN for request in requests)
+    gave_up = set(mill.given_up)
+    for request, arrival in zip(requests, trace, strict=True):
+        prompt, max_tokens, _, _, abort_after, _ = arrival
         expected = generate_alone(prompt, max_tokens)
         output = request.output_token_ids
         assert output == expected[: len(output)]
-        assert abort_after is not None or len(output) == max_tokens
+        assert abort_after is not None or request in gave_up or len(output) == max_tokens
 
 
 def test_decodes_come_first_and_prompts_share_the_rest_of_the_budget() -> None:
@@ -255,19 +149,46 @@ def test_full_prefix_hit_still_computes_the_last_token() -> None:
     assert again.output_token_ids == generate_alone(prompt, 1)
 
 
-def test_blocks_are_shared_once_full_and_computed_and_not_before() -> None:
+def test_blocks_are_shared_in_the_step_that_fills_them_and_not_before() -> None:
     mill = Mill(num_blocks=32, max_num_batched_tokens=6)
     prompt = [1] * 11
     first = mill.add("first", prompt, max_tokens=1)
     second = mill.add("second", prompt, max_tokens=1)
     mill.step()
-    assert mill.pool.num_cached_blocks == 1, "6 tokens computed: one block is full"
+    assert mill.pool.num_cached_blocks == 0, "a block is full, and no token proves it finite"
     batch = mill.step()
     (item,) = [item for item in batch.scheduled if item.request is second]
-    assert item.num_computed_tokens == 4, "what the first had computed when the second came in"
-    assert second.block_ids[:1] == first.block_ids[:1] or first.status is RequestStatus.FINISHED
+    assert item.num_computed_tokens == 8, "the first reaches its end in this step"
     mill.run()
     assert second.output_token_ids == first.output_token_ids == generate_alone(prompt, 1)
+
+
+def test_requests_of_one_arrival_compute_their_common_prefix_once() -> None:
+    mill = Mill(num_blocks=1000, max_num_seqs=64, max_num_batched_tokens=256)
+    prefix = [0, 1] * 256
+    requests = [
+        mill.add(str(index), [*prefix, index % 7, index // 7], max_tokens=2) for index in range(64)
+    ]
+    num_computed = 0
+    while mill.scheduler.has_requests:
+        num_computed += mill.step().num_tokens
+    assert num_computed == 512 + 64 * 2 + 64, "the prefix once; of each its end and its first token"
+    for request in requests:
+        assert request.output_token_ids == generate_alone(request.prompt_token_ids, 2)
+
+
+def test_request_on_blocks_of_a_step_that_failed_computes_them_itself_if_need_be() -> None:
+    mill = Mill(num_blocks=32, max_num_batched_tokens=64)
+    prompt = [1, 2, 3, 4, 5, 6, 0, 1, 2]
+    first = mill.add("first", prompt, max_tokens=2)
+    second = mill.add("second", prompt, max_tokens=2)
+    batch = mill.scheduler.schedule()  # and never run: the memory stays empty
+    assert [item.num_new_tokens for item in batch.scheduled] == [9, 1]
+    mill.scheduler.finish(first)
+    (item,) = mill.step().scheduled
+    assert (item.request, item.num_new_tokens) == (second, 9)
+    mill.run()
+    assert second.output_token_ids == generate_alone(prompt, 2)
 
 
 def test_output_is_shared_with_a_request_that_continues_it() -> None:

@@ -11,7 +11,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from batchmill.engine import Engine, SamplingParams
-from batchmill.engine import scheduler as scheduler_module
+from batchmill.engine import step_plan as step_plan_module
 
 MakeEngine = Callable[..., Engine]
 PROMPT = list(range(30, 71))
@@ -107,7 +107,7 @@ def test_few_tokens_are_scored_a_step_and_all_in_the_end(
     params = SamplingParams(prompt_logprobs=0, logprobs=0, seed=1, max_tokens=6, ignore_eos=True)
     prompts = [PROMPT, PROMPT[5:], PROMPT[9:]]
     expected = byte_engine().generate(prompts, params)
-    monkeypatch.setattr(scheduler_module, "MAX_SCORED_TOKENS", 7)
+    monkeypatch.setattr(step_plan_module, "MAX_SCORED_TOKENS", 7)
     engine = byte_engine(max_num_batched_tokens=32)
     for found, whole in zip(engine.generate(prompts, params), expected, strict=True):
         assert found.token_ids == whole.token_ids

@@ -118,7 +118,8 @@ def test_structure_that_other_controls_make_impossible_is_an_error_not_a_wrong_t
     params = SamplingParams(structured_outputs={"choice": ["yes", "no"]}, allowed_token_ids=[5])
     (output,) = byte_engine().generate(["x"], params)
     assert (output.finish_reason, output.text) == ("error", "")
-    assert "leave no token" in (output.error or "")
+    assert output.error is not None
+    assert output.error.code == "no_token_left"
 
 
 @pytest.mark.feature("structured_outputs")

@@ -43,7 +43,7 @@ def add(bench: Any, payload: bytes = b"garbage") -> str:
 def dead_job(bench: Any, document: str) -> None:
     """A job that was given up."""
     bench.submit("j", document=document)
-    for _ in range(5):
+    for _ in range(6):
         held = Held("j", bench.claim("j").fence)
         bench.store.release([held], cause=ReleaseCause.ENGINE_DEATH)
     assert bench.state("j") == "failed"

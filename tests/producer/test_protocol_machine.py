@@ -149,10 +149,11 @@ class ProtocolMachine(RuleBasedStateMachine):
         if job.identity not in (None, identity) and job.tokens:
             job.tokens, job.restarts = [], job.restarts + 1
         job.state, job.identity = "in_progress", identity
-        job.fence, job.alone = job.fence + 1, job.suspect >= 2
+        job.fence, job.alone = job.fence + 1, job.suspect >= 3
         assert isinstance(answer, Claim)
         assert (answer.fence, answer.attempts) == (job.fence, job.fence)
         assert (answer.token_ids, answer.alone) == (job.tokens, job.alone)
+        assert answer.suspect == job.suspect
 
     @rule(pick=picks, wrong=fence_errors, shift=position_errors, new=tokens)
     def checkpoint(self, pick: int, wrong: int, shift: int, new: list[int]) -> None:

@@ -271,19 +271,22 @@ def crash(bench: Any) -> ReleaseStatus:
     return status
 
 
-def test_a_job_that_was_on_board_twice_runs_alone(bench: Any) -> None:
+def test_a_job_that_was_on_board_three_times_runs_alone(bench: Any) -> None:
     bench.submit("j")
     assert [crash(bench), crash(bench)] == [ReleaseStatus.REQUEUED] * 2
-    assert bench.store.load("j").suspect == 2
-    assert bench.claim("j").alone is True
+    claim = bench.claim("j")
+    assert (claim.suspect, claim.alone) == (2, False)
+    bench.store.release([Held("j", claim.fence)], cause=ReleaseCause.ENGINE_DEATH)
+    claim = bench.claim("j")
+    assert (claim.suspect, claim.alone) == (3, True)
 
 
 def test_only_crashes_alone_are_charged_and_the_third_is_final(bench: Any) -> None:
     bench.submit("j", webhook="https://example.com/hook", document='{"prompt":"poison"}')
-    outcomes = [crash(bench) for _ in range(5)]
-    assert outcomes == [ReleaseStatus.REQUEUED] * 4 + [ReleaseStatus.DEAD]
+    outcomes = [crash(bench) for _ in range(6)]
+    assert outcomes == [ReleaseStatus.REQUEUED] * 5 + [ReleaseStatus.DEAD]
     record = bench.store.load("j")
-    assert (record.state, record.crashes, record.suspect) == (JobState.FAILED, 3, 2)
+    assert (record.state, record.crashes, record.suspect) == (JobState.FAILED, 3, 3)
     assert json.loads(record.error)["code"] == "attempts_exhausted"
     [letter] = bench.store.dead_letters()
     assert (letter.id, letter.kind, letter.reason) == ("j", "job", "attempts_exhausted")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from batchmill.producer.answers import Claim
-from batchmill.worker.active_jobs import ActiveJob, ActiveJobs
+from batchmill.worker.active_jobs import SUSPECT_GROUP, ActiveJob, ActiveJobs
 from batchmill.worker.delivery import Delivery
 from batchmill.worker.engine_messages import AbortRequest, AddRequest
 
@@ -14,8 +14,8 @@ def nothing(*_: Any) -> None:
     pass
 
 
-def a_job(name: str, *, alone: bool = False) -> ActiveJob:
-    claim = Claim(name, 1, b"{}", [], 1, alone, None, 0, 0, 0)
+def a_job(name: str, *, alone: bool = False, suspect: int = 0) -> ActiveJob:
+    claim = Claim(name, 1, b"{}", [], 1, alone, None, 0, 0, 0, suspect)
     delivery = Delivery(name, nothing, ("task", name, {}), nothing, nothing, nothing)
     return ActiveJob(claim, AddRequest(f"{name}.1", "prompt", None, {}), delivery)
 
@@ -76,6 +76,32 @@ def test_two_jobs_that_must_run_alone_do_not_run_together() -> None:
     active.remove(one)
 
     assert engine.on_board == ["one.1", "two.1"]
+
+
+def test_suspects_run_in_small_groups_apart_from_the_others() -> None:
+    before, after = a_job("before", suspect=1), a_job("after")
+    suspects = [a_job(f"suspect {index}", suspect=2) for index in range(SUSPECT_GROUP + 1)]
+    active, engine = boarded(before, *suspects, after)
+    assert engine.on_board == ["before.1"]
+
+    active.remove(before)
+    assert engine.on_board[1:] == [f"suspect {index}.1" for index in range(SUSPECT_GROUP)]
+    assert not active.needs_quiet, "more of them may come"
+
+    active.remove(suspects[3])
+    assert engine.on_board[-1] == suspects[-1].request_id
+    for job in suspects:
+        assert after.request_id not in engine.on_board
+        active.remove(job)
+    assert engine.on_board[-1] == after.request_id
+
+
+def test_a_job_that_must_run_alone_does_not_join_a_group() -> None:
+    suspect, alone = a_job("suspect", suspect=2), a_job("alone", alone=True, suspect=3)
+    active, engine = boarded(suspect, alone)
+    assert engine.on_board == ["suspect.1"]
+    active.remove(suspect)
+    assert engine.on_board == ["suspect.1", "alone.1"]
 
 
 def test_a_removed_job_never_reaches_the_engine() -> None:

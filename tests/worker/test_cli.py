@@ -31,6 +31,8 @@ COMMANDS = (
     ["status"],
     ["doctor"],
     ["dead-letters", "list"],
+    ["dead-letters", "retry"],
+    ["dead-letters", "drop"],
     ["config", "show"],
     ["webhooks", "list"],
     ["webhooks", "redeliver"],

@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 
-from batchmill.producer.answers import DeadLetterKind, DeliveryOutcome
+from batchmill.producer.answers import (
+    Claim,
+    DeadLetterKind,
+    DeliveryOutcome,
+    Held,
+    JobState,
+    ReleaseCause,
+)
 from batchmill.producer.store import JobStore
 
 from .command_line import call, complete, error_of, run
@@ -52,6 +59,36 @@ def test_dead_letters_are_listed_without_their_payload(
     assert letters["dead_letters"][0]["payload_bytes"] == 8
     assert "a prompt" not in answer.stdout
     assert "malformed" in call("dead-letters", "list", **broker).stdout
+
+
+def dead_job(broker: dict[str, str], store: JobStore) -> str:
+    """A job that was given up: its engine died until it had been alone three times."""
+    job_id: str = json.loads(call("submit", "a prompt", "--json", **broker).stdout)["id"]
+    while not store.dead_letters():
+        claim = store.claim(job_id, owner="w1", lease_ms=1000, identity="x")
+        assert isinstance(claim, Claim)
+        store.release([Held(job_id, claim.fence)], cause=ReleaseCause.ENGINE_DEATH)
+    return job_id
+
+
+def test_dead_job_is_tried_again_as_a_new_one(broker: dict[str, str], store: JobStore) -> None:
+    job_id = dead_job(broker, store)
+    answer = json.loads(call("dead-letters", "retry", job_id, "--json", **broker).stdout)
+    assert answer["id"] == job_id
+    new = store.load(answer["retried_as"])
+    assert new is not None
+    assert (new.state, new.crashes) == (JobState.QUEUED, 0)
+    assert store.dead_letters() == []
+    again = run("dead-letters", "retry", job_id, "--json", **broker)
+    assert (again.returncode, error_of(again)["code"]) == (5, "unknown_dead_letter")
+
+
+def test_dead_letter_is_dropped_once(broker: dict[str, str], store: JobStore) -> None:
+    job_id = dead_job(broker, store)
+    assert job_id in call("dead-letters", "drop", job_id, **broker).stdout
+    assert store.dead_letters() == []
+    again = run("dead-letters", "drop", job_id, "--json", **broker)
+    assert (again.returncode, error_of(again)["code"]) == (5, "unknown_dead_letter")
 
 
 def test_webhook_that_was_given_up_is_listed_and_sent_again(

@@ -10,6 +10,7 @@ from typing import Any
 
 from batchmill.producer import keys
 from batchmill.producer.answers import DeadLetterKind, JobState
+from batchmill.worker.active_jobs import SUSPECT_GROUP
 
 QUEUE = keys.queue_name("demo", "normal")
 #: Long enough to be caught in the middle, slow enough to see it happen.
@@ -113,6 +114,18 @@ def test_a_poison_job_crashes_alone_three_times_and_spares_its_batch(mill: Any) 
     (letter,) = mill.store.dead_letters()
     assert (letter.id, letter.kind) == (poison, DeadLetterKind.JOB)
     assert worker.process.poll() is None
+
+
+def test_most_mates_of_a_poison_job_are_cleared_in_groups(mill: Any) -> None:
+    mill.start_worker(stub={"step_time_s": 0.002})
+    poison = mill.submit("bad <<crash@20>>", max_tokens=40)
+    mates = [mill.submit(f"good {number}", max_tokens=200) for number in range(23)]
+
+    (record, *others) = mill.wait_ended(poison, *mates, timeout_s=60)
+
+    assert (record.suspect, record.crashes) == (3, 3)
+    assert [other.state for other in others] == [JobState.COMPLETED] * 23
+    assert sum(other.suspect == 3 for other in others) < SUSPECT_GROUP
 
 
 def test_an_exception_out_of_a_step_is_an_engine_death(mill: Any) -> None:

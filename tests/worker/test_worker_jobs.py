@@ -258,7 +258,8 @@ def test_a_request_that_fails_in_the_engine_spares_its_batch(running_mill: Any) 
     (record, other) = running_mill.wait_ended(bad, mate)
 
     assert record.state is JobState.FAILED
-    assert json.loads(record.error)["code"] == "engine_error"
+    error = json.loads(record.error)
+    assert (error["code"], error["retryable"]) == ("numerical_error", False)
     assert json.loads(record.result)["usage"]["completion_tokens"] == 4
     assert other.state is JobState.COMPLETED
 

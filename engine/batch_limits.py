@@ -1,0 +1,56 @@
+"""How large a step may be: less than configured for a while after one ran out of memory."""
+
+from __future__ import annotations
+
+from .schedule import ScheduledBatch
+
+#: Steps that have to succeed before the limits are doubled again.
+STEPS_TO_GROW = 32
+#: So often in a row may a batch of one request run out of memory before the request is given up.
+MAX_FAILURES_ALONE = 3
+
+
+class BatchLimits:
+    """Owns the two budgets of a step; halves them when memory runs out and lets them grow back.
+
+    Invariant: 1 <= `max_num_seqs` <= `max_num_batched_tokens`, and neither is above what was
+    configured, so every running request gets its token in every step.
+    """
+
+    def __init__(self, max_num_seqs: int, max_num_batched_tokens: int) -> None:
+        self._configured = (max_num_seqs, max_num_batched_tokens)
+        self.max_num_seqs = max_num_seqs
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self._num_good_steps = 0
+        self._num_failures_alone = 0
+
+    def note_success(self) -> None:
+        """A step was computed."""
+        self._num_failures_alone = 0
+        if (self.max_num_seqs, self.max_num_batched_tokens) == self._configured:
+            return
+        self._num_good_steps += 1
+        if self._num_good_steps >= STEPS_TO_GROW:
+            self._num_good_steps = 0
+            most_seqs, most_tokens = self._configured
+            self.max_num_seqs = min(2 * self.max_num_seqs, most_seqs)
+            self.max_num_batched_tokens = min(2 * self.max_num_batched_tokens, most_tokens)
+
+    def note_out_of_memory(self, batch: ScheduledBatch) -> bool:
+        """A step ran out of memory: the next ones are at most half as large.
+
+        Returns:
+            Whether it held one request only, and that was once too often.
+        """
+        self._num_good_steps = 0
+        num_seqs = len(batch.scheduled)
+        self.max_num_seqs = max(1, num_seqs // 2)
+        self.max_num_batched_tokens = max(self.max_num_seqs, batch.num_tokens // 2)
+        if num_seqs > 1:
+            self._num_failures_alone = 0
+            return False
+        self._num_failures_alone += 1
+        if self._num_failures_alone < MAX_FAILURES_ALONE:
+            return False
+        self._num_failures_alone = 0
+        return True

@@ -1,0 +1,55 @@
+"""A step being put together under its token budget."""
+
+from __future__ import annotations
+
+from .request import Request
+from .schedule import ScheduledRequest
+from .scores import TokenScores
+
+#: Most known tokens scored in one step, to bound the logits: 256 rows of 128,000 are 131 MB.
+MAX_SCORED_TOKENS = 256
+
+
+class StepPlan:
+    """A step being put together: what is scheduled, and what is left of the token budget."""
+
+    __slots__ = ("_num_free_scores", "num_free_tokens", "scheduled")
+
+    def __init__(self, max_num_batched_tokens: int) -> None:
+        self.num_free_tokens = max_num_batched_tokens
+        self._num_free_scores = MAX_SCORED_TOKENS
+        self.scheduled: list[ScheduledRequest] = []
+
+    def place(self, request: Request, num_uncomputed_tokens: int) -> ScheduledRequest | None:
+        """Schedule as many of the request's uncomputed tokens as the budget has left, if any."""
+        num_new_tokens = min(num_uncomputed_tokens, self.num_free_tokens)
+        scored = range(0)
+        if request.scores is not None and request.scores.is_pending:
+            num_new_tokens, scored = self._limit_scores(request, request.scores, num_new_tokens)
+        if num_new_tokens == 0:
+            return None
+        self.num_free_tokens -= num_new_tokens
+        request.is_trusted = False
+        item = ScheduledRequest(
+            request,
+            request.num_computed_tokens,
+            num_new_tokens,
+            num_new_tokens == num_uncomputed_tokens,
+            scored,
+        )
+        self.scheduled.append(item)
+        return item
+
+    def _limit_scores(
+        self, request: Request, scores: TokenScores, num_new_tokens: int
+    ) -> tuple[int, range]:
+        """How many tokens may be computed, and which positions they score.
+
+        A position is scored by the logits of the token before it.
+        """
+        start, first = request.num_computed_tokens, scores.next_position
+        if first + self._num_free_scores < scores.end_position:
+            num_new_tokens = min(num_new_tokens, first - 1 - start + self._num_free_scores)
+        scored = range(first, max(first, min(start + num_new_tokens + 1, scores.end_position)))
+        self._num_free_scores -= len(scored)
+        return num_new_tokens, scored

@@ -1,0 +1,148 @@
+"""A scheduler with a model that only knows its paged memory."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+
+import pytest
+
+from batchmill.engine.block_pool import BlockPool
+from batchmill.engine.request import Request
+from batchmill.engine.sampling_params import SamplingParams
+from batchmill.engine.schedule import ScheduledBatch
+from batchmill.engine.scheduler import Scheduler
+
+VOCAB_SIZE = 7
+
+
+def next_token(history: list[int]) -> int:
+    return zlib.crc32(bytes(history)) % VOCAB_SIZE
+
+
+def generate_alone(prompt: list[int], max_tokens: int) -> list[int]:
+    """What a request must generate, whatever happens around it."""
+    tokens = list(prompt)
+    for _ in range(max_tokens):
+        tokens.append(next_token(tokens))
+    return tokens[len(prompt) :]
+
+
+class PagedMemory:
+    """A model whose next token depends on all tokens that it finds through the block table.
+
+    So a wrong block table, a block that is shared too early or given away too soon, and a chunk
+    that starts in the wrong place all change the output.
+    """
+
+    def __init__(self, pool: BlockPool) -> None:
+        self.pool = pool
+        self.token_by_slot: dict[int, int] = {}
+
+    def slot(self, request: Request, position: int) -> int:
+        block_id = request.block_ids[position // self.pool.block_size]
+        return block_id * self.pool.block_size + position % self.pool.block_size
+
+    def run(self, batch: ScheduledBatch) -> list[int]:
+        written = set()
+        for item in batch.scheduled:
+            start, stop = item.num_computed_tokens, item.num_computed_tokens + item.num_new_tokens
+            tokens = item.request.token_ids_slice(start, stop)
+            for position, token in zip(range(start, stop), tokens, strict=True):
+                slot = self.slot(item.request, position)
+                assert slot not in written, "two requests write to one slot"
+                written.add(slot)
+                self.token_by_slot[slot] = token
+        return [
+            next_token([self.token_by_slot[self.slot(item.request, i)] for i in range(seen)])
+            for item in batch.scheduled
+            if item.samples
+            for seen in [item.num_computed_tokens + item.num_new_tokens]
+        ]
+
+
+@dataclass
+class Mill:
+    """A scheduler with the memory that it schedules for; checks its promises after every step."""
+
+    num_blocks: int = 16
+    block_size: int = 4
+    max_num_seqs: int = 4
+    max_num_batched_tokens: int = 8
+    enable_prefix_caching: bool = True
+    ageing_s: float = 1e6
+    admitted: list[str] = field(default_factory=list)
+    given_up: list[Request] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.pool = BlockPool(
+            self.num_blocks, self.block_size, enable_prefix_caching=self.enable_prefix_caching
+        )
+        self.scheduler = Scheduler(
+            self.pool,
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            ageing_s=self.ageing_s,
+        )
+        self.memory = PagedMemory(self.pool)
+
+    def add(
+        self,
+        name: str,
+        prompt: list[int],
+        max_tokens: int,
+        resumed: int = 0,
+        *,
+        priority: int = 0,
+        waited_s: float = 0.0,
+    ) -> Request:
+        request = Request(
+            name,
+            prompt,
+            SamplingParams(max_tokens=max_tokens),
+            seed=0,
+            max_num_tokens=len(prompt) + max_tokens,
+            resumed_token_ids=generate_alone(prompt, max_tokens)[:resumed],
+        )
+        request.priority = priority
+        request.metrics.arrived_at_s -= waited_s
+        self.scheduler.add(request)
+        return request
+
+    def step(self, *, fails: bool = False, is_out_of_memory: bool = False) -> ScheduledBatch:
+        batch = self.scheduler.schedule()
+        self.check(batch)
+        tokens = self.memory.run(batch)
+        if is_out_of_memory:
+            _, hopeless = self.scheduler.shrink(batch)
+            if hopeless is not None:
+                self.given_up.append(hopeless)
+                self.scheduler.finish(hopeless)
+        elif not fails:
+            self.scheduler.update(batch, tokens)
+            for request in batch.sampling_requests:
+                if request.num_tokens == request.max_num_tokens:
+                    self.scheduler.finish(request)
+        self.scheduler.check()
+        return batch
+
+    def check(self, batch: ScheduledBatch) -> None:
+        self.scheduler.check()
+        assert batch.num_tokens <= self.max_num_batched_tokens
+        assert 0 < len(self.scheduler.running) <= self.max_num_seqs
+        assert all(item.num_new_tokens > 0 for item in batch.scheduled)
+        scheduled = [item.request for item in batch.scheduled]
+        assert not set(scheduled) & set(batch.preempted), "preempted and admitted in one step"
+        assert len(scheduled) == len(set(scheduled))
+        for item in batch.scheduled:
+            name = item.request.request_id
+            if name not in self.admitted:
+                self.admitted.append(name)
+
+    def run(self, max_steps: int = 2_000) -> None:
+        for _ in range(max_steps):
+            if not self.scheduler.has_requests:
+                assert self.pool.num_free_blocks == self.num_blocks
+                return
+            self.step()
+        pytest.fail(f"unfinished after {max_steps} steps")
