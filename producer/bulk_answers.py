@@ -27,20 +27,26 @@ def error_line(request_id: str, custom_id: str, code: str, message: str) -> dict
 
 
 def _chat(result: JobResult) -> dict[str, Any]:
-    choice = {
-        "index": 0,
-        "message": {"role": "assistant", "content": result.text},
-        "logprobs": None,
-        "finish_reason": result.finish_reason,
-    }
-    return {"object": "chat.completion", "choices": [choice]}
+    choices = [
+        {
+            "index": index,
+            "message": {"role": "assistant", "content": completion.text},
+            "logprobs": completion.logprobs,
+            "finish_reason": completion.finish_reason,
+        }
+        for index, completion in enumerate(result.completions)
+    ]
+    return {"object": "chat.completion", "choices": choices}
 
 
 def _completion(result: JobResult) -> dict[str, Any]:
-    choice = {
-        "index": 0,
-        "text": result.text,
-        "logprobs": None,
-        "finish_reason": result.finish_reason,
-    }
-    return {"object": "text_completion", "choices": [choice]}
+    choices = [
+        {
+            "index": index,
+            "text": completion.text,
+            "logprobs": completion.logprobs,
+            "finish_reason": completion.finish_reason,
+        }
+        for index, completion in enumerate(result.completions)
+    ]
+    return {"object": "text_completion", "choices": choices}

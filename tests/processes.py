@@ -14,7 +14,7 @@ from pathlib import Path
 
 from batchmill.producer.store import JobStore
 
-DEADLINE_S = 60
+DEADLINE_S = 120
 #: Settings of a worker that needs no model.
 STUB = {"BATCHMILL_ENGINE": "stub", "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
 CLI = ("-m", "batchmill.worker.cli")

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
+
+from redis import RedisError
 
 if TYPE_CHECKING:
     from batchmill.producer.bulk import BulkCounts
+    from batchmill.producer.store import JobStore
 
 _LINE_INTERVAL_S = 5.0
+#: Seconds without an answer after which the queues are looked at.
+_STALL_S = 5.0
 
 
 class BulkView:
@@ -57,6 +64,14 @@ class BulkView:
             sys.stderr.write(self._line(counts) + "\n")
             sys.stderr.flush()
 
+    def note(self, text: str) -> None:
+        """Tell something once, beside the progress; also where nothing else is shown."""
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False)
+        else:
+            sys.stderr.write(text + "\n")
+            sys.stderr.flush()
+
     def _line(self, counts: BulkCounts) -> str:
         parts = [
             f"{counts.done}/{counts.total} done",
@@ -87,6 +102,38 @@ class BulkView:
 def tokens_per_s(counts: BulkCounts, elapsed_s: float) -> float:
     """Return the output tokens a second of this command."""
     return counts.output_tokens / max(elapsed_s, 1e-3)
+
+
+class StallWatch:
+    """Tells once, where nothing ends, of a queue that no worker serves."""
+
+    def __init__(self, store: JobStore, note: Callable[[str], None]) -> None:
+        self._store = store
+        self._note = note
+        self._done = -1
+        self._since = time.monotonic()
+        self._has_told = False
+
+    def observe(self, counts: BulkCounts) -> None:
+        """Look at the queues where nothing has ended for a while."""
+        now = time.monotonic()
+        if counts.done != self._done:
+            self._done, self._since = counts.done, now
+        elif not self._has_told and now - self._since >= _STALL_S:
+            self._since = now
+            self._tell()
+
+    def _tell(self) -> None:
+        with contextlib.suppress(RedisError):  # the run itself finds out
+            served = {queue for worker in self._store.list_workers() for queue in worker.queues}
+            depths = self._store.queue_depths()
+            for name in (depth.queue for depth in depths if depth.queued):
+                if name not in served:
+                    self._has_told = True
+                    self._note(
+                        f"note: no worker serves the queue {name}; start one with that model, or "
+                        "stop this and give --model"
+                    )
 
 
 def _bar() -> Any:

@@ -127,14 +127,20 @@ def _run(options: BulkOptions, url: str, *, as_json: bool) -> int:
     from batchmill.producer.outcomes import broker_errors
     from batchmill.producer.store import JobStore
 
-    from .bulk_view import BulkView
+    from .bulk_view import BulkView, StallWatch
 
     store = JobStore.from_url(url)
     run = BulkRun(store, ProducerSettings(), options)
     view = BulkView(quiet=as_json)
+    stall = StallWatch(store, view.note)
+
+    def show(counts: BulkCounts) -> None:
+        view.show(counts)
+        stall.observe(counts)
+
     try:
         with broker_errors(url), view:
-            run.run(view.show)
+            run.run(show)
     except KeyboardInterrupt:
         sys.stderr.write(
             f"\nstopped at {run.counts.done}/{run.counts.total}; jobs in flight go on, and the "

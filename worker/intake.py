@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 
 from batchmill.producer import keys
 from batchmill.producer.answers import Claim, ClaimRefusal, JobState, SubmitStatus
+from batchmill.producer.controls import SamplingControls
 from batchmill.producer.errors import JobRejected
 from batchmill.producer.models import GenerationJob
 from batchmill.producer.store import JobStore
@@ -28,11 +29,8 @@ from .ledger import Ledger
 from .settings import WorkerSettings
 
 _log = structlog.stdlib.get_logger("batchmill.intake")
-#: Fields of a job document that are no sampling parameters.
-_JOB_FIELDS = {
-    "model", "prompt", "messages", "priority", "webhook", "idempotency_key", "metadata", "ttl_s",
-    "deadline",
-}  # fmt: skip
+#: Fields of a job document that the engine is given.
+_ENGINE_FIELDS = set(SamplingControls.model_fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +230,7 @@ def _request(claim: Claim, document: GenerationJob) -> AddRequest:
         request_id=_request_id(claim),
         prompt=document.prompt,
         messages=None if messages is None else [message.model_dump() for message in messages],
-        params=document.model_dump(exclude=_JOB_FIELDS),
+        params=document.model_dump(include=_ENGINE_FIELDS),
         resumed_token_ids=claim.token_ids,
     )
 

@@ -97,6 +97,7 @@ def test_jobs_of_a_killed_worker_end_once_with_the_text_of_an_uninterrupted_run(
 
         def half_done() -> bool:
             assert first.poll() is None, (tmp_path / "first.log").read_text()
+            assert not store.counts().totals.get("failed"), (tmp_path / "first.log").read_text()
             saved = [store.num_tokens(job.id) for job in jobs]
             return sum(saved) > NUM_JOBS * MAX_TOKENS / 2
 

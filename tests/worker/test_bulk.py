@@ -67,7 +67,7 @@ def test_each_wrong_line_goes_to_the_error_file_and_the_others_are_answered(
     lines: list[object] = [
         {"prompt": "good", "seed": 7, "custom_id": "good", "max_tokens": 2},
         {"prompt": "", "custom_id": "empty"},
-        {"prompt": "x", "n": 3, "custom_id": "n"},
+        {"prompt": "x", "best_of": 3, "custom_id": "n"},
         {"custom_id": "url", "method": "POST", "url": "/v1/embeddings", "body": body},
         ["not an object"],
         {"prompt": "<<refuse>>", "custom_id": "refused"},

@@ -94,6 +94,16 @@ def test_a_full_queue_only_slows_the_run_down(mill: Mill) -> None:
     assert len(output_of(mill)) == 40
 
 
+def test_a_queue_that_nobody_serves_is_told(mill: Mill) -> None:
+    source = write_lines(mill.folder / "in.jsonl", [{"prompt": "p", "model": "gpt"}])
+    command = start_bulk(mill, source)
+    log = mill.folder / "log"
+    mill.wait_for(lambda: "batchmill.gpt.low" in log.read_text(), "the note")
+    command.send_signal(signal.SIGINT)
+    assert command.wait(30) == 130
+    assert "same command" in log.read_text()
+
+
 def peak_memory_kb(process: subprocess.Popen[bytes]) -> int:
     """The most memory a process has had; 0 where it has ended."""
     text = Path(f"/proc/{process.pid}/status").read_text()
