@@ -210,7 +210,7 @@ def test_cancelled_job_stays_cancelled(broker: dict[str, str]) -> None:
         (["webhooks", "redeliver", "evt_unknown"], 5, "unknown_event"),
         (["webhooks", "show", "evt_unknown"], 5, "unknown_event"),
         (["webhooks", "enable", "https://example.com/"], 5, "unknown_endpoint"),
-        (["webhooks", "test", "https://example.com/"], 1, "no_webhook_secret"),
+        (["webhooks", "test", "https://example.com/"], 8, "no_webhook_secret"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
