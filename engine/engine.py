@@ -9,12 +9,12 @@ from typing import Any
 from .block_pool import BlockPool
 from .config import EngineConfig
 from .errors import ConfigError, EngineError, RequestError, is_out_of_memory
-from .fan_out import SampleGroup
 from .intake import Prompt, RequestIntake, check_order
 from .kv_cache import KVCache
 from .loading import LoadedModel, load_model
 from .outputs import FinishReason, RequestFailure, RequestOutput, ResumedTokens
 from .request import Request
+from .request_book import RequestBook
 from .runner import ModelRunner
 from .sampler import Sampler
 from .sampling_params import SamplingParams
@@ -85,14 +85,8 @@ class Engine:
         self._runner = ModelRunner(loaded.model, self._kv_cache, loaded.model.device)
         self._sampler = Sampler(loaded.config.vocab_size)
         self._intake = RequestIntake(config, loaded)
-        self._trackers: dict[str, RequestTracker] = {}
-        # `time.monotonic()` at which requests end unfinished, where they have such a time.
-        self._deadlines: dict[str, float] = {}
-        # Requests with several samples, by their own id; each sample has a tracker as well.
-        self._groups: dict[str, SampleGroup] = {}
-        # Requests with something to report at the end of the next step.
-        self._with_news: list[RequestTracker] = []
         self._counter = StatsCounter()
+        self._book = RequestBook(self._scheduler, self._counter)
         self._num_generate_requests = 0
 
     @property
@@ -135,20 +129,20 @@ class Engine:
         """
         if self.has_unfinished():
             raise EngineError(
-                f"{len(self._trackers)} requests are unfinished: run step() until they are "
+                f"{len(self._book)} requests are unfinished: run step() until they are "
                 "finished, or abort them, before generate()"
             )
         prepared = self._prepare_all(prompts, params)
         finished: dict[str, RequestOutput] = {}
         try:
             for trackers in prepared:
-                self._start(trackers)
+                self._book.start(trackers)
             while self.has_unfinished():
                 for output in self.step():
                     if output.finished:
                         finished[output.request_id] = output
         finally:
-            self._drop_all()
+            self._book.drop_all()
         return [finished[trackers[0].request.request_id] for trackers in prepared]
 
     def add_request(
@@ -182,7 +176,7 @@ class Engine:
                 `unsupported_parameter` or `invalid_request`; the engine is as before.
         """
         check_order(priority, deadline_s)
-        if request_id in self._trackers or request_id in self._groups:
+        if request_id in self._book:
             raise RequestError(
                 "invalid_request",
                 "request_id belongs to an unfinished request: use another one, or abort that one",
@@ -192,9 +186,7 @@ class Engine:
         self._check_fit(trackers)
         for tracker in trackers:
             tracker.request.priority = priority
-        self._start(trackers)
-        if deadline_s is not None:
-            self._deadlines[request_id] = time.monotonic() + deadline_s
+        self._book.start(trackers, deadline_s=deadline_s)
 
     def step(self) -> list[RequestOutput]:
         """Compute one step for all requests that fit into it.
@@ -210,7 +202,7 @@ class Engine:
             Exception: what the model raised, if it was anything else. No token is lost: the next
                 call computes the same step again, unless requests are aborted before.
         """
-        self._abort_late()
+        self._book.abort_late()
         batch = self._scheduler.schedule()
         if batch.scheduled:
             started_at_s = time.perf_counter()
@@ -221,7 +213,7 @@ class Engine:
                 void = self._scheduler.update(batch, token_ids)
                 self._counter.count_step(batch, time.perf_counter() - started_at_s)
                 self._track(batch.sampling_requests, token_ids, void)
-        return self._take_outputs()
+        return self._book.take_outputs()
 
     def abort(self, request_id: str) -> bool:
         """End a request early; the next step reports what it has, with finish reason `abort`.
@@ -229,11 +221,11 @@ class Engine:
         Returns:
             False where no unfinished request has that id: it is finished, or never was.
         """
-        return self._abort(request_id, None)
+        return self._book.abort(request_id)
 
     def has_unfinished(self) -> bool:
         """Whether any request's last output is still to come."""
-        return bool(self._trackers)
+        return len(self._book) > 0
 
     def reset_prefix_cache(self) -> int:
         """Forget the KV of earlier requests; returns how many blocks were kept for sharing."""
@@ -275,29 +267,6 @@ class Engine:
         for tracker in trackers:
             self._scheduler.check_fits(tracker.request)
 
-    def _start(self, trackers: Sequence[RequestTracker]) -> None:
-        """Take on the samples of one prepared request; all but the first may have to wait."""
-        first = trackers[0]
-        if len(trackers) > 1:
-            group = SampleGroup(first.request.request_id, trackers)
-            self._groups[group.request_id] = group
-        for tracker in trackers:
-            self._trackers[tracker.request.request_id] = tracker
-        self._schedule(first)
-
-    def _schedule(self, tracker: RequestTracker) -> None:
-        """Let a request wait, or only report it where its resumed tokens ended it."""
-        if tracker.finish_reason is None or tracker.has_pending_scores:
-            self._scheduler.add(tracker.request)
-            tracker.is_scheduled = True
-        else:
-            self._with_news.append(tracker)
-
-    def _unschedule(self, tracker: RequestTracker) -> None:
-        if tracker.is_scheduled:
-            self._scheduler.finish(tracker.request)
-            tracker.is_scheduled = False
-
     def _compute(self, batch: ScheduledBatch) -> list[int | None] | None:
         """Run the model on a step and draw its tokens; None where memory ran out."""
         try:
@@ -316,36 +285,12 @@ class Engine:
         self._counter.count_out_of_memory(batch, len(preempted))
         if hopeless is None:
             return
-        tracker = self._trackers[hopeless.request_id]
-        tracker.finish(
-            FinishReason.ERROR,
-            RequestFailure(
-                "out_of_memory",
-                f"memory ran out for this request alone, at {batch.num_tokens} tokens in one step "
-                "and fewer: lower max_num_batched_tokens or kv_cache_bytes",
-            ),
+        error = RequestFailure(
+            "out_of_memory",
+            f"memory ran out for this request alone, at {batch.num_tokens} tokens in one step "
+            "and fewer: lower max_num_batched_tokens or kv_cache_bytes",
         )
-        self._unschedule(tracker)
-        self._with_news.append(tracker)
-
-    def _abort_late(self) -> None:
-        """End the requests whose deadline has passed."""
-        if not self._deadlines:
-            return
-        now = time.monotonic()
-        for request_id in [each for each, at in self._deadlines.items() if now >= at]:
-            message = "the deadline passed before the request was done"
-            self._abort(request_id, RequestFailure("deadline_exceeded", message))
-
-    def _abort(self, request_id: str, error: RequestFailure | None) -> bool:
-        group, tracker = self._groups.get(request_id), self._trackers.get(request_id)
-        samples = group.trackers if group is not None else [] if tracker is None else [tracker]
-        running = [each for each in samples if each.finish_reason is None]
-        for each in running:
-            each.finish(FinishReason.ABORT, error)
-            self._unschedule(each)
-            self._with_news.append(each)
-        return bool(running)
+        self._book.end(self._book.tracker_of(hopeless), FinishReason.ERROR, error)
 
     def _track(
         self,
@@ -357,8 +302,8 @@ class Engine:
         for request, token_id in zip(requests, token_ids, strict=True):
             if request in void:
                 continue
-            tracker = self._trackers[request.request_id]
-            self._with_news.append(tracker)
+            tracker = self._book.tracker_of(request)
+            self._book.note(tracker)
             if tracker.finish_reason is None:
                 if token_id is None:
                     self._fail(tracker)
@@ -366,7 +311,7 @@ class Engine:
                     tracker.advance(token_id)
             # Where it had ended before, this step was for its scores, and its token is nobody's.
             if tracker.finish_reason is not None:
-                self._unschedule(tracker)
+                self._book.unschedule(tracker)
 
     def _fail(self, tracker: RequestTracker) -> None:
         """End a request that got no token; where its logits are to blame, discard its KV."""
@@ -391,43 +336,6 @@ class Engine:
         )
         self._kv_cache.zero_blocks(self._scheduler.discard(tracker.request))
         tracker.is_scheduled = False
-
-    def _take_outputs(self) -> list[RequestOutput]:
-        outputs = []
-        groups: dict[str, SampleGroup] = {}
-        with_news, self._with_news = self._with_news, []
-        for tracker in with_news:
-            output = tracker.take_output()
-            self._counter.count_output(output)
-            if output.finished:
-                del self._trackers[output.request_id]
-                self._deadlines.pop(output.request_id, None)
-            if tracker.group is None:
-                outputs.append(output)
-            else:
-                tracker.group.note(tracker, output)
-                groups[tracker.group.request_id] = tracker.group
-        return outputs + [self._take_group_output(group) for group in groups.values()]
-
-    def _take_group_output(self, group: SampleGroup) -> RequestOutput:
-        for tracker in group.take_ready():
-            # What was aborted while it was held has been reported.
-            if tracker.request.request_id in self._trackers:
-                self._schedule(tracker)
-        output = group.output()
-        if output.finished:
-            del self._groups[group.request_id]
-            self._deadlines.pop(group.request_id, None)
-        return output
-
-    def _drop_all(self) -> None:
-        """Forget every request, unreported."""
-        for tracker in self._trackers.values():
-            self._unschedule(tracker)
-        self._trackers.clear()
-        self._deadlines.clear()
-        self._groups.clear()
-        self._with_news = []
 
 
 def _check_model_limits(config: EngineConfig, loaded: LoadedModel) -> None:

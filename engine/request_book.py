@@ -1,0 +1,141 @@
+"""The engine's unfinished requests: what each owes, when it is late, and what is to be told."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from .fan_out import SampleGroup
+from .outputs import FinishReason, RequestFailure, RequestOutput
+from .request import Request
+from .scheduler import Scheduler
+from .stats import StatsCounter
+from .tracker import RequestTracker
+
+
+class RequestBook:
+    """Owns the trackers of all unfinished requests and lets the scheduler know who comes and goes.
+
+    Invariant: a tracker is in the book until its last output has been taken; one that is scheduled
+    (`is_scheduled`) is known to the scheduler.
+    """
+
+    def __init__(self, scheduler: Scheduler, counter: StatsCounter) -> None:
+        self._scheduler = scheduler
+        self._counter = counter
+        self._trackers: dict[str, RequestTracker] = {}
+        # `time.monotonic()` at which requests end unfinished, where they have such a time.
+        self._deadlines: dict[str, float] = {}
+        # Requests with several samples, by their own id; each sample has a tracker as well.
+        self._groups: dict[str, SampleGroup] = {}
+        # Requests with something to report at the end of the step.
+        self._with_news: list[RequestTracker] = []
+
+    def __len__(self) -> int:
+        return len(self._trackers)
+
+    def __contains__(self, request_id: object) -> bool:
+        return request_id in self._trackers or request_id in self._groups
+
+    def tracker_of(self, request: Request) -> RequestTracker:
+        """The tracker of an unfinished request."""
+        return self._trackers[request.request_id]
+
+    def start(self, trackers: Sequence[RequestTracker], *, deadline_s: float | None = None) -> None:
+        """Take on the samples of one prepared request; all but the first may have to wait.
+
+        Args:
+            trackers: One for each sample.
+            deadline_s: Seconds from now, after which `abort_late` ends it. None is never.
+        """
+        first = trackers[0]
+        request_id = first.request.request_id
+        if len(trackers) > 1:
+            self._groups[request_id] = SampleGroup(request_id, trackers)
+        for tracker in trackers:
+            self._trackers[tracker.request.request_id] = tracker
+        self._schedule(first)
+        if deadline_s is not None:
+            self._deadlines[request_id] = time.monotonic() + deadline_s
+
+    def note(self, tracker: RequestTracker) -> None:
+        """Let a request report at the end of the step."""
+        self._with_news.append(tracker)
+
+    def end(self, tracker: RequestTracker, reason: FinishReason, error: RequestFailure) -> None:
+        """End a request that went wrong."""
+        tracker.finish(reason, error)
+        self.unschedule(tracker)
+        self.note(tracker)
+
+    def abort(self, request_id: str, error: RequestFailure | None = None) -> bool:
+        """End a request early, all samples of it; False where none of them runs."""
+        group, tracker = self._groups.get(request_id), self._trackers.get(request_id)
+        samples = group.trackers if group is not None else [] if tracker is None else [tracker]
+        running = [each for each in samples if each.finish_reason is None]
+        for each in running:
+            each.finish(FinishReason.ABORT, error)
+            self.unschedule(each)
+            self.note(each)
+        return bool(running)
+
+    def abort_late(self) -> None:
+        """End the requests whose deadline has passed."""
+        if not self._deadlines:
+            return
+        now = time.monotonic()
+        for request_id in [each for each, at in self._deadlines.items() if now >= at]:
+            message = "the deadline passed before the request was done"
+            self.abort(request_id, RequestFailure("deadline_exceeded", message))
+
+    def unschedule(self, tracker: RequestTracker) -> None:
+        """Take a request out of the scheduler, if it is in there."""
+        if tracker.is_scheduled:
+            self._scheduler.finish(tracker.request)
+            tracker.is_scheduled = False
+
+    def take_outputs(self) -> list[RequestOutput]:
+        """What there is to report, once; finished requests leave the book."""
+        outputs = []
+        groups: dict[str, SampleGroup] = {}
+        with_news, self._with_news = self._with_news, []
+        for tracker in with_news:
+            output = tracker.take_output()
+            self._counter.count_output(output)
+            if output.finished:
+                del self._trackers[output.request_id]
+                self._deadlines.pop(output.request_id, None)
+            if tracker.group is None:
+                outputs.append(output)
+            else:
+                tracker.group.note(tracker, output)
+                groups[tracker.group.request_id] = tracker.group
+        return outputs + [self._take_group_output(group) for group in groups.values()]
+
+    def drop_all(self) -> None:
+        """Forget every request, unreported."""
+        for tracker in self._trackers.values():
+            self.unschedule(tracker)
+        self._trackers.clear()
+        self._deadlines.clear()
+        self._groups.clear()
+        self._with_news = []
+
+    def _schedule(self, tracker: RequestTracker) -> None:
+        """Let a request wait, or only report it where its resumed tokens ended it."""
+        if tracker.finish_reason is None or tracker.has_pending_scores:
+            self._scheduler.add(tracker.request)
+            tracker.is_scheduled = True
+        else:
+            self.note(tracker)
+
+    def _take_group_output(self, group: SampleGroup) -> RequestOutput:
+        for tracker in group.take_ready():
+            # What was aborted while it was held has been reported.
+            if tracker.request.request_id in self._trackers:
+                self._schedule(tracker)
+        output = group.output()
+        if output.finished:
+            del self._groups[group.request_id]
+            self._deadlines.pop(group.request_id, None)
+        return output
