@@ -86,7 +86,7 @@ def test_each_wrong_line_goes_to_the_error_file_and_the_others_are_answered(
         "url": "invalid_request",
         "line-5": "invalid_line",
         "refused": "unsupported_parameter",
-        "broken": "engine_error",
+        "broken": "numerical_error",
         "key": "invalid_request",
         "line-10": "invalid_line",
         "line-11": "invalid_line",
