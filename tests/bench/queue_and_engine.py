@@ -1,0 +1,95 @@
+"""Output tokens a second through the queue beside those of the engine alone, on the same requests.
+
+``python tests/bench/queue_and_engine.py [rounds]`` starts an embedded broker and a worker, loads
+the same model into this process, and lets the two take turns. The one that waits is idle.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from batchmill.engine import Engine, EngineConfig, SamplingParams
+from batchmill.producer import Client
+from batchmill.producer.store import JobStore
+from batchmill.worker.broker_config import BrokerConfig
+from batchmill.worker.embedded_broker import EmbeddedBroker
+
+NUM_REQUESTS = 64
+SETTINGS = {"max_model_len": 2048, "max_num_seqs": 64, "max_num_batched_tokens": 512}
+
+
+def requests() -> list[tuple[list[int], int]]:
+    """Prompts of 32 to 256 random tokens with outputs of 32 to 192."""
+    rng = random.Random(0)
+    sizes = [(rng.randint(32, 256), rng.randint(32, 192)) for _ in range(NUM_REQUESTS)]
+    return [([rng.randint(100, 40_000) for _ in range(size)], out) for size, out in sizes]
+
+
+def run_engine(engine: Engine) -> float:
+    """Seconds that the engine alone takes."""
+    engine.reset_prefix_cache()
+    prompts, lengths = zip(*requests(), strict=True)
+    params = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True) for n in lengths]
+    started_at = time.perf_counter()
+    engine.generate(prompts, params)
+    return time.perf_counter() - started_at
+
+
+def run_queue(client: Client) -> float:
+    """Seconds from the first submit to the last result; a salt keeps the prefix cache out of it."""
+    salt = random.randint(100, 40_000)
+    jobs = [
+        {"prompt": [salt, *prompt[1:]], "max_tokens": n, "temperature": 0, "ignore_eos": True}
+        for prompt, n in requests()
+    ]
+    started_at = time.perf_counter()
+    for ended in client.as_completed(list(client.submit_many(jobs)), timeout_s=600):
+        ended.result()
+    return time.perf_counter() - started_at
+
+
+def wait_ready(store: JobStore, worker: subprocess.Popen[bytes]) -> None:
+    """Wait for the worker's heartbeat."""
+    while not any(info.state == "ready" for info in store.list_workers()):
+        if worker.poll() is not None:
+            raise SystemExit(f"the worker ended with {worker.returncode}; see worker.log")
+        time.sleep(0.1)
+
+
+def main() -> None:
+    """Run and tell the rates."""
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+    num_tokens = sum(n for _, n in requests())
+    with tempfile.TemporaryDirectory() as name, EmbeddedBroker(BrokerConfig(Path(name))) as broker:
+        given = {f"BATCHMILL_{key.upper()}": str(value) for key, value in SETTINGS.items()}
+        with open(Path(name) / "worker.log", "wb") as log:
+            worker = subprocess.Popen(
+                [sys.executable, "-m", "batchmill.worker.cli", "worker"],
+                env=os.environ | given | {"BATCHMILL_BROKER_URL": broker.url},
+                stdout=log,
+                stderr=log,
+            )
+        try:
+            with Client(broker.url) as client:
+                wait_ready(JobStore.from_url(broker.url), worker)
+                engine = Engine(EngineConfig(model="demo", **SETTINGS))  # type: ignore[arg-type]
+                run_engine(engine), run_queue(client)
+                pairs = [(run_engine(engine), run_queue(client)) for _ in range(rounds)]
+        finally:
+            worker.terminate()
+            worker.wait(30)
+    for engine_s, queue_s in pairs:
+        print(f"engine {num_tokens / engine_s:.0f} tok/s, queue {num_tokens / queue_s:.0f} tok/s")
+    ratio = statistics.median(engine_s / queue_s for engine_s, queue_s in pairs)
+    print(f"through the queue: {ratio:.3f} of the engine alone (median of {rounds} pairs)")
+
+
+if __name__ == "__main__":
+    main()
