@@ -115,24 +115,27 @@ def submit(job: NewJob, *, announce: bool = True) -> Call[Submitted]:
 
     A job that is not announced is in a worker's hands already: no queue can be too full for it.
     """
-    max_depth = (job.max_queue_depth or 0) if announce else 0
-    args = (
-        job.job_id,
-        keys.PROTOCOL_VERSION,
-        job.model,
-        job.queue,
-        job.document,
-        job.webhook or "",
-        job.idempotency_key or "",
-        job.fingerprint,
-        "" if job.deadline_at_ms is None else job.deadline_at_ms,
-        "" if job.ttl_ms is None else job.ttl_ms,
-        job.result_ttl_ms,
-        max_depth,
-        "1" if announce else "0",
-        job.webhook_events,
-        job.webhook_secret,
-    )
+    fields: dict[str, Argument | None] = {
+        "id": job.job_id,
+        "v": keys.PROTOCOL_VERSION,
+        "model": job.model,
+        "queue": job.queue,
+        "doc": job.document,
+        "result_ttl_ms": job.result_ttl_ms,
+        "announce": "1" if announce else None,
+        "max_queue_depth": job.max_queue_depth if announce else None,
+        "deadline_at_ms": job.deadline_at_ms,
+        "ttl_ms": job.ttl_ms,
+        "idempotency_key": job.idempotency_key,
+        "fingerprint": job.fingerprint if job.idempotency_key else None,
+        "webhook": job.webhook,
+        "webhook_events": job.webhook_events or None,
+        "webhook_secret": job.webhook_secret or None,
+    }
+    args: list[Argument] = []
+    for name, value in fields.items():
+        if value is not None:
+            args += (name, value)
     return Call("submit", args, _read_submit, Submitted(SubmitStatus.FULL, None))
 
 

@@ -1,55 +1,57 @@
--- ARGV: id, version, model, queue, document, webhook ('' = none), idempotency key ('' = none),
--- fingerprint, deadline_at_ms ('' = none), ttl_ms ('' = none), result_ttl_ms, max queue depth
--- (0 = no limit), '1' to announce, webhook events with commas ('' = those of the end), name of the
--- webhook secret ('' = the default one).
+-- ARGV: names and values in turn; a name that is not given is nothing asked for. Required: id, v, model,
+-- queue, doc, result_ttl_ms. Optional: announce ('1'; else the job is in a worker's hands already),
+-- max_queue_depth, deadline_at_ms, ttl_ms, idempotency_key with fingerprint, webhook with
+-- webhook_events (names with commas; else those of the end) and webhook_secret (else the default).
 -- Answers {CREATED, id}, {EXISTING, id}, {CONFLICT, id} or {FULL, depth}.
-local id, version, model, queue, document = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local webhook, key, fingerprint = ARGV[6], ARGV[7], ARGV[8]
-local deadline_at_ms, ttl_ms = tonumber(ARGV[9]), tonumber(ARGV[10])
-local result_ttl_ms, max_depth, announced = ARGV[11], tonumber(ARGV[12]), ARGV[13] == '1'
+local job = {}
+for i = 1, #ARGV, 2 do job[ARGV[i]] = ARGV[i + 1] end
+local id, queue, key = job.id, job.queue, job.idempotency_key
 
-if key ~= '' then
-  local known = redis.call('HMGET', idempotency_key(key), 'id', 'fingerprint')
-  if known[1] then
-    if known[2] == fingerprint then return { 'EXISTING', known[1] } end
-    return { 'CONFLICT', known[1] }
+local function is_full()
+  if not job.max_queue_depth then return false end
+  local depth = redis.call('ZCARD', queued_key(queue))
+  return depth >= tonumber(job.max_queue_depth), tostring(depth)
+end
+
+local function write_deadline(now)
+  local at, ttl_ms = tonumber(job.deadline_at_ms), tonumber(job.ttl_ms)
+  if ttl_ms then at = math.min(at or now + ttl_ms, now + ttl_ms) end
+  if not at then return end
+  redis.call('HSET', job_key(id), 'deadline_at_ms', at)
+  redis.call('ZADD', DEADLINES, at, id)
+end
+
+local function write_webhook()
+  if not job.webhook then return end
+  for _, name in ipairs({ 'webhook', 'webhook_events', 'webhook_secret' }) do
+    if job[name] then redis.call('HSET', job_key(id), name, job[name]) end
   end
+  if wants_event(job, 'output') then redis.call('HSET', job_key(id), 'output_due_ms', 0) end
+end
+
+if key then
+  local known = redis.call('HMGET', idempotency_key(key), 'id', 'fingerprint')
+  if known[1] then return { known[2] == job.fingerprint and 'EXISTING' or 'CONFLICT', known[1] } end
 end
 -- The id is the caller's: a call repeated after a lost answer finds its own job.
 if redis.call('EXISTS', job_key(id)) == 1 then return { 'EXISTING', id } end
-if max_depth > 0 then
-  local depth = redis.call('ZCARD', queued_key(queue))
-  if depth >= max_depth then return { 'FULL', tostring(depth) } end
-end
+local full, depth = is_full()
+if full then return { 'FULL', depth } end
 
 local now = now_ms()
-if ttl_ms then deadline_at_ms = math.min(deadline_at_ms or now + ttl_ms, now + ttl_ms) end
-redis.call('HSET', job_key(id), 'id', id, 'v', version, 'model', model, 'queue', queue,
-  'state', 'queued', 'doc', document, 'enqueued_at_ms', now, 'announced_at_ms', now, 'fence', 0,
-  'attempts', 0, 'result_ttl_ms', result_ttl_ms)
-if webhook ~= '' then
-  local events, secret = ARGV[14], ARGV[15]
-  redis.call('HSET', job_key(id), 'webhook', webhook)
-  if secret ~= '' then redis.call('HSET', job_key(id), 'webhook_secret', secret) end
-  if events ~= '' then
-    redis.call('HSET', job_key(id), 'webhook_events', events)
-    if wants_event({ webhook = webhook, webhook_events = events }, 'output') then
-      redis.call('HSET', job_key(id), 'output_due_ms', 0)
-    end
-  end
-end
-if deadline_at_ms then
-  redis.call('HSET', job_key(id), 'deadline_at_ms', deadline_at_ms)
-  redis.call('ZADD', DEADLINES, deadline_at_ms, id)
-end
-if key ~= '' then
+redis.call('HSET', job_key(id), 'id', id, 'v', job.v, 'model', job.model, 'queue', queue,
+  'state', 'queued', 'doc', job.doc, 'enqueued_at_ms', now, 'announced_at_ms', now, 'fence', 0,
+  'attempts', 0, 'result_ttl_ms', job.result_ttl_ms)
+write_webhook()
+write_deadline(now)
+if key then
   -- No TTL before the job has ended: a job that waits for days must still be found by its key.
   redis.call('HSET', job_key(id), 'idempotency_key', key)
-  redis.call('HSET', idempotency_key(key), 'id', id, 'fingerprint', fingerprint)
+  redis.call('HSET', idempotency_key(key), 'id', id, 'fingerprint', job.fingerprint)
 end
 redis.call('SADD', QUEUES, queue)
 redis.call('HINCRBY', TOTALS, 'submitted', 1)
-if announced then
+if job.announce then
   announce(id, queue, false, now)
 else
   redis.call('ZADD', queued_key(queue), now, id)
