@@ -41,7 +41,8 @@ def retry_dead_letter(store: JobStore, letter_id: str, settings: ProducerSetting
 
 def _retry_job(store: JobStore, letter: DeadLetter, settings: ProducerSettings) -> str:
     # The key makes a retry that is repeated after a lost answer the same job.
-    changes = {"deadline": None, "idempotency_key": f"dead-letter:{letter.id}:{letter.at_ms}"}
+    changes = {"deadline": None, "not_before": None, "delay_s": None}
+    changes |= {"idempotency_key": f"dead-letter:{letter.id}:{letter.at_ms}"}
     job = parse_document(letter.payload).model_copy(update=changes)
     prepared = prepare(job, settings)
     job_id = accepted_id(prepared, store.submit(prepared))
