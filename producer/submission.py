@@ -6,11 +6,12 @@ import hashlib
 import json
 import secrets
 from datetime import datetime
+from functools import cache
 
 from . import keys
 from . import parameters as limits
 from .answers import JobState
-from .calls import NewJob, QueueLimits
+from .calls import NO_LIMITS, NewJob, QueueLimits
 from .errors import JobRejected
 from .models import GenerationJob
 from .settings import ProducerSettings
@@ -63,11 +64,11 @@ def prepare(job: GenerationJob, settings: ProducerSettings, *, job_id: str | Non
         cost=estimated_tokens(job),
         not_before_ms=None if job.not_before is None else _unix_ms(job.not_before),
         delay_ms=None if job.delay_s is None else max(1, int(job.delay_s * 1000)),
-        limits=QueueLimits(
-            max_queue_depth=settings.max_queue_depth,
-            max_queued_jobs=settings.max_queued_jobs,
-            max_queued_bytes=settings.max_queued_bytes,
-            max_queued_tokens=settings.max_queued_tokens,
+        limits=_limits(
+            settings.max_queue_depth,
+            settings.max_queued_jobs,
+            settings.max_queued_bytes,
+            settings.max_queued_tokens,
         ),
     )
 
@@ -84,6 +85,12 @@ def estimated_tokens(job: GenerationJob) -> int:
         texts = [job.prompt or ""] + [message.content for message in job.messages or ()]
         num_prompt_tokens = sum(len(text.encode()) for text in texts) // _BYTES_A_TOKEN + 1
     return min(num_prompt_tokens + job.max_tokens * job.n, limits.MAX_COST_TOKENS)
+
+
+@cache
+def _limits(depth: int | None, *queued: int | None) -> QueueLimits:
+    limits = QueueLimits(depth, *queued)
+    return NO_LIMITS if limits == NO_LIMITS else limits
 
 
 def _unix_ms(moment: datetime) -> int:

@@ -12,20 +12,18 @@ local id, queue, key = job.id, job.queue, job.idempotency_key
 -- The limit that is reached, as an answer; nil where none is. Limits are soft: the job that reaches one
 -- is the last that is taken.
 local function full(name, value, limit)
-  value, limit = tonumber(value or nil) or 0, tonumber(limit or nil)
-  if limit and value >= limit then
-    return { 'FULL', name, tostring(value), tostring(limit) }
+  if limit and value >= tonumber(limit) then
+    return { 'FULL', name, string.format('%d', value), limit }
   end
 end
 
-local function reached_limit()
+local function reached_limit(used)
   if not job.announce then return nil end
   local tenant = job.tenant
   local own = redis.call('HMGET', TENANTS, tenant .. ':max_jobs', tenant .. ':max_bytes',
     tenant .. ':max_tokens')
-  local used = redis.call('HMGET', USAGE, 'jobs', 'bytes', 'tokens', 'jobs:' .. tenant,
-    'bytes:' .. tenant, 'tokens:' .. tenant)
-  return full('max_queue_depth', redis.call('ZCARD', queued_key(queue)), job.max_queue_depth)
+  local depth = job.max_queue_depth and redis.call('ZCARD', queued_key(queue))
+  return full('max_queue_depth', depth, job.max_queue_depth)
     or full('max_queued_jobs', used[1], job.max_queued_jobs)
     or full('max_queued_bytes', used[2], job.max_queued_bytes)
     or full('max_queued_tokens', used[3], job.max_queued_tokens)
@@ -62,9 +60,11 @@ if key then
 end
 -- The id is the caller's: a call repeated after a lost answer finds its own job.
 if redis.call('EXISTS', job_key(id)) == 1 then return { 'EXISTING', id } end
-local refusal = reached_limit()
+local usage = load_usage(job.tenant)
+local refusal = reached_limit(usage.values)
 if refusal then return refusal end
-local now = now_ms()
+local time_us = now_us()
+local now = math.floor(time_us / 1000)
 local deadline_at, due_at = deadline(now), due(now)
 if deadline_at and due_at and deadline_at <= due_at then return { 'TOO_LATE' } end
 
@@ -85,14 +85,13 @@ redis.call('SADD', QUEUES, queue)
 redis.call('HINCRBY', TOTALS, 'submitted', 1)
 
 local queued = { queue = queue, tenant = job.tenant, cost = tonumber(job.cost) }
-count_usage(id, queued, 1)
+count_usage(usage, #job.doc, queued.cost, 1)
 if due_at then
   redis.call('HSET', job_key(id), 'not_before_ms', due_at)
   redis.call('ZADD', queued_key(queue), '+inf', id)
   redis.call('ZADD', SCHEDULED, due_at, id)
 elseif job.announce then
-  local time = redis.call('TIME')
-  add_to_backlog(id, queued, time[1] * 1000000 + time[2])
+  add_to_backlog(id, queued, time_us)
   announce_next(queue, now)
 else
   charge(id, queued)
