@@ -21,6 +21,7 @@ from . import (
     cli_jobs,
     cli_services,
     cli_status,
+    cli_tenants,
     cli_webhooks,
 )
 from .cli_output import ExitCode, is_usage_error, report_error
@@ -41,6 +42,7 @@ _PARTS = (
     cli_jobs,
     cli_bulk,
     cli_status,
+    cli_tenants,
     cli_webhooks,
     cli_dead_letters,
     cli_doctor,
