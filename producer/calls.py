@@ -22,11 +22,15 @@ from .answers import (
     Claim,
     ClaimRefusal,
     CompleteStatus,
+    ForgetAnswer,
+    ForgetStatus,
     Held,
     JobState,
     OutboxEntry,
     ReleaseCause,
     ReleaseStatus,
+    RetryAnswer,
+    RetryStatus,
     SubmitStatus,
     Submitted,
     SweepCounts,
@@ -74,6 +78,10 @@ class NewJob:
     ttl_ms: int | None = None
     #: Jobs the queue may hold before it refuses more; None is no limit.
     max_queue_depth: int | None = None
+    #: Labels to find it by.
+    tags: tuple[str, ...] = ()
+    #: Most tokens it generates; None where that is not known.
+    max_tokens: int | None = None
 
 
 def read_reply(call: Call[Answer], reply: Any) -> Answer:
@@ -131,6 +139,8 @@ def submit(job: NewJob, *, announce: bool = True) -> Call[Submitted]:
         "webhook": job.webhook,
         "webhook_events": job.webhook_events or None,
         "webhook_secret": job.webhook_secret or None,
+        "tags": ",".join(job.tags) or None,
+        "max_tokens": job.max_tokens,
     }
     args: list[Argument] = []
     for name, value in fields.items():
@@ -206,6 +216,18 @@ def cancel(job_id: str) -> Call[CancelAnswer]:
     return Call("cancel", (job_id,), _read_cancel)
 
 
+def retry(job_id: str, max_queue_depth: int | None) -> Call[RetryAnswer]:
+    """Run a job again that ended without a completion."""
+    # The nonce lets a call that the connection repeats after a lost answer find its own retry.
+    depth = "" if max_queue_depth is None else max_queue_depth
+    return Call("retry", (job_id, secrets.token_hex(8), depth), _read_retry)
+
+
+def forget(job_id: str) -> Call[ForgetAnswer]:
+    """Remove all that is kept of a job that has ended."""
+    return Call("forget", (job_id,), _read_forget)
+
+
 def sweep(limit: int, reannounce_grace_ms: int) -> Call[SweepCounts]:
     """Put back lost leases, expire late jobs, announce again what was lost."""
     return Call("sweep", (limit, reannounce_grace_ms), lambda reply: SweepCounts(*reply))
@@ -238,6 +260,22 @@ def _read_releases(reply: list[bytes]) -> list[ReleaseStatus]:
 def _read_cancel(reply: list[bytes]) -> CancelAnswer:
     state = JobState(reply[1].decode()) if len(reply) > 1 else None
     return CancelAnswer(CancelStatus(reply[0].decode()), state)
+
+
+def _read_retry(reply: list[Any]) -> RetryAnswer:
+    status = RetryStatus(reply[0].decode())
+    if status is RetryStatus.RETRIED:
+        return RetryAnswer(status, run=reply[1])
+    if status is RetryStatus.ACTIVE:
+        return RetryAnswer(status, state=JobState(reply[1].decode()))
+    if status is RetryStatus.FULL:
+        return RetryAnswer(status, queue_depth=int(reply[1]), queue=reply[2].decode())
+    return RetryAnswer(status)
+
+
+def _read_forget(reply: list[bytes]) -> ForgetAnswer:
+    state = JobState(reply[1].decode()) if len(reply) > 1 else None
+    return ForgetAnswer(ForgetStatus(reply[0].decode()), state)
 
 
 def _read_outbox(reply: list[list[Any]]) -> list[OutboxEntry]:

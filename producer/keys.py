@@ -27,6 +27,9 @@ DEAD = PREFIX + "dead"
 WORKERS = PREFIX + "workers"
 TOTALS = PREFIX + "totals"
 ENDPOINTS_DISABLED = PREFIX + "endpoints_disabled"
+#: What the names of all indexes of jobs begin with.
+JOB_INDEXES = PREFIX + "jobs:"
+EXPIRING = JOB_INDEXES + "expiring"
 
 #: Priority classes, highest first: the order in which a worker looks at its queues.
 PRIORITIES = ("high", "normal", "low")
@@ -87,6 +90,16 @@ def text(job_id: str) -> str:
 def queued(queue: str) -> str:
     """Key of the index of one queue's waiting jobs (zset)."""
     return f"{PREFIX}queued:{queue}"
+
+
+def state_index(state: str) -> str:
+    """Key of the jobs in one state (zset)."""
+    return f"{JOB_INDEXES}state:{state}"
+
+
+def tag_index(tag: str) -> str:
+    """Key of the jobs with one tag (zset)."""
+    return f"{JOB_INDEXES}tag:{tag}"
 
 
 def idempotency(key: str) -> str:

@@ -7,7 +7,15 @@ from contextlib import contextmanager
 
 from redis import exceptions as redis_errors
 
-from .answers import JobState, SubmitStatus, Submitted
+from .answers import (
+    ForgetAnswer,
+    ForgetStatus,
+    JobState,
+    RetryAnswer,
+    RetryStatus,
+    SubmitStatus,
+    Submitted,
+)
 from .broker_url import redact
 from .calls import NewJob
 from .errors import (
@@ -19,6 +27,7 @@ from .errors import (
     JobUnfinished,
     QueueFull,
     UnknownJob,
+    WrongState,
 )
 from .results import JobError, JobResult
 
@@ -57,8 +66,12 @@ def _full(job: NewJob, queue_depth: int | None) -> QueueFull:
             "the broker has reached its memory limit; try later, add workers or raise Redis' "
             "maxmemory"
         )
+    return _too_deep(job.queue, queue_depth, job.max_queue_depth)
+
+
+def _too_deep(queue: str | None, depth: int | None, limit: int | None) -> QueueFull:
     return QueueFull(
-        f"queue {job.queue} holds {queue_depth} jobs, its limit is {job.max_queue_depth}; "
+        f"queue {queue} holds {depth} jobs, its limit is {limit}; "
         "try later, add workers or raise BATCHMILL_MAX_QUEUE_DEPTH"
     )
 
@@ -66,8 +79,58 @@ def _full(job: NewJob, queue_depth: int | None) -> QueueFull:
 def unknown(job_id: str) -> UnknownJob:
     """Return the error for a job that is not there."""
     return UnknownJob(
-        f"no job {job_id!r}: never submitted to this broker, or its time to live has run out"
+        f"no job {job_id!r}: never submitted to this broker, forgotten, or its time to live has "
+        "run out"
     )
+
+
+def check_retried(job_id: str, answer: RetryAnswer, max_queue_depth: int | None) -> int:
+    """Return the number of the run that a retry has begun.
+
+    Raises:
+        UnknownJob: there is no such job.
+        WrongState: it completed, or has not ended.
+        QueueFull: its queue has reached its depth limit.
+    """
+    match answer.status:
+        case RetryStatus.UNKNOWN:
+            raise unknown(job_id)
+        case RetryStatus.COMPLETED:
+            raise WrongState(
+                f"job {job_id} completed, so there is nothing to run again; submit a new one",
+                job_id=job_id,
+                state=JobState.COMPLETED,
+            )
+        case RetryStatus.ACTIVE:
+            assert answer.state is not None
+            raise WrongState(
+                f"job {job_id} is {answer.state.value}; only one that failed, was cancelled or "
+                "expired can be retried",
+                job_id=job_id,
+                state=answer.state,
+            )
+        case RetryStatus.FULL:
+            raise _too_deep(answer.queue, answer.queue_depth, max_queue_depth)
+    assert answer.run is not None
+    return answer.run
+
+
+def check_forgotten(job_id: str, answer: ForgetAnswer) -> None:
+    """Raise the error of a job that was not forgotten.
+
+    Raises:
+        UnknownJob: there is no such job.
+        WrongState: it has not ended.
+    """
+    if answer.status is ForgetStatus.UNKNOWN:
+        raise unknown(job_id)
+    if answer.status is ForgetStatus.ACTIVE:
+        assert answer.state is not None
+        raise WrongState(
+            f"job {job_id} is {answer.state.value}; cancel it and wait for its end, then forget it",
+            job_id=job_id,
+            state=answer.state,
+        )
 
 
 def result_of(

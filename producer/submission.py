@@ -56,6 +56,8 @@ def prepare(job: GenerationJob, settings: ProducerSettings, *, job_id: str | Non
         deadline_at_ms=None if job.deadline is None else int(job.deadline.timestamp() * 1000),
         ttl_ms=None if job.ttl_s is None else max(1, int(job.ttl_s * 1000)),
         max_queue_depth=settings.max_queue_depth,
+        tags=tuple(job.tags),
+        max_tokens=job.max_tokens,
     )
 
 

@@ -1,7 +1,8 @@
 -- ARGV: names and values in turn; a name that is not given is nothing asked for. Required: id, v, model,
 -- queue, doc, result_ttl_ms. Optional: announce ('1'; else the job is in a worker's hands already),
 -- max_queue_depth, deadline_at_ms, ttl_ms, idempotency_key with fingerprint, webhook with
--- webhook_events (names with commas; else those of the end) and webhook_secret (else the default).
+-- webhook_events (names with commas; else those of the end) and webhook_secret (else the default),
+-- tags (with commas), max_tokens.
 -- Answers {CREATED, id}, {EXISTING, id}, {CONFLICT, id} or {FULL, depth}.
 local job = {}
 for i = 1, #ARGV, 2 do job[ARGV[i]] = ARGV[i + 1] end
@@ -42,6 +43,10 @@ local now = now_ms()
 redis.call('HSET', job_key(id), 'id', id, 'v', job.v, 'model', job.model, 'queue', queue,
   'state', 'queued', 'doc', job.doc, 'enqueued_at_ms', now, 'announced_at_ms', now, 'fence', 0,
   'attempts', 0, 'result_ttl_ms', job.result_ttl_ms)
+for _, name in ipairs({ 'tags', 'max_tokens' }) do
+  if job[name] then redis.call('HSET', job_key(id), name, job[name]) end
+end
+index_job(id, 'queued', job, now)
 write_webhook()
 write_deadline(now)
 if key then

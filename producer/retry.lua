@@ -1,0 +1,39 @@
+-- ARGV: id, nonce (one a call), max_queue_depth ('' = none). A job that ended without a completion
+-- runs again, from the tokens that it has.
+-- Answers {RETRIED, run}, {UNKNOWN}, {COMPLETED}, {ACTIVE, state} or {FULL, depth, queue}.
+write_even_when_full()
+local id, nonce, max_depth = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local job = load_job(id)
+if not job then return { 'UNKNOWN' } end
+if job.state == 'completed' then return { 'COMPLETED' } end
+if not TERMINAL[job.state] then
+  -- The same call again, sent by the connection's own retry because the first answer was lost.
+  if redis.call('HGET', job_key(id), 'retry_nonce') == nonce then return { 'RETRIED', job.run } end
+  return { 'ACTIVE', job.state }
+end
+local depth = redis.call('ZCARD', queued_key(job.queue))
+if max_depth and depth >= max_depth then return { 'FULL', tostring(depth), job.queue } end
+
+local now = now_ms()
+-- What its end has set. The tokens stay: a claim of the same identity goes on from them. So do
+-- fence and attempts, which only grow.
+redis.call('HDEL', job_key(id), 'result', 'error', 'finished_at_ms', 'started_at_ms', 'owner',
+  'completed_fence', 'cancel_requested', 'suspect', 'alone', 'crashes', 'claim_nonce')
+redis.call('HSET', job_key(id), 'state', 'queued', 'enqueued_at_ms', now, 'retry_nonce', nonce,
+  'run', job.run + 1)
+for _, key in ipairs({ job_key(id), tokens_key(id), text_key(id) }) do redis.call('PERSIST', key) end
+if job.idempotency_key then redis.call('PERSIST', idempotency_key(job.idempotency_key)) end
+redis.call('ZREM', EXPIRING, expiring_entry(id, job.state, job))
+if job.deadline_at_ms and job.deadline_at_ms > now then
+  redis.call('ZADD', DEADLINES, job.deadline_at_ms, id)
+else
+  redis.call('HDEL', job_key(id), 'deadline_at_ms') -- what is late already would end at once
+end
+index_state(id, job.state, 'queued', now)
+-- Its new end says more than news of the old one, which could arrive after it.
+supersede_event('evt_' .. id .. '_' .. job.state .. run_suffix(job.run))
+drop_dead_letter(id)
+redis.call('HINCRBY', TOTALS, 'retried', 1)
+announce(id, job.queue, false, now)
+redis.call('PUBLISH', channel(id), '{"state":"queued"}')
+return { 'RETRIED', job.run + 1 }
