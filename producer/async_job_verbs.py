@@ -15,6 +15,7 @@ from .outcomes import broker_errors, check_forgotten, check_retried, unknown
 from .results import JobStatus
 from .settings import ProducerSettings
 from .statuses import queue_status_read, read_status
+from .submission import queue_limits
 
 
 class AsyncJobVerbs:
@@ -38,12 +39,13 @@ class AsyncJobVerbs:
         self,
         *,
         tag: str | None = None,
+        tenant: str | None = None,
         state: str | None = None,
         limit: int = DEFAULT_PAGE_JOBS,
         cursor: str | None = None,
     ) -> JobPage:
         """As ``Client.list``."""
-        query = JobQuery.checked(tag, state, cursor)
+        query = JobQuery.checked(tag, tenant, state, cursor)
         jobs: tuple[JobStatus, ...] = ()
         check_limit(limit)
         with broker_errors(self._url):
@@ -55,12 +57,14 @@ class AsyncJobVerbs:
                 query = query.after(page.next_cursor)
 
     async def iter_jobs(
-        self, *, tag: str | None = None, state: str | None = None
+        self, *, tag: str | None = None, tenant: str | None = None, state: str | None = None
     ) -> AsyncIterator[JobStatus]:
         """As ``Client.iter_jobs``."""
         cursor = None
         while True:
-            page = await self.list(tag=tag, state=state, limit=MAX_PAGE_JOBS, cursor=cursor)
+            page = await self.list(
+                tag=tag, tenant=tenant, state=state, limit=MAX_PAGE_JOBS, cursor=cursor
+            )
             for status in page.jobs:
                 yield status
             if not page.has_more:
@@ -84,9 +88,11 @@ class AsyncJobVerbs:
                 answers |= zip(some, await self._store.run_all(batch), strict=True)
         return answers
 
-    async def cancel_where(self, *, tag: str | None = None) -> CancelCounts:
+    async def cancel_where(
+        self, *, tag: str | None = None, tenant: str | None = None
+    ) -> CancelCounts:
         """As ``Client.cancel_where``."""
-        query = JobQuery.checked(tag, None)
+        query = JobQuery.checked(tag, tenant)
         query.check_is_narrow("cancelled")
         total = CancelCounts()
         with broker_errors(self._url):
@@ -99,10 +105,9 @@ class AsyncJobVerbs:
 
     async def retry(self, job_id: str) -> int:
         """As ``Client.retry``."""
-        depth = self.settings.max_queue_depth
         with broker_errors(self._url):
-            answer = await self._store.run(calls.retry(job_id, depth))
-        return check_retried(job_id, answer, depth)
+            answer = await self._store.run(calls.retry(job_id, queue_limits(self.settings)))
+        return check_retried(job_id, answer)
 
     async def forget(self, job_id: str) -> None:
         """As ``Client.forget``."""
@@ -110,9 +115,11 @@ class AsyncJobVerbs:
             answer = await self._store.run(calls.forget(job_id))
         check_forgotten(job_id, answer)
 
-    async def forget_where(self, *, tag: str | None = None) -> ForgetCounts:
+    async def forget_where(
+        self, *, tag: str | None = None, tenant: str | None = None
+    ) -> ForgetCounts:
         """As ``Client.forget_where``."""
-        query = JobQuery.checked(tag, None)
+        query = JobQuery.checked(tag, tenant)
         query.check_is_narrow("forgotten")
         total = ForgetCounts()
         with broker_errors(self._url):

@@ -6,7 +6,7 @@ local counts = { CANCELLED = 0, CANCELLING = 0, ALREADY_TERMINAL = 0 }
 local entries, last = index_page(query, tonumber(ARGV[1]))
 for _, entry in ipairs(entries) do
   local job = load_job(entry.id)
-  if job and is_meant(query, entry, job.state, job.tags) then
+  if job and is_meant(query, entry, job) then
     local outcome = cancel_or_ask(entry.id, job, now)
     counts[outcome] = counts[outcome] + 1
   end

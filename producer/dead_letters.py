@@ -9,7 +9,7 @@ from .answers import DeadLetter, DeadLetterKind, RedeliverStatus, RetryStatus
 from .outcomes import accepted_id, check_retried
 from .settings import ProducerSettings
 from .store import JobStore
-from .submission import prepare
+from .submission import prepare, queue_limits
 from .validation import parse_document
 
 
@@ -42,16 +42,17 @@ def retry_dead_letter(store: JobStore, letter_id: str, settings: ProducerSetting
 
 
 def _retry_job(store: JobStore, letter: DeadLetter, settings: ProducerSettings) -> str:
-    answer = store.run(calls.retry(letter.id, settings.max_queue_depth))
+    answer = store.run(calls.retry(letter.id, queue_limits(settings)))
     if answer.status is RetryStatus.UNKNOWN:
         return _submit_anew(store, letter, settings)
-    check_retried(letter.id, answer, settings.max_queue_depth)
+    check_retried(letter.id, answer)
     return letter.id
 
 
 def _submit_anew(store: JobStore, letter: DeadLetter, settings: ProducerSettings) -> str:
     # The key makes a retry that is repeated after a lost answer the same job.
-    changes = {"deadline": None, "idempotency_key": f"dead-letter:{letter.id}:{letter.at_ms}"}
+    changes: dict[str, str | None] = {"deadline": None, "not_before": None, "delay_s": None}
+    changes |= {"idempotency_key": f"dead-letter:{letter.id}:{letter.at_ms}"}
     job = parse_document(letter.payload).model_copy(update=changes)
     prepared = prepare(job, settings)
     job_id = accepted_id(prepared, store.submit(prepared))

@@ -6,7 +6,7 @@ local num_forgotten, num_active = 0, 0
 local entries, last = index_page(query, tonumber(ARGV[1]))
 for _, entry in ipairs(entries) do
   local job = load_job(entry.id)
-  if job and is_meant(query, entry, job.state, job.tags) then
+  if job and is_meant(query, entry, job) then
     if TERMINAL[job.state] then
       forget(entry.id, job)
       num_forgotten = num_forgotten + 1

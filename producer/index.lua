@@ -1,17 +1,20 @@
--- Which jobs there are, by state and by tag, in the order in which they were submitted. Shared by
+-- Which jobs there are, by state, tag and tenant, in the order in which they were submitted. Shared by
 -- all scripts like prelude.lua, which comes after it. An entry lives exactly as long as its record:
 -- EXPIRING holds, under the time at which a record goes, what is to be taken out then.
 
 local EXPIRING = 'batchmill:jobs:expiring'
+local DEFAULT_TENANT = 'default'
 local STATES = { 'queued', 'in_progress', 'completed', 'failed', 'cancelled', 'expired' }
 
 local function state_index(state) return 'batchmill:jobs:state:' .. state end
 local function tag_index(tag) return 'batchmill:jobs:tag:' .. tag end
+local function tenant_index(tenant) return 'batchmill:jobs:tenant:' .. tenant end
 
 -- The indexes of a job beside that of its state. Tags stand in the record with commas between them;
--- no tag holds one.
+-- no tag holds one. The default tenant has none: most jobs are its, and the states hold them all.
 local function label_indexes(job)
   local names = {}
+  if job.tenant and job.tenant ~= DEFAULT_TENANT then names[1] = tenant_index(job.tenant) end
   for tag in string.gmatch(job.tags or '', '[^,]+') do names[#names + 1] = tag_index(tag) end
   return names
 end
@@ -37,82 +40,10 @@ end
 
 -- What is to be taken out with an ended job's record.
 local function expiring_entry(id, state, job)
-  return id .. '\n' .. state .. '\n' .. (job.tags or '')
+  return table.concat({ id, state, job.tenant or DEFAULT_TENANT, job.tags or '' }, '\n')
 end
 
 local function read_expiring_entry(entry)
-  local id, state, tags = string.match(entry, '^([^\n]*)\n([^\n]*)\n(.*)$')
-  return id, state, { tags = tags }
-end
-
--- Bytes, as Redis orders members; Lua's own < follows the server's locale.
-local function is_before(a, b)
-  for i = 1, math.min(#a, #b) do
-    local x, y = string.byte(a, i), string.byte(b, i)
-    if x ~= y then return x < y end
-  end
-  return #a < #b
-end
-
--- Whether an entry comes after a cursor, newest first.
-local function is_older(entry, cursor)
-  if entry.at ~= cursor.at then return entry.at < cursor.at end
-  return is_before(entry.id, cursor.id)
-end
-
--- The entries of one index from below a cursor (nil: from the newest on), at most `limit`.
-local function read_index(key, state, cursor, limit, found)
-  local offset, taken = 0, 0
-  local top = cursor and string.format('%.0f', cursor.at) or '+inf'
-  repeat -- more than once only where many were submitted in the cursor's millisecond
-    local page = redis.call('ZREVRANGEBYSCORE', key, top, '-inf', 'WITHSCORES', 'LIMIT', offset,
-      limit)
-    for i = 1, #page, 2 do
-      local entry = { id = page[i], at = tonumber(page[i + 1]), state = state }
-      if taken < limit and (not cursor or is_older(entry, cursor)) then
-        found[#found + 1] = entry
-        taken = taken + 1
-      end
-    end
-    offset = offset + limit
-  until taken >= limit or #page < 2 * limit
-end
-
--- What jobs a caller means: ARGV from `first` on are names and values in turn. Optional: tag, state,
--- at and id of the cursor (the entry after which to go on).
-local function read_query(first)
-  local query = {}
-  for i = first, #ARGV, 2 do query[ARGV[i]] = ARGV[i + 1] end
-  if query.id then query.cursor = { at = tonumber(query.at), id = query.id } end
-  return query
-end
-
--- One page of what may match a query, newest first: entries, and the last of them where the index
--- goes on. An entry whose record is gone, or does not match (`is_meant`), is the caller's to skip.
-local function index_page(query, limit)
-  local found = {}
-  if query.tag then
-    read_index(tag_index(query.tag), nil, query.cursor, limit + 1, found)
-  else
-    for _, state in ipairs(query.state and { query.state } or STATES) do
-      read_index(state_index(state), state, query.cursor, limit + 1, found)
-    end
-  end
-  table.sort(found, function(a, b) return is_older(b, a) end)
-  local last = #found > limit and found[limit] or nil
-  for i = #found, limit + 1, -1 do found[i] = nil end
-  return found, last
-end
-
--- Whether the record of an entry is one that a query asks for.
-local function is_meant(query, entry, state, tags)
-  if entry.state and entry.state ~= state then return false end -- of an earlier job of this id
-  if query.state and query.state ~= state then return false end
-  if not query.tag then return true end
-  return string.find(',' .. (tags or '') .. ',', ',' .. query.tag .. ',', 1, true) ~= nil
-end
-
--- A cursor as a reply: {at, id}, or nothing where the index ends.
-local function cursor_reply(last)
-  return last and { string.format('%.0f', last.at), last.id } or {}
+  local id, state, tenant, tags = string.match(entry, '^(.-)\n(.-)\n(.-)\n(.*)$')
+  return id, state, { tenant = tenant, tags = tags }
 end

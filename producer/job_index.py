@@ -1,4 +1,4 @@
-"""Finding stored jobs by tag and state: what is asked for, and its script calls. No output."""
+"""Finding stored jobs by tag, tenant and state: what is asked for, and the script calls."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any, Final, Self
 
+from . import keys
 from .answers import CancelCounts, ForgetCounts, JobState
 from .calls import Argument, Call
 from .errors import InvalidQuery
@@ -27,25 +28,36 @@ class JobQuery:
     """Which jobs are meant, and after which of them to go on."""
 
     tag: str | None = None
+    tenant: str | None = None
     state: JobState | None = None
     #: As ``JobPage.next_cursor``; None begins with the newest job.
     cursor: str | None = None
 
     @classmethod
-    def checked(cls, tag: str | None, state: str | None, cursor: str | None = None) -> Self:
+    def checked(
+        cls,
+        tag: str | None,
+        tenant: str | None,
+        state: str | None = None,
+        cursor: str | None = None,
+    ) -> Self:
         """Return what a caller asks for.
 
         Raises:
-            InvalidQuery: there can be no such tag, state or cursor.
+            InvalidQuery: there can be no such tag, tenant, state or cursor.
         """
         if tag is not None:
             try:
                 check_tag(tag)
             except ValueError as error:
                 raise InvalidQuery(f"tag {tag!r}: {error}") from None
+        if tenant is not None and not keys.is_tenant_name(tenant):
+            raise InvalidQuery(
+                f"tenant is {tenant!r}; a name has 1 to 64 letters, digits, _ . and -"
+            )
         if cursor is not None and not _CURSOR.fullmatch(cursor):
             raise InvalidQuery(f"cursor is {cursor!r}; give the next_cursor of an earlier page")
-        return cls(tag, None if state is None else _state(state), cursor)
+        return cls(tag, tenant, None if state is None else _state(state), cursor)
 
     def after(self, cursor: str | None) -> Self:
         """Return the query of the next page."""
@@ -57,13 +69,15 @@ class JobQuery:
         Raises:
             InvalidQuery: nothing is asked for.
         """
-        if self.tag is None:
-            raise InvalidQuery(f"no tag is given, so every job would be {verb}; give a tag")
+        if self.tag is None and self.tenant is None:
+            raise InvalidQuery(f"every job would be {verb}; give a tag, a tenant, or both")
 
     @property
     def _is_settled_by_index(self) -> bool:
         """Whether every entry of the index that is read matches, so that no record decides."""
-        return self.tag is None or self.state is None
+        if self.tenant == keys.DEFAULT_TENANT:
+            return False
+        return sum(part is not None for part in (self.tag, self.tenant, self.state)) <= 1
 
     def num_examined(self, limit: int) -> int:
         """Return how many index entries to look at for that many jobs."""
@@ -74,6 +88,8 @@ class JobQuery:
         args: list[Argument] = []
         if self.tag is not None:
             args += ("tag", self.tag)
+        if self.tenant is not None:
+            args += ("tenant", self.tenant)
         if self.state is not None:
             args += ("state", self.state.value)
         match = _CURSOR.fullmatch(self.cursor or "")

@@ -15,6 +15,7 @@ from .results import JobStatus
 from .settings import ProducerSettings
 from .statuses import queue_status_read, read_status
 from .store import JobStore
+from .submission import queue_limits
 
 
 class HasId(Protocol):
@@ -55,6 +56,7 @@ class JobVerbs:
         self,
         *,
         tag: str | None = None,
+        tenant: str | None = None,
         state: str | None = None,
         limit: int = DEFAULT_PAGE_JOBS,
         cursor: str | None = None,
@@ -66,6 +68,7 @@ class JobVerbs:
 
         Args:
             tag: only jobs with this tag.
+            tenant: only jobs of this tenant.
             state: only jobs in this state.
             limit: most jobs of the page, up to 1000.
             cursor: ``next_cursor`` of the page before; None begins with the newest job.
@@ -74,7 +77,7 @@ class JobVerbs:
             InvalidQuery: a value cannot be.
             BrokerUnavailable: no answer from the broker.
         """
-        query = JobQuery.checked(tag, state, cursor)
+        query = JobQuery.checked(tag, tenant, state, cursor)
         jobs: tuple[JobStatus, ...] = ()
         check_limit(limit)
         with broker_errors(self._url):
@@ -85,7 +88,9 @@ class JobVerbs:
                     return JobPage(jobs, page.next_cursor)
                 query = query.after(page.next_cursor)
 
-    def iter_jobs(self, *, tag: str | None = None, state: str | None = None) -> Iterator[JobStatus]:
+    def iter_jobs(
+        self, *, tag: str | None = None, tenant: str | None = None, state: str | None = None
+    ) -> Iterator[JobStatus]:
         """Yield all jobs that ``list`` would return, page by page, in constant memory.
 
         Raises:
@@ -93,7 +98,9 @@ class JobVerbs:
         """
         cursor = None
         while True:
-            page = self.list(tag=tag, state=state, limit=MAX_PAGE_JOBS, cursor=cursor)
+            page = self.list(
+                tag=tag, tenant=tenant, state=state, limit=MAX_PAGE_JOBS, cursor=cursor
+            )
             yield from page.jobs
             if not page.has_more:
                 return
@@ -131,17 +138,17 @@ class JobVerbs:
                 answers |= zip(some, self._store.run_all(batch), strict=True)
         return answers
 
-    def cancel_where(self, *, tag: str | None = None) -> CancelCounts:
-        """Cancel all jobs with a tag, in batches; those submitted meanwhile are not among them.
+    def cancel_where(self, *, tag: str | None = None, tenant: str | None = None) -> CancelCounts:
+        """Cancel all jobs with a tag, of a tenant, or both, in batches.
 
-        Each job's record is asked for its tags in the step that cancels it, so nothing else is ever
-        cancelled.
+        Each job's record is asked for both in the step that cancels it, so nothing else is ever
+        cancelled. Jobs submitted meanwhile are not among them.
 
         Raises:
-            InvalidQuery: no tag is given, or there can be none like it.
+            InvalidQuery: neither is given, or there can be none like it.
             BrokerUnavailable: no answer from the broker; cancelling again does no harm.
         """
-        query = JobQuery.checked(tag, None)
+        query = JobQuery.checked(tag, tenant)
         query.check_is_narrow("cancelled")
         total = CancelCounts()
         with broker_errors(self._url):
@@ -164,14 +171,13 @@ class JobVerbs:
 
         Raises:
             WrongState: it completed, or has not ended.
-            QueueFull: its queue has reached its depth limit.
+            QueueFull: a limit on what waits is reached.
             UnknownJob: there is none of this id.
             BrokerUnavailable: no answer from the broker; it may be retried or not.
         """
-        depth = self.settings.max_queue_depth
         with broker_errors(self._url):
-            answer = self._store.run(calls.retry(job_id, depth))
-        return check_retried(job_id, answer, depth)
+            answer = self._store.run(calls.retry(job_id, queue_limits(self.settings)))
+        return check_retried(job_id, answer)
 
     def forget(self, job_id: str) -> None:
         """Remove all that is kept of a job that has ended, at once.
@@ -188,14 +194,14 @@ class JobVerbs:
             answer = self._store.run(calls.forget(job_id))
         check_forgotten(job_id, answer)
 
-    def forget_where(self, *, tag: str | None = None) -> ForgetCounts:
-        """Forget all ended jobs with a tag, in batches. Those that have not ended are kept.
+    def forget_where(self, *, tag: str | None = None, tenant: str | None = None) -> ForgetCounts:
+        """Forget all ended jobs with a tag, of a tenant, or both; the others are kept.
 
         Raises:
-            InvalidQuery: no tag is given, or there can be none like it.
+            InvalidQuery: neither is given, or there can be none like it.
             BrokerUnavailable: no answer from the broker; forgetting again does no harm.
         """
-        query = JobQuery.checked(tag, None)
+        query = JobQuery.checked(tag, tenant)
         query.check_is_narrow("forgotten")
         total = ForgetCounts()
         with broker_errors(self._url):

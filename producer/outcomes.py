@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 
 from redis import exceptions as redis_errors
 
@@ -11,19 +12,21 @@ from .answers import (
     ForgetAnswer,
     ForgetStatus,
     JobState,
+    ReachedLimit,
     RetryAnswer,
     RetryStatus,
     SubmitStatus,
     Submitted,
 )
 from .broker_url import redact
-from .calls import NewJob
+from .calls import NewJob, QueueLimits
 from .errors import (
     BrokerUnavailable,
     IdempotencyConflict,
     JobCancelled,
     JobExpired,
     JobFailed,
+    JobRejected,
     JobUnfinished,
     QueueFull,
     UnknownJob,
@@ -37,6 +40,9 @@ _ERRORS: dict[JobState, type[JobUnfinished]] = {
     JobState.EXPIRED: JobExpired,
 }
 
+#: Limits that are settings; the others are of a tenant.
+_OF_THE_STORE = frozenset(field.name for field in fields(QueueLimits))
+
 #: Replies of a server that refuses every write for now (its disk is full, its replicas are away);
 #: redis-py has no classes for them.
 _TAKES_NO_WRITES = ("MISCONF", "NOREPLICAS")
@@ -47,10 +53,17 @@ def accepted_id(job: NewJob, answer: Submitted) -> str:
 
     Raises:
         IdempotencyConflict: the key stands for other content.
-        QueueFull: the queue has reached its depth limit, or Redis its memory limit.
+        QueueFull: a limit on what waits is reached, or Redis' memory limit.
+        JobRejected: its deadline would pass before it may run.
     """
+    if answer.status is SubmitStatus.TOO_LATE:
+        raise JobRejected(
+            "the deadline passes before the job may run: give it a later deadline (deadline, ttl_s) "
+            "or an earlier start (not_before, delay_s)",
+            param="not_before" if job.delay_ms is None else "delay_s",
+        )
     if answer.job_id is None:
-        raise _full(job, answer.queue_depth)
+        raise _full(job.queue, job.tenant, answer.reached)
     if answer.status is SubmitStatus.CONFLICT:
         raise IdempotencyConflict(
             f"idempotency_key {job.idempotency_key!r} stands for job {answer.job_id}, which has "
@@ -60,19 +73,25 @@ def accepted_id(job: NewJob, answer: Submitted) -> str:
     return answer.job_id
 
 
-def _full(job: NewJob, queue_depth: int | None) -> QueueFull:
-    if queue_depth is None:
+def _full(queue: str, tenant: str, reached: ReachedLimit | None) -> QueueFull:
+    if reached is None:
         return QueueFull(
             "the broker has reached its memory limit; try later, add workers or raise Redis' "
             "maxmemory"
         )
-    return _too_deep(job.queue, queue_depth, job.max_queue_depth)
-
-
-def _too_deep(queue: str | None, depth: int | None, limit: int | None) -> QueueFull:
+    what = {"bytes": "bytes of waiting jobs", "tokens": "tokens of waiting jobs"}.get(
+        reached.name.rpartition("_")[2], "waiting jobs"
+    )
+    if reached.name in _OF_THE_STORE:
+        place = "the broker" if reached.name != "max_queue_depth" else f"queue {queue}"
+        setting = f"BATCHMILL_{reached.name.upper()}"
+    else:
+        place = f"tenant {tenant}"
+        flag = reached.name.replace("_", "-")
+        setting = f"the limit (`batchmill tenants set {tenant} --{flag}`)"
     return QueueFull(
-        f"queue {queue} holds {depth} jobs, its limit is {limit}; "
-        "try later, add workers or raise BATCHMILL_MAX_QUEUE_DEPTH"
+        f"{place} holds {reached.value} {what}, its limit is {reached.limit}; "
+        f"try later, add workers or raise {setting}"
     )
 
 
@@ -84,13 +103,13 @@ def unknown(job_id: str) -> UnknownJob:
     )
 
 
-def check_retried(job_id: str, answer: RetryAnswer, max_queue_depth: int | None) -> int:
+def check_retried(job_id: str, answer: RetryAnswer) -> int:
     """Return the number of the run that a retry has begun.
 
     Raises:
         UnknownJob: there is no such job.
         WrongState: it completed, or has not ended.
-        QueueFull: its queue has reached its depth limit.
+        QueueFull: a limit on what waits is reached.
     """
     match answer.status:
         case RetryStatus.UNKNOWN:
@@ -110,7 +129,7 @@ def check_retried(job_id: str, answer: RetryAnswer, max_queue_depth: int | None)
                 state=answer.state,
             )
         case RetryStatus.FULL:
-            raise _too_deep(answer.queue, answer.queue_depth, max_queue_depth)
+            raise _full(answer.queue, answer.tenant, answer.reached)
     assert answer.run is not None
     return answer.run
 

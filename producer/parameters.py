@@ -83,7 +83,6 @@ UNSUPPORTED: Final[Mapping[str, tuple[Any, ...]]] = {
     "stream_options": _ABSENT,
     "suffix": _ABSENT,
     "suppress_tokens": _ABSENT,
-    "tenant": _ABSENT,
     "thinking_token_budget": _ABSENT,
     "token_healing": _OFF,
     "tool_choice": (None, "none"),
@@ -107,8 +106,7 @@ REMEDIES: Final[Mapping[str, str]] = {
     "sequence_bias": "use logit_bias, or bad_words",
     "stream": "a job is not a held connection: poll its status, or use a webhook",
     "suppress_tokens": "use bad_words, with a list of one token id for each",
-    "tenant": "put it into metadata",
-    "user": "put it into metadata",
+    "user": "use tenant, or put it into metadata",
 }
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 #: Every script, by the name of its file.
 SCRIPT_NAMES = (
+    "announce_due",
     "cancel",
     "cancel_where",
     "checkpoint",
@@ -20,6 +21,7 @@ SCRIPT_NAMES = (
     "outbox_redeliver",
     "outbox_set_body",
     "outbox_settle",
+    "position",
     "release",
     "renew",
     "retry",
@@ -27,6 +29,17 @@ SCRIPT_NAMES = (
     "sweep",
 )
 
+#: What stands in front of every script.
+_SHARED = ("index", "prelude")
+#: What stands in front of some, after that.
+_LIBRARIES = {
+    "cancel_where": ("query",),
+    "forget": ("forgetting",),
+    "forget_where": ("forgetting", "query"),
+    "list": ("query",),
+    "retry": ("limits",),
+    "submit": ("limits",),
+}
 _FOLDER = Path(__file__).parent
 
 
@@ -39,6 +52,5 @@ def script_source(name: str) -> str:
     """
     if name not in SCRIPT_NAMES:
         raise KeyError(f"no script is called {name!r}; there are {', '.join(SCRIPT_NAMES)}")
-    return "\n".join(
-        (_FOLDER / f"{part}.lua").read_text(encoding="utf-8") for part in ("index", "prelude", name)
-    )
+    parts = (*_SHARED, *_LIBRARIES.get(name, ()), name)
+    return "\n".join((_FOLDER / f"{part}.lua").read_text(encoding="utf-8") for part in parts)

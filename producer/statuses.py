@@ -11,8 +11,9 @@ from .results import JobError, JobStatus
 
 #: What a status is made of; never the document or the result, which may be a megabyte.
 STATUS_FIELDS: Final = (
-    *("model", "state", "cancel_requested", "attempts", "run", "owner", "tags"),
-    *("enqueued_at_ms", "started_at_ms", "finished_at_ms", "deadline_at_ms", "error"),
+    *("model", "state", "cancel_requested", "attempts", "run", "owner", "tags", "tenant"),
+    *("enqueued_at_ms", "started_at_ms", "finished_at_ms", "deadline_at_ms", "not_before_ms"),
+    "error",
 )
 
 
@@ -47,12 +48,14 @@ def read_status(job_id: str, values: Sequence[bytes | None], num_bytes: int) -> 
         output_tokens=num_bytes // 4,
         attempts=_number(fields, "attempts") or 0,
         run=_number(fields, "run") or 1,
+        tenant=fields.get("tenant", keys.DEFAULT_TENANT),
         tags=fields["tags"].split(",") if "tags" in fields else [],
         worker=fields.get("owner"),
         enqueued_at_ms=_number(fields, "enqueued_at_ms") or 0,
         started_at_ms=_number(fields, "started_at_ms"),
         finished_at_ms=_number(fields, "finished_at_ms"),
         deadline_at_ms=_number(fields, "deadline_at_ms"),
+        scheduled_at_ms=_number(fields, "not_before_ms"),
         error=None if error is None else JobError.model_validate_json(error),
     )
 

@@ -86,18 +86,33 @@ def test_a_tag_and_a_state_narrow_the_list(bench: Any, client: Client) -> None:
     assert ids(client.list(tag="eve")) == []
 
 
-@pytest.mark.parametrize("query", [{}, {"tag": "t"}], ids=["all", "tag"])
+def test_jobs_of_a_tenant_are_found_with_and_without_a_tag(bench: Any, client: Client) -> None:
+    for name in ("acme", "zed", keys.DEFAULT_TENANT):
+        bench.submit(f"{name}1", tenant=name, tags=("t",))
+        bench.submit(f"{name}2", tenant=name)
+    client.cancel("acme2")
+    assert set(ids(client.list(tenant="acme"))) == {"acme1", "acme2"}
+    assert ids(client.list(tenant="zed", tag="t")) == ["zed1"]
+    assert ids(client.list(tenant="acme", state="cancelled")) == ["acme2"]
+    assert set(ids(client.list(tenant=keys.DEFAULT_TENANT))) == {"default1", "default2"}
+    assert client.list(tenant="acme").jobs[0].tenant == "acme"
+    assert client.cancel_where(tenant="acme") == CancelCounts(1, 0, 1)
+    assert client.cancel_where(tenant="zed", tag="t") == CancelCounts(1)
+    assert set(ids(client.list(state="queued"))) == {"zed2", "default1", "default2"}
+
+
+@pytest.mark.parametrize("query", [{}, {"tag": "t"}, {"tenant": "acme"}], ids=str)
 def test_every_job_that_stays_is_met_once_however_jobs_change_meanwhile(
     bench: Any, client: Client, query: dict[str, Any]
 ) -> None:
     for number in range(60):
-        bench.submit(f"j{number}", tags=("t",))
+        bench.submit(f"j{number}", tags=("t",), tenant="acme")
     draw = random.Random(7)
     kept = {f"j{number}" for number in range(60)}
     met: list[str] = []
     for turn, page in enumerate(pages(client, 7, **query)):
         met += ids(page)
-        bench.submit(f"late{turn}", tags=("t",))
+        bench.submit(f"late{turn}", tags=("t",), tenant="acme")
         for job_id in draw.sample(sorted(kept), 6):
             change(bench, client, job_id, draw)
         gone = draw.choice(sorted(kept - set(met)) or sorted(kept))
@@ -227,6 +242,7 @@ def test_ended_jobs_of_a_tag_are_forgotten_and_no_others(bench: Any, client: Cli
         {"tag": "a,b"},
         {"tag": "line\n"},
         {"tag": "x" * 65},
+        {"tenant": "no name"},
         {"state": "done"},
         {"cursor": "yesterday"},
         {"limit": 0},

@@ -30,6 +30,7 @@ from batchmill.producer.answers import (
     WriteStatus,
 )
 
+NO_LIMITS = calls.QueueLimits()
 HOOK = "https://example.com/hook"
 
 
@@ -113,12 +114,12 @@ def test_a_call_repeated_after_a_lost_answer_retries_once(bench: Any) -> None:
     bench.submit("j")
     fail(bench)
     bench.take_announcement()
-    call = calls.retry("j", None)
+    call = calls.retry("j", NO_LIMITS)
     assert [bench.store.run(call).run for _ in range(2)] == [2, 2]
     bench.claim("j")
     assert bench.store.run(call).status is RetryStatus.RETRIED
     assert bench.redis.llen(keys.queue_name("demo", "normal")) == 1
-    assert bench.store.run(calls.retry("j", None)).status is RetryStatus.ACTIVE
+    assert bench.store.run(calls.retry("j", NO_LIMITS)).status is RetryStatus.ACTIVE
 
 
 def test_a_job_that_was_given_up_loses_its_crashes_and_its_dead_letter(
@@ -249,7 +250,8 @@ def test_nothing_of_a_forgotten_job_is_left(bench: Any, client: Client) -> None:
     bench.take_announcement()
     client.forget("j")
     queue = keys.queue_name("demo", "normal")
-    bench.redis.delete(queue)  # announcements, which hold an id and nothing else
+    # An announcement holds an id and nothing else, and what a tenant has used is a number.
+    bench.redis.delete(queue, keys.used(queue))
     assert {name.decode() for name in bench.redis.keys("*")} == {keys.QUEUES, keys.TOTALS}
     with pytest.raises(UnknownJob):
         client.status("j")
