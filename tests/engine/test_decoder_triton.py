@@ -1,0 +1,100 @@
+"""The decoder on the GPU's kernels, in Triton's interpreter where there is no GPU."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from batchmill.engine.decoder import DecoderModel
+from batchmill.engine.kv_cache import KVCache
+from batchmill.engine.request import Request
+from batchmill.engine.runner import ModelRunner
+from batchmill.kernels.dispatch import Backend
+
+from ..tiny_models import NATIVE, random_model
+from .model_steps import BLOCK_SIZE, make_requests, run_step
+from .test_decoder import native_model
+
+pytest.importorskip("triton", reason="triton is not installed; `make setup` installs it on Linux")
+if torch.cuda.is_available():
+    pytest.skip("tests/bench/gpu_run.py compares the faces on a GPU", allow_module_level=True)
+
+#: (requests by number, tokens of each) of every step: two prompts, one of them in chunks that run
+#: beside decodes; then decodes alone.
+STEPS = (((0, 5), (1, 12)), ((0, 1), (1, 9), (2, 7)), ((0, 1), (1, 1), (2, 1)), ((0, 1), (2, 1)))
+LENGTHS = [8, 22, 9]
+
+
+@pytest.fixture(autouse=True)
+def _interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # Triton looks again when it first launches
+
+
+def logits_of(
+    model: DecoderModel, kv_dtype: torch.dtype | None = None, value_before: float = 0.0
+) -> list[Tensor]:
+    """Each step's logits, over a cache whose unused slots hold `value_before`."""
+    kv_cache = KVCache(
+        num_layers=model.config.num_layers,
+        num_blocks=30,
+        block_size=BLOCK_SIZE,
+        num_kv_heads=model.config.num_kv_heads,
+        head_dim=model.config.head_dim,
+        dtype=kv_dtype or model.dtype,
+        device="cpu",
+    )
+    for keys, values in kv_cache.layers:
+        keys.fill_(value_before)
+        values.fill_(value_before)
+    runner = ModelRunner(model, kv_cache, "cpu")
+    requests: list[Request] = make_requests(LENGTHS, model.config.vocab_size, num_blocks=30)
+    return [run_step(runner, [(requests[i], n, True) for i, n in step]) for step in STEPS]
+
+
+def pair(folder: Path, name: str) -> tuple[DecoderModel, DecoderModel]:
+    """The same weights behind the Triton kernels and behind the reference."""
+    config = random_model(NATIVE[name], folder).config
+    backends: tuple[Backend, Backend] = ("triton", "reference")
+    triton, reference = (native_model(folder, config, backend=backend) for backend in backends)
+    return triton, reference
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Llama, every bias, llama3 RoPE, a head_dim of its own",
+        "Mistral, sliding window",
+        "Qwen3",
+        "Qwen2, windows in some layers",
+        "Gemma 3 text",
+        "Phi-3, longrope, part of each head rotated",
+        "Llama, dynamic RoPE, one key head",
+        "Qwen3-MoE",
+    ],
+)
+def test_prefill_decode_and_mixed_steps_give_the_references_logits(
+    name: str, tmp_path: Path
+) -> None:
+    triton, reference = pair(tmp_path, name)
+    # The Triton kernels do not read slots that hold no token.
+    got, want = logits_of(triton, value_before=math.nan), logits_of(reference)
+    assert max(logits.abs().max().item() for logits in want) > 1  # logits worth comparing
+    for step, (ours, theirs) in enumerate(zip(got, want, strict=True)):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0, msg=lambda m: f"{step}: {m}")
+
+
+def test_an_eight_bit_cache_gives_the_references_logits_and_stays_near_full_precision(
+    tmp_path: Path,
+) -> None:
+    triton, reference = pair(tmp_path, "Qwen3")
+    got, want = (logits_of(model, torch.float8_e4m3fn) for model in (triton, reference))
+    full = logits_of(reference)
+    spread = full[0].std().item()
+    for ours, theirs, exact in zip(got, want, full, strict=True):
+        # Where a key rounds the other way, by a bit in 2**-4, and it is one of some dozen.
+        assert (ours - theirs).abs().max().item() < 0.05 * spread
+        assert 0 < (theirs - exact).abs().max().item() < 0.5 * spread
