@@ -8,6 +8,8 @@ from .errors import ConfigError
 
 #: Number formats of weights, activations and the KV cache.
 DTYPES = ("bfloat16", "float16", "float32")
+#: Number formats of the KV cache; "auto" is that of the weights.
+KV_CACHE_DTYPES = ("auto", "fp8")
 #: Who may compute a model; see `EngineConfig.model_impl`.
 MODEL_IMPLS = ("auto", "native", "transformers")
 
@@ -33,8 +35,14 @@ class EngineConfig:
     #: Most tokens computed in one step. Raising it prefills faster, and lengthens the steps that
     #: running requests wait for. At least `max_num_seqs`: each running request needs one token.
     max_num_batched_tokens: int = 2048
-    #: Bytes for the KV cache; None takes a share of the memory that is free.
+    #: Bytes for the KV cache; None takes what a GPU has left under `gpu_memory_utilization`, and on a
+    #: CPU a share of the memory that is free.
     kv_cache_bytes: int | None = None
+    #: Number format of the KV cache: "auto" is `dtype`; "fp8" (e4m3) holds twice the tokens, on
+    #: GPUs of compute capability 8.9 and later.
+    kv_cache_dtype: str = "auto"
+    #: Share of a GPU's memory that weights, steps and KV cache may take together.
+    gpu_memory_utilization: float = 0.9
     #: Tokens a KV block holds. Raising it shortens block tables, and coarsens what can be shared.
     block_size: int = 16
     #: Keep the KV of finished requests and share it with those that start with the same tokens.
@@ -68,6 +76,16 @@ class EngineConfig:
             _check_integer(name, getattr(self, name), least)
         if self.kv_cache_bytes is not None:
             _check_integer("kv_cache_bytes", self.kv_cache_bytes, 1)
+        if self.kv_cache_dtype not in KV_CACHE_DTYPES:
+            raise ConfigError(
+                f"kv_cache_dtype is {self.kv_cache_dtype!r}: choose one of "
+                f"{', '.join(KV_CACHE_DTYPES)}"
+            )
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ConfigError(
+                f"gpu_memory_utilization is {self.gpu_memory_utilization!r}: use a share above 0 "
+                "and up to 1"
+            )
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ConfigError(
                 f"max_num_batched_tokens is {self.max_num_batched_tokens}, fewer than max_num_seqs "

@@ -208,7 +208,7 @@ class DecoderModel:
     ) -> Tensor:
         """Attention of one layer, [num_tokens, hidden] to [num_tokens, hidden]."""
         layer, (k_cache, v_cache) = self._layers[index], kv_cache.layers[index]
-        scales = {"k_scale": kv_cache.k_scale, "v_scale": kv_cache.v_scale}
+        k_scale, v_scale = kv_cache.k_scale, kv_cache.v_scale
         queries = rope_and_cache(
             layer.qkv(x),
             k_cache,
@@ -220,7 +220,8 @@ class DecoderModel:
             k_weight=layer.k_norm,
             eps=self.config.rms_norm_eps,
             backend=self._backend,
-            **scales,
+            k_scale=k_scale,
+            v_scale=v_scale,
         )
         attended = paged_attention(
             queries,
@@ -233,6 +234,7 @@ class DecoderModel:
             window=step.window,
             plan=step.plan,
             backend=self._backend,
-            **scales,
+            k_scale=k_scale,
+            v_scale=v_scale,
         )
         return layer.output(attended.view(len(x), -1))

@@ -10,7 +10,7 @@ from .block_pool import BlockPool
 from .config import EngineConfig
 from .errors import ConfigError, EngineError, RequestError, is_out_of_memory
 from .intake import Prompt, RequestIntake, check_order
-from .kv_cache import KVCache
+from .kv_cache_sizing import allocate_kv_cache
 from .loading import LoadedModel, load_model
 from .outputs import FinishReason, RequestFailure, RequestOutput, ResumedTokens
 from .request import Request
@@ -62,16 +62,7 @@ class Engine:
             )
         _check_model_limits(config, loaded)
         self._loaded = loaded
-        self._kv_cache = KVCache.allocate(
-            num_layers=loaded.config.num_layers,
-            num_kv_heads=loaded.config.num_kv_heads,
-            head_dim=loaded.config.head_dim,
-            dtype=loaded.model.dtype,
-            device=loaded.model.device,
-            block_size=config.block_size,
-            max_model_len=config.max_model_len,
-            kv_cache_bytes=config.kv_cache_bytes,
-        )
+        self._kv_cache = allocate_kv_cache(config, loaded.model)
         self._scheduler = Scheduler(
             BlockPool(
                 self._kv_cache.num_blocks,
@@ -91,8 +82,9 @@ class Engine:
 
     @property
     def identity(self) -> str:
-        """Names weights, tokenizer, dtype and sampler: tokens may be resumed where it is equal."""
-        return self._loaded.identity
+        """Names weights, tokenizer, dtypes and sampler: tokens may be resumed where it is equal."""
+        identity = self._loaded.identity
+        return identity if self.config.kv_cache_dtype == "auto" else f"{identity}-kv-fp8"
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .errors import ConfigError
 from .host_memory import available_memory_bytes
+from .model_config import ModelShape
 
 #: On a CPU, the default cache takes this share of the memory that is left when it is made ...
 CPU_MEMORY_SHARE = 0.25
@@ -57,8 +58,7 @@ class KVCache:
     ) -> None:
         shape = (num_blocks, block_size, num_kv_heads, head_dim)
         self.layers: list[tuple[Tensor, Tensor]] = [
-            (_zeros(shape, dtype, device), _zeros(shape, dtype, device))
-            for _ in range(num_layers)
+            (_zeros(shape, dtype, device), _zeros(shape, dtype, device)) for _ in range(num_layers)
         ]
         self.k_scale = k_scale
         self.v_scale = v_scale
@@ -143,6 +143,12 @@ class KVCache:
             self.num_bytes / 1024**3,
             self.layers[0][0].device,
         )
+
+
+def kv_block_bytes(config: ModelShape, dtype: torch.dtype, block_size: int) -> int:
+    """Bytes of one block: keys and values of all layers."""
+    numbers = config.num_layers * config.num_kv_heads * config.head_dim * block_size
+    return 2 * numbers * dtype.itemsize
 
 
 def default_cpu_kv_cache_bytes() -> int:

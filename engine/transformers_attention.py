@@ -92,8 +92,16 @@ class PagedLayer:
         inputs, kv_cache = self.step.running
         k_cache, v_cache = kv_cache.layers[self.index]
         queries, keys, values = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
-        scales = {"k_scale": kv_cache.k_scale, "v_scale": kv_cache.v_scale}
-        write_kv(keys, values, k_cache, v_cache, inputs.slot_mapping, **scales)
+        k_scale, v_scale = kv_cache.k_scale, kv_cache.v_scale
+        write_kv(
+            keys,
+            values,
+            k_cache,
+            v_cache,
+            inputs.slot_mapping,
+            k_scale=k_scale,
+            v_scale=v_scale,
+        )
         attended = paged_attention(
             queries,
             k_cache,
@@ -104,7 +112,8 @@ class PagedLayer:
             query.shape[-1] ** -0.5 if scale is None else float(scale),
             window=self.window,
             plan=self.step.plan(self.window),
-            **scales,
+            k_scale=k_scale,
+            v_scale=v_scale,
         )
         return attended[None]
 

@@ -9,6 +9,8 @@ Source: PagedAttention, Kwon et al. 2023; grouped-query attention, Ainslie et al
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor
 
@@ -19,12 +21,15 @@ from .paged_attention_reference import paged_attention_reference
 from .triton_faces import paged_attention_triton
 from .write_kv import FP8, check_cache_dtype
 
-_FACES = {
+_FACES: Mapping[str, Callable[..., Tensor]] = {
     "reference": paged_attention_reference,
     "cpp": paged_attention_cpp,
     "triton": paged_attention_triton,
 }
-_FP8_FACES = {"reference": paged_attention_reference, "triton": paged_attention_triton}
+_FP8_FACES: Mapping[str, Callable[..., Tensor]] = {
+    "reference": paged_attention_reference,
+    "triton": paged_attention_triton,
+}
 
 
 def paged_attention(

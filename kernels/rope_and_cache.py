@@ -5,6 +5,7 @@ Source: the fused step is that of vLLM's and SGLang's `fused_qknorm_rope` kernel
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor
@@ -71,7 +72,11 @@ def rope_and_cache(
     check_cache_dtype(qkv.dtype, k_cache, v_cache)
     # Only Triton has a kernel of its own; elsewhere each op picks its face by itself.
     separate = partial(_from_separate_ops, backend=backend)
-    faces = {"reference": separate, "cpp": separate, "triton": rope_and_cache_triton}
+    faces: dict[str, Callable[..., Tensor]] = {
+        "reference": separate,
+        "cpp": separate,
+        "triton": rope_and_cache_triton,
+    }
     face = select_face("rope_and_cache", faces, backend, qkv.device)
     return face(
         qkv, k_cache, v_cache, slot_mapping, cos, sin,
@@ -109,4 +114,3 @@ def _from_separate_ops(
         k_scale=k_scale, v_scale=v_scale, backend=backend,
     )  # fmt: skip
     return queries
-

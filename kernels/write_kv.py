@@ -5,6 +5,8 @@ Source: PagedAttention, Kwon et al. 2023, section 4.3.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor
 
@@ -106,5 +108,12 @@ def write_kv_reference(
         cache.view(-1, *cache.shape[2:]).index_copy_(0, slot_mapping, rows)
 
 
-_FACES = {"reference": write_kv_reference, "cpp": write_kv_cpp, "triton": write_kv_triton}
-_FP8_FACES = {"reference": write_kv_reference, "triton": write_kv_triton}
+_FACES: Mapping[str, Callable[..., None]] = {
+    "reference": write_kv_reference,
+    "cpp": write_kv_cpp,
+    "triton": write_kv_triton,
+}
+_FP8_FACES: Mapping[str, Callable[..., None]] = {
+    "reference": write_kv_reference,
+    "triton": write_kv_triton,
+}
