@@ -50,8 +50,10 @@ class DecoderLayer:
         attention_kind: int,
         linear: LinearFactory,
         backend: Backend,
+        *,
+        is_plain: bool,
     ) -> DecoderLayer:
-        """Turn weights into a layer."""
+        """Turn weights into a layer; for `is_plain` see `build_feed_forward`."""
         return cls(
             attention_kind=attention_kind,
             input_norm=weights.input_norm,
@@ -61,7 +63,9 @@ class DecoderLayer:
             output=linear(weights.output, weights.output_bias),
             attention_output_norm=weights.attention_output_norm,
             post_attention_norm=weights.post_attention_norm,
-            feed_forward=build_feed_forward(weights.feed_forward, config, linear, backend),
+            feed_forward=build_feed_forward(
+                weights.feed_forward, config, linear, backend, is_plain=is_plain
+            ),
             feed_forward_output_norm=weights.feed_forward_output_norm,
         )
 
@@ -117,11 +121,14 @@ class DecoderModel:
         self._layers: list[DecoderLayer] = []
         if linear is None and backend in ("auto", "cpp") and can_fuse(config, weights):
             self._fused = FusedLayers(config, weights)
+        is_plain = linear is None
         linear = linear or partial(make_linear, backend=backend)
         while weights.layers:
             kind = self._kinds.index(config.layers[len(self._layers)].attention)
             self._layers.append(
-                DecoderLayer.build(weights.layers.pop(0), config, kind, linear, backend)
+                DecoderLayer.build(
+                    weights.layers.pop(0), config, kind, linear, backend, is_plain=is_plain
+                )
             )
             return_free_memory()
         self._final_norm = weights.final_norm

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -99,3 +103,23 @@ def test_an_eight_bit_cache_stays_near_full_precision(tmp_path: Path) -> None:
     for eight_bits, exact in zip(logits_of(reference, torch.float8_e4m3fn), full, strict=True):
         # A key is off by up to 2**-4 of itself; a wrong scale gives errors as large as the logits.
         assert 0 < (eight_bits - exact).abs().mean().item() < 0.2 * spread
+
+
+def test_a_decode_step_reads_nothing_on_the_host_and_launches_few_kernels() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).parent / "decode_on_meta.py")],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    layers = 3
+    once = {"plan_decode_kernel": 1, "sample_floor_kernel": 1, "sample_tile_kernel": 1}
+    once |= {"sample_pick_kernel": 1, "rms_norm_kernel": 2 * layers + 1}
+    attention = ("rope_and_cache_kernel", "decode_attention_kernel", "merge_decode_kernel")
+    each = dict.fromkeys((*attention, "silu_and_mul_kernel"), layers)
+    # With the four matrix products, ten kernels a layer.
+    for kind, launched in json.loads(done.stdout).items():
+        assert launched == once | each, kind
