@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 SCRIPT = Path(__file__).parent / "bench" / "gpu_run.py"
 #: What a bare GPU machine lacks, of all that this project asks for.
@@ -73,10 +76,58 @@ def test_tuning_prints_a_row_to_ship() -> None:
     assert {"arch", "head_dim", "kv_bytes", "decode", "prefill"} <= set(row)
 
 
-def test_a_section_that_fails_or_is_late_lets_the_others_run() -> None:
-    code, lines, _ = run("--toy", "--budget", "0.000001", "--only", "host-time")
-    assert code == 0
-    assert [line["measure"] for line in lines] == ["skipped", "skipped", "run"]
-    code, lines, errors = run("--toy", "--only", "nonsense")
-    assert (code, lines) == (2, [])
-    assert "no section nonsense" in errors
+def test_a_section_that_fails_or_is_late_lets_the_others_run(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    spec = importlib.util.spec_from_file_location("gpu_report", SCRIPT.with_name("gpu_report.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    report = importlib.util.module_from_spec(spec)
+    sys.modules["gpu_report"] = report  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(report)
+    finally:
+        del sys.modules["gpu_report"]
+    bench = report.Bench(torch.device("cpu"), True, None, time.monotonic() + 100)
+
+    def fails(bench: Any) -> None:
+        bench.line("before", value=1.23456789)
+        raise RuntimeError("no such kernel")
+
+    bench.run("broken", 10, fails)
+    bench.run("late", 0, lambda bench: bench.check_time())
+    bench.run("good", 10, lambda bench: bench.line("figure", value=2))
+    bench.deadline_s = time.monotonic()
+    bench.run("skipped", 10, fails)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    found = [(line["section"], line["measure"], line.get("status")) for line in lines]
+    assert found == [
+        ("broken", "before", None),
+        ("broken", "section", "failed"),
+        ("late", "section", "cut"),
+        ("good", "figure", None),
+        ("good", "section", "done"),
+        ("skipped", "skipped", None),
+    ]
+    assert lines[0]["value"] == 1.235
+    assert "no such kernel" in lines[1]["error"]
+    assert bench.failed == ["broken"]
+
+
+def test_a_lost_device_costs_one_section() -> None:
+    hangs = f"""
+import argparse, sys, time
+sys.path.insert(0, {str(SCRIPT.parent)!r})
+import gpu_run, torch
+from gpu_report import Bench
+bench = Bench(torch.device("cpu"), True, None, time.monotonic() + 100, section="broken")
+gpu_run.restart(bench, argparse.Namespace(out=None, tune=False, toy=True), ["ceilings"], "hung")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", hangs], capture_output=True, text=True, timeout=120
+    )
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert lines[0] == {"section": "broken", "measure": "restart", "why": "broken hung"}
+    assert lines[-2] == {**lines[-2], "section": "ceilings", "status": "done"}
+    assert lines[-1]["failed"] == ["broken"]
+    assert done.returncode == 1

@@ -144,7 +144,11 @@ def _sdpa_decode(bench: Bench, batch: Paged, seq_lens: list[int]) -> float | Non
         with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION]):
             return F.scaled_dot_product_attention(q, keys, values, enable_gqa=True)
 
-    return bench.time_replayed_us([lambda kv=kv: attend(*kv) for kv in views])
+    try:
+        return bench.time_replayed_us([partial(attend, *kv) for kv in views])
+    except RuntimeError as error:
+        bench.line("refused", kernel="sdpa, one query", error=str(error)[:200])
+        return None
 
 
 def prefill_attention(bench: Bench) -> None:

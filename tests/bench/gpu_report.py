@@ -5,6 +5,7 @@ Every figure is one JSON line, printed at once: a run that is cut short keeps wh
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 import traceback
@@ -82,7 +83,8 @@ class Bench:
             self.failed.append(name)
             where = traceback.format_exception(error)[-6:]
             status = {"status": "failed", "error": repr(error)[:2000], "where": "".join(where)}
-        if self.device.type == "cuda":
+        gc.collect()
+        if self.device.type == "cuda" and not self.device_is_lost():
             torch.cuda.empty_cache()
         self.line("section", seconds=time.monotonic() - now_s, **status)
 
@@ -94,6 +96,14 @@ class Bench:
         """
         if time.monotonic() + needed_s > self.section_deadline_s:
             raise OutOfTime
+
+    def device_is_lost(self) -> bool:
+        """Whether an earlier kernel broke the device for this process: nothing works after that."""
+        try:
+            self.synchronize()
+        except RuntimeError:
+            return True
+        return False
 
     def synchronize(self) -> None:
         """Wait for the device."""

@@ -13,6 +13,7 @@ import argparse
 import os
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gpu_report import Bench
 
+#: A section that is so many seconds late hangs: no check of the time is further apart.
+HANG_S = 60.0
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 
@@ -79,6 +82,20 @@ def sections(*, tune: bool) -> list[tuple[str, float, Callable[[Bench], None]]]:
     ]
 
 
+def restart(bench: Bench, options: argparse.Namespace, rest: list[str], why: str) -> None:
+    """Go on with the sections that are left in a fresh process: this one's device is of no use."""
+    bench.line("restart", why=f"{bench.section} {why}")
+    failed = {*bench.failed, bench.section}
+    left_s = bench.deadline_s - time.monotonic()
+    arguments = ["--budget", f"{left_s:.1f}", "--failed", *sorted(failed)]
+    arguments += ["--out", str(options.out)] if options.out else []
+    arguments += ["--tune"] if options.tune else []
+    arguments += ["--toy"] if options.toy else []
+    arguments += ["--only", *(rest or ["ceilings"])]
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, str(HERE / "gpu_run.py"), *arguments])
+
+
 def main() -> int:
     """Command line; 1 where a section failed."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -87,6 +104,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="run these sections alone")
     parser.add_argument("--tune", action="store_true", help="try tiles for the attention kernels")
     parser.add_argument("--toy", action="store_true", help="tiny sizes on the CPU: a test")
+    parser.add_argument("--failed", nargs="*", default=[], help=argparse.SUPPRESS)
     options = parser.parse_args()
     deadline_s = time.monotonic() + options.budget
     if options.toy:
@@ -106,9 +124,19 @@ def main() -> int:
     unknown = set(options.only or ()) - {name for name, _, _ in chosen}
     if unknown:
         parser.error(f"no section {', '.join(unknown)}: there are {[name for name, *_ in chosen]}")
-    for name, budget_s, section in chosen:
-        if not options.only or name in options.only or name == "ceilings":
-            bench.run(name, budget_s, section)
+    wanted = [each for each in chosen if not options.only or each[0] in options.only]
+    if wanted and wanted[0][0] != "ceilings":
+        wanted.insert(0, chosen[0])  # floors are made of it
+    bench.failed += options.failed
+    for index, (name, budget_s, section) in enumerate(wanted):
+        rest = [each for each, *_ in wanted[index + 1 :]]
+        watchdog = threading.Timer(budget_s + HANG_S, restart, (bench, options, rest, "hung"))
+        watchdog.daemon = True
+        watchdog.start()
+        bench.run(name, budget_s, section)
+        watchdog.cancel()
+        if rest and bench.device_is_lost():
+            restart(bench, options, rest, "lost the device")
     bench.section = "end"
     bench.line("run", seconds=options.budget - (deadline_s - time.monotonic()), failed=bench.failed)
     return 1 if bench.failed else 0
