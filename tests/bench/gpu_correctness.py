@@ -16,6 +16,7 @@ from gpu_models import TOY, random_weights
 from gpu_report import Bench
 from torch import Tensor
 
+from batchmill.kernels.dispatch import Backend
 from batchmill.kernels.gelu_and_mul import gelu_and_mul
 from batchmill.kernels.paged_attention import paged_attention
 from batchmill.kernels.rms_norm import add_rms_norm, rms_norm
@@ -24,6 +25,8 @@ from batchmill.kernels.sample import sample
 from batchmill.kernels.silu_and_mul import silu_and_mul
 from batchmill.kernels.write_kv import FP8
 
+#: The errors of one op's face in one number format, case by case.
+Errors = Callable[[Bench, torch.dtype, Backend], Iterator[float]]
 #: Largest error relative to the largest number of the truth: rounding of weights and results to 24,
 #: 11 and 8 bits, some of it twice.
 TOLERANCES = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -44,7 +47,7 @@ def correctness(bench: Bench) -> None:
     for dtype, (op, errors) in itertools.product(dtypes, OPS.items()):
         bench.check_time()
         worst, cases = 0.0, 0
-        for error in errors(bench, dtype):
+        for error in errors(bench, dtype, "triton"):
             worst, cases = max(worst, error), cases + 1
         right = worst <= TOLERANCES[dtype]
         bench.line("op", op=op, dtype=str(dtype), max_error=worst, cases=cases, right=right)
@@ -119,14 +122,16 @@ def attention_batch(
     return q.to(device, dtype), k_cache, v_cache, tables.to(device), cu_seqlens_q, seq_lens
 
 
-def _attention(bench: Bench, dtype: torch.dtype) -> Iterator[float]:
+def _attention(bench: Bench, dtype: torch.dtype, backend: Backend) -> Iterator[float]:
     for case in _attention_cases(bench.toy):
-        if dtype == torch.float32 and case.kv_dtype is not None:
-            continue
+        if case.kv_dtype is not None and (dtype == torch.float32 or backend == "cpp"):
+            continue  # an eight-bit cache is for half precision, and no C++ kernel reads it
         q, *caches, tables, starts, lengths = attention_batch(case, dtype, bench.device)
+        if backend == "reference":  # the one face that may read masked slots, which must be finite
+            caches = [cache.float().nan_to_num().to(cache.dtype) for cache in caches]
         options = {"window": case.window, "k_scale": 0.5, "v_scale": 2.0}
         index = (tables, starts, lengths, case.head_dim**-0.5)
-        got = paged_attention(q, *caches, *index, backend="triton", **options)
+        got = paged_attention(q, *caches, *index, backend=backend, **options)
         scales = (0.5, 2.0) if case.kv_dtype is not None else (1.0, 1.0)
         wide = [
             cache.double().nan_to_num() * scale for cache, scale in zip(caches, scales, strict=True)
@@ -135,7 +140,7 @@ def _attention(bench: Bench, dtype: torch.dtype) -> Iterator[float]:
         yield relative_error(got, truth)
 
 
-def _rope_and_cache(bench: Bench, dtype: torch.dtype) -> Iterator[float]:
+def _rope_and_cache(bench: Bench, dtype: torch.dtype, backend: Backend) -> Iterator[float]:
     heads = [(3, 2, 64)] if bench.toy else [(4, 2, 64), (32, 8, 128), (9, 3, 80)]
     for (num_heads, num_kv_heads, head_dim), with_norms in itertools.product(heads, (False, True)):
         num_tokens, half = 7, head_dim // 2 - (8 if with_norms else 0)
@@ -144,7 +149,7 @@ def _rope_and_cache(bench: Bench, dtype: torch.dtype) -> Iterator[float]:
         slots = torch.tensor([5, 17, -1, 0, 31, 8, 9], device=bench.device)
         weights = [_normal(bench, dtype, head_dim).abs() for _ in range(2)] if with_norms else []
         results = []
-        for backend, wide in (("triton", dtype), ("reference", torch.float64)):
+        for face, wide in ((backend, dtype), ("reference", torch.float64)):
             caches = torch.zeros(2, 2, 16, num_kv_heads, head_dim, device=bench.device, dtype=wide)
             names = dict(zip(("q_weight", "k_weight"), weights, strict=False))
             queries = rope_and_cache(
@@ -154,7 +159,7 @@ def _rope_and_cache(bench: Bench, dtype: torch.dtype) -> Iterator[float]:
                 angles.cos(),
                 angles.sin(),
                 eps=1e-6,
-                backend=backend,
+                backend=face,
                 **{name: weight.to(wide) for name, weight in names.items()},
             )
             results.append((queries, caches))
@@ -162,35 +167,53 @@ def _rope_and_cache(bench: Bench, dtype: torch.dtype) -> Iterator[float]:
             yield relative_error(got, want)
 
 
-def _small_ops(bench: Bench, dtype: torch.dtype) -> Iterator[float]:
-    for size in (96,) if bench.toy else (96, 1024, 4096, 16384):
-        x, residual = (_normal(bench, dtype, 5, size) for _ in range(2))
-        weight = _normal(bench, dtype, size)
-        cases: list[tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = [
-            (lambda *args, backend: rms_norm(*args, 1e-6, backend=backend), (x, weight)),
-            (silu_and_mul, (x,)),
-            (gelu_and_mul, (x,)),
-        ]
-        for op, arguments in cases:
-            want = op(*(each.double() for each in arguments), backend="reference")
-            yield relative_error(op(*arguments, backend="triton"), want)
+def _rms_norm(bench: Bench, dtype: torch.dtype, backend: Backend) -> Iterator[float]:
+    for size in _row_sizes(bench):
+        x, residual, weight = (_normal(bench, dtype, *rows, size) for rows in ((5,), (6,), ()))
+        residual = residual[:5].clone()
+        want = rms_norm(x.double(), weight.double(), 1e-6, backend="reference")
+        yield relative_error(rms_norm(x, weight, 1e-6, backend=backend), want)
         summed = residual.clone()
-        got = add_rms_norm(x, summed, weight, 1e-6, backend="triton")
+        got = add_rms_norm(x, summed, weight, 1e-6, backend=backend)
         want = rms_norm((x + residual).double(), weight.double(), 1e-6, backend="reference")
         yield relative_error(got, want)
         yield relative_error(summed, x.double() + residual.double())
 
 
+def _gated(op: Callable[..., Tensor]) -> Errors:
+    def errors(bench: Bench, dtype: torch.dtype, backend: Backend) -> Iterator[float]:
+        for size in _row_sizes(bench):
+            x = _normal(bench, dtype, 5, size)
+            yield relative_error(op(x, backend=backend), op(x.double(), backend="reference"))
+
+    return errors
+
+
+def _row_sizes(bench: Bench) -> tuple[int, ...]:
+    return (96,) if bench.toy else (96, 1024, 4096, 16384)
+
+
 #: Each yields the error of every case.
-OPS: dict[str, Callable[[Bench, torch.dtype], Iterator[float]]] = {
+OPS: dict[str, Errors] = {
     "paged_attention": _attention,
     "rope_and_cache": _rope_and_cache,
-    "rms_norm, silu_and_mul, gelu_and_mul": _small_ops,
+    "rms_norm": _rms_norm,
+    "silu_and_mul": _gated(silu_and_mul),
+    "gelu_and_mul": _gated(gelu_and_mul),
 }
 
 
 def _sampling(bench: Bench, wrong: list[str]) -> None:
-    """Share of rows that draw the reference's token: noise is equal, logarithms to a few bits."""
+    share, num_rows = equal_tokens(bench, "triton")
+    bench.line("op", op="sample", equal_tokens=share, rows=num_rows, right=share >= 0.99)
+    wrong += [] if share >= 0.99 else ["sample"]
+
+
+def equal_tokens(bench: Bench, backend: Backend) -> tuple[float, int]:
+    """Share of rows that draw the reference's token, and how many rows.
+
+    The noise is equal bit by bit, logarithms to a few bits.
+    """
     num_rows, vocab_size = (6, 300) if bench.toy else (256, 151936)
     logits = _normal(bench, torch.float32, num_rows, vocab_size) * 3
     rows = torch.arange(num_rows, device=bench.device)
@@ -201,10 +224,8 @@ def _sampling(bench: Bench, wrong: list[str]) -> None:
         rows * 7919,
         rows,
     )
-    got, want = (sample(logits, *controls, backend=face) for face in ("triton", "reference"))
-    share = float((got == want).float().mean())
-    bench.line("op", op="sample", equal_tokens=share, rows=num_rows, right=share >= 0.99)
-    wrong += [] if share >= 0.99 else ["sample"]
+    got, want = (sample(logits, *controls, backend=face) for face in (backend, "reference"))
+    return float((got == want).float().mean()), num_rows
 
 
 def _whole_model(bench: Bench, wrong: list[str]) -> None:

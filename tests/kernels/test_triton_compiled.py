@@ -121,3 +121,25 @@ def test_smaller_gpus_get_tiles_for_their_shared_memory() -> None:
         small, large = attention_tuning(small_arch, 128, 2), attention_tuning(90, 128, 2)
         assert small.decode.tile_tokens < large.decode.tile_tokens
         assert small.prefill.tile_tokens < large.prefill.tile_tokens
+
+
+def test_the_table_of_errors_has_every_face_of_every_op_within_its_rounding() -> None:
+    pytest.importorskip("triton", reason="triton is not installed; `make setup` installs it")
+    command = [sys.executable, str(TABLE.with_name("kernel_errors.py"))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    errors = json.loads(done.stdout)
+    assert errors.pop("sample") == {"triton": {"fp32": 0.0}}
+    assert {op for op, faces in errors.items() if {"reference", "triton"} <= set(faces)} == {
+        "paged_attention",
+        "rope_and_cache",
+        "rms_norm",
+        "silu_and_mul",
+        "gelu_and_mul",
+    }
+    # Relative to the largest number: a few roundings to 24, 11 and 8 bits.
+    limits = {"fp32": 2e-6, "fp16": 2e-3, "bf16": 2e-2}
+    for op, faces in errors.items():
+        for face, by_dtype in faces.items():
+            for dtype, error in by_dtype.items():
+                assert error < limits[dtype], (op, face, dtype)
