@@ -1,7 +1,7 @@
 """Largest error of every op's faces against float64: `python tests/bench/kernel_errors.py`.
 
-JSON. The Triton faces run in Triton's interpreter where there is no GPU. It truncates to bfloat16 where a
-GPU rounds, so a GPU's errors in bfloat16 are about half of what it gives.
+JSON. The Triton faces run in its interpreter where there is no GPU. That truncates to bfloat16
+where a GPU rounds, so errors in bfloat16 on a GPU are about half of what it gives.
 """
 
 from __future__ import annotations
