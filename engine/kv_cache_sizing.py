@@ -20,7 +20,7 @@ from .config import EngineConfig
 from .device_memory import CudaMemory, MemoryProbe, gib
 from .errors import ConfigError
 from .kv_cache import KVCache, default_cpu_kv_cache_bytes, kv_block_bytes
-from .memory_plan import GRAPH_RESERVE_BYTES, MemoryPlan
+from .memory_plan import MemoryPlan, graph_reserve_bytes
 from .model import Model
 from .step_inputs import StepInputs
 from .step_plan import MAX_SCORED_TOKENS
@@ -124,12 +124,13 @@ def measured_kv_cache_bytes(
         held_bytes=held_bytes,
         weight_bytes=weight_bytes,
         step_bytes=probe.peak_growth_bytes(),
+        graph_bytes=graph_reserve_bytes(config.max_num_seqs, model.config.vocab_size),
     )
     plan.check(config, kv_block_bytes(model.config, dtype, config.block_size))
     _log.info(
         "memory: %s of %s GiB may be used; held %s, largest step %s, graphs %s, KV cache %s",
         *map(gib, (plan.limit_bytes, plan.total_bytes, held_bytes, plan.step_bytes)),
-        *map(gib, (GRAPH_RESERVE_BYTES, plan.kv_cache_bytes)),
+        *map(gib, (plan.graph_bytes, plan.kv_cache_bytes)),
     )
     return plan.kv_cache_bytes
 

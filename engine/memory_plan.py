@@ -8,9 +8,11 @@ from .config import EngineConfig
 from .device_memory import gib
 from .errors import ConfigError
 
-#: Kept free on a GPU for captured graphs: the nodes of some 14 decode graphs of some 300 kernels,
-#: and the buffers that they share. An estimate, to be measured on a GPU.
-GRAPH_RESERVE_BYTES = 512 * 1024**2
+#: Kept free on a GPU for captured decode graphs: the nodes of some 14 graphs of some 300 kernels.
+#: An estimate, to be measured on a GPU.
+GRAPH_NODE_BYTES = 256 * 1024**2
+#: Sequences of the largest of them.
+MAX_GRAPH_SEQS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,7 @@ class MemoryPlan:
         held_bytes: In use once the weights are loaded, by this process and by others.
         weight_bytes: The weights' part of it.
         step_bytes: What the largest step took beside that.
+        graph_bytes: What captured decode steps may take, see `graph_reserve_bytes`.
     """
 
     total_bytes: int
@@ -30,11 +33,12 @@ class MemoryPlan:
     held_bytes: int
     weight_bytes: int
     step_bytes: int
+    graph_bytes: int
 
     @property
     def kv_cache_bytes(self) -> int:
         """What is left for the cache; below 0 where not even the rest fits."""
-        return self.limit_bytes - self.held_bytes - self.step_bytes - GRAPH_RESERVE_BYTES
+        return self.limit_bytes - self.held_bytes - self.step_bytes - self.graph_bytes
 
     def check(self, config: EngineConfig, block_bytes: int) -> None:
         """Refuse a plan whose cache would not hold one request of `max_model_len` tokens.
@@ -54,7 +58,7 @@ class MemoryPlan:
             f"{config.gpu_memory_utilization:g} leaves {gib(self.limit_bytes)} to use; "
             f"{gib(self.held_bytes)} are held (weights {gib(self.weight_bytes)}), a step of "
             f"{config.max_num_batched_tokens} tokens takes {gib(self.step_bytes)}, CUDA graphs "
-            f"{gib(GRAPH_RESERVE_BYTES)}, and one request of max_model_len {config.max_model_len} "
+            f"{gib(self.graph_bytes)}, and one request of max_model_len {config.max_model_len} "
             f"needs {gib(needed)} of KV cache, {gib(needed - self.kv_cache_bytes)} more than is "
             f"left. What would do: {'; '.join(self._remedies(config, block_bytes, needed))}"
         )
@@ -82,3 +86,8 @@ class MemoryPlan:
         least = (self.limit_bytes + lacking) / config.gpu_memory_utilization
         remedies.append(f"a GPU of {gib(least)} GiB or more")
         return remedies
+
+
+def graph_reserve_bytes(max_num_seqs: int, vocab_size: int) -> int:
+    """What captured decode steps may take: nodes, and the logits of the largest, twice."""
+    return GRAPH_NODE_BYTES + 2 * 4 * min(max_num_seqs, MAX_GRAPH_SEQS) * vocab_size

@@ -16,7 +16,7 @@ from gpu_models import engine_has, make_engine, named_shape, random_model
 from gpu_report import Bench
 from torch import Tensor
 
-from batchmill.engine import Engine, SamplingParams
+from batchmill.engine import Engine, EngineStats, SamplingParams
 from batchmill.engine.kv_cache import KVCache
 from batchmill.engine.model_config import ModelShape
 from batchmill.engine.step_inputs import StepInputs
@@ -118,10 +118,9 @@ def _one_recipe(
             requests=len(work.prompt_lens),
             prompt_tokens=sum(work.prompt_lens),
             output_tokens=tokens,
-            steps=stats.num_steps - before.num_steps,
+            counts=_differences(before, stats),
             step_p50_ms=stats.step_time_p50_s * 1000,
             step_p99_ms=stats.step_time_p99_s * 1000,
-            preemptions=stats.num_preemptions - before.num_preemptions,
             warm_up_s=warm_s,
             kv_blocks=stats.num_blocks,
             peak_gib=_peak_gib(bench),
@@ -251,6 +250,16 @@ def host_time(bench: Bench) -> None:
         bench.line(
             "host time of a step", goal="H1", batch=batch, median_us=statistics.median(times)
         )
+
+
+def _differences(before: EngineStats, after: EngineStats) -> dict[str, int]:
+    """What an engine's counters counted between two snapshots, those that moved."""
+    pairs = ((name, getattr(before, name), getattr(after, name)) for name in after.__slots__)
+    return {
+        name: int(now - then)
+        for name, then, now in pairs
+        if isinstance(now, int) and name.startswith("num_") and now != then
+    }
 
 
 def _peak_gib(bench: Bench) -> float | None:

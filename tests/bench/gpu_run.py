@@ -56,7 +56,11 @@ def sections(*, tune: bool) -> list[tuple[str, float, Callable[[Bench], None]]]:
 
     if tune:
         return [("ceilings", 30, ceilings), ("tune", 450, tune_attention)]
-    eager = {"eager": {"enforce_eager": True}}
+    without = {
+        "no graphs": {"decode_graphs": False},
+        "no overlap": {"overlap": False},
+        "neither": {"decode_graphs": False, "overlap": False},
+    }
     return [
         ("ceilings", 30, ceilings),
         ("correctness", 75, correctness),
@@ -77,7 +81,7 @@ def sections(*, tune: bool) -> list[tuple[str, float, Callable[[Bench], None]]]:
         ("transformers", 60, anchor),
         ("steady", 60, steady),
         ("matrices", 15, matrices),
-        ("recipe-0.6b-eager", 30, recipe("Qwen3-0.6B", "G1", variants=eager)),
+        ("recipe-0.6b-without", 50, recipe("Qwen3-0.6B", "G1", variants=without)),
         ("recipe-14b", 60, recipe("Qwen3-14B", "G4")),
     ]
 

@@ -20,7 +20,7 @@ from batchmill.engine.kv_cache_sizing import (
     kv_cache_torch_dtype,
     run_largest_step,
 )
-from batchmill.engine.memory_plan import GRAPH_RESERVE_BYTES
+from batchmill.engine.memory_plan import graph_reserve_bytes
 from batchmill.engine.step_plan import MAX_SCORED_TOKENS
 from batchmill.engine.weight_loading import load_weights
 from batchmill.engine.weights import weights_bytes
@@ -29,6 +29,7 @@ from ..tiny_models import NATIVE, random_model
 
 GIB = 1024**3
 MIB = 1024**2
+GRAPH_BYTES = graph_reserve_bytes(4, 211)
 
 
 @dataclass
@@ -75,7 +76,7 @@ def test_the_cache_gets_what_the_share_weights_a_step_and_graphs_leave(
     device = TightDevice(total=2 * GIB, held=600 * MIB, step=200 * MIB)
     config = configure(gpu_memory_utilization=0.7)
     cache = allocate_kv_cache(config, model, device)
-    left = int(2 * GIB * 0.7) - 800 * MIB - GRAPH_RESERVE_BYTES
+    left = int(2 * GIB * 0.7) - 800 * MIB - GRAPH_BYTES
     assert device.num_peaks == 1
     assert cache.num_blocks == left // kv_block_bytes(model.config, torch.float32, 16)
     assert cache.num_bytes <= left
@@ -98,7 +99,7 @@ def test_a_model_that_does_not_fit_is_refused_with_the_numbers_and_a_smaller_len
     model: DecoderModel,
 ) -> None:
     block = kv_block_bytes(model.config, torch.float32, 16)
-    held = int(2 * GIB * 0.9) - GRAPH_RESERVE_BYTES - 100 * MIB - 3 * block
+    held = int(2 * GIB * 0.9) - GRAPH_BYTES - 100 * MIB - 3 * block
     device = TightDevice(total=2 * GIB, held=held, step=100 * MIB, weights=GIB)
     message = refusal(model, device)
     assert "of 2.00 GiB, gpu_memory_utilization 0.9 leaves 1.80 to use" in message
@@ -110,7 +111,7 @@ def test_a_model_that_does_not_fit_is_refused_with_the_numbers_and_a_smaller_len
 
 
 def test_every_remedy_named_is_enough_alone(model: DecoderModel) -> None:
-    held = int(2 * GIB * 0.9) - GRAPH_RESERVE_BYTES - 50 * MIB
+    held = int(2 * GIB * 0.9) - GRAPH_BYTES - 50 * MIB
     message = refusal(model, TightDevice(total=2 * GIB, held=held, step=100 * MIB, weights=GIB))
     assert "max_model_len" not in message.split("What would do: ")[1]  # nothing is left at all
     share = float(re.search(r"gpu_memory_utilization (0\.\d+), if", message)[1])  # type: ignore[index]
