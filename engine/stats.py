@@ -71,7 +71,7 @@ class StatsCounter:
     def count_step(self, batch: ScheduledBatch, step_time_s: float) -> None:
         """Add a step that was run, and the seconds that it took."""
         self.num_steps += 1
-        self.num_scheduled += len(batch.scheduled)
+        self.num_scheduled += batch.num_seqs
         self.step_times_s.append(step_time_s)
         self.num_computed_tokens += batch.num_tokens
         self.num_preemptions += len(batch.preempted)
@@ -81,9 +81,8 @@ class StatsCounter:
         self.num_out_of_memory += 1
         self.num_preemptions += len(batch.preempted) + num_preempted
 
-    def count_output(self, output: RequestOutput) -> None:
-        """Add what an output reports."""
-        self.num_generated_tokens += len(output.new_token_ids)
+    def count_end(self, output: RequestOutput) -> None:
+        """Add a request's last output."""
         if output.finish_reason is not None:
             self.num_prompt_tokens += output.num_prompt_tokens
             self.num_cached_tokens += output.metrics.num_cached_tokens

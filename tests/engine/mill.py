@@ -119,6 +119,7 @@ class Mill:
                 self.given_up.append(hopeless)
                 self.scheduler.finish(hopeless)
         elif not fails:
+            self.scheduler.begin(batch)
             self.scheduler.update(batch, tokens)
             for request in batch.sampling_requests:
                 if request.num_tokens == request.max_num_tokens:
