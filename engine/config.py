@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from .errors import ConfigError
 
@@ -47,6 +48,10 @@ class EngineConfig:
     #: "native" is our decoder, "transformers" is its model over our KV cache (any causal model,
     #: slower), and "auto" is native where our decoder knows the model.
     model_impl: str = "auto"
+    #: Whether the host schedules the next step while the device computes this one: `True`, `False`,
+    #: or "auto", which is where there is a device beside the host. It changes no token; a request
+    #: that ends by a stop token or string is computed one step too far.
+    overlap: bool | Literal["auto"] = "auto"
     #: From it and the request id come the seeds of requests that name none.
     seed: int = 0
 
@@ -74,6 +79,8 @@ class EngineConfig:
                 f"{self.max_num_seqs}: a running request needs one token a step, so raise "
                 "max_num_batched_tokens or lower max_num_seqs"
             )
+        if self.overlap not in (True, False, "auto"):
+            raise ConfigError(f"overlap is {self.overlap!r}: use True, False or 'auto'")
         if not 0 <= self.priority_ageing_s < float("inf"):
             raise ConfigError(
                 f"priority_ageing_s is {self.priority_ageing_s!r}: use seconds, at least 0 and "
@@ -81,6 +88,10 @@ class EngineConfig:
             )
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):
             raise ConfigError(f"seed is {self.seed!r}: use an integer")
+
+    def overlaps_on(self, device_type: str) -> bool:
+        """Whether steps overlap on a kind of device, "cpu" or "cuda"."""
+        return device_type != "cpu" if self.overlap == "auto" else bool(self.overlap)
 
 
 def _check_integer(name: str, value: object, least: int) -> None:

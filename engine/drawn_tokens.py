@@ -49,7 +49,7 @@ class DrawnTokens:
         if token_ids.device.type == "cuda":
             self._token_ids = _begin_copy(token_ids)
             self._is_finite = _begin_copy(is_finite)
-            self._arrived = torch.cuda.Event()
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record()
 
     def collect(self) -> list[int | None]:

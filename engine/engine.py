@@ -84,6 +84,7 @@ class Engine:
             max_num_seqs=config.max_num_seqs,
             max_model_len=config.max_model_len,
         )
+        self._overlaps = config.overlaps_on(loaded.model.device.type)
         self._intake = RequestIntake(config, loaded)
         self._counter = StatsCounter()
         self._book = RequestBook(self._scheduler, self._counter)
@@ -143,6 +144,8 @@ class Engine:
                         finished[output.request_id] = output
         finally:
             self._book.drop_all()
+            while self._pipeline.num_in_flight:
+                self._collect()
         return [finished[trackers[0].request.request_id] for trackers in prepared]
 
     def add_request(
@@ -191,12 +194,16 @@ class Engine:
     def step(self) -> list[RequestOutput]:
         """Compute one step for all requests that fit into it.
 
+        With `EngineConfig.overlap` this launches a step, and then reports the one launched by the
+        call before: so the host works while the device does.
+
         A step that runs out of memory computes nothing: the later half of its requests is
         preempted, and the next steps are smaller. A request for which memory runs out three times
         while it is alone ends with the error `out_of_memory`.
 
         Returns:
-            An output for each request that has a new token or has ended.
+            An output for each request that has a new token or has ended; none where the first of
+            overlapping steps is only launched.
 
         Raises:
             Exception: what the model raised, if it was anything else. No token is lost: the next
@@ -204,9 +211,9 @@ class Engine:
         """
         self._book.abort_late()
         batch = self._scheduler.schedule()
-        if batch.num_seqs:
-            self._launch(batch)
-        while self._pipeline.num_in_flight:
+        is_launched = batch.num_seqs > 0 and self._launch(batch)
+        # Without overlap nothing stays in flight; with it the step before this one is collected.
+        while self._pipeline.num_in_flight > self._num_steps_ahead(is_launched):
             self._collect()
         return self._book.take_outputs()
 
@@ -262,8 +269,13 @@ class Engine:
         for tracker in trackers:
             self._scheduler.check_fits(tracker.request)
 
-    def _launch(self, batch: ScheduledBatch) -> None:
-        """Hand a step to the device; where memory runs out, make the next ones smaller."""
+    def _num_steps_ahead(self, is_launched: bool) -> int:
+        """How many steps may stay in flight while the next one is scheduled."""
+        can_overlap = is_launched and self._scheduler.has_requests
+        return int(self._overlaps and can_overlap and not self._pipeline.holds_next_step)
+
+    def _launch(self, batch: ScheduledBatch) -> bool:
+        """Hand a step to the device; where memory runs out, make the next ones smaller instead."""
         try:
             self._kv_cache.zero_blocks(self._scheduler.take_untrusted_blocks())
             self._pipeline.launch(batch)
@@ -272,8 +284,9 @@ class Engine:
             if not is_out_of_memory(error):
                 raise
             self._make_steps_smaller(batch)
-        else:
-            self._scheduler.begin(batch)
+            return False
+        self._scheduler.begin(batch)
+        return True
 
     def _collect(self) -> None:
         """Wait for the oldest step in flight, and hand its tokens to their requests."""

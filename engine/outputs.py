@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from .scores import TokenScores
 
@@ -98,7 +98,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class OutputSource:
-    """What all outputs of one request have in common, and lists that they show the beginnings of."""
+    """What all outputs of one request share: each shows the beginnings of the lists."""
 
     request_id: str
     prompt_token_ids: list[int]
@@ -132,7 +132,8 @@ class RequestOutput:
     `finish_reason` is None until all of them have ended, and `abort` where any was aborted.
 
     One is made for each request in each step, so it is small: where the request is, and two marks
-    in its lists. Not frozen, for that takes three times as long. Treat it as read-only all the same.
+    in its lists. Not frozen, for that takes three times as long; treat it as read-only all the
+    same.
     """
 
     #: None while the request goes on.

@@ -80,7 +80,8 @@ class RequestRows:
         if all(item.samples for item in batch.chunks):
             return rows
         samples = [True] * len(batch.decodes) + [item.samples for item in batch.chunks]
-        return rows[np.array(samples)]
+        sampling: NDArray[np.int64] = rows[np.array(samples)]
+        return sampling
 
     def _fill(self, request: Request, batch: ScheduledBatch) -> int:
         """The row of a request with a chunk, filled where it is new."""

@@ -173,7 +173,7 @@ class RunningRequests:
             self._release_blocks(request, RequestStatus.FINISHED)
 
     def _register_blocks(self, batch: ScheduledBatch, token_ids: Sequence[int | None]) -> None:
-        """Offer the blocks that a step filled to the prefix cache, where its token shows them good."""
+        """Offer the blocks that a step filled for sharing, where its token shows them good."""
         num_computed = batch.decode_starts + 1
         filled = [
             (row, batch.decodes[row], int(num_computed[row]))

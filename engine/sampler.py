@@ -75,11 +75,12 @@ class Sampler:
         scored = self._scored_rows(is_finite)
         scorer = _scorer(logits, scored)
         self._stage.apply(logits)
-        token_ids = self._draw(logits, batch, rows)
+        controls = self._row_controls(rows, logits.device)
+        token_ids = self._draw(logits, batch, rows, controls)
         controlled = [
             (row, each) for row, each in enumerate(self._requests) if each.controls is not None
         ]
-        return DrawnTokens(
+        drawn = DrawnTokens(
             token_ids,
             is_finite,
             holds_next_step=bool(controlled or scored or scores_known),
@@ -87,14 +88,25 @@ class Sampler:
             scored=scored,
             scorer=scorer,
         )
+        # Last, so that a step which failed before finds the tokens again that it began with.
+        self._rows.last_tokens.index_copy_(0, controls.rows, token_ids)
+        return drawn
 
-    def _draw(self, logits: Tensor, batch: ScheduledBatch, rows: NDArray[np.int64]) -> Tensor:
+    def _row_controls(self, rows: NDArray[np.int64], device: torch.device) -> _RowControls:
         if rows is not self._sampling_rows or self._controls is None:
             self._sampling_rows = rows
-            self._controls = _RowControls.gather(self._rows, rows, logits.device)
-        controls = self._controls
+            self._controls = _RowControls.gather(self._rows, rows, device)
+        return self._controls
+
+    def _draw(
+        self,
+        logits: Tensor,
+        batch: ScheduledBatch,
+        rows: NDArray[np.int64],
+        controls: _RowControls,
+    ) -> Tensor:
         positions = _num_tokens(batch) - self._rows.num_prompt_tokens[rows]
-        token_ids = sample(
+        token_ids: Tensor = sample(
             logits,
             controls.temperature,
             controls.top_k,
@@ -102,7 +114,6 @@ class Sampler:
             controls.seeds,
             torch.from_numpy(positions).to(logits.device, non_blocking=True),
         )
-        self._rows.last_tokens.index_copy_(0, controls.rows, token_ids)
         return token_ids
 
     def _scored_rows(self, is_finite: Tensor) -> list[tuple[int, Request]]:
