@@ -16,8 +16,8 @@ from .scorer import Scorer
 class DrawnTokens:
     """Owns a launched step's tokens on their way to the host.
 
-    The copy is under way when this is made; `collect` waits for it. On a CPU there is nothing to
-    wait for.
+    The copy is under way when this is made, so the tensors may be written to again; `collect` waits
+    for it. On a CPU there is nothing to wait for.
     """
 
     def __init__(
@@ -44,11 +44,10 @@ class DrawnTokens:
         self._controlled = controlled
         self._scored = scored
         self._scorer = scorer
-        self._token_ids, self._is_finite = token_ids, is_finite
+        self._token_ids = _begin_copy(token_ids)
+        self._is_finite = _begin_copy(is_finite)
         self._arrived: torch.cuda.Event | None = None
         if token_ids.device.type == "cuda":
-            self._token_ids = _begin_copy(token_ids)
-            self._is_finite = _begin_copy(is_finite)
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record()
 
@@ -80,5 +79,7 @@ class DrawnTokens:
 
 def _begin_copy(values: Tensor) -> Tensor:
     """The same on the host, in pinned memory; complete once the device's stream got there."""
+    if values.device.type == "cpu":
+        return values.clone()
     target = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
     return target.copy_(values, non_blocking=True)

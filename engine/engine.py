@@ -7,6 +7,7 @@ from typing import Any
 
 from .block_pool import BlockPool
 from .config import EngineConfig
+from .decoder import DecoderModel
 from .errors import ConfigError, EngineError, RequestError, is_out_of_memory
 from .intake import Prompt, RequestIntake, check_order
 from .kv_cache import KVCache
@@ -78,13 +79,16 @@ class Engine:
             max_num_batched_tokens=config.max_num_batched_tokens,
             ageing_s=config.priority_ageing_s,
         )
+        device_type = loaded.model.device.type
+        is_native = isinstance(loaded.model, DecoderModel)
         self._pipeline = StepPipeline(
             loaded.model,
             self._kv_cache,
             max_num_seqs=config.max_num_seqs,
             max_model_len=config.max_model_len,
+            decode_graphs=config.records_decodes_on(device_type, is_native=is_native),
         )
-        self._overlaps = config.overlaps_on(loaded.model.device.type)
+        self._overlaps = config.overlaps_on(device_type)
         self._intake = RequestIntake(config, loaded)
         self._counter = StatsCounter()
         self._book = RequestBook(self._scheduler, self._counter)
@@ -292,7 +296,7 @@ class Engine:
         """Wait for the oldest step in flight, and hand its tokens to their requests."""
         step = self._pipeline.collect()
         void = self._scheduler.update(step.batch, step.token_ids)
-        self._counter.count_step(step.batch, step.time_s)
+        self._counter.count_step(step.batch, step.kind, step.time_s)
         requests = step.batch.sampling_requests
         for tracker in self._book.advance(requests, step.token_ids, void):
             self._fail(tracker)

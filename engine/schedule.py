@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -9,6 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .request import Request
+
+
+class StepKind(enum.StrEnum):
+    """How a step is run."""
+
+    #: Only decodes, replayed from a graph.
+    GRAPH = "graph"
+    #: Only decodes, kernel by kernel: graphs are off, the batch is too large for them, or a request
+    #: has controls that work on whole rows of logits.
+    DECODE = "decode"
+    #: With parts of prompts, kernel by kernel.
+    PREFILL = "prefill"
 
 
 class ScheduledRequest(NamedTuple):

@@ -134,15 +134,23 @@ class StepInputBuilder:
             max_seq_len=int(layout.seq_lens.max()),
         )
 
-    def table_rows(self, batch: ScheduledBatch, num_columns: int) -> NDArray[np.int32]:
-        """The first entries of the block tables of a batch that only decodes.
+    def keep_up(self, batch: ScheduledBatch) -> NDArray[np.int64]:
+        """Copy what is new of the block tables of requests that decode: of few, in any one step.
 
         Returns:
-            [num_decodes, num_columns] int32; columns there are not are not among them.
+            Which of `batch.decodes` began a block, [num_begun] int64.
         """
-        rows = self._rows.of(batch)
-        self._copy_decodes(batch, rows)
-        tables: NDArray[np.int32] = self._tables[rows, :num_columns]
+        rows = self._rows.of(batch)[: len(batch.decodes)]
+        is_begun = batch.decode_starts >= self._num_copied[rows] * self._block_size
+        begun: NDArray[np.int64] = np.flatnonzero(is_begun)
+        for index in begun.tolist():
+            num_tokens = int(batch.decode_starts[index]) + 1
+            self._copy(int(rows[index]), batch.decodes[index], num_tokens)
+        return begun
+
+    def tables_of(self, rows: NDArray[np.int64]) -> NDArray[np.int32]:
+        """Block tables as far as they were copied, [num_rows, max_num_blocks] int32, 0 after."""
+        tables: NDArray[np.int32] = self._tables[rows]
         return tables
 
     def _lay_out(self, batch: ScheduledBatch) -> _Layout:
@@ -163,7 +171,7 @@ class StepInputBuilder:
         self, batch: ScheduledBatch, rows: NDArray[np.int64], layout: _Layout
     ) -> NDArray[np.int32]:
         """Block ids, [num_seqs, max_blocks] int32, 0 past each sequence's last block."""
-        self._copy_decodes(batch, rows)
+        self.keep_up(batch)
         for row, item in zip(rows[len(batch.decodes) :].tolist(), batch.chunks, strict=True):
             request = item.request
             if self._rows.stays[row] != request.num_releases:
@@ -174,14 +182,6 @@ class StepInputBuilder:
         num_blocks = -(-int(layout.seq_lens.max()) // self._block_size)
         tables: NDArray[np.int32] = self._tables[rows, :num_blocks]
         return tables
-
-    def _copy_decodes(self, batch: ScheduledBatch, rows: NDArray[np.int64]) -> None:
-        """Copy what is new of the tables of requests that decode: of few, in any one step."""
-        decode_rows = rows[: len(batch.decodes)]
-        begun = batch.decode_starts >= self._num_copied[decode_rows] * self._block_size
-        for index in np.flatnonzero(begun).tolist():
-            num_tokens = int(batch.decode_starts[index]) + 1
-            self._copy(int(decode_rows[index]), batch.decodes[index], num_tokens)
 
     def _copy(self, row: int, request: Request, num_tokens: int) -> None:
         """Bring a row's table to where it reaches so many tokens."""

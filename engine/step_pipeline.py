@@ -6,13 +6,14 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
+from .decode_graphs import DecodeGraphs
 from .drawn_tokens import DrawnTokens
 from .kv_cache import KVCache
 from .model import Model
 from .request_rows import RequestRows
 from .runner import ModelRunner
 from .sampler import Sampler
-from .schedule import ScheduledBatch
+from .schedule import ScheduledBatch, StepKind
 from .step_inputs import StepInputBuilder
 
 
@@ -23,6 +24,8 @@ class CollectedStep:
     batch: ScheduledBatch
     #: One for each of `batch.sampling_requests`; see `DrawnTokens.collect`.
     token_ids: list[int | None]
+    #: How it was run.
+    kind: StepKind
     #: Seconds that it took, without those in which the step before it was still running.
     time_s: float
 
@@ -31,6 +34,7 @@ class CollectedStep:
 class _LaunchedStep:
     batch: ScheduledBatch
     drawn: DrawnTokens
+    kind: StepKind
     launched_at_s: float
 
 
@@ -43,7 +47,13 @@ class StepPipeline:
     """
 
     def __init__(
-        self, model: Model, kv_cache: KVCache, *, max_num_seqs: int, max_model_len: int
+        self,
+        model: Model,
+        kv_cache: KVCache,
+        *,
+        max_num_seqs: int,
+        max_model_len: int,
+        decode_graphs: bool = False,
     ) -> None:
         """Make the buffers.
 
@@ -52,6 +62,10 @@ class StepPipeline:
             kv_cache: Holds keys and values between steps.
             max_num_seqs: Most requests of one step.
             max_model_len: Most tokens of one request.
+            decode_graphs: Whether steps that only decode are recorded now, and replayed later.
+
+        Raises:
+            EngineError: they are to be recorded, and cannot be.
         """
         self._rows = RequestRows(max_num_seqs, model.device)
         self._builder = StepInputBuilder(
@@ -62,6 +76,12 @@ class StepPipeline:
         )
         self._runner = ModelRunner(model, kv_cache, model.device)
         self._sampler = Sampler(model.config.vocab_size, self._rows)
+        self._graphs: DecodeGraphs | None = None
+        if decode_graphs:
+            self._graphs = DecodeGraphs(
+                model, kv_cache, self._rows, self._builder, max_model_len=max_model_len
+            )
+            self._graphs.record_all()
         self._in_flight: deque[_LaunchedStep] = deque()
         self._collected_at_s = 0.0
 
@@ -82,10 +102,14 @@ class StepPipeline:
             Exception: what the model or the device raised; the step is not in flight then.
         """
         launched_at_s = time.perf_counter()
-        self._sampler.begin(batch)
-        logits = self._runner.run(self._builder.build(batch))
-        drawn = self._sampler.draw(logits, batch)
-        self._in_flight.append(_LaunchedStep(batch, drawn, launched_at_s))
+        if self._graphs is not None and self._graphs.can_replay(batch):
+            drawn, kind = self._graphs.launch(batch), StepKind.GRAPH
+        else:
+            self._sampler.begin(batch)
+            logits = self._runner.run(self._builder.build(batch))
+            drawn = self._sampler.draw(logits, batch)
+            kind = StepKind.PREFILL if batch.chunks else StepKind.DECODE
+        self._in_flight.append(_LaunchedStep(batch, drawn, kind, launched_at_s))
 
     def collect(self) -> CollectedStep:
         """Wait for the oldest step in flight."""
@@ -94,4 +118,5 @@ class StepPipeline:
         self._in_flight.popleft()
         started_at_s = max(step.launched_at_s, self._collected_at_s)
         self._collected_at_s = time.perf_counter()
-        return CollectedStep(step.batch, token_ids, self._collected_at_s - started_at_s)
+        time_s = self._collected_at_s - started_at_s
+        return CollectedStep(step.batch, token_ids, step.kind, time_s)
