@@ -144,9 +144,10 @@ class GenerationJob(SamplingControls):
         Annotated[list[Message], Field(min_length=1, max_length=limits.MAX_MESSAGES)] | None
     ) = Field(default=None, repr=False)
 
-    #: Class of the job: all of ``high`` (0) come before ``normal`` (1), and these before ``low`` (2).
+    #: Class of the job: all of ``high`` (0) come before ``normal`` (1), these before ``low`` (2).
     priority: Literal["high", "normal", "low"] = "normal"
-    #: Whose job it is: within a class tenants take turns, by tokens and weight. Absent: ``default``.
+    #: Whose job it is: within a class tenants take turns, by tokens and weight; ``default`` where
+    #: absent.
     tenant: Annotated[str, AfterValidator(_check_tenant)] | None = None
     #: Receives a signed POST when the job ends. https, unless the operator allows http.
     webhook: (

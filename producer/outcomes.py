@@ -58,8 +58,8 @@ def accepted_id(job: NewJob, answer: Submitted) -> str:
     """
     if answer.status is SubmitStatus.TOO_LATE:
         raise JobRejected(
-            "the deadline passes before the job may run: give it a later deadline (deadline, ttl_s) "
-            "or an earlier start (not_before, delay_s)",
+            "the deadline passes before the job may run: give it a later deadline (deadline, "
+            "ttl_s) or an earlier start (not_before, delay_s)",
             param="not_before" if job.delay_ms is None else "delay_s",
         )
     if answer.job_id is None:

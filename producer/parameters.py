@@ -26,6 +26,8 @@ MAX_TAGS: Final = 16
 MAX_TAG_CHARS: Final = 64
 MAX_URL_CHARS: Final = 2048
 MAX_IDEMPOTENCY_KEY_CHARS: Final = 255
+#: Tokens that a job is taken to cost at most, before it has run.
+MAX_COST_TOKENS: Final = 10_000_000
 #: 30 days.
 MAX_TTL_S: Final = 30 * 24 * 3600.0
 

@@ -103,7 +103,7 @@ class JobStore:
         """Estimate how many jobs of its queue go to a worker before a waiting one.
 
         Exact among the jobs of one tenant; where tenants take turns, what each sends from now on
-        and the lengths of outputs decide. Queues of a higher class, which come first, are not in it.
+        and the lengths of outputs decide. Higher classes, which come first, are not in it.
 
         Returns:
             None where the job does not wait, or its delay is not over.

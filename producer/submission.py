@@ -8,6 +8,7 @@ import secrets
 from datetime import datetime
 
 from . import keys
+from . import parameters as limits
 from .answers import JobState
 from .calls import NewJob, QueueLimits
 from .errors import JobRejected
@@ -81,14 +82,15 @@ def queue_limits(settings: ProducerSettings) -> QueueLimits:
 def estimated_tokens(job: GenerationJob) -> int:
     """Return the tokens that a job may take: its prompt, guessed by its bytes, and all its output.
 
-    Tenants are charged for it until the real number is known.
+    Tenants are charged for it until the real number is known. At most ``MAX_COST_TOKENS``: no
+    model's context holds more, whatever a job allows.
     """
     if isinstance(job.prompt, list):
         num_prompt_tokens = len(job.prompt)
     else:
         texts = [job.prompt or ""] + [message.content for message in job.messages or ()]
         num_prompt_tokens = sum(len(text.encode()) for text in texts) // _BYTES_A_TOKEN + 1
-    return num_prompt_tokens + job.max_tokens * job.n
+    return min(num_prompt_tokens + job.max_tokens * job.n, limits.MAX_COST_TOKENS)
 
 
 def _unix_ms(moment: datetime) -> int:

@@ -32,7 +32,7 @@ _log = structlog.stdlib.get_logger("batchmill.intake")
 #: Fields of a job document that the engine is given.
 _ENGINE_FIELDS = set(SamplingControls.model_fields)
 #: The engine's number for each class; docs/protocol.md tells them too.
-_PRIORITIES = {"high": 0, "normal": 1, "low": 2}
+_PRIORITIES = {name: number for number, name in enumerate(keys.PRIORITIES)}
 
 
 @dataclass(frozen=True, slots=True)

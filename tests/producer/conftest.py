@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from redis import Redis
 
 from batchmill.producer import keys
-from batchmill.producer.answers import Claim, Submitted
+from batchmill.producer.answers import Claim, JobState, Submitted
 from batchmill.producer.calls import NewJob, QueueLimits
 from batchmill.producer.store import JobStore
 
@@ -77,6 +78,32 @@ class Bench:
     def take_announcement(self) -> bytes | None:
         """Take the next message of the queue, as kombu does."""
         return self.redis.rpop(QUEUE)
+
+    def take_next(self) -> str | None:
+        """Take the next message of the queue and claim its job, as a worker does."""
+        message = self.take_announcement()
+        if message is None:
+            return None
+        job_id: str = json.loads(message)["headers"]["id"]
+        self.claim(job_id)
+        return job_id
+
+    def end(self, job_id: str, num_tokens: int) -> None:
+        """Complete a claimed job that took so many tokens."""
+        record = self.store.load(job_id)
+        assert record is not None
+        self.store.complete(
+            job_id,
+            fence=record.fence,
+            state=JobState.COMPLETED,
+            result="{}",
+            num_tokens=num_tokens,
+        )
+
+    def announced(self) -> list[str]:
+        """The jobs in the queue's list, in the order in which they are taken."""
+        messages = reversed(self.redis.lrange(QUEUE, 0, -1))
+        return [json.loads(message)["headers"]["id"] for message in messages]
 
     def state(self, job_id: str) -> str | None:
         state = self.store.state(job_id)

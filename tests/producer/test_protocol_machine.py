@@ -1,9 +1,9 @@
 """The real scripts against a reference in plain Python, through random sequences of calls.
 
-Calls come from right and wrong holders, repeated, late and out of order, for jobs of several tenants,
-some of them delayed. After each of them every record equals the reference's, every key has a time to
-live or an index entry, every waiting job stands in one place, the counters equal a recount, and no
-place among the announced is left empty while jobs wait.
+Calls come from right and wrong holders, repeated, late and out of order, for jobs of several
+tenants, some of them delayed. After each of them every record equals the reference's, every key has
+a time to live or an index entry, every waiting job stands in one place, the counters equal a
+recount, and no place among the announced is left empty while jobs wait.
 """
 
 from __future__ import annotations

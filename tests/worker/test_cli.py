@@ -33,12 +33,19 @@ COMMANDS = (
     ["dead-letters", "list"],
     ["dead-letters", "retry"],
     ["dead-letters", "drop"],
+    ["tenants", "list"],
+    ["tenants", "show"],
+    ["tenants", "set"],
+    ["tenants", "unset"],
+    ["tenants", "window"],
     ["config", "show"],
     ["webhooks", "list"],
     ["webhooks", "redeliver"],
     ["webhooks", "show"],
     ["webhooks", "enable"],
     ["webhooks", "test"],
+    ["bench", "engine"],
+    ["bench", "queue"],
 )
 
 
