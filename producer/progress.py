@@ -139,7 +139,7 @@ def read_progress(job_ids: Sequence[str], replies: Sequence[Any]) -> list[JobRea
                     state=JobState(state.decode()),
                     queue=queue.decode(),
                     owner=(owner or b"").decode(),
-                    max_tokens=None if max_tokens is None else int(max_tokens),
+                    max_tokens=int(max_tokens) if max_tokens else None,
                     enqueued_at_ms=int(enqueued_at_ms),
                     output_tokens=num_bytes // 4,
                     has_delay=not_before_ms is not None,
