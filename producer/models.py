@@ -224,6 +224,8 @@ class GenerationJob(SamplingControls):
 
     @model_validator(mode="after")
     def _deadline_after_delay(self) -> Self:
+        if self.delay_s is None and self.not_before is None:
+            return self
         # A moment and a duration are compared at submit, by Redis' clock.
         for end_name, end, start_name, start in (
             ("ttl_s", self.ttl_s, "delay_s", self.delay_s),

@@ -13,13 +13,14 @@ if not TERMINAL[job.state] then
   if redis.call('HGET', job_key(id), 'retry_nonce') == nonce then return { 'RETRIED', job.run } end
   return { 'ACTIVE', job.state }
 end
-local refusal = reached_limit(job.queue, job.tenant, limits)
+local refusal = reached_limit(job.queue, job.tenant, limits, load_usage(job.tenant).values)
 if refusal then
   refusal[5], refusal[6] = job.queue, job.tenant
   return refusal
 end
 
-local now = now_ms()
+local time_us = now_us()
+local now = math.floor(time_us / 1000)
 -- What its end has set. The tokens stay: a claim of the same identity goes on from them. So do
 -- fence and attempts, which only grow.
 redis.call('HDEL', job_key(id), 'result', 'error', 'finished_at_ms', 'started_at_ms', 'owner',
@@ -40,9 +41,8 @@ index_state(id, job.state, 'queued', now)
 supersede_event('evt_' .. id .. '_' .. job.state .. run_suffix(job.run))
 drop_dead_letter(id)
 redis.call('HINCRBY', TOTALS, 'retried', 1)
-count_usage(id, job, 1)
-local time = redis.call('TIME')
-add_to_backlog(id, job, time[1] * 1000000 + time[2])
+recount(id, job, 1)
+add_to_backlog(id, job, time_us)
 announce_next(job.queue, now)
 redis.call('PUBLISH', channel(id), '{"state":"queued"}')
 return { 'RETRIED', job.run + 1 }

@@ -5,8 +5,8 @@ its delay and its wait behind a neighbour who holds the one place among the anno
 and doubled, a worker killed at any point, a lease that runs out although its worker lives, answers
 lost on the way back, a cancel at any time, a deliverer killed between the POST and the mark. What
 must hold in every state: one end, no token computed on another stream than the one it was appended
-to, one webhook id. And from every state the delivery of the webhook can be reached, and a claim from
-every one in which the job waits.
+to, one webhook id. And from every state the delivery of the webhook can be reached, and a claim
+from every one in which the job waits.
 
 The search is only worth as much as what it would catch, so five mutants of the protocol have to
 fail: without the fence check, without the sweep, with the webhook event outside of the completing
