@@ -13,14 +13,13 @@ if not TERMINAL[job.state] then
   if redis.call('HGET', job_key(id), 'retry_nonce') == nonce then return { 'RETRIED', job.run } end
   return { 'ACTIVE', job.state }
 end
-local refusal = reached_limit(job.queue, job.tenant, limits, load_usage(job.tenant).values)
+local refusal = reached_limit(job.queue, job.tenant, limits, load_usage(job.tenant))
 if refusal then
   refusal[5], refusal[6] = job.queue, job.tenant
   return refusal
 end
 
-local time_us = now_us()
-local now = math.floor(time_us / 1000)
+local now = now_ms()
 -- What its end has set. The tokens stay: a claim of the same identity goes on from them. So do
 -- fence and attempts, which only grow.
 redis.call('HDEL', job_key(id), 'result', 'error', 'finished_at_ms', 'started_at_ms', 'owner',
@@ -42,7 +41,7 @@ supersede_event('evt_' .. id .. '_' .. job.state .. run_suffix(job.run))
 drop_dead_letter(id)
 redis.call('HINCRBY', TOTALS, 'retried', 1)
 recount(id, job, 1)
-add_to_backlog(id, job, time_us)
+add_to_backlog(id, job, now_us())
 announce_next(job.queue, now)
 redis.call('PUBLISH', channel(id), '{"state":"queued"}')
 return { 'RETRIED', job.run + 1 }

@@ -39,7 +39,7 @@ end
 -- The id is the caller's: a call repeated after a lost answer finds its own job.
 if redis.call('EXISTS', job_key(id)) == 1 then return { 'EXISTING', id } end
 local usage = load_usage(job.tenant)
-local refusal = job.announce and reached_limit(queue, job.tenant, job, usage.values)
+local refusal = job.announce and reached_limit(queue, job.tenant, job, usage)
 if refusal then return refusal end
 local time_us = now_us()
 local now = math.floor(time_us / 1000)
