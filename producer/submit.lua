@@ -48,10 +48,9 @@ if deadline_at and due_at and deadline_at <= due_at then return { 'TOO_LATE' } e
 
 redis.call('HSET', job_key(id), 'id', id, 'v', job.v, 'model', job.model, 'queue', queue,
   'state', 'queued', 'doc', job.doc, 'enqueued_at_ms', now, 'announced_at_ms', now, 'fence', 0,
-  'attempts', 0, 'result_ttl_ms', job.result_ttl_ms, 'tenant', job.tenant, 'cost', job.cost)
-for _, name in ipairs({ 'tags', 'max_tokens' }) do
-  if job[name] then redis.call('HSET', job_key(id), name, job[name]) end
-end
+  'attempts', 0, 'result_ttl_ms', job.result_ttl_ms, 'tenant', job.tenant, 'cost', job.cost,
+  'max_tokens', job.max_tokens or '')
+if job.tags then redis.call('HSET', job_key(id), 'tags', job.tags) end
 index_job(id, 'queued', job, now)
 write_webhook()
 if deadline_at then
