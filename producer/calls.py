@@ -74,6 +74,8 @@ class NewJob:
     ttl_ms: int | None = None
     #: Jobs the queue may hold before it refuses more; None is no limit.
     max_queue_depth: int | None = None
+    #: A plain Celery task, whose sender may wait for Celery's result.
+    celery_result: bool = False
 
 
 def read_reply(call: Call[Answer], reply: Any) -> Answer:
@@ -131,6 +133,7 @@ def submit(job: NewJob, *, announce: bool = True) -> Call[Submitted]:
         "webhook": job.webhook,
         "webhook_events": job.webhook_events or None,
         "webhook_secret": job.webhook_secret or None,
+        "celery_result": "1" if job.celery_result else None,
     }
     args: list[Argument] = []
     for name, value in fields.items():
@@ -145,7 +148,8 @@ def claim(job_id: str, owner: str, lease_ms: int, identity: str) -> Call[Claim |
     def read(reply: list[Any]) -> Claim | ClaimRefusal:
         if reply[0] == b"REFUSED":
             return ClaimRefusal(reply[1].decode())
-        _, fence, document, data, attempts, alone, deadline, enqueued, started, now, suspect = reply
+        _, fence, document, data, attempts, alone, deadline, *rest = reply
+        enqueued, started, now, suspect, celery_result = rest
         return Claim(
             job_id=job_id,
             fence=fence,
@@ -158,6 +162,7 @@ def claim(job_id: str, owner: str, lease_ms: int, identity: str) -> Call[Claim |
             started_at_ms=started,
             claimed_at_ms=now,
             suspect=suspect,
+            celery_result=celery_result == 1,
         )
 
     # The nonce lets a call that the connection repeats after a lost answer find its own claim.

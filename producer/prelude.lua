@@ -10,6 +10,11 @@ local OUTBOX = 'batchmill:outbox'
 local DEAD = 'batchmill:dead'
 local TOTALS = 'batchmill:totals'
 local DISABLED = 'batchmill:endpoints_disabled'
+local CELERY_ENDS = 'batchmill:celery_ends'
+local INBOX = 'batchmill:inbox'
+local INBOX_ARRIVED = 'batchmill:inbox:arrived'
+local INBOX_TAKEN = 'batchmill:inbox:taken'
+local INBOX_DOCUMENTS = 'batchmill:inbox:documents'
 
 local EVENT_TTL_MS = 8 * 24 * 3600 * 1000
 local DEAD_TTL_MS = 30 * 24 * 3600 * 1000
@@ -63,8 +68,12 @@ end
 local function load_job(id)
   local f = redis.call('HMGET', job_key(id), 'state', 'queue', 'fence', 'owner', 'webhook',
     'result_ttl_ms', 'idempotency_key', 'deadline_at_ms', 'cancel_requested', 'alone', 'v',
-    'completed_fence', 'webhook_events', 'webhook_secret', 'output_event')
+    'completed_fence', 'webhook_events', 'webhook_secret', 'output_event', 'celery_result')
   if not f[1] then return nil end
+  local is_state = f[1] == 'queued' or f[1] == 'in_progress' or TERMINAL[f[1]]
+  if not (is_state and f[2] and tonumber(f[3]) and tonumber(f[6])) then
+    error('state, queue, fence or result_ttl_ms is missing or wrong', 0)
+  end
   return {
     state = f[1],
     queue = f[2],
@@ -81,6 +90,7 @@ local function load_job(id)
     webhook_events = f[13],
     webhook_secret = f[14] or '',
     output_event = f[15],
+    celery_result = f[16] == '1',
   }
 end
 
@@ -198,6 +208,8 @@ local function finish(id, job, state, result, error_text, now)
   if job.idempotency_key then
     redis.call('PEXPIRE', idempotency_key(job.idempotency_key), job.result_ttl_ms)
   end
+  -- Somebody waits for Celery's result, and who ended the job may have no Celery, or die first.
+  if job.celery_result then redis.call('ZADD', CELERY_ENDS, now, id) end
   redis.call('HINCRBY', TOTALS, state, 1)
   redis.call('PUBLISH', channel(id), '{"state":"' .. state .. '"}')
 end
@@ -216,6 +228,39 @@ local function give_up(id, job, now)
   local document = redis.call('HGET', job_key(id), 'doc')
   add_dead_letter(id, 'job', 'attempts_exhausted', document, job.owner, now)
   finish(id, job, 'failed', '', error_json('attempts_exhausted', message), now)
+end
+
+-- Take a record that no script can work with out of everything that leads to it, with a dead letter,
+-- and end it as far as it can be ended.
+local function bury(id, why, now)
+  local is_hash = redis.call('TYPE', job_key(id)).ok == 'hash'
+  local document = is_hash and redis.call('HGET', job_key(id), 'doc') or ''
+  add_dead_letter(id, 'job', 'unusable_record: ' .. why, document, '', now)
+  local text = error_json('unusable_record', 'a key of the job holds what no batchmill wrote')
+  if not pcall(function() finish(id, load_job(id), 'failed', '', text, now) end) then
+    redis.call('ZREM', LEASES, id)
+    redis.call('ZREM', DEADLINES, id)
+    for _, queue in ipairs(redis.call('SMEMBERS', QUEUES)) do
+      redis.call('ZREM', queued_key(queue), id)
+    end
+    if is_hash then
+      redis.call('HSET', job_key(id), 'state', 'failed', 'finished_at_ms', now, 'error', text)
+    end
+    redis.call('PUBLISH', channel(id), '{"state":"failed"}')
+  end
+  for _, key in ipairs({ job_key(id), tokens_key(id), text_key(id) }) do
+    if redis.call('PTTL', key) == -1 then redis.call('PEXPIRE', key, DEAD_TTL_MS) end
+  end
+end
+
+-- Run an action on one job's keys. Anybody who reaches Redis may have written those: what stumbles
+-- over them is this job's end, and stops no other job's work. Without the fallback as an answer, a
+-- batch would be repeated for ever.
+local function guarded(id, fallback, action)
+  local ok, answer = pcall(action)
+  if ok then return answer end
+  bury(id, type(answer) == 'table' and answer.err or tostring(answer), now_ms())
+  return fallback
 end
 
 -- in_progress -> queued, or to its end where nothing is left to wait for. Charges an engine death

@@ -67,13 +67,19 @@ def write_worker(info: WorkerInfo) -> str:
     return json.dumps(asdict(info), separators=(",", ":"))
 
 
-def read_worker(text: bytes) -> WorkerInfo:
-    """Return the heartbeat in its JSON; fields of later versions are left out."""
-    data = json.loads(text)
-    known = {name: data[name] for name in WorkerInfo.__dataclass_fields__ if name in data}
-    known["queues"] = tuple(known["queues"])
-    known["versions"] = tuple(known["versions"])
-    return WorkerInfo(**known)
+def read_worker(text: bytes) -> WorkerInfo | None:
+    """Return the heartbeat in its JSON; fields of later versions are left out.
+
+    None where no worker wrote it: anybody who reaches Redis may have, and the others still count.
+    """
+    try:
+        data = json.loads(text)
+        known = {name: data[name] for name in WorkerInfo.__dataclass_fields__ if name in data}
+        known["queues"] = tuple(known["queues"])
+        known["versions"] = tuple(known["versions"])
+        return WorkerInfo(**known)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
 
 
 def _text(fields: Fields, name: bytes) -> str | None:

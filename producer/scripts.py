@@ -12,6 +12,8 @@ SCRIPT_NAMES = (
     "claim",
     "complete",
     "dead_letter_add",
+    "inbox_settle",
+    "inbox_take",
     "outbox_claim",
     "outbox_redeliver",
     "outbox_set_body",

@@ -1,7 +1,7 @@
 -- ARGV: names and values in turn; a name that is not given is nothing asked for. Required: id, v, model,
 -- queue, doc, result_ttl_ms. Optional: announce ('1'; else the job is in a worker's hands already),
 -- max_queue_depth, deadline_at_ms, ttl_ms, idempotency_key with fingerprint, webhook with
--- webhook_events (names with commas; else those of the end) and webhook_secret (else the default).
+-- webhook_events (names with commas; else those of the end) and webhook_secret (else the default), celery_result ('1').
 -- Answers {CREATED, id}, {EXISTING, id}, {CONFLICT, id} or {FULL, depth}.
 local job = {}
 for i = 1, #ARGV, 2 do job[ARGV[i]] = ARGV[i + 1] end
@@ -51,6 +51,7 @@ if key then
 end
 redis.call('SADD', QUEUES, queue)
 redis.call('HINCRBY', TOTALS, 'submitted', 1)
+if job.celery_result then redis.call('HSET', job_key(id), 'celery_result', '1') end
 if job.announce then
   announce(id, queue, false, now)
 else

@@ -2,26 +2,29 @@
 -- Answers {requeued, dead, cancelled, expired, reannounced}.
 write_even_when_full()
 local limit, grace_ms, now = tonumber(ARGV[1]), tonumber(ARGV[2]), now_ms()
-local counts = { REQUEUED = 0, DEAD = 0, CANCELLED = 0, EXPIRED = 0 }
+local counts = { REQUEUED = 0, DEAD = 0, CANCELLED = 0, EXPIRED = 0, NONE = 0 }
 
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', now, 'LIMIT', 0, limit)) do
-  local job = load_job(id)
-  if job and job.state == 'in_progress' then
-    local outcome = put_back(id, job, 'engine_death', now)
-    counts[outcome] = counts[outcome] + 1
-  else
+  local outcome = guarded(id, 'DEAD', function()
+    local job = load_job(id)
+    if job and job.state == 'in_progress' then return put_back(id, job, 'engine_death', now) end
     redis.call('ZREM', LEASES, id) -- a record removed by hand must not stop the sweep of all others
-  end
+    return 'NONE'
+  end)
+  counts[outcome] = counts[outcome] + 1
 end
 
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', DEADLINES, '-inf', now, 'LIMIT', 0, limit)) do
-  local job = load_job(id)
-  if job and job.state == 'queued' then
+  local outcome = guarded(id, 'DEAD', function()
+    local job = load_job(id)
+    if not job or job.state ~= 'queued' then
+      redis.call('ZREM', DEADLINES, id)
+      return 'NONE'
+    end
     expire(id, job, now)
-    counts.EXPIRED = counts.EXPIRED + 1
-  else
-    redis.call('ZREM', DEADLINES, id)
-  end
+    return 'EXPIRED'
+  end)
+  counts[outcome] = counts[outcome] + 1
 end
 
 -- A queue never gets more announcements than it has waiting jobs, so a long outage of all workers
@@ -35,12 +38,14 @@ for _, queue in ipairs(redis.call('SMEMBERS', QUEUES)) do
     local ids = redis.call('ZRANGEBYSCORE', queued_key(queue), '-inf', now - grace_ms, 'LIMIT', 0,
       missing)
     for i = #ids, 1, -1 do -- the oldest last: it ends up first in the queue
-      if redis.call('EXISTS', job_key(ids[i])) == 1 then
-        announce(ids[i], queue, true, now)
-        reannounced = reannounced + 1
-      else
+      reannounced = reannounced + guarded(ids[i], 0, function()
+        if redis.call('EXISTS', job_key(ids[i])) == 1 then
+          announce(ids[i], queue, true, now)
+          return 1
+        end
         redis.call('ZREM', queued_key(queue), ids[i])
-      end
+        return 0
+      end)
     end
   end
 end
