@@ -230,7 +230,8 @@ class JobStore:
     def inbox_wait(self, timeout_s: float) -> bool:
         """Wait until the inbox holds a document; False where none came in time."""
         # Moved in one step, and not yet under an id: any `take` finds it, whoever dies.
-        moved = self.client.blmove(keys.INBOX, keys.INBOX_ARRIVED, timeout_s, "RIGHT", "LEFT")
+        seconds = cast(Any, timeout_s)  # Redis takes a fraction, redis-py's annotation does not
+        moved = self.client.blmove(keys.INBOX, keys.INBOX_ARRIVED, seconds, "RIGHT", "LEFT")
         return moved is not None
 
     # Webhooks: the deliverer's side.

@@ -23,6 +23,8 @@ from .errors import MalformedMessage
 _JSON = "application/json"
 _NUM_BODY_PARTS = 3
 _NUM_TIME_LIMITS = 2
+#: An id becomes a part of keys, logs and events.
+_MAX_ID_CHARS = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,10 @@ def _check_headers(headers: Any) -> None:
         raise MalformedMessage("no_headers", "headers is missing, or not an object")
     if not _is_text(headers.get("id")):
         raise MalformedMessage("no_id", "headers.id is missing: the task's id, as text")
+    if len(headers["id"]) > _MAX_ID_CHARS:
+        raise MalformedMessage(
+            "bad_id", f"headers.id has {len(headers['id'])} characters, the limit is {_MAX_ID_CHARS}"
+        )
     task = headers.get("task")
     if not _is_text(task):
         raise MalformedMessage("no_task", f"headers.task is missing: {TASK_NAME}")

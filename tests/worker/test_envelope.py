@@ -105,6 +105,7 @@ def test_headers_that_would_stop_celery_are_refused(headers: dict[str, Any]) -> 
         (element(properties={**DELIVERY, "delivery_info": {"exchange": ""}}), "no_delivery_info"),
         (element(headers={"id": None}), "no_id"),
         (element(headers={"id": 7}), "no_id"),
+        (element(headers={"id": "x" * 256}), "bad_id"),
         (element(headers={"task": None}), "no_task"),
         (element(headers={"task": "celery.backend_cleanup"}), "unknown_task"),
         (element(headers={"compression": "zlib"}), "compressed"),
