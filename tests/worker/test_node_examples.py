@@ -105,6 +105,8 @@ def test_node_tells_why_a_document_was_refused(node_examples: Path, tcp_mill: Mi
 
     assert done.returncode != 0
     assert "invalid_request: webhook" in done.stderr
+    (letter,) = tcp_mill.store.dead_letters()
+    tcp_mill.store.dead_letter_drop(letter.id)
 
 
 @pytest.mark.parametrize("protocol", ["1", "2"])
