@@ -20,6 +20,7 @@ from .errors import (
     SignatureError,
     UnknownJob,
     UnsupportedParameter,
+    WrongEventLoop,
 )
 from .models import GenerationJob, Message
 from .results import JobError, JobResult, JobStatus, Metrics, Usage
@@ -64,6 +65,7 @@ __all__ = [
     "UnsupportedParameter",
     "Usage",
     "WebhookEvent",
+    "WrongEventLoop",
     "new_secret",
     "verify_webhook",
 ]

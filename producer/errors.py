@@ -14,6 +14,7 @@
     ├── ResultTimeout             the job has not ended yet; it goes on
     ├── UnknownJob                never submitted, or its time to live has run out
     ├── BrokerUnavailable         no broker address, or no answer there
+    ├── WrongEventLoop            an asyncio client was used in another event loop
     ├── OutputRestarted           a stream cannot go on: the job was started over
     ├── BulkFileError             a file of a bulk run cannot be used
     └── SignatureError            a webhook that must not be trusted
@@ -120,6 +121,10 @@ class UnknownJob(BatchmillError, LookupError):
 
 class BrokerUnavailable(BatchmillError, ConnectionError):
     """There is no broker address, or nothing answers there."""
+
+
+class WrongEventLoop(BatchmillError, RuntimeError):
+    """An asyncio client was used in another event loop than before: its connections belong there."""
 
 
 class OutputRestarted(BatchmillError):
