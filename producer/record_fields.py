@@ -75,6 +75,20 @@ class RecordFields(BaseModel):
     celery_result: Flag | None = None
     """It came as a plain Celery task, whose sender wants Celery's result."""
     idempotency_key: str | None = None
+    tenant: str
+    """Whose job it is."""
+    cost: Number
+    """Tokens that it may take, prompt and output: an estimate."""
+    charge: Number | None = None
+    """What its tenant is charged for it until its end."""
+    not_before_ms: Moment | None = None
+    tags: str | None = None
+    """Labels, with commas."""
+    max_tokens: Number | None = None
+    """Most tokens that it generates."""
+    run: Number | None = None
+    """Times that it was begun anew, by a retry after its end; the first is 1 and not written."""
+    retry_nonce: str | None = None
     webhook: str | None = None
     """Receiver of its events."""
     webhook_events: str | None = None

@@ -18,6 +18,7 @@ from batchmill.producer.answers import (
     ReleaseCause,
     TokenWrite,
 )
+from batchmill.producer.calls import QueueLimits
 from batchmill.producer.records import read_job
 from batchmill.producer.schemas import render, schemas
 from batchmill.producer.store import JobStore
@@ -87,6 +88,8 @@ def test_real_records_fit_their_schema_and_hold_no_field_that_it_does_not_know(
         "webhook_secret": "theirs",
         "idempotency_key": "k",
         "ttl_s": 60.0,
+        "tags": ["a", "b"],
+        "delay_s": 0.001,
     }
     documents = [{"prompt": "x"}, {"prompt": "x", **everything}]
     ids = []
@@ -107,6 +110,9 @@ def test_real_records_fit_their_schema_and_hold_no_field_that_it_does_not_know(
         assert seen <= known, f"add them to producer/record_fields.py: {seen - known}"
 
     check()
+    store.announce_due()
+    store.cancel("job-0")
+    store.run(calls.retry("job-0", QueueLimits()))
     for _ in range(5):
         claim = store.claim("job-1", owner="w", lease_ms=60_000, identity="i")
         assert isinstance(claim, Claim)
