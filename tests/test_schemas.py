@@ -18,7 +18,7 @@ from batchmill.producer.answers import (
     ReleaseCause,
     TokenWrite,
 )
-from batchmill.producer.calls import QueueLimits
+from batchmill.producer.calls import QueueLimits, retry
 from batchmill.producer.records import read_job
 from batchmill.producer.schemas import render, schemas
 from batchmill.producer.store import JobStore
@@ -112,7 +112,7 @@ def test_real_records_fit_their_schema_and_hold_no_field_that_it_does_not_know(
     check()
     store.announce_due()
     store.cancel("job-0")
-    store.run(calls.retry("job-0", QueueLimits()))
+    store.run(retry("job-0", QueueLimits()))
     for _ in range(5):
         claim = store.claim("job-1", owner="w", lease_ms=60_000, identity="i")
         assert isinstance(claim, Claim)
