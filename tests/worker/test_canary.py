@@ -172,7 +172,11 @@ def send_jobs(site: Site, hook: str) -> dict[str, str]:
             "too long": client.submit(**fields(say="x" * 20_000)).id,
             "waiting for a worker": client.submit(**fields(model="nobody")).id,
         }
-        for wrong in ({"temperature": WRONG}, {"metadata": {WRONG: 1}}, {"stop": [WRONG * 100]}):
+        for wrong in (
+            {"temperature": WRONG},
+            {"metadata": {"note": [WRONG]}},
+            {"stop": [WRONG * 100]},
+        ):
             with pytest.raises(JobRejected) as rejected:
                 client.submit(**fields(**wrong))
             site.shown[f"the error of {next(iter(wrong))}"] = trace(rejected.value)
