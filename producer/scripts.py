@@ -17,6 +17,8 @@ SCRIPT_NAMES = (
     "dead_letter_add",
     "forget",
     "forget_where",
+    "inbox_settle",
+    "inbox_take",
     "list",
     "outbox_claim",
     "outbox_redeliver",
