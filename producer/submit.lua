@@ -3,7 +3,7 @@
 -- in a worker's hands already), max_queue_depth, max_queued_jobs, max_queued_bytes, max_queued_tokens,
 -- deadline_at_ms, ttl_ms, not_before_ms, delay_ms, idempotency_key with fingerprint, webhook with
 -- webhook_events (names with commas; else those of the end) and webhook_secret (else the default),
--- tags (with commas), max_tokens.
+-- tags (with commas), max_tokens, celery_result ('1').
 -- Answers {CREATED, id}, {EXISTING, id}, {CONFLICT, id}, {FULL, limit's name, value, limit} or {TOO_LATE}:
 -- the deadline would pass before the job may run.
 local job = {}
@@ -48,10 +48,9 @@ if deadline_at and due_at and deadline_at <= due_at then return { 'TOO_LATE' } e
 
 redis.call('HSET', job_key(id), 'id', id, 'v', job.v, 'model', job.model, 'queue', queue,
   'state', 'queued', 'doc', job.doc, 'enqueued_at_ms', now, 'announced_at_ms', now, 'fence', 0,
-  'attempts', 0, 'result_ttl_ms', job.result_ttl_ms, 'tenant', job.tenant, 'cost', job.cost)
-for _, name in ipairs({ 'tags', 'max_tokens' }) do
-  if job[name] then redis.call('HSET', job_key(id), name, job[name]) end
-end
+  'attempts', 0, 'result_ttl_ms', job.result_ttl_ms, 'tenant', job.tenant, 'cost', job.cost,
+  'max_tokens', job.max_tokens or '')
+if job.tags then redis.call('HSET', job_key(id), 'tags', job.tags) end
 index_job(id, 'queued', job, now)
 write_webhook()
 if deadline_at then
@@ -65,6 +64,7 @@ if key then
 end
 redis.call('SADD', QUEUES, queue)
 redis.call('HINCRBY', TOTALS, 'submitted', 1)
+if job.celery_result then redis.call('HSET', job_key(id), 'celery_result', '1') end
 
 local queued = { queue = queue, tenant = job.tenant, cost = tonumber(job.cost) }
 count_usage(usage, #job.doc, queued.cost, 1)
