@@ -21,6 +21,7 @@ from .errors import (
     SignatureError,
     UnknownJob,
     UnsupportedParameter,
+    WrongEventLoop,
     WrongState,
 )
 from .job_index import JobPage
@@ -76,6 +77,7 @@ __all__ = [
     "UnsupportedParameter",
     "Usage",
     "WebhookEvent",
+    "WrongEventLoop",
     "WrongState",
     "new_secret",
     "verify_webhook",

@@ -36,7 +36,11 @@ class AsyncJobVerbs:
 
     settings: ProducerSettings
     _url: str
-    _store: AsyncJobStore
+
+    @property
+    def _store(self) -> AsyncJobStore:
+        """The store, for the event loop that runs."""
+        raise NotImplementedError
 
     async def status(self, job_id: str) -> JobStatus:
         """As ``Client.status``."""

@@ -63,7 +63,8 @@ class AsyncJobStore:
         if not names:
             return []
         beats = await cast(Any, self.client.mget([keys.worker(name.decode()) for name in names]))
-        return [read_worker(beat) for beat in beats if beat is not None]
+        read = (read_worker(beat) for beat in beats if beat is not None)
+        return [info for info in read if info is not None]
 
     async def load(self, job_id: str) -> JobRecord | None:
         """Return a job's record, or None where it is unknown."""

@@ -90,6 +90,8 @@ class NewJob:
     deadline_at_ms: int | None = None
     #: Relative deadline, milliseconds from now on Redis' clock; the earlier of the two counts.
     ttl_ms: int | None = None
+    #: A plain Celery task, whose sender may wait for Celery's result.
+    celery_result: bool = False
     #: Whose job it is: tenants take turns.
     tenant: str = keys.DEFAULT_TENANT
     #: Tokens that the job may take, prompt and output: an estimate.
@@ -164,6 +166,7 @@ def submit(job: NewJob, *, announce: bool = True) -> Call[Submitted]:
         "webhook": job.webhook,
         "webhook_events": job.webhook_events or None,
         "webhook_secret": job.webhook_secret or None,
+        "celery_result": "1" if job.celery_result else None,
         "tags": ",".join(job.tags) or None,
         "max_tokens": job.max_tokens,
     }
@@ -182,7 +185,8 @@ def claim(job_id: str, owner: str, lease_ms: int, identity: str) -> Call[Claim |
     def read(reply: list[Any]) -> Claim | ClaimRefusal:
         if reply[0] == b"REFUSED":
             return ClaimRefusal(reply[1].decode())
-        _, fence, document, data, attempts, alone, deadline, enqueued, started, now, suspect = reply
+        _, fence, document, data, attempts, alone, deadline, *rest = reply
+        enqueued, started, now, suspect, celery_result = rest
         return Claim(
             job_id=job_id,
             fence=fence,
@@ -195,6 +199,7 @@ def claim(job_id: str, owner: str, lease_ms: int, identity: str) -> Call[Claim |
             started_at_ms=started,
             claimed_at_ms=now,
             suspect=suspect,
+            celery_result=celery_result == 1,
         )
 
     # The nonce lets a call that the connection repeats after a lost answer find its own claim.

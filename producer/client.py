@@ -69,7 +69,11 @@ class Job:
 
 
 class Client(JobVerbs):
-    """Submits jobs to a broker and reads what became of them. Thread-safe; fork before making one.
+    """Submits jobs to a broker and reads what became of them. Thread-safe.
+
+    A process that is forked from one that has used a client opens connections of its own, so a
+    module may hold a client for workers that a server forks later. What runs during the fork is
+    not carried over: a stream or a wait goes on in the process that began it.
 
     >>> client = Client("redis://localhost:6379/0")
     >>> job = client.submit(prompt="Name three fruits.", max_tokens=32)

@@ -27,6 +27,13 @@ DEAD = PREFIX + "dead"
 WORKERS = PREFIX + "workers"
 TOTALS = PREFIX + "totals"
 ENDPOINTS_DISABLED = PREFIX + "endpoints_disabled"
+#: Plain Celery tasks whose jobs have ended, until Celery's result backend knows.
+CELERY_ENDS = PREFIX + "celery_ends"
+#: Job documents pushed by producers of any language, and where they are until they are submitted.
+INBOX = PREFIX + "inbox"
+INBOX_ARRIVED = INBOX + ":arrived"
+INBOX_TAKEN = INBOX + ":taken"
+INBOX_DOCUMENTS = INBOX + ":documents"
 SCHEDULED = PREFIX + "scheduled"
 USAGE = PREFIX + "usage"
 TENANTS = PREFIX + "tenants"
@@ -62,11 +69,6 @@ _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@+-]{0,199}")
 def new_job_id() -> str:
     """Return a fresh job id; ids sort by creation time (milliseconds, this machine's clock)."""
     return f"gen_{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
-
-
-def is_generated_id(job_id: str) -> bool:
-    """Say whether an id is from ``new_job_id``; else it is that of a plain Celery task."""
-    return job_id.startswith("gen_")
 
 
 def is_job_id(text: str) -> bool:

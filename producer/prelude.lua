@@ -10,6 +10,11 @@ local OUTBOX = 'batchmill:outbox'
 local DEAD = 'batchmill:dead'
 local TOTALS = 'batchmill:totals'
 local DISABLED = 'batchmill:endpoints_disabled'
+local CELERY_ENDS = 'batchmill:celery_ends'
+local INBOX = 'batchmill:inbox'
+local INBOX_ARRIVED = 'batchmill:inbox:arrived'
+local INBOX_TAKEN = 'batchmill:inbox:taken'
+local INBOX_DOCUMENTS = 'batchmill:inbox:documents'
 local SCHEDULED = 'batchmill:scheduled'
 local USAGE = 'batchmill:usage'
 local TENANTS = 'batchmill:tenants'
@@ -74,14 +79,22 @@ local function load_lease(id)
   }
 end
 
+-- Takes a record that no script can work with out of everything that leads to it; at the end of this
+-- file, because it ends the job.
+local bury
+
 -- The fields that decide what may happen to a job (never the document, which may be a megabyte).
 -- nil where there is none.
-local function load_job(id)
+local function read_job(id)
   local f = redis.call('HMGET', job_key(id), 'state', 'queue', 'fence', 'owner', 'webhook',
     'result_ttl_ms', 'idempotency_key', 'deadline_at_ms', 'cancel_requested', 'alone', 'v',
     'completed_fence', 'webhook_events', 'webhook_secret', 'output_event', 'tenant', 'cost',
-    'charge', 'not_before_ms', 'tags', 'run')
+    'charge', 'not_before_ms', 'tags', 'run', 'celery_result')
   if not f[1] then return nil end
+  local is_state = f[1] == 'queued' or f[1] == 'in_progress' or TERMINAL[f[1]]
+  if not (is_state and f[2] and tonumber(f[3]) and tonumber(f[6])) then
+    error('state, queue, fence or result_ttl_ms is missing or wrong', 0)
+  end
   return {
     state = f[1],
     queue = f[2],
@@ -104,7 +117,16 @@ local function load_job(id)
     not_before_ms = tonumber(f[19] or nil),
     tags = f[20] or '',
     run = tonumber(f[21] or 1),
+    celery_result = f[22] == '1',
   }
+end
+
+-- The same, but for a record that no batchmill wrote: that one is buried, and then there is none. So a
+-- script that comes across many jobs is not stopped by one of them.
+local function load_job(id)
+  local ok, job = pcall(read_job, id)
+  if ok then return job end
+  bury(id, job, now_ms())
 end
 
 -- Whether the holder of this fence may still write.
@@ -211,6 +233,16 @@ local function take_back(id, queue)
   redis.call('LREM', queue, 1, envelope(id, queue, number))
 end
 
+-- Run an action on one job's keys. Anybody who reaches Redis may have written those: what stumbles
+-- over them is this job's end, and stops no other job's work. Without the fallback as an answer, a
+-- batch would be repeated for ever.
+local function guarded(id, fallback, action)
+  local ok, answer = pcall(action)
+  if ok then return answer end
+  bury(id, answer, now_ms())
+  return fallback
+end
+
 -- Announce waiting jobs while the queue's list has room: each time one of the tenant whose turn it is.
 local function announce_next(queue, now)
   local room = tonumber(redis.call('GET', WINDOW) or WINDOW_JOBS) - redis.call('LLEN', queue)
@@ -220,9 +252,11 @@ local function announce_next(queue, now)
     local id = redis.call('ZPOPMIN', backlog_key(queue, tenant))[1]
     local job = id and load_job(id)
     if job then
-      charge(id, job)
-      announce(id, queue, false, now)
-      room = room - 1
+      room = room - guarded(id, 0, function()
+        charge(id, job)
+        announce(id, queue, false, now)
+        return 1
+      end)
     elseif id then
       redis.call('ZREM', queued_key(queue), id) -- its record was removed by hand
     end
@@ -378,6 +412,8 @@ local function finish(id, job, state, result, error_text, now, num_tokens)
   if job.idempotency_key then
     redis.call('PEXPIRE', idempotency_key(job.idempotency_key), job.result_ttl_ms)
   end
+  -- Somebody waits for Celery's result, and who ended the job may have no Celery, or die first.
+  if job.celery_result then redis.call('ZADD', CELERY_ENDS, now, id) end
   redis.call('HINCRBY', TOTALS, state, 1)
   redis.call('PUBLISH', channel(id), '{"state":"' .. state .. '"}')
   if was_announced then announce_next(job.queue, now) end
@@ -464,4 +500,30 @@ local function append_tokens(id, position, bytes)
   end
   if #bytes > 0 then redis.call('APPEND', key, bytes) end
   return true
+end
+
+-- Ends what can be ended, by its own way or by force, and keeps a dead letter.
+bury = function(id, why, now)
+  why = type(why) == 'table' and why.err or tostring(why)
+  local is_hash = redis.call('TYPE', job_key(id)).ok == 'hash'
+  local f = is_hash and redis.call('HMGET', job_key(id), 'doc', 'tenant', 'tags') or {}
+  add_dead_letter(id, 'job', 'unusable_record: ' .. why, f[1] or '', '', now)
+  local text = error_json('unusable_record', 'a key of the job holds what no batchmill wrote')
+  if not pcall(function() finish(id, read_job(id), 'failed', '', text, now) end) then
+    for _, index in ipairs({ LEASES, DEADLINES, SCHEDULED }) do redis.call('ZREM', index, id) end
+    for _, queue in ipairs(redis.call('SMEMBERS', QUEUES)) do
+      redis.call('ZREM', queued_key(queue), id)
+    end
+    for _, state in ipairs(STATES) do redis.call('ZREM', state_index(state), id) end
+    if is_hash then
+      redis.call('HSET', job_key(id), 'state', 'failed', 'finished_at_ms', now, 'error', text)
+      local labels = { tenant = f[2] or nil, tags = f[3] or nil }
+      redis.call('ZADD', state_index('failed'), now, id)
+      redis.call('ZADD', EXPIRING, now + DEAD_TTL_MS, expiring_entry(id, 'failed', labels))
+    end
+    redis.call('PUBLISH', channel(id), '{"state":"failed"}')
+  end
+  for _, key in ipairs({ job_key(id), tokens_key(id), text_key(id) }) do
+    if redis.call('PTTL', key) == -1 then redis.call('PEXPIRE', key, DEAD_TTL_MS) end
+  end
 end

@@ -3,7 +3,7 @@
 -- in a worker's hands already), max_queue_depth, max_queued_jobs, max_queued_bytes, max_queued_tokens,
 -- deadline_at_ms, ttl_ms, not_before_ms, delay_ms, idempotency_key with fingerprint, webhook with
 -- webhook_events (names with commas; else those of the end) and webhook_secret (else the default),
--- tags (with commas), max_tokens.
+-- tags (with commas), max_tokens, celery_result ('1').
 -- Answers {CREATED, id}, {EXISTING, id}, {CONFLICT, id}, {FULL, limit's name, value, limit} or {TOO_LATE}:
 -- the deadline would pass before the job may run.
 local job = {}
@@ -64,6 +64,7 @@ if key then
 end
 redis.call('SADD', QUEUES, queue)
 redis.call('HINCRBY', TOTALS, 'submitted', 1)
+if job.celery_result then redis.call('HSET', job_key(id), 'celery_result', '1') end
 
 local queued = { queue = queue, tenant = job.tenant, cost = tonumber(job.cost) }
 count_usage(usage, #job.doc, queued.cost, 1)
