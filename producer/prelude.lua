@@ -1,4 +1,4 @@
--- Shared by all scripts: producer/scripts.py puts index.lua and this text in front of each one, so
+-- Shared by all scripts: producer/scripts.py puts index.lua, this text and guard.lua in front of each one, so
 -- that a job ends, is put back and is announced in exactly one way. Keys are built here from ids:
 -- the store is one Redis node (or a Sentinel pair), not a Cluster. Only commands of Redis 6.2. What
 -- every script promises is told in docs/protocol.md.
@@ -75,8 +75,7 @@ local function load_lease(id)
   }
 end
 
--- Takes a record that no script can work with out of everything that leads to it; at the end of this
--- file, because it ends the job.
+-- Takes a record that no script can work with out of everything that leads to it: guard.lua.
 local bury
 
 -- The fields that decide what may happen to a job (never the document, which may be a megabyte).
@@ -478,30 +477,4 @@ local function append_tokens(id, position, bytes)
   end
   if #bytes > 0 then redis.call('APPEND', key, bytes) end
   return true
-end
-
--- Ends what can be ended, by its own way or by force, and keeps a dead letter.
-bury = function(id, why, now)
-  why = type(why) == 'table' and why.err or tostring(why)
-  local is_hash = redis.call('TYPE', job_key(id)).ok == 'hash'
-  local f = is_hash and redis.call('HMGET', job_key(id), 'doc', 'tenant', 'tags') or {}
-  add_dead_letter(id, 'job', 'unusable_record: ' .. why, f[1] or '', '', now)
-  local text = error_json('unusable_record', 'a key of the job holds what no batchmill wrote')
-  if not pcall(function() finish(id, read_job(id), 'failed', '', text, now) end) then
-    for _, index in ipairs({ LEASES, DEADLINES, SCHEDULED }) do redis.call('ZREM', index, id) end
-    for _, queue in ipairs(redis.call('SMEMBERS', QUEUES)) do
-      redis.call('ZREM', queued_key(queue), id)
-    end
-    for _, state in ipairs(STATES) do redis.call('ZREM', state_index(state), id) end
-    if is_hash then
-      redis.call('HSET', job_key(id), 'state', 'failed', 'finished_at_ms', now, 'error', text)
-      local labels = { tenant = f[2] or nil, tags = f[3] or nil }
-      redis.call('ZADD', state_index('failed'), now, id)
-      redis.call('ZADD', EXPIRING, now + DEAD_TTL_MS, expiring_entry(id, 'failed', labels))
-    end
-    redis.call('PUBLISH', channel(id), '{"state":"failed"}')
-  end
-  for _, key in ipairs({ job_key(id), tokens_key(id), text_key(id) }) do
-    if redis.call('PTTL', key) == -1 then redis.call('PEXPIRE', key, DEAD_TTL_MS) end
-  end
 end
