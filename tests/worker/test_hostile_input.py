@@ -408,7 +408,9 @@ def test_forged_envelopes_stop_nothing(running_mill: Any, forger: Forger, tmp_pa
 
 def test_forged_heartbeats_and_registries_stop_nothing(running_mill: Any, forger: Forger) -> None:
     (worker,) = running_mill.workers
-    forger.redis.sadd(keys.WORKERS, "forged-1", "forged-2", "forged-3")
+    forger.redis.sadd(keys.WORKERS, *(f"forged-{number}" for number in range(1, 5)))
+    beat = json.loads(forger.redis.get(keys.worker("w1@test")))
+    forger.redis.set(keys.worker("forged-4"), json.dumps(beat | {"model": {"a": []}}))
     forger.redis.set(keys.worker("forged-1"), "no JSON")
     forger.redis.set(keys.worker("forged-2"), "[" * 100_000)
     forger.redis.set(keys.worker("forged-3"), '{"name": 3}')
