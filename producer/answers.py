@@ -414,7 +414,8 @@ class WorkerInfo:
     #: ``starting``, ``ready``, ``draining``.
     state: str
     versions: tuple[int, ...]
-    #: Gauges for people and dashboards (jobs in flight, free blocks …); no contract.
+    #: Gauges for people and dashboards (free blocks …). ``jobs`` (in flight) and ``tokens_per_s``
+    #: are what progress is estimated from; the others are no contract.
     stats: Mapping[str, int | float | str] = field(default_factory=dict)
 
 

@@ -20,6 +20,7 @@ from .ended import MAX_READ_AT_ONCE, EndedJob, chunks
 from .errors import WrongEventLoop
 from .job_verbs import ids_of
 from .outcomes import accepted_id, broker_errors
+from .progress import JobProgress
 from .results import JobResult, JobStatus
 from .settings import ProducerSettings
 from .stream_watch import follow_async
@@ -52,6 +53,10 @@ class AsyncJob:
     ) -> AsyncIterator[StreamPiece]:
         """As ``AsyncClient.stream``."""
         return self._client.stream(self.id, position, timeout_s=timeout_s)
+
+    async def progress(self) -> JobProgress:
+        """As ``Client.progress``."""
+        return await self._client.progress(self.id)
 
     async def cancel(self) -> CancelAnswer:
         """As ``Client.cancel``."""

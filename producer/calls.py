@@ -64,6 +64,9 @@ class QueueLimits:
     max_queued_tokens: int | None = None
 
 
+NO_LIMITS = QueueLimits()
+
+
 @dataclass(frozen=True, slots=True)
 class NewJob:
     """What ``submit`` stores for a job."""
@@ -98,7 +101,7 @@ class NewJob:
     #: The job waits for so long, milliseconds on Redis' clock; the later of the two counts.
     delay_ms: int | None = None
     #: Limits on what waits, at which no more is taken; None is no limit.
-    limits: QueueLimits = QueueLimits()
+    limits: QueueLimits = NO_LIMITS
     #: Labels to find it by.
     tags: tuple[str, ...] = ()
     #: Most tokens it generates; None where that is not known.
@@ -152,10 +155,6 @@ def submit(job: NewJob, *, announce: bool = True) -> Call[Submitted]:
         "doc": job.document,
         "result_ttl_ms": job.result_ttl_ms,
         "announce": "1" if announce else None,
-        "max_queue_depth": job.limits.max_queue_depth,
-        "max_queued_jobs": job.limits.max_queued_jobs,
-        "max_queued_bytes": job.limits.max_queued_bytes,
-        "max_queued_tokens": job.limits.max_queued_tokens,
         "tenant": job.tenant,
         "cost": job.cost,
         "deadline_at_ms": job.deadline_at_ms,
@@ -171,6 +170,8 @@ def submit(job: NewJob, *, announce: bool = True) -> Call[Submitted]:
         "tags": ",".join(job.tags) or None,
         "max_tokens": job.max_tokens,
     }
+    if job.limits is not NO_LIMITS:
+        fields |= asdict(job.limits)
     args: list[Argument] = []
     for name, value in fields.items():
         if value is not None:

@@ -15,6 +15,7 @@ from .end_watch import EndWatch, TimeBudget
 from .ended import MAX_READ_AT_ONCE, EndedJob, chunks
 from .job_verbs import JobVerbs, ids_of
 from .outcomes import accepted_id, broker_errors
+from .progress import JobProgress
 from .results import JobResult, JobStatus
 from .settings import ProducerSettings
 from .store import JobStore
@@ -49,6 +50,10 @@ class Job:
     ) -> Iterator[StreamPiece]:
         """As ``Client.stream``."""
         return self._client.stream(self.id, position, timeout_s=timeout_s)
+
+    def progress(self) -> JobProgress:
+        """As ``Client.progress``."""
+        return self._client.progress(self.id)
 
     def cancel(self) -> CancelAnswer:
         """As ``Client.cancel``."""

@@ -57,10 +57,12 @@ EVENT_TTL_S = 8 * 24 * 3600
 #: A dead letter is kept this long.
 DEAD_TTL_S = 30 * 24 * 3600
 
+#: Of a tenant's name, from start to end.
+TENANT_PATTERN = "^[A-Za-z0-9_.-]{1,64}$"
+
 # No dot: the id is part of a webhook id, and Standard Webhooks signs "id.timestamp.body".
 _JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _SECRET_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_TENANT = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@+-]{0,199}")
 
 
@@ -81,7 +83,7 @@ def is_secret_name(text: str) -> bool:
 
 def is_tenant_name(text: str) -> bool:
     """Say whether ``text`` can name a tenant: 1 to 64 letters, digits, ``_``, ``.`` and ``-``."""
-    return _TENANT.fullmatch(text) is not None
+    return re.fullmatch(TENANT_PATTERN, text) is not None
 
 
 def is_model_name(text: str) -> bool:

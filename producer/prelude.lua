@@ -50,9 +50,13 @@ local function failing_key(endpoint) return 'batchmill:failing:' .. endpoint end
 local function channel(id) return 'batchmill:events:' .. id end
 
 -- Redis' own clock, so that no worker's clock can make a lease run out early or late.
-local function now_ms()
+local function now_us()
   local time = redis.call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
+  return time[1] * 1000000 + time[2]
+end
+
+local function now_ms()
+  return math.floor(now_us() / 1000)
 end
 
 -- Let the rest of the script write although Redis has reached maxmemory: Redis refuses a script for
@@ -279,17 +283,35 @@ local function announce_next(queue, now)
   end
 end
 
--- Count a job in or out of what waits, for the limits on it; `sign` is 1 or -1.
-local function count_usage(id, job, sign)
-  if not job.cost then return end
-  local amounts = { jobs = 1, bytes = redis.call('HSTRLEN', job_key(id), 'doc'), tokens = job.cost }
-  for name, amount in pairs(amounts) do
-    for _, field in ipairs({ name, name .. ':' .. job.tenant }) do
-      if redis.call('HINCRBY', USAGE, field, sign * amount) == 0 then
-        redis.call('HDEL', USAGE, field)
-      end
+-- What waits in all queues and of one tenant: jobs, bytes and tokens of each.
+local function load_usage(tenant)
+  local fields = { 'jobs', 'bytes', 'tokens', 'jobs:' .. tenant, 'bytes:' .. tenant,
+    'tokens:' .. tenant }
+  local values = redis.call('HMGET', USAGE, unpack(fields))
+  for i = 1, 6 do values[i] = tonumber(values[i] or 0) end
+  return { fields = fields, values = values }
+end
+
+-- Count a job in or out of what waits; `sign` is 1 or -1.
+local function count_usage(usage, num_bytes, num_tokens, sign)
+  local amounts, written, empty = { 1, num_bytes, num_tokens }, {}, {}
+  for i = 1, 6 do
+    local value = usage.values[i] + sign * amounts[(i - 1) % 3 + 1]
+    if value == 0 then
+      empty[#empty + 1] = usage.fields[i]
+    else
+      written[#written + 1] = usage.fields[i]
+      written[#written + 1] = value
     end
   end
+  if #written > 0 then redis.call('HSET', USAGE, unpack(written)) end
+  if #empty > 0 then redis.call('HDEL', USAGE, unpack(empty)) end
+end
+
+-- The same for a job that is stored.
+local function recount(id, job, sign)
+  if not job.cost then return end
+  count_usage(load_usage(job.tenant), redis.call('HSTRLEN', job_key(id), 'doc'), job.cost, sign)
 end
 
 -- A queued job leaves its queue, for a worker or for its end. Answers whether it was announced.
@@ -297,7 +319,7 @@ local function leave_queue(id, job)
   local score = redis.call('ZSCORE', queued_key(job.queue), id)
   if not score then return false end
   redis.call('ZREM', queued_key(job.queue), id)
-  count_usage(id, job, -1)
+  recount(id, job, -1)
   if tonumber(score) ~= math.huge then return true end
   if redis.call('ZREM', SCHEDULED, id) == 0 then
     redis.call('ZREM', backlog_key(job.queue, job.tenant), id)
@@ -475,7 +497,7 @@ local function put_back(id, job, cause, now)
   redis.call('HDEL', job_key(id), 'owner')
   index_state(id, job.state, 'queued', now)
   if job.deadline_at_ms then redis.call('ZADD', DEADLINES, job.deadline_at_ms, id) end
-  count_usage(id, job, 1)
+  recount(id, job, 1)
   announce(id, job.queue, true, now)
   return 'REQUEUED'
 end

@@ -69,6 +69,7 @@ def _event() -> dict[str, Any]:
         "model": {"type": ["string", "null"]},
         "finish_reason": result["properties"]["finish_reason"],
         "usage": {"anyOf": [{"$ref": "#/$defs/Usage"}, {"type": "null"}]},
+        "tenant": {"type": ["string", "null"]},
         "metadata": {"type": "object", "additionalProperties": {"type": "string"}},
         "error": {"anyOf": [{"$ref": "#/$defs/JobError"}, {"type": "null"}]},
         "created_at": moment,

@@ -33,7 +33,7 @@ _log = structlog.stdlib.get_logger("batchmill.intake")
 #: Fields of a job document that the engine is given.
 _ENGINE_FIELDS = set(SamplingControls.model_fields)
 #: The engine's number for each class; docs/protocol.md tells them too.
-_PRIORITIES = {"high": 0, "normal": 1, "low": 2}
+_PRIORITIES = {name: number for number, name in enumerate(keys.PRIORITIES)}
 #: Waiting would not help: the server answers, and what is stored there is at fault.
 _UNUSABLE = JobRejected(
     "a key of this job in Redis holds what no batchmill wrote; delete it, or choose other names",

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from batchmill.producer import keys
+from batchmill.producer import Client, EtaUnknown, keys
 from batchmill.producer.answers import DeadLetterKind, JobState
 from batchmill.producer.models import GenerationJob
 from batchmill.producer.settings import ProducerSettings
@@ -165,6 +165,29 @@ def test_a_running_job_is_cancelled_and_keeps_its_output(
     assert json.loads(record.error)["code"] == "cancelled"
     running_mill.wait_for(lambda: "task-revoked" in monitor.of(job_id), "the event")
     assert monitor.state.tasks[job_id].state == "REVOKED"
+
+
+def test_a_cancelled_job_that_is_retried_goes_on_from_its_tokens(
+    running_mill: Any, reference: Callable[..., Any]
+) -> None:
+    with Client(running_mill.url) as client:
+        job = client.submit(prompt="again", max_tokens=600, seed=7)
+        running_mill.wait_tokens(job.id, 10)
+        job.cancel()
+        (cancelled,) = running_mill.wait_ended(job.id)
+        num_tokens = len(running_mill.store.read_tokens(job.id))
+        assert (cancelled.state, 10 <= num_tokens < 600) == (JobState.CANCELLED, True)
+
+        assert job.retry() == 2
+        running_mill.wait_tokens(job.id, num_tokens + 10)
+        progress = job.progress()
+        result = job.result(timeout_s=60)
+
+    assert progress.output_tokens >= num_tokens + 10
+    assert (progress.max_tokens, progress.eta_unknown) in ((600, None), (600, EtaUnknown.NO_SPEED))
+    token_ids, text = reference("again", 600)
+    assert (result.text, result.token_ids) == (text, token_ids)
+    assert (result.attempt, result.metrics.resumed_tokens) == (2, num_tokens)
 
 
 def test_revoking_a_running_task_cancels_its_job(running_mill: Any, monitor: Monitor) -> None:
