@@ -77,8 +77,8 @@ class MemoryPlan:
             remedies.append(
                 f"max_num_batched_tokens {step_tokens} or less (and max_num_seqs not above it)"
             )
-        if config.quantization is None and self.weight_bytes // 2 >= lacking:
-            remedies.append("weights in eight bits, which take about half")
+        if config.dtype == "float32" and self.weight_bytes // 2 >= lacking:
+            remedies.append("dtype 'bfloat16', with half the weights")
         other_bytes = self.total_bytes - self.limit_bytes
         if other_bytes and lacking <= other_bytes * 0.6:
             share = (self.limit_bytes + lacking) / self.total_bytes
