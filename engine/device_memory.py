@@ -84,8 +84,8 @@ def check_weights_fit(
     where = "this host, or its container," if device.type == "cpu" else str(device)
     raise ConfigError(
         f"the weights take {gib(weight_bytes)} GiB and {where} has {gib(free_bytes)} GiB free: "
-        f"free {gib(weight_bytes - free_bytes)} GiB, use {smaller}a smaller model, or a device with "
-        "more memory"
+        f"free {gib(weight_bytes - free_bytes)} GiB, use {smaller}a smaller model, or a device "
+        "with more memory"
     )
 
 

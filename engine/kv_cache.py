@@ -162,7 +162,8 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | st
 
     `torch.zeros` clears all of them at once, used or not: 4 GiB took 1.7 s of one core. Mapped here
     and not by the C library, which hands out and clears memory that it has from before. In huge
-    pages, where the system gives them: attention over 64 x 1,024 tokens took 12 % less time. Where memory is in pieces, the first touch costs more for it, up to 3 ms a MiB.
+    pages where the system gives them: attention over 64 x 1,024 tokens took 12 % less time; where
+    memory is in pieces, the first touch costs more for it, up to 3 ms a MiB.
     """
     if torch.device(device).type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
