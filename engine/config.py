@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from .errors import ConfigError
 
@@ -55,6 +56,14 @@ class EngineConfig:
     #: "native" is our decoder, "transformers" is its model over our KV cache (any causal model,
     #: slower), and "auto" is native where our decoder knows the model.
     model_impl: str = "auto"
+    #: Whether the host schedules the next step while the device computes this one: `True`, `False`,
+    #: or "auto", which is where there is a device beside the host. It changes no token; a request
+    #: that ends by a stop token or string is computed one step too far.
+    overlap: bool | Literal["auto"] = "auto"
+    #: Whether steps that only decode are recorded at the start, for 14 batch sizes, and replayed:
+    #: `True`, `False`, or "auto", which is on a CUDA GPU where our decoder computes the model. It
+    #: changes no token. `True` without a GPU repeats the recorded calls, and gains nothing.
+    decode_graphs: bool | Literal["auto"] = "auto"
     #: From it and the request id come the seeds of requests that name none.
     seed: int = 0
 
@@ -92,6 +101,9 @@ class EngineConfig:
                 f"{self.max_num_seqs}: a running request needs one token a step, so raise "
                 "max_num_batched_tokens or lower max_num_seqs"
             )
+        for name in ("overlap", "decode_graphs"):
+            if getattr(self, name) not in (True, False, "auto"):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}: use True, False or 'auto'")
         if not 0 <= self.priority_ageing_s < float("inf"):
             raise ConfigError(
                 f"priority_ageing_s is {self.priority_ageing_s!r}: use seconds, at least 0 and "
@@ -99,6 +111,16 @@ class EngineConfig:
             )
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):
             raise ConfigError(f"seed is {self.seed!r}: use an integer")
+
+    def overlaps_on(self, device_type: str) -> bool:
+        """Whether steps overlap on a kind of device, "cpu" or "cuda"."""
+        return device_type != "cpu" if self.overlap == "auto" else bool(self.overlap)
+
+    def records_decodes_on(self, device_type: str, *, is_native: bool) -> bool:
+        """Whether decode steps are recorded on a kind of device, for our decoder or another's."""
+        if self.decode_graphs == "auto":
+            return device_type == "cuda" and is_native
+        return bool(self.decode_graphs)
 
 
 def _check_integer(name: str, value: object, least: int) -> None:
