@@ -82,6 +82,16 @@ def test_the_cache_gets_what_the_share_weights_a_step_and_graphs_leave(
     assert cache.num_bytes <= left
 
 
+def test_graphs_that_are_not_recorded_leave_their_room_to_the_cache(model: DecoderModel) -> None:
+    device = TightDevice(total=2 * GIB, held=GIB, step=0)
+    recorded, not_recorded = (
+        allocate_kv_cache(configure(decode_graphs=each), model, device) for each in ("auto", False)
+    )
+    gained = not_recorded.num_bytes - recorded.num_bytes
+    block_bytes = kv_block_bytes(model.config, torch.float32, 16)
+    assert abs(gained - GRAPH_BYTES) < block_bytes
+
+
 def test_a_given_size_is_taken_without_measuring(model: DecoderModel) -> None:
     device = TightDevice(total=1, held=1, step=1)
     cache = allocate_kv_cache(configure(kv_cache_bytes=MIB), model, device)
