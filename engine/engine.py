@@ -71,13 +71,14 @@ class Engine:
             ageing_s=config.priority_ageing_s,
         )
         device_type = loaded.model.device.type
-        is_native = isinstance(loaded.model, DecoderModel)
+        model = loaded.model
+        is_capturable = isinstance(model, DecoderModel) and model.is_capturable
         self._pipeline = StepPipeline(
             loaded.model,
             self._kv_cache,
             max_num_seqs=config.max_num_seqs,
             max_model_len=config.max_model_len,
-            decode_graphs=config.records_decodes_on(device_type, is_native=is_native),
+            decode_graphs=config.records_decodes_on(device_type, is_capturable=is_capturable),
         )
         self._overlaps = config.overlaps_on(device_type)
         self._intake = RequestIntake(config, loaded)
