@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .errors import ConfigError
+from .tool_calls import FORMATS
 
 #: Number formats of weights, activations and the KV cache.
 DTYPES = ("bfloat16", "float16", "float32")
 #: Who may compute a model; see `EngineConfig.model_impl`.
 MODEL_IMPLS = ("auto", "native", "transformers")
+#: Spellings of calls, see `FORMATS` in `tool_calls.py`.
+TOOL_CALL_PARSERS = ("auto", *FORMATS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +50,9 @@ class EngineConfig:
     #: "native" is our decoder, "transformers" is its model over our KV cache (any causal model,
     #: slower), and "auto" is native where our decoder knows the model.
     model_impl: str = "auto"
+    #: How the model spells calls of functions: one of `TOOL_CALL_PARSERS`; "auto" reads it from the
+    #: model's chat template.
+    tool_call_parser: str = "auto"
     #: From it and the request id come the seeds of requests that name none.
     seed: int = 0
 
@@ -58,6 +64,11 @@ class EngineConfig:
         if self.model_impl not in MODEL_IMPLS:
             raise ConfigError(
                 f"model_impl is {self.model_impl!r}: choose one of {', '.join(MODEL_IMPLS)}"
+            )
+        if self.tool_call_parser not in TOOL_CALL_PARSERS:
+            raise ConfigError(
+                f"tool_call_parser is {self.tool_call_parser!r}: choose one of "
+                f"{', '.join(TOOL_CALL_PARSERS)}"
             )
         for name, least in (
             ("max_model_len", 2),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from .scores import TokenScores
+from .tool_calls import ToolCall
 
 #: Output tokens of an earlier run: one list, or one for each of several samples.
 ResumedTokens = Sequence[int] | Sequence[Sequence[int]]
@@ -19,6 +20,8 @@ class FinishReason(enum.StrEnum):
     STOP = "stop"
     #: `max_tokens`, or the engine's `max_model_len`.
     LENGTH = "length"
+    #: It would have been `stop`, and there are calls of functions.
+    TOOL_CALLS = "tool_calls"
     #: `Engine.abort`, or its deadline passed (then `RequestOutput.error` says so).
     ABORT = "abort"
     #: The request could not go on; `RequestOutput.error` says why.
@@ -89,6 +92,8 @@ class Completion:
     error: RequestFailure | None
     logprobs: list[dict[int, float]] | None
     entropies: list[float] | None
+    #: Calls of the functions that its chat offered; none before it has ended.
+    tool_calls: tuple[ToolCall, ...]
 
     @property
     def cumulative_logprob(self) -> float | None:
@@ -132,6 +137,9 @@ class RequestOutput:
     _text_pieces: list[str] = field(repr=False)
     _num_text_pieces: int = field(repr=False)
     _scores: TokenScores | None = field(default=None, repr=False)
+    #: Calls of the functions that its chat offered, none before it has ended; what they are made
+    #: of is not in `text`.
+    tool_calls: tuple[ToolCall, ...] = ()
     # All samples' own outputs; none where this is the only one.
     _samples: tuple[RequestOutput, ...] = field(default=(), repr=False)
 
@@ -198,6 +206,7 @@ class RequestOutput:
                 error=each.error,
                 logprobs=each.logprobs,
                 entropies=each.entropies,
+                tool_calls=each.tool_calls,
             )
             for index, each in enumerate(self._samples or (self,))
         )

@@ -39,6 +39,7 @@ class Request:
         output_token_ids: Appended to, never changed otherwise; resumed tokens are in it at once.
         params: The controls it came with.
         seed: Fixes its random draws, 64-bit signed.
+        cache_salt: It shares blocks with requests of the same salt only; None is a salt as well.
         max_num_tokens: It is finished when prompt and output together have that many tokens.
         num_computed_tokens: Tokens whose KV is in the cache.
         block_ids: Its block table.
@@ -58,6 +59,7 @@ class Request:
     __slots__ = (
         "block_hashes",
         "block_ids",
+        "cache_salt",
         "controls",
         "is_trusted",
         "max_num_tokens",
@@ -85,6 +87,7 @@ class Request:
         seed: int,
         max_num_tokens: int,
         resumed_token_ids: Sequence[int] = (),
+        cache_salt: str | None = None,
         controls: RequestControls | None = None,
         scores: TokenScores | None = None,
     ) -> None:
@@ -93,6 +96,7 @@ class Request:
         self.output_token_ids = list(resumed_token_ids)
         self.params = params
         self.seed = seed
+        self.cache_salt = cache_salt
         self.max_num_tokens = max_num_tokens
         self.priority = 0
         self.rank = (0.0, 0)

@@ -9,6 +9,8 @@ from .detokenizer import TextStream
 from .outputs import FinishReason, RequestFailure, RequestOutput
 from .request import Request
 from .stop import StopStrings
+from .tool_calls import ToolCall
+from .tool_reader import ToolCallReader
 
 if TYPE_CHECKING:
     from .fan_out import SampleGroup
@@ -18,18 +20,35 @@ class OutputText:
     """The certain text of one output, in the pieces in which it became certain."""
 
     def __init__(
-        self, stream: TextStream, stop_strings: StopStrings | None, *, echoed: str = ""
+        self,
+        stream: TextStream,
+        stop_strings: StopStrings | None,
+        *,
+        echoed: str = "",
+        tool_calls: ToolCallReader | None = None,
     ) -> None:
         """Begin a text.
 
         Args:
             stream: Makes text out of the tokens.
             stop_strings: What ends it; None where nothing does.
-            echoed: What it begins with; no stop string is looked for in it.
+            echoed: What it begins with; no stop string and no call is looked for in it.
+            tool_calls: Takes the calls out of it; None where there can be none.
         """
         self.pieces: list[str] = [echoed] if echoed else []
         self._stream = stream
         self._stop_strings = stop_strings
+        self._reader = tool_calls
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The calls, once the text has ended."""
+        return () if self._reader is None else self._reader.calls
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the output is to end here, with the only call that it may have."""
+        return self._reader is not None and self._reader.is_complete
 
     def append(self, token_id: int, *, may_stop: bool) -> str | None:
         """Take one token.
@@ -48,15 +67,24 @@ class OutputText:
             else:
                 text = self._stop_strings.flush() + text
         self._add(text)
+        if stop is not None:
+            self._end_calls()
         return stop
 
     def flush(self) -> None:
         """End the text with whatever was held back."""
         held = "" if self._stop_strings is None else self._stop_strings.flush()
         self._add(held + self._stream.flush())
+        self._end_calls()
 
     def _add(self, text: str) -> None:
+        if self._reader is not None and text:
+            text = self._reader.append(text)
         if text:
+            self.pieces.append(text)
+
+    def _end_calls(self) -> None:
+        if self._reader is not None and (text := self._reader.finish()):
             self.pieces.append(text)
 
 
@@ -133,6 +161,8 @@ class RequestTracker:
                 self.finish(FinishReason.STOP)
             elif stop is not None:
                 self._end(FinishReason.STOP, stop)
+            elif self._text is not None and self._text.is_complete:
+                self.finish(FinishReason.STOP)
             elif self._num_tokens >= self._max_output_tokens:
                 self.finish(FinishReason.LENGTH)
 
@@ -176,6 +206,7 @@ class RequestTracker:
             _text_pieces=self._pieces,
             _num_text_pieces=len(self._pieces),
             _scores=request.scores,
+            tool_calls=() if self._text is None else self._text.tool_calls,
         )
 
     def _note_token_time(self, since_arrival_s: float) -> None:
@@ -200,6 +231,8 @@ class RequestTracker:
         self._end(FinishReason.STOP, stop_reason)
 
     def _end(self, reason: FinishReason, stop_reason: int | str | None) -> None:
+        if reason is FinishReason.STOP and self._text is not None and self._text.tool_calls:
+            reason = FinishReason.TOOL_CALLS
         self.finish_reason = reason
         self._stop_reason = stop_reason
         metrics = self.request.metrics

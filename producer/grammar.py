@@ -151,6 +151,30 @@ def _of_schema(field: str, schema: Any, compact: bool) -> str:
     return _compiled("json", text, compact)
 
 
+def schema_for_rule(field: str, schema: Mapping[str, Any]) -> str:
+    """A JSON schema as a rule of a Lark grammar may be: `%json` and what this returns.
+
+    Args:
+        field: What errors call it.
+        schema: The schema; references in it are to itself.
+
+    Raises:
+        GrammarRefused: it cannot be enforced.
+    """
+    _of_schema(field, schema, False)
+    return json.dumps({**schema, "x-guidance": _json_options(False)}, allow_nan=False)
+
+
+def _json_options(compact: bool) -> dict[str, Any]:
+    """How llguidance is to read a JSON schema."""
+    return {
+        "coerce_one_of": False,
+        "lenient": False,
+        "whitespace_flexible": not compact,
+        "whitespace_pattern": None if compact else JSON_WHITESPACE,
+    }
+
+
 def _unenforceable(schema: Any) -> Iterator[tuple[str, str]]:
     """Keys that llguidance takes and does not wholly enforce, and why."""
     if not isinstance(schema, Mapping):
@@ -195,15 +219,7 @@ def _compiled(kind: str, text: str, compact: bool) -> str:
     from llguidance import LLMatcher, regex_to_lark
 
     if kind == "json":
-        grammar = LLMatcher.grammar_from_json_schema(
-            text,
-            overrides={
-                "coerce_one_of": False,
-                "lenient": False,
-                "whitespace_flexible": not compact,
-                "whitespace_pattern": None if compact else JSON_WHITESPACE,
-            },
-        )
+        grammar = LLMatcher.grammar_from_json_schema(text, overrides=_json_options(compact))
     elif kind == "regex":
         # \d, \w and \s are ASCII, as in JavaScript: the digits of all scripts are hardly meant, and
         # which there are differs between versions of Unicode.
