@@ -22,7 +22,8 @@ def salted_root(cache_salt: str | None) -> bytes:
     if cache_salt is None:
         return ROOT_HASH
     # As long as the hash of a block, and never that of one: `person` keeps the two apart.
-    return hashlib.blake2b(cache_salt.encode(), digest_size=16, person=b"cache salt").digest()
+    salt = cache_salt.encode(errors="surrogatepass")
+    return hashlib.blake2b(salt, digest_size=16, person=b"cache salt").digest()
 
 
 class BlockPool:

@@ -61,6 +61,8 @@ class RequestIntake:
             raise RequestError(
                 "invalid_request", f"params is a {type(params).__name__}: use SamplingParams"
             )
+        if cache_salt is not None and not (isinstance(cache_salt, str) and cache_salt):
+            raise RequestError("invalid_request", "cache_salt is no text, or is empty")
         prompt_token_ids = self._prompt_token_ids(prompt, params)
         self._check_vocabulary(params)
         tools = self._chats.tool_use(prompt, params) if isinstance(prompt, Chat) else None

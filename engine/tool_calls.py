@@ -71,6 +71,7 @@ class HermesFormat:
 
     markers = ("<tool_call>", "</tool_call>")
     id_length = 24
+
     def find_start(self, text: str, *, is_beginning: bool) -> int:
         return _find_marker(text, self.markers[0])
 

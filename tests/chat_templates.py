@@ -6,24 +6,24 @@ from __future__ import annotations
 HERMES = (
     "{%- if tools or documents %}<|im_start|>system\n"
     "{%- for tool in tools or [] %}{{ tool | tojson }}\n{% endfor %}"
-    "{%- if tools %}Call: <tool_call>{\"name\": …, \"arguments\": …}</tool_call>{% endif %}"
+    '{%- if tools %}Call: <tool_call>{"name": …, "arguments": …}</tool_call>{% endif %}'
     "{%- for document in documents or [] %}[{{ document.title }}] {{ document.text }}\n{% endfor %}"
     "<|im_end|>\n{% endif %}"
     "{%- for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content or '' }}"
     "{%- for call in message.tool_calls or [] %}<tool_call>\n"
-    "{\"name\": \"{{ call.function.name }}\", \"arguments\": {{ call.function.arguments | tojson }}}"
+    '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}'
     "\n</tool_call>{% endfor %}<|im_end|>\n{% endfor %}"
     "{%- if add_generation_prompt %}<|im_start|>assistant\n"
-    "{%- if enable_thinking is defined and not enable_thinking %}<no_think>{% endif %}{% endif %}"
+    "{% if enable_thinking is defined and not enable_thinking %}<no_think>{% endif %}{% endif %}"
 )
 #: Tools before the user's turn, one JSON object as the whole answer.
 LLAMA3 = (
     "{%- for message in messages %}<|start|>{{ message.role }}<|end|>"
     "{%- if loop.first and tools %}{% for tool in tools %}{{ tool | tojson }}{% endfor %}"
-    "Answer with {\"name\": …, \"parameters\": …}.{% endif %}"
+    'Answer with {"name": …, "parameters": …}.{% endif %}'
     "{%- if message.tool_calls %}<|python_tag|>"
-    "{\"name\": \"{{ message.tool_calls[0].function.name }}\", "
-    "\"parameters\": {{ message.tool_calls[0].function.arguments | tojson }}}"
+    '{"name": "{{ message.tool_calls[0].function.name }}", '
+    '"parameters": {{ message.tool_calls[0].function.arguments | tojson }}}'
     "{%- else %}{{ message.content }}{% endif %}<|eot|>{% endfor %}"
     "{%- if add_generation_prompt %}<|start|>assistant<|end|>{% endif %}"
 )
@@ -36,7 +36,7 @@ MISTRAL = (
     "{%- elif message.tool_calls %}[TOOL_CALLS]["
     "{%- for call in message.tool_calls %}"
     "{%- if call.id | length != 9 %}{{ raise_exception('the id has another length') }}{% endif %}"
-    "{\"name\": \"{{ call.function.name }}\", \"arguments\": {{ call.function.arguments | tojson }}}"
+    '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}'
     "{% endfor %}]<eos>"
     "{%- elif message.role == 'tool' %}[TOOL_RESULTS]{{ message.content }}[/TOOL_RESULTS]"
     "{%- else %}{{ message.content }}<eos>{% endif %}{% endfor %}"

@@ -137,8 +137,9 @@ def test_an_output_reads_the_same_however_it_is_cut_and_never_raises(
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_text_before_a_call_is_shown_at_once_and_markup_never(name: str) -> None:
-    reader, (_, text, rest, _) = a_reader(name), next(
-        each for each in READ if each[0] == name and each[2]
+    reader, (_, text, rest, _) = (
+        a_reader(name),
+        next(each for each in READ if each[0] == name and each[2]),
     )
     shown = ""
     for character in text:
