@@ -196,7 +196,8 @@ def extend_block_hashes(
     """Append the hashes of the full blocks in `token_ids`, which follow those already hashed.
 
     Each hash covers its block's tokens and the hash before it, so it stands for all tokens from the
-    start of the sequence, and for `root_hash` (`salted_root`). 128 bits: two different prefixes never meet by accident.
+    start of the sequence, and for `root_hash` (`salted_root`). 128 bits: two different prefixes
+    never meet by accident.
     """
     parent = block_hashes[-1] if block_hashes else root_hash
     for start in range(0, len(token_ids) - block_size + 1, block_size):

@@ -54,7 +54,7 @@ def template_of(tokenizer: PreTrainedTokenizerFast, chat: Chat) -> str:
         RequestError: `unsupported_parameter`: the model has none.
     """
     try:
-        return cast("str", tokenizer.get_chat_template(None, chat.shown_tools or None))
+        return tokenizer.get_chat_template(None, [dict(tool) for tool in chat.shown_tools] or None)
     except ValueError:
         raise RequestError(
             "unsupported_parameter",

@@ -161,18 +161,9 @@ def schema_for_rule(field: str, schema: Mapping[str, Any]) -> str:
     Raises:
         GrammarRefused: it cannot be enforced.
     """
-    _of_schema(field, schema, False)
-    return json.dumps({**schema, "x-guidance": _json_options(False)}, allow_nan=False)
-
-
-def _json_options(compact: bool) -> dict[str, Any]:
-    """How llguidance is to read a JSON schema."""
-    return {
-        "coerce_one_of": False,
-        "lenient": False,
-        "whitespace_flexible": not compact,
-        "whitespace_pattern": None if compact else JSON_WHITESPACE,
-    }
+    (grammar,) = json.loads(_of_schema(field, schema, False))["grammars"]
+    # With it the ways of reading a schema that are set for all.
+    return json.dumps(grammar["json_schema"])
 
 
 def _unenforceable(schema: Any) -> Iterator[tuple[str, str]]:
@@ -219,7 +210,15 @@ def _compiled(kind: str, text: str, compact: bool) -> str:
     from llguidance import LLMatcher, regex_to_lark
 
     if kind == "json":
-        grammar = LLMatcher.grammar_from_json_schema(text, overrides=_json_options(compact))
+        grammar = LLMatcher.grammar_from_json_schema(
+            text,
+            overrides={
+                "coerce_one_of": False,
+                "lenient": False,
+                "whitespace_flexible": not compact,
+                "whitespace_pattern": None if compact else JSON_WHITESPACE,
+            },
+        )
     elif kind == "regex":
         # \d, \w and \s are ASCII, as in JavaScript: the digits of all scripts are hardly meant, and
         # which there are differs between versions of Unicode.

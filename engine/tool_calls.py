@@ -8,7 +8,6 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
 
-
 #: JSON's.
 _BLANKS: Final = " \t\r\n"
 
@@ -46,10 +45,13 @@ class ToolCallFormat(Protocol):
     A call that is not spelt well, or names a function that was not offered, stays in the text.
     """
 
-    #: Texts that are part of the spelling, and may be special tokens.
-    markers: tuple[str, ...]
-    #: Characters of a call's id, a prefix left aside.
-    id_length: int
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """Texts that are part of the spelling, and may be special tokens."""
+
+    @property
+    def id_length(self) -> int:
+        """Characters of a call's id, a prefix left aside."""
 
     def find_start(self, text: str, *, is_beginning: bool) -> int:
         """Characters of a text that are certain to be no part of a call, whatever comes next.
@@ -63,7 +65,7 @@ class ToolCallFormat(Protocol):
         """Take the calls of some functions out of a text. Never raises."""
 
 
-class HermesFormat:
+class _HermesFormat:
     """`<tool_call>{"name": …, "arguments": {…}}</tool_call>`, one after the other.
 
     Source: the Hermes function calling format, also of Qwen 2.5 and Qwen 3.
@@ -92,7 +94,7 @@ class HermesFormat:
         return _parsed([*rest, text[position:]], calls)
 
 
-class Llama3JsonFormat:
+class _Llama3JsonFormat:
     """`{"name": …, "parameters": {…}}` as the whole output, or after `<|python_tag|>`.
 
     Several stand one after the other, with `;` between them.
@@ -126,7 +128,7 @@ class Llama3JsonFormat:
         return _parsed([before.rstrip(), after[position:]], calls)
 
 
-class MistralFormat:
+class _MistralFormat:
     """`[TOOL_CALLS][{"name": …, "arguments": {…}}, …]`, or `[TOOL_CALLS]name[ARGS]{…}` for each.
 
     Source: the tool calling of Mistral's tokenizers, version 3 and, with `[ARGS]`, version 11.
@@ -170,9 +172,9 @@ class MistralFormat:
 
 #: By the name that a setting gives them.
 FORMATS: Final[Mapping[str, ToolCallFormat]] = {
-    "hermes": HermesFormat(),
-    "llama3_json": Llama3JsonFormat(),
-    "mistral": MistralFormat(),
+    "hermes": _HermesFormat(),
+    "llama3_json": _Llama3JsonFormat(),
+    "mistral": _MistralFormat(),
 }
 
 

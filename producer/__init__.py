@@ -2,6 +2,7 @@
 
 from .answers import CancelAnswer, CancelStatus, JobState
 from .async_client import AsyncClient, AsyncJob
+from .chat_messages import Message
 from .client import Client, Job
 from .ended import EndedJob
 from .errors import (
@@ -21,7 +22,7 @@ from .errors import (
     UnknownJob,
     UnsupportedParameter,
 )
-from .models import GenerationJob, Message
+from .models import GenerationJob
 from .results import JobError, JobResult, JobStatus, Metrics, Usage
 from .settings import ProducerSettings
 from .streaming import StreamPiece, StreamPosition

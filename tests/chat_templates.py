@@ -31,7 +31,8 @@ LLAMA3 = (
 MISTRAL = (
     "{%- for message in messages %}"
     "{%- if message.role == 'user' %}"
-    "{%- if tools and loop.last %}[AVAILABLE_TOOLS]{{ tools | tojson }}[/AVAILABLE_TOOLS]{% endif %}"
+    "{%- if tools and loop.last %}[AVAILABLE_TOOLS]{{ tools | tojson }}[/AVAILABLE_TOOLS]"
+    "{%- endif %}"
     "[INST]{{ message.content }}[/INST]"
     "{%- elif message.tool_calls %}[TOOL_CALLS]["
     "{%- for call in message.tool_calls %}"

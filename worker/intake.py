@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 
 from batchmill.producer import keys
 from batchmill.producer.answers import Claim, ClaimRefusal, JobState, SubmitStatus
+from batchmill.producer.chat import ChatFields
 from batchmill.producer.controls import SamplingControls
 from batchmill.producer.errors import JobRejected
 from batchmill.producer.models import GenerationJob
@@ -31,6 +32,7 @@ from .settings import WorkerSettings
 _log = structlog.stdlib.get_logger("batchmill.intake")
 #: Fields of a job document that the engine is given.
 _ENGINE_FIELDS = set(SamplingControls.model_fields)
+_CHAT_FIELDS = set(ChatFields.model_fields)
 #: The engine's number for each class.
 _PRIORITIES = {"high": 0, "normal": 1, "low": 2}
 
@@ -227,16 +229,21 @@ def _request_id(claim: Claim) -> str:
 
 
 def _request(claim: Claim, document: GenerationJob) -> AddRequest:
-    messages = document.messages
     return AddRequest(
         request_id=_request_id(claim),
         prompt=document.prompt,
-        messages=None if messages is None else [message.model_dump() for message in messages],
+        chat=None if document.messages is None else _chat(document),
         params=document.model_dump(include=_ENGINE_FIELDS),
         resumed_token_ids=claim.token_ids,
         priority=_PRIORITIES[document.priority],
         deadline_s=_time_left_s(claim),
+        cache_salt=document.cache_salt,
     )
+
+
+def _chat(document: GenerationJob) -> dict[str, Any]:
+    """What the engine is given of a chat: no null, which a template might show."""
+    return document.model_dump(include=_CHAT_FIELDS, exclude_none=True)
 
 
 def _time_left_s(claim: Claim) -> float | None:

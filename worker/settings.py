@@ -44,6 +44,8 @@ class WorkerSettings(ProducerSettings):
     #: "native" is our decoder, "transformers" is its model over our KV cache; "auto" is native
     #: where our decoder knows the model.
     model_impl: Literal["auto", "native", "transformers"] = "auto"
+    #: How the model spells calls of functions; "auto" reads it from the model's chat template.
+    tool_call_parser: Literal["auto", "hermes", "llama3_json", "mistral"] = "auto"
 
     #: Seconds after which a job of a silent worker goes to another one. Must exceed the longest
     #: step; a worker that is only slow loses its jobs otherwise.
@@ -124,4 +126,5 @@ class WorkerSettings(ProducerSettings):
             "enable_prefix_caching": self.enable_prefix_caching,
             "quantization": self.quantization,
             "model_impl": self.model_impl,
+            "tool_call_parser": self.tool_call_parser,
         }

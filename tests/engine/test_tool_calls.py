@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -83,7 +84,7 @@ def read(name: str, text: str, pieces: int = 1, **settings: bool) -> tuple[str, 
     """The text and the names of the calls of an output that comes in so many pieces."""
     reader = a_reader(name, **settings)
     cuts = [len(text) * cut // pieces for cut in range(pieces + 1)]
-    shown = [reader.append(text[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]
+    shown = [reader.append(text[a:b]) for a, b in pairwise(cuts)]
     shown.append(reader.finish())
     return "".join(shown), [call.name for call in reader.calls]
 
@@ -115,9 +116,31 @@ def test_what_is_no_call_stays_text(name: str, text: str) -> None:
     name=st.sampled_from(sorted(FORMATS)),
     parts=st.lists(
         st.sampled_from(
-            ["<tool_call>", "</tool_call>", "<|python_tag|>", "[TOOL_CALLS]", "[ARGS]", "f", "g"]
-            + ['{"name": "f", "arguments": {}}', '{"name": "g", "parameters": {}}', "[", "]", "{"]
-            + ['{"a": 1}', "}", " ", "\n", ";", ",", "text", "<tool", "<", "[TOOL", '"']
+            [
+                "<tool_call>",
+                "</tool_call>",
+                "<|python_tag|>",
+                "[TOOL_CALLS]",
+                "[ARGS]",
+                "f",
+                "g",
+                '{"name": "f", "arguments": {}}',
+                '{"name": "g", "parameters": {}}',
+                "[",
+                "]",
+                "{",
+                '{"a": 1}',
+                "}",
+                " ",
+                "\n",
+                ";",
+                ",",
+                "text",
+                "<tool",
+                "<",
+                "[TOOL",
+                '"',
+            ]
         ),
         max_size=12,
     ),
