@@ -31,8 +31,21 @@ class SubmitStatus(StrEnum):
     EXISTING = "EXISTING"
     #: The idempotency key belongs to a job with other content; nothing was stored.
     CONFLICT = "CONFLICT"
-    #: The queue has reached its depth limit, or Redis its memory limit; nothing was stored.
+    #: A limit on what waits is reached, or Redis' memory limit; nothing was stored.
     FULL = "FULL"
+    #: The deadline would pass before the job may run; nothing was stored.
+    TOO_LATE = "TOO_LATE"
+
+
+@dataclass(frozen=True, slots=True)
+class ReachedLimit:
+    """A limit on what waits, and what waits."""
+
+    #: ``max_queue_depth``, ``max_queued_jobs``, ``max_queued_bytes``, ``max_queued_tokens``: of the
+    #: store; ``max_jobs``, ``max_bytes``, ``max_tokens``: of the job's tenant.
+    name: str
+    value: int
+    limit: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +53,10 @@ class Submitted:
     """Answer of ``submit`` and ``adopt``."""
 
     status: SubmitStatus
-    #: The job that now stands for the submission; None where the queue was full.
+    #: The job that now stands for the submission; None where there is none.
     job_id: str | None
-    #: Jobs waiting in the queue, where it was full; None where it was Redis that was.
-    queue_depth: int | None = None
+    #: What was full; None where nothing was, or Redis itself.
+    reached: ReachedLimit | None = None
 
 
 class ClaimRefusal(StrEnum):
@@ -54,6 +67,8 @@ class ClaimRefusal(StrEnum):
     LEASED = "leased"
     EXPIRED = "expired"
     UNSUPPORTED_VERSION = "unsupported_version"
+    #: Its delay is not over: it is announced when it is.
+    SCHEDULED = "scheduled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +294,9 @@ class JobRecord:
     started_at_ms: int | None
     finished_at_ms: int | None
     deadline_at_ms: int | None
+    #: The job's delay ends then; None where it had none.
+    not_before_ms: int | None
+    tenant: str
     fence: int
     owner: str | None
     attempts: int
@@ -317,9 +335,9 @@ class QueueDepth:
     """One queue."""
 
     queue: str
-    #: Jobs waiting, by our records.
+    #: Jobs waiting, by our records; delayed ones too.
     queued: int
-    #: Announcements in the Celery list; more than ``queued`` where cancelled jobs left theirs.
+    #: Messages in the Celery list: a small window of the jobs that wait, never all of them.
     announcements: int
 
 
@@ -328,6 +346,8 @@ class Counts:
     """The store at a glance."""
 
     queued: int
+    #: Of these, jobs whose delay is not over.
+    scheduled: int
     in_progress: int
     #: Webhook events waiting for delivery.
     outbox: int

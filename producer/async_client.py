@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from types import TracebackType
 from typing import Any, Self
@@ -95,9 +96,10 @@ class AsyncClient:
         jobs: Iterable[JobLike] | AsyncIterable[JobLike],
         *,
         on_rejected: OnRejected | None = None,
+        wait_when_full_s: float | None = None,
     ) -> AsyncIterator[AsyncJob]:
         """As ``Client.submit_many``; ``jobs`` may be an asynchronous iterable."""
-        batch = Batch(self.settings, on_rejected)
+        batch = Batch(self.settings, on_rejected, wait_when_full_s)
         index = 0
         async for job in _asynchronously(jobs):
             batch.add(index, job)
@@ -175,9 +177,13 @@ class AsyncClient:
         return answer
 
     async def _send(self, batch: Batch) -> AsyncIterator[AsyncJob]:
-        with broker_errors(self._url):
-            answers = await self._store.run_all(batch.calls())
-        for job_id in batch.take_ids(answers):
+        pause_s: float | None = 0.0
+        while pause_s is not None:
+            await asyncio.sleep(pause_s)
+            with broker_errors(self._url):
+                answers = await self._store.run_all(batch.calls())
+            pause_s = batch.note(answers)
+        for job_id in batch.take_ids():
             yield AsyncJob(self, job_id)
         batch.check()
 

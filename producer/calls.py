@@ -25,6 +25,7 @@ from .answers import (
     Held,
     JobState,
     OutboxEntry,
+    ReachedLimit,
     ReleaseCause,
     ReleaseStatus,
     SubmitStatus,
@@ -50,6 +51,16 @@ class Call(Generic[Answer]):
 
 
 @dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """What may wait before more is refused; None is no limit. See ``ProducerSettings``."""
+
+    max_queue_depth: int | None = None
+    max_queued_jobs: int | None = None
+    max_queued_bytes: int | None = None
+    max_queued_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class NewJob:
     """What ``submit`` stores for a job."""
 
@@ -72,8 +83,16 @@ class NewJob:
     deadline_at_ms: int | None = None
     #: Relative deadline, milliseconds from now on Redis' clock; the earlier of the two counts.
     ttl_ms: int | None = None
-    #: Jobs the queue may hold before it refuses more; None is no limit.
-    max_queue_depth: int | None = None
+    #: Whose job it is: tenants take turns.
+    tenant: str = keys.DEFAULT_TENANT
+    #: Tokens that the job may take, prompt and output: an estimate.
+    cost: int = 1
+    #: The job waits until then, milliseconds of unix time.
+    not_before_ms: int | None = None
+    #: The job waits for so long, milliseconds on Redis' clock; the later of the two counts.
+    delay_ms: int | None = None
+    #: Limits on what waits, at which no more is taken; None is no limit.
+    limits: QueueLimits = QueueLimits()
 
 
 def read_reply(call: Call[Answer], reply: Any) -> Answer:
@@ -123,9 +142,16 @@ def submit(job: NewJob, *, announce: bool = True) -> Call[Submitted]:
         "doc": job.document,
         "result_ttl_ms": job.result_ttl_ms,
         "announce": "1" if announce else None,
-        "max_queue_depth": job.max_queue_depth if announce else None,
+        "max_queue_depth": job.limits.max_queue_depth,
+        "max_queued_jobs": job.limits.max_queued_jobs,
+        "max_queued_bytes": job.limits.max_queued_bytes,
+        "max_queued_tokens": job.limits.max_queued_tokens,
+        "tenant": job.tenant,
+        "cost": job.cost,
         "deadline_at_ms": job.deadline_at_ms,
         "ttl_ms": job.ttl_ms,
+        "not_before_ms": job.not_before_ms,
+        "delay_ms": job.delay_ms,
         "idempotency_key": job.idempotency_key,
         "fingerprint": job.fingerprint if job.idempotency_key else None,
         "webhook": job.webhook,
@@ -186,9 +212,16 @@ def release(held: Sequence[Held], cause: ReleaseCause) -> Call[list[ReleaseStatu
 
 
 def complete(
-    write: TokenWrite, state: JobState, result: str | None, error: str | None
+    write: TokenWrite,
+    state: JobState,
+    result: str | None,
+    error: str | None,
+    num_tokens: int | None = None,
 ) -> Call[CompleteStatus]:
-    """End a job: last tokens, result or error, terminal state and webhook event in one."""
+    """End a job: last tokens, result or error, terminal state and webhook event in one.
+
+    ``num_tokens`` is what it cost, prompt and output; None counts the stored output.
+    """
     args = (
         write.job_id,
         write.fence,
@@ -197,6 +230,7 @@ def complete(
         error or "",
         write.position,
         encode_tokens(write.token_ids),
+        "" if num_tokens is None else num_tokens,
     )
     return Call("complete", args, lambda reply: CompleteStatus(reply.decode()))
 
@@ -211,6 +245,16 @@ def sweep(limit: int, reannounce_grace_ms: int) -> Call[SweepCounts]:
     return Call("sweep", (limit, reannounce_grace_ms), lambda reply: SweepCounts(*reply))
 
 
+def announce_due(limit: int) -> Call[int]:
+    """Announce jobs whose delay is over."""
+    return Call("announce_due", (limit,), int)
+
+
+def position(job_id: str) -> Call[int | None]:
+    """Estimate how many jobs of its queue are announced before a waiting one."""
+    return Call("position", (job_id,), lambda reply: None if reply is None else int(reply))
+
+
 def outbox_claim(owner: str, limit: int, lease_ms: int) -> Call[list[OutboxEntry]]:
     """Take webhook events that are due, under a lease."""
     return Call("outbox_claim", (owner, limit, lease_ms), _read_outbox)
@@ -223,7 +267,10 @@ def _fences(held: Sequence[Held]) -> list[Argument]:
 def _read_submit(reply: list[bytes]) -> Submitted:
     status = SubmitStatus(reply[0].decode())
     if status is SubmitStatus.FULL:
-        return Submitted(status, None, int(reply[1]))
+        reached = ReachedLimit(reply[1].decode(), int(reply[2]), int(reply[3]))
+        return Submitted(status, None, reached)
+    if status is SubmitStatus.TOO_LATE:
+        return Submitted(status, None)
     return Submitted(status, reply[1].decode())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self
@@ -111,7 +112,11 @@ class Client:
         return Job(self, accepted_id(prepared, answer))
 
     def submit_many(
-        self, jobs: Iterable[JobLike], *, on_rejected: OnRejected | None = None
+        self,
+        jobs: Iterable[JobLike],
+        *,
+        on_rejected: OnRejected | None = None,
+        wait_when_full_s: float | None = None,
     ) -> Iterator[Job]:
         """Submit jobs in batches, and yield their handles in order.
 
@@ -123,12 +128,15 @@ class Client:
             on_rejected: told the index and the error of each job that was refused, which then has
                 no handle. None raises at the first, after the handles of those that were
                 submitted with or before it.
+            wait_when_full_s: where a limit on what waits is reached, try again for so long before
+                the job counts as refused; each job that is taken starts the time anew. None
+                refuses at once.
 
         Raises:
             JobRejected: as ``submit``.
             BrokerUnavailable: as ``submit``.
         """
-        batch = Batch(self.settings, on_rejected)
+        batch = Batch(self.settings, on_rejected, wait_when_full_s)
         for index, job in enumerate(jobs):
             batch.add(index, job)
             if batch.must_be_sent:
@@ -256,8 +264,12 @@ class Client:
         return answer
 
     def _send(self, batch: Batch) -> Iterator[Job]:
-        with broker_errors(self._url):
-            answers = self._store.run_all(batch.calls())
-        for job_id in batch.take_ids(answers):
+        pause_s: float | None = 0.0
+        while pause_s is not None:
+            time.sleep(pause_s)
+            with broker_errors(self._url):
+                answers = self._store.run_all(batch.calls())
+            pause_s = batch.note(answers)
+        for job_id in batch.take_ids():
             yield Job(self, job_id)
         batch.check()

@@ -6,7 +6,7 @@
     ├── JobRejected               refused at submit; `code`, `param`
     │   ├── UnsupportedParameter  a known parameter that this version cannot do
     │   ├── IdempotencyConflict   the key stands for a job with other content
-    │   └── QueueFull             the queue has reached its depth limit; try later
+    │   └── QueueFull             a limit on what waits is reached; try later
     ├── JobUnfinished             raised by `result()`: the job ended without a completion; `code`
     │   ├── JobFailed
     │   ├── JobCancelled
@@ -38,7 +38,10 @@ class JobRejected(BatchmillError):
         code: ``invalid_request``, ``unsupported_parameter``, ``idempotency_conflict`` or
             ``queue_full``.
         param: the field at fault, dotted where it lies deeper, or None.
+        retryable: whether the same job may be taken later.
     """
+
+    retryable = False
 
     def __init__(self, message: str, *, code: str = "invalid_request", param: str | None = None):
         super().__init__(message)
@@ -66,7 +69,9 @@ class IdempotencyConflict(JobRejected):
 
 
 class QueueFull(JobRejected):
-    """The queue holds as many jobs as it may; nothing was stored. Try again later."""
+    """A limit on what waits is reached, or Redis' memory; nothing was stored. Try again later."""
+
+    retryable = True
 
     def __init__(self, message: str):
         super().__init__(message, code="queue_full")

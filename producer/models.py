@@ -35,6 +35,12 @@ def _check_secret_name(name: str) -> str:
     return name
 
 
+def _check_tenant(name: str) -> str:
+    if not keys.is_tenant_name(name):
+        raise ValueError("is not a name: 1 to 64 letters, digits, _ . and -")
+    return name
+
+
 def _check_model(name: str) -> str:
     keys.queue_name(name, "normal")
     return name
@@ -109,7 +115,11 @@ class GenerationJob(ChatFields, SamplingControls):
         Annotated[Text, Field(min_length=1, max_length=limits.MAX_CACHE_SALT_CHARS)] | None
     ) = Field(default=None, repr=False, exclude_if=lambda salt: salt is None)
 
+    #: Class of the job: all of ``high`` (0) come before ``normal`` (1), these before ``low`` (2).
     priority: Literal["high", "normal", "low"] = "normal"
+    #: Whose job it is: within a class tenants take turns, by tokens and weight; ``default`` where
+    #: absent.
+    tenant: Annotated[str, AfterValidator(_check_tenant)] | None = None
     #: Receives a signed POST when the job ends. https, unless the operator allows http.
     webhook: (
         Annotated[str, AfterValidator(_check_webhook), Field(max_length=limits.MAX_URL_CHARS)]
@@ -143,6 +153,10 @@ class GenerationJob(ChatFields, SamplingControls):
     ttl_s: float | None = Field(default=None, gt=0, le=limits.MAX_TTL_S)
     #: The same as a moment (with a time zone); the earlier of the two counts.
     deadline: Annotated[AwareDatetime, Field(strict=False)] | None = None
+    #: Seconds from submit that the job waits before it may run.
+    delay_s: float | None = Field(default=None, gt=0, le=limits.MAX_TTL_S)
+    #: The same as a moment (with a time zone); the later of the two counts.
+    not_before: Annotated[AwareDatetime, Field(strict=False)] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -171,6 +185,20 @@ class GenerationJob(ChatFields, SamplingControls):
         if self.webhook is None and any(chosen.values()):
             names = ", ".join(name for name, is_chosen in chosen.items() if is_chosen)
             raise ValueError(f"{names} without a webhook does nothing; give one")
+        return self
+
+    @model_validator(mode="after")
+    def _deadline_after_delay(self) -> Self:
+        # A moment and a duration are compared at submit, by Redis' clock.
+        for end_name, end, start_name, start in (
+            ("ttl_s", self.ttl_s, "delay_s", self.delay_s),
+            ("deadline", self.deadline, "not_before", self.not_before),
+        ):
+            if end is not None and start is not None and end <= start:  # type: ignore[operator]
+                raise ValueError(
+                    f"{end_name} is {end}, not after {start_name} ({start}): "
+                    "the job would expire before it may run"
+                )
         return self
 
     @model_validator(mode="after")

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 
 from redis import exceptions as redis_errors
 
-from .answers import JobState, SubmitStatus, Submitted
+from .answers import JobState, ReachedLimit, SubmitStatus, Submitted
 from .broker_url import redact
-from .calls import NewJob
+from .calls import NewJob, QueueLimits
 from .errors import (
     BrokerUnavailable,
     IdempotencyConflict,
     JobCancelled,
     JobExpired,
     JobFailed,
+    JobRejected,
     JobUnfinished,
     QueueFull,
     UnknownJob,
@@ -28,6 +30,9 @@ _ERRORS: dict[JobState, type[JobUnfinished]] = {
     JobState.EXPIRED: JobExpired,
 }
 
+#: Limits that are settings; the others are of a tenant.
+_OF_THE_STORE = frozenset(field.name for field in fields(QueueLimits))
+
 #: Replies of a server that refuses every write for now (its disk is full, its replicas are away);
 #: redis-py has no classes for them.
 _TAKES_NO_WRITES = ("MISCONF", "NOREPLICAS")
@@ -38,10 +43,17 @@ def accepted_id(job: NewJob, answer: Submitted) -> str:
 
     Raises:
         IdempotencyConflict: the key stands for other content.
-        QueueFull: the queue has reached its depth limit, or Redis its memory limit.
+        QueueFull: a limit on what waits is reached, or Redis' memory limit.
+        JobRejected: its deadline would pass before it may run.
     """
+    if answer.status is SubmitStatus.TOO_LATE:
+        raise JobRejected(
+            "the deadline passes before the job may run: give it a later deadline (deadline, "
+            "ttl_s) or an earlier start (not_before, delay_s)",
+            param="not_before" if job.delay_ms is None else "delay_s",
+        )
     if answer.job_id is None:
-        raise _full(job, answer.queue_depth)
+        raise _full(job, answer.reached)
     if answer.status is SubmitStatus.CONFLICT:
         raise IdempotencyConflict(
             f"idempotency_key {job.idempotency_key!r} stands for job {answer.job_id}, which has "
@@ -51,15 +63,25 @@ def accepted_id(job: NewJob, answer: Submitted) -> str:
     return answer.job_id
 
 
-def _full(job: NewJob, queue_depth: int | None) -> QueueFull:
-    if queue_depth is None:
+def _full(job: NewJob, reached: ReachedLimit | None) -> QueueFull:
+    if reached is None:
         return QueueFull(
             "the broker has reached its memory limit; try later, add workers or raise Redis' "
             "maxmemory"
         )
+    what = {"bytes": "bytes of waiting jobs", "tokens": "tokens of waiting jobs"}.get(
+        reached.name.rpartition("_")[2], "waiting jobs"
+    )
+    if reached.name in _OF_THE_STORE:
+        place = "the broker" if reached.name != "max_queue_depth" else f"queue {job.queue}"
+        setting = f"BATCHMILL_{reached.name.upper()}"
+    else:
+        place = f"tenant {job.tenant}"
+        flag = reached.name.replace("_", "-")
+        setting = f"the limit (`batchmill tenants set {job.tenant} --{flag}`)"
     return QueueFull(
-        f"queue {job.queue} holds {queue_depth} jobs, its limit is {job.max_queue_depth}; "
-        "try later, add workers or raise BATCHMILL_MAX_QUEUE_DEPTH"
+        f"{place} holds {reached.value} {what}, its limit is {reached.limit}; "
+        f"try later, add workers or raise {setting}"
     )
 
 

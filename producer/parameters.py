@@ -56,6 +56,8 @@ MAX_METADATA_KEY_CHARS: Final = 64
 MAX_METADATA_BYTES: Final = 2048
 MAX_URL_CHARS: Final = 2048
 MAX_IDEMPOTENCY_KEY_CHARS: Final = 255
+#: Tokens that a job is taken to cost at most, before it has run.
+MAX_COST_TOKENS: Final = 10_000_000
 #: 30 days.
 MAX_TTL_S: Final = 30 * 24 * 3600.0
 
@@ -110,7 +112,6 @@ UNSUPPORTED: Final[Mapping[str, tuple[Any, ...]]] = {
     "suffix": _ABSENT,
     "suppress_tokens": _ABSENT,
     "tags": _ABSENT,
-    "tenant": _ABSENT,
     "thinking_token_budget": _ABSENT,
     "token_healing": _OFF,
     "top_h": _ABSENT,
@@ -136,8 +137,7 @@ REMEDIES: Final[Mapping[str, str]] = {
     "stream": "a job is not a held connection: poll its status, or use a webhook",
     "suppress_tokens": "use bad_words, with a list of one token id for each",
     "tags": "put them into metadata",
-    "tenant": "put it into metadata",
-    "user": "put it into metadata",
+    "user": "use tenant, or put it into metadata",
 }
 
 

@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from . import keys
 from .answers import JobRecord, JobState
 
 # Fields that a later version adds are left out by this one, so that producers may be older than
@@ -167,6 +168,8 @@ class JobResult(BaseModel):
     worker: str | None = None
     error: JobError | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
+    #: Whose job it was.
+    tenant: str = keys.DEFAULT_TENANT
     #: The generated token ids. Kept in the record's own token string, so not part of the JSON.
     token_ids: list[int] = Field(default_factory=list, exclude=True, repr=False)
 
@@ -200,6 +203,8 @@ class JobStatus(BaseModel):
 
     id: str
     model: str
+    #: Whose job it is, for the fair order.
+    tenant: str = keys.DEFAULT_TENANT
     state: JobState
     #: Cancelled while running: it ends at its next checkpoint.
     cancelling: bool = False
@@ -213,6 +218,8 @@ class JobStatus(BaseModel):
     started_at_ms: int | None = None
     finished_at_ms: int | None = None
     deadline_at_ms: int | None = None
+    #: A delayed job runs no earlier; None where it had no delay.
+    scheduled_at_ms: int | None = None
     error: JobError | None = None
 
     @classmethod
@@ -222,6 +229,7 @@ class JobStatus(BaseModel):
         return cls(
             id=record.id,
             model=record.model,
+            tenant=record.tenant,
             state=record.state,
             cancelling=record.cancel_requested and not record.state.is_terminal,
             output_tokens=output_tokens,
@@ -231,5 +239,6 @@ class JobStatus(BaseModel):
             started_at_ms=record.started_at_ms,
             finished_at_ms=record.finished_at_ms,
             deadline_at_ms=record.deadline_at_ms,
+            scheduled_at_ms=record.not_before_ms,
             error=error,
         )

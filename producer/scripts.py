@@ -7,6 +7,7 @@ from pathlib import Path
 
 #: Every script, by the name of its file.
 SCRIPT_NAMES = (
+    "announce_due",
     "cancel",
     "checkpoint",
     "claim",
@@ -16,6 +17,7 @@ SCRIPT_NAMES = (
     "outbox_redeliver",
     "outbox_set_body",
     "outbox_settle",
+    "position",
     "release",
     "renew",
     "submit",

@@ -4,6 +4,8 @@ write_even_when_full()
 local limit, grace_ms, now = tonumber(ARGV[1]), tonumber(ARGV[2]), now_ms()
 local counts = { REQUEUED = 0, DEAD = 0, CANCELLED = 0, EXPIRED = 0 }
 
+announce_due(limit, now)
+
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', now, 'LIMIT', 0, limit)) do
   local job = load_job(id)
   if job and job.state == 'in_progress' then
@@ -24,13 +26,14 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', DEADLINES, '-inf', now, 'LIMIT',
   end
 end
 
--- A queue never gets more announcements than it has waiting jobs, so a long outage of all workers
--- floods nothing. The index is ordered by the last announcement: the jobs whose announcement is
--- oldest come first, and each is announced again in turn.
+-- A queue never gets more announcements than it has announced jobs, so a long outage of all workers
+-- floods nothing. Jobs that wait for their first announcement have no score; the others are ordered
+-- by their last one: those whose announcement is oldest come first, and each is announced in turn.
 local reannounced = 0
 for _, queue in ipairs(redis.call('SMEMBERS', QUEUES)) do
-  local missing = redis.call('ZCARD', queued_key(queue)) - redis.call('LLEN', queue)
-  missing = math.min(missing, limit)
+  announce_next(queue, now) -- messages that were no jobs, or of jobs long gone, made room
+  local announced = redis.call('ZCOUNT', queued_key(queue), '-inf', '(+inf')
+  local missing = math.min(announced - redis.call('LLEN', queue), limit)
   if missing > 0 then
     local ids = redis.call('ZRANGEBYSCORE', queued_key(queue), '-inf', now - grace_ms, 'LIMIT', 0,
       missing)

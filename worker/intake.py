@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -33,7 +34,7 @@ _log = structlog.stdlib.get_logger("batchmill.intake")
 #: Fields of a job document that the engine is given.
 _ENGINE_FIELDS = set(SamplingControls.model_fields)
 _CHAT_FIELDS = set(ChatFields.model_fields)
-#: The engine's number for each class.
+#: The engine's number for each class; docs/protocol.md tells them too.
 _PRIORITIES = {"high": 0, "normal": 1, "low": 2}
 
 
@@ -210,8 +211,11 @@ class Intake:
             self._finishers.accept(delivery)
             self._ledger.end(job, failed_end(rejection.code, str(rejection)))
             return
-        job.request = _request(claim, document)
+        shared = self._settings.prefix_cache_shared_across_tenants
+        salt = cache_salt(document, shared_across_tenants=shared)
+        job.request = _request(claim, document, salt)
         job.metadata = document.metadata
+        job.tenant = document.tenant or keys.DEFAULT_TENANT
         _log.debug(
             "job_claimed",
             job_id=claim.job_id,
@@ -228,7 +232,7 @@ def _request_id(claim: Claim) -> str:
     return f"{claim.job_id}.{claim.fence}"
 
 
-def _request(claim: Claim, document: GenerationJob) -> AddRequest:
+def _request(claim: Claim, document: GenerationJob, cache_salt: str | None) -> AddRequest:
     return AddRequest(
         request_id=_request_id(claim),
         prompt=document.prompt,
@@ -237,8 +241,23 @@ def _request(claim: Claim, document: GenerationJob) -> AddRequest:
         resumed_token_ids=claim.token_ids,
         priority=_PRIORITIES[document.priority],
         deadline_s=_time_left_s(claim),
-        cache_salt=document.cache_salt,
+        cache_salt=cache_salt,
     )
+
+
+def cache_salt(document: GenerationJob, *, shared_across_tenants: bool) -> str | None:
+    """The engine's salt for a job: what a job takes from the prefix cache, its answer's time tells.
+
+    Returns:
+        None where neither the job nor its tenant is kept apart: jobs of no tenant share.
+    """
+    tenant = document.tenant
+    if tenant == keys.DEFAULT_TENANT or shared_across_tenants:
+        tenant = None
+    if tenant is None and document.cache_salt is None:
+        return None
+    # As JSON, so that no salt of one tenant can be spelt as another's.
+    return json.dumps([tenant, document.cache_salt])
 
 
 def _chat(document: GenerationJob) -> dict[str, Any]:

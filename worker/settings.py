@@ -39,6 +39,9 @@ class WorkerSettings(ProducerSettings):
     kv_cache_bytes: int | None = Field(default=None, ge=1)
     #: Share the KV of equal prompt prefixes.
     enable_prefix_caching: bool = True
+    #: Share it between tenants as well. How long an answer takes then tells a tenant whether
+    #: another one has sent the same beginning of a prompt.
+    prefix_cache_shared_across_tenants: bool = False
     #: Weight format, or None for weights in `dtype`.
     quantization: str | None = None
     #: "native" is our decoder, "transformers" is its model over our KV cache; "auto" is native
