@@ -65,5 +65,5 @@ def _key(line: BulkLine) -> str:
 
 def _num_chars(job: GenerationJob) -> int:
     if job.messages is not None:
-        return sum(message.num_bytes for message in job.messages)
+        return job.num_chat_bytes
     return len(job.prompt or "")

@@ -80,7 +80,7 @@ def _check_tools(tools: list[Tool]) -> list[Tool]:
     return tools
 
 
-def _check_tool_choice(choice: Any) -> Any:
+def _read_tool_choice(choice: Any) -> Any:
     """Check it by hand: errors of a union would name all of its kinds."""
     is_function = (
         isinstance(choice, dict)
@@ -128,7 +128,7 @@ class ChatFields(BaseModel):
     ] = _chat_field([], repr=False)
     #: ``auto``, ``required`` (calls and nothing else, by their schemas), ``none`` (the tools are
     #: not shown), or one function by name; ``auto`` where there are tools and it is absent.
-    tool_choice: Annotated[str | dict[str, Any] | None, BeforeValidator(_check_tool_choice)] = (
+    tool_choice: Annotated[str | dict[str, Any] | None, BeforeValidator(_read_tool_choice)] = (
         _chat_field(None)
     )
     #: Whether there may be several calls; false ends the output with the first.
@@ -162,6 +162,13 @@ class ChatFields(BaseModel):
     def must_call(self) -> bool:
         """Whether the output has to be calls and nothing else."""
         return self.tool_choice == "required" or isinstance(self.tool_choice, dict)
+
+    @property
+    def num_chat_bytes(self) -> int:
+        """What goes into the prompt, about: messages, documents and tools."""
+        num_bytes = sum(message.num_bytes for message in self.messages or ())
+        num_bytes += sum(len(document.text.encode()) for document in self.documents)
+        return num_bytes + sum(len(tool.model_dump_json()) for tool in self.tools)
 
     @model_validator(mode="after")
     def _check_chat(self) -> Self:

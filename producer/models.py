@@ -207,11 +207,10 @@ class GenerationJob(ChatFields, SamplingControls):
             given = "neither is" if self.prompt is None else "both are"
             raise ValueError(f"give exactly one of prompt and messages; {given} given")
         if self.messages is not None:
-            num_bytes = sum(message.num_bytes for message in self.messages)
-            num_bytes += sum(len(document.text.encode()) for document in self.documents)
+            num_bytes = self.num_chat_bytes
             if num_bytes > limits.MAX_PROMPT_BYTES:
                 raise ValueError(
-                    f"messages and documents have {num_bytes} bytes, the limit is "
+                    f"messages, documents and tools have {num_bytes} bytes, the limit is "
                     f"{limits.MAX_PROMPT_BYTES}; shorten them"
                 )
         return self
