@@ -64,9 +64,9 @@ class ChatIntake:
             RequestError: `unsupported_parameter` where nobody knows how the model spells calls;
                 `invalid_request` for controls that contradict the tools.
         """
+        check_agreement(chat, params)
         if not chat.shown_tools:
             return None
-        _check_agreement(chat, params)
         template = self._tokenizer.chat_template(chat)
         name = detect_format(template) if self._parser == "auto" else self._parser
         if name is None:
@@ -82,7 +82,14 @@ class ChatIntake:
         return ToolUse(chat, FORMATS[name], grammar)
 
 
-def _check_agreement(chat: Chat, params: SamplingParams) -> None:
+def check_agreement(chat: Chat, params: SamplingParams) -> None:
+    """Refuse controls that contradict the tools.
+
+    Raises:
+        RequestError: `invalid_request`.
+    """
+    if not chat.shown_tools:
+        return
     if params.grammar is not None:
         raise RequestError(
             "invalid_request",

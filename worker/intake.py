@@ -236,7 +236,7 @@ def _request(claim: Claim, document: GenerationJob, cache_salt: str | None) -> A
     return AddRequest(
         request_id=_request_id(claim),
         prompt=document.prompt,
-        chat=None if document.messages is None else _chat(document),
+        chat=None if document.messages is None else chat_arguments(document),
         params=document.model_dump(include=_ENGINE_FIELDS),
         resumed_token_ids=claim.token_ids,
         priority=_PRIORITIES[document.priority],
@@ -260,7 +260,7 @@ def cache_salt(document: GenerationJob, *, shared_across_tenants: bool) -> str |
     return json.dumps([tenant, document.cache_salt])
 
 
-def _chat(document: GenerationJob) -> dict[str, Any]:
+def chat_arguments(document: GenerationJob) -> dict[str, Any]:
     """What the engine is given of a chat: no null, which a template might show."""
     return document.model_dump(include=_CHAT_FIELDS, exclude_none=True)
 
