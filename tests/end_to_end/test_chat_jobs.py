@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from ..chat_model import save_chat_model
 from ..chat_templates import HERMES, TOOLS
 from ..conftest import RedisServer
 from ..processes import CLI
+from ..public_face import ROOT
 from ..worker.command_line import call
 
 WORKER = {
@@ -130,3 +132,17 @@ def test_the_command_line_prints_calls(client: Client, url: str) -> None:
     expected = run(client, messages=[QUESTION], **CALLING).tool_calls
     printed = [json.loads(line) for line in answer.stdout.splitlines()]
     assert printed == [each.model_dump() for each in expected]
+
+
+def test_the_examples_of_the_page_run_as_they_are(
+    client: Client, url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (ROOT / "docs" / "chat.md").read_text()
+    monkeypatch.setenv("BATCHMILL_BROKER_URL", url)
+    monkeypatch.setenv("BATCHMILL_MODEL", "tiny")
+    examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(examples) == 3
+    for example in examples:
+        capsys.readouterr()
+        exec(compile(example, "docs/chat.md", "exec"), {})
+        assert capsys.readouterr().out.strip()
