@@ -1,6 +1,6 @@
 """The light side of batchmill: the wire contract and the clients. Never imports torch or Celery."""
 
-from .answers import CancelAnswer, CancelStatus, JobState
+from .answers import CancelAnswer, CancelCounts, CancelStatus, ForgetCounts, JobState
 from .async_client import AsyncClient, AsyncJob
 from .chat_messages import Message
 from .client import Client, Job
@@ -10,6 +10,7 @@ from .errors import (
     BrokerUnavailable,
     BulkFileError,
     IdempotencyConflict,
+    InvalidQuery,
     JobCancelled,
     JobExpired,
     JobFailed,
@@ -21,7 +22,9 @@ from .errors import (
     SignatureError,
     UnknownJob,
     UnsupportedParameter,
+    WrongState,
 )
+from .job_index import JobPage
 from .models import GenerationJob
 from .results import JobError, JobResult, JobStatus, Metrics, Usage
 from .settings import ProducerSettings
@@ -36,16 +39,20 @@ __all__ = [
     "BrokerUnavailable",
     "BulkFileError",
     "CancelAnswer",
+    "CancelCounts",
     "CancelStatus",
     "Client",
     "EndedJob",
+    "ForgetCounts",
     "GenerationJob",
     "IdempotencyConflict",
+    "InvalidQuery",
     "Job",
     "JobCancelled",
     "JobError",
     "JobExpired",
     "JobFailed",
+    "JobPage",
     "JobRejected",
     "JobResult",
     "JobState",
@@ -65,6 +72,7 @@ __all__ = [
     "UnsupportedParameter",
     "Usage",
     "WebhookEvent",
+    "WrongState",
     "new_secret",
     "verify_webhook",
 ]

@@ -19,7 +19,7 @@ class JobState(StrEnum):
 
     @property
     def is_terminal(self) -> bool:
-        """Whether the job has ended: nothing changes it any more."""
+        """Whether the job has ended: nothing but a retry changes it any more."""
         return self not in (JobState.QUEUED, JobState.IN_PROGRESS)
 
 
@@ -189,6 +189,85 @@ class CancelAnswer:
     state: JobState | None = None
 
 
+class RetryStatus(StrEnum):
+    """What ``retry`` did."""
+
+    RETRIED = "RETRIED"
+    UNKNOWN = "UNKNOWN"
+    #: It completed: there is nothing to run again.
+    COMPLETED = "COMPLETED"
+    #: It has not ended.
+    ACTIVE = "ACTIVE"
+    #: A limit on what waits is reached.
+    FULL = "FULL"
+
+
+@dataclass(frozen=True, slots=True)
+class RetryAnswer:
+    """Answer of ``retry``."""
+
+    status: RetryStatus
+    #: With RETRIED: the run that has begun, 2 for the first retry.
+    run: int | None = None
+    #: With ACTIVE: where it is.
+    state: JobState | None = None
+    #: With FULL: what is, and the job's queue and tenant.
+    reached: ReachedLimit | None = None
+    queue: str = ""
+    tenant: str = ""
+
+
+class ForgetStatus(StrEnum):
+    """What ``forget`` did."""
+
+    FORGOTTEN = "FORGOTTEN"
+    UNKNOWN = "UNKNOWN"
+    #: It has not ended; nothing was changed.
+    ACTIVE = "ACTIVE"
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetAnswer:
+    """Answer of ``forget``."""
+
+    status: ForgetStatus
+    #: With ACTIVE: where it is.
+    state: JobState | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CancelCounts:
+    """What ``cancel_where`` did."""
+
+    #: They waited.
+    cancelled: int = 0
+    #: They run: their workers stop them at the next checkpoint.
+    cancelling: int = 0
+    #: They had ended before.
+    already_terminal: int = 0
+
+    def plus(self, other: CancelCounts) -> CancelCounts:
+        """Return both together."""
+        return CancelCounts(
+            self.cancelled + other.cancelled,
+            self.cancelling + other.cancelling,
+            self.already_terminal + other.already_terminal,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetCounts:
+    """What ``forget_where`` did."""
+
+    forgotten: int = 0
+    #: They have not ended, and are kept.
+    active: int = 0
+
+    def plus(self, other: ForgetCounts) -> ForgetCounts:
+        """Return both together."""
+        return ForgetCounts(self.forgotten + other.forgotten, self.active + other.active)
+
+
 @dataclass(frozen=True, slots=True)
 class SweepCounts:
     """What a sweep did."""
@@ -203,6 +282,8 @@ class SweepCounts:
     expired: int
     #: Waiting jobs whose announcement was lost.
     reannounced: int
+    #: Records that Redis has deleted and whose index entries are out now.
+    unindexed: int = 0
 
 
 class DeliveryOutcome(StrEnum):
@@ -309,6 +390,9 @@ class JobRecord:
     cancel_requested: bool
     result: bytes | None
     error: bytes | None
+    tags: tuple[str, ...] = ()
+    #: 1, and one more for each retry.
+    run: int = 1
 
 
 @dataclass(frozen=True, slots=True)

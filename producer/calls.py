@@ -10,7 +10,7 @@ import secrets
 import sys
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar
 
 from redis.exceptions import OutOfMemoryError
@@ -22,12 +22,16 @@ from .answers import (
     Claim,
     ClaimRefusal,
     CompleteStatus,
+    ForgetAnswer,
+    ForgetStatus,
     Held,
     JobState,
     OutboxEntry,
     ReachedLimit,
     ReleaseCause,
     ReleaseStatus,
+    RetryAnswer,
+    RetryStatus,
     SubmitStatus,
     Submitted,
     SweepCounts,
@@ -93,6 +97,10 @@ class NewJob:
     delay_ms: int | None = None
     #: Limits on what waits, at which no more is taken; None is no limit.
     limits: QueueLimits = QueueLimits()
+    #: Labels to find it by.
+    tags: tuple[str, ...] = ()
+    #: Most tokens it generates; None where that is not known.
+    max_tokens: int | None = None
 
 
 def read_reply(call: Call[Answer], reply: Any) -> Answer:
@@ -157,6 +165,8 @@ def submit(job: NewJob, *, announce: bool = True) -> Call[Submitted]:
         "webhook": job.webhook,
         "webhook_events": job.webhook_events or None,
         "webhook_secret": job.webhook_secret or None,
+        "tags": ",".join(job.tags) or None,
+        "max_tokens": job.max_tokens,
     }
     args: list[Argument] = []
     for name, value in fields.items():
@@ -240,6 +250,21 @@ def cancel(job_id: str) -> Call[CancelAnswer]:
     return Call("cancel", (job_id,), _read_cancel)
 
 
+def retry(job_id: str, limits: QueueLimits) -> Call[RetryAnswer]:
+    """Run a job again that ended without a completion."""
+    # The nonce lets a call that the connection repeats after a lost answer find its own retry.
+    args: list[Argument] = [job_id, secrets.token_hex(8)]
+    for name, value in asdict(limits).items():
+        if value is not None:
+            args += (name, value)
+    return Call("retry", args, _read_retry)
+
+
+def forget(job_id: str) -> Call[ForgetAnswer]:
+    """Remove all that is kept of a job that has ended."""
+    return Call("forget", (job_id,), _read_forget)
+
+
 def sweep(limit: int, reannounce_grace_ms: int) -> Call[SweepCounts]:
     """Put back lost leases, expire late jobs, announce again what was lost."""
     return Call("sweep", (limit, reannounce_grace_ms), lambda reply: SweepCounts(*reply))
@@ -285,6 +310,24 @@ def _read_releases(reply: list[bytes]) -> list[ReleaseStatus]:
 def _read_cancel(reply: list[bytes]) -> CancelAnswer:
     state = JobState(reply[1].decode()) if len(reply) > 1 else None
     return CancelAnswer(CancelStatus(reply[0].decode()), state)
+
+
+def _read_retry(reply: list[Any]) -> RetryAnswer:
+    status = RetryStatus(reply[0].decode())
+    if status is RetryStatus.RETRIED:
+        return RetryAnswer(status, run=reply[1])
+    if status is RetryStatus.ACTIVE:
+        return RetryAnswer(status, state=JobState(reply[1].decode()))
+    if status is RetryStatus.FULL:
+        _, name, value, limit, queue, tenant = (part.decode() for part in reply)
+        reached = ReachedLimit(name, int(value), int(limit))
+        return RetryAnswer(status, reached=reached, queue=queue, tenant=tenant)
+    return RetryAnswer(status)
+
+
+def _read_forget(reply: list[bytes]) -> ForgetAnswer:
+    state = JobState(reply[1].decode()) if len(reply) > 1 else None
+    return ForgetAnswer(ForgetStatus(reply[0].decode()), state)
 
 
 def _read_outbox(reply: list[list[Any]]) -> list[OutboxEntry]:

@@ -40,6 +40,7 @@ if job.deadline_at_ms and job.deadline_at_ms <= now then
   return { 'REFUSED', 'expired' }
 end
 
+index_state(id, 'queued', 'in_progress', now)
 leave_queue(id, job)
 charge(id, job) -- of a job that nobody announced
 announce_next(job.queue, now)
@@ -50,7 +51,9 @@ local attempts = redis.call('HINCRBY', job_key(id), 'attempts', 1)
 local known = redis.call('HMGET', job_key(id), 'identity', 'suspect')
 local alone = tonumber(known[2] or 0) >= SUSPECT_LIMIT
 local is_first = redis.call('HSETNX', job_key(id), 'started_at_ms', now) == 1
-if is_first and wants_event(job, 'started') then add_event(id, job, 'started', '', '', now) end
+if is_first and wants_event(job, 'started') then
+  add_event(id, job, 'started', run_suffix(job.run), '', now)
+end
 redis.call('HSET', job_key(id), 'state', 'in_progress', 'owner', owner, 'identity', identity,
   'alone', alone and '1' or '0', 'claim_nonce', nonce)
 if known[1] and known[1] ~= identity and redis.call('DEL', tokens_key(id)) == 1 then

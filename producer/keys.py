@@ -31,6 +31,9 @@ SCHEDULED = PREFIX + "scheduled"
 USAGE = PREFIX + "usage"
 TENANTS = PREFIX + "tenants"
 WINDOW = PREFIX + "window"
+#: What the names of all indexes of jobs begin with.
+JOB_INDEXES = PREFIX + "jobs:"
+EXPIRING = JOB_INDEXES + "expiring"
 
 #: Priority classes, highest first: the order in which a worker looks at its queues.
 PRIORITIES = ("high", "normal", "low")
@@ -122,6 +125,21 @@ def used(queue: str) -> str:
 def under_way(queue: str) -> str:
     """Key of what tenants have announced or running of a queue, in virtual time (hash)."""
     return f"{PREFIX}under_way:{queue}"
+
+
+def state_index(state: str) -> str:
+    """Key of the jobs in one state (zset)."""
+    return f"{JOB_INDEXES}state:{state}"
+
+
+def tag_index(tag: str) -> str:
+    """Key of the jobs with one tag (zset)."""
+    return f"{JOB_INDEXES}tag:{tag}"
+
+
+def tenant_index(tenant: str) -> str:
+    """Key of the jobs of one tenant, but the default one (zset)."""
+    return f"{JOB_INDEXES}tenant:{tenant}"
 
 
 def idempotency(key: str) -> str:

@@ -52,6 +52,25 @@ def _check_idempotency_key(key: str) -> str:
     return key
 
 
+def check_tag(tag: str) -> str:
+    """Return a tag that a job can have.
+
+    Raises:
+        ValueError: it is empty, too long, or holds a comma or what cannot be printed.
+    """
+    if not 1 <= len(tag) <= limits.MAX_TAG_CHARS:
+        raise ValueError(f"a tag has {len(tag)} characters; use 1 to {limits.MAX_TAG_CHARS}")
+    if "," in tag or not tag.isprintable():
+        raise ValueError("a tag holds a comma or what cannot be printed; use neither")
+    return tag
+
+
+def _check_tags(tags: list[str]) -> list[str]:
+    if len(set(tags)) != len(tags):
+        raise ValueError("holds a tag twice; give each once")
+    return tags
+
+
 def _check_metadata(metadata: dict[str, str]) -> dict[str, str]:
     num_bytes = sum(len(key.encode()) + len(value.encode()) for key, value in metadata.items())
     if num_bytes > limits.MAX_METADATA_BYTES:
@@ -149,6 +168,12 @@ class GenerationJob(ChatFields, SamplingControls):
         AfterValidator(_check_metadata),
         Field(max_length=limits.MAX_METADATA_PAIRS),
     ] = Field(default_factory=dict)
+    #: Labels to find, count, cancel and forget jobs by.
+    tags: Annotated[
+        list[Annotated[str, AfterValidator(check_tag)]],
+        AfterValidator(_check_tags),
+        Field(max_length=limits.MAX_TAGS),
+    ] = Field(default_factory=list)
     #: Seconds from submit after which nobody wants the result any more.
     ttl_s: float | None = Field(default=None, gt=0, le=limits.MAX_TTL_S)
     #: The same as a moment (with a time zone); the earlier of the two counts.

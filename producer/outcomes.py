@@ -8,7 +8,16 @@ from dataclasses import fields
 
 from redis import exceptions as redis_errors
 
-from .answers import JobState, ReachedLimit, SubmitStatus, Submitted
+from .answers import (
+    ForgetAnswer,
+    ForgetStatus,
+    JobState,
+    ReachedLimit,
+    RetryAnswer,
+    RetryStatus,
+    SubmitStatus,
+    Submitted,
+)
 from .broker_url import redact
 from .calls import NewJob, QueueLimits
 from .errors import (
@@ -21,6 +30,7 @@ from .errors import (
     JobUnfinished,
     QueueFull,
     UnknownJob,
+    WrongState,
 )
 from .results import JobError, JobResult
 
@@ -53,7 +63,7 @@ def accepted_id(job: NewJob, answer: Submitted) -> str:
             param="not_before" if job.delay_ms is None else "delay_s",
         )
     if answer.job_id is None:
-        raise _full(job, answer.reached)
+        raise _full(job.queue, job.tenant, answer.reached)
     if answer.status is SubmitStatus.CONFLICT:
         raise IdempotencyConflict(
             f"idempotency_key {job.idempotency_key!r} stands for job {answer.job_id}, which has "
@@ -63,7 +73,7 @@ def accepted_id(job: NewJob, answer: Submitted) -> str:
     return answer.job_id
 
 
-def _full(job: NewJob, reached: ReachedLimit | None) -> QueueFull:
+def _full(queue: str, tenant: str, reached: ReachedLimit | None) -> QueueFull:
     if reached is None:
         return QueueFull(
             "the broker has reached its memory limit; try later, add workers or raise Redis' "
@@ -73,12 +83,12 @@ def _full(job: NewJob, reached: ReachedLimit | None) -> QueueFull:
         reached.name.rpartition("_")[2], "waiting jobs"
     )
     if reached.name in _OF_THE_STORE:
-        place = "the broker" if reached.name != "max_queue_depth" else f"queue {job.queue}"
+        place = "the broker" if reached.name != "max_queue_depth" else f"queue {queue}"
         setting = f"BATCHMILL_{reached.name.upper()}"
     else:
-        place = f"tenant {job.tenant}"
+        place = f"tenant {tenant}"
         flag = reached.name.replace("_", "-")
-        setting = f"the limit (`batchmill tenants set {job.tenant} --{flag}`)"
+        setting = f"the limit (`batchmill tenants set {tenant} --{flag}`)"
     return QueueFull(
         f"{place} holds {reached.value} {what}, its limit is {reached.limit}; "
         f"try later, add workers or raise {setting}"
@@ -88,8 +98,58 @@ def _full(job: NewJob, reached: ReachedLimit | None) -> QueueFull:
 def unknown(job_id: str) -> UnknownJob:
     """Return the error for a job that is not there."""
     return UnknownJob(
-        f"no job {job_id!r}: never submitted to this broker, or its time to live has run out"
+        f"no job {job_id!r}: never submitted to this broker, forgotten, or its time to live has "
+        "run out"
     )
+
+
+def check_retried(job_id: str, answer: RetryAnswer) -> int:
+    """Return the number of the run that a retry has begun.
+
+    Raises:
+        UnknownJob: there is no such job.
+        WrongState: it completed, or has not ended.
+        QueueFull: a limit on what waits is reached.
+    """
+    match answer.status:
+        case RetryStatus.UNKNOWN:
+            raise unknown(job_id)
+        case RetryStatus.COMPLETED:
+            raise WrongState(
+                f"job {job_id} completed, so there is nothing to run again; submit a new one",
+                job_id=job_id,
+                state=JobState.COMPLETED,
+            )
+        case RetryStatus.ACTIVE:
+            assert answer.state is not None
+            raise WrongState(
+                f"job {job_id} is {answer.state.value}; only one that failed, was cancelled or "
+                "expired can be retried",
+                job_id=job_id,
+                state=answer.state,
+            )
+        case RetryStatus.FULL:
+            raise _full(answer.queue, answer.tenant, answer.reached)
+    assert answer.run is not None
+    return answer.run
+
+
+def check_forgotten(job_id: str, answer: ForgetAnswer) -> None:
+    """Raise the error of a job that was not forgotten.
+
+    Raises:
+        UnknownJob: there is no such job.
+        WrongState: it has not ended.
+    """
+    if answer.status is ForgetStatus.UNKNOWN:
+        raise unknown(job_id)
+    if answer.status is ForgetStatus.ACTIVE:
+        assert answer.state is not None
+        raise WrongState(
+            f"job {job_id} is {answer.state.value}; cancel it and wait for its end, then forget it",
+            job_id=job_id,
+            state=answer.state,
+        )
 
 
 def result_of(

@@ -54,6 +54,8 @@ MAX_STRUCTURE_BYTES: Final = 1 << 18
 MAX_METADATA_PAIRS: Final = 16
 MAX_METADATA_KEY_CHARS: Final = 64
 MAX_METADATA_BYTES: Final = 2048
+MAX_TAGS: Final = 16
+MAX_TAG_CHARS: Final = 64
 MAX_URL_CHARS: Final = 2048
 MAX_IDEMPOTENCY_KEY_CHARS: Final = 255
 #: Tokens that a job is taken to cost at most, before it has run.
@@ -111,7 +113,6 @@ UNSUPPORTED: Final[Mapping[str, tuple[Any, ...]]] = {
     "stream_options": _ABSENT,
     "suffix": _ABSENT,
     "suppress_tokens": _ABSENT,
-    "tags": _ABSENT,
     "thinking_token_budget": _ABSENT,
     "token_healing": _OFF,
     "top_h": _ABSENT,
@@ -136,7 +137,6 @@ REMEDIES: Final[Mapping[str, str]] = {
     "sequence_bias": "use logit_bias, or bad_words",
     "stream": "a job is not a held connection: poll its status, or use a webhook",
     "suppress_tokens": "use bad_words, with a list of one token id for each",
-    "tags": "put them into metadata",
     "user": "use tenant, or put it into metadata",
 }
 

@@ -1,7 +1,7 @@
--- Shared by all scripts: producer/scripts.py puts this text in front of each one, so that a job
--- ends, is put back and is announced in exactly one way. Keys are built here from ids: the store is
--- one Redis node (or a Sentinel pair), not a Cluster. Only commands of Redis 6.2. What every script
--- promises is told in docs/protocol.md.
+-- Shared by all scripts: producer/scripts.py puts index.lua and this text in front of each one, so
+-- that a job ends, is put back and is announced in exactly one way. Keys are built here from ids:
+-- the store is one Redis node (or a Sentinel pair), not a Cluster. Only commands of Redis 6.2. What
+-- every script promises is told in docs/protocol.md.
 
 local LEASES = 'batchmill:leases'
 local DEADLINES = 'batchmill:deadlines'
@@ -76,7 +76,7 @@ local function load_job(id)
   local f = redis.call('HMGET', job_key(id), 'state', 'queue', 'fence', 'owner', 'webhook',
     'result_ttl_ms', 'idempotency_key', 'deadline_at_ms', 'cancel_requested', 'alone', 'v',
     'completed_fence', 'webhook_events', 'webhook_secret', 'output_event', 'tenant', 'cost',
-    'charge', 'not_before_ms')
+    'charge', 'not_before_ms', 'tags', 'run')
   if not f[1] then return nil end
   return {
     state = f[1],
@@ -94,10 +94,12 @@ local function load_job(id)
     webhook_events = f[13],
     webhook_secret = f[14] or '',
     output_event = f[15],
-    tenant = f[16] or 'default', -- records of an older version name none
+    tenant = f[16] or DEFAULT_TENANT, -- records of an older version name none
     cost = tonumber(f[17] or nil), -- and are not counted
     charge = tonumber(f[18] or nil),
     not_before_ms = tonumber(f[19] or nil),
+    tags = f[20] or '',
+    run = tonumber(f[21] or 1),
   }
 end
 
@@ -193,6 +195,11 @@ local function announce(id, queue, at_head, now)
   redis.call(at_head and 'RPUSH' or 'LPUSH', queue, envelope(id, queue, number))
 end
 
+local function drop_dead_letter(id)
+  redis.call('ZREM', DEAD, id)
+  return redis.call('DEL', dead_key(id)) == 1
+end
+
 -- Take the message of an announced job back, so that the list names waiting jobs only.
 local function take_back(id, queue)
   if redis.call('LLEN', queue) > TAKE_BACK_JOBS then return end -- at its claim it is refused
@@ -279,6 +286,9 @@ local function wants_event(job, name)
   return string.find(',' .. job.webhook_events .. ',', ',' .. name .. ',', 1, true) ~= nil
 end
 
+-- A job that is retried begins and ends once more, under webhook ids that no receiver has seen.
+local function run_suffix(run) return run > 1 and '_run' .. run or '' end
+
 -- `suffix` tells several events of one kind apart; `num_tokens` is '' or the output so far.
 local function add_event(id, job, name, suffix, num_tokens, now)
   local event_id = 'evt_' .. id .. '_' .. name .. suffix
@@ -289,15 +299,13 @@ local function add_event(id, job, name, suffix, num_tokens, now)
   return event_id
 end
 
--- The end of a job says more than an `output` event that still waits, so that is dropped: it would
--- be tried for days.
-local function drop_output_event(job)
-  if not job.output_event then return end
-  if redis.call('HGET', event_key(job.output_event), 'state') ~= 'pending' then return end
+-- An event that still waits when another one says more is dropped: it would be tried for days.
+local function supersede_event(event_id)
+  if not event_id or redis.call('HGET', event_key(event_id), 'state') ~= 'pending' then return end
   -- Not deleted: a deliverer may be about to write its body.
-  redis.call('HSET', event_key(job.output_event), 'state', 'superseded')
-  redis.call('PEXPIRE', event_key(job.output_event), EVENT_TTL_MS)
-  redis.call('ZREM', OUTBOX, job.output_event)
+  redis.call('HSET', event_key(event_id), 'state', 'superseded')
+  redis.call('PEXPIRE', event_key(event_id), EVENT_TTL_MS)
+  redis.call('ZREM', OUTBOX, event_id)
 end
 
 -- What deliveries to one receiver have in common: scheme, host, port and path, without the query.
@@ -334,8 +342,10 @@ local function finish(id, job, state, result, error_text, now, num_tokens)
   redis.call('HSET', job_key(id), 'state', state, 'finished_at_ms', now)
   if result ~= '' then redis.call('HSET', job_key(id), 'result', result) end
   if error_text ~= '' then redis.call('HSET', job_key(id), 'error', error_text) end
-  drop_output_event(job)
-  if wants_event(job, state) then add_event(id, job, state, '', '', now) end
+  supersede_event(job.output_event)
+  if wants_event(job, state) then add_event(id, job, state, run_suffix(job.run), '', now) end
+  index_state(id, job.state, state, now)
+  redis.call('ZADD', EXPIRING, now + job.result_ttl_ms, expiring_entry(id, state, job))
   redis.call('PEXPIRE', job_key(id), job.result_ttl_ms)
   redis.call('PEXPIRE', tokens_key(id), job.result_ttl_ms)
   if result ~= '' then
@@ -353,6 +363,17 @@ end
 
 local function cancel(id, job, now)
   finish(id, job, 'cancelled', '', error_json('cancelled', 'the job was cancelled'), now)
+end
+
+-- At once where it waits; a running one is stopped by its worker, at its next checkpoint.
+local function cancel_or_ask(id, job, now)
+  if TERMINAL[job.state] then return 'ALREADY_TERMINAL' end
+  if job.state == 'in_progress' then
+    redis.call('HSET', job_key(id), 'cancel_requested', '1')
+    return 'CANCELLING'
+  end
+  cancel(id, job, now)
+  return 'CANCELLED'
 end
 
 local function expire(id, job, now)
@@ -389,6 +410,7 @@ local function put_back(id, job, cause, now)
   end
   redis.call('HSET', job_key(id), 'state', 'queued')
   redis.call('HDEL', job_key(id), 'owner')
+  index_state(id, job.state, 'queued', now)
   if job.deadline_at_ms then redis.call('ZADD', DEADLINES, job.deadline_at_ms, id) end
   count_usage(id, job, 1)
   announce(id, job.queue, true, now)

@@ -43,6 +43,8 @@ def read_job(fields: Fields) -> JobRecord | None:
         cancel_requested=fields.get(b"cancel_requested") == b"1",
         result=fields.get(b"result"),
         error=fields.get(b"error"),
+        tags=tuple(tag for tag in (_text(fields, b"tags") or "").split(",") if tag),
+        run=_number(fields, b"run") or 1,
     )
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from . import keys
-from .answers import JobRecord, JobState
+from .answers import JobState
 
 # Fields that a later version adds are left out by this one, so that producers may be older than
 # workers.
@@ -212,6 +212,9 @@ class JobStatus(BaseModel):
     output_tokens: int = 0
     #: Claims so far; more than one after a worker was lost.
     attempts: int = 0
+    #: 1, and one more for each retry.
+    run: int = 1
+    tags: list[str] = Field(default_factory=list)
     worker: str | None = None
     #: Milliseconds of unix time on Redis' clock, as all below.
     enqueued_at_ms: int
@@ -221,24 +224,3 @@ class JobStatus(BaseModel):
     #: A delayed job runs no earlier; None where it had no delay.
     scheduled_at_ms: int | None = None
     error: JobError | None = None
-
-    @classmethod
-    def from_record(cls, record: JobRecord, output_tokens: int) -> Self:
-        """Return the status that a record tells."""
-        error = None if record.error is None else JobError.model_validate_json(record.error)
-        return cls(
-            id=record.id,
-            model=record.model,
-            tenant=record.tenant,
-            state=record.state,
-            cancelling=record.cancel_requested and not record.state.is_terminal,
-            output_tokens=output_tokens,
-            attempts=record.attempts,
-            worker=record.owner,
-            enqueued_at_ms=record.enqueued_at_ms,
-            started_at_ms=record.started_at_ms,
-            finished_at_ms=record.finished_at_ms,
-            deadline_at_ms=record.deadline_at_ms,
-            scheduled_at_ms=record.not_before_ms,
-            error=error,
-        )

@@ -63,12 +63,19 @@ def prepare(job: GenerationJob, settings: ProducerSettings, *, job_id: str | Non
         cost=estimated_tokens(job),
         not_before_ms=None if job.not_before is None else _unix_ms(job.not_before),
         delay_ms=None if job.delay_s is None else max(1, int(job.delay_s * 1000)),
-        limits=QueueLimits(
-            max_queue_depth=settings.max_queue_depth,
-            max_queued_jobs=settings.max_queued_jobs,
-            max_queued_bytes=settings.max_queued_bytes,
-            max_queued_tokens=settings.max_queued_tokens,
-        ),
+        limits=queue_limits(settings),
+        tags=tuple(job.tags),
+        max_tokens=job.max_tokens,
+    )
+
+
+def queue_limits(settings: ProducerSettings) -> QueueLimits:
+    """Return the limits on what waits."""
+    return QueueLimits(
+        max_queue_depth=settings.max_queue_depth,
+        max_queued_jobs=settings.max_queued_jobs,
+        max_queued_bytes=settings.max_queued_bytes,
+        max_queued_tokens=settings.max_queued_tokens,
     )
 
 

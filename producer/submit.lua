@@ -2,37 +2,13 @@
 -- queue, doc, result_ttl_ms, tenant, cost (tokens it may take). Optional: announce ('1'; else the job is
 -- in a worker's hands already), max_queue_depth, max_queued_jobs, max_queued_bytes, max_queued_tokens,
 -- deadline_at_ms, ttl_ms, not_before_ms, delay_ms, idempotency_key with fingerprint, webhook with
--- webhook_events (names with commas; else those of the end) and webhook_secret (else the default).
+-- webhook_events (names with commas; else those of the end) and webhook_secret (else the default),
+-- tags (with commas), max_tokens.
 -- Answers {CREATED, id}, {EXISTING, id}, {CONFLICT, id}, {FULL, limit's name, value, limit} or {TOO_LATE}:
 -- the deadline would pass before the job may run.
 local job = {}
 for i = 1, #ARGV, 2 do job[ARGV[i]] = ARGV[i + 1] end
 local id, queue, key = job.id, job.queue, job.idempotency_key
-
--- The limit that is reached, as an answer; nil where none is. Limits are soft: the job that reaches one
--- is the last that is taken.
-local function full(name, value, limit)
-  value, limit = tonumber(value or nil) or 0, tonumber(limit or nil)
-  if limit and value >= limit then
-    return { 'FULL', name, tostring(value), tostring(limit) }
-  end
-end
-
-local function reached_limit()
-  if not job.announce then return nil end
-  local tenant = job.tenant
-  local own = redis.call('HMGET', TENANTS, tenant .. ':max_jobs', tenant .. ':max_bytes',
-    tenant .. ':max_tokens')
-  local used = redis.call('HMGET', USAGE, 'jobs', 'bytes', 'tokens', 'jobs:' .. tenant,
-    'bytes:' .. tenant, 'tokens:' .. tenant)
-  return full('max_queue_depth', redis.call('ZCARD', queued_key(queue)), job.max_queue_depth)
-    or full('max_queued_jobs', used[1], job.max_queued_jobs)
-    or full('max_queued_bytes', used[2], job.max_queued_bytes)
-    or full('max_queued_tokens', used[3], job.max_queued_tokens)
-    or full('max_jobs', used[4], own[1])
-    or full('max_bytes', used[5], own[2])
-    or full('max_tokens', used[6], own[3])
-end
 
 -- The earlier of two deadlines.
 local function deadline(now)
@@ -62,7 +38,7 @@ if key then
 end
 -- The id is the caller's: a call repeated after a lost answer finds its own job.
 if redis.call('EXISTS', job_key(id)) == 1 then return { 'EXISTING', id } end
-local refusal = reached_limit()
+local refusal = job.announce and reached_limit(queue, job.tenant, job)
 if refusal then return refusal end
 local now = now_ms()
 local deadline_at, due_at = deadline(now), due(now)
@@ -71,6 +47,10 @@ if deadline_at and due_at and deadline_at <= due_at then return { 'TOO_LATE' } e
 redis.call('HSET', job_key(id), 'id', id, 'v', job.v, 'model', job.model, 'queue', queue,
   'state', 'queued', 'doc', job.doc, 'enqueued_at_ms', now, 'announced_at_ms', now, 'fence', 0,
   'attempts', 0, 'result_ttl_ms', job.result_ttl_ms, 'tenant', job.tenant, 'cost', job.cost)
+for _, name in ipairs({ 'tags', 'max_tokens' }) do
+  if job[name] then redis.call('HSET', job_key(id), name, job[name]) end
+end
+index_job(id, 'queued', job, now)
 write_webhook()
 if deadline_at then
   redis.call('HSET', job_key(id), 'deadline_at_ms', deadline_at)

@@ -1,5 +1,5 @@
 -- ARGV: limit (jobs a kind and call), reannounce_grace_ms.
--- Answers {requeued, dead, cancelled, expired, reannounced}.
+-- Answers {requeued, dead, cancelled, expired, reannounced, unindexed}.
 write_even_when_full()
 local limit, grace_ms, now = tonumber(ARGV[1]), tonumber(ARGV[2]), now_ms()
 local counts = { REQUEUED = 0, DEAD = 0, CANCELLED = 0, EXPIRED = 0 }
@@ -48,5 +48,24 @@ for _, queue in ipairs(redis.call('SMEMBERS', QUEUES)) do
   end
 end
 
+-- Redis has deleted these records: their index entries go too.
+local gone = redis.call('ZRANGEBYSCORE', EXPIRING, '-inf', now, 'LIMIT', 0, limit)
+for _, entry in ipairs(gone) do
+  local id, state, labels = read_expiring_entry(entry)
+  local f = redis.call('HMGET', job_key(id), 'state', 'tags', 'tenant', 'enqueued_at_ms')
+  local own = f[1] and { tags = f[2] or nil, tenant = f[3] or nil }
+  local ttl_ms = redis.call('PTTL', job_key(id))
+  if ttl_ms > 0 and entry == expiring_entry(id, f[1], own) then
+    redis.call('ZADD', EXPIRING, now + ttl_ms, entry) -- kept longer by hand
+  else
+    unindex_job(id, state, labels)
+    redis.call('ZREM', EXPIRING, entry)
+    -- An id that was used again (a Celery task's, delivered once more) keeps those of its record.
+    if own then index_job(id, f[1], own, f[4]) end
+  end
+end
+
 redis.call('ZREMRANGEBYSCORE', DEAD, '-inf', now - DEAD_TTL_MS)
-return { counts.REQUEUED, counts.DEAD, counts.CANCELLED, counts.EXPIRED, reannounced }
+return {
+  counts.REQUEUED, counts.DEAD, counts.CANCELLED, counts.EXPIRED, reannounced, #gone,
+}

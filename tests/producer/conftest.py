@@ -133,6 +133,33 @@ REGISTRIES = {
 }
 
 
+def indexes_that_hold_just_the_records(redis: Any, names: set[str]) -> set[str]:
+    """Prove that each record is in the index of its state, its tags and its tenant, and no other.
+
+    Records that ran out are still there until the next sweep.
+    """
+    indexes = {name for name in names if name.startswith(keys.JOB_INDEXES)}
+    found: dict[str, set[str]] = {}
+    for index in indexes - {keys.EXPIRING}:
+        found[index] = {i.decode() for i in redis.zrange(index, 0, -1)}
+    leaving = {entry.decode().split("\n")[0] for entry in redis.zrange(keys.EXPIRING, 0, -1)}
+    expected: dict[str, set[str]] = {}
+    records = {name.removeprefix(keys.job("")) for name in names if name.startswith(keys.job(""))}
+    for i in records:
+        state, tags, tenant = redis.hmget(keys.job(i), "state", "tags", "tenant")
+        assert (i in leaving) == (state not in (b"queued", b"in_progress"))
+        expected.setdefault(keys.state_index(state.decode()), set()).add(i)
+        if tenant not in (None, keys.DEFAULT_TENANT.encode()):
+            expected.setdefault(keys.tenant_index(tenant.decode()), set()).add(i)
+        for tag in (tags or b"").decode().split(",") if tags else ():
+            expected.setdefault(keys.tag_index(tag), set()).add(i)
+    for index, ids in found.items():
+        assert expected.get(index, set()) <= ids, index
+        assert ids - expected.get(index, set()) <= leaving - records, f"{index} lies"
+    assert set(expected) <= set(found)
+    return indexes
+
+
 def assert_every_key_ends(redis: Any) -> None:
     """Prove that each key has a time to live or is reachable from an index, and no index lies."""
     names = {name.decode() for name in redis.scan_iter(match=keys.PREFIX + "*")}
@@ -145,7 +172,8 @@ def assert_every_key_ends(redis: Any) -> None:
     assert deadlines <= queued
     live = queued | leased
     allowed = REGISTRIES | {keys.queued(queue) for queue in queues}
-    allowed |= {keys.job(i) for i in live} | {keys.tokens(i) for i in live}
+    allowed |= {key(i) for i in live for key in (keys.job, keys.tokens, keys.text)}
+    allowed |= indexes_that_hold_just_the_records(redis, names)
     allowed |= {keys.event(i) for i in pending}
     for queue in queues:
         allowed |= assert_waiting_jobs_add_up(redis, queue)

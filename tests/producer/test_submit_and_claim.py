@@ -223,12 +223,14 @@ def test_a_token_id_that_is_no_uint32_is_an_error_not_another_token(
 
 
 def test_keys_are_spelt_alike_in_python_and_lua(bench: Any) -> None:
-    bench.submit("j", webhook="https://example.com/", idempotency_key="k", deadline_at_ms=10**15)
+    hook = "https://example.com/"
+    bench.submit("j", webhook=hook, idempotency_key="k", deadline_at_ms=10**15, tags=("t",))
     bench.started("held")
     bench.store.checkpoint([TokenWrite("held", 1, 0, [1])], lease_ms=60_000)
     spelt = {keys.job("j"), keys.queued(QUEUE), keys.DEADLINES, keys.QUEUES, keys.TOTALS}
     spelt |= {keys.USAGE, keys.used(QUEUE), keys.under_way(QUEUE)}
     spelt |= {keys.idempotency("k"), keys.job("held"), keys.tokens("held"), keys.LEASES, QUEUE}
+    spelt |= {keys.state_index("queued"), keys.state_index("in_progress"), keys.tag_index("t")}
     assert {name.decode() for name in bench.redis.keys("*")} == spelt
     for number in range(8):
         bench.submit(f"next{number}", tenant="acme")
