@@ -70,7 +70,7 @@ def _inputs(chat: Chat, template: str) -> dict[str, Any]:
         "conversation": [
             _plain_message(index, message, template) for index, message in enumerate(chat.messages)
         ],
-        "tools": [dict(tool) for tool in chat.shown_tools] or None,
+        "tools": [_plain_tool(tool) for tool in chat.shown_tools] or None,
         "documents": [dict(document) for document in chat.documents or ()] or None,
         "add_generation_prompt": not continued if starts_answer is None else starts_answer,
         "continue_final_message": continued,
@@ -87,6 +87,13 @@ def _plain_message(index: int, message: Mapping[str, Any], template: str) -> dic
     if calls:
         plain["tool_calls"] = [decoded_call(call, index) for call in calls]
     return plain
+
+
+def _plain_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """A tool as templates want it: they look into its parameters without asking for them."""
+    function = dict(tool["function"])
+    function["parameters"] = function.get("parameters") or {"type": "object", "properties": {}}
+    return {**tool, "function": function}
 
 
 def _with_a_part_left_out(given: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:

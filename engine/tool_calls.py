@@ -185,7 +185,7 @@ def detect_format(template: str) -> str | None:
     # `<function=` is another spelling inside of the same tags, which is not JSON.
     if "<tool_call>" in template:
         return None if "<function=" in template else "hermes"
-    if "<|python_tag|>" in template or re.search(r'"parameters\\?"\s*:', template):
+    if "<|python_tag|>" in template or re.search(r'"name\\?"\s*:.*"parameters\\?"\s*:', template):
         return "llama3_json"
     return None
 

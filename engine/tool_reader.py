@@ -35,21 +35,19 @@ class ToolCallReader:
             seed: The request's, 64-bit signed.
         """
         self.calls: tuple[ToolCall, ...] = ()
+        self.is_for_single_call = is_single_call
         self._form = form
         self._names = names
-        self._is_single_call = is_single_call
         self._held = ""
         self._is_beginning = True
         # A resumed request makes the same ids, and another turn of the same chat makes others.
         self._id_root = array("q", [seed, *prompt_token_ids]).tobytes()
 
     @property
-    def is_complete(self) -> bool:
-        """Whether nothing is to follow: the only call that is wanted is there."""
+    def has_call(self) -> bool:
+        """Whether what is held back holds a call by now."""
         # Whatever the spelling, a call's object ends with a brace.
-        if not self._is_single_call or "}" not in self._held:
-            return False
-        return bool(self._form.parse(self._held, self._names).calls)
+        return "}" in self._held and bool(self._form.parse(self._held, self._names).calls)
 
     def append(self, text: str) -> str:
         """Take a piece of the output; what is certain to be text by now."""

@@ -46,9 +46,14 @@ class OutputText:
         return () if self._reader is None else self._reader.calls
 
     @property
-    def is_complete(self) -> bool:
-        """Whether the output is to end here, with the only call that it may have."""
-        return self._reader is not None and self._reader.is_complete
+    def is_for_single_call(self) -> bool:
+        """Whether the output ends with its first call."""
+        return self._reader is not None and self._reader.is_for_single_call
+
+    @property
+    def has_call(self) -> bool:
+        """Whether there is a call by now."""
+        return self._reader is not None and self._reader.has_call
 
     def append(self, token_id: int, *, may_stop: bool) -> str | None:
         """Take one token.
@@ -108,6 +113,8 @@ class RequestTracker:
         self.finish_reason: FinishReason | None = None
         self._stop_reason: int | str | None = None
         self._error: RequestFailure | None = None
+        self._tool_calls: tuple[ToolCall, ...] = ()
+        self._may_end_with_a_call = text is not None and text.is_for_single_call
         self._text = text
         self._pieces: list[str] = [] if text is None else text.pieces
         self._eos_token_ids = frozenset[int]() if params.ignore_eos else eos_token_ids
@@ -161,7 +168,7 @@ class RequestTracker:
                 self.finish(FinishReason.STOP)
             elif stop is not None:
                 self._end(FinishReason.STOP, stop)
-            elif self._text is not None and self._text.is_complete:
+            elif self._may_end_with_a_call and self._text is not None and self._text.has_call:
                 self.finish(FinishReason.STOP)
             elif self._num_tokens >= self._max_output_tokens:
                 self.finish(FinishReason.LENGTH)
@@ -206,7 +213,7 @@ class RequestTracker:
             _text_pieces=self._pieces,
             _num_text_pieces=len(self._pieces),
             _scores=request.scores,
-            tool_calls=() if self._text is None else self._text.tool_calls,
+            tool_calls=self._tool_calls,
         )
 
     def _note_token_time(self, since_arrival_s: float) -> None:
@@ -231,7 +238,9 @@ class RequestTracker:
         self._end(FinishReason.STOP, stop_reason)
 
     def _end(self, reason: FinishReason, stop_reason: int | str | None) -> None:
-        if reason is FinishReason.STOP and self._text is not None and self._text.tool_calls:
+        if self._text is not None:
+            self._tool_calls = self._text.tool_calls
+        if reason is FinishReason.STOP and self._tool_calls:
             reason = FinishReason.TOOL_CALLS
         self.finish_reason = reason
         self._stop_reason = stop_reason

@@ -142,7 +142,7 @@ def test_a_chat_and_a_prompt_are_answered_by_the_same_worker(
         assert prompt.result(timeout_s=120).finish_reason == "length"
         told = submit_chat_with_tools(redis_url)
     assert told["code"] == "unsupported_parameter"
-    assert told["message"].startswith("the chat template of demo ignores tools: leave them out")
+    assert "the chat template of demo ignores tools: leave them out" in told["message"]
     client.close()
 
 

@@ -173,15 +173,15 @@ def test_text_before_a_call_is_shown_at_once_and_markup_never(name: str) -> None
     assert plain.append("An answer") == "An answer"
 
 
-def test_a_single_call_is_complete_with_its_object() -> None:
+def test_a_call_is_there_with_its_whole_object() -> None:
     reader = a_reader("hermes", is_single_call=True)
     reader.append('<tool_call>{"name": "f", "arguments": {"a": {}')
-    assert not reader.is_complete
+    assert not reader.has_call
     reader.append("}}")
-    assert reader.is_complete
-    several = a_reader("hermes")
-    several.append('<tool_call>{"name": "f", "arguments": {}}')
-    assert not several.is_complete
+    assert reader.has_call
+    unknown = a_reader("hermes", is_single_call=True)
+    unknown.append('<tool_call>{"name": "unknown", "arguments": {}}')
+    assert not unknown.has_call
 
 
 @pytest.mark.parametrize(("name", "length"), [("hermes", 29), ("llama3_json", 29), ("mistral", 9)])
@@ -213,3 +213,4 @@ def test_the_spelling_is_read_from_the_template() -> None:
     assert detect_format(MISTRAL_ARGS) == "mistral"
     assert detect_format(PLAIN) is None
     assert detect_format("{{ '<tool_call><function=' }}") is None
+    assert detect_format('Its "parameters": none') is None
