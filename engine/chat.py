@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from .errors import RequestError
-from .grammar import GrammarRefused, schema_for_rule
+from .grammar import GrammarRefused, check_parameters, schema_for_rule
 
 ROLES: Final = ("system", "developer", "user", "assistant", "tool")
 #: Names that a template is given by other means, or that would steer the rendering itself.
@@ -101,9 +101,8 @@ class Chat:
         if isinstance(choice, Mapping):
             function = choice.get("function")
             name = function.get("name") if isinstance(function, Mapping) else None
-            if choice.get("type") != "function" or name not in {
-                tool["function"]["name"] for tool in self.tools or ()
-            }:
+            offered = [tool["function"]["name"] for tool in self.tools or ()]
+            if choice.get("type") != "function" or name not in offered:
                 raise _invalid("tool_choice names no function of tools: use one of their names")
         elif choice not in (None, "auto", "none", "required"):
             raise _invalid(
@@ -218,11 +217,18 @@ def _check_tools(tools: Any) -> None:
                 "_ and -"
             )
         names.add(name)
-        parameters = function.get("parameters")
-        if parameters is not None and (
-            not isinstance(parameters, Mapping) or parameters.get("type", "object") != "object"
-        ):
-            raise _invalid(f"tools[{index}].function.parameters is no schema of type object")
+        _check_parameters(f"tools[{index}].function.parameters", function.get("parameters"))
+
+
+def _check_parameters(field: str, parameters: Any) -> None:
+    if parameters is None:
+        return
+    if not isinstance(parameters, Mapping):
+        raise _invalid(f"{field} is no JSON schema: use an object")
+    try:
+        check_parameters(field, parameters)
+    except GrammarRefused as refusal:
+        raise _invalid(refusal.message) from None
 
 
 def _check_documents(documents: Any) -> None:

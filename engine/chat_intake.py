@@ -73,8 +73,8 @@ class ChatIntake:
             raise RequestError(
                 "unsupported_parameter",
                 f"tools: how {self._model_name} spells its calls is not known from its chat "
-                f"template; the operator can set BATCHMILL_TOOL_CALL_PARSER to {', '.join(FORMATS)}"
-                ", or set tool_choice to none",
+                f"template: the operator can set tool_call_parser to {', '.join(FORMATS)}; or "
+                "set tool_choice to none",
             )
         grammar = None
         if chat.must_call:

@@ -110,7 +110,11 @@ def _with_a_part_left_out(given: dict[str, Any]) -> Iterator[tuple[str, str, dic
         without = [message for message in messages if message["role"] != "tool"]
         yield "messages of role tool", "say it as text", {**given, "conversation": without}
     if any(message.get("name") and message["role"] != "tool" for message in messages):
-        without = [{**message, "name": None} for message in messages]
+        # A tool's name says again what its call says.
+        without = [
+            message if message["role"] == "tool" else {**message, "name": None}
+            for message in messages
+        ]
         yield "names of messages", "say who speaks in content", {**given, "conversation": without}
 
 

@@ -151,6 +151,23 @@ def _of_schema(field: str, schema: Any, compact: bool) -> str:
     return _compiled("json", text, compact)
 
 
+def check_parameters(field: str, schema: Mapping[str, Any]) -> None:
+    """Check that a schema describes the arguments of a function, whether it is enforced or not.
+
+    Raises:
+        GrammarRefused: it does not.
+    """
+    properties, required = schema.get("properties", {}), schema.get("required", [])
+    if schema.get("type", "object") != "object":
+        raise GrammarRefused(f"{field} is a schema of another type than object")
+    if not isinstance(properties, Mapping) or not all(
+        isinstance(each, Mapping | bool) for each in properties.values()
+    ):
+        raise GrammarRefused(f"{field}.properties is no object of schemas")
+    if not isinstance(required, list | tuple) or not all(isinstance(n, str) for n in required):
+        raise GrammarRefused(f"{field}.required is no list of names")
+
+
 def schema_for_rule(field: str, schema: Mapping[str, Any]) -> str:
     """A JSON schema as a rule of a Lark grammar may be: `%json` and what this returns.
 

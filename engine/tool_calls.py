@@ -112,7 +112,7 @@ class _Llama3JsonFormat:
 
     def parse(self, text: str, names: Set[str]) -> ParsedText:
         before, marker, after = text.partition(self.markers[0])
-        if not marker:
+        if not marker or before.lstrip().startswith("{"):
             before, after = "", text
         calls: list[ParsedCall] = []
         position = 0

@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from . import parameters as limits
 from .chat_messages import FunctionName, Messages
-from .grammar import GrammarRefused, schema_for_rule
+from .grammar import GrammarRefused, check_parameters, schema_for_rule
 from .strictness import STRICT, Text
 
 #: What only a chat has a use for.
@@ -41,8 +41,10 @@ class Function(BaseModel):
 
     @model_validator(mode="after")
     def _takes_an_object(self) -> Self:
-        if (self.parameters or {}).get("type", "object") != "object":
-            raise ValueError("parameters are no schema of type object")
+        try:
+            check_parameters("parameters", self.parameters or {})
+        except GrammarRefused as refusal:
+            raise ValueError(refusal.message) from None
         return self
 
 

@@ -29,6 +29,12 @@ UNENFORCEABLE = {
     "type": "function",
     "function": {"name": "f", "parameters": {"properties": {"a": {"uniqueItems": True}}}},
 }
+BAD_SCHEMAS = [
+    {"type": "array"},
+    {"properties": ["a"]},
+    {"properties": {"a": 5}},
+    {"required": "a"},
+]
 STRICT = {"type": "function", "function": {"name": "f", "strict": True}}
 BEGUN = [QUESTION, {"role": "assistant", "content": "It is"}]
 
@@ -126,6 +132,16 @@ BAD: list[tuple[dict[str, Any], str]] = [
     (
         {"messages": BEGUN, "continue_final_message": True, "add_generation_prompt": True},
         "invalid_request",
+    ),
+    *(
+        (
+            {
+                "messages": [QUESTION],
+                "tools": [{"type": "function", "function": {"name": "f", "parameters": schema}}],
+            },
+            "invalid_request",
+        )
+        for schema in BAD_SCHEMAS
     ),
 ]
 

@@ -215,7 +215,7 @@ def test_how_calls_are_spelt_can_be_set_where_the_template_does_not_tell(
 ) -> None:
     template = "{{ tools }}" + PLAIN
     chat = Chat(messages=[QUESTION], tools=[CLOCK], tool_choice="required")
-    with pytest.raises(RequestError, match="BATCHMILL_TOOL_CALL_PARSER") as caught:
+    with pytest.raises(RequestError, match="set tool_call_parser to hermes") as caught:
         chat_engine(template).generate([chat])
     assert caught.value.code == "unsupported_parameter"
     engine = chat_engine(template, tool_call_parser="hermes")
@@ -303,6 +303,23 @@ def test_generation_ends_with_the_first_call_where_there_may_be_only_one(
         assert (output.text, output.finish_reason) == ("So:", FinishReason.TOOL_CALLS)
         counts.append((len(output.tool_calls), len(output.token_ids)))
     assert counts == [(2, len(ids) + 1), (1, len("So: " + call) - len("</tool_call>"))]
+
+
+def test_an_output_that_is_cut_has_its_whole_calls_and_the_rest_as_text(
+    chat_engine: MakeChatEngine,
+) -> None:
+    engine = chat_engine(HERMES)
+    call = '<tool_call>{"name": "clock", "arguments": {}}</tool_call>'
+    ids = engine.tokenizer.encode_plain(f"{call} <tool_call>{{")
+    chat = Chat(messages=[QUESTION], tools=[CLOCK])
+    tracker = engine._intake.prepare("x", chat, SamplingParams(max_tokens=len(ids)))[0]
+    for token_id in ids:
+        tracker.request.output_token_ids.append(token_id)
+        tracker.advance(token_id)
+    output = tracker.take_output()
+    assert output.finish_reason is FinishReason.LENGTH
+    assert [each.name for each in output.tool_calls] == ["clock"]
+    assert output.text == " <tool_call>{"
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,12 @@ READ = [
         [F, G],
     ),
     ("llama3_json", '{"name": "f", "parameters": {"a": 1}} or so', " or so", [F]),
+    (
+        "llama3_json",
+        '{"name": "f", "parameters": {"a": "<|python_tag|>"}}',
+        "",
+        [ParsedCall("f", '{"a": "<|python_tag|>"}')],
+    ),
     ("mistral", '[TOOL_CALLS][{"name": "f", "arguments": {"a": 1}}]', "", [F]),
     (
         "mistral",
