@@ -279,8 +279,8 @@ def test_an_answer_that_calls_nothing_is_text(chat_engine: MakeChatEngine) -> No
     engine.add_request("offered", offered, params)
     pieces = []
     while engine.has_unfinished():
-        (last,) = engine.step()
-        pieces.append(last.new_text)
+        for last in engine.step():
+            pieces.append(last.new_text)
     assert "".join(pieces) == last.text == engine.tokenizer.decode(last.token_ids)
 
 
