@@ -70,10 +70,7 @@ def _check_tools(tools: list[Tool]) -> list[Tool]:
     names = [tool.function.name for tool in tools]
     if len(set(names)) < len(names):
         raise ValueError("two functions have the same name")
-    try:
-        num_bytes = sum(len(tool.model_dump_json().encode()) for tool in tools)
-    except ValueError:
-        raise ValueError("hold what is no JSON value") from None
+    num_bytes = sum(_num_json_bytes(tool.model_dump()) for tool in tools)
     if num_bytes > limits.MAX_STRUCTURE_BYTES:
         raise ValueError(
             f"have {num_bytes} bytes as JSON, the limit is {limits.MAX_STRUCTURE_BYTES}; "
@@ -100,16 +97,23 @@ def _read_tool_choice(choice: Any) -> Any:
 
 
 def _check_template_kwargs(kwargs: Any) -> Any:
-    if not isinstance(kwargs, dict):
-        return kwargs
-    if len(json.dumps(kwargs, default=str)) > limits.MAX_TEMPLATE_KWARGS_BYTES:
-        raise ValueError(f"has more than {limits.MAX_TEMPLATE_KWARGS_BYTES} bytes as JSON")
+    if not isinstance(kwargs, dict) or not all(isinstance(name, str) for name in kwargs):
+        return kwargs  # refused as it is
     for name, value in kwargs.items():
         if name in limits.RESERVED_TEMPLATE_KWARGS or not str(name).isidentifier():
             raise ValueError(f"holds {str(name)[:40]!r}, which is not for it: leave it out")
         if not isinstance(value, str | int | float | bool | None):
-            raise ValueError(f"{name} is no text, number, true, false or null")
+            raise ValueError(f"{name[:40]} is no text, number, true, false or null")
+    if _num_json_bytes(kwargs) > limits.MAX_TEMPLATE_KWARGS_BYTES:
+        raise ValueError(f"has more than {limits.MAX_TEMPLATE_KWARGS_BYTES} bytes as JSON")
     return kwargs
+
+
+def _num_json_bytes(value: Any) -> int:
+    try:
+        return len(json.dumps(value, allow_nan=False, ensure_ascii=False).encode())
+    except (TypeError, ValueError, RecursionError):
+        raise ValueError("holds what JSON in UTF-8 cannot: leave it out") from None
 
 
 def _chat_field(default: Any, **constraints: Any) -> Any:

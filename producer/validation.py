@@ -11,6 +11,9 @@ from pydantic_core import ErrorDetails
 from .errors import JobRejected, UnsupportedParameter
 from .models import GenerationJob
 
+#: Of a field's name, as a message shows it.
+_MAX_NAME_CHARS = 200
+
 
 def parse_job(data: Mapping[str, Any]) -> GenerationJob:
     """Return the job that a mapping describes.
@@ -52,7 +55,13 @@ def rejection(error: ValidationError) -> JobRejected:
 
 def _dotted(detail: ErrorDetails) -> str | None:
     """Where in the job it is; None for the job as a whole."""
-    return ".".join(str(part) for part in detail["loc"]) or None
+    return _shown(".".join(str(part) for part in detail["loc"])) or None
+
+
+def _shown(name: str) -> str:
+    """Return a name as a message can hold it: a key may be a megabyte, or no text in UTF-8."""
+    name = name.encode(errors="backslashreplace").decode()
+    return name if len(name) <= _MAX_NAME_CHARS else f"{name[:_MAX_NAME_CHARS]}…"
 
 
 def _message(detail: ErrorDetails, param: str | None) -> str:

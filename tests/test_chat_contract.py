@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from typing import Any
@@ -37,6 +38,15 @@ BAD_SCHEMAS = [
 ]
 STRICT = {"type": "function", "function": {"name": "f", "strict": True}}
 BEGUN = [QUESTION, {"role": "assistant", "content": "It is"}]
+
+DEEP: dict[str, Any] = {}
+for _ in range(20_000):
+    DEEP = {"items": DEEP}
+
+
+def described(parameters: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "f", "parameters": parameters}}
+
 
 GOOD: list[dict[str, Any]] = [
     {"messages": [QUESTION]},
@@ -218,6 +228,18 @@ def test_a_part_that_is_no_text_is_named() -> None:
             {"messages": [QUESTION], "chat_template_kwargs": {"x": "y" * 5000}},
             "chat_template_kwargs",
         ),
+        (
+            {"messages": [QUESTION], "chat_template_kwargs": {"x": math.inf}},
+            "chat_template_kwargs",
+        ),
+        (
+            {"messages": [QUESTION], "chat_template_kwargs": {"x": "\ud800"}},
+            "chat_template_kwargs",
+        ),
+        ({"messages": [QUESTION], "chat_template_kwargs": {"x\ud800": 1}}, "chat_template_kwargs"),
+        ({"messages": [QUESTION], "tools": [described({"a": math.nan})]}, "tools"),
+        ({"messages": [QUESTION], "tools": [described({"a": "\ud800"})]}, "tools"),
+        ({"messages": [QUESTION], "tools": [described(DEEP)]}, "tools"),
         ({"messages": [QUESTION], "cache_salt": ""}, "cache_salt"),
         ({"messages": [QUESTION], "cache_salt": "x" * 129}, "cache_salt"),
         ({"messages": [QUESTION], "cache_salt": "\ud800"}, "cache_salt"),

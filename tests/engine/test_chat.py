@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -299,7 +300,7 @@ def test_generation_ends_with_the_first_call_where_there_may_be_only_one(
             if tracker.finish_reason is None:
                 tracker.request.output_token_ids.append(token_id)
                 tracker.advance(token_id)
-        output = tracker.take_output()
+        output = tracker.take_output(time.monotonic())
         assert (output.text, output.finish_reason) == ("So:", FinishReason.TOOL_CALLS)
         counts.append((len(output.tool_calls), len(output.token_ids)))
     assert counts == [(2, len(ids) + 1), (1, len("So: " + call) - len("</tool_call>"))]
@@ -316,7 +317,7 @@ def test_an_output_that_is_cut_has_its_whole_calls_and_the_rest_as_text(
     for token_id in ids:
         tracker.request.output_token_ids.append(token_id)
         tracker.advance(token_id)
-    output = tracker.take_output()
+    output = tracker.take_output(time.monotonic())
     assert output.finish_reason is FinishReason.LENGTH
     assert [each.name for each in output.tool_calls] == ["clock"]
     assert output.text == " <tool_call>{"

@@ -1,17 +1,19 @@
 """The protocol on paper, checked state by state.
 
 A breadth-first search over everything that can happen to one job with two workers and a deliverer:
-its delay and its wait behind a neighbour who holds the one place among the announced, messages lost and doubled, a worker killed at any point, a lease that runs out although its worker
-lives, answers lost on the way back, a cancel at any time, a deliverer killed between the POST and
-the mark. What must hold in every state: one end, no token computed on another stream than the one
-it was appended to, one webhook id. And from every state the delivery of the webhook can be reached.
+its delay and its wait behind a neighbour who holds the one place among the announced, messages lost
+and doubled, a worker killed at any point, a lease that runs out although its worker lives, answers
+lost on the way back, a cancel at any time, a deliverer killed between the POST and the mark. What
+must hold in every state: one end, no token computed on another stream than the one it was appended
+to, one webhook id. And from every state the delivery of the webhook can be reached, and a claim
+from every one in which the job waits.
 
 The search is only worth as much as what it would catch, so five mutants of the protocol have to
 fail: without the fence check, without the sweep, with the webhook event outside of the completing
 transaction, without announcing the next job where a place is freed, and without the end of delays.
 
-The bounds: three claims, two messages, two tokens, one neighbour. `test_protocol_machine.py` holds the real
-scripts to the same rules.
+The bounds: three claims, two messages, two tokens, one neighbour. `test_protocol_machine.py` holds
+the real scripts to the same rules.
 """
 
 from __future__ import annotations
