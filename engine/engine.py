@@ -79,16 +79,8 @@ class Engine:
             max_num_batched_tokens=config.max_num_batched_tokens,
             ageing_s=config.priority_ageing_s,
         )
-        device_type = loaded.model.device.type
-        is_native = isinstance(loaded.model, DecoderModel)
-        self._pipeline = StepPipeline(
-            loaded.model,
-            self._kv_cache,
-            max_num_seqs=config.max_num_seqs,
-            max_model_len=config.max_model_len,
-            decode_graphs=config.records_decodes_on(device_type, is_native=is_native),
-        )
-        self._overlaps = config.overlaps_on(device_type)
+        self._pipeline = _make_pipeline(config, loaded, self._kv_cache)
+        self._overlaps = config.overlaps_on(loaded.model.device.type)
         self._intake = RequestIntake(config, loaded)
         self._counter = StatsCounter()
         self._book = RequestBook(self._scheduler, self._counter)
@@ -337,6 +329,18 @@ class Engine:
         )
         self._scheduler.discard(tracker.request)
         tracker.is_scheduled = False
+
+
+def _make_pipeline(config: EngineConfig, loaded: LoadedModel, kv_cache: KVCache) -> StepPipeline:
+    model = loaded.model
+    is_native = isinstance(model, DecoderModel)
+    return StepPipeline(
+        model,
+        kv_cache,
+        max_num_seqs=config.max_num_seqs,
+        max_model_len=config.max_model_len,
+        decode_graphs=config.records_decodes_on(model.device.type, is_native=is_native),
+    )
 
 
 def _check_model_limits(config: EngineConfig, loaded: LoadedModel) -> None:
