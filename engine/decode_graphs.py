@@ -201,6 +201,10 @@ class DecodeGraphs:
             return False
         return bool(self._rows.is_plain[self._rows.of(batch)].all())
 
+    def unload(self) -> None:
+        """Forget which batch the state holds: the block tables go on without it."""
+        self._loaded = None
+
     def launch(self, batch: ScheduledBatch) -> DrawnTokens:
         """Replay the step of a batch for which `can_replay` holds."""
         rows, num_rows = self._rows.of(batch), len(batch.decodes)
