@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -74,10 +76,51 @@ class CudaGraphRecorder:
         except RuntimeError as error:
             raise EngineError(
                 f"a decode step cannot be captured in a CUDA graph ({type(error).__name__}: "
-                f"{error}): set decode_graphs=False, and steps run kernel by kernel"
+                f"{error}): set decode_graphs=False (BATCHMILL_DECODE_GRAPHS=off), and steps run "
+                "kernel by kernel"
             ) from error
         replay: Callable[[], None] = graph.replay
         return replay
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """A decoding batch on the device, in memory that stays where it is; a row a request.
+
+    Rows past the batch's are padding: they attend to one slot of block 0, write to no slot, and put
+    their token into the row of `RequestRows` that is nobody's.
+    """
+
+    row_ids: Tensor  # [most] int64: where in `RequestRows` each belongs
+    positions: Tensor  # [most] int64
+    draw_positions: Tensor  # [most] int64: index of the token being drawn, in its output
+    is_live: Tensor  # [most] int64: 1, and 0 for padding
+    top_k: Tensor  # [most] int64
+    seeds: Tensor  # [most] int64
+    temperature: Tensor  # [most] float32
+    top_p: Tensor  # [most] float32
+    block_tables: Tensor  # [most, max_num_blocks] int32
+
+    @classmethod
+    def allocate(
+        cls, most: int, max_num_blocks: int, nobodys_row: int, device: torch.device
+    ) -> _State:
+        """A state of nothing but padding."""
+
+        def zeros() -> Tensor:
+            return torch.zeros(most, dtype=torch.int64, device=device)
+
+        return cls(
+            row_ids=torch.full((most,), nobodys_row, dtype=torch.int64, device=device),
+            positions=zeros(),
+            draw_positions=zeros(),
+            is_live=zeros(),
+            top_k=zeros(),
+            seeds=zeros(),
+            temperature=torch.zeros(most, dtype=torch.float32, device=device),
+            top_p=torch.ones(most, dtype=torch.float32, device=device),
+            block_tables=torch.zeros(most, max_num_blocks, dtype=torch.int32, device=device),
+        )
 
 
 class DecodeGraphs:
@@ -86,9 +129,6 @@ class DecodeGraphs:
     A recorded step takes each row's last token, runs the model, draws, and leaves the state ready
     for the step after it: the token where the next step finds it, the position advanced. So while
     the same requests decode, the host sends nothing but the blocks that some of them begin.
-
-    Rows past the batch's are padding: they attend to one slot of block 0, write to no slot, and
-    put their token where nobody looks.
 
     Invariant: between two calls the first rows of the state are those of `_loaded` at
     `_next_starts`, or `_loaded` is None.
@@ -125,20 +165,12 @@ class DecodeGraphs:
         self._recorder = recorder
         self._uploader = Uploader(device)
         self.sizes = _sizes_for(rows.num_rows)
-        most = self.sizes[-1]
-        self._row_ids = torch.full((most,), rows.num_rows, dtype=torch.int64, device=device)
-        self._positions, self._draw_positions, self._is_live, self._top_k, self._seeds = (
-            torch.zeros(most, dtype=torch.int64, device=device) for _ in range(5)
-        )
-        self._temperature = torch.zeros(most, dtype=torch.float32, device=device)
-        self._top_p = torch.ones(most, dtype=torch.float32, device=device)
-        self._num_columns = -(-max_model_len // kv_cache.block_size)
-        self._tables = torch.zeros(most, self._num_columns, dtype=torch.int32, device=device)
+        most, max_num_blocks = self.sizes[-1], -(-max_model_len // kv_cache.block_size)
+        self._state = _State.allocate(most, max_num_blocks, rows.num_rows, device)
         self._each_once = torch.arange(most + 1, dtype=torch.int64, device=device)
         self._cu_seqlens_q = self._each_once.to(torch.int32)
-        self._logits = torch.empty(
-            most, model.config.vocab_size, dtype=torch.float32, device=device
-        )
+        vocab_size = model.config.vocab_size
+        self._logits = torch.empty(most, vocab_size, dtype=torch.float32, device=device)
         self._token_ids = torch.zeros(most, dtype=torch.int64, device=device)
         self._is_finite = torch.zeros(most, dtype=torch.bool, device=device)
         self._replays: dict[int, Callable[[], None]] = {}
@@ -154,7 +186,7 @@ class DecodeGraphs:
         is_cuda = self._model.device.type == "cuda"
         before = torch.cuda.memory_reserved(self._model.device) if is_cuda else 0
         for size in reversed(self.sizes):
-            self._replays[size] = self._recorder.record(lambda size=size: self._step(size))  # type: ignore[misc]
+            self._replays[size] = self._recorder.record(partial(self._step, size))
         taken = torch.cuda.memory_reserved(self._model.device) - before if is_cuda else 0
         _log.info(
             "decode graphs: %d batch sizes up to %d, %.2f GiB",
@@ -169,38 +201,43 @@ class DecodeGraphs:
             return False
         return bool(self._rows.is_plain[self._rows.of(batch)].all())
 
+    def unload(self) -> None:
+        """Forget which batch the state holds: the block tables go on without it."""
+        self._loaded = None
+
     def launch(self, batch: ScheduledBatch) -> DrawnTokens:
         """Replay the step of a batch for which `can_replay` holds."""
         rows, num_rows = self._rows.of(batch), len(batch.decodes)
+        starts = self._rows.decode_starts(batch)
         size = next(size for size in self.sizes if size >= num_rows)
-        is_next = rows is self._loaded and np.array_equal(batch.decode_starts, self._next_starts)
+        is_next = rows is self._loaded and np.array_equal(starts, self._next_starts)
         self._loaded = None
         begun = self._builder.keep_up(batch)
         if not is_next:
-            self._load(batch, rows, size)
+            self._load(rows, starts, size)
         elif len(begun):
-            self._begin_blocks(batch, rows, begun)
+            self._begin_blocks(rows, starts, begun)
         self._replays[size]()
         drawn = DrawnTokens(self._token_ids[:num_rows], self._is_finite[:num_rows])
-        self._loaded, self._next_starts = rows, batch.decode_starts + 1
+        self._loaded, self._next_starts = rows, starts + 1
         return drawn
 
     @torch.inference_mode()
     def _step(self, size: int) -> None:
         """One decode step of the first `size` rows, on memory that stays where it is."""
+        state, block_size = self._state, self._kv_cache.block_size
         row_ids, positions, is_live = (
-            each[:size] for each in (self._row_ids, self._positions, self._is_live)
+            each[:size] for each in (state.row_ids, state.positions, state.is_live)
         )
-        block_size = self._kv_cache.block_size
         columns = positions // block_size
-        blocks = self._tables[:size].gather(1, columns[:, None])[:, 0].to(torch.int64)
+        blocks = state.block_tables[:size].gather(1, columns[:, None])[:, 0].to(torch.int64)
         slots = blocks * block_size + positions % block_size
         logits = self._logits[:size]
         inputs = StepInputs(
             input_ids=self._rows.last_tokens.index_select(0, row_ids),
             positions=positions,
             slot_mapping=torch.where(is_live > 0, slots, -1),
-            block_tables=self._tables[:size],
+            block_tables=state.block_tables[:size],
             cu_seqlens_q=self._cu_seqlens_q[: size + 1],
             seq_lens=(positions + 1).to(torch.int32),
             sample_rows=self._each_once[:size],
@@ -211,18 +248,18 @@ class DecodeGraphs:
         self._is_finite[:size].copy_(torch.isfinite(logits.amax(dim=-1)))
         token_ids: Tensor = sample(
             logits,
-            self._temperature[:size],
-            self._top_k[:size],
-            self._top_p[:size],
-            self._seeds[:size],
-            self._draw_positions[:size],
+            state.temperature[:size],
+            state.top_k[:size],
+            state.top_p[:size],
+            state.seeds[:size],
+            state.draw_positions[:size],
         )
         self._token_ids[:size].copy_(token_ids)
         self._rows.last_tokens.index_copy_(0, row_ids, token_ids)
         positions += is_live
-        self._draw_positions[:size] += is_live
+        state.draw_positions[:size] += is_live
 
-    def _load(self, batch: ScheduledBatch, rows: NDArray[np.int64], size: int) -> None:
+    def _load(self, rows: NDArray[np.int64], starts: NDArray[np.int64], size: int) -> None:
         """Bring a batch's rows into the state, and padding after them."""
         of, num_rows = self._rows, len(rows)
 
@@ -230,30 +267,30 @@ class DecodeGraphs:
             pads = np.full((size - num_rows, *values.shape[1:]), filler, dtype=values.dtype)
             return np.concatenate([values, pads])
 
-        starts = batch.decode_starts
+        state = self._state
         pairs = (
-            (self._row_ids, padded(rows, of.num_rows)),
-            (self._positions, padded(starts, 0)),
-            (self._draw_positions, padded(starts + 1 - of.num_prompt_tokens[rows], 0)),
-            (self._is_live, padded(np.ones_like(rows), 0)),
-            (self._top_k, padded(of.top_k[rows], 0)),
-            (self._seeds, padded(of.seeds[rows], 0)),
-            (self._temperature, padded(of.temperature[rows], 0)),
-            (self._top_p, padded(of.top_p[rows], 1)),
-            (self._tables, padded(self._builder.tables_of(rows), 0)),
+            (state.row_ids, padded(rows, of.num_rows)),
+            (state.positions, padded(starts, 0)),
+            (state.draw_positions, padded(starts + 1 - of.num_prompt_tokens[rows], 0)),
+            (state.is_live, padded(np.ones_like(rows), 0)),
+            (state.top_k, padded(of.top_k[rows], 0)),
+            (state.seeds, padded(of.seeds[rows], 0)),
+            (state.temperature, padded(of.temperature[rows], 0)),
+            (state.top_p, padded(of.top_p[rows], 1)),
+            (state.block_tables, padded(self._builder.tables_of(rows), 0)),
         )
         uploaded = self._uploader.upload(*[values for _, values in pairs])
         for (target, _), values in zip(pairs, uploaded, strict=True):
             target[:size].copy_(values)
 
     def _begin_blocks(
-        self, batch: ScheduledBatch, rows: NDArray[np.int64], begun: NDArray[np.int64]
+        self, rows: NDArray[np.int64], starts: NDArray[np.int64], begun: NDArray[np.int64]
     ) -> None:
         """Send the blocks that some requests begin with this step."""
-        columns = batch.decode_starts[begun] // self._kv_cache.block_size
+        columns = starts[begun] // self._kv_cache.block_size
         block_ids = self._builder.tables_of(rows[begun])[np.arange(len(begun)), columns]
         at_rows, at_columns, values = self._uploader.upload(begun, columns, block_ids)
-        self._tables.index_put_((at_rows, at_columns), values)
+        self._state.block_tables.index_put_((at_rows, at_columns), values)
 
 
 def _sizes_for(max_num_seqs: int) -> tuple[int, ...]:

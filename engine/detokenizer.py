@@ -49,6 +49,8 @@ class Detokenizer:
         )
         to_bytes = _piece_decoder(backend)
         self._token_bytes = None if to_bytes is None else _TokenBytes(backend, to_bytes)
+        # By the special tokens that are left out: none, all, or all but those of a family's calls.
+        self._whole: dict[frozenset[int], _WholeTexts] = {}
 
     def special_token_id(self, text: str) -> int | None:
         """The special token that a text is; None where it is none."""
@@ -75,7 +77,10 @@ class Detokenizer:
             context = list(prompt_token_ids[-NUM_CONTEXT_TOKENS:])
             return _WindowStream(self._backend, context, skip_special_tokens and not kept_ids)
         skipped = self._special_token_ids - kept_ids if skip_special_tokens else frozenset[int]()
-        return _ByteStream(self._token_bytes, skipped)
+        whole = self._whole.get(skipped)
+        if whole is None:
+            whole = self._whole[skipped] = _WholeTexts(self._token_bytes, skipped)
+        return _ByteStream(self._token_bytes, whole)
 
 
 class _TokenBytes(dict[int, bytes]):
@@ -85,7 +90,6 @@ class _TokenBytes(dict[int, bytes]):
         super().__init__()
         self._backend = backend
         self._to_bytes = to_bytes
-        self.whole = _WholeTexts(self)
 
     def __missing__(self, token_id: int) -> bytes:
         # Models pad their vocabulary: ids past the tokenizer's have no text.
@@ -96,11 +100,12 @@ class _TokenBytes(dict[int, bytes]):
 
 
 class _WholeTexts(dict[int, str | None]):
-    """The text of each token that is whole characters; None for a token that is not."""
+    """The text of each token that is whole characters, or none; None for a token that is not."""
 
-    def __init__(self, token_bytes: _TokenBytes) -> None:
-        super().__init__()
+    def __init__(self, token_bytes: _TokenBytes, skipped: frozenset[int]) -> None:
+        super().__init__(dict.fromkeys(skipped, ""))
         self._token_bytes = token_bytes
+        self.skipped = skipped
 
     def __missing__(self, token_id: int) -> str | None:
         try:
@@ -114,23 +119,22 @@ class _WholeTexts(dict[int, str | None]):
 class _ByteStream:
     """Text of a vocabulary whose tokens stand for bytes."""
 
-    __slots__ = ("_decoder", "_is_between_characters", "_skipped", "_token_bytes", "_whole")
+    __slots__ = ("_decoder", "_is_between_characters", "_token_bytes", "_whole")
 
-    def __init__(self, token_bytes: _TokenBytes, skipped: frozenset[int]) -> None:
+    def __init__(self, token_bytes: _TokenBytes, whole: _WholeTexts) -> None:
         self._token_bytes = token_bytes
-        self._whole = token_bytes.whole
-        self._skipped = skipped
+        self._whole = whole
         # Keeps an unfinished character back; bytes that can become none are U+FFFD at once.
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._is_between_characters = True
 
     def append(self, token_id: int) -> str:
-        if token_id in self._skipped:
-            return ""
         if self._is_between_characters:
             text = self._whole[token_id]
             if text is not None:  # nearly always; the decoder takes five times as long
                 return text
+        if token_id in self._whole.skipped:
+            return ""
         decoded = self._decoder.decode(self._token_bytes[token_id])
         self._is_between_characters = not self._decoder.getstate()[0]
         return decoded

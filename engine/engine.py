@@ -11,6 +11,7 @@ from .config import EngineConfig
 from .decoder import DecoderModel
 from .errors import ConfigError, EngineError, RequestError, is_out_of_memory
 from .intake import Prompt, RequestIntake, check_order
+from .kv_cache import KVCache
 from .kv_cache_sizing import allocate_kv_cache
 from .loading import LoadedModel, load_model
 from .outputs import FinishReason, RequestFailure, RequestOutput, ResumedTokens
@@ -71,17 +72,8 @@ class Engine:
             max_num_batched_tokens=config.max_num_batched_tokens,
             ageing_s=config.priority_ageing_s,
         )
-        device_type = loaded.model.device.type
-        model = loaded.model
-        is_capturable = isinstance(model, DecoderModel) and model.is_capturable
-        self._pipeline = StepPipeline(
-            loaded.model,
-            self._kv_cache,
-            max_num_seqs=config.max_num_seqs,
-            max_model_len=config.max_model_len,
-            decode_graphs=config.records_decodes_on(device_type, is_capturable=is_capturable),
-        )
-        self._overlaps = config.overlaps_on(device_type)
+        self._pipeline = _make_pipeline(config, loaded, self._kv_cache)
+        self._overlaps = config.overlaps_on(loaded.model.device.type)
         self._intake = RequestIntake(config, loaded)
         self._counter = StatsCounter()
         self._book = RequestBook(self._scheduler, self._counter)
@@ -334,6 +326,18 @@ class Engine:
         )
         self._scheduler.discard(tracker.request)
         tracker.is_scheduled = False
+
+
+def _make_pipeline(config: EngineConfig, loaded: LoadedModel, kv_cache: KVCache) -> StepPipeline:
+    model = loaded.model
+    is_capturable = isinstance(model, DecoderModel) and model.is_capturable
+    return StepPipeline(
+        model,
+        kv_cache,
+        max_num_seqs=config.max_num_seqs,
+        max_model_len=config.max_model_len,
+        decode_graphs=config.records_decodes_on(model.device.type, is_capturable=is_capturable),
+    )
 
 
 def _check_model_limits(config: EngineConfig, loaded: LoadedModel) -> None:

@@ -54,6 +54,7 @@ class RequestRows:
         self._batch: ScheduledBatch | None = None
         self._decodes: tuple[Request, ...] = ()
         self._decode_rows: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self._decode_starts: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         self._rows: NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
     def of(self, batch: ScheduledBatch) -> NDArray[np.int64]:
@@ -63,6 +64,7 @@ class RequestRows:
         """
         if batch is self._batch:
             return self._rows
+        self._decode_starts = np.array(batch.decode_starts, dtype=np.int64)
         if batch.decodes != self._decodes:
             row_of = self._row_by_request
             self._decode_rows = np.array([row_of[each] for each in batch.decodes], dtype=np.int64)
@@ -73,6 +75,11 @@ class RequestRows:
             self._rows = np.concatenate([self._decode_rows, np.array(rows, dtype=np.int64)])
         self._batch = batch
         return self._rows
+
+    def decode_starts(self, batch: ScheduledBatch) -> NDArray[np.int64]:
+        """`batch.decode_starts`, [num_decodes] int64."""
+        self.of(batch)
+        return self._decode_starts
 
     def sampling(self, batch: ScheduledBatch) -> NDArray[np.int64]:
         """The rows of the requests that sample, [num_sampling] int64."""

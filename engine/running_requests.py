@@ -6,8 +6,6 @@ from bisect import insort
 from collections import deque
 from collections.abc import Sequence
 
-import numpy as np
-
 from .block_pool import BlockPool
 from .prefix_sharing import PrefixSharing
 from .request import Request, RequestStatus
@@ -174,10 +172,11 @@ class RunningRequests:
 
     def _register_blocks(self, batch: ScheduledBatch, token_ids: Sequence[int | None]) -> None:
         """Offer the blocks that a step filled for sharing, where its token shows them good."""
-        num_computed = batch.decode_starts + 1
+        block_size = self._pool.block_size
         filled = [
-            (row, batch.decodes[row], int(num_computed[row]))
-            for row in np.flatnonzero(num_computed % self._pool.block_size == 0).tolist()
+            (row, batch.decodes[row], start + 1)
+            for row, start in enumerate(batch.decode_starts)
+            if (start + 1) % block_size == 0
         ]
         sampling = [item for item in batch.chunks if item.samples]
         filled += [

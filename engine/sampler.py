@@ -105,7 +105,7 @@ class Sampler:
         rows: NDArray[np.int64],
         controls: _RowControls,
     ) -> Tensor:
-        positions = _num_tokens(batch) - self._rows.num_prompt_tokens[rows]
+        positions = _num_tokens(batch, self._rows) - self._rows.num_prompt_tokens[rows]
         token_ids: Tensor = sample(
             logits,
             controls.temperature,
@@ -128,9 +128,9 @@ class Sampler:
         return [(row, request) for row, request in wanted if finite[row]]
 
 
-def _num_tokens(batch: ScheduledBatch) -> NDArray[np.int64]:
+def _num_tokens(batch: ScheduledBatch, of: RequestRows) -> NDArray[np.int64]:
     """Tokens before the one to be drawn, [num_sampling] int64."""
-    decodes = batch.decode_starts + 1
+    decodes = of.decode_starts(batch) + 1
     if not batch.chunks:
         return decodes
     chunks = [

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
 
 from .request import Request
 
@@ -39,10 +37,6 @@ class ScheduledRequest(NamedTuple):
     scored: range = range(0)
 
 
-def _no_starts() -> NDArray[np.int64]:
-    return np.empty(0, dtype=np.int64)
-
-
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class ScheduledBatch:
     """One step's work, decided.
@@ -54,8 +48,8 @@ class ScheduledBatch:
 
     #: Requests that decode, in order of rank.
     decodes: tuple[Request, ...] = ()
-    #: [num_decodes] int64: where each starts, the position of the one token that it computes.
-    decode_starts: NDArray[np.int64] = field(default_factory=_no_starts)
+    #: Where each of them starts: the position of the one token that it computes.
+    decode_starts: Sequence[int] = ()
     #: Parts of prompts, in order of rank.
     chunks: tuple[ScheduledRequest, ...] = ()
     #: Requests that lost their blocks for this step and wait again, the last in rank first.
@@ -78,8 +72,7 @@ class ScheduledBatch:
     @property
     def scheduled(self) -> tuple[ScheduledRequest, ...]:
         """All shares, in the order of their rows."""
-        starts = self.decode_starts.tolist()
-        decodes = zip(self.decodes, starts, strict=True)
+        decodes = zip(self.decodes, self.decode_starts, strict=True)
         return (*(ScheduledRequest(each, at, 1, True) for each, at in decodes), *self.chunks)
 
     @property

@@ -6,8 +6,6 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 
-import numpy as np
-
 from .batch_limits import BatchLimits
 from .block_pool import BlockPool
 from .errors import ConfigError, RequestError
@@ -148,7 +146,7 @@ class Scheduler:
         )
         return ScheduledBatch(
             decodes=tuple(decodes),
-            decode_starts=np.array([each.num_computed_tokens for each in decodes], dtype=np.int64),
+            decode_starts=[each.num_computed_tokens for each in decodes],
             chunks=tuple(plan.chunks),
             preempted=tuple(preempted),
             unconfirmed=tuple(self._unconfirmed),

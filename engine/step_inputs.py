@@ -141,11 +141,11 @@ class StepInputBuilder:
             Which of `batch.decodes` began a block, [num_begun] int64.
         """
         rows = self._rows.of(batch)[: len(batch.decodes)]
-        is_begun = batch.decode_starts >= self._num_copied[rows] * self._block_size
+        starts = self._rows.decode_starts(batch)
+        is_begun = starts >= self._num_copied[rows] * self._block_size
         begun: NDArray[np.int64] = np.flatnonzero(is_begun)
         for index in begun.tolist():
-            num_tokens = int(batch.decode_starts[index]) + 1
-            self._copy(int(rows[index]), batch.decodes[index], num_tokens)
+            self._copy(int(rows[index]), batch.decodes[index], batch.decode_starts[index] + 1)
         return begun
 
     def tables_of(self, rows: NDArray[np.int64]) -> NDArray[np.int32]:
@@ -154,13 +154,14 @@ class StepInputBuilder:
         return tables
 
     def _lay_out(self, batch: ScheduledBatch) -> _Layout:
+        decode_starts = self._rows.decode_starts(batch)
         if not batch.chunks:
-            starts, one_each = batch.decode_starts, self._one_each[: len(batch.decodes) + 1]
+            starts, one_each = decode_starts, self._one_each[: len(batch.decodes) + 1]
             return _Layout(starts, starts + 1, one_each, one_each[:-1], starts)
         chunk_starts = np.array([item.num_computed_tokens for item in batch.chunks], dtype=np.int64)
         chunk_counts = np.array([item.num_new_tokens for item in batch.chunks], dtype=np.int64)
-        starts = np.concatenate([batch.decode_starts, chunk_starts])
-        counts = np.concatenate([np.ones_like(batch.decode_starts), chunk_counts])
+        starts = np.concatenate([decode_starts, chunk_starts])
+        counts = np.concatenate([np.ones_like(decode_starts), chunk_counts])
         cu_seqlens_q = np.zeros(len(starts) + 1, dtype=np.int64)
         np.cumsum(counts, out=cu_seqlens_q[1:])
         seqs = np.repeat(np.arange(len(starts)), counts)

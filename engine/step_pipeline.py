@@ -6,6 +6,8 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
+import torch
+
 from .decode_graphs import DecodeGraphs
 from .drawn_tokens import DrawnTokens
 from .kv_cache import KVCache
@@ -67,6 +69,9 @@ class StepPipeline:
         Raises:
             EngineError: they are to be recorded, and cannot be.
         """
+        if model.device.type == "cuda":
+            # Streams, events and graphs belong to the thread's current device.
+            torch.cuda.set_device(model.device)
         self._rows = RequestRows(max_num_seqs, model.device)
         self._builder = StepInputBuilder(
             self._rows,
@@ -105,9 +110,7 @@ class StepPipeline:
         if self._graphs is not None and self._graphs.can_replay(batch):
             drawn, kind = self._graphs.launch(batch), StepKind.GRAPH
         else:
-            self._sampler.begin(batch)
-            logits = self._runner.run(self._builder.build(batch))
-            drawn = self._sampler.draw(logits, batch)
+            drawn = self._run(batch)
             kind = StepKind.PREFILL if batch.chunks else StepKind.DECODE
         self._in_flight.append(_LaunchedStep(batch, drawn, kind, launched_at_s))
 
@@ -120,3 +123,11 @@ class StepPipeline:
         self._collected_at_s = time.perf_counter()
         time_s = self._collected_at_s - started_at_s
         return CollectedStep(step.batch, token_ids, step.kind, time_s)
+
+    def _run(self, batch: ScheduledBatch) -> DrawnTokens:
+        """Run a step kernel by kernel."""
+        if self._graphs is not None:
+            self._graphs.unload()
+        self._sampler.begin(batch)
+        logits = self._runner.run(self._builder.build(batch))
+        return self._sampler.draw(logits, batch)

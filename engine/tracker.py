@@ -124,19 +124,22 @@ class RequestTracker:
         self._stop_token_ids = frozenset(params.stop_token_ids or ())
         self._ending_token_ids = self._eos_token_ids | self._stop_token_ids
         self._max_output_tokens = request.max_num_tokens - len(request.prompt_token_ids)
+        self._metrics = request.metrics
+        self._awaits_first_token = True
+        self._pieces: list[str] = [] if text is None else text.pieces
         self._source = OutputSource(
             request.request_id,
             request.prompt_token_ids,
             request.output_token_ids,
-            [] if text is None else text.pieces,
+            self._pieces,
             request.metrics,
             request.scores,
         )
         self._num_tokens = 0
         self._num_reported_tokens = 0
         self._num_reported_pieces = 0
-        # Seconds from arrival until the latest token.
-        self._last_token_s = 0.0
+        # `time.monotonic()` at the report of the latest token; of little use before there is one.
+        self._last_token_at_s = 0.0
 
     @property
     def has_pending_scores(self) -> bool:
@@ -156,7 +159,7 @@ class RequestTracker:
             self.advance(token_id)
         self._num_reported_tokens = self._num_tokens
         # A prompt that is echoed was shown with the first of the resumed tokens.
-        self._num_reported_pieces = len(self._source.text_pieces) if self._num_tokens else 0
+        self._num_reported_pieces = len(self._pieces) if self._num_tokens else 0
         return self._num_tokens
 
     def advance(self, token_id: int) -> bool:
@@ -178,7 +181,7 @@ class RequestTracker:
         elif self._plain_stream is not None:
             piece = self._plain_stream.append(token_id)
             if piece:
-                self._source.text_pieces.append(piece)
+                self._pieces.append(piece)
             return False
         elif self._text is not None:
             may_stop = self._num_tokens > self.request.params.min_tokens
@@ -227,12 +230,12 @@ class RequestTracker:
         num_tokens, num_old_tokens = self._num_tokens, self._num_reported_tokens
         if num_tokens > num_old_tokens:
             self._num_reported_tokens = num_tokens
-            metrics = self._source.metrics
-            self._last_token_s = now_s - metrics.arrived_at_s
-            if metrics.first_token_s is None:
-                metrics.first_token_s = self._last_token_s
+            self._last_token_at_s = now_s
+            if self._awaits_first_token:
+                self._awaits_first_token = False
+                self._metrics.first_token_s = now_s - self._metrics.arrived_at_s
         num_old_pieces = self._num_reported_pieces
-        num_pieces = self._num_reported_pieces = len(self._source.text_pieces)
+        num_pieces = self._num_reported_pieces = len(self._pieces)
         end = self._end
         if end is None:
             return RequestOutput(
@@ -245,7 +248,7 @@ class RequestTracker:
 
     def peek_output(self) -> RequestOutput:
         """Where the request is, with nothing that is new."""
-        num_tokens, num_pieces = self._num_tokens, len(self._source.text_pieces)
+        num_tokens, num_pieces = self._num_tokens, len(self._pieces)
         return RequestOutput(
             self.finish_reason,
             self._source,
@@ -257,10 +260,11 @@ class RequestTracker:
         )
 
     def _note_pace(self) -> None:
-        metrics = self._source.metrics
+        metrics = self._metrics
         num_new = self._num_tokens - metrics.num_resumed_tokens
         if metrics.first_token_s is not None and num_new > 1:
-            metrics.inter_token_s = (self._last_token_s - metrics.first_token_s) / (num_new - 1)
+            last_token_s = self._last_token_at_s - metrics.arrived_at_s
+            metrics.inter_token_s = (last_token_s - metrics.first_token_s) / (num_new - 1)
 
     def _follows_structure(self, token_id: int) -> bool:
         assert self._structure is not None
@@ -281,5 +285,4 @@ class RequestTracker:
             reason = FinishReason.TOOL_CALLS if is_stop else end.reason
             end = replace(end, reason=reason, tool_calls=self._text.tool_calls)
         self._end, self.finish_reason = end, end.reason
-        metrics = self._source.metrics
-        metrics.finished_s = time.monotonic() - metrics.arrived_at_s
+        self._metrics.finished_s = time.monotonic() - self._metrics.arrived_at_s

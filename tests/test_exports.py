@@ -28,7 +28,10 @@ FORBIDDEN_LIBRARIES = {
     "worker": set(),
 }
 #: Host-only files of the engine: scheduling is testable without a tensor library.
-WITHOUT_TORCH = ("block_pool.py", "request.py", "schedule.py", "scheduler.py")
+WITHOUT_TORCH = (
+    *("block_pool.py", "request.py", "running_requests.py", "schedule.py", "scheduler.py"),
+    "step_plan.py",
+)
 
 
 def source_files(folder: str) -> list[Path]:

@@ -26,6 +26,7 @@ _OF_AN_ENGINE = frozenset(
     {
         *("model", "dtype", "device", "quantization", "model_impl", "kv_cache_bytes"),
         *("max_model_len", "max_num_seqs", "max_num_batched_tokens", "enable_prefix_caching"),
+        *("overlap", "decode_graphs"),
     }
 )
 

@@ -12,6 +12,9 @@ from pydantic import Field, model_validator
 from batchmill.producer import keys
 from batchmill.producer.settings import ProducerSettings
 
+#: Words of the engine's switches, as `EngineConfig` has them.
+_SWITCH: Mapping[str, bool | str] = {"auto": "auto", "on": True, "off": False}
+
 
 class WorkerSettings(ProducerSettings):
     """How a worker runs. Each field is `BATCHMILL_<NAME>` in upper case."""
@@ -54,6 +57,11 @@ class WorkerSettings(ProducerSettings):
     model_impl: Literal["auto", "native", "transformers"] = "auto"
     #: How the model spells calls of functions; "auto" reads it from the model's chat template.
     tool_call_parser: Literal["auto", "hermes", "llama3_json", "mistral"] = "auto"
+    #: Schedule the next step while the device computes this one; "auto" is on where there is a GPU.
+    overlap: Literal["auto", "on", "off"] = "auto"
+    #: Record decode steps when the engine starts and replay them; "auto" is on for our decoder on a
+    #: GPU.
+    decode_graphs: Literal["auto", "on", "off"] = "auto"
 
     #: Seconds after which a job of a silent worker goes to another one. Must exceed the longest
     #: step; a worker that is only slow loses its jobs otherwise.
@@ -137,4 +145,6 @@ class WorkerSettings(ProducerSettings):
             "quantization": self.quantization,
             "model_impl": self.model_impl,
             "tool_call_parser": self.tool_call_parser,
+            "overlap": _SWITCH[self.overlap],
+            "decode_graphs": _SWITCH[self.decode_graphs],
         }

@@ -181,10 +181,8 @@ def main() -> None:
             medians = measure(batch_size, params, num_steps)
             host_us, fastest_us = medians.pop("host"), medians.pop("fastest tenth")
             parts = ", ".join(f"{name} {us:.0f}" for name, us in medians.items())
-            print(
-                f"batch {batch_size:3} {mode:7}: host {host_us:4.0f} us a step, "
-                f"{fastest_us:4.0f} at best"
-            )
+            figures = f"host {host_us:4.0f} us a step, {fastest_us:4.0f} at best"
+            print(f"batch {batch_size:3} {mode:7}: {figures}")
             print(f"    {parts}")
 
 

@@ -124,6 +124,7 @@ class Mill:
     def step(self, *, fails: bool = False, is_out_of_memory: bool = False) -> ScheduledBatch:
         batch = self.scheduler.schedule()
         self.scheduler.check()
+        assert not (batch.preempted and self.in_flight), "preempted with a step in flight"
         is_launched = batch.num_seqs > 0 and not fails and not is_out_of_memory
         if batch.num_seqs:
             self.check(batch)

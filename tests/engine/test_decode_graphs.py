@@ -191,6 +191,27 @@ def test_step_that_could_not_be_launched_is_replayed_right(
     assert outputs_of(engine)["a"] == expected.token_ids
 
 
+def test_block_begun_in_a_step_that_ran_out_of_memory_reaches_the_next_replay(
+    make_engine: Callable[..., Engine], fuse: Fuse
+) -> None:
+    prompts = {"a": [1, 2, 3], "b": list(range(4, 24))}
+    expected = {
+        name: make_engine(decode_graphs=False).generate([prompt], greedy(12))[0].token_ids
+        for name, prompt in prompts.items()
+    }
+    engine = make_engine()
+    engine.add_request("a", prompts["a"], greedy(12))
+    engine.step()
+    engine.step()
+    assert kinds(engine) == {"prefill": 1, "graph": 1}
+    engine.add_request("b", prompts["b"], greedy(12))
+    fuse.error, fuse.max_num_tokens = MemoryError(), 8
+    engine.step()  # "a" begins its second block in it
+    assert engine.stats().num_out_of_memory == 1
+    fuse.reset()
+    assert outputs_of(engine) == expected
+
+
 def test_decodes_are_recorded_by_default_for_our_decoder_on_a_gpu() -> None:
     config = EngineConfig(model="tiny")
     assert config.records_decodes_on("cuda", is_capturable=True)
