@@ -26,5 +26,8 @@ local function forget(id, job)
   redis.call('ZREM', EXPIRING, expiring_entry(id, job.state, job))
   local key = job.idempotency_key and idempotency_key(job.idempotency_key)
   if key and redis.call('HGET', key, 'id') == id then redis.call('DEL', key) end
+  -- A document that came through the inbox and was submitted, but not settled yet.
+  redis.call('ZREM', INBOX_TAKEN, id)
+  redis.call('HDEL', INBOX_DOCUMENTS, id)
   redis.call('DEL', job_key(id), tokens_key(id), text_key(id))
 end

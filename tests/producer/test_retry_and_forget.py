@@ -248,6 +248,9 @@ def test_nothing_of_a_forgotten_job_is_left(bench: Any, client: Client) -> None:
     client.retry("j")
     die_alone(bench)
     bench.take_announcement()
+    # As if its inbox document had been submitted by a worker that died before it settled it.
+    bench.redis.zadd(keys.INBOX_TAKEN, {"j": 1})
+    bench.redis.hset(keys.INBOX_DOCUMENTS, "j", "a prompt")
     client.forget("j")
     queue = keys.queue_name("demo", "normal")
     # An announcement holds an id and nothing else, and what a tenant has used is a number.
