@@ -2,9 +2,12 @@
 
 from .answers import CancelAnswer, CancelStatus, JobState
 from .async_client import AsyncClient, AsyncJob
+from .batch_models import BatchRequest, BatchState, BatchStatus, RequestCounts
+from .batch_store import BatchEntry
 from .client import Client, Job
 from .ended import EndedJob
 from .errors import (
+    BatchClosed,
     BatchmillError,
     BrokerUnavailable,
     BulkFileError,
@@ -18,6 +21,7 @@ from .errors import (
     QueueFull,
     ResultTimeout,
     SignatureError,
+    UnknownBatch,
     UnknownJob,
     UnsupportedParameter,
 )
@@ -31,6 +35,11 @@ from .webhook_dedupe import SeenEvents
 __all__ = [
     "AsyncClient",
     "AsyncJob",
+    "BatchClosed",
+    "BatchEntry",
+    "BatchRequest",
+    "BatchState",
+    "BatchStatus",
     "BatchmillError",
     "BrokerUnavailable",
     "BulkFileError",
@@ -55,11 +64,13 @@ __all__ = [
     "OutputRestarted",
     "ProducerSettings",
     "QueueFull",
+    "RequestCounts",
     "ResultTimeout",
     "SeenEvents",
     "SignatureError",
     "StreamPiece",
     "StreamPosition",
+    "UnknownBatch",
     "UnknownJob",
     "UnsupportedParameter",
     "Usage",

@@ -33,6 +33,8 @@ class SubmitStatus(StrEnum):
     CONFLICT = "CONFLICT"
     #: The queue has reached its depth limit, or Redis its memory limit; nothing was stored.
     FULL = "FULL"
+    #: The job's batch takes no more lines, or is not there; nothing was stored.
+    CLOSED = "CLOSED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,8 @@ class Submitted:
     job_id: str | None
     #: Jobs waiting in the queue, where it was full; None where it was Redis that was.
     queue_depth: int | None = None
+    #: State of the batch that takes no line; empty where there is no such batch.
+    batch_state: str = ""
 
 
 class ClaimRefusal(StrEnum):
@@ -211,8 +215,9 @@ class OutboxEntry:
 
     event_id: str
     #: ``generation.`` and ``started``, ``output``, ``completed``, ``failed``, ``cancelled`` or
-    #: ``expired``.
+    #: ``expired``; or ``batch.`` and one of the last four.
     type: str
+    #: Of the job, or of the batch.
     job_id: str
     url: str
     #: 1 at the first attempt; an attempt that died on the way counts.

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from types import TracebackType
 from typing import Any, Self
 
-from . import calls
+from . import async_batch_client, calls
 from .answers import CancelAnswer, CancelStatus
 from .async_end_watch import AsyncEndWatch
 from .async_store import AsyncJobStore
 from .async_waiting import wait_until_ended
+from .batch_models import BatchStatus, parse_batch
+from .batch_store import AsyncBatchStore, BatchEntry
 from .batching import MAX_BATCH_JOBS, Batch, JobLike, OnRejected, as_job
 from .broker_url import find_broker
 from .end_watch import TimeBudget
@@ -173,6 +176,47 @@ class AsyncClient:
         if answer.status is CancelStatus.UNKNOWN:
             raise unknown(job_id)
         return answer
+
+    async def create_batch(
+        self,
+        jobs: Iterable[JobLike] | AsyncIterable[JobLike],
+        /,
+        *,
+        on_rejected: OnRejected | None = None,
+        **fields: Any,
+    ) -> BatchStatus:
+        """As ``Client.create_batch``; ``jobs`` may be an asynchronous iterable."""
+        request = parse_batch(fields)
+        lines = _asynchronously(jobs)
+        with broker_errors(self._url):
+            return await async_batch_client.create_batch(
+                self._store, self.settings, lines, request, on_rejected
+            )
+
+    async def batch(self, batch_id: str) -> BatchStatus:
+        """As ``Client.batch``."""
+        with broker_errors(self._url):
+            return await async_batch_client.status_of(self._store, batch_id)
+
+    async def batches(self, limit: int = 100) -> list[BatchStatus]:
+        """As ``Client.batches``."""
+        with broker_errors(self._url):
+            return await AsyncBatchStore(self._store).newest(limit)
+
+    async def cancel_batch(self, batch_id: str) -> BatchStatus:
+        """As ``Client.cancel_batch``."""
+        with broker_errors(self._url):
+            return await async_batch_client.cancel_batch(self._store, batch_id)
+
+    async def batch_results(
+        self, batch_id: str, *, timeout_s: float | None = None
+    ) -> AsyncIterator[BatchEntry]:
+        """As ``Client.batch_results``."""
+        with broker_errors(self._url):
+            results = async_batch_client.batch_results(self._store, batch_id, timeout_s)
+            async with contextlib.aclosing(results) as entries:
+                async for entry in entries:
+                    yield entry
 
     async def _send(self, batch: Batch) -> AsyncIterator[AsyncJob]:
         with broker_errors(self._url):

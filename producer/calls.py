@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 import sys
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -50,6 +50,19 @@ class Call(Generic[Answer]):
 
 
 @dataclass(frozen=True, slots=True)
+class BatchPlace:
+    """The line of a batch that a job is."""
+
+    batch_id: str
+    #: Place in the input, from 0.
+    index: int
+    #: The caller's own name for the line; empty for none.
+    custom_id: str = ""
+    #: OpenAI's path of the answer's shape.
+    endpoint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class NewJob:
     """What ``submit`` stores for a job."""
 
@@ -66,7 +79,7 @@ class NewJob:
     #: Name of the operator's secret to sign with; empty for the default one.
     webhook_secret: str = ""
     idempotency_key: str | None = None
-    #: Digest of the content that an idempotency key stands for.
+    #: Digest of the content that an idempotency key, or a place in a batch, stands for.
     fingerprint: str = ""
     #: Absolute deadline, milliseconds of unix time.
     deadline_at_ms: int | None = None
@@ -74,6 +87,8 @@ class NewJob:
     ttl_ms: int | None = None
     #: Jobs the queue may hold before it refuses more; None is no limit.
     max_queue_depth: int | None = None
+    #: The batch that is told of the job's end.
+    batch: BatchPlace | None = None
 
 
 def read_reply(call: Call[Answer], reply: Any) -> Answer:
@@ -127,16 +142,20 @@ def submit(job: NewJob, *, announce: bool = True) -> Call[Submitted]:
         "deadline_at_ms": job.deadline_at_ms,
         "ttl_ms": job.ttl_ms,
         "idempotency_key": job.idempotency_key,
-        "fingerprint": job.fingerprint if job.idempotency_key else None,
+        "fingerprint": job.fingerprint or None,
         "webhook": job.webhook,
         "webhook_events": job.webhook_events or None,
         "webhook_secret": job.webhook_secret or None,
     }
-    args: list[Argument] = []
-    for name, value in fields.items():
-        if value is not None:
-            args += (name, value)
-    return Call("submit", args, _read_submit, Submitted(SubmitStatus.FULL, None))
+    if (place := job.batch) is not None:
+        fields |= {"batch": place.batch_id, "batch_index": place.index}
+        fields |= {"custom_id": place.custom_id or None, "endpoint": place.endpoint or None}
+    return Call("submit", named(fields), _read_submit, Submitted(SubmitStatus.FULL, None))
+
+
+def named(fields: Mapping[str, Argument | None]) -> list[Argument]:
+    """Return names and values in turn, as scripts with many arguments take them."""
+    return [item for name, value in fields.items() if value is not None for item in (name, value)]
 
 
 def claim(job_id: str, owner: str, lease_ms: int, identity: str) -> Call[Claim | ClaimRefusal]:
@@ -224,6 +243,8 @@ def _read_submit(reply: list[bytes]) -> Submitted:
     status = SubmitStatus(reply[0].decode())
     if status is SubmitStatus.FULL:
         return Submitted(status, None, int(reply[1]))
+    if status is SubmitStatus.CLOSED:
+        return Submitted(status, None, batch_state=reply[1].decode())
     return Submitted(status, reply[1].decode())
 
 

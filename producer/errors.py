@@ -6,13 +6,15 @@
     ├── JobRejected               refused at submit; `code`, `param`
     │   ├── UnsupportedParameter  a known parameter that this version cannot do
     │   ├── IdempotencyConflict   the key stands for a job with other content
-    │   └── QueueFull             the queue has reached its depth limit; try later
+    │   ├── QueueFull             the queue has reached its depth limit; try later
+    │   └── BatchClosed           a batch takes no more lines; `code`
     ├── JobUnfinished             raised by `result()`: the job ended without a completion; `code`
     │   ├── JobFailed
     │   ├── JobCancelled
     │   └── JobExpired            its deadline passed
     ├── ResultTimeout             the job has not ended yet; it goes on
     ├── UnknownJob                never submitted, or its time to live has run out
+    ├── UnknownBatch              never created, or its time to live has run out
     ├── BrokerUnavailable         no broker address, or no answer there
     ├── OutputRestarted           a stream cannot go on: the job was started over
     ├── BulkFileError             a file of a bulk run cannot be used
@@ -35,8 +37,8 @@ class JobRejected(BatchmillError):
     """A job was refused before anything was stored.
 
     Attributes:
-        code: ``invalid_request``, ``unsupported_parameter``, ``idempotency_conflict`` or
-            ``queue_full``.
+        code: ``invalid_request``, ``unsupported_parameter``, ``idempotency_conflict``,
+            ``queue_full`` or ``batch_closed``.
         param: the field at fault, dotted where it lies deeper, or None.
     """
 
@@ -57,7 +59,7 @@ class IdempotencyConflict(JobRejected):
     """The idempotency key was used before for a job with other content.
 
     Attributes:
-        job_id: the job that the key stands for.
+        job_id: the job, or the batch, that the key stands for.
     """
 
     def __init__(self, message: str, *, job_id: str):
@@ -70,6 +72,13 @@ class QueueFull(JobRejected):
 
     def __init__(self, message: str):
         super().__init__(message, code="queue_full")
+
+
+class BatchClosed(JobRejected):
+    """The batch takes no more lines: ``batch_cancelled``, ``batch_expired`` or ``batch_closed``."""
+
+    def __init__(self, message: str, *, code: str = "batch_closed"):
+        super().__init__(message, code=code)
 
 
 class JobUnfinished(BatchmillError):
@@ -116,6 +125,10 @@ class ResultTimeout(BatchmillError, TimeoutError):
 
 class UnknownJob(BatchmillError, LookupError):
     """There is no job of this id: never submitted, or its time to live has run out."""
+
+
+class UnknownBatch(BatchmillError, LookupError):
+    """There is no batch of this id: never created, or its time to live has run out."""
 
 
 class BrokerUnavailable(BatchmillError, ConnectionError):

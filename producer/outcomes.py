@@ -11,6 +11,7 @@ from .answers import JobState, SubmitStatus, Submitted
 from .broker_url import redact
 from .calls import NewJob
 from .errors import (
+    BatchClosed,
     BrokerUnavailable,
     IdempotencyConflict,
     JobCancelled,
@@ -18,6 +19,7 @@ from .errors import (
     JobFailed,
     JobUnfinished,
     QueueFull,
+    UnknownBatch,
     UnknownJob,
 )
 from .results import JobError, JobResult
@@ -39,10 +41,19 @@ def accepted_id(job: NewJob, answer: Submitted) -> str:
     Raises:
         IdempotencyConflict: the key stands for other content.
         QueueFull: the queue has reached its depth limit, or Redis its memory limit.
+        BatchClosed: the job's batch takes no more lines.
     """
+    if answer.status is SubmitStatus.CLOSED and job.batch is not None:
+        raise closed(job.batch.batch_id, answer.batch_state)
     if answer.job_id is None:
         raise _full(job, answer.queue_depth)
     if answer.status is SubmitStatus.CONFLICT:
+        if job.idempotency_key is None and job.batch is not None:
+            raise IdempotencyConflict(
+                f"line {job.batch.index + 1} of batch {job.batch.batch_id} is job {answer.job_id}, "
+                "which has other content; use a new key for another input",
+                job_id=answer.job_id,
+            )
         raise IdempotencyConflict(
             f"idempotency_key {job.idempotency_key!r} stands for job {answer.job_id}, which has "
             "other content; use a new key for a new job",
@@ -60,6 +71,24 @@ def _full(job: NewJob, queue_depth: int | None) -> QueueFull:
     return QueueFull(
         f"queue {job.queue} holds {queue_depth} jobs, its limit is {job.max_queue_depth}; "
         "try later, add workers or raise BATCHMILL_MAX_QUEUE_DEPTH"
+    )
+
+
+def closed(batch_id: str, state: str) -> BatchClosed:
+    """Return the error for a line that a batch does not take."""
+    if not state:
+        return BatchClosed(
+            f"no batch {batch_id!r}: never created on this broker, or its time to live has run out"
+        )
+    code = f"batch_{state}" if state in ("cancelled", "expired") else "batch_closed"
+    code = "batch_cancelled" if state == "cancelling" else code
+    return BatchClosed(f"batch {batch_id} is {state} and takes no more lines", code=code)
+
+
+def unknown_batch(batch_id: str) -> UnknownBatch:
+    """Return the error for a batch that is not there."""
+    return UnknownBatch(
+        f"no batch {batch_id!r}: never created on this broker, or its time to live has run out"
     )
 
 

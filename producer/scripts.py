@@ -7,6 +7,9 @@ from pathlib import Path
 
 #: Every script, by the name of its file.
 SCRIPT_NAMES = (
+    "batch_cancel",
+    "batch_create",
+    "batch_seal",
     "cancel",
     "checkpoint",
     "claim",
