@@ -30,16 +30,23 @@ class OpenBatch:
     is_known: bool
 
 
-def create(request: BatchRequest, settings: ProducerSettings) -> Call[OpenBatch | BatchmillError]:
+def create(
+    request: BatchRequest, settings: ProducerSettings, batch_id: str | None = None
+) -> Call[OpenBatch | BatchmillError]:
     """Open a batch, or find the one that its idempotency key stands for.
 
     Answers an ``IdempotencyConflict`` where that one asks for something else.
+
+    Args:
+        request: what it asks for.
+        settings: for the time to live and what webhooks are allowed.
+        batch_id: a given id; None makes it from the key, or a new one.
 
     Raises:
         JobRejected: the webhook is one that the operator does not allow.
     """
     check_webhook(request.webhook, settings)
-    batch_id = keys.new_batch_id(request.idempotency_key)
+    batch_id = batch_id or keys.new_batch_id(request.idempotency_key)
     events = set(request.webhook_events_filter)
     fields: dict[str, Argument | None] = {
         "id": batch_id,

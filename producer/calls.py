@@ -142,7 +142,7 @@ def submit(job: NewJob, *, announce: bool = True) -> Call[Submitted]:
         "deadline_at_ms": job.deadline_at_ms,
         "ttl_ms": job.ttl_ms,
         "idempotency_key": job.idempotency_key,
-        "fingerprint": job.fingerprint or None,
+        "fingerprint": job.fingerprint if job.idempotency_key else job.fingerprint or None,
         "webhook": job.webhook,
         "webhook_events": job.webhook_events or None,
         "webhook_secret": job.webhook_secret or None,

@@ -7,15 +7,27 @@ record equals the reference's, and every key has a time to live or an index entr
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from redis import Redis
 
-from batchmill.producer import keys
+from batchmill.producer import (
+    BatchClosed,
+    IdempotencyConflict,
+    ProducerSettings,
+    batch_calls,
+    keys,
+)
 from batchmill.producer.answers import (
     CancelStatus,
     Claim,
@@ -30,7 +42,10 @@ from batchmill.producer.answers import (
     TokenWrite,
     WriteStatus,
 )
-from batchmill.producer.calls import NewJob
+from batchmill.producer.batch_calls import OpenBatch
+from batchmill.producer.batch_models import parse_batch
+from batchmill.producer.batch_store import BatchStore
+from batchmill.producer.calls import BatchPlace, NewJob
 from batchmill.producer.store import JobStore
 
 QUEUE = keys.queue_name("demo", "normal")
@@ -46,6 +61,33 @@ tokens = st.just([]) | st.lists(st.integers(0, 1), min_size=1, max_size=3)
 causes = st.sampled_from(ReleaseCause)
 identities = st.sampled_from(("model-1", "model-1", "model-2"))
 ends = st.sampled_from((JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED))
+
+
+BATCH_ID = "batch_1"
+ENDED = ("completed", "failed", "cancelled", "expired")
+
+
+@dataclass
+class BatchReference:
+    """What the batch should be; its counts are those of a recount of its jobs."""
+
+    jobs: list[str] = field(default_factory=list)
+    is_open: bool = True
+    num_refused: int = 0
+    is_cancelled: bool = False
+
+    def counts(self, jobs: dict[str, Reference]) -> tuple[int, int, int]:
+        """Lines, completed and failed."""
+        states = [jobs[job_id].state for job_id in self.jobs]
+        num_failed = sum(state in ENDED[1:] for state in states) + self.num_refused
+        return len(states) + self.num_refused, states.count("completed"), num_failed
+
+    def end(self, jobs: dict[str, Reference]) -> str | None:
+        """How it should have ended by now; None where it should not."""
+        total, num_completed, num_failed = self.counts(jobs)
+        if self.is_open or num_completed + num_failed < total:
+            return None
+        return "cancelled" if self.is_cancelled else "completed"
 
 
 @dataclass
@@ -107,6 +149,11 @@ class ProtocolMachine(RuleBasedStateMachine):
         self.check_keys = check_keys
         self.jobs: dict[str, Reference] = {}
         self.delivered: set[str] = set()
+        self.batch = BatchReference()
+        fields = {"webhook": "https://example.com/batch"}
+        request = parse_batch(fields)
+        opened = self.store.run(batch_calls.create(request, ProducerSettings(), BATCH_ID))
+        assert isinstance(opened, OpenBatch)
         for webhook in (True, False, True):
             self.submit(webhook)
 
@@ -123,7 +170,14 @@ class ProtocolMachine(RuleBasedStateMachine):
         is_new = sum(not job.has_ended for job in self.jobs.values()) < 3
         job_id = f"j{len(self.jobs)}" if is_new else self.job_id(0)
         url = "https://example.com/" if webhook else None
-        answer = self.store.submit(NewJob(job_id, "demo", QUEUE, "{}", 60_000, url))
+        place = BatchPlace(BATCH_ID, len(self.batch.jobs)) if is_new else None
+        job = NewJob(job_id, "demo", QUEUE, "{}", 60_000, url, batch=place)
+        answer = self.store.submit(job)
+        if is_new and not self.batch.is_open:
+            assert answer.status is SubmitStatus.CLOSED
+            answer = self.store.submit(replace(job, batch=None))
+        elif is_new:
+            self.batch.jobs.append(job_id)
         assert answer.status is (SubmitStatus.CREATED if is_new else SubmitStatus.EXISTING)
         self.jobs.setdefault(job_id, Reference(webhook))
 
@@ -214,6 +268,37 @@ class ProtocolMachine(RuleBasedStateMachine):
             assert answer.status is CancelStatus.CANCELLING
             job.cancel_requested = True
 
+    @rule(num_refused=st.integers(0, 1), is_repeated=st.booleans())
+    @precondition(lambda self: len(self.jobs) > 3)
+    def seal_the_batch(self, num_refused: int, is_repeated: bool) -> None:
+        num_lines = len(self.batch.jobs) + num_refused
+        was_open, known = self.batch.is_open, len(self.batch.jobs) + self.batch.num_refused
+        if was_open:
+            self.batch.is_open, self.batch.num_refused = False, num_refused
+        for _ in range(1 + is_repeated):
+            refusal = self.store.run(batch_calls.seal(BATCH_ID, num_lines))
+            if self.batch.is_cancelled:
+                assert isinstance(refusal, BatchClosed)
+            elif was_open or num_lines == known:
+                assert refusal is None
+            else:
+                assert isinstance(refusal, IdempotencyConflict)
+
+    @rule(is_repeated=st.booleans())
+    @precondition(lambda self: len(self.jobs) > 5)
+    def cancel_the_batch(self, is_repeated: bool) -> None:
+        has_ended = self.batch.end(self.jobs) is not None
+        for _ in range(1 + is_repeated):
+            self.store.run(batch_calls.cancel(BATCH_ID))
+        self.store.sweep()
+        if has_ended:
+            return
+        self.batch.is_open, self.batch.is_cancelled = False, True
+        for job_id in self.batch.jobs:
+            job = self.jobs[job_id]
+            job.cancel_requested |= job.state == "in_progress"
+            job.state = "cancelled" if job.state == "queued" else job.state
+
     @rule(pick=picks)
     def lose_the_lease(self, pick: int) -> None:
         job_id = self.job_id(pick)
@@ -263,13 +348,27 @@ class ProtocolMachine(RuleBasedStateMachine):
             assert self.store.read_tokens(job_id) == job.tokens
 
     @invariant()
-    def an_ended_job_with_a_webhook_has_exactly_one_event(self) -> None:
+    def the_batch_counts_what_a_recount_counts(self) -> None:
+        batch = BatchStore(self.store).load(BATCH_ID)
+        assert batch is not None
+        numbers = batch.request_counts
+        assert (numbers.total, numbers.completed, numbers.failed) == self.batch.counts(self.jobs)
+        ended = self.batch.end(self.jobs)
+        if ended is None:
+            waiting = "validating" if self.batch.is_open else "in_progress"
+            assert batch.status == ("cancelling" if self.batch.is_cancelled else waiting)
+        else:
+            assert batch.status == ended
+
+    @invariant()
+    def what_has_ended_with_a_webhook_has_exactly_one_event(self) -> None:
+        ended = self.batch.end(self.jobs)
         events = {name.decode() for name in self.redis.scan_iter(match=keys.event("*"))}
         assert events == {
             keys.event(f"evt_{job_id}_{job.state}")
             for job_id, job in self.jobs.items()
             if job.has_ended and job.webhook
-        }
+        } | ({keys.event(f"evt_{BATCH_ID}_{ended}")} if ended else set())
 
     @invariant()
     def every_key_ends(self) -> None:
