@@ -9,10 +9,10 @@ from . import batch_calls, calls
 from .async_end_watch import AsyncEndWatch
 from .async_store import AsyncJobStore
 from .batch_calls import raised
-from .batch_intake import FULL_PAUSE_S, BatchIntake, error_of, fails_batch
+from .batch_intake import FULL_PAUSE_S, BatchIntake, BatchLine, error_of, fails_batch
 from .batch_models import BatchError, BatchRequest, BatchState, BatchStatus
 from .batch_store import AsyncBatchStore, BatchEntry
-from .batching import JobLike, OnRejected
+from .batching import OnRejected
 from .end_watch import TimeBudget
 from .ended import MAX_READ_AT_ONCE
 from .outcomes import unknown_batch
@@ -23,7 +23,7 @@ from .waiting import CONNECTION_ERRORS
 async def create_batch(
     store: AsyncJobStore,
     settings: ProducerSettings,
-    lines: AsyncIterable[JobLike],
+    lines: AsyncIterable[BatchLine],
     request: BatchRequest,
     on_rejected: OnRejected | None,
 ) -> BatchStatus:
@@ -43,7 +43,9 @@ async def create_batch(
     return await status_of(store, batch.batch_id)
 
 
-async def _submit(store: AsyncJobStore, intake: BatchIntake, lines: AsyncIterable[JobLike]) -> None:
+async def _submit(
+    store: AsyncJobStore, intake: BatchIntake, lines: AsyncIterable[BatchLine]
+) -> None:
     async for line in lines:
         intake.add(line)
         if intake.must_be_sent:

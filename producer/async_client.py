@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from . import async_batch_client, calls
 from .answers import CancelAnswer, CancelStatus
 from .async_end_watch import AsyncEndWatch
 from .async_store import AsyncJobStore
 from .async_waiting import wait_until_ended
+from .batch_intake import BatchLine
 from .batch_models import BatchStatus, parse_batch
 from .batch_store import AsyncBatchStore, BatchEntry
 from .batching import MAX_BATCH_JOBS, Batch, JobLike, OnRejected, as_job
@@ -24,6 +25,8 @@ from .settings import ProducerSettings
 from .stream_watch import follow_async
 from .streaming import StreamPiece, StreamPosition
 from .submission import prepare
+
+Line = TypeVar("Line")
 
 
 class AsyncJob:
@@ -179,7 +182,7 @@ class AsyncClient:
 
     async def create_batch(
         self,
-        jobs: Iterable[JobLike] | AsyncIterable[JobLike],
+        jobs: Iterable[BatchLine] | AsyncIterable[BatchLine],
         /,
         *,
         on_rejected: OnRejected | None = None,
@@ -227,8 +230,8 @@ class AsyncClient:
 
 
 async def _asynchronously(
-    jobs: Iterable[JobLike] | AsyncIterable[JobLike],
-) -> AsyncIterator[JobLike]:
+    jobs: Iterable[Line] | AsyncIterable[Line],
+) -> AsyncIterator[Line]:
     if isinstance(jobs, AsyncIterable):
         async for job in jobs:
             yield job

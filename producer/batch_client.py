@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator
 
 from . import batch_calls, calls
 from .batch_calls import raised
-from .batch_intake import FULL_PAUSE_S, BatchIntake, error_of, fails_batch
+from .batch_intake import FULL_PAUSE_S, BatchIntake, BatchLine, error_of, fails_batch
 from .batch_models import BatchError, BatchRequest, BatchState, BatchStatus
 from .batch_store import BatchEntry, BatchStore
-from .batching import JobLike, OnRejected
+from .batching import OnRejected
 from .end_watch import EndWatch, TimeBudget
 from .ended import MAX_READ_AT_ONCE
 from .outcomes import unknown_batch
@@ -23,7 +23,7 @@ from .waiting import CONNECTION_ERRORS
 def create_batch(
     store: JobStore,
     settings: ProducerSettings,
-    lines: Iterable[JobLike],
+    lines: Iterable[BatchLine],
     request: BatchRequest,
     on_rejected: OnRejected | None,
 ) -> BatchStatus:
@@ -43,7 +43,7 @@ def create_batch(
     return status_of(store, batch.batch_id)
 
 
-def _submit(store: JobStore, intake: BatchIntake, lines: Iterable[JobLike]) -> None:
+def _submit(store: JobStore, intake: BatchIntake, lines: Iterable[BatchLine]) -> None:
     for line in lines:
         intake.add(line)
         if intake.must_be_sent:

@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from . import calls
 from .answers import Submitted
 from .batch_calls import OpenBatch
 from .batch_models import BatchError
 from .batching import MAX_BATCH_CHARS, MAX_BATCH_JOBS, JobLike, OnRejected, as_job
-from .bulk_lines import MAX_ID_CHARS, LineKind
+from .bulk_lines import MAX_ID_CHARS, BulkLine, LineKind
 from .calls import BatchPlace, Call, NewJob
 from .errors import BatchClosed, IdempotencyConflict, JobRejected, QueueFull
 from .models import GenerationJob
 from .outcomes import accepted_id
 from .settings import ProducerSettings
 from .submission import fingerprint, prepare
+
+#: A line as callers give it; a mapping may hold a ``custom_id``.
+BatchLine: TypeAlias = JobLike | BulkLine
 
 #: Pause before a full queue is tried again.
 FULL_PAUSE_S = 0.5
@@ -58,7 +61,7 @@ class BatchIntake:
         self.refusal: JobRejected | None = None
         self.refused_line = 0
 
-    def add(self, line: JobLike) -> None:
+    def add(self, line: BatchLine) -> None:
         """Check a line and keep it, or note its refusal."""
         index = self.num_lines
         self.num_lines += 1
@@ -157,8 +160,12 @@ def error_of(intake: BatchIntake, error: BaseException) -> BatchError:
     return BatchError(code="input_failed", message=f"the input ended by {type(error).__name__}")
 
 
-def _job_of(line: JobLike) -> tuple[GenerationJob, str]:
+def _job_of(line: BatchLine) -> tuple[GenerationJob, str]:
     """The job of a line and the caller's name for it."""
+    if isinstance(line, BulkLine):
+        if line.job is None:
+            raise line.problem or JobRejected("the line asks for nothing")
+        return line.job, line.custom_id
     custom_id: Any = ""
     if isinstance(line, Mapping) and "custom_id" in line:
         custom_id = line["custom_id"]

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from . import batch_client, calls
 from .answers import CancelAnswer, CancelStatus
+from .batch_intake import BatchLine
 from .batch_models import BatchStatus, parse_batch
 from .batch_store import BatchEntry, BatchStore
 from .batching import MAX_BATCH_JOBS, Batch, JobLike, OnRejected, as_job
@@ -259,7 +260,7 @@ class Client:
 
     def create_batch(
         self,
-        jobs: Iterable[JobLike],
+        jobs: Iterable[BatchLine],
         /,
         *,
         on_rejected: OnRejected | None = None,
@@ -272,7 +273,8 @@ class Client:
         goes on with the same batch: what was submitted is found again.
 
         Args:
-            jobs: ``GenerationJob`` values or mappings, which may hold a ``custom_id`` too.
+            jobs: ``GenerationJob`` values, mappings (with a ``custom_id`` too), or lines of
+                a bulk file.
             on_rejected: told the index and the error of each job that was refused, which counts as
                 failed. None fails the batch at the first: what is submitted by then is cancelled.
             **fields: the fields of a ``BatchRequest``: ``webhook``, ``webhook_events_filter``,

@@ -12,6 +12,7 @@ from typing import NoReturn
 import typer
 
 from . import (
+    cli_batch,
     cli_bulk,
     cli_config,
     cli_dead_letters,
@@ -39,6 +40,7 @@ _PARTS = (
     cli_services,
     cli_jobs,
     cli_bulk,
+    cli_batch,
     cli_status,
     cli_webhooks,
     cli_dead_letters,

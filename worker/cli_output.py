@@ -133,6 +133,8 @@ def _describe_known(error: Exception) -> tuple[str, ExitCode, str, dict[str, Any
             return error.code, ExitCode.REJECTED, str(error), {"param": error.param}
         case producer.UnknownJob():
             return "unknown_job", ExitCode.NOT_FOUND, str(error), {}
+        case producer.UnknownBatch():
+            return "unknown_batch", ExitCode.NOT_FOUND, str(error), {}
         case producer.JobUnfinished():
             return error.code, ExitCode.UNFINISHED, str(error), {"job_id": error.job_id}
         case producer.ResultTimeout():
