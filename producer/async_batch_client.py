@@ -91,22 +91,17 @@ async def batch_results(
     batches = AsyncBatchStore(store)
     budget = TimeBudget(timeout_s)
     after = -1
+    while (await status_of(store, batch_id)).status is BatchState.VALIDATING:
+        await asyncio.sleep(min(FULL_PAUSE_S, budget.next_wait_s(0)))
     watch = AsyncEndWatch(store)
     try:
-        while True:
-            takes_lines = (await status_of(store, batch_id)).status is BatchState.VALIDATING
-            page = await batches.page(batch_id, after)
+        while page := await batches.page(batch_id, after):
             watch.add(job_id for _, job_id in page)
             while len(watch):
                 await watch.next_ended(budget.next_wait_s(len(watch)))
             for start in range(0, len(page), MAX_READ_AT_ONCE):
                 for entry in await batches.entries(page[start : start + MAX_READ_AT_ONCE]):
                     yield entry
-            if page:
-                after = page[-1][0]
-            elif takes_lines:
-                await asyncio.sleep(min(FULL_PAUSE_S, budget.next_wait_s(0)))
-            else:
-                return
+            after = page[-1][0]
     finally:
         await watch.close()

@@ -95,19 +95,13 @@ def batch_results(store: JobStore, batch_id: str, timeout_s: float | None) -> It
     batches = BatchStore(store)
     budget = TimeBudget(timeout_s)
     after = -1
+    while status_of(store, batch_id).status is BatchState.VALIDATING:
+        time.sleep(min(FULL_PAUSE_S, budget.next_wait_s(0)))
     with contextlib.closing(EndWatch(store)) as watch:
-        while True:
-            # Before the page: a line that came between the two looks is in the next page.
-            takes_lines = status_of(store, batch_id).status is BatchState.VALIDATING
-            page = batches.page(batch_id, after)
+        while page := batches.page(batch_id, after):
             watch.add(job_id for _, job_id in page)
             while len(watch):
                 watch.next_ended(budget.next_wait_s(len(watch)))
             for start in range(0, len(page), MAX_READ_AT_ONCE):
                 yield from batches.entries(page[start : start + MAX_READ_AT_ONCE])
-            if page:
-                after = page[-1][0]
-            elif takes_lines:
-                time.sleep(min(FULL_PAUSE_S, budget.next_wait_s(0)))
-            else:
-                return
+            after = page[-1][0]

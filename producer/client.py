@@ -327,8 +327,8 @@ class Client:
     ) -> Iterator[BatchEntry]:
         """Yield the lines of a batch in the order of the input, waiting for the end of each.
 
-        Works in constant memory. Lines that were refused when the batch was created have no job and
-        are not among them.
+        Begins when all lines are in, and works in constant memory. Lines that were refused when the
+        batch was created have no job and are not among them.
 
         Args:
             batch_id: the batch.
