@@ -13,6 +13,7 @@ import typer
 
 from . import (
     cli_batch,
+    cli_bench,
     cli_bulk,
     cli_config,
     cli_dead_letters,
@@ -47,6 +48,7 @@ _PARTS = (
     cli_doctor,
     cli_healthcheck,
     cli_config,
+    cli_bench,
 )
 for _part in _PARTS:
     _part.register(app)
