@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 
-from batchmill.producer import keys
+from batchmill.producer import Client, ProducerSettings, keys
+from batchmill.producer.answers import JobState
 from batchmill.producer.store import JobStore
-from batchmill.worker.receiver import ReceivedRequest, WebhookReceiver
+from batchmill.worker.receiver import LOOPBACK, ReceivedRequest, WebhookReceiver
 
+from .bulk_files import FAST
+from .conftest import Mill
 from .deliveries import (
     Deliverers,
     answers,
@@ -97,6 +100,39 @@ def test_hanging_receivers_do_not_hold_up_the_others(
             finish_job(store, good.url, f"gen_good_{number}")
         deliverers.start(WEBHOOK_CONCURRENCY="64", WEBHOOK_CONCURRENCY_PER_HOST="4")
         assert good.wait_for(20, timeout_s=12), f"{len(good.requests)} of 20 arrived"
+
+
+def test_a_hanging_receiver_holds_up_neither_generation_nor_other_receivers(mill: Mill) -> None:
+    """Everything else is done before the hanging receiver gives its first answer."""
+    released = threading.Event()
+
+    def hang(request: ReceivedRequest) -> int:
+        released.wait(90)
+        return 200
+
+    deliverers = Deliverers(mill.url)
+    try:
+        with WebhookReceiver(hang) as hanging, WebhookReceiver() as good:
+            deliverers.start(WEBHOOK_TOTAL_TIMEOUT_S="120", WEBHOOK_CONCURRENCY_PER_HOST="4")
+            urls = [hanging.url, good.url] * 30
+            local = ProducerSettings(
+                webhook_allow_http=True,
+                webhook_allow_ports="1024-65535",
+                webhook_allow_networks=LOOPBACK,
+            )
+            with Client(mill.url, settings=local) as client:
+                jobs = list(client.submit_many({"prompt": "x", "webhook": url} for url in urls))
+                mill.start_worker(stub=FAST)
+                ends = list(client.as_completed(jobs, timeout_s=60))
+            assert {end.state for end in ends} == {JobState.COMPLETED}
+            assert good.wait_for(30, timeout_s=60)
+            assert 0 < len(hanging.requests) <= 4
+            hung = [f"evt_{job.id}_completed" for job in jobs[::2]]
+            assert {event_state(mill.store, event_id) for event_id in hung} == {"pending"}
+            released.set()
+            assert hanging.wait_for(30, timeout_s=60)
+    finally:
+        deliverers.close()
 
 
 def test_many_events_for_one_receiver_each_arrive_once(
