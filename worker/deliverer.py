@@ -67,6 +67,7 @@ class Deliverer:
         self._gates = HostGates(
             settings.webhook_concurrency_per_host,
             max(settings.webhook_concurrency_per_host, settings.webhook_concurrency // _HOST_SHARE),
+            settings.webhook_concurrency,
         )
         self._rng = random.Random()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -127,7 +128,7 @@ class Deliverer:
         """Send one event when its host has a place for it, and settle it."""
         gate = self._gates.gate(host_of(entry.url))
         start_s = time.monotonic()
-        if not gate.admits:
+        if not self._gates.admits(gate):
             await self._postpone(entry, gate.postpone_s)
             return
         try:

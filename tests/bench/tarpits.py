@@ -60,6 +60,13 @@ class Tarpits:
         return self
 
     def __exit__(self, *_: object) -> None:
+        async def end() -> None:
+            drips = asyncio.all_tasks() - {asyncio.current_task()}
+            for drip in drips:
+                drip.cancel()
+            await asyncio.gather(*drips, return_exceptions=True)
+
+        asyncio.run_coroutine_threadsafe(end(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
 
@@ -70,7 +77,7 @@ class Tarpits:
 
     async def _drip(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.num_connections += 1
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, asyncio.CancelledError):  # the latter at our end
             for byte in b"HTTP/1.1 200 OK\r\nx: " + b"y" * 3600:
                 writer.write(bytes([byte]))
                 await writer.drain()
