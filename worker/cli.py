@@ -22,6 +22,7 @@ from . import (
     cli_jobs,
     cli_services,
     cli_status,
+    cli_tenants,
     cli_webhooks,
 )
 from .cli_output import ExitCode, is_usage_error, report_error
@@ -43,6 +44,7 @@ _PARTS = (
     cli_bulk,
     cli_batch,
     cli_status,
+    cli_tenants,
     cli_webhooks,
     cli_dead_letters,
     cli_doctor,

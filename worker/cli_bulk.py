@@ -44,6 +44,7 @@ _Model = Annotated[str | None, typer.Option(help="Serves every line, whatever mo
 _MaxTokens = Annotated[int | None, typer.Option(help="For lines that do not say.")]
 _Temperature = Annotated[float | None, typer.Option(help="For lines that do not say.")]
 _Priority = Annotated[str | None, typer.Option(help="high, normal or low. \\[low]")]
+_Tenant = Annotated[str | None, typer.Option(help="Of lines that do not say: who pays, in turns.")]
 _Param = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME=JSON", help="Any other parameter, for lines that do not say."),
@@ -77,6 +78,7 @@ def bulk(
     max_tokens: _MaxTokens = None,
     temperature: _Temperature = None,
     priority: _Priority = None,
+    tenant: _Tenant = None,
     param: _Param = None,
     in_flight: _InFlight = 1000,
     deduplicate: _Deduplicate = False,
@@ -89,7 +91,7 @@ def bulk(
     from batchmill.producer.batch_models import parse_batch
     from batchmill.producer.bulk import BulkOptions
 
-    defaults = _line_defaults(max_tokens, temperature, priority, param)
+    defaults = _line_defaults(max_tokens, temperature, priority, tenant, param)
     text = _template_text(template, template_file)
     if text is None and (chat or system is not None):
         raise usage("--chat and --system are for a template; lines that are requests say it all")
@@ -112,17 +114,22 @@ def bulk(
 
 
 def _line_defaults(
-    max_tokens: int | None, temperature: float | None, priority: str | None, param: list[str] | None
+    max_tokens: int | None,
+    temperature: float | None,
+    priority: str | None,
+    tenant: str | None,
+    param: list[str] | None,
 ) -> dict[str, Any]:
     """Fields of a job for lines that do not say."""
     options = {
         "max_tokens": max_tokens,
         "temperature": temperature,
         "priority": priority or "low",
+        "tenant": tenant,
     }
     defaults: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     given = pairs("--param", param)
-    for name in given.keys() & {"max_tokens", "temperature", "priority", "model"}:
+    for name in given.keys() & {"max_tokens", "temperature", "priority", "tenant", "model"}:
         raise usage(f"--param {name}: it has an option of its own")
     return defaults | {name: json_value(f"--param {name}", text) for name, text in given.items()}
 

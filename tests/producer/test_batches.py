@@ -124,6 +124,21 @@ def test_a_repeated_complete_counts_once(bench: Any, client: Client) -> None:
     assert counts(client.batch(batch.id)) == (2, 1, 0)
 
 
+def test_a_job_that_is_retried_in_time_is_waited_for_again(bench: Any, client: Client) -> None:
+    batch = client.create_batch(lines(2))
+    first, second = ids_of(bench, batch.id)
+    end(bench.store, first, JobState.FAILED)
+    client.retry(first)
+    assert counts(client.batch(batch.id)) == (2, 0, 0)
+    end(bench.store, second, JobState.FAILED)
+    assert client.batch(batch.id).status is BatchState.IN_PROGRESS
+    end(bench.store, first)
+    assert client.batch(batch.id).status is BatchState.COMPLETED
+    client.retry(second)  # too late: the batch has told how it ended
+    end(bench.store, second)
+    assert counts(client.batch(batch.id)) == (2, 1, 1)
+
+
 def test_a_refused_line_fails_the_batch_and_cancels_the_others(bench: Any, client: Client) -> None:
     wrong = [*lines(2), {"prompt": "secret", "max_tokens": 0}, *lines(1)]
     with pytest.raises(JobRejected, match="max_tokens") as refused:
