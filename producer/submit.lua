@@ -52,9 +52,9 @@ local function write_batch(now)
     if job[name] then redis.call('HSET', job_key(id), name, job[name]) end
   end
   redis.call('ZADD', batch_jobs_key(job.batch), job.batch_index, id)
-  local deadline = redis.call('HGET', batch_key(job.batch), 'deadline_at_ms')
-  local due = now + BATCH_PATIENCE_MS
-  redis.call('ZADD', BATCHES_DUE, math.min(tonumber(deadline or due), due), job.batch)
+  local given_up_at = now + BATCH_PATIENCE_MS
+  local late_at = redis.call('HGET', batch_key(job.batch), 'deadline_at_ms') or given_up_at
+  redis.call('ZADD', BATCHES_DUE, math.min(tonumber(late_at), given_up_at), job.batch)
 end
 
 if key then
