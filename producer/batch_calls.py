@@ -26,8 +26,6 @@ class OpenBatch:
     batch_id: str
     #: Jobs that have not ended by then expire; None is never. Milliseconds of unix time.
     deadline_at_ms: int | None
-    #: It was there before: lines that it has are found again.
-    is_known: bool
 
 
 def create(
@@ -110,8 +108,7 @@ def _read_created(reply: list[bytes]) -> OpenBatch | BatchmillError:
             "a new key for a new batch",
             job_id=batch_id,
         )
-    deadline = int(reply[2]) if reply[2] else None
-    return OpenBatch(batch_id, deadline, is_known=status == b"EXISTING")
+    return OpenBatch(batch_id, int(reply[2]) if reply[2] else None)
 
 
 def _fingerprint(request: BatchRequest) -> str:

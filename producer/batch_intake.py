@@ -168,7 +168,7 @@ def _job_of(line: BatchLine) -> tuple[GenerationJob, str]:
         return line.job, line.custom_id
     custom_id: Any = ""
     if isinstance(line, Mapping) and "custom_id" in line:
-        custom_id = line["custom_id"]
+        custom_id = "" if line["custom_id"] is None else line["custom_id"]
         line = {name: value for name, value in line.items() if name != "custom_id"}
         if not isinstance(custom_id, str) or len(custom_id) > MAX_ID_CHARS:
             raise JobRejected(

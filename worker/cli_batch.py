@@ -55,6 +55,7 @@ _Timeout = Annotated[float | None, typer.Option(min=0, help="Most seconds to wai
 _Output = Annotated[
     Path | None, typer.Option("-o", "--output", metavar="OUT", help="Instead of stdout.")
 ]
+_COLUMNS = ("batch", "state", "total", "completed", "failed", "created")
 
 
 def register(app: typer.Typer) -> None:
@@ -152,9 +153,6 @@ def results(
     elif output is not None:
         print(f"{num_lines} lines, {num_failed} of them failed: {output}")
     return ExitCode.UNFINISHED if num_failed else ExitCode.OK
-
-
-_COLUMNS = ("batch", "state", "total", "completed", "failed", "created")
 
 
 def _client(broker_url: str | None) -> Client:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -369,14 +370,15 @@ def test_a_full_queue_only_slows_the_batch_down(redis_url: str, bench: Any) -> N
 
     def make_room() -> None:
         store = JobStore.from_url(redis_url)
+        deadline = time.monotonic() + 30
         for _ in range(8 - 3):
             while len(waiting := store.client.zrange(keys.queued(QUEUE), 0, -1)) < 3:
-                pass
+                assert time.monotonic() < deadline
             end(store, waiting[0].decode())
         store.close()
 
     with Client(redis_url, settings=ProducerSettings(max_queue_depth=3)) as client:
-        worker = threading.Thread(target=make_room)
+        worker = threading.Thread(target=make_room, daemon=True)
         worker.start()
         batch = client.create_batch(lines(8))
         worker.join(30)
