@@ -25,19 +25,22 @@ from .errors import (
     UnknownBatch,
     UnknownJob,
     UnsupportedParameter,
+    WrongEventLoop,
     WrongState,
 )
 from .job_index import JobPage
 from .models import GenerationJob, Message
+from .progress import EtaUnknown, JobProgress, ProgressSummary
 from .results import JobError, JobResult, JobStatus, Metrics, Usage
 from .settings import ProducerSettings
 from .streaming import StreamPiece, StreamPosition
 from .webhook import WebhookEvent, new_secret, verify_webhook
-from .webhook_dedupe import SeenEvents
+from .webhook_dedupe import AsyncSeenEvents, SeenEvents
 
 __all__ = [
     "AsyncClient",
     "AsyncJob",
+    "AsyncSeenEvents",
     "BatchClosed",
     "BatchEntry",
     "BatchRequest",
@@ -51,6 +54,7 @@ __all__ = [
     "CancelStatus",
     "Client",
     "EndedJob",
+    "EtaUnknown",
     "ForgetCounts",
     "GenerationJob",
     "IdempotencyConflict",
@@ -61,6 +65,7 @@ __all__ = [
     "JobExpired",
     "JobFailed",
     "JobPage",
+    "JobProgress",
     "JobRejected",
     "JobResult",
     "JobState",
@@ -70,6 +75,7 @@ __all__ = [
     "Metrics",
     "OutputRestarted",
     "ProducerSettings",
+    "ProgressSummary",
     "QueueFull",
     "RequestCounts",
     "ResultTimeout",
@@ -82,6 +88,7 @@ __all__ = [
     "UnsupportedParameter",
     "Usage",
     "WebhookEvent",
+    "WrongEventLoop",
     "WrongState",
     "new_secret",
     "verify_webhook",

@@ -18,6 +18,7 @@
     ├── InvalidQuery              a tag, tenant, state, cursor or limit that cannot be
     ├── UnknownBatch              never created, or its time to live has run out
     ├── BrokerUnavailable         no broker address, or no answer there
+    ├── WrongEventLoop            an asyncio client was used in another event loop
     ├── OutputRestarted           a stream cannot go on: the job was started over
     ├── BulkFileError             a file of a bulk run cannot be used
     └── SignatureError            a webhook that must not be trusted
@@ -159,6 +160,10 @@ class UnknownBatch(BatchmillError, LookupError):
 
 class BrokerUnavailable(BatchmillError, ConnectionError):
     """There is no broker address, or nothing answers there."""
+
+
+class WrongEventLoop(BatchmillError, RuntimeError):
+    """An asyncio client was used in another event loop than the one its connections belong to."""
 
 
 class OutputRestarted(BatchmillError):

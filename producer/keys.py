@@ -30,6 +30,13 @@ TOTALS = PREFIX + "totals"
 ENDPOINTS_DISABLED = PREFIX + "endpoints_disabled"
 BATCHES = PREFIX + "batches"
 BATCHES_DUE = PREFIX + "batches_due"
+#: Plain Celery tasks whose jobs have ended, until Celery's result backend knows.
+CELERY_ENDS = PREFIX + "celery_ends"
+#: Job documents pushed by producers of any language, and where they are until they are submitted.
+INBOX = PREFIX + "inbox"
+INBOX_ARRIVED = INBOX + ":arrived"
+INBOX_TAKEN = INBOX + ":taken"
+INBOX_DOCUMENTS = INBOX + ":documents"
 SCHEDULED = PREFIX + "scheduled"
 USAGE = PREFIX + "usage"
 TENANTS = PREFIX + "tenants"
@@ -53,10 +60,12 @@ EVENT_TTL_S = 8 * 24 * 3600
 #: A dead letter is kept this long.
 DEAD_TTL_S = 30 * 24 * 3600
 
+#: Of a tenant's name, from start to end.
+TENANT_PATTERN = "^[A-Za-z0-9_.-]{1,64}$"
+
 # No dot: the id is part of a webhook id, and Standard Webhooks signs "id.timestamp.body".
 _JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _SECRET_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_TENANT = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@+-]{0,199}")
 
 
@@ -72,11 +81,6 @@ def new_batch_id(idempotency_key: str | None) -> str:
     return f"batch_{hashlib.sha256(idempotency_key.encode()).hexdigest()[:32]}"
 
 
-def is_generated_id(job_id: str) -> bool:
-    """Say whether an id is from ``new_job_id``; else it is that of a plain Celery task."""
-    return job_id.startswith("gen_")
-
-
 def is_job_id(text: str) -> bool:
     """Say whether ``text`` can be a job id: 1 to 128 letters, digits, ``_`` and ``-``."""
     return _JOB_ID.fullmatch(text) is not None
@@ -89,7 +93,7 @@ def is_secret_name(text: str) -> bool:
 
 def is_tenant_name(text: str) -> bool:
     """Say whether ``text`` can name a tenant: 1 to 64 letters, digits, ``_``, ``.`` and ``-``."""
-    return _TENANT.fullmatch(text) is not None
+    return re.fullmatch(TENANT_PATTERN, text) is not None
 
 
 def is_model_name(text: str) -> bool:

@@ -20,8 +20,10 @@ from . import (
     cli_doctor,
     cli_healthcheck,
     cli_jobs,
+    cli_progress,
     cli_services,
     cli_status,
+    cli_stored_jobs,
     cli_tenants,
     cli_webhooks,
 )
@@ -41,6 +43,8 @@ app = typer.Typer(
 _PARTS = (
     cli_services,
     cli_jobs,
+    cli_progress,
+    cli_stored_jobs,
     cli_bulk,
     cli_batch,
     cli_status,

@@ -13,8 +13,8 @@ import typer
 
 from .cli_broker import resolve_broker
 from .cli_flags import with_flags
-from .cli_jobs import pairs, usage
-from .cli_output import BrokerUrlOption, ExitCode, JsonOption, print_json, print_table
+from .cli_jobs import pairs
+from .cli_output import BrokerUrlOption, ExitCode, JsonOption, print_json, print_table, usage
 from .cli_status import moment
 
 if TYPE_CHECKING:
