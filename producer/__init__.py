@@ -2,10 +2,13 @@
 
 from .answers import CancelAnswer, CancelCounts, CancelStatus, ForgetCounts, JobState
 from .async_client import AsyncClient, AsyncJob
+from .batch_models import BatchRequest, BatchState, BatchStatus, RequestCounts
+from .batch_store import BatchEntry
 from .chat_messages import Message
 from .client import Client, Job
 from .ended import EndedJob
 from .errors import (
+    BatchClosed,
     BatchmillError,
     BrokerUnavailable,
     BulkFileError,
@@ -20,6 +23,7 @@ from .errors import (
     QueueFull,
     ResultTimeout,
     SignatureError,
+    UnknownBatch,
     UnknownJob,
     UnsupportedParameter,
     WrongEventLoop,
@@ -38,6 +42,11 @@ __all__ = [
     "AsyncClient",
     "AsyncJob",
     "AsyncSeenEvents",
+    "BatchClosed",
+    "BatchEntry",
+    "BatchRequest",
+    "BatchState",
+    "BatchStatus",
     "BatchmillError",
     "BrokerUnavailable",
     "BulkFileError",
@@ -69,11 +78,13 @@ __all__ = [
     "ProducerSettings",
     "ProgressSummary",
     "QueueFull",
+    "RequestCounts",
     "ResultTimeout",
     "SeenEvents",
     "SignatureError",
     "StreamPiece",
     "StreamPosition",
+    "UnknownBatch",
     "UnknownJob",
     "UnsupportedParameter",
     "Usage",

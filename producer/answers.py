@@ -33,6 +33,8 @@ class SubmitStatus(StrEnum):
     CONFLICT = "CONFLICT"
     #: A limit on what waits is reached, or Redis' memory limit; nothing was stored.
     FULL = "FULL"
+    #: The job's batch takes no more lines, or is not there; nothing was stored.
+    CLOSED = "CLOSED"
     #: The deadline would pass before the job may run; nothing was stored.
     TOO_LATE = "TOO_LATE"
 
@@ -57,6 +59,8 @@ class Submitted:
     job_id: str | None
     #: What was full; None where nothing was, or Redis itself.
     reached: ReachedLimit | None = None
+    #: State of the batch that takes no line; empty where there is no such batch.
+    batch_state: str = ""
 
 
 class ClaimRefusal(StrEnum):
@@ -311,8 +315,9 @@ class OutboxEntry:
 
     event_id: str
     #: ``generation.`` and ``started``, ``output``, ``completed``, ``failed``, ``cancelled`` or
-    #: ``expired``.
+    #: ``expired``; or ``batch.`` and one of the last four.
     type: str
+    #: Of the job, or of the batch.
     job_id: str
     url: str
     #: 1 at the first attempt; an attempt that died on the way counts.

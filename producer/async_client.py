@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
-from . import calls
+from . import async_batch_client, calls
 from .answers import CancelAnswer
 from .async_end_watch import AsyncEndWatch
 from .async_job_verbs import AsyncJobVerbs
 from .async_store import AsyncJobStore
 from .async_waiting import wait_until_ended
+from .batch_intake import BatchLine
+from .batch_models import BatchStatus, parse_batch
+from .batch_store import AsyncBatchStore, BatchEntry
 from .batching import Batch, JobLike, OnRejected, as_job
 from .broker_url import find_broker
 from .end_watch import TimeBudget
@@ -26,6 +30,8 @@ from .settings import ProducerSettings
 from .stream_watch import follow_async
 from .streaming import StreamPiece, StreamPosition
 from .submission import prepare
+
+Line = TypeVar("Line")
 
 
 class AsyncJob:
@@ -184,6 +190,47 @@ class AsyncClient(AsyncJobVerbs):
             async for piece in follow_async(self._store, job_id, position, timeout_s):
                 yield piece
 
+    async def create_batch(
+        self,
+        jobs: Iterable[BatchLine] | AsyncIterable[BatchLine],
+        /,
+        *,
+        on_rejected: OnRejected | None = None,
+        **fields: Any,
+    ) -> BatchStatus:
+        """As ``Client.create_batch``; ``jobs`` may be an asynchronous iterable."""
+        request = parse_batch(fields)
+        lines = _asynchronously(jobs)
+        with broker_errors(self._url):
+            return await async_batch_client.create_batch(
+                self._store, self.settings, lines, request, on_rejected
+            )
+
+    async def batch(self, batch_id: str) -> BatchStatus:
+        """As ``Client.batch``."""
+        with broker_errors(self._url):
+            return await async_batch_client.status_of(self._store, batch_id)
+
+    async def batches(self, limit: int = 100) -> list[BatchStatus]:
+        """As ``Client.batches``."""
+        with broker_errors(self._url):
+            return await AsyncBatchStore(self._store).newest(limit)
+
+    async def cancel_batch(self, batch_id: str) -> BatchStatus:
+        """As ``Client.cancel_batch``."""
+        with broker_errors(self._url):
+            return await async_batch_client.cancel_batch(self._store, batch_id)
+
+    async def batch_results(
+        self, batch_id: str, *, timeout_s: float | None = None
+    ) -> AsyncIterator[BatchEntry]:
+        """As ``Client.batch_results``."""
+        with broker_errors(self._url):
+            results = async_batch_client.batch_results(self._store, batch_id, timeout_s)
+            async with contextlib.aclosing(results) as entries:
+                async for entry in entries:
+                    yield entry
+
     async def _send(self, batch: Batch) -> AsyncIterator[AsyncJob]:
         pause_s: float | None = 0.0
         while pause_s is not None:
@@ -197,8 +244,8 @@ class AsyncClient(AsyncJobVerbs):
 
 
 async def _asynchronously(
-    jobs: Iterable[JobLike] | AsyncIterable[JobLike],
-) -> AsyncIterator[JobLike]:
+    jobs: Iterable[Line] | AsyncIterable[Line],
+) -> AsyncIterator[Line]:
     if isinstance(jobs, AsyncIterable):
         async for job in jobs:
             yield job

@@ -14,6 +14,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .batch_models import BatchRequest
+from .bulk_batch import BulkBatch
 from .bulk_flight import Flight
 from .bulk_lines import BulkLine, LineSettings, read_line
 from .bulk_output import DoneLines, DurableLines
@@ -43,6 +45,8 @@ class BulkOptions:
     deduplicate: bool = False
     #: Another name makes another run: its jobs are not those of an earlier one.
     run_id: str = ""
+    #: Makes the lines a batch, which tells of its end.
+    batch: BatchRequest | None = None
 
 
 @dataclass(slots=True)
@@ -73,6 +77,8 @@ class BulkRun:
         self._settings = settings
         self._options = options
         self.counts = BulkCounts()
+        #: The batch that the lines are, once it is open.
+        self.batch_id: str | None = None
 
     def run(self, on_progress: Callable[[BulkCounts], None]) -> BulkCounts:
         """Submit what has no answer yet, and return when every record has one.
@@ -82,6 +88,7 @@ class BulkRun:
 
         Raises:
             BulkFileError: a file cannot be used.
+            JobRejected: the batch's webhook is not allowed, or its batch asks for something else.
             redis.exceptions.ConnectionError: the broker has been away for half a minute. As after
                 a crash or Ctrl-C, the same command goes on from there.
         """
@@ -96,6 +103,15 @@ class BulkRun:
             done = DoneLines(self.counts.total)
             for file in (output, errors):
                 self.counts.resumed += file.recover(identity, done)
+            batch = BulkBatch.open(
+                self._store,
+                self._settings,
+                self._options.batch,
+                identity=f"{identity}\0{self._options.run_id}",
+                num_lines=self.counts.total,
+                num_answered=self.counts.resumed,
+            )
+            self.batch_id = None if batch is None else batch.id
             flight = stack.enter_context(
                 Flight(
                     self._store,
@@ -105,6 +121,7 @@ class BulkRun:
                     output,
                     errors,
                     self.counts,
+                    batch,
                 )
             )
             self._fly(flight, self._lines(done), on_progress)

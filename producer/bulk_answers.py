@@ -6,7 +6,19 @@ import time
 from typing import Any
 
 from .bulk_lines import LineKind
+from .ended import EndedJob
+from .errors import JobUnfinished, UnknownJob
 from .results import JobResult
+
+
+def line_of(request_id: str, custom_id: str, kind: LineKind, ended: EndedJob) -> dict[str, Any]:
+    """Return the line of a job that has ended, with a completion or without."""
+    try:
+        return answer_line(request_id, custom_id, kind, ended.result())
+    except JobUnfinished as error:
+        return error_line(request_id, custom_id, error.code, str(error))
+    except UnknownJob as error:
+        return error_line(request_id, custom_id, "unknown_job", str(error))
 
 
 def answer_line(

@@ -27,6 +27,7 @@ from .waiting import CONNECTION_ERRORS
 
 if TYPE_CHECKING:
     from .bulk import BulkCounts, BulkOptions
+    from .bulk_batch import BulkBatch
 
 #: Pause before a full queue is tried again.
 _FULL_PAUSE_S = 0.5
@@ -57,6 +58,7 @@ class Flight:
         output: DurableLines,
         errors: DurableLines,
         counts: BulkCounts,
+        batch: BulkBatch | None,
     ) -> None:
         self._store = store
         self._settings = settings
@@ -65,6 +67,8 @@ class Flight:
         self._output = output
         self._errors = errors
         self._counts = counts
+        self._batch = batch
+        self._is_input_over = False
         self._watch = EndWatch(store)
         self._outage = Outage()
         self._held: deque[tuple[_Waiting, NewJob]] = deque()
@@ -85,6 +89,8 @@ class Flight:
         while batch := self._next_batch(lines):
             if not self._submit(batch):
                 break
+        if self._is_input_over and not self._held and not self._seal():
+            return True
         return bool(self._held or self._waiting)
 
     def collect(self, wait_s: float) -> None:
@@ -120,15 +126,29 @@ class Flight:
                 return waiting, self._prepare(line.job, line)
             except JobRejected as error:
                 self._fail(waiting, error.code, str(error))
+        self._is_input_over = True
         return None
+
+    def _seal(self) -> bool:
+        """Let the batch know that no line follows; False where the broker is away."""
+        try:
+            if self._batch is not None:
+                self._batch.seal()
+        except CONNECTION_ERRORS as error:
+            self._held_until = time.monotonic() + self._outage.check(error)
+            return False
+        return True
 
     def _prepare(self, job: GenerationJob, line: BulkLine) -> NewJob:
         place = f"record\0{line.number}\0{line.custom_id}"
         if self._options.deduplicate and (job.temperature == 0 or job.seed is not None):
             place = f"same\0{fingerprint(job)}"
+        if self._batch is not None:  # a job of a run without a batch is none of this one
+            place = f"{self._batch.id}\0{place}"
         name = f"{self._identity}\0{self._options.run_id}\0{place}".encode()
         key = f"bulk-{hashlib.sha256(name).hexdigest()[:40]}"
-        return prepare(job.model_copy(update={"idempotency_key": key}), self._settings)
+        prepared = prepare(job.model_copy(update={"idempotency_key": key}), self._settings)
+        return prepared if self._batch is None else self._batch.with_place(prepared, line)
 
     def _submit(self, batch: list[tuple[_Waiting, NewJob]]) -> bool:
         """Submit a batch; False where some of it could not be taken now."""

@@ -13,7 +13,8 @@ from .errors import JobRejected
 from .models import GenerationJob
 from .validation import parse_job
 
-_MAX_ID_CHARS = 512
+#: The longest ``custom_id``.
+MAX_ID_CHARS = 512
 
 
 class LineKind(StrEnum):
@@ -75,9 +76,9 @@ def _custom_id(data: Mapping[str, Any], otherwise: str) -> str:
     custom_id = data.get("custom_id")
     if custom_id is None or custom_id == "":
         return otherwise
-    if not isinstance(custom_id, str) or len(custom_id) > _MAX_ID_CHARS:
+    if not isinstance(custom_id, str) or len(custom_id) > MAX_ID_CHARS:
         raise JobRejected(
-            f"custom_id: must be text of at most {_MAX_ID_CHARS} characters", param="custom_id"
+            f"custom_id: must be text of at most {MAX_ID_CHARS} characters", param="custom_id"
         )
     return custom_id
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 import sys
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar
 
@@ -55,6 +55,19 @@ class Call(Generic[Answer]):
 
 
 @dataclass(frozen=True, slots=True)
+class BatchPlace:
+    """The line of a batch that a job is."""
+
+    batch_id: str
+    #: Place in the input, from 0.
+    index: int
+    #: The caller's own name for the line; empty for none.
+    custom_id: str = ""
+    #: OpenAI's path of the answer's shape.
+    endpoint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class QueueLimits:
     """What may wait before more is refused; None is no limit. See ``ProducerSettings``."""
 
@@ -84,12 +97,14 @@ class NewJob:
     #: Name of the operator's secret to sign with; empty for the default one.
     webhook_secret: str = ""
     idempotency_key: str | None = None
-    #: Digest of the content that an idempotency key stands for.
+    #: Digest of the content that an idempotency key, or a place in a batch, stands for.
     fingerprint: str = ""
     #: Absolute deadline, milliseconds of unix time.
     deadline_at_ms: int | None = None
     #: Relative deadline, milliseconds from now on Redis' clock; the earlier of the two counts.
     ttl_ms: int | None = None
+    #: The batch that is told of the job's end.
+    batch: BatchPlace | None = None
     #: A plain Celery task, whose sender may wait for Celery's result.
     celery_result: bool = False
     #: Whose job it is: tenants take turns.
@@ -162,7 +177,7 @@ def submit(job: NewJob, *, announce: bool = True) -> Call[Submitted]:
         "not_before_ms": job.not_before_ms,
         "delay_ms": job.delay_ms,
         "idempotency_key": job.idempotency_key,
-        "fingerprint": job.fingerprint if job.idempotency_key else None,
+        "fingerprint": job.fingerprint if job.idempotency_key else job.fingerprint or None,
         "webhook": job.webhook,
         "webhook_events": job.webhook_events or None,
         "webhook_secret": job.webhook_secret or None,
@@ -172,11 +187,15 @@ def submit(job: NewJob, *, announce: bool = True) -> Call[Submitted]:
     }
     if job.limits is not NO_LIMITS:
         fields |= asdict(job.limits)
-    args: list[Argument] = []
-    for name, value in fields.items():
-        if value is not None:
-            args += (name, value)
-    return Call("submit", args, _read_submit, Submitted(SubmitStatus.FULL, None))
+    if (place := job.batch) is not None:
+        fields |= {"batch": place.batch_id, "batch_index": place.index}
+        fields |= {"custom_id": place.custom_id or None, "endpoint": place.endpoint or None}
+    return Call("submit", named(fields), _read_submit, Submitted(SubmitStatus.FULL, None))
+
+
+def named(fields: Mapping[str, Argument | None]) -> list[Argument]:
+    """Return names and values in turn, as scripts with many arguments take them."""
+    return [item for name, value in fields.items() if value is not None for item in (name, value)]
 
 
 def claim(job_id: str, owner: str, lease_ms: int, identity: str) -> Call[Claim | ClaimRefusal]:
@@ -297,6 +316,8 @@ def _fences(held: Sequence[Held]) -> list[Argument]:
 
 def _read_submit(reply: list[bytes]) -> Submitted:
     status = SubmitStatus(reply[0].decode())
+    if status is SubmitStatus.CLOSED:
+        return Submitted(status, None, batch_state=reply[1].decode())
     if status is SubmitStatus.FULL:
         reached = ReachedLimit(reply[1].decode(), int(reply[2]), int(reply[3]))
         return Submitted(status, None, reached)

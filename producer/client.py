@@ -8,7 +8,11 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
+from . import batch_client
 from .answers import CancelAnswer
+from .batch_intake import BatchLine
+from .batch_models import BatchStatus, parse_batch
+from .batch_store import BatchEntry, BatchStore
 from .batching import Batch, JobLike, OnRejected, as_job
 from .broker_url import find_broker
 from .end_watch import EndWatch, TimeBudget
@@ -233,6 +237,90 @@ class Client(JobVerbs):
         """
         with broker_errors(self._url):
             yield from follow(self._store, job_id, position, timeout_s)
+
+    def create_batch(
+        self,
+        jobs: Iterable[BatchLine],
+        /,
+        *,
+        on_rejected: OnRejected | None = None,
+        **fields: Any,
+    ) -> BatchStatus:
+        """Submit jobs that are told of as one: with one state, counts and one webhook at the end.
+
+        Works through ``jobs`` in constant memory, waits while a queue is full, and returns when all
+        are submitted. Given again with the same ``idempotency_key`` after any interruption, it
+        goes on with the same batch: what was submitted is found again.
+
+        Args:
+            jobs: ``GenerationJob`` values, mappings (with a ``custom_id`` too), or lines of
+                a bulk file.
+            on_rejected: told the index and the error of each job that was refused, which counts as
+                failed. None fails the batch at the first: what is submitted by then is cancelled.
+            **fields: the fields of a ``BatchRequest``: ``webhook``, ``webhook_events_filter``,
+                ``webhook_secret``, ``metadata``, ``ttl_s``, ``idempotency_key``.
+
+        Raises:
+            JobRejected: a field or a job is wrong, or the batch was cancelled meanwhile.
+            IdempotencyConflict: the key stands for another batch.
+            BrokerUnavailable: no answer; with an ``idempotency_key`` the same call goes on.
+        """
+        request = parse_batch(fields)
+        with broker_errors(self._url):
+            return batch_client.create_batch(self._store, self.settings, jobs, request, on_rejected)
+
+    def batch(self, batch_id: str) -> BatchStatus:
+        """Return where a batch is.
+
+        Raises:
+            UnknownBatch: there is none of this id.
+            BrokerUnavailable: no answer from the broker.
+        """
+        with broker_errors(self._url):
+            return batch_client.status_of(self._store, batch_id)
+
+    def batches(self, limit: int = 100) -> list[BatchStatus]:
+        """Return the newest batches, newest first.
+
+        Raises:
+            BrokerUnavailable: no answer from the broker.
+        """
+        with broker_errors(self._url):
+            return BatchStore(self._store).newest(limit)
+
+    def cancel_batch(self, batch_id: str) -> BatchStatus:
+        """Cancel the jobs of a batch that have not ended; running ones stop at a checkpoint.
+
+        Returns:
+            Where it is then: ``cancelling`` until the running ones have stopped, or how it had
+            ended before.
+
+        Raises:
+            UnknownBatch: there is none of this id.
+            BrokerUnavailable: no answer from the broker.
+        """
+        with broker_errors(self._url):
+            return batch_client.cancel_batch(self._store, batch_id)
+
+    def batch_results(
+        self, batch_id: str, *, timeout_s: float | None = None
+    ) -> Iterator[BatchEntry]:
+        """Yield the lines of a batch in the order of the input, waiting for the end of each.
+
+        Begins when all lines are in, and works in constant memory. Lines that were refused when the
+        batch was created have no job and are not among them.
+
+        Args:
+            batch_id: the batch.
+            timeout_s: how long to wait for all of them together; None waits as long as it takes.
+
+        Raises:
+            ResultTimeout: some have not ended; they go on.
+            UnknownBatch: there is none of this id.
+            BrokerUnavailable: no answer from the broker for half a minute.
+        """
+        with broker_errors(self._url):
+            yield from batch_client.batch_results(self._store, batch_id, timeout_s)
 
     def _send(self, batch: Batch) -> Iterator[Job]:
         pause_s: float | None = 0.0

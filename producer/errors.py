@@ -6,7 +6,8 @@
     ├── JobRejected               refused at submit; `code`, `param`
     │   ├── UnsupportedParameter  a known parameter that this version cannot do
     │   ├── IdempotencyConflict   the key stands for a job with other content
-    │   └── QueueFull             a limit on what waits is reached; try later
+    │   ├── QueueFull             a limit on what waits is reached; try later
+    │   └── BatchClosed           a batch takes no more lines; `code`
     ├── JobUnfinished             raised by `result()`: the job ended without a completion; `code`
     │   ├── JobFailed
     │   ├── JobCancelled
@@ -15,6 +16,7 @@
     ├── UnknownJob                never submitted, forgotten, or its time to live has run out
     ├── WrongState                a job that cannot be retried or forgotten where it is; `state`
     ├── InvalidQuery              a tag, tenant, state, cursor or limit that cannot be
+    ├── UnknownBatch              never created, or its time to live has run out
     ├── BrokerUnavailable         no broker address, or no answer there
     ├── WrongEventLoop            an asyncio client was used in another event loop
     ├── OutputRestarted           a stream cannot go on: the job was started over
@@ -40,8 +42,8 @@ class JobRejected(BatchmillError):
     """A job was refused before anything was stored.
 
     Attributes:
-        code: ``invalid_request``, ``unsupported_parameter``, ``idempotency_conflict`` or
-            ``queue_full``.
+        code: ``invalid_request``, ``unsupported_parameter``, ``idempotency_conflict``,
+            ``queue_full`` or ``batch_closed``.
         param: the field at fault, dotted where it lies deeper, or None.
         retryable: whether the same job may be taken later.
     """
@@ -65,7 +67,7 @@ class IdempotencyConflict(JobRejected):
     """The idempotency key was used before for a job with other content.
 
     Attributes:
-        job_id: the job that the key stands for.
+        job_id: the job, or the batch, that the key stands for.
     """
 
     def __init__(self, message: str, *, job_id: str):
@@ -80,6 +82,13 @@ class QueueFull(JobRejected):
 
     def __init__(self, message: str):
         super().__init__(message, code="queue_full")
+
+
+class BatchClosed(JobRejected):
+    """The batch takes no more lines: ``batch_cancelled``, ``batch_expired`` or ``batch_closed``."""
+
+    def __init__(self, message: str, *, code: str = "batch_closed"):
+        super().__init__(message, code=code)
 
 
 class JobUnfinished(BatchmillError):
@@ -144,6 +153,10 @@ class WrongState(BatchmillError):
 
 class InvalidQuery(BatchmillError, ValueError):
     """What was asked for cannot be: a tag, tenant, state, cursor or limit is wrong."""
+
+
+class UnknownBatch(BatchmillError, LookupError):
+    """There is no batch of this id: never created, or its time to live has run out."""
 
 
 class BrokerUnavailable(BatchmillError, ConnectionError):

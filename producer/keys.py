@@ -6,6 +6,7 @@ key holds and how long it lives is told in ``docs/protocol.md``.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 import time
@@ -27,6 +28,8 @@ DEAD = PREFIX + "dead"
 WORKERS = PREFIX + "workers"
 TOTALS = PREFIX + "totals"
 ENDPOINTS_DISABLED = PREFIX + "endpoints_disabled"
+BATCHES = PREFIX + "batches"
+BATCHES_DUE = PREFIX + "batches_due"
 #: Plain Celery tasks whose jobs have ended, until Celery's result backend knows.
 CELERY_ENDS = PREFIX + "celery_ends"
 #: Job documents pushed by producers of any language, and where they are until they are submitted.
@@ -69,6 +72,13 @@ _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@+-]{0,199}")
 def new_job_id() -> str:
     """Return a fresh job id; ids sort by creation time (milliseconds, this machine's clock)."""
     return f"gen_{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
+
+
+def new_batch_id(idempotency_key: str | None) -> str:
+    """Return a batch's id: the same for the same key, a fresh one without a key."""
+    if idempotency_key is None:
+        return f"batch_{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
+    return f"batch_{hashlib.sha256(idempotency_key.encode()).hexdigest()[:32]}"
 
 
 def is_job_id(text: str) -> bool:
@@ -149,6 +159,16 @@ def tenant_index(tenant: str) -> str:
 def idempotency(key: str) -> str:
     """Key of an idempotency entry (hash)."""
     return f"{PREFIX}idempotency:{key}"
+
+
+def batch(batch_id: str) -> str:
+    """Key of a batch's record (hash)."""
+    return f"{PREFIX}batch:{batch_id}"
+
+
+def batch_jobs(batch_id: str) -> str:
+    """Key of a batch's jobs (zset), scored by their places in the input."""
+    return f"{PREFIX}batch_jobs:{batch_id}"
 
 
 def event(event_id: str) -> str:

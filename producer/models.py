@@ -108,6 +108,21 @@ MetadataKey = Annotated[
 ]
 
 
+#: Receives signed POSTs. https, unless the operator allows http.
+WebhookUrl = Annotated[str, AfterValidator(_check_webhook), Field(max_length=limits.MAX_URL_CHARS)]
+#: Name of one of the operator's secrets.
+SecretName = Annotated[str, AfterValidator(_check_secret_name)]
+IdempotencyKey = Annotated[
+    str,
+    AfterValidator(_check_idempotency_key),
+    Field(min_length=1, max_length=limits.MAX_IDEMPOTENCY_KEY_CHARS),
+]
+Metadata = Annotated[
+    dict[MetadataKey, Text],
+    AfterValidator(_check_metadata),
+    Field(max_length=limits.MAX_METADATA_PAIRS),
+]
+
 EventName = Literal["started", "output", "completed", "failed", "cancelled", "expired"]
 _END_EVENTS: tuple[EventName, ...] = ("completed", "failed", "cancelled", "expired")
 
@@ -149,10 +164,7 @@ class GenerationJob(ChatFields, SamplingControls):
         | None
     ) = None
     #: Receives a signed POST when the job ends. https, unless the operator allows http.
-    webhook: (
-        Annotated[str, AfterValidator(_check_webhook), Field(max_length=limits.MAX_URL_CHARS)]
-        | None
-    ) = None
+    webhook: WebhookUrl | None = None
     #: Events to send: ``started``, ``output`` (tokens so far, at most every five seconds) and the
     #: four ends. Only the ends where absent.
     webhook_events_filter: Annotated[list[EventName], Field(min_length=1, max_length=6)] = Field(
@@ -161,22 +173,11 @@ class GenerationJob(ChatFields, SamplingControls):
     #: Put the text into the event of the job's end, where it is at most 16 KiB.
     include_output: bool = False
     #: Name of the operator's secret to sign with; the default one where absent.
-    webhook_secret: Annotated[str, AfterValidator(_check_secret_name)] | None = None
+    webhook_secret: SecretName | None = None
     #: Makes submitting twice the same as once, for as long as the job's record is kept.
-    idempotency_key: (
-        Annotated[
-            str,
-            AfterValidator(_check_idempotency_key),
-            Field(min_length=1, max_length=limits.MAX_IDEMPOTENCY_KEY_CHARS),
-        ]
-        | None
-    ) = None
+    idempotency_key: IdempotencyKey | None = None
     #: Your own words about the job, given back with its result and in its webhook.
-    metadata: Annotated[
-        dict[MetadataKey, Text],
-        AfterValidator(_check_metadata),
-        Field(max_length=limits.MAX_METADATA_PAIRS),
-    ] = Field(default_factory=dict)
+    metadata: Metadata = Field(default_factory=dict)
     #: Labels to find, count, cancel and forget jobs by.
     tags: Annotated[
         list[Annotated[str, AfterValidator(check_tag)]],

@@ -21,6 +21,7 @@ from .answers import (
 from .broker_url import redact
 from .calls import NewJob, QueueLimits
 from .errors import (
+    BatchClosed,
     BrokerUnavailable,
     IdempotencyConflict,
     JobCancelled,
@@ -29,6 +30,7 @@ from .errors import (
     JobRejected,
     JobUnfinished,
     QueueFull,
+    UnknownBatch,
     UnknownJob,
     WrongState,
 )
@@ -54,8 +56,11 @@ def accepted_id(job: NewJob, answer: Submitted) -> str:
     Raises:
         IdempotencyConflict: the key stands for other content.
         QueueFull: a limit on what waits is reached, or Redis' memory limit.
+        BatchClosed: the job's batch takes no more lines.
         JobRejected: its deadline would pass before it may run.
     """
+    if answer.status is SubmitStatus.CLOSED and job.batch is not None:
+        raise closed(job.batch.batch_id, answer.batch_state)
     if answer.status is SubmitStatus.TOO_LATE:
         raise JobRejected(
             "the deadline passes before the job may run: give it a later deadline (deadline, "
@@ -65,6 +70,12 @@ def accepted_id(job: NewJob, answer: Submitted) -> str:
     if answer.job_id is None:
         raise _full(job.queue, job.tenant, answer.reached)
     if answer.status is SubmitStatus.CONFLICT:
+        if job.idempotency_key is None and job.batch is not None:
+            raise IdempotencyConflict(
+                f"line {job.batch.index + 1} of batch {job.batch.batch_id} is job {answer.job_id}, "
+                "which has other content; use a new key for another input",
+                job_id=answer.job_id,
+            )
         raise IdempotencyConflict(
             f"idempotency_key {job.idempotency_key!r} stands for job {answer.job_id}, which has "
             "other content; use a new key for a new job",
@@ -92,6 +103,24 @@ def _full(queue: str, tenant: str, reached: ReachedLimit | None) -> QueueFull:
     return QueueFull(
         f"{place} holds {reached.value} {what}, its limit is {reached.limit}; "
         f"try later, add workers or raise {setting}"
+    )
+
+
+def closed(batch_id: str, state: str) -> BatchClosed:
+    """Return the error for a line that a batch does not take."""
+    if not state:
+        return BatchClosed(
+            f"no batch {batch_id!r}: never created on this broker, or its time to live has run out"
+        )
+    code = f"batch_{state}" if state in ("cancelled", "expired") else "batch_closed"
+    code = "batch_cancelled" if state == "cancelling" else code
+    return BatchClosed(f"batch {batch_id} is {state} and takes no more lines", code=code)
+
+
+def unknown_batch(batch_id: str) -> UnknownBatch:
+    """Return the error for a batch that is not there."""
+    return UnknownBatch(
+        f"no batch {batch_id!r}: never created on this broker, or its time to live has run out"
     )
 
 

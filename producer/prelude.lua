@@ -10,6 +10,8 @@ local OUTBOX = 'batchmill:outbox'
 local DEAD = 'batchmill:dead'
 local TOTALS = 'batchmill:totals'
 local DISABLED = 'batchmill:endpoints_disabled'
+local BATCHES = 'batchmill:batches'
+local BATCHES_DUE = 'batchmill:batches_due'
 local CELERY_ENDS = 'batchmill:celery_ends'
 local INBOX = 'batchmill:inbox'
 local INBOX_ARRIVED = 'batchmill:inbox:arrived'
@@ -25,6 +27,7 @@ local DEAD_TTL_MS = 30 * 24 * 3600 * 1000
 local OUTPUT_EVENT_MS = 5000 -- a job's `output` events are at least that far apart
 local ENDPOINT_PATIENCE_MS = 120 * 3600 * 1000 -- without a success: the endpoint is disabled
 local FAILING_TTL_MS = 48 * 3600 * 1000 -- longer than the longest wait between two attempts
+local BATCH_PATIENCE_MS = 24 * 3600 * 1000 -- a batch that gets no line for so long is given up
 local ATTEMPTS_KEPT = 20 -- lines of an event's log
 local SUSPECT_LIMIT = 3 -- engine deaths in company after which a job runs alone
 local CRASH_LIMIT = 3 -- engine deaths alone after which a job is given up
@@ -47,6 +50,8 @@ local function idempotency_key(key) return 'batchmill:idempotency:' .. key end
 local function event_key(id) return 'batchmill:event:' .. id end
 local function dead_key(id) return 'batchmill:dead:' .. id end
 local function failing_key(endpoint) return 'batchmill:failing:' .. endpoint end
+local function batch_key(id) return 'batchmill:batch:' .. id end
+local function batch_jobs_key(id) return 'batchmill:batch_jobs:' .. id end
 local function channel(id) return 'batchmill:events:' .. id end
 
 -- Redis' own clock, so that no worker's clock can make a lease run out early or late.
@@ -371,12 +376,14 @@ end
 -- A job that is retried begins and ends once more, under webhook ids that no receiver has seen.
 local function run_suffix(run) return run > 1 and '_run' .. run or '' end
 
--- `suffix` tells several events of one kind apart; `num_tokens` is '' or the output so far.
-local function add_event(id, job, name, suffix, num_tokens, now)
+-- `suffix` tells several events of one kind apart; `num_tokens` is '' or the output so far. `job`
+-- may be a batch, with `kind` 'batch'.
+local function add_event(id, job, name, suffix, num_tokens, now, kind)
   local event_id = 'evt_' .. id .. '_' .. name .. suffix
+  local event_type = (kind or 'generation') .. '.' .. name
   make_way(event_key(event_id))
-  redis.call('HSET', event_key(event_id), 'id', event_id, 'type', 'generation.' .. name,
-    'job_id', id, 'url', job.webhook, 'secret', job.webhook_secret, 'num_tokens', num_tokens,
+  redis.call('HSET', event_key(event_id), 'id', event_id, 'type', event_type, 'job_id', id,
+    'url', job.webhook, 'secret', job.webhook_secret, 'num_tokens', num_tokens,
     'state', 'pending', 'attempts', 0, 'fence', 0, 'created_at_ms', now)
   redis.call('ZADD', OUTBOX, now, event_id)
   return event_id
@@ -413,6 +420,78 @@ local function settle_event(id, url, outcome, status, reason, now)
   if outcome ~= 'delivered' then add_dead_letter(id, 'webhook', outcome, reason, url, now) end
 end
 
+-- What decides about a batch; nil where there is none. `total` is known once no line can follow.
+local function load_batch(id)
+  local f = redis.call('HMGET', batch_key(id), 'state', 'total', 'completed', 'failed', 'error',
+    'is_late', 'deadline_at_ms', 'result_ttl_ms', 'webhook', 'webhook_events', 'webhook_secret')
+  if not f[1] then return nil end
+  return {
+    state = f[1],
+    total = tonumber(f[2] or nil),
+    num_ended = tonumber(f[3]) + tonumber(f[4]),
+    error = f[5],
+    is_late = f[6] == '1',
+    deadline_at_ms = tonumber(f[7] or nil),
+    result_ttl_ms = tonumber(f[8]),
+    webhook = f[9],
+    webhook_events = f[10],
+    webhook_secret = f[11] or '',
+  }
+end
+
+-- The end of a batch, in the script in which its last job ends or its last line is known.
+local function end_batch_if_done(id, now)
+  local batch = load_batch(id)
+  if TERMINAL[batch.state] or not batch.total or batch.num_ended < batch.total then return end
+  local state = 'completed'
+  if batch.error then
+    state = 'failed'
+  elseif batch.state == 'cancelling' then
+    state = 'cancelled'
+  elseif batch.is_late then
+    state = 'expired'
+  end
+  redis.call('HSET', batch_key(id), 'state', state, 'finalizing_at_ms', now, state .. '_at_ms', now)
+  if wants_event(batch, state) then add_event(id, batch, state, '', '', now, 'batch') end
+  redis.call('PEXPIRE', batch_key(id), batch.result_ttl_ms)
+  redis.call('PEXPIRE', batch_jobs_key(id), batch.result_ttl_ms)
+  redis.call('ZADD', BATCHES_DUE, now + batch.result_ttl_ms, id) -- the sweep ends its index entry
+end
+
+-- A batch is told of the end of each of its jobs once, whatever becomes of the job later.
+local function count_in_batch(id, state, now)
+  local batch_id = redis.call('HGET', job_key(id), 'batch')
+  if not batch_id or redis.call('HSETNX', job_key(id), 'batch_counted', '1') == 0 then return end
+  local batch = load_batch(batch_id)
+  if not batch then return end -- deleted by hand
+  local field = state == 'completed' and 'completed' or 'failed'
+  redis.call('HINCRBY', batch_key(batch_id), field, 1)
+  if state == 'expired' and batch.deadline_at_ms and batch.deadline_at_ms <= now then
+    redis.call('HSET', batch_key(batch_id), 'is_late', '1')
+  end
+  end_batch_if_done(batch_id, now)
+end
+
+-- A job that is retried in time is waited for again; an end that a batch has told of stands.
+local function uncount_in_batch(id)
+  local batch_id = redis.call('HGET', job_key(id), 'batch')
+  local batch = batch_id and load_batch(batch_id)
+  if not batch or (batch.state ~= 'validating' and batch.state ~= 'in_progress') then return end
+  if redis.call('HDEL', job_key(id), 'batch_counted') == 0 then return end
+  redis.call('HINCRBY', batch_key(batch_id), 'failed', -1)
+end
+
+-- No line can follow, and the jobs that have not ended are to be cancelled: the sweep does so, page
+-- by page, where the client that asked for it does not.
+local function begin_to_cancel_batch(id, batch, error_text, now)
+  redis.call('HSETNX', batch_key(id), 'cancelling_at_ms', now)
+  redis.call('HSETNX', batch_key(id), 'total', redis.call('ZCARD', batch_jobs_key(id)))
+  redis.call('HSET', batch_key(id), 'state', 'cancelling')
+  if error_text ~= '' then redis.call('HSETNX', batch_key(id), 'error', error_text) end
+  redis.call('ZADD', BATCHES_DUE, now, id)
+  end_batch_if_done(id, now)
+end
+
 -- The one way into a terminal state: state, result, index removal, webhook event, TTLs, counters
 -- and the wake-up of waiting clients, in one script. `num_tokens` is what it cost, prompt and output;
 -- nil counts the output only.
@@ -436,6 +515,7 @@ local function finish(id, job, state, result, error_text, now, num_tokens)
   else
     redis.call('PEXPIRE', text_key(id), job.result_ttl_ms)
   end
+  count_in_batch(id, state, now)
   if job.idempotency_key then
     redis.call('PEXPIRE', idempotency_key(job.idempotency_key), job.result_ttl_ms)
   end

@@ -89,6 +89,16 @@ class RecordFields(BaseModel):
     run: Number | None = None
     """Times that it was begun anew, by a retry after its end; the first is 1 and not written."""
     retry_nonce: str | None = None
+    batch: str | None = None
+    """The batch that it is a line of."""
+    batch_counted: Flag | None = None
+    """The batch has counted its end."""
+    custom_id: str | None = None
+    """The caller's own name for the line."""
+    endpoint: str | None = None
+    """OpenAI's path of the answer's shape."""
+    fingerprint: str | None = None
+    """Digest of the line, where its batch has an idempotency key."""
     webhook: str | None = None
     """Receiver of its events."""
     webhook_events: str | None = None

@@ -36,6 +36,7 @@ else
   redis.call('HDEL', job_key(id), 'deadline_at_ms') -- what is late already would end at once
 end
 index_state(id, job.state, 'queued', now)
+uncount_in_batch(id)
 -- Its new end says more than news of the old one, which could arrive after it.
 supersede_event('evt_' .. id .. '_' .. job.state .. run_suffix(job.run))
 drop_dead_letter(id)

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .batch_models import BATCH_EVENTS, BatchStatus
 from .models import GenerationJob
 from .record_fields import RecordFields
 from .results import JobResult
@@ -36,6 +37,10 @@ def schemas() -> dict[str, dict[str, Any]]:
             "A job's record, as HGETALL batchmill:job:ID gives it",
         ),
         "webhook-event.schema.json": _event(),
+        "batch.schema.json": _titled(
+            BatchStatus.model_json_schema(mode="serialization"), "Where a batch is"
+        ),
+        "batch-event.schema.json": _batch_event(),
     }
 
 
@@ -90,6 +95,35 @@ def _event() -> dict[str, Any]:
         },
     }
     return _titled(schema, "What a webhook receives when a job has ended")
+
+
+def _batch_event() -> dict[str, Any]:
+    """A batch's event as ``worker/webhook_payload.py`` writes it."""
+    batch = BatchStatus.model_json_schema(mode="serialization")
+    data = {
+        "id": {"type": "string"},
+        "object": {"const": "batch"},
+        "status": {"enum": list(BATCH_EVENTS)},
+        "request_counts": {"anyOf": [{"$ref": "#/$defs/RequestCounts"}, {"type": "null"}]},
+        "errors": {"anyOf": [{"$ref": "#/$defs/BatchErrors"}, {"type": "null"}]},
+        "metadata": {"type": "object", "additionalProperties": {"type": "string"}},
+        "created_at": {"type": ["string", "null"], "format": "date-time"},
+        "finished_at": {"type": "string", "format": "date-time"},
+    }
+    event = {
+        "type": {"enum": [f"batch.{state}" for state in BATCH_EVENTS]},
+        "timestamp": {"type": "string", "format": "date-time"},
+        "data": {"type": "object", "properties": data, "required": list(data)},
+    }
+    schema = {
+        "type": "object",
+        "properties": event,
+        "required": list(event),
+        "$defs": {
+            name: batch["$defs"][name] for name in ("BatchError", "BatchErrors", "RequestCounts")
+        },
+    }
+    return _titled(schema, "What a webhook receives when a batch has ended")
 
 
 def main() -> None:

@@ -9,6 +9,9 @@ from pathlib import Path
 #: Every script, by the name of its file.
 SCRIPT_NAMES = (
     "announce_due",
+    "batch_cancel",
+    "batch_create",
+    "batch_seal",
     "cancel",
     "cancel_where",
     "checkpoint",

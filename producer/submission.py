@@ -41,7 +41,7 @@ def prepare(job: GenerationJob, settings: ProducerSettings, *, job_id: str | Non
         raise JobRejected(
             f"id is {job_id[:140]!r}; a job id has 1 to 128 letters, digits, _ and -", param="id"
         )
-    _check_webhook(job, settings)
+    check_webhook(job.webhook, settings)
     model = job.model or settings.served_name
     job = job.model_copy(update={"model": model})
     digest = fingerprint(job) if job.idempotency_key else ""
@@ -104,12 +104,16 @@ def _unix_ms(moment: datetime) -> int:
     return int(moment.timestamp() * 1000)
 
 
-def _check_webhook(job: GenerationJob, settings: ProducerSettings) -> None:
-    """Refuse a URL that no deliverer would send to. The name in it is not looked up."""
-    if job.webhook is None:
+def check_webhook(webhook: str | None, settings: ProducerSettings) -> None:
+    """Refuse a URL that no deliverer would send to. The name in it is not looked up.
+
+    Raises:
+        JobRejected: the operator does not allow its scheme, port or address.
+    """
+    if webhook is None:
         return
     try:
-        read_target(job.webhook, settings.target_policy)
+        read_target(webhook, settings.target_policy)
     except ForbiddenTarget as error:
         raise JobRejected(f"webhook: {error}", param="webhook") from None
 

@@ -3,9 +3,10 @@
 -- in a worker's hands already), max_queue_depth, max_queued_jobs, max_queued_bytes, max_queued_tokens,
 -- deadline_at_ms, ttl_ms, not_before_ms, delay_ms, idempotency_key with fingerprint, webhook with
 -- webhook_events (names with commas; else those of the end) and webhook_secret (else the default),
--- tags (with commas), max_tokens, celery_result ('1').
--- Answers {CREATED, id}, {EXISTING, id}, {CONFLICT, id}, {FULL, limit's name, value, limit} or {TOO_LATE}:
--- the deadline would pass before the job may run.
+-- tags (with commas), max_tokens, celery_result ('1'), batch with batch_index (place of its line, from 0), fingerprint,
+-- custom_id and endpoint.
+-- Answers {CREATED, id}, {EXISTING, id}, {CONFLICT, id}, {FULL, limit's name, value, limit}, {TOO_LATE}:
+-- the deadline would pass before the job may run, or {CLOSED, state of its batch, '' where there is none}.
 local job = {}
 for i = 1, #ARGV, 2 do job[ARGV[i]] = ARGV[i + 1] end
 local id, queue, key = job.id, job.queue, job.idempotency_key
@@ -32,12 +33,38 @@ local function write_webhook()
   if wants_event(job, 'output') then redis.call('HSET', job_key(id), 'output_due_ms', 0) end
 end
 
+-- The answer where a line of a batch is there already, or its batch takes none.
+local function answer_of_batch()
+  local index = job.batch_index
+  local known = redis.call('ZRANGEBYSCORE', batch_jobs_key(job.batch), index, index)[1]
+  if known then
+    local fingerprint = redis.call('HGET', job_key(known), 'fingerprint') -- gone with the record
+    local is_same = not fingerprint or fingerprint == job.fingerprint
+    return { is_same and 'EXISTING' or 'CONFLICT', known }
+  end
+  local state = redis.call('HGET', batch_key(job.batch), 'state')
+  if state ~= 'validating' then return { 'CLOSED', state or '' } end
+end
+
+local function write_batch(now)
+  if not job.batch then return end
+  for _, name in ipairs({ 'batch', 'custom_id', 'endpoint', 'fingerprint' }) do
+    if job[name] then redis.call('HSET', job_key(id), name, job[name]) end
+  end
+  redis.call('ZADD', batch_jobs_key(job.batch), job.batch_index, id)
+  local given_up_at = now + BATCH_PATIENCE_MS
+  local late_at = redis.call('HGET', batch_key(job.batch), 'deadline_at_ms') or given_up_at
+  redis.call('ZADD', BATCHES_DUE, math.min(tonumber(late_at), given_up_at), job.batch)
+end
+
 if key then
   local known = redis.call('HMGET', idempotency_key(key), 'id', 'fingerprint')
   if known[1] then return { known[2] == job.fingerprint and 'EXISTING' or 'CONFLICT', known[1] } end
 end
 -- The id is the caller's: a call repeated after a lost answer finds its own job.
 if redis.call('EXISTS', job_key(id)) == 1 then return { 'EXISTING', id } end
+local answer = job.batch and answer_of_batch()
+if answer then return answer end
 local usage = load_usage(job.tenant)
 local refusal = job.announce and reached_limit(queue, job.tenant, job, usage)
 if refusal then return refusal end
@@ -53,6 +80,7 @@ redis.call('HSET', job_key(id), 'id', id, 'v', job.v, 'model', job.model, 'queue
 if job.tags then redis.call('HSET', job_key(id), 'tags', job.tags) end
 index_job(id, 'queued', job, now)
 write_webhook()
+write_batch(now)
 if deadline_at then
   redis.call('HSET', job_key(id), 'deadline_at_ms', deadline_at)
   redis.call('ZADD', DEADLINES, deadline_at, id)

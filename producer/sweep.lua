@@ -29,6 +29,43 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', DEADLINES, '-inf', now, 'LIMIT',
   counts[outcome] = counts[outcome] + 1
 end
 
+local function cancel_page_of_batch(id)
+  local start = tonumber(redis.call('HGET', batch_key(id), 'num_swept') or 0)
+  local ids = redis.call('ZRANGE', batch_jobs_key(id), start, start + limit - 1)
+  redis.call('ZREM', BATCHES_DUE, id)
+  if #ids == limit then redis.call('ZADD', BATCHES_DUE, now, id) end
+  redis.call('HSET', batch_key(id), 'num_swept', start + #ids)
+  for _, job_id in ipairs(ids) do
+    local job = load_job(job_id)
+    if job and cancel_or_ask(job_id, job, now) == 'CANCELLED' then
+      counts.CANCELLED = counts.CANCELLED + 1
+    end
+  end
+end
+
+-- One look at a batch that is due: it is cancelled, waits for lines in vain, or its record is gone.
+local function sweep_batch(id)
+  local batch = load_batch(id)
+  if not batch then
+    redis.call('ZREM', BATCHES_DUE, id)
+    redis.call('ZREM', BATCHES, id)
+  elseif batch.state == 'cancelling' then
+    cancel_page_of_batch(id)
+  elseif batch.state == 'validating' and batch.deadline_at_ms and batch.deadline_at_ms <= now then
+    redis.call('HSET', batch_key(id), 'total', redis.call('ZCARD', batch_jobs_key(id)),
+      'state', 'in_progress', 'is_late', '1')
+    redis.call('ZREM', BATCHES_DUE, id)
+    end_batch_if_done(id, now) -- else when its last job has expired
+  elseif batch.state == 'validating' then
+    local text = error_json('batch_abandoned', 'no line came for 24 hours, and it was not sealed')
+    begin_to_cancel_batch(id, batch, text, now)
+  end
+end
+
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', BATCHES_DUE, '-inf', now, 'LIMIT', 0, 10)) do
+  sweep_batch(id)
+end
+
 -- A queue never gets more announcements than it has announced jobs, so a long outage of all workers
 -- floods nothing. Jobs that wait for their first announcement have no score; the others are ordered
 -- by their last one: those whose announcement is oldest come first, and each is announced in turn.

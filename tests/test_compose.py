@@ -13,6 +13,8 @@ import pytest
 import redis
 import yaml
 
+from batchmill.worker.webhook_settings import WebhookSettings
+
 from .conftest import RedisServer
 from .public_face import FOLDERS, ROOT, named_variables, problem_of_call, variable_names
 
@@ -118,6 +120,11 @@ def test_published_ports_are_bound_to_loopback(service: str) -> None:
 @pytest.mark.parametrize("path", sorted(COMPOSE.iterdir()), ids=lambda path: path.name)
 def test_variables_that_a_file_names_exist(path: Path) -> None:
     assert named_variables(path.read_text()) - variable_names() == set()
+
+
+def test_every_webhook_setting_reaches_the_deliverer() -> None:
+    given = {name for name in SERVICES["deliverer"]["environment"] if "_WEBHOOK_" in name}
+    assert given == {f"BATCHMILL_{name.upper()}" for name in WebhookSettings.model_fields}
 
 
 def test_example_environment_covers_what_compose_asks_for() -> None:

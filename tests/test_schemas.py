@@ -9,7 +9,16 @@ from typing import Any
 import jsonschema
 import pytest
 
-from batchmill.producer import GenerationJob, JobError, JobResult, JobState, ProducerSettings, keys
+from batchmill.producer import (
+    BatchRequest,
+    GenerationJob,
+    JobError,
+    JobResult,
+    JobState,
+    ProducerSettings,
+    batch_calls,
+    keys,
+)
 from batchmill.producer.answers import (
     Claim,
     Held,
@@ -18,7 +27,7 @@ from batchmill.producer.answers import (
     ReleaseCause,
     TokenWrite,
 )
-from batchmill.producer.calls import QueueLimits, retry
+from batchmill.producer.calls import BatchPlace, QueueLimits, retry
 from batchmill.producer.records import read_job
 from batchmill.producer.schemas import render, schemas
 from batchmill.producer.store import JobStore
@@ -93,9 +102,13 @@ def test_real_records_fit_their_schema_and_hold_no_field_that_it_does_not_know(
     }
     documents = [{"prompt": "x"}, {"prompt": "x", **everything}]
     ids = []
+    store.run(batch_calls.create(BatchRequest(), settings, "batch_1"))
     for number, fields in enumerate(documents):
         new = prepare(parse_job(fields), settings, job_id=f"job-{number}")
-        store.submit(replace(new, celery_result=number == 1))
+        if number == 1:
+            place = BatchPlace("batch_1", 0, "c0", "/v1/completions")
+            new = replace(new, celery_result=True, batch=place)
+        store.submit(new)
         ids.append(new.job_id)
     known = set(schemas()["record.schema.json"]["properties"])
 

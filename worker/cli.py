@@ -12,6 +12,7 @@ from typing import NoReturn
 import typer
 
 from . import (
+    cli_batch,
     cli_bench,
     cli_bulk,
     cli_config,
@@ -45,6 +46,7 @@ _PARTS = (
     cli_progress,
     cli_stored_jobs,
     cli_bulk,
+    cli_batch,
     cli_status,
     cli_tenants,
     cli_webhooks,

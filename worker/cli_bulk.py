@@ -14,7 +14,7 @@ from .cli_jobs import json_value, pairs
 from .cli_output import BrokerUrlOption, ExitCode, JsonOption, print_json, usage
 
 if TYPE_CHECKING:
-    from batchmill.producer.bulk import BulkCounts, BulkOptions
+    from batchmill.producer.bulk import BulkCounts, BulkOptions, BulkRun
 
 _EPILOG = (
     "Examples:\n\n"
@@ -54,6 +54,10 @@ _Deduplicate = Annotated[
     bool,
     typer.Option("--deduplicate", help="Answer equal lines of temperature 0, or a seed, once."),
 ]
+_Webhook = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="Gets one signed POST when all jobs of the run have ended."),
+]
 _RunId = Annotated[str, typer.Option(help="Another name generates anew what was generated before.")]
 
 
@@ -79,28 +83,22 @@ def bulk(
     in_flight: _InFlight = 1000,
     deduplicate: _Deduplicate = False,
     run_id: _RunId = "",
+    webhook: _Webhook = None,
     broker_url: BrokerUrlOption = None,
     as_json: JsonOption = False,
 ) -> int:
     """Generate for every line of a file, and append the answers to another as they come."""
+    from batchmill.producer.batch_models import parse_batch
     from batchmill.producer.bulk import BulkOptions
 
-    defaults: dict[str, Any] = {
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "priority": priority or "low",
-        "tenant": tenant,
-    }
-    defaults = {name: value for name, value in defaults.items() if value is not None}
-    given = pairs("--param", param)
-    for name in given.keys() & {"max_tokens", "temperature", "priority", "tenant", "model"}:
-        raise usage(f"--param {name}: it has an option of its own")
-    defaults |= {name: json_value(f"--param {name}", text) for name, text in given.items()}
+    defaults = _line_defaults(max_tokens, temperature, priority, tenant, param)
     text = _template_text(template, template_file)
     if text is None and (chat or system is not None):
         raise usage("--chat and --system are for a template; lines that are requests say it all")
     if system is not None and not chat:
         raise usage("--system needs --chat")
+    if webhook is not None and deduplicate:
+        raise usage("--webhook counts lines by their jobs, which --deduplicate shares; give one")
     options = BulkOptions(
         input_path=input_path,
         output_path=output,
@@ -110,8 +108,30 @@ def bulk(
         max_in_flight=in_flight,
         deduplicate=deduplicate,
         run_id=run_id,
+        batch=None if webhook is None else parse_batch({"webhook": webhook}),
     )
     return _run(options, resolve_broker(broker_url), as_json=as_json)
+
+
+def _line_defaults(
+    max_tokens: int | None,
+    temperature: float | None,
+    priority: str | None,
+    tenant: str | None,
+    param: list[str] | None,
+) -> dict[str, Any]:
+    """Fields of a job for lines that do not say."""
+    options = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "priority": priority or "low",
+        "tenant": tenant,
+    }
+    defaults: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    given = pairs("--param", param)
+    for name in given.keys() & {"max_tokens", "temperature", "priority", "tenant", "model"}:
+        raise usage(f"--param {name}: it has an option of its own")
+    return defaults | {name: json_value(f"--param {name}", text) for name, text in given.items()}
 
 
 def _line_settings(
@@ -152,7 +172,7 @@ def _run(options: BulkOptions, url: str, *, as_json: bool) -> int:
         raise
     finally:
         store.close()
-    _print_summary(run.counts, options, view.elapsed_s, as_json=as_json)
+    _print_summary(run, options, view.elapsed_s, as_json=as_json)
     return ExitCode.UNFINISHED if run.counts.failed or _has_errors(options) else ExitCode.OK
 
 
@@ -161,11 +181,10 @@ def _has_errors(options: BulkOptions) -> bool:
     return options.errors_path.stat().st_size > 0
 
 
-def _print_summary(
-    counts: BulkCounts, options: BulkOptions, elapsed_s: float, *, as_json: bool
-) -> None:
+def _print_summary(run: BulkRun, options: BulkOptions, elapsed_s: float, *, as_json: bool) -> None:
     from .bulk_view import tokens_per_s
 
+    counts = run.counts
     rate = tokens_per_s(counts, elapsed_s)
     if as_json:
         print_json(
@@ -179,6 +198,7 @@ def _print_summary(
                 "output_tokens": counts.output_tokens,
                 "elapsed_s": round(elapsed_s, 3),
                 "output_tokens_per_s": round(rate, 1),
+                "batch": run.batch_id,
                 "output": str(options.output_path),
                 "errors": str(options.errors_path),
             }
@@ -189,6 +209,8 @@ def _print_summary(
         f" {counts.output_tokens} tokens in {elapsed_s:.1f} s ({rate:.0f} tok/s), "
         f"{counts.cached_tokens} of {counts.prompt_tokens} prompt tokens from the cache"
     )
+    if run.batch_id is not None:
+        print(f"batch: {run.batch_id}")
     print(f"answers: {options.output_path}")
     if _has_errors(options):
         print(f"failures: {options.errors_path}")

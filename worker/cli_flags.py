@@ -50,7 +50,7 @@ def with_flags(name: str, command: Callable[..., int | None]) -> Callable[..., i
     from .webhook_settings import WebhookSettings
 
     match name:
-        case "submit" | "bulk":
+        case "submit" | "bulk" | "create":
             return with_settings(command, ProducerSettings)
         case "deliver":
             return with_settings(command, WebhookSettings)

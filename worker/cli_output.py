@@ -139,6 +139,8 @@ def _describe_known(error: Exception) -> tuple[str, ExitCode, str, dict[str, Any
             return error.code, ExitCode.REJECTED, str(error), extra
         case producer.UnknownJob():
             return "unknown_job", ExitCode.NOT_FOUND, str(error), {}
+        case producer.UnknownBatch():
+            return "unknown_batch", ExitCode.NOT_FOUND, str(error), {}
         case producer.WrongState():
             extra = {"job_id": error.job_id, "state": error.state.value}
             return "wrong_state", ExitCode.REJECTED, str(error), extra

@@ -17,11 +17,12 @@ import redis
 import structlog
 
 from batchmill.producer.answers import DeliveryOutcome, OutboxEntry
+from batchmill.producer.batch_store import BatchStore
 from batchmill.producer.store import JobStore
 from batchmill.producer.webhook import signature_headers
 
 from .host_gate import HostBusy, HostGates
-from .webhook_payload import host_of, render_body
+from .webhook_payload import host_of, render_batch_body, render_body
 from .webhook_schedule import RetrySchedule
 from .webhook_sender import SendOutcome, WebhookSender
 from .webhook_settings import WebhookSettings
@@ -66,6 +67,7 @@ class Deliverer:
         self._gates = HostGates(
             settings.webhook_concurrency_per_host,
             max(settings.webhook_concurrency_per_host, settings.webhook_concurrency // _HOST_SHARE),
+            settings.webhook_concurrency,
         )
         self._rng = random.Random()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -126,7 +128,7 @@ class Deliverer:
         """Send one event when its host has a place for it, and settle it."""
         gate = self._gates.gate(host_of(entry.url))
         start_s = time.monotonic()
-        if not gate.admits:
+        if not self._gates.admits(gate):
             await self._postpone(entry, gate.postpone_s)
             return
         try:
@@ -157,7 +159,10 @@ class Deliverer:
         return await self._sender.send(entry.url, body, headers | {"x-attempt": str(entry.attempt)})
 
     def _render_once(self, entry: OutboxEntry) -> bytes:
-        body = render_body(entry, self._store.load(entry.job_id))
+        if entry.type.startswith("batch."):
+            body = render_batch_body(entry, BatchStore(self._store).load(entry.job_id))
+        else:
+            body = render_body(entry, self._store.load(entry.job_id))
         return self._store.outbox_set_body_once(entry.event_id, body)
 
     async def _settle(self, entry: OutboxEntry, outcome: SendOutcome, *, duration_s: float) -> None:

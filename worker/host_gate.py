@@ -1,4 +1,4 @@
-"""How many webhooks may be under way to each host, so that a slow receiver delays only itself."""
+"""How many webhooks may be under way to each host, so that slow receivers delay only themselves."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ _INITIAL_DURATION_S = 0.25
 #: Weight of the newest measurement.
 _SMOOTHING = 0.3
 _MIN_POSTPONE_S, _MAX_POSTPONE_S = 0.05, 60.0
+#: An attempt that takes longer makes its host a slow one.
+_SLOW_S = 2.0
+#: Parts of all places that hosts which are slow, or not known yet, may hold together: one each up
+#: to the first, more than one up to the second. So fifty receivers that hang leave others room.
+_FIRST_SHARE, _MORE_SHARE = 0.75, 0.5
 #: Idle hosts are forgotten when there are more.
 _MAX_HOSTS = 1024
 
@@ -38,14 +43,27 @@ class HostGate:
         self._limit = limit
         self._max_present = max_present
         self._places = asyncio.Semaphore(limit)
-        self._duration_s = _INITIAL_DURATION_S
+        self._measured_s: float | None = None
+        self._sending_since: dict[object, float] = {}
         self.num_present = 0  # waiting and sending
 
     @property
-    def admits(self) -> bool:
+    def is_quick(self) -> bool:
+        """Whether attempts have ended, and neither they nor those under way take long."""
+        return self._measured_s is not None and self._duration_s <= _SLOW_S
+
+    @property
+    def has_room(self) -> bool:
         """Whether one more can be taken on: there is a place, or will be soon."""
         backlog = self._limit * (1 + _BACKLOG_S / self._duration_s)
         return self.num_present < min(backlog, self._max_present)
+
+    @property
+    def _duration_s(self) -> float:
+        """Seconds that an attempt takes; at least as many as the oldest has been under way."""
+        usual_s = _INITIAL_DURATION_S if self._measured_s is None else self._measured_s
+        oldest = next(iter(self._sending_since.values()), None)
+        return usual_s if oldest is None else max(usual_s, time.monotonic() - oldest)
 
     @property
     def postpone_s(self) -> float:
@@ -63,15 +81,20 @@ class HostGate:
         self.num_present += 1
         try:
             await self._take_place(stop, timeout_s)
-            start = time.monotonic()
+            attempt, start = object(), time.monotonic()
+            self._sending_since[attempt] = start
             try:
                 yield
             finally:
                 self._places.release()
-                self._duration_s += _SMOOTHING * (time.monotonic() - start - self._duration_s)
-                self._duration_s = max(self._duration_s, 0.001)
+                del self._sending_since[attempt]
+                self._measure(time.monotonic() - start)
         finally:
             self.num_present -= 1
+
+    def _measure(self, seconds: float) -> None:
+        before = _INITIAL_DURATION_S if self._measured_s is None else self._measured_s
+        self._measured_s = max(before + _SMOOTHING * (seconds - before), 0.001)
 
     async def _take_place(self, stop: asyncio.Event, timeout_s: float) -> None:
         taking = asyncio.create_task(self._places.acquire())
@@ -85,11 +108,23 @@ class HostGate:
 
 
 class HostGates:
-    """A gate for each host, made at first use."""
+    """A gate for each host, made at first use.
 
-    def __init__(self, limit_per_host: int, max_present_per_host: int) -> None:
+    Invariant: hosts that are slow or not known yet hold at most three quarters of all places, so
+    that quick ones always have the rest.
+    """
+
+    def __init__(self, limit_per_host: int, max_present_per_host: int, num_places: int) -> None:
+        """Make no gate yet.
+
+        Args:
+            limit_per_host: deliveries that may be sending to one host at once.
+            max_present_per_host: deliveries of one host at once, the waiting ones included.
+            num_places: deliveries of all hosts at once, the waiting ones included.
+        """
         self._limit = limit_per_host
         self._max_present = max_present_per_host
+        self._num_places = num_places
         self._gates: dict[str, HostGate] = {}
 
     def gate(self, host: str) -> HostGate:
@@ -97,3 +132,11 @@ class HostGates:
         if host not in self._gates and len(self._gates) >= _MAX_HOSTS:
             self._gates = {name: gate for name, gate in self._gates.items() if gate.num_present}
         return self._gates.setdefault(host, HostGate(self._limit, self._max_present))
+
+    def admits(self, gate: HostGate) -> bool:
+        """Whether one more delivery can be taken on for a gate's host."""
+        if gate.is_quick or not gate.has_room:
+            return gate.has_room
+        held = sum(other.num_present for other in self._gates.values() if not other.is_quick)
+        share = _FIRST_SHARE if gate.num_present == 0 else _MORE_SHARE
+        return held < share * self._num_places

@@ -26,6 +26,15 @@ class ReceivedRequest:
 Respond = Callable[[ReceivedRequest], int]
 
 
+class _Server(ThreadingHTTPServer):
+    """Takes as many connections at once as a deliverer may have in flight."""
+
+    daemon_threads = True
+    #: The standard library's 5 makes the kernel drop handshakes, which the sender repeats only
+    #: after a second.
+    request_queue_size = 512
+
+
 class WebhookReceiver:
     """Listens on a free loopback port and keeps every request, in the order of arrival.
 
@@ -37,8 +46,7 @@ class WebhookReceiver:
         self._respond = respond
         self._arrived = threading.Condition()
         self._requests: list[ReceivedRequest] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.05,), name="webhook-receiver", daemon=True
         )

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from batchmill.producer.answers import JobRecord, OutboxEntry
+from batchmill.producer.batch_models import BatchStatus
 
 #: Text and calls of this length at most go into an event; longer ones are fetched by the job's id.
 MAX_OUTPUT_BYTES = 16 * 1024
@@ -51,6 +52,34 @@ def render_body(entry: OutboxEntry, record: JobRecord | None) -> bytes:
         }
         if has_ended:  # else the event tells of a moment before that
             data |= _end_of(record, include_output=document.get("include_output", False))
+    event = {"type": entry.type, "timestamp": _iso(entry.created_at_ms), "data": data}
+    return json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def render_batch_body(entry: OutboxEntry, batch: BatchStatus | None) -> bytes:
+    """Write the body of a batch's event: its state and counts, no more.
+
+    Args:
+        entry: the event.
+        batch: the batch, or None where it has been deleted since.
+    """
+    data: dict[str, Any] = {
+        "id": entry.job_id,
+        "object": "batch",
+        "status": entry.type.removeprefix("batch."),
+        "request_counts": None,
+        "errors": None,
+        "metadata": {},
+        "created_at": None,
+        "finished_at": _iso(entry.created_at_ms),
+    }
+    if batch is not None:
+        data |= {
+            "request_counts": batch.request_counts.model_dump(),
+            "errors": None if batch.errors is None else batch.errors.model_dump(),
+            "metadata": batch.metadata,
+            "created_at": _iso(batch.created_at * 1000),
+        }
     event = {"type": entry.type, "timestamp": _iso(entry.created_at_ms), "data": data}
     return json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode()
 

@@ -130,6 +130,7 @@ REGISTRIES = {
     *(keys.ENDPOINTS_DISABLED, keys.CELERY_ENDS),
     *(keys.INBOX, keys.INBOX_ARRIVED, keys.INBOX_TAKEN, keys.INBOX_DOCUMENTS),
     *(keys.LEASES, keys.DEADLINES, keys.QUEUES, keys.OUTBOX, keys.DEAD, keys.WORKERS, keys.TOTALS),
+    *(keys.BATCHES, keys.BATCHES_DUE),
     *(keys.SCHEDULED, keys.USAGE, keys.TENANTS, keys.WINDOW),
 }
 
@@ -187,6 +188,12 @@ def assert_every_key_ends(redis: Any) -> None:
     for i in pending:
         assert keys.event(i) in names, f"outbox entry {i} without an event"
         assert redis.ttl(keys.event(i)) == -1
+    for batch_id in (i.decode() for i in redis.zrange(keys.BATCHES, 0, -1)):
+        state = redis.hget(keys.batch(batch_id), "state")
+        if state in (b"validating", b"in_progress", b"cancelling"):
+            allowed |= {keys.batch(batch_id), keys.batch_jobs(batch_id)}
+        else:
+            assert redis.zscore(keys.BATCHES_DUE, batch_id), f"{batch_id} stays in the index"
     for name in names - allowed:
         assert redis.ttl(name) > 0, f"{name} has neither a time to live nor an index entry"
 

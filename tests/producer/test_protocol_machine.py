@@ -16,10 +16,24 @@ from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from redis import Redis
 
-from batchmill.producer import calls, job_index, keys
+from batchmill.producer import (
+    BatchClosed,
+    IdempotencyConflict,
+    ProducerSettings,
+    batch_calls,
+    calls,
+    job_index,
+    keys,
+)
 from batchmill.producer.answers import (
     CancelStatus,
     Claim,
@@ -37,7 +51,10 @@ from batchmill.producer.answers import (
     TokenWrite,
     WriteStatus,
 )
-from batchmill.producer.calls import NewJob, QueueLimits
+from batchmill.producer.batch_calls import OpenBatch
+from batchmill.producer.batch_models import parse_batch
+from batchmill.producer.batch_store import BatchStore
+from batchmill.producer.calls import BatchPlace, NewJob, QueueLimits
 from batchmill.producer.job_index import JobQuery
 from batchmill.producer.store import JobStore
 
@@ -61,6 +78,43 @@ rarely = st.sampled_from((False, False, False, True))
 tags = st.sampled_from(("", "x", "xy"))
 some_tags = st.sampled_from(("x", "xy"))
 ends = st.sampled_from((JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED))
+
+
+BATCH_ID = "batch_1"
+
+
+@dataclass
+class BatchReference:
+    """What the batch should be; its counts are those of a recount of its jobs."""
+
+    jobs: list[str] = field(default_factory=list)
+    is_open: bool = True
+    num_refused: int = 0
+    is_cancelled: bool = False
+    #: How its jobs ended the first time, or after a retry that came in time.
+    counted: dict[str, str] = field(default_factory=dict)
+    #: How it ended.
+    end: str | None = None
+
+    def observe(self, jobs: dict[str, Reference]) -> None:
+        """Note what has ended since the last look."""
+        for job_id in self.jobs:
+            if job_id in jobs and jobs[job_id].has_ended:
+                self.counted.setdefault(job_id, jobs[job_id].state)
+        if not self.end and not self.is_open and len(self.counted) == len(self.jobs):
+            self.end = "cancelled" if self.is_cancelled else "completed"
+
+    def retry(self, job_id: str) -> None:
+        """A job runs again: the batch waits for it, unless it has ended or is being cancelled."""
+        if not self.end and not self.is_cancelled:
+            self.counted.pop(job_id, None)
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Lines, completed and failed."""
+        num_completed = list(self.counted.values()).count("completed")
+        num_failed = len(self.counted) - num_completed + self.num_refused
+        return len(self.jobs) + self.num_refused, num_completed, num_failed
 
 
 @dataclass
@@ -152,6 +206,11 @@ class ProtocolMachine(RuleBasedStateMachine):
         self.jobs: dict[str, Reference] = {}
         self.num_submitted = 0
         self.delivered: set[str] = set()
+        self.batch = BatchReference()
+        fields = {"webhook": "https://example.com/batch"}
+        request = parse_batch(fields)
+        opened = self.store.run(batch_calls.create(request, ProducerSettings(), BATCH_ID))
+        assert isinstance(opened, OpenBatch)
         for webhook, tag in ((True, "x"), (False, ""), (True, "xy")):
             self.submit(webhook, "a", False, tag)
 
@@ -171,8 +230,15 @@ class ProtocolMachine(RuleBasedStateMachine):
         url = "https://example.com/" if webhook else None
         delay_ms = LEASE_MS if is_delayed else None
         cost = 10 + self.num_submitted
+        place = BatchPlace(BATCH_ID, len(self.batch.jobs)) if is_new else None
         job = NewJob(job_id, "demo", QUEUE, "{}", 60_000, url, tags=tuple(filter(None, [tag])))
-        answer = self.store.submit(replace(job, tenant=tenant, cost=cost, delay_ms=delay_ms))
+        job = replace(job, tenant=tenant, cost=cost, delay_ms=delay_ms, batch=place)
+        answer = self.store.submit(job)
+        if is_new and not self.batch.is_open:
+            assert answer.status is SubmitStatus.CLOSED
+            answer = self.store.submit(replace(job, batch=None))
+        elif is_new:
+            self.batch.jobs.append(job_id)
         assert answer.status is (SubmitStatus.CREATED if is_new else SubmitStatus.EXISTING)
         self.jobs.setdefault(job_id, Reference(webhook, is_delayed, tag, tenant))
 
@@ -309,7 +375,9 @@ class ProtocolMachine(RuleBasedStateMachine):
         elif not job.has_ended:
             assert (answer.status, answer.state) == (RetryStatus.ACTIVE, job.state)
         else:
+            self.batch.observe(self.jobs)
             job.retry()
+            self.batch.retry(job_id)
             assert (answer.status, answer.run) == (RetryStatus.RETRIED, job.run)
             if is_repeated:
                 assert self.store.run(call) == answer
@@ -339,6 +407,36 @@ class ProtocolMachine(RuleBasedStateMachine):
         assert counts == ForgetCounts(len(forgotten), len(meant) - len(forgotten))
         for job_id in forgotten:
             del self.jobs[job_id]
+
+    @rule(num_refused=st.integers(0, 1), is_repeated=st.booleans())
+    @precondition(lambda self: len(self.jobs) > 3)
+    def seal_the_batch(self, num_refused: int, is_repeated: bool) -> None:
+        num_lines = len(self.batch.jobs) + num_refused
+        was_open, known = self.batch.is_open, len(self.batch.jobs) + self.batch.num_refused
+        if was_open:
+            self.batch.is_open, self.batch.num_refused = False, num_refused
+        for _ in range(1 + is_repeated):
+            refusal = self.store.run(batch_calls.seal(BATCH_ID, num_lines))
+            if self.batch.is_cancelled:
+                assert isinstance(refusal, BatchClosed)
+            elif was_open or num_lines == known:
+                assert refusal is None
+            else:
+                assert isinstance(refusal, IdempotencyConflict)
+
+    @rule(is_repeated=st.booleans())
+    @precondition(lambda self: len(self.jobs) > 5)
+    def cancel_the_batch(self, is_repeated: bool) -> None:
+        self.batch.observe(self.jobs)
+        is_first = not self.batch.end and not self.batch.is_cancelled
+        for _ in range(1 + is_repeated):
+            self.store.run(batch_calls.cancel(BATCH_ID))
+        self.store.sweep()
+        if is_first:  # the sweep does not come twice to a job that is retried meanwhile
+            self.batch.is_open, self.batch.is_cancelled = False, True
+            for job_id in self.batch.jobs:
+                if job_id in self.jobs:
+                    self.jobs[job_id].ask_to_cancel()
 
     @rule(pick=picks)
     def lose_the_lease(self, pick: int) -> None:
@@ -394,24 +492,34 @@ class ProtocolMachine(RuleBasedStateMachine):
             assert self.store.read_tokens(job_id) == job.tokens
 
     @invariant()
+    def the_batch_counts_what_a_recount_counts(self) -> None:
+        self.batch.observe(self.jobs)
+        batch = BatchStore(self.store).load(BATCH_ID)
+        assert batch is not None
+        numbers = batch.request_counts
+        assert (numbers.total, numbers.completed, numbers.failed) == self.batch.counts
+        waiting = "validating" if self.batch.is_open else "in_progress"
+        waiting = "cancelling" if self.batch.is_cancelled else waiting
+        assert batch.status == (self.batch.end or waiting)
+
+    @invariant()
     def each_end_of_a_job_with_a_webhook_has_one_event(self) -> None:
+        self.batch.observe(self.jobs)
+        of_batch = {f"evt_{BATCH_ID}_{self.batch.end}"} if self.batch.end else set()
         events = {name.decode() for name in self.redis.scan_iter(match=keys.event("*"))}
         assert events == {
             keys.event(f"evt_{job_id}_{end}")
             for job_id, job in self.jobs.items()
             for end in job.ends
             if job.webhook
-        }
+        } | {keys.event(event_id) for event_id in of_batch}
         waiting = {event_id.decode() for event_id in self.redis.zrange(keys.OUTBOX, 0, -1)}
-        assert (
-            waiting
-            == {
-                f"evt_{job_id}_{job.ends[-1]}"
-                for job_id, job in self.jobs.items()
-                if job.webhook and job.has_ended
-            }
-            - self.delivered
-        )
+        of_jobs = {
+            f"evt_{job_id}_{job.ends[-1]}"
+            for job_id, job in self.jobs.items()
+            if job.webhook and job.has_ended
+        }
+        assert waiting == (of_jobs | of_batch) - self.delivered
 
     @invariant()
     def jobs_are_listed_where_they_are(self) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from batchmill.producer import calls, keys
+from batchmill.producer import Client, calls, keys
 from batchmill.producer.answers import (
     Claim,
     ClaimRefusal,
@@ -222,7 +222,7 @@ def test_a_token_id_that_is_no_uint32_is_an_error_not_another_token(
         bench.store.checkpoint([TokenWrite("j", 1, 0, bad)], lease_ms=1000)
 
 
-def test_keys_are_spelt_alike_in_python_and_lua(bench: Any) -> None:
+def test_keys_are_spelt_alike_in_python_and_lua(bench: Any, redis_url: str) -> None:
     hook = "https://example.com/"
     bench.submit("j", webhook=hook, idempotency_key="k", deadline_at_ms=10**15, tags=("t",))
     bench.started("held")
@@ -237,6 +237,10 @@ def test_keys_are_spelt_alike_in_python_and_lua(bench: Any) -> None:
     bench.submit("later", delay_ms=60_000)
     waiting = {keys.backlog(QUEUE, "acme"), keys.turns(QUEUE), keys.SCHEDULED}
     assert waiting <= {name.decode() for name in bench.redis.keys("*")}
+    with Client(redis_url) as client:
+        batch = client.create_batch([{"prompt": "x"}])
+    spelt = {keys.batch(batch.id), keys.batch_jobs(batch.id), keys.BATCHES}
+    assert bench.redis.exists(*spelt, keys.BATCHES_DUE) == len(spelt)
     bench.store.cancel("j")
     [entry] = bench.store.outbox_claim(owner="d", limit=1, lease_ms=1000)
     assert entry.event_id == "evt_j_cancelled"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from batchmill.producer import Client
 from batchmill.producer.bulk_output import DoneLines, DurableLines
 from batchmill.producer.errors import BulkFileError
 
@@ -167,6 +168,30 @@ def test_an_output_of_another_input_is_left_alone(running_mill: Mill, files: Pat
     assert (files / "out.jsonl").read_text() == "my diary\nsecond page\n"
     (files / "out.jsonl").write_bytes(before)
     assert bulk(running_mill, first, "--max-tokens", "2").returncode == 0
+
+
+def test_a_run_with_a_webhook_is_a_batch_that_counts_refused_lines(
+    running_mill: Mill, files: Path
+) -> None:
+    lines = [{"prompt": f"p{i}", "seed": 7} for i in range(4)]
+    source = write_lines(files / "in.jsonl", [*lines, {"prompt": ""}])
+    arguments = (source, "--max-tokens", "2", "--json")
+    hook = ("--webhook", "https://example.com/hook")
+    batch_ids = set()
+    for _ in range(2):  # the second finds all of it done
+        answer = bulk(running_mill, *arguments, *hook)
+        assert answer.returncode == 6, answer.stderr
+        batch_ids.add(json.loads(answer.stdout)["batch"])
+    with Client(running_mill.url) as client:
+        batch = client.batch(batch_ids.pop())
+        assert not batch_ids
+        results = list(client.batch_results(batch.id))
+    assert (batch.status, batch.request_counts.total) == ("completed", 5)
+    assert (batch.request_counts.completed, batch.request_counts.failed) == (4, 1)
+    assert [entry.custom_id for entry in results] == [f"line-{i + 1}" for i in range(4)]
+    assert bulk(running_mill, *arguments).returncode == 6, "its batch has ended: nothing waits"
+    other = bulk(running_mill, *arguments, *hook, "--run-id", "again")
+    assert (other.returncode, error_of(other)["code"]) == (2, "bulk_file")
 
 
 def test_a_second_command_on_the_same_output_is_refused(tmp_path: Path) -> None:

@@ -9,9 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from batchmill.producer import Client
+
 from .bulk_files import FAST, bulk, output_of, text_of, write_lines
 from .command_line import COMMAND, call
 from .conftest import Mill
+
+HOOK = "https://example.com/hook"
 
 
 @pytest.mark.parametrize(
@@ -24,6 +28,7 @@ from .conftest import Mill
         ["rows.jsonl", "--template", "{"],
         ["rows.jsonl", "--system", "x"],
         ["rows.jsonl", "--param", "max_tokens=3"],
+        ["rows.jsonl", "--webhook", "https://example.com/", "--deduplicate"],
     ],
     ids=" ".join,
 )
@@ -34,9 +39,9 @@ def test_wrong_command_lines_end_with_2(mill: Mill, arguments: list[str]) -> Non
     assert bulk(mill, mill.folder / name, *options).returncode == 2
 
 
-def start_bulk(mill: Mill, source: Path) -> subprocess.Popen[bytes]:
+def start_bulk(mill: Mill, source: Path, *more: str) -> subprocess.Popen[bytes]:
     files = ("-o", mill.folder / "out.jsonl", "--errors", mill.folder / "err.jsonl")
-    options = ("--max-tokens", "8", "--in-flight", "300", "--broker-url", mill.url)
+    options = ("--max-tokens", "8", "--in-flight", "300", "--broker-url", mill.url, *more)
     with (mill.folder / "log").open("ab") as log:
         return subprocess.Popen(
             [*COMMAND, "bulk", str(source), *map(str, files), *options],
@@ -62,11 +67,11 @@ def test_nothing_is_missing_or_twice_when_command_and_worker_are_killed(mill: Mi
         ({"prompt": f"prompt {i}", "seed": i, "custom_id": f"c{i}"} for i in range(total)),
     )
     worker = mill.start_worker(stub=FAST)
-    command = start_bulk(mill, source)
+    command = start_bulk(mill, source, "--webhook", HOOK)
     wait_lines(mill, 1)
     command.send_signal(signal.SIGKILL)
     command.wait()
-    command = start_bulk(mill, source)
+    command = start_bulk(mill, source, "--webhook", HOOK)
     wait_lines(mill, num_lines(mill.folder / "out.jsonl") + 100)
     worker.end(signal.SIGKILL)
     mill.start_worker("w2", stub=FAST)
@@ -74,13 +79,19 @@ def test_nothing_is_missing_or_twice_when_command_and_worker_are_killed(mill: Mi
     command.send_signal(signal.SIGINT)
     assert command.wait(30) == 130
     assert num_lines(mill.folder / "out.jsonl") < total
-    command = start_bulk(mill, source)
+    command = start_bulk(mill, source, "--webhook", HOOK)
     assert command.wait(90) == 0, (mill.folder / "log").read_text()
     lines = output_of(mill)
     assert len(lines) == total
     texts = {line["custom_id"]: line["response"]["body"]["choices"][0]["text"] for line in lines}
     assert texts == {f"c{i}": text_of(f"prompt {i}", 8, i) for i in range(total)}
     assert mill.store.counts().totals["submitted"] == total, "no line was submitted twice"
+    with Client(mill.url) as client:
+        [batch] = client.batches()
+    numbers = batch.request_counts
+    assert (batch.status, numbers.completed, numbers.failed) == ("completed", total, 0)
+    [event] = mill.store.outbox_claim(owner="d", limit=9, lease_ms=1000)
+    assert (event.type, event.url) == ("batch.completed", HOOK)
     assert f"{total}/{total} done" in (mill.folder / "log").read_text()
 
 

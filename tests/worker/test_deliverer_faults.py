@@ -6,14 +6,18 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
-from batchmill.producer import keys
+from batchmill.producer import Client, ProducerSettings, keys
+from batchmill.producer.answers import JobState
 from batchmill.producer.store import JobStore
-from batchmill.worker.receiver import ReceivedRequest, WebhookReceiver
+from batchmill.worker.receiver import LOOPBACK, ReceivedRequest, WebhookReceiver
 
+from .bulk_files import FAST
+from .conftest import Mill
 from .deliveries import (
     Deliverers,
     answers,
@@ -97,6 +101,49 @@ def test_hanging_receivers_do_not_hold_up_the_others(
             finish_job(store, good.url, f"gen_good_{number}")
         deliverers.start(WEBHOOK_CONCURRENCY="64", WEBHOOK_CONCURRENCY_PER_HOST="4")
         assert good.wait_for(20, timeout_s=12), f"{len(good.requests)} of 20 arrived"
+
+
+def test_hanging_receivers_hold_up_neither_generation_nor_other_receivers(mill: Mill) -> None:
+    """Everything else is done before the first of them answers, though they could fill all places.
+
+    Eight receivers with four places each, and the deliverer has sixteen in all.
+    """
+    released = threading.Event()
+
+    def hang(request: ReceivedRequest) -> int:
+        released.wait(90)
+        return 200
+
+    deliverers = Deliverers(mill.url)
+    try:
+        with ExitStack() as stack:
+            hanging = [stack.enter_context(WebhookReceiver(hang)) for _ in range(8)]
+            good = stack.enter_context(WebhookReceiver())
+            deliverers.start(
+                WEBHOOK_TOTAL_TIMEOUT_S="120",
+                WEBHOOK_CONCURRENCY="16",
+                WEBHOOK_CONCURRENCY_PER_HOST="4",
+            )
+            urls = [url for number in range(40) for url in (hanging[number % 8].url, good.url)]
+            local = ProducerSettings(
+                webhook_allow_http=True,
+                webhook_allow_ports="1024-65535",
+                webhook_allow_networks=LOOPBACK,
+            )
+            with Client(mill.url, settings=local) as client:
+                jobs = list(client.submit_many({"prompt": "x", "webhook": url} for url in urls))
+                mill.start_worker(stub=FAST)
+                ends = list(client.as_completed(jobs, timeout_s=60))
+            assert {end.state for end in ends} == {JobState.COMPLETED}
+            assert good.wait_for(40, timeout_s=60)
+            assert 8 <= sum(len(receiver.requests) for receiver in hanging) <= 12
+            hung = [f"evt_{job.id}_completed" for job in jobs[::2]]
+            assert {event_state(mill.store, event_id) for event_id in hung} == {"pending"}
+            released.set()
+            for receiver in hanging:
+                assert receiver.wait_for(5, timeout_s=60)
+    finally:
+        deliverers.close()
 
 
 def test_many_events_for_one_receiver_each_arrive_once(

@@ -1,0 +1,25 @@
+-- ARGV: names and values in turn. Required: id, fingerprint, metadata (JSON), result_ttl_ms.
+-- Optional: ttl_ms, webhook with webhook_events and webhook_secret, as for a job.
+-- Answers {CREATED or EXISTING, id, deadline_at_ms ('' = none)} or {CONFLICT, id, ''}.
+local batch = {}
+for i = 1, #ARGV, 2 do batch[ARGV[i]] = ARGV[i + 1] end
+local key = batch_key(batch.id)
+local known = redis.call('HMGET', key, 'fingerprint', 'deadline_at_ms')
+if known[1] then
+  if known[1] ~= batch.fingerprint then return { 'CONFLICT', batch.id, '' } end
+  return { 'EXISTING', batch.id, known[2] or '' }
+end
+
+local now = now_ms()
+local deadline_at_ms = batch.ttl_ms and now + tonumber(batch.ttl_ms)
+redis.call('HSET', key, 'id', batch.id, 'state', 'validating', 'completed', 0, 'failed', 0,
+  'created_at_ms', now)
+for _, name in ipairs({ 'fingerprint', 'metadata', 'result_ttl_ms', 'webhook', 'webhook_events',
+  'webhook_secret' }) do
+  if batch[name] then redis.call('HSET', key, name, batch[name]) end
+end
+if deadline_at_ms then redis.call('HSET', key, 'deadline_at_ms', deadline_at_ms) end
+redis.call('ZADD', BATCHES, now, batch.id)
+local due = now + BATCH_PATIENCE_MS
+redis.call('ZADD', BATCHES_DUE, math.min(deadline_at_ms or due, due), batch.id)
+return { 'CREATED', batch.id, deadline_at_ms or '' }
