@@ -4,16 +4,25 @@
 // of its own, found when it is multiplied. So a row's result depends on that row alone, and a row that
 // is not finite has a scale that is not, which leaves the other rows as they are.
 //
+// Before that both are rotated: blocks of up to 64 neighbours along k go through a Hadamard transform,
+// which leaves their product as it is (times the block's length) and spreads a single large value,
+// which would make one step mean too much, over its block.
+// Source: QuaRot, Ashkboos et al. 2024, section 4.
+//
 // The CPU's instruction multiplies unsigned by signed bytes. Activations are stored 128 too large,
 // and every sum starts at -128 times the column's sum of weights, which is kept beside the column.
 // Sums wrap around modulo 2^32; the final one is below 2^31, so it is exact on any instruction set.
-#include "cpu_linear.h"
+#include <memory>
+#include <utility>
 
+#include "cpu_linear.h"
 #include "cpu_ops.h"
 
 namespace {
 
 constexpr int kLevels = 127;
+constexpr int kMaxBlock = 64;    // of neighbours that are rotated together
+constexpr long kQuantizeWork = 4;  // against an element of a norm, which is what 1 means
 constexpr int kHeaderRows = 2;  // of kPanel lanes, before a panel's weights: offsets, then scales
 constexpr uint32_t kNotFinite = 0x7f800000;  // from here on, a float's bits are inf or NaN
 constexpr float kLeastMax = 1e-30f;  // below it a row counts as zeros: 127 / max must be finite
@@ -78,9 +87,77 @@ inline vi round_to_int(vf v) {
 #endif
 }
 
-// max |x|; a NaN is larger than infinity.
+// The length of a block: the largest power of two up to 64 that divides k.
+inline int block_length(int k) {
+  int length = k & -k;
+  return length < kMaxBlock ? length : kMaxBlock;
+}
+
+#if defined(__clang__)
+template <int kDistance, int... kLane>
+inline vf exchange(vf x, std::integer_sequence<int, kLane...>) {
+  return __builtin_shufflevector(x, x, (kLane ^ kDistance)...);
+}
+#endif
+
+// One stage between lanes: x[i] + x[i + distance] and x[i] - x[i + distance] in place of both.
+template <int kDistance>
+inline vf butterfly(vf x) {
+#if defined(__clang__)
+  vf other = exchange<kDistance>(x, std::make_integer_sequence<int, kLanes>{});
+#else
+  vf other = __builtin_shuffle(x, lane_index() ^ kDistance);
+#endif
+  vf sign = (lane_index() & kDistance) != 0 ? splat(-1.0f) : splat(1.0f);
+  return other + x * sign;
+}
+
+// The same additions in the same order as rotate_short, in registers.
 template <class T>
-float largest(const T* x, int n) {
+inline void rotate_long(const T* x, float* out) {
+  constexpr int kVectors = kMaxBlock / kLanes;
+  vf v[kVectors];
+  for (int i = 0; i < kVectors; i++) {
+    v[i] = butterfly<2>(butterfly<1>(load(x + i * kLanes)));
+    if constexpr (kLanes > 4) v[i] = butterfly<4>(v[i]);
+    if constexpr (kLanes > 8) v[i] = butterfly<8>(v[i]);
+  }
+  for (int distance = 1; distance < kVectors; distance *= 2) {
+    for (int i = 0; i < kVectors; i++) {
+      if ((i & distance) != 0) continue;
+      vf a = v[i], b = v[i + distance];
+      v[i] = a + b;
+      v[i + distance] = a - b;
+    }
+  }
+  for (int i = 0; i < kVectors; i++) store(out + i * kLanes, v[i]);
+}
+
+// A block of any power of two, already in out.
+inline void rotate_short(float* out, int length) {
+  for (int distance = 1; distance < length; distance *= 2) {
+    for (int i = 0; i < length; i++) {
+      if ((i & distance) != 0) continue;
+      float a = out[i], b = out[i + distance];
+      out[i] = a + b;
+      out[i + distance] = a - b;
+    }
+  }
+}
+
+template <class T>
+void rotate_row(const T* x, float* out, int k) {
+  int length = block_length(k);
+  if (length == kMaxBlock) {
+    for (int i = 0; i < k; i += kMaxBlock) rotate_long(x + i, out + i);
+    return;
+  }
+  each_vector(k, [&](int i, int n) { store_upto(out + i, load_upto(x + i, n), n); });
+  for (int i = 0; i < k; i += length) rotate_short(out + i, length);
+}
+
+// max |x|; a NaN is larger than infinity.
+inline float largest(const float* x, int n) {
   vi most = {};
   each_vector(n, [&](int i, int m) {
     vi magnitude = reinterpret_cast<vi>(load_upto(x + i, m)) & 0x7fffffff;
@@ -95,8 +172,7 @@ float largest(const T* x, int n) {
 
 // Writes n integers, exclusive-ored with flip, and zeros up to the next multiple of 4. Returns what
 // one step means: NaN for a row that is not finite, whose integers are zeros.
-template <class T>
-float quantize_row(const T* x, int n, int8_t* out, int flip) {
+inline float quantize_row(const float* x, int n, int8_t* out, int flip) {
   float most = largest(x, n);
   uint32_t bits;
   std::memcpy(&bits, &most, 4);
@@ -116,9 +192,12 @@ template <class T>
 void quantize_rows(const T* x, int8_t* out, float* scales, int num_rows, int k, long x_stride,
                    int num_threads) {
   long width = round_up(k, 4);
-  parallel_rows(num_rows, k, num_threads, [=](int begin, int end) {
-    for (int row = begin; row < end; row++)
-      scales[row] = quantize_row(x + row * x_stride, k, out + row * width, -128);
+  parallel_rows(num_rows, kQuantizeWork * k, num_threads, [=](int begin, int end) {
+    std::unique_ptr<float[]> rotated(new float[static_cast<size_t>(k)]);
+    for (int row = begin; row < end; row++) {
+      rotate_row(x + row * x_stride, rotated.get(), k);
+      scales[row] = quantize_row(rotated.get(), k, out + row * width, -128);
+    }
   });
 }
 
@@ -180,7 +259,8 @@ void pack(const T* weight, Lane* packed, int num_columns, int k, int num_threads
     Lane* to = packed + static_cast<long>(panel) * (kHeaderRows + k_lanes) * kPanel;
     int32_t* offsets = reinterpret_cast<int32_t*>(to);
     float* scales = reinterpret_cast<float*>(to + kPanel);
-    int8_t* bytes = new int8_t[static_cast<long>(kLanes) * width];
+    std::unique_ptr<float[]> rotated(new float[static_cast<size_t>(k)]);
+    std::unique_ptr<int8_t[]> bytes(new int8_t[static_cast<size_t>(kLanes) * width]);
     for (int first = 0; first < kPanel; first += kLanes) {
       const void* rows[kLanes] = {};
       for (int i = 0; i < kLanes; i++) {
@@ -188,14 +268,16 @@ void pack(const T* weight, Lane* packed, int num_columns, int k, int num_threads
         offsets[first + i] = 0;
         scales[first + i] = 0.0f;
         if (column >= num_columns) continue;
-        int8_t* row = bytes + static_cast<long>(i) * width;
-        scales[first + i] = quantize_row(weight + column * k, k, row, 0);
+        int8_t* row = bytes.get() + static_cast<long>(i) * width;
+        rotate_row(weight + column * k, rotated.get(), k);
+        // Rotating both factors makes their product as many times as large.
+        scales[first + i] =
+            quantize_row(rotated.get(), k, row, 0) / static_cast<float>(block_length(k));
         for (int j = 0; j < k; j++) offsets[first + i] -= 128 * row[j];
         rows[i] = row;
       }
       transpose_rows(rows, width, to + kHeaderRows * kPanel + first, kPanel);
     }
-    delete[] bytes;
   });
 }
 
