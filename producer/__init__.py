@@ -1,6 +1,6 @@
 """The light side of batchmill: the wire contract and the clients. Never imports torch or Celery."""
 
-from .answers import CancelAnswer, CancelStatus, JobState
+from .answers import CancelAnswer, CancelCounts, CancelStatus, ForgetCounts, JobState
 from .async_client import AsyncClient, AsyncJob
 from .client import Client, Job
 from .ended import EndedJob
@@ -9,6 +9,7 @@ from .errors import (
     BrokerUnavailable,
     BulkFileError,
     IdempotencyConflict,
+    InvalidQuery,
     JobCancelled,
     JobExpired,
     JobFailed,
@@ -20,7 +21,9 @@ from .errors import (
     SignatureError,
     UnknownJob,
     UnsupportedParameter,
+    WrongState,
 )
+from .job_index import JobPage
 from .models import GenerationJob, Message
 from .results import JobError, JobResult, JobStatus, Metrics, Usage
 from .settings import ProducerSettings
@@ -35,16 +38,20 @@ __all__ = [
     "BrokerUnavailable",
     "BulkFileError",
     "CancelAnswer",
+    "CancelCounts",
     "CancelStatus",
     "Client",
     "EndedJob",
+    "ForgetCounts",
     "GenerationJob",
     "IdempotencyConflict",
+    "InvalidQuery",
     "Job",
     "JobCancelled",
     "JobError",
     "JobExpired",
     "JobFailed",
+    "JobPage",
     "JobRejected",
     "JobResult",
     "JobState",
@@ -64,6 +71,7 @@ __all__ = [
     "UnsupportedParameter",
     "Usage",
     "WebhookEvent",
+    "WrongState",
     "new_secret",
     "verify_webhook",
 ]

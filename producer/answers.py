@@ -19,7 +19,7 @@ class JobState(StrEnum):
 
     @property
     def is_terminal(self) -> bool:
-        """Whether the job has ended: nothing changes it any more."""
+        """Whether the job has ended: nothing but a retry changes it any more."""
         return self not in (JobState.QUEUED, JobState.IN_PROGRESS)
 
 
@@ -31,8 +31,21 @@ class SubmitStatus(StrEnum):
     EXISTING = "EXISTING"
     #: The idempotency key belongs to a job with other content; nothing was stored.
     CONFLICT = "CONFLICT"
-    #: The queue has reached its depth limit, or Redis its memory limit; nothing was stored.
+    #: A limit on what waits is reached, or Redis' memory limit; nothing was stored.
     FULL = "FULL"
+    #: The deadline would pass before the job may run; nothing was stored.
+    TOO_LATE = "TOO_LATE"
+
+
+@dataclass(frozen=True, slots=True)
+class ReachedLimit:
+    """A limit on what waits, and what waits."""
+
+    #: ``max_queue_depth``, ``max_queued_jobs``, ``max_queued_bytes``, ``max_queued_tokens``: of the
+    #: store; ``max_jobs``, ``max_bytes``, ``max_tokens``: of the job's tenant.
+    name: str
+    value: int
+    limit: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +53,10 @@ class Submitted:
     """Answer of ``submit`` and ``adopt``."""
 
     status: SubmitStatus
-    #: The job that now stands for the submission; None where the queue was full.
+    #: The job that now stands for the submission; None where there is none.
     job_id: str | None
-    #: Jobs waiting in the queue, where it was full; None where it was Redis that was.
-    queue_depth: int | None = None
+    #: What was full; None where nothing was, or Redis itself.
+    reached: ReachedLimit | None = None
 
 
 class ClaimRefusal(StrEnum):
@@ -54,6 +67,8 @@ class ClaimRefusal(StrEnum):
     LEASED = "leased"
     EXPIRED = "expired"
     UNSUPPORTED_VERSION = "unsupported_version"
+    #: Its delay is not over: it is announced when it is.
+    SCHEDULED = "scheduled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +189,85 @@ class CancelAnswer:
     state: JobState | None = None
 
 
+class RetryStatus(StrEnum):
+    """What ``retry`` did."""
+
+    RETRIED = "RETRIED"
+    UNKNOWN = "UNKNOWN"
+    #: It completed: there is nothing to run again.
+    COMPLETED = "COMPLETED"
+    #: It has not ended.
+    ACTIVE = "ACTIVE"
+    #: A limit on what waits is reached.
+    FULL = "FULL"
+
+
+@dataclass(frozen=True, slots=True)
+class RetryAnswer:
+    """Answer of ``retry``."""
+
+    status: RetryStatus
+    #: With RETRIED: the run that has begun, 2 for the first retry.
+    run: int | None = None
+    #: With ACTIVE: where it is.
+    state: JobState | None = None
+    #: With FULL: what is, and the job's queue and tenant.
+    reached: ReachedLimit | None = None
+    queue: str = ""
+    tenant: str = ""
+
+
+class ForgetStatus(StrEnum):
+    """What ``forget`` did."""
+
+    FORGOTTEN = "FORGOTTEN"
+    UNKNOWN = "UNKNOWN"
+    #: It has not ended; nothing was changed.
+    ACTIVE = "ACTIVE"
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetAnswer:
+    """Answer of ``forget``."""
+
+    status: ForgetStatus
+    #: With ACTIVE: where it is.
+    state: JobState | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CancelCounts:
+    """What ``cancel_where`` did."""
+
+    #: They waited.
+    cancelled: int = 0
+    #: They run: their workers stop them at the next checkpoint.
+    cancelling: int = 0
+    #: They had ended before.
+    already_terminal: int = 0
+
+    def plus(self, other: CancelCounts) -> CancelCounts:
+        """Return both together."""
+        return CancelCounts(
+            self.cancelled + other.cancelled,
+            self.cancelling + other.cancelling,
+            self.already_terminal + other.already_terminal,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetCounts:
+    """What ``forget_where`` did."""
+
+    forgotten: int = 0
+    #: They have not ended, and are kept.
+    active: int = 0
+
+    def plus(self, other: ForgetCounts) -> ForgetCounts:
+        """Return both together."""
+        return ForgetCounts(self.forgotten + other.forgotten, self.active + other.active)
+
+
 @dataclass(frozen=True, slots=True)
 class SweepCounts:
     """What a sweep did."""
@@ -188,6 +282,8 @@ class SweepCounts:
     expired: int
     #: Waiting jobs whose announcement was lost.
     reannounced: int
+    #: Records that Redis has deleted and whose index entries are out now.
+    unindexed: int = 0
 
 
 class DeliveryOutcome(StrEnum):
@@ -279,6 +375,9 @@ class JobRecord:
     started_at_ms: int | None
     finished_at_ms: int | None
     deadline_at_ms: int | None
+    #: The job's delay ends then; None where it had none.
+    not_before_ms: int | None
+    tenant: str
     fence: int
     owner: str | None
     attempts: int
@@ -291,6 +390,9 @@ class JobRecord:
     cancel_requested: bool
     result: bytes | None
     error: bytes | None
+    tags: tuple[str, ...] = ()
+    #: 1, and one more for each retry.
+    run: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,9 +419,9 @@ class QueueDepth:
     """One queue."""
 
     queue: str
-    #: Jobs waiting, by our records.
+    #: Jobs waiting, by our records; delayed ones too.
     queued: int
-    #: Announcements in the Celery list; more than ``queued`` where cancelled jobs left theirs.
+    #: Messages in the Celery list: a small window of the jobs that wait, never all of them.
     announcements: int
 
 
@@ -328,6 +430,8 @@ class Counts:
     """The store at a glance."""
 
     queued: int
+    #: Of these, jobs whose delay is not over.
+    scheduled: int
     in_progress: int
     #: Webhook events waiting for delivery.
     outbox: int

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from types import TracebackType
 from typing import Any, Self
 
 from . import calls
-from .answers import CancelAnswer, CancelStatus
+from .answers import CancelAnswer
 from .async_end_watch import AsyncEndWatch
+from .async_job_verbs import AsyncJobVerbs
 from .async_store import AsyncJobStore
 from .async_waiting import wait_until_ended
-from .batching import MAX_BATCH_JOBS, Batch, JobLike, OnRejected, as_job
+from .batching import Batch, JobLike, OnRejected, as_job
 from .broker_url import find_broker
 from .end_watch import TimeBudget
 from .ended import MAX_READ_AT_ONCE, EndedJob, chunks
-from .outcomes import accepted_id, broker_errors, unknown
+from .job_verbs import ids_of
+from .outcomes import accepted_id, broker_errors
 from .results import JobResult, JobStatus
 from .settings import ProducerSettings
 from .stream_watch import follow_async
@@ -53,8 +56,16 @@ class AsyncJob:
         """As ``Client.cancel``."""
         return await self._client.cancel(self.id)
 
+    async def retry(self) -> int:
+        """As ``Client.retry``."""
+        return await self._client.retry(self.id)
 
-class AsyncClient:
+    async def forget(self) -> None:
+        """As ``Client.forget``."""
+        await self._client.forget(self.id)
+
+
+class AsyncClient(AsyncJobVerbs):
     """Submits jobs to a broker and reads what became of them. Belongs to one event loop.
 
     >>> async with AsyncClient("redis://localhost:6379/0") as client:
@@ -95,9 +106,10 @@ class AsyncClient:
         jobs: Iterable[JobLike] | AsyncIterable[JobLike],
         *,
         on_rejected: OnRejected | None = None,
+        wait_when_full_s: float | None = None,
     ) -> AsyncIterator[AsyncJob]:
         """As ``Client.submit_many``; ``jobs`` may be an asynchronous iterable."""
-        batch = Batch(self.settings, on_rejected)
+        batch = Batch(self.settings, on_rejected, wait_when_full_s)
         index = 0
         async for job in _asynchronously(jobs):
             batch.add(index, job)
@@ -112,14 +124,6 @@ class AsyncClient:
         """Return the handle of a job submitted earlier or elsewhere. Asks nothing."""
         return AsyncJob(self, job_id)
 
-    async def status(self, job_id: str) -> JobStatus:
-        """As ``Client.status``."""
-        with broker_errors(self._url):
-            record = await self._store.load(job_id)
-            if record is None:
-                raise unknown(job_id)
-            return JobStatus.from_record(record, await self._store.num_tokens(job_id))
-
     async def result(self, job_id: str, timeout_s: float | None = None) -> JobResult:
         """As ``Client.result``."""
         with broker_errors(self._url):
@@ -133,7 +137,7 @@ class AsyncClient:
         """As ``Client.as_completed``."""
         budget = TimeBudget(timeout_s)
         watch = AsyncEndWatch(self._store)
-        watch.add(job if isinstance(job, str) else job.id for job in jobs)
+        watch.add(ids_of(jobs))
         try:
             with broker_errors(self._url):
                 while len(watch):
@@ -156,28 +160,14 @@ class AsyncClient:
             async for piece in follow_async(self._store, job_id, position, timeout_s):
                 yield piece
 
-    async def cancel_many(self, jobs: Iterable[AsyncJob | str]) -> dict[str, CancelAnswer]:
-        """As ``Client.cancel_many``."""
-        ids = list(dict.fromkeys(job if isinstance(job, str) else job.id for job in jobs))
-        answers: dict[str, CancelAnswer] = {}
-        with broker_errors(self._url):
-            for some in chunks(ids, MAX_BATCH_JOBS):
-                batch = [calls.cancel(job_id) for job_id in some]
-                answers |= zip(some, await self._store.run_all(batch), strict=True)
-        return answers
-
-    async def cancel(self, job_id: str) -> CancelAnswer:
-        """As ``Client.cancel``."""
-        with broker_errors(self._url):
-            answer = await self._store.run(calls.cancel(job_id))
-        if answer.status is CancelStatus.UNKNOWN:
-            raise unknown(job_id)
-        return answer
-
     async def _send(self, batch: Batch) -> AsyncIterator[AsyncJob]:
-        with broker_errors(self._url):
-            answers = await self._store.run_all(batch.calls())
-        for job_id in batch.take_ids(answers):
+        pause_s: float | None = 0.0
+        while pause_s is not None:
+            await asyncio.sleep(pause_s)
+            with broker_errors(self._url):
+                answers = await self._store.run_all(batch.calls())
+            pause_s = batch.note(answers)
+        for job_id in batch.take_ids():
             yield AsyncJob(self, job_id)
         batch.check()
 

@@ -53,6 +53,10 @@ class AsyncJobStore:
             replies = await pipeline.execute(raise_on_error=False)
         return [calls.read_reply(call, reply) for call, reply in zip(batch, replies, strict=True)]
 
+    async def queue_position(self, job_id: str) -> int | None:
+        """As ``JobStore.queue_position``."""
+        return await self.run(calls.position(job_id))
+
     async def load(self, job_id: str) -> JobRecord | None:
         """Return a job's record, or None where it is unknown."""
         return read_job(await cast(Any, self.client.hgetall(keys.job(job_id))))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from . import calls
-from .answers import Submitted
+from .answers import SubmitStatus, Submitted
 from .calls import Call, NewJob
 from .errors import JobRejected
 from .models import GenerationJob
@@ -23,6 +24,8 @@ OnRejected: TypeAlias = Callable[[int, JobRejected], None]
 MAX_BATCH_JOBS = 500
 #: Prompts may be a megabyte each: a batch must not be five hundred of those.
 MAX_BATCH_CHARS = 4 << 20
+#: Pause before a full queue is tried again.
+_FULL_PAUSE_S = 0.25
 
 
 def as_job(job: JobLike | None, fields: Mapping[str, Any]) -> GenerationJob:
@@ -46,10 +49,18 @@ class Batch:
     jobs before it have been sent and their handles handed out.
     """
 
-    def __init__(self, settings: ProducerSettings, on_rejected: OnRejected | None) -> None:
+    def __init__(
+        self,
+        settings: ProducerSettings,
+        on_rejected: OnRejected | None,
+        wait_when_full_s: float | None = None,
+    ) -> None:
         self._settings = settings
         self._on_rejected = on_rejected
+        self._wait_when_full_s = wait_when_full_s or 0.0
+        self._full_since: float | None = None
         self._jobs: list[tuple[int, NewJob]] = []
+        self._answers: list[Submitted | None] = []
         self._num_chars = 0
         self._refusal: JobRejected | None = None
 
@@ -61,6 +72,7 @@ class Batch:
             self._reject(index, error)
             return
         self._jobs.append((index, prepared))
+        self._answers.append(None)
         self._num_chars += len(prepared.document)
 
     @property
@@ -73,15 +85,45 @@ class Batch:
         )
 
     def calls(self) -> list[Call[Submitted]]:
-        """Return the script calls that submit the batch."""
-        return [calls.submit(job) for _, job in self._jobs]
+        """Return the script calls that submit what has no answer yet."""
+        return [calls.submit(self._jobs[place][1]) for place in self._unanswered()]
 
-    def take_ids(self, answers: Sequence[Submitted]) -> Iterator[str]:
+    def note(self, answers: Sequence[Submitted]) -> float | None:
+        """Note the answers to ``calls``.
+
+        Returns:
+            Seconds until what was refused for want of room is to be sent again; None where
+            nothing was, or the time to wait for room is over.
+        """
+        unanswered = self._unanswered()
+        for place, answer in zip(unanswered, answers, strict=True):
+            self._answers[place] = answer
+        full = [place for place in unanswered if self._status(place) is SubmitStatus.FULL]
+        now = time.monotonic()
+        if self._full_since is None or len(full) < len(unanswered):
+            self._full_since = now  # some were taken: the queue moves
+        if not full or now - self._full_since >= self._wait_when_full_s:
+            self._full_since = None
+            return None
+        for place in full:
+            self._answers[place] = None
+        return min(_FULL_PAUSE_S, self._wait_when_full_s)
+
+    def _unanswered(self) -> list[int]:
+        return [place for place, answer in enumerate(self._answers) if answer is None]
+
+    def _status(self, place: int) -> SubmitStatus | None:
+        answer = self._answers[place]
+        return None if answer is None else answer.status
+
+    def take_ids(self) -> Iterator[str]:
         """Empty the batch and yield the ids of the jobs that were accepted."""
-        sent = list(zip(self._jobs, answers, strict=True))
+        sent = list(zip(self._jobs, self._answers, strict=True))
         self._jobs.clear()
+        self._answers.clear()
         self._num_chars = 0
         for (index, job), answer in sent:
+            assert answer is not None  # `note` was told of all
             try:
                 job_id = accepted_id(job, answer)
             except JobRejected as error:

@@ -10,7 +10,7 @@ import secrets
 import sys
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar
 
 from redis.exceptions import OutOfMemoryError
@@ -22,11 +22,16 @@ from .answers import (
     Claim,
     ClaimRefusal,
     CompleteStatus,
+    ForgetAnswer,
+    ForgetStatus,
     Held,
     JobState,
     OutboxEntry,
+    ReachedLimit,
     ReleaseCause,
     ReleaseStatus,
+    RetryAnswer,
+    RetryStatus,
     SubmitStatus,
     Submitted,
     SweepCounts,
@@ -47,6 +52,16 @@ class Call(Generic[Answer]):
     read: Callable[[Any], Answer]
     #: The answer where Redis is full and refuses to run the script; None makes it an error.
     when_out_of_memory: Answer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """What may wait before more is refused; None is no limit. See ``ProducerSettings``."""
+
+    max_queue_depth: int | None = None
+    max_queued_jobs: int | None = None
+    max_queued_bytes: int | None = None
+    max_queued_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +87,20 @@ class NewJob:
     deadline_at_ms: int | None = None
     #: Relative deadline, milliseconds from now on Redis' clock; the earlier of the two counts.
     ttl_ms: int | None = None
-    #: Jobs the queue may hold before it refuses more; None is no limit.
-    max_queue_depth: int | None = None
+    #: Whose job it is: tenants take turns.
+    tenant: str = keys.DEFAULT_TENANT
+    #: Tokens that the job may take, prompt and output: an estimate.
+    cost: int = 1
+    #: The job waits until then, milliseconds of unix time.
+    not_before_ms: int | None = None
+    #: The job waits for so long, milliseconds on Redis' clock; the later of the two counts.
+    delay_ms: int | None = None
+    #: Limits on what waits, at which no more is taken; None is no limit.
+    limits: QueueLimits = QueueLimits()
+    #: Labels to find it by.
+    tags: tuple[str, ...] = ()
+    #: Most tokens it generates; None where that is not known.
+    max_tokens: int | None = None
 
 
 def read_reply(call: Call[Answer], reply: Any) -> Answer:
@@ -123,14 +150,23 @@ def submit(job: NewJob, *, announce: bool = True) -> Call[Submitted]:
         "doc": job.document,
         "result_ttl_ms": job.result_ttl_ms,
         "announce": "1" if announce else None,
-        "max_queue_depth": job.max_queue_depth if announce else None,
+        "max_queue_depth": job.limits.max_queue_depth,
+        "max_queued_jobs": job.limits.max_queued_jobs,
+        "max_queued_bytes": job.limits.max_queued_bytes,
+        "max_queued_tokens": job.limits.max_queued_tokens,
+        "tenant": job.tenant,
+        "cost": job.cost,
         "deadline_at_ms": job.deadline_at_ms,
         "ttl_ms": job.ttl_ms,
+        "not_before_ms": job.not_before_ms,
+        "delay_ms": job.delay_ms,
         "idempotency_key": job.idempotency_key,
         "fingerprint": job.fingerprint if job.idempotency_key else None,
         "webhook": job.webhook,
         "webhook_events": job.webhook_events or None,
         "webhook_secret": job.webhook_secret or None,
+        "tags": ",".join(job.tags) or None,
+        "max_tokens": job.max_tokens,
     }
     args: list[Argument] = []
     for name, value in fields.items():
@@ -186,9 +222,16 @@ def release(held: Sequence[Held], cause: ReleaseCause) -> Call[list[ReleaseStatu
 
 
 def complete(
-    write: TokenWrite, state: JobState, result: str | None, error: str | None
+    write: TokenWrite,
+    state: JobState,
+    result: str | None,
+    error: str | None,
+    num_tokens: int | None = None,
 ) -> Call[CompleteStatus]:
-    """End a job: last tokens, result or error, terminal state and webhook event in one."""
+    """End a job: last tokens, result or error, terminal state and webhook event in one.
+
+    ``num_tokens`` is what it cost, prompt and output; None counts the stored output.
+    """
     args = (
         write.job_id,
         write.fence,
@@ -197,6 +240,7 @@ def complete(
         error or "",
         write.position,
         encode_tokens(write.token_ids),
+        "" if num_tokens is None else num_tokens,
     )
     return Call("complete", args, lambda reply: CompleteStatus(reply.decode()))
 
@@ -206,9 +250,34 @@ def cancel(job_id: str) -> Call[CancelAnswer]:
     return Call("cancel", (job_id,), _read_cancel)
 
 
+def retry(job_id: str, limits: QueueLimits) -> Call[RetryAnswer]:
+    """Run a job again that ended without a completion."""
+    # The nonce lets a call that the connection repeats after a lost answer find its own retry.
+    args: list[Argument] = [job_id, secrets.token_hex(8)]
+    for name, value in asdict(limits).items():
+        if value is not None:
+            args += (name, value)
+    return Call("retry", args, _read_retry)
+
+
+def forget(job_id: str) -> Call[ForgetAnswer]:
+    """Remove all that is kept of a job that has ended."""
+    return Call("forget", (job_id,), _read_forget)
+
+
 def sweep(limit: int, reannounce_grace_ms: int) -> Call[SweepCounts]:
     """Put back lost leases, expire late jobs, announce again what was lost."""
     return Call("sweep", (limit, reannounce_grace_ms), lambda reply: SweepCounts(*reply))
+
+
+def announce_due(limit: int) -> Call[int]:
+    """Announce jobs whose delay is over."""
+    return Call("announce_due", (limit,), int)
+
+
+def position(job_id: str) -> Call[int | None]:
+    """Estimate how many jobs of its queue are announced before a waiting one."""
+    return Call("position", (job_id,), lambda reply: None if reply is None else int(reply))
 
 
 def outbox_claim(owner: str, limit: int, lease_ms: int) -> Call[list[OutboxEntry]]:
@@ -223,7 +292,10 @@ def _fences(held: Sequence[Held]) -> list[Argument]:
 def _read_submit(reply: list[bytes]) -> Submitted:
     status = SubmitStatus(reply[0].decode())
     if status is SubmitStatus.FULL:
-        return Submitted(status, None, int(reply[1]))
+        reached = ReachedLimit(reply[1].decode(), int(reply[2]), int(reply[3]))
+        return Submitted(status, None, reached)
+    if status is SubmitStatus.TOO_LATE:
+        return Submitted(status, None)
     return Submitted(status, reply[1].decode())
 
 
@@ -238,6 +310,24 @@ def _read_releases(reply: list[bytes]) -> list[ReleaseStatus]:
 def _read_cancel(reply: list[bytes]) -> CancelAnswer:
     state = JobState(reply[1].decode()) if len(reply) > 1 else None
     return CancelAnswer(CancelStatus(reply[0].decode()), state)
+
+
+def _read_retry(reply: list[Any]) -> RetryAnswer:
+    status = RetryStatus(reply[0].decode())
+    if status is RetryStatus.RETRIED:
+        return RetryAnswer(status, run=reply[1])
+    if status is RetryStatus.ACTIVE:
+        return RetryAnswer(status, state=JobState(reply[1].decode()))
+    if status is RetryStatus.FULL:
+        _, name, value, limit, queue, tenant = (part.decode() for part in reply)
+        reached = ReachedLimit(name, int(value), int(limit))
+        return RetryAnswer(status, reached=reached, queue=queue, tenant=tenant)
+    return RetryAnswer(status)
+
+
+def _read_forget(reply: list[bytes]) -> ForgetAnswer:
+    state = JobState(reply[1].decode()) if len(reply) > 1 else None
+    return ForgetAnswer(ForgetStatus(reply[0].decode()), state)
 
 
 def _read_outbox(reply: list[list[Any]]) -> list[OutboxEntry]:

@@ -3,10 +3,5 @@ write_even_when_full()
 local id = ARGV[1]
 local job = load_job(id)
 if not job then return { 'UNKNOWN' } end
-if TERMINAL[job.state] then return { 'ALREADY_TERMINAL', job.state } end
-if job.state == 'in_progress' then
-  redis.call('HSET', job_key(id), 'cancel_requested', '1')
-  return { 'CANCELLING' }
-end
-cancel(id, job, now_ms())
-return { 'CANCELLED' }
+local outcome = cancel_or_ask(id, job, now_ms())
+return { outcome, outcome == 'ALREADY_TERMINAL' and job.state or nil }

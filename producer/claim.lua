@@ -14,25 +14,36 @@ end
 
 local job = load_job(id)
 if not job then return { 'REFUSED', 'unknown' } end
-if TERMINAL[job.state] then return { 'REFUSED', 'terminal' } end
 local now = now_ms()
+
+-- The message is gone from the queue's list, whatever it was: there is room for another.
+local function refuse(why)
+  announce_next(job.queue, now)
+  return { 'REFUSED', why }
+end
+
+if TERMINAL[job.state] then return refuse('terminal') end
 if job.state ~= 'queued' then
   -- The same call again, sent by the connection's own retry because the first answer was lost.
   local f = redis.call('HMGET', job_key(id), 'claim_nonce', 'attempts')
   if f[1] == nonce then
     return claimed(job.fence, tonumber(f[2]), job.alone, job.deadline_at_ms, now)
   end
-  return { 'REFUSED', 'leased' }
+  return refuse('leased')
 end
 local supported = false
 for i = 6, #ARGV do supported = supported or ARGV[i] == job.v end
-if not supported then return { 'REFUSED', 'unsupported_version' } end
+if not supported then return refuse('unsupported_version') end
+if redis.call('ZSCORE', SCHEDULED, id) then return refuse('scheduled') end
 if job.deadline_at_ms and job.deadline_at_ms <= now then
   expire(id, job, now)
   return { 'REFUSED', 'expired' }
 end
 
-redis.call('ZREM', queued_key(job.queue), id)
+index_state(id, 'queued', 'in_progress', now)
+leave_queue(id, job)
+charge(id, job) -- of a job that nobody announced
+announce_next(job.queue, now)
 redis.call('ZREM', DEADLINES, id) -- from here on the worker watches the deadline
 redis.call('ZADD', LEASES, now + lease_ms, id)
 local fence = redis.call('HINCRBY', job_key(id), 'fence', 1)
@@ -40,7 +51,9 @@ local attempts = redis.call('HINCRBY', job_key(id), 'attempts', 1)
 local known = redis.call('HMGET', job_key(id), 'identity', 'suspect')
 local alone = tonumber(known[2] or 0) >= SUSPECT_LIMIT
 local is_first = redis.call('HSETNX', job_key(id), 'started_at_ms', now) == 1
-if is_first and wants_event(job, 'started') then add_event(id, job, 'started', '', '', now) end
+if is_first and wants_event(job, 'started') then
+  add_event(id, job, 'started', run_suffix(job.run), '', now)
+end
 redis.call('HSET', job_key(id), 'state', 'in_progress', 'owner', owner, 'identity', identity,
   'alone', alone and '1' or '0', 'claim_nonce', nonce)
 if known[1] and known[1] ~= identity and redis.call('DEL', tokens_key(id)) == 1 then

@@ -1,19 +1,20 @@
-"""The synchronous client: submit jobs, wait for them, cancel them."""
+"""The synchronous client: submit jobs and wait for them. What is stored: ``job_verbs``."""
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
-from . import calls
-from .answers import CancelAnswer, CancelStatus
-from .batching import MAX_BATCH_JOBS, Batch, JobLike, OnRejected, as_job
+from .answers import CancelAnswer
+from .batching import Batch, JobLike, OnRejected, as_job
 from .broker_url import find_broker
 from .end_watch import EndWatch, TimeBudget
 from .ended import MAX_READ_AT_ONCE, EndedJob, chunks
-from .outcomes import accepted_id, broker_errors, unknown
+from .job_verbs import JobVerbs, ids_of
+from .outcomes import accepted_id, broker_errors
 from .results import JobResult, JobStatus
 from .settings import ProducerSettings
 from .store import JobStore
@@ -53,8 +54,16 @@ class Job:
         """As ``Client.cancel``."""
         return self._client.cancel(self.id)
 
+    def retry(self) -> int:
+        """As ``Client.retry``."""
+        return self._client.retry(self.id)
 
-class Client:
+    def forget(self) -> None:
+        """As ``Client.forget``."""
+        self._client.forget(self.id)
+
+
+class Client(JobVerbs):
     """Submits jobs to a broker and reads what became of them. Thread-safe; fork before making one.
 
     >>> client = Client("redis://localhost:6379/0")
@@ -111,7 +120,11 @@ class Client:
         return Job(self, accepted_id(prepared, answer))
 
     def submit_many(
-        self, jobs: Iterable[JobLike], *, on_rejected: OnRejected | None = None
+        self,
+        jobs: Iterable[JobLike],
+        *,
+        on_rejected: OnRejected | None = None,
+        wait_when_full_s: float | None = None,
     ) -> Iterator[Job]:
         """Submit jobs in batches, and yield their handles in order.
 
@@ -123,12 +136,15 @@ class Client:
             on_rejected: told the index and the error of each job that was refused, which then has
                 no handle. None raises at the first, after the handles of those that were
                 submitted with or before it.
+            wait_when_full_s: where a limit on what waits is reached, try again for so long before
+                the job counts as refused; each job that is taken starts the time anew. None
+                refuses at once.
 
         Raises:
             JobRejected: as ``submit``.
             BrokerUnavailable: as ``submit``.
         """
-        batch = Batch(self.settings, on_rejected)
+        batch = Batch(self.settings, on_rejected, wait_when_full_s)
         for index, job in enumerate(jobs):
             batch.add(index, job)
             if batch.must_be_sent:
@@ -138,19 +154,6 @@ class Client:
     def job(self, job_id: str) -> Job:
         """Return the handle of a job submitted earlier or elsewhere. Asks nothing."""
         return Job(self, job_id)
-
-    def status(self, job_id: str) -> JobStatus:
-        """Return where a job is.
-
-        Raises:
-            UnknownJob: there is none of this id.
-            BrokerUnavailable: no answer from the broker.
-        """
-        with broker_errors(self._url):
-            record = self._store.load(job_id)
-            if record is None:
-                raise unknown(job_id)
-            return JobStatus.from_record(record, self._store.num_tokens(job_id))
 
     def result(self, job_id: str, timeout_s: float | None = None) -> JobResult:
         """Wait for the end of a job and return its result.
@@ -189,7 +192,7 @@ class Client:
         """
         budget = TimeBudget(timeout_s)
         watch = EndWatch(self._store)
-        watch.add(job if isinstance(job, str) else job.id for job in jobs)
+        watch.add(ids_of(jobs))
         with broker_errors(self._url), contextlib.closing(watch):
             while len(watch):
                 ended = watch.next_ended(budget.next_wait_s(len(watch)))
@@ -222,42 +225,13 @@ class Client:
         with broker_errors(self._url):
             yield from follow(self._store, job_id, position, timeout_s)
 
-    def cancel_many(self, jobs: Iterable[Job | str]) -> dict[str, CancelAnswer]:
-        """Cancel jobs in few round trips.
-
-        Returns:
-            What was done, by job id; an unknown job has the status UNKNOWN.
-
-        Raises:
-            BrokerUnavailable: no answer from the broker; cancelling again does no harm.
-        """
-        ids = list(dict.fromkeys(job if isinstance(job, str) else job.id for job in jobs))
-        answers: dict[str, CancelAnswer] = {}
-        with broker_errors(self._url):
-            for some in chunks(ids, MAX_BATCH_JOBS):
-                batch = [calls.cancel(job_id) for job_id in some]
-                answers |= zip(some, self._store.run_all(batch), strict=True)
-        return answers
-
-    def cancel(self, job_id: str) -> CancelAnswer:
-        """Cancel a job: at once where it waits, at its next checkpoint where it runs.
-
-        Returns:
-            What was done; nothing where the job had ended already.
-
-        Raises:
-            UnknownJob: there is none of this id.
-            BrokerUnavailable: no answer from the broker.
-        """
-        with broker_errors(self._url):
-            answer = self._store.cancel(job_id)
-        if answer.status is CancelStatus.UNKNOWN:
-            raise unknown(job_id)
-        return answer
-
     def _send(self, batch: Batch) -> Iterator[Job]:
-        with broker_errors(self._url):
-            answers = self._store.run_all(batch.calls())
-        for job_id in batch.take_ids(answers):
+        pause_s: float | None = 0.0
+        while pause_s is not None:
+            time.sleep(pause_s)
+            with broker_errors(self._url):
+                answers = self._store.run_all(batch.calls())
+            pause_s = batch.note(answers)
+        for job_id in batch.take_ids():
             yield Job(self, job_id)
         batch.check()

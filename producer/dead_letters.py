@@ -4,27 +4,29 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from . import keys
-from .answers import DeadLetter, DeadLetterKind, RedeliverStatus
-from .outcomes import accepted_id
+from . import calls, keys
+from .answers import DeadLetter, DeadLetterKind, RedeliverStatus, RetryStatus
+from .outcomes import accepted_id, check_retried
 from .settings import ProducerSettings
 from .store import JobStore
-from .submission import prepare
+from .submission import prepare, queue_limits
 from .validation import parse_document
 
 
 def retry_dead_letter(store: JobStore, letter_id: str, settings: ProducerSettings) -> str | None:
     """Try a dead letter again and drop it.
 
-    A job is submitted anew, without its deadline and under a new id: the old one has ended, and its
-    webhook has said so. A message goes back to its queue, a webhook event to the outbox.
+    A job runs again as ``Client.retry`` does it. A letter is kept longer than a record: where that
+    is gone, the job is submitted anew, without its deadline and under a new id, because receivers
+    know the webhook ids of the old one. A message goes back to its queue, an event to the outbox.
 
     Returns:
-        The id of the new job, the queue, or the id of the event; None where there is no such letter
-        or its event has been deleted since.
+        The id of the job, the queue, or the id of the event; None where there is no such letter or
+        its event has been deleted since.
 
     Raises:
         JobRejected: the job is not accepted any more, for instance because its queue is full.
+        WrongState: the job has been retried since.
     """
     letter = store.dead_letter(letter_id)
     if letter is None:
@@ -40,8 +42,17 @@ def retry_dead_letter(store: JobStore, letter_id: str, settings: ProducerSetting
 
 
 def _retry_job(store: JobStore, letter: DeadLetter, settings: ProducerSettings) -> str:
+    answer = store.run(calls.retry(letter.id, queue_limits(settings)))
+    if answer.status is RetryStatus.UNKNOWN:
+        return _submit_anew(store, letter, settings)
+    check_retried(letter.id, answer)
+    return letter.id
+
+
+def _submit_anew(store: JobStore, letter: DeadLetter, settings: ProducerSettings) -> str:
     # The key makes a retry that is repeated after a lost answer the same job.
-    changes = {"deadline": None, "idempotency_key": f"dead-letter:{letter.id}:{letter.at_ms}"}
+    changes: dict[str, str | None] = {"deadline": None, "not_before": None, "delay_s": None}
+    changes |= {"idempotency_key": f"dead-letter:{letter.id}:{letter.at_ms}"}
     job = parse_document(letter.payload).model_copy(update=changes)
     prepared = prepare(job, settings)
     job_id = accepted_id(prepared, store.submit(prepared))

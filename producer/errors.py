@@ -6,13 +6,15 @@
     ├── JobRejected               refused at submit; `code`, `param`
     │   ├── UnsupportedParameter  a known parameter that this version cannot do
     │   ├── IdempotencyConflict   the key stands for a job with other content
-    │   └── QueueFull             the queue has reached its depth limit; try later
+    │   └── QueueFull             a limit on what waits is reached; try later
     ├── JobUnfinished             raised by `result()`: the job ended without a completion; `code`
     │   ├── JobFailed
     │   ├── JobCancelled
     │   └── JobExpired            its deadline passed
     ├── ResultTimeout             the job has not ended yet; it goes on
-    ├── UnknownJob                never submitted, or its time to live has run out
+    ├── UnknownJob                never submitted, forgotten, or its time to live has run out
+    ├── WrongState                a job that cannot be retried or forgotten where it is; `state`
+    ├── InvalidQuery              a tag, tenant, state, cursor or limit that cannot be
     ├── BrokerUnavailable         no broker address, or no answer there
     ├── OutputRestarted           a stream cannot go on: the job was started over
     ├── BulkFileError             a file of a bulk run cannot be used
@@ -24,6 +26,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .answers import JobState
     from .results import JobResult
 
 
@@ -38,7 +41,10 @@ class JobRejected(BatchmillError):
         code: ``invalid_request``, ``unsupported_parameter``, ``idempotency_conflict`` or
             ``queue_full``.
         param: the field at fault, dotted where it lies deeper, or None.
+        retryable: whether the same job may be taken later.
     """
+
+    retryable = False
 
     def __init__(self, message: str, *, code: str = "invalid_request", param: str | None = None):
         super().__init__(message)
@@ -66,7 +72,9 @@ class IdempotencyConflict(JobRejected):
 
 
 class QueueFull(JobRejected):
-    """The queue holds as many jobs as it may; nothing was stored. Try again later."""
+    """A limit on what waits is reached, or Redis' memory; nothing was stored. Try again later."""
+
+    retryable = True
 
     def __init__(self, message: str):
         super().__init__(message, code="queue_full")
@@ -115,7 +123,25 @@ class ResultTimeout(BatchmillError, TimeoutError):
 
 
 class UnknownJob(BatchmillError, LookupError):
-    """There is no job of this id: never submitted, or its time to live has run out."""
+    """There is no job of this id: never submitted, forgotten, or its time to live has run out."""
+
+
+class WrongState(BatchmillError):
+    """A job is not where it can be retried or forgotten. Nothing was changed.
+
+    Attributes:
+        job_id: the job.
+        state: where it is.
+    """
+
+    def __init__(self, message: str, *, job_id: str, state: JobState):
+        super().__init__(message)
+        self.job_id = job_id
+        self.state = state
+
+
+class InvalidQuery(BatchmillError, ValueError):
+    """What was asked for cannot be: a tag, tenant, state, cursor or limit is wrong."""
 
 
 class BrokerUnavailable(BatchmillError, ConnectionError):

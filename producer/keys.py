@@ -27,9 +27,21 @@ DEAD = PREFIX + "dead"
 WORKERS = PREFIX + "workers"
 TOTALS = PREFIX + "totals"
 ENDPOINTS_DISABLED = PREFIX + "endpoints_disabled"
+SCHEDULED = PREFIX + "scheduled"
+USAGE = PREFIX + "usage"
+TENANTS = PREFIX + "tenants"
+WINDOW = PREFIX + "window"
+#: What the names of all indexes of jobs begin with.
+JOB_INDEXES = PREFIX + "jobs:"
+EXPIRING = JOB_INDEXES + "expiring"
 
 #: Priority classes, highest first: the order in which a worker looks at its queues.
 PRIORITIES = ("high", "normal", "low")
+
+#: The tenant of a job that names none.
+DEFAULT_TENANT = "default"
+#: Messages that a queue's list holds at a time, unless ``WINDOW`` says otherwise (``prelude.lua``).
+DEFAULT_WINDOW_JOBS = 8
 
 #: A worker that has not been heard of for this long is gone. Written every third of it.
 WORKER_TTL_S = 15
@@ -41,6 +53,7 @@ DEAD_TTL_S = 30 * 24 * 3600
 # No dot: the id is part of a webhook id, and Standard Webhooks signs "id.timestamp.body".
 _JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _SECRET_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_TENANT = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@+-]{0,199}")
 
 
@@ -62,6 +75,11 @@ def is_job_id(text: str) -> bool:
 def is_secret_name(text: str) -> bool:
     """Say whether ``text`` can name a webhook secret: 1 to 64 letters, digits, ``_`` and ``-``."""
     return _SECRET_NAME.fullmatch(text) is not None
+
+
+def is_tenant_name(text: str) -> bool:
+    """Say whether ``text`` can name a tenant: 1 to 64 letters, digits, ``_``, ``.`` and ``-``."""
+    return _TENANT.fullmatch(text) is not None
 
 
 def is_model_name(text: str) -> bool:
@@ -87,6 +105,41 @@ def text(job_id: str) -> str:
 def queued(queue: str) -> str:
     """Key of the index of one queue's waiting jobs (zset)."""
     return f"{PREFIX}queued:{queue}"
+
+
+def backlog(queue: str, tenant: str) -> str:
+    """Key of a tenant's jobs that wait for their announcement (zset)."""
+    return f"{PREFIX}backlog:{queue}:{tenant}"
+
+
+def turns(queue: str) -> str:
+    """Key of the tenants that wait for their turn in a queue (zset)."""
+    return f"{PREFIX}turns:{queue}"
+
+
+def used(queue: str) -> str:
+    """Key of what tenants have used of a queue, in virtual time (zset)."""
+    return f"{PREFIX}used:{queue}"
+
+
+def under_way(queue: str) -> str:
+    """Key of what tenants have announced or running of a queue, in virtual time (hash)."""
+    return f"{PREFIX}under_way:{queue}"
+
+
+def state_index(state: str) -> str:
+    """Key of the jobs in one state (zset)."""
+    return f"{JOB_INDEXES}state:{state}"
+
+
+def tag_index(tag: str) -> str:
+    """Key of the jobs with one tag (zset)."""
+    return f"{JOB_INDEXES}tag:{tag}"
+
+
+def tenant_index(tenant: str) -> str:
+    """Key of the jobs of one tenant, but the default one (zset)."""
+    return f"{JOB_INDEXES}tenant:{tenant}"
 
 
 def idempotency(key: str) -> str:

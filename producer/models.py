@@ -35,6 +35,12 @@ def _check_secret_name(name: str) -> str:
     return name
 
 
+def _check_tenant(name: str) -> str:
+    if not keys.is_tenant_name(name):
+        raise ValueError("is not a name: 1 to 64 letters, digits, _ . and -")
+    return name
+
+
 def _check_model(name: str) -> str:
     keys.queue_name(name, "normal")
     return name
@@ -44,6 +50,25 @@ def _check_idempotency_key(key: str) -> str:
     if not (key.isascii() and key.isprintable()):
         raise ValueError("holds characters that are not printable ASCII")
     return key
+
+
+def check_tag(tag: str) -> str:
+    """Return a tag that a job can have.
+
+    Raises:
+        ValueError: it is empty, too long, or holds a comma or what cannot be printed.
+    """
+    if not 1 <= len(tag) <= limits.MAX_TAG_CHARS:
+        raise ValueError(f"a tag has {len(tag)} characters; use 1 to {limits.MAX_TAG_CHARS}")
+    if "," in tag or not tag.isprintable():
+        raise ValueError("a tag holds a comma or what cannot be printed; use neither")
+    return tag
+
+
+def _check_tags(tags: list[str]) -> list[str]:
+    if len(set(tags)) != len(tags):
+        raise ValueError("holds a tag twice; give each once")
+    return tags
 
 
 def _check_metadata(metadata: dict[str, str]) -> dict[str, str]:
@@ -119,7 +144,11 @@ class GenerationJob(SamplingControls):
         Annotated[list[Message], Field(min_length=1, max_length=limits.MAX_MESSAGES)] | None
     ) = Field(default=None, repr=False)
 
+    #: Class of the job: all of ``high`` (0) come before ``normal`` (1), these before ``low`` (2).
     priority: Literal["high", "normal", "low"] = "normal"
+    #: Whose job it is: within a class tenants take turns, by tokens and weight; ``default`` where
+    #: absent.
+    tenant: Annotated[str, AfterValidator(_check_tenant)] | None = None
     #: Receives a signed POST when the job ends. https, unless the operator allows http.
     webhook: (
         Annotated[str, AfterValidator(_check_webhook), Field(max_length=limits.MAX_URL_CHARS)]
@@ -149,10 +178,20 @@ class GenerationJob(SamplingControls):
         AfterValidator(_check_metadata),
         Field(max_length=limits.MAX_METADATA_PAIRS),
     ] = Field(default_factory=dict)
+    #: Labels to find, count, cancel and forget jobs by.
+    tags: Annotated[
+        list[Annotated[str, AfterValidator(check_tag)]],
+        AfterValidator(_check_tags),
+        Field(max_length=limits.MAX_TAGS),
+    ] = Field(default_factory=list)
     #: Seconds from submit after which nobody wants the result any more.
     ttl_s: float | None = Field(default=None, gt=0, le=limits.MAX_TTL_S)
     #: The same as a moment (with a time zone); the earlier of the two counts.
     deadline: Annotated[AwareDatetime, Field(strict=False)] | None = None
+    #: Seconds from submit that the job waits before it may run.
+    delay_s: float | None = Field(default=None, gt=0, le=limits.MAX_TTL_S)
+    #: The same as a moment (with a time zone); the later of the two counts.
+    not_before: Annotated[AwareDatetime, Field(strict=False)] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -181,6 +220,20 @@ class GenerationJob(SamplingControls):
         if self.webhook is None and any(chosen.values()):
             names = ", ".join(name for name, is_chosen in chosen.items() if is_chosen)
             raise ValueError(f"{names} without a webhook does nothing; give one")
+        return self
+
+    @model_validator(mode="after")
+    def _deadline_after_delay(self) -> Self:
+        # A moment and a duration are compared at submit, by Redis' clock.
+        for end_name, end, start_name, start in (
+            ("ttl_s", self.ttl_s, "delay_s", self.delay_s),
+            ("deadline", self.deadline, "not_before", self.not_before),
+        ):
+            if end is not None and start is not None and end <= start:  # type: ignore[operator]
+                raise ValueError(
+                    f"{end_name} is {end}, not after {start_name} ({start}): "
+                    "the job would expire before it may run"
+                )
         return self
 
     @model_validator(mode="after")

@@ -10,6 +10,5 @@ if redis.call('HEXISTS', DISABLED, endpoint_of(f[2])) == 1 then return 'DISABLED
 redis.call('HSET', key, 'state', 'pending', 'attempts', 0)
 redis.call('PERSIST', key)
 redis.call('ZADD', OUTBOX, now_ms(), id)
-redis.call('DEL', dead_key(id))
-redis.call('ZREM', DEAD, id)
+drop_dead_letter(id)
 return 'OK'

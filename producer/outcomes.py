@@ -4,21 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 
 from redis import exceptions as redis_errors
 
-from .answers import JobState, SubmitStatus, Submitted
+from .answers import (
+    ForgetAnswer,
+    ForgetStatus,
+    JobState,
+    ReachedLimit,
+    RetryAnswer,
+    RetryStatus,
+    SubmitStatus,
+    Submitted,
+)
 from .broker_url import redact
-from .calls import NewJob
+from .calls import NewJob, QueueLimits
 from .errors import (
     BrokerUnavailable,
     IdempotencyConflict,
     JobCancelled,
     JobExpired,
     JobFailed,
+    JobRejected,
     JobUnfinished,
     QueueFull,
     UnknownJob,
+    WrongState,
 )
 from .results import JobError, JobResult
 
@@ -27,6 +39,9 @@ _ERRORS: dict[JobState, type[JobUnfinished]] = {
     JobState.CANCELLED: JobCancelled,
     JobState.EXPIRED: JobExpired,
 }
+
+#: Limits that are settings; the others are of a tenant.
+_OF_THE_STORE = frozenset(field.name for field in fields(QueueLimits))
 
 #: Replies of a server that refuses every write for now (its disk is full, its replicas are away);
 #: redis-py has no classes for them.
@@ -38,10 +53,17 @@ def accepted_id(job: NewJob, answer: Submitted) -> str:
 
     Raises:
         IdempotencyConflict: the key stands for other content.
-        QueueFull: the queue has reached its depth limit, or Redis its memory limit.
+        QueueFull: a limit on what waits is reached, or Redis' memory limit.
+        JobRejected: its deadline would pass before it may run.
     """
+    if answer.status is SubmitStatus.TOO_LATE:
+        raise JobRejected(
+            "the deadline passes before the job may run: give it a later deadline (deadline, "
+            "ttl_s) or an earlier start (not_before, delay_s)",
+            param="not_before" if job.delay_ms is None else "delay_s",
+        )
     if answer.job_id is None:
-        raise _full(job, answer.queue_depth)
+        raise _full(job.queue, job.tenant, answer.reached)
     if answer.status is SubmitStatus.CONFLICT:
         raise IdempotencyConflict(
             f"idempotency_key {job.idempotency_key!r} stands for job {answer.job_id}, which has "
@@ -51,23 +73,83 @@ def accepted_id(job: NewJob, answer: Submitted) -> str:
     return answer.job_id
 
 
-def _full(job: NewJob, queue_depth: int | None) -> QueueFull:
-    if queue_depth is None:
+def _full(queue: str, tenant: str, reached: ReachedLimit | None) -> QueueFull:
+    if reached is None:
         return QueueFull(
             "the broker has reached its memory limit; try later, add workers or raise Redis' "
             "maxmemory"
         )
+    what = {"bytes": "bytes of waiting jobs", "tokens": "tokens of waiting jobs"}.get(
+        reached.name.rpartition("_")[2], "waiting jobs"
+    )
+    if reached.name in _OF_THE_STORE:
+        place = "the broker" if reached.name != "max_queue_depth" else f"queue {queue}"
+        setting = f"BATCHMILL_{reached.name.upper()}"
+    else:
+        place = f"tenant {tenant}"
+        flag = reached.name.replace("_", "-")
+        setting = f"the limit (`batchmill tenants set {tenant} --{flag}`)"
     return QueueFull(
-        f"queue {job.queue} holds {queue_depth} jobs, its limit is {job.max_queue_depth}; "
-        "try later, add workers or raise BATCHMILL_MAX_QUEUE_DEPTH"
+        f"{place} holds {reached.value} {what}, its limit is {reached.limit}; "
+        f"try later, add workers or raise {setting}"
     )
 
 
 def unknown(job_id: str) -> UnknownJob:
     """Return the error for a job that is not there."""
     return UnknownJob(
-        f"no job {job_id!r}: never submitted to this broker, or its time to live has run out"
+        f"no job {job_id!r}: never submitted to this broker, forgotten, or its time to live has "
+        "run out"
     )
+
+
+def check_retried(job_id: str, answer: RetryAnswer) -> int:
+    """Return the number of the run that a retry has begun.
+
+    Raises:
+        UnknownJob: there is no such job.
+        WrongState: it completed, or has not ended.
+        QueueFull: a limit on what waits is reached.
+    """
+    match answer.status:
+        case RetryStatus.UNKNOWN:
+            raise unknown(job_id)
+        case RetryStatus.COMPLETED:
+            raise WrongState(
+                f"job {job_id} completed, so there is nothing to run again; submit a new one",
+                job_id=job_id,
+                state=JobState.COMPLETED,
+            )
+        case RetryStatus.ACTIVE:
+            assert answer.state is not None
+            raise WrongState(
+                f"job {job_id} is {answer.state.value}; only one that failed, was cancelled or "
+                "expired can be retried",
+                job_id=job_id,
+                state=answer.state,
+            )
+        case RetryStatus.FULL:
+            raise _full(answer.queue, answer.tenant, answer.reached)
+    assert answer.run is not None
+    return answer.run
+
+
+def check_forgotten(job_id: str, answer: ForgetAnswer) -> None:
+    """Raise the error of a job that was not forgotten.
+
+    Raises:
+        UnknownJob: there is no such job.
+        WrongState: it has not ended.
+    """
+    if answer.status is ForgetStatus.UNKNOWN:
+        raise unknown(job_id)
+    if answer.status is ForgetStatus.ACTIVE:
+        assert answer.state is not None
+        raise WrongState(
+            f"job {job_id} is {answer.state.value}; cancel it and wait for its end, then forget it",
+            job_id=job_id,
+            state=answer.state,
+        )
 
 
 def result_of(

@@ -22,8 +22,12 @@ MAX_STRUCTURE_BYTES: Final = 1 << 18
 MAX_METADATA_PAIRS: Final = 16
 MAX_METADATA_KEY_CHARS: Final = 64
 MAX_METADATA_BYTES: Final = 2048
+MAX_TAGS: Final = 16
+MAX_TAG_CHARS: Final = 64
 MAX_URL_CHARS: Final = 2048
 MAX_IDEMPOTENCY_KEY_CHARS: Final = 255
+#: Tokens that a job is taken to cost at most, before it has run.
+MAX_COST_TOKENS: Final = 10_000_000
 #: 30 days.
 MAX_TTL_S: Final = 30 * 24 * 3600.0
 
@@ -81,8 +85,6 @@ UNSUPPORTED: Final[Mapping[str, tuple[Any, ...]]] = {
     "stream_options": _ABSENT,
     "suffix": _ABSENT,
     "suppress_tokens": _ABSENT,
-    "tags": _ABSENT,
-    "tenant": _ABSENT,
     "thinking_token_budget": _ABSENT,
     "token_healing": _OFF,
     "tool_choice": (None, "none"),
@@ -106,9 +108,7 @@ REMEDIES: Final[Mapping[str, str]] = {
     "sequence_bias": "use logit_bias, or bad_words",
     "stream": "a job is not a held connection: poll its status, or use a webhook",
     "suppress_tokens": "use bad_words, with a list of one token id for each",
-    "tags": "put them into metadata",
-    "tenant": "put it into metadata",
-    "user": "put it into metadata",
+    "user": "use tenant, or put it into metadata",
 }
 
 

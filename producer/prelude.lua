@@ -1,7 +1,7 @@
--- Shared by all scripts: producer/scripts.py puts this text in front of each one, so that a job
--- ends, is put back and is announced in exactly one way. Keys are built here from ids: the store is
--- one Redis node (or a Sentinel pair), not a Cluster. Only commands of Redis 6.2. What every script
--- promises is told in docs/protocol.md.
+-- Shared by all scripts: producer/scripts.py puts index.lua and this text in front of each one, so
+-- that a job ends, is put back and is announced in exactly one way. Keys are built here from ids:
+-- the store is one Redis node (or a Sentinel pair), not a Cluster. Only commands of Redis 6.2. What
+-- every script promises is told in docs/protocol.md.
 
 local LEASES = 'batchmill:leases'
 local DEADLINES = 'batchmill:deadlines'
@@ -10,6 +10,10 @@ local OUTBOX = 'batchmill:outbox'
 local DEAD = 'batchmill:dead'
 local TOTALS = 'batchmill:totals'
 local DISABLED = 'batchmill:endpoints_disabled'
+local SCHEDULED = 'batchmill:scheduled'
+local USAGE = 'batchmill:usage'
+local TENANTS = 'batchmill:tenants'
+local WINDOW = 'batchmill:window'
 
 local EVENT_TTL_MS = 8 * 24 * 3600 * 1000
 local DEAD_TTL_MS = 30 * 24 * 3600 * 1000
@@ -19,6 +23,9 @@ local FAILING_TTL_MS = 48 * 3600 * 1000 -- longer than the longest wait between 
 local ATTEMPTS_KEPT = 20 -- lines of an event's log
 local SUSPECT_LIMIT = 3 -- engine deaths in company after which a job runs alone
 local CRASH_LIMIT = 3 -- engine deaths alone after which a job is given up
+local WINDOW_JOBS = 8 -- messages that a queue's list holds, unless the operator has set another number
+local VIRTUAL_UNITS = 1000 -- of virtual time for a token at weight 1: whole numbers, so nothing drifts
+local TAKE_BACK_JOBS = 64 -- a message is searched in a list of at most that length
 
 local TERMINAL = { completed = true, failed = true, cancelled = true, expired = true }
 
@@ -26,6 +33,11 @@ local function job_key(id) return 'batchmill:job:' .. id end
 local function tokens_key(id) return 'batchmill:tokens:' .. id end
 local function text_key(id) return 'batchmill:text:' .. id end
 local function queued_key(queue) return 'batchmill:queued:' .. queue end
+-- A tenant's name has no colon.
+local function backlog_key(queue, tenant) return 'batchmill:backlog:' .. queue .. ':' .. tenant end
+local function turns_key(queue) return 'batchmill:turns:' .. queue end
+local function used_key(queue) return 'batchmill:used:' .. queue end
+local function under_way_key(queue) return 'batchmill:under_way:' .. queue end
 local function idempotency_key(key) return 'batchmill:idempotency:' .. key end
 local function event_key(id) return 'batchmill:event:' .. id end
 local function dead_key(id) return 'batchmill:dead:' .. id end
@@ -63,7 +75,8 @@ end
 local function load_job(id)
   local f = redis.call('HMGET', job_key(id), 'state', 'queue', 'fence', 'owner', 'webhook',
     'result_ttl_ms', 'idempotency_key', 'deadline_at_ms', 'cancel_requested', 'alone', 'v',
-    'completed_fence', 'webhook_events', 'webhook_secret', 'output_event')
+    'completed_fence', 'webhook_events', 'webhook_secret', 'output_event', 'tenant', 'cost',
+    'charge', 'not_before_ms', 'tags', 'run')
   if not f[1] then return nil end
   return {
     state = f[1],
@@ -81,6 +94,12 @@ local function load_job(id)
     webhook_events = f[13],
     webhook_secret = f[14] or '',
     output_event = f[15],
+    tenant = f[16] or DEFAULT_TENANT, -- records of an older version name none
+    cost = tonumber(f[17] or nil), -- and are not counted
+    charge = tonumber(f[18] or nil),
+    not_before_ms = tonumber(f[19] or nil),
+    tags = f[20] or '',
+    run = tonumber(f[21] or 1),
   }
 end
 
@@ -107,12 +126,145 @@ local function envelope(id, queue, number)
   return string.format(ENVELOPE, body, id, id, id, cjson.encode(queue), id, number)
 end
 
+-- What a number of tokens is in a tenant's virtual time.
+local function virtual_units(num_tokens, tenant)
+  local weight = tonumber(redis.call('HGET', TENANTS, tenant .. ':weight') or 1)
+  return math.floor(num_tokens * VIRTUAL_UNITS / weight + 0.5)
+end
+
+-- Note what a job is expected to cost its tenant, from its first announcement until its end.
+local function charge(id, job)
+  if job.charge or not job.cost then return end
+  job.charge = virtual_units(job.cost, job.tenant)
+  redis.call('HSET', job_key(id), 'charge', job.charge)
+  redis.call('HINCRBY', under_way_key(job.queue), job.tenant, job.charge)
+  redis.call('ZADD', turns_key(job.queue), 'XX', 'INCR', job.charge, job.tenant)
+end
+
+-- Put what a job really cost in the place of its charge.
+local function settle_charge(id, job, num_tokens)
+  if not job.charge then return end
+  redis.call('HDEL', job_key(id), 'charge')
+  if redis.call('HINCRBY', under_way_key(job.queue), job.tenant, -job.charge) == 0 then
+    redis.call('HDEL', under_way_key(job.queue), job.tenant)
+  end
+  local used = virtual_units(num_tokens, job.tenant)
+  redis.call('ZADD', used_key(job.queue), 'XX', 'INCR', used, job.tenant)
+  redis.call('ZADD', turns_key(job.queue), 'XX', 'INCR', used - job.charge, job.tenant)
+end
+
+-- The least that a tenant with waiting jobs has used of a queue. Tenants that used less and wait for
+-- nothing are forgotten: idling saves up nothing.
+local function virtual_time(queue)
+  if redis.call('EXISTS', turns_key(queue)) == 0 then
+    redis.call('DEL', used_key(queue))
+    return 0
+  end
+  while true do
+    local first = redis.call('ZRANGE', used_key(queue), 0, 0, 'WITHSCORES')
+    if not first[1] then return 0 end
+    if redis.call('ZSCORE', turns_key(queue), first[1]) then return tonumber(first[2]) end
+    redis.call('ZREM', used_key(queue), first[1])
+  end
+end
+
+-- A job waits for its announcement, in the order of `at_us`.
+local function add_to_backlog(id, job, at_us)
+  local queue, tenant = job.queue, job.tenant
+  redis.call('ZADD', queued_key(queue), '+inf', id)
+  redis.call('ZADD', backlog_key(queue, tenant), at_us, id)
+  if redis.call('ZSCORE', turns_key(queue), tenant) then return end
+  local used = virtual_time(queue)
+  used = math.max(used, tonumber(redis.call('ZSCORE', used_key(queue), tenant) or 0))
+  local under_way = tonumber(redis.call('HGET', under_way_key(queue), tenant) or 0)
+  redis.call('ZADD', used_key(queue), used, tenant)
+  redis.call('ZADD', turns_key(queue), used + under_way, tenant)
+end
+
+local function end_turns_if_empty(queue, tenant)
+  if redis.call('EXISTS', backlog_key(queue, tenant)) == 0 then
+    redis.call('ZREM', turns_key(queue), tenant)
+  end
+end
+
 -- kombu pops from the right, so LPUSH is the end of the queue and RPUSH its head.
 local function announce(id, queue, at_head, now)
   local number = redis.call('HINCRBY', job_key(id), 'announcements', 1)
   redis.call('HSET', job_key(id), 'announced_at_ms', now)
   redis.call('ZADD', queued_key(queue), now, id)
   redis.call(at_head and 'RPUSH' or 'LPUSH', queue, envelope(id, queue, number))
+end
+
+local function drop_dead_letter(id)
+  redis.call('ZREM', DEAD, id)
+  return redis.call('DEL', dead_key(id)) == 1
+end
+
+-- Take the message of an announced job back, so that the list names waiting jobs only.
+local function take_back(id, queue)
+  if redis.call('LLEN', queue) > TAKE_BACK_JOBS then return end -- at its claim it is refused
+  local number = tonumber(redis.call('HGET', job_key(id), 'announcements') or 0)
+  redis.call('LREM', queue, 1, envelope(id, queue, number))
+end
+
+-- Announce waiting jobs while the queue's list has room: each time one of the tenant whose turn it is.
+local function announce_next(queue, now)
+  local room = tonumber(redis.call('GET', WINDOW) or WINDOW_JOBS) - redis.call('LLEN', queue)
+  while room > 0 do
+    local tenant = redis.call('ZRANGE', turns_key(queue), 0, 0)[1]
+    if not tenant then return end
+    local id = redis.call('ZPOPMIN', backlog_key(queue, tenant))[1]
+    local job = id and load_job(id)
+    if job then
+      charge(id, job)
+      announce(id, queue, false, now)
+      room = room - 1
+    elseif id then
+      redis.call('ZREM', queued_key(queue), id) -- its record was removed by hand
+    end
+    end_turns_if_empty(queue, tenant)
+  end
+end
+
+-- Count a job in or out of what waits, for the limits on it; `sign` is 1 or -1.
+local function count_usage(id, job, sign)
+  if not job.cost then return end
+  local amounts = { jobs = 1, bytes = redis.call('HSTRLEN', job_key(id), 'doc'), tokens = job.cost }
+  for name, amount in pairs(amounts) do
+    for _, field in ipairs({ name, name .. ':' .. job.tenant }) do
+      if redis.call('HINCRBY', USAGE, field, sign * amount) == 0 then
+        redis.call('HDEL', USAGE, field)
+      end
+    end
+  end
+end
+
+-- A queued job leaves its queue, for a worker or for its end. Answers whether it was announced.
+local function leave_queue(id, job)
+  local score = redis.call('ZSCORE', queued_key(job.queue), id)
+  if not score then return false end
+  redis.call('ZREM', queued_key(job.queue), id)
+  count_usage(id, job, -1)
+  if tonumber(score) ~= math.huge then return true end
+  if redis.call('ZREM', SCHEDULED, id) == 0 then
+    redis.call('ZREM', backlog_key(job.queue, job.tenant), id)
+    end_turns_if_empty(job.queue, job.tenant)
+  end
+  return false
+end
+
+-- Let jobs wait for their announcement whose time has come; answers how many.
+local function announce_due(limit, now)
+  local ids = redis.call('ZRANGEBYSCORE', SCHEDULED, '-inf', now, 'LIMIT', 0, limit, 'WITHSCORES')
+  for i = 1, #ids, 2 do
+    redis.call('ZREM', SCHEDULED, ids[i])
+    local job = load_job(ids[i])
+    if job and job.state == 'queued' then
+      add_to_backlog(ids[i], job, ids[i + 1] * 1000)
+      announce_next(job.queue, now)
+    end
+  end
+  return #ids / 2
 end
 
 local function add_dead_letter(id, kind, reason, payload, source, now)
@@ -134,6 +286,9 @@ local function wants_event(job, name)
   return string.find(',' .. job.webhook_events .. ',', ',' .. name .. ',', 1, true) ~= nil
 end
 
+-- A job that is retried begins and ends once more, under webhook ids that no receiver has seen.
+local function run_suffix(run) return run > 1 and '_run' .. run or '' end
+
 -- `suffix` tells several events of one kind apart; `num_tokens` is '' or the output so far.
 local function add_event(id, job, name, suffix, num_tokens, now)
   local event_id = 'evt_' .. id .. '_' .. name .. suffix
@@ -144,15 +299,13 @@ local function add_event(id, job, name, suffix, num_tokens, now)
   return event_id
 end
 
--- The end of a job says more than an `output` event that still waits, so that is dropped: it would
--- be tried for days.
-local function drop_output_event(job)
-  if not job.output_event then return end
-  if redis.call('HGET', event_key(job.output_event), 'state') ~= 'pending' then return end
+-- An event that still waits when another one says more is dropped: it would be tried for days.
+local function supersede_event(event_id)
+  if not event_id or redis.call('HGET', event_key(event_id), 'state') ~= 'pending' then return end
   -- Not deleted: a deliverer may be about to write its body.
-  redis.call('HSET', event_key(job.output_event), 'state', 'superseded')
-  redis.call('PEXPIRE', event_key(job.output_event), EVENT_TTL_MS)
-  redis.call('ZREM', OUTBOX, job.output_event)
+  redis.call('HSET', event_key(event_id), 'state', 'superseded')
+  redis.call('PEXPIRE', event_key(event_id), EVENT_TTL_MS)
+  redis.call('ZREM', OUTBOX, event_id)
 end
 
 -- What deliveries to one receiver have in common: scheme, host, port and path, without the query.
@@ -178,16 +331,21 @@ local function settle_event(id, url, outcome, status, reason, now)
 end
 
 -- The one way into a terminal state: state, result, index removal, webhook event, TTLs, counters
--- and the wake-up of waiting clients, in one script.
-local function finish(id, job, state, result, error_text, now)
+-- and the wake-up of waiting clients, in one script. `num_tokens` is what it cost, prompt and output;
+-- nil counts the output only.
+local function finish(id, job, state, result, error_text, now, num_tokens)
   redis.call('ZREM', LEASES, id)
-  redis.call('ZREM', queued_key(job.queue), id)
+  local was_announced = leave_queue(id, job)
+  if was_announced then take_back(id, job.queue) end
   redis.call('ZREM', DEADLINES, id)
+  settle_charge(id, job, num_tokens or redis.call('STRLEN', tokens_key(id)) / 4)
   redis.call('HSET', job_key(id), 'state', state, 'finished_at_ms', now)
   if result ~= '' then redis.call('HSET', job_key(id), 'result', result) end
   if error_text ~= '' then redis.call('HSET', job_key(id), 'error', error_text) end
-  drop_output_event(job)
-  if wants_event(job, state) then add_event(id, job, state, '', '', now) end
+  supersede_event(job.output_event)
+  if wants_event(job, state) then add_event(id, job, state, run_suffix(job.run), '', now) end
+  index_state(id, job.state, state, now)
+  redis.call('ZADD', EXPIRING, now + job.result_ttl_ms, expiring_entry(id, state, job))
   redis.call('PEXPIRE', job_key(id), job.result_ttl_ms)
   redis.call('PEXPIRE', tokens_key(id), job.result_ttl_ms)
   if result ~= '' then
@@ -200,10 +358,22 @@ local function finish(id, job, state, result, error_text, now)
   end
   redis.call('HINCRBY', TOTALS, state, 1)
   redis.call('PUBLISH', channel(id), '{"state":"' .. state .. '"}')
+  if was_announced then announce_next(job.queue, now) end
 end
 
 local function cancel(id, job, now)
   finish(id, job, 'cancelled', '', error_json('cancelled', 'the job was cancelled'), now)
+end
+
+-- At once where it waits; a running one is stopped by its worker, at its next checkpoint.
+local function cancel_or_ask(id, job, now)
+  if TERMINAL[job.state] then return 'ALREADY_TERMINAL' end
+  if job.state == 'in_progress' then
+    redis.call('HSET', job_key(id), 'cancel_requested', '1')
+    return 'CANCELLING'
+  end
+  cancel(id, job, now)
+  return 'CANCELLED'
 end
 
 local function expire(id, job, now)
@@ -240,7 +410,9 @@ local function put_back(id, job, cause, now)
   end
   redis.call('HSET', job_key(id), 'state', 'queued')
   redis.call('HDEL', job_key(id), 'owner')
+  index_state(id, job.state, 'queued', now)
   if job.deadline_at_ms then redis.call('ZADD', DEADLINES, job.deadline_at_ms, id) end
+  count_usage(id, job, 1)
   announce(id, job.queue, true, now)
   return 'REQUEUED'
 end

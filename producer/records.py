@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from . import keys
 from .answers import DeadLetter, DeadLetterKind, JobRecord, JobState, WorkerInfo
 
 Fields = Mapping[bytes, bytes]
@@ -29,6 +30,8 @@ def read_job(fields: Fields) -> JobRecord | None:
         started_at_ms=_number(fields, b"started_at_ms"),
         finished_at_ms=_number(fields, b"finished_at_ms"),
         deadline_at_ms=_number(fields, b"deadline_at_ms"),
+        not_before_ms=_number(fields, b"not_before_ms"),
+        tenant=_text(fields, b"tenant") or keys.DEFAULT_TENANT,
         fence=_number(fields, b"fence") or 0,
         owner=_text(fields, b"owner"),
         attempts=_number(fields, b"attempts") or 0,
@@ -40,6 +43,8 @@ def read_job(fields: Fields) -> JobRecord | None:
         cancel_requested=fields.get(b"cancel_requested") == b"1",
         result=fields.get(b"result"),
         error=fields.get(b"error"),
+        tags=tuple(tag for tag in (_text(fields, b"tags") or "").split(",") if tag),
+        run=_number(fields, b"run") or 1,
     )
 
 

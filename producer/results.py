@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from .answers import JobRecord, JobState
+from . import keys
+from .answers import JobState
 
 # Fields that a later version adds are left out by this one, so that producers may be older than
 # workers.
@@ -128,6 +129,8 @@ class JobResult(BaseModel):
     worker: str | None = None
     error: JobError | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
+    #: Whose job it was.
+    tenant: str = keys.DEFAULT_TENANT
     #: The generated token ids. Kept in the record's own token string, so not part of the JSON.
     token_ids: list[int] = Field(default_factory=list, exclude=True, repr=False)
 
@@ -155,6 +158,8 @@ class JobStatus(BaseModel):
 
     id: str
     model: str
+    #: Whose job it is, for the fair order.
+    tenant: str = keys.DEFAULT_TENANT
     state: JobState
     #: Cancelled while running: it ends at its next checkpoint.
     cancelling: bool = False
@@ -162,29 +167,15 @@ class JobStatus(BaseModel):
     output_tokens: int = 0
     #: Claims so far; more than one after a worker was lost.
     attempts: int = 0
+    #: 1, and one more for each retry.
+    run: int = 1
+    tags: list[str] = Field(default_factory=list)
     worker: str | None = None
     #: Milliseconds of unix time on Redis' clock, as all below.
     enqueued_at_ms: int
     started_at_ms: int | None = None
     finished_at_ms: int | None = None
     deadline_at_ms: int | None = None
+    #: A delayed job runs no earlier; None where it had no delay.
+    scheduled_at_ms: int | None = None
     error: JobError | None = None
-
-    @classmethod
-    def from_record(cls, record: JobRecord, output_tokens: int) -> Self:
-        """Return the status that a record tells."""
-        error = None if record.error is None else JobError.model_validate_json(record.error)
-        return cls(
-            id=record.id,
-            model=record.model,
-            state=record.state,
-            cancelling=record.cancel_requested and not record.state.is_terminal,
-            output_tokens=output_tokens,
-            attempts=record.attempts,
-            worker=record.owner,
-            enqueued_at_ms=record.enqueued_at_ms,
-            started_at_ms=record.started_at_ms,
-            finished_at_ms=record.finished_at_ms,
-            deadline_at_ms=record.deadline_at_ms,
-            error=error,
-        )

@@ -31,6 +31,12 @@ class ProducerSettings(TargetSettings):
     result_ttl_s: int = Field(default=432_000, ge=1)
     #: Jobs that a queue may hold before it refuses more; None leaves it to Redis' memory limit.
     max_queue_depth: int | None = Field(default=None, ge=1)
+    #: Jobs that may wait in all queues together before more are refused; None is no limit.
+    max_queued_jobs: int | None = Field(default=None, ge=1)
+    #: Bytes of job documents that may wait in all queues together; None is no limit.
+    max_queued_bytes: int | None = Field(default=None, ge=1)
+    #: Tokens, prompts (estimated) and most output together, that may wait; None is no limit.
+    max_queued_tokens: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
     def _check_served_name(self) -> Self:

@@ -99,6 +99,17 @@ class JobStore:
         """Cancel a waiting job at once; ask the worker of a running one to stop."""
         return self.run(calls.cancel(job_id))
 
+    def queue_position(self, job_id: str) -> int | None:
+        """Estimate how many jobs of its queue go to a worker before a waiting one.
+
+        Exact among the jobs of one tenant; where tenants take turns, what each sends from now on
+        and the lengths of outputs decide. Higher classes, which come first, are not in it.
+
+        Returns:
+            None where the job does not wait, or its delay is not over.
+        """
+        return self.run(calls.position(job_id))
+
     def load(self, job_id: str) -> JobRecord | None:
         """Return a job's record, or None where it is unknown or its time to live has run out."""
         return read_job(cast(Any, self.client.hgetall(keys.job(job_id))))
@@ -177,6 +188,7 @@ class JobStore:
         error: str | None = None,
         position: int = 0,
         token_ids: Sequence[int] = (),
+        num_tokens: int | None = None,
     ) -> CompleteStatus:
         """End a job: last tokens, result or error, terminal state and webhook event in one.
 
@@ -188,6 +200,7 @@ class JobStore:
             error: JSON of a ``JobError``.
             position: index of the first of ``token_ids`` in the output.
             token_ids: tokens not checkpointed yet.
+            num_tokens: what it cost its tenant, prompt and output; None counts the stored output.
 
         Raises:
             ValueError: the state is not terminal, or a completed job has no result.
@@ -199,7 +212,7 @@ class JobStore:
                 f"state is {state.value!r}; a job ends completed, failed, cancelled or expired"
             )
         write = TokenWrite(job_id, fence, position, token_ids)
-        return self.run(calls.complete(write, state, result, error))
+        return self.run(calls.complete(write, state, result, error, num_tokens))
 
     def sweep(self, *, limit: int = 500, reannounce_grace_ms: int = 30_000) -> SweepCounts:
         """Put back jobs whose lease ran out, expire late ones, announce again what was lost.
@@ -209,6 +222,10 @@ class JobStore:
         it.
         """
         return self.run(calls.sweep(limit, reannounce_grace_ms))
+
+    def announce_due(self, *, limit: int = 500) -> int:
+        """Announce jobs whose delay is over; answers how many. Call again where it is ``limit``."""
+        return self.run(calls.announce_due(limit))
 
     # Webhooks: the deliverer's side.
 
@@ -326,13 +343,15 @@ class JobStore:
     def counts(self) -> Counts:
         """Return the store at a glance."""
         with self.client.pipeline(transaction=False) as pipeline:
+            pipeline.zcard(keys.SCHEDULED)
             pipeline.zcard(keys.LEASES)
             pipeline.zcard(keys.OUTBOX)
             pipeline.zcard(keys.DEAD)
             pipeline.hgetall(keys.TOTALS)
-            in_progress, outbox, dead_letters, totals = pipeline.execute()
+            scheduled, in_progress, outbox, dead_letters, totals = pipeline.execute()
         return Counts(
             queued=sum(depth.queued for depth in self.queue_depths()),
+            scheduled=scheduled,
             in_progress=in_progress,
             outbox=outbox,
             dead_letters=dead_letters,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+from datetime import datetime
 
 from . import keys
+from . import parameters as limits
 from .answers import JobState
-from .calls import NewJob
+from .calls import NewJob, QueueLimits
 from .errors import JobRejected
 from .models import GenerationJob
 from .settings import ProducerSettings
@@ -16,6 +18,8 @@ from .webhook_target import ForbiddenTarget, read_target
 
 #: Seeds drawn here stay exact in every JSON reader (2**53).
 _SEED_BITS = 53
+#: Of English text in the usual vocabularies; other languages have fewer.
+_BYTES_A_TOKEN = 4
 _ENDS = {state.value for state in JobState if state.is_terminal}
 
 
@@ -53,10 +57,44 @@ def prepare(job: GenerationJob, settings: ProducerSettings, *, job_id: str | Non
         webhook_secret=job.webhook_secret or "",
         idempotency_key=job.idempotency_key,
         fingerprint=digest,
-        deadline_at_ms=None if job.deadline is None else int(job.deadline.timestamp() * 1000),
+        deadline_at_ms=None if job.deadline is None else _unix_ms(job.deadline),
         ttl_ms=None if job.ttl_s is None else max(1, int(job.ttl_s * 1000)),
-        max_queue_depth=settings.max_queue_depth,
+        tenant=job.tenant or keys.DEFAULT_TENANT,
+        cost=estimated_tokens(job),
+        not_before_ms=None if job.not_before is None else _unix_ms(job.not_before),
+        delay_ms=None if job.delay_s is None else max(1, int(job.delay_s * 1000)),
+        limits=queue_limits(settings),
+        tags=tuple(job.tags),
+        max_tokens=job.max_tokens,
     )
+
+
+def queue_limits(settings: ProducerSettings) -> QueueLimits:
+    """Return the limits on what waits."""
+    return QueueLimits(
+        max_queue_depth=settings.max_queue_depth,
+        max_queued_jobs=settings.max_queued_jobs,
+        max_queued_bytes=settings.max_queued_bytes,
+        max_queued_tokens=settings.max_queued_tokens,
+    )
+
+
+def estimated_tokens(job: GenerationJob) -> int:
+    """Return the tokens that a job may take: its prompt, guessed by its bytes, and all its output.
+
+    Tenants are charged for it until the real number is known. At most ``MAX_COST_TOKENS``: no
+    model's context holds more, whatever a job allows.
+    """
+    if isinstance(job.prompt, list):
+        num_prompt_tokens = len(job.prompt)
+    else:
+        texts = [job.prompt or ""] + [message.content for message in job.messages or ()]
+        num_prompt_tokens = sum(len(text.encode()) for text in texts) // _BYTES_A_TOKEN + 1
+    return min(num_prompt_tokens + job.max_tokens * job.n, limits.MAX_COST_TOKENS)
+
+
+def _unix_ms(moment: datetime) -> int:
+    return int(moment.timestamp() * 1000)
 
 
 def _check_webhook(job: GenerationJob, settings: ProducerSettings) -> None:

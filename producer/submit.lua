@@ -1,24 +1,27 @@
 -- ARGV: names and values in turn; a name that is not given is nothing asked for. Required: id, v, model,
--- queue, doc, result_ttl_ms. Optional: announce ('1'; else the job is in a worker's hands already),
--- max_queue_depth, deadline_at_ms, ttl_ms, idempotency_key with fingerprint, webhook with
--- webhook_events (names with commas; else those of the end) and webhook_secret (else the default).
--- Answers {CREATED, id}, {EXISTING, id}, {CONFLICT, id} or {FULL, depth}.
+-- queue, doc, result_ttl_ms, tenant, cost (tokens it may take). Optional: announce ('1'; else the job is
+-- in a worker's hands already), max_queue_depth, max_queued_jobs, max_queued_bytes, max_queued_tokens,
+-- deadline_at_ms, ttl_ms, not_before_ms, delay_ms, idempotency_key with fingerprint, webhook with
+-- webhook_events (names with commas; else those of the end) and webhook_secret (else the default),
+-- tags (with commas), max_tokens.
+-- Answers {CREATED, id}, {EXISTING, id}, {CONFLICT, id}, {FULL, limit's name, value, limit} or {TOO_LATE}:
+-- the deadline would pass before the job may run.
 local job = {}
 for i = 1, #ARGV, 2 do job[ARGV[i]] = ARGV[i + 1] end
 local id, queue, key = job.id, job.queue, job.idempotency_key
 
-local function is_full()
-  if not job.max_queue_depth then return false end
-  local depth = redis.call('ZCARD', queued_key(queue))
-  return depth >= tonumber(job.max_queue_depth), tostring(depth)
-end
-
-local function write_deadline(now)
+-- The earlier of two deadlines.
+local function deadline(now)
   local at, ttl_ms = tonumber(job.deadline_at_ms), tonumber(job.ttl_ms)
   if ttl_ms then at = math.min(at or now + ttl_ms, now + ttl_ms) end
-  if not at then return end
-  redis.call('HSET', job_key(id), 'deadline_at_ms', at)
-  redis.call('ZADD', DEADLINES, at, id)
+  return at
+end
+
+-- The later of two moments before which the job must not run; nil where it may run now.
+local function due(now)
+  local at, delay_ms = tonumber(job.not_before_ms), tonumber(job.delay_ms)
+  if delay_ms then at = math.max(at or 0, now + delay_ms) end
+  if at and at > now then return at end
 end
 
 local function write_webhook()
@@ -35,15 +38,24 @@ if key then
 end
 -- The id is the caller's: a call repeated after a lost answer finds its own job.
 if redis.call('EXISTS', job_key(id)) == 1 then return { 'EXISTING', id } end
-local full, depth = is_full()
-if full then return { 'FULL', depth } end
-
+local refusal = job.announce and reached_limit(queue, job.tenant, job)
+if refusal then return refusal end
 local now = now_ms()
+local deadline_at, due_at = deadline(now), due(now)
+if deadline_at and due_at and deadline_at <= due_at then return { 'TOO_LATE' } end
+
 redis.call('HSET', job_key(id), 'id', id, 'v', job.v, 'model', job.model, 'queue', queue,
   'state', 'queued', 'doc', job.doc, 'enqueued_at_ms', now, 'announced_at_ms', now, 'fence', 0,
-  'attempts', 0, 'result_ttl_ms', job.result_ttl_ms)
+  'attempts', 0, 'result_ttl_ms', job.result_ttl_ms, 'tenant', job.tenant, 'cost', job.cost)
+for _, name in ipairs({ 'tags', 'max_tokens' }) do
+  if job[name] then redis.call('HSET', job_key(id), name, job[name]) end
+end
+index_job(id, 'queued', job, now)
 write_webhook()
-write_deadline(now)
+if deadline_at then
+  redis.call('HSET', job_key(id), 'deadline_at_ms', deadline_at)
+  redis.call('ZADD', DEADLINES, deadline_at, id)
+end
 if key then
   -- No TTL before the job has ended: a job that waits for days must still be found by its key.
   redis.call('HSET', job_key(id), 'idempotency_key', key)
@@ -51,9 +63,19 @@ if key then
 end
 redis.call('SADD', QUEUES, queue)
 redis.call('HINCRBY', TOTALS, 'submitted', 1)
-if job.announce then
-  announce(id, queue, false, now)
+
+local queued = { queue = queue, tenant = job.tenant, cost = tonumber(job.cost) }
+count_usage(id, queued, 1)
+if due_at then
+  redis.call('HSET', job_key(id), 'not_before_ms', due_at)
+  redis.call('ZADD', queued_key(queue), '+inf', id)
+  redis.call('ZADD', SCHEDULED, due_at, id)
+elseif job.announce then
+  local time = redis.call('TIME')
+  add_to_backlog(id, queued, time[1] * 1000000 + time[2])
+  announce_next(queue, now)
 else
+  charge(id, queued)
   redis.call('ZADD', queued_key(queue), now, id)
 end
 return { 'CREATED', id }

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from batchmill.producer import keys
 from batchmill.producer.answers import Claim, Held, JobState, TokenWrite
 
 from .delivery import Delivery
@@ -41,6 +42,7 @@ class ActiveJob:
     request: AddRequest
     delivery: Delivery
     metadata: Mapping[str, str] = field(default_factory=dict)
+    tenant: str = keys.DEFAULT_TENANT
     limit: Limit | None = None
     claimed_at: float = field(default_factory=time.monotonic)
     first_token_at: float | None = None

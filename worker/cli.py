@@ -12,6 +12,7 @@ from typing import NoReturn
 import typer
 
 from . import (
+    cli_bench,
     cli_bulk,
     cli_config,
     cli_dead_letters,
@@ -20,6 +21,7 @@ from . import (
     cli_jobs,
     cli_services,
     cli_status,
+    cli_tenants,
     cli_webhooks,
 )
 from .cli_output import ExitCode, is_usage_error, report_error
@@ -40,11 +42,13 @@ _PARTS = (
     cli_jobs,
     cli_bulk,
     cli_status,
+    cli_tenants,
     cli_webhooks,
     cli_dead_letters,
     cli_doctor,
     cli_healthcheck,
     cli_config,
+    cli_bench,
 )
 for _part in _PARTS:
     _part.register(app)

@@ -44,6 +44,7 @@ _Model = Annotated[str | None, typer.Option(help="Serves every line, whatever mo
 _MaxTokens = Annotated[int | None, typer.Option(help="For lines that do not say.")]
 _Temperature = Annotated[float | None, typer.Option(help="For lines that do not say.")]
 _Priority = Annotated[str | None, typer.Option(help="high, normal or low. \\[low]")]
+_Tenant = Annotated[str | None, typer.Option(help="Of lines that do not say: who pays, in turns.")]
 _Param = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME=JSON", help="Any other parameter, for lines that do not say."),
@@ -73,6 +74,7 @@ def bulk(
     max_tokens: _MaxTokens = None,
     temperature: _Temperature = None,
     priority: _Priority = None,
+    tenant: _Tenant = None,
     param: _Param = None,
     in_flight: _InFlight = 1000,
     deduplicate: _Deduplicate = False,
@@ -87,10 +89,11 @@ def bulk(
         "max_tokens": max_tokens,
         "temperature": temperature,
         "priority": priority or "low",
+        "tenant": tenant,
     }
     defaults = {name: value for name, value in defaults.items() if value is not None}
     given = pairs("--param", param)
-    for name in given.keys() & {"max_tokens", "temperature", "priority", "model"}:
+    for name in given.keys() & {"max_tokens", "temperature", "priority", "tenant", "model"}:
         raise usage(f"--param {name}: it has an option of its own")
     defaults |= {name: json_value(f"--param {name}", text) for name, text in given.items()}
     text = _template_text(template, template_file)

@@ -61,7 +61,7 @@ def retry(
     broker_url: BrokerUrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Try one again and drop it: a job under a new id and without its deadline."""
+    """Try one again and drop it. A job keeps its id (see `retry`) while its record is there."""
     from batchmill.producer.dead_letters import retry_dead_letter
     from batchmill.producer.settings import ProducerSettings
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 #: The demo is a world of its own, with its own broker.
 _SET_BY_DEMO = frozenset(
@@ -16,6 +20,12 @@ _SET_BY_DEMO = frozenset(
         "webhook_allow_http",
         "webhook_allow_ports",
         "webhook_allow_networks",
+    }
+)
+_OF_AN_ENGINE = frozenset(
+    {
+        *("model", "dtype", "device", "quantization", "model_impl", "kv_cache_bytes"),
+        *("max_model_len", "max_num_seqs", "max_num_batched_tokens", "enable_prefix_caching"),
     }
 )
 
@@ -45,7 +55,14 @@ def with_flags(name: str, command: Callable[..., int | None]) -> Callable[..., i
             return with_settings(command, WebhookSettings)
         case "up":
             return with_settings(command, WorkerSettings, WebhookSettings)
+        case "engine":
+            return with_settings(command, WorkerSettings, hidden=_of_no_engine(WorkerSettings))
         case "demo":
             return with_settings(command, WorkerSettings, hidden=_SET_BY_DEMO)
         case _:
             return with_settings(command, WorkerSettings)
+
+
+def _of_no_engine(settings: type[BaseModel]) -> frozenset[str]:
+    """Settings of a worker that the engine alone has no use for."""
+    return frozenset(settings.model_fields) - _OF_AN_ENGINE

@@ -51,6 +51,8 @@ _Metadata = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME=TEXT", help="Given back with the result. May be repeated."),
 ]
+_Tenant = Annotated[str | None, typer.Option(help="Whose job it is; tenants take turns.")]
+_Delay = Annotated[float | None, typer.Option(help="Seconds that the job waits before it may run.")]
 _Ttl = Annotated[float | None, typer.Option(help="Seconds after which nobody wants the result.")]
 _Wait = Annotated[bool, typer.Option("--wait", help="Wait for the result and print it.")]
 _Timeout = Annotated[
@@ -78,10 +80,12 @@ def submit(
     stop: _Stop = None,
     param: _Param = None,
     priority: _Priority = None,
+    tenant: _Tenant = None,
     webhook: _Webhook = None,
     idempotency_key: _IdempotencyKey = None,
     metadata: _Metadata = None,
     ttl_s: _Ttl = None,
+    delay_s: _Delay = None,
     wait: _Wait = False,
     timeout_s: _Timeout = None,
     broker_url: BrokerUrlOption = None,
@@ -97,10 +101,12 @@ def submit(
         "seed": seed,
         "stop": stop or None,
         "priority": priority,
+        "tenant": tenant,
         "webhook": webhook,
         "idempotency_key": idempotency_key,
         "metadata": pairs("--metadata", metadata) or None,
         "ttl_s": ttl_s,
+        "delay_s": delay_s,
     }
     fields = _input(prompt, messages)
     fields |= {name: value for name, value in options.items() if value is not None}

@@ -130,7 +130,8 @@ def _describe_known(error: Exception) -> tuple[str, ExitCode, str, dict[str, Any
 
     match error:
         case producer.JobRejected():
-            return error.code, ExitCode.REJECTED, str(error), {"param": error.param}
+            extra = {"param": error.param, "retryable": error.retryable}
+            return error.code, ExitCode.REJECTED, str(error), extra
         case producer.UnknownJob():
             return "unknown_job", ExitCode.NOT_FOUND, str(error), {}
         case producer.JobUnfinished():

@@ -42,10 +42,12 @@ def _show_job(job_id: str, broker_url: str | None, *, as_json: bool) -> None:
     rows: list[tuple[str, object]] = [
         ("state", f"{job.state.value}{' (cancelling)' if job.cancelling else ''}"),
         ("model", job.model),
+        ("tenant", job.tenant),
         ("output tokens", job.output_tokens),
         ("attempts", job.attempts),
         ("worker", job.worker or "-"),
         ("enqueued", moment(job.enqueued_at_ms)),
+        ("not before", moment(job.scheduled_at_ms)),
         ("started", moment(job.started_at_ms)),
         ("finished", moment(job.finished_at_ms)),
         ("deadline", moment(job.deadline_at_ms)),
@@ -71,8 +73,11 @@ def _show_store(broker_url: str | None, *, as_json: bool) -> None:
     print_table("Jobs", ("", "number"), _count_rows(counts))
     print_table(
         "\nQueues",
-        ("queue", "waiting", "served"),
-        ((d.queue, d.queued, "yes" if d.queue in served else "by no worker") for d in queues),
+        ("queue", "waiting", "announced", "served"),
+        (
+            (d.queue, d.queued, d.announcements, "yes" if d.queue in served else "by no worker")
+            for d in queues
+        ),
     )
     print_table(
         "\nWorkers",
@@ -89,6 +94,7 @@ def _show_store(broker_url: str | None, *, as_json: bool) -> None:
 def _count_rows(counts: Any) -> list[tuple[str, int]]:
     rows = [
         ("waiting", counts.queued),
+        ("of these delayed", counts.scheduled),
         ("in progress", counts.in_progress),
         ("webhooks waiting", counts.outbox),
         ("dead letters", counts.dead_letters),

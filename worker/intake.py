@@ -31,7 +31,7 @@ from .settings import WorkerSettings
 _log = structlog.stdlib.get_logger("batchmill.intake")
 #: Fields of a job document that the engine is given.
 _ENGINE_FIELDS = set(SamplingControls.model_fields)
-#: The engine's number for each class.
+#: The engine's number for each class; docs/protocol.md tells them too.
 _PRIORITIES = {"high": 0, "normal": 1, "low": 2}
 
 
@@ -210,6 +210,7 @@ class Intake:
             return
         job.request = _request(claim, document)
         job.metadata = document.metadata
+        job.tenant = document.tenant or keys.DEFAULT_TENANT
         _log.debug(
             "job_claimed",
             job_id=claim.job_id,

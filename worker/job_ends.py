@@ -44,6 +44,8 @@ class JobEnd:
     result: str | None
     #: JSON of the job error; None without one.
     error: str | None
+    #: Tokens of prompt and output, which its tenant is charged with; None where nobody counted.
+    num_tokens: int | None
     #: What Celery is told.
     outcome: Outcome
 
@@ -80,8 +82,9 @@ def finished_end(job: ActiveJob, finished: Finished, *, worker: str, model: str)
         worker=worker,
         error=error,
         metadata=dict(job.metadata),
+        tenant=job.tenant,
     )
-    return _end(state, result, error, finished.num_output_tokens)
+    return _end(state, result, error, finished.num_output_tokens, result.usage.total_tokens)
 
 
 def _engine_error(finished: Finished) -> JobError:
@@ -125,7 +128,11 @@ def released_outcome(status: ReleaseStatus, cause: ReleaseCause) -> Outcome:
 
 
 def _end(
-    state: JobState, result: JobResult | None, error: JobError | None, num_output_tokens: int
+    state: JobState,
+    result: JobResult | None,
+    error: JobError | None,
+    num_output_tokens: int,
+    num_tokens: int | None = None,
 ) -> JobEnd:
     text = None if result is None else result.model_dump_json()
     outcome = Outcome(
@@ -138,6 +145,7 @@ def _end(
         state=state,
         result=text,
         error=None if error is None else error.model_dump_json(),
+        num_tokens=num_tokens,
         outcome=outcome,
     )
 

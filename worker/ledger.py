@@ -263,7 +263,7 @@ class Ledger:
             batch = [self._ends[i] for i in range(min(len(self._ends), _MAX_ENDS_A_CALL))]
             statuses = self._store.run_all(
                 [
-                    calls.complete(job.unsaved(), end.state, end.result, end.error)
+                    calls.complete(job.unsaved(), end.state, end.result, end.error, end.num_tokens)
                     for job, end in batch
                 ]
             )

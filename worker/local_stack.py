@@ -46,6 +46,7 @@ class StackOptions:
     #: Port for Flower; None takes 5555 or a free one.
     flower_port: int | None = None
     with_flower: bool = True
+    with_deliverer: bool = True
 
 
 class LocalStack:
@@ -206,8 +207,10 @@ class LocalStack:
         own = [sys.executable, "-m", "batchmill.worker.cli"]
         specs = [
             _spec("worker", [*own, "worker"], environment, logs, _WORKER_STOP_S),
-            _spec("deliverer", [*own, "deliver"], environment, logs, _DELIVERER_STOP_S),
         ]
+        if self._options.with_deliverer:
+            command = [*own, "deliver"]
+            specs.append(_spec("deliverer", command, environment, logs, _DELIVERER_STOP_S))
         if self._flower is not None:
             flower_environment = environment | self._flower.environment(self.broker_url)
             command = self._flower.command

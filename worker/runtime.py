@@ -28,6 +28,9 @@ from .throughput import Throughput
 _log = structlog.stdlib.get_logger("batchmill.runtime")
 _WATCH_INTERVAL_S = 0.1
 _SWEEP_JITTER = 0.3
+_DUE_INTERVAL_S = 0.5
+#: Delayed jobs in one call: Redis serves nobody else meanwhile.
+_DUE_LIMIT = 500
 #: Time for the last steps of a shutdown that do not depend on the engine.
 _CLOSE_GRACE_S = 2.0
 
@@ -101,6 +104,7 @@ class WorkerRuntime:
         self._periodic = [
             self._heartbeat,
             PeriodicThread("watchdog", self._watch, _WATCH_INTERVAL_S),
+            PeriodicThread("delays", self._announce_due, _DUE_INTERVAL_S, jitter=_SWEEP_JITTER),
             PeriodicThread("sweeper", self._sweep, settings.sweep_interval_s, jitter=_SWEEP_JITTER),
         ]
 
@@ -214,6 +218,11 @@ class WorkerRuntime:
 
     def _sweep(self) -> None:
         sweep(self._store, reannounce_grace_ms=int(self._settings.reannounce_grace_s * 1000))
+
+    def _announce_due(self) -> None:
+        """Let delayed jobs go: one small call, so that a due job waits for hardly a second."""
+        while self._store.announce_due(limit=_DUE_LIMIT) == _DUE_LIMIT:
+            pass
 
     def _watch(self) -> None:
         if self._must_stop():

@@ -6,7 +6,8 @@ ServiceError
 │   ├── BrokerAlreadyRunning       a live broker owns the directory
 │   └── BrokerFailed               the server program ended or did not answer
 ├── ChildFailed                a supervised program did not come up
-└── DemoFailed                 the demo did not finish
+├── DemoFailed                 the demo did not finish
+└── BenchFailed                a benchmark cannot be run as asked for
 """
 
 from __future__ import annotations
@@ -54,3 +55,7 @@ class ChildFailed(ServiceError):
 
 class DemoFailed(ServiceError):
     """The demo could not run to its end."""
+
+
+class BenchFailed(ServiceError):
+    """A benchmark cannot be run as it was asked for."""

@@ -31,6 +31,7 @@ def render_body(entry: OutboxEntry, record: JobRecord | None) -> bytes:
         "model": None,
         "finish_reason": None,
         "usage": None,
+        "tenant": None,
         "metadata": {},
         "error": None,
         "created_at": None,
@@ -43,6 +44,7 @@ def render_body(entry: OutboxEntry, record: JobRecord | None) -> bytes:
         document = json.loads(record.document)
         data |= {
             "model": record.model,
+            "tenant": record.tenant,
             "metadata": document.get("metadata") or {},
             "created_at": _iso(record.enqueued_at_ms),
             "started_at": _iso(record.started_at_ms),

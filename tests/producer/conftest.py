@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,8 +12,8 @@ import pytest
 from redis import Redis
 
 from batchmill.producer import keys
-from batchmill.producer.answers import Claim, Submitted
-from batchmill.producer.calls import NewJob
+from batchmill.producer.answers import Claim, JobState, Submitted
+from batchmill.producer.calls import NewJob, QueueLimits
 from batchmill.producer.store import JobStore
 
 QUEUE = keys.queue_name("demo", "normal")
@@ -33,7 +35,9 @@ class Bench:
         return self.store.submit(self.new_job(job_id, **changes))
 
     def new_job(self, job_id: str | None = None, **changes: Any) -> NewJob:
+        depth = changes.pop("max_queue_depth", None)
         fields: dict[str, Any] = {
+            "limits": QueueLimits(max_queue_depth=depth),
             "job_id": job_id or f"j{next(self._numbers)}",
             "model": "demo",
             "queue": QUEUE,
@@ -66,9 +70,40 @@ class Bench:
         self.redis.zadd(keys.queued(QUEUE), {job_id: 1}, xx=True)
         assert self.redis.zscore(keys.queued(QUEUE), job_id) == 1
 
+    def age_announcements(self) -> None:
+        """Make the last announcement of every announced job an old one."""
+        for job_id in self.redis.zrangebyscore(keys.queued(QUEUE), "-inf", "(+inf"):
+            self.age_announcement(job_id.decode())
+
     def take_announcement(self) -> bytes | None:
         """Take the next message of the queue, as kombu does."""
         return self.redis.rpop(QUEUE)
+
+    def take_next(self) -> str | None:
+        """Take the next message of the queue and claim its job, as a worker does."""
+        message = self.take_announcement()
+        if message is None:
+            return None
+        job_id: str = json.loads(message)["headers"]["id"]
+        self.claim(job_id)
+        return job_id
+
+    def end(self, job_id: str, num_tokens: int) -> None:
+        """Complete a claimed job that took so many tokens."""
+        record = self.store.load(job_id)
+        assert record is not None
+        self.store.complete(
+            job_id,
+            fence=record.fence,
+            state=JobState.COMPLETED,
+            result="{}",
+            num_tokens=num_tokens,
+        )
+
+    def announced(self) -> list[str]:
+        """The jobs in the queue's list, in the order in which they are taken."""
+        messages = reversed(self.redis.lrange(QUEUE, 0, -1))
+        return [json.loads(message)["headers"]["id"] for message in messages]
 
     def state(self, job_id: str) -> str | None:
         state = self.store.state(job_id)
@@ -94,7 +129,35 @@ def check_keys() -> Callable[[Redis], None]:
 REGISTRIES = {
     keys.ENDPOINTS_DISABLED,
     *(keys.LEASES, keys.DEADLINES, keys.QUEUES, keys.OUTBOX, keys.DEAD, keys.WORKERS, keys.TOTALS),
+    *(keys.SCHEDULED, keys.USAGE, keys.TENANTS, keys.WINDOW),
 }
+
+
+def indexes_that_hold_just_the_records(redis: Any, names: set[str]) -> set[str]:
+    """Prove that each record is in the index of its state, its tags and its tenant, and no other.
+
+    Records that ran out are still there until the next sweep.
+    """
+    indexes = {name for name in names if name.startswith(keys.JOB_INDEXES)}
+    found: dict[str, set[str]] = {}
+    for index in indexes - {keys.EXPIRING}:
+        found[index] = {i.decode() for i in redis.zrange(index, 0, -1)}
+    leaving = {entry.decode().split("\n")[0] for entry in redis.zrange(keys.EXPIRING, 0, -1)}
+    expected: dict[str, set[str]] = {}
+    records = {name.removeprefix(keys.job("")) for name in names if name.startswith(keys.job(""))}
+    for i in records:
+        state, tags, tenant = redis.hmget(keys.job(i), "state", "tags", "tenant")
+        assert (i in leaving) == (state not in (b"queued", b"in_progress"))
+        expected.setdefault(keys.state_index(state.decode()), set()).add(i)
+        if tenant not in (None, keys.DEFAULT_TENANT.encode()):
+            expected.setdefault(keys.tenant_index(tenant.decode()), set()).add(i)
+        for tag in (tags or b"").decode().split(",") if tags else ():
+            expected.setdefault(keys.tag_index(tag), set()).add(i)
+    for index, ids in found.items():
+        assert expected.get(index, set()) <= ids, index
+        assert ids - expected.get(index, set()) <= leaving - records, f"{index} lies"
+    assert set(expected) <= set(found)
+    return indexes
 
 
 def assert_every_key_ends(redis: Any) -> None:
@@ -109,8 +172,12 @@ def assert_every_key_ends(redis: Any) -> None:
     assert deadlines <= queued
     live = queued | leased
     allowed = REGISTRIES | {keys.queued(queue) for queue in queues}
-    allowed |= {keys.job(i) for i in live} | {keys.tokens(i) for i in live}
+    allowed |= {key(i) for i in live for key in (keys.job, keys.tokens, keys.text)}
+    allowed |= indexes_that_hold_just_the_records(redis, names)
     allowed |= {keys.event(i) for i in pending}
+    for queue in queues:
+        allowed |= assert_waiting_jobs_add_up(redis, queue)
+    assert_usage_adds_up(redis, queued)
     for i in live:
         assert keys.job(i) in names, f"index entry {i} without a record"
         assert redis.ttl(keys.job(i)) == -1, f"job {i} has not ended and would be deleted"
@@ -121,3 +188,55 @@ def assert_every_key_ends(redis: Any) -> None:
         assert redis.ttl(keys.event(i)) == -1
     for name in names - allowed:
         assert redis.ttl(name) > 0, f"{name} has neither a time to live nor an index entry"
+
+
+def assert_waiting_jobs_add_up(redis: Any, queue: str) -> set[str]:
+    """Prove that each waiting job stands in one place, and what tenants have under way.
+
+    Returns:
+        The keys that keep it.
+    """
+    scores = dict(redis.zrange(keys.queued(queue), 0, -1, withscores=True))
+    unannounced = {i for i, score in scores.items() if score == math.inf}
+    backlogs = {
+        key: set(redis.zrange(key, 0, -1))
+        for key in redis.scan_iter(match=keys.backlog(queue, "*"))
+    }
+    waiting = [i for ids in backlogs.values() for i in ids]
+    scheduled = set(redis.zrange(keys.SCHEDULED, 0, -1)) & set(scores)
+    assert sorted([*waiting, *scheduled]) == sorted(unannounced)
+    for key, ids in backlogs.items():
+        assert {_tenant(redis, i) for i in ids} == {key.decode().rpartition(":")[2]}
+    turns = {name.decode() for name in redis.zrange(keys.turns(queue), 0, -1)}
+    assert turns == {key.decode().rpartition(":")[2] for key in backlogs}
+    charges: dict[str, int] = {}
+    for key in redis.scan_iter(match=keys.job("*")):
+        charge = redis.hget(key, "charge")
+        if charge is not None and redis.hget(key, "queue").decode() == queue:
+            tenant = redis.hget(key, "tenant").decode()
+            charges[tenant] = charges.get(tenant, 0) + int(charge)
+    under_way = redis.hgetall(keys.under_way(queue))
+    assert {name.decode(): int(value) for name, value in under_way.items()} == {
+        name: value for name, value in charges.items() if value
+    }
+    own = {keys.turns(queue), keys.used(queue), keys.under_way(queue)}
+    return own | {key.decode() for key in backlogs}
+
+
+def assert_usage_adds_up(redis: Any, queued: set[str]) -> None:
+    """Prove that what is counted as waiting is what waits."""
+    expected: dict[str, int] = {}
+    for i in queued:
+        fields = redis.hgetall(keys.job(i))
+        if b"cost" not in fields:
+            continue  # of an older version, or removed by hand
+        amounts = {"jobs": 1, "bytes": len(fields[b"doc"]), "tokens": int(fields[b"cost"])}
+        for name, amount in amounts.items():
+            for field in (name, f"{name}:{fields[b'tenant'].decode()}"):
+                expected[field] = expected.get(field, 0) + amount
+    counted = redis.hgetall(keys.USAGE)
+    assert {name.decode(): int(value) for name, value in counted.items()} == expected
+
+
+def _tenant(redis: Any, job_id: bytes) -> str:
+    return (redis.hget(keys.job(job_id.decode()), "tenant") or b"default").decode()

@@ -72,9 +72,18 @@ def test_a_dropped_letter_is_gone(bench: Any) -> None:
     assert bench.store.dead_letters() == []
 
 
-def test_a_dead_job_is_submitted_anew_under_its_own_id_and_once(bench: Any) -> None:
+def test_a_dead_job_runs_again_under_its_own_id(bench: Any) -> None:
+    dead_job(bench, '{"prompt":"hi"}')
+    assert retry_dead_letter(bench.store, "j", ProducerSettings()) == "j"
+    assert bench.state("j") == "queued"
+    assert bench.store.dead_letters() == []
+    assert retry_dead_letter(bench.store, "j", ProducerSettings()) is None
+
+
+def test_a_dead_job_without_its_record_is_submitted_anew_and_once(bench: Any) -> None:
     dead_job(bench, '{"prompt":"hi","seed":7,"idempotency_key":"k","deadline":"2020-01-01T00:00Z"}')
     letter = bench.store.dead_letter("j")
+    bench.redis.delete(keys.job("j"))  # as if its time to live had run out
     new_id = retry_dead_letter(bench.store, "j", ProducerSettings())
     assert new_id not in (None, "j")
     record = bench.store.load(new_id)

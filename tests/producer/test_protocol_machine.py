@@ -1,13 +1,16 @@
 """The real scripts against a reference in plain Python, through random sequences of calls.
 
-Calls come from right and wrong holders, repeated, late and out of order. After each of them every
-record equals the reference's, and every key has a time to live or an index entry.
+Calls come from right and wrong holders, repeated, late and out of order, for jobs of several
+tenants, some of them delayed. After each of them every record equals the reference's, every key has
+a time to live or an index entry, every waiting job stands in one place, the counters equal a
+recount, and no place among the announced is left empty while jobs wait.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hypothesis import settings
@@ -35,6 +38,9 @@ from batchmill.producer.store import JobStore
 
 QUEUE = keys.queue_name("demo", "normal")
 LEASE_MS = 3_600_000
+#: Small, so that most jobs have to wait for their announcement.
+WINDOW_JOBS = 2
+MAX_OPEN_JOBS = 6
 
 #: Which job, counted from the newest; the last one is not there.
 picks = st.sampled_from((0, 0, 0, 1, 1, 2, 9))
@@ -45,6 +51,8 @@ position_errors = st.sampled_from((0, 0, -1, -2, 1))
 tokens = st.just([]) | st.lists(st.integers(0, 1), min_size=1, max_size=3)
 causes = st.sampled_from(ReleaseCause)
 identities = st.sampled_from(("model-1", "model-1", "model-2"))
+tenants = st.sampled_from(("a", "a", "b", "c"))
+rarely = st.sampled_from((False, False, False, True))
 ends = st.sampled_from((JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED))
 
 
@@ -53,6 +61,7 @@ class Reference:
     """What a record should be."""
 
     webhook: bool
+    is_scheduled: bool = False
     state: str = "queued"
     fence: int = 0
     suspect: int = 0
@@ -104,11 +113,12 @@ class ProtocolMachine(RuleBasedStateMachine):
         self.store = JobStore.from_url(url)
         self.redis: Any = self.store.client
         self.redis.flushall()
+        self.redis.set(keys.WINDOW, WINDOW_JOBS)
         self.check_keys = check_keys
         self.jobs: dict[str, Reference] = {}
         self.delivered: set[str] = set()
         for webhook in (True, False, True):
-            self.submit(webhook)
+            self.submit(webhook, "a", False)
 
     def teardown(self) -> None:
         self.store.close()
@@ -117,15 +127,32 @@ class ProtocolMachine(RuleBasedStateMachine):
         """The job that a rule is about."""
         return list(self.jobs)[-1 - pick] if pick < len(self.jobs) else "nobody"
 
-    @rule(webhook=st.booleans())
-    def submit(self, webhook: bool) -> None:
-        """A new job once all have ended but two; before that, the newest once more."""
-        is_new = sum(not job.has_ended for job in self.jobs.values()) < 3
+    @rule(webhook=st.booleans(), tenant=tenants, is_delayed=rarely)
+    def submit(self, webhook: bool, tenant: str, is_delayed: bool) -> None:
+        """A new job while few are open; else the newest once more."""
+        is_new = sum(not job.has_ended for job in self.jobs.values()) < MAX_OPEN_JOBS
         job_id = f"j{len(self.jobs)}" if is_new else self.job_id(0)
         url = "https://example.com/" if webhook else None
-        answer = self.store.submit(NewJob(job_id, "demo", QUEUE, "{}", 60_000, url))
+        delay_ms = LEASE_MS if is_delayed else None
+        cost = 10 + len(self.jobs)
+        job = NewJob(job_id, "demo", QUEUE, "{}", 60_000, url)
+        answer = self.store.submit(replace(job, tenant=tenant, cost=cost, delay_ms=delay_ms))
         assert answer.status is (SubmitStatus.CREATED if is_new else SubmitStatus.EXISTING)
-        self.jobs.setdefault(job_id, Reference(webhook))
+        self.jobs.setdefault(job_id, Reference(webhook, is_delayed))
+
+    @rule(num_due=st.integers(1, 3))
+    def let_time_pass(self, num_due: int) -> None:
+        """The delays of a few jobs end."""
+        due = [i.decode() for i in self.redis.zrange(keys.SCHEDULED, 0, num_due - 1)]
+        for job_id in due:
+            self.redis.zadd(keys.SCHEDULED, {job_id: 1})
+            self.jobs[job_id].is_scheduled = False
+        assert self.store.announce_due() == len(due)
+
+    @rule(tenant=tenants, weight=st.sampled_from((0.5, 1, 3)))
+    def weigh(self, tenant: str, weight: float) -> None:
+        """The operator changes a weight while jobs wait and run."""
+        self.redis.hset(keys.TENANTS, f"{tenant}:weight", weight)
 
     @rule(pick=picks, written=tokens)
     def start(self, pick: int, written: list[int]) -> None:
@@ -135,15 +162,27 @@ class ProtocolMachine(RuleBasedStateMachine):
 
     @rule(pick=picks, identity=identities)
     def claim(self, pick: int, identity: str) -> None:
-        job_id = self.job_id(pick)
+        """A claim without a message: of one that is a duplicate, or came late."""
+        self.claim_job(self.job_id(pick), identity)
+
+    @rule(identity=identities)
+    def take_the_next(self, identity: str) -> None:
+        """What a worker does: the next message, and the claim of its job."""
+        message = self.redis.rpop(QUEUE)
+        if message is not None:
+            self.claim_job(json.loads(message)["headers"]["id"], identity)
+
+    def claim_job(self, job_id: str, identity: str) -> None:
         answer = self.store.claim(job_id, owner="w", lease_ms=LEASE_MS, identity=identity)
         job = self.jobs.get(job_id)
-        if job is None or job.state != "queued":
+        if job is None or job.state != "queued" or job.is_scheduled:
             refusal = ClaimRefusal.LEASED
             if job is None:
                 refusal = ClaimRefusal.UNKNOWN
             elif job.has_ended:
                 refusal = ClaimRefusal.TERMINAL
+            elif job.is_scheduled:
+                refusal = ClaimRefusal.SCHEDULED
             assert answer is refusal
             return
         if job.identity not in (None, identity) and job.tokens:
@@ -231,10 +270,13 @@ class ProtocolMachine(RuleBasedStateMachine):
     def lose_announcements(self, num_lost: int) -> None:
         for _ in range(num_lost):
             self.redis.rpop(QUEUE)
-        missing = self.redis.zcard(keys.queued(QUEUE)) - self.redis.llen(QUEUE)
         # The grace of -1 ms takes announcements of this very millisecond as well.
+        missing = self.num_announced() - self.redis.llen(QUEUE)
         assert self.store.sweep(reannounce_grace_ms=-1).reannounced == max(0, missing)
         assert self.store.sweep(reannounce_grace_ms=-1).reannounced == 0
+
+    def num_announced(self) -> int:
+        return int(self.redis.zcount(keys.queued(QUEUE), "-inf", "(+inf"))
 
     @rule(is_late=st.booleans())
     def deliver(self, is_late: bool) -> None:
@@ -270,6 +312,11 @@ class ProtocolMachine(RuleBasedStateMachine):
             for job_id, job in self.jobs.items()
             if job.has_ended and job.webhook
         }
+
+    @invariant()
+    def no_place_is_left_empty_while_jobs_wait(self) -> None:
+        if self.redis.exists(keys.turns(QUEUE)):
+            assert self.redis.llen(QUEUE) >= WINDOW_JOBS
 
     @invariant()
     def every_key_ends(self) -> None:

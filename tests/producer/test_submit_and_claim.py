@@ -13,6 +13,7 @@ from batchmill.producer.answers import (
     ClaimRefusal,
     Held,
     JobState,
+    ReachedLimit,
     ReleaseCause,
     SubmitStatus,
     TokenWrite,
@@ -78,7 +79,8 @@ def test_a_key_lives_as_long_as_its_job(bench: Any) -> None:
 def test_a_full_queue_refuses_and_stores_nothing(bench: Any) -> None:
     bench.submit("a", max_queue_depth=1)
     answer = bench.submit("b", max_queue_depth=1)
-    assert (answer.status, answer.job_id, answer.queue_depth) == (SubmitStatus.FULL, None, 1)
+    assert (answer.status, answer.job_id) == (SubmitStatus.FULL, None)
+    assert answer.reached == ReachedLimit("max_queue_depth", 1, 1)
     assert bench.store.load("b") is None
 
 
@@ -221,12 +223,20 @@ def test_a_token_id_that_is_no_uint32_is_an_error_not_another_token(
 
 
 def test_keys_are_spelt_alike_in_python_and_lua(bench: Any) -> None:
-    bench.submit("j", webhook="https://example.com/", idempotency_key="k", deadline_at_ms=10**15)
+    hook = "https://example.com/"
+    bench.submit("j", webhook=hook, idempotency_key="k", deadline_at_ms=10**15, tags=("t",))
     bench.started("held")
     bench.store.checkpoint([TokenWrite("held", 1, 0, [1])], lease_ms=60_000)
     spelt = {keys.job("j"), keys.queued(QUEUE), keys.DEADLINES, keys.QUEUES, keys.TOTALS}
+    spelt |= {keys.USAGE, keys.used(QUEUE), keys.under_way(QUEUE)}
     spelt |= {keys.idempotency("k"), keys.job("held"), keys.tokens("held"), keys.LEASES, QUEUE}
+    spelt |= {keys.state_index("queued"), keys.state_index("in_progress"), keys.tag_index("t")}
     assert {name.decode() for name in bench.redis.keys("*")} == spelt
+    for number in range(8):
+        bench.submit(f"next{number}", tenant="acme")
+    bench.submit("later", delay_ms=60_000)
+    waiting = {keys.backlog(QUEUE, "acme"), keys.turns(QUEUE), keys.SCHEDULED}
+    assert waiting <= {name.decode() for name in bench.redis.keys("*")}
     bench.store.cancel("j")
     [entry] = bench.store.outbox_claim(owner="d", limit=1, lease_ms=1000)
     assert entry.event_id == "evt_j_cancelled"

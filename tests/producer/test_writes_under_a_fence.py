@@ -318,7 +318,7 @@ def test_work_under_way_goes_on_when_redis_is_full(bench: Any) -> None:
     bench.submit("k")
     bench.redis.config_set("maxmemory", "1")
     refused = bench.submit("new")
-    assert (refused.status, refused.queue_depth) == (SubmitStatus.FULL, None)
+    assert (refused.status, refused.reached) == (SubmitStatus.FULL, None)
     with pytest.raises(OutOfMemoryError):
         bench.store.dead_letter_add(
             kind=DeadLetterKind.MESSAGE, reason="r", payload=b"p", source="s"

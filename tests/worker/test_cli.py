@@ -39,6 +39,8 @@ COMMANDS = (
     ["webhooks", "show"],
     ["webhooks", "enable"],
     ["webhooks", "test"],
+    ["bench", "engine"],
+    ["bench", "queue"],
 )
 
 

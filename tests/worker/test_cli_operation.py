@@ -71,13 +71,13 @@ def dead_job(broker: dict[str, str], store: JobStore) -> str:
     return job_id
 
 
-def test_dead_job_is_tried_again_as_a_new_one(broker: dict[str, str], store: JobStore) -> None:
+def test_dead_job_is_tried_again_under_its_own_id(broker: dict[str, str], store: JobStore) -> None:
     job_id = dead_job(broker, store)
     answer = json.loads(call("dead-letters", "retry", job_id, "--json", **broker).stdout)
-    assert answer["id"] == job_id
-    new = store.load(answer["retried_as"])
-    assert new is not None
-    assert (new.state, new.crashes) == (JobState.QUEUED, 0)
+    assert (answer["id"], answer["retried_as"]) == (job_id, job_id)
+    record = store.load(job_id)
+    assert record is not None
+    assert (record.state, record.crashes, record.run) == (JobState.QUEUED, 0, 2)
     assert store.dead_letters() == []
     again = run("dead-letters", "retry", job_id, "--json", **broker)
     assert (again.returncode, error_of(again)["code"]) == (5, "unknown_dead_letter")

@@ -1,0 +1,48 @@
+-- ARGV: id, nonce (one a call), then names and values of the limits that `submit` takes. A job that
+-- ended without a completion runs again, from the tokens that it has.
+-- Answers {RETRIED, run}, {UNKNOWN}, {COMPLETED}, {ACTIVE, state} or {FULL, limit's name, value, limit,
+-- queue, tenant}.
+write_even_when_full()
+local id, nonce, limits = ARGV[1], ARGV[2], {}
+for i = 3, #ARGV, 2 do limits[ARGV[i]] = ARGV[i + 1] end
+local job = load_job(id)
+if not job then return { 'UNKNOWN' } end
+if job.state == 'completed' then return { 'COMPLETED' } end
+if not TERMINAL[job.state] then
+  -- The same call again, sent by the connection's own retry because the first answer was lost.
+  if redis.call('HGET', job_key(id), 'retry_nonce') == nonce then return { 'RETRIED', job.run } end
+  return { 'ACTIVE', job.state }
+end
+local refusal = reached_limit(job.queue, job.tenant, limits)
+if refusal then
+  refusal[5], refusal[6] = job.queue, job.tenant
+  return refusal
+end
+
+local now = now_ms()
+-- What its end has set. The tokens stay: a claim of the same identity goes on from them. So do
+-- fence and attempts, which only grow.
+redis.call('HDEL', job_key(id), 'result', 'error', 'finished_at_ms', 'started_at_ms', 'owner',
+  'completed_fence', 'cancel_requested', 'suspect', 'alone', 'crashes', 'claim_nonce',
+  'not_before_ms')
+redis.call('HSET', job_key(id), 'state', 'queued', 'enqueued_at_ms', now, 'retry_nonce', nonce,
+  'run', job.run + 1)
+for _, key in ipairs({ job_key(id), tokens_key(id), text_key(id) }) do redis.call('PERSIST', key) end
+if job.idempotency_key then redis.call('PERSIST', idempotency_key(job.idempotency_key)) end
+redis.call('ZREM', EXPIRING, expiring_entry(id, job.state, job))
+if job.deadline_at_ms and job.deadline_at_ms > now then
+  redis.call('ZADD', DEADLINES, job.deadline_at_ms, id)
+else
+  redis.call('HDEL', job_key(id), 'deadline_at_ms') -- what is late already would end at once
+end
+index_state(id, job.state, 'queued', now)
+-- Its new end says more than news of the old one, which could arrive after it.
+supersede_event('evt_' .. id .. '_' .. job.state .. run_suffix(job.run))
+drop_dead_letter(id)
+redis.call('HINCRBY', TOTALS, 'retried', 1)
+count_usage(id, job, 1)
+local time = redis.call('TIME')
+add_to_backlog(id, job, time[1] * 1000000 + time[2])
+announce_next(job.queue, now)
+redis.call('PUBLISH', channel(id), '{"state":"queued"}')
+return { 'RETRIED', job.run + 1 }

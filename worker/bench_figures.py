@@ -1,0 +1,180 @@
+"""What a benchmark run measured, and what several runs come to."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+
+
+@dataclass(frozen=True, slots=True)
+class RequestTimes:
+    """Times of one request in seconds, from when it was submitted."""
+
+    #: Until its first token.
+    first_token_s: float | None
+    #: Mean between two tokens; None for a single token.
+    inter_token_s: float | None
+    #: Until its end.
+    total_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class BenchRun:
+    """One run of a workload."""
+
+    wall_s: float
+    num_output_tokens: int
+    #: CPUs that processes of others used meanwhile, mean; None where it cannot be read.
+    foreign_cpus: float | None
+    requests: Sequence[RequestTimes] = field(default=(), repr=False)
+    #: Error code → requests that ended with it.
+    failures: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class BenchRow:
+    """Several runs of a workload: medians, and the spread of the time."""
+
+    workload: str
+    num_requests: int
+    num_prompt_tokens: int
+    num_output_tokens: int
+    wall_s: float
+    wall_min_s: float
+    wall_max_s: float
+    output_tokens_per_s: float
+    requests_per_s: float
+    first_token_p50_s: float | None
+    first_token_p99_s: float | None
+    inter_token_p50_s: float | None
+    inter_token_p99_s: float | None
+    total_p50_s: float | None
+    total_p99_s: float | None
+    foreign_cpus: float | None
+    failures: dict[str, int]
+
+
+def summarise(
+    workload: str, num_requests: int, num_prompt_tokens: int, runs: Sequence[BenchRun]
+) -> BenchRow:
+    """Return the medians of runs. Percentiles are over the requests of all runs."""
+    wall_s = statistics.median(run.wall_s for run in runs)
+    num_output_tokens = runs[0].num_output_tokens
+    times = [request for run in runs for request in run.requests]
+    first = sorted(x.first_token_s for x in times if x.first_token_s is not None)
+    inter = sorted(x.inter_token_s for x in times if x.inter_token_s is not None)
+    total = sorted(x.total_s for x in times if x.total_s is not None)
+    foreign = [run.foreign_cpus for run in runs if run.foreign_cpus is not None]
+    failures: dict[str, int] = {}
+    for run in runs:
+        for code, number in run.failures.items():
+            failures[code] = failures.get(code, 0) + number
+    return BenchRow(
+        workload=workload,
+        num_requests=num_requests,
+        num_prompt_tokens=num_prompt_tokens,
+        num_output_tokens=num_output_tokens,
+        wall_s=wall_s,
+        wall_min_s=min(run.wall_s for run in runs),
+        wall_max_s=max(run.wall_s for run in runs),
+        output_tokens_per_s=statistics.median(run.num_output_tokens / run.wall_s for run in runs),
+        requests_per_s=num_requests / wall_s,
+        first_token_p50_s=quantile(first, 0.5),
+        first_token_p99_s=quantile(first, 0.99),
+        inter_token_p50_s=quantile(inter, 0.5),
+        inter_token_p99_s=quantile(inter, 0.99),
+        total_p50_s=quantile(total, 0.5),
+        total_p99_s=quantile(total, 0.99),
+        foreign_cpus=max(foreign, default=None),
+        failures=failures,
+    )
+
+
+def quantile(ordered: Sequence[float], share: float) -> float | None:
+    """Return the least value that a share of the values does not exceed; None without values."""
+    return ordered[math.ceil(share * len(ordered)) - 1] if ordered else None
+
+
+class ForeignLoad:
+    """CPU time that neither this process nor the given ones used: what disturbed a measurement."""
+
+    def __init__(self, pids: Sequence[int] = ()) -> None:
+        """Begin to count.
+
+        Args:
+            pids: processes that belong to what is measured, besides this one and its children.
+        """
+        self._pids = (os.getpid(), *pids)
+        self._started_at_s = time.monotonic()
+        self._before_s = self._foreign_s()
+
+    def mean_cpus(self) -> float | None:
+        """Return the mean number of CPUs used by others since; None without a /proc."""
+        now_s = self._foreign_s()
+        if now_s is None or self._before_s is None:
+            return None
+        elapsed_s = time.monotonic() - self._started_at_s
+        return max(0.0, now_s - self._before_s) / elapsed_s if elapsed_s else 0.0
+
+    def _foreign_s(self) -> float | None:
+        try:
+            with open("/proc/stat") as stat:
+                fields = [int(word) for word in stat.readline().split()[1:]]
+        except OSError:
+            return None
+        ticks = os.sysconf("SC_CLK_TCK")
+        user, nice, system, _, _, irq, softirq = fields[:7]
+        own_s = sum(_cpu_s(pid, ticks) for root in self._pids for pid in _family(root))
+        return (user + nice + system + irq + softirq) / ticks - own_s
+
+
+def _family(pid: int) -> list[int]:
+    """A process and all that it has started."""
+    family = [pid]
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children") as children:
+                family += [
+                    each for child in children.read().split() for each in _family(int(child))
+                ]
+    except OSError:
+        pass  # it has ended meanwhile
+    return family
+
+
+def _cpu_s(pid: int, ticks: int) -> float:
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            fields = stat.read().rsplit(")", 1)[1].split()
+    except OSError:
+        return 0.0
+    return sum(int(word) for word in fields[11:15]) / ticks
+
+
+def machine() -> dict[str, str | int]:
+    """Return what a figure has to be read with: processor, cores, python and torch."""
+    return {
+        "processor": _processor(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "batchmill": version("batchmill"),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as info:
+            names = [
+                line.split(":", 1)[1].strip() for line in info if line.startswith("model name")
+            ]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
