@@ -106,7 +106,15 @@ class DecoderModel:
             backend: The face of our kernels, see `batchmill.kernels.dispatch`.
             quantization: "int8" quantizes every matrix but the embedding and a mixture's router;
                 None leaves them in their dtype.
+
+        Raises:
+            ValueError: `linear` and `quantization` are both given.
         """
+        if linear is not None and quantization is not None:
+            raise ValueError(
+                f"linear makes the matrix multiplications and quantization is {quantization!r}: "
+                "give one of them"
+            )
         self.config = config
         self.dtype = weights.embedding.dtype
         self.device = weights.embedding.device

@@ -21,7 +21,7 @@
 namespace {
 
 constexpr int kLevels = 127;
-constexpr int kMaxBlock = 64;    // of neighbours that are rotated together
+constexpr int kMaxBlock = 64;      // of neighbours that are rotated together
 constexpr long kQuantizeWork = 4;  // against an element of a norm, which is what 1 means
 constexpr int kHeaderRows = 2;  // of kPanel lanes, before a panel's weights: offsets, then scales
 constexpr uint32_t kNotFinite = 0x7f800000;  // from here on, a float's bits are inf or NaN
@@ -204,7 +204,7 @@ void quantize_rows(const T* x, int8_t* out, float* scales, int num_rows, int k, 
 template <class Out>
 struct Int8Linear {
   Out* out;
-  const int8_t* x;       // [num_rows, k_lanes * 4], 128 too large
+  const int8_t* x;        // [num_rows, k_lanes * 4], 128 too large
   const float* x_scales;  // [num_rows]
   const Lane* packed;
   const float* bias;
@@ -257,7 +257,7 @@ void pack(const T* weight, Lane* packed, int num_columns, int k, int num_threads
   int panels = (num_columns + kPanel - 1) / kPanel, k_lanes = (k + 3) / 4, width = 4 * k_lanes;
   parallel_for(panels, num_threads, [=](int panel) {
     Lane* to = packed + static_cast<long>(panel) * (kHeaderRows + k_lanes) * kPanel;
-    int32_t* offsets = reinterpret_cast<int32_t*>(to);
+    Lane* offsets = to;
     float* scales = reinterpret_cast<float*>(to + kPanel);
     std::unique_ptr<float[]> rotated(new float[static_cast<size_t>(k)]);
     std::unique_ptr<int8_t[]> bytes(new int8_t[static_cast<size_t>(kLanes) * width]);
@@ -273,7 +273,7 @@ void pack(const T* weight, Lane* packed, int num_columns, int k, int num_threads
         // Rotating both factors makes their product as many times as large.
         scales[first + i] =
             quantize_row(rotated.get(), k, row, 0) / static_cast<float>(block_length(k));
-        for (int j = 0; j < k; j++) offsets[first + i] -= 128 * row[j];
+        for (int j = 0; j < k; j++) offsets[first + i] -= 128u * static_cast<uint32_t>(row[j]);
         rows[i] = row;
       }
       transpose_rows(rows, width, to + kHeaderRows * kPanel + first, kPanel);

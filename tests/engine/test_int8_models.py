@@ -15,6 +15,7 @@ from batchmill.engine.families import read_model_config
 from batchmill.engine.loading import LoadedModel, load_model
 from batchmill.engine.weight_loading import load_weights
 from batchmill.kernels.cpp_library import default_library
+from batchmill.kernels.linear import dense_linear
 
 from ..tiny_models import NATIVE, OTHERS, random_model
 from .greedy_checks import WAYS, alone
@@ -126,6 +127,12 @@ def test_without_a_compiler_int8_is_refused_with_the_remedy(
     monkeypatch.setenv("BATCHMILL_CACHE_DIR", str(tmp_path))
     with pytest.raises(ConfigError, match=r"needs the C\+\+ kernels.*install g\+\+ or clang"):
         load(tmp_path)
+
+
+def test_injected_products_are_not_quantized_silently(tmp_path: Path) -> None:
+    random_model(NATIVE["Llama"], tmp_path)
+    with pytest.raises(ValueError, match="quantization is 'int8': give one of them"):
+        load(tmp_path, linear=dense_linear)
 
 
 def test_configuration_names_what_there_is() -> None:
