@@ -43,7 +43,7 @@ class BatchLimits:
             Whether it held one request only, and that was once too often.
         """
         self._num_good_steps = 0
-        num_seqs = len(batch.scheduled)
+        num_seqs = batch.num_seqs
         self.max_num_seqs = max(1, num_seqs // 2)
         self.max_num_batched_tokens = max(self.max_num_seqs, batch.num_tokens // 2)
         if num_seqs > 1:

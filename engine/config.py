@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from .errors import ConfigError
 
@@ -10,6 +11,8 @@ from .errors import ConfigError
 DTYPES = ("bfloat16", "float16", "float32")
 #: Formats of weights other than the dtype.
 QUANTIZATIONS = ("int8",)
+#: Number formats of the KV cache; "auto" is that of the weights.
+KV_CACHE_DTYPES = ("auto", "fp8")
 #: Who may compute a model; see `EngineConfig.model_impl`.
 MODEL_IMPLS = ("auto", "native", "transformers")
 
@@ -35,8 +38,14 @@ class EngineConfig:
     #: Most tokens computed in one step. Raising it prefills faster, and lengthens the steps that
     #: running requests wait for. At least `max_num_seqs`: each running request needs one token.
     max_num_batched_tokens: int = 2048
-    #: Bytes for the KV cache; None takes a share of the memory that is free.
+    #: Bytes for the KV cache; None takes what a GPU has left under `gpu_memory_utilization`, and on
+    #: a CPU a share of the memory that is free.
     kv_cache_bytes: int | None = None
+    #: Number format of the KV cache: "auto" is `dtype`; "fp8" (e4m3) holds twice the tokens, on
+    #: GPUs of compute capability 8.9 and later.
+    kv_cache_dtype: str = "auto"
+    #: Share of a GPU's memory that weights, steps and KV cache may take together.
+    gpu_memory_utilization: float = 0.9
     #: Tokens a KV block holds. Raising it shortens block tables, and coarsens what can be shared.
     block_size: int = 16
     #: Keep the KV of finished requests and share it with those that start with the same tokens.
@@ -50,6 +59,14 @@ class EngineConfig:
     #: "native" is our decoder, "transformers" is its model over our KV cache (any causal model,
     #: slower), and "auto" is native where our decoder knows the model.
     model_impl: str = "auto"
+    #: Whether the host schedules the next step while the device computes this one: `True`, `False`,
+    #: or "auto", which is where there is a device beside the host. It changes no token; a request
+    #: that ends by a stop token or string is computed one step too far.
+    overlap: bool | Literal["auto"] = "auto"
+    #: Whether steps that only decode are recorded at the start, for 14 batch sizes, and replayed:
+    #: `True`, `False`, or "auto", which is on a CUDA GPU where our decoder computes the model. It
+    #: changes no token. `True` without a GPU repeats the recorded calls, and gains nothing.
+    decode_graphs: bool | Literal["auto"] = "auto"
     #: From it and the request id come the seeds of requests that name none.
     seed: int = 0
 
@@ -76,12 +93,25 @@ class EngineConfig:
             _check_integer(name, getattr(self, name), least)
         if self.kv_cache_bytes is not None:
             _check_integer("kv_cache_bytes", self.kv_cache_bytes, 1)
+        if self.kv_cache_dtype not in KV_CACHE_DTYPES:
+            raise ConfigError(
+                f"kv_cache_dtype is {self.kv_cache_dtype!r}: choose one of "
+                f"{', '.join(KV_CACHE_DTYPES)}"
+            )
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ConfigError(
+                f"gpu_memory_utilization is {self.gpu_memory_utilization!r}: use a share above 0 "
+                "and up to 1"
+            )
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ConfigError(
                 f"max_num_batched_tokens is {self.max_num_batched_tokens}, fewer than max_num_seqs "
                 f"{self.max_num_seqs}: a running request needs one token a step, so raise "
                 "max_num_batched_tokens or lower max_num_seqs"
             )
+        for name in ("overlap", "decode_graphs"):
+            if getattr(self, name) not in (True, False, "auto"):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}: use True, False or 'auto'")
         if not 0 <= self.priority_ageing_s < float("inf"):
             raise ConfigError(
                 f"priority_ageing_s is {self.priority_ageing_s!r}: use seconds, at least 0 and "
@@ -89,6 +119,16 @@ class EngineConfig:
             )
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):
             raise ConfigError(f"seed is {self.seed!r}: use an integer")
+
+    def overlaps_on(self, device_type: str) -> bool:
+        """Whether steps overlap on a kind of device, "cpu" or "cuda"."""
+        return device_type != "cpu" if self.overlap == "auto" else bool(self.overlap)
+
+    def records_decodes_on(self, device_type: str, *, is_native: bool) -> bool:
+        """Whether decode steps are recorded on a kind of device, for our decoder or another's."""
+        if self.decode_graphs == "auto":
+            return device_type == "cuda" and is_native
+        return bool(self.decode_graphs)
 
 
 def _check_integer(name: str, value: object, least: int) -> None:

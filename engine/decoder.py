@@ -15,8 +15,7 @@ from batchmill.kernels.linear import Linear, PackedLinear, make_linear
 from batchmill.kernels.paged_attention import paged_attention
 from batchmill.kernels.paged_attention_plan import AttentionPlan
 from batchmill.kernels.rms_norm import add_rms_norm, rms_norm
-from batchmill.kernels.rope import apply_rope
-from batchmill.kernels.write_kv import write_kv
+from batchmill.kernels.rope_and_cache import rope_and_cache
 
 from .feed_forward import FeedForward, LinearFactory, build_feed_forward
 from .fused_layers import FusedLayers, can_fuse
@@ -52,8 +51,10 @@ class DecoderLayer:
         attention_kind: int,
         linear: LinearFactory,
         backend: Backend,
+        *,
+        is_plain: bool,
     ) -> DecoderLayer:
-        """Turn weights into a layer."""
+        """Turn weights into a layer; for `is_plain` see `build_feed_forward`."""
         return cls(
             attention_kind=attention_kind,
             input_norm=weights.input_norm,
@@ -63,7 +64,9 @@ class DecoderLayer:
             output=linear(weights.output, weights.output_bias),
             attention_output_norm=weights.attention_output_norm,
             post_attention_norm=weights.post_attention_norm,
-            feed_forward=build_feed_forward(weights.feed_forward, config, linear, backend),
+            feed_forward=build_feed_forward(
+                weights.feed_forward, config, linear, backend, is_plain=is_plain
+            ),
             feed_forward_output_norm=weights.feed_forward_output_norm,
         )
 
@@ -134,12 +137,15 @@ class DecoderModel:
             and can_fuse(config, weights, quantization)
         ):
             self._fused = FusedLayers(config, weights, quantization)
+        is_plain = linear is None and quantization is None
         make = make_int8_linear if quantization == "int8" else make_linear
         linear = linear or partial(make, backend=backend)
         while weights.layers:
             kind = self._kinds.index(config.layers[len(self._layers)].attention)
             self._layers.append(
-                DecoderLayer.build(weights.layers.pop(0), config, kind, linear, backend)
+                DecoderLayer.build(
+                    weights.layers.pop(0), config, kind, linear, backend, is_plain=is_plain
+                )
             )
             return_free_memory()
         self._final_norm = weights.final_norm
@@ -182,12 +188,12 @@ class DecoderModel:
         norm = partial(rms_norm, eps=self.config.rms_norm_eps, backend=self._backend)
         add_norm = partial(add_rms_norm, eps=self.config.rms_norm_eps, backend=self._backend)
         x = None
-        for layer, (k_cache, v_cache) in zip(self._layers, kv_cache.layers, strict=True):
+        for index, layer in enumerate(self._layers):
             if x is None:
                 normed = norm(residual, layer.input_norm)
             else:
                 normed = add_norm(x, residual, layer.input_norm)
-            x = self._attend(layer, normed, k_cache, v_cache, inputs, steps[layer.attention_kind])
+            x = self._attend(index, normed, kv_cache, inputs, steps[layer.attention_kind])
             if layer is self._layers[-1] and len(inputs.sample_rows) < len(x):
                 # Past the last attention rows are independent, and only these lead to a token.
                 x = x.index_select(0, inputs.sample_rows)
@@ -212,31 +218,34 @@ class DecoderModel:
             inputs.seq_lens,
             kv_cache.layers[0][0],
             window=kind.window,
+            only_decodes=inputs.max_query_len == 1,
         )
         return _AttentionStep(kind.window, cos, sin, plan)
 
     def _attend(
         self,
-        layer: DecoderLayer,
+        index: int,
         x: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
+        kv_cache: KVCache,
         inputs: StepInputs,
         step: _AttentionStep,
     ) -> Tensor:
         """Attention of one layer, [num_tokens, hidden] to [num_tokens, hidden]."""
-        config, backend = self.config, self._backend
-        first_value = config.num_heads + config.num_kv_heads
-        # [num_tokens, num_heads + 2 * num_kv_heads, head_dim]: queries, keys, values
-        heads = layer.qkv(x).view(len(x), -1, config.head_dim)
-        queries, keys = heads[:, : config.num_heads], heads[:, config.num_heads : first_value]
-        if layer.q_norm is not None and layer.k_norm is not None:
-            eps = config.rms_norm_eps
-            queries.copy_(rms_norm(queries, layer.q_norm, eps, backend=backend))
-            keys.copy_(rms_norm(keys, layer.k_norm, eps, backend=backend))
-        apply_rope(heads[:, :first_value], step.cos, step.sin, backend=backend)
-        write_kv(
-            keys, heads[:, first_value:], k_cache, v_cache, inputs.slot_mapping, backend=backend
+        layer, (k_cache, v_cache) = self._layers[index], kv_cache.layers[index]
+        k_scale, v_scale = kv_cache.k_scale, kv_cache.v_scale
+        queries = rope_and_cache(
+            layer.qkv(x),
+            k_cache,
+            v_cache,
+            inputs.slot_mapping,
+            step.cos,
+            step.sin,
+            q_weight=layer.q_norm,
+            k_weight=layer.k_norm,
+            eps=self.config.rms_norm_eps,
+            backend=self._backend,
+            k_scale=k_scale,
+            v_scale=v_scale,
         )
         attended = paged_attention(
             queries,
@@ -245,9 +254,11 @@ class DecoderModel:
             inputs.block_tables,
             inputs.cu_seqlens_q,
             inputs.seq_lens,
-            config.attention_scale,
+            self.config.attention_scale,
             window=step.window,
             plan=step.plan,
-            backend=backend,
+            backend=self._backend,
+            k_scale=k_scale,
+            v_scale=v_scale,
         )
         return layer.output(attended.view(len(x), -1))

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .block_pool import BlockPool
 from .config import EngineConfig
+from .decoder import DecoderModel
 from .errors import ConfigError, EngineError, RequestError, is_out_of_memory
 from .intake import Prompt, RequestIntake, check_order
-from .kv_cache import KVCache
+from .kv_cache_sizing import allocate_kv_cache
 from .loading import LoadedModel, load_model
 from .outputs import FinishReason, RequestFailure, RequestOutput, ResumedTokens
-from .request import Request
 from .request_book import RequestBook
-from .runner import ModelRunner
-from .sampler import Sampler
 from .sampling_params import SamplingParams
 from .schedule import ScheduledBatch
 from .scheduler import Scheduler
 from .stats import EngineStats, StatsCounter
-from .step_inputs import build_step_inputs
+from .step_pipeline import StepPipeline
 from .tokenizer import Tokenizer
 from .tracker import RequestTracker
 
@@ -62,16 +59,7 @@ class Engine:
             )
         _check_model_limits(config, loaded)
         self._loaded = loaded
-        self._kv_cache = KVCache.allocate(
-            num_layers=loaded.config.num_layers,
-            num_kv_heads=loaded.config.num_kv_heads,
-            head_dim=loaded.config.head_dim,
-            dtype=loaded.model.dtype,
-            device=loaded.model.device,
-            block_size=config.block_size,
-            max_model_len=config.max_model_len,
-            kv_cache_bytes=config.kv_cache_bytes,
-        )
+        self._kv_cache = allocate_kv_cache(config, loaded.model)
         self._scheduler = Scheduler(
             BlockPool(
                 self._kv_cache.num_blocks,
@@ -82,8 +70,16 @@ class Engine:
             max_num_batched_tokens=config.max_num_batched_tokens,
             ageing_s=config.priority_ageing_s,
         )
-        self._runner = ModelRunner(loaded.model, self._kv_cache, loaded.model.device)
-        self._sampler = Sampler(loaded.config.vocab_size)
+        device_type = loaded.model.device.type
+        is_native = isinstance(loaded.model, DecoderModel)
+        self._pipeline = StepPipeline(
+            loaded.model,
+            self._kv_cache,
+            max_num_seqs=config.max_num_seqs,
+            max_model_len=config.max_model_len,
+            decode_graphs=config.records_decodes_on(device_type, is_native=is_native),
+        )
+        self._overlaps = config.overlaps_on(device_type)
         self._intake = RequestIntake(config, loaded)
         self._counter = StatsCounter()
         self._book = RequestBook(self._scheduler, self._counter)
@@ -91,8 +87,9 @@ class Engine:
 
     @property
     def identity(self) -> str:
-        """Names weights, tokenizer, dtype and sampler: tokens may be resumed where it is equal."""
-        return self._loaded.identity
+        """Names weights, tokenizer, dtypes and sampler: tokens may be resumed where it is equal."""
+        identity = self._loaded.identity
+        return identity if self.config.kv_cache_dtype == "auto" else f"{identity}-kv-fp8"
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -143,6 +140,8 @@ class Engine:
                         finished[output.request_id] = output
         finally:
             self._book.drop_all()
+            while self._pipeline.num_in_flight:
+                self._collect()
         return [finished[trackers[0].request.request_id] for trackers in prepared]
 
     def add_request(
@@ -191,12 +190,16 @@ class Engine:
     def step(self) -> list[RequestOutput]:
         """Compute one step for all requests that fit into it.
 
+        With `EngineConfig.overlap` this launches a step, and then reports the one launched by the
+        call before: so the host works while the device does.
+
         A step that runs out of memory computes nothing: the later half of its requests is
         preempted, and the next steps are smaller. A request for which memory runs out three times
         while it is alone ends with the error `out_of_memory`.
 
         Returns:
-            An output for each request that has a new token or has ended.
+            An output for each request that has a new token or has ended; none where the first of
+            overlapping steps is only launched.
 
         Raises:
             Exception: what the model raised, if it was anything else. No token is lost: the next
@@ -204,15 +207,10 @@ class Engine:
         """
         self._book.abort_late()
         batch = self._scheduler.schedule()
-        if batch.scheduled:
-            started_at_s = time.perf_counter()
-            token_ids = self._compute(batch)
-            if token_ids is None:
-                self._make_steps_smaller(batch)
-            else:
-                void = self._scheduler.update(batch, token_ids)
-                self._counter.count_step(batch, time.perf_counter() - started_at_s)
-                self._track(batch.sampling_requests, token_ids, void)
+        is_launched = batch.num_seqs > 0 and self._launch(batch)
+        # Without overlap nothing stays in flight; with it the step before this one is collected.
+        while self._pipeline.num_in_flight > self._num_steps_ahead(is_launched):
+            self._collect()
         return self._book.take_outputs()
 
     def abort(self, request_id: str) -> bool:
@@ -267,18 +265,33 @@ class Engine:
         for tracker in trackers:
             self._scheduler.check_fits(tracker.request)
 
-    def _compute(self, batch: ScheduledBatch) -> list[int | None] | None:
-        """Run the model on a step and draw its tokens; None where memory ran out."""
+    def _num_steps_ahead(self, is_launched: bool) -> int:
+        """How many steps may stay in flight while the next one is scheduled."""
+        can_overlap = is_launched and self._scheduler.has_requests
+        return int(self._overlaps and can_overlap and not self._pipeline.holds_next_step)
+
+    def _launch(self, batch: ScheduledBatch) -> bool:
+        """Hand a step to the device; where memory runs out, make the next ones smaller instead."""
         try:
             self._kv_cache.zero_blocks(self._scheduler.take_untrusted_blocks())
-            self._sampler.begin(batch)
-            inputs = build_step_inputs(batch, self.config.block_size, self._loaded.model.device)
-            logits = self._runner.run(inputs)
-            return self._sampler.sample(logits, batch)
+            self._pipeline.launch(batch)
         except Exception as error:
-            if is_out_of_memory(error):
-                return None
-            raise
+            self._scheduler.distrust(batch)
+            if not is_out_of_memory(error):
+                raise
+            self._make_steps_smaller(batch)
+            return False
+        self._scheduler.begin(batch)
+        return True
+
+    def _collect(self) -> None:
+        """Wait for the oldest step in flight, and hand its tokens to their requests."""
+        step = self._pipeline.collect()
+        void = self._scheduler.update(step.batch, step.token_ids)
+        self._counter.count_step(step.batch, step.kind, step.time_s)
+        requests = step.batch.sampling_requests
+        for tracker in self._book.advance(requests, step.token_ids, void):
+            self._fail(tracker)
 
     def _make_steps_smaller(self, batch: ScheduledBatch) -> None:
         preempted, hopeless = self._scheduler.shrink(batch)
@@ -292,27 +305,6 @@ class Engine:
         )
         self._book.end(self._book.tracker_of(hopeless), FinishReason.ERROR, error)
 
-    def _track(
-        self,
-        requests: Sequence[Request],
-        token_ids: Sequence[int | None],
-        void: Sequence[Request],
-    ) -> None:
-        """Hand each new token to its request's tracker, and take out the requests that ended."""
-        for request, token_id in zip(requests, token_ids, strict=True):
-            if request in void:
-                continue
-            tracker = self._book.tracker_of(request)
-            self._book.note(tracker)
-            if tracker.finish_reason is None:
-                if token_id is None:
-                    self._fail(tracker)
-                else:
-                    tracker.advance(token_id)
-            # Where it had ended before, this step was for its scores, and its token is nobody's.
-            if tracker.finish_reason is not None:
-                self._book.unschedule(tracker)
-
     def _fail(self, tracker: RequestTracker) -> None:
         """End a request that got no token; where its logits are to blame, discard its KV."""
         controls = tracker.request.controls
@@ -325,6 +317,7 @@ class Engine:
                     "structure, allowed_token_ids, bad_words, no_repeat_ngram_size or min_tokens",
                 ),
             )
+            self._book.unschedule(tracker)
             return
         tracker.finish(
             FinishReason.ERROR,
@@ -334,7 +327,7 @@ class Engine:
                 "(float32), and check the model's weights",
             ),
         )
-        self._kv_cache.zero_blocks(self._scheduler.discard(tracker.request))
+        self._scheduler.discard(tracker.request)
         tracker.is_scheduled = False
 
 

@@ -39,7 +39,7 @@ class SampleGroup:
 
     def output(self) -> RequestOutput:
         """What the request has to report, of all its samples."""
-        output = RequestOutput.of_samples(self.request_id, tuple(self._latest))
+        output = RequestOutput.of_samples(tuple(self._latest))
         # What was new of the first sample is told once, also where the next news is another's.
         self._latest[0] = self.trackers[0].peek_output()
         return output

@@ -18,6 +18,7 @@ from batchmill.kernels.int8_linear import INT8_VERSION
 
 from .config import MODEL_IMPLS, QUANTIZATIONS
 from .decoder import DecoderModel
+from .device_memory import check_weights_fit, free_memory_bytes
 from .errors import ConfigError, ModelLoadError, UnsupportedModelError
 from .families import named_architecture, native_architecture, read_model_config
 from .feed_forward import LinearFactory
@@ -27,6 +28,7 @@ from .model_config import ModelConfig, ModelShape
 from .model_source import model_folder
 from .tokenizer import Tokenizer
 from .weight_loading import load_weights
+from .weights import weights_bytes
 
 _DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -76,7 +78,7 @@ def load_model(
 
     Raises:
         ConfigError: dtype, device, quantization or model_impl is not one that there is, or they
-            do not go together.
+            do not go together, or the weights do not fit into the device's memory.
         ModelLoadError: the model cannot be found or read.
         UnsupportedModelError: it has features that are not computed here.
     """
@@ -125,6 +127,8 @@ def _load(
     values = hf_config.to_dict()
     native_config = _native_config(model_impl, values)
     if native_config is not None:
+        weight_bytes = weights_bytes(native_config, dtype)
+        check_weights_fit(weight_bytes, device, free_memory_bytes(device))
         weights = load_weights(folder, native_config, dtype, device)
         decoder = DecoderModel(native_config, weights, linear=linear, quantization=quantization)
         version = "" if quantization is None else f" {INT8_VERSION}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from .scores import TokenScores
 
@@ -71,7 +71,7 @@ class RequestMetrics:
     num_cached_tokens: int = 0
     #: How often its blocks were given to others.
     num_preemptions: int = 0
-    #: Mean seconds between two tokens of this run; None before the second.
+    #: Mean seconds between two tokens of this run; None before its end, and with fewer than two.
     inter_token_s: float | None = None
 
 
@@ -96,44 +96,100 @@ class Completion:
         return cumulative_logprob(self.token_ids, self.logprobs)
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
+class OutputSource:
+    """What all outputs of one request share: each shows the beginnings of the lists."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    #: Appended to, never changed otherwise; so is `text_pieces`.
+    output_token_ids: list[int]
+    text_pieces: list[str]
+    metrics: RequestMetrics
+    scores: TokenScores | None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestEnd:
+    """Why a request ended."""
+
+    reason: FinishReason
+    #: The stop token id or stop string that ended it; None at an end-of-text token or a limit.
+    stop_reason: int | str | None = None
+    #: What went wrong, where the reason is `error`, or `abort` for a deadline.
+    error: RequestFailure | None = None
+
+
+@dataclass(slots=True, repr=False)
 class RequestOutput:
     """One request's news of one step. The last one has `finished` set.
 
-    `token_ids` and `text` are the whole output up to this step. They are put together when they are
-    read: a step's work does not grow with what was generated before it.
+    `token_ids` and `text` are the whole output up to this step. Everything is put together when it
+    is read: a step's work does not grow with what was generated before it.
 
     Of a request with several samples (`SamplingParams.n`) there is one output a step, in which
     `completions` has them all; everything else but `usage` tells of the first, except that
     `finish_reason` is None until all of them have ended, and `abort` where any was aborted.
 
-    Not frozen, because one is made for each request in each step, and a frozen dataclass takes
-    three times as long to make. Treat it as read-only all the same.
+    One is made for each request in each step, so it is small: where the request is, and two marks
+    in its lists. Not frozen, for that takes three times as long; treat it as read-only all the
+    same.
     """
 
-    request_id: str
-    #: Tokens of this step, in order. Tokens that the request was resumed with are never new.
-    new_token_ids: list[int]
-    #: Text that became certain in this step. Joined over all steps it is `text`.
-    new_text: str
     #: None while the request goes on.
     finish_reason: FinishReason | None
-    #: The stop token id or stop string that ended it; None at an end-of-text token or a limit.
-    stop_reason: int | str | None
-    #: What went wrong, where `finish_reason` is `error`, or `abort` for a deadline.
-    error: RequestFailure | None
-    #: Times and counts, complete once finished.
-    metrics: RequestMetrics
-    #: The prompt as it was computed, truncated where that was asked for.
-    prompt_token_ids: list[int] = field(repr=False)
-    # Append-only lists of the request, and how much of them this output reports.
-    _output_token_ids: list[int] = field(repr=False)
-    _num_output_tokens: int = field(repr=False)
-    _text_pieces: list[str] = field(repr=False)
-    _num_text_pieces: int = field(repr=False)
-    _scores: TokenScores | None = field(default=None, repr=False)
+    _source: OutputSource
+    # The request's own end; None while it goes on.
+    _end: RequestEnd | None
+    # How much of the lists was reported before this output, and with it.
+    _num_old_tokens: int
+    _num_tokens: int
+    _num_old_pieces: int
+    _num_pieces: int
     # All samples' own outputs; none where this is the only one.
-    _samples: tuple[RequestOutput, ...] = field(default=(), repr=False)
+    _samples: tuple[RequestOutput, ...] = ()
+
+    def __repr__(self) -> str:
+        """Which request, how far, and why it ended; no text."""
+        return (
+            f"RequestOutput(request_id={self.request_id!r}, num_tokens={self._num_tokens}, "
+            f"finish_reason={self.finish_reason}, error={self.error})"
+        )
+
+    @property
+    def request_id(self) -> str:
+        """The caller's name for it."""
+        return self._source.request_id
+
+    @property
+    def new_token_ids(self) -> list[int]:
+        """Tokens of this step, in order. Tokens that the request was resumed with are never new."""
+        return self._source.output_token_ids[self._num_old_tokens : self._num_tokens]
+
+    @property
+    def new_text(self) -> str:
+        """Text that became certain in this step. Joined over all steps it is `text`."""
+        return "".join(self._source.text_pieces[self._num_old_pieces : self._num_pieces])
+
+    @property
+    def stop_reason(self) -> int | str | None:
+        """What ended it: a stop token id or string; None at an end-of-text token or a limit."""
+        return None if self._end is None else self._end.stop_reason
+
+    @property
+    def error(self) -> RequestFailure | None:
+        """What went wrong, where `finish_reason` is `error`, or `abort` for a deadline."""
+        return None if self._end is None else self._end.error
+
+    @property
+    def metrics(self) -> RequestMetrics:
+        """Times and counts, complete once finished."""
+        return self._source.metrics
+
+    @property
+    def prompt_token_ids(self) -> list[int]:
+        """The prompt as it was computed, truncated where that was asked for."""
+        return self._source.prompt_token_ids
 
     @property
     def finished(self) -> bool:
@@ -143,12 +199,12 @@ class RequestOutput:
     @property
     def token_ids(self) -> list[int]:
         """All output tokens so far, resumed ones and the token that ended it included."""
-        return self._output_token_ids[: self._num_output_tokens]
+        return self._source.output_token_ids[: self._num_tokens]
 
     @property
     def text(self) -> str:
         """All text so far, without what may still turn out to be a stop string."""
-        return "".join(self._text_pieces[: self._num_text_pieces])
+        return "".join(self._source.text_pieces[: self._num_pieces])
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -162,23 +218,26 @@ class RequestOutput:
         Its own first, then the likeliest, best first; of the model's own distribution, before any
         control.
         """
-        if self._scores is None or self._scores.num_logprobs is None:
+        scores = self._source.scores
+        if scores is None or scores.num_logprobs is None:
             return None
-        return self._scores.logprobs[: self._num_output_tokens]
+        return scores.logprobs[: self._num_tokens]
 
     @property
     def entropies(self) -> list[float] | None:
         """For each of `token_ids`, the entropy of the model's distribution there, in nats."""
-        if self._scores is None or not self._scores.wants_entropy:
+        scores = self._source.scores
+        if scores is None or not scores.wants_entropy:
             return None
-        return self._scores.entropies[: self._num_output_tokens]
+        return scores.entropies[: self._num_tokens]
 
     @property
     def prompt_logprobs(self) -> list[dict[int, float] | None] | None:
         """For each prompt token what `logprobs` has for output tokens; None for the first."""
-        if self._scores is None or self._scores.num_prompt_logprobs is None:
+        scores = self._source.scores
+        if scores is None or scores.num_prompt_logprobs is None:
             return None
-        return list(self._scores.prompt_logprobs)
+        return list(scores.prompt_logprobs)
 
     @property
     def cumulative_logprob(self) -> float | None:
@@ -207,23 +266,18 @@ class RequestOutput:
         """Token counts so far, of all samples together."""
         return Usage(
             prompt_tokens=self.num_prompt_tokens,
-            completion_tokens=sum(each._num_output_tokens for each in self._samples or (self,)),
+            completion_tokens=sum(each._num_tokens for each in self._samples or (self,)),
             cached_tokens=self.metrics.num_cached_tokens,
         )
 
     @classmethod
-    def of_samples(cls, request_id: str, samples: tuple[RequestOutput, ...]) -> RequestOutput:
-        """One output of all samples' latest ones."""
+    def of_samples(cls, samples: tuple[RequestOutput, ...]) -> RequestOutput:
+        """One output of all samples' latest ones; the first has the request's own id."""
         first = samples[0]
         reason = first.finish_reason if all(each.finished for each in samples) else None
         if reason is not None and any(each.finish_reason is FinishReason.ABORT for each in samples):
             reason = FinishReason.ABORT
-        return replace(
-            first,
-            request_id=request_id,
-            finish_reason=reason,
-            _samples=samples,
-        )
+        return replace(first, finish_reason=reason, _samples=samples)
 
 
 def cumulative_logprob(

@@ -62,9 +62,9 @@ class PrefixSharing:
         for index in range(request.num_registered_blocks, num_full):
             self._coming.setdefault(request.block_hashes[index], request.block_ids[index])
 
-    def register(self, request: Request) -> None:
-        """Offer the request's newly computed full blocks to the prefix cache."""
-        num_full = request.num_computed_tokens // self._pool.block_size
+    def register(self, request: Request, num_computed_tokens: int) -> None:
+        """Offer the full blocks of a request's first computed tokens to the prefix cache."""
+        num_full = num_computed_tokens // self._pool.block_size
         if num_full <= request.num_registered_blocks or not self._pool.enable_prefix_caching:
             return
         self._extend_hashes(request, num_full)

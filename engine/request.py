@@ -29,9 +29,10 @@ class RequestStatus(enum.Enum):
 class Request:
     """Owns one request's tokens and progress.
 
-    Invariant: the KV of `token_ids[:num_computed_tokens]` lies in `block_ids`, and a running
-    request has `num_computed_tokens < num_tokens`. There is no prefill or decode phase: a step
-    computes some of the tokens that are not computed yet, and samples when it reaches the last.
+    Invariant: the KV of `token_ids[:num_computed_tokens]` lies in `block_ids` once the launched
+    steps are done, and a running request has at least one token that is not computed. There is no
+    prefill or decode phase: a step computes some of the tokens that are not computed yet, and
+    samples when it reaches the last.
 
     Attributes:
         request_id: The caller's name for it.
@@ -40,8 +41,12 @@ class Request:
         params: The controls it came with.
         seed: Fixes its random draws, 64-bit signed.
         max_num_tokens: It is finished when prompt and output together have that many tokens.
-        num_computed_tokens: Tokens whose KV is in the cache.
+        num_computed_tokens: Tokens whose KV is in the cache, or will be by steps that are launched.
+        num_pending_tokens: Tokens drawn by launched steps, not known on the host yet.
+        num_steps_in_flight: Steps launched with it and not collected.
         block_ids: Its block table.
+        num_slots: Tokens that its blocks hold.
+        num_releases: How often its blocks were given back: tells one of its stays from another.
         priority: Lower goes first, and may take the place of a higher one that runs.
         rank: What the scheduler orders by, lowest first; fixed when it is added there.
         num_overtaken: How often a later request was admitted before it.
@@ -64,7 +69,11 @@ class Request:
         "metrics",
         "num_computed_tokens",
         "num_overtaken",
+        "num_pending_tokens",
         "num_registered_blocks",
+        "num_releases",
+        "num_slots",
+        "num_steps_in_flight",
         "output_token_ids",
         "params",
         "priority",
@@ -101,7 +110,11 @@ class Request:
         self.controls = controls
         self.scores = scores
         self.num_computed_tokens = 0
+        self.num_pending_tokens = 0
+        self.num_steps_in_flight = 0
         self.block_ids: list[int] = []
+        self.num_slots = 0
+        self.num_releases = 0
         self.block_hashes: list[bytes] = []
         self.num_registered_blocks = 0
         self.status = RequestStatus.WAITING
@@ -116,8 +129,8 @@ class Request:
 
     @property
     def num_uncomputed_tokens(self) -> int:
-        """Known tokens that are not in the cache; 1 for a request that decodes."""
-        return self.num_tokens - self.num_computed_tokens
+        """Tokens drawn or known that are not in the cache; 1 for a request that decodes."""
+        return self.num_tokens + self.num_pending_tokens - self.num_computed_tokens
 
     def token_ids_slice(self, start: int, stop: int) -> list[int]:
         """Tokens `start` to `stop` (exclusive) of prompt and output, without copying the rest."""

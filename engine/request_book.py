@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from .fan_out import SampleGroup
 from .outputs import FinishReason, RequestFailure, RequestOutput
@@ -28,14 +28,49 @@ class RequestBook:
         self._deadlines: dict[str, float] = {}
         # Requests with several samples, by their own id; each sample has a tracker as well.
         self._groups: dict[str, SampleGroup] = {}
-        # Requests with something to report at the end of the step.
-        self._with_news: list[RequestTracker] = []
+        # Requests with something to report at the end of the step; used as an ordered set.
+        self._with_news: dict[RequestTracker, None] = {}
 
     def __len__(self) -> int:
         return len(self._trackers)
 
     def __contains__(self, request_id: object) -> bool:
         return request_id in self._trackers or request_id in self._groups
+
+    def advance(
+        self,
+        requests: Sequence[Request],
+        token_ids: Sequence[int | None],
+        void: Collection[Request],
+    ) -> list[RequestTracker]:
+        """Hand each new token to its request's tracker, and take out the requests that ended.
+
+        Args:
+            requests: Whose tokens they are.
+            token_ids: One for each; None where there is none.
+            void: Requests whose token does not count.
+
+        Returns:
+            Requests that go on and got no token: the caller has to end them.
+        """
+        failed: list[RequestTracker] = []
+        trackers, with_news, num_generated = self._trackers, self._with_news, 0
+        for request, token_id in zip(requests, token_ids, strict=True):
+            if void and request in void:
+                continue
+            tracker = trackers[request.request_id]
+            with_news[tracker] = None
+            if tracker.finish_reason is not None:
+                # Where it had ended before, this step was for its scores: its token is nobody's.
+                self.unschedule(tracker)
+            elif token_id is None:
+                failed.append(tracker)
+            else:
+                num_generated += 1
+                if tracker.advance(token_id):
+                    self.unschedule(tracker)
+        self._counter.num_generated_tokens += num_generated
+        return failed
 
     def tracker_of(self, request: Request) -> RequestTracker:
         """The tracker of an unfinished request."""
@@ -60,7 +95,7 @@ class RequestBook:
 
     def note(self, tracker: RequestTracker) -> None:
         """Let a request report at the end of the step."""
-        self._with_news.append(tracker)
+        self._with_news[tracker] = None
 
     def end(self, tracker: RequestTracker, reason: FinishReason, error: RequestFailure) -> None:
         """End a request that went wrong."""
@@ -98,11 +133,12 @@ class RequestBook:
         """What there is to report, once; finished requests leave the book."""
         outputs = []
         groups: dict[str, SampleGroup] = {}
-        with_news, self._with_news = self._with_news, []
+        with_news, self._with_news = self._with_news, {}
+        now_s = time.monotonic()
         for tracker in with_news:
-            output = tracker.take_output()
-            self._counter.count_output(output)
-            if output.finished:
+            output = tracker.take_output(now_s)
+            if output.finish_reason is not None:
+                self._counter.count_end(output)
                 del self._trackers[output.request_id]
                 self._deadlines.pop(output.request_id, None)
             if tracker.group is None:
@@ -119,7 +155,7 @@ class RequestBook:
         self._trackers.clear()
         self._deadlines.clear()
         self._groups.clear()
-        self._with_news = []
+        self._with_news = {}
 
     def _schedule(self, tracker: RequestTracker) -> None:
         """Let a request wait, or only report it where its resumed tokens ended it."""

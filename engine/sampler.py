@@ -7,12 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from batchmill.kernels.sample import sample
 
+from .drawn_tokens import DrawnTokens
 from .logits_stage import LogitsStage
 from .request import Request
+from .request_rows import RequestRows
 from .schedule import ScheduledBatch
 from .scorer import Scorer
 
@@ -24,19 +27,30 @@ class Sampler:
     output; not on the batch. So a resumed or preempted request draws the same tokens again.
     """
 
-    def __init__(self, vocab_size: int) -> None:
+    def __init__(self, vocab_size: int, rows: RequestRows) -> None:
+        """Make a sampler.
+
+        Args:
+            vocab_size: Columns of the logits.
+            rows: Has the requests' controls, and takes the tokens that are drawn.
+        """
         self._stage = LogitsStage(vocab_size)
+        self._rows = rows
         self._begun: ScheduledBatch | None = None
-        # The same requests decode together for many steps: their controls become tensors once.
+        # Of those rows that use more than numbers.
         self._requests: list[Request] = []
+        # The same requests decode together for many steps: their controls become tensors once.
+        self._sampling_rows: NDArray[np.int64] | None = None
         self._controls: _RowControls | None = None
 
     def begin(self, batch: ScheduledBatch) -> None:
         """Start what can be worked out while the model computes the batch's logits."""
         self._begun = batch
-        self._stage.start(batch.sampling_requests)
+        is_plain = bool(self._rows.is_plain[self._rows.sampling(batch)].all())
+        self._requests = [] if is_plain else batch.sampling_requests
+        self._stage.start(self._requests)
 
-    def sample(self, logits: Tensor, batch: ScheduledBatch) -> list[int | None]:
+    def draw(self, logits: Tensor, batch: ScheduledBatch) -> DrawnTokens:
         """Draw a token for each row that samples, and score what is to be scored.
 
         Args:
@@ -45,62 +59,91 @@ class Sampler:
             batch: The step that they come from.
 
         Returns:
-            One token id for each of `batch.sampling_requests`; None where a row has no finite
-            largest logit (NaN, or infinities), which the model computes where its weights or its
-            cache are broken, and where the request's controls leave no token.
+            One token for each of `batch.sampling_requests`, not waited for.
         """
         if self._begun is not batch:
             self.begin(batch)
         self._begun = None
-        if any(item.scored for item in batch.scheduled):
+        scores_known = any(item.scored for item in batch.chunks)
+        if scores_known:
             logits = _score_known_tokens(logits, batch)
-        requests = batch.sampling_requests
-        if not requests:
-            return []
-        if self._controls is None or requests != self._requests:
-            self._requests = requests
-            self._controls = _RowControls.gather(requests, logits.device)
-        finite = _have_finite_maximum(logits)
-        scored = self._scored_rows(requests, finite)
-        scorer = _scorer(logits, requests, scored)
+        rows = self._rows.sampling(batch)
+        if not len(rows):
+            nothing = torch.empty(0, dtype=torch.int64)
+            return DrawnTokens(nothing, nothing.bool(), holds_next_step=scores_known)
+        is_finite = _have_finite_maximum(logits)
+        scored = self._scored_rows(is_finite)
+        scorer = _scorer(logits, scored)
         self._stage.apply(logits)
-        drawn = self._draw(logits, requests, self._controls)
-        if scorer is not None:
-            for row, score in zip(scored, scorer.score([drawn[r] for r in scored]), strict=True):
-                request = requests[row]
-                assert request.scores is not None
-                request.scores.put(request.num_tokens, score)
-        return [
-            None if not is_finite or _is_exhausted(request) else token_id
-            for token_id, is_finite, request in zip(drawn, finite, requests, strict=True)
+        controls = self._row_controls(rows, logits.device)
+        token_ids = self._draw(logits, batch, rows, controls)
+        controlled = [
+            (row, each) for row, each in enumerate(self._requests) if each.controls is not None
         ]
+        drawn = DrawnTokens(
+            token_ids,
+            is_finite,
+            holds_next_step=bool(controlled or scored or scores_known),
+            controlled=controlled,
+            scored=scored,
+            scorer=scorer,
+        )
+        # Last, so that a step which failed before finds the tokens again that it began with.
+        self._rows.last_tokens.index_copy_(0, controls.rows, token_ids)
+        return drawn
 
-    def _draw(self, logits: Tensor, requests: list[Request], controls: _RowControls) -> list[int]:
-        positions = [len(request.output_token_ids) for request in requests]
-        drawn: list[int] = sample(
+    def _row_controls(self, rows: NDArray[np.int64], device: torch.device) -> _RowControls:
+        if rows is not self._sampling_rows or self._controls is None:
+            self._sampling_rows = rows
+            self._controls = _RowControls.gather(self._rows, rows, device)
+        return self._controls
+
+    def _draw(
+        self,
+        logits: Tensor,
+        batch: ScheduledBatch,
+        rows: NDArray[np.int64],
+        controls: _RowControls,
+    ) -> Tensor:
+        positions = _num_tokens(batch) - self._rows.num_prompt_tokens[rows]
+        token_ids: Tensor = sample(
             logits,
             controls.temperature,
             controls.top_k,
             controls.top_p,
             controls.seeds,
-            torch.tensor(positions, dtype=torch.int64).to(logits.device),
-        ).tolist()
-        return drawn
+            torch.from_numpy(positions).to(logits.device, non_blocking=True),
+        )
+        return token_ids
 
-    def _scored_rows(self, requests: list[Request], finite: list[bool]) -> list[int]:
-        return [
-            row
-            for row, request in enumerate(requests)
-            if request.scores is not None and request.scores.wants_output and finite[row]
+    def _scored_rows(self, is_finite: Tensor) -> list[tuple[int, Request]]:
+        wanted = [
+            (row, request)
+            for row, request in enumerate(self._requests)
+            if request.scores is not None and request.scores.wants_output
         ]
+        if not wanted:
+            return []
+        finite = is_finite.tolist()
+        return [(row, request) for row, request in wanted if finite[row]]
 
 
-def _have_finite_maximum(logits: Tensor) -> list[bool]:
-    """Per row; a maximum passes NaN on."""
+def _num_tokens(batch: ScheduledBatch) -> NDArray[np.int64]:
+    """Tokens before the one to be drawn, [num_sampling] int64."""
+    decodes = batch.decode_starts + 1
+    if not batch.chunks:
+        return decodes
+    chunks = [
+        each.num_computed_tokens + each.num_new_tokens for each in batch.chunks if each.samples
+    ]
+    return np.concatenate([decodes, np.array(chunks, dtype=np.int64)])
+
+
+def _have_finite_maximum(logits: Tensor) -> Tensor:
+    """Per row, [num_rows] bool; a maximum passes NaN on."""
     if logits.device.type == "cpu":  # numpy, because torch's threads would spin after it
-        return [bool(finite) for finite in np.isfinite(logits.numpy().max(axis=-1))]
-    finite: list[bool] = torch.isfinite(logits.amax(dim=-1)).tolist()
-    return finite
+        return torch.from_numpy(np.isfinite(logits.numpy().max(axis=-1)))
+    return torch.isfinite(logits.amax(dim=-1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,32 +154,21 @@ class _RowControls:
     top_k: Tensor  # [num_rows] int64
     top_p: Tensor  # [num_rows] float32
     seeds: Tensor  # [num_rows] int64
+    rows: Tensor  # [num_rows] int64: where in `RequestRows` they come from
 
     @classmethod
-    def gather(cls, requests: list[Request], device: torch.device) -> _RowControls:
-        params = [request.params for request in requests]
-        floats = torch.tensor(
-            [[each.temperature for each in params], [each.top_p for each in params]],
-            dtype=torch.float32,
-        ).to(device)
-        integers = torch.tensor(
-            [[each.num_top_k for each in params], [request.seed for request in requests]],
-            dtype=torch.int64,
-        ).to(device)
-        return cls(temperature=floats[0], top_p=floats[1], top_k=integers[0], seeds=integers[1])
+    def gather(cls, of: RequestRows, rows: NDArray[np.int64], device: torch.device) -> _RowControls:
+        values = (of.temperature[rows], of.top_k[rows], of.top_p[rows], of.seeds[rows], rows)
+        return cls(*[torch.from_numpy(each).to(device) for each in values])
 
 
-def _is_exhausted(request: Request) -> bool:
-    return request.controls is not None and request.controls.is_exhausted
-
-
-def _scorer(logits: Tensor, requests: Sequence[Request], rows: list[int]) -> Scorer | None:
+def _scorer(logits: Tensor, scored: Sequence[tuple[int, Request]]) -> Scorer | None:
     """A scorer of some of the sampling rows, or None where there are none."""
-    if not rows:
+    if not scored:
         return None
-    wanted = [scores for row in rows if (scores := requests[row].scores) is not None]
+    wanted = [scores for _, each in scored if (scores := each.scores) is not None]
     return Scorer(
-        logits[torch.tensor(rows, device=logits.device)],
+        logits[torch.tensor([row for row, _ in scored], device=logits.device)],
         [scores.num_logprobs or 0 for scores in wanted],
         with_entropy=any(scores.wants_entropy for scores in wanted),
     )

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from bisect import insort
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
+
+import numpy as np
 
 from .batch_limits import BatchLimits
 from .block_pool import BlockPool
 from .errors import ConfigError, RequestError
 from .prefix_sharing import PrefixSharing
 from .request import Request, RequestStatus
+from .running_requests import RunningRequests
 from .schedule import ScheduledBatch
 from .step_plan import StepPlan
 from .waiting_queue import WaitingQueue, rank_of
@@ -36,7 +38,13 @@ class Scheduler:
     sees to that), every request finishes.
 
     Sharing (`PrefixSharing`): a request may be admitted on blocks that the same step is to compute.
-    It is taken back by the next `schedule` if there was no `update` in between.
+    It is taken back by the next `schedule` if the step was not launched, and by `update` if any
+    token of the step failed.
+
+    A step is scheduled, launched (`begin`) and collected (`update`). The next one may be scheduled
+    between the two: a request then goes on from a token that is drawn and not known yet. What ends
+    meanwhile keeps its blocks until the last step with it is collected, and its tokens of these
+    steps are void. Nobody is preempted while steps are in flight: `schedule` is empty then.
 
     Invariant: `running` and `waiting` are each in order of rank; a block's reference count is the
     number of block tables it is in (`check`).
@@ -62,14 +70,18 @@ class Scheduler:
         self.block_pool = block_pool
         self.limits = BatchLimits(max_num_seqs, max_num_batched_tokens)
         self.waiting = WaitingQueue()
-        self.running: list[Request] = []
         self._sharing = PrefixSharing(block_pool)
+        self._running = RunningRequests(block_pool, self._sharing)
         self._ageing_s = ageing_s
         self._num_added = 0
         self._last_admitted: Request | None = None
-        # Admitted in the last step on blocks that the same step was to compute.
+        # What the last `schedule` admitted on blocks of its own step, until that is launched.
         self._unconfirmed: list[Request] = []
-        self._untrusted_blocks: list[int] = []
+
+    @property
+    def running(self) -> list[Request]:
+        """The requests that hold blocks and go on, in order of rank."""
+        return self._running.requests
 
     @property
     def has_requests(self) -> bool:
@@ -105,81 +117,79 @@ class Scheduler:
         self.waiting.add(request)
 
     def schedule(self) -> ScheduledBatch:
-        """Choose the next step's work. Empty only where there is no request.
+        """Choose the next step's work.
 
-        Nothing is lost when the step is not run or fails: requests count as computed in `update`,
+        Nothing is lost when the step is not launched: requests count as computed from `begin` on,
         so the next call chooses the same tokens again.
+
+        Returns:
+            Empty only where there is no request, or where steps in flight have to be collected
+            first: all tokens that could be computed are theirs, or blocks have run out.
         """
         self._take_back_unconfirmed()
         self._sharing.begin_step()
-        preempted = self._reserve_blocks()
-        preempted += self._make_room()
-        plan = StepPlan(self.limits.max_num_batched_tokens)
-        prefills = []
-        for request in self.running:
-            if request.num_uncomputed_tokens == 1:
-                plan.place(request, 1)
-            else:
-                prefills.append(request)
+        is_in_flight = bool(self._running.in_flight)
+        ready = self._running.ready
+        needy = [each for each in ready if each.num_computed_tokens >= each.num_slots]
+        if is_in_flight and len(needy) > self.block_pool.num_free_blocks:
+            return ScheduledBatch()
+        preempted = self._reserve_blocks(needy)
+        victims = self._victims_for_room()
+        if is_in_flight and victims:
+            return ScheduledBatch()
+        preempted += self._make_room(victims)
+        if preempted:
+            ready = self._running.ready
+        decodes, prefills = self._by_phase(ready)
+        plan = StepPlan(self.limits.max_num_batched_tokens - len(decodes))
         self._fill(plan, prefills, preempted)
-        assert plan.scheduled or not self.has_requests, "requests wait, and none can be computed"
-        return ScheduledBatch(tuple(plan.scheduled), tuple(preempted))
+        assert decodes or plan.chunks or is_in_flight or not self.has_requests, (
+            "requests wait, and none can be computed"
+        )
+        return ScheduledBatch(
+            decodes=tuple(decodes),
+            decode_starts=np.array([each.num_computed_tokens for each in decodes], dtype=np.int64),
+            chunks=tuple(plan.chunks),
+            preempted=tuple(preempted),
+            unconfirmed=tuple(self._unconfirmed),
+        )
 
-    def update(self, batch: ScheduledBatch, token_ids: Sequence[int | None]) -> list[Request]:
-        """Count a step's tokens as computed and append the sampled ones.
+    def begin(self, batch: ScheduledBatch) -> None:
+        """Note that a step is launched: its tokens count as computed, those it draws as pending."""
+        self._unconfirmed = []
+        self._running.begin(batch)
+
+    def update(self, batch: ScheduledBatch, token_ids: Sequence[int | None]) -> set[Request]:
+        """Collect the oldest step in flight: append the tokens that it drew.
 
         Args:
-            batch: What `schedule` returned, computed.
+            batch: The oldest that `begin` was called with.
             token_ids: One for each of `batch.sampling_requests`; None where sampling failed: the
                 caller has to finish that request.
 
         Returns:
-            Requests that were computed on blocks of a request whose sampling failed. They wait
-            again, and their tokens of this step are void, None included.
+            Requests whose tokens of this step are void, None included: they ended or lost their
+            blocks, or they were admitted on blocks of a step in which a token failed.
         """
         self.limits.note_success()
-        tokens = dict(zip(batch.sampling_requests, token_ids, strict=True))
-        void = self._find_void(batch, tokens)
-        for request, num_computed_tokens, num_new_tokens, samples, _ in batch.scheduled:
-            if request in void:
-                continue
-            request.num_computed_tokens = num_computed_tokens + num_new_tokens
-            token_id = tokens[request] if samples else None
-            if token_id is not None:
-                request.output_token_ids.append(token_id)
-                request.is_trusted = True
-                self._sharing.register(request)
-        self._unconfirmed = void
-        self._take_back_unconfirmed()
-        return void
-
-    def _find_void(
-        self, batch: ScheduledBatch, tokens: Mapping[Request, int | None]
-    ) -> list[Request]:
-        """The requests admitted in this step on blocks that the step computed wrongly."""
-        if not self._unconfirmed or None not in tokens.values():
-            return []
-        void: list[Request] = []
-        tainted: set[int] = set()
-        for item in batch.scheduled:  # who fills a block comes before those that share it
-            request = item.request
-            if request in self._unconfirmed and not tainted.isdisjoint(request.block_ids):
-                void.append(request)
-                tainted.update(request.block_ids)
-            elif item.samples and tokens[request] is None:
-                tainted.update(request.block_ids)
-        return void
+        for request in self._running.collect(batch, token_ids):
+            self.waiting.add(request)
+        return batch.void
 
     def take_untrusted_blocks(self) -> list[int]:
         """Blocks given back that may hold NaN: clear them before the next step is computed."""
-        block_ids, self._untrusted_blocks = self._untrusted_blocks, []
-        return block_ids
+        return self._running.take_untrusted_blocks()
+
+    def distrust(self, batch: ScheduledBatch) -> None:
+        """A step failed while it was being launched: what it wrote may be anything."""
+        for request in batch.requests:
+            request.is_trusted = False
 
     def shrink(self, batch: ScheduledBatch) -> tuple[list[Request], Request | None]:
         """After a step that ran out of memory: smaller steps, and the later half waits again.
 
         Args:
-            batch: What `schedule` returned, not computed.
+            batch: What `schedule` returned, not launched.
 
         Returns:
             The requests that were preempted, and the one that ran out of memory alone once too
@@ -187,8 +197,8 @@ class Scheduler:
         """
         self._take_back_unconfirmed()
         if self.limits.note_out_of_memory(batch):
-            return [], batch.scheduled[0].request
-        in_batch = sorted((item.request for item in batch.scheduled), key=rank_of)
+            return [], batch.requests[0]
+        in_batch = sorted(batch.requests, key=rank_of)
         kept = set(in_batch[: self.limits.max_num_seqs])
         victims = [request for request in reversed(self.running) if request not in kept]
         for request in victims:
@@ -196,23 +206,22 @@ class Scheduler:
         return victims, None
 
     def finish(self, request: Request) -> None:
-        """Take a request out, wherever it is, and free its blocks."""
+        """Take a request out, wherever it is, and free its blocks once no step writes to them."""
         if request.status is RequestStatus.RUNNING:
-            self.running.remove(request)
+            self._running.finish(request)
         else:
             self.waiting.remove(request)
-        self._release_blocks(request, RequestStatus.FINISHED)
+            request.status = RequestStatus.FINISHED
 
-    def discard(self, request: Request) -> list[int]:
+    def discard(self, request: Request) -> None:
         """Take out a running request whose KV cannot be trusted, and let nobody share it.
 
-        Returns:
-            Its blocks that nobody else holds, free now: clear them before they are used again.
+        Its blocks are among `take_untrusted_blocks` as soon as nobody holds them.
         """
-        block_ids = request.block_ids
-        self.block_pool.forget(block_ids)
+        self.block_pool.forget(request.block_ids)
+        request.num_registered_blocks = 0
+        request.is_trusted = False
         self.finish(request)
-        return [block_id for block_id in block_ids if self.block_pool.ref_count(block_id) == 0]
 
     def check(self) -> None:
         """Prove that every block's reference count is the number of block tables it is in.
@@ -221,46 +230,45 @@ class Scheduler:
             AssertionError: it is not, or the pool's own invariant is broken.
         """
         self.block_pool.check()
-        for requests in (self.running, list(self.waiting)):
-            assert requests == sorted(requests, key=rank_of), "requests are not in order of rank"
-        counts = [0] * self.block_pool.num_blocks
-        for request in self.running:
-            assert request.status is RequestStatus.RUNNING
-            for block_id in request.block_ids:
-                counts[block_id] += 1
-        for request in self.waiting:
+        waiting = list(self.waiting)
+        assert waiting == sorted(waiting, key=rank_of), "requests are not in order of rank"
+        for request in waiting:
             assert request.status in (RequestStatus.WAITING, RequestStatus.PREEMPTED)
             assert not request.block_ids, f"{request.request_id} waits and holds blocks"
-        actual = [self.block_pool.ref_count(block_id) for block_id in range(len(counts))]
+            assert not request.num_pending_tokens, f"{request.request_id} waits and has a token due"
+        actual = [self.block_pool.ref_count(each) for each in range(self.block_pool.num_blocks)]
+        counts = self._running.count_holders()
         assert actual == counts, "a reference count is not the number of its block tables"
 
-    def _reserve_blocks(self) -> list[Request]:
-        """Extend each running request's block table to its last known token, first rank first.
+    def _by_phase(self, ready: list[Request]) -> tuple[list[Request], list[Request]]:
+        """Requests that compute their last token only, and the others."""
+        catching_up = self._running.catching_up
+        if not catching_up:
+            return ready, []
+        decodes = [request for request in ready if request not in catching_up]
+        return decodes, [request for request in ready if request in catching_up]
+
+    def _reserve_blocks(self, needy: Iterable[Request]) -> list[Request]:
+        """Give a block to each request that has none for its next token, first rank first.
 
         Returns:
             The requests that were preempted for it, the last in rank first.
         """
-        pool = self.block_pool
         preempted: list[Request] = []
-        index = 0
-        while index < len(self.running):
-            request = self.running[index]
-            missing = pool.blocks_for(request.num_tokens) - len(request.block_ids)
-            if missing > pool.num_free_blocks:
+        for request in needy:
+            while request.block_ids and self.block_pool.num_free_blocks == 0:
                 # The victim may be this request itself: then it was the last.
                 preempted.append(self.running[-1])
                 self._preempt(self.running[-1])
-                continue
-            if missing > 0:
-                request.block_ids += pool.allocate(missing)
-            index += 1
+            if request.block_ids:
+                self._running.grow(request)
         return preempted
 
-    def _make_room(self) -> list[Request]:
-        """Preempt requests of lower priorities where the first that waits needs their place.
+    def _victims_for_room(self) -> list[Request]:
+        """Running requests of lower priorities in whose place the first that waits would fit.
 
         Returns:
-            The preempted ones, the last in rank first; none where all of them were not enough.
+            All of them, the last in rank first; none where they are not needed, or not enough.
         """
         urgent = self.waiting.first()
         if urgent is None:
@@ -279,11 +287,14 @@ class Scheduler:
             for block_id in victim.block_ids
             if self.block_pool.ref_count(block_id) == 1
         )
-        if not self._fits(urgent, num_victims=len(victims), gained=gained):
-            return []
+        return victims if self._fits(urgent, num_victims=len(victims), gained=gained) else []
+
+    def _make_room(self, victims: Iterable[Request]) -> list[Request]:
+        """Preempt as many of `_victims_for_room` as the first that waits needs."""
+        urgent = self.waiting.first()
         preempted: list[Request] = []
         for victim in victims:
-            if self._fits(urgent):
+            if urgent is None or self._fits(urgent):
                 break
             self._preempt(victim)
             preempted.append(victim)
@@ -303,9 +314,7 @@ class Scheduler:
         return needed + num_running <= pool.num_free_blocks + len(gained) - num_kept
 
     def _preempt(self, request: Request) -> None:
-        self.running.remove(request)
-        self._release_blocks(request, RequestStatus.PREEMPTED)
-        request.num_computed_tokens = 0
+        self._running.release(request, RequestStatus.PREEMPTED)
         request.metrics.num_preemptions += 1
         self.waiting.add(request)
 
@@ -313,23 +322,9 @@ class Scheduler:
         """Let requests wait again whose first blocks were to be computed in a step that was not."""
         for request in self._unconfirmed:
             if request.status is RequestStatus.RUNNING:
-                self.running.remove(request)
-                self._release_blocks(request, RequestStatus.WAITING)
-                request.num_computed_tokens = 0
+                self._running.release(request, RequestStatus.WAITING)
                 self.waiting.add(request)
         self._unconfirmed = []
-
-    def _release_blocks(self, request: Request, status: RequestStatus) -> None:
-        self.block_pool.free(request.block_ids)
-        if not request.is_trusted:
-            # Slots that a later holder does not write are masked, and yet multiplied.
-            self._untrusted_blocks += [
-                block_id
-                for block_id in request.block_ids[request.num_registered_blocks :]
-                if self.block_pool.ref_count(block_id) == 0
-            ]
-        request.block_ids = []
-        request.status = status
 
     def _fill(
         self, plan: StepPlan, prefills: Sequence[Request], preempted: Sequence[Request]
@@ -370,15 +365,10 @@ class Scheduler:
         if needed + spare > pool.num_free_blocks - pool.num_free_among(shared):
             return False
         self.waiting.admit(request)
-        pool.share(shared)
         if self._sharing.is_coming(request, len(shared)):
             self._unconfirmed.append(request)
-        request.block_ids = shared + pool.allocate(needed)
-        request.num_registered_blocks = len(shared)
-        request.num_computed_tokens = len(shared) * pool.block_size
+        self._running.admit(request, shared, needed)
         self._note_admission(request)
-        request.status = RequestStatus.RUNNING
-        insort(self.running, request, key=rank_of)
         self._last_admitted = request
         return True
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from .outputs import FinishReason, RequestOutput
-from .schedule import ScheduledBatch
+from .schedule import ScheduledBatch, StepKind
 from .scheduler import Scheduler
 
 #: The step times are those of so many steps: the last minute or so.
@@ -43,6 +43,8 @@ class EngineStats:
     num_preemptions: int
     #: Steps that ran out of memory and were tried again with fewer requests.
     num_out_of_memory: int
+    #: Steps run, by how; see `StepKind`.
+    num_steps_by_kind: dict[StepKind, int]
     #: Requests in a step, mean over all steps; 0 before the first.
     mean_batch_size: float
     #: Seconds that half of the last `NUM_RECENT_STEPS` steps took at most; 0 before the first.
@@ -65,13 +67,15 @@ class StatsCounter:
     num_preemptions: int = 0
     num_out_of_memory: int = 0
     num_scheduled: int = 0
+    num_steps_by_kind: Counter[StepKind] = field(default_factory=Counter)
     step_times_s: deque[float] = field(default_factory=lambda: deque(maxlen=NUM_RECENT_STEPS))
     num_finished: Counter[FinishReason] = field(default_factory=Counter)
 
-    def count_step(self, batch: ScheduledBatch, step_time_s: float) -> None:
-        """Add a step that was run, and the seconds that it took."""
+    def count_step(self, batch: ScheduledBatch, kind: StepKind, step_time_s: float) -> None:
+        """Add a step that was run, how, and the seconds that it took."""
         self.num_steps += 1
-        self.num_scheduled += len(batch.scheduled)
+        self.num_steps_by_kind[kind] += 1
+        self.num_scheduled += batch.num_seqs
         self.step_times_s.append(step_time_s)
         self.num_computed_tokens += batch.num_tokens
         self.num_preemptions += len(batch.preempted)
@@ -81,9 +85,8 @@ class StatsCounter:
         self.num_out_of_memory += 1
         self.num_preemptions += len(batch.preempted) + num_preempted
 
-    def count_output(self, output: RequestOutput) -> None:
-        """Add what an output reports."""
-        self.num_generated_tokens += len(output.new_token_ids)
+    def count_end(self, output: RequestOutput) -> None:
+        """Add a request's last output."""
         if output.finish_reason is not None:
             self.num_prompt_tokens += output.num_prompt_tokens
             self.num_cached_tokens += output.metrics.num_cached_tokens
@@ -106,6 +109,7 @@ class StatsCounter:
             num_cached_tokens=self.num_cached_tokens,
             num_preemptions=self.num_preemptions,
             num_out_of_memory=self.num_out_of_memory,
+            num_steps_by_kind=dict(self.num_steps_by_kind),
             mean_batch_size=self.num_scheduled / self.num_steps if self.num_steps else 0.0,
             step_time_p50_s=_quantile(times, 0.5),
             step_time_p99_s=_quantile(times, 0.99),

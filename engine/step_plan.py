@@ -1,4 +1,4 @@
-"""A step being put together under its token budget."""
+"""The prompts' part of a step, being put together under the token budget."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ MAX_SCORED_TOKENS = 256
 
 
 class StepPlan:
-    """A step being put together: what is scheduled, and what is left of the token budget."""
+    """The chunks of a step, and what is left of the token budget."""
 
-    __slots__ = ("_num_free_scores", "num_free_tokens", "scheduled")
+    __slots__ = ("_num_free_scores", "chunks", "num_free_tokens")
 
-    def __init__(self, max_num_batched_tokens: int) -> None:
-        self.num_free_tokens = max_num_batched_tokens
+    def __init__(self, num_free_tokens: int) -> None:
+        self.num_free_tokens = num_free_tokens
         self._num_free_scores = MAX_SCORED_TOKENS
-        self.scheduled: list[ScheduledRequest] = []
+        self.chunks: list[ScheduledRequest] = []
 
     def place(self, request: Request, num_uncomputed_tokens: int) -> ScheduledRequest | None:
         """Schedule as many of the request's uncomputed tokens as the budget has left, if any."""
@@ -29,7 +29,6 @@ class StepPlan:
         if num_new_tokens == 0:
             return None
         self.num_free_tokens -= num_new_tokens
-        request.is_trusted = False
         item = ScheduledRequest(
             request,
             request.num_computed_tokens,
@@ -37,7 +36,7 @@ class StepPlan:
             num_new_tokens == num_uncomputed_tokens,
             scored,
         )
-        self.scheduled.append(item)
+        self.chunks.append(item)
         return item
 
     def _limit_scores(

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from .detokenizer import TextStream
-from .outputs import FinishReason, RequestFailure, RequestOutput
+from .outputs import FinishReason, OutputSource, RequestEnd, RequestFailure, RequestOutput
 from .request import Request
 from .stop import StopStrings
 
@@ -28,6 +28,8 @@ class OutputText:
             echoed: What it begins with; no stop string is looked for in it.
         """
         self.pieces: list[str] = [echoed] if echoed else []
+        #: Makes its text without more ado, where no stop string is looked for; else None.
+        self.plain_stream = stream if stop_strings is None else None
         self._stream = stream
         self._stop_strings = stop_strings
 
@@ -47,7 +49,8 @@ class OutputText:
                 text, stop = self._stop_strings.append(text)
             else:
                 text = self._stop_strings.flush() + text
-        self._add(text)
+        if text:
+            self.pieces.append(text)
         return stop
 
     def flush(self) -> None:
@@ -77,17 +80,28 @@ class RequestTracker:
         #: Whether the scheduler has the request.
         self.is_scheduled = False
         self._structure = None if request.controls is None else request.controls.structure
+        #: Why it ended; None while it goes on.
         self.finish_reason: FinishReason | None = None
-        self._stop_reason: int | str | None = None
-        self._error: RequestFailure | None = None
+        self._end: RequestEnd | None = None
         self._text = text
-        self._pieces: list[str] = [] if text is None else text.pieces
+        self._plain_stream = None if text is None else text.plain_stream
         self._eos_token_ids = frozenset[int]() if params.ignore_eos else eos_token_ids
         self._stop_token_ids = frozenset(params.stop_token_ids or ())
+        self._ending_token_ids = self._eos_token_ids | self._stop_token_ids
         self._max_output_tokens = request.max_num_tokens - len(request.prompt_token_ids)
+        self._source = OutputSource(
+            request.request_id,
+            request.prompt_token_ids,
+            request.output_token_ids,
+            [] if text is None else text.pieces,
+            request.metrics,
+            request.scores,
+        )
         self._num_tokens = 0
         self._num_reported_tokens = 0
         self._num_reported_pieces = 0
+        # Seconds from arrival until the latest token.
+        self._last_token_s = 0.0
 
     @property
     def has_pending_scores(self) -> bool:
@@ -107,16 +121,39 @@ class RequestTracker:
             self.advance(token_id)
         self._num_reported_tokens = self._num_tokens
         # A prompt that is echoed was shown with the first of the resumed tokens.
-        self._num_reported_pieces = len(self._pieces) if self._num_tokens else 0
+        self._num_reported_pieces = len(self._source.text_pieces) if self._num_tokens else 0
         return self._num_tokens
 
-    def advance(self, token_id: int) -> None:
+    def advance(self, token_id: int) -> bool:
         """Take in the next output token: extend the text, and finish where the output ends.
 
         Precedence: end-of-text and stop tokens, then the structure's end, stop strings, and the
         length.
+
+        Returns:
+            Whether the output has ended.
         """
         self._num_tokens += 1
+        if (
+            self._structure is not None
+            or token_id in self._ending_token_ids
+            or self._num_tokens >= self._max_output_tokens
+        ):
+            self._advance_with_care(token_id)
+        elif self._plain_stream is not None:
+            piece = self._plain_stream.append(token_id)
+            if piece:
+                self._source.text_pieces.append(piece)
+            return False
+        elif self._text is not None:
+            may_stop = self._num_tokens > self.request.params.min_tokens
+            stop = self._text.append(token_id, may_stop=may_stop)
+            if stop is not None:
+                self._finish(RequestEnd(FinishReason.STOP, stop))
+        return self._end is not None
+
+    def _advance_with_care(self, token_id: int) -> None:
+        """The same for a token that may end the output by itself, already counted."""
         may_stop = self._num_tokens > self.request.params.min_tokens
         if self._structure is not None and not self._follows_structure(token_id):
             self.finish(
@@ -132,7 +169,7 @@ class RequestTracker:
             if self._structure is not None and self._structure.is_complete:
                 self.finish(FinishReason.STOP)
             elif stop is not None:
-                self._end(FinishReason.STOP, stop)
+                self._finish(RequestEnd(FinishReason.STOP, stop))
             elif self._num_tokens >= self._max_output_tokens:
                 self.finish(FinishReason.LENGTH)
 
@@ -140,51 +177,51 @@ class RequestTracker:
         """End the request for a reason other than its tokens; its text ends with what it has."""
         if self._text is not None:
             self._text.flush()
-        self._error = error
-        self._end(reason, None)
+        self._finish(RequestEnd(reason, error=error))
 
-    def take_output(self) -> RequestOutput:
-        """What is new since the last call."""
-        request = self.request
-        metrics = request.metrics
-        if self._num_tokens > self._num_reported_tokens:
-            self._note_token_time(time.monotonic() - metrics.arrived_at_s)
-        num_reported_tokens, self._num_reported_tokens = self._num_reported_tokens, self._num_tokens
-        num_reported_pieces, self._num_reported_pieces = (
-            self._num_reported_pieces,
-            len(self._pieces),
+    def take_output(self, now_s: float) -> RequestOutput:
+        """What is new since the last call.
+
+        Args:
+            now_s: `time.monotonic()`.
+        """
+        num_tokens, num_old_tokens = self._num_tokens, self._num_reported_tokens
+        if num_tokens > num_old_tokens:
+            self._num_reported_tokens = num_tokens
+            metrics = self._source.metrics
+            self._last_token_s = now_s - metrics.arrived_at_s
+            if metrics.first_token_s is None:
+                metrics.first_token_s = self._last_token_s
+        num_old_pieces = self._num_reported_pieces
+        num_pieces = self._num_reported_pieces = len(self._source.text_pieces)
+        end = self._end
+        if end is None:
+            return RequestOutput(
+                None, self._source, None, num_old_tokens, num_tokens, num_old_pieces, num_pieces
+            )
+        self._note_pace()
+        return RequestOutput(
+            end.reason, self._source, end, num_old_tokens, num_tokens, num_old_pieces, num_pieces
         )
-        return self._output(num_reported_tokens, num_reported_pieces)
 
     def peek_output(self) -> RequestOutput:
         """Where the request is, with nothing that is new."""
-        return self._output(self._num_tokens, len(self._pieces))
-
-    def _output(self, num_reported_tokens: int, num_reported_pieces: int) -> RequestOutput:
-        request = self.request
+        num_tokens, num_pieces = self._num_tokens, len(self._source.text_pieces)
         return RequestOutput(
-            request_id=request.request_id,
-            new_token_ids=request.output_token_ids[num_reported_tokens : self._num_tokens],
-            new_text="".join(self._pieces[num_reported_pieces:]),
-            finish_reason=self.finish_reason,
-            stop_reason=self._stop_reason,
-            error=self._error,
-            metrics=request.metrics,
-            prompt_token_ids=request.prompt_token_ids,
-            _output_token_ids=request.output_token_ids,
-            _num_output_tokens=self._num_tokens,
-            _text_pieces=self._pieces,
-            _num_text_pieces=len(self._pieces),
-            _scores=request.scores,
+            self.finish_reason,
+            self._source,
+            self._end,
+            num_tokens,
+            num_tokens,
+            num_pieces,
+            num_pieces,
         )
 
-    def _note_token_time(self, since_arrival_s: float) -> None:
-        metrics = self.request.metrics
+    def _note_pace(self) -> None:
+        metrics = self._source.metrics
         num_new = self._num_tokens - metrics.num_resumed_tokens
-        if metrics.first_token_s is None:
-            metrics.first_token_s = since_arrival_s
-        elif num_new > 1:
-            metrics.inter_token_s = (since_arrival_s - metrics.first_token_s) / (num_new - 1)
+        if metrics.first_token_s is not None and num_new > 1:
+            metrics.inter_token_s = (self._last_token_s - metrics.first_token_s) / (num_new - 1)
 
     def _follows_structure(self, token_id: int) -> bool:
         assert self._structure is not None
@@ -197,10 +234,9 @@ class RequestTracker:
             if self.request.params.include_stop_str_in_output:
                 self._text.append(token_id, may_stop=False)
             self._text.flush()
-        self._end(FinishReason.STOP, stop_reason)
+        self._finish(RequestEnd(FinishReason.STOP, stop_reason))
 
-    def _end(self, reason: FinishReason, stop_reason: int | str | None) -> None:
-        self.finish_reason = reason
-        self._stop_reason = stop_reason
-        metrics = self.request.metrics
+    def _finish(self, end: RequestEnd) -> None:
+        self._end, self.finish_reason = end, end.reason
+        metrics = self._source.metrics
         metrics.finished_s = time.monotonic() - metrics.arrived_at_s

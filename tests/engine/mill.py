@@ -38,6 +38,8 @@ class PagedMemory:
     def __init__(self, pool: BlockPool) -> None:
         self.pool = pool
         self.token_by_slot: dict[int, int] = {}
+        # What was drawn last for each request, which the host need not know yet.
+        self.last_tokens: dict[Request, int] = {}
 
     def slot(self, request: Request, position: int) -> int:
         block_id = request.block_ids[position // self.pool.block_size]
@@ -48,6 +50,8 @@ class PagedMemory:
         for item in batch.scheduled:
             start, stop = item.num_computed_tokens, item.num_computed_tokens + item.num_new_tokens
             tokens = item.request.token_ids_slice(start, stop)
+            if item.request in batch.decodes:
+                tokens = [self.last_tokens[item.request]]
             for position, token in zip(range(start, stop), tokens, strict=True):
                 slot = self.slot(item.request, position)
                 assert slot not in written, "two requests write to one slot"
@@ -71,6 +75,10 @@ class Mill:
     max_num_batched_tokens: int = 8
     enable_prefix_caching: bool = True
     ageing_s: float = 1e6
+    #: Steps that stay in flight while the next one is scheduled.
+    num_steps_ahead: int = 0
+    #: A request ends with this token; None ends none.
+    stop_token: int | None = None
     admitted: list[str] = field(default_factory=list)
     given_up: list[Request] = field(default_factory=list)
 
@@ -85,6 +93,7 @@ class Mill:
             ageing_s=self.ageing_s,
         )
         self.memory = PagedMemory(self.pool)
+        self.in_flight: list[tuple[ScheduledBatch, list[int]]] = []
 
     def add(
         self,
@@ -111,20 +120,36 @@ class Mill:
 
     def step(self, *, fails: bool = False, is_out_of_memory: bool = False) -> ScheduledBatch:
         batch = self.scheduler.schedule()
-        self.check(batch)
-        tokens = self.memory.run(batch)
-        if is_out_of_memory:
+        self.scheduler.check()
+        is_launched = batch.num_seqs > 0 and not fails and not is_out_of_memory
+        if batch.num_seqs:
+            self.check(batch)
+            tokens = self.memory.run(batch)
+        if batch.num_seqs and is_out_of_memory:
             _, hopeless = self.scheduler.shrink(batch)
             if hopeless is not None:
                 self.given_up.append(hopeless)
                 self.scheduler.finish(hopeless)
-        elif not fails:
-            self.scheduler.update(batch, tokens)
-            for request in batch.sampling_requests:
-                if request.num_tokens == request.max_num_tokens:
-                    self.scheduler.finish(request)
+        elif is_launched:
+            self.scheduler.begin(batch)
+            self.memory.last_tokens |= zip(batch.sampling_requests, tokens, strict=True)
+            self.in_flight.append((batch, tokens))
+        ahead = self.num_steps_ahead
+        while len(self.in_flight) > (ahead if is_launched and self.scheduler.has_requests else 0):
+            self.collect()
         self.scheduler.check()
         return batch
+
+    def collect(self) -> None:
+        """Take in the oldest step in flight, and finish the requests that it ends."""
+        batch, tokens = self.in_flight.pop(0)
+        void = self.scheduler.update(batch, tokens)
+        for request in batch.sampling_requests:
+            if request in void:
+                continue
+            is_stopped = request.output_token_ids[-1] == self.stop_token
+            if is_stopped or request.num_tokens == request.max_num_tokens:
+                self.scheduler.finish(request)
 
     def check(self, batch: ScheduledBatch) -> None:
         self.scheduler.check()

@@ -54,7 +54,7 @@ def run_step(runner: ModelRunner, work: list[tuple[Request, int, bool]]) -> Tens
         ScheduledRequest(request, request.num_computed_tokens, count, samples)
         for request, count, samples in work
     )
-    batch = ScheduledBatch(scheduled=scheduled, preempted=())
+    batch = ScheduledBatch(chunks=scheduled)
     logits = runner.run(build_step_inputs(batch, BLOCK_SIZE, "cpu")).clone()
     for request, count, _ in work:
         request.num_computed_tokens += count

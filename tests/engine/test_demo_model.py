@@ -73,7 +73,7 @@ def greedy(loaded: LoadedModel, token_ids: list[list[int]]) -> list[list[int]]:
             )
             for request in running
         )
-        inputs = build_step_inputs(ScheduledBatch(scheduled=scheduled, preempted=()), 16, "cpu")
+        inputs = build_step_inputs(ScheduledBatch(chunks=scheduled), 16, "cpu")
         best = runner.run(inputs).argmax(-1).tolist()
         for request, token_id in zip(running, best, strict=True):
             request.num_computed_tokens = request.num_tokens
@@ -109,9 +109,7 @@ def test_logits_equal_transformers_in_float32_and_follow_them_in_bfloat16(
         request.block_ids = [5, 3, 4, 8]
         rows = []
         for position in range(len(prompt)):
-            batch = ScheduledBatch(
-                scheduled=(ScheduledRequest(request, position, 1, True),), preempted=()
-            )
+            batch = ScheduledBatch(chunks=(ScheduledRequest(request, position, 1, True),))
             rows.append(runner.run(build_step_inputs(batch, 16, "cpu")).clone())
         return torch.cat(rows)
 

@@ -10,6 +10,7 @@ import torch
 from batchmill.engine import SamplingParams
 from batchmill.engine.controls import RequestControls
 from batchmill.engine.request import Request, derive_seed
+from batchmill.engine.request_rows import RequestRows
 from batchmill.engine.sampler import Sampler
 from batchmill.engine.schedule import ScheduledBatch, ScheduledRequest
 
@@ -33,8 +34,12 @@ def request(name: str = "a", output: int = 0, seed: int = 1, **params: Any) -> R
 
 def batch_of(*requests: Request) -> ScheduledBatch:
     return ScheduledBatch(
-        tuple(ScheduledRequest(each, each.num_tokens - 1, 1, True) for each in requests), ()
+        chunks=tuple(ScheduledRequest(each, each.num_tokens - 1, 1, True) for each in requests)
     )
+
+
+def make_sampler() -> Sampler:
+    return Sampler(VOCAB_SIZE, RequestRows(8, "cpu"))
 
 
 def random_logits(rows: int) -> torch.Tensor:
@@ -45,9 +50,9 @@ def random_logits(rows: int) -> torch.Tensor:
 def test_temperature_0_takes_the_likeliest_token() -> None:
     logits = random_logits(3)
     expected = logits.argmax(dim=-1).tolist()
-    sampler = Sampler(VOCAB_SIZE)
+    sampler = make_sampler()
     requests = [request(str(index), temperature=0) for index in range(3)]
-    assert sampler.sample(logits, batch_of(*requests)) == expected
+    assert sampler.draw(logits, batch_of(*requests)).collect() == expected
 
 
 def test_token_does_not_depend_on_the_rest_of_the_batch() -> None:
@@ -58,10 +63,10 @@ def test_token_does_not_depend_on_the_rest_of_the_batch() -> None:
         request("c", output=9, seed=13, top_p=0.7),
         request("d", temperature=0),
     ]
-    together = Sampler(VOCAB_SIZE).sample(logits.clone(), batch_of(*requests))
-    sampler = Sampler(VOCAB_SIZE)
+    together = make_sampler().draw(logits.clone(), batch_of(*requests)).collect()
+    sampler = make_sampler()
     alone = [
-        sampler.sample(logits[row : row + 1].clone(), batch_of(each))[0]
+        sampler.draw(logits[row : row + 1].clone(), batch_of(each)).collect()[0]
         for row, each in reversed(list(enumerate(requests)))
     ]
     assert together == alone[::-1]
@@ -69,10 +74,10 @@ def test_token_does_not_depend_on_the_rest_of_the_batch() -> None:
 
 @pytest.mark.feature("seed")
 def test_same_position_draws_the_same_token_and_others_do_not() -> None:
-    sampler = Sampler(VOCAB_SIZE)
+    sampler = make_sampler()
     logits = torch.zeros(1, VOCAB_SIZE)
     draws = [
-        sampler.sample(logits.clone(), batch_of(request(output=output, seed=7)))[0]
+        sampler.draw(logits.clone(), batch_of(request(output=output, seed=7))).collect()[0]
         for output in (*range(20), *range(20))
     ]
     assert draws[:20] == draws[20:]
@@ -82,11 +87,11 @@ def test_same_position_draws_the_same_token_and_others_do_not() -> None:
 def test_controls_follow_the_rows_when_requests_come_and_go() -> None:
     logits = random_logits(2)
     greedy, top = request("a", temperature=0), request("b", seed=3, top_k=2)
-    sampler = Sampler(VOCAB_SIZE)
-    both = sampler.sample(logits.clone(), batch_of(greedy, top))
-    swapped = sampler.sample(logits.flip(0), batch_of(top, greedy))
+    sampler = make_sampler()
+    both = sampler.draw(logits.clone(), batch_of(greedy, top)).collect()
+    swapped = sampler.draw(logits.flip(0), batch_of(top, greedy)).collect()
     assert both == swapped[::-1]
-    assert sampler.sample(logits[1:].clone(), batch_of(top)) == both[1:]
+    assert sampler.draw(logits[1:].clone(), batch_of(top)).collect() == both[1:]
 
 
 def test_tokens_that_end_a_request_are_not_drawn_under_its_minimum() -> None:
@@ -98,7 +103,7 @@ def test_tokens_that_end_a_request_are_not_drawn_under_its_minimum() -> None:
         request("at", output=2, **params),
         request("ignores", output=1, ignore_eos=True, **params),
     ]
-    assert Sampler(VOCAB_SIZE).sample(logits, batch_of(*requests)) == [9, EOS, EOS]
+    assert make_sampler().draw(logits, batch_of(*requests)).collect() == [9, EOS, EOS]
 
 
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf])
@@ -107,7 +112,7 @@ def test_row_that_is_not_finite_gives_no_token_and_harms_no_other(broken: float)
     expected = logits.argmax(dim=-1).tolist()
     logits[1, 4] = broken
     requests = [request(str(index), temperature=0) for index in range(3)]
-    tokens = Sampler(VOCAB_SIZE).sample(logits, batch_of(*requests))
+    tokens = make_sampler().draw(logits, batch_of(*requests)).collect()
     assert tokens == [expected[0], None, expected[2]]
 
 

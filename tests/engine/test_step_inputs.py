@@ -29,12 +29,11 @@ def test_a_mixed_batch_is_laid_out_token_by_token() -> None:
     chunk = make_request([20, 21, 22, 23, 24, 25, 26, 27, 28, 29], [], [1, 9, 4])
     resumed = make_request([30, 31], [32], [5])
     batch = ScheduledBatch(
-        scheduled=(
+        chunks=(
             ScheduledRequest(decoding, 4, 1, True),
             ScheduledRequest(chunk, 3, 3, False),
             ScheduledRequest(resumed, 0, 3, True),
         ),
-        preempted=(),
     )
     inputs = build_step_inputs(batch, block_size=4, device="cpu")
     assert inputs.input_ids.tolist() == [14, 23, 24, 25, 30, 31, 32]
@@ -54,11 +53,11 @@ def test_a_mixed_batch_is_laid_out_token_by_token() -> None:
 
 def test_a_block_table_that_is_too_short_is_an_error() -> None:
     request = make_request([1, 2, 3, 4, 5], [], [8])
-    batch = ScheduledBatch(scheduled=(ScheduledRequest(request, 0, 5, True),), preempted=())
+    batch = ScheduledBatch(chunks=(ScheduledRequest(request, 0, 5, True),))
     with pytest.raises(ValueError, match="r1 needs 2 blocks for 5 tokens, its block table has 1"):
         build_step_inputs(batch, block_size=4, device="cpu")
 
 
 def test_an_empty_batch_is_an_error() -> None:
     with pytest.raises(ValueError, match="schedules no request"):
-        build_step_inputs(ScheduledBatch(scheduled=(), preempted=()), 4, "cpu")
+        build_step_inputs(ScheduledBatch(), 4, "cpu")

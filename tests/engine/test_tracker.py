@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import time
 from typing import Any
 
 import pytest
@@ -61,7 +62,7 @@ class Case:
             token_id = LETTERS.index(token) if isinstance(token, str) else token
             self.request.output_token_ids.append(token_id)
             self.tracker.advance(token_id)
-        return self.tracker.take_output()
+        return self.tracker.take_output(time.monotonic())
 
 
 def test_end_of_text_token_ends_the_request_outside_its_text(detokenizer: Detokenizer) -> None:

@@ -1,0 +1,262 @@
+"""Whole decode steps, recorded once for a few batch sizes and replayed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from batchmill.kernels.sample import sample
+
+from .drawn_tokens import DrawnTokens
+from .errors import EngineError
+from .kv_cache import KVCache
+from .model import Model
+from .request_rows import RequestRows
+from .schedule import ScheduledBatch
+from .step_inputs import StepInputBuilder, StepInputs
+from .upload import Uploader
+
+#: Batch sizes with a graph; others are padded to the next. Finer steps save nothing above 64, where
+#: a matrix unit works on 64 rows at once.
+GRAPH_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256)
+#: Runs before a capture: kernels are compiled and libraries choose their algorithms then.
+NUM_WARM_UPS = 2
+
+_log = logging.getLogger(__name__)
+
+
+class Recorder(Protocol):
+    """Turns work on tensors that stay where they are into something that repeats it."""
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Run the work, and return what runs it again on the same memory."""
+
+
+class PlainRecorder:
+    """Repeats the work by calling it: on any device, without any gain."""
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        """See `Recorder.record`."""
+        return work
+
+
+class CudaGraphRecorder:
+    """Captures the work in a CUDA graph; all graphs share one memory pool.
+
+    Source: PyTorch, "CUDA Graphs", sections on whole-network capture and on sharing memory.
+    """
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        """See `Recorder.record`.
+
+        Raises:
+            EngineError: the device cannot capture it.
+        """
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.stream(stream):
+                for _ in range(NUM_WARM_UPS):
+                    work()
+            torch.cuda.current_stream().wait_stream(stream)
+            with torch.cuda.graph(graph, pool=self._pool):
+                work()
+        except RuntimeError as error:
+            raise EngineError(
+                f"a decode step cannot be captured in a CUDA graph ({type(error).__name__}: "
+                f"{error}): set decode_graphs=False, and steps run kernel by kernel"
+            ) from error
+        replay: Callable[[], None] = graph.replay
+        return replay
+
+
+class DecodeGraphs:
+    """Owns the state of a decoding batch on the device, and a recorded step for each batch size.
+
+    A recorded step takes each row's last token, runs the model, draws, and leaves the state ready
+    for the step after it: the token where the next step finds it, the position advanced. So while
+    the same requests decode, the host sends nothing but the blocks that some of them begin.
+
+    Rows past the batch's are padding: they attend to one slot of block 0, write to no slot, and
+    put their token where nobody looks.
+
+    Invariant: between two calls the first rows of the state are those of `_loaded` at
+    `_next_starts`, or `_loaded` is None.
+
+    Source: graphs over forward, sampling and state update, as in SGLang's decode graphs and
+    Hugging Face's continuous batching; padding rows as in mini-sglang.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        kv_cache: KVCache,
+        rows: RequestRows,
+        builder: StepInputBuilder,
+        *,
+        max_model_len: int,
+        recorder: Recorder | None = None,
+    ) -> None:
+        """Allocate the state; `record_all` has to follow.
+
+        Args:
+            model: Computes the steps.
+            kv_cache: Read and written by them.
+            rows: Has the requests' controls and last tokens.
+            builder: Keeps their block tables.
+            max_model_len: Most tokens of one request.
+            recorder: Records the steps; None is a CUDA graph on a GPU, and plain calls elsewhere.
+        """
+        device = model.device
+        if recorder is None:
+            recorder = CudaGraphRecorder() if device.type == "cuda" else PlainRecorder()
+        self._model, self._kv_cache, self._rows, self._builder = model, kv_cache, rows, builder
+        self._max_model_len = max_model_len
+        self._recorder = recorder
+        self._uploader = Uploader(device)
+        self.sizes = _sizes_for(rows.num_rows)
+        most = self.sizes[-1]
+        self._row_ids = torch.full((most,), rows.num_rows, dtype=torch.int64, device=device)
+        self._positions, self._draw_positions, self._is_live, self._top_k, self._seeds = (
+            torch.zeros(most, dtype=torch.int64, device=device) for _ in range(5)
+        )
+        self._temperature = torch.zeros(most, dtype=torch.float32, device=device)
+        self._top_p = torch.ones(most, dtype=torch.float32, device=device)
+        self._num_columns = -(-max_model_len // kv_cache.block_size)
+        self._tables = torch.zeros(most, self._num_columns, dtype=torch.int32, device=device)
+        self._each_once = torch.arange(most + 1, dtype=torch.int64, device=device)
+        self._cu_seqlens_q = self._each_once.to(torch.int32)
+        self._logits = torch.empty(
+            most, model.config.vocab_size, dtype=torch.float32, device=device
+        )
+        self._token_ids = torch.zeros(most, dtype=torch.int64, device=device)
+        self._is_finite = torch.zeros(most, dtype=torch.bool, device=device)
+        self._replays: dict[int, Callable[[], None]] = {}
+        self._loaded: NDArray[np.int64] | None = None
+        self._next_starts: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+
+    def record_all(self) -> None:
+        """Record a step for each size, the largest first: the others fit into its memory.
+
+        Raises:
+            EngineError: the device cannot; or steps of this model cannot be recorded.
+        """
+        is_cuda = self._model.device.type == "cuda"
+        before = torch.cuda.memory_reserved(self._model.device) if is_cuda else 0
+        for size in reversed(self.sizes):
+            self._replays[size] = self._recorder.record(lambda size=size: self._step(size))  # type: ignore[misc]
+        taken = torch.cuda.memory_reserved(self._model.device) - before if is_cuda else 0
+        _log.info(
+            "decode graphs: %d batch sizes up to %d, %.2f GiB",
+            len(self.sizes),
+            self.sizes[-1],
+            taken / 1024**3,
+        )
+
+    def can_replay(self, batch: ScheduledBatch) -> bool:
+        """Whether a batch only decodes, fits, and draws by numbers a row alone."""
+        if batch.chunks or not 0 < len(batch.decodes) <= self.sizes[-1]:
+            return False
+        return bool(self._rows.is_plain[self._rows.of(batch)].all())
+
+    def launch(self, batch: ScheduledBatch) -> DrawnTokens:
+        """Replay the step of a batch for which `can_replay` holds."""
+        rows, num_rows = self._rows.of(batch), len(batch.decodes)
+        size = next(size for size in self.sizes if size >= num_rows)
+        is_next = rows is self._loaded and np.array_equal(batch.decode_starts, self._next_starts)
+        self._loaded = None
+        begun = self._builder.keep_up(batch)
+        if not is_next:
+            self._load(batch, rows, size)
+        elif len(begun):
+            self._begin_blocks(batch, rows, begun)
+        self._replays[size]()
+        drawn = DrawnTokens(self._token_ids[:num_rows], self._is_finite[:num_rows])
+        self._loaded, self._next_starts = rows, batch.decode_starts + 1
+        return drawn
+
+    @torch.inference_mode()
+    def _step(self, size: int) -> None:
+        """One decode step of the first `size` rows, on memory that stays where it is."""
+        row_ids, positions, is_live = (
+            each[:size] for each in (self._row_ids, self._positions, self._is_live)
+        )
+        block_size = self._kv_cache.block_size
+        columns = positions // block_size
+        blocks = self._tables[:size].gather(1, columns[:, None])[:, 0].to(torch.int64)
+        slots = blocks * block_size + positions % block_size
+        logits = self._logits[:size]
+        inputs = StepInputs(
+            input_ids=self._rows.last_tokens.index_select(0, row_ids),
+            positions=positions,
+            slot_mapping=torch.where(is_live > 0, slots, -1),
+            block_tables=self._tables[:size],
+            cu_seqlens_q=self._cu_seqlens_q[: size + 1],
+            seq_lens=(positions + 1).to(torch.int32),
+            sample_rows=self._each_once[:size],
+            max_query_len=1,
+            max_seq_len=self._max_model_len,
+        )
+        self._model.forward(inputs, self._kv_cache, logits)
+        self._is_finite[:size].copy_(torch.isfinite(logits.amax(dim=-1)))
+        token_ids: Tensor = sample(
+            logits,
+            self._temperature[:size],
+            self._top_k[:size],
+            self._top_p[:size],
+            self._seeds[:size],
+            self._draw_positions[:size],
+        )
+        self._token_ids[:size].copy_(token_ids)
+        self._rows.last_tokens.index_copy_(0, row_ids, token_ids)
+        positions += is_live
+        self._draw_positions[:size] += is_live
+
+    def _load(self, batch: ScheduledBatch, rows: NDArray[np.int64], size: int) -> None:
+        """Bring a batch's rows into the state, and padding after them."""
+        of, num_rows = self._rows, len(rows)
+
+        def padded(values: NDArray[np.generic], filler: float) -> NDArray[np.generic]:
+            pads = np.full((size - num_rows, *values.shape[1:]), filler, dtype=values.dtype)
+            return np.concatenate([values, pads])
+
+        starts = batch.decode_starts
+        pairs = (
+            (self._row_ids, padded(rows, of.num_rows)),
+            (self._positions, padded(starts, 0)),
+            (self._draw_positions, padded(starts + 1 - of.num_prompt_tokens[rows], 0)),
+            (self._is_live, padded(np.ones_like(rows), 0)),
+            (self._top_k, padded(of.top_k[rows], 0)),
+            (self._seeds, padded(of.seeds[rows], 0)),
+            (self._temperature, padded(of.temperature[rows], 0)),
+            (self._top_p, padded(of.top_p[rows], 1)),
+            (self._tables, padded(self._builder.tables_of(rows), 0)),
+        )
+        uploaded = self._uploader.upload(*[values for _, values in pairs])
+        for (target, _), values in zip(pairs, uploaded, strict=True):
+            target[:size].copy_(values)
+
+    def _begin_blocks(
+        self, batch: ScheduledBatch, rows: NDArray[np.int64], begun: NDArray[np.int64]
+    ) -> None:
+        """Send the blocks that some requests begin with this step."""
+        columns = batch.decode_starts[begun] // self._kv_cache.block_size
+        block_ids = self._builder.tables_of(rows[begun])[np.arange(len(begun)), columns]
+        at_rows, at_columns, values = self._uploader.upload(begun, columns, block_ids)
+        self._tables.index_put_((at_rows, at_columns), values)
+
+
+def _sizes_for(max_num_seqs: int) -> tuple[int, ...]:
+    """The sizes up to the first that holds the largest batch."""
+    needed = [size for size in GRAPH_SIZES if size < max_num_seqs]
+    return tuple(GRAPH_SIZES[: len(needed) + 1])

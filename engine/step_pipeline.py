@@ -1,0 +1,122 @@
+"""From a scheduled batch to its tokens: launched in one call, collected in another."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass
+
+from .decode_graphs import DecodeGraphs
+from .drawn_tokens import DrawnTokens
+from .kv_cache import KVCache
+from .model import Model
+from .request_rows import RequestRows
+from .runner import ModelRunner
+from .sampler import Sampler
+from .schedule import ScheduledBatch, StepKind
+from .step_inputs import StepInputBuilder
+
+
+@dataclass(frozen=True, slots=True)
+class CollectedStep:
+    """A step that is done."""
+
+    batch: ScheduledBatch
+    #: One for each of `batch.sampling_requests`; see `DrawnTokens.collect`.
+    token_ids: list[int | None]
+    #: How it was run.
+    kind: StepKind
+    #: Seconds that it took, without those in which the step before it was still running.
+    time_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _LaunchedStep:
+    batch: ScheduledBatch
+    drawn: DrawnTokens
+    kind: StepKind
+    launched_at_s: float
+
+
+class StepPipeline:
+    """Owns the way of a step through the device, and the steps that are on it.
+
+    `launch` returns when the work is handed to the device; on a CPU, when it is done. `collect`
+    waits for the tokens of the oldest step. A step may be launched before the one ahead of it is
+    collected: it finds the tokens drawn there on the device.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        kv_cache: KVCache,
+        *,
+        max_num_seqs: int,
+        max_model_len: int,
+        decode_graphs: bool = False,
+    ) -> None:
+        """Make the buffers.
+
+        Args:
+            model: Computes the steps.
+            kv_cache: Holds keys and values between steps.
+            max_num_seqs: Most requests of one step.
+            max_model_len: Most tokens of one request.
+            decode_graphs: Whether steps that only decode are recorded now, and replayed later.
+
+        Raises:
+            EngineError: they are to be recorded, and cannot be.
+        """
+        self._rows = RequestRows(max_num_seqs, model.device)
+        self._builder = StepInputBuilder(
+            self._rows,
+            block_size=kv_cache.block_size,
+            max_num_blocks=-(-max_model_len // kv_cache.block_size),
+            device=model.device,
+        )
+        self._runner = ModelRunner(model, kv_cache, model.device)
+        self._sampler = Sampler(model.config.vocab_size, self._rows)
+        self._graphs: DecodeGraphs | None = None
+        if decode_graphs:
+            self._graphs = DecodeGraphs(
+                model, kv_cache, self._rows, self._builder, max_model_len=max_model_len
+            )
+            self._graphs.record_all()
+        self._in_flight: deque[_LaunchedStep] = deque()
+        self._collected_at_s = 0.0
+
+    @property
+    def num_in_flight(self) -> int:
+        """Steps launched and not collected."""
+        return len(self._in_flight)
+
+    @property
+    def holds_next_step(self) -> bool:
+        """Whether a step in flight draws tokens that scheduling the next one needs to know."""
+        return any(step.drawn.holds_next_step for step in self._in_flight)
+
+    def launch(self, batch: ScheduledBatch) -> None:
+        """Hand a step to the device.
+
+        Raises:
+            Exception: what the model or the device raised; the step is not in flight then.
+        """
+        launched_at_s = time.perf_counter()
+        if self._graphs is not None and self._graphs.can_replay(batch):
+            drawn, kind = self._graphs.launch(batch), StepKind.GRAPH
+        else:
+            self._sampler.begin(batch)
+            logits = self._runner.run(self._builder.build(batch))
+            drawn = self._sampler.draw(logits, batch)
+            kind = StepKind.PREFILL if batch.chunks else StepKind.DECODE
+        self._in_flight.append(_LaunchedStep(batch, drawn, kind, launched_at_s))
+
+    def collect(self) -> CollectedStep:
+        """Wait for the oldest step in flight."""
+        step = self._in_flight[0]
+        token_ids = step.drawn.collect()
+        self._in_flight.popleft()
+        started_at_s = max(step.launched_at_s, self._collected_at_s)
+        self._collected_at_s = time.perf_counter()
+        time_s = self._collected_at_s - started_at_s
+        return CollectedStep(step.batch, token_ids, step.kind, time_s)

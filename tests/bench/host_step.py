@@ -1,0 +1,192 @@
+"""Host time of a decode step: ``python tests/bench/host_step.py [steps]``.
+
+An engine over a stub model, which writes nothing: the logits are the same in every step. All
+requests decode. What is left of a step is the engine's own work on the host, turning tokens into
+text included: that part is named by itself (`tracker and text`). Work over whole rows of logits is
+a device's: the model's call and the sampler's two passes over the logits are taken off and shown
+beside it, and the draw is an argmax in both modes (drawing on a CPU takes a hundred times as long,
+and leaves the caches cold for what is measured).
+
+Prints, for batches of 1, 64 and 256 requests, greedy and with temperature, top-k, top-p and seeds,
+the median over the steps in microseconds, the fastest tenth, and where it goes.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer as BackendTokenizer
+from tokenizers import decoders, models, pre_tokenizers
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+import batchmill.engine.sampler as sampler_module
+from batchmill.engine import Engine, EngineConfig, SamplingParams
+from batchmill.engine.kv_cache import KVCache
+from batchmill.engine.loading import LoadedModel
+from batchmill.engine.model_config import ModelShape
+from batchmill.engine.step_inputs import StepInputs
+from batchmill.engine.tokenizer import Tokenizer
+
+VOCAB_SIZE = 512
+#: The first ones stand for a whole character each, as nearly all tokens do.
+NUM_TEXT_TOKENS = 94
+PROMPT_LENGTH = 100
+BATCH_SIZES = (1, 64, 256)
+#: Phases that are no host time of the loop: the model's call, and work over whole rows of logits.
+NOT_HOST = ("model", "rows of logits")
+
+
+def argmax(logits: Tensor, *controls: Tensor) -> Tensor:
+    """A draw that costs next to nothing."""
+    return torch.from_numpy(logits.numpy().argmax(axis=-1))
+
+
+class StubModel:
+    """Computes nothing; each row's largest logit is another one."""
+
+    config = ModelShape(
+        architecture="Stub",
+        vocab_size=VOCAB_SIZE,
+        num_layers=1,
+        num_kv_heads=1,
+        head_dim=1,
+        max_position_embeddings=4096,
+    )
+    dtype, device = torch.float32, torch.device("cpu")
+
+    def forward(self, inputs: StepInputs, kv_cache: KVCache, logits: Tensor) -> None:
+        """Leave the logits as they are."""
+
+
+class Phases:
+    """Owns how long each phase of a step took, without what it called of other phases."""
+
+    def __init__(self) -> None:
+        self.elapsed_s: dict[str, float] = defaultdict(float)
+        self._inner_s = [0.0]
+
+    def watch(self, owner: Any, name: str, phase: str) -> None:
+        """Count the time inside one of an object's methods (or a module's functions)."""
+        call: Callable[..., Any] = getattr(owner, name)
+
+        @functools.wraps(call)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            self._inner_s.append(0.0)
+            started_at_s = time.perf_counter()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                elapsed_s = time.perf_counter() - started_at_s
+                self.elapsed_s[phase] += elapsed_s - self._inner_s.pop()
+                self._inner_s[-1] += elapsed_s
+
+        setattr(owner, name, watched)
+
+
+def stub_tokenizer() -> Tokenizer:
+    """A token for each byte, and some for nothing."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = BackendTokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend))
+
+
+def stub_engine(batch_size: int, num_steps: int) -> Engine:
+    """An engine whose cache holds the whole run."""
+    model = StubModel()
+    loaded = LoadedModel(model, model.config, stub_tokenizer(), "stub", frozenset({VOCAB_SIZE - 1}))
+    length = PROMPT_LENGTH + num_steps + 16
+    config = EngineConfig(
+        model="stub",
+        dtype="float32",
+        device="cpu",
+        max_model_len=length,
+        max_num_seqs=batch_size,
+        max_num_batched_tokens=batch_size * PROMPT_LENGTH,
+        kv_cache_bytes=8 * (length + 16) * batch_size,
+    )
+    engine = Engine(config, loaded=loaded)
+    logits = torch.rand(batch_size, VOCAB_SIZE, generator=torch.Generator().manual_seed(0))
+    logits[:, NUM_TEXT_TOKENS:] = -100.0
+    engine._pipeline._runner._logits = logits
+    return engine
+
+
+def watch_all(engine: Engine, phases: Phases) -> None:
+    """Watch the parts of a step; what is in none of them counts as the step's own."""
+    pipeline = engine._pipeline
+    phases.watch(engine._scheduler, "schedule", "schedule")
+    phases.watch(engine._scheduler, "begin", "schedule")
+    phases.watch(pipeline._builder, "build", "inputs")
+    phases.watch(pipeline._runner, "run", "runner")
+    phases.watch(engine._loaded.model, "forward", "model")
+    phases.watch(pipeline._sampler, "begin", "sampler")
+    phases.watch(pipeline._sampler, "draw", "sampler")
+    phases.watch(pipeline, "collect", "collect")
+    phases.watch(sampler_module, "sample", "rows of logits")
+    phases.watch(sampler_module, "_have_finite_maximum", "rows of logits")
+    phases.watch(engine._scheduler, "update", "update")
+    phases.watch(engine._book, "advance", "tracker and text")
+    phases.watch(engine._book, "take_outputs", "outputs")
+
+
+def measure(batch_size: int, params: SamplingParams, num_steps: int) -> dict[str, float]:
+    """Microseconds a step: each phase's median, the host time's (`host`) and its fastest tenth."""
+    engine = stub_engine(batch_size, num_steps)
+    for index in range(batch_size):
+        engine.add_request(f"request {index}", [index % NUM_TEXT_TOKENS] * PROMPT_LENGTH, params)
+    for _ in range(5):  # one for the prompts, the others warm up
+        engine.step()
+    phases = Phases()
+    originals = (sampler_module.sample, sampler_module._have_finite_maximum)
+    sampler_module.sample = argmax
+    watch_all(engine, phases)
+    steps: list[dict[str, float]] = []
+    for _ in range(num_steps):
+        phases.elapsed_s.clear()
+        started_at_s = time.perf_counter()
+        outputs = engine.step()
+        total_s = time.perf_counter() - started_at_s
+        assert len(outputs) == batch_size
+        host_s = total_s - sum(phases.elapsed_s[name] for name in NOT_HOST)
+        own_s = total_s - sum(phases.elapsed_s.values())
+        steps.append({**phases.elapsed_s, "rest": own_s, "host": host_s})
+    sampler_module.sample, sampler_module._have_finite_maximum = originals
+    medians = {name: 1e6 * statistics.median(each[name] for each in steps) for name in steps[0]}
+    fastest = sorted(each["host"] for each in steps)[len(steps) // 10]
+    return {**medians, "fastest tenth": 1e6 * fastest}
+
+
+def main() -> None:
+    """Measure and print."""
+    num_steps = int(sys.argv[1]) if len(sys.argv) > 1 else 200
+    torch.set_num_threads(1)
+    modes = {
+        "greedy": SamplingParams(temperature=0, ignore_eos=True, max_tokens=None),
+        "sampled": SamplingParams(
+            temperature=0.8, top_k=50, top_p=0.9, seed=7, ignore_eos=True, max_tokens=None
+        ),
+    }
+    for batch_size in BATCH_SIZES:
+        for mode, params in modes.items():
+            medians = measure(batch_size, params, num_steps)
+            host_us, fastest_us = medians.pop("host"), medians.pop("fastest tenth")
+            parts = ", ".join(f"{name} {us:.0f}" for name, us in medians.items())
+            print(
+                f"batch {batch_size:3} {mode:7}: host {host_us:4.0f} us a step, "
+                f"{fastest_us:4.0f} at best"
+            )
+            print(f"    {parts}")
+
+
+if __name__ == "__main__":
+    main()

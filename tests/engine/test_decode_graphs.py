@@ -1,0 +1,201 @@
+"""Decode steps replayed on static buffers compute what steps laid out anew compute."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from batchmill.engine import ConfigError, Engine, EngineConfig, SamplingParams
+from batchmill.engine.decode_graphs import GRAPH_SIZES
+from batchmill.engine.loading import LoadedModel
+
+from .tiny_model import POISON, Fuse, check_nothing_is_lost, load, run, save_model, tiny_engine
+
+
+@pytest.fixture(scope="module")
+def fuse() -> Fuse:
+    return Fuse()
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory, fuse: Fuse) -> LoadedModel:
+    folder: Path = tmp_path_factory.mktemp("tiny-model")
+    save_model(folder)
+    return load(folder, fuse)
+
+
+@pytest.fixture
+def make_engine(loaded: LoadedModel, fuse: Fuse) -> Iterator[Callable[..., Engine]]:
+    engines: list[Engine] = []
+
+    def make(num_blocks: int = 64, *, decode_graphs: bool = True, **settings: Any) -> Engine:
+        engines.append(tiny_engine(loaded, num_blocks, decode_graphs=decode_graphs, **settings))
+        return engines[-1]
+
+    yield make
+    fuse.reset()
+    for engine in engines:
+        check_nothing_is_lost(engine)
+
+
+def outputs_of(engine: Engine) -> dict[str, list[int]]:
+    return {name: news[-1].token_ids for name, news in run(engine).items()}
+
+
+def kinds(engine: Engine) -> dict[str, int]:
+    return {str(kind): count for kind, count in engine.stats().num_steps_by_kind.items()}
+
+
+def greedy(max_tokens: int) -> SamplingParams:
+    return SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_every_size_and_its_neighbours_compute_what_plain_steps_do(
+    make_engine: Callable[..., Engine], overlap: bool
+) -> None:
+    batch_sizes = {size + offset for size in GRAPH_SIZES for offset in (-1, 0, 1)} - {0}
+    # A token of the prefill, then one for each batch size that the request is part of.
+    lengths = [1 + sum(size > index for size in batch_sizes) for index in range(257)]
+    rng = random.Random(2)
+    order = list(range(257))
+    rng.shuffle(order)
+    outputs = []
+    for decode_graphs in (False, True):
+        engine = make_engine(
+            num_blocks=257 * 8,
+            block_size=16,
+            max_model_len=128,
+            max_num_seqs=257,
+            max_num_batched_tokens=1024,
+            decode_graphs=decode_graphs,
+            overlap=overlap,
+        )
+        for index in order:
+            params = SamplingParams(
+                temperature=float(index % 8 == 1),
+                top_k=index % 5,
+                top_p=1 - index % 4 / 8,
+                seed=index,
+                max_tokens=lengths[index],
+                ignore_eos=True,
+            )
+            engine.add_request(str(index), [index % 256, index // 2], params)
+        outputs.append(outputs_of(engine))
+    assert outputs[0] == outputs[1]
+    want = {"prefill": 1, "decode": 1, "graph": len(batch_sizes) - 1}
+    assert kinds(engine) == want, "257 rows are too many for a graph, and all others are replayed"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_requests_that_come_and_go_get_the_same_tokens(
+    make_engine: Callable[..., Engine], seed: int
+) -> None:
+    rng = random.Random(seed)
+    trace = []
+    for index in range(40):
+        values: dict[str, Any] = {"temperature": rng.choice([0, 0.9]), "seed": rng.randrange(5)}
+        if rng.random() < 0.1:
+            values["repetition_penalty"] = 1.2  # works on whole rows: its steps are not replayed
+        if rng.random() < 0.1:
+            values["min_p"] = 0.05
+        prompt = [rng.randrange(256) for _ in range(rng.randint(1, 9))]
+        if rng.random() < 0.05:
+            prompt.append(POISON)
+        params = SamplingParams(max_tokens=rng.randint(1, 24), **values)
+        trace.append((rng.randint(0, 50), f"request {index}", prompt, params))
+    trace.sort(key=lambda each: each[0])
+    results = []
+    for decode_graphs, overlap in ((False, False), (True, False), (True, True)):
+        engine = make_engine(
+            num_blocks=16, max_num_batched_tokens=16, decode_graphs=decode_graphs, overlap=overlap
+        )
+        waiting, step, outputs = list(trace), 0, {}
+        while waiting or engine.has_unfinished():
+            while waiting and waiting[0][0] <= step:
+                _, name, prompt, params = waiting.pop(0)
+                engine.add_request(name, prompt, params, priority=len(prompt) % 3)
+            for output in engine.step():
+                outputs[output.request_id] = (output.token_ids, output.text, output.finish_reason)
+            engine._scheduler.check()
+            step += 1
+        results.append(outputs)
+    assert results[0] == results[1] == results[2]
+    assert kinds(engine)["graph"] > 0
+
+
+def test_padding_writes_to_no_block_and_reads_none_that_matters(
+    make_engine: Callable[..., Engine],
+) -> None:
+    prompts = [[1, 2, 3], [4], [5, 6], [7, 8, 9], [10]]
+    settings = {"num_blocks": 40, "block_size": 16, "enable_prefix_caching": False}
+    expected = make_engine(decode_graphs=False, **settings).generate(prompts, greedy(8))
+    engine = make_engine(**settings)
+    for index, prompt in enumerate(prompts):
+        engine.add_request(str(index), prompt, greedy(8))
+    engine.step()
+    pool = engine._scheduler.block_pool
+    free = [each for each in range(pool.num_blocks) if pool.ref_count(each) == 0]
+    held = [each for each in range(pool.num_blocks) if pool.ref_count(each)]
+    live = [tensor for layer in engine._kv_cache.layers for tensor in layer]
+    for tensor in live:
+        tensor[free] = torch.nan
+    before = [tensor[held].clone() for tensor in live]
+    engine.step()
+    for tensor, old in zip(live, before, strict=True):
+        assert tensor[free].isnan().all(), "a row of padding wrote to a block that nobody holds"
+        changed = (tensor[held] != old).any(dim=-1).any(dim=-1)  # [num_held, block_size]
+        assert changed.sum().item() <= len(prompts), "each request writes to one slot"
+    outputs = outputs_of(engine)
+    assert [outputs[str(index)] for index in range(5)] == [each.token_ids for each in expected]
+    assert kinds(engine) == {"prefill": 1, "graph": 7}
+    for tensor in live:
+        tensor[free] = 0
+
+
+def test_padding_that_reads_nan_harms_no_row(make_engine: Callable[..., Engine]) -> None:
+    prompts = [[1, 2, 3], [4], [5, 6]]
+    settings = {"block_size": 16, "enable_prefix_caching": False}
+    expected = make_engine(decode_graphs=False, **settings).generate(prompts, greedy(8))
+    engine = make_engine(**settings)
+    engine.add_request("holds block 0 and leaves", [1], greedy(1))
+    for index, prompt in enumerate(prompts):
+        engine.add_request(str(index), prompt, greedy(8))
+    engine.step()
+    pool = engine._scheduler.block_pool
+    assert pool.ref_count(0) == 0
+    for keys, values in engine._kv_cache.layers:
+        keys[0], values[0] = torch.nan, torch.nan
+    outputs = outputs_of(engine)
+    assert [outputs[str(index)] for index in range(3)] == [each.token_ids for each in expected]
+    engine._kv_cache.zero_blocks([0])
+
+
+def test_step_that_could_not_be_launched_is_replayed_right(
+    make_engine: Callable[..., Engine], fuse: Fuse
+) -> None:
+    (expected,) = make_engine(decode_graphs=False).generate([[1, 2, 3]], greedy(12))
+    engine = make_engine()
+    engine.add_request("a", [1, 2, 3], greedy(12))
+    for _ in range(4):
+        engine.step()
+    fuse.is_blown = True
+    with pytest.raises(RuntimeError, match="the device is lost"):
+        engine.step()
+    fuse.reset()
+    assert outputs_of(engine)["a"] == expected.token_ids
+
+
+def test_decodes_are_recorded_by_default_for_our_decoder_on_a_gpu() -> None:
+    config = EngineConfig(model="tiny")
+    assert config.records_decodes_on("cuda", is_native=True)
+    assert not config.records_decodes_on("cuda", is_native=False)
+    assert not config.records_decodes_on("cpu", is_native=True)
+    assert EngineConfig(model="tiny", decode_graphs=True).records_decodes_on("cpu", is_native=True)
+    with pytest.raises(ConfigError, match="decode_graphs is 3"):
+        EngineConfig(model="tiny", decode_graphs=3)  # type: ignore[arg-type]
