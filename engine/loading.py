@@ -128,7 +128,7 @@ def _load(
     native_config = _native_config(model_impl, values)
     if native_config is not None:
         weight_bytes = weights_bytes(native_config, dtype)
-        check_weights_fit(weight_bytes, device, free_memory_bytes(device))
+        check_weights_fit(weight_bytes, dtype, device, free_memory_bytes(device))
         weights = load_weights(folder, native_config, dtype, device)
         decoder = DecoderModel(native_config, weights, linear=linear, quantization=quantization)
         version = "" if quantization is None else f" {INT8_VERSION}"
