@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from batchmill.kernels.dispatch import Backend
+from batchmill.kernels.int8_linear import Int8Linear, make_int8_linear
 from batchmill.kernels.linear import Linear, PackedLinear, make_linear
 from batchmill.kernels.paged_attention import paged_attention
 from batchmill.kernels.paged_attention_plan import AttentionPlan
@@ -96,6 +97,7 @@ class DecoderModel:
         *,
         linear: LinearFactory | None = None,
         backend: Backend = "auto",
+        quantization: str | None = None,
     ) -> None:
         """Make a model of weights.
 
@@ -105,7 +107,17 @@ class DecoderModel:
             linear: Makes the matrix multiplications; None takes `make_linear` for `backend`, and
                 all layers in one C++ call where that is possible.
             backend: The face of our kernels, see `batchmill.kernels.dispatch`.
+            quantization: "int8" quantizes every matrix but the embedding and a mixture's router;
+                None leaves them in their dtype.
+
+        Raises:
+            ValueError: `linear` and `quantization` are both given.
         """
+        if linear is not None and quantization is not None:
+            raise ValueError(
+                f"linear makes the matrix multiplications and quantization is {quantization!r}: "
+                "give one of them"
+            )
         self.config = config
         self.dtype = weights.embedding.dtype
         self.device = weights.embedding.device
@@ -119,10 +131,15 @@ class DecoderModel:
         ]
         self._fused: FusedLayers | None = None
         self._layers: list[DecoderLayer] = []
-        if linear is None and backend in ("auto", "cpp") and can_fuse(config, weights):
-            self._fused = FusedLayers(config, weights)
-        is_plain = linear is None
-        linear = linear or partial(make_linear, backend=backend)
+        if (
+            linear is None
+            and backend in ("auto", "cpp")
+            and can_fuse(config, weights, quantization)
+        ):
+            self._fused = FusedLayers(config, weights, quantization)
+        is_plain = linear is None and quantization is None
+        make = make_int8_linear if quantization == "int8" else make_linear
+        linear = linear or partial(make, backend=backend)
         while weights.layers:
             kind = self._kinds.index(config.layers[len(self._layers)].attention)
             self._layers.append(
@@ -162,7 +179,7 @@ class DecoderModel:
             return
         eps, backend = self.config.rms_norm_eps, self._backend
         x = add_rms_norm(x, residual, self._final_norm, eps, backend=backend)
-        if isinstance(self._head, PackedLinear):
+        if isinstance(self._head, PackedLinear | Int8Linear):
             self._head(x, out=logits)
         else:
             logits.copy_(self._head(x))

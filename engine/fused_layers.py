@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from batchmill.kernels.cpp_decoder import CppDecoder, CppDecoderSizes, CppLayer
+from batchmill.kernels.cpp_decoder import CppDecoder, CppDecoderSizes, CppLayer, CppLinear
 from batchmill.kernels.cpp_library import cpp_is_usable
+from batchmill.kernels.int8_linear import Int8Linear
 from batchmill.kernels.linear import PackedLinear, is_packable
 
 from .host_memory import return_free_memory
@@ -17,11 +18,22 @@ from .step_inputs import StepInputs
 from .weights import DecoderWeights, DenseWeights, LayerWeights
 
 
-def can_fuse(config: ModelConfig, weights: DecoderWeights) -> bool:
-    """Whether the C++ layers compute this decoder, and this machine's multiply its weights."""
+def can_fuse(config: ModelConfig, weights: DecoderWeights, quantization: str | None = None) -> bool:
+    """Whether the C++ layers compute this decoder, and this machine's multiply its weights.
+
+    Args:
+        config: Sizes and features.
+        weights: What it would be made of.
+        quantization: "int8", which every CPU multiplies, or None.
+    """
+    dtype = weights.embedding.dtype
     if weights.embedding.device.type != "cpu" or not cpp_is_usable():
         return False
-    return _is_plain(config, weights.embedding.dtype) and all(map(_is_packable, weights.layers))
+    if not _is_plain(config, dtype) or not all(map(_is_dense, weights.layers)):
+        return False
+    if quantization == "int8":
+        return dtype in (torch.float32, torch.bfloat16)
+    return all(map(_is_packable, weights.layers))
 
 
 def _is_plain(config: ModelConfig, dtype: torch.dtype) -> bool:
@@ -36,9 +48,12 @@ def _is_plain(config: ModelConfig, dtype: torch.dtype) -> bool:
     )
 
 
+def _is_dense(layer: LayerWeights) -> bool:
+    return isinstance(layer.feed_forward, DenseWeights)
+
+
 def _is_packable(layer: LayerWeights) -> bool:
-    if not isinstance(layer.feed_forward, DenseWeights):
-        return False
+    assert isinstance(layer.feed_forward, DenseWeights), "can_fuse has looked at this"
     gate, up = layer.feed_forward.gate_up.chunk(2)
     return all(map(is_packable, (layer.qkv, layer.output, gate, up, layer.feed_forward.down)))
 
@@ -46,20 +61,24 @@ def _is_packable(layer: LayerWeights) -> bool:
 class FusedLayers:
     """Owns a decoder's packed layers; the weights they were made of can go."""
 
-    def __init__(self, config: ModelConfig, weights: DecoderWeights) -> None:
+    def __init__(
+        self, config: ModelConfig, weights: DecoderWeights, quantization: str | None = None
+    ) -> None:
         """Pack every layer.
 
         Args:
             config: Sizes and features.
             weights: Those of which `can_fuse` is true; the layers are taken out one by one, so
                 that memory never holds a second copy of more than one.
+            quantization: "int8", or None for weights in their dtype.
         """
+        linear = Int8Linear if quantization == "int8" else PackedLinear
         self._embedding = weights.embedding
         # As 16-bit numbers, because numpy has no bfloat16.
         self._embedding_rows = weights.embedding.view(torch.int16).numpy()
         layers: list[CppLayer] = []
         while weights.layers:
-            layers.append(_pack(weights.layers.pop(0)))
+            layers.append(_pack(weights.layers.pop(0), linear))
             return_free_memory()
         self._layers = tuple(layers)
         (attention,) = config.attention_kinds
@@ -107,7 +126,7 @@ class FusedLayers:
         )
 
 
-def _pack(layer: LayerWeights) -> CppLayer:
+def _pack(layer: LayerWeights, linear: type[CppLinear]) -> CppLayer:
     network = layer.feed_forward
     assert isinstance(network, DenseWeights), "can_fuse has looked at this"
     gate, up = network.gate_up.chunk(2)
@@ -116,11 +135,11 @@ def _pack(layer: LayerWeights) -> CppLayer:
     )
     return CppLayer(
         input_norm=layer.input_norm,
-        qkv=PackedLinear([layer.qkv], [layer.qkv_bias]),
+        qkv=linear([layer.qkv], [layer.qkv_bias]),
         q_norm=layer.q_norm,
         k_norm=layer.k_norm,
-        output=PackedLinear([layer.output], [layer.output_bias]),
+        output=linear([layer.output], [layer.output_bias]),
         post_attention_norm=layer.post_attention_norm,
-        gate_up=PackedLinear([gate, up], [gate_bias, up_bias]),
-        down=PackedLinear([network.down], [network.down_bias]),
+        gate_up=linear([gate, up], [gate_bias, up_bias]),
+        down=linear([network.down], [network.down_bias]),
     )

@@ -12,11 +12,15 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
-from .config import MODEL_IMPLS
+from batchmill.kernels.cpp_library import default_library
+from batchmill.kernels.errors import CppBuildError
+from batchmill.kernels.int8_linear import INT8_VERSION
+
+from .config import MODEL_IMPLS, QUANTIZATIONS
 from .decoder import DecoderModel
 from .device_memory import check_weights_fit, free_memory_bytes
 from .errors import ConfigError, ModelLoadError, UnsupportedModelError
-from .families import native_architecture, read_model_config
+from .families import named_architecture, native_architecture, read_model_config
 from .feed_forward import LinearFactory
 from .fingerprint import model_identity
 from .model import Model
@@ -66,24 +70,29 @@ def load_model(
         model: "demo", a folder, a GGUF file or a hub id.
         dtype: Number format of weights, activations and KV cache: bfloat16, float16 or float32.
         device: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:<index>".
-        quantization: Weight format; None keeps the weights in `dtype`.
+        quantization: "int8" quantizes the weights while they are laid out, for products on a CPU;
+            None keeps them in `dtype`.
         model_impl: Who computes the model: "native" is our decoder, "transformers" is its model
             over our cache, and "auto" is native where that computes the model.
         linear: Makes the native decoder's matrix multiplications, see `DecoderModel`.
 
     Raises:
-        ConfigError: dtype, device, quantization or model_impl is not one that there is, or the
-            weights do not fit into the device's memory.
+        ConfigError: dtype, device, quantization or model_impl is not one that there is, or they
+            do not go together, or the weights do not fit into the device's memory.
         ModelLoadError: the model cannot be found or read.
         UnsupportedModelError: it has features that are not computed here.
     """
     _check_formats(dtype, quantization, model_impl)
     started_at_s = time.monotonic()
     torch_device = resolve_device(device)
+    if quantization is not None:
+        _check_quantizable(quantization, torch_device, model_impl)
     folder = model_folder(model)
     hf_config = _hf_config(folder)
     tokenizer = Tokenizer.from_folder(folder)
-    computes, decisive = _load(folder, hf_config, _DTYPES[dtype], torch_device, model_impl, linear)
+    computes, decisive = _load(
+        folder, hf_config, _DTYPES[dtype], torch_device, quantization, model_impl, linear
+    )
     loaded = LoadedModel(
         model=computes,
         config=computes.config,
@@ -92,11 +101,12 @@ def load_model(
         eos_token_ids=_eos_token_ids(folder, hf_config.to_dict(), tokenizer),
     )
     _log.info(
-        "loaded %s (%s, computed by %s, %s, identity %s) on %s in %.1f s",
+        "loaded %s (%s, computed by %s, %s%s, identity %s) on %s in %.1f s",
         model,
         computes.config.architecture,
         "the native decoder" if isinstance(computes, DecoderModel) else "transformers",
         dtype,
+        "" if quantization is None else f" with {quantization} weights",
         loaded.identity,
         torch_device,
         time.monotonic() - started_at_s,
@@ -109,6 +119,7 @@ def _load(
     hf_config: PreTrainedConfig,
     dtype: torch.dtype,
     device: torch.device,
+    quantization: str | None,
     model_impl: str,
     linear: LinearFactory | None,
 ) -> tuple[Model, str]:
@@ -119,7 +130,14 @@ def _load(
         weight_bytes = weights_bytes(native_config, dtype)
         check_weights_fit(weight_bytes, dtype, device, free_memory_bytes(device))
         weights = load_weights(folder, native_config, dtype, device)
-        return DecoderModel(native_config, weights, linear=linear), repr(native_config)
+        decoder = DecoderModel(native_config, weights, linear=linear, quantization=quantization)
+        version = "" if quantization is None else f" {INT8_VERSION}"
+        return decoder, repr(native_config) + version
+    if quantization is not None:
+        raise UnsupportedModelError(
+            f"a {named_architecture(values)} goes through transformers, where its weights cannot "
+            f"be {quantization}: leave quantization out"
+        )
     # Here, because it brings torch's compiler along: seconds that native models do without.
     from .transformers_model import load_transformers_model
 
@@ -169,10 +187,33 @@ def resolve_device(device: str) -> torch.device:
 def _check_formats(dtype: str, quantization: str | None, model_impl: str) -> None:
     if dtype not in _DTYPES:
         raise ConfigError(f"dtype is {dtype!r}; choose one of {', '.join(_DTYPES)}")
-    if quantization is not None:
-        raise ConfigError(f"quantization is {quantization!r}; only None is supported")
+    if quantization is not None and quantization not in QUANTIZATIONS:
+        raise ConfigError(
+            f"quantization is {quantization!r}; choose {' or '.join(QUANTIZATIONS)}, or leave "
+            "it out"
+        )
     if model_impl not in MODEL_IMPLS:
         raise ConfigError(f"model_impl is {model_impl!r}; choose one of {', '.join(MODEL_IMPLS)}")
+
+
+def _check_quantizable(quantization: str, device: torch.device, model_impl: str) -> None:
+    if device.type != "cpu":
+        raise ConfigError(
+            f"quantization is {quantization!r}, which is computed on a CPU only, and the device is "
+            f"{device}: set device to 'cpu', or leave quantization out"
+        )
+    if model_impl == "transformers":
+        raise ConfigError(
+            f"quantization is {quantization!r}, which only the native decoder computes, and "
+            "model_impl is 'transformers': use 'auto' or 'native', or leave quantization out"
+        )
+    try:
+        default_library()
+    except CppBuildError as error:
+        raise ConfigError(
+            f"quantization is {quantization!r}, which needs the C++ kernels, and they cannot be "
+            f"had: {error}; or leave quantization out"
+        ) from error
 
 
 def _hf_config(folder: Path) -> PreTrainedConfig:

@@ -11,23 +11,29 @@ import torch
 from torch import Tensor
 
 from .cpp_library import default_library
+from .int8_linear import Int8Linear, int8_buffers
 from .linear import PackedLinear
 
+#: A weight as the C++ kernels hold it: in the dtype of the activations, or in 8-bit integers.
+CppLinear = PackedLinear | Int8Linear
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 
 @dataclass(frozen=True, slots=True)
 class CppLayer:
-    """One layer's weights; `gate_up` is gated, the norms are [hidden] or [head_dim]."""
+    """One layer's weights; `gate_up` is gated, the norms are [hidden] or [head_dim].
+
+    All matrices of all layers are of one kind.
+    """
 
     input_norm: Tensor
-    qkv: PackedLinear
+    qkv: CppLinear
     q_norm: Tensor | None
     k_norm: Tensor | None
-    output: PackedLinear
+    output: CppLinear
     post_attention_norm: Tensor
-    gate_up: PackedLinear
-    down: PackedLinear
+    gate_up: CppLinear
+    down: CppLinear
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +79,7 @@ class _Decoder(Structure):
             for name in (
                 *("num_layers", "hidden", "inner", "num_q_heads", "num_kv_heads", "head_dim"),
                 *("half", "num_blocks", "block_size", "window", "dtype", "element_size"),
+                "int8",
             )
         ),
         ("eps", c_float),
@@ -88,7 +95,7 @@ class _Step(Structure):
             (name, c_void_p)
             for name in (
                 *("cos", "sin", "slots", "sample_rows", "block_tables", "cu_seqlens_q"),
-                *("seq_lens", "residual", "x", "qkv", "attended", "gated"),
+                *("seq_lens", "residual", "x", "qkv", "attended", "gated", "quantized", "scales"),
             )
         ),
         *(
@@ -122,7 +129,8 @@ class CppDecoder:
             library: The kernels to use; None takes those for this CPU.
 
         Raises:
-            ValueError: layers and caches do not fit each other.
+            ValueError: layers and caches do not fit each other, or some matrices are int8 and
+                others are not.
         """
         self._library = library or default_library()
         _check_caches(layers, sizes, kv_layers)
@@ -131,6 +139,7 @@ class CppDecoder:
         self._dtype, self._half = k_cache.dtype, sizes.rotary_dim // 2
         self._hidden, self._inner = layers[0].input_norm.shape[0], layers[0].down.in_features
         self._qkv_width, self._q_width = layers[0].qkv.out_features, layers[0].output.in_features
+        self._int8 = _are_int8(layers)
         self._table = (_Layer * len(layers))(*map(_layer_row, layers, kv_layers))
         self._decoder = _Decoder(
             num_layers=len(layers),
@@ -145,6 +154,7 @@ class CppDecoder:
             window=sizes.window or 0,
             dtype=_DTYPES[self._dtype],
             element_size=k_cache.element_size(),
+            int8=self._int8,
             eps=sizes.eps,
             scale=sizes.head_dim**-0.5,
         )
@@ -192,12 +202,13 @@ class CppDecoder:
         _check("sample_rows", sample_rows, (num_samples,), torch.int64)
         widths = (self._hidden, self._qkv_width, self._q_width, self._inner)
         x, *others = (torch.empty(num_tokens, width, dtype=self._dtype) for width in widths)
+        buffers = int8_buffers(num_tokens, max(widths)) if self._int8 else (None, None)
         pointers = (
             *(cos, sin, slot_mapping, sample_rows, block_tables, cu_seqlens_q, seq_lens),
-            *(residual, x, *others),
+            *(residual, x, *others, *buffers),
         )
         step = _Step(
-            *(tensor.data_ptr() for tensor in pointers),
+            *map(_address, pointers),
             *(num_tokens, num_samples, num_seqs, block_tables.shape[1], torch.get_num_threads()),
             block_tables.stride(0),
         )
@@ -235,6 +246,17 @@ def _layer_row(layer: CppLayer, caches: tuple[Tensor, Tensor]) -> _Layer:
         *(_address(linear.bias) for linear in linears),
         *(cache.data_ptr() for cache in caches),
     )
+
+
+def _are_int8(layers: Sequence[CppLayer]) -> bool:
+    kinds = {
+        type(linear)
+        for layer in layers
+        for linear in (layer.qkv, layer.output, layer.gate_up, layer.down)
+    }
+    if len(kinds) > 1:
+        raise ValueError("some matrices are int8 and others are not: make all of them the same way")
+    return kinds == {Int8Linear}
 
 
 def _address(tensor: Tensor | None) -> int | None:

@@ -35,7 +35,9 @@ ISAS = (
         _AVX512_CPU | {"avx512_bf16", "avx512_vnni"},
         (*_AVX512_FLAGS, "-mavx512bf16", "-mavx512vnni"),
     ),
+    Isa("avx512_vnni", _AVX512_CPU | {"avx512_vnni"}, (*_AVX512_FLAGS, "-mavx512vnni")),
     Isa("avx512", _AVX512_CPU, _AVX512_FLAGS),
+    Isa("avx_vnni", _AVX2_CPU | {"avx_vnni"}, (*_AVX2_FLAGS, "-mavxvnni")),
     Isa("avx2", _AVX2_CPU, _AVX2_FLAGS),
     Isa("baseline", frozenset(), ()),
 )

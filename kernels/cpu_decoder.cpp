@@ -14,7 +14,7 @@ struct BmLayer {
 
 struct BmDecoder {
   int num_layers, hidden, inner, num_q_heads, num_kv_heads, head_dim, half;
-  int num_blocks, block_size, window, dtype, element_size;
+  int num_blocks, block_size, window, dtype, element_size, int8;
   float eps, scale;
 };
 
@@ -23,6 +23,8 @@ struct BmStep {
   const int64_t *slots, *sample_rows;
   const int32_t *block_tables, *cu_seqlens_q, *seq_lens;
   void *residual, *x, *qkv, *attended, *gated;  // x: [num_tokens, hidden], the others as wide as named
+  void* quantized;  // room for the widest of them in bytes, and
+  float* scales;    // [num_tokens]; null where the weights are not int8
   int num_tokens, num_samples, num_seqs, max_blocks, num_threads;
   long table_stride;
 };
@@ -36,11 +38,22 @@ void keep_rows(void* data, const int64_t* rows, int count, long row_bytes) {
     if (rows[i] != i) std::memcpy(bytes + i * row_bytes, bytes + rows[i] * row_bytes, row_bytes);
 }
 
+// Dense rows of x times one layer's matrix, in the format that the weights have.
+void multiply(const BmDecoder& m, const BmStep& s, void* out, const void* x, const void* packed,
+              const float* bias, int rows, int columns, int k, int gated) {
+  if (m.int8 == 0) {
+    bm_linear(out, x, packed, bias, rows, columns, k, k, columns, gated, 0, m.dtype, s.num_threads);
+    return;
+  }
+  bm_int8_quantize(x, s.quantized, s.scales, rows, k, k, m.dtype, s.num_threads);
+  bm_int8_linear(out, s.quantized, s.scales, packed, bias, rows, columns, k, columns, gated,
+                 m.dtype, s.num_threads);
+}
+
 int attend(const BmDecoder& m, const BmLayer& layer, const BmStep& s) {
   int q_width = m.num_q_heads * m.head_dim, width = q_width + 2 * m.num_kv_heads * m.head_dim;
   long num_slots = static_cast<long>(m.num_blocks) * m.block_size;
-  bm_linear(s.qkv, s.x, layer.qkv, layer.qkv_bias, s.num_tokens, width, m.hidden, m.hidden, width,
-            0, 0, m.dtype, s.num_threads);
+  multiply(m, s, s.qkv, s.x, layer.qkv, layer.qkv_bias, s.num_tokens, width, m.hidden, 0);
   if (bm_rope_and_cache(s.qkv, layer.k_cache, layer.v_cache, s.cos, s.sin, s.slots, layer.q_norm,
                         layer.k_norm, m.eps, s.num_tokens, m.num_q_heads, m.num_kv_heads,
                         m.head_dim, m.half, num_slots, width, m.dtype, s.num_threads) >= 0)
@@ -80,14 +93,11 @@ BM_EXPORT int bm_decoder_layers(const BmDecoder* decoder, const BmLayer* layers,
       keep_rows(s.attended, s.sample_rows, rows, static_cast<long>(q_width) * m.element_size);
       keep_rows(s.residual, s.sample_rows, rows, static_cast<long>(m.hidden) * m.element_size);
     }
-    bm_linear(s.x, s.attended, layer.output, layer.output_bias, rows, m.hidden, q_width, q_width,
-              m.hidden, 0, 0, m.dtype, s.num_threads);
+    multiply(m, s, s.x, s.attended, layer.output, layer.output_bias, rows, m.hidden, q_width, 0);
     bm_rms_norm(s.x, s.x, s.residual, layer.post_attention_norm, rows, m.hidden, m.hidden, m.eps,
                 m.dtype, s.num_threads);
-    bm_linear(s.gated, s.x, layer.gate_up, layer.gate_up_bias, rows, m.inner, m.hidden,
-              m.hidden, m.inner, 1, 0, m.dtype, s.num_threads);
-    bm_linear(s.x, s.gated, layer.down, layer.down_bias, rows, m.hidden, m.inner, m.inner,
-              m.hidden, 0, 0, m.dtype, s.num_threads);
+    multiply(m, s, s.gated, s.x, layer.gate_up, layer.gate_up_bias, rows, m.inner, m.hidden, 1);
+    multiply(m, s, s.x, s.gated, layer.down, layer.down_bias, rows, m.hidden, m.inner, 0);
   }
   return 0;
 }

@@ -1,16 +1,9 @@
 // y = x W^T + b on weights packed once, with the activation of a gated MLP folded in where wanted.
-//
-// A panel holds kPanel output columns, [k lanes][kPanel], so the register tile reads weights as one
-// stream. A task is a panel times a block of rows; a panel is cut along k into slices that stay in
-// the second-level cache while all rows of the block pass over them.
+#include "cpu_linear.h"
+
 #include "cpu_ops.h"
-#include "cpu_tile.h"
 
 namespace {
-
-constexpr int kPanel = kTileVectors * kLanes;
-constexpr int kSliceLanes = 512;  // times kPanel lanes: 128 KiB, within a second-level cache
-constexpr int kMaxBlockRows = 16 * kTileRows;
 
 template <class In, class Out>
 struct Linear {
@@ -24,52 +17,31 @@ struct Linear {
 };
 
 template <class Mul, class In, class Out>
-void multiply_panel(const Linear<In, Out>& op, int panel, int first_row, int rows, float* sums) {
+void add_panel(const Linear<In, Out>& op, int panel, int first_row, int rows, float* sums) {
   if (op.bias != nullptr) {
     for (int row = 0; row < rows; row++)
       std::memcpy(sums + row * kPanel, op.bias + panel * kPanel, sizeof(float) * kPanel);
   }
-  const Lane* x = reinterpret_cast<const Lane*>(op.x) + first_row * op.x_stride;
-  const Lane* weight = op.weight + static_cast<long>(panel) * op.k_lanes * kPanel;
-  for (int k = 0; k < op.k_lanes; k += kSliceLanes) {
-    bool add = k > 0 || op.bias != nullptr;
-    multiply_columns<Mul>(kTileVectors, rows, x + k, op.x_stride, weight + k * kPanel, kPanel,
-                          min_int(kSliceLanes, op.k_lanes - k), sums, kPanel, add);
-  }
-}
-
-template <class In, class Out>
-void store_rows(const Linear<In, Out>& op, int column, int count, int first_row, int rows,
-                const float* sums, const float* ups) {
-  for (int row = 0; row < rows; row++) {
-    Out* to = op.out + (first_row + row) * op.out_stride + column;
-    const float* sum = sums + row * kPanel;
-    const float* up = ups + row * kPanel;
-    each_vector(count, [&](int i, int n) {
-      vf y = load(sum + i);
-      if (op.gated) y = y / (exp(-y) + 1.0f) * load(up + i);
-      store_upto(to + i, y, n);
-    });
-  }
+  multiply_panel<Mul>(reinterpret_cast<const Lane*>(op.x) + first_row * op.x_stride, op.x_stride,
+                      op.weight + static_cast<long>(panel) * op.k_lanes * kPanel, rows, op.k_lanes,
+                      sums, op.bias != nullptr);
 }
 
 template <class Mul, class In, class Out>
 void linear(const Linear<In, Out>& op, int num_threads) {
   if (op.num_rows == 0) return;
   int panels = (op.num_columns + kPanel - 1) / kPanel;
-  // Enough tasks to even out the threads, as long as a block of rows still amortises its panel.
-  int blocks = (op.num_rows + kMaxBlockRows - 1) / kMaxBlockRows;
-  while (panels * blocks < 8 * num_threads && op.num_rows / (blocks + 1) >= 4 * kTileRows) blocks++;
-  int block_rows = round_up((op.num_rows + blocks - 1) / blocks, kTileRows);
-  blocks = (op.num_rows + block_rows - 1) / block_rows;
-  parallel_for(panels * blocks, num_threads, [&](int task) {
+  RowBlocks blocks = split_rows(op.num_rows, panels, num_threads);
+  parallel_for(panels * blocks.count, num_threads, [&](int task) {
     alignas(64) float sums[kMaxBlockRows * kPanel], ups[kMaxBlockRows * kPanel];
-    int panel = task / blocks, first_row = task % blocks * block_rows;
-    int rows = min_int(block_rows, op.num_rows - first_row);
-    multiply_panel<Mul>(op, panel, first_row, rows, sums);
-    if (op.gated) multiply_panel<Mul>(op, panel + panels, first_row, rows, ups);
-    store_rows(op, panel * kPanel, min_int(kPanel, op.num_columns - panel * kPanel), first_row,
-               rows, sums, ups);
+    int panel = task / blocks.count, first_row = task % blocks.count * blocks.rows;
+    int rows = min_int(blocks.rows, op.num_rows - first_row), column = panel * kPanel;
+    add_panel<Mul>(op, panel, first_row, rows, sums);
+    if (op.gated) add_panel<Mul>(op, panel + panels, first_row, rows, ups);
+    store_rows(op.out + first_row * op.out_stride + column, op.out_stride, rows,
+               min_int(kPanel, op.num_columns - column), op.gated,
+               [&](int row, int i) { return load(sums + row * kPanel + i); },
+               [&](int row, int i) { return load(ups + row * kPanel + i); });
   });
 }
 

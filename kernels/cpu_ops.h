@@ -57,3 +57,18 @@ BM_EXPORT int bm_linear_panel();
 BM_EXPORT void bm_linear(void* out, const void* x, const void* packed, const float* bias,
                          int num_rows, int num_columns, int k, long x_stride, long out_stride,
                          int gated, int float_out, int dtype, int num_threads);
+
+// Lanes of 4 bytes that an int8 weight takes; any k, any of the three dtypes.
+BM_EXPORT long bm_int8_packed_lanes(int num_columns, int k);
+
+BM_EXPORT void bm_int8_pack(const void* weight, void* packed, int num_columns, int k, int dtype,
+                            int num_threads);
+
+// x [num_rows, k] to bytes [num_rows, k rounded up to 4] and what a step of each row means.
+BM_EXPORT void bm_int8_quantize(const void* x, void* out, float* scales, int num_rows, int k,
+                                long x_stride, int dtype, int num_threads);
+
+// As bm_linear, on what bm_int8_quantize gave.
+BM_EXPORT void bm_int8_linear(void* out, const void* x, const float* x_scales, const void* packed,
+                              const float* bias, int num_rows, int num_columns, int k,
+                              long out_stride, int gated, int out_dtype, int num_threads);

@@ -12,6 +12,7 @@ typedef uint32_t Lane __attribute__((may_alias));
 
 struct Float {
   static constexpr int kPerLane = 1;
+  typedef vf Sum;
   typedef float Element;
   static vf multiply_add(vf sum, Lane a, vf b) {
     float value;
@@ -23,6 +24,7 @@ struct Float {
 #if defined(__AVX512BF16__)
 struct Bf16Pair {
   static constexpr int kPerLane = 2;
+  typedef vf Sum;
   typedef bf16 Element;
   static vf multiply_add(vf sum, Lane a, vf b) {
     return reinterpret_cast<vf>(_mm512_dpbf16_ps(
@@ -46,10 +48,11 @@ constexpr int kTileRows = 4, kTileVectors = 2;  // 11 of 16
 template <class Mul, int kRows, int kVectors>
 inline void multiply_tile(const Lane* a, long a_stride, const Lane* b, long b_stride, int k,
                           float* c, long c_stride, bool add) {
-  vf sums[kRows][kVectors];
+  typedef typename Mul::Sum Sum;
+  Sum sums[kRows][kVectors];
   for (int i = 0; i < kRows; i++)
     for (int j = 0; j < kVectors; j++)
-      sums[i][j] = add ? load(c + i * c_stride + j * kLanes) : vf{};
+      sums[i][j] = add ? reinterpret_cast<Sum>(load(c + i * c_stride + j * kLanes)) : Sum{};
   for (int kk = 0; kk < k; kk++) {
     vf column[kVectors];
     for (int j = 0; j < kVectors; j++)
@@ -61,7 +64,8 @@ inline void multiply_tile(const Lane* a, long a_stride, const Lane* b, long b_st
     }
   }
   for (int i = 0; i < kRows; i++)
-    for (int j = 0; j < kVectors; j++) store(c + i * c_stride + j * kLanes, sums[i][j]);
+    for (int j = 0; j < kVectors; j++)
+      store(c + i * c_stride + j * kLanes, reinterpret_cast<vf>(sums[i][j]));
 }
 
 // Picks the instance for a number of rows (1 to kTileRows) known at run time.

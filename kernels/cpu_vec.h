@@ -55,8 +55,14 @@ inline vf max(vf a, vf b) { return a > b ? a : b; }
 
 // A bf16 is the upper half of a float.
 inline vf load(const bf16* p) {
+#if defined(__AVX512F__)
+  // GCC 12 makes five instructions of the conversion below.
+  __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  return reinterpret_cast<vf>(_mm512_slli_epi32(wide, 16));
+#else
   vh h = *reinterpret_cast<const vh_any*>(p);
   return reinterpret_cast<vf>(__builtin_convertvector(h, vu) << 16);
+#endif
 }
 
 // Rounds to nearest even; a NaN stays a NaN.

@@ -109,25 +109,16 @@ class PackedLinear:
         Raises:
             ValueError: the parts differ, or `is_packable` says no.
         """
+        check_parts(parts)
         self._library = library or default_library()
-        first = parts[0]
-        if len(parts) > 2 or any(part.shape != first.shape for part in parts):
-            shapes = [list(part.shape) for part in parts]
-            raise ValueError(f"a linear has one weight, or two of one shape; got {shapes}")
         if not all(is_packable(part, self._library) for part in parts):
+            first = parts[0]
             raise ValueError(f"{first.dtype} {list(first.shape)} cannot be packed: see is_packable")
-        self.out_features, self.in_features = first.shape
-        self._dtype = first.dtype
+        self.out_features, self.in_features = parts[0].shape
+        self._dtype = parts[0].dtype
         self._gated = len(parts) == 2
-        panel = self._library.bm_linear_panel()
-        columns = -(-self.out_features // panel) * panel
         self.packed = torch.cat([self._pack(part.contiguous()) for part in parts])
-        self.bias: Tensor | None = None
-        if any(bias is not None for bias in biases):
-            self.bias = torch.zeros(len(parts), columns)
-            for row, bias in zip(self.bias, biases, strict=True):
-                if bias is not None:
-                    row[: self.out_features] = bias
+        self.bias = packed_biases(biases, self.out_features, self._library.bm_linear_panel())
 
     def _pack(self, weight: Tensor) -> Tensor:
         size, dtype = (self.out_features, self.in_features), _DTYPES[weight.dtype]
@@ -151,35 +142,73 @@ class PackedLinear:
         Raises:
             ValueError: x or out is not that.
         """
-        if x.dim() != 2 or x.shape[1] != self.in_features or not x.is_contiguous():
-            raise ValueError(
-                f"x must be [num_rows, {self.in_features}] contiguous, got {list(x.shape)} with "
-                f"strides {list(x.stride())}"
-            )
-        if x.dtype != self._dtype or x.device.type != "cpu":
-            raise ValueError(
-                f"x must be {self._dtype} on the CPU, got {x.dtype} on {x.device}: the weight was "
-                "packed for that"
-            )
-        num_rows = x.shape[0]
-        if out is None:
-            out = torch.empty((num_rows, self.out_features), dtype=x.dtype)
-        elif (
-            out.shape != (num_rows, self.out_features)
-            or out.dtype not in (x.dtype, torch.float32)
-            or not out.is_contiguous()
-        ):
-            raise ValueError(
-                f"out must be [{num_rows}, {self.out_features}] {x.dtype} or float32 and "
-                f"contiguous, got {list(out.shape)} {out.dtype} with strides {list(out.stride())}"
-            )
+        check_argument(x, self.in_features, self._dtype)
+        out = result_tensor(out, x, self.out_features)
         self._library.bm_linear(
             out.data_ptr(), x.data_ptr(), self.packed.data_ptr(),
             None if self.bias is None else self.bias.data_ptr(),
-            num_rows, self.out_features, self.in_features, self.in_features, self.out_features,
+            len(x), self.out_features, self.in_features, self.in_features, self.out_features,
             self._gated, out.dtype == torch.float32, _DTYPES[x.dtype], torch.get_num_threads(),
         )  # fmt: skip
         return out
+
+
+def check_parts(parts: Sequence[Tensor]) -> None:
+    """Weights that are packed together: one, or two of one shape.
+
+    Raises:
+        ValueError: they are not that.
+    """
+    if len(parts) > 2 or any(part.shape != parts[0].shape for part in parts):
+        shapes = [list(part.shape) for part in parts]
+        raise ValueError(f"a linear has one weight, or two of one shape; got {shapes}")
+
+
+def packed_biases(biases: Sequence[Tensor | None], out_features: int, panel: int) -> Tensor | None:
+    """A float32 for every packed column of every part; None where no part has a bias."""
+    if all(bias is None for bias in biases):
+        return None
+    packed = torch.zeros(len(biases), -(-out_features // panel) * panel)
+    for row, bias in zip(packed, biases, strict=True):
+        if bias is not None:
+            row[:out_features] = bias
+    return packed
+
+
+def check_argument(x: Tensor, in_features: int, dtype: torch.dtype) -> None:
+    """What C code may read as rows of activations.
+
+    Raises:
+        ValueError: x is not [num_rows, in_features], contiguous, of that dtype, on the CPU.
+    """
+    if x.dim() != 2 or x.shape[1] != in_features or not x.is_contiguous():
+        raise ValueError(
+            f"x must be [num_rows, {in_features}] contiguous, got {list(x.shape)} with "
+            f"strides {list(x.stride())}"
+        )
+    if x.dtype != dtype or x.device.type != "cpu":
+        raise ValueError(
+            f"x must be {dtype} on the CPU, got {x.dtype} on {x.device}: the weight was packed for "
+            "that"
+        )
+
+
+def result_tensor(out: Tensor | None, x: Tensor, out_features: int) -> Tensor:
+    """The given tensor for a result, or a new one in x's dtype.
+
+    Raises:
+        ValueError: the given one is not [num_rows, out_features], contiguous, in x's dtype or in
+            float32.
+    """
+    shape = (len(x), out_features)
+    if out is None:
+        return torch.empty(shape, dtype=x.dtype)
+    if out.shape != shape or out.dtype not in (x.dtype, torch.float32) or not out.is_contiguous():
+        raise ValueError(
+            f"out must be {list(shape)} {x.dtype} or float32 and contiguous, got "
+            f"{list(out.shape)} {out.dtype} with strides {list(out.stride())}"
+        )
+    return out
 
 
 def _onednn_linear(weight: Tensor, bias: Tensor | None) -> Linear:

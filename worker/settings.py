@@ -50,8 +50,9 @@ class WorkerSettings(ProducerSettings):
     #: Share it between tenants as well. How long an answer takes then tells a tenant whether
     #: another one has sent the same beginning of a prompt.
     prefix_cache_shared_across_tenants: bool = False
-    #: Weight format, or None for weights in `dtype`.
-    quantization: str | None = None
+    #: "int8" multiplies 8-bit integers on a CPU: less memory, more tokens a second, other tokens.
+    #: None keeps weights in `dtype`.
+    quantization: Literal["int8"] | None = None
     #: "native" is our decoder, "transformers" is its model over our KV cache; "auto" is native
     #: where our decoder knows the model.
     model_impl: Literal["auto", "native", "transformers"] = "auto"

@@ -5,7 +5,8 @@
 Shapes are SmolLM2-135M's. Every layer has weights and a KV cache of its own, so that the last-level
 cache does not hold what a model's would not. The two sides alternate and medians are printed: on a
 machine with other work both columns grow, their ratio less so. `floor` is the time that reading the
-op's bytes once takes at the bandwidth measured at the start.
+op's bytes once takes at the bandwidth measured at the start. The lines of int8 products, which
+quantize their argument each time, have the packed bf16 product for a reference.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from batchmill.kernels.int8_linear import make_int8_linear
 from batchmill.kernels.linear import make_linear
 from batchmill.kernels.paged_attention import paged_attention
 from batchmill.kernels.paged_attention_plan import AttentionPlan
@@ -86,6 +88,7 @@ def linear_cases(max_layers: int) -> Iterator[Case]:
             weights = [torch.randn(out_features, in_features).to(DTYPE) for _ in range(max_layers)]
             x = torch.randn(num_rows, in_features).to(DTYPE)
             packed = [make_linear(weight, backend="cpp") for weight in weights]
+            quantized = [make_int8_linear(weight) for weight in weights]
             dense = [make_linear(weight, backend="reference") for weight in weights]
             yield Case(
                 f"linear {name} M={num_rows}",
@@ -93,6 +96,13 @@ def linear_cases(max_layers: int) -> Iterator[Case]:
                 lambda packed=packed, x=x: [linear(x) for linear in packed],
                 lambda dense=dense, x=x: [linear(x) for linear in dense],
                 2 * out_features * in_features,
+            )
+            yield Case(
+                f"int8 {name} M={num_rows}",
+                max_layers,
+                lambda quantized=quantized, x=x: [linear(x) for linear in quantized],
+                lambda packed=packed, x=x: [linear(x) for linear in packed],
+                out_features * in_features,
             )
 
 

@@ -49,11 +49,19 @@ a log line every few seconds tells how far it is: memory peaks at the model's si
 layers and files there are, what one or two of its layers take or 60 MB. Through transformers the
 files stay mapped until they are read. Both compute in `float32`, `bfloat16` and `float16`.
 
+`BATCHMILL_QUANTIZATION=int8` (`batchmill worker --quantization int8`) gives any native model 8-bit
+weights and products on a CPU, experts of a mixture and the output head included; the embedding, the
+router, the norms and the KV cache stay in the dtype. Weights are read as they are stored, a GGUF
+file's too, and quantized layer by layer, so memory peaks as without it and then shrinks. What it
+costs in quality was [measured](BENCHMARKS.md); why it is so:
+[decision 0011](decisions/0011-int8-weights.md).
+
 ## What is refused
 
 A model that would be computed wrongly is refused when it is loaded, by name and with the reason:
 
-- quantized weights, pickled weights, missing weights;
+- weights stored in a quantized format, pickled weights, missing weights;
+- int8 on a GPU, through transformers, or without the C++ kernels;
 - encoder-decoders, bidirectional attention, state-space and other recurrent layers;
 - attention with sinks, with capped scores, in chunks, or with values of another size than keys;
 - models that take no positions, or no part in transformers' attention interface;
