@@ -141,7 +141,7 @@ def test_a_job_that_is_retried_in_time_is_waited_for_again(bench: Any, client: C
 
 
 def test_a_refused_line_fails_the_batch_and_cancels_the_others(bench: Any, client: Client) -> None:
-    wrong = [*lines(2), {"prompt": "secret", "max_tokens": 0}, *lines(1)]
+    wrong = [*lines(2), {"prompt": "secret", "max_tokens": -1}, *lines(1)]
     with pytest.raises(JobRejected, match="max_tokens") as refused:
         client.create_batch(wrong, webhook=HOOK)
     assert refused.value.__notes__ == ["line 3 of the batch"]
