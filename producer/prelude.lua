@@ -275,14 +275,14 @@ local function announce_next(queue, now)
     if not tenant then return end
     local id = redis.call('ZPOPMIN', backlog_key(queue, tenant))[1]
     local job = id and load_job(id)
-    if job then
+    if job and job.state == 'queued' then
       room = room - guarded(id, 0, function()
         charge(id, job)
         announce(id, queue, false, now)
         return 1
       end)
     elseif id then
-      redis.call('ZREM', queued_key(queue), id) -- its record was removed by hand
+      redis.call('ZREM', queued_key(queue), id) -- its record was removed by hand, or is no such job
     end
     end_turns_if_empty(queue, tenant)
   end
