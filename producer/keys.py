@@ -27,6 +27,8 @@ DEAD = PREFIX + "dead"
 WORKERS = PREFIX + "workers"
 TOTALS = PREFIX + "totals"
 ENDPOINTS_DISABLED = PREFIX + "endpoints_disabled"
+#: Jobs whose records no script can work with, until the next sweep ends them.
+UNUSABLE = PREFIX + "unusable"
 #: Plain Celery tasks whose jobs have ended, until Celery's result backend knows.
 CELERY_ENDS = PREFIX + "celery_ends"
 #: Job documents pushed by producers of any language, and where they are until they are submitted.

@@ -33,7 +33,7 @@ SCRIPT_NAMES = (
 )
 
 #: What stands in front of every script.
-_SHARED = ("index", "prelude", "guard")
+_SHARED = ("index", "prelude")
 #: What stands in front of some, after that.
 _LIBRARIES = {
     "cancel_where": ("query",),
@@ -42,6 +42,7 @@ _LIBRARIES = {
     "list": ("query",),
     "retry": ("limits",),
     "submit": ("limits",),
+    "sweep": ("burial",),
 }
 _FOLDER = Path(__file__).parent
 _DEFINITION = re.compile(r"^local (?:function )?(\w+)", re.MULTILINE)

@@ -245,7 +245,7 @@ def test_records_with_forged_fields_become_dead_letters_and_end(
     for job_id in [*ids.values(), odd]:
         forger.announce(job_id)
 
-    running_mill.wait_ended(*ids.values(), odd)
+    running_mill.wait_for(lambda: {*ids.values(), odd} <= set(forger.letters()), "the letters")
 
     letters = forger.letters()
     for what, job_id in {**ids, "tokens of an odd length": odd}.items():
