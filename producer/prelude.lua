@@ -422,7 +422,7 @@ end
 -- nil counts the output only.
 local function finish(id, job, state, result, error_text, now, num_tokens)
   redis.call('ZREM', LEASES, id)
-  local was_announced = leave_queue(id, job)
+  local was_announced = job.state == 'queued' and leave_queue(id, job)
   if was_announced then take_back(id, job.queue) end
   redis.call('ZREM', DEADLINES, id)
   settle_charge(id, job, num_tokens or redis.call('STRLEN', tokens_key(id)) / 4)
