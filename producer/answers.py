@@ -71,7 +71,7 @@ class ClaimRefusal(StrEnum):
     LEASED = "leased"
     EXPIRED = "expired"
     UNSUPPORTED_VERSION = "unsupported_version"
-    #: Its keys hold what no batchmill wrote; it is a dead letter now.
+    #: Its keys hold what no batchmill wrote; the next sweep makes a dead letter of it.
     UNUSABLE = "unusable"
     #: Its delay is not over: it is announced when it is.
     SCHEDULED = "scheduled"

@@ -30,6 +30,8 @@ TOTALS = PREFIX + "totals"
 ENDPOINTS_DISABLED = PREFIX + "endpoints_disabled"
 BATCHES = PREFIX + "batches"
 BATCHES_DUE = PREFIX + "batches_due"
+#: Jobs whose records no script can work with, until the next sweep ends them.
+UNUSABLE = PREFIX + "unusable"
 #: Plain Celery tasks whose jobs have ended, until Celery's result backend knows.
 CELERY_ENDS = PREFIX + "celery_ends"
 #: Job documents pushed by producers of any language, and where they are until they are submitted.

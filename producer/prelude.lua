@@ -1,7 +1,7 @@
--- Shared by all scripts: producer/scripts.py puts index.lua, this text and guard.lua in front of each
--- one, so that a job ends, is put back and is announced in exactly one way. Keys are built here from
--- ids: the store is one Redis node (or a Sentinel pair), not a Cluster. Only commands of Redis 6.2.
--- What every script promises is told in docs/protocol.md.
+-- Shared by all scripts: producer/scripts.py puts index.lua and this text in front of each one, so
+-- that a job ends, is put back and is announced in exactly one way. Keys are built here from ids:
+-- the store is one Redis node (or a Sentinel pair), not a Cluster. Only commands of Redis 6.2. What
+-- every script promises is told in docs/protocol.md.
 
 local LEASES = 'batchmill:leases'
 local DEADLINES = 'batchmill:deadlines'
@@ -12,6 +12,7 @@ local TOTALS = 'batchmill:totals'
 local DISABLED = 'batchmill:endpoints_disabled'
 local BATCHES = 'batchmill:batches'
 local BATCHES_DUE = 'batchmill:batches_due'
+local UNUSABLE = 'batchmill:unusable'
 local CELERY_ENDS = 'batchmill:celery_ends'
 local INBOX = 'batchmill:inbox'
 local INBOX_ARRIVED = 'batchmill:inbox:arrived'
@@ -84,8 +85,11 @@ local function load_lease(id)
   }
 end
 
--- Takes a record that no script can work with out of everything that leads to it: guard.lua.
-local bury
+-- Leave a record that no script can work with to the sweep, which ends it: every script may come across
+-- one, and few need what ends a job.
+local function set_aside(id, why)
+  redis.pcall('HSET', UNUSABLE, id, type(why) == 'table' and why.err or tostring(why))
+end
 
 -- The fields that decide what may happen to a job (never the document, which may be a megabyte).
 -- nil where there is none.
@@ -125,12 +129,12 @@ local function read_job(id)
   }
 end
 
--- The same, but for a record that no batchmill wrote: that one is buried, and then there is none. So a
--- script that comes across many jobs is not stopped by one of them.
+-- The same, but for a record that no batchmill wrote: that one is set aside, and then there is none.
+-- So a script that comes across many jobs is not stopped by one of them.
 local function load_job(id)
   local ok, job = pcall(read_job, id)
   if ok then return job end
-  bury(id, job, now_ms())
+  set_aside(id, job)
 end
 
 -- Whether the holder of this fence may still write.
@@ -263,7 +267,7 @@ local function guarded(id, fallback, action)
   local ok, answer = pcall(action)
   if ok then return answer end
   if is_sound(id) then error(answer, 0) end
-  bury(id, answer, now_ms())
+  set_aside(id, answer)
   return fallback
 end
 

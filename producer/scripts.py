@@ -37,7 +37,7 @@ SCRIPT_NAMES = (
 )
 
 #: What stands in front of every script.
-_SHARED = ("index", "prelude", "guard")
+_SHARED = ("index", "prelude")
 #: What stands in front of some, after that.
 _LIBRARIES = {
     "cancel_where": ("query",),
@@ -46,6 +46,7 @@ _LIBRARIES = {
     "list": ("query",),
     "retry": ("limits",),
     "submit": ("limits",),
+    "sweep": ("burial",),
 }
 _FOLDER = Path(__file__).parent
 #: Ends a job whose record nobody can read: hardly ever called, and needs much.

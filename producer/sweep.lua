@@ -111,6 +111,7 @@ for _, entry in ipairs(gone) do
   if not pcall(drop_entry, entry) then redis.call('ZREM', EXPIRING, entry) end
 end
 
+bury_unusable(limit, now) -- what came up above, or in another script
 redis.call('ZREMRANGEBYSCORE', DEAD, '-inf', now - DEAD_TTL_MS)
 return {
   counts.REQUEUED, counts.DEAD, counts.CANCELLED, counts.EXPIRED, reannounced, #gone,

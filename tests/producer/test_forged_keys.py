@@ -8,7 +8,7 @@ import pytest
 from redis.exceptions import ResponseError
 
 from batchmill.producer import keys
-from batchmill.producer.answers import CompleteStatus, JobState
+from batchmill.producer.answers import ClaimRefusal, CompleteStatus, JobState
 
 
 def test_forged_events_become_dead_letters_and_the_others_are_claimed(bench: Any) -> None:
@@ -55,3 +55,27 @@ def test_a_fault_that_is_not_the_jobs_own_is_an_error_and_no_jobs_end(bench: Any
 
     assert bench.store.dead_letters() == []
     bench.redis.rename("elsewhere", keys.TOTALS)
+
+
+@pytest.mark.parametrize("field", ["state", "doc", "fence", "attempts", "result_ttl_ms"])
+def test_a_record_that_no_script_can_work_with_ends_with_the_next_sweep(
+    bench: Any, field: str
+) -> None:
+    bench.submit("bad")
+    bench.submit("good")
+    bench.redis.hset(keys.job("bad"), field, "rubbish")
+    if field == "doc":
+        bench.redis.hdel(keys.job("bad"), field)
+
+    refusal = bench.store.claim("bad", owner="w", lease_ms=60_000, identity="i")
+    bench.store.sweep()
+
+    assert refusal in (ClaimRefusal.UNUSABLE, ClaimRefusal.UNKNOWN)
+    (letter,) = bench.store.dead_letters()
+    assert (letter.id, letter.reason.partition(":")[0]) == ("bad", "unusable_record")
+    assert bench.state("bad") == "failed"
+    assert bench.redis.ttl(keys.job("bad")) > 0
+    assert bench.claim("good").fence == 1
+    assert not bench.redis.exists(keys.UNUSABLE)
+    if field == "doc":
+        bench.redis.delete(keys.USAGE)  # how many bytes it had, nobody knows any more

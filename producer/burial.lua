@@ -1,0 +1,44 @@
+-- The end of a record that no script can work with, for the sweep. It is taken out of everything that
+-- leads to it, ended by its own way or by force, and kept as a dead letter.
+
+local function bury(id, why, now)
+  local is_hash = redis.call('TYPE', job_key(id)).ok == 'hash'
+  local f = is_hash and redis.call('HMGET', job_key(id), 'doc', 'tenant', 'tags', 'cost') or {}
+  add_dead_letter(id, 'job', 'unusable_record: ' .. why, f[1] or '', '', now)
+  local text = error_json('unusable_record', 'a key of the job holds what no batchmill wrote')
+  if not pcall(function() finish(id, read_job(id), 'failed', '', text, now) end) then
+    for _, index in ipairs({ LEASES, DEADLINES, SCHEDULED }) do redis.call('ZREM', index, id) end
+    local job = { tenant = f[2] or DEFAULT_TENANT, cost = tonumber(f[4] or nil) }
+    for _, queue in ipairs(redis.call('SMEMBERS', QUEUES)) do
+      redis.call('ZREM', backlog_key(queue, job.tenant), id)
+      end_turns_if_empty(queue, job.tenant)
+      if redis.call('ZREM', queued_key(queue), id) == 1 and job.cost then
+        local num_bytes = redis.call('HSTRLEN', job_key(id), 'doc')
+        count_usage(load_usage(job.tenant), num_bytes, job.cost, -1)
+      end
+    end
+    if is_hash then
+      redis.call('HSET', job_key(id), 'state', 'failed', 'finished_at_ms', now, 'error', text)
+      local labels = { tenant = f[2] or nil, tags = f[3] or nil }
+      redis.call('ZADD', state_index('failed'), now, id)
+      redis.call('ZADD', EXPIRING, now + DEAD_TTL_MS, expiring_entry(id, 'failed', labels))
+    end
+    redis.call('PUBLISH', channel(id), '{"state":"failed"}')
+  end
+  for _, state in ipairs(STATES) do
+    if state ~= 'failed' or not is_hash then redis.call('ZREM', state_index(state), id) end
+  end
+  for _, key in ipairs({ job_key(id), tokens_key(id), text_key(id) }) do
+    if redis.call('PTTL', key) == -1 then redis.call('PEXPIRE', key, DEAD_TTL_MS) end
+  end
+end
+
+-- Bury what other scripts have set aside.
+local function bury_unusable(limit, now)
+  if redis.call('TYPE', UNUSABLE).ok ~= 'hash' then return redis.call('DEL', UNUSABLE) end
+  local found = redis.call('HSCAN', UNUSABLE, 0, 'COUNT', limit)[2]
+  for i = 1, #found, 2 do
+    redis.call('HDEL', UNUSABLE, found[i])
+    if not is_sound(found[i]) then bury(found[i], found[i + 1], now) end
+  end
+end
