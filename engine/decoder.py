@@ -16,7 +16,7 @@ from batchmill.kernels.paged_attention_plan import AttentionPlan
 from batchmill.kernels.rms_norm import add_rms_norm, rms_norm
 from batchmill.kernels.rope_and_cache import rope_and_cache
 
-from .feed_forward import FeedForward, LinearFactory, build_feed_forward
+from .feed_forward import ExpertMixture, FeedForward, LinearFactory, build_feed_forward
 from .fused_layers import FusedLayers, can_fuse
 from .host_memory import return_free_memory
 from .kv_cache import KVCache
@@ -133,6 +133,11 @@ class DecoderModel:
             return_free_memory()
         self._final_norm = weights.final_norm
         self._head = linear(weights.head, None)
+
+    @property
+    def is_capturable(self) -> bool:
+        """Whether a decode step on a GPU reads nothing on the host, so that a graph can hold it."""
+        return not any(isinstance(layer.feed_forward, ExpertMixture) for layer in self._layers)
 
     def forward(self, inputs: StepInputs, kv_cache: KVCache, logits: Tensor) -> None:
         """Run one step: write its keys and values, and compute the logits that are wanted.

@@ -4,6 +4,7 @@ from .answers import CancelAnswer, CancelCounts, CancelStatus, ForgetCounts, Job
 from .async_client import AsyncClient, AsyncJob
 from .batch_models import BatchRequest, BatchState, BatchStatus, RequestCounts
 from .batch_store import BatchEntry
+from .chat_messages import Message
 from .client import Client, Job
 from .ended import EndedJob
 from .errors import (
@@ -29,7 +30,7 @@ from .errors import (
     WrongState,
 )
 from .job_index import JobPage
-from .models import GenerationJob, Message
+from .models import GenerationJob
 from .progress import EtaUnknown, JobProgress, ProgressSummary
 from .results import JobError, JobResult, JobStatus, Metrics, Usage
 from .settings import ProducerSettings

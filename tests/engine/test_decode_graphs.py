@@ -193,9 +193,11 @@ def test_step_that_could_not_be_launched_is_replayed_right(
 
 def test_decodes_are_recorded_by_default_for_our_decoder_on_a_gpu() -> None:
     config = EngineConfig(model="tiny")
-    assert config.records_decodes_on("cuda", is_native=True)
-    assert not config.records_decodes_on("cuda", is_native=False)
-    assert not config.records_decodes_on("cpu", is_native=True)
-    assert EngineConfig(model="tiny", decode_graphs=True).records_decodes_on("cpu", is_native=True)
+    assert config.records_decodes_on("cuda", is_capturable=True)
+    assert not config.records_decodes_on("cuda", is_capturable=False)
+    assert not config.records_decodes_on("cpu", is_capturable=True)
+    assert EngineConfig(model="tiny", decode_graphs=True).records_decodes_on(
+        "cpu", is_capturable=True
+    )
     with pytest.raises(ConfigError, match="decode_graphs is 3"):
         EngineConfig(model="tiny", decode_graphs=3)  # type: ignore[arg-type]
