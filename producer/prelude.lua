@@ -426,17 +426,18 @@ end
 
 -- What decides about a batch; nil where there is none. `total` is known once no line can follow.
 local function load_batch(id)
+  if redis.call('TYPE', batch_key(id)).ok ~= 'hash' then return nil end -- gone, or forged
   local f = redis.call('HMGET', batch_key(id), 'state', 'total', 'completed', 'failed', 'error',
     'is_late', 'deadline_at_ms', 'result_ttl_ms', 'webhook', 'webhook_events', 'webhook_secret')
   if not f[1] then return nil end
   return {
     state = f[1],
     total = tonumber(f[2] or nil),
-    num_ended = tonumber(f[3]) + tonumber(f[4]),
+    num_ended = tonumber(f[3] or 0) + tonumber(f[4] or 0),
     error = f[5],
     is_late = f[6] == '1',
     deadline_at_ms = tonumber(f[7] or nil),
-    result_ttl_ms = tonumber(f[8]),
+    result_ttl_ms = tonumber(f[8] or 0),
     webhook = f[9],
     webhook_events = f[10],
     webhook_secret = f[11] or '',

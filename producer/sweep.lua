@@ -30,6 +30,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', DEADLINES, '-inf', now, 'LIMIT',
 end
 
 local function cancel_page_of_batch(id)
+  if redis.call('TYPE', batch_jobs_key(id)).ok ~= 'zset' then return redis.call('ZREM', BATCHES_DUE, id) end
   local start = tonumber(redis.call('HGET', batch_key(id), 'num_swept') or 0)
   local ids = redis.call('ZRANGE', batch_jobs_key(id), start, start + limit - 1)
   redis.call('ZREM', BATCHES_DUE, id)
@@ -49,6 +50,7 @@ local function sweep_batch(id)
   if not batch then
     redis.call('ZREM', BATCHES_DUE, id)
     redis.call('ZREM', BATCHES, id)
+    redis.call('UNLINK', batch_jobs_key(id)) -- expired with it, unless it was deleted by hand
   elseif batch.state == 'cancelling' then
     cancel_page_of_batch(id)
   elseif batch.state == 'validating' and batch.deadline_at_ms and batch.deadline_at_ms <= now then

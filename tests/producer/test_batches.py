@@ -141,15 +141,15 @@ def test_a_job_that_is_retried_in_time_is_waited_for_again(bench: Any, client: C
 
 
 def test_a_refused_line_fails_the_batch_and_cancels_the_others(bench: Any, client: Client) -> None:
-    wrong = [*lines(2), {"prompt": "secret", "max_tokens": -1}, *lines(1)]
-    with pytest.raises(JobRejected, match="max_tokens") as refused:
+    wrong = [*lines(2), {"prompt": "secret", "temperature": -1.0}, *lines(1)]
+    with pytest.raises(JobRejected, match="temperature") as refused:
         client.create_batch(wrong, webhook=HOOK)
     assert refused.value.__notes__ == ["line 3 of the batch"]
     [batch] = client.batches()
     assert (batch.status, counts(batch)) == (BatchState.FAILED, (2, 0, 2))
     assert batch.errors is not None
     [error] = batch.errors.data
-    assert (error.code, error.line, error.param) == ("invalid_request", 3, "max_tokens")
+    assert (error.code, error.line, error.param) == ("invalid_request", 3, "temperature")
     assert [event.type for event in events(bench)] == ["batch.failed"]
 
 
@@ -324,6 +324,22 @@ def test_a_batch_whose_producer_never_came_back_ends(
     assert [event.type for event in events(bench)] == [f"batch.{wanted}"]
     with pytest.raises(BatchClosed):
         client.create_batch(lines(501), webhook=HOOK, idempotency_key="k", **ttl)
+
+
+def test_forged_keys_of_a_batch_stop_neither_its_jobs_nor_the_sweep(
+    bench: Any, client: Client
+) -> None:
+    first, second = (client.create_batch(lines(1)) for _ in range(2))
+    ids = [ids_of(bench, batch.id)[0] for batch in (first, second)]
+    bench.store.run(batch_calls.cancel(second.id))
+    for key in (keys.batch(first.id), keys.batch_jobs(second.id)):
+        bench.redis.set(key, "not ours")
+    end(bench.store, ids[0])
+    end(bench.store, ids[1])
+    bench.redis.zadd(keys.BATCHES_DUE, {first.id: 1, second.id: 1})
+    bench.store.sweep()
+    assert bench.state(ids[0]) == bench.state(ids[1]) == "completed"
+    bench.redis.delete(keys.batch(first.id), keys.batch_jobs(second.id))
 
 
 def test_the_index_forgets_batches_whose_record_is_gone(bench: Any, client: Client) -> None:
