@@ -9,6 +9,8 @@ from .errors import ConfigError
 
 #: Number formats of weights, activations and the KV cache.
 DTYPES = ("bfloat16", "float16", "float32")
+#: Number formats of the KV cache; "auto" is that of the weights.
+KV_CACHE_DTYPES = ("auto", "fp8")
 #: Who may compute a model; see `EngineConfig.model_impl`.
 MODEL_IMPLS = ("auto", "native", "transformers")
 
@@ -34,8 +36,14 @@ class EngineConfig:
     #: Most tokens computed in one step. Raising it prefills faster, and lengthens the steps that
     #: running requests wait for. At least `max_num_seqs`: each running request needs one token.
     max_num_batched_tokens: int = 2048
-    #: Bytes for the KV cache; None takes a share of the memory that is free.
+    #: Bytes for the KV cache; None takes what a GPU has left under `gpu_memory_utilization`, and on
+    #: a CPU a share of the memory that is free.
     kv_cache_bytes: int | None = None
+    #: Number format of the KV cache: "auto" is `dtype`; "fp8" (e4m3) holds twice the tokens, on
+    #: GPUs of compute capability 8.9 and later.
+    kv_cache_dtype: str = "auto"
+    #: Share of a GPU's memory that weights, steps and KV cache may take together.
+    gpu_memory_utilization: float = 0.9
     #: Tokens a KV block holds. Raising it shortens block tables, and coarsens what can be shared.
     block_size: int = 16
     #: Keep the KV of finished requests and share it with those that start with the same tokens.
@@ -53,8 +61,9 @@ class EngineConfig:
     #: that ends by a stop token or string is computed one step too far.
     overlap: bool | Literal["auto"] = "auto"
     #: Whether steps that only decode are recorded at the start, for 14 batch sizes, and replayed:
-    #: `True`, `False`, or "auto", which is on a CUDA GPU where our decoder computes the model. It
-    #: changes no token. `True` without a GPU repeats the recorded calls, and gains nothing.
+    #: `True`, `False`, or "auto", which is on a CUDA GPU where our decoder computes the model
+    #: without asking the host, which some mixtures of experts do. It changes no token. `True`
+    #: without a GPU repeats the recorded calls, and gains nothing.
     decode_graphs: bool | Literal["auto"] = "auto"
     #: From it and the request id come the seeds of requests that name none.
     seed: int = 0
@@ -77,6 +86,16 @@ class EngineConfig:
             _check_integer(name, getattr(self, name), least)
         if self.kv_cache_bytes is not None:
             _check_integer("kv_cache_bytes", self.kv_cache_bytes, 1)
+        if self.kv_cache_dtype not in KV_CACHE_DTYPES:
+            raise ConfigError(
+                f"kv_cache_dtype is {self.kv_cache_dtype!r}: choose one of "
+                f"{', '.join(KV_CACHE_DTYPES)}"
+            )
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ConfigError(
+                f"gpu_memory_utilization is {self.gpu_memory_utilization!r}: use a share above 0 "
+                "and up to 1"
+            )
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ConfigError(
                 f"max_num_batched_tokens is {self.max_num_batched_tokens}, fewer than max_num_seqs "
@@ -98,10 +117,10 @@ class EngineConfig:
         """Whether steps overlap on a kind of device, "cpu" or "cuda"."""
         return device_type != "cpu" if self.overlap == "auto" else bool(self.overlap)
 
-    def records_decodes_on(self, device_type: str, *, is_native: bool) -> bool:
-        """Whether decode steps are recorded on a kind of device, for our decoder or another's."""
+    def records_decodes_on(self, device_type: str, *, can_record: bool) -> bool:
+        """Whether decode steps are recorded on a kind of device, if the model `can_record` them."""
         if self.decode_graphs == "auto":
-            return device_type == "cuda" and is_native
+            return device_type == "cuda" and can_record
         return bool(self.decode_graphs)
 
 

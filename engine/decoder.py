@@ -14,10 +14,9 @@ from batchmill.kernels.linear import Linear, PackedLinear, make_linear
 from batchmill.kernels.paged_attention import paged_attention
 from batchmill.kernels.paged_attention_plan import AttentionPlan
 from batchmill.kernels.rms_norm import add_rms_norm, rms_norm
-from batchmill.kernels.rope import apply_rope
-from batchmill.kernels.write_kv import write_kv
+from batchmill.kernels.rope_and_cache import rope_and_cache
 
-from .feed_forward import FeedForward, LinearFactory, build_feed_forward
+from .feed_forward import ExpertMixture, FeedForward, LinearFactory, build_feed_forward
 from .fused_layers import FusedLayers, can_fuse
 from .host_memory import return_free_memory
 from .kv_cache import KVCache
@@ -51,8 +50,10 @@ class DecoderLayer:
         attention_kind: int,
         linear: LinearFactory,
         backend: Backend,
+        *,
+        is_plain: bool,
     ) -> DecoderLayer:
-        """Turn weights into a layer."""
+        """Turn weights into a layer; for `is_plain` see `build_feed_forward`."""
         return cls(
             attention_kind=attention_kind,
             input_norm=weights.input_norm,
@@ -62,7 +63,9 @@ class DecoderLayer:
             output=linear(weights.output, weights.output_bias),
             attention_output_norm=weights.attention_output_norm,
             post_attention_norm=weights.post_attention_norm,
-            feed_forward=build_feed_forward(weights.feed_forward, config, linear, backend),
+            feed_forward=build_feed_forward(
+                weights.feed_forward, config, linear, backend, is_plain=is_plain
+            ),
             feed_forward_output_norm=weights.feed_forward_output_norm,
         )
 
@@ -118,15 +121,23 @@ class DecoderModel:
         self._layers: list[DecoderLayer] = []
         if linear is None and backend in ("auto", "cpp") and can_fuse(config, weights):
             self._fused = FusedLayers(config, weights)
+        is_plain = linear is None
         linear = linear or partial(make_linear, backend=backend)
         while weights.layers:
             kind = self._kinds.index(config.layers[len(self._layers)].attention)
             self._layers.append(
-                DecoderLayer.build(weights.layers.pop(0), config, kind, linear, backend)
+                DecoderLayer.build(
+                    weights.layers.pop(0), config, kind, linear, backend, is_plain=is_plain
+                )
             )
             return_free_memory()
         self._final_norm = weights.final_norm
         self._head = linear(weights.head, None)
+
+    @property
+    def can_be_recorded(self) -> bool:
+        """Whether a decode step reads nothing on the host, so that a CUDA graph can hold it."""
+        return not any(isinstance(each.feed_forward, ExpertMixture) for each in self._layers)
 
     def forward(self, inputs: StepInputs, kv_cache: KVCache, logits: Tensor) -> None:
         """Run one step: write its keys and values, and compute the logits that are wanted.
@@ -165,12 +176,12 @@ class DecoderModel:
         norm = partial(rms_norm, eps=self.config.rms_norm_eps, backend=self._backend)
         add_norm = partial(add_rms_norm, eps=self.config.rms_norm_eps, backend=self._backend)
         x = None
-        for layer, (k_cache, v_cache) in zip(self._layers, kv_cache.layers, strict=True):
+        for index, layer in enumerate(self._layers):
             if x is None:
                 normed = norm(residual, layer.input_norm)
             else:
                 normed = add_norm(x, residual, layer.input_norm)
-            x = self._attend(layer, normed, k_cache, v_cache, inputs, steps[layer.attention_kind])
+            x = self._attend(index, normed, kv_cache, inputs, steps[layer.attention_kind])
             if layer is self._layers[-1] and len(inputs.sample_rows) < len(x):
                 # Past the last attention rows are independent, and only these lead to a token.
                 x = x.index_select(0, inputs.sample_rows)
@@ -195,31 +206,34 @@ class DecoderModel:
             inputs.seq_lens,
             kv_cache.layers[0][0],
             window=kind.window,
+            only_decodes=inputs.max_query_len == 1,
         )
         return _AttentionStep(kind.window, cos, sin, plan)
 
     def _attend(
         self,
-        layer: DecoderLayer,
+        index: int,
         x: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
+        kv_cache: KVCache,
         inputs: StepInputs,
         step: _AttentionStep,
     ) -> Tensor:
         """Attention of one layer, [num_tokens, hidden] to [num_tokens, hidden]."""
-        config, backend = self.config, self._backend
-        first_value = config.num_heads + config.num_kv_heads
-        # [num_tokens, num_heads + 2 * num_kv_heads, head_dim]: queries, keys, values
-        heads = layer.qkv(x).view(len(x), -1, config.head_dim)
-        queries, keys = heads[:, : config.num_heads], heads[:, config.num_heads : first_value]
-        if layer.q_norm is not None and layer.k_norm is not None:
-            eps = config.rms_norm_eps
-            queries.copy_(rms_norm(queries, layer.q_norm, eps, backend=backend))
-            keys.copy_(rms_norm(keys, layer.k_norm, eps, backend=backend))
-        apply_rope(heads[:, :first_value], step.cos, step.sin, backend=backend)
-        write_kv(
-            keys, heads[:, first_value:], k_cache, v_cache, inputs.slot_mapping, backend=backend
+        layer, (k_cache, v_cache) = self._layers[index], kv_cache.layers[index]
+        k_scale, v_scale = kv_cache.k_scale, kv_cache.v_scale
+        queries = rope_and_cache(
+            layer.qkv(x),
+            k_cache,
+            v_cache,
+            inputs.slot_mapping,
+            step.cos,
+            step.sin,
+            q_weight=layer.q_norm,
+            k_weight=layer.k_norm,
+            eps=self.config.rms_norm_eps,
+            backend=self._backend,
+            k_scale=k_scale,
+            v_scale=v_scale,
         )
         attended = paged_attention(
             queries,
@@ -228,9 +242,11 @@ class DecoderModel:
             inputs.block_tables,
             inputs.cu_seqlens_q,
             inputs.seq_lens,
-            config.attention_scale,
+            self.config.attention_scale,
             window=step.window,
             plan=step.plan,
-            backend=backend,
+            backend=self._backend,
+            k_scale=k_scale,
+            v_scale=v_scale,
         )
         return layer.output(attended.view(len(x), -1))

@@ -11,6 +11,7 @@ from .decoder import DecoderModel
 from .errors import ConfigError, EngineError, RequestError, is_out_of_memory
 from .intake import Prompt, RequestIntake, check_order
 from .kv_cache import KVCache
+from .kv_cache_sizing import allocate_kv_cache
 from .loading import LoadedModel, load_model
 from .outputs import FinishReason, RequestFailure, RequestOutput, ResumedTokens
 from .request_book import RequestBook
@@ -59,16 +60,7 @@ class Engine:
             )
         _check_model_limits(config, loaded)
         self._loaded = loaded
-        self._kv_cache = KVCache.allocate(
-            num_layers=loaded.config.num_layers,
-            num_kv_heads=loaded.config.num_kv_heads,
-            head_dim=loaded.config.head_dim,
-            dtype=loaded.model.dtype,
-            device=loaded.model.device,
-            block_size=config.block_size,
-            max_model_len=config.max_model_len,
-            kv_cache_bytes=config.kv_cache_bytes,
-        )
+        self._kv_cache = allocate_kv_cache(config, loaded.model)
         self._scheduler = Scheduler(
             BlockPool(
                 self._kv_cache.num_blocks,
@@ -88,8 +80,9 @@ class Engine:
 
     @property
     def identity(self) -> str:
-        """Names weights, tokenizer, dtype and sampler: tokens may be resumed where it is equal."""
-        return self._loaded.identity
+        """Names weights, tokenizer, dtypes and sampler: tokens may be resumed where it is equal."""
+        identity = self._loaded.identity
+        return identity if self.config.kv_cache_dtype == "auto" else f"{identity}-kv-fp8"
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -333,13 +326,13 @@ class Engine:
 
 def _make_pipeline(config: EngineConfig, loaded: LoadedModel, kv_cache: KVCache) -> StepPipeline:
     model = loaded.model
-    is_native = isinstance(model, DecoderModel)
+    can_record = isinstance(model, DecoderModel) and model.can_be_recorded
     return StepPipeline(
         model,
         kv_cache,
         max_num_seqs=config.max_num_seqs,
         max_model_len=config.max_model_len,
-        decode_graphs=config.records_decodes_on(model.device.type, is_native=is_native),
+        decode_graphs=config.records_decodes_on(model.device.type, can_record=can_record),
     )
 
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .errors import ConfigError
 from .host_memory import available_memory_bytes
+from .model_config import ModelShape
 
 #: On a CPU, the default cache takes this share of the memory that is left when it is made ...
 CPU_MEMORY_SHARE = 0.25
 #: ... but no more than this: beyond it a CPU is compute-bound long before the cache is full.
 MAX_DEFAULT_CPU_BYTES = 4 * 1024**3
-#: On a GPU, the default cache takes this share of the memory that is free once the model is loaded.
-GPU_MEMORY_SHARE = 0.85
 
 _log = logging.getLogger(__name__)
 
@@ -28,8 +29,14 @@ class KVCache:
     attention may read masked slots of a sequence's last block. After a request failed with NaN,
     call `zero_blocks` on its blocks before they are used again.
 
+    In eight bits (float8_e4m3fn) a number x of the model is stored as x / scale, cut to +-448. The
+    scale is 1: keys and values behind norms are far below 448, and what is below 2**-6 keeps an
+    absolute precision of 2**-10.
+
     Attributes:
         layers: Per layer (keys, values), each [num_blocks, block_size, num_kv_heads, head_dim].
+        k_scale: What one unit in an eight-bit key stands for.
+        v_scale: The same for values.
         num_blocks: Blocks a layer has.
         block_size: Tokens a block holds.
 
@@ -46,15 +53,15 @@ class KVCache:
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device | str,
+        k_scale: float = 1.0,
+        v_scale: float = 1.0,
     ) -> None:
         shape = (num_blocks, block_size, num_kv_heads, head_dim)
         self.layers: list[tuple[Tensor, Tensor]] = [
-            (
-                torch.zeros(shape, dtype=dtype, device=device),
-                torch.zeros(shape, dtype=dtype, device=device),
-            )
-            for _ in range(num_layers)
+            (_zeros(shape, dtype, device), _zeros(shape, dtype, device)) for _ in range(num_layers)
         ]
+        self.k_scale = k_scale
+        self.v_scale = v_scale
         self.num_blocks = num_blocks
         self.block_size = block_size
 
@@ -69,7 +76,7 @@ class KVCache:
         device: torch.device | str,
         block_size: int,
         max_model_len: int,
-        kv_cache_bytes: int | None = None,
+        kv_cache_bytes: int,
     ) -> KVCache:
         """Allocate as many blocks as fit into `kv_cache_bytes`.
 
@@ -77,17 +84,15 @@ class KVCache:
             num_layers: Layers with attention.
             num_kv_heads: Key/value heads of a layer.
             head_dim: Numbers in one head's key.
-            dtype: The model's dtype.
+            dtype: The model's dtype, or float8_e4m3fn on a GPU.
             device: The model's device.
             block_size: Tokens a block holds.
             max_model_len: Most tokens a request may have; the cache must hold at least one such.
-            kv_cache_bytes: Size of the whole cache; None takes `default_kv_cache_bytes(device)`.
+            kv_cache_bytes: Size of the whole cache.
 
         Raises:
             ConfigError: not even one request of `max_model_len` tokens fits.
         """
-        if kv_cache_bytes is None:
-            kv_cache_bytes = default_kv_cache_bytes(device)
         block_bytes = 2 * num_layers * block_size * num_kv_heads * head_dim * dtype.itemsize
         num_blocks = kv_cache_bytes // block_bytes
         least = -(-max_model_len // block_size)
@@ -125,8 +130,9 @@ class KVCache:
             return
         for keys, values in self.layers:
             index = torch.tensor(list(block_ids), dtype=torch.int64, device=keys.device)
-            keys.index_fill_(0, index, 0)
-            values.index_fill_(0, index, 0)
+            # As bytes: torch's CPU cannot fill eight-bit floats.
+            keys.view(torch.uint8).index_fill_(0, index, 0)
+            values.view(torch.uint8).index_fill_(0, index, 0)
 
     def _log_size(self) -> None:
         _log.info(
@@ -139,10 +145,24 @@ class KVCache:
         )
 
 
-def default_kv_cache_bytes(device: torch.device | str) -> int:
-    """How large the cache is when nobody says: a share of the memory that is free now."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        free_bytes, _ = torch.cuda.mem_get_info(device)
-        return int(free_bytes * GPU_MEMORY_SHARE)
+def kv_block_bytes(config: ModelShape, dtype: torch.dtype, block_size: int) -> int:
+    """Bytes of one block: keys and values of all layers."""
+    numbers = config.num_layers * config.num_kv_heads * config.head_dim * block_size
+    return 2 * numbers * dtype.itemsize
+
+
+def default_cpu_kv_cache_bytes() -> int:
+    """How large the cache is on a CPU when nobody says: a share of the memory that is free now."""
     return min(int(available_memory_bytes() * CPU_MEMORY_SHARE), MAX_DEFAULT_CPU_BYTES)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Zeros; on a CPU of pages that the system clears when they are first touched.
+
+    `torch.zeros` clears all of them at once, used or not: 4 GiB took 1.5 to 3 s. numpy asks for
+    huge pages besides, where the system gives them.
+    """
+    if torch.device(device).type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    buffer = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(buffer).view(dtype).view(shape)

@@ -14,6 +14,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from .config import MODEL_IMPLS
 from .decoder import DecoderModel
+from .device_memory import check_weights_fit, free_memory_bytes
 from .errors import ConfigError, ModelLoadError, UnsupportedModelError
 from .families import native_architecture, read_model_config
 from .feed_forward import LinearFactory
@@ -23,6 +24,7 @@ from .model_config import ModelConfig, ModelShape
 from .model_source import model_folder
 from .tokenizer import Tokenizer
 from .weight_loading import load_weights
+from .weights import weights_bytes
 
 _DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -70,7 +72,8 @@ def load_model(
         linear: Makes the native decoder's matrix multiplications, see `DecoderModel`.
 
     Raises:
-        ConfigError: dtype, device, quantization or model_impl is not one that there is.
+        ConfigError: dtype, device, quantization or model_impl is not one that there is, or the
+            weights do not fit into the device's memory.
         ModelLoadError: the model cannot be found or read.
         UnsupportedModelError: it has features that are not computed here.
     """
@@ -113,6 +116,8 @@ def _load(
     values = hf_config.to_dict()
     native_config = _native_config(model_impl, values)
     if native_config is not None:
+        weight_bytes = weights_bytes(native_config, dtype)
+        check_weights_fit(weight_bytes, device, free_memory_bytes(device))
         weights = load_weights(folder, native_config, dtype, device)
         return DecoderModel(native_config, weights, linear=linear), repr(native_config)
     # Here, because it brings torch's compiler along: seconds that native models do without.

@@ -6,14 +6,17 @@ import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
-import llguidance
 import numpy as np
-from llguidance.numpy import fill_next_token_bitmask_par
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as BackendTokenizer
 
 from .errors import RequestError
+
+# Imported where a structured output is first asked for: an engine without any needs no llguidance.
+if TYPE_CHECKING:
+    import llguidance
 
 #: Compiled grammars kept: bulk jobs come with a few distinct ones.
 _MAX_KEPT_GRAMMARS = 256
@@ -101,6 +104,8 @@ class StructureCompiler:
                 "unsupported_parameter",
                 "a structured output needs an end-of-text token, and this model names none",
             )
+        import llguidance
+
         # Silent, and without the grammar in its errors: both would end up in logs.
         limits = llguidance.LLParserLimits(verbose_errors=False)
         matcher = llguidance.LLMatcher(self._read_tokenizer(), grammar, log_level=0, limits=limits)
@@ -112,6 +117,8 @@ class StructureCompiler:
         return matcher
 
     def _read_tokenizer(self) -> llguidance.LLTokenizer:
+        import llguidance
+
         if self._tokenizer is None:
             # A copy: padding and truncation would end up in the vocabulary's text.
             copied = BackendTokenizer.from_str(self._backend.to_str())
@@ -138,6 +145,8 @@ class StructureMasks:
         if not structures:
             return
         if self._thread is None:
+            import llguidance
+
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="structure-masks")
             # The model wants most of the cores at the same time.
             self._executor = llguidance.LLExecutor(max(1, (os.cpu_count() or 1) // 4))
@@ -155,6 +164,8 @@ class StructureMasks:
             self.take()
 
     def _fill(self, structures: Sequence[Structure]) -> NDArray[np.int32]:
+        from llguidance.numpy import fill_next_token_bitmask_par
+
         masks = np.zeros((len(structures), self._num_words), dtype=np.int32)
         assert self._executor is not None
         matchers = [(each.matcher, row) for row, each in enumerate(structures)]

@@ -60,6 +60,7 @@ class CurrentStep:
                 inputs.seq_lens,
                 kv_cache.layers[0][0],
                 window=window,
+                only_decodes=inputs.max_query_len == 1,
             )
         return self._plans[window]
 
@@ -91,7 +92,16 @@ class PagedLayer:
         inputs, kv_cache = self.step.running
         k_cache, v_cache = kv_cache.layers[self.index]
         queries, keys, values = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
-        write_kv(keys, values, k_cache, v_cache, inputs.slot_mapping)
+        k_scale, v_scale = kv_cache.k_scale, kv_cache.v_scale
+        write_kv(
+            keys,
+            values,
+            k_cache,
+            v_cache,
+            inputs.slot_mapping,
+            k_scale=k_scale,
+            v_scale=v_scale,
+        )
         attended = paged_attention(
             queries,
             k_cache,
@@ -102,6 +112,8 @@ class PagedLayer:
             query.shape[-1] ** -0.5 if scale is None else float(scale),
             window=self.window,
             plan=self.step.plan(self.window),
+            k_scale=k_scale,
+            v_scale=v_scale,
         )
         return attended[None]
 

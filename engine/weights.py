@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import torch
@@ -135,6 +135,20 @@ def allocate_weights(
         final_norm=norm(config.hidden_size),
         head=embedding if tied else empty(config.vocab_size, config.hidden_size),
     )
+
+
+def weights_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
+    """What all weights of a model take."""
+    weights = allocate_weights(config, dtype, "meta")
+    tensors = [weights.embedding, weights.final_norm]
+    if not config.tie_word_embeddings:
+        tensors.append(weights.head)
+    for layer in weights.layers:
+        network = layer.feed_forward
+        for owner in (layer, network):
+            parts = (getattr(owner, field.name) for field in fields(owner))
+            tensors += [part for part in parts if isinstance(part, Tensor)]
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def _allocate_layer(

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .dispatch import Backend, select_face
+from .triton_faces import gelu_and_mul_triton
 
 
 def gelu_and_mul(gate_up: Tensor, *, backend: Backend = "auto") -> Tensor:
@@ -19,7 +20,7 @@ def gelu_and_mul(gate_up: Tensor, *, backend: Backend = "auto") -> Tensor:
 
     Args:
         gate_up: [num_tokens, 2 * size]: gate, then up.
-        backend: The face that computes it; there is only `reference`.
+        backend: The face that computes it.
 
     Returns:
         [num_tokens, size], same dtype, contiguous.
@@ -38,4 +39,4 @@ def gelu_and_mul_reference(gate_up: Tensor) -> Tensor:
     return F.gelu(gate, approximate="tanh").mul_(up)
 
 
-_FACES = {"reference": gelu_and_mul_reference}
+_FACES = {"reference": gelu_and_mul_reference, "triton": gelu_and_mul_triton}

@@ -9,6 +9,8 @@ Source: PagedAttention, Kwon et al. 2023; grouped-query attention, Ainslie et al
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor
 
@@ -17,10 +19,15 @@ from .dispatch import Backend, select_face
 from .paged_attention_plan import AttentionPlan
 from .paged_attention_reference import paged_attention_reference
 from .triton_faces import paged_attention_triton
+from .write_kv import FP8, check_cache_dtype
 
-_FACES = {
+_FACES: Mapping[str, Callable[..., Tensor]] = {
     "reference": paged_attention_reference,
     "cpp": paged_attention_cpp,
+    "triton": paged_attention_triton,
+}
+_FP8_FACES: Mapping[str, Callable[..., Tensor]] = {
+    "reference": paged_attention_reference,
     "triton": paged_attention_triton,
 }
 
@@ -36,6 +43,8 @@ def paged_attention(
     *,
     window: int | None = None,
     plan: AttentionPlan | None = None,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
     backend: Backend = "auto",
 ) -> Tensor:
     """Attend to the cached keys and values, this step's own included (`write_kv` came first).
@@ -46,7 +55,8 @@ def paged_attention(
     Args:
         q: [num_tokens, num_heads, head_dim], the last two dimensions contiguous; num_heads is a
             multiple of num_kv_heads.
-        k_cache: [num_blocks, block_size, num_kv_heads, head_dim], contiguous.
+        k_cache: [num_blocks, block_size, num_kv_heads, head_dim], contiguous, in q's dtype or
+            float8_e4m3fn (which the C++ face does not read).
         v_cache: As `k_cache`.
         block_tables: [num_seqs, max_blocks] int32; entries past a sequence's last block are unused.
         cu_seqlens_q: [num_seqs + 1] int32, where each sequence's queries start, then num_tokens.
@@ -55,6 +65,8 @@ def paged_attention(
         window: A query sees only its last `window` keys, its own included; None sees all.
         plan: The step's `AttentionPlan`, worth passing where several layers share it; made
             on the spot where it is None and the face wants one.
+        k_scale: What one unit in a float8 key cache stands for; unused for other dtypes.
+        v_scale: The same for values.
         backend: The face that computes it.
 
     Returns:
@@ -64,9 +76,12 @@ def paged_attention(
         ValueError: shapes, dtypes or the window disagree.
     """
     _check(q, k_cache, v_cache, block_tables, cu_seqlens_q, seq_lens, window)
-    face = select_face("paged_attention", _FACES, backend, q.device)
-    return face(
-        q, k_cache, v_cache, block_tables, cu_seqlens_q, seq_lens, scale, window=window, plan=plan
+    batch = (q, k_cache, v_cache, block_tables, cu_seqlens_q, seq_lens, scale)
+    if k_cache.dtype == FP8:
+        face = select_face("paged_attention (float8 cache)", _FP8_FACES, backend, q.device)
+        return face(*batch, window=window, plan=plan, k_scale=k_scale, v_scale=v_scale)
+    return select_face("paged_attention", _FACES, backend, q.device)(
+        *batch, window=window, plan=plan
     )
 
 
@@ -93,11 +108,7 @@ def _check(
             f"q has {num_heads} heads of {head_dim}, the cache {num_kv_heads} heads of "
             f"{k_cache.shape[3]}: sizes must be equal and the number of heads a multiple"
         )
-    if not q.dtype == k_cache.dtype == v_cache.dtype:
-        raise ValueError(
-            f"q, k_cache and v_cache must have one dtype, got {q.dtype}, {k_cache.dtype}, "
-            f"{v_cache.dtype}"
-        )
+    check_cache_dtype(q.dtype, k_cache, v_cache)
     num_seqs = seq_lens.shape[0]
     if block_tables.shape[:1] != (num_seqs,) or cu_seqlens_q.shape != (num_seqs + 1,):
         raise ValueError(

@@ -33,7 +33,8 @@ class DecodeBucket:
     Attributes:
         rows: [n] int64, their rows of q.
         block_ids: [n * blocks] int64; padding repeats a sequence's own last block.
-        mask: [n, 1, 1, blocks * block_size] in q's dtype, 0 or -inf, added to the scores.
+        mask: [n, 1, 1, blocks * block_size] in the cache's dtype (float32 where that has eight
+            bits), 0 or -inf, added to the scores.
     """
 
     rows: Tensor
@@ -49,7 +50,8 @@ class PrefillChunk:
         start, stop: Their rows of q.
         block_ids: [blocks] int64.
         num_keys: Keys in these blocks, the sequence's last key being the last.
-        mask: [stop - start, num_keys] in q's dtype, or None where plain causal masking serves.
+        mask: [stop - start, num_keys] as in `DecodeBucket`, or None where plain causal masking
+            serves.
     """
 
     start: int
@@ -74,6 +76,7 @@ class AttentionPlan:
         k_cache: Tensor,
         *,
         window: int | None = None,
+        only_decodes: bool = False,
     ) -> None:
         """Keep a step's index tensors; see `paged_attention` for the arguments.
 
@@ -83,12 +86,15 @@ class AttentionPlan:
             seq_lens: [num_seqs] int32.
             k_cache: Any layer's keys: only shape, dtype and device are looked at.
             window: As in `paged_attention`.
+            only_decodes: Every sequence is known to have exactly one query, so that the Triton face
+                leaves the prefill kernel out.
         """
         self._block_tables = block_tables
         self._cu_seqlens_q = cu_seqlens_q
         self._seq_lens = seq_lens
         self._k_cache = k_cache
         self._window = window
+        self.only_decodes = only_decodes
         #: The Triton face's part, kept here by the first layer that makes one.
         self.triton: DecodePlan | None = None
 
@@ -200,6 +206,8 @@ def _prefill_chunk(
 
 def _additive(seen: NDArray[np.bool_], like: Tensor) -> Tensor:
     """0 where a key is seen and -inf where not, in the dtype and on the device of `like`."""
-    mask = torch.zeros(seen.shape, dtype=like.dtype)
+    # Eight-bit floats have no infinity.
+    dtype = torch.float32 if like.dtype.itemsize == 1 else like.dtype
+    mask = torch.zeros(seen.shape, dtype=dtype)
     mask.masked_fill_(torch.from_numpy(~seen), float("-inf"))
     return mask.to(like.device)

@@ -6,6 +6,8 @@ to 6 times as fast as `enable_gqa` in bf16 on a CPU.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,62 +26,77 @@ def paged_attention_reference(
     *,
     window: int | None = None,
     plan: AttentionPlan | None = None,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
 ) -> Tensor:
     """Same arguments and result as `batchmill.kernels.paged_attention.paged_attention`."""
     if plan is None:
         plan = AttentionPlan(block_tables, cu_seqlens_q, seq_lens, k_cache, window=window)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    caches = _Cache(k_cache, k_scale, q.dtype), _Cache(v_cache, v_scale, q.dtype)
     for bucket in plan.decode:
-        _decode(q, k_cache, v_cache, scale, bucket, out)
+        _decode(q, *caches, scale, bucket, out)
     for chunk in plan.prefill:
-        _prefill(q, k_cache, v_cache, scale, chunk, out)
+        _prefill(q, *caches, scale, chunk, out)
     return out
 
 
+@dataclass(frozen=True, slots=True)
+class _Cache:
+    """Keys or values of all blocks, and how to read them."""
+
+    blocks: Tensor
+    #: What one unit stands for, where the blocks hold eight bits.
+    scale: float
+    dtype: torch.dtype
+
+    def gather(self, block_ids: Tensor) -> Tensor:
+        """Blocks by number, [len(block_ids), block elements] in `dtype`.
+
+        `index_select` on whole blocks runs at copy speed; indexing `cache[block_ids]` took ten
+        times as long in bf16.
+        """
+        gathered = self.blocks.view(len(self.blocks), -1).index_select(0, block_ids)
+        if gathered.dtype == self.dtype:
+            return gathered
+        return (gathered.float() * self.scale).to(self.dtype)
+
+
 def _decode(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, scale: float, bucket: DecodeBucket, out: Tensor
+    q: Tensor, k_cache: _Cache, v_cache: _Cache, scale: float, bucket: DecodeBucket, out: Tensor
 ) -> None:
     """One query a sequence: the heads of a group are the query rows of their key head."""
-    num_kv_heads, head_dim = k_cache.shape[2:]
+    num_kv_heads, head_dim = k_cache.blocks.shape[2:]
     num_seqs = len(bucket.rows)
     shape = (num_seqs, -1, num_kv_heads, head_dim)
-    keys = _gather(k_cache, bucket.block_ids).view(shape).transpose(1, 2)  # [n, kv_heads, L, dim]
-    values = _gather(v_cache, bucket.block_ids).view(shape).transpose(1, 2)
+    keys = k_cache.gather(bucket.block_ids).view(shape).transpose(1, 2)  # [n, kv_heads, L, dim]
+    values = v_cache.gather(bucket.block_ids).view(shape).transpose(1, 2)
     queries = q.index_select(0, bucket.rows).view(shape[0], num_kv_heads, -1, head_dim)
     attended = F.scaled_dot_product_attention(
-        queries, keys, values, attn_mask=bucket.mask, scale=scale
+        queries, keys, values, attn_mask=bucket.mask.to(q.dtype), scale=scale
     )
     out.index_copy_(0, bucket.rows, attended.reshape(num_seqs, *q.shape[1:]))
 
 
 def _prefill(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, scale: float, chunk: PrefillChunk, out: Tensor
+    q: Tensor, k_cache: _Cache, v_cache: _Cache, scale: float, chunk: PrefillChunk, out: Tensor
 ) -> None:
     """Several queries of one sequence: a batch of key heads, each shared by its group of heads."""
-    num_kv_heads, head_dim = k_cache.shape[2:]
+    num_kv_heads, head_dim = k_cache.blocks.shape[2:]
     num_queries = chunk.stop - chunk.start
     shape = (-1, num_kv_heads, head_dim)
     queries = q[chunk.start : chunk.stop].view(num_queries, num_kv_heads, -1, head_dim)
     queries = queries.permute(1, 2, 0, 3)  # [kv_heads, group, num_queries, head_dim]
     group_shape = (num_kv_heads, queries.shape[1], chunk.num_keys, head_dim)
     # Stride 0 along the group: the keys are seen several times and stored once.
-    keys = _gather(k_cache, chunk.block_ids).view(shape)[: chunk.num_keys].transpose(0, 1)
-    values = _gather(v_cache, chunk.block_ids).view(shape)[: chunk.num_keys].transpose(0, 1)
+    keys = k_cache.gather(chunk.block_ids).view(shape)[: chunk.num_keys].transpose(0, 1)
+    values = v_cache.gather(chunk.block_ids).view(shape)[: chunk.num_keys].transpose(0, 1)
     attended = F.scaled_dot_product_attention(
         queries,
         keys[:, None].expand(group_shape),
         values[:, None].expand(group_shape),
-        attn_mask=chunk.mask,
+        attn_mask=None if chunk.mask is None else chunk.mask.to(q.dtype),
         is_causal=chunk.mask is None,
         scale=scale,
     )
     out[chunk.start : chunk.stop] = attended.permute(2, 0, 1, 3).reshape(num_queries, -1, head_dim)
-
-
-def _gather(cache: Tensor, block_ids: Tensor) -> Tensor:
-    """Blocks by number, [len(block_ids), block elements].
-
-    `index_select` on whole blocks runs at copy speed; indexing `cache[block_ids]` took ten times as
-    long in bf16.
-    """
-    return cache.view(cache.shape[0], -1).index_select(0, block_ids)

@@ -24,7 +24,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, backend: Backend = "auto"
     Args:
         x: [..., size], contiguous in the last dimension.
         weight: [size], same dtype as x; or float32, and the result is rounded once (Gemma), which
-            in other dtypes only the reference face does.
+            in other dtypes the C++ face does not do.
         eps: Added to the mean square.
         backend: The face that computes it.
 
@@ -90,7 +90,9 @@ _ADD_NORM_FACES = {
 
 def _faces(faces: Mapping[str, Face], x: Tensor, weight: Tensor) -> Mapping[str, Face]:
     """The faces that multiply by a weight of this dtype."""
-    return faces if weight.dtype == x.dtype else {"reference": faces["reference"]}
+    if weight.dtype == x.dtype:
+        return faces
+    return {name: face for name, face in faces.items() if name != "cpp"}
 
 
 def _check(x: Tensor, weight: Tensor) -> None:

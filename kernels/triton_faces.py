@@ -43,22 +43,55 @@ def paged_attention_triton(
     *,
     window: int | None = None,
     plan: AttentionPlan | DecodePlan | None = None,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
 ) -> Tensor:
     """See `triton_paged_attention`."""
     from .triton_paged_attention import paged_attention_triton as face
 
     return face(
-        q, k_cache, v_cache, block_tables, cu_seqlens_q, seq_lens, scale, window=window, plan=plan
-    )
+        q, k_cache, v_cache, block_tables, cu_seqlens_q, seq_lens, scale,
+        window=window, plan=plan, k_scale=k_scale, v_scale=v_scale,
+    )  # fmt: skip
 
 
 def write_kv_triton(
-    key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor
+    key: Tensor,
+    value: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slot_mapping: Tensor,
+    *,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
 ) -> None:
     """See `triton_write_kv`."""
     from .triton_write_kv import write_kv_triton as face
 
-    face(key, value, k_cache, v_cache, slot_mapping)
+    face(key, value, k_cache, v_cache, slot_mapping, k_scale=k_scale, v_scale=v_scale)
+
+
+def rope_and_cache_triton(
+    qkv: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slot_mapping: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    eps: float,
+    k_scale: float,
+    v_scale: float,
+) -> Tensor:
+    """See `triton_rope`."""
+    from .triton_rope import rope_and_cache_triton as face
+
+    return face(
+        qkv, k_cache, v_cache, slot_mapping, cos, sin,
+        q_weight=q_weight, k_weight=k_weight, eps=eps, k_scale=k_scale, v_scale=v_scale,
+    )  # fmt: skip
 
 
 def apply_rope_triton(x: Tensor, cos: Tensor, sin: Tensor) -> None:
@@ -85,6 +118,13 @@ def add_rms_norm_triton(x: Tensor, residual: Tensor, weight: Tensor, eps: float)
 def silu_and_mul_triton(gate_up: Tensor) -> Tensor:
     """See `triton_silu_and_mul`."""
     from .triton_silu_and_mul import silu_and_mul_triton as face
+
+    return face(gate_up)
+
+
+def gelu_and_mul_triton(gate_up: Tensor) -> Tensor:
+    """See `triton_gelu_and_mul`."""
+    from .triton_gelu_and_mul import gelu_and_mul_triton as face
 
     return face(gate_up)
 

@@ -124,7 +124,14 @@ def _shared_plan(
     """The plan that an earlier layer left in the step's shared one, or a new one."""
     if shared is not None and shared.triton is not None:
         return shared.triton
-    plan = plan_step(cu_seqlens_q, seq_lens, k_cache, window=window, tuning=tuning)
+    plan = plan_step(
+        cu_seqlens_q,
+        seq_lens,
+        k_cache,
+        window=window,
+        only_decodes=shared is not None and shared.only_decodes,
+        tuning=tuning,
+    )
     if shared is not None:
         shared.triton = plan
     return plan

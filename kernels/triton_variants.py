@@ -15,6 +15,7 @@ from torch import Tensor
 from .triton_aot import Launch, record_launches
 from .triton_decode_attention import decode_attention_kernel, merge_decode_kernel
 from .triton_decode_plan import plan_decode_kernel
+from .triton_gelu_and_mul import gelu_and_mul_kernel, gelu_and_mul_triton
 from .triton_paged_attention import paged_attention_triton
 from .triton_prefill_attention import prefill_attention_kernel
 from .triton_rms_norm import add_rms_norm_triton, rms_norm_kernel, rms_norm_triton
@@ -34,7 +35,8 @@ from .triton_silu_and_mul import silu_and_mul_kernel, silu_and_mul_triton
 from .triton_write_kv import write_kv_kernel, write_kv_triton
 from .tuning_attention import attention_tuning
 
-_KERNELS = (
+#: Every kernel there is.
+KERNELS = (
     plan_decode_kernel,
     decode_attention_kernel,
     merge_decode_kernel,
@@ -44,6 +46,7 @@ _KERNELS = (
     rope_and_cache_kernel,
     rms_norm_kernel,
     silu_and_mul_kernel,
+    gelu_and_mul_kernel,
     sample_floor_kernel,
     sample_tile_kernel,
     sample_pick_kernel,
@@ -72,6 +75,11 @@ ATTENTION_SHAPES = (
     ModelShape("SmolLM2-135M", 9, 3, 64),
     ModelShape("Mistral-7B, window", 32, 8, 128, window=4096),
     ModelShape("Phi-2, 80 dimensions", 32, 32, 80),
+    ModelShape("SmolLM2-135M, fp8 cache", 9, 3, 64, kv_dtype=torch.float8_e4m3fn),
+    ModelShape(
+        "Mistral-7B, window, fp8 cache", 32, 8, 128, window=4096, kv_dtype=torch.float8_e4m3fn
+    ),
+    ModelShape("Gemma-7B, fp8 cache", 16, 16, 256, kv_dtype=torch.float8_e4m3fn),
     ModelShape(
         "Gemma-2B, one KV head, fp16", 8, 1, 256, dtype=torch.float16, kv_dtype=torch.float16
     ),
@@ -113,17 +121,17 @@ def _all_variants(arch: int) -> Iterator[Variant]:
     for shape in ATTENTION_SHAPES:
         if shape.kv_dtype == torch.float8_e4m3fn and arch < 89:
             continue
-        for launch in record_launches(_KERNELS, partial(_attend, shape, arch)):
+        for launch in record_launches(KERNELS, partial(_attend, shape, arch)):
             yield Variant(shape.name, launch)
     for shape in ATTENTION_SHAPES[:2]:
         if shape.kv_dtype == torch.float8_e4m3fn and arch < 89:
             continue
-        for launch in record_launches(_KERNELS, partial(_project, shape)):
+        for launch in record_launches(KERNELS, partial(_project, shape)):
             yield Variant(shape.name, launch)
     for size in _HIDDEN_SIZES:
-        for launch in record_launches(_KERNELS, partial(_elementwise, size)):
+        for launch in record_launches(KERNELS, partial(_elementwise, size)):
             yield Variant(f"hidden size {size}", launch)
-    for launch in record_launches(_KERNELS, _sample):
+    for launch in record_launches(KERNELS, _sample):
         yield Variant(f"vocabulary {_VOCAB_SIZE}", launch)
 
 
@@ -170,6 +178,9 @@ def _elementwise(size: int) -> None:
     rms_norm_triton(_meta(_NUM_TOKENS, size), _meta(size), 1e-6)
     add_rms_norm_triton(_meta(_NUM_TOKENS, size), _meta(_NUM_TOKENS, size), _meta(size), 1e-6)
     silu_and_mul_triton(_meta(_NUM_TOKENS, 2 * size))
+    gelu_and_mul_triton(_meta(_NUM_TOKENS, 2 * size))
+    # Gemma's norm weights are float32 differences from 1.
+    rms_norm_triton(_meta(_NUM_TOKENS, size), _meta(size, dtype=torch.float32), 1e-6)
 
 
 def _sample() -> None:

@@ -100,7 +100,9 @@ def _prefill_tuning(arch: int, head_dim: int, kv_bytes: int) -> PrefillTuning:
             return PrefillTuning(16, 16, num_warps=8, num_stages=2)
         return PrefillTuning(32, 32, num_warps=4, num_stages=2)
     if wide:
-        return PrefillTuning(64, 32 if _has_small_memory(arch) else 64, num_warps=8, num_stages=2)
+        # Eight-bit tiles of 64 tokens spill 32 bytes where they are widened.
+        tokens = 32 if _has_small_memory(arch) or kv_bytes == 1 else 64
+        return PrefillTuning(64, tokens, num_warps=8, num_stages=2)
     if arch < 90 or _has_small_memory(arch):  # 64 tokens spill up to 80 bytes without wgmma
         return PrefillTuning(128, 32, num_warps=8, num_stages=3)
     return PrefillTuning(128, 64, num_warps=8, num_stages=3)

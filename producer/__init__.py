@@ -21,19 +21,22 @@ from .errors import (
     SignatureError,
     UnknownJob,
     UnsupportedParameter,
+    WrongEventLoop,
     WrongState,
 )
 from .job_index import JobPage
 from .models import GenerationJob, Message
+from .progress import EtaUnknown, JobProgress, ProgressSummary
 from .results import JobError, JobResult, JobStatus, Metrics, Usage
 from .settings import ProducerSettings
 from .streaming import StreamPiece, StreamPosition
 from .webhook import WebhookEvent, new_secret, verify_webhook
-from .webhook_dedupe import SeenEvents
+from .webhook_dedupe import AsyncSeenEvents, SeenEvents
 
 __all__ = [
     "AsyncClient",
     "AsyncJob",
+    "AsyncSeenEvents",
     "BatchmillError",
     "BrokerUnavailable",
     "BulkFileError",
@@ -42,6 +45,7 @@ __all__ = [
     "CancelStatus",
     "Client",
     "EndedJob",
+    "EtaUnknown",
     "ForgetCounts",
     "GenerationJob",
     "IdempotencyConflict",
@@ -52,6 +56,7 @@ __all__ = [
     "JobExpired",
     "JobFailed",
     "JobPage",
+    "JobProgress",
     "JobRejected",
     "JobResult",
     "JobState",
@@ -61,6 +66,7 @@ __all__ = [
     "Metrics",
     "OutputRestarted",
     "ProducerSettings",
+    "ProgressSummary",
     "QueueFull",
     "ResultTimeout",
     "SeenEvents",
@@ -71,6 +77,7 @@ __all__ = [
     "UnsupportedParameter",
     "Usage",
     "WebhookEvent",
+    "WrongEventLoop",
     "WrongState",
     "new_secret",
     "verify_webhook",

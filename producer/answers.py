@@ -67,6 +67,8 @@ class ClaimRefusal(StrEnum):
     LEASED = "leased"
     EXPIRED = "expired"
     UNSUPPORTED_VERSION = "unsupported_version"
+    #: Its keys hold what no batchmill wrote; it is a dead letter now.
+    UNUSABLE = "unusable"
     #: Its delay is not over: it is announced when it is.
     SCHEDULED = "scheduled"
 
@@ -94,6 +96,8 @@ class Claim:
     claimed_at_ms: int
     #: Engine deaths that it was on board of, in company.
     suspect: int = 0
+    #: A plain Celery task, whose sender may wait for Celery's result.
+    celery_result: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -410,7 +414,8 @@ class WorkerInfo:
     #: ``starting``, ``ready``, ``draining``.
     state: str
     versions: tuple[int, ...]
-    #: Gauges for people and dashboards (jobs in flight, free blocks …); no contract.
+    #: Gauges for people and dashboards (free blocks …). ``jobs`` (in flight) and ``tokens_per_s``
+    #: are what progress is estimated from; the others are no contract.
     stats: Mapping[str, int | float | str] = field(default_factory=dict)
 
 
@@ -436,6 +441,8 @@ class Counts:
     #: Webhook events waiting for delivery.
     outbox: int
     dead_letters: int
+    #: Documents in the inbox that are no jobs yet.
+    inbox: int
     #: Monotone totals since the store was created: ``submitted``, each terminal state,
     #: ``webhook_delivered`` …
     totals: Mapping[str, int]

@@ -17,8 +17,10 @@ from .batching import Batch, JobLike, OnRejected, as_job
 from .broker_url import find_broker
 from .end_watch import TimeBudget
 from .ended import MAX_READ_AT_ONCE, EndedJob, chunks
+from .errors import WrongEventLoop
 from .job_verbs import ids_of
 from .outcomes import accepted_id, broker_errors
+from .progress import JobProgress
 from .results import JobResult, JobStatus
 from .settings import ProducerSettings
 from .stream_watch import follow_async
@@ -52,6 +54,10 @@ class AsyncJob:
         """As ``AsyncClient.stream``."""
         return self._client.stream(self.id, position, timeout_s=timeout_s)
 
+    async def progress(self) -> JobProgress:
+        """As ``Client.progress``."""
+        return await self._client.progress(self.id)
+
     async def cancel(self) -> CancelAnswer:
         """As ``Client.cancel``."""
         return await self._client.cancel(self.id)
@@ -66,7 +72,11 @@ class AsyncJob:
 
 
 class AsyncClient(AsyncJobVerbs):
-    """Submits jobs to a broker and reads what became of them. Belongs to one event loop.
+    """Submits jobs to a broker and reads what became of them.
+
+    Belongs to the event loop that it is first used in, and so to one process: make it where the
+    loop runs (in a framework's start-up hook), and one for each loop. Another loop is refused with
+    ``WrongEventLoop``, before anything is sent.
 
     >>> async with AsyncClient("redis://localhost:6379/0") as client:
     ...     job = await client.submit(prompt="Name three fruits.", max_tokens=32)
@@ -77,7 +87,21 @@ class AsyncClient(AsyncJobVerbs):
         """As ``Client``."""
         self.settings = ProducerSettings() if settings is None else settings
         self._url = find_broker(url or self.settings.broker_url)
-        self._store = AsyncJobStore.from_url(self._url)
+        self._unbound_store = AsyncJobStore.from_url(self._url)
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def _store(self) -> AsyncJobStore:
+        """The store, for the event loop that its connections belong to."""
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+        if self._loop is not loop:
+            raise WrongEventLoop(
+                "this AsyncClient was used in another event loop before, which its connections "
+                "belong to; make one client for each loop, in the loop"
+            )
+        return self._unbound_store
 
     async def __aenter__(self) -> Self:
         return self

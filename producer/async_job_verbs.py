@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 
 from . import calls, job_index
 from .answers import CancelAnswer, CancelCounts, CancelStatus, ForgetCounts
@@ -12,6 +12,19 @@ from .ended import chunks
 from .job_index import DEFAULT_PAGE_JOBS, MAX_PAGE_JOBS, JobPage, JobQuery, check_limit
 from .job_verbs import HasId, ids_of
 from .outcomes import broker_errors, check_forgotten, check_retried, unknown
+from .progress import (
+    MAX_READ_AT_ONCE,
+    JobProgress,
+    JobReading,
+    ProgressSummary,
+    add_higher_classes,
+    job_progress,
+    last_waiting,
+    queue_depth_reads,
+    queue_progress_read,
+    read_progress,
+    summarise,
+)
 from .results import JobStatus
 from .settings import ProducerSettings
 from .statuses import queue_status_read, read_status
@@ -23,7 +36,11 @@ class AsyncJobVerbs:
 
     settings: ProducerSettings
     _url: str
-    _store: AsyncJobStore
+
+    @property
+    def _store(self) -> AsyncJobStore:
+        """The store, for the event loop that runs."""
+        raise NotImplementedError
 
     async def status(self, job_id: str) -> JobStatus:
         """As ``Client.status``."""
@@ -70,6 +87,41 @@ class AsyncJobVerbs:
             if not page.has_more:
                 return
             cursor = page.next_cursor
+
+    async def progress(self, job_id: str) -> JobProgress:
+        """As ``Client.progress``."""
+        with broker_errors(self._url):
+            readings = await self._read_progress([job_id])
+            if not readings:
+                raise unknown(job_id)
+            positions = await self._positions(readings)
+            return job_progress(
+                readings[0], positions.get(job_id), await self._store.list_workers()
+            )
+
+    async def progress_many(self, jobs: Iterable[HasId | str]) -> ProgressSummary:
+        """As ``Client.progress_many``."""
+        ids = ids_of(jobs)
+        with broker_errors(self._url):
+            readings = await self._read_progress(ids)
+            positions = await self._positions(last_waiting(readings))
+            return summarise(len(ids), readings, positions, await self._store.list_workers())
+
+    async def _read_progress(self, job_ids: Sequence[str]) -> Sequence[JobReading]:
+        readings: Sequence[JobReading] = []
+        for some in chunks(job_ids, MAX_READ_AT_ONCE):
+            async with self._store.client.pipeline(transaction=False) as pipeline:
+                for job_id in some:
+                    queue_progress_read(pipeline, job_id)
+                readings = [*readings, *read_progress(some, await pipeline.execute())]
+        return readings
+
+    async def _positions(self, readings: Sequence[JobReading]) -> dict[str, int | None]:
+        """Jobs before each of some, those of higher classes included."""
+        own = await self._store.run_all([calls.position(reading.id) for reading in readings])
+        async with self._store.client.pipeline(transaction=False) as pipeline:
+            queue_depth_reads(pipeline, readings)
+            return add_higher_classes(readings, own, await pipeline.execute())
 
     async def cancel(self, job_id: str) -> CancelAnswer:
         """As ``Client.cancel``."""

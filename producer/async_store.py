@@ -9,11 +9,11 @@ from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError
 
 from . import calls, keys
-from .answers import JobRecord, JobState
+from .answers import JobRecord, JobState, WorkerInfo
 from .calls import Call
 from .connection import connect_async
 from .ended import MAX_READ_AT_ONCE, EndedJob, chunks, queue_end_reads, read_ends
-from .records import read_job, read_state
+from .records import read_job, read_state, read_worker
 from .scripts import SCRIPT_NAMES, script_source
 from .streaming import StreamPosition, queue_stream_read
 
@@ -56,6 +56,15 @@ class AsyncJobStore:
     async def queue_position(self, job_id: str) -> int | None:
         """As ``JobStore.queue_position``."""
         return await self.run(calls.position(job_id))
+
+    async def list_workers(self) -> list[WorkerInfo]:
+        """As ``JobStore.list_workers``."""
+        names = sorted(await cast(Any, self.client.smembers(keys.WORKERS)))
+        if not names:
+            return []
+        beats = await cast(Any, self.client.mget([keys.worker(name.decode()) for name in names]))
+        read = (read_worker(beat) for beat in beats if beat is not None)
+        return [info for info in read if info is not None]
 
     async def load(self, job_id: str) -> JobRecord | None:
         """Return a job's record, or None where it is unknown."""

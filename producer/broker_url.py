@@ -7,7 +7,7 @@ import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from .errors import BrokerUnavailable
 
@@ -71,11 +71,25 @@ def redis_url(url: str) -> str:
 
 
 def celery_url(url: str) -> str:
-    """Return a URL in the form Celery reads."""
-    plain = redis_url(url)
-    if plain.startswith("unix://"):
-        return "redis+socket://" + plain.removeprefix("unix://").replace("db=", "virtual_host=")
-    return plain
+    """Return a URL in the form Celery reads.
+
+    Credentials that are written as options come before the host, where Celery finds them, and hides
+    them in what `celery inspect` shows; so does the number of the database.
+    """
+    parts = urlsplit(redis_url(url))
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    scheme, netloc, path = parts.scheme, parts.netloc, parts.path
+    if "password" in options:
+        user, password = options.pop("username", ""), options.pop("password")
+        netloc = f"{quote(user, safe='')}:{quote(password, safe='')}@{netloc.rpartition('@')[2]}"
+    if scheme == "unix":
+        scheme = "redis+socket"
+        if "db" in options:
+            options["virtual_host"] = options.pop("db")
+    elif "db" in options:
+        path = f"/{options.pop('db')}"
+    query = f"?{urlencode(options)}" if options else ""
+    return f"{scheme}://{netloc}{path}{query}"
 
 
 def redact(url: str) -> str:

@@ -64,6 +64,9 @@ class QueueLimits:
     max_queued_tokens: int | None = None
 
 
+NO_LIMITS = QueueLimits()
+
+
 @dataclass(frozen=True, slots=True)
 class NewJob:
     """What ``submit`` stores for a job."""
@@ -87,6 +90,8 @@ class NewJob:
     deadline_at_ms: int | None = None
     #: Relative deadline, milliseconds from now on Redis' clock; the earlier of the two counts.
     ttl_ms: int | None = None
+    #: A plain Celery task, whose sender may wait for Celery's result.
+    celery_result: bool = False
     #: Whose job it is: tenants take turns.
     tenant: str = keys.DEFAULT_TENANT
     #: Tokens that the job may take, prompt and output: an estimate.
@@ -96,7 +101,7 @@ class NewJob:
     #: The job waits for so long, milliseconds on Redis' clock; the later of the two counts.
     delay_ms: int | None = None
     #: Limits on what waits, at which no more is taken; None is no limit.
-    limits: QueueLimits = QueueLimits()
+    limits: QueueLimits = NO_LIMITS
     #: Labels to find it by.
     tags: tuple[str, ...] = ()
     #: Most tokens it generates; None where that is not known.
@@ -150,10 +155,6 @@ def submit(job: NewJob, *, announce: bool = True) -> Call[Submitted]:
         "doc": job.document,
         "result_ttl_ms": job.result_ttl_ms,
         "announce": "1" if announce else None,
-        "max_queue_depth": job.limits.max_queue_depth,
-        "max_queued_jobs": job.limits.max_queued_jobs,
-        "max_queued_bytes": job.limits.max_queued_bytes,
-        "max_queued_tokens": job.limits.max_queued_tokens,
         "tenant": job.tenant,
         "cost": job.cost,
         "deadline_at_ms": job.deadline_at_ms,
@@ -165,9 +166,12 @@ def submit(job: NewJob, *, announce: bool = True) -> Call[Submitted]:
         "webhook": job.webhook,
         "webhook_events": job.webhook_events or None,
         "webhook_secret": job.webhook_secret or None,
+        "celery_result": "1" if job.celery_result else None,
         "tags": ",".join(job.tags) or None,
         "max_tokens": job.max_tokens,
     }
+    if job.limits is not NO_LIMITS:
+        fields |= asdict(job.limits)
     args: list[Argument] = []
     for name, value in fields.items():
         if value is not None:
@@ -181,7 +185,8 @@ def claim(job_id: str, owner: str, lease_ms: int, identity: str) -> Call[Claim |
     def read(reply: list[Any]) -> Claim | ClaimRefusal:
         if reply[0] == b"REFUSED":
             return ClaimRefusal(reply[1].decode())
-        _, fence, document, data, attempts, alone, deadline, enqueued, started, now, suspect = reply
+        _, fence, document, data, attempts, alone, deadline, *rest = reply
+        enqueued, started, now, suspect, celery_result = rest
         return Claim(
             job_id=job_id,
             fence=fence,
@@ -194,6 +199,7 @@ def claim(job_id: str, owner: str, lease_ms: int, identity: str) -> Call[Claim |
             started_at_ms=started,
             claimed_at_ms=now,
             suspect=suspect,
+            celery_result=celery_result == 1,
         )
 
     # The nonce lets a call that the connection repeats after a lost answer find its own claim.

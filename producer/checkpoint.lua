@@ -18,22 +18,20 @@ local function tell_output(id, num_tokens)
     'output_due_ms', now + OUTPUT_EVENT_MS)
 end
 
-for i = 2, #ARGV, 6 do
+local function append(i)
   local id, fence, position = ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])
   local job = load_lease(id)
-  local answer = 'OK'
-  if not holds(job, fence) then
-    answer = 'FENCED'
-  elseif not append_tokens(id, position * 4, ARGV[i + 3]) then
-    answer = 'GAP'
-  else
-    append_text(id, tonumber(ARGV[i + 4]), ARGV[i + 5])
-    redis.call('ZADD', LEASES, now + lease_ms, id)
-    local num_tokens = redis.call('STRLEN', tokens_key(id)) / 4
-    redis.call('PUBLISH', channel(id), '{"tokens":' .. num_tokens .. '}')
-    if job.output_due_ms and job.output_due_ms <= now then tell_output(id, num_tokens) end
-    if job.cancel_requested then answer = 'CANCEL_REQUESTED' end
-  end
-  answers[#answers + 1] = answer
+  if not holds(job, fence) then return 'FENCED' end
+  if not append_tokens(id, position * 4, ARGV[i + 3]) then return 'GAP' end
+  append_text(id, tonumber(ARGV[i + 4]), ARGV[i + 5])
+  redis.call('ZADD', LEASES, now + lease_ms, id)
+  local num_tokens = redis.call('STRLEN', tokens_key(id)) / 4
+  redis.call('PUBLISH', channel(id), '{"tokens":' .. num_tokens .. '}')
+  if job.output_due_ms and job.output_due_ms <= now then tell_output(id, num_tokens) end
+  return job.cancel_requested and 'CANCEL_REQUESTED' or 'OK'
+end
+
+for i = 2, #ARGV, 6 do
+  answers[#answers + 1] = guarded(ARGV[i], 'FENCED', function() return append(i) end)
 end
 return answers

@@ -15,6 +15,7 @@ from .end_watch import EndWatch, TimeBudget
 from .ended import MAX_READ_AT_ONCE, EndedJob, chunks
 from .job_verbs import JobVerbs, ids_of
 from .outcomes import accepted_id, broker_errors
+from .progress import JobProgress
 from .results import JobResult, JobStatus
 from .settings import ProducerSettings
 from .store import JobStore
@@ -50,6 +51,10 @@ class Job:
         """As ``Client.stream``."""
         return self._client.stream(self.id, position, timeout_s=timeout_s)
 
+    def progress(self) -> JobProgress:
+        """As ``Client.progress``."""
+        return self._client.progress(self.id)
+
     def cancel(self) -> CancelAnswer:
         """As ``Client.cancel``."""
         return self._client.cancel(self.id)
@@ -64,7 +69,11 @@ class Job:
 
 
 class Client(JobVerbs):
-    """Submits jobs to a broker and reads what became of them. Thread-safe; fork before making one.
+    """Submits jobs to a broker and reads what became of them. Thread-safe.
+
+    A process that is forked from one that has used a client opens connections of its own, so a
+    module may hold a client for workers that a server forks later. What runs during the fork is
+    not carried over: a stream or a wait goes on in the process that began it.
 
     >>> client = Client("redis://localhost:6379/0")
     >>> job = client.submit(prompt="Name three fruits.", max_tokens=32)

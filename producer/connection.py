@@ -8,6 +8,13 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialWithJitterBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+)
 from redis.retry import Retry
 
 from .broker_url import redis_url
@@ -26,6 +33,13 @@ _OPTIONS: dict[str, Any] = {
 _NUM_RETRIES = 5
 _BACKOFF = ExponentialWithJitterBackoff(base=0.05, cap=0.8)
 
+# What a server answers while it takes no call of this kind, whatever the data is.
+_STATE_ERRORS = (AuthenticationError, NoPermissionError, OutOfMemoryError, ReadOnlyError)
+_STATE_WORDS = (
+    *("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOAUTH", "NOPERM"),
+    *("NOREPLICAS", "NOSCRIPT", "OOM", "READONLY", "TRYAGAIN", "UNKILLABLE"),
+)
+
 
 def connect(url: str) -> Redis:
     """Return a client for a broker URL. Nothing is sent before the first call."""
@@ -35,3 +49,8 @@ def connect(url: str) -> Redis:
 def connect_async(url: str) -> AsyncRedis:
     """Return an asyncio client for a broker URL. Nothing is sent before the first call."""
     return AsyncRedis.from_url(redis_url(url), retry=AsyncRetry(_BACKOFF, _NUM_RETRIES), **_OPTIONS)
+
+
+def is_servers_fault(error: ResponseError) -> bool:
+    """Whether a refusal comes from the server's state, and may pass; else the data is at fault."""
+    return isinstance(error, _STATE_ERRORS) or str(error).startswith(_STATE_WORDS)

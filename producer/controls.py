@@ -108,6 +108,7 @@ class SamplingControls(BaseModel):
     max_tokens: int = Field(
         default=256,
         ge=1,
+        lt=2**31,
         validation_alias=AliasChoices(
             "max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens"
         ),
@@ -184,7 +185,7 @@ class SamplingControls(BaseModel):
     #: Begin the text with the prompt's.
     echo: bool = _control(False)
     #: Keep only that many of the prompt's last tokens; -1 keeps as many as leave room.
-    truncate_prompt_tokens: int | None = _control(None, ge=-1)
+    truncate_prompt_tokens: int | None = _control(None, ge=-1, lt=2**31)
     #: OpenAI's form of a structure to follow: ``text``, ``json_object`` or ``json_schema``.
     response_format: Annotated[
         dict[str, Any] | None, AfterValidator(lambda v: v and _structure("response_format")(v))

@@ -51,9 +51,9 @@ def _retry_job(store: JobStore, letter: DeadLetter, settings: ProducerSettings) 
 
 def _submit_anew(store: JobStore, letter: DeadLetter, settings: ProducerSettings) -> str:
     # The key makes a retry that is repeated after a lost answer the same job.
-    changes: dict[str, str | None] = {"deadline": None, "not_before": None, "delay_s": None}
-    changes |= {"idempotency_key": f"dead-letter:{letter.id}:{letter.at_ms}"}
-    job = parse_document(letter.payload).model_copy(update=changes)
+    key = f"dead-letter:{letter.id}:{letter.at_ms}"
+    times = {"deadline": None, "not_before": None, "delay_s": None}
+    job = parse_document(letter.payload).model_copy(update={**times, "idempotency_key": key})
     prepared = prepare(job, settings)
     job_id = accepted_id(prepared, store.submit(prepared))
     store.dead_letter_drop(letter.id)

@@ -16,6 +16,7 @@
     ├── WrongState                a job that cannot be retried or forgotten where it is; `state`
     ├── InvalidQuery              a tag, tenant, state, cursor or limit that cannot be
     ├── BrokerUnavailable         no broker address, or no answer there
+    ├── WrongEventLoop            an asyncio client was used in another event loop
     ├── OutputRestarted           a stream cannot go on: the job was started over
     ├── BulkFileError             a file of a bulk run cannot be used
     └── SignatureError            a webhook that must not be trusted
@@ -146,6 +147,10 @@ class InvalidQuery(BatchmillError, ValueError):
 
 class BrokerUnavailable(BatchmillError, ConnectionError):
     """There is no broker address, or nothing answers there."""
+
+
+class WrongEventLoop(BatchmillError, RuntimeError):
+    """An asyncio client was used in another event loop than the one its connections belong to."""
 
 
 class OutputRestarted(BatchmillError):

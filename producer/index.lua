@@ -15,7 +15,8 @@ local function tenant_index(tenant) return 'batchmill:jobs:tenant:' .. tenant en
 local function label_indexes(job)
   local names = {}
   if job.tenant and job.tenant ~= DEFAULT_TENANT then names[1] = tenant_index(job.tenant) end
-  for tag in string.gmatch(job.tags or '', '[^,]+') do names[#names + 1] = tag_index(tag) end
+  if not job.tags then return names end
+  for tag in string.gmatch(job.tags, '[^,]+') do names[#names + 1] = tag_index(tag) end
   return names
 end
 

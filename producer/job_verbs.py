@@ -1,8 +1,8 @@
-"""The client's verbs on jobs that are stored: list, cancel, retry, forget."""
+"""The client's verbs on jobs that are stored: list, measure, cancel, retry, forget."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from . import calls, job_index
@@ -11,6 +11,19 @@ from .batching import MAX_BATCH_JOBS
 from .ended import chunks
 from .job_index import DEFAULT_PAGE_JOBS, MAX_PAGE_JOBS, JobPage, JobQuery, check_limit
 from .outcomes import broker_errors, check_forgotten, check_retried, unknown
+from .progress import (
+    MAX_READ_AT_ONCE,
+    JobProgress,
+    JobReading,
+    ProgressSummary,
+    add_higher_classes,
+    job_progress,
+    last_waiting,
+    queue_depth_reads,
+    queue_progress_read,
+    read_progress,
+    summarise,
+)
 from .results import JobStatus
 from .settings import ProducerSettings
 from .statuses import queue_status_read, read_status
@@ -105,6 +118,48 @@ class JobVerbs:
             if not page.has_more:
                 return
             cursor = page.next_cursor
+
+    def progress(self, job_id: str) -> JobProgress:
+        """Return how far a job is: tokens, place in the queue, speed, and an estimate of its end.
+
+        Raises:
+            UnknownJob: there is none of this id.
+            BrokerUnavailable: no answer from the broker.
+        """
+        with broker_errors(self._url):
+            readings = self._read_progress([job_id])
+            if not readings:
+                raise unknown(job_id)
+            positions = self._positions(readings)
+            return job_progress(readings[0], positions.get(job_id), self._store.list_workers())
+
+    def progress_many(self, jobs: Iterable[HasId | str]) -> ProgressSummary:
+        """Return how far many jobs are together, in few round trips.
+
+        Raises:
+            BrokerUnavailable: no answer from the broker.
+        """
+        ids = ids_of(jobs)
+        with broker_errors(self._url):
+            readings = self._read_progress(ids)
+            positions = self._positions(last_waiting(readings))
+            return summarise(len(ids), readings, positions, self._store.list_workers())
+
+    def _read_progress(self, job_ids: Sequence[str]) -> Sequence[JobReading]:
+        readings: Sequence[JobReading] = []
+        for some in chunks(job_ids, MAX_READ_AT_ONCE):
+            with self._store.client.pipeline(transaction=False) as pipeline:
+                for job_id in some:
+                    queue_progress_read(pipeline, job_id)
+                readings = [*readings, *read_progress(some, pipeline.execute())]
+        return readings
+
+    def _positions(self, readings: Sequence[JobReading]) -> dict[str, int | None]:
+        """Jobs before each of some, those of higher classes included."""
+        own = self._store.run_all([calls.position(reading.id) for reading in readings])
+        with self._store.client.pipeline(transaction=False) as pipeline:
+            queue_depth_reads(pipeline, readings)
+            return add_higher_classes(readings, own, pipeline.execute())
 
     def cancel(self, job_id: str) -> CancelAnswer:
         """Cancel a job: at once where it waits, at its next checkpoint where it runs.

@@ -27,6 +27,13 @@ DEAD = PREFIX + "dead"
 WORKERS = PREFIX + "workers"
 TOTALS = PREFIX + "totals"
 ENDPOINTS_DISABLED = PREFIX + "endpoints_disabled"
+#: Plain Celery tasks whose jobs have ended, until Celery's result backend knows.
+CELERY_ENDS = PREFIX + "celery_ends"
+#: Job documents pushed by producers of any language, and where they are until they are submitted.
+INBOX = PREFIX + "inbox"
+INBOX_ARRIVED = INBOX + ":arrived"
+INBOX_TAKEN = INBOX + ":taken"
+INBOX_DOCUMENTS = INBOX + ":documents"
 SCHEDULED = PREFIX + "scheduled"
 USAGE = PREFIX + "usage"
 TENANTS = PREFIX + "tenants"
@@ -50,21 +57,18 @@ EVENT_TTL_S = 8 * 24 * 3600
 #: A dead letter is kept this long.
 DEAD_TTL_S = 30 * 24 * 3600
 
+#: Of a tenant's name, from start to end.
+TENANT_PATTERN = "^[A-Za-z0-9_.-]{1,64}$"
+
 # No dot: the id is part of a webhook id, and Standard Webhooks signs "id.timestamp.body".
 _JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _SECRET_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_TENANT = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@+-]{0,199}")
 
 
 def new_job_id() -> str:
     """Return a fresh job id; ids sort by creation time (milliseconds, this machine's clock)."""
     return f"gen_{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
-
-
-def is_generated_id(job_id: str) -> bool:
-    """Say whether an id is from ``new_job_id``; else it is that of a plain Celery task."""
-    return job_id.startswith("gen_")
 
 
 def is_job_id(text: str) -> bool:
@@ -79,7 +83,7 @@ def is_secret_name(text: str) -> bool:
 
 def is_tenant_name(text: str) -> bool:
     """Say whether ``text`` can name a tenant: 1 to 64 letters, digits, ``_``, ``.`` and ``-``."""
-    return _TENANT.fullmatch(text) is not None
+    return re.fullmatch(TENANT_PATTERN, text) is not None
 
 
 def is_model_name(text: str) -> bool:

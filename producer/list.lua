@@ -10,12 +10,14 @@ local jobs = {}
 for _, entry in ipairs(entries) do
   if #jobs == limit then break end
   query.cursor = entry
-  local f = redis.call('HMGET', job_key(entry.id), unpack(fields))
+  local f = redis.pcall('HMGET', job_key(entry.id), unpack(fields))
+  if f.err then f = {} end -- a key that no batchmill wrote: no job
   local job = { state = f[1], tags = f[2] or nil, tenant = f[3] or nil }
   if job.state and is_meant(query, entry, job) then
     local row = { entry.id }
     for i = 4, #fields do row[#row + 1] = f[i] or '' end
-    row[#row + 1] = redis.call('STRLEN', tokens_key(entry.id))
+    local length = redis.pcall('STRLEN', tokens_key(entry.id))
+    row[#row + 1] = type(length) == 'number' and length or 0
     jobs[#jobs + 1] = row
   end
 end

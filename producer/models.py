@@ -145,10 +145,19 @@ class GenerationJob(SamplingControls):
     ) = Field(default=None, repr=False)
 
     #: Class of the job: all of ``high`` (0) come before ``normal`` (1), these before ``low`` (2).
-    priority: Literal["high", "normal", "low"] = "normal"
+    priority: Literal["high", "normal", "low"] = Field(
+        default="normal", description="The engine's numbers: high is 0, normal 1, low 2."
+    )
     #: Whose job it is: within a class tenants take turns, by tokens and weight; ``default`` where
     #: absent.
-    tenant: Annotated[str, AfterValidator(_check_tenant)] | None = None
+    tenant: (
+        Annotated[
+            str,
+            AfterValidator(_check_tenant),
+            Field(json_schema_extra={"pattern": keys.TENANT_PATTERN}),
+        ]
+        | None
+    ) = None
     #: Receives a signed POST when the job ends. https, unless the operator allows http.
     webhook: (
         Annotated[str, AfterValidator(_check_webhook), Field(max_length=limits.MAX_URL_CHARS)]
@@ -224,6 +233,8 @@ class GenerationJob(SamplingControls):
 
     @model_validator(mode="after")
     def _deadline_after_delay(self) -> Self:
+        if self.delay_s is None and self.not_before is None:
+            return self
         # A moment and a duration are compared at submit, by Redis' clock.
         for end_name, end, start_name, start in (
             ("ttl_s", self.ttl_s, "delay_s", self.delay_s),

@@ -10,6 +10,11 @@ local OUTBOX = 'batchmill:outbox'
 local DEAD = 'batchmill:dead'
 local TOTALS = 'batchmill:totals'
 local DISABLED = 'batchmill:endpoints_disabled'
+local CELERY_ENDS = 'batchmill:celery_ends'
+local INBOX = 'batchmill:inbox'
+local INBOX_ARRIVED = 'batchmill:inbox:arrived'
+local INBOX_TAKEN = 'batchmill:inbox:taken'
+local INBOX_DOCUMENTS = 'batchmill:inbox:documents'
 local SCHEDULED = 'batchmill:scheduled'
 local USAGE = 'batchmill:usage'
 local TENANTS = 'batchmill:tenants'
@@ -45,9 +50,13 @@ local function failing_key(endpoint) return 'batchmill:failing:' .. endpoint end
 local function channel(id) return 'batchmill:events:' .. id end
 
 -- Redis' own clock, so that no worker's clock can make a lease run out early or late.
-local function now_ms()
+local function now_us()
   local time = redis.call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
+  return time[1] * 1000000 + time[2]
+end
+
+local function now_ms()
+  return math.floor(now_us() / 1000)
 end
 
 -- Let the rest of the script write although Redis has reached maxmemory: Redis refuses a script for
@@ -70,14 +79,22 @@ local function load_lease(id)
   }
 end
 
+-- Takes a record that no script can work with out of everything that leads to it; at the end of this
+-- file, because it ends the job.
+local bury
+
 -- The fields that decide what may happen to a job (never the document, which may be a megabyte).
 -- nil where there is none.
-local function load_job(id)
+local function read_job(id)
   local f = redis.call('HMGET', job_key(id), 'state', 'queue', 'fence', 'owner', 'webhook',
     'result_ttl_ms', 'idempotency_key', 'deadline_at_ms', 'cancel_requested', 'alone', 'v',
     'completed_fence', 'webhook_events', 'webhook_secret', 'output_event', 'tenant', 'cost',
-    'charge', 'not_before_ms', 'tags', 'run')
+    'charge', 'not_before_ms', 'tags', 'run', 'celery_result')
   if not f[1] then return nil end
+  local is_state = f[1] == 'queued' or f[1] == 'in_progress' or TERMINAL[f[1]]
+  if not (is_state and f[2] and tonumber(f[3]) and tonumber(f[6])) then
+    error('state, queue, fence or result_ttl_ms is missing or wrong', 0)
+  end
   return {
     state = f[1],
     queue = f[2],
@@ -100,7 +117,16 @@ local function load_job(id)
     not_before_ms = tonumber(f[19] or nil),
     tags = f[20] or '',
     run = tonumber(f[21] or 1),
+    celery_result = f[22] == '1',
   }
+end
+
+-- The same, but for a record that no batchmill wrote: that one is buried, and then there is none. So a
+-- script that comes across many jobs is not stopped by one of them.
+local function load_job(id)
+  local ok, job = pcall(read_job, id)
+  if ok then return job end
+  bury(id, job, now_ms())
 end
 
 -- Whether the holder of this fence may still write.
@@ -207,6 +233,16 @@ local function take_back(id, queue)
   redis.call('LREM', queue, 1, envelope(id, queue, number))
 end
 
+-- Run an action on one job's keys. Anybody who reaches Redis may have written those: what stumbles
+-- over them is this job's end, and stops no other job's work. Without the fallback as an answer, a
+-- batch would be repeated for ever.
+local function guarded(id, fallback, action)
+  local ok, answer = pcall(action)
+  if ok then return answer end
+  bury(id, answer, now_ms())
+  return fallback
+end
+
 -- Announce waiting jobs while the queue's list has room: each time one of the tenant whose turn it is.
 local function announce_next(queue, now)
   local room = tonumber(redis.call('GET', WINDOW) or WINDOW_JOBS) - redis.call('LLEN', queue)
@@ -216,9 +252,11 @@ local function announce_next(queue, now)
     local id = redis.call('ZPOPMIN', backlog_key(queue, tenant))[1]
     local job = id and load_job(id)
     if job then
-      charge(id, job)
-      announce(id, queue, false, now)
-      room = room - 1
+      room = room - guarded(id, 0, function()
+        charge(id, job)
+        announce(id, queue, false, now)
+        return 1
+      end)
     elseif id then
       redis.call('ZREM', queued_key(queue), id) -- its record was removed by hand
     end
@@ -226,17 +264,35 @@ local function announce_next(queue, now)
   end
 end
 
--- Count a job in or out of what waits, for the limits on it; `sign` is 1 or -1.
-local function count_usage(id, job, sign)
-  if not job.cost then return end
-  local amounts = { jobs = 1, bytes = redis.call('HSTRLEN', job_key(id), 'doc'), tokens = job.cost }
-  for name, amount in pairs(amounts) do
-    for _, field in ipairs({ name, name .. ':' .. job.tenant }) do
-      if redis.call('HINCRBY', USAGE, field, sign * amount) == 0 then
-        redis.call('HDEL', USAGE, field)
-      end
+-- What waits in all queues and of one tenant: jobs, bytes and tokens of each.
+local function load_usage(tenant)
+  local fields = { 'jobs', 'bytes', 'tokens', 'jobs:' .. tenant, 'bytes:' .. tenant,
+    'tokens:' .. tenant }
+  local values = redis.call('HMGET', USAGE, unpack(fields))
+  for i = 1, 6 do values[i] = tonumber(values[i] or 0) end
+  return { fields = fields, values = values }
+end
+
+-- Count a job in or out of what waits; `sign` is 1 or -1.
+local function count_usage(usage, num_bytes, num_tokens, sign)
+  local amounts, written, empty = { 1, num_bytes, num_tokens }, {}, {}
+  for i = 1, 6 do
+    local value = usage.values[i] + sign * amounts[(i - 1) % 3 + 1]
+    if value == 0 then
+      empty[#empty + 1] = usage.fields[i]
+    else
+      written[#written + 1] = usage.fields[i]
+      written[#written + 1] = value
     end
   end
+  if #written > 0 then redis.call('HSET', USAGE, unpack(written)) end
+  if #empty > 0 then redis.call('HDEL', USAGE, unpack(empty)) end
+end
+
+-- The same for a job that is stored.
+local function recount(id, job, sign)
+  if not job.cost then return end
+  count_usage(load_usage(job.tenant), redis.call('HSTRLEN', job_key(id), 'doc'), job.cost, sign)
 end
 
 -- A queued job leaves its queue, for a worker or for its end. Answers whether it was announced.
@@ -244,7 +300,7 @@ local function leave_queue(id, job)
   local score = redis.call('ZSCORE', queued_key(job.queue), id)
   if not score then return false end
   redis.call('ZREM', queued_key(job.queue), id)
-  count_usage(id, job, -1)
+  recount(id, job, -1)
   if tonumber(score) ~= math.huge then return true end
   if redis.call('ZREM', SCHEDULED, id) == 0 then
     redis.call('ZREM', backlog_key(job.queue, job.tenant), id)
@@ -356,6 +412,8 @@ local function finish(id, job, state, result, error_text, now, num_tokens)
   if job.idempotency_key then
     redis.call('PEXPIRE', idempotency_key(job.idempotency_key), job.result_ttl_ms)
   end
+  -- Somebody waits for Celery's result, and who ended the job may have no Celery, or die first.
+  if job.celery_result then redis.call('ZADD', CELERY_ENDS, now, id) end
   redis.call('HINCRBY', TOTALS, state, 1)
   redis.call('PUBLISH', channel(id), '{"state":"' .. state .. '"}')
   if was_announced then announce_next(job.queue, now) end
@@ -412,7 +470,7 @@ local function put_back(id, job, cause, now)
   redis.call('HDEL', job_key(id), 'owner')
   index_state(id, job.state, 'queued', now)
   if job.deadline_at_ms then redis.call('ZADD', DEADLINES, job.deadline_at_ms, id) end
-  count_usage(id, job, 1)
+  recount(id, job, 1)
   announce(id, job.queue, true, now)
   return 'REQUEUED'
 end
@@ -442,4 +500,30 @@ local function append_tokens(id, position, bytes)
   end
   if #bytes > 0 then redis.call('APPEND', key, bytes) end
   return true
+end
+
+-- Ends what can be ended, by its own way or by force, and keeps a dead letter.
+bury = function(id, why, now)
+  why = type(why) == 'table' and why.err or tostring(why)
+  local is_hash = redis.call('TYPE', job_key(id)).ok == 'hash'
+  local f = is_hash and redis.call('HMGET', job_key(id), 'doc', 'tenant', 'tags') or {}
+  add_dead_letter(id, 'job', 'unusable_record: ' .. why, f[1] or '', '', now)
+  local text = error_json('unusable_record', 'a key of the job holds what no batchmill wrote')
+  if not pcall(function() finish(id, read_job(id), 'failed', '', text, now) end) then
+    for _, index in ipairs({ LEASES, DEADLINES, SCHEDULED }) do redis.call('ZREM', index, id) end
+    for _, queue in ipairs(redis.call('SMEMBERS', QUEUES)) do
+      redis.call('ZREM', queued_key(queue), id)
+    end
+    for _, state in ipairs(STATES) do redis.call('ZREM', state_index(state), id) end
+    if is_hash then
+      redis.call('HSET', job_key(id), 'state', 'failed', 'finished_at_ms', now, 'error', text)
+      local labels = { tenant = f[2] or nil, tags = f[3] or nil }
+      redis.call('ZADD', state_index('failed'), now, id)
+      redis.call('ZADD', EXPIRING, now + DEAD_TTL_MS, expiring_entry(id, 'failed', labels))
+    end
+    redis.call('PUBLISH', channel(id), '{"state":"failed"}')
+  end
+  for _, key in ipairs({ job_key(id), tokens_key(id), text_key(id) }) do
+    if redis.call('PTTL', key) == -1 then redis.call('PEXPIRE', key, DEAD_TTL_MS) end
+  end
 end

@@ -23,7 +23,7 @@ def read_job(fields: Fields) -> JobRecord | None:
         model=_text(fields, b"model") or "",
         queue=_text(fields, b"queue") or "",
         state=JobState(fields[b"state"].decode()),
-        document=fields[b"doc"],
+        document=fields.get(b"doc", b""),
         webhook=_text(fields, b"webhook"),
         enqueued_at_ms=_number(fields, b"enqueued_at_ms") or 0,
         announced_at_ms=_number(fields, b"announced_at_ms") or 0,
@@ -72,13 +72,19 @@ def write_worker(info: WorkerInfo) -> str:
     return json.dumps(asdict(info), separators=(",", ":"))
 
 
-def read_worker(text: bytes) -> WorkerInfo:
-    """Return the heartbeat in its JSON; fields of later versions are left out."""
-    data = json.loads(text)
-    known = {name: data[name] for name in WorkerInfo.__dataclass_fields__ if name in data}
-    known["queues"] = tuple(known["queues"])
-    known["versions"] = tuple(known["versions"])
-    return WorkerInfo(**known)
+def read_worker(text: bytes) -> WorkerInfo | None:
+    """Return the heartbeat in its JSON; fields of later versions are left out.
+
+    None where no worker wrote it: anybody who reaches Redis may have, and the others still count.
+    """
+    try:
+        data = json.loads(text)
+        known = {name: data[name] for name in WorkerInfo.__dataclass_fields__ if name in data}
+        known["queues"] = tuple(known["queues"])
+        known["versions"] = tuple(known["versions"])
+        return WorkerInfo(**known)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
 
 
 def _text(fields: Fields, name: bytes) -> str | None:
@@ -88,4 +94,7 @@ def _text(fields: Fields, name: bytes) -> str | None:
 
 def _number(fields: Fields, name: bytes) -> int | None:
     value = fields.get(name)
-    return None if value is None else int(value)
+    try:
+        return None if value is None else int(value)
+    except ValueError:
+        return None  # forged by hand: the scripts make a dead letter of it, and a reader goes on

@@ -3,8 +3,10 @@ write_even_when_full()
 local cause, now = ARGV[1], now_ms()
 local answers = {}
 for i = 2, #ARGV, 2 do
-  local job = load_job(ARGV[i])
-  local may = holds(job, tonumber(ARGV[i + 1]))
-  answers[#answers + 1] = may and put_back(ARGV[i], job, cause, now) or 'FENCED'
+  local id, fence = ARGV[i], tonumber(ARGV[i + 1])
+  answers[#answers + 1] = guarded(id, 'FENCED', function()
+    local job = load_job(id)
+    return holds(job, fence) and put_back(id, job, cause, now) or 'FENCED'
+  end)
 end
 return answers

@@ -13,7 +13,7 @@ if not TERMINAL[job.state] then
   if redis.call('HGET', job_key(id), 'retry_nonce') == nonce then return { 'RETRIED', job.run } end
   return { 'ACTIVE', job.state }
 end
-local refusal = reached_limit(job.queue, job.tenant, limits)
+local refusal = reached_limit(job.queue, job.tenant, limits, load_usage(job.tenant))
 if refusal then
   refusal[5], refusal[6] = job.queue, job.tenant
   return refusal
@@ -40,9 +40,8 @@ index_state(id, job.state, 'queued', now)
 supersede_event('evt_' .. id .. '_' .. job.state .. run_suffix(job.run))
 drop_dead_letter(id)
 redis.call('HINCRBY', TOTALS, 'retried', 1)
-count_usage(id, job, 1)
-local time = redis.call('TIME')
-add_to_backlog(id, job, time[1] * 1000000 + time[2])
+recount(id, job, 1)
+add_to_backlog(id, job, now_us())
 announce_next(job.queue, now)
 redis.call('PUBLISH', channel(id), '{"state":"queued"}')
 return { 'RETRIED', job.run + 1 }

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .models import GenerationJob
+from .record_fields import RecordFields
 from .results import JobResult
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -30,6 +31,10 @@ def schemas() -> dict[str, dict[str, Any]]:
         "result.schema.json": _titled(
             JobResult.model_json_schema(mode="serialization"), "How a job ended, with its output"
         ),
+        "record.schema.json": _titled(
+            _without_null(RecordFields.model_json_schema()),
+            "A job's record, as HGETALL batchmill:job:ID gives it",
+        ),
         "webhook-event.schema.json": _event(),
     }
 
@@ -43,6 +48,16 @@ def _titled(schema: dict[str, Any], title: str) -> dict[str, Any]:
     return {"$schema": _DIALECT, **schema, "title": title}
 
 
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """A field of a hash is there, as text, or it is not: there is no null."""
+    for field in schema["properties"].values():
+        field.pop("default", None)
+        for choice in field.pop("anyOf", ()):
+            if choice != {"type": "null"}:
+                field |= choice
+    return schema
+
+
 def _event() -> dict[str, Any]:
     """The event as ``worker/webhook_payload.py`` writes it; ``tests/test_schemas.py`` compares."""
     moment = {"type": ["string", "null"], "format": "date-time"}
@@ -54,6 +69,7 @@ def _event() -> dict[str, Any]:
         "model": {"type": ["string", "null"]},
         "finish_reason": result["properties"]["finish_reason"],
         "usage": {"anyOf": [{"$ref": "#/$defs/Usage"}, {"type": "null"}]},
+        "tenant": {"type": ["string", "null"]},
         "metadata": {"type": "object", "additionalProperties": {"type": "string"}},
         "error": {"anyOf": [{"$ref": "#/$defs/JobError"}, {"type": "null"}]},
         "created_at": moment,

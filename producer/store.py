@@ -227,6 +227,30 @@ class JobStore:
         """Announce jobs whose delay is over; answers how many. Call again where it is ``limit``."""
         return self.run(calls.announce_due(limit))
 
+    # Plain Celery tasks.
+
+    def celery_ends(self, *, limit: int, grace_ms: int) -> list[str]:
+        """Return plain Celery tasks whose jobs ended so long ago, oldest first."""
+        seconds, microseconds = cast(Any, self.client.time())
+        until = seconds * 1000 + microseconds // 1000 - grace_ms
+        ended = cast(
+            list[bytes], self.client.zrangebyscore(keys.CELERY_ENDS, "-inf", until, 0, limit)
+        )
+        return [job_id.decode(errors="replace") for job_id in ended]
+
+    def celery_end_told(self, job_id: str) -> None:
+        """Note that Celery's result backend knows how a job ended."""
+        self.client.zrem(keys.CELERY_ENDS, job_id)
+
+    # The inbox. What is taken and settled there are calls of ``inbox.py``.
+
+    def inbox_wait(self, timeout_s: float) -> bool:
+        """Wait until the inbox holds a document; False where none came in time."""
+        # Moved in one step, and not yet under an id: any `take` finds it, whoever dies.
+        seconds = cast(Any, timeout_s)  # Redis takes a fraction, redis-py's annotation does not
+        moved = self.client.blmove(keys.INBOX, keys.INBOX_ARRIVED, seconds, "RIGHT", "LEFT")
+        return moved is not None
+
     # Webhooks: the deliverer's side.
 
     def outbox_claim(self, *, owner: str, limit: int, lease_ms: int) -> list[OutboxEntry]:
@@ -275,10 +299,16 @@ class JobStore:
     # Dead letters.
 
     def dead_letter_add(
-        self, *, kind: DeadLetterKind, reason: str, payload: bytes, source: str
+        self,
+        *,
+        kind: DeadLetterKind,
+        reason: str,
+        payload: bytes,
+        source: str,
+        letter_id: str | None = None,
     ) -> str:
-        """Keep something that cannot be used, with the reason; returns its id."""
-        letter_id = f"dead_{secrets.token_hex(10)}"
+        """Keep something that cannot be used, with the reason; returns its id, new unless given."""
+        letter_id = letter_id or f"dead_{secrets.token_hex(10)}"
         args = (letter_id, kind.value, reason, payload, source)
         return self.run(Call("dead_letter_add", args, lambda reply: cast(str, reply.decode())))
 
@@ -324,7 +354,8 @@ class JobStore:
         gone = [name for name, beat in zip(names, beats, strict=True) if beat is None]
         if gone:
             self.client.srem(keys.WORKERS, *gone)
-        return [read_worker(beat) for beat in beats if beat is not None]
+        read = (read_worker(beat) for beat in beats if beat is not None)
+        return [info for info in read if info is not None]
 
     def queue_depths(self) -> list[QueueDepth]:
         """Return every queue ever used, by name."""
@@ -348,12 +379,16 @@ class JobStore:
             pipeline.zcard(keys.OUTBOX)
             pipeline.zcard(keys.DEAD)
             pipeline.hgetall(keys.TOTALS)
-            scheduled, in_progress, outbox, dead_letters, totals = pipeline.execute()
+            pipeline.llen(keys.INBOX)
+            pipeline.llen(keys.INBOX_ARRIVED)
+            pipeline.zcard(keys.INBOX_TAKEN)
+            scheduled, in_progress, outbox, dead_letters, totals, *inbox = pipeline.execute()
         return Counts(
             queued=sum(depth.queued for depth in self.queue_depths()),
             scheduled=scheduled,
             in_progress=in_progress,
             outbox=outbox,
             dead_letters=dead_letters,
+            inbox=sum(inbox),
             totals={name.decode(): int(value) for name, value in totals.items()},
         )

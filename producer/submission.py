@@ -6,11 +6,12 @@ import hashlib
 import json
 import secrets
 from datetime import datetime
+from functools import cache
 
 from . import keys
 from . import parameters as limits
 from .answers import JobState
-from .calls import NewJob, QueueLimits
+from .calls import NO_LIMITS, NewJob, QueueLimits
 from .errors import JobRejected
 from .models import GenerationJob
 from .settings import ProducerSettings
@@ -71,11 +72,11 @@ def prepare(job: GenerationJob, settings: ProducerSettings, *, job_id: str | Non
 
 def queue_limits(settings: ProducerSettings) -> QueueLimits:
     """Return the limits on what waits."""
-    return QueueLimits(
-        max_queue_depth=settings.max_queue_depth,
-        max_queued_jobs=settings.max_queued_jobs,
-        max_queued_bytes=settings.max_queued_bytes,
-        max_queued_tokens=settings.max_queued_tokens,
+    return _limits(
+        settings.max_queue_depth,
+        settings.max_queued_jobs,
+        settings.max_queued_bytes,
+        settings.max_queued_tokens,
     )
 
 
@@ -91,6 +92,12 @@ def estimated_tokens(job: GenerationJob) -> int:
         texts = [job.prompt or ""] + [message.content for message in job.messages or ()]
         num_prompt_tokens = sum(len(text.encode()) for text in texts) // _BYTES_A_TOKEN + 1
     return min(num_prompt_tokens + job.max_tokens * job.n, limits.MAX_COST_TOKENS)
+
+
+@cache
+def _limits(depth: int | None, *queued: int | None) -> QueueLimits:
+    limits = QueueLimits(depth, *queued)
+    return NO_LIMITS if limits == NO_LIMITS else limits
 
 
 def _unix_ms(moment: datetime) -> int:

@@ -3,7 +3,7 @@
 -- in a worker's hands already), max_queue_depth, max_queued_jobs, max_queued_bytes, max_queued_tokens,
 -- deadline_at_ms, ttl_ms, not_before_ms, delay_ms, idempotency_key with fingerprint, webhook with
 -- webhook_events (names with commas; else those of the end) and webhook_secret (else the default),
--- tags (with commas), max_tokens.
+-- tags (with commas), max_tokens, celery_result ('1').
 -- Answers {CREATED, id}, {EXISTING, id}, {CONFLICT, id}, {FULL, limit's name, value, limit} or {TOO_LATE}:
 -- the deadline would pass before the job may run.
 local job = {}
@@ -38,18 +38,19 @@ if key then
 end
 -- The id is the caller's: a call repeated after a lost answer finds its own job.
 if redis.call('EXISTS', job_key(id)) == 1 then return { 'EXISTING', id } end
-local refusal = job.announce and reached_limit(queue, job.tenant, job)
+local usage = load_usage(job.tenant)
+local refusal = job.announce and reached_limit(queue, job.tenant, job, usage)
 if refusal then return refusal end
-local now = now_ms()
+local time_us = now_us()
+local now = math.floor(time_us / 1000)
 local deadline_at, due_at = deadline(now), due(now)
 if deadline_at and due_at and deadline_at <= due_at then return { 'TOO_LATE' } end
 
 redis.call('HSET', job_key(id), 'id', id, 'v', job.v, 'model', job.model, 'queue', queue,
   'state', 'queued', 'doc', job.doc, 'enqueued_at_ms', now, 'announced_at_ms', now, 'fence', 0,
-  'attempts', 0, 'result_ttl_ms', job.result_ttl_ms, 'tenant', job.tenant, 'cost', job.cost)
-for _, name in ipairs({ 'tags', 'max_tokens' }) do
-  if job[name] then redis.call('HSET', job_key(id), name, job[name]) end
-end
+  'attempts', 0, 'result_ttl_ms', job.result_ttl_ms, 'tenant', job.tenant, 'cost', job.cost,
+  'max_tokens', job.max_tokens or '')
+if job.tags then redis.call('HSET', job_key(id), 'tags', job.tags) end
 index_job(id, 'queued', job, now)
 write_webhook()
 if deadline_at then
@@ -63,16 +64,16 @@ if key then
 end
 redis.call('SADD', QUEUES, queue)
 redis.call('HINCRBY', TOTALS, 'submitted', 1)
+if job.celery_result then redis.call('HSET', job_key(id), 'celery_result', '1') end
 
 local queued = { queue = queue, tenant = job.tenant, cost = tonumber(job.cost) }
-count_usage(id, queued, 1)
+count_usage(usage, #job.doc, queued.cost, 1)
 if due_at then
   redis.call('HSET', job_key(id), 'not_before_ms', due_at)
   redis.call('ZADD', queued_key(queue), '+inf', id)
   redis.call('ZADD', SCHEDULED, due_at, id)
 elseif job.announce then
-  local time = redis.call('TIME')
-  add_to_backlog(id, queued, time[1] * 1000000 + time[2])
+  add_to_backlog(id, queued, time_us)
   announce_next(queue, now)
 else
   charge(id, queued)

@@ -11,6 +11,9 @@ from pydantic_core import ErrorDetails
 from .errors import JobRejected, UnsupportedParameter
 from .models import GenerationJob
 
+#: Of a field's name, as a message shows it.
+_MAX_NAME_CHARS = 200
+
 
 def parse_job(data: Mapping[str, Any]) -> GenerationJob:
     """Return the job that a mapping describes.
@@ -44,9 +47,15 @@ def rejection(error: ValidationError) -> JobRejected:
     for detail in details:
         if detail["type"] == "unsupported_parameter":
             return UnsupportedParameter(detail["msg"], param=detail["ctx"]["param"])
-    param = ".".join(str(part) for part in details[0]["loc"]) or None
+    param = _shown(".".join(str(part) for part in details[0]["loc"])) or None
     also = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
     return JobRejected(_message(details[0], param) + also, param=param)
+
+
+def _shown(name: str) -> str:
+    """Return a name as a message can hold it: a key may be a megabyte, or no text in UTF-8."""
+    name = name.encode(errors="backslashreplace").decode()
+    return name if len(name) <= _MAX_NAME_CHARS else f"{name[:_MAX_NAME_CHARS]}…"
 
 
 def _message(detail: ErrorDetails, param: str | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
 
 #: Longer than an event is tried (76 hours), with days to spare for events sent again by hand.
 SEEN_TTL_S = 7 * 24 * 3600
@@ -53,3 +54,23 @@ class SeenEvents:
             redis.exceptions.RedisError: Redis did not answer; the id is remembered.
         """
         self._client.delete(self._prefix + event_id)
+
+
+class AsyncSeenEvents:
+    """``SeenEvents`` for receivers with an event loop. Both kinds may share their keys."""
+
+    def __init__(
+        self, client: AsyncRedis, *, ttl_s: int = SEEN_TTL_S, prefix: str = _PREFIX
+    ) -> None:
+        """As ``SeenEvents``."""
+        self._client = client
+        self._ttl_s = ttl_s
+        self._prefix = prefix
+
+    async def first_time(self, event_id: str) -> bool:
+        """As ``SeenEvents.first_time``."""
+        return bool(await self._client.set(self._prefix + event_id, 1, nx=True, ex=self._ttl_s))
+
+    async def forget(self, event_id: str) -> None:
+        """As ``SeenEvents.forget``."""
+        await self._client.delete(self._prefix + event_id)

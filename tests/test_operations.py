@@ -90,6 +90,13 @@ def test_every_program_runs_under_its_own_rules(port: int, tmp_path: Path) -> No
         assert job.result(timeout_s=30).usage.completion_tokens == 8
         assert receiver.wait_for(1, timeout_s=30)
         wait_until(lambda: job.id in ask_flower(flower_port, "tasks"), "the job in Flower")
+        # Any Redis client, as a producer of another language has one.
+        pushes = redis.Redis.from_url(url_of("inbox", port), decode_responses=True)
+        pushes.lpush("batchmill:inbox", '{"id": "pushed", "prompt": "x", "max_tokens": 2}')
+        wait_until(
+            lambda: pushes.hget("batchmill:job:pushed", "state") == "completed", "a pushed job"
+        )
+        pushes.close()
     refused = [(entry["username"], entry["object"]) for entry in admin.acl_log()]
     store.close()
     admin.close()
@@ -106,7 +113,7 @@ def ask_flower(port: int, path: str) -> dict[str, Any]:
         return {}
 
 
-@pytest.mark.parametrize("user", ["producer", "worker", "deliverer", "flower"])
+@pytest.mark.parametrize("user", ["producer", "worker", "deliverer", "inbox", "flower"])
 @pytest.mark.parametrize(
     "command", [("FLUSHALL",), ("CONFIG", "GET", "*"), ("KEYS", "*"), ("GET", "somebody-else")]
 )

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import jsonschema
 import pytest
 
-from batchmill.producer import GenerationJob, JobError, JobResult, JobState
-from batchmill.producer.answers import JobRecord, OutboxEntry
+from batchmill.producer import GenerationJob, JobError, JobResult, JobState, ProducerSettings, keys
+from batchmill.producer.answers import (
+    Claim,
+    Held,
+    JobRecord,
+    OutboxEntry,
+    ReleaseCause,
+    TokenWrite,
+)
+from batchmill.producer.calls import QueueLimits, retry
 from batchmill.producer.records import read_job
 from batchmill.producer.schemas import render, schemas
+from batchmill.producer.store import JobStore
+from batchmill.producer.submission import prepare
+from batchmill.producer.validation import parse_job
 from batchmill.worker.webhook_payload import render_body
 
 from .public_face import ROOT
@@ -63,6 +75,61 @@ def test_results_and_events_fit_their_schemas() -> None:
         assert is_valid("webhook-event.schema.json", event)
         event["data"]["status"] = "lost"
         assert not is_valid("webhook-event.schema.json", event)
+
+
+def test_real_records_fit_their_schema_and_hold_no_field_that_it_does_not_know(
+    redis_url: str,
+) -> None:
+    store = JobStore.from_url(redis_url)
+    settings = ProducerSettings()
+    everything = {
+        "webhook": "https://example.com/hook",
+        "webhook_events_filter": ["started", "output", "failed"],
+        "webhook_secret": "theirs",
+        "idempotency_key": "k",
+        "ttl_s": 60.0,
+        "tags": ["a", "b"],
+        "delay_s": 0.001,
+    }
+    documents = [{"prompt": "x"}, {"prompt": "x", **everything}]
+    ids = []
+    for number, fields in enumerate(documents):
+        new = prepare(parse_job(fields), settings, job_id=f"job-{number}")
+        store.submit(replace(new, celery_result=number == 1))
+        ids.append(new.job_id)
+    known = set(schemas()["record.schema.json"]["properties"])
+
+    seen: set[str] = set()
+
+    def check() -> None:
+        for job_id in ids:
+            reply: Any = store.client.hgetall(keys.job(job_id))
+            record = {name.decode(): value.decode() for name, value in reply.items()}
+            assert is_valid("record.schema.json", record)
+            seen.update(record)
+        assert seen <= known, f"add them to producer/record_fields.py: {seen - known}"
+
+    check()
+    store.announce_due()
+    store.cancel("job-0")
+    store.run(retry("job-0", QueueLimits()))
+    for _ in range(5):
+        claim = store.claim("job-1", owner="w", lease_ms=60_000, identity="i")
+        assert isinstance(claim, Claim)
+        held = Held("job-1", claim.fence)
+        store.checkpoint([TokenWrite("job-1", claim.fence, 0, [1, 2])], lease_ms=60_000)
+        store.cancel("job-0")
+        check()
+        store.release([held], cause=ReleaseCause.ENGINE_DEATH)
+    claim = store.claim("job-1", owner="w", lease_ms=60_000, identity="another")
+    assert isinstance(claim, Claim)
+    store.cancel("job-1")
+    store.complete(
+        "job-1", fence=claim.fence, state=JobState.CANCELLED, result='{"text": ""}', error="{}"
+    )
+    check()
+    assert known - seen == set()
+    store.close()
 
 
 def _record(result: JobResult) -> JobRecord:

@@ -19,8 +19,10 @@ from . import (
     cli_doctor,
     cli_healthcheck,
     cli_jobs,
+    cli_progress,
     cli_services,
     cli_status,
+    cli_stored_jobs,
     cli_tenants,
     cli_webhooks,
 )
@@ -40,6 +42,8 @@ app = typer.Typer(
 _PARTS = (
     cli_services,
     cli_jobs,
+    cli_progress,
+    cli_stored_jobs,
     cli_bulk,
     cli_status,
     cli_tenants,

@@ -10,8 +10,8 @@ import typer
 
 from .cli_broker import resolve_broker
 from .cli_flags import with_flags
-from .cli_jobs import json_value, pairs, usage
-from .cli_output import BrokerUrlOption, ExitCode, JsonOption, print_json
+from .cli_jobs import json_value, pairs
+from .cli_output import BrokerUrlOption, ExitCode, JsonOption, print_json, usage
 
 if TYPE_CHECKING:
     from batchmill.producer.bulk import BulkCounts, BulkOptions

@@ -1,4 +1,4 @@
-"""`batchmill submit`, `result` and `cancel`."""
+"""`batchmill submit`, `result` and `stream`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from .cli_broker import open_store, resolve_broker
+from .cli_broker import resolve_broker
 from .cli_flags import with_flags
-from .cli_output import BrokerUrlOption, CommandError, ExitCode, JsonOption, print_json
+from .cli_output import BrokerUrlOption, JsonOption, print_json, usage
 
 _SUBMIT_EPILOG = (
     "Examples:\n\n"
@@ -21,7 +21,6 @@ _SUBMIT_EPILOG = (
 )
 _RESULT_EPILOG = "Examples:\n\n  batchmill result gen_…\n\n  batchmill result gen_… --timeout-s 60"
 _STREAM_EPILOG = "Examples:\n\n  batchmill stream gen_…\n\n  batchmill stream gen_… --json"
-_CANCEL_EPILOG = "Example:\n\n  batchmill cancel gen_…"
 
 
 _Prompt = Annotated[str | None, typer.Argument(help="The prompt. Without it (or with -), stdin.")]
@@ -51,6 +50,10 @@ _Metadata = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME=TEXT", help="Given back with the result. May be repeated."),
 ]
+_Tags = Annotated[
+    list[str] | None,
+    typer.Option("--tag", help="A label to find the job by. May be repeated."),
+]
 _Tenant = Annotated[str | None, typer.Option(help="Whose job it is; tenants take turns.")]
 _Delay = Annotated[float | None, typer.Option(help="Seconds that the job waits before it may run.")]
 _Ttl = Annotated[float | None, typer.Option(help="Seconds after which nobody wants the result.")]
@@ -65,7 +68,6 @@ def register(app: typer.Typer) -> None:
     app.command("submit", epilog=_SUBMIT_EPILOG)(with_flags("submit", submit))
     app.command("result", epilog=_RESULT_EPILOG)(result)
     app.command("stream", epilog=_STREAM_EPILOG)(stream)
-    app.command("cancel", epilog=_CANCEL_EPILOG)(cancel)
 
 
 def submit(
@@ -84,6 +86,7 @@ def submit(
     webhook: _Webhook = None,
     idempotency_key: _IdempotencyKey = None,
     metadata: _Metadata = None,
+    tag: _Tags = None,
     ttl_s: _Ttl = None,
     delay_s: _Delay = None,
     wait: _Wait = False,
@@ -105,6 +108,7 @@ def submit(
         "webhook": webhook,
         "idempotency_key": idempotency_key,
         "metadata": pairs("--metadata", metadata) or None,
+        "tags": tag or None,
         "ttl_s": ttl_s,
         "delay_s": delay_s,
     }
@@ -167,30 +171,6 @@ def stream(
         print()
 
 
-def cancel(
-    job_id: Annotated[str, typer.Argument(help="The job.")],
-    broker_url: BrokerUrlOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Cancel a job. A running one stops at its next checkpoint."""
-    from batchmill.producer.answers import CancelStatus
-    from batchmill.producer.outcomes import unknown
-
-    with open_store(broker_url) as store:
-        answer = store.cancel(job_id)
-    if answer.status is CancelStatus.UNKNOWN:
-        raise unknown(job_id)
-    if as_json:
-        state = None if answer.state is None else answer.state.value
-        print_json({"id": job_id, "outcome": answer.status.value.lower(), "state": state})
-    elif answer.status is CancelStatus.ALREADY_TERMINAL:
-        print(f"{job_id} had ended before: {answer.state}")
-    elif answer.status is CancelStatus.CANCELLING:
-        print(f"{job_id} is being stopped")
-    else:
-        print(f"{job_id} is cancelled")
-
-
 def _print_result(result: Any, *, as_json: bool) -> None:
     if as_json:
         print_json(result.model_dump(mode="json") | {"token_ids": result.token_ids})
@@ -241,8 +221,3 @@ def json_value(option: str, text: str) -> Any:
         return json.loads(text)
     except ValueError as error:
         raise usage(f"{option} is not JSON: {error}") from None
-
-
-def usage(message: str) -> CommandError:
-    """Return the error of a wrong command line."""
-    return CommandError(message, code="usage", exit_code=ExitCode.USAGE)

@@ -35,7 +35,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     #: No broker, or it does not answer.
     BROKER = 3
-    #: The job was refused; nothing was stored.
+    #: The job, or what was to be done with it, was refused; nothing was stored or changed.
     REJECTED = 4
     #: There is no such job or dead letter.
     NOT_FOUND = 5
@@ -59,6 +59,11 @@ class CommandError(Exception):
         super().__init__(message)
         self.code = code
         self.exit_code = exit_code
+
+
+def usage(message: str) -> CommandError:
+    """Return the error of a wrong command line."""
+    return CommandError(message, code="usage", exit_code=ExitCode.USAGE)
 
 
 def print_json(data: Any) -> None:
@@ -134,6 +139,11 @@ def _describe_known(error: Exception) -> tuple[str, ExitCode, str, dict[str, Any
             return error.code, ExitCode.REJECTED, str(error), extra
         case producer.UnknownJob():
             return "unknown_job", ExitCode.NOT_FOUND, str(error), {}
+        case producer.WrongState():
+            extra = {"job_id": error.job_id, "state": error.state.value}
+            return "wrong_state", ExitCode.REJECTED, str(error), extra
+        case producer.InvalidQuery():
+            return "invalid_query", ExitCode.USAGE, str(error), {}
         case producer.JobUnfinished():
             return error.code, ExitCode.UNFINISHED, str(error), {"job_id": error.job_id}
         case producer.ResultTimeout():

@@ -93,6 +93,7 @@ def _show_store(broker_url: str | None, *, as_json: bool) -> None:
 
 def _count_rows(counts: Any) -> list[tuple[str, int]]:
     rows = [
+        ("in the inbox", counts.inbox),
         ("waiting", counts.queued),
         ("of these delayed", counts.scheduled),
         ("in progress", counts.in_progress),

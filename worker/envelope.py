@@ -23,6 +23,8 @@ from .errors import MalformedMessage
 _JSON = "application/json"
 _NUM_BODY_PARTS = 3
 _NUM_TIME_LIMITS = 2
+#: An id becomes a part of keys, logs and events.
+_MAX_ID_CHARS = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +58,11 @@ def read_envelope(element: bytes) -> Envelope:
     if b"\\u" in element:
         _check_encodable({name: value for name, value in message.items() if name != "body"})
     _check_properties(message.get("properties"))
-    headers = message.get("headers")
-    _check_headers(headers)
-    arguments = _check_body(message, message["properties"].get("body_encoding"))
+    parts = _check_body(message)
+    if isinstance(parts, dict) and "task" in parts and not message.get("headers"):
+        message, parts = _as_protocol_2(message, parts)
+    _check_headers(message.get("headers"))
+    arguments = _check_arguments(parts)
     return Envelope(message, is_announcement=isinstance(arguments.get("job"), str))
 
 
@@ -95,6 +99,10 @@ def _check_headers(headers: Any) -> None:
         raise MalformedMessage("no_headers", "headers is missing, or not an object")
     if not _is_text(headers.get("id")):
         raise MalformedMessage("no_id", "headers.id is missing: the task's id, as text")
+    if (num_chars := len(headers["id"])) > _MAX_ID_CHARS:
+        raise MalformedMessage(
+            "bad_id", f"headers.id has {num_chars} characters, the limit is {_MAX_ID_CHARS}"
+        )
     task = headers.get("task")
     if not _is_text(task):
         raise MalformedMessage("no_task", f"headers.task is missing: {TASK_NAME}")
@@ -137,8 +145,27 @@ _OPTIONAL_HEADERS: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def _check_body(message: Mapping[str, Any], body_encoding: Any) -> dict[str, Any]:
-    """Check the body and return the task's keyword arguments."""
+def _as_protocol_2(message: dict[str, Any], task: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """Return a message of Celery's protocol 1, all of it in the body, as one of protocol 2.
+
+    Libraries of other languages still send it (celery-node can). What protocol 1 names otherwise
+    (`taskset`, `chord`) is not taken over.
+    """
+    names = ("task", "id", "eta", "expires", "retries", "timelimit")
+    headers = {name: task[name] for name in names if task.get(name) is not None}
+    parts = [task.get("args") or [], task.get("kwargs") or {}, {}]
+    try:
+        _check_encodable(headers)
+        body = json.dumps(parts)
+    except TypeError:  # kombu makes values of "__type__" objects that are no JSON any more
+        raise MalformedMessage("bad_body", "body holds values that are not JSON") from None
+    properties = {**message["properties"], "body_encoding": None}
+    return {**message, "headers": headers, "body": body, "properties": properties}, parts
+
+
+def _check_body(message: Mapping[str, Any]) -> Any:
+    """Check the form of the body and return what is in it."""
+    body_encoding = message["properties"].get("body_encoding")
     content_type = message.get("content-type")
     if content_type != _JSON:
         shown = "missing" if content_type is None else repr(str(content_type)[:100])
@@ -160,7 +187,11 @@ def _check_body(message: Mapping[str, Any], body_encoding: Any) -> dict[str, Any
             data = base64.b64decode(body, validate=True)
         except (binascii.Error, ValueError):
             raise MalformedMessage("body_encoding", "body is not the base64 it says") from None
-    parts = _read_body(data)
+    return _read_body(data)
+
+
+def _check_arguments(parts: Any) -> dict[str, Any]:
+    """Check a task's arguments and return those with a name."""
     if not isinstance(parts, list) or len(parts) != _NUM_BODY_PARTS:
         raise MalformedMessage("bad_body", "body is not [args, kwargs, embed]")
     args, kwargs, embed = parts

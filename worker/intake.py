@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from batchmill.producer import keys
 from batchmill.producer.answers import Claim, ClaimRefusal, JobState, SubmitStatus
+from batchmill.producer.connection import is_servers_fault
 from batchmill.producer.controls import SamplingControls
 from batchmill.producer.errors import JobRejected
 from batchmill.producer.models import GenerationJob
@@ -32,7 +33,12 @@ _log = structlog.stdlib.get_logger("batchmill.intake")
 #: Fields of a job document that the engine is given.
 _ENGINE_FIELDS = set(SamplingControls.model_fields)
 #: The engine's number for each class; docs/protocol.md tells them too.
-_PRIORITIES = {"high": 0, "normal": 1, "low": 2}
+_PRIORITIES = {name: number for number, name in enumerate(keys.PRIORITIES)}
+#: Waiting would not help: the server answers, and what is stored there is at fault.
+_UNUSABLE = JobRejected(
+    "a key of this job in Redis holds what no batchmill wrote; delete it, or choose other names",
+    code="unusable_record",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +106,9 @@ class Intake:
                 if not self._take(self._parked[0]):
                     return False
             except RedisError as error:
+                if isinstance(error, ResponseError) and not is_servers_fault(error):
+                    self._fail(self._parked.popleft(), _UNUSABLE)
+                    continue
                 _log.warning("claim_delayed", error=type(error).__name__, reason=str(error)[:200])
                 return False
             except Exception:
@@ -163,7 +172,8 @@ class Intake:
         new = prepare(
             job.model_copy(update={"model": served}), self._settings, job_id=delivery.task_id
         )
-        answer = self._store.adopt(new)
+        wants_result = not delivery.request.get("ignore_result")
+        answer = self._store.adopt(replace(new, celery_result=wants_result))
         if answer.status is SubmitStatus.FULL:
             raise JobRejected(  # no other limit counts for a job that is here already
                 "the broker has reached its memory limit; send the task again later, add workers "
@@ -194,9 +204,8 @@ class Intake:
         self._finishers.finish(delivery, outcome)
 
     def _start(self, delivery: Delivery, claim: Claim) -> None:
-        if not keys.is_generated_id(claim.job_id):
-            # It came inside a Celery message, this time or an earlier one: somebody may be waiting
-            # on Celery's result, though a renewed announcement asks for none.
+        if claim.celery_result:
+            # The message that it came in asked for it; a renewed announcement does not.
             delivery.request["ignore_result"] = False
         job = ActiveJob(claim, AddRequest(_request_id(claim), None, None, {}), delivery)
         job.token_ids = list(claim.token_ids)

@@ -18,6 +18,7 @@ from redis.retry import Retry
 from batchmill.producer.broker_url import redis_url
 from batchmill.producer.store import JobStore
 
+from .celery_ends import CeleryEnds
 from .delivery import SETTLED_KEY, Delivery
 from .runtime import WorkerRuntime
 from .settings import WorkerSettings
@@ -53,13 +54,15 @@ class EnginePool(BasePool):
         self._settings: WorkerSettings = getattr(self.app, SETTINGS_KEY)
         self._hub: Any = None
         self._retry_is_due = False
+        store = JobStore(_connect(str(self._settings.broker_url)))
         self._runtime = WorkerRuntime(
             self._settings,
-            JobStore(_connect(str(self._settings.broker_url))),
+            store,
             name=self._node_name,
             on_room=self._wake,
             on_fatal=self._give_up,
             must_stop=_is_told_to_stop,
+            tell_celery=CeleryEnds(store, self.app.backend).tell,
         )
 
     def on_start(self) -> None:

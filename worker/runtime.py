@@ -17,6 +17,7 @@ from .engine_link import EngineLink
 from .engine_messages import EngineSpec, Ready, StepReport
 from .finishers import Finishers
 from .gate import IntakeGate
+from .inbox import PAUSE_S, Inbox
 from .intake import Intake
 from .job_ends import finished_end, refused_end
 from .ledger import Ledger, LedgerConfig
@@ -51,6 +52,7 @@ class WorkerRuntime:
         on_room: Callable[[], None],
         on_fatal: Callable[[str], None],
         must_stop: Callable[[], bool],
+        tell_celery: Callable[[], None] = lambda: None,
     ) -> None:
         """Put the parts together; nothing starts.
 
@@ -62,6 +64,7 @@ class WorkerRuntime:
             on_fatal: called once when the engine can never run.
             must_stop: whether Celery was told to shut down. Its event loop may be waiting for a
                 message just then; `on_room` wakes it.
+            tell_celery: after each sweep; see `CeleryEnds`.
         """
         self._settings = settings
         self._store = store
@@ -69,6 +72,7 @@ class WorkerRuntime:
         self._on_room = on_room
         self._on_fatal = on_fatal
         self._must_stop = must_stop
+        self._tell_celery = tell_celery
         self._started_at_ms = int(time.time() * 1000)
         self._draining = False
         self.throughput = Throughput()
@@ -100,9 +104,11 @@ class WorkerRuntime:
             max_num_seqs=settings.max_num_seqs,
             max_num_batched_tokens=settings.max_num_batched_tokens,
         )
+        self._inbox = Inbox(settings, store)
         self._heartbeat = PeriodicThread("heartbeat", self._announce, settings.heartbeat_interval_s)
         self._periodic = [
             self._heartbeat,
+            PeriodicThread("inbox", self._inbox.work, PAUSE_S),
             PeriodicThread("watchdog", self._watch, _WATCH_INTERVAL_S),
             PeriodicThread("delays", self._announce_due, _DUE_INTERVAL_S, jitter=_SWEEP_JITTER),
             PeriodicThread("sweeper", self._sweep, settings.sweep_interval_s, jitter=_SWEEP_JITTER),
@@ -123,6 +129,7 @@ class WorkerRuntime:
         self._draining = True
         self.gate.close()
         self.intake.close()
+        self._inbox.close()
         self._heartbeat.poke()
         self.link.shut_down()
 
@@ -218,6 +225,7 @@ class WorkerRuntime:
 
     def _sweep(self) -> None:
         sweep(self._store, reannounce_grace_ms=int(self._settings.reannounce_grace_s * 1000))
+        self._tell_celery()
 
     def _announce_due(self) -> None:
         """Let delayed jobs go: one small call, so that a due job waits for hardly a second."""

@@ -40,6 +40,11 @@ class WorkerSettings(ProducerSettings):
     max_num_batched_tokens: int = Field(default=2048, ge=1)
     #: Bytes for the KV cache; None takes a share of the memory that is free.
     kv_cache_bytes: int | None = Field(default=None, ge=1)
+    #: Number format of the KV cache: "auto" is `dtype`; "fp8" holds twice the tokens, on GPUs of
+    #: compute capability 8.9 and later.
+    kv_cache_dtype: Literal["auto", "fp8"] = "auto"
+    #: Share of a GPU's memory that weights, steps and KV cache may take together.
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
     #: Share the KV of equal prompt prefixes.
     enable_prefix_caching: bool = True
     #: Weight format, or None for weights in `dtype`.
@@ -129,6 +134,8 @@ class WorkerSettings(ProducerSettings):
             "max_num_seqs": self.max_num_seqs,
             "max_num_batched_tokens": self.max_num_batched_tokens,
             "kv_cache_bytes": self.kv_cache_bytes,
+            "kv_cache_dtype": self.kv_cache_dtype,
+            "gpu_memory_utilization": self.gpu_memory_utilization,
             "enable_prefix_caching": self.enable_prefix_caching,
             "quantization": self.quantization,
             "model_impl": self.model_impl,

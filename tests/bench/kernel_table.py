@@ -1,7 +1,8 @@
 """Print what the Triton kernels compile to: `python tests/bench/kernel_table.py [--json]`.
 
 Needs Triton and no GPU. One row for each kernel, shape and architecture: registers, spills, shared
-memory, matrix instruction, asynchronous copies. Markdown by default, for the documentation.
+memory, matrix instruction, asynchronous copies, and the largest error of the op it belongs to. Then
+every op's faces (`kernel_errors.py`). Markdown by default, for the documentation.
 """
 
 from __future__ import annotations
@@ -9,13 +10,25 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 ARCHITECTURES = (80, 90, 100)
+#: The op that a kernel is tested as; others are ops by their own names.
+_OPS = {
+    **dict.fromkeys(("plan_decode", "decode_attention", "merge_decode"), "paged_attention"),
+    "prefill_attention": "paged_attention",
+    **dict.fromkeys(("write_kv", "apply_rope"), "rope_and_cache"),
+    **dict.fromkeys(("sample_floor", "sample_tile", "sample_pick"), "sample"),
+}
+_DTYPES = {"*fp32": "fp32", "*fp16": "fp16", "*bf16": "bf16"}
+Errors = dict[str, dict[str, dict[str, float]]]
 
 
 def compile_row(job: tuple[int, int]) -> dict[str, Any]:
@@ -32,9 +45,18 @@ def compile_row(job: tuple[int, int]) -> dict[str, Any]:
         "arch": arch,
         "num_warps": variant.launch.num_warps,
         "constants": dict(variant.launch.constants),
+        "dtype": _dtype(variant.launch.signature),
         "kv_bytes": {"*fp8e4nv": 1, "*bf16": 2, "*fp16": 2}.get(cache_type, 4),
         **asdict(compile_launch(variant.launch, arch)),
     }
+
+
+def _dtype(signature: Mapping[str, str]) -> str:
+    """The number format of a kernel's results."""
+    for name in ("query", "qkv", "x", "key", "out"):
+        if signature.get(name) in _DTYPES:
+            return _DTYPES[signature[name]]
+    return "fp32"
 
 
 def compile_all(architectures: tuple[int, ...], num_processes: int) -> list[dict[str, Any]]:
@@ -46,20 +68,57 @@ def compile_all(architectures: tuple[int, ...], num_processes: int) -> list[dict
         return list(pool.map(compile_row, jobs, chunksize=4))
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
+def measured_errors() -> Errors:
+    """What `kernel_errors.py` prints; a process of its own, because it interprets the kernels."""
+    command = [sys.executable, str(Path(__file__).with_name("kernel_errors.py"))]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"kernel_errors.py failed: {done.stderr[-2000:]}")
+    errors: Errors = json.loads(done.stdout)
+    return errors
+
+
+def error_of(row: dict[str, Any], errors: Errors) -> float | None:
+    """Largest error of a kernel's op in its number format; None where there are no numbers."""
+    name = row["kernel"].removesuffix("_kernel")
+    if name == "plan_decode":
+        return None
+    faces = errors[_OPS.get(name, name)]["triton"]
+    return faces.get(row["dtype"], max(faces.values()))
+
+
+def errors_markdown(errors: Errors) -> str:
+    """Every op's faces and number formats."""
+    lines = ["| op | face | fp32 | fp16 | bf16 |", "|---|---|---|---|---|"]
+    for op, faces in errors.items():
+        for face, by_dtype in faces.items():
+            cells = (
+                f"{by_dtype[each]:.1e}" if each in by_dtype else "-" for each in _DTYPES.values()
+            )
+            lines.append(f"| {op} | {face} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def markdown(rows: list[dict[str, Any]], errors: Errors) -> str:
     """Rows as a table, by kernel, shape and architecture."""
     lines = [
-        "| kernel | shape | sm | warps | registers | spilled B | shared KiB | matrix | async |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| kernel | shape | sm | warps | registers | spilled B | shared KiB | matrix | async "
+        "| max error |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in sorted(rows, key=lambda row: (row["kernel"], row["shape"], row["arch"])):
         matrix = " ".join(f"{name} {count}" for name, count in row["matrix_instructions"].items())
         lines.append(
             f"| {row['kernel'].removesuffix('_kernel')} | {row['shape']} | {row['arch']} "
             f"| {row['num_warps']} | {row['num_registers']} | {row['spill_bytes']} "
-            f"| {row['shared_bytes'] / 1024:.1f} | {matrix or '-'} | {row['num_async_copies']} |"
+            f"| {row['shared_bytes'] / 1024:.1f} | {matrix or '-'} | {row['num_async_copies']} "
+            f"| {_cell(error_of(row, errors))} |"
         )
     return "\n".join(lines)
+
+
+def _cell(error: float | None) -> str:
+    return "-" if error is None else f"{error:.1e}"
 
 
 def main() -> None:
@@ -70,7 +129,11 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     rows = compile_all(tuple(options.arch), options.processes)
-    json.dump(rows, sys.stdout) if options.json else print(markdown(rows))
+    if options.json:
+        json.dump(rows, sys.stdout)
+        return
+    errors = measured_errors()
+    print(f"{markdown(rows, errors)}\n\n{errors_markdown(errors)}")
 
 
 if __name__ == "__main__":

@@ -33,5 +33,5 @@ def test_budget_must_hold_a_token_for_each_running_request() -> None:
 
 
 def test_unknown_setting_is_a_type_error() -> None:
-    with pytest.raises(TypeError, match="gpu_memory_utilization"):
-        EngineConfig(model="demo", gpu_memory_utilization=0.9)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="gpu_memory_fraction"):
+        EngineConfig(model="demo", gpu_memory_fraction=0.9)  # type: ignore[call-arg]

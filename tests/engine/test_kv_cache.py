@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
 from batchmill.engine.errors import ConfigError
-from batchmill.engine.kv_cache import MAX_DEFAULT_CPU_BYTES, KVCache, default_kv_cache_bytes
+from batchmill.engine.kv_cache import MAX_DEFAULT_CPU_BYTES, KVCache, default_cpu_kv_cache_bytes
 
 
 def allocate(**changes: Any) -> KVCache:
@@ -45,7 +46,15 @@ def test_a_cache_below_one_request_is_refused_with_the_bytes_that_would_do() -> 
 
 
 def test_the_default_is_a_bounded_share_of_free_memory() -> None:
-    assert 0 < default_kv_cache_bytes("cpu") <= MAX_DEFAULT_CPU_BYTES
+    assert 0 < default_cpu_kv_cache_bytes() <= MAX_DEFAULT_CPU_BYTES
+
+
+def test_a_cache_takes_no_memory_before_it_is_used() -> None:
+    before = psutil.Process().memory_info().rss
+    cache = allocate(kv_cache_bytes=1024**3)
+    keys, _ = cache.layers[1]
+    assert psutil.Process().memory_info().rss - before < 64 * 1024**2
+    assert not keys[::1000].any()
 
 
 def test_zeroed_blocks_hold_no_nan() -> None:

@@ -162,7 +162,7 @@ def test_block_zero_is_not_read_through_unused_table_entries() -> None:
         ({"k_cache": torch.zeros(4, 16, 2, 32)}, "one shape|the same"),
         ({"block_tables": torch.zeros(3, 2, dtype=torch.int64)}, "block_tables must be"),
         ({"seq_lens": torch.zeros(2, dtype=torch.int32)}, "for 2 seq_lens"),
-        ({"q": torch.zeros(3, 6, 64, dtype=torch.float16)}, "one dtype"),
+        ({"q": torch.zeros(3, 6, 64, dtype=torch.float16)}, "both be torch.float16"),
         ({"q": torch.zeros(3, 5, 64)}, "5 heads of 64"),
     ],
 )

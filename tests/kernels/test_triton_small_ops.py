@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from batchmill.kernels.gelu_and_mul import gelu_and_mul
 from batchmill.kernels.rms_norm import add_rms_norm, rms_norm
 from batchmill.kernels.rope import apply_rope
 from batchmill.kernels.silu_and_mul import silu_and_mul
@@ -91,6 +92,20 @@ def test_silu_and_mul_matches_for_extreme_gates_too(
     gate_up[0, 0], gate_up[-1, 0] = 200.0, -200.0  # exp(200) is infinite in float32
     gate_up[0, size] = 0.01
     assert_close(silu_and_mul_triton(gate_up), silu_and_mul(gate_up, backend="reference"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gelu_and_mul_matches_for_extreme_gates_too(dtype: torch.dtype) -> None:
+    gate_up = normal(3, 2 * 1100, dtype=dtype)
+    gate_up[0, 0], gate_up[-1, 0] = 30.0, -30.0
+    got = gelu_and_mul(gate_up, backend="triton")
+    assert_close(got, gelu_and_mul(gate_up, backend="reference"))
+
+
+def test_norms_by_a_float32_weight_match() -> None:
+    x, weight = normal(5, 96, dtype=torch.float16), normal(96)
+    want = rms_norm(x, weight, 1e-6, backend="reference")
+    assert_close(rms_norm(x, weight, 1e-6, backend="triton"), want)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -127,7 +127,8 @@ def check_keys() -> Callable[[Redis], None]:
 
 #: Keys that stay for good: indexes and registries, none of which grows with the jobs done.
 REGISTRIES = {
-    keys.ENDPOINTS_DISABLED,
+    *(keys.ENDPOINTS_DISABLED, keys.CELERY_ENDS),
+    *(keys.INBOX, keys.INBOX_ARRIVED, keys.INBOX_TAKEN, keys.INBOX_DOCUMENTS),
     *(keys.LEASES, keys.DEADLINES, keys.QUEUES, keys.OUTBOX, keys.DEAD, keys.WORKERS, keys.TOTALS),
     *(keys.SCHEDULED, keys.USAGE, keys.TENANTS, keys.WINDOW),
 }

@@ -9,6 +9,7 @@ recount, and no place among the announced is left empty while jobs wait.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,22 +19,26 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from redis import Redis
 
-from batchmill.producer import keys
+from batchmill.producer import calls, job_index, keys
 from batchmill.producer.answers import (
     CancelStatus,
     Claim,
     ClaimRefusal,
     CompleteStatus,
     DeliveryOutcome,
+    ForgetCounts,
+    ForgetStatus,
     Held,
     JobState,
     ReleaseCause,
     ReleaseStatus,
+    RetryStatus,
     SubmitStatus,
     TokenWrite,
     WriteStatus,
 )
-from batchmill.producer.calls import NewJob
+from batchmill.producer.calls import NewJob, QueueLimits
+from batchmill.producer.job_index import JobQuery
 from batchmill.producer.store import JobStore
 
 QUEUE = keys.queue_name("demo", "normal")
@@ -53,6 +58,8 @@ causes = st.sampled_from(ReleaseCause)
 identities = st.sampled_from(("model-1", "model-1", "model-2"))
 tenants = st.sampled_from(("a", "a", "b", "c"))
 rarely = st.sampled_from((False, False, False, True))
+tags = st.sampled_from(("", "x", "xy"))
+some_tags = st.sampled_from(("x", "xy"))
 ends = st.sampled_from((JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED))
 
 
@@ -62,6 +69,11 @@ class Reference:
 
     webhook: bool
     is_scheduled: bool = False
+    tag: str = ""
+    tenant: str = "a"
+    run: int = 1
+    #: Ends that it has come to, by the names of their events.
+    ends: list[str] = field(default_factory=list)
     state: str = "queued"
     fence: int = 0
     suspect: int = 0
@@ -77,6 +89,25 @@ class Reference:
     def has_ended(self) -> bool:
         return self.state not in ("queued", "in_progress")
 
+    def end(self, state: str) -> None:
+        self.state = state
+        self.ends.append(state if self.run == 1 else f"{state}_run{self.run}")
+
+    def ask_to_cancel(self) -> CancelStatus:
+        if self.has_ended:
+            return CancelStatus.ALREADY_TERMINAL
+        if self.state == "queued":
+            self.end("cancelled")
+            return CancelStatus.CANCELLED
+        self.cancel_requested = True
+        return CancelStatus.CANCELLING
+
+    def retry(self) -> None:
+        self.state, self.run, self.is_scheduled = "queued", self.run + 1, False
+        self.suspect = self.crashes = 0
+        self.alone = self.cancel_requested = False
+        self.completed_fence = None
+
     def holds(self, fence: int) -> bool:
         return self.state == "in_progress" and self.fence == fence
 
@@ -90,16 +121,19 @@ class Reference:
         self.tokens += new[len(overlap) :]
         return True
 
+    def is_meant(self, tag: str, tenant: str | None) -> bool:
+        return self.tag == tag and tenant in (None, self.tenant)
+
     def put_back(self, cause: ReleaseCause) -> ReleaseStatus:
         if cause is ReleaseCause.ENGINE_DEATH and self.alone:
             self.crashes += 1
         elif cause is ReleaseCause.ENGINE_DEATH:
             self.suspect += 1
         if self.cancel_requested:
-            self.state = "cancelled"
+            self.end("cancelled")
             return ReleaseStatus.CANCELLED
         if self.crashes >= 3:
-            self.state = "failed"
+            self.end("failed")
             return ReleaseStatus.DEAD
         self.state = "queued"
         return ReleaseStatus.REQUEUED
@@ -116,9 +150,10 @@ class ProtocolMachine(RuleBasedStateMachine):
         self.redis.set(keys.WINDOW, WINDOW_JOBS)
         self.check_keys = check_keys
         self.jobs: dict[str, Reference] = {}
+        self.num_submitted = 0
         self.delivered: set[str] = set()
-        for webhook in (True, False, True):
-            self.submit(webhook, "a", False)
+        for webhook, tag in ((True, "x"), (False, ""), (True, "xy")):
+            self.submit(webhook, "a", False, tag)
 
     def teardown(self) -> None:
         self.store.close()
@@ -127,18 +162,19 @@ class ProtocolMachine(RuleBasedStateMachine):
         """The job that a rule is about."""
         return list(self.jobs)[-1 - pick] if pick < len(self.jobs) else "nobody"
 
-    @rule(webhook=st.booleans(), tenant=tenants, is_delayed=rarely)
-    def submit(self, webhook: bool, tenant: str, is_delayed: bool) -> None:
+    @rule(webhook=st.booleans(), tenant=tenants, is_delayed=rarely, tag=tags)
+    def submit(self, webhook: bool, tenant: str, is_delayed: bool, tag: str) -> None:
         """A new job while few are open; else the newest once more."""
         is_new = sum(not job.has_ended for job in self.jobs.values()) < MAX_OPEN_JOBS
-        job_id = f"j{len(self.jobs)}" if is_new else self.job_id(0)
+        job_id = f"j{self.num_submitted}" if is_new else self.job_id(0)
+        self.num_submitted += is_new
         url = "https://example.com/" if webhook else None
         delay_ms = LEASE_MS if is_delayed else None
-        cost = 10 + len(self.jobs)
-        job = NewJob(job_id, "demo", QUEUE, "{}", 60_000, url)
+        cost = 10 + self.num_submitted
+        job = NewJob(job_id, "demo", QUEUE, "{}", 60_000, url, tags=tuple(filter(None, [tag])))
         answer = self.store.submit(replace(job, tenant=tenant, cost=cost, delay_ms=delay_ms))
         assert answer.status is (SubmitStatus.CREATED if is_new else SubmitStatus.EXISTING)
-        self.jobs.setdefault(job_id, Reference(webhook, is_delayed))
+        self.jobs.setdefault(job_id, Reference(webhook, is_delayed, tag, tenant))
 
     @rule(num_due=st.integers(1, 3))
     def let_time_pass(self, num_due: int) -> None:
@@ -235,7 +271,8 @@ class ProtocolMachine(RuleBasedStateMachine):
             assert status is CompleteStatus.GAP
         else:
             assert status is CompleteStatus.OK
-            job.state, job.completed_fence = end.value, fence
+            job.completed_fence = fence
+            job.end(end.value)
 
     @rule(pick=picks)
     def cancel(self, pick: int) -> None:
@@ -244,14 +281,64 @@ class ProtocolMachine(RuleBasedStateMachine):
         job = self.jobs.get(job_id)
         if job is None:
             assert answer.status is CancelStatus.UNKNOWN
-        elif job.has_ended:
-            assert (answer.status, answer.state) == (CancelStatus.ALREADY_TERMINAL, job.state)
-        elif job.state == "queued":
-            assert answer.status is CancelStatus.CANCELLED
-            job.state = "cancelled"
         else:
-            assert answer.status is CancelStatus.CANCELLING
-            job.cancel_requested = True
+            assert answer.state == (job.state if job.has_ended else None)
+            assert answer.status is job.ask_to_cancel()
+
+    @rule(tag=some_tags, tenant=st.none() | tenants)
+    def cancel_where(self, tag: str, tenant: str | None) -> None:
+        cursor, counts = self.store.run(job_index.cancel_where(JobQuery(tag, tenant)))
+        meant = [job for job in self.jobs.values() if job.is_meant(tag, tenant)]
+        outcomes = [job.ask_to_cancel() for job in meant]
+        assert cursor is None
+        assert (counts.cancelled, counts.cancelling, counts.already_terminal) == tuple(
+            outcomes.count(status) for status in CancelStatus if status is not CancelStatus.UNKNOWN
+        )
+
+    @rule(pick=picks, is_repeated=st.booleans())
+    def retry(self, pick: int, is_repeated: bool) -> None:
+        """A job that ended badly begins once more, once for a call that is sent twice."""
+        job_id = self.job_id(pick)
+        call = calls.retry(job_id, QueueLimits())
+        answer = self.store.run(call)
+        job = self.jobs.get(job_id)
+        if job is None:
+            assert answer.status is RetryStatus.UNKNOWN
+        elif job.state == "completed":
+            assert answer.status is RetryStatus.COMPLETED
+        elif not job.has_ended:
+            assert (answer.status, answer.state) == (RetryStatus.ACTIVE, job.state)
+        else:
+            job.retry()
+            assert (answer.status, answer.run) == (RetryStatus.RETRIED, job.run)
+            if is_repeated:
+                assert self.store.run(call) == answer
+
+    @rule(pick=picks)
+    def forget(self, pick: int) -> None:
+        job_id = self.job_id(pick)
+        answer = self.store.run(calls.forget(job_id))
+        job = self.jobs.get(job_id)
+        if job is None:
+            assert answer.status is ForgetStatus.UNKNOWN
+        elif not job.has_ended:
+            assert (answer.status, answer.state) == (ForgetStatus.ACTIVE, job.state)
+        else:
+            assert answer.status is ForgetStatus.FORGOTTEN
+            del self.jobs[job_id]
+            left = self.redis.scan_iter(match=f"*{job_id}*")
+            assert not [
+                name for name in left if re.search(rb"\b_?" + job_id.encode() + rb"\b", name)
+            ]
+
+    @rule(tag=some_tags)
+    def forget_where(self, tag: str) -> None:
+        _, counts = self.store.run(job_index.forget_where(JobQuery(tag)))
+        meant = {i: job for i, job in self.jobs.items() if job.is_meant(tag, None)}
+        forgotten = [job_id for job_id, job in meant.items() if job.has_ended]
+        assert counts == ForgetCounts(len(forgotten), len(meant) - len(forgotten))
+        for job_id in forgotten:
+            del self.jobs[job_id]
 
     @rule(pick=picks)
     def lose_the_lease(self, pick: int) -> None:
@@ -302,16 +389,37 @@ class ProtocolMachine(RuleBasedStateMachine):
             assert (record.suspect, record.crashes) == (job.suspect, job.crashes)
             assert (record.alone, record.restarts) == (job.alone, job.restarts)
             assert record.cancel_requested == job.cancel_requested
+            assert record.run == job.run
+            assert (record.result is None) or job.has_ended
             assert self.store.read_tokens(job_id) == job.tokens
 
     @invariant()
-    def an_ended_job_with_a_webhook_has_exactly_one_event(self) -> None:
+    def each_end_of_a_job_with_a_webhook_has_one_event(self) -> None:
         events = {name.decode() for name in self.redis.scan_iter(match=keys.event("*"))}
         assert events == {
-            keys.event(f"evt_{job_id}_{job.state}")
+            keys.event(f"evt_{job_id}_{end}")
             for job_id, job in self.jobs.items()
-            if job.has_ended and job.webhook
+            for end in job.ends
+            if job.webhook
         }
+        waiting = {event_id.decode() for event_id in self.redis.zrange(keys.OUTBOX, 0, -1)}
+        assert (
+            waiting
+            == {
+                f"evt_{job_id}_{job.ends[-1]}"
+                for job_id, job in self.jobs.items()
+                if job.webhook and job.has_ended
+            }
+            - self.delivered
+        )
+
+    @invariant()
+    def jobs_are_listed_where_they_are(self) -> None:
+        for tag in (None, "x", "xy"):
+            page = self.store.run(job_index.list_jobs(JobQuery(tag), 1000))
+            assert {status.id: status.state for status in page.jobs} == {
+                job_id: job.state for job_id, job in self.jobs.items() if tag in (None, job.tag)
+            }
 
     @invariant()
     def no_place_is_left_empty_while_jobs_wait(self) -> None:

@@ -1,17 +1,19 @@
 """The protocol on paper, checked state by state.
 
 A breadth-first search over everything that can happen to one job with two workers and a deliverer:
-messages lost and doubled, a worker killed at any point, a lease that runs out although its worker
-lives, answers lost on the way back, a cancel at any time, a deliverer killed between the POST and
-the mark. What must hold in every state: one end, no token computed on another stream than the one
-it was appended to, one webhook id. And from every state the delivery of the webhook can be reached.
+its delay and its wait behind a neighbour who holds the one place among the announced, messages lost
+and doubled, a worker killed at any point, a lease that runs out although its worker lives, answers
+lost on the way back, a cancel at any time, a deliverer killed between the POST and the mark. What
+must hold in every state: one end, no token computed on another stream than the one it was appended
+to, one webhook id. And from every state the delivery of the webhook can be reached, and a claim
+from every one in which the job waits.
 
-The search is only worth as much as what it would catch, so three mutants of the protocol have to
-fail: without the fence check, without the sweep, and with the webhook event outside of the
-completing transaction.
+The search is only worth as much as what it would catch, so five mutants of the protocol have to
+fail: without the fence check, without the sweep, with the webhook event outside of the completing
+transaction, without announcing the next job where a place is freed, and without the end of delays.
 
-The bounds: three claims, two messages, two tokens. `test_protocol_machine.py` holds the real
-scripts to the same rules.
+The bounds: three claims, two messages, two tokens, one neighbour. `test_protocol_machine.py` holds
+the real scripts to the same rules.
 """
 
 from __future__ import annotations
@@ -46,11 +48,13 @@ class World(NamedTuple):
     """One state of everything."""
 
     state: str = "queued"
+    place: str = "delayed"  # delayed, waiting, announced: of a queued job
+    neighbour: str = "announced"  # announced, lost, gone: of another job, first in the window
     fence: int = 0
     lease_is_live: bool = False
     cancel_requested: bool = False
     tokens: Tokens = ()
-    messages: int = 1
+    messages: int = 0
     event: str = "none"  # none, pending, delivered
     event_fence: int = 0
     deliverer: int = 0  # the event fence it holds; 0 = idle
@@ -68,15 +72,34 @@ class Protocol:
     checks_fence: bool = True
     sweeps: bool = True
     event_in_transaction: bool = True
+    announces_next: bool = True
+    ends_delays: bool = True
 
     def successors(self, world: World) -> Iterator[World]:
         """Every state one step away."""
+        yield from self._window(world)
         yield from self._queue(world)
         for index in range(2):
             yield from self._worker(world, index)
         yield from self._sweep(world)
         yield from self._cancel(world)
         yield from self._deliver(world)
+
+    def _window(self, world: World) -> Iterator[World]:
+        if world.place == "delayed" and self.ends_delays:
+            yield self._announce_next(world._replace(place="waiting"))
+        if world.neighbour == "announced":
+            yield self._announce_next(world._replace(neighbour="gone"))  # claimed, or cancelled
+            yield world._replace(neighbour="lost")
+        elif world.neighbour == "lost" and self.sweeps:
+            yield world._replace(neighbour="announced")
+
+    def _announce_next(self, world: World) -> World:
+        """What every script does that frees a place, or gives a job one to wait for."""
+        is_next = world.state == "queued" and world.place == "waiting" and world.neighbour == "gone"
+        if not self.announces_next or not is_next:
+            return world
+        return world._replace(place="announced", messages=1)
 
     def _queue(self, world: World) -> Iterator[World]:
         if world.messages:
@@ -165,7 +188,7 @@ class Protocol:
                 yield _add_event(self._end(world, "cancelled"))
             else:
                 yield world._replace(state="queued", messages=min(world.messages + 1, MAX_MESSAGES))
-        if world.state == "queued" and world.messages == 0:
+        if world.state == "queued" and world.place == "announced" and world.messages == 0:
             yield world._replace(messages=1)
 
     def _cancel(self, world: World) -> Iterator[World]:
@@ -203,6 +226,7 @@ class Findings:
     num_states: int
     violations: list[tuple[str, int]]  # what, and after how many steps
     num_stuck: int
+    num_never_started: int  # jobs wait there, and no way leads to a claim
 
 
 def search(protocol: Protocol, *, stop_at_first: bool = False) -> Findings:
@@ -223,7 +247,17 @@ def search(protocol: Protocol, *, stop_at_first: bool = False) -> Findings:
                 came_from[successor] = []
                 todo.append(successor)
             came_from[successor].append(world)
-    return Findings(len(depth), violations, len(depth) - len(_can_be_delivered(came_from)))
+    delivered = [world for world in came_from if world.event == "delivered"]
+    started = [world for world in came_from if world.fence]
+    can_start = _can_reach(came_from, started)
+    return Findings(
+        num_states=len(depth),
+        violations=violations,
+        num_stuck=len(depth) - len(_can_reach(came_from, delivered)),
+        num_never_started=sum(
+            world.state == "queued" and world not in can_start for world in came_from
+        ),
+    )
 
 
 def violation(world: World) -> str | None:
@@ -241,9 +275,9 @@ def violation(world: World) -> str | None:
     return None
 
 
-def _can_be_delivered(came_from: dict[World, list[World]]) -> set[World]:
-    """The states from which some way leads to a delivered webhook."""
-    todo = deque(world for world in came_from if world.event == "delivered")
+def _can_reach(came_from: dict[World, list[World]], goals: list[World]) -> set[World]:
+    """The states from which some way leads to one of the goals."""
+    todo = deque(goals)
     seen = set(todo)
     while todo:
         for world in came_from[todo.popleft()]:
@@ -266,6 +300,12 @@ def test_the_webhook_can_be_delivered_from_every_state(findings: Findings) -> No
     assert findings.num_stuck == 0
 
 
+def test_a_claim_can_be_reached_from_every_state_in_which_the_job_waits(
+    findings: Findings,
+) -> None:
+    assert findings.num_never_started == 0
+
+
 def test_the_search_is_not_trivially_small(findings: Findings) -> None:
     assert findings.num_states > 4000
 
@@ -285,3 +325,13 @@ def test_with_the_event_outside_of_the_transaction_webhooks_are_lost() -> None:
     found = search(Protocol(event_in_transaction=False))
     assert found.violations == []
     assert found.num_stuck > 0
+
+
+def test_without_announcing_the_next_job_jobs_are_lost() -> None:
+    found = search(Protocol(announces_next=False))
+    assert found.num_never_started > 0
+
+
+def test_without_the_end_of_delays_jobs_are_lost() -> None:
+    found = search(Protocol(ends_delays=False))
+    assert found.num_never_started > 0

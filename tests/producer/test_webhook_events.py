@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis as AsyncRedis
 
-from batchmill.producer import SeenEvents, keys
+from batchmill.producer import AsyncSeenEvents, SeenEvents, keys
 from batchmill.producer.answers import (
     DeliveryOutcome,
     Held,
@@ -223,3 +225,18 @@ def test_receiver_s_memory_knows_an_event_again_for_a_week(bench: Any) -> None:
     assert 7 * 86400 - 60 < bench.redis.ttl("batchmill-seen:evt_1") <= 7 * 86400
     seen.forget("evt_1")
     assert seen.first_time("evt_1")
+
+
+def test_a_receiver_with_an_event_loop_shares_its_memory(bench: Any, redis_url: str) -> None:
+    async def receive() -> None:
+        async with AsyncRedis.from_url(redis_url) as client:
+            seen = AsyncSeenEvents(client, ttl_s=60)
+            assert await seen.first_time("evt_1")
+            assert not await seen.first_time("evt_1")
+            await seen.forget("evt_1")
+            assert await seen.first_time("evt_1")
+
+    asyncio.run(receive())
+    assert not SeenEvents(bench.redis).first_time("evt_1")
+    [key] = bench.redis.keys("*evt_1")
+    assert 0 < bench.redis.ttl(key) <= 60

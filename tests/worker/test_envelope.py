@@ -57,6 +57,44 @@ def test_an_announcement_is_told_from_a_job_in_its_message(
     assert read_envelope(encoded).is_announcement is is_announcement
 
 
+def protocol_1(**changes: Any) -> bytes:
+    """A message as Celery 3 wrote it, and celery-node does on demand: all of it in the body."""
+    task = {"task": TASK_NAME, "id": "t-1", "args": [], "kwargs": {"job": {"prompt": "x"}}}
+    body = base64.b64encode(json.dumps({**task, **changes}).encode()).decode()
+    message = json.loads(element(body=body, properties={**DELIVERY, "body_encoding": "base64"}))
+    return json.dumps(message | {"headers": {}}).encode()
+
+
+def test_a_message_of_celery_protocol_1_is_taken_as_one_of_protocol_2() -> None:
+    envelope = read_envelope(protocol_1(retries=0, eta=None, taskset=None))
+
+    headers = envelope.message["headers"]
+    assert headers == {"task": TASK_NAME, "id": "t-1", "retries": 0}
+    assert json.loads(envelope.message["body"]) == [[], {"job": {"prompt": "x"}}, {}]
+    assert not envelope.message["properties"]["body_encoding"]
+    assert not envelope.is_announcement
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"task": "os.system"}, "unknown_task"),
+        ({"id": None}, "no_id"),
+        ({"id": "\ud800"}, "lone_surrogate"),
+        ({"id": {"__type__": "decimal", "__value__": "1"}}, "bad_body"),
+        ({"kwargs": {"job": {"__type__": "decimal", "__value__": "1"}}}, "bad_body"),
+        ({"args": {"a": 1}}, "bad_body"),
+        ({"expires": "soon"}, "bad_header"),
+    ],
+)
+def test_a_bad_message_of_protocol_1_is_refused_as_one_of_protocol_2(
+    changes: dict[str, Any], code: str
+) -> None:
+    with pytest.raises(MalformedMessage) as caught:
+        read_envelope(protocol_1(**changes))
+    assert caught.value.code == code
+
+
 @pytest.mark.parametrize(
     "headers",
     [
@@ -105,6 +143,7 @@ def test_headers_that_would_stop_celery_are_refused(headers: dict[str, Any]) -> 
         (element(properties={**DELIVERY, "delivery_info": {"exchange": ""}}), "no_delivery_info"),
         (element(headers={"id": None}), "no_id"),
         (element(headers={"id": 7}), "no_id"),
+        (element(headers={"id": "x" * 256}), "bad_id"),
         (element(headers={"task": None}), "no_task"),
         (element(headers={"task": "celery.backend_cleanup"}), "unknown_task"),
         (element(headers={"compression": "zlib"}), "compressed"),

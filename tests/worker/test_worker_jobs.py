@@ -4,56 +4,23 @@ from __future__ import annotations
 
 import base64
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from celery.events.state import State
 
-from batchmill.producer import keys
+from batchmill.producer import Client, EtaUnknown, keys
 from batchmill.producer.answers import DeadLetterKind, JobState
 from batchmill.producer.models import GenerationJob
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.submission import prepare
 
+from .monitor import Monitor
+
 QUEUE = "batchmill.demo.normal"
 #: At the stub's default step time these last about four seconds if nobody stops them.
 ENDLESS = 2000
-
-
-class Monitor:
-    """A Celery monitor, as Flower has one: the events so far and the state made of them."""
-
-    def __init__(self, app: Any) -> None:
-        self.state = State()
-        self.events: list[dict[str, Any]] = []
-        self._app = app
-        self._stop = False
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def of(self, task_id: str) -> list[str]:
-        return [event["type"] for event in list(self.events) if event.get("uuid") == task_id]
-
-    def close(self) -> None:
-        self._stop = True
-        self._thread.join(10)
-
-    def _run(self) -> None:
-        with self._app.connection() as connection:
-            receiver = self._app.events.Receiver(connection, handlers={"*": self._hear})
-            with receiver.consumer_context(wakeup=False) as (own_connection, _, _):
-                while not self._stop:
-                    try:
-                        own_connection.drain_events(timeout=0.2)
-                    except TimeoutError:
-                        continue
-
-    def _hear(self, event: dict[str, Any]) -> None:
-        self.events.append(event)
-        self.state.event(event)
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +165,29 @@ def test_a_running_job_is_cancelled_and_keeps_its_output(
     assert json.loads(record.error)["code"] == "cancelled"
     running_mill.wait_for(lambda: "task-revoked" in monitor.of(job_id), "the event")
     assert monitor.state.tasks[job_id].state == "REVOKED"
+
+
+def test_a_cancelled_job_that_is_retried_goes_on_from_its_tokens(
+    running_mill: Any, reference: Callable[..., Any]
+) -> None:
+    with Client(running_mill.url) as client:
+        job = client.submit(prompt="again", max_tokens=600, seed=7)
+        running_mill.wait_tokens(job.id, 10)
+        job.cancel()
+        (cancelled,) = running_mill.wait_ended(job.id)
+        num_tokens = len(running_mill.store.read_tokens(job.id))
+        assert (cancelled.state, 10 <= num_tokens < 600) == (JobState.CANCELLED, True)
+
+        assert job.retry() == 2
+        running_mill.wait_tokens(job.id, num_tokens + 10)
+        progress = job.progress()
+        result = job.result(timeout_s=60)
+
+    assert progress.output_tokens >= num_tokens + 10
+    assert (progress.max_tokens, progress.eta_unknown) in ((600, None), (600, EtaUnknown.NO_SPEED))
+    token_ids, text = reference("again", 600)
+    assert (result.text, result.token_ids) == (text, token_ids)
+    assert (result.attempt, result.metrics.resumed_tokens) == (2, num_tokens)
 
 
 def test_revoking_a_running_task_cancels_its_job(running_mill: Any, monitor: Monitor) -> None:

@@ -1,0 +1,14 @@
+// The same through celery-node, for services that speak Celery already: one task, its result.
+//
+//   REDIS_URL=redis://127.0.0.1:6379/0 node celery_producer.mjs "Three uses of a water mill:"
+import celery from "celery-node";
+
+const [prompt] = process.argv.slice(2);
+const url = process.env.REDIS_URL ?? "redis://127.0.0.1:6379/0";
+// The queue is the model's: batchmill.<served name>.<priority>.
+const client = celery.createClient(url, url, "batchmill.demo.normal");
+if (process.env.TASK_PROTOCOL) client.conf.TASK_PROTOCOL = Number(process.env.TASK_PROTOCOL);
+
+const task = client.sendTask("batchmill.generate", [], { job: { prompt, max_tokens: 48 } });
+console.log((await task.get(60_000)).text);
+await client.disconnect();

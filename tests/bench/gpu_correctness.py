@@ -1,0 +1,255 @@
+"""Every kernel against the reference, on the device; then whole models.
+
+The truth is the torch face in float64 (float32 for sampling, which has to agree token by token).
+Unused cache slots and fresh outputs hold NaN.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from gpu_models import TOY, random_weights
+from gpu_report import Bench
+from torch import Tensor
+
+from batchmill.kernels.dispatch import Backend
+from batchmill.kernels.gelu_and_mul import gelu_and_mul
+from batchmill.kernels.paged_attention import paged_attention
+from batchmill.kernels.rms_norm import add_rms_norm, rms_norm
+from batchmill.kernels.rope_and_cache import rope_and_cache
+from batchmill.kernels.sample import sample
+from batchmill.kernels.silu_and_mul import silu_and_mul
+from batchmill.kernels.write_kv import FP8
+
+#: The errors of one op's face in one number format, case by case.
+Errors = Callable[[Bench, torch.dtype, Backend], Iterator[float]]
+#: Largest error relative to the largest number of the truth: rounding of weights and results to 24,
+#: 11 and 8 bits, some of it twice.
+TOLERANCES = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+
+
+def relative_error(got: Tensor, want: Tensor) -> float:
+    """Largest difference over the largest number of `want`; infinite where `got` is not finite."""
+    if not bool(torch.isfinite(got.float()).all()):
+        return math.inf
+    scale = want.double().abs().max().clamp(min=1e-12)
+    return float((got.double() - want.double()).abs().max() / scale)
+
+
+def correctness(bench: Bench) -> None:
+    """One line an op and number format, with the largest error of all its cases."""
+    dtypes = [torch.float16] if bench.toy else [torch.bfloat16, torch.float16, torch.float32]
+    wrong = []
+    for dtype, (op, errors) in itertools.product(dtypes, OPS.items()):
+        bench.check_time()
+        worst, cases = 0.0, 0
+        for error in errors(bench, dtype, "triton"):
+            worst, cases = max(worst, error), cases + 1
+        right = worst <= TOLERANCES[dtype]
+        bench.line("op", op=op, dtype=str(dtype), max_error=worst, cases=cases, right=right)
+        wrong += [] if right else [f"{op} {dtype}"]
+    _sampling(bench, wrong)
+    _whole_model(bench, wrong)
+    if wrong:
+        raise AssertionError(f"wrong: {', '.join(wrong)}")
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionCase:
+    """Shapes of one batch."""
+
+    query_lens: tuple[int, ...]
+    seq_lens: tuple[int, ...]
+    group: int
+    head_dim: int
+    block_size: int = 16
+    num_kv_heads: int = 2
+    window: int | None = None
+    kv_dtype: torch.dtype | None = None
+
+
+#: Decodes at the edges of tiles and blocks, a chunk after a prefix, a whole prompt.
+_DECODES = (1, 63, 64, 65, 1, 300, 1025)
+_MIXED = ((1, 1, 37, 130, 2), (70, 1, 37, 190, 65))
+
+
+def _attention_cases(toy: bool) -> Iterator[AttentionCase]:
+    if toy:
+        yield AttentionCase((1, 1, 5), (17, 40, 21), 3, 64)
+        yield AttentionCase((1, 3), (33, 9), 2, 64, window=8, kv_dtype=FP8)
+        return
+    ones = (1,) * len(_DECODES)
+    for group, head_dim in itertools.product((1, 2, 4, 5, 8), (64, 128)):
+        yield AttentionCase(ones, _DECODES, group, head_dim)
+        yield AttentionCase(*_MIXED, group, head_dim, block_size=64)
+        yield AttentionCase(*_MIXED, group, head_dim, block_size=64, kv_dtype=FP8)
+    yield AttentionCase(*_MIXED, 4, 128, window=50)
+    yield AttentionCase(*_MIXED, 4, 80, kv_dtype=FP8)
+    yield AttentionCase(ones, _DECODES, 4, 128, num_kv_heads=8, window=100)
+    yield AttentionCase(*_MIXED, 2, 256)
+    yield AttentionCase((1,) * 300, tuple(range(1, 901, 3)), 4, 128, num_kv_heads=8, block_size=64)
+    yield AttentionCase((700,), (3000,), 4, 128, num_kv_heads=8, block_size=64)
+
+
+def attention_batch(
+    case: AttentionCase, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Queries, caches and index tensors; blocks lie in shuffled order."""
+    generator = torch.Generator().manual_seed(sum(case.seq_lens))
+    needed = [-(-length // case.block_size) for length in case.seq_lens]
+    order = torch.randperm(sum(needed) + 2, generator=generator).to(torch.int32)
+    tables = torch.zeros(len(needed), max(needed), dtype=torch.int32)
+    used = torch.zeros(len(order), case.block_size, dtype=torch.bool)
+    start = 0
+    for row, (count, length) in enumerate(zip(needed, case.seq_lens, strict=True)):
+        blocks = order[start : start + count]
+        tables[row, :count] = blocks
+        slots = torch.arange(count * case.block_size).view(count, -1) < length
+        used[blocks.long()] = slots
+        start += count
+    sizes = (2, *used.shape, case.num_kv_heads, case.head_dim)
+    caches = torch.randn(sizes, generator=generator)
+    caches[:, ~used] = math.nan
+    num_heads = case.num_kv_heads * case.group
+    q = torch.randn(sum(case.query_lens), num_heads, case.head_dim, generator=generator)
+    k_cache, v_cache = caches.to(device, dtype).to(case.kv_dtype or dtype)
+    cu_seqlens_q = torch.tensor([0, *case.query_lens]).cumsum(0).to(device, torch.int32)
+    seq_lens = torch.tensor(case.seq_lens, dtype=torch.int32, device=device)
+    return q.to(device, dtype), k_cache, v_cache, tables.to(device), cu_seqlens_q, seq_lens
+
+
+def _attention(bench: Bench, dtype: torch.dtype, backend: Backend) -> Iterator[float]:
+    for case in _attention_cases(bench.toy):
+        if case.kv_dtype is not None and (dtype == torch.float32 or backend == "cpp"):
+            continue  # an eight-bit cache is for half precision, and no C++ kernel reads it
+        q, *caches, tables, starts, lengths = attention_batch(case, dtype, bench.device)
+        if backend == "reference":  # the one face that may read masked slots, which must be finite
+            caches = [cache.float().nan_to_num().to(cache.dtype) for cache in caches]
+        options = {"window": case.window, "k_scale": 0.5, "v_scale": 2.0}
+        index = (tables, starts, lengths, case.head_dim**-0.5)
+        got = paged_attention(q, *caches, *index, backend=backend, **options)
+        scales = (0.5, 2.0) if case.kv_dtype is not None else (1.0, 1.0)
+        wide = [
+            cache.double().nan_to_num() * scale for cache, scale in zip(caches, scales, strict=True)
+        ]
+        truth = paged_attention(q.double(), *wide, *index, window=case.window, backend="reference")
+        yield relative_error(got, truth)
+
+
+def _rope_and_cache(bench: Bench, dtype: torch.dtype, backend: Backend) -> Iterator[float]:
+    heads = [(3, 2, 64)] if bench.toy else [(4, 2, 64), (32, 8, 128), (9, 3, 80)]
+    for (num_heads, num_kv_heads, head_dim), with_norms in itertools.product(heads, (False, True)):
+        num_tokens, half = 7, head_dim // 2 - (8 if with_norms else 0)
+        qkv = _normal(bench, dtype, num_tokens, (num_heads + 2 * num_kv_heads) * head_dim)
+        angles = _normal(bench, torch.float32, num_tokens, half)
+        slots = torch.tensor([5, 17, -1, 0, 31, 8, 9], device=bench.device)
+        weights = [_normal(bench, dtype, head_dim).abs() for _ in range(2)] if with_norms else []
+        results = []
+        for face, wide in ((backend, dtype), ("reference", torch.float64)):
+            caches = torch.zeros(2, 2, 16, num_kv_heads, head_dim, device=bench.device, dtype=wide)
+            names = dict(zip(("q_weight", "k_weight"), weights, strict=False))
+            queries = rope_and_cache(
+                qkv.clone().to(wide),
+                *caches,
+                slots,
+                angles.cos(),
+                angles.sin(),
+                eps=1e-6,
+                backend=face,
+                **{name: weight.to(wide) for name, weight in names.items()},
+            )
+            results.append((queries, caches))
+        for got, want in zip(*results, strict=True):
+            yield relative_error(got, want)
+
+
+def _rms_norm(bench: Bench, dtype: torch.dtype, backend: Backend) -> Iterator[float]:
+    for size in _row_sizes(bench):
+        x, residual, weight = (_normal(bench, dtype, *rows, size) for rows in ((5,), (6,), ()))
+        residual = residual[:5].clone()
+        want = rms_norm(x.double(), weight.double(), 1e-6, backend="reference")
+        yield relative_error(rms_norm(x, weight, 1e-6, backend=backend), want)
+        summed = residual.clone()
+        got = add_rms_norm(x, summed, weight, 1e-6, backend=backend)
+        want = rms_norm((x + residual).double(), weight.double(), 1e-6, backend="reference")
+        yield relative_error(got, want)
+        yield relative_error(summed, x.double() + residual.double())
+
+
+def _gated(op: Callable[..., Tensor]) -> Errors:
+    def errors(bench: Bench, dtype: torch.dtype, backend: Backend) -> Iterator[float]:
+        for size in _row_sizes(bench):
+            x = _normal(bench, dtype, 5, size)
+            yield relative_error(op(x, backend=backend), op(x.double(), backend="reference"))
+
+    return errors
+
+
+def _row_sizes(bench: Bench) -> tuple[int, ...]:
+    return (96,) if bench.toy else (96, 1024, 4096, 16384)
+
+
+#: Each yields the error of every case.
+OPS: dict[str, Errors] = {
+    "paged_attention": _attention,
+    "rope_and_cache": _rope_and_cache,
+    "rms_norm": _rms_norm,
+    "silu_and_mul": _gated(silu_and_mul),
+    "gelu_and_mul": _gated(gelu_and_mul),
+}
+
+
+def _sampling(bench: Bench, wrong: list[str]) -> None:
+    share, num_rows = equal_tokens(bench, "triton")
+    bench.line("op", op="sample", equal_tokens=share, rows=num_rows, right=share >= 0.99)
+    wrong += [] if share >= 0.99 else ["sample"]
+
+
+def equal_tokens(bench: Bench, backend: Backend) -> tuple[float, int]:
+    """Share of rows that draw the reference's token, and how many rows.
+
+    The noise is equal bit by bit, logarithms to a few bits.
+    """
+    num_rows, vocab_size = (6, 300) if bench.toy else (256, 151936)
+    logits = _normal(bench, torch.float32, num_rows, vocab_size) * 3
+    rows = torch.arange(num_rows, device=bench.device)
+    controls = (
+        torch.where(rows % 4 == 0, 0.0, 0.7),
+        torch.where(rows % 3 == 0, 50, 0),
+        torch.where(rows % 2 == 0, 0.9, 1.0),
+        rows * 7919,
+        rows,
+    )
+    got, want = (sample(logits, *controls, backend=face) for face in (backend, "reference"))
+    return float((got == want).float().mean()), num_rows
+
+
+def _whole_model(bench: Bench, wrong: list[str]) -> None:
+    """Logits of a small model by the GPU's kernels against the reference's in float32."""
+    from gpu_steps import StepMaker
+
+    from batchmill.engine.decoder import DecoderModel
+
+    errors = {}
+    for dtype in (torch.float32,) if bench.toy else (torch.float32, torch.bfloat16):
+        logits = []
+        for backend, wide in (("triton", dtype), ("reference", torch.float32)):
+            weights = random_weights(TOY, torch.float32, bench.device)
+            if wide != torch.float32:
+                weights = random_weights(TOY, wide, bench.device)
+            model = DecoderModel(TOY, weights, backend=backend)
+            maker = StepMaker(model, block_size=16, num_seqs=3, num_tokens=40)
+            logits.append(maker.run(maker.decode_inputs(context=21)).clone())
+        errors[str(dtype)] = relative_error(*logits)
+        if errors[str(dtype)] > TOLERANCES[dtype]:
+            wrong.append(f"logits {dtype}")
+    bench.line("logits of a small model", max_error=errors)
+
+
+def _normal(bench: Bench, dtype: torch.dtype, *sizes: int) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(sizes))
+    return torch.randn(sizes, generator=generator).to(bench.device, dtype)

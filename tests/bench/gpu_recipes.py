@@ -1,0 +1,275 @@
+"""Whole recipes through the engine, beside their floors and transformers' continuous batching."""
+
+from __future__ import annotations
+
+import gc
+import random
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from gpu_floors import Work, decode_floor_s, recipe_a, work_floor_s
+from gpu_models import engine_has, make_engine, named_shape, random_model
+from gpu_report import Bench
+from torch import Tensor
+
+from batchmill.engine import Engine, EngineStats, SamplingParams
+from batchmill.engine.kv_cache import KVCache
+from batchmill.engine.model_config import ModelShape
+from batchmill.engine.step_inputs import StepInputs
+
+Section = Callable[[Bench], None]
+
+
+def prompts_of(work: Work, vocab_size: int) -> list[list[int]]:
+    """Random tokens, none of them equal at the start: nothing is shared."""
+    rng = random.Random(1)
+    most = min(vocab_size, 10000) - 1
+    return [[rng.randint(0, most) for _ in range(length)] for length in work.prompt_lens]
+
+
+def params_of(work: Work) -> list[SamplingParams]:
+    """Temperature 0.6, exactly as many tokens as asked for, no text."""
+    return [
+        SamplingParams(temperature=0.6, max_tokens=length, ignore_eos=True, detokenize=False)
+        for length in work.output_lens
+    ]
+
+
+def generate_s(engine: Engine, work: Work, vocab_size: int) -> float:
+    """Seconds of one `generate` over everything, with an empty prefix cache."""
+    engine.reset_prefix_cache()
+    prompts, params = prompts_of(work, vocab_size), params_of(work)
+    started_at_s = time.perf_counter()
+    outputs = engine.generate(prompts, params)
+    elapsed_s = time.perf_counter() - started_at_s
+    made = [len(output.token_ids) for output in outputs]
+    assert made == work.output_lens, "the engine made another number of tokens"
+    return elapsed_s
+
+
+def warm_up(engine: Engine, vocab_size: int, *, toy: bool) -> float:
+    """Seconds until kernels are compiled, graphs captured, and every batch size seen once."""
+    started_at_s = time.perf_counter()
+    lengths = list(range(2, 6)) if toy else [2 + 8 * (i % 8) for i in range(256)]
+    work = Work([9] * len(lengths), lengths)
+    engine.generate(prompts_of(work, vocab_size), params_of(work))
+    return time.perf_counter() - started_at_s
+
+
+def recipe(
+    name: str, goal: str, *, rounds: int = 1, variants: dict[str, dict[str, Any]] | None = None
+) -> Section:
+    """A section: recipe A on one shape, with the engine's defaults and with other settings."""
+
+    def section(bench: Bench) -> None:
+        config = named_shape(name, toy=bench.toy)
+        dtype = torch.float32 if bench.toy else torch.bfloat16
+        model = random_model(config, bench.device, dtype=dtype)
+        work = recipe_a(6, 3, 20) if bench.toy else recipe_a()
+        for variant, settings in (variants or {"defaults": {}}).items():
+            unknown = [each for each in settings if not engine_has(each)]
+            if unknown:
+                bench.line("recipe A", variant=variant, skipped=f"the engine has no {unknown}")
+                continue
+            if bench.device.type != "cuda" and settings.get("kv_cache_dtype") == "fp8":
+                bench.line("recipe A", variant=variant, skipped="a CPU has no fp8 cache")
+                continue
+            bench.check_time()
+            _one_recipe(bench, name, goal, model, work, rounds, variant, settings)
+            give_back(bench)
+
+    return section
+
+
+def _one_recipe(
+    bench: Bench,
+    name: str,
+    goal: str,
+    model: Any,
+    work: Work,
+    rounds: int,
+    variant: str,
+    settings: dict[str, Any],
+) -> None:
+    engine = make_engine(model, toy=bench.toy, **settings)
+    warm_s = warm_up(engine, model.config.vocab_size, toy=bench.toy)
+    kv_bytes = 1 if settings.get("kv_cache_dtype") == "fp8" else 2
+    floor_s = work_floor_s(model.config, bench.ceilings, work, kv_bytes=kv_bytes)
+    for number in range(rounds):
+        bench.check_time()
+        before = engine.stats()
+        elapsed_s = generate_s(engine, work, model.config.vocab_size)
+        stats = engine.stats()
+        tokens = sum(work.output_lens)
+        bench.line(
+            "recipe A",
+            goal=goal,
+            model=name,
+            variant=variant,
+            round=number,
+            seconds=elapsed_s,
+            output_tokens_per_s=tokens / elapsed_s,
+            floor_s=floor_s,
+            over_floor=elapsed_s / floor_s,
+            requests=len(work.prompt_lens),
+            prompt_tokens=sum(work.prompt_lens),
+            output_tokens=tokens,
+            counts=_differences(before, stats),
+            step_p50_ms=stats.step_time_p50_s * 1000,
+            step_p99_ms=stats.step_time_p99_s * 1000,
+            warm_up_s=warm_s,
+            kv_blocks=stats.num_blocks,
+            peak_gib=_peak_gib(bench),
+        )
+
+
+def latency(bench: Bench) -> None:
+    """G6: Llama-3.1-8B, 8 requests, 32 tokens in and 128 out (vLLM's own CI measures it)."""
+    config = named_shape("Llama-3.1-8B", toy=bench.toy)
+    dtype = torch.float32 if bench.toy else torch.bfloat16
+    model = random_model(config, bench.device, dtype=dtype)
+    work = Work([4] * 2, [5] * 2) if bench.toy else Work([32] * 8, [128] * 8)
+    engine = make_engine(model, toy=bench.toy)
+    warm_up(engine, config.vocab_size, toy=bench.toy)
+    times = [generate_s(engine, work, config.vocab_size) for _ in range(1 if bench.toy else 5)]
+    floor_s = work_floor_s(config, bench.ceilings, work)
+    bench.line(
+        "latency",
+        goal="G6",
+        model="Llama-3.1-8B",
+        median_s=statistics.median(times),
+        least_s=min(times),
+        floor_s=floor_s,
+        over_floor=statistics.median(times) / floor_s,
+    )
+
+
+def steady(bench: Bench) -> None:
+    """G5's and G7's batches in their steady state: output tokens a second over some steps.
+
+    G5 is the shape of 1000 in and 1000 out with as many requests as fit a step, halfway through its
+    outputs; G7 32 requests halfway to 8192 tokens. bf16 weights: an fp8 linear is not there yet.
+    """
+    config = named_shape("Llama-3.1-8B", toy=bench.toy)
+    dtype = torch.float32 if bench.toy else torch.bfloat16
+    model = random_model(config, bench.device, dtype=dtype)
+    cases = {"G5": (256, 1000, 500, "auto"), "G5, fp8 cache": (256, 1000, 500, "fp8")}
+    cases |= {"G7": (32, 4000, 96, "auto")}
+    if bench.toy:
+        cases = {"toy": (2, 9, 4, "auto")}
+    for goal, (num_requests, context, num_steps, kv_dtype) in cases.items():
+        bench.check_time(0 if bench.toy else 10)
+        engine = make_engine(model, toy=bench.toy, kv_cache_dtype=kv_dtype)
+        warm_up(engine, config.vocab_size, toy=bench.toy)
+        engine.reset_prefix_cache()
+        work = Work([context] * num_requests, [num_steps + 8] * num_requests)
+        for number, (prompt, params) in enumerate(
+            zip(prompts_of(work, config.vocab_size), params_of(work), strict=True)
+        ):
+            engine.add_request(f"r{number}", prompt, params)
+        _until_all_decode(engine, num_requests)
+        before, started_at_s = engine.stats().num_generated_tokens, time.perf_counter()
+        for _ in range(num_steps // 2):
+            engine.step()
+        elapsed_s = time.perf_counter() - started_at_s
+        made = engine.stats().num_generated_tokens - before
+        counts = np.array([float(num_requests)])
+        kv_bytes = 1 if kv_dtype == "fp8" else 2
+        floor_s = float(
+            decode_floor_s(
+                config,
+                bench.ceilings,
+                counts,
+                counts * (context + num_steps / 4),
+                kv_bytes=kv_bytes,
+            )[0]
+        )
+        bench.line(
+            "steady decode",
+            goal=goal,
+            requests=num_requests,
+            context=context,
+            output_tokens_per_s=made / elapsed_s,
+            step_ms=1000 * elapsed_s / (num_steps // 2),
+            floor_ms=1000 * floor_s,
+            over_floor=elapsed_s / (num_steps // 2) / floor_s,
+        )
+        del engine
+        give_back(bench)
+
+
+def _until_all_decode(engine: Engine, num_requests: int) -> None:
+    """Step until every prompt is computed and each request has a token or more."""
+    seen: set[str] = set()
+    while len(seen) < num_requests:
+        seen |= {output.request_id for output in engine.step()}
+
+
+class StubModel:
+    """Computes nothing: what an engine's step takes over it is the host's and the sampler's."""
+
+    config = ModelShape(
+        architecture="Stub",
+        vocab_size=512,
+        num_layers=1,
+        num_kv_heads=1,
+        head_dim=16,
+        max_position_embeddings=40960,
+    )
+    dtype = torch.bfloat16
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def forward(self, inputs: StepInputs, kv_cache: KVCache, logits: Tensor) -> None:
+        """Make every token as likely as the others."""
+        logits.zero_()
+
+
+def host_time(bench: Bench) -> None:
+    """H1: microseconds of a decode step over a model that computes nothing."""
+    model: Any = StubModel(bench.device)
+    for batch in (1, 3) if bench.toy else (1, 64, 256):
+        num_steps = 6 if bench.toy else 300
+        engine = make_engine(model, toy=bench.toy, kv_cache_bytes=2**20 if bench.toy else 2**30)
+        work = Work([16] * batch, [num_steps + 20] * batch)
+        for number, (prompt, params) in enumerate(
+            zip(prompts_of(work, 512), params_of(work), strict=True)
+        ):
+            engine.add_request(f"r{number}", prompt, params)
+        _until_all_decode(engine, batch)
+        times = []
+        for _ in range(num_steps):
+            started_at_s = time.perf_counter()
+            engine.step()
+            times.append((time.perf_counter() - started_at_s) * 1e6)
+        bench.line(
+            "host time of a step", goal="H1", batch=batch, median_us=statistics.median(times)
+        )
+
+
+def _differences(before: EngineStats, after: EngineStats) -> dict[str, int]:
+    """What an engine's counters counted between two snapshots, those that moved."""
+    pairs = ((name, getattr(before, name), getattr(after, name)) for name in after.__slots__)
+    return {
+        name: int(now - then)
+        for name, then, now in pairs
+        if isinstance(now, int) and name.startswith("num_") and now != then
+    }
+
+
+def _peak_gib(bench: Bench) -> float | None:
+    if bench.device.type != "cuda":
+        return None
+    return torch.cuda.max_memory_allocated(bench.device) / 1024**3
+
+
+def give_back(bench: Bench) -> None:
+    """Return the memory of engines that are gone, before the next one measures what is free."""
+    gc.collect()
+    if bench.device.type == "cuda":
+        torch.cuda.empty_cache()

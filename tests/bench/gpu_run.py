@@ -1,0 +1,150 @@
+"""Everything there is to measure on one GPU, in one command of at most eight minutes.
+
+``python tests/bench/gpu_run.py [--budget 480] [--out FOLDER] [--only NAME ...] [--tune] [--toy]``
+
+Needs torch, triton and transformers, and nothing of this project's installed: neither pydantic nor
+Celery nor Redis. One JSON line for each figure, printed at once; the most important first, and a
+section that fails says why and lets the others run. docs/gpu.md explains every line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gpu_report import Bench
+
+#: A section that is so many seconds late hangs: no check of the time is further apart.
+HANG_S = 60.0
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+
+
+def make_importable() -> None:
+    """Let `batchmill.engine` and `batchmill.kernels` be this checkout, where nothing is installed.
+
+    Links in a folder of their own, as an installation would make them, for child processes too.
+    """
+    links = Path(tempfile.mkdtemp(prefix="batchmill-links-"))
+    (links / "batchmill").mkdir()
+    for folder in ("engine", "kernels"):
+        (links / "batchmill" / folder).symlink_to(ROOT / folder)
+    sys.path[:0] = [str(HERE), str(links)]
+    inherited = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(links), *([inherited] if inherited else [])])
+    # The root holds a folder named kernels, which transformers would take for another project's.
+    sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != ROOT]
+
+
+def sections(*, tune: bool) -> list[tuple[str, float, Callable[[Bench], None]]]:
+    """Name, seconds it may take, and what to run: by worth, so that a cut run has the best."""
+    from gpu_anchor import anchor
+    from gpu_ceilings import ceilings
+    from gpu_correctness import correctness
+    from gpu_kernels import decode_attention, matrices, prefill_attention, sampler
+    from gpu_recipes import host_time, latency, recipe, steady
+    from gpu_steps import steps_of
+    from gpu_tune import tune as tune_attention
+
+    if tune:
+        return [("ceilings", 30, ceilings), ("tune", 450, tune_attention)]
+    without = {
+        "no graphs": {"decode_graphs": False},
+        "no overlap": {"overlap": False},
+        "neither": {"decode_graphs": False, "overlap": False},
+    }
+    return [
+        ("ceilings", 30, ceilings),
+        ("correctness", 75, correctness),
+        ("recipe-0.6b", 60, recipe("Qwen3-0.6B", "G1", rounds=2)),
+        ("decode-attention", 30, decode_attention),
+        ("steps-0.6b", 40, steps_of("Qwen3-0.6B")),
+        ("recipe-8b", 60, recipe("Qwen3-8B", "G3")),
+        ("prefill-attention", 25, prefill_attention),
+        ("steps-llama-8b", 40, steps_of("Llama-3.1-8B", (1, 32, 256))),
+        ("sampler", 15, sampler),
+        ("latency", 25, latency),
+        (
+            "recipe-0.6b-fp8",
+            40,
+            recipe("Qwen3-0.6B", "G2", variants={"fp8": {"kv_cache_dtype": "fp8"}}),
+        ),
+        ("host-time", 20, host_time),
+        ("transformers", 60, anchor),
+        ("steady", 60, steady),
+        ("matrices", 15, matrices),
+        ("recipe-0.6b-without", 50, recipe("Qwen3-0.6B", "G1", variants=without)),
+        ("recipe-14b", 60, recipe("Qwen3-14B", "G4")),
+    ]
+
+
+def restart(bench: Bench, options: argparse.Namespace, rest: list[str], why: str) -> None:
+    """Go on with the sections that are left in a fresh process: this one's device is of no use."""
+    bench.line("restart", why=f"{bench.section} {why}")
+    failed = {*bench.failed, bench.section}
+    left_s = bench.deadline_s - time.monotonic()
+    arguments = ["--budget", f"{left_s:.1f}", "--failed", *sorted(failed)]
+    arguments += ["--out", str(options.out)] if options.out else []
+    arguments += ["--tune"] if options.tune else []
+    arguments += ["--toy"] if options.toy else []
+    arguments += ["--only", *(rest or ["ceilings"])]
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, str(HERE / "gpu_run.py"), *arguments])
+
+
+def main() -> int:
+    """Command line; 1 where a section failed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--budget", type=float, default=480.0, help="seconds for everything")
+    parser.add_argument("--out", type=Path, help="folder for gpu_run.jsonl; default: $OUT, if set")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="run these sections alone")
+    parser.add_argument("--tune", action="store_true", help="try tiles for the attention kernels")
+    parser.add_argument("--toy", action="store_true", help="tiny sizes on the CPU: a test")
+    parser.add_argument("--failed", nargs="*", default=[], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    deadline_s = time.monotonic() + options.budget
+    if options.toy:
+        os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported
+    make_importable()
+    import torch
+    from gpu_report import Bench
+
+    if not options.toy and not torch.cuda.is_available():
+        parser.error("there is no GPU that torch can use; --toy tries the script without one")
+    out = options.out or (Path(os.environ["OUT"]) if os.environ.get("OUT") else None)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    device = torch.device("cpu" if options.toy else "cuda")
+    bench = Bench(device, options.toy, out, deadline_s)
+    chosen = sections(tune=options.tune)
+    unknown = set(options.only or ()) - {name for name, _, _ in chosen}
+    if unknown:
+        parser.error(f"no section {', '.join(unknown)}: there are {[name for name, *_ in chosen]}")
+    wanted = [each for each in chosen if not options.only or each[0] in options.only]
+    if wanted and wanted[0][0] != "ceilings":
+        wanted.insert(0, chosen[0])  # floors are made of it
+    bench.failed += options.failed
+    for index, (name, budget_s, section) in enumerate(wanted):
+        rest = [each for each, *_ in wanted[index + 1 :]]
+        watchdog = threading.Timer(budget_s + HANG_S, restart, (bench, options, rest, "hung"))
+        watchdog.daemon = True
+        watchdog.start()
+        bench.run(name, budget_s, section)
+        watchdog.cancel()
+        if rest and bench.device_is_lost():
+            restart(bench, options, rest, "lost the device")
+    bench.section = "end"
+    bench.line("run", seconds=options.budget - (deadline_s - time.monotonic()), failed=bench.failed)
+    return 1 if bench.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,196 @@
+"""Decode steps of whole models: one by one, as a CUDA graph, and beside their floors."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+from gpu_floors import decode_floor_s
+from gpu_models import named_shape, random_model
+from gpu_report import Bench, capture
+from torch import Tensor
+
+from batchmill.engine.decoder import DecoderModel
+from batchmill.engine.kv_cache import KVCache
+from batchmill.engine.step_inputs import StepInputs
+from batchmill.kernels.sample import sample
+from batchmill.kernels.write_kv import FP8
+
+BATCHES = (1, 8, 32, 64, 128, 256)
+CONTEXT = 1024
+
+
+class StepMaker:
+    """A model with a cache of its own, and steps without a scheduler.
+
+    The cache holds random numbers: attention over zeros would be even, and cheap in no way that
+    real keys are.
+    """
+
+    def __init__(
+        self,
+        model: DecoderModel,
+        *,
+        block_size: int,
+        num_seqs: int,
+        num_tokens: int,
+        kv_dtype: torch.dtype | None = None,
+    ) -> None:
+        """Make room for `num_seqs` sequences of `num_tokens` tokens each."""
+        self.model = model
+        self._device = model.device
+        self._blocks_a_seq = -(-num_tokens // block_size)
+        self._block_size = block_size
+        config = model.config
+        self.kv_cache = KVCache(
+            num_layers=config.num_layers,
+            num_blocks=num_seqs * self._blocks_a_seq,
+            block_size=block_size,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            dtype=kv_dtype or model.dtype,
+            device=model.device,
+        )
+        generator = torch.Generator(self._device).manual_seed(1)
+        for tensors in self.kv_cache.layers:
+            for tensor in tensors:
+                # Block by block: whole layers at once would want as much memory again.
+                noise = torch.randn(tensor.shape[1:], generator=generator, device=self._device).to(
+                    tensor.dtype
+                )
+                tensor.copy_(noise.expand(tensor.shape))
+        order = torch.randperm(num_seqs * self._blocks_a_seq, generator=torch.Generator())
+        self._tables = order.view(num_seqs, -1).to(self._device, torch.int32)
+        self._logits = torch.empty(num_seqs, config.vocab_size, device=self._device)
+
+    def decode_inputs(self, *, context: int, num_seqs: int | None = None) -> StepInputs:
+        """One more token for each of the first `num_seqs` sequences of `context` tokens."""
+        tables = self._tables[:num_seqs]
+        count = len(tables)
+        positions = torch.full((count,), context - 1, device=self._device)
+        block = tables[:, (context - 1) // self._block_size].long()
+        generator = torch.Generator().manual_seed(2)
+        token_ids = torch.randint(0, self.model.config.vocab_size, (count,), generator=generator)
+        return StepInputs(
+            input_ids=token_ids.to(self._device),
+            positions=positions,
+            slot_mapping=block * self._block_size + (context - 1) % self._block_size,
+            block_tables=tables,
+            cu_seqlens_q=torch.arange(count + 1, device=self._device, dtype=torch.int32),
+            seq_lens=torch.full((count,), context, device=self._device, dtype=torch.int32),
+            sample_rows=torch.arange(count, device=self._device),
+            max_query_len=1,
+            max_seq_len=context,
+        )
+
+    def run(self, inputs: StepInputs) -> Tensor:
+        """Compute the logits of a step."""
+        logits = self._logits[: len(inputs.sample_rows)]
+        with torch.inference_mode():
+            self.model.forward(inputs, self.kv_cache, logits)
+        return logits
+
+    def run_and_sample(self, inputs: StepInputs) -> Tensor:
+        """Compute a step and draw its tokens, at temperature 0.6."""
+        logits = self.run(inputs)
+        count = len(logits)
+        heat = torch.full((count,), 0.6, device=self._device)
+        whole = torch.zeros(count, dtype=torch.int64, device=self._device)
+        return sample(logits, heat, whole, torch.ones_like(heat), whole, whole)
+
+
+def steps_of(name: str, batches: tuple[int, ...] = BATCHES, *, fp8: bool = False):  # type: ignore[no-untyped-def]
+    """A section: decode steps of one shape."""
+
+    def section(bench: Bench) -> None:
+        _steps(bench, name, batches, fp8=fp8)
+
+    return section
+
+
+def _steps(bench: Bench, name: str, batches: tuple[int, ...], *, fp8: bool) -> None:
+    batches, context = ((1, 3), 40) if bench.toy else (batches, CONTEXT)
+    dtype = torch.float32 if bench.toy else torch.bfloat16
+    model = random_model(named_shape(name, toy=bench.toy), bench.device, dtype=dtype)
+    kv_dtype = FP8 if fp8 and not bench.toy else None
+    maker = StepMaker(
+        model,
+        block_size=16 if bench.toy else 64,
+        num_seqs=max(batches),
+        num_tokens=context,
+        kv_dtype=kv_dtype,
+    )
+    for batch in batches:
+        bench.check_time(3 if not bench.toy else 0)
+        inputs = maker.decode_inputs(context=context, num_seqs=batch)
+        eager_us, host_us = _eager(bench, maker, inputs)
+        graph_us, difference = None, None
+        if bench.device.type == "cuda":
+            graph = capture(lambda inputs=inputs: maker.run_and_sample(inputs))
+            graph_us = bench.time_us(graph.replay)
+            difference = _replay_difference(maker, inputs)
+        numbers = np.array([float(batch)])
+        floor_us = 1e6 * float(
+            decode_floor_s(
+                model.config,
+                bench.ceilings,
+                numbers,
+                numbers * context,
+                kv_bytes=maker.kv_cache.layers[0][0].itemsize,
+            )[0]
+        )
+        bench.line(
+            "decode step",
+            goal="G8" if name == "Qwen3-0.6B" else "G9",
+            model=name,
+            kv_dtype=str(maker.kv_cache.layers[0][0].dtype),
+            batch=batch,
+            context=context,
+            graph_us=graph_us,
+            eager_us=eager_us,
+            host_launch_us=host_us,
+            floor_us=floor_us,
+            over_floor=(graph_us or eager_us) / floor_us,
+            graph_against_eager=difference,
+        )
+    _count_kernels(bench, maker, maker.decode_inputs(context=context, num_seqs=min(8, batches[-1])))
+
+
+def _eager(bench: Bench, maker: StepMaker, inputs: StepInputs) -> tuple[float, float]:
+    """Time of a step launched from Python, and of the launching alone."""
+    eager_us = bench.time_us(lambda: maker.run_and_sample(inputs), repetitions=9)
+    bench.synchronize()
+    started_at_s = time.perf_counter()
+    maker.run_and_sample(inputs)
+    host_us = (time.perf_counter() - started_at_s) * 1e6
+    bench.synchronize()
+    return eager_us, host_us
+
+
+def _replay_difference(maker: StepMaker, inputs: StepInputs) -> float:
+    """Largest difference of a replayed step's logits from an eager one's."""
+    eager = maker.run(inputs).clone()
+    graph = capture(lambda: maker.run(inputs))
+    maker.run(inputs).zero_()
+    graph.replay()
+    torch.cuda.synchronize()
+    return float((maker._logits[: len(eager)] - eager).abs().max())
+
+
+def _count_kernels(bench: Bench, maker: StepMaker, inputs: StepInputs) -> None:
+    """How many kernels a step is, and which take the time."""
+    if bench.device.type != "cuda":
+        return
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        maker.run_and_sample(inputs)
+        torch.cuda.synchronize()
+    events = [event for event in profiled.key_averages() if event.device_time_total > 0]
+    events.sort(key=lambda event: -event.device_time_total)
+    bench.line(
+        "kernels of a step",
+        kernels=sum(event.count for event in events),
+        longest=[(e.key[:60], e.count, round(e.device_time_total)) for e in events[:8]],
+    )

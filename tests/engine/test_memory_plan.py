@@ -1,0 +1,169 @@
+"""What the KV cache gets of a device's memory, and what a user reads where a model does not fit."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from batchmill.engine.config import EngineConfig
+from batchmill.engine.decoder import DecoderModel
+from batchmill.engine.device_memory import check_weights_fit, free_memory_bytes
+from batchmill.engine.errors import ConfigError
+from batchmill.engine.families import read_model_config
+from batchmill.engine.kv_cache import kv_block_bytes
+from batchmill.engine.kv_cache_sizing import (
+    allocate_kv_cache,
+    kv_cache_torch_dtype,
+    run_largest_step,
+)
+from batchmill.engine.memory_plan import graph_reserve_bytes
+from batchmill.engine.step_plan import MAX_SCORED_TOKENS
+from batchmill.engine.weight_loading import load_weights
+from batchmill.engine.weights import weights_bytes
+
+from ..tiny_models import NATIVE, random_model
+
+GIB = 1024**3
+MIB = 1024**2
+GRAPH_BYTES = graph_reserve_bytes(4, 211)
+
+
+@dataclass
+class TightDevice:
+    """A device's memory as a `MemoryProbe` tells it; every step takes the same."""
+
+    total: int
+    held: int
+    step: int
+    weights: int = 0
+    num_peaks: int = 0
+
+    def total_bytes(self) -> int:
+        return self.total
+
+    def free_bytes(self) -> int:
+        return self.total - self.held
+
+    def process_bytes(self) -> int:
+        return self.weights
+
+    def reset_peak(self) -> None:
+        self.num_peaks += 1
+
+    def peak_growth_bytes(self) -> int:
+        return self.step
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> DecoderModel:
+    folder = tmp_path_factory.mktemp("model")
+    config = read_model_config(random_model(NATIVE["Qwen3"], folder).config.to_dict())
+    return DecoderModel(config, load_weights(folder, config, torch.float32, "cpu"))
+
+
+def configure(**changes: object) -> EngineConfig:
+    values = {"model": "tiny", "max_model_len": 128, "max_num_seqs": 4}
+    return EngineConfig(**{**values, "max_num_batched_tokens": 64, **changes})  # type: ignore[arg-type]
+
+
+def test_the_cache_gets_what_the_share_weights_a_step_and_graphs_leave(
+    model: DecoderModel,
+) -> None:
+    device = TightDevice(total=2 * GIB, held=600 * MIB, step=200 * MIB)
+    config = configure(gpu_memory_utilization=0.7)
+    cache = allocate_kv_cache(config, model, device)
+    left = int(2 * GIB * 0.7) - 800 * MIB - GRAPH_BYTES
+    assert device.num_peaks == 1
+    assert cache.num_blocks == left // kv_block_bytes(model.config, torch.float32, 16)
+    assert cache.num_bytes <= left
+
+
+def test_a_given_size_is_taken_without_measuring(model: DecoderModel) -> None:
+    device = TightDevice(total=1, held=1, step=1)
+    cache = allocate_kv_cache(configure(kv_cache_bytes=MIB), model, device)
+    assert device.num_peaks == 0
+    assert cache.num_bytes <= MIB
+
+
+def refusal(model: DecoderModel, device: TightDevice, **changes: object) -> str:
+    with pytest.raises(ConfigError) as caught:
+        allocate_kv_cache(configure(**changes), model, device)
+    return str(caught.value)
+
+
+def test_a_model_that_does_not_fit_is_refused_with_the_numbers_and_a_smaller_length(
+    model: DecoderModel,
+) -> None:
+    block = kv_block_bytes(model.config, torch.float32, 16)
+    held = int(2 * GIB * 0.9) - GRAPH_BYTES - 100 * MIB - 3 * block
+    device = TightDevice(total=2 * GIB, held=held, step=100 * MIB, weights=GIB)
+    message = refusal(model, device)
+    assert "of 2.00 GiB, gpu_memory_utilization 0.9 leaves 1.80 to use" in message
+    assert "weights 1.00" in message
+    assert "a step of 64 tokens takes 0.10" in message
+    fitting = int(re.search(r"max_model_len (\d+) or less", message)[1])  # type: ignore[index]
+    assert fitting == 48
+    assert allocate_kv_cache(configure(max_model_len=fitting), model, device).num_blocks == 3
+
+
+def test_every_remedy_named_is_enough_alone(model: DecoderModel) -> None:
+    held = int(2 * GIB * 0.9) - GRAPH_BYTES - 50 * MIB
+    message = refusal(model, TightDevice(total=2 * GIB, held=held, step=100 * MIB, weights=GIB))
+    assert "max_model_len" not in message.split("What would do: ")[1]  # nothing is left at all
+    share = float(re.search(r"gpu_memory_utilization (0\.\d+), if", message)[1])  # type: ignore[index]
+    tokens = int(re.search(r"max_num_batched_tokens (\d+) or", message)[1])  # type: ignore[index]
+    size = float(re.search(r"a GPU of ([\d.]+) GiB", message)[1])  # type: ignore[index]
+    assert "weights in eight bits" in message
+    for device, changes in (
+        (TightDevice(2 * GIB, held, 100 * MIB), {"gpu_memory_utilization": share}),
+        (TightDevice(2 * GIB, held, 100 * MIB * tokens // 64), {}),
+        (TightDevice(2 * GIB, held - GIB // 2, 100 * MIB), {}),
+        (TightDevice(int((size + 0.005) * GIB), held, 100 * MIB), {}),
+    ):
+        assert allocate_kv_cache(configure(**changes), model, device).num_blocks >= 8
+
+
+def test_the_largest_step_has_all_tokens_and_all_rows_that_can_be(model: DecoderModel) -> None:
+    seen = []
+
+    class Watched:
+        config, dtype, device = model.config, model.dtype, model.device
+
+        def forward(self, inputs, kv_cache, logits):  # type: ignore[no-untyped-def]
+            seen.append((inputs, tuple(logits.shape), kv_cache.num_blocks))
+            model.forward(inputs, kv_cache, logits)
+
+    run_largest_step(configure(max_num_batched_tokens=600), Watched(), torch.float32)
+    ((inputs, logits_shape, num_blocks),) = seen
+    assert len(inputs.input_ids) == 600
+    assert inputs.seq_lens.tolist() == [150] * 4  # no more sequences than can run
+    assert logits_shape == (4 + MAX_SCORED_TOKENS, model.config.vocab_size)
+    assert num_blocks == 1
+
+
+def test_an_eight_bit_cache_is_refused_where_nothing_reads_it() -> None:
+    cpu = torch.device("cpu")
+    assert kv_cache_torch_dtype("auto", torch.bfloat16, cpu) == torch.bfloat16
+    with pytest.raises(ConfigError, match="only GPUs read an eight-bit cache; use 'auto'"):
+        kv_cache_torch_dtype("fp8", torch.bfloat16, cpu)
+
+
+def test_weights_that_do_not_fit_are_refused_before_they_are_read(model: DecoderModel) -> None:
+    num_bytes = weights_bytes(model.config, torch.float32)
+    cpu = torch.device("cpu")
+    check_weights_fit(num_bytes, cpu, num_bytes)
+    with pytest.raises(ConfigError, match=r"take 8\.00 GiB and this host.* has 3\.00 GiB free"):
+        check_weights_fit(8 * GIB, cpu, 3 * GIB)
+    assert free_memory_bytes(cpu) > 0
+
+
+def test_the_size_of_weights_is_that_of_the_files(tmp_path: Path) -> None:
+    for name in ("Qwen3", "Mixtral", "Qwen2, tied", "Gemma 3 text"):
+        hf_model = random_model(NATIVE[name], tmp_path / name)
+        config = read_model_config(hf_model.config.to_dict())
+        number = sum(weight.numel() for weight in hf_model.parameters())
+        assert weights_bytes(config, torch.float32) == 4 * number
