@@ -18,7 +18,8 @@ from batchmill.kernels.sample import sample
 
 from .config import EngineConfig
 from .device_memory import CudaMemory, MemoryProbe, gib
-from .errors import ConfigError
+from .errors import ConfigError, is_out_of_memory
+from .host_memory import available_memory_bytes
 from .kv_cache import KVCache, default_cpu_kv_cache_bytes, kv_block_bytes
 from .memory_plan import MemoryPlan, graph_reserve_bytes
 from .model import Model
@@ -45,13 +46,15 @@ def allocate_kv_cache(
     if probe is None and model.device.type == "cuda":
         probe = CudaMemory(model.device)
     kv_cache_bytes = config.kv_cache_bytes
-    if kv_cache_bytes is None:
-        if probe is None:
-            kv_cache_bytes = _share_of_host(
-                config, kv_block_bytes(model.config, dtype, config.block_size)
-            )
-        else:
-            kv_cache_bytes = measured_kv_cache_bytes(config, model, dtype, probe)
+    if kv_cache_bytes is not None:
+        free_bytes = available_memory_bytes() if probe is None else probe.free_bytes()
+        _check_given(kv_cache_bytes, free_bytes, model.device)
+    elif probe is None:
+        kv_cache_bytes = _share_of_host(
+            config, kv_block_bytes(model.config, dtype, config.block_size)
+        )
+    else:
+        kv_cache_bytes = measured_kv_cache_bytes(config, model, dtype, probe)
     return KVCache.allocate(
         num_layers=model.config.num_layers,
         num_kv_heads=model.config.num_kv_heads,
@@ -62,6 +65,15 @@ def allocate_kv_cache(
         max_model_len=config.max_model_len,
         kv_cache_bytes=kv_cache_bytes,
     )
+
+
+def _check_given(kv_cache_bytes: int, free_bytes: int, device: torch.device) -> None:
+    """Refuse a size that a device does not have; a host would notice only as the cache fills."""
+    if kv_cache_bytes > free_bytes:
+        raise ConfigError(
+            f"kv_cache_bytes is {kv_cache_bytes} ({gib(kv_cache_bytes)} GiB), and {device} has "
+            f"{gib(free_bytes)} GiB free: lower it, or leave it out and get what fits"
+        )
 
 
 def _share_of_host(config: EngineConfig, block_bytes: int) -> int:
@@ -120,7 +132,17 @@ def measured_kv_cache_bytes(
     if config.decode_graphs is not False:
         graph_bytes = graph_reserve_bytes(config.max_num_seqs, model.config.vocab_size)
     probe.reset_peak()
-    run_largest_step(config, model, dtype)
+    try:
+        run_largest_step(config, model, dtype)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ConfigError(
+            f"memory runs out in a step of max_num_batched_tokens {config.max_num_batched_tokens} "
+            f"tokens, before there is a KV cache: {gib(held_bytes)} of "
+            f"{gib(probe.total_bytes())} GiB are held (weights {gib(weight_bytes)}): lower "
+            "max_num_batched_tokens and max_num_seqs, or use a GPU with more memory"
+        ) from error
     plan = MemoryPlan(
         total_bytes=probe.total_bytes(),
         limit_bytes=int(probe.total_bytes() * config.gpu_memory_utilization),

@@ -1,7 +1,7 @@
 """Every kernel against the reference, on the device; then whole models.
 
 The truth is the torch face in float64 (float32 for sampling, which has to agree token by token).
-Unused cache slots and fresh outputs hold NaN.
+Unused cache slots hold NaN.
 """
 
 from __future__ import annotations

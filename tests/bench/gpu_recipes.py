@@ -95,7 +95,9 @@ def _one_recipe(
     variant: str,
     settings: dict[str, Any],
 ) -> None:
+    started_at_s = time.perf_counter()
     engine = make_engine(model, toy=bench.toy, **settings)
+    start_s = time.perf_counter() - started_at_s
     warm_s = warm_up(engine, model.config.vocab_size, toy=bench.toy)
     kv_bytes = 1 if settings.get("kv_cache_dtype") == "fp8" else 2
     floor_s = work_floor_s(model.config, bench.ceilings, work, kv_bytes=kv_bytes)
@@ -121,6 +123,7 @@ def _one_recipe(
             counts=_differences(before, stats),
             step_p50_ms=stats.step_time_p50_s * 1000,
             step_p99_ms=stats.step_time_p99_s * 1000,
+            start_s=start_s,
             warm_up_s=warm_s,
             kv_blocks=stats.num_blocks,
             peak_gib=_peak_gib(bench),

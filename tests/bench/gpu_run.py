@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gpu_report import Bench
 
-#: A section that is so many seconds late hangs: no check of the time is further apart.
+#: A section that is so many seconds late hangs: its checks of the time are never so far apart.
 HANG_S = 60.0
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]

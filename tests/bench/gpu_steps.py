@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -100,7 +101,9 @@ class StepMaker:
         return sample(logits, heat, whole, torch.ones_like(heat), whole, whole)
 
 
-def steps_of(name: str, batches: tuple[int, ...] = BATCHES, *, fp8: bool = False):  # type: ignore[no-untyped-def]
+def steps_of(
+    name: str, batches: tuple[int, ...] = BATCHES, *, fp8: bool = False
+) -> Callable[[Bench], None]:
     """A section: decode steps of one shape."""
 
     def section(bench: Bench) -> None:

@@ -93,10 +93,29 @@ def test_graphs_that_are_not_recorded_leave_their_room_to_the_cache(model: Decod
 
 
 def test_a_given_size_is_taken_without_measuring(model: DecoderModel) -> None:
-    device = TightDevice(total=1, held=1, step=1)
+    device = TightDevice(total=2 * MIB, held=MIB, step=0)
     cache = allocate_kv_cache(configure(kv_cache_bytes=MIB), model, device)
     assert device.num_peaks == 0
     assert cache.num_bytes <= MIB
+
+
+def test_a_given_size_above_what_is_free_is_refused(model: DecoderModel) -> None:
+    with pytest.raises(ConfigError, match=r"kv_cache_bytes is 2097152 .* has 0\.00 GiB free"):
+        allocate_kv_cache(configure(kv_cache_bytes=2 * MIB), model, TightDevice(2 * MIB, MIB, 0))
+    # On this host too, whose pages would run out only as the cache fills.
+    with pytest.raises(ConfigError, match=r"and cpu has .* lower it, or leave it out"):
+        allocate_kv_cache(configure(kv_cache_bytes=2**50), model)
+
+
+def test_a_step_that_runs_out_of_memory_is_a_refusal(model: DecoderModel) -> None:
+    class Exhausted:
+        config, dtype, device = model.config, model.dtype, model.device
+
+        def forward(self, inputs, kv_cache, logits):  # type: ignore[no-untyped-def]
+            raise MemoryError
+
+    with pytest.raises(ConfigError, match="max_num_batched_tokens 64 tokens, before there is a KV"):
+        allocate_kv_cache(configure(), Exhausted(), TightDevice(GIB, 0, 0))
 
 
 def refusal(model: DecoderModel, device: TightDevice, **changes: object) -> str:
