@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .chat import Chat
 from .config import EngineConfig
 from .errors import (
     ConfigError,
@@ -27,11 +28,13 @@ from .outputs import (
 )
 from .sampling_params import SamplingParams
 from .stats import EngineStats
+from .tool_calls import ToolCall
 
 if TYPE_CHECKING:
     from .engine import Engine
 
 __all__ = [
+    "Chat",
     "Completion",
     "ConfigError",
     "Engine",
@@ -46,6 +49,7 @@ __all__ = [
     "RequestMetrics",
     "RequestOutput",
     "SamplingParams",
+    "ToolCall",
     "UnsupportedModelError",
     "Usage",
 ]

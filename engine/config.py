@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .errors import ConfigError
+from .tool_calls import FORMATS
 
 #: Number formats of weights, activations and the KV cache.
 DTYPES = ("bfloat16", "float16", "float32")
@@ -13,6 +14,8 @@ DTYPES = ("bfloat16", "float16", "float32")
 KV_CACHE_DTYPES = ("auto", "fp8")
 #: Who may compute a model; see `EngineConfig.model_impl`.
 MODEL_IMPLS = ("auto", "native", "transformers")
+#: Spellings of calls, see `FORMATS` in `tool_calls.py`.
+TOOL_CALL_PARSERS = ("auto", *FORMATS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,14 +59,17 @@ class EngineConfig:
     #: "native" is our decoder, "transformers" is its model over our KV cache (any causal model,
     #: slower), and "auto" is native where our decoder knows the model.
     model_impl: str = "auto"
+    #: How the model spells calls of functions: one of `TOOL_CALL_PARSERS`; "auto" reads it from the
+    #: model's chat template.
+    tool_call_parser: str = "auto"
     #: Whether the host schedules the next step while the device computes this one: `True`, `False`,
     #: or "auto", which is where there is a device beside the host. It changes no token; a request
     #: that ends by a stop token or string is computed one step too far.
     overlap: bool | Literal["auto"] = "auto"
     #: Whether steps that only decode are recorded at the start, for 14 batch sizes, and replayed:
-    #: `True`, `False`, or "auto", which is on a CUDA GPU where our decoder computes the model
-    #: without asking the host, which some mixtures of experts do. It changes no token. `True`
-    #: without a GPU repeats the recorded calls, and gains nothing.
+    #: `True`, `False`, or "auto", which is on a CUDA GPU where our decoder computes the model and
+    #: reads nothing on the host meanwhile. It changes no token. `True` without a GPU repeats the
+    #: recorded calls, and gains nothing.
     decode_graphs: bool | Literal["auto"] = "auto"
     #: From it and the request id come the seeds of requests that name none.
     seed: int = 0
@@ -76,6 +82,11 @@ class EngineConfig:
         if self.model_impl not in MODEL_IMPLS:
             raise ConfigError(
                 f"model_impl is {self.model_impl!r}: choose one of {', '.join(MODEL_IMPLS)}"
+            )
+        if self.tool_call_parser not in TOOL_CALL_PARSERS:
+            raise ConfigError(
+                f"tool_call_parser is {self.tool_call_parser!r}: choose one of "
+                f"{', '.join(TOOL_CALL_PARSERS)}"
             )
         for name, least in (
             ("max_model_len", 2),
@@ -117,10 +128,10 @@ class EngineConfig:
         """Whether steps overlap on a kind of device, "cpu" or "cuda"."""
         return device_type != "cpu" if self.overlap == "auto" else bool(self.overlap)
 
-    def records_decodes_on(self, device_type: str, *, can_record: bool) -> bool:
-        """Whether decode steps are recorded on a kind of device, if the model `can_record` them."""
+    def records_decodes_on(self, device_type: str, *, is_capturable: bool) -> bool:
+        """Whether decode steps are recorded, for a kind of device and of model."""
         if self.decode_graphs == "auto":
-            return device_type == "cuda" and can_record
+            return device_type == "cuda" and is_capturable
         return bool(self.decode_graphs)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from tokenizers import Tokenizer as BackendTokenizer
@@ -49,21 +49,37 @@ class Detokenizer:
         )
         to_bytes = _piece_decoder(backend)
         self._token_bytes = None if to_bytes is None else _TokenBytes(backend, to_bytes)
-        if self._token_bytes is not None:
-            self._whole = _WholeTexts(self._token_bytes, frozenset())
-            self._whole_without_special = _WholeTexts(self._token_bytes, self._special_token_ids)
+        # By the tokens that are left out: all special ones, none, or all but a few markers.
+        self._whole: dict[frozenset[int], _WholeTexts] = {}
 
-    def stream(self, prompt_token_ids: Sequence[int], *, skip_special_tokens: bool) -> TextStream:
+    def special_token_id(self, text: str) -> int | None:
+        """The special token that a text is; None where it is none."""
+        token_id: int | None = self._backend.token_to_id(text)
+        return token_id if token_id in self._special_token_ids else None
+
+    def stream(
+        self,
+        prompt_token_ids: Sequence[int],
+        *,
+        skip_special_tokens: bool,
+        kept: Iterable[str] = (),
+    ) -> TextStream:
         """A stream for the output that follows a prompt.
 
         Args:
             prompt_token_ids: The prompt.
             skip_special_tokens: Leave special tokens out of the text.
+            kept: Special tokens to leave in all the same. A vocabulary that is decoded over a
+                window leaves in all or none.
         """
+        kept_ids = {self.special_token_id(text) for text in kept} - {None}
         if self._token_bytes is None:
             context = list(prompt_token_ids[-NUM_CONTEXT_TOKENS:])
-            return _WindowStream(self._backend, context, skip_special_tokens)
-        whole = self._whole_without_special if skip_special_tokens else self._whole
+            return _WindowStream(self._backend, context, skip_special_tokens and not kept_ids)
+        skipped = self._special_token_ids - kept_ids if skip_special_tokens else frozenset[int]()
+        whole = self._whole.get(skipped)
+        if whole is None:
+            whole = self._whole[skipped] = _WholeTexts(self._token_bytes, skipped)
         return _ByteStream(self._token_bytes, whole)
 
 

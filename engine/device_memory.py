@@ -64,11 +64,14 @@ class CudaMemory:
         return torch.cuda.max_memory_reserved(self._device) - self._held_bytes
 
 
-def check_weights_fit(weight_bytes: int, device: torch.device, free_bytes: int) -> None:
+def check_weights_fit(
+    weight_bytes: int, dtype: torch.dtype, device: torch.device, free_bytes: int
+) -> None:
     """Refuse weights that a device has no room for, before hours of downloads or a kill.
 
     Args:
         weight_bytes: What they will take.
+        dtype: Their number format.
         device: Where they shall lie.
         free_bytes: What is free there.
 
@@ -77,11 +80,12 @@ def check_weights_fit(weight_bytes: int, device: torch.device, free_bytes: int) 
     """
     if weight_bytes <= free_bytes:
         return
+    smaller = f"dtype 'bfloat16' ({gib(weight_bytes / 2)} GiB), " if dtype == torch.float32 else ""
     where = "this host, or its container," if device.type == "cpu" else str(device)
     raise ConfigError(
         f"the weights take {gib(weight_bytes)} GiB and {where} has {gib(free_bytes)} GiB free: "
-        f"free {gib(weight_bytes - free_bytes)} GiB, use a smaller model, or weights in fewer "
-        f"bits ({gib(weight_bytes / 2)} GiB in half as many), or a device with more memory"
+        f"free {gib(weight_bytes - free_bytes)} GiB, use {smaller}a smaller model, or a device "
+        "with more memory"
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .block_pool import BlockPool
+from .chat import Chat
 from .config import EngineConfig
 from .decoder import DecoderModel
 from .errors import ConfigError, EngineError, RequestError, is_out_of_memory
@@ -94,7 +95,7 @@ class Engine:
         """KV blocks that no request holds; what the prefix cache keeps counts as free."""
         return self._scheduler.block_pool.num_free_blocks
 
-    def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def render_chat(self, messages: Chat | Sequence[Mapping[str, Any]]) -> list[int]:
         """The prompt that the model's chat template makes of messages, ready for the answer."""
         return self.tokenizer.apply_chat_template(messages)
 
@@ -106,7 +107,7 @@ class Engine:
         """Generate for some prompts and return when all are finished.
 
         Args:
-            prompts: Each a text or a list of token ids.
+            prompts: Each a text, a list of token ids, or a `Chat`.
             params: For all, or one for each prompt; None is `SamplingParams()`.
 
         Returns:
@@ -146,13 +147,14 @@ class Engine:
         *,
         priority: int = 0,
         deadline_s: float | None = None,
+        cache_salt: str | None = None,
     ) -> None:
         """Take a request on; `step` computes it and reports.
 
         Args:
             request_id: Any name that no unfinished request has. Without `params.seed`, it and the
                 engine's seed fix the request's random draws.
-            prompt: A text or its token ids.
+            prompt: A text, its token ids, or a `Chat`.
             params: Its controls; None is `SamplingParams()`.
             resumed_token_ids: Output tokens that an earlier run of the same request generated. They
                 are computed with the prompt, and generation goes on after them. Where they end the
@@ -162,6 +164,8 @@ class Engine:
                 `EngineConfig.priority_ageing_s` for how long.
             deadline_s: Seconds from now, after which it is aborted where it is not done: the output
                 then has finish reason `abort` and the error `deadline_exceeded`. None is never.
+            cache_salt: It shares KV blocks with requests of the same salt only. None is the salt of
+                all that name none.
 
         Raises:
             RequestError: `context_length_exceeded` where the prompt leaves no room for a token,
@@ -174,7 +178,7 @@ class Engine:
                 "request_id belongs to an unfinished request: use another one, or abort that one",
             )
         params = SamplingParams() if params is None else params
-        trackers = self._intake.prepare(request_id, prompt, params, resumed_token_ids)
+        trackers = self._intake.prepare(request_id, prompt, params, resumed_token_ids, cache_salt)
         self._check_fit(trackers)
         for tracker in trackers:
             tracker.request.priority = priority
@@ -326,13 +330,13 @@ class Engine:
 
 def _make_pipeline(config: EngineConfig, loaded: LoadedModel, kv_cache: KVCache) -> StepPipeline:
     model = loaded.model
-    can_record = isinstance(model, DecoderModel) and model.can_be_recorded
+    is_capturable = isinstance(model, DecoderModel) and model.is_capturable
     return StepPipeline(
         model,
         kv_cache,
         max_num_seqs=config.max_num_seqs,
         max_model_len=config.max_model_len,
-        decode_graphs=config.records_decodes_on(model.device.type, can_record=can_record),
+        decode_graphs=config.records_decodes_on(model.device.type, is_capturable=is_capturable),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 from .outputs import RequestOutput
 from .tracker import RequestTracker
@@ -21,7 +22,8 @@ class SampleGroup:
         self.request_id = request_id
         self.trackers = tuple(trackers)
         self._held = list(trackers[1:])
-        self._latest = [tracker.peek_output() for tracker in trackers]
+        # One that its resumed tokens ended has ended for the group when it has been reported.
+        self._latest = [replace(tracker.peek_output(), finish_reason=None) for tracker in trackers]
         for tracker in trackers:
             tracker.group = self
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
+from .chat import Chat
+from .chat_intake import ChatIntake, ToolUse
 from .config import EngineConfig
 from .controls import RequestControls
 from .detokenizer import Detokenizer
 from .errors import RequestError
 from .fan_out import sample_id, sample_seed
 from .loading import LoadedModel
-from .outputs import ResumedTokens
+from .outputs import FinishReason, ResumedTokens
 from .request import Request, derive_seed
 from .sampling_params import SamplingParams
 from .scores import TokenScores
@@ -19,8 +21,8 @@ from .stop import StopStrings
 from .structure import StructureCompiler
 from .tracker import OutputText, RequestTracker
 
-#: A prompt: text, or the token ids that it is made of.
-Prompt = str | Sequence[int]
+#: A prompt: text, the token ids that it is made of, or a conversation for the model's template.
+Prompt = str | Sequence[int] | Chat
 
 
 class RequestIntake:
@@ -32,6 +34,7 @@ class RequestIntake:
         self._vocab_size = loaded.config.vocab_size
         self._eos_token_ids = loaded.eos_token_ids
         self._detokenizer = Detokenizer(loaded.tokenizer.backend)
+        self._chats = ChatIntake(config, loaded.tokenizer, self._detokenizer)
         self._structures = StructureCompiler(
             loaded.tokenizer.backend, self._vocab_size, loaded.eos_token_ids
         )
@@ -42,6 +45,7 @@ class RequestIntake:
         prompt: Prompt,
         params: SamplingParams,
         resumed_token_ids: ResumedTokens = (),
+        cache_salt: str | None = None,
     ) -> list[RequestTracker]:
         """Check a request and bring it to where its resumed tokens left it.
 
@@ -57,8 +61,12 @@ class RequestIntake:
             raise RequestError(
                 "invalid_request", f"params is a {type(params).__name__}: use SamplingParams"
             )
+        if cache_salt is not None and not (isinstance(cache_salt, str) and cache_salt):
+            raise RequestError("invalid_request", "cache_salt is no text, or is empty")
         prompt_token_ids = self._prompt_token_ids(prompt, params)
         self._check_vocabulary(params)
+        tools = self._chats.tool_use(prompt, params) if isinstance(prompt, Chat) else None
+        grammar = params.grammar if tools is None else tools.grammar
         seed = params.seed
         if seed is None:
             seed = derive_seed(self._config.seed, request_id)
@@ -72,18 +80,23 @@ class RequestIntake:
                 seed=sample_seed(seed, index),
                 max_num_tokens=self._max_num_tokens(len(prompt_token_ids), params),
                 resumed_token_ids=resumed,
-                controls=self._controls(prompt_token_ids, params),
+                cache_salt=cache_salt,
+                controls=self._controls(prompt_token_ids, params, grammar),
                 scores=_scores(len(prompt_token_ids), len(resumed), params, index),
             )
-            text = self._output_text(request, prompt)
+            text = self._output_text(request, prompt, tools)
             tracker = RequestTracker(request, text, self._eos_token_ids)
+            if params.max_tokens == 0:
+                tracker.finish(FinishReason.LENGTH)
             self._replay(tracker)
             trackers.append(tracker)
         return trackers
 
     def _prompt_token_ids(self, prompt: Prompt, params: SamplingParams) -> Sequence[int]:
         token_ids: Sequence[int]
-        if isinstance(prompt, str):
+        if isinstance(prompt, Chat):
+            token_ids = self._chats.token_ids(prompt)
+        elif isinstance(prompt, str):
             token_ids = self._tokenizer.encode(prompt)
         else:
             self._check_token_ids("prompt", prompt)
@@ -136,12 +149,11 @@ class RequestIntake:
         return min(num_prompt_tokens + params.max_tokens, self._config.max_model_len)
 
     def _controls(
-        self, prompt_token_ids: Sequence[int], params: SamplingParams
+        self, prompt_token_ids: Sequence[int], params: SamplingParams, grammar: str | None
     ) -> RequestControls | None:
         ending = frozenset(params.stop_token_ids or ())
         if not params.ignore_eos:
             ending |= self._eos_token_ids
-        grammar = params.grammar
         controls = RequestControls(
             params,
             prompt_token_ids,
@@ -162,12 +174,16 @@ class RequestIntake:
             runs += [run for run in spelt if run]
         return runs
 
-    def _output_text(self, request: Request, prompt: Prompt) -> OutputText | None:
+    def _output_text(
+        self, request: Request, prompt: Prompt, tools: ToolUse | None
+    ) -> OutputText | None:
         params = request.params
         if not params.detokenize:
             return None
         stream = self._detokenizer.stream(
-            request.prompt_token_ids, skip_special_tokens=params.skip_special_tokens
+            request.prompt_token_ids,
+            skip_special_tokens=params.skip_special_tokens,
+            kept=() if tools is None else tools.form.markers,
         )
         echoed = ""
         if params.echo and isinstance(prompt, str) and params.truncate_prompt_tokens is None:
@@ -180,7 +196,8 @@ class RequestIntake:
         if params.stop_strings:
             include = params.include_stop_str_in_output
             stops = StopStrings(params.stop_strings, include_in_text=include)
-        return OutputText(stream, stops, echoed=echoed)
+        reader = None if tools is None else tools.reader(request.prompt_token_ids, request.seed)
+        return OutputText(stream, stops, echoed=echoed, tool_calls=reader)
 
     def _replay(self, tracker: RequestTracker) -> None:
         request = tracker.request

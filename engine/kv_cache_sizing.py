@@ -116,6 +116,9 @@ def measured_kv_cache_bytes(
     """
     held_bytes = probe.total_bytes() - probe.free_bytes()
     weight_bytes = probe.process_bytes()
+    graph_bytes = 0
+    if config.decode_graphs is not False:
+        graph_bytes = graph_reserve_bytes(config.max_num_seqs, model.config.vocab_size)
     probe.reset_peak()
     run_largest_step(config, model, dtype)
     plan = MemoryPlan(
@@ -124,7 +127,7 @@ def measured_kv_cache_bytes(
         held_bytes=held_bytes,
         weight_bytes=weight_bytes,
         step_bytes=probe.peak_growth_bytes(),
-        graph_bytes=graph_reserve_bytes(config.max_num_seqs, model.config.vocab_size),
+        graph_bytes=graph_bytes,
     )
     plan.check(config, kv_block_bytes(model.config, dtype, config.block_size))
     _log.info(

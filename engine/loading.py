@@ -117,7 +117,7 @@ def _load(
     native_config = _native_config(model_impl, values)
     if native_config is not None:
         weight_bytes = weights_bytes(native_config, dtype)
-        check_weights_fit(weight_bytes, device, free_memory_bytes(device))
+        check_weights_fit(weight_bytes, dtype, device, free_memory_bytes(device))
         weights = load_weights(folder, native_config, dtype, device)
         return DecoderModel(native_config, weights, linear=linear), repr(native_config)
     # Here, because it brings torch's compiler along: seconds that native models do without.

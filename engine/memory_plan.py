@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .config import EngineConfig
+from .decode_graphs import GRAPH_SIZES
 from .device_memory import gib
 from .errors import ConfigError
 
 #: Kept free on a GPU for captured decode graphs: the nodes of some 14 graphs of some 300 kernels.
 #: An estimate, to be measured on a GPU.
 GRAPH_NODE_BYTES = 256 * 1024**2
-#: Sequences of the largest of them.
-MAX_GRAPH_SEQS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +76,8 @@ class MemoryPlan:
             remedies.append(
                 f"max_num_batched_tokens {step_tokens} or less (and max_num_seqs not above it)"
             )
-        if config.quantization is None and self.weight_bytes // 2 >= lacking:
-            remedies.append("weights in eight bits, which take about half")
+        if config.dtype == "float32" and self.weight_bytes // 2 >= lacking:
+            remedies.append("dtype 'bfloat16', with half the weights")
         other_bytes = self.total_bytes - self.limit_bytes
         if other_bytes and lacking <= other_bytes * 0.6:
             share = (self.limit_bytes + lacking) / self.total_bytes
@@ -90,4 +89,4 @@ class MemoryPlan:
 
 def graph_reserve_bytes(max_num_seqs: int, vocab_size: int) -> int:
     """What captured decode steps may take: nodes, and the logits of the largest, twice."""
-    return GRAPH_NODE_BYTES + 2 * 4 * min(max_num_seqs, MAX_GRAPH_SEQS) * vocab_size
+    return GRAPH_NODE_BYTES + 2 * 4 * min(max_num_seqs, GRAPH_SIZES[-1]) * vocab_size

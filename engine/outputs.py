@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from .scores import TokenScores
+from .tool_calls import ToolCall
 
 #: Output tokens of an earlier run: one list, or one for each of several samples.
 ResumedTokens = Sequence[int] | Sequence[Sequence[int]]
@@ -19,6 +20,8 @@ class FinishReason(enum.StrEnum):
     STOP = "stop"
     #: `max_tokens`, or the engine's `max_model_len`.
     LENGTH = "length"
+    #: It would have been `stop`, and there are calls of functions.
+    TOOL_CALLS = "tool_calls"
     #: `Engine.abort`, or its deadline passed (then `RequestOutput.error` says so).
     ABORT = "abort"
     #: The request could not go on; `RequestOutput.error` says why.
@@ -89,6 +92,8 @@ class Completion:
     error: RequestFailure | None
     logprobs: list[dict[int, float]] | None
     entropies: list[float] | None
+    #: Calls of the functions that its chat offered; none before it has ended.
+    tool_calls: tuple[ToolCall, ...]
 
     @property
     def cumulative_logprob(self) -> float | None:
@@ -118,6 +123,8 @@ class RequestEnd:
     stop_reason: int | str | None = None
     #: What went wrong, where the reason is `error`, or `abort` for a deadline.
     error: RequestFailure | None = None
+    #: Calls of the functions that its chat offered.
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(slots=True, repr=False)
@@ -180,6 +187,14 @@ class RequestOutput:
     def error(self) -> RequestFailure | None:
         """What went wrong, where `finish_reason` is `error`, or `abort` for a deadline."""
         return None if self._end is None else self._end.error
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """Calls of the functions that its chat offered; none before it has ended.
+
+        What they are made of is not in `text`.
+        """
+        return () if self._end is None else self._end.tool_calls
 
     @property
     def metrics(self) -> RequestMetrics:
@@ -257,6 +272,7 @@ class RequestOutput:
                 error=each.error,
                 logprobs=each.logprobs,
                 entropies=each.entropies,
+                tool_calls=each.tool_calls,
             )
             for index, each in enumerate(self._samples or (self,))
         )

@@ -1,10 +1,10 @@
-"""Which blocks a request can share: by the content of its tokens, block after block."""
+"""Which blocks a request can share: by its salt and its tokens, block after block."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .block_pool import BlockPool, extend_block_hashes
+from .block_pool import BlockPool, extend_block_hashes, salted_root
 from .request import Request
 from .schedule import ScheduledRequest
 
@@ -82,4 +82,6 @@ class PrefixSharing:
         start = len(request.block_hashes)
         if start < num_blocks:
             token_ids = request.token_ids_slice(start * block_size, num_blocks * block_size)
-            extend_block_hashes(request.block_hashes, token_ids, block_size)
+            extend_block_hashes(
+                request.block_hashes, token_ids, block_size, salted_root(request.cache_salt)
+            )

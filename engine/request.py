@@ -40,6 +40,7 @@ class Request:
         output_token_ids: Appended to, never changed otherwise; resumed tokens are in it at once.
         params: The controls it came with.
         seed: Fixes its random draws, 64-bit signed.
+        cache_salt: It shares blocks with requests of the same salt only; None is a salt as well.
         max_num_tokens: It is finished when prompt and output together have that many tokens.
         num_computed_tokens: Tokens whose KV is in the cache, or will be by steps that are launched.
         num_pending_tokens: Tokens drawn by launched steps, not known on the host yet.
@@ -63,6 +64,7 @@ class Request:
     __slots__ = (
         "block_hashes",
         "block_ids",
+        "cache_salt",
         "controls",
         "is_trusted",
         "max_num_tokens",
@@ -94,6 +96,7 @@ class Request:
         seed: int,
         max_num_tokens: int,
         resumed_token_ids: Sequence[int] = (),
+        cache_salt: str | None = None,
         controls: RequestControls | None = None,
         scores: TokenScores | None = None,
     ) -> None:
@@ -102,6 +105,7 @@ class Request:
         self.output_token_ids = list(resumed_token_ids)
         self.params = params
         self.seed = seed
+        self.cache_salt = cache_salt
         self.max_num_tokens = max_num_tokens
         self.priority = 0
         self.rank = (0.0, 0)

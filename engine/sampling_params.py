@@ -83,7 +83,8 @@ class SamplingParams:
     allowed_token_ids: Sequence[int] | None = None
     #: Fixes the random draws; None derives a seed from the engine's seed and the request id.
     seed: int | None = None
-    #: Most tokens to generate; None generates up to the engine's `max_model_len`.
+    #: Most tokens to generate; None generates up to the engine's `max_model_len`. With 0 the prompt
+    #: is only scored (`prompt_logprobs`) or given back (`echo`).
     max_tokens: int | None = 16
     #: Tokens to generate before an end-of-text token, a stop token or a stop string may end it.
     min_tokens: int = 0
@@ -216,7 +217,13 @@ class SamplingParams:
                 raise invalid("truncate_prompt_tokens", 0, "use 1 or more, or -1")
         if self.max_tokens is None:
             return
-        check_integer("max_tokens", self.max_tokens, 1, "leave it out for no limit of its own")
+        check_integer("max_tokens", self.max_tokens, 0, "leave it out for no limit of its own")
+        if self.max_tokens == 0 and self.prompt_logprobs is None and not self.echo:
+            raise invalid(
+                "max_tokens",
+                0,
+                "ask for prompt_logprobs or echo beside it, or for at least 1 token",
+            )
         if self.min_tokens > self.max_tokens:
             raise invalid(
                 "min_tokens", self.min_tokens, f"use at most max_tokens ({self.max_tokens})"

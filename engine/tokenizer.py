@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from jinja2 import TemplateError
 from tokenizers import Tokenizer as BackendTokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from .errors import ModelLoadError, RequestError, UnsupportedModelError
+from .chat import Chat
+from .chat_template import render_chat, template_of
+from .errors import ModelLoadError, UnsupportedModelError
 
 
 class Tokenizer:
@@ -53,6 +54,14 @@ class Tokenizer:
         eos_token_id: int | None = self._tokenizer.eos_token_id
         return eos_token_id
 
+    def chat_template(self, chat: Chat) -> str:
+        """The text of the template that a conversation goes through.
+
+        Raises:
+            RequestError: `unsupported_parameter`: the model has none.
+        """
+        return template_of(self._tokenizer, chat)
+
     @property
     def has_chat_template(self) -> bool:
         """Whether `apply_chat_template` can work."""
@@ -68,33 +77,25 @@ class Tokenizer:
         token_ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
         return token_ids
 
-    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """Token ids of a conversation, up to where the assistant's answer begins.
+    def apply_chat_template(
+        self, messages: Chat | Sequence[Mapping[str, Any]], *, model_name: str = "this model"
+    ) -> list[int]:
+        """Token ids of a conversation; of plain messages, up to where the answer to them begins.
+
+        Args:
+            messages: The conversation.
+            model_name: What errors call the model.
 
         Raises:
-            RequestError: the model has no chat template, or its template refuses the messages.
+            RequestError: the model has no chat template, or its template refuses the messages or
+                ignores a part of the conversation.
         """
-        if not self.has_chat_template:
-            raise RequestError(
-                "unsupported_parameter",
-                "messages need a chat template and this model has none: send prompt instead",
-            )
-        try:
-            encoded = self._tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=True,
-            )
-        except (TemplateError, TypeError, KeyError, ValueError) as error:
-            # A template's own words may quote the messages, so they are not passed on.
-            raise RequestError(
-                "invalid_request",
-                f"the model's chat template refuses these messages ({type(error).__name__}): "
-                "check their roles, their order and that each has content",
-            ) from None
-        # transformers 5 returns a mapping here; its annotations do not say so.
-        token_ids: list[int] = cast("Mapping[str, Any]", encoded)["input_ids"]
+        chat = messages if isinstance(messages, Chat) else Chat(messages=messages)
+        prompt = render_chat(self._tokenizer, chat, model_name)
+        # The template writes the special tokens itself.
+        token_ids: list[int] = self._tokenizer(prompt, add_special_tokens=False, verbose=False)[
+            "input_ids"
+        ]
         return token_ids
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .detokenizer import TextStream
 from .outputs import FinishReason, OutputSource, RequestEnd, RequestFailure, RequestOutput
 from .request import Request
 from .stop import StopStrings
+from .tool_calls import ToolCall
+from .tool_reader import ToolCallReader
 
 if TYPE_CHECKING:
     from .fan_out import SampleGroup
@@ -18,20 +21,43 @@ class OutputText:
     """The certain text of one output, in the pieces in which it became certain."""
 
     def __init__(
-        self, stream: TextStream, stop_strings: StopStrings | None, *, echoed: str = ""
+        self,
+        stream: TextStream,
+        stop_strings: StopStrings | None,
+        *,
+        echoed: str = "",
+        tool_calls: ToolCallReader | None = None,
     ) -> None:
         """Begin a text.
 
         Args:
             stream: Makes text out of the tokens.
             stop_strings: What ends it; None where nothing does.
-            echoed: What it begins with; no stop string is looked for in it.
+            echoed: What it begins with; no stop string and no call is looked for in it.
+            tool_calls: Takes the calls out of it; None where there can be none.
         """
         self.pieces: list[str] = [echoed] if echoed else []
-        #: Makes its text without more ado, where no stop string is looked for; else None.
-        self.plain_stream = stream if stop_strings is None else None
+        #: Makes its text without more ado, where neither stop strings nor calls are looked for;
+        #: else None.
+        self.plain_stream = stream if stop_strings is None and tool_calls is None else None
         self._stream = stream
         self._stop_strings = stop_strings
+        self._reader = tool_calls
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The calls, once the text has ended."""
+        return () if self._reader is None else self._reader.calls
+
+    @property
+    def is_for_single_call(self) -> bool:
+        """Whether the output ends with its first call."""
+        return self._reader is not None and self._reader.is_for_single_call
+
+    @property
+    def has_call(self) -> bool:
+        """Whether there is a call by now."""
+        return self._reader is not None and self._reader.has_call
 
     def append(self, token_id: int, *, may_stop: bool) -> str | None:
         """Take one token.
@@ -49,17 +75,25 @@ class OutputText:
                 text, stop = self._stop_strings.append(text)
             else:
                 text = self._stop_strings.flush() + text
-        if text:
-            self.pieces.append(text)
+        self._add(text)
+        if stop is not None:
+            self._end_calls()
         return stop
 
     def flush(self) -> None:
         """End the text with whatever was held back."""
         held = "" if self._stop_strings is None else self._stop_strings.flush()
         self._add(held + self._stream.flush())
+        self._end_calls()
 
     def _add(self, text: str) -> None:
+        if self._reader is not None and text:
+            text = self._reader.append(text)
         if text:
+            self.pieces.append(text)
+
+    def _end_calls(self) -> None:
+        if self._reader is not None and (text := self._reader.finish()):
             self.pieces.append(text)
 
 
@@ -82,6 +116,7 @@ class RequestTracker:
         self._structure = None if request.controls is None else request.controls.structure
         #: Why it ended; None while it goes on.
         self.finish_reason: FinishReason | None = None
+        self._may_end_with_a_call = text is not None and text.is_for_single_call
         self._end: RequestEnd | None = None
         self._text = text
         self._plain_stream = None if text is None else text.plain_stream
@@ -153,6 +188,8 @@ class RequestTracker:
             stop = self._text.append(token_id, may_stop=may_stop)
             if stop is not None:
                 self._finish(RequestEnd(FinishReason.STOP, stop))
+            elif self._may_end_with_a_call and self._text.has_call:
+                self.finish(FinishReason.STOP)
         return self._end is not None
 
     def _advance_with_care(self, token_id: int) -> None:
@@ -173,6 +210,8 @@ class RequestTracker:
                 self.finish(FinishReason.STOP)
             elif stop is not None:
                 self._finish(RequestEnd(FinishReason.STOP, stop))
+            elif self._may_end_with_a_call and self._text is not None and self._text.has_call:
+                self.finish(FinishReason.STOP)
             elif self._num_tokens >= self._max_output_tokens:
                 self.finish(FinishReason.LENGTH)
 
@@ -241,5 +280,9 @@ class RequestTracker:
         self._finish(RequestEnd(FinishReason.STOP, stop_reason))
 
     def _finish(self, end: RequestEnd) -> None:
+        if self._text is not None and self._text.tool_calls:
+            is_stop = end.reason is FinishReason.STOP
+            reason = FinishReason.TOOL_CALLS if is_stop else end.reason
+            end = replace(end, reason=reason, tool_calls=self._text.tool_calls)
         self._end, self.finish_reason = end, end.reason
         self._metrics.finished_s = time.monotonic() - self._metrics.arrived_at_s

@@ -103,8 +103,8 @@ def _from_separate_ops(
     num_kv_heads, head_dim = k_cache.shape[2:]
     heads = qkv.view(len(qkv), -1, head_dim)  # queries, keys, values
     first_value = heads.shape[1] - num_kv_heads
-    queries, keys = heads[:, : first_value - num_kv_heads], heads[:, :first_value]
-    keys = keys[:, first_value - num_kv_heads :]
+    first_key = first_value - num_kv_heads
+    queries, keys = heads[:, :first_key], heads[:, first_key:first_value]
     if q_weight is not None and k_weight is not None:
         queries.copy_(rms_norm(queries, q_weight, eps, backend=backend))
         keys.copy_(rms_norm(keys, k_weight, eps, backend=backend))

@@ -2,6 +2,7 @@
 
 from .answers import CancelAnswer, CancelCounts, CancelStatus, ForgetCounts, JobState
 from .async_client import AsyncClient, AsyncJob
+from .chat_messages import Message
 from .client import Client, Job
 from .ended import EndedJob
 from .errors import (
@@ -25,7 +26,7 @@ from .errors import (
     WrongState,
 )
 from .job_index import JobPage
-from .models import GenerationJob, Message
+from .models import GenerationJob
 from .progress import EtaUnknown, JobProgress, ProgressSummary
 from .results import JobError, JobResult, JobStatus, Metrics, Usage
 from .settings import ProducerSettings

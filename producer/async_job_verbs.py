@@ -108,12 +108,12 @@ class AsyncJobVerbs:
             return summarise(len(ids), readings, positions, await self._store.list_workers())
 
     async def _read_progress(self, job_ids: Sequence[str]) -> Sequence[JobReading]:
-        readings: Sequence[JobReading] = []
+        readings: list[JobReading] = []
         for some in chunks(job_ids, MAX_READ_AT_ONCE):
             async with self._store.client.pipeline(transaction=False) as pipeline:
                 for job_id in some:
                     queue_progress_read(pipeline, job_id)
-                readings = [*readings, *read_progress(some, await pipeline.execute())]
+                readings += read_progress(some, await pipeline.execute())
         return readings
 
     async def _positions(self, readings: Sequence[JobReading]) -> dict[str, int | None]:

@@ -30,7 +30,7 @@ def _chat(result: JobResult) -> dict[str, Any]:
     choices = [
         {
             "index": index,
-            "message": {"role": "assistant", "content": completion.text},
+            "message": completion.message,
             "logprobs": completion.logprobs,
             "finish_reason": completion.finish_reason,
         }

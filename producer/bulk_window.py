@@ -57,7 +57,7 @@ def _key(line: BulkLine) -> str:
     if job is None:
         return ""
     if job.messages is not None:
-        text = "\0".join(f"{message.role}\0{message.content}" for message in job.messages[:8])
+        text = "\0".join(f"{message.role}\0{message.content or ''}" for message in job.messages[:8])
         return text[:_KEY_CHARS]
     prompt = job.prompt or ""
     return prompt[:_KEY_CHARS] if isinstance(prompt, str) else str(prompt[: _KEY_CHARS // 4])
@@ -65,5 +65,5 @@ def _key(line: BulkLine) -> str:
 
 def _num_chars(job: GenerationJob) -> int:
     if job.messages is not None:
-        return sum(len(message.content) for message in job.messages)
+        return job.num_chat_bytes
     return len(job.prompt or "")

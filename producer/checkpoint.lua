@@ -11,7 +11,7 @@ local function tell_output(id, num_tokens)
   local told = tonumber(redis.call('HGET', job_key(id), 'output_told') or 0)
   if not job.webhook or num_tokens <= told then return end
   if job.output_event
-    and redis.call('HGET', event_key(job.output_event), 'state') == 'pending' then return end
+    and redis.pcall('HGET', event_key(job.output_event), 'state') == 'pending' then return end
   local number = redis.call('HINCRBY', job_key(id), 'output_events', 1)
   local event_id = add_event(id, job, 'output', '_' .. number, num_tokens, now)
   redis.call('HSET', job_key(id), 'output_event', event_id, 'output_told', num_tokens,

@@ -104,10 +104,10 @@ class SamplingControls(BaseModel):
 
     model_config = STRICT
 
-    #: Most tokens to generate.
+    #: Most tokens to generate. With 0 the prompt is only scored (``prompt_logprobs``) or echoed.
     max_tokens: int = Field(
         default=256,
-        ge=1,
+        ge=0,
         lt=2**31,
         validation_alias=AliasChoices(
             "max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens"
@@ -225,6 +225,11 @@ class SamplingControls(BaseModel):
         if self.min_tokens > self.max_tokens:
             raise ValueError(
                 f"min_tokens is {self.min_tokens}: use at most max_tokens ({self.max_tokens})"
+            )
+        if self.max_tokens == 0 and self.prompt_logprobs is None and not self.echo:
+            raise ValueError(
+                "max_tokens is 0: ask for prompt_logprobs or echo beside it, or for at least 1 "
+                "token"
             )
         if self.truncate_prompt_tokens == 0:
             raise ValueError("truncate_prompt_tokens is 0: use 1 or more, or -1")

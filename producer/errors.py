@@ -18,6 +18,7 @@
     ├── BrokerUnavailable         no broker address, or no answer there
     ├── WrongEventLoop            an asyncio client was used in another event loop
     ├── OutputRestarted           a stream cannot go on: the job was started over
+    ├── TenantRefused             a tenant's name, weight or limit cannot be
     ├── BulkFileError             a file of a bulk run cannot be used
     └── SignatureError            a webhook that must not be trusted
 """
@@ -159,6 +160,10 @@ class OutputRestarted(BatchmillError):
 
 class BulkFileError(BatchmillError):
     """A file of a bulk run is missing, wrong, in use, or does not belong to the run."""
+
+
+class TenantRefused(BatchmillError, ValueError):
+    """A tenant's name, weight or limit, or the window, is not one that can be."""
 
 
 class SignatureError(BatchmillError):

@@ -151,6 +151,38 @@ def _of_schema(field: str, schema: Any, compact: bool) -> str:
     return _compiled("json", text, compact)
 
 
+def check_parameters(field: str, schema: Mapping[str, Any]) -> None:
+    """Check that a schema describes the arguments of a function, whether it is enforced or not.
+
+    Raises:
+        GrammarRefused: it does not.
+    """
+    properties, required = schema.get("properties", {}), schema.get("required", [])
+    if schema.get("type", "object") != "object":
+        raise GrammarRefused(f"{field} is a schema of another type than object")
+    if not isinstance(properties, Mapping) or not all(
+        isinstance(each, Mapping | bool) for each in properties.values()
+    ):
+        raise GrammarRefused(f"{field}.properties is no object of schemas")
+    if not isinstance(required, list | tuple) or not all(isinstance(n, str) for n in required):
+        raise GrammarRefused(f"{field}.required is no list of names")
+
+
+def schema_for_rule(field: str, schema: Mapping[str, Any]) -> str:
+    """A JSON schema as a rule of a Lark grammar may be: `%json` and what this returns.
+
+    Args:
+        field: What errors call it.
+        schema: The schema; references in it are to itself.
+
+    Raises:
+        GrammarRefused: it cannot be enforced.
+    """
+    (grammar,) = json.loads(_of_schema(field, schema, False))["grammars"]
+    # With it the ways of reading a schema that are set for all.
+    return json.dumps(grammar["json_schema"])
+
+
 def _unenforceable(schema: Any) -> Iterator[tuple[str, str]]:
     """Keys that llguidance takes and does not wholly enforce, and why."""
     if not isinstance(schema, Mapping):

@@ -25,6 +25,8 @@ MAX_TAKEN_AT_ONCE: Final = 32
 MAX_TAKEN_BYTES: Final = 4 << 20
 #: Documents that may be taken and not settled at a time; more wait in the inbox.
 MAX_TAKEN: Final = 1000
+#: Of those, documents that wait for room in their queue; more go to the end of the line.
+MAX_WAITING: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +63,15 @@ def take(lease_ms: int, max_taken: int = MAX_TAKEN) -> Call[list[TakenDocument]]
     return Call("inbox_take", (lease_ms, *limits, *fresh), read)
 
 
-def settle(taken_id: str, retry_in_ms: int | None = None) -> Call[str]:
-    """Drop a taken document, or hand it out again after a while."""
-    args = (taken_id, "" if retry_in_ms is None else retry_in_ms)
+def settle(
+    taken_id: str, retry_in_ms: int | None = None, *, max_waiting: int = MAX_WAITING
+) -> Call[str]:
+    """Drop a taken document, or hand it out again after a while.
+
+    Where more than ``max_waiting`` wait for that already, it goes to the end of the inbox, under a
+    new id: nothing was stored under this one.
+    """
+    args = (taken_id, "" if retry_in_ms is None else retry_in_ms, max_waiting)
     return Call("inbox_settle", args, lambda reply: str(reply.decode()))
 
 

@@ -1,10 +1,15 @@
--- ARGV: id, retry_in_ms ('' = done with it). Answers OK.
+-- ARGV: id, retry_in_ms ('' = done with it), max_waiting (documents that may wait for their retry).
+-- Answers OK.
 write_even_when_full()
-local id, retry_in_ms = ARGV[1], tonumber(ARGV[2])
-if retry_in_ms then
+local id, retry_in_ms, max_waiting = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local document = redis.call('HGET', INBOX_DOCUMENTS, id)
+if not document then return 'OK' end -- the same call again, or a worker that had lost its lease
+if retry_in_ms and redis.call('ZCARD', INBOX_TAKEN) <= max_waiting then
   redis.call('ZADD', INBOX_TAKEN, 'XX', now_ms() + retry_in_ms, id)
-else
-  redis.call('ZREM', INBOX_TAKEN, id)
-  redis.call('HDEL', INBOX_DOCUMENTS, id)
+  return 'OK'
 end
+redis.call('ZREM', INBOX_TAKEN, id)
+redis.call('HDEL', INBOX_DOCUMENTS, id)
+-- So many wait for one full queue that they would hold up those of others: to the end of the line.
+if retry_in_ms then redis.call('LPUSH', INBOX, document) end
 return 'OK'

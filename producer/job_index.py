@@ -18,8 +18,8 @@ MAX_PAGE_JOBS: Final = 1000
 DEFAULT_PAGE_JOBS: Final = 100
 #: Index entries that one call looks at: Redis serves nobody else meanwhile.
 MAX_EXAMINED: Final = 1000
-#: Jobs cancelled or forgotten in one call; each is a dozen writes.
-MAX_ENDED_AT_ONCE: Final = 200
+#: Jobs cancelled or forgotten in one call; each is two dozen writes.
+MAX_ENDED_AT_ONCE: Final = 100
 _CURSOR = re.compile(r"([0-9]{1,16})\.([A-Za-z0-9_-]{1,128})")
 
 

@@ -146,12 +146,12 @@ class JobVerbs:
             return summarise(len(ids), readings, positions, self._store.list_workers())
 
     def _read_progress(self, job_ids: Sequence[str]) -> Sequence[JobReading]:
-        readings: Sequence[JobReading] = []
+        readings: list[JobReading] = []
         for some in chunks(job_ids, MAX_READ_AT_ONCE):
             with self._store.client.pipeline(transaction=False) as pipeline:
                 for job_id in some:
                     queue_progress_read(pipeline, job_id)
-                readings = [*readings, *read_progress(some, pipeline.execute())]
+                readings += read_progress(some, pipeline.execute())
         return readings
 
     def _positions(self, readings: Sequence[JobReading]) -> dict[str, int | None]:

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     AfterValidator,
     AwareDatetime,
-    BaseModel,
     BeforeValidator,
     Field,
     model_validator,
@@ -16,8 +15,9 @@ from pydantic_core import PydanticCustomError
 
 from . import keys
 from . import parameters as limits
+from .chat import ChatFields, check_controls
 from .controls import SamplingControls
-from .strictness import STRICT, Text, encoded
+from .strictness import Text, encoded
 from .webhook_target import split_url
 
 
@@ -112,17 +112,7 @@ EventName = Literal["started", "output", "completed", "failed", "cancelled", "ex
 _END_EVENTS: tuple[EventName, ...] = ("completed", "failed", "cancelled", "expired")
 
 
-class Message(BaseModel):
-    """One message of a chat."""
-
-    model_config = STRICT
-
-    role: Literal["system", "user", "assistant"]
-    #: Text only.
-    content: Text = Field(repr=False)
-
-
-class GenerationJob(SamplingControls):
+class GenerationJob(ChatFields, SamplingControls):
     """What to generate, and how to hand it over. Unknown fields are errors.
 
     Exactly one of ``prompt`` and ``messages`` is given. Names are those of vLLM and OpenAI; the
@@ -139,10 +129,10 @@ class GenerationJob(SamplingControls):
     prompt: Annotated[str | list[int], BeforeValidator(_check_prompt)] | None = Field(
         default=None, repr=False
     )
-    #: A chat, put into the model's own template.
-    messages: (
-        Annotated[list[Message], Field(min_length=1, max_length=limits.MAX_MESSAGES)] | None
-    ) = Field(default=None, repr=False)
+    #: The job shares the KV of prompt prefixes with jobs of the same salt only.
+    cache_salt: (
+        Annotated[Text, Field(min_length=1, max_length=limits.MAX_CACHE_SALT_CHARS)] | None
+    ) = Field(default=None, repr=False, exclude_if=lambda salt: salt is None)
 
     #: Class of the job: all of ``high`` (0) come before ``normal`` (1), these before ``low`` (2).
     priority: Literal["high", "normal", "low"] = Field(
@@ -253,10 +243,15 @@ class GenerationJob(SamplingControls):
             given = "neither is" if self.prompt is None else "both are"
             raise ValueError(f"give exactly one of prompt and messages; {given} given")
         if self.messages is not None:
-            num_bytes = sum(len(message.content.encode()) for message in self.messages)
+            num_bytes = self.num_chat_bytes
             if num_bytes > limits.MAX_PROMPT_BYTES:
                 raise ValueError(
-                    f"messages have {num_bytes} bytes, the limit is {limits.MAX_PROMPT_BYTES}; "
-                    "shorten them"
+                    f"messages, documents and tools have {num_bytes} bytes, the limit is "
+                    f"{limits.MAX_PROMPT_BYTES}; shorten them"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _controls_suit_the_chat(self) -> Self:
+        check_controls(self)
         return self

@@ -9,6 +9,38 @@ MAX_PROMPT_BYTES: Final = 1 << 20
 #: As many token ids as fit the byte limit at four bytes each.
 MAX_PROMPT_TOKENS: Final = MAX_PROMPT_BYTES // 4
 MAX_MESSAGES: Final = 4096
+MAX_MESSAGE_NAME_CHARS: Final = 64
+MAX_CALLS_OF_MESSAGE: Final = 128
+MAX_CALL_ID_CHARS: Final = 128
+MAX_TOOLS: Final = 128
+FUNCTION_NAME_CHARS: Final = 64
+#: OpenAI's.
+FUNCTION_NAME: Final = r"^[a-zA-Z0-9_-]{1,64}$"
+MAX_DOCUMENTS: Final = 1024
+MAX_TEMPLATE_KWARGS_BYTES: Final = 4096
+#: Names that a template is given by other means, or that would steer the rendering itself.
+RESERVED_TEMPLATE_KWARGS: Final = frozenset(
+    {
+        "add_generation_prompt",
+        "chat_template",
+        "continue_final_message",
+        "conversation",
+        "documents",
+        "max_length",
+        "messages",
+        "padding",
+        "return_assistant_tokens_mask",
+        "return_dict",
+        "return_tensors",
+        "sanitize_control_tokens",
+        "self",
+        "tokenize",
+        "tokenizer_kwargs",
+        "tools",
+        "truncation",
+    }
+)
+MAX_CACHE_SALT_CHARS: Final = 128
 MAX_STOP_STRINGS: Final = 16
 MAX_STOP_CHARS: Final = 64
 MAX_STOP_TOKEN_IDS: Final = 256
@@ -38,18 +70,13 @@ _ZERO: Final[tuple[Any, ...]] = (None, 0)
 #: Name -> the values that ask for nothing, so that a request written for another API with its
 #: defaults spelt out is accepted. Any other value is refused by name, never ignored.
 UNSUPPORTED: Final[Mapping[str, tuple[Any, ...]]] = {
-    "add_generation_prompt": (None, True),
     "add_special_tokens": (None, True),
     "assistant_model": _ABSENT,
     "begin_suppress_tokens": _ABSENT,
     "best_of": (None, 1),
-    "cache_salt": _ABSENT,
     "chat_template": _ABSENT,
-    "chat_template_kwargs": _ABSENT,
-    "continue_final_message": _OFF,
     "custom_id": _ABSENT,
     "diversity_penalty": _ZERO,
-    "documents": _ABSENT,
     "dola_layers": _ABSENT,
     "early_stopping": _OFF,
     "encoder_no_repeat_ngram_size": _ZERO,
@@ -59,6 +86,8 @@ UNSUPPORTED: Final[Mapping[str, tuple[Any, ...]]] = {
     "exponential_decay_length_penalty": _ABSENT,
     "forced_bos_token_id": _ABSENT,
     "forced_eos_token_id": _ABSENT,
+    "function_call": _ABSENT,
+    "functions": _ABSENT,
     "guidance_scale": (None, 1),
     "guided_choice": _ABSENT,
     "guided_grammar": _ABSENT,
@@ -70,7 +99,6 @@ UNSUPPORTED: Final[Mapping[str, tuple[Any, ...]]] = {
     "max_time": _ABSENT,
     "num_beam_groups": (None, 1),
     "num_beams": (None, 1),
-    "parallel_tool_calls": _ABSENT,
     "penalty_alpha": _ZERO,
     "prompt_embeds": _ABSENT,
     "prompt_logprob_token_ids": _ABSENT,
@@ -87,8 +115,6 @@ UNSUPPORTED: Final[Mapping[str, tuple[Any, ...]]] = {
     "suppress_tokens": _ABSENT,
     "thinking_token_budget": _ABSENT,
     "token_healing": _OFF,
-    "tool_choice": (None, "none"),
-    "tools": (None, []),
     "top_h": _ABSENT,
     "truncation_side": (None, "left"),
     "use_beam_search": _OFF,
@@ -99,7 +125,10 @@ UNSUPPORTED: Final[Mapping[str, tuple[Any, ...]]] = {
 #: What to do instead, where there is something.
 REMEDIES: Final[Mapping[str, str]] = {
     "begin_suppress_tokens": "use logit_bias",
+    "chat_template": "it is a program: the operator puts it into the model's folder",
     "custom_id": "put it into metadata",
+    "function_call": "use tool_choice",
+    "functions": "use tools",
     "guided_choice": "use structured_outputs",
     "guided_grammar": "use structured_outputs",
     "guided_json": "use structured_outputs",

@@ -1,7 +1,7 @@
--- Shared by all scripts: producer/scripts.py puts index.lua and this text in front of each one, so
--- that a job ends, is put back and is announced in exactly one way. Keys are built here from ids:
--- the store is one Redis node (or a Sentinel pair), not a Cluster. Only commands of Redis 6.2. What
--- every script promises is told in docs/protocol.md.
+-- Shared by all scripts: producer/scripts.py puts index.lua, this text and guard.lua in front of each
+-- one, so that a job ends, is put back and is announced in exactly one way. Keys are built here from
+-- ids: the store is one Redis node (or a Sentinel pair), not a Cluster. Only commands of Redis 6.2.
+-- What every script promises is told in docs/protocol.md.
 
 local LEASES = 'batchmill:leases'
 local DEADLINES = 'batchmill:deadlines'
@@ -79,8 +79,7 @@ local function load_lease(id)
   }
 end
 
--- Takes a record that no script can work with out of everything that leads to it; at the end of this
--- file, because it ends the job.
+-- Takes a record that no script can work with out of everything that leads to it: guard.lua.
 local bury
 
 -- The fields that decide what may happen to a job (never the document, which may be a megabyte).
@@ -233,12 +232,32 @@ local function take_back(id, queue)
   redis.call('LREM', queue, 1, envelope(id, queue, number))
 end
 
+-- Fields of a record that are whole numbers where they are there.
+local NUMBERS = { 'fence', 'attempts', 'announcements', 'suspect', 'crashes', 'restarts', 'charge',
+  'output_events', 'output_told', 'output_due_ms', 'enqueued_at_ms', 'started_at_ms', 'result_ttl_ms' }
+
+-- Whether a job's own keys are such that scripts can work with them.
+local function is_sound(id)
+  if not pcall(read_job, id) then return false end
+  for _, key in ipairs({ tokens_key(id), text_key(id) }) do
+    local kind = redis.call('TYPE', key).ok
+    if kind ~= 'string' and kind ~= 'none' then return false end
+  end
+  if redis.call('STRLEN', tokens_key(id)) % 4 > 0 then return false end
+  for _, value in ipairs(redis.call('HMGET', job_key(id), unpack(NUMBERS))) do
+    if value and (#value > 18 or not string.match(value, '^%-?%d+$')) then return false end
+  end
+  return redis.call('HEXISTS', job_key(id), 'doc') == 1
+    and redis.call('HEXISTS', job_key(id), 'enqueued_at_ms') == 1
+end
+
 -- Run an action on one job's keys. Anybody who reaches Redis may have written those: what stumbles
 -- over them is this job's end, and stops no other job's work. Without the fallback as an answer, a
--- batch would be repeated for ever.
+-- batch would be repeated for ever. Where the fault is not in the job's own keys, it is no job's end.
 local function guarded(id, fallback, action)
   local ok, answer = pcall(action)
   if ok then return answer end
+  if is_sound(id) then error(answer, 0) end
   bury(id, answer, now_ms())
   return fallback
 end
@@ -323,7 +342,14 @@ local function announce_due(limit, now)
   return #ids / 2
 end
 
+-- Make way for a hash where something else lies, which no batchmill wrote.
+local function make_way(key)
+  local kind = redis.call('TYPE', key).ok
+  if kind ~= 'hash' and kind ~= 'none' then redis.call('DEL', key) end
+end
+
 local function add_dead_letter(id, kind, reason, payload, source, now)
+  make_way(dead_key(id))
   redis.call('HSET', dead_key(id), 'id', id, 'kind', kind, 'reason', reason, 'payload', payload,
     'source', source, 'at_ms', now)
   redis.call('PEXPIRE', dead_key(id), DEAD_TTL_MS)
@@ -348,6 +374,7 @@ local function run_suffix(run) return run > 1 and '_run' .. run or '' end
 -- `suffix` tells several events of one kind apart; `num_tokens` is '' or the output so far.
 local function add_event(id, job, name, suffix, num_tokens, now)
   local event_id = 'evt_' .. id .. '_' .. name .. suffix
+  make_way(event_key(event_id))
   redis.call('HSET', event_key(event_id), 'id', event_id, 'type', 'generation.' .. name,
     'job_id', id, 'url', job.webhook, 'secret', job.webhook_secret, 'num_tokens', num_tokens,
     'state', 'pending', 'attempts', 0, 'fence', 0, 'created_at_ms', now)
@@ -357,7 +384,7 @@ end
 
 -- An event that still waits when another one says more is dropped: it would be tried for days.
 local function supersede_event(event_id)
-  if not event_id or redis.call('HGET', event_key(event_id), 'state') ~= 'pending' then return end
+  if not event_id or redis.pcall('HGET', event_key(event_id), 'state') ~= 'pending' then return end
   -- Not deleted: a deliverer may be about to write its body.
   redis.call('HSET', event_key(event_id), 'state', 'superseded')
   redis.call('PEXPIRE', event_key(event_id), EVENT_TTL_MS)
@@ -391,7 +418,7 @@ end
 -- nil counts the output only.
 local function finish(id, job, state, result, error_text, now, num_tokens)
   redis.call('ZREM', LEASES, id)
-  local was_announced = leave_queue(id, job)
+  local was_announced = job.state == 'queued' and leave_queue(id, job)
   if was_announced then take_back(id, job.queue) end
   redis.call('ZREM', DEADLINES, id)
   settle_charge(id, job, num_tokens or redis.call('STRLEN', tokens_key(id)) / 4)
@@ -500,30 +527,4 @@ local function append_tokens(id, position, bytes)
   end
   if #bytes > 0 then redis.call('APPEND', key, bytes) end
   return true
-end
-
--- Ends what can be ended, by its own way or by force, and keeps a dead letter.
-bury = function(id, why, now)
-  why = type(why) == 'table' and why.err or tostring(why)
-  local is_hash = redis.call('TYPE', job_key(id)).ok == 'hash'
-  local f = is_hash and redis.call('HMGET', job_key(id), 'doc', 'tenant', 'tags') or {}
-  add_dead_letter(id, 'job', 'unusable_record: ' .. why, f[1] or '', '', now)
-  local text = error_json('unusable_record', 'a key of the job holds what no batchmill wrote')
-  if not pcall(function() finish(id, read_job(id), 'failed', '', text, now) end) then
-    for _, index in ipairs({ LEASES, DEADLINES, SCHEDULED }) do redis.call('ZREM', index, id) end
-    for _, queue in ipairs(redis.call('SMEMBERS', QUEUES)) do
-      redis.call('ZREM', queued_key(queue), id)
-    end
-    for _, state in ipairs(STATES) do redis.call('ZREM', state_index(state), id) end
-    if is_hash then
-      redis.call('HSET', job_key(id), 'state', 'failed', 'finished_at_ms', now, 'error', text)
-      local labels = { tenant = f[2] or nil, tags = f[3] or nil }
-      redis.call('ZADD', state_index('failed'), now, id)
-      redis.call('ZADD', EXPIRING, now + DEAD_TTL_MS, expiring_entry(id, 'failed', labels))
-    end
-    redis.call('PUBLISH', channel(id), '{"state":"failed"}')
-  end
-  for _, key in ipairs({ job_key(id), tokens_key(id), text_key(id) }) do
-    if redis.call('PTTL', key) == -1 then redis.call('PEXPIRE', key, DEAD_TTL_MS) end
-  end
 end

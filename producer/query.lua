@@ -42,18 +42,32 @@ local function read_query(first)
   return query
 end
 
+-- The shortest of the indexes that hold all that a query asks for; without one, those of all states.
+-- They have one order, so a cursor holds for each of them.
+local function sources(query)
+  local found = {}
+  if query.tag then found[1] = { key = tag_index(query.tag) } end
+  if query.tenant and query.tenant ~= DEFAULT_TENANT then
+    found[#found + 1] = { key = tenant_index(query.tenant) }
+  end
+  if query.state then
+    found[#found + 1] = { key = state_index(query.state), state = query.state }
+  end
+  if #found == 0 then
+    for i, state in ipairs(STATES) do found[i] = { key = state_index(state), state = state } end
+    return found
+  end
+  for _, source in ipairs(found) do source.length = redis.call('ZCARD', source.key) end
+  table.sort(found, function(a, b) return a.length < b.length end)
+  return { found[1] }
+end
+
 -- One page of what may match a query, newest first: entries, and the last of them where the index
 -- goes on. An entry whose record is gone, or does not match (`is_meant`), is the caller's to skip.
 local function index_page(query, limit)
   local found = {}
-  if query.tag then
-    read_index(tag_index(query.tag), nil, query.cursor, limit + 1, found)
-  elseif query.tenant and query.tenant ~= DEFAULT_TENANT then
-    read_index(tenant_index(query.tenant), nil, query.cursor, limit + 1, found)
-  else
-    for _, state in ipairs(query.state and { query.state } or STATES) do
-      read_index(state_index(state), state, query.cursor, limit + 1, found)
-    end
+  for _, source in ipairs(sources(query)) do
+    read_index(source.key, source.state, query.cursor, limit + 1, found)
   end
   table.sort(found, function(a, b) return is_older(b, a) end)
   local last = #found > limit and found[limit] or nil

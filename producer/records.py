@@ -82,7 +82,9 @@ def read_worker(text: bytes) -> WorkerInfo | None:
         known = {name: data[name] for name in WorkerInfo.__dataclass_fields__ if name in data}
         known["queues"] = tuple(known["queues"])
         known["versions"] = tuple(known["versions"])
-        return WorkerInfo(**known)
+        info = WorkerInfo(**known)
+        texts = (info.name, info.model, info.state, *info.queues)
+        return info if all(isinstance(text, str) for text in texts) else None
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,7 +19,7 @@ def _is_absent(value: object) -> bool:
     return value is None or value == []
 
 
-FinishReason = Literal["stop", "length", "abort", "error"]
+FinishReason = Literal["stop", "length", "tool_calls", "abort", "error"]
 
 
 class JobError(BaseModel):
@@ -56,6 +56,27 @@ class Usage(BaseModel):
     prompt_tokens_details: PromptTokensDetails = Field(default_factory=PromptTokensDetails)
 
 
+class CalledFunction(BaseModel):
+    """Which function, and with what."""
+
+    model_config = _CONFIG
+
+    name: str
+    #: A JSON object, as text.
+    arguments: str = Field(repr=False)
+
+
+class ToolCall(BaseModel):
+    """A call of a function, as OpenAI has it."""
+
+    model_config = _CONFIG
+
+    #: For the answer's ``tool_call_id``. A job that had to start again makes the same ids.
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class Metrics(BaseModel):
     """How long it took, in seconds, and what happened on the way."""
 
@@ -63,10 +84,14 @@ class Metrics(BaseModel):
 
     #: From submit to the first claim.
     queue_time_s: float | None = None
+    #: From the last claim's arrival in the engine until it was first computed.
+    engine_queue_time_s: float | None = None
     #: From the last claim to its first token.
     ttft_s: float | None = None
     #: From the first token of the last claim to the last token.
     generate_time_s: float | None = None
+    #: Mean from one token of the last claim to the next; None where it had fewer than two.
+    inter_token_latency_s: float | None = None
     #: From submit to the end.
     total_time_s: float | None = None
     #: Tokens that an earlier attempt had generated and this one went on from.
@@ -94,8 +119,19 @@ class Completion(BaseModel):
     logprobs: Logprobs | None = Field(default=None, repr=False)
     #: For each token, in nats, where the job asked for ``entropy``.
     entropies: list[float] | None = Field(default=None, repr=False)
+    #: Calls of the job's ``tools``; what they are made of is not in ``text``.
+    tool_calls: list[ToolCall] = Field(default_factory=list, repr=False, exclude_if=_is_absent)
     #: What went wrong, where ``finish_reason`` is ``error``.
     error: str | None = None
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """It as a message, to go on with the chat: ``messages`` of the next job take it."""
+        message: dict[str, Any] = {"role": "assistant", "content": self.text}
+        if self.tool_calls:
+            message["tool_calls"] = [call.model_dump() for call in self.tool_calls]
+            message["content"] = self.text or None
+        return message
 
 
 class JobResult(BaseModel):
@@ -107,12 +143,15 @@ class JobResult(BaseModel):
     model: str
     #: ``completed``; or how else it ended, with the output so far.
     status: JobState
-    #: ``stop``: a stop string, a stop token or the end of text; ``length``: ``max_tokens``.
+    #: ``stop``: a stop string, a stop token or the end of text; ``length``: ``max_tokens``;
+    #: ``tool_calls``: as ``stop``, with calls.
     finish_reason: FinishReason | None = None
     #: The stop string or token id that ended it; None for the end of text.
     stop_reason: str | int | None = None
     #: Of the first sample, where there are several; so are the fields around it.
     text: str = ""
+    #: Calls of the job's ``tools``; what they are made of is not in ``text``.
+    tool_calls: list[ToolCall] = Field(default_factory=list, repr=False, exclude_if=_is_absent)
     #: For each output token, where the job asked for ``logprobs``: of the model's own distribution,
     #: before any control.
     logprobs: Logprobs | None = Field(default=None, repr=False, exclude_if=_is_absent)
@@ -146,9 +185,15 @@ class JobResult(BaseModel):
             stop_reason=self.stop_reason,
             logprobs=self.logprobs,
             entropies=self.entropies,
+            tool_calls=self.tool_calls,
             error=None if self.error is None else self.error.message,
         )
         return (only,)
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The output as a message, to go on with the chat."""
+        return self.completions[0].message
 
 
 class JobStatus(BaseModel):

@@ -33,7 +33,7 @@ SCRIPT_NAMES = (
 )
 
 #: What stands in front of every script.
-_SHARED = ("index", "prelude")
+_SHARED = ("index", "prelude", "guard")
 #: What stands in front of some, after that.
 _LIBRARIES = {
     "cancel_where": ("query",),
@@ -44,7 +44,7 @@ _LIBRARIES = {
     "submit": ("limits",),
 }
 _FOLDER = Path(__file__).parent
-_DEFINITION = re.compile(r"^local (?:function )?(\w+)", re.MULTILINE)
+_DEFINITION = re.compile(r"^(?:local (?:function )?(\w+)|(\w+) = )", re.MULTILINE)
 _COMMENT = re.compile(r"--.*")
 _NAME = re.compile(r"[A-Za-z_]\w*")
 
@@ -72,15 +72,21 @@ def _read(part: str) -> str:
 def _needed(shared: str, own: str) -> str:
     """Return a script behind the definitions that it names, and those that these name.
 
-    A definition begins with ``local`` at the start of a line and ends before the next one.
+    The shared parts hold definitions only. One begins with its name at the start of a line, after
+    ``local`` or ``local function`` or before an assignment, and ends before the next one.
     """
     starts = [*_DEFINITION.finditer(shared)]
     ends = [start.start() for start in starts[1:]] + [len(shared)]
-    names = set(_NAME.findall(_COMMENT.sub("", own)))
-    kept: list[str] = []
-    for start, end in reversed([*zip(starts, ends, strict=True)]):
-        if start[1] in names:  # Lua names only what stands before, so one pass from the end will do
-            text = shared[start.start() : end]
-            names |= set(_NAME.findall(_COMMENT.sub("", text)))
-            kept.append(text)
-    return "".join(reversed(kept)) + "\n" + own
+    texts = [
+        (start[1] or start[2], shared[start.start() : end])
+        for start, end in zip(starts, ends, strict=True)
+    ]
+    names, todo = set[str](), _names_in(own)
+    while todo:  # a name that is declared early may be defined later: until nothing new is named
+        names |= todo
+        todo = {other for name, text in texts if name in todo for other in _names_in(text)} - names
+    return "".join(text for name, text in texts if name in names) + "\n" + own
+
+
+def _names_in(text: str) -> set[str]:
+    return set(_NAME.findall(_COMMENT.sub("", text)))

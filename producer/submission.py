@@ -89,8 +89,8 @@ def estimated_tokens(job: GenerationJob) -> int:
     if isinstance(job.prompt, list):
         num_prompt_tokens = len(job.prompt)
     else:
-        texts = [job.prompt or ""] + [message.content for message in job.messages or ()]
-        num_prompt_tokens = sum(len(text.encode()) for text in texts) // _BYTES_A_TOKEN + 1
+        num_bytes = len((job.prompt or "").encode()) + job.num_chat_bytes
+        num_prompt_tokens = num_bytes // _BYTES_A_TOKEN + 1
     return min(num_prompt_tokens + job.max_tokens * job.n, limits.MAX_COST_TOKENS)
 
 

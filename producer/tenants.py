@@ -10,17 +10,13 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
 from . import keys
-from .errors import BatchmillError
+from .errors import TenantRefused
 from .store import JobStore
 
 #: Tokens are charged divided by the weight; beyond these, virtual time would lose its exactness.
 MIN_WEIGHT = 0.01
 MAX_WEIGHT = 1000.0
 MAX_WINDOW_JOBS = 1000
-
-
-class TenantRefused(BatchmillError, ValueError):
-    """A tenant's name, weight or limit is not one that can be."""
 
 
 @dataclass(frozen=True, slots=True)

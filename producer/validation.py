@@ -46,10 +46,16 @@ def rejection(error: ValidationError) -> JobRejected:
     details = error.errors(include_url=False, include_input=False)
     for detail in details:
         if detail["type"] == "unsupported_parameter":
-            return UnsupportedParameter(detail["msg"], param=detail["ctx"]["param"])
-    param = _shown(".".join(str(part) for part in details[0]["loc"])) or None
+            where = _dotted(detail) or str(detail["ctx"]["param"])
+            return UnsupportedParameter(detail["msg"], param=where)
+    param = _dotted(details[0])
     also = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
     return JobRejected(_message(details[0], param) + also, param=param)
+
+
+def _dotted(detail: ErrorDetails) -> str | None:
+    """Where in the job it is; None for the job as a whole."""
+    return _shown(".".join(str(part) for part in detail["loc"])) or None
 
 
 def _shown(name: str) -> str:

@@ -20,6 +20,7 @@ from batchmill.producer import Client
 from batchmill.producer.store import JobStore
 from batchmill.producer.webhook import new_secret, signature_headers
 
+from .conftest import RedisServer
 from .processes import STUB, process, ready_worker
 from .public_face import ROOT
 
@@ -43,14 +44,23 @@ def example(name: str) -> Any:
     return module
 
 
-@pytest.fixture
-def worker(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A worker that takes jobs, and the environment that leads there; yields the URL."""
-    monkeypatch.setenv("BATCHMILL_BROKER_URL", redis_url)
-    store = JobStore.from_url(redis_url)
-    with ready_worker(redis_url, store, tmp_path):
-        yield redis_url
+@pytest.fixture(scope="module")
+def running_worker(
+    _session_server: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """A worker that takes jobs, for all tests here; yields the broker's URL."""
+    store = JobStore.from_url(_session_server.url)
+    store.client.flushall()
+    with ready_worker(_session_server.url, store, tmp_path_factory.mktemp("worker")):
+        yield _session_server.url
     store.close()
+
+
+@pytest.fixture
+def worker(running_worker: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The environment that leads to the worker; the URL."""
+    monkeypatch.setenv("BATCHMILL_BROKER_URL", running_worker)
+    return running_worker
 
 
 @asynccontextmanager

@@ -51,7 +51,7 @@ def test_files_are_those_of_the_code() -> None:
         ({"prompt": "hi"}, True),
         ({"prompt": [1, 2], "stop": ["END"], "top_k": 4, "seed": None}, True),
         ({"messages": [{"role": "user", "content": "hi"}], "metadata": {"a": "b"}}, True),
-        ({"prompt": "hi", "max_tokens": 0}, False),
+        ({"prompt": "hi", "max_tokens": -1}, False),
         ({"prompt": "hi", "temperature": "hot"}, False),
         ({"prompt": "hi", "no_such_field": 1}, False),
         ({"messages": [{"role": "nobody", "content": "hi"}]}, False),

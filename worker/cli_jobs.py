@@ -176,7 +176,10 @@ def _print_result(result: Any, *, as_json: bool) -> None:
         print_json(result.model_dump(mode="json") | {"token_ids": result.token_ids})
     else:
         for completion in result.completions:  # one, unless the job asked for several
-            print(completion.text)
+            if completion.text or not completion.tool_calls:
+                print(completion.text)
+            for call in completion.tool_calls:
+                print_json(call.model_dump())
 
 
 def _input(prompt: str | None, messages: str | None) -> dict[str, Any]:

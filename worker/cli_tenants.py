@@ -37,7 +37,7 @@ def register(app: typer.Typer) -> None:
 @contextmanager
 def _tenant_store(broker_url: str | None) -> Iterator[JobStore]:
     """A store; a name or number that cannot be is an error of the command line."""
-    from batchmill.producer.tenants import TenantRefused
+    from batchmill.producer.errors import TenantRefused
 
     with open_store(broker_url) as store:
         try:

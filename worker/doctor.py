@@ -10,6 +10,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from redis import Redis
 
 #: Distributions by what they are needed for; the extra of `pip install 'batchmill[…]'` comes first.
 _PACKAGES = (
@@ -117,9 +121,21 @@ def _examine_server(client: object, url: str) -> Iterable[Finding]:
     if policy != "noeviction":
         remedy = "set maxmemory-policy noeviction: any other policy may drop jobs silently"
         yield Finding("broker memory", Level.PROBLEM, f"maxmemory-policy is {policy}", remedy)
+    yield from _examine_inbox(client)
     if not info.get("aof_enabled"):
         remedy = "set appendonly yes, or accept that a crash of the broker loses jobs"
         yield Finding("broker persistence", Level.WARNING, "no append-only file", remedy)
+
+
+def _examine_inbox(client: Redis) -> Iterable[Finding]:
+    """Whether pushed documents wait for a worker that is not there."""
+    from batchmill.producer.store import JobStore
+
+    store = JobStore(client)
+    num_documents = store.counts().inbox
+    if num_documents and not store.list_workers():
+        found = f"{num_documents} documents wait, and no worker is there to take them"
+        yield Finding("inbox", Level.WARNING, found, "start one: batchmill worker")
 
 
 def _check_model(model: str) -> Iterable[Finding]:

@@ -28,9 +28,10 @@ class AddRequest:
     """Start, or resume, one request."""
 
     request_id: str
-    #: Exactly one of the prompt and the messages is given.
+    #: Exactly one of the prompt and the chat is given.
     prompt: str | Sequence[int] | None
-    messages: Sequence[Mapping[str, Any]] | None
+    #: Keyword arguments of `Chat`.
+    chat: Mapping[str, Any] | None
     #: Keyword arguments of `SamplingParams`, the seed included.
     params: Mapping[str, Any]
     #: Output tokens of earlier attempts.
@@ -39,6 +40,8 @@ class AddRequest:
     priority: int = 0
     #: Seconds from its arrival until the engine stops it by itself; None is never.
     deadline_s: float | None = None
+    #: It shares KV blocks with requests of the same salt only.
+    cache_salt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,14 @@ class EngineLoad:
 Logprobs = Sequence[Mapping[int, float] | None]
 
 
+class FinishedCall(NamedTuple):
+    """A call of a function; its arguments are a JSON object, as text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
 @dataclass(frozen=True, slots=True)
 class FinishedSample:
     """One of several samples of a request, as `Finished` tells of a single one."""
@@ -101,6 +112,7 @@ class FinishedSample:
     stop_reason: int | str | None = None
     logprobs: Logprobs | None = None
     entropies: Sequence[float] | None = None
+    tool_calls: Sequence[FinishedCall] = ()
     error: str | None = None
 
 
@@ -110,7 +122,7 @@ class Finished:
 
     Attributes:
         text: the whole output, resumed tokens included; `token_ids` likewise.
-        finish_reason: `stop`, `length`, `abort` or `error`.
+        finish_reason: `stop`, `length`, `tool_calls`, `abort` or `error`.
         error: what went wrong, where the reason is `error`, or `abort` for a deadline; never prompt
             or output text.
         error_code: the same for machines: `numerical_error`, `out_of_memory`, `engine_error` or
@@ -127,11 +139,16 @@ class Finished:
     num_cached_tokens: int = 0
     #: Times the engine took its blocks away and computed it again.
     num_preemptions: int = 0
+    #: Seconds from its arrival until it was first computed; None where it never was.
+    queued_s: float | None = None
+    #: Mean seconds between two of its tokens; None before the second.
+    inter_token_s: float | None = None
     #: The stop token id or stop string that ended it.
     stop_reason: int | str | None = None
     logprobs: Logprobs | None = None
     entropies: Sequence[float] | None = None
     prompt_logprobs: Logprobs | None = None
+    tool_calls: Sequence[FinishedCall] = ()
     samples: Sequence[FinishedSample] = ()
     error: str | None = None
     error_code: str | None = None

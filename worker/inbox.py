@@ -58,18 +58,18 @@ class Inbox:
         self._store.inbox_wait(_WAIT_S)
         while not self._closed:
             documents = self._store.run(inbox.take(_LEASE_MS))
-            if not documents:
-                return
-            for document in documents:
-                self._move(document)
+            moved = [self._move(document) for document in documents]
+            if not any(moved):
+                return  # nothing there, or no room for any of it: after a pause
 
-    def _move(self, taken: TakenDocument) -> None:
+    def _move(self, taken: TakenDocument) -> bool:
+        """Settle a document; False where it has to wait for room in its queue."""
         try:
             self._submit(taken)
         except QueueFull as full:
             _log.info("inbox_waits", document=taken.id, code=full.code)
             self._store.run(inbox.settle(taken.id, retry_in_ms=_RETRY_MS))
-            return
+            return False
         except JobRejected as rejection:
             self._bury(taken, f"{rejection.code}: {rejection}")
         except ResponseError as error:
@@ -81,6 +81,7 @@ class Inbox:
             _log.exception("inbox_failed", document=taken.id)
             self._bury(taken, "internal_error: the worker failed on this document; see its log")
         self._store.run(inbox.settle(taken.id))
+        return True
 
     def _submit(self, taken: TakenDocument) -> None:
         """Make a document a job.

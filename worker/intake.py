@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from batchmill.producer import keys
 from batchmill.producer.answers import Claim, ClaimRefusal, JobState, SubmitStatus
+from batchmill.producer.chat import ChatFields
 from batchmill.producer.connection import is_servers_fault
 from batchmill.producer.controls import SamplingControls
 from batchmill.producer.errors import JobRejected
@@ -32,6 +34,7 @@ from .settings import WorkerSettings
 _log = structlog.stdlib.get_logger("batchmill.intake")
 #: Fields of a job document that the engine is given.
 _ENGINE_FIELDS = set(SamplingControls.model_fields)
+_CHAT_FIELDS = set(ChatFields.model_fields)
 #: The engine's number for each class; docs/protocol.md tells them too.
 _PRIORITIES = {name: number for number, name in enumerate(keys.PRIORITIES)}
 #: Waiting would not help: the server answers, and what is stored there is at fault.
@@ -217,7 +220,9 @@ class Intake:
             self._finishers.accept(delivery)
             self._ledger.end(job, failed_end(rejection.code, str(rejection)))
             return
-        job.request = _request(claim, document)
+        shared = self._settings.prefix_cache_shared_across_tenants
+        salt = cache_salt(document, shared_across_tenants=shared)
+        job.request = _request(claim, document, salt)
         job.metadata = document.metadata
         job.tenant = document.tenant or keys.DEFAULT_TENANT
         _log.debug(
@@ -236,17 +241,37 @@ def _request_id(claim: Claim) -> str:
     return f"{claim.job_id}.{claim.fence}"
 
 
-def _request(claim: Claim, document: GenerationJob) -> AddRequest:
-    messages = document.messages
+def _request(claim: Claim, document: GenerationJob, cache_salt: str | None) -> AddRequest:
     return AddRequest(
         request_id=_request_id(claim),
         prompt=document.prompt,
-        messages=None if messages is None else [message.model_dump() for message in messages],
+        chat=None if document.messages is None else chat_arguments(document),
         params=document.model_dump(include=_ENGINE_FIELDS),
         resumed_token_ids=claim.token_ids,
         priority=_PRIORITIES[document.priority],
         deadline_s=_time_left_s(claim),
+        cache_salt=cache_salt,
     )
+
+
+def cache_salt(document: GenerationJob, *, shared_across_tenants: bool) -> str | None:
+    """The engine's salt for a job: what a job takes from the prefix cache, its answer's time tells.
+
+    Returns:
+        None where neither the job nor its tenant is kept apart: jobs of no tenant share.
+    """
+    tenant = document.tenant
+    if tenant == keys.DEFAULT_TENANT or shared_across_tenants:
+        tenant = None
+    if tenant is None and document.cache_salt is None:
+        return None
+    # As JSON, so that no salt of one tenant can be spelt as another's.
+    return json.dumps([tenant, document.cache_salt])
+
+
+def chat_arguments(document: GenerationJob) -> dict[str, Any]:
+    """What the engine is given of a chat: no null, which a template might show."""
+    return document.model_dump(include=_CHAT_FIELDS, exclude_none=True)
 
 
 def _time_left_s(claim: Claim) -> float | None:

@@ -8,17 +8,19 @@ from dataclasses import dataclass
 
 from batchmill.producer.answers import JobState, ReleaseCause, ReleaseStatus
 from batchmill.producer.results import (
+    CalledFunction,
     Completion,
     JobError,
     JobResult,
     Metrics,
     PromptTokensDetails,
+    ToolCall,
     Usage,
 )
 
 from .active_jobs import ActiveJob
 from .delivery import NOT_OURS, Outcome
-from .engine_messages import Finished, FinishedSample, Logprobs, Refused
+from .engine_messages import Finished, FinishedCall, FinishedSample, Logprobs, Refused
 
 _STOP_ERRORS = {
     JobState.CANCELLED: JobError(code="cancelled", message="the job was cancelled"),
@@ -72,6 +74,7 @@ def finished_end(job: ActiveJob, finished: Finished, *, worker: str, model: str)
         finish_reason=finished.finish_reason,  # type: ignore[arg-type]
         stop_reason=finished.stop_reason,
         text=finished.text,
+        tool_calls=_tool_calls(finished.tool_calls),
         logprobs=_logprobs(finished.logprobs),
         entropies=_listed(finished.entropies),
         prompt_logprobs=_logprobs(finished.prompt_logprobs),
@@ -159,6 +162,7 @@ def _sample(index: int, sample: FinishedSample) -> Completion:
         stop_reason=sample.stop_reason,
         logprobs=_logprobs(sample.logprobs),
         entropies=_listed(sample.entropies),
+        tool_calls=_tool_calls(sample.tool_calls),
         error=sample.error,
     )
 
@@ -167,6 +171,13 @@ def _logprobs(logprobs: Logprobs | None) -> list[dict[int, float] | None] | None
     if logprobs is None:
         return None
     return [None if each is None else dict(each) for each in logprobs]
+
+
+def _tool_calls(calls: Sequence[FinishedCall]) -> list[ToolCall]:
+    return [
+        ToolCall(id=call.id, function=CalledFunction(name=call.name, arguments=call.arguments))
+        for call in calls
+    ]
 
 
 def _listed(values: Sequence[float] | None) -> list[float] | None:
@@ -189,8 +200,10 @@ def _metrics(job: ActiveJob, finished: Finished) -> Metrics:
     waited_s = (claim.claimed_at_ms - claim.enqueued_at_ms) / 1000
     return Metrics(
         queue_time_s=(claim.started_at_ms - claim.enqueued_at_ms) / 1000,
+        engine_queue_time_s=finished.queued_s,
         ttft_s=None if first is None else first - job.claimed_at,
         generate_time_s=None if first is None else now - first,
+        inter_token_latency_s=finished.inter_token_s,
         total_time_s=waited_s + now - job.claimed_at,
         resumed_tokens=len(claim.token_ids),
         preemptions=finished.num_preemptions,

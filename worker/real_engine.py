@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from batchmill.engine import Completion, Engine, EngineConfig, RequestOutput, SamplingParams
+from batchmill.engine import (
+    Chat,
+    Completion,
+    Engine,
+    EngineConfig,
+    RequestOutput,
+    SamplingParams,
+    ToolCall,
+)
 from batchmill.engine.errors import ConfigError, ModelLoadError, RequestError
+from batchmill.engine.intake import Prompt
 from batchmill.engine.outputs import ResumedTokens
 
 from .engine_backend import RequestRefused, StepNews
@@ -14,6 +23,7 @@ from .engine_messages import (
     EngineLoad,
     EngineSpec,
     Finished,
+    FinishedCall,
     FinishedSample,
     NewOutput,
     Ready,
@@ -58,7 +68,7 @@ class RealEngine:
             RequestRefused: it cannot be run.
         """
         try:
-            prompt = self._prompt(request)
+            prompt = _prompt(request)
             params = SamplingParams.from_dict(request.params)
             resumed: ResumedTokens = request.resumed_token_ids
             if params.n > 1:
@@ -71,6 +81,7 @@ class RealEngine:
                 resumed,
                 priority=request.priority,
                 deadline_s=request.deadline_s,
+                cache_salt=request.cache_salt,
             )
             if request.resumed_token_ids:
                 self._resumed.add(request.request_id)
@@ -108,10 +119,11 @@ class RealEngine:
             text = output.text
         return NewOutput(output.request_id, output.new_token_ids, text)
 
-    def _prompt(self, request: AddRequest) -> str | Sequence[int]:
-        if request.messages is not None:
-            return self._engine.render_chat(request.messages)
-        return request.prompt if request.prompt is not None else ""
+
+def _prompt(request: AddRequest) -> Prompt:
+    if request.chat is not None:
+        return Chat(**request.chat)
+    return request.prompt if request.prompt is not None else ""
 
 
 def _finished(output: RequestOutput) -> Finished:
@@ -124,10 +136,13 @@ def _finished(output: RequestOutput) -> Finished:
         num_prompt_tokens=output.num_prompt_tokens,
         num_cached_tokens=output.metrics.num_cached_tokens,
         num_preemptions=output.metrics.num_preemptions,
+        queued_s=output.metrics.queued_s,
+        inter_token_s=output.metrics.inter_token_s,
         stop_reason=output.stop_reason,
         logprobs=output.logprobs,
         entropies=output.entropies,
         prompt_logprobs=output.prompt_logprobs,
+        tool_calls=_calls(output.tool_calls),
         samples=[_sample(each) for each in completions] if len(completions) > 1 else (),
         error=None if output.error is None else output.error.message,
         error_code=None if output.error is None else output.error.code,
@@ -142,5 +157,10 @@ def _sample(completion: Completion) -> FinishedSample:
         stop_reason=completion.stop_reason,
         logprobs=completion.logprobs,
         entropies=completion.entropies,
+        tool_calls=_calls(completion.tool_calls),
         error=None if completion.error is None else completion.error.message,
     )
+
+
+def _calls(calls: Sequence[ToolCall]) -> list[FinishedCall]:
+    return [FinishedCall(call.id, call.name, call.arguments) for call in calls]

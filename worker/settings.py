@@ -47,6 +47,9 @@ class WorkerSettings(ProducerSettings):
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
     #: Share the KV of equal prompt prefixes.
     enable_prefix_caching: bool = True
+    #: Share it between tenants as well. How long an answer takes then tells a tenant whether
+    #: another one has sent the same beginning of a prompt.
+    prefix_cache_shared_across_tenants: bool = False
     #: Weight format, or None for weights in `dtype`.
     quantization: str | None = None
     #: "native" is our decoder, "transformers" is its model over our KV cache; "auto" is native
@@ -57,6 +60,8 @@ class WorkerSettings(ProducerSettings):
     #: Record decode steps when the engine starts and replay them; "auto" is on for our decoder on a
     #: GPU.
     decode_graphs: Literal["auto", "on", "off"] = "auto"
+    #: How the model spells calls of functions; "auto" reads it from the model's chat template.
+    tool_call_parser: Literal["auto", "hermes", "llama3_json", "mistral"] = "auto"
 
     #: Seconds after which a job of a silent worker goes to another one. Must exceed the longest
     #: step; a worker that is only slow loses its jobs otherwise.
@@ -141,4 +146,5 @@ class WorkerSettings(ProducerSettings):
             "model_impl": self.model_impl,
             "overlap": _SWITCH[self.overlap],
             "decode_graphs": _SWITCH[self.decode_graphs],
+            "tool_call_parser": self.tool_call_parser,
         }

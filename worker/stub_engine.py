@@ -62,7 +62,7 @@ class _StubRequest:
 
     @property
     def max_tokens(self) -> int:
-        return int(self.params.get("max_tokens") or _DEFAULT_MAX_TOKENS)
+        return int(self.params.get("max_tokens", _DEFAULT_MAX_TOKENS))
 
     def num_blocks(self, block_size: int) -> int:
         return -(-(self.num_prompt_tokens + len(self.token_ids) + 1) // block_size)
@@ -194,8 +194,10 @@ class StubEngine:
 
 
 def _render(request: AddRequest) -> str:
-    if request.messages is not None:
-        return "".join(f"<{turn['role']}>{turn['content']}" for turn in request.messages)
+    if request.chat is not None:
+        return "".join(
+            f"<{turn['role']}>{turn.get('content', '')}" for turn in request.chat["messages"]
+        )
     if isinstance(request.prompt, str):
         return request.prompt
     return " ".join(str(token_id) for token_id in request.prompt or ())

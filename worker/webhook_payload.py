@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from batchmill.producer.answers import JobRecord, OutboxEntry
 
-#: Text of this length at most goes into an event; a longer one is fetched with the job's id.
+#: Text and calls of this length at most go into an event; longer ones are fetched by the job's id.
 MAX_OUTPUT_BYTES = 16 * 1024
 _IN_PROGRESS = ("started", "output")
 
@@ -62,10 +62,13 @@ def _end_of(record: JobRecord, *, include_output: bool) -> dict[str, Any]:
         "usage": result.get("usage"),
         "error": json.loads(record.error) if record.error else None,
     }
-    text = result.get("text")
+    text, calls = result.get("text"), result.get("tool_calls")
     if include_output and text is not None:
-        fits = len(text.encode()) <= MAX_OUTPUT_BYTES
+        num_bytes = len(text.encode()) + (len(json.dumps(calls)) if calls else 0)
+        fits = num_bytes <= MAX_OUTPUT_BYTES
         end |= {"output": text if fits else None, "truncated": not fits}
+        if calls:
+            end["tool_calls"] = calls if fits else None
     return end
 
 

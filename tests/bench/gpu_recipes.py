@@ -254,12 +254,14 @@ def host_time(bench: Bench) -> None:
 
 def _differences(before: EngineStats, after: EngineStats) -> dict[str, int]:
     """What an engine's counters counted between two snapshots, those that moved."""
-    pairs = ((name, getattr(before, name), getattr(after, name)) for name in after.__slots__)
-    return {
-        name: int(now - then)
-        for name, then, now in pairs
-        if isinstance(now, int) and name.startswith("num_") and now != then
-    }
+    found: dict[str, int] = {}
+    for name in after.__slots__:
+        then, now = getattr(before, name), getattr(after, name)
+        if isinstance(now, dict):
+            found |= {f"{name}, {kind}": now[kind] - then.get(kind, 0) for kind in now}
+        elif isinstance(now, int):
+            found[name] = now - then
+    return {name: count for name, count in found.items() if count}
 
 
 def _peak_gib(bench: Bench) -> float | None:

@@ -63,7 +63,7 @@ def sections(*, tune: bool) -> list[tuple[str, float, Callable[[Bench], None]]]:
     }
     return [
         ("ceilings", 30, ceilings),
-        ("correctness", 75, correctness),
+        ("correctness", 90, correctness),
         ("recipe-0.6b", 60, recipe("Qwen3-0.6B", "G1", rounds=2)),
         ("decode-attention", 30, decode_attention),
         ("steps-0.6b", 40, steps_of("Qwen3-0.6B")),

@@ -22,6 +22,7 @@ from batchmill.producer.store import JobStore
 from batchmill.worker.demo_prompts import demo_prompts
 
 from ..processes import CLI, wait_until
+from ..worker.command_line import call, error_of
 
 PROMPTS = [prompt.text for prompt in demo_prompts()]
 NUM_JOBS = len(PROMPTS)
@@ -139,7 +140,20 @@ def test_a_chat_and_a_prompt_are_answered_by_the_same_worker(
         assert chat.result(timeout_s=120).text == "The capital of France is Paris."
         assert chat.result(timeout_s=1).finish_reason == "stop"
         assert prompt.result(timeout_s=120).finish_reason == "length"
+        told = submit_chat_with_tools(redis_url)
+    assert told["code"] == "unsupported_parameter"
+    assert "the chat template of demo ignores tools: leave them out" in told["message"]
     client.close()
+
+
+def submit_chat_with_tools(url: str) -> Any:
+    """What the command line says of tools for a model whose template has no place for them."""
+    tools = [{"type": "function", "function": {"name": "clock"}}]
+    messages = [{"role": "user", "content": "What time is it?"}]
+    chat = ["--messages", json.dumps(messages), "--param", f"tools={json.dumps(tools)}"]
+    answer = call("submit", *chat, "--json", "--wait", "--broker-url", url)
+    assert answer.returncode != 0
+    return error_of(answer)
 
 
 CITY = {

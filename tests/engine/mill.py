@@ -81,6 +81,7 @@ class Mill:
     stop_token: int | None = None
     admitted: list[str] = field(default_factory=list)
     given_up: list[Request] = field(default_factory=list)
+    salt_by_block: dict[int, str | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.pool = BlockPool(
@@ -104,6 +105,7 @@ class Mill:
         *,
         priority: int = 0,
         waited_s: float = 0.0,
+        cache_salt: str | None = None,
     ) -> Request:
         request = Request(
             name,
@@ -112,6 +114,7 @@ class Mill:
             seed=0,
             max_num_tokens=len(prompt) + max_tokens,
             resumed_token_ids=generate_alone(prompt, max_tokens)[:resumed],
+            cache_salt=cache_salt,
         )
         request.priority = priority
         request.metrics.arrived_at_s -= waited_s
@@ -164,6 +167,19 @@ class Mill:
             name = item.request.request_id
             if name not in self.admitted:
                 self.admitted.append(name)
+        self.check_salts(batch)
+
+    def check_salts(self, batch: ScheduledBatch) -> None:
+        """Nobody reads a block that was written for another salt, in this step or before."""
+        for item in batch.scheduled:
+            start, stop = item.num_computed_tokens, item.num_computed_tokens + item.num_new_tokens
+            for position in range(start, stop):
+                block_id = item.request.block_ids[position // self.block_size]
+                self.salt_by_block[block_id] = item.request.cache_salt
+        for item in batch.scheduled:
+            num_read = self.pool.blocks_for(item.num_computed_tokens)
+            for block_id in item.request.block_ids[:num_read]:
+                assert self.salt_by_block[block_id] == item.request.cache_salt
 
     def run(self, max_steps: int = 2_000) -> None:
         for _ in range(max_steps):

@@ -82,6 +82,16 @@ def test_the_cache_gets_what_the_share_weights_a_step_and_graphs_leave(
     assert cache.num_bytes <= left
 
 
+def test_graphs_that_are_not_recorded_leave_their_room_to_the_cache(model: DecoderModel) -> None:
+    device = TightDevice(total=2 * GIB, held=GIB, step=0)
+    recorded, not_recorded = (
+        allocate_kv_cache(configure(decode_graphs=each), model, device) for each in ("auto", False)
+    )
+    gained = not_recorded.num_bytes - recorded.num_bytes
+    block_bytes = kv_block_bytes(model.config, torch.float32, 16)
+    assert abs(gained - GRAPH_BYTES) < block_bytes
+
+
 def test_a_given_size_is_taken_without_measuring(model: DecoderModel) -> None:
     device = TightDevice(total=1, held=1, step=1)
     cache = allocate_kv_cache(configure(kv_cache_bytes=MIB), model, device)
@@ -112,12 +122,13 @@ def test_a_model_that_does_not_fit_is_refused_with_the_numbers_and_a_smaller_len
 
 def test_every_remedy_named_is_enough_alone(model: DecoderModel) -> None:
     held = int(2 * GIB * 0.9) - GRAPH_BYTES - 50 * MIB
-    message = refusal(model, TightDevice(total=2 * GIB, held=held, step=100 * MIB, weights=GIB))
+    device = TightDevice(total=2 * GIB, held=held, step=100 * MIB, weights=GIB)
+    message = refusal(model, device, dtype="float32")
     assert "max_model_len" not in message.split("What would do: ")[1]  # nothing is left at all
     share = float(re.search(r"gpu_memory_utilization (0\.\d+), if", message)[1])  # type: ignore[index]
     tokens = int(re.search(r"max_num_batched_tokens (\d+) or", message)[1])  # type: ignore[index]
     size = float(re.search(r"a GPU of ([\d.]+) GiB", message)[1])  # type: ignore[index]
-    assert "weights in eight bits" in message
+    assert "dtype 'bfloat16', with half the weights" in message
     for device, changes in (
         (TightDevice(2 * GIB, held, 100 * MIB), {"gpu_memory_utilization": share}),
         (TightDevice(2 * GIB, held, 100 * MIB * tokens // 64), {}),
@@ -155,9 +166,11 @@ def test_an_eight_bit_cache_is_refused_where_nothing_reads_it() -> None:
 def test_weights_that_do_not_fit_are_refused_before_they_are_read(model: DecoderModel) -> None:
     num_bytes = weights_bytes(model.config, torch.float32)
     cpu = torch.device("cpu")
-    check_weights_fit(num_bytes, cpu, num_bytes)
+    check_weights_fit(num_bytes, torch.float32, cpu, num_bytes)
     with pytest.raises(ConfigError, match=r"take 8\.00 GiB and this host.* has 3\.00 GiB free"):
-        check_weights_fit(8 * GIB, cpu, 3 * GIB)
+        check_weights_fit(8 * GIB, torch.bfloat16, cpu, 3 * GIB)
+    with pytest.raises(ConfigError, match=r"use dtype 'bfloat16' \(4\.00 GiB\), a smaller model"):
+        check_weights_fit(8 * GIB, torch.float32, cpu, 3 * GIB)
     assert free_memory_bytes(cpu) > 0
 
 

@@ -268,3 +268,18 @@ def test_token_ids_outside_the_vocabulary_are_refused(byte_engine: MakeEngine) -
     ):
         with pytest.raises(RequestError, match=rf"{name}\[\d\] is 264"):
             engine.generate(["a"], SamplingParams(**{name: value}))
+
+
+def test_samples_that_had_ended_are_reported_beside_one_that_ends_with_its_first_token(
+    byte_engine: MakeEngine,
+) -> None:
+    engine = byte_engine()
+    params = SamplingParams(n=3, max_tokens=5, seed=3, ignore_eos=True)
+    (whole,) = engine.generate([[5, 6, 7]], params)
+    done = [each.token_ids for each in whole.completions]
+    engine.add_request("again", [5, 6, 7], params, [done[0][:4], *done[1:]])
+    outputs = []
+    while engine.has_unfinished():
+        outputs += engine.step()
+    assert [each.token_ids for each in outputs[-1].completions] == done
+    assert [each.finished for each in outputs].count(True) == 1

@@ -22,6 +22,7 @@ arrivals = st.tuples(
     st.integers(0, 6),  # steps after the one before
     st.none() | st.integers(0, 10),  # steps until it is aborted
     st.integers(0, 2),  # priority
+    st.sampled_from([None, None, "salt", "pepper"]),
 )
 
 
@@ -40,7 +41,7 @@ arrivals = st.tuples(
     stop_token=st.none() | st.just(3),
 )
 def test_every_request_gets_its_own_output_whatever_the_trace(
-    trace: list[tuple[list[int], int, int, int, int | None, int]],
+    trace: list[tuple[list[int], int, int, int, int | None, int, str | None]],
     block_size: int,
     spare_blocks: int,
     max_num_seqs: int,
@@ -70,9 +71,15 @@ def test_every_request_gets_its_own_output_whatever_the_trace(
     while pending or mill.scheduler.has_requests:
         assert step < 3_000, "a livelock"
         while pending and step >= next_arrival:
-            index, (prompt, max_tokens, resumed, _, abort_after, priority) = pending.pop(0)
-            resumed = min(resumed, max_tokens - 1)
-            request = mill.add(f"{index:02}", prompt, max_tokens, resumed, priority=priority)
+            index, (prompt, max_tokens, resumed, _, abort_after, priority, salt) = pending.pop(0)
+            request = mill.add(
+                f"{index:02}",
+                prompt,
+                max_tokens,
+                min(resumed, max_tokens - 1),
+                priority=priority,
+                cache_salt=salt,
+            )
             requests.append(request)
             next_arrival = step + pending[0][1][3] if pending else 0
             if abort_after is not None:
@@ -91,7 +98,7 @@ def test_every_request_gets_its_own_output_whatever_the_trace(
     assert all(request.num_overtaken <= MAX_OVERTAKEN for request in requests)
     gave_up = set(mill.given_up)
     for request, arrival in zip(requests, trace, strict=True):
-        prompt, max_tokens, _, _, abort_after, _ = arrival
+        prompt, max_tokens, _, _, abort_after, *_ = arrival
         expected = generate_alone(prompt, max_tokens)
         output = request.output_token_ids
         assert output == expected[: len(output)]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from batchmill.engine import Engine, SamplingParams
+from batchmill.engine import Engine, RequestError, SamplingParams
 from batchmill.engine import step_plan as step_plan_module
 
 MakeEngine = Callable[..., Engine]
@@ -153,3 +153,30 @@ def test_scored_requests_survive_preemption(byte_engine: MakeEngine) -> None:
         for mine, theirs in zip(found.logprobs or [], whole.logprobs or [], strict=True):
             assert mine == pytest.approx(theirs, abs=1e-4)
     assert engine.stats().num_preemptions > 0
+
+
+@pytest.mark.feature("max_tokens")
+def test_a_prompt_is_scored_without_generating_anything(byte_engine: MakeEngine) -> None:
+    engine = byte_engine()
+    generating = SamplingParams(max_tokens=1, prompt_logprobs=2, temperature=0)
+    scoring = SamplingParams(max_tokens=0, prompt_logprobs=2, echo=True)
+    one, none = engine.generate(
+        ["A prompt to be scored.", "A prompt to be scored."], [generating, scoring]
+    )
+    assert none.prompt_logprobs == one.prompt_logprobs
+    assert (none.token_ids, none.text, none.finish_reason) == (
+        [],
+        "A prompt to be scored.",
+        "length",
+    )
+    assert none.usage.completion_tokens == 0
+
+
+@pytest.mark.feature("max_tokens")
+def test_an_echo_without_tokens_computes_nothing(byte_engine: MakeEngine) -> None:
+    engine = byte_engine()
+    (output,) = engine.generate(["Said"], SamplingParams(max_tokens=0, echo=True, n=2))
+    assert [each.text for each in output.completions] == ["Said", "Said"]
+    assert engine.stats().num_computed_tokens == 0
+    with pytest.raises(RequestError, match="max_tokens is 0: ask for prompt_logprobs or echo"):
+        SamplingParams(max_tokens=0)

@@ -57,6 +57,17 @@ def test_a_document_that_is_put_off_comes_again_when_it_is_due(bench: Any) -> No
     assert bench.store.counts().inbox == 1
 
 
+def test_documents_of_a_full_queue_make_way_for_others_where_they_are_many(bench: Any) -> None:
+    push(bench, "full 1", "full 2", "full 3", "another's")
+    documents = take(bench, max_taken=3)
+    for document in documents:
+        bench.store.run(inbox.settle(document.id, retry_in_ms=LEASE_MS, max_waiting=2))
+        bench.store.run(inbox.settle(document.id, retry_in_ms=LEASE_MS, max_waiting=2))
+
+    assert prompts(take(bench)) == ["another's", "full 1"]
+    assert bench.store.counts().inbox == 4
+
+
 def test_waiting_for_a_document_does_not_take_it_out_of_the_inbox(bench: Any) -> None:
     assert bench.store.inbox_wait(0.01) is False
     push(bench, "one", "two")

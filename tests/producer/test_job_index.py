@@ -166,10 +166,19 @@ def test_a_page_goes_on_past_entries_that_do_not_match(
 ) -> None:
     monkeypatch.setattr("batchmill.producer.job_index.MAX_EXAMINED", 3)
     for number in range(20):
-        bench.submit(f"j{number}", tags=("t",))
-    client.cancel("j0")
-    client.cancel("j19")
-    assert set(ids(client.list(tag="t", state="cancelled", limit=2))) == {"j0", "j19"}
+        tags = ("t", "u") if number in (0, 19) else ("tu"[number % 2],)
+        bench.submit(f"j{number}", tags=tags, tenant="acme")
+    for number in range(20):
+        client.cancel(f"j{number}")
+    # Neither the tag's nor the state's index is short, whichever is read.
+    expected = {"j0", "j19", *(f"j{number}" for number in range(2, 19, 2))}
+    found = client.list(tag="t", state="cancelled", tenant="acme", limit=20)
+    assert set(ids(found)) == expected
+    assert found.next_cursor is None
+    first = client.list(tag="t", state="cancelled", tenant="acme", limit=4)
+    assert len(first.jobs) == 4
+    rest = client.list(tag="t", state="cancelled", tenant="acme", cursor=first.next_cursor)
+    assert sorted([*ids(first), *ids(rest)]) == sorted(expected)
 
 
 def test_index_entries_go_with_their_record(bench: Any, client: Client) -> None:

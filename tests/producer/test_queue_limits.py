@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from batchmill.producer import AsyncClient, Client, JobRejected, ProducerSettings, QueueFull
+from batchmill.producer.errors import TenantRefused
 from batchmill.producer.tenants import (
-    TenantRefused,
     list_tenants,
     load_tenant,
     set_tenant,

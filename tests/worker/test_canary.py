@@ -236,7 +236,7 @@ def look_around(site: Site, ids: dict[str, str]) -> None:
     site.show("webhooks", "list", "--json")
     for job_id in ids.values():
         site.show("status", job_id, "--json")
-    inspect = site.mill.celery.control.inspect(timeout=2)
+    inspect = site.mill.celery.control.inspect(timeout=20, limit=1)
     for name in ("stats", "conf", "active", "reserved", "registered", "report", "scheduled"):
         answer = getattr(inspect, name)()
         assert answer, name

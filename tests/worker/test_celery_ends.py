@@ -19,41 +19,34 @@ from batchmill.producer.submission import prepare
 LONG = 4000
 
 
-@pytest.fixture
-def sent(mill: Any) -> Any:
-    """A plain Celery task that a worker took on and gave back, as at a deployment."""
+def test_tasks_that_end_while_they_wait_are_revoked_for_their_senders(mill: Any) -> None:
     worker = mill.start_worker()
-    sent = mill.celery.send_task(
-        keys.TASK_NAME,
-        kwargs={"job": {"prompt": "x", "max_tokens": LONG, "ttl_s": 600}},
-        queue="batchmill.demo.normal",
-    )
-    mill.wait_for(lambda: mill.store.read_tokens(sent.id), "its first tokens")
-    assert worker.end() == 0
-    assert mill.state(sent.id) is JobState.QUEUED
-    return sent
-
-
-def test_a_task_cancelled_while_it_waits_is_revoked_for_its_sender(mill: Any, sent: Any) -> None:
-    mill.store.cancel(sent.id)
-    mill.store.client.delete("batchmill.demo.normal")  # nobody ever meets its announcement
+    sent = [
+        mill.celery.send_task(
+            keys.TASK_NAME,
+            kwargs={"job": {"prompt": "x", "max_tokens": LONG, "ttl_s": 600}},
+            queue="batchmill.demo.normal",
+        )
+        for _ in range(2)
+    ]
+    for task in sent:
+        mill.wait_for(lambda task=task: mill.store.read_tokens(task.id), "its first tokens")
+    assert worker.end() == 0  # as at a deployment: given back
+    cancelled, late = sent
+    assert {mill.state(task.id) for task in sent} == {JobState.QUEUED}
+    mill.store.cancel(cancelled.id)
+    mill.store.client.hset(keys.job(late.id), "deadline_at_ms", 1)
+    mill.store.client.zadd(keys.DEADLINES, {late.id: 1})
+    mill.store.client.delete("batchmill.demo.normal")  # nobody ever meets their announcements
 
     mill.start_worker("w2")
 
     with pytest.raises(TaskRevokedError, match="cancelled: the job was cancelled"):
-        sent.get(timeout=20)
-    assert sent.state == "REVOKED"
-
-
-def test_a_task_that_expires_while_it_waits_is_revoked_for_its_sender(mill: Any, sent: Any) -> None:
-    mill.store.client.hset(keys.job(sent.id), "deadline_at_ms", 1)
-    mill.store.client.zadd(keys.DEADLINES, {sent.id: 1})
-
-    mill.start_worker("w2")
-
+        cancelled.get(timeout=20)
     with pytest.raises(TaskRevokedError, match="deadline"):
-        sent.get(timeout=20)
-    assert mill.state(sent.id) is JobState.EXPIRED
+        late.get(timeout=20)
+    assert mill.state(late.id) is JobState.EXPIRED
+    assert cancelled.state == late.state == "REVOKED"
 
 
 def adopted(mill: Any, name: str, *, celery_result: bool = True) -> Claim:
@@ -81,22 +74,16 @@ def test_a_worker_killed_after_the_end_was_written_leaves_no_sender_waiting(mill
         )
     error = json.dumps({"code": "numerical_error", "message": "not finite", "retryable": False})
     mill.store.complete(failed.job_id, fence=failed.fence, state=JobState.FAILED, error=error)
+    poison = adopted(mill, "poison")
+    mill.store.client.hset(keys.job("poison"), mapping={"alone": 1, "crashes": 2})
+    mill.store.release([Held("poison", poison.fence)], cause=ReleaseCause.ENGINE_DEATH)
 
     mill.start_worker()
 
     assert mill.celery.AsyncResult("done").get(timeout=20)["text"] == "all of it"
     with pytest.raises(Exception, match=r"numerical_error.*not finite"):
         mill.celery.AsyncResult("failed").get(timeout=20)
-    mill.wait_for(lambda: not mill.store.client.exists(keys.CELERY_ENDS), "all to be told")
-    assert mill.celery.AsyncResult("silent").state == "PENDING"
-
-
-def test_a_job_given_up_by_the_sweep_has_failed_for_its_sender(mill: Any) -> None:
-    claim = adopted(mill, "poison")
-    mill.store.client.hset(keys.job("poison"), mapping={"alone": 1, "crashes": 2})
-    mill.store.release([Held(claim.job_id, claim.fence)], cause=ReleaseCause.ENGINE_DEATH)
-
-    mill.start_worker()
-
     with pytest.raises(Exception, match="attempts_exhausted"):
         mill.celery.AsyncResult("poison").get(timeout=20)
+    mill.wait_for(lambda: not mill.store.client.exists(keys.CELERY_ENDS), "all to be told")
+    assert mill.celery.AsyncResult("silent").state == "PENDING"

@@ -53,7 +53,7 @@ def test_the_result_names_the_tenant(mill: Any) -> None:
     assert b'"tenant":"acme"' in record.result
 
 
-def test_what_a_job_really_took_is_charged_to_its_tenant(mill: Any) -> None:
+def test_nothing_is_charged_or_counted_when_all_jobs_have_ended(mill: Any) -> None:
     mill.start_worker(max_num_seqs=1)
     ids = [mill.submit("x" * 40, tenant="acme", max_tokens=3) for _ in range(10)]
     mill.wait_ended(*ids)

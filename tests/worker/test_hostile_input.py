@@ -3,10 +3,13 @@ worker where it is forged into Redis. Nothing of it stops a worker or harms anot
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import math
+import pickle
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -307,7 +310,31 @@ def test_keys_overwritten_under_running_jobs_end_those_and_no_others(
     assert_the_worker_serves_on(running_mill, worker.process.pid)
 
 
-def test_forged_envelopes_stop_nothing(running_mill: Any, forger: Forger) -> None:
+class Touch:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[str, str]]:
+        return open, (self.path, "w")
+
+
+def test_a_plain_task_whose_keys_are_in_use_fails_for_its_sender(
+    running_mill: Any, forger: Forger
+) -> None:
+    (worker,) = running_mill.workers
+    forger.redis.set(keys.idempotency("in-use"), "no entry")
+    job = {"prompt": "x", "idempotency_key": "in-use"}
+
+    sent = running_mill.celery.send_task(keys.TASK_NAME, kwargs={"job": job}, queue=QUEUE)
+
+    with pytest.raises(Exception, match="unusable_record"):
+        sent.get(timeout=20)
+    assert_the_worker_serves_on(running_mill, worker.process.pid)
+
+
+def test_forged_envelopes_stop_nothing(running_mill: Any, forger: Forger, tmp_path: Path) -> None:
     (worker,) = running_mill.workers
     headers: list[dict[str, Any]] = [
         {"id": "x" * 100_000},
@@ -350,6 +377,18 @@ def test_forged_envelopes_stop_nothing(running_mill: Any, forger: Forger) -> Non
         forger.message("p-3", properties={"delivery_tag": "x" * 100_000}),
         forger.message("p-4", properties={"delivery_info": {"exchange": "x", "routing_key": "y"}}),
     ]
+    touched = tmp_path / "owned"
+    code = base64.b64encode(pickle.dumps(Touch(str(touched)))).decode()
+    elements += [
+        forger.message(
+            f"code-{n}",
+            body=code,
+            properties={"body_encoding": "base64"},
+            **{"content-type": f"application/{name}"},
+        )
+        for n, name in enumerate(("x-python-serialize", "x-yaml", "x-msgpack", "data", "json"))
+    ]
+    elements += [forger.message("task", headers={"task": "os.system"})]
     forger.push(*elements)
     forger.redis.lpush(
         QUEUE,
@@ -362,13 +401,16 @@ def test_forged_envelopes_stop_nothing(running_mill: Any, forger: Forger) -> Non
 
     assert_the_worker_serves_on(running_mill, worker.process.pid)
     running_mill.wait_for(lambda: forger.redis.llen(QUEUE) == 0, "an empty queue")
+    assert not touched.exists()
     # Celery's own book of messages under way holds nothing of it either.
     running_mill.wait_for(lambda: forger.redis.hlen("unacked") == 0, "no message under way")
 
 
 def test_forged_heartbeats_and_registries_stop_nothing(running_mill: Any, forger: Forger) -> None:
     (worker,) = running_mill.workers
-    forger.redis.sadd(keys.WORKERS, "forged-1", "forged-2", "forged-3")
+    forger.redis.sadd(keys.WORKERS, *(f"forged-{number}" for number in range(1, 5)))
+    beat = json.loads(forger.redis.get(keys.worker("w1@test")))
+    forger.redis.set(keys.worker("forged-4"), json.dumps(beat | {"model": {"a": []}}))
     forger.redis.set(keys.worker("forged-1"), "no JSON")
     forger.redis.set(keys.worker("forged-2"), "[" * 100_000)
     forger.redis.set(keys.worker("forged-3"), '{"name": 3}')

@@ -1,0 +1,148 @@
+"""Chats as jobs: tools, what a template ignores, the cache's salt, through queue and engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from batchmill.producer import Client, JobFailed, JobResult
+
+from ..chat_model import save_chat_model
+from ..chat_templates import HERMES, TOOLS
+from ..conftest import RedisServer
+from ..processes import CLI
+from ..public_face import ROOT
+from ..worker.command_line import call
+
+WORKER = {
+    "BATCHMILL_SERVED_MODEL_NAME": "tiny",
+    "BATCHMILL_DTYPE": "float32",
+    "BATCHMILL_MAX_MODEL_LEN": "1024",
+    "BATCHMILL_KV_CACHE_BYTES": str(8 << 20),
+    "PYTHONSAFEPATH": "1",
+}
+QUESTION = {"role": "user", "content": "How is the weather in Bern?"}
+#: The random model ends its calls soon.
+CALLING = {"tools": TOOLS, "tool_choice": "required", "logit_bias": {"256": 9}, "max_tokens": 300}
+
+
+@pytest.fixture(scope="module")
+def url(_session_server: RedisServer) -> str:
+    """The session's server; its content is this module's as long as its tests run."""
+    return _session_server.url
+
+
+@pytest.fixture(scope="module")
+def client(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """A client of a worker that serves a tiny model whose template knows tools."""
+    folder = tmp_path_factory.mktemp("chat-model")
+    save_chat_model(folder, HERMES)
+    environment = {name: value for name, value in os.environ.items() if "BATCHMILL" not in name}
+    environment |= WORKER | {
+        "BATCHMILL_MODEL": str(folder),
+        "BATCHMILL_BROKER_URL": url,
+    }
+    log = folder / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, *CLI, "worker"], env=environment, stdout=output, stderr=output
+        )
+    try:
+        with Client(url) as client:
+            yield client
+    finally:
+        process.kill()
+        process.wait()
+
+
+def run(client: Client, **fields: Any) -> JobResult:
+    return client.submit(model="tiny", seed=3, **fields).result(timeout_s=120)
+
+
+def test_a_chat_goes_on_with_the_call_and_the_tools_answer(client: Client) -> None:
+    called = run(client, messages=[QUESTION], **CALLING)
+    assert called.finish_reason == "tool_calls"
+    assert called.text == ""
+    assert {call.function.name for call in called.tool_calls} <= {"get_weather", "clock"}
+    again = run(client, messages=[QUESTION], **CALLING)
+    assert again.tool_calls == called.tool_calls
+
+    answers = [
+        {"role": "tool", "tool_call_id": call.id, "content": "Sunny."} for call in called.tool_calls
+    ]
+    answer = run(
+        client,
+        messages=[QUESTION, called.message, *answers],
+        tools=TOOLS,
+        tool_choice="none",
+        max_tokens=4,
+    )
+    assert answer.message == {"role": "assistant", "content": answer.text}
+    streamed = client.submit(model="tiny", seed=3, messages=[QUESTION], **CALLING)
+    assert "".join(piece.text for piece in streamed.stream(timeout_s=60)) == ""
+
+
+def test_what_no_worker_can_do_fails_the_job_with_the_models_name(client: Client) -> None:
+    with pytest.raises(JobFailed, match="knows no thoughts") as caught:
+        run(client, messages=[QUESTION], chat_template_kwargs={"thoughts": True})
+    assert caught.value.code == "unsupported_parameter"
+
+
+def test_tenants_share_no_prefix_and_each_its_own(client: Client) -> None:
+    prompt = {"prompt": "The same long beginning of two prompts. " * 4, "max_tokens": 1}
+
+    def cached(**fields: Any) -> int:
+        return run(client, **prompt, **fields).usage.prompt_tokens_details.cached_tokens
+
+    for fields in ({}, {"tenant": "anna"}, {"tenant": "otto"}, {"cache_salt": "x"}):
+        assert cached(**fields) == 0
+        assert cached(**fields) > 100
+    assert cached(tenant="default") > 100
+    assert cached(tenant="anna", cache_salt="x") == 0
+
+
+def test_a_prompt_is_scored_and_times_of_a_job_are_told(client: Client) -> None:
+    scored = run(client, prompt="Score this.", max_tokens=0, prompt_logprobs=0)
+    assert scored.token_ids == []
+    assert len(scored.prompt_logprobs or []) == len("Score this.")
+    assert (scored.finish_reason, scored.usage.completion_tokens) == ("length", 0)
+
+    metrics = run(client, prompt="Tell the times.", max_tokens=9, ignore_eos=True).metrics
+    assert metrics.engine_queue_time_s is not None
+    assert metrics.ttft_s is not None
+    assert metrics.inter_token_latency_s is not None
+    assert metrics.total_time_s is not None
+    assert 0 <= metrics.engine_queue_time_s <= metrics.ttft_s
+    assert metrics.ttft_s + 8 * metrics.inter_token_latency_s <= metrics.total_time_s + 0.001
+
+
+def test_the_command_line_prints_calls(client: Client, url: str) -> None:
+    fields = {"seed": 3, **CALLING}
+    parameters = [f"--param={name}={json.dumps(value)}" for name, value in fields.items()]
+    question = ["--messages", json.dumps([QUESTION]), "--model", "tiny"]
+    answer = call("submit", *question, *parameters, "--wait", "--broker-url", url)
+    assert answer.returncode == 0, answer.stderr
+    expected = run(client, messages=[QUESTION], **CALLING).tool_calls
+    printed = [json.loads(line) for line in answer.stdout.splitlines()]
+    assert printed == [each.model_dump() for each in expected]
+
+
+def test_the_examples_of_the_page_run_as_they_are(
+    client: Client, url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (ROOT / "docs" / "chat.md").read_text()
+    monkeypatch.setenv("BATCHMILL_BROKER_URL", url)
+    monkeypatch.setenv("BATCHMILL_MODEL", "tiny")
+    examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(examples) == 3
+    for example in examples:
+        capsys.readouterr()
+        exec(compile(example, "docs/chat.md", "exec"), {})
+        assert capsys.readouterr().out.strip()
