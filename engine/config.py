@@ -70,9 +70,9 @@ class EngineConfig:
     #: that ends by a stop token or string is computed one step too far.
     overlap: bool | Literal["auto"] = "auto"
     #: Whether steps that only decode are recorded at the start, for 14 batch sizes, and replayed:
-    #: `True`, `False`, or "auto", which is on a CUDA GPU where our decoder computes the model
-    #: without asking the host, which some mixtures of experts do. It changes no token. `True`
-    #: without a GPU repeats the recorded calls, and gains nothing.
+    #: `True`, `False`, or "auto", which is on a CUDA GPU where our decoder computes the model and
+    #: reads nothing on the host meanwhile. It changes no token. `True` without a GPU repeats the
+    #: recorded calls, and gains nothing.
     decode_graphs: bool | Literal["auto"] = "auto"
     #: From it and the request id come the seeds of requests that name none.
     seed: int = 0
@@ -136,10 +136,10 @@ class EngineConfig:
         """Whether steps overlap on a kind of device, "cpu" or "cuda"."""
         return device_type != "cpu" if self.overlap == "auto" else bool(self.overlap)
 
-    def records_decodes_on(self, device_type: str, *, can_record: bool) -> bool:
-        """Whether decode steps are recorded on a kind of device, if the model `can_record` them."""
+    def records_decodes_on(self, device_type: str, *, is_capturable: bool) -> bool:
+        """Whether decode steps are recorded, for a kind of device and of model."""
         if self.decode_graphs == "auto":
-            return device_type == "cuda" and can_record
+            return device_type == "cuda" and is_capturable
         return bool(self.decode_graphs)
 
 

@@ -152,9 +152,9 @@ class DecoderModel:
         self._head = linear(weights.head, None)
 
     @property
-    def can_be_recorded(self) -> bool:
-        """Whether a decode step reads nothing on the host, so that a CUDA graph can hold it."""
-        return not any(isinstance(each.feed_forward, ExpertMixture) for each in self._layers)
+    def is_capturable(self) -> bool:
+        """Whether a decode step on a GPU reads nothing on the host, so that a graph can hold it."""
+        return not any(isinstance(layer.feed_forward, ExpertMixture) for layer in self._layers)
 
     def forward(self, inputs: StepInputs, kv_cache: KVCache, logits: Tensor) -> None:
         """Run one step: write its keys and values, and compute the logits that are wanted.

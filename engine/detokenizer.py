@@ -49,7 +49,7 @@ class Detokenizer:
         )
         to_bytes = _piece_decoder(backend)
         self._token_bytes = None if to_bytes is None else _TokenBytes(backend, to_bytes)
-        # By the special tokens that are left out: none, all, or all but those of a family's calls.
+        # By the tokens that are left out: all special ones, none, or all but a few markers.
         self._whole: dict[frozenset[int], _WholeTexts] = {}
 
     def special_token_id(self, text: str) -> int | None:

@@ -330,13 +330,13 @@ class Engine:
 
 def _make_pipeline(config: EngineConfig, loaded: LoadedModel, kv_cache: KVCache) -> StepPipeline:
     model = loaded.model
-    can_record = isinstance(model, DecoderModel) and model.can_be_recorded
+    is_capturable = isinstance(model, DecoderModel) and model.is_capturable
     return StepPipeline(
         model,
         kv_cache,
         max_num_seqs=config.max_num_seqs,
         max_model_len=config.max_model_len,
-        decode_graphs=config.records_decodes_on(model.device.type, can_record=can_record),
+        decode_graphs=config.records_decodes_on(model.device.type, is_capturable=is_capturable),
     )
 
 

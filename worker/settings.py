@@ -56,13 +56,13 @@ class WorkerSettings(ProducerSettings):
     #: "native" is our decoder, "transformers" is its model over our KV cache; "auto" is native
     #: where our decoder knows the model.
     model_impl: Literal["auto", "native", "transformers"] = "auto"
-    #: How the model spells calls of functions; "auto" reads it from the model's chat template.
-    tool_call_parser: Literal["auto", "hermes", "llama3_json", "mistral"] = "auto"
     #: Schedule the next step while the device computes this one; "auto" is on where there is a GPU.
     overlap: Literal["auto", "on", "off"] = "auto"
     #: Record decode steps when the engine starts and replay them; "auto" is on for our decoder on a
     #: GPU.
     decode_graphs: Literal["auto", "on", "off"] = "auto"
+    #: How the model spells calls of functions; "auto" reads it from the model's chat template.
+    tool_call_parser: Literal["auto", "hermes", "llama3_json", "mistral"] = "auto"
 
     #: Seconds after which a job of a silent worker goes to another one. Must exceed the longest
     #: step; a worker that is only slow loses its jobs otherwise.
@@ -145,7 +145,7 @@ class WorkerSettings(ProducerSettings):
             "enable_prefix_caching": self.enable_prefix_caching,
             "quantization": self.quantization,
             "model_impl": self.model_impl,
-            "tool_call_parser": self.tool_call_parser,
             "overlap": _SWITCH[self.overlap],
             "decode_graphs": _SWITCH[self.decode_graphs],
+            "tool_call_parser": self.tool_call_parser,
         }

@@ -214,9 +214,11 @@ def test_block_begun_in_a_step_that_ran_out_of_memory_reaches_the_next_replay(
 
 def test_decodes_are_recorded_by_default_for_our_decoder_on_a_gpu() -> None:
     config = EngineConfig(model="tiny")
-    assert config.records_decodes_on("cuda", can_record=True)
-    assert not config.records_decodes_on("cuda", can_record=False)
-    assert not config.records_decodes_on("cpu", can_record=True)
-    assert EngineConfig(model="tiny", decode_graphs=True).records_decodes_on("cpu", can_record=True)
+    assert config.records_decodes_on("cuda", is_capturable=True)
+    assert not config.records_decodes_on("cuda", is_capturable=False)
+    assert not config.records_decodes_on("cpu", is_capturable=True)
+    assert EngineConfig(model="tiny", decode_graphs=True).records_decodes_on(
+        "cpu", is_capturable=True
+    )
     with pytest.raises(ConfigError, match="decode_graphs is 3"):
         EngineConfig(model="tiny", decode_graphs=3)  # type: ignore[arg-type]

@@ -117,11 +117,3 @@ def test_logits_may_be_changed_in_place_and_outside_inference_mode(tmp_path: Pat
     assert logits.dtype == torch.float32
     logits[0, 5] = -torch.inf
     assert logits[0].argmax() != 5
-
-
-@pytest.mark.parametrize(("name", "can_be_recorded"), [("Llama", True), ("Mixtral", False)])
-def test_step_that_asks_the_host_between_its_kernels_is_not_recorded(
-    name: str, can_be_recorded: bool, tmp_path: Path
-) -> None:
-    hf_model = random_model(NATIVE[name], tmp_path)
-    assert native_model(tmp_path, hf_model.config).can_be_recorded is can_be_recorded
