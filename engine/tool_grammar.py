@@ -7,8 +7,6 @@ import re
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from llguidance import LLMatcher
-
 from .chat import Chat, parameters_rule
 from .tool_calls import FORMATS
 
@@ -74,6 +72,9 @@ def tool_grammar(name: str, chat: Chat, template: str, special_token_id: Special
         after = terms(spelling.after_arguments)
         rules.append(" ".join([f"call_{index}:", *before, f"arguments_{index}", *after]))
         rules.append(f"arguments_{index}: %json {parameters_rule(function)}")
+    # Here, because an engine without tools or structure runs where llguidance is not installed.
+    from llguidance import LLMatcher
+
     grammar: str = LLMatcher.grammar_from_lark("\n".join(rules))
     return grammar
 
