@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -49,8 +48,6 @@ _LIBRARIES = {
     "sweep": ("burial",),
 }
 _FOLDER = Path(__file__).parent
-#: Ends a job whose record nobody can read: hardly ever called, and needs much.
-_RARE = "bury"
 _DEFINITION = re.compile(r"^(?:local (?:function )?(\w+)|(\w+) = )", re.MULTILINE)
 _COMMENT = re.compile(r"--.*")
 _NAME = re.compile(r"[A-Za-z_]\w*")
@@ -80,8 +77,7 @@ def _needed(shared: str, own: str) -> str:
     """Return a script behind the definitions that it names, and those that these name.
 
     The shared parts hold definitions only. One begins with its name at the start of a line, after
-    ``local`` or ``local function`` or before an assignment, and ends before the next one. What only
-    ``_RARE`` needs is made inside of it, when it is called.
+    ``local`` or ``local function`` or before an assignment, and ends before the next one.
     """
     starts = [*_DEFINITION.finditer(shared)]
     ends = [start.start() for start in starts[1:]] + [len(shared)]
@@ -89,27 +85,11 @@ def _needed(shared: str, own: str) -> str:
         (start[1] or start[2], shared[start.start() : end])
         for start, end in zip(starts, ends, strict=True)
     ]
-    usual = _closure([item for item in texts if item[0] != _RARE], _names_in(own))
-    rare = _closure(texts, {_RARE}) - usual if _RARE in usual else set()
-    inner = "".join(text for name, text in texts if name in rare - {_RARE})
-    parts = []
-    for name, text in texts:
-        if name == _RARE and name in usual and not text.startswith("local"):
-            head, line_end, body = text.partition("\n")
-            parts.append(head + line_end + inner + body)
-        elif name in usual:
-            parts.append(text)
-    return "".join(parts) + "\n" + own
-
-
-def _closure(texts: Sequence[tuple[str, str]], names: set[str]) -> set[str]:
-    """Return names, those in their definitions, and so on: a name may be defined after its use."""
-    found, todo = set[str](), names
-    while todo:
-        found |= todo
-        named = (_names_in(text) for name, text in texts if name in todo)
-        todo = set[str]().union(*named) - found
-    return found
+    names, todo = set[str](), _names_in(own)
+    while todo:  # a name that is declared early may be defined later: until nothing new is named
+        names |= todo
+        todo = {other for name, text in texts if name in todo for other in _names_in(text)} - names
+    return "".join(text for name, text in texts if name in names) + "\n" + own
 
 
 def _names_in(text: str) -> set[str]:
