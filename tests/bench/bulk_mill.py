@@ -29,6 +29,7 @@ class BulkMill:
     """Owns the processes that it starts, and a folder for their files."""
 
     def __init__(self, url: str, folder: Path, environment: dict[str, str]) -> None:
+        self.url = url
         self.folder = folder
         self.output = folder / "out.jsonl"
         self.errors = folder / "err.jsonl"
