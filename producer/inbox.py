@@ -50,8 +50,8 @@ class InboxJob:
 def take(lease_ms: int, max_taken: int = MAX_TAKEN) -> Call[list[TakenDocument]]:
     """Take documents under a lease; one that is not settled in time is handed out again.
 
-    A call whose answer was lost is not repeated as such: its documents come with a later one, when
-    the lease has run out.
+    The same call again, sent by the connection because the first answer was lost, finds its ids in
+    use: it hands out what is under them, and puts nothing else there.
     """
 
     def read(reply: Sequence[Any]) -> list[TakenDocument]:

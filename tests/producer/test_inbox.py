@@ -143,3 +143,21 @@ def test_a_key_of_a_megabyte_makes_no_message_of_a_megabyte() -> None:
     with pytest.raises(JobRejected) as caught:
         inbox.read_document(content)
     assert len(str(caught.value)) < 400
+
+
+def test_a_call_repeated_after_a_lost_answer_hands_out_the_same_and_loses_nothing(
+    bench: Any,
+) -> None:
+    push(bench, "one")
+    bench.redis.lpush(keys.INBOX, b"x" * (MAX_DOCUMENT_BYTES + 1))
+    push(bench, "two")
+    call = inbox.take(LEASE_MS)
+    lost = bench.store.run(call)
+    push(bench, "three", "four")
+
+    documents = bench.store.run(call)
+
+    assert documents[: len(lost)] == lost
+    assert prompts(documents) == ["one", "two", "three", "four"]
+    assert len(bench.store.dead_letters()) == 1
+    assert bench.store.counts().inbox == 4
