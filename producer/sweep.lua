@@ -70,6 +70,7 @@ end
 
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', BATCHES_DUE, '-inf', now, 'LIMIT', 0, 10)) do
   sweep_batch(id)
+  if counts.CANCELLED >= limit then break end -- the others are still due: the next call goes on
 end
 
 -- A queue never gets more announcements than it has announced jobs, so a long outage of all workers
