@@ -1,13 +1,14 @@
 -- ARGV: lease_ms, limit (documents a call), max_taken (documents that may be taken at a time),
 -- max_bytes (of a document; a longer one becomes a dead letter), max_total_bytes (of an answer), then
 -- `limit` fresh job ids.
--- Answers {id, document, id, document ...}. What is not settled before the lease is over is handed
+-- Answers {end of the lease, id, document, id, document ...}. What is not settled before the lease is over is handed
 -- out again, under the same id: so a document is submitted once, whoever dies. Where this is the same
 -- call again, whose answer was lost, its ids are in use: what is under them is handed out once more.
 local lease_ms, limit, max_taken = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local max_bytes, max_total_bytes = tonumber(ARGV[4]), tonumber(ARGV[5])
 local KEPT_BYTES = 4096 -- of a document that is too long
-local now, answer, num_bytes = now_ms(), {}, 0
+local now, num_bytes = now_ms(), 0
+local answer = { now + lease_ms }
 
 local function hand_out(id, document)
   redis.call('ZADD', INBOX_TAKEN, now + lease_ms, id)
@@ -16,7 +17,7 @@ local function hand_out(id, document)
   num_bytes = num_bytes + #document
 end
 
-local function has_room() return #answer < 2 * limit and num_bytes < max_total_bytes end
+local function has_room() return #answer < 2 * limit + 1 and num_bytes < max_total_bytes end
 
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', INBOX_TAKEN, '-inf', now, 'LIMIT', 0, limit)) do
   if not has_room() then break end
