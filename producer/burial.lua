@@ -3,9 +3,14 @@
 
 local function bury(id, why, now)
   local is_hash = redis.call('TYPE', job_key(id)).ok == 'hash'
-  local f = is_hash and redis.call('HMGET', job_key(id), 'doc', 'tenant', 'tags', 'cost') or {}
+  local f = is_hash and redis.call('HMGET', job_key(id), 'doc', 'tenant', 'tags', 'cost', 'queue',
+    'charge') or {}
   add_dead_letter(id, 'job', 'unusable_record: ' .. why, f[1] or '', '', now)
   local text = error_json('unusable_record', 'a key of the job holds what no batchmill wrote')
+  for _, key in ipairs({ tokens_key(id), text_key(id) }) do
+    -- No output, and it would stop what ends the job.
+    if redis.call('TYPE', key).ok ~= 'string' then redis.call('DEL', key) end
+  end
   if not pcall(function() finish(id, read_job(id), 'failed', '', text, now) end) then
     for _, index in ipairs({ LEASES, DEADLINES, SCHEDULED }) do redis.call('ZREM', index, id) end
     local job = { tenant = f[2] or DEFAULT_TENANT, cost = tonumber(f[4] or nil) }
@@ -18,6 +23,9 @@ local function bury(id, why, now)
       end
     end
     if is_hash then
+      job.queue, job.charge = f[5], tonumber(f[6] or nil)
+      pcall(settle_charge, id, job, 0)
+      pcall(count_in_batch, id, 'failed', now)
       redis.call('HSET', job_key(id), 'state', 'failed', 'finished_at_ms', now, 'error', text)
       local labels = { tenant = f[2] or nil, tags = f[3] or nil }
       redis.call('ZADD', state_index('failed'), now, id)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn
 
 from . import keys
@@ -36,6 +36,8 @@ class TakenDocument:
     #: What it is kept under, and the job's id unless the document gives one.
     id: str
     content: bytes
+    #: End of the lease it was handed out under, milliseconds on Redis' clock.
+    held_until_ms: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +52,14 @@ class InboxJob:
 def take(lease_ms: int, max_taken: int = MAX_TAKEN) -> Call[list[TakenDocument]]:
     """Take documents under a lease; one that is not settled in time is handed out again.
 
-    A call whose answer was lost is not repeated as such: its documents come with a later one, when
-    the lease has run out.
+    The same call again, sent by the connection because the first answer was lost, finds its ids in
+    use: it hands out what is under them, and puts nothing else there.
     """
 
     def read(reply: Sequence[Any]) -> list[TakenDocument]:
-        pairs = zip(reply[::2], reply[1::2], strict=True)
-        return [TakenDocument(taken_id.decode(), content) for taken_id, content in pairs]
+        held_until_ms, *taken = reply
+        pairs = zip(taken[::2], taken[1::2], strict=True)
+        return [TakenDocument(each.decode(), content, held_until_ms) for each, content in pairs]
 
     fresh = (keys.new_job_id() for _ in range(MAX_TAKEN_AT_ONCE))
     limits = (MAX_TAKEN_AT_ONCE, max_taken, MAX_DOCUMENT_BYTES, MAX_TAKEN_BYTES)
@@ -64,14 +67,20 @@ def take(lease_ms: int, max_taken: int = MAX_TAKEN) -> Call[list[TakenDocument]]
 
 
 def settle(
-    taken_id: str, retry_in_ms: int | None = None, *, max_waiting: int = MAX_WAITING
+    taken_id: str,
+    retry_in_ms: int | None = None,
+    *,
+    max_waiting: int = MAX_WAITING,
+    held_until_ms: int | None = None,
 ) -> Call[str]:
     """Drop a taken document, or hand it out again after a while.
 
     Where more than ``max_waiting`` wait for that already, it goes to the end of the inbox, under a
-    new id: nothing was stored under this one.
+    new id: nothing was stored under this one. Nothing is put off where the lease of
+    ``held_until_ms`` has gone to another, who may be making a job of it.
     """
-    args = (taken_id, "" if retry_in_ms is None else retry_in_ms, max_waiting)
+    wait = "" if retry_in_ms is None else retry_in_ms
+    args = (taken_id, wait, max_waiting, "" if held_until_ms is None else held_until_ms)
     return Call("inbox_settle", args, lambda reply: str(reply.decode()))
 
 

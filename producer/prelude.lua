@@ -243,7 +243,8 @@ end
 
 -- Fields of a record that are whole numbers where they are there.
 local NUMBERS = { 'fence', 'attempts', 'announcements', 'suspect', 'crashes', 'restarts', 'charge',
-  'output_events', 'output_told', 'output_due_ms', 'enqueued_at_ms', 'started_at_ms', 'result_ttl_ms' }
+  'output_events', 'output_told', 'output_due_ms', 'enqueued_at_ms', 'started_at_ms', 'result_ttl_ms',
+  'cost', 'run' }
 
 -- Whether a job's own keys are such that scripts can work with them.
 local function is_sound(id)

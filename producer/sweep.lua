@@ -30,27 +30,31 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', DEADLINES, '-inf', now, 'LIMIT',
 end
 
 local function cancel_page_of_batch(id)
-  if redis.call('TYPE', batch_jobs_key(id)).ok ~= 'zset' then return redis.call('ZREM', BATCHES_DUE, id) end
   local start = tonumber(redis.call('HGET', batch_key(id), 'num_swept') or 0)
   local ids = redis.call('ZRANGE', batch_jobs_key(id), start, start + limit - 1)
   redis.call('ZREM', BATCHES_DUE, id)
   if #ids == limit then redis.call('ZADD', BATCHES_DUE, now, id) end
   redis.call('HSET', batch_key(id), 'num_swept', start + #ids)
   for _, job_id in ipairs(ids) do
-    local job = load_job(job_id)
-    if job and cancel_or_ask(job_id, job, now) == 'CANCELLED' then
-      counts.CANCELLED = counts.CANCELLED + 1
-    end
+    guarded(job_id, nil, function()
+      local job = load_job(job_id)
+      if job and cancel_or_ask(job_id, job, now) == 'CANCELLED' then
+        counts.CANCELLED = counts.CANCELLED + 1
+      end
+    end)
   end
 end
 
 -- One look at a batch that is due: it is cancelled, waits for lines in vain, or its record is gone.
 local function sweep_batch(id)
   local batch = load_batch(id)
+  local kind = redis.call('TYPE', batch_jobs_key(id)).ok
   if not batch then
     redis.call('ZREM', BATCHES_DUE, id)
     redis.call('ZREM', BATCHES, id)
     redis.call('UNLINK', batch_jobs_key(id)) -- expired with it, unless it was deleted by hand
+  elseif not TERMINAL[batch.state] and kind ~= 'zset' and kind ~= 'none' then
+    redis.call('ZREM', BATCHES_DUE, id) -- forged: it must not stop the sweep of all others
   elseif batch.state == 'cancelling' then
     cancel_page_of_batch(id)
   elseif batch.state == 'validating' and batch.deadline_at_ms and batch.deadline_at_ms <= now then
@@ -66,6 +70,7 @@ end
 
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', BATCHES_DUE, '-inf', now, 'LIMIT', 0, 10)) do
   sweep_batch(id)
+  if counts.CANCELLED >= limit then break end -- the others are still due: the next call goes on
 end
 
 -- A queue never gets more announcements than it has announced jobs, so a long outage of all workers

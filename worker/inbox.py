@@ -68,7 +68,10 @@ class Inbox:
             self._submit(taken)
         except QueueFull as full:
             _log.info("inbox_waits", document=taken.id, code=full.code)
-            self._store.run(inbox.settle(taken.id, retry_in_ms=_RETRY_MS))
+            held_until_ms = taken.held_until_ms
+            self._store.run(
+                inbox.settle(taken.id, retry_in_ms=_RETRY_MS, held_until_ms=held_until_ms)
+            )
             return False
         except JobRejected as rejection:
             self._bury(taken, f"{rejection.code}: {rejection}")

@@ -13,12 +13,13 @@ import structlog
 from redis.exceptions import RedisError, ResponseError
 
 from batchmill.producer import keys
-from batchmill.producer.answers import Claim, ClaimRefusal, JobState, SubmitStatus
+from batchmill.producer.answers import Claim, ClaimRefusal, JobState
 from batchmill.producer.chat import ChatFields
 from batchmill.producer.connection import is_servers_fault
 from batchmill.producer.controls import SamplingControls
 from batchmill.producer.errors import JobRejected
 from batchmill.producer.models import GenerationJob
+from batchmill.producer.outcomes import accepted_id
 from batchmill.producer.store import JobStore
 from batchmill.producer.submission import prepare
 from batchmill.producer.validation import parse_document, parse_job
@@ -177,15 +178,10 @@ class Intake:
         )
         wants_result = not delivery.request.get("ignore_result")
         answer = self._store.adopt(replace(new, celery_result=wants_result))
-        if answer.status is SubmitStatus.FULL:
-            raise JobRejected(  # no other limit counts for a job that is here already
-                "the broker has reached its memory limit; send the task again later, add workers "
-                "or raise Redis' maxmemory",
-                code="queue_full",
-            )
-        if answer.job_id != delivery.task_id:
+        job_id = accepted_id(new, answer)
+        if job_id != delivery.task_id:
             raise JobRejected(
-                f"the idempotency key belongs to job {answer.job_id}; read its result instead",
+                f"the idempotency key belongs to job {job_id}; read its result instead",
                 code="idempotency_conflict",
                 param="idempotency_key",
             )

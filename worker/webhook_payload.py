@@ -50,7 +50,8 @@ def render_body(entry: OutboxEntry, record: JobRecord | None) -> bytes:
             "created_at": _iso(record.enqueued_at_ms),
             "started_at": _iso(record.started_at_ms),
         }
-        if has_ended:  # else the event tells of a moment before that
+        # Else the event tells of a moment before that, or of an end that a retry has cleared.
+        if has_ended and record.state.value == name:
             data |= _end_of(record, include_output=document.get("include_output", False))
     event = {"type": entry.type, "timestamp": _iso(entry.created_at_ms), "data": data}
     return json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode()

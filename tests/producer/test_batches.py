@@ -342,6 +342,17 @@ def test_forged_keys_of_a_batch_stop_neither_its_jobs_nor_the_sweep(
     bench.redis.delete(keys.batch(first.id), keys.batch_jobs(second.id))
 
 
+def test_one_sweep_cancels_no_more_jobs_of_many_batches_than_its_limit(
+    bench: Any, client: Client
+) -> None:
+    batches = [client.create_batch(lines(2)) for _ in range(3)]
+    for batch in batches:
+        bench.store.run(batch_calls.cancel(batch.id))
+
+    assert [bench.store.sweep(limit=2).cancelled for _ in range(4)] == [2, 2, 2, 0]
+    assert {client.batch(batch.id).status for batch in batches} == {BatchState.CANCELLED}
+
+
 def test_the_index_forgets_batches_whose_record_is_gone(bench: Any, client: Client) -> None:
     batch = client.create_batch([])
     assert [found.id for found in client.batches()] == [batch.id]

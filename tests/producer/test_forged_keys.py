@@ -7,8 +7,12 @@ from typing import Any
 import pytest
 from redis.exceptions import ResponseError
 
-from batchmill.producer import keys
+from batchmill.producer import batch_calls, job_index, keys
 from batchmill.producer.answers import ClaimRefusal, CompleteStatus, JobState
+from batchmill.producer.batch_models import BatchRequest
+from batchmill.producer.calls import BatchPlace
+from batchmill.producer.job_index import JobQuery
+from batchmill.producer.settings import ProducerSettings
 
 
 def test_forged_events_become_dead_letters_and_the_others_are_claimed(bench: Any) -> None:
@@ -79,3 +83,46 @@ def test_a_record_that_no_script_can_work_with_ends_with_the_next_sweep(
     assert not bench.redis.exists(keys.UNUSABLE)
     if field == "doc":
         bench.redis.delete(keys.USAGE)  # how many bytes it had, nobody knows any more
+
+
+@pytest.mark.parametrize("verb", ["cancel_where", "batch"])
+def test_a_forged_key_keeps_no_other_job_from_being_cancelled(bench: Any, verb: str) -> None:
+    fields: dict[str, Any] = {"tags": ("t",)}
+    if verb == "batch":
+        bench.store.run(batch_calls.create(BatchRequest(), ProducerSettings(), "batch_1"))
+    for index, job_id in enumerate(("older", "bad", "newer")):
+        if verb == "batch":
+            fields["batch"] = BatchPlace("batch_1", index)
+        bench.submit(job_id, **fields)
+    bench.redis.hset(keys.tokens("bad"), "no", "tokens")
+
+    if verb == "batch":
+        bench.store.run(batch_calls.cancel("batch_1"))
+    else:
+        bench.store.run(job_index.cancel_where(JobQuery.checked("t", None)))
+    bench.store.sweep()
+    bench.store.sweep()
+
+    assert {i: bench.state(i) for i in ("older", "bad", "newer")} == {
+        "older": "cancelled",
+        "bad": "failed",
+        "newer": "cancelled",
+    }
+    if verb == "batch":
+        assert bench.redis.hmget(keys.batch("batch_1"), "state", "failed") == [b"cancelled", b"3"]
+
+
+@pytest.mark.parametrize("field", ["fence", "result_ttl_ms"])
+def test_a_record_that_is_no_use_is_counted_in_its_batch_and_charged_no_more(
+    bench: Any, field: str
+) -> None:
+    bench.store.run(batch_calls.create(BatchRequest(), ProducerSettings(), "batch_1"))
+    bench.submit("bad", batch=BatchPlace("batch_1", 0))
+    bench.store.run(batch_calls.seal("batch_1", 1))
+    bench.redis.hset(keys.job("bad"), field, "rubbish")
+
+    bench.store.claim("bad", owner="w", lease_ms=60_000, identity="i")
+    bench.store.sweep()
+
+    assert bench.redis.hmget(keys.batch("batch_1"), "state", "failed") == [b"completed", b"1"]
+    assert not bench.redis.exists(keys.under_way(keys.queue_name("demo", "normal")))

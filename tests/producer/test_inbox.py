@@ -143,3 +143,35 @@ def test_a_key_of_a_megabyte_makes_no_message_of_a_megabyte() -> None:
     with pytest.raises(JobRejected) as caught:
         inbox.read_document(content)
     assert len(str(caught.value)) < 400
+
+
+def test_a_call_repeated_after_a_lost_answer_hands_out_the_same_and_loses_nothing(
+    bench: Any,
+) -> None:
+    push(bench, "one")
+    bench.redis.lpush(keys.INBOX, b"x" * (MAX_DOCUMENT_BYTES + 1))
+    push(bench, "two")
+    call = inbox.take(LEASE_MS)
+    lost = bench.store.run(call)
+    push(bench, "three", "four")
+
+    documents = bench.store.run(call)
+
+    assert documents[: len(lost)] == lost
+    assert prompts(documents) == ["one", "two", "three", "four"]
+    assert len(bench.store.dead_letters()) == 1
+    assert bench.store.counts().inbox == 4
+
+
+def test_a_worker_that_lost_its_lease_puts_no_document_of_anothers_back(bench: Any) -> None:
+    push(bench, "one")
+    (late,) = take(bench)
+    bench.redis.zadd(keys.INBOX_TAKEN, {late.id: 1})
+    (held,) = take(bench, lease_ms=2 * LEASE_MS)
+
+    bench.store.run(inbox.settle(late.id, 1000, max_waiting=0, held_until_ms=late.held_until_ms))
+    assert take(bench) == []
+    assert bench.redis.zscore(keys.INBOX_TAKEN, held.id) == held.held_until_ms
+
+    bench.store.run(inbox.settle(held.id, 1000, max_waiting=0, held_until_ms=held.held_until_ms))
+    assert prompts(take(bench)) == ["one"]

@@ -76,6 +76,16 @@ def test_a_line_of_a_bulk_run_is_openais() -> None:
     assert choice.message.tool_calls[0].model_dump() == AS_OPENAI_HAS_IT
 
 
+@pytest.mark.parametrize("state", ["queued", "completed"])
+def test_a_webhook_of_an_end_says_nothing_of_a_later_run(state: str) -> None:
+    entry = OutboxEntry("evt_j_failed", "generation.failed", "j", "https://a/", 1, 1, 0, None)
+    result = result_of("of the second run").model_dump_json().encode()
+    fields = {b"state": state.encode(), b"doc": b'{"include_output": true}', b"run": b"2"}
+    data = json.loads(render_body(entry, read_job(fields | {b"result": result})))["data"]
+    assert (data["status"], data["finish_reason"], data["usage"]) == ("failed", None, None)
+    assert "output" not in data
+
+
 @pytest.mark.parametrize(("text", "fits"), [("So:", True), ("x" * MAX_OUTPUT_BYTES, False)])
 def test_a_webhook_has_the_calls_where_it_has_the_text(text: str, fits: bool) -> None:
     entry = OutboxEntry("evt_j_completed", "generation.completed", "j", "https://a/", 1, 1, 0, None)

@@ -282,6 +282,10 @@ def test_a_plain_celery_task_gets_its_result_through_asyncresult(
         ({"job": {"prompt": "x", "model": "other"}}, "batchmill.other.normal"),
         ({"job": {"prompt": "x"}, "v": 9}, "v is 9"),
         ({"jobs": {"prompt": "x"}}, "takes `job`"),
+        (
+            {"job": {"prompt": "x", "ttl_s": 5, "not_before": "2999-01-01T00:00:00Z"}},
+            "the deadline passes before the job may run",
+        ),
     ],
 )
 def test_a_plain_celery_task_that_cannot_be_run_fails_with_the_reason(
