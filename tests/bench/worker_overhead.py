@@ -1,4 +1,4 @@
-"""Jobs a second through one worker: ``python -m tests.bench.worker_overhead [jobs] [rounds]``.
+"""Jobs a second through one worker: ``python tests/bench/worker_overhead.py [jobs] [rounds]``.
 
 The engine is a stub, so nothing but the worker's own work is in the figures: claim, hand-over,
 checkpoints, result, Celery's own tracing. All jobs wait in the queue before the worker starts.
@@ -10,7 +10,10 @@ import os
 import statistics
 import sys
 import time
+from pathlib import Path
 from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from batchmill.producer import Client
 from tests.bench.bulk_mill import STUB, bulk_mill
