@@ -196,6 +196,8 @@ def decoded_call(call: Any, index: int) -> dict[str, Any]:
             arguments = json.loads(arguments)
         if not isinstance(arguments, Mapping):
             raise TypeError
+        # Escapes of JSON can spell lone surrogates, which UTF-8, and so a prompt, cannot hold.
+        json.dumps(arguments, ensure_ascii=False).encode()
         return {**call, "function": {**function, "arguments": arguments}}
     except (KeyError, TypeError, ValueError, RecursionError):
         raise _invalid(

@@ -12,7 +12,9 @@ from transformers import PreTrainedTokenizerFast
 from .chat import Chat, decoded_call, text_of
 from .errors import RequestError
 
-_REFUSALS = (TemplateError, TypeError, KeyError, ValueError)
+#: What a template raises on messages that it cannot take. Arguments of calls and schemas of tools
+#: may be nested as deep as Python reads JSON, and deeper than it writes it from within a template.
+_REFUSALS = (TemplateError, TypeError, KeyError, ValueError, AttributeError, RecursionError)
 
 
 def render_chat(tokenizer: PreTrainedTokenizerFast, chat: Chat, model_name: str) -> str:

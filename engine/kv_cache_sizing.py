@@ -81,11 +81,16 @@ def _share_of_host(config: EngineConfig, block_bytes: int) -> int:
     share_bytes = default_cpu_kv_cache_bytes()
     needed = -(-config.max_model_len // config.block_size) * block_bytes
     if share_bytes < needed:
+        remedies = ["free memory"]
+        if needed <= available_memory_bytes():
+            remedies.append(f"set kv_cache_bytes to {needed} or more")
+        num_tokens = share_bytes // block_bytes * config.block_size
+        if num_tokens >= 2:
+            remedies.append(f"set max_model_len to {num_tokens} or less")
         raise ConfigError(
             f"the KV cache's share of this host's free memory is {gib(share_bytes)} GiB, one "
-            f"request of max_model_len {config.max_model_len} needs {gib(needed)}: set "
-            f"kv_cache_bytes to {needed} or more, or max_model_len to "
-            f"{share_bytes // block_bytes * config.block_size} or less"
+            f"request of max_model_len {config.max_model_len} needs {gib(needed)}: "
+            f"{', or '.join(remedies)}"
         )
     return share_bytes
 

@@ -136,7 +136,8 @@ class RequestOutput:
 
     Of a request with several samples (`SamplingParams.n`) there is one output a step, in which
     `completions` has them all; everything else but `usage` tells of the first, except that
-    `finish_reason` is None until all of them have ended, and `abort` where any was aborted.
+    `finish_reason` is None until all of them have ended, and `abort`, with that one's `error`,
+    where any was aborted.
 
     One is made for each request in each step, so it is small: where the request is, and two marks
     in its lists. Not frozen, for that takes three times as long; treat it as read-only all the
@@ -290,10 +291,14 @@ class RequestOutput:
     def of_samples(cls, samples: tuple[RequestOutput, ...]) -> RequestOutput:
         """One output of all samples' latest ones; the first has the request's own id."""
         first = samples[0]
-        reason = first.finish_reason if all(each.finished for each in samples) else None
-        if reason is not None and any(each.finish_reason is FinishReason.ABORT for each in samples):
-            reason = FinishReason.ABORT
-        return replace(first, finish_reason=reason, _samples=samples)
+        if not all(each.finished for each in samples):
+            return replace(first, finish_reason=None, _samples=samples)
+        for each in samples:
+            if each.finish_reason is FinishReason.ABORT and first._end is not None:
+                # Why the request was cut, where the first one had ended by itself before.
+                end = replace(first._end, reason=FinishReason.ABORT, error=each.error)
+                return replace(first, finish_reason=FinishReason.ABORT, _end=end, _samples=samples)
+        return replace(first, _samples=samples)
 
 
 def cumulative_logprob(

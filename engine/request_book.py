@@ -140,8 +140,9 @@ class RequestBook:
             if output.finish_reason is not None:
                 self._counter.count_end(output)
                 del self._trackers[output.request_id]
-                self._deadlines.pop(output.request_id, None)
             if tracker.group is None:
+                if output.finished:
+                    self._deadlines.pop(output.request_id, None)
                 outputs.append(output)
             else:
                 tracker.group.note(tracker, output)

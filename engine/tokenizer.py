@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from .chat import Chat
 from .chat_template import render_chat, template_of
-from .errors import ModelLoadError, UnsupportedModelError
+from .errors import ModelLoadError, RequestError, UnsupportedModelError
 
 
 class Tokenizer:
@@ -68,12 +68,22 @@ class Tokenizer:
         return self._tokenizer.chat_template is not None
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a prompt, with the special tokens that the model wants around one."""
+        """Token ids of a prompt, with the special tokens that the model wants around one.
+
+        Raises:
+            RequestError: `invalid_request`: UTF-8 cannot hold it.
+        """
+        _check_text(text, "prompt")
         token_ids: list[int] = self._tokenizer(text, verbose=False)["input_ids"]
         return token_ids
 
     def encode_plain(self, text: str) -> list[int]:
-        """Token ids of a piece of text, with nothing around them."""
+        """Token ids of a piece of text, with nothing around them.
+
+        Raises:
+            RequestError: `invalid_request`: UTF-8 cannot hold it.
+        """
+        _check_text(text, "a text")
         token_ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
         return token_ids
 
@@ -92,6 +102,7 @@ class Tokenizer:
         """
         chat = messages if isinstance(messages, Chat) else Chat(messages=messages)
         prompt = render_chat(self._tokenizer, chat, model_name)
+        _check_text(prompt, "a message")
         # The template writes the special tokens itself.
         token_ids: list[int] = self._tokenizer(prompt, add_special_tokens=False, verbose=False)[
             "input_ids"
@@ -105,3 +116,14 @@ class Tokenizer:
     def convert_ids_to_tokens(self, token_ids: Sequence[int]) -> list[str]:
         """The vocabulary's entries for token ids."""
         return cast("list[str]", self._tokenizer.convert_ids_to_tokens(list(token_ids)))
+
+
+def _check_text(text: str, name: str) -> None:
+    """Refuse what the tokenizer raises on, which would end an engine and all requests in it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise RequestError(
+            "invalid_request",
+            f"{name} holds a lone surrogate, which UTF-8 cannot encode: leave it out",
+        ) from None

@@ -46,7 +46,10 @@ def _arguments(given: Any) -> Any:
     """A call's arguments as the text of a JSON object; an object is written as one."""
     try:
         text = json.dumps(given) if isinstance(given, dict) else given
-        is_object = not isinstance(text, str) or isinstance(json.loads(text), dict)
+        value = json.loads(text) if isinstance(text, str) else {}
+        # Escapes of JSON can spell lone surrogates, which UTF-8, and so a prompt, cannot hold.
+        json.dumps(value, ensure_ascii=False).encode()
+        is_object = isinstance(value, dict)
     except (TypeError, ValueError, RecursionError):
         is_object = False
     if not is_object:

@@ -99,6 +99,19 @@ BAD: list[tuple[dict[str, Any], str]] = [
         },
         "invalid_request",
     ),
+    (
+        {
+            "messages": [
+                {
+                    **CALLING,
+                    "tool_calls": [
+                        {**CALL, "function": {"name": "f", "arguments": '{"x": "\\ud800"}'}}
+                    ],
+                }
+            ]
+        },
+        "invalid_request",
+    ),
     ({"messages": [QUESTION], "tools": [CLOCK, CLOCK]}, "invalid_request"),
     (
         {"messages": [QUESTION], "tools": [{"type": "function", "function": {"name": "a b"}}]},

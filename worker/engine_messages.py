@@ -125,8 +125,8 @@ class Finished:
         finish_reason: `stop`, `length`, `tool_calls`, `abort` or `error`.
         error: what went wrong, where the reason is `error`, or `abort` for a deadline; never prompt
             or output text.
-        error_code: the same for machines: `numerical_error`, `out_of_memory`, `engine_error` or
-            `deadline_exceeded`.
+        error_code: the same for machines: `numerical_error`, `out_of_memory`, `no_token_left`,
+            `engine_error` or `deadline_exceeded`.
         logprobs: per output token; None where not asked for. `entropies` likewise, in nats.
         samples: all samples where the request asked for several; the first is told of above, too.
     """

@@ -211,6 +211,26 @@ def test_a_conversation_that_cannot_work_is_refused(chat: dict[str, Any]) -> Non
     assert caught.value.code == "invalid_request"
 
 
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param('{"a":' * 900 + "1" + "}" * 900, id="deep"),
+        pytest.param('{"city": "\\ud800"}', id="lone surrogate"),
+    ],
+)
+def test_arguments_that_python_reads_and_no_template_writes_are_refused(
+    chat_engine: MakeChatEngine, name: str, arguments: str
+) -> None:
+    call = {**CALL, "function": {"name": "get_weather", "arguments": arguments}}
+    turns = [QUESTION, {"role": "assistant", "content": None, "tool_calls": [call]}, ANSWERED[2]]
+    engine = chat_engine(ALL[name])
+    with pytest.raises(RequestError) as caught:
+        engine.add_request("request", Chat(messages=turns))
+    assert caught.value.code in ("invalid_request", "unsupported_parameter")
+    assert not engine.has_unfinished()
+
+
 def test_how_calls_are_spelt_can_be_set_where_the_template_does_not_tell(
     chat_engine: MakeChatEngine,
 ) -> None:

@@ -157,6 +157,17 @@ def test_every_remedy_named_is_enough_alone(model: DecoderModel) -> None:
         assert allocate_kv_cache(configure(**changes), model, device).num_blocks >= 8
 
 
+@pytest.mark.parametrize(("share", "is_to_be_had"), [(0.5, True), (2.0, False)])
+def test_a_host_whose_share_is_too_small_is_told_what_it_can_have(
+    model: DecoderModel, share: float, is_to_be_had: bool
+) -> None:
+    block = kv_block_bytes(model.config, torch.float32, 16)
+    length = int(free_memory_bytes(torch.device("cpu")) * share) // block * 16
+    with pytest.raises(ConfigError, match=r"set max_model_len to \d+ or less") as caught:
+        allocate_kv_cache(configure(max_model_len=length), model)
+    assert ("set kv_cache_bytes to" in str(caught.value)) == is_to_be_had
+
+
 def test_the_largest_step_has_all_tokens_and_all_rows_that_can_be(model: DecoderModel) -> None:
     seen = []
 

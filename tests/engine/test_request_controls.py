@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -211,6 +212,24 @@ def test_abort_after_the_first_sample_ended_is_an_abort(byte_engine: MakeEngine)
     last = run(engine)["samples"][-1]
     assert [each.finish_reason for each in last.completions] == ["length", "abort", "abort"]
     assert (last.finish_reason, last.token_ids) == ("abort", tokens[0])
+
+
+def test_deadline_holds_after_the_first_sample_ended(byte_engine: MakeEngine) -> None:
+    engine = byte_engine()
+    params = params_of("none", n=2)
+    (whole,) = engine.generate([PROMPT], params)
+    tokens = [each.token_ids for each in whole.completions]
+    engine.add_request("samples", PROMPT, params, [tokens[0], []], deadline_s=0.05)
+    until = time.monotonic() + 0.1
+    outputs = [output for _ in range(3) for output in engine.step()]
+    while time.monotonic() <= until:
+        pass
+    last = (outputs + run(engine)["samples"])[-1]
+    assert [each.finish_reason for each in last.completions] == ["length", "abort"]
+    assert last.completions[1].token_ids == tokens[1][: len(last.completions[1].token_ids)]
+    assert last.finish_reason == "abort"
+    assert last.error is not None
+    assert last.error.code == "deadline_exceeded"
 
 
 @pytest.mark.feature("n")

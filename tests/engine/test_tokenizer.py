@@ -58,6 +58,13 @@ def test_without_a_chat_template_messages_are_refused(demo_model_path: Path) -> 
     assert caught.value.code == "unsupported_parameter"
 
 
+def test_text_that_utf8_cannot_hold_is_refused(tokenizer: Tokenizer) -> None:
+    for encode in (tokenizer.encode, tokenizer.encode_plain):
+        with pytest.raises(RequestError, match="holds a lone surrogate") as caught:
+            encode("a \ud800")
+        assert caught.value.code == "invalid_request"
+
+
 def test_a_template_that_refuses_does_not_quote_the_messages(demo_model_path: Path) -> None:
     template = "{{ raise_exception('I dislike ' + messages[0]['content']) }}"
     tokenizer = with_template(demo_model_path, template)
