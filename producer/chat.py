@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from . import parameters as limits
 from .chat_messages import FunctionName, Messages
 from .grammar import GrammarRefused, check_parameters, schema_for_rule
-from .strictness import STRICT, Text
+from .strictness import STRICT, Text, check_depth
 
 #: What only a chat has a use for.
 _CHAT_ONLY: Final = (
@@ -67,6 +67,8 @@ class Document(BaseModel):
 
 
 def _check_tools(tools: list[Tool]) -> list[Tool]:
+    for tool in tools:
+        check_depth(tool.function.parameters, limits.MAX_STRUCTURE_DEPTH)
     names = [tool.function.name for tool in tools]
     if len(set(names)) < len(names):
         raise ValueError("two functions have the same name")

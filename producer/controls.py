@@ -19,7 +19,7 @@ from pydantic_core import PydanticCustomError
 
 from . import parameters as limits
 from .grammar import GrammarRefused, grammar_of
-from .strictness import STRICT, encoded
+from .strictness import STRICT, check_depth, encoded
 
 TokenId = Annotated[int, Field(ge=0, lt=2**32)]
 
@@ -73,6 +73,7 @@ def _structure(field: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
                     f"has {num_bytes} bytes as JSON, the limit is {limits.MAX_STRUCTURE_BYTES}; "
                     "shorten it"
                 )
+            check_depth(given, limits.MAX_STRUCTURE_DEPTH)
             if field == "response_format":
                 grammar_of(given, None)
             else:

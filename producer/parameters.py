@@ -51,6 +51,8 @@ MAX_BAD_WORDS: Final = 1024
 MAX_ALLOWED_TOKEN_IDS: Final = 65536
 #: Of a response format or a structure, as JSON.
 MAX_STRUCTURE_BYTES: Final = 1 << 18
+#: Of the same, and of a function's parameters: readers of JSON give up at some depth, ours at 200.
+MAX_STRUCTURE_DEPTH: Final = 64
 MAX_METADATA_PAIRS: Final = 16
 MAX_METADATA_KEY_CHARS: Final = 64
 MAX_METADATA_BYTES: Final = 2048

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, ConfigDict
 
@@ -27,6 +27,22 @@ def encoded(text: str) -> str:
     except UnicodeEncodeError:
         raise ValueError("holds a lone surrogate, which UTF-8 cannot encode") from None
     return text
+
+
+def check_depth(value: Any, limit: int) -> None:
+    """Refuse JSON that is nested so deep that a reader of the job's document may give up on it.
+
+    Raises:
+        ValueError: an object or list lies in more than ``limit`` others.
+    """
+    layer, depth = [value], 0
+    while layer := [item for item in layer if isinstance(item, dict | list)]:
+        depth += 1
+        if depth > limit:
+            raise ValueError(f"is nested more than {limit} deep, the limit; make it flatter")
+        layer = [
+            inner for item in layer for inner in (item.values() if isinstance(item, dict) else item)
+        ]
 
 
 Text = Annotated[str, AfterValidator(encoded)]

@@ -291,3 +291,23 @@ def test_a_result_of_a_later_version_is_still_read_and_its_tokens_are_not_in_it(
     result = JobResult.model_validate_json(text).model_copy(update={"token_ids": [1, 2]})
     assert (result.text, result.token_ids) == ("x", [1, 2])
     assert "token_ids" not in result.model_dump_json()
+
+
+def test_whatever_depth_submit_accepts_a_worker_can_read() -> None:
+    def nested(depth: int) -> dict[str, Any]:
+        schema: dict[str, Any] = {"type": "string"}
+        for _ in range(depth):
+            schema = {"type": "object", "properties": {"a": schema}}
+        return schema
+
+    def fields(depth: int) -> dict[str, Any]:
+        function = {"name": "f", "parameters": nested(depth)}
+        chat = {"messages": [{"role": "user", "content": "x"}]}
+        return {**chat, "tools": [{"type": "function", "function": function}]}
+
+    job = GenerationJob.model_validate(fields(31))
+    assert GenerationJob.model_validate_json(job.model_dump_json()) == job
+    with pytest.raises(ValidationError, match="more than 64 deep"):
+        GenerationJob.model_validate(fields(60))
+    with pytest.raises(ValidationError, match="more than 64 deep"):
+        GenerationJob.model_validate({"prompt": "x", "structured_outputs": {"json": nested(60)}})
