@@ -105,7 +105,7 @@ class Deliveries:
 
 
 def _belongs(url: str, endpoint: str) -> bool:
-    """Whether an URL is of an endpoint as ``endpoint_of`` in ``prelude.lua`` names them."""
+    """Whether an URL is of an endpoint as ``endpoint_of`` in ``events.lua`` names them."""
     without_query = url.partition("#")[0].partition("?")[0]
     scheme, _, rest = without_query.partition("://")
     host, _, path = rest.partition("/")

@@ -36,7 +36,7 @@ SCRIPT_NAMES = (
 )
 
 #: What stands in front of every script.
-_SHARED = ("index", "prelude")
+_SHARED = ("index", "prelude", "turns", "events", "batches", "ends")
 #: What stands in front of some, after that.
 _LIBRARIES = {
     "cancel_where": ("query",),
