@@ -25,6 +25,10 @@ BrokerUrlOption = Annotated[
 ]
 
 
+#: Characters; wider than any table.
+_UNBOUNDED = 100_000
+
+
 class ExitCode(IntEnum):
     """How a command ended."""
 
@@ -74,15 +78,30 @@ def print_json(data: Any) -> None:
 
 
 def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    """Write a table for people."""
+    """Write a table for people. No cell is cut: the first one is often an id, to be copied.
+
+    A terminal's width folds the other columns; a pipe or a file gets one line a row.
+    """
     from rich.console import Console
-    from rich.table import Table
+    from rich.measure import Measurement
+    from rich.table import Column, Table
     from rich.text import Text
 
-    table = Table(*columns, title=title, title_justify="left", box=None, pad_edge=False)
+    name, *others = columns
+    table = Table(
+        Column(name, no_wrap=True),
+        *(Column(other, overflow="fold") for other in others),
+        title=title,
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))  # Text: cells are data, not markup
     console = Console()
+    if not console.is_terminal:
+        unbounded = console.options.update(width=_UNBOUNDED)
+        console.width = max(console.width, Measurement.get(console, unbounded, table).maximum)
     console.print(table)
 
 

@@ -78,7 +78,7 @@ def list_jobs(
         return
     print_table(
         f"{len(page.jobs)} jobs" + (", and there are more" if page.has_more else ""),
-        ("id", "state", "model", "tenant", "tags", "output tokens", "submitted"),
+        ("id", "state", "model", "tenant", "tags", "tokens", "submitted"),
         (
             (
                 job.id,

@@ -261,3 +261,11 @@ def test_completion_is_installed_for_the_shell_that_asks(installed: dict[str, st
     assert "completion installed" in done.stdout, done.stderr
     assert "_batchmill_completion" in (home / ".bash_completions" / "batchmill.sh").read_text()
     assert "batchmill.sh" in (home / ".bashrc").read_text()
+
+
+def test_ids_in_a_pipe_are_whole_however_narrow_it_says_it_is(broker: dict[str, str]) -> None:
+    job_id = submit(broker, "--tag", "a-tag-of-some-length", "--tenant", "a-tenant-of-some-length")
+    lines = call("list", COLUMNS="80", **broker).stdout.splitlines()
+    [row] = [line for line in lines if line.startswith("gen_")]
+    assert row.split()[0] == job_id
+    assert "a-tag-of-some-length" in row
