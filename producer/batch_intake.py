@@ -138,7 +138,7 @@ class BatchIntake:
         if self._on_rejected is not None and not isinstance(error, BatchClosed):
             self._on_rejected(index, error)
         elif self.refusal is None:
-            error.add_note(f"line {index + 1} of the batch")
+            error.add_note(f"line {index + 1} of {self._batch.batch_id}")
             self.refusal, self.refused_line = error, index + 1
 
 

@@ -62,6 +62,7 @@ def retry(
     as_json: JsonOption = False,
 ) -> None:
     """Try one again and drop it. A job keeps its id (see `retry`) while its record is there."""
+    from batchmill.producer import keys
     from batchmill.producer.dead_letters import retry_dead_letter
     from batchmill.producer.settings import ProducerSettings
 
@@ -72,7 +73,8 @@ def retry(
     if as_json:
         print_json({"id": letter_id, "retried_as": new_id})
     else:
-        print(f"{letter_id} is tried again as {new_id}")
+        place = "from the inbox" if new_id == keys.INBOX else f"as {new_id}"
+        print(f"{letter_id} is tried again {place}")
 
 
 @_group.command("drop", epilog="Example:\n\n  batchmill dead-letters drop gen_…")

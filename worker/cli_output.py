@@ -120,6 +120,8 @@ def report_error(error: Exception, *, as_json: bool) -> ExitCode:
         f"{type(error).__name__}: {error}",
         {},
     )
+    # Where it happened: a line of a file, the batch that it belongs to.
+    message = "; ".join([message, *getattr(error, "__notes__", ())])
     if as_json:
         sys.stderr.write(json.dumps({"error": {"code": code, "message": message, **extra}}) + "\n")
     else:

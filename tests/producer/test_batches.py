@@ -144,8 +144,8 @@ def test_a_refused_line_fails_the_batch_and_cancels_the_others(bench: Any, clien
     wrong = [*lines(2), {"prompt": "secret", "temperature": -1.0}, *lines(1)]
     with pytest.raises(JobRejected, match="temperature") as refused:
         client.create_batch(wrong, webhook=HOOK)
-    assert refused.value.__notes__ == ["line 3 of the batch"]
     [batch] = client.batches()
+    assert refused.value.__notes__ == [f"line 3 of {batch.id}"]
     assert (batch.status, counts(batch)) == (BatchState.FAILED, (2, 0, 2))
     assert batch.errors is not None
     [error] = batch.errors.data
