@@ -46,8 +46,8 @@ def probe(url: str, settings: WebhookSettings, *, secret_name: str = "") -> Prob
         raise NoWebhookSecret(
             f"no secret {secret_name!r} in BATCHMILL_WEBHOOK_SECRETS, which names: {known}"
             if secret_name
-            else "BATCHMILL_WEBHOOK_SECRET is not set: give the deliverer's (that of `batchmill up` "
-            "is in its state folder, webhook_secret), or make one with `batchmill webhook-secret`"
+            else "BATCHMILL_WEBHOOK_SECRET is not set: give the deliverer's (`batchmill up` keeps "
+            "it in its state folder, webhook_secret), or make one with `batchmill webhook-secret`"
         )
     event_id = f"evt_test_{randomness.token_hex(10)}"
     now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
