@@ -132,6 +132,10 @@ def site(tmp_path: Path) -> Iterator[Site]:
         site = Site(mill, monitor, f"http://127.0.0.1:{port}", tmp_path)
         mill.wait_for(lambda: site.page("/healthcheck") == "OK", "Flower", timeout_s=60)
         mill.wait_for(lambda: mill.store.client.pubsub_numpat() >= 2, "the monitors to listen")
+        # The count holds other listeners too: Flower listens once it has counted a heartbeat.
+        mill.wait_for(
+            lambda: "flower_events_total{" in site.page("/metrics"), "Flower's ears", timeout_s=60
+        )
         yield site
 
 
