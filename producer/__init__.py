@@ -1,11 +1,12 @@
 """The light side of batchmill: the wire contract and the clients. Never imports torch or Celery."""
 
-from .answers import CancelAnswer, CancelCounts, CancelStatus, ForgetCounts, JobState
+from .answers import CancelAnswer, CancelStatus, JobState
 from .async_client import AsyncClient, AsyncJob
 from .batch_models import BatchRequest, BatchState, BatchStatus, RequestCounts
 from .batch_store import BatchEntry
 from .chat_messages import Message
 from .client import Client, Job
+from .counts import CancelCounts, ForgetCounts
 from .ended import EndedJob
 from .errors import (
     BatchClosed,

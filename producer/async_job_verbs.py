@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Sequence
 
 from . import calls, job_index
-from .answers import CancelAnswer, CancelCounts, CancelStatus, ForgetCounts
+from .answers import CancelAnswer, CancelStatus
 from .async_store import AsyncJobStore
 from .batching import MAX_BATCH_JOBS
+from .counts import CancelCounts, ForgetCounts
 from .ended import chunks
 from .job_index import DEFAULT_PAGE_JOBS, MAX_PAGE_JOBS, JobPage, JobQuery, check_limit
 from .job_verbs import HasId, ids_of

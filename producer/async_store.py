@@ -9,10 +9,11 @@ from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError
 
 from . import calls, keys
-from .answers import JobRecord, JobState, WorkerInfo
+from .answers import JobState, WorkerInfo
 from .calls import Call
 from .connection import connect_async
 from .ended import MAX_READ_AT_ONCE, EndedJob, chunks, queue_end_reads, read_ends
+from .job_record import JobRecord
 from .records import read_job, read_state, read_worker
 from .scripts import SCRIPT_NAMES, script_source
 from .streaming import StreamPosition, queue_stream_read

@@ -26,7 +26,6 @@ from .answers import (
     ForgetStatus,
     Held,
     JobState,
-    OutboxEntry,
     ReachedLimit,
     ReleaseCause,
     ReleaseStatus,
@@ -34,10 +33,11 @@ from .answers import (
     RetryStatus,
     SubmitStatus,
     Submitted,
-    SweepCounts,
     TokenWrite,
     WriteStatus,
 )
+from .counts import SweepCounts
+from .outbox import OutboxEntry
 
 Answer = TypeVar("Answer")
 Argument = str | bytes | int

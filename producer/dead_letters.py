@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import assert_never
 
 from . import calls, keys
-from .answers import DeadLetter, DeadLetterKind, RedeliverStatus, RetryStatus
+from .answers import DeadLetter, DeadLetterKind, RetryStatus
+from .outbox import RedeliverStatus
 from .outcomes import accepted_id, check_retried
 from .settings import ProducerSettings
 from .store import JobStore

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from . import keys
-from .answers import DeadLetterKind, RedeliverStatus
+from .answers import DeadLetterKind
+from .outbox import RedeliverStatus
 from .store import JobStore
 
 #: Dead letters that are looked through for those of one endpoint.

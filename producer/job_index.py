@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Self
 
 from . import keys
-from .answers import CancelCounts, ForgetCounts, JobState
+from .answers import JobState
 from .calls import Argument, Call
+from .counts import CancelCounts, ForgetCounts
 from .errors import InvalidQuery
 from .models import check_tag
 from .results import JobStatus

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from . import calls, job_index
-from .answers import CancelAnswer, CancelCounts, CancelStatus, ForgetCounts
+from .answers import CancelAnswer, CancelStatus
 from .batching import MAX_BATCH_JOBS
+from .counts import CancelCounts, ForgetCounts
 from .ended import chunks
 from .job_index import DEFAULT_PAGE_JOBS, MAX_PAGE_JOBS, JobPage, JobQuery, check_limit
 from .outcomes import broker_errors, check_forgotten, check_retried, unknown

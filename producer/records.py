@@ -8,7 +8,8 @@ from dataclasses import asdict
 from typing import Any
 
 from . import keys
-from .answers import DeadLetter, DeadLetterKind, JobRecord, JobState, WorkerInfo
+from .answers import DeadLetter, DeadLetterKind, JobState, WorkerInfo
+from .job_record import JobRecord
 
 Fields = Mapping[bytes, bytes]
 

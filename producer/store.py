@@ -15,27 +15,23 @@ from .answers import (
     Claim,
     ClaimRefusal,
     CompleteStatus,
-    Counts,
     DeadLetter,
     DeadLetterKind,
-    DeliveryOutcome,
     Held,
-    JobRecord,
     JobState,
-    OutboxEntry,
-    QueueDepth,
-    RedeliverStatus,
     ReleaseCause,
     ReleaseStatus,
     Submitted,
-    SweepCounts,
     TokenWrite,
     WorkerInfo,
     WriteStatus,
 )
 from .calls import Call, NewJob
 from .connection import connect
+from .counts import Counts, QueueDepth, SweepCounts
 from .ended import MAX_READ_AT_ONCE, EndedJob, chunks, queue_end_reads, read_ends
+from .job_record import JobRecord
+from .outbox import DeliveryOutcome, OutboxEntry, RedeliverStatus
 from .records import read_dead_letter, read_job, read_state, read_worker, write_worker
 from .scripts import SCRIPT_NAMES, script_source
 from .streaming import StreamPosition, queue_stream_read

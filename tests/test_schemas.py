@@ -19,15 +19,10 @@ from batchmill.producer import (
     batch_calls,
     keys,
 )
-from batchmill.producer.answers import (
-    Claim,
-    Held,
-    JobRecord,
-    OutboxEntry,
-    ReleaseCause,
-    TokenWrite,
-)
+from batchmill.producer.answers import Claim, Held, ReleaseCause, TokenWrite
 from batchmill.producer.calls import BatchPlace, QueueLimits, retry
+from batchmill.producer.job_record import JobRecord
+from batchmill.producer.outbox import OutboxEntry
 from batchmill.producer.records import read_job
 from batchmill.producer.schemas import render, schemas
 from batchmill.producer.store import JobStore

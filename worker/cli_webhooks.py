@@ -102,7 +102,7 @@ def redeliver(
     event_id: _Event, broker_url: BrokerUrlOption = None, as_json: JsonOption = False
 ) -> None:
     """Send an event again, with the same id and body and a fresh schedule."""
-    from batchmill.producer.answers import RedeliverStatus
+    from batchmill.producer.outbox import RedeliverStatus
 
     with open_store(broker_url) as store:
         status = store.outbox_redeliver(event_id)

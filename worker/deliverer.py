@@ -16,8 +16,8 @@ from typing import Any
 import redis
 import structlog
 
-from batchmill.producer.answers import DeliveryOutcome, OutboxEntry
 from batchmill.producer.batch_store import BatchStore
+from batchmill.producer.outbox import DeliveryOutcome, OutboxEntry
 from batchmill.producer.store import JobStore
 from batchmill.producer.webhook import signature_headers
 

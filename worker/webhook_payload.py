@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from batchmill.producer.answers import JobRecord, OutboxEntry
 from batchmill.producer.batch_models import BatchStatus
+from batchmill.producer.job_record import JobRecord
+from batchmill.producer.outbox import OutboxEntry
 
 #: Text and calls of this length at most go into an event; longer ones are fetched by the job's id.
 MAX_OUTPUT_BYTES = 16 * 1024

@@ -26,7 +26,8 @@ from batchmill.producer import (
     batch_calls,
     keys,
 )
-from batchmill.producer.answers import Claim, Held, JobState, OutboxEntry, ReleaseCause
+from batchmill.producer.answers import Claim, Held, JobState, ReleaseCause
+from batchmill.producer.outbox import OutboxEntry
 from batchmill.producer.store import JobStore
 
 QUEUE = keys.queue_name("demo", "normal")

@@ -8,15 +8,10 @@ from typing import Any
 import pytest
 
 from batchmill.producer import keys
-from batchmill.producer.answers import (
-    DeadLetterKind,
-    DeliveryOutcome,
-    Held,
-    ReleaseCause,
-    WorkerInfo,
-)
+from batchmill.producer.answers import DeadLetterKind, Held, ReleaseCause, WorkerInfo
 from batchmill.producer.dead_letters import retry_dead_letter
 from batchmill.producer.errors import QueueFull
+from batchmill.producer.outbox import DeliveryOutcome
 from batchmill.producer.settings import ProducerSettings
 
 QUEUE = keys.queue_name("demo", "normal")

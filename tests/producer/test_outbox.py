@@ -8,13 +8,8 @@ from typing import Any
 import pytest
 
 from batchmill.producer import keys
-from batchmill.producer.answers import (
-    DeadLetterKind,
-    DeliveryOutcome,
-    OutboxEntry,
-    RedeliverStatus,
-    WriteStatus,
-)
+from batchmill.producer.answers import DeadLetterKind, WriteStatus
+from batchmill.producer.outbox import DeliveryOutcome, OutboxEntry, RedeliverStatus
 
 URL = "https://example.com/hook"
 

@@ -39,8 +39,6 @@ from batchmill.producer.answers import (
     Claim,
     ClaimRefusal,
     CompleteStatus,
-    DeliveryOutcome,
-    ForgetCounts,
     ForgetStatus,
     Held,
     JobState,
@@ -55,7 +53,9 @@ from batchmill.producer.batch_calls import OpenBatch
 from batchmill.producer.batch_models import parse_batch
 from batchmill.producer.batch_store import BatchStore
 from batchmill.producer.calls import BatchPlace, NewJob, QueueLimits
+from batchmill.producer.counts import ForgetCounts
 from batchmill.producer.job_index import JobQuery
+from batchmill.producer.outbox import DeliveryOutcome
 from batchmill.producer.store import JobStore
 
 QUEUE = keys.queue_name("demo", "normal")

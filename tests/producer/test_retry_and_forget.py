@@ -22,13 +22,13 @@ from batchmill.producer import (
 from batchmill.producer.answers import (
     CompleteStatus,
     DeadLetterKind,
-    DeliveryOutcome,
     Held,
     ReleaseCause,
     RetryStatus,
     TokenWrite,
     WriteStatus,
 )
+from batchmill.producer.outbox import DeliveryOutcome
 
 NO_LIMITS = calls.QueueLimits()
 HOOK = "https://example.com/hook"

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from batchmill.producer import keys
-from batchmill.producer.answers import JobState, SweepCounts, TokenWrite
+from batchmill.producer.answers import JobState, TokenWrite
+from batchmill.producer.counts import SweepCounts
 
 QUEUE = keys.queue_name("demo", "normal")
 NOTHING = SweepCounts(requeued=0, dead=0, cancelled=0, expired=0, reannounced=0)

@@ -9,16 +9,9 @@ import pytest
 from redis.asyncio import Redis as AsyncRedis
 
 from batchmill.producer import AsyncSeenEvents, SeenEvents, keys
-from batchmill.producer.answers import (
-    DeliveryOutcome,
-    Held,
-    JobState,
-    OutboxEntry,
-    RedeliverStatus,
-    ReleaseCause,
-    TokenWrite,
-)
+from batchmill.producer.answers import Held, JobState, ReleaseCause, TokenWrite
 from batchmill.producer.deliveries import Deliveries
+from batchmill.producer.outbox import DeliveryOutcome, OutboxEntry, RedeliverStatus
 
 URL = "https://Example.com/hook?token=1"
 ENDPOINT = "https://example.com/hook"

@@ -14,7 +14,6 @@ from batchmill.producer.answers import (
     Claim,
     CompleteStatus,
     DeadLetterKind,
-    DeliveryOutcome,
     Held,
     JobState,
     ReleaseCause,
@@ -23,6 +22,7 @@ from batchmill.producer.answers import (
     TokenWrite,
     WriteStatus,
 )
+from batchmill.producer.outbox import DeliveryOutcome
 
 QUEUE = keys.queue_name("demo", "normal")
 OK, FENCED, GAP = WriteStatus.OK, WriteStatus.FENCED, WriteStatus.GAP

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from batchmill.producer.answers import JobRecord, JobState, WorkerInfo
+from batchmill.producer.answers import JobState, WorkerInfo
 from batchmill.producer.broker_url import celery_url
+from batchmill.producer.job_record import JobRecord
 from batchmill.producer.models import GenerationJob
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store import JobStore

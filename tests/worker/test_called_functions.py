@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from openai.types.chat import ChatCompletion
 
-from batchmill.producer.answers import Claim, OutboxEntry
+from batchmill.producer.answers import Claim
 from batchmill.producer.bulk_answers import answer_line
 from batchmill.producer.bulk_lines import LineKind
+from batchmill.producer.outbox import OutboxEntry
 from batchmill.producer.records import read_job
 from batchmill.producer.results import JobResult
 from batchmill.producer.validation import parse_job

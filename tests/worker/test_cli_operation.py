@@ -11,11 +11,11 @@ import pytest
 from batchmill.producer.answers import (
     Claim,
     DeadLetterKind,
-    DeliveryOutcome,
     Held,
     JobState,
     ReleaseCause,
 )
+from batchmill.producer.outbox import DeliveryOutcome
 from batchmill.producer.store import JobStore
 
 from .command_line import call, complete, error_of, run

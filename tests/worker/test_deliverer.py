@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from batchmill.producer import keys
-from batchmill.producer.answers import DeadLetterKind, JobState, RedeliverStatus
+from batchmill.producer.answers import DeadLetterKind, JobState
+from batchmill.producer.outbox import RedeliverStatus
 from batchmill.producer.store import JobStore
 from batchmill.worker.deliver import run_deliverer
 from batchmill.worker.receiver import WebhookReceiver
