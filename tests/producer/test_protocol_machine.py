@@ -11,14 +11,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    invariant,
     precondition,
     rule,
     run_state_machine_as_test,
@@ -51,17 +48,15 @@ from batchmill.producer.answers import (
 )
 from batchmill.producer.batch_calls import OpenBatch
 from batchmill.producer.batch_models import parse_batch
-from batchmill.producer.batch_store import BatchStore
 from batchmill.producer.calls import BatchPlace, NewJob, QueueLimits
 from batchmill.producer.counts import ForgetCounts
 from batchmill.producer.job_index import JobQuery
 from batchmill.producer.outbox import DeliveryOutcome
-from batchmill.producer.store import JobStore
 
-QUEUE = keys.queue_name("demo", "normal")
+from .protocol_invariants import BATCH_ID, QUEUE, WINDOW_JOBS, ProtocolInvariants
+from .protocol_reference import Reference
+
 LEASE_MS = 3_600_000
-#: Small, so that most jobs have to wait for their announcement.
-WINDOW_JOBS = 2
 MAX_OPEN_JOBS = 6
 
 #: Which job, counted from the newest; the last one is not there.
@@ -80,142 +75,19 @@ some_tags = st.sampled_from(("x", "xy"))
 ends = st.sampled_from((JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED))
 
 
-BATCH_ID = "batch_1"
-
-
-@dataclass
-class BatchReference:
-    """What the batch should be; its counts are those of a recount of its jobs."""
-
-    jobs: list[str] = field(default_factory=list)
-    is_open: bool = True
-    num_refused: int = 0
-    is_cancelled: bool = False
-    #: How its jobs ended the first time, or after a retry that came in time.
-    counted: dict[str, str] = field(default_factory=dict)
-    #: How it ended.
-    end: str | None = None
-
-    def observe(self, jobs: dict[str, Reference]) -> None:
-        """Note what has ended since the last look."""
-        for job_id in self.jobs:
-            if job_id in jobs and jobs[job_id].has_ended:
-                self.counted.setdefault(job_id, jobs[job_id].state)
-        if not self.end and not self.is_open and len(self.counted) == len(self.jobs):
-            self.end = "cancelled" if self.is_cancelled else "completed"
-
-    def retry(self, job_id: str) -> None:
-        """A job runs again: the batch waits for it, unless it has ended or is being cancelled."""
-        if not self.end and not self.is_cancelled:
-            self.counted.pop(job_id, None)
-
-    @property
-    def counts(self) -> tuple[int, int, int]:
-        """Lines, completed and failed."""
-        num_completed = list(self.counted.values()).count("completed")
-        num_failed = len(self.counted) - num_completed + self.num_refused
-        return len(self.jobs) + self.num_refused, num_completed, num_failed
-
-
-@dataclass
-class Reference:
-    """What a record should be."""
-
-    webhook: bool
-    is_scheduled: bool = False
-    tag: str = ""
-    tenant: str = "a"
-    run: int = 1
-    #: Ends that it has come to, by the names of their events.
-    ends: list[str] = field(default_factory=list)
-    state: str = "queued"
-    fence: int = 0
-    suspect: int = 0
-    crashes: int = 0
-    alone: bool = False
-    restarts: int = 0
-    identity: str | None = None
-    cancel_requested: bool = False
-    completed_fence: int | None = None
-    tokens: list[int] = field(default_factory=list)
-
-    @property
-    def has_ended(self) -> bool:
-        return self.state not in ("queued", "in_progress")
-
-    def end(self, state: str) -> None:
-        self.state = state
-        self.ends.append(state if self.run == 1 else f"{state}_run{self.run}")
-
-    def ask_to_cancel(self) -> CancelStatus:
-        if self.has_ended:
-            return CancelStatus.ALREADY_TERMINAL
-        if self.state == "queued":
-            self.end("cancelled")
-            return CancelStatus.CANCELLED
-        self.cancel_requested = True
-        return CancelStatus.CANCELLING
-
-    def retry(self) -> None:
-        self.state, self.run, self.is_scheduled = "queued", self.run + 1, False
-        self.suspect = self.crashes = 0
-        self.alone = self.cancel_requested = False
-        self.completed_fence = None
-
-    def holds(self, fence: int) -> bool:
-        return self.state == "in_progress" and self.fence == fence
-
-    def append(self, position: int, new: list[int]) -> bool:
-        """Append what is new of a write; False where it does not fit what is stored."""
-        if position > len(self.tokens):
-            return False
-        overlap = self.tokens[position : position + len(new)]
-        if overlap != new[: len(overlap)]:
-            return False
-        self.tokens += new[len(overlap) :]
-        return True
-
-    def is_meant(self, tag: str, tenant: str | None) -> bool:
-        return self.tag == tag and tenant in (None, self.tenant)
-
-    def put_back(self, cause: ReleaseCause) -> ReleaseStatus:
-        if cause is ReleaseCause.ENGINE_DEATH and self.alone:
-            self.crashes += 1
-        elif cause is ReleaseCause.ENGINE_DEATH:
-            self.suspect += 1
-        if self.cancel_requested:
-            self.end("cancelled")
-            return ReleaseStatus.CANCELLED
-        if self.crashes >= 3:
-            self.end("failed")
-            return ReleaseStatus.DEAD
-        self.state = "queued"
-        return ReleaseStatus.REQUEUED
-
-
-class ProtocolMachine(RuleBasedStateMachine):
+class ProtocolMachine(ProtocolInvariants):
     """Drives a store and the references side by side."""
 
     def __init__(self, url: str, check_keys: Callable[[Redis], None]) -> None:
-        super().__init__()
-        self.store = JobStore.from_url(url)
-        self.redis: Any = self.store.client
-        self.redis.flushall()
+        super().__init__(url, check_keys)
         self.redis.set(keys.WINDOW, WINDOW_JOBS)
-        self.check_keys = check_keys
-        self.jobs: dict[str, Reference] = {}
         self.num_submitted = 0
-        self.delivered: set[str] = set()
-        self.batch = BatchReference()
         fields = {"webhook": "https://example.com/batch"}
         request = parse_batch(fields)
         opened = self.store.run(batch_calls.create(request, ProducerSettings(), BATCH_ID))
         assert isinstance(opened, OpenBatch)
         for webhook, tag in ((True, "x"), (False, ""), (True, "xy")):
             self.submit(webhook, "a", False, tag)
-
-    def teardown(self) -> None:
-        self.store.close()
 
     def job_id(self, pick: int) -> str:
         """The job that a rule is about."""
@@ -476,67 +348,6 @@ class ProtocolMachine(RuleBasedStateMachine):
             assert status is (WriteStatus.FENCED if is_late else WriteStatus.OK)
             if not is_late:
                 self.delivered.add(entry.event_id)
-
-    @invariant()
-    def every_record_equals_its_reference(self) -> None:
-        for job_id, job in self.jobs.items():
-            record = self.store.load(job_id)
-            assert record is not None
-            assert record.state.value == job.state
-            assert (record.fence, record.attempts) == (job.fence, job.fence)
-            assert (record.suspect, record.crashes) == (job.suspect, job.crashes)
-            assert (record.alone, record.restarts) == (job.alone, job.restarts)
-            assert record.cancel_requested == job.cancel_requested
-            assert record.run == job.run
-            assert (record.result is None) or job.has_ended
-            assert self.store.read_tokens(job_id) == job.tokens
-
-    @invariant()
-    def the_batch_counts_what_a_recount_counts(self) -> None:
-        self.batch.observe(self.jobs)
-        batch = BatchStore(self.store).load(BATCH_ID)
-        assert batch is not None
-        numbers = batch.request_counts
-        assert (numbers.total, numbers.completed, numbers.failed) == self.batch.counts
-        waiting = "validating" if self.batch.is_open else "in_progress"
-        waiting = "cancelling" if self.batch.is_cancelled else waiting
-        assert batch.status == (self.batch.end or waiting)
-
-    @invariant()
-    def each_end_of_a_job_with_a_webhook_has_one_event(self) -> None:
-        self.batch.observe(self.jobs)
-        of_batch = {f"evt_{BATCH_ID}_{self.batch.end}"} if self.batch.end else set()
-        events = {name.decode() for name in self.redis.scan_iter(match=keys.event("*"))}
-        assert events == {
-            keys.event(f"evt_{job_id}_{end}")
-            for job_id, job in self.jobs.items()
-            for end in job.ends
-            if job.webhook
-        } | {keys.event(event_id) for event_id in of_batch}
-        waiting = {event_id.decode() for event_id in self.redis.zrange(keys.OUTBOX, 0, -1)}
-        of_jobs = {
-            f"evt_{job_id}_{job.ends[-1]}"
-            for job_id, job in self.jobs.items()
-            if job.webhook and job.has_ended
-        }
-        assert waiting == (of_jobs | of_batch) - self.delivered
-
-    @invariant()
-    def jobs_are_listed_where_they_are(self) -> None:
-        for tag in (None, "x", "xy"):
-            page = self.store.run(job_index.list_jobs(JobQuery(tag), 1000))
-            assert {status.id: status.state for status in page.jobs} == {
-                job_id: job.state for job_id, job in self.jobs.items() if tag in (None, job.tag)
-            }
-
-    @invariant()
-    def no_place_is_left_empty_while_jobs_wait(self) -> None:
-        if self.redis.exists(keys.turns(QUEUE)):
-            assert self.redis.llen(QUEUE) >= WINDOW_JOBS
-
-    @invariant()
-    def every_key_ends(self) -> None:
-        self.check_keys(self.redis)
 
 
 def test_the_scripts_do_what_the_reference_does(
