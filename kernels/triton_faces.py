@@ -116,15 +116,15 @@ def add_rms_norm_triton(x: Tensor, residual: Tensor, weight: Tensor, eps: float)
 
 
 def silu_and_mul_triton(gate_up: Tensor) -> Tensor:
-    """See `triton_silu_and_mul`."""
-    from .triton_silu_and_mul import silu_and_mul_triton as face
+    """See `triton_gated_activation`."""
+    from .triton_gated_activation import silu_and_mul_triton as face
 
     return face(gate_up)
 
 
 def gelu_and_mul_triton(gate_up: Tensor) -> Tensor:
-    """See `triton_gelu_and_mul`."""
-    from .triton_gelu_and_mul import gelu_and_mul_triton as face
+    """See `triton_gated_activation`."""
+    from .triton_gated_activation import gelu_and_mul_triton as face
 
     return face(gate_up)
 

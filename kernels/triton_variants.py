@@ -15,7 +15,11 @@ from torch import Tensor
 from .triton_aot import Launch, record_launches
 from .triton_decode_attention import decode_attention_kernel, merge_decode_kernel
 from .triton_decode_plan import plan_decode_kernel
-from .triton_gelu_and_mul import gelu_and_mul_kernel, gelu_and_mul_triton
+from .triton_gated_activation import (
+    gated_activation_kernel,
+    gelu_and_mul_triton,
+    silu_and_mul_triton,
+)
 from .triton_paged_attention import paged_attention_triton
 from .triton_prefill_attention import prefill_attention_kernel
 from .triton_rms_norm import add_rms_norm_triton, rms_norm_kernel, rms_norm_triton
@@ -31,7 +35,6 @@ from .triton_sample import (
     sample_tile_kernel,
     sample_triton,
 )
-from .triton_silu_and_mul import silu_and_mul_kernel, silu_and_mul_triton
 from .triton_write_kv import write_kv_kernel, write_kv_triton
 from .tuning_attention import attention_tuning
 
@@ -45,8 +48,7 @@ KERNELS = (
     apply_rope_kernel,
     rope_and_cache_kernel,
     rms_norm_kernel,
-    silu_and_mul_kernel,
-    gelu_and_mul_kernel,
+    gated_activation_kernel,
     sample_floor_kernel,
     sample_tile_kernel,
     sample_pick_kernel,

@@ -83,6 +83,8 @@ def error_of(row: dict[str, Any], errors: Errors) -> float | None:
     name = row["kernel"].removesuffix("_kernel")
     if name == "plan_decode":
         return None
+    if name == "gated_activation":
+        name = "gelu_and_mul" if row["constants"]["IS_GELU"] else "silu_and_mul"
     faces = errors[_OPS.get(name, name)]["triton"]
     return faces.get(row["dtype"], max(faces.values()))
 

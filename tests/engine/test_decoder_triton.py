@@ -121,7 +121,7 @@ def test_a_decode_step_reads_nothing_on_the_host_and_launches_few_kernels() -> N
     once = {"plan_decode_kernel": 1, "sample_floor_kernel": 1, "sample_tile_kernel": 1}
     once |= {"sample_pick_kernel": 1, "rms_norm_kernel": 2 * layers + 1}
     attention = ("rope_and_cache_kernel", "decode_attention_kernel", "merge_decode_kernel")
-    each = dict.fromkeys((*attention, "silu_and_mul_kernel"), layers)
+    each = dict.fromkeys((*attention, "gated_activation_kernel"), layers)
     # With the four matrix products, ten kernels a layer.
     for kind, launched in json.loads(done.stdout).items():
         assert launched == once | each, kind

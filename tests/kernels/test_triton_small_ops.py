@@ -19,9 +19,9 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton and the kernels are first imported
 pytest.importorskip("triton", reason="triton is not installed; `make setup` installs it on Linux")
+from batchmill.kernels.triton_gated_activation import silu_and_mul_triton  # noqa: E402
 from batchmill.kernels.triton_rms_norm import add_rms_norm_triton, rms_norm_triton  # noqa: E402
 from batchmill.kernels.triton_rope import apply_rope_triton, rope_and_cache_triton  # noqa: E402
-from batchmill.kernels.triton_silu_and_mul import silu_and_mul_triton  # noqa: E402
 from batchmill.kernels.triton_write_kv import write_kv_triton  # noqa: E402
 
 os.environ.pop("TRITON_INTERPRET", None)
