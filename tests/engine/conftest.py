@@ -21,6 +21,8 @@ from batchmill.engine import Engine, EngineConfig
 from batchmill.engine.loading import LoadedModel, load_model
 from batchmill.engine.model_source import model_folder
 
+from .tiny_model import Fuse, check_nothing_is_lost, load, save_model, tiny_engine
+
 
 @pytest.fixture(scope="session")
 def demo_model_path() -> Path:
@@ -93,3 +95,32 @@ def byte_engine(byte_model: LoadedModel) -> Iterator[Callable[..., Engine]]:
         assert not engine.has_unfinished()
         engine._scheduler.check()
         assert engine.num_free_blocks == engine.stats().num_blocks
+
+
+@pytest.fixture(scope="module")
+def fuse() -> Fuse:
+    """Makes the tiny model fail."""
+    return Fuse()
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory, fuse: Fuse) -> LoadedModel:
+    """The tiny model of `tiny_model.py`, behind the fuse."""
+    folder = tmp_path_factory.mktemp("tiny-model")
+    save_model(folder)
+    return load(folder, fuse)
+
+
+@pytest.fixture
+def make_engine(tiny_model: LoadedModel, fuse: Fuse) -> Iterator[Callable[..., Engine]]:
+    """Engines over the tiny model; afterwards none of them may have lost a block."""
+    engines: list[Engine] = []
+
+    def make(num_blocks: int = 64, **settings: Any) -> Engine:
+        engines.append(tiny_engine(tiny_model, num_blocks, **settings))
+        return engines[-1]
+
+    yield make
+    fuse.reset()
+    for engine in engines:
+        check_nothing_is_lost(engine)

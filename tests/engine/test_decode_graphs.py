@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,35 +12,13 @@ import torch
 
 from batchmill.engine import ConfigError, Engine, EngineConfig, SamplingParams
 from batchmill.engine.decode_graphs import GRAPH_SIZES
-from batchmill.engine.loading import LoadedModel
 
-from .tiny_model import POISON, Fuse, check_nothing_is_lost, load, run, save_model, tiny_engine
-
-
-@pytest.fixture(scope="module")
-def fuse() -> Fuse:
-    return Fuse()
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory, fuse: Fuse) -> LoadedModel:
-    folder: Path = tmp_path_factory.mktemp("tiny-model")
-    save_model(folder)
-    return load(folder, fuse)
+from .tiny_model import POISON, Fuse, run
 
 
 @pytest.fixture
-def make_engine(loaded: LoadedModel, fuse: Fuse) -> Iterator[Callable[..., Engine]]:
-    engines: list[Engine] = []
-
-    def make(num_blocks: int = 64, *, decode_graphs: bool = True, **settings: Any) -> Engine:
-        engines.append(tiny_engine(loaded, num_blocks, decode_graphs=decode_graphs, **settings))
-        return engines[-1]
-
-    yield make
-    fuse.reset()
-    for engine in engines:
-        check_nothing_is_lost(engine)
+def make_engine(make_engine: Callable[..., Engine]) -> Callable[..., Engine]:
+    return partial(make_engine, decode_graphs=True)
 
 
 def outputs_of(engine: Engine) -> dict[str, list[int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,39 +15,11 @@ from batchmill.engine import (
     RequestOutput,
     SamplingParams,
 )
-from batchmill.engine.loading import LoadedModel
 
-from .tiny_model import POISON, Fuse, check_nothing_is_lost, load, run, save_model, tiny_engine
+from .tiny_model import POISON, Fuse, run
 
 PROMPTS = ["a", "Hello, world", "The quick brown fox jumps over it", "x" * 40]
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
-
-
-@pytest.fixture(scope="module")
-def fuse() -> Fuse:
-    return Fuse()
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory, fuse: Fuse) -> LoadedModel:
-    folder = tmp_path_factory.mktemp("tiny-model")
-    save_model(folder)
-    return load(folder, fuse)
-
-
-@pytest.fixture
-def make_engine(loaded: LoadedModel, fuse: Fuse) -> Iterator[Callable[..., Engine]]:
-    """Engines over the tiny model; afterwards none of them may have lost a block."""
-    engines: list[Engine] = []
-
-    def make(num_blocks: int = 64, **settings: Any) -> Engine:
-        engines.append(tiny_engine(loaded, num_blocks, **settings))
-        return engines[-1]
-
-    yield make
-    fuse.reset()
-    for engine in engines:
-        check_nothing_is_lost(engine)
 
 
 @pytest.fixture
@@ -206,7 +178,9 @@ def test_prompt_that_is_none_is_refused_before_anything_runs(
     assert engine.stats().num_steps == 0
 
 
-def test_other_arguments_that_cannot_work_are_refused(make_engine: Callable[..., Engine]) -> None:
+def test_other_arguments_that_cannot_work_are_refused(
+    make_engine: Callable[..., Engine],
+) -> None:
     engine = make_engine()
     with pytest.raises(RequestError, match="2 prompts and 1 params"):
         engine.generate(["a", "b"], [GREEDY])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM
 from batchmill.engine import Engine, RequestError, RequestOutput, SamplingParams
 from batchmill.engine.loading import LoadedModel
 
-from .tiny_model import POISON, Fuse, check_nothing_is_lost, load, run, save_model, tiny_engine
+from .tiny_model import POISON, Fuse, load, run, save_model
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 OUT_OF_MEMORY = [
@@ -23,11 +23,6 @@ OUT_OF_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory."),
     RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
 ]
-
-
-@pytest.fixture(scope="module")
-def fuse() -> Fuse:
-    return Fuse()
 
 
 @pytest.fixture(scope="module")
@@ -41,22 +36,8 @@ def hf_model(folder: Path) -> LlamaForCausalLM:
 
 
 @pytest.fixture(scope="module")
-def loaded(folder: Path, hf_model: LlamaForCausalLM, fuse: Fuse) -> LoadedModel:
+def tiny_model(folder: Path, hf_model: LlamaForCausalLM, fuse: Fuse) -> LoadedModel:
     return load(folder, fuse)
-
-
-@pytest.fixture
-def make_engine(loaded: LoadedModel, fuse: Fuse) -> Iterator[Callable[..., Engine]]:
-    engines: list[Engine] = []
-
-    def make(num_blocks: int = 64, **settings: Any) -> Engine:
-        engines.append(tiny_engine(loaded, num_blocks, **settings))
-        return engines[-1]
-
-    yield make
-    fuse.reset()
-    for engine in engines:
-        check_nothing_is_lost(engine)
 
 
 def last_outputs(engine: Engine) -> dict[str, RequestOutput]:
@@ -239,7 +220,9 @@ def test_order_that_cannot_work_is_refused(
     assert not engine.has_unfinished()
 
 
-def test_64_requests_with_one_prefix_compute_it_once(make_engine: Callable[..., Engine]) -> None:
+def test_64_requests_with_one_prefix_compute_it_once(
+    make_engine: Callable[..., Engine],
+) -> None:
     prefix = [index % 250 for index in range(200)]
     engine = make_engine(num_blocks=500, max_num_seqs=64, max_model_len=256)
     params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)

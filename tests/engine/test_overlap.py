@@ -3,46 +3,23 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import pytest
 
 from batchmill.engine import ConfigError, Engine, EngineConfig, RequestOutput, SamplingParams
-from batchmill.engine.loading import LoadedModel
 
-from .tiny_model import POISON, Fuse, check_nothing_is_lost, load, run, save_model, tiny_engine
+from .tiny_model import POISON, Fuse, run
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 
 
-@pytest.fixture(scope="module")
-def fuse() -> Fuse:
-    return Fuse()
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory, fuse: Fuse) -> LoadedModel:
-    folder: Path = tmp_path_factory.mktemp("tiny-model")
-    save_model(folder)
-    return load(folder, fuse)
-
-
 @pytest.fixture
-def make_engine(loaded: LoadedModel, fuse: Fuse) -> Iterator[Callable[..., Engine]]:
-    engines: list[Engine] = []
-
-    def make(num_blocks: int = 64, *, overlap: bool = True, **settings: Any) -> Engine:
-        engines.append(tiny_engine(loaded, num_blocks, overlap=overlap, **settings))
-        return engines[-1]
-
-    yield make
-    fuse.reset()
-    for engine in engines:
-        check_nothing_is_lost(engine)
-        assert engine._pipeline.num_in_flight == 0
+def make_engine(make_engine: Callable[..., Engine]) -> Callable[..., Engine]:
+    return partial(make_engine, overlap=True)
 
 
 @dataclass

@@ -109,6 +109,7 @@ def check_nothing_is_lost(engine: Engine) -> None:
     """Run what is left, and prove that every block is free again."""
     while engine.has_unfinished():
         engine.step()
+    assert engine._pipeline.num_in_flight == 0
     assert engine.num_free_blocks == engine.stats().num_blocks
     engine._scheduler.check()
 
