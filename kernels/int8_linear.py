@@ -16,15 +16,12 @@ QuaRot, Ashkboos et al. 2024, section 4 (Hadamard transforms at run time).
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from .cpp_library import default_library
 from .dispatch import Backend
-from .linear import Linear, check_argument, check_parts, packed_biases, result_tensor
+from .linear import Linear
+from .packed_weight import PackedWeight
 
 #: Changes with whatever changes a product: generations of another version are not continued.
 INT8_VERSION = "int8-1"
@@ -127,48 +124,19 @@ class Int8Reference:
         return (product if self.bias is None else product + self.bias).to(x.dtype)
 
 
-class Int8Linear:
-    """Owns a quantized weight in the C++ kernels' layout, with the step of each column.
+class Int8Linear(PackedWeight):
+    """A weight that it quantizes when it packs it, with the step of each column.
 
-    With two parts, gate and up, the product is gated: silu(x G^T + g) * (x U^T + u).
-
-    Attributes:
-        out_features: Columns of the result.
-        in_features: Columns of its argument.
-        packed: The weight, an opaque tensor of 4-byte lanes.
-        bias: A float32 for every packed column, or None.
+    Takes float32, bfloat16 and float16 weights on the CPU; raises ValueError for others, and for
+    so many input features that a sum would not fit into 32 bits. Rows in which x is not finite
+    come out as NaN.
     """
 
-    def __init__(
-        self,
-        parts: Sequence[Tensor],
-        biases: Sequence[Tensor | None],
-        library: ctypes.CDLL | None = None,
-    ) -> None:
-        """Quantize and pack one weight, or gate and up.
-
-        Args:
-            parts: Weights [out, in] of one shape, one or two; float32, bfloat16 or float16.
-            biases: As many biases [out], or None.
-            library: The kernels to use; None takes those for this CPU.
-
-        Raises:
-            ValueError: the parts differ, are on another device or of another dtype, or have so
-                many input features that a sum would not fit into 32 bits.
-            CppBuildError: there are no C++ kernels.
-        """
-        check_parts(parts)
-        for part in parts:
-            _check_weight(part)
-        self._library = library or default_library()
-        self.out_features, self.in_features = parts[0].shape
-        self._dtype = parts[0].dtype
-        self._gated = len(parts) == 2
-        self.packed = torch.cat([self._pack(part.contiguous()) for part in parts])
-        self.bias = packed_biases(biases, self.out_features, self._library.bm_linear_panel())
+    def _check(self, part: Tensor) -> None:
+        _check_weight(part)
 
     def _pack(self, weight: Tensor) -> Tensor:
-        size = (self.out_features, self.in_features)
+        size = tuple(weight.shape)
         packed = torch.empty(self._library.bm_int8_packed_lanes(*size), dtype=torch.int32)
         self._library.bm_int8_pack(
             weight.data_ptr(), packed.data_ptr(), *size, _DTYPES[weight.dtype],
@@ -176,35 +144,18 @@ class Int8Linear:
         )  # fmt: skip
         return packed
 
-    def __call__(self, x: Tensor, *, out: Tensor | None = None) -> Tensor:
-        """Quantize the rows and multiply.
-
-        Args:
-            x: [num_rows, in_features], contiguous, in the weight's dtype.
-            out: Where the result goes, [num_rows, out_features] contiguous, in the weight's dtype
-                or in float32; None makes a tensor in the weight's dtype.
-
-        Returns:
-            [num_rows, out_features]; NaN in the rows in which x is not finite.
-
-        Raises:
-            ValueError: x or out is not that.
-        """
-        check_argument(x, self.in_features, self._dtype)
-        out = result_tensor(out, x, self.out_features)
-        num_rows = len(x)
+    def _multiply(self, x: Tensor, out: Tensor) -> None:
+        num_rows, threads = len(x), torch.get_num_threads()
         quantized, scales = int8_buffers(num_rows, self.in_features)
-        threads = torch.get_num_threads()
         self._library.bm_int8_quantize(
             x.data_ptr(), quantized.data_ptr(), scales.data_ptr(), num_rows, self.in_features,
             self.in_features, _DTYPES[x.dtype], threads,
         )  # fmt: skip
         self._library.bm_int8_linear(
             out.data_ptr(), quantized.data_ptr(), scales.data_ptr(), self.packed.data_ptr(),
-            None if self.bias is None else self.bias.data_ptr(), num_rows, self.out_features,
+            self._bias_address, num_rows, self.out_features,
             self.in_features, self.out_features, self._gated, _DTYPES[out.dtype], threads,
         )  # fmt: skip
-        return out
 
 
 def int8_buffers(num_rows: int, in_features: int) -> tuple[Tensor, Tensor]:
