@@ -19,8 +19,8 @@ class ProducerSettings(TargetSettings):
     )
 
     #: ``redis://``, ``rediss://``, ``unix://`` or ``redis+socket://``; None finds the embedded
-    #: broker of this user. May hold a password, so it is left out of ``repr``.
-    broker_url: str | None = Field(default=None, repr=False)
+    #: broker of this user.
+    broker_url: str | None = Field(default=None, repr=False)  # it may hold a password
     #: Model of a job that names none. The variable is the worker's too, so that one environment
     #: serves both; where it is a path there, the name to use is ``served_model_name``.
     model: str = "demo"
