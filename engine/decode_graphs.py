@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from batchmill.kernels.sample import sample
 
-from .drawn_tokens import DrawnTokens
+from .drawn_tokens import DrawnTokens, HostTokens
 from .errors import EngineError
 from .kv_cache import KVCache
 from .model import Model
@@ -49,13 +51,20 @@ class PlainRecorder:
 
 
 class CudaGraphRecorder:
-    """Captures the work in a CUDA graph; all graphs share one memory pool.
+    """Captures the work in a CUDA graph; all graphs of a recorder share one memory pool.
 
-    Source: PyTorch, "CUDA Graphs", sections on whole-network capture and on sharing memory.
+    They share one stream too, for warming up and for capturing, and with nobody else: cuBLAS keeps
+    a workspace (32 MiB on sm_90) for each stream that it ran on, and some versions of torch free
+    it with any graph that was captured there, while others still use it.
+
+    Source: PyTorch, "CUDA Graphs", sections on whole-network capture and on sharing memory; its
+    issue 193402 for the workspace.
     """
 
     def __init__(self) -> None:
+        gc.collect()  # graphs and buffers of an engine that is gone
         self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """See `Recorder.record`.
@@ -63,15 +72,17 @@ class CudaGraphRecorder:
         Raises:
             EngineError: the device cannot capture it.
         """
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
+        self._stream.wait_stream(torch.cuda.current_stream())
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.stream(stream):
+            with torch.cuda.stream(self._stream):
                 for _ in range(NUM_WARM_UPS):
                     work()
-            torch.cuda.current_stream().wait_stream(stream)
-            with torch.cuda.graph(graph, pool=self._pool):
+            torch.cuda.current_stream().wait_stream(self._stream)
+            with (
+                _no_garbage_collection(),
+                torch.cuda.graph(graph, pool=self._pool, stream=self._stream),
+            ):
                 work()
         except RuntimeError as error:
             raise EngineError(
@@ -81,6 +92,18 @@ class CudaGraphRecorder:
             ) from error
         replay: Callable[[], None] = graph.replay
         return replay
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """What a collection frees may call the driver, which a capture does not allow."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,8 +240,10 @@ class DecodeGraphs:
             self._load(rows, starts, size)
         elif len(begun):
             self._begin_blocks(rows, starts, begun)
+        # Before the replay: where there is no room for its tokens, the state has not moved on.
+        room = HostTokens(num_rows, self._model.device)
         self._replays[size]()
-        drawn = DrawnTokens(self._token_ids[:num_rows], self._is_finite[:num_rows])
+        drawn = DrawnTokens(self._token_ids[:num_rows], self._is_finite[:num_rows], room=room)
         self._loaded, self._next_starts = rows, starts + 1
         return drawn
 

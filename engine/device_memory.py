@@ -64,6 +64,15 @@ class CudaMemory:
         return torch.cuda.max_memory_reserved(self._device) - self._held_bytes
 
 
+def make_current(device: torch.device) -> None:
+    """Let this thread's streams, events, graphs and Triton launches be on a GPU.
+
+    One without an index is the current one already.
+    """
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+
+
 def check_weights_fit(
     weight_bytes: int, dtype: torch.dtype, device: torch.device, free_bytes: int
 ) -> None:

@@ -13,6 +13,34 @@ from .request import Request
 from .scorer import Scorer
 
 
+class HostTokens:
+    """Room on the host for the tokens of a step, and the event of their arrival.
+
+    All that can fail for want of memory is done when this is made, before the step is launched.
+    """
+
+    def __init__(self, num_rows: int, device: torch.device) -> None:
+        """Make room for `num_rows` rows computed on `device`; pinned, where that is a GPU."""
+        is_cuda = device.type == "cuda"
+        self.token_ids = torch.empty(num_rows, dtype=torch.int64, pin_memory=is_cuda)
+        self.is_finite = torch.empty(num_rows, dtype=torch.bool, pin_memory=is_cuda)
+        self._arrived: torch.cuda.Event | None = None
+        if is_cuda:
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+
+    def begin_copy(self, token_ids: Tensor, is_finite: Tensor) -> None:
+        """Copy a step's results, once the device's stream gets there."""
+        self.token_ids.copy_(token_ids, non_blocking=True)
+        self.is_finite.copy_(is_finite, non_blocking=True)
+        if self._arrived is not None:
+            self._arrived.record()
+
+    def wait(self) -> None:
+        """Wait until the device has copied them, and so computed all of the step."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+
+
 class DrawnTokens:
     """Owns a launched step's tokens on their way to the host.
 
@@ -29,27 +57,26 @@ class DrawnTokens:
         controlled: Sequence[tuple[int, Request]] = (),
         scored: Sequence[tuple[int, Request]] = (),
         scorer: Scorer | None = None,
+        room: HostTokens | None = None,
     ) -> None:
         """Start the way.
 
         Args:
-            token_ids: [num_sampling] int64.
+            token_ids: [num_sampling] int64, on the step's device also where no row samples:
+                `collect` waits for the step.
             is_finite: [num_sampling] bool, whether the row's largest logit was a number.
             holds_next_step: Whether the next step can be scheduled only once these are known.
             controlled: Rows of requests with controls, which may leave no token.
             scored: Rows whose token is scored.
             scorer: Scores them; None where there are none.
+            room: Where they go on the host; None makes it here.
         """
         self.holds_next_step = holds_next_step
         self._controlled = controlled
         self._scored = scored
         self._scorer = scorer
-        self._token_ids = _begin_copy(token_ids)
-        self._is_finite = _begin_copy(is_finite)
-        self._arrived: torch.cuda.Event | None = None
-        if token_ids.device.type == "cuda":
-            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._arrived.record()
+        self._host = room or HostTokens(len(token_ids), token_ids.device)
+        self._host.begin_copy(token_ids, is_finite)
 
     def collect(self) -> list[int | None]:
         """Wait for the tokens, and score those that are to be scored.
@@ -59,10 +86,9 @@ class DrawnTokens:
             which the model computes where its weights or its cache are broken, and where the
             request's controls left no token.
         """
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        is_finite: NDArray[np.bool_] = self._is_finite.numpy()
-        drawn: list[int | None] = self._token_ids.tolist()
+        self._host.wait()
+        is_finite: NDArray[np.bool_] = self._host.is_finite.numpy()
+        drawn: list[int | None] = self._host.token_ids.tolist()
         if self._scorer is not None:
             scores = self._scorer.score([drawn[row] or 0 for row, _ in self._scored])
             for (_, request), score in zip(self._scored, scores, strict=True):
@@ -75,11 +101,3 @@ class DrawnTokens:
             if request.controls is not None and request.controls.is_exhausted:
                 drawn[row] = None
         return drawn
-
-
-def _begin_copy(values: Tensor) -> Tensor:
-    """The same on the host, in pinned memory; complete once the device's stream got there."""
-    if values.device.type == "cpu":
-        return values.clone()
-    target = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-    return target.copy_(values, non_blocking=True)

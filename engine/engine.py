@@ -8,11 +8,11 @@ from typing import Any
 from .block_pool import BlockPool
 from .chat import Chat
 from .config import EngineConfig
-from .decoder import DecoderModel
+from .device_memory import make_current
 from .errors import ConfigError, EngineError, RequestError, is_out_of_memory
 from .intake import Prompt, RequestIntake, check_order
 from .kv_cache import KVCache
-from .kv_cache_sizing import allocate_kv_cache
+from .kv_cache_sizing import allocate_kv_cache, records_decodes
 from .loading import LoadedModel, load_model
 from .outputs import FinishReason, RequestFailure, RequestOutput, ResumedTokens
 from .request_book import RequestBook
@@ -61,6 +61,7 @@ class Engine:
             )
         _check_model_limits(config, loaded)
         self._loaded = loaded
+        make_current(loaded.model.device)
         self._kv_cache = allocate_kv_cache(config, loaded.model)
         self._scheduler = Scheduler(
             BlockPool(
@@ -285,7 +286,8 @@ class Engine:
     def _launch(self, batch: ScheduledBatch) -> bool:
         """Hand a step to the device; where memory runs out, make the next ones smaller instead."""
         try:
-            self._kv_cache.zero_blocks(self._scheduler.take_untrusted_blocks())
+            self._kv_cache.zero_blocks(self._scheduler.untrusted_blocks)
+            self._scheduler.trust_blocks()
             self._pipeline.launch(batch)
         except Exception as error:
             self._scheduler.distrust(batch)
@@ -345,13 +347,12 @@ class Engine:
 
 def _make_pipeline(config: EngineConfig, loaded: LoadedModel, kv_cache: KVCache) -> StepPipeline:
     model = loaded.model
-    is_capturable = isinstance(model, DecoderModel) and model.is_capturable
     return StepPipeline(
         model,
         kv_cache,
         max_num_seqs=config.max_num_seqs,
         max_model_len=config.max_model_len,
-        decode_graphs=config.records_decodes_on(model.device.type, is_capturable=is_capturable),
+        decode_graphs=records_decodes(config, model),
     )
 
 

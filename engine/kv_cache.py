@@ -141,8 +141,9 @@ class KVCache:
         """Overwrite blocks with zeros, so that a failed request's NaN reaches nobody else."""
         if not block_ids:
             return
+        device = self.layers[0][0].device
+        index = torch.tensor(list(block_ids), dtype=torch.int64, device=device)
         for keys, values in self.layers:
-            index = torch.tensor(list(block_ids), dtype=torch.int64, device=keys.device)
             # As bytes: torch's CPU cannot fill eight-bit floats.
             keys.view(torch.uint8).index_fill_(0, index, 0)
             values.view(torch.uint8).index_fill_(0, index, 0)

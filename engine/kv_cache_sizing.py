@@ -17,6 +17,7 @@ import torch
 from batchmill.kernels.sample import sample
 
 from .config import EngineConfig
+from .decoder import DecoderModel
 from .device_memory import CudaMemory, MemoryProbe, gib
 from .errors import ConfigError, is_out_of_memory
 from .host_memory import available_memory_bytes
@@ -71,6 +72,12 @@ def allocate_kv_cache(
     )
     kv_cache.provide_pages(_FIRST_PAGES_S, num_threads=torch.get_num_threads())
     return kv_cache
+
+
+def records_decodes(config: EngineConfig, model: Model) -> bool:
+    """Whether an engine records this model's decode steps."""
+    is_capturable = isinstance(model, DecoderModel) and model.is_capturable
+    return config.records_decodes_on(model.device.type, is_capturable=is_capturable)
 
 
 def _check_given(kv_cache_bytes: int, free_bytes: int, device: torch.device) -> None:
@@ -140,7 +147,7 @@ def measured_kv_cache_bytes(
     held_bytes = probe.total_bytes() - probe.free_bytes()
     weight_bytes = probe.process_bytes()
     graph_bytes = 0
-    if config.decode_graphs is not False:
+    if records_decodes(config, model):
         graph_bytes = graph_reserve_bytes(config.max_num_seqs, model.config.vocab_size)
     probe.reset_peak()
     try:

@@ -18,7 +18,7 @@ from batchmill.kernels.int8_linear import INT8_VERSION
 
 from .config import MODEL_IMPLS, QUANTIZATIONS
 from .decoder import DecoderModel
-from .device_memory import check_weights_fit, free_memory_bytes
+from .device_memory import check_weights_fit, free_memory_bytes, make_current
 from .errors import ConfigError, ModelLoadError, UnsupportedModelError
 from .families import named_architecture, native_architecture, read_model_config
 from .feed_forward import LinearFactory
@@ -85,6 +85,7 @@ def load_model(
     _check_formats(dtype, quantization, model_impl)
     started_at_s = time.monotonic()
     torch_device = resolve_device(device)
+    make_current(torch_device)
     if quantization is not None:
         _check_quantizable(quantization, torch_device, model_impl)
     folder = model_folder(model)

@@ -82,10 +82,14 @@ class RunningRequests:
         self._leaving.add(request)
         self._void_in_flight(request)
 
-    def take_untrusted_blocks(self) -> list[int]:
+    @property
+    def untrusted_blocks(self) -> Sequence[int]:
         """Blocks given back that may hold NaN: clear them before the next step is computed."""
-        block_ids, self._untrusted_blocks = self._untrusted_blocks, []
-        return block_ids
+        return self._untrusted_blocks
+
+    def trust_blocks(self) -> None:
+        """All `untrusted_blocks` are cleared."""
+        self._untrusted_blocks = []
 
     def begin(self, batch: ScheduledBatch) -> None:
         """A step is launched: its tokens count as computed, and those it draws as pending."""

@@ -18,6 +18,7 @@ from .request import Request
 from .request_rows import RequestRows
 from .schedule import ScheduledBatch
 from .scorer import Scorer
+from .upload import Uploader
 
 
 class Sampler:
@@ -42,6 +43,7 @@ class Sampler:
         # The same requests decode together for many steps: their controls become tensors once.
         self._sampling_rows: NDArray[np.int64] | None = None
         self._controls: _RowControls | None = None
+        self._uploader = Uploader(rows.last_tokens.device)
 
     def begin(self, batch: ScheduledBatch) -> None:
         """Start what can be worked out while the model computes the batch's logits."""
@@ -69,14 +71,23 @@ class Sampler:
             logits = _score_known_tokens(logits, batch)
         rows = self._rows.sampling(batch)
         if not len(rows):
-            nothing = torch.empty(0, dtype=torch.int64)
+            # On the device, so that collecting the step waits for it: else the host would run
+            # ahead of a long prompt's chunks without bound.
+            nothing = torch.empty(0, dtype=torch.int64, device=logits.device)
             return DrawnTokens(nothing, nothing.bool(), holds_next_step=scores_known)
         is_finite = _have_finite_maximum(logits)
         scored = self._scored_rows(is_finite)
         scorer = _scorer(logits, scored)
         self._stage.apply(logits)
-        controls = self._row_controls(rows, logits.device)
-        token_ids = self._draw(logits, batch, rows, controls)
+        controls, positions = self._upload_controls(rows, batch)
+        token_ids: Tensor = sample(
+            logits,
+            controls.temperature,
+            controls.top_k,
+            controls.top_p,
+            controls.seeds,
+            positions,
+        )
         controlled = [
             (row, each) for row, each in enumerate(self._requests) if each.controls is not None
         ]
@@ -92,29 +103,20 @@ class Sampler:
         self._rows.last_tokens.index_copy_(0, controls.rows, token_ids)
         return drawn
 
-    def _row_controls(self, rows: NDArray[np.int64], device: torch.device) -> _RowControls:
-        if rows is not self._sampling_rows or self._controls is None:
-            self._sampling_rows = rows
-            self._controls = _RowControls.gather(self._rows, rows, device)
-        return self._controls
-
-    def _draw(
-        self,
-        logits: Tensor,
-        batch: ScheduledBatch,
-        rows: NDArray[np.int64],
-        controls: _RowControls,
-    ) -> Tensor:
-        positions = _num_tokens(batch, self._rows) - self._rows.num_prompt_tokens[rows]
-        token_ids: Tensor = sample(
-            logits,
-            controls.temperature,
-            controls.top_k,
-            controls.top_p,
-            controls.seeds,
-            torch.from_numpy(positions).to(logits.device, non_blocking=True),
+    def _upload_controls(
+        self, rows: NDArray[np.int64], batch: ScheduledBatch
+    ) -> tuple[_RowControls, Tensor]:
+        """The rows' controls, and the indices of the tokens being drawn, [num_rows] int64."""
+        of = self._rows
+        positions = _num_tokens(batch, of) - of.num_prompt_tokens[rows]
+        if rows is self._sampling_rows and self._controls is not None:
+            return self._controls, self._uploader.upload(positions)[0]
+        # In one copy that nobody waits for: the model's step is still running.
+        positions_there, *controls = self._uploader.upload(
+            positions, of.temperature[rows], of.top_k[rows], of.top_p[rows], of.seeds[rows], rows
         )
-        return token_ids
+        self._sampling_rows, self._controls = rows, _RowControls(*controls)
+        return self._controls, positions_there
 
     def _scored_rows(self, is_finite: Tensor) -> list[tuple[int, Request]]:
         wanted = [
@@ -155,11 +157,6 @@ class _RowControls:
     top_p: Tensor  # [num_rows] float32
     seeds: Tensor  # [num_rows] int64
     rows: Tensor  # [num_rows] int64: where in `RequestRows` they come from
-
-    @classmethod
-    def gather(cls, of: RequestRows, rows: NDArray[np.int64], device: torch.device) -> _RowControls:
-        values = (of.temperature[rows], of.top_k[rows], of.top_p[rows], of.seeds[rows], rows)
-        return cls(*[torch.from_numpy(each).to(device) for each in values])
 
 
 def _scorer(logits: Tensor, scored: Sequence[tuple[int, Request]]) -> Scorer | None:

@@ -174,9 +174,14 @@ class Scheduler:
             self.waiting.add(request)
         return batch.void
 
-    def take_untrusted_blocks(self) -> list[int]:
+    @property
+    def untrusted_blocks(self) -> Sequence[int]:
         """Blocks given back that may hold NaN: clear them before the next step is computed."""
-        return self._running.take_untrusted_blocks()
+        return self._running.untrusted_blocks
+
+    def trust_blocks(self) -> None:
+        """All `untrusted_blocks` are cleared."""
+        self._running.trust_blocks()
 
     def distrust(self, batch: ScheduledBatch) -> None:
         """A step failed while it was being launched: what it wrote may be anything."""
@@ -214,7 +219,7 @@ class Scheduler:
     def discard(self, request: Request) -> None:
         """Take out a running request whose KV cannot be trusted, and let nobody share it.
 
-        Its blocks are among `take_untrusted_blocks` as soon as nobody holds them.
+        Its blocks are among `untrusted_blocks` as soon as nobody holds them.
         """
         self.block_pool.forget(request.block_ids)
         request.num_registered_blocks = 0

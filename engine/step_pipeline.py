@@ -6,8 +6,6 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
-import torch
-
 from .decode_graphs import DecodeGraphs
 from .drawn_tokens import DrawnTokens
 from .kv_cache import KVCache
@@ -69,9 +67,6 @@ class StepPipeline:
         Raises:
             EngineError: they are to be recorded, and cannot be.
         """
-        if model.device.type == "cuda":
-            # Streams, events and graphs belong to the thread's current device.
-            torch.cuda.set_device(model.device)
         self._rows = RequestRows(max_num_seqs, model.device)
         self._builder = StepInputBuilder(
             self._rows,

@@ -9,8 +9,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-#: A buffer is written again two uploads later: the engine has collected that step by then.
-NUM_BUFFERS = 3
 #: Every array starts at a multiple of it, as the widest of them needs.
 ALIGNMENT = 16
 
@@ -19,27 +17,32 @@ class Uploader:
     """Copies a step's arrays to the device.
 
     On a CPU the tensors share the arrays' memory. For any other device they are packed into pinned
-    memory and copied at once: a copy from pageable memory waits, and each of several costs its
-    launch. The pinned buffers take turns, so that none is written while its copy may be under way.
+    memory and copied at once: a copy from pageable memory waits for the device to get there, and
+    each of several costs its launch.
+
+    Every upload has pinned memory of its own. However many steps the host is ahead, none writes to
+    memory whose copy is still to be made: torch's allocator gives it out again only afterwards.
     """
 
     def __init__(self, device: torch.device | str) -> None:
         self._device = torch.device(device)
-        self._buffers: list[Tensor] = [torch.empty(0, dtype=torch.uint8)] * NUM_BUFFERS
-        self._turn = 0
 
     def upload(self, *arrays: NDArray[np.generic]) -> Sequence[Tensor]:
         """Tensors of the same shapes and dtypes on the device, in the same order."""
         if self._device.type == "cpu":
             return [torch.from_numpy(array) for array in arrays]
-        packed = pack(arrays, self._buffer(packed_size(arrays)))
-        return unpack(packed.to(self._device, non_blocking=True), arrays)
+        packed = pack(arrays, pinned(packed_size(arrays)))
+        return unpack(begin_copy(packed, self._device), arrays)
 
-    def _buffer(self, num_bytes: int) -> Tensor:
-        self._turn = (self._turn + 1) % NUM_BUFFERS
-        if len(self._buffers[self._turn]) < num_bytes:
-            self._buffers[self._turn] = torch.empty(2 * num_bytes, dtype=torch.uint8).pin_memory()
-        return self._buffers[self._turn][:num_bytes]
+
+def pinned(num_bytes: int) -> Tensor:
+    """Bytes on the host that a GPU copies by itself."""
+    return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+
+
+def begin_copy(memory: Tensor, device: torch.device) -> Tensor:
+    """Pinned bytes on the device, once its stream got there."""
+    return memory.to(device, non_blocking=True)
 
 
 def packed_size(arrays: Sequence[NDArray[np.generic]]) -> int:

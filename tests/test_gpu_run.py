@@ -131,3 +131,47 @@ gpu_run.restart(bench, argparse.Namespace(out=None, tune=False, toy=True), ["cei
     assert lines[-2] == {**lines[-2], "section": "ceilings", "status": "done"}
     assert lines[-1]["failed"] == ["broken"]
     assert done.returncode == 1
+
+
+def test_one_check_that_raises_leaves_the_others_and_fails_the_section() -> None:
+    code = f"""
+import os, sys, time
+os.environ["TRITON_INTERPRET"] = "1"
+sys.path.insert(0, {str(SCRIPT.parent)!r})
+import gpu_run
+gpu_run.make_importable()
+import gpu_correctness, torch
+from gpu_report import Bench
+
+def breaks(*_):
+    raise RuntimeError("no such kernel")
+    yield
+
+gpu_correctness.OPS = {{"breaks": breaks, "silu_and_mul": gpu_correctness.OPS["silu_and_mul"]}}
+
+def engine_breaks(bench, wrong):
+    raise RuntimeError("no such graph")
+
+gpu_correctness._engine_tokens = engine_breaks
+bench = Bench(torch.device("cpu"), True, None, time.monotonic() + 100)
+bench.run("correctness", 100, gpu_correctness.correctness)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    raised = [line["what"] for line in lines if line["measure"] == "raised"]
+    assert len(raised) == 2, done.stderr[-2000:]
+    assert [line["op"] for line in lines if line["measure"] == "op"] == ["sample", "silu_and_mul"]
+    assert lines[-1]["status"] == "failed"
+    assert "breaks" in lines[-1]["error"]
+
+
+def test_files_do_not_outlive_a_restart(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("gpu_run", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    with (tmp_path / "device").open("w") as file:
+        os.set_inheritable(file.fileno(), True)
+        script.close_with_this_process()
+        assert not os.get_inheritable(file.fileno())

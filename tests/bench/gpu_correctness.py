@@ -10,12 +10,13 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from gpu_floors import recipe_a
 from gpu_models import TOY, engine_has, make_engine, random_model, random_weights
 from gpu_recipes import prompts_of
-from gpu_report import Bench
+from gpu_report import Bench, OutOfTime
 from torch import Tensor
 
 from batchmill.engine import SamplingParams
@@ -44,22 +45,42 @@ def relative_error(got: Tensor, want: Tensor) -> float:
 
 
 def correctness(bench: Bench) -> None:
-    """One line an op and number format, with the largest error of all its cases."""
+    """Whole models first, then a line an op and number format with the largest error of its cases.
+
+    What raises is wrong, and the others are still looked at; on a lost device nothing is.
+    """
+    wrong: list[str] = []
+    for part in (_engine_tokens, _whole_model, _sampling):
+        _attempt(bench, wrong, part.__name__.strip("_"), partial(part, bench, wrong))
     dtypes = [torch.float16] if bench.toy else [torch.bfloat16, torch.float16, torch.float32]
-    wrong = []
     for dtype, (op, errors) in itertools.product(dtypes, OPS.items()):
-        bench.check_time()
-        worst, cases = 0.0, 0
-        for error in errors(bench, dtype, "triton"):
-            worst, cases = max(worst, error), cases + 1
-        right = worst <= TOLERANCES[dtype]
-        bench.line("op", op=op, dtype=str(dtype), max_error=worst, cases=cases, right=right)
-        wrong += [] if right else [f"{op} {dtype}"]
-    _sampling(bench, wrong)
-    _whole_model(bench, wrong)
-    _engine_tokens(bench, wrong)
+        check = partial(_op, bench, wrong, dtype, op, errors)
+        _attempt(bench, wrong, f"{op} {dtype}", check)
     if wrong:
         raise AssertionError(f"wrong: {', '.join(wrong)}")
+
+
+def _attempt(bench: Bench, wrong: list[str], name: str, check: Callable[[], None]) -> None:
+    """Run one check; what it raises is told, and is wrong."""
+    bench.check_time()
+    try:
+        check()
+    except OutOfTime:
+        raise
+    except Exception as error:
+        bench.line("raised", what=name, error=repr(error)[:500])
+        wrong.append(name)
+        if bench.device_is_lost():
+            raise
+
+
+def _op(bench: Bench, wrong: list[str], dtype: torch.dtype, op: str, errors: Errors) -> None:
+    worst, cases = 0.0, 0
+    for error in errors(bench, dtype, "triton"):
+        worst, cases = max(worst, error), cases + 1
+    right = worst <= TOLERANCES[dtype]
+    bench.line("op", op=op, dtype=str(dtype), max_error=worst, cases=cases, right=right)
+    wrong += [] if right else [f"{op} {dtype}"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,7 +146,11 @@ class Bench:
 
 
 def capture(call: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    """A CUDA graph of a call, after it has run twice on a stream of its own."""
+    """A CUDA graph of a call, after it has run twice; both on a stream of its own.
+
+    No other graph's: some versions of torch free cuBLAS's workspace of a stream with any graph that
+    was captured there (its issue 193402).
+    """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -154,7 +158,7 @@ def capture(call: Callable[[], object]) -> torch.cuda.CUDAGraph:
             call()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):
         call()
     return graph
 

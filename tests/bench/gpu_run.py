@@ -10,6 +10,7 @@ section that fails says why and lets the others run. docs/gpu.md explains every 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import tempfile
@@ -63,7 +64,7 @@ def sections(*, tune: bool) -> list[tuple[str, float, Callable[[Bench], None]]]:
     }
     return [
         ("ceilings", 30, ceilings),
-        ("correctness", 90, correctness),
+        ("correctness", 120, correctness),
         ("recipe-0.6b", 60, recipe("Qwen3-0.6B", "G1", rounds=2)),
         ("decode-attention", 30, decode_attention),
         ("steps-0.6b", 40, steps_of("Qwen3-0.6B")),
@@ -97,7 +98,16 @@ def restart(bench: Bench, options: argparse.Namespace, rest: list[str], why: str
     arguments += ["--toy"] if options.toy else []
     arguments += ["--only", *(rest or ["ceilings"])]
     sys.stdout.flush()
+    close_with_this_process()
     os.execv(sys.executable, [sys.executable, str(HERE / "gpu_run.py"), *arguments])
+
+
+def close_with_this_process() -> None:
+    """Let no file but the standard ones outlive `execv`: an open GPU would keep its memory."""
+    for number in os.listdir("/proc/self/fd"):
+        if int(number) > 2:
+            with contextlib.suppress(OSError):  # the listing's own file is closed already
+                os.set_inheritable(int(number), False)
 
 
 def main() -> int:
@@ -122,7 +132,8 @@ def main() -> int:
     out = options.out or (Path(os.environ["OUT"]) if os.environ.get("OUT") else None)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-    device = torch.device("cpu" if options.toy else "cuda")
+    # With its index, as tensors there have it: torch makes no device current without one.
+    device = torch.device("cpu") if options.toy else torch.device("cuda", 0)
     bench = Bench(device, options.toy, out, deadline_s)
     chosen = sections(tune=options.tune)
     unknown = set(options.only or ()) - {name for name, _, _ in chosen}

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from gpu_kernels import paged
-from gpu_report import Bench
+from gpu_report import Bench, OutOfTime
 
 from batchmill.kernels.triton_launch import architecture
 from batchmill.kernels.triton_paged_attention import paged_attention_triton, plan_step
@@ -118,7 +118,11 @@ def _best(
         bench.check_time()
         try:
             times = [_time_us(bench, batch, candidate, part) for batch in batches]
+        except OutOfTime:
+            raise
         except Exception as error:  # what Triton raises for tiles that do not fit has many classes
+            if bench.device_is_lost():
+                raise
             bench.line(
                 "refused", part=part, tiles=asdict(getattr(candidate, part)), why=repr(error)[:150]
             )

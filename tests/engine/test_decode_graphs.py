@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Callable
 from functools import partial
@@ -11,8 +12,12 @@ import pytest
 import torch
 
 from batchmill.engine import ConfigError, Engine, EngineConfig, SamplingParams
-from batchmill.engine.decode_graphs import GRAPH_SIZES
+from batchmill.engine.decode_graphs import GRAPH_SIZES, CudaGraphRecorder
+from batchmill.engine.drawn_tokens import HostTokens
+from batchmill.engine.errors import EngineError
+from batchmill.engine.upload import Uploader, pack, packed_size, unpack
 
+from .cuda_stand_in import CudaStandIn
 from .tiny_model import POISON, Fuse, run
 
 
@@ -188,6 +193,79 @@ def test_block_begun_in_a_step_that_ran_out_of_memory_reaches_the_next_replay(
     assert engine.stats().num_out_of_memory == 1
     fuse.reset()
     assert outputs_of(engine) == expected
+
+
+def test_step_whose_tokens_find_no_room_on_the_host_draws_them_again(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (expected,) = make_engine(decode_graphs=False).generate([[1, 2, 3]], greedy(12))
+    engine = make_engine()
+    engine.add_request("a", [1, 2, 3], greedy(12))
+    for _ in range(4):
+        engine.step()
+
+    def no_room(*args: object) -> None:
+        raise MemoryError("pinned memory ran out")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HostTokens, "__init__", no_room)
+        engine.step()
+    assert engine.stats().num_out_of_memory == 1
+    assert outputs_of(engine)["a"] == expected.token_ids
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_inputs_packed_into_one_copy_as_for_a_gpu_give_the_same_tokens(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, overlap: bool
+) -> None:
+    prompts = [[1, 2, 3], list(range(40)), [5, 6], [7] * 9]
+    params = [
+        SamplingParams(temperature=0.8, seed=index, max_tokens=14, ignore_eos=True, min_p=each)
+        for index, each in enumerate((0, 0.05, 0, 0))
+    ]
+    expected = make_engine(decode_graphs=False).generate(prompts, params)
+
+    def upload(self: Uploader, *arrays: Any) -> list[torch.Tensor]:
+        return unpack(pack(arrays, torch.empty(packed_size(arrays), dtype=torch.uint8)), arrays)
+
+    monkeypatch.setattr(Uploader, "upload", upload)
+    for decode_graphs in (False, True):
+        engine = make_engine(
+            decode_graphs=decode_graphs, overlap=overlap, max_num_batched_tokens=16
+        )
+        outputs = engine.generate(prompts, params)
+        assert [each.token_ids for each in outputs] == [each.token_ids for each in expected]
+
+
+def test_all_sizes_warm_up_and_are_captured_on_one_stream_into_one_pool(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuda = CudaStandIn(monkeypatch)
+    recorders = [CudaGraphRecorder(), CudaGraphRecorder()]
+    for recorder in recorders:
+        replay = recorder.record(cuda.work)
+        recorder.record(cuda.work)
+        replay()
+    for start in (0, 6):
+        one, two = cuda.calls[start : start + 3], cuda.calls[start + 3 : start + 6]
+        assert [pool is None for _, pool, _ in one] == [True, True, False], "warmed up before"
+        assert [collects for *_, collects in one] == [True, True, False]
+        assert {stream for stream, *_ in one} == {stream for stream, *_ in two}
+        assert one[-1][1] is two[-1][1]
+    assert cuda.calls[0][0] is not cuda.calls[6][0], "another engine's graphs are not touched"
+    assert cuda.calls[0][0].waited_for == [cuda.default, cuda.default]
+    assert gc.isenabled()
+
+
+def test_work_that_cannot_be_captured_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    CudaStandIn(monkeypatch)
+
+    def reads_on_the_host() -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(EngineError, match="BATCHMILL_DECODE_GRAPHS=off"):
+        CudaGraphRecorder().record(reads_on_the_host)
+    assert gc.isenabled()
 
 
 def test_decodes_are_recorded_by_default_for_our_decoder_on_a_gpu() -> None:

@@ -243,3 +243,29 @@ def test_times_of_a_request_are_told(make_engine: Callable[..., Engine]) -> None
     assert metrics.finished_s is not None
     assert 0 <= metrics.queued_s <= metrics.first_token_s < metrics.finished_s
     assert metrics.first_token_s + 11 * metrics.inter_token_s <= whole_s
+
+
+def test_blocks_that_could_not_be_cleared_are_cleared_before_the_next_step(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = list(range(20))
+    (expected,) = make_engine().generate([prompt], GREEDY)
+    engine = make_engine(num_blocks=16)
+    engine.add_request("poisoned", [POISON] * 40, GREEDY)
+    assert last_outputs(engine)["poisoned"].error is not None
+    left = list(engine._scheduler.untrusted_blocks)
+    assert left
+
+    def no_memory(block_ids: object) -> None:
+        raise MemoryError
+
+    engine.add_request("next", prompt, GREEDY)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._kv_cache, "zero_blocks", no_memory)
+        engine.step()
+    assert engine.stats().num_out_of_memory == 1
+    assert set(left) <= set(engine._scheduler.untrusted_blocks)
+    assert last_outputs(engine)["next"].token_ids == expected.token_ids
+    for keys, values in engine._kv_cache.layers:
+        assert torch.isfinite(keys).all()
+        assert torch.isfinite(values).all()

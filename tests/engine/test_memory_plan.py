@@ -66,7 +66,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> DecoderModel:
 
 
 def configure(**changes: object) -> EngineConfig:
-    values = {"model": "tiny", "max_model_len": 128, "max_num_seqs": 4}
+    values = {"model": "tiny", "max_model_len": 128, "max_num_seqs": 4, "decode_graphs": True}
     return EngineConfig(**{**values, "max_num_batched_tokens": 64, **changes})  # type: ignore[arg-type]
 
 
@@ -85,11 +85,19 @@ def test_the_cache_gets_what_the_share_weights_a_step_and_graphs_leave(
 def test_graphs_that_are_not_recorded_leave_their_room_to_the_cache(model: DecoderModel) -> None:
     device = TightDevice(total=2 * GIB, held=GIB, step=0)
     recorded, not_recorded = (
-        allocate_kv_cache(configure(decode_graphs=each), model, device) for each in ("auto", False)
+        allocate_kv_cache(configure(decode_graphs=each), model, device) for each in (True, False)
     )
     gained = not_recorded.num_bytes - recorded.num_bytes
     block_bytes = kv_block_bytes(model.config, torch.float32, 16)
     assert abs(gained - GRAPH_BYTES) < block_bytes
+
+
+def test_graphs_that_this_model_or_device_has_not_get_no_room(model: DecoderModel) -> None:
+    device = TightDevice(total=2 * GIB, held=GIB, step=0)
+    by_default, none = (
+        allocate_kv_cache(configure(decode_graphs=each), model, device) for each in ("auto", False)
+    )
+    assert by_default.num_blocks == none.num_blocks
 
 
 def test_a_given_size_is_taken_without_measuring(model: DecoderModel) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from batchmill.engine import SamplingParams
+from batchmill.engine import SamplingParams, drawn_tokens
 from batchmill.engine.controls import RequestControls
+from batchmill.engine.drawn_tokens import HostTokens
 from batchmill.engine.request import Request, derive_seed
 from batchmill.engine.request_rows import RequestRows
 from batchmill.engine.sampler import Sampler
@@ -122,3 +123,25 @@ def test_derived_seed_is_stable_and_its_own_for_each_request_and_engine() -> Non
     seeds = {derive_seed(seed, f"job-{job}") for seed in range(3) for job in range(100)}
     assert len(seeds) == 300
     assert all(-(2**63) <= seed < 2**63 for seed in seeds)
+
+
+def test_step_in_which_nothing_samples_is_waited_for_as_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Chunks of a long prompt would pile up on the device: its tokens, none, come from there."""
+    devices = []
+
+    class Recorded(HostTokens):
+        def __init__(self, num_rows: int, device: torch.device) -> None:
+            devices.append((num_rows, device.type))
+            super().__init__(num_rows, device)
+
+        def begin_copy(self, token_ids: torch.Tensor, is_finite: torch.Tensor) -> None:
+            """There is no data to copy."""
+
+    monkeypatch.setattr(drawn_tokens, "HostTokens", Recorded)
+    sampler = Sampler(VOCAB_SIZE, RequestRows(8, "meta"))
+    batch = ScheduledBatch(chunks=(ScheduledRequest(request(), 0, 1, samples=False),))
+    logits = torch.empty(0, VOCAB_SIZE, device="meta")
+    assert sampler.draw(logits, batch).collect() == []
+    assert devices == [(0, "meta")]

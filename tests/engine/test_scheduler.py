@@ -300,7 +300,7 @@ def test_discarded_request_leaves_nothing_to_share_and_names_blocks_to_clear() -
     shared, own = first.block_ids[:2], second.block_ids[2:]
     assert second.block_ids[:2] == shared
     mill.scheduler.discard(second)
-    assert mill.scheduler.take_untrusted_blocks() == own
+    assert list(mill.scheduler.untrusted_blocks) == own
     mill.scheduler.check()
     assert mill.pool.num_cached_blocks == 0
     mill.run()

@@ -1,10 +1,15 @@
-"""Arrays packed into one buffer come out as they went in."""
+"""Arrays packed into one buffer come out as they went in, however late they are copied."""
 
 from __future__ import annotations
 
-import numpy as np
-import torch
+from collections.abc import Callable
 
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from batchmill.engine import upload
 from batchmill.engine.upload import ALIGNMENT, Uploader, pack, packed_size, unpack
 
 ARRAYS = (
@@ -32,3 +37,25 @@ def test_on_a_cpu_tensors_are_the_arrays_themselves() -> None:
     (tensor,) = Uploader("cpu").upload(array)
     array[1] = 7
     assert tensor.tolist() == [0, 7, 0]
+
+
+def test_a_host_far_ahead_of_its_gpu_overwrites_no_upload(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies from pinned memory are made when the device gets there: here, after all uploads."""
+    copies: list[Callable[[], Tensor]] = []
+
+    def begin_copy(memory: Tensor, device: torch.device) -> Tensor:
+        there = torch.zeros_like(memory)
+        copies.append(lambda: there.copy_(memory))
+        return there
+
+    monkeypatch.setattr(upload, "begin_copy", begin_copy)
+    monkeypatch.setattr(upload, "pinned", lambda size: torch.empty(size, dtype=torch.uint8))
+    uploader = Uploader("cuda")
+    uploaded = []
+    for number in range(12):
+        array = np.full(5, number)
+        uploaded += uploader.upload(array)
+        array.fill(-1)
+    for copy in copies:
+        copy()
+    assert [tensor.tolist() for tensor in uploaded] == [[number] * 5 for number in range(12)]
