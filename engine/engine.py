@@ -19,7 +19,7 @@ from .request_book import RequestBook
 from .sampling_params import SamplingParams
 from .schedule import ScheduledBatch
 from .scheduler import Scheduler
-from .stats import EngineStats, StatsCounter
+from .stats import CurrentLoad, EngineStats, StatsCounter
 from .step_pipeline import StepPipeline
 from .tokenizer import Tokenizer
 from .tracker import RequestTracker
@@ -225,6 +225,10 @@ class Engine:
     def reset_prefix_cache(self) -> int:
         """Forget the KV of earlier requests; returns how many blocks were kept for sharing."""
         return self._scheduler.block_pool.forget_all()
+
+    def load(self) -> CurrentLoad:
+        """How full it is now; cheap enough for every step, unlike `stats`."""
+        return CurrentLoad.of(self._scheduler)
 
     def stats(self) -> EngineStats:
         """What the engine did so far, and what it is doing."""
