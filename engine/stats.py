@@ -55,6 +55,26 @@ class EngineStats:
     num_finished: dict[FinishReason, int]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurrentLoad:
+    """How full an engine is now."""
+
+    #: Requests that are computed, and that wait, preempted ones included.
+    num_running: int
+    num_waiting: int
+    #: Blocks of the KV cache that no request holds.
+    num_free_blocks: int
+
+    @classmethod
+    def of(cls, scheduler: Scheduler) -> CurrentLoad:
+        """Look at a scheduler and its block pool."""
+        return cls(
+            num_running=len(scheduler.running),
+            num_waiting=len(scheduler.waiting),
+            num_free_blocks=scheduler.block_pool.num_free_blocks,
+        )
+
+
 @dataclass(slots=True)
 class StatsCounter:
     """The running totals behind `EngineStats`."""

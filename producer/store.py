@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar, cast
 
 from redis import Redis
-from redis.exceptions import OutOfMemoryError
+from redis.exceptions import NoScriptError, OutOfMemoryError
 
 from . import calls, keys
 from .answers import (
@@ -73,9 +73,25 @@ class JobStore:
         """Run script calls in one round trip (each atomic, the pipeline as a whole not)."""
         with self.client.pipeline(transaction=False) as pipeline:
             for call in batch:
-                self._scripts[call.script](args=call.args, client=pipeline)
+                pipeline.evalsha(self._scripts[call.script].sha, 0, *call.args)
             replies = pipeline.execute(raise_on_error=False)
+        self._run_unknown(batch, replies)
         return [calls.read_reply(call, reply) for call, reply in zip(batch, replies, strict=True)]
+
+    def _run_unknown(self, batch: Sequence[Call[Any]], replies: list[Any]) -> None:
+        """Run again, in order, the calls whose script the server did not know; put in the replies.
+
+        A server that was started anew knows none. redis-py's own way is to ask before each batch
+        which scripts are known, in a round trip of its own.
+        """
+        unknown = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        if not unknown:
+            return
+        with self.client.pipeline(transaction=False) as pipeline:
+            for i in unknown:
+                self._scripts[batch[i].script](args=batch[i].args, client=pipeline)
+            for i, reply in zip(unknown, pipeline.execute(raise_on_error=False), strict=True):
+                replies[i] = reply
 
     # Jobs: the producer's side.
 

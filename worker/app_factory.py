@@ -10,6 +10,7 @@ from kombu.entity import Queue
 
 from batchmill.producer.broker_url import celery_url, find_broker
 
+from .event_batches import EventBatchStep
 from .gate import GateStep
 from .logs import configure_logging
 from .pool import SETTINGS_KEY
@@ -35,7 +36,7 @@ def create_app(settings: WorkerSettings) -> Celery:
     # Not into the configuration: `inspect conf` would show a password in the URL.
     setattr(app, SETTINGS_KEY, settings.model_copy(update={"broker_url": broker}))
     app.register_task(GenerateTask())
-    app.steps["consumer"].add(GateStep)
+    app.steps["consumer"].update((GateStep, EventBatchStep))
     _own_logging(settings)
     return app
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,16 +168,11 @@ class Refused:
     message: str
 
 
-class NewOutput(NamedTuple):
-    """One request's output of one step. A tuple: one for each request in each step.
-
-    `text` is what the tokens made certain. The first of a resumed request begins with the text of
-    the tokens that it was resumed with: what was written of it is compared and completed.
-    """
-
-    request_id: str
-    token_ids: Sequence[int]
-    text: str
+#: One request's output of one step: request id, token ids, and the text that they made certain. The
+#: first of a resumed request begins with the text of the tokens that it was resumed with: what was
+#: written of it is compared and completed. There is one for each request in each step, so it is a
+#: plain tuple: pickle takes a sixth of the time that it takes for instances of any class.
+NewOutput: TypeAlias = tuple[str, Sequence[int], str]
 
 
 @dataclass(frozen=True, slots=True)

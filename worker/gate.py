@@ -49,6 +49,8 @@ class IntakeGate:
         self._max_num_batched_tokens = max_num_batched_tokens
         self._mean_prompt_tokens = _FIRST_GUESS_TOKENS
         self._closed = False
+        # Whether the event loop may have found the gate shut, and sleeps.
+        self._is_awaited = True
 
     def close(self) -> None:
         """Close for good: the worker shuts down."""
@@ -58,8 +60,26 @@ class IntakeGate:
         """Learn from a prompt how long the next one may be."""
         self._mean_prompt_tokens += _MEAN_WEIGHT * (num_prompt_tokens - self._mean_prompt_tokens)
 
+    def may_ask(self) -> bool:
+        """Whether to ask for another job; where not, `has_opened` tells when it is time again.
+
+        Called in the event loop only.
+        """
+        # First the note: what opens the gate during the look is seen here, or there.
+        self._is_awaited = True
+        is_open = self.is_open()
+        self._is_awaited = not is_open
+        return is_open
+
+    def has_opened(self) -> bool:
+        """Whether the event loop, which found the gate shut, is to be woken. From any thread.
+
+        A loop that has asked is not: the queue's answer wakes it, and then it looks again.
+        """
+        return self._is_awaited and self.is_open()
+
     def is_open(self) -> bool:
-        """Whether to ask for another job."""
+        """Whether there is room for another job."""
         ready = self._link.ready
         if self._closed or ready is None or not self._link.is_moving:
             return False

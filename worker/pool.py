@@ -76,7 +76,7 @@ class EnginePool(BasePool):
 
     def gate_is_open(self) -> bool:
         """Whether the consumer may ask for another message."""
-        return self._runtime.gate.is_open()
+        return self._runtime.gate.may_ask()
 
     def on_apply(
         self,

@@ -109,8 +109,8 @@ class RealEngine:
 
     def load(self) -> EngineLoad:
         """Return how full it is."""
-        stats = self._engine.stats()
-        return EngineLoad(stats.num_running, stats.num_waiting, stats.num_free_blocks)
+        load = self._engine.load()
+        return EngineLoad(load.num_running, load.num_waiting, load.num_free_blocks)
 
     def prepare(self, timeout_s: float) -> bool:
         """Have the system provide memory of the KV cache; return whether all of it is there."""
@@ -121,7 +121,7 @@ class RealEngine:
         if output.request_id in self._resumed:
             self._resumed.remove(output.request_id)
             text = output.text
-        return NewOutput(output.request_id, output.new_token_ids, text)
+        return output.request_id, output.new_token_ids, text
 
 
 def _prompt(request: AddRequest) -> Prompt:

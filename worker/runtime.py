@@ -193,7 +193,7 @@ class WorkerRuntime:
                 self.ledger.end(job, end)
         if is_due:
             self.ledger.wake()
-        if self.gate.is_open():
+        if self.gate.has_opened():
             self._on_room()
 
     def on_gone(self, *, orderly: bool) -> None:

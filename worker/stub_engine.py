@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .engine_backend import RequestRefused, StepNews
-from .engine_messages import AddRequest, EngineLoad, Finished, NewOutput, Ready
+from .engine_messages import AddRequest, EngineLoad, Finished, Ready
 
 _MARKER = re.compile(r"<<(crash|hang|raise|error|refuse)(?:@(\d+))?>>")
 _VOCAB_SIZE = 50_000
@@ -187,7 +187,7 @@ class StubEngine:
             request.token_ids.append(token_id)
             text = stub_text([token_id] if request.has_reported else request.token_ids)
             request.has_reported = True
-            news.new_outputs.append(NewOutput(request.request_id, [token_id], text))
+            news.new_outputs.append((request.request_id, [token_id], text))
         if len(request.token_ids) >= request.max_tokens:
             news.finished.append(request.end("length"))
 

@@ -9,6 +9,7 @@ import pytest
 
 from batchmill.producer import Client, calls, keys
 from batchmill.producer.answers import (
+    CancelStatus,
     Claim,
     ClaimRefusal,
     Held,
@@ -105,6 +106,19 @@ def test_scripts_run_after_the_server_has_forgotten_them(bench: Any) -> None:
     bench.redis.script_flush()
     [answer] = bench.store.run_all([calls.submit(bench.new_job("c"))])
     assert answer.status is SubmitStatus.CREATED
+
+
+def test_a_batch_runs_where_the_server_knows_some_of_its_scripts(bench: Any) -> None:
+    bench.redis.script_flush()
+    bench.submit("a")
+    batch: list[calls.Call[Any]] = [
+        calls.cancel("a"),
+        calls.submit(bench.new_job("b")),
+        calls.cancel("a"),
+    ]
+    first, second, third = bench.store.run_all(batch)
+    assert (first.status, third.status) == (CancelStatus.CANCELLED, CancelStatus.ALREADY_TERMINAL)
+    assert second.status is SubmitStatus.CREATED
 
 
 def test_an_adopted_job_is_claimable_and_not_announced(bench: Any) -> None:

@@ -12,6 +12,8 @@ from batchmill.producer import keys
 from batchmill.producer.answers import DeadLetterKind, JobState
 from batchmill.worker.active_jobs import SUSPECT_GROUP
 
+from .monitor import Monitor
+
 QUEUE = keys.queue_name("demo", "normal")
 #: Long enough to be caught in the middle, slow enough to see it happen.
 SLOW = {"step_time_s": 0.02}
@@ -205,6 +207,27 @@ def test_redis_going_away_costs_nothing(private_mill: Any, private_redis_server:
         assert mill.computed(record.id) == list(range(150))
     later = mill.submit("after the outage")
     assert mill.wait_ended(later, timeout_s=40)[0].state is JobState.COMPLETED
+
+
+def test_celery_hears_of_every_job_that_a_shutdown_gives_back(mill: Any) -> None:
+    client = mill.store.client
+    num_listeners = client.pubsub_numpat()
+    monitor = Monitor(mill.celery)
+    mill.wait_for(lambda: client.pubsub_numpat() > num_listeners, "the monitor to listen")
+    worker = mill.start_worker(stub=SLOW)
+    job_ids = [mill.submit(f"prompt {number}", max_tokens=500) for number in range(12)]
+    for job_id in job_ids:
+        mill.wait_tokens(job_id, 1)
+
+    worker.end(signal.SIGTERM)
+
+    told = ["task-received", "task-started", "task-retried"]
+    try:
+        mill.wait_for(
+            lambda: all(monitor.of(job_id) == told for job_id in job_ids), "the events of all jobs"
+        )
+    finally:
+        monitor.close()
 
 
 def test_sigterm_while_redis_is_away_still_ends_in_time(
