@@ -141,6 +141,12 @@ def test_real_records_fit_their_schema_and_hold_no_field_that_it_does_not_know(
         "job-1", fence=claim.fence, state=JobState.CANCELLED, result='{"text": ""}', error="{}"
     )
     check()
+    store.run(retry("job-1", QueueLimits()))
+    store.client.hset(keys.batch("batch_1"), "deadline_at_ms", 1)
+    claim = store.claim("job-1", owner="w", lease_ms=60_000, identity="another")
+    assert isinstance(claim, Claim)
+    store.complete("job-1", fence=claim.fence, state=JobState.EXPIRED)
+    check()
     assert known - seen == set()
     store.close()
 
