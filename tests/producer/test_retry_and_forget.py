@@ -255,9 +255,29 @@ def test_nothing_of_a_forgotten_job_is_left(bench: Any, client: Client) -> None:
     queue = keys.queue_name("demo", "normal")
     # An announcement holds an id and nothing else, and what a tenant has used is a number.
     bench.redis.delete(queue, keys.used(queue))
-    assert {name.decode() for name in bench.redis.keys("*")} == {keys.QUEUES, keys.TOTALS}
+    left = {name.decode() for name in bench.redis.keys("*")}
+    assert left == {keys.QUEUES, keys.TOTALS, keys.forgotten("j")}
+    assert bench.redis.get(keys.forgotten("j")) == b""
     with pytest.raises(UnknownJob):
         client.status("j")
+
+
+def test_forgetting_again_is_no_error_until_it_cannot_be_known_any_more(
+    bench: Any, client: Client
+) -> None:
+    bench.submit("j")
+    fail(bench)
+    client.forget("j")
+    client.forget("j")  # as after a lost answer
+    assert 0 < bench.redis.ttl(keys.forgotten("j")) <= 3600
+    bench.submit("j")  # the id is used again
+    with pytest.raises(WrongState):
+        client.forget("j")
+    bench.store.cancel("j")
+    client.forget("j")
+    bench.redis.delete(keys.forgotten("j"))  # an hour later
+    with pytest.raises(UnknownJob):
+        client.forget("j")
 
 
 def test_a_dead_letter_that_outlived_its_record_is_forgotten(bench: Any, client: Client) -> None:
