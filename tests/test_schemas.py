@@ -82,6 +82,7 @@ def test_results_and_events_fit_their_schemas() -> None:
     for record in (None, _record(result)):
         event = json.loads(render_body(entry, record))
         assert is_valid("webhook-event.schema.json", event)
+        assert event["data"]["tags"] == ([] if record is None else ["night", "run-7"])
         event["data"]["status"] = "lost"
         assert not is_valid("webhook-event.schema.json", event)
 
@@ -159,6 +160,7 @@ def _record(result: JobResult) -> JobRecord:
             b"state": b"failed",
             b"doc": b'{"prompt": "hi", "metadata": {"order": "1"}}',
             b"model": b"demo",
+            b"tags": b"night,run-7",
             b"enqueued_at_ms": b"1",
             b"result": result.model_dump_json().encode(),
             b"error": result.error.model_dump_json().encode(),
