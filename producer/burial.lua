@@ -42,12 +42,20 @@ local function bury(id, why, now)
   end
 end
 
--- Bury what other scripts have set aside.
+-- Bury what other scripts have set aside; answers how many.
 local function bury_unusable(limit, now)
-  if redis.call('TYPE', UNUSABLE).ok ~= 'hash' then return redis.call('DEL', UNUSABLE) end
+  if redis.call('TYPE', UNUSABLE).ok ~= 'hash' then
+    redis.call('DEL', UNUSABLE)
+    return 0
+  end
   local found = redis.call('HSCAN', UNUSABLE, 0, 'COUNT', limit)[2]
+  local num_buried = 0
   for i = 1, #found, 2 do
     redis.call('HDEL', UNUSABLE, found[i])
-    if not is_sound(found[i]) then bury(found[i], found[i + 1], now) end
+    if not is_sound(found[i]) then
+      bury(found[i], found[i + 1], now)
+      num_buried = num_buried + 1
+    end
   end
+  return num_buried
 end
