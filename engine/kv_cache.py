@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 from collections.abc import Sequence
 
 import torch
@@ -93,7 +94,8 @@ class KVCache:
             kv_cache_bytes: Size of the whole cache.
 
         Raises:
-            ConfigError: not even one request of `max_model_len` tokens fits.
+            ConfigError: not even one request of `max_model_len` tokens fits, or the system maps no
+                such memory, as under a limit on address space.
         """
         block_bytes = 2 * num_layers * block_size * num_kv_heads * head_dim * dtype.itemsize
         num_blocks = kv_cache_bytes // block_bytes
@@ -104,15 +106,18 @@ class KVCache:
                 f"{block_size} tokens; max_model_len {max_model_len} needs {least} blocks: raise "
                 f"kv_cache_bytes to at least {least * block_bytes} or lower max_model_len"
             )
-        kv_cache = cls(
-            num_layers=num_layers,
-            num_blocks=num_blocks,
-            block_size=block_size,
-            num_kv_heads=num_kv_heads,
-            head_dim=head_dim,
-            dtype=dtype,
-            device=device,
-        )
+        try:
+            kv_cache = cls(
+                num_layers=num_layers,
+                num_blocks=num_blocks,
+                block_size=block_size,
+                num_kv_heads=num_kv_heads,
+                head_dim=head_dim,
+                dtype=dtype,
+                device=device,
+            )
+        except OSError as error:
+            raise _cannot_map(kv_cache_bytes, error) from error
         kv_cache._log_size()
         return kv_cache
 
@@ -168,6 +173,16 @@ def kv_block_bytes(config: ModelShape, dtype: torch.dtype, block_size: int) -> i
 def default_cpu_kv_cache_bytes() -> int:
     """How large the cache is on a CPU when nobody says: a share of the memory that is free now."""
     return min(int(available_memory_bytes() * CPU_MEMORY_SHARE), MAX_DEFAULT_CPU_BYTES)
+
+
+def _cannot_map(kv_cache_bytes: int, error: OSError) -> ConfigError:
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    told = "none" if limit == resource.RLIM_INFINITY else f"{limit} bytes"
+    return ConfigError(
+        f"kv_cache_bytes is {kv_cache_bytes}, which the system does not map ({error.strerror}); "
+        f"the limit on this process's address space is {told}: lower kv_cache_bytes, or raise the "
+        "limit (ulimit -v)"
+    )
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:

@@ -4,7 +4,8 @@
 local function load_batch(id)
   if redis.call('TYPE', batch_key(id)).ok ~= 'hash' then return nil end -- gone, or forged
   local f = redis.call('HMGET', batch_key(id), 'state', 'total', 'completed', 'failed', 'error',
-    'is_late', 'deadline_at_ms', 'result_ttl_ms', 'webhook', 'webhook_events', 'webhook_secret')
+    'is_late', 'deadline_at_ms', 'result_ttl_ms', 'webhook', 'webhook_events', 'webhook_secret',
+    'num_late')
   if not f[1] then return nil end
   return {
     state = f[1],
@@ -17,6 +18,7 @@ local function load_batch(id)
     webhook = f[9],
     webhook_events = f[10],
     webhook_secret = f[11] or '',
+    num_late = tonumber(f[12] or 0),
   }
 end
 
@@ -29,7 +31,7 @@ local function end_batch_if_done(id, now)
     state = 'failed'
   elseif batch.state == 'cancelling' then
     state = 'cancelled'
-  elseif batch.is_late then
+  elseif batch.is_late or batch.num_late > 0 then
     state = 'expired'
   end
   redis.call('HSET', batch_key(id), 'state', state, 'finalizing_at_ms', now, state .. '_at_ms', now)
@@ -48,7 +50,8 @@ local function count_in_batch(id, state, now)
   local field = state == 'completed' and 'completed' or 'failed'
   redis.call('HINCRBY', batch_key(batch_id), field, 1)
   if state == 'expired' and batch.deadline_at_ms and batch.deadline_at_ms <= now then
-    redis.call('HSET', batch_key(batch_id), 'is_late', '1')
+    redis.call('HSET', job_key(id), 'batch_late', '1')
+    redis.call('HINCRBY', batch_key(batch_id), 'num_late', 1)
   end
   end_batch_if_done(batch_id, now)
 end
@@ -60,6 +63,9 @@ local function uncount_in_batch(id)
   if not batch or (batch.state ~= 'validating' and batch.state ~= 'in_progress') then return end
   if redis.call('HDEL', job_key(id), 'batch_counted') == 0 then return end
   redis.call('HINCRBY', batch_key(batch_id), 'failed', -1)
+  if redis.call('HDEL', job_key(id), 'batch_late') == 1 then
+    redis.call('HINCRBY', batch_key(batch_id), 'num_late', -1)
+  end
 end
 
 -- No line can follow, and the jobs that have not ended are to be cancelled: the sweep does so, page

@@ -173,6 +173,7 @@ def _identity(options: BulkOptions, digest: str, settings: ProducerSettings) -> 
         "system": lines.system,
         "model": lines.model or settings.served_name,
         "defaults": dict(lines.defaults),
+        **({"tags": lines.tags} if lines.tags else {}),  # runs without go on from earlier versions
     }
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()

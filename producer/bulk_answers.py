@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from .bulk_lines import LineKind
@@ -14,7 +13,9 @@ from .results import JobResult
 def line_of(request_id: str, custom_id: str, kind: LineKind, ended: EndedJob) -> dict[str, Any]:
     """Return the line of a job that has ended, with a completion or without."""
     try:
-        return answer_line(request_id, custom_id, kind, ended.result())
+        return answer_line(
+            request_id, custom_id, kind, ended.result(), finished_at_ms=ended.finished_at_ms
+        )
     except JobUnfinished as error:
         return error_line(request_id, custom_id, error.code, str(error))
     except UnknownJob as error:
@@ -22,11 +23,18 @@ def line_of(request_id: str, custom_id: str, kind: LineKind, ended: EndedJob) ->
 
 
 def answer_line(
-    request_id: str, custom_id: str, kind: LineKind, result: JobResult
+    request_id: str,
+    custom_id: str,
+    kind: LineKind,
+    result: JobResult,
+    *,
+    finished_at_ms: int | None,
 ) -> dict[str, Any]:
-    """Return the output line of a completed job."""
+    """Return the output line of a completed job. It was created when the job ended."""
     body = _chat(result) if kind is LineKind.CHAT else _completion(result)
-    body |= {"created": int(time.time()), "model": result.model, "id": result.id}
+    body |= {"model": result.model, "id": result.id}
+    if finished_at_ms is not None:
+        body["created"] = finished_at_ms // 1000
     body["usage"] = result.usage.model_dump()
     response = {"status_code": 200, "request_id": result.id, "body": body}
     return {"id": request_id, "custom_id": custom_id, "response": response, "error": None}

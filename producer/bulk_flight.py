@@ -200,7 +200,12 @@ class Flight:
                 self._fail(waiting, "unknown_job", str(error))
             else:
                 name = line_id(self._identity, waiting.number)
-                self._output.append(answer_line(name, waiting.custom_id, waiting.kind, result))
+                self._output.append(
+                    answer_line(
+                        *(name, waiting.custom_id, waiting.kind, result),
+                        finished_at_ms=ended.finished_at_ms,
+                    )
+                )
                 self._counts.completed += 1
                 self._counts.prompt_tokens += result.usage.prompt_tokens
                 self._counts.cached_tokens += result.usage.prompt_tokens_details.cached_tokens

@@ -56,6 +56,8 @@ class LineSettings:
     #: The filled template becomes a user's message, after the system's, instead of a bare prompt.
     as_chat: bool = False
     system: str | None = None
+    #: Labels of every line's job, beside its own.
+    tags: tuple[str, ...] = ()
 
 
 def read_line(record: Record, settings: LineSettings) -> BulkLine:
@@ -138,6 +140,9 @@ def _with_defaults(fields: dict[str, Any], settings: LineSettings) -> dict[str, 
     spellings = ("max_completion_tokens", "max_output_tokens", "max_new_tokens")
     if any(name in fields for name in spellings) and "max_tokens" in settings.defaults:
         del fields["max_tokens"]
+    own = fields.get("tags", [])
+    if settings.tags and isinstance(own, list):  # else the job's own check tells
+        fields["tags"] = [*(tag for tag in settings.tags if tag not in own), *own]
     if settings.model is not None:
         fields["model"] = settings.model
     return fields

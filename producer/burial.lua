@@ -4,7 +4,7 @@
 local function bury(id, why, now)
   local is_hash = redis.call('TYPE', job_key(id)).ok == 'hash'
   local f = is_hash and redis.call('HMGET', job_key(id), 'doc', 'tenant', 'tags', 'cost', 'queue',
-    'charge') or {}
+    'charge', 'celery_result') or {}
   add_dead_letter(id, 'job', 'unusable_record: ' .. why, f[1] or '', '', now)
   local text = error_json('unusable_record', 'a key of the job holds what no batchmill wrote')
   for _, key in ipairs({ tokens_key(id), text_key(id) }) do
@@ -28,6 +28,7 @@ local function bury(id, why, now)
       pcall(count_in_batch, id, 'failed', now)
       redis.call('HSET', job_key(id), 'state', 'failed', 'finished_at_ms', now, 'error', text)
       local labels = { tenant = f[2] or nil, tags = f[3] or nil }
+      if f[7] == '1' then redis.call('ZADD', CELERY_ENDS, now, id) end
       redis.call('ZADD', state_index('failed'), now, id)
       redis.call('ZADD', EXPIRING, now + DEAD_TTL_MS, expiring_entry(id, 'failed', labels))
     end
@@ -41,12 +42,20 @@ local function bury(id, why, now)
   end
 end
 
--- Bury what other scripts have set aside.
+-- Bury what other scripts have set aside; answers how many.
 local function bury_unusable(limit, now)
-  if redis.call('TYPE', UNUSABLE).ok ~= 'hash' then return redis.call('DEL', UNUSABLE) end
+  if redis.call('TYPE', UNUSABLE).ok ~= 'hash' then
+    redis.call('DEL', UNUSABLE)
+    return 0
+  end
   local found = redis.call('HSCAN', UNUSABLE, 0, 'COUNT', limit)[2]
+  local num_buried = 0
   for i = 1, #found, 2 do
     redis.call('HDEL', UNUSABLE, found[i])
-    if not is_sound(found[i]) then bury(found[i], found[i + 1], now) end
+    if not is_sound(found[i]) then
+      bury(found[i], found[i + 1], now)
+      num_buried = num_buried + 1
+    end
   end
+  return num_buried
 end

@@ -1,3 +1,11 @@
--- ARGV: id, kind, reason, payload, source. The same id again replaces the letter.
-add_dead_letter(ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], now_ms())
-return ARGV[1]
+-- ARGV: id, kind, reason, payload, source, spare id. Where a letter of the first id is there that holds
+-- something else, the new one is kept under the spare id; without a spare id ('') it takes its place.
+-- Answers the id it is kept under.
+local id, kind, payload, spare_id = ARGV[1], ARGV[2], ARGV[4], ARGV[6]
+local key = dead_key(id)
+if spare_id ~= '' and redis.call('TYPE', key).ok == 'hash' then
+  local known = redis.call('HMGET', key, 'kind', 'payload')
+  if known[1] ~= kind or known[2] ~= payload then id = spare_id end
+end
+add_dead_letter(id, kind, ARGV[3], payload, ARGV[5], now_ms())
+return id

@@ -16,6 +16,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from . import keys
 from .answers import JobState
+from .counted import counted
 from .ended import chunks
 from .errors import ResultTimeout
 from .store import JobStore
@@ -123,8 +124,8 @@ class TimeBudget:
         left_s = self._deadline - time.monotonic()
         if left_s <= 0 and self._has_looked:
             raise ResultTimeout(
-                f"{num_pending} jobs have not ended after {self._timeout_s} s; they go on: "
-                "wait again, or cancel them"
+                f"{counted(num_pending, 'job')} not ended after {self._timeout_s} s; nothing was "
+                "stopped: wait again, or cancel"
             )
         self._has_looked = True
         return min(POLL_INTERVAL_S, max(0.0, left_s))

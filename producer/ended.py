@@ -12,7 +12,7 @@ from .outcomes import result_of, unknown
 from .results import JobResult
 
 #: Fields of a record that tell how its job ended; never the document, which may be a megabyte.
-END_FIELDS = ("state", "result", "error")
+END_FIELDS = ("state", "result", "error", "finished_at_ms")
 #: Records read in one round trip: a result may be as long as its context.
 MAX_READ_AT_ONCE = 100
 
@@ -33,6 +33,8 @@ class EndedJob:
     result_json: bytes | None = None
     error_json: bytes | None = None
     token_ids: tuple[int, ...] = ()
+    #: When it ended, by Redis' clock; None where the record does not say.
+    finished_at_ms: int | None = None
 
     def result(self) -> JobResult:
         """Return the result.
@@ -57,10 +59,16 @@ def read_ends(job_ids: Sequence[str], replies: Sequence[Any]) -> list[EndedJob]:
     """Return what the replies to ``queue_end_reads`` say."""
     ends = []
     for i, job_id in enumerate(job_ids):
-        (state, result, error), tokens = replies[2 * i], replies[2 * i + 1]
-        known = None if state is None else JobState(state.decode())
+        (state, result, error, finished_at_ms), tokens = replies[2 * i], replies[2 * i + 1]
         ends.append(
-            EndedJob(job_id, known, result, error, tuple(calls.decode_tokens(tokens or b"")))
+            EndedJob(
+                job_id,
+                state=None if state is None else JobState(state.decode()),
+                result_json=result,
+                error_json=error,
+                token_ids=tuple(calls.decode_tokens(tokens or b"")),
+                finished_at_ms=None if finished_at_ms is None else int(finished_at_ms),
+            )
         )
     return ends
 

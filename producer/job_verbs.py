@@ -239,11 +239,12 @@ class JobVerbs:
         """Remove all that is kept of a job that has ended, at once.
 
         That is its record with prompt and result, its tokens and text, its idempotency key, its
-        webhook events, delivered or not, and its dead letters.
+        webhook events, delivered or not, and its dead letters. Doing so again within an hour is no
+        error: the answer of the first call may have been lost.
 
         Raises:
             WrongState: it has not ended: cancel it first.
-            UnknownJob: there is none of this id.
+            UnknownJob: there is none of this id, and none was forgotten in the last hour.
             BrokerUnavailable: no answer from the broker; forgetting again does no harm.
         """
         with broker_errors(self._url):

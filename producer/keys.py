@@ -173,6 +173,11 @@ def batch_jobs(batch_id: str) -> str:
     return f"{PREFIX}batch_jobs:{batch_id}"
 
 
+def forgotten(job_id: str) -> str:
+    """Key that says for a while that a job was forgotten (string, empty)."""
+    return f"{PREFIX}forgotten:{job_id}"
+
+
 def event(event_id: str) -> str:
     """Key of a webhook event (hash)."""
     return f"{PREFIX}event:{event_id}"

@@ -28,6 +28,7 @@ local EVENT_TTL_MS = 8 * 24 * 3600 * 1000
 local DEAD_TTL_MS = 30 * 24 * 3600 * 1000
 local OUTPUT_EVENT_MS = 5000 -- a job's `output` events are at least that far apart
 local ENDPOINT_PATIENCE_MS = 120 * 3600 * 1000 -- without a success: the endpoint is disabled
+local FORGOTTEN_TTL_MS = 3600 * 1000 -- so long a repeated `forget` is known
 local FAILING_TTL_MS = 48 * 3600 * 1000 -- longer than the longest wait between two attempts
 local BATCH_PATIENCE_MS = 24 * 3600 * 1000 -- a batch that gets no line for so long is given up
 local ATTEMPTS_KEPT = 20 -- lines of an event's log
@@ -49,6 +50,7 @@ local function turns_key(queue) return 'batchmill:turns:' .. queue end
 local function used_key(queue) return 'batchmill:used:' .. queue end
 local function under_way_key(queue) return 'batchmill:under_way:' .. queue end
 local function idempotency_key(key) return 'batchmill:idempotency:' .. key end
+local function forgotten_key(id) return 'batchmill:forgotten:' .. id end
 local function event_key(id) return 'batchmill:event:' .. id end
 local function dead_key(id) return 'batchmill:dead:' .. id end
 local function failing_key(endpoint) return 'batchmill:failing:' .. endpoint end

@@ -93,6 +93,8 @@ class RecordFields(BaseModel):
     """The batch that it is a line of."""
     batch_counted: Flag | None = None
     """The batch has counted its end."""
+    batch_late: Flag | None = None
+    """It expired at the batch's deadline, and has not been retried since."""
     custom_id: str | None = None
     """The caller's own name for the line."""
     endpoint: str | None = None

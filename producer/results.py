@@ -170,6 +170,8 @@ class JobResult(BaseModel):
     metadata: dict[str, str] = Field(default_factory=dict)
     #: Whose job it was.
     tenant: str = keys.DEFAULT_TENANT
+    #: Its labels.
+    tags: list[str] = Field(default_factory=list)
     #: The generated token ids. Kept in the record's own token string, so not part of the JSON.
     token_ids: list[int] = Field(default_factory=list, exclude=True, repr=False)
 

@@ -75,6 +75,7 @@ def _event() -> dict[str, Any]:
         "finish_reason": result["properties"]["finish_reason"],
         "usage": {"anyOf": [{"$ref": "#/$defs/Usage"}, {"type": "null"}]},
         "tenant": {"type": ["string", "null"]},
+        "tags": {"type": "array", "items": {"type": "string"}},
         "metadata": {"type": "object", "additionalProperties": {"type": "string"}},
         "error": {"anyOf": [{"$ref": "#/$defs/JobError"}, {"type": "null"}]},
         "created_at": moment,

@@ -45,7 +45,7 @@ _LIBRARIES = {
     "list": ("query",),
     "retry": ("limits",),
     "submit": ("limits",),
-    "sweep": ("burial",),
+    "sweep": ("burial", "usage"),
 }
 _FOLDER = Path(__file__).parent
 _DEFINITION = re.compile(r"^(?:local (?:function )?(\w+)|(\w+) = )", re.MULTILINE)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from . import keys
 from .target_settings import TargetSettings
+
+#: Far below where Redis refuses a time to live (2**63 ms), so that a mistake shows at the start.
+MAX_RESULT_TTL_S = 10 * 365 * 24 * 3600
 
 
 class ProducerSettings(TargetSettings):
@@ -28,6 +31,7 @@ class ProducerSettings(TargetSettings):
     served_model_name: str | None = None
     #: Seconds that a job's record, tokens and idempotency key are kept after its end. Five days:
     #: longer than the last attempt to deliver its webhook (76 hours) and a day to fetch the result.
+    #: At most ten years.
     result_ttl_s: int = Field(default=432_000, ge=1)
     #: Jobs that a queue may hold before it refuses more; None leaves it to Redis' memory limit.
     max_queue_depth: int | None = Field(default=None, ge=1)
@@ -37,6 +41,16 @@ class ProducerSettings(TargetSettings):
     max_queued_bytes: int | None = Field(default=None, ge=1)
     #: Tokens, prompts (estimated) and most output together, that may wait; None is no limit.
     max_queued_tokens: int | None = Field(default=None, ge=1)
+
+    @field_validator("result_ttl_s")
+    @classmethod
+    def _check_result_ttl(cls, value: int) -> int:
+        if value > MAX_RESULT_TTL_S:
+            raise ValueError(
+                f"result_ttl_s is {value}, more than ten years ({MAX_RESULT_TTL_S}); set "
+                "BATCHMILL_RESULT_TTL_S to the seconds that results are fetched in"
+            )
+        return value
 
     @model_validator(mode="after")
     def _check_served_name(self) -> Self:

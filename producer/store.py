@@ -318,10 +318,15 @@ class JobStore:
         payload: bytes,
         source: str,
         letter_id: str | None = None,
+        spare_id: str = "",
     ) -> str:
-        """Keep something that cannot be used, with the reason; returns its id, new unless given."""
+        """Keep something that cannot be used, with the reason; returns its id, new unless given.
+
+        A letter of that id that holds something else is replaced, or, with a spare id, left alone:
+        then the new one is kept under that.
+        """
         letter_id = letter_id or f"dead_{secrets.token_hex(10)}"
-        args = (letter_id, kind.value, reason, payload, source)
+        args = (letter_id, kind.value, reason, payload, source, spare_id)
         return self.run(Call("dead_letter_add", args, lambda reply: cast(str, reply.decode())))
 
     def dead_letter(self, letter_id: str) -> DeadLetter | None:

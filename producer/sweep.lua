@@ -118,7 +118,9 @@ for _, entry in ipairs(gone) do
   if not pcall(drop_entry, entry) then redis.call('ZREM', EXPIRING, entry) end
 end
 
-bury_unusable(limit, now) -- what came up above, or in another script
+local num_buried = bury_unusable(limit, now) -- what came up above, or in another script
+-- What such records had of documents and tokens, and what ones removed by hand had, nobody knows.
+if num_buried > 0 or usage_is_off() then count_usage_anew() end
 redis.call('ZREMRANGEBYSCORE', DEAD, '-inf', now - DEAD_TTL_MS)
 return {
   counts.REQUEUED, counts.DEAD, counts.CANCELLED, counts.EXPIRED, reannounced, #gone,

@@ -152,6 +152,10 @@ local function announce_due(limit, now)
     if job and job.state == 'queued' then
       add_to_backlog(ids[i], job, ids[i + 1] * 1000)
       announce_next(job.queue, now)
+    elseif not job then -- removed by hand; which queue it was in, nobody knows
+      for _, queue in ipairs(redis.call('SMEMBERS', QUEUES)) do
+        redis.call('ZREM', queued_key(queue), ids[i])
+      end
     end
   end
   return #ids / 2

@@ -77,6 +77,7 @@ def test_results_and_events_fit_their_schemas() -> None:
     for record in (None, _record(result)):
         event = json.loads(render_body(entry, record))
         assert is_valid("webhook-event.schema.json", event)
+        assert event["data"]["tags"] == ([] if record is None else ["night", "run-7"])
         event["data"]["status"] = "lost"
         assert not is_valid("webhook-event.schema.json", event)
 
@@ -136,6 +137,12 @@ def test_real_records_fit_their_schema_and_hold_no_field_that_it_does_not_know(
         "job-1", fence=claim.fence, state=JobState.CANCELLED, result='{"text": ""}', error="{}"
     )
     check()
+    store.run(retry("job-1", QueueLimits()))
+    store.client.hset(keys.batch("batch_1"), "deadline_at_ms", 1)
+    claim = store.claim("job-1", owner="w", lease_ms=60_000, identity="another")
+    assert isinstance(claim, Claim)
+    store.complete("job-1", fence=claim.fence, state=JobState.EXPIRED)
+    check()
     assert known - seen == set()
     store.close()
 
@@ -148,6 +155,7 @@ def _record(result: JobResult) -> JobRecord:
             b"state": b"failed",
             b"doc": b'{"prompt": "hi", "metadata": {"order": "1"}}',
             b"model": b"demo",
+            b"tags": b"night,run-7",
             b"enqueued_at_ms": b"1",
             b"result": result.model_dump_json().encode(),
             b"error": result.error.model_dump_json().encode(),

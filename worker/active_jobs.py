@@ -43,6 +43,7 @@ class ActiveJob:
     delivery: Delivery
     metadata: Mapping[str, str] = field(default_factory=dict)
     tenant: str = keys.DEFAULT_TENANT
+    tags: Sequence[str] = ()
     limit: Limit | None = None
     claimed_at: float = field(default_factory=time.monotonic)
     first_token_at: float | None = None

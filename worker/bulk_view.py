@@ -75,7 +75,7 @@ class BulkView:
     def _line(self, counts: BulkCounts) -> str:
         parts = [
             f"{counts.done}/{counts.total} done",
-            f"{tokens_per_s(counts, self.elapsed_s):.0f} tok/s",
+            _rate(counts, self.elapsed_s),
             f"ETA {_duration(self._eta_s(counts))}",
             f"{counts.failed} failed",
         ]
@@ -83,7 +83,7 @@ class BulkView:
 
     def _show_bar(self, counts: BulkCounts) -> None:
         numbers = {
-            "rate": f"{tokens_per_s(counts, self.elapsed_s):.0f} tok/s",
+            "rate": _rate(counts, self.elapsed_s),
             "eta": f"ETA {_duration(self._eta_s(counts))}",
             "failures": f"{counts.failed} failed",
         }
@@ -102,6 +102,12 @@ class BulkView:
 def tokens_per_s(counts: BulkCounts, elapsed_s: float) -> float:
     """Return the output tokens a second of this command."""
     return counts.output_tokens / max(elapsed_s, 1e-3)
+
+
+def _rate(counts: BulkCounts, elapsed_s: float) -> str:
+    """The same in words; before the first answer nobody knows."""
+    number = f"{tokens_per_s(counts, elapsed_s):.0f}" if counts.output_tokens else "?"
+    return f"{number} tok/s"
 
 
 class StallWatch:

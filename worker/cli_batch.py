@@ -11,6 +11,8 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
+from batchmill.producer.counted import counted
+
 from .cli_broker import resolve_broker
 from .cli_flags import with_flags
 from .cli_jobs import pairs
@@ -100,7 +102,7 @@ def create(
         return
     print(batch.id)
     if refused.count:
-        sys.stderr.write(f"{refused.count} lines were refused: {errors}\n")
+        sys.stderr.write(f"{counted(refused.count, 'line')} refused: {errors}\n")
 
 
 def show(batch_id: _Batch, broker_url: BrokerUrlOption = None, as_json: JsonOption = False) -> None:
@@ -118,7 +120,11 @@ def list_batches(
     if as_json:
         print_json({"batches": [batch.model_dump(mode="json") for batch in batches]})
         return
-    print_table(f"{len(batches)} batches", _COLUMNS, (_row(batch) for batch in batches))
+    print_table(
+        "1 batch" if len(batches) == 1 else f"{len(batches)} batches",
+        _COLUMNS,
+        (_row(batch) for batch in batches),
+    )
 
 
 def cancel(
@@ -151,7 +157,7 @@ def results(
     if output is not None and as_json:
         print_json({"lines": num_lines, "failed": num_failed, "output": str(output)})
     elif output is not None:
-        print(f"{num_lines} lines, {num_failed} of them failed: {output}")
+        print(f"{counted(num_lines, 'line')}, {num_failed} failed: {output}")
     return ExitCode.UNFINISHED if num_failed else ExitCode.OK
 
 

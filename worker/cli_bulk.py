@@ -45,6 +45,10 @@ _MaxTokens = Annotated[int | None, typer.Option(help="For lines that do not say.
 _Temperature = Annotated[float | None, typer.Option(help="For lines that do not say.")]
 _Priority = Annotated[str | None, typer.Option(help="high, normal or low. \\[low]")]
 _Tenant = Annotated[str | None, typer.Option(help="Of lines that do not say: who pays, in turns.")]
+_Tags = Annotated[
+    list[str] | None,
+    typer.Option("--tag", help="A label of every line's job, beside its own. May be repeated."),
+]
 _Param = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME=JSON", help="Any other parameter, for lines that do not say."),
@@ -79,6 +83,7 @@ def bulk(
     temperature: _Temperature = None,
     priority: _Priority = None,
     tenant: _Tenant = None,
+    tag: _Tags = None,
     param: _Param = None,
     in_flight: _InFlight = 1000,
     deduplicate: _Deduplicate = False,
@@ -103,7 +108,7 @@ def bulk(
         input_path=input_path,
         output_path=output,
         errors_path=errors or output.with_suffix(f".errors{output.suffix}"),
-        lines=_line_settings(model, defaults, text, chat, system),
+        lines=_line_settings(model, defaults, text, chat, system, tag),
         template_text=text or "",
         max_in_flight=in_flight,
         deduplicate=deduplicate,
@@ -135,13 +140,26 @@ def _line_defaults(
 
 
 def _line_settings(
-    model: str | None, defaults: dict[str, Any], text: str | None, chat: bool, system: str | None
+    model: str | None,
+    defaults: dict[str, Any],
+    text: str | None,
+    chat: bool,
+    system: str | None,
+    tags: list[str] | None,
 ) -> Any:
     from batchmill.producer.bulk_lines import LineSettings
     from batchmill.producer.bulk_template import PromptTemplate
+    from batchmill.producer.models import check_tag
+
+    labels = tuple(dict.fromkeys(tags or ()))
+    for tag in labels:
+        try:
+            check_tag(tag)
+        except ValueError as error:
+            raise usage(f"--tag: {error}") from None
 
     template = None if text is None else PromptTemplate(text)
-    return LineSettings(model, defaults, template, as_chat=chat, system=system)
+    return LineSettings(model, defaults, template, as_chat=chat, system=system, tags=labels)
 
 
 def _run(options: BulkOptions, url: str, *, as_json: bool) -> int:

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from batchmill.producer.counted import counted
+
 from .cli_broker import open_store
 from .cli_output import (
     BrokerUrlOption,
@@ -44,7 +46,7 @@ def list_letters(
         print_json({"total": total, "dead_letters": [_describe(letter) for letter in letters]})
         return
     print_table(
-        f"{total} dead letters",
+        counted(total, "dead letter"),
         ("id", "kind", "reason", "source", "at"),
         ((x.id, x.kind.value, x.reason, x.source, moment(x.at_ms)) for x in letters),
     )

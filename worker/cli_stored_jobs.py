@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from batchmill.producer.counted import counted
+
 from .cli_broker import resolve_broker
 from .cli_output import (
     BrokerUrlOption,
@@ -77,7 +79,7 @@ def list_jobs(
         print_json({"jobs": jobs, "next_cursor": page.next_cursor})
         return
     print_table(
-        f"{len(page.jobs)} jobs" + (", and there are more" if page.has_more else ""),
+        counted(len(page.jobs), "job") + (", and there are more" if page.has_more else ""),
         ("id", "state", "model", "tenant", "tags", "tokens", "submitted"),
         (
             (

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from batchmill.producer.counted import counted
+
 from .cli_broker import open_store
 from .cli_output import (
     BrokerUrlOption,
@@ -60,7 +62,7 @@ def list_all(broker_url: BrokerUrlOption = None, as_json: JsonOption = False) ->
     if as_json:
         print_json({"tenants": [asdict(tenant) for tenant in tenants]})
     else:
-        _print(f"{len(tenants)} tenants", tenants)
+        _print(counted(len(tenants), "tenant"), tenants)
 
 
 @_group.command("show", epilog="Example:\n\n  batchmill tenants show acme --json")

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from batchmill.producer.counted import counted
+
 from .cli_broker import open_store
 from .cli_output import (
     BrokerUrlOption,
@@ -66,7 +68,7 @@ def list_webhooks(
     )
     if endpoints:
         print_table(
-            f"{len(endpoints)} endpoints disabled (batchmill webhooks enable ENDPOINT)",
+            f"{counted(len(endpoints), 'endpoint')} disabled (batchmill webhooks enable ENDPOINT)",
             ("endpoint", "reason", "since"),
             ((x.endpoint, x.reason, moment(x.at_ms)) for x in endpoints),
         )
@@ -149,7 +151,7 @@ def enable(
     if as_json:
         print_json({"endpoint": endpoint, "num_redelivered": num_events})
     else:
-        print(f"{endpoint} is enabled, {num_events} events are sent again")
+        print(f"{endpoint} is enabled, {counted(num_events, 'event')} to be sent again")
 
 
 @_group.command("test", epilog="Example:\n\n  batchmill webhooks test https://example.com/hook")

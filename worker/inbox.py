@@ -138,12 +138,12 @@ class Inbox:
         """Keep a document that can be no job, under the id that its producer watches if it can."""
         given = inbox.given_id(taken.content)
         is_free = given is not None and not self._store.client.exists(keys.job(given))
-        letter_id = given if is_free else taken.id
-        _log.error("inbox_refused", document=letter_id, reason=reason)
-        self._store.dead_letter_add(
+        letter_id = self._store.dead_letter_add(
             kind=DeadLetterKind.MESSAGE,
             reason=reason,
             payload=taken.content,
             source=keys.INBOX,
-            letter_id=letter_id,
+            letter_id=given if is_free else taken.id,
+            spare_id=taken.id,  # an older letter of the given id stays
         )
+        _log.error("inbox_refused", document=letter_id, reason=reason)

@@ -221,6 +221,7 @@ class Intake:
         job.request = _request(claim, document, salt)
         job.metadata = document.metadata
         job.tenant = document.tenant or keys.DEFAULT_TENANT
+        job.tags = document.tags
         _log.debug(
             "job_claimed",
             job_id=claim.job_id,

@@ -86,6 +86,7 @@ def finished_end(job: ActiveJob, finished: Finished, *, worker: str, model: str)
         error=error,
         metadata=dict(job.metadata),
         tenant=job.tenant,
+        tags=list(job.tags),
     )
     return _end(state, result, error, finished.num_output_tokens, result.usage.total_tokens)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, Self
 
+from batchmill.producer.counted import counted
+
 from .cli_output import print_json
 
 if TYPE_CHECKING:
@@ -80,8 +82,8 @@ def _job_parts(job: JobProgress) -> list[str]:
     most = "?" if job.max_tokens is None else str(job.max_tokens)
     parts = [f"{job.id} {job.state.value}", f"{job.output_tokens} of at most {most} tokens"]
     if job.queue_position is not None:
-        parts.append(f"{job.queue_position} jobs before it")
-    if job.tokens_per_s is not None:
+        parts.append(f"{counted(job.queue_position, 'job')} before it")
+    if job.tokens_per_s:  # 0.0 is that no worker has told yet
         parts.append(f"{job.tokens_per_s:.1f} tok/s")
     return parts
 
@@ -95,7 +97,10 @@ def _summary_parts(summary: ProgressSummary) -> list[str]:
     if summary.unknown:
         ends.append(f"{summary.unknown} unknown")
     parts = [f"{summary.done} of {summary.total} done", *ends]
-    return [*parts, f"{summary.output_tokens} tokens", f"{summary.tokens_per_s:.1f} tok/s"]
+    parts.append(counted(summary.output_tokens, "token"))
+    if summary.tokens_per_s:
+        parts.append(f"{summary.tokens_per_s:.1f} tok/s")
+    return parts
 
 
 def _eta(found: JobProgress | ProgressSummary) -> str:

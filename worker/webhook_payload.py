@@ -34,6 +34,7 @@ def render_body(entry: OutboxEntry, record: JobRecord | None) -> bytes:
         "finish_reason": None,
         "usage": None,
         "tenant": None,
+        "tags": [],
         "metadata": {},
         "error": None,
         "created_at": None,
@@ -47,6 +48,7 @@ def render_body(entry: OutboxEntry, record: JobRecord | None) -> bytes:
         data |= {
             "model": record.model,
             "tenant": record.tenant,
+            "tags": list(record.tags),
             "metadata": document.get("metadata") or {},
             "created_at": _iso(record.enqueued_at_ms),
             "started_at": _iso(record.started_at_ms),

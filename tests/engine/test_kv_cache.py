@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from typing import Any
 
 import psutil
@@ -43,6 +44,17 @@ def test_a_cache_below_one_request_is_refused_with_the_bytes_that_would_do() -> 
     with pytest.raises(ConfigError, match=f"at least {3 * block_bytes}"):
         allocate(kv_cache_bytes=3 * block_bytes - 1)
     assert allocate(kv_cache_bytes=3 * block_bytes).num_blocks == 3
+
+
+def test_a_cache_above_the_limit_on_address_space_is_refused_with_the_remedy() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = psutil.Process().memory_info().vms + 256 * 1024**2
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    try:
+        with pytest.raises(ConfigError, match=rf"{1024**3}.*{limit} bytes: lower kv_cache_bytes"):
+            allocate(kv_cache_bytes=1024**3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def test_the_default_is_a_bounded_share_of_free_memory() -> None:

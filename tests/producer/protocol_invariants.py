@@ -32,6 +32,7 @@ class ProtocolInvariants(RuleBasedStateMachine):
         self.check_keys = check_keys
         self.jobs: dict[str, Reference] = {}
         self.delivered: set[str] = set()
+        self.forgotten: set[str] = set()
         self.batch = BatchReference()
 
     def teardown(self) -> None:

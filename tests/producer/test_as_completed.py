@@ -93,7 +93,7 @@ def test_time_that_is_over_is_an_error_after_what_has_ended(redis_url: str, benc
         finish(bench, ids[0])
         stream = client.as_completed(ids, timeout_s=0)
         assert next(stream).id == ids[0]
-        with pytest.raises(ResultTimeout, match="1 jobs"):
+        with pytest.raises(ResultTimeout, match="1 job not ended"):
             next(stream)
 
 

@@ -88,6 +88,36 @@ def test_a_batch_expires_with_the_jobs_that_were_too_late(bench: Any, client: Cl
     assert [event.type for event in events(bench)] == ["batch.expired"]
 
 
+def test_late_jobs_that_are_retried_in_time_do_not_leave_the_batch_expired(
+    bench: Any, client: Client
+) -> None:
+    batch = client.create_batch(lines(3), ttl_s=3600)
+    first, *late = ids_of(bench, batch.id)
+    running = bench.claim(first)
+    pass_deadline(bench, batch.id)
+    assert bench.store.sweep().expired == 2
+    for job_id in late:
+        client.retry(job_id)
+    assert counts(client.batch(batch.id)) == (3, 0, 0)
+    for job_id in late:
+        end(bench.store, job_id)
+    complete(bench.store, first, running.fence, JobState.COMPLETED)
+    assert client.batch(batch.id).status is BatchState.COMPLETED
+
+
+def test_one_late_job_that_is_not_retried_expires_the_batch(bench: Any, client: Client) -> None:
+    batch = client.create_batch(lines(3), ttl_s=3600)
+    first, second, _ = ids_of(bench, batch.id)
+    running = bench.claim(first)
+    pass_deadline(bench, batch.id)
+    bench.store.sweep()
+    client.retry(second)
+    end(bench.store, second)
+    complete(bench.store, first, running.fence, JobState.COMPLETED)
+    assert client.batch(batch.id).status is BatchState.EXPIRED
+    assert counts(client.batch(batch.id)) == (3, 2, 1)
+
+
 def test_a_job_that_is_late_by_its_own_deadline_does_not_expire_the_batch(
     bench: Any, client: Client
 ) -> None:

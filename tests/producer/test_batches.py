@@ -24,6 +24,8 @@ from batchmill.producer import (
     keys,
 )
 from batchmill.producer.answers import Claim, JobState
+from batchmill.producer.bulk_answers import line_of
+from batchmill.producer.bulk_lines import LineKind
 from batchmill.producer.store import JobStore
 
 from .batch_steps import HOOK, QUEUE, complete, counts, end, events, ids_of, lines
@@ -236,6 +238,16 @@ def test_a_full_queue_only_slows_the_batch_down(redis_url: str, bench: Any) -> N
         batch = client.create_batch(lines(8))
         worker.join(30)
         assert counts(client.batch(batch.id)) == (8, 5, 0)
+
+
+def test_the_line_of_a_result_was_created_when_its_job_ended(bench: Any, client: Client) -> None:
+    batch = client.create_batch(lines(1))
+    [job_id] = ids_of(bench, batch.id)
+    end(bench.store, job_id)
+    bench.redis.hset(keys.job(job_id), "finished_at_ms", 1_700_000_000_999)  # long ago
+    [entry] = client.batch_results(batch.id)
+    line = line_of("r", "c", LineKind.TEXT, entry.job)
+    assert line["response"]["body"]["created"] == 1_700_000_000
 
 
 def test_the_asyncio_client_has_the_same_verbs(bench: Any, redis_url: str) -> None:

@@ -81,8 +81,6 @@ def test_a_record_that_no_script_can_work_with_ends_with_the_next_sweep(
     assert bench.redis.ttl(keys.job("bad")) > 0
     assert bench.claim("good").fence == 1
     assert not bench.redis.exists(keys.UNUSABLE)
-    if field == "doc":
-        bench.redis.delete(keys.USAGE)  # how many bytes it had, nobody knows any more
 
 
 @pytest.mark.parametrize("verb", ["cancel_where", "batch"])
@@ -126,3 +124,32 @@ def test_a_record_that_is_no_use_is_counted_in_its_batch_and_charged_no_more(
 
     assert bench.redis.hmget(keys.batch("batch_1"), "state", "failed") == [b"completed", b"1"]
     assert not bench.redis.exists(keys.under_way(keys.queue_name("demo", "normal")))
+
+
+@pytest.mark.parametrize("field", ["fence", "result_ttl_ms", "attempts"])
+def test_celery_hears_of_the_end_of_a_plain_task_whose_record_is_no_use(
+    bench: Any, field: str
+) -> None:
+    bench.submit("bad", celery_result=True)
+    bench.redis.hset(keys.job("bad"), field, "rubbish")
+
+    bench.store.claim("bad", owner="w", lease_ms=60_000, identity="i")
+    bench.store.sweep()
+
+    assert bench.store.celery_ends(limit=9, grace_ms=-1000) == ["bad"]
+    record = bench.store.load("bad")
+    assert record.state is JobState.FAILED
+    assert b"unusable_record" in record.error
+
+
+def test_forged_counters_and_queues_of_what_waits_do_not_stop_the_sweep(bench: Any) -> None:
+    bench.submit("j", cost=7)
+    bench.redis.set(keys.USAGE, "no counters")
+    bench.redis.sadd(keys.QUEUES, "forged")
+    bench.redis.set(keys.queued("forged"), "no queue")
+
+    bench.store.sweep()
+
+    assert bench.redis.hget(keys.USAGE, "tokens") == b"7"
+    bench.redis.srem(keys.QUEUES, "forged")
+    bench.redis.delete(keys.queued("forged"))

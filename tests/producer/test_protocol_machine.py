@@ -260,13 +260,16 @@ class ProtocolMachine(ProtocolInvariants):
         answer = self.store.run(calls.forget(job_id))
         job = self.jobs.get(job_id)
         if job is None:
-            assert answer.status is ForgetStatus.UNKNOWN
+            known = job_id in self.forgotten
+            assert answer.status is (ForgetStatus.FORGOTTEN if known else ForgetStatus.UNKNOWN)
         elif not job.has_ended:
             assert (answer.status, answer.state) == (ForgetStatus.ACTIVE, job.state)
         else:
             assert answer.status is ForgetStatus.FORGOTTEN
             del self.jobs[job_id]
-            left = self.redis.scan_iter(match=f"*{job_id}*")
+            self.forgotten.add(job_id)
+            left = set(self.redis.scan_iter(match=f"*{job_id}*"))
+            left -= {keys.forgotten(other).encode() for other in self.forgotten}
             assert not [
                 name for name in left if re.search(rb"\b_?" + job_id.encode() + rb"\b", name)
             ]

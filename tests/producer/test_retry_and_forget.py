@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from redis import Redis
 
 from batchmill.producer import (
     Client,
@@ -29,6 +30,7 @@ from batchmill.producer.answers import (
     WriteStatus,
 )
 from batchmill.producer.outbox import DeliveryOutcome
+from batchmill.producer.scripts import script_source
 
 NO_LIMITS = calls.QueueLimits()
 HOOK = "https://example.com/hook"
@@ -255,9 +257,56 @@ def test_nothing_of_a_forgotten_job_is_left(bench: Any, client: Client) -> None:
     queue = keys.queue_name("demo", "normal")
     # An announcement holds an id and nothing else, and what a tenant has used is a number.
     bench.redis.delete(queue, keys.used(queue))
-    assert {name.decode() for name in bench.redis.keys("*")} == {keys.QUEUES, keys.TOTALS}
+    left = {name.decode() for name in bench.redis.keys("*")}
+    assert left == {keys.QUEUES, keys.TOTALS, keys.forgotten("j")}
+    assert bench.redis.get(keys.forgotten("j")) == b""
     with pytest.raises(UnknownJob):
         client.status("j")
+
+
+def test_forgetting_again_is_no_error_until_it_cannot_be_known_any_more(
+    bench: Any, client: Client
+) -> None:
+    bench.submit("j")
+    fail(bench)
+    client.forget("j")
+    client.forget("j")  # as after a lost answer
+    assert 0 < bench.redis.ttl(keys.forgotten("j")) <= 3600
+    bench.submit("j")  # the id is used again
+    with pytest.raises(WrongState):
+        client.forget("j")
+    bench.store.cancel("j")
+    client.forget("j")
+    bench.redis.delete(keys.forgotten("j"))  # an hour later
+    with pytest.raises(UnknownJob):
+        client.forget("j")
+
+
+@pytest.mark.parametrize("field", ["output_events", "run"])
+def test_forged_counts_of_events_do_not_keep_redis_busy(
+    redis_url: str, bench: Any, client: Client, field: str
+) -> None:
+    for job_id in ("j", "j_failed"):  # the other's events begin alike
+        bench.submit(job_id, webhook=HOOK, webhook_events="failed,output,started")
+        claim = bench.claim(job_id)
+        write = TokenWrite(job_id, claim.fence, 0, [1, 2], b"words", 0)
+        bench.store.checkpoint([write], lease_ms=60_000)
+        bench.store.release([Held(job_id, claim.fence)], cause=ReleaseCause.DRAIN)
+        fail(bench, job_id, token_ids=())
+    bench.redis.hset(keys.job("j"), field, 10**15)
+    bench.store.dead_letter_add(
+        kind=DeadLetterKind.WEBHOOK,
+        reason="x",
+        payload=b"",
+        source=HOOK,
+        letter_id="evt_j_output_7",
+    )
+    with Redis.from_url(redis_url, socket_timeout=10, retry=None) as impatient:
+        impatient.eval(script_source("forget"), 0, "j")
+    assert bench.redis.keys("*evt_j_*") != []
+    assert all(b"evt_j_failed_" in name for name in bench.redis.keys("*evt_j_*"))
+    assert len(bench.redis.keys("*evt_j_failed_*")) == 3
+    assert bench.store.dead_letters() == []
 
 
 def test_a_dead_letter_that_outlived_its_record_is_forgotten(bench: Any, client: Client) -> None:

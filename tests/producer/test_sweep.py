@@ -197,3 +197,40 @@ def test_old_dead_letters_leave_their_index(bench: Any) -> None:
     bench.redis.zadd(keys.DEAD, {"old": 1})
     bench.store.sweep()
     assert bench.store.counts().dead_letters == 0
+
+
+@pytest.mark.parametrize("kind", ["announced", "backlog", "delayed"])
+def test_what_waits_is_counted_anew_when_records_were_removed_by_hand(
+    bench: Any, kind: str
+) -> None:
+    """In the window, behind it or before its time: it counts against the limits no longer."""
+    fields: dict[str, Any] = {"delay_ms": 3_600_000} if kind == "delayed" else {}
+    bench.submit("kept", tenant="acme", cost=7)
+    for number in range(10 if kind == "backlog" else 1):
+        bench.submit(f"gone-{number}", tenant="acme", cost=1000, **fields)
+        if kind == "delayed":
+            bench.redis.zadd(keys.SCHEDULED, {f"gone-{number}": 1})
+    for name in bench.redis.scan_iter(match=keys.job("gone-*")):
+        bench.redis.delete(name)
+        for index in (keys.state_index("queued"), keys.tenant_index("acme")):
+            bench.redis.zrem(index, name.decode().removeprefix(keys.job("")))
+    bench.redis.hdel(keys.under_way(QUEUE), "acme")
+    bench.redis.delete(QUEUE)
+    bench.age_announcements()
+
+    for _ in range(3):
+        bench.store.sweep()
+
+    assert {k.decode(): int(v) for k, v in bench.redis.hgetall(keys.USAGE).items()} == {
+        **{"jobs": 1, "bytes": 15, "tokens": 7},
+        **{"jobs:acme": 1, "bytes:acme": 15, "tokens:acme": 7},
+    }
+    bench.redis.hset(keys.under_way(QUEUE), "acme", bench.redis.hget(keys.job("kept"), "charge"))
+
+
+def test_a_sweep_counts_nothing_anew_where_the_counters_are_right(bench: Any) -> None:
+    bench.submit("j", cost=7)
+    bench.redis.hset(keys.USAGE, "tokens", 6)  # only a new count would set it right
+    bench.store.sweep()
+    assert bench.redis.hget(keys.USAGE, "tokens") == b"6"
+    bench.redis.hset(keys.USAGE, "tokens", 7)

@@ -97,6 +97,24 @@ def test_each_wrong_line_goes_to_the_error_file_and_the_others_are_answered(
     assert len(read_lines(files / "err.jsonl")) == 9
 
 
+def test_a_tag_of_the_command_joins_those_of_each_line(running_mill: Mill, files: Path) -> None:
+    lines = [
+        {"prompt": "a", "max_tokens": 2, "tags": ["own", "night"]},
+        {"prompt": "b", "max_tokens": 2},
+        {"prompt": "c", "max_tokens": 2, "tags": "no list", "custom_id": "wrong"},
+    ]
+    source = write_lines(files / "tags.jsonl", lines)
+    answer = bulk(running_mill, source, "--tag", "night", "--tag", "run-4711")
+    assert answer.returncode == 6
+    assert set(errors_of(running_mill)) == {"wrong"}
+    tags = {
+        tuple(running_mill.record(line["response"]["request_id"]).tags)
+        for line in output_of(running_mill)
+    }
+    assert tags == {("run-4711", "own", "night"), ("night", "run-4711")}
+    assert bulk(running_mill, source, "--tag", "a,b").returncode == 2
+
+
 def test_csv_rows_fill_a_template(running_mill: Mill, files: Path) -> None:
     source = files / "products.csv"
     source.write_text(

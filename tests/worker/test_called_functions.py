@@ -69,8 +69,10 @@ def test_each_sample_has_its_own_calls() -> None:
 
 
 def test_a_line_of_a_bulk_run_is_openais() -> None:
-    line = answer_line("batch_req_1", "a", LineKind.CHAT, result_of(""))
-    (choice,) = ChatCompletion.model_validate(line["response"]["body"]).choices
+    line = answer_line("batch_req_1", "a", LineKind.CHAT, result_of(""), finished_at_ms=7_999)
+    completion = ChatCompletion.model_validate(line["response"]["body"])
+    assert completion.created == 7
+    (choice,) = completion.choices
     assert choice.finish_reason == "tool_calls"
     assert choice.message.content is None
     assert choice.message.tool_calls is not None

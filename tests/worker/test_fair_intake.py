@@ -47,10 +47,10 @@ def test_a_delayed_job_starts_within_about_a_second_of_its_moment(mill: Any) -> 
     assert record.started_at_ms - record.enqueued_at_ms >= 1000
 
 
-def test_the_result_names_the_tenant(mill: Any) -> None:
+def test_the_result_names_the_tenant_and_the_tags(mill: Any) -> None:
     mill.start_worker()
-    [record] = mill.wait_ended(mill.submit("x", tenant="acme", max_tokens=1))
-    assert b'"tenant":"acme"' in record.result
+    [record] = mill.wait_ended(mill.submit("x", tenant="acme", tags=["a", "b"], max_tokens=1))
+    assert b'"tenant":"acme","tags":["a","b"]' in record.result
 
 
 def test_nothing_is_charged_or_counted_when_all_jobs_have_ended(mill: Any) -> None:

@@ -115,3 +115,17 @@ def test_a_producer_finds_the_refusal_under_the_id_it_gave(running_mill: Any) ->
     letter = running_mill.store.dead_letter("watched")
     assert "temperature" in letter.reason
     running_mill.store.dead_letter_drop("watched")
+
+
+def test_a_refusal_never_takes_the_place_of_an_older_one_of_its_id(running_mill: Any) -> None:
+    store = running_mill.store
+    for temperature in ("hot", "hotter", "hot"):
+        push(running_mill, id="twice", prompt="x", temperature=temperature)
+    push(running_mill, id="after-twice", prompt="x")
+
+    wait_for_records(running_mill, "after-twice")
+    letters = {letter.id: json.loads(letter.payload) for letter in store.dead_letters()}
+    assert letters.pop("twice")["temperature"] == "hot"
+    assert [document["temperature"] for document in letters.values()] == ["hotter"]
+    for letter_id in ("twice", *letters):
+        store.dead_letter_drop(letter_id)

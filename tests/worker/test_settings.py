@@ -40,6 +40,13 @@ def test_values_that_cannot_work_together_are_refused() -> None:
         WorkerSettings(stub={"step_time_s": 1})
 
 
+@pytest.mark.parametrize("seconds", [315_360_001, 2**63])
+def test_a_time_to_live_that_redis_could_not_keep_is_refused(seconds: int) -> None:
+    with pytest.raises(ValidationError, match=f"result_ttl_s is {seconds}.*BATCHMILL_RESULT_TTL_S"):
+        WorkerSettings(result_ttl_s=seconds)
+    assert WorkerSettings(result_ttl_s=315_360_000).result_ttl_s == 315_360_000
+
+
 def test_two_workers_on_one_machine_have_two_names() -> None:
     assert WorkerSettings(model="org/model").node_name.startswith("org-model-")
     assert WorkerSettings(worker_name="w@h").node_name == "w@h"
