@@ -52,8 +52,11 @@ class Speculation:
     def _drafts(
         self, request: Request, num_free_tokens: int, running: RunningRequests
     ) -> tuple[int, ...]:
-        """Draft tokens of a request for which there are budget and slots."""
-        if request.lookup is None or request.num_uncomputed_tokens != 1:
+        """Draft tokens of a request for which there are budget and slots.
+
+        None while its last token is not known on the host.
+        """
+        if request.lookup is None or request.num_pending_tokens:
             return ()
         # Where all of them are right, one more token is drawn: that may be the last of the request.
         most = min(
