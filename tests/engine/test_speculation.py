@@ -12,8 +12,10 @@ import pytest
 
 from batchmill.engine import ConfigError, Engine, EngineConfig, RequestOutput, SamplingParams
 from batchmill.engine.fan_out import sample_id
-from batchmill.engine.loading import LoadedModel
-from batchmill.engine.schedule import StepKind
+from batchmill.engine.loading import LoadedModel, load_model
+from batchmill.engine.request import Request
+from batchmill.engine.schedule import ScheduledBatch, ScheduledRequest, StepKind
+from batchmill.engine.speculation import check_drafts
 
 from .tiny_model import POISON, Fuse, check_nothing_is_lost, load, run, save_model, tiny_engine
 from .traces import check_equal, random_trace, resume, run_trace
@@ -131,6 +133,22 @@ def test_guesses_of_the_engine_itself_change_no_token(
     assert [each.token_ids for each in outputs] == [each.token_ids for each in expected]
     assert [each.text for each in outputs] == [each.text for each in expected]
     assert engine.stats().num_draft_tokens > 0
+
+
+def test_demo_model_copies_the_same_text_in_fewer_steps(demo_model_path: Path) -> None:
+    model = load_model(str(demo_model_path), dtype="float32", device="cpu")
+    settings = {"model": "demo", "dtype": "float32", "device": "cpu", "kv_cache_bytes": 1 << 27}
+    plain = Engine(EngineConfig(**settings), loaded=model)
+    guessing = Engine(EngineConfig(**settings, num_speculative_tokens=8), loaded=model)
+    text = "The miller grinds wheat, rye and oats; the baker buys flour, and the cook buys bread."
+    prompt = plain.render_chat([{"role": "user", "content": f"Repeat this sentence: {text}"}])
+    for temperature in (0.0, 0.8):
+        params = SamplingParams(temperature=temperature, seed=1, max_tokens=48, ignore_eos=True)
+        (expected,), (output,) = (each.generate([prompt], params) for each in (plain, guessing))
+        assert (output.token_ids, output.text) == (expected.token_ids, expected.text)
+    stats = guessing.stats()
+    assert stats.num_accepted_tokens > 10
+    assert stats.num_steps < plain.stats().num_steps - 10
 
 
 @pytest.mark.parametrize("params", [GREEDY, SAMPLED])
@@ -271,6 +289,36 @@ def test_recorded_decode_steps_go_on_from_the_last_right_guess(
     kinds = engine.stats().num_steps_by_kind
     assert kinds[StepKind.GRAPH] > 0
     assert kinds[StepKind.SPECULATION] > 0
+
+
+@pytest.mark.parametrize(
+    ("drawn", "kept"),
+    [
+        ([5, 6, 7, 8], [5, 6, 7, 8]),
+        ([5, 6, 9, 8], [5, 6, 9]),
+        ([9, 6, 7, 8], [9]),
+        ([5, 6, 7, None], []),
+        ([9, None, 7, 8], []),
+    ],
+)
+def test_tokens_count_up_to_the_first_that_was_not_guessed(
+    drawn: list[int | None], kept: list[int]
+) -> None:
+    before, guessed, after = (
+        Request(name, [1, 2], GREEDY, seed=0, max_num_tokens=20) for name in "abc"
+    )
+    item = ScheduledRequest(guessed, 1, 4, samples=True, draft_token_ids=(5, 6, 7))
+    chunks = (
+        item,
+        ScheduledRequest(after, 0, 1, samples=False),
+        ScheduledRequest(after, 0, 2, samples=True),
+    )
+    batch = ScheduledBatch(decodes=(before,), decode_starts=[1], chunks=chunks)
+    assert batch.drawing_requests == [before, *[guessed] * 4, after]
+    token_ids, (drafts,) = check_drafts(batch, [3, *drawn, 4])
+    assert token_ids == [3, kept[0] if kept else None, 4]
+    assert (drafts.item, drafts.token_ids) == (item, kept)
+    assert drafts.num_accepted + drafts.num_rejected == 3
 
 
 def test_settings_that_cannot_work_are_refused() -> None:
