@@ -228,6 +228,21 @@ class Engine:
         """Forget the KV of earlier requests; returns how many blocks were kept for sharing."""
         return self._scheduler.block_pool.forget_all()
 
+    def provide_memory(self, timeout_s: float) -> bool:
+        """Use spare time to have the system provide the KV cache's memory, before a step needs it.
+
+        On a CPU the system provides memory when it is first touched, which makes the first steps
+        that use a block slower. A new engine spends half a second on it; a service goes on when it
+        has nothing to compute. On a GPU there is nothing to do.
+
+        Args:
+            timeout_s: Seconds to spend; a few milliseconds more at most.
+
+        Returns:
+            Whether all of it is there.
+        """
+        return self._kv_cache.provide_pages(timeout_s)
+
     def stats(self) -> EngineStats:
         """What the engine did so far, and what it is doing."""
         return self._counter.snapshot(self._scheduler)

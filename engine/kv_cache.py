@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import math
-import mmap
 from collections.abc import Sequence
 
 import torch
@@ -13,6 +10,7 @@ from torch import Tensor
 
 from .errors import ConfigError
 from .host_memory import available_memory_bytes
+from .host_pages import PageProvider, map_zeros
 from .model_config import ModelShape
 
 #: On a CPU, the default cache takes this share of the memory that is left when it is made ...
@@ -61,6 +59,9 @@ class KVCache:
         self.layers: list[tuple[Tensor, Tensor]] = [
             (_zeros(shape, dtype, device), _zeros(shape, dtype, device)) for _ in range(num_layers)
         ]
+        tensors = [tensor for layer in self.layers for tensor in layer]
+        is_on_host = torch.device(device).type == "cpu"
+        self._pages = PageProvider(tensors) if is_on_host else None
         self.k_scale = k_scale
         self.v_scale = v_scale
         self.num_blocks = num_blocks
@@ -125,6 +126,17 @@ class KVCache:
         """Bytes of all layers' keys and values."""
         return sum(tensor.nbytes for layer in self.layers for tensor in layer)
 
+    def provide_pages(self, timeout_s: float, *, num_threads: int = 1) -> bool:
+        """Have the system provide memory that it only promised; see `PageProvider.provide`.
+
+        Returns:
+            Whether there is nothing left to provide.
+        """
+        if self._pages is None:
+            return True
+        self._pages.provide(timeout_s, num_threads=num_threads)
+        return self._pages.is_done
+
     def zero_blocks(self, block_ids: Sequence[int]) -> None:
         """Overwrite blocks with zeros, so that a failed request's NaN reaches nobody else."""
         if not block_ids:
@@ -158,20 +170,6 @@ def default_cpu_kv_cache_bytes() -> int:
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """Zeros; on a CPU of pages that the system clears when they are first touched.
-
-    `torch.zeros` clears all of them at once, used or not: 4 GiB took 1.7 s of one core. Mapped here
-    and not by the C library, which hands out and clears memory that it has from before. In huge
-    pages where the system gives them: attention over 64 x 1,024 tokens took 12 % less time; where
-    memory is in pieces, the first touch costs more for it, up to 3 ms a MiB.
-    """
-    if torch.device(device).type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    num_bytes = math.prod(shape) * dtype.itemsize
-    if num_bytes == 0:
-        return torch.zeros(shape, dtype=dtype)
-    pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without them
-            pages.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(pages, dtype=torch.uint8).view(dtype).view(shape)
+    if torch.device(device).type == "cpu":
+        return map_zeros(shape, dtype)
+    return torch.zeros(shape, dtype=dtype, device=device)

@@ -54,3 +54,13 @@ class EngineBackend(Protocol):
 
     def load(self) -> EngineLoad:
         """Return how full it is."""
+
+    def prepare(self, timeout_s: float) -> bool:
+        """Use idle time for what makes later steps faster.
+
+        Args:
+            timeout_s: Seconds after which to return.
+
+        Returns:
+            Whether there is nothing left to prepare.
+        """

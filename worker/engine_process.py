@@ -34,6 +34,8 @@ from .progress import ProgressCounter
 #: Longest wait for a message while there is nothing to compute; the progress counter moves at
 #: least this often.
 _IDLE_WAIT_S = 0.1
+#: Longest time spent on preparations before looking for messages again.
+_PREPARE_S = 0.01
 _EXIT_FAILURE = 1
 _log = structlog.stdlib.get_logger("batchmill.engine_process")
 
@@ -65,13 +67,17 @@ class EngineLoop:
         while not self._ended:
             self._progress.advance()
             can_step = self._engine.has_unfinished() and not self._paused
-            heard = self._take_messages(0 if can_step else _IDLE_WAIT_S)
+            heard = self._take_messages(0 if can_step else self._prepare())
             if self._ended:
                 return
             if self._engine.has_unfinished() and not self._paused:
                 self._report(self._engine.step())
             elif heard:
                 self._report(StepNews())
+
+    def _prepare(self) -> float:
+        """Use an idle turn; return for how long the next message may be waited for."""
+        return _IDLE_WAIT_S if self._engine.prepare(_PREPARE_S) else 0
 
     def _take_messages(self, wait_s: float) -> bool:
         heard = False

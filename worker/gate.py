@@ -17,6 +17,8 @@ from .intake import Intake
 #: Jobs that may wait in the engine even when it starts fewer a step, so that a step is never
 #: short of one.
 _MIN_WAITING = 2
+#: Steps whose prompts may be on their way: of the one that comes next, and of the one after it.
+_STEPS_AHEAD = 2
 #: Weight of the newest prompt in the running mean of prompt lengths.
 _MEAN_WEIGHT = 0.05
 _FIRST_GUESS_TOKENS = 64.0
@@ -26,8 +28,9 @@ class IntakeGate:
     """Open while the engine can start another job soon; so no worker hoards what another could run.
 
     A job is let in when there is a slot for it, when its prompt's likely blocks are free beyond
-    those of the jobs already on their way, and when not more are on their way than one step can
-    start. What the engine's last report did not know yet counts as on its way.
+    those of the jobs already on their way, and when not more are on their way than two steps can
+    start: with one step's jobs, every other step of a filling engine was half empty. What the
+    engine's last report did not know yet counts as on its way.
     """
 
     def __init__(
@@ -70,7 +73,7 @@ class IntakeGate:
         load = self._link.load
         num_coming = load.num_waiting + self._link.num_adds_sent - self._link.num_adds_seen
         startable = int(self._max_num_batched_tokens / max(1.0, self._mean_prompt_tokens))
-        if num_coming >= max(_MIN_WAITING, startable):
+        if num_coming >= max(_MIN_WAITING, _STEPS_AHEAD * startable):
             return False
         blocks_each = -(-(int(self._mean_prompt_tokens) + 1) // ready.block_size)
         return load.num_free_blocks >= blocks_each * (num_coming + 1)

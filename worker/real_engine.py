@@ -112,6 +112,10 @@ class RealEngine:
         stats = self._engine.stats()
         return EngineLoad(stats.num_running, stats.num_waiting, stats.num_free_blocks)
 
+    def prepare(self, timeout_s: float) -> bool:
+        """Have the system provide memory of the KV cache; return whether all of it is there."""
+        return self._engine.provide_memory(timeout_s)
+
     def _new_output(self, output: RequestOutput) -> NewOutput:
         text = output.new_text
         if output.request_id in self._resumed:

@@ -143,6 +143,10 @@ class StubEngine:
         """Whether a step has anything to do."""
         return bool(self._waiting or self._running or self._aborted)
 
+    def prepare(self, timeout_s: float) -> bool:
+        """Nothing to prepare."""
+        return True
+
     def load(self) -> EngineLoad:
         """Return how full it is."""
         return EngineLoad(len(self._running), len(self._waiting), self._num_free_blocks())
