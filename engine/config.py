@@ -67,13 +67,25 @@ class EngineConfig:
     tool_call_parser: str = "auto"
     #: Whether the host schedules the next step while the device computes this one: `True`, `False`,
     #: or "auto", which is where there is a device beside the host. It changes no token; a request
-    #: that ends by a stop token or string is computed one step too far.
+    #: that ends by a stop token or string is computed one step too far. Never with
+    #: `num_speculative_tokens`.
     overlap: bool | Literal["auto"] = "auto"
     #: Whether steps that only decode are recorded at the start, for 14 batch sizes, and replayed:
     #: `True`, `False`, or "auto", which is on a CUDA GPU where our decoder computes the model and
     #: reads nothing on the host meanwhile. It changes no token. `True` without a GPU repeats the
     #: recorded calls, and gains nothing.
     decode_graphs: bool | Literal["auto"] = "auto"
+    #: Most tokens that are guessed for a request and checked in one step (prompt lookup); 0 is off.
+    #: It changes no token. Guesses come out of the request's own prompt and output, so it gains
+    #: where answers repeat them. Raising it gains more there; wrong guesses cost more.
+    num_speculative_tokens: int = 0
+    #: Tokens that a guess is looked up by: so many at most have to be the same,
+    prompt_lookup_max: int = 4
+    #: and so many at least. Raising it guesses less often, and better.
+    prompt_lookup_min: int = 2
+    #: Tokens are guessed in steps of at most so many requests that decode: larger steps have enough
+    #: to compute, and each wrong guess would hold all of them up.
+    speculative_max_num_seqs: int = 4
     #: From it and the request id come the seeds of requests that name none.
     seed: int = 0
 
@@ -101,6 +113,10 @@ class EngineConfig:
             ("max_num_seqs", 1),
             ("max_num_batched_tokens", 1),
             ("block_size", 1),
+            ("num_speculative_tokens", 0),
+            ("prompt_lookup_min", 1),
+            ("prompt_lookup_max", 1),
+            ("speculative_max_num_seqs", 1),
         ):
             _check_integer(name, getattr(self, name), least)
         if self.kv_cache_bytes is not None:
@@ -124,6 +140,7 @@ class EngineConfig:
         for name in ("overlap", "decode_graphs"):
             if getattr(self, name) not in (True, False, "auto"):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}: use True, False or 'auto'")
+        self._check_speculation()
         if not 0 <= self.priority_ageing_s < float("inf"):
             raise ConfigError(
                 f"priority_ageing_s is {self.priority_ageing_s!r}: use seconds, at least 0 and "
@@ -134,13 +151,28 @@ class EngineConfig:
 
     def overlaps_on(self, device_type: str) -> bool:
         """Whether steps overlap on a kind of device, "cpu" or "cuda"."""
-        return device_type != "cpu" if self.overlap == "auto" else bool(self.overlap)
+        if self.overlap == "auto":
+            return device_type != "cpu" and not self.num_speculative_tokens
+        return bool(self.overlap)
 
     def records_decodes_on(self, device_type: str, *, is_capturable: bool) -> bool:
         """Whether decode steps are recorded, for a kind of device and of model."""
         if self.decode_graphs == "auto":
             return device_type == "cuda" and is_capturable
         return bool(self.decode_graphs)
+
+    def _check_speculation(self) -> None:
+        if self.prompt_lookup_min > self.prompt_lookup_max:
+            raise ConfigError(
+                f"prompt_lookup_min is {self.prompt_lookup_min}, more than prompt_lookup_max "
+                f"{self.prompt_lookup_max}: lower it, or raise that"
+            )
+        if self.num_speculative_tokens and self.overlap is True:
+            raise ConfigError(
+                f"num_speculative_tokens is {self.num_speculative_tokens} and overlap is on: a "
+                "guess needs the tokens of the step before, so leave overlap at 'auto' or set it "
+                "to False, or set num_speculative_tokens to 0"
+            )
 
 
 def _check_integer(name: str, value: object, least: int) -> None:

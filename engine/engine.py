@@ -19,6 +19,7 @@ from .request_book import RequestBook
 from .sampling_params import SamplingParams
 from .schedule import ScheduledBatch
 from .scheduler import Scheduler
+from .speculation import Speculation
 from .stats import CurrentLoad, EngineStats, StatsCounter
 from .step_pipeline import StepPipeline
 from .tokenizer import Tokenizer
@@ -72,6 +73,7 @@ class Engine:
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
             ageing_s=config.priority_ageing_s,
+            speculation=_make_speculation(config),
         )
         self._pipeline = _make_pipeline(config, loaded, self._kv_cache)
         self._overlaps = config.overlaps_on(loaded.model.device.type)
@@ -305,11 +307,13 @@ class Engine:
     def _collect(self) -> None:
         """Wait for the oldest step in flight, and hand its tokens to their requests."""
         step = self._pipeline.collect()
-        void = self._scheduler.update(step.batch, step.token_ids)
+        void = self._scheduler.update(step.batch, step.token_ids, step.drafts)
         self._counter.count_step(step.batch, step.kind, step.time_s)
         requests = step.batch.sampling_requests
         for tracker in self._book.advance(requests, step.token_ids, void):
             self._fail(tracker)
+        if step.drafts:
+            self._book.advance_by_drafts(step.drafts, void)
 
     def _make_steps_smaller(self, batch: ScheduledBatch) -> None:
         preempted, hopeless = self._scheduler.shrink(batch)
@@ -347,6 +351,12 @@ class Engine:
         )
         self._scheduler.discard(tracker.request)
         tracker.is_scheduled = False
+
+
+def _make_speculation(config: EngineConfig) -> Speculation | None:
+    if not config.num_speculative_tokens:
+        return None
+    return Speculation(config.num_speculative_tokens, config.speculative_max_num_seqs)
 
 
 def _make_pipeline(config: EngineConfig, loaded: LoadedModel, kv_cache: KVCache) -> StepPipeline:

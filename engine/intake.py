@@ -14,6 +14,7 @@ from .errors import RequestError
 from .fan_out import sample_id, sample_seed
 from .loading import LoadedModel
 from .outputs import FinishReason, ResumedTokens
+from .prompt_lookup import PromptLookup
 from .request import Request, derive_seed
 from .sampling_params import SamplingParams
 from .scores import TokenScores
@@ -73,6 +74,8 @@ class RequestIntake:
         trackers = []
         for index, resumed in enumerate(_resumed_by_sample(resumed_token_ids, params.n)):
             self._check_token_ids("resumed_token_ids", resumed)
+            controls = self._controls(prompt_token_ids, params, grammar)
+            scores = _scores(len(prompt_token_ids), len(resumed), params, index)
             request = Request(
                 sample_id(request_id, index),
                 prompt_token_ids,
@@ -81,8 +84,9 @@ class RequestIntake:
                 max_num_tokens=self._max_num_tokens(len(prompt_token_ids), params),
                 resumed_token_ids=resumed,
                 cache_salt=cache_salt,
-                controls=self._controls(prompt_token_ids, params, grammar),
-                scores=_scores(len(prompt_token_ids), len(resumed), params, index),
+                controls=controls,
+                scores=scores,
+                lookup=self._lookup(prompt_token_ids, controls, scores),
             )
             text = self._output_text(request, prompt, tools)
             tracker = RequestTracker(request, text, self._eos_token_ids)
@@ -162,6 +166,24 @@ class RequestIntake:
             structure=None if grammar is None else self._structures.compile(grammar),
         )
         return controls if controls.is_needed else None
+
+    def _lookup(
+        self,
+        prompt_token_ids: Sequence[int],
+        controls: RequestControls | None,
+        scores: TokenScores | None,
+    ) -> PromptLookup | None:
+        """What guesses the request's tokens, where they may be drawn several at once.
+
+        Controls follow the tokens one by one, and scores are noted one by one.
+        """
+        if not self._config.num_speculative_tokens or controls is not None or scores is not None:
+            return None
+        return PromptLookup(
+            prompt_token_ids,
+            min_ngram=self._config.prompt_lookup_min,
+            max_ngram=self._config.prompt_lookup_max,
+        )
 
     def _bad_word_token_ids(self, params: SamplingParams) -> list[list[int]]:
         """The runs of tokens that spell the bad words: inside a text, and at its start."""

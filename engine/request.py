@@ -14,6 +14,7 @@ from .scores import TokenScores
 
 if TYPE_CHECKING:
     from .controls import RequestControls
+    from .prompt_lookup import PromptLookup
 
 
 class RequestStatus(enum.Enum):
@@ -57,6 +58,7 @@ class Request:
             KV known to be finite.
         controls: What its params forbid, favour or penalise; None where they ask for nothing.
         scores: What is reported of its distributions; None where nothing is asked for.
+        lookup: Guesses its next tokens; None where they are not guessed.
         status: Where it is in its life.
         metrics: Its times and counts, shared with its outputs.
     """
@@ -67,6 +69,7 @@ class Request:
         "cache_salt",
         "controls",
         "is_trusted",
+        "lookup",
         "max_num_tokens",
         "metrics",
         "num_computed_tokens",
@@ -99,6 +102,7 @@ class Request:
         cache_salt: str | None = None,
         controls: RequestControls | None = None,
         scores: TokenScores | None = None,
+        lookup: PromptLookup | None = None,
     ) -> None:
         self.request_id = request_id
         self.prompt_token_ids = list(prompt_token_ids)
@@ -113,6 +117,7 @@ class Request:
         self.is_trusted = True
         self.controls = controls
         self.scores = scores
+        self.lookup = lookup
         self.num_computed_tokens = 0
         self.num_pending_tokens = 0
         self.num_steps_in_flight = 0

@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from .fan_out import SampleGroup
 from .outputs import FinishReason, RequestFailure, RequestOutput
 from .request import Request
+from .schedule import CheckedDrafts
 from .scheduler import Scheduler
 from .stats import StatsCounter
 from .tracker import RequestTracker
@@ -71,6 +72,26 @@ class RequestBook:
                     self.unschedule(tracker)
         self._counter.num_generated_tokens += num_generated
         return failed
+
+    def advance_by_drafts(self, drafts: Sequence[CheckedDrafts], void: Collection[Request]) -> None:
+        """Hand the tokens after the first to their requests' trackers, as far as each goes on.
+
+        Args:
+            drafts: What became of the draft tokens of a step; `advance` has had the first tokens.
+            void: Requests whose tokens do not count.
+        """
+        for each in drafts:
+            self._counter.num_draft_tokens += len(each.item.draft_token_ids)
+            if each.item.request in void:
+                continue
+            tracker = self._trackers[each.item.request.request_id]
+            for token_id in each.token_ids[1:]:
+                if tracker.finish_reason is not None:
+                    break
+                self._counter.num_accepted_tokens += 1
+                self._counter.num_generated_tokens += 1
+                if tracker.advance(token_id):
+                    self.unschedule(tracker)
 
     def tracker_of(self, request: Request) -> RequestTracker:
         """The tracker of an unfinished request."""

@@ -82,13 +82,16 @@ class RequestRows:
         return self._decode_starts
 
     def sampling(self, batch: ScheduledBatch) -> NDArray[np.int64]:
-        """The rows of the requests that sample, [num_sampling] int64."""
+        """The rows of `batch.drawing_requests`, [num_drawn] int64."""
         rows = self.of(batch)
-        if all(item.samples for item in batch.chunks):
+        if all(item.num_drawn_tokens == 1 for item in batch.chunks):
             return rows
-        samples = [True] * len(batch.decodes) + [item.samples for item in batch.chunks]
-        sampling: NDArray[np.int64] = rows[np.array(samples)]
-        return sampling
+        counts = [1] * len(batch.decodes) + [item.num_drawn_tokens for item in batch.chunks]
+        return np.repeat(rows, counts)
+
+    def put_last_token(self, request: Request, token_id: int) -> None:
+        """Note the last of several tokens that a step drew for a request, as the host knows it."""
+        self.last_tokens[self._row_by_request[request]] = token_id
 
     def _fill(self, request: Request, batch: ScheduledBatch) -> int:
         """The row of a request with a chunk, filled where it is new."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from .block_pool import BlockPool
 from .prefix_sharing import PrefixSharing
 from .request import Request, RequestStatus
-from .schedule import ScheduledBatch
+from .schedule import CheckedDrafts, ScheduledBatch
 from .waiting_queue import rank_of
 
 
@@ -66,6 +66,22 @@ class RunningRequests:
         request.block_ids += self._pool.allocate(1)
         request.num_slots += self._pool.block_size
 
+    def grow_for_drafts(self, request: Request, num_drafts: int) -> int:
+        """Give a request blocks for tokens that may turn out wrong, where nobody needs them.
+
+        Args:
+            request: It has a slot for its last token.
+            num_drafts: Tokens to compute after that one.
+
+        Returns:
+            For how many of them there are slots.
+        """
+        num_needed = request.num_tokens + num_drafts
+        # As for an admission: each running request keeps a block to grow into.
+        while request.num_slots < num_needed and self._pool.num_free_blocks > len(self.requests):
+            self.grow(request)
+        return min(num_drafts, request.num_slots - request.num_tokens)
+
     def release(self, request: Request, status: RequestStatus) -> None:
         """Take a request out at once; later steps may use its blocks, but none in flight does."""
         self.requests.remove(request)
@@ -98,28 +114,35 @@ class RunningRequests:
             request.num_computed_tokens += 1
             request.num_pending_tokens += 1
             request.num_steps_in_flight += 1
-        for request, num_computed_tokens, num_new_tokens, samples, _ in batch.chunks:
-            request.num_computed_tokens = num_computed_tokens + num_new_tokens
+        for item in batch.chunks:
+            request = item.request
+            request.num_computed_tokens = item.num_computed_tokens + item.num_new_tokens
+            request.num_pending_tokens += item.num_drawn_tokens
             request.num_steps_in_flight += 1
             request.is_trusted = False
-            if samples:
-                request.num_pending_tokens += 1
+            if item.samples:
                 self.catching_up.discard(request)
 
-    def collect(self, batch: ScheduledBatch, token_ids: Sequence[int | None]) -> list[Request]:
+    def collect(
+        self,
+        batch: ScheduledBatch,
+        token_ids: Sequence[int | None],
+        drafts: Sequence[CheckedDrafts] = (),
+    ) -> list[Request]:
         """The oldest step in flight is done: append its tokens, but for those that are void.
 
         Args:
             batch: That step.
             token_ids: One for each of `batch.sampling_requests`; None where sampling failed.
+            drafts: What became of the step's draft tokens.
 
         Returns:
-            Requests that were taken out because they were admitted on blocks of a step in which a
-            token failed: they have to wait again.
+            Requests that were taken out because a token failed, and have to wait again: those
+            admitted on blocks of the step, and those that failed with draft tokens.
         """
         oldest = self.in_flight.popleft()
         assert oldest is batch, "steps are collected in the order in which they were launched"
-        taken_out = self._take_out_unconfirmed(batch) if None in token_ids else []
+        taken_out = self._take_out_doubtful(batch, drafts) if None in token_ids else []
         void = batch.void
         for request, token_id in zip(batch.sampling_requests, token_ids, strict=True):
             if void and request in void:
@@ -135,7 +158,10 @@ class RunningRequests:
                 self._note_void(item.request, is_finite=False)
             elif not item.samples:
                 item.request.num_steps_in_flight -= 1
-        self._register_blocks(batch, token_ids)
+        for each in drafts:
+            if each.item.request not in void:
+                self._settle(each)
+        self._register_blocks(batch, token_ids, drafts)
         return taken_out
 
     def count_holders(self) -> list[int]:
@@ -149,13 +175,34 @@ class RunningRequests:
                 counts[block_id] += 1
         return counts
 
-    def _take_out_unconfirmed(self, batch: ScheduledBatch) -> list[Request]:
-        """After a token failed: take out who was admitted on blocks that are not confirmed.
+    def _settle(self, drafts: CheckedDrafts) -> None:
+        """Append the tokens after the first; what was wrong was never computed.
 
-        Not only those on the blocks of the failed request: what its KV reached through others is
-        not followed, for this is rare, and computing them again is always right.
+        Its slots are written again before they are read: no later token comes in front of them.
+        """
+        request = drafts.item.request
+        request.output_token_ids += drafts.token_ids[1:]
+        request.num_pending_tokens -= len(drafts.item.draft_token_ids)
+        request.num_computed_tokens -= drafts.num_rejected
+
+    def _take_out_doubtful(
+        self, batch: ScheduledBatch, drafts: Sequence[CheckedDrafts]
+    ) -> list[Request]:
+        """After a token failed: take out whose KV is in doubt.
+
+        That is who failed with draft tokens, for a wrong one may be to blame: they are computed
+        anew, and without. And who was admitted on blocks that are not confirmed, not only on those
+        of the failed request: what its KV reached through others is not followed, for this is rare,
+        and computing them again is always right.
         """
         taken_out: list[Request] = []
+        for checked in drafts:
+            request = checked.item.request
+            if not checked.token_ids and request not in batch.void:
+                request.lookup = None
+                batch.void.add(request)
+                self.release(request, RequestStatus.WAITING)
+                taken_out.append(request)
         for each in (batch, *self.in_flight):
             for request in each.unconfirmed:
                 if request not in each.void:
@@ -174,7 +221,12 @@ class RunningRequests:
             self._leaving.remove(request)
             self._release_blocks(request, RequestStatus.FINISHED)
 
-    def _register_blocks(self, batch: ScheduledBatch, token_ids: Sequence[int | None]) -> None:
+    def _register_blocks(
+        self,
+        batch: ScheduledBatch,
+        token_ids: Sequence[int | None],
+        drafts: Sequence[CheckedDrafts],
+    ) -> None:
         """Offer the blocks that a step filled for sharing, where its token shows them good."""
         block_size = self._pool.block_size
         filled = [
@@ -183,8 +235,13 @@ class RunningRequests:
             if (start + 1) % block_size == 0
         ]
         sampling = [item for item in batch.chunks if item.samples]
+        num_rejected = {each.item.request: each.num_rejected for each in drafts}
         filled += [
-            (row, item.request, item.num_computed_tokens + item.num_new_tokens)
+            (
+                row,
+                item.request,
+                item.num_computed_tokens + item.num_new_tokens - num_rejected.get(item.request, 0),
+            )
             for row, item in enumerate(sampling, start=len(batch.decodes))
         ]
         for row, request, num_tokens in filled:

@@ -49,7 +49,7 @@ class Sampler:
         """Start what can be worked out while the model computes the batch's logits."""
         self._begun = batch
         is_plain = bool(self._rows.is_plain[self._rows.sampling(batch)].all())
-        self._requests = [] if is_plain else batch.sampling_requests
+        self._requests = [] if is_plain else batch.drawing_requests
         self._stage.start(self._requests)
 
     def draw(self, logits: Tensor, batch: ScheduledBatch) -> DrawnTokens:
@@ -61,7 +61,7 @@ class Sampler:
             batch: The step that they come from.
 
         Returns:
-            One token for each of `batch.sampling_requests`, not waited for.
+            One token for each of `batch.drawing_requests`, not waited for.
         """
         if self._begun is not batch:
             self.begin(batch)
@@ -99,7 +99,8 @@ class Sampler:
             scored=scored,
             scorer=scorer,
         )
-        # Last, so that a step which failed before finds the tokens again that it began with.
+        # Last, so that a step which failed before finds the tokens again that it began with. Of a
+        # request with draft tokens it may be any row: which one counts is found out on the host.
         self._rows.last_tokens.index_copy_(0, controls.rows, token_ids)
         return drawn
 
@@ -131,12 +132,14 @@ class Sampler:
 
 
 def _num_tokens(batch: ScheduledBatch, of: RequestRows) -> NDArray[np.int64]:
-    """Tokens before the one to be drawn, [num_sampling] int64."""
+    """Tokens before the one to be drawn, [num_drawn] int64."""
     decodes = of.decode_starts(batch) + 1
     if not batch.chunks:
         return decodes
     chunks = [
-        each.num_computed_tokens + each.num_new_tokens for each in batch.chunks if each.samples
+        each.num_computed_tokens + each.num_new_tokens - num_after
+        for each in batch.chunks
+        for num_after in reversed(range(each.num_drawn_tokens))
     ]
     return np.concatenate([decodes, np.array(chunks, dtype=np.int64)])
 
@@ -183,9 +186,8 @@ def _score_known_tokens(logits: Tensor, batch: ScheduledBatch) -> Tensor:
     for item in batch.scheduled:
         known += [(row + i, item.request, position) for i, position in enumerate(item.scored)]
         row += len(item.scored)
-        if item.samples:
-            sampling.append(row)
-            row += 1
+        sampling += range(row, row + item.num_drawn_tokens)
+        row += item.num_drawn_tokens
     wanted = [
         (scores, position)
         for _, request, position in known

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import NamedTuple
 
 from .request import Request
@@ -18,6 +19,8 @@ class StepKind(enum.StrEnum):
     #: Only decodes, kernel by kernel: graphs are off, the batch is too large for them, or a request
     #: has controls that work on whole rows of logits.
     DECODE = "decode"
+    #: Decodes, some with draft tokens, kernel by kernel.
+    SPECULATION = "speculation"
     #: With parts of prompts, kernel by kernel.
     PREFILL = "prefill"
 
@@ -35,6 +38,34 @@ class ScheduledRequest(NamedTuple):
     samples: bool
     #: Positions of the request's known tokens that this step scores: their logits are wanted too.
     scored: range = range(0)
+    #: Guesses at the tokens that come after the last known one. They are computed with it, so that
+    #: a token is drawn at each of them too: it counts where all guesses before it were drawn.
+    draft_token_ids: tuple[int, ...] = ()
+
+    @property
+    def num_drawn_tokens(self) -> int:
+        """Rows of logits that a token is drawn from."""
+        return 1 + len(self.draft_token_ids) if self.samples else 0
+
+
+class CheckedDrafts(NamedTuple):
+    """What became of a request's draft tokens in a step."""
+
+    #: Its share of the step.
+    item: ScheduledRequest
+    #: Tokens drawn for it, as if one after another: one more than drafts were right. None of them
+    #: where a row of its logits was not finite: a draft may be to blame.
+    token_ids: list[int]
+
+    @property
+    def num_accepted(self) -> int:
+        """How many draft tokens were right."""
+        return max(0, len(self.token_ids) - 1)
+
+    @property
+    def num_rejected(self) -> int:
+        """How many draft tokens are as if they had not been computed."""
+        return len(self.item.draft_token_ids) - self.num_accepted
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -50,7 +81,7 @@ class ScheduledBatch:
     decodes: tuple[Request, ...] = ()
     #: Where each of them starts: the position of the one token that it computes.
     decode_starts: Sequence[int] = ()
-    #: Parts of prompts, in order of rank.
+    #: Requests that decode with draft tokens, then parts of prompts, each in order of rank.
     chunks: tuple[ScheduledRequest, ...] = ()
     #: Requests that lost their blocks for this step and wait again, the last in rank first.
     preempted: tuple[Request, ...] = ()
@@ -87,3 +118,14 @@ class ScheduledBatch:
         A request's row lies after those of the tokens that it has scored in this step.
         """
         return [*self.decodes, *[item.request for item in self.chunks if item.samples]]
+
+    @property
+    def has_drafts(self) -> bool:
+        """Whether draft tokens are computed."""
+        return any(item.draft_token_ids for item in self.chunks)
+
+    @property
+    def drawing_requests(self) -> list[Request]:
+        """`sampling_requests`, once for each row that a token is drawn from."""
+        chunks = [[item.request] * item.num_drawn_tokens for item in self.chunks]
+        return [*self.decodes, *chain.from_iterable(chunks)]

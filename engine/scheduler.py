@@ -12,7 +12,8 @@ from .errors import ConfigError, RequestError
 from .prefix_sharing import PrefixSharing
 from .request import Request, RequestStatus
 from .running_requests import RunningRequests
-from .schedule import ScheduledBatch
+from .schedule import CheckedDrafts, ScheduledBatch
+from .speculation import Speculation
 from .step_plan import StepPlan
 from .waiting_queue import WaitingQueue, rank_of
 
@@ -42,7 +43,8 @@ class Scheduler:
     A step is scheduled, launched (`begin`) and collected (`update`). The next one may be scheduled
     between the two: a request then goes on from a token that is drawn and not known yet. What ends
     meanwhile keeps its blocks until the last step with it is collected, and its tokens of these
-    steps are void. Nobody is preempted while steps are in flight: `schedule` is empty then.
+    steps are void. Nobody is preempted while steps are in flight: `schedule` is empty then, and so
+    it is while a step with draft tokens is: which of them count decides what comes next.
 
     Invariant: `running` and `waiting` are each in order of rank; a block's reference count is the
     number of block tables it is in (`check`).
@@ -59,6 +61,7 @@ class Scheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         ageing_s: float = 30.0,
+        speculation: Speculation | None = None,
     ) -> None:
         if max_num_batched_tokens < max_num_seqs:
             raise ConfigError(
@@ -71,6 +74,7 @@ class Scheduler:
         self._sharing = PrefixSharing(block_pool)
         self._running = RunningRequests(block_pool, self._sharing)
         self._ageing_s = ageing_s
+        self._speculation = speculation
         self._num_added = 0
         self._last_admitted: Request | None = None
         # What the last `schedule` admitted on blocks of its own step, until that is launched.
@@ -127,6 +131,8 @@ class Scheduler:
         self._take_back_unconfirmed()
         self._sharing.begin_step()
         is_in_flight = bool(self._running.in_flight)
+        if is_in_flight and self._running.in_flight[-1].has_drafts:
+            return ScheduledBatch()
         ready = self._running.ready
         needy = [each for each in ready if each.num_computed_tokens >= each.num_slots]
         if is_in_flight and len(needy) > self.block_pool.num_free_blocks:
@@ -140,6 +146,8 @@ class Scheduler:
             ready = self._running.ready
         decodes, prefills = self._by_phase(ready)
         plan = StepPlan(self.limits.max_num_batched_tokens - len(decodes))
+        if self._speculation is not None:
+            decodes = self._speculation.place(decodes, plan, self._running)
         self._fill(plan, prefills, preempted)
         assert decodes or plan.chunks or is_in_flight or not self.has_requests, (
             "requests wait, and none can be computed"
@@ -157,20 +165,27 @@ class Scheduler:
         self._unconfirmed = []
         self._running.begin(batch)
 
-    def update(self, batch: ScheduledBatch, token_ids: Sequence[int | None]) -> set[Request]:
+    def update(
+        self,
+        batch: ScheduledBatch,
+        token_ids: Sequence[int | None],
+        drafts: Sequence[CheckedDrafts] = (),
+    ) -> set[Request]:
         """Collect the oldest step in flight: append the tokens that it drew.
 
         Args:
             batch: The oldest that `begin` was called with.
             token_ids: One for each of `batch.sampling_requests`; None where sampling failed: the
                 caller has to finish that request.
+            drafts: What became of the batch's draft tokens, see `check_drafts`.
 
         Returns:
             Requests whose tokens of this step are void, None included: they ended or lost their
-            blocks, or they were admitted on blocks of a step in which a token failed.
+            blocks, they were admitted on blocks of a step in which a token failed, or they failed
+            with draft tokens and are computed anew.
         """
         self.limits.note_success()
-        for request in self._running.collect(batch, token_ids):
+        for request in self._running.collect(batch, token_ids, drafts):
             self.waiting.add(request)
         return batch.void
 

@@ -31,10 +31,14 @@ class EngineStats:
     num_cached_blocks: int
     #: Steps run.
     num_steps: int
-    #: Tokens that went through the model, recomputed ones included.
+    #: Tokens that went through the model, recomputed ones and wrong drafts included.
     num_computed_tokens: int
     #: Output tokens sampled.
     num_generated_tokens: int
+    #: Draft tokens computed; see `EngineConfig.num_speculative_tokens`.
+    num_draft_tokens: int
+    #: Draft tokens that were right, and are part of an output.
+    num_accepted_tokens: int
     #: Prompt tokens of finished requests.
     num_prompt_tokens: int
     #: Prompt tokens of finished requests that came from the prefix cache.
@@ -82,6 +86,8 @@ class StatsCounter:
     num_steps: int = 0
     num_computed_tokens: int = 0
     num_generated_tokens: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
     num_preemptions: int = 0
@@ -125,6 +131,8 @@ class StatsCounter:
             num_steps=self.num_steps,
             num_computed_tokens=self.num_computed_tokens,
             num_generated_tokens=self.num_generated_tokens,
+            num_draft_tokens=self.num_draft_tokens,
+            num_accepted_tokens=self.num_accepted_tokens,
             num_prompt_tokens=self.num_prompt_tokens,
             num_cached_tokens=self.num_cached_tokens,
             num_preemptions=self.num_preemptions,

@@ -216,8 +216,8 @@ def _wanted_rows(batch: ScheduledBatch, layout: _Layout) -> NDArray[np.int64]:
         return last_rows
     wanted = [
         row
-        for row, item in zip(last_rows[num_decodes:].tolist(), batch.chunks, strict=True)
-        if item.samples
+        for last, item in zip(last_rows[num_decodes:].tolist(), batch.chunks, strict=True)
+        for row in range(last + 1 - item.num_drawn_tokens, last + 1)
     ]
     # The logits at one token score the token after it.
     wanted += [
@@ -236,10 +236,13 @@ def _input_ids(batch: ScheduledBatch) -> NDArray[np.int64]:
     if not batch.chunks:
         return places
     slices = (
-        item.request.token_ids_slice(
-            item.num_computed_tokens, item.num_computed_tokens + item.num_new_tokens
+        chain(
+            item.request.token_ids_slice(
+                item.num_computed_tokens, item.num_computed_tokens + item.num_new_tokens
+            ),
+            item.draft_token_ids,
         )
         for item in batch.chunks
     )
-    known = np.fromiter(chain.from_iterable(slices), dtype=np.int64)
-    return np.concatenate([places, known])
+    given = np.fromiter(chain.from_iterable(slices), dtype=np.int64)
+    return np.concatenate([places, given])

@@ -13,7 +13,8 @@ from .model import Model
 from .request_rows import RequestRows
 from .runner import ModelRunner
 from .sampler import Sampler
-from .schedule import ScheduledBatch, StepKind
+from .schedule import CheckedDrafts, ScheduledBatch, StepKind
+from .speculation import check_drafts
 from .step_inputs import StepInputBuilder
 
 
@@ -24,6 +25,8 @@ class CollectedStep:
     batch: ScheduledBatch
     #: One for each of `batch.sampling_requests`; see `DrawnTokens.collect`.
     token_ids: list[int | None]
+    #: What became of the batch's draft tokens.
+    drafts: list[CheckedDrafts]
     #: How it was run.
     kind: StepKind
     #: Seconds that it took, without those in which the step before it was still running.
@@ -105,8 +108,7 @@ class StepPipeline:
         if self._graphs is not None and self._graphs.can_replay(batch):
             drawn, kind = self._graphs.launch(batch), StepKind.GRAPH
         else:
-            drawn = self._run(batch)
-            kind = StepKind.PREFILL if batch.chunks else StepKind.DECODE
+            drawn, kind = self._run(batch), _kind(batch)
         self._in_flight.append(_LaunchedStep(batch, drawn, kind, launched_at_s))
 
     def collect(self) -> CollectedStep:
@@ -114,10 +116,23 @@ class StepPipeline:
         step = self._in_flight[0]
         token_ids = step.drawn.collect()
         self._in_flight.popleft()
+        drafts: list[CheckedDrafts] = []
+        if step.batch.has_drafts:
+            token_ids, drafts = self._check_drafts(step.batch, token_ids)
         started_at_s = max(step.launched_at_s, self._collected_at_s)
         self._collected_at_s = time.perf_counter()
         time_s = self._collected_at_s - started_at_s
-        return CollectedStep(step.batch, token_ids, step.kind, time_s)
+        return CollectedStep(step.batch, token_ids, drafts, step.kind, time_s)
+
+    def _check_drafts(
+        self, batch: ScheduledBatch, drawn: list[int | None]
+    ) -> tuple[list[int | None], list[CheckedDrafts]]:
+        """See `check_drafts`; the next step decodes from the last token that counts."""
+        token_ids, drafts = check_drafts(batch, drawn)
+        for each in drafts:
+            if each.token_ids:
+                self._rows.put_last_token(each.item.request, each.token_ids[-1])
+        return token_ids, drafts
 
     def _run(self, batch: ScheduledBatch) -> DrawnTokens:
         """Run a step kernel by kernel."""
@@ -126,3 +141,11 @@ class StepPipeline:
         self._sampler.begin(batch)
         logits = self._runner.run(self._builder.build(batch))
         return self._sampler.draw(logits, batch)
+
+
+def _kind(batch: ScheduledBatch) -> StepKind:
+    """How a batch is run that is not replayed."""
+    if not batch.chunks:
+        return StepKind.DECODE
+    is_prefill = not all(item.draft_token_ids for item in batch.chunks)
+    return StepKind.PREFILL if is_prefill else StepKind.SPECULATION

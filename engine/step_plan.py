@@ -1,4 +1,4 @@
-"""The prompts' part of a step, being put together under the token budget."""
+"""A step's chunks, being put together under the token budget."""
 
 from __future__ import annotations
 
@@ -38,6 +38,20 @@ class StepPlan:
         )
         self.chunks.append(item)
         return item
+
+    def place_drafts(self, request: Request, draft_token_ids: tuple[int, ...]) -> None:
+        """Schedule a request's last token, which is in the budget already, and drafts after it."""
+        num_drafts = len(draft_token_ids)
+        self.num_free_tokens -= num_drafts
+        self.chunks.append(
+            ScheduledRequest(
+                request,
+                request.num_computed_tokens,
+                1 + num_drafts,
+                samples=True,
+                draft_token_ids=draft_token_ids,
+            )
+        )
 
     def _limit_scores(
         self, request: Request, scores: TokenScores, num_new_tokens: int

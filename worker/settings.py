@@ -61,6 +61,15 @@ class WorkerSettings(ProducerSettings):
     #: Record decode steps when the engine starts and replay them; "auto" is on for our decoder on a
     #: GPU.
     decode_graphs: Literal["auto", "on", "off"] = "auto"
+    #: Most tokens that are guessed for a request and checked in one step, by prompt lookup; 0 is
+    #: off. It changes no token; single streams gain where answers repeat their prompts.
+    num_speculative_tokens: int = Field(default=0, ge=0)
+    #: Most tokens that a guess is looked up by.
+    prompt_lookup_max: int = Field(default=4, ge=1)
+    #: Fewest tokens that a guess is looked up by.
+    prompt_lookup_min: int = Field(default=2, ge=1)
+    #: Tokens are guessed in steps of at most so many requests that decode.
+    speculative_max_num_seqs: int = Field(default=4, ge=1)
     #: How the model spells calls of functions; "auto" reads it from the model's chat template.
     tool_call_parser: Literal["auto", "hermes", "llama3_json", "mistral"] = "auto"
 
@@ -108,6 +117,17 @@ class WorkerSettings(ProducerSettings):
                 f"max_num_batched_tokens is {self.max_num_batched_tokens}, fewer than max_num_seqs "
                 f"{self.max_num_seqs}: each running request needs one token a step"
             )
+        if self.prompt_lookup_min > self.prompt_lookup_max:
+            raise ValueError(
+                f"prompt_lookup_min is {self.prompt_lookup_min}, more than prompt_lookup_max "
+                f"{self.prompt_lookup_max}: lower it, or raise that"
+            )
+        if self.num_speculative_tokens and self.overlap == "on":
+            raise ValueError(
+                f"num_speculative_tokens is {self.num_speculative_tokens} and overlap is on: a "
+                "guess needs the tokens of the step before; set BATCHMILL_OVERLAP=off, or leave "
+                "it at auto"
+            )
         return self
 
     @property
@@ -147,5 +167,9 @@ class WorkerSettings(ProducerSettings):
             "model_impl": self.model_impl,
             "overlap": _SWITCH[self.overlap],
             "decode_graphs": _SWITCH[self.decode_graphs],
+            "num_speculative_tokens": self.num_speculative_tokens,
+            "prompt_lookup_max": self.prompt_lookup_max,
+            "prompt_lookup_min": self.prompt_lookup_min,
+            "speculative_max_num_seqs": self.speculative_max_num_seqs,
             "tool_call_parser": self.tool_call_parser,
         }

@@ -12,6 +12,7 @@ from batchmill.engine.request import Request
 from batchmill.engine.sampling_params import SamplingParams
 from batchmill.engine.schedule import ScheduledBatch
 from batchmill.engine.scheduler import Scheduler
+from batchmill.engine.speculation import Speculation, check_drafts
 
 VOCAB_SIZE = 7
 
@@ -49,7 +50,7 @@ class PagedMemory:
         written = set()
         for item in batch.scheduled:
             start, stop = item.num_computed_tokens, item.num_computed_tokens + item.num_new_tokens
-            tokens = item.request.token_ids_slice(start, stop)
+            tokens = [*item.request.token_ids_slice(start, stop), *item.draft_token_ids]
             if item.request in batch.decodes:
                 tokens = [self.last_tokens[item.request]]
             for position, token in zip(range(start, stop), tokens, strict=True):
@@ -60,9 +61,24 @@ class PagedMemory:
         return [
             next_token([self.token_by_slot[self.slot(item.request, i)] for i in range(seen)])
             for item in batch.scheduled
-            if item.samples
-            for seen in [item.num_computed_tokens + item.num_new_tokens]
+            for stop in [item.num_computed_tokens + item.num_new_tokens]
+            for seen in range(stop + 1 - item.num_drawn_tokens, stop + 1)
         ]
+
+
+@dataclass
+class Guesses:
+    """Proposes what a request generates, but for every seventh token of its sequence."""
+
+    prompt: list[int]
+    output: list[int]
+
+    def propose(self, output_token_ids: list[int], max_tokens: int) -> tuple[int, ...]:
+        start = len(output_token_ids)
+        return tuple(
+            (token + 1) % VOCAB_SIZE if (len(self.prompt) + index) % 7 == 0 else token
+            for index, token in enumerate(self.output[start : start + max_tokens], start=start)
+        )
 
 
 @dataclass
@@ -79,8 +95,11 @@ class Mill:
     num_steps_ahead: int = 0
     #: A request ends with this token; None ends none.
     stop_token: int | None = None
+    #: Most tokens that are guessed for a request in a step.
+    num_speculative_tokens: int = 0
     admitted: list[str] = field(default_factory=list)
     given_up: list[Request] = field(default_factory=list)
+    num_accepted_tokens: int = 0
     salt_by_block: dict[int, str | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -92,6 +111,7 @@ class Mill:
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,
             ageing_s=self.ageing_s,
+            speculation=Speculation(self.num_speculative_tokens, max_num_seqs=3),
         )
         self.memory = PagedMemory(self.pool)
         self.in_flight: list[tuple[ScheduledBatch, list[int]]] = []
@@ -115,6 +135,7 @@ class Mill:
             max_num_tokens=len(prompt) + max_tokens,
             resumed_token_ids=generate_alone(prompt, max_tokens)[:resumed],
             cache_salt=cache_salt,
+            lookup=Guesses(prompt, generate_alone(prompt, max_tokens)),  # type: ignore[arg-type]
         )
         request.priority = priority
         request.metrics.arrived_at_s -= waited_s
@@ -136,7 +157,7 @@ class Mill:
                 self.scheduler.finish(hopeless)
         elif is_launched:
             self.scheduler.begin(batch)
-            self.memory.last_tokens |= zip(batch.sampling_requests, tokens, strict=True)
+            self.memory.last_tokens |= zip(batch.drawing_requests, tokens, strict=True)
             self.in_flight.append((batch, tokens))
         ahead = self.num_steps_ahead
         while len(self.in_flight) > (ahead if is_launched and self.scheduler.has_requests else 0):
@@ -146,14 +167,23 @@ class Mill:
 
     def collect(self) -> None:
         """Take in the oldest step in flight, and finish the requests that it ends."""
-        batch, tokens = self.in_flight.pop(0)
-        void = self.scheduler.update(batch, tokens)
+        batch, drawn = self.in_flight.pop(0)
+        token_ids, drafts = check_drafts(batch, drawn)
+        num_new = {each.item.request: len(each.token_ids) for each in drafts}
+        self.num_accepted_tokens += sum(each.num_accepted for each in drafts)
+        void = self.scheduler.update(batch, token_ids, drafts)
         for request in batch.sampling_requests:
             if request in void:
                 continue
-            is_stopped = request.output_token_ids[-1] == self.stop_token
-            if is_stopped or request.num_tokens == request.max_num_tokens:
-                self.scheduler.finish(request)
+            output = request.output_token_ids
+            if request in num_new:
+                self.memory.last_tokens[request] = output[-1]
+            for end in range(len(output) - num_new.get(request, 1) + 1, len(output) + 1):
+                is_last = len(request.prompt_token_ids) + end == request.max_num_tokens
+                if is_last or output[end - 1] == self.stop_token:
+                    del output[end:]  # nobody is told of it
+                    self.scheduler.finish(request)
+                    break
 
     def check(self, batch: ScheduledBatch) -> None:
         self.scheduler.check()

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import pytest
 
-from batchmill.engine import ConfigError, Engine, EngineConfig, RequestOutput, SamplingParams
+from batchmill.engine import ConfigError, Engine, EngineConfig, SamplingParams
 
 from .tiny_model import POISON, Fuse, run
+from .traces import check_equal, random_trace, resume, run_trace
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 
@@ -20,101 +19,6 @@ GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 @pytest.fixture
 def make_engine(make_engine: Callable[..., Engine]) -> Callable[..., Engine]:
     return partial(make_engine, overlap=True)
-
-
-@dataclass
-class Arrival:
-    """One request of a random trace."""
-
-    name: str
-    prompt: list[int]
-    params: SamplingParams
-    arrives_at_step: int
-    aborted_after_steps: int | None
-    priority: int
-    num_resumed: int
-    resumed: list[int] = field(default_factory=list)
-
-
-def random_params(rng: random.Random) -> SamplingParams:
-    """Every kind of end, and of control that has to know the last token."""
-    values: dict[str, Any] = {"max_tokens": rng.randint(1, 20), "ignore_eos": rng.random() < 0.5}
-    values["temperature"] = rng.choice([0, 0.8, 1.2])
-    for chance, name, value in (
-        (0.3, "stop", [chr(rng.randrange(97, 123)) for _ in range(3)]),
-        (0.3, "stop_token_ids", [rng.randrange(256) for _ in range(20)]),
-        (0.2, "seed", rng.randrange(9)),
-        (0.1, "n", 3),
-        (0.05, "min_p", 0.1),
-        (0.05, "repetition_penalty", 1.3),
-        (0.05, "no_repeat_ngram_size", 2),
-        (0.05, "logprobs", 2),
-        (0.05, "min_tokens", 1),
-    ):
-        if rng.random() < chance:
-            values[name] = value
-    if rng.random() < 0.04:
-        values = {"structured_outputs": {"regex": "[a-z]{2,8}"}, "max_tokens": 20}
-    return SamplingParams(**values)
-
-
-def random_trace(rng: random.Random, num_requests: int) -> list[Arrival]:
-    prefixes = [[rng.randrange(256) for _ in range(rng.randint(1, 12))] for _ in range(3)]
-    trace = []
-    for index in range(num_requests):
-        params = random_params(rng)
-        poison = [POISON] if rng.random() < 0.06 else []
-        suffix = [rng.randrange(256) for _ in range(rng.randint(1, 6))]
-        is_resumed = rng.random() < 0.2 and params.n == 1 and not poison
-        trace.append(
-            Arrival(
-                f"request {index}",
-                rng.choice([[], *prefixes]) + poison + suffix,
-                params,
-                rng.randint(0, 40),
-                rng.randint(0, 12) if rng.random() < 0.15 else None,
-                rng.randint(0, 2),
-                rng.randint(1, 4) if is_resumed else 0,
-            )
-        )
-    return sorted(trace, key=lambda each: each.arrives_at_step)
-
-
-def run_trace(engine: Engine, trace: list[Arrival]) -> dict[str, list[RequestOutput]]:
-    outputs: dict[str, list[RequestOutput]] = {}
-    abort_at: dict[int, list[str]] = {}
-    waiting, step = list(trace), 0
-    while waiting or engine.has_unfinished():
-        while waiting and waiting[0].arrives_at_step <= step:
-            each = waiting.pop(0)
-            engine.add_request(
-                each.name, each.prompt, each.params, each.resumed, priority=each.priority
-            )
-            if each.aborted_after_steps is not None:
-                abort_at.setdefault(step + each.aborted_after_steps, []).append(each.name)
-        for name in abort_at.pop(step, []):
-            engine.abort(name)
-        for output in engine.step():
-            outputs.setdefault(output.request_id, []).append(output)
-        engine._scheduler.check()
-        step += 1
-        assert step < 5_000, "a livelock"
-    return outputs
-
-
-def whole(output: RequestOutput) -> list[tuple[Any, ...]]:
-    """What has to be equal of a finished request."""
-    return [
-        (
-            each.token_ids,
-            each.text,
-            each.finish_reason,
-            each.stop_reason,
-            None if each.error is None else each.error.code,
-            None if each.logprobs is None else [list(scores) for scores in each.logprobs],
-        )
-        for each in output.completions
-    ]
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -125,24 +29,11 @@ def test_random_trace_gives_the_same_outputs_with_and_without_overlap(
     trace = random_trace(rng, num_requests=40)
     settings = {"max_num_seqs": rng.choice([3, 12]), "max_num_batched_tokens": 32}
     alone = make_engine(num_blocks=200, overlap=False, enable_prefix_caching=False)
-    for each in trace:
-        if each.num_resumed:
-            (output,) = alone.generate([each.prompt], [each.params])
-            each.resumed = output.token_ids[: min(each.num_resumed, len(output.token_ids) - 1)]
+    resume(alone, trace)
     expected = run_trace(make_engine(num_blocks=16, overlap=False, **settings), trace)
     engine = make_engine(num_blocks=16, overlap=True, **settings)
     outputs = run_trace(engine, trace)
-    assert outputs.keys() == expected.keys()
-    for each in trace:
-        news, want = outputs[each.name], expected[each.name][-1]
-        assert "".join(output.new_text for output in news) == news[-1].text or each.resumed
-        told = [token for output in news for token in output.new_token_ids]
-        assert each.resumed + told == news[-1].token_ids
-        if each.aborted_after_steps is None:
-            assert whole(news[-1]) == whole(want), each
-        else:
-            least = min(len(news[-1].token_ids), len(want.token_ids))
-            assert news[-1].token_ids[:least] == want.token_ids[:least]
+    check_equal(trace, outputs, expected)
 
 
 def test_step_is_reported_by_the_call_after_the_one_that_launched_it(

@@ -39,6 +39,7 @@ arrivals = st.tuples(
     ageing_s=st.sampled_from([0.0, 1e-4, 1e6]),
     num_steps_ahead=st.integers(0, 1),
     stop_token=st.none() | st.just(3),
+    num_speculative_tokens=st.sampled_from([0, 0, 1, 3, 6]),
 )
 def test_every_request_gets_its_own_output_whatever_the_trace(
     trace: list[tuple[list[int], int, int, int, int | None, int, str | None]],
@@ -52,6 +53,7 @@ def test_every_request_gets_its_own_output_whatever_the_trace(
     ageing_s: float,
     num_steps_ahead: int,
     stop_token: int | None,
+    num_speculative_tokens: int,
 ) -> None:
     most_tokens = max(len(prompt) + max_tokens - 1 for prompt, max_tokens, *_ in trace)
     mill = Mill(
@@ -63,6 +65,7 @@ def test_every_request_gets_its_own_output_whatever_the_trace(
         ageing_s=ageing_s,
         num_steps_ahead=num_steps_ahead,
         stop_token=stop_token,
+        num_speculative_tokens=num_speculative_tokens,
     )
     pending = list(enumerate(trace))
     requests: list[Request] = []
@@ -310,3 +313,36 @@ def test_discarded_request_leaves_nothing_to_share_and_names_blocks_to_clear() -
 def test_budget_under_one_token_a_request_is_refused() -> None:
     with pytest.raises(ConfigError, match="max_num_batched_tokens is 3"):
         Scheduler(BlockPool(4, 4), max_num_seqs=4, max_num_batched_tokens=3)
+
+
+def test_drafts_take_only_budget_and_blocks_that_nobody_needs() -> None:
+    mill = Mill(num_blocks=8, max_num_batched_tokens=8, num_speculative_tokens=6)
+    first, second = mill.add("first", [0, 1], 12), mill.add("second", [1, 0, 1], 12)
+    mill.step()
+
+    batch = mill.step()
+    (item,) = batch.chunks
+    assert (item.request, item.num_new_tokens) == (first, 1 + 6), "all but the second's own token"
+    assert batch.decodes == (second,)
+    assert mill.num_accepted_tokens > 0
+
+
+def test_drafts_leave_a_block_for_each_request_to_grow_into() -> None:
+    mill = Mill(num_blocks=4, num_speculative_tokens=6)
+    request = mill.add("only", [0, 1], 12)
+    mill.add("other", [1, 1, 1, 0], 5)
+    mill.step()
+
+    sizes = {item.request: item.num_new_tokens for item in mill.step().scheduled}
+    assert sizes[request] == 2, "its first block has one slot more than it needs"
+    mill.run()
+
+
+def test_nothing_is_scheduled_while_drafts_are_in_flight() -> None:
+    mill = Mill(num_speculative_tokens=4, max_num_batched_tokens=16)
+    mill.add("first", [0, 1], 12)
+    mill.step()
+    batch = mill.scheduler.schedule()
+    assert batch.has_drafts
+    mill.scheduler.begin(batch)
+    assert mill.scheduler.schedule().num_seqs == 0

@@ -15,6 +15,7 @@ def test_every_setting_comes_from_its_variable(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("BATCHMILL_MODEL", "org/model-1b")
     monkeypatch.setenv("BATCHMILL_MAX_NUM_SEQS", "8")
     monkeypatch.setenv("BATCHMILL_KV_CACHE_BYTES", "1000000")
+    monkeypatch.setenv("BATCHMILL_NUM_SPECULATIVE_TOKENS", "10")
 
     settings = WorkerSettings()
 
@@ -23,6 +24,7 @@ def test_every_setting_comes_from_its_variable(monkeypatch: pytest.MonkeyPatch) 
     )
     options = settings.engine_options()
     assert (options["max_num_seqs"], options["kv_cache_bytes"]) == (8, 1_000_000)
+    assert options["num_speculative_tokens"] == 10
 
 
 def test_a_path_needs_a_served_name() -> None:
@@ -36,6 +38,10 @@ def test_a_path_needs_a_served_name() -> None:
 def test_values_that_cannot_work_together_are_refused() -> None:
     with pytest.raises(ValidationError, match="max_num_batched_tokens is 16"):
         WorkerSettings(max_num_batched_tokens=16, max_num_seqs=32)
+    with pytest.raises(ValidationError, match="prompt_lookup_min is 5"):
+        WorkerSettings(prompt_lookup_min=5)
+    with pytest.raises(ValidationError, match="BATCHMILL_OVERLAP=off"):
+        WorkerSettings(num_speculative_tokens=5, overlap="on")
     with pytest.raises(ValidationError, match="BATCHMILL_ENGINE=stub"):
         WorkerSettings(stub={"step_time_s": 1})
 
