@@ -1,9 +1,11 @@
 // Attention over a paged KV cache: decode and chunked prefill in one kernel.
 //
 // The query rows of one kv head, (position, head of its group) flattened, form the left operand, so
-// a decode step of 3 heads a group and a 16-token prefill chunk take the same path. Keys are read in
-// tiles, packed for the register tile (keys transposed, values interleaved), and folded into a
-// running softmax. Chunks of one context (cpu_attention_plan.h) are merged by whoever finishes last.
+// a decode step of 3 heads a group and a 16-token prefill chunk are one kind of work. Keys are read
+// in tiles and folded into a running softmax (cpu_softmax.h). For many rows a tile is packed for the
+// register tile (keys transposed, values interleaved); for few it is read as it lies
+// (cpu_attention_direct.h). Chunks of one context (cpu_attention_plan.h) are merged by whoever
+// finishes last.
 //
 // Source: Dao 2023, "FlashAttention-2" (running softmax); Kwon et al. 2023,
 // "PagedAttention" (block tables).
@@ -13,8 +15,10 @@
 #include <utility>
 #include <vector>
 
+#include "cpu_attention_direct.h"
 #include "cpu_attention_plan.h"
 #include "cpu_ops.h"
+#include "cpu_softmax.h"
 
 namespace {
 
@@ -48,10 +52,10 @@ class Worker {
   typedef typename Operand<T>::Mul Mul;
   typedef typename Mul::Element Element;
 
-  Worker(const Attention& op, Scratch& scratch) : op_(op) {
+  Worker(const Attention& op, Scratch& scratch) : op_(op), scale_(op.scale * kLog2E) {
     group_ = op.num_q_heads / op.num_kv_heads;
     query_lanes_ = (op.head_dim + Mul::kPerLane - 1) / Mul::kPerLane;
-    value_width_ = round_up(op.head_dim, kLanes);
+    value_width_ = round_up(op.head_dim, kLanes * Mul::kPerLane);
     head_bytes_ = static_cast<long>(sizeof(T)) * op.head_dim;
     size_t heads = static_cast<size_t>(op.num_kv_heads);
     size_t queries = round_up(kMaxRows * query_lanes_, 16) * heads;
@@ -59,8 +63,8 @@ class Worker {
     size_t keys = static_cast<size_t>(query_lanes_) * kTileKeys;
     size_t values = static_cast<size_t>(value_width_) * kTileKeys;
     size_t widened = static_cast<size_t>(round_up(query_lanes_, 16)) * kLanes;
-    size_t stats = round_up(kMaxRows, 16) * heads;
-    size_t lanes = queries + sums + keys + values + widened + 2 * stats +
+    size_t maxima = round_up(kMaxRows, 16) * heads, totals = kMaxRows * kLanes * heads;
+    size_t lanes = queries + sums + keys + values + widened + maxima + totals +
                    2 * static_cast<size_t>(kMaxRows) * kTileKeys;
     Lane* next = reinterpret_cast<Lane*>(scratch.reserve(lanes * 4));
     auto take = [&](size_t n) { Lane* p = next; next += n; return p; };
@@ -69,8 +73,8 @@ class Worker {
     keys_ = take(keys);
     values_ = take(values);
     widened_ = reinterpret_cast<float*>(take(widened));
-    maxima_ = reinterpret_cast<float*>(take(stats));
-    totals_ = reinterpret_cast<float*>(take(stats));
+    maxima_ = reinterpret_cast<float*>(take(maxima));
+    totals_ = reinterpret_cast<float*>(take(totals));
     scores_ = reinterpret_cast<float*>(take(static_cast<size_t>(kMaxRows) * kTileKeys));
     weights_ = take(static_cast<size_t>(kMaxRows) * kTileKeys);
   }
@@ -80,27 +84,22 @@ class Worker {
     query_start_ = op_.cu_seqlens_q[task.seq];
     int query_len = op_.cu_seqlens_q[task.seq + 1] - query_start_;
     first_position_ = op_.seq_lens[task.seq] - query_len;
-    const int32_t* table = op_.block_tables + task.seq * op_.table_stride;
     for (int head = 0; head < task.num_heads; head++) load_queries(task, head);
-    find_rows(table, task.first_key, min_int(kTileKeys, task.end_key - task.first_key), rows_);
+    find_rows(task, task.first_key, rows_);
     for (int key = task.first_key; key < task.end_key; key += kTileKeys) {
-      int count = min_int(kTileKeys, task.end_key - key);
-      if (key + kTileKeys < task.end_key) {
-        next_count_ = min_int(kTileKeys, task.end_key - key - kTileKeys);
-        find_rows(table, key + kTileKeys, next_count_, next_rows_);
-      } else {
-        next_count_ = min_int(kTileKeys, following.end_key - following.first_key);
-        find_rows(op_.block_tables + following.seq * op_.table_stride, following.first_key,
-                  next_count_, next_rows_);
-      }
-      for (int head = 0; head < task.num_heads; head++) attend(task, head, key, count);
+      bool is_last = key + kTileKeys >= task.end_key;
+      find_rows(is_last ? following : task, is_last ? following.first_key : key + kTileKeys,
+                next_rows_);
+      for (int head = 0; head < task.num_heads; head++)
+        attend(task, head, key, min_int(kTileKeys, task.end_key - key));
       std::swap(rows_, next_rows_);
     }
   }
 
   float* sums(int head) { return sums_ + static_cast<size_t>(head) * kMaxRows * value_width_; }
   float* maxima(int head) { return maxima_ + head * kMaxRows; }
-  float* totals(int head) { return totals_ + head * kMaxRows; }
+  float* totals(int head) { return totals_ + head * kMaxRows * kLanes; }  // [row][kLanes]
+  float total(int head, int row) { return reduce_add(load(totals(head) + row * kLanes)); }
   int value_width() const { return value_width_; }
 
   void write(const Task& task, int head, int row, const float* sum, float total) {
@@ -108,7 +107,9 @@ class Worker {
     T* out = static_cast<T*>(op_.out) + (query_start_ + flat / group_) * op_.out_row_stride +
              ((task.first_head + head) * group_ + flat % group_) * op_.out_head_stride;
     float inverse = total == 0.0f ? 0.0f : 1.0f / total;
-    each_vector(op_.head_dim, [&](int i, int n) { store_upto(out + i, load(sum + i) * inverse, n); });
+    each_vector(op_.head_dim, [&](int i, int n) {
+      store_upto(out + i, interleaved<Mul>(sum, i) * inverse, n);
+    });
   }
 
  private:
@@ -121,8 +122,8 @@ class Worker {
       to[query_lanes_ - 1] = 0;  // the second half of the last lane, where head_dim is odd
       copy_row(q, reinterpret_cast<Element*>(to));
       maxima(head)[row] = -INFINITY;
-      totals(head)[row] = 0;
     }
+    std::memset(totals(head), 0, sizeof(float) * task.num_rows * kLanes);
     std::memset(sums(head), 0, sizeof(float) * task.num_rows * value_width_);
   }
 
@@ -132,19 +133,23 @@ class Worker {
     each_vector(op_.head_dim, [&](int i, int n) { store_upto(to + i, load_upto(from + i, n), n); });
   }
 
-  // Where the rows of keys [key, key + count) start in a cache, in elements.
-  void find_rows(const int32_t* table, int key, int count, long* rows) const {
+  // Where the rows of the tile at `key` start in a cache, in elements. Past the task's last key the
+  // last row is repeated, so that whatever is read there is a row of the sequence.
+  void find_rows(const Task& task, int key, long* rows) const {
+    const int32_t* table = op_.block_tables + task.seq * op_.table_stride;
     long row_size = static_cast<long>(op_.num_kv_heads) * op_.head_dim;
     int block = key / op_.block_size, offset = key % op_.block_size;
+    int count = min_int(kTileKeys, task.end_key - key);
     for (int i = 0; i < count; block++, offset = 0) {
       long row = (static_cast<long>(table[block]) * op_.block_size + offset) * row_size;
       for (; offset < op_.block_size && i < count; offset++, row += row_size) rows[i++] = row;
     }
+    for (int i = count; i < kTileKeys; i++) rows[i] = rows[count - 1];
   }
 
   // The next tile's rows lie anywhere, so the hardware prefetcher finds no stream in them. Their
-  // loads go out one row at a time between the packing of this tile's: in a burst they would fill
-  // the core's miss buffers and stall it (measured: 2.4 times slower).
+  // loads go out one row at a time between the work on this tile's: in a burst they would fill the
+  // core's miss buffers and stall it (measured: 2.4 times slower).
   static void prefetch_row(const T* row, long bytes) {
     for (long line = 0; line < bytes; line += 64) prefetch(reinterpret_cast<const char*>(row) + line);
   }
@@ -152,16 +157,32 @@ class Worker {
   void attend(const Task& task, int head, int key, int count) {
     int kv_head = task.first_head + head;
     int key_vectors = (count + kLanes - 1) / kLanes;
-    pack_keys(kv_head, count);
-    multiply<Mul>(task.num_rows, key_vectors, query_lanes_, queries(head), query_lanes_, keys_,
-                  kTileKeys, scores_, kTileKeys, false);
+    const T* keys = static_cast<const T*>(op_.k_cache) + kv_head * op_.head_dim;
+    const T* values = static_cast<const T*>(op_.v_cache) + kv_head * op_.head_dim;
+    bool is_direct = with_direct_tile<T>(task.num_rows, op_.head_dim, [&](auto tile) {
+      for (int first = 0; first < count; first += kLanes)
+        tile.score(reinterpret_cast<const bf16*>(queries(head)),
+                   {reinterpret_cast<const bf16*>(keys), rows_ + first, next_rows_ + first},
+                   scores_ + first, kTileKeys);
+    });
+    if (!is_direct) {
+      pack_keys(keys, count);
+      multiply<Mul>(task.num_rows, key_vectors, query_lanes_, queries(head), query_lanes_, keys_,
+                    kTileKeys, scores_, kTileKeys, false);
+    }
     for (int row = 0; row < task.num_rows; row++) {
       int position = first_position_ + (task.first_row + row) / group_;
       int begin = op_.window > 0 ? max_int(0, position - op_.window + 1 - key) : 0;
       int end = min_int(count, position + 1 - key);
       soften(head, row, begin, end, key_vectors * kLanes);
     }
-    pack_values(kv_head, count);
+    is_direct = with_direct_tile<T>(task.num_rows, op_.head_dim, [&](auto tile) {
+      tile.add_values(weights_, kTileKeys / 2,
+                      {reinterpret_cast<const bf16*>(values), rows_, next_rows_}, count, sums(head),
+                      value_width_);
+    });
+    if (is_direct) return;
+    pack_values(values, count);
     multiply<Mul>(task.num_rows, value_width_ / kLanes, (count + Mul::kPerLane - 1) / Mul::kPerLane,
                   weights_, kTileKeys / Mul::kPerLane, values_, value_width_, sums(head),
                   value_width_, true);
@@ -169,45 +190,28 @@ class Worker {
 
   // Scores of one row to weights; keys outside [begin, end) weigh 0.
   void soften(int head, int row, int begin, int end, int width) {
-    float* scores = scores_ + row * kTileKeys;
+    const float* scores = scores_ + row * kTileKeys;
     Element* weights = reinterpret_cast<Element*>(weights_) + row * kTileKeys;
     if (begin >= end) {
       for (int i = 0; i < width; i += kLanes) store(weights + i, vf{});
       return;
     }
-    vf highest = splat(-INFINITY);
-    for (int i = 0; i < width; i += kLanes) {
-      vi key = lane_index() + i;
-      vf score = load(scores + i) * op_.scale;
-      score = (key >= begin) & (key < end) ? score : splat(-INFINITY);
-      store(scores + i, score);
-      highest = max(highest, score);
-    }
-    float& maximum = maxima(head)[row];
-    float before = maximum, after = std::fmax(before, reduce_max(highest));
-    vf total = {};
-    for (int i = 0; i < width; i += kLanes) {
-      vf score = load(scores + i);
-      vf weight = exp(score - after);
-      weight = score == -INFINITY ? vf{} : weight;
-      store(weights + i, weight);
-      total += weight;
-    }
-    float keep = before == -INFINITY ? 0.0f : std::exp(before - after);
-    totals(head)[row] = totals(head)[row] * keep + reduce_add(total);
-    maximum = after;
+    RowState state{maxima(head)[row], totals(head) + row * kLanes};
+    float keep = begin == 0 && end == kTileKeys
+                     ? weigh<true>(scores, weights, 0, kTileKeys, kTileKeys, scale_, state)
+                     : weigh<false>(scores, weights, begin, end, width, scale_, state);
+    maxima(head)[row] = state.maximum;
     if (keep == 1.0f) return;
     float* sum = sums(head) + row * value_width_;
     for (int i = 0; i < value_width_; i += kLanes) store(sum + i, load(sum + i) * keep);
   }
 
-  void pack_keys(int kv_head, int count) {
-    const T* cache = static_cast<const T*>(op_.k_cache) + kv_head * op_.head_dim;
+  void pack_keys(const T* cache, int count) {
     for (int first = 0; first < count; first += kLanes) {
-      const void* rows[kLanes] = {};
-      for (int i = 0; i < kLanes && first + i < count; i++) {
+      const void* rows[kLanes];
+      for (int i = 0; i < kLanes; i++) {
         rows[i] = operand_row(cache + rows_[first + i], widened_ + i * round_up(query_lanes_, 16));
-        if (first + i < next_count_) prefetch_row(cache + next_rows_[first + i], head_bytes_);
+        prefetch_row(cache + next_rows_[first + i], head_bytes_);
       }
       transpose_rows(rows, static_cast<int>(sizeof(Element)) * op_.head_dim, keys_ + first,
                      kTileKeys);
@@ -220,23 +224,17 @@ class Worker {
     return wide;
   }
 
-  void pack_values(int kv_head, int count) {
-    const T* cache = static_cast<const T*>(op_.v_cache) + kv_head * op_.head_dim;
+  void pack_values(const T* cache, int count) {
     Lane* to = values_;
     for (int i = 0; i < count; i += Mul::kPerLane, to += value_width_) {
-      const T* first = cache + rows_[i];
-      for (int next = i; next < min_int(i + Mul::kPerLane, next_count_); next++)
+      for (int next = i; next < i + Mul::kPerLane; next++)
         prefetch_row(cache + next_rows_[next], head_bytes_);
+      const T* first = cache + rows_[i];
       if constexpr (Mul::kPerLane == 1) {
         float* row = reinterpret_cast<float*>(to);
         each_vector(op_.head_dim, [&](int d, int n) { store(row + d, load_upto(first + d, n)); });
       } else {
-        const T* second = i + 1 < count ? cache + rows_[i + 1] : nullptr;
-        each_vector(op_.head_dim, [&](int d, int n) {
-          vu low = reinterpret_cast<vu>(load_upto(first + d, n)) >> 16;
-          vu high = second ? reinterpret_cast<vu>(load_upto(second + d, n)) : vu{};
-          store(reinterpret_cast<float*>(to) + d, reinterpret_cast<vf>(low | high));
-        });
+        interleave_rows(first, cache + rows_[i + 1], op_.head_dim, to);
       }
     }
   }
@@ -244,10 +242,10 @@ class Worker {
   Lane* queries(int head) { return queries_ + static_cast<size_t>(head) * kMaxRows * query_lanes_; }
 
   const Attention& op_;
+  float scale_;  // gives scores whose exponential is 2^score
   int group_, query_lanes_, value_width_, query_start_ = 0, first_position_ = 0;
   Lane *queries_, *keys_, *values_, *weights_;
   float *sums_, *widened_, *maxima_, *totals_, *scores_;
-  int next_count_ = 0;
   long head_bytes_, tile_rows_[2][kTileKeys];
   long *rows_ = tile_rows_[0], *next_rows_ = tile_rows_[1];
 };
@@ -266,7 +264,7 @@ void save_part(const Task& task, Worker<T>& worker, MergeGroup& group) {
   for (int head = 0; head < task.num_heads; head++)
     for (int row = 0; row < task.num_rows; row++, to += width) {
       to[0] = worker.maxima(head)[row];
-      to[1] = worker.totals(head)[row];
+      to[1] = worker.total(head, row);
       std::memcpy(to + 2, worker.sums(head) + row * worker.value_width(),
                   sizeof(float) * worker.value_width());
     }
@@ -287,7 +285,7 @@ void merge_parts(const Task& task, Worker<T>& worker, MergeGroup& group) {
       for (int s = 0; s < task.num_splits; s++) {
         const float* part = first + s * part_size;
         if (part[0] == -INFINITY) continue;
-        float share = std::exp(part[0] - maximum);
+        float share = std::exp2(part[0] - maximum);
         total += share * part[1];
         for (int i = 0; i < worker.value_width(); i += kLanes)
           store(sum + i, load(sum + i) + load(part + 2 + i) * share);
@@ -304,7 +302,7 @@ void attention(const Attention& op) {
   for (const Task& task : tasks) {
     if (task.num_splits == 1 || task.split != 0) continue;
     size_t rows = static_cast<size_t>(task.num_splits) * task.num_heads * task.num_rows;
-    groups[task.partial].parts.reset(new float[rows * (round_up(op.head_dim, kLanes) + 2)]);
+    groups[task.partial].parts.reset(new float[rows * (round_up(op.head_dim, kLanes * Operand<T>::Mul::kPerLane) + 2)]);
     groups[task.partial].unfinished = task.num_splits;
   }
   parallel_for(static_cast<int>(tasks.size()), op.num_threads, [&](int index) {
@@ -323,7 +321,7 @@ void attention(const Attention& op) {
     for (int head = 0; head < task.num_heads; head++)
       for (int row = 0; row < task.num_rows; row++)
         worker.write(task, head, row, worker.sums(head) + row * worker.value_width(),
-                     worker.totals(head)[row]);
+                     worker.total(head, row));
   });
 }
 

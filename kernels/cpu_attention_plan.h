@@ -13,7 +13,7 @@
 namespace {
 
 constexpr int kTileKeys = 64;
-constexpr int kMaxRows = 48;       // query rows of a task: 8 register tiles, packs a tile 48 times over
+constexpr int kMaxRows = 96;       // query rows of a task: 16 register tiles for each packing of a tile
 constexpr int kMinChunkKeys = 128;  // shorter chunks cost more to merge than they save
 static_assert(kTileKeys % (kTileVectors * kLanes) == 0, "a tile of keys is whole register tiles");
 

@@ -162,4 +162,36 @@ inline void transpose_rows(const void* const* rows, int row_bytes, Lane* out, lo
 #endif
 }
 
+#if defined(__AVX512BF16__)
+// Two rows of bf16, element by element side by side: to[i] holds an element of both. The elements
+// come out in an order of their own, which `interleaved` undoes; a null row reads as zeros.
+inline void interleave_rows(const bf16* first, const bf16* second, int count, Lane* to) {
+  for (int i = 0; i < count; i += 32, to += 32) {
+    __mmask32 wanted = count - i >= 32 ? ~0u : (1u << (count - i)) - 1;
+    __m512i a = _mm512_maskz_loadu_epi16(wanted, first + i);
+    __m512i b = _mm512_maskz_loadu_epi16(wanted, second + i);
+    _mm512_storeu_si512(to, _mm512_unpacklo_epi16(a, b));
+    _mm512_storeu_si512(to + 16, _mm512_unpackhi_epi16(a, b));
+  }
+}
+#endif
+
+// Elements [i, i + kLanes) of a row of sums over packed values, in their own order.
+template <class Mul>
+inline vf interleaved(const float* sums, int i) {
+  if constexpr (Mul::kPerLane == 1) {
+    return load(sums + i);
+  } else {
+#if defined(__AVX512BF16__)
+    // Of each eight elements, unpacking puts four into the first vector and four into the second.
+    const float* pair = sums + i / 32 * 32;
+    vi lane = lane_index() + i % 32, quarter = lane / 8 * 4 + lane % 4;
+    vi index = (lane & 4) != 0 ? quarter + 16 : quarter;
+    return reinterpret_cast<vf>(_mm512_permutex2var_ps(reinterpret_cast<__m512>(load(pair)),
+                                                       reinterpret_cast<__m512i>(index),
+                                                       reinterpret_cast<__m512>(load(pair + 16))));
+#endif
+  }
+}
+
 }  // namespace

@@ -192,6 +192,29 @@ inline vf exp(vf x) {
   return reinterpret_cast<vf>(reinterpret_cast<vi>(p) + (exponent << 23));
 }
 
+// 2^x to about 2 ulp for x of at most 0, as in a softmax. Below -126 it is about 1e-38 instead of a
+// subnormal or 0, for -inf too. NaN gives NaN.
+// The polynomial of 2^r on [-0.5, 0.5] was fitted for the least relative error (9e-8, 1.5 ulp).
+inline vf exp2_of_negative(vf x) {
+  x = x < -126.0f ? splat(-126.0f) : x;
+  vf shifted = x + 12582912.0f;  // 1.5 * 2^23: rounds to an integer in the low bits, see exp
+  vf r = x - (shifted - 12582912.0f);
+  vf p = splat(1.3264727204e-03f);
+  p = p * r + 9.6715126407e-03f;
+  p = p * r + 5.5507337432e-02f;
+  p = p * r + 2.4022242085e-01f;
+  p = p * r + 6.9314697760e-01f;
+  p = p * r + 1.0f;
+#if defined(__AVX512F__)
+  return reinterpret_cast<vf>(_mm512_scalef_ps(reinterpret_cast<__m512>(p),
+                                               reinterpret_cast<__m512>(shifted - 12582912.0f)));
+#else
+  vf scaled =
+      reinterpret_cast<vf>(reinterpret_cast<vi>(p) + (reinterpret_cast<vi>(shifted) << 23));
+  return x == x ? scaled : x;
+#endif
+}
+
 inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 inline int min_int(int a, int b) { return a < b ? a : b; }

@@ -121,16 +121,22 @@ def test_attention_equals_the_reference(
 
 
 @isas
-@pytest.mark.parametrize("group", range(1, 9))
-def test_attention_serves_every_group_size_and_an_odd_head_dim(isa: Isa, group: int) -> None:
+@pytest.mark.parametrize("head_dim", [37, 64, 128])
+@pytest.mark.parametrize("group", range(1, 10))
+def test_attention_serves_every_group_size(isa: Isa, group: int, head_dim: int) -> None:
+    """Up to eight rows of 64 or 128 bf16 numbers are not packed; everything else is."""
     for dtype in (torch.float32, torch.bfloat16):
-        batch = Batch(MIXED, (2 * group, 2, 37), dtype)
-        assert_near(batch.attend(library(isa)), batch.truth())
+        for lengths in (DECODE, MIXED):
+            batch = Batch(lengths, (2 * group, 2, head_dim), dtype)
+            assert_near(batch.attend(library(isa)), batch.truth())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("num_threads", [1, 2, 5])
-def test_a_context_split_among_threads_gives_the_same_attention(num_threads: int) -> None:
-    batch = Batch([(1, 2000), (2, 700), (1, 3)], (6, 2, 64), torch.float32)
+def test_a_context_split_among_threads_gives_the_same_attention(
+    num_threads: int, dtype: torch.dtype
+) -> None:
+    batch = Batch([(1, 2000), (2, 700), (1, 3)], (6, 2, 64), dtype)
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:
