@@ -4,18 +4,18 @@
 // a decode step of 3 heads a group and a 16-token prefill chunk are one kind of work. Keys are read
 // in tiles and folded into a running softmax (cpu_softmax.h). For many rows a tile is packed for the
 // register tile (keys transposed, values interleaved); for few it is read as it lies
-// (cpu_attention_direct.h). Chunks of one context (cpu_attention_plan.h) are merged by whoever
-// finishes last.
+// (cpu_attention_direct.h). Rows whose keys are spread over several tasks (cpu_attention_plan.h) are
+// merged by whoever finishes last.
 //
 // Source: Dao 2023, "FlashAttention-2" (running softmax); Kwon et al. 2023,
 // "PagedAttention" (block tables).
 #include <cmath>
 #include <cstdlib>
-#include <memory>
 #include <utility>
 #include <vector>
 
 #include "cpu_attention_direct.h"
+#include "cpu_attention_merge.h"
 #include "cpu_attention_plan.h"
 #include "cpu_ops.h"
 #include "cpu_softmax.h"
@@ -53,9 +53,9 @@ class Worker {
   typedef typename Mul::Element Element;
 
   Worker(const Attention& op, Scratch& scratch) : op_(op), scale_(op.scale * kLog2E) {
-    group_ = op.num_q_heads / op.num_kv_heads;
+    group_ = op.group();
     query_lanes_ = (op.head_dim + Mul::kPerLane - 1) / Mul::kPerLane;
-    value_width_ = round_up(op.head_dim, kLanes * Mul::kPerLane);
+    value_width_ = value_width(op);
     head_bytes_ = static_cast<long>(sizeof(T)) * op.head_dim;
     size_t heads = static_cast<size_t>(op.num_kv_heads);
     size_t queries = round_up(kMaxRows * query_lanes_, 16) * heads;
@@ -81,9 +81,6 @@ class Worker {
 
   // `following` is the task that this thread probably takes next: its first keys are fetched early.
   void run(const Task& task, const Task& following) {
-    query_start_ = op_.cu_seqlens_q[task.seq];
-    int query_len = op_.cu_seqlens_q[task.seq + 1] - query_start_;
-    first_position_ = op_.seq_lens[task.seq] - query_len;
     for (int head = 0; head < task.num_heads; head++) load_queries(task, head);
     find_rows(task, task.first_key, rows_);
     for (int key = task.first_key; key < task.end_key; key += kTileKeys) {
@@ -96,28 +93,55 @@ class Worker {
     }
   }
 
-  float* sums(int head) { return sums_ + static_cast<size_t>(head) * kMaxRows * value_width_; }
+  void write_all(const Task& task) {
+    for (int head = 0; head < task.num_heads; head++)
+      for (int row = 0; row < task.num_rows; row++)
+        write(task.seq, task.first_row + row, task.first_head + head, sums(head, row),
+              total(head, row));
+  }
+
+  void keep_all(const Task& task, PartialResults& partial) {
+    for (int head = 0; head < task.num_heads; head++)
+      for (int row = 0; row < task.num_rows; row++)
+        partial.keep(task, head, row, maxima(head)[row], total(head, row), sums(head, row));
+  }
+
+  void write_merged(int index, const Merge& merge, const PartialResults& partial) {
+    for (int head = 0; head < op_.num_kv_heads; head++)
+      for (int row = 0; row < merge.num_rows; row++) {
+        float total = partial.add_up(index, head, row, sums_);
+        write(merge.seq, merge.first_row + row, head, sums_, total);
+      }
+  }
+
+  static int value_width(const Attention& op) {
+    return round_up(op.head_dim, kLanes * Mul::kPerLane);
+  }
+
+ private:
+  float* sums(int head, int row = 0) {
+    return sums_ + (static_cast<size_t>(head) * kMaxRows + row) * value_width_;
+  }
   float* maxima(int head) { return maxima_ + head * kMaxRows; }
   float* totals(int head) { return totals_ + head * kMaxRows * kLanes; }  // [row][kLanes]
   float total(int head, int row) { return reduce_add(load(totals(head) + row * kLanes)); }
-  int value_width() const { return value_width_; }
 
-  void write(const Task& task, int head, int row, const float* sum, float total) {
-    int flat = task.first_row + row;
-    T* out = static_cast<T*>(op_.out) + (query_start_ + flat / group_) * op_.out_row_stride +
-             ((task.first_head + head) * group_ + flat % group_) * op_.out_head_stride;
+  // A row of a sequence, (position, head of the group), to where it belongs in out.
+  void write(int seq, int row, int kv_head, const float* sum, float total) {
+    T* out = static_cast<T*>(op_.out) +
+             (op_.cu_seqlens_q[seq] + row / group_) * op_.out_row_stride +
+             (kv_head * group_ + row % group_) * op_.out_head_stride;
     float inverse = total == 0.0f ? 0.0f : 1.0f / total;
     each_vector(op_.head_dim, [&](int i, int n) {
       store_upto(out + i, interleaved<Mul>(sum, i) * inverse, n);
     });
   }
 
- private:
   void load_queries(const Task& task, int head) {
     Lane* to = queries(head);
     for (int row = 0; row < task.num_rows; row++, to += query_lanes_) {
       int flat = task.first_row + row;
-      const T* q = static_cast<const T*>(op_.q) + (query_start_ + flat / group_) * op_.q_row_stride +
+      const T* q = static_cast<const T*>(op_.q) + (op_.cu_seqlens_q[task.seq] + flat / group_) * op_.q_row_stride +
                    ((task.first_head + head) * group_ + flat % group_) * op_.q_head_stride;
       to[query_lanes_ - 1] = 0;  // the second half of the last lane, where head_dim is odd
       copy_row(q, reinterpret_cast<Element*>(to));
@@ -136,7 +160,7 @@ class Worker {
   // Where the rows of the tile at `key` start in a cache, in elements. Past the task's last key the
   // last row is repeated, so that whatever is read there is a row of the sequence.
   void find_rows(const Task& task, int key, long* rows) const {
-    const int32_t* table = op_.block_tables + task.seq * op_.table_stride;
+    const int32_t* table = op_.table(task.seq);
     long row_size = static_cast<long>(op_.num_kv_heads) * op_.head_dim;
     int block = key / op_.block_size, offset = key % op_.block_size;
     int count = min_int(kTileKeys, task.end_key - key);
@@ -171,9 +195,9 @@ class Worker {
                     kTileKeys, scores_, kTileKeys, false);
     }
     for (int row = 0; row < task.num_rows; row++) {
-      int position = first_position_ + (task.first_row + row) / group_;
+      int position = op_.first_position(task.seq) + (task.first_row + row) / group_;
       int begin = op_.window > 0 ? max_int(0, position - op_.window + 1 - key) : 0;
-      int end = min_int(count, position + 1 - key);
+      int end = task.is_shared ? count : min_int(count, position + 1 - key);
       soften(head, row, begin, end, key_vectors * kLanes);
     }
     is_direct = with_direct_tile<T>(task.num_rows, op_.head_dim, [&](auto tile) {
@@ -202,7 +226,7 @@ class Worker {
                      : weigh<false>(scores, weights, begin, end, width, scale_, state);
     maxima(head)[row] = state.maximum;
     if (keep == 1.0f) return;
-    float* sum = sums(head) + row * value_width_;
+    float* sum = sums(head, row);
     for (int i = 0; i < value_width_; i += kLanes) store(sum + i, load(sum + i) * keep);
   }
 
@@ -243,85 +267,30 @@ class Worker {
 
   const Attention& op_;
   float scale_;  // gives scores whose exponential is 2^score
-  int group_, query_lanes_, value_width_, query_start_ = 0, first_position_ = 0;
+  int group_, query_lanes_, value_width_;
   Lane *queries_, *keys_, *values_, *weights_;
   float *sums_, *widened_, *maxima_, *totals_, *scores_;
   long head_bytes_, tile_rows_[2][kTileKeys];
   long *rows_ = tile_rows_[0], *next_rows_ = tile_rows_[1];
 };
 
-// Chunk results of one task that was split: per split and head, rows of (maximum, total, sums).
-struct MergeGroup {
-  std::unique_ptr<float[]> parts;
-  std::atomic<int> unfinished{0};
-};
-
-template <class T>
-void save_part(const Task& task, Worker<T>& worker, MergeGroup& group) {
-  int width = worker.value_width() + 2;
-  float* to = group.parts.get() +
-              static_cast<size_t>(task.split) * task.num_heads * task.num_rows * width;
-  for (int head = 0; head < task.num_heads; head++)
-    for (int row = 0; row < task.num_rows; row++, to += width) {
-      to[0] = worker.maxima(head)[row];
-      to[1] = worker.total(head, row);
-      std::memcpy(to + 2, worker.sums(head) + row * worker.value_width(),
-                  sizeof(float) * worker.value_width());
-    }
-}
-
-template <class T>
-void merge_parts(const Task& task, Worker<T>& worker, MergeGroup& group) {
-  int width = worker.value_width() + 2;
-  size_t part_size = static_cast<size_t>(task.num_heads) * task.num_rows * width;
-  for (int head = 0; head < task.num_heads; head++)
-    for (int row = 0; row < task.num_rows; row++) {
-      const float* first = group.parts.get() + (head * task.num_rows + row) * width;
-      float maximum = -INFINITY, total = 0;
-      for (int s = 0; s < task.num_splits; s++)
-        maximum = std::fmax(maximum, first[s * part_size]);
-      float* sum = worker.sums(head) + row * worker.value_width();
-      std::memset(sum, 0, sizeof(float) * worker.value_width());
-      for (int s = 0; s < task.num_splits; s++) {
-        const float* part = first + s * part_size;
-        if (part[0] == -INFINITY) continue;
-        float share = std::exp2(part[0] - maximum);
-        total += share * part[1];
-        for (int i = 0; i < worker.value_width(); i += kLanes)
-          store(sum + i, load(sum + i) + load(part + 2 + i) * share);
-      }
-      worker.write(task, head, row, sum, total);
-    }
-}
-
 template <class T>
 void attention(const Attention& op) {
-  int num_groups = 0;
-  std::vector<Task> tasks = plan(op, &num_groups);
-  std::vector<MergeGroup> groups(num_groups);
-  for (const Task& task : tasks) {
-    if (task.num_splits == 1 || task.split != 0) continue;
-    size_t rows = static_cast<size_t>(task.num_splits) * task.num_heads * task.num_rows;
-    groups[task.partial].parts.reset(new float[rows * (round_up(op.head_dim, kLanes * Operand<T>::Mul::kPerLane) + 2)]);
-    groups[task.partial].unfinished = task.num_splits;
-  }
+  Plan plan = Planner(op).plan();
+  const std::vector<Task>& tasks = plan.tasks;
+  PartialResults partial(op, plan.merges, Worker<T>::value_width(op));
   parallel_for(static_cast<int>(tasks.size()), op.num_threads, [&](int index) {
     static thread_local Scratch scratch;
     const Task& task = tasks[index];
     Worker<T> worker(op, scratch);
     size_t following = static_cast<size_t>(index) + op.num_threads;
     worker.run(task, tasks[following < tasks.size() ? following : index]);
-    if (task.num_splits > 1) {
-      MergeGroup& group = groups[task.partial];
-      save_part(task, worker, group);
-      if (group.unfinished.fetch_sub(1, std::memory_order_acq_rel) == 1)
-        merge_parts(task, worker, group);
+    if (task.first_merge == kNoMerge) {
+      worker.write_all(task);
       return;
     }
-    for (int head = 0; head < task.num_heads; head++)
-      for (int row = 0; row < task.num_rows; row++)
-        worker.write(task, head, row, worker.sums(head) + row * worker.value_width(),
-                     worker.total(head, row));
+    worker.keep_all(task, partial);
+    partial.finish(task, [&](int merge) { worker.write_merged(merge, plan.merges[merge], partial); });
   });
 }
 

@@ -145,6 +145,43 @@ def test_a_context_split_among_threads_gives_the_same_attention(
         torch.set_num_threads(before)
 
 
+#: For each sequence of a batch: the one whose first blocks it reads too, and how many of them.
+SHARED = {
+    "all, and some more": {1: (0, 9), 2: (0, 9), 3: (0, 20), 4: (0, 9)},
+    "two groups": {1: (0, 16), 2: (0, 16), 4: (3, 10), 5: (3, 12)},
+    "one shares little of much": {1: (0, 30), 2: (0, 30), 3: (0, 8), 4: (0, 8)},
+    "too few to read together": {1: (0, 7), 3: (2, 1)},
+    "up to the last token": {5: (4, 37)},
+}
+
+
+@isas
+@dtypes
+@pytest.mark.parametrize("heads", [(9, 3, 64), (8, 1, 80), (4, 4, 128)])
+@pytest.mark.parametrize("shared", SHARED.values(), ids=SHARED)
+def test_sequences_that_share_their_first_blocks_read_them_together(
+    isa: Isa, dtype: torch.dtype, heads: tuple[int, int, int], shared: dict[int, tuple[int, int]]
+) -> None:
+    lengths = [(1, 500), (1, 489), (1, 512), (1, 481), (1, 600), (1, 593), (5, 70), (1, 3)]
+    batch = Batch(lengths, heads, dtype)
+    for row, (other, num_blocks) in shared.items():
+        batch.block_tables[row, :num_blocks] = batch.block_tables[other, :num_blocks]
+    for window in (None, 300):
+        assert_near(batch.attend(library(isa), window), batch.truth(window))
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 5])
+def test_many_sequences_of_one_prefix_are_more_than_one_task(num_threads: int) -> None:
+    batch = Batch([(1, 1000 + row) for row in range(70)], (6, 2, 64), torch.bfloat16)
+    batch.block_tables[:, :62] = batch.block_tables[0, :62]
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        assert_near(batch.attend(None), batch.truth())
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_nan_in_one_query_reaches_that_query_alone() -> None:
     batch = Batch(MIXED, (4, 2, 64), torch.bfloat16)
     batch.q[3, 1, 5] = torch.nan
