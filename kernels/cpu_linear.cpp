@@ -17,14 +17,16 @@ struct Linear {
 };
 
 template <class Mul, class In, class Out>
-void add_panel(const Linear<In, Out>& op, int panel, int first_row, int rows, float* sums) {
+void add_panel(const Linear<In, Out>& op, int panel, int next, int first_row, int rows,
+               float* sums) {
   if (op.bias != nullptr) {
     for (int row = 0; row < rows; row++)
       std::memcpy(sums + row * kPanel, op.bias + panel * kPanel, sizeof(float) * kPanel);
   }
+  long panel_lanes = static_cast<long>(op.k_lanes) * kPanel;
   multiply_panel<Mul>(reinterpret_cast<const Lane*>(op.x) + first_row * op.x_stride, op.x_stride,
-                      op.weight + static_cast<long>(panel) * op.k_lanes * kPanel, rows, op.k_lanes,
-                      sums, op.bias != nullptr);
+                      op.weight + panel * panel_lanes, op.weight + next * panel_lanes, rows,
+                      op.k_lanes, sums, op.bias != nullptr);
 }
 
 template <class Mul, class In, class Out>
@@ -32,12 +34,13 @@ void linear(const Linear<In, Out>& op, int num_threads) {
   if (op.num_rows == 0) return;
   int panels = (op.num_columns + kPanel - 1) / kPanel;
   RowBlocks blocks = split_rows(op.num_rows, panels, num_threads);
-  parallel_for(panels * blocks.count, num_threads, [&](int task) {
+  parallel_for(panels * blocks.count, num_threads, [&](int index) {
     alignas(64) float sums[kMaxBlockRows * kPanel], ups[kMaxBlockRows * kPanel];
-    int panel = task / blocks.count, first_row = task % blocks.count * blocks.rows;
-    int rows = min_int(blocks.rows, op.num_rows - first_row), column = panel * kPanel;
-    add_panel<Mul>(op, panel, first_row, rows, sums);
-    if (op.gated) add_panel<Mul>(op, panel + panels, first_row, rows, ups);
+    auto [panel, first_row, rows, next] =
+        panel_task(index, blocks, op.num_rows, panels, num_threads);
+    int column = panel * kPanel, up = panel + panels;
+    add_panel<Mul>(op, panel, op.gated ? up : next, first_row, rows, sums);
+    if (op.gated) add_panel<Mul>(op, up, next, first_row, rows, ups);
     store_rows(op.out + first_row * op.out_stride + column, op.out_stride, rows,
                min_int(kPanel, op.num_columns - column), op.gated,
                [&](int row, int i) { return load(sums + row * kPanel + i); },

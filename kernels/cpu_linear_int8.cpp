@@ -217,13 +217,13 @@ struct Int8Linear {
   }
 
   // Integer sums, as the bits of floats.
-  void multiply(int index, int first_row, int rows, float* sums) const {
+  void multiply(int index, int next, int first_row, int rows, float* sums) const {
     const Lane* weights = panel(index);
     for (int row = 0; row < rows; row++)
       std::memcpy(sums + row * kPanel, weights, sizeof(float) * kPanel);
     const Lane* lanes = reinterpret_cast<const Lane*>(x) + static_cast<long>(first_row) * k_lanes;
-    multiply_panel<Int8Quad>(lanes, k_lanes, weights + kHeaderRows * kPanel, rows, k_lanes, sums,
-                             true);
+    multiply_panel<Int8Quad>(lanes, k_lanes, weights + kHeaderRows * kPanel, panel(next), rows,
+                             k_lanes, sums, true);
   }
 
   vf value(int index, const float* sums, int first_row, int row, int i) const {
@@ -237,16 +237,17 @@ struct Int8Linear {
     if (num_rows == 0) return;
     int panels = (num_columns + kPanel - 1) / kPanel;
     RowBlocks blocks = split_rows(num_rows, panels, num_threads);
-    parallel_for(panels * blocks.count, num_threads, [&](int task) {
+    parallel_for(panels * blocks.count, num_threads, [&](int index) {
       alignas(64) float sums[kMaxBlockRows * kPanel], ups[kMaxBlockRows * kPanel];
-      int index = task / blocks.count, first_row = task % blocks.count * blocks.rows;
-      int rows = min_int(blocks.rows, num_rows - first_row), column = index * kPanel;
-      multiply(index, first_row, rows, sums);
-      if (gated) multiply(index + panels, first_row, rows, ups);
-      store_rows(out + first_row * out_stride + column, out_stride, rows,
+      PanelTask task = panel_task(index, blocks, num_rows, panels, num_threads);
+      int panel = task.panel, up = panel + panels, first_row = task.first_row;
+      int column = panel * kPanel;
+      multiply(panel, gated ? up : task.next_panel, first_row, task.rows, sums);
+      if (gated) multiply(up, task.next_panel, first_row, task.rows, ups);
+      store_rows(out + first_row * out_stride + column, out_stride, task.rows,
                  min_int(kPanel, num_columns - column), gated,
-                 [&](int row, int i) { return value(index, sums, first_row, row, i); },
-                 [&](int row, int i) { return value(index + panels, ups, first_row, row, i); });
+                 [&](int row, int i) { return value(panel, sums, first_row, row, i); },
+                 [&](int row, int i) { return value(up, ups, first_row, row, i); });
     });
   }
 };

@@ -44,10 +44,11 @@ constexpr int kTileRows = 6, kTileVectors = 4;  // 29 of 32
 constexpr int kTileRows = 4, kTileVectors = 2;  // 11 of 16
 #endif
 
-// c[rows, vectors * kLanes] (+)= a[rows, k] * b[k, vectors * kLanes]; strides in lanes.
-template <class Mul, int kRows, int kVectors>
+// c[rows, vectors * kLanes] (+)= a[rows, k] * b[k, vectors * kLanes]; strides in lanes. Fetches
+// kFetch cache lines from `fetch` on for each step of k meanwhile.
+template <class Mul, int kRows, int kVectors, int kFetch>
 inline void multiply_tile(const Lane* a, long a_stride, const Lane* b, long b_stride, int k,
-                          float* c, long c_stride, bool add) {
+                          float* c, long c_stride, bool add, const char* fetch) {
   typedef typename Mul::Sum Sum;
   Sum sums[kRows][kVectors];
   for (int i = 0; i < kRows; i++)
@@ -55,6 +56,7 @@ inline void multiply_tile(const Lane* a, long a_stride, const Lane* b, long b_st
       sums[i][j] = add ? reinterpret_cast<Sum>(load(c + i * c_stride + j * kLanes)) : Sum{};
   for (int kk = 0; kk < k; kk++) {
     vf column[kVectors];
+    for (int i = 0; i < kFetch; i++, fetch += 64) prefetch(fetch);
     for (int j = 0; j < kVectors; j++)
       column[j] = load(reinterpret_cast<const float*>(b + kk * b_stride) + j * kLanes);
     for (int i = 0; i < kRows; i++) {
@@ -69,16 +71,17 @@ inline void multiply_tile(const Lane* a, long a_stride, const Lane* b, long b_st
 }
 
 // Picks the instance for a number of rows (1 to kTileRows) known at run time.
-template <class Mul, int kVectors, int kRows = kTileRows>
+template <class Mul, int kVectors, int kFetch = 0, int kRows = kTileRows>
 inline void multiply_rows(int rows, const Lane* a, long a_stride, const Lane* b, long b_stride,
-                          int k, float* c, long c_stride, bool add) {
+                          int k, float* c, long c_stride, bool add, const char* fetch = nullptr) {
   if constexpr (kRows > 1) {
     if (rows < kRows) {
-      multiply_rows<Mul, kVectors, kRows - 1>(rows, a, a_stride, b, b_stride, k, c, c_stride, add);
+      multiply_rows<Mul, kVectors, kFetch, kRows - 1>(rows, a, a_stride, b, b_stride, k, c,
+                                                      c_stride, add, fetch);
       return;
     }
   }
-  multiply_tile<Mul, kRows, kVectors>(a, a_stride, b, b_stride, k, c, c_stride, add);
+  multiply_tile<Mul, kRows, kVectors, kFetch>(a, a_stride, b, b_stride, k, c, c_stride, add, fetch);
 }
 
 // The same for a number of vectors (1 to kTileVectors).
