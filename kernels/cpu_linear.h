@@ -58,15 +58,15 @@ inline void pass_over_panel(const Lane* x, long x_stride, const Lane* panel, con
   }
 }
 
-// sums[rows, kPanel] (+)= x[rows, k_lanes] times a panel. With few passes a line is wanted sooner;
-// with one there is nothing to hide it behind.
+// sums[rows, kPanel] (+)= x[rows, k_lanes] times a panel. A step reads four lines of it: the fewer
+// passes there are, the more of the next panel each has to fetch.
 template <class Mul>
 inline void multiply_panel(const Lane* x, long x_stride, const Lane* panel, const Lane* next,
                            int rows, int k_lanes, float* sums, bool add) {
   int passes = (rows + kTileRows - 1) / kTileRows;
   auto pass = passes >= 4   ? pass_over_panel<Mul, 1>
               : passes >= 2 ? pass_over_panel<Mul, 2>
-                            : pass_over_panel<Mul, 0>;
+                            : pass_over_panel<Mul, 4>;
   pass(x, x_stride, panel, next, rows, k_lanes, sums, add);
 }
 
