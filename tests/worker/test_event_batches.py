@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from kombu.asynchronous import Hub
 
+from batchmill.worker.app_factory import create_app
 from batchmill.worker.event_batches import EventBatches, EventBatchStep
+from batchmill.worker.settings import WorkerSettings
 
 
 @pytest.fixture
@@ -78,3 +80,12 @@ def test_events_after_the_consumers_stop_are_sent_though_its_timers_are_gone(hub
 
     dispatcher.on_send_buffered()
     turn_until_sent(hub, sent, 2)
+
+    dispatcher.on_send_buffered()
+    step.shutdown(consumer)
+    assert sent == [1, 1, 1], "the last ones do not wait for a loop that turns no more"
+
+
+def test_the_workers_consumer_sends_in_batches() -> None:
+    app = create_app(WorkerSettings(engine="stub", broker_url="redis://localhost"))
+    assert EventBatchStep in app.steps["consumer"]
