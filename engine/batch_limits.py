@@ -46,7 +46,8 @@ class BatchLimits:
         num_seqs = batch.num_seqs
         self.max_num_seqs = max(1, num_seqs // 2)
         self.max_num_batched_tokens = max(self.max_num_seqs, batch.num_tokens // 2)
-        if num_seqs > 1:
+        if num_seqs > 1 or batch.has_drafts:
+            # Without drafts it may do yet: half the tokens a time, and there are none.
             self._num_failures_alone = 0
             return False
         self._num_failures_alone += 1

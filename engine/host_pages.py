@@ -78,8 +78,9 @@ class PageProvider:
         if num_threads == 1:
             return self._work(until_s)
         with ThreadPoolExecutor(num_threads) as pool:
-            for _ in range(num_threads):
-                pool.submit(self._work, until_s)
+            workers = [pool.submit(self._work, until_s) for _ in range(num_threads)]
+        for worker in workers:
+            worker.result()  # raises what it raised
         return None
 
     def _work(self, until_s: float) -> None:

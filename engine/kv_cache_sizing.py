@@ -196,7 +196,7 @@ def run_largest_step(config: EngineConfig, model: Model, dtype: torch.dtype) -> 
     length = max(min(most, config.max_model_len), -(-most // config.max_num_seqs))
     lengths = [length] * (most // length) + [most % length] * (most % length > 0)
     inputs = _prompts(lengths, config, model.device)
-    num_rows = min(most, config.max_num_seqs + MAX_SCORED_TOKENS)
+    num_rows = len(inputs.sample_rows)
     with torch.inference_mode():
         logits = torch.empty(num_rows, model.config.vocab_size, device=model.device)
         model.forward(inputs, kv_cache, logits)
@@ -206,13 +206,20 @@ def run_largest_step(config: EngineConfig, model: Model, dtype: torch.dtype) -> 
         torch.log_softmax(logits[:MAX_SCORED_TOKENS], dim=-1)  # as the scorer does
 
 
+def _most_logits(config: EngineConfig) -> int:
+    """Rows of logits that a step of any number of tokens wants at most."""
+    num_guessed = min(config.speculative_max_num_seqs, config.max_num_seqs)
+    num_drafts = num_guessed * config.num_speculative_tokens
+    return config.max_num_seqs + MAX_SCORED_TOKENS + num_drafts
+
+
 def _prompts(lengths: Sequence[int], config: EngineConfig, device: torch.device) -> StepInputs:
     """Whole prompts of these lengths, all of whose tokens lie in block 0."""
     num_tokens = sum(lengths)
     starts = torch.tensor([0, *lengths]).cumsum(0)
     positions = torch.cat([torch.arange(length) for length in lengths])
     num_blocks = -(-max(lengths) // config.block_size)
-    num_rows = min(num_tokens, config.max_num_seqs + MAX_SCORED_TOKENS)
+    num_rows = min(num_tokens, _most_logits(config))
     return StepInputs(
         input_ids=torch.zeros(num_tokens, dtype=torch.int64, device=device),
         positions=positions.to(device),

@@ -81,7 +81,7 @@ class ScheduledBatch:
     decodes: tuple[Request, ...] = ()
     #: Where each of them starts: the position of the one token that it computes.
     decode_starts: Sequence[int] = ()
-    #: Requests that decode with draft tokens, then parts of prompts, each in order of rank.
+    #: Parts of prompts, then requests that decode with draft tokens, each in order of rank.
     chunks: tuple[ScheduledRequest, ...] = ()
     #: Requests that lost their blocks for this step and wait again, the last in rank first.
     preempted: tuple[Request, ...] = ()

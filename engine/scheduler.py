@@ -146,9 +146,9 @@ class Scheduler:
             ready = self._running.ready
         decodes, prefills = self._by_phase(ready)
         plan = StepPlan(self.limits.max_num_batched_tokens - len(decodes))
+        self._fill(plan, prefills, preempted)
         if self._speculation is not None:
             decodes = self._speculation.place(decodes, plan, self._running)
-        self._fill(plan, prefills, preempted)
         assert decodes or plan.chunks or is_in_flight or not self.has_requests, (
             "requests wait, and none can be computed"
         )

@@ -32,7 +32,7 @@ class Speculation:
 
         Args:
             decodes: Each has a slot for its last token, and that is in the plan's budget already.
-            plan: Takes them.
+            plan: Takes them; it has what is computed of prompts already.
             running: Gives them blocks.
 
         Returns:

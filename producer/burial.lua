@@ -17,7 +17,8 @@ local function bury(id, why, now)
     for _, queue in ipairs(redis.call('SMEMBERS', QUEUES)) do
       redis.call('ZREM', backlog_key(queue, job.tenant), id)
       end_turns_if_empty(queue, job.tenant)
-      if redis.call('ZREM', queued_key(queue), id) == 1 and job.cost then
+      -- A name in the registry may be of a key that no batchmill wrote.
+      if redis.pcall('ZREM', queued_key(queue), id) == 1 and job.cost then
         local num_bytes = redis.call('HSTRLEN', job_key(id), 'doc')
         count_usage(load_usage(job.tenant), num_bytes, job.cost, -1)
       end

@@ -10,10 +10,13 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import (
     AuthenticationError,
+    ClusterDownError,
     NoPermissionError,
+    NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
     ResponseError,
+    TryAgainError,
 )
 from redis.retry import Retry
 
@@ -34,7 +37,11 @@ _NUM_RETRIES = 5
 _BACKOFF = ExponentialWithJitterBackoff(base=0.05, cap=0.8)
 
 # What a server answers while it takes no call of this kind, whatever the data is.
-_STATE_ERRORS = (AuthenticationError, NoPermissionError, OutOfMemoryError, ReadOnlyError)
+# redis-py has classes for some, and takes the word away.
+_STATE_ERRORS = (
+    *(AuthenticationError, ClusterDownError, NoPermissionError, NoScriptError, OutOfMemoryError),
+    *(ReadOnlyError, TryAgainError),
+)
 _STATE_WORDS = (
     *("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOAUTH", "NOPERM"),
     *("NOREPLICAS", "NOSCRIPT", "OOM", "READONLY", "TRYAGAIN", "UNKILLABLE"),

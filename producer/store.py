@@ -79,7 +79,9 @@ class JobStore:
         return [calls.read_reply(call, reply) for call, reply in zip(batch, replies, strict=True)]
 
     def _run_unknown(self, batch: Sequence[Call[Any]], replies: list[Any]) -> None:
-        """Run again, in order, the calls whose script the server did not know; put in the replies.
+        """Run the calls whose script the server did not know, in order; put in the replies.
+
+        They come after all the others: where order matters, the calls are of one script.
 
         A server that was started anew knows none. redis-py's own way is to ask before each batch
         which scripts are known, in a round trip of its own.

@@ -154,7 +154,7 @@ local function announce_due(limit, now)
       announce_next(job.queue, now)
     elseif not job then -- removed by hand; which queue it was in, nobody knows
       for _, queue in ipairs(redis.call('SMEMBERS', QUEUES)) do
-        redis.call('ZREM', queued_key(queue), ids[i])
+        redis.pcall('ZREM', queued_key(queue), ids[i]) -- a name may be of a key that is no queue
       end
     end
   end

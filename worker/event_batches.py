@@ -56,7 +56,10 @@ class EventBatchStep(bootsteps.StartStopStep):
         """Send what waits: the connection's end takes the dispatcher along."""
         if consumer.event_dispatcher:
             consumer.event_dispatcher.flush()
+            # Celery 5.6 has cleared all timers by now; the pool's drain turns the loop further.
+            self.start(consumer)
 
     def shutdown(self, consumer: Any) -> None:
         """Send what the pool's drain has brought, which comes after `stop`."""
-        self.stop(consumer)
+        if consumer.event_dispatcher:
+            consumer.event_dispatcher.flush()

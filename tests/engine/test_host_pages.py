@@ -80,3 +80,13 @@ def test_mapped_zeros_have_their_shape_and_dtype() -> None:
     assert zeros.dtype is torch.bfloat16
     assert not zeros.any()
     assert map_zeros((0, 4), torch.float32).shape == (0, 4)
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_what_goes_wrong_in_a_thread_is_not_lost(
+    monkeypatch: pytest.MonkeyPatch, num_threads: int
+) -> None:
+    pages = PageProvider([small_pages(CHUNK)])
+    monkeypatch.setattr(pages, "_provide_chunk", lambda index: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        pages.provide(60.0, num_threads=num_threads)

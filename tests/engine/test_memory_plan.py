@@ -176,7 +176,10 @@ def test_a_host_whose_share_is_too_small_is_told_what_it_can_have(
     assert ("set kv_cache_bytes to" in str(caught.value)) == is_to_be_had
 
 
-def test_the_largest_step_has_all_tokens_and_all_rows_that_can_be(model: DecoderModel) -> None:
+@pytest.mark.parametrize(("num_speculative_tokens", "num_drafts"), [(0, 0), (9, 27), (200, 340)])
+def test_the_largest_step_has_all_tokens_and_all_rows_that_can_be(
+    model: DecoderModel, num_speculative_tokens: int, num_drafts: int
+) -> None:
     seen = []
 
     class Watched:
@@ -186,11 +189,16 @@ def test_the_largest_step_has_all_tokens_and_all_rows_that_can_be(model: Decoder
             seen.append((inputs, tuple(logits.shape), kv_cache.num_blocks))
             model.forward(inputs, kv_cache, logits)
 
-    run_largest_step(configure(max_num_batched_tokens=600), Watched(), torch.float32)
+    config = configure(
+        max_num_batched_tokens=600,
+        num_speculative_tokens=num_speculative_tokens,
+        speculative_max_num_seqs=3,
+    )
+    run_largest_step(config, Watched(), torch.float32)
     ((inputs, logits_shape, num_blocks),) = seen
     assert len(inputs.input_ids) == 600
     assert inputs.seq_lens.tolist() == [150] * 4  # no more sequences than can run
-    assert logits_shape == (4 + MAX_SCORED_TOKENS, model.config.vocab_size)
+    assert logits_shape == (4 + MAX_SCORED_TOKENS + num_drafts, model.config.vocab_size)
     assert num_blocks == 1
 
 

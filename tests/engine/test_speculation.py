@@ -215,6 +215,33 @@ def test_guess_that_breaks_the_numbers_harms_nobody(make_engine: Callable[..., E
     assert again.token_ids == free.token_ids
 
 
+def test_request_whose_guess_broke_the_numbers_is_not_guessed_again(
+    make_engine: Callable[..., Engine],
+) -> None:
+    (free,) = make_engine().generate([PROMPT], GREEDY)
+    engine = make_engine(drafts=3)
+    engine.add_request("a", PROMPT, GREEDY)
+    let_guess(engine, "a", Oracle([POISON] * 24, random.Random(0), is_eager=True))
+    outputs = [output for _ in range(30) for output in engine.step()]
+    assert outputs[-1].token_ids == free.token_ids
+    assert (outputs[-1].finish_reason, engine.stats().num_draft_tokens) == ("length", 3)
+
+
+def test_guesses_leave_each_running_request_a_block(make_engine: Callable[..., Engine]) -> None:
+    prompt = list(range(37))
+    (free,) = make_engine().generate([prompt], GREEDY)
+    engine = make_engine(num_blocks=16, drafts=30)
+    engine.add_request("a", prompt, GREEDY)
+    engine.add_request("b", [9] * 5, SamplingParams(max_tokens=24, min_tokens=1))  # not guessed
+    let_guess(engine, "a", Oracle(free.token_ids, random.Random(0), is_eager=True))
+    engine.step()
+    assert engine.num_free_blocks == 4
+    engine.step()
+    assert engine.stats().num_draft_tokens == 10, "38 tokens in 12 blocks of 4"
+    assert engine.num_free_blocks == 2
+    assert run(engine)["a"][-1].token_ids == free.token_ids
+
+
 @pytest.mark.parametrize(
     "controls",
     [
@@ -240,6 +267,32 @@ def test_nothing_is_guessed_in_steps_of_more_requests(make_engine: Callable[...,
     assert engine.stats().num_draft_tokens == 0
     engine.generate([[7] * 9] * 2, GREEDY)
     assert engine.stats().num_draft_tokens > 0
+
+
+def test_guesses_leave_a_prompt_all_of_its_budget(make_engine: Callable[..., Engine]) -> None:
+    (free,) = make_engine().generate([PROMPT], GREEDY)
+    engine = make_engine(drafts=30, max_num_batched_tokens=16)
+    engine.add_request("a", PROMPT, GREEDY)
+    let_guess(engine, "a", Oracle(free.token_ids, random.Random(0), is_eager=True))
+    engine.step()
+    engine.add_request("b", [9] * 20, GREEDY)
+    engine.step()
+    waiting = engine._book._trackers["b"].request
+    assert waiting.num_computed_tokens == 15, "all but the other one's last token"
+    assert {each.request_id for each in engine.step()} == {"a", "b"}
+    assert engine.stats().num_draft_tokens == 10, "what the prompt's last 5 tokens left"
+
+
+def test_request_that_fits_without_guesses_alone_does_not_run_out_of_memory(
+    make_engine: Callable[..., Engine], fuse: Fuse
+) -> None:
+    (free,) = make_engine().generate([PROMPT], GREEDY)
+    engine = make_engine(drafts=7)
+    engine.add_request("a", PROMPT, GREEDY)
+    let_guess(engine, "a", Oracle(free.token_ids, random.Random(0), is_eager=True))
+    engine.step()
+    fuse.error, fuse.max_num_tokens = MemoryError(), 1
+    assert run(engine)["a"][-1].token_ids == free.token_ids
 
 
 def test_step_with_guesses_that_was_not_launched_is_scheduled_again(

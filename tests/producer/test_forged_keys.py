@@ -14,6 +14,8 @@ from batchmill.producer.calls import BatchPlace
 from batchmill.producer.job_index import JobQuery
 from batchmill.producer.settings import ProducerSettings
 
+QUEUE = keys.queue_name("demo", "normal")
+
 
 def test_forged_events_become_dead_letters_and_the_others_are_claimed(bench: Any) -> None:
     bench.submit("j", webhook="https://example.com/hook")
@@ -151,5 +153,27 @@ def test_forged_counters_and_queues_of_what_waits_do_not_stop_the_sweep(bench: A
     bench.store.sweep()
 
     assert bench.redis.hget(keys.USAGE, "tokens") == b"7"
+    bench.redis.srem(keys.QUEUES, "forged")
+    bench.redis.delete(keys.queued("forged"))
+
+
+def test_a_forged_queue_stops_neither_delayed_jobs_nor_a_burial(bench: Any) -> None:
+    bench.redis.sadd(keys.QUEUES, "forged")
+    bench.redis.set(keys.queued("forged"), "no queue")
+    for job_id in ("gone", "due"):
+        bench.submit(job_id, delay_ms=3_600_000)
+        bench.redis.zadd(keys.SCHEDULED, {job_id: 1})
+    bench.redis.delete(keys.job("gone"))
+    bench.redis.zrem(keys.state_index("queued"), "gone")
+    bench.submit("bad")
+    bench.redis.hset(keys.job("bad"), "fence", "rubbish")
+    bench.store.claim("bad", owner="w", lease_ms=60_000, identity="i")
+
+    assert bench.store.announce_due(limit=9) == 2
+    bench.store.sweep()
+
+    assert not bench.redis.exists(keys.SCHEDULED)
+    assert bench.redis.zrange(keys.queued(QUEUE), 0, -1) == [b"due"]
+    assert bench.store.load("bad").state is JobState.FAILED
     bench.redis.srem(keys.QUEUES, "forged")
     bench.redis.delete(keys.queued("forged"))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from kombu.asynchronous import Hub
 
-from batchmill.worker.event_batches import EventBatches
+from batchmill.worker.app_factory import create_app
+from batchmill.worker.event_batches import EventBatches, EventBatchStep
+from batchmill.worker.settings import WorkerSettings
 
 
 @pytest.fixture
@@ -60,3 +63,29 @@ def test_an_event_of_another_thread_wakes_the_loop(hub: Any) -> None:
 
     threading.Thread(target=batches.on_buffered).start()
     turn_until_sent(hub, sent, 1)
+
+
+def test_events_after_the_consumers_stop_are_sent_though_its_timers_are_gone(hub: Any) -> None:
+    sent: list[int] = []
+    dispatcher = SimpleNamespace(on_send_buffered=print, flush=lambda: sent.append(1))
+    consumer = SimpleNamespace(hub=hub, event_dispatcher=dispatcher)
+    step = EventBatchStep(consumer)
+    step.start(consumer)
+    dispatcher.on_send_buffered()
+    hub.call_soon(lambda: None)
+    hub.run_once()
+    hub.timer.clear()  # as Celery 5.6 does before it stops its steps
+    step.stop(consumer)
+    assert sent == [1]
+
+    dispatcher.on_send_buffered()
+    turn_until_sent(hub, sent, 2)
+
+    dispatcher.on_send_buffered()
+    step.shutdown(consumer)
+    assert sent == [1, 1, 1], "the last ones do not wait for a loop that turns no more"
+
+
+def test_the_workers_consumer_sends_in_batches() -> None:
+    app = create_app(WorkerSettings(engine="stub", broker_url="redis://localhost"))
+    assert EventBatchStep in app.steps["consumer"]

@@ -79,3 +79,19 @@ def test_a_closed_gate_wakes_nobody(gate: IntakeGate) -> None:
     gate.close()
     assert not gate.may_ask()
     assert not gate.has_opened()
+
+
+def test_the_prompts_of_two_steps_are_let_in_and_no_more(jobs: Any) -> None:
+    jobs.append("a")
+    link: Any = SimpleNamespace(
+        ready=Ready("stub", num_blocks=1000, block_size=16, max_model_len=100),
+        is_moving=True,
+        num_adds_sent=7,
+        num_adds_seen=3,
+    )
+    intake: Any = SimpleNamespace(num_parked=0)
+    gate = IntakeGate(link, jobs, intake, max_num_seqs=100, max_num_batched_tokens=512)
+    # Eight prompts of 64 tokens, the first guess, fill a step; four are on their way to the engine.
+    for num_waiting, is_open in ((11, True), (12, False)):
+        link.load = EngineLoad(num_running=1, num_waiting=num_waiting, num_free_blocks=1000)
+        assert gate.is_open() == is_open
