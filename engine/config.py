@@ -42,7 +42,7 @@ class EngineConfig:
     #: running requests wait for. At least `max_num_seqs`: each running request needs one token.
     max_num_batched_tokens: int = 2048
     #: Bytes for the KV cache; None takes what a GPU has left under `gpu_memory_utilization`, and on
-    #: a CPU a share of the memory that is free.
+    #: a CPU a quarter of the memory that is free, at most 4 GiB.
     kv_cache_bytes: int | None = None
     #: Number format of the KV cache: "auto" is `dtype`; "fp8" (e4m3) holds twice the tokens, on
     #: GPUs of compute capability 8.9 and later.

@@ -38,7 +38,8 @@ class WorkerSettings(ProducerSettings):
     max_num_seqs: int = Field(default=64, ge=1)
     #: Most tokens computed in one step.
     max_num_batched_tokens: int = Field(default=2048, ge=1)
-    #: Bytes for the KV cache; None takes a share of the memory that is free.
+    #: Bytes for the KV cache; None takes a quarter of the memory that is free on a CPU, at most
+    #: 4 GiB, and on a GPU what `gpu_memory_utilization` leaves.
     kv_cache_bytes: int | None = Field(default=None, ge=1)
     #: Number format of the KV cache: "auto" is `dtype`; "fp8" holds twice the tokens, on GPUs of
     #: compute capability 8.9 and later.
