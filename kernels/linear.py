@@ -26,7 +26,6 @@ _log = logging.getLogger(__name__)
 #: [num_rows, in] -> [num_rows, out], in the weight's dtype.
 Linear = Callable[[Tensor], Tensor]
 
-_BACKENDS: tuple[Backend, ...] = ("auto", "cpp", "reference", "triton")
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 #: Rows that oneDNN lays a weight out for; measured: one layout serves 1 to 512 rows equally.
 _ONEDNN_ROWS_HINT = 64
@@ -48,10 +47,10 @@ def make_linear(weight: Tensor, bias: Tensor | None = None, *, backend: Backend 
         ValueError: `cpp` was asked for and cannot multiply this weight, or another backend was.
         CppBuildError: `cpp` was asked for and cannot be built.
     """
-    if backend not in _BACKENDS:
+    if backend not in ("auto", "cpp", "reference", "triton"):
         raise ValueError(
-            f"linear has no {backend!r} backend; it has {', '.join(map(repr, _BACKENDS))}: name "
-            "one of these"
+            f"linear has no {backend!r} backend; it has 'cpp', 'reference', 'triton': name one of "
+            "these, or 'auto'"
         )
     on_cpu = weight.device.type == "cpu"
     if backend == "cpp" or (backend == "auto" and on_cpu and cpp_is_usable()):
