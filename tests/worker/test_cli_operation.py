@@ -157,6 +157,15 @@ def test_wrong_value_of_a_flag_is_an_error_that_names_it(broker: dict[str, str])
     assert "MAX_NUM_SEQS" in error_of(answer)["message"]
 
 
+def test_settings_that_do_not_go_together_are_told_in_our_words() -> None:
+    answer = run("worker", "--json", "--prompt-lookup-min", "9")
+    assert answer.returncode == 8
+    assert error_of(answer)["message"] == (
+        "settings are wrong: prompt_lookup_min is 9, more than prompt_lookup_max 4: lower it, or "
+        "raise that"
+    )
+
+
 def test_deliverer_without_a_secret_does_not_start(broker: dict[str, str]) -> None:
     answer = run("deliver", "--json", **broker)
     assert answer.returncode == 8
