@@ -42,7 +42,7 @@ class EngineConfig:
     #: running requests wait for. At least `max_num_seqs`: each running request needs one token.
     max_num_batched_tokens: int = 2048
     #: Bytes for the KV cache; None takes what a GPU has left under `gpu_memory_utilization`, and on
-    #: a CPU a share of the memory that is free.
+    #: a CPU a quarter of the memory that is free, at most 4 GiB.
     kv_cache_bytes: int | None = None
     #: Number format of the KV cache: "auto" is `dtype`; "fp8" (e4m3) holds twice the tokens, on
     #: GPUs of compute capability 8.9 and later.
@@ -76,10 +76,12 @@ class EngineConfig:
     #: recorded calls, and gains nothing.
     decode_graphs: bool | Literal["auto"] = "auto"
     #: Most tokens that are guessed for a request and checked in one step (prompt lookup); 0 is off.
-    #: It changes no token. Guesses come out of the request's own prompt and output, so it gains
-    #: where answers repeat them. Raising it gains more there; wrong guesses cost more.
+    #: It changes no token but for rounding, as another batch size does. Guesses come out of the
+    #: request's own prompt and output, so it gains where answers repeat them. Raising it gains more
+    #: there; wrong guesses cost more.
     num_speculative_tokens: int = 0
-    #: Tokens that a guess is looked up by: so many at most have to be the same,
+    #: A guess is what came after an earlier place with the same last tokens: of these so many at
+    #: most are looked for,
     prompt_lookup_max: int = 4
     #: and so many at least. Raising it guesses less often, and better.
     prompt_lookup_min: int = 2

@@ -12,8 +12,8 @@ from .device_memory import make_current
 from .errors import ConfigError, EngineError, RequestError, is_out_of_memory
 from .intake import Prompt, RequestIntake, check_order
 from .kv_cache import KVCache
-from .kv_cache_sizing import allocate_kv_cache, records_decodes
-from .loading import LoadedModel, load_model
+from .kv_cache_sizing import allocate_kv_cache, check_kv_cache_dtype, records_decodes
+from .loading import LoadedModel, load_model, resolve_device
 from .outputs import FinishReason, RequestFailure, RequestOutput, ResumedTokens
 from .request_book import RequestBook
 from .sampling_params import SamplingParams
@@ -53,6 +53,8 @@ class Engine:
         """
         self.config = config
         if loaded is None:
+            # Before the weights are read, which may take minutes.
+            check_kv_cache_dtype(config.kv_cache_dtype, resolve_device(config.device))
             loaded = load_model(
                 config.model,
                 dtype=config.dtype,
@@ -374,6 +376,6 @@ def _check_model_limits(config: EngineConfig, loaded: LoadedModel) -> None:
     limit = loaded.config.max_position_embeddings
     if config.max_model_len > limit:
         raise ConfigError(
-            f"max_model_len is {config.max_model_len}, the model is computed as it was made for "
-            f"sequences of up to {limit} tokens: set max_model_len to {limit} or less"
+            f"max_model_len is {config.max_model_len}, and the model is made for sequences of up "
+            f"to {limit} tokens: set max_model_len to {limit} or less"
         )

@@ -121,8 +121,18 @@ def kv_cache_torch_dtype(
     Raises:
         ConfigError: the device has no eight-bit floats.
     """
+    check_kv_cache_dtype(kv_cache_dtype, device)
+    return dtype if kv_cache_dtype == "auto" else torch.float8_e4m3fn
+
+
+def check_kv_cache_dtype(kv_cache_dtype: str, device: torch.device) -> None:
+    """Refuse a number format that the device does not compute with.
+
+    Raises:
+        ConfigError: the device has no eight-bit floats.
+    """
     if kv_cache_dtype == "auto":
-        return dtype
+        return
     if device.type != "cuda":
         raise ConfigError(
             f"kv_cache_dtype is 'fp8' on {device}: only GPUs read an eight-bit cache; use 'auto'"
@@ -133,7 +143,6 @@ def kv_cache_torch_dtype(
             f"kv_cache_dtype is 'fp8', this GPU has compute capability {capability[0]}."
             f"{capability[1]}, and eight-bit floats begin at 8.9: use 'auto'"
         )
-    return torch.float8_e4m3fn
 
 
 def measured_kv_cache_bytes(

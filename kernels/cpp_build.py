@@ -61,19 +61,17 @@ def build_library(isa: Isa, cache: Path | None = None) -> Path:
     Raises:
         CppBuildError: there is no compiler, it failed, or the folder cannot be written.
     """
-    folder = (cache or cache_folder()) / "kernels" / _source_hash(isa)
     compiler = find_compiler()
+    if (built := _find_built(isa, compiler, cache)) is not None:
+        return built
+    folder = _folder(isa, cache)
     if compiler is None:
-        for built in sorted(folder.glob(f"{isa.name}-*.so")):
-            return built
         raise CppBuildError(
             f"no C++ compiler on PATH (looked for {', '.join(_COMPILERS)}) and no kernels built "
             f"before in {folder}: install g++ or clang++, or build them elsewhere with `python -m "
             "batchmill.kernels.cpp_build` and point BATCHMILL_CACHE_DIR at the result"
         )
     target = folder / f"{isa.name}-{_compiler_hash(compiler)}.so"
-    if target.exists():
-        return target
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with open(folder / f"{isa.name}.lock", "w") as lock:
@@ -88,9 +86,28 @@ def build_library(isa: Isa, cache: Path | None = None) -> Path:
     return target
 
 
+def find_built(isa: Isa, cache: Path | None = None) -> Path | None:
+    """Path of the library that `build_library` would return without compiling, or None.
+
+    Raises:
+        CppBuildError: the sources are not there, or the compiler does not run.
+    """
+    return _find_built(isa, find_compiler(), cache)
+
+
+def _find_built(isa: Isa, compiler: str | None, cache: Path | None) -> Path | None:
+    made_by = "*" if compiler is None else _compiler_hash(compiler)
+    return next(iter(sorted(_folder(isa, cache).glob(f"{isa.name}-{made_by}.so"))), None)
+
+
+def _folder(isa: Isa, cache: Path | None) -> Path:
+    return (cache or cache_folder()) / "kernels" / _source_hash(isa)
+
+
 def _compile(compiler: str, isa: Isa, target: Path) -> None:
     """Compile into a temporary file beside the target, then rename: nobody sees half a library."""
     sources = sorted(map(str, _SOURCE_FOLDER.glob("cpu_*.cpp")))
+    _log.info("compiling the C++ kernels for %s with %s: once, some seconds", isa.name, compiler)
     handle, partial = tempfile.mkstemp(dir=target.parent, suffix=".partial")
     os.close(handle)
     try:

@@ -103,6 +103,7 @@ class _Step(Structure):
             for name in ("num_tokens", "num_samples", "num_seqs", "max_blocks", "num_threads")
         ),
         ("table_stride", c_long),
+        ("phase_s", c_void_p),
     ]
 
 
@@ -110,6 +111,11 @@ class CppDecoder:
     """Owns packed layers, bound to one KV cache, and runs steps over them.
 
     Layers and cache are addressed by C code: neither may be moved while this lives.
+
+    Attributes:
+        phase_s: For a profile, [3] float64: each run adds the seconds that it spent in matrix
+            products (int8: quantizing included), in attention, and in norms, rotation and cache
+            writes. None measures nothing.
     """
 
     def __init__(
@@ -133,6 +139,7 @@ class CppDecoder:
                 others are not.
         """
         self._library = library or default_library()
+        self.phase_s: Tensor | None = None
         _check_caches(layers, sizes, kv_layers)
         k_cache = kv_layers[0][0]
         self._kept_alive = (tuple(layers), tuple(kv_layers))
@@ -211,6 +218,7 @@ class CppDecoder:
             *map(_address, pointers),
             *(num_tokens, num_samples, num_seqs, block_tables.shape[1], torch.get_num_threads()),
             block_tables.stride(0),
+            self._phase_address(),
         )
         invalid = self._library.bm_decoder_layers(
             ctypes.byref(self._decoder), self._table, ctypes.byref(step)
@@ -221,6 +229,11 @@ class CppDecoder:
                 f"of {self._decoder.block_size} or the batch of {num_tokens} tokens"
             )
         return x[:num_samples], residual[:num_samples]
+
+    def _phase_address(self) -> int | None:
+        if self.phase_s is not None:
+            _check("phase_s", self.phase_s, (3,), torch.float64)
+        return _address(self.phase_s)
 
 
 #: What bm_decoder_layers' results mean.

@@ -16,7 +16,7 @@ from .errors import CppBuildError
 _log = logging.getLogger(__name__)
 
 #: bm_abi_version() of the sources that the signatures below describe.
-_ABI_VERSION = 4
+_ABI_VERSION = 5
 
 _P, _I, _L, _F = c_void_p, c_int, c_long, c_float
 #: name: (result, arguments), in the order of the C++ sources.

@@ -2,6 +2,7 @@
 //
 // At one sequence a step takes some 10 ms and has 240 ops: calling each from Python costs about 2 ms
 // more. The ops are the exported ones, so what is tested one by one is what runs here.
+#include <chrono>
 #include <cstring>
 
 #include "cpu_ops.h"
@@ -27,9 +28,31 @@ struct BmStep {
   float* scales;    // [num_tokens]; null where the weights are not int8
   int num_tokens, num_samples, num_seqs, max_blocks, num_threads;
   long table_stride;
+  double* phase_s;  // null, or [3]: seconds in matrix products, attention and the rest are added
 };
 
 namespace {
+
+enum Phase { kLinear, kAttention, kRest };
+
+// Adds the time since the last op to the phase it belongs to; off, it costs a comparison.
+class PhaseClock {
+ public:
+  explicit PhaseClock(double* phase_s) : phase_s_(phase_s) {
+    if (phase_s_ != nullptr) last_ = Clock::now();
+  }
+  void end(Phase phase) {
+    if (phase_s_ == nullptr) return;
+    Clock::time_point now = Clock::now();
+    phase_s_[phase] += std::chrono::duration<double>(now - last_).count();
+    last_ = now;
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  double* phase_s_;
+  Clock::time_point last_;
+};
 
 // Moves the wanted rows, which are in ascending order, to the front.
 void keep_rows(void* data, const int64_t* rows, int count, long row_bytes) {
@@ -50,20 +73,23 @@ void multiply(const BmDecoder& m, const BmStep& s, void* out, const void* x, con
                  m.dtype, s.num_threads);
 }
 
-int attend(const BmDecoder& m, const BmLayer& layer, const BmStep& s) {
+int attend(const BmDecoder& m, const BmLayer& layer, const BmStep& s, PhaseClock& clock) {
   int q_width = m.num_q_heads * m.head_dim, width = q_width + 2 * m.num_kv_heads * m.head_dim;
   long num_slots = static_cast<long>(m.num_blocks) * m.block_size;
   multiply(m, s, s.qkv, s.x, layer.qkv, layer.qkv_bias, s.num_tokens, width, m.hidden, 0);
+  clock.end(kLinear);
   if (bm_rope_and_cache(s.qkv, layer.k_cache, layer.v_cache, s.cos, s.sin, s.slots, layer.q_norm,
                         layer.k_norm, m.eps, s.num_tokens, m.num_q_heads, m.num_kv_heads,
                         m.head_dim, m.half, num_slots, width, m.dtype, s.num_threads) >= 0)
     return 1;
+  clock.end(kRest);
   if (bm_paged_attention(s.attended, s.qkv, layer.k_cache, layer.v_cache, s.block_tables,
                          s.cu_seqlens_q, s.seq_lens, s.num_tokens, s.num_seqs, m.num_q_heads,
                          m.num_kv_heads, m.head_dim, m.num_blocks, m.block_size, s.max_blocks,
                          s.table_stride, width, m.head_dim, q_width, m.head_dim, m.scale, m.window,
                          m.dtype, s.num_threads) >= 0)
     return 2;
+  clock.end(kAttention);
   return 0;
 }
 
@@ -79,6 +105,7 @@ BM_EXPORT int bm_decoder_layers(const BmDecoder* decoder, const BmLayer* layers,
   int rows = s.num_tokens, q_width = m.num_q_heads * m.head_dim;
   for (int i = 0; i < s.num_samples; i++)
     if (s.sample_rows[i] < i || s.sample_rows[i] >= rows) return 3;  // keep_rows moves them up
+  PhaseClock clock(s.phase_s);
   for (int i = 0; i < m.num_layers; i++) {
     const BmLayer& layer = layers[i];
     if (i == 0)
@@ -87,17 +114,22 @@ BM_EXPORT int bm_decoder_layers(const BmDecoder* decoder, const BmLayer* layers,
     else
       bm_rms_norm(s.x, s.x, s.residual, layer.input_norm, rows, m.hidden, m.hidden, m.eps, m.dtype,
                   s.num_threads);
-    if (int invalid = attend(m, layer, s)) return invalid;
+    clock.end(kRest);
+    if (int invalid = attend(m, layer, s, clock)) return invalid;
     if (i == m.num_layers - 1 && s.num_samples < rows) {  // the rest of it is row by row
       rows = s.num_samples;
       keep_rows(s.attended, s.sample_rows, rows, static_cast<long>(q_width) * m.element_size);
       keep_rows(s.residual, s.sample_rows, rows, static_cast<long>(m.hidden) * m.element_size);
     }
+    clock.end(kRest);
     multiply(m, s, s.x, s.attended, layer.output, layer.output_bias, rows, m.hidden, q_width, 0);
+    clock.end(kLinear);
     bm_rms_norm(s.x, s.x, s.residual, layer.post_attention_norm, rows, m.hidden, m.hidden, m.eps,
                 m.dtype, s.num_threads);
+    clock.end(kRest);
     multiply(m, s, s.gated, s.x, layer.gate_up, layer.gate_up_bias, rows, m.inner, m.hidden, 1);
     multiply(m, s, s.x, s.gated, layer.down, layer.down_bias, rows, m.hidden, m.inner, 0);
+    clock.end(kLinear);
   }
   return 0;
 }

@@ -55,7 +55,10 @@ def make_int8_linear(
     if backend == "reference":
         return Int8Reference(weight, bias)
     if backend not in ("auto", "cpp"):
-        raise ValueError(f"int8 products have no {backend!r} backend; use 'cpp' or 'reference'")
+        raise ValueError(
+            f"int8_linear has no {backend!r} backend; it has 'cpp', 'reference': name one of "
+            "these, or 'auto'"
+        )
     return Int8Linear([weight], [bias])
 
 

@@ -39,13 +39,19 @@ def make_linear(weight: Tensor, bias: Tensor | None = None, *, backend: Backend 
     Args:
         weight: [out, in].
         bias: [out], or None.
-        backend: `reference` is `F.linear`; `cpp` insists on the C++ kernels; `auto` takes those on
-            a CPU that multiplies the dtype, else oneDNN's packed weights, else `F.linear`.
+        backend: `reference` is `F.linear`, and so is `triton` (cuBLAS on a GPU: there is no Triton
+            kernel of ours); `cpp` insists on the C++ kernels; `auto` takes those on a CPU that
+            multiplies the dtype, else oneDNN's packed weights, else `F.linear`.
 
     Raises:
-        ValueError: `cpp` was asked for and cannot multiply this weight.
+        ValueError: `cpp` was asked for and cannot multiply this weight, or another backend was.
         CppBuildError: `cpp` was asked for and cannot be built.
     """
+    if backend not in ("auto", "cpp", "reference", "triton"):
+        raise ValueError(
+            f"linear has no {backend!r} backend; it has 'cpp', 'reference', 'triton': name one of "
+            "these, or 'auto'"
+        )
     on_cpu = weight.device.type == "cpu"
     if backend == "cpp" or (backend == "auto" and on_cpu and cpp_is_usable()):
         if is_packable(weight):
@@ -53,7 +59,8 @@ def make_linear(weight: Tensor, bias: Tensor | None = None, *, backend: Backend 
         if backend == "cpp":
             raise ValueError(
                 f"the C++ kernels do not multiply {weight.dtype} weights {list(weight.shape)} on "
-                "this CPU: bfloat16 needs AVX512_BF16 and an even inner size; use backend='auto'"
+                f"{weight.device.type} here: they take float32, and bfloat16 with an even inner "
+                "size on a CPU with AVX512_BF16; use backend='auto'"
             )
     if backend == "auto" and on_cpu and weight.dtype == torch.bfloat16 and _onednn_packs():
         return _onednn_linear(weight, bias)

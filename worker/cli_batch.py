@@ -11,8 +11,6 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
-from batchmill.producer.counted import counted
-
 from .cli_broker import resolve_broker
 from .cli_flags import with_flags
 from .cli_jobs import pairs
@@ -85,6 +83,8 @@ def create(
     as_json: JsonOption = False,
 ) -> None:
     """Submit the lines of a file as one batch, and print its id."""
+    from batchmill.producer.counted import counted
+
     options: dict[str, Any] = {
         "webhook": webhook,
         "webhook_events_filter": webhook_event or None,
@@ -146,6 +146,8 @@ def results(
 
     Lines without a completion are among them, with their error; the exit code is 6 then.
     """
+    from batchmill.producer.counted import counted
+
     num_lines = num_failed = 0
     with ExitStack() as stack:
         client = stack.enter_context(_client(broker_url))

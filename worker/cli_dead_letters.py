@@ -6,8 +6,6 @@ from typing import Annotated, Any
 
 import typer
 
-from batchmill.producer.counted import counted
-
 from .cli_broker import open_store
 from .cli_output import (
     BrokerUrlOption,
@@ -39,6 +37,8 @@ def list_letters(
     as_json: JsonOption = False,
 ) -> None:
     """List dead letters, newest first. Payloads (prompts) are not shown."""
+    from batchmill.producer.counted import counted
+
     with open_store(broker_url) as store:
         letters = store.dead_letters(offset=offset, limit=limit)
         total = store.counts().dead_letters

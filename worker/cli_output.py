@@ -192,12 +192,11 @@ def _describe_known(error: Exception) -> tuple[str, ExitCode, str, dict[str, Any
 
 def _settings_message(error: Any) -> str:
     """Name each wrong setting by its variable, without its value."""
-    problems = (
-        f"BATCHMILL_{'_'.join(str(part) for part in item['loc']).upper()}: {item['msg']}"
-        if item["loc"]
-        else item["msg"]
-        for item in error.errors(include_input=False, include_url=False)
-    )
+    problems = []
+    for item in error.errors(include_input=False, include_url=False):
+        message = item["msg"].removeprefix("Value error, ")
+        name = "_".join(str(part) for part in item["loc"]).upper()
+        problems.append(f"BATCHMILL_{name}: {message}" if name else message)
     return "settings are wrong: " + "; ".join(problems)
 
 

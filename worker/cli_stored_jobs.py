@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from batchmill.producer.counted import counted
-
 from .cli_broker import resolve_broker
 from .cli_output import (
     BrokerUrlOption,
@@ -71,6 +69,7 @@ def list_jobs(
 ) -> None:
     """List jobs, newest first, without prompts and outputs."""
     from batchmill.producer import Client
+    from batchmill.producer.counted import counted
 
     with Client(resolve_broker(broker_url)) as client:
         page = client.list(tag=tag, tenant=tenant, state=state, limit=limit, cursor=cursor)

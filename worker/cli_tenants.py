@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from batchmill.producer.counted import counted
-
 from .cli_broker import open_store
 from .cli_output import (
     BrokerUrlOption,
@@ -55,6 +53,7 @@ def _tenant_store(broker_url: str | None) -> Iterator[JobStore]:
 )
 def list_all(broker_url: BrokerUrlOption = None, as_json: JsonOption = False) -> None:
     """List tenants that have jobs waiting, or something set."""
+    from batchmill.producer.counted import counted
     from batchmill.producer.tenants import list_tenants
 
     with _tenant_store(broker_url) as store:

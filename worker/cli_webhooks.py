@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from batchmill.producer.counted import counted
-
 from .cli_broker import open_store
 from .cli_output import (
     BrokerUrlOption,
@@ -42,6 +40,7 @@ def list_webhooks(
 ) -> None:
     """List deliveries that were given up, newest first, and endpoints that are not sent to."""
     from batchmill.producer.answers import DeadLetterKind
+    from batchmill.producer.counted import counted
     from batchmill.producer.deliveries import Deliveries
 
     with open_store(broker_url) as store:
@@ -137,6 +136,7 @@ def enable(
     as_json: JsonOption = False,
 ) -> None:
     """Send to an endpoint again that had answered 410, or nothing good for 120 hours."""
+    from batchmill.producer.counted import counted
     from batchmill.producer.deliveries import Deliveries
 
     with open_store(broker_url) as store:

@@ -57,7 +57,7 @@ def examine(broker_url: str | None, model: str) -> list[Finding]:
         lambda: _check_broker(broker_url),
         lambda: _check_model(model),
         _check_device,
-        _check_compiler,
+        _check_cpu_kernels,
         _check_webhook_secret,
     )
     return [finding for check in checks for finding in check()]
@@ -180,15 +180,27 @@ def _check_device() -> Iterable[Finding]:
         yield Finding("device", Level.OK, f"CPU, {torch.get_num_threads()} threads; no GPU")
 
 
-def _check_compiler() -> Iterable[Finding]:
-    from batchmill.kernels.cpp_build import find_compiler
+def _check_cpu_kernels() -> Iterable[Finding]:
+    """Whether the C++ kernels are compiled, or can be; CPUs run without them, only slower."""
+    from batchmill.kernels.cpp_build import find_built, find_compiler
+    from batchmill.kernels.cpp_isa import best_isa
+    from batchmill.kernels.errors import CppBuildError
 
-    compiler = find_compiler()
-    if compiler is None:
-        remedy = "install g++ or clang++ (Debian: apt install g++): without it CPUs run slower"
-        yield Finding("compiler", Level.WARNING, "no C++ compiler on PATH", remedy)
+    isa, compiler = best_isa(), find_compiler()
+    try:
+        built = find_built(isa)
+    except CppBuildError as error:
+        yield Finding("CPU kernels", Level.WARNING, str(error), "without them CPUs run slower")
+        return
+    ahead = "python -m batchmill.kernels.cpp_build does it now"
+    if built is not None:
+        yield Finding("CPU kernels", Level.OK, f"compiled for {isa.name}: {built}")
+    elif compiler is not None:
+        found = f"not compiled for {isa.name} yet; {compiler} is there"
+        yield Finding("CPU kernels", Level.OK, found, f"the first start compiles them; {ahead}")
     else:
-        yield Finding("compiler", Level.OK, compiler)
+        remedy = "install g++ or clang++ (Debian: apt install g++): without it CPUs run slower"
+        yield Finding("CPU kernels", Level.WARNING, "no C++ compiler on PATH", remedy)
 
 
 def _check_webhook_secret() -> Iterable[Finding]:

@@ -38,7 +38,8 @@ class WorkerSettings(ProducerSettings):
     max_num_seqs: int = Field(default=64, ge=1)
     #: Most tokens computed in one step.
     max_num_batched_tokens: int = Field(default=2048, ge=1)
-    #: Bytes for the KV cache; None takes a share of the memory that is free.
+    #: Bytes for the KV cache; None takes a quarter of the memory that is free on a CPU, at most
+    #: 4 GiB, and on a GPU what `gpu_memory_utilization` leaves.
     kv_cache_bytes: int | None = Field(default=None, ge=1)
     #: Number format of the KV cache: "auto" is `dtype`; "fp8" holds twice the tokens, on GPUs of
     #: compute capability 8.9 and later.
@@ -62,13 +63,15 @@ class WorkerSettings(ProducerSettings):
     #: GPU.
     decode_graphs: Literal["auto", "on", "off"] = "auto"
     #: Most tokens that are guessed for a request and checked in one step, by prompt lookup; 0 is
-    #: off. It changes no token; single streams gain where answers repeat their prompts.
+    #: off. It changes no token but for rounding; single streams gain where answers repeat their
+    #: prompts.
     num_speculative_tokens: int = Field(default=0, ge=0)
-    #: Most tokens that a guess is looked up by.
+    #: Most of the last tokens that are looked for at an earlier place; what came after them there
+    #: is the guess.
     prompt_lookup_max: int = Field(default=4, ge=1)
-    #: Fewest tokens that a guess is looked up by.
+    #: Fewest of them: where not even so many are found, nothing is guessed.
     prompt_lookup_min: int = Field(default=2, ge=1)
-    #: Tokens are guessed in steps of at most so many requests that decode.
+    #: Guess only while at most so many requests decode: larger steps have enough to compute.
     speculative_max_num_seqs: int = Field(default=4, ge=1)
     #: How the model spells calls of functions; "auto" reads it from the model's chat template.
     tool_call_parser: Literal["auto", "hermes", "llama3_json", "mistral"] = "auto"

@@ -4,9 +4,11 @@
 
 Shapes are SmolLM2-135M's. Every layer has weights and a KV cache of its own, so that the last-level
 cache does not hold what a model's would not. The two sides alternate and medians are printed: on a
-machine with other work both columns grow, their ratio less so. `floor` is the time that reading the
-op's bytes once takes at the bandwidth measured at the start. The lines of int8 products, which
-quantize their argument each time, have the packed bf16 product for a reference.
+machine with other work both columns grow, their ratio less so. `floor` is the longer of two times:
+that of reading the op's bytes once at the bandwidth measured at the start, and that of its matrix
+products at the rate of a large bf16 one, measured there too. Over 100 % is what a last-level cache
+gives, or other work during the measuring. The lines of int8 products, which quantize their argument
+each time, have the packed bf16 product for a reference, and a floor of bytes alone.
 """
 
 from __future__ import annotations
@@ -34,13 +36,15 @@ MAX_CACHE_BYTES = 3 * 2**30  # fewer layers where all of them would not fit
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One line of the table: what to run per layer on each side, and the bytes it must read."""
+    """One line of the table: what to run per layer on each side, and what it must do at least."""
 
     name: str
     num_layers: int
     cpp: Callable[[], object]
     reference: Callable[[], object]
     num_bytes: int
+    #: Additions and multiplications of its matrix products.
+    num_flops: int = 0
 
 
 def attention_cases(max_layers: int) -> Iterator[Case]:
@@ -78,6 +82,8 @@ def attention_case(name: str, query_lens: list[int], context: int, max_layers: i
         lambda: run("cpp"),
         lambda: run("reference"),
         2 * 2 * num_seqs * context * NUM_KV_HEADS * HEAD_DIM,
+        # Causal: a query sees the keys up to its own position.
+        4 * NUM_HEADS * HEAD_DIM * sum(n * context - n * (n - 1) // 2 for n in query_lens),
     )
 
 
@@ -96,6 +102,7 @@ def linear_cases(max_layers: int) -> Iterator[Case]:
                 lambda packed=packed, x=x: [linear(x) for linear in packed],
                 lambda dense=dense, x=x: [linear(x) for linear in dense],
                 2 * out_features * in_features,
+                2 * num_rows * out_features * in_features,
             )
             yield Case(
                 f"int8 {name} M={num_rows}",
@@ -135,6 +142,12 @@ def read_bandwidth() -> float:
     return 2**29 / min(seconds(lambda: data.sum()) for _ in range(10))
 
 
+def matrix_rate() -> float:
+    """Operations a second of a large bf16 product on all threads, the best of some samples."""
+    left, right = (torch.randn(1024, 1024).to(DTYPE) for _ in range(2))
+    return 2 * 1024**3 / min(seconds(lambda: left @ right) for _ in range(20))
+
+
 def seconds(run: Callable[[], object]) -> float:
     started_at_s = time.perf_counter()
     run()
@@ -143,8 +156,11 @@ def seconds(run: Callable[[], object]) -> float:
 
 def main() -> None:
     arguments = _arguments()
-    bandwidth = read_bandwidth()
-    print(f"{torch.get_num_threads()} threads, {bandwidth / 1e9:.1f} GB/s read, ms a layer")
+    bandwidth, rate = read_bandwidth(), matrix_rate()
+    print(
+        f"{torch.get_num_threads()} threads, {bandwidth / 1e9:.1f} GB/s read, "
+        f"{rate / 1e9:.0f} GFLOP/s bf16, ms a layer"
+    )
     print(f"{'op':28}{'cpp':>9}{'reference':>11}{'ratio':>7}{'floor':>9}{'of floor':>10}")
     for make_cases in (attention_cases, linear_cases, elementwise_cases):
         for case in make_cases(arguments.layers):
@@ -157,7 +173,7 @@ def main() -> None:
                 statistics.median(side) * 1e3 / case.num_layers
                 for side in zip(*rounds, strict=True)
             )
-            floor = case.num_bytes / bandwidth * 1e3
+            floor = max(case.num_bytes / bandwidth, case.num_flops / rate) * 1e3
             print(
                 f"{case.name:28}{cpp:9.3f}{reference:11.3f}{reference / cpp:7.1f}{floor:9.3f}"
                 f"{floor / cpp:10.0%}",

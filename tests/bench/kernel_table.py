@@ -2,7 +2,8 @@
 
 Needs Triton and no GPU. One row for each kernel, shape and architecture: registers, spills, shared
 memory, matrix instruction, asynchronous copies, and the largest error of the op it belongs to. Then
-every op's faces (`kernel_errors.py`). Markdown by default, for the documentation.
+every op's faces (`kernel_errors.py`); matrix products are `cpu_kernels.py`'s and the tests'.
+Markdown by default, for the documentation. Takes a minute or two; `--arch 90` is one generation.
 """
 
 from __future__ import annotations
@@ -91,7 +92,13 @@ def error_of(row: dict[str, Any], errors: Errors) -> float | None:
 
 def errors_markdown(errors: Errors) -> str:
     """Every op's faces and number formats."""
-    lines = ["| op | face | fp32 | fp16 | bf16 |", "|---|---|---|---|---|"]
+    lines = [
+        "Largest error relative to the largest number, against float64; for `sample` the share of",
+        "rows that draw another token than the reference. A face that is not here does not exist.",
+        "",
+        "| op | face | fp32 | fp16 | bf16 |",
+        "|---|---|---|---|---|",
+    ]
     for op, faces in errors.items():
         for face, by_dtype in faces.items():
             cells = (

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from batchmill.engine import Engine
 from batchmill.engine.config import EngineConfig
 from batchmill.engine.decoder import DecoderModel
 from batchmill.engine.device_memory import check_weights_fit, free_memory_bytes
@@ -207,6 +208,9 @@ def test_an_eight_bit_cache_is_refused_where_nothing_reads_it() -> None:
     assert kv_cache_torch_dtype("auto", torch.bfloat16, cpu) == torch.bfloat16
     with pytest.raises(ConfigError, match="only GPUs read an eight-bit cache; use 'auto'"):
         kv_cache_torch_dtype("fp8", torch.bfloat16, cpu)
+    # The engine says so before it reads a model: this one is nowhere.
+    with pytest.raises(ConfigError, match="only GPUs read an eight-bit cache; use 'auto'"):
+        Engine(EngineConfig(model="/nowhere", device="cpu", kv_cache_dtype="fp8"))
 
 
 def test_weights_that_do_not_fit_are_refused_before_they_are_read(model: DecoderModel) -> None:

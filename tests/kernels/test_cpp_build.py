@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from batchmill.kernels.cpp_build import build_library
+from batchmill.kernels.cpp_build import build_library, find_built
 from batchmill.kernels.cpp_isa import ISAS, best_isa
 from batchmill.kernels.cpp_library import load_library
 from batchmill.kernels.errors import CppBuildError
@@ -92,13 +92,22 @@ def test_what_was_built_ahead_of_time_needs_no_compiler(tmp_path: Path) -> None:
     assert (out, err) == (ONES, "")
 
 
-def test_a_built_library_is_used_again(tmp_path: Path) -> None:
+def test_a_built_library_is_used_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO")
+    assert find_built(ISAS[-1], tmp_path) is None
     first = build_library(ISAS[-1], tmp_path)
+    said = [record.getMessage().split(" for baseline")[0] for record in caplog.records]
+    assert said == ["compiling the C++ kernels", "built the C++ kernels"]
+    assert find_built(ISAS[-1], tmp_path) == first
     built_at = first.stat().st_mtime_ns
     started_at_s = time.monotonic()
     assert build_library(ISAS[-1], tmp_path) == first
     assert first.stat().st_mtime_ns == built_at
     assert time.monotonic() - started_at_s < 10  # looked up, not compiled
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_built(ISAS[-1], tmp_path) == first
 
 
 def test_a_cache_folder_that_cannot_be_made_is_an_error_with_the_remedy(tmp_path: Path) -> None:

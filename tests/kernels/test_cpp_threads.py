@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -105,6 +106,30 @@ def test_the_decoder_refuses_indices_outside_cache_and_batch() -> None:
     ):
         with pytest.raises(ValueError, match=said):
             decoder.run(**step(**{name: value}))
+
+
+def test_a_profiled_step_tells_its_time_and_computes_the_same() -> None:
+    torch.manual_seed(0)
+    layer, caches, given = make_layer(), make_caches(), step()
+    decoder = CppDecoder([layer, layer], SIZES, [caches, caches])
+
+    def run() -> list[torch.Tensor]:
+        return list(decoder.run(**{**given, "residual": given["residual"].clone()}))
+
+    plain = run()
+    decoder.phase_s = torch.zeros(3, dtype=torch.float64)
+    started_at_s = time.perf_counter()
+    profiled = run()
+    elapsed_s = time.perf_counter() - started_at_s
+    assert all(map(torch.equal, plain, profiled))
+    assert all(phase_s > 0 for phase_s in decoder.phase_s.tolist())
+    assert decoder.phase_s.sum() <= elapsed_s
+    once = decoder.phase_s.clone()
+    run()
+    assert bool((decoder.phase_s > once).all())  # added, not overwritten
+    decoder.phase_s = torch.zeros(2, dtype=torch.float64)
+    with pytest.raises(ValueError, match="phase_s must be"):
+        run()
 
 
 def test_the_decoder_refuses_tensors_that_c_code_would_misread() -> None:

@@ -84,6 +84,11 @@ def test_cpp_is_refused_for_a_weight_that_it_cannot_multiply() -> None:
         make_linear(torch.zeros(4, 4).double(), backend="cpp")
 
 
+def test_a_backend_that_there_is_not_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(ValueError, match="no 'numpy' backend; it has 'cpp', 'reference', 'triton'"):
+        make_linear(torch.zeros(4, 4), backend="numpy")
+
+
 def test_a_row_is_the_same_to_the_bit_in_whatever_batch_it_is() -> None:
     torch.manual_seed(0)
     for dtype in (torch.float32, torch.bfloat16):

@@ -8,8 +8,9 @@ import pytest
 
 from batchmill.worker.bench_figures import BenchRun, RequestTimes, summarise
 from batchmill.worker.bench_workloads import WORKLOAD_NAMES, make_workload, salted
+from batchmill.worker.settings import WorkerSettings
 
-from .command_line import call, error_of
+from .command_line import call, error_of, run
 
 
 @pytest.mark.parametrize("name", WORKLOAD_NAMES)
@@ -60,6 +61,14 @@ def test_an_unknown_workload_is_refused_by_name() -> None:
     answer = call("bench", "engine", "--workload", "huge")
     assert answer.returncode == 2
     assert "bulk, shared-prefix, long-tail, single" in answer.stderr
+
+
+def test_whatever_an_engine_is_set_up_by_is_a_flag() -> None:
+    shown = run("bench", "engine", "--help").stdout
+    # No request of a benchmark has tools.
+    options = WorkerSettings().engine_options().keys() - {"tool_call_parser"}
+    assert [name for name in options if f"--{name.replace('_', '-')}" not in shown] == []
+    assert "--lease-s" not in shown
 
 
 def test_a_broker_without_a_worker_is_told(redis_url: str) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from batchmill.kernels.cpp_build import build_library
+from batchmill.kernels.cpp_isa import best_isa
 from batchmill.producer.answers import (
     Claim,
     DeadLetterKind,
@@ -155,6 +157,15 @@ def test_wrong_value_of_a_flag_is_an_error_that_names_it(broker: dict[str, str])
     assert "MAX_NUM_SEQS" in error_of(answer)["message"]
 
 
+def test_settings_that_do_not_go_together_are_told_in_our_words() -> None:
+    answer = run("worker", "--json", "--prompt-lookup-min", "9")
+    assert answer.returncode == 8
+    assert error_of(answer)["message"] == (
+        "settings are wrong: prompt_lookup_min is 9, more than prompt_lookup_max 4: lower it, or "
+        "raise that"
+    )
+
+
 def test_deliverer_without_a_secret_does_not_start(broker: dict[str, str]) -> None:
     answer = run("deliver", "--json", **broker)
     assert answer.returncode == 8
@@ -184,3 +195,25 @@ def test_doctor_reports_a_missing_broker_with_its_remedy(tmp_path: Any) -> None:
     findings = {item["check"]: item for item in json.loads(answer.stdout)["findings"]}
     assert findings["broker"]["level"] == "problem"
     assert "batchmill up" in findings["broker"]["remedy"]
+
+
+def test_doctor_tells_whether_the_cpu_kernels_are_compiled(tmp_path: Any) -> None:
+    def finding(**environment: str) -> dict[str, str]:
+        answer = call("doctor", "--json", BATCHMILL_RUNTIME_DIR=str(tmp_path), **environment)
+        (found,) = (
+            item for item in json.loads(answer.stdout)["findings"] if item["check"] == "CPU kernels"
+        )
+        return dict(found)
+
+    isa = best_isa()
+    built = build_library(isa)
+    assert finding()["detail"] == f"compiled for {isa.name}: {built}"
+    # What is compiled needs no compiler any more.
+    assert finding(PATH=str(tmp_path))["level"] == "ok"
+    not_yet = finding(BATCHMILL_CACHE_DIR=str(tmp_path))
+    assert not_yet["level"] == "ok"
+    assert f"not compiled for {isa.name} yet" in not_yet["detail"]
+    assert "batchmill.kernels.cpp_build" in not_yet["remedy"]
+    never = finding(BATCHMILL_CACHE_DIR=str(tmp_path), PATH=str(tmp_path))
+    assert never["level"] == "warning"
+    assert "install g++" in never["remedy"]
