@@ -64,8 +64,8 @@ template <class Mul>
 inline void multiply_panel(const Lane* x, long x_stride, const Lane* panel, const Lane* next,
                            int rows, int k_lanes, float* sums, bool add) {
   int passes = (rows + kTileRows - 1) / kTileRows;
-  auto pass = passes >= 4   ? pass_over_panel<Mul, 1>
-              : passes >= 2 ? pass_over_panel<Mul, 2>
+  auto pass = passes >= 3   ? pass_over_panel<Mul, 1>
+              : passes == 2 ? pass_over_panel<Mul, 2>
                             : pass_over_panel<Mul, 4>;
   pass(x, x_stride, panel, next, rows, k_lanes, sums, add);
 }
