@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from batchmill.kernels.dispatch import Backend
+from batchmill.kernels.fp8_linear import make_fp8_linear
 from batchmill.kernels.int8_linear import Int8Linear, make_int8_linear
 from batchmill.kernels.linear import Linear, PackedLinear, make_linear
 from batchmill.kernels.paged_attention import paged_attention
@@ -18,6 +19,7 @@ from batchmill.kernels.rms_norm import add_rms_norm, rms_norm
 from batchmill.kernels.rope_and_cache import rope_and_cache
 
 from .feed_forward import ExpertMixture, FeedForward, LinearFactory, build_feed_forward
+from .fp8_weights import check_fp8_model
 from .fused_layers import FusedLayers, can_fuse
 from .host_memory import return_free_memory
 from .kv_cache import KVCache
@@ -25,6 +27,9 @@ from .model_config import AttentionConfig, ModelConfig
 from .rotary import cos_sin, inverse_frequencies
 from .step_inputs import StepInputs
 from .weights import DecoderWeights, LayerWeights
+
+#: Who multiplies by weights of a quantization.
+_LINEAR = {None: make_linear, "int8": make_int8_linear, "fp8": make_fp8_linear}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,21 +108,26 @@ class DecoderModel:
 
         Args:
             config: Sizes and features.
-            weights: As `load_weights` gives them; its layers are taken out.
+            weights: As `load_weights` gives them; its layers are taken out, and moved to where the
+                embedding is.
             linear: Makes the matrix multiplications; None takes `make_linear` for `backend`, and
                 all layers in one C++ call where that is possible.
             backend: The face of our kernels, see `batchmill.kernels.dispatch`.
             quantization: "int8" quantizes every matrix but the embedding and a mixture's router;
-                None leaves them in their dtype.
+                "fp8" those of the layers alone; None leaves them in their dtype.
 
         Raises:
-            ValueError: `linear` and `quantization` are both given.
+            ValueError: `linear` and `quantization` are both given, or the weights lie where
+                `backend` does not multiply quantized ones.
+            UnsupportedModelError: "fp8" cannot multiply this model's matrices.
         """
         if linear is not None and quantization is not None:
             raise ValueError(
                 f"linear makes the matrix multiplications and quantization is {quantization!r}: "
                 "give one of them"
             )
+        if quantization == "fp8":
+            check_fp8_model(config)
         self.config = config
         self.dtype = weights.embedding.dtype
         self.device = weights.embedding.device
@@ -138,17 +148,20 @@ class DecoderModel:
         ):
             self._fused = FusedLayers(config, weights, quantization)
         is_plain = linear is None and quantization is None
-        make = make_int8_linear if quantization == "int8" else make_linear
+        make = _LINEAR[quantization]
         linear = linear or partial(make, backend=backend)
         while weights.layers:
             kind = self._kinds.index(config.layers[len(self._layers)].attention)
+            layer = weights.layers.pop(0).to(self.device)
             self._layers.append(
-                DecoderLayer.build(
-                    weights.layers.pop(0), config, kind, linear, backend, is_plain=is_plain
-                )
+                DecoderLayer.build(layer, config, kind, linear, backend, is_plain=is_plain)
             )
+            del layer
             return_free_memory()
         self._final_norm = weights.final_norm
+        if quantization == "fp8":
+            # A step of decodes reads it once, and logits are where rounding is seen.
+            linear = partial(make_linear, backend=backend)
         self._head = linear(weights.head, None)
 
     @property

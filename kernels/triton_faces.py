@@ -129,6 +129,13 @@ def gelu_and_mul_triton(gate_up: Tensor) -> Tensor:
     return face(gate_up)
 
 
+def quantize_fp8_triton(x: Tensor) -> tuple[Tensor, Tensor]:
+    """See `triton_fp8_quantize`."""
+    from .triton_fp8_quantize import quantize_fp8_triton as face
+
+    return face(x)
+
+
 def sample_triton(
     logits: Tensor,
     temperature: Tensor,
