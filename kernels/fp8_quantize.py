@@ -44,8 +44,8 @@ def quantize_fp8(x: Tensor, *, backend: Backend = "auto") -> Fp8Rows:
         backend: The face that computes it.
 
     Returns:
-        The rows; one that is not finite has the scale NaN and zeros for numbers, so that whatever
-        it is multiplied by becomes NaN, and no other row notices.
+        The rows; one of zeros has the scale 0; one that is not finite has the scale NaN and zeros
+        for numbers, so that whatever it is multiplied by becomes NaN, and no other row notices.
 
     Raises:
         ValueError: x is no matrix.
@@ -59,11 +59,12 @@ def quantize_fp8_reference(x: Tensor) -> Fp8Rows:
     """Plain torch truth of `quantize_fp8`."""
     wide = x.float()
     most = wide.abs().amax(dim=-1, keepdim=True)
-    # A tensor, because torch computes number / tensor as number * (1 / tensor).
+    counts = most.isfinite() & (most > LEAST_MAX)
+    # A tensor, because torch may compute a division by or of a number as one and a product.
     largest = torch.full_like(most, FP8_MAX)
-    steps = torch.where(most.isfinite() & (most > LEAST_MAX), largest / most, 0.0)
-    values = torch.where(steps == 0.0, 0.0, wide * steps).to(FP8)
-    return Fp8Rows(values, torch.where(most.isfinite(), most / FP8_MAX, torch.nan))
+    values = torch.where(counts, wide * (largest / most), 0.0).to(FP8)
+    scales = torch.where(counts, most / largest, 0.0)
+    return Fp8Rows(values, torch.where(most.isfinite(), scales, torch.nan))
 
 
 _FACES: dict[str, Callable[[Tensor], Fp8Rows]] = {

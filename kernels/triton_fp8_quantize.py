@@ -29,11 +29,18 @@ def largest_magnitude(values):
 
 
 @triton.jit
-def step_of(most):
-    """What a row is multiplied by: 0 for one of zeros, and for one that is not finite."""
-    counts = (most > LEAST_MAX) & (most < float("inf"))
+def step_and_scale(most):
+    """What a row is multiplied by to be quantized, and what one unit of it then stands for.
+
+    Both are 0 for a row of zeros, and 0 and NaN for one that is not finite.
+    """
+    is_finite = most < float("inf")
+    counts = is_finite & (most > LEAST_MAX)
+    most = tl.where(counts, most, FP8_MAX)
     # The reference's bits: Triton's own division may be off by two of the last.
-    return tl.where(counts, tl.div_rn(FP8_MAX, tl.where(counts, most, 1.0)), 0.0)
+    step = tl.where(counts, tl.div_rn(FP8_MAX, most), 0.0)
+    scale = tl.where(counts, tl.div_rn(most, FP8_MAX), 0.0)
+    return step, tl.where(is_finite, scale, float("nan"))
 
 
 @triton.jit
@@ -58,21 +65,20 @@ def quantize_fp8_kernel(
     if SIZE <= BLOCK:
         mask = columns < SIZE
         values = tl.load(source + columns, mask, 0.0).to(tl.float32)
-        most = largest_magnitude(values)
-        tl.store(target + columns, to_fp8(values, step_of(most)), mask)
+        step, scale = step_and_scale(largest_magnitude(values))
+        tl.store(target + columns, to_fp8(values, step), mask)
     else:
         most = 0.0
         for start in range(0, SIZE, BLOCK):
             mask = start + columns < SIZE
             values = tl.load(source + start + columns, mask, 0.0).to(tl.float32)
             most = tl.maximum(most, largest_magnitude(values))
-        step = step_of(most)
+        step, scale = step_and_scale(most)
         for start in range(0, SIZE, BLOCK):
             mask = start + columns < SIZE
             values = tl.load(source + start + columns, mask, 0.0).to(tl.float32)
             tl.store(target + start + columns, to_fp8(values, step), mask)
-    unit = tl.div_rn(most, FP8_MAX)
-    tl.store(scales + row, tl.where(most < float("inf"), unit, float("nan")))
+    tl.store(scales + row, scale)
 
 
 def quantize_fp8_triton(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from .triton_aot import Launch, record_launches
 from .triton_decode_attention import decode_attention_kernel, merge_decode_kernel
 from .triton_decode_plan import plan_decode_kernel
+from .triton_fp8_quantize import quantize_fp8_kernel, quantize_fp8_triton
 from .triton_gated_activation import (
     gated_activation_kernel,
     gelu_and_mul_triton,
@@ -49,6 +50,7 @@ KERNELS = (
     rope_and_cache_kernel,
     rms_norm_kernel,
     gated_activation_kernel,
+    quantize_fp8_kernel,
     sample_floor_kernel,
     sample_tile_kernel,
     sample_pick_kernel,
@@ -89,6 +91,8 @@ ATTENTION_SHAPES = (
     ModelShape("Gemma-7B, float32", 16, 16, 256, dtype=torch.float32, kv_dtype=torch.float32),
 )
 _HIDDEN_SIZES = (576, 16384)
+#: Rows of one program's registers, and one that is read twice (Llama-3.1-70B's feed-forward).
+_FP8_SIZES = (576, 4096, 14336, 28672)
 _VOCAB_SIZE = 151936
 _NUM_TOKENS = 64
 
@@ -133,6 +137,10 @@ def _all_variants(arch: int) -> Iterator[Variant]:
     for size in _HIDDEN_SIZES:
         for launch in record_launches(KERNELS, partial(_elementwise, size)):
             yield Variant(f"hidden size {size}", launch)
+    for size in _FP8_SIZES if arch >= 89 else ():
+        row = _meta(_NUM_TOKENS, size)
+        for launch in record_launches(KERNELS, partial(quantize_fp8_triton, row)):
+            yield Variant(f"fp8 weights, {size} inputs", launch)
     for launch in record_launches(KERNELS, _sample):
         yield Variant(f"vocabulary {_VOCAB_SIZE}", launch)
 

@@ -26,6 +26,7 @@ _OPS = {
     "prefill_attention": "paged_attention",
     **dict.fromkeys(("write_kv", "apply_rope"), "rope_and_cache"),
     **dict.fromkeys(("sample_floor", "sample_tile", "sample_pick"), "sample"),
+    "quantize_fp8": "fp8_linear",
 }
 _DTYPES = {"*fp32": "fp32", "*fp16": "fp16", "*bf16": "bf16"}
 Errors = dict[str, dict[str, dict[str, float]]]
