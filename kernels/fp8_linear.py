@@ -66,7 +66,7 @@ def quantize_fp8_weight(weight: Tensor) -> Fp8Rows:
 
 
 class Fp8Reference:
-    """Plain torch truth of `Fp8Linear`; its sums are in float32, and any dtype goes in and out."""
+    """Plain torch truth of `Fp8Linear`; its sums are in float32, and any dtype goes in."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         """Quantize a weight [out, in]; bias is [out] or None.
@@ -77,12 +77,13 @@ class Fp8Reference:
         _check_weight(weight)
         self._values, self._scales = quantize_fp8_weight(weight)
         self._bias = None if bias is None else bias.float()
+        self._dtype = weight.dtype
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """[num_rows, in] to [num_rows, out], in x's dtype."""
-        values, scales = quantize_fp8_reference(x)
+    def __call__(self, x: Tensor | Fp8Rows) -> Tensor:
+        """[num_rows, in] to [num_rows, out], in the weight's dtype."""
+        values, scales = x if isinstance(x, Fp8Rows) else quantize_fp8_reference(x)
         product = values.float() @ self._values.float().T * scales * self._scales.T
-        return (product if self._bias is None else product + self._bias).to(x.dtype)
+        return (product if self._bias is None else product + self._bias).to(self._dtype)
 
 
 class Fp8Linear:
@@ -110,11 +111,13 @@ class Fp8Linear:
         self._bias = bias
         self._backend: Backend = backend
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """[num_rows, in] to [num_rows, out], both bfloat16: all that torch 2.11 returns."""
-        if x.dtype != torch.bfloat16:
-            raise ValueError(f"x must be torch.bfloat16, got {x.dtype}: run the model in it")
-        rows = quantize_fp8(x, backend=self._backend)
+    def __call__(self, x: Tensor | Fp8Rows) -> Tensor:
+        """[num_rows, in] to [num_rows, out], both bfloat16: all that torch 2.11 returns.
+
+        Raises:
+            ValueError: x is neither bfloat16 nor quantized.
+        """
+        rows = x if isinstance(x, Fp8Rows) else self._quantize(x)
         return torch._scaled_mm(
             rows.values,
             self._weight,
@@ -124,6 +127,11 @@ class Fp8Linear:
             out_dtype=torch.bfloat16,
             use_fast_accum=True,
         )
+
+    def _quantize(self, x: Tensor) -> Fp8Rows:
+        if x.dtype != torch.bfloat16:
+            raise ValueError(f"x must be torch.bfloat16, got {x.dtype}: run the model in it")
+        return quantize_fp8(x, backend=self._backend)
 
 
 def _check_weight(weight: Tensor) -> None:

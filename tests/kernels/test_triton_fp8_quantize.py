@@ -1,22 +1,28 @@
-"""The Triton face of `quantize_fp8` against the plain truth: GPU, or interpreted."""
+"""The Triton kernels that quantize against the plain truth: GPU, or interpreted."""
 
 from __future__ import annotations
 
 import math
 import os
+from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor
 
-from batchmill.kernels.fp8_linear import Fp8Linear
+from batchmill.kernels.dispatch import Backend
+from batchmill.kernels.fp8_fused import gated_activation_fp8, rms_norm_fp8
+from batchmill.kernels.fp8_linear import Fp8Linear, Fp8Reference
 from batchmill.kernels.fp8_quantize import Fp8Rows, quantize_fp8
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton and the kernels are first imported
 pytest.importorskip("triton", reason="triton is not installed; `make setup` installs it on Linux")
-from batchmill.kernels import triton_fp8_quantize  # noqa: E402, F401
+from batchmill.kernels import triton_fp8_gated_activation, triton_fp8_quantize  # noqa: E402, F401
+from batchmill.kernels.gelu_and_mul import gelu_and_mul  # noqa: E402
+from batchmill.kernels.rms_norm import add_rms_norm, rms_norm  # noqa: E402
+from batchmill.kernels.silu_and_mul import silu_and_mul  # noqa: E402
 
 os.environ.pop("TRITON_INTERPRET", None)
 
@@ -108,3 +114,66 @@ def test_a_product_of_what_it_quantizes_is_the_plain_truths() -> None:
     got, want = (Fp8Linear(weight, bias, backend=face)(x) for face in ("triton", "reference"))
     assert got[3].isnan().all()
     assert torch.equal(got.nan_to_num(nan=7.5), want.nan_to_num(nan=7.5))
+
+
+def assert_equal(got: Fp8Rows, want: Fp8Rows) -> None:
+    assert torch.equal(got.values.float(), want.values.float())
+    assert torch.equal(got.scales.nan_to_num(nan=-7), want.scales.nan_to_num(nan=-7))
+
+
+@pytest.mark.parametrize("face", ["triton", "reference"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", [16, 96, 4112])
+def test_a_norm_that_quantizes_is_the_norm_and_then_the_quantization(
+    size: int, dtype: torch.dtype, face: Backend
+) -> None:
+    x, weight = normal(7, size, dtype=dtype), normal(size, dtype=dtype)
+    residual = normal(8, size, dtype=dtype)[:7].clone()
+    residual[2, 3], residual[5, size - 1] = math.nan, math.nan
+    want = quantize_fp8(rms_norm(residual, weight, 1e-5, backend=face), backend=face)
+    assert_equal(rms_norm_fp8(None, residual, weight, 1e-5, backend=face), want)
+    summed = residual.clone()
+    normed = add_rms_norm(x, summed, weight, 1e-5, backend=face)
+    assert_equal(
+        rms_norm_fp8(x, residual, weight, 1e-5, backend=face), quantize_fp8(normed, backend=face)
+    )
+    assert torch.equal(residual.nan_to_num(), summed.nan_to_num())
+
+
+def test_a_norm_by_a_float32_weight_quantizes_what_is_rounded_to_the_dtype() -> None:
+    x, weight = normal(5, 96, dtype=torch.float16), normal(96)
+    normed = rms_norm(x, weight, 1e-6, backend="triton")
+    assert normed.dtype == torch.float16
+    got = rms_norm_fp8(None, x, weight, 1e-6, backend="triton")
+    assert_equal(got, quantize_fp8(normed, backend="triton"))
+
+
+@pytest.mark.parametrize("face", ["triton", "reference"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", [16, 1504, 20016])
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+def test_a_gate_that_quantizes_is_the_gate_and_then_the_quantization(
+    activation: Literal["silu", "gelu_tanh"], size: int, dtype: torch.dtype, face: Backend
+) -> None:
+    gate_up = normal(4, 2 * size, dtype=dtype)
+    gate_up[0, 0], gate_up[3, 0] = 30.0, -30.0
+    op = silu_and_mul if activation == "silu" else gelu_and_mul
+    want = quantize_fp8(op(gate_up, backend=face), backend=face)
+    assert_equal(gated_activation_fp8(gate_up, activation=activation, backend=face), want)
+
+
+def test_fused_kernels_keep_what_is_not_finite_in_its_row() -> None:
+    gate_up, clean = normal(4, 2 * 48), normal(4, 2 * 48)
+    gate_up[1, 50], gate_up[2, 3] = math.nan, math.nan
+    got = gated_activation_fp8(gate_up, activation="silu", backend="triton")
+    want = gated_activation_fp8(clean, activation="silu", backend="triton")
+    assert got.scales.isnan().flatten().tolist() == [False, True, True, False]
+    assert not got.values[1:3].float().any()
+    for row in (0, 3):
+        assert torch.equal(got.values[row].float(), want.values[row].float())
+
+
+def test_products_take_rows_that_are_quantized_already() -> None:
+    weight, x = normal(48, 96).bfloat16(), normal(5, 96).bfloat16()
+    for linear in (Fp8Linear(weight, None, backend="reference"), Fp8Reference(weight, None)):
+        assert torch.equal(linear(quantize_fp8(x, backend="reference")), linear(x))
