@@ -141,8 +141,7 @@ def _load(
     if native_config is not None:
         weights = _read_weights(folder, native_config, dtype, device, quantization)
         decoder = DecoderModel(native_config, weights, linear=linear, quantization=quantization)
-        version = "" if quantization is None else f" {_VERSIONS[quantization]}"
-        return decoder, repr(native_config) + version
+        return decoder, _decides(native_config, quantization)
     if quantization is not None:
         raise UnsupportedModelError(
             f"a {named_architecture(values)} goes through transformers, where its weights cannot "
@@ -153,6 +152,11 @@ def _load(
 
     decisive = f"transformers {json.dumps(values, sort_keys=True, default=str)}"
     return load_transformers_model(folder, hf_config, dtype, device), decisive
+
+
+def _decides(config: ModelConfig, quantization: str | None) -> str:
+    """What decides a native model's tokens besides its files."""
+    return repr(config) + ("" if quantization is None else f" {_VERSIONS[quantization]}")
 
 
 def _read_weights(

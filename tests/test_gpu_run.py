@@ -160,7 +160,8 @@ bench.run("correctness", 100, gpu_correctness.correctness)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     raised = [line["what"] for line in lines if line["measure"] == "raised"]
     assert len(raised) == 2, done.stderr[-2000:]
-    assert [line["op"] for line in lines if line["measure"] == "op"] == ["sample", "silu_and_mul"]
+    ops = [line["op"] for line in lines if line["measure"] == "op"]
+    assert ops == ["sample", "fp8_linear", "silu_and_mul"]
     assert lines[-1]["status"] == "failed"
     assert "breaks" in lines[-1]["error"]
 

@@ -22,11 +22,12 @@ from batchmill.kernels.write_kv import FP8
 
 #: Largest error of a product relative to its largest number: two roundings to eight bits.
 _PRODUCT_TOLERANCE = 3e-2
-#: Shares of numbers that are quantized alike: all, but for what nobody has thought of.
-_EQUAL_SHARE = 0.999
 #: The same of a small model's logits: now and then an activation is rounded to the next of three
 #: bits, because sums before it were rounded otherwise. A wrong scale gives 1 and more.
 _LOGITS_TOLERANCE = 0.25
+#: Least share of numbers that are quantized as they should be; all of them, if a device divides and
+#: multiplies as is expected of it.
+_EQUAL_SHARE = 0.999
 
 
 def has_fp8(bench: Bench) -> bool:

@@ -162,6 +162,17 @@ def latency(bench: Bench) -> None:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Steady:
+    """Requests that all decode, and how many steps of them are looked at."""
+
+    goal: str
+    num_requests: int
+    context: int
+    num_steps: int
+    kv_cache_dtype: str
+
+
 def steady(bench: Bench) -> None:
     """G5's and G7's batches in their steady state: output tokens a second over some steps.
 
@@ -186,17 +197,6 @@ def steady(bench: Bench) -> None:
             give_back(bench)
         del model
         give_back(bench)
-
-
-@dataclass(frozen=True, slots=True)
-class Steady:
-    """Requests that all decode, and how many steps of them are looked at."""
-
-    goal: str
-    num_requests: int
-    context: int
-    num_steps: int
-    kv_cache_dtype: str
 
 
 def _one_steady(bench: Bench, model: DecoderModel, case: Steady, quantization: str | None) -> None:

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from batchmill.engine import EngineConfig, SamplingParams, loading
+from batchmill.engine.config import QUANTIZATIONS
 from batchmill.engine.decoder import DecoderModel
 from batchmill.engine.errors import ConfigError, UnsupportedModelError
+from batchmill.engine.fingerprint import model_identity
 from batchmill.engine.fp8_weights import (
     check_fp8_device,
     check_fp8_model,
@@ -27,7 +29,7 @@ from batchmill.engine.loading import LoadedModel, load_model
 from batchmill.engine.model_config import ModelConfig
 from batchmill.engine.weight_loading import load_weights
 from batchmill.engine.weights import weights_bytes
-from batchmill.kernels.fp8_linear import Fp8Linear, Fp8Reference
+from batchmill.kernels.fp8_linear import Fp8Linear
 from batchmill.kernels.linear import dense_linear
 
 from ..tiny_models import NATIVE, OTHERS, random_model
@@ -222,6 +224,16 @@ def test_through_transformers_there_is_no_fp8(
         load_model(str(tmp_path), device="cuda", quantization="fp8", model_impl=model_impl)
 
 
+def test_generations_of_another_quantization_are_another_identity(tmp_path: Path) -> None:
+    random_model(NATIVE["Llama"], tmp_path)
+    config = config_in(tmp_path)
+    identities = {
+        model_identity(tmp_path, loading._decides(config, each), torch.bfloat16)
+        for each in (None, *QUANTIZATIONS)
+    }
+    assert len(identities) == 1 + len(QUANTIZATIONS)
+
+
 def test_the_cpu_has_no_fast_products_to_fall_back_on(tmp_path: Path) -> None:
     random_model(NATIVE["Llama"], tmp_path)
     config = config_in(tmp_path)
@@ -230,30 +242,6 @@ def test_the_cpu_has_no_fast_products_to_fall_back_on(tmp_path: Path) -> None:
         DecoderModel(config, weights, quantization="fp8")
     with pytest.raises(ValueError, match="quantization is 'fp8': give one of them"):
         DecoderModel(config, weights, quantization="fp8", linear=dense_linear)
-
-
-def test_the_bfloat16_model_runs_through_torchs_product_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The same decoder, its products by `torch._scaled_mm`, which a CPU computes as well."""
-    random_model(NATIVE["Qwen3"], tmp_path)
-    plain = reference_model(tmp_path, torch.bfloat16).model
-    assert isinstance(plain, DecoderModel)
-    config = plain.config
-    monkeypatch.setattr(Fp8Reference, "__new__", lambda cls, weight, bias: _scaled(weight, bias))
-    scaled = reference_model(tmp_path, torch.bfloat16).model
-    logits = []
-    for model in (plain, scaled):
-        requests = make_requests([33, 12], config.vocab_size)
-        work = [(request, len(request.prompt_token_ids), True) for request in requests]
-        logits.append(run_step(make_runner(model), work))
-    spread = logits[0].std().item()
-    # Sums in another order, rounded to bfloat16, now and then to the next of eight bits.
-    assert (logits[0] - logits[1]).abs().mean().item() < 0.1 * spread
-
-
-def _scaled(weight: Tensor, bias: Tensor | None) -> Fp8Linear:
-    return Fp8Linear(weight, bias, backend="reference")
 
 
 def test_configuration_takes_it() -> None:
