@@ -25,7 +25,7 @@ FP8_VERSION = "fp8-1"
 #: Both sizes of a weight are multiples of it: `torch._scaled_mm` takes no others.
 FP8_MULTIPLE = 16
 #: Weights are quantized so many columns at a time: each part is widened to float32 meanwhile.
-_COLUMNS_A_PART = 4096
+_COLUMNS_A_PART = 1024
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
