@@ -11,7 +11,7 @@ from .tool_calls import FORMATS
 #: Number formats of weights, activations and the KV cache.
 DTYPES = ("bfloat16", "float16", "float32")
 #: Formats of weights other than the dtype.
-QUANTIZATIONS = ("int8",)
+QUANTIZATIONS = ("int8", "fp8")
 #: Number formats of the KV cache; "auto" is that of the weights.
 KV_CACHE_DTYPES = ("auto", "fp8")
 #: Who may compute a model; see `EngineConfig.model_impl`.
@@ -53,8 +53,9 @@ class EngineConfig:
     block_size: int = 16
     #: Keep the KV of finished requests and share it with those that start with the same tokens.
     enable_prefix_caching: bool = True
-    #: "int8" multiplies 8-bit integers on a CPU: less memory, more tokens a second, other tokens.
-    #: None keeps weights in `dtype`.
+    #: "int8" multiplies 8-bit integers on a CPU, "fp8" 8-bit floats (e4m3) on GPUs of compute
+    #: capability 8.9 and later: less memory, more tokens a second, other tokens. None keeps weights
+    #: in `dtype`.
     quantization: str | None = None
     #: A request goes before those of the next lower priority that came up to so many seconds
     #: earlier. Raising it protects urgent requests longer, and lets the others wait longer.

@@ -10,6 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from batchmill.kernels.dispatch import Backend
+from batchmill.kernels.fp8_fused import rms_norm_fp8
+from batchmill.kernels.fp8_linear import make_fp8_linear
+from batchmill.kernels.fp8_quantize import Fp8Rows
 from batchmill.kernels.int8_linear import Int8Linear, make_int8_linear
 from batchmill.kernels.linear import Linear, PackedLinear, make_linear
 from batchmill.kernels.paged_attention import paged_attention
@@ -18,6 +21,7 @@ from batchmill.kernels.rms_norm import add_rms_norm, rms_norm
 from batchmill.kernels.rope_and_cache import rope_and_cache
 
 from .feed_forward import ExpertMixture, FeedForward, LinearFactory, build_feed_forward
+from .fp8_weights import check_fp8_model
 from .fused_layers import FusedLayers, can_fuse
 from .host_memory import return_free_memory
 from .kv_cache import KVCache
@@ -25,6 +29,9 @@ from .model_config import AttentionConfig, ModelConfig
 from .rotary import cos_sin, inverse_frequencies
 from .step_inputs import StepInputs
 from .weights import DecoderWeights, LayerWeights
+
+#: Who multiplies by weights of a quantization.
+_LINEAR = {None: make_linear, "int8": make_int8_linear, "fp8": make_fp8_linear}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +60,9 @@ class DecoderLayer:
         backend: Backend,
         *,
         is_plain: bool,
+        is_fp8: bool,
     ) -> DecoderLayer:
-        """Turn weights into a layer; for `is_plain` see `build_feed_forward`."""
+        """Turn weights into a layer; for the flags see `build_feed_forward`."""
         return cls(
             attention_kind=attention_kind,
             input_norm=weights.input_norm,
@@ -65,7 +73,7 @@ class DecoderLayer:
             attention_output_norm=weights.attention_output_norm,
             post_attention_norm=weights.post_attention_norm,
             feed_forward=build_feed_forward(
-                weights.feed_forward, config, linear, backend, is_plain=is_plain
+                weights.feed_forward, config, linear, backend, is_plain=is_plain, is_fp8=is_fp8
             ),
             feed_forward_output_norm=weights.feed_forward_output_norm,
         )
@@ -103,21 +111,26 @@ class DecoderModel:
 
         Args:
             config: Sizes and features.
-            weights: As `load_weights` gives them; its layers are taken out.
+            weights: As `load_weights` gives them; its layers are taken out, and moved to where the
+                embedding is.
             linear: Makes the matrix multiplications; None takes `make_linear` for `backend`, and
                 all layers in one C++ call where that is possible.
             backend: The face of our kernels, see `batchmill.kernels.dispatch`.
             quantization: "int8" quantizes every matrix but the embedding and a mixture's router;
-                None leaves them in their dtype.
+                "fp8" those of the layers alone; None leaves them in their dtype.
 
         Raises:
-            ValueError: `linear` and `quantization` are both given.
+            ValueError: `linear` and `quantization` are both given, or the weights lie where
+                `backend` does not multiply quantized ones.
+            UnsupportedModelError: "fp8" cannot multiply this model's matrices.
         """
         if linear is not None and quantization is not None:
             raise ValueError(
                 f"linear makes the matrix multiplications and quantization is {quantization!r}: "
                 "give one of them"
             )
+        if quantization == "fp8":
+            check_fp8_model(config)
         self.config = config
         self.dtype = weights.embedding.dtype
         self.device = weights.embedding.device
@@ -125,6 +138,7 @@ class DecoderModel:
         # Rounded to the dtype, as models were trained with it.
         self._embedding_scale = float(torch.tensor(config.embedding_scale, dtype=self.dtype))
         self._backend = backend
+        self._is_fp8 = quantization == "fp8"
         self._kinds = config.attention_kinds
         self._frequencies = [
             inverse_frequencies(kind.rope, config.head_dim).to(self.device) for kind in self._kinds
@@ -138,17 +152,22 @@ class DecoderModel:
         ):
             self._fused = FusedLayers(config, weights, quantization)
         is_plain = linear is None and quantization is None
-        make = make_int8_linear if quantization == "int8" else make_linear
+        make = _LINEAR[quantization]
         linear = linear or partial(make, backend=backend)
         while weights.layers:
             kind = self._kinds.index(config.layers[len(self._layers)].attention)
+            layer = weights.layers.pop(0).to(self.device)
             self._layers.append(
                 DecoderLayer.build(
-                    weights.layers.pop(0), config, kind, linear, backend, is_plain=is_plain
+                    layer, config, kind, linear, backend, is_plain=is_plain, is_fp8=self._is_fp8
                 )
             )
+            del layer
             return_free_memory()
         self._final_norm = weights.final_norm
+        if self._is_fp8:
+            # A step of decodes reads it once, and logits are where rounding is seen.
+            linear = partial(make_linear, backend=backend)
         self._head = linear(weights.head, None)
 
     @property
@@ -191,13 +210,9 @@ class DecoderModel:
     ) -> tuple[Tensor, Tensor]:
         """What the last layer adds and what it adds it to, for the rows that sample."""
         norm = partial(rms_norm, eps=self.config.rms_norm_eps, backend=self._backend)
-        add_norm = partial(add_rms_norm, eps=self.config.rms_norm_eps, backend=self._backend)
         x = None
         for index, layer in enumerate(self._layers):
-            if x is None:
-                normed = norm(residual, layer.input_norm)
-            else:
-                normed = add_norm(x, residual, layer.input_norm)
+            normed = self._add_and_norm(x, residual, layer.input_norm)
             x = self._attend(index, normed, kv_cache, inputs, steps[layer.attention_kind])
             if layer is self._layers[-1] and len(inputs.sample_rows) < len(x):
                 # Past the last attention rows are independent, and only these lead to a token.
@@ -207,11 +222,21 @@ class DecoderModel:
                     break
             if layer.attention_output_norm is not None:
                 x = norm(x, layer.attention_output_norm)
-            x = layer.feed_forward(add_norm(x, residual, layer.post_attention_norm))
+            normed = self._add_and_norm(x, residual, layer.post_attention_norm)
+            x = layer.feed_forward(normed)
             if layer.feed_forward_output_norm is not None:
                 x = norm(x, layer.feed_forward_output_norm)
         assert x is not None, "a model has at least one layer"
         return x, residual
+
+    def _add_and_norm(self, x: Tensor | None, residual: Tensor, weight: Tensor) -> Tensor | Fp8Rows:
+        """What a layer's products take: the residual, x added to it, normalised."""
+        eps, backend = self.config.rms_norm_eps, self._backend
+        if self._is_fp8:
+            return rms_norm_fp8(x, residual, weight, eps, backend=backend)
+        if x is None:
+            return rms_norm(residual, weight, eps, backend=backend)
+        return add_rms_norm(x, residual, weight, eps, backend=backend)
 
     def _attention_step(
         self, kind: AttentionConfig, frequencies: Tensor, inputs: StepInputs, kv_cache: KVCache
@@ -230,7 +255,7 @@ class DecoderModel:
     def _attend(
         self,
         index: int,
-        x: Tensor,
+        x: Tensor | Fp8Rows,
         kv_cache: KVCache,
         inputs: StepInputs,
         step: _AttentionStep,
@@ -266,4 +291,4 @@ class DecoderModel:
             k_scale=k_scale,
             v_scale=v_scale,
         )
-        return layer.output(attended.view(len(x), -1))
+        return layer.output(attended.flatten(1))

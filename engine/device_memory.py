@@ -74,7 +74,11 @@ def make_current(device: torch.device) -> None:
 
 
 def check_weights_fit(
-    weight_bytes: int, dtype: torch.dtype, device: torch.device, free_bytes: int
+    weight_bytes: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    free_bytes: int,
+    fp8_bytes: int | None = None,
 ) -> None:
     """Refuse weights that a device has no room for, before hours of downloads or a kill.
 
@@ -83,6 +87,7 @@ def check_weights_fit(
         dtype: Their number format.
         device: Where they shall lie.
         free_bytes: What is free there.
+        fp8_bytes: What they would take in fp8; None where that is no remedy.
 
     Raises:
         ConfigError: they are larger.
@@ -90,6 +95,8 @@ def check_weights_fit(
     if weight_bytes <= free_bytes:
         return
     smaller = f"dtype 'bfloat16' ({gib(weight_bytes / 2)} GiB), " if dtype == torch.float32 else ""
+    if fp8_bytes is not None and fp8_bytes <= free_bytes:
+        smaller += f"quantization 'fp8' ({gib(fp8_bytes)} GiB, where the GPU has it), "
     where = "this host, or its container," if device.type == "cpu" else str(device)
     raise ConfigError(
         f"the weights take {gib(weight_bytes)} GiB and {where} has {gib(free_bytes)} GiB free: "

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from batchmill.kernels.dispatch import Backend
+from batchmill.kernels.fp8_fused import gated_activation_fp8
 from batchmill.kernels.gelu_and_mul import gelu_and_mul
 from batchmill.kernels.linear import Linear
 from batchmill.kernels.silu_and_mul import silu_and_mul
@@ -19,8 +21,8 @@ from .weights import DenseWeights, ExpertWeights
 
 #: Makes a matrix multiplication of a weight [out, in] and a bias.
 LinearFactory = Callable[[Tensor, Tensor | None], Linear]
-#: [num_tokens, hidden] -> [num_tokens, hidden].
-FeedForward = Callable[[Tensor], Tensor]
+#: What a norm gives, [num_tokens, hidden], quantized where the weights are fp8 -> the same, dense.
+FeedForward = Callable[[Any], Tensor]
 _ACTIVATIONS = {"silu": silu_and_mul, "gelu_tanh": gelu_and_mul}
 
 
@@ -31,6 +33,7 @@ def build_feed_forward(
     backend: Backend,
     *,
     is_plain: bool = False,
+    is_fp8: bool = False,
 ) -> FeedForward:
     """Turn a layer's weights into its feed-forward network.
 
@@ -43,8 +46,9 @@ def build_feed_forward(
         linear: Makes the matrix multiplications.
         backend: The face of our kernels.
         is_plain: `linear` multiplies by weights as they are, so that others may do it as well.
+        is_fp8: `linear` multiplies rows that are quantized already.
     """
-    activate = _activation(config.activation, backend)
+    activate = _activation(config.activation, backend, is_fp8=is_fp8)
     if isinstance(weights, DenseWeights):
         return GatedNetwork(
             linear(weights.gate_up, weights.gate_up_bias),
@@ -80,13 +84,13 @@ class GatedNetwork:
     """down(activate(gate(x)) * up(x))."""
 
     def __init__(
-        self, gate_up: Linear, down: Linear, activate_and_mul: Callable[[Tensor], Tensor]
+        self, gate_up: Linear, down: Linear, activate_and_mul: Callable[[Tensor], Any]
     ) -> None:
         self._gate_up = gate_up
         self._down = down
         self._activate_and_mul = activate_and_mul
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Any) -> Tensor:
         """Compute [num_tokens, hidden] from [num_tokens, hidden]."""
         return self._down(self._activate_and_mul(self._gate_up(x)))
 
@@ -184,5 +188,7 @@ def _grouped_product() -> Callable[..., Tensor] | None:
     return found or getattr(torch, "_grouped_mm", None)
 
 
-def _activation(name: Activation, backend: Backend) -> Callable[[Tensor], Tensor]:
+def _activation(name: Activation, backend: Backend, *, is_fp8: bool) -> Callable[[Tensor], Any]:
+    if is_fp8:
+        return partial(gated_activation_fp8, activation=name, backend=backend)
     return partial(_ACTIVATIONS[name], backend=backend)

@@ -24,10 +24,10 @@ def can_fuse(config: ModelConfig, weights: DecoderWeights, quantization: str | N
     Args:
         config: Sizes and features.
         weights: What it would be made of.
-        quantization: "int8", which every CPU multiplies, or None.
+        quantization: "int8", which every CPU multiplies, "fp8", which none does, or None.
     """
     dtype = weights.embedding.dtype
-    if weights.embedding.device.type != "cpu" or not cpp_is_usable():
+    if weights.embedding.device.type != "cpu" or quantization == "fp8" or not cpp_is_usable():
         return False
     if not _is_plain(config, dtype) or not all(map(_is_dense, weights.layers)):
         return False

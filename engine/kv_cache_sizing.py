@@ -20,12 +20,14 @@ from .config import EngineConfig
 from .decoder import DecoderModel
 from .device_memory import CudaMemory, MemoryProbe, gib
 from .errors import ConfigError, is_out_of_memory
+from .fp8_weights import fp8_remedy_bytes
 from .host_memory import available_memory_bytes
 from .kv_cache import KVCache, default_cpu_kv_cache_bytes, kv_block_bytes
 from .memory_plan import MemoryPlan, graph_reserve_bytes
 from .model import Model
 from .step_inputs import StepInputs
 from .step_plan import MAX_SCORED_TOKENS
+from .weights import weights_bytes
 
 #: Seconds of a start that are spent on having memory of a CPU's cache provided: the blocks that go
 #: out first, or all where that is quick. An idle service does the rest.
@@ -177,6 +179,7 @@ def measured_kv_cache_bytes(
         weight_bytes=weight_bytes,
         step_bytes=probe.peak_growth_bytes(),
         graph_bytes=graph_bytes,
+        fp8_saved_bytes=_fp8_saved_bytes(config, model),
     )
     plan.check(config, kv_block_bytes(model.config, dtype, config.block_size))
     _log.info(
@@ -185,6 +188,14 @@ def measured_kv_cache_bytes(
         *map(gib, (plan.graph_bytes, plan.kv_cache_bytes)),
     )
     return plan.kv_cache_bytes
+
+
+def _fp8_saved_bytes(config: EngineConfig, model: Model) -> int:
+    """How much smaller a model's weights would be in fp8; 0 where they are or cannot be."""
+    if config.quantization is not None or not isinstance(model, DecoderModel):
+        return 0
+    fp8_bytes = fp8_remedy_bytes(model.config, model.dtype)
+    return 0 if fp8_bytes is None else weights_bytes(model.config, model.dtype) - fp8_bytes
 
 
 def run_largest_step(config: EngineConfig, model: Model, dtype: torch.dtype) -> None:

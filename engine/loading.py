@@ -14,6 +14,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from batchmill.kernels.cpp_library import default_library
 from batchmill.kernels.errors import CppBuildError
+from batchmill.kernels.fp8_linear import FP8_VERSION
 from batchmill.kernels.int8_linear import INT8_VERSION
 
 from .config import MODEL_IMPLS, QUANTIZATIONS
@@ -23,18 +24,28 @@ from .errors import ConfigError, ModelLoadError, UnsupportedModelError
 from .families import named_architecture, native_architecture, read_model_config
 from .feed_forward import LinearFactory
 from .fingerprint import model_identity
+from .fp8_weights import (
+    check_fp8_device,
+    check_fp8_model,
+    fp8_remedy_bytes,
+    fp8_weights_bytes,
+    layer_bytes,
+)
 from .model import Model
 from .model_config import ModelConfig, ModelShape
 from .model_source import model_folder
 from .tokenizer import Tokenizer
 from .weight_loading import load_weights
-from .weights import weights_bytes
+from .weights import DecoderWeights, weights_bytes
 
 _DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
     "float32": torch.float32,
 }
+
+#: What generations of quantized models are resumed by.
+_VERSIONS = {"int8": INT8_VERSION, "fp8": FP8_VERSION}
 
 _log = logging.getLogger(__name__)
 
@@ -70,8 +81,8 @@ def load_model(
         model: "demo", a folder, a GGUF file or a hub id.
         dtype: Number format of weights, activations and KV cache: bfloat16, float16 or float32.
         device: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:<index>".
-        quantization: "int8" quantizes the weights while they are laid out, for products on a CPU;
-            None keeps them in `dtype`.
+        quantization: "int8" quantizes the weights while they are laid out, for products on a CPU,
+            and "fp8" for products on a GPU; None keeps them in `dtype`.
         model_impl: Who computes the model: "native" is our decoder, "transformers" is its model
             over our cache, and "auto" is native where that computes the model.
         linear: Makes the native decoder's matrix multiplications, see `DecoderModel`.
@@ -87,7 +98,7 @@ def load_model(
     torch_device = resolve_device(device)
     make_current(torch_device)
     if quantization is not None:
-        _check_quantizable(quantization, torch_device, model_impl)
+        _check_quantizable(quantization, torch_device, dtype, model_impl)
     folder = model_folder(model)
     hf_config = _hf_config(folder)
     tokenizer = Tokenizer.from_folder(folder)
@@ -128,12 +139,9 @@ def _load(
     values = hf_config.to_dict()
     native_config = _native_config(model_impl, values)
     if native_config is not None:
-        weight_bytes = weights_bytes(native_config, dtype)
-        check_weights_fit(weight_bytes, dtype, device, free_memory_bytes(device))
-        weights = load_weights(folder, native_config, dtype, device)
+        weights = _read_weights(folder, native_config, dtype, device, quantization)
         decoder = DecoderModel(native_config, weights, linear=linear, quantization=quantization)
-        version = "" if quantization is None else f" {INT8_VERSION}"
-        return decoder, repr(native_config) + version
+        return decoder, _decides(native_config, quantization)
     if quantization is not None:
         raise UnsupportedModelError(
             f"a {named_architecture(values)} goes through transformers, where its weights cannot "
@@ -144,6 +152,32 @@ def _load(
 
     decisive = f"transformers {json.dumps(values, sort_keys=True, default=str)}"
     return load_transformers_model(folder, hf_config, dtype, device), decisive
+
+
+def _decides(config: ModelConfig, quantization: str | None) -> str:
+    """What decides a native model's tokens besides its files."""
+    return repr(config) + ("" if quantization is None else f" {_VERSIONS[quantization]}")
+
+
+def _read_weights(
+    folder: Path,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantization: str | None,
+) -> DecoderWeights:
+    """Weights in `dtype`; layers that become fp8 wait on the host, and go to the GPU one by one."""
+    free_bytes = free_memory_bytes(device)
+    if quantization != "fp8":
+        fp8_bytes = fp8_remedy_bytes(config, dtype) if device.type == "cuda" else None
+        check_weights_fit(weights_bytes(config, dtype), dtype, device, free_bytes, fp8_bytes)
+        return load_weights(folder, config, dtype, device)
+    check_fp8_model(config)
+    layers = layer_bytes(config, dtype)
+    check_weights_fit(fp8_weights_bytes(config, dtype) + max(layers), dtype, device, free_bytes)
+    host = torch.device("cpu")
+    check_weights_fit(sum(layers), dtype, host, free_memory_bytes(host))
+    return load_weights(folder, config, dtype, device, layer_device=host)
 
 
 def _native_config(model_impl: str, values: dict[str, Any]) -> ModelConfig | None:
@@ -197,23 +231,32 @@ def _check_formats(dtype: str, quantization: str | None, model_impl: str) -> Non
         raise ConfigError(f"model_impl is {model_impl!r}; choose one of {', '.join(MODEL_IMPLS)}")
 
 
-def _check_quantizable(quantization: str, device: torch.device, model_impl: str) -> None:
-    if device.type != "cpu":
+def _check_quantizable(
+    quantization: str, device: torch.device, dtype: str, model_impl: str
+) -> None:
+    if quantization == "fp8":
+        check_fp8_device(device, dtype)
+    elif device.type != "cpu":
         raise ConfigError(
             f"quantization is {quantization!r}, which is computed on a CPU only, and the device is "
-            f"{device}: set device to 'cpu', or leave quantization out"
+            f"{device}: set device to 'cpu', set quantization to 'fp8', or leave it out"
         )
     if model_impl == "transformers":
         raise ConfigError(
             f"quantization is {quantization!r}, which only the native decoder computes, and "
             "model_impl is 'transformers': use 'auto' or 'native', or leave quantization out"
         )
+    if quantization == "int8":
+        _check_cpp_library()
+
+
+def _check_cpp_library() -> None:
     try:
         default_library()
     except CppBuildError as error:
         raise ConfigError(
-            f"quantization is {quantization!r}, which needs the C++ kernels, and they cannot be "
-            f"had: {error}; or leave quantization out"
+            "quantization is 'int8', which needs the C++ kernels, and they cannot be had: "
+            f"{error}; or leave quantization out"
         ) from error
 
 

@@ -25,6 +25,7 @@ class MemoryPlan:
         weight_bytes: The weights' part of it.
         step_bytes: What the largest step took beside that.
         graph_bytes: What captured decode steps may take, see `graph_reserve_bytes`.
+        fp8_saved_bytes: How much less the weights would take in fp8; 0 where they are or cannot be.
     """
 
     total_bytes: int
@@ -33,6 +34,7 @@ class MemoryPlan:
     weight_bytes: int
     step_bytes: int
     graph_bytes: int
+    fp8_saved_bytes: int = 0
 
     @property
     def kv_cache_bytes(self) -> int:
@@ -78,6 +80,8 @@ class MemoryPlan:
             )
         if config.dtype == "float32" and self.weight_bytes // 2 >= lacking:
             remedies.append("dtype 'bfloat16', with half the weights")
+        if self.fp8_saved_bytes >= max(1, lacking):
+            remedies.append("quantization 'fp8', where the GPU has it, with other tokens")
         other_bytes = self.total_bytes - self.limit_bytes
         if other_bytes and lacking <= other_bytes * 0.6:
             share = (self.limit_bytes + lacking) / self.total_bytes

@@ -21,6 +21,8 @@ def load_weights(
     dtype: torch.dtype,
     device: torch.device | str,
     on_progress: OnProgress | None = None,
+    *,
+    layer_device: torch.device | str | None = None,
 ) -> DecoderWeights:
     """Read a Hugging Face folder's weights, in one file or many.
 
@@ -32,11 +34,12 @@ def load_weights(
         dtype: Of the result.
         device: Of the result.
         on_progress: Told after every tensor; None writes a log line every few seconds.
+        layer_device: Of the layers, if elsewhere.
 
     Raises:
         ModelLoadError: there are no safetensors, or they do not hold this model's weights.
     """
-    weights = allocate_weights(config, dtype, device)
+    weights = allocate_weights(config, dtype, device, layer_device=layer_device)
     missing = _places(config, weights)
     for path, name, value in stream_tensors(weight_files(folder), on_progress):
         if not _is_ignored(name, config):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Protocol
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -35,6 +36,11 @@ class DenseWeights:
     down: Tensor
     down_bias: Tensor | None
 
+    @property
+    def matrices(self) -> list[Tensor]:
+        """What activations are multiplied by, [out, in] each."""
+        return [self.gate_up, self.down]
+
 
 @dataclass(frozen=True, slots=True)
 class ExpertWeights:
@@ -49,6 +55,11 @@ class ExpertWeights:
     router: Tensor
     gate_up: Tensor
     down: Tensor
+
+    @property
+    def matrices(self) -> list[Tensor]:
+        """What activations are multiplied by, [out, in] each; the router is none of them."""
+        return [*self.gate_up, *self.down]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +93,19 @@ class LayerWeights:
     feed_forward_output_norm: Tensor | None
 
     @property
+    def matrices(self) -> list[Tensor]:
+        """What activations are multiplied by, [out, in] each."""
+        return [self.qkv, self.output, *self.feed_forward.matrices]
+
+    def to(self, device: torch.device) -> LayerWeights:
+        """The same layer on a device; itself where it is there already."""
+        network = self.feed_forward
+        moved = _on_device(network, (field.name for field in fields(network)), device)
+        network = replace(network, **moved)
+        moved = _on_device(self, (field.name for field in fields(self)), device)
+        return replace(self, feed_forward=network, **moved)
+
+    @property
     def norms(self) -> list[Tensor]:
         """The norms that there are."""
         norms = (
@@ -113,27 +137,44 @@ class DecoderWeights:
     head: Tensor
 
 
+def _on_device(owner: object, names: Iterable[str], device: torch.device) -> dict[str, Any]:
+    """Those of an owner's fields that are tensors, on a device."""
+    values = {name: getattr(owner, name) for name in names}
+    return {name: each.to(device) for name, each in values.items() if isinstance(each, Tensor)}
+
+
 def allocate_weights(
-    config: ModelConfig, dtype: torch.dtype, device: torch.device | str
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    *,
+    layer_device: torch.device | str | None = None,
 ) -> DecoderWeights:
-    """Weights of the right shapes with arbitrary contents; offset norms are float32."""
+    """Weights of the right shapes with arbitrary contents; offset norms are float32.
 
-    def empty(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=device)
+    Args:
+        config: Sizes and features.
+        dtype: Of all but offset norms.
+        device: Where they lie.
+        layer_device: Where the layers lie, if elsewhere.
+    """
+    where = device if layer_device is None else layer_device
+    # 1 + w has more digits than w, and the product is rounded only once.
+    norm_dtype = torch.float32 if config.norm_offset else dtype
 
-    def norm(size: int) -> Tensor:
-        # 1 + w has more digits than w, and the product is rounded only once.
-        return torch.empty(
-            size, dtype=torch.float32 if config.norm_offset else dtype, device=device
-        )
+    def empty(*shape: int, on: torch.device | str = where) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=on)
 
-    embedding = empty(config.vocab_size, config.hidden_size)
+    def norm(size: int, on: torch.device | str = where) -> Tensor:
+        return torch.empty(size, dtype=norm_dtype, device=on)
+
+    embedding = empty(config.vocab_size, config.hidden_size, on=device)
     tied = config.tie_word_embeddings
     return DecoderWeights(
         embedding=embedding,
         layers=[_allocate_layer(config, layer.sparse, empty, norm) for layer in config.layers],
-        final_norm=norm(config.hidden_size),
-        head=embedding if tied else empty(config.vocab_size, config.hidden_size),
+        final_norm=norm(config.hidden_size, on=device),
+        head=embedding if tied else empty(config.vocab_size, config.hidden_size, on=device),
     )
 
 

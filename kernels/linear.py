@@ -12,6 +12,7 @@ import ctypes
 import logging
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +24,8 @@ from .packed_weight import PackedWeight
 
 _log = logging.getLogger(__name__)
 
-#: [num_rows, in] -> [num_rows, out], in the weight's dtype.
-Linear = Callable[[Tensor], Tensor]
+#: [num_rows, in] -> [num_rows, out], in the weight's dtype; `Fp8Rows` too where the weight is fp8.
+Linear = Callable[[Any], Tensor]
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 #: Rows that oneDNN lays a weight out for; measured: one layout serves 1 to 512 rows equally.

@@ -129,6 +129,29 @@ def gelu_and_mul_triton(gate_up: Tensor) -> Tensor:
     return face(gate_up)
 
 
+def rms_norm_fp8_triton(
+    x: Tensor | None, residual: Tensor, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """See `triton_rms_norm`."""
+    from .triton_rms_norm import rms_norm_fp8_triton as face
+
+    return face(x, residual, weight, eps)
+
+
+def gated_activation_fp8_triton(gate_up: Tensor, *, is_gelu: bool) -> tuple[Tensor, Tensor]:
+    """See `triton_fp8_gated_activation`."""
+    from .triton_fp8_gated_activation import gated_activation_fp8_triton as face
+
+    return face(gate_up, is_gelu=is_gelu)
+
+
+def quantize_fp8_triton(x: Tensor) -> tuple[Tensor, Tensor]:
+    """See `triton_fp8_quantize`."""
+    from .triton_fp8_quantize import quantize_fp8_triton as face
+
+    return face(x)
+
+
 def sample_triton(
     logits: Tensor,
     temperature: Tensor,

@@ -17,6 +17,19 @@ BLOCK = 1024
 
 
 @triton.jit
+def activate_and_multiply(gate, up, IS_GELU: tl.constexpr):
+    """Either activation of float32 gates, times `up`."""
+    # Both are gate * sigmoid(x). silu: x = gate.
+    x = gate
+    if IS_GELU:
+        # (1 + tanh(u)) / 2 = sigmoid(2u), with 2 sqrt(2 / pi) as the factor.
+        x = 1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)
+    # exp of the smaller sign only: a large gate would make it infinite.
+    decay = tl.exp(-tl.abs(x))
+    return gate * tl.where(x < 0, decay, 1.0) / (1.0 + decay) * up
+
+
+@triton.jit
 def gated_activation_kernel(
     out,  # [num_tokens, size]
     gate_up,  # [num_tokens, 2 * size], contiguous
@@ -31,14 +44,7 @@ def gated_activation_kernel(
     gate_row = gate_up + token * (2 * size)
     gate = tl.load(gate_row + columns, mask, 0.0).to(tl.float32)
     up = tl.load(gate_row + size + columns, mask, 0.0).to(tl.float32)
-    # Both are gate * sigmoid(x). silu: x = gate.
-    x = gate
-    if IS_GELU:
-        # (1 + tanh(u)) / 2 = sigmoid(2u), with 2 sqrt(2 / pi) as the factor.
-        x = 1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)
-    # exp of the smaller sign only: a large gate would make it infinite.
-    decay = tl.exp(-tl.abs(x))
-    product = gate * tl.where(x < 0, decay, 1.0) / (1.0 + decay) * up
+    product = activate_and_multiply(gate, up, IS_GELU)
     tl.store(out + token * size + columns, product.to(out.dtype.element_ty), mask)
 
 

@@ -15,6 +15,11 @@ from torch import Tensor
 from .triton_aot import Launch, record_launches
 from .triton_decode_attention import decode_attention_kernel, merge_decode_kernel
 from .triton_decode_plan import plan_decode_kernel
+from .triton_fp8_gated_activation import (
+    gated_activation_fp8_kernel,
+    gated_activation_fp8_triton,
+)
+from .triton_fp8_quantize import quantize_fp8_kernel, quantize_fp8_triton
 from .triton_gated_activation import (
     gated_activation_kernel,
     gelu_and_mul_triton,
@@ -22,7 +27,12 @@ from .triton_gated_activation import (
 )
 from .triton_paged_attention import paged_attention_triton
 from .triton_prefill_attention import prefill_attention_kernel
-from .triton_rms_norm import add_rms_norm_triton, rms_norm_kernel, rms_norm_triton
+from .triton_rms_norm import (
+    add_rms_norm_triton,
+    rms_norm_fp8_triton,
+    rms_norm_kernel,
+    rms_norm_triton,
+)
 from .triton_rope import (
     apply_rope_kernel,
     apply_rope_triton,
@@ -49,6 +59,8 @@ KERNELS = (
     rope_and_cache_kernel,
     rms_norm_kernel,
     gated_activation_kernel,
+    gated_activation_fp8_kernel,
+    quantize_fp8_kernel,
     sample_floor_kernel,
     sample_tile_kernel,
     sample_pick_kernel,
@@ -89,6 +101,8 @@ ATTENTION_SHAPES = (
     ModelShape("Gemma-7B, float32", 16, 16, 256, dtype=torch.float32, kv_dtype=torch.float32),
 )
 _HIDDEN_SIZES = (576, 16384)
+#: Rows of one program's registers, and one that is read twice (Llama-3.1-70B's feed-forward).
+_FP8_SIZES = (576, 4096, 14336, 28672)
 _VOCAB_SIZE = 151936
 _NUM_TOKENS = 64
 
@@ -133,6 +147,9 @@ def _all_variants(arch: int) -> Iterator[Variant]:
     for size in _HIDDEN_SIZES:
         for launch in record_launches(KERNELS, partial(_elementwise, size)):
             yield Variant(f"hidden size {size}", launch)
+    for size in _FP8_SIZES if arch >= 89 else ():
+        for launch in record_launches(KERNELS, partial(_quantize, size)):
+            yield Variant(f"fp8 weights, {size} inputs", launch)
     for launch in record_launches(KERNELS, _sample):
         yield Variant(f"vocabulary {_VOCAB_SIZE}", launch)
 
@@ -183,6 +200,16 @@ def _elementwise(size: int) -> None:
     gelu_and_mul_triton(_meta(_NUM_TOKENS, 2 * size))
     # Gemma's norm weights are float32 differences from 1.
     rms_norm_triton(_meta(_NUM_TOKENS, size), _meta(size, dtype=torch.float32), 1e-6)
+
+
+def _quantize(size: int) -> None:
+    quantize_fp8_triton(_meta(_NUM_TOKENS, size))
+    for is_gelu in (False, True):
+        gated_activation_fp8_triton(_meta(_NUM_TOKENS, 2 * size), is_gelu=is_gelu)
+    if size <= max(_HIDDEN_SIZES):
+        residual, weight = _meta(_NUM_TOKENS, size), _meta(size)
+        rms_norm_fp8_triton(None, residual, weight, 1e-6)
+        rms_norm_fp8_triton(_meta(_NUM_TOKENS, size), residual, weight, 1e-6)
 
 
 def _sample() -> None:

@@ -60,9 +60,9 @@ def test_every_section_runs_on_a_bare_machine(tmp_path: Path) -> None:
     ends = {line["section"]: line for line in lines if line["measure"] == "section"}
     assert [end for end in ends.values() if end["status"] != "done"] == [], errors[-3000:]
     assert code == 0
-    assert len(ends) == 17
+    assert len(ends) == 19
     assert lines[-1] == {**lines[-1], "section": "end", "failed": []}
-    for goal in ("G1", "G3", "G6", "G8", "G9", "H1", "E1", "K4"):
+    for goal in ("G1", "G3", "G6", "G8", "G9", "H1", "E1", "K4", "K5"):
         assert any(line.get("goal") == goal for line in lines), goal
     written = (tmp_path / "gpu_run.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in written] == lines
@@ -160,7 +160,8 @@ bench.run("correctness", 100, gpu_correctness.correctness)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     raised = [line["what"] for line in lines if line["measure"] == "raised"]
     assert len(raised) == 2, done.stderr[-2000:]
-    assert [line["op"] for line in lines if line["measure"] == "op"] == ["sample", "silu_and_mul"]
+    ops = [line["op"] for line in lines if line["measure"] == "op"]
+    assert ops == ["sample", "fp8_linear", "silu_and_mul"]
     assert lines[-1]["status"] == "failed"
     assert "breaks" in lines[-1]["error"]
 

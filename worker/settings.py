@@ -51,9 +51,10 @@ class WorkerSettings(ProducerSettings):
     #: Share it between tenants as well. How long an answer takes then tells a tenant whether
     #: another one has sent the same beginning of a prompt.
     prefix_cache_shared_across_tenants: bool = False
-    #: "int8" multiplies 8-bit integers on a CPU: less memory, more tokens a second, other tokens.
-    #: None keeps weights in `dtype`.
-    quantization: Literal["int8"] | None = None
+    #: "int8" multiplies 8-bit integers on a CPU, "fp8" 8-bit floats on GPUs of compute capability
+    #: 8.9 and later: less memory, more tokens a second, other tokens. None keeps weights in
+    #: `dtype`.
+    quantization: Literal["int8", "fp8"] | None = None
     #: "native" is our decoder, "transformers" is its model over our KV cache; "auto" is native
     #: where our decoder knows the model.
     model_impl: Literal["auto", "native", "transformers"] = "auto"

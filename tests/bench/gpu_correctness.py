@@ -14,6 +14,7 @@ from functools import partial
 
 import torch
 from gpu_floors import recipe_a
+from gpu_fp8 import fp8_model, fp8_products
 from gpu_models import TOY, engine_has, make_engine, random_model, random_weights
 from gpu_recipes import prompts_of
 from gpu_report import Bench, OutOfTime
@@ -50,7 +51,7 @@ def correctness(bench: Bench) -> None:
     What raises is wrong, and the others are still looked at; on a lost device nothing is.
     """
     wrong: list[str] = []
-    for part in (_engine_tokens, _whole_model, _sampling):
+    for part in (_engine_tokens, _whole_model, _sampling, fp8_products, fp8_model):
         _attempt(bench, wrong, part.__name__.strip("_"), partial(part, bench, wrong))
     dtypes = [torch.float16] if bench.toy else [torch.bfloat16, torch.float16, torch.float32]
     for dtype, (op, errors) in itertools.product(dtypes, OPS.items()):

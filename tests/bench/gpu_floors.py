@@ -80,27 +80,35 @@ def decode_floor_s(
         Seconds of each step.
     """
 
-    def either(num_bytes: Numbers | float, operations: Numbers) -> Numbers:
+    def either(num_bytes: Numbers | float, operations: Numbers, num_bits: int = 16) -> Numbers:
         by_bytes = num_bytes / ceilings.copy_bytes_per_s
-        return np.maximum(by_bytes, operations / ceilings.bf16_flop_per_s)
+        return np.maximum(by_bytes, operations / matrix_rate(ceilings, num_bits))
 
     matrices, head = matrix_numbers(config), head_numbers(config)
     attention_flop = 4 * cached_tokens * config.num_layers * config.num_heads * config.head_dim
     logits_bytes = 2 * 4 * batch * config.vocab_size  # float32, written and read
     return (
-        either(matrices * weight_bytes, 2 * matrices * batch)
+        either(matrices * weight_bytes, 2 * matrices * batch, 8 * weight_bytes)
         + either(head * 2, 2 * head * batch)
         + either(cached_tokens * kv_bytes_per_token(config, kv_bytes), attention_flop)
         + logits_bytes / ceilings.copy_bytes_per_s
     )
 
 
-def prefill_floor_s(config: ModelConfig, ceilings: Ceilings, prompt_lens: list[int]) -> float:
+def matrix_rate(ceilings: Ceilings, num_bits: int) -> float:
+    """Operations a second of products of numbers of 16 or 8 bits."""
+    return ceilings.fp8_flop_per_s if num_bits == 8 else ceilings.bf16_flop_per_s
+
+
+def prefill_floor_s(
+    config: ModelConfig, ceilings: Ceilings, prompt_lens: list[int], *, weight_bytes: int = 2
+) -> float:
     """Floor of computing prompts: arithmetic alone, attention over half of each square."""
     tokens = sum(prompt_lens)
     squares = sum(length * length for length in prompt_lens) / 2
     attention = 4 * squares * config.num_layers * config.num_heads * config.head_dim
-    return (2 * matrix_numbers(config) * tokens + attention) / ceilings.bf16_flop_per_s
+    matrices_s = 2 * matrix_numbers(config) * tokens / matrix_rate(ceilings, 8 * weight_bytes)
+    return matrices_s + attention / ceilings.bf16_flop_per_s
 
 
 def work_floor_s(
@@ -116,4 +124,5 @@ def work_floor_s(
     decode = decode_floor_s(
         config, ceilings, batch, cached, kv_bytes=kv_bytes, weight_bytes=weight_bytes
     )
-    return float(decode.sum()) + prefill_floor_s(config, ceilings, work.prompt_lens)
+    prefill_s = prefill_floor_s(config, ceilings, work.prompt_lens, weight_bytes=weight_bytes)
+    return float(decode.sum()) + prefill_s

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -225,24 +224,3 @@ def sampler(bench: Bench) -> None:
         rate = 4 * num_rows * vocab_size / us * 1e6
         share = rate / bench.ceilings.copy_bytes_per_s
         bench.line("sampler", goal="K4", controls=name, us=us, of_copy_rate=share, rows=num_rows)
-
-
-def matrices(bench: Bench) -> None:
-    """K5's ground: bf16 products of an 8B model's shapes at decode's and prefill's heights."""
-    sizes = {"qkv": (6144, 4096), "gate_up": (24576, 4096), "down": (4096, 12288)}
-    if bench.toy:
-        sizes = {"toy": (64, 32)}
-    for name, (rows_out, rows_in) in sizes.items():
-        weights = [
-            torch.randn(rows_out, rows_in, device=bench.device, dtype=torch.bfloat16)
-            for _ in range(3)
-        ]
-        for height in (1, 3) if bench.toy else (1, 64, 256, 2048):
-            x = torch.randn(height, rows_in, device=bench.device, dtype=torch.bfloat16)
-            us = bench.time_replayed_us([partial(F.linear, x, weight) for weight in weights])
-            flop, num_bytes = 2 * height * rows_out * rows_in, 2 * rows_out * rows_in
-            floor_us = 1e6 * max(
-                flop / bench.ceilings.bf16_flop_per_s, num_bytes / bench.ceilings.copy_bytes_per_s
-            )
-            ratio = us / floor_us if floor_us else math.inf
-            bench.line("bf16 linear", goal="K5", matrix=name, rows=height, us=us, over_floor=ratio)

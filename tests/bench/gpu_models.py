@@ -144,10 +144,12 @@ def random_model(
     device: torch.device,
     *,
     dtype: torch.dtype = torch.bfloat16,
-    backend: Backend = "auto",
+    quantization: str | None = None,
 ) -> DecoderModel:
-    """A decoder with random weights."""
-    return DecoderModel(config, random_weights(config, dtype, device), backend=backend)
+    """A decoder with random weights; fp8 ones are multiplied in plain torch on a CPU."""
+    backend: Backend = "auto" if quantization is None or device.type == "cuda" else "reference"
+    weights = random_weights(config, dtype, device)
+    return DecoderModel(config, weights, backend=backend, quantization=quantization)
 
 
 def random_loaded(model: DecoderModel) -> LoadedModel:

@@ -7,6 +7,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from gpu_report import Bench
 from torch import Tensor
 
 from batchmill.engine import Engine, EngineStats, SamplingParams
+from batchmill.engine.decoder import DecoderModel
 from batchmill.engine.kv_cache import KVCache
 from batchmill.engine.model_config import ModelShape
 from batchmill.engine.step_inputs import StepInputs
@@ -61,16 +63,22 @@ def warm_up(engine: Engine, vocab_size: int, *, toy: bool) -> float:
 
 
 def recipe(
-    name: str, goal: str, *, rounds: int = 1, variants: dict[str, dict[str, Any]] | None = None
+    name: str,
+    goal: str | None,
+    *,
+    rounds: int = 1,
+    variants: dict[str, dict[str, Any]] | None = None,
+    quantization: str | None = None,
 ) -> Section:
     """A section: recipe A on one shape, with the engine's defaults and with other settings."""
 
     def section(bench: Bench) -> None:
         config = named_shape(name, toy=bench.toy)
         dtype = torch.float32 if bench.toy else torch.bfloat16
-        model = random_model(config, bench.device, dtype=dtype)
+        model = random_model(config, bench.device, dtype=dtype, quantization=quantization)
         work = recipe_a(6, 3, 20) if bench.toy else recipe_a()
-        for variant, settings in (variants or {"defaults": {}}).items():
+        for variant, changes in (variants or {"defaults": {}}).items():
+            settings = {"quantization": quantization, **changes}
             unknown = [each for each in settings if not engine_has(each)]
             if unknown:
                 bench.line("recipe A", variant=variant, skipped=f"the engine has no {unknown}")
@@ -88,7 +96,7 @@ def recipe(
 def _one_recipe(
     bench: Bench,
     name: str,
-    goal: str,
+    goal: str | None,
     model: Any,
     work: Work,
     rounds: int,
@@ -100,7 +108,10 @@ def _one_recipe(
     start_s = time.perf_counter() - started_at_s
     warm_s = warm_up(engine, model.config.vocab_size, toy=bench.toy)
     kv_bytes = 1 if settings.get("kv_cache_dtype") == "fp8" else 2
-    floor_s = work_floor_s(model.config, bench.ceilings, work, kv_bytes=kv_bytes)
+    weight_bytes = 1 if settings["quantization"] == "fp8" else 2
+    floor_s = work_floor_s(
+        model.config, bench.ceilings, work, kv_bytes=kv_bytes, weight_bytes=weight_bytes
+    )
     for number in range(rounds):
         bench.check_time()
         before = engine.stats()
@@ -151,58 +162,82 @@ def latency(bench: Bench) -> None:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Steady:
+    """Requests that all decode, and how many steps of them are looked at."""
+
+    goal: str
+    num_requests: int
+    context: int
+    num_steps: int
+    kv_cache_dtype: str
+
+
 def steady(bench: Bench) -> None:
     """G5's and G7's batches in their steady state: output tokens a second over some steps.
 
     G5 is the shape of 1000 in and 1000 out with as many requests as fit a step, halfway through its
-    outputs; G7 32 requests halfway to 8192 tokens. bf16 weights: an fp8 linear is not there yet.
+    outputs, with fp8 weights and cache; G7 is 32 requests halfway to 8192 tokens, in bf16.
     """
+    g5, g7 = (256, 1000, 500), (32, 4000, 96)
+    cases = {
+        "fp8": [Steady("G5", *g5, "fp8"), Steady("G5, auto cache", *g5, "auto")],
+        None: [Steady("G7", *g7, "auto"), Steady("G5, bf16 weights and cache", *g5, "auto")],
+    }
+    if bench.toy:
+        cases = {each: [Steady("toy", 2, 9, 4, "auto")] for each in ("fp8", None)}
     config = named_shape("Llama-3.1-8B", toy=bench.toy)
     dtype = torch.float32 if bench.toy else torch.bfloat16
-    model = random_model(config, bench.device, dtype=dtype)
-    cases = {"G5": (256, 1000, 500, "auto"), "G5, fp8 cache": (256, 1000, 500, "fp8")}
-    cases |= {"G7": (32, 4000, 96, "auto")}
-    if bench.toy:
-        cases = {"toy": (2, 9, 4, "auto")}
-    for goal, (num_requests, context, num_steps, kv_dtype) in cases.items():
-        bench.check_time(0 if bench.toy else 10)
-        engine = make_engine(model, toy=bench.toy, kv_cache_dtype=kv_dtype)
-        warm_up(engine, config.vocab_size, toy=bench.toy)
-        engine.reset_prefix_cache()
-        work = Work([context] * num_requests, [num_steps + 8] * num_requests)
-        for number, (prompt, params) in enumerate(
-            zip(prompts_of(work, config.vocab_size), params_of(work), strict=True)
-        ):
-            engine.add_request(f"r{number}", prompt, params)
-        _until_all_decode(engine, num_requests)
-        before, started_at_s = engine.stats().num_generated_tokens, time.perf_counter()
-        for _ in range(num_steps // 2):
-            engine.step()
-        elapsed_s = time.perf_counter() - started_at_s
-        made = engine.stats().num_generated_tokens - before
-        counts = np.array([float(num_requests)])
-        kv_bytes = 1 if kv_dtype == "fp8" else 2
-        floor_s = float(
-            decode_floor_s(
-                config,
-                bench.ceilings,
-                counts,
-                counts * (context + num_steps / 4),
-                kv_bytes=kv_bytes,
-            )[0]
-        )
-        bench.line(
-            "steady decode",
-            goal=goal,
-            requests=num_requests,
-            context=context,
-            output_tokens_per_s=made / elapsed_s,
-            step_ms=1000 * elapsed_s / (num_steps // 2),
-            floor_ms=1000 * floor_s,
-            over_floor=elapsed_s / (num_steps // 2) / floor_s,
-        )
-        del engine
+    for quantization, of_model in cases.items():
+        bench.check_time(0 if bench.toy else 15)
+        model = random_model(config, bench.device, dtype=dtype, quantization=quantization)
+        for case in of_model:
+            bench.check_time(0 if bench.toy else 10)
+            _one_steady(bench, model, case, quantization)
+            give_back(bench)
+        del model
         give_back(bench)
+
+
+def _one_steady(bench: Bench, model: DecoderModel, case: Steady, quantization: str | None) -> None:
+    config = model.config
+    engine = make_engine(
+        model, toy=bench.toy, kv_cache_dtype=case.kv_cache_dtype, quantization=quantization
+    )
+    warm_up(engine, config.vocab_size, toy=bench.toy)
+    engine.reset_prefix_cache()
+    work = Work([case.context] * case.num_requests, [case.num_steps + 8] * case.num_requests)
+    for number, (prompt, params) in enumerate(
+        zip(prompts_of(work, config.vocab_size), params_of(work), strict=True)
+    ):
+        engine.add_request(f"r{number}", prompt, params)
+    _until_all_decode(engine, case.num_requests)
+    before, started_at_s = engine.stats().num_generated_tokens, time.perf_counter()
+    num_steps = case.num_steps // 2
+    for _ in range(num_steps):
+        engine.step()
+    elapsed_s = time.perf_counter() - started_at_s
+    made = engine.stats().num_generated_tokens - before
+    counts = np.array([float(case.num_requests)])
+    floor_s = decode_floor_s(
+        config,
+        bench.ceilings,
+        counts,
+        counts * (case.context + case.num_steps / 4),
+        kv_bytes=1 if case.kv_cache_dtype == "fp8" else 2,
+        weight_bytes=1 if quantization == "fp8" else 2,
+    )
+    bench.line(
+        "steady decode",
+        goal=case.goal,
+        quantization=quantization,
+        requests=case.num_requests,
+        context=case.context,
+        output_tokens_per_s=made / elapsed_s,
+        step_ms=1000 * elapsed_s / num_steps,
+        floor_ms=1000 * float(floor_s[0]),
+        over_floor=elapsed_s / num_steps / float(floor_s[0]),
+    )
 
 
 def _until_all_decode(engine: Engine, num_requests: int) -> None:

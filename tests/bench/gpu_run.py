@@ -50,7 +50,8 @@ def sections(*, tune: bool) -> list[tuple[str, float, Callable[[Bench], None]]]:
     from gpu_anchor import anchor
     from gpu_ceilings import ceilings
     from gpu_correctness import correctness
-    from gpu_kernels import decode_attention, matrices, prefill_attention, sampler
+    from gpu_fp8 import matrices
+    from gpu_kernels import decode_attention, prefill_attention, sampler
     from gpu_recipes import host_time, latency, recipe, steady
     from gpu_steps import steps_of
     from gpu_tune import tune as tune_attention
@@ -78,10 +79,21 @@ def sections(*, tune: bool) -> list[tuple[str, float, Callable[[Bench], None]]]:
             40,
             recipe("Qwen3-0.6B", "G2", variants={"fp8": {"kv_cache_dtype": "fp8"}}),
         ),
+        (
+            "recipe-8b-fp8",
+            60,
+            recipe(
+                "Qwen3-8B",
+                None,
+                variants={"fp8 weights and cache": {"kv_cache_dtype": "fp8"}, "fp8 weights": {}},
+                quantization="fp8",
+            ),
+        ),
+        ("matrices", 25, matrices),
         ("host-time", 20, host_time),
         ("transformers", 60, anchor),
-        ("steady", 60, steady),
-        ("matrices", 15, matrices),
+        ("steady", 75, steady),
+        ("steps-llama-8b-fp8", 30, steps_of("Llama-3.1-8B", (1, 32, 256), fp8=True)),
         ("recipe-0.6b-without", 50, recipe("Qwen3-0.6B", "G1", variants=without)),
         ("recipe-14b", 60, recipe("Qwen3-14B", "G4")),
     ]

@@ -104,7 +104,7 @@ class StepMaker:
 def steps_of(
     name: str, batches: tuple[int, ...] = BATCHES, *, fp8: bool = False
 ) -> Callable[[Bench], None]:
-    """A section: decode steps of one shape."""
+    """A section: decode steps of one shape, in bf16 or with fp8 weights and cache."""
 
     def section(bench: Bench) -> None:
         _steps(bench, name, batches, fp8=fp8)
@@ -115,7 +115,9 @@ def steps_of(
 def _steps(bench: Bench, name: str, batches: tuple[int, ...], *, fp8: bool) -> None:
     batches, context = ((1, 3), 40) if bench.toy else (batches, CONTEXT)
     dtype = torch.float32 if bench.toy else torch.bfloat16
-    model = random_model(named_shape(name, toy=bench.toy), bench.device, dtype=dtype)
+    quantization = "fp8" if fp8 else None
+    shape = named_shape(name, toy=bench.toy)
+    model = random_model(shape, bench.device, dtype=dtype, quantization=quantization)
     kv_dtype = FP8 if fp8 and not bench.toy else None
     maker = StepMaker(
         model,
@@ -141,12 +143,14 @@ def _steps(bench: Bench, name: str, batches: tuple[int, ...], *, fp8: bool) -> N
                 numbers,
                 numbers * context,
                 kv_bytes=maker.kv_cache.layers[0][0].itemsize,
+                weight_bytes=1 if fp8 else 2,
             )[0]
         )
         bench.line(
             "decode step",
-            goal="G8" if name == "Qwen3-0.6B" else "G9",
+            goal=None if fp8 else "G8" if name == "Qwen3-0.6B" else "G9",
             model=name,
+            quantization=quantization,
             kv_dtype=str(maker.kv_cache.layers[0][0].dtype),
             batch=batch,
             context=context,

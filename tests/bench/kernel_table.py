@@ -82,8 +82,8 @@ def measured_errors() -> Errors:
 def error_of(row: dict[str, Any], errors: Errors) -> float | None:
     """Largest error of a kernel's op in its number format; None where there are no numbers."""
     name = row["kernel"].removesuffix("_kernel")
-    if name == "plan_decode":
-        return None
+    if name in ("plan_decode", "quantize_fp8", "gated_activation_fp8"):
+        return None  # eight bits are compared number by number, in tests/kernels
     if name == "gated_activation":
         name = "gelu_and_mul" if row["constants"]["IS_GELU"] else "silu_and_mul"
     faces = errors[_OPS.get(name, name)]["triton"]

@@ -56,12 +56,20 @@ file's too, and quantized layer by layer, so memory peaks as without it and then
 costs in quality was [measured](BENCHMARKS.md); why it is so:
 [decision 0011](decisions/0011-int8-weights.md).
 
+`BATCHMILL_QUANTIZATION=fp8` does so on GPUs of compute capability 8.9 and later, for native models
+that are no mixtures of experts and whose matrices have sizes in multiples of 16, in bfloat16. The
+output head stays in the dtype as well. Layers are read into the host's memory and quantized on the
+GPU one by one.
+[Decision 0014](decisions/0014-fp8-weights.md) says why.
+
 ## What is refused
 
 A model that would be computed wrongly is refused when it is loaded, by name and with the reason:
 
 - weights stored in a quantized format, pickled weights, missing weights;
 - int8 on a GPU, through transformers, or without the C++ kernels;
+- fp8 on a CPU or an older GPU, through transformers, in another dtype than bfloat16, for a mixture
+  of experts, or with a matrix that has a size that is no multiple of 16;
 - encoder-decoders, bidirectional attention, state-space and other recurrent layers;
 - attention with sinks, with capped scores, in chunks, or with values of another size than keys;
 - models that take no positions, or no part in transformers' attention interface;

@@ -40,11 +40,14 @@ def meta(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def decode(config: PreTrainedConfig, kv_dtype: torch.dtype) -> Counter[str]:
+def decode(
+    config: PreTrainedConfig, kv_dtype: torch.dtype, quantization: str | None = None
+) -> Counter[str]:
     """The Triton kernels of one decode step and its sampling."""
     native = read_model_config({**config.to_dict(), "architectures": config.architectures})
     weights = allocate_weights(native, torch.bfloat16, "meta")
-    model = DecoderModel(native, weights, backend="triton")
+    model = DecoderModel(native, weights, backend="triton", quantization=quantization)
+    assert model.is_capturable
     kv_cache = KVCache(
         num_layers=native.num_layers,
         num_blocks=64,
@@ -127,7 +130,7 @@ def _kinds(launches: list[Launch], name: str) -> set[object]:
 
 
 def main() -> None:
-    """Dense and sparse, with both kinds of cache."""
+    """Dense and sparse, with both kinds of cache, and with fp8 weights."""
     decode_graphs.sample = partial(sample, backend="triton")  # type: ignore[assignment]
     dense = Qwen3Config(**SIZES, **HEADS, architectures=["Qwen3ForCausalLM"])
     sparse = Qwen3MoeConfig(**SIZES, **HEADS, **EXPERTS, architectures=["Qwen3MoeForCausalLM"])
@@ -136,6 +139,7 @@ def main() -> None:
             {
                 "dense": decode(dense, torch.bfloat16),
                 "dense, fp8 cache": decode(dense, torch.float8_e4m3fn),
+                "dense, fp8 weights": decode(dense, torch.float8_e4m3fn, "fp8"),
                 "sparse": decode(sparse, torch.bfloat16),
             }
         )

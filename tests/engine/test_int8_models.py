@@ -94,7 +94,7 @@ def test_generations_of_another_quantization_are_another_identity(tmp_path: Path
     ("changes", "message"),
     [
         ({"model_impl": "transformers"}, "'int8'.*native decoder.*use 'auto' or 'native'"),
-        ({"quantization": "int3"}, "quantization is 'int3'; choose int8, or leave it out"),
+        ({"quantization": "int3"}, "quantization is 'int3'; choose int8 or fp8, or leave it out"),
     ],
 )
 def test_what_cannot_be_quantized_is_refused_by_name(
@@ -114,7 +114,8 @@ def test_model_that_only_transformers_computes_is_refused(tmp_path: Path) -> Non
 def test_a_gpu_is_refused_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     random_model(NATIVE["Llama"], tmp_path)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(ConfigError, match="on a CPU only, and the device is cuda: set device to"):
+    message = r"on a CPU only, and the device is cuda: .* set quantization to 'fp8'"
+    with pytest.raises(ConfigError, match=message):
         load(tmp_path, device="cuda")
 
 
@@ -136,6 +137,8 @@ def test_injected_products_are_not_quantized_silently(tmp_path: Path) -> None:
 
 
 def test_configuration_names_what_there_is() -> None:
-    with pytest.raises(ConfigError, match="quantization is 'awq': choose int8, or leave it out"):
+    with pytest.raises(
+        ConfigError, match="quantization is 'awq': choose int8 or fp8, or leave it out"
+    ):
         EngineConfig(model="demo", quantization="awq")
     assert EngineConfig(model="demo", quantization="int8").quantization == "int8"

@@ -15,6 +15,7 @@ from batchmill.engine.decoder import DecoderModel
 from batchmill.engine.device_memory import check_weights_fit, free_memory_bytes
 from batchmill.engine.errors import ConfigError
 from batchmill.engine.families import read_model_config
+from batchmill.engine.fp8_weights import fp8_weights_bytes
 from batchmill.engine.kv_cache import kv_block_bytes
 from batchmill.engine.kv_cache_sizing import (
     allocate_kv_cache,
@@ -166,6 +167,22 @@ def test_every_remedy_named_is_enough_alone(model: DecoderModel) -> None:
         assert allocate_kv_cache(configure(**changes), model, device).num_blocks >= 8
 
 
+def test_fp8_weights_are_a_remedy_where_they_save_enough(tmp_path: Path) -> None:
+    random_model(NATIVE["Qwen3"], tmp_path)
+    config = read_model_config(NATIVE["Qwen3"].to_dict() | {"architectures": ["Qwen3ForCausalLM"]})
+    weights = load_weights(tmp_path, config, torch.bfloat16, "cpu")
+    model = DecoderModel(config, weights)
+    saved = weights_bytes(config, torch.bfloat16) - fp8_weights_bytes(config, torch.bfloat16)
+    needed = 8 * kv_block_bytes(config, torch.bfloat16, 16)
+    limit = int(2 * GIB * 0.9) - GRAPH_BYTES
+    for lacking, is_enough in ((saved, True), (saved + 1, False)):
+        device = TightDevice(total=2 * GIB, held=limit - needed + lacking, step=0, weights=GIB)
+        assert ("quantization 'fp8'" in refusal(model, device)) == is_enough
+    # Nobody is told to quantize twice.
+    device = TightDevice(total=2 * GIB, held=limit - needed + 1, step=0, weights=GIB)
+    assert "quantization" not in refusal(model, device, quantization="fp8")
+
+
 @pytest.mark.parametrize(("share", "is_to_be_had"), [(0.5, True), (2.0, False)])
 def test_a_host_whose_share_is_too_small_is_told_what_it_can_have(
     model: DecoderModel, share: float, is_to_be_had: bool
@@ -222,6 +239,11 @@ def test_weights_that_do_not_fit_are_refused_before_they_are_read(model: Decoder
     with pytest.raises(ConfigError, match=r"use dtype 'bfloat16' \(4\.00 GiB\), a smaller model"):
         check_weights_fit(8 * GIB, torch.float32, cpu, 3 * GIB)
     assert free_memory_bytes(cpu) > 0
+    gpu = torch.device("cuda", 0)
+    for fp8_gib, is_named in ((2, True), (4, False)):
+        with pytest.raises(ConfigError, match=r"cuda:0 has 3\.00 GiB free") as caught:
+            check_weights_fit(8 * GIB, torch.bfloat16, gpu, 3 * GIB, fp8_gib * GIB)
+        assert ("use quantization 'fp8' (2.00 GiB" in str(caught.value)) == is_named
 
 
 def test_the_size_of_weights_is_that_of_the_files(tmp_path: Path) -> None:

@@ -49,8 +49,9 @@ def of_kernel(rows: list[Row], kernel: str) -> list[Row]:
     return [row for row in rows if row["kernel"] == kernel]
 
 
-def test_every_kernel_compiles(rows: list[Row]) -> None:
-    assert len({row["kernel"] for row in rows}) == 12
+def test_every_kernel_compiles(arch: int, rows: list[Row]) -> None:
+    # sm_80 has no eight-bit floats.
+    assert len({row["kernel"] for row in rows}) == (14 if arch >= 89 else 12)
 
 
 def test_no_kernel_spills_registers(rows: list[Row]) -> None:
@@ -109,7 +110,7 @@ def test_all_programs_of_decode_are_resident_at_once(arch: int, rows: list[Row])
 def test_elementwise_kernels_leave_room_for_many_warps(rows: list[Row]) -> None:
     """64 registers a thread let half of a multiprocessor's warps be resident."""
     kernels = {"write_kv_kernel", "apply_rope_kernel", "rope_and_cache_kernel", "rms_norm_kernel"}
-    kernels |= {"gated_activation_kernel", "sample_pick_kernel"}
+    kernels |= {"gated_activation_kernel", "quantize_fp8_kernel", "sample_pick_kernel"}
     assert not names(
         [row for row in rows if row["kernel"] in kernels and row["num_registers"] > 64]
     )

@@ -1,6 +1,8 @@
-"""What int8 weights, and bf16, change in a model's output: `python tests/bench/int8_quality.py`.
+"""What int8 or fp8 weights, and bf16, change in a model's output.
 
-Compares a model in float32, in bfloat16, and with int8 weights under either:
+`python tests/bench/quantization_quality.py [--quantization int8|fp8]`, on a CPU. fp8 products are
+the plain-torch truth there: the numbers of a GPU's, and sums in float32. Compares a model in
+float32, in bfloat16, and with quantized weights under either:
 
 - perplexity of texts of this repository, in windows of 512 tokens, each read from its start;
 - logits and likeliest tokens along 64 chat prompts and the 64 tokens that float32 answers with,
@@ -16,7 +18,7 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,9 +26,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from batchmill.engine import Engine, EngineConfig, SamplingParams
+from batchmill.engine.config import QUANTIZATIONS
+from batchmill.engine.decoder import DecoderModel
 from batchmill.engine.kv_cache import KVCache
 from batchmill.engine.loading import LoadedModel, load_model
+from batchmill.engine.model_config import ModelConfig
+from batchmill.engine.model_source import model_folder
 from batchmill.engine.step_inputs import StepInputs
+from batchmill.engine.weight_loading import load_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 #: The licence never changes; the decisions are prose that no model has been trained on.
@@ -45,13 +52,6 @@ INSTRUCTIONS = (
     "Give the following text a title and say why.",
 )
 NUM_PARAGRAPHS, NUM_OUTPUT_TOKENS, WINDOW, BLOCK_SIZE = 8, 64, 512, 16
-#: dtype and quantization; the first is what the others are compared with.
-VARIANTS = (
-    ("float32", None),
-    ("bfloat16", None),
-    ("float32", "int8"),
-    ("bfloat16", "int8"),
-)
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,17 @@ class Variant:
         greedy = SamplingParams(temperature=0, max_tokens=NUM_OUTPUT_TOKENS, ignore_eos=True)
         engine = Engine(config, loaded=self.loaded)
         return [list(output.token_ids) for output in engine.generate(prompts, greedy)]
+
+
+def load(model: str, dtype: str, quantization: str | None) -> LoadedModel:
+    """A model on the CPU, where fp8 weights are multiplied in plain torch."""
+    if quantization != "fp8":
+        return load_model(model, dtype=dtype, device="cpu", quantization=quantization)
+    loaded = load_model(model, dtype=dtype, device="cpu", model_impl="native")
+    assert isinstance(loaded.config, ModelConfig), "the native decoder computes it"
+    weights = load_weights(model_folder(model), loaded.config, loaded.model.dtype, "cpu")
+    decoder = DecoderModel(loaded.config, weights, backend="reference", quantization=quantization)
+    return replace(loaded, model=decoder)
 
 
 def texts() -> dict[str, str]:
@@ -208,14 +219,18 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="demo")
-    model = parser.parse_args().model
+    parser.add_argument("--quantization", choices=QUANTIZATIONS, default="int8")
+    options = parser.parse_args()
+    model = options.model
+    # The first is what the others are compared with.
     variants = [
         Variant(
-            dtype if quantization is None else f"{dtype}, int8 weights",
+            dtype if quantization is None else f"{dtype}, {quantization} weights",
             dtype,
-            load_model(model, dtype=dtype, device="cpu", quantization=quantization),
+            load(model, dtype, quantization),
         )
-        for dtype, quantization in VARIANTS
+        for quantization in (None, options.quantization)
+        for dtype in ("float32", "bfloat16")
     ]
     print_perplexities(variants)
     prompts = chat_prompts(variants[0])

@@ -1,0 +1,146 @@
+"""Matrix products of weights and activations in eight-bit floats, on tensor cores.
+
+    linear(x) = a b (q_x q_w^T) + bias,    q = round(v / scale),    scale = max |v| / 448
+
+Each output column of a weight has a scale `b`, found once; each row of activations has a scale
+`a`, found when it is multiplied. A row that is not finite comes out as NaN.
+
+The product is `torch._scaled_mm`, with fast accumulation: its tensor cores add up with fewer bits
+than float32 has. The plain torch truth adds up in float32.
+
+Source: FP8 Formats for Deep Learning, Micikevicius et al. 2022, sections 3 and 4.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .dispatch import Backend
+from .fp8_quantize import Fp8Rows, quantize_fp8, quantize_fp8_reference
+from .linear import Linear
+
+#: Changes with whatever changes a product: generations of another version are not continued.
+FP8_VERSION = "fp8-1"
+#: Both sizes of a weight are multiples of it: `torch._scaled_mm` takes no others.
+FP8_MULTIPLE = 16
+#: Weights are quantized so many columns at a time: each part is widened to float32 meanwhile.
+_COLUMNS_A_PART = 1024
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def make_fp8_linear(
+    weight: Tensor, bias: Tensor | None = None, *, backend: Backend = "auto"
+) -> Linear:
+    """A callable that multiplies by a weight that it has quantized.
+
+    The weight itself is not kept: let go of it, and memory holds one byte for each number.
+
+    Args:
+        weight: [out, in], both multiples of 16.
+        bias: [out], or None.
+        backend: `auto` is `Fp8Linear` on a GPU; `triton` is it anywhere, for tests without one;
+            `reference` is plain torch, and slow.
+
+    Raises:
+        ValueError: the weight cannot be multiplied so, or not on this device.
+    """
+    if backend == "reference":
+        return Fp8Reference(weight, bias)
+    if backend not in ("auto", "triton"):
+        raise ValueError(f"fp8 products have no {backend!r} backend; use 'triton' or 'reference'")
+    if backend == "auto" and weight.device.type != "cuda":
+        raise ValueError(
+            f"fp8 products are computed on a GPU, got a weight on {weight.device}: use int8 on a "
+            "CPU, or backend='reference'"
+        )
+    return Fp8Linear(weight, bias, backend=backend)
+
+
+def quantize_fp8_weight(weight: Tensor) -> Fp8Rows:
+    """Quantize a weight [out, in] by its columns of output, in plain torch on any device."""
+    parts = [quantize_fp8_reference(part) for part in torch.split(weight, _COLUMNS_A_PART)]
+    # As bytes: not every operation knows eight-bit floats.
+    values = torch.cat([part.values.view(torch.uint8) for part in parts])
+    return Fp8Rows(values.view(torch.float8_e4m3fn), torch.cat([part.scales for part in parts]))
+
+
+class Fp8Reference:
+    """Plain torch truth of `Fp8Linear`; its sums are in float32, and any dtype goes in."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Quantize a weight [out, in]; bias is [out] or None.
+
+        Raises:
+            ValueError: as for `Fp8Linear`.
+        """
+        _check_weight(weight)
+        self._values, self._scales = quantize_fp8_weight(weight)
+        self._bias = None if bias is None else bias.float()
+        self._dtype = weight.dtype
+
+    def __call__(self, x: Tensor | Fp8Rows) -> Tensor:
+        """[num_rows, in] to [num_rows, out], in the weight's dtype."""
+        values, scales = x if isinstance(x, Fp8Rows) else quantize_fp8_reference(x)
+        product = values.float() @ self._values.float().T * scales * self._scales.T
+        return (product if self._bias is None else product + self._bias).to(self._dtype)
+
+
+class Fp8Linear:
+    """A quantized weight, and products of it by `torch._scaled_mm` with a scale a row and column.
+
+    Any number of rows: neither cuBLAS nor CUTLASS, which torch takes by the GPU, wants them padded.
+    It reads nothing on the host, so a CUDA graph can hold it.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, backend: Backend = "auto") -> None:
+        """Quantize a weight.
+
+        Args:
+            weight: [out, in].
+            bias: [out] bfloat16, or None.
+            backend: The face that quantizes the activations.
+
+        Raises:
+            ValueError: a size is no multiple of 16, or the dtype is none that can be quantized.
+        """
+        _check_weight(weight)
+        values, scales = quantize_fp8_weight(weight)
+        self._weight = values.t()  # [in, out], each column in one piece, as is demanded
+        self._scales = scales.t().contiguous()  # [1, out]
+        self._bias = bias
+        self._backend: Backend = backend
+
+    def __call__(self, x: Tensor | Fp8Rows) -> Tensor:
+        """[num_rows, in] to [num_rows, out], both bfloat16: all that torch 2.11 returns.
+
+        Raises:
+            ValueError: x is neither bfloat16 nor quantized.
+        """
+        rows = x if isinstance(x, Fp8Rows) else self._quantize(x)
+        return torch._scaled_mm(
+            rows.values,
+            self._weight,
+            scale_a=rows.scales,
+            scale_b=self._scales,
+            bias=self._bias,
+            out_dtype=torch.bfloat16,
+            use_fast_accum=True,
+        )
+
+    def _quantize(self, x: Tensor) -> Fp8Rows:
+        if x.dtype != torch.bfloat16:
+            raise ValueError(f"x must be torch.bfloat16, got {x.dtype}: run the model in it")
+        return quantize_fp8(x, backend=self._backend)
+
+
+def _check_weight(weight: Tensor) -> None:
+    if weight.dtype not in _DTYPES:
+        raise ValueError(
+            f"fp8 weights are made of float32, bfloat16 or float16 ones, got {weight.dtype}"
+        )
+    if any(size % FP8_MULTIPLE for size in weight.shape):
+        raise ValueError(
+            f"the weight is {list(weight.shape)}, and fp8 products want multiples of "
+            f"{FP8_MULTIPLE}: leave it unquantized"
+        )
