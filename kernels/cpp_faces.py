@@ -165,6 +165,35 @@ def apply_rope_cpp(
     )  # fmt: skip
 
 
+def sample_cpp(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    seeds: Tensor,
+    positions: Tensor,
+    *,
+    library: ctypes.CDLL | None = None,
+) -> Tensor:
+    """Arguments and result of `sample`.
+
+    Raises:
+        ValueError: as for `paged_attention_cpp`.
+    """
+    _dtype_number("logits", logits)
+    _check_rows("logits", logits, 1)
+    _check_contiguous(temperature=temperature, top_k=top_k, top_p=top_p)
+    _check_contiguous(seeds=seeds, positions=positions)
+    num_rows, vocab_size = logits.shape
+    out = torch.empty(num_rows, dtype=torch.int64)
+    (library or default_library()).bm_sample(
+        out.data_ptr(), logits.data_ptr(), temperature.data_ptr(), top_k.data_ptr(),
+        top_p.data_ptr(), seeds.data_ptr(), positions.data_ptr(), num_rows, vocab_size,
+        logits.stride(0), torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
 def _dtype_number(name: str, tensor: Tensor) -> int:
     number = _DTYPES.get(tensor.dtype)
     if number is None or tensor.device.type != "cpu":

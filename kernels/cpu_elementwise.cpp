@@ -7,7 +7,7 @@
 #include "cpu_ops.h"
 #include "cpu_vec.h"
 
-BM_EXPORT int bm_abi_version() { return 5; }
+BM_EXPORT int bm_abi_version() { return 6; }
 
 namespace {
 

@@ -72,3 +72,9 @@ BM_EXPORT void bm_int8_quantize(const void* x, void* out, float* scales, int num
 BM_EXPORT void bm_int8_linear(void* out, const void* x, const float* x_scales, const void* packed,
                               const float* bias, int num_rows, int num_columns, int k,
                               long out_stride, int gated, int out_dtype, int num_threads);
+
+// Logits are float, -inf forbids a token; out is [num_rows].
+BM_EXPORT void bm_sample(int64_t* out, const float* logits, const float* temperature,
+                         const int64_t* top_k, const float* top_p, const int64_t* seeds,
+                         const int64_t* positions, int num_rows, int vocab_size, long row_stride,
+                         int num_threads);

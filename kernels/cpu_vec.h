@@ -215,6 +215,38 @@ inline vf exp2_of_negative(vf x) {
 #endif
 }
 
+// The natural logarithm of a positive, finite, normal x, to about 2 ulp.
+// Source: the Cephes single precision log (Moshier), range reduction and polynomial.
+inline vf log(vf x) {
+  const int32_t root_half = 0x3f3504f3;  // the bits of sqrt(0.5), where the fraction's range begins
+  vi offset = reinterpret_cast<vi>(x) - root_half;
+  vf exponent = __builtin_convertvector(offset >> 23, vf);
+  vf f = reinterpret_cast<vf>((offset & 0x7fffff) + root_half) - 1.0f;
+  vf p = splat(7.0376836292e-2f);
+  p = p * f - 1.1514610310e-1f;
+  p = p * f + 1.1676998740e-1f;
+  p = p * f - 1.2420140846e-1f;
+  p = p * f + 1.4249322787e-1f;
+  p = p * f - 1.6668057665e-1f;
+  p = p * f + 2.0000714765e-1f;
+  p = p * f - 2.4999993993e-1f;
+  p = p * f + 3.3333331174e-1f;
+  vf square = f * f;
+  vf rest = p * f * square + exponent * -2.12194440e-4f - 0.5f * square;
+  return f + rest + exponent * 0.693359375f;
+}
+
+inline bool any(vi mask) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask(reinterpret_cast<__m512i>(mask),
+                                reinterpret_cast<__m512i>(mask)) != 0;
+#else
+  int32_t found = 0;
+  for (int i = 0; i < kLanes; i++) found |= mask[i];
+  return found != 0;
+#endif
+}
+
 inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 inline int min_int(int a, int b) { return a < b ? a : b; }

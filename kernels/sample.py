@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .cpp_faces import sample_cpp
 from .dispatch import Backend, select_face
 from .sample_reference import sample_reference
 from .triton_faces import sample_triton
@@ -75,7 +76,7 @@ def sample_numpy(
     seeds: Tensor,
     positions: Tensor,
 ) -> Tensor:
-    """The CPU face: numpy's argmax, log and sort are 2 to 10 times as fast as torch's here.
+    """For a CPU without a C++ compiler: 2 to 10 times as fast as torch's argmax, log and sort.
 
     Same arguments and result as `sample`, on CPU tensors.
     """
@@ -97,7 +98,12 @@ def sample_numpy(
     return torch.from_numpy(tokens)
 
 
-_FACES = {"reference": sample_reference, "numpy": sample_numpy, "triton": sample_triton}
+_FACES = {
+    "reference": sample_reference,
+    "numpy": sample_numpy,
+    "triton": sample_triton,
+    "cpp": sample_cpp,
+}
 
 
 def _check(

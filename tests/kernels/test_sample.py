@@ -9,11 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from batchmill.kernels.cpp_build import build_library
+from batchmill.kernels.cpp_faces import sample_cpp
+from batchmill.kernels.cpp_isa import supported_isas
+from batchmill.kernels.cpp_library import load_library
 from batchmill.kernels.dispatch import Backend
 from batchmill.kernels.sample import sample
 from batchmill.kernels.sample_reference import gumbel_noise, murmur3
 
-BACKENDS = pytest.mark.parametrize("backend", ["reference", "numpy"])
+#: The instruction sets named for VNNI differ from the next one in int8 products only.
+ISAS_OF_FLOATS = [isa for isa in supported_isas() if not isa.name.endswith("_vnni")]
+BACKENDS = pytest.mark.parametrize("backend", ["reference", "numpy", "cpp"])
 
 
 def draw(
@@ -218,18 +224,38 @@ def test_seed_and_position_fix_the_token_and_change_it(backend: Backend) -> None
     assert len(others) == 4
 
 
-def test_the_faces_draw_the_same_tokens() -> None:
+@pytest.mark.parametrize("vocab_size", [5, 1024, 3001])
+def test_the_faces_draw_the_same_tokens(vocab_size: int) -> None:
     generator = torch.Generator().manual_seed(2)
-    logits = 4 * torch.randn(60, 3001, generator=generator)
+    logits = 4 * torch.randn(60, vocab_size, generator=generator)
+    logits[20:40] = logits[20:40].sort(dim=-1).values  # each larger than all before it
+    logits[40:50] = (logits[40:50] / 8).round()  # many equals
+    logits[50:] /= 40  # nearly flat
     arguments = {
         "temperature": [0.0, 0.3, 1.0, 1.7] * 15,
-        "top_k": [0, 0, 50, 7, 1] * 12,
-        "top_p": [1.0, 0.9, 0.2] * 20,
+        "top_k": [0, 0, 50, 7, 1, vocab_size // 2] * 10,
+        "top_p": [1.0, 0.9, 0.2, 0.999, 1.0] * 12,
         "seeds": torch.randint(-(2**63), 2**63 - 1, (60,), generator=generator),
         "positions": torch.arange(60),
     }
     reference = draw(logits, **arguments, backend="reference")
     assert torch.equal(draw(logits, **arguments, backend="numpy"), reference)
+    for isa in ISAS_OF_FLOATS:
+        controls = [torch.tensor(arguments[name]) for name in ("temperature", "top_k", "top_p")]
+        drawn = sample_cpp(
+            logits,
+            *controls,
+            arguments["seeds"],
+            arguments["positions"],
+            library=load_library(build_library(isa)),
+        )
+        assert torch.equal(drawn, reference), isa.name
+
+
+def test_the_cpp_face_takes_rows_that_lie_apart() -> None:
+    wide = torch.randn(7, 300, generator=torch.Generator().manual_seed(4))
+    rows = wide[:, 20:220]
+    assert torch.equal(draw(rows, backend="cpp"), draw(rows.clone(), backend="reference"))
 
 
 def test_a_small_change_of_the_logits_seldom_changes_the_token() -> None:
@@ -239,11 +265,17 @@ def test_a_small_change_of_the_logits_seldom_changes_the_token() -> None:
     assert (draw(logits) != draw(shaken)).sum() <= 3
 
 
-def test_a_row_of_nan_still_gives_a_valid_id() -> None:
-    logits = torch.randn(2, 100)
-    logits[1] = torch.nan
-    assert 0 <= int(draw(logits)[1]) < 100
-    assert 0 <= int(draw(logits, top_k=5, top_p=0.9)[1]) < 100
+@pytest.mark.parametrize("backend", ["numpy", "cpp"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_row_without_a_distribution_still_gives_a_valid_id(
+    value: float, backend: Backend
+) -> None:
+    logits = torch.randn(3, 100)
+    logits[1] = value
+    logits[2, 7] = value
+    for controls in ({}, {"top_k": 5, "top_p": 0.9}, {"temperature": 0.0}):
+        tokens = draw(logits, backend=backend, **controls)
+        assert ((tokens >= 0) & (tokens < 100)).all()
 
 
 def test_disagreeing_arguments_are_named() -> None:
