@@ -60,7 +60,7 @@ def requests() -> list[Request]:
 
 
 def batches() -> list[ScheduledBatch]:
-    """Prompts alone and together, whole and in parts; then decodes, alone, beside parts, guessed."""
+    """Prompts alone and together, whole and in parts; decodes alone, beside parts, with guesses."""
     whole = [ScheduledRequest(each, 0, len(each.prompt_token_ids), True) for each in requests()]
     steps = [ScheduledBatch(chunks=(each,)) for each in whole[:9]]
     parts = [whole[7]._replace(num_new_tokens=count, samples=False) for count in (1, 16, 100)]
