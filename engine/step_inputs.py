@@ -154,7 +154,9 @@ class StepInputBuilder:
         tables: NDArray[np.int32] = self._tables[rows, :num_blocks]
         return tables
 
-    def block_ids_at(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.int32]:
+    def block_ids_at(
+        self, rows: NDArray[np.int64], columns: NDArray[np.int64]
+    ) -> NDArray[np.int32]:
         """One block of each row, [len(rows)] int32, which must have been copied."""
         block_ids: NDArray[np.int32] = self._tables[rows, columns]
         return block_ids
