@@ -251,8 +251,9 @@ class DecodeGraphs:
     def _step(self, size: int) -> None:
         """One decode step of the first `size` rows, on memory that stays where it is."""
         state, block_size = self._state, self._kv_cache.block_size
-        row_ids, positions, is_live = (
-            each[:size] for each in (state.row_ids, state.positions, state.is_live)
+        row_ids, positions, draw_positions, is_live = (
+            each[:size]
+            for each in (state.row_ids, state.positions, state.draw_positions, state.is_live)
         )
         columns = positions // block_size
         blocks = state.block_tables[:size].gather(1, columns[:, None])[:, 0].to(torch.int64)
@@ -277,12 +278,12 @@ class DecodeGraphs:
             state.top_k[:size],
             state.top_p[:size],
             state.seeds[:size],
-            state.draw_positions[:size],
+            draw_positions,
         )
         self._token_ids[:size].copy_(token_ids)
         self._rows.last_tokens.index_copy_(0, row_ids, token_ids)
         positions += is_live
-        state.draw_positions[:size] += is_live
+        draw_positions += is_live
 
     def _load(self, rows: NDArray[np.int64], starts: NDArray[np.int64], size: int) -> None:
         """Bring a batch's rows into the state, and padding after them."""
@@ -293,6 +294,9 @@ class DecodeGraphs:
             return np.concatenate([values, pads])
 
         state = self._state
+        # No further than they reach: whole tables of a long `max_model_len` are megabytes, sent
+        # whenever a request comes or goes. What lies beyond is not read.
+        tables = self._builder.tables_of(rows)
         pairs = (
             (state.row_ids, padded(rows, of.num_rows)),
             (state.positions, padded(starts, 0)),
@@ -302,7 +306,7 @@ class DecodeGraphs:
             (state.seeds, padded(of.seeds[rows], 0)),
             (state.temperature, padded(of.temperature[rows], 0)),
             (state.top_p, padded(of.top_p[rows], 1)),
-            (state.block_tables, padded(self._builder.tables_of(rows), 0)),
+            (state.block_tables[:, : tables.shape[1]], padded(tables, 0)),
         )
         uploaded = self._uploader.upload(*[values for _, values in pairs])
         for (target, _), values in zip(pairs, uploaded, strict=True):
@@ -313,7 +317,7 @@ class DecodeGraphs:
     ) -> None:
         """Send the blocks that some requests begin with this step."""
         columns = starts[begun] // self._kv_cache.block_size
-        block_ids = self._builder.tables_of(rows[begun])[np.arange(len(begun)), columns]
+        block_ids = self._builder.block_ids_at(rows[begun], columns)
         at_rows, at_columns, values = self._uploader.upload(begun, columns, block_ids)
         self._state.block_tables.index_put_((at_rows, at_columns), values)
 

@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .upload import Uploader
+
 #: Parts that a range of distances is cut into, to sort only the part in which a sum is reached.
 _NUM_PARTS = 4096
 
@@ -44,10 +46,9 @@ def keep_masked(logits: Tensor, rows: list[int], masks: NDArray[np.int32]) -> No
         for row, allowed in zip(rows, bits, strict=True):
             np.copyto(values[row], -np.inf, where=allowed == 0)
         return
-    words = torch.from_numpy(masks).to(logits.device)
+    words, index = Uploader(logits.device).upload(masks, np.array(rows, dtype=np.int64))
     shifts = torch.arange(32, dtype=torch.int32, device=logits.device)
     allowed_bits = ((words[:, :, None] >> shifts) & 1).flatten(1)[:, :vocab_size]
-    index = torch.tensor(rows, device=logits.device)
     logits[index] = logits[index].masked_fill(allowed_bits == 0, -torch.inf)
 
 
@@ -59,23 +60,33 @@ def keep_only(row: Tensor, allowed: NDArray[np.int64]) -> None:
         values.fill(-np.inf)
         values[allowed] = kept_values
         return
-    token_ids = torch.from_numpy(allowed).to(row.device)
+    (token_ids,) = Uploader(row.device).upload(allowed)
     kept = row[token_ids]
     row.fill_(-torch.inf)
     row[token_ids] = kept
 
 
-def keep_min_p(row: Tensor, min_p: float, temperature: float) -> None:
-    """Forbid tokens less probable than `min_p` times the likeliest, at a temperature, in place.
+def keep_min_p(logits: Tensor, rows: list[int], min_p: list[float], heat: list[float]) -> None:
+    """Forbid tokens less probable than `min_p` times the likeliest of their row, in place.
+
+    Args:
+        logits: [num_rows, vocab_size] float32, changed in place.
+        rows: The rows that have a `min_p`.
+        min_p: Of each of them, above 0.
+        heat: Its temperature, at which probabilities are compared.
 
     Source: Nguyen et al. 2024, "Turning Up the Heat: Min-p Sampling", section 3.
     """
-    gap = temperature * math.log(min_p)
-    if uses_numpy(row):
-        values = row.numpy()
-        np.copyto(values, -np.inf, where=values < values.max() + np.float32(gap))
+    gaps = (np.array(heat) * np.log(min_p)).astype(np.float32)
+    if uses_numpy(logits):
+        for row, gap in zip(rows, gaps, strict=True):
+            values = logits[row].numpy()
+            np.copyto(values, -np.inf, where=values < values.max() + gap)
         return
-    row.masked_fill_(row < row.amax() + gap, -torch.inf)
+    index, gaps_there = Uploader(logits.device).upload(np.array(rows, dtype=np.int64), gaps)
+    chosen = logits.index_select(0, index)
+    least = chosen.amax(dim=-1) + gaps_there
+    logits.index_copy_(0, index, chosen.masked_fill_(chosen < least[:, None], -torch.inf))
 
 
 def keep_typical(row: Tensor, mass: float, temperature: float) -> None:
@@ -95,8 +106,9 @@ def keep_typical(row: Tensor, mass: float, temperature: float) -> None:
     distances = (-log_probs - entropy).abs()
     ascending, order = distances.sort()
     reached = probs[order].cumsum(dim=-1)
-    last = (reached < mass).sum().clamp(max=len(row) - 1)
-    row.masked_fill_(distances > ascending[last], -torch.inf)
+    # As a vector of one index: a scalar one would be read on the host.
+    last = (reached < mass).sum().clamp(max=len(row) - 1)[None]
+    row.masked_fill_(distances > ascending.index_select(0, last), -torch.inf)
 
 
 def _typical_numpy(

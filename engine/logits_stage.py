@@ -16,6 +16,7 @@ from .dense_controls import is_empty, keep_masked, keep_min_p, keep_only, keep_t
 from .request import Request
 from .sampling_params import SamplingParams
 from .structure import Structure, StructureMasks
+from .upload import Uploader
 
 
 class LogitsStage:
@@ -63,10 +64,12 @@ class LogitsStage:
             _forbid(logits, plan.forbidding)
         for row, controls in plan.restricted:
             controls.is_exhausted = is_empty(logits[row])
-        for row, params in plan.min_p:
-            keep_min_p(logits[row], params.min_p, params.temperature)
-        for row, params in plan.typical_p:
-            keep_typical(logits[row], params.typical_p, params.temperature)
+        if plan.min_p:
+            rows, params = zip(*plan.min_p, strict=True)
+            heat = [each.temperature for each in params]
+            keep_min_p(logits, list(rows), [each.min_p for each in params], heat)
+        for row, each in plan.typical_p:
+            keep_typical(logits[row], each.typical_p, each.temperature)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,4 +163,5 @@ def _index(
 
 
 def _on_device(array: NDArray[np.generic], logits: Tensor) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array)).to(logits.device)
+    (there,) = Uploader(logits.device).upload(np.ascontiguousarray(array))
+    return there

@@ -149,9 +149,17 @@ class StepInputBuilder:
         return begun
 
     def tables_of(self, rows: NDArray[np.int64]) -> NDArray[np.int32]:
-        """Block tables as far as they were copied, [num_rows, max_num_blocks] int32, 0 after."""
-        tables: NDArray[np.int32] = self._tables[rows]
+        """Block tables as far as the longest was copied, [len(rows), blocks] int32, 0 after."""
+        num_blocks = int(self._num_copied[rows].max())
+        tables: NDArray[np.int32] = self._tables[rows, :num_blocks]
         return tables
+
+    def block_ids_at(
+        self, rows: NDArray[np.int64], columns: NDArray[np.int64]
+    ) -> NDArray[np.int32]:
+        """One block of each row, [len(rows)] int32, which must have been copied."""
+        block_ids: NDArray[np.int32] = self._tables[rows, columns]
+        return block_ids
 
     def _lay_out(self, batch: ScheduledBatch) -> _Layout:
         decode_starts = self._rows.decode_starts(batch)

@@ -16,6 +16,7 @@ from .sampler import Sampler
 from .schedule import CheckedDrafts, ScheduledBatch, StepKind
 from .speculation import check_drafts
 from .step_inputs import StepInputBuilder
+from .warm_up import warm_up_kernels
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class StepPipeline:
         max_model_len: int,
         decode_graphs: bool = False,
     ) -> None:
-        """Make the buffers.
+        """Make the buffers; on a GPU, have every kernel compiled that a step may launch.
 
         Args:
             model: Computes the steps.
@@ -80,6 +81,8 @@ class StepPipeline:
         self._runner = ModelRunner(model, kv_cache, model.device)
         self._sampler = Sampler(model.config.vocab_size, self._rows)
         self._graphs: DecodeGraphs | None = None
+        if model.device.type != "cpu":
+            warm_up_kernels(model, kv_cache)
         if decode_graphs:
             self._graphs = DecodeGraphs(
                 model, kv_cache, self._rows, self._builder, max_model_len=max_model_len

@@ -24,6 +24,11 @@ from triton.runtime.jit import JITFunction
 
 #: An instruction of disassembled code, without its predicate and its modifiers.
 _OPCODE = r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)"
+#: A line of disassembled code: its address, and what it is.
+_INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", re.MULTILINE)
+_JUMP = re.compile(r"\bBRA\b.*\b0x([0-9a-f]+)")
+#: Loads and stores of registers that were spilled.
+_SPILL = re.compile(r"\b(?:LDL|STL)\b")
 #: Matrix instructions by generation: warp-wide, warp-group-wide (sm_90), tensor-memory (sm_100).
 _MATRIX_INSTRUCTIONS = ("UTCHMMA", "UTCQMMA", "HGMMA", "QGMMA", "HMMA")
 _POINTERS = {
@@ -67,6 +72,8 @@ class CompiledReport:
     #: Bytes of local memory a thread has: registers that were spilled.
     spill_bytes: int
     shared_bytes: int
+    #: Loads and stores of spilled registers inside innermost loops, where they cost time.
+    num_spills_in_loops: int
     #: How often each matrix instruction occurs.
     matrix_instructions: Mapping[str, int]
     #: Asynchronous copies from global to shared memory: none means that nothing is pipelined.
@@ -167,11 +174,38 @@ def _read_cubin(cubin: bytes, shared_bytes: int) -> CompiledReport:
     return CompiledReport(
         num_registers=int(found[1]),
         spill_bytes=int(found[2]),
+        num_spills_in_loops=spills_in_loops(code),
         shared_bytes=shared_bytes,
         matrix_instructions={
             name: families.count(name) for name in _MATRIX_INSTRUCTIONS if name in families
         },
         num_async_copies=sum(families.count(name) for name in ("LDGSTS", "UTMALDG")),
+    )
+
+
+def spills_in_loops(code: str) -> int:
+    """Count the loads and stores of spilled registers in loops that hold no other loop.
+
+    A value that is kept in memory across a loop costs nothing; newer assemblers do that to let more
+    programs be resident.
+
+    Args:
+        code: What the disassembler printed.
+    """
+    lines = [(int(address, 16), text) for address, text in _INSTRUCTION.findall(code)]
+    jumps = [(int(to[1], 16), at) for at, text in lines if (to := _JUMP.search(text))]
+    loops = {(first, last) for first, last in jumps if first < last}
+    innermost = [
+        (first, last)
+        for first, last in loops
+        if not any(
+            first <= other[0] and other[1] <= last and other != (first, last) for other in loops
+        )
+    ]
+    return sum(
+        any(first <= at <= last for first, last in innermost)
+        for at, text in lines
+        if _SPILL.search(text)
     )
 
 

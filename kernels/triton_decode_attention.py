@@ -1,11 +1,11 @@
 """Decode attention over a paged cache: one query token a sequence, bound by cache reads.
 
 All (sequence, KV head, tile) triples of the batch form one line, and a fixed number of programs
-take equal stretches of it, so a long sequence among short ones leaves nobody idle. A program whose
-stretch covers all of a (sequence, KV head) writes its output; where the stretch cuts one, it
-leaves a partial result with its log-sum-exp, at most two a program, and a second kernel merges
-those. Grids and scratch depend on the device alone: the launch can be captured in a CUDA graph
-and replayed with other lengths.
+take stretches of it that differ by one tile at most, so a long sequence among short ones leaves
+nobody idle. A program whose stretch covers all of a (sequence, KV head) writes its output; where
+the stretch cuts one, it leaves a partial result with its log-sum-exp, at most two a program, and a
+second kernel merges those. Grids and scratch depend on the device alone: the launch can be captured
+in a CUDA graph and replayed with other lengths.
 
 The query heads that share a KV head are the rows of one tile, so a key is read once for all.
 
@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .triton_decode_plan import DecodePlan
+from .triton_decode_plan import DecodePlan, find_sequence, holder_of, stretch_of
 from .triton_launch import dot_precision, interpreted, num_multiprocessors
 from .triton_tiles import (
     LOG2_E,
@@ -87,20 +87,6 @@ def attend_stretch(
     return acc / row_sum[:, None], row_max + tl.log2(row_sum)
 
 
-@triton.jit
-def find_sequence(cu_tiles, num_active, tile):
-    """Index of the active sequence that holds a tile: the last one that starts at or before it."""
-    low = 0
-    high = num_active
-    while high - low > 1:
-        middle = (low + high) // 2
-        if tl.load(cu_tiles + middle) <= tile:
-            low = middle
-        else:
-            high = middle
-    return low
-
-
 @triton.jit(do_not_specialize=["table_stride"])
 def decode_attention_kernel(
     out,  # [num_tokens, NUM_KV_HEADS * GROUP, HEAD_DIM]
@@ -132,7 +118,7 @@ def decode_attention_kernel(
     UPCAST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Program p takes the stretch [p, p + 1) * ceil(tiles / programs) of the line of tiles."""
+    """Program p takes its stretch of the line of tiles."""
     program = tl.program_id(0)
     heads = tl.arange(0, BLOCK_M)
     dims = tl.arange(0, BLOCK_D)
@@ -141,9 +127,7 @@ def decode_attention_kernel(
 
     num_active = tl.load(num_active_in)
     total = tl.load(cu_tiles + num_active) * NUM_KV_HEADS
-    stretch = tl.cdiv(total, tl.num_programs(0))
-    position = program * stretch
-    end = tl.minimum(position + stretch, total)
+    position, end = stretch_of(program, tl.num_programs(0), total)
     index = find_sequence(cu_tiles, num_active, position // NUM_KV_HEADS)
     tl.store(split_pair + program, -1)
 
@@ -192,7 +176,8 @@ def decode_attention_kernel(
             if position == pair_start:
                 slot += 1
                 tl.store(split_pair + program, row * NUM_KV_HEADS + kv_head)
-                tl.store(split_last + program, (pair_end - 1) // stretch)
+                last = holder_of(pair_end - 1, tl.num_programs(0), total)
+                tl.store(split_last + program, last)
             tl.store(partial_out + slot * (GROUP * HEAD_DIM) + group_offsets, acc, stored)
             tl.store(partial_lse + slot * GROUP + heads, lse, heads < GROUP)
         position = stop

@@ -119,3 +119,41 @@ def plan_decode_kernel(
         num_tiles += tl.sum(tiles, 0)
     tl.store(cu_tiles_out, 0)
     tl.store(num_active_out, num_active)
+
+
+@triton.jit
+def find_sequence(cu_tiles, num_active, tile):
+    """Index of the active sequence that holds a tile: the last one that starts at or before it."""
+    low = 0
+    high = num_active
+    while high - low > 1:
+        middle = (low + high) // 2
+        if tl.load(cu_tiles + middle) <= tile:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+@triton.jit
+def stretch_of(program, num_programs, total):
+    """A program's stretch of `total` tiles: its first, the one after its last.
+
+    Shares differ by one tile at most, and the larger ones go to the first programs, which lie on
+    different multiprocessors. Equal stretches of ceil(total / num_programs) would leave the last
+    programs without work: 54 of 396 at one sequence of 16,384 tokens and 8 KV heads.
+    """
+    share = total // num_programs
+    num_larger = total % num_programs
+    first = program * share + tl.minimum(program, num_larger)
+    return first, first + share + (program < num_larger).to(tl.int32)
+
+
+@triton.jit
+def holder_of(tile, num_programs, total):
+    """The program whose stretch holds a tile."""
+    share = total // num_programs
+    num_larger = total % num_programs
+    in_larger = num_larger * (share + 1)
+    after = num_larger + (tile - in_larger) // tl.maximum(share, 1)
+    return tl.where(tile < in_larger, tile // (share + 1), after)

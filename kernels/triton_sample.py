@@ -1,7 +1,7 @@
 """Triton face of `sample`: no sort, no synchronisation, and no random state.
 
-Rows that ask for top-k or top-p get a floor first: the smallest value they keep, found bit by bit
-in an order-preserving integer image of the scaled logits. All other rows skip that kernel at once.
+Rows that ask for top-k or top-p get a floor first, the smallest value they keep
+(`triton_sample_floor`); all other rows skip that kernel at once.
 Then tiles of the vocabulary are searched for the largest logit plus noise, and a small kernel picks
 the best tile.
 
@@ -20,25 +20,12 @@ import triton.language as tl
 from torch import Tensor
 
 from .triton_launch import check_device
+from .triton_sample_floor import MAX_CANDIDATES, order_key, sample_floor_kernel, scale_logits
 
 #: Vocabulary entries a program of the search holds.
 TILE = 4096
 #: Entries that the one program of a filtered row reads at a time.
-FLOOR_TILE = 4096
-
-
-@triton.jit
-def scale_logits(logits, temperature):
-    """Divide by the temperature, correctly rounded; greedy rows stay, and -0.0 becomes 0.0."""
-    heat = tl.where(temperature == 0, 1.0, temperature)
-    return tl.div_rn(logits, tl.zeros_like(logits) + heat) + 0.0
-
-
-@triton.jit
-def order_key(values):
-    """Map float32 to uint32 so that the order stays: compare bits instead of numbers."""
-    bits = values.to(tl.uint32, bitcast=True)
-    return tl.where(bits >> 31 == 1, bits ^ 0xFFFFFFFF, bits | 0x80000000)
+FLOOR_TILE = 2048
 
 
 @triton.jit
@@ -76,82 +63,6 @@ def gumbel_noise(seed, position, token_ids):
     exact = lost == 0
     exponential = -tl.log(rest) * tl.div_rn(uniform, tl.where(exact, 1.0, lost))
     return -tl.log(tl.where(exact, uniform, exponential))
-
-
-@triton.jit
-def measure(
-    row, temperature, trial, floor, top, vocab_size, MASS: tl.constexpr, TILE: tl.constexpr
-):
-    """Count (or, with MASS, weigh relative to `top`) the entries whose key reaches each trial.
-
-    Entries under `floor` are left out. `trial` is [4] uint32; returns float32 [4].
-    """
-    measured = tl.zeros([4], tl.float32)
-    for start in range(0, vocab_size, TILE):
-        columns = start + tl.arange(0, TILE)
-        values = tl.load(row + columns, columns < vocab_size, float("-inf"))
-        scaled = scale_logits(values, temperature)
-        keys = order_key(scaled)
-        weights = tl.exp(scaled - top) if MASS else tl.full([TILE], 1.0, tl.float32)
-        weights = tl.where((keys >= floor) & (columns < vocab_size), weights, 0.0)
-        reached = keys[None, :] >= trial[:, None]
-        measured += tl.sum(tl.where(reached, weights[None, :], 0.0), 1)
-    return measured
-
-
-@triton.jit
-def find_floor(
-    row, temperature, wanted, floor, top, vocab_size, MASS: tl.constexpr, TILE: tl.constexpr
-):
-    """Largest key such that the entries from it up reach `wanted` in number or in mass.
-
-    Two bits a pass over the row, which lies in the second-level cache after the first.
-    """
-    found = (floor * 0).to(tl.uint32)
-    steps = tl.arange(0, 4)
-    for done in range(16):
-        shift = 30 - 2 * done
-        trial = found + (steps.to(tl.uint32) << shift)
-        measured = measure(row, temperature, trial, floor, top, vocab_size, MASS, TILE)
-        # Measures fall as trials rise, and step 0 is known to reach what is wanted.
-        step = tl.max(tl.where((measured >= wanted) | (steps == 0), steps, 0), 0)
-        found = found + (step.to(tl.uint32) << shift)
-    return found
-
-
-@triton.jit
-def sample_floor_kernel(
-    floors,  # uint32 as int32 [num_rows]
-    logits,  # float32 [num_rows, vocab_size], rows row_stride apart
-    temperature,  # float32 [num_rows]
-    top_k,  # int64 [num_rows]
-    top_p,  # float32 [num_rows]
-    row_stride,
-    vocab_size,
-    TILE: tl.constexpr,
-):
-    """Program r: the key of the smallest value that row r keeps, 0 where it keeps all."""
-    index = tl.program_id(0)
-    heat = tl.load(temperature + index)
-    k = tl.load(top_k + index)
-    p = tl.load(top_p + index)
-    by_count = (heat > 0) & (k > 0) & (k < vocab_size)
-    by_mass = (heat > 0) & (p < 1)
-    row = logits + index.to(tl.int64) * row_stride
-    floor = (index * 0).to(tl.uint32)
-    if by_count:
-        floor = find_floor(row, heat, k.to(tl.float32), floor, 0.0, vocab_size, False, TILE)
-    if by_mass:
-        top = float("-inf")
-        for start in range(0, vocab_size, TILE):
-            columns = start + tl.arange(0, TILE)
-            values = tl.load(row + columns, columns < vocab_size, float("-inf"))
-            top = tl.maximum(top, tl.max(scale_logits(values, heat), 0))
-        zero = tl.zeros([4], tl.uint32)
-        total = tl.max(measure(row, heat, zero, floor, top, vocab_size, True, TILE), 0)
-        mass_floor = find_floor(row, heat, p * total, floor, top, vocab_size, True, TILE)
-        floor = tl.where(mass_floor > floor, mass_floor, floor)
-    tl.store(floors + index, floor.to(tl.int32, bitcast=True))
 
 
 @triton.jit
@@ -220,12 +131,13 @@ def sample_triton(
         return token_ids
     num_tiles = triton.cdiv(vocab_size, TILE)
     floors = torch.empty(num_rows, dtype=torch.int32, device=logits.device)
+    candidates = logits.new_empty((num_rows, MAX_CANDIDATES))
     best_scores = torch.empty((num_rows, num_tiles), dtype=torch.float32, device=logits.device)
     best_ids = torch.empty((num_rows, num_tiles), dtype=torch.int32, device=logits.device)
     stride = logits.stride(0)
     sample_floor_kernel[(num_rows,)](
-        floors, logits, temperature, top_k, top_p, stride, vocab_size,
-        TILE=FLOOR_TILE, num_warps=16, enable_fp_fusion=False,
+        floors, candidates, logits, temperature, top_k, top_p, stride, vocab_size,
+        MOST=MAX_CANDIDATES, TILE=FLOOR_TILE, num_warps=16, enable_fp_fusion=False,
     )  # fmt: skip
     sample_tile_kernel[(num_rows, num_tiles)](
         best_scores, best_ids, floors, logits, temperature, seeds, positions, stride, vocab_size,

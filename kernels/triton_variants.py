@@ -39,12 +39,8 @@ from .triton_rope import (
     rope_and_cache_kernel,
     rope_and_cache_triton,
 )
-from .triton_sample import (
-    sample_floor_kernel,
-    sample_pick_kernel,
-    sample_tile_kernel,
-    sample_triton,
-)
+from .triton_sample import sample_pick_kernel, sample_tile_kernel, sample_triton
+from .triton_sample_floor import sample_floor_kernel
 from .triton_write_kv import write_kv_kernel, write_kv_triton
 from .tuning_attention import attention_tuning
 

@@ -202,8 +202,13 @@ def _sdpa_prefill(bench: Bench, lens: list[int], heads: dict[str, int]) -> dict[
 
 
 def sampler(bench: Bench) -> None:
-    """K4: drawing one token for each of 256 rows of 151,936 logits."""
-    num_rows, vocab_size = (3, 300) if bench.toy else (256, 151936)
+    """K4: drawing one token for each of 256 rows of 151,936 logits; and for one row."""
+    vocab_size = 300 if bench.toy else 151936
+    for num_rows in (3, 1) if bench.toy else (256, 1):
+        _sampler(bench, num_rows, vocab_size)
+
+
+def _sampler(bench: Bench, num_rows: int, vocab_size: int) -> None:
     logits = [torch.randn(num_rows, vocab_size, device=bench.device) for _ in range(2)]
     whole = torch.arange(num_rows, device=bench.device)
     heat = torch.full((num_rows,), 0.6, device=bench.device)

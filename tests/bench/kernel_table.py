@@ -111,15 +111,16 @@ def errors_markdown(errors: Errors) -> str:
 def markdown(rows: list[dict[str, Any]], errors: Errors) -> str:
     """Rows as a table, by kernel, shape and architecture."""
     lines = [
-        "| kernel | shape | sm | warps | registers | spilled B | shared KiB | matrix | async "
-        "| max error |",
+        "| kernel | shape | sm | warps | registers | spilled B (in loops) | shared KiB | matrix "
+        "| async | max error |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in sorted(rows, key=lambda row: (row["kernel"], row["shape"], row["arch"])):
         matrix = " ".join(f"{name} {count}" for name, count in row["matrix_instructions"].items())
         lines.append(
             f"| {row['kernel'].removesuffix('_kernel')} | {row['shape']} | {row['arch']} "
-            f"| {row['num_warps']} | {row['num_registers']} | {row['spill_bytes']} "
+            f"| {row['num_warps']} | {row['num_registers']} "
+            f"| {row['spill_bytes']} ({row['num_spills_in_loops']}) "
             f"| {row['shared_bytes'] / 1024:.1f} | {matrix or '-'} | {row['num_async_copies']} "
             f"| {_cell(error_of(row, errors))} |"
         )

@@ -237,6 +237,26 @@ def test_inputs_packed_into_one_copy_as_for_a_gpu_give_the_same_tokens(
         assert [each.token_ids for each in outputs] == [each.token_ids for each in expected]
 
 
+def test_a_new_batch_sends_its_block_tables_as_far_as_they_reach(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (expected,) = make_engine(decode_graphs=False).generate([[1, 2, 3]], greedy(20))
+    widths = []
+
+    def upload(self: Uploader, *arrays: Any) -> list[torch.Tensor]:
+        widths.extend(each.shape[1] for each in arrays if each.ndim == 2)
+        return [torch.from_numpy(each) for each in arrays]
+
+    engine = make_engine()  # blocks of 4 tokens, tables of 16 blocks
+    engine.add_request("a", [1, 2, 3], greedy(20))
+    engine.step()
+    monkeypatch.setattr(Uploader, "upload", upload)
+    engine.step()
+    engine.add_request("leaves soon", [*range(4, 10)], greedy(1))
+    assert outputs_of(engine)["a"] == expected.token_ids
+    assert widths == [1, 2, 2], "loaded, a prompt's step, loaded again"
+
+
 def test_all_sizes_warm_up_and_are_captured_on_one_stream_into_one_pool(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

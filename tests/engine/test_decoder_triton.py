@@ -133,7 +133,7 @@ def test_a_decode_step_reads_nothing_on_the_host_and_launches_few_kernels() -> N
         capture_output=True,
         text=True,
         env=environment,
-        timeout=120,
+        timeout=250,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     layers = 3

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import (
     LogitsProcessorList,
     MinNewTokensLengthLogitsProcessor,
@@ -23,7 +25,7 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
-from batchmill.engine import SamplingParams, dense_controls
+from batchmill.engine import SamplingParams, dense_controls, upload
 from batchmill.engine.controls import RequestControls, TokenCounts
 from batchmill.engine.logits_stage import LogitsStage
 from batchmill.engine.request import Request
@@ -263,7 +265,7 @@ def test_large_vocabularies_are_thinned_out_as_small_ones(mass: float) -> None:
         num_different = int((found.isinf() != expected.isinf()).sum())
         assert num_different <= 1 + int(expected.isfinite().sum()) // 500
         found = row.clone()
-        dense_controls.keep_min_p(found, 1 - mass, temperature)
+        dense_controls.keep_min_p(found[None], [0], [1 - mass], [temperature])
         expected = after_temperature(temperature, MinPLogitsWarper(1 - mass))([1], [], row)
         assert int((found.isinf() != expected.isinf()).sum()) <= 1
 
@@ -289,7 +291,7 @@ def test_masks_forbid_every_token_whose_bit_is_not_set(monkeypatch: pytest.Monke
 def test_row_that_is_no_distribution_is_left_to_the_sampler(broken: float) -> None:
     row = torch.full((50,), broken)
     dense_controls.keep_typical(row, 0.5, 1.0)
-    dense_controls.keep_min_p(row, 0.5, 1.0)
+    dense_controls.keep_min_p(row[None], [0], [0.5], [1.0])
     assert not row.isfinite().any()
 
 
@@ -311,3 +313,40 @@ def test_row_that_is_left_without_a_token_is_marked_and_others_are_not() -> None
     stage.start(requests)
     stage.apply(torch.zeros(2, VOCAB_SIZE))
     assert [each.controls.is_exhausted for each in requests if each.controls] == [True, False]
+
+
+class NoWaitingCopies(TorchDispatchMode):
+    """Refuses copies from the host for which a GPU's host waits."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        met = {each.device.type for each in tree_leaves((args, result)) if torch.is_tensor(each)}
+        if met == {"cpu", "meta"}:
+            assert func.overloadpacket == torch.ops.aten._to_copy, func
+            assert kwargs["non_blocking"], func
+        return result
+
+
+def test_controls_reach_a_gpu_in_copies_that_nobody_waits_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On tensors without data; pageable memory is copied when the device is done with the step."""
+    monkeypatch.setattr(upload, "pinned", lambda size: torch.empty(size, dtype=torch.uint8))
+    controls = [
+        {"min_p": 0.1, "typical_p": 0.9},
+        {"min_p": 0.2, "repetition_penalty": 1.2, "presence_penalty": 0.5},
+        {"logit_bias": {3: 1.5}},
+    ]
+    requests = [
+        request(str(row), [1, 2], [3], SamplingParams(temperature=1, **each))
+        for row, each in enumerate(controls)
+    ]
+    stage = LogitsStage(VOCAB_SIZE)
+    stage.start(requests)
+    logits = torch.empty(len(requests), VOCAB_SIZE, device="meta")
+    with NoWaitingCopies():
+        stage.apply(logits)
+        dense_controls.keep_only(logits[0], np.array([1, 2]))
+        dense_controls.keep_masked(logits, [0, 2], np.zeros((2, -(-VOCAB_SIZE // 32)), np.int32))

@@ -16,14 +16,28 @@ from batchmill.kernels.paged_attention import paged_attention
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton and the kernels are first imported
-pytest.importorskip("triton", reason="triton is not installed; `make setup` installs it on Linux")
+triton = pytest.importorskip(
+    "triton", reason="triton is not installed; `make setup` installs it on Linux"
+)
 from batchmill.kernels.triton_decode_attention import decode_attention_kernel  # noqa: E402
+from batchmill.kernels.triton_decode_plan import holder_of, stretch_of  # noqa: E402
 from batchmill.kernels.triton_launch import interpreted  # noqa: E402
 from batchmill.kernels.triton_paged_attention import (  # noqa: E402
     paged_attention_triton,
     plan_step,
 )
 from batchmill.kernels.tuning_attention import attention_tuning  # noqa: E402
+
+
+@triton.jit
+def share_out_kernel(firsts, stops, holders, total):
+    program, programs = triton.language.program_id(0), triton.language.num_programs(0)
+    first, stop = stretch_of(program, programs, total)
+    triton.language.store(firsts + program, first)
+    triton.language.store(stops + program, stop)
+    for tile in range(first, stop):
+        triton.language.store(holders + tile, holder_of(tile, programs, total))
+
 
 os.environ.pop("TRITON_INTERPRET", None)
 
@@ -192,6 +206,18 @@ def test_any_number_of_programs_gives_the_same_attention(num_programs: int) -> N
 def test_the_default_number_of_programs_matches() -> None:
     case = make_case([1, 1, 9], [90, 30, 19])
     assert_close(case.run(num_programs=None), case.want())
+
+
+@pytest.mark.parametrize(("total", "num_programs"), [(0, 3), (1, 3), (7, 3), (9, 3), (256, 396)])
+def test_programs_share_all_tiles_out_to_within_one(total: int, num_programs: int) -> None:
+    firsts, stops = (torch.empty(num_programs, dtype=torch.int32, device=DEVICE) for _ in "ab")
+    holders = torch.full((total + 1,), -1, dtype=torch.int32, device=DEVICE)
+    share_out_kernel[(num_programs,)](firsts, stops, holders, total)
+    shares = (stops - firsts).tolist()
+    assert max(shares) - min(shares) <= 1
+    assert [0, *stops.tolist()] == [*firsts.tolist(), total]
+    wanted = [program for program, share in enumerate(shares) for _ in range(share)]
+    assert holders[:total].tolist() == wanted
 
 
 def test_padding_rows_become_zero_and_change_nothing_else() -> None:

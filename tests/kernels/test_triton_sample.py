@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -21,6 +22,10 @@ import triton.language as tl  # noqa: E402
 
 from batchmill.kernels import triton_sample  # noqa: E402
 from batchmill.kernels.triton_sample import sample_triton  # noqa: E402
+from batchmill.kernels.triton_sample_floor import (  # noqa: E402
+    MAX_CANDIDATES,
+    sample_floor_kernel,
+)
 
 
 @triton.jit
@@ -52,6 +57,20 @@ def batch(num_rows: int, seed: int = 0) -> dict[str, Tensor]:
         "positions": torch.randint(0, 2000, (num_rows,), generator=generator),
     }
     return {name: values.to(DEVICE) for name, values in rows.items()}
+
+
+def floors_of(rows: dict[str, Tensor]) -> list[float]:
+    """The smallest scaled logit that each row keeps."""
+    num_rows = len(rows["logits"])
+    floors = torch.empty(num_rows, dtype=torch.int32, device=DEVICE)
+    candidates = torch.empty(num_rows, MAX_CANDIDATES, device=DEVICE)
+    controls = [rows[name] for name in ("logits", "temperature", "top_k", "top_p")]
+    sample_floor_kernel[(num_rows,)](
+        floors, candidates, *controls, VOCAB_SIZE, VOCAB_SIZE, MOST=MAX_CANDIDATES, TILE=1024
+    )
+    keys = floors.cpu().numpy().view(np.uint32)
+    bits = np.where(keys >> 31 == 1, keys ^ np.uint32(1 << 31), ~keys)
+    return [float(value) for value in bits.view(np.float32)]
 
 
 def assert_same_tokens(rows: dict[str, Tensor]) -> None:
@@ -89,6 +108,43 @@ def test_ties_at_the_floor_are_all_kept() -> None:
     rows["top_k"][:] = torch.tensor([1, 5, 0, 40])
     rows["top_p"][2:] = 0.3
     assert_same_tokens(rows)
+
+
+def test_more_kept_tokens_than_are_gathered_match() -> None:
+    """Many tie with the last kept one, k is large, or no token stands out."""
+    rows = batch(6, seed=7)
+    rows["logits"][:3] = (rows["logits"][:3] > -1).float()  # some 5,600 ones
+    rows["top_k"][:] = torch.tensor([10, 10, 0, 6000, 6000, 0])
+    rows["top_p"][:] = torch.tensor([1.0, 0.5, 0.5, 1.0, 0.9, 0.999])
+    rows["temperature"][3:] = 50.0
+    assert_same_tokens(rows)
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-3, 1e30])
+def test_extreme_temperatures_match(temperature: float) -> None:
+    rows = batch(3, seed=8)
+    rows["temperature"][:] = temperature
+    rows["top_k"][:2], rows["top_p"][1:] = 5, 0.8
+    assert_same_tokens(rows)
+
+
+def test_kept_tokens_are_those_that_a_sort_keeps() -> None:
+    """The floor itself, over rows as models give them: few likely tokens, and a long tail."""
+    rows = batch(8, seed=9)
+    rows["logits"] = (rows["logits"] * rows["logits"].abs()).to(torch.bfloat16).float()
+    rows["top_k"][:] = torch.tensor([20, 1, 5000, 0, 0, 20, 300, 4096])
+    rows["top_p"][:] = torch.tensor([1.0, 1.0, 1.0, 0.95, 0.6, 0.95, 0.99, 1.0])
+    got = floors_of(rows)
+    for row in range(8):
+        k, p = int(rows["top_k"][row]), float(rows["top_p"][row])
+        scaled = (rows["logits"][row] / rows["temperature"][row]).double()
+        values = scaled.sort(descending=True).values
+        if k:
+            values = values[values >= values[k - 1]]
+        if p < 1:
+            reached = values.softmax(-1).cumsum(-1)
+            values = values[: int((reached < p).sum()) + 1]
+        assert got[row] == pytest.approx(float(values[-1]), abs=1e-6), f"row {row}"
 
 
 def test_greedy_takes_the_lowest_of_equal_tokens() -> None:
