@@ -28,7 +28,7 @@ _OF_AN_ENGINE = frozenset(
         *("max_model_len", "max_num_seqs", "max_num_batched_tokens", "enable_prefix_caching"),
         *("overlap", "decode_graphs", "kv_cache_dtype", "gpu_memory_utilization"),
         *("num_speculative_tokens", "prompt_lookup_max", "prompt_lookup_min"),
-        "speculative_max_num_seqs",
+        *("speculative_max_num_seqs", "block_size"),
     }
 )
 

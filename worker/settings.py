@@ -44,6 +44,8 @@ class WorkerSettings(ProducerSettings):
     #: Number format of the KV cache: "auto" is `dtype`; "fp8" holds twice the tokens, on GPUs of
     #: compute capability 8.9 and later.
     kv_cache_dtype: Literal["auto", "fp8"] = "auto"
+    #: Tokens a KV block holds. Raising it shortens block tables, and coarsens what can be shared.
+    block_size: int = Field(default=16, ge=1)
     #: Share of a GPU's memory that weights, steps and KV cache may take together.
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
     #: Share the KV of equal prompt prefixes.
@@ -165,6 +167,7 @@ class WorkerSettings(ProducerSettings):
             "max_num_batched_tokens": self.max_num_batched_tokens,
             "kv_cache_bytes": self.kv_cache_bytes,
             "kv_cache_dtype": self.kv_cache_dtype,
+            "block_size": self.block_size,
             "gpu_memory_utilization": self.gpu_memory_utilization,
             "enable_prefix_caching": self.enable_prefix_caching,
             "quantization": self.quantization,

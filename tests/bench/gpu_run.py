@@ -62,6 +62,7 @@ def sections(*, tune: bool) -> list[tuple[str, float, Callable[[Bench], None]]]:
         "no graphs": {"decode_graphs": False},
         "no overlap": {"overlap": False},
         "neither": {"decode_graphs": False, "overlap": False},
+        "KV blocks of 16 tokens": {"block_size": 16},
     }
     return [
         ("ceilings", 30, ceilings),
