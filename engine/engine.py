@@ -20,7 +20,7 @@ from .sampling_params import SamplingParams
 from .schedule import ScheduledBatch
 from .scheduler import Scheduler
 from .speculation import Speculation
-from .stats import CurrentLoad, EngineStats, StatsCounter
+from .stats import CurrentLoad, DraftCounts, EngineStats, StatsCounter
 from .step_pipeline import StepPipeline
 from .tokenizer import Tokenizer
 from .tracker import RequestTracker
@@ -249,6 +249,10 @@ class Engine:
     def load(self) -> CurrentLoad:
         """How full it is now; cheap enough for every step, unlike `stats`."""
         return CurrentLoad.of(self._scheduler)
+
+    def draft_counts(self) -> DraftCounts | None:
+        """What prompt lookup came to, as cheap as `load`; None where it is off."""
+        return self._counter.drafts if self.config.num_speculative_tokens else None
 
     def stats(self) -> EngineStats:
         """What the engine did so far, and what it is doing."""
