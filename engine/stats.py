@@ -79,6 +79,14 @@ class CurrentLoad:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftCounts:
+    """What prompt lookup came to since the engine was made; see `EngineStats`."""
+
+    num_draft_tokens: int
+    num_accepted_tokens: int
+
+
 @dataclass(slots=True)
 class StatsCounter:
     """The running totals behind `EngineStats`."""
@@ -117,6 +125,13 @@ class StatsCounter:
             self.num_prompt_tokens += output.num_prompt_tokens
             self.num_cached_tokens += output.metrics.num_cached_tokens
             self.num_finished[output.finish_reason] += 1
+
+    @property
+    def drafts(self) -> DraftCounts:
+        """What became of draft tokens."""
+        return DraftCounts(
+            num_draft_tokens=self.num_draft_tokens, num_accepted_tokens=self.num_accepted_tokens
+        )
 
     def snapshot(self, scheduler: Scheduler) -> EngineStats:
         """The totals, and how the scheduler and its pool stand."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
@@ -14,7 +15,7 @@ from .errors import ModelLoadError, UnsupportedModelError
 from .families import named_architecture, refuse_quantized
 from .kv_cache import KVCache
 from .model_config import ModelShape
-from .rope_config import longest_exact_length
+from .model_length import check_max_model_len, longest_length
 from .step_inputs import StepInputs
 from .transformers_attention import CurrentStep, PagedLayer
 from .transformers_inspection import inspect_attention
@@ -54,7 +55,7 @@ class TransformersModel:
             num_layers=len(calls),
             num_kv_heads=calls[0].key_shape[1],
             head_dim=calls[0].key_shape[3],
-            max_position_embeddings=_max_length(model.config),
+            max_position_embeddings=longest_length(model.config),
         )
         check_against_own_attention(self, model)  # and leaves our attention switched on
 
@@ -77,11 +78,16 @@ class TransformersModel:
 
 
 def load_transformers_model(
-    folder: Path, hf_config: PreTrainedConfig, dtype: torch.dtype, device: torch.device
+    folder: Path,
+    hf_config: PreTrainedConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_model_len: int | None = None,
 ) -> TransformersModel:
-    """Load a model of a Hugging Face folder.
+    """Load a model of a Hugging Face folder; see `load_model`.
 
     Raises:
+        ConfigError: max_model_len is longer than the model was made for.
         UnsupportedModelError: it is no causal language model that our attention can serve.
         ModelLoadError: its weights cannot be read, or are not all there.
     """
@@ -91,6 +97,8 @@ def load_transformers_model(
     try:
         _refuse_class(hf_config, values)
         weight_files(folder)  # no pickles
+        if max_model_len is not None:
+            check_max_model_len(max_model_len, longest_length(hf_config))
         return TransformersModel(_read(folder, hf_config, dtype, device))
     except UnsupportedModelError as error:
         raise UnsupportedModelError(f"{name} cannot be served: {error}") from error
@@ -130,7 +138,7 @@ def _read(
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelLoadError(
             f"transformers cannot load {folder} ({type(error).__name__}: {error})"
         ) from error
@@ -147,11 +155,3 @@ def _read(
 def _vocab_size(model: PreTrainedModel) -> int:
     head: Any = model
     return int(head.get_output_embeddings().weight.shape[0])
-
-
-def _max_length(hf_config: PreTrainedConfig) -> int:
-    text_config = hf_config.get_text_config()
-    limit = getattr(text_config, "max_position_embeddings", None)
-    if limit is None:
-        raise UnsupportedModelError("its configuration has no max_position_embeddings")
-    return longest_exact_length({**text_config.to_dict(), "max_position_embeddings": limit})

@@ -283,5 +283,6 @@ class WorkerInfo:
     state: str
     versions: tuple[int, ...]
     #: Gauges for people and dashboards (free blocks …). ``jobs`` (in flight) and ``tokens_per_s``
-    #: are what progress is estimated from; the others are no contract.
+    #: are what progress is estimated from; the others are no contract. ``draft_tokens`` and
+    #: ``accepted_tokens`` (since its engine started) are there where prompt lookup is on.
     stats: Mapping[str, int | float | str] = field(default_factory=dict)

@@ -18,10 +18,7 @@ local function bury(id, why, now)
       redis.call('ZREM', backlog_key(queue, job.tenant), id)
       end_turns_if_empty(queue, job.tenant)
       -- A name in the registry may be of a key that no batchmill wrote.
-      if redis.pcall('ZREM', queued_key(queue), id) == 1 and job.cost then
-        local num_bytes = redis.call('HSTRLEN', job_key(id), 'doc')
-        count_usage(load_usage(job.tenant), num_bytes, job.cost, -1)
-      end
+      if redis.pcall('ZREM', queued_key(queue), id) == 1 then recount(id, job, -1) end
     end
     if is_hash then
       job.queue, job.charge = f[5], tonumber(f[6] or nil)

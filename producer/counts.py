@@ -55,6 +55,8 @@ class SweepCounts:
     reannounced: int
     #: Records that Redis has deleted and whose index entries are out now.
     unindexed: int = 0
+    #: Jobs gone through to count anew what waits.
+    recounted: int = 0
 
 
 @dataclass(frozen=True, slots=True)

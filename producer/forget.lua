@@ -6,7 +6,7 @@ local id = ARGV[1]
 local job = load_job(id)
 if job and not TERMINAL[job.state] then return { 'ACTIVE', job.state } end
 if job then
-  forget(id, job)
+  forget(id, job, now_ms())
 elseif redis.call('HGET', dead_key(id), 'kind') == 'job' then
   drop_dead_letter(id) -- it outlives its record, and holds the prompt
 elseif redis.call('EXISTS', forgotten_key(id)) == 0 then

@@ -1,53 +1,58 @@
 -- Removing all that is kept of a job, for the scripts that do.
 
-local function forget_event(event_id)
-  redis.call('ZREM', OUTBOX, event_id)
-  redis.call('DEL', event_key(event_id))
-  drop_dead_letter(event_id)
+local EVENTS_A_CALL = 100 -- of Redis
+local MIN_OUTPUTS = 100 -- looked for whatever a job's age
+-- Looked for from either end; what lies between goes when its own time is over.
+local MOST_OUTPUTS = 100000 -- of five seconds each: nearly six days of output
+local MOST_RUNS = 10000
+
+-- `output` events that a job of its age can have had. The age is that of its index entry, which lies
+-- outside of the record.
+local function most_outputs(id, state, now)
+  local at = tonumber(redis.call('ZSCORE', state_index(state), id) or nil) or 0
+  return math.min(MIN_OUTPUTS + math.ceil(math.max(now - at, 0) / OUTPUT_EVENT_MS), MOST_OUTPUTS)
 end
 
--- Whether a name is that of an event of a job, and not of one whose id only begins alike.
-local function is_event_name(name)
-  if string.match(name, '^output_%d+$') then return true end
-  local word = string.match(name, '^(%a+)$') or string.match(name, '^(%a+)_run%d+$')
-  return word == 'started' or TERMINAL[word or ''] == true
-end
-
--- Those that are there, searched among all keys.
-local function forget_events_found(prefix)
-  for _, key in ipairs({ event_key(prefix), dead_key(prefix) }) do
-    local start, cursor = #key - #prefix + 1, '0'
-    repeat
-      local page = redis.call('SCAN', cursor, 'MATCH', key .. '*', 'COUNT', 1000)
-      cursor = page[1]
-      for _, found in ipairs(page[2]) do
-        local event_id = string.sub(found, start)
-        if is_event_name(string.sub(event_id, #prefix + 1)) then forget_event(event_id) end
-      end
-    until cursor == '0'
-  end
+-- Call `action` with the numbers from 1 to `count`; where these are more than `most`, with so many of
+-- the first and of the last. For a count that was forged: events were numbered before, and go on after.
+local function each_number(count, most, action)
+  for number = 1, math.min(count, most) do action(number) end
+  -- Downwards from the count: beyond 2^53 a number and its successor may be one and the same.
+  for back = 0, math.min(count - most, most) - 1 do action(count - back) end
 end
 
 -- Every event that a job has had, and the dead letters of their deliveries. Names are counted up
--- rather than kept: a run has few, and `output` events are numbered. Numbers that no batchmill wrote
--- may be of any size: where there are fewer keys than names, the keys are gone through instead.
-local function forget_events(id, job)
-  local num_outputs = tonumber(redis.call('HGET', job_key(id), 'output_events') or 0)
-  local num_runs, prefix = tonumber(job.run), 'evt_' .. id .. '_'
-  local num_names = num_outputs and num_runs and num_outputs + 5 * num_runs
-  if not (num_names and num_names <= 100 + redis.call('DBSIZE')) then
-    return forget_events_found(prefix)
+-- rather than kept: a run has few, and `output` events are numbered.
+local function forget_events(id, job, now)
+  local prefix, event_ids, event_keys = 'evt_' .. id .. '_', {}, {}
+  local function flush()
+    if #event_ids == 0 then return end
+    redis.call('ZREM', OUTBOX, unpack(event_ids))
+    redis.call('ZREM', DEAD, unpack(event_ids))
+    redis.call('DEL', unpack(event_keys))
+    event_ids, event_keys = {}, {}
   end
-  for run = 1, num_runs do
-    forget_event(prefix .. 'started' .. run_suffix(run))
-    for state in pairs(TERMINAL) do forget_event(prefix .. state .. run_suffix(run)) end
+  local function forget_event(name)
+    local event_id = prefix .. name
+    event_ids[#event_ids + 1] = event_id
+    event_keys[#event_keys + 1] = event_key(event_id)
+    event_keys[#event_keys + 1] = dead_key(event_id)
+    if #event_ids == EVENTS_A_CALL then flush() end
   end
-  for number = 1, num_outputs do forget_event(prefix .. 'output_' .. number) end
+  each_number(tonumber(job.run) or 1, MOST_RUNS, function(run)
+    forget_event('started' .. run_suffix(run))
+    for state in pairs(TERMINAL) do forget_event(state .. run_suffix(run)) end
+  end)
+  local num_outputs = tonumber(redis.call('HGET', job_key(id), 'output_events') or 0) or 0
+  each_number(num_outputs, most_outputs(id, job.state, now), function(number)
+    forget_event('output_' .. number)
+  end)
+  flush()
 end
 
 -- All that is kept of a job that has ended.
-local function forget(id, job)
-  if job.webhook then forget_events(id, job) end
+local function forget(id, job, now)
+  if job.webhook then forget_events(id, job, now) end
   drop_dead_letter(id)
   unindex_job(id, job.state, job)
   redis.call('ZREM', EXPIRING, expiring_entry(id, job.state, job))

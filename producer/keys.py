@@ -41,6 +41,8 @@ INBOX_TAKEN = INBOX + ":taken"
 INBOX_DOCUMENTS = INBOX + ":documents"
 SCHEDULED = PREFIX + "scheduled"
 USAGE = PREFIX + "usage"
+#: A new count of what waits, while the sweep makes one.
+RECOUNT = USAGE + ":recount"
 TENANTS = PREFIX + "tenants"
 WINDOW = PREFIX + "window"
 #: What the names of all indexes of jobs begin with.

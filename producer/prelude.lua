@@ -21,6 +21,7 @@ local INBOX_TAKEN = 'batchmill:inbox:taken'
 local INBOX_DOCUMENTS = 'batchmill:inbox:documents'
 local SCHEDULED = 'batchmill:scheduled'
 local USAGE = 'batchmill:usage'
+local RECOUNT = 'batchmill:usage:recount'
 local TENANTS = 'batchmill:tenants'
 local WINDOW = 'batchmill:window'
 

@@ -95,7 +95,7 @@ redis.call('HINCRBY', TOTALS, 'submitted', 1)
 if job.celery_result then redis.call('HSET', job_key(id), 'celery_result', '1') end
 
 local queued = { queue = queue, tenant = job.tenant, cost = tonumber(job.cost) }
-count_usage(usage, #job.doc, queued.cost, 1)
+count_usage(usage, id, #job.doc, queued.cost, 1)
 if due_at then
   redis.call('HSET', job_key(id), 'not_before_ms', due_at)
   redis.call('ZADD', queued_key(queue), '+inf', id)

@@ -1,5 +1,5 @@
 -- ARGV: limit (jobs a kind and call), reannounce_grace_ms.
--- Answers {requeued, dead, cancelled, expired, reannounced, unindexed}.
+-- Answers {requeued, dead, cancelled, expired, reannounced, unindexed, recounted}.
 write_even_when_full()
 local limit, grace_ms, now = tonumber(ARGV[1]), tonumber(ARGV[2]), now_ms()
 local counts = { REQUEUED = 0, DEAD = 0, CANCELLED = 0, EXPIRED = 0, NONE = 0 }
@@ -120,8 +120,9 @@ end
 
 local num_buried = bury_unusable(limit, now) -- what came up above, or in another script
 -- What such records had of documents and tokens, and what ones removed by hand had, nobody knows.
-if num_buried > 0 or usage_is_off() then count_usage_anew() end
+local num_recounted = count_usage_anew(num_buried > 0, limit, now)
 redis.call('ZREMRANGEBYSCORE', DEAD, '-inf', now - DEAD_TTL_MS)
 return {
   counts.REQUEUED, counts.DEAD, counts.CANCELLED, counts.EXPIRED, reannounced, #gone,
+  num_recounted,
 }

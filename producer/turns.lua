@@ -98,35 +98,62 @@ local function announce_next(queue, now)
   end
 end
 
--- What waits in all queues and of one tenant: jobs, bytes and tokens of each.
-local function load_usage(tenant)
+-- What waits in all queues and of one tenant, as one hash counts it: jobs, bytes and tokens of each.
+local function load_counts(key, tenant)
   local fields = { 'jobs', 'bytes', 'tokens', 'jobs:' .. tenant, 'bytes:' .. tenant,
-    'tokens:' .. tenant }
-  local values = redis.call('HMGET', USAGE, unpack(fields))
+    'tokens:' .. tenant, 'recount' }
+  local values = redis.call('HMGET', key, unpack(fields))
   for i = 1, 6 do values[i] = tonumber(values[i] or 0) end
-  return { fields = fields, values = values }
+  return { key = key, tenant = tenant, fields = fields, values = values }
 end
 
--- Count a job in or out of what waits; `sign` is 1 or -1.
-local function count_usage(usage, num_bytes, num_tokens, sign)
+local function load_usage(tenant) return load_counts(USAGE, tenant) end
+
+-- How far the sweep has come that counts anew (usage.lua); nil where none does. The new count holds the
+-- jobs that were submitted up to the cursor, or after the last one that it has to go through.
+local function read_recount(text)
+  local cursor, last, again = string.match(text, '^(%S+) (%S+) ([01])$')
+  if not (tonumber(cursor) and tonumber(last)) then return nil end
+  return { cursor = cursor, last = last, again = again == '1' }
+end
+
+-- Whether the new count has passed a job: by the time of its submission, which never changes.
+local function has_passed(progress, id)
+  for _, state in ipairs(STATES) do
+    local at = tonumber(redis.call('ZSCORE', state_index(state), id) or nil)
+    if at then return at <= tonumber(progress.cursor) or at > tonumber(progress.last) end
+  end
+  return false
+end
+
+local function add_to_counts(counts, num_bytes, num_tokens, sign)
   local amounts, written, empty = { 1, num_bytes, num_tokens }, {}, {}
   for i = 1, 6 do
-    local value = usage.values[i] + sign * amounts[(i - 1) % 3 + 1]
+    local value = counts.values[i] + sign * amounts[(i - 1) % 3 + 1]
     if value == 0 then
-      empty[#empty + 1] = usage.fields[i]
+      empty[#empty + 1] = counts.fields[i]
     else
-      written[#written + 1] = usage.fields[i]
+      written[#written + 1] = counts.fields[i]
       written[#written + 1] = value
     end
   end
-  if #written > 0 then redis.call('HSET', USAGE, unpack(written)) end
-  if #empty > 0 then redis.call('HDEL', USAGE, unpack(empty)) end
+  if #written > 0 then redis.call('HSET', counts.key, unpack(written)) end
+  if #empty > 0 then redis.call('HDEL', counts.key, unpack(empty)) end
+end
+
+-- Count a job in or out of what waits; `sign` is 1 or -1. Its index entry is there.
+local function count_usage(usage, id, num_bytes, num_tokens, sign)
+  add_to_counts(usage, num_bytes, num_tokens, sign)
+  local progress = usage.values[7] and read_recount(usage.values[7])
+  if progress and has_passed(progress, id) then
+    add_to_counts(load_counts(RECOUNT, usage.tenant), num_bytes, num_tokens, sign)
+  end
 end
 
 -- The same for a job that is stored.
 local function recount(id, job, sign)
   if not job.cost then return end
-  count_usage(load_usage(job.tenant), redis.call('HSTRLEN', job_key(id), 'doc'), job.cost, sign)
+  count_usage(load_usage(job.tenant), id, redis.call('HSTRLEN', job_key(id), 'doc'), job.cost, sign)
 end
 
 -- A queued job leaves its queue, for a worker or for its end. Answers whether it was announced.

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .cli_broker import open_store, resolve_broker
 from .cli_output import BrokerUrlOption, JsonOption, print_json, print_table
+
+if TYPE_CHECKING:
+    from batchmill.producer.answers import WorkerInfo
 
 _EPILOG = "Examples:\n\n  batchmill status\n\n  batchmill status gen_… --json | jq .state"
 
@@ -80,16 +84,33 @@ def _show_store(broker_url: str | None, *, as_json: bool) -> None:
             for d in queues
         ),
     )
-    print_table(
-        "\nWorkers",
-        ("worker", "model", "state", "since", "in flight"),
-        (
-            (w.name, w.model, w.state, moment(w.started_at_ms), w.stats.get("jobs", "-"))
-            for w in workers
-        ),
-    )
+    _print_workers(workers)
+
+
+def _print_workers(workers: Sequence[WorkerInfo]) -> None:
+    columns = ["worker", "model", "state", "since", "in flight"]
+    rows: list[list[object]] = [
+        [w.name, w.model, w.state, moment(w.started_at_ms), w.stats.get("jobs", "-")]
+        for w in workers
+    ]
+    drafts = [_drafts(worker) for worker in workers]
+    if any(drafts):  # prompt lookup is off by default
+        columns.append("prompt lookup")
+        rows = [[*row, cell or "-"] for row, cell in zip(rows, drafts, strict=True)]
+    print_table("\nWorkers", columns, rows)
     if not workers:
         print("none: start one with `batchmill worker`, or everything with `batchmill up`")
+
+
+def _drafts(worker: WorkerInfo) -> str | None:
+    """What prompt lookup came to since the engine process started; None where it is off."""
+    num_drafts = worker.stats.get("draft_tokens")
+    num_accepted = worker.stats.get("accepted_tokens")
+    if not isinstance(num_drafts, int) or not isinstance(num_accepted, int):
+        return None
+    if num_drafts == 0:
+        return "drafts 0"
+    return f"drafts {num_drafts:,}, accepted {num_accepted / num_drafts:.0%}".replace("%", " %")
 
 
 def _count_rows(counts: Any) -> list[tuple[str, int]]:

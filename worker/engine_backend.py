@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from .engine_messages import AddRequest, EngineLoad, Finished, NewOutput, Ready
+from .engine_messages import AddRequest, DraftCounts, EngineLoad, Finished, NewOutput, Ready
 
 
 class RequestRefused(Exception):
@@ -54,6 +54,9 @@ class EngineBackend(Protocol):
 
     def load(self) -> EngineLoad:
         """Return how full it is."""
+
+    def drafts(self) -> DraftCounts | None:
+        """Return what prompt lookup came to, or None where it is off."""
 
     def prepare(self, timeout_s: float) -> bool:
         """Use idle time for what makes later steps faster.

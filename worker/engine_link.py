@@ -19,6 +19,7 @@ import structlog
 
 from .engine_messages import (
     AddRequest,
+    DraftCounts,
     EngineLoad,
     EngineSpec,
     FromEngine,
@@ -84,6 +85,8 @@ class EngineLink:
         self._stalled_s = 0.0
         self.ready: Ready | None = None
         self.load = EngineLoad(0, 0, 0)
+        #: None where prompt lookup is off, and while there is no engine that is ready.
+        self.drafts: DraftCounts | None = None
         #: Requests handed over that the engine's last report had not seen yet.
         self.num_adds_sent = 0
         self.num_adds_seen = 0
@@ -190,7 +193,7 @@ class EngineLink:
         writer.start()
         was_ready = self._read_until_end(connection)
         status = _reap(process)
-        self.ready = None
+        self.ready = self.drafts = None
         self._num_failed_starts = 0 if was_ready else self._num_failed_starts + 1
         if not self._closing.is_set():
             _log.error("engine_died", pid=process.pid, status=status, was_ready=was_ready)
@@ -206,13 +209,13 @@ class EngineLink:
         was_ready = False
         while (message := _receive(connection)) is not None:
             if isinstance(message, StepReport):
-                self.load = message.load
+                self.load, self.drafts = message.load, message.drafts
                 self.num_adds_seen = message.num_adds_seen
                 self._listener.on_report(message)
             elif isinstance(message, Ready):
                 was_ready = True
                 self.ready = message
-                self.load = EngineLoad(0, 0, message.num_blocks)
+                self.load, self.drafts = EngineLoad(0, 0, message.num_blocks), message.drafts
                 _log.info("engine_ready", identity=message.identity, num_blocks=message.num_blocks)
                 self._listener.on_ready(message)
             elif isinstance(message, StartFailed):

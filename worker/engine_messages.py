@@ -64,6 +64,15 @@ class Shutdown:
 
 
 @dataclass(frozen=True, slots=True)
+class DraftCounts:
+    """What prompt lookup came to since the process started."""
+
+    #: Guessed tokens that were computed, and those of them that are part of an output.
+    num_draft_tokens: int
+    num_accepted_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
     """The model is loaded and warm."""
 
@@ -72,6 +81,8 @@ class Ready:
     num_blocks: int
     block_size: int
     max_model_len: int
+    #: None where prompt lookup is off, here and in each report.
+    drafts: DraftCounts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +193,7 @@ class StepReport:
     #: `AddRequest` messages seen since the process started.
     num_adds_seen: int
     load: EngineLoad
+    drafts: DraftCounts | None = None
     #: What each request got, where it got any tokens.
     new_outputs: Sequence[NewOutput] = ()
     finished: Sequence[Finished] = field(default_factory=tuple)

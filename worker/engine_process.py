@@ -104,6 +104,7 @@ class EngineLoop:
         report = StepReport(
             num_adds_seen=self._num_adds_seen,
             load=self._engine.load(),
+            drafts=self._engine.drafts(),
             new_outputs=news.new_outputs,
             finished=news.finished,
             refused=self._refused,

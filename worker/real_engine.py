@@ -20,6 +20,7 @@ from batchmill.engine.outputs import ResumedTokens
 from .engine_backend import RequestRefused, StepNews
 from .engine_messages import (
     AddRequest,
+    DraftCounts,
     EngineLoad,
     EngineSpec,
     Finished,
@@ -59,6 +60,7 @@ class RealEngine:
             num_blocks=self._engine.stats().num_blocks,
             block_size=config.block_size,
             max_model_len=config.max_model_len,
+            drafts=self.drafts(),
         )
 
     def add(self, request: AddRequest) -> None:
@@ -111,6 +113,13 @@ class RealEngine:
         """Return how full it is."""
         load = self._engine.load()
         return EngineLoad(load.num_running, load.num_waiting, load.num_free_blocks)
+
+    def drafts(self) -> DraftCounts | None:
+        """Return what prompt lookup came to, or None where it is off."""
+        counts = self._engine.draft_counts()
+        if counts is None:
+            return None
+        return DraftCounts(counts.num_draft_tokens, counts.num_accepted_tokens)
 
     def prepare(self, timeout_s: float) -> bool:
         """Have the system provide memory of the KV cache; return whether all of it is there."""

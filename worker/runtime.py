@@ -264,8 +264,8 @@ class WorkerRuntime:
 
     def stats(self) -> dict[str, int | float | str]:
         """Gauges for people and dashboards."""
-        load, ready = self.link.load, self.link.ready
-        return {
+        load, ready, drafts = self.link.load, self.link.ready, self.link.drafts
+        stats: dict[str, int | float | str] = {
             "engine_pid": self.link.pid or 0,
             "jobs": len(self.jobs),
             "running": load.num_running,
@@ -274,6 +274,10 @@ class WorkerRuntime:
             "blocks": 0 if ready is None else ready.num_blocks,
             "tokens_per_s": round(self.throughput.rate(), 1),
         }
+        if drafts is not None:
+            stats["draft_tokens"] = drafts.num_draft_tokens
+            stats["accepted_tokens"] = drafts.num_accepted_tokens
+        return stats
 
 
 def _engine_spec(settings: WorkerSettings) -> EngineSpec:

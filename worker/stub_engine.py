@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .engine_backend import RequestRefused, StepNews
-from .engine_messages import AddRequest, EngineLoad, Finished, Ready
+from .engine_messages import AddRequest, DraftCounts, EngineLoad, Finished, Ready
 
 _MARKER = re.compile(r"<<(crash|hang|raise|error|refuse)(?:@(\d+))?>>")
 _VOCAB_SIZE = 50_000
@@ -150,6 +150,10 @@ class StubEngine:
     def load(self) -> EngineLoad:
         """Return how full it is."""
         return EngineLoad(len(self._running), len(self._waiting), self._num_free_blocks())
+
+    def drafts(self) -> DraftCounts | None:
+        """No prompt lookup."""
+        return None
 
     def step(self) -> StepNews:
         """Generate one token for every running request."""

@@ -29,5 +29,5 @@ def sweep(store: JobStore, *, reannounce_grace_ms: int) -> None:
         if any(numbers.values()):
             _log.info("swept", **numbers)
         # Index entries of records whose time is over go all the time: done, but no news.
-        if max(*numbers.values(), counts.unindexed) < _LIMIT:
+        if max(*numbers.values(), counts.unindexed, counts.recounted) < _LIMIT:
             return

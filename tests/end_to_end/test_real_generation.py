@@ -64,9 +64,9 @@ def texts() -> list[list[str]]:
 
 
 @contextmanager
-def worker(url: str, name: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def worker(url: str, name: str, log: Path, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
     """A worker with the demo model, ended by force if the test leaves it."""
-    environment = os.environ | WORKER
+    environment = os.environ | WORKER | settings
     environment |= {"BATCHMILL_BROKER_URL": url, "BATCHMILL_WORKER_NAME": name}
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -143,6 +143,35 @@ def test_a_chat_and_a_prompt_are_answered_by_the_same_worker(
         told = submit_chat_with_tools(redis_url)
     assert told["code"] == "unsupported_parameter"
     assert "the chat template of demo ignores tools: leave them out" in told["message"]
+    client.close()
+
+
+def test_heartbeats_and_status_tell_what_prompt_lookup_comes_to(
+    redis_url: str, tmp_path: Path
+) -> None:
+    client, store = Client(redis_url), JobStore.from_url(redis_url)
+
+    def stats() -> dict[str, Any]:
+        return dict(store.list_workers()[0].stats)
+
+    settings = {"BATCHMILL_NUM_SPECULATIVE_TOKENS": "4"}
+    with worker(redis_url, "lookup@test", tmp_path / "lookup.log", **settings):
+        text = "Repeat this: one two three four five six seven, one two three four five six seven"
+        client.submit(prompt=text, max_tokens=MAX_TOKENS, temperature=0, ignore_eos=True).result(
+            timeout_s=120
+        )
+        wait_until(lambda: bool(stats().get("accepted_tokens")), "a heartbeat after the drafts")
+        told = stats()
+        assert 0 < told["accepted_tokens"] <= told["draft_tokens"]
+        shown = call("status", "--broker-url", redis_url).stdout
+        assert f"drafts {told['draft_tokens']}, accepted " in shown
+        data = json.loads(call("status", "--json", "--broker-url", redis_url).stdout)
+        assert data["workers"][0]["stats"]["draft_tokens"] == told["draft_tokens"]
+
+        os.kill(told["engine_pid"], signal.SIGKILL)  # another process counts from 0
+        wait_until(lambda: stats().get("draft_tokens") == 0, "the next engine's first heartbeat")
+        assert stats()["engine_pid"] != told["engine_pid"]
+    store.close()
     client.close()
 
 

@@ -10,8 +10,10 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
-from batchmill.engine.errors import ModelLoadError
+from batchmill.engine import Engine, EngineConfig
+from batchmill.engine.errors import ConfigError, ModelLoadError
 from batchmill.engine.gguf_conversion import cache_folder, converted_folder
 from batchmill.engine.loading import load_model
 
@@ -89,6 +91,28 @@ def test_a_gguf_file_becomes_a_model_with_its_weights(tmp_path: Path, cache: Pat
     again = load_model(str(path), dtype="bfloat16", device="cpu")
     assert again.identity == loaded.identity
     assert (folder / "model.safetensors").stat().st_mtime_ns == stamp.st_mtime_ns
+
+
+def test_a_length_that_it_is_not_made_for_is_refused_before_it_is_converted(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path)
+
+    def read_weights(*args: object, **kwargs: object) -> None:
+        raise OSError("weights are read")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AutoModelForCausalLM, "from_pretrained", read_weights)
+        with pytest.raises(ConfigError, match=r"max_model_len is 65, .* set max_model_len to 64"):
+            Engine(EngineConfig(model=str(path), device="cpu", max_model_len=65))
+        with pytest.raises(ModelLoadError, match="weights are read"):
+            Engine(EngineConfig(model=str(path), device="cpu", max_model_len=64))
+    assert load_model(str(path), device="cpu", max_model_len=64).config.num_layers == 1
+    [folder] = (cache / "models").iterdir()
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match="max_model_len is 65"):  # of what was converted
+        Engine(EngineConfig(model=str(path), device="cpu", max_model_len=65))
 
 
 def test_processes_that_race_end_up_with_one_whole_folder(tmp_path: Path, cache: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tokenizers import Tokenizer as BackendTokenizer
 from tokenizers import models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
+from batchmill.engine import Engine, EngineConfig
 from batchmill.engine.errors import ConfigError, ModelLoadError, UnsupportedModelError
 from batchmill.engine.loading import LoadedModel, load_model
 
@@ -137,6 +139,20 @@ def test_an_unsupported_architecture_is_refused_before_weights_are_read(model_pa
     (model_path / "model.safetensors").unlink()
     with pytest.raises(UnsupportedModelError, match=r"GPT2LMHeadModel cannot .* loads a Llama"):
         load(model_path)
+
+
+@pytest.mark.parametrize("model_impl", ["native", "transformers"])
+def test_a_length_that_a_model_is_not_made_for_is_refused_before_weights_are_read(
+    model_path: Path, model_impl: str
+) -> None:
+    config = EngineConfig(
+        model=str(model_path), device="cpu", model_impl=model_impl, max_model_len=65
+    )
+    (model_path / "model.safetensors").write_bytes(b"no safetensors")
+    with pytest.raises(ConfigError, match=r"max_model_len is 65, .* set max_model_len to 64"):
+        Engine(config)
+    with pytest.raises(ModelLoadError, match=r"cannot (be read|load)"):  # whoever reads them
+        Engine(replace(config, max_model_len=64))
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from batchmill.producer.answers import (
     Held,
     JobState,
     ReleaseCause,
+    WorkerInfo,
 )
 from batchmill.producer.outbox import DeliveryOutcome
 from batchmill.producer.store import JobStore
@@ -46,6 +47,45 @@ def test_status_shows_queues_that_no_worker_serves(broker: dict[str, str]) -> No
     text = call("status", **broker).stdout
     assert "by no worker" in text
     assert "batchmill up" in text
+
+
+def heartbeat(name: str, **stats: int | str) -> WorkerInfo:
+    return WorkerInfo(
+        name=name,
+        model="demo",
+        identity="x",
+        queues=("batchmill.demo.normal",),
+        max_model_len=512,
+        max_num_seqs=4,
+        started_at_ms=0,
+        state="ready",
+        versions=(1,),
+        stats={"jobs": 1, **stats},
+    )
+
+
+def test_status_shows_what_prompt_lookup_comes_to_where_it_is_on(
+    broker: dict[str, str], store: JobStore
+) -> None:
+    store.announce_worker(heartbeat("off"))
+    assert "prompt lookup" not in call("status", **broker).stdout
+    store.announce_worker(heartbeat("busy", draft_tokens=1204, accepted_tokens=855))
+    store.announce_worker(heartbeat("fresh", draft_tokens=0, accepted_tokens=0))
+    store.announce_worker(heartbeat("forged", draft_tokens="many", accepted_tokens=1))
+    rows = [line.split() for line in call("status", **broker).stdout.splitlines() if line]
+    shown = {row[0]: " ".join(row[7:]) for row in rows if row[1:2] == ["demo"]}
+    assert shown == {
+        "busy": "drafts 1,204, accepted 71 %",
+        "fresh": "drafts 0",
+        "forged": "-",
+        "off": "-",
+    }
+    workers = json.loads(call("status", "--json", **broker).stdout)["workers"]
+    assert {worker["name"]: worker["stats"] for worker in workers}["busy"] == {
+        "jobs": 1,
+        "draft_tokens": 1204,
+        "accepted_tokens": 855,
+    }
 
 
 def test_dead_letters_are_listed_without_their_payload(
