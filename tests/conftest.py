@@ -26,6 +26,10 @@ if not torch.cuda.is_available():
         import triton  # noqa: F401
     del os.environ["TRITON_INTERPRET"]
 
+# A run in the background of a shell ignores Ctrl-C, and the commands that it starts would as well:
+# tests send it to them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 class RedisServer:
     """A server process on a unix socket in a folder of its own, without persistence by default."""
