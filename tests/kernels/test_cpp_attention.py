@@ -187,6 +187,15 @@ def test_what_is_not_finite_is_seen_in_its_sequence_and_in_no_other(
 
 @isas
 @dtypes
+@pytest.mark.parametrize("factor", [1e4, 1e9, 1e12, -1e30])
+def test_huge_scores_leave_the_largest_alone(isa: Isa, dtype: torch.dtype, factor: float) -> None:
+    batch = sharing_batch(17, 6, dtype)
+    batch.scale *= factor
+    assert_near(batch.attend(library(isa)), batch.truth())
+
+
+@isas
+@dtypes
 def test_attention_is_the_same_bits_each_time(isa: Isa, dtype: torch.dtype) -> None:
     batch = sharing_batch(70, 6, dtype)
     with threads(3):
