@@ -87,7 +87,7 @@ def check_weights_fit(
         dtype: Their number format.
         device: Where they shall lie.
         free_bytes: What is free there.
-        fp8_bytes: What they would take in fp8; None where that is no remedy.
+        fp8_bytes: What the device needs to make them fp8; None where that is no remedy.
 
     Raises:
         ConfigError: they are larger.

@@ -83,6 +83,11 @@ def layer_bytes(config: ModelConfig, dtype: torch.dtype) -> list[int]:
     return [sum(matrix.nbytes for matrix in layer.matrices) for layer in layers]
 
 
+def fp8_loading_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
+    """What a GPU needs while fp8 weights are made: all of them, and a layer that is not yet."""
+    return fp8_weights_bytes(config, dtype) + max(layer_bytes(config, dtype))
+
+
 def fp8_remedy_bytes(config: ModelConfig, dtype: torch.dtype) -> int | None:
     """What a model's weights would take in fp8; None where they cannot have it."""
     if dtype != torch.bfloat16:

@@ -27,8 +27,8 @@ from .fingerprint import model_identity
 from .fp8_weights import (
     check_fp8_device,
     check_fp8_model,
+    fp8_loading_bytes,
     fp8_remedy_bytes,
-    fp8_weights_bytes,
     layer_bytes,
 )
 from .model import Model
@@ -44,6 +44,8 @@ _DTYPES = {
     "float16": torch.float16,
     "float32": torch.float32,
 }
+
+_HOST = torch.device("cpu")
 
 #: What generations of quantized models are resumed by.
 _VERSIONS = {"int8": INT8_VERSION, "fp8": FP8_VERSION}
@@ -186,15 +188,22 @@ def _read_weights(
     """Weights in `dtype`; layers that become fp8 wait on the host, and go to the GPU one by one."""
     free_bytes = free_memory_bytes(device)
     if quantization != "fp8":
-        fp8_bytes = fp8_remedy_bytes(config, dtype) if device.type == "cuda" else None
+        fp8_bytes = _fp8_remedy_bytes(config, dtype) if device.type == "cuda" else None
         check_weights_fit(weights_bytes(config, dtype), dtype, device, free_bytes, fp8_bytes)
         return load_weights(folder, config, dtype, device)
     check_fp8_model(config)
-    layers = layer_bytes(config, dtype)
-    check_weights_fit(fp8_weights_bytes(config, dtype) + max(layers), dtype, device, free_bytes)
-    host = torch.device("cpu")
-    check_weights_fit(sum(layers), dtype, host, free_memory_bytes(host))
-    return load_weights(folder, config, dtype, device, layer_device=host)
+    check_weights_fit(fp8_loading_bytes(config, dtype), dtype, device, free_bytes)
+    check_weights_fit(sum(layer_bytes(config, dtype)), dtype, _HOST, free_memory_bytes(_HOST))
+    return load_weights(folder, config, dtype, device, layer_device=_HOST)
+
+
+def _fp8_remedy_bytes(config: ModelConfig, dtype: torch.dtype) -> int | None:
+    """What a GPU needs to load the model in fp8; None where that or the host would refuse it."""
+    if fp8_remedy_bytes(config, dtype) is None:
+        return None
+    if sum(layer_bytes(config, dtype)) > free_memory_bytes(_HOST):
+        return None
+    return fp8_loading_bytes(config, dtype)
 
 
 def _native_config(model_impl: str, values: dict[str, Any]) -> ModelConfig | None:

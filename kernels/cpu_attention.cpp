@@ -214,7 +214,7 @@ class Worker {
 
   // Scores of one row to weights; keys outside [begin, end) weigh 0.
   void soften(int head, int row, int begin, int end, int width) {
-    const float* scores = scores_ + row * kTileKeys;
+    float* scores = scores_ + row * kTileKeys;
     Element* weights = reinterpret_cast<Element*>(weights_) + row * kTileKeys;
     if (begin >= end) {
       for (int i = 0; i < width; i += kLanes) store(weights + i, vf{});

@@ -147,7 +147,7 @@ inline bool with_rows(int num_rows, Body body) {
     case 6: body(DirectTile<6, kSteps>{}); return true;
     case 7: body(DirectTile<7, kSteps>{}); return true;
     case 8: body(DirectTile<8, kSteps>{}); return true;
-    default: return false;  // not tried: with more rows sums and queries outgrow the registers  // packing the tile pays from here on
+    default: return false;  // not tried: with more rows sums and queries outgrow the registers
   }
 }
 #endif

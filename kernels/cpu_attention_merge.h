@@ -52,7 +52,8 @@ class PartialResults {
     std::memset(sums, 0, sizeof(float) * width_);
     for (int part = 0; part < merges_[merge].num_parts; part++) {
       const float* from = first + part * step;
-      if (from[0] == -INFINITY) continue;
+      // Not by its maximum: where all scores are NaN that may be -inf too, and the row must be NaN.
+      if (from[1] == 0.0f) continue;  // saw nothing
       float share = std::exp2(from[0] - maximum);
       total += share * from[1];
       for (int i = 0; i < width_; i += kLanes)

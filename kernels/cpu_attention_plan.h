@@ -88,7 +88,7 @@ class Planner {
       int limit = min_int(shared, op_.first_position(seq) / op_.block_size), same = 0;
       while (same < limit && op_.table(seq)[same] == op_.table(first)[same]) same++;
       // One that shares much less would cost the others more than it saves.
-      if (same * op_.block_size < kMinSharedKeys || 2 * same < shared && seq > first + 1) break;
+      if (same * op_.block_size < kMinSharedKeys || (2 * same < shared && seq > first + 1)) break;
       shared = same;
     }
     *num_keys = shared * op_.block_size;

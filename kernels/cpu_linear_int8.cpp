@@ -32,7 +32,6 @@ typedef int8_t vb_any __attribute__((vector_size(BM_VEC_BYTES / 4), aligned(1), 
 
 // sum += a0 b0 + a1 b1 + a2 b2 + a3 b3 in each lane: four unsigned bytes of a, four signed of b.
 struct Int8Quad {
-  static constexpr int kPerLane = 4;
   typedef vi Sum;
   static vi multiply_add(vi sum, Lane a, vf b) {
 #if defined(__AVX512VNNI__)

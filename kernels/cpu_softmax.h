@@ -18,12 +18,14 @@ struct RowState {
   float* totals;   // [kLanes] partial sums of 2^(score - maximum)
 };
 
-// Turns scores[width] (whole vectors) into weights 2^(score * scale - maximum). Where not kAll is
-// set, keys outside [begin, end), which is not empty, weigh 0.
+// Turns scores[width] (whole vectors) into weights 2^(score * scale - maximum). Where kAll is not
+// set, keys outside [begin, end), which is not empty, weigh 0. The scores are scaled in place, so
+// that they are rounded as the maximum is: fused into the subtraction, one of 1e9 would exceed it by
+// half of its last digit, and 2 to the power of that is infinite.
 // Returns what the sums of earlier weights and values have to be multiplied with.
 template <bool kAll, class Element>
-inline float weigh(const float* scores, Element* weights, int begin, int end, int width,
-                   float scale, RowState& state) {
+inline float weigh(float* scores, Element* weights, int begin, int end, int width, float scale,
+                   RowState& state) {
   auto visible = [&](int i) {
     vi key = lane_index() + i;
     return (key >= begin) & (key < end);
@@ -31,6 +33,7 @@ inline float weigh(const float* scores, Element* weights, int begin, int end, in
   vf highest = splat(-INFINITY);
   for (int i = 0; i < width; i += kLanes) {
     vf score = load(scores + i) * scale;
+    store(scores + i, score);
     if (!kAll) score = visible(i) ? score : splat(-INFINITY);
     highest = max(highest, score);
   }
@@ -38,7 +41,7 @@ inline float weigh(const float* scores, Element* weights, int begin, int end, in
   float keep = before == after ? 1.0f : exp2_of_negative(splat(before - after))[0];
   vf total = load(state.totals) * keep;
   for (int i = 0; i < width; i += kLanes) {
-    vf weight = exp2_of_negative(load(scores + i) * scale - after);
+    vf weight = exp2_of_negative(load(scores + i) - after);
     if (!kAll) weight = visible(i) ? weight : vf{};
     store(weights + i, weight);
     total += weight;

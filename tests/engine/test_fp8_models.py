@@ -180,6 +180,26 @@ def test_what_does_not_fit_is_refused_before_it_is_read(
     assert loading._read_weights(*arguments).layers[0].qkv.device == CPU
 
 
+def test_fp8_is_named_as_a_remedy_only_where_it_would_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random_model(NATIVE["Llama"], tmp_path)
+    config = config_in(tmp_path)
+    layers = layer_bytes(config, torch.bfloat16)
+    needed = fp8_weights_bytes(config, torch.bfloat16) + max(layers)
+    assert needed < weights_bytes(config, torch.bfloat16)
+    for gpu, host, is_named in (
+        (needed, sum(layers), True),
+        (needed - 1, sum(layers), False),
+        (needed, sum(layers) - 1, False),
+    ):
+        free = {"cuda": gpu, "cpu": host}
+        monkeypatch.setattr(loading, "free_memory_bytes", lambda device, f=free: f[device.type])
+        with pytest.raises(ConfigError, match="the weights take") as caught:
+            loading._read_weights(tmp_path, config, torch.bfloat16, GPU, None)
+        assert ("quantization 'fp8'" in str(caught.value)) == is_named
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_model_that_fp8_does_not_compute_is_refused_by_name(name: str, tmp_path: Path) -> None:
     random_model(NATIVE[name], tmp_path)
