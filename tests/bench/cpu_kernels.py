@@ -8,7 +8,8 @@ machine with other work both columns grow, their ratio less so. `floor` is the l
 that of reading the op's bytes once at the bandwidth measured at the start, and that of its matrix
 products at the rate of a large bf16 one, measured there too. Over 100 % is what a last-level cache
 gives, or other work during the measuring. The lines of int8 products, which quantize their argument
-each time, have the packed bf16 product for a reference, and a floor of bytes alone.
+each time, have the packed bf16 product for a reference, and a floor of bytes alone. Those of drawing
+tokens have the numpy face, which runs where there is no compiler.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ from batchmill.kernels.linear import make_linear
 from batchmill.kernels.paged_attention import paged_attention
 from batchmill.kernels.paged_attention_plan import AttentionPlan
 from batchmill.kernels.rms_norm import add_rms_norm
+from batchmill.kernels.sample import sample
 from batchmill.kernels.silu_and_mul import silu_and_mul
 
+VOCAB_SIZE = 49152
 HIDDEN, INNER, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE = 576, 1536, 9, 3, 64, 16
 DTYPE = torch.bfloat16
 MAX_CACHE_BYTES = 3 * 2**30  # fewer layers where all of them would not fit
@@ -136,6 +139,31 @@ def elementwise_cases(max_layers: int) -> Iterator[Case]:
             )
 
 
+def sample_cases(_: int) -> Iterator[Case]:
+    for num_rows in (1, 64):
+        logits = 2.5 * torch.randn(num_rows, VOCAB_SIZE)
+        for name, heat, top_k, top_p in (
+            ("greedy", 0.0, 0, 1.0),
+            ("T=0.8", 0.8, 0, 1.0),
+            ("T=0.8 top-k 50", 0.8, 50, 1.0),
+            ("T=0.8 top-p 0.95", 0.8, 0, 0.95),
+        ):
+            controls = (
+                torch.full((num_rows,), heat),
+                torch.full((num_rows,), top_k),
+                torch.full((num_rows,), top_p),
+                torch.arange(num_rows),
+                torch.arange(num_rows),
+            )
+            yield Case(
+                f"sample {name} B={num_rows}",
+                1,
+                lambda c=controls, x=logits: sample(x, *c, backend="cpp"),
+                lambda c=controls, x=logits: sample(x, *c, backend="numpy"),
+                logits.nbytes,
+            )
+
+
 def read_bandwidth() -> float:
     """Bytes a second that all threads read, the best of many samples."""
     data = torch.ones(2**27)
@@ -162,7 +190,7 @@ def main() -> None:
         f"{rate / 1e9:.0f} GFLOP/s bf16, ms a layer"
     )
     print(f"{'op':28}{'cpp':>9}{'reference':>11}{'ratio':>7}{'floor':>9}{'of floor':>10}")
-    for make_cases in (attention_cases, linear_cases, elementwise_cases):
+    for make_cases in (sample_cases, attention_cases, linear_cases, elementwise_cases):
         for case in make_cases(arguments.layers):
             if arguments.op not in case.name:
                 continue
