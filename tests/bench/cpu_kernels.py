@@ -8,8 +8,8 @@ machine with other work both columns grow, their ratio less so. `floor` is the l
 that of reading the op's bytes once at the bandwidth measured at the start, and that of its matrix
 products at the rate of a large bf16 one, measured there too. Over 100 % is what a last-level cache
 gives, or other work during the measuring. The lines of int8 products, which quantize their argument
-each time, have the packed bf16 product for a reference, and a floor of bytes alone. Those of drawing
-tokens have the numpy face, which runs where there is no compiler.
+each time, have the packed bf16 product for a reference, and a floor of bytes alone. Those of
+drawing tokens have the numpy face, which runs where there is no compiler.
 """
 
 from __future__ import annotations
