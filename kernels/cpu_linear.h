@@ -59,14 +59,16 @@ inline void pass_over_panel(const Lane* x, long x_stride, const Lane* panel, con
 }
 
 // sums[rows, kPanel] (+)= x[rows, k_lanes] times a panel. A step reads four lines of it: the fewer
-// passes there are, the more of the next panel each has to fetch.
+// passes there are, the more of the next panel each has to fetch. A single row waits for memory
+// whatever is done.
 template <class Mul>
 inline void multiply_panel(const Lane* x, long x_stride, const Lane* panel, const Lane* next,
                            int rows, int k_lanes, float* sums, bool add) {
   int passes = (rows + kTileRows - 1) / kTileRows;
   auto pass = passes >= 3   ? pass_over_panel<Mul, 1>
               : passes == 2 ? pass_over_panel<Mul, 2>
-                            : pass_over_panel<Mul, 4>;
+              : rows > 1    ? pass_over_panel<Mul, 4>
+                            : pass_over_panel<Mul, 0>;
   pass(x, x_stride, panel, next, rows, k_lanes, sums, add);
 }
 
