@@ -120,7 +120,10 @@ def test_a_prompt_is_scored_and_times_of_a_job_are_told(client: Client) -> None:
     assert metrics.inter_token_latency_s is not None
     assert metrics.total_time_s is not None
     assert 0 <= metrics.engine_queue_time_s <= metrics.ttft_s
-    assert metrics.ttft_s + 8 * metrics.inter_token_latency_s <= metrics.total_time_s + 0.001
+    # The worker tells when the first token reached it, the engine how far apart it drew them: of a
+    # fast model the first token may reach the worker together with the last.
+    assert metrics.ttft_s <= metrics.total_time_s
+    assert 8 * metrics.inter_token_latency_s <= metrics.total_time_s
 
 
 def test_the_command_line_prints_calls(client: Client, url: str) -> None:
