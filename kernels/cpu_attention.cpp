@@ -141,7 +141,8 @@ class Worker {
     Lane* to = queries(head);
     for (int row = 0; row < task.num_rows; row++, to += query_lanes_) {
       int flat = task.first_row + row;
-      const T* q = static_cast<const T*>(op_.q) + (op_.cu_seqlens_q[task.seq] + flat / group_) * op_.q_row_stride +
+      const T* q = static_cast<const T*>(op_.q) +
+                   (op_.cu_seqlens_q[task.seq] + flat / group_) * op_.q_row_stride +
                    ((task.first_head + head) * group_ + flat % group_) * op_.q_head_stride;
       to[query_lanes_ - 1] = 0;  // the second half of the last lane, where head_dim is odd
       copy_row(q, reinterpret_cast<Element*>(to));

@@ -77,7 +77,8 @@ inline void each_scores(const float* scores, int size, Body body) {
   body(i, last);
 }
 
-// The largest score and its token, the first among equals; NaN is passed over.
+// The largest score and its token, the first among equals; NaN is passed over, and token 0 is that
+// of no score above -inf.
 class Best {
  public:
   void take(int first_token, vf scores) {
@@ -199,14 +200,10 @@ float nucleus_floor(const Row& row, float highest, float floor, std::vector<floa
 
 int64_t draw(const Row& row) {
   Best likeliest;
-  each_scores(row.logits, row.size,
-              [&](int i, vf logits) { likeliest.take(i, logits); });
+  each_scores(row.logits, row.size, [&](int i, vf logits) { likeliest.take(i, logits); });
   float highest = likeliest.score();
-  if (!std::isfinite(highest)) {  // nothing to draw from; it must not fail the batch
-    int token = likeliest.token();
-    return token < row.size ? token : 0;
-  }
-  if (row.heat == 0.0f) return likeliest.token();
+  // Without a finite largest logit there is nothing to draw from, and it must not fail the batch.
+  if (row.heat == 0.0f || !std::isfinite(highest)) return likeliest.token();
 
   static thread_local std::vector<float> scratch;
   float floor = -INFINITY;
