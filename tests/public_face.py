@@ -61,9 +61,10 @@ def settings() -> dict[str, Setting]:
 def settings_classes() -> list[type[BaseSettings]]:
     """Every settings class, bases before what derives from them."""
     classes: set[type[BaseSettings]] = set()
-    for path in [*(ROOT / "producer").glob("*.py"), *(ROOT / "worker").glob("*.py")]:
+    for path in [*(ROOT / "producer").rglob("*.py"), *(ROOT / "worker").rglob("*.py")]:
         if "_settings import " in path.read_text() or path.name == "settings.py":
-            module = importlib.import_module(f"batchmill.{path.parent.name}.{path.stem}")
+            dotted = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            module = importlib.import_module(f"batchmill.{dotted}")
             classes |= {
                 value
                 for value in vars(module).values()
@@ -76,7 +77,7 @@ def settings_classes() -> list[type[BaseSettings]]:
 
 def plain_variables() -> set[str]:
     """Variables that are read without a settings class, by code that has to stay light."""
-    sources = [path for folder in FOLDERS for path in (ROOT / folder).glob("*.py")]
+    sources = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
     read = re.compile(r'environ\.get\("(BATCHMILL_\w+)"')
     return {name for path in sources for name in read.findall(path.read_text())} - set(settings())
 

@@ -35,7 +35,13 @@ WITHOUT_TORCH = (
 
 
 def source_files(folder: str) -> list[Path]:
-    return sorted(path for path in (ROOT / folder).glob("*.py"))
+    """Every Python file of a folder, those of its packages included."""
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+def test_the_rules_see_every_source_file() -> None:
+    # A rule that looks at root files only would pass on a tree whose files lie in packages.
+    assert sum(len(source_files(folder)) for folder in ALLOWED_FOLDERS) > 250
 
 
 def imported_modules(tree: ast.Module) -> Iterator[tuple[int, str]]:
