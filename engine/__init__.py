@@ -1,4 +1,7 @@
-"""The batchmill engine: continuous batching over a paged KV cache. Knows no queue.
+"""The batchmill engine: continuous batching over a paged KV cache.
+
+Read `engine.py` first, then `scheduling/scheduler.py`. The engine never imports Celery, Redis or
+pydantic, and knows nothing about queues or jobs.
 
 `Engine` is imported when it is first used, because it pulls in torch: a process that only builds
 `SamplingParams` and reads `RequestOutput`s stays light.
@@ -8,7 +11,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .chat import Chat
+from batchmill.engine.lifecycle.stats import EngineStats
+from batchmill.engine.request.outputs import (
+    Completion,
+    FinishReason,
+    RequestFailure,
+    RequestMetrics,
+    RequestOutput,
+    Usage,
+)
+from batchmill.engine.request.sampling_params import SamplingParams
+from batchmill.engine.text.chat import Chat
+from batchmill.engine.text.tool_calls import ToolCall
+
 from .config import EngineConfig
 from .errors import (
     ConfigError,
@@ -18,17 +33,6 @@ from .errors import (
     RequestError,
     UnsupportedModelError,
 )
-from .outputs import (
-    Completion,
-    FinishReason,
-    RequestFailure,
-    RequestMetrics,
-    RequestOutput,
-    Usage,
-)
-from .sampling_params import SamplingParams
-from .stats import EngineStats
-from .tool_calls import ToolCall
 
 if TYPE_CHECKING:
     from .engine import Engine

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from batchmill.engine.text.tool_calls import FORMATS
+
 from .errors import ConfigError
-from .tool_calls import FORMATS
 
 #: Number formats of weights, activations and the KV cache.
 DTYPES = ("bfloat16", "float16", "float32")

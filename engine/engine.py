@@ -5,26 +5,36 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .block_pool import BlockPool
-from .chat import Chat
+from batchmill.engine.execution.kv_cache_sizing import (
+    allocate_kv_cache,
+    check_kv_cache_dtype,
+    records_decodes,
+)
+from batchmill.engine.execution.step_pipeline import StepPipeline
+from batchmill.engine.lifecycle.intake import Prompt, RequestIntake, check_order
+from batchmill.engine.lifecycle.request_book import RequestBook
+from batchmill.engine.lifecycle.stats import CurrentLoad, DraftCounts, EngineStats, StatsCounter
+from batchmill.engine.lifecycle.tracker import RequestTracker
+from batchmill.engine.loading.loading import LoadedModel, load_model, resolve_device
+from batchmill.engine.memory.device_memory import make_current
+from batchmill.engine.memory.kv_cache import KVCache
+from batchmill.engine.models.model_length import check_max_model_len
+from batchmill.engine.request.outputs import (
+    FinishReason,
+    RequestFailure,
+    RequestOutput,
+    ResumedTokens,
+)
+from batchmill.engine.request.sampling_params import SamplingParams
+from batchmill.engine.scheduling.block_pool import BlockPool
+from batchmill.engine.scheduling.schedule import ScheduledBatch
+from batchmill.engine.scheduling.scheduler import Scheduler
+from batchmill.engine.scheduling.speculation import Speculation
+from batchmill.engine.text.chat import Chat
+from batchmill.engine.text.tokenizer import Tokenizer
+
 from .config import EngineConfig
-from .device_memory import make_current
 from .errors import EngineError, RequestError, is_out_of_memory
-from .intake import Prompt, RequestIntake, check_order
-from .kv_cache import KVCache
-from .kv_cache_sizing import allocate_kv_cache, check_kv_cache_dtype, records_decodes
-from .loading import LoadedModel, load_model, resolve_device
-from .model_length import check_max_model_len
-from .outputs import FinishReason, RequestFailure, RequestOutput, ResumedTokens
-from .request_book import RequestBook
-from .sampling_params import SamplingParams
-from .schedule import ScheduledBatch
-from .scheduler import Scheduler
-from .speculation import Speculation
-from .stats import CurrentLoad, DraftCounts, EngineStats, StatsCounter
-from .step_pipeline import StepPipeline
-from .tokenizer import Tokenizer
-from .tracker import RequestTracker
 
 
 class Engine:

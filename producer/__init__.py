@@ -1,13 +1,23 @@
-"""The light side of batchmill: the wire contract and the clients. Never imports torch or Celery."""
+"""The producer side of batchmill: the wire contract and the clients.
 
-from .answers import CancelAnswer, CancelStatus, JobState
-from .async_client import AsyncClient, AsyncJob
-from .batch_models import BatchRequest, BatchState, BatchStatus, RequestCounts
-from .batch_store import BatchEntry
-from .chat_messages import Message
-from .client import Client, Job
-from .counts import CancelCounts, ForgetCounts
-from .ended import EndedJob
+Read `client/client.py` first, then `protocol/keys.py`. This folder never imports torch or Celery.
+"""
+
+from batchmill.producer.client.async_client import AsyncClient, AsyncJob
+from batchmill.producer.client.client import Client, Job
+from batchmill.producer.job.batch import BatchRequest, BatchState, BatchStatus, RequestCounts
+from batchmill.producer.job.document import GenerationJob
+from batchmill.producer.job.messages import Message
+from batchmill.producer.protocol.counts import CancelCounts, ForgetCounts
+from batchmill.producer.protocol.replies import CancelAnswer, CancelStatus, JobState
+from batchmill.producer.store.batch_store import BatchEntry
+from batchmill.producer.store.job_index import JobPage
+from batchmill.producer.store.read_ends import EndedJob
+from batchmill.producer.store.read_progress import EtaUnknown, JobProgress, ProgressSummary
+from batchmill.producer.store.read_stream import StreamPiece, StreamPosition
+from batchmill.producer.webhook.dedupe import AsyncSeenEvents, SeenEvents
+from batchmill.producer.webhook.signature import WebhookEvent, new_secret, verify_webhook
+
 from .errors import (
     BatchClosed,
     BatchmillError,
@@ -30,14 +40,8 @@ from .errors import (
     WrongEventLoop,
     WrongState,
 )
-from .job_index import JobPage
-from .models import GenerationJob
-from .progress import EtaUnknown, JobProgress, ProgressSummary
 from .results import JobError, JobResult, JobStatus, Metrics, Usage
 from .settings import ProducerSettings
-from .streaming import StreamPiece, StreamPosition
-from .webhook import WebhookEvent, new_secret, verify_webhook
-from .webhook_dedupe import AsyncSeenEvents, SeenEvents
 
 __all__ = [
     "AsyncClient",

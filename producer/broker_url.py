@@ -33,7 +33,7 @@ def embedded_socket(environ: Mapping[str, str] = os.environ) -> Path:
 def find_broker(url: str | None = None, environ: Mapping[str, str] = os.environ) -> str:
     """Return the broker's URL: the given one, else the environment's, else the embedded broker's.
 
-    The environment variable is ``BATCHMILL_BROKER_URL``.
+    The environment variable is `BATCHMILL_BROKER_URL`.
 
     Raises:
         BrokerUnavailable: none is given and no embedded broker of this user is there.
@@ -53,7 +53,7 @@ def find_broker(url: str | None = None, environ: Mapping[str, str] = os.environ)
 
 
 def redis_url(url: str) -> str:
-    """Return a URL in the form redis-py reads (Celery writes unix sockets as ``redis+socket://``).
+    """Return a URL in the form redis-py reads (Celery writes unix sockets as `redis+socket://`).
 
     Raises:
         ValueError: the scheme is not redis, rediss, unix or redis+socket.

@@ -30,20 +30,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .answers import JobState
+    from batchmill.producer.protocol.replies import JobState
+
     from .results import JobResult
 
 
 class BatchmillError(Exception):
-    """Base of all errors that ``batchmill.producer`` raises."""
+    """Base of all errors that `batchmill.producer` raises."""
 
 
 class JobRejected(BatchmillError):
     """A job was refused before anything was stored.
 
     Attributes:
-        code: ``invalid_request``, ``unsupported_parameter``, ``idempotency_conflict``,
-            ``queue_full`` or ``batch_closed``.
+        code: `invalid_request`, `unsupported_parameter`, `idempotency_conflict`,
+            `queue_full` or `batch_closed`.
         param: the field at fault, dotted where it lies deeper, or None.
         retryable: whether the same job may be taken later.
     """
@@ -85,7 +86,7 @@ class QueueFull(JobRejected):
 
 
 class BatchClosed(JobRejected):
-    """The batch takes no more lines: ``batch_cancelled``, ``batch_expired`` or ``batch_closed``."""
+    """The batch takes no more lines: `batch_cancelled`, `batch_expired` or `batch_closed`."""
 
     def __init__(self, message: str, *, code: str = "batch_closed"):
         super().__init__(message, code=code)
@@ -96,7 +97,7 @@ class JobUnfinished(BatchmillError):
 
     Attributes:
         job_id: the job.
-        code: why, as in the job's error: ``attempts_exhausted``, ``deadline_exceeded`` …
+        code: why, as in the job's error: `attempts_exhausted`, `deadline_exceeded` …
         retryable: whether the same job, submitted again, may succeed.
         result: the output up to then, where the worker kept it, else None.
     """

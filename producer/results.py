@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from . import keys
-from .answers import JobState
+from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.replies import JobState
 
 # Fields that a later version adds are left out by this one, so that producers may be older than
 # workers.
@@ -27,8 +27,8 @@ class JobError(BaseModel):
 
     model_config = _CONFIG
 
-    #: ``invalid_request``, ``context_length_exceeded``, ``deadline_exceeded``, ``cancelled``,
-    #: ``engine_error``, ``numerical_error``, ``out_of_memory``, ``attempts_exhausted`` …
+    #: `invalid_request`, `context_length_exceeded`, `deadline_exceeded`, `cancelled`,
+    #: `engine_error`, `numerical_error`, `out_of_memory`, `attempts_exhausted` …
     code: str
     #: For people. Never holds prompt or output text.
     message: str
@@ -71,7 +71,7 @@ class ToolCall(BaseModel):
 
     model_config = _CONFIG
 
-    #: For the answer's ``tool_call_id``. A job that had to start again makes the same ids.
+    #: For the answer's `tool_call_id`. A job that had to start again makes the same ids.
     id: str
     type: Literal["function"] = "function"
     function: CalledFunction
@@ -109,24 +109,24 @@ class Completion(BaseModel):
 
     model_config = _CONFIG
 
-    #: Which of the job's ``n`` samples it is, from 0.
+    #: Which of the job's `n` samples it is, from 0.
     index: int = 0
     text: str = ""
     token_ids: list[int] = Field(default_factory=list, repr=False)
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
-    #: For each token, where the job asked for ``logprobs``.
+    #: For each token, where the job asked for `logprobs`.
     logprobs: Logprobs | None = Field(default=None, repr=False)
-    #: For each token, in nats, where the job asked for ``entropy``.
+    #: For each token, in nats, where the job asked for `entropy`.
     entropies: list[float] | None = Field(default=None, repr=False)
-    #: Calls of the job's ``tools``; what they are made of is not in ``text``.
+    #: Calls of the job's `tools`; what they are made of is not in `text`.
     tool_calls: list[ToolCall] = Field(default_factory=list, repr=False, exclude_if=_is_absent)
-    #: What went wrong, where ``finish_reason`` is ``error``.
+    #: What went wrong, where `finish_reason` is `error`.
     error: str | None = None
 
     @property
     def message(self) -> dict[str, Any]:
-        """It as a message, to go on with the chat: ``messages`` of the next job take it."""
+        """It as a message, to go on with the chat: `messages` of the next job take it."""
         message: dict[str, Any] = {"role": "assistant", "content": self.text}
         if self.tool_calls:
             message["tool_calls"] = [call.model_dump() for call in self.tool_calls]
@@ -141,25 +141,25 @@ class JobResult(BaseModel):
 
     id: str
     model: str
-    #: ``completed``; or how else it ended, with the output so far.
+    #: `completed`; or how else it ended, with the output so far.
     status: JobState
-    #: ``stop``: a stop string, a stop token or the end of text; ``length``: ``max_tokens``;
-    #: ``tool_calls``: as ``stop``, with calls.
+    #: `stop`: a stop string, a stop token or the end of text; `length`: `max_tokens`;
+    #: `tool_calls`: as `stop`, with calls.
     finish_reason: FinishReason | None = None
     #: The stop string or token id that ended it; None for the end of text.
     stop_reason: str | int | None = None
     #: Of the first sample, where there are several; so are the fields around it.
     text: str = ""
-    #: Calls of the job's ``tools``; what they are made of is not in ``text``.
+    #: Calls of the job's `tools`; what they are made of is not in `text`.
     tool_calls: list[ToolCall] = Field(default_factory=list, repr=False, exclude_if=_is_absent)
-    #: For each output token, where the job asked for ``logprobs``: of the model's own distribution,
+    #: For each output token, where the job asked for `logprobs`: of the model's own distribution,
     #: before any control.
     logprobs: Logprobs | None = Field(default=None, repr=False, exclude_if=_is_absent)
-    #: For each output token, in nats, where the job asked for ``entropy``.
+    #: For each output token, in nats, where the job asked for `entropy`.
     entropies: list[float] | None = Field(default=None, repr=False, exclude_if=_is_absent)
-    #: For each prompt token, where the job asked for ``prompt_logprobs``; None for the first.
+    #: For each prompt token, where the job asked for `prompt_logprobs`; None for the first.
     prompt_logprobs: Logprobs | None = Field(default=None, repr=False, exclude_if=_is_absent)
-    #: All samples, where the job asked for more than one; see ``completions``.
+    #: All samples, where the job asked for more than one; see `completions`.
     samples: list[Completion] = Field(default_factory=list, repr=False, exclude_if=_is_absent)
     usage: Usage = Field(default_factory=Usage)
     metrics: Metrics = Field(default_factory=Metrics)
@@ -177,7 +177,7 @@ class JobResult(BaseModel):
 
     @property
     def completions(self) -> tuple[Completion, ...]:
-        """The job's samples, ``n`` of them."""
+        """The job's samples, `n` of them."""
         if self.samples:
             return tuple(self.samples)
         only = Completion(

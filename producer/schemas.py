@@ -1,6 +1,6 @@
 """JSON Schemas of what crosses the wire, for clients in other languages.
 
-``python -m batchmill.producer.schemas FOLDER`` writes them; those in ``schema/`` are of this
+`python -m batchmill.producer.schemas FOLDER` writes them; those in `schema/` are of this
 version.
 """
 
@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .batch_models import BATCH_EVENTS, BatchStatus
-from .models import GenerationJob
-from .record_fields import RecordFields
+from batchmill.producer.job.batch import BATCH_EVENTS, BatchStatus
+from batchmill.producer.job.document import GenerationJob
+from batchmill.producer.protocol.record_fields import RecordFields
+
 from .results import JobResult
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -64,7 +65,7 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _event() -> dict[str, Any]:
-    """The event as ``worker/webhook_payload.py`` writes it; ``tests/test_schemas.py`` compares."""
+    """The event as `worker/webhooks/payload.py` writes it; a test compares the two."""
     moment = {"type": ["string", "null"], "format": "date-time"}
     result = JobResult.model_json_schema(mode="serialization")
     data = {
@@ -99,7 +100,7 @@ def _event() -> dict[str, Any]:
 
 
 def _batch_event() -> dict[str, Any]:
-    """A batch's event as ``worker/webhook_payload.py`` writes it."""
+    """A batch's event as `worker/webhooks/payload.py` writes it."""
     batch = BatchStatus.model_json_schema(mode="serialization")
     data = {
         "id": {"type": "string"},

@@ -1,4 +1,4 @@
-"""Settings of the producer side, from ``BATCHMILL_*`` variables."""
+"""Settings of the producer side, from `BATCHMILL_*` variables."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from typing import Self
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from . import keys
-from .target_settings import TargetSettings
+from batchmill.producer.protocol import keys
+from batchmill.producer.webhook.target_settings import TargetSettings
 
 #: Far below where Redis refuses a time to live (2**63 ms), so that a mistake shows at the start.
 MAX_RESULT_TTL_S = 10 * 365 * 24 * 3600
 
 
 class ProducerSettings(TargetSettings):
-    """What a client needs. Each field is ``BATCHMILL_<NAME>`` in upper case."""
+    """What a client needs. Each field is `BATCHMILL_<NAME>` in upper case."""
 
     model_config = SettingsConfigDict(
         env_prefix="BATCHMILL_", extra="forbid", frozen=True, hide_input_in_errors=True
     )
 
-    #: ``redis://``, ``rediss://``, ``unix://`` or ``redis+socket://``; None finds the embedded
+    #: `redis://`, `rediss://`, `unix://` or `redis+socket://`; None finds the embedded
     #: broker of this user.
     broker_url: str | None = Field(default=None, repr=False)  # it may hold a password
     #: Model of a job that names none. The variable is the worker's too, so that one environment
-    #: serves both; where it is a path there, the name to use is ``served_model_name``.
+    #: serves both; where it is a path there, the name to use is `served_model_name`.
     model: str = "demo"
     #: Name under which that model is served; None is the model's own.
     served_model_name: str | None = None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .app_factory import create_app
+from batchmill.worker.consumer.app_factory import create_app
+
 from .settings import WorkerSettings
 
 app = create_app(WorkerSettings())

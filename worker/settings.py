@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from batchmill.producer import keys
+from batchmill.producer.protocol import keys
 from batchmill.producer.settings import ProducerSettings
 
 #: Words of the engine's switches, as `EngineConfig` has them.

@@ -1,9 +1,9 @@
 """The attacks that the webhook sender is tested against, each carried out against a real socket.
 
-``python tests/bench/attack_table.py [--json]`` prints for each row the URL, what its name leads to,
+`python tests/bench/attack_table.py [--json]` prints for each row the URL, what its name leads to,
 the verdict, and the connections that a socket at every address of this machine has seen. It ends
 with 1 where a verdict is wrong or a connection was seen. The rows are those of
-``tests/worker/address_attacks.py``, which the tests use.
+`tests/worker/webhooks/address_attacks.py`, which the tests use.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.worker.address_attacks import Attack, Listener, attacks, carry_out, send
+from tests.worker.webhooks.address_attacks import Attack, Listener, attacks, carry_out, send
 
 
 def row_of(number: int, attack: Attack, listener: Listener) -> dict[str, object]:

@@ -1,6 +1,6 @@
 """A hundred thousand lines through `batchmill bulk`: memory of the command, and its pace.
 
-``python tests/bench/bulk_100k.py [lines]`` starts an embedded broker and a worker with the stub
+`python tests/bench/bulk_100k.py [lines]` starts an embedded broker and a worker with the stub
 engine, writes the input, and tells the memory (resident set) of the bulk command while it runs.
 """
 
@@ -20,7 +20,7 @@ NUM_ROWS = 20
 
 
 def resident_mb(process: subprocess.Popen[bytes], field: str = "VmRSS") -> float:
-    """Memory of a process now, or with ``VmHWM`` the most that it has had; 0 after its end."""
+    """Memory of a process now, or with `VmHWM` the most that it has had; 0 after its end."""
     text = Path(f"/proc/{process.pid}/status").read_text()
     return next((int(row.split()[1]) for row in text.splitlines() if field in row), 0) / 1024
 

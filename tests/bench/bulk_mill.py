@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from batchmill.producer.store import JobStore
-from batchmill.worker.broker_config import BrokerConfig
-from batchmill.worker.embedded_broker import EmbeddedBroker
+from batchmill.producer.store.job_store import JobStore
+from batchmill.worker.local.broker_config import BrokerConfig
+from batchmill.worker.local.embedded_broker import EmbeddedBroker
 
 CLI = (sys.executable, "-m", "batchmill.worker.cli")
 #: A stub that is no brake.
@@ -52,7 +52,7 @@ class BulkMill:
         return worker
 
     def start_bulk(self, source: Path, *options: str) -> subprocess.Popen[bytes]:
-        """Start the command; its answers go to ``output`` and ``errors``."""
+        """Start the command; its answers go to `output` and `errors`."""
         files = ("-o", str(self.output), "--errors", str(self.errors))
         return self._start("bulk", str(source), *files, "--json", *options)
 

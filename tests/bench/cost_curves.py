@@ -1,4 +1,4 @@
-"""What a decode step costs by batch and context: ``python tests/bench/cost_curves.py [--model M]``.
+"""What a decode step costs by batch and context: `python tests/bench/cost_curves.py [--model M]`.
 
 Markdown: milliseconds a step, then output tokens a second, then memory a sequence. The model runs
 alone, without scheduler, sampler or text, over a cache of random numbers. Takes some three minutes
@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from gpu_floors import kv_bytes_per_token
 from gpu_steps import StepMaker
 
-from batchmill.engine.decoder import DecoderModel
-from batchmill.engine.device_memory import free_memory_bytes
-from batchmill.engine.loading import load_model
+from batchmill.engine.loading.loading import load_model
+from batchmill.engine.memory.device_memory import free_memory_bytes
+from batchmill.engine.models.decoder import DecoderModel
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 CONTEXTS = (64, 256, 512, 1024, 2048)

@@ -23,13 +23,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from batchmill.kernels.int8_linear import make_int8_linear
-from batchmill.kernels.linear import make_linear
-from batchmill.kernels.paged_attention import paged_attention
-from batchmill.kernels.paged_attention_plan import AttentionPlan
-from batchmill.kernels.rms_norm import add_rms_norm
-from batchmill.kernels.sample import sample
-from batchmill.kernels.silu_and_mul import silu_and_mul
+from batchmill.kernels.ops.gated_activation import silu_and_mul
+from batchmill.kernels.ops.int8_linear import make_int8_linear
+from batchmill.kernels.ops.linear import make_linear
+from batchmill.kernels.ops.paged_attention import paged_attention
+from batchmill.kernels.ops.rms_norm import add_rms_norm
+from batchmill.kernels.ops.sample import sample
+from batchmill.kernels.reference.paged_attention_plan import AttentionPlan
 
 VOCAB_SIZE = 49152
 HIDDEN, INNER, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE = 576, 1536, 9, 3, 64, 16

@@ -1,6 +1,6 @@
 """How soon a small tenant's job starts beside a large backlog: a figure, and shares by weight.
 
-``python tests/bench/fairness.py [jobs] [singles]`` starts an embedded broker and a worker with the
+`python tests/bench/fairness.py [jobs] [singles]` starts an embedded broker and a worker with the
 stand-in engine. Tenant A has that many jobs waiting (100,000 unless said otherwise); single jobs
 come now and then, first of tenant B, then one of tenant A itself. Told is how many of A's jobs
 started between the submission of a single job and its start. At the end two tenants of weights 3
@@ -22,10 +22,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from batchmill.producer import Client
-from batchmill.producer.store import JobStore
-from batchmill.producer.tenants import set_tenant
-from batchmill.worker.broker_config import BrokerConfig
-from batchmill.worker.embedded_broker import EmbeddedBroker
+from batchmill.producer.store.job_store import JobStore
+from batchmill.producer.store.tenants import set_tenant
+from batchmill.worker.local.broker_config import BrokerConfig
+from batchmill.worker.local.embedded_broker import EmbeddedBroker
 
 MAX_NUM_SEQS = 16
 SECONDS_BETWEEN = 0.2

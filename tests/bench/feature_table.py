@@ -15,8 +15,8 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 from batchmill.engine import SamplingParams
-from batchmill.engine.parameter_names import ALIASES
-from batchmill.producer.parameters import REMEDIES, UNSUPPORTED
+from batchmill.engine.request.aliases import ALIASES
+from batchmill.producer.job.unsupported import REMEDIES, UNSUPPORTED
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "features.md"

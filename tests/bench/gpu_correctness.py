@@ -21,14 +21,13 @@ from gpu_report import Bench, OutOfTime
 from torch import Tensor
 
 from batchmill.engine import SamplingParams
-from batchmill.kernels.dispatch import Backend
-from batchmill.kernels.gelu_and_mul import gelu_and_mul
-from batchmill.kernels.paged_attention import paged_attention
-from batchmill.kernels.rms_norm import add_rms_norm, rms_norm
-from batchmill.kernels.rope_and_cache import rope_and_cache
-from batchmill.kernels.sample import sample
-from batchmill.kernels.silu_and_mul import silu_and_mul
-from batchmill.kernels.write_kv import FP8
+from batchmill.kernels.ops.dispatch import Backend
+from batchmill.kernels.ops.gated_activation import gelu_and_mul, silu_and_mul
+from batchmill.kernels.ops.paged_attention import paged_attention
+from batchmill.kernels.ops.rms_norm import add_rms_norm, rms_norm
+from batchmill.kernels.ops.rope_and_cache import rope_and_cache
+from batchmill.kernels.ops.sample import sample
+from batchmill.kernels.ops.write_kv import FP8
 
 #: The errors of one op's face in one number format, case by case.
 Errors = Callable[[Bench, torch.dtype, Backend], Iterator[float]]
@@ -271,7 +270,7 @@ def _whole_model(bench: Bench, wrong: list[str]) -> None:
     """Logits of a small model by the GPU's kernels against the reference's in float32."""
     from gpu_steps import StepMaker
 
-    from batchmill.engine.decoder import DecoderModel
+    from batchmill.engine.models.decoder import DecoderModel
 
     errors = {}
     for dtype in (torch.float32,) if bench.toy else (torch.float32, torch.bfloat16):

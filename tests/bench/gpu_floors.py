@@ -14,7 +14,7 @@ import numpy as np
 from gpu_report import Ceilings
 from numpy.typing import NDArray
 
-from batchmill.engine.model_config import ModelConfig
+from batchmill.engine.models.model_config import ModelConfig
 
 Numbers = NDArray[np.float64]
 

@@ -12,13 +12,13 @@ from gpu_models import TOY, random_weights
 from gpu_report import Bench
 from torch import Tensor
 
-from batchmill.engine.decoder import DecoderModel
-from batchmill.kernels.fp8_fused import gated_activation_fp8, rms_norm_fp8
-from batchmill.kernels.fp8_linear import Fp8Linear, quantize_fp8_weight
-from batchmill.kernels.fp8_quantize import Fp8Rows, quantize_fp8
-from batchmill.kernels.rms_norm import rms_norm
-from batchmill.kernels.silu_and_mul import silu_and_mul
-from batchmill.kernels.write_kv import FP8
+from batchmill.engine.models.decoder import DecoderModel
+from batchmill.kernels.ops.fp8_fused import gated_activation_fp8, rms_norm_fp8
+from batchmill.kernels.ops.fp8_linear import Fp8Linear, quantize_fp8_weight
+from batchmill.kernels.ops.fp8_quantize import Fp8Rows, quantize_fp8
+from batchmill.kernels.ops.gated_activation import silu_and_mul
+from batchmill.kernels.ops.rms_norm import rms_norm
+from batchmill.kernels.ops.write_kv import FP8
 
 #: Largest error of a product relative to its largest number: two roundings to eight bits.
 _PRODUCT_TOLERANCE = 3e-2

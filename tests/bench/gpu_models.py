@@ -12,12 +12,17 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from batchmill.engine import Engine, EngineConfig
-from batchmill.engine.decoder import DecoderModel
-from batchmill.engine.loading import LoadedModel
-from batchmill.engine.model_config import AttentionConfig, LayerConfig, ModelConfig, RopeConfig
-from batchmill.engine.tokenizer import Tokenizer
-from batchmill.engine.weights import DecoderWeights, DenseWeights, allocate_weights
-from batchmill.kernels.dispatch import Backend
+from batchmill.engine.loading.loading import LoadedModel
+from batchmill.engine.models.decoder import DecoderModel
+from batchmill.engine.models.model_config import (
+    AttentionConfig,
+    LayerConfig,
+    ModelConfig,
+    RopeConfig,
+)
+from batchmill.engine.models.weights import DecoderWeights, DenseWeights, allocate_weights
+from batchmill.engine.text.tokenizer import Tokenizer
+from batchmill.kernels.ops.dispatch import Backend
 
 #: Tokens a KV block holds on a GPU: as many as a tile of the attention kernels.
 GPU_BLOCK_SIZE = 64

@@ -18,10 +18,10 @@ from gpu_report import Bench
 from torch import Tensor
 
 from batchmill.engine import Engine, EngineStats, SamplingParams
-from batchmill.engine.decoder import DecoderModel
-from batchmill.engine.kv_cache import KVCache
-from batchmill.engine.model_config import ModelShape
-from batchmill.engine.step_inputs import StepInputs
+from batchmill.engine.memory.kv_cache import KVCache
+from batchmill.engine.model_shape import ModelShape
+from batchmill.engine.models.decoder import DecoderModel
+from batchmill.engine.step.step_inputs import StepInputs
 
 Section = Callable[[Bench], None]
 

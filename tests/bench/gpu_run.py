@@ -1,6 +1,6 @@
 """Everything there is to measure on one GPU, in one command of at most eight minutes.
 
-``python tests/bench/gpu_run.py [--budget 480] [--out FOLDER] [--only NAME ...] [--tune] [--toy]``
+`python tests/bench/gpu_run.py [--budget 480] [--out FOLDER] [--only NAME ...] [--tune] [--toy]`
 
 Needs torch, triton and transformers, and nothing of this project's installed: neither pydantic nor
 Celery nor Redis. One JSON line for each figure, printed at once; the most important first, and a

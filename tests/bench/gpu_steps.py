@@ -12,11 +12,11 @@ from gpu_models import named_shape, random_model
 from gpu_report import Bench, capture
 from torch import Tensor
 
-from batchmill.engine.decoder import DecoderModel
-from batchmill.engine.kv_cache import KVCache
-from batchmill.engine.step_inputs import StepInputs
-from batchmill.kernels.sample import sample
-from batchmill.kernels.write_kv import FP8
+from batchmill.engine.memory.kv_cache import KVCache
+from batchmill.engine.models.decoder import DecoderModel
+from batchmill.engine.step.step_inputs import StepInputs
+from batchmill.kernels.ops.sample import sample
+from batchmill.kernels.ops.write_kv import FP8
 
 BATCHES = (1, 8, 32, 64, 128, 256)
 CONTEXT = 1024

@@ -1,7 +1,7 @@
 """Try tiles for the attention kernels, and print the rows of the table that would ship.
 
-`kernels/tuning_attention.py` holds the table; nothing is tuned while serving. A candidate that does
-not compile or run (too much shared memory, say) is reported and passed over.
+`kernels/gpu/attention_tuning.py` holds the table; nothing is tuned while serving. A candidate that
+does not compile or run (too much shared memory, say) is reported and passed over.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import torch
 from gpu_kernels import paged
 from gpu_report import Bench, OutOfTime
 
-from batchmill.kernels.triton_launch import architecture
-from batchmill.kernels.triton_paged_attention import paged_attention_triton, plan_step
-from batchmill.kernels.tuning_attention import (
+from batchmill.kernels.gpu.attention_tuning import (
     AttentionTuning,
     DecodeTuning,
     PrefillTuning,
     attention_tuning,
 )
-from batchmill.kernels.write_kv import FP8
+from batchmill.kernels.gpu.launch import architecture
+from batchmill.kernels.gpu.paged_attention import paged_attention_triton, plan_step
+from batchmill.kernels.ops.write_kv import FP8
 
 #: (head_dim, cache type, query heads, KV heads): one for each row of the shipped table.
 _KINDS = (

@@ -1,4 +1,4 @@
-"""Host time of a decode step: ``python tests/bench/host_step.py [steps]``.
+"""Host time of a decode step: `python tests/bench/host_step.py [steps]`.
 
 An engine over a stub model, which writes nothing: the logits are the same in every step. All
 requests decode. What is left of a step is the engine's own work on the host, turning tokens into
@@ -27,13 +27,13 @@ from tokenizers import decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-import batchmill.engine.sampler as sampler_module
+import batchmill.engine.sampling.sampler as sampler_module
 from batchmill.engine import Engine, EngineConfig, SamplingParams
-from batchmill.engine.kv_cache import KVCache
-from batchmill.engine.loading import LoadedModel
-from batchmill.engine.model_config import ModelShape
-from batchmill.engine.step_inputs import StepInputs
-from batchmill.engine.tokenizer import Tokenizer
+from batchmill.engine.loading.loading import LoadedModel
+from batchmill.engine.memory.kv_cache import KVCache
+from batchmill.engine.model_shape import ModelShape
+from batchmill.engine.step.step_inputs import StepInputs
+from batchmill.engine.text.tokenizer import Tokenizer
 
 VOCAB_SIZE = 512
 #: The first ones stand for a whole character each, as nearly all tokens do.

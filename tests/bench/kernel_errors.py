@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from gpu_correctness import OPS, equal_tokens
 from gpu_report import Bench
 
-from batchmill.kernels.cpp_library import cpp_is_usable
-from batchmill.kernels.dispatch import Backend
+from batchmill.kernels.cpu.library import cpp_is_usable
+from batchmill.kernels.ops.dispatch import Backend
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 FACES: tuple[Backend, ...] = ("reference", "cpp", "triton")

@@ -34,8 +34,8 @@ Errors = dict[str, dict[str, dict[str, float]]]
 
 def compile_row(job: tuple[int, int]) -> dict[str, Any]:
     """Compile the variant with this number for this architecture."""
-    from batchmill.kernels.triton_aot import compile_launch
-    from batchmill.kernels.triton_variants import shipped_variants
+    from batchmill.kernels.gpu.aot import compile_launch
+    from batchmill.kernels.gpu.variants import shipped_variants
 
     arch, number = job
     variant = shipped_variants(arch)[number]
@@ -62,7 +62,7 @@ def _dtype(signature: Mapping[str, str]) -> str:
 
 def compile_all(architectures: tuple[int, ...], num_processes: int) -> list[dict[str, Any]]:
     """Compile every shipped variant for every architecture."""
-    from batchmill.kernels.triton_variants import shipped_variants
+    from batchmill.kernels.gpu.variants import shipped_variants
 
     jobs = [(arch, i) for arch in architectures for i in range(len(shipped_variants(arch)))]
     with ProcessPoolExecutor(num_processes, get_context("spawn")) as pool:

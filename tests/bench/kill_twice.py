@@ -1,7 +1,7 @@
 """Two thousand real prompts on the demo model, with the command and then the worker killed.
 
-``python tests/bench/kill_twice.py [prompts]`` runs `batchmill bulk --webhook`, kills the command
-(``kill -9``) when a quarter has answers and starts it again, kills the worker when half has and
+`python tests/bench/kill_twice.py [prompts]` runs `batchmill bulk --webhook`, kills the command
+(`kill -9`) when a quarter has answers and starts it again, kills the worker when half has and
 starts another, and then compares: every prompt has one answer, none was submitted twice, the batch
 has counted each once and owes one event. It ends with 1 where that is not so.
 """
@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from batchmill.producer.batch_store import BatchStore
+from batchmill.producer.store.batch_store import BatchStore
 from tests.bench.bulk_mill import BulkMill, bulk_mill, load_average
 from tests.bench.real_prompts import entries
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "models.md"
 sys.path.insert(0, str(ROOT))
 
-from batchmill.engine.loading import LoadedModel, load_model  # noqa: E402
+from batchmill.engine.loading.loading import LoadedModel, load_model  # noqa: E402
 from tests.engine.greedy_checks import PROMPTS, WAYS, greedy_of_transformers  # noqa: E402
 from tests.engine.model_steps import (  # noqa: E402
     full_logits,
@@ -25,7 +25,13 @@ from tests.engine.model_steps import (  # noqa: E402
     make_requests,
     make_runner,
 )
-from tests.tiny_models import ALL, NATIVE, OTHERS, architecture_of, random_model  # noqa: E402
+from tests.support.tiny_models import (  # noqa: E402
+    ALL,
+    NATIVE,
+    OTHERS,
+    architecture_of,
+    random_model,
+)
 
 #: Cuts of the prompts whose logits are compared: whole, in chunks, and token by token at the end.
 CUTS = ([40], [5, 11, 3, 21], [30] + [1] * 10)

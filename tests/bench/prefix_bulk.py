@@ -1,6 +1,6 @@
 """What sending lines that share a prefix one after the other is worth, with the real engine.
 
-``python tests/bench/prefix_bulk.py [rounds]`` sends five prompts on each of sixty documents through
+`python tests/bench/prefix_bulk.py [rounds]` sends five prompts on each of sixty documents through
 the queue, in random order, with a KV cache that holds a third of the documents: once as `batchmill
 bulk` does, once in the order of the file. Told are the prompt tokens that came from the prefix
 cache, and the seconds.
@@ -18,8 +18,9 @@ from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from batchmill.producer import ProducerSettings, bulk
-from batchmill.producer.bulk_lines import LineSettings
+from batchmill.producer import ProducerSettings
+from batchmill.producer.bulk import run as bulk
+from batchmill.producer.bulk.lines import LineSettings
 from tests.bench.bulk_mill import BulkMill, bulk_mill, load_average
 from tests.bench.real_prompts import entries
 

@@ -1,4 +1,4 @@
-"""One stream with and without prompt lookup: ``python tests/bench/prompt_lookup.py [rounds]``.
+"""One stream with and without prompt lookup: `python tests/bench/prompt_lookup.py [rounds]`.
 
 The demo model, bf16 on the CPU; `OMP_NUM_THREADS` sets the threads. Two prompts: one whose answer
 repeats it (a file to be copied with one word changed), and an ordinary question; each greedy and
@@ -21,11 +21,11 @@ from pathlib import Path
 import torch
 
 from batchmill.engine import Engine, EngineConfig, SamplingParams
-from batchmill.engine.loading import LoadedModel, load_model
+from batchmill.engine.loading.loading import LoadedModel, load_model
 
 NUM_TOKENS = 200
 NUM_DRAFTS = 10
-TEXT = Path(__file__).parents[2] / "engine" / "stop.py"
+TEXT = Path(__file__).parents[2] / "engine" / "text" / "stop_strings.py"
 QUESTIONS = {
     "copy": "Repeat this file exactly, with the class renamed to StopTexts:\n"
     + TEXT.read_text()[:1800],

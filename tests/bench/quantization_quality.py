@@ -27,13 +27,13 @@ from torch import Tensor
 
 from batchmill.engine import Engine, EngineConfig, SamplingParams
 from batchmill.engine.config import QUANTIZATIONS
-from batchmill.engine.decoder import DecoderModel
-from batchmill.engine.kv_cache import KVCache
-from batchmill.engine.loading import LoadedModel, load_model
-from batchmill.engine.model_config import ModelConfig
-from batchmill.engine.model_source import model_folder
-from batchmill.engine.step_inputs import StepInputs
-from batchmill.engine.weight_loading import load_weights
+from batchmill.engine.loading.loading import LoadedModel, load_model
+from batchmill.engine.loading.model_source import model_folder
+from batchmill.engine.loading.weight_loading import load_weights
+from batchmill.engine.memory.kv_cache import KVCache
+from batchmill.engine.models.decoder import DecoderModel
+from batchmill.engine.models.model_config import ModelConfig
+from batchmill.engine.step.step_inputs import StepInputs
 
 ROOT = Path(__file__).resolve().parents[2]
 #: The licence never changes; the decisions are prose that no model has been trained on.

@@ -1,6 +1,6 @@
 """Output tokens a second through the queue beside those of the engine alone, on the same requests.
 
-``python tests/bench/queue_and_engine.py [rounds]`` starts an embedded broker and a worker, loads
+`python tests/bench/queue_and_engine.py [rounds]` starts an embedded broker and a worker, loads
 the same model into this process, and lets the two take turns. The one that waits is idle.
 """
 
@@ -17,9 +17,9 @@ from pathlib import Path
 
 from batchmill.engine import Engine, EngineConfig, SamplingParams
 from batchmill.producer import Client
-from batchmill.producer.store import JobStore
-from batchmill.worker.broker_config import BrokerConfig
-from batchmill.worker.embedded_broker import EmbeddedBroker
+from batchmill.producer.store.job_store import JobStore
+from batchmill.worker.local.broker_config import BrokerConfig
+from batchmill.worker.local.embedded_broker import EmbeddedBroker
 
 NUM_REQUESTS = 64
 SETTINGS = {"max_model_len": 2048, "max_num_seqs": 64, "max_num_batched_tokens": 512}

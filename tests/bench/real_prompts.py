@@ -29,7 +29,7 @@ class Entry(NamedTuple):
 
 
 def entries() -> Iterator[Entry]:
-    """Yield the functions, classes and methods of ``MODULES``, each with its documentation."""
+    """Yield the functions, classes and methods of `MODULES`, each with its documentation."""
     seen: set[str] = set()
     for module_name in MODULES:
         module = importlib.import_module(module_name)

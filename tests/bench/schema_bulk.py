@@ -1,9 +1,9 @@
 """Two hundred real prompts under a JSON schema, through the queue, on the demo model.
 
-``python tests/bench/schema_bulk.py [prompts]`` runs them four times: at temperature 0 and 1.5, with
+`python tests/bench/schema_bulk.py [prompts]` runs them four times: at temperature 0 and 1.5, with
 room enough for the longest text that the schema allows, and with far too little. Every text that
-ends by itself (finish reason ``stop``) has to be valid by an independent validator (jsonschema);
-one that was cut says ``length``, is counted by itself, and has to be the beginning of a valid one.
+ends by itself (finish reason `stop`) has to be valid by an independent validator (jsonschema);
+one that was cut says `length`, is counted by itself, and has to be the beginning of a valid one.
 It ends with 1 where that is not so.
 """
 

@@ -1,6 +1,6 @@
-"""Where the time of a step goes, on a CPU: ``python tests/bench/step_profile.py [workload]``.
+"""Where the time of a step goes, on a CPU: `python tests/bench/step_profile.py [workload]`.
 
-``decode`` (the default): `--batch` requests of `--context` tokens, all of them decoding, `--steps`
+`decode` (the default): `--batch` requests of `--context` tokens, all of them decoding, `--steps`
 steps. Or a workload of `batchmill bench engine` (`bulk`, `shared-prefix`, `long-tail`, `single`),
 all steps of one run, prompts included.
 
@@ -30,9 +30,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from host_step import Phases, watch_all
 
 from batchmill.engine import Engine, EngineConfig, SamplingParams
-from batchmill.engine.decoder import DecoderModel
-from batchmill.worker.bench_figures import ForeignLoad, machine
-from batchmill.worker.bench_workloads import WORKLOAD_NAMES, BenchRequest, make_workload
+from batchmill.engine.models.decoder import DecoderModel
+from batchmill.worker.bench.figures import ForeignLoad, machine
+from batchmill.worker.bench.workloads import WORKLOAD_NAMES, BenchRequest, make_workload
 
 MAX_NUM_BATCHED_TOKENS = 2048
 #: The phases of `host_step.watch_all`, as they are printed here.

@@ -1,6 +1,6 @@
-"""Jobs a second that one client submits: ``python tests/bench/submit_many.py redis://… [jobs]``.
+"""Jobs a second that one client submits: `python tests/bench/submit_many.py redis://… [jobs]`.
 
-Measures ``Client.submit_many`` (check, store and announce) against the given server, which should
+Measures `Client.submit_many` (check, store and announce) against the given server, which should
 hold nothing of value: the jobs stay in it, and nobody runs them.
 """
 

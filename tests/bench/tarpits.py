@@ -1,6 +1,6 @@
 """How long healthy deliveries take with fifty tarpits beside them, and without.
 
-``python tests/bench/tarpits.py [rounds]`` starts an embedded broker and one deliverer with its
+`python tests/bench/tarpits.py [rounds]` starts an embedded broker and one deliverer with its
 usual settings. A healthy receiver is owed 50 events a second for ten seconds; beside it, in every
 second round, each of fifty tarpits (they accept, and then drip a byte a second) is owed an event a
 second. Told is the time from the end of a job to the arrival of its webhook.
@@ -24,14 +24,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from batchmill.producer.store import JobStore
-from batchmill.worker.broker_config import BrokerConfig
-from batchmill.worker.embedded_broker import EmbeddedBroker
-from batchmill.worker.receiver import (
-    LOOPBACK,
-    ReceivedRequest,
-    WebhookReceiver,
-)
+from batchmill.producer.store.job_store import JobStore
+from batchmill.worker.local.broker_config import BrokerConfig
+from batchmill.worker.local.embedded_broker import EmbeddedBroker
+from batchmill.worker.webhooks.receiver import LOOPBACK, ReceivedRequest, WebhookReceiver
 from tests.worker.deliveries import SECRET, finish_job
 
 NUM_TARPITS = 50

@@ -1,7 +1,7 @@
 """Run the GPU kernels' tests on several versions of Triton, without a GPU; print a table of them.
 
-``python tests/bench/triton_versions.py FOLDER [VERSION ...]``, for instance
-``python tests/bench/triton_versions.py /tmp/triton 3.6.0 3.7.1 3.8.0 3.9.0``
+`python tests/bench/triton_versions.py FOLDER [VERSION ...]`, for instance
+`python tests/bench/triton_versions.py /tmp/triton 3.6.0 3.7.1 3.8.0 3.9.0`
 
 Each version is installed into FOLDER (0.7 to 1 GB) and put before the environment's own. Triton 3.6
 interprets only with a numpy before 2.4, which is installed beside it; it compiles with any.
@@ -20,10 +20,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 INTERPRETED = (
     *(f"tests/kernels/test_triton_{part}.py" for part in ("attention", "sample", "small_ops")),
-    "tests/kernels/test_fp8_cache.py",
+    "tests/kernels/ops/test_fp8_cache.py",
     *(f"tests/engine/test_{part}.py" for part in ("decoder_triton", "decode_graphs", "warm_up")),
 )
-COMPILED = ("tests/kernels/test_triton_compiled.py",)
+COMPILED = ("tests/kernels/gpu/test_compiled.py",)
 #: Installed beside a version; and what pytest then does not take for an error.
 BESIDE = {"3.6": "numpy<2.4"}
 IGNORED = "ignore:Conversion of an array:DeprecationWarning"

@@ -1,4 +1,4 @@
-"""Jobs a second through one worker: ``python tests/bench/worker_overhead.py [jobs] [rounds]``.
+"""Jobs a second through one worker: `python tests/bench/worker_overhead.py [jobs] [rounds]`.
 
 The engine is a stub, so nothing but the worker's own work is in the figures: claim, hand-over,
 checkpoints, result, Celery's own tracing. All jobs wait in the queue before the worker starts.

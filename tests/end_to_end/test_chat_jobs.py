@@ -14,11 +14,11 @@ import pytest
 
 from batchmill.producer import Client, JobFailed, JobResult
 
-from ..chat_model import save_chat_model
-from ..chat_templates import HERMES, TOOLS
 from ..conftest import RedisServer
-from ..processes import CLI
-from ..public_face import ROOT
+from ..structure.public_face import ROOT
+from ..support.chat_model import save_chat_model
+from ..support.chat_templates import HERMES, TOOLS
+from ..support.processes import CLI
 from ..worker.command_line import call
 
 WORKER = {

@@ -18,10 +18,10 @@ from jsonschema import Draft202012Validator
 
 from batchmill.engine import Engine, EngineConfig, SamplingParams
 from batchmill.producer import Client, GenerationJob
-from batchmill.producer.store import JobStore
-from batchmill.worker.demo_prompts import demo_prompts
+from batchmill.producer.store.job_store import JobStore
+from batchmill.worker.demo.prompts import demo_prompts
 
-from ..processes import CLI, wait_until
+from ..support.processes import CLI, wait_until
 from ..worker.command_line import call, error_of
 
 PROMPTS = [prompt.text for prompt in demo_prompts()]

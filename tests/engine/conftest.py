@@ -18,8 +18,8 @@ from transformers import (
 )
 
 from batchmill.engine import Engine, EngineConfig
-from batchmill.engine.loading import LoadedModel, load_model
-from batchmill.engine.model_source import model_folder
+from batchmill.engine.loading.loading import LoadedModel, load_model
+from batchmill.engine.loading.model_source import model_folder
 
 from .tiny_model import Fuse, check_nothing_is_lost, load, save_model, tiny_engine
 

@@ -10,9 +10,9 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from batchmill.engine import Engine, EngineConfig, SamplingParams
-from batchmill.engine.loading import LoadedModel
+from batchmill.engine.loading.loading import LoadedModel
 
-from ..tiny_models import VOCAB_SIZE
+from ..support.tiny_models import VOCAB_SIZE
 
 NUM_OUTPUT_TOKENS = 10
 GREEDY = SamplingParams(temperature=0, max_tokens=NUM_OUTPUT_TOKENS, ignore_eos=True)

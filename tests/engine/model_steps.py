@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from batchmill.engine.kv_cache import KVCache
-from batchmill.engine.model import Model
-from batchmill.engine.request import Request
-from batchmill.engine.runner import ModelRunner
-from batchmill.engine.sampling_params import SamplingParams
-from batchmill.engine.schedule import ScheduledBatch, ScheduledRequest
-from batchmill.engine.step_inputs import build_step_inputs
+from batchmill.engine.execution.step_pipeline import ModelRunner
+from batchmill.engine.memory.kv_cache import KVCache
+from batchmill.engine.models.model import Model
+from batchmill.engine.request.request import Request
+from batchmill.engine.request.sampling_params import SamplingParams
+from batchmill.engine.scheduling.schedule import ScheduledBatch, ScheduledRequest
+from batchmill.engine.step.step_inputs import build_step_inputs
 
 BLOCK_SIZE = 4
 

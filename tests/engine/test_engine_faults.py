@@ -13,7 +13,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from batchmill.engine import Engine, RequestError, RequestOutput, SamplingParams
-from batchmill.engine.loading import LoadedModel
+from batchmill.engine.loading.loading import LoadedModel
 
 from .tiny_model import POISON, Fuse, load, run, save_model
 

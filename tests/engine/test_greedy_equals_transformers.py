@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from batchmill.engine import Engine, EngineConfig, SamplingParams
-from batchmill.engine.loading import LoadedModel, load_model
+from batchmill.engine.loading.loading import LoadedModel, load_model
 
 NUM_OUTPUT_TOKENS = 12
 PROMPTS = [

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from batchmill.engine import Engine, EngineConfig, RequestOutput
-from batchmill.engine.loading import LoadedModel, load_model
+from batchmill.engine.loading.loading import LoadedModel, load_model
 
 #: Its embedding is NaN: whoever's prompt holds it gets logits that are not finite.
 POISON = 259

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from batchmill.producer import keys
-from batchmill.producer.answers import Claim, JobState, Submitted
-from batchmill.producer.calls import NewJob, QueueLimits
-from batchmill.producer.store import JobStore
+from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.calls import NewJob, QueueLimits
+from batchmill.producer.protocol.replies import Claim, JobState, Submitted
+from batchmill.producer.store.job_store import JobStore
 
 QUEUE = keys.queue_name("demo", "normal")
 

@@ -6,7 +6,7 @@ import json
 import time
 from typing import Any
 
-from batchmill.producer import keys
+from batchmill.producer.protocol import keys
 
 QUEUE = "batchmill.demo.normal"
 

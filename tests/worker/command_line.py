@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from batchmill.producer.answers import Claim, JobState
-from batchmill.producer.store import JobStore
-from batchmill.worker.cli import main
+from batchmill.producer.protocol.replies import Claim, JobState
+from batchmill.producer.store.job_store import JobStore
+from batchmill.worker.cli.main import main
 
 COMMAND = [sys.executable, "-m", "batchmill.worker.cli"]
 _TERMINAL = {"COLUMNS": "200", "TERM": "dumb"}

@@ -16,17 +16,17 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from batchmill.producer.answers import JobState, WorkerInfo
 from batchmill.producer.broker_url import celery_url
-from batchmill.producer.job_record import JobRecord
-from batchmill.producer.models import GenerationJob
+from batchmill.producer.job.document import GenerationJob
+from batchmill.producer.protocol.records import JobRecord
+from batchmill.producer.protocol.replies import JobState, WorkerInfo
 from batchmill.producer.settings import ProducerSettings
-from batchmill.producer.store import JobStore
-from batchmill.producer.submission import prepare
-from batchmill.worker.stub_engine import stub_text, stub_token
+from batchmill.producer.store.job_store import JobStore
+from batchmill.producer.store.submission import prepare
+from batchmill.worker.engine_host.stub_engine import stub_text, stub_token
 
 _RUN = (
-    "import sys; from batchmill.worker.run import run_worker; "
+    "import sys; from batchmill.worker.consumer.run import run_worker; "
     "from batchmill.worker.settings import WorkerSettings; sys.exit(run_worker(WorkerSettings()))"
 )
 

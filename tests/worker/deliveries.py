@@ -13,18 +13,18 @@ from collections.abc import Callable
 
 from standardwebhooks.webhooks import Webhook
 
-from batchmill.producer import keys
-from batchmill.producer.answers import Claim, JobState
-from batchmill.producer.calls import NewJob
-from batchmill.producer.store import JobStore
-from batchmill.worker.receiver import LOOPBACK, ReceivedRequest
+from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.calls import NewJob
+from batchmill.producer.protocol.replies import Claim, JobState
+from batchmill.producer.store.job_store import JobStore
+from batchmill.worker.webhooks.receiver import LOOPBACK, ReceivedRequest
 
 SECRET = "whsec_" + base64.b64encode(b"0" * 32).decode()
 OLD_SECRET = "whsec_" + base64.b64encode(b"1" * 32).decode()
 PROGRAM = """
 import sys
-from batchmill.worker.deliver import run_deliverer
-from batchmill.worker.webhook_settings import WebhookSettings
+from batchmill.worker.webhooks.process import run_deliverer
+from batchmill.worker.webhooks.settings import WebhookSettings
 run_deliverer(sys.argv[1], WebhookSettings())
 """
 

@@ -21,15 +21,16 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from batchmill.producer import Client, JobRejected, JobUnfinished, keys
+from batchmill.producer import Client, JobRejected, JobUnfinished
 from batchmill.producer.broker_url import celery_url
+from batchmill.producer.protocol import keys
 from batchmill.producer.settings import ProducerSettings
-from batchmill.worker.app_factory import create_app
-from batchmill.worker.receiver import WebhookReceiver
+from batchmill.worker.consumer.app_factory import create_app
 from batchmill.worker.settings import WorkerSettings
+from batchmill.worker.webhooks.receiver import WebhookReceiver
 
 from ..conftest import RedisServer
-from ..processes import CLI, free_port, process
+from ..support.processes import CLI, free_port, process
 from .command_line import call
 from .conftest import Mill, expected_tokens
 from .deliveries import SECRET

@@ -7,7 +7,7 @@ import ssl
 import pytest
 from pydantic import ValidationError
 
-from batchmill.worker.app_factory import create_app
+from batchmill.worker.consumer.app_factory import create_app
 from batchmill.worker.settings import WorkerSettings
 
 

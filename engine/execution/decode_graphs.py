@@ -1,0 +1,327 @@
+"""Whole decode steps, recorded once for a few batch sizes and replayed."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from batchmill.engine.errors import EngineError
+from batchmill.engine.memory.kv_cache import KVCache
+from batchmill.engine.models.model import Model
+from batchmill.engine.sampling.drawn_tokens import DrawnTokens, HostTokens
+from batchmill.engine.scheduling.schedule import ScheduledBatch
+from batchmill.engine.step.request_rows import RequestRows
+from batchmill.engine.step.step_inputs import StepInputBuilder, StepInputs
+from batchmill.engine.step.upload import Uploader
+from batchmill.kernels.ops.sample import sample
+
+#: Batch sizes with a graph; others are padded to the next. Finer steps save nothing above 64, where
+#: a matrix unit works on 64 rows at once.
+GRAPH_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256)
+#: Runs before a capture: kernels are compiled and libraries choose their algorithms then.
+NUM_WARM_UPS = 2
+
+_log = logging.getLogger(__name__)
+
+
+class Recorder(Protocol):
+    """Turns work on tensors that stay where they are into something that repeats it."""
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Run the work, and return what runs it again on the same memory."""
+
+
+class PlainRecorder:
+    """Repeats the work by calling it: on any device, without any gain."""
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        """See `Recorder.record`."""
+        return work
+
+
+class CudaGraphRecorder:
+    """Captures the work in a CUDA graph; all graphs of a recorder share one memory pool.
+
+    They share one stream too, for warming up and for capturing, and with nobody else: cuBLAS keeps
+    a workspace (32 MiB on sm_90) for each stream that it ran on, and some versions of torch free
+    it with any graph that was captured there, while others still use it.
+
+    Source: PyTorch, "CUDA Graphs", sections on whole-network capture and on sharing memory; its
+    issue 193402 for the workspace.
+    """
+
+    def __init__(self) -> None:
+        gc.collect()  # graphs and buffers of an engine that is gone
+        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        """See `Recorder.record`.
+
+        Raises:
+            EngineError: the device cannot capture it.
+        """
+        self._stream.wait_stream(torch.cuda.current_stream())
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.stream(self._stream):
+                for _ in range(NUM_WARM_UPS):
+                    work()
+            torch.cuda.current_stream().wait_stream(self._stream)
+            with (
+                _no_garbage_collection(),
+                torch.cuda.graph(graph, pool=self._pool, stream=self._stream),
+            ):
+                work()
+        except RuntimeError as error:
+            raise EngineError(
+                f"a decode step cannot be captured in a CUDA graph ({type(error).__name__}: "
+                f"{error}): set decode_graphs=False (BATCHMILL_DECODE_GRAPHS=off), and steps run "
+                "kernel by kernel"
+            ) from error
+        replay: Callable[[], None] = graph.replay
+        return replay
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """What a collection frees may call the driver, which a capture does not allow."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """A decoding batch on the device, in memory that stays where it is; a row a request.
+
+    Rows past the batch's are padding: they attend to one slot of block 0, write to no slot, and put
+    their token into the row of `RequestRows` that is nobody's.
+    """
+
+    row_ids: Tensor  # [most] int64: where in `RequestRows` each belongs
+    positions: Tensor  # [most] int64
+    draw_positions: Tensor  # [most] int64: index of the token being drawn, in its output
+    is_live: Tensor  # [most] int64: 1, and 0 for padding
+    top_k: Tensor  # [most] int64
+    seeds: Tensor  # [most] int64
+    temperature: Tensor  # [most] float32
+    top_p: Tensor  # [most] float32
+    block_tables: Tensor  # [most, max_num_blocks] int32
+
+    @classmethod
+    def allocate(
+        cls, most: int, max_num_blocks: int, nobodys_row: int, device: torch.device
+    ) -> _State:
+        """A state of nothing but padding."""
+
+        def zeros() -> Tensor:
+            return torch.zeros(most, dtype=torch.int64, device=device)
+
+        return cls(
+            row_ids=torch.full((most,), nobodys_row, dtype=torch.int64, device=device),
+            positions=zeros(),
+            draw_positions=zeros(),
+            is_live=zeros(),
+            top_k=zeros(),
+            seeds=zeros(),
+            temperature=torch.zeros(most, dtype=torch.float32, device=device),
+            top_p=torch.ones(most, dtype=torch.float32, device=device),
+            block_tables=torch.zeros(most, max_num_blocks, dtype=torch.int32, device=device),
+        )
+
+
+class DecodeGraphs:
+    """Owns the state of a decoding batch on the device, and a recorded step for each batch size.
+
+    A recorded step takes each row's last token, runs the model, draws, and leaves the state ready
+    for the step after it: the token where the next step finds it, the position advanced. So while
+    the same requests decode, the host sends nothing but the blocks that some of them begin.
+
+    Invariant: between two calls the first rows of the state are those of `_loaded` at
+    `_next_starts`, or `_loaded` is None.
+
+    Source: graphs over forward, sampling and state update, as in SGLang's decode graphs and
+    Hugging Face's continuous batching; padding rows as in mini-sglang.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        kv_cache: KVCache,
+        rows: RequestRows,
+        builder: StepInputBuilder,
+        *,
+        max_model_len: int,
+        recorder: Recorder | None = None,
+    ) -> None:
+        """Allocate the state; `record_all` has to follow.
+
+        Args:
+            model: Computes the steps.
+            kv_cache: Read and written by them.
+            rows: Has the requests' controls and last tokens.
+            builder: Keeps their block tables.
+            max_model_len: Most tokens of one request.
+            recorder: Records the steps; None is a CUDA graph on a GPU, and plain calls elsewhere.
+        """
+        device = model.device
+        if recorder is None:
+            recorder = CudaGraphRecorder() if device.type == "cuda" else PlainRecorder()
+        self._model, self._kv_cache, self._rows, self._builder = model, kv_cache, rows, builder
+        self._max_model_len = max_model_len
+        self._recorder = recorder
+        self._uploader = Uploader(device)
+        self.sizes = _sizes_for(rows.num_rows)
+        most, max_num_blocks = self.sizes[-1], -(-max_model_len // kv_cache.block_size)
+        self._state = _State.allocate(most, max_num_blocks, rows.num_rows, device)
+        self._each_once = torch.arange(most + 1, dtype=torch.int64, device=device)
+        self._cu_seqlens_q = self._each_once.to(torch.int32)
+        vocab_size = model.config.vocab_size
+        self._logits = torch.empty(most, vocab_size, dtype=torch.float32, device=device)
+        self._token_ids = torch.zeros(most, dtype=torch.int64, device=device)
+        self._is_finite = torch.zeros(most, dtype=torch.bool, device=device)
+        self._replays: dict[int, Callable[[], None]] = {}
+        self._loaded: NDArray[np.int64] | None = None
+        self._next_starts: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+
+    def record_all(self) -> None:
+        """Record a step for each size, the largest first: the others fit into its memory.
+
+        Raises:
+            EngineError: the device cannot; or steps of this model cannot be recorded.
+        """
+        is_cuda = self._model.device.type == "cuda"
+        before = torch.cuda.memory_reserved(self._model.device) if is_cuda else 0
+        for size in reversed(self.sizes):
+            self._replays[size] = self._recorder.record(partial(self._step, size))
+        taken = torch.cuda.memory_reserved(self._model.device) - before if is_cuda else 0
+        _log.info(
+            "decode graphs: %d batch sizes up to %d, %.2f GiB",
+            len(self.sizes),
+            self.sizes[-1],
+            taken / 1024**3,
+        )
+
+    def can_replay(self, batch: ScheduledBatch) -> bool:
+        """Whether a batch only decodes, fits, and draws by numbers a row alone."""
+        if batch.chunks or not 0 < len(batch.decodes) <= self.sizes[-1]:
+            return False
+        return bool(self._rows.is_plain[self._rows.of(batch)].all())
+
+    def unload(self) -> None:
+        """Forget which batch the state holds: the block tables go on without it."""
+        self._loaded = None
+
+    def launch(self, batch: ScheduledBatch) -> DrawnTokens:
+        """Replay the step of a batch for which `can_replay` holds."""
+        rows, num_rows = self._rows.of(batch), len(batch.decodes)
+        starts = self._rows.decode_starts(batch)
+        size = next(size for size in self.sizes if size >= num_rows)
+        is_next = rows is self._loaded and np.array_equal(starts, self._next_starts)
+        self._loaded = None
+        begun = self._builder.keep_up(batch)
+        if not is_next:
+            self._load(rows, starts, size)
+        elif len(begun):
+            self._begin_blocks(rows, starts, begun)
+        # Before the replay: where there is no room for its tokens, the state has not moved on.
+        room = HostTokens(num_rows, self._model.device)
+        self._replays[size]()
+        drawn = DrawnTokens(self._token_ids[:num_rows], self._is_finite[:num_rows], room=room)
+        self._loaded, self._next_starts = rows, starts + 1
+        return drawn
+
+    @torch.inference_mode()
+    def _step(self, size: int) -> None:
+        """One decode step of the first `size` rows, on memory that stays where it is."""
+        state, block_size = self._state, self._kv_cache.block_size
+        row_ids, positions, draw_positions, is_live = (
+            each[:size]
+            for each in (state.row_ids, state.positions, state.draw_positions, state.is_live)
+        )
+        columns = positions // block_size
+        blocks = state.block_tables[:size].gather(1, columns[:, None])[:, 0].to(torch.int64)
+        slots = blocks * block_size + positions % block_size
+        logits = self._logits[:size]
+        inputs = StepInputs(
+            input_ids=self._rows.last_tokens.index_select(0, row_ids),
+            positions=positions,
+            slot_mapping=torch.where(is_live > 0, slots, -1),
+            block_tables=state.block_tables[:size],
+            cu_seqlens_q=self._cu_seqlens_q[: size + 1],
+            seq_lens=(positions + 1).to(torch.int32),
+            sample_rows=self._each_once[:size],
+            max_query_len=1,
+            max_seq_len=self._max_model_len,
+        )
+        self._model.forward(inputs, self._kv_cache, logits)
+        self._is_finite[:size].copy_(torch.isfinite(logits.amax(dim=-1)))
+        token_ids: Tensor = sample(
+            logits,
+            state.temperature[:size],
+            state.top_k[:size],
+            state.top_p[:size],
+            state.seeds[:size],
+            draw_positions,
+        )
+        self._token_ids[:size].copy_(token_ids)
+        self._rows.last_tokens.index_copy_(0, row_ids, token_ids)
+        positions += is_live
+        draw_positions += is_live
+
+    def _load(self, rows: NDArray[np.int64], starts: NDArray[np.int64], size: int) -> None:
+        """Bring a batch's rows into the state, and padding after them."""
+        of, num_rows = self._rows, len(rows)
+
+        def padded(values: NDArray[np.generic], filler: float) -> NDArray[np.generic]:
+            pads = np.full((size - num_rows, *values.shape[1:]), filler, dtype=values.dtype)
+            return np.concatenate([values, pads])
+
+        state = self._state
+        # No further than they reach: whole tables of a long `max_model_len` are megabytes, sent
+        # whenever a request comes or goes. What lies beyond is not read.
+        tables = self._builder.tables_of(rows)
+        pairs = (
+            (state.row_ids, padded(rows, of.num_rows)),
+            (state.positions, padded(starts, 0)),
+            (state.draw_positions, padded(starts + 1 - of.num_prompt_tokens[rows], 0)),
+            (state.is_live, padded(np.ones_like(rows), 0)),
+            (state.top_k, padded(of.top_k[rows], 0)),
+            (state.seeds, padded(of.seeds[rows], 0)),
+            (state.temperature, padded(of.temperature[rows], 0)),
+            (state.top_p, padded(of.top_p[rows], 1)),
+            (state.block_tables[:, : tables.shape[1]], padded(tables, 0)),
+        )
+        uploaded = self._uploader.upload(*[values for _, values in pairs])
+        for (target, _), values in zip(pairs, uploaded, strict=True):
+            target[:size].copy_(values)
+
+    def _begin_blocks(
+        self, rows: NDArray[np.int64], starts: NDArray[np.int64], begun: NDArray[np.int64]
+    ) -> None:
+        """Send the blocks that some requests begin with this step."""
+        columns = starts[begun] // self._kv_cache.block_size
+        block_ids = self._builder.block_ids_at(rows[begun], columns)
+        at_rows, at_columns, values = self._uploader.upload(begun, columns, block_ids)
+        self._state.block_tables.index_put_((at_rows, at_columns), values)
+
+
+def _sizes_for(max_num_seqs: int) -> tuple[int, ...]:
+    """The sizes up to the first that holds the largest batch."""
+    needed = [size for size in GRAPH_SIZES if size < max_num_seqs]
+    return tuple(GRAPH_SIZES[: len(needed) + 1])

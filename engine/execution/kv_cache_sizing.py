@@ -1,0 +1,253 @@
+"""How much memory the KV cache gets.
+
+On a GPU: with the weights loaded, run the largest step that can happen once, and give the cache
+what is left under `gpu_memory_utilization`. On a CPU: a bounded share of what the host or its
+container has left.
+
+Source: the profile run of vLLM's workers.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+
+from batchmill.engine.config import EngineConfig
+from batchmill.engine.errors import ConfigError, is_out_of_memory
+from batchmill.engine.memory.device_memory import CudaMemory, MemoryProbe, gib
+from batchmill.engine.memory.host_memory import available_memory_bytes
+from batchmill.engine.memory.kv_cache import KVCache, default_cpu_kv_cache_bytes, kv_block_bytes
+from batchmill.engine.models.decoder import DecoderModel
+from batchmill.engine.models.fp8_weights import fp8_remedy_bytes
+from batchmill.engine.models.model import Model
+from batchmill.engine.models.weights import weights_bytes
+from batchmill.engine.scheduling.step_plan import MAX_SCORED_TOKENS
+from batchmill.engine.step.step_inputs import StepInputs
+from batchmill.kernels.ops.sample import sample
+
+from .memory_plan import MemoryPlan, graph_reserve_bytes
+
+#: Seconds of a start that are spent on having memory of a CPU's cache provided: the blocks that go
+#: out first, or all where that is quick. An idle service does the rest.
+_FIRST_PAGES_S = 0.5
+
+_log = logging.getLogger(__name__)
+
+
+def allocate_kv_cache(
+    config: EngineConfig, model: Model, probe: MemoryProbe | None = None
+) -> KVCache:
+    """Make the cache of a loaded model, as large as its memory allows or the configuration says.
+
+    Args:
+        config: Limits, and the cache's size or share.
+        model: Weights in place.
+        probe: Its device's memory; None is the real one, which on a CPU is read from the host.
+
+    Raises:
+        ConfigError: not even one request of `max_model_len` tokens fits.
+    """
+    dtype = kv_cache_torch_dtype(config.kv_cache_dtype, model.dtype, model.device)
+    if probe is None and model.device.type == "cuda":
+        probe = CudaMemory(model.device)
+    kv_cache_bytes = config.kv_cache_bytes
+    if kv_cache_bytes is not None:
+        free_bytes = available_memory_bytes() if probe is None else probe.free_bytes()
+        _check_given(kv_cache_bytes, free_bytes, model.device)
+    elif probe is None:
+        kv_cache_bytes = _share_of_host(
+            config, kv_block_bytes(model.config, dtype, config.block_size)
+        )
+    else:
+        kv_cache_bytes = measured_kv_cache_bytes(config, model, dtype, probe)
+    kv_cache = KVCache.allocate(
+        num_layers=model.config.num_layers,
+        num_kv_heads=model.config.num_kv_heads,
+        head_dim=model.config.head_dim,
+        dtype=dtype,
+        device=model.device,
+        block_size=config.block_size,
+        max_model_len=config.max_model_len,
+        kv_cache_bytes=kv_cache_bytes,
+    )
+    kv_cache.provide_pages(_FIRST_PAGES_S, num_threads=torch.get_num_threads())
+    return kv_cache
+
+
+def records_decodes(config: EngineConfig, model: Model) -> bool:
+    """Whether an engine records this model's decode steps."""
+    is_capturable = isinstance(model, DecoderModel) and model.is_capturable
+    return config.records_decodes_on(model.device.type, is_capturable=is_capturable)
+
+
+def _check_given(kv_cache_bytes: int, free_bytes: int, device: torch.device) -> None:
+    """Refuse a size that a device does not have; a host would notice only as the cache fills."""
+    if kv_cache_bytes > free_bytes:
+        raise ConfigError(
+            f"kv_cache_bytes is {kv_cache_bytes} ({gib(kv_cache_bytes)} GiB), and {device} has "
+            f"{gib(free_bytes)} GiB free: lower it, or leave it out and get what fits"
+        )
+
+
+def _share_of_host(config: EngineConfig, block_bytes: int) -> int:
+    """The default size on a CPU, refused where it holds no request."""
+    share_bytes = default_cpu_kv_cache_bytes()
+    needed = -(-config.max_model_len // config.block_size) * block_bytes
+    if share_bytes < needed:
+        remedies = ["free memory"]
+        if needed <= available_memory_bytes():
+            remedies.append(f"set kv_cache_bytes to {needed} or more")
+        num_tokens = share_bytes // block_bytes * config.block_size
+        if num_tokens >= 2:
+            remedies.append(f"set max_model_len to {num_tokens} or less")
+        raise ConfigError(
+            f"the KV cache's share of this host's free memory is {gib(share_bytes)} GiB, one "
+            f"request of max_model_len {config.max_model_len} needs {gib(needed)}: "
+            f"{', or '.join(remedies)}"
+        )
+    return share_bytes
+
+
+def kv_cache_torch_dtype(
+    kv_cache_dtype: str, dtype: torch.dtype, device: torch.device
+) -> torch.dtype:
+    """The number format of the cache.
+
+    Args:
+        kv_cache_dtype: "auto", which is the model's own, or "fp8".
+        dtype: The model's.
+        device: Where the cache will lie.
+
+    Raises:
+        ConfigError: the device has no eight-bit floats.
+    """
+    check_kv_cache_dtype(kv_cache_dtype, device)
+    return dtype if kv_cache_dtype == "auto" else torch.float8_e4m3fn
+
+
+def check_kv_cache_dtype(kv_cache_dtype: str, device: torch.device) -> None:
+    """Refuse a number format that the device does not compute with.
+
+    Raises:
+        ConfigError: the device has no eight-bit floats.
+    """
+    if kv_cache_dtype == "auto":
+        return
+    if device.type != "cuda":
+        raise ConfigError(
+            f"kv_cache_dtype is 'fp8' on {device}: only GPUs read an eight-bit cache; use 'auto'"
+        )
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 9):
+        raise ConfigError(
+            f"kv_cache_dtype is 'fp8', this GPU has compute capability {capability[0]}."
+            f"{capability[1]}, and eight-bit floats begin at 8.9: use 'auto'"
+        )
+
+
+def measured_kv_cache_bytes(
+    config: EngineConfig, model: Model, dtype: torch.dtype, probe: MemoryProbe
+) -> int:
+    """Run the largest step there can be, and see what it leaves for the cache.
+
+    Raises:
+        ConfigError: less than one request of `max_model_len` tokens.
+    """
+    held_bytes = probe.total_bytes() - probe.free_bytes()
+    weight_bytes = probe.process_bytes()
+    graph_bytes = 0
+    if records_decodes(config, model):
+        graph_bytes = graph_reserve_bytes(config.max_num_seqs, model.config.vocab_size)
+    probe.reset_peak()
+    try:
+        run_largest_step(config, model, dtype)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ConfigError(
+            f"memory runs out in a step of max_num_batched_tokens {config.max_num_batched_tokens} "
+            f"tokens, before there is a KV cache: {gib(held_bytes)} of "
+            f"{gib(probe.total_bytes())} GiB are held (weights {gib(weight_bytes)}): lower "
+            "max_num_batched_tokens and max_num_seqs, or use a GPU with more memory"
+        ) from error
+    plan = MemoryPlan(
+        total_bytes=probe.total_bytes(),
+        limit_bytes=int(probe.total_bytes() * config.gpu_memory_utilization),
+        held_bytes=held_bytes,
+        weight_bytes=weight_bytes,
+        step_bytes=probe.peak_growth_bytes(),
+        graph_bytes=graph_bytes,
+        fp8_saved_bytes=_fp8_saved_bytes(config, model),
+    )
+    plan.check(config, kv_block_bytes(model.config, dtype, config.block_size))
+    _log.info(
+        "memory: %s of %s GiB may be used; held %s, largest step %s, graphs %s, KV cache %s",
+        *map(gib, (plan.limit_bytes, plan.total_bytes, held_bytes, plan.step_bytes)),
+        *map(gib, (plan.graph_bytes, plan.kv_cache_bytes)),
+    )
+    return plan.kv_cache_bytes
+
+
+def _fp8_saved_bytes(config: EngineConfig, model: Model) -> int:
+    """How much smaller a model's weights would be in fp8; 0 where they are or cannot be."""
+    if config.quantization is not None or not isinstance(model, DecoderModel):
+        return 0
+    fp8_bytes = fp8_remedy_bytes(model.config, model.dtype)
+    return 0 if fp8_bytes is None else weights_bytes(model.config, model.dtype) - fp8_bytes
+
+
+def run_largest_step(config: EngineConfig, model: Model, dtype: torch.dtype) -> None:
+    """Compute a step of `max_num_batched_tokens` tokens that wants as many logits as there can be.
+
+    Its prompts share one block of a cache made for it, so that it needs no cache to speak of.
+    """
+    kv_cache = KVCache(
+        num_layers=model.config.num_layers,
+        num_blocks=1,
+        block_size=config.block_size,
+        num_kv_heads=model.config.num_kv_heads,
+        head_dim=model.config.head_dim,
+        dtype=dtype,
+        device=model.device,
+    )
+    most = config.max_num_batched_tokens
+    length = max(min(most, config.max_model_len), -(-most // config.max_num_seqs))
+    lengths = [length] * (most // length) + [most % length] * (most % length > 0)
+    inputs = _prompts(lengths, config, model.device)
+    num_rows = len(inputs.sample_rows)
+    with torch.inference_mode():
+        logits = torch.empty(num_rows, model.config.vocab_size, device=model.device)
+        model.forward(inputs, kv_cache, logits)
+        ones = torch.ones(num_rows, device=model.device)
+        whole = torch.ones(num_rows, dtype=torch.int64, device=model.device)
+        sample(logits, ones, whole, ones, whole, whole)
+        torch.log_softmax(logits[:MAX_SCORED_TOKENS], dim=-1)  # as the scorer does
+
+
+def _most_logits(config: EngineConfig) -> int:
+    """Rows of logits that a step of any number of tokens wants at most."""
+    num_guessed = min(config.speculative_max_num_seqs, config.max_num_seqs)
+    num_drafts = num_guessed * config.num_speculative_tokens
+    return config.max_num_seqs + MAX_SCORED_TOKENS + num_drafts
+
+
+def _prompts(lengths: Sequence[int], config: EngineConfig, device: torch.device) -> StepInputs:
+    """Whole prompts of these lengths, all of whose tokens lie in block 0."""
+    num_tokens = sum(lengths)
+    starts = torch.tensor([0, *lengths]).cumsum(0)
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    num_blocks = -(-max(lengths) // config.block_size)
+    num_rows = min(num_tokens, _most_logits(config))
+    return StepInputs(
+        input_ids=torch.zeros(num_tokens, dtype=torch.int64, device=device),
+        positions=positions.to(device),
+        slot_mapping=(positions % config.block_size).to(device),
+        block_tables=torch.zeros(len(lengths), num_blocks, dtype=torch.int32, device=device),
+        cu_seqlens_q=starts.to(device, torch.int32),
+        seq_lens=torch.tensor(lengths, dtype=torch.int32, device=device),
+        sample_rows=torch.arange(num_tokens - num_rows, num_tokens, device=device),
+        max_query_len=max(lengths),
+        max_seq_len=max(lengths),
+    )

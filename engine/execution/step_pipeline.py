@@ -1,0 +1,195 @@
+"""From a scheduled batch to its tokens: launched in one call, collected in another."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from batchmill.engine.memory.kv_cache import KVCache
+from batchmill.engine.models.model import Model
+from batchmill.engine.sampling.drawn_tokens import DrawnTokens
+from batchmill.engine.sampling.sampler import Sampler
+from batchmill.engine.scheduling.schedule import CheckedDrafts, ScheduledBatch, StepKind
+from batchmill.engine.scheduling.speculation import check_drafts
+from batchmill.engine.step.request_rows import RequestRows
+from batchmill.engine.step.step_inputs import StepInputBuilder, StepInputs
+
+from .decode_graphs import DecodeGraphs
+from .warm_up import warm_up_kernels
+
+
+@dataclass(frozen=True, slots=True)
+class CollectedStep:
+    """A step that is done."""
+
+    batch: ScheduledBatch
+    #: One for each of `batch.sampling_requests`; see `DrawnTokens.collect`.
+    token_ids: list[int | None]
+    #: What became of the batch's draft tokens.
+    drafts: list[CheckedDrafts]
+    #: How it was run.
+    kind: StepKind
+    #: Seconds that it took, without those in which the step before it was still running.
+    time_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _LaunchedStep:
+    batch: ScheduledBatch
+    drawn: DrawnTokens
+    kind: StepKind
+    launched_at_s: float
+
+
+class StepPipeline:
+    """Owns the way of a step through the device, and the steps that are on it.
+
+    `launch` returns when the work is handed to the device; on a CPU, when it is done. `collect`
+    waits for the tokens of the oldest step. A step may be launched before the one ahead of it is
+    collected: it finds the tokens drawn there on the device.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        kv_cache: KVCache,
+        *,
+        max_num_seqs: int,
+        max_model_len: int,
+        decode_graphs: bool = False,
+    ) -> None:
+        """Make the buffers; on a GPU, have every kernel compiled that a step may launch.
+
+        Args:
+            model: Computes the steps.
+            kv_cache: Holds keys and values between steps.
+            max_num_seqs: Most requests of one step.
+            max_model_len: Most tokens of one request.
+            decode_graphs: Whether steps that only decode are recorded now, and replayed later.
+
+        Raises:
+            EngineError: they are to be recorded, and cannot be.
+        """
+        self._rows = RequestRows(max_num_seqs, model.device)
+        self._builder = StepInputBuilder(
+            self._rows,
+            block_size=kv_cache.block_size,
+            max_num_blocks=-(-max_model_len // kv_cache.block_size),
+            device=model.device,
+        )
+        self._runner = ModelRunner(model, kv_cache, model.device)
+        self._sampler = Sampler(model.config.vocab_size, self._rows)
+        self._graphs: DecodeGraphs | None = None
+        if model.device.type != "cpu":
+            warm_up_kernels(model, kv_cache)
+        if decode_graphs:
+            self._graphs = DecodeGraphs(
+                model, kv_cache, self._rows, self._builder, max_model_len=max_model_len
+            )
+            self._graphs.record_all()
+        self._in_flight: deque[_LaunchedStep] = deque()
+        self._collected_at_s = 0.0
+
+    @property
+    def num_in_flight(self) -> int:
+        """Steps launched and not collected."""
+        return len(self._in_flight)
+
+    @property
+    def holds_next_step(self) -> bool:
+        """Whether a step in flight draws tokens that scheduling the next one needs to know."""
+        return any(step.drawn.holds_next_step for step in self._in_flight)
+
+    def launch(self, batch: ScheduledBatch) -> None:
+        """Hand a step to the device.
+
+        Raises:
+            Exception: what the model or the device raised; the step is not in flight then.
+        """
+        launched_at_s = time.perf_counter()
+        if self._graphs is not None and self._graphs.can_replay(batch):
+            drawn, kind = self._graphs.launch(batch), StepKind.GRAPH
+        else:
+            drawn, kind = self._run(batch), _kind(batch)
+        self._in_flight.append(_LaunchedStep(batch, drawn, kind, launched_at_s))
+
+    def collect(self) -> CollectedStep:
+        """Wait for the oldest step in flight."""
+        step = self._in_flight[0]
+        token_ids = step.drawn.collect()
+        self._in_flight.popleft()
+        drafts: list[CheckedDrafts] = []
+        if step.batch.has_drafts:
+            token_ids, drafts = self._check_drafts(step.batch, token_ids)
+        started_at_s = max(step.launched_at_s, self._collected_at_s)
+        self._collected_at_s = time.perf_counter()
+        time_s = self._collected_at_s - started_at_s
+        return CollectedStep(step.batch, token_ids, drafts, step.kind, time_s)
+
+    def _check_drafts(
+        self, batch: ScheduledBatch, drawn: list[int | None]
+    ) -> tuple[list[int | None], list[CheckedDrafts]]:
+        """See `check_drafts`; the next step decodes from the last token that counts."""
+        token_ids, drafts = check_drafts(batch, drawn)
+        for each in drafts:
+            if each.token_ids:
+                self._rows.put_last_token(each.item.request, each.token_ids[-1])
+        return token_ids, drafts
+
+    def _run(self, batch: ScheduledBatch) -> DrawnTokens:
+        """Run a step kernel by kernel."""
+        if self._graphs is not None:
+            self._graphs.unload()
+        self._sampler.begin(batch)
+        logits = self._runner.run(self._builder.build(batch))
+        return self._sampler.draw(logits, batch)
+
+
+def _kind(batch: ScheduledBatch) -> StepKind:
+    """How a batch is run that is not replayed."""
+    if not batch.chunks:
+        return StepKind.DECODE
+    is_prefill = not all(item.draft_token_ids for item in batch.chunks)
+    return StepKind.PREFILL if is_prefill else StepKind.SPECULATION
+
+
+class ModelRunner:
+    """Owns the way from a step's inputs to its logits, and the buffer that they lie in."""
+
+    def __init__(self, model: Model, kv_cache: KVCache, device: torch.device | str) -> None:
+        """Bring a model and its cache together.
+
+        Args:
+            model: Computes the steps.
+            kv_cache: Holds the keys and values between steps.
+            device: Where both are.
+        """
+        self._model = model
+        self._kv_cache = kv_cache
+        self._logits = torch.empty(0, model.config.vocab_size, dtype=torch.float32, device=device)
+
+    def run(self, inputs: StepInputs) -> Tensor:
+        """Compute one step.
+
+        Returns:
+            [num_samples, vocab_size] float32; the caller may change it, and the next `run`
+            overwrites it.
+        """
+        num_samples = len(inputs.sample_rows)
+        if num_samples > len(self._logits):
+            # Made outside inference mode, so that the sampler may change it in place outside too.
+            # Kept, because fresh memory of this size costs a page fault for every 4 KiB.
+            self._logits = torch.empty(
+                num_samples,
+                self._logits.shape[1],
+                dtype=torch.float32,
+                device=self._logits.device,
+            )
+        logits = self._logits[:num_samples]
+        with torch.inference_mode():
+            self._model.forward(inputs, self._kv_cache, logits)
+        return logits

@@ -1,0 +1,165 @@
+"""What an engine has done so far, and what it is doing."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from batchmill.engine.request.outputs import FinishReason, RequestOutput
+from batchmill.engine.scheduling.schedule import ScheduledBatch, StepKind
+from batchmill.engine.scheduling.scheduler import Scheduler
+
+#: The step times are those of so many steps: the last minute or so.
+NUM_RECENT_STEPS = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """A snapshot. Counts are totals since the engine was made, unless they say now."""
+
+    #: Requests that wait now, preempted ones included.
+    num_waiting: int
+    #: Requests that are computed now.
+    num_running: int
+    #: Blocks of the KV cache.
+    num_blocks: int
+    #: Blocks that no request holds now.
+    num_free_blocks: int
+    #: Blocks that can be found by their content now.
+    num_cached_blocks: int
+    #: Steps run.
+    num_steps: int
+    #: Tokens that went through the model, recomputed ones and wrong drafts included.
+    num_computed_tokens: int
+    #: Output tokens sampled.
+    num_generated_tokens: int
+    #: Draft tokens computed; see `EngineConfig.num_speculative_tokens`.
+    num_draft_tokens: int
+    #: Draft tokens that were right, and are part of an output.
+    num_accepted_tokens: int
+    #: Prompt tokens of finished requests.
+    num_prompt_tokens: int
+    #: Prompt tokens of finished requests that came from the prefix cache.
+    num_cached_tokens: int
+    #: Times that a request lost its blocks to others.
+    num_preemptions: int
+    #: Steps that ran out of memory and were tried again with fewer requests.
+    num_out_of_memory: int
+    #: Steps run, by how; see `StepKind`.
+    num_steps_by_kind: dict[StepKind, int]
+    #: Requests in a step, mean over all steps; 0 before the first.
+    mean_batch_size: float
+    #: Seconds that half of the last `NUM_RECENT_STEPS` steps took at most; 0 before the first.
+    step_time_p50_s: float
+    #: Seconds that 99 of 100 of them took at most.
+    step_time_p99_s: float
+    #: Requests that ended, by reason; each sample of a request counts, here and above.
+    num_finished: dict[FinishReason, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurrentLoad:
+    """How full an engine is now."""
+
+    #: Requests that are computed, and that wait, preempted ones included.
+    num_running: int
+    num_waiting: int
+    #: Blocks of the KV cache that no request holds.
+    num_free_blocks: int
+
+    @classmethod
+    def of(cls, scheduler: Scheduler) -> CurrentLoad:
+        """Look at a scheduler and its block pool."""
+        return cls(
+            num_running=len(scheduler.running),
+            num_waiting=len(scheduler.waiting),
+            num_free_blocks=scheduler.block_pool.num_free_blocks,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftCounts:
+    """What prompt lookup came to since the engine was made; see `EngineStats`."""
+
+    num_draft_tokens: int
+    num_accepted_tokens: int
+
+
+@dataclass(slots=True)
+class StatsCounter:
+    """The running totals behind `EngineStats`."""
+
+    num_steps: int = 0
+    num_computed_tokens: int = 0
+    num_generated_tokens: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_preemptions: int = 0
+    num_out_of_memory: int = 0
+    num_scheduled: int = 0
+    num_steps_by_kind: Counter[StepKind] = field(default_factory=Counter)
+    step_times_s: deque[float] = field(default_factory=lambda: deque(maxlen=NUM_RECENT_STEPS))
+    num_finished: Counter[FinishReason] = field(default_factory=Counter)
+
+    def count_step(self, batch: ScheduledBatch, kind: StepKind, step_time_s: float) -> None:
+        """Add a step that was run, how, and the seconds that it took."""
+        self.num_steps += 1
+        self.num_steps_by_kind[kind] += 1
+        self.num_scheduled += batch.num_seqs
+        self.step_times_s.append(step_time_s)
+        self.num_computed_tokens += batch.num_tokens
+        self.num_preemptions += len(batch.preempted)
+
+    def count_out_of_memory(self, batch: ScheduledBatch, num_preempted: int) -> None:
+        """Add a step that ran out of memory, and how many requests were preempted for that."""
+        self.num_out_of_memory += 1
+        self.num_preemptions += len(batch.preempted) + num_preempted
+
+    def count_end(self, output: RequestOutput) -> None:
+        """Add a request's last output."""
+        if output.finish_reason is not None:
+            self.num_prompt_tokens += output.num_prompt_tokens
+            self.num_cached_tokens += output.metrics.num_cached_tokens
+            self.num_finished[output.finish_reason] += 1
+
+    @property
+    def drafts(self) -> DraftCounts:
+        """What became of draft tokens."""
+        return DraftCounts(
+            num_draft_tokens=self.num_draft_tokens, num_accepted_tokens=self.num_accepted_tokens
+        )
+
+    def snapshot(self, scheduler: Scheduler) -> EngineStats:
+        """The totals, and how the scheduler and its pool stand."""
+        pool = scheduler.block_pool
+        times = sorted(self.step_times_s)
+        return EngineStats(
+            num_waiting=len(scheduler.waiting),
+            num_running=len(scheduler.running),
+            num_blocks=pool.num_blocks,
+            num_free_blocks=pool.num_free_blocks,
+            num_cached_blocks=pool.num_cached_blocks,
+            num_steps=self.num_steps,
+            num_computed_tokens=self.num_computed_tokens,
+            num_generated_tokens=self.num_generated_tokens,
+            num_draft_tokens=self.num_draft_tokens,
+            num_accepted_tokens=self.num_accepted_tokens,
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_cached_tokens=self.num_cached_tokens,
+            num_preemptions=self.num_preemptions,
+            num_out_of_memory=self.num_out_of_memory,
+            num_steps_by_kind=dict(self.num_steps_by_kind),
+            mean_batch_size=self.num_scheduled / self.num_steps if self.num_steps else 0.0,
+            step_time_p50_s=_quantile(times, 0.5),
+            step_time_p99_s=_quantile(times, 0.99),
+            num_finished=dict(self.num_finished),
+        )
+
+
+def _quantile(ordered: Sequence[float], share: float) -> float:
+    """The least value that a share of the values does not exceed; 0 where there are none."""
+    return ordered[math.ceil(share * len(ordered)) - 1] if ordered else 0.0

@@ -1,0 +1,288 @@
+"""One request's way from sampled tokens to outputs: text, stop conditions, news."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+from batchmill.engine.request.outputs import (
+    FinishReason,
+    OutputSource,
+    RequestEnd,
+    RequestFailure,
+    RequestOutput,
+)
+from batchmill.engine.request.request import Request
+from batchmill.engine.text.detokenizer import TextStream
+from batchmill.engine.text.stop_strings import StopStrings
+from batchmill.engine.text.tool_calls import ToolCall
+from batchmill.engine.text.tool_reader import ToolCallReader
+
+
+class OutputText:
+    """The certain text of one output, in the pieces in which it became certain."""
+
+    def __init__(
+        self,
+        stream: TextStream,
+        stop_strings: StopStrings | None,
+        *,
+        echoed: str = "",
+        tool_calls: ToolCallReader | None = None,
+    ) -> None:
+        """Begin a text.
+
+        Args:
+            stream: Makes text out of the tokens.
+            stop_strings: What ends it; None where nothing does.
+            echoed: What it begins with; no stop string and no call is looked for in it.
+            tool_calls: Takes the calls out of it; None where there can be none.
+        """
+        self.pieces: list[str] = [echoed] if echoed else []
+        #: Makes its text without more ado, where neither stop strings nor calls are looked for;
+        #: else None.
+        self.plain_stream = stream if stop_strings is None and tool_calls is None else None
+        self._stream = stream
+        self._stop_strings = stop_strings
+        self._reader = tool_calls
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The calls, once the text has ended."""
+        return () if self._reader is None else self._reader.calls
+
+    @property
+    def is_for_single_call(self) -> bool:
+        """Whether the output ends with its first call."""
+        return self._reader is not None and self._reader.is_for_single_call
+
+    @property
+    def has_call(self) -> bool:
+        """Whether there is a call by now."""
+        return self._reader is not None and self._reader.has_call
+
+    def append(self, token_id: int, *, may_stop: bool) -> str | None:
+        """Take one token.
+
+        Args:
+            token_id: The token.
+            may_stop: Whether a stop string may end the output here.
+
+        Returns:
+            The stop string that ends the output, or None.
+        """
+        text, stop = self._stream.append(token_id), None
+        if self._stop_strings is not None:
+            if may_stop:
+                text, stop = self._stop_strings.append(text)
+            else:
+                text = self._stop_strings.flush() + text
+        self._add(text)
+        if stop is not None:
+            self._end_calls()
+        return stop
+
+    def flush(self) -> None:
+        """End the text with whatever was held back."""
+        held = "" if self._stop_strings is None else self._stop_strings.flush()
+        self._add(held + self._stream.flush())
+        self._end_calls()
+
+    def _add(self, text: str) -> None:
+        if self._reader is not None and text:
+            text = self._reader.append(text)
+        if text:
+            self.pieces.append(text)
+
+    def _end_calls(self) -> None:
+        if self._reader is not None and (text := self._reader.finish()):
+            self.pieces.append(text)
+
+
+class RequestTracker:
+    """Follows one request's output tokens and tells what is new.
+
+    Everything here is a function of the prompt and the output tokens, so a resumed request is
+    brought to where it was by replaying its tokens.
+    """
+
+    def __init__(
+        self, request: Request, text: OutputText | None, eos_token_ids: frozenset[int]
+    ) -> None:
+        params = request.params
+        self.request = request
+        #: Whether the scheduler has the request.
+        self.is_scheduled = False
+        self._structure = None if request.controls is None else request.controls.structure
+        #: Why it ended; None while it goes on.
+        self.finish_reason: FinishReason | None = None
+        self._may_end_with_a_call = text is not None and text.is_for_single_call
+        self._end: RequestEnd | None = None
+        self._text = text
+        self._plain_stream = None if text is None else text.plain_stream
+        self._eos_token_ids = frozenset[int]() if params.ignore_eos else eos_token_ids
+        self._stop_token_ids = frozenset(params.stop_token_ids or ())
+        self._ending_token_ids = self._eos_token_ids | self._stop_token_ids
+        self._max_output_tokens = request.max_num_tokens - len(request.prompt_token_ids)
+        self._metrics = request.metrics
+        self._awaits_first_token = True
+        self._pieces: list[str] = [] if text is None else text.pieces
+        self._source = OutputSource(
+            request.request_id,
+            request.prompt_token_ids,
+            request.output_token_ids,
+            self._pieces,
+            request.metrics,
+            request.scores,
+        )
+        self._num_tokens = 0
+        self._num_reported_tokens = 0
+        self._num_reported_pieces = 0
+        # `time.monotonic()` at the report of the latest token; of little use before there is one.
+        self._last_token_at_s = 0.0
+
+    @property
+    def has_pending_scores(self) -> bool:
+        """Whether tokens that the request came with are still to be scored."""
+        scores = self.request.scores
+        return scores is not None and scores.is_pending
+
+    def replay(self) -> int:
+        """Take in the tokens that the request was resumed with; none of them is news.
+
+        Returns:
+            How many were taken in: fewer than there are, if they go on after the request's end.
+        """
+        for token_id in self.request.output_token_ids:
+            if self.finish_reason is not None:
+                break
+            self.advance(token_id)
+        self._num_reported_tokens = self._num_tokens
+        # A prompt that is echoed was shown with the first of the resumed tokens.
+        self._num_reported_pieces = len(self._pieces) if self._num_tokens else 0
+        return self._num_tokens
+
+    def advance(self, token_id: int) -> bool:
+        """Take in the next output token: extend the text, and finish where the output ends.
+
+        Precedence: end-of-text and stop tokens, then the structure's end, stop strings, and the
+        length.
+
+        Returns:
+            Whether the output has ended.
+        """
+        self._num_tokens += 1
+        if (
+            self._structure is not None
+            or token_id in self._ending_token_ids
+            or self._num_tokens >= self._max_output_tokens
+        ):
+            self._advance_with_care(token_id)
+        elif self._plain_stream is not None:
+            piece = self._plain_stream.append(token_id)
+            if piece:
+                self._pieces.append(piece)
+            return False
+        elif self._text is not None:
+            may_stop = self._num_tokens > self.request.params.min_tokens
+            stop = self._text.append(token_id, may_stop=may_stop)
+            if stop is not None:
+                self._finish(RequestEnd(FinishReason.STOP, stop))
+            elif self._may_end_with_a_call and self._text.has_call:
+                self.finish(FinishReason.STOP)
+        return self._end is not None
+
+    def _advance_with_care(self, token_id: int) -> None:
+        """The same for a token that may end the output by itself, already counted."""
+        may_stop = self._num_tokens > self.request.params.min_tokens
+        if self._structure is not None and not self._follows_structure(token_id):
+            self.finish(
+                FinishReason.ERROR,
+                RequestFailure("engine_error", "a token does not follow the structured output"),
+            )
+        elif may_stop and token_id in self._eos_token_ids:
+            self._finish_at_token(token_id, None)
+        elif may_stop and token_id in self._stop_token_ids:
+            self._finish_at_token(token_id, token_id)
+        else:
+            stop = None if self._text is None else self._text.append(token_id, may_stop=may_stop)
+            if self._structure is not None and self._structure.is_complete:
+                self.finish(FinishReason.STOP)
+            elif stop is not None:
+                self._finish(RequestEnd(FinishReason.STOP, stop))
+            elif self._may_end_with_a_call and self._text is not None and self._text.has_call:
+                self.finish(FinishReason.STOP)
+            elif self._num_tokens >= self._max_output_tokens:
+                self.finish(FinishReason.LENGTH)
+
+    def finish(self, reason: FinishReason, error: RequestFailure | None = None) -> None:
+        """End the request for a reason other than its tokens; its text ends with what it has."""
+        if self._text is not None:
+            self._text.flush()
+        self._finish(RequestEnd(reason, error=error))
+
+    def take_output(self, now_s: float) -> RequestOutput:
+        """What is new since the last call.
+
+        Args:
+            now_s: `time.monotonic()`.
+        """
+        num_tokens, num_old_tokens = self._num_tokens, self._num_reported_tokens
+        if num_tokens > num_old_tokens:
+            self._num_reported_tokens = num_tokens
+            self._last_token_at_s = now_s
+            if self._awaits_first_token:
+                self._awaits_first_token = False
+                self._metrics.first_token_s = now_s - self._metrics.arrived_at_s
+        num_old_pieces = self._num_reported_pieces
+        num_pieces = self._num_reported_pieces = len(self._pieces)
+        end = self._end
+        if end is None:
+            return RequestOutput(
+                None, self._source, None, num_old_tokens, num_tokens, num_old_pieces, num_pieces
+            )
+        self._note_pace()
+        return RequestOutput(
+            end.reason, self._source, end, num_old_tokens, num_tokens, num_old_pieces, num_pieces
+        )
+
+    def peek_output(self) -> RequestOutput:
+        """Where the request is, with nothing that is new."""
+        num_tokens, num_pieces = self._num_tokens, len(self._pieces)
+        return RequestOutput(
+            self.finish_reason,
+            self._source,
+            self._end,
+            num_tokens,
+            num_tokens,
+            num_pieces,
+            num_pieces,
+        )
+
+    def _note_pace(self) -> None:
+        metrics = self._metrics
+        num_new = self._num_tokens - metrics.num_resumed_tokens
+        if metrics.first_token_s is not None and num_new > 1:
+            last_token_s = self._last_token_at_s - metrics.arrived_at_s
+            metrics.inter_token_s = (last_token_s - metrics.first_token_s) / (num_new - 1)
+
+    def _follows_structure(self, token_id: int) -> bool:
+        assert self._structure is not None
+        if token_id in self._eos_token_ids:
+            return self._structure.can_end
+        return self._structure.append(token_id)
+
+    def _finish_at_token(self, token_id: int, stop_reason: int | None) -> None:
+        if self._text is not None:
+            if self.request.params.include_stop_str_in_output:
+                self._text.append(token_id, may_stop=False)
+            self._text.flush()
+        self._finish(RequestEnd(FinishReason.STOP, stop_reason))
+
+    def _finish(self, end: RequestEnd) -> None:
+        if self._text is not None and self._text.tool_calls:
+            is_stop = end.reason is FinishReason.STOP
+            reason = FinishReason.TOOL_CALLS if is_stop else end.reason
+            end = replace(end, reason=reason, tool_calls=self._text.tool_calls)
+        self._end, self.finish_reason = end, end.reason
+        self._metrics.finished_s = time.monotonic() - self._metrics.arrived_at_s

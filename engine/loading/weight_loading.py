@@ -1,0 +1,149 @@
+"""Reads a decoder's weights, each stored tensor straight into its place in a fused matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from batchmill.engine.errors import ModelLoadError
+from batchmill.engine.models.families import FAMILIES, WeightNames
+from batchmill.engine.models.model_config import ModelConfig
+from batchmill.engine.models.weight_files import OnProgress, stream_tensors, weight_files
+from batchmill.engine.models.weights import (
+    DecoderWeights,
+    DenseWeights,
+    ExpertWeights,
+    LayerWeights,
+    allocate_weights,
+)
+
+
+def load_weights(
+    folder: Path,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    on_progress: OnProgress | None = None,
+    *,
+    layer_device: torch.device | str | None = None,
+) -> DecoderWeights:
+    """Read a Hugging Face folder's weights, in one file or many.
+
+    Memory peaks at the weights in `dtype` plus what `weight_files` keeps mapped.
+
+    Args:
+        folder: Where the safetensors are.
+        config: Sizes and features.
+        dtype: Of the result.
+        device: Of the result.
+        on_progress: Told after every tensor; None writes a log line every few seconds.
+        layer_device: Of the layers, if elsewhere.
+
+    Raises:
+        ModelLoadError: there are no safetensors, or they do not hold this model's weights.
+    """
+    weights = allocate_weights(config, dtype, device, layer_device=layer_device)
+    missing = _places(config, weights)
+    for path, name, value in stream_tensors(weight_files(folder), on_progress):
+        if not _is_ignored(name, config):
+            _fill(missing, name, value, path)
+    if missing:
+        raise ModelLoadError(
+            f"{folder} lacks {len(missing)} weights of a {config.architecture}, among them "
+            f"{min(missing)}: is the download complete?"
+        )
+    if config.norm_offset:
+        for norm in (weights.final_norm, *(n for layer in weights.layers for n in layer.norms)):
+            norm += 1
+    return weights
+
+
+def _fill(missing: dict[str, Tensor], name: str, value: Tensor, path: Path) -> None:
+    """Copy one stored tensor into its place, which is then no longer missing."""
+    place = missing.pop(name, None)
+    if place is None:
+        raise ModelLoadError(f"{path} holds {name}, which this model does not have, or has twice")
+    if place.shape != value.shape:
+        raise ModelLoadError(
+            f"{name} in {path} is {list(value.shape)}, config.json says {list(place.shape)}"
+        )
+    if not value.is_floating_point() or value.itemsize < 2:
+        raise ModelLoadError(
+            f"{name} in {path} is {value.dtype}: quantized weights are not computed here; use the "
+            "model's weights in bfloat16, float16 or float32"
+        )
+    place.copy_(value)
+
+
+def _is_ignored(name: str, config: ModelConfig) -> bool:
+    """Whether a stored tensor is computed here, or is a copy of another."""
+    tied_head = config.tie_word_embeddings and name == "lm_head.weight"
+    return tied_head or name.endswith("rotary_emb.inv_freq")
+
+
+def _places(config: ModelConfig, weights: DecoderWeights) -> dict[str, Tensor]:
+    """Where each stored tensor goes, by its Hugging Face name."""
+    places = {
+        "model.embed_tokens.weight": weights.embedding,
+        "model.norm.weight": weights.final_norm,
+    }
+    if not config.tie_word_embeddings:
+        places["lm_head.weight"] = weights.head
+    names = FAMILIES[config.architecture].names
+    for index, layer in enumerate(weights.layers):
+        for name, place in _layer_places(config, names, layer):
+            if place is not None:
+                places[f"model.layers.{index}.{name}"] = place
+    return places
+
+
+def _layer_places(
+    config: ModelConfig, names: WeightNames, layer: LayerWeights
+) -> Iterator[tuple[str, Tensor | None]]:
+    """Where one layer's tensors go; fused matrices are filled part by part."""
+    q_size = config.num_heads * config.head_dim
+    kv_size = config.num_kv_heads * config.head_dim
+    yield "input_layernorm.weight", layer.input_norm
+    yield "self_attn.q_norm.weight", layer.q_norm
+    yield "self_attn.k_norm.weight", layer.k_norm
+    yield "self_attn.o_proj.weight", layer.output
+    yield "self_attn.o_proj.bias", layer.output_bias
+    yield f"{names.attention_output_norm}.weight", layer.attention_output_norm
+    yield f"{names.post_attention_norm}.weight", layer.post_attention_norm
+    yield f"{names.feed_forward_output_norm}.weight", layer.feed_forward_output_norm
+    sizes = [q_size, kv_size, kv_size]
+    yield from _parts(names.qkv, "weight", layer.qkv, sizes)
+    yield from _parts(names.qkv, "bias", layer.qkv_bias, sizes)
+    if isinstance(layer.feed_forward, DenseWeights):
+        yield from _dense_places(names, layer.feed_forward)
+    else:
+        yield from _expert_places(names, layer.feed_forward)
+
+
+def _dense_places(names: WeightNames, weights: DenseWeights) -> Iterator[tuple[str, Tensor | None]]:
+    yield "mlp.down_proj.weight", weights.down
+    yield "mlp.down_proj.bias", weights.down_bias
+    sizes = [len(weights.gate_up) // 2] * 2
+    yield from _parts(names.gate_up, "weight", weights.gate_up, sizes)
+    yield from _parts(names.gate_up, "bias", weights.gate_up_bias, sizes)
+
+
+def _expert_places(names: WeightNames, weights: ExpertWeights) -> Iterator[tuple[str, Tensor]]:
+    yield f"{names.mixture}.gate.weight", weights.router
+    for index, (gate_up, down) in enumerate(zip(weights.gate_up, weights.down, strict=True)):
+        parts = (*gate_up.chunk(2), down)
+        for name, part in zip(names.expert, parts, strict=True):
+            yield f"{names.mixture}.experts.{index}.{name}.weight", part
+
+
+def _parts(
+    names: tuple[str, ...], kind: str, fused: Tensor | None, sizes: list[int]
+) -> Iterator[tuple[str, Tensor]]:
+    """The rows of a fused matrix or bias that each stored tensor fills."""
+    if fused is not None:
+        parts = torch.split(fused, sizes) if len(names) > 1 else (fused,)
+        for name, part in zip(names, parts, strict=True):
+            yield f"{name}.{kind}", part

@@ -1,0 +1,20 @@
+"""The sizes of a model that the cache, the scheduler and the steps need to know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """What the engine needs to know of any model, whoever computes it."""
+
+    #: Hugging Face class name.
+    architecture: str
+    vocab_size: int
+    num_layers: int
+    num_kv_heads: int
+    #: Numbers in one head; need not be hidden_size / num_heads.
+    head_dim: int
+    #: Longest sequence that is computed as the model was made for, tokens.
+    max_position_embeddings: int

@@ -1,0 +1,294 @@
+"""The native decoder: plain weights, our kernels, one flattened batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from batchmill.engine.memory.host_memory import return_free_memory
+from batchmill.engine.memory.kv_cache import KVCache
+from batchmill.engine.step.step_inputs import StepInputs
+from batchmill.kernels.ops.dispatch import Backend
+from batchmill.kernels.ops.fp8_fused import rms_norm_fp8
+from batchmill.kernels.ops.fp8_linear import make_fp8_linear
+from batchmill.kernels.ops.fp8_quantize import Fp8Rows
+from batchmill.kernels.ops.int8_linear import Int8Linear, make_int8_linear
+from batchmill.kernels.ops.linear import Linear, PackedLinear, make_linear
+from batchmill.kernels.ops.paged_attention import paged_attention
+from batchmill.kernels.ops.rms_norm import add_rms_norm, rms_norm
+from batchmill.kernels.ops.rope_and_cache import rope_and_cache
+from batchmill.kernels.reference.paged_attention_plan import AttentionPlan
+
+from .feed_forward import ExpertMixture, FeedForward, LinearFactory, build_feed_forward
+from .fp8_weights import check_fp8_model
+from .fused_layers import FusedLayers, can_fuse
+from .model_config import AttentionConfig, ModelConfig
+from .rotary import cos_sin, inverse_frequencies
+from .weights import DecoderWeights, LayerWeights
+
+#: Who multiplies by weights of a quantization.
+_LINEAR = {None: make_linear, "int8": make_int8_linear, "fp8": make_fp8_linear}
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderLayer:
+    """One layer, ready to run; see `LayerWeights` for the sizes."""
+
+    #: Which of `ModelConfig.attention_kinds` it has.
+    attention_kind: int
+    input_norm: Tensor
+    qkv: Linear
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    output: Linear
+    attention_output_norm: Tensor | None
+    post_attention_norm: Tensor
+    feed_forward: FeedForward
+    feed_forward_output_norm: Tensor | None
+
+    @classmethod
+    def build(
+        cls,
+        weights: LayerWeights,
+        config: ModelConfig,
+        attention_kind: int,
+        linear: LinearFactory,
+        backend: Backend,
+        *,
+        is_plain: bool,
+        is_fp8: bool,
+    ) -> DecoderLayer:
+        """Turn weights into a layer; for the flags see `build_feed_forward`."""
+        return cls(
+            attention_kind=attention_kind,
+            input_norm=weights.input_norm,
+            qkv=linear(weights.qkv, weights.qkv_bias),
+            q_norm=weights.q_norm,
+            k_norm=weights.k_norm,
+            output=linear(weights.output, weights.output_bias),
+            attention_output_norm=weights.attention_output_norm,
+            post_attention_norm=weights.post_attention_norm,
+            feed_forward=build_feed_forward(
+                weights.feed_forward, config, linear, backend, is_plain=is_plain, is_fp8=is_fp8
+            ),
+            feed_forward_output_norm=weights.feed_forward_output_norm,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _AttentionStep:
+    """What layers with the same kind of attention need of one step."""
+
+    window: int | None
+    cos: Tensor  # [num_tokens, rotary_dim / 2] float32
+    sin: Tensor
+    plan: AttentionPlan
+
+
+class DecoderModel:
+    """Owns a decoder's weights and computes logits from a step's inputs and the KV cache.
+
+    Attributes:
+        config: Sizes and features.
+        dtype: Of weights, activations and the KV cache.
+        device: Where the weights are.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: DecoderWeights,
+        *,
+        linear: LinearFactory | None = None,
+        backend: Backend = "auto",
+        quantization: str | None = None,
+    ) -> None:
+        """Make a model of weights.
+
+        Args:
+            config: Sizes and features.
+            weights: As `load_weights` gives them; its layers are taken out, and moved to where the
+                embedding is.
+            linear: Makes the matrix multiplications; None takes `make_linear` for `backend`, and
+                all layers in one C++ call where that is possible.
+            backend: The face of our kernels, see `batchmill.kernels.ops.dispatch`.
+            quantization: "int8" quantizes every matrix but the embedding and a mixture's router;
+                "fp8" those of the layers alone; None leaves them in their dtype.
+
+        Raises:
+            ValueError: `linear` and `quantization` are both given, or the weights lie where
+                `backend` does not multiply quantized ones.
+            UnsupportedModelError: "fp8" cannot multiply this model's matrices.
+        """
+        if linear is not None and quantization is not None:
+            raise ValueError(
+                f"linear makes the matrix multiplications and quantization is {quantization!r}: "
+                "give one of them"
+            )
+        if quantization == "fp8":
+            check_fp8_model(config)
+        self.config = config
+        self.dtype = weights.embedding.dtype
+        self.device = weights.embedding.device
+        self._embedding = weights.embedding
+        # Rounded to the dtype, as models were trained with it.
+        self._embedding_scale = float(torch.tensor(config.embedding_scale, dtype=self.dtype))
+        self._backend = backend
+        self._is_fp8 = quantization == "fp8"
+        self._kinds = config.attention_kinds
+        self._frequencies = [
+            inverse_frequencies(kind.rope, config.head_dim).to(self.device) for kind in self._kinds
+        ]
+        self._fused: FusedLayers | None = None
+        self._layers: list[DecoderLayer] = []
+        if (
+            linear is None
+            and backend in ("auto", "cpp")
+            and can_fuse(config, weights, quantization)
+        ):
+            self._fused = FusedLayers(config, weights, quantization)
+        is_plain = linear is None and quantization is None
+        make = _LINEAR[quantization]
+        linear = linear or partial(make, backend=backend)
+        while weights.layers:
+            kind = self._kinds.index(config.layers[len(self._layers)].attention)
+            layer = weights.layers.pop(0).to(self.device)
+            self._layers.append(
+                DecoderLayer.build(
+                    layer, config, kind, linear, backend, is_plain=is_plain, is_fp8=self._is_fp8
+                )
+            )
+            del layer
+            return_free_memory()
+        self._final_norm = weights.final_norm
+        if self._is_fp8:
+            # A step of decodes reads it once, and logits are where rounding is seen.
+            linear = partial(make_linear, backend=backend)
+        self._head = linear(weights.head, None)
+
+    @property
+    def is_capturable(self) -> bool:
+        """Whether a decode step on a GPU reads nothing on the host, so that a graph can hold it."""
+        return not any(isinstance(layer.feed_forward, ExpertMixture) for layer in self._layers)
+
+    def forward(self, inputs: StepInputs, kv_cache: KVCache, logits: Tensor) -> None:
+        """Run one step: write its keys and values, and compute the logits that are wanted.
+
+        Args:
+            inputs: The step's batch.
+            kv_cache: Read and written.
+            logits: [num_samples, vocab_size] float32, contiguous, written.
+        """
+        steps = [
+            self._attention_step(kind, frequencies, inputs, kv_cache)
+            for kind, frequencies in zip(self._kinds, self._frequencies, strict=True)
+        ]
+        if self._fused is not None:
+            x, residual = self._fused.run(inputs, kv_cache, steps[0].cos, steps[0].sin)
+        else:
+            residual = F.embedding(inputs.input_ids, self._embedding)  # [num_tokens, hidden]
+            if self._embedding_scale != 1.0:
+                residual = residual * self._embedding_scale
+            x, residual = self._run_layers(inputs, steps, kv_cache, residual)
+        if not len(x):
+            return
+        eps, backend = self.config.rms_norm_eps, self._backend
+        x = add_rms_norm(x, residual, self._final_norm, eps, backend=backend)
+        if isinstance(self._head, PackedLinear | Int8Linear):
+            self._head(x, out=logits)
+        else:
+            logits.copy_(self._head(x))
+        if self.config.logit_softcap is not None:
+            logits.div_(self.config.logit_softcap).tanh_().mul_(self.config.logit_softcap)
+
+    def _run_layers(
+        self, inputs: StepInputs, steps: list[_AttentionStep], kv_cache: KVCache, residual: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What the last layer adds and what it adds it to, for the rows that sample."""
+        norm = partial(rms_norm, eps=self.config.rms_norm_eps, backend=self._backend)
+        x = None
+        for index, layer in enumerate(self._layers):
+            normed = self._add_and_norm(x, residual, layer.input_norm)
+            x = self._attend(index, normed, kv_cache, inputs, steps[layer.attention_kind])
+            if layer is self._layers[-1] and len(inputs.sample_rows) < len(x):
+                # Past the last attention rows are independent, and only these lead to a token.
+                x = x.index_select(0, inputs.sample_rows)
+                residual = residual.index_select(0, inputs.sample_rows)
+                if not len(x):
+                    break
+            if layer.attention_output_norm is not None:
+                x = norm(x, layer.attention_output_norm)
+            normed = self._add_and_norm(x, residual, layer.post_attention_norm)
+            x = layer.feed_forward(normed)
+            if layer.feed_forward_output_norm is not None:
+                x = norm(x, layer.feed_forward_output_norm)
+        assert x is not None, "a model has at least one layer"
+        return x, residual
+
+    def _add_and_norm(self, x: Tensor | None, residual: Tensor, weight: Tensor) -> Tensor | Fp8Rows:
+        """What a layer's products take: the residual, x added to it, normalised."""
+        eps, backend = self.config.rms_norm_eps, self._backend
+        if self._is_fp8:
+            return rms_norm_fp8(x, residual, weight, eps, backend=backend)
+        if x is None:
+            return rms_norm(residual, weight, eps, backend=backend)
+        return add_rms_norm(x, residual, weight, eps, backend=backend)
+
+    def _attention_step(
+        self, kind: AttentionConfig, frequencies: Tensor, inputs: StepInputs, kv_cache: KVCache
+    ) -> _AttentionStep:
+        cos, sin = cos_sin(inputs.positions, frequencies, kind.rope.attention_factor)
+        plan = AttentionPlan(
+            inputs.block_tables,
+            inputs.cu_seqlens_q,
+            inputs.seq_lens,
+            kv_cache.layers[0][0],
+            window=kind.window,
+            only_decodes=inputs.max_query_len == 1,
+        )
+        return _AttentionStep(kind.window, cos, sin, plan)
+
+    def _attend(
+        self,
+        index: int,
+        x: Tensor | Fp8Rows,
+        kv_cache: KVCache,
+        inputs: StepInputs,
+        step: _AttentionStep,
+    ) -> Tensor:
+        """Attention of one layer, [num_tokens, hidden] to [num_tokens, hidden]."""
+        layer, (k_cache, v_cache) = self._layers[index], kv_cache.layers[index]
+        k_scale, v_scale = kv_cache.k_scale, kv_cache.v_scale
+        queries = rope_and_cache(
+            layer.qkv(x),
+            k_cache,
+            v_cache,
+            inputs.slot_mapping,
+            step.cos,
+            step.sin,
+            q_weight=layer.q_norm,
+            k_weight=layer.k_norm,
+            eps=self.config.rms_norm_eps,
+            backend=self._backend,
+            k_scale=k_scale,
+            v_scale=v_scale,
+        )
+        attended = paged_attention(
+            queries,
+            k_cache,
+            v_cache,
+            inputs.block_tables,
+            inputs.cu_seqlens_q,
+            inputs.seq_lens,
+            self.config.attention_scale,
+            window=step.window,
+            plan=step.plan,
+            backend=self._backend,
+            k_scale=k_scale,
+            v_scale=v_scale,
+        )
+        return layer.output(attended.flatten(1))

@@ -1,0 +1,299 @@
+"""The model families of the native decoder: how each spells its configuration and its weights.
+
+A family is one entry of `FAMILIES`. What it computes differently is a field of `ModelConfig`, which
+the decoder looks at when it is built; no name of a family is known past this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from batchmill.engine.errors import ModelLoadError, UnsupportedModelError
+
+from .model_config import Activation, AttentionConfig, ExpertsConfig, LayerConfig, ModelConfig
+from .rope_config import longest_exact_length, read_rope
+
+#: Hugging Face's names of activations, and ours.
+_ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+
+HfConfig = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class WeightNames:
+    """Hugging Face's names of a layer's tensors, without `model.layers.<n>.` and `.weight`."""
+
+    #: The norm before the feed-forward network.
+    post_attention_norm: str = "post_attention_layernorm"
+    #: The norms of what attention and feed-forward network give; empty where there are none.
+    attention_output_norm: str = ""
+    feed_forward_output_norm: str = ""
+    #: Queries, keys and values: three tensors, or one.
+    qkv: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    #: Gate and up: two tensors, or one.
+    gate_up: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
+    #: Of a mixture: what the router and the experts are part of, and an expert's gate, up and down.
+    mixture: str = "mlp"
+    expert: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One architecture."""
+
+    #: Fields of `ModelConfig` that it fills in differently from `_common`.
+    features: Callable[[HfConfig], dict[str, Any]]
+    names: WeightNames = field(default_factory=WeightNames)
+    #: It may rotate only a part of each head.
+    partial_rotary: bool = False
+
+
+def read_model_config(config: HfConfig) -> ModelConfig:
+    """Read a complete Hugging Face configuration, `PretrainedConfig.to_dict()`.
+
+    Raises:
+        UnsupportedModelError: the architecture or one of its features is not computed here.
+        ModelLoadError: a value that every such model has is missing.
+    """
+    architecture = native_architecture(config)
+    if architecture is None:
+        raise UnsupportedModelError(
+            f"the model's architecture is {named_architecture(config)}; the native decoder "
+            f"computes {', '.join(FAMILIES)}"
+        )
+    refuse_quantized(architecture, config)
+    family = FAMILIES[architecture]
+    try:
+        features = {"architecture": architecture, **_common(config), **family.features(config)}
+        if "activation" not in features:
+            features["activation"] = _activation(config, "hidden_act")
+        read = ModelConfig(**features)
+    except KeyError as error:
+        raise ModelLoadError(
+            f"the configuration of this {architecture} has no {error.args[0]!r}: is its "
+            "config.json complete?"
+        ) from error
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(f"this {architecture}: {error}") from error
+    _refuse_partial_rotary(read, family)
+    return read
+
+
+def _refuse_partial_rotary(config: ModelConfig, family: Family) -> None:
+    shares = {kind.rope.partial_rotary_factor for kind in config.attention_kinds} - {1.0}
+    if shares and not family.partial_rotary:
+        raise UnsupportedModelError(
+            f"this {config.architecture} has partial_rotary_factor {min(shares)}; supported is 1"
+        )
+
+
+def native_architecture(config: HfConfig) -> str | None:
+    """The family that a configuration names, or None where the native decoder has none."""
+    return next((name for name in config.get("architectures") or () if name in FAMILIES), None)
+
+
+def named_architecture(config: HfConfig) -> str:
+    """What a configuration calls its architecture, for messages."""
+    names = ", ".join(config.get("architectures") or ())
+    return names or f"none (model_type {config.get('model_type')!r})"
+
+
+def refuse_quantized(architecture: str, config: HfConfig) -> None:
+    """Refuse weights that are stored in a quantized format.
+
+    Raises:
+        UnsupportedModelError: they are.
+    """
+    quantization = config.get("quantization_config")
+    if quantization:
+        raise UnsupportedModelError(
+            f"this {architecture} has quantized weights ({quantization.get('quant_method')}); use "
+            "the model's weights in bfloat16, float16 or float32"
+        )
+
+
+def _common(config: HfConfig) -> dict[str, Any]:
+    """What all families spell the same way."""
+    num_heads, hidden_size = int(config["num_attention_heads"]), int(config["hidden_size"])
+    head_dim = int(config.get("head_dim") or hidden_size // num_heads)
+    return {
+        "vocab_size": int(config["vocab_size"]),
+        "hidden_size": hidden_size,
+        "intermediate_size": int(config["intermediate_size"]),
+        "num_layers": int(config["num_hidden_layers"]),
+        "num_heads": num_heads,
+        "num_kv_heads": int(config.get("num_key_value_heads") or num_heads),
+        "head_dim": head_dim,
+        "max_position_embeddings": longest_exact_length(config),
+        "rms_norm_eps": float(config["rms_norm_eps"]),
+        "tie_word_embeddings": bool(config.get("tie_word_embeddings")),
+        "attention_scale": head_dim**-0.5,
+    }
+
+
+def _activation(config: HfConfig, key: str) -> Activation:
+    name = config.get(key)
+    if name not in _ACTIVATIONS:
+        raise UnsupportedModelError(
+            f"it has {key} {name!r}; supported are {', '.join(map(repr, _ACTIVATIONS))}"
+        )
+    return _ACTIVATIONS[name]
+
+
+def _layers(
+    config: HfConfig,
+    windows: list[int | None],
+    sparse: Callable[[int], bool] = lambda index: False,
+) -> tuple[LayerConfig, ...]:
+    """Layers that share one rotation."""
+    rope = read_rope(config)
+    return tuple(
+        LayerConfig(AttentionConfig(rope, window), sparse(index))
+        for index, window in enumerate(windows)
+    )
+
+
+def _same_window(config: HfConfig, window: int | None) -> list[int | None]:
+    return [window] * int(config["num_hidden_layers"])
+
+
+def _windows_by_type(config: HfConfig) -> list[int | None]:
+    """Windows of layers that are "full_attention" or "sliding_attention"."""
+    windows: list[int | None] = []
+    for layer_type in config["layer_types"]:
+        if layer_type not in ("full_attention", "sliding_attention"):
+            raise UnsupportedModelError(
+                f"it has {layer_type!r} layers; supported are 'full_attention' and "
+                "'sliding_attention'"
+            )
+        windows.append(config["sliding_window"] if layer_type == "sliding_attention" else None)
+    return windows
+
+
+def _llama(config: HfConfig) -> dict[str, Any]:
+    bias = bool(config.get("attention_bias"))
+    return {
+        "layers": _layers(config, _same_window(config, None)),
+        "qkv_bias": bias,
+        "output_bias": bias,
+        "mlp_bias": bool(config.get("mlp_bias")),
+    }
+
+
+def _mistral(config: HfConfig) -> dict[str, Any]:
+    layer_types = sorted(set(config.get("layer_types") or ()))
+    if len(layer_types) > 1:
+        raise UnsupportedModelError(
+            f"it has mixed attention layers ({', '.join(layer_types)}), which its architecture "
+            "does not look at; MinistralForCausalLM does"
+        )
+    return {"layers": _layers(config, _same_window(config, config.get("sliding_window")))}
+
+
+def _phi3(config: HfConfig) -> dict[str, Any]:
+    return {"layers": _layers(config, _same_window(config, config.get("sliding_window")))}
+
+
+def _qwen2(config: HfConfig) -> dict[str, Any]:
+    return {"layers": _layers(config, _windows_by_type(config)), "qkv_bias": True}
+
+
+def _qwen3(config: HfConfig) -> dict[str, Any]:
+    bias = bool(config.get("attention_bias"))
+    return {
+        "layers": _layers(config, _windows_by_type(config)),
+        "qk_norm": True,
+        "qkv_bias": bias,
+        "output_bias": bias,
+    }
+
+
+def _qwen3_moe(config: HfConfig) -> dict[str, Any]:
+    dense_layers = frozenset(config.get("mlp_only_layers") or ())
+    step, bias = int(config["decoder_sparse_step"]), bool(config.get("attention_bias"))
+    num_experts = int(config.get("num_local_experts") or config["num_experts"])
+
+    def sparse(index: int) -> bool:
+        return index not in dense_layers and (index + 1) % step == 0
+
+    return {
+        "layers": _layers(config, _same_window(config, config.get("sliding_window")), sparse),
+        "qk_norm": True,
+        "qkv_bias": bias,
+        "output_bias": bias,
+        "experts": ExpertsConfig(
+            num_experts=num_experts,
+            num_experts_per_token=int(config["num_experts_per_tok"]),
+            intermediate_size=int(config["moe_intermediate_size"]),
+            normalise_weights=bool(config["norm_topk_prob"]),
+        ),
+    }
+
+
+def _mixtral(config: HfConfig) -> dict[str, Any]:
+    windows = _same_window(config, config.get("sliding_window"))
+    return {
+        "layers": _layers(config, windows, lambda index: True),
+        "experts": ExpertsConfig(
+            num_experts=int(config["num_local_experts"]),
+            num_experts_per_token=int(config["num_experts_per_tok"]),
+            intermediate_size=int(config["intermediate_size"]),
+            normalise_weights=True,
+        ),
+    }
+
+
+def _gemma3(config: HfConfig) -> dict[str, Any]:
+    if config.get("attn_logit_softcapping") is not None:
+        raise UnsupportedModelError(
+            f"it has attn_logit_softcapping {config['attn_logit_softcapping']}; supported is none"
+        )
+    if config.get("use_bidirectional_attention"):
+        raise UnsupportedModelError("it has bidirectional attention; supported is causal attention")
+    bias = bool(config.get("attention_bias"))
+    windows = _windows_by_type(config)
+    layer_types = list(config["layer_types"])
+    ropes = {layer_type: read_rope(config, layer_type) for layer_type in set(layer_types)}
+    return {
+        "layers": tuple(
+            LayerConfig(AttentionConfig(ropes[layer_type], window))
+            for layer_type, window in zip(layer_types, windows, strict=True)
+        ),
+        "attention_scale": float(config["query_pre_attn_scalar"]) ** -0.5,
+        "qk_norm": True,
+        "qkv_bias": bias,
+        "output_bias": bias,
+        "norm_offset": True,
+        "output_norms": True,
+        "embedding_scale": float(config["hidden_size"]) ** 0.5,
+        "activation": _activation(config, "hidden_activation"),
+        "logit_softcap": config.get("final_logit_softcapping"),
+    }
+
+
+#: By Hugging Face class name.
+FAMILIES: Mapping[str, Family] = {
+    "LlamaForCausalLM": Family(_llama),
+    "MistralForCausalLM": Family(_mistral),
+    "Qwen2ForCausalLM": Family(_qwen2),
+    "Qwen3ForCausalLM": Family(_qwen3),
+    "Qwen3MoeForCausalLM": Family(_qwen3_moe),
+    "MixtralForCausalLM": Family(
+        _mixtral, WeightNames(mixture="block_sparse_moe", expert=("w1", "w3", "w2"))
+    ),
+    "Gemma3ForCausalLM": Family(
+        _gemma3,
+        WeightNames(
+            post_attention_norm="pre_feedforward_layernorm",
+            attention_output_norm="post_attention_layernorm",
+            feed_forward_output_norm="post_feedforward_layernorm",
+        ),
+    ),
+    "Phi3ForCausalLM": Family(
+        _phi3,
+        WeightNames(qkv=("self_attn.qkv_proj",), gate_up=("mlp.gate_up_proj",)),
+        partial_rotary=True,
+    ),
+}

@@ -1,0 +1,125 @@
+"""Safetensors files, read tensor by tensor in constant memory, with progress."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from batchmill.engine.errors import ModelLoadError
+
+#: A file is opened anew after this many bytes: what was read stays in memory while it is open.
+_MAPPED_BYTES = 32 * 1024**2
+#: Seconds between two lines of progress.
+_PROGRESS_INTERVAL_S = 5.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadProgress:
+    """How far the reading of weights has come."""
+
+    num_bytes: int
+    total_bytes: int
+
+
+#: Told after every tensor.
+OnProgress = Callable[[LoadProgress], None]
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that make up a model.
+
+    Raises:
+        ModelLoadError: there are none, or one that the index names is missing.
+    """
+    index = folder / "model.safetensors.index.json"
+    names = _indexed_names(index) if index.is_file() else ["model.safetensors"]
+    paths = [folder / name for name in names]
+    for path in paths:
+        if not path.is_file():
+            raise ModelLoadError(
+                f"{path} does not exist: the folder must hold the model's weights as safetensors"
+            )
+    return paths
+
+
+def _indexed_names(index: Path) -> list[str]:
+    try:
+        names = set(json.loads(index.read_text())["weight_map"].values())
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ModelLoadError(
+            f"{index} is no index of weights ({type(error).__name__}): fetch it again"
+        ) from error
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise ModelLoadError(f"{index} names {name!r}, which is no file in its folder")
+    return sorted(names)
+
+
+def stream_tensors(
+    paths: Sequence[Path], on_progress: OnProgress | None = None
+) -> Iterator[tuple[Path, str, Tensor]]:
+    """Every stored tensor, with its file and name; valid until the next one is asked for.
+
+    Args:
+        paths: Safetensors files.
+        on_progress: Told after every tensor; None writes a log line every few seconds.
+
+    Raises:
+        ModelLoadError: a file cannot be read.
+    """
+    report = on_progress or _Logger()
+    total_bytes = sum(path.stat().st_size for path in paths)
+    num_bytes = 0
+    for path in paths:
+        try:
+            for name, value in _stream_file(path):
+                yield path, name, value
+                num_bytes += value.nbytes
+                report(LoadProgress(num_bytes, total_bytes))
+        except (SafetensorError, OSError) as error:
+            raise ModelLoadError(
+                f"{path} cannot be read ({error}): fetch or convert it again"
+            ) from error
+    report(LoadProgress(total_bytes, total_bytes))
+
+
+def _stream_file(path: Path) -> Iterator[tuple[str, Tensor]]:
+    with safe_open(path, framework="pt", device="cpu") as file:
+        names = list(file.keys())
+    while names:
+        mapped_bytes = 0
+        with safe_open(path, framework="pt", device="cpu") as file:
+            while names and mapped_bytes < _MAPPED_BYTES:
+                name = names.pop(0)
+                value = file.get_tensor(name)
+                mapped_bytes += value.nbytes
+                yield name, value
+                del value
+
+
+class _Logger:
+    """Writes progress to the log, now and then."""
+
+    def __init__(self) -> None:
+        self._started_at_s = self._last_at_s = time.monotonic()
+
+    def __call__(self, progress: LoadProgress) -> None:
+        now_s = time.monotonic()
+        if now_s - self._last_at_s < _PROGRESS_INTERVAL_S:
+            return
+        self._last_at_s = now_s
+        _log.info(
+            "reading weights: %.1f of %.1f GB, %.0f s",
+            progress.num_bytes / 1e9,
+            progress.total_bytes / 1e9,
+            now_s - self._started_at_s,
+        )

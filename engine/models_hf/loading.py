@@ -1,0 +1,97 @@
+"""Loads a model that transformers computes, and refuses what our attention cannot serve."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from batchmill.engine.errors import ModelLoadError, UnsupportedModelError
+from batchmill.engine.models.families import named_architecture, refuse_quantized
+from batchmill.engine.models.model_length import check_max_model_len, longest_length
+from batchmill.engine.models.weight_files import weight_files
+
+from .model import TransformersModel
+from .self_check import check_against_own_attention
+
+
+def load_transformers_model(
+    folder: Path,
+    hf_config: PreTrainedConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_model_len: int | None = None,
+) -> TransformersModel:
+    """Load a model of a Hugging Face folder; see `load_model`.
+
+    Raises:
+        ConfigError: max_model_len is longer than the model was made for.
+        UnsupportedModelError: it is no causal language model that our attention can serve.
+        ModelLoadError: its weights cannot be read, or are not all there.
+    """
+    values = hf_config.to_dict()
+    name = named_architecture(values)
+    refuse_quantized(name, values)
+    try:
+        _refuse_class(hf_config, values)
+        weight_files(folder)  # no pickles
+        if max_model_len is not None:
+            check_max_model_len(max_model_len, longest_length(hf_config))
+        hf_model = _read(folder, hf_config, dtype, device)
+        model = TransformersModel(hf_model)
+        check_against_own_attention(model, hf_model)  # and leaves our attention switched on
+        return model
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(f"{name} cannot be served: {error}") from error
+
+
+def _refuse_class(hf_config: PreTrainedConfig, values: dict[str, Any]) -> None:
+    """Refuse what can be told without weights."""
+    if hf_config.is_encoder_decoder:
+        raise UnsupportedModelError("it is an encoder-decoder; supported are causal decoders")
+    model_class: Any = AutoModelForCausalLM._model_mapping.get(type(hf_config), None)
+    if model_class is None:
+        raise UnsupportedModelError(
+            f"transformers has no causal language model for model_type {hf_config.model_type!r}"
+        )
+    if model_class.__name__ not in (values.get("architectures") or [model_class.__name__]):
+        raise UnsupportedModelError(
+            f"for model_type {hf_config.model_type!r} transformers loads a {model_class.__name__}, "
+            "which is another model"
+        )
+    if not model_class._can_set_attn_implementation():
+        raise UnsupportedModelError("it does not take part in transformers' attention interface")
+    if "position_ids" not in inspect.signature(model_class.forward).parameters:
+        raise UnsupportedModelError("it takes no position_ids, so sequences cannot share a batch")
+
+
+def _read(
+    folder: Path, hf_config: PreTrainedConfig, dtype: torch.dtype, device: torch.device
+) -> PreTrainedModel:
+    auto: Any = AutoModelForCausalLM
+    try:
+        model, info = auto.from_pretrained(
+            folder,
+            config=hf_config,
+            dtype=dtype,
+            attn_implementation="eager",
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        raise ModelLoadError(
+            f"transformers cannot load {folder} ({type(error).__name__}: {error})"
+        ) from error
+    lacking = sorted(info["missing_keys"]) + sorted(map(str, info["mismatched_keys"]))
+    if lacking:
+        raise ModelLoadError(
+            f"{folder} lacks {len(lacking)} weights of a {type(model).__name__}, or has them in "
+            f"another size, among them {lacking[0]}: is the download complete?"
+        )
+    served: PreTrainedModel = model.to(device).eval()
+    return served

@@ -1,0 +1,75 @@
+"""Any causal language model of transformers, on our paged KV cache and with our attention."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from batchmill.engine.memory.kv_cache import KVCache
+from batchmill.engine.model_shape import ModelShape
+from batchmill.engine.models.model_length import longest_length
+from batchmill.engine.step.step_inputs import StepInputs
+
+from .attention import CurrentStep, PagedLayer
+from .inspection import inspect_attention
+
+
+class TransformersModel:
+    """Owns a transformers model whose attention runs over our cache.
+
+    Attributes:
+        config: What it looks like from outside.
+        dtype: Of weights, activations and the KV cache.
+        device: Where the weights are.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Bind every attention layer to our cache. Our attention is not switched on yet.
+
+        Args:
+            model: In evaluation mode, on its device.
+
+        Raises:
+            UnsupportedModelError: our attention cannot serve it; the message says why.
+        """
+        self._model = model
+        self.dtype, self.device = model.dtype, model.device
+        calls = inspect_attention(model)
+        self._step = CurrentStep()
+        for index, call in enumerate(calls):
+            PagedLayer(index, call.window, self._step).bind(call.module)
+        parameters = inspect.signature(model.forward).parameters
+        self._keeps_rows = "logits_to_keep" in parameters
+        self.config = ModelShape(
+            architecture=type(model).__name__,
+            vocab_size=_vocab_size(model),
+            num_layers=len(calls),
+            num_kv_heads=calls[0].key_shape[1],
+            head_dim=calls[0].key_shape[3],
+            max_position_embeddings=longest_length(model.config),
+        )
+
+    def forward(self, inputs: StepInputs, kv_cache: KVCache, logits: Tensor) -> None:
+        """Run one step; see `Model.forward`."""
+        self._step.begin(inputs, kv_cache)
+        rows = {"logits_to_keep": inputs.sample_rows} if self._keeps_rows else {}
+        try:
+            computed: Tensor = self._model(
+                input_ids=inputs.input_ids[None],
+                position_ids=inputs.positions[None],
+                use_cache=False,
+                **rows,
+            ).logits[0]
+        finally:
+            self._step.end()
+        if not self._keeps_rows:
+            computed = computed.index_select(0, inputs.sample_rows)
+        logits.copy_(computed)
+
+
+def _vocab_size(model: PreTrainedModel) -> int:
+    head: Any = model
+    return int(head.get_output_embeddings().weight.shape[0])

@@ -1,0 +1,268 @@
+"""What a request asks of generation, under vLLM's names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from batchmill.engine.errors import RequestError
+from batchmill.engine.grammar import GrammarRefused, grammar_of
+
+from .aliases import canonical_arguments
+from .checks import (
+    check_bad_words,
+    check_flag,
+    check_integer,
+    check_list,
+    check_logit_bias,
+    check_number,
+    invalid,
+)
+
+#: A positive temperature under this would divide logits into infinities; 0 is what is meant.
+MIN_TEMPERATURE = 1e-3
+#: Far beyond it every distribution is uniform in float32.
+MAX_TEMPERATURE = 100.0
+#: Most samples of one request.
+MAX_N = 128
+#: Most likeliest tokens reported a step, as OpenAI and vLLM have it.
+MAX_LOGPROBS = 20
+
+_FLAGS = (
+    "include_stop_str_in_output",
+    "ignore_eos",
+    "skip_special_tokens",
+    "detokenize",
+    "echo",
+    "entropy",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """Controls of one request. A name that is not listed here is a TypeError, never ignored.
+
+    They work in this order on a step's logits: penalties, `logit_bias`, what forbids tokens (the
+    structure, `allowed_token_ids`, `bad_words`, `no_repeat_ngram_size`, `min_tokens`),
+    `temperature`, `min_p`, `typical_p`, `top_k`, `top_p`. With temperature 0 the likeliest token
+    that is not forbidden is taken, and the last four have no effect. What they do is a function of
+    the prompt and the output so far, so a resumed request goes on as it would have.
+
+    Raises:
+        RequestError: a value is out of range (code `invalid_request`).
+    """
+
+    #: Samples of the same prompt, each with a seed of its own; see `RequestOutput.completions`.
+    n: int = 1
+    #: 0 takes the likeliest token (greedy); 1 samples the model's own distribution.
+    temperature: float = 1.0
+    #: Keep the likeliest tokens that together reach this probability; 1 keeps all.
+    top_p: float = 1.0
+    #: Keep that many of the likeliest tokens; 0 (or vLLM's -1) keeps all.
+    top_k: int = 0
+    #: Keep tokens that are at least this share as probable as the likeliest; 0 keeps all.
+    min_p: float = 0.0
+    #: Keep the tokens whose surprise is nearest to what is expected, up to this probability; 1
+    #: keeps all.
+    typical_p: float = 1.0
+    #: Taken off the logit of each token that the output has. -2 to 2.
+    presence_penalty: float = 0.0
+    #: Taken off a token's logit for each time that the output has it. -2 to 2.
+    frequency_penalty: float = 0.0
+    #: Divides positive logits, and multiplies negative ones, of tokens that prompt or output have.
+    repetition_penalty: float = 1.0
+    #: No run of that many tokens comes twice in prompt and output; 0 is off.
+    no_repeat_ngram_size: int = 0
+    #: Added to the logits of these tokens: a mapping of token ids to -100 to 100.
+    logit_bias: Mapping[int, float] | Sequence[tuple[int, float]] | None = ()
+    #: Texts or lists of token ids that prompt and output together must not spell. A text stands for
+    #: the tokens that it is made of, with a space before it and without; other tokens that happen
+    #: to spell it are not caught.
+    bad_words: Sequence[str | Sequence[int]] | None = ()
+    #: The only tokens that may be generated; None allows all.
+    allowed_token_ids: Sequence[int] | None = None
+    #: Fixes the random draws; None derives a seed from the engine's seed and the request id.
+    seed: int | None = None
+    #: Most tokens to generate; None generates up to the engine's `max_model_len`. With 0 the prompt
+    #: is only scored (`prompt_logprobs`) or given back (`echo`).
+    max_tokens: int | None = 16
+    #: Tokens to generate before an end-of-text token, a stop token or a stop string may end it.
+    min_tokens: int = 0
+    #: Strings that end generation. The text ends before the first of them.
+    stop: str | Sequence[str] | None = ()
+    #: Tokens that end generation, besides the model's own end-of-text tokens.
+    stop_token_ids: Sequence[int] | None = ()
+    #: Keep what ended generation (stop string or stop token) in the text.
+    include_stop_str_in_output: bool = False
+    #: Go on after an end-of-text token (for benchmarks).
+    ignore_eos: bool = False
+    #: OpenAI's form of a structure to follow: `text`, `json_object` or `json_schema`.
+    response_format: Mapping[str, Any] | None = field(default=None, hash=False)
+    #: vLLM's form: one of `json`, `json_object`, `regex`, `choice` and `grammar` (Lark).
+    structured_outputs: Mapping[str, Any] | None = field(default=None, hash=False)
+    #: Report the log probability of each output token, and of that many likeliest ones; of the
+    #: model's own distribution, before any control. None reports none.
+    logprobs: int | None = None
+    #: The same for the tokens of the prompt.
+    prompt_logprobs: int | None = None
+    #: Report the entropy of each step's own distribution, in nats.
+    entropy: bool = False
+    #: Begin the text with the prompt's.
+    echo: bool = False
+    #: Keep only that many of the prompt's last tokens; -1 keeps as many as leave room for
+    #: `max_tokens`. None refuses a prompt that is too long.
+    truncate_prompt_tokens: int | None = None
+    #: Leave special tokens, such as `<|im_end|>`, out of the text.
+    skip_special_tokens: bool = True
+    #: Make text out of the tokens. Without it `text` stays empty and `stop` cannot be used.
+    detokenize: bool = True
+
+    def __post_init__(self) -> None:
+        # Callers may pass one string or a list; what is kept is immutable.
+        stop = (self.stop,) if isinstance(self.stop, str) else check_list("stop", self.stop)
+        allowed = self.allowed_token_ids
+        for name, value in (
+            ("stop", stop),
+            ("stop_token_ids", check_list("stop_token_ids", self.stop_token_ids)),
+            (
+                "allowed_token_ids",
+                None if allowed is None else check_list("allowed_token_ids", allowed),
+            ),
+            ("logit_bias", check_logit_bias(self.logit_bias)),
+            ("bad_words", check_bad_words(self.bad_words)),
+        ):
+            object.__setattr__(self, name, value)
+        for name in _FLAGS:
+            check_flag(name, getattr(self, name))
+        self._check_distribution()
+        self._check_penalties()
+        self._check_lengths()
+        self._check_stops()
+        self._check_reports()
+        self._check_structure()
+
+    @classmethod
+    def from_dict(cls, arguments: Mapping[str, Any]) -> SamplingParams:
+        """Params from names and values as a job or a request's JSON has them.
+
+        The names of OpenAI and Hugging Face are understood (`max_new_tokens`,
+        `num_return_sequences`, `do_sample`, …), and None stands for a default.
+
+        Raises:
+            RequestError: `unsupported_parameter` for what others can do and this engine cannot,
+                by name; `invalid_request` for names that nobody knows, and for values.
+        """
+        known = frozenset(cls.__dataclass_fields__)
+        return cls(**canonical_arguments(arguments, known))
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """`stop` as it is kept: always a tuple."""
+        return tuple(self.stop or ())
+
+    @property
+    def num_top_k(self) -> int:
+        """`top_k` with vLLM's -1 read as off: 0 keeps all tokens."""
+        return max(self.top_k, 0)
+
+    @property
+    def bias_by_token_id(self) -> dict[int, float]:
+        """`logit_bias` as a mapping."""
+        return dict(self.logit_bias or ())
+
+    @property
+    def grammar(self) -> str | None:
+        """What the output has to follow, as llguidance spells it; None where any text will do."""
+        return grammar_of(self.response_format, self.structured_outputs)
+
+    def _check_distribution(self) -> None:
+        temperature = self.temperature
+        check_number("temperature", temperature)
+        if temperature != 0 and not MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
+            raise invalid(
+                "temperature",
+                temperature,
+                f"use 0 (greedy) or {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}",
+            )
+        for name in ("top_p", "typical_p"):
+            value = getattr(self, name)
+            check_number(name, value)
+            if not 0 < value <= 1:
+                raise invalid(name, value, "use more than 0 and at most 1 (1 keeps all)")
+        check_number("min_p", self.min_p, 0, 1)
+        check_integer("top_k", self.top_k, -1, "use 0 to keep all tokens")
+        check_integer("n", self.n, 1, f"at most {MAX_N}", most=MAX_N)
+        if self.seed is not None:
+            check_integer(
+                "seed", self.seed, -(2**63), "use a 64-bit signed integer", most=2**63 - 1
+            )
+
+    def _check_penalties(self) -> None:
+        check_number("presence_penalty", self.presence_penalty, -2, 2)
+        check_number("frequency_penalty", self.frequency_penalty, -2, 2)
+        check_number("repetition_penalty", self.repetition_penalty, 0.01, 100)
+        check_integer("no_repeat_ngram_size", self.no_repeat_ngram_size, 0, "0 is off")
+        if self.allowed_token_ids is not None:
+            for token_id in self.allowed_token_ids:
+                check_integer("allowed_token_ids", token_id, 0, "use token ids of the vocabulary")
+            if not self.allowed_token_ids:
+                raise invalid("allowed_token_ids", [], "name a token, or leave it out")
+
+    def _check_lengths(self) -> None:
+        check_integer("min_tokens", self.min_tokens, 0, "0 sets no minimum")
+        if self.truncate_prompt_tokens is not None:
+            remedy = "or -1 for as many as fit"
+            check_integer("truncate_prompt_tokens", self.truncate_prompt_tokens, -1, remedy)
+            if self.truncate_prompt_tokens == 0:
+                raise invalid("truncate_prompt_tokens", 0, "use 1 or more, or -1")
+        if self.max_tokens is None:
+            return
+        check_integer("max_tokens", self.max_tokens, 0, "leave it out for no limit of its own")
+        if self.max_tokens == 0 and self.prompt_logprobs is None and not self.echo:
+            raise invalid(
+                "max_tokens",
+                0,
+                "ask for prompt_logprobs or echo beside it, or for at least 1 token",
+            )
+        if self.min_tokens > self.max_tokens:
+            raise invalid(
+                "min_tokens", self.min_tokens, f"use at most max_tokens ({self.max_tokens})"
+            )
+
+    def _check_stops(self) -> None:
+        for text in self.stop_strings:
+            if not isinstance(text, str) or not text:
+                raise RequestError(
+                    "invalid_request", "stop holds an entry that is no text: use non-empty strings"
+                )
+        for token_id in self.stop_token_ids or ():
+            check_integer("stop_token_ids", token_id, 0, "use token ids of the model's vocabulary")
+        for name in ("stop", "echo"):
+            if getattr(self, name) and not self.detokenize:
+                raise RequestError(
+                    "invalid_request",
+                    f"{name} needs text, detokenize is false: set detokenize"
+                    + (", or use stop_token_ids" if name == "stop" else ""),
+                )
+
+    def _check_reports(self) -> None:
+        for name in ("logprobs", "prompt_logprobs"):
+            value = getattr(self, name)
+            if value is not None:
+                check_integer(name, value, 0, f"at most {MAX_LOGPROBS}", most=MAX_LOGPROBS)
+
+    def _check_structure(self) -> None:
+        try:
+            if self.grammar is None:
+                return
+        except GrammarRefused as refusal:
+            raise RequestError(refusal.code, refusal.message) from None
+        # Each of these could end or stretch the output where the structure does not.
+        for name in ("stop", "stop_token_ids", "min_tokens", "ignore_eos"):
+            if getattr(self, name):
+                raise RequestError(
+                    "invalid_request",
+                    f"{name} and a structured output are both given: the structure alone decides "
+                    f"where the output ends, so leave {name} out",
+                )

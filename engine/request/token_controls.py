@@ -1,0 +1,224 @@
+"""What one request's params forbid, favour and penalise, followed token by token. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batchmill.engine.text.structure import Structure
+
+from .sampling_params import SamplingParams
+
+_FIRST_CAPACITY = 64
+
+
+class RequestControls:
+    """One request's controls that need more than a number a row.
+
+    Everything here is a function of the prompt and the output tokens: `catch_up` takes in the
+    tokens that it has not seen, so a resumed or preempted request, and a step that is computed
+    again, find the same state.
+
+    Attributes:
+        params: The controls as they were asked for.
+        structure: What the output has to follow; None where any text will do.
+        counts: Tokens seen; None where no penalty needs them.
+        biases: Token ids and what is added to their logits; None where there is no bias.
+        allowed: The only token ids that may be generated, [num_allowed] int64; None allows all.
+        is_exhausted: Whether a step found every token forbidden.
+    """
+
+    __slots__ = (
+        "_bad_words",
+        "_ending_token_ids",
+        "_history",
+        "_ngrams",
+        "_num_prompt_tokens",
+        "_num_seen",
+        "allowed",
+        "biases",
+        "counts",
+        "is_exhausted",
+        "params",
+        "structure",
+    )
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt_token_ids: Sequence[int],
+        *,
+        ending_token_ids: frozenset[int] = frozenset(),
+        bad_word_token_ids: Sequence[Sequence[int]] = (),
+        structure: Structure | None = None,
+    ) -> None:
+        """Begin at the start of the output.
+
+        Args:
+            params: The request's.
+            prompt_token_ids: Its prompt.
+            ending_token_ids: What would end it: not drawn while it is under `min_tokens`.
+            bad_word_token_ids: Runs of tokens that prompt and output must not have.
+            structure: What its output has to follow.
+        """
+        self.params = params
+        self.structure = structure
+        self.is_exhausted = False
+        self._num_seen = 0
+        self._num_prompt_tokens = len(prompt_token_ids)
+        self._ending_token_ids = list(ending_token_ids) if params.min_tokens else []
+        self.counts = _counts(params, prompt_token_ids)
+        self.biases = _biases(params)
+        allowed = params.allowed_token_ids
+        self.allowed = None if allowed is None else np.unique(np.array(allowed, dtype=np.int64))
+        self._bad_words = _BadWords(bad_word_token_ids) if bad_word_token_ids else None
+        size = params.no_repeat_ngram_size
+        self._ngrams = _Ngrams(size, prompt_token_ids) if size else None
+        # Only what looks back needs the tokens themselves.
+        self._history = list(prompt_token_ids) if self._bad_words is not None else []
+
+    @property
+    def can_forbid(self) -> bool:
+        """Whether it may ever forbid single tokens, see `forbidden`."""
+        return bool(self._ending_token_ids or self._bad_words or self._ngrams)
+
+    @property
+    def is_restrictive(self) -> bool:
+        """Whether it may ever forbid every token."""
+        return self.can_forbid or self.allowed is not None or self.structure is not None
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether it does anything at all: a request whose params ask for nothing has none."""
+        return self.is_restrictive or self.counts is not None or self.biases is not None
+
+    def catch_up(self, output_token_ids: Sequence[int]) -> None:
+        """Take in the output tokens that were not seen yet."""
+        for index in range(self._num_seen, len(output_token_ids)):
+            token_id = output_token_ids[index]
+            if self.counts is not None:
+                self.counts.add_output(token_id)
+            if self._ngrams is not None:
+                self._ngrams.append(token_id)
+            if self._bad_words is not None:
+                self._history.append(token_id)
+        self._num_seen = max(self._num_seen, len(output_token_ids))
+
+    def forbidden(self) -> list[int]:
+        """Token ids that may not come next; an id may be in it twice."""
+        found: list[int] = []
+        if self._num_seen < self.params.min_tokens:
+            found += self._ending_token_ids
+        if self._bad_words is not None:
+            found += self._bad_words.completed_by_next(self._history)
+        if self._ngrams is not None:
+            found += self._ngrams.repeated_by_next()
+        return found
+
+
+class TokenCounts:
+    """Which tokens a request has, and how often its output has each.
+
+    Arrays grow by doubling, so that a step takes views of them and builds nothing anew.
+    """
+
+    __slots__ = ("_counts", "_slots", "_token_ids")
+
+    def __init__(self) -> None:
+        self._slots: dict[int, int] = {}
+        self._token_ids = np.zeros(_FIRST_CAPACITY, dtype=np.int64)
+        self._counts = np.zeros(_FIRST_CAPACITY, dtype=np.float32)
+
+    @property
+    def token_ids(self) -> NDArray[np.int64]:
+        """Distinct token ids, [num_distinct] int64, in order of appearance."""
+        return self._token_ids[: len(self._slots)]
+
+    @property
+    def output_counts(self) -> NDArray[np.float32]:
+        """How often the output has each of `token_ids`, [num_distinct] float32."""
+        return self._counts[: len(self._slots)]
+
+    def add_prompt(self, token_ids: Sequence[int]) -> None:
+        """Note the prompt's tokens."""
+        for token_id in token_ids:
+            self._slot(token_id)
+
+    def add_output(self, token_id: int) -> None:
+        """Count one output token."""
+        slot = self._slot(token_id)  # may exchange the arrays for larger ones
+        self._counts[slot] += 1
+
+    def _slot(self, token_id: int) -> int:
+        slot = self._slots.setdefault(token_id, len(self._slots))
+        if slot == len(self._token_ids):
+            self._token_ids = np.concatenate([self._token_ids, np.zeros_like(self._token_ids)])
+            self._counts = np.concatenate([self._counts, np.zeros_like(self._counts)])
+        self._token_ids[slot] = token_id
+        return slot
+
+
+class _BadWords:
+    """Finds the tokens that would complete a run that must not be there.
+
+    Runs are looked up by the token before their last: a list of a thousand words costs a step
+    hardly more than one of a single word.
+    """
+
+    def __init__(self, words: Sequence[Sequence[int]]) -> None:
+        self._single_token_ids = [word[0] for word in words if len(word) == 1]
+        self._longer: dict[int, list[tuple[list[int], int]]] = {}
+        for word in words:
+            if len(word) > 1:
+                self._longer.setdefault(word[-2], []).append((list(word[:-1]), word[-1]))
+
+    def completed_by_next(self, history: Sequence[int]) -> list[int]:
+        return self._single_token_ids + [
+            last
+            for head, last in self._longer.get(history[-1], ())
+            if history[-len(head) :] == head
+        ]
+
+
+class _Ngrams:
+    """Remembers what followed each run of `size - 1` tokens."""
+
+    def __init__(self, size: int, token_ids: Sequence[int]) -> None:
+        self._size = size
+        self._followers: dict[tuple[int, ...], list[int]] = {}
+        self._tail: tuple[int, ...] = ()
+        for token_id in token_ids:
+            self.append(token_id)
+
+    def append(self, token_id: int) -> None:
+        if len(self._tail) == self._size - 1:
+            self._followers.setdefault(self._tail, []).append(token_id)
+        self._tail = (*self._tail, token_id)[1 - self._size :] if self._size > 1 else ()
+
+    def repeated_by_next(self) -> list[int]:
+        return self._followers.get(self._tail, [])
+
+
+def _counts(params: SamplingParams, prompt_token_ids: Sequence[int]) -> TokenCounts | None:
+    if (
+        params.repetition_penalty == 1
+        and params.presence_penalty == 0
+        and params.frequency_penalty == 0
+    ):
+        return None
+    counts = TokenCounts()
+    if params.repetition_penalty != 1:
+        counts.add_prompt(prompt_token_ids)
+    return counts
+
+
+def _biases(params: SamplingParams) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
+    pairs = params.bias_by_token_id
+    if not pairs:
+        return None
+    return (
+        np.array(list(pairs), dtype=np.int64),
+        np.array(list(pairs.values()), dtype=np.float32),
+    )

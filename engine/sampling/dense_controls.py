@@ -1,0 +1,138 @@
+"""Controls that look at every token of a row: masks, min-p and locally typical sampling.
+
+On the CPU numpy computes them: a row of 50,000 logits is too little work for torch's threads, which
+would spin afterwards and take cores from the model's kernels.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from batchmill.engine.step.upload import Uploader
+
+#: Parts that a range of distances is cut into, to sort only the part in which a sum is reached.
+_NUM_PARTS = 4096
+
+
+def uses_numpy(logits: Tensor) -> bool:
+    """Whether numpy computes on these logits, in place; torch does elsewhere."""
+    return logits.device.type == "cpu"
+
+
+def is_empty(row: Tensor) -> bool:
+    """Whether all tokens of a row, [vocab_size] float32, are forbidden."""
+    if uses_numpy(row):
+        return bool(row.numpy().max() == -np.inf)
+    return bool(row.amax() == -torch.inf)
+
+
+def keep_masked(logits: Tensor, rows: list[int], masks: NDArray[np.int32]) -> None:
+    """Forbid the tokens whose bit is not set.
+
+    Args:
+        logits: [num_rows, vocab_size] float32, changed in place.
+        rows: The rows that have a mask.
+        masks: [len(rows), ceil(vocab_size / 32)] int32, a bit for each token, lowest first.
+    """
+    vocab_size = logits.shape[1]
+    if uses_numpy(logits):
+        bits = np.unpackbits(masks.view(np.uint8), axis=1, count=vocab_size, bitorder="little")
+        values = logits.numpy()
+        for row, allowed in zip(rows, bits, strict=True):
+            np.copyto(values[row], -np.inf, where=allowed == 0)
+        return
+    words, index = Uploader(logits.device).upload(masks, np.array(rows, dtype=np.int64))
+    shifts = torch.arange(32, dtype=torch.int32, device=logits.device)
+    allowed_bits = ((words[:, :, None] >> shifts) & 1).flatten(1)[:, :vocab_size]
+    logits[index] = logits[index].masked_fill(allowed_bits == 0, -torch.inf)
+
+
+def keep_only(row: Tensor, allowed: NDArray[np.int64]) -> None:
+    """Forbid all but some token ids in a row, [vocab_size] float32, in place."""
+    if uses_numpy(row):
+        values = row.numpy()
+        kept_values = values[allowed]
+        values.fill(-np.inf)
+        values[allowed] = kept_values
+        return
+    (token_ids,) = Uploader(row.device).upload(allowed)
+    kept = row[token_ids]
+    row.fill_(-torch.inf)
+    row[token_ids] = kept
+
+
+def keep_min_p(logits: Tensor, rows: list[int], min_p: list[float], heat: list[float]) -> None:
+    """Forbid tokens less probable than `min_p` times the likeliest of their row, in place.
+
+    Args:
+        logits: [num_rows, vocab_size] float32, changed in place.
+        rows: The rows that have a `min_p`.
+        min_p: Of each of them, above 0.
+        heat: Its temperature, at which probabilities are compared.
+
+    Source: Nguyen et al. 2024, "Turning Up the Heat: Min-p Sampling", section 3.
+    """
+    gaps = (np.array(heat) * np.log(min_p)).astype(np.float32)
+    if uses_numpy(logits):
+        for row, gap in zip(rows, gaps, strict=True):
+            values = logits[row].numpy()
+            np.copyto(values, -np.inf, where=values < values.max() + gap)
+        return
+    index, gaps_there = Uploader(logits.device).upload(np.array(rows, dtype=np.int64), gaps)
+    chosen = logits.index_select(0, index)
+    least = chosen.amax(dim=-1) + gaps_there
+    logits.index_copy_(0, index, chosen.masked_fill_(chosen < least[:, None], -torch.inf))
+
+
+def keep_typical(row: Tensor, mass: float, temperature: float) -> None:
+    """Keep the tokens whose surprise is nearest to the entropy until they reach `mass`, in place.
+
+    Source: Meister et al. 2023, "Locally Typical Sampling", section 3.
+    """
+    if uses_numpy(row):
+        values = row.numpy()
+        if np.isfinite(values.max()):  # NaN, or a row without a token, has no distribution
+            np.copyto(values, -np.inf, where=~_typical_numpy(values, mass, temperature))
+        return
+    log_probs = torch.log_softmax(row / temperature, dim=-1)
+    probs = log_probs.exp()
+    # A forbidden token has probability 0, and 0 * -inf is not a number.
+    entropy = -(probs * log_probs.nan_to_num(neginf=0.0)).sum()
+    distances = (-log_probs - entropy).abs()
+    ascending, order = distances.sort()
+    reached = probs[order].cumsum(dim=-1)
+    # As a vector of one index: a scalar one would be read on the host.
+    last = (reached < mass).sum().clamp(max=len(row) - 1)[None]
+    row.masked_fill_(distances > ascending.index_select(0, last), -torch.inf)
+
+
+def _typical_numpy(
+    values: NDArray[np.float32], mass: float, temperature: float
+) -> NDArray[np.bool]:
+    """Which tokens are typical, [vocab_size]; only a small part of them is sorted."""
+    scaled = values / np.float32(temperature)
+    scaled -= scaled.max()
+    weights = np.exp(scaled)
+    total = float(weights.sum(dtype=np.float64))
+    surprises = np.float32(math.log(total)) - scaled
+    possible = np.flatnonzero(weights)
+    probs = weights[possible].astype(np.float64) / total
+    distances = np.abs(surprises[possible] - np.float32(probs @ surprises[possible]))
+    # Tokens by distance in parts, in order of distance: the sum is reached inside one of them.
+    scale = _NUM_PARTS / max(float(distances.max()), 1e-6)
+    parts = np.minimum((distances * scale).astype(np.int64), _NUM_PARTS - 1)
+    reached = np.cumsum(np.bincount(parts, weights=probs, minlength=_NUM_PARTS))
+    part = min(int(np.searchsorted(reached, mass)), int(parts.max()))
+    inside = np.flatnonzero(parts == part)
+    inside = inside[np.argsort(distances[inside], kind="stable")]
+    before = reached[part - 1] if part else 0.0
+    last = int(np.searchsorted(before + np.cumsum(probs[inside]), mass))
+    limit = distances[inside[min(last, len(inside) - 1)]]
+    typical = np.zeros(len(values), dtype=np.bool_)
+    typical[possible[distances <= limit]] = True
+    return typical

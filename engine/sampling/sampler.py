@@ -1,0 +1,206 @@
+"""From logits to tokens: each row with its own request's controls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from batchmill.engine.request.request import Request
+from batchmill.engine.scheduling.schedule import ScheduledBatch
+from batchmill.engine.step.request_rows import RequestRows
+from batchmill.engine.step.upload import Uploader
+from batchmill.kernels.ops.sample import sample
+
+from .drawn_tokens import DrawnTokens
+from .logits_stage import LogitsStage
+from .scorer import Scorer
+
+
+class Sampler:
+    """Gathers the controls of a step's rows, draws their tokens and scores them.
+
+    A token depends on its row's logits, its request's controls and seed, and its index in the
+    output; not on the batch. So a resumed or preempted request draws the same tokens again.
+    """
+
+    def __init__(self, vocab_size: int, rows: RequestRows) -> None:
+        """Make a sampler.
+
+        Args:
+            vocab_size: Columns of the logits.
+            rows: Has the requests' controls, and takes the tokens that are drawn.
+        """
+        self._stage = LogitsStage(vocab_size)
+        self._rows = rows
+        self._begun: ScheduledBatch | None = None
+        # Of those rows that use more than numbers.
+        self._requests: list[Request] = []
+        # The same requests decode together for many steps: their controls become tensors once.
+        self._sampling_rows: NDArray[np.int64] | None = None
+        self._controls: _RowControls | None = None
+        self._uploader = Uploader(rows.last_tokens.device)
+
+    def begin(self, batch: ScheduledBatch) -> None:
+        """Start what can be worked out while the model computes the batch's logits."""
+        self._begun = batch
+        is_plain = bool(self._rows.is_plain[self._rows.sampling(batch)].all())
+        self._requests = [] if is_plain else batch.drawing_requests
+        self._stage.start(self._requests)
+
+    def draw(self, logits: Tensor, batch: ScheduledBatch) -> DrawnTokens:
+        """Draw a token for each row that samples, and score what is to be scored.
+
+        Args:
+            logits: [num_rows, vocab_size] float32, for each request of the batch the rows that
+                score its known tokens and then the one that samples; changed in place.
+            batch: The step that they come from.
+
+        Returns:
+            One token for each of `batch.drawing_requests`, not waited for.
+        """
+        if self._begun is not batch:
+            self.begin(batch)
+        self._begun = None
+        scores_known = any(item.scored for item in batch.chunks)
+        if scores_known:
+            logits = _score_known_tokens(logits, batch)
+        rows = self._rows.sampling(batch)
+        if not len(rows):
+            # On the device, so that collecting the step waits for it: else the host would run
+            # ahead of a long prompt's chunks without bound.
+            nothing = torch.empty(0, dtype=torch.int64, device=logits.device)
+            return DrawnTokens(nothing, nothing.bool(), holds_next_step=scores_known)
+        is_finite = _have_finite_maximum(logits)
+        scored = self._scored_rows(is_finite)
+        scorer = _scorer(logits, scored)
+        self._stage.apply(logits)
+        controls, positions = self._upload_controls(rows, batch)
+        token_ids: Tensor = sample(
+            logits,
+            controls.temperature,
+            controls.top_k,
+            controls.top_p,
+            controls.seeds,
+            positions,
+        )
+        controlled = [
+            (row, each) for row, each in enumerate(self._requests) if each.controls is not None
+        ]
+        drawn = DrawnTokens(
+            token_ids,
+            is_finite,
+            holds_next_step=bool(controlled or scored or scores_known),
+            controlled=controlled,
+            scored=scored,
+            scorer=scorer,
+        )
+        # Last, so that a step which failed before finds the tokens again that it began with. Of a
+        # request with draft tokens it may be any row: which one counts is found out on the host.
+        self._rows.last_tokens.index_copy_(0, controls.rows, token_ids)
+        return drawn
+
+    def _upload_controls(
+        self, rows: NDArray[np.int64], batch: ScheduledBatch
+    ) -> tuple[_RowControls, Tensor]:
+        """The rows' controls, and the indices of the tokens being drawn, [num_rows] int64."""
+        of = self._rows
+        positions = _num_tokens(batch, of) - of.num_prompt_tokens[rows]
+        if rows is self._sampling_rows and self._controls is not None:
+            return self._controls, self._uploader.upload(positions)[0]
+        # In one copy that nobody waits for: the model's step is still running.
+        positions_there, *controls = self._uploader.upload(
+            positions, of.temperature[rows], of.top_k[rows], of.top_p[rows], of.seeds[rows], rows
+        )
+        self._sampling_rows, self._controls = rows, _RowControls(*controls)
+        return self._controls, positions_there
+
+    def _scored_rows(self, is_finite: Tensor) -> list[tuple[int, Request]]:
+        wanted = [
+            (row, request)
+            for row, request in enumerate(self._requests)
+            if request.scores is not None and request.scores.wants_output
+        ]
+        if not wanted:
+            return []
+        finite = is_finite.tolist()
+        return [(row, request) for row, request in wanted if finite[row]]
+
+
+def _num_tokens(batch: ScheduledBatch, of: RequestRows) -> NDArray[np.int64]:
+    """Tokens before the one to be drawn, [num_drawn] int64."""
+    decodes = of.decode_starts(batch) + 1
+    if not batch.chunks:
+        return decodes
+    chunks = [
+        each.num_computed_tokens + each.num_new_tokens - num_after
+        for each in batch.chunks
+        for num_after in reversed(range(each.num_drawn_tokens))
+    ]
+    return np.concatenate([decodes, np.array(chunks, dtype=np.int64)])
+
+
+def _have_finite_maximum(logits: Tensor) -> Tensor:
+    """Per row, [num_rows] bool; a maximum passes NaN on."""
+    if logits.device.type == "cpu":  # numpy, because torch's threads would spin after it
+        return torch.from_numpy(np.isfinite(logits.numpy().max(axis=-1)))
+    return torch.isfinite(logits.amax(dim=-1))
+
+
+@dataclass(frozen=True, slots=True)
+class _RowControls:
+    """The controls of a step's rows, as `kernels.sample` takes them."""
+
+    temperature: Tensor  # [num_rows] float32
+    top_k: Tensor  # [num_rows] int64
+    top_p: Tensor  # [num_rows] float32
+    seeds: Tensor  # [num_rows] int64
+    rows: Tensor  # [num_rows] int64: where in `RequestRows` they come from
+
+
+def _scorer(logits: Tensor, scored: Sequence[tuple[int, Request]]) -> Scorer | None:
+    """A scorer of some of the sampling rows, or None where there are none."""
+    if not scored:
+        return None
+    wanted = [scores for _, each in scored if (scores := each.scores) is not None]
+    return Scorer(
+        logits[torch.tensor([row for row, _ in scored], device=logits.device)],
+        [scores.num_logprobs or 0 for scores in wanted],
+        with_entropy=any(scores.wants_entropy for scores in wanted),
+    )
+
+
+def _score_known_tokens(logits: Tensor, batch: ScheduledBatch) -> Tensor:
+    """Score the tokens that requests came with, and return the rows that sample.
+
+    Returns:
+        [num_sampling_rows, vocab_size] float32, a copy.
+    """
+    known: list[tuple[int, Request, int]] = []
+    sampling: list[int] = []
+    row = 0
+    for item in batch.scheduled:
+        known += [(row + i, item.request, position) for i, position in enumerate(item.scored)]
+        row += len(item.scored)
+        sampling += range(row, row + item.num_drawn_tokens)
+        row += item.num_drawn_tokens
+    wanted = [
+        (scores, position)
+        for _, request, position in known
+        if (scores := request.scores) is not None
+    ]
+    scorer = Scorer(
+        logits[torch.tensor([each for each, _, _ in known], device=logits.device)],
+        [scores.num_top(position) for scores, position in wanted],
+        with_entropy=any(scores.wants_entropy for scores, _ in wanted),
+    )
+    token_ids = [
+        request.token_ids_slice(position, position + 1)[0] for _, request, position in known
+    ]
+    for (scores, position), score in zip(wanted, scorer.score(token_ids), strict=True):
+        scores.put(position, score)
+    return logits[torch.tensor(sampling, dtype=torch.int64, device=logits.device)]

@@ -1,0 +1,50 @@
+"""Log probabilities and entropies out of logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from batchmill.engine.request.scores import TokenScore
+
+
+class Scorer:
+    """Remembers some rows' distributions, and scores the tokens that come of them.
+
+    Made before the controls change the logits: what is reported is the model's own distribution,
+    at temperature 1.
+    """
+
+    def __init__(self, logits: Tensor, num_top: Sequence[int], *, with_entropy: bool) -> None:
+        """Take the distributions of some rows.
+
+        Args:
+            logits: [num_rows, vocab_size] float32; not changed, and not read later.
+            num_top: How many likeliest tokens each row is asked for.
+            with_entropy: Whether entropies are asked for; they are 0 otherwise.
+        """
+        self._log_probs = torch.log_softmax(logits, dim=-1)
+        self._num_top = num_top
+        most = min(max(num_top, default=0), logits.shape[1])
+        self._top = torch.topk(self._log_probs, most, dim=-1)
+        self._entropies = [0.0] * len(logits)
+        if with_entropy:
+            finite = self._log_probs.nan_to_num(neginf=0.0)
+            self._entropies = (-(self._log_probs.exp() * finite).sum(dim=-1)).tolist()
+
+    def score(self, token_ids: Sequence[int]) -> list[TokenScore]:
+        """Score the token of each row."""
+        index = torch.tensor(token_ids, dtype=torch.int64, device=self._log_probs.device)
+        own = self._log_probs.gather(1, index[:, None])[:, 0].tolist()
+        top_values, top_ids = self._top.values.tolist(), self._top.indices.tolist()
+        scores = []
+        for row, (token_id, num_top, entropy) in enumerate(
+            zip(token_ids, self._num_top, self._entropies, strict=True)
+        ):
+            logprobs = {token_id: own[row]}
+            for top_id, value in zip(top_ids[row][:num_top], top_values[row], strict=False):
+                logprobs.setdefault(top_id, value)
+            scores.append(TokenScore(logprobs, entropy))
+        return scores

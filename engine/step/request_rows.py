@@ -1,0 +1,123 @@
+"""What steps need of each request, kept in rows of arrays from one step to the next."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from batchmill.engine.request.request import Request
+from batchmill.engine.scheduling.schedule import ScheduledBatch
+
+
+class RequestRows:
+    """Gives each request a row, and holds its controls and the last token drawn for it there.
+
+    A row is given with a request's first chunk and filled once; decoding reads it with one indexed
+    load for the whole batch. Rows are a cache: where none is free, those of requests outside the
+    batch are given anew, and a request that lost its row gets another one with its next chunk.
+
+    Invariant: a request that decodes had a chunk, or decoded, in a step that was launched after its
+    last admission; so its row is its own, and `last_tokens` has its last token.
+
+    Attributes:
+        num_rows: Most requests of one step.
+        last_tokens: [num_rows + 1] int64 on the device: the last token drawn for each row's
+            request, which need not be known on the host yet. Row `num_rows` is nobody's.
+        temperature: [num_rows] float32, on the host like all that follow.
+        top_k: [num_rows] int64.
+        top_p: [num_rows] float32.
+        seeds: [num_rows] int64.
+        num_prompt_tokens: [num_rows] int64.
+        is_plain: [num_rows] bool: whether these numbers are all that there is to its draws: no
+            other controls, and nothing scored.
+        stays: [num_rows] int64: `Request.num_releases` when the row's block table was begun; -1
+            where it was not.
+
+    Source: stable rows per request, as in vLLM's second model runner; one row index per request in
+    SGLang's request pool.
+    """
+
+    def __init__(self, num_rows: int, device: torch.device | str) -> None:
+        self.num_rows = num_rows
+        self.last_tokens: Tensor = torch.zeros(num_rows + 1, dtype=torch.int64, device=device)
+        self.temperature = np.zeros(num_rows, dtype=np.float32)
+        self.top_k = np.zeros(num_rows, dtype=np.int64)
+        self.top_p = np.ones(num_rows, dtype=np.float32)
+        self.seeds = np.zeros(num_rows, dtype=np.int64)
+        self.num_prompt_tokens = np.zeros(num_rows, dtype=np.int64)
+        self.is_plain = np.ones(num_rows, dtype=np.bool_)
+        self.stays = np.full(num_rows, -1, dtype=np.int64)
+        self._row_by_request: dict[Request, int] = {}
+        self._free_rows = list(range(num_rows - 1, -1, -1))
+        self._batch: ScheduledBatch | None = None
+        self._decodes: tuple[Request, ...] = ()
+        self._decode_rows: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self._decode_starts: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self._rows: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+
+    def of(self, batch: ScheduledBatch) -> NDArray[np.int64]:
+        """The rows of a batch's requests, in its order, [num_seqs] int64.
+
+        It is the same array as in the step before, where the same requests only decode further.
+        """
+        if batch is self._batch:
+            return self._rows
+        self._decode_starts = np.array(batch.decode_starts, dtype=np.int64)
+        if batch.decodes != self._decodes:
+            row_of = self._row_by_request
+            self._decode_rows = np.array([row_of[each] for each in batch.decodes], dtype=np.int64)
+            self._decodes = batch.decodes
+        self._rows = self._decode_rows
+        if batch.chunks:
+            rows = [self._fill(item.request, batch) for item in batch.chunks]
+            self._rows = np.concatenate([self._decode_rows, np.array(rows, dtype=np.int64)])
+        self._batch = batch
+        return self._rows
+
+    def decode_starts(self, batch: ScheduledBatch) -> NDArray[np.int64]:
+        """`batch.decode_starts`, [num_decodes] int64."""
+        self.of(batch)
+        return self._decode_starts
+
+    def sampling(self, batch: ScheduledBatch) -> NDArray[np.int64]:
+        """The rows of `batch.drawing_requests`, [num_drawn] int64."""
+        rows = self.of(batch)
+        if all(item.num_drawn_tokens == 1 for item in batch.chunks):
+            return rows
+        counts = [1] * len(batch.decodes) + [item.num_drawn_tokens for item in batch.chunks]
+        return np.repeat(rows, counts)
+
+    def put_last_token(self, request: Request, token_id: int) -> None:
+        """Note the last of several tokens that a step drew for a request, as the host knows it."""
+        self.last_tokens[self._row_by_request[request]] = token_id
+
+    def _fill(self, request: Request, batch: ScheduledBatch) -> int:
+        """The row of a request with a chunk, filled where it is new."""
+        row = self._row_by_request.get(request)
+        if row is None:
+            if not self._free_rows:
+                self._reclaim(batch)
+            row = self._row_by_request[request] = self._free_rows.pop()
+            self.stays[row] = -1
+            params = request.params
+            self.temperature[row] = params.temperature
+            self.top_k[row] = params.num_top_k
+            self.top_p[row] = params.top_p
+            self.seeds[row] = request.seed
+            self.num_prompt_tokens[row] = len(request.prompt_token_ids)
+            self.is_plain[row] = _is_plain(request)
+        return row
+
+    def _reclaim(self, batch: ScheduledBatch) -> None:
+        """Take back the rows of all requests outside the batch."""
+        inside = set(batch.requests)
+        for request in [each for each in self._row_by_request if each not in inside]:
+            self._free_rows.append(self._row_by_request.pop(request))
+
+
+def _is_plain(request: Request) -> bool:
+    params = request.params
+    is_cut = params.temperature > 0 and (params.min_p > 0 or params.typical_p < 1)
+    return request.controls is None and request.scores is None and not is_cut

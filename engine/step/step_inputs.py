@@ -1,0 +1,256 @@
+"""The tensors of one step, and the only place where lists of tokens and blocks become tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .request_rows import RequestRows
+from .upload import Uploader
+
+if TYPE_CHECKING:
+    from batchmill.engine.request.request import Request
+    from batchmill.engine.scheduling.schedule import ScheduledBatch
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """One step's flattened batch: requests lie one after another along `num_tokens`.
+
+    Attributes:
+        input_ids: [num_tokens] int64.
+        positions: [num_tokens] int64, index of each token in its own sequence.
+        slot_mapping: [num_tokens] int64; slot = block_id * block_size + offset, -1 is written
+            nowhere.
+        block_tables: [num_seqs, max_blocks] int32, unused entries 0.
+        cu_seqlens_q: [num_seqs + 1] int32, where each request's tokens start, then num_tokens.
+        seq_lens: [num_seqs] int32, tokens in the cache after this step's write.
+        sample_rows: [num_samples] int64, ascending rows of [num_tokens] whose logits are wanted:
+            those that sample, and those that score known tokens.
+        max_query_len: Most tokens that one request computes in this step.
+        max_seq_len: Largest of `seq_lens`, or more.
+    """
+
+    input_ids: Tensor
+    positions: Tensor
+    slot_mapping: Tensor
+    block_tables: Tensor
+    cu_seqlens_q: Tensor
+    seq_lens: Tensor
+    sample_rows: Tensor
+    max_query_len: int
+    max_seq_len: int
+
+
+def build_step_inputs(
+    batch: ScheduledBatch, block_size: int, device: torch.device | str
+) -> StepInputs:
+    """Lay out one batch of chunks by itself, for a model that runs without an engine.
+
+    Raises:
+        ValueError: as `StepInputBuilder.build`.
+    """
+    builder = StepInputBuilder(
+        RequestRows(max(batch.num_seqs, 1), device),
+        block_size=block_size,
+        max_num_blocks=max((len(each.block_ids) for each in batch.requests), default=0),
+        device=device,
+    )
+    return builder.build(batch)
+
+
+class StepInputBuilder:
+    """Lays batches out as tensors; keeps every request's block table from step to step.
+
+    What a step builds anew grows with its prompts' tokens. For a request that decodes there is one
+    number to compute, and a block table entry to copy when it begins a new block.
+    """
+
+    def __init__(
+        self, rows: RequestRows, *, block_size: int, max_num_blocks: int, device: torch.device | str
+    ) -> None:
+        """Make room for the tables of all rows.
+
+        Args:
+            rows: Which row a request has.
+            block_size: Tokens a block holds.
+            max_num_blocks: Most blocks of one request.
+            device: Where the model runs.
+        """
+        self._rows = rows
+        self._block_size = block_size
+        self._tables = np.zeros((rows.num_rows, max_num_blocks), dtype=np.int32)
+        self._num_copied = np.zeros(rows.num_rows, dtype=np.int64)
+        self._one_each = np.arange(rows.num_rows + 1, dtype=np.int64)
+        self._uploader = Uploader(device)
+
+    def build(self, batch: ScheduledBatch) -> StepInputs:
+        """Lay a scheduled batch out as tensors.
+
+        Args:
+            batch: What the scheduler chose; every request's block table must already reach its
+                last token of this step.
+
+        Raises:
+            ValueError: nothing is scheduled, or a block table is too short for its sequence.
+        """
+        if not batch.num_seqs:
+            raise ValueError("the batch schedules no request: do not run a step for it")
+        rows = self._rows.of(batch)
+        layout = self._lay_out(batch)
+        block_tables = self._block_tables(batch, rows, layout)
+        blocks = block_tables[layout.seqs, layout.positions // self._block_size]
+        slots = blocks * np.int64(self._block_size) + layout.positions % self._block_size
+        num_decodes = len(batch.decodes)
+        ids, positions, slot_mapping, sample_rows, decode_rows, tables, starts, lengths = (
+            self._uploader.upload(
+                _input_ids(batch),
+                layout.positions,
+                slots,
+                _wanted_rows(batch, layout),
+                rows[:num_decodes],
+                block_tables,
+                layout.cu_seqlens_q.astype(np.int32),
+                layout.seq_lens.astype(np.int32),
+            )
+        )
+        if num_decodes:
+            torch.index_select(self._rows.last_tokens, 0, decode_rows, out=ids[:num_decodes])
+        return StepInputs(
+            input_ids=ids,
+            positions=positions,
+            slot_mapping=slot_mapping,
+            block_tables=tables,
+            cu_seqlens_q=starts,
+            seq_lens=lengths,
+            sample_rows=sample_rows,
+            max_query_len=max((item.num_new_tokens for item in batch.chunks), default=1),
+            max_seq_len=int(layout.seq_lens.max()),
+        )
+
+    def keep_up(self, batch: ScheduledBatch) -> NDArray[np.int64]:
+        """Copy what is new of the block tables of requests that decode: of few, in any one step.
+
+        Returns:
+            Which of `batch.decodes` began a block, [num_begun] int64.
+        """
+        rows = self._rows.of(batch)[: len(batch.decodes)]
+        starts = self._rows.decode_starts(batch)
+        is_begun = starts >= self._num_copied[rows] * self._block_size
+        begun: NDArray[np.int64] = np.flatnonzero(is_begun)
+        for index in begun.tolist():
+            self._copy(int(rows[index]), batch.decodes[index], batch.decode_starts[index] + 1)
+        return begun
+
+    def tables_of(self, rows: NDArray[np.int64]) -> NDArray[np.int32]:
+        """Block tables as far as the longest was copied, [len(rows), blocks] int32, 0 after."""
+        num_blocks = int(self._num_copied[rows].max())
+        tables: NDArray[np.int32] = self._tables[rows, :num_blocks]
+        return tables
+
+    def block_ids_at(
+        self, rows: NDArray[np.int64], columns: NDArray[np.int64]
+    ) -> NDArray[np.int32]:
+        """One block of each row, [len(rows)] int32, which must have been copied."""
+        block_ids: NDArray[np.int32] = self._tables[rows, columns]
+        return block_ids
+
+    def _lay_out(self, batch: ScheduledBatch) -> _Layout:
+        decode_starts = self._rows.decode_starts(batch)
+        if not batch.chunks:
+            starts, one_each = decode_starts, self._one_each[: len(batch.decodes) + 1]
+            return _Layout(starts, starts + 1, one_each, one_each[:-1], starts)
+        chunk_starts = np.array([item.num_computed_tokens for item in batch.chunks], dtype=np.int64)
+        chunk_counts = np.array([item.num_new_tokens for item in batch.chunks], dtype=np.int64)
+        starts = np.concatenate([decode_starts, chunk_starts])
+        counts = np.concatenate([np.ones_like(decode_starts), chunk_counts])
+        cu_seqlens_q = np.zeros(len(starts) + 1, dtype=np.int64)
+        np.cumsum(counts, out=cu_seqlens_q[1:])
+        seqs = np.repeat(np.arange(len(starts)), counts)
+        positions = np.arange(cu_seqlens_q[-1]) + (starts - cu_seqlens_q[:-1])[seqs]
+        return _Layout(starts, starts + counts, cu_seqlens_q, seqs, positions)
+
+    def _block_tables(
+        self, batch: ScheduledBatch, rows: NDArray[np.int64], layout: _Layout
+    ) -> NDArray[np.int32]:
+        """Block ids, [num_seqs, max_blocks] int32, 0 past each sequence's last block."""
+        self.keep_up(batch)
+        for row, item in zip(rows[len(batch.decodes) :].tolist(), batch.chunks, strict=True):
+            request = item.request
+            if self._rows.stays[row] != request.num_releases:
+                self._rows.stays[row] = request.num_releases
+                self._tables[row] = 0
+                self._num_copied[row] = 0
+            self._copy(row, request, item.num_computed_tokens + item.num_new_tokens)
+        num_blocks = -(-int(layout.seq_lens.max()) // self._block_size)
+        tables: NDArray[np.int32] = self._tables[rows, :num_blocks]
+        return tables
+
+    def _copy(self, row: int, request: Request, num_tokens: int) -> None:
+        """Bring a row's table to where it reaches so many tokens."""
+        start, stop = int(self._num_copied[row]), -(-num_tokens // self._block_size)
+        if len(request.block_ids) < stop:
+            raise ValueError(
+                f"request {request.request_id} needs {stop} blocks for {num_tokens} tokens, its "
+                f"block table has {len(request.block_ids)}"
+            )
+        if stop > start:
+            self._tables[row, start:stop] = request.block_ids[start:stop]
+            self._num_copied[row] = stop
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where a batch's tokens lie; all int64."""
+
+    starts: NDArray[np.int64]  # [num_seqs]: position of each request's first token of the step
+    seq_lens: NDArray[np.int64]  # [num_seqs]
+    cu_seqlens_q: NDArray[np.int64]  # [num_seqs + 1]
+    seqs: NDArray[np.int64]  # [num_tokens]: which request a token belongs to
+    positions: NDArray[np.int64]  # [num_tokens]
+
+
+def _wanted_rows(batch: ScheduledBatch, layout: _Layout) -> NDArray[np.int64]:
+    """Ascending rows of [num_tokens] whose logits are wanted."""
+    last_rows: NDArray[np.int64] = layout.cu_seqlens_q[1:] - 1
+    num_decodes = len(batch.decodes)
+    if not batch.chunks:
+        return last_rows
+    wanted = [
+        row
+        for last, item in zip(last_rows[num_decodes:].tolist(), batch.chunks, strict=True)
+        for row in range(last + 1 - item.num_drawn_tokens, last + 1)
+    ]
+    # The logits at one token score the token after it.
+    wanted += [
+        start + position - 1 - item.num_computed_tokens
+        for start, item in zip(
+            layout.cu_seqlens_q[num_decodes:-1].tolist(), batch.chunks, strict=True
+        )
+        for position in item.scored
+    ]
+    return np.concatenate([last_rows[:num_decodes], np.sort(np.array(wanted, dtype=np.int64))])
+
+
+def _input_ids(batch: ScheduledBatch) -> NDArray[np.int64]:
+    """The chunks' token ids, after a place for the last token of each request that decodes."""
+    places = np.zeros(len(batch.decodes), dtype=np.int64)
+    if not batch.chunks:
+        return places
+    slices = (
+        chain(
+            item.request.token_ids_slice(
+                item.num_computed_tokens, item.num_computed_tokens + item.num_new_tokens
+            ),
+            item.draft_token_ids,
+        )
+        for item in batch.chunks
+    )
+    given = np.fromiter(chain.from_iterable(slices), dtype=np.int64)
+    return np.concatenate([places, given])

@@ -1,0 +1,149 @@
+"""A conversation through a model's chat template, which must not leave any of it out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerFast
+
+from batchmill.engine.errors import RequestError
+
+from .chat import Chat, decoded_call, text_of
+
+#: What a template raises on messages that it cannot take. Arguments of calls and schemas of tools
+#: may be nested as deep as Python reads JSON, and deeper than it writes it from within a template.
+_REFUSALS = (TemplateError, TypeError, KeyError, ValueError, AttributeError, RecursionError)
+
+
+def render_chat(tokenizer: PreTrainedTokenizerFast, chat: Chat, model_name: str) -> str:
+    """The prompt that the tokenizer's own template makes of a conversation.
+
+    A template takes what it understands and says nothing of the rest. So what is not certain to be
+    used is left out once for a try: where the prompt stays the same, it is refused.
+
+    Raises:
+        RequestError: `unsupported_parameter` where the template is missing, or ignores a part;
+            `invalid_request` where it refuses the messages.
+    """
+    template = template_of(tokenizer, chat)
+    given = _inputs(chat, template)
+    _check_kwargs(tokenizer, chat, template, model_name)
+    try:
+        prompt = _render(tokenizer, given)
+    except _REFUSALS as error:
+        # A template's own words may quote the messages, so they are not passed on.
+        raise RequestError(
+            "invalid_request",
+            f"the model's chat template refuses these messages ({type(error).__name__}): "
+            "check their roles, their order and that each has content",
+        ) from None
+    for name, remedy, without in _with_a_part_left_out(given):
+        if _is_same(tokenizer, without, prompt):
+            raise RequestError(
+                "unsupported_parameter",
+                f"the chat template of {model_name} ignores {name}: {remedy}, or use a model whose "
+                "template knows them",
+            )
+    return prompt
+
+
+def template_of(tokenizer: PreTrainedTokenizerFast, chat: Chat) -> str:
+    """The template's text; a model may have one of its own for tools.
+
+    Raises:
+        RequestError: `unsupported_parameter`: the model has none.
+    """
+    try:
+        return tokenizer.get_chat_template(None, [dict(tool) for tool in chat.shown_tools] or None)
+    except ValueError:
+        raise RequestError(
+            "unsupported_parameter",
+            "messages need a chat template and this model has none: send prompt instead",
+        ) from None
+
+
+def _inputs(chat: Chat, template: str) -> dict[str, Any]:
+    """What the template is given."""
+    continued = bool(chat.continue_final_message)
+    starts_answer = chat.add_generation_prompt
+    return {
+        "conversation": [
+            _plain_message(index, message, template) for index, message in enumerate(chat.messages)
+        ],
+        "tools": [_plain_tool(tool) for tool in chat.shown_tools] or None,
+        "documents": [dict(document) for document in chat.documents or ()] or None,
+        "add_generation_prompt": not continued if starts_answer is None else starts_answer,
+        "continue_final_message": continued,
+        **(chat.chat_template_kwargs or {}),
+    }
+
+
+def _plain_message(index: int, message: Mapping[str, Any], template: str) -> dict[str, Any]:
+    plain = {**message, "content": text_of(message.get("content"))}
+    # OpenAI's newer name for the same role; few templates have heard of it.
+    if plain["role"] == "developer" and "developer" not in template:
+        plain["role"] = "system"
+    calls = plain.pop("tool_calls", None)
+    if calls:
+        plain["tool_calls"] = [decoded_call(call, index) for call in calls]
+    return plain
+
+
+def _plain_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """A tool as templates want it: they look into its parameters without asking for them."""
+    function = dict(tool["function"])
+    function["parameters"] = function.get("parameters") or {"type": "object", "properties": {}}
+    return {**tool, "function": function}
+
+
+def _with_a_part_left_out(given: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """What a template may ignore: its name, what to do, and the inputs without it."""
+    messages = given["conversation"]
+    if given["tools"] is not None:
+        yield "tools", "leave them out", {**given, "tools": None}
+    if given["documents"] is not None:
+        yield "documents", "put them into a message", {**given, "documents": None}
+    if any("tool_calls" in message for message in messages):
+        without = [{**message, "tool_calls": None} for message in messages]
+        yield "tool_calls of messages", "say it as text", {**given, "conversation": without}
+    if any(message["role"] == "tool" for message in messages):
+        without = [message for message in messages if message["role"] != "tool"]
+        yield "messages of role tool", "say it as text", {**given, "conversation": without}
+    if any(message.get("name") and message["role"] != "tool" for message in messages):
+        # A tool's name says again what its call says.
+        without = [
+            message if message["role"] == "tool" else {**message, "name": None}
+            for message in messages
+        ]
+        yield "names of messages", "say who speaks in content", {**given, "conversation": without}
+
+
+def _check_kwargs(
+    tokenizer: PreTrainedTokenizerFast, chat: Chat, template: str, model_name: str
+) -> None:
+    # Leaving it out would show nothing where it is given with its default.
+    for name in chat.chat_template_kwargs or {}:
+        if name in tokenizer.special_tokens_map:
+            raise RequestError(
+                "invalid_request", f"chat_template_kwargs.{name} is a token of the model's own"
+            )
+        if not re.search(rf"\b{re.escape(name)}\b", template):
+            raise RequestError(
+                "unsupported_parameter",
+                f"the chat template of {model_name} knows no {name}: leave it out of "
+                "chat_template_kwargs",
+            )
+
+
+def _render(tokenizer: PreTrainedTokenizerFast, given: dict[str, Any]) -> str:
+    return cast("str", tokenizer.apply_chat_template(**given, tokenize=False))
+
+
+def _is_same(tokenizer: PreTrainedTokenizerFast, given: dict[str, Any], prompt: str) -> bool:
+    try:
+        return _render(tokenizer, given) == prompt
+    except _REFUSALS:
+        return False  # it misses what was left out

@@ -1,0 +1,233 @@
+"""The C++ face of each op: check what C cannot, then hand over pointers, sizes and strides.
+
+The ops' own functions have compared shapes and dtypes by then; what is checked here is what would
+make the C code read the wrong memory: device, dtype, contiguity, indices.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from .library import default_library
+
+#: Numbers of the dtypes in the C++ sources (`with_dtype` in cpu_vec.h).
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+def paged_attention_cpp(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    cu_seqlens_q: Tensor,
+    seq_lens: Tensor,
+    scale: float,
+    *,
+    window: int | None = None,
+    plan: object = None,
+    library: ctypes.CDLL | None = None,
+) -> Tensor:
+    """Arguments and result of `paged_attention`; `plan` is not needed and not read.
+
+    `library` names the kernels to use, here and below; None takes those for this CPU.
+
+    Raises:
+        ValueError: a tensor is not where or what C code expects, or a length or block id lies
+            outside the cache.
+    """
+    dtype = _dtype_number("q", q)
+    _check_rows("q", q, 2)
+    _check_contiguous(k_cache=k_cache, v_cache=v_cache)
+    _check_contiguous(cu_seqlens_q=cu_seqlens_q, seq_lens=seq_lens)
+    _check_rows("block_tables", block_tables, 1)
+    num_tokens, num_heads, head_dim = q.shape
+    num_blocks, block_size, num_kv_heads, _ = k_cache.shape
+    out = torch.empty((num_tokens, num_heads, head_dim), dtype=q.dtype)
+    invalid = (library or default_library()).bm_paged_attention(
+        out.data_ptr(), q.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr(),
+        block_tables.data_ptr(), cu_seqlens_q.data_ptr(), seq_lens.data_ptr(),
+        num_tokens, len(seq_lens), num_heads, num_kv_heads, head_dim, num_blocks, block_size,
+        block_tables.shape[1], block_tables.stride(0), q.stride(0), head_dim,
+        num_heads * head_dim, head_dim, scale, window or 0, dtype, torch.get_num_threads(),
+    )  # fmt: skip
+    if invalid >= 0:
+        raise ValueError(
+            f"sequence {invalid} has lengths or block ids outside the batch or the cache: "
+            f"cu_seqlens_q {cu_seqlens_q[invalid : invalid + 2].tolist()} of {num_tokens} tokens, "
+            f"seq_lens {int(seq_lens[invalid])} of {block_tables.shape[1]} blocks of {block_size}, "
+            f"block ids must be below {num_blocks}"
+        )
+    return out
+
+
+def write_kv_cpp(
+    key: Tensor,
+    value: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slot_mapping: Tensor,
+    *,
+    library: ctypes.CDLL | None = None,
+) -> None:
+    """Arguments of `write_kv`.
+
+    Raises:
+        ValueError: as for `paged_attention_cpp`.
+    """
+    _dtype_number("key", key)
+    for name, rows in (("key", key), ("value", value)):
+        _check_rows(name, rows, 2)
+    _check_contiguous(k_cache=k_cache, v_cache=v_cache, slot_mapping=slot_mapping)
+    num_slots = k_cache.shape[0] * k_cache.shape[1]
+    size = key.element_size()
+    invalid = (library or default_library()).bm_write_kv(
+        key.data_ptr(), value.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr(),
+        slot_mapping.data_ptr(), len(slot_mapping), num_slots, key.stride(0) * size,
+        value.stride(0) * size, key.shape[1] * key.shape[2] * size, torch.get_num_threads(),
+    )  # fmt: skip
+    _raise_slot(invalid, slot_mapping, num_slots)
+
+
+def rms_norm_cpp(
+    x: Tensor, weight: Tensor, eps: float, *, library: ctypes.CDLL | None = None
+) -> Tensor:
+    """Arguments and result of `rms_norm`.
+
+    Raises:
+        ValueError: as for `paged_attention_cpp`.
+    """
+    return _rms_norm(x, None, weight, eps, library)
+
+
+def add_rms_norm_cpp(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, library: ctypes.CDLL | None = None
+) -> Tensor:
+    """Arguments and result of `add_rms_norm`.
+
+    Raises:
+        ValueError: as for `paged_attention_cpp`.
+    """
+    _check_contiguous(residual=residual)
+    return _rms_norm(x, residual, weight, eps, library)
+
+
+def _rms_norm(
+    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, library: ctypes.CDLL | None
+) -> Tensor:
+    dtype = _dtype_number("x", x)
+    _check_contiguous(weight=weight)
+    size = weight.shape[0]
+    rows = x if x.dim() == 2 and x.stride(1) == 1 else x.reshape(-1, size).contiguous()
+    out = torch.empty(x.shape, dtype=x.dtype)
+    (library or default_library()).bm_rms_norm(
+        out.data_ptr(), rows.data_ptr(), None if residual is None else residual.data_ptr(),
+        weight.data_ptr(), rows.shape[0], size, rows.stride(0), eps, dtype,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+def silu_and_mul_cpp(gate_up: Tensor, *, library: ctypes.CDLL | None = None) -> Tensor:
+    """Arguments and result of `silu_and_mul`.
+
+    Raises:
+        ValueError: as for `paged_attention_cpp`.
+    """
+    dtype = _dtype_number("gate_up", gate_up)
+    _check_rows("gate_up", gate_up, 1)
+    num_tokens, width = gate_up.shape
+    out = torch.empty((num_tokens, width // 2), dtype=gate_up.dtype)
+    (library or default_library()).bm_silu_and_mul(
+        out.data_ptr(), gate_up.data_ptr(), num_tokens, width // 2, gate_up.stride(0), dtype,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+def apply_rope_cpp(
+    x: Tensor, cos: Tensor, sin: Tensor, *, library: ctypes.CDLL | None = None
+) -> None:
+    """Arguments of `apply_rope`.
+
+    Raises:
+        ValueError: as for `paged_attention_cpp`.
+    """
+    dtype = _dtype_number("x", x)
+    _check_rows("x", x, 2)
+    _check_contiguous(cos=cos, sin=sin)
+    num_tokens, num_heads, head_dim = x.shape
+    (library or default_library()).bm_rope(
+        x.data_ptr(), cos.data_ptr(), sin.data_ptr(), num_tokens, num_heads, head_dim,
+        cos.shape[1], x.stride(0), dtype, torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def sample_cpp(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    seeds: Tensor,
+    positions: Tensor,
+    *,
+    library: ctypes.CDLL | None = None,
+) -> Tensor:
+    """Arguments and result of `sample`.
+
+    Raises:
+        ValueError: as for `paged_attention_cpp`.
+    """
+    _dtype_number("logits", logits)
+    _check_rows("logits", logits, 1)
+    _check_contiguous(temperature=temperature, top_k=top_k, top_p=top_p)
+    _check_contiguous(seeds=seeds, positions=positions)
+    num_rows, vocab_size = logits.shape
+    out = torch.empty(num_rows, dtype=torch.int64)
+    (library or default_library()).bm_sample(
+        out.data_ptr(), logits.data_ptr(), temperature.data_ptr(), top_k.data_ptr(),
+        top_p.data_ptr(), seeds.data_ptr(), positions.data_ptr(), num_rows, vocab_size,
+        logits.stride(0), torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+def _dtype_number(name: str, tensor: Tensor) -> int:
+    number = _DTYPES.get(tensor.dtype)
+    if number is None or tensor.device.type != "cpu":
+        raise ValueError(
+            f"{name} is {tensor.dtype} on {tensor.device}; the C++ kernels take float32, bfloat16 "
+            "and float16 on the CPU: use backend='reference'"
+        )
+    return number
+
+
+def _check_rows(name: str, tensor: Tensor, num_contiguous: int) -> None:
+    """Rows may lie apart, but their last `num_contiguous` dimensions must not."""
+    size = 1
+    for dim in range(1, num_contiguous + 1):
+        if tensor.shape[-dim] > 1 and tensor.stride(-dim) != size:
+            raise ValueError(
+                f"the last {num_contiguous} dimensions of {name} must be contiguous, its shape is "
+                f"{list(tensor.shape)} and its strides {list(tensor.stride())}: call .contiguous()"
+            )
+        size *= tensor.shape[-dim]
+
+
+def _check_contiguous(**tensors: Tensor) -> None:
+    for name, tensor in tensors.items():
+        if not tensor.is_contiguous() or tensor.device.type != "cpu":
+            raise ValueError(
+                f"{name} must be contiguous on the CPU, its strides are {list(tensor.stride())} "
+                f"for {list(tensor.shape)} on {tensor.device}: call .contiguous()"
+            )
+
+
+def _raise_slot(invalid: int, slot_mapping: Tensor, num_slots: int) -> None:
+    if invalid >= 0:
+        raise ValueError(
+            f"slot_mapping[{invalid}] is {int(slot_mapping[invalid])}, the cache has {num_slots} "
+            "slots: slots are 0 to one less, or -1 to skip a token"
+        )

@@ -1,0 +1,135 @@
+// The layers of a Llama-family decoder in one call.
+//
+// At one sequence a step takes some 10 ms and has 240 ops: calling each from Python costs about 2 ms
+// more. The ops are the exported ones, so what is tested one by one is what runs here.
+#include <chrono>
+#include <cstring>
+
+#include "ops.h"
+
+struct BmLayer {
+  const void *input_norm, *qkv, *q_norm, *k_norm, *output, *post_attention_norm, *gate_up, *down;
+  const float *qkv_bias, *output_bias, *gate_up_bias, *down_bias;  // null where there is none
+  void *k_cache, *v_cache;
+};
+
+struct BmDecoder {
+  int num_layers, hidden, inner, num_q_heads, num_kv_heads, head_dim, half;
+  int num_blocks, block_size, window, dtype, element_size, int8;
+  float eps, scale;
+};
+
+struct BmStep {
+  const float *cos, *sin;  // [num_tokens, half]
+  const int64_t *slots, *sample_rows;
+  const int32_t *block_tables, *cu_seqlens_q, *seq_lens;
+  void *residual, *x, *qkv, *attended, *gated;  // x: [num_tokens, hidden], the others as wide as named
+  void* quantized;  // room for the widest of them in bytes, and
+  float* scales;    // [num_tokens]; null where the weights are not int8
+  int num_tokens, num_samples, num_seqs, max_blocks, num_threads;
+  long table_stride;
+  double* phase_s;  // null, or [3]: seconds in matrix products, attention and the rest are added
+};
+
+namespace {
+
+enum Phase { kLinear, kAttention, kRest };
+
+// Adds the time since the last op to the phase it belongs to; off, it costs a comparison.
+class PhaseClock {
+ public:
+  explicit PhaseClock(double* phase_s) : phase_s_(phase_s) {
+    if (phase_s_ != nullptr) last_ = Clock::now();
+  }
+  void end(Phase phase) {
+    if (phase_s_ == nullptr) return;
+    Clock::time_point now = Clock::now();
+    phase_s_[phase] += std::chrono::duration<double>(now - last_).count();
+    last_ = now;
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  double* phase_s_;
+  Clock::time_point last_;
+};
+
+// Moves the wanted rows, which are in ascending order, to the front.
+void keep_rows(void* data, const int64_t* rows, int count, long row_bytes) {
+  char* bytes = static_cast<char*>(data);
+  for (int i = 0; i < count; i++)
+    if (rows[i] != i) std::memcpy(bytes + i * row_bytes, bytes + rows[i] * row_bytes, row_bytes);
+}
+
+// Dense rows of x times one layer's matrix, in the format that the weights have.
+void multiply(const BmDecoder& m, const BmStep& s, void* out, const void* x, const void* packed,
+              const float* bias, int rows, int columns, int k, int gated) {
+  if (m.int8 == 0) {
+    bm_linear(out, x, packed, bias, rows, columns, k, k, columns, gated, 0, m.dtype, s.num_threads);
+    return;
+  }
+  bm_int8_quantize(x, s.quantized, s.scales, rows, k, k, m.dtype, s.num_threads);
+  bm_int8_linear(out, s.quantized, s.scales, packed, bias, rows, columns, k, columns, gated,
+                 m.dtype, s.num_threads);
+}
+
+int attend(const BmDecoder& m, const BmLayer& layer, const BmStep& s, PhaseClock& clock) {
+  int q_width = m.num_q_heads * m.head_dim, width = q_width + 2 * m.num_kv_heads * m.head_dim;
+  long num_slots = static_cast<long>(m.num_blocks) * m.block_size;
+  multiply(m, s, s.qkv, s.x, layer.qkv, layer.qkv_bias, s.num_tokens, width, m.hidden, 0);
+  clock.end(kLinear);
+  if (bm_rope_and_cache(s.qkv, layer.k_cache, layer.v_cache, s.cos, s.sin, s.slots, layer.q_norm,
+                        layer.k_norm, m.eps, s.num_tokens, m.num_q_heads, m.num_kv_heads,
+                        m.head_dim, m.half, num_slots, width, m.dtype, s.num_threads) >= 0)
+    return 1;
+  clock.end(kRest);
+  if (bm_paged_attention(s.attended, s.qkv, layer.k_cache, layer.v_cache, s.block_tables,
+                         s.cu_seqlens_q, s.seq_lens, s.num_tokens, s.num_seqs, m.num_q_heads,
+                         m.num_kv_heads, m.head_dim, m.num_blocks, m.block_size, s.max_blocks,
+                         s.table_stride, width, m.head_dim, q_width, m.head_dim, m.scale, m.window,
+                         m.dtype, s.num_threads) >= 0)
+    return 2;
+  clock.end(kAttention);
+  return 0;
+}
+
+}  // namespace
+
+// residual: [num_tokens, hidden] the embeddings, changed. Afterwards the first num_samples rows of
+// residual and x are those of sample_rows: what the final norm adds up.
+// Returns 0; 1 for a slot, 2 for a length or block id or 3 for a sample row that is out of range.
+BM_EXPORT int bm_decoder_layers(const BmDecoder* decoder, const BmLayer* layers,
+                                const BmStep* step) {
+  const BmDecoder& m = *decoder;
+  const BmStep& s = *step;
+  int rows = s.num_tokens, q_width = m.num_q_heads * m.head_dim;
+  for (int i = 0; i < s.num_samples; i++)
+    if (s.sample_rows[i] < i || s.sample_rows[i] >= rows) return 3;  // keep_rows moves them up
+  PhaseClock clock(s.phase_s);
+  for (int i = 0; i < m.num_layers; i++) {
+    const BmLayer& layer = layers[i];
+    if (i == 0)
+      bm_rms_norm(s.x, s.residual, nullptr, layer.input_norm, rows, m.hidden, m.hidden, m.eps,
+                  m.dtype, s.num_threads);
+    else
+      bm_rms_norm(s.x, s.x, s.residual, layer.input_norm, rows, m.hidden, m.hidden, m.eps, m.dtype,
+                  s.num_threads);
+    clock.end(kRest);
+    if (int invalid = attend(m, layer, s, clock)) return invalid;
+    if (i == m.num_layers - 1 && s.num_samples < rows) {  // the rest of it is row by row
+      rows = s.num_samples;
+      keep_rows(s.attended, s.sample_rows, rows, static_cast<long>(q_width) * m.element_size);
+      keep_rows(s.residual, s.sample_rows, rows, static_cast<long>(m.hidden) * m.element_size);
+    }
+    clock.end(kRest);
+    multiply(m, s, s.x, s.attended, layer.output, layer.output_bias, rows, m.hidden, q_width, 0);
+    clock.end(kLinear);
+    bm_rms_norm(s.x, s.x, s.residual, layer.post_attention_norm, rows, m.hidden, m.hidden, m.eps,
+                m.dtype, s.num_threads);
+    clock.end(kRest);
+    multiply(m, s, s.gated, s.x, layer.gate_up, layer.gate_up_bias, rows, m.inner, m.hidden, 1);
+    multiply(m, s, s.x, s.gated, layer.down, layer.down_bias, rows, m.hidden, m.inner, 0);
+    clock.end(kLinear);
+  }
+  return 0;
+}

@@ -1,0 +1,63 @@
+"""Triton face of `quantize_fp8`: a program quantizes one row."""
+
+# Kernels are traced by Triton, not typed Python: no annotation would be true of their arguments.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .fp8_rows import MAX_ROW_BLOCK, empty_fp8_rows, largest_magnitude, step_and_scale, to_fp8
+from .launch import check_device
+from .rms_norm import norm_warps
+
+
+@triton.jit
+def quantize_fp8_kernel(
+    out,  # [num_rows, SIZE]
+    scales,  # [num_rows]
+    x,  # [num_rows, SIZE], rows row_stride apart
+    row_stride,
+    SIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Program r: row r, from registers where it fits into BLOCK."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    source, target = x + row * row_stride, out + row * SIZE
+    if SIZE <= BLOCK:
+        mask = columns < SIZE
+        values = tl.load(source + columns, mask, 0.0).to(tl.float32)
+        step, scale = step_and_scale(largest_magnitude(values, 0))
+        tl.store(target + columns, to_fp8(values, step), mask)
+    else:
+        most = 0.0
+        for start in range(0, SIZE, BLOCK):
+            mask = start + columns < SIZE
+            values = tl.load(source + start + columns, mask, 0.0).to(tl.float32)
+            most = tl.maximum(most, largest_magnitude(values, 0))
+        step, scale = step_and_scale(most)
+        for start in range(0, SIZE, BLOCK):
+            mask = start + columns < SIZE
+            values = tl.load(source + start + columns, mask, 0.0).to(tl.float32)
+            tl.store(target + start + columns, to_fp8(values, step), mask)
+    tl.store(scales + row, scale)
+
+
+def quantize_fp8_triton(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Same as `batchmill.kernels.fp8_quantize.quantize_fp8`.
+
+    Raises:
+        ValueError: a GPU before compute capability 8.9.
+    """
+    check_device("quantize_fp8", quantize_fp8_kernel, x)
+    num_rows, size = x.shape
+    out, scales = empty_fp8_rows(num_rows, size, x.device)
+    if num_rows:
+        block = min(MAX_ROW_BLOCK, triton.next_power_of_2(size))
+        quantize_fp8_kernel[(num_rows,)](
+            out, scales, x, x.stride(0), SIZE=size, BLOCK=block, num_warps=norm_warps(block)
+        )
+    return out, scales

@@ -1,0 +1,203 @@
+"""Every Triton kernel as the models we ship for launch it, ready to be compiled without a GPU.
+
+The launchers themselves run, on tensors without data, so what is compiled is what would run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .aot import Launch, record_launches
+from .attention_tuning import attention_tuning
+from .decode_attention import decode_attention_kernel, merge_decode_kernel
+from .decode_plan import plan_decode_kernel
+from .fp8_gated_activation import gated_activation_fp8_kernel, gated_activation_fp8_triton
+from .fp8_quantize import quantize_fp8_kernel, quantize_fp8_triton
+from .gated_activation import gated_activation_kernel, gelu_and_mul_triton, silu_and_mul_triton
+from .paged_attention import paged_attention_triton
+from .prefill_attention import prefill_attention_kernel
+from .rms_norm import add_rms_norm_triton, rms_norm_fp8_triton, rms_norm_kernel, rms_norm_triton
+from .rope import (
+    apply_rope_kernel,
+    apply_rope_triton,
+    rope_and_cache_kernel,
+    rope_and_cache_triton,
+)
+from .sample import sample_pick_kernel, sample_tile_kernel, sample_triton
+from .sample_floor import sample_floor_kernel
+from .write_kv import write_kv_kernel, write_kv_triton
+
+#: Every kernel there is.
+KERNELS = (
+    plan_decode_kernel,
+    decode_attention_kernel,
+    merge_decode_kernel,
+    prefill_attention_kernel,
+    write_kv_kernel,
+    apply_rope_kernel,
+    rope_and_cache_kernel,
+    rms_norm_kernel,
+    gated_activation_kernel,
+    gated_activation_fp8_kernel,
+    quantize_fp8_kernel,
+    sample_floor_kernel,
+    sample_tile_kernel,
+    sample_pick_kernel,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """What of a model the kernels see."""
+
+    name: str
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    block_size: int = 16
+    window: int | None = None
+    dtype: torch.dtype = torch.bfloat16
+    kv_dtype: torch.dtype = torch.bfloat16
+
+
+#: One for each branch of the tuning table and of the attention kernels, named for a model.
+ATTENTION_SHAPES = (
+    ModelShape("Llama-3.1-8B, Qwen3-8B", 32, 8, 128),
+    ModelShape("Llama-3.1-8B, fp8 cache", 32, 8, 128, kv_dtype=torch.float8_e4m3fn),
+    ModelShape("Qwen3-0.6B, blocks of 64", 16, 8, 128, block_size=64),
+    ModelShape("SmolLM2-135M", 9, 3, 64),
+    ModelShape("Mistral-7B, window", 32, 8, 128, window=4096),
+    ModelShape("Phi-2, 80 dimensions", 32, 32, 80),
+    ModelShape("SmolLM2-135M, fp8 cache", 9, 3, 64, kv_dtype=torch.float8_e4m3fn),
+    ModelShape(
+        "Mistral-7B, window, fp8 cache", 32, 8, 128, window=4096, kv_dtype=torch.float8_e4m3fn
+    ),
+    ModelShape("Gemma-7B, fp8 cache", 16, 16, 256, kv_dtype=torch.float8_e4m3fn),
+    ModelShape(
+        "Gemma-2B, one KV head, fp16", 8, 1, 256, dtype=torch.float16, kv_dtype=torch.float16
+    ),
+    ModelShape("Llama-3.1-8B, float32", 32, 8, 128, dtype=torch.float32, kv_dtype=torch.float32),
+    ModelShape("Gemma-7B, float32", 16, 16, 256, dtype=torch.float32, kv_dtype=torch.float32),
+)
+_HIDDEN_SIZES = (576, 16384)
+#: Rows of one program's registers, and one that is read twice (Llama-3.1-70B's feed-forward).
+_FP8_SIZES = (576, 4096, 14336, 28672)
+_VOCAB_SIZE = 151936
+_NUM_TOKENS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A launch and the shape that asked for it."""
+
+    label: str
+    launch: Launch
+
+
+def shipped_variants(arch: int) -> list[Variant]:
+    """All launches to be looked at on compute capability `arch`, each different one once."""
+    seen = set()
+    variants = []
+    for variant in _all_variants(arch):
+        launch = variant.launch
+        key = (
+            launch.name,
+            tuple(launch.signature.items()),
+            tuple(launch.constants.items()),
+            launch.aligned,
+        )
+        if key not in seen:
+            seen.add(key)
+            variants.append(variant)
+    return variants
+
+
+def _all_variants(arch: int) -> Iterator[Variant]:
+    for shape in ATTENTION_SHAPES:
+        if shape.kv_dtype == torch.float8_e4m3fn and arch < 89:
+            continue
+        for launch in record_launches(KERNELS, partial(_attend, shape, arch)):
+            yield Variant(shape.name, launch)
+    for shape in ATTENTION_SHAPES[:2]:
+        if shape.kv_dtype == torch.float8_e4m3fn and arch < 89:
+            continue
+        for launch in record_launches(KERNELS, partial(_project, shape)):
+            yield Variant(shape.name, launch)
+    for size in _HIDDEN_SIZES:
+        for launch in record_launches(KERNELS, partial(_elementwise, size)):
+            yield Variant(f"hidden size {size}", launch)
+    for size in _FP8_SIZES if arch >= 89 else ():
+        for launch in record_launches(KERNELS, partial(_quantize, size)):
+            yield Variant(f"fp8 weights, {size} inputs", launch)
+    for launch in record_launches(KERNELS, _sample):
+        yield Variant(f"vocabulary {_VOCAB_SIZE}", launch)
+
+
+def _meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _caches(shape: ModelShape) -> tuple[Tensor, Tensor]:
+    size = (_NUM_TOKENS, shape.block_size, shape.num_kv_heads, shape.head_dim)
+    return _meta(*size, dtype=shape.kv_dtype), _meta(*size, dtype=shape.kv_dtype)
+
+
+def _attend(shape: ModelShape, arch: int) -> None:
+    paged_attention_triton(
+        _meta(_NUM_TOKENS, shape.num_heads, shape.head_dim, dtype=shape.dtype),
+        *_caches(shape),
+        _meta(8, 33, dtype=torch.int32),
+        _meta(9, dtype=torch.int32),
+        _meta(8, dtype=torch.int32),
+        shape.head_dim**-0.5,
+        window=shape.window,
+        tuning=attention_tuning(arch, shape.head_dim, shape.kv_dtype.itemsize),
+    )
+
+
+def _project(shape: ModelShape) -> None:
+    total_heads = shape.num_heads + 2 * shape.num_kv_heads
+    qkv = _meta(_NUM_TOKENS, total_heads * shape.head_dim, dtype=shape.dtype)
+    heads = qkv.view(_NUM_TOKENS, total_heads, shape.head_dim)
+    slots = _meta(_NUM_TOKENS, dtype=torch.int64)
+    angles = _meta(_NUM_TOKENS, shape.head_dim // 2, dtype=torch.float32)
+    weight = _meta(shape.head_dim, dtype=shape.dtype)
+    kv = heads[:, -shape.num_kv_heads :]
+    write_kv_triton(kv, kv, *_caches(shape), slots)
+    apply_rope_triton(heads, angles, angles)
+    rope_and_cache_triton(qkv, *_caches(shape), slots, angles, angles)
+    rope_and_cache_triton(
+        qkv, *_caches(shape), slots, angles, angles, q_weight=weight, k_weight=weight, eps=1e-6
+    )
+    rms_norm_triton(heads, weight, 1e-6)
+
+
+def _elementwise(size: int) -> None:
+    rms_norm_triton(_meta(_NUM_TOKENS, size), _meta(size), 1e-6)
+    add_rms_norm_triton(_meta(_NUM_TOKENS, size), _meta(_NUM_TOKENS, size), _meta(size), 1e-6)
+    silu_and_mul_triton(_meta(_NUM_TOKENS, 2 * size))
+    gelu_and_mul_triton(_meta(_NUM_TOKENS, 2 * size))
+    # Gemma's norm weights are float32 differences from 1.
+    rms_norm_triton(_meta(_NUM_TOKENS, size), _meta(size, dtype=torch.float32), 1e-6)
+
+
+def _quantize(size: int) -> None:
+    quantize_fp8_triton(_meta(_NUM_TOKENS, size))
+    for is_gelu in (False, True):
+        gated_activation_fp8_triton(_meta(_NUM_TOKENS, 2 * size), is_gelu=is_gelu)
+    if size <= max(_HIDDEN_SIZES):
+        residual, weight = _meta(_NUM_TOKENS, size), _meta(size)
+        rms_norm_fp8_triton(None, residual, weight, 1e-6)
+        rms_norm_fp8_triton(_meta(_NUM_TOKENS, size), residual, weight, 1e-6)
+
+
+def _sample() -> None:
+    one = _meta(_NUM_TOKENS, dtype=torch.float32)
+    whole = _meta(_NUM_TOKENS, dtype=torch.int64)
+    logits = _meta(_NUM_TOKENS, _VOCAB_SIZE, dtype=torch.float32)
+    sample_triton(logits, one, whole, one, whole, whole)

@@ -1,0 +1,145 @@
+"""What the products on packed weights share: the weight, its biases, and what they accept."""
+
+from __future__ import annotations
+
+import ctypes
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from batchmill.kernels.cpu.library import default_library
+
+
+class PackedWeight(ABC):
+    """Owns a weight in the C++ kernels' layout: panels of columns, each one stream along k.
+
+    With two parts, gate and up, the product is gated: silu(x G^T + g) * (x U^T + u).
+
+    Attributes:
+        out_features: Columns of the result.
+        in_features: Columns of its argument.
+        packed: The weight, an opaque tensor of 4-byte lanes.
+        bias: A float32 for every packed column, or None.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Tensor],
+        biases: Sequence[Tensor | None],
+        library: ctypes.CDLL | None = None,
+    ) -> None:
+        """Pack one weight, or gate and up.
+
+        Args:
+            parts: Weights [out, in] of one shape, one or two.
+            biases: As many biases [out], or None.
+            library: The kernels to use; None takes those for this CPU.
+
+        Raises:
+            ValueError: the parts differ, or the kernels do not multiply such weights.
+            CppBuildError: there are no C++ kernels.
+        """
+        check_parts(parts)
+        self._library = library or default_library()
+        for part in parts:
+            self._check(part)
+        self.out_features, self.in_features = parts[0].shape
+        self._dtype = parts[0].dtype
+        self._gated = len(parts) == 2
+        self.packed = torch.cat([self._pack(part.contiguous()) for part in parts])
+        self.bias = packed_biases(biases, self.out_features, self._library.bm_linear_panel())
+
+    def __call__(self, x: Tensor, *, out: Tensor | None = None) -> Tensor:
+        """Multiply.
+
+        Args:
+            x: [num_rows, in_features], contiguous, in the weight's dtype.
+            out: Where the result goes, [num_rows, out_features] contiguous, in the weight's dtype
+                or in float32; None makes a tensor in the weight's dtype.
+
+        Returns:
+            [num_rows, out_features].
+
+        Raises:
+            ValueError: x or out is not that.
+        """
+        check_argument(x, self.in_features, self._dtype)
+        out = result_tensor(out, x, self.out_features)
+        self._multiply(x, out)
+        return out
+
+    @property
+    def _bias_address(self) -> int | None:
+        return None if self.bias is None else self.bias.data_ptr()
+
+    @abstractmethod
+    def _check(self, part: Tensor) -> None:
+        """Raise ValueError for a weight that these kernels do not multiply."""
+
+    @abstractmethod
+    def _pack(self, weight: Tensor) -> Tensor:
+        """A contiguous weight in the kernels' layout, [num_lanes] int32."""
+
+    @abstractmethod
+    def _multiply(self, x: Tensor, out: Tensor) -> None:
+        """Write the product into `out`; both were checked."""
+
+
+def check_parts(parts: Sequence[Tensor]) -> None:
+    """Weights that are packed together: one, or two of one shape.
+
+    Raises:
+        ValueError: they are not that.
+    """
+    if len(parts) > 2 or any(part.shape != parts[0].shape for part in parts):
+        shapes = [list(part.shape) for part in parts]
+        raise ValueError(f"a linear has one weight, or two of one shape; got {shapes}")
+
+
+def packed_biases(biases: Sequence[Tensor | None], out_features: int, panel: int) -> Tensor | None:
+    """A float32 for every packed column of every part; None where no part has a bias."""
+    if all(bias is None for bias in biases):
+        return None
+    packed = torch.zeros(len(biases), -(-out_features // panel) * panel)
+    for row, bias in zip(packed, biases, strict=True):
+        if bias is not None:
+            row[:out_features] = bias
+    return packed
+
+
+def check_argument(x: Tensor, in_features: int, dtype: torch.dtype) -> None:
+    """What C code may read as rows of activations.
+
+    Raises:
+        ValueError: x is not [num_rows, in_features], contiguous, of that dtype, on the CPU.
+    """
+    if x.dim() != 2 or x.shape[1] != in_features or not x.is_contiguous():
+        raise ValueError(
+            f"x must be [num_rows, {in_features}] contiguous, got {list(x.shape)} with "
+            f"strides {list(x.stride())}"
+        )
+    if x.dtype != dtype or x.device.type != "cpu":
+        raise ValueError(
+            f"x must be {dtype} on the CPU, got {x.dtype} on {x.device}: the weight was packed for "
+            "that"
+        )
+
+
+def result_tensor(out: Tensor | None, x: Tensor, out_features: int) -> Tensor:
+    """The given tensor for a result, or a new one in x's dtype.
+
+    Raises:
+        ValueError: the given one is not [num_rows, out_features], contiguous, in x's dtype or in
+            float32.
+    """
+    shape = (len(x), out_features)
+    if out is None:
+        return torch.empty(shape, dtype=x.dtype)
+    if out.shape != shape or out.dtype not in (x.dtype, torch.float32) or not out.is_contiguous():
+        raise ValueError(
+            f"out must be {list(shape)} {x.dtype} or float32 and contiguous, got "
+            f"{list(out.shape)} {out.dtype} with strides {list(out.stride())}"
+        )
+    return out

@@ -1,0 +1,235 @@
+"""Draw the next token of every row: temperature, top-k, top-p, then Gumbel-max.
+
+    token = argmax(logits / temperature + gumbel(seed, position, token id))   over the kept tokens
+
+The noise is a hash of (seed, position, token id), so there is no generator state: whoever computes
+a token gets the same one, in whatever batch, and a small change of the logits seldom changes it.
+
+Source: Gumbel-max, Maddison et al. 2014, "A* Sampling", section 2; MurmurHash3_x86_32, Appleby;
+counter noise for sampling as in vLLM's V2 model runner and SGLang's seeded sampling.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from batchmill.kernels.cpu.bindings import sample_cpp
+from batchmill.kernels.gpu.bindings import sample_triton
+from batchmill.kernels.reference.sample import sample_reference
+
+from .dispatch import Backend, select_face
+
+#: Named in every model identity: raise it with any change that can alter which token is drawn.
+SAMPLER_VERSION = "gumbel-murmur3-1"
+
+#: Largest Gumbel value there is: -log of the smallest exponential draw, 2**-32.
+_MAX_GUMBEL = np.float32(22.2)
+_HASHED_BYTES = np.uint32(16)  # seed low, seed high, position, token id
+_LARGEST_UNIFORM = np.float32(1 - 2**-24)
+
+
+def sample(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    seeds: Tensor,
+    positions: Tensor,
+    *,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Draw one token a row; each row's result depends on that row alone.
+
+    Top-k is applied first, then top-p on what it kept, renormalised. Tokens that tie with the last
+    kept one are kept too, so the kept set does not depend on a sort's order. Rows with a NaN give
+    some valid id: look for NaN before.
+
+    Args:
+        logits: [num_rows, vocab_size] float32; -inf forbids a token.
+        temperature: [num_rows] float32, 0 takes the most likely token (lowest id among equals).
+        top_k: [num_rows] int64, 0 is off.
+        top_p: [num_rows] float32, 1 is off.
+        seeds: [num_rows] int64.
+        positions: [num_rows] int64, index of the token being drawn, from the start of the output.
+        backend: The face that computes it.
+
+    Returns:
+        [num_rows] int64.
+
+    Raises:
+        ValueError: shapes or dtypes disagree.
+    """
+    _check(logits, temperature, top_k, top_p, seeds, positions)
+    face = select_face("sample", _FACES, backend, logits.device)
+    return face(logits, temperature, top_k, top_p, seeds, positions)
+
+
+def sample_numpy(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    seeds: Tensor,
+    positions: Tensor,
+) -> Tensor:
+    """For a CPU without a C++ compiler: 2 to 10 times as fast as torch's argmax, log and sort.
+
+    Same arguments and result as `sample`, on CPU tensors.
+    """
+    rows = logits.numpy()
+    temperatures = temperature.tolist()
+    if not any(temperatures):
+        return torch.from_numpy(rows.argmax(axis=-1))
+    states = _murmur_states(seeds.numpy(), positions.numpy())
+    tokens = np.empty(len(rows), dtype=np.int64)
+    for row, (heat, k, p) in enumerate(
+        zip(temperatures, top_k.tolist(), top_p.tolist(), strict=True)
+    ):
+        tokens[row] = rows[row].argmax()
+        if heat == 0 or not np.isfinite(rows[row, tokens[row]]):
+            continue  # NaN and infinities have no distribution; they must not fail the batch
+        scaled = rows[row] / np.float32(heat)
+        kept = _kept_token_ids(scaled, k, p)
+        tokens[row] = _gumbel_argmax(scaled, kept, states[row])
+    return torch.from_numpy(tokens)
+
+
+_FACES = {
+    "reference": sample_reference,
+    "numpy": sample_numpy,
+    "triton": sample_triton,
+    "cpp": sample_cpp,
+}
+
+
+def _check(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    seeds: Tensor,
+    positions: Tensor,
+) -> None:
+    """Compare shapes and dtypes on the host, without reading any tensor."""
+    if logits.dim() != 2 or logits.dtype != torch.float32:
+        raise ValueError(
+            f"logits must be [num_rows, vocab_size] float32, got {list(logits.shape)} "
+            f"{logits.dtype}"
+        )
+    for name, values, dtype in (
+        ("temperature", temperature, torch.float32),
+        ("top_k", top_k, torch.int64),
+        ("top_p", top_p, torch.float32),
+        ("seeds", seeds, torch.int64),
+        ("positions", positions, torch.int64),
+    ):
+        if values.shape != logits.shape[:1] or values.dtype != dtype:
+            raise ValueError(
+                f"{name} must be [{logits.shape[0]}] {dtype}, got {list(values.shape)} "
+                f"{values.dtype}"
+            )
+
+
+def _kept_token_ids(scaled: NDArray[np.float32], k: int, p: float) -> NDArray[np.int64] | None:
+    """Ids that top-k and then top-p leave, or None for all of them."""
+    kept = None
+    if 0 < k < len(scaled):
+        smallest = np.partition(scaled, len(scaled) - k)[len(scaled) - k]
+        kept = np.flatnonzero(scaled >= smallest)
+    if p < 1:
+        values = scaled if kept is None else scaled[kept]
+        inside = _nucleus(values, p)
+        kept = inside if kept is None else kept[inside]
+    return kept
+
+
+def _nucleus(values: NDArray[np.float32], p: float) -> NDArray[np.int64]:
+    """Indices of the fewest most likely entries whose probability reaches p.
+
+    Entries below (1 - p) / n of the mass sum to less than 1 - p, so none of them is inside:
+    leaving them out first spares sorting the vocabulary.
+    """
+    weights = np.exp(values - values.max())
+    total = weights.sum(dtype=np.float64)
+    candidates = np.flatnonzero(weights >= np.float32(total * (1 - p) / len(values)))
+    descending = np.sort(weights[candidates])[::-1]
+    reached = np.cumsum(descending, dtype=np.float64)
+    last = min(int(np.searchsorted(reached, p * total)), len(descending) - 1)
+    inside: NDArray[np.int64] = candidates[weights[candidates] >= descending[last]]
+    return inside
+
+
+def _gumbel_argmax(
+    scaled: NDArray[np.float32], kept: NDArray[np.int64] | None, state: np.uint32
+) -> int:
+    """Id of the kept token with the largest logit plus noise.
+
+    Noise is bounded, so tokens too far below the most likely one plus its own noise cannot win;
+    none is drawn for them.
+    """
+    token_blocks = _token_blocks(len(scaled))
+    values = scaled if kept is None else scaled[kept]
+    best = int(values.argmax())
+    best_id = best if kept is None else int(kept[best])
+    floor = values[best] + _gumbel(token_blocks[best_id : best_id + 1], state)[0] - _MAX_GUMBEL
+    able = np.flatnonzero(values >= floor)
+    kept = able if kept is None else kept[able]
+    scores = values[able] + _gumbel(token_blocks[kept], state)
+    return int(kept[scores.argmax()])
+
+
+def _gumbel(token_blocks: NDArray[np.uint32], state: np.uint32) -> NDArray[np.float32]:
+    """Gumbel noise of some tokens in the row whose seed and position hashed to `state`."""
+    hashed = token_blocks ^ state
+    hashed = _rotate_left(hashed, 13)
+    hashed *= np.uint32(5)
+    hashed += np.uint32(0xE6546B64)
+    hashed ^= _HASHED_BYTES
+    hashed ^= hashed >> np.uint32(16)
+    hashed *= np.uint32(0x85EBCA6B)
+    hashed ^= hashed >> np.uint32(13)
+    hashed *= np.uint32(0xC2B2AE35)
+    hashed ^= hashed >> np.uint32(16)
+    # 31 bits, so that the conversion is a signed one. The large values of the noise, which decide,
+    # come from uniforms near 0, where float32 is fine-grained; 1 itself is kept out.
+    uniform = (hashed & np.uint32(0x7FFFFFFF)).view(np.int32).astype(np.float32)
+    uniform += np.float32(0.5)
+    uniform *= np.float32(2**-31)
+    np.minimum(uniform, _LARGEST_UNIFORM, out=uniform)
+    exponential = np.log1p(np.negative(uniform, out=uniform), out=uniform)
+    np.log(np.negative(exponential, out=exponential), out=exponential)
+    return np.negative(exponential, out=exponential)
+
+
+def _murmur_states(seeds: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """MurmurHash3 state after the blocks (seed low, seed high, position), [num_rows]."""
+    low_bits = np.int64(0xFFFFFFFF)
+    state = np.zeros(len(seeds), dtype=np.uint32)
+    for block in (seeds & low_bits, (seeds >> np.int64(32)) & low_bits, positions & low_bits):
+        state ^= _scramble(block.astype(np.uint32))
+        state = _rotate_left(state, 13)
+        state *= np.uint32(5)
+        state += np.uint32(0xE6546B64)
+    return state
+
+
+@lru_cache(maxsize=8)
+def _token_blocks(vocab_size: int) -> NDArray[np.uint32]:
+    """Every token id, scrambled as MurmurHash3 scrambles a block; the same for all rows."""
+    blocks = _scramble(np.arange(vocab_size, dtype=np.uint32))
+    blocks.flags.writeable = False
+    return blocks
+
+
+def _scramble(block: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """MurmurHash3's treatment of one 32-bit block before it enters the state."""
+    return _rotate_left(block * np.uint32(0xCC9E2D51), 15) * np.uint32(0x1B873593)
+
+
+def _rotate_left(values: NDArray[np.uint32], bits: int) -> NDArray[np.uint32]:
+    return (values << np.uint32(bits)) | (values >> np.uint32(32 - bits))

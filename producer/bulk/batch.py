@@ -1,0 +1,95 @@
+"""The batch that the lines of a bulk run belong to, where somebody wants to be told of its end."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from typing import Self
+
+from batchmill.producer.errors import BatchClosed, BulkFileError
+from batchmill.producer.job.batch import BatchRequest, BatchState
+from batchmill.producer.job.line import BulkLine
+from batchmill.producer.protocol.calls import BatchPlace, NewJob
+from batchmill.producer.settings import ProducerSettings
+from batchmill.producer.store import batch_calls
+from batchmill.producer.store.batch_calls import OpenBatch, raised
+from batchmill.producer.store.batch_store import BatchStore
+from batchmill.producer.store.job_store import JobStore
+
+
+class BulkBatch:
+    """Gives each line its place in the batch, and seals it when all are submitted.
+
+    The batch is opened before the first answer is written, so a run that has answers has its batch.
+    """
+
+    def __init__(self, store: JobStore, batch: OpenBatch, num_lines: int) -> None:
+        self._store = store
+        self._batch = batch
+        self._num_lines = num_lines
+        self._is_sealed = False
+
+    @property
+    def id(self) -> str:
+        """The batch."""
+        return self._batch.batch_id
+
+    @classmethod
+    def open(
+        cls,
+        store: JobStore,
+        settings: ProducerSettings,
+        request: BatchRequest | None,
+        *,
+        identity: str,
+        num_lines: int,
+        num_answered: int,
+    ) -> Self | None:
+        """Open the run's batch, or find it again.
+
+        Args:
+            store: the job store.
+            settings: for the time to live and what webhooks are allowed.
+            request: what the batch asks for; None where nobody asks for one.
+            identity: of the run.
+            num_lines: of the input.
+            num_answered: of those, before this command.
+
+        Raises:
+            BulkFileError: the run began with a batch and goes on without one, or the reverse.
+            IdempotencyConflict: the run's batch asks for something else.
+        """
+        batch_id = "batch_" + hashlib.sha256(f"bulk\0{identity}".encode()).hexdigest()[:32]
+        known = BatchStore(store).load(batch_id)
+        if request is None:
+            if known is not None and known.status is BatchState.VALIDATING:
+                raise BulkFileError(
+                    "the run began with --webhook, which waits for its end; give it again, or "
+                    f"cancel its batch: batchmill batch cancel {batch_id}"
+                )
+            return None
+        if known is None and num_answered:
+            raise BulkFileError(
+                f"{num_answered} lines have answers, but the run has no batch: it began without "
+                "--webhook, under another --run-id, or too long ago; give it without --webhook"
+            )
+        opened = raised(store.run(batch_calls.create(request, settings, batch_id)))
+        return cls(store, opened, num_lines)
+
+    def with_place(self, job: NewJob, line: BulkLine) -> NewJob:
+        """Return a line's job as the batch's."""
+        place = BatchPlace(self.id, line.number - 1, line.custom_id, line.kind.value)
+        return replace(job, batch=place)
+
+    def seal(self) -> None:
+        """Say that all lines are submitted. Again does nothing.
+
+        Raises:
+            redis.exceptions.ConnectionError: try again.
+        """
+        if self._is_sealed:
+            return
+        refusal = self._store.run(batch_calls.seal(self.id, self._num_lines))
+        if refusal is not None and not isinstance(refusal, BatchClosed):
+            raise refusal
+        self._is_sealed = True  # a batch that was cancelled has told of its end itself

@@ -1,0 +1,189 @@
+"""Files that lines are appended to durably, and found again after a crash."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any, Self
+
+from batchmill.producer.errors import BulkFileError
+
+#: Lines, bytes and seconds after which what was appended is written and made durable.
+GROUP_LINES = 256
+GROUP_BYTES = 4 << 20
+GROUP_INTERVAL_S = 1.0
+_LINE_ID = re.compile(r"batch_req_([0-9a-f]{16})_(\d+)")
+
+
+def line_id(identity: str, number: int) -> str:
+    """Return the id of an answer: it names the run's identity and the record's number."""
+    return f"batch_req_{identity[:16]}_{number}"
+
+
+class DoneLines:
+    """Which records have an answer: one bit each."""
+
+    def __init__(self, num_records: int) -> None:
+        self._num_records = num_records
+        self._bits = bytearray(num_records // 8 + 1)
+        self.count = 0
+
+    def __contains__(self, number: int) -> bool:
+        return bool(self._bits[number >> 3] & 1 << (number & 7))
+
+    def add(self, number: int) -> bool:
+        """Note a record; False where it was noted before.
+
+        Raises:
+            IndexError: there is no record of this number.
+        """
+        if not 1 <= number <= self._num_records:
+            raise IndexError(number)
+        if number in self:
+            return False
+        self._bits[number >> 3] |= 1 << (number & 7)
+        self.count += 1
+        return True
+
+
+class DurableLines:
+    """Owns one file for as long as it is open: nobody else appends to it meanwhile.
+
+    Invariant: the file holds whole lines, plus at most one torn line at its end after a crash,
+    which the next `recover` takes off.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open, or make, the file and lock it.
+
+        Raises:
+            BulkFileError: it cannot be opened, or another process has it.
+        """
+        self.path = path
+        self._group: list[bytes] = []
+        self._num_bytes = 0
+        self._synced_at = time.monotonic()
+        try:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise BulkFileError(f"{path} cannot be opened: {error.strerror}") from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._file)
+            raise BulkFileError(
+                f"{path} is written by another bulk command; wait for it, or end it"
+            ) from None
+        _sync_folder(path.parent)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.sync()
+        finally:
+            os.close(self._file)
+
+    def recover(self, identity: str, done: DoneLines) -> int:
+        """Take off a torn last line, note the records answered, and return how many those are.
+
+        Raises:
+            BulkFileError: the file holds something else, or answers to another input.
+        """
+        before, end = done.count, 0
+        with self.path.open("rb") as file:
+            for line, raw in enumerate(file, start=1):
+                number = self._number(raw, line, identity)
+                if number is None and file.read(1):
+                    raise BulkFileError(
+                        f"{self.path}, line {line}: not a line of bulk; move the file away, or "
+                        "give another"
+                    )
+                if number is None:
+                    break
+                self._note(done, number, line)
+                end += len(raw)
+        if os.fstat(self._file).st_size != end:
+            os.ftruncate(self._file, end)
+            os.fsync(self._file)
+        return done.count - before
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Take a line; `sync_if_due` and `sync` write it."""
+        data = json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        self._group.append(data)
+        self._num_bytes += len(data)
+        if len(self._group) >= GROUP_LINES or self._num_bytes >= GROUP_BYTES:
+            self.sync()
+
+    def sync_if_due(self) -> None:
+        """Write what has waited for `GROUP_INTERVAL_S`."""
+        if time.monotonic() - self._synced_at >= GROUP_INTERVAL_S:
+            self.sync()
+
+    def sync(self) -> None:
+        """Write what was appended and have the disk keep it.
+
+        Raises:
+            BulkFileError: the disk does not take it, as when it is full.
+        """
+        self._synced_at = time.monotonic()
+        if not self._group:
+            return
+        data = memoryview(b"".join(self._group))
+        # Forgotten first: after an error nobody knows how much was written, and the next command
+        # recovers the file and asks for the rest again.
+        self._group, self._num_bytes = [], 0
+        try:
+            while data:
+                data = data[os.write(self._file, data) :]
+            os.fsync(self._file)
+        except OSError as error:
+            raise BulkFileError(
+                f"{self.path} cannot be written: {error.strerror}; make room and give the same "
+                "command again, it goes on from here"
+            ) from error
+
+    def _number(self, raw: bytes, line: int, identity: str) -> int | None:
+        """The record that a line answers; None where it is no whole line of ours."""
+        if not raw.endswith(b"\n"):
+            return None
+        try:
+            match = _LINE_ID.fullmatch(json.loads(raw)["id"])
+        except (ValueError, KeyError, TypeError):
+            return None
+        if match is None:
+            return None
+        if match[1] != identity[:16]:
+            raise BulkFileError(
+                f"{self.path}, line {line}: answers another input, or the same one with another "
+                "template or other settings; give another output, or move the file away"
+            )
+        return int(match[2])
+
+    def _note(self, done: DoneLines, number: int, line: int) -> None:
+        try:
+            if done.add(number):
+                return
+        except IndexError:
+            pass
+        raise BulkFileError(
+            f"{self.path}, line {line}: answers record {number}, which is answered already or is "
+            "not in the input; the files were changed by hand: move them away"
+        )
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the disk keep the file's name as well, where the file system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

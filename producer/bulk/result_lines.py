@@ -1,0 +1,72 @@
+"""The lines of the output and error files, in the shape of OpenAI's batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from batchmill.producer.errors import JobUnfinished, UnknownJob
+from batchmill.producer.job.line import LineKind
+from batchmill.producer.results import JobResult
+from batchmill.producer.store.read_ends import EndedJob
+
+
+def line_of(request_id: str, custom_id: str, kind: LineKind, ended: EndedJob) -> dict[str, Any]:
+    """Return the line of a job that has ended, with a completion or without."""
+    try:
+        return answer_line(
+            request_id, custom_id, kind, ended.result(), finished_at_ms=ended.finished_at_ms
+        )
+    except JobUnfinished as error:
+        return error_line(request_id, custom_id, error.code, str(error))
+    except UnknownJob as error:
+        return error_line(request_id, custom_id, "unknown_job", str(error))
+
+
+def answer_line(
+    request_id: str,
+    custom_id: str,
+    kind: LineKind,
+    result: JobResult,
+    *,
+    finished_at_ms: int | None,
+) -> dict[str, Any]:
+    """Return the output line of a completed job. It was created when the job ended."""
+    body = _chat(result) if kind is LineKind.CHAT else _completion(result)
+    body |= {"model": result.model, "id": result.id}
+    if finished_at_ms is not None:
+        body["created"] = finished_at_ms // 1000
+    body["usage"] = result.usage.model_dump()
+    response = {"status_code": 200, "request_id": result.id, "body": body}
+    return {"id": request_id, "custom_id": custom_id, "response": response, "error": None}
+
+
+def error_line(request_id: str, custom_id: str, code: str, message: str) -> dict[str, Any]:
+    """Return the error line of a record that has no completion."""
+    error = {"code": code, "message": message}
+    return {"id": request_id, "custom_id": custom_id, "response": None, "error": error}
+
+
+def _chat(result: JobResult) -> dict[str, Any]:
+    choices = [
+        {
+            "index": index,
+            "message": completion.message,
+            "logprobs": completion.logprobs,
+            "finish_reason": completion.finish_reason,
+        }
+        for index, completion in enumerate(result.completions)
+    ]
+    return {"object": "chat.completion", "choices": choices}
+
+
+def _completion(result: JobResult) -> dict[str, Any]:
+    choices = [
+        {
+            "index": index,
+            "text": completion.text,
+            "logprobs": completion.logprobs,
+            "finish_reason": completion.finish_reason,
+        }
+        for index, completion in enumerate(result.completions)
+    ]
+    return {"object": "text_completion", "choices": choices}

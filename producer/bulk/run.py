@@ -1,0 +1,139 @@
+"""A file of prompts in, a file of answers out: constant memory, and nothing twice after a crash.
+
+The output and error files are the only state of a run. Every record's job has an idempotency key
+made of the run's identity and the record's place, so a job that was submitted before a crash is
+found again rather than generated again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+from batchmill.producer.errors import BulkFileError
+from batchmill.producer.job.line import BulkLine
+from batchmill.producer.settings import ProducerSettings
+from batchmill.producer.store.job_store import JobStore
+
+from .batch import BulkBatch
+from .in_flight import Flight
+from .lines import read_line
+from .options import BulkCounts, BulkOptions
+from .output import DoneLines, DurableLines
+from .prefix_order import with_prefixes_adjacent
+from .records import count_records, csv_columns, digest_of, is_csv, read_records
+
+#: Seconds that a turn of the loop waits for an end.
+_TURN_S = 0.5
+
+
+class BulkRun:
+    """One run of `batchmill bulk`. Owns its files while it runs; the jobs outlive it."""
+
+    def __init__(self, store: JobStore, settings: ProducerSettings, options: BulkOptions) -> None:
+        self._store = store
+        self._settings = settings
+        self._options = options
+        self.counts = BulkCounts()
+        #: The batch that the lines are, once it is open.
+        self.batch_id: str | None = None
+
+    def run(self, on_progress: Callable[[BulkCounts], None]) -> BulkCounts:
+        """Submit what has no answer yet, and return when every record has one.
+
+        Args:
+            on_progress: called about twice a second and after each group of answers.
+
+        Raises:
+            BulkFileError: a file cannot be used.
+            JobRejected: the batch's webhook is not allowed, or its batch asks for something else.
+            redis.exceptions.ConnectionError: the broker has been away for half a minute. As after
+                a crash or Ctrl-C, the same command goes on from there.
+        """
+        _check_paths(self._options)
+        digest = digest_of(self._options.input_path)
+        _check_columns(self._options)
+        self.counts.total = count_records(self._options.input_path)
+        identity = _identity(self._options, digest, self._settings)
+        with ExitStack() as stack:
+            output = stack.enter_context(DurableLines(self._options.output_path))
+            errors = stack.enter_context(DurableLines(self._options.errors_path))
+            done = DoneLines(self.counts.total)
+            for file in (output, errors):
+                self.counts.resumed += file.recover(identity, done)
+            batch = BulkBatch.open(
+                self._store,
+                self._settings,
+                self._options.batch,
+                identity=f"{identity}\0{self._options.run_id}",
+                num_lines=self.counts.total,
+                num_answered=self.counts.resumed,
+            )
+            self.batch_id = None if batch is None else batch.id
+            flight = stack.enter_context(
+                Flight(
+                    self._store,
+                    self._settings,
+                    self._options,
+                    identity,
+                    output,
+                    errors,
+                    self.counts,
+                    batch,
+                )
+            )
+            self._fly(flight, self._lines(done), on_progress)
+        on_progress(self.counts)
+        return self.counts
+
+    def _fly(
+        self, flight: Flight, lines: Iterator[BulkLine], on_progress: Callable[[BulkCounts], None]
+    ) -> None:
+        on_progress(self.counts)
+        while flight.send(lines):
+            flight.collect(_TURN_S)
+            on_progress(self.counts)
+
+    def _lines(self, done: DoneLines) -> Iterator[BulkLine]:
+        settings = self._options.lines
+        records = read_records(self._options.input_path)
+        todo = (read_line(record, settings) for record in records if record.number not in done)
+        return with_prefixes_adjacent(todo)
+
+
+def _check_paths(options: BulkOptions) -> None:
+    paths = [options.input_path, options.output_path, options.errors_path]
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise BulkFileError("the input, the output and the error file must be three files")
+
+
+def _check_columns(options: BulkOptions) -> None:
+    """Refuse a template that no row of a table can fill, before every row fails."""
+    template = options.lines.template
+    if template is None or not is_csv(options.input_path):
+        return
+    columns = csv_columns(options.input_path)
+    missing = [name for name in template.columns if name not in columns]
+    if missing:
+        raise BulkFileError(
+            f"the template asks for {', '.join(missing)}; {options.input_path} has the columns "
+            f"{', '.join(columns)}"
+        )
+
+
+def _identity(options: BulkOptions, digest: str, settings: ProducerSettings) -> str:
+    """Digest of all that the answers depend on: answers of another input are none of this one."""
+    lines = options.lines
+    content = {
+        "input": digest,
+        "template": options.template_text if lines.template is not None else None,
+        "as_chat": lines.as_chat,
+        "system": lines.system,
+        "model": lines.model or settings.served_name,
+        "defaults": dict(lines.defaults),
+        **({"tags": lines.tags} if lines.tags else {}),  # runs without go on from earlier versions
+    }
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()

@@ -1,0 +1,148 @@
+"""Cutting a stream of jobs into batches of bounded size. No input or output."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from batchmill.producer.errors import JobRejected
+from batchmill.producer.job.document import GenerationJob
+from batchmill.producer.job.validation import parse_job
+from batchmill.producer.protocol import calls
+from batchmill.producer.protocol.calls import Call, NewJob
+from batchmill.producer.protocol.replies import SubmitStatus, Submitted
+from batchmill.producer.settings import ProducerSettings
+from batchmill.producer.store.outcomes import accepted_id
+from batchmill.producer.store.submission import prepare
+
+#: A job as callers give it.
+JobLike: TypeAlias = GenerationJob | Mapping[str, Any]
+#: Told of a job that was refused: its index in the input, and why.
+OnRejected: TypeAlias = Callable[[int, JobRejected], None]
+
+MAX_BATCH_JOBS = 500
+#: Prompts may be a megabyte each: a batch must not be five hundred of those.
+MAX_BATCH_CHARS = 4 << 20
+#: Pause before a full queue is tried again.
+_FULL_PAUSE_S = 0.25
+
+
+def as_job(job: JobLike | None, fields: Mapping[str, Any]) -> GenerationJob:
+    """Return the job that `submit` was given, as one value or as fields.
+
+    Raises:
+        TypeError: both were given.
+        JobRejected: a field is wrong.
+    """
+    if job is None:
+        return parse_job(fields)
+    if fields:
+        raise TypeError(f"give a job or its fields, not both; fields are {', '.join(fields)}")
+    return job if isinstance(job, GenerationJob) else parse_job(job)
+
+
+class Batch:
+    """Jobs that go to the broker in one round trip, with their places in the input.
+
+    Owns the first refusal where there is no `on_rejected`: it is raised by `check`, once the
+    jobs before it have been sent and their handles handed out.
+    """
+
+    def __init__(
+        self,
+        settings: ProducerSettings,
+        on_rejected: OnRejected | None,
+        wait_when_full_s: float | None = None,
+    ) -> None:
+        self._settings = settings
+        self._on_rejected = on_rejected
+        self._wait_when_full_s = wait_when_full_s or 0.0
+        self._full_since: float | None = None
+        self._jobs: list[tuple[int, NewJob]] = []
+        self._answers: list[Submitted | None] = []
+        self._num_chars = 0
+        self._refusal: JobRejected | None = None
+
+    def add(self, index: int, job: JobLike) -> None:
+        """Check a job and keep it, or note its refusal."""
+        try:
+            prepared = prepare(as_job(job, {}), self._settings)
+        except JobRejected as error:
+            self._reject(index, error)
+            return
+        self._jobs.append((index, prepared))
+        self._answers.append(None)
+        self._num_chars += len(prepared.document)
+
+    @property
+    def must_be_sent(self) -> bool:
+        """Whether it is full, or ends here because of a refusal."""
+        return (
+            len(self._jobs) >= MAX_BATCH_JOBS
+            or self._num_chars >= MAX_BATCH_CHARS
+            or self._refusal is not None
+        )
+
+    def calls(self) -> list[Call[Submitted]]:
+        """Return the script calls that submit what has no answer yet."""
+        return [calls.submit(self._jobs[place][1]) for place in self._unanswered()]
+
+    def note(self, answers: Sequence[Submitted]) -> float | None:
+        """Note the answers to `calls`.
+
+        Returns:
+            Seconds until what was refused for want of room is to be sent again; None where
+            nothing was, or the time to wait for room is over.
+        """
+        unanswered = self._unanswered()
+        for place, answer in zip(unanswered, answers, strict=True):
+            self._answers[place] = answer
+        full = [place for place in unanswered if self._status(place) is SubmitStatus.FULL]
+        now = time.monotonic()
+        if self._full_since is None or len(full) < len(unanswered):
+            self._full_since = now  # some were taken: the queue moves
+        if not full or now - self._full_since >= self._wait_when_full_s:
+            self._full_since = None
+            return None
+        for place in full:
+            self._answers[place] = None
+        return min(_FULL_PAUSE_S, self._wait_when_full_s)
+
+    def _unanswered(self) -> list[int]:
+        return [place for place, answer in enumerate(self._answers) if answer is None]
+
+    def _status(self, place: int) -> SubmitStatus | None:
+        answer = self._answers[place]
+        return None if answer is None else answer.status
+
+    def take_ids(self) -> Iterator[str]:
+        """Empty the batch and yield the ids of the jobs that were accepted."""
+        sent = list(zip(self._jobs, self._answers, strict=True))
+        self._jobs.clear()
+        self._answers.clear()
+        self._num_chars = 0
+        for (index, job), answer in sent:
+            assert answer is not None  # `note` was told of all
+            try:
+                job_id = accepted_id(job, answer)
+            except JobRejected as error:
+                self._reject(index, error)
+            else:
+                yield job_id
+
+    def check(self) -> None:
+        """Raise the refusal, if there was one and nobody else is told of it.
+
+        Raises:
+            JobRejected: of the first job that was refused.
+        """
+        if self._refusal is not None:
+            raise self._refusal
+
+    def _reject(self, index: int, error: JobRejected) -> None:
+        if self._on_rejected is not None:
+            self._on_rejected(index, error)
+        elif self._refusal is None:
+            error.add_note(f"job {index} of the input, counted from 0")
+            self._refusal = error

@@ -1,0 +1,257 @@
+"""The part of a job that is a chat: messages, tools, documents, and how they are rendered."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from batchmill.producer.grammar import GrammarRefused, check_parameters, schema_for_rule
+
+from . import limits
+from .messages import FunctionName, Messages
+from .strictness import STRICT, Text, check_depth
+
+#: What only a chat has a use for.
+_CHAT_ONLY: Final = (
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "documents",
+    "chat_template_kwargs",
+    "add_generation_prompt",
+    "continue_final_message",
+)
+#: Controls that would end or stretch an output that has to be calls.
+_CONTRADICT_CALLS: Final = ("stop", "stop_token_ids", "min_tokens", "ignore_eos")
+
+
+class Function(BaseModel):
+    """A function that the model may call."""
+
+    model_config = STRICT
+
+    name: FunctionName
+    description: Text | None = Field(default=None, repr=False)
+    #: A JSON schema of type object; absent for a function without parameters.
+    parameters: dict[str, Any] | None = Field(default=None, repr=False)
+    #: Follow the schema. Holds where a call is certain: see `tool_choice`.
+    strict: bool | None = None
+
+    @model_validator(mode="after")
+    def _takes_an_object(self) -> Self:
+        try:
+            check_parameters("parameters", self.parameters or {})
+        except GrammarRefused as refusal:
+            raise ValueError(refusal.message) from None
+        return self
+
+
+class Tool(BaseModel):
+    """A tool: a function."""
+
+    model_config = STRICT
+
+    type: Literal["function"]
+    function: Function
+
+
+class Document(BaseModel):
+    """A document to answer from."""
+
+    model_config = STRICT
+
+    title: Text | None = Field(default=None, repr=False)
+    text: Text = Field(repr=False)
+
+
+def _check_tools(tools: list[Tool]) -> list[Tool]:
+    for tool in tools:
+        check_depth(tool.function.parameters, limits.MAX_STRUCTURE_DEPTH)
+    names = [tool.function.name for tool in tools]
+    if len(set(names)) < len(names):
+        raise ValueError("two functions have the same name")
+    num_bytes = sum(_num_json_bytes(tool.model_dump()) for tool in tools)
+    if num_bytes > limits.MAX_STRUCTURE_BYTES:
+        raise ValueError(
+            f"have {num_bytes} bytes as JSON, the limit is {limits.MAX_STRUCTURE_BYTES}; "
+            "offer fewer, or describe them in fewer words"
+        )
+    return tools
+
+
+def _read_tool_choice(choice: Any) -> Any:
+    """Check it by hand: errors of a union would name all of its kinds."""
+    is_function = (
+        isinstance(choice, dict)
+        and choice.keys() == {"type", "function"}
+        and choice["type"] == "function"
+        and isinstance(choice["function"], dict)
+        and choice["function"].keys() == {"name"}
+        and isinstance(choice["function"]["name"], str)
+    )
+    if choice not in (None, "auto", "none", "required") and not is_function:
+        raise ValueError(
+            'is none of auto, none, required and {"type": "function", "function": {"name": …}}'
+        )
+    return choice
+
+
+def _check_template_kwargs(kwargs: Any) -> Any:
+    if not isinstance(kwargs, dict) or not all(isinstance(name, str) for name in kwargs):
+        return kwargs  # refused as it is
+    for name, value in kwargs.items():
+        if name in limits.RESERVED_TEMPLATE_KWARGS or not str(name).isidentifier():
+            raise ValueError(f"holds {str(name)[:40]!r}, which is not for it: leave it out")
+        if not isinstance(value, str | int | float | bool | None):
+            raise ValueError(f"{name[:40]} is no text, number, true, false or null")
+    if _num_json_bytes(kwargs) > limits.MAX_TEMPLATE_KWARGS_BYTES:
+        raise ValueError(f"has more than {limits.MAX_TEMPLATE_KWARGS_BYTES} bytes as JSON")
+    return kwargs
+
+
+def _num_json_bytes(value: Any) -> int:
+    try:
+        return len(json.dumps(value, allow_nan=False, ensure_ascii=False).encode())
+    except (TypeError, ValueError, RecursionError):
+        raise ValueError("holds what JSON in UTF-8 cannot: leave it out") from None
+
+
+def _chat_field(default: Any, **constraints: Any) -> Any:
+    """A field that a job's document leaves out where it is not used."""
+    return Field(default=default, exclude_if=lambda value: value == default, **constraints)
+
+
+class ChatFields(BaseModel):
+    """Messages and what goes with them. What each does: docs/chat.md."""
+
+    model_config = STRICT
+
+    #: A chat, put into the model's own template.
+    messages: Messages | None = Field(default=None, repr=False)
+    #: Functions that the model may call. The model's template has to know tools.
+    tools: Annotated[
+        list[Tool], AfterValidator(_check_tools), Field(max_length=limits.MAX_TOOLS)
+    ] = _chat_field([], repr=False)
+    #: `auto`, `required` (calls and nothing else, by their schemas), `none` (the tools are
+    #: not shown), or one function by name; `auto` where there are tools and it is absent.
+    tool_choice: Annotated[str | dict[str, Any] | None, BeforeValidator(_read_tool_choice)] = (
+        _chat_field(None)
+    )
+    #: Whether there may be several calls; false ends the output with the first.
+    parallel_tool_calls: bool | None = _chat_field(None)
+    #: Documents to answer from. The model's template has to know documents.
+    documents: Annotated[list[Document], Field(max_length=limits.MAX_DOCUMENTS)] = _chat_field(
+        [], repr=False
+    )
+    #: What else the model's template knows, such as `enable_thinking`.
+    chat_template_kwargs: Annotated[dict[str, Any], BeforeValidator(_check_template_kwargs)] = (
+        _chat_field({})
+    )
+    #: Whether the prompt ends where an answer begins; it does where the last message is not
+    #: continued.
+    add_generation_prompt: bool | None = _chat_field(None)
+    #: Go on with the last message, which is the assistant's.
+    continue_final_message: bool = _chat_field(False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_a_default(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {
+            name: value
+            for name, value in data.items()
+            if value is not None or name not in _CHAT_ONLY
+        }
+
+    @property
+    def must_call(self) -> bool:
+        """Whether the output has to be calls and nothing else."""
+        return self.tool_choice == "required" or isinstance(self.tool_choice, dict)
+
+    @property
+    def num_chat_bytes(self) -> int:
+        """What goes into the prompt, about: messages, documents and tools."""
+        num_bytes = sum(message.num_bytes for message in self.messages or ())
+        num_bytes += sum(len(document.text.encode()) for document in self.documents)
+        return num_bytes + sum(len(tool.model_dump_json()) for tool in self.tools)
+
+    @model_validator(mode="after")
+    def _check_chat(self) -> Self:
+        if self.messages is None:
+            for name in _CHAT_ONLY:
+                if getattr(self, name):
+                    raise ValueError(f"{name} is for a chat: give messages instead of a prompt")
+        self._check_tool_choice()
+        self._check_continuation()
+        return self
+
+    def _check_tool_choice(self) -> None:
+        choice, names = self.tool_choice, [tool.function.name for tool in self.tools]
+        if choice not in (None, "none") and not names:
+            raise ValueError("tool_choice is given without tools: give tools, or leave it out")
+        if isinstance(choice, dict) and choice["function"]["name"] not in names:
+            raise ValueError("tool_choice names no function of tools: use one of their names")
+        demanded = [choice["function"]["name"]] if isinstance(choice, dict) else names
+        for function in (tool.function for tool in self.tools):
+            if self.must_call and function.name in demanded:
+                _check_enforceable(function)
+            elif function.strict and choice != "none":
+                message = (
+                    "strict holds only where a call is certain: set tool_choice to required or "
+                    "to a function, or leave strict out"
+                )
+                raise PydanticCustomError(
+                    "unsupported_parameter", "{message}", {"message": message, "param": "tools"}
+                )
+
+    def _check_continuation(self) -> None:
+        if not self.continue_final_message:
+            return
+        last = (self.messages or [])[-1]
+        if last.role != "assistant" or last.tool_calls or not last.content:
+            raise ValueError(
+                "continue_final_message goes on with text of the assistant, and the last message "
+                "is none: add it, or leave continue_final_message out"
+            )
+        if self.add_generation_prompt:
+            raise ValueError(
+                "add_generation_prompt begins a new message and continue_final_message goes on "
+                "with the last: give one of them"
+            )
+
+
+def check_controls(job: Any) -> None:
+    """Check that a chat with tools asks for nothing that contradicts them.
+
+    Args:
+        job: A `GenerationJob`.
+
+    Raises:
+        ValueError: it does.
+    """
+    if not job.tools or job.tool_choice == "none":
+        return
+    form = (job.response_format or {}).get("type", "text")
+    if form != "text" or job.structured_outputs is not None:
+        raise ValueError(
+            "tools and a structured output are both given: set tool_choice to none for an answer "
+            "in a structure, or leave the structure out"
+        )
+    for name in _CONTRADICT_CALLS:
+        if job.must_call and getattr(job, name):
+            raise ValueError(
+                f"{name} and a tool_choice that demands a call are both given: the call alone "
+                f"decides where the output ends, so leave {name} out"
+            )
+
+
+def _check_enforceable(function: Function) -> None:
+    parameters = function.parameters or {"additionalProperties": False}
+    try:
+        schema_for_rule(f"the parameters of {function.name}", {**parameters, "type": "object"})
+    except GrammarRefused as refusal:
+        raise ValueError(refusal.message) from None

@@ -1,0 +1,259 @@
+"""The job as a producer describes it: the wire contract, checked."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BeforeValidator,
+    Field,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from batchmill.producer.protocol import keys
+from batchmill.producer.webhook.target import split_url
+
+from . import limits, unsupported
+from .chat import ChatFields, check_controls
+from .controls import SamplingControls
+from .strictness import Text, encoded
+
+
+def _check_webhook(url: str) -> str:
+    """Check a webhook URL's form. Where it may lead is the operator's to say: see `prepare`."""
+    split_url(url)
+    return url
+
+
+def _check_secret_name(name: str) -> str:
+    if name.startswith("whsec_"):
+        raise ValueError("is a secret; give the name under which the operator holds it")
+    if not keys.is_secret_name(name):
+        raise ValueError("is not a name: 1 to 64 letters, digits, _ and -")
+    return name
+
+
+def _check_tenant(name: str) -> str:
+    if not keys.is_tenant_name(name):
+        raise ValueError("is not a name: 1 to 64 letters, digits, _ . and -")
+    return name
+
+
+def _check_model(name: str) -> str:
+    keys.queue_name(name, "normal")
+    return name
+
+
+def _check_idempotency_key(key: str) -> str:
+    if not (key.isascii() and key.isprintable()):
+        raise ValueError("holds characters that are not printable ASCII")
+    return key
+
+
+def check_tag(tag: str) -> str:
+    """Return a tag that a job can have.
+
+    Raises:
+        ValueError: it is empty, too long, or holds a comma or what cannot be printed.
+    """
+    if not 1 <= len(tag) <= limits.MAX_TAG_CHARS:
+        raise ValueError(f"a tag has {len(tag)} characters; use 1 to {limits.MAX_TAG_CHARS}")
+    if "," in tag or not tag.isprintable():
+        raise ValueError("a tag holds a comma or what cannot be printed; use neither")
+    return tag
+
+
+def _check_tags(tags: list[str]) -> list[str]:
+    if len(set(tags)) != len(tags):
+        raise ValueError("holds a tag twice; give each once")
+    return tags
+
+
+def _check_metadata(metadata: dict[str, str]) -> dict[str, str]:
+    num_bytes = sum(len(key.encode()) + len(value.encode()) for key, value in metadata.items())
+    if num_bytes > limits.MAX_METADATA_BYTES:
+        raise ValueError(
+            f"holds {num_bytes} bytes, the limit is {limits.MAX_METADATA_BYTES}; "
+            "keep the rest on your side, under the job's id"
+        )
+    return metadata
+
+
+def _check_prompt(prompt: Any) -> Any:
+    """Check a prompt by hand: errors of a union would name both of its kinds."""
+    if isinstance(prompt, str):
+        num_bytes = len(encoded(prompt).encode())
+        if num_bytes > limits.MAX_PROMPT_BYTES:
+            raise ValueError(
+                f"has {num_bytes} bytes, the limit is {limits.MAX_PROMPT_BYTES}; shorten it"
+            )
+    elif isinstance(prompt, list):
+        if len(prompt) > limits.MAX_PROMPT_TOKENS:
+            raise ValueError(
+                f"has {len(prompt)} token ids, the limit is {limits.MAX_PROMPT_TOKENS}; shorten it"
+            )
+        if not all(type(item) is int and 0 <= item < 2**32 for item in prompt):
+            raise ValueError("as a list holds token ids: integers from 0 to 2**32 - 1")
+    else:
+        raise ValueError("is neither a string nor a list of token ids")
+    if not prompt:
+        raise ValueError("is empty; there is nothing to go on from")
+    return prompt
+
+
+MetadataKey = Annotated[
+    str, Field(min_length=1, max_length=limits.MAX_METADATA_KEY_CHARS), AfterValidator(encoded)
+]
+
+
+#: Receives signed POSTs. https, unless the operator allows http.
+WebhookUrl = Annotated[str, AfterValidator(_check_webhook), Field(max_length=limits.MAX_URL_CHARS)]
+#: Name of one of the operator's secrets.
+SecretName = Annotated[str, AfterValidator(_check_secret_name)]
+IdempotencyKey = Annotated[
+    str,
+    AfterValidator(_check_idempotency_key),
+    Field(min_length=1, max_length=limits.MAX_IDEMPOTENCY_KEY_CHARS),
+]
+Metadata = Annotated[
+    dict[MetadataKey, Text],
+    AfterValidator(_check_metadata),
+    Field(max_length=limits.MAX_METADATA_PAIRS),
+]
+
+EventName = Literal["started", "output", "completed", "failed", "cancelled", "expired"]
+_END_EVENTS: tuple[EventName, ...] = ("completed", "failed", "cancelled", "expired")
+
+
+class GenerationJob(ChatFields, SamplingControls):
+    """What to generate, and how to hand it over. Unknown fields are errors.
+
+    Exactly one of `prompt` and `messages` is given. Names are those of vLLM and OpenAI; the
+    aliases of others are accepted. A parameter that others know and this version cannot do is
+    refused by name unless its value asks for nothing.
+
+    Raises:
+        pydantic.ValidationError: a field is wrong; `Client.submit` turns it into `JobRejected`.
+    """
+
+    #: Served name; None takes the client's default.
+    model: Annotated[str, AfterValidator(_check_model)] | None = None
+    #: Text, or token ids of the model's own vocabulary. Used as it is, without a chat template.
+    prompt: Annotated[str | list[int], BeforeValidator(_check_prompt)] | None = Field(
+        default=None, repr=False
+    )
+    #: The job shares the KV of prompt prefixes with jobs of the same salt only.
+    cache_salt: (
+        Annotated[Text, Field(min_length=1, max_length=limits.MAX_CACHE_SALT_CHARS)] | None
+    ) = Field(default=None, repr=False, exclude_if=lambda salt: salt is None)
+
+    #: Class of the job: all of `high` (0) come before `normal` (1), these before `low` (2).
+    priority: Literal["high", "normal", "low"] = Field(
+        default="normal", description="The engine's numbers: high is 0, normal 1, low 2."
+    )
+    #: Whose job it is: within a class tenants take turns, by tokens and weight; `default` where
+    #: absent.
+    tenant: (
+        Annotated[
+            str,
+            AfterValidator(_check_tenant),
+            Field(json_schema_extra={"pattern": keys.TENANT_PATTERN}),
+        ]
+        | None
+    ) = None
+    #: Receives a signed POST when the job ends. https, unless the operator allows http.
+    webhook: WebhookUrl | None = None
+    #: Events to send: `started`, `output` (tokens so far, at most every five seconds) and the
+    #: four ends. Only the ends where absent.
+    webhook_events_filter: Annotated[list[EventName], Field(min_length=1, max_length=6)] = Field(
+        default_factory=lambda: list(_END_EVENTS)
+    )
+    #: Put the text into the event of the job's end, where it is at most 16 KiB.
+    include_output: bool = False
+    #: Name of the operator's secret to sign with; the default one where absent.
+    webhook_secret: SecretName | None = None
+    #: Makes submitting twice the same as once, for as long as the job's record is kept.
+    idempotency_key: IdempotencyKey | None = None
+    #: Your own words about the job, given back with its result and in its webhook.
+    metadata: Metadata = Field(default_factory=dict)
+    #: Labels to find, count, cancel and forget jobs by.
+    tags: Annotated[
+        list[Annotated[str, AfterValidator(check_tag)]],
+        AfterValidator(_check_tags),
+        Field(max_length=limits.MAX_TAGS),
+    ] = Field(default_factory=list)
+    #: Seconds from submit after which nobody wants the result any more.
+    ttl_s: float | None = Field(default=None, gt=0, le=limits.MAX_TTL_S)
+    #: The same as a moment (with a time zone); the earlier of the two counts.
+    deadline: Annotated[AwareDatetime, Field(strict=False)] | None = None
+    #: Seconds from submit that the job waits before it may run.
+    delay_s: float | None = Field(default=None, gt=0, le=limits.MAX_TTL_S)
+    #: The same as a moment (with a time zone); the later of the two counts.
+    not_before: Annotated[AwareDatetime, Field(strict=False)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        kept = {}
+        for name, value in data.items():
+            if name not in unsupported.UNSUPPORTED:
+                kept[name] = value
+            elif not unsupported.asks_for_nothing(name, value):
+                raise PydanticCustomError(
+                    "unsupported_parameter",
+                    "{message}",
+                    {"message": unsupported.refusal(name), "param": name},
+                )
+        return kept
+
+    @model_validator(mode="after")
+    def _webhook_for_its_choices(self) -> Self:
+        chosen = {
+            "webhook_events_filter": set(self.webhook_events_filter) != set(_END_EVENTS),
+            "include_output": self.include_output,
+            "webhook_secret": self.webhook_secret is not None,
+        }
+        if self.webhook is None and any(chosen.values()):
+            names = ", ".join(name for name, is_chosen in chosen.items() if is_chosen)
+            raise ValueError(f"{names} without a webhook does nothing; give one")
+        return self
+
+    @model_validator(mode="after")
+    def _deadline_after_delay(self) -> Self:
+        if self.delay_s is None and self.not_before is None:
+            return self
+        # A moment and a duration are compared at submit, by Redis' clock.
+        for end_name, end, start_name, start in (
+            ("ttl_s", self.ttl_s, "delay_s", self.delay_s),
+            ("deadline", self.deadline, "not_before", self.not_before),
+        ):
+            if end is not None and start is not None and end <= start:  # type: ignore[operator]
+                raise ValueError(
+                    f"{end_name} is {end}, not after {start_name} ({start}): "
+                    "the job would expire before it may run"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _one_input(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            given = "neither is" if self.prompt is None else "both are"
+            raise ValueError(f"give exactly one of prompt and messages; {given} given")
+        if self.messages is not None:
+            num_bytes = self.num_chat_bytes
+            if num_bytes > limits.MAX_PROMPT_BYTES:
+                raise ValueError(
+                    f"messages, documents and tools have {num_bytes} bytes, the limit is "
+                    f"{limits.MAX_PROMPT_BYTES}; shorten them"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _controls_suit_the_chat(self) -> Self:
+        check_controls(self)
+        return self

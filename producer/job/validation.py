@@ -1,0 +1,84 @@
+"""From a mapping to a checked job, with errors that name the field."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from batchmill.producer.errors import JobRejected, UnsupportedParameter
+
+from .document import GenerationJob
+
+#: Of a field's name, as a message shows it.
+_MAX_NAME_CHARS = 200
+
+
+def parse_job(data: Mapping[str, Any]) -> GenerationJob:
+    """Return the job that a mapping describes.
+
+    Raises:
+        UnsupportedParameter: a parameter that this version cannot do.
+        JobRejected: a field is missing, unknown or out of range; the message names it, and never
+            holds what was in it.
+    """
+    try:
+        return GenerationJob.model_validate(dict(data))
+    except ValidationError as error:
+        raise rejection(error) from None
+
+
+def parse_document(document: bytes | str) -> GenerationJob:
+    """Return the job in a JSON document, as a record holds it.
+
+    Raises:
+        JobRejected: as `parse_job`, or the document is not JSON.
+    """
+    try:
+        return GenerationJob.model_validate_json(document)
+    except ValidationError as error:
+        raise rejection(error) from None
+
+
+def rejection(error: ValidationError) -> JobRejected:
+    """Return the error for a caller, from pydantic's first complaint."""
+    details = error.errors(include_url=False, include_input=False)
+    for detail in details:
+        if detail["type"] == "unsupported_parameter":
+            where = _dotted(detail) or str(detail["ctx"]["param"])
+            return UnsupportedParameter(detail["msg"], param=where)
+    param = _dotted(details[0])
+    also = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+    return JobRejected(_message(details[0], param) + also, param=param)
+
+
+def _dotted(detail: ErrorDetails) -> str | None:
+    """Where in the job it is; None for the job as a whole."""
+    return _shown(".".join(str(part) for part in detail["loc"])) or None
+
+
+def _shown(name: str) -> str:
+    """Return a name as a message can hold it: a key may be a megabyte, or no text in UTF-8."""
+    name = name.encode(errors="backslashreplace").decode()
+    return name if len(name) <= _MAX_NAME_CHARS else f"{name[:_MAX_NAME_CHARS]}…"
+
+
+def _message(detail: ErrorDetails, param: str | None) -> str:
+    if detail["type"] == "extra_forbidden":
+        owner = _canonical_name(str(param))
+        if owner is not None:
+            return f"{param} is another name for {owner}, which is given as well: give one of them"
+        return f"{param} is not a parameter of a job: check its spelling, or leave it out"
+    text = detail["msg"].removeprefix("Value error, ")
+    return text if param is None else f"{param}: {text}"
+
+
+def _canonical_name(alias: str) -> str | None:
+    """Return the field that a name is an alias of."""
+    for name, field in GenerationJob.model_fields.items():
+        choices = getattr(field.validation_alias, "choices", ())
+        if alias in choices:
+            return name
+    return None

@@ -1,0 +1,56 @@
+"""Webhook events as the outbox hands them out, and what becomes of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class DeliveryOutcome(StrEnum):
+    """How a webhook attempt ended."""
+
+    DELIVERED = "delivered"
+    #: Try again later.
+    RETRY = "retry"
+    #: Not attempted after all (its host is busy, the deliverer stops): later, and not counted as
+    #: an attempt.
+    POSTPONED = "postponed"
+    #: The last attempt failed: dead letter.
+    EXHAUSTED = "exhausted"
+    #: The receiver wants no more (410), or its address is forbidden: dead letter.
+    DISABLED = "disabled"
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxEntry:
+    """A webhook event handed to a deliverer, under a lease."""
+
+    event_id: str
+    #: `generation.` and `started`, `output`, `completed`, `failed`, `cancelled` or
+    #: `expired`; or `batch.` and one of the last four.
+    type: str
+    #: Of the job, or of the batch.
+    job_id: str
+    url: str
+    #: 1 at the first attempt; an attempt that died on the way counts.
+    attempt: int
+    fence: int
+    #: When it happened.
+    created_at_ms: int
+    #: The bytes to send, once `outbox_set_body_once` has stored them.
+    body: bytes | None
+    #: Name of the operator's secret to sign with; empty for the default one.
+    secret_name: str = ""
+    #: With `generation.output`: tokens so far.
+    num_tokens: int | None = None
+
+
+class RedeliverStatus(StrEnum):
+    """Answer of `outbox_redeliver`."""
+
+    OK = "OK"
+    #: The event waits for delivery already.
+    PENDING = "PENDING"
+    #: Its endpoint is disabled: enable that first.
+    DISABLED = "DISABLED"
+    UNKNOWN = "UNKNOWN"

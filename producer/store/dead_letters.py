@@ -1,0 +1,71 @@
+"""Trying a dead letter again."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from batchmill.producer.job.validation import parse_document
+from batchmill.producer.protocol import calls, keys
+from batchmill.producer.protocol.outbox import RedeliverStatus
+from batchmill.producer.protocol.replies import DeadLetter, DeadLetterKind, RetryStatus
+from batchmill.producer.settings import ProducerSettings
+
+from .job_store import JobStore
+from .outcomes import accepted_id, check_retried
+from .submission import prepare, queue_limits
+
+
+def retry_dead_letter(store: JobStore, letter_id: str, settings: ProducerSettings) -> str | None:
+    """Try a dead letter again and drop it.
+
+    A job runs again as `Client.retry` does it. A letter is kept longer than a record: where that
+    is gone, the job is submitted anew, without its deadline and under a new id, because receivers
+    know the webhook ids of the old one. A message goes back to its queue, an event to the outbox.
+
+    Returns:
+        The id of the job, the queue, or the id of the event; None where there is no such letter or
+        its event has been deleted since.
+
+    Raises:
+        JobRejected: the job is not accepted any more, for instance because its queue is full.
+        WrongState: the job has been retried since.
+    """
+    letter = store.dead_letter(letter_id)
+    if letter is None:
+        return None
+    if letter.kind is DeadLetterKind.JOB:
+        return _retry_job(store, letter, settings)
+    if letter.kind is DeadLetterKind.MESSAGE:
+        return _retry_message(store, letter)
+    if letter.kind is DeadLetterKind.WEBHOOK:
+        status = store.outbox_redeliver(letter.id)
+        return None if status is RedeliverStatus.UNKNOWN else letter.id
+    assert_never(letter.kind)
+
+
+def _retry_job(store: JobStore, letter: DeadLetter, settings: ProducerSettings) -> str:
+    answer = store.run(calls.retry(letter.id, queue_limits(settings)))
+    if answer.status is RetryStatus.UNKNOWN:
+        return _submit_anew(store, letter, settings)
+    check_retried(letter.id, answer)
+    return letter.id
+
+
+def _submit_anew(store: JobStore, letter: DeadLetter, settings: ProducerSettings) -> str:
+    # The key makes a retry that is repeated after a lost answer the same job.
+    key = f"dead-letter:{letter.id}:{letter.at_ms}"
+    times = {"deadline": None, "not_before": None, "delay_s": None}
+    job = parse_document(letter.payload).model_copy(update={**times, "idempotency_key": key})
+    prepared = prepare(job, settings)
+    job_id = accepted_id(prepared, store.submit(prepared))
+    store.dead_letter_drop(letter.id)
+    return job_id
+
+
+def _retry_message(store: JobStore, letter: DeadLetter) -> str:
+    with store.client.pipeline(transaction=True) as pipeline:
+        pipeline.lpush(letter.source, letter.payload)
+        pipeline.delete(keys.dead(letter.id))
+        pipeline.zrem(keys.DEAD, letter.id)
+        pipeline.execute()
+    return letter.source

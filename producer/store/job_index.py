@@ -1,0 +1,170 @@
+"""Finding stored jobs by tag, tenant and state: what is asked for, and the script calls."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import Any, Final, Self
+
+from batchmill.producer.errors import InvalidQuery
+from batchmill.producer.job.document import check_tag
+from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.calls import Argument, Call
+from batchmill.producer.protocol.counts import CancelCounts, ForgetCounts
+from batchmill.producer.protocol.replies import JobState
+from batchmill.producer.results import JobStatus
+
+from .read_status import STATUS_FIELDS, read_status
+
+MAX_PAGE_JOBS: Final = 1000
+DEFAULT_PAGE_JOBS: Final = 100
+#: Index entries that one call looks at: Redis serves nobody else meanwhile.
+MAX_EXAMINED: Final = 1000
+#: Jobs cancelled or forgotten in one call; each is two dozen writes.
+MAX_ENDED_AT_ONCE: Final = 100
+_CURSOR = re.compile(r"([0-9]{1,16})\.([A-Za-z0-9_-]{1,128})")
+
+
+@dataclass(frozen=True, slots=True)
+class JobQuery:
+    """Which jobs are meant, and after which of them to go on."""
+
+    tag: str | None = None
+    tenant: str | None = None
+    state: JobState | None = None
+    #: As `JobPage.next_cursor`; None begins with the newest job.
+    cursor: str | None = None
+
+    @classmethod
+    def checked(
+        cls,
+        tag: str | None,
+        tenant: str | None,
+        state: str | None = None,
+        cursor: str | None = None,
+    ) -> Self:
+        """Return what a caller asks for.
+
+        Raises:
+            InvalidQuery: there can be no such tag, tenant, state or cursor.
+        """
+        if tag is not None:
+            try:
+                check_tag(tag)
+            except ValueError as error:
+                raise InvalidQuery(f"tag {tag!r}: {error}") from None
+        if tenant is not None and not keys.is_tenant_name(tenant):
+            raise InvalidQuery(
+                f"tenant is {tenant!r}; a name has 1 to 64 letters, digits, _ . and -"
+            )
+        if cursor is not None and not _CURSOR.fullmatch(cursor):
+            raise InvalidQuery(f"cursor is {cursor!r}; give the next_cursor of an earlier page")
+        return cls(tag, tenant, None if state is None else _state(state), cursor)
+
+    def after(self, cursor: str | None) -> Self:
+        """Return the query of the next page."""
+        return replace(self, cursor=cursor)
+
+    def check_is_narrow(self, verb: str) -> None:
+        """Refuse to do something to all jobs at once.
+
+        Raises:
+            InvalidQuery: nothing is asked for.
+        """
+        if self.tag is None and self.tenant is None:
+            raise InvalidQuery(f"every job would be {verb}; give a tag, a tenant, or both")
+
+    @property
+    def _is_settled_by_index(self) -> bool:
+        """Whether every entry of the index that is read matches, so that no record decides."""
+        if self.tenant == keys.DEFAULT_TENANT:
+            return False
+        return sum(part is not None for part in (self.tag, self.tenant, self.state)) <= 1
+
+    def num_examined(self, limit: int) -> int:
+        """Return how many index entries to look at for that many jobs."""
+        return limit if self._is_settled_by_index else MAX_EXAMINED
+
+    def arguments(self) -> list[Argument]:
+        """Return the query as the scripts read it: names and values."""
+        args: list[Argument] = []
+        if self.tag is not None:
+            args += ("tag", self.tag)
+        if self.tenant is not None:
+            args += ("tenant", self.tenant)
+        if self.state is not None:
+            args += ("state", self.state.value)
+        match = _CURSOR.fullmatch(self.cursor or "")
+        if match is not None:
+            args += ("at", match[1], "id", match[2])
+        return args
+
+
+@dataclass(frozen=True, slots=True)
+class JobPage:
+    """Some of the jobs that a query found, newest first."""
+
+    jobs: tuple[JobStatus, ...]
+    #: Where the next page begins; None where there is none.
+    next_cursor: str | None = None
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there may be more."""
+        return self.next_cursor is not None
+
+
+def check_limit(limit: int) -> int:
+    """Return how many jobs a page may have.
+
+    Raises:
+        InvalidQuery: it is out of range.
+    """
+    if not 1 <= limit <= MAX_PAGE_JOBS:
+        raise InvalidQuery(
+            f"limit is {limit}; a page has 1 to {MAX_PAGE_JOBS} jobs: go on with its next_cursor"
+        )
+    return limit
+
+
+def list_jobs(query: JobQuery, limit: int) -> Call[JobPage]:
+    """Read one page. It may have fewer jobs than `limit` and still not be the last."""
+    args = (limit, query.num_examined(limit), len(STATUS_FIELDS), *STATUS_FIELDS)
+    return Call("list", (*args, *query.arguments()), _read_page)
+
+
+def cancel_where(query: JobQuery) -> Call[tuple[str | None, CancelCounts]]:
+    """Cancel one page of jobs; answers the cursor of the next and what was done."""
+
+    def read(reply: list[Any]) -> tuple[str | None, CancelCounts]:
+        return _read_cursor(reply[0]), CancelCounts(*reply[1:])
+
+    return Call("cancel_where", (MAX_ENDED_AT_ONCE, *query.arguments()), read)
+
+
+def forget_where(query: JobQuery) -> Call[tuple[str | None, ForgetCounts]]:
+    """Forget one page of jobs; answers the cursor of the next and what was done."""
+
+    def read(reply: list[Any]) -> tuple[str | None, ForgetCounts]:
+        return _read_cursor(reply[0]), ForgetCounts(*reply[1:])
+
+    return Call("forget_where", (MAX_ENDED_AT_ONCE, *query.arguments()), read)
+
+
+def _state(name: str) -> JobState:
+    try:
+        return JobState(name)
+    except ValueError:
+        raise InvalidQuery(
+            f"state is {name!r}; it must be one of {', '.join(state.value for state in JobState)}"
+        ) from None
+
+
+def _read_cursor(reply: list[bytes]) -> str | None:
+    return ".".join(part.decode() for part in reply) if reply else None
+
+
+def _read_page(reply: list[Any]) -> JobPage:
+    cursor, rows = reply
+    statuses = (read_status(row[0].decode(), row[1:-1], row[-1]) for row in rows)
+    return JobPage(tuple(status for status in statuses if status), _read_cursor(cursor))

@@ -1,0 +1,232 @@
+"""What a caller gets: answers and records turned into values or errors. No input or output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+
+from redis import exceptions as redis_errors
+
+from batchmill.producer.broker_url import redact
+from batchmill.producer.errors import (
+    BatchClosed,
+    BrokerUnavailable,
+    IdempotencyConflict,
+    JobCancelled,
+    JobExpired,
+    JobFailed,
+    JobRejected,
+    JobUnfinished,
+    QueueFull,
+    UnknownBatch,
+    UnknownJob,
+    WrongState,
+)
+from batchmill.producer.protocol.calls import NewJob, QueueLimits
+from batchmill.producer.protocol.replies import (
+    ForgetAnswer,
+    ForgetStatus,
+    JobState,
+    ReachedLimit,
+    RetryAnswer,
+    RetryStatus,
+    SubmitStatus,
+    Submitted,
+)
+from batchmill.producer.results import JobError, JobResult
+
+_ERRORS: dict[JobState, type[JobUnfinished]] = {
+    JobState.FAILED: JobFailed,
+    JobState.CANCELLED: JobCancelled,
+    JobState.EXPIRED: JobExpired,
+}
+
+#: Limits that are settings; the others are of a tenant.
+_OF_THE_STORE = frozenset(field.name for field in fields(QueueLimits))
+
+#: Replies of a server that refuses every write for now (its disk is full, its replicas are away);
+#: redis-py has no classes for them.
+_TAKES_NO_WRITES = ("MISCONF", "NOREPLICAS")
+
+
+def accepted_id(job: NewJob, answer: Submitted) -> str:
+    """Return the id of the job that stands for a submission.
+
+    Raises:
+        IdempotencyConflict: the key stands for other content.
+        QueueFull: a limit on what waits is reached, or Redis' memory limit.
+        BatchClosed: the job's batch takes no more lines.
+        JobRejected: its deadline would pass before it may run.
+    """
+    if answer.status is SubmitStatus.CLOSED and job.batch is not None:
+        raise closed(job.batch.batch_id, answer.batch_state)
+    if answer.status is SubmitStatus.TOO_LATE:
+        raise JobRejected(
+            "the deadline passes before the job may run: give it a later deadline (deadline, "
+            "ttl_s) or an earlier start (not_before, delay_s)",
+            param="not_before" if job.delay_ms is None else "delay_s",
+        )
+    if answer.job_id is None:
+        raise _full(job.queue, job.tenant, answer.reached)
+    if answer.status is SubmitStatus.CONFLICT:
+        if job.idempotency_key is None and job.batch is not None:
+            raise IdempotencyConflict(
+                f"line {job.batch.index + 1} of batch {job.batch.batch_id} is job {answer.job_id}, "
+                "which has other content; use a new key for another input",
+                job_id=answer.job_id,
+            )
+        raise IdempotencyConflict(
+            f"idempotency_key {job.idempotency_key!r} stands for job {answer.job_id}, which has "
+            "other content; use a new key for a new job",
+            job_id=answer.job_id,
+        )
+    return answer.job_id
+
+
+def _full(queue: str, tenant: str, reached: ReachedLimit | None) -> QueueFull:
+    if reached is None:
+        return QueueFull(
+            "the broker has reached its memory limit; try later, add workers or raise Redis' "
+            "maxmemory"
+        )
+    what = {"bytes": "bytes of waiting jobs", "tokens": "tokens of waiting jobs"}.get(
+        reached.name.rpartition("_")[2], "waiting jobs"
+    )
+    if reached.name in _OF_THE_STORE:
+        place = "the broker" if reached.name != "max_queue_depth" else f"queue {queue}"
+        setting = f"BATCHMILL_{reached.name.upper()}"
+    else:
+        place = f"tenant {tenant}"
+        flag = reached.name.replace("_", "-")
+        setting = f"the limit (`batchmill tenants set {tenant} --{flag}`)"
+    return QueueFull(
+        f"{place} holds {reached.value} {what}, its limit is {reached.limit}; "
+        f"try later, add workers or raise {setting}"
+    )
+
+
+def closed(batch_id: str, state: str) -> BatchClosed:
+    """Return the error for a line that a batch does not take."""
+    if not state:
+        return BatchClosed(
+            f"no batch {batch_id!r}: never created on this broker, or its time to live has run out"
+        )
+    code = f"batch_{state}" if state in ("cancelled", "expired") else "batch_closed"
+    code = "batch_cancelled" if state == "cancelling" else code
+    return BatchClosed(f"batch {batch_id} is {state} and takes no more lines", code=code)
+
+
+def unknown_batch(batch_id: str) -> UnknownBatch:
+    """Return the error for a batch that is not there."""
+    return UnknownBatch(
+        f"no batch {batch_id!r}: never created on this broker, or its time to live has run out"
+    )
+
+
+def unknown(job_id: str) -> UnknownJob:
+    """Return the error for a job that is not there."""
+    return UnknownJob(
+        f"no job {job_id!r}: never submitted to this broker, forgotten, or its time to live has "
+        "run out"
+    )
+
+
+def check_retried(job_id: str, answer: RetryAnswer) -> int:
+    """Return the number of the run that a retry has begun.
+
+    Raises:
+        UnknownJob: there is no such job.
+        WrongState: it completed, or has not ended.
+        QueueFull: a limit on what waits is reached.
+    """
+    match answer.status:
+        case RetryStatus.UNKNOWN:
+            raise unknown(job_id)
+        case RetryStatus.COMPLETED:
+            raise WrongState(
+                f"job {job_id} completed, so there is nothing to run again; submit a new one",
+                job_id=job_id,
+                state=JobState.COMPLETED,
+            )
+        case RetryStatus.ACTIVE:
+            assert answer.state is not None
+            raise WrongState(
+                f"job {job_id} is {answer.state.value}; only one that failed, was cancelled or "
+                "expired can be retried",
+                job_id=job_id,
+                state=answer.state,
+            )
+        case RetryStatus.FULL:
+            raise _full(answer.queue, answer.tenant, answer.reached)
+    assert answer.run is not None
+    return answer.run
+
+
+def check_forgotten(job_id: str, answer: ForgetAnswer) -> None:
+    """Raise the error of a job that was not forgotten.
+
+    Raises:
+        UnknownJob: there is no such job.
+        WrongState: it has not ended.
+    """
+    if answer.status is ForgetStatus.UNKNOWN:
+        raise unknown(job_id)
+    if answer.status is ForgetStatus.ACTIVE:
+        assert answer.state is not None
+        raise WrongState(
+            f"job {job_id} is {answer.state.value}; cancel it and wait for its end, then forget it",
+            job_id=job_id,
+            state=answer.state,
+        )
+
+
+def result_of(
+    job_id: str,
+    state: JobState,
+    result_json: bytes | None,
+    error_json: bytes | None,
+    token_ids: Sequence[int],
+) -> JobResult:
+    """Return the result of a job that has ended.
+
+    Raises:
+        JobFailed, JobCancelled, JobExpired: it ended without a completion.
+    """
+    result = None
+    if result_json is not None:
+        result = JobResult.model_validate_json(result_json)
+        result = result.model_copy(update={"token_ids": list(token_ids)})
+    if state is JobState.COMPLETED and result is not None:
+        return result
+    error = JobError(code=state.value, message=f"the job {state.value}")
+    if error_json is not None:
+        error = JobError.model_validate_json(error_json)
+    raise _ERRORS.get(state, JobFailed)(
+        f"job {job_id} {state.value}: {error.message} ({error.code})",
+        job_id=job_id,
+        code=error.code,
+        retryable=error.retryable,
+        result=result,
+    )
+
+
+@contextmanager
+def broker_errors(url: str) -> Iterator[None]:
+    """Turn the client library's errors into ours; passwords stay out of the message.
+
+    Raises:
+        BrokerUnavailable: no answer from the broker, or it takes no writes.
+    """
+    try:
+        yield
+    except (
+        redis_errors.ConnectionError,
+        redis_errors.TimeoutError,
+        redis_errors.ReadOnlyError,
+    ) as error:
+        raise BrokerUnavailable(f"broker at {redact(url)}: {error}") from error
+    except redis_errors.ResponseError as error:
+        if not str(error).startswith(_TAKES_NO_WRITES):
+            raise
+        raise BrokerUnavailable(f"broker at {redact(url)} takes no writes: {error}") from error

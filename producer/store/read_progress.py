@@ -1,0 +1,316 @@
+"""How far jobs are and when they are likely to be done. Estimates; no input or output.
+
+Workers tell in their heartbeats how many tokens a second they generate and for how many jobs. From
+that follow a running job's speed, and how long it takes until what waits before a job is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.replies import JobState, WorkerInfo
+
+PROGRESS_FIELDS: Final = (
+    "state",
+    "queue",
+    "owner",
+    "max_tokens",
+    "enqueued_at_ms",
+    "not_before_ms",
+)
+#: Jobs read in one round trip.
+MAX_READ_AT_ONCE: Final = 500
+_CONFIG = ConfigDict(frozen=True, hide_input_in_errors=True)
+
+
+class EtaUnknown(StrEnum):
+    """Why no end is foreseen."""
+
+    #: No worker serves the job's queue.
+    NO_WORKER = "no_worker"
+    #: Workers serve it, and none has generated anything in the last seconds.
+    NO_SPEED = "no_speed"
+    #: It waits for the end of its delay.
+    SCHEDULED = "scheduled"
+    #: Its record does not tell how many tokens it may generate.
+    NO_LENGTH = "no_length"
+
+
+class JobProgress(BaseModel):
+    """How far a job is."""
+
+    model_config = _CONFIG
+
+    id: str
+    state: JobState
+    #: Tokens generated so far, as far as they are safely stored; of the first sample.
+    output_tokens: int
+    #: Most tokens that a sample may have; a job may well end earlier.
+    max_tokens: int | None = None
+    #: Jobs that are likely to go to a worker before this one, those of higher classes included;
+    #: None where it does not wait, or its delay is not over.
+    queue_position: int | None = None
+    #: Tokens a second: an equal share of what its worker generates. None where it does not run.
+    tokens_per_s: float | None = None
+    #: Seconds until it is done if it generates all it may; 0 once it has ended.
+    eta_s: float | None = None
+    #: Why there is no `eta_s`.
+    eta_unknown: EtaUnknown | None = None
+
+
+class ProgressSummary(BaseModel):
+    """How far many jobs are."""
+
+    model_config = _CONFIG
+
+    #: Jobs asked for, each once.
+    total: int
+    #: Of these, ended, however they did.
+    done: int
+    #: Of these, no record is there: never submitted, forgotten, or their time to live ran out.
+    unknown: int = 0
+    #: How many are in each state.
+    states: dict[JobState, int] = Field(default_factory=dict)
+    output_tokens: int = 0
+    #: Tokens a second of those that run.
+    tokens_per_s: float = 0.0
+    #: Seconds until all are done if each generates all it may; 0 once all have ended.
+    eta_s: float | None = None
+    #: Why there is no `eta_s`.
+    eta_unknown: EtaUnknown | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobReading:
+    """What a job's record tells of its progress."""
+
+    id: str
+    state: JobState
+    queue: str
+    owner: str
+    max_tokens: int | None
+    enqueued_at_ms: int
+    output_tokens: int
+    #: It has, or had, to wait for a moment before it may run.
+    has_delay: bool = False
+
+    @property
+    def remaining_tokens(self) -> int:
+        """Tokens that it may still generate."""
+        return max(0, (self.max_tokens or 0) - self.output_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSpeed:
+    """What the workers of one queue do."""
+
+    num_workers: int
+    #: Of all of them together.
+    tokens_per_s: float
+    num_jobs: int
+
+    @property
+    def tokens_per_s_a_job(self) -> float:
+        """What one job more or less gets of it."""
+        return self.tokens_per_s / max(1, self.num_jobs)
+
+
+def queue_progress_read(pipeline: Any, job_id: str) -> None:
+    """Put the reads of one job on a pipeline (of either kind of client)."""
+    pipeline.hmget(keys.job(job_id), PROGRESS_FIELDS)
+    pipeline.strlen(keys.tokens(job_id))
+
+
+def read_progress(job_ids: Sequence[str], replies: Sequence[Any]) -> list[JobReading]:
+    """Return what the replies to `queue_progress_read` say, for the jobs that have a record."""
+    readings = []
+    for job_id, values, num_bytes in zip(job_ids, replies[::2], replies[1::2], strict=True):
+        state, queue, owner, max_tokens, enqueued_at_ms, not_before_ms = values
+        if state is not None:
+            readings.append(
+                JobReading(
+                    id=job_id,
+                    state=JobState(state.decode()),
+                    queue=queue.decode(),
+                    owner=(owner or b"").decode(),
+                    max_tokens=int(max_tokens) if max_tokens else None,
+                    enqueued_at_ms=int(enqueued_at_ms),
+                    output_tokens=num_bytes // 4,
+                    has_delay=not_before_ms is not None,
+                )
+            )
+    return readings
+
+
+def last_waiting(readings: Iterable[JobReading]) -> list[JobReading]:
+    """Return the job of each queue that has waited least, by which all of them will be done."""
+    waiting = [reading for reading in readings if reading.state is JobState.QUEUED]
+    newest: dict[str, JobReading] = {}
+    for reading in waiting:
+        known = newest.get(reading.queue)
+        if known is None or known.enqueued_at_ms <= reading.enqueued_at_ms:
+            newest[reading.queue] = reading
+    return list(newest.values())
+
+
+def queue_depth_reads(pipeline: Any, readings: Iterable[JobReading]) -> None:
+    """Put the lengths of the queues that come before those of some jobs on a pipeline."""
+    for reading in readings:
+        for queue in _higher_queues(reading.queue):
+            pipeline.zcard(keys.queued(queue))
+
+
+def add_higher_classes(
+    readings: Iterable[JobReading], own: Iterable[int | None], depths: Iterable[int]
+) -> dict[str, int | None]:
+    """Return how many jobs come before each of some.
+
+    Args:
+        readings: the jobs.
+        own: their positions in their own queues.
+        depths: the replies to `queue_depth_reads`.
+    """
+    depth = iter(depths)
+    positions: dict[str, int | None] = {}
+    for reading, position in zip(readings, own, strict=True):
+        before = sum(next(depth) for _ in _higher_queues(reading.queue))
+        positions[reading.id] = None if position is None else position + before
+    return positions
+
+
+def _higher_queues(queue: str) -> tuple[str, ...]:
+    """The queues of the same model that a worker looks at before this one."""
+    stem, _, priority = queue.rpartition(".")
+    return tuple(f"{stem}.{name}" for name in keys.PRIORITIES[: keys.PRIORITIES.index(priority)])
+
+
+def queue_speed(queue: str, workers: Iterable[WorkerInfo]) -> QueueSpeed:
+    """Return what the workers that take jobs from a queue do."""
+    serving = [w for w in workers if queue in w.queues and w.state == "ready"]
+    return QueueSpeed(len(serving), sum(map(_speed, serving)), sum(map(_num_jobs, serving)))
+
+
+def job_progress(
+    reading: JobReading, position: int | None, workers: Sequence[WorkerInfo]
+) -> JobProgress:
+    """Return how far one job is.
+
+    Args:
+        reading: its record.
+        position: jobs before it, those of higher classes included; None where it does not wait.
+        workers: all that are alive.
+    """
+    speed = job_speed(reading, workers)
+    progress = JobProgress(
+        id=reading.id,
+        state=reading.state,
+        output_tokens=reading.output_tokens,
+        max_tokens=reading.max_tokens,
+        queue_position=position,
+        tokens_per_s=speed if reading.state is JobState.IN_PROGRESS else None,
+    )
+    if reading.state.is_terminal:
+        return progress.model_copy(update={"eta_s": 0.0})
+    unknown = _why_unknown(reading, position, workers)
+    if unknown is not None:
+        return progress.model_copy(update={"eta_unknown": unknown})
+    eta_s = reading.remaining_tokens / speed
+    if position is not None and reading.max_tokens is not None:
+        # Those before it are taken to be as long as it is itself.
+        ahead = position * reading.max_tokens
+        eta_s += ahead / queue_speed(reading.queue, workers).tokens_per_s
+    return progress.model_copy(update={"eta_s": round(eta_s, 1)})
+
+
+def job_speed(reading: JobReading, workers: Iterable[WorkerInfo]) -> float:
+    """Return the tokens a second that a job has, or would have if it ran."""
+    workers = list(workers)
+    for worker in workers:
+        if reading.state is JobState.IN_PROGRESS and worker.name == reading.owner:
+            return _speed(worker) / max(1, _num_jobs(worker))
+    return queue_speed(reading.queue, workers).tokens_per_s_a_job
+
+
+def summarise(
+    num_jobs: int,
+    readings: Sequence[JobReading],
+    positions: Mapping[str, int | None],
+    workers: Sequence[WorkerInfo],
+) -> ProgressSummary:
+    """Return how far many jobs are.
+
+    Args:
+        num_jobs: how many were asked for.
+        readings: the records that there are.
+        positions: of `last_waiting`, by id, as for `job_progress`.
+        workers: all that are alive.
+    """
+    states: dict[JobState, int] = {}
+    for reading in readings:
+        states[reading.state] = states.get(reading.state, 0) + 1
+    running = [reading for reading in readings if reading.state is JobState.IN_PROGRESS]
+    summary = ProgressSummary(
+        total=num_jobs,
+        done=sum(number for state, number in states.items() if state.is_terminal),
+        unknown=num_jobs - len(readings),
+        states=states,
+        output_tokens=sum(reading.output_tokens for reading in readings),
+        tokens_per_s=round(sum(job_speed(reading, workers) for reading in running), 1),
+    )
+    unfinished = [reading for reading in readings if not reading.state.is_terminal]
+    for reading in unfinished:
+        position = positions.get(reading.id, 0)
+        unknown = _why_unknown(reading, position, workers)
+        if unknown is not None:
+            return summary.model_copy(update={"eta_unknown": unknown})
+    queues = {reading.queue for reading in unfinished}
+    etas_s = [_queue_eta_s(queue, unfinished, positions, workers) for queue in queues]
+    return summary.model_copy(update={"eta_s": round(max(etas_s, default=0.0), 1)})
+
+
+def _queue_eta_s(
+    queue: str,
+    unfinished: Sequence[JobReading],
+    positions: Mapping[str, int | None],
+    workers: Sequence[WorkerInfo],
+) -> float:
+    """Seconds until all jobs of one queue are done, with what waits before the last of them."""
+    own = [reading for reading in unfinished if reading.queue == queue]
+    waiting = [reading for reading in own if reading.state is JobState.QUEUED]
+    running = sum(r.remaining_tokens for r in own if r.state is JobState.IN_PROGRESS)
+    backlog = sum(reading.remaining_tokens for reading in waiting)
+    if waiting:
+        # Others before the last of them are taken to be as long as these are on average.
+        num_before = max(((positions.get(r.id) or 0) + 1 for r in waiting), default=0)
+        backlog = max(backlog, round(num_before * backlog / len(waiting)))
+    return (running + backlog) / queue_speed(queue, workers).tokens_per_s
+
+
+def _why_unknown(
+    reading: JobReading, position: int | None, workers: Sequence[WorkerInfo]
+) -> EtaUnknown | None:
+    """Why no end of a job that has not ended is foreseen, or None where one is."""
+    speed = queue_speed(reading.queue, workers)
+    if speed.num_workers == 0:
+        return EtaUnknown.NO_WORKER
+    if reading.state is JobState.QUEUED and position is None and reading.has_delay:
+        return EtaUnknown.SCHEDULED
+    if reading.max_tokens is None:
+        return EtaUnknown.NO_LENGTH
+    if speed.tokens_per_s == 0 or job_speed(reading, workers) == 0:
+        return EtaUnknown.NO_SPEED
+    return None
+
+
+def _speed(worker: WorkerInfo) -> float:
+    return float(worker.stats.get("tokens_per_s", 0))
+
+
+def _num_jobs(worker: WorkerInfo) -> int:
+    return int(worker.stats.get("jobs", 0))

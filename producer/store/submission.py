@@ -1,0 +1,131 @@
+"""From a checked job to what the store keeps."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from datetime import datetime
+from functools import cache
+
+from batchmill.producer.errors import JobRejected
+from batchmill.producer.job import limits
+from batchmill.producer.job.document import GenerationJob
+from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.calls import NO_LIMITS, NewJob, QueueLimits
+from batchmill.producer.protocol.replies import JobState
+from batchmill.producer.settings import ProducerSettings
+from batchmill.producer.webhook.target import ForbiddenTarget, read_target
+
+#: Seeds drawn here stay exact in every JSON reader (2**53).
+_SEED_BITS = 53
+#: Of English text in the usual vocabularies; other languages have fewer.
+_BYTES_A_TOKEN = 4
+_ENDS = {state.value for state in JobState if state.is_terminal}
+
+
+def prepare(job: GenerationJob, settings: ProducerSettings, *, job_id: str | None = None) -> NewJob:
+    """Return what to store for a job: defaults filled in, the seed drawn, the digest taken.
+
+    Args:
+        job: the job.
+        settings: for the default model, limits and times to live.
+        job_id: a given id (of a plain Celery task), or None for a new one.
+
+    Raises:
+        JobRejected: the webhook's scheme, port or address is one that the operator does not
+            allow, or the given id cannot be a job id.
+    """
+    job_id = keys.new_job_id() if job_id is None else job_id
+    if not keys.is_job_id(job_id):
+        raise JobRejected(
+            f"id is {job_id[:140]!r}; a job id has 1 to 128 letters, digits, _ and -", param="id"
+        )
+    check_webhook(job.webhook, settings)
+    model = job.model or settings.served_name
+    job = job.model_copy(update={"model": model})
+    digest = fingerprint(job) if job.idempotency_key else ""
+    if job.seed is None:
+        job = job.model_copy(update={"seed": secrets.randbits(_SEED_BITS)})
+    return NewJob(
+        job_id=job_id,
+        model=model,
+        queue=keys.queue_name(model, job.priority),
+        document=job.model_dump_json(exclude_none=True),
+        result_ttl_ms=settings.result_ttl_s * 1000,
+        webhook=job.webhook,
+        webhook_events=_events(job),
+        webhook_secret=job.webhook_secret or "",
+        idempotency_key=job.idempotency_key,
+        fingerprint=digest,
+        deadline_at_ms=None if job.deadline is None else _unix_ms(job.deadline),
+        ttl_ms=None if job.ttl_s is None else max(1, int(job.ttl_s * 1000)),
+        tenant=job.tenant or keys.DEFAULT_TENANT,
+        cost=estimated_tokens(job),
+        not_before_ms=None if job.not_before is None else _unix_ms(job.not_before),
+        delay_ms=None if job.delay_s is None else max(1, int(job.delay_s * 1000)),
+        limits=queue_limits(settings),
+        tags=tuple(job.tags),
+        max_tokens=job.max_tokens,
+    )
+
+
+def queue_limits(settings: ProducerSettings) -> QueueLimits:
+    """Return the limits on what waits."""
+    return _limits(
+        settings.max_queue_depth,
+        settings.max_queued_jobs,
+        settings.max_queued_bytes,
+        settings.max_queued_tokens,
+    )
+
+
+def estimated_tokens(job: GenerationJob) -> int:
+    """Return the tokens that a job may take: its prompt, guessed by its bytes, and all its output.
+
+    Tenants are charged for it until the real number is known. At most `MAX_COST_TOKENS`: no
+    model's context holds more, whatever a job allows.
+    """
+    if isinstance(job.prompt, list):
+        num_prompt_tokens = len(job.prompt)
+    else:
+        num_bytes = len((job.prompt or "").encode()) + job.num_chat_bytes
+        num_prompt_tokens = num_bytes // _BYTES_A_TOKEN + 1
+    return min(num_prompt_tokens + job.max_tokens * job.n, limits.MAX_COST_TOKENS)
+
+
+@cache
+def _limits(depth: int | None, *queued: int | None) -> QueueLimits:
+    limits = QueueLimits(depth, *queued)
+    return NO_LIMITS if limits == NO_LIMITS else limits
+
+
+def _unix_ms(moment: datetime) -> int:
+    return int(moment.timestamp() * 1000)
+
+
+def check_webhook(webhook: str | None, settings: ProducerSettings) -> None:
+    """Refuse a URL that no deliverer would send to. The name in it is not looked up.
+
+    Raises:
+        JobRejected: the operator does not allow its scheme, port or address.
+    """
+    if webhook is None:
+        return
+    try:
+        read_target(webhook, settings.target_policy)
+    except ForbiddenTarget as error:
+        raise JobRejected(f"webhook: {error}", param="webhook") from None
+
+
+def _events(job: GenerationJob) -> str:
+    """The job's events as the store keeps them; empty, the store's default, for just the ends."""
+    chosen = set(job.webhook_events_filter)
+    return "" if chosen == _ENDS else ",".join(sorted(chosen))
+
+
+def fingerprint(job: GenerationJob) -> str:
+    """Digest of everything the caller asked for; taken before the seed is drawn."""
+    content = job.model_dump(mode="json", exclude={"idempotency_key"})
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,153 @@
+"""Tenants as the operator sees them: weights, limits, and what of theirs waits.
+
+Weights and limits are held in Redis and count from the next call on, for all producers and workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, cast
+
+from batchmill.producer.errors import TenantRefused
+from batchmill.producer.protocol import keys
+
+from .job_store import JobStore
+
+#: Tokens are charged divided by the weight; beyond these, virtual time would lose its exactness.
+MIN_WEIGHT = 0.01
+MAX_WEIGHT = 1000.0
+MAX_WINDOW_JOBS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class TenantLimits:
+    """What the operator has set for a tenant."""
+
+    #: Share of the tokens, against the other tenants that wait.
+    weight: float = 1.0
+    #: Jobs that may wait before more are refused; None is no limit.
+    max_jobs: int | None = None
+    #: Bytes of job documents that may wait.
+    max_bytes: int | None = None
+    #: Tokens that may wait: prompts (estimated) and most output together.
+    max_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TenantUsage:
+    """What of a tenant waits, in all queues."""
+
+    jobs: int = 0
+    bytes: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """A tenant: what was set, and what waits."""
+
+    name: str
+    limits: TenantLimits
+    usage: TenantUsage
+
+
+_LIMIT_NAMES = tuple(field.name for field in fields(TenantLimits))
+_USAGE_NAMES = tuple(field.name for field in fields(TenantUsage))
+
+
+def list_tenants(store: JobStore) -> list[Tenant]:
+    """Return the tenants that have jobs waiting, or something set, by name."""
+    settings, usage = _read(store)
+    names = {field.partition(":")[0] for field in settings}
+    names |= {field.partition(":")[2] for field in usage if ":" in field}
+    return [_tenant(name, settings, usage) for name in sorted(names)]
+
+
+def load_tenant(store: JobStore, name: str) -> Tenant:
+    """Return one tenant; any name is a tenant, with weight 1 and without limits.
+
+    Raises:
+        TenantRefused: it cannot be a name.
+    """
+    _check_name(name)
+    return _tenant(name, *_read(store))
+
+
+def set_tenant(store: JobStore, name: str, changes: Mapping[str, float | int]) -> Tenant:
+    """Change a tenant's weight or limits, and keep what is not named.
+
+    Args:
+        store: where.
+        name: of the tenant.
+        changes: fields of `TenantLimits`.
+
+    Raises:
+        TenantRefused: the name, the weight or a limit is not one that can be.
+    """
+    _check_name(name)
+    replace(TenantLimits(), **cast(Any, dict(changes)))  # an unknown field is a bug of the caller
+    for field, value in changes.items():
+        least, most = (MIN_WEIGHT, MAX_WEIGHT) if field == "weight" else (1, 2**53)
+        if not least <= value <= most:
+            raise TenantRefused(f"{field} is {value}; it must be from {least} to {most}")
+    if changes:
+        store.client.hset(
+            keys.TENANTS, mapping={f"{name}:{field}": value for field, value in changes.items()}
+        )
+    return load_tenant(store, name)
+
+
+def unset_tenant(store: JobStore, name: str) -> bool:
+    """Take back all that was set for a tenant; False where nothing was.
+
+    Raises:
+        TenantRefused: it cannot be a name.
+    """
+    _check_name(name)
+    return bool(store.client.hdel(keys.TENANTS, *(f"{name}:{field}" for field in _LIMIT_NAMES)))
+
+
+def read_window(store: JobStore) -> int:
+    """Return how many messages a queue's list holds at a time."""
+    return int(cast(Any, store.client.get(keys.WINDOW)) or keys.DEFAULT_WINDOW_JOBS)
+
+
+def set_window(store: JobStore, num_jobs: int) -> None:
+    """Set how many messages a queue's list holds at a time.
+
+    A job that comes late waits for that many others at least; workers far from Redis need more.
+
+    Raises:
+        TenantRefused: the number is out of range.
+    """
+    if not 1 <= num_jobs <= MAX_WINDOW_JOBS:
+        raise TenantRefused(f"window is {num_jobs}; it must be from 1 to {MAX_WINDOW_JOBS}")
+    store.client.set(keys.WINDOW, num_jobs)
+
+
+def _check_name(name: str) -> None:
+    if not keys.is_tenant_name(name):
+        raise TenantRefused(f"{name[:80]!r} is no tenant: 1 to 64 letters, digits, _ . and -")
+
+
+def _read(store: JobStore) -> tuple[dict[str, str], dict[str, str]]:
+    with store.client.pipeline(transaction=False) as pipeline:
+        pipeline.hgetall(keys.TENANTS)
+        pipeline.hgetall(keys.USAGE)
+        settings, usage = (
+            {field.decode(): value.decode() for field, value in reply.items()}
+            for reply in pipeline.execute()
+        )
+    return settings, usage
+
+
+def _tenant(name: str, settings: Mapping[str, str], usage: Mapping[str, str]) -> Tenant:
+    given = {field: settings.get(f"{name}:{field}") for field in _LIMIT_NAMES}
+    numbers = {
+        field: float(value) if field == "weight" else int(value)
+        for field, value in given.items()
+        if value is not None
+    }
+    waiting = {field: int(usage.get(f"{field}:{name}", 0)) for field in _USAGE_NAMES}
+    return Tenant(name, TenantLimits(**cast(Any, numbers)), TenantUsage(**waiting))

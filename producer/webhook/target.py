@@ -1,0 +1,178 @@
+"""Where a webhook may go: one reading of its URL, at submit and again at every attempt.
+
+Submit refuses what can be told without a look-up, so that the person who made the mistake hears of
+it. The deliverer reads the URL again, because a record may have been written by anyone who reaches
+Redis, and then checks every address that the name leads to.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from urllib.parse import SplitResult, urlsplit
+
+from .address_ranges import Address, Network, is_forbidden
+
+_DEFAULT_PORTS = {"https": 443, "http": 80}
+_NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
+#: The last label of what resolvers read as an IPv4 address, in any base.
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
+_MAX_NAME_CHARS = 253
+
+
+class ForbiddenTarget(ValueError):
+    """No webhook is sent to this URL.
+
+    Attributes:
+        reason: a word for logs and dead letters: `refused_url`, `refused_scheme`,
+            `refused_port` or `refused_address`.
+    """
+
+    def __init__(self, message: str, *, reason: str = "refused_url"):
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class TargetPolicy:
+    """What the operator allows beyond https to public addresses at port 443."""
+
+    allow_http: bool = False
+    #: Inclusive ranges, besides 443 and 80.
+    ports: Sequence[tuple[int, int]] = ()
+    #: Networks that may be reached although they are not public.
+    networks: Sequence[Network] = ()
+
+    def check_address(self, address: Address) -> None:
+        """Refuse an address outside of the public internet and of the allowed networks.
+
+        Raises:
+            ForbiddenTarget: it must not be connected to.
+        """
+        if is_forbidden(address, self.networks):
+            raise ForbiddenTarget(
+                f"address {address} is not a public one; for receivers on your own network, set "
+                "BATCHMILL_WEBHOOK_ALLOW_NETWORKS",
+                reason="refused_address",
+            )
+
+    def check_scheme(self, scheme: str) -> None:
+        """Refuse plain http where it is not allowed.
+
+        Raises:
+            ForbiddenTarget: it must not be used.
+        """
+        if scheme == "http" and not self.allow_http:
+            raise ForbiddenTarget(
+                "plain http can be read on the way; use https, or set "
+                "BATCHMILL_WEBHOOK_ALLOW_HTTP=true for receivers on your own network",
+                reason="refused_scheme",
+            )
+
+    def check_port(self, port: int) -> None:
+        """Refuse a port that is neither a usual one nor allowed.
+
+        Raises:
+            ForbiddenTarget: it must not be connected to.
+        """
+        if port in _DEFAULT_PORTS.values():
+            return
+        if not any(first <= port <= last for first, last in self.ports):
+            raise ForbiddenTarget(
+                f"port {port} is not one of 443, 80 and those in BATCHMILL_WEBHOOK_ALLOW_PORTS",
+                reason="refused_port",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A checked URL, in the parts that a request needs."""
+
+    scheme: str
+    #: Lower case, without brackets and without a dot at the end: what a certificate names.
+    host: str
+    port: int
+    #: The host as an address, where it is one in any notation; None for a name to be looked up.
+    address: Address | None
+    #: Path and query.
+    path: str
+
+    @property
+    def host_header(self) -> str:
+        """Value of the Host header; with the port unless it is the scheme's own."""
+        name = f"[{self.host}]" if ":" in self.host else self.host
+        return name if self.port == _DEFAULT_PORTS[self.scheme] else f"{name}:{self.port}"
+
+
+def read_target(url: str, policy: TargetPolicy) -> Target:
+    """Take a webhook URL apart, and refuse what must not be sent to. Looks nothing up.
+
+    Raises:
+        ForbiddenTarget: why not, for the person who chose the URL.
+    """
+    parts = split_url(url)
+    policy.check_scheme(parts.scheme)
+    port = parts.port if parts.port is not None else _DEFAULT_PORTS[parts.scheme]
+    policy.check_port(port)
+    host = (parts.hostname or "").lower()
+    if not parts.netloc.startswith("["):
+        host = host.removesuffix(".")
+    address = _literal(host, in_brackets=parts.netloc.startswith("["))
+    if address is not None:
+        policy.check_address(address)
+    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    return Target(parts.scheme, host if address is None else str(address), port, address, path)
+
+
+def split_url(url: str) -> SplitResult:
+    """Split a URL whose form is right: what no operator can allow is refused here.
+
+    Raises:
+        ForbiddenTarget: characters, scheme, host, port or user name are not those of a webhook.
+    """
+    if not url.isascii() or any(char <= " " or char in '\x7f\\"<>^`{|}' for char in url):
+        raise ForbiddenTarget(
+            "holds spaces, control characters, backslashes, quotes or letters outside ASCII: "
+            "encode them"
+        )
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise ForbiddenTarget(
+            "has brackets without an IPv6 address, or a port that is not a number up to 65535"
+        ) from None
+    if parts.scheme not in _DEFAULT_PORTS:
+        raise ForbiddenTarget(f"scheme is {parts.scheme!r}; use https", reason="refused_scheme")
+    if "@" in parts.netloc:
+        raise ForbiddenTarget("holds a user name or password; deliveries are signed instead")
+    if not parts.hostname:
+        raise ForbiddenTarget("names no host")
+    if port == 0:
+        raise ForbiddenTarget("port is 0, which nothing listens at", reason="refused_port")
+    if "#" in url:
+        raise ForbiddenTarget("holds a fragment, which is never sent")
+    return parts
+
+
+def _literal(host: str, *, in_brackets: bool) -> Address | None:
+    """Read a host that is an address in any notation that resolvers take; None for a name."""
+    if in_brackets:
+        try:
+            address = IPv6Address(host)
+        except ValueError:
+            raise ForbiddenTarget(f"host [{host}] is not an IPv6 address") from None
+        if address.scope_id is not None:
+            raise ForbiddenTarget("holds an IPv6 zone, which means nothing elsewhere")
+        return address
+    if _NUMBER.fullmatch(host.rpartition(".")[2]):
+        try:  # decimal, octal, hexadecimal, one to four parts: as the C library would
+            return IPv4Address(socket.inet_aton(host))
+        except OSError:
+            raise ForbiddenTarget(f"host {host} ends in a number and is no IPv4 address") from None
+    if len(host) > _MAX_NAME_CHARS or not _NAME.fullmatch(host):
+        raise ForbiddenTarget(f"host {host[:80]!r} is not a host name")
+    return None

@@ -1,0 +1,160 @@
+"""What a job may ask for is what the engine can do: names, defaults, ranges and structures."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from batchmill.engine import RequestError, SamplingParams
+from batchmill.engine import grammar as engine_grammar
+from batchmill.engine.request.aliases import ALIASES, UNSUPPORTED
+from batchmill.producer import grammar as producer_grammar
+from batchmill.producer.errors import JobRejected
+from batchmill.producer.job import unsupported
+from batchmill.producer.job.controls import SamplingControls
+from batchmill.producer.job.document import GenerationJob
+from batchmill.producer.job.validation import parse_document, parse_job
+
+from ..structure.public_face import ROOT
+
+#: Deliberately another one than vLLM's 16: a job that says nothing wants an answer.
+OTHER_DEFAULTS = {"max_tokens": 256}
+#: Of use where the caller has the engine in hand.
+ENGINE_ONLY = {"detokenize"}
+
+GOOD: list[dict[str, Any]] = [
+    {"n": 3},
+    {"num_return_sequences": 3},
+    {"min_p": 0.2, "typical_p": 0.5, "top_k": 7},
+    {"presence_penalty": -2, "frequency_penalty": 2, "repetition_penalty": 1.1},
+    {"no_repeat_ngram_size": 3},
+    {"logit_bias": {"5": -100, "6": 1.5}},
+    {"bad_words": ["a word", [1, 2]]},
+    {"bad_words_ids": [[1, 2]]},
+    {"allowed_token_ids": [3, 4]},
+    {"min_new_tokens": 2, "max_new_tokens": 3},
+    {"logprobs": True, "top_logprobs": 4},
+    {"logprobs": True},
+    {"logprobs": False, "top_logprobs": 0},
+    {"logprobs": 0, "prompt_logprobs": 20, "entropy": True},
+    {"echo": True, "truncate_prompt_tokens": -1},
+    {"truncate_prompt_tokens": 50},
+    {"do_sample": False, "temperature": 0.9},
+    {"do_sample": True, "temperature": 0.9},
+    {"eos_token_id": 5},
+    {"stop_strings": "a", "include_stop_str_in_output": True},
+    {"response_format": {"type": "text"}, "min_tokens": 3},
+    {"response_format": {"type": "json_object"}},
+    {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "null"}}}},
+    {"structured_outputs": {"regex": "[a-z]+"}},
+    {"structured_outputs": {"choice": ["yes", "no"]}, "n": 2},
+    {"num_beams": 1, "best_of": 1, "truncation_side": "left", "guided_json": None},
+    {"n": None, "min_p": None, "logit_bias": None, "response_format": None, "stop": None},
+]
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"n": 0}, "invalid_request"),
+    ({"n": 129}, "invalid_request"),
+    ({"min_p": 1.5}, "invalid_request"),
+    ({"min_p": math.nan}, "invalid_request"),
+    ({"typical_p": 0}, "invalid_request"),
+    ({"presence_penalty": 2.5}, "invalid_request"),
+    ({"frequency_penalty": -2.5}, "invalid_request"),
+    ({"repetition_penalty": 0}, "invalid_request"),
+    ({"no_repeat_ngram_size": -1}, "invalid_request"),
+    ({"logit_bias": {"a": 1}}, "invalid_request"),
+    ({"logit_bias": {"5": 101}}, "invalid_request"),
+    ({"logit_bias": {"5": 1, 5: 1}}, "invalid_request"),
+    ({"bad_words": "word"}, "invalid_request"),
+    ({"bad_words": [" "]}, "invalid_request"),
+    ({"bad_words": [[]]}, "invalid_request"),
+    ({"allowed_token_ids": []}, "invalid_request"),
+    ({"min_tokens": 5, "max_tokens": 4}, "invalid_request"),
+    ({"logprobs": 21}, "invalid_request"),
+    ({"prompt_logprobs": True}, "invalid_request"),
+    ({"top_logprobs": 4}, "invalid_request"),
+    ({"truncate_prompt_tokens": 0}, "invalid_request"),
+    ({"do_sample": "no"}, "invalid_request"),
+    ({"entropy": 1}, "invalid_request"),
+    ({"response_format": {"type": "json_schema"}}, "invalid_request"),
+    ({"structured_outputs": {"json": {"uniqueItems": True}}}, "invalid_request"),
+    ({"structured_outputs": {"json": {"patternProperties": {}}}}, "invalid_request"),
+    ({"structured_outputs": {"regex": "(a"}}, "invalid_request"),
+    ({"structured_outputs": {"regex": "a"}, "stop": "b"}, "invalid_request"),
+    ({"structured_outputs": {"regex": "a"}, "ignore_eos": True}, "invalid_request"),
+    (
+        {"structured_outputs": {"regex": "a"}, "response_format": {"type": "text"}},
+        "invalid_request",
+    ),
+    ({"structured_outputs": {"structural_tag": "x"}}, "unsupported_parameter"),
+    ({"response_format": {"type": "structural_tag"}}, "unsupported_parameter"),
+    ({"num_beams": 2}, "unsupported_parameter"),
+    ({"guided_regex": "a"}, "unsupported_parameter"),
+    ({"max_tokns": 2}, "invalid_request"),
+]
+
+
+def params_of(job: GenerationJob) -> dict[str, Any]:
+    """A job's controls as its worker hands them to the engine."""
+    return job.model_dump(include=set(SamplingControls.model_fields))
+
+
+def test_a_job_has_the_engines_controls_with_its_defaults() -> None:
+    defaults = {field.name: field.default for field in fields(SamplingParams)}
+    assert set(SamplingControls.model_fields) == set(defaults) - ENGINE_ONLY
+    meant = SamplingParams.from_dict(params_of(parse_job({"prompt": "x"})))
+    assert meant == SamplingParams(**OTHER_DEFAULTS)
+
+
+@pytest.mark.parametrize("given", GOOD)
+def test_a_job_and_the_engine_read_the_same_into_controls(given: dict[str, Any]) -> None:
+    job = parse_job({"prompt": "x", **given})
+    again = parse_document(job.model_dump_json(exclude_none=True))
+    assert again == job
+    defaults = {} if "max_new_tokens" in given else OTHER_DEFAULTS
+    expected = SamplingParams.from_dict({**defaults, **given})
+    assert SamplingParams.from_dict(params_of(again)) == expected
+
+
+@pytest.mark.parametrize(("given", "code"), BAD)
+def test_a_job_and_the_engine_refuse_the_same(given: dict[str, Any], code: str) -> None:
+    with pytest.raises(JobRejected) as rejected:
+        parse_job({"prompt": "x", **given})
+    assert rejected.value.code == code
+    with pytest.raises(RequestError) as refused:
+        SamplingParams.from_dict(given)
+    assert refused.value.code == code
+
+
+def test_controls_that_are_not_used_take_no_room_in_a_job() -> None:
+    document = parse_job({"prompt": "x"}).model_dump_json(exclude_none=True)
+    assert len(document) < 400
+    assert "logit_bias" not in document
+
+
+def test_the_grammar_check_is_one_text_in_two_places() -> None:
+    texts = [(ROOT / folder / "grammar.py").read_text() for folder in ("engine", "producer")]
+    assert texts[0] == texts[1]
+    assert engine_grammar.KINDS == producer_grammar.KINDS
+
+
+def test_what_the_engine_cannot_do_a_job_cannot_ask_for() -> None:
+    assert dict(UNSUPPORTED).items() <= dict(unsupported.UNSUPPORTED).items()
+    for alias in ALIASES:
+        assert alias not in unsupported.UNSUPPORTED
+
+
+def test_a_schema_is_checked_at_submit_without_torch_and_the_engine() -> None:
+    program = (
+        "import sys\n"
+        "from batchmill.producer import GenerationJob\n"
+        "assert 'llguidance' not in sys.modules\n"
+        "GenerationJob(prompt='x', structured_outputs={'json': {'type': 'object'}})\n"
+        "loaded = {'torch', 'transformers', 'batchmill.engine', 'numpy'} & set(sys.modules)\n"
+        "assert not loaded, loaded\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

@@ -1,0 +1,164 @@
+"""The schemas in `schema/` are those of the code, and describe what really crosses the wire."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import jsonschema
+import pytest
+
+from batchmill.producer import (
+    BatchRequest,
+    GenerationJob,
+    JobError,
+    JobResult,
+    JobState,
+    ProducerSettings,
+)
+from batchmill.producer.job.validation import parse_job
+from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.calls import BatchPlace, QueueLimits, retry
+from batchmill.producer.protocol.outbox import OutboxEntry
+from batchmill.producer.protocol.records import JobRecord, read_job
+from batchmill.producer.protocol.replies import Claim, Held, ReleaseCause, TokenWrite
+from batchmill.producer.schemas import render, schemas
+from batchmill.producer.store import batch_calls
+from batchmill.producer.store.job_store import JobStore
+from batchmill.producer.store.submission import prepare
+from batchmill.worker.webhooks.payload import render_body
+
+from ..structure.public_face import ROOT
+
+FOLDER = ROOT / "schema"
+
+
+def is_valid(name: str, data: Any) -> bool:
+    schema = schemas()[name]
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return bool(jsonschema.Draft202012Validator(schema).is_valid(data))
+
+
+def test_files_are_those_of_the_code() -> None:
+    assert {path.name for path in FOLDER.iterdir()} == set(schemas())
+    stale = [
+        name for name, schema in schemas().items() if (FOLDER / name).read_text() != render(schema)
+    ]
+    assert not stale, "run: python -m batchmill.producer.schemas schema"
+
+
+@pytest.mark.parametrize(
+    ("job", "fits"),
+    [
+        ({"prompt": "hi"}, True),
+        ({"prompt": [1, 2], "stop": ["END"], "top_k": 4, "seed": None}, True),
+        ({"messages": [{"role": "user", "content": "hi"}], "metadata": {"a": "b"}}, True),
+        ({"prompt": "hi", "max_tokens": -1}, False),
+        ({"prompt": "hi", "temperature": "hot"}, False),
+        ({"prompt": "hi", "no_such_field": 1}, False),
+        ({"messages": [{"role": "nobody", "content": "hi"}]}, False),
+    ],
+)
+def test_job_schema_and_the_check_at_submit_agree(job: dict[str, Any], fits: bool) -> None:
+    assert is_valid("job.schema.json", job) is fits
+    if fits:
+        GenerationJob.model_validate(job)
+
+
+def test_results_and_events_fit_their_schemas() -> None:
+    error = JobError(code="engine_error", message="x")
+    result = JobResult(id="gen_1", model="demo", status=JobState.FAILED, error=error)
+    assert is_valid("result.schema.json", json.loads(result.model_dump_json()))
+    entry = OutboxEntry(
+        "evt_gen_1_failed", "generation.failed", "gen_1", "https://e", 1, 1, 5, None
+    )
+    for record in (None, _record(result)):
+        event = json.loads(render_body(entry, record))
+        assert is_valid("webhook-event.schema.json", event)
+        assert event["data"]["tags"] == ([] if record is None else ["night", "run-7"])
+        event["data"]["status"] = "lost"
+        assert not is_valid("webhook-event.schema.json", event)
+
+
+def test_real_records_fit_their_schema_and_hold_no_field_that_it_does_not_know(
+    redis_url: str,
+) -> None:
+    store = JobStore.from_url(redis_url)
+    settings = ProducerSettings()
+    everything = {
+        "webhook": "https://example.com/hook",
+        "webhook_events_filter": ["started", "output", "failed"],
+        "webhook_secret": "theirs",
+        "idempotency_key": "k",
+        "ttl_s": 60.0,
+        "tags": ["a", "b"],
+        "delay_s": 0.001,
+    }
+    documents = [{"prompt": "x"}, {"prompt": "x", **everything}]
+    ids = []
+    store.run(batch_calls.create(BatchRequest(), settings, "batch_1"))
+    for number, fields in enumerate(documents):
+        new = prepare(parse_job(fields), settings, job_id=f"job-{number}")
+        if number == 1:
+            place = BatchPlace("batch_1", 0, "c0", "/v1/completions")
+            new = replace(new, celery_result=True, batch=place)
+        store.submit(new)
+        ids.append(new.job_id)
+    known = set(schemas()["record.schema.json"]["properties"])
+
+    seen: set[str] = set()
+
+    def check() -> None:
+        for job_id in ids:
+            reply: Any = store.client.hgetall(keys.job(job_id))
+            record = {name.decode(): value.decode() for name, value in reply.items()}
+            assert is_valid("record.schema.json", record)
+            seen.update(record)
+        assert seen <= known, f"add them to producer/protocol/record_fields.py: {seen - known}"
+
+    check()
+    store.announce_due()
+    store.cancel("job-0")
+    store.run(retry("job-0", QueueLimits()))
+    for _ in range(5):
+        claim = store.claim("job-1", owner="w", lease_ms=60_000, identity="i")
+        assert isinstance(claim, Claim)
+        held = Held("job-1", claim.fence)
+        store.checkpoint([TokenWrite("job-1", claim.fence, 0, [1, 2])], lease_ms=60_000)
+        store.cancel("job-0")
+        check()
+        store.release([held], cause=ReleaseCause.ENGINE_DEATH)
+    claim = store.claim("job-1", owner="w", lease_ms=60_000, identity="another")
+    assert isinstance(claim, Claim)
+    store.cancel("job-1")
+    store.complete(
+        "job-1", fence=claim.fence, state=JobState.CANCELLED, result='{"text": ""}', error="{}"
+    )
+    check()
+    store.run(retry("job-1", QueueLimits()))
+    store.client.hset(keys.batch("batch_1"), "deadline_at_ms", 1)
+    claim = store.claim("job-1", owner="w", lease_ms=60_000, identity="another")
+    assert isinstance(claim, Claim)
+    store.complete("job-1", fence=claim.fence, state=JobState.EXPIRED)
+    check()
+    assert known - seen == set()
+    store.close()
+
+
+def _record(result: JobResult) -> JobRecord:
+    assert result.error is not None
+    record = read_job(
+        {
+            b"id": b"gen_1",
+            b"state": b"failed",
+            b"doc": b'{"prompt": "hi", "metadata": {"order": "1"}}',
+            b"model": b"demo",
+            b"tags": b"night,run-7",
+            b"enqueued_at_ms": b"1",
+            b"result": result.model_dump_json().encode(),
+            b"error": result.error.model_dump_json().encode(),
+        }
+    )
+    assert record is not None
+    return record

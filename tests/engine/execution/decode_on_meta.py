@@ -1,0 +1,150 @@
+"""Run decode steps on tensors without data and print, as JSON, the GPU kernels they launch.
+
+Reading such a tensor on the host raises, so a step that gets through waits for nothing and can be
+captured in a CUDA graph. A process of its own, because Triton must not interpret its kernels here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import PreTrainedConfig, Qwen3Config, Qwen3MoeConfig
+
+from batchmill.engine.execution import decode_graphs
+from batchmill.engine.execution.decode_graphs import GRAPH_SIZES, DecodeGraphs
+from batchmill.engine.memory.kv_cache import KVCache
+from batchmill.engine.models.decoder import DecoderModel
+from batchmill.engine.models.families import read_model_config
+from batchmill.engine.models.weights import allocate_weights
+from batchmill.engine.step.request_rows import RequestRows
+from batchmill.engine.step.step_inputs import StepInputBuilder, StepInputs
+from batchmill.kernels.gpu.aot import Launch, record_launches
+from batchmill.kernels.gpu.variants import KERNELS
+from batchmill.kernels.ops.sample import sample
+
+NUM_SEQS = 5
+ATEN = torch.ops.aten
+READS = (ATEN._local_scalar_dense, ATEN.nonzero, ATEN.masked_select, ATEN.equal)
+SIZES = {"hidden_size": 256, "num_hidden_layers": 3, "vocab_size": 512, "head_dim": 64}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128}
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def decode(
+    config: PreTrainedConfig, kv_dtype: torch.dtype, quantization: str | None = None
+) -> Counter[str]:
+    """The Triton kernels of one decode step and its sampling."""
+    native = read_model_config({**config.to_dict(), "architectures": config.architectures})
+    weights = allocate_weights(native, torch.bfloat16, "meta")
+    model = DecoderModel(native, weights, backend="triton", quantization=quantization)
+    assert model.is_capturable
+    kv_cache = KVCache(
+        num_layers=native.num_layers,
+        num_blocks=64,
+        block_size=16,
+        num_kv_heads=native.num_kv_heads,
+        head_dim=native.head_dim,
+        dtype=kv_dtype,
+        device="meta",
+    )
+    inputs = StepInputs(
+        input_ids=meta(NUM_SEQS),
+        positions=meta(NUM_SEQS),
+        slot_mapping=meta(NUM_SEQS),
+        block_tables=meta(NUM_SEQS, 9, dtype=torch.int32),
+        cu_seqlens_q=meta(NUM_SEQS + 1, dtype=torch.int32),
+        seq_lens=meta(NUM_SEQS, dtype=torch.int32),
+        sample_rows=meta(NUM_SEQS),
+        max_query_len=1,
+        max_seq_len=130,
+    )
+    logits = meta(NUM_SEQS, native.vocab_size, dtype=torch.float32)
+    one, whole = meta(NUM_SEQS, dtype=torch.float32), meta(NUM_SEQS)
+
+    def step() -> None:
+        model.forward(inputs, kv_cache, logits)
+        sample(logits, one, whole, one, whole, whole, backend="triton")
+
+    launched = record_launches(KERNELS, step)
+    replayed = record_launches(KERNELS, partial(replay_all, model, kv_cache))
+    _check_capturable(launched, replayed)
+    return Counter(launch.name for launch in launched)
+
+
+def replay_all(model: DecoderModel, kv_cache: KVCache) -> None:
+    """The step that a graph of each size holds: draws and the state's update included."""
+    rows = RequestRows(GRAPH_SIZES[-1], "meta")
+    builder = StepInputBuilder(rows, block_size=16, max_num_blocks=9, device="meta")
+    graphs = DecodeGraphs(model, kv_cache, rows, builder, max_model_len=144)
+    with NothingFromTheHost():
+        graphs.record_all()
+        for replay in graphs._replays.values():
+            replay()
+
+
+class NothingFromTheHost(TorchDispatchMode):
+    """Refuses ops that touch a tensor of the host's: in a capture, a copy cannot be waited for."""
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        met = [each for each in tree_leaves((args, kwargs, result)) if torch.is_tensor(each)]
+        on_host = [each for each in met if each.device.type == "cpu"]
+        if on_host or func.overloadpacket in READS:
+            raise AssertionError(f"{func} of {[(each.device, each.shape) for each in met]}")
+        return result
+
+
+def _check_capturable(eager: list[Launch], replayed: list[Launch]) -> None:
+    """A graph of any size launches the kernels of a plain step, compiled as for that step."""
+    names = Counter(launch.name for launch in eager)
+    steps = len(GRAPH_SIZES)
+    assert Counter(each.name for each in replayed) == {
+        name: count * steps for name, count in names.items()
+    }
+    for name in names:
+        assert len(_kinds(replayed, name)) <= len(_kinds(eager, name)), name
+
+
+def _kinds(launches: list[Launch], name: str) -> set[object]:
+    return {
+        (tuple(each.signature.items()), tuple(each.constants.items()), each.aligned)
+        for each in launches
+        if each.name == name
+    }
+
+
+def main() -> None:
+    """Dense and sparse, with both kinds of cache, and with fp8 weights."""
+    decode_graphs.sample = partial(sample, backend="triton")  # type: ignore[assignment]
+    dense = Qwen3Config(**SIZES, **HEADS, architectures=["Qwen3ForCausalLM"])
+    sparse = Qwen3MoeConfig(**SIZES, **HEADS, **EXPERTS, architectures=["Qwen3MoeForCausalLM"])
+    print(
+        json.dumps(
+            {
+                "dense": decode(dense, torch.bfloat16),
+                "dense, fp8 cache": decode(dense, torch.float8_e4m3fn),
+                "dense, fp8 weights": decode(dense, torch.float8_e4m3fn, "fp8"),
+                "sparse": decode(sparse, torch.bfloat16),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

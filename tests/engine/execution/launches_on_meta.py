@@ -1,0 +1,134 @@
+"""Launch many different steps on tensors without data; print kernels that no warm-up compiled.
+
+A launch that differs from every one of the warm-up's in what Triton compiles for (types, constants,
+alignment, options) would be compiled while requests wait. Reading a tensor on the host raises here,
+so a step with prompts gets through without a wait as well. A process of its own, because Triton
+must not interpret its kernels here.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+
+import torch
+from transformers import PreTrainedConfig, Qwen3Config, Qwen3MoeConfig
+
+from batchmill.engine.execution import decode_graphs, warm_up
+from batchmill.engine.execution.step_pipeline import StepPipeline
+from batchmill.engine.memory.kv_cache import KVCache
+from batchmill.engine.models.decoder import DecoderModel
+from batchmill.engine.models.families import read_model_config
+from batchmill.engine.models.weights import allocate_weights
+from batchmill.engine.request.request import Request
+from batchmill.engine.request.sampling_params import SamplingParams
+from batchmill.engine.sampling import drawn_tokens, sampler
+from batchmill.engine.scheduling.schedule import ScheduledBatch, ScheduledRequest
+from batchmill.engine.step import upload
+from batchmill.kernels.gpu.aot import Launch, record_launches
+from batchmill.kernels.gpu.variants import KERNELS
+from batchmill.kernels.ops.sample import sample
+
+MAX_MODEL_LEN = 640
+MAX_NUM_SEQS = 40
+BLOCK_SIZE = 16
+SIZES = {"hidden_size": 256, "num_hidden_layers": 2, "vocab_size": 512, "head_dim": 64}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128}
+#: Of each request: its whole prompt, 1 and multiples of 16 among them.
+PROMPT_LENGTHS = (1, 2, 16, 17, 31, 32, 64, 257, 512, *range(3, 34))
+
+
+def kind(launch: Launch) -> object:
+    """All that decides whether Triton compiles once more."""
+    return (
+        launch.name,
+        tuple(launch.signature.items()),
+        tuple(launch.constants.items()),
+        launch.aligned,
+        tuple(launch.options.items()),
+    )
+
+
+def requests() -> list[Request]:
+    made = []
+    for index, length in enumerate(PROMPT_LENGTHS):
+        params = SamplingParams(temperature=index % 2, top_k=index % 3, top_p=1 - index % 4 / 8)
+        request = Request(str(index), [0] * length, params, seed=index, max_num_tokens=length + 99)
+        request.output_token_ids.append(0)
+        request.block_ids = list(range(MAX_MODEL_LEN // BLOCK_SIZE))
+        made.append(request)
+    return made
+
+
+def batches() -> list[ScheduledBatch]:
+    """Prompts alone and together, whole and in parts; decodes alone, beside parts, with guesses."""
+    whole = [ScheduledRequest(each, 0, len(each.prompt_token_ids), True) for each in requests()]
+    steps = [ScheduledBatch(chunks=(each,)) for each in whole[:9]]
+    parts = [whole[7]._replace(num_new_tokens=count, samples=False) for count in (1, 16, 100)]
+    steps += [ScheduledBatch(chunks=(each,)) for each in parts]
+    steps.append(ScheduledBatch(chunks=tuple(whole)))
+    for count in (1, 2, 15, 16, 17, 32, 33, 40):
+        decoding = [each.request for each in whole[:count]]
+        starts = [len(each.prompt_token_ids) for each in decoding]
+        decodes = {"decodes": tuple(decoding), "decode_starts": starts}
+        steps.append(ScheduledBatch(**decodes))
+        if count < len(whole):
+            steps.append(ScheduledBatch(**decodes, chunks=(whole[count], parts[0])[: 40 - count]))
+        guessed = [
+            ScheduledRequest(each, start, 4, True, draft_token_ids=(1, 2, 3))
+            for each, start in zip(decoding, starts, strict=True)
+        ]
+        steps.append(ScheduledBatch(chunks=tuple(guessed)))
+    return steps
+
+
+def uncompiled(config: PreTrainedConfig, kv_dtype: torch.dtype) -> list[str]:
+    native = read_model_config({**config.to_dict(), "architectures": config.architectures})
+    model = DecoderModel(native, allocate_weights(native, torch.bfloat16, "meta"), backend="triton")
+    kv_cache = KVCache(
+        num_layers=native.num_layers,
+        num_blocks=64,
+        block_size=BLOCK_SIZE,
+        num_kv_heads=native.num_kv_heads,
+        head_dim=native.head_dim,
+        dtype=kv_dtype,
+        device="meta",
+    )
+    pipelines = []
+
+    def start() -> None:
+        sizes = {"max_num_seqs": MAX_NUM_SEQS, "max_model_len": MAX_MODEL_LEN}
+        pipelines.append(StepPipeline(model, kv_cache, **sizes))
+
+    def serve() -> None:
+        for batch in batches():
+            pipelines[0].launch(batch)
+
+    compiled = {kind(each) for each in record_launches(KERNELS, start)}
+    served = record_launches(KERNELS, serve)
+    assert len({each.name for each in served}) == 10
+    return sorted({each.name for each in served if kind(each) not in compiled})
+
+
+def main() -> None:
+    """Dense and sparse, with both kinds of cache."""
+    for module in (decode_graphs, sampler, warm_up):
+        module.sample = partial(sample, backend="triton")  # type: ignore[attr-defined]
+    upload.pinned = lambda size: torch.empty(size, dtype=torch.uint8)
+    drawn_tokens.HostTokens.begin_copy = lambda *tensors: None  # type: ignore[method-assign]
+    dense = Qwen3Config(**SIZES, **HEADS, architectures=["Qwen3ForCausalLM"])
+    sparse = Qwen3MoeConfig(**SIZES, **HEADS, **EXPERTS, architectures=["Qwen3MoeForCausalLM"])
+    print(
+        json.dumps(
+            {
+                "dense": uncompiled(dense, torch.bfloat16),
+                "dense, fp8 cache": uncompiled(dense, torch.float8_e4m3fn),
+                "sparse": uncompiled(sparse, torch.bfloat16),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""Scheduling a step while the one before it is in flight changes no token and loses no block."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+
+from batchmill.engine import ConfigError, Engine, EngineConfig, SamplingParams
+
+from ..tiny_model import POISON, Fuse, run
+from ..traces import check_equal, random_trace, resume, run_trace
+
+GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+
+
+@pytest.fixture
+def make_engine(make_engine: Callable[..., Engine]) -> Callable[..., Engine]:
+    return partial(make_engine, overlap=True)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_trace_gives_the_same_outputs_with_and_without_overlap(
+    make_engine: Callable[..., Engine], seed: int
+) -> None:
+    rng = random.Random(seed)
+    trace = random_trace(rng, num_requests=40)
+    settings = {"max_num_seqs": rng.choice([3, 12]), "max_num_batched_tokens": 32}
+    alone = make_engine(num_blocks=200, overlap=False, enable_prefix_caching=False)
+    resume(alone, trace)
+    expected = run_trace(make_engine(num_blocks=16, overlap=False, **settings), trace)
+    engine = make_engine(num_blocks=16, overlap=True, **settings)
+    outputs = run_trace(engine, trace)
+    check_equal(trace, outputs, expected)
+
+
+def test_step_is_reported_by_the_call_after_the_one_that_launched_it(
+    make_engine: Callable[..., Engine],
+) -> None:
+    engine = make_engine()
+    engine.add_request("a", [1, 2, 3], SamplingParams(temperature=0, max_tokens=3, ignore_eos=True))
+    news = []
+    while engine.has_unfinished():
+        news.append([output.new_token_ids for output in engine.step()])
+    assert [len(each) for each in news] == [0, 1, 1, 1]
+    assert engine.stats().num_steps == 3, "a request that ends by its length is not computed on"
+
+
+def test_request_that_stops_is_computed_once_too_often_and_that_token_is_nobodys(
+    make_engine: Callable[..., Engine],
+) -> None:
+    (free,) = make_engine(overlap=False).generate([[1, 2, 3]], GREEDY)
+    stop = free.token_ids[4]
+    params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, stop_token_ids=[stop])
+    engine = make_engine()
+    (output,) = engine.generate([[1, 2, 3]], params)
+    length = free.token_ids.index(stop) + 1
+    assert output.token_ids == free.token_ids[:length]
+    stats = engine.stats()
+    assert stats.num_steps == length + 1
+    assert stats.num_generated_tokens == length
+
+
+def test_requests_that_need_their_last_token_are_not_run_ahead(
+    make_engine: Callable[..., Engine],
+) -> None:
+    engine = make_engine()
+    params = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True, repetition_penalty=1.5)
+    engine.add_request("a", [1, 2, 3], params)
+    assert [len(engine.step()) for _ in range(5)] == [1] * 5
+
+
+def test_failed_launch_leaves_the_step_in_flight_as_it_is(
+    make_engine: Callable[..., Engine], fuse: Fuse
+) -> None:
+    (expected,) = make_engine(overlap=False).generate([[1, 2, 3]], GREEDY)
+    engine = make_engine()
+    engine.add_request("a", [1, 2, 3], GREEDY)
+    for _ in range(4):
+        engine.step()
+    fuse.is_blown = True
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="the device is lost"):
+            engine.step()
+        engine._scheduler.check()
+    fuse.reset()
+    assert run(engine)["a"][-1].token_ids == expected.token_ids
+
+
+def test_memory_that_runs_out_beside_a_step_in_flight_changes_no_token(
+    make_engine: Callable[..., Engine], fuse: Fuse
+) -> None:
+    prompts = [[index] * (index + 1) for index in range(8)]
+    expected = [output.token_ids for output in make_engine(overlap=False).generate(prompts, GREEDY)]
+    engine = make_engine()
+    for index, prompt in enumerate(prompts):
+        engine.add_request(str(index), prompt, GREEDY)
+    for _ in range(3):
+        engine.step()
+    fuse.error, fuse.max_num_tokens = MemoryError(), 5
+    outputs = run(engine)
+    assert [outputs[str(index)][-1].token_ids for index in range(8)] == expected
+    assert engine.stats().num_out_of_memory > 0
+
+
+def test_aborted_request_keeps_its_blocks_until_its_last_step_is_collected(
+    make_engine: Callable[..., Engine],
+) -> None:
+    engine = make_engine()
+    engine.add_request("a", [1, 2, 3], GREEDY)
+    engine.add_request("b", [4, 5, 6], GREEDY)
+    engine.step()
+    num_free = engine.num_free_blocks
+    engine.abort("a")
+    assert engine.num_free_blocks == num_free
+    engine._scheduler.check()
+    outputs = run(engine)
+    assert engine.num_free_blocks == engine.stats().num_blocks
+    assert (outputs["a"][-1].finish_reason, outputs["a"][-1].token_ids) == ("abort", [])
+
+
+def test_nan_that_shows_one_step_late_ends_its_request_alone(
+    make_engine: Callable[..., Engine],
+) -> None:
+    (expected,) = make_engine(overlap=False).generate([[1, 2, 3]], GREEDY)
+    engine = make_engine(num_blocks=16)
+    engine.add_request("poisoned", [1, 2, 3, 4, POISON], GREEDY)
+    engine.add_request("good", [1, 2, 3], GREEDY)
+    outputs = run(engine)
+    error = outputs["poisoned"][-1].error
+    assert error is not None
+    assert (error.code, outputs["poisoned"][-1].token_ids) == ("numerical_error", [])
+    assert outputs["good"][-1].token_ids == expected.token_ids
+    again = engine.generate([[1, 2, 3]] * 3, GREEDY)
+    assert [output.token_ids for output in again] == [expected.token_ids] * 3
+
+
+def test_generate_that_fails_leaves_nothing_in_flight(
+    make_engine: Callable[..., Engine], fuse: Fuse
+) -> None:
+    engine = make_engine()
+    fuse.max_num_tokens = 5  # the prompts pass one by one, a step of six decodes does not
+    with pytest.raises(RuntimeError, match="the device is lost"):
+        engine.generate([[1]] * 8, GREEDY)
+    assert engine._pipeline.num_in_flight == 0
+    assert engine.num_free_blocks == engine.stats().num_blocks
+
+
+def test_steps_overlap_by_default_where_there_is_a_device_beside_the_host() -> None:
+    config = EngineConfig(model="tiny")
+    assert (config.overlaps_on("cuda"), config.overlaps_on("cpu")) == (True, False)
+    assert EngineConfig(model="tiny", overlap=True).overlaps_on("cpu")
+    assert not EngineConfig(model="tiny", overlap=False).overlaps_on("cuda")
+    with pytest.raises(ConfigError, match="overlap is 'yes'"):
+        EngineConfig(model="tiny", overlap="yes")  # type: ignore[arg-type]

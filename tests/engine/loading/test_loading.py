@@ -1,0 +1,199 @@
+"""Loading models from folders, shards and names, and what is said where that fails."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer as BackendTokenizer
+from tokenizers import models, pre_tokenizers
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+from batchmill.engine import Engine, EngineConfig
+from batchmill.engine.errors import ConfigError, ModelLoadError, UnsupportedModelError
+from batchmill.engine.loading.loading import LoadedModel, load_model
+
+VOCABULARY = ["<s>", "</s>", "<|im_end|>", "<unk>", "a", "b", "c", "d"]
+
+
+@pytest.fixture
+def model_path(tmp_path: Path) -> Path:
+    """A tiny Llama with random weights and an eight-word tokenizer."""
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        eos_token_id=1,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    backend = BackendTokenizer(
+        models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="<unk>")
+    )
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="<|im_end|>", unk_token="<unk>"
+    ).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def load(path: Path, **changes: Any) -> LoadedModel:
+    return load_model(str(path), **({"dtype": "float32", "device": "cpu"} | changes))
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def head_weight(loaded: LoadedModel) -> torch.Tensor:
+    """The head's matrix, as the model computes with it: a row of the identity at a time."""
+    hidden_size = loaded.config.hidden_size
+    return loaded.model._head(torch.eye(hidden_size, dtype=loaded.model.dtype)).T
+
+
+def test_shards_hold_the_same_model_as_one_file(model_path: Path) -> None:
+    whole = load(model_path)
+    weights = load_file(model_path / "model.safetensors")
+    names = sorted(weights)
+    weight_map = {}
+    for number, part in enumerate((names[::2], names[1::2])):
+        file_name = f"model-{number}.safetensors"
+        save_file({name: weights[name] for name in part}, model_path / file_name)
+        weight_map |= dict.fromkeys(part, file_name)
+    (model_path / "model.safetensors").unlink()
+    index = model_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    sharded = load(model_path)
+    assert torch.equal(head_weight(sharded), head_weight(whole))
+    for damaged, message in (
+        ({"weight_map": {"a": "../model-0.safetensors"}}, "no file in its folder"),
+        ({"weights": {}}, r"no index of weights \(KeyError\)"),
+    ):
+        index.write_text(json.dumps(damaged))
+        with pytest.raises(ModelLoadError, match=message):
+            load(model_path)
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    (model_path / "model-1.safetensors").unlink()
+    with pytest.raises(ModelLoadError, match=r"model-1\.safetensors does not exist"):
+        load(model_path)
+
+
+def test_weights_are_stored_in_the_dtype_asked_for(model_path: Path) -> None:
+    loaded = load(model_path, dtype="bfloat16")
+    assert loaded.model.dtype == torch.bfloat16
+    expected = load_file(model_path / "model.safetensors")["lm_head.weight"].bfloat16()
+    assert torch.equal(head_weight(loaded), expected)
+
+
+def test_end_tokens_come_from_every_place_that_names_them(model_path: Path) -> None:
+    assert load(model_path).eos_token_ids == {1, 2}  # config.json, and the tokenizer's
+    edit_json(model_path / "generation_config.json", eos_token_id=[1, 7])
+    assert load(model_path).eos_token_ids == {1, 2, 7}
+
+
+def test_identity_changes_with_anything_that_decides_tokens(model_path: Path) -> None:
+    identities = {load(model_path).identity, load(model_path, dtype="bfloat16").identity}
+    edit_json(model_path / "config.json", rms_norm_eps=1e-3)
+    identities.add(load(model_path).identity)
+    tokenizer = model_path / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace('"d"', '"e"'))
+    identities.add(load(model_path).identity)
+    weights = load_file(model_path / "model.safetensors")
+    weights["model.norm.weight"][3] += 1
+    save_file(weights, model_path / "model.safetensors", metadata={"format": "pt"})
+    identities.add(load(model_path).identity)
+    assert len(identities) == 5
+    assert load(model_path).identity in identities
+
+
+def test_missing_extra_and_misshapen_weights_are_named(model_path: Path) -> None:
+    path = model_path / "model.safetensors"
+    weights = load_file(path)
+    name = "model.layers.1.self_attn.k_proj.weight"
+    save_file({key: value for key, value in weights.items() if key != name}, path)
+    with pytest.raises(ModelLoadError, match=f"lacks 1 weights.*{name}"):
+        load(model_path)
+    save_file(weights | {"model.extra": torch.zeros(1)}, path)
+    with pytest.raises(ModelLoadError, match=r"holds model\.extra"):
+        load(model_path)
+    save_file(weights | {name: torch.zeros(4, 16)}, path)
+    with pytest.raises(ModelLoadError, match=rf"{name} in .* is \[4, 16\].* says \[8, 16\]"):
+        load(model_path)
+    path.write_bytes(b"no safetensors")
+    with pytest.raises(ModelLoadError, match="cannot be read"):
+        load(model_path)
+
+
+def test_an_unsupported_architecture_is_refused_before_weights_are_read(model_path: Path) -> None:
+    edit_json(model_path / "config.json", architectures=["GPT2LMHeadModel"])
+    (model_path / "model.safetensors").unlink()
+    with pytest.raises(UnsupportedModelError, match=r"GPT2LMHeadModel cannot .* loads a Llama"):
+        load(model_path)
+
+
+@pytest.mark.parametrize("model_impl", ["native", "transformers"])
+def test_a_length_that_a_model_is_not_made_for_is_refused_before_weights_are_read(
+    model_path: Path, model_impl: str
+) -> None:
+    config = EngineConfig(
+        model=str(model_path), device="cpu", model_impl=model_impl, max_model_len=65
+    )
+    (model_path / "model.safetensors").write_bytes(b"no safetensors")
+    with pytest.raises(ConfigError, match=r"max_model_len is 65, .* set max_model_len to 64"):
+        Engine(config)
+    with pytest.raises(ModelLoadError, match=r"cannot (be read|load)"):  # whoever reads them
+        Engine(replace(config, max_model_len=64))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dtype": "int3"}, "dtype is 'int3'"),
+        ({"quantization": "fp5"}, "quantization is 'fp5'"),
+        ({"model_impl": "magic"}, "model_impl is 'magic'"),
+        ({"device": "abacus"}, "device is 'abacus'"),
+        ({"device": "meta"}, "device is 'meta'"),
+        ({"device": "cuda:77"}, "device is 'cuda:77'"),
+    ],
+)
+def test_configuration_that_cannot_work_is_named(
+    model_path: Path, changes: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(model_path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("/no/such/folder", "no folder /no/such/folder, and it is no hub id"),
+        ("missing.gguf", r"GGUF file missing\.gguf does not exist"),
+        ("not-there/at-all", r"hub model .* cannot be fetched \(LocalEntryNotFoundError\)"),
+    ],
+)
+def test_a_model_that_is_nowhere_is_named(
+    model: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ModelLoadError, match=message):
+        load_model(model, device="cpu")
+
+
+def test_an_empty_folder_and_a_stray_file_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match="no model configuration"):
+        load(tmp_path)
+    stray = tmp_path / "weights.bin"
+    stray.write_bytes(b"")
+    with pytest.raises(ModelLoadError, match="no GGUF file: name its folder"):
+        load(stray)

@@ -1,0 +1,77 @@
+"""A sharded model is read in constant extra memory, and tells how far it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from batchmill.engine.loading.weight_loading import load_weights
+from batchmill.engine.models.families import read_model_config
+from batchmill.engine.models.weight_files import LoadProgress
+
+from ...support.tiny_models import NATIVE, SIZES, random_model, save_tokenizer
+
+MIB = 1024**2
+MEASURE = Path(__file__).parent / "measure_loading.py"
+#: What may come on top of the model: one layer that is being laid out anew (20 MiB here, and again
+#: half of it in between), and the part of a file that is mapped, with one tensor.
+MARGIN_BYTES = 64 * MIB
+
+
+@pytest.fixture(scope="module")
+def sharded_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of 200 MiB in five files."""
+    folder = tmp_path_factory.mktemp("sharded")
+    sizes = {"vocab_size": 8000, "hidden_size": 640, "intermediate_size": 1792}
+    heads = {"num_hidden_layers": 8, "num_attention_heads": 10, "num_key_value_heads": 10}
+    config = LlamaConfig(**{**SIZES, **sizes, **heads})
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(folder, max_shard_size="50MB")
+    save_tokenizer(folder)
+    assert len(list(folder.glob("*.safetensors"))) >= 4
+    return folder
+
+
+def measure(folder: Path, tiny: Path, dtype: str) -> dict[str, int]:
+    done = subprocess.run(
+        [sys.executable, str(MEASURE), str(tiny), str(folder), dtype, "native"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    measured: dict[str, int] = json.loads(done.stdout)
+    return measured
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux' accounts")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_memory_peaks_at_the_model_and_a_little(
+    dtype: str, sharded_model: Path, tmp_path: Path
+) -> None:
+    random_model(NATIVE["Llama"], tmp_path)
+    stored_bytes = sum(path.stat().st_size for path in sharded_model.glob("*.safetensors"))
+    assert stored_bytes > 190 * MIB
+    model_bytes = stored_bytes // {"float32": 1, "bfloat16": 2}[dtype]
+    measured = measure(sharded_model, tmp_path, dtype)
+    assert measured["peak_growth"] <= model_bytes + MARGIN_BYTES
+    assert measured["growth"] <= model_bytes * 1.1  # nothing of the layout before is left
+
+
+def test_progress_is_told_after_every_tensor(sharded_model: Path) -> None:
+    values = json.loads((sharded_model / "config.json").read_text())
+    told: list[LoadProgress] = []
+    load_weights(sharded_model, read_model_config(values), torch.float32, "cpu", told.append)
+    index = json.loads((sharded_model / "model.safetensors.index.json").read_text())
+    assert len(told) == len(index["weight_map"]) + 1
+    assert [each.num_bytes for each in told] == sorted(each.num_bytes for each in told)
+    assert told[-1].num_bytes == told[-1].total_bytes > 190 * MIB

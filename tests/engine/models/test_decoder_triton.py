@@ -1,0 +1,151 @@
+"""The decoder on the GPU's kernels, in Triton's interpreter where there is no GPU."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from batchmill.engine.execution.step_pipeline import ModelRunner
+from batchmill.engine.loading.weight_loading import load_weights
+from batchmill.engine.memory.kv_cache import KVCache
+from batchmill.engine.models.decoder import DecoderModel
+from batchmill.engine.models.families import read_model_config
+from batchmill.engine.request.request import Request
+from batchmill.kernels.ops.dispatch import Backend
+
+from ...support.tiny_models import NATIVE, random_model
+from ..model_steps import BLOCK_SIZE, make_requests, run_step
+from .test_decoder import native_model
+
+pytest.importorskip("triton", reason="triton is not installed; `make setup` installs it on Linux")
+if torch.cuda.is_available():
+    pytest.skip("tests/bench/gpu_run.py compares the faces on a GPU", allow_module_level=True)
+
+#: (requests by number, tokens of each) of every step: two prompts, one of them in chunks that run
+#: beside decodes; then decodes alone.
+STEPS = (((0, 5), (1, 12)), ((0, 1), (1, 9), (2, 7)), ((0, 1), (1, 1), (2, 1)), ((0, 1), (2, 1)))
+LENGTHS = [8, 22, 9]
+
+
+@pytest.fixture(autouse=True)
+def _interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # Triton looks again when it first launches
+
+
+def logits_of(
+    model: DecoderModel, kv_dtype: torch.dtype | None = None, value_before: float = 0.0
+) -> list[Tensor]:
+    """Each step's logits, over a cache whose unused slots hold `value_before`."""
+    kv_cache = KVCache(
+        num_layers=model.config.num_layers,
+        num_blocks=30,
+        block_size=BLOCK_SIZE,
+        num_kv_heads=model.config.num_kv_heads,
+        head_dim=model.config.head_dim,
+        dtype=kv_dtype or model.dtype,
+        device="cpu",
+    )
+    for keys, values in kv_cache.layers:
+        keys.fill_(value_before)
+        values.fill_(value_before)
+    runner = ModelRunner(model, kv_cache, "cpu")
+    requests: list[Request] = make_requests(LENGTHS, model.config.vocab_size, num_blocks=30)
+    return [run_step(runner, [(requests[i], n, True) for i, n in step]) for step in STEPS]
+
+
+def pair(folder: Path, name: str) -> tuple[DecoderModel, DecoderModel]:
+    """The same weights behind the Triton kernels and behind the reference."""
+    config = random_model(NATIVE[name], folder).config
+    backends: tuple[Backend, Backend] = ("triton", "reference")
+    triton, reference = (native_model(folder, config, backend=backend) for backend in backends)
+    return triton, reference
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Llama, every bias, llama3 RoPE, a head_dim of its own",
+        "Mistral, sliding window",
+        "Qwen3",
+        "Qwen2, windows in some layers",
+        "Gemma 3 text",
+        "Phi-3, longrope, part of each head rotated",
+        "Llama, dynamic RoPE, one key head",
+        "Qwen3-MoE",
+    ],
+)
+def test_prefill_decode_and_mixed_steps_give_the_references_logits(
+    name: str, tmp_path: Path
+) -> None:
+    triton, reference = pair(tmp_path, name)
+    # The Triton kernels do not read slots that hold no token.
+    got, want = logits_of(triton, value_before=math.nan), logits_of(reference)
+    assert triton.is_capturable
+    assert reference.is_capturable != ("MoE" in name)
+    assert max(logits.abs().max().item() for logits in want) > 1  # logits worth comparing
+    for ours, theirs in zip(got, want, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+def test_an_eight_bit_cache_stays_near_full_precision(tmp_path: Path) -> None:
+    """By the reference: the interpreter rounds to eight bits wrongly where the mantissa carries.
+
+    What Triton makes of such a cache is compared in tests/kernels, with numbers that have eight
+    bits already, and on a GPU by tests/bench/gpu_run.py.
+    """
+    _, reference = pair(tmp_path, "Qwen3")
+    full = logits_of(reference)
+    spread = full[0].std().item()
+    for eight_bits, exact in zip(logits_of(reference, torch.float8_e4m3fn), full, strict=True):
+        # A key is off by up to 2**-4 of itself; a wrong scale gives errors as large as the logits.
+        assert 0 < (eight_bits - exact).abs().mean().item() < 0.2 * spread
+
+
+def test_fp8_weights_by_the_kernels_and_torchs_product_give_the_plain_truths_logits(
+    tmp_path: Path,
+) -> None:
+    """Nearly: the interpreter rounds a hundredth of the numbers to eight bits wrongly."""
+    config = read_model_config(random_model(NATIVE["Qwen3"], tmp_path).config.to_dict())
+    logits = []
+    for backend in ("triton", "reference"):
+        weights = load_weights(tmp_path, config, torch.bfloat16, "cpu")
+        model = DecoderModel(config, weights, backend=backend, quantization="fp8")  # type: ignore[arg-type]
+        assert model.is_capturable
+        logits.append(logits_of(model, value_before=math.nan if backend == "triton" else 0.0))
+    spread = logits[1][0].std().item()
+    for ours, theirs in zip(*logits, strict=True):
+        # Wrong scales, rows or columns give logits that have nothing in common: more than 1.
+        assert (ours - theirs).abs().mean().item() < 0.25 * spread
+
+
+def test_a_decode_step_reads_nothing_on_the_host_and_launches_few_kernels() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).parent / "decode_on_meta.py")],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=250,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    layers = 3
+    once = {"plan_decode_kernel": 1, "sample_floor_kernel": 1, "sample_tile_kernel": 1}
+    once |= {"sample_pick_kernel": 1, "rms_norm_kernel": 2 * layers + 1}
+    attention = ("rope_and_cache_kernel", "decode_attention_kernel", "merge_decode_kernel")
+    each = dict.fromkeys((*attention, "gated_activation_kernel"), layers)
+    # With the four matrix products, ten kernels a layer.
+    dense = once | each
+    # With fp8 weights eleven: norms and gates quantize what they give, and what attention gives is
+    # quantized by itself.
+    fp8 = dense | {"quantize_fp8_kernel": layers, "gated_activation_fp8_kernel": layers}
+    del fp8["gated_activation_kernel"]
+    for kind, launched in json.loads(done.stdout).items():
+        assert launched == (fp8 if "fp8 weights" in kind else dense), kind

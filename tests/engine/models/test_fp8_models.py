@@ -1,0 +1,269 @@
+"""Models with fp8 weights, by the plain truth on a CPU: near the unquantized ones, refused by name.
+
+That truth is what a GPU computes but for the order and the width of sums; see docs/gpu.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from batchmill.engine import EngineConfig, SamplingParams
+from batchmill.engine.config import QUANTIZATIONS
+from batchmill.engine.errors import ConfigError, UnsupportedModelError
+from batchmill.engine.loading import loading
+from batchmill.engine.loading.fingerprint import model_identity
+from batchmill.engine.loading.loading import LoadedModel, load_model
+from batchmill.engine.loading.weight_loading import load_weights
+from batchmill.engine.models.decoder import DecoderModel
+from batchmill.engine.models.fp8_weights import (
+    check_fp8_device,
+    check_fp8_model,
+    fp8_remedy_bytes,
+    fp8_weights_bytes,
+    layer_bytes,
+)
+from batchmill.engine.models.model_config import ModelConfig
+from batchmill.engine.models.weights import weights_bytes
+from batchmill.kernels.ops.fp8_linear import Fp8Linear
+from batchmill.kernels.ops.linear import dense_linear
+
+from ...support.tiny_models import NATIVE, OTHERS, random_model
+from ..greedy_checks import WAYS, alone
+from ..model_steps import full_logits, make_requests, make_runner, run_step
+from ..tiny_model import POISON, run, save_model, tiny_engine
+
+GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+#: Some matrix of these has a size that is no multiple of 16, or there are many.
+REFUSED = {
+    "Llama, every bias, llama3 RoPE, a head_dim of its own": "num_heads . head_dim 120",
+    "Qwen3-MoE": "is a mixture of experts",
+    "Qwen3-MoE, some layers dense, biases, shares as they are": "is a mixture of experts",
+    "Mixtral": "is a mixture of experts",
+}
+COMPUTED = [name for name in NATIVE if name not in REFUSED]
+
+
+def config_in(folder: Path) -> ModelConfig:
+    loaded = load_model(str(folder), dtype="float32", device="cpu", model_impl="native")
+    assert isinstance(loaded.config, ModelConfig)
+    return loaded.config
+
+
+def reference_model(folder: Path, dtype: torch.dtype = torch.float32) -> LoadedModel:
+    """A folder's model with fp8 weights, in plain torch."""
+    loaded = load_model(str(folder), dtype="float32", device="cpu", model_impl="native")
+    assert isinstance(loaded.config, ModelConfig)
+    weights = load_weights(folder, loaded.config, dtype, "cpu")
+    model = DecoderModel(loaded.config, weights, backend="reference", quantization="fp8")
+    return replace(loaded, model=model)
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+def test_logits_of_every_family_stay_near_the_unquantized_ones(name: str, tmp_path: Path) -> None:
+    hf_model = random_model(NATIVE[name], tmp_path)
+    loaded = reference_model(tmp_path)
+    requests = make_requests([33, 12, 40, 27], loaded.config.vocab_size)
+    want = torch.stack([logits[-1] for logits in full_logits(hf_model, requests)])
+    runner = make_runner(loaded.model)
+    run_step(runner, [(request, 10, False) for request in requests])
+    got = run_step(runner, [(request, request.num_uncomputed_tokens, True) for request in requests])
+    error = (got - want).pow(2).mean().sqrt() / want.std()
+    # Numbers of three bits, and no row of more than 112 to even it out: 0.07 to 0.26, measured.
+    # With a wrong scale, column or row the two would have nothing in common, which is 1.4.
+    assert 0 < error < 0.35
+
+
+def test_the_layers_matrices_are_quantized_and_the_head_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random_model(NATIVE["Qwen3"], tmp_path)
+    made: list[Tensor] = []
+    monkeypatch.setattr(
+        "batchmill.kernels.fp8_linear._check_weight", lambda weight: made.append(weight)
+    )
+    model = reference_model(tmp_path).model
+    config = model.config
+    assert isinstance(config, ModelConfig)
+    assert len(made) == 4 * config.num_layers
+    x = torch.randn(2, config.hidden_size)
+    head = load_weights(tmp_path, config, torch.float32, "cpu").head
+    torch.testing.assert_close(model._head(x), x @ head.T)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["Llama", "Qwen3"])
+def test_tokens_do_not_depend_on_how_they_are_computed(name: str, tmp_path: Path) -> None:
+    random_model(NATIVE[name], tmp_path)
+    loaded = reference_model(tmp_path)
+    tokens = alone(tmp_path, loaded, [])
+    assert [
+        way for way, compute in WAYS.items() if compute(tmp_path, loaded, tokens) != tokens
+    ] == []
+
+
+def test_request_that_is_not_finite_fails_and_the_others_are_as_without_it(tmp_path: Path) -> None:
+    save_model(tmp_path)
+    loaded = reference_model(tmp_path)
+    good = {f"g{i}": [7 * i + j for j in range(5 + i)] for i in range(6)}
+    want = tiny_engine(loaded).generate(list(good.values()), GREEDY)
+    engine = tiny_engine(loaded)
+    for name, prompt in good.items():
+        engine.add_request(name, prompt, GREEDY)
+    engine.add_request("bad", [1, POISON, 2], GREEDY)
+    last = {name: news[-1] for name, news in run(engine).items()}
+    assert last.pop("bad").error.code == "numerical_error"
+    assert [last[name].token_ids for name in good] == [output.token_ids for output in want]
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+def test_weights_take_what_was_foretold(name: str, tmp_path: Path) -> None:
+    random_model(NATIVE[name], tmp_path)
+    config = config_in(tmp_path)
+    weights = load_weights(tmp_path, config, torch.bfloat16, "cpu")
+    rest = [weights.embedding, weights.final_norm]
+    rest += [] if config.tie_word_embeddings else [weights.head]
+    total = sum(each.nbytes for each in rest)
+    for layer in weights.layers:
+        for matrix in layer.matrices:
+            tensors = vars(Fp8Linear(matrix, None)).values()
+            total += sum(each.nbytes for each in tensors if isinstance(each, Tensor))
+        biases = (layer.qkv_bias, layer.output_bias, layer.feed_forward.gate_up_bias)  # type: ignore[union-attr]
+        tensors = (*layer.norms, *biases, layer.feed_forward.down_bias)  # type: ignore[union-attr]
+        total += sum(each.nbytes for each in tensors if each is not None)
+    assert fp8_weights_bytes(config, torch.bfloat16) == total
+    assert total < weights_bytes(config, torch.bfloat16)
+    assert fp8_remedy_bytes(config, torch.bfloat16) == total
+    assert fp8_remedy_bytes(config, torch.float32) is None
+    assert len(layer_bytes(config, torch.bfloat16)) == config.num_layers
+
+
+def test_layers_wait_on_the_host_and_go_to_the_device_one_by_one(tmp_path: Path) -> None:
+    random_model(NATIVE["Qwen3"], tmp_path)
+    config = config_in(tmp_path)
+    weights = load_weights(tmp_path, config, torch.bfloat16, "meta", layer_device="cpu")
+    assert {weights.embedding.device.type, weights.head.device.type} == {"meta"}
+    (first, *_) = weights.layers
+    assert {each.device.type for each in (*first.matrices, *first.norms)} == {"cpu"}
+    moved = first.to(torch.device("meta"))
+    assert {each.device.type for each in (*moved.matrices, *moved.norms)} == {"meta"}
+    assert [each.shape for each in moved.matrices] == [each.shape for each in first.matrices]
+    stayed = first.to(CPU)
+    assert all(a is b for a, b in zip(stayed.matrices, first.matrices, strict=True))
+    model = DecoderModel(config, weights, backend="triton", quantization="fp8")
+    assert model.is_capturable
+
+
+@pytest.mark.parametrize("place", ["device", "host"])
+def test_what_does_not_fit_is_refused_before_it_is_read(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random_model(NATIVE["Llama"], tmp_path)
+    config = config_in(tmp_path)
+    layers = layer_bytes(config, torch.bfloat16)
+    needed = {
+        "device": fp8_weights_bytes(config, torch.bfloat16) + max(layers),
+        "host": sum(layers),
+    }
+    lacking = needed | {place: needed[place] - 1}
+    free = {"meta": lacking["device"], "cpu": lacking["host"]}
+    monkeypatch.setattr(loading, "free_memory_bytes", lambda device: free[device.type])
+    arguments: Any = (tmp_path, config, torch.bfloat16, torch.device("meta"), "fp8")
+    where = "meta has" if place == "device" else "this host"
+    with pytest.raises(ConfigError, match=f"the weights take .* GiB and {where}"):
+        loading._read_weights(*arguments)
+    free |= {"meta": needed["device"], "cpu": needed["host"]}
+    assert loading._read_weights(*arguments).layers[0].qkv.device == CPU
+
+
+def test_fp8_is_named_as_a_remedy_only_where_it_would_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random_model(NATIVE["Llama"], tmp_path)
+    config = config_in(tmp_path)
+    layers = layer_bytes(config, torch.bfloat16)
+    needed = fp8_weights_bytes(config, torch.bfloat16) + max(layers)
+    assert needed < weights_bytes(config, torch.bfloat16)
+    for gpu, host, is_named in (
+        (needed, sum(layers), True),
+        (needed - 1, sum(layers), False),
+        (needed, sum(layers) - 1, False),
+    ):
+        free = {"cuda": gpu, "cpu": host}
+        monkeypatch.setattr(loading, "free_memory_bytes", lambda device, f=free: f[device.type])
+        with pytest.raises(ConfigError, match="the weights take") as caught:
+            loading._read_weights(tmp_path, config, torch.bfloat16, GPU, None)
+        assert ("quantization 'fp8'" in str(caught.value)) == is_named
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_model_that_fp8_does_not_compute_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    random_model(NATIVE[name], tmp_path)
+    config = config_in(tmp_path)
+    with pytest.raises(UnsupportedModelError, match=f"{REFUSED[name]}.*leave quantization out"):
+        check_fp8_model(config)
+    assert fp8_remedy_bytes(config, torch.bfloat16) is None
+    with pytest.raises(UnsupportedModelError, match=REFUSED[name]):
+        reference_model(tmp_path)
+
+
+def test_a_cpu_and_older_gpus_and_other_dtypes_are_refused_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random_model(NATIVE["Llama"], tmp_path)
+    with pytest.raises(ConfigError, match=r"CUDA GPUs only, and the device is cpu: .* to 'int8'"):
+        load_model(str(tmp_path), device="cpu", quantization="fp8")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    with pytest.raises(ConfigError, match=r"compute capability 8\.6, and .* begin at 8\.9"):
+        check_fp8_device(GPU, "bfloat16")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
+    with pytest.raises(ConfigError, match=r"dtype is 'float16': .* set dtype to 'bfloat16'"):
+        check_fp8_device(GPU, "float16")
+    check_fp8_device(GPU, "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("name", "model_impl", "error"),
+    [("Llama", "transformers", ConfigError), ("GPT-2", "auto", UnsupportedModelError)],
+)
+def test_through_transformers_there_is_no_fp8(
+    name: str,
+    model_impl: str,
+    error: type[Exception],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    random_model((NATIVE | OTHERS)[name], tmp_path)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    with pytest.raises(error, match=r"'?fp8'?.*leave quantization out"):
+        load_model(str(tmp_path), device="cuda", quantization="fp8", model_impl=model_impl)
+
+
+def test_generations_of_another_quantization_are_another_identity(tmp_path: Path) -> None:
+    random_model(NATIVE["Llama"], tmp_path)
+    config = config_in(tmp_path)
+    identities = {
+        model_identity(tmp_path, loading._decides(config, each), torch.bfloat16)
+        for each in (None, *QUANTIZATIONS)
+    }
+    assert len(identities) == 1 + len(QUANTIZATIONS)
+
+
+def test_the_cpu_has_no_fast_products_to_fall_back_on(tmp_path: Path) -> None:
+    random_model(NATIVE["Llama"], tmp_path)
+    config = config_in(tmp_path)
+    weights = load_weights(tmp_path, config, torch.bfloat16, "cpu")
+    with pytest.raises(ValueError, match="fp8 products are computed on a GPU"):
+        DecoderModel(config, weights, quantization="fp8")
+    with pytest.raises(ValueError, match="quantization is 'fp8': give one of them"):
+        DecoderModel(config, weights, quantization="fp8", linear=dense_linear)
+
+
+def test_configuration_takes_it() -> None:
+    assert EngineConfig(model="demo", quantization="fp8").quantization == "fp8"

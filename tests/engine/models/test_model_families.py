@@ -1,0 +1,90 @@
+"""Every family's tokens and logits are transformers' own, natively and through transformers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedModel
+
+from batchmill.engine import Engine, EngineConfig
+from batchmill.engine.errors import ConfigError
+from batchmill.engine.loading.loading import LoadedModel, load_model
+
+from ...support.tiny_models import ALL, NATIVE, OTHERS, random_model
+from ..greedy_checks import WAYS, Tokens, greedy_of_transformers
+from ..model_steps import full_logits, largest_error, make_requests, make_runner
+
+
+@dataclass
+class TinyModel:
+    folder: Path
+    hf_model: PreTrainedModel
+    expected: Tokens
+
+
+@pytest.fixture(scope="module")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TinyModel]:
+    made = {}
+    for name, config in ALL.items():
+        folder = tmp_path_factory.mktemp("model")
+        hf_model = random_model(config, folder)
+        made[name] = TinyModel(folder, hf_model, greedy_of_transformers(hf_model))
+    return made
+
+
+def load(tiny: TinyModel, **settings: str) -> LoadedModel:
+    return load_model(str(tiny.folder), **{"dtype": "float32", "device": "cpu", **settings})
+
+
+def wrong_ways(tiny: TinyModel, loaded: LoadedModel) -> list[str]:
+    return [
+        way
+        for way, compute in WAYS.items()
+        if compute(tiny.folder, loaded, tiny.expected) != tiny.expected
+    ]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_greedy_tokens_equal_transformers_however_computed(
+    name: str, tiny_models: dict[str, TinyModel]
+) -> None:
+    tiny = tiny_models[name]
+    assert wrong_ways(tiny, load(tiny)) == []
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_native_models_run_through_transformers_too(
+    name: str, tiny_models: dict[str, TinyModel]
+) -> None:
+    tiny = tiny_models[name]
+    loaded = load(tiny, model_impl="transformers")
+    assert wrong_ways(tiny, loaded) == []
+    assert loaded.identity != load(tiny).identity
+
+
+@pytest.mark.parametrize("name", [*OTHERS, "Gemma 3 text", "Mixtral"])
+@pytest.mark.parametrize("cuts", [[40], [5, 11, 3, 21]], ids=str)
+def test_logits_through_transformers_equal_its_own(
+    name: str, cuts: list[int], tiny_models: dict[str, TinyModel]
+) -> None:
+    tiny = tiny_models[name]
+    model = load(tiny, model_impl="transformers").model
+    requests = make_requests([1, 7, 33, 16, 40], model.config.vocab_size)
+    want = full_logits(tiny.hf_model, requests)
+    assert max(logits.abs().max().item() for logits in want) > 1  # logits worth comparing
+    assert largest_error(make_runner(model), requests, want, cuts) <= 1e-4
+
+
+def test_longrope_is_refused_beyond_the_context_that_it_is_exact_in(
+    tiny_models: dict[str, TinyModel],
+) -> None:
+    tiny = tiny_models["Phi-3, longrope, part of each head rotated"]
+    for model_impl in ("native", "transformers"):
+        loaded = load(tiny, model_impl=model_impl)
+        config = EngineConfig(
+            model=str(tiny.folder), dtype="float32", device="cpu", max_model_len=65
+        )
+        with pytest.raises(ConfigError, match=r"max_model_len is 65.*up to 64 tokens"):
+            Engine(config, loaded=loaded)

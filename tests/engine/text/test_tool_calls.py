@@ -1,0 +1,222 @@
+"""Calls of functions in outputs: what is read as one, and that no text is ever lost."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchmill.engine.text.tool_calls import FORMATS, ParsedCall, detect_format
+from batchmill.engine.text.tool_reader import ToolCallReader
+
+from ...support.chat_templates import HERMES, LLAMA3, MISTRAL, MISTRAL_ARGS, PLAIN
+
+NAMES = frozenset({"f", "g"})
+F, G = ParsedCall("f", '{"a": 1}'), ParsedCall("g", "{}")
+
+READ = [
+    ("hermes", '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>', "", [F]),
+    ("hermes", 'Let me see.\n<tool_call>{"name":"f","arguments":{"a":1}}', "Let me see.", [F]),
+    (
+        "hermes",
+        'a <tool_call>{"name":"f","arguments":{"a":1}}</tool_call>\n'
+        '<tool_call>{"name":"g","arguments":{}}</tool_call>\n',
+        "a",
+        [F, G],
+    ),
+    (
+        "hermes",
+        '<tool_call>{"name":"f","arguments":{"a":"</tool_call>"}}</tool_call> b',
+        " b",
+        [ParsedCall("f", '{"a": "</tool_call>"}')],
+    ),
+    ("llama3_json", '{"name": "f", "parameters": {"a": 1}}', "", [F]),
+    ("llama3_json", '\n{"name": "f", "arguments": {"a": 1}}', "", [F]),
+    ("llama3_json", 'Hm. <|python_tag|>{"name": "f", "parameters": {"a": 1}}', "Hm.", [F]),
+    (
+        "llama3_json",
+        '{"name": "f", "parameters": {"a": 1}}; {"name": "g", "parameters": {}}',
+        "",
+        [F, G],
+    ),
+    ("llama3_json", '{"name": "f", "parameters": {"a": 1}} or so', " or so", [F]),
+    (
+        "llama3_json",
+        '{"name": "f", "parameters": {"a": "<|python_tag|>"}}',
+        "",
+        [ParsedCall("f", '{"a": "<|python_tag|>"}')],
+    ),
+    ("mistral", '[TOOL_CALLS][{"name": "f", "arguments": {"a": 1}}]', "", [F]),
+    (
+        "mistral",
+        'x [TOOL_CALLS] [{"name":"f","arguments":{"a":1}}, {"name":"g","arguments":{}}] y',
+        "x y",
+        [F, G],
+    ),
+    ("mistral", '[TOOL_CALLS]f[ARGS]{"a": 1}[TOOL_CALLS]g[ARGS]{}', "", [F, G]),
+    ("mistral", '[TOOL_CALLS]f{"a": 1}', "", [F]),
+    ("mistral", '[TOOL_CALLS]{"name": "f", "arguments": {"a": 1}}', "", [F]),
+]
+BROKEN = [
+    ("hermes", '<tool_call>{"name": "f", "arguments": {"a": </tool_call>'),
+    ("hermes", '<tool_call>{"name": "f", "arguments": [1]}</tool_call>'),
+    ("hermes", '<tool_call>{"name": "unknown", "arguments": {}}</tool_call>'),
+    ("hermes", '<tool_call>{"name": ["f"], "arguments": {}}</tool_call>'),
+    ("hermes", '<tool_call>{"name": "f", "arguments": {"a": NaN}}</tool_call>'),
+    ("hermes", '<tool_call>{"name": "f", "arguments": {}} and so on </tool_call>'),
+    ("hermes", '<tool_call>{"name": "f", "arguments": {"a": "\\ud800"}}</tool_call>'),
+    ("hermes", "<tool_call>" + '{"a":' * 100_000),
+    ("hermes", "<tool_call>"),
+    ("hermes", "</tool_call>"),
+    ("hermes", "half a <tool_ca"),
+    ("llama3_json", '{"name": "f"}'),
+    ("llama3_json", '{"name": "f", "parameters": {"a": 1}'),
+    ("llama3_json", '{"city": "Bern", "days": 3}'),
+    ("llama3_json", "<|python_tag|>import os"),
+    ("llama3_json", "[" * 100_000),
+    ("mistral", '[TOOL_CALLS][{"name": "f", "arguments": {}}, {"name": "x", "arguments": {}}]'),
+    ("mistral", '[TOOL_CALLS][{"name": "f"'),
+    ("mistral", "[TOOL_CALLS]f[ARGS]"),
+    ("mistral", "[TOOL_CALLS]f[ARGS][1]"),
+    ("mistral", "[TOOL_CALLS][TOOL_CALLS]"),
+    *((name, text) for name in FORMATS for text in ("", " ", "Just text.\n", '"', "\ufffd")),
+]
+
+
+def read(name: str, text: str, pieces: int = 1, **settings: bool) -> tuple[str, list[str]]:
+    """The text and the names of the calls of an output that comes in so many pieces."""
+    reader = a_reader(name, **settings)
+    cuts = [len(text) * cut // pieces for cut in range(pieces + 1)]
+    shown = [reader.append(text[a:b]) for a, b in pairwise(cuts)]
+    shown.append(reader.finish())
+    return "".join(shown), [call.name for call in reader.calls]
+
+
+def a_reader(name: str, *, is_single_call: bool = False, seed: int = 5) -> ToolCallReader:
+    return ToolCallReader(
+        FORMATS[name], NAMES, is_single_call=is_single_call, prompt_token_ids=[1, 2], seed=seed
+    )
+
+
+@pytest.mark.parametrize(("name", "text", "rest", "calls"), READ)
+def test_calls_are_taken_out_of_the_text(
+    name: str, text: str, rest: str, calls: list[ParsedCall]
+) -> None:
+    parsed = FORMATS[name].parse(text, NAMES)
+    assert parsed == (rest, calls)
+    for pieces in (1, 2, 7, len(text)):
+        assert read(name, text, pieces) == (rest, [call.name for call in calls])
+
+
+@pytest.mark.parametrize(("name", "text"), BROKEN)
+def test_what_is_no_call_stays_text(name: str, text: str) -> None:
+    assert FORMATS[name].parse(text, NAMES) == (text, [])
+    for pieces in (1, 3, 50):
+        assert read(name, text, pieces) == (text, [])
+
+
+@given(
+    name=st.sampled_from(sorted(FORMATS)),
+    parts=st.lists(
+        st.sampled_from(
+            [
+                "<tool_call>",
+                "</tool_call>",
+                "<|python_tag|>",
+                "[TOOL_CALLS]",
+                "[ARGS]",
+                "f",
+                "g",
+                '{"name": "f", "arguments": {}}',
+                '{"name": "g", "parameters": {}}',
+                "[",
+                "]",
+                "{",
+                '{"a": 1}',
+                "}",
+                " ",
+                "\n",
+                ";",
+                ",",
+                "text",
+                "<tool",
+                "<",
+                "[TOOL",
+                '"',
+            ]
+        ),
+        max_size=12,
+    ),
+    pieces=st.integers(1, 40),
+)
+def test_an_output_reads_the_same_however_it_is_cut_and_never_raises(
+    name: str, parts: list[str], pieces: int
+) -> None:
+    text = "".join(parts)
+    whole = read(name, text)
+    assert read(name, text, pieces) == whole
+    rest, calls = whole
+    assert rest.count("text") == text.count("text")
+    if not calls:
+        assert rest == text
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_text_before_a_call_is_shown_at_once_and_markup_never(name: str) -> None:
+    reader, (_, text, rest, _) = (
+        a_reader(name),
+        next(each for each in READ if each[0] == name and each[2]),
+    )
+    shown = ""
+    for character in text:
+        shown += reader.append(character)
+        assert rest.startswith(shown)
+        assert not any(marker[:2] in shown for marker in FORMATS[name].markers)
+    plain = a_reader(name)
+    assert plain.append("An answer") == "An answer"
+
+
+def test_a_call_is_there_with_its_whole_object() -> None:
+    reader = a_reader("hermes", is_single_call=True)
+    reader.append('<tool_call>{"name": "f", "arguments": {"a": {}')
+    assert not reader.has_call
+    reader.append("}}")
+    assert reader.has_call
+    unknown = a_reader("hermes", is_single_call=True)
+    unknown.append('<tool_call>{"name": "unknown", "arguments": {}}')
+    assert not unknown.has_call
+
+
+@pytest.mark.parametrize(("name", "length"), [("hermes", 29), ("llama3_json", 29), ("mistral", 9)])
+def test_ids_of_calls_depend_on_prompt_and_seed_alone(name: str, length: int) -> None:
+    text = next(text for form, text, _, calls in READ if form == name and len(calls) == 2)
+
+    def ids(seed: int) -> list[str]:
+        reader = a_reader(name, seed=seed)
+        reader.append(text)
+        reader.finish()
+        return [call.id for call in reader.calls]
+
+    assert ids(5) == ids(5)
+    assert len({*ids(5), *ids(6)}) == 4
+    assert {len(each) for each in ids(5)} == {length}
+
+
+def test_arguments_are_json_with_its_characters_as_they_are() -> None:
+    text = '<tool_call>{"name": "f", "arguments": {"a": "Z\\u00fcrich", "b": 1.50}}</tool_call>'
+    (call,) = FORMATS["hermes"].parse(text, NAMES).calls
+    assert call.arguments == '{"a": "Zürich", "b": 1.5}'
+    assert json.loads(call.arguments) == {"a": "Zürich", "b": 1.5}
+
+
+def test_the_spelling_is_read_from_the_template() -> None:
+    assert detect_format(HERMES) == "hermes"
+    assert detect_format(LLAMA3) == "llama3_json"
+    assert detect_format(MISTRAL) == "mistral"
+    assert detect_format(MISTRAL_ARGS) == "mistral"
+    assert detect_format(PLAIN) is None
+    assert detect_format("{{ '<tool_call><function=' }}") is None
+    assert detect_format('Its "parameters": none') is None

@@ -1,0 +1,122 @@
+"""Building the C++ kernels: once, safely, ahead of time, and what happens without a compiler."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from batchmill.kernels.cpu.build import build_library, find_built
+from batchmill.kernels.cpu.isa import ISAS, best_isa
+from batchmill.kernels.cpu.library import load_library
+from batchmill.kernels.errors import CppBuildError
+
+#: Prints what `rms_norm` gives for ones, through the face named on the command line.
+USE_KERNELS = """
+import logging, sys, torch
+logging.basicConfig(format="%(levelname)s %(message)s")
+from batchmill.kernels.ops.rms_norm import rms_norm
+for _ in range(2):
+    print(rms_norm(torch.ones(1, 4), torch.ones(4), 0.0, backend=sys.argv[1]).tolist())
+"""
+ONES = "[[1.0, 1.0, 1.0, 1.0]]\n" * 2
+
+
+def start(code: list[str], **changes: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *code],
+        env={**os.environ, **changes},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def use_kernels(backend: str, **changes: str) -> tuple[str, str]:
+    return start(["-c", USE_KERNELS, backend], **changes).communicate(timeout=120)
+
+
+def test_without_a_compiler_torch_runs_instead_and_says_so_once(tmp_path: Path) -> None:
+    out, err = use_kernels("auto", PATH=str(tmp_path), BATCHMILL_CACHE_DIR=str(tmp_path))
+    assert out == ONES
+    assert err.count("WARNING") == 1
+    assert "no C++ compiler on PATH" in err
+    assert "install g++ or clang++" in err
+
+
+def test_without_a_compiler_asking_for_cpp_is_an_error_with_the_remedy(tmp_path: Path) -> None:
+    out, err = use_kernels("cpp", PATH=str(tmp_path), BATCHMILL_CACHE_DIR=str(tmp_path))
+    assert out == ""
+    assert "CppBuildError: no C++ compiler on PATH" in err
+
+
+def test_a_failing_compiler_is_named_with_what_it_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = tmp_path / "c++"
+    compiler.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && exit 0\necho no such flag >&2\nexit 3\n'
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(
+        CppBuildError, match=r"c\+\+ failed on the baseline kernels \(exit 3\)"
+    ) as e:
+        build_library(ISAS[-1], tmp_path)
+    assert "no such flag" in str(e.value)
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_two_processes_that_build_at_once_share_one_library(tmp_path: Path) -> None:
+    command = ["-m", "batchmill.kernels.cpu.build", "--cache-dir", str(tmp_path)]
+    builders = [start(command) for _ in range(2)]
+    results = [builder.communicate(timeout=240) for builder in builders]
+    assert [builder.returncode for builder in builders] == [0, 0], results
+    paths = {out for out, _ in results}
+    assert len(paths) == 1
+    built = Path(paths.pop().strip())
+    assert list(tmp_path.rglob("*.so")) == [built]
+    assert not list(tmp_path.rglob("*.partial"))
+    load_library(built)
+
+
+def test_what_was_built_ahead_of_time_needs_no_compiler(tmp_path: Path) -> None:
+    build_library(best_isa(), tmp_path)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    out, err = use_kernels("cpp", PATH=str(empty), BATCHMILL_CACHE_DIR=str(tmp_path))
+    assert (out, err) == (ONES, "")
+
+
+def test_a_built_library_is_used_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO")
+    assert find_built(ISAS[-1], tmp_path) is None
+    first = build_library(ISAS[-1], tmp_path)
+    said = [record.getMessage().split(" for baseline")[0] for record in caplog.records]
+    assert said == ["compiling the C++ kernels", "built the C++ kernels"]
+    assert find_built(ISAS[-1], tmp_path) == first
+    built_at = first.stat().st_mtime_ns
+    started_at_s = time.monotonic()
+    assert build_library(ISAS[-1], tmp_path) == first
+    assert first.stat().st_mtime_ns == built_at
+    assert time.monotonic() - started_at_s < 10  # looked up, not compiled
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_built(ISAS[-1], tmp_path) == first
+
+
+def test_a_cache_folder_that_cannot_be_made_is_an_error_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CppBuildError, match="BATCHMILL_CACHE_DIR"):
+        build_library(ISAS[-1], tmp_path / "file")
+
+
+def test_a_damaged_library_is_an_error_that_says_to_delete_it(tmp_path: Path) -> None:
+    (tmp_path / "broken.so").write_bytes(b"\x7fELF")
+    with pytest.raises(CppBuildError, match="delete it"):
+        load_library(tmp_path / "broken.so")

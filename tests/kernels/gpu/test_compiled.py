@@ -1,0 +1,162 @@
+"""Every shipped Triton kernel compiled, without a GPU: no spills, and the hardware it is for."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from batchmill.kernels.cpu.library import cpp_is_usable
+from batchmill.kernels.gpu.attention_tuning import attention_tuning, shared_memory_kib
+
+TABLE = Path(__file__).parents[2] / "bench" / "kernel_table.py"
+ARCHITECTURES = (80, 90, 100)
+#: Registers of one multiprocessor, and what it has of shared memory beside a program's own limit.
+REGISTERS_AN_SM = 65536
+RESERVED_KIB = 1
+#: What prefill has to reach; without it the kernel is right and several times too slow.
+MATRIX_INSTRUCTION = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
+
+Row = dict[str, Any]
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES, ids="sm_{}".format)
+def arch(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
+
+
+@pytest.fixture(scope="module")
+def rows(arch: int) -> list[Row]:
+    """What each kernel became, from a process that does not interpret kernels."""
+    pytest.importorskip("triton", reason="triton is not installed; `make setup` installs it")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, str(TABLE), "--json", "--arch", str(arch)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result: list[Row] = json.loads(done.stdout)
+    return result
+
+
+def names(rows: list[Row]) -> list[str]:
+    return [f"{row['kernel']} for {row['shape']} on sm_{row['arch']}: {row}" for row in rows]
+
+
+def of_kernel(rows: list[Row], kernel: str) -> list[Row]:
+    return [row for row in rows if row["kernel"] == kernel]
+
+
+def test_every_kernel_compiles(arch: int, rows: list[Row]) -> None:
+    # sm_80 has no eight-bit floats.
+    assert len({row["kernel"] for row in rows}) == (14 if arch >= 89 else 12)
+
+
+def test_no_kernel_spills_registers_where_it_costs_time(rows: list[Row]) -> None:
+    # float32 attention sits at the limit of 255: Triton 3.7.1 spills four of them on sm_80.
+    looping = [row for row in rows if row["num_spills_in_loops"] and "float32" not in row["shape"]]
+    assert not names(looping)
+    # Across loops newer assemblers keep a few values in memory to get down to 128 registers.
+    assert not names([row for row in rows if row["spill_bytes"] > 16])
+
+
+def test_spills_count_in_innermost_loops_alone() -> None:
+    from batchmill.kernels.gpu.aot import spills_in_loops
+
+    lines = ["STL [R1], R7", "LDL R2, [R1]", "FADD R2, R2, R2", "@P0 BRA 0x10", "LDL R3, [R1+4]"]
+    lines += ["@!P1 BRA 0x00", "STL.64 [R1], R4", "EXIT"]
+    code = "".join(f"        /*{16 * n:04x}*/    {text} ;\n" for n, text in enumerate(lines))
+    assert spills_in_loops(code) == 1
+
+
+def test_every_kernel_fits_in_shared_memory(arch: int, rows: list[Row]) -> None:
+    limit = shared_memory_kib(arch) * 1024
+    assert not names([row for row in rows if row["shared_bytes"] > limit])
+
+
+def test_prefill_uses_the_matrix_instruction_of_its_architecture(
+    arch: int, rows: list[Row]
+) -> None:
+    prefill = of_kernel(rows, "prefill_attention_kernel")
+    assert len(prefill) >= 7
+    missing = [
+        row
+        for row in prefill
+        if "float32" not in row["shape"]  # its tiles are too low for it, or it would spill
+        and MATRIX_INSTRUCTION[arch] not in row["matrix_instructions"]
+    ]
+    assert not names(missing)
+
+
+def test_attention_uses_tensor_cores_and_overlaps_its_loads(rows: list[Row]) -> None:
+    attention = [row for row in rows if row["kernel"].endswith("_attention_kernel")]
+    assert not names([row for row in attention if not row["matrix_instructions"]])
+    assert not names([row for row in attention if row["num_async_copies"] == 0])
+
+
+def test_decode_holds_more_than_one_tile_of_keys_and_values_in_flight(rows: list[Row]) -> None:
+    few = []
+    for row in of_kernel(rows, "decode_attention_kernel"):
+        constants = row["constants"]
+        one_tile = 2 * constants["TILE"] * constants["BLOCK_D"] * row["kv_bytes"]
+        if row["shared_bytes"] < 2 * one_tile:
+            few.append(row)
+    # float32 tiles have one buffer: two of them would leave room for one program.
+    assert not names([row for row in few if "float32" not in row["shape"]])
+
+
+def test_all_programs_of_decode_are_resident_at_once(arch: int, rows: list[Row]) -> None:
+    crowded = []
+    for row in of_kernel(rows, "decode_attention_kernel"):
+        tuning = attention_tuning(arch, row["constants"]["HEAD_DIM"], row["kv_bytes"]).decode
+        registers = tuning.programs_per_sm * row["num_warps"] * 32 * row["num_registers"]
+        shared = tuning.programs_per_sm * (row["shared_bytes"] / 1024 + RESERVED_KIB)
+        if registers > REGISTERS_AN_SM or shared > shared_memory_kib(arch) + RESERVED_KIB:
+            crowded.append(row)
+    assert not names(crowded)
+
+
+def test_elementwise_kernels_leave_room_for_many_warps(rows: list[Row]) -> None:
+    """64 registers a thread let half of a multiprocessor's warps be resident."""
+    kernels = {"write_kv_kernel", "apply_rope_kernel", "rope_and_cache_kernel", "rms_norm_kernel"}
+    kernels |= {"gated_activation_kernel", "quantize_fp8_kernel", "sample_pick_kernel"}
+    assert not names(
+        [row for row in rows if row["kernel"] in kernels and row["num_registers"] > 64]
+    )
+
+
+def test_smaller_gpus_get_tiles_for_their_shared_memory() -> None:
+    for small_arch in (86, 89, 120):
+        assert shared_memory_kib(small_arch) == 99
+        small, large = attention_tuning(small_arch, 128, 2), attention_tuning(90, 128, 2)
+        assert small.decode.tile_tokens < large.decode.tile_tokens
+        assert small.prefill.tile_tokens < large.prefill.tile_tokens
+
+
+def test_the_table_of_errors_has_every_face_of_every_op_within_its_rounding() -> None:
+    pytest.importorskip("triton", reason="triton is not installed; `make setup` installs it")
+    command = [sys.executable, str(TABLE.with_name("kernel_errors.py"))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    errors = json.loads(done.stdout)
+    drawn = errors.pop("sample")
+    assert all(face == {"fp32": 0.0} for face in drawn.values())
+    on_host = {"numpy", "cpp"} if cpp_is_usable() else {"numpy"}
+    assert drawn.keys() == ({"triton"} if torch.cuda.is_available() else {"triton", *on_host})
+    assert {op for op, faces in errors.items() if {"reference", "triton"} <= set(faces)} == {
+        "paged_attention",
+        "rope_and_cache",
+        "rms_norm",
+        "silu_and_mul",
+        "gelu_and_mul",
+    }
+    # Relative to the largest number: a few roundings to 24, 11 and 8 bits.
+    limits = {"fp32": 2e-6, "fp16": 2e-3, "bf16": 2e-2}
+    for op, faces in errors.items():
+        for face, by_dtype in faces.items():
+            for dtype, error in by_dtype.items():
+                assert error < limits[dtype], (op, face, dtype)

@@ -1,0 +1,68 @@
+"""The table of faces in docs/structure.md is that of the ops."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from batchmill.kernels.ops.gated_activation import gelu_and_mul, silu_and_mul
+from batchmill.kernels.ops.int8_linear import make_int8_linear
+from batchmill.kernels.ops.linear import make_linear
+from batchmill.kernels.ops.paged_attention import paged_attention
+from batchmill.kernels.ops.rms_norm import add_rms_norm, rms_norm
+from batchmill.kernels.ops.rope import apply_rope
+from batchmill.kernels.ops.rope_and_cache import rope_and_cache
+from batchmill.kernels.ops.sample import sample
+from batchmill.kernels.ops.write_kv import write_kv
+
+PAGE = Path(__file__).parents[3] / "docs" / "structure.md"
+FACES = ("reference", "numpy", "cpp", "triton")
+ROWS, CACHE, ANGLES = torch.ones(1, 8), torch.ones(1, 1, 1, 8), torch.ones(1, 4)
+HEADS, SLOT, ONE = ROWS.view(1, 1, 8), torch.tensor([0]), torch.tensor([1], dtype=torch.int32)
+NOWHERE: Any = "nowhere"
+#: Every op, asked for a face that no op has.
+CALLS: dict[str, Callable[[], object]] = {
+    "paged_attention": lambda: paged_attention(
+        HEADS, CACHE, CACHE, ONE.view(1, 1), torch.tensor([0, 1]).int(), ONE, 1.0, backend=NOWHERE
+    ),
+    "write_kv": lambda: write_kv(HEADS, HEADS, CACHE, CACHE, SLOT, backend=NOWHERE),
+    "apply_rope": lambda: apply_rope(HEADS, ANGLES, ANGLES, backend=NOWHERE),
+    "rope_and_cache": lambda: rope_and_cache(
+        torch.ones(1, 24), CACHE, CACHE, SLOT, ANGLES, ANGLES, backend=NOWHERE
+    ),
+    "rms_norm": lambda: rms_norm(ROWS, ROWS[0], 0.0, backend=NOWHERE),
+    "add_rms_norm": lambda: add_rms_norm(ROWS, ROWS, ROWS[0], 0.0, backend=NOWHERE),
+    "silu_and_mul": lambda: silu_and_mul(ROWS, backend=NOWHERE),
+    "gelu_and_mul": lambda: gelu_and_mul(ROWS, backend=NOWHERE),
+    "linear": lambda: make_linear(ROWS, backend=NOWHERE),
+    "int8_linear": lambda: make_int8_linear(ROWS, backend=NOWHERE),
+    "sample": lambda: sample(ROWS, torch.ones(1), SLOT, torch.ones(1), SLOT, SLOT, backend=NOWHERE),
+}
+
+
+def named_faces() -> dict[str, set[str]]:
+    """The faces of each op, as the page tells them."""
+    section = PAGE.read_text().split("| op | reference |", 1)[1].split("\n\n", 1)[0]
+    rows = re.findall(r"^\| `(\w+)`[^|]*\|(.*)\|$", section, re.MULTILINE)
+    found = {}
+    for op, cells in rows:
+        pairs = zip(FACES, cells.split("|"), strict=True)
+        found[op] = {face for face, cell in pairs if cell.strip() != "-"}
+    return found
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_an_op_names_its_faces_where_another_is_asked_for(op: str) -> None:
+    with pytest.raises(ValueError, match=rf"{op} has no 'nowhere' backend; it has ") as raised:
+        CALLS[op]()
+    found = set(re.findall(r"'(\w+)'", str(raised.value).split("it has ")[1])) - {"auto"}
+    assert found == named_faces()[op]
+
+
+def test_the_table_has_every_op() -> None:
+    assert named_faces().keys() == CALLS.keys()

@@ -1,0 +1,288 @@
+"""The sampler: its distribution, what it keeps, and that a row depends on itself alone."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+from torch import Tensor
+
+from batchmill.kernels.cpu.bindings import sample_cpp
+from batchmill.kernels.cpu.build import build_library
+from batchmill.kernels.cpu.isa import supported_isas
+from batchmill.kernels.cpu.library import load_library
+from batchmill.kernels.ops.dispatch import Backend
+from batchmill.kernels.ops.sample import sample
+from batchmill.kernels.reference.sample import gumbel_noise, murmur3
+
+#: The instruction sets named for VNNI differ from the next one in int8 products only.
+ISAS_OF_FLOATS = [isa for isa in supported_isas() if not isa.name.endswith("_vnni")]
+BACKENDS = pytest.mark.parametrize("backend", ["reference", "numpy", "cpp"])
+
+
+def draw(
+    logits: Tensor,
+    *,
+    temperature: float | list[float] = 1.0,
+    top_k: int | list[int] = 0,
+    top_p: float | list[float] = 1.0,
+    seeds: Tensor | None = None,
+    positions: Tensor | None = None,
+    backend: Backend = "numpy",
+) -> Tensor:
+    """Sample with scalars spread over the rows."""
+    num_rows = len(logits)
+
+    def spread(value: float | list[float], dtype: torch.dtype) -> Tensor:
+        values = value if isinstance(value, list) else [value] * num_rows
+        return torch.tensor(values, dtype=dtype)
+
+    return sample(
+        logits,
+        spread(temperature, torch.float32),
+        spread(top_k, torch.int64),
+        spread(top_p, torch.float32),
+        torch.arange(num_rows) if seeds is None else seeds,
+        torch.zeros(num_rows, dtype=torch.int64) if positions is None else positions,
+        backend=backend,
+    )
+
+
+def murmur3_of_bytes(data: bytes) -> int:
+    """MurmurHash3_x86_32, seed 0, written from its definition for whole 4-byte blocks."""
+    mask = 0xFFFFFFFF
+    state = 0
+    for start in range(0, len(data), 4):
+        block = int.from_bytes(data[start : start + 4], "little") * 0xCC9E2D51 & mask
+        block = ((block << 15 | block >> 17) & mask) * 0x1B873593 & mask
+        state ^= block
+        state = ((state << 13 | state >> 19) & mask) * 5 + 0xE6546B64 & mask
+    state ^= len(data)
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        state = (state ^ state >> shift) * factor & mask
+    return state ^ state >> 16
+
+
+def test_the_hash_is_murmur3() -> None:
+    # Published check value of MurmurHash3_x86_32 for "test" with seed 0.
+    assert murmur3_of_bytes(b"test") == 0xBA6BD213
+    word = torch.tensor(int.from_bytes(b"test", "little"))
+    assert int(murmur3((word,))) == 0xBA6BD213
+    blocks = (-5, 2**40 + 7, 12, 49151)
+    data = b"".join((block & 0xFFFFFFFF).to_bytes(4, "little") for block in blocks)
+    assert int(murmur3(tuple(torch.tensor(block) for block in blocks))) == murmur3_of_bytes(data)
+
+
+def test_noise_is_gumbel_distributed() -> None:
+    noise = gumbel_noise(
+        torch.arange(20)[:, None], torch.tensor([[3]]), torch.arange(50_000)[None]
+    ).double()
+    # Mean is Euler's constant, variance pi^2 / 6; a million draws, four standard errors.
+    assert abs(noise.mean().item() - 0.57722) < 4 * 1.2825 / 1000
+    assert abs(noise.var().item() - math.pi**2 / 6) < 4 * 2.9 / 1000
+    assert noise.isfinite().all()
+    # The tail that decides: P(g > 5) = 1 - exp(-exp(-5)).
+    share = (noise > 5).double().mean().item()
+    expected = 1 - math.exp(-math.exp(-5))
+    assert abs(share - expected) < 4 * math.sqrt(expected / 1e6)
+
+
+@pytest.mark.feature("temperature")
+@BACKENDS
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_draws_follow_the_softmax(temperature: float, backend: Backend) -> None:
+    num_draws = 20_000
+    row = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -2.0, 1.5, -30.0])
+    # Half of the draws vary the seed, half the position, as requests and their tokens do.
+    index = torch.arange(num_draws)
+    seeds = torch.where(index % 2 == 0, index * 7_000_000_007, 99)
+    positions = torch.where(index % 2 == 0, 0, index)
+    tokens = draw(
+        row.expand(num_draws, -1),
+        temperature=temperature,
+        seeds=seeds,
+        positions=positions,
+        backend=backend,
+    )
+    counts = Counter(tokens.tolist())
+    expected = torch.softmax(row / temperature, 0) * num_draws
+    chi2 = sum((counts[i] - expected[i].item()) ** 2 / expected[i].item() for i in range(7))
+    assert chi2 < 22.5  # 6 degrees of freedom: exceeded by chance once in a thousand
+    assert counts[7] <= 1
+
+
+@BACKENDS
+def test_temperature_zero_takes_the_largest_logit_and_the_first_of_equals(
+    backend: Backend,
+) -> None:
+    logits = torch.randn(9, 1001, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(draw(logits, temperature=0.0, backend=backend), logits.argmax(-1))
+    logits[4, [70, 500, 900]] = 50.0
+    mixed = draw(logits, temperature=[0.0, 1.0] * 4 + [0.0], backend=backend)
+    assert mixed[4] == 70
+    assert torch.equal(mixed[::2][[0, 1, 3, 4]], logits.argmax(-1)[::2][[0, 1, 3, 4]])
+
+
+def drawn_set(row: Tensor, backend: Backend, num_draws: int = 3000, **controls: float) -> set[int]:
+    tokens = draw(row.expand(num_draws, -1), backend=backend, **controls)  # type: ignore[arg-type]
+    return set(tokens.tolist())
+
+
+@pytest.mark.feature("top_k")
+@BACKENDS
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_top_k_keeps_the_k_largest(k: int, backend: Backend) -> None:
+    row = torch.tensor([0.3, 1.0, -0.2, 0.9, 0.1, 0.8, 0.7])
+    assert drawn_set(row, backend, top_k=k) == set(row.topk(k).indices.tolist())
+
+
+@BACKENDS
+def test_top_k_beyond_the_vocabulary_keeps_everything(backend: Backend) -> None:
+    assert drawn_set(torch.zeros(6), backend, top_k=1000) == set(range(6))
+
+
+@pytest.mark.feature("top_p")
+@BACKENDS
+@pytest.mark.parametrize(
+    ("p", "kept"),
+    [(0.05, {1}), (0.39, {1}), (0.41, {1, 3}), (0.69, {1, 3}), (0.71, {0, 1, 3}), (1.0, None)],
+)
+def test_top_p_keeps_the_fewest_that_reach_p(p: float, kept: set[int], backend: Backend) -> None:
+    row = torch.tensor([0.15, 0.40, 0.10, 0.30, 0.05]).log()
+    assert drawn_set(row, backend, top_p=p) == (kept or set(range(5)))
+
+
+@BACKENDS
+def test_top_p_renormalises_over_what_top_k_kept(backend: Backend) -> None:
+    # Of the two that top-k keeps, the first has 0.4 / 0.7 = 0.57 of the mass.
+    row = torch.tensor([0.15, 0.40, 0.10, 0.30, 0.05]).log()
+    assert drawn_set(row, backend, top_k=2, top_p=0.5) == {1}
+    assert drawn_set(row, backend, top_k=2, top_p=0.6) == {1, 3}
+
+
+@BACKENDS
+def test_tokens_level_with_the_last_kept_one_are_kept(backend: Backend) -> None:
+    row = torch.tensor([1.0, 2.0, 1.0, 1.0, -5.0])
+    assert drawn_set(row, backend, top_k=2) == {0, 1, 2, 3}
+
+
+@BACKENDS
+def test_forbidden_tokens_are_never_drawn(backend: Backend) -> None:
+    row = torch.full((50,), -torch.inf)
+    row[[7, 31]] = torch.tensor([-3.0, -4.0])
+    assert drawn_set(row, backend) == {7, 31}
+    assert drawn_set(row, backend, top_p=0.99, top_k=10) == {7, 31}
+
+
+@BACKENDS
+def test_a_row_does_not_depend_on_the_batch(backend: Backend) -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits = 3 * torch.randn(24, 5003, generator=generator)
+    seeds = torch.randint(-(2**63), 2**63 - 1, (24,), generator=generator)
+    positions = torch.randint(0, 4000, (24,), generator=generator)
+    controls = [(0.0, 0, 1.0), (0.8, 0, 1.0), (1.3, 40, 1.0), (0.7, 0, 0.9), (1.0, 20, 0.5)]
+    rows = [controls[row % len(controls)] for row in range(24)]
+
+    def run(order: list[int]) -> dict[int, int]:
+        tokens = draw(
+            logits[order],
+            temperature=[rows[row][0] for row in order],
+            top_k=[rows[row][1] for row in order],
+            top_p=[rows[row][2] for row in order],
+            seeds=seeds[order],
+            positions=positions[order],
+            backend=backend,
+        )
+        return dict(zip(order, tokens.tolist(), strict=True))
+
+    together = run(list(range(24)))
+    assert run(list(reversed(range(24)))) == together
+    alone = {row: run([row])[row] for row in range(24)}
+    assert alone == together
+
+
+@pytest.mark.feature("seed")
+@BACKENDS
+def test_seed_and_position_fix_the_token_and_change_it(backend: Backend) -> None:
+    row = torch.zeros(1, 50_000)
+    seed, position = torch.tensor([12]), torch.tensor([5])
+
+    def token(seed: Tensor, position: Tensor) -> int:
+        return int(draw(row, seeds=seed, positions=position, backend=backend))
+
+    first = token(seed, position)
+    assert token(seed, position) == first
+    others = {
+        token(seed + 1, position),
+        token(seed, position + 1),
+        token(seed + 2**32, position),  # the seed's high half counts
+        token(-seed, position),
+    }
+    assert first not in others
+    assert len(others) == 4
+
+
+@pytest.mark.parametrize("vocab_size", [5, 1024, 3001])
+def test_the_faces_draw_the_same_tokens(vocab_size: int) -> None:
+    generator = torch.Generator().manual_seed(2)
+    logits = 4 * torch.randn(60, vocab_size, generator=generator)
+    logits[20:40] = logits[20:40].sort(dim=-1).values  # each larger than all before it
+    logits[40:50] = (logits[40:50] / 8).round()  # many equals
+    logits[50:] /= 40  # nearly flat
+    arguments = {
+        "temperature": [0.0, 0.3, 1.0, 1.7] * 15,
+        "top_k": [0, 0, 50, 7, 1, vocab_size // 2] * 10,
+        "top_p": [1.0, 0.9, 0.2, 0.999, 1.0] * 12,
+        "seeds": torch.randint(-(2**63), 2**63 - 1, (60,), generator=generator),
+        "positions": torch.arange(60),
+    }
+    reference = draw(logits, **arguments, backend="reference")
+    assert torch.equal(draw(logits, **arguments, backend="numpy"), reference)
+    for isa in ISAS_OF_FLOATS:
+        controls = [torch.tensor(arguments[name]) for name in ("temperature", "top_k", "top_p")]
+        drawn = sample_cpp(
+            logits,
+            *controls,
+            arguments["seeds"],
+            arguments["positions"],
+            library=load_library(build_library(isa)),
+        )
+        assert torch.equal(drawn, reference), isa.name
+
+
+def test_the_cpp_face_takes_rows_that_lie_apart() -> None:
+    wide = torch.randn(7, 300, generator=torch.Generator().manual_seed(4))
+    rows = wide[:, 20:220]
+    assert torch.equal(draw(rows, backend="cpp"), draw(rows.clone(), backend="reference"))
+
+
+def test_a_small_change_of_the_logits_seldom_changes_the_token() -> None:
+    generator = torch.Generator().manual_seed(3)
+    logits = 3 * torch.randn(300, 4096, generator=generator)
+    shaken = logits + 1e-3 * torch.randn(logits.shape, generator=generator)
+    assert (draw(logits) != draw(shaken)).sum() <= 3
+
+
+@pytest.mark.parametrize("backend", ["numpy", "cpp"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_row_without_a_distribution_still_gives_a_valid_id(
+    value: float, backend: Backend
+) -> None:
+    logits = torch.randn(3, 100)
+    logits[1] = value
+    logits[2, 7] = value
+    for controls in ({}, {"top_k": 5, "top_p": 0.9}, {"temperature": 0.0}):
+        tokens = draw(logits, backend=backend, **controls)
+        assert ((tokens >= 0) & (tokens < 100)).all()
+
+
+def test_disagreeing_arguments_are_named() -> None:
+    rows = torch.zeros(3, 10)
+    with pytest.raises(ValueError, match="logits must be"):
+        draw(rows.double())
+    with pytest.raises(ValueError, match=r"seeds must be \[3\] torch\.int64"):
+        draw(rows, seeds=torch.zeros(3))
+    with pytest.raises(ValueError, match=r"top_k must be \[3\].*got \[2\]"):
+        draw(rows, top_k=[1, 2])

@@ -1,0 +1,48 @@
+"""Steps of tests about batches: their lines, the ends of their jobs, what is owed for them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from batchmill.producer import BatchStatus
+from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.outbox import OutboxEntry
+from batchmill.producer.protocol.replies import Claim, JobState
+from batchmill.producer.store.job_store import JobStore
+
+QUEUE = keys.queue_name("demo", "normal")
+HOOK = "https://example.com/batches"
+
+
+def lines(number: int, **fields: Any) -> list[dict[str, Any]]:
+    return [{"prompt": f"p{i}", "custom_id": f"c{i}", "seed": i, **fields} for i in range(number)]
+
+
+def ids_of(bench: Any, batch_id: str) -> list[str]:
+    """A batch's jobs in the order of the input."""
+    return [i.decode() for i in bench.redis.zrange(keys.batch_jobs(batch_id), 0, -1)]
+
+
+def end(store: JobStore, job_id: str, state: JobState = JobState.COMPLETED) -> int:
+    """Bring a job to its end; returns the fence it was done under."""
+    claim = store.claim(job_id, owner="w", lease_ms=60_000, identity="i")
+    assert isinstance(claim, Claim)
+    complete(store, job_id, claim.fence, state)
+    return claim.fence
+
+
+def complete(store: JobStore, job_id: str, fence: int, state: JobState) -> None:
+    result = {"id": job_id, "model": "demo", "status": state.value, "text": f"about {job_id}"}
+    store.complete(job_id, fence=fence, state=state, result=json.dumps(result))
+
+
+def events(bench: Any) -> list[OutboxEntry]:
+    """What is due for the batch's receiver."""
+    due = bench.store.outbox_claim(owner="d", limit=100, lease_ms=60_000)
+    return [event for event in due if event.url == HOOK]
+
+
+def counts(batch: BatchStatus) -> tuple[int, int, int]:
+    numbers = batch.request_counts
+    return numbers.total, numbers.completed, numbers.failed

@@ -1,0 +1,117 @@
+"""What a job and a batch should be after a sequence of calls, in plain Python."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from batchmill.producer.protocol.replies import CancelStatus, ReleaseCause, ReleaseStatus
+
+
+@dataclass
+class BatchReference:
+    """What the batch should be; its counts are those of a recount of its jobs."""
+
+    jobs: list[str] = field(default_factory=list)
+    is_open: bool = True
+    num_refused: int = 0
+    is_cancelled: bool = False
+    #: How its jobs ended the first time, or after a retry that came in time.
+    counted: dict[str, str] = field(default_factory=dict)
+    #: How it ended.
+    end: str | None = None
+
+    def observe(self, jobs: dict[str, Reference]) -> None:
+        """Note what has ended since the last look."""
+        for job_id in self.jobs:
+            if job_id in jobs and jobs[job_id].has_ended:
+                self.counted.setdefault(job_id, jobs[job_id].state)
+        if not self.end and not self.is_open and len(self.counted) == len(self.jobs):
+            self.end = "cancelled" if self.is_cancelled else "completed"
+
+    def retry(self, job_id: str) -> None:
+        """A job runs again: the batch waits for it, unless it has ended or is being cancelled."""
+        if not self.end and not self.is_cancelled:
+            self.counted.pop(job_id, None)
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Lines, completed and failed."""
+        num_completed = list(self.counted.values()).count("completed")
+        num_failed = len(self.counted) - num_completed + self.num_refused
+        return len(self.jobs) + self.num_refused, num_completed, num_failed
+
+
+@dataclass
+class Reference:
+    """What a record should be."""
+
+    webhook: bool
+    is_scheduled: bool = False
+    tag: str = ""
+    tenant: str = "a"
+    run: int = 1
+    #: Ends that it has come to, by the names of their events.
+    ends: list[str] = field(default_factory=list)
+    state: str = "queued"
+    fence: int = 0
+    suspect: int = 0
+    crashes: int = 0
+    alone: bool = False
+    restarts: int = 0
+    identity: str | None = None
+    cancel_requested: bool = False
+    completed_fence: int | None = None
+    tokens: list[int] = field(default_factory=list)
+
+    @property
+    def has_ended(self) -> bool:
+        return self.state not in ("queued", "in_progress")
+
+    def end(self, state: str) -> None:
+        self.state = state
+        self.ends.append(state if self.run == 1 else f"{state}_run{self.run}")
+
+    def ask_to_cancel(self) -> CancelStatus:
+        if self.has_ended:
+            return CancelStatus.ALREADY_TERMINAL
+        if self.state == "queued":
+            self.end("cancelled")
+            return CancelStatus.CANCELLED
+        self.cancel_requested = True
+        return CancelStatus.CANCELLING
+
+    def retry(self) -> None:
+        self.state, self.run, self.is_scheduled = "queued", self.run + 1, False
+        self.suspect = self.crashes = 0
+        self.alone = self.cancel_requested = False
+        self.completed_fence = None
+
+    def holds(self, fence: int) -> bool:
+        return self.state == "in_progress" and self.fence == fence
+
+    def append(self, position: int, new: list[int]) -> bool:
+        """Append what is new of a write; False where it does not fit what is stored."""
+        if position > len(self.tokens):
+            return False
+        overlap = self.tokens[position : position + len(new)]
+        if overlap != new[: len(overlap)]:
+            return False
+        self.tokens += new[len(overlap) :]
+        return True
+
+    def is_meant(self, tag: str, tenant: str | None) -> bool:
+        return self.tag == tag and tenant in (None, self.tenant)
+
+    def put_back(self, cause: ReleaseCause) -> ReleaseStatus:
+        if cause is ReleaseCause.ENGINE_DEATH and self.alone:
+            self.crashes += 1
+        elif cause is ReleaseCause.ENGINE_DEATH:
+            self.suspect += 1
+        if self.cancel_requested:
+            self.end("cancelled")
+            return ReleaseStatus.CANCELLED
+        if self.crashes >= 3:
+            self.end("failed")
+            return ReleaseStatus.DEAD
+        self.state = "queued"
+        return ReleaseStatus.REQUEUED

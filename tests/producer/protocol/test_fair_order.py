@@ -1,0 +1,218 @@
+"""Tenants take turns by what they use: a small window of jobs is announced, the rest waits."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from typing import Any
+
+import pytest
+
+from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.replies import Held, ReleaseCause
+from batchmill.producer.store.tenants import set_tenant, set_window
+
+QUEUE = keys.queue_name("demo", "normal")
+WINDOW = keys.DEFAULT_WINDOW_JOBS
+
+
+def submit_many(bench: Any, tenant: str, number: int, **changes: Any) -> list[str]:
+    """Submit jobs named after their tenant."""
+    names = [f"{tenant}{index}" for index in range(number)]
+    for name in names:
+        bench.submit(name, tenant=tenant, **{"cost": 100} | changes)
+    return names
+
+
+def run_all(bench: Any, num_tokens: int = 100, on_board: int = 1) -> list[str]:
+    """Work like an engine that holds a few jobs; the order in which jobs came to it."""
+    order, running = [], deque[str]()
+    while True:
+        name = bench.take_next()
+        if name is not None:
+            order.append(name)
+            running.append(name)
+        if name is None or len(running) > on_board:
+            if not running:
+                return order
+            bench.end(running.popleft(), num_tokens)
+
+
+def test_only_a_window_of_the_jobs_is_announced(bench: Any) -> None:
+    names = submit_many(bench, "a", 20)
+    assert bench.announced() == names[:WINDOW]
+    [depth] = bench.store.queue_depths()
+    assert (depth.queued, depth.announcements) == (20, WINDOW)
+
+
+def test_each_claim_announces_the_next(bench: Any) -> None:
+    names = submit_many(bench, "a", 12)
+    assert bench.take_next() == "a0"
+    assert bench.announced() == names[1 : WINDOW + 1]
+
+
+def test_one_tenant_s_jobs_keep_their_order(bench: Any) -> None:
+    names = submit_many(bench, "a", 30)
+    assert run_all(bench) == names
+
+
+def test_a_single_job_waits_for_no_more_than_the_window(bench: Any) -> None:
+    submit_many(bench, "a", 100)
+    for _ in range(10):
+        bench.take_next()
+    bench.submit("b0", tenant="b", cost=100)
+    taken = [bench.take_next() for _ in range(WINDOW + 1)]
+    assert taken[-1] == "b0"
+
+
+def test_the_default_tenant_is_one_like_the_others(bench: Any) -> None:
+    for number in range(20):
+        bench.submit(f"plain{number}")
+    bench.submit("b0", tenant="b")
+    assert run_all(bench).index("b0") <= WINDOW
+
+
+def test_two_tenants_share_by_tokens_not_by_jobs(bench: Any) -> None:
+    submit_many(bench, "small", 60, cost=100)
+    submit_many(bench, "large", 60, cost=300)
+    order = run_all(bench, num_tokens=0)[WINDOW : WINDOW + 40]
+    # What each really used is nothing here, so only the charges of what is under way decide.
+    assert Counter(name.rstrip("0123456789") for name in order)["small"] > 20
+
+
+def test_weights_give_shares_of_the_tokens(bench: Any) -> None:
+    set_window(bench.store, 1)
+    set_tenant(bench.store, "heavy", {"weight": 3})
+    submit_many(bench, "heavy", 90)
+    submit_many(bench, "light", 90)
+    order = run_all(bench, on_board=4)[:80]
+    shares = Counter(name.rstrip("0123456789") for name in order)
+    assert 58 <= shares["heavy"] <= 62
+
+
+def test_the_real_tokens_count_in_the_end(bench: Any) -> None:
+    set_window(bench.store, 1)
+    submit_many(bench, "boaster", 60, cost=1000)  # asks for much and uses as much as the other
+    submit_many(bench, "modest", 60, cost=100)
+    order = run_all(bench, num_tokens=100, on_board=0)[:60]
+    assert 25 <= Counter(name.rstrip("0123456789") for name in order)["boaster"] <= 35
+
+
+def test_overestimates_under_way_do_not_hold_back_who_comes_new(bench: Any) -> None:
+    submit_many(bench, "a", 60, cost=100_000)
+    for _ in range(30):
+        bench.take_next()
+    bench.submit("b0", tenant="b", cost=10)
+    for _ in range(WINDOW + 1):
+        bench.take_next()
+    for index in range(30):
+        bench.end(f"a{index}", 10)
+    bench.end("b0", 10)
+    bench.submit("b1", tenant="b", cost=10)
+    assert bench.store.queue_position("b1") <= WINDOW
+    assert [bench.take_next() for _ in range(WINDOW + 1)][-1] == "b1"
+
+
+def test_idling_saves_up_nothing(bench: Any) -> None:
+    set_window(bench.store, 1)
+    submit_many(bench, "early", 10)
+    submit_many(bench, "busy", 80)
+    for _ in range(50):
+        bench.end(bench.take_next(), 100)
+    late = [f"late{index}" for index in range(30)]
+    for name in late:
+        bench.submit(name, tenant="early", cost=100)
+    order = run_all(bench, on_board=0)[:20]
+    assert 8 <= len(set(order) & set(late)) <= 12
+
+
+def test_jobs_given_back_go_before_all_others(bench: Any) -> None:
+    submit_many(bench, "a", 20)
+    claims = [Held(bench.take_next(), 1) for _ in range(3)]
+    bench.store.release(claims, cause=ReleaseCause.DRAIN)
+    assert bench.announced()[:3] == ["a2", "a1", "a0"]
+    assert len(run_all(bench)) == 20
+
+
+def test_a_cancelled_announced_job_makes_room_and_takes_its_message_along(bench: Any) -> None:
+    names = submit_many(bench, "a", 20)
+    bench.store.cancel("a3")
+    assert bench.announced() == [*names[:3], *names[4 : WINDOW + 1]]
+
+
+def test_a_cancelled_waiting_job_is_never_announced(bench: Any) -> None:
+    submit_many(bench, "a", 10)
+    bench.store.cancel("a9")
+    assert "a9" not in run_all(bench)
+
+
+def test_all_waiting_jobs_of_a_tenant_cancelled_leave_the_turn_to_others(bench: Any) -> None:
+    submit_many(bench, "a", WINDOW)
+    submit_many(bench, "b", 2)
+    submit_many(bench, "c", 1)
+    for name in ("b0", "b1"):
+        bench.store.cancel(name)
+    assert [bench.take_next() for _ in range(WINDOW + 1)][-1] == "c0"
+
+
+def test_a_message_that_nobody_can_use_still_lets_the_next_job_in(bench: Any) -> None:
+    names = submit_many(bench, "a", WINDOW + 2)
+    bench.redis.hset(keys.job("a0"), "v", 99)
+    bench.take_announcement()
+    bench.store.claim("a0", owner="w", lease_ms=1000, identity="m")
+    assert bench.announced() == names[1 : WINDOW + 1]
+
+
+def test_a_sweep_fills_the_window_where_messages_vanished(bench: Any) -> None:
+    submit_many(bench, "a", 20)
+    bench.redis.delete(QUEUE)
+    bench.store.sweep(reannounce_grace_ms=60_000)
+    assert bench.announced() == [f"a{index}" for index in range(WINDOW, 2 * WINDOW)]
+    bench.age_announcements()
+    assert bench.store.sweep().reannounced == WINDOW
+
+
+def test_jobs_of_an_older_version_are_served(bench: Any) -> None:
+    """Each has a message of its own, a score in the index and no tenant, cost or backlog."""
+    for index in range(12):
+        bench.submit(f"old{index}")
+        name = f"old{index}"
+        bench.redis.hdel(keys.job(name), "tenant", "cost", "charge")
+        bench.redis.zadd(keys.queued(QUEUE), {name: 1000 + index})
+    bench.redis.delete(
+        QUEUE,
+        *(keys.USAGE, keys.turns(QUEUE), keys.used(QUEUE), keys.under_way(QUEUE)),
+        keys.backlog(QUEUE, "default"),
+    )
+    assert bench.store.sweep().reannounced == 12
+    bench.submit("new")
+    assert run_all(bench) == [*(f"old{index}" for index in range(12)), "new"]
+
+
+def test_each_class_has_a_window_of_its_own(bench: Any) -> None:
+    high = keys.queue_name("demo", "high")
+    submit_many(bench, "a", 20)
+    bench.submit("urgent", tenant="a", queue=high)
+    assert bench.redis.llen(high) == 1
+
+
+@pytest.mark.parametrize("place", [0, 3, 8, 19])
+def test_the_position_of_a_lone_tenant_s_job_is_exact(bench: Any, place: int) -> None:
+    submit_many(bench, "a", 20)
+    assert bench.store.queue_position(f"a{place}") == place
+
+
+def test_the_position_counts_other_tenants_turns(bench: Any) -> None:
+    submit_many(bench, "a", 50)
+    submit_many(bench, "b", 10)
+    assert bench.store.queue_position("b0") == WINDOW
+    assert bench.store.queue_position("b9") == WINDOW + 9 + 9
+    set_tenant(bench.store, "a", {"weight": 3})
+    assert bench.store.queue_position("b9") == WINDOW + 9 + 27
+
+
+def test_what_does_not_wait_has_no_position(bench: Any) -> None:
+    bench.started("running")
+    bench.submit("later", delay_ms=60_000)
+    assert bench.store.queue_position("running") is None
+    assert bench.store.queue_position("later") is None
+    assert bench.store.queue_position("nobody") is None

@@ -1,0 +1,356 @@
+"""The real scripts against a reference in plain Python, through random sequences of calls.
+
+Calls come from right and wrong holders, repeated, late and out of order, for jobs of several
+tenants, some of them delayed. After each of them every record equals the reference's, every key has
+a time to live or an index entry, every waiting job stands in one place, the counters equal a
+recount, and no place among the announced is left empty while jobs wait.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from redis import Redis
+
+from batchmill.producer import BatchClosed, IdempotencyConflict, ProducerSettings
+from batchmill.producer.job.batch import parse_batch
+from batchmill.producer.protocol import calls, keys
+from batchmill.producer.protocol.calls import BatchPlace, NewJob, QueueLimits
+from batchmill.producer.protocol.counts import ForgetCounts
+from batchmill.producer.protocol.outbox import DeliveryOutcome
+from batchmill.producer.protocol.replies import (
+    CancelStatus,
+    Claim,
+    ClaimRefusal,
+    CompleteStatus,
+    ForgetStatus,
+    Held,
+    JobState,
+    ReleaseCause,
+    ReleaseStatus,
+    RetryStatus,
+    SubmitStatus,
+    TokenWrite,
+    WriteStatus,
+)
+from batchmill.producer.store import batch_calls, job_index
+from batchmill.producer.store.batch_calls import OpenBatch
+from batchmill.producer.store.job_index import JobQuery
+
+from .protocol_invariants import BATCH_ID, QUEUE, WINDOW_JOBS, ProtocolInvariants
+from .protocol_reference import Reference
+
+LEASE_MS = 3_600_000
+MAX_OPEN_JOBS = 6
+
+#: Which job, counted from the newest; the last one is not there.
+picks = st.sampled_from((0, 0, 0, 1, 1, 2, 9))
+#: Added to the right fence: mostly none.
+fence_errors = st.sampled_from((0, 0, 0, -1, 1))
+#: Where a write starts, relative to what is stored: mostly at its end, or repeated.
+position_errors = st.sampled_from((0, 0, -1, -2, 1))
+tokens = st.just([]) | st.lists(st.integers(0, 1), min_size=1, max_size=3)
+causes = st.sampled_from(ReleaseCause)
+identities = st.sampled_from(("model-1", "model-1", "model-2"))
+tenants = st.sampled_from(("a", "a", "b", "c"))
+rarely = st.sampled_from((False, False, False, True))
+tags = st.sampled_from(("", "x", "xy"))
+some_tags = st.sampled_from(("x", "xy"))
+ends = st.sampled_from((JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED))
+
+
+class ProtocolMachine(ProtocolInvariants):
+    """Drives a store and the references side by side."""
+
+    def __init__(self, url: str, check_keys: Callable[[Redis], None]) -> None:
+        super().__init__(url, check_keys)
+        self.redis.set(keys.WINDOW, WINDOW_JOBS)
+        self.num_submitted = 0
+        fields = {"webhook": "https://example.com/batch"}
+        request = parse_batch(fields)
+        opened = self.store.run(batch_calls.create(request, ProducerSettings(), BATCH_ID))
+        assert isinstance(opened, OpenBatch)
+        for webhook, tag in ((True, "x"), (False, ""), (True, "xy")):
+            self.submit(webhook, "a", False, tag)
+
+    def job_id(self, pick: int) -> str:
+        """The job that a rule is about."""
+        return list(self.jobs)[-1 - pick] if pick < len(self.jobs) else "nobody"
+
+    @rule(webhook=st.booleans(), tenant=tenants, is_delayed=rarely, tag=tags)
+    def submit(self, webhook: bool, tenant: str, is_delayed: bool, tag: str) -> None:
+        """A new job while few are open; else the newest once more."""
+        is_new = sum(not job.has_ended for job in self.jobs.values()) < MAX_OPEN_JOBS
+        job_id = f"j{self.num_submitted}" if is_new else self.job_id(0)
+        self.num_submitted += is_new
+        url = "https://example.com/" if webhook else None
+        delay_ms = LEASE_MS if is_delayed else None
+        cost = 10 + self.num_submitted
+        place = BatchPlace(BATCH_ID, len(self.batch.jobs)) if is_new else None
+        job = NewJob(job_id, "demo", QUEUE, "{}", 60_000, url, tags=tuple(filter(None, [tag])))
+        job = replace(job, tenant=tenant, cost=cost, delay_ms=delay_ms, batch=place)
+        answer = self.store.submit(job)
+        if is_new and not self.batch.is_open:
+            assert answer.status is SubmitStatus.CLOSED
+            answer = self.store.submit(replace(job, batch=None))
+        elif is_new:
+            self.batch.jobs.append(job_id)
+        assert answer.status is (SubmitStatus.CREATED if is_new else SubmitStatus.EXISTING)
+        self.jobs.setdefault(job_id, Reference(webhook, is_delayed, tag, tenant))
+
+    @rule(num_due=st.integers(1, 3))
+    def let_time_pass(self, num_due: int) -> None:
+        """The delays of a few jobs end."""
+        due = [i.decode() for i in self.redis.zrange(keys.SCHEDULED, 0, num_due - 1)]
+        for job_id in due:
+            self.redis.zadd(keys.SCHEDULED, {job_id: 1})
+            self.jobs[job_id].is_scheduled = False
+        assert self.store.announce_due() == len(due)
+
+    @rule(tenant=tenants, weight=st.sampled_from((0.5, 1, 3)))
+    def weigh(self, tenant: str, weight: float) -> None:
+        """The operator changes a weight while jobs wait and run."""
+        self.redis.hset(keys.TENANTS, f"{tenant}:weight", weight)
+
+    @rule(pick=picks, written=tokens)
+    def start(self, pick: int, written: list[int]) -> None:
+        """The usual beginning, so that more sequences get beyond it."""
+        self.claim(pick, "model-1")
+        self.checkpoint(pick, 0, 0, written)
+
+    @rule(pick=picks, identity=identities)
+    def claim(self, pick: int, identity: str) -> None:
+        """A claim without a message: of one that is a duplicate, or came late."""
+        self.claim_job(self.job_id(pick), identity)
+
+    @rule(identity=identities)
+    def take_the_next(self, identity: str) -> None:
+        """What a worker does: the next message, and the claim of its job."""
+        message = self.redis.rpop(QUEUE)
+        if message is not None:
+            self.claim_job(json.loads(message)["headers"]["id"], identity)
+
+    def claim_job(self, job_id: str, identity: str) -> None:
+        answer = self.store.claim(job_id, owner="w", lease_ms=LEASE_MS, identity=identity)
+        job = self.jobs.get(job_id)
+        if job is None or job.state != "queued" or job.is_scheduled:
+            refusal = ClaimRefusal.LEASED
+            if job is None:
+                refusal = ClaimRefusal.UNKNOWN
+            elif job.has_ended:
+                refusal = ClaimRefusal.TERMINAL
+            elif job.is_scheduled:
+                refusal = ClaimRefusal.SCHEDULED
+            assert answer is refusal
+            return
+        if job.identity not in (None, identity) and job.tokens:
+            job.tokens, job.restarts = [], job.restarts + 1
+        job.state, job.identity = "in_progress", identity
+        job.fence, job.alone = job.fence + 1, job.suspect >= 3
+        assert isinstance(answer, Claim)
+        assert (answer.fence, answer.attempts) == (job.fence, job.fence)
+        assert (answer.token_ids, answer.alone) == (job.tokens, job.alone)
+        assert answer.suspect == job.suspect
+
+    @rule(pick=picks, wrong=fence_errors, shift=position_errors, new=tokens)
+    def checkpoint(self, pick: int, wrong: int, shift: int, new: list[int]) -> None:
+        job_id = self.job_id(pick)
+        job = self.jobs.get(job_id, Reference(False))
+        fence, position = job.fence + wrong, max(0, len(job.tokens) + shift)
+        [status] = self.store.checkpoint(
+            [TokenWrite(job_id, fence, position, new)], lease_ms=LEASE_MS
+        )
+        if not job.holds(fence):
+            assert status is WriteStatus.FENCED
+        elif not job.append(position, new):
+            assert status is WriteStatus.GAP
+        else:
+            asked = job.cancel_requested
+            assert status is (WriteStatus.CANCEL_REQUESTED if asked else WriteStatus.OK)
+
+    @rule(pick=picks, wrong=fence_errors, cause=causes)
+    def release(self, pick: int, wrong: int, cause: ReleaseCause) -> None:
+        job_id = self.job_id(pick)
+        job = self.jobs.get(job_id, Reference(False))
+        fence = job.fence + wrong
+        [status] = self.store.release([Held(job_id, fence)], cause=cause)
+        expected = job.put_back(cause) if job.holds(fence) else ReleaseStatus.FENCED
+        assert status is expected
+
+    @rule(pick=picks, wrong=fence_errors, shift=position_errors, new=tokens, end=ends)
+    def complete(self, pick: int, wrong: int, shift: int, new: list[int], end: JobState) -> None:
+        job_id = self.job_id(pick)
+        job = self.jobs.get(job_id, Reference(False))
+        fence, position = job.fence + wrong, max(0, len(job.tokens) + shift)
+        status = self.store.complete(
+            job_id, fence=fence, state=end, result="{}", position=position, token_ids=new
+        )
+        if job.has_ended and job.completed_fence == fence:
+            assert status is CompleteStatus.ALREADY_DONE
+        elif not job.holds(fence):
+            assert status is CompleteStatus.FENCED
+        elif not job.append(position, new):
+            assert status is CompleteStatus.GAP
+        else:
+            assert status is CompleteStatus.OK
+            job.completed_fence = fence
+            job.end(end.value)
+
+    @rule(pick=picks)
+    def cancel(self, pick: int) -> None:
+        job_id = self.job_id(pick)
+        answer = self.store.cancel(job_id)
+        job = self.jobs.get(job_id)
+        if job is None:
+            assert answer.status is CancelStatus.UNKNOWN
+        else:
+            assert answer.state == (job.state if job.has_ended else None)
+            assert answer.status is job.ask_to_cancel()
+
+    @rule(tag=some_tags, tenant=st.none() | tenants)
+    def cancel_where(self, tag: str, tenant: str | None) -> None:
+        cursor, counts = self.store.run(job_index.cancel_where(JobQuery(tag, tenant)))
+        meant = [job for job in self.jobs.values() if job.is_meant(tag, tenant)]
+        outcomes = [job.ask_to_cancel() for job in meant]
+        assert cursor is None
+        assert (counts.cancelled, counts.cancelling, counts.already_terminal) == tuple(
+            outcomes.count(status) for status in CancelStatus if status is not CancelStatus.UNKNOWN
+        )
+
+    @rule(pick=picks, is_repeated=st.booleans())
+    def retry(self, pick: int, is_repeated: bool) -> None:
+        """A job that ended badly begins once more, once for a call that is sent twice."""
+        job_id = self.job_id(pick)
+        call = calls.retry(job_id, QueueLimits())
+        answer = self.store.run(call)
+        job = self.jobs.get(job_id)
+        if job is None:
+            assert answer.status is RetryStatus.UNKNOWN
+        elif job.state == "completed":
+            assert answer.status is RetryStatus.COMPLETED
+        elif not job.has_ended:
+            assert (answer.status, answer.state) == (RetryStatus.ACTIVE, job.state)
+        else:
+            self.batch.observe(self.jobs)
+            job.retry()
+            self.batch.retry(job_id)
+            assert (answer.status, answer.run) == (RetryStatus.RETRIED, job.run)
+            if is_repeated:
+                assert self.store.run(call) == answer
+
+    @rule(pick=picks)
+    def forget(self, pick: int) -> None:
+        job_id = self.job_id(pick)
+        answer = self.store.run(calls.forget(job_id))
+        job = self.jobs.get(job_id)
+        if job is None:
+            known = job_id in self.forgotten
+            assert answer.status is (ForgetStatus.FORGOTTEN if known else ForgetStatus.UNKNOWN)
+        elif not job.has_ended:
+            assert (answer.status, answer.state) == (ForgetStatus.ACTIVE, job.state)
+        else:
+            assert answer.status is ForgetStatus.FORGOTTEN
+            del self.jobs[job_id]
+            self.forgotten.add(job_id)
+            left = set(self.redis.scan_iter(match=f"*{job_id}*"))
+            left -= {keys.forgotten(other).encode() for other in self.forgotten}
+            assert not [
+                name for name in left if re.search(rb"\b_?" + job_id.encode() + rb"\b", name)
+            ]
+
+    @rule(tag=some_tags)
+    def forget_where(self, tag: str) -> None:
+        _, counts = self.store.run(job_index.forget_where(JobQuery(tag)))
+        meant = {i: job for i, job in self.jobs.items() if job.is_meant(tag, None)}
+        forgotten = [job_id for job_id, job in meant.items() if job.has_ended]
+        assert counts == ForgetCounts(len(forgotten), len(meant) - len(forgotten))
+        for job_id in forgotten:
+            del self.jobs[job_id]
+
+    @rule(num_refused=st.integers(0, 1), is_repeated=st.booleans())
+    @precondition(lambda self: len(self.jobs) > 3)
+    def seal_the_batch(self, num_refused: int, is_repeated: bool) -> None:
+        num_lines = len(self.batch.jobs) + num_refused
+        was_open, known = self.batch.is_open, len(self.batch.jobs) + self.batch.num_refused
+        if was_open:
+            self.batch.is_open, self.batch.num_refused = False, num_refused
+        for _ in range(1 + is_repeated):
+            refusal = self.store.run(batch_calls.seal(BATCH_ID, num_lines))
+            if self.batch.is_cancelled:
+                assert isinstance(refusal, BatchClosed)
+            elif was_open or num_lines == known:
+                assert refusal is None
+            else:
+                assert isinstance(refusal, IdempotencyConflict)
+
+    @rule(is_repeated=st.booleans())
+    @precondition(lambda self: len(self.jobs) > 5)
+    def cancel_the_batch(self, is_repeated: bool) -> None:
+        self.batch.observe(self.jobs)
+        is_first = not self.batch.end and not self.batch.is_cancelled
+        for _ in range(1 + is_repeated):
+            self.store.run(batch_calls.cancel(BATCH_ID))
+        self.store.sweep()
+        if is_first:  # the sweep does not come twice to a job that is retried meanwhile
+            self.batch.is_open, self.batch.is_cancelled = False, True
+            for job_id in self.batch.jobs:
+                if job_id in self.jobs:
+                    self.jobs[job_id].ask_to_cancel()
+
+    @rule(pick=picks)
+    def lose_the_lease(self, pick: int) -> None:
+        job_id = self.job_id(pick)
+        self.redis.zadd(keys.LEASES, {job_id: 1}, xx=True)
+        counts = self.store.sweep()
+        outcome = None
+        job = self.jobs.get(job_id)
+        if job is not None and job.state == "in_progress":
+            outcome = job.put_back(ReleaseCause.ENGINE_DEATH)
+        assert counts.requeued == (outcome is ReleaseStatus.REQUEUED)
+        assert counts.cancelled == (outcome is ReleaseStatus.CANCELLED)
+        assert counts.dead == (outcome is ReleaseStatus.DEAD)
+
+    @rule(num_lost=st.integers(0, 3))
+    def lose_announcements(self, num_lost: int) -> None:
+        for _ in range(num_lost):
+            self.redis.rpop(QUEUE)
+        # The grace of -1 ms takes announcements of this very millisecond as well.
+        missing = self.num_announced() - self.redis.llen(QUEUE)
+        assert self.store.sweep(reannounce_grace_ms=-1).reannounced == max(0, missing)
+        assert self.store.sweep(reannounce_grace_ms=-1).reannounced == 0
+
+    def num_announced(self) -> int:
+        return int(self.redis.zcount(keys.queued(QUEUE), "-inf", "(+inf"))
+
+    @rule(is_late=st.booleans())
+    def deliver(self, is_late: bool) -> None:
+        lease_ms = 0 if is_late else LEASE_MS
+        for entry in self.store.outbox_claim(owner="d", limit=9, lease_ms=lease_ms):
+            assert entry.event_id not in self.delivered
+            if is_late:  # another deliverer takes it meanwhile
+                self.store.outbox_claim(owner="e", limit=9, lease_ms=0)
+            status = self.store.outbox_settle(
+                entry.event_id, fence=entry.fence, outcome=DeliveryOutcome.DELIVERED
+            )
+            assert status is (WriteStatus.FENCED if is_late else WriteStatus.OK)
+            if not is_late:
+                self.delivered.add(entry.event_id)
+
+
+def test_the_scripts_do_what_the_reference_does(
+    redis_url: str, check_keys: Callable[[Redis], None]
+) -> None:
+    run_state_machine_as_test(
+        lambda: ProtocolMachine(redis_url, check_keys),
+        settings=settings(max_examples=50, stateful_step_count=40, deadline=None),
+    )

@@ -1,0 +1,224 @@
+"""What waits is counted anew by pages, while jobs come and go and records are removed by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+
+from batchmill.producer.protocol import calls, keys
+from batchmill.producer.protocol.calls import NewJob, QueueLimits
+from batchmill.producer.protocol.replies import Claim, Held, JobState, ReleaseCause
+from batchmill.producer.store.job_store import JobStore
+
+from .protocol_invariants import QUEUE, WINDOW_JOBS
+
+LEASE_MS = 3_600_000
+PROGRESS = b"recount"
+
+
+def count_by_hand(
+    redis: Any, is_counted: Callable[[float], bool] = lambda at: True
+) -> dict[bytes, int]:
+    """What waits, by the records of all that stands in the queue."""
+    sums: dict[bytes, int] = {}
+    for job_id in redis.zrange(keys.queued(QUEUE), 0, -1):
+        record = redis.hgetall(keys.job(job_id.decode()))
+        at = redis.zscore(keys.state_index("queued"), job_id)
+        if not record or not is_counted(at):
+            continue
+        amounts = {b"jobs": 1, b"bytes": len(record[b"doc"]), b"tokens": int(record[b"cost"])}
+        for name, amount in amounts.items():
+            for field in (name, name + b":" + record[b"tenant"]):
+                sums[field] = sums.get(field, 0) + amount
+    return {field: value for field, value in sums.items() if value}
+
+
+def counted(redis: Any, key: str) -> dict[bytes, int]:
+    return {name: int(value) for name, value in redis.hgetall(key).items() if name != PROGRESS}
+
+
+def spread_submissions(redis: Any) -> None:
+    """Make every job one of another millisecond."""
+    index = keys.state_index("queued")
+    for at, job_id in enumerate(redis.zrange(index, 0, -1)):
+        redis.zadd(index, {job_id: 1000 + at})
+
+
+def test_a_page_a_call_and_the_old_count_until_the_end(bench: Any) -> None:
+    for number in range(25):
+        bench.submit(f"j{number:02}", tenant="ab"[number % 2], cost=number)
+    spread_submissions(bench.redis)
+    right = counted(bench.redis, keys.USAGE)
+    bench.redis.hset(keys.USAGE, "jobs", 26)
+    seen = []
+    for _ in range(3):
+        assert counted(bench.redis, keys.USAGE)[b"jobs"] == 26
+        seen.append(bench.store.sweep(limit=10).recounted)
+    assert seen == [10, 10, 5]
+    assert bench.redis.hgetall(keys.USAGE).keys() == right.keys()
+    assert counted(bench.redis, keys.USAGE) == right
+    assert bench.store.sweep(limit=10).recounted == 0
+
+
+def test_jobs_of_one_millisecond_are_counted_in_one_page(bench: Any) -> None:
+    for number in range(9):
+        bench.submit(f"j{number}", cost=1)
+    index = keys.state_index("queued")
+    bench.redis.zadd(index, {f"j{number}": 1000 + number // 4 for number in range(9)})
+    bench.redis.hset(keys.USAGE, "jobs", 10)
+    assert [bench.store.sweep(limit=3).recounted for _ in range(3)] == [4, 4, 1]
+
+
+def test_a_count_that_lost_its_half_begins_again(bench: Any) -> None:
+    for number in range(6):
+        bench.submit(f"j{number}", cost=7)
+    spread_submissions(bench.redis)
+    for lost in (keys.RECOUNT, keys.USAGE):
+        bench.redis.hset(keys.USAGE, "jobs", 7)
+        bench.store.sweep(limit=2)
+        bench.redis.delete(lost)
+        if lost == keys.USAGE:  # nothing says that it is wrong
+            bench.redis.hset(keys.USAGE, "jobs", 7)
+        while bench.store.sweep(limit=2).recounted:
+            pass
+        assert counted(bench.redis, keys.USAGE) == count_by_hand(bench.redis)
+        assert not bench.redis.exists(keys.RECOUNT)
+
+
+def test_a_record_that_is_no_use_makes_another_count_follow(bench: Any) -> None:
+    for number in range(6):
+        bench.submit(f"j{number}", cost=7)
+    spread_submissions(bench.redis)
+    bench.redis.hset(keys.USAGE, "jobs", 7)
+    bench.store.sweep(limit=4)
+    # Counted with what it says now, and ended with what it says then.
+    bench.redis.hset(keys.job("j0"), mapping={"cost": 1_000_000, "fence": "rubbish"})
+    bench.store.claim("j0", owner="w", lease_ms=LEASE_MS, identity="i")
+    while bench.store.sweep(limit=4).recounted:
+        pass
+    assert counted(bench.redis, keys.USAGE) == count_by_hand(bench.redis)
+    assert counted(bench.redis, keys.USAGE)[b"tokens"] == 35
+    bench.redis.delete(keys.under_way(QUEUE))
+    for number in range(1, 6):  # the charge of the record that was changed is nobody's
+        charge = bench.redis.hget(keys.job(f"j{number}"), "charge")
+        bench.redis.hincrby(keys.under_way(QUEUE), "default", int(charge or 0))
+
+
+picks = st.integers(0, 9)
+tenants = st.sampled_from(("a", "b", "default"))
+
+
+class RecountMachine(RuleBasedStateMachine):
+    """Random calls around a count that is under way, most of the time."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self.store = JobStore.from_url(url)
+        self.redis: Any = self.store.client
+        self.redis.flushall()
+        self.redis.set(keys.WINDOW, WINDOW_JOBS)
+        self.fences: dict[str, int] = {}
+        #: The count under way has passed a job that was removed since.
+        self.is_spoilt = False
+        for _ in range(6):
+            self.submit("a", False, 1)
+
+    def pick(self, number: int) -> str:
+        return list(self.fences)[number % len(self.fences)]
+
+    def progress(self) -> tuple[float, float] | None:
+        text = self.redis.hget(keys.USAGE, PROGRESS)
+        return None if text is None else tuple(map(float, text.split()[:2]))
+
+    @rule(tenant=tenants, is_delayed=st.booleans(), cost=st.integers(0, 9))
+    def submit(self, tenant: str, is_delayed: bool, cost: int) -> None:
+        job_id = f"j{len(self.fences)}"
+        self.fences[job_id] = 0
+        delay_ms = LEASE_MS if is_delayed else None
+        job = NewJob(job_id, "demo", QUEUE, "{}" + " " * cost, 60_000)
+        self.store.submit(replace(job, tenant=tenant, cost=cost, delay_ms=delay_ms))
+
+    @rule(number=picks)
+    def claim(self, number: int) -> None:
+        job_id = self.pick(number)
+        answer = self.store.claim(job_id, owner="w", lease_ms=LEASE_MS, identity="i")
+        if isinstance(answer, Claim):
+            self.fences[job_id] = answer.fence
+
+    @rule(number=picks)
+    def release(self, number: int) -> None:
+        job_id = self.pick(number)
+        self.store.release([Held(job_id, self.fences[job_id])], cause=ReleaseCause.DRAIN)
+
+    @rule(number=picks)
+    def fail(self, number: int) -> None:
+        job_id = self.pick(number)
+        self.store.complete(job_id, fence=self.fences[job_id], state=JobState.FAILED, result="{}")
+
+    @rule(number=picks)
+    def cancel(self, number: int) -> None:
+        self.store.cancel(self.pick(number))
+
+    @rule(number=picks)
+    def retry(self, number: int) -> None:
+        self.store.run(calls.retry(self.pick(number), QueueLimits()))
+
+    @rule(number=picks)
+    def remove_by_hand(self, number: int) -> None:
+        job_id = self.pick(number)
+        self.redis.delete(keys.job(job_id))
+        self.redis.zadd(keys.SCHEDULED, {job_id: 1}, xx=True)  # its time has come
+        self.is_spoilt = True
+
+    @rule()
+    def miscount(self) -> None:
+        """By hand, so that the next sweep finds more than there are."""
+        self.redis.hset(keys.USAGE, "jobs", 1000)
+
+    @rule(limit=st.integers(1, 3), times=st.integers(1, 3))
+    def sweep(self, limit: int, times: int) -> None:
+        for _ in range(times):
+            before = self.progress()
+            self.store.sweep(limit=limit, reannounce_grace_ms=-1)
+            after = self.progress()
+            if after is None or before is None or after[1] != before[1]:
+                self.is_spoilt = False
+
+    @invariant()
+    def the_new_count_is_of_what_it_has_passed(self) -> None:
+        progress = self.progress()
+        if progress is None or self.is_spoilt:
+            return
+        cursor, last = progress
+        expected = count_by_hand(self.redis, lambda at: at <= cursor or at > last)
+        assert counted(self.redis, keys.RECOUNT) == expected
+
+    def teardown(self) -> None:
+        try:
+            self.redis.delete(QUEUE)
+            self.redis.zadd(keys.SCHEDULED, dict.fromkeys(self.fences, 1), xx=True)
+            for _ in range(100):
+                self.store.sweep(limit=2, reannounce_grace_ms=-1)
+                self.redis.delete(QUEUE)  # so that each waiting job is looked at
+            assert counted(self.redis, keys.USAGE) == count_by_hand(self.redis)
+            assert self.progress() is None
+            assert not self.redis.exists(keys.RECOUNT)
+        finally:
+            self.store.close()
+
+
+def test_the_count_is_right_in_the_end_whatever_comes_between(redis_url: str) -> None:
+    run_state_machine_as_test(
+        lambda: RecountMachine(redis_url),
+        settings=settings(max_examples=40, stateful_step_count=40, deadline=None),
+    )

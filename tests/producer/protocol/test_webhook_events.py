@@ -1,0 +1,236 @@
+"""Which events a job owes, and what becomes of endpoints that want none."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis as AsyncRedis
+
+from batchmill.producer import AsyncSeenEvents, SeenEvents
+from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.outbox import DeliveryOutcome, OutboxEntry, RedeliverStatus
+from batchmill.producer.protocol.replies import Held, JobState, ReleaseCause, TokenWrite
+from batchmill.producer.store.deliveries import Deliveries
+
+URL = "https://Example.com/hook?token=1"
+ENDPOINT = "https://example.com/hook"
+HOUR_MS = 3_600_000
+
+
+def take(bench: Any) -> list[OutboxEntry]:
+    return bench.store.outbox_claim(owner="deliverer", limit=10, lease_ms=60_000)
+
+
+def types(bench: Any) -> list[str]:
+    return [entry.type.removeprefix("generation.") for entry in take(bench)]
+
+
+def start(bench: Any, job_id: str = "j", events: str = "") -> int:
+    bench.submit(job_id, webhook=URL, webhook_events=events)
+    claim = bench.store.claim(job_id, owner="w", lease_ms=60_000, identity="i")
+    return claim.fence
+
+
+def write(bench: Any, fence: int, position: int, num_tokens: int, job_id: str = "j") -> None:
+    tokens = list(range(num_tokens))
+    bench.store.checkpoint([TokenWrite(job_id, fence, position, tokens)], lease_ms=60_000)
+
+
+def settle(bench: Any, entry: OutboxEntry, outcome: DeliveryOutcome, status: int | None) -> None:
+    bench.store.outbox_settle(
+        entry.event_id,
+        fence=entry.fence,
+        outcome=outcome,
+        retry_in_ms=0,
+        http_status=status,
+        reason="timeout" if status is None else f"http_{status}",
+        duration_ms=12,
+        is_receivers=outcome is not DeliveryOutcome.DELIVERED,
+    )
+
+
+def test_without_a_filter_a_job_owes_its_end_and_nothing_else(bench: Any) -> None:
+    fence = start(bench)
+    write(bench, fence, 0, 5)
+    assert types(bench) == []
+    bench.store.complete("j", fence=fence, state=JobState.COMPLETED, result="{}")
+    assert types(bench) == ["completed"]
+
+
+def test_end_that_was_not_asked_for_is_not_told(bench: Any) -> None:
+    fence = start(bench, events="failed")
+    bench.store.complete("j", fence=fence, state=JobState.COMPLETED, result="{}")
+    assert types(bench) == []
+
+
+def test_start_is_told_once_however_often_a_job_is_claimed(bench: Any) -> None:
+    fence = start(bench, events="started")
+    assert [entry.event_id for entry in take(bench)] == ["evt_j_started"]
+    bench.store.release([Held("j", fence)], cause=ReleaseCause.DRAIN)
+    bench.store.claim("j", owner="v", lease_ms=60_000, identity="i")
+    assert take(bench) == []
+
+
+def test_output_is_told_with_the_tokens_so_far_and_not_before_five_seconds(bench: Any) -> None:
+    fence = start(bench, events="output")
+    write(bench, fence, 0, 3)
+    [first] = take(bench)
+    assert (first.event_id, first.type, first.num_tokens) == (
+        "evt_j_output_1", "generation.output", 3,
+    )  # fmt: skip
+    settle(bench, first, DeliveryOutcome.DELIVERED, 200)
+    write(bench, fence, 3, 2)
+    assert take(bench) == []
+    due_ms = int(bench.redis.hget(keys.job("j"), "output_due_ms"))
+    assert due_ms - first.created_at_ms == 5000
+    bench.redis.hset(keys.job("j"), "output_due_ms", 0)
+    write(bench, fence, 5, 1)
+    [second] = take(bench)
+    assert (second.event_id, second.num_tokens) == ("evt_j_output_2", 6)
+
+
+def test_lease_renewed_without_a_token_tells_nothing(bench: Any) -> None:
+    fence = start(bench, events="output")
+    write(bench, fence, 0, 0)
+    assert take(bench) == []
+
+
+def test_one_output_event_waits_at_a_time_and_the_end_takes_its_place(bench: Any) -> None:
+    fence = start(bench, events="output,completed")
+    write(bench, fence, 0, 3)
+    bench.redis.hset(keys.job("j"), "output_due_ms", 0)
+    write(bench, fence, 3, 3)
+    assert bench.redis.zcard(keys.OUTBOX) == 1
+    bench.store.complete("j", fence=fence, state=JobState.COMPLETED, result="{}")
+    assert types(bench) == ["completed"]
+    event = Deliveries(bench.store).event("evt_j_output_1")
+    assert event is not None
+    assert event.state == "superseded"
+
+
+def test_secret_s_name_goes_with_every_event(bench: Any) -> None:
+    bench.submit("j", webhook=URL, webhook_secret="billing")
+    bench.store.cancel("j")
+    assert [entry.secret_name for entry in take(bench)] == ["billing"]
+
+
+def test_gone_disables_the_endpoint_for_later_events_until_it_is_enabled(bench: Any) -> None:
+    deliveries = Deliveries(bench.store)
+    for job_id in ("a", "b"):
+        bench.submit(job_id, webhook=URL)
+        bench.store.cancel(job_id)
+        for entry in take(bench):
+            settle(bench, entry, DeliveryOutcome.DISABLED, 410)
+    [disabled] = deliveries.disabled_endpoints()
+    assert (disabled.endpoint, disabled.reason) == (ENDPOINT, "gone")
+    untried = deliveries.event("evt_b_cancelled")
+    assert untried is not None
+    assert (untried.state, untried.log, untried.attempts) == ("disabled", (), 0)
+    assert bench.store.outbox_redeliver("evt_b_cancelled") is RedeliverStatus.DISABLED
+
+    assert deliveries.enable(ENDPOINT)
+    assert not deliveries.enable(ENDPOINT)
+    assert deliveries.disabled_endpoints() == []
+    assert deliveries.redeliver_all("https://example.com/other") == 0
+    assert deliveries.redeliver_all(ENDPOINT) == 2
+    assert sorted(entry.job_id for entry in take(bench)) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "url", ["https://example.com/other", "https://other.example/hook", "http://example.com/hook"]
+)
+def test_other_endpoints_go_on(bench: Any, url: str) -> None:
+    bench.redis.hset(keys.ENDPOINTS_DISABLED, ENDPOINT, "1 gone")
+    bench.submit("j", webhook=url)
+    bench.store.cancel("j")
+    assert types(bench) == ["cancelled"]
+
+
+@pytest.mark.parametrize(("hours", "is_disabled"), [(119, False), (121, True)])
+def test_endpoint_without_a_success_for_120_hours_is_disabled(
+    bench: Any, hours: int, is_disabled: bool
+) -> None:
+    bench.submit("j", webhook=URL)
+    bench.store.cancel("j")
+    [entry] = take(bench)
+    settle(bench, entry, DeliveryOutcome.RETRY, 500)
+    since_ms = int(bench.redis.get(keys.failing(ENDPOINT)))
+    bench.redis.set(keys.failing(ENDPOINT), since_ms - hours * HOUR_MS, ex=60)
+    [entry] = take(bench)
+    settle(bench, entry, DeliveryOutcome.RETRY, None)
+    deliveries = Deliveries(bench.store)
+    assert [e.reason for e in deliveries.disabled_endpoints()] == (
+        ["no_success_for_120_hours"] if is_disabled else []
+    )
+    event = deliveries.event(entry.event_id)
+    assert event is not None
+    assert event.state == ("disabled" if is_disabled else "pending")
+    assert (bench.store.dead_letter(entry.event_id) is not None) is is_disabled
+
+
+def test_success_starts_the_endpoint_s_patience_anew(bench: Any) -> None:
+    bench.submit("j", webhook=URL)
+    bench.store.cancel("j")
+    [entry] = take(bench)
+    settle(bench, entry, DeliveryOutcome.RETRY, 500)
+    [entry] = take(bench)
+    settle(bench, entry, DeliveryOutcome.DELIVERED, 200)
+    assert bench.redis.get(keys.failing(ENDPOINT)) is None
+
+
+def test_attempts_are_logged_with_time_status_and_duration(bench: Any) -> None:
+    bench.submit("j", webhook=URL)
+    bench.store.cancel("j")
+    for status in (500, None, 200):
+        [entry] = take(bench)
+        outcome = DeliveryOutcome.DELIVERED if status == 200 else DeliveryOutcome.RETRY
+        settle(bench, entry, outcome, status)
+        settle(bench, entry, outcome, status)  # as a connection repeats it after a lost answer
+    event = Deliveries(bench.store).event(entry.event_id)
+    assert event is not None
+    assert [(a.http_status, a.reason, a.duration_ms) for a in event.log] == [
+        (500, "http_500", 12),
+        (None, "timeout", 12),
+        (200, "http_200", 12),
+    ]
+    assert event.created_at_ms <= event.log[0].at_ms <= event.log[-1].at_ms
+    assert (event.attempts, event.due_at_ms) == (3, None)
+
+
+def test_log_keeps_the_last_twenty_attempts(bench: Any) -> None:
+    bench.submit("j", webhook=URL)
+    bench.store.cancel("j")
+    for status in range(500, 525):
+        [entry] = take(bench)
+        settle(bench, entry, DeliveryOutcome.RETRY, status)
+    event = Deliveries(bench.store).event(entry.event_id)
+    assert event is not None
+    assert [attempt.http_status for attempt in event.log] == list(range(505, 525))
+
+
+def test_receiver_s_memory_knows_an_event_again_for_a_week(bench: Any) -> None:
+    seen = SeenEvents(bench.redis)
+    assert seen.first_time("evt_1")
+    assert not seen.first_time("evt_1")
+    assert not SeenEvents(bench.redis).first_time("evt_1")
+    assert SeenEvents(bench.redis, prefix="other:").first_time("evt_1")
+    assert 7 * 86400 - 60 < bench.redis.ttl("batchmill-seen:evt_1") <= 7 * 86400
+    seen.forget("evt_1")
+    assert seen.first_time("evt_1")
+
+
+def test_a_receiver_with_an_event_loop_shares_its_memory(bench: Any, redis_url: str) -> None:
+    async def receive() -> None:
+        async with AsyncRedis.from_url(redis_url) as client:
+            seen = AsyncSeenEvents(client, ttl_s=60)
+            assert await seen.first_time("evt_1")
+            assert not await seen.first_time("evt_1")
+            await seen.forget("evt_1")
+            assert await seen.first_time("evt_1")
+
+    asyncio.run(receive())
+    assert not SeenEvents(bench.redis).first_time("evt_1")
+    [key] = bench.redis.keys("*evt_1")
+    assert 0 < bench.redis.ttl(key) <= 60

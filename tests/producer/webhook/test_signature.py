@@ -1,0 +1,145 @@
+"""Signatures agree with the public library both ways, and every defect raises SignatureError."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import UTC, datetime
+
+import pytest
+import standardwebhooks
+
+from batchmill.producer.errors import SignatureError
+from batchmill.producer.webhook.signature import (
+    new_secret,
+    sign,
+    signature_headers,
+    verify_webhook,
+)
+
+EVENT_ID = "evt_gen_1_completed"
+BODY = json.dumps(
+    {
+        "type": "generation.completed",
+        "timestamp": "2026-11-23T12:00:00.000Z",
+        "data": {"id": "gen_1", "status": "completed", "metadata": {"city": "Zürich"}},
+    },
+    ensure_ascii=False,
+).encode()
+
+
+def now_s() -> int:
+    return int(time.time())
+
+
+def test_the_public_library_accepts_our_signature() -> None:
+    secret = new_secret()
+    headers = signature_headers(EVENT_ID, now_s(), BODY, secrets=[secret])
+    parsed = standardwebhooks.Webhook(secret).verify(BODY, headers)
+    assert parsed["data"]["id"] == "gen_1"
+
+
+def test_we_accept_the_public_library_s_signature() -> None:
+    secret = new_secret()
+    moment = datetime.now(tz=UTC)
+    signature = standardwebhooks.Webhook(secret).sign(EVENT_ID, moment, BODY.decode())
+    headers = {
+        "Webhook-Id": EVENT_ID,
+        "Webhook-Timestamp": str(int(moment.timestamp())),
+        "Webhook-Signature": signature,
+    }
+    event = verify_webhook(BODY, headers, secret)
+    assert (event.id, event.type) == (EVENT_ID, "generation.completed")
+    assert event.data["metadata"] == {"city": "Zürich"}
+
+
+def test_old_and_new_secret_both_verify_while_one_replaces_the_other() -> None:
+    old, new, other = new_secret(), new_secret(), new_secret()
+    headers = signature_headers(EVENT_ID, now_s(), BODY, secrets=[new, old])
+    for secrets in (old, new, [other, old]):
+        assert verify_webhook(BODY, headers, secrets).id == EVENT_ID
+    assert standardwebhooks.Webhook(old).verify(BODY, headers)["data"]["id"] == "gen_1"
+    with pytest.raises(SignatureError, match="wrong secret"):
+        verify_webhook(BODY, headers, other)
+
+
+@pytest.mark.parametrize("offset_s", [-301, 301])
+def test_an_attempt_out_of_tolerance_is_refused(offset_s: int) -> None:
+    secret = new_secret()
+    headers = signature_headers(EVENT_ID, 1_000_000 + offset_s, BODY, secrets=[secret])
+    with pytest.raises(SignatureError, match="300 s"):
+        verify_webhook(BODY, headers, secret, now_s=1_000_000)
+
+
+@pytest.mark.parametrize("offset_s", [-300, 300])
+def test_an_attempt_at_the_edge_of_the_tolerance_is_accepted(offset_s: int) -> None:
+    secret = new_secret()
+    headers = signature_headers(EVENT_ID, 1_000_000 + offset_s, BODY, secrets=[secret])
+    assert verify_webhook(BODY, headers, secret, now_s=1_000_000).id == EVENT_ID
+
+
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [
+        ("webhook-id", ""),
+        ("webhook-id", "evt_gen_2_completed"),
+        ("webhook-id", "evt.1"),
+        ("webhook-id", "evt_\ud800"),
+        ("webhook-signature", "v1,\ud800"),
+        ("webhook-timestamp", ""),
+        ("webhook-timestamp", "soon"),
+        ("webhook-timestamp", "1_0"),
+        ("webhook-timestamp", "٣"),
+        ("webhook-timestamp", "nan"),
+        ("webhook-timestamp", "9" * 400),
+        ("webhook-signature", ""),
+        ("webhook-signature", "garbage"),
+        ("webhook-signature", "v1,"),
+        ("webhook-signature", "v1,%%%not-base64"),
+        ("webhook-signature", "v1,ü"),
+        ("webhook-signature", "v2,AAAA"),
+        ("webhook-signature", "v1a,AAAA"),
+    ],
+)
+def test_a_defect_in_a_header_is_a_signature_error(header: str, value: str) -> None:
+    secret = new_secret()
+    headers = signature_headers(EVENT_ID, now_s(), BODY, secrets=[secret])
+    headers[header] = value
+    with pytest.raises(SignatureError):
+        verify_webhook(BODY, headers, secret)
+
+
+def test_a_changed_body_is_refused() -> None:
+    secret = new_secret()
+    headers = signature_headers(EVENT_ID, now_s(), BODY, secrets=[secret])
+    with pytest.raises(SignatureError):
+        verify_webhook(BODY + b" ", headers, secret)
+
+
+@pytest.mark.parametrize("body", [b"", b"not json", b"[]", b'{"type":"x"}', b"\xff", b"1"])
+def test_a_signed_body_that_is_no_event_is_a_signature_error(body: bytes) -> None:
+    secret = new_secret()
+    headers = signature_headers(EVENT_ID, now_s(), body, secrets=[secret])
+    with pytest.raises(SignatureError, match="not an event"):
+        verify_webhook(body, headers, secret)
+
+
+@pytest.mark.parametrize("secret", ["", "whsec_", "whsec_AAAA", "secret", "whsec_%", "whsec_AAAAA"])
+def test_a_malformed_secret_of_our_own_is_not_blamed_on_the_sender(secret: str) -> None:
+    headers = signature_headers(EVENT_ID, now_s(), BODY, secrets=[new_secret()])
+    with pytest.raises(ValueError, match="secret"):
+        verify_webhook(BODY, headers, secret)
+    with pytest.raises(ValueError, match="secret"):
+        sign(secret, EVENT_ID, 0, BODY)
+
+
+def test_no_secret_at_all_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no webhook secret"):
+        signature_headers(EVENT_ID, 0, BODY, secrets=[])
+    with pytest.raises(ValueError, match="no secret"):
+        verify_webhook(BODY, {}, [])
+
+
+def test_an_event_id_with_a_dot_cannot_be_signed() -> None:
+    with pytest.raises(ValueError, match="dot"):
+        sign(new_secret(), "evt.1", 0, BODY)

@@ -1,0 +1,130 @@
+"""What the code really offers: settings and commands. Tests of pages and images compare with it."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings
+
+from batchmill.worker.cli.setting_docs import setting_docs
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = ("engine", "kernels", "producer", "worker")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One environment variable that a settings class reads."""
+
+    field: FieldInfo
+    #: What the comment above the field says.
+    meaning: str
+
+    @property
+    def written_default(self) -> str:
+        """The default as one would type it into the environment, in Markdown; - for none."""
+        value = self.field.get_default(call_default_factory=True)
+        if value in (None, "", (), {}):
+            return "-"
+        if isinstance(value, bool):
+            return f"`{str(value).lower()}`"
+        if isinstance(value, tuple):
+            return f"`{','.join(f'{item:g}' for item in value)}`"
+        return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+
+    def row(self, variable: str) -> str:
+        """The setting as a row of the configuration page's tables."""
+        meaning = self.meaning.replace("<", r"\<").replace("|", r"\|")
+        return f"| `{variable}` | {self.written_default} | {meaning} |"
+
+
+def settings() -> dict[str, Setting]:
+    """Every setting by its variable. A field of a derived class replaces the one it redefines."""
+    found: dict[str, Setting] = {}
+    for owner in settings_classes():
+        docs = setting_docs(owner)
+        for name, field in owner.model_fields.items():
+            found["BATCHMILL_" + name.upper()] = Setting(field, docs[name])
+    return found
+
+
+def settings_classes() -> list[type[BaseSettings]]:
+    """Every settings class, bases before what derives from them."""
+    classes: set[type[BaseSettings]] = set()
+    for path in [*(ROOT / "producer").rglob("*.py"), *(ROOT / "worker").rglob("*.py")]:
+        if "_settings import " in path.read_text() or path.name == "settings.py":
+            dotted = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            module = importlib.import_module(f"batchmill.{dotted}")
+            classes |= {
+                value
+                for value in vars(module).values()
+                if isinstance(value, type)
+                and issubclass(value, BaseSettings)
+                and value.__module__ == module.__name__
+            }
+    return sorted(classes, key=lambda owner: (len(owner.__mro__), owner.__name__))
+
+
+def plain_variables() -> set[str]:
+    """Variables that are read without a settings class, by code that has to stay light."""
+    sources = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
+    read = re.compile(r'environ\.get\("(BATCHMILL_\w+)"')
+    return {name for path in sources for name in read.findall(path.read_text())} - set(settings())
+
+
+def variable_names() -> set[str]:
+    """Every BATCHMILL_* environment variable that means something."""
+    return plain_variables() | set(settings())
+
+
+def named_variables(text: str) -> set[str]:
+    """Every BATCHMILL_* variable that a page or file names; a bare prefix (BATCHMILL_*) is none."""
+    return set(re.findall(r"\bBATCHMILL_[A-Z0-9_]*[A-Z0-9]\b(?!_?[*<])", text))
+
+
+# The names of all commands are in argv: a command makes flags of its settings only when it is asked
+# for, so that the rest of the command line starts fast.
+_TELL_COMMANDS = """
+import json, sys
+sys.argv += ["demo", "up", "worker", "deliver"]
+import typer
+from batchmill.worker.cli import app
+
+def tell(command):
+    options = [name for param in command.params for name in param.opts + param.secondary_opts]
+    commands = getattr(command, "commands", {})
+    return {"options": options, "commands": {name: tell(c) for name, c in commands.items()}}
+
+print(json.dumps(tell(typer.main.get_command(app))))
+"""
+
+
+@cache
+def commands() -> dict[str, Any]:
+    """The command line: for each command its options and the commands below it."""
+    told = subprocess.run([sys.executable, "-c", _TELL_COMMANDS], capture_output=True, check=True)
+    tree: dict[str, Any] = json.loads(told.stdout)
+    return tree
+
+
+def problem_of_call(words: Sequence[str]) -> str | None:
+    """Why `batchmill WORDS…` cannot work as written, or None: unknown command, group or option."""
+    command, name, rest = commands(), "batchmill", list(words)
+    while command["commands"] and rest and not rest[0].startswith("-"):
+        name = rest.pop(0)
+        if name not in command["commands"]:
+            return f"no command {name!r} in {sorted(command['commands'])}"
+        command = command["commands"][name]
+    named = {word.split("=")[0] for word in rest if re.match(r"--?[a-z]", word)}
+    unknown = named - set(command["options"]) - {"--help", "-h"}
+    return f"{name} has no option {sorted(unknown)}" if unknown else None

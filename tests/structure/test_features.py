@@ -1,0 +1,17 @@
+"""The page of request controls is current, and no control is without a test."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from batchmill.engine import SamplingParams
+
+from ..bench.feature_table import PAGE, marked_tests, page
+
+
+def test_the_page_of_request_controls_is_current() -> None:
+    assert PAGE.read_text() == page(), "run: python tests/bench/feature_table.py --write"
+
+
+def test_every_control_has_a_test_and_every_mark_is_of_a_control() -> None:
+    assert set(marked_tests()) == {field.name for field in fields(SamplingParams)}

@@ -1,0 +1,37 @@
+"""docs/models.md has a row for every family, and every row says what it should."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from batchmill.engine.models.families import FAMILIES
+
+from ..engine.greedy_checks import WAYS
+from ..support.tiny_models import NATIVE, OTHERS
+
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+REMEDY = "run `python tests/bench/model_table.py --write`"
+
+
+def rows() -> dict[tuple[str, str], list[str]]:
+    """Cells of the table's rows, by model and who computes it."""
+    lines = [line for line in PAGE.read_text().splitlines() if line.startswith("| ")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[1:]]
+    return {(row[0], row[2]): row for row in cells}
+
+
+def test_every_model_that_is_tested_has_its_rows() -> None:
+    expected = {(name, "native") for name in NATIVE}
+    expected |= {(name, "transformers") for name in (*NATIVE, *OTHERS)}
+    assert set(rows()) == expected, REMEDY
+
+
+def test_every_family_of_the_native_decoder_has_a_row() -> None:
+    architectures = {f"{row[1]}ForCausalLM" for key, row in rows().items() if key[1] == "native"}
+    assert architectures == set(FAMILIES), REMEDY
+
+
+def test_every_row_is_equal_in_every_way() -> None:
+    for key, row in rows().items():
+        assert float(row[3]) <= 1e-4, key
+        assert row[4:] == ["equal"] * len(WAYS), key

@@ -1,0 +1,99 @@
+"""Programs beside a test, and waiting for what they do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from batchmill.producer.store.job_store import JobStore
+
+DEADLINE_S = 120
+#: Settings of a worker that needs no model.
+STUB = {"BATCHMILL_ENGINE": "stub", "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
+CLI = ("-m", "batchmill.worker.cli")
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    """Wait for a condition, or fail after `DEADLINE_S`."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} took more than {DEADLINE_S} s"
+        time.sleep(0.02)
+
+
+def run(*arguments: str, environment: Mapping[str, str], cwd: Path | None = None) -> str:
+    """Run Python to its end; its output, or a failure that shows it."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, **environment},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@contextmanager
+def process(
+    *arguments: str, environment: Mapping[str, str], log: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run Python beside the test with its output in a file, and end it as an operator would."""
+    with log.open("wb") as output:
+        child = subprocess.Popen(
+            [sys.executable, *arguments],
+            env={**os.environ, **environment},
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        yield child
+    finally:
+        child.send_signal(signal.SIGTERM)
+        try:
+            child.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+            raise
+
+
+@contextmanager
+def ready_worker(url: str, store: JobStore, folder: Path) -> Iterator[None]:
+    """A worker with the stub engine that takes jobs.
+
+    Args:
+        url: broker URL for the worker.
+        store: to look for its heartbeat.
+        folder: for its log.
+    """
+    log = folder / "worker.log"
+    environment = {**STUB, "BATCHMILL_BROKER_URL": url}
+    with process(*CLI, "worker", environment=environment, log=log) as worker:
+
+        def is_ready() -> bool:
+            assert worker.poll() is None, log.read_text()
+            return any(info.state == "ready" for info in store.list_workers())
+
+        wait_until(is_ready, "starting the worker")
+        yield
+
+
+def free_port() -> int:
+    """A loopback port that was free a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def accepts(port: int) -> bool:
+    """Whether something listens on a loopback port."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from batchmill.producer.protocol.replies import WorkerInfo
+from batchmill.producer.store.job_store import JobStore
+
+HOST = socket.gethostname()
+
+
+def heartbeat(name: str, state: str) -> WorkerInfo:
+    return WorkerInfo(
+        name=name,
+        model="demo",
+        identity="stub",
+        queues=("batchmill.demo.normal",),
+        max_model_len=16,
+        max_num_seqs=1,
+        started_at_ms=0,
+        state=state,
+        versions=(1,),
+    )
+
+
+def check(url: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "batchmill.worker.cli", "healthcheck", "--broker-url", url]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_a_ready_worker_of_this_host_is_healthy(redis_url: str) -> None:
+    store = JobStore.from_url(redis_url)
+    store.announce_worker(heartbeat(f"demo-1@{HOST}", "ready"))
+    store.close()
+    done = check(redis_url)
+    assert (done.returncode, done.stdout) == (0, f"ready: demo-1@{HOST}\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "state", "told"),
+    [
+        (f"demo-1@{HOST}", "starting", "is starting"),
+        ("demo-1@elsewhere", "ready", "none has a heartbeat"),
+    ],
+)
+def test_a_worker_that_loads_or_is_elsewhere_is_not(
+    name: str, state: str, told: str, redis_url: str
+) -> None:
+    store = JobStore.from_url(redis_url)
+    store.announce_worker(heartbeat(name, state))
+    store.close()
+    done = check(redis_url)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert told in done.stderr
+
+
+def test_a_broker_that_does_not_answer_has_its_own_exit_code() -> None:
+    assert check("unix:///nowhere/broker.sock").returncode == 3

@@ -1,0 +1,257 @@
+"""The command line as a backend meets it: jobs, errors and help."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from batchmill.producer.store.job_store import JobStore
+
+from ..command_line import COMMAND, call, complete, error_of, run
+
+COMMANDS = (
+    ["demo"],
+    ["up"],
+    ["worker"],
+    ["deliver"],
+    ["webhook-secret"],
+    ["submit"],
+    ["result"],
+    ["list"],
+    ["progress"],
+    ["cancel"],
+    ["retry"],
+    ["forget"],
+    ["stream"],
+    ["bulk"],
+    ["status"],
+    ["doctor"],
+    ["dead-letters", "list"],
+    ["dead-letters", "retry"],
+    ["dead-letters", "drop"],
+    ["tenants", "list"],
+    ["tenants", "show"],
+    ["tenants", "set"],
+    ["tenants", "unset"],
+    ["tenants", "window"],
+    ["config", "show"],
+    ["webhooks", "list"],
+    ["webhooks", "redeliver"],
+    ["webhooks", "show"],
+    ["webhooks", "enable"],
+    ["webhooks", "test"],
+    ["bench", "engine"],
+    ["bench", "queue"],
+)
+
+
+@pytest.fixture
+def broker(redis_url: str) -> dict[str, str]:
+    return {"BATCHMILL_BROKER_URL": redis_url}
+
+
+@pytest.fixture
+def store(redis_url: str) -> Iterator[JobStore]:
+    store = JobStore.from_url(redis_url)
+    yield store
+    store.close()
+
+
+def document(store: JobStore, job_id: str) -> dict[str, Any]:
+    record = store.load(job_id)
+    assert record is not None
+    data: dict[str, Any] = json.loads(record.document)
+    return data
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_of_every_command_has_an_example_and_json(command: list[str]) -> None:
+    answer = call(*command, "--help")
+    assert answer.returncode == 0
+    assert "Example" in answer.stdout
+    assert f"batchmill {command[0]}" in answer.stdout
+    assert "--json" in answer.stdout
+
+
+def test_help_lists_every_command_and_does_not_import_what_is_heavy() -> None:
+    program = (
+        "import sys; sys.argv = ['batchmill', '--help']\n"
+        "from batchmill.worker.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'celery', 'transformers', 'pydantic', 'redis', 'flower', 'h11'}\n"
+        "print('heavy:', sorted(heavy & set(sys.modules)))"
+    )
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert answer.stdout.splitlines()[-1] == "heavy: []"
+    for command in COMMANDS:
+        assert command[0] in answer.stdout
+
+
+def test_help_takes_less_than_half_a_second_of_processor_time() -> None:
+    def seconds() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        run("--help")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(seconds() for _ in range(3)) < 0.5
+
+
+def test_submitted_job_has_what_was_asked_for(broker: dict[str, str], store: JobStore) -> None:
+    options = "--max-tokens 9 --temperature 0.5 --top-p 0.9 --top-k 3 --seed 7 --priority high"
+    answer = call(
+        *("submit", "Once upon a time", *options.split()),
+        *("--stop", "END", "--stop", "\n\n", "--metadata", "order=17", "--ttl-s", "600"),
+        *("--webhook", "https://example.com/hook", "--param", "ignore_eos=true"),
+        **broker,
+    )
+    assert answer.returncode == 0, answer.stderr
+    job = document(store, answer.stdout.strip())
+    assert job["prompt"] == "Once upon a time"
+    assert (job["max_tokens"], job["temperature"], job["top_p"], job["top_k"]) == (9, 0.5, 0.9, 3)
+    assert (job["seed"], job["priority"], job["stop"]) == (7, "high", ["END", "\n\n"])
+    assert job["metadata"] == {"order": "17"}
+    assert job["ttl_s"] == 600
+    assert job["webhook"] == "https://example.com/hook"
+    assert job["ignore_eos"] is True
+
+
+def test_prompt_is_read_from_stdin(broker: dict[str, str], store: JobStore) -> None:
+    answer = run("submit", stdin="piped in\n", **broker)
+    assert document(store, answer.stdout.strip())["prompt"] == "piped in"
+
+
+def test_chat_is_submitted_as_json(broker: dict[str, str], store: JobStore) -> None:
+    messages = [{"role": "user", "content": "Hello!"}]
+    answer = call("submit", "--messages", json.dumps(messages), "--json", **broker)
+    assert document(store, json.loads(answer.stdout)["id"])["messages"] == messages
+
+
+def test_same_idempotency_key_answers_with_the_same_job(broker: dict[str, str]) -> None:
+    answers = [call("submit", "x", "--idempotency-key", "k", **broker) for _ in range(2)]
+    assert answers[0].stdout == answers[1].stdout
+
+
+def test_broker_flag_wins_over_the_environment(redis_url: str, store: JobStore) -> None:
+    wrong = {"BATCHMILL_BROKER_URL": "redis://127.0.0.1:1/0"}
+    answer = call("submit", "x", "--broker-url", redis_url, **wrong)
+    assert document(store, answer.stdout.strip())["prompt"] == "x"
+
+
+def test_plain_http_webhook_needs_its_flag(broker: dict[str, str], store: JobStore) -> None:
+    arguments = ["submit", "x", "--webhook", "http://127.0.0.1:1/hook", "--json"]
+    allow = ["--webhook-allow-http", "true", "--webhook-allow-ports", "1"]
+    allow += ["--webhook-allow-networks", "127.0.0.0/8"]
+    refused = run(*arguments, **broker)
+    assert refused.returncode == 4
+    assert error_of(refused)["param"] == "webhook"
+    taken = run(*arguments, *allow, **broker)
+    assert document(store, json.loads(taken.stdout)["id"])["webhook"].startswith("http://")
+
+
+def test_result_of_a_finished_job_is_its_text(broker: dict[str, str], store: JobStore) -> None:
+    job_id = run("submit", "x", **broker).stdout.strip()
+    complete(store, job_id, "grüße\n")
+    answer = run("result", job_id, **broker)
+    assert (answer.returncode, answer.stdout) == (0, "grüße\n\n")
+    data = json.loads(run("result", job_id, "--json", **broker).stdout)
+    assert (data["text"], data["finish_reason"], data["token_ids"]) == ("grüße\n", "stop", [5, 6])
+
+
+def test_submit_that_waits_prints_the_text(broker: dict[str, str], store: JobStore) -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "submit", "x", "--wait", "--timeout-s", "30"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **broker},
+    )
+    deadline = time.monotonic() + 15
+    while not (ids := store.client.keys("batchmill:job:*")):  # type: ignore[misc]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    complete(store, ids[0].decode().removeprefix("batchmill:job:"))  # type: ignore[index]
+    assert process.communicate(timeout=30)[0] == "an answer\n"
+    assert process.returncode == 0
+
+
+def test_status_of_a_job_tells_its_state(broker: dict[str, str], store: JobStore) -> None:
+    job_id = call("submit", "x", **broker).stdout.strip()
+    assert "queued" in call("status", job_id, **broker).stdout
+    complete(store, job_id)
+    data = json.loads(call("status", job_id, "--json", **broker).stdout)
+    assert (data["id"], data["state"], data["output_tokens"]) == (job_id, "completed", 2)
+
+
+def test_cancelled_job_stays_cancelled(broker: dict[str, str]) -> None:
+    job_id = call("submit", "x", **broker).stdout.strip()
+    answer = json.loads(call("cancel", job_id, "--json", **broker).stdout)
+    assert answer["outcome"] == "cancelled"
+    again = call("cancel", job_id, "--json", **broker)
+    assert again.returncode == 0
+    assert json.loads(again.stdout)["outcome"] == "already_terminal"
+    result = call("result", job_id, "--json", **broker)
+    assert (result.returncode, error_of(result)["code"]) == (6, "cancelled")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "code"),
+    [
+        (["submit", "x", "--max-tokens", "0"], 4, "invalid_request"),
+        (["submit", "x", "--param", "num_beams=2"], 4, "unsupported_parameter"),
+        (["submit", "x", "--param", "no_such_field=1"], 4, "invalid_request"),
+        (["submit", "x", "--messages", "[]"], 2, "usage"),
+        (["submit", "--messages", "not json"], 2, "usage"),
+        (["submit", "x", "--metadata", "no-value"], 2, "usage"),
+        (["submit", "x", "--max-tokens", "many"], 2, "usage"),
+        (["no-such-command"], 2, "usage"),
+        (["status", "--broker-url", "http://127.0.0.1/"], 8, "invalid_broker_url"),
+        (["submit", "x", "--broker-url", "redis-cluster://a"], 8, "invalid_broker_url"),
+        (["status", "gen_unknown"], 5, "unknown_job"),
+        (["result", "gen_unknown"], 5, "unknown_job"),
+        (["cancel", "gen_unknown"], 5, "unknown_job"),
+        (["webhooks", "redeliver", "evt_unknown"], 5, "unknown_event"),
+        (["webhooks", "show", "evt_unknown"], 5, "unknown_event"),
+        (["webhooks", "enable", "https://example.com/"], 5, "unknown_endpoint"),
+        (["webhooks", "test", "https://example.com/"], 8, "no_webhook_secret"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_each_kind_of_error_has_its_code_and_exit_code(
+    broker: dict[str, str], arguments: list[str], exit_code: int, code: str
+) -> None:
+    answer = call(*arguments, "--json", **broker)
+    assert answer.returncode == exit_code
+    assert error_of(answer)["code"] == code
+    text = call(*arguments, **broker)
+    assert text.returncode == exit_code
+    assert text.stdout == ""
+    assert "Traceback" not in text.stderr
+
+
+def test_unreachable_broker_is_told_without_its_password() -> None:
+    url = "redis://:hunter2@127.0.0.1:1/0"
+    answer = call("status", "--json", "--broker-url", url)
+    assert answer.returncode == 3
+    assert error_of(answer)["code"] == "broker_unavailable"
+    assert "hunter2" not in answer.stderr
+
+
+def test_missing_broker_says_how_to_start_one(tmp_path: Any) -> None:
+    answer = call("status", BATCHMILL_RUNTIME_DIR=str(tmp_path))
+    assert answer.returncode == 3
+    assert "batchmill up" in answer.stderr
+
+
+def test_wait_that_takes_too_long_has_its_own_exit_code(broker: dict[str, str]) -> None:
+    job_id = call("submit", "x", **broker).stdout.strip()
+    answer = call("result", job_id, "--timeout-s", "0", "--json", **broker)
+    assert (answer.returncode, error_of(answer)["code"]) == (7, "timeout")

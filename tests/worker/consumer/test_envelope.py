@@ -1,0 +1,178 @@
+"""Which queue elements are messages: what a hostile or careless producer may push."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from batchmill.producer.protocol.keys import TASK_NAME
+from batchmill.worker.consumer.envelope import read_envelope
+from batchmill.worker.errors import MalformedMessage
+
+DELIVERY = {"delivery_info": {"exchange": "", "routing_key": "q"}, "delivery_tag": "tag"}
+
+
+def element(*, headers: dict[str, Any] | None = None, **changes: Any) -> bytes:
+    message = {
+        "body": '[[], {"job": "gen_1", "v": 1}, {}]',
+        "content-type": "application/json",
+        "content-encoding": "utf-8",
+        "headers": {"task": TASK_NAME, "id": "gen_1", **(headers or {})},
+        "properties": DELIVERY,
+    }
+    return json.dumps({**message, **changes}).encode()
+
+
+def test_a_minimal_message_of_another_language_is_taken() -> None:
+    message = json.loads(element())
+    del message["content-encoding"]
+
+    envelope = read_envelope(json.dumps(message).encode())
+
+    assert (envelope.delivery_tag, envelope.is_announcement) == ("tag", True)
+
+
+@pytest.mark.parametrize(
+    ("body", "is_announcement"),
+    [
+        ('[[], {"job": "gen_1"}, {"callbacks": null}]', True),
+        ('[[], {"job": {"prompt": "x"}}, {}]', False),
+        ('[[{"prompt": "x"}], {}, null]', False),
+        ("[[], {}, {}]", False),
+    ],
+)
+def test_an_announcement_is_told_from_a_job_in_its_message(
+    body: str, is_announcement: bool
+) -> None:
+    plain = element(body=body)
+    encoded = element(
+        body=base64.b64encode(body.encode()).decode(),
+        properties={**DELIVERY, "body_encoding": "base64"},
+    )
+
+    assert read_envelope(plain).is_announcement is is_announcement
+    assert read_envelope(encoded).is_announcement is is_announcement
+
+
+def protocol_1(**changes: Any) -> bytes:
+    """A message as Celery 3 wrote it, and celery-node does on demand: all of it in the body."""
+    task = {"task": TASK_NAME, "id": "t-1", "args": [], "kwargs": {"job": {"prompt": "x"}}}
+    body = base64.b64encode(json.dumps({**task, **changes}).encode()).decode()
+    message = json.loads(element(body=body, properties={**DELIVERY, "body_encoding": "base64"}))
+    return json.dumps(message | {"headers": {}}).encode()
+
+
+def test_a_message_of_celery_protocol_1_is_taken_as_one_of_protocol_2() -> None:
+    envelope = read_envelope(protocol_1(retries=0, eta=None, taskset=None))
+
+    headers = envelope.message["headers"]
+    assert headers == {"task": TASK_NAME, "id": "t-1", "retries": 0}
+    assert json.loads(envelope.message["body"]) == [[], {"job": {"prompt": "x"}}, {}]
+    assert not envelope.message["properties"]["body_encoding"]
+    assert not envelope.is_announcement
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"task": "os.system"}, "unknown_task"),
+        ({"id": None}, "no_id"),
+        ({"id": "\ud800"}, "lone_surrogate"),
+        ({"id": {"__type__": "decimal", "__value__": "1"}}, "bad_body"),
+        ({"kwargs": {"job": {"__type__": "decimal", "__value__": "1"}}}, "bad_body"),
+        ({"args": {"a": 1}}, "bad_body"),
+        ({"expires": "soon"}, "bad_header"),
+    ],
+)
+def test_a_bad_message_of_protocol_1_is_refused_as_one_of_protocol_2(
+    changes: dict[str, Any], code: str
+) -> None:
+    with pytest.raises(MalformedMessage) as caught:
+        read_envelope(protocol_1(**changes))
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"eta": None, "expires": None, "timelimit": [None, None], "retries": 0, "shadow": None},
+        {"eta": "2030-01-01T00:00:00+00:00", "timelimit": [10, 5.5], "stamped_headers": []},
+    ],
+)
+def test_headers_that_celery_writes_are_taken(headers: dict[str, Any]) -> None:
+    assert read_envelope(element(headers=headers)).is_announcement
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"eta": 5},
+        {"eta": "tomorrow"},
+        {"expires": "soon"},
+        {"expires": ["2030-01-01"]},
+        {"timelimit": "10"},
+        {"timelimit": [1]},
+        {"timelimit": ["a", "b"]},
+        {"timelimit": [True, None]},
+        {"shadow": 3},
+        {"retries": "1"},
+        {"stamped_headers": 5},
+        {"stamped_headers": ["a", {"b": 1}]},
+        {"stamps": ["x"]},
+    ],
+)
+def test_headers_that_would_stop_celery_are_refused(headers: dict[str, Any]) -> None:
+    with pytest.raises(MalformedMessage, match=f"headers.{next(iter(headers))} "):
+        read_envelope(element(headers=headers))
+
+
+@pytest.mark.parametrize(
+    ("raw", "code"),
+    [
+        (b"", "not_json"),
+        (b"\xff\xfe", "not_json"),
+        (element()[:-20], "not_json"),
+        (b"[" * 100_000, "not_json"),
+        (b'"text"', "not_a_message"),
+        (element(properties=[]), "no_properties"),
+        (element(properties={**DELIVERY, "delivery_tag": 7}), "no_delivery_tag"),
+        (element(properties={**DELIVERY, "delivery_info": "x"}), "no_delivery_info"),
+        (element(properties={**DELIVERY, "delivery_info": {"exchange": ""}}), "no_delivery_info"),
+        (element(headers={"id": None}), "no_id"),
+        (element(headers={"id": 7}), "no_id"),
+        (element(headers={"id": "x" * 256}), "bad_id"),
+        (element(headers={"task": None}), "no_task"),
+        (element(headers={"task": "celery.backend_cleanup"}), "unknown_task"),
+        (element(headers={"compression": "zlib"}), "compressed"),
+        (element(**{"content-type": None}), "content_type"),
+        (element(**{"content-type": "application/x-yaml"}), "content_type"),
+        (element(**{"content-encoding": "utf-16"}), "content_encoding"),
+        (element(body={"job": "x"}), "no_body"),
+        (element(properties={**DELIVERY, "body_encoding": "base64"}), "body_encoding"),
+        (element(properties={**DELIVERY, "body_encoding": "rot13"}), "body_encoding"),
+        (element(body="[[], {}]"), "bad_body"),
+        (element(body="[{}, [], {}]"), "bad_body"),
+        (element(body='[[], {"job": "gen_1"'), "body_not_json"),
+        # kombu makes a value of such an object, or cannot; Celery then logs the whole body.
+        (element(body='[[], {"job": {"__type__": "no", "__value__": 1}}, {}]'), "body_not_json"),
+        (element(body='[[], {"__type__": "decimal", "__value__": "x"}, {}]'), "body_not_json"),
+        (
+            element(
+                body=base64.b64encode("[[], {}, {}]".encode("utf-16")).decode(),
+                properties={**DELIVERY, "body_encoding": "base64"},
+            ),
+            "body_not_json",
+        ),
+        (element(properties={**DELIVERY, "delivery_tag": "\ud800"}), "lone_surrogate"),
+        (element(headers={"id": "\ud800"}), "lone_surrogate"),
+    ],
+)
+def test_what_no_worker_can_run_is_refused_with_a_reason(raw: bytes, code: str) -> None:
+    with pytest.raises(MalformedMessage) as caught:
+        read_envelope(raw)
+
+    assert caught.value.code == code
+    assert len(str(caught.value)) < 200

@@ -1,0 +1,96 @@
+"""What lies in a queue and is no job: it becomes a dead letter, or is dropped."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+from batchmill.producer.job.document import GenerationJob
+from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.replies import DeadLetterKind, JobState
+from batchmill.producer.settings import ProducerSettings
+from batchmill.producer.store.submission import prepare
+
+from ..announcements import QUEUE, announcement
+
+MALFORMED = {
+    "not_json": b"{not json",
+    "not_a_message": b"[1, 2]",
+    "no_properties": announcement("x", properties=None),
+    "no_delivery_tag": announcement(
+        "x", properties={"delivery_info": {"exchange": "", "routing_key": QUEUE}}
+    ),
+    "no_delivery_info": announcement("x", properties={"delivery_tag": "t1"}),
+    "no_headers": announcement("x", headers=None),
+    "no_id": announcement("x", headers={"task": keys.TASK_NAME}),
+    "no_task": announcement("x", headers={"id": "x"}),
+    "unknown_task": announcement("x", headers={"id": "x", "task": "os.system"}),
+    "content_type": announcement(
+        "x",
+        **{"content-type": "application/x-python-serialize"},
+        body=base64.b64encode(b"\x80\x04cos\nsystem\n(S'true'\ntR.").decode(),
+    ),
+    "body_not_json": announcement("x", body='[[], {"job": "x", "v"'),
+    "lone_surrogate": announcement("x", headers={"task": keys.TASK_NAME, "id": "x\ud800"}),
+    "bad_body": announcement("x", body='{"job": "x"}'),
+    "no_body": announcement("x", body=None),
+}
+
+
+def without_content_type() -> bytes:
+    message = json.loads(announcement("x"))
+    del message["content-type"]
+    return json.dumps(message).encode()
+
+
+def test_malformed_elements_go_to_the_dead_letters_and_the_worker_goes_on(
+    running_mill: Any,
+) -> None:
+    elements = {**MALFORMED, "content_type ": without_content_type()}
+    running_mill.store.client.lpush(QUEUE, *elements.values())
+    job_id = running_mill.submit("after the rubbish")
+
+    (record,) = running_mill.wait_ended(job_id)
+
+    assert record.state is JobState.COMPLETED
+    letters = running_mill.store.dead_letters()
+    assert sorted(letter.reason.partition(":")[0] for letter in letters) == sorted(
+        name.strip() for name in elements
+    )
+    assert {letter.payload for letter in letters} == set(elements.values())
+    assert {(letter.kind, letter.source) for letter in letters} == {(DeadLetterKind.MESSAGE, QUEUE)}
+
+
+def test_a_malformed_broadcast_is_ignored(running_mill: Any) -> None:
+    for rubbish in (b"[]", b"{}", b'{"properties": 3}', b"no json"):
+        running_mill.store.client.publish("/0.celery.pidbox", rubbish)
+
+    replies = running_mill.celery.control.ping(timeout=10, limit=1)
+    assert replies == [{"w1@test": {"ok": "pong"}}]
+
+
+def test_announcements_of_nothing_are_dropped(running_mill: Any) -> None:
+    running_mill.store.client.lpush(QUEUE, announcement("gen_unknown"))
+    job_id = running_mill.submit("after it")
+    assert running_mill.wait_ended(job_id)[0].state is JobState.COMPLETED
+
+
+def test_a_job_of_a_later_version_is_left_for_its_worker(running_mill: Any) -> None:
+    store = running_mill.store
+    new = prepare(GenerationJob(prompt="of tomorrow", priority="low"), ProducerSettings())
+    store.adopt(new)
+    store.client.hset(keys.job(new.job_id), mapping={"v": 99})
+    letters = len(store.dead_letters())
+
+    store.client.lpush(new.queue, announcement(new.job_id))
+    refusal = f'"{new.job_id}", "why": "unsupported_version"'
+    running_mill.wait_for(lambda: refusal in running_mill.workers[0].log, "the refusal")
+
+    # It is announced again from time to time, not in a hot loop, and the worker serves on.
+    others = [running_mill.submit(f"prompt {n}", max_tokens=150) for n in range(3)]
+    running_mill.wait_ended(*others)
+    assert running_mill.workers[0].log.count(refusal) <= 3
+    assert running_mill.state(new.job_id) is JobState.QUEUED
+    assert len(store.dead_letters()) == letters
+    store.cancel(new.job_id)

@@ -1,0 +1,54 @@
+"""The engine process's loop, around a stand-in engine."""
+
+from __future__ import annotations
+
+import os
+import threading
+from multiprocessing import Pipe
+
+from batchmill.worker.engine_host.messages import AddRequest, Ready, Shutdown, StepReport
+from batchmill.worker.engine_host.process import EngineLoop
+from batchmill.worker.engine_host.progress_counter import ProgressCounter
+from batchmill.worker.engine_host.stub_engine import StubConfig, StubEngine
+
+DEADLINE_S = 30.0
+
+
+class SlowToPrepare(StubEngine):
+    """Needs a number of idle turns until it has prepared everything."""
+
+    def __init__(self, num_turns: int) -> None:
+        super().__init__(StubConfig())
+        self.num_turns_left = num_turns
+        self.is_prepared = threading.Event()
+
+    def prepare(self, timeout_s: float) -> bool:
+        """Take one turn off."""
+        assert not self.has_unfinished(), "requests come first"
+        self.num_turns_left -= 1
+        if self.num_turns_left <= 0:
+            self.is_prepared.set()
+        return self.is_prepared.is_set()
+
+
+def test_an_idle_engine_prepares_and_still_hears() -> None:
+    ours, theirs = Pipe()
+    engine = SlowToPrepare(num_turns=500)
+    counter_fd = ProgressCounter.create_file()
+    loop = EngineLoop(theirs, engine, ProgressCounter(counter_fd))  # type: ignore[arg-type]
+    os.close(counter_fd)
+    thread = threading.Thread(target=loop.run, daemon=True)
+    thread.start()
+    assert isinstance(ours.recv(), Ready)
+    ours.send(AddRequest("a", "A prompt.", None, {"max_tokens": 3}))
+    finished: list[str] = []
+    while not finished:
+        assert ours.poll(DEADLINE_S)
+        report = ours.recv()
+        assert isinstance(report, StepReport)
+        finished += [each.request_id for each in report.finished]
+    assert finished == ["a"]
+    assert engine.is_prepared.wait(DEADLINE_S)
+    ours.send(Shutdown())
+    thread.join(DEADLINE_S)
+    assert not thread.is_alive()

@@ -1,0 +1,107 @@
+"""What happens to pushed documents when workers die, queues fill up and Redis does."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from typing import Any
+
+from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.replies import JobState
+
+#: Takes a document as a worker does, submits it where told to, and is killed.
+_DIES_WITH_A_DOCUMENT = """
+import os, signal, sys
+from batchmill.producer import inbox
+from batchmill.producer.settings import ProducerSettings
+from batchmill.producer.store.job_store import JobStore
+from batchmill.producer.store.submission import prepare
+store = JobStore.from_url(sys.argv[1])
+taken = store.run(inbox.take(300))[-1]
+if sys.argv[2] == "submitted":
+    order = inbox.read_document(taken.content)
+    store.submit(prepare(order.job, ProducerSettings(), job_id=order.id or taken.id))
+print(taken.id, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def push(mill: Any, **document: Any) -> None:
+    mill.store.client.lpush(keys.INBOX, json.dumps(document))
+
+
+def wait_for_records(mill: Any, *job_ids: str) -> None:
+    for job_id in job_ids:
+        mill.wait_for(lambda job_id=job_id: mill.store.state(job_id), f"the record of {job_id}")
+
+
+def submitted(mill: Any) -> int:
+    return int(mill.store.counts().totals.get("submitted", 0))
+
+
+def test_workers_killed_with_a_document_cost_nothing_and_double_nothing(mill: Any) -> None:
+    job_ids = []
+    for moment in ("taken", "submitted"):
+        push(mill, prompt=f"survives being {moment}", max_tokens=5)
+        command = [sys.executable, "-c", _DIES_WITH_A_DOCUMENT, mill.url, moment]
+        dead = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert dead.returncode == -signal.SIGKILL, dead.stderr
+        job_ids.append(dead.stdout.strip())
+    assert mill.store.counts().inbox == 2
+
+    mill.start_worker()
+
+    wait_for_records(mill, *job_ids)
+    records = mill.wait_ended(*job_ids)
+    mill.wait_for(lambda: mill.store.counts().inbox == 0, "an empty inbox")
+    assert {(record.state, record.attempts) for record in records} == {(JobState.COMPLETED, 1)}
+    assert submitted(mill) == 2
+
+
+def test_two_workers_on_one_inbox_submit_each_document_once(mill: Any) -> None:
+    mill.start_worker("w1")
+    mill.start_worker("w2")
+    names = [f"doc-{number}" for number in range(80)]
+    for name in names:
+        push(mill, id=name, prompt=name, max_tokens=2)
+
+    wait_for_records(mill, *names)
+    records = mill.wait_ended(*names)
+    assert {record.state for record in records} == {JobState.COMPLETED}
+    mill.wait_for(lambda: mill.store.counts().inbox == 0, "an empty inbox")
+    assert submitted(mill) == 80
+    assert not mill.store.dead_letters()
+
+
+def test_documents_wait_while_their_queue_is_full(mill: Any) -> None:
+    mill.start_worker(max_queue_depth=1)
+    push(mill, id="first", prompt="x", model="other")
+    push(mill, id="second", prompt="x", model="other")
+    push(mill, id="third", prompt="a job of a model that is served", max_tokens=2, model="demo")
+
+    wait_for_records(mill, "first", "third")
+    mill.wait_for(lambda: "inbox_waits" in mill.workers[0].log, "the second to be put off")
+    assert mill.store.state("second") is None
+    mill.store.cancel("first")
+    wait_for_records(mill, "second")
+
+
+def test_documents_wait_while_redis_is_full(mill: Any) -> None:
+    worker = mill.start_worker()
+    client = mill.store.client
+    mill.wait_for(lambda: "ready" in worker.log or mill.heartbeat(worker), "the worker")
+    worker.send(signal.SIGSTOP)
+    for number in range(3):
+        push(mill, id=f"full-{number}", prompt="x", max_tokens=2)
+    client.config_set("maxmemory", int(client.info("memory")["used_memory"]) // 2)
+    worker.send(signal.SIGCONT)
+    mill.wait_for(lambda: '"thread": "inbox"' in worker.log, "the worker to meet the full server")
+    assert all(mill.store.state(f"full-{number}") is None for number in range(3))
+
+    client.config_set("maxmemory", 0)
+
+    names = [f"full-{number}" for number in range(3)]
+    wait_for_records(mill, *names)
+    assert {record.state for record in mill.wait_ended(*names)} == {JobState.COMPLETED}

@@ -1,0 +1,113 @@
+"""What shows only at a certain moment: of a drain, of an engine's start, of a long step."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from batchmill.producer.protocol.replies import Claim, WriteStatus
+from batchmill.worker.engine_host.link import EngineLink
+from batchmill.worker.engine_host.messages import AddRequest, EngineSpec
+from batchmill.worker.jobs import ledger as ledger_module
+from batchmill.worker.jobs.active_jobs import ActiveJob, ActiveJobs
+from batchmill.worker.jobs.delivery import Delivery
+from batchmill.worker.jobs.ledger import Ledger, LedgerConfig
+from batchmill.worker.jobs.runtime import WorkerRuntime
+from batchmill.worker.settings import WorkerSettings
+
+
+def nothing(*_: Any) -> None:
+    pass
+
+
+def a_delivery(job_id: str) -> Delivery:
+    request = {"args": [], "kwargs": {"job": job_id, "v": 1}}
+    return Delivery(job_id, nothing, ("task", job_id, request), nothing, nothing, nothing)
+
+
+@pytest.fixture
+def runtime(mill: Any) -> Iterator[WorkerRuntime]:
+    """A worker's parts in this process, its stub engine ready."""
+    runtime = WorkerRuntime(
+        WorkerSettings(broker_url=mill.url, engine="stub"),
+        mill.store,
+        name="w@test",
+        on_room=nothing,
+        on_fatal=nothing,
+        must_stop=lambda: False,
+    )
+    runtime.start()
+    mill.wait_for(lambda: runtime.link.ready is not None, "the engine")
+    yield runtime
+    runtime.begin_drain()
+    runtime.finish_drain(5.0)
+
+
+def test_a_worker_that_drains_claims_nothing_more(mill: Any, runtime: WorkerRuntime) -> None:
+    # The answer to a question that was asked before: nobody would give the job back.
+    job_id = mill.submit()
+    runtime.begin_drain()
+
+    assert not runtime.intake.take(a_delivery(job_id))
+
+    record = mill.record(job_id)
+    assert (record.state, record.attempts) == ("queued", 0)
+    mill.wait_for(runtime.is_drained, "the end")
+
+
+def test_an_engine_that_is_being_started_at_the_end_does_not_load_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Listener:
+        on_ready = on_report = on_start_failed = staticmethod(nothing)
+
+        def on_gone(self, *, orderly: bool) -> None:
+            pass
+
+    def popen(*args: Any, **options: Any) -> Any:
+        link.shut_down()
+        return start(*args, **options)
+
+    start = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    link = EngineLink(EngineSpec("stub", "demo", {"load_time_s": 60.0}), Listener())
+    link.start()
+
+    assert link.join(10.0)
+
+
+def test_leases_are_renewed_as_soon_as_a_long_step_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, progress = 1000.0, 1
+    renewals: list[float] = []
+
+    def renew(held: list[Any], *, lease_ms: int) -> list[WriteStatus]:
+        renewals.append(now)
+        return [WriteStatus.OK for _ in held]
+
+    monkeypatch.setattr(
+        ledger_module, "time", SimpleNamespace(monotonic=lambda: now, sleep=time.sleep)
+    )
+    jobs = ActiveJobs(nothing)
+    claim = Claim("gen_1", 1, b"{}", [], 1, False, None, 0, 0, 0)
+    jobs.add(ActiveJob(claim, AddRequest("gen_1.1", "x", None, {}), a_delivery("gen_1")))
+    ledger = Ledger(
+        SimpleNamespace(renew=renew),  # type: ignore[arg-type]
+        jobs,
+        LedgerConfig(15.0, 8, 0.25, 1000),
+        read_progress=lambda: progress,
+        set_paused=nothing,
+        settle=nothing,
+        on_fatal=nothing,
+    )
+    for now, progress in ((1005.0, 2), (1010.1, 2), (1014.9, 2), (1015.0, 3)):  # noqa: B007
+        ledger._renew()
+
+    # A step of ten seconds, and a lease of fifteen: no later than the step's end.
+    assert renewals == [1005.0, 1015.0]

@@ -1,0 +1,106 @@
+"""How many jobs a worker takes: what its engine can run, and nothing on stock."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from typing import Any
+
+from batchmill.producer.protocol.replies import JobState
+
+SLOW = {"step_time_s": 0.01}
+
+
+def num_in_progress(mill: Any) -> int:
+    return int(mill.store.counts().in_progress)
+
+
+def most_in_progress_until(mill: Any, job_ids: list[str]) -> int:
+    """Return the most jobs that were under a lease at once until all have ended."""
+    most = 0
+
+    def ended() -> bool:
+        nonlocal most
+        most = max(most, num_in_progress(mill))
+        return all(mill.state(job_id).is_terminal for job_id in job_ids)
+
+    mill.wait_for(ended, "all jobs to end", timeout_s=30)
+    return most
+
+
+def test_a_worker_claims_no_more_jobs_than_it_has_slots(mill: Any) -> None:
+    mill.start_worker(max_num_seqs=4, stub=SLOW)
+    job_ids = [mill.submit(f"prompt {number}", max_tokens=20) for number in range(24)]
+
+    # One more than the slots: the answer to the question asked when the last slot was free.
+    assert most_in_progress_until(mill, job_ids) in (4, 5)
+
+
+def test_a_worker_claims_no_more_jobs_than_its_blocks_hold(mill: Any) -> None:
+    # A prompt of 40 tokens and its output of 20 need four blocks of 16.
+    mill.start_worker(stub={**SLOW, "num_blocks": 24})
+    job_ids = [mill.submit("x" * 160, max_tokens=20) for _ in range(40)]
+
+    assert most_in_progress_until(mill, job_ids) <= 10
+
+
+def test_two_workers_share_what_is_waiting(mill: Any) -> None:
+    mill.start_worker("w1", max_num_seqs=4, stub=SLOW)
+    mill.start_worker("w2", max_num_seqs=4, stub=SLOW)
+    job_ids = [mill.submit(f"prompt {number}", max_tokens=40) for number in range(32)]
+
+    owners = [record.owner for record in mill.wait_ended(*job_ids)]
+
+    assert min(owners.count("w1@test"), owners.count("w2@test")) >= 8
+
+
+def test_jobs_wait_until_the_model_is_loaded(mill: Any) -> None:
+    worker = mill.launch(stub={"load_time_s": 1.5})
+    job_id = mill.submit()
+    mill.wait_for(mill.store.list_workers, "its first heartbeat")
+
+    (beat,) = mill.store.list_workers()
+    assert beat.state == "starting"
+    assert mill.state(job_id) is JobState.QUEUED
+
+    mill.wait_ended(job_id)
+    assert mill.heartbeat(worker) is not None
+
+
+def test_the_celery_command_runs_a_worker(mill: Any) -> None:
+    environment = {
+        **os.environ,
+        "BATCHMILL_BROKER_URL": mill.url,
+        "BATCHMILL_ENGINE": "stub",
+    }
+    command = [sys.executable, "-m", "celery", "-A", "batchmill.worker.app", "worker", "-n", "c@x"]
+    job_id = mill.submit()
+    log_path = mill.folder / "celery.log"
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    try:
+        (record,) = mill.wait_ended(job_id)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(15) == 0, log_path.read_text()
+    finally:
+        process.kill()
+        process.wait()
+    assert (record.state, record.owner) == (JobState.COMPLETED, "c@x")
+
+
+def test_importing_the_app_brings_in_no_torch(mill: Any) -> None:
+    script = (
+        "import sys, batchmill.worker.app as a; heavy = {'torch', 'transformers', 'numpy'}; "
+        "print(sorted(heavy & set(sys.modules)), list(a.app.tasks)[-1])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "BATCHMILL_BROKER_URL": mill.url},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    assert done.stdout.startswith("[] ")

@@ -1,0 +1,243 @@
+"""What becomes of deliveries when processes die, hang, restart or are many."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from batchmill.producer import Client, ProducerSettings
+from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.replies import JobState
+from batchmill.producer.store.job_store import JobStore
+from batchmill.worker.webhooks.receiver import LOOPBACK, ReceivedRequest, WebhookReceiver
+
+from ..cli.bulk_files import FAST
+from ..conftest import Mill
+from ..deliveries import (
+    Deliverers,
+    answers,
+    event_state,
+    finish_job,
+    now_ms,
+    score,
+    verify,
+    wait_until,
+)
+
+
+@pytest.fixture
+def store(redis_url: str) -> Iterator[JobStore]:
+    store = JobStore.from_url(redis_url)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def deliverers(redis_url: str) -> Iterator[Deliverers]:
+    deliverers = Deliverers(redis_url)
+    yield deliverers
+    deliverers.close()
+
+
+def test_killed_between_post_and_settle_sends_the_same_id_and_bytes_again(
+    store: JobStore, deliverers: Deliverers
+) -> None:
+    posted, released = threading.Event(), threading.Event()
+
+    def respond(request: ReceivedRequest) -> int:
+        posted.set()
+        released.wait(30)
+        return 200
+
+    with WebhookReceiver(respond) as receiver:
+        event_id = finish_job(store, receiver.url)
+        first = deliverers.start()
+        assert posted.wait(15)
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        released.set()
+        # The dead deliverer's lease runs out: its due time is the end of the lease.
+        store.client.zadd(keys.OUTBOX, {event_id: 0})
+        deliverers.start()
+        wait_until(lambda: event_state(store, event_id) == "delivered", "delivered")
+        requests = receiver.requests
+    assert len(requests) == 2
+    assert requests[0].headers["webhook-id"] == requests[1].headers["webhook-id"] == event_id
+    assert requests[0].body == requests[1].body
+    assert [request.headers["x-attempt"] for request in requests] == ["1", "2"]
+    for request in requests:
+        verify(request)
+
+
+def test_claimed_event_of_a_dead_deliverer_comes_back_within_its_lease(
+    store: JobStore, deliverers: Deliverers
+) -> None:
+    """The lease is bounded: longest attempt, wait for a turn and margin."""
+    with WebhookReceiver(answers(500)) as receiver:
+        event_id = finish_job(store, receiver.url)
+        deliverers.start(WEBHOOK_SCHEDULE_S="0,1000", WEBHOOK_JITTER="0")
+        wait_until(lambda: score(store, event_id) > now_ms(store) + 900_000, "waits for its retry")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hung = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+        event_id = finish_job(store, hung, "gen_2")
+        deliverers.start(WEBHOOK_TOTAL_TIMEOUT_S="5")
+        wait_until(lambda: score(store, event_id) > now_ms(store) + 10_000, "claimed")
+        assert score(store, event_id) <= now_ms(store) + 60_000
+
+
+def test_hanging_receivers_do_not_hold_up_the_others(
+    store: JobStore, deliverers: Deliverers
+) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=512) as silent, WebhookReceiver() as good:
+        hung = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+        for number in range(150):
+            finish_job(store, hung, f"gen_hung_{number}")
+        for number in range(20):
+            finish_job(store, good.url, f"gen_good_{number}")
+        deliverers.start(WEBHOOK_CONCURRENCY="64", WEBHOOK_CONCURRENCY_PER_HOST="4")
+        assert good.wait_for(20, timeout_s=12), f"{len(good.requests)} of 20 arrived"
+
+
+def test_hanging_receivers_hold_up_neither_generation_nor_other_receivers(mill: Mill) -> None:
+    """Everything else is done before the first of them answers, though they could fill all places.
+
+    Eight receivers with four places each, and the deliverer has sixteen in all.
+    """
+    released = threading.Event()
+
+    def hang(request: ReceivedRequest) -> int:
+        released.wait(90)
+        return 200
+
+    deliverers = Deliverers(mill.url)
+    try:
+        with ExitStack() as stack:
+            hanging = [stack.enter_context(WebhookReceiver(hang)) for _ in range(8)]
+            good = stack.enter_context(WebhookReceiver())
+            deliverers.start(
+                WEBHOOK_TOTAL_TIMEOUT_S="120",
+                WEBHOOK_CONCURRENCY="16",
+                WEBHOOK_CONCURRENCY_PER_HOST="4",
+            )
+            urls = [url for number in range(40) for url in (hanging[number % 8].url, good.url)]
+            local = ProducerSettings(
+                webhook_allow_http=True,
+                webhook_allow_ports="1024-65535",
+                webhook_allow_networks=LOOPBACK,
+            )
+            with Client(mill.url, settings=local) as client:
+                jobs = list(client.submit_many({"prompt": "x", "webhook": url} for url in urls))
+                mill.start_worker(stub=FAST)
+                ends = list(client.as_completed(jobs, timeout_s=60))
+            assert {end.state for end in ends} == {JobState.COMPLETED}
+            assert good.wait_for(40, timeout_s=60)
+            assert 8 <= sum(len(receiver.requests) for receiver in hanging) <= 12
+            hung = [f"evt_{job.id}_completed" for job in jobs[::2]]
+            assert {event_state(mill.store, event_id) for event_id in hung} == {"pending"}
+            released.set()
+            for receiver in hanging:
+                assert receiver.wait_for(5, timeout_s=60)
+    finally:
+        deliverers.close()
+
+
+def test_many_events_for_one_receiver_each_arrive_once(
+    store: JobStore, deliverers: Deliverers
+) -> None:
+    num_events = 400
+    with WebhookReceiver() as receiver:
+        for number in range(num_events):
+            finish_job(store, receiver.url, f"gen_{number}")
+        deliverers.start()
+        deliverers.start()
+        wait_until(lambda: store.counts().outbox == 0, "the outbox is empty", 30)
+        requests = receiver.requests
+    ids = [request.headers["webhook-id"] for request in requests]
+    assert len(ids) == len(set(ids)) == num_events
+    assert {request.headers["x-attempt"] for request in requests} == {"1"}
+
+
+def test_deliverers_share_what_is_due(store: JobStore, deliverers: Deliverers) -> None:
+    """Each may have one delivery in flight, and both have to be for either to be answered."""
+    both = threading.Barrier(2, timeout=20)
+
+    def respond(request: ReceivedRequest) -> int:
+        both.wait()
+        return 200
+
+    with WebhookReceiver(respond) as receiver:
+        ids = [finish_job(store, receiver.url, f"gen_{number}") for number in range(4)]
+        for _ in range(2):
+            deliverers.start(WEBHOOK_CONCURRENCY="1", WEBHOOK_TOTAL_TIMEOUT_S="20")
+        wait_until(lambda: {event_state(store, i) for i in ids} == {"delivered"}, "all", 30)
+        assert len(receiver.requests) == 4
+
+
+def test_sigterm_finishes_what_is_being_sent(store: JobStore, deliverers: Deliverers) -> None:
+    posted, released = threading.Event(), threading.Event()
+
+    def respond(request: ReceivedRequest) -> int:
+        posted.set()
+        released.wait(30)
+        return 200
+
+    with WebhookReceiver(respond) as receiver:
+        event_id = finish_job(store, receiver.url)
+        process = deliverers.start()
+        assert posted.wait(15)
+        process.send_signal(signal.SIGTERM)
+        released.set()
+        assert process.wait(15) == 0
+    assert event_state(store, event_id) == "delivered"
+
+
+def test_sigterm_gives_back_what_waits_for_its_turn_uncounted(
+    store: JobStore, deliverers: Deliverers
+) -> None:
+    posted, released = threading.Event(), threading.Event()
+
+    def respond(request: ReceivedRequest) -> int:
+        posted.set()
+        released.wait(30)
+        return 200
+
+    with WebhookReceiver(respond) as receiver:
+        for number in range(3):
+            finish_job(store, receiver.url, f"gen_{number}")
+        process = deliverers.start(WEBHOOK_CONCURRENCY_PER_HOST="1")
+        ids = [f"evt_gen_{number}_completed" for number in range(3)]
+        wait_until(lambda: all(score(store, i) > now_ms(store) for i in ids), "all are claimed")
+        assert posted.wait(15)
+        process.send_signal(signal.SIGTERM)
+        wait_until(
+            lambda: sum(score(store, i) <= now_ms(store) for i in ids) == 2, "two are due again"
+        )
+        released.set()
+        assert process.wait(15) == 0
+        assert len(receiver.requests) == 1
+    due = store.outbox_claim(owner="test", limit=10, lease_ms=1000)
+    assert [event.attempt for event in due] == [1, 1]
+
+
+def test_deliverer_outlives_a_restart_of_redis(private_redis_server: Any) -> None:
+    server = private_redis_server
+    store, deliverers = JobStore.from_url(server.url), Deliverers(server.url)
+    process = deliverers.start()
+    try:
+        with WebhookReceiver() as receiver:
+            finish_job(store, receiver.url, "gen_before")
+            assert receiver.wait_for(1, timeout_s=15)
+            server.kill()
+            server.start()
+            event_id = finish_job(store, receiver.url, "gen_after")
+            wait_until(lambda: event_state(store, event_id) == "delivered", "delivered", 20)
+        assert process.poll() is None
+    finally:
+        deliverers.close()
+        store.close()

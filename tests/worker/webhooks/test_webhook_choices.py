@@ -1,0 +1,172 @@
+"""What a job may choose about its webhooks, and what receivers of other makes make of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import openai
+import pytest
+
+from batchmill.producer.protocol.calls import NewJob
+from batchmill.producer.protocol.replies import Claim, TokenWrite
+from batchmill.producer.store.deliveries import Deliveries
+from batchmill.producer.store.job_store import JobStore
+from batchmill.worker.webhooks.receiver import LOOPBACK, WebhookReceiver
+
+from ..command_line import call
+from ..deliveries import (
+    OLD_SECRET,
+    SECRET,
+    Deliverers,
+    answers,
+    event_state,
+    finish_job,
+    verify,
+    wait_until,
+)
+
+
+@pytest.fixture
+def store(redis_url: str) -> Iterator[JobStore]:
+    store = JobStore.from_url(redis_url)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def deliverers(redis_url: str) -> Iterator[Deliverers]:
+    deliverers = Deliverers(redis_url)
+    yield deliverers
+    deliverers.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "output", "truncated"),
+    [
+        ("an answer", "an answer", False),
+        ("ü" * 8192, "ü" * 8192, False),
+        ("ü" * 8192 + "x", None, True),
+    ],
+)
+def test_output_goes_along_up_to_16_kib_where_the_job_asks_for_it(
+    store: JobStore, deliverers: Deliverers, text: str, output: str | None, truncated: bool
+) -> None:
+    with WebhookReceiver() as receiver:
+        finish_job(store, receiver.url, text=text, include_output=True)
+        deliverers.start()
+        assert receiver.wait_for(1, timeout_s=15)
+        request = receiver.requests[0]
+    data = json.loads(request.body)["data"]
+    assert (data["output"], data["truncated"]) == (output, truncated)
+    assert b'prompt"' not in request.body
+    verify(request)
+
+
+def test_started_and_output_events_tell_of_a_job_under_way(
+    store: JobStore, deliverers: Deliverers
+) -> None:
+    with WebhookReceiver() as receiver:
+        job = NewJob("gen_1", "demo", "batchmill.demo.normal", '{"prompt":"p"}', 600_000)
+        events = {"webhook": receiver.url, "webhook_events": "output,started"}
+        store.submit(NewJob(**{**{n: getattr(job, n) for n in job.__slots__}, **events}))
+        claim = store.claim("gen_1", owner="test", lease_ms=60_000, identity="test")
+        assert isinstance(claim, Claim)
+        store.checkpoint([TokenWrite("gen_1", claim.fence, 0, [7, 8, 9])], lease_ms=60_000)
+        deliverers.start()
+        assert receiver.wait_for(2, timeout_s=15)
+        requests = receiver.requests
+    events_by_type = {(e := json.loads(r.body))["type"]: e["data"] for r in requests}
+    assert events_by_type.keys() == {"generation.started", "generation.output"}
+    assert events_by_type["generation.output"]["progress"] == {"output_tokens": 3}
+    for data in events_by_type.values():
+        assert (data["status"], data["finished_at"]) == ("in_progress", None)
+        assert data["started_at"] is not None
+
+
+def test_named_secrets_sign_the_events_of_the_jobs_that_name_them(
+    store: JobStore, deliverers: Deliverers
+) -> None:
+    with WebhookReceiver() as receiver:
+        finish_job(store, receiver.url, secret="billing")
+        deliverers.start(WEBHOOK_SECRETS=json.dumps({"billing": OLD_SECRET}))
+        assert receiver.wait_for(1, timeout_s=15)
+        request = receiver.requests[0]
+    verify(request, OLD_SECRET)
+    with pytest.raises(Exception, match="No matching signature"):
+        verify(request, SECRET)
+
+
+def test_secret_that_the_operator_does_not_hold_is_never_replaced_by_another(
+    store: JobStore, deliverers: Deliverers
+) -> None:
+    with WebhookReceiver() as receiver:
+        event_id = finish_job(store, receiver.url, secret="unknown")
+        deliverers.start()
+        wait_until(lambda: event_state(store, event_id) == "exhausted", "exhausted")
+        assert receiver.requests == []
+    letter = store.dead_letter(event_id)
+    assert letter is not None
+    assert letter.payload == b"unknown_secret"
+
+
+def test_openai_s_library_verifies_our_signatures_while_secrets_overlap(
+    store: JobStore, deliverers: Deliverers
+) -> None:
+    with WebhookReceiver() as receiver:
+        finish_job(store, receiver.url)
+        deliverers.start(WEBHOOK_SECRET=f"{SECRET},{OLD_SECRET}")
+        assert receiver.wait_for(1, timeout_s=15)
+        request = receiver.requests[0]
+    webhooks = openai.OpenAI(api_key="unused").webhooks
+    for secret in (SECRET, OLD_SECRET):
+        webhooks.verify_signature(request.body, dict(request.headers), secret=secret)
+    with pytest.raises(openai.InvalidWebhookSignatureError):
+        webhooks.verify_signature(request.body + b" ", dict(request.headers), secret=SECRET)
+
+
+def test_after_a_gone_nothing_more_is_sent_there_until_it_is_enabled(
+    store: JobStore, deliverers: Deliverers, redis_url: str
+) -> None:
+    broker = {"BATCHMILL_BROKER_URL": redis_url}
+    with WebhookReceiver(answers(410, 200)) as receiver:
+        deliverers.start()
+        first = finish_job(store, receiver.url + "/hook?job=1", "gen_1")
+        wait_until(lambda: event_state(store, first) == "disabled", "the first is given up")
+        second = finish_job(store, receiver.url + "/hook?job=2", "gen_2")
+        wait_until(lambda: event_state(store, second) == "disabled", "the second is not tried")
+        elsewhere = finish_job(store, receiver.url + "/other", "gen_3")
+        wait_until(lambda: event_state(store, elsewhere) == "delivered", "others go on")
+        assert len(receiver.requests) == 2
+        listed = json.loads(call("webhooks", "list", "--json", **broker).stdout)
+        [endpoint] = listed["disabled_endpoints"]
+        assert (endpoint["endpoint"], endpoint["reason"]) == (receiver.url + "/hook", "gone")
+        assert receiver.url + "/hook" in call("webhooks", "list", **broker).stdout
+        call("webhooks", "enable", endpoint["endpoint"], "--redeliver", **broker)
+        for event_id in (first, second):
+            wait_until(lambda e=event_id: event_state(store, e) == "delivered", "sent after all")
+    shown = json.loads(call("webhooks", "show", first, "--json", **broker).stdout)
+    assert [attempt["http_status"] for attempt in shown["log"]] == [410, 200]
+    assert "http_410" in call("webhooks", "show", first, **broker).stdout
+    event = Deliveries(store).event(first)
+    assert event is not None
+    assert all(attempt.duration_ms < 15_000 for attempt in event.log)
+
+
+def test_test_event_is_signed_and_its_answer_told() -> None:
+    with WebhookReceiver(answers(200, 500)) as receiver:
+        settings = {
+            "BATCHMILL_WEBHOOK_SECRET": SECRET,
+            "BATCHMILL_WEBHOOK_ALLOW_HTTP": "true",
+            "BATCHMILL_WEBHOOK_ALLOW_PORTS": str(receiver.port),
+            "BATCHMILL_WEBHOOK_ALLOW_NETWORKS": LOOPBACK,
+        }
+        told = json.loads(call("webhooks", "test", receiver.url, "--json", **settings).stdout)
+        assert (told["delivered"], told["http_status"]) == (True, 200)
+        assert call("webhooks", "test", receiver.url, **settings).returncode == 1
+        [request, _] = receiver.requests
+    verify(request)
+    assert json.loads(request.body)["type"] == "webhook.test"
+    del settings["BATCHMILL_WEBHOOK_ALLOW_NETWORKS"]
+    refused = call("webhooks", "test", receiver.url, "--json", **settings)
+    assert json.loads(refused.stdout)["reason"] == "refused_address"

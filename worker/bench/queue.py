@@ -1,0 +1,120 @@
+"""`batchmill bench queue`: jobs through the broker and whatever workers serve it."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+from batchmill.producer import Client, GenerationJob, JobResult, JobUnfinished
+from batchmill.producer.store.job_store import JobStore
+from batchmill.worker.service_errors import BenchFailed
+
+from .figures import BenchRow, BenchRun, ForeignLoad, RequestTimes, summarise
+from .workloads import FIRST_TOKEN_ID, Workload, make_workload, salted
+
+
+def bench_queue(
+    client: Client,
+    store: JobStore,
+    names: Sequence[str],
+    *,
+    model: str,
+    vocab_size: int,
+    rounds: int,
+    copies: int,
+    timeout_s: float,
+    is_alone: bool,
+    say: Callable[[str], None],
+) -> Iterator[BenchRow]:
+    """Submit each workload `rounds` times after a warm-up, wait for its jobs, yield its figures.
+
+    A run's prompts begin with a token of their own: no prefix cache knows them.
+
+    Args:
+        client: submits the jobs.
+        store: of the same broker.
+        names: of the workloads.
+        model: served name that the jobs ask for.
+        vocab_size: token ids of the prompts are below it.
+        rounds: runs of each workload.
+        copies: so many times the number of jobs.
+        timeout_s: most seconds for one run.
+        is_alone: whether the workers are children of this process, so that foreign load shows.
+        say: takes a line about what is being done.
+
+    Raises:
+        BenchFailed: nobody serves the model.
+        ResultTimeout: a run took longer; its jobs go on.
+        BrokerUnavailable: no answer.
+    """
+    workers = [worker for worker in store.list_workers() if worker.model == model]
+    if not any(worker.state == "ready" for worker in workers):
+        served = sorted({worker.model for worker in store.list_workers()})
+        raise BenchFailed(
+            f"no worker serves {model!r} at this broker (served: {', '.join(served) or '-'}); "
+            "start one with `batchmill worker` or `batchmill up`, name another --model, or let "
+            "--own-stack start everything"
+        )
+    for name in names:
+        workload = make_workload(name, vocab_size=vocab_size, copies=copies)
+        _run(client, Workload(name, workload.requests[:4]), model, vocab_size, timeout_s, is_alone)
+        runs = []
+        for number in range(rounds):
+            runs.append(_run(client, workload, model, vocab_size, timeout_s, is_alone))
+            say(f"{name} {number + 1} of {rounds}: {runs[-1].wall_s:.2f} s")
+        yield summarise(name, len(workload.requests), workload.num_prompt_tokens, runs)
+
+
+def _run(
+    client: Client,
+    workload: Workload,
+    model: str,
+    vocab_size: int,
+    timeout_s: float,
+    is_alone: bool,
+) -> BenchRun:
+    salt = random.randint(min(FIRST_TOKEN_ID, vocab_size // 2), vocab_size - 1)
+    jobs = [
+        GenerationJob(
+            model=model,
+            prompt=request.prompt,
+            max_tokens=request.max_tokens,
+            temperature=0.0,
+            ignore_eos=True,
+        )
+        for request in salted(workload, salt).requests
+    ]
+    load = ForeignLoad() if is_alone else None
+    failures: Counter[str] = Counter()
+    times: list[RequestTimes] = []
+    num_tokens = 0
+    started_at_s = time.perf_counter()
+    handles = list(client.submit_many(jobs))
+    for ended in client.as_completed(handles, timeout_s=timeout_s):
+        try:
+            result = ended.result()
+        except JobUnfinished as error:
+            failures[error.code] += 1
+        else:
+            times.append(_times(result))
+            num_tokens += result.usage.completion_tokens
+    return BenchRun(
+        wall_s=time.perf_counter() - started_at_s,
+        num_output_tokens=num_tokens,
+        foreign_cpus=None if load is None else load.mean_cpus(),
+        requests=times,
+        failures=dict(failures),
+    )
+
+
+def _times(result: JobResult) -> RequestTimes:
+    metrics, num_tokens = result.metrics, result.usage.completion_tokens
+    first = None
+    if metrics.queue_time_s is not None and metrics.ttft_s is not None:
+        first = metrics.queue_time_s + metrics.ttft_s
+    inter = None
+    if metrics.generate_time_s is not None and num_tokens > 1:
+        inter = metrics.generate_time_s / (num_tokens - 1)
+    return RequestTimes(first, inter, metrics.total_time_s)

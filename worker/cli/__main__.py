@@ -1,0 +1,5 @@
+"""`python -m batchmill.worker.cli`."""
+
+from .main import main
+
+main()

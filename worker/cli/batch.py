@@ -1,0 +1,242 @@
+"""`batchmill batch`: many jobs told of as one, with counts, a state and one webhook at the end."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated, Any, Self
+
+import typer
+
+from batchmill.worker.terminal import print_json, print_table
+
+from .broker import resolve_broker
+from .errors import BrokerUrlOption, ExitCode, JsonOption, usage
+from .flags import with_flags
+from .jobs import pairs
+from .status import moment
+
+if TYPE_CHECKING:
+    from batchmill.producer import BatchEntry, BatchStatus, Client, JobRejected
+    from batchmill.producer.job.line import BulkLine
+
+_group = typer.Typer(
+    help="Batches: many jobs with one state, counts and one webhook.", no_args_is_help=True
+)
+_CREATE_EPILOG = (
+    "Examples:\n\n"
+    "  batchmill batch create requests.jsonl --webhook https://example.com/hook\n\n"
+    "  batchmill batch create requests.jsonl --idempotency-key nightly --errors refused.jsonl\n\n"
+    "With --idempotency-key the same command goes on after any interruption."
+)
+_Batch = Annotated[str, typer.Argument(metavar="ID", help="The batch.")]
+_Input = Annotated[Path, typer.Argument(metavar="IN", help="OpenAI batch lines or job lines.")]
+_Webhook = Annotated[
+    str | None, typer.Option(metavar="URL", help="Gets one signed POST when the batch ends.")
+]
+_Events = Annotated[
+    list[str] | None,
+    typer.Option("--webhook-event", help="completed, failed, expired or cancelled. \\[all]"),
+]
+_Metadata = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=TEXT", help="Given back with its state. May be repeated."),
+]
+_Ttl = Annotated[float | None, typer.Option(help="Seconds after which what is left expires.")]
+_Key = Annotated[str | None, typer.Option(help="Creating it again goes on with the same batch.")]
+_Model = Annotated[str | None, typer.Option(help="Serves every line, whatever model it names.")]
+_Errors = Annotated[
+    Path | None,
+    typer.Option(metavar="ERR", help="Gets refused lines. Without it the first fails the batch."),
+]
+_Limit = Annotated[int, typer.Option(min=1, max=10_000, help="At most so many.")]
+_Timeout = Annotated[float | None, typer.Option(min=0, help="Most seconds to wait.")]
+_Output = Annotated[
+    Path | None, typer.Option("-o", "--output", metavar="OUT", help="Instead of stdout.")
+]
+_COLUMNS = ("batch", "state", "total", "completed", "failed", "created")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    _group.command("create", epilog=_CREATE_EPILOG)(with_flags("create", create))
+    _group.command("show", epilog="Example:\n\n  batchmill batch show batch_…")(show)
+    _group.command("list", epilog="Example:\n\n  batchmill batch list --limit 10")(list_batches)
+    _group.command("cancel", epilog="Example:\n\n  batchmill batch cancel batch_…")(cancel)
+    _group.command(
+        "results", epilog="Example:\n\n  batchmill batch results batch_… -o answers.jsonl"
+    )(results)
+    app.add_typer(_group, name="batch")
+
+
+def create(
+    input_path: _Input,
+    webhook: _Webhook = None,
+    webhook_event: _Events = None,
+    metadata: _Metadata = None,
+    ttl_s: _Ttl = None,
+    idempotency_key: _Key = None,
+    model: _Model = None,
+    errors: _Errors = None,
+    broker_url: BrokerUrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Submit the lines of a file as one batch, and print its id."""
+    from batchmill.producer.counted import counted
+
+    options: dict[str, Any] = {
+        "webhook": webhook,
+        "webhook_events_filter": webhook_event or None,
+        "metadata": pairs("--metadata", metadata) or None,
+        "ttl_s": ttl_s,
+        "idempotency_key": idempotency_key,
+    }
+    fields = {name: value for name, value in options.items() if value is not None}
+    with _client(broker_url) as client, _RefusedLines(errors) as refused:
+        batch = client.create_batch(
+            _jobs(input_path, model), on_rejected=refused.note if errors else None, **fields
+        )
+    if as_json:
+        print_json(batch.model_dump(mode="json"))
+        return
+    print(batch.id)
+    if refused.count:
+        sys.stderr.write(f"{counted(refused.count, 'line')} refused: {errors}\n")
+
+
+def show(batch_id: _Batch, broker_url: BrokerUrlOption = None, as_json: JsonOption = False) -> None:
+    """Show a batch: its state and how many of its lines have ended."""
+    with _client(broker_url) as client:
+        _print_batch(client.batch(batch_id), as_json=as_json)
+
+
+def list_batches(
+    limit: _Limit = 100, broker_url: BrokerUrlOption = None, as_json: JsonOption = False
+) -> None:
+    """List batches, newest first."""
+    with _client(broker_url) as client:
+        batches = client.batches(limit)
+    if as_json:
+        print_json({"batches": [batch.model_dump(mode="json") for batch in batches]})
+        return
+    print_table(
+        "1 batch" if len(batches) == 1 else f"{len(batches)} batches",
+        _COLUMNS,
+        (_row(batch) for batch in batches),
+    )
+
+
+def cancel(
+    batch_id: _Batch, broker_url: BrokerUrlOption = None, as_json: JsonOption = False
+) -> None:
+    """Cancel what has not ended of a batch. Running jobs stop at their next checkpoint."""
+    with _client(broker_url) as client:
+        _print_batch(client.cancel_batch(batch_id), as_json=as_json)
+
+
+def results(
+    batch_id: _Batch,
+    output: _Output = None,
+    timeout_s: _Timeout = None,
+    broker_url: BrokerUrlOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Wait for the lines of a batch and write them, in OpenAI's shape and the input's order.
+
+    Lines without a completion are among them, with their error; the exit code is 6 then.
+    """
+    from batchmill.producer.counted import counted
+
+    num_lines = num_failed = 0
+    with ExitStack() as stack:
+        client = stack.enter_context(_client(broker_url))
+        file = sys.stdout if output is None else stack.enter_context(_open(output))
+        for entry in client.batch_results(batch_id, timeout_s=timeout_s):
+            line = _line_of(batch_id, entry)
+            file.write(json.dumps(line, ensure_ascii=file is sys.stdout) + "\n")
+            num_lines, num_failed = num_lines + 1, num_failed + (line["response"] is None)
+    if output is not None and as_json:
+        print_json({"lines": num_lines, "failed": num_failed, "output": str(output)})
+    elif output is not None:
+        print(f"{counted(num_lines, 'line')}, {num_failed} failed: {output}")
+    return ExitCode.UNFINISHED if num_failed else ExitCode.OK
+
+
+def _client(broker_url: str | None) -> Client:
+    from batchmill.producer import Client
+
+    return Client(resolve_broker(broker_url))
+
+
+def _jobs(path: Path, model: str | None) -> Iterator[BulkLine]:
+    from batchmill.producer.bulk.lines import LineSettings, read_line
+    from batchmill.producer.bulk.records import read_records
+
+    if not path.is_file():
+        raise usage(f"{path} is not a file")
+    settings = LineSettings(model)
+    return (read_line(record, settings) for record in read_records(path))
+
+
+def _line_of(batch_id: str, entry: BatchEntry) -> dict[str, Any]:
+    from batchmill.producer.bulk.result_lines import line_of
+    from batchmill.producer.job.line import LineKind
+
+    name = f"batch_req_{batch_id.removeprefix('batch_')}_{entry.index + 1}"
+    kind = LineKind(entry.endpoint or LineKind.TEXT)
+    return line_of(name, entry.custom_id or f"line-{entry.index + 1}", kind, entry.job)
+
+
+class _RefusedLines:
+    """The file of refused lines. It begins empty: a command given again tells them all again."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._file: IO[str] | None = None
+        self.count = 0
+
+    def __enter__(self) -> Self:
+        self._file = None if self._path is None else _open(self._path)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def note(self, index: int, error: JobRejected) -> None:
+        """Write a refused line's error."""
+        from batchmill.producer.bulk.result_lines import error_line
+
+        self.count += 1
+        if self._file is not None:
+            name = f"line-{index + 1}"
+            line = error_line(name, name, error.code, str(error))
+            self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _open(path: Path) -> IO[str]:
+    try:
+        return path.open("w", encoding="utf-8")
+    except OSError as error:
+        raise usage(f"{path} cannot be written: {error.strerror}") from None
+
+
+def _print_batch(batch: BatchStatus, *, as_json: bool) -> None:
+    if as_json:
+        print_json(batch.model_dump(mode="json"))
+        return
+    print_table(batch.id, _COLUMNS[1:], [_row(batch)[1:]])
+    for error in batch.errors.data if batch.errors else ():
+        print(f"{error.code}: {error.message}" + (f" (line {error.line})" if error.line else ""))
+
+
+def _row(batch: BatchStatus) -> tuple[object, ...]:
+    numbers = batch.request_counts
+    created = moment(batch.created_at * 1000)
+    return (
+        *(batch.id, batch.status.value, numbers.total, numbers.completed, numbers.failed),
+        created,
+    )

@@ -1,0 +1,237 @@
+"""`batchmill bench`: how fast the engine is, and how fast everything around it."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from batchmill.worker.terminal import print_json, print_table
+
+from .broker import resolve_broker
+from .errors import BrokerUrlOption, CommandError, ExitCode, JsonOption
+from .flags import with_flags
+
+if TYPE_CHECKING:
+    from batchmill.worker.bench.figures import BenchRow
+
+_group = typer.Typer(
+    help="Measure: the engine alone, or jobs through the broker and its workers.",
+    no_args_is_help=True,
+)
+_ENGINE_EPILOG = (
+    "Examples:\n\n  batchmill bench engine\n\n"
+    "  batchmill bench engine --model Qwen/Qwen3-0.6B --workload bulk --rounds 5 --json"
+)
+_QUEUE_EPILOG = (
+    "Examples:\n\n  batchmill bench queue --own-stack\n\n"
+    "  batchmill bench queue --broker-url redis://queue:6379/0 --model Qwen/Qwen3-0.6B --copies 8"
+)
+_Workloads = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--workload",
+        help="bulk, shared-prefix, long-tail or single; may be given several times. Default: all.",
+    ),
+]
+_Rounds = Annotated[int, typer.Option(min=1, max=1000, help="Runs of each workload.")]
+_Copies = Annotated[int, typer.Option(min=1, max=10_000, help="Times the number of requests.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    _group.command("engine", epilog=_ENGINE_EPILOG)(with_flags("engine", engine))
+    _group.command("queue", epilog=_QUEUE_EPILOG)(queue)
+    app.add_typer(_group, name="bench")
+
+
+def engine(
+    workload: _Workloads = None,
+    rounds: _Rounds = 3,
+    copies: _Copies = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Load a model into this process and measure it, without broker or worker.
+
+    Greedy, random token ids, every request as long as asked for, all at once.
+    """
+    names = _names(workload)
+    from batchmill.engine import EngineConfig
+    from batchmill.worker.bench.engine import bench_engine
+    from batchmill.worker.settings import WorkerSettings
+
+    settings = WorkerSettings()
+    if settings.engine != "real":
+        raise CommandError(
+            "the stub engine has nothing to measure here; unset BATCHMILL_ENGINE, or run "
+            "`batchmill bench queue`",
+            code="invalid_settings",
+            exit_code=ExitCode.CONFIG,
+        )
+    config = EngineConfig(model=settings.model, **settings.engine_options())
+    rows = bench_engine(config, names, rounds=rounds, copies=copies, say=_say)
+    _report("engine", settings.model, rows, as_json=as_json)
+
+
+def queue(
+    workload: _Workloads = None,
+    model: Annotated[
+        str | None, typer.Option(help="Served name to ask for. Default: BATCHMILL_MODEL, or demo.")
+    ] = None,
+    rounds: _Rounds = 3,
+    copies: _Copies = 1,
+    vocab_size: Annotated[
+        int, typer.Option(min=2, help="Prompts hold token ids below this; all models have those.")
+    ] = 8192,
+    timeout_s: Annotated[float, typer.Option(min=1, help="Most seconds for one run.")] = 600.0,
+    own_stack: Annotated[
+        bool,
+        typer.Option(
+            "--own-stack",
+            help="Start a broker and a worker of its own, set up by BATCHMILL_* variables.",
+        ),
+    ] = False,
+    broker_url: BrokerUrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Submit jobs and wait for them: everything that a producer waits for is in the figures.
+
+    They share the workers with whatever else is queued there.
+    """
+    names = _names(workload)
+    from batchmill.producer import Client, ProducerSettings
+    from batchmill.producer.store.job_store import JobStore
+    from batchmill.worker.bench.queue import bench_queue
+
+    settings = ProducerSettings()
+    with _broker(broker_url, own_stack=own_stack) as url, Client(url) as client:
+        store = JobStore.from_url(url)
+        served = model or settings.served_name
+        rows = bench_queue(
+            client,
+            store,
+            names,
+            model=served,
+            vocab_size=vocab_size,
+            rounds=rounds,
+            copies=copies,
+            timeout_s=timeout_s,
+            is_alone=own_stack,
+            say=_say,
+        )
+        _report("queue", served, rows, as_json=as_json)
+
+
+def _names(workload: list[str] | None) -> list[str]:
+    from batchmill.worker.bench.workloads import WORKLOAD_NAMES
+
+    for name in workload or ():
+        if name not in WORKLOAD_NAMES:
+            raise CommandError(
+                f"workload is {name!r}; there are {', '.join(WORKLOAD_NAMES)}",
+                code="usage",
+                exit_code=ExitCode.USAGE,
+            )
+    return list(workload or WORKLOAD_NAMES)
+
+
+@contextmanager
+def _broker(broker_url: str | None, *, own_stack: bool) -> Iterator[str]:
+    """The URL to measure at: of a broker that runs, or of a stack that lives as long as this."""
+    if not own_stack:
+        yield resolve_broker(broker_url)
+        return
+    if broker_url is not None:
+        raise CommandError(
+            "--own-stack starts a broker of its own: leave out --broker-url",
+            code="usage",
+            exit_code=ExitCode.USAGE,
+        )
+    from batchmill.worker.local.stack import LocalStack, StackOptions
+
+    with tempfile.TemporaryDirectory(prefix="batchmill-bench-") as name:
+        folder = Path(name)
+        stack = LocalStack(
+            StackOptions(
+                state_dir=folder,
+                socket_path=folder / "broker.sock",
+                environment={"BATCHMILL_LOG_FORMAT": "json"},
+                with_flower=False,
+                with_deliverer=False,
+            ),
+            _say,
+        )
+        try:
+            stack.start()
+            _say("waiting for the worker to load its model")
+            stack.wait_until_ready(timeout_s=900.0, progress=lambda: None)
+            yield stack.broker_url
+        finally:
+            stack.stop()
+
+
+def _say(line: str) -> None:
+    """Tell what is being done, apart from the figures."""
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+def _report(kind: str, model: str, rows: Iterable[BenchRow], *, as_json: bool) -> None:
+    """Print the figures; exit code 1 where a request failed."""
+    from batchmill.worker.bench.figures import machine
+
+    done = list(rows)
+    if as_json:
+        print_json(
+            {
+                "kind": kind,
+                "model": model,
+                "machine": machine(),
+                "workloads": [asdict(row) for row in done],
+            }
+        )
+    else:
+        what = ", ".join(f"{name} {value}" for name, value in machine().items())
+        print(f"{kind}, {model}: {what}")
+        print_table("", ("", *(row.workload for row in done)), _lines(done))
+        for row in done:
+            for code, number in sorted(row.failures.items()):
+                print(f"{row.workload}: {number} requests ended with {code}")
+    raise typer.Exit(ExitCode.FAILED if any(row.failures for row in done) else ExitCode.OK)
+
+
+def _lines(rows: Sequence[BenchRow]) -> list[tuple[Any, ...]]:
+    """The table's lines: a figure each, a workload a column."""
+    figures: dict[str, Callable[[BenchRow], Any]] = {
+        "requests": lambda row: row.num_requests,
+        "prompt tokens": lambda row: f"{row.num_prompt_tokens:,}",
+        "output tokens": lambda row: f"{row.num_output_tokens:,}",
+        "seconds": lambda row: f"{row.wall_s:.2f}",
+        "  range": lambda row: f"{row.wall_min_s:.2f}-{row.wall_max_s:.2f}",
+        "output tokens/s": lambda row: f"{row.output_tokens_per_s:.0f}",
+        "requests/s": lambda row: f"{row.requests_per_s:.1f}",
+        "first token s, p50 / p99": lambda row: _pair(
+            row.first_token_p50_s, row.first_token_p99_s, 1, 2
+        ),
+        "between tokens ms": lambda row: _pair(
+            row.inter_token_p50_s, row.inter_token_p99_s, 1000, 1
+        ),
+        "whole request s": lambda row: _pair(row.total_p50_s, row.total_p99_s, 1, 2),
+        "CPUs used by others": lambda row: (
+            "-" if row.foreign_cpus is None else f"{row.foreign_cpus:.2f}"
+        ),
+        "failed": lambda row: sum(row.failures.values()),
+    }
+    return [(name, *(show(row) for row in rows)) for name, show in figures.items()]
+
+
+def _pair(first: float | None, second: float | None, factor: float, digits: int) -> str:
+    """Two figures beside each other; a dash where there is none."""
+    shown = ("-" if x is None else f"{x * factor:.{digits}f}" for x in (first, second))
+    return " / ".join(shown)

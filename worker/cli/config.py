@@ -1,0 +1,94 @@
+"""`batchmill config show`: which settings are in force, and where they come from."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from batchmill.worker.terminal import print_json, print_table
+
+from .errors import JsonOption
+
+if TYPE_CHECKING:
+    from pydantic_settings import BaseSettings
+
+_group = typer.Typer(help="Settings.", no_args_is_help=True)
+_PREFIX = "BATCHMILL_"
+#: Read by other parts than the settings classes.
+_OTHER_VARIABLES = {"BATCHMILL_CACHE_DIR", "BATCHMILL_RUNTIME_DIR", "BATCHMILL_STATE_DIR"}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.add_typer(_group, name="config")
+
+
+@_group.command(
+    "show",
+    epilog="Examples:\n\n  batchmill config show\n\n"
+    "  batchmill config show --json | jq '.settings[] | select(.source != \"default\")'",
+)
+def show(as_json: JsonOption = False) -> None:
+    """Show every setting with its value and source; secrets and passwords are masked.
+
+    Ends with exit code 8 where a setting is wrong.
+    """
+    # Imported here: `batchmill --help` need not wait for pydantic.
+    from batchmill.worker.settings import WorkerSettings
+    from batchmill.worker.webhooks.settings import WebhookSettings
+
+    settings = _entries(WorkerSettings) + _entries(WebhookSettings)
+    unique = list({entry["name"]: entry for entry in settings}.values())
+    unknown = _unknown_variables({entry["variable"] for entry in unique})
+    if as_json:
+        print_json({"settings": unique, "unknown_variables": unknown})
+        return
+    rows = ((e["variable"], _cell(e["value"]), e["source"], e["meaning"]) for e in unique)
+    print_table("Settings", ("variable", "value", "source", "meaning"), rows)
+    for name in unknown:
+        print(f"{name} is set, and is no setting of this version: check its spelling")
+
+
+def _entries(cls: type[BaseSettings]) -> list[dict[str, Any]]:
+    """Each field of a settings class, with the value in force."""
+    from .setting_docs import setting_docs
+    from .settings_flags import is_secret
+
+    values, docs = cls(), setting_docs(cls)
+    entries = []
+    for name, field in cls.model_fields.items():
+        variable = _PREFIX + name.upper()
+        entries.append(
+            {
+                "name": name,
+                "variable": variable,
+                "value": _masked(name, getattr(values, name), secret=is_secret(field)),
+                "source": "environment" if variable in os.environ else "default",
+                "meaning": docs.get(name, ""),
+            }
+        )
+    return entries
+
+
+def _masked(name: str, value: Any, *, secret: bool) -> Any:
+    from batchmill.producer.broker_url import redact
+
+    if value and secret:
+        return "***"
+    return redact(value) if name == "broker_url" and value else value
+
+
+def _unknown_variables(known: set[str]) -> list[str]:
+    """Variables that look like ours and mean nothing: most often a slip of the pen."""
+    ours = {name for name in os.environ if name.startswith(_PREFIX)}
+    return sorted(ours - known - _OTHER_VARIABLES)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, tuple):
+        return ",".join(f"{item:g}" for item in value)
+    return str(value)

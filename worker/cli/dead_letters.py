@@ -1,0 +1,110 @@
+"""`batchmill dead-letters`: what was given up and why, and trying it again."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from batchmill.worker.terminal import print_json, print_table
+
+from .broker import open_store
+from .errors import BrokerUrlOption, CommandError, ExitCode, JsonOption
+from .status import moment
+
+_group = typer.Typer(help="Jobs, messages and webhooks that were given up.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.add_typer(_group, name="dead-letters")
+
+
+@_group.command(
+    "list",
+    epilog="Examples:\n\n  batchmill dead-letters list\n\n"
+    "  batchmill dead-letters list --json | jq '.dead_letters[].reason'",
+)
+def list_letters(
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many.")] = 100,
+    offset: Annotated[int, typer.Option(min=0, help="Leave out the newest so many.")] = 0,
+    broker_url: BrokerUrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List dead letters, newest first. Payloads (prompts) are not shown."""
+    from batchmill.producer.counted import counted
+
+    with open_store(broker_url) as store:
+        letters = store.dead_letters(offset=offset, limit=limit)
+        total = store.counts().dead_letters
+    if as_json:
+        print_json({"total": total, "dead_letters": [_describe(letter) for letter in letters]})
+        return
+    print_table(
+        counted(total, "dead letter"),
+        ("id", "kind", "reason", "source", "at"),
+        ((x.id, x.kind.value, x.reason, x.source, moment(x.at_ms)) for x in letters),
+    )
+
+
+_LetterArgument = Annotated[
+    str, typer.Argument(metavar="ID", help="The dead letter, as `dead-letters list` shows it.")
+]
+
+
+@_group.command("retry", epilog="Example:\n\n  batchmill dead-letters retry gen_…")
+def retry(
+    letter_id: _LetterArgument,
+    broker_url: BrokerUrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Try one again and drop it. A job keeps its id (see `retry`) while its record is there."""
+    from batchmill.producer.protocol import keys
+    from batchmill.producer.settings import ProducerSettings
+    from batchmill.producer.store.dead_letters import retry_dead_letter
+
+    with open_store(broker_url) as store:
+        new_id = retry_dead_letter(store, letter_id, ProducerSettings())
+    if new_id is None:
+        raise _unknown(letter_id)
+    if as_json:
+        print_json({"id": letter_id, "retried_as": new_id})
+    else:
+        place = "from the inbox" if new_id == keys.INBOX else f"as {new_id}"
+        print(f"{letter_id} is tried again {place}")
+
+
+@_group.command("drop", epilog="Example:\n\n  batchmill dead-letters drop gen_…")
+def drop(
+    letter_id: _LetterArgument,
+    broker_url: BrokerUrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Delete one. The record of a job stays until its time is over."""
+    with open_store(broker_url) as store:
+        if not store.dead_letter_drop(letter_id):
+            raise _unknown(letter_id)
+    if as_json:
+        print_json({"id": letter_id, "dropped": True})
+    else:
+        print(f"{letter_id} is dropped")
+
+
+def _unknown(letter_id: str) -> CommandError:
+    return CommandError(
+        f"no dead letter {letter_id!r}: there never was, it was retried or dropped, or it is older "
+        "than 30 days",
+        code="unknown_dead_letter",
+        exit_code=ExitCode.NOT_FOUND,
+    )
+
+
+def _describe(letter: Any) -> dict[str, Any]:
+    return {
+        "id": letter.id,
+        "kind": letter.kind.value,
+        "reason": letter.reason,
+        "source": letter.source,
+        "at_ms": letter.at_ms,
+        "payload_bytes": len(letter.payload),
+    }

@@ -1,0 +1,40 @@
+"""`batchmill doctor`: is everything here that a worker needs?"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from batchmill.worker.terminal import print_json, print_table
+
+from .errors import BrokerUrlOption, ExitCode, JsonOption
+
+_EPILOG = "Examples:\n\n  batchmill doctor\n\n  batchmill doctor --model Qwen/Qwen3-0.6B --json"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("doctor", epilog=_EPILOG)(doctor)
+
+
+def doctor(
+    model: Annotated[
+        str | None, typer.Option(help="Model to look for. Default: BATCHMILL_MODEL, else demo.")
+    ] = None,
+    broker_url: BrokerUrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check python, packages, broker, model, device and compiler. Exit code 1 on a problem."""
+    from .checks import Level, examine
+
+    findings = examine(broker_url, model or os.environ.get("BATCHMILL_MODEL", "demo"))
+    has_problem = any(finding.level is Level.PROBLEM for finding in findings)
+    if as_json:
+        print_json({"ok": not has_problem, "findings": [asdict(item) for item in findings]})
+    else:
+        rows = ((item.level.value, item.check, item.detail, item.remedy) for item in findings)
+        print_table("", ("", "check", "found", "remedy"), rows)
+    raise typer.Exit(ExitCode.FAILED if has_problem else ExitCode.OK)

@@ -1,0 +1,164 @@
+"""What every command shares: its output, its errors and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Annotated, Any
+
+import typer
+
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="JSON on stdout, errors as JSON on stderr.")
+]
+BrokerUrlOption = Annotated[
+    str | None,
+    typer.Option(
+        "--broker-url",
+        metavar="URL",
+        help="redis://, rediss:// or unix://. Default: BATCHMILL_BROKER_URL, else the embedded "
+        "broker of `batchmill up`.",
+        show_default=False,
+    ),
+]
+
+
+class ExitCode(IntEnum):
+    """How a command ended."""
+
+    OK = 0
+    #: Something unforeseen, or a check that found problems.
+    FAILED = 1
+    #: The command line is wrong.
+    USAGE = 2
+    #: No broker, or it does not answer.
+    BROKER = 3
+    #: The job, or what was to be done with it, was refused; nothing was stored or changed.
+    REJECTED = 4
+    #: There is no such job or dead letter.
+    NOT_FOUND = 5
+    #: The job ended without a completion.
+    UNFINISHED = 6
+    #: The time to wait is over; the job goes on.
+    TIMEOUT = 7
+    #: A setting is missing or cannot work.
+    CONFIG = 8
+
+
+class CommandError(Exception):
+    """An error of a command itself, told in one line.
+
+    Attributes:
+        code: machine-readable.
+        exit_code: of the process.
+    """
+
+    def __init__(self, message: str, *, code: str, exit_code: ExitCode) -> None:
+        super().__init__(message)
+        self.code = code
+        self.exit_code = exit_code
+
+
+def usage(message: str) -> CommandError:
+    """Return the error of a wrong command line."""
+    return CommandError(message, code="usage", exit_code=ExitCode.USAGE)
+
+
+def report_error(error: Exception, *, as_json: bool) -> ExitCode:
+    """Write an error to stderr in the asked-for form, and return the exit code for it.
+
+    Raises:
+        Exception: the error itself, where it is a bug of ours and a traceback can be shown.
+    """
+    described = _describe(error)
+    if described is None and not as_json:
+        raise error
+    code, exit_code, message, extra = described or (
+        "internal",
+        ExitCode.FAILED,
+        f"{type(error).__name__}: {error}",
+        {},
+    )
+    # Where it happened: a line of a file, the batch that it belongs to.
+    message = "; ".join([message, *getattr(error, "__notes__", ())])
+    if as_json:
+        sys.stderr.write(json.dumps({"error": {"code": code, "message": message, **extra}}) + "\n")
+    else:
+        sys.stderr.write(f"Error: {message}\n")
+    return exit_code
+
+
+def is_usage_error(error: Exception) -> bool:
+    """Whether an error is the command line parser's own (typer brings its own copy of click)."""
+    return hasattr(error, "format_message") and hasattr(error, "exit_code")
+
+
+def _describe(error: Exception) -> tuple[str, ExitCode, str, dict[str, Any]] | None:
+    """Code, exit code, message and further fields of an error; None for one not foreseen."""
+    if isinstance(error, CommandError):
+        return error.code, error.exit_code, str(error), {}
+    if is_usage_error(error):
+        format_message: Callable[[], str] = error.format_message  # type: ignore[attr-defined]
+        return "usage", ExitCode.USAGE, format_message(), {}
+    return _describe_known(error)
+
+
+def _describe_known(error: Exception) -> tuple[str, ExitCode, str, dict[str, Any]] | None:
+    # Imported here: `batchmill --help` needs neither.
+    import redis
+    from pydantic import ValidationError
+
+    from batchmill.producer import errors as producer
+    from batchmill.worker.errors import WorkerError
+    from batchmill.worker.service_errors import BrokerError, NoWebhookSecret, ServiceError
+
+    match error:
+        case producer.JobRejected():
+            extra = {"param": error.param, "retryable": error.retryable}
+            return error.code, ExitCode.REJECTED, str(error), extra
+        case producer.UnknownJob():
+            return "unknown_job", ExitCode.NOT_FOUND, str(error), {}
+        case producer.UnknownBatch():
+            return "unknown_batch", ExitCode.NOT_FOUND, str(error), {}
+        case producer.WrongState():
+            extra = {"job_id": error.job_id, "state": error.state.value}
+            return "wrong_state", ExitCode.REJECTED, str(error), extra
+        case producer.InvalidQuery():
+            return "invalid_query", ExitCode.USAGE, str(error), {}
+        case producer.JobUnfinished():
+            return error.code, ExitCode.UNFINISHED, str(error), {"job_id": error.job_id}
+        case producer.ResultTimeout():
+            return "timeout", ExitCode.TIMEOUT, str(error), {}
+        case producer.BulkFileError():
+            return "bulk_file", ExitCode.USAGE, str(error), {}
+        case producer.BrokerUnavailable():
+            return "broker_unavailable", ExitCode.BROKER, str(error), {}
+        case redis.RedisError():
+            message = f"the broker does not answer: {error}; check --broker-url, or `batchmill up`"
+            return "broker_unavailable", ExitCode.BROKER, message, {}
+        case BrokerError():
+            return "broker_failed", ExitCode.BROKER, str(error), {}
+        case NoWebhookSecret():
+            return "no_webhook_secret", ExitCode.CONFIG, str(error), {}
+        case ServiceError() | WorkerError():
+            return _snake(type(error).__name__), ExitCode.FAILED, str(error), {}
+        case ValidationError():
+            return "invalid_settings", ExitCode.CONFIG, _settings_message(error), {}
+        case _:
+            return None
+
+
+def _settings_message(error: Any) -> str:
+    """Name each wrong setting by its variable, without its value."""
+    problems = []
+    for item in error.errors(include_input=False, include_url=False):
+        message = item["msg"].removeprefix("Value error, ")
+        name = "_".join(str(part) for part in item["loc"]).upper()
+        problems.append(f"BATCHMILL_{name}: {message}" if name else message)
+    return "settings are wrong: " + "; ".join(problems)
+
+
+def _snake(name: str) -> str:
+    return "".join(f"_{char.lower()}" if char.isupper() else char for char in name).lstrip("_")

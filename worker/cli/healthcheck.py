@@ -1,0 +1,42 @@
+"""`batchmill healthcheck`: for containers and supervisors, is the worker of this host ready?"""
+
+from __future__ import annotations
+
+import socket
+
+import typer
+
+from batchmill.worker.terminal import print_json
+
+from .broker import open_store
+from .errors import BrokerUrlOption, CommandError, ExitCode, JsonOption
+
+_EPILOG = "Example, in a compose file:\n\n  healthcheck: {test: [CMD, batchmill, healthcheck]}"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("healthcheck", epilog=_EPILOG)(healthcheck)
+
+
+def healthcheck(broker_url: BrokerUrlOption = None, as_json: JsonOption = False) -> None:
+    """Exit with 0 if a worker of this host has its model loaded and its heart beats, else with 1.
+
+    Reads heartbeats in Redis, so it also sees a worker whose process lives but is stuck, and a
+    Redis that cannot be reached (exit code 3).
+    """
+    host = socket.gethostname()
+    with open_store(broker_url) as store:
+        own = [info for info in store.list_workers() if info.name.rpartition("@")[2] == host]
+    ready = sorted(info.name for info in own if info.state == "ready")
+    if not ready:
+        states = ", ".join(f"{info.name} is {info.state}" for info in own) or "none has a heartbeat"
+        raise CommandError(
+            f"no worker of host {host} is ready: {states}",
+            code="not_ready",
+            exit_code=ExitCode.FAILED,
+        )
+    if as_json:
+        print_json({"ready": ready})
+    else:
+        print("ready: " + ", ".join(ready))

@@ -1,0 +1,214 @@
+"""`batchmill list`, `cancel`, `retry` and `forget`: what is done with jobs that are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from batchmill.worker.terminal import print_json, print_table
+
+from .broker import resolve_broker
+from .errors import BrokerUrlOption, ExitCode, JsonOption, report_error, usage
+from .status import moment
+
+if TYPE_CHECKING:
+    from batchmill.producer import Client
+
+_LIST_EPILOG = (
+    "Examples:\n\n  batchmill list --state failed\n\n"
+    "  batchmill list --tag night-run --limit 20\n\n"
+    "  batchmill list --json | jq -r '.jobs[].id'"
+)
+_CANCEL_EPILOG = (
+    "Examples:\n\n  batchmill cancel gen_…\n\n  batchmill cancel --tag night-run\n\n"
+    "  batchmill cancel --tenant acme --json"
+)
+_RETRY_EPILOG = (
+    "Examples:\n\n  batchmill retry gen_…\n\n"
+    "  batchmill list --state failed --json | jq -r '.jobs[].id' | xargs batchmill retry"
+)
+_FORGET_EPILOG = (
+    "Examples:\n\n  batchmill forget gen_…\n\n  batchmill forget --tag customer-4711 --json"
+)
+
+JobIds = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="The jobs.")]
+TagOption = Annotated[str | None, typer.Option("--tag", help="Jobs with this tag.")]
+TenantOption = Annotated[str | None, typer.Option("--tenant", help="Jobs of this tenant.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("list", epilog=_LIST_EPILOG)(list_jobs)
+    app.command("cancel", epilog=_CANCEL_EPILOG)(cancel)
+    app.command("retry", epilog=_RETRY_EPILOG)(retry)
+    app.command("forget", epilog=_FORGET_EPILOG)(forget)
+
+
+def list_jobs(
+    tag: TagOption = None,
+    tenant: TenantOption = None,
+    state: Annotated[
+        str | None,
+        typer.Option(help="queued, in_progress, completed, failed, cancelled or expired."),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 100,
+    cursor: Annotated[
+        str | None, typer.Option(help="Go on after a page: its next_cursor, as --json tells it.")
+    ] = None,
+    broker_url: BrokerUrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List jobs, newest first, without prompts and outputs."""
+    from batchmill.producer import Client
+    from batchmill.producer.counted import counted
+
+    with Client(resolve_broker(broker_url)) as client:
+        page = client.list(tag=tag, tenant=tenant, state=state, limit=limit, cursor=cursor)
+    if as_json:
+        jobs = [job.model_dump(mode="json") for job in page.jobs]
+        print_json({"jobs": jobs, "next_cursor": page.next_cursor})
+        return
+    print_table(
+        counted(len(page.jobs), "job") + (", and there are more" if page.has_more else ""),
+        ("id", "state", "model", "tenant", "tags", "tokens", "submitted"),
+        (
+            (
+                job.id,
+                f"{job.state.value}{' (cancelling)' if job.cancelling else ''}",
+                job.model,
+                job.tenant,
+                ", ".join(job.tags) or "-",
+                job.output_tokens,
+                moment(job.enqueued_at_ms),
+            )
+            for job in page.jobs
+        ),
+    )
+    if page.has_more:
+        print(f"go on with --cursor {page.next_cursor}")
+
+
+def cancel(
+    job_ids: JobIds = None,
+    tag: TagOption = None,
+    tenant: TenantOption = None,
+    broker_url: BrokerUrlOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Cancel jobs, by id or by tag and tenant. A running one stops at its next checkpoint."""
+    from batchmill.producer import Client
+
+    with Client(resolve_broker(broker_url)) as client:
+        if job_ids:
+            check_one_way(job_ids, tag, tenant)
+            return _for_each(job_ids, lambda job_id: _cancel(client, job_id), as_json=as_json)
+        counts = client.cancel_where(tag=tag, tenant=tenant)
+    if as_json:
+        print_json(asdict(counts))
+    else:
+        print(
+            f"{counts.cancelled} cancelled, {counts.cancelling} are being stopped, "
+            f"{counts.already_terminal} had ended before"
+        )
+    return ExitCode.OK
+
+
+def _cancel(client: Client, job_id: str) -> tuple[dict[str, Any], str]:
+    from batchmill.producer import CancelStatus
+
+    answer = client.cancel(job_id)
+    state = None if answer.state is None else answer.state.value
+    told = {"id": job_id, "outcome": answer.status.value.lower(), "state": state}
+    if answer.status is CancelStatus.ALREADY_TERMINAL:
+        return told, f"{job_id} had ended before: {state}"
+    if answer.status is CancelStatus.CANCELLING:
+        return told, f"{job_id} is being stopped"
+    return told, f"{job_id} is cancelled"
+
+
+def retry(
+    job_ids: Annotated[list[str], typer.Argument(metavar="ID...", help="The jobs.")],
+    broker_url: BrokerUrlOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Run jobs again that failed, were cancelled or expired, under their own ids."""
+    from batchmill.producer import Client
+
+    with Client(resolve_broker(broker_url)) as client:
+
+        def act(job_id: str) -> tuple[dict[str, Any], str]:
+            run = client.retry(job_id)
+            return {"id": job_id, "run": run}, f"{job_id} is queued again, run {run}"
+
+        return _for_each(job_ids, act, as_json=as_json)
+
+
+def forget(
+    job_ids: JobIds = None,
+    tag: TagOption = None,
+    tenant: TenantOption = None,
+    broker_url: BrokerUrlOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Remove all that is kept of ended jobs at once: prompt, output, webhooks, dead letters."""
+    from batchmill.producer import Client
+
+    with Client(resolve_broker(broker_url)) as client:
+
+        def act(job_id: str) -> tuple[dict[str, Any], str]:
+            client.forget(job_id)
+            return {"id": job_id, "outcome": "forgotten"}, f"{job_id} is forgotten"
+
+        if job_ids:
+            check_one_way(job_ids, tag, tenant)
+            return _for_each(job_ids, act, as_json=as_json)
+        counts = client.forget_where(tag=tag, tenant=tenant)
+    if as_json:
+        print_json(asdict(counts))
+    else:
+        kept = f", {counts.active} have not ended and are kept" if counts.active else ""
+        print(f"{counts.forgotten} forgotten{kept}")
+    return ExitCode.OK
+
+
+def check_one_way(job_ids: Sequence[str], tag: str | None, tenant: str | None) -> None:
+    """Refuse ids together with what would choose other jobs.
+
+    Raises:
+        CommandError: both are given.
+    """
+    if job_ids and (tag is not None or tenant is not None):
+        raise usage("give ids, or --tag and --tenant, not both")
+
+
+def _for_each(
+    job_ids: Sequence[str], act: Callable[[str], tuple[dict[str, Any], str]], *, as_json: bool
+) -> int:
+    """Do something to each job; what one of them refuses keeps no other from it.
+
+    Args:
+        job_ids: the jobs.
+        act: does it, and returns what to tell as JSON and in words.
+        as_json: one line of JSON a job.
+
+    Returns:
+        The exit code of the first refusal.
+    """
+    from batchmill.producer.errors import JobRejected, UnknownJob, WrongState
+
+    exit_code = ExitCode.OK
+    for job_id in dict.fromkeys(job_ids):
+        try:
+            told, words = act(job_id)
+        except (JobRejected, UnknownJob, WrongState) as error:
+            code = report_error(error, as_json=as_json)
+            exit_code = exit_code or code
+            continue
+        if as_json:
+            print_json(told)
+        else:
+            print(words)
+    return exit_code

@@ -1,0 +1,178 @@
+"""`batchmill webhooks`: what became of deliveries, sending again, and trying a receiver."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from batchmill.worker.terminal import print_json, print_table
+
+from .broker import open_store
+from .errors import BrokerUrlOption, CommandError, ExitCode, JsonOption
+from .status import moment
+
+_group = typer.Typer(
+    help="Webhook deliveries: what was given up, sending again, trying a receiver.",
+    no_args_is_help=True,
+)
+_Event = Annotated[str, typer.Argument(help="The event, as `webhooks list` shows it.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.add_typer(_group, name="webhooks")
+
+
+@_group.command("list", epilog="Example:\n\n  batchmill webhooks list")
+def list_webhooks(
+    limit: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Look at so many of the newest dead letters.")
+    ] = 1000,
+    broker_url: BrokerUrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List deliveries that were given up, newest first, and endpoints that are not sent to."""
+    from batchmill.producer.counted import counted
+    from batchmill.producer.protocol.replies import DeadLetterKind
+    from batchmill.producer.store.deliveries import Deliveries
+
+    with open_store(broker_url) as store:
+        endpoints = Deliveries(store).disabled_endpoints()
+        letters = [x for x in store.dead_letters(limit=limit) if x.kind is DeadLetterKind.WEBHOOK]
+    rows = [
+        {
+            "event_id": letter.id,
+            "outcome": letter.reason,
+            "last_error": letter.payload.decode(errors="replace"),
+            "url": letter.source,
+            "at_ms": letter.at_ms,
+        }
+        for letter in letters
+    ]
+    if as_json:
+        print_json({"webhooks": rows, "disabled_endpoints": [asdict(x) for x in endpoints]})
+        return
+    both = zip(rows, letters, strict=True)
+    print_table(
+        f"{len(rows)} webhooks given up",
+        ("event", "outcome", "last error", "url", "at"),
+        ((*list(row.values())[:-1], moment(letter.at_ms)) for row, letter in both),
+    )
+    if endpoints:
+        print_table(
+            f"{counted(len(endpoints), 'endpoint')} disabled (batchmill webhooks enable ENDPOINT)",
+            ("endpoint", "reason", "since"),
+            ((x.endpoint, x.reason, moment(x.at_ms)) for x in endpoints),
+        )
+
+
+@_group.command("show", epilog="Example:\n\n  batchmill webhooks show evt_gen_…_completed")
+def show(event_id: _Event, broker_url: BrokerUrlOption = None, as_json: JsonOption = False) -> None:
+    """Show an event's delivery: its state, and its last attempts with status and duration."""
+    from batchmill.producer.store.deliveries import Deliveries
+
+    with open_store(broker_url) as store:
+        event = Deliveries(store).event(event_id)
+    if event is None:
+        raise _unknown(event_id)
+    if as_json:
+        print_json(asdict(event))
+        return
+    due = "" if event.due_at_ms is None else f", tried next at {moment(event.due_at_ms)}"
+    print_table(
+        f"{event.id}: {event.state}, {event.attempts} attempts{due}",
+        ("at", "status", "reason", "seconds"),
+        (
+            (moment(x.at_ms), x.http_status or "-", x.reason, f"{x.duration_ms / 1000:.3f}")
+            for x in event.log
+        ),
+    )
+
+
+@_group.command(
+    "redeliver", epilog="Example:\n\n  batchmill webhooks redeliver evt_gen_…_completed"
+)
+def redeliver(
+    event_id: _Event, broker_url: BrokerUrlOption = None, as_json: JsonOption = False
+) -> None:
+    """Send an event again, with the same id and body and a fresh schedule."""
+    from batchmill.producer.protocol.outbox import RedeliverStatus
+
+    with open_store(broker_url) as store:
+        status = store.outbox_redeliver(event_id)
+    if status is RedeliverStatus.UNKNOWN:
+        raise _unknown(event_id)
+    if status is RedeliverStatus.DISABLED:
+        raise CommandError(
+            f"the endpoint of {event_id} is disabled; see batchmill webhooks list, then "
+            "batchmill webhooks enable",
+            code="endpoint_disabled",
+            exit_code=ExitCode.FAILED,
+        )
+    if as_json:
+        print_json({"event_id": event_id, "outcome": status.value.lower()})
+    elif status is RedeliverStatus.PENDING:
+        print(f"{event_id} is waiting for delivery already")
+    else:
+        print(f"{event_id} is sent again")
+
+
+@_group.command(
+    "enable", epilog="Example:\n\n  batchmill webhooks enable https://example.com/hook --redeliver"
+)
+def enable(
+    endpoint: Annotated[str, typer.Argument(help="The endpoint, as `webhooks list` shows it.")],
+    with_events: Annotated[
+        bool, typer.Option("--redeliver", help="Send what was given up for it again.")
+    ] = False,
+    broker_url: BrokerUrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Send to an endpoint again that had answered 410, or nothing good for 120 hours."""
+    from batchmill.producer.counted import counted
+    from batchmill.producer.store.deliveries import Deliveries
+
+    with open_store(broker_url) as store:
+        deliveries = Deliveries(store)
+        if not deliveries.enable(endpoint):
+            raise CommandError(
+                f"{endpoint!r} is not disabled; batchmill webhooks list shows those that are",
+                code="unknown_endpoint",
+                exit_code=ExitCode.NOT_FOUND,
+            )
+        num_events = deliveries.redeliver_all(endpoint) if with_events else 0
+    if as_json:
+        print_json({"endpoint": endpoint, "num_redelivered": num_events})
+    else:
+        print(f"{endpoint} is enabled, {counted(num_events, 'event')} to be sent again")
+
+
+@_group.command("test", epilog="Example:\n\n  batchmill webhooks test https://example.com/hook")
+def try_receiver(
+    url: Annotated[str, typer.Argument(help="The receiver.")],
+    secret: Annotated[
+        str, typer.Option(metavar="NAME", help="Sign with this secret of the operator's.")
+    ] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Send one signed `webhook.test` event, by the deliverer's rules, and tell the answer."""
+    from batchmill.worker.webhooks.probe import probe
+    from batchmill.worker.webhooks.settings import WebhookSettings
+
+    found = probe(url, WebhookSettings(), secret_name=secret)
+    if as_json:
+        print_json(asdict(found))
+    else:
+        print(f"{found.event_id}: {found.reason} after {found.duration_ms} ms")
+    if not found.delivered:
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def _unknown(event_id: str) -> CommandError:
+    return CommandError(
+        f"no event {event_id!r}: there never was, or it was settled more than eight days ago",
+        code="unknown_event",
+        exit_code=ExitCode.NOT_FOUND,
+    )

@@ -1,0 +1,222 @@
+"""What a queue element must look like, so that neither kombu nor Celery can stumble over it.
+
+Anything that can write to Redis can push onto a queue. Of a message without a content type or an
+id, or of one that is not JSON, Celery's worker dies or loops; here it is told apart beforehand.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from celery.utils.time import maybe_iso8601
+from kombu.utils.json import loads as kombu_loads
+
+from batchmill.producer.protocol.keys import TASK_NAME
+from batchmill.worker.errors import MalformedMessage
+
+_JSON = "application/json"
+_NUM_BODY_PARTS = 3
+_NUM_TIME_LIMITS = 2
+#: An id becomes a part of keys, logs and events.
+_MAX_ID_CHARS = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """A checked queue element.
+
+    Attributes:
+        message: as kombu takes it.
+        is_announcement: it names a job that has a record; otherwise the job is in the message.
+    """
+
+    message: dict[str, Any]
+    is_announcement: bool
+
+    @property
+    def delivery_tag(self) -> str:
+        """What kombu calls the message."""
+        tag: str = self.message["properties"]["delivery_tag"]
+        return tag
+
+
+def read_envelope(element: bytes) -> Envelope:
+    """Return the message in a queue element.
+
+    Raises:
+        MalformedMessage: no worker can ever run it; the message says why.
+    """
+    message = _json(element, "not_json", "the element is not JSON")
+    if not isinstance(message, dict):
+        raise MalformedMessage("not_a_message", "the element is JSON, but not an object")
+    if b"\\u" in element:
+        _check_encodable({name: value for name, value in message.items() if name != "body"})
+    _check_properties(message.get("properties"))
+    parts = _check_body(message)
+    if isinstance(parts, dict) and "task" in parts and not message.get("headers"):
+        message, parts = _as_protocol_2(message, parts)
+    _check_headers(message.get("headers"))
+    arguments = _check_arguments(parts)
+    return Envelope(message, is_announcement=isinstance(arguments.get("job"), str))
+
+
+def _check_encodable(envelope: dict[str, Any]) -> None:
+    """Refuse what JSON can escape and UTF-8 cannot hold: no key or command can be made of it."""
+    try:
+        json.dumps(envelope, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise MalformedMessage(
+            "lone_surrogate", "the envelope holds a lone surrogate, which UTF-8 cannot encode"
+        ) from None
+
+
+def _check_properties(properties: Any) -> None:
+    if not isinstance(properties, dict):
+        raise MalformedMessage("no_properties", "properties is missing, or not an object")
+    if not _is_text(properties.get("delivery_tag")):
+        raise MalformedMessage(
+            "no_delivery_tag", "properties.delivery_tag is missing: give each message its own"
+        )
+    info = properties.get("delivery_info")
+    if not isinstance(info, dict) or not isinstance(info.get("exchange"), str):
+        raise MalformedMessage(
+            "no_delivery_info", 'properties.delivery_info needs "exchange" ("") and "routing_key"'
+        )
+    if not _is_text(info.get("routing_key")):
+        raise MalformedMessage(
+            "no_delivery_info", "properties.delivery_info.routing_key is missing: name the queue"
+        )
+
+
+def _check_headers(headers: Any) -> None:
+    if not isinstance(headers, dict):
+        raise MalformedMessage("no_headers", "headers is missing, or not an object")
+    if not _is_text(headers.get("id")):
+        raise MalformedMessage("no_id", "headers.id is missing: the task's id, as text")
+    if (num_chars := len(headers["id"])) > _MAX_ID_CHARS:
+        raise MalformedMessage(
+            "bad_id", f"headers.id has {num_chars} characters, the limit is {_MAX_ID_CHARS}"
+        )
+    task = headers.get("task")
+    if not _is_text(task):
+        raise MalformedMessage("no_task", f"headers.task is missing: {TASK_NAME}")
+    if task != TASK_NAME:
+        raise MalformedMessage(
+            "unknown_task", f"headers.task is {str(task)[:100]!r}; this queue takes {TASK_NAME}"
+        )
+    if headers.get("compression") is not None:
+        raise MalformedMessage("compressed", "compressed bodies are not taken: send plain JSON")
+    for name, is_good in _OPTIONAL_HEADERS.items():
+        value = headers.get(name)
+        if value is not None and not is_good(value):
+            raise MalformedMessage("bad_header", f"headers.{name} is not what Celery sends there")
+
+
+def _is_moment(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and bool(maybe_iso8601(value))
+    except (ValueError, OverflowError):
+        return False
+
+
+def _is_time_limits(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == _NUM_TIME_LIMITS
+        and all(limit is None or type(limit) in (int, float) for limit in value)
+    )
+
+
+#: Headers that Celery reads without a look, and what they must be where they are given.
+_OPTIONAL_HEADERS: dict[str, Callable[[Any], bool]] = {
+    "eta": _is_moment,
+    "expires": _is_moment,
+    "timelimit": _is_time_limits,
+    "shadow": lambda value: isinstance(value, str),
+    "retries": lambda value: type(value) is int,
+    "stamped_headers": lambda value: isinstance(value, list) and all(map(_is_text, value)),
+    "stamps": lambda value: isinstance(value, dict),
+}
+
+
+def _as_protocol_2(message: dict[str, Any], task: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """Return a message of Celery's protocol 1, all of it in the body, as one of protocol 2.
+
+    Libraries of other languages still send it (celery-node can). What protocol 1 names otherwise
+    (`taskset`, `chord`) is not taken over.
+    """
+    names = ("task", "id", "eta", "expires", "retries", "timelimit")
+    headers = {name: task[name] for name in names if task.get(name) is not None}
+    parts = [task.get("args") or [], task.get("kwargs") or {}, {}]
+    try:
+        _check_encodable(headers)
+        body = json.dumps(parts)
+    except TypeError:  # kombu makes values of "__type__" objects that are no JSON any more
+        raise MalformedMessage("bad_body", "body holds values that are not JSON") from None
+    properties = {**message["properties"], "body_encoding": None}
+    return {**message, "headers": headers, "body": body, "properties": properties}, parts
+
+
+def _check_body(message: Mapping[str, Any]) -> Any:
+    """Check the form of the body and return what is in it."""
+    body_encoding = message["properties"].get("body_encoding")
+    content_type = message.get("content-type")
+    if content_type != _JSON:
+        shown = "missing" if content_type is None else repr(str(content_type)[:100])
+        raise MalformedMessage(
+            "content_type", f"content-type is {shown}; only {_JSON} is taken, nothing else is read"
+        )
+    if str(message.get("content-encoding") or "utf-8").lower() not in ("utf-8", "utf8"):
+        raise MalformedMessage("content_encoding", "content-encoding is not utf-8")
+    body = message.get("body")
+    if not isinstance(body, str):
+        raise MalformedMessage("no_body", "body is missing, or not text")
+    if body_encoding not in (None, "", "utf-8", "base64"):
+        raise MalformedMessage(
+            "body_encoding", "properties.body_encoding is neither base64 nor left out"
+        )
+    data: str | bytes = body
+    if body_encoding == "base64":
+        try:
+            data = base64.b64decode(body, validate=True)
+        except (binascii.Error, ValueError):
+            raise MalformedMessage("body_encoding", "body is not the base64 it says") from None
+    return _read_body(data)
+
+
+def _check_arguments(parts: Any) -> dict[str, Any]:
+    """Check a task's arguments and return those with a name."""
+    if not isinstance(parts, list) or len(parts) != _NUM_BODY_PARTS:
+        raise MalformedMessage("bad_body", "body is not [args, kwargs, embed]")
+    args, kwargs, embed = parts
+    if (
+        not isinstance(args, list)
+        or not isinstance(kwargs, dict)
+        or not isinstance(embed, dict | None)
+    ):
+        raise MalformedMessage("bad_body", "body is not [list, object, object]")
+    return kwargs
+
+
+def _read_body(data: str | bytes) -> Any:
+    """Read a body as Celery will: on what it cannot read there, it logs the body and goes on."""
+    try:
+        return kombu_loads(data)
+    except Exception:  # kombu makes values of "__type__" objects: any error may come out of that
+        raise MalformedMessage("body_not_json", "body is not JSON (cut short?)") from None
+
+
+def _json(data: str | bytes, code: str, message: str) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        raise MalformedMessage(code, message) from None
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)

@@ -1,0 +1,64 @@
+"""The Celery task `batchmill.generate`, as other services name it and Flower shows it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from celery import Task
+from celery.worker.request import Request
+
+from batchmill.producer.protocol.keys import TASK_NAME
+from batchmill.producer.protocol.replies import JobState
+from batchmill.worker.errors import JobFailed, SettingsError
+from batchmill.worker.jobs.delivery import OUTCOME_KEY, Outcome
+
+
+class JobRequest(Request):
+    """Celery's request, without the job's content in anything that Celery shows.
+
+    A plain `send_task` puts the repr of its arguments into the message; it would go on into events,
+    Flower and `inspect`, prompt included.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._argsrepr, self._kwargsrepr = "()", "{...}"
+        self._request_dict.update(argsrepr="()", kwargsrepr="{...}")
+
+    def info(self, safe: bool = False) -> dict[str, Any]:
+        """Return what `inspect active` shows; always without the arguments."""
+        info: dict[str, Any] = super().info(safe=True)
+        return info
+
+
+class GenerateTask(Task):
+    """One generation job: `job` is a job's id with its record in place, or a whole job document.
+
+    The body runs after the engine, in the pool's second phase, and only hands the outcome over.
+    """
+
+    name = TASK_NAME
+    Request = JobRequest
+    acks_late = False
+    #: A failed job is not a bug of the worker: one line in the log, no traceback.
+    throws = (JobFailed,)
+
+    def run(self, *_: Any, **__: Any) -> Any:
+        """Return the job result, or raise the job's error. The arguments were judged by intake.
+
+        Raises:
+            JobFailed: the job failed.
+            SettingsError: the worker does not run the engine pool.
+        """
+        outcome: Outcome | None = getattr(self.request, OUTCOME_KEY, None)
+        if outcome is None:
+            raise SettingsError(
+                f"{TASK_NAME} runs only in the engine pool: start the worker with "
+                "`celery -A batchmill.worker.app worker`, without a --pool of its own"
+            )
+        if outcome.state is not JobState.COMPLETED or outcome.result is None:
+            code, message = outcome.error or ("internal_error", "the job ended without a reason")
+            raise JobFailed(code, message)
+        # Our own announcements ask for no Celery result: the record has it.
+        return None if self.request.ignore_result else json.loads(outcome.result)

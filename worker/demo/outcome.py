@@ -1,0 +1,142 @@
+"""What came of a demo: every job and every webhook judged, and the figures."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from batchmill.producer import (
+    BatchmillError,
+    Client,
+    Job,
+    JobResult,
+    JobStatus,
+    SignatureError,
+    WebhookEvent,
+    verify_webhook,
+)
+from batchmill.worker.webhooks.receiver import ReceivedRequest
+
+from .load_samples import LoadSamples
+
+
+@dataclass(frozen=True, slots=True)
+class JobOutcome:
+    """One job of the demo: its result, or why there is none."""
+
+    job_id: str
+    #: What it was about.
+    title: str
+    status: JobStatus
+    result: JobResult | None
+    failure: str | None
+
+    @classmethod
+    def of(cls, client: Client, job: Job, title: str) -> JobOutcome:
+        """Ask for a job's result without waiting."""
+        status = job.status()
+        try:
+            return cls(job.id, title, status, job.result(timeout_s=0), None)
+        except BatchmillError as error:
+            failure = str(error) if status.state.is_terminal else f"still {status.state.value}"
+            return cls(job.id, title, status, None, failure)
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """The closing table. None where there was nothing to measure."""
+
+    num_jobs: int
+    num_completed: int
+    num_output_tokens: int
+    tokens_per_s: float | None
+    #: Requests computed together: mean of samples while there were any.
+    mean_batch_size: float | None
+    ttft_p50_s: float | None
+    #: Share of the KV blocks, 0 to 1.
+    peak_kv_use: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class DemoOutcome:
+    """All of it."""
+
+    jobs: Sequence[JobOutcome]
+    #: One line for everything that went wrong.
+    failures: Sequence[str]
+    figures: Figures
+    #: A webhook as it was received, and what its verification returned.
+    webhook: ReceivedRequest | None
+    event: WebhookEvent | None
+    num_webhooks_verified: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether every job completed and every webhook was verified."""
+        return not self.failures
+
+
+def judge(
+    jobs: Sequence[JobOutcome],
+    requests: Sequence[ReceivedRequest],
+    secret: str,
+    samples: LoadSamples,
+) -> DemoOutcome:
+    """Hold what was received against what was owed.
+
+    Args:
+        jobs: every job of the demo.
+        requests: what the receiver got.
+        secret: what the webhooks must be signed with.
+        samples: of the worker's load.
+    """
+    failures = [f"job {job.job_id}: {job.failure}" for job in jobs if job.failure is not None]
+    verified: dict[str, tuple[ReceivedRequest, WebhookEvent]] = {}
+    for request in requests:
+        try:
+            event = verify_webhook(request.body, request.headers, secret)
+        except SignatureError as error:
+            failures.append(f"webhook {request.headers.get('webhook-id')}: {error}")
+        else:
+            verified[str(event.data.get("id"))] = (request, event)
+    for job in jobs:
+        failures += _webhook_failures(job, verified)
+    last = verified.get(jobs[-1].job_id) if jobs else None
+    return DemoOutcome(
+        jobs=jobs,
+        failures=failures,
+        figures=_figures(jobs, samples),
+        webhook=None if last is None else last[0],
+        event=None if last is None else last[1],
+        num_webhooks_verified=len(verified),
+    )
+
+
+def _webhook_failures(
+    job: JobOutcome, verified: dict[str, tuple[ReceivedRequest, WebhookEvent]]
+) -> list[str]:
+    if job.job_id not in verified:
+        return [f"job {job.job_id}: its webhook did not arrive"] if job.failure is None else []
+    told = verified[job.job_id][1].data.get("status")
+    if told != job.status.state.value:
+        return [f"job {job.job_id}: its webhook says {told}, its record {job.status.state.value}"]
+    return []
+
+
+def _figures(jobs: Sequence[JobOutcome], samples: LoadSamples) -> Figures:
+    results = [job.result for job in jobs if job.result is not None]
+    ttfts_s = [result.metrics.ttft_s for result in results if result.metrics.ttft_s is not None]
+    num_tokens = sum(result.usage.completion_tokens for result in results)
+    started = [job.status.started_at_ms for job in jobs if job.status.started_at_ms is not None]
+    finished = [job.status.finished_at_ms for job in jobs if job.status.finished_at_ms is not None]
+    span_s = (max(finished) - min(started)) / 1000 if started and finished else 0.0
+    return Figures(
+        num_jobs=len(jobs),
+        num_completed=len(results),
+        num_output_tokens=num_tokens,
+        tokens_per_s=num_tokens / span_s if span_s > 0 else None,
+        mean_batch_size=samples.mean_batch_size,
+        ttft_p50_s=statistics.median(ttfts_s) if ttfts_s else None,
+        peak_kv_use=samples.peak_kv_use,
+    )

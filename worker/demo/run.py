@@ -1,0 +1,220 @@
+"""`batchmill demo`: the whole system on this machine, with real jobs and checked webhooks."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from batchmill.producer import Client, GenerationJob, Job, ProducerSettings, new_secret
+from batchmill.worker.local.stack import LocalStack, StackOptions
+from batchmill.worker.local.stop_signals import StopSignals
+from batchmill.worker.service_errors import ChildFailed, DemoFailed
+from batchmill.worker.webhooks.receiver import LOOPBACK, WebhookReceiver
+
+from .load_samples import LoadSamples
+from .outcome import DemoOutcome, JobOutcome, judge
+from .prompts import demo_chat, demo_prompts
+from .view import DemoView
+
+_SERVED_NAME = "demo"
+_POLL_INTERVAL_S = 0.1
+#: After the last job the webhooks have that much longer at least, whatever the time limit.
+_WEBHOOK_GRACE_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class DemoOptions:
+    """What `batchmill demo` was asked for."""
+
+    time_limit_s: float
+    flower_port: int | None
+    with_flower: bool
+    as_json: bool
+
+
+def run_demo(options: DemoOptions) -> bool:
+    """Start everything in a private folder, run the jobs, check the webhooks, show it all.
+
+    Returns:
+        True where every job completed and every webhook arrived with a right signature. The folder
+        with the logs is kept where not.
+
+    Raises:
+        BrokerError: the embedded broker cannot run.
+        DemoFailed: it was interrupted, or a child could not start.
+    """
+    # A short name: a unix socket has to fit in it.
+    folder = Path(tempfile.mkdtemp(prefix="batchmill-demo-"))
+    view = DemoView(as_json=options.as_json)
+    try:
+        with WebhookReceiver() as receiver:
+            outcome = _Demo(options, folder, view, receiver).run()
+    except BaseException:
+        view.close()
+        view.say(f"logs are kept in {folder}/logs")
+        raise
+    view.show(outcome)
+    if outcome.passed:
+        shutil.rmtree(folder)
+    else:
+        view.say(f"logs are kept in {folder}/logs")
+    return outcome.passed
+
+
+class _Demo:
+    """One run: the stack, the receiver and the jobs."""
+
+    def __init__(
+        self,
+        options: DemoOptions,
+        folder: Path,
+        view: DemoView,
+        receiver: WebhookReceiver,
+    ) -> None:
+        self._deadline_s = time.monotonic() + options.time_limit_s
+        self._time_limit_s = options.time_limit_s
+        self._view = view
+        self._receiver = receiver
+        self._secret = new_secret()
+        self._samples = LoadSamples()
+        self._model = os.environ.get("BATCHMILL_MODEL", "demo")
+        self._stack = LocalStack(self._stack_options(options, folder), view.say)
+        self._signals = StopSignals(
+            (signal.SIGTERM, signal.SIGINT, signal.SIGHUP), on_second=self._stack.kill
+        )
+
+    def run(self) -> DemoOutcome:
+        """Start, submit, watch, judge; ends the children in every case."""
+        with self._signals:
+            try:
+                self._stack.start()
+                self._view.started(self._stack, self._model, self._receiver.url)
+                self._wait_until_ready()
+                with self._client() as client:
+                    jobs = self._submit(client)
+                    self._watch(client, jobs)
+                    return self._judge(client, jobs)
+            finally:
+                self._view.progress("stopping")
+                self._stack.stop()
+                self._view.close()
+
+    def _wait_until_ready(self) -> None:
+        start_s = time.monotonic()
+
+        def progress() -> None:
+            self._refuse_interrupt()
+            seconds = time.monotonic() - start_s
+            news = _last_log_line(self._stack.log_paths["worker"])
+            self._view.progress(f"loading the model ({seconds:.0f} s) {news}")
+
+        try:
+            self._stack.wait_until_ready(timeout_s=self._left_s(), progress=progress)
+        except ChildFailed as error:
+            raise DemoFailed(str(error)) from error
+
+    def _submit(self, client: Client) -> list[Job]:
+        hook = f"{self._receiver.url}/hook"
+        jobs = [
+            GenerationJob(
+                model=_SERVED_NAME,
+                prompt=prompt.text,
+                max_tokens=prompt.max_tokens,
+                stop=[prompt.stop],
+                temperature=0.0,
+                webhook=hook,
+            )
+            for prompt in demo_prompts()
+        ]
+        chat = {"model": _SERVED_NAME, "messages": demo_chat(), "max_tokens": 96, "webhook": hook}
+        return list(client.submit_many([*jobs, {**chat, "temperature": 0.0}]))
+
+    def _watch(self, client: Client, jobs: Sequence[Job]) -> None:
+        """Follow the jobs until all have ended and their webhooks are here, or time is up."""
+        unfinished = {job.id for job in jobs}
+        num_tokens = dict.fromkeys(unfinished, 0)
+        jobs_done_s: float | None = None
+        while True:
+            self._refuse_interrupt()
+            self._stack.check()
+            for job_id in sorted(unfinished):
+                status = client.status(job_id)
+                num_tokens[job_id] = status.output_tokens
+                if status.state.is_terminal:
+                    unfinished.discard(job_id)
+            self._samples.add(self._stack.ready_worker())
+            num_webhooks = len({r.headers.get("webhook-id") for r in self._receiver.requests})
+            self._view.progress(
+                f"{len(jobs) - len(unfinished)} of {len(jobs)} jobs, "
+                f"{sum(num_tokens.values())} tokens, {self._samples.num_running} running, "
+                f"{num_webhooks} webhooks"
+            )
+            now_s = time.monotonic()
+            if not unfinished and jobs_done_s is None:
+                jobs_done_s = now_s
+            if jobs_done_s is not None and num_webhooks >= len(jobs):
+                return
+            grace_s = 0.0 if jobs_done_s is None else jobs_done_s + _WEBHOOK_GRACE_S
+            if now_s > max(self._deadline_s, grace_s):
+                return
+            time.sleep(_POLL_INTERVAL_S)
+
+    def _judge(self, client: Client, jobs: Sequence[Job]) -> DemoOutcome:
+        titles = [prompt.title for prompt in demo_prompts()]
+        titles.append(f"Chat: {demo_chat()[-1]['content']}")
+        outcomes = [
+            JobOutcome.of(client, job, title) for job, title in zip(jobs, titles, strict=True)
+        ]
+        return judge(outcomes, self._receiver.requests, self._secret, self._samples)
+
+    def _client(self) -> Client:
+        settings = ProducerSettings(
+            webhook_allow_http=True,
+            webhook_allow_ports=(str(self._receiver.port),),
+            webhook_allow_networks=(LOOPBACK,),
+            model=_SERVED_NAME,
+        )
+        return Client(self._stack.broker_url, settings=settings)
+
+    def _stack_options(self, options: DemoOptions, folder: Path) -> StackOptions:
+        return StackOptions(
+            state_dir=folder,
+            socket_path=folder / "broker.sock",
+            environment={
+                "BATCHMILL_SERVED_MODEL_NAME": _SERVED_NAME,
+                "BATCHMILL_HEARTBEAT_INTERVAL_S": "0.2",  # the table below is made from these
+                "BATCHMILL_WEBHOOK_SECRET": self._secret,
+                "BATCHMILL_WEBHOOK_ALLOW_HTTP": "true",
+                "BATCHMILL_WEBHOOK_ALLOW_PORTS": str(self._receiver.port),
+                "BATCHMILL_WEBHOOK_ALLOW_NETWORKS": LOOPBACK,
+                "BATCHMILL_WEBHOOK_POLL_INTERVAL_S": "0.1",
+                "BATCHMILL_LOG_FORMAT": "json",
+            },
+            flower_port=options.flower_port,
+            with_flower=options.with_flower,
+        )
+
+    def _left_s(self) -> float:
+        return max(0.0, self._deadline_s - time.monotonic())
+
+    def _refuse_interrupt(self) -> None:
+        if self._signals.received:
+            raise DemoFailed("interrupted")
+
+
+def _last_log_line(path: Path) -> str:
+    """The newest event of a JSON log, to show that something goes on; empty where there is none."""
+    try:
+        entries = [json.loads(line) for line in path.read_text(errors="replace").splitlines()]
+        # Celery is ready long before the model is.
+        events = [e["event"] for e in entries if not str(e.get("logger")).startswith("celery")]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ""
+    return " ".join(str(events[-1]).split())[:80] if events else ""

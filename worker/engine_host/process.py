@@ -1,0 +1,168 @@
+"""The engine's own process: builds the engine, then turns its loop until it is told to end.
+
+Started by `EngineLink` as `python -m batchmill.worker.engine_host.process CONNECTION_FD
+PROGRESS_FD`. It ends when the worker's end of the socket closes, so it never outlives its worker;
+the kernel ends it as well (`tie_to_parent.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from multiprocessing.connection import Connection
+
+import structlog
+
+from batchmill.worker.errors import EngineStartError
+from batchmill.worker.logs import configure_logging
+
+from .backend import EngineBackend, RequestRefused, StepNews
+from .messages import (
+    AbortRequest,
+    AddRequest,
+    EngineSpec,
+    FromEngine,
+    Refused,
+    SetPaused,
+    Shutdown,
+    StartFailed,
+    StepReport,
+    ToEngine,
+)
+from .progress_counter import ProgressCounter
+
+#: Longest wait for a message while there is nothing to compute; the progress counter moves at
+#: least this often.
+_IDLE_WAIT_S = 0.1
+#: Longest time spent on preparations before looking for messages again.
+_PREPARE_S = 0.01
+_EXIT_FAILURE = 1
+_log = structlog.stdlib.get_logger("batchmill.engine_process")
+
+
+class EngineLoop:
+    """Turns messages into requests and steps into reports.
+
+    Invariant: the progress counter moves once a turn, idle turns included, and stands still only
+    while a step (or the building of the engine) takes its time.
+    """
+
+    def __init__(
+        self,
+        connection: Connection[FromEngine, ToEngine],
+        engine: EngineBackend,
+        progress: ProgressCounter,
+    ) -> None:
+        self._connection = connection
+        self._engine = engine
+        self._progress = progress
+        self._paused = False
+        self._ended = False
+        self._num_adds_seen = 0
+        self._refused: list[Refused] = []
+
+    def run(self) -> None:
+        """Serve until `Shutdown`, or until the worker is gone (EOFError, OSError)."""
+        self._connection.send(self._engine.describe())
+        while not self._ended:
+            self._progress.advance()
+            can_step = self._engine.has_unfinished() and not self._paused
+            heard = self._take_messages(0 if can_step else self._prepare())
+            if self._ended:
+                return
+            if self._engine.has_unfinished() and not self._paused:
+                self._report(self._engine.step())
+            elif heard:
+                self._report(StepNews())
+
+    def _prepare(self) -> float:
+        """Use an idle turn; return for how long the next message may be waited for."""
+        return _IDLE_WAIT_S if self._engine.prepare(_PREPARE_S) else 0
+
+    def _take_messages(self, wait_s: float) -> bool:
+        heard = False
+        while not self._ended and self._connection.poll(0 if heard else wait_s):
+            self._handle(self._connection.recv())
+            heard = True
+        return heard
+
+    def _handle(self, message: ToEngine) -> None:
+        if isinstance(message, AddRequest):
+            self._num_adds_seen += 1
+            try:
+                self._engine.add(message)
+            except RequestRefused as refusal:
+                self._refused.append(Refused(message.request_id, refusal.code, refusal.message))
+        elif isinstance(message, AbortRequest):
+            self._engine.abort(message.request_id)
+        elif isinstance(message, SetPaused):
+            self._paused = message.paused
+        elif isinstance(message, Shutdown):
+            self._ended = True
+
+    def _report(self, news: StepNews) -> None:
+        report = StepReport(
+            num_adds_seen=self._num_adds_seen,
+            load=self._engine.load(),
+            drafts=self._engine.drafts(),
+            new_outputs=news.new_outputs,
+            finished=news.finished,
+            refused=self._refused,
+        )
+        self._refused = []
+        self._connection.send(report)
+
+
+def build_engine(spec: EngineSpec) -> EngineBackend:
+    """Build the engine that a spec names.
+
+    Raises:
+        EngineStartError: the model or the configuration cannot work.
+    """
+    if spec.kind == "stub":
+        from .stub_engine import StubConfig, StubEngine
+
+        try:
+            return StubEngine(StubConfig(**spec.options))
+        except TypeError as error:
+            raise EngineStartError(f"BATCHMILL_STUB: {error}") from error
+    from .real_engine import build_real_engine
+
+    return build_real_engine(spec)
+
+
+def main(arguments: list[str]) -> None:
+    """Run the engine process.
+
+    Args:
+        arguments: descriptors of the connection and of the progress counter.
+    """
+    # The worker decides when the engine ends: a Ctrl-C, or a signal to the whole group, must not
+    # take the engine from under jobs that are being handed back.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
+    connection: Connection[FromEngine, EngineSpec | ToEngine] = Connection(int(arguments[0]))
+    progress = ProgressCounter(int(arguments[1]))
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        spec = connection.recv()
+        assert isinstance(spec, EngineSpec)
+        configure_logging(spec.log_level, spec.log_format)
+        try:
+            engine = build_engine(spec)
+        except EngineStartError as error:
+            connection.send(StartFailed(str(error)))
+            return
+        loop = EngineLoop(connection, engine, progress)  # type: ignore[arg-type]
+        try:
+            loop.run()
+        except (EOFError, OSError):
+            raise
+        except Exception:
+            # Whatever state the engine is in now, a fresh process has a better one.
+            _log.exception("engine_failed")
+            sys.exit(_EXIT_FAILURE)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,179 @@
+"""The real engine behind the engine process. The only file of this folder that brings in torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from batchmill.engine import (
+    Chat,
+    Completion,
+    Engine,
+    EngineConfig,
+    RequestOutput,
+    SamplingParams,
+    ToolCall,
+)
+from batchmill.engine.errors import ConfigError, ModelLoadError, RequestError
+from batchmill.engine.lifecycle.intake import Prompt
+from batchmill.engine.request.outputs import ResumedTokens
+from batchmill.worker.errors import EngineStartError
+
+from .backend import RequestRefused, StepNews
+from .messages import (
+    AddRequest,
+    DraftCounts,
+    EngineLoad,
+    EngineSpec,
+    Finished,
+    FinishedCall,
+    FinishedSample,
+    NewOutput,
+    Ready,
+)
+
+
+def build_real_engine(spec: EngineSpec) -> RealEngine:
+    """Load the model that a spec names.
+
+    Raises:
+        EngineStartError: the configuration or the model cannot work; trying again does not help.
+    """
+    try:
+        return RealEngine(Engine(EngineConfig(model=spec.model, **spec.options)))
+    except (ConfigError, ModelLoadError) as error:
+        raise EngineStartError(str(error)) from error
+
+
+class RealEngine:
+    """An `Engine` in the words of the engine process."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        #: Resumed requests that have reported nothing yet.
+        self._resumed: set[str] = set()
+
+    def describe(self) -> Ready:
+        """Return its identity and limits."""
+        config = self._engine.config
+        return Ready(
+            identity=self._engine.identity,
+            num_blocks=self._engine.stats().num_blocks,
+            block_size=config.block_size,
+            max_model_len=config.max_model_len,
+            drafts=self.drafts(),
+        )
+
+    def add(self, request: AddRequest) -> None:
+        """Queue a request.
+
+        Raises:
+            RequestRefused: it cannot be run.
+        """
+        try:
+            prompt = _prompt(request)
+            params = SamplingParams.from_dict(request.params)
+            resumed: ResumedTokens = request.resumed_token_ids
+            if params.n > 1:
+                # Only the first sample's tokens are checkpointed; the others draw theirs again.
+                resumed = [request.resumed_token_ids, *[()] * (params.n - 1)]
+            self._engine.add_request(
+                request.request_id,
+                prompt,
+                params,
+                resumed,
+                priority=request.priority,
+                deadline_s=request.deadline_s,
+                cache_salt=request.cache_salt,
+            )
+            if request.resumed_token_ids:
+                self._resumed.add(request.request_id)
+        except RequestError as error:
+            raise RequestRefused(error.code, error.message) from error
+
+    def abort(self, request_id: str) -> None:
+        """End a request early; the next step reports it. One that is not known is ignored."""
+        self._engine.abort(request_id)
+
+    def has_unfinished(self) -> bool:
+        """Whether a step has anything to do."""
+        return self._engine.has_unfinished()
+
+    def step(self) -> StepNews:
+        """Compute one batch."""
+        news = StepNews()
+        for output in self._engine.step():
+            if output.new_token_ids:
+                news.new_outputs.append(self._new_output(output))
+            if output.finished:
+                self._resumed.discard(output.request_id)
+                news.finished.append(_finished(output))
+        return news
+
+    def load(self) -> EngineLoad:
+        """Return how full it is."""
+        load = self._engine.load()
+        return EngineLoad(load.num_running, load.num_waiting, load.num_free_blocks)
+
+    def drafts(self) -> DraftCounts | None:
+        """Return what prompt lookup came to, or None where it is off."""
+        counts = self._engine.draft_counts()
+        if counts is None:
+            return None
+        return DraftCounts(counts.num_draft_tokens, counts.num_accepted_tokens)
+
+    def prepare(self, timeout_s: float) -> bool:
+        """Have the system provide memory of the KV cache; return whether all of it is there."""
+        return self._engine.provide_memory(timeout_s)
+
+    def _new_output(self, output: RequestOutput) -> NewOutput:
+        text = output.new_text
+        if output.request_id in self._resumed:
+            self._resumed.remove(output.request_id)
+            text = output.text
+        return output.request_id, output.new_token_ids, text
+
+
+def _prompt(request: AddRequest) -> Prompt:
+    if request.chat is not None:
+        return Chat(**request.chat)
+    return request.prompt if request.prompt is not None else ""
+
+
+def _finished(output: RequestOutput) -> Finished:
+    completions = output.completions
+    return Finished(
+        request_id=output.request_id,
+        text=output.text,
+        token_ids=output.token_ids,
+        finish_reason=str(output.finish_reason),
+        num_prompt_tokens=output.num_prompt_tokens,
+        num_cached_tokens=output.metrics.num_cached_tokens,
+        num_preemptions=output.metrics.num_preemptions,
+        queued_s=output.metrics.queued_s,
+        inter_token_s=output.metrics.inter_token_s,
+        stop_reason=output.stop_reason,
+        logprobs=output.logprobs,
+        entropies=output.entropies,
+        prompt_logprobs=output.prompt_logprobs,
+        tool_calls=_calls(output.tool_calls),
+        samples=[_sample(each) for each in completions] if len(completions) > 1 else (),
+        error=None if output.error is None else output.error.message,
+        error_code=None if output.error is None else output.error.code,
+    )
+
+
+def _sample(completion: Completion) -> FinishedSample:
+    return FinishedSample(
+        text=completion.text,
+        token_ids=completion.token_ids,
+        finish_reason=str(completion.finish_reason),
+        stop_reason=completion.stop_reason,
+        logprobs=completion.logprobs,
+        entropies=completion.entropies,
+        tool_calls=_calls(completion.tool_calls),
+        error=None if completion.error is None else completion.error.message,
+    )
+
+
+def _calls(calls: Sequence[ToolCall]) -> list[FinishedCall]:
+    return [FinishedCall(call.id, call.name, call.arguments) for call in calls]

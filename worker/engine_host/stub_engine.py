@@ -1,0 +1,226 @@
+"""A stand-in for the engine: no model, deterministic tokens, faults on demand.
+
+For tests, and for measuring the worker alone (`BATCHMILL_ENGINE=stub`). A token is a pure function
+of prompt, seed and position, so any attempt on any worker continues any other.
+
+A prompt may carry one marker, acted upon when the token at that output position is due:
+`<<crash@N>>` ends the process, `<<hang@N>>` blocks the step for ever, `<<raise@N>>` raises out of
+the step, `<<error@N>>` fails that one request; `<<refuse>>` is refused when it is added.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+import zlib
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .backend import RequestRefused, StepNews
+from .messages import AddRequest, DraftCounts, EngineLoad, Finished, Ready
+
+_MARKER = re.compile(r"<<(crash|hang|raise|error|refuse)(?:@(\d+))?>>")
+_VOCAB_SIZE = 50_000
+_DEFAULT_MAX_TOKENS = 16
+_MARKED_ERROR = ("the logits are not finite", "numerical_error")
+#: Exit status of a process that a crash marker ended.
+CRASH_STATUS = 86
+
+
+@dataclass(frozen=True, slots=True)
+class StubConfig:
+    """How the stand-in behaves."""
+
+    #: Seconds that a step takes, whatever the batch.
+    step_time_s: float = 0.002
+    #: Seconds until the engine is ready.
+    load_time_s: float = 0.0
+    max_num_seqs: int = 64
+    max_model_len: int = 4096
+    num_blocks: int = 4096
+    block_size: int = 16
+    #: Another value makes another identity: tokens cannot be continued across it.
+    identity: str = "stub"
+    #: File that gets a line "request_id position" for each token computed; for tests.
+    trace_path: str | None = None
+
+
+@dataclass(slots=True)
+class _StubRequest:
+    request_id: str
+    prompt: str
+    params: Mapping[str, Any]
+    token_ids: list[int]
+    has_reported: bool = False
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return max(1, len(self.prompt) // 4)
+
+    @property
+    def max_tokens(self) -> int:
+        return int(self.params.get("max_tokens", _DEFAULT_MAX_TOKENS))
+
+    def num_blocks(self, block_size: int) -> int:
+        return -(-(self.num_prompt_tokens + len(self.token_ids) + 1) // block_size)
+
+    def end(
+        self, finish_reason: str, error: str | None = None, error_code: str | None = None
+    ) -> Finished:
+        return Finished(
+            request_id=self.request_id,
+            text=stub_text(self.token_ids),
+            token_ids=list(self.token_ids),
+            finish_reason=finish_reason,
+            num_prompt_tokens=self.num_prompt_tokens,
+            error=error,
+            error_code=error_code,
+        )
+
+
+def stub_token(prompt: str, seed: int, position: int) -> int:
+    """Return the token id that the stand-in generates at an output position."""
+    return zlib.crc32(f"{seed}:{position}:{prompt}".encode()) % _VOCAB_SIZE
+
+
+def stub_text(token_ids: Sequence[int]) -> str:
+    """Return the text of output tokens: one word each."""
+    return "".join(f" w{token_id}" for token_id in token_ids)
+
+
+class StubEngine:
+    """Owns the requests; first come, first served, as long as blocks and slots last."""
+
+    def __init__(self, config: StubConfig) -> None:
+        time.sleep(config.load_time_s)
+        self._config = config
+        self._waiting: deque[_StubRequest] = deque()
+        self._running: dict[str, _StubRequest] = {}
+        self._aborted: list[Finished] = []
+
+    def describe(self) -> Ready:
+        """Return its identity and limits."""
+        config = self._config
+        return Ready(config.identity, config.num_blocks, config.block_size, config.max_model_len)
+
+    def add(self, request: AddRequest) -> None:
+        """Queue a request.
+
+        Raises:
+            RequestRefused: it has a refuse marker or is longer than `max_model_len`.
+        """
+        stub = _StubRequest(
+            request.request_id,
+            _render(request),
+            request.params,
+            list(request.resumed_token_ids),
+        )
+        marker = _MARKER.search(stub.prompt)
+        if marker and marker[1] == "refuse":
+            raise RequestRefused("unsupported_parameter", "the prompt asks to be refused")
+        if stub.num_prompt_tokens >= self._config.max_model_len:
+            raise RequestRefused(
+                "context_length_exceeded",
+                f"prompt has {stub.num_prompt_tokens} tokens, max_model_len is "
+                f"{self._config.max_model_len}; shorten it or raise max_model_len",
+            )
+        self._waiting.append(stub)
+
+    def abort(self, request_id: str) -> None:
+        """End a request early; the next step reports it. One that is not known is ignored."""
+        request = self._running.pop(request_id, None)
+        if request is None:
+            request = next((r for r in self._waiting if r.request_id == request_id), None)
+            if request is None:
+                return
+            self._waiting.remove(request)
+        self._aborted.append(request.end("abort"))
+
+    def has_unfinished(self) -> bool:
+        """Whether a step has anything to do."""
+        return bool(self._waiting or self._running or self._aborted)
+
+    def prepare(self, timeout_s: float) -> bool:
+        """Nothing to prepare."""
+        return True
+
+    def load(self) -> EngineLoad:
+        """Return how full it is."""
+        return EngineLoad(len(self._running), len(self._waiting), self._num_free_blocks())
+
+    def drafts(self) -> DraftCounts | None:
+        """No prompt lookup."""
+        return None
+
+    def step(self) -> StepNews:
+        """Generate one token for every running request."""
+        self._admit()
+        time.sleep(self._config.step_time_s)
+        news = StepNews()
+        for request in list(self._running.values()):
+            self._advance(request, news)
+        for finished in news.finished:
+            del self._running[finished.request_id]
+        news.finished += self._aborted
+        self._aborted = []
+        return news
+
+    def _num_free_blocks(self) -> int:
+        size = self._config.block_size
+        return self._config.num_blocks - sum(r.num_blocks(size) for r in self._running.values())
+
+    def _admit(self) -> None:
+        size = self._config.block_size
+        while self._waiting and len(self._running) < self._config.max_num_seqs:
+            if self._running and self._waiting[0].num_blocks(size) > self._num_free_blocks():
+                return
+            request = self._waiting.popleft()
+            self._running[request.request_id] = request
+
+    def _advance(self, request: _StubRequest, news: StepNews) -> None:
+        position = len(request.token_ids)
+        if position < request.max_tokens:
+            if _act_on_marker(request.prompt, position):
+                news.finished.append(request.end("error", *_MARKED_ERROR))
+                return
+            self._trace(request.request_id, position)
+            token_id = stub_token(request.prompt, int(request.params.get("seed") or 0), position)
+            request.token_ids.append(token_id)
+            text = stub_text([token_id] if request.has_reported else request.token_ids)
+            request.has_reported = True
+            news.new_outputs.append((request.request_id, [token_id], text))
+        if len(request.token_ids) >= request.max_tokens:
+            news.finished.append(request.end("length"))
+
+    def _trace(self, request_id: str, position: int) -> None:
+        if self._config.trace_path is not None:
+            with open(self._config.trace_path, "a", encoding="utf-8") as file:
+                file.write(f"{request_id} {position}\n")
+
+
+def _render(request: AddRequest) -> str:
+    if request.chat is not None:
+        return "".join(
+            f"<{turn['role']}>{turn.get('content', '')}" for turn in request.chat["messages"]
+        )
+    if isinstance(request.prompt, str):
+        return request.prompt
+    return " ".join(str(token_id) for token_id in request.prompt or ())
+
+
+def _act_on_marker(prompt: str, position: int) -> bool:
+    """Act on the prompt's marker if it is due; True where the request fails by itself."""
+    marker = _MARKER.search(prompt)
+    if marker is None or position != int(marker[2] or 0):
+        return False
+    if marker[1] == "crash":
+        os._exit(CRASH_STATUS)
+    if marker[1] == "hang":
+        while True:
+            time.sleep(3600)
+    if marker[1] == "raise":
+        raise RuntimeError("the stub engine was told to raise")
+    return marker[1] == "error"

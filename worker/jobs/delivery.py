@@ -1,0 +1,116 @@
+"""Celery's side of a job: one delivered task, and how its end is told to Celery."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from billiard.einfo import ExceptionInfo
+from celery.exceptions import Ignore, Retry, Terminated
+
+from batchmill.producer.protocol.replies import JobState
+from batchmill.worker.errors import JobReleased
+
+#: Key of the outcome in the request that Celery's tracer hands to the task.
+OUTCOME_KEY = "batchmill_outcome"
+#: Key that marks a request whose end is being told to Celery: its revoke is no news to us then.
+SETTLED_KEY = "batchmill_settled"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How this worker's part in a job ended.
+
+    Attributes:
+        state: the job's terminal state; QUEUED where it was given back; None where it is not, or
+            no longer, ours, so that there is nothing to tell.
+        result: JSON of the job result where there is one.
+        error: code and message where the job failed or was given back.
+        num_output_tokens: for the success event, which carries no text.
+    """
+
+    state: JobState | None
+    result: str | None = None
+    error: tuple[str, str] | None = None
+    num_output_tokens: int = 0
+
+
+NOT_OURS = Outcome(None)
+
+
+@dataclass(slots=True, eq=False)
+class Delivery:
+    """One task as Celery's pool interface hands it over.
+
+    Celery's own tracer does what ends in SUCCESS or FAILURE (result, callbacks, chains, signals,
+    events); the other ends go through the request's error callback, which knows revoked, retried
+    and ignored tasks.
+    """
+
+    task_id: str
+    target: Callable[..., Any]
+    #: (task name, id, request, body, content type, content encoding)
+    args: tuple[Any, ...]
+    on_done: Callable[[Any], None]
+    on_accepted: Callable[[int, float], None]
+    on_error: Callable[[ExceptionInfo], None]
+    #: Seconds that Celery's hard or soft time limit leaves; None without one.
+    time_limit_s: float | None = None
+    _accepted_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """Celery's request headers."""
+        request: dict[str, Any] = self.args[2]
+        return request
+
+    def accept(self) -> None:
+        """Tell Celery that the job has started; it acknowledges the message."""
+        self._accepted_at = time.monotonic()
+        self.on_accepted(os.getpid(), self._accepted_at)
+
+    def finish(self, outcome: Outcome) -> None:
+        """Tell Celery how it ended. Blocks on the result backend where a result is stored."""
+        self.request[SETTLED_KEY] = True
+        if outcome.state in (JobState.COMPLETED, JobState.FAILED):
+            self._trace(outcome)
+        else:
+            self.on_error(_exception_info(_as_exception(outcome)))
+
+    def drop(self) -> None:
+        """Tell Celery that there is nothing to do: the message is acknowledged, nothing has run."""
+        self.on_error(_exception_info(Ignore()))
+
+    def _trace(self, outcome: Outcome) -> None:
+        self.request[OUTCOME_KEY] = outcome
+        try:
+            failed, value, _ = self.target(*self.args)
+        except Exception:
+            self.on_error(ExceptionInfo())
+            return
+        finally:
+            self.request.pop(OUTCOME_KEY, None)
+        if not failed:
+            # In place of the result's repr, which would put output text into events and Flower.
+            value = f"<{outcome.num_output_tokens} tokens>"
+        # The tracer ran only now; what people want to see is how long the job took.
+        self.on_done((failed, value, time.monotonic() - self._accepted_at))
+
+
+def _as_exception(outcome: Outcome) -> Any:
+    code, message = outcome.error or ("", "")
+    if outcome.state is JobState.CANCELLED or outcome.state is JobState.EXPIRED:
+        return Terminated(outcome.state.value)
+    if outcome.state is JobState.QUEUED:
+        return Retry(message, exc=JobReleased(code, message))
+    return Ignore()
+
+
+def _exception_info(exception: Any) -> ExceptionInfo:
+    try:
+        raise exception
+    except BaseException:
+        return ExceptionInfo()

@@ -1,0 +1,33 @@
+"""Puts back what was lost: leases of dead workers, announcements, late jobs."""
+
+from __future__ import annotations
+
+import structlog
+
+from batchmill.producer.store.job_store import JobStore
+
+_log = structlog.stdlib.get_logger("batchmill.sweeper")
+#: Jobs of each kind in one call: Redis serves nobody else meanwhile.
+_LIMIT = 500
+
+
+def sweep(store: JobStore, *, reannounce_grace_ms: int) -> None:
+    """Sweep until nothing is left to do. Any number of workers may do so at once.
+
+    Raises:
+        redis.exceptions.RedisError: Redis did not answer; the next sweep makes up for it.
+    """
+    while True:
+        counts = store.sweep(limit=_LIMIT, reannounce_grace_ms=reannounce_grace_ms)
+        numbers = {
+            "requeued": counts.requeued,
+            "dead": counts.dead,
+            "cancelled": counts.cancelled,
+            "expired": counts.expired,
+            "reannounced": counts.reannounced,
+        }
+        if any(numbers.values()):
+            _log.info("swept", **numbers)
+        # Index entries of records whose time is over go all the time: done, but no news.
+        if max(*numbers.values(), counts.unindexed, counts.recounted) < _LIMIT:
+            return

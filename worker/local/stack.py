@@ -1,0 +1,230 @@
+"""Everything on one machine: embedded broker, worker, deliverer and Flower, as children."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import redis
+
+from batchmill.producer.protocol.replies import WorkerInfo
+from batchmill.producer.store.job_store import JobStore
+from batchmill.worker.service_errors import BrokerFailed
+
+from .broker_config import BrokerConfig
+from .embedded_broker import EmbeddedBroker
+from .flower import Flower
+from .state_dir import make_private_directory
+from .supervisor import ChildSpec, Supervisor
+
+#: Seconds that a worker may take to hand on its jobs, a deliverer to finish its attempts, and
+#: Flower to go.
+_WORKER_STOP_S, _DELIVERER_STOP_S, _FLOWER_STOP_S = 60.0, 30.0, 5.0
+_BROKER_RESTART_WAIT_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class StackOptions:
+    """What to run."""
+
+    #: Private folder for broker data and logs; made where it is absent.
+    state_dir: Path
+    #: The embedded broker's socket.
+    socket_path: Path
+    #: BATCHMILL_* settings of the children, by their full names.
+    environment: Mapping[str, str] = field(default_factory=dict)
+    #: An external broker to use instead of the embedded one.
+    broker_url: str | None = None
+    #: Loopback port for the embedded broker, instead of its socket.
+    broker_port: int | None = None
+    #: Port for Flower; None takes 5555 or a free one.
+    flower_port: int | None = None
+    with_flower: bool = True
+    with_deliverer: bool = True
+
+
+class LocalStack:
+    """Owns the children of `batchmill up` and `batchmill demo`, the broker included."""
+
+    def __init__(self, options: StackOptions, say: Callable[[str], None]) -> None:
+        """Prepare; nothing runs before `start`.
+
+        Args:
+            options: what to run.
+            say: takes a line about something that happened to a child.
+        """
+        self._options = options
+        self._say = say
+        self._broker = None if options.broker_url is not None else _embedded_broker(options)
+        self.broker_url = options.broker_url or self._embedded.url
+        self._flower = self._choose_flower()
+        self._supervisor: Supervisor | None = None
+        self._broker_down_since_s: float | None = None
+        self._store = JobStore.from_url(self.broker_url)
+
+    @property
+    def flower_url(self) -> str | None:
+        """Where Flower is; None where it does not run."""
+        return None if self._flower is None else self._flower.url
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether the broker is ours."""
+        return self._broker is not None
+
+    @property
+    def log_paths(self) -> dict[str, Path]:
+        """Name and log file of every child."""
+        assert self._supervisor is not None
+        paths = {child.spec.name: child.spec.log_path for child in self._supervisor.children}
+        if self._broker is not None:
+            paths["broker"] = self._broker.log_path
+        return paths
+
+    @property
+    def pids(self) -> dict[str, int | None]:
+        """Process id of every child; None for one that is down."""
+        assert self._supervisor is not None
+        pids = {child.spec.name: child.pid for child in self._supervisor.children}
+        if self._broker is not None:
+            pids["broker"] = self._broker.pid
+        return pids
+
+    def start(self) -> None:
+        """Start everything, and return when it runs (the model may still be loading).
+
+        Raises:
+            BrokerError: the embedded broker cannot run.
+        """
+        make_private_directory(self._options.state_dir)
+        logs = self._options.state_dir / "logs"
+        make_private_directory(logs)
+        if self._broker is not None:
+            self._broker.start()
+        self._supervisor = Supervisor(self._specs(logs), self._say)
+        self._supervisor.start()
+
+    def is_ready(self) -> bool:
+        """Whether the worker has loaded its model and Flower answers."""
+        return self.ready_worker() is not None and (self._flower is None or self._flower.answers())
+
+    def wait_until_ready(self, *, timeout_s: float, progress: Callable[[], None]) -> None:
+        """Wait until the worker takes jobs.
+
+        Args:
+            timeout_s: limit in seconds.
+            progress: called several times a second while waiting.
+
+        Raises:
+            ChildFailed: a child ended, or the time was not enough.
+        """
+        assert self._supervisor is not None
+
+        def is_ready() -> bool:
+            progress()
+            return self.is_ready()
+
+        self._supervisor.wait_until(is_ready, what="starting", timeout_s=timeout_s)
+
+    def ready_worker(self) -> WorkerInfo | None:
+        """This stack's worker once it takes jobs; None until then, or while the broker is away."""
+        try:
+            workers = self._store.list_workers()
+        except redis.RedisError:
+            return None
+        # By its pid: others may share the broker, and a dead one's heartbeat stays for a while.
+        given = {**os.environ, **self._options.environment}.get("BATCHMILL_WORKER_NAME")
+        ending = given or f"-{self.pids['worker']}@{socket.gethostname()}"
+        ready = (w for w in workers if w.state == "ready" and w.name.endswith(ending))
+        return next(ready, None)
+
+    def check(self) -> None:
+        """Start again what died. Call it several times a second."""
+        assert self._supervisor is not None
+        self._check_broker()
+        self._supervisor.check()
+
+    def stop(self) -> None:
+        """End everything in order: worker, deliverer, Flower, broker."""
+        if self._supervisor is not None:
+            self._supervisor.stop()
+        self._store.close()
+        if self._broker is not None:
+            self._broker.stop()
+
+    def kill(self) -> None:
+        """End the children at once; a running `stop` then has nothing to wait for."""
+        if self._supervisor is not None:
+            self._supervisor.kill()
+
+    @property
+    def _embedded(self) -> EmbeddedBroker:
+        assert self._broker is not None
+        return self._broker
+
+    def _check_broker(self) -> None:
+        """Start a broker that died again; its data is on disk, and the children reconnect."""
+        if self._broker is None or self._broker.pid is not None:
+            return
+        now_s = time.monotonic()
+        if self._broker_down_since_s is None:
+            self._broker_down_since_s = now_s
+            self._say(f"the broker died; starting it again (log: {self._broker.log_path})")
+        if now_s - self._broker_down_since_s < _BROKER_RESTART_WAIT_S:
+            return
+        self._broker.stop()
+        try:
+            self._broker.start()
+        except BrokerFailed as error:
+            self._broker_down_since_s = now_s
+            self._say(str(error))
+        else:
+            self._broker_down_since_s = None
+            self._say(f"the broker runs again (pid {self._broker.pid})")
+
+    def _choose_flower(self) -> Flower | None:
+        if not self._options.with_flower:
+            return None
+        if importlib.util.find_spec("flower") is None:
+            self._say("Flower is not installed and left out: pip install 'batchmill[monitor]'")
+            return None
+        return Flower(self._options.flower_port)
+
+    def _specs(self, logs: Path) -> list[ChildSpec]:
+        environment = {
+            **os.environ,
+            **self._options.environment,
+            "BATCHMILL_BROKER_URL": self.broker_url,
+            # Keeps a kernels/ folder in the current directory from being taken for a package.
+            "PYTHONSAFEPATH": "1",
+        }
+        own = [sys.executable, "-m", "batchmill.worker.cli"]
+        specs = [
+            _spec("worker", [*own, "worker"], environment, logs, _WORKER_STOP_S),
+        ]
+        if self._options.with_deliverer:
+            command = [*own, "deliver"]
+            specs.append(_spec("deliverer", command, environment, logs, _DELIVERER_STOP_S))
+        if self._flower is not None:
+            flower_environment = environment | self._flower.environment(self.broker_url)
+            command = self._flower.command
+            specs.append(_spec("flower", command, flower_environment, logs, _FLOWER_STOP_S))
+        return specs
+
+
+def _embedded_broker(options: StackOptions) -> EmbeddedBroker:
+    return EmbeddedBroker(
+        BrokerConfig(options.state_dir, options.socket_path, port=options.broker_port)
+    )
+
+
+def _spec(
+    name: str, command: list[str], environment: Mapping[str, str], logs: Path, stop_timeout_s: float
+) -> ChildSpec:
+    return ChildSpec(name, tuple(command), environment, logs / f"{name}.log", stop_timeout_s)

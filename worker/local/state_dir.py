@@ -1,0 +1,54 @@
+"""Where `batchmill up` keeps what must outlive it: broker data, logs, the webhook secret."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from batchmill.producer.webhook.signature import new_secret
+from batchmill.worker.service_errors import NotPrivate
+
+
+def default_state_dir(environ: Mapping[str, str] = os.environ) -> Path:
+    """BATCHMILL_STATE_DIR, else the user's state folder by the XDG rules."""
+    if explicit := environ.get("BATCHMILL_STATE_DIR"):
+        return Path(explicit)
+    if xdg := environ.get("XDG_STATE_HOME"):
+        return Path(xdg) / "batchmill"
+    return Path.home() / ".local" / "state" / "batchmill"
+
+
+def stored_webhook_secret(state_dir: Path) -> tuple[str, Path]:
+    """Return the secret kept in the state folder, made at the first use, and its file.
+
+    Args:
+        state_dir: must exist.
+    """
+    path = state_dir / "webhook_secret"
+    try:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(new_secret() + "\n")
+    except FileExistsError:
+        pass
+    return path.read_text().strip(), path
+
+
+def make_private_directory(directory: Path) -> None:
+    """Create a folder with mode 0700, or check that an existing one is as private.
+
+    Raises:
+        NotPrivate: it belongs to somebody else, or others may read it.
+    """
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = directory.stat()
+    if status.st_uid != os.getuid():
+        raise NotPrivate(
+            f"{directory} belongs to user id {status.st_uid}, not to {os.getuid()}; "
+            "choose another directory"
+        )
+    if status.st_mode & 0o077:
+        raise NotPrivate(
+            f"{directory} has mode {status.st_mode & 0o777:o}, others could read prompts and "
+            f"answers in it; make it private: chmod 700 {directory}"
+        )

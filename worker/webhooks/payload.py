@@ -1,0 +1,122 @@
+"""The body of a webhook: what happened, without the prompt, and with the text only if asked."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+from batchmill.producer.job.batch import BatchStatus
+from batchmill.producer.protocol.outbox import OutboxEntry
+from batchmill.producer.protocol.records import JobRecord
+
+#: Text and calls of this length at most go into an event; longer ones are fetched by the job's id.
+MAX_OUTPUT_BYTES = 16 * 1024
+_IN_PROGRESS = ("started", "output")
+
+
+def render_body(entry: OutboxEntry, record: JobRecord | None) -> bytes:
+    """Write an event's body. Done once: it is stored, and every attempt sends the same bytes.
+
+    Args:
+        entry: the event.
+        record: the job's record, or None where it has been deleted since; the body then tells only
+            which job ended and how.
+    """
+    name = entry.type.removeprefix("generation.")
+    has_ended = name not in _IN_PROGRESS
+    data: dict[str, Any] = {
+        "id": entry.job_id,
+        "object": "generation",
+        "status": name if has_ended else "in_progress",
+        "model": None,
+        "finish_reason": None,
+        "usage": None,
+        "tenant": None,
+        "tags": [],
+        "metadata": {},
+        "error": None,
+        "created_at": None,
+        "started_at": None,
+        "finished_at": _iso(entry.created_at_ms) if has_ended else None,
+    }
+    if entry.num_tokens is not None:
+        data["progress"] = {"output_tokens": entry.num_tokens}
+    if record is not None:
+        document = json.loads(record.document)
+        data |= {
+            "model": record.model,
+            "tenant": record.tenant,
+            "tags": list(record.tags),
+            "metadata": document.get("metadata") or {},
+            "created_at": _iso(record.enqueued_at_ms),
+            "started_at": _iso(record.started_at_ms),
+        }
+        # Else the event tells of a moment before that, or of an end that a retry has cleared.
+        if has_ended and record.state.value == name:
+            data |= _end_of(record, include_output=document.get("include_output", False))
+    event = {"type": entry.type, "timestamp": _iso(entry.created_at_ms), "data": data}
+    return json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def render_batch_body(entry: OutboxEntry, batch: BatchStatus | None) -> bytes:
+    """Write the body of a batch's event: its state and counts, no more.
+
+    Args:
+        entry: the event.
+        batch: the batch, or None where it has been deleted since.
+    """
+    data: dict[str, Any] = {
+        "id": entry.job_id,
+        "object": "batch",
+        "status": entry.type.removeprefix("batch."),
+        "request_counts": None,
+        "errors": None,
+        "metadata": {},
+        "created_at": None,
+        "finished_at": _iso(entry.created_at_ms),
+    }
+    if batch is not None:
+        data |= {
+            "request_counts": batch.request_counts.model_dump(),
+            "errors": None if batch.errors is None else batch.errors.model_dump(),
+            "metadata": batch.metadata,
+            "created_at": _iso(batch.created_at * 1000),
+        }
+    event = {"type": entry.type, "timestamp": _iso(entry.created_at_ms), "data": data}
+    return json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _end_of(record: JobRecord, *, include_output: bool) -> dict[str, Any]:
+    result = json.loads(record.result) if record.result else {}
+    end: dict[str, Any] = {
+        "finish_reason": result.get("finish_reason"),
+        "usage": result.get("usage"),
+        "error": json.loads(record.error) if record.error else None,
+    }
+    text, calls = result.get("text"), result.get("tool_calls")
+    if include_output and text is not None:
+        num_bytes = len(text.encode()) + (len(json.dumps(calls)) if calls else 0)
+        fits = num_bytes <= MAX_OUTPUT_BYTES
+        end |= {"output": text if fits else None, "truncated": not fits}
+        if calls:
+            end["tool_calls"] = calls if fits else None
+    return end
+
+
+def host_of(url: str) -> str:
+    """Host and port of a URL, for limits and logs: paths and queries may hold secrets."""
+    try:
+        parts = urlsplit(url)
+        return f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)
+    except ValueError:
+        return "invalid"
+
+
+def _iso(moment_ms: int | None) -> str | None:
+    """A time in ISO 8601, UTC, with milliseconds."""
+    if moment_ms is None:
+        return None
+    moment = datetime.fromtimestamp(moment_ms / 1000, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,52 @@
+"""The deliverer as a process: signals, connections, start and end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+
+import structlog
+
+from batchmill.producer.store.job_store import JobStore
+from batchmill.worker.service_errors import NoWebhookSecret
+
+from .deliverer import Deliverer
+from .sender import WebhookSender
+from .settings import WebhookSettings
+
+_log = structlog.get_logger(__name__)
+
+
+def run_deliverer(broker_url: str, settings: WebhookSettings) -> None:
+    """Deliver webhooks until SIGTERM or SIGINT; then finish what is being sent, and return.
+
+    Args:
+        broker_url: any form that `JobStore.from_url` takes.
+        settings: secrets, limits and schedule.
+
+    Raises:
+        NoWebhookSecret: there is nothing to sign with.
+    """
+    if not settings.secrets:
+        raise NoWebhookSecret(
+            "BATCHMILL_WEBHOOK_SECRET is not set, and receivers must be able to check who sends; "
+            "make a secret with: batchmill webhook-secret"
+        )
+    asyncio.run(_deliver(broker_url, settings))
+
+
+async def _deliver(broker_url: str, settings: WebhookSettings) -> None:
+    store = JobStore.from_url(broker_url)
+    sender = WebhookSender.from_settings(settings)
+    owner = f"{socket.gethostname()}-{os.getpid()}"
+    deliverer = Deliverer(store, settings, sender, owner=owner)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, deliverer.stop)
+    _log.info("deliverer_started", owner=owner, num_secrets=len(settings.secrets))
+    try:
+        await deliverer.run()
+    finally:
+        store.close()
+    _log.info("deliverer_stopped", owner=owner)

@@ -1,0 +1,179 @@
+"""Send one webhook attempt over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import email.utils
+import math
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+
+import h11
+
+from batchmill.producer.webhook.target import ForbiddenTarget, Target, TargetPolicy, read_target
+
+from .http_exchange import Exchange
+from .pinned_connection import Connector, LookUp, LookUpFailed
+from .settings import WebhookSettings
+
+_DRAIN_TIMEOUT_S = 2.0
+
+
+#: Errors that say nothing of the receiver: a bug, and a secret that the operator does not hold.
+OWN_FAULTS = ("internal", "unknown_secret")
+
+
+@dataclass(frozen=True, slots=True)
+class SendOutcome:
+    """What came of one attempt: an HTTP status, or the reason why there is none."""
+
+    #: HTTP status code; None where no complete answer head arrived.
+    status: int | None
+    #: `look_up`, `connect`, `tls`, `timeout`, `protocol`, or why we do not send there:
+    #: `refused_url`, `refused_scheme`, `refused_port`, `refused_address`. None with a status.
+    error: str | None = None
+    #: Seconds the receiver asked to be left alone.
+    retry_after_s: float | None = None
+
+    @property
+    def delivered(self) -> bool:
+        """True for a 2xx answer; a redirect is a failure."""
+        return self.status is not None and 200 <= self.status < 300
+
+    @property
+    def disables(self) -> bool:
+        """True where trying again is pointless: the receiver said Gone, or we must not send."""
+        return self.status == 410 or (self.error or "").startswith("refused_")
+
+    @property
+    def is_busy(self) -> bool:
+        """True where the receiver is overloaded or out of reach: soon again makes it worse."""
+        return self.status in (429, 502, 504) or self.error == "timeout"
+
+    @property
+    def is_receivers(self) -> bool:
+        """True where the attempt failed at the receiver, not by our own rules or fault."""
+        return not self.delivered and self.error not in OWN_FAULTS and not self.disables
+
+    @property
+    def reason(self) -> str:
+        """One word for logs and dead letters, such as `http_500` or `timeout`."""
+        return f"http_{self.status}" if self.error is None else self.error
+
+
+class WebhookSender:
+    """Posts bytes to a URL, and reports how it went. Never raises for a receiver's behaviour.
+
+    What may be sent to is the policy's matter: the URL is read anew at every attempt, its name is
+    looked up once, and the connection goes to an address that was checked. No redirects, no
+    proxies or credentials from the environment, no cookies, no connection reuse (a receiver may
+    have closed an idle connection, which would look like a failed attempt), no decompression.
+    """
+
+    def __init__(
+        self,
+        *,
+        connect_timeout_s: float,
+        total_timeout_s: float,
+        policy: TargetPolicy,
+        user_agent: str,
+        look_up: LookUp | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """Prepare; see `Connector` for the last two."""
+        self._total_timeout_s = total_timeout_s
+        self._policy = policy
+        self._user_agent = user_agent
+        self._connector = Connector(policy, timeout_s=connect_timeout_s, look_up=look_up, tls=tls)
+
+    @classmethod
+    def from_settings(cls, settings: WebhookSettings) -> WebhookSender:
+        """A sender by the operator's limits and rules."""
+        return cls(
+            connect_timeout_s=settings.webhook_connect_timeout_s,
+            total_timeout_s=settings.webhook_total_timeout_s,
+            policy=settings.target_policy,
+            user_agent=f"batchmill/{_version()}",
+        )
+
+    async def send(self, url: str, body: bytes, headers: Mapping[str, str]) -> SendOutcome:
+        """Make one attempt, within the total time limit.
+
+        Args:
+            url: absolute URL of the receiver.
+            body: JSON, sent as it is.
+            headers: the signature headers, names in lower case.
+        """
+        deadline_s = asyncio.get_running_loop().time() + self._total_timeout_s
+        try:
+            target = read_target(url, self._policy)
+            async with asyncio.timeout_at(deadline_s):
+                reader, writer = await self._connector.connect(target)
+            return await self._post(Exchange(reader, writer), target, body, headers, deadline_s)
+        except ForbiddenTarget as error:
+            return SendOutcome(None, error=error.reason)
+        except TimeoutError:
+            return SendOutcome(None, error="timeout")
+        except LookUpFailed:
+            return SendOutcome(None, error="look_up")
+        except ssl.SSLError:
+            return SendOutcome(None, error="tls")
+        except OSError:
+            return SendOutcome(None, error="connect")
+        except h11.ProtocolError:
+            return SendOutcome(None, error="protocol")
+
+    async def _post(
+        self,
+        exchange: Exchange,
+        target: Target,
+        body: bytes,
+        headers: Mapping[str, str],
+        deadline_s: float,
+    ) -> SendOutcome:
+        own = {
+            "host": target.host_header,
+            "user-agent": self._user_agent,
+            "content-type": "application/json",
+            "content-length": str(len(body)),
+            "accept-encoding": "identity",
+            "connection": "close",
+        }
+        try:
+            async with asyncio.timeout_at(deadline_s):
+                await exchange.request(target.path, own | dict(headers), body)
+                status, answered = await exchange.answer_head()
+            # The status stands whatever becomes of the rest.
+            drained_by_s = asyncio.get_running_loop().time() + _DRAIN_TIMEOUT_S
+            with contextlib.suppress(TimeoutError, OSError, h11.ProtocolError):
+                async with asyncio.timeout_at(min(deadline_s, drained_by_s)):
+                    await exchange.drain()
+            return SendOutcome(status, retry_after_s=_retry_after_s(answered))
+        finally:
+            exchange.close()
+
+
+def _retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Read Retry-After, as seconds or as a date; nonsense counts as absent."""
+    value = headers.get("retry-after", "").strip()
+    try:
+        if value.isascii() and value.isdigit():
+            return float(value[:12])
+        moment = email.utils.parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    seconds = moment.timestamp() - datetime.now(UTC).timestamp()
+    return seconds if math.isfinite(seconds) and seconds > 0 else None
+
+
+def _version() -> str:
+    try:
+        return version("batchmill")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "0"
