@@ -1,4 +1,4 @@
-"""The table of faces in docs/structure.md is that of the ops."""
+"""The table of faces in docs/architecture.md is that of the ops."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from batchmill.kernels.ops.rope_and_cache import rope_and_cache
 from batchmill.kernels.ops.sample import sample
 from batchmill.kernels.ops.write_kv import write_kv
 
-PAGE = Path(__file__).parents[3] / "docs" / "structure.md"
+PAGE = Path(__file__).parents[3] / "docs" / "architecture.md"
 FACES = ("reference", "numpy", "cpp", "triton")
 ROWS, CACHE, ANGLES = torch.ones(1, 8), torch.ones(1, 1, 1, 8), torch.ones(1, 4)
 HEADS, SLOT, ONE = ROWS.view(1, 1, 8), torch.tensor([0]), torch.tensor([1], dtype=torch.int32)
