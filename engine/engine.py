@@ -12,9 +12,9 @@ from batchmill.engine.execution.kv_cache_sizing import (
 )
 from batchmill.engine.execution.step_pipeline import StepPipeline
 from batchmill.engine.lifecycle.intake import Prompt, RequestIntake, check_order
-from batchmill.engine.lifecycle.request_book import RequestBook
+from batchmill.engine.lifecycle.output_tracker import OutputTracker
 from batchmill.engine.lifecycle.stats import CurrentLoad, DraftCounts, EngineStats, StatsCounter
-from batchmill.engine.lifecycle.tracker import RequestTracker
+from batchmill.engine.lifecycle.unfinished_requests import UnfinishedRequests
 from batchmill.engine.loading.loading import LoadedModel, load_model, resolve_device
 from batchmill.engine.memory.device_memory import make_current
 from batchmill.engine.memory.kv_cache import KVCache
@@ -27,7 +27,7 @@ from batchmill.engine.request.outputs import (
 )
 from batchmill.engine.request.sampling_params import SamplingParams
 from batchmill.engine.scheduling.block_pool import BlockPool
-from batchmill.engine.scheduling.schedule import ScheduledBatch
+from batchmill.engine.scheduling.scheduled_batch import ScheduledBatch
 from batchmill.engine.scheduling.scheduler import Scheduler
 from batchmill.engine.scheduling.speculation import Speculation
 from batchmill.engine.text.chat import Chat
@@ -93,7 +93,7 @@ class Engine:
         self._overlaps = config.overlaps_on(loaded.model.device.type)
         self._intake = RequestIntake(config, loaded)
         self._counter = StatsCounter()
-        self._book = RequestBook(self._scheduler, self._counter)
+        self._book = UnfinishedRequests(self._scheduler, self._counter)
         self._num_generate_requests = 0
 
     @property
@@ -274,7 +274,7 @@ class Engine:
         self,
         prompts: Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None,
-    ) -> list[list[RequestTracker]]:
+    ) -> list[list[OutputTracker]]:
         """Check all requests of one `generate` before any of them runs."""
         if isinstance(prompts, str):
             raise RequestError(
@@ -298,7 +298,7 @@ class Engine:
         self._num_generate_requests += len(prepared)
         return prepared
 
-    def _check_fit(self, trackers: Sequence[RequestTracker]) -> None:
+    def _check_fit(self, trackers: Sequence[OutputTracker]) -> None:
         for tracker in trackers:
             self._scheduler.check_fits(tracker.request)
 
@@ -345,7 +345,7 @@ class Engine:
         )
         self._book.end(self._book.tracker_of(hopeless), FinishReason.ERROR, error)
 
-    def _fail(self, tracker: RequestTracker) -> None:
+    def _fail(self, tracker: OutputTracker) -> None:
         """End a request that got no token; where its logits are to blame, discard its KV."""
         controls = tracker.request.controls
         if controls is not None and controls.is_exhausted:

@@ -18,8 +18,8 @@ from torch import Tensor
 from batchmill.engine.errors import EngineError
 from batchmill.engine.memory.kv_cache import KVCache
 from batchmill.engine.models.model import Model
-from batchmill.engine.sampling.drawn_tokens import DrawnTokens, HostTokens
-from batchmill.engine.scheduling.schedule import ScheduledBatch
+from batchmill.engine.sampling.sampled_tokens import HostTokens, SampledTokens
+from batchmill.engine.scheduling.scheduled_batch import ScheduledBatch
 from batchmill.engine.step.request_rows import RequestRows
 from batchmill.engine.step.step_inputs import StepInputBuilder, StepInputs
 from batchmill.engine.step.upload import Uploader
@@ -227,7 +227,7 @@ class DecodeGraphs:
         """Forget which batch the state holds: the block tables go on without it."""
         self._loaded = None
 
-    def launch(self, batch: ScheduledBatch) -> DrawnTokens:
+    def launch(self, batch: ScheduledBatch) -> SampledTokens:
         """Replay the step of a batch for which `can_replay` holds."""
         rows, num_rows = self._rows.of(batch), len(batch.decodes)
         starts = self._rows.decode_starts(batch)
@@ -242,7 +242,7 @@ class DecodeGraphs:
         # Before the replay: where there is no room for its tokens, the state has not moved on.
         room = HostTokens(num_rows, self._model.device)
         self._replays[size]()
-        drawn = DrawnTokens(self._token_ids[:num_rows], self._is_finite[:num_rows], room=room)
+        drawn = SampledTokens(self._token_ids[:num_rows], self._is_finite[:num_rows], room=room)
         self._loaded, self._next_starts = rows, starts + 1
         return drawn
 

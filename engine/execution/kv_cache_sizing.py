@@ -23,7 +23,7 @@ from batchmill.engine.models.decoder import DecoderModel
 from batchmill.engine.models.fp8_weights import fp8_remedy_bytes
 from batchmill.engine.models.model import Model
 from batchmill.engine.models.weights import weights_bytes
-from batchmill.engine.scheduling.step_plan import MAX_SCORED_TOKENS
+from batchmill.engine.scheduling.batch_builder import MAX_SCORED_TOKENS
 from batchmill.engine.step.step_inputs import StepInputs
 from batchmill.kernels.ops.sample import sample
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from batchmill.engine.memory.kv_cache import KVCache
 from batchmill.engine.models.model import Model
-from batchmill.engine.sampling.drawn_tokens import DrawnTokens
+from batchmill.engine.sampling.sampled_tokens import SampledTokens
 from batchmill.engine.sampling.sampler import Sampler
-from batchmill.engine.scheduling.schedule import CheckedDrafts, ScheduledBatch, StepKind
+from batchmill.engine.scheduling.scheduled_batch import CheckedDrafts, ScheduledBatch, StepKind
 from batchmill.engine.scheduling.speculation import check_drafts
 from batchmill.engine.step.request_rows import RequestRows
 from batchmill.engine.step.step_inputs import StepInputBuilder, StepInputs
@@ -27,7 +27,7 @@ class CollectedStep:
     """A step that is done."""
 
     batch: ScheduledBatch
-    #: One for each of `batch.sampling_requests`; see `DrawnTokens.collect`.
+    #: One for each of `batch.sampling_requests`; see `SampledTokens.collect`.
     token_ids: list[int | None]
     #: What became of the batch's draft tokens.
     drafts: list[CheckedDrafts]
@@ -40,7 +40,7 @@ class CollectedStep:
 @dataclass(frozen=True, slots=True)
 class _LaunchedStep:
     batch: ScheduledBatch
-    drawn: DrawnTokens
+    drawn: SampledTokens
     kind: StepKind
     launched_at_s: float
 
@@ -140,7 +140,7 @@ class StepPipeline:
                 self._rows.put_last_token(each.item.request, each.token_ids[-1])
         return token_ids, drafts
 
-    def _run(self, batch: ScheduledBatch) -> DrawnTokens:
+    def _run(self, batch: ScheduledBatch) -> SampledTokens:
         """Run a step kernel by kernel."""
         if self._graphs is not None:
             self._graphs.unload()

@@ -19,9 +19,9 @@ from batchmill.engine.text.detokenizer import Detokenizer
 from batchmill.engine.text.stop_strings import StopStrings
 from batchmill.engine.text.structure import StructureCompiler
 
-from .chat_intake import ChatIntake, ToolUse
-from .fan_out import sample_id, sample_seed
-from .tracker import OutputText, RequestTracker
+from .output_tracker import OutputText, OutputTracker
+from .parallel_sampling import sample_id, sample_seed
+from .tool_use import ChatIntake, ToolUse
 
 #: A prompt: text, the token ids that it is made of, or a conversation for the model's template.
 Prompt = str | Sequence[int] | Chat
@@ -48,7 +48,7 @@ class RequestIntake:
         params: SamplingParams,
         resumed_token_ids: ResumedTokens = (),
         cache_salt: str | None = None,
-    ) -> list[RequestTracker]:
+    ) -> list[OutputTracker]:
         """Check a request and bring it to where its resumed tokens left it.
 
         Returns:
@@ -90,7 +90,7 @@ class RequestIntake:
                 lookup=self._lookup(prompt_token_ids, controls, scores),
             )
             text = self._output_text(request, prompt, tools)
-            tracker = RequestTracker(request, text, self._eos_token_ids)
+            tracker = OutputTracker(request, text, self._eos_token_ids)
             if params.max_tokens == 0:
                 tracker.finish(FinishReason.LENGTH)
             self._replay(tracker)
@@ -222,7 +222,7 @@ class RequestIntake:
         reader = None if tools is None else tools.reader(request.prompt_token_ids, request.seed)
         return OutputText(stream, stops, echoed=echoed, tool_calls=reader)
 
-    def _replay(self, tracker: RequestTracker) -> None:
+    def _replay(self, tracker: OutputTracker) -> None:
         request = tracker.request
         num_resumed = len(request.output_token_ids)
         num_replayed = tracker.replay()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from batchmill.engine.request.outputs import FinishReason, RequestOutput
-from batchmill.engine.scheduling.schedule import ScheduledBatch, StepKind
+from batchmill.engine.scheduling.scheduled_batch import ScheduledBatch, StepKind
 from batchmill.engine.scheduling.scheduler import Scheduler
 
 #: The step times are those of so many steps: the last minute or so.

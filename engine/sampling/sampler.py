@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from batchmill.engine.request.request import Request
-from batchmill.engine.scheduling.schedule import ScheduledBatch
+from batchmill.engine.scheduling.scheduled_batch import ScheduledBatch
 from batchmill.engine.step.request_rows import RequestRows
 from batchmill.engine.step.upload import Uploader
 from batchmill.kernels.ops.sample import sample
 
-from .drawn_tokens import DrawnTokens
-from .logits_stage import LogitsStage
+from .logits_processor import LogitsProcessor
+from .sampled_tokens import SampledTokens
 from .scorer import Scorer
 
 
@@ -35,7 +35,7 @@ class Sampler:
             vocab_size: Columns of the logits.
             rows: Has the requests' controls, and takes the tokens that are drawn.
         """
-        self._stage = LogitsStage(vocab_size)
+        self._stage = LogitsProcessor(vocab_size)
         self._rows = rows
         self._begun: ScheduledBatch | None = None
         # Of those rows that use more than numbers.
@@ -52,7 +52,7 @@ class Sampler:
         self._requests = [] if is_plain else batch.drawing_requests
         self._stage.start(self._requests)
 
-    def draw(self, logits: Tensor, batch: ScheduledBatch) -> DrawnTokens:
+    def draw(self, logits: Tensor, batch: ScheduledBatch) -> SampledTokens:
         """Draw a token for each row that samples, and score what is to be scored.
 
         Args:
@@ -74,7 +74,7 @@ class Sampler:
             # On the device, so that collecting the step waits for it: else the host would run
             # ahead of a long prompt's chunks without bound.
             nothing = torch.empty(0, dtype=torch.int64, device=logits.device)
-            return DrawnTokens(nothing, nothing.bool(), holds_next_step=scores_known)
+            return SampledTokens(nothing, nothing.bool(), holds_next_step=scores_known)
         is_finite = _have_finite_maximum(logits)
         scored = self._scored_rows(is_finite)
         scorer = _scorer(logits, scored)
@@ -91,7 +91,7 @@ class Sampler:
         controlled = [
             (row, each) for row, each in enumerate(self._requests) if each.controls is not None
         ]
-        drawn = DrawnTokens(
+        drawn = SampledTokens(
             token_ids,
             is_finite,
             holds_next_step=bool(controlled or scored or scores_known),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .schedule import ScheduledBatch
+from .scheduled_batch import ScheduledBatch
 
 #: Steps that have to succeed before the limits are doubled again.
 STEPS_TO_GROW = 32

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from batchmill.engine.request.request import Request, RequestStatus
 
 from .block_pool import BlockPool
-from .prefix_sharing import PrefixSharing
-from .schedule import CheckedDrafts, ScheduledBatch
+from .prefix_cache import PrefixCache
+from .scheduled_batch import CheckedDrafts, ScheduledBatch
 from .waiting_queue import rank_of
 
 
@@ -26,7 +26,7 @@ class RunningRequests:
     blocks of its table.
     """
 
-    def __init__(self, block_pool: BlockPool, sharing: PrefixSharing) -> None:
+    def __init__(self, block_pool: BlockPool, sharing: PrefixCache) -> None:
         self.requests: list[Request] = []
         #: Running requests with more than their last token to compute, or known tokens to score.
         self.catching_up: set[Request] = set()

@@ -9,13 +9,13 @@ from collections.abc import Iterable, Sequence
 from batchmill.engine.errors import ConfigError, RequestError
 from batchmill.engine.request.request import Request, RequestStatus
 
+from .batch_builder import BatchBuilder
 from .batch_limits import BatchLimits
 from .block_pool import BlockPool
-from .prefix_sharing import PrefixSharing
+from .prefix_cache import PrefixCache
 from .running_requests import RunningRequests
-from .schedule import CheckedDrafts, ScheduledBatch
+from .scheduled_batch import CheckedDrafts, ScheduledBatch
 from .speculation import Speculation
-from .step_plan import StepPlan
 from .waiting_queue import WaitingQueue, rank_of
 
 
@@ -37,7 +37,7 @@ class Scheduler:
     the first running request always advances, and as each request fits into the pool alone (`add`
     sees to that), every request finishes.
 
-    Sharing (`PrefixSharing`): a request may be admitted on blocks that the same step is to compute.
+    Sharing (`PrefixCache`): a request may be admitted on blocks that the same step is to compute.
     It is taken back by the next `schedule` if the step was not launched, and by `update` if any
     token of the step failed.
 
@@ -72,7 +72,7 @@ class Scheduler:
         self.block_pool = block_pool
         self.limits = BatchLimits(max_num_seqs, max_num_batched_tokens)
         self.waiting = WaitingQueue()
-        self._sharing = PrefixSharing(block_pool)
+        self._sharing = PrefixCache(block_pool)
         self._running = RunningRequests(block_pool, self._sharing)
         self._ageing_s = ageing_s
         self._speculation = speculation
@@ -146,7 +146,7 @@ class Scheduler:
         if preempted:
             ready = self._running.ready
         decodes, prefills = self._by_phase(ready)
-        plan = StepPlan(self.limits.max_num_batched_tokens - len(decodes))
+        plan = BatchBuilder(self.limits.max_num_batched_tokens - len(decodes))
         self._fill(plan, prefills, preempted)
         if self._speculation is not None:
             decodes = self._speculation.place(decodes, plan, self._running)
@@ -346,7 +346,7 @@ class Scheduler:
         self._unconfirmed = []
 
     def _fill(
-        self, plan: StepPlan, prefills: Sequence[Request], preempted: Sequence[Request]
+        self, plan: BatchBuilder, prefills: Sequence[Request], preempted: Sequence[Request]
     ) -> None:
         """Give the rest of the budget to prompts by rank: those that run, and admitted ones."""
         unfinished = deque(prefills)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from batchmill.engine.request.request import Request
 
+from .batch_builder import BatchBuilder
 from .running_requests import RunningRequests
-from .schedule import CheckedDrafts, ScheduledBatch, ScheduledRequest
-from .step_plan import StepPlan
+from .scheduled_batch import CheckedDrafts, ScheduledBatch, ScheduledRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Speculation:
     max_num_seqs: int
 
     def place(
-        self, decodes: list[Request], plan: StepPlan, running: RunningRequests
+        self, decodes: list[Request], plan: BatchBuilder, running: RunningRequests
     ) -> list[Request]:
         """Schedule the requests that have drafts.
 

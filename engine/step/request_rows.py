@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from batchmill.engine.request.request import Request
-from batchmill.engine.scheduling.schedule import ScheduledBatch
+from batchmill.engine.scheduling.scheduled_batch import ScheduledBatch
 
 
 class RequestRows:

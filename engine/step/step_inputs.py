@@ -16,7 +16,7 @@ from .upload import Uploader
 
 if TYPE_CHECKING:
     from batchmill.engine.request.request import Request
-    from batchmill.engine.scheduling.schedule import ScheduledBatch
+    from batchmill.engine.scheduling.scheduled_batch import ScheduledBatch
 
 
 @dataclass(frozen=True, slots=True)

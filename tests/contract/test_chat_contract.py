@@ -11,7 +11,7 @@ import pytest
 
 from batchmill.engine import Chat, RequestError, SamplingParams
 from batchmill.engine.config import TOOL_CALL_PARSERS
-from batchmill.engine.lifecycle.chat_intake import check_agreement
+from batchmill.engine.lifecycle.tool_use import check_agreement
 from batchmill.engine.text.chat import RESERVED_TEMPLATE_KWARGS
 from batchmill.producer.errors import JobRejected, UnsupportedParameter
 from batchmill.producer.job import limits

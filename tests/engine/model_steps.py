@@ -13,7 +13,7 @@ from batchmill.engine.memory.kv_cache import KVCache
 from batchmill.engine.models.model import Model
 from batchmill.engine.request.request import Request
 from batchmill.engine.request.sampling_params import SamplingParams
-from batchmill.engine.scheduling.schedule import ScheduledBatch, ScheduledRequest
+from batchmill.engine.scheduling.scheduled_batch import ScheduledBatch, ScheduledRequest
 from batchmill.engine.step.step_inputs import build_step_inputs
 
 BLOCK_SIZE = 4

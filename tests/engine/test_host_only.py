@@ -13,11 +13,11 @@ from batchmill.engine import EngineConfig, RequestOutput, SamplingParams
 from batchmill.engine.scheduling.block_pool import BlockPool
 from batchmill.engine.text.detokenizer import Detokenizer
 from batchmill.engine.request.request import Request
-from batchmill.engine.scheduling.schedule import ScheduledBatch
+from batchmill.engine.scheduling.scheduled_batch import ScheduledBatch
 from batchmill.engine.scheduling.scheduler import Scheduler
 from batchmill.engine.lifecycle.stats import StatsCounter
 from batchmill.engine.text.stop_strings import StopStrings
-from batchmill.engine.lifecycle.tracker import RequestTracker
+from batchmill.engine.lifecycle.output_tracker import OutputTracker
 
 scheduler = Scheduler(BlockPool(8, 4), max_num_seqs=2, max_num_batched_tokens=4)
 scheduler.add(Request("a", [1, 2, 3], SamplingParams(), seed=0, max_num_tokens=5))

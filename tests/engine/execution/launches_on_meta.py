@@ -22,8 +22,8 @@ from batchmill.engine.models.families import read_model_config
 from batchmill.engine.models.weights import allocate_weights
 from batchmill.engine.request.request import Request
 from batchmill.engine.request.sampling_params import SamplingParams
-from batchmill.engine.sampling import drawn_tokens, sampler
-from batchmill.engine.scheduling.schedule import ScheduledBatch, ScheduledRequest
+from batchmill.engine.sampling import sampled_tokens, sampler
+from batchmill.engine.scheduling.scheduled_batch import ScheduledBatch, ScheduledRequest
 from batchmill.engine.step import upload
 from batchmill.kernels.gpu.aot import Launch, record_launches
 from batchmill.kernels.gpu.variants import KERNELS
@@ -116,7 +116,7 @@ def main() -> None:
     for module in (decode_graphs, sampler, warm_up):
         module.sample = partial(sample, backend="triton")  # type: ignore[attr-defined]
     upload.pinned = lambda size: torch.empty(size, dtype=torch.uint8)
-    drawn_tokens.HostTokens.begin_copy = lambda *tensors: None  # type: ignore[method-assign]
+    sampled_tokens.HostTokens.begin_copy = lambda *tensors: None  # type: ignore[method-assign]
     dense = Qwen3Config(**SIZES, **HEADS, architectures=["Qwen3ForCausalLM"])
     sparse = Qwen3MoeConfig(**SIZES, **HEADS, **EXPERTS, architectures=["Qwen3MoeForCausalLM"])
     print(

@@ -14,7 +14,7 @@ import torch
 from batchmill.engine import ConfigError, Engine, EngineConfig, SamplingParams
 from batchmill.engine.errors import EngineError
 from batchmill.engine.execution.decode_graphs import GRAPH_SIZES, CudaGraphRecorder
-from batchmill.engine.sampling.drawn_tokens import HostTokens
+from batchmill.engine.sampling.sampled_tokens import HostTokens
 from batchmill.engine.step.upload import Uploader, pack, packed_size, unpack
 
 from ..tiny_model import POISON, Fuse, run

@@ -25,7 +25,7 @@ from batchmill.engine.models.decoder import DecoderModel
 from batchmill.engine.models.families import read_model_config
 from batchmill.engine.models.fp8_weights import fp8_weights_bytes
 from batchmill.engine.models.weights import weights_bytes
-from batchmill.engine.scheduling.step_plan import MAX_SCORED_TOKENS
+from batchmill.engine.scheduling.batch_builder import MAX_SCORED_TOKENS
 
 from ...support.tiny_models import NATIVE, random_model
 

@@ -13,7 +13,7 @@ from batchmill.engine.loading.loading import LoadedModel, load_model
 from batchmill.engine.memory.kv_cache import KVCache
 from batchmill.engine.request.request import Request
 from batchmill.engine.request.sampling_params import SamplingParams
-from batchmill.engine.scheduling.schedule import ScheduledBatch, ScheduledRequest
+from batchmill.engine.scheduling.scheduled_batch import ScheduledBatch, ScheduledRequest
 from batchmill.engine.step.step_inputs import build_step_inputs
 
 QUESTIONS = ("What is the capital of France?", "Write one sentence about the sea in winter.")

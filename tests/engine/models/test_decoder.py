@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 from batchmill.engine.loading.weight_loading import load_weights
 from batchmill.engine.models.decoder import DecoderModel
 from batchmill.engine.models.families import FAMILIES, read_model_config
-from batchmill.engine.scheduling.schedule import ScheduledBatch, ScheduledRequest
+from batchmill.engine.scheduling.scheduled_batch import ScheduledBatch, ScheduledRequest
 from batchmill.engine.step.step_inputs import build_step_inputs
 from batchmill.kernels.ops.dispatch import Backend
 from batchmill.kernels.ops.linear import Linear, dense_linear

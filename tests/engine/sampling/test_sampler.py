@@ -10,10 +10,10 @@ import torch
 from batchmill.engine import SamplingParams
 from batchmill.engine.request.request import Request, derive_seed
 from batchmill.engine.request.token_controls import RequestControls
-from batchmill.engine.sampling import drawn_tokens
-from batchmill.engine.sampling.drawn_tokens import HostTokens
+from batchmill.engine.sampling import sampled_tokens
+from batchmill.engine.sampling.sampled_tokens import HostTokens
 from batchmill.engine.sampling.sampler import Sampler
-from batchmill.engine.scheduling.schedule import ScheduledBatch, ScheduledRequest
+from batchmill.engine.scheduling.scheduled_batch import ScheduledBatch, ScheduledRequest
 from batchmill.engine.step.request_rows import RequestRows
 
 EOS = 3
@@ -140,7 +140,7 @@ def test_step_in_which_nothing_samples_is_waited_for_as_well(
         def begin_copy(self, token_ids: torch.Tensor, is_finite: torch.Tensor) -> None:
             """There is no data to copy."""
 
-    monkeypatch.setattr(drawn_tokens, "HostTokens", Recorded)
+    monkeypatch.setattr(sampled_tokens, "HostTokens", Recorded)
     sampler = Sampler(VOCAB_SIZE, RequestRows(8, "meta"))
     batch = ScheduledBatch(chunks=(ScheduledRequest(request(), 0, 1, samples=False),))
     logits = torch.empty(0, VOCAB_SIZE, device="meta")

@@ -11,7 +11,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from batchmill.engine import Engine, RequestError, SamplingParams
-from batchmill.engine.scheduling import step_plan as step_plan_module
+from batchmill.engine.scheduling import batch_builder as step_plan_module
 
 MakeEngine = Callable[..., Engine]
 PROMPT = list(range(30, 71))

@@ -10,7 +10,7 @@ import pytest
 from batchmill.engine.request.request import Request
 from batchmill.engine.request.sampling_params import SamplingParams
 from batchmill.engine.scheduling.block_pool import BlockPool
-from batchmill.engine.scheduling.schedule import ScheduledBatch
+from batchmill.engine.scheduling.scheduled_batch import ScheduledBatch
 from batchmill.engine.scheduling.scheduler import Scheduler
 from batchmill.engine.scheduling.speculation import Speculation, check_drafts
 

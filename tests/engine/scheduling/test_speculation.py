@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from batchmill.engine import ConfigError, Engine, EngineConfig, RequestOutput, SamplingParams
-from batchmill.engine.lifecycle.fan_out import sample_id
+from batchmill.engine.lifecycle.parallel_sampling import sample_id
 from batchmill.engine.loading.loading import load_model
 from batchmill.engine.request.request import Request
-from batchmill.engine.scheduling.schedule import ScheduledBatch, ScheduledRequest, StepKind
+from batchmill.engine.scheduling.scheduled_batch import ScheduledBatch, ScheduledRequest, StepKind
 from batchmill.engine.scheduling.speculation import check_drafts
 
 from ..tiny_model import POISON, Fuse, run

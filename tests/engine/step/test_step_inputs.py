@@ -7,7 +7,7 @@ import torch
 
 from batchmill.engine.request.request import Request
 from batchmill.engine.request.sampling_params import SamplingParams
-from batchmill.engine.scheduling.schedule import ScheduledBatch, ScheduledRequest
+from batchmill.engine.scheduling.scheduled_batch import ScheduledBatch, ScheduledRequest
 from batchmill.engine.step.step_inputs import build_step_inputs
 
 

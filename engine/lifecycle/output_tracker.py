@@ -99,7 +99,7 @@ class OutputText:
             self.pieces.append(text)
 
 
-class RequestTracker:
+class OutputTracker:
     """Follows one request's output tokens and tells what is new.
 
     Everything here is a function of the prompt and the output tokens, so a resumed request is

@@ -7,15 +7,15 @@ from collections.abc import Collection, Sequence
 
 from batchmill.engine.request.outputs import FinishReason, RequestFailure, RequestOutput
 from batchmill.engine.request.request import Request
-from batchmill.engine.scheduling.schedule import CheckedDrafts
+from batchmill.engine.scheduling.scheduled_batch import CheckedDrafts
 from batchmill.engine.scheduling.scheduler import Scheduler
 
-from .fan_out import SampleGroup
+from .output_tracker import OutputTracker
+from .parallel_sampling import SampleGroup
 from .stats import StatsCounter
-from .tracker import RequestTracker
 
 
-class RequestBook:
+class UnfinishedRequests:
     """Owns the trackers of all unfinished requests and lets the scheduler know who comes and goes.
 
     Invariant: a tracker is in the book until its last output has been taken; one that is scheduled
@@ -25,7 +25,7 @@ class RequestBook:
     def __init__(self, scheduler: Scheduler, counter: StatsCounter) -> None:
         self._scheduler = scheduler
         self._counter = counter
-        self._trackers: dict[str, RequestTracker] = {}
+        self._trackers: dict[str, OutputTracker] = {}
         # `time.monotonic()` at which requests end unfinished, where they have such a time.
         self._deadlines: dict[str, float] = {}
         # Requests with several samples, by their own id; each sample has a tracker as well.
@@ -33,7 +33,7 @@ class RequestBook:
         # The group of each such sample, by the sample's id.
         self._group_of: dict[str, SampleGroup] = {}
         # Requests with something to report at the end of the step; used as an ordered set.
-        self._with_news: dict[RequestTracker, None] = {}
+        self._with_news: dict[OutputTracker, None] = {}
 
     def __len__(self) -> int:
         return len(self._trackers)
@@ -46,7 +46,7 @@ class RequestBook:
         requests: Sequence[Request],
         token_ids: Sequence[int | None],
         void: Collection[Request],
-    ) -> list[RequestTracker]:
+    ) -> list[OutputTracker]:
         """Hand each new token to its request's tracker, and take out the requests that ended.
 
         Args:
@@ -57,7 +57,7 @@ class RequestBook:
         Returns:
             Requests that go on and got no token: the caller has to end them.
         """
-        failed: list[RequestTracker] = []
+        failed: list[OutputTracker] = []
         trackers, with_news, num_generated = self._trackers, self._with_news, 0
         for request, token_id in zip(requests, token_ids, strict=True):
             if void and request in void:
@@ -96,11 +96,11 @@ class RequestBook:
                 if tracker.advance(token_id):
                     self.unschedule(tracker)
 
-    def tracker_of(self, request: Request) -> RequestTracker:
+    def tracker_of(self, request: Request) -> OutputTracker:
         """The tracker of an unfinished request."""
         return self._trackers[request.request_id]
 
-    def start(self, trackers: Sequence[RequestTracker], *, deadline_s: float | None = None) -> None:
+    def start(self, trackers: Sequence[OutputTracker], *, deadline_s: float | None = None) -> None:
         """Take on the samples of one prepared request; all but the first may have to wait.
 
         Args:
@@ -118,11 +118,11 @@ class RequestBook:
         if deadline_s is not None:
             self._deadlines[request_id] = time.monotonic() + deadline_s
 
-    def note(self, tracker: RequestTracker) -> None:
+    def note(self, tracker: OutputTracker) -> None:
         """Let a request report at the end of the step."""
         self._with_news[tracker] = None
 
-    def end(self, tracker: RequestTracker, reason: FinishReason, error: RequestFailure) -> None:
+    def end(self, tracker: OutputTracker, reason: FinishReason, error: RequestFailure) -> None:
         """End a request that went wrong."""
         tracker.finish(reason, error)
         self.unschedule(tracker)
@@ -148,7 +148,7 @@ class RequestBook:
             message = "the deadline passed before the request was done"
             self.abort(request_id, RequestFailure("deadline_exceeded", message))
 
-    def unschedule(self, tracker: RequestTracker) -> None:
+    def unschedule(self, tracker: OutputTracker) -> None:
         """Take a request out of the scheduler, if it is in there."""
         if tracker.is_scheduled:
             self._scheduler.finish(tracker.request)
@@ -185,7 +185,7 @@ class RequestBook:
         self._group_of.clear()
         self._with_news = {}
 
-    def _schedule(self, tracker: RequestTracker) -> None:
+    def _schedule(self, tracker: OutputTracker) -> None:
         """Let a request wait, or only report it where its resumed tokens ended it."""
         if tracker.finish_reason is None or tracker.has_pending_scores:
             self._scheduler.add(tracker.request)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from batchmill.engine.request.request import Request
 
 from .block_pool import BlockPool, extend_block_hashes, salted_root
-from .schedule import ScheduledRequest
+from .scheduled_batch import ScheduledRequest
 
 
-class PrefixSharing:
+class PrefixCache:
     """Finds, offers and announces the blocks of requests by their content.
 
     Blocks are *cached* once they are computed. Blocks that the step being put together fills are

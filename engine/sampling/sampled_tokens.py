@@ -42,7 +42,7 @@ class HostTokens:
             self._arrived.synchronize()
 
 
-class DrawnTokens:
+class SampledTokens:
     """Owns a launched step's tokens on their way to the host.
 
     The copy is under way when this is made, so the tensors may be written to again; `collect` waits

@@ -5,13 +5,13 @@ from __future__ import annotations
 from batchmill.engine.request.request import Request
 from batchmill.engine.request.scores import TokenScores
 
-from .schedule import ScheduledRequest
+from .scheduled_batch import ScheduledRequest
 
 #: Most known tokens scored in one step, to bound the logits: 256 rows of 128,000 are 131 MB.
 MAX_SCORED_TOKENS = 256
 
 
-class StepPlan:
+class BatchBuilder:
     """The chunks of a step, and what is left of the token budget."""
 
     __slots__ = ("_num_free_scores", "chunks", "num_free_tokens")

@@ -28,8 +28,8 @@ from transformers import (
 from batchmill.engine import SamplingParams
 from batchmill.engine.request.request import Request
 from batchmill.engine.request.token_controls import RequestControls, TokenCounts
-from batchmill.engine.sampling import dense_controls
-from batchmill.engine.sampling.logits_stage import LogitsStage
+from batchmill.engine.sampling import logits_filters
+from batchmill.engine.sampling.logits_processor import LogitsProcessor
 from batchmill.engine.step import upload
 
 EOS = 3
@@ -183,7 +183,7 @@ def check_batch(cases: list[tuple[dict[str, Any], Reference]], seed: int) -> Non
         if reference is not None:
             prompt, output = each.prompt_token_ids, each.output_token_ids
             expected[row] = reference(prompt, output, logits[row])
-    stage = LogitsStage(VOCAB_SIZE)
+    stage = LogitsProcessor(VOCAB_SIZE)
     stage.start(requests)
     stage.apply(logits)
     torch.testing.assert_close(logits, expected)
@@ -208,7 +208,7 @@ def test_control_equals_its_reference_and_leaves_other_rows_alone(
     name: str, face: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if face == "torch":  # as on a GPU
-        monkeypatch.setattr(dense_controls, "uses_numpy", lambda logits: False)
+        monkeypatch.setattr(logits_filters, "uses_numpy", lambda logits: False)
     for seed in range(20):
         check_batch(CASES[name], seed)
 
@@ -226,7 +226,7 @@ def test_state_after_each_token_is_the_state_after_all_at_once(name: str) -> Non
         prompt, output = random_tokens(1, 5), random_tokens(2, 14)
         checked = SamplingParams(**params)
         grown = request("grown", prompt, [], checked)
-        stage = LogitsStage(VOCAB_SIZE)
+        stage = LogitsProcessor(VOCAB_SIZE)
         logits = torch.randn(1, VOCAB_SIZE, generator=torch.Generator().manual_seed(3))
         for length in range(len(output) + 1):
             resumed = request("resumed", prompt, output[:length], checked)
@@ -261,13 +261,13 @@ def test_large_vocabularies_are_thinned_out_as_small_ones(mass: float) -> None:
     for scale, temperature in ((0.1, 1.0), (3.0, 1.5), (8.0, 0.7)):
         row = torch.randn(30_000, generator=generator) * scale
         found = row.clone()
-        dense_controls.keep_typical(found, mass, temperature)
+        logits_filters.keep_typical(found, mass, temperature)
         expected = after_temperature(temperature, TypicalLogitsWarper(mass))([1], [], row)
         # Sums of so many numbers differ by rounding, and with them the last token or two.
         num_different = int((found.isinf() != expected.isinf()).sum())
         assert num_different <= 1 + int(expected.isfinite().sum()) // 500
         found = row.clone()
-        dense_controls.keep_min_p(found[None], [0], [1 - mass], [temperature])
+        logits_filters.keep_min_p(found[None], [0], [1 - mass], [temperature])
         expected = after_temperature(temperature, MinPLogitsWarper(1 - mass))([1], [], row)
         assert int((found.isinf() != expected.isinf()).sum()) <= 1
 
@@ -281,9 +281,9 @@ def test_masks_forbid_every_token_whose_bit_is_not_set(monkeypatch: pytest.Monke
             masks[row, token_id // 32] |= np.uint32(1 << (token_id % 32))
     for face in ("numpy", "torch"):
         if face == "torch":
-            monkeypatch.setattr(dense_controls, "uses_numpy", lambda logits: False)
+            monkeypatch.setattr(logits_filters, "uses_numpy", lambda logits: False)
         logits = torch.zeros(4, 77)
-        dense_controls.keep_masked(logits, [1, 3], masks.view(np.int32))
+        logits_filters.keep_masked(logits, [1, 3], masks.view(np.int32))
         for row, kept in ((1, allowed[0]), (3, allowed[1])):
             assert set(logits[row].isfinite().nonzero()[:, 0].tolist()) == kept
         assert torch.equal(logits[::2], torch.zeros(2, 77))
@@ -292,8 +292,8 @@ def test_masks_forbid_every_token_whose_bit_is_not_set(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("broken", [torch.nan, -torch.inf])
 def test_row_that_is_no_distribution_is_left_to_the_sampler(broken: float) -> None:
     row = torch.full((50,), broken)
-    dense_controls.keep_typical(row, 0.5, 1.0)
-    dense_controls.keep_min_p(row[None], [0], [0.5], [1.0])
+    logits_filters.keep_typical(row, 0.5, 1.0)
+    logits_filters.keep_min_p(row[None], [0], [0.5], [1.0])
     assert not row.isfinite().any()
 
 
@@ -301,7 +301,7 @@ def test_greedy_rows_are_left_alone_by_what_thins_out_a_distribution() -> None:
     params = SamplingParams(temperature=0, min_p=0.9, typical_p=0.1)
     logits = torch.randn(1, VOCAB_SIZE, generator=torch.Generator().manual_seed(0))
     expected = logits.clone()
-    stage = LogitsStage(VOCAB_SIZE)
+    stage = LogitsProcessor(VOCAB_SIZE)
     stage.start([request("greedy", [1], [], params)])
     stage.apply(logits)
     assert torch.equal(logits, expected)
@@ -311,7 +311,7 @@ def test_row_that_is_left_without_a_token_is_marked_and_others_are_not() -> None
     emptied = SamplingParams(allowed_token_ids=[5], bad_words=[[5]])
     kept = SamplingParams(allowed_token_ids=[5, 6], bad_words=[[5]])
     requests = [request("emptied", [1], [], emptied), request("kept", [1], [], kept)]
-    stage = LogitsStage(VOCAB_SIZE)
+    stage = LogitsProcessor(VOCAB_SIZE)
     stage.start(requests)
     stage.apply(torch.zeros(2, VOCAB_SIZE))
     assert [each.controls.is_exhausted for each in requests if each.controls] == [True, False]
@@ -345,10 +345,10 @@ def test_controls_reach_a_gpu_in_copies_that_nobody_waits_for(
         request(str(row), [1, 2], [3], SamplingParams(temperature=1, **each))
         for row, each in enumerate(controls)
     ]
-    stage = LogitsStage(VOCAB_SIZE)
+    stage = LogitsProcessor(VOCAB_SIZE)
     stage.start(requests)
     logits = torch.empty(len(requests), VOCAB_SIZE, device="meta")
     with NoWaitingCopies():
         stage.apply(logits)
-        dense_controls.keep_only(logits[0], np.array([1, 2]))
-        dense_controls.keep_masked(logits, [0, 2], np.zeros((2, -(-VOCAB_SIZE // 32)), np.int32))
+        logits_filters.keep_only(logits[0], np.array([1, 2]))
+        logits_filters.keep_masked(logits, [0, 2], np.zeros((2, -(-VOCAB_SIZE // 32)), np.int32))

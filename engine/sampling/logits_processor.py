@@ -17,10 +17,10 @@ from batchmill.engine.request.token_controls import RequestControls, TokenCounts
 from batchmill.engine.step.upload import Uploader
 from batchmill.engine.text.structure import Structure, StructureMasks
 
-from .dense_controls import is_empty, keep_masked, keep_min_p, keep_only, keep_typical
+from .logits_filters import is_empty, keep_masked, keep_min_p, keep_only, keep_typical
 
 
-class LogitsStage:
+class LogitsProcessor:
     """Applies the controls of a step's rows, each control at once for all rows that use it.
 
     A row that uses none is not touched, and a control that no row uses costs nothing. What a row

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models
 
 from batchmill.engine import FinishReason, RequestOutput, SamplingParams
-from batchmill.engine.lifecycle.tracker import OutputText, RequestTracker
+from batchmill.engine.lifecycle.output_tracker import OutputText, OutputTracker
 from batchmill.engine.request.request import Request
 from batchmill.engine.text.detokenizer import Detokenizer
 from batchmill.engine.text.stop_strings import StopStrings
@@ -51,7 +51,7 @@ class Case:
             else None
         )
         text = OutputText(stream, stops) if controls.detokenize else None
-        self.tracker = RequestTracker(self.request, text, frozenset([EOS]))
+        self.tracker = OutputTracker(self.request, text, frozenset([EOS]))
         self.num_replayed = self.tracker.replay()
 
     def feed(self, tokens: str | list[int]) -> RequestOutput:

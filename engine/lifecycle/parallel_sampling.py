@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from batchmill.engine.request.outputs import RequestOutput
 
-from .tracker import RequestTracker
+from .output_tracker import OutputTracker
 
 
 class SampleGroup:
@@ -18,7 +18,7 @@ class SampleGroup:
     prompt's blocks are in the prefix cache, and are shared instead of computed `n` times.
     """
 
-    def __init__(self, request_id: str, trackers: Sequence[RequestTracker]) -> None:
+    def __init__(self, request_id: str, trackers: Sequence[OutputTracker]) -> None:
         """Make a group of prepared requests."""
         self.request_id = request_id
         self.trackers = tuple(trackers)
@@ -26,11 +26,11 @@ class SampleGroup:
         # One that its resumed tokens ended has ended for the group when it has been reported.
         self._latest = [replace(tracker.peek_output(), finish_reason=None) for tracker in trackers]
 
-    def note(self, tracker: RequestTracker, output: RequestOutput) -> None:
+    def note(self, tracker: OutputTracker, output: RequestOutput) -> None:
         """Remember a sample's latest output."""
         self._latest[self.trackers.index(tracker)] = output
 
-    def take_ready(self) -> list[RequestTracker]:
+    def take_ready(self) -> list[OutputTracker]:
         """The samples that need not be held any longer; each is given once."""
         first = self._latest[0]
         if not self._held or not (first.token_ids or first.finished):
