@@ -12,11 +12,11 @@ import sys
 import threading
 import time
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Protocol, TypeAlias
 
 import structlog
 
+from .die_with_parent import die_with_parent_command
 from .messages import (
     AddRequest,
     DraftCounts,
@@ -32,7 +32,6 @@ from .messages import (
 )
 from .progress_counter import ProgressCounter
 
-_TIE_TO_PARENT = Path(__file__).with_name("tie_to_parent.py")
 #: Deaths before the engine was ready, in a row, after which the worker gives up.
 MAX_FAILED_STARTS = 3
 _RESPAWN_WAIT_S = 1.0
@@ -226,8 +225,7 @@ class EngineLink:
     def _spawn(self) -> tuple[subprocess.Popen[bytes], EngineConnection]:
         ours, theirs = socket.socketpair()
         counter_fd = ProgressCounter.create_file()
-        command = [sys.executable, "-I", "-S", str(_TIE_TO_PARENT), str(os.getpid())]
-        command += [str(int(signal.SIGKILL)), sys.executable, "-P", "-m"]
+        command = [*die_with_parent_command(signal.SIGKILL), sys.executable, "-P", "-m"]
         command += ["batchmill.worker.engine_host.process", str(theirs.fileno()), str(counter_fd)]
         try:
             process = subprocess.Popen(

@@ -2,7 +2,7 @@
 
 Started by `EngineLink` as `python -m batchmill.worker.engine_host.process CONNECTION_FD
 PROGRESS_FD`. It ends when the worker's end of the socket closes, so it never outlives its worker;
-the kernel ends it as well (`tie_to_parent.py`).
+the kernel ends it as well (`die_with_parent.py`).
 """
 
 from __future__ import annotations

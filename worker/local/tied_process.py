@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-_TIE_TO_PARENT = Path(__file__).with_name("tie_to_parent.py")
+from batchmill.worker.engine_host.die_with_parent import die_with_parent_command
 
 
 def start_tied_process(
@@ -42,11 +40,9 @@ def start_tied_process(
             f"{command[0]} must be started from the main thread, not from "
             f"{threading.current_thread().name!r}: it would die when that thread ends"
         )
-    shim = [sys.executable, "-I", "-S", str(_TIE_TO_PARENT)]
-    parent = [str(os.getpid()), str(int(death_signal))]
     with log_path.open("ab") as log:
         return subprocess.Popen(
-            [*shim, *parent, *command],
+            [*die_with_parent_command(death_signal), *command],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
