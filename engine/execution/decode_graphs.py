@@ -63,7 +63,7 @@ class CudaGraphRecorder:
     def __init__(self) -> None:
         gc.collect()  # graphs and buffers of an engine that is gone
         self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream()
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """See `Recorder.record`.

@@ -27,7 +27,7 @@ class HostTokens:
         self.is_finite = torch.empty(num_rows, dtype=torch.bool, pin_memory=is_cuda)
         self._arrived: torch.cuda.Event | None = None
         if is_cuda:
-            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived = torch.cuda.Event()
 
     def begin_copy(self, token_ids: Tensor, is_finite: Tensor) -> None:
         """Copy a step's results, once the device's stream gets there."""

@@ -39,7 +39,7 @@ class AsyncEndWatch:
         """Give the connection back."""
         if self._pubsub is not None:
             pubsub, self._pubsub = self._pubsub, None
-            await pubsub.aclose()  # type: ignore[no-untyped-call]
+            await pubsub.aclose()
 
     async def next_ended(self, wait_s: float) -> list[str]:
         """As `EndWatch.next_ended`."""

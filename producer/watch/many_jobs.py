@@ -182,7 +182,7 @@ class EndWatch:
         """Subscribe to new jobs and look at each once after that: no end can be missed."""
         for job_ids in chunks(list(self._watched.unsubscribed), MAX_AT_ONCE):
             if self._pubsub is None:
-                self._pubsub = self._store.client.pubsub()  # type: ignore[no-untyped-call]
+                self._pubsub = self._store.client.pubsub()
             self._pubsub.subscribe(*map(keys.channel, job_ids))
             missing = set(job_ids)
             deadline = time.monotonic() + CONFIRM_LIMIT_S
@@ -216,7 +216,7 @@ class EndWatch:
             return
         try:
             channels = map(keys.channel, job_ids)
-            self._pubsub.unsubscribe(*channels)  # type: ignore[no-untyped-call]
+            self._pubsub.unsubscribe(*channels)
         except CONNECTION_ERRORS:
             self.close()
             self._watched.lose_connection()

@@ -98,7 +98,7 @@ def _has_ended(store: JobStore, job_id: str) -> bool:
 
 def _watch(store: JobStore, job_id: str, patience: Patience) -> None:
     """Listen to the job's channel until it has ended."""
-    pubsub: PubSub = store.client.pubsub()  # type: ignore[no-untyped-call]
+    pubsub: PubSub = store.client.pubsub()
     with contextlib.closing(pubsub) as channel:
         channel.subscribe(keys.channel(job_id))
         # The first message confirms the subscription. Only a look after it cannot miss the end.

@@ -31,7 +31,7 @@ def follow(
     reader = StreamReader(job_id, position)
     while reader.ended is None:
         try:
-            pubsub: PubSub = store.client.pubsub()  # type: ignore[no-untyped-call]
+            pubsub: PubSub = store.client.pubsub()
             with contextlib.closing(pubsub):
                 pubsub.subscribe(keys.channel(job_id))
                 while reader.ended is None:

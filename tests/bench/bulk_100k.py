@@ -11,9 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from tests.bench.bulk_mill import STUB, BulkMill, bulk_mill, load_average
+from bulk_mill import STUB, BulkMill, bulk_mill, load_average
 
 #: Rows of the table.
 NUM_ROWS = 20

@@ -17,11 +17,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from bulk_mill import BulkMill, bulk_mill, load_average
+from real_prompts import entries
 
 from batchmill.producer.store.batch_store import BatchStore
-from tests.bench.bulk_mill import BulkMill, bulk_mill, load_average
-from tests.bench.real_prompts import entries
 
 HOOK = ("--webhook", "https://example.com/hook")
 SETTINGS = {"BATCHMILL_MODEL": "demo", "BATCHMILL_MAX_NUM_SEQS": "64", "BATCHMILL_LEASE_S": "5"}

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from bulk_mill import BulkMill, bulk_mill, load_average
+from real_prompts import entries
 
 from batchmill.producer import ProducerSettings
 from batchmill.producer.bulk import run as bulk
 from batchmill.producer.bulk.lines import LineSettings
-from tests.bench.bulk_mill import BulkMill, bulk_mill, load_average
-from tests.bench.real_prompts import entries
 
 NUM_DOCUMENTS, NUM_PROMPTS = 60, 5
 SETTINGS = {

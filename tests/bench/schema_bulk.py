@@ -19,11 +19,12 @@ from typing import Any
 import jsonschema
 import llguidance
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from bulk_mill import bulk_mill, load_average
+from real_prompts import entries
 
 from batchmill.engine.grammar import grammar_of
-from tests.bench.bulk_mill import bulk_mill, load_average
-from tests.bench.real_prompts import entries
 
 SCHEMA = {
     "type": "object",

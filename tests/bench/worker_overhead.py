@@ -13,10 +13,11 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from bulk_mill import STUB, bulk_mill
 
 from batchmill.producer import Client
-from tests.bench.bulk_mill import STUB, bulk_mill
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
