@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 export PYTHONSAFEPATH := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: setup check lint types test demo up format clean
+.PHONY: setup check lint types types-tests test demo up format clean
 
 setup: $(STAMP)
 
@@ -27,6 +27,9 @@ lint: setup
 
 types: setup
 	$(BIN)/mypy
+
+types-tests: setup
+	$(BIN)/mypy tests
 
 test: setup
 	$(BIN)/python -m pytest

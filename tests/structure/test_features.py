@@ -6,11 +6,11 @@ from dataclasses import fields
 
 from batchmill.engine import SamplingParams
 
-from ..bench.feature_table import PAGE, marked_tests, page
+from .feature_table import PAGE, marked_tests, page
 
 
 def test_the_page_of_request_controls_is_current() -> None:
-    assert PAGE.read_text() == page(), "run: python tests/bench/feature_table.py --write"
+    assert PAGE.read_text() == page(), "run: python tests/structure/feature_table.py --write"
 
 
 def test_every_control_has_a_test_and_every_mark_is_of_a_control() -> None:

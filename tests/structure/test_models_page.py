@@ -10,7 +10,7 @@ from ..engine.greedy_checks import WAYS
 from ..support.tiny_models import NATIVE, OTHERS
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
-REMEDY = "run `python tests/bench/model_table.py --write`"
+REMEDY = "run `python tests/structure/model_table.py --write`"
 
 
 def rows() -> dict[tuple[str, str], list[str]]:

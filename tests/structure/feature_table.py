@@ -1,4 +1,4 @@
-"""Print or write docs/features.md: `python tests/bench/feature_table.py [--write]`.
+"""Print or write docs/features.md: `python tests/structure/feature_table.py [--write]`.
 
 Request controls by name, with the other names they are known by, their defaults, what they do (from
 the comments of `SamplingParams`) and the tests that are marked with `feature`.
@@ -29,8 +29,8 @@ JOB_DEFAULTS = {"max_tokens": "16; 256 in a job"}
 
 _HEAD = """# Request controls
 
-Made by `python tests/bench/feature_table.py --write` from the code and its tests; do not edit it
-here.
+Generated from the code and its tests by `python tests/structure/feature_table.py --write`; do not
+edit it here.
 
 A job and the engine's `SamplingParams` take these names, which are vLLM's. A name that nobody
 knows is refused as `invalid_request`, and one that others know and this version does not as
