@@ -32,7 +32,7 @@ types-tests: setup
 	$(BIN)/mypy tests
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --durations=15
 
 demo: setup
 	$(BIN)/batchmill demo
