@@ -16,9 +16,9 @@ ROOT = Path(__file__).resolve().parents[2]
 ORDER = {
     "kernels": ("errors", "reference", "cpu", "gpu", "ops"),
     "engine": (
-        *("errors", "grammar", "model_shape", "text", "config", "request", "scheduling", "step"),
-        *("memory", "models", "models_hf", "loading", "lifecycle", "sampling", "execution"),
-        *("engine", "__init__"),
+        *("errors", "cpu_kernels", "grammar", "model_shape", "text", "config", "request"),
+        *("scheduling", "step", "memory", "models", "models_hf", "loading", "lifecycle"),
+        *("sampling", "execution", "engine", "__init__"),
     ),
     "producer": (
         *("grammar", "counted", "protocol", "results", "errors", "broker_url", "webhook"),
@@ -32,8 +32,7 @@ ORDER = {
 #: What a folder may import of another one. Everything that is not listed is private to its folder.
 DOORS = {
     ("engine", "kernels"): {"cpu", "errors", "ops", "reference"},
-    ("worker", "engine"): {"__init__", "errors", "lifecycle", "request"},
-    ("worker", "kernels"): {"cpu", "errors"},
+    ("worker", "engine"): {"__init__", "cpu_kernels", "errors", "lifecycle", "request"},
     ("worker", "producer"): {
         *("__init__", "broker_url", "bulk", "counted", "errors", "job", "protocol", "results"),
         *("settings", "store", "webhook"),

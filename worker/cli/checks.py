@@ -181,23 +181,20 @@ def _check_device() -> Iterable[Finding]:
 
 
 def _check_cpu_kernels() -> Iterable[Finding]:
-    """Whether the C++ kernels are compiled, or can be; CPUs run without them, only slower."""
-    from batchmill.kernels.cpu.build import find_built, find_compiler
-    from batchmill.kernels.cpu.isa import best_isa
-    from batchmill.kernels.errors import CppBuildError
+    """Report whether the C++ kernels are compiled or can be. CPUs run without them, but slower."""
+    from batchmill.engine.cpu_kernels import BUILD_COMMAND, inspect_cpu_kernels
 
-    isa, compiler = best_isa(), find_compiler()
-    try:
-        built = find_built(isa)
-    except CppBuildError as error:
-        yield Finding("CPU kernels", Level.WARNING, str(error), "without them CPUs run slower")
-        return
-    ahead = "python -m batchmill.kernels.cpu.build does it now"
-    if built is not None:
-        yield Finding("CPU kernels", Level.OK, f"compiled for {isa.name}: {built}")
-    elif compiler is not None:
-        found = f"not compiled for {isa.name} yet; {compiler} is there"
-        yield Finding("CPU kernels", Level.OK, found, f"the first start compiles them; {ahead}")
+    kernels = inspect_cpu_kernels()
+    if kernels.error:
+        remedy = "without them CPUs run slower"
+        yield Finding("CPU kernels", Level.WARNING, kernels.error, remedy)
+    elif kernels.library is not None:
+        found = f"compiled for {kernels.isa}: {kernels.library}"
+        yield Finding("CPU kernels", Level.OK, found)
+    elif kernels.compiler is not None:
+        found = f"not compiled for {kernels.isa} yet; the compiler is {kernels.compiler}"
+        remedy = f"the first start compiles them; to do it now: {BUILD_COMMAND}"
+        yield Finding("CPU kernels", Level.OK, found, remedy)
     else:
         remedy = "install g++ or clang++ (Debian: apt install g++): without it CPUs run slower"
         yield Finding("CPU kernels", Level.WARNING, "no C++ compiler on PATH", remedy)
