@@ -1,4 +1,4 @@
-"""Hooks of the documentation site: pages from outside `docs/`, and a command reference made from the code.
+"""Hooks of the documentation site: root pages, copies of linked files, and the command reference.
 
 MkDocs takes pages from one folder. README, CONTRIBUTING, CHANGELOG and SECURITY stay at the root of
 the repository, where code hosts look for them, and join the site here. A link to another file of
