@@ -1,4 +1,4 @@
-"""Files for code hosts and for contributors' tools are valid: workflows, templates, commit hooks."""
+"""Files for code hosts and contributors' tools are valid: workflows, templates, commit hooks."""
 
 from __future__ import annotations
 
