@@ -3,39 +3,39 @@
 Read `engine.py` first, then `scheduling/scheduler.py`. The engine never imports Celery, Redis or
 pydantic, and knows nothing about queues or jobs.
 
-`Engine` is imported when it is first used, because it pulls in torch: a process that only builds
-`SamplingParams` and reads `RequestOutput`s stays light.
+Each public name is imported when it is first used. So a producer, which imports only
+`batchmill.engine.contract`, loads nothing else of the engine, and torch is loaded with `Engine`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from batchmill.engine.lifecycle.stats import EngineStats
-from batchmill.engine.request.outputs import (
-    Completion,
-    FinishReason,
-    RequestFailure,
-    RequestMetrics,
-    RequestOutput,
-    Usage,
-)
-from batchmill.engine.request.sampling_params import SamplingParams
-from batchmill.engine.text.chat import Chat
-from batchmill.engine.text.tool_calls import ToolCall
-
-from .config import EngineConfig
-from .errors import (
-    ConfigError,
-    EngineError,
-    ModelLoadError,
-    OutOfBlocksError,
-    RequestError,
-    UnsupportedModelError,
-)
+import importlib
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from batchmill.engine.lifecycle.stats import EngineStats
+    from batchmill.engine.request.outputs import (
+        Completion,
+        FinishReason,
+        RequestFailure,
+        RequestMetrics,
+        RequestOutput,
+        Usage,
+    )
+    from batchmill.engine.request.sampling_params import SamplingParams
+    from batchmill.engine.text.chat import Chat
+    from batchmill.engine.text.tool_calls import ToolCall
+
+    from .config import EngineConfig
     from .engine import Engine
+    from .errors import (
+        ConfigError,
+        EngineError,
+        ModelLoadError,
+        OutOfBlocksError,
+        RequestError,
+        UnsupportedModelError,
+    )
 
 __all__ = [
     "Chat",
@@ -58,10 +58,38 @@ __all__ = [
     "Usage",
 ]
 
+#: Public name -> the module that defines it.
+_MODULES: Final = {
+    "Chat": "text.chat",
+    "Completion": "request.outputs",
+    "ConfigError": "errors",
+    "Engine": "engine",
+    "EngineConfig": "config",
+    "EngineError": "errors",
+    "EngineStats": "lifecycle.stats",
+    "FinishReason": "request.outputs",
+    "ModelLoadError": "errors",
+    "OutOfBlocksError": "errors",
+    "RequestError": "errors",
+    "RequestFailure": "request.outputs",
+    "RequestMetrics": "request.outputs",
+    "RequestOutput": "request.outputs",
+    "SamplingParams": "request.sampling_params",
+    "ToolCall": "text.tool_calls",
+    "UnsupportedModelError": "errors",
+    "Usage": "request.outputs",
+}
 
-def __getattr__(name: str) -> Any:
-    if name == "Engine":
-        from .engine import Engine
+# Hidden from type checkers: they would take every name for one that exists.
+if not TYPE_CHECKING:
 
-        return Engine
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> object:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -10,6 +10,8 @@ EngineError
 
 from __future__ import annotations
 
+from batchmill.engine.contract.errors import ContractError
+
 
 class EngineError(Exception):
     """Base of every error that the engine raises on purpose."""
@@ -32,6 +34,11 @@ class RequestError(EngineError):
         super().__init__(message)
         self.code = code
         self.message = message
+
+    @classmethod
+    def of(cls, error: ContractError) -> RequestError:
+        """Return the refusal of a request that breaks the contract."""
+        return cls(error.code, error.message)
 
     def __reduce__(self) -> tuple[type[RequestError], tuple[str, str]]:
         """Pickle with both arguments: the engine runs in a process of its own."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from batchmill.engine.config import EngineConfig
+from batchmill.engine.contract.agreement import check_tools_suit
+from batchmill.engine.contract.errors import ContractError
 from batchmill.engine.errors import RequestError
 from batchmill.engine.request.sampling_params import SamplingParams
 from batchmill.engine.text.chat import Chat
@@ -90,20 +92,11 @@ def check_agreement(chat: Chat, params: SamplingParams) -> None:
     """
     if not chat.shown_tools:
         return
-    if params.grammar is not None:
-        raise RequestError(
-            "invalid_request",
-            "tools and a structured output are both given: set tool_choice to none for an answer "
-            "in a structure, or leave the structure out",
-        )
     if not params.detokenize:
         raise RequestError(
             "invalid_request", "tools need text, detokenize is false: set detokenize"
         )
-    for name in ("stop", "stop_token_ids", "min_tokens", "ignore_eos"):
-        if chat.must_call and getattr(params, name):
-            raise RequestError(
-                "invalid_request",
-                f"{name} and a tool_choice that demands a call are both given: the call alone "
-                f"decides where the output ends, so leave {name} out",
-            )
+    try:
+        check_tools_suit(params, is_structured=params.grammar is not None, must_call=chat.must_call)
+    except ContractError as refusal:
+        raise RequestError.of(refusal) from None

@@ -6,35 +6,33 @@ import math
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
+from batchmill.engine.contract.limits import MAX_LOGIT_BIAS
 from batchmill.engine.errors import RequestError
 
-#: The largest logit bias, either way, as OpenAI and vLLM have it.
-MAX_LOGIT_BIAS = 100
 
-
-def invalid(name: str, value: object, remedy: str) -> RequestError:
-    """The error for a value that cannot work."""
+def invalid_value_error(name: str, value: object, remedy: str) -> RequestError:
+    """Return the error for a value that cannot work."""
     return RequestError("invalid_request", f"{name} is {value!r}: {remedy}")
 
 
 def check_number(
     name: str, value: object, least: float = -math.inf, most: float = math.inf
 ) -> None:
-    """Refuse what is no number from `least` to `most`.
+    """Check that a value is a number from `least` to `most`.
 
     Raises:
         RequestError: `invalid_request`.
     """
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise invalid(name, value, "use a number")
+        raise invalid_value_error(name, value, "use a number")
     if not least <= value <= most:  # NaN as well
-        raise invalid(name, value, f"use {least:g} to {most:g}")
+        raise invalid_value_error(name, value, f"use {least:g} to {most:g}")
 
 
 def check_integer(
-    name: str, value: object, least: int, remedy: str, *, most: int | None = None
+    name: str, value: object, least: int, remedy: str = "", *, most: int | None = None
 ) -> None:
-    """Refuse what is no integer from `least` to `most`.
+    """Check that a value is an integer from `least` to `most`.
 
     Raises:
         RequestError: `invalid_request`.
@@ -45,21 +43,23 @@ def check_integer(
         or value < least
         or (most is not None and value > most)
     ):
-        raise invalid(name, value, f"use an integer of at least {least}; {remedy}")
+        bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
+        hint = f"; {remedy}" if remedy else ""
+        raise invalid_value_error(name, value, f"use an integer {bounds}{hint}")
 
 
 def check_flag(name: str, value: object) -> None:
-    """Refuse what is no truth value.
+    """Check that a value is true or false.
 
     Raises:
         RequestError: `invalid_request`.
     """
     if not isinstance(value, bool):
-        raise invalid(name, value, "use true or false")
+        raise invalid_value_error(name, value, "use true or false")
 
 
 def check_list(name: str, given: object) -> tuple[Any, ...]:
-    """A list as it is kept; None is an empty one. Its entries stay out of errors.
+    """Return a list as a tuple; None is an empty one. Errors do not show its entries.
 
     Raises:
         RequestError: `invalid_request`.
@@ -74,7 +74,7 @@ def check_list(name: str, given: object) -> tuple[Any, ...]:
 
 
 def check_logit_bias(given: object) -> tuple[tuple[int, float], ...]:
-    """A logit bias as pairs of token id and bias, by token id.
+    """Return a logit bias as pairs of token id and bias, sorted by token id.
 
     Raises:
         RequestError: `invalid_request`.
@@ -86,9 +86,7 @@ def check_logit_bias(given: object) -> tuple[tuple[int, float], ...]:
         # The keys of a JSON object are strings.
         biases = {int(token_id): bias for token_id, bias in pairs.items()}
     except (TypeError, ValueError):
-        raise RequestError(
-            "invalid_request", "logit_bias is no mapping of token ids to numbers"
-        ) from None
+        raise RequestError("invalid_request", "logit_bias must map token ids to numbers") from None
     if len(biases) != len(pairs):
         raise RequestError("invalid_request", "logit_bias names a token twice: name it once")
     for token_id, bias in biases.items():
@@ -98,7 +96,7 @@ def check_logit_bias(given: object) -> tuple[tuple[int, float], ...]:
 
 
 def check_bad_words(given: object) -> tuple[str | tuple[int, ...], ...]:
-    """Bad words, each a text or its token ids, as they are kept. Their texts stay out of errors.
+    """Return bad words as a tuple, each a text or its token ids. Errors do not show the texts.
 
     Raises:
         RequestError: `invalid_request`.
@@ -106,7 +104,7 @@ def check_bad_words(given: object) -> tuple[str | tuple[int, ...], ...]:
     if given is None:
         return ()
     if isinstance(given, str | bytes | Mapping) or not isinstance(given, Sequence):
-        raise RequestError("invalid_request", "bad_words is no list: use a list of texts")
+        raise RequestError("invalid_request", "bad_words must be a list of texts")
     words: list[str | tuple[int, ...]] = []
     for index, word in enumerate(given):
         if isinstance(word, str) and word.strip():
@@ -118,6 +116,6 @@ def check_bad_words(given: object) -> tuple[str | tuple[int, ...], ...]:
         else:
             raise RequestError(
                 "invalid_request",
-                f"bad_words[{index}] is neither a text nor a list of token ids, or is empty",
+                f"bad_words[{index}] must be a non-empty text or list of token ids",
             )
     return tuple(words)

@@ -6,10 +6,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from batchmill.engine.contract.agreement import check_lengths, check_structure_ends_output
+from batchmill.engine.contract.errors import ContractError
+from batchmill.engine.contract.grammar import grammar_of
+from batchmill.engine.contract.limits import (
+    MAX_LOGPROBS,
+    MAX_N,
+    MAX_PENALTY,
+    MAX_REPETITION_PENALTY,
+    MAX_SEED,
+    MAX_TEMPERATURE,
+    MIN_REPETITION_PENALTY,
+    MIN_SEED,
+    MIN_TEMPERATURE,
+)
 from batchmill.engine.errors import RequestError
-from batchmill.engine.grammar import GrammarRefused, grammar_of
 
-from .aliases import canonical_arguments
+from .arguments import canonical_arguments
 from .checks import (
     check_bad_words,
     check_flag,
@@ -17,17 +30,8 @@ from .checks import (
     check_list,
     check_logit_bias,
     check_number,
-    invalid,
+    invalid_value_error,
 )
-
-#: A positive temperature under this would divide logits into infinities; 0 is what is meant.
-MIN_TEMPERATURE = 1e-3
-#: Far beyond it every distribution is uniform in float32.
-MAX_TEMPERATURE = 100.0
-#: Most samples of one request.
-MAX_N = 128
-#: Most likeliest tokens reported a step, as OpenAI and vLLM have it.
-MAX_LOGPROBS = 20
 
 _FLAGS = (
     "include_stop_str_in_output",
@@ -180,7 +184,7 @@ class SamplingParams:
         temperature = self.temperature
         check_number("temperature", temperature)
         if temperature != 0 and not MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
-            raise invalid(
+            raise invalid_value_error(
                 "temperature",
                 temperature,
                 f"use 0 (greedy) or {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}",
@@ -189,46 +193,40 @@ class SamplingParams:
             value = getattr(self, name)
             check_number(name, value)
             if not 0 < value <= 1:
-                raise invalid(name, value, "use more than 0 and at most 1 (1 keeps all)")
+                raise invalid_value_error(name, value, "use more than 0, and at most 1")
         check_number("min_p", self.min_p, 0, 1)
         check_integer("top_k", self.top_k, -1, "use 0 to keep all tokens")
-        check_integer("n", self.n, 1, f"at most {MAX_N}", most=MAX_N)
+        check_integer("n", self.n, 1, most=MAX_N)
         if self.seed is not None:
-            check_integer(
-                "seed", self.seed, -(2**63), "use a 64-bit signed integer", most=2**63 - 1
-            )
+            check_integer("seed", self.seed, MIN_SEED, most=MAX_SEED)
 
     def _check_penalties(self) -> None:
-        check_number("presence_penalty", self.presence_penalty, -2, 2)
-        check_number("frequency_penalty", self.frequency_penalty, -2, 2)
-        check_number("repetition_penalty", self.repetition_penalty, 0.01, 100)
+        check_number("presence_penalty", self.presence_penalty, -MAX_PENALTY, MAX_PENALTY)
+        check_number("frequency_penalty", self.frequency_penalty, -MAX_PENALTY, MAX_PENALTY)
+        check_number(
+            "repetition_penalty",
+            self.repetition_penalty,
+            MIN_REPETITION_PENALTY,
+            MAX_REPETITION_PENALTY,
+        )
         check_integer("no_repeat_ngram_size", self.no_repeat_ngram_size, 0, "0 is off")
         if self.allowed_token_ids is not None:
             for token_id in self.allowed_token_ids:
                 check_integer("allowed_token_ids", token_id, 0, "use token ids of the vocabulary")
             if not self.allowed_token_ids:
-                raise invalid("allowed_token_ids", [], "name a token, or leave it out")
+                raise invalid_value_error("allowed_token_ids", [], "name a token, or leave it out")
 
     def _check_lengths(self) -> None:
         check_integer("min_tokens", self.min_tokens, 0, "0 sets no minimum")
         if self.truncate_prompt_tokens is not None:
             remedy = "or -1 for as many as fit"
             check_integer("truncate_prompt_tokens", self.truncate_prompt_tokens, -1, remedy)
-            if self.truncate_prompt_tokens == 0:
-                raise invalid("truncate_prompt_tokens", 0, "use 1 or more, or -1")
-        if self.max_tokens is None:
-            return
-        check_integer("max_tokens", self.max_tokens, 0, "leave it out for no limit of its own")
-        if self.max_tokens == 0 and self.prompt_logprobs is None and not self.echo:
-            raise invalid(
-                "max_tokens",
-                0,
-                "ask for prompt_logprobs or echo beside it, or for at least 1 token",
-            )
-        if self.min_tokens > self.max_tokens:
-            raise invalid(
-                "min_tokens", self.min_tokens, f"use at most max_tokens ({self.max_tokens})"
-            )
+        if self.max_tokens is not None:
+            check_integer("max_tokens", self.max_tokens, 0, "leave it out for no limit of its own")
+        try:
+            check_lengths(self)
+        except ContractError as refusal:
+            raise RequestError.of(refusal) from None
 
     def _check_stops(self) -> None:
         for text in self.stop_strings:
@@ -250,19 +248,11 @@ class SamplingParams:
         for name in ("logprobs", "prompt_logprobs"):
             value = getattr(self, name)
             if value is not None:
-                check_integer(name, value, 0, f"at most {MAX_LOGPROBS}", most=MAX_LOGPROBS)
+                check_integer(name, value, 0, most=MAX_LOGPROBS)
 
     def _check_structure(self) -> None:
         try:
-            if self.grammar is None:
-                return
-        except GrammarRefused as refusal:
-            raise RequestError(refusal.code, refusal.message) from None
-        # Each of these could end or stretch the output where the structure does not.
-        for name in ("stop", "stop_token_ids", "min_tokens", "ignore_eos"):
-            if getattr(self, name):
-                raise RequestError(
-                    "invalid_request",
-                    f"{name} and a structured output are both given: the structure alone decides "
-                    f"where the output ends, so leave {name} out",
-                )
+            if self.grammar is not None:
+                check_structure_ends_output(self)
+        except ContractError as refusal:
+            raise RequestError.of(refusal) from None

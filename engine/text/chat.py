@@ -6,35 +6,12 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
+from batchmill.engine.contract import chat as contract
+from batchmill.engine.contract.errors import ContractError
+from batchmill.engine.contract.grammar import check_parameters
 from batchmill.engine.errors import RequestError
-from batchmill.engine.grammar import GrammarRefused, check_parameters, schema_for_rule
-
-ROLES: Final = ("system", "developer", "user", "assistant", "tool")
-#: Names that a template is given by other means, or that would steer the rendering itself.
-RESERVED_TEMPLATE_KWARGS: Final = frozenset(
-    {
-        "add_generation_prompt",
-        "chat_template",
-        "continue_final_message",
-        "conversation",
-        "documents",
-        "max_length",
-        "messages",
-        "padding",
-        "return_assistant_tokens_mask",
-        "return_dict",
-        "return_tensors",
-        "sanitize_control_tokens",
-        "self",
-        "tokenize",
-        "tokenizer_kwargs",
-        "tools",
-        "truncation",
-    }
-)
-_NAME: Final = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +64,7 @@ class Chat:
     @property
     def must_call(self) -> bool:
         """Whether the output has to be calls and nothing else."""
-        return self.tool_choice == "required" or isinstance(self.tool_choice, Mapping)
+        return contract.is_call_demanded(self.tool_choice)
 
     @property
     def is_single_call(self) -> bool:
@@ -95,60 +72,25 @@ class Chat:
         return self.parallel_tool_calls is False or isinstance(self.tool_choice, Mapping)
 
     def _check_tool_choice(self) -> None:
-        choice = self.tool_choice
-        if choice not in (None, "none") and not self.tools:
-            raise _invalid("tool_choice is given without tools: give tools, or leave it out")
-        if isinstance(choice, Mapping):
-            function = choice.get("function")
-            name = function.get("name") if isinstance(function, Mapping) else None
-            offered = [tool["function"]["name"] for tool in self.tools or ()]
-            if choice.get("type") != "function" or name not in offered:
-                raise _invalid("tool_choice names no function of tools: use one of their names")
-        elif choice not in (None, "auto", "none", "required"):
-            raise _invalid(
-                "tool_choice is none of auto, none, required and "
-                '{"type": "function", "function": {"name": …}}'
+        try:
+            contract.check_tool_choice(
+                self.tool_choice, [tool["function"] for tool in self.tools or ()]
             )
-        for tool in self.tools or ():
-            function = tool["function"]
-            if self.must_call and function["name"] in self.callable_names:
-                parameters_rule(function)
-            elif function.get("strict") and choice != "none":
-                raise RequestError(
-                    "unsupported_parameter",
-                    "strict holds only where a call is certain: set tool_choice to required or to "
-                    "a function, or leave strict out",
-                )
+        except ContractError as refusal:
+            raise RequestError.of(refusal) from None
 
     def _check_continuation(self) -> None:
         if not self.continue_final_message:
             return
         last = self.messages[-1]
-        if last["role"] != "assistant" or last.get("tool_calls") or not text_of(last["content"]):
-            raise _invalid(
-                "continue_final_message goes on with text of the assistant, and the last message "
-                "is none: add it, or leave continue_final_message out"
+        has_text = bool(text_of(last.get("content"))) and not last.get("tool_calls")
+        try:
+            contract.check_continuation(
+                ends_with_assistant_text=has_text and last["role"] == "assistant",
+                add_generation_prompt=bool(self.add_generation_prompt),
             )
-        if self.add_generation_prompt:
-            raise _invalid(
-                "add_generation_prompt begins a new message and continue_final_message goes on "
-                "with the last: give one of them"
-            )
-
-
-def parameters_rule(function: Mapping[str, Any]) -> str:
-    """The schema of a function's arguments, for a Lark rule.
-
-    Raises:
-        RequestError: it cannot be enforced.
-    """
-    parameters = function.get("parameters") or {"additionalProperties": False}
-    try:
-        return schema_for_rule(
-            f"the parameters of {function['name']}", {**parameters, "type": "object"}
-        )
-    except GrammarRefused as refusal:
-        raise RequestError(refusal.code, refusal.message) from None
+        except ContractError as refusal:
+            raise RequestError.of(refusal) from None
 
 
 def text_of(content: Any) -> str | None:
@@ -175,8 +117,8 @@ def _check_messages(messages: Any) -> None:
     if isinstance(messages, str) or not isinstance(messages, Sequence) or not messages:
         raise _invalid("messages is no list of messages, or is empty: give at least one")
     for index, message in enumerate(messages):
-        if not isinstance(message, Mapping) or message.get("role") not in ROLES:
-            raise _invalid(f"messages[{index}] has no role: use one of {', '.join(ROLES)}")
+        if not isinstance(message, Mapping) or message.get("role") not in contract.ROLES:
+            raise _invalid(f"messages[{index}] has no role: use one of {', '.join(contract.ROLES)}")
         if text_of(message.get("content")) is None and not message.get("tool_calls"):
             raise _invalid(f"messages[{index}] has neither content nor tool_calls")
         for call in message.get("tool_calls") or ():
@@ -213,7 +155,8 @@ def _check_tools(tools: Any) -> None:
         if not isinstance(function, Mapping) or tool.get("type") != "function":
             raise _invalid(f"tools[{index}] is no function: use type function, with a function")
         name = function.get("name")
-        if not isinstance(name, str) or not _NAME.fullmatch(name) or name in names:
+        is_name = isinstance(name, str) and re.fullmatch(contract.FUNCTION_NAME, name)
+        if not is_name or name in names:
             raise _invalid(
                 f"tools[{index}].function.name is given twice, or is not 1 to 64 letters, digits, "
                 "_ and -"
@@ -229,7 +172,7 @@ def _check_parameters(field: str, parameters: Any) -> None:
         raise _invalid(f"{field} is no JSON schema: use an object")
     try:
         check_parameters(field, parameters)
-    except GrammarRefused as refusal:
+    except ContractError as refusal:
         raise _invalid(refusal.message) from None
 
 
@@ -245,12 +188,8 @@ def _check_documents(documents: Any) -> None:
 
 def _check_template_kwargs(kwargs: Any) -> None:
     for name, value in kwargs.items():
-        if name in RESERVED_TEMPLATE_KWARGS or not str(name).isidentifier():
-            raise _invalid(
-                f"chat_template_kwargs holds {str(name)[:40]!r}, which is not for it: leave it out"
-            )
-        if not isinstance(value, str | int | float | bool | None):
-            raise _invalid(f"chat_template_kwargs.{name} is no text, number, true, false or null")
+        if problem := contract.template_kwarg_problem(str(name), value):
+            raise _invalid(f"chat_template_kwargs {problem}")
 
 
 def _invalid(message: str) -> RequestError:

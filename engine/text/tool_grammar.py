@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
-from typing import Final, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
 
-from .chat import Chat, parameters_rule
+from batchmill.engine.contract.chat import arguments_rule
+from batchmill.engine.contract.errors import ContractError
+from batchmill.engine.errors import RequestError
+
+from .chat import Chat
 from .tool_calls import FORMATS
 
 #: The token id of a text that is a special token, which a model writes in one piece; else None.
@@ -71,7 +75,7 @@ def tool_grammar(name: str, chat: Chat, template: str, special_token_id: Special
         before = terms(spelling.before_name + function["name"] + spelling.before_arguments)
         after = terms(spelling.after_arguments)
         rules.append(" ".join([f"call_{index}:", *before, f"arguments_{index}", *after]))
-        rules.append(f"arguments_{index}: %json {parameters_rule(function)}")
+        rules.append(f"arguments_{index}: %json {_arguments_rule(function)}")
     # Here, because an engine without tools or structure runs where llguidance is not installed.
     from llguidance import LLMatcher
 
@@ -82,3 +86,10 @@ def tool_grammar(name: str, chat: Chat, template: str, special_token_id: Special
 def _term(text: str, special_token_id: SpecialTokenId) -> str:
     token_id = special_token_id(text)
     return json.dumps(text, ensure_ascii=False) if token_id is None else f"<[{token_id}]>"
+
+
+def _arguments_rule(function: Mapping[str, Any]) -> str:
+    try:
+        return arguments_rule(function)
+    except ContractError as refusal:
+        raise RequestError.of(refusal) from None

@@ -6,13 +6,14 @@ import json
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
-from pydantic_core import PydanticCustomError
 
-from batchmill.producer.grammar import GrammarRefused, check_parameters, schema_for_rule
+from batchmill.engine.contract import chat as contract
+from batchmill.engine.contract import limits
+from batchmill.engine.contract.errors import ContractError
+from batchmill.engine.contract.grammar import check_parameters
 
-from . import limits
 from .messages import FunctionName, Messages
-from .strictness import STRICT, Text, check_depth
+from .strictness import STRICT, Text, check_depth, optional, validation_error
 
 #: What only a chat has a use for.
 _CHAT_ONLY: Final = (
@@ -24,8 +25,6 @@ _CHAT_ONLY: Final = (
     "add_generation_prompt",
     "continue_final_message",
 )
-#: Controls that would end or stretch an output that has to be calls.
-_CONTRADICT_CALLS: Final = ("stop", "stop_token_ids", "min_tokens", "ignore_eos")
 
 
 class Function(BaseModel):
@@ -44,7 +43,7 @@ class Function(BaseModel):
     def _takes_an_object(self) -> Self:
         try:
             check_parameters("parameters", self.parameters or {})
-        except GrammarRefused as refusal:
+        except ContractError as refusal:
             raise ValueError(refusal.message) from None
         return self
 
@@ -93,9 +92,7 @@ def _read_tool_choice(choice: Any) -> Any:
         and isinstance(choice["function"]["name"], str)
     )
     if choice not in (None, "auto", "none", "required") and not is_function:
-        raise ValueError(
-            'is none of auto, none, required and {"type": "function", "function": {"name": …}}'
-        )
+        raise ValueError(contract.TOOL_CHOICE_FORMS)
     return choice
 
 
@@ -103,10 +100,8 @@ def _check_template_kwargs(kwargs: Any) -> Any:
     if not isinstance(kwargs, dict) or not all(isinstance(name, str) for name in kwargs):
         return kwargs  # refused as it is
     for name, value in kwargs.items():
-        if name in limits.RESERVED_TEMPLATE_KWARGS or not str(name).isidentifier():
-            raise ValueError(f"holds {str(name)[:40]!r}, which is not for it: leave it out")
-        if not isinstance(value, str | int | float | bool | None):
-            raise ValueError(f"{name[:40]} is no text, number, true, false or null")
+        if problem := contract.template_kwarg_problem(name, value):
+            raise ValueError(problem)
     if _num_json_bytes(kwargs) > limits.MAX_TEMPLATE_KWARGS_BYTES:
         raise ValueError(f"has more than {limits.MAX_TEMPLATE_KWARGS_BYTES} bytes as JSON")
     return kwargs
@@ -119,11 +114,6 @@ def _num_json_bytes(value: Any) -> int:
         raise ValueError("holds what JSON in UTF-8 cannot: leave it out") from None
 
 
-def _chat_field(default: Any, **constraints: Any) -> Any:
-    """A field that a job's document leaves out where it is not used."""
-    return Field(default=default, exclude_if=lambda value: value == default, **constraints)
-
-
 class ChatFields(BaseModel):
     """Messages and what goes with them. What each does: docs/chat.md."""
 
@@ -134,27 +124,27 @@ class ChatFields(BaseModel):
     #: Functions that the model may call. The model's template has to know tools.
     tools: Annotated[
         list[Tool], AfterValidator(_check_tools), Field(max_length=limits.MAX_TOOLS)
-    ] = _chat_field([], repr=False)
+    ] = optional([], repr=False)
     #: `auto`, `required` (calls and nothing else, by their schemas), `none` (the tools are
     #: not shown), or one function by name; `auto` where there are tools and it is absent.
     tool_choice: Annotated[str | dict[str, Any] | None, BeforeValidator(_read_tool_choice)] = (
-        _chat_field(None)
+        optional(None)
     )
     #: Whether there may be several calls; false ends the output with the first.
-    parallel_tool_calls: bool | None = _chat_field(None)
+    parallel_tool_calls: bool | None = optional(None)
     #: Documents to answer from. The model's template has to know documents.
-    documents: Annotated[list[Document], Field(max_length=limits.MAX_DOCUMENTS)] = _chat_field(
+    documents: Annotated[list[Document], Field(max_length=limits.MAX_DOCUMENTS)] = optional(
         [], repr=False
     )
     #: What else the model's template knows, such as `enable_thinking`.
     chat_template_kwargs: Annotated[dict[str, Any], BeforeValidator(_check_template_kwargs)] = (
-        _chat_field({})
+        optional({})
     )
     #: Whether the prompt ends where an answer begins; it does where the last message is not
     #: continued.
-    add_generation_prompt: bool | None = _chat_field(None)
+    add_generation_prompt: bool | None = optional(None)
     #: Go on with the last message, which is the assistant's.
-    continue_final_message: bool = _chat_field(False)
+    continue_final_message: bool = optional(False)
 
     @model_validator(mode="before")
     @classmethod
@@ -170,7 +160,7 @@ class ChatFields(BaseModel):
     @property
     def must_call(self) -> bool:
         """Whether the output has to be calls and nothing else."""
-        return self.tool_choice == "required" or isinstance(self.tool_choice, dict)
+        return contract.is_call_demanded(self.tool_choice)
 
     @property
     def num_chat_bytes(self) -> int:
@@ -190,68 +180,20 @@ class ChatFields(BaseModel):
         return self
 
     def _check_tool_choice(self) -> None:
-        choice, names = self.tool_choice, [tool.function.name for tool in self.tools]
-        if choice not in (None, "none") and not names:
-            raise ValueError("tool_choice is given without tools: give tools, or leave it out")
-        if isinstance(choice, dict) and choice["function"]["name"] not in names:
-            raise ValueError("tool_choice names no function of tools: use one of their names")
-        demanded = [choice["function"]["name"]] if isinstance(choice, dict) else names
-        for function in (tool.function for tool in self.tools):
-            if self.must_call and function.name in demanded:
-                _check_enforceable(function)
-            elif function.strict and choice != "none":
-                message = (
-                    "strict holds only where a call is certain: set tool_choice to required or "
-                    "to a function, or leave strict out"
-                )
-                raise PydanticCustomError(
-                    "unsupported_parameter", "{message}", {"message": message, "param": "tools"}
-                )
+        functions = [tool.function.model_dump(exclude_none=True) for tool in self.tools]
+        try:
+            contract.check_tool_choice(self.tool_choice, functions)
+        except ContractError as refusal:
+            raise validation_error(refusal, "tools") from None
 
     def _check_continuation(self) -> None:
         if not self.continue_final_message:
             return
-        last = (self.messages or [])[-1]
-        if last.role != "assistant" or last.tool_calls or not last.content:
-            raise ValueError(
-                "continue_final_message goes on with text of the assistant, and the last message "
-                "is none: add it, or leave continue_final_message out"
-            )
-        if self.add_generation_prompt:
-            raise ValueError(
-                "add_generation_prompt begins a new message and continue_final_message goes on "
-                "with the last: give one of them"
-            )
-
-
-def check_controls(job: Any) -> None:
-    """Check that a chat with tools asks for nothing that contradicts them.
-
-    Args:
-        job: A `GenerationJob`.
-
-    Raises:
-        ValueError: it does.
-    """
-    if not job.tools or job.tool_choice == "none":
-        return
-    form = (job.response_format or {}).get("type", "text")
-    if form != "text" or job.structured_outputs is not None:
-        raise ValueError(
-            "tools and a structured output are both given: set tool_choice to none for an answer "
-            "in a structure, or leave the structure out"
+        last = self.messages[-1] if self.messages else None
+        contract.check_continuation(
+            ends_with_assistant_text=last is not None
+            and last.role == "assistant"
+            and bool(last.content)
+            and not last.tool_calls,
+            add_generation_prompt=bool(self.add_generation_prompt),
         )
-    for name in _CONTRADICT_CALLS:
-        if job.must_call and getattr(job, name):
-            raise ValueError(
-                f"{name} and a tool_choice that demands a call are both given: the call alone "
-                f"decides where the output ends, so leave {name} out"
-            )
-
-
-def _check_enforceable(function: Function) -> None:
-    parameters = function.parameters or {"additionalProperties": False}
-    try:
-        schema_for_rule(f"the parameters of {function.name}", {**parameters, "type": "object"})
-    except GrammarRefused as refusal:
-        raise ValueError(refusal.message) from None

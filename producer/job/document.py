@@ -13,13 +13,20 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from batchmill.engine.contract.agreement import check_tools_suit
+from batchmill.engine.contract.limits import (
+    MAX_CACHE_SALT_CHARS,
+    MAX_PROMPT_BYTES,
+    MAX_PROMPT_TOKENS,
+)
+from batchmill.engine.contract.unsupported import UNSUPPORTED_FIELDS
 from batchmill.producer.protocol import keys
 from batchmill.producer.webhook.target import split_url
 
-from . import limits, unsupported
-from .chat import ChatFields, check_controls
+from . import limits
+from .chat import ChatFields
 from .controls import SamplingControls
-from .strictness import Text, encoded
+from .strictness import Text, check_utf8
 
 
 def _check_webhook(url: str) -> str:
@@ -85,15 +92,13 @@ def _check_metadata(metadata: dict[str, str]) -> dict[str, str]:
 def _check_prompt(prompt: Any) -> Any:
     """Check a prompt by hand: errors of a union would name both of its kinds."""
     if isinstance(prompt, str):
-        num_bytes = len(encoded(prompt).encode())
-        if num_bytes > limits.MAX_PROMPT_BYTES:
-            raise ValueError(
-                f"has {num_bytes} bytes, the limit is {limits.MAX_PROMPT_BYTES}; shorten it"
-            )
+        num_bytes = len(check_utf8(prompt).encode())
+        if num_bytes > MAX_PROMPT_BYTES:
+            raise ValueError(f"has {num_bytes} bytes, the limit is {MAX_PROMPT_BYTES}; shorten it")
     elif isinstance(prompt, list):
-        if len(prompt) > limits.MAX_PROMPT_TOKENS:
+        if len(prompt) > MAX_PROMPT_TOKENS:
             raise ValueError(
-                f"has {len(prompt)} token ids, the limit is {limits.MAX_PROMPT_TOKENS}; shorten it"
+                f"has {len(prompt)} token ids, the limit is {MAX_PROMPT_TOKENS}; shorten it"
             )
         if not all(type(item) is int and 0 <= item < 2**32 for item in prompt):
             raise ValueError("as a list holds token ids: integers from 0 to 2**32 - 1")
@@ -105,7 +110,7 @@ def _check_prompt(prompt: Any) -> Any:
 
 
 MetadataKey = Annotated[
-    str, Field(min_length=1, max_length=limits.MAX_METADATA_KEY_CHARS), AfterValidator(encoded)
+    str, Field(min_length=1, max_length=limits.MAX_METADATA_KEY_CHARS), AfterValidator(check_utf8)
 ]
 
 
@@ -146,9 +151,9 @@ class GenerationJob(ChatFields, SamplingControls):
         default=None, repr=False
     )
     #: The job shares the KV of prompt prefixes with jobs of the same salt only.
-    cache_salt: (
-        Annotated[Text, Field(min_length=1, max_length=limits.MAX_CACHE_SALT_CHARS)] | None
-    ) = Field(default=None, repr=False, exclude_if=lambda salt: salt is None)
+    cache_salt: Annotated[Text, Field(min_length=1, max_length=MAX_CACHE_SALT_CHARS)] | None = (
+        Field(default=None, repr=False, exclude_if=lambda salt: salt is None)
+    )
 
     #: Class of the job: all of `high` (0) come before `normal` (1), these before `low` (2).
     priority: Literal["high", "normal", "low"] = Field(
@@ -201,13 +206,14 @@ class GenerationJob(ChatFields, SamplingControls):
             return data
         kept = {}
         for name, value in data.items():
-            if name not in unsupported.UNSUPPORTED:
+            unsupported = UNSUPPORTED_FIELDS.get(name)
+            if unsupported is None:
                 kept[name] = value
-            elif not unsupported.asks_for_nothing(name, value):
+            elif not unsupported.is_neutral(value):
                 raise PydanticCustomError(
                     "unsupported_parameter",
                     "{message}",
-                    {"message": unsupported.refusal(name), "param": name},
+                    {"message": unsupported.message(name), "param": name},
                 )
         return kept
 
@@ -246,14 +252,15 @@ class GenerationJob(ChatFields, SamplingControls):
             raise ValueError(f"give exactly one of prompt and messages; {given} given")
         if self.messages is not None:
             num_bytes = self.num_chat_bytes
-            if num_bytes > limits.MAX_PROMPT_BYTES:
+            if num_bytes > MAX_PROMPT_BYTES:
                 raise ValueError(
                     f"messages, documents and tools have {num_bytes} bytes, the limit is "
-                    f"{limits.MAX_PROMPT_BYTES}; shorten them"
+                    f"{MAX_PROMPT_BYTES}; shorten them"
                 )
         return self
 
     @model_validator(mode="after")
-    def _controls_suit_the_chat(self) -> Self:
-        check_controls(self)
+    def _controls_suit_the_tools(self) -> Self:
+        if self.tools and self.tool_choice != "none":
+            check_tools_suit(self, is_structured=self.is_structured, must_call=self.must_call)
         return self

@@ -8,7 +8,9 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from . import limits
+from batchmill.engine.contract import limits
+from batchmill.engine.contract.chat import FUNCTION_NAME, Role
+
 from .strictness import STRICT, Text
 
 #: Fields of messages that OpenAI's answers spell out, and the values that say nothing.
@@ -19,7 +21,7 @@ _NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
     "refusal": (None,),
 }
 
-FunctionName = Annotated[str, Field(pattern=limits.FUNCTION_NAME)]
+FunctionName = Annotated[str, Field(pattern=FUNCTION_NAME)]
 
 
 def _text_of(content: Any) -> Any:
@@ -83,7 +85,7 @@ class Message(BaseModel):
     model_config = STRICT
 
     #: `developer` is OpenAI's newer name for `system`.
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    role: Role
     #: Text, or a list of parts of type text; null beside `tool_calls` only.
     content: Annotated[Text | None, BeforeValidator(_text_of)] = Field(default=None, repr=False)
     #: Who speaks; the model's template has to know it.
@@ -128,7 +130,7 @@ class Message(BaseModel):
         """How much of the job it takes, about."""
         calls = self.tool_calls or ()
         return len((self.content or "").encode()) + sum(
-            len(call.function.arguments.encode()) + limits.FUNCTION_NAME_CHARS for call in calls
+            len(call.function.arguments.encode()) + limits.MAX_FUNCTION_NAME_CHARS for call in calls
         )
 
 

@@ -1,10 +1,13 @@
-"""The strictness that all parts of a job share."""
+"""What all parts of a job's document share: strictness, text in UTF-8, optional fields, errors."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Final
 
-from pydantic import AfterValidator, ConfigDict
+from pydantic import AfterValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from batchmill.engine.contract.errors import ContractError
 
 STRICT: Final = ConfigDict(
     strict=True,
@@ -16,24 +19,24 @@ STRICT: Final = ConfigDict(
 )
 
 
-def encoded(text: str) -> str:
-    """Refuse what UTF-8 cannot hold: pydantic lets lone surrogates through.
+def check_utf8(text: str) -> str:
+    """Return a text that UTF-8 can encode: pydantic lets lone surrogates through.
 
     Raises:
-        ValueError: it holds a lone surrogate.
+        ValueError: it has a lone surrogate.
     """
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError("holds a lone surrogate, which UTF-8 cannot encode") from None
+        raise ValueError("has a lone surrogate, which UTF-8 cannot encode") from None
     return text
 
 
 def check_depth(value: Any, limit: int) -> None:
-    """Refuse JSON that is nested so deep that a reader of the job's document may give up on it.
+    """Check that JSON is not nested too deep for readers of the job's document.
 
     Raises:
-        ValueError: an object or list lies in more than `limit` others.
+        ValueError: an object or list lies inside more than `limit` others.
     """
     layer, depth = [value], 0
     while layer := [item for item in layer if isinstance(item, dict | list)]:
@@ -45,4 +48,23 @@ def check_depth(value: Any, limit: int) -> None:
         ]
 
 
-Text = Annotated[str, AfterValidator(encoded)]
+Text = Annotated[str, AfterValidator(check_utf8)]
+
+
+def optional(default: Any, **constraints: Any) -> Any:
+    """Return a field that is left out of a job's document while it has its default."""
+    return Field(default=default, exclude_if=lambda value: value == default, **constraints)
+
+
+def validation_error(error: ContractError, param: str) -> ValueError:
+    """Return the error for pydantic to collect when a request breaks the contract.
+
+    Args:
+        error: What is wrong.
+        param: The field to blame for an `unsupported_parameter`.
+    """
+    if error.code != "unsupported_parameter":
+        return ValueError(error.message)
+    return PydanticCustomError(
+        "unsupported_parameter", "{message}", {"message": error.message, "param": param}
+    )

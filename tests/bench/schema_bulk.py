@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from bulk_mill import bulk_mill, load_average
 from real_prompts import entries
 
-from batchmill.engine.grammar import grammar_of
+from batchmill.engine.contract.grammar import grammar_of
 
 SCHEMA = {
     "type": "object",

@@ -11,16 +11,12 @@ from typing import Any
 import pytest
 
 from batchmill.engine import RequestError, SamplingParams
-from batchmill.engine import grammar as engine_grammar
-from batchmill.engine.request.aliases import ALIASES, UNSUPPORTED
-from batchmill.producer import grammar as producer_grammar
+from batchmill.engine.contract.aliases import ALIASES
+from batchmill.engine.contract.unsupported import UNSUPPORTED_CONTROLS, UNSUPPORTED_FIELDS
 from batchmill.producer.errors import JobRejected
-from batchmill.producer.job import unsupported
 from batchmill.producer.job.controls import SamplingControls
 from batchmill.producer.job.document import GenerationJob
 from batchmill.producer.job.validation import parse_document, parse_job
-
-from ..structure.public_face import ROOT
 
 #: Deliberately another one than vLLM's 16: a job that says nothing wants an answer.
 OTHER_DEFAULTS = {"max_tokens": 256}
@@ -84,6 +80,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"structured_outputs": {"json": {"uniqueItems": True}}}, "invalid_request"),
     ({"structured_outputs": {"json": {"patternProperties": {}}}}, "invalid_request"),
     ({"structured_outputs": {"regex": "(a"}}, "invalid_request"),
+    ({"structured_outputs": {}}, "invalid_request"),
+    ({"response_format": {}}, "invalid_request"),
     ({"structured_outputs": {"regex": "a"}, "stop": "b"}, "invalid_request"),
     ({"structured_outputs": {"regex": "a"}, "ignore_eos": True}, "invalid_request"),
     (
@@ -136,25 +134,29 @@ def test_controls_that_are_not_used_take_no_room_in_a_job() -> None:
     assert "logit_bias" not in document
 
 
-def test_the_grammar_check_is_one_text_in_two_places() -> None:
-    texts = [(ROOT / folder / "grammar.py").read_text() for folder in ("engine", "producer")]
-    assert texts[0] == texts[1]
-    assert engine_grammar.KINDS == producer_grammar.KINDS
+def test_a_job_refuses_every_control_that_the_engine_refuses() -> None:
+    for name, control in UNSUPPORTED_CONTROLS.items():
+        assert UNSUPPORTED_FIELDS[name].neutral == control.neutral
+    assert not ALIASES.keys() & UNSUPPORTED_FIELDS.keys()
 
 
-def test_what_the_engine_cannot_do_a_job_cannot_ask_for() -> None:
-    assert dict(UNSUPPORTED).items() <= dict(unsupported.UNSUPPORTED).items()
-    for alias in ALIASES:
-        assert alias not in unsupported.UNSUPPORTED
+def test_a_job_and_the_engine_know_the_same_other_names() -> None:
+    names = {
+        alias: name
+        for name, field in SamplingControls.model_fields.items()
+        for alias in getattr(field.validation_alias, "choices", ())
+        if alias != name
+    }
+    assert names == ALIASES
 
 
-def test_a_schema_is_checked_at_submit_without_torch_and_the_engine() -> None:
+def test_a_schema_is_checked_at_submit_without_torch() -> None:
     program = (
         "import sys\n"
         "from batchmill.producer import GenerationJob\n"
         "assert 'llguidance' not in sys.modules\n"
         "GenerationJob(prompt='x', structured_outputs={'json': {'type': 'object'}})\n"
-        "loaded = {'torch', 'transformers', 'batchmill.engine', 'numpy'} & set(sys.modules)\n"
+        "loaded = {'torch', 'transformers', 'numpy'} & set(sys.modules)\n"
         "assert not loaded, loaded\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

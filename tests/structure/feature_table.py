@@ -15,8 +15,8 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 from batchmill.engine import SamplingParams
-from batchmill.engine.request.aliases import ALIASES
-from batchmill.producer.job.unsupported import REMEDIES, UNSUPPORTED
+from batchmill.engine.contract.aliases import ALIASES
+from batchmill.engine.contract.unsupported import UNSUPPORTED_FIELDS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "features.md"
@@ -131,7 +131,10 @@ def page() -> str:
         f"| `{name}` | {'<br>'.join(f'`{test}`' for test in tested[name])} |" for name in controls
     ]
     refused = ["", "## Refused by name", "", "| parameter | instead |", "|---|---|"]
-    refused += [f"| `{name}` | {REMEDIES.get(name, '-')} |" for name in sorted(UNSUPPORTED)]
+    refused += [
+        f"| `{name}` | {parameter.remedy or '-'} |"
+        for name, parameter in sorted(UNSUPPORTED_FIELDS.items())
+    ]
     return (
         _HEAD
         + "\n".join(rows)

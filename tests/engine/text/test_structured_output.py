@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from batchmill.engine import Engine, EngineConfig, RequestError, RequestOutput, SamplingParams
-from batchmill.engine.grammar import MAX_CHOICES, grammar_of
+from batchmill.engine.contract.grammar import grammar_of
+from batchmill.engine.contract.limits import MAX_CHOICES
 
 from .structures import CASES, SCHEMAS
 
@@ -159,9 +160,9 @@ def of_schema(schema: Any) -> dict[str, Any]:
         (of_schema({"if": {}, "then": {}}), "if"),
         (of_schema({"oneOf": [{"type": "string"}, {"maxLength": 3}]}), "oneOf"),
         (of_schema({"$ref": "https://example.com/schema"}), "not present"),
-        (of_schema([1]), "no JSON schema"),
-        (of_schema("{"), "no JSON"),
-        (of_schema({"const": float("nan")}), "no JSON value"),
+        (of_schema([1]), "must be a JSON schema"),
+        (of_schema("{"), "must hold JSON"),
+        (of_schema({"const": float("nan")}), "must be a JSON value"),
         ({"response_format": "json"}, "no type"),
         ({"response_format": {"type": "json_schema"}}, "no schema"),
         ({"response_format": {"type": "json_object", "schema": {}}}, "'schema'"),
@@ -169,7 +170,7 @@ def of_schema(schema: Any) -> dict[str, Any]:
         (structured(regex="a", choice=["a"]), "2 of json"),
         (structured(regex="(a"), "regex"),
         (structured(regex=r"(?<=a)b"), "look-"),
-        (structured(regex=""), "no text"),
+        (structured(regex=""), "must be a non-empty string"),
         (structured(choice=[]), "choice"),
         (structured(choice=["a", ""]), "choice"),
         (structured(choice=["a"] * (MAX_CHOICES + 1)), "choice"),

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from batchmill.engine.contract import limits
+from batchmill.engine.contract.unsupported import UNSUPPORTED_FIELDS
 from batchmill.producer.errors import JobRejected, UnsupportedParameter
-from batchmill.producer.job import limits, unsupported
 from batchmill.producer.job.document import GenerationJob
 from batchmill.producer.job.validation import parse_document, parse_job
 from batchmill.producer.results import JobResult
@@ -165,7 +166,7 @@ def test_a_misspelt_parameter_is_refused_and_named() -> None:
     assert "temprature is not a parameter" in str(refused(temprature=1))
 
 
-@pytest.mark.parametrize("name", sorted(unsupported.UNSUPPORTED))
+@pytest.mark.parametrize("name", sorted(UNSUPPORTED_FIELDS))
 def test_a_known_parameter_that_we_cannot_do_is_refused_by_name(name: str) -> None:
     error = refused(**{name: ["something"]})
     assert isinstance(error, UnsupportedParameter)
@@ -173,9 +174,9 @@ def test_a_known_parameter_that_we_cannot_do_is_refused_by_name(name: str) -> No
     assert name in str(error)
 
 
-@pytest.mark.parametrize("name", sorted(unsupported.UNSUPPORTED))
+@pytest.mark.parametrize("name", sorted(UNSUPPORTED_FIELDS))
 def test_a_known_parameter_that_asks_for_nothing_is_accepted(name: str) -> None:
-    for value in unsupported.UNSUPPORTED[name]:
+    for value in UNSUPPORTED_FIELDS[name].neutral:
         assert parse_job({"prompt": "hi", name: value}) == parse_job({"prompt": "hi"})
 
 
@@ -187,7 +188,7 @@ def test_a_value_is_not_taken_for_another_of_equal_worth(name: str, value: Any) 
 
 
 def test_a_field_and_an_unsupported_parameter_never_share_a_name() -> None:
-    assert not set(GenerationJob.model_fields) & set(unsupported.UNSUPPORTED)
+    assert not set(GenerationJob.model_fields) & set(UNSUPPORTED_FIELDS)
 
 
 def test_an_error_never_holds_the_prompt() -> None:

@@ -1,8 +1,4 @@
-"""What a structured output has to follow, as one grammar; checked without a model or a tokenizer.
-
-`engine/grammar.py` and `producer/grammar.py` are one text in two places, which a test keeps equal:
-a producer refuses at submit exactly what an engine would refuse, and neither imports the other.
-"""
+"""The grammar of a structured output, made and checked without a model or a tokenizer."""
 
 from __future__ import annotations
 
@@ -11,12 +7,14 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any, Final
 
-#: Between the parts of a JSON document: nothing, a space, or a new line with its indentation.
-#: Unbounded, as llguidance has it by default, a model may go on writing blanks for ever.
-JSON_WHITESPACE: Final = r"( ?|\n {0,24})"
-MAX_CHOICES: Final = 4096
+from .errors import ContractError
+from .limits import MAX_CHOICES
 
-#: The keys of `structured_outputs` that say what to follow; exactly one of them is given.
+#: Between the parts of a JSON document: nothing, a space, or a new line with its indentation.
+#: llguidance sets no bound by default, so that a model could write blanks for ever.
+JSON_WHITESPACE: Final = r"( ?|\n {0,24})"
+
+#: The keys of `structured_outputs` that name a structure; exactly one of them is given.
 KINDS: Final = ("json", "json_object", "regex", "choice", "grammar")
 _UNSUPPORTED_KEYS: Final = (
     "disable_additional_properties",
@@ -30,22 +28,8 @@ _SCHEMAS: Final = ("additionalProperties", "items", "unevaluatedProperties")
 _MAX_REASON_CHARS: Final = 300
 
 
-class GrammarRefused(ValueError):
-    """A structure cannot be enforced, or its description is wrong.
-
-    Attributes:
-        code: `invalid_request`, or `unsupported_parameter` for what others can do.
-        message: For people; names the field.
-    """
-
-    def __init__(self, message: str, code: str = "invalid_request") -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
-
-
 def grammar_of(response_format: Any, structured_outputs: Any) -> str | None:
-    """The grammar that a request's output has to follow.
+    """Return the grammar that a request's output must follow.
 
     Args:
         response_format: OpenAI's form: `{"type": "text" | "json_object" | "json_schema", …}`.
@@ -53,13 +37,13 @@ def grammar_of(response_format: Any, structured_outputs: Any) -> str | None:
             `disable_any_whitespace`.
 
     Returns:
-        llguidance's text of the grammar; None where any text will do.
+        The grammar in llguidance's format; None if any text will do.
 
     Raises:
-        GrammarRefused: it is not understood, or cannot be enforced.
+        ContractError: the structure is malformed, or cannot be enforced.
     """
     if response_format is not None and structured_outputs is not None:
-        raise GrammarRefused("response_format and structured_outputs are both given: give one")
+        raise ContractError("response_format and structured_outputs are both given: give one")
     if structured_outputs is not None:
         return _of_structured_outputs(structured_outputs)
     return None if response_format is None else _of_response_format(response_format)
@@ -67,7 +51,7 @@ def grammar_of(response_format: Any, structured_outputs: Any) -> str | None:
 
 def _of_response_format(given: Any) -> str | None:
     if not isinstance(given, Mapping) or not isinstance(given.get("type"), str):
-        raise GrammarRefused("response_format has no type: use text, json_object or json_schema")
+        raise ContractError("response_format has no type: use text, json_object or json_schema")
     kind = given["type"]
     known = {"type", "json_schema"} if kind == "json_schema" else {"type"}
     _refuse_unknown("response_format", given, known)
@@ -76,13 +60,13 @@ def _of_response_format(given: Any) -> str | None:
     if kind == "json_object":
         return _compiled("json", '{"type":"object"}', False)
     if kind != "json_schema":
-        raise GrammarRefused(
+        raise ContractError(
             f"response_format.type is {kind[:40]!r}: use text, json_object or json_schema",
             "unsupported_parameter",
         )
     wrapped = given.get("json_schema")
     if not isinstance(wrapped, Mapping) or "schema" not in wrapped:
-        raise GrammarRefused("response_format.json_schema has no schema: put the JSON schema there")
+        raise ContractError("response_format.json_schema has no schema: put the JSON schema there")
     # `strict` changes nothing: what is accepted is enforced.
     known = {"name", "description", "schema", "strict"}
     _refuse_unknown("response_format.json_schema", wrapped, known)
@@ -91,20 +75,20 @@ def _of_response_format(given: Any) -> str | None:
 
 def _of_structured_outputs(given: Any) -> str:
     if not isinstance(given, Mapping):
-        raise GrammarRefused(f"structured_outputs is no mapping: give one of {', '.join(KINDS)}")
+        raise ContractError(f"structured_outputs must be an object with one of {', '.join(KINDS)}")
     for key in _UNSUPPORTED_KEYS:
         if given.get(key) not in (None, False):
-            raise GrammarRefused(
+            raise ContractError(
                 f"structured_outputs.{key} is not supported: leave it out", "unsupported_parameter"
             )
     known = {*KINDS, *_UNSUPPORTED_KEYS, "disable_any_whitespace"}
     _refuse_unknown("structured_outputs", given, known)
     compact = given.get("disable_any_whitespace") or False
     if not isinstance(compact, bool):
-        raise GrammarRefused("structured_outputs.disable_any_whitespace: use true or false")
+        raise ContractError("structured_outputs.disable_any_whitespace must be true or false")
     kinds = [kind for kind in KINDS if given.get(kind) not in (None, False)]
     if len(kinds) != 1:
-        raise GrammarRefused(
+        raise ContractError(
             f"structured_outputs has {len(kinds)} of {', '.join(KINDS)}: give exactly one"
         )
     (kind,) = kinds
@@ -116,7 +100,7 @@ def _of_structured_outputs(given: Any) -> str:
     if kind == "choice":
         return _compiled("lark", _choices(value), compact)
     if not isinstance(value, str) or not value:
-        raise GrammarRefused(f"structured_outputs.{kind} is no text: use a non-empty string")
+        raise ContractError(f"structured_outputs.{kind} must be a non-empty string")
     return _compiled("regex" if kind == "regex" else "lark", value, compact)
 
 
@@ -126,8 +110,8 @@ def _choices(value: Any) -> str:
         or not 0 < len(value) <= MAX_CHOICES
         or not all(isinstance(choice, str) and choice for choice in value)
     ):
-        raise GrammarRefused(
-            f"structured_outputs.choice: use a list of 1 to {MAX_CHOICES} non-empty strings"
+        raise ContractError(
+            f"structured_outputs.choice must be a list of 1 to {MAX_CHOICES} non-empty strings"
         )
     return "start: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in value)
 
@@ -137,61 +121,61 @@ def _of_schema(field: str, schema: Any, compact: bool) -> str:
         try:
             schema = json.loads(schema)
         except ValueError:
-            raise GrammarRefused(f"{field} is a string that is no JSON") from None
+            raise ContractError(f"{field} is a string, and must hold JSON") from None
     if not isinstance(schema, Mapping):
-        raise GrammarRefused(f"{field} is no JSON schema: use an object")
+        raise ContractError(f"{field} must be a JSON schema: use an object")
     try:
         text = json.dumps(schema, allow_nan=False)
         for key, reason in _unenforceable(schema):
-            raise GrammarRefused(f"{field} uses {key}, which cannot be enforced: {reason}")
+            raise ContractError(f"{field} uses {key}, which cannot be enforced: {reason}")
     except (TypeError, ValueError, RecursionError) as error:
-        if isinstance(error, GrammarRefused):
+        if isinstance(error, ContractError):
             raise
-        raise GrammarRefused(f"{field} is no JSON value ({type(error).__name__})") from None
+        raise ContractError(f"{field} must be a JSON value ({type(error).__name__})") from None
     return _compiled("json", text, compact)
 
 
 def check_parameters(field: str, schema: Mapping[str, Any]) -> None:
-    """Check that a schema describes the arguments of a function, whether it is enforced or not.
+    """Check that a schema describes the arguments of a function, even if nothing enforces it.
 
     Raises:
-        GrammarRefused: it does not.
+        ContractError: it does not.
     """
     properties, required = schema.get("properties", {}), schema.get("required", [])
     if schema.get("type", "object") != "object":
-        raise GrammarRefused(f"{field} is a schema of another type than object")
+        raise ContractError(f"{field} must be a schema of type object")
     if not isinstance(properties, Mapping) or not all(
         isinstance(each, Mapping | bool) for each in properties.values()
     ):
-        raise GrammarRefused(f"{field}.properties is no object of schemas")
+        raise ContractError(f"{field}.properties must be an object of schemas")
     if not isinstance(required, list | tuple) or not all(isinstance(n, str) for n in required):
-        raise GrammarRefused(f"{field}.required is no list of names")
+        raise ContractError(f"{field}.required must be a list of names")
 
 
 def schema_for_rule(field: str, schema: Mapping[str, Any]) -> str:
-    """A JSON schema as a rule of a Lark grammar may be: `%json` and what this returns.
+    """Return a JSON schema as it stands after `%json` in a rule of a Lark grammar.
 
     Args:
-        field: What errors call it.
-        schema: The schema; references in it are to itself.
+        field: The schema's name in errors.
+        schema: The schema; its references point into itself.
 
     Raises:
-        GrammarRefused: it cannot be enforced.
+        ContractError: it cannot be enforced.
     """
     (grammar,) = json.loads(_of_schema(field, schema, False))["grammars"]
-    # With it the ways of reading a schema that are set for all.
+    # This also carries the schema options that we set globally.
     return json.dumps(grammar["json_schema"])
 
 
 def _unenforceable(schema: Any) -> Iterator[tuple[str, str]]:
-    """Keys that llguidance takes and does not wholly enforce, and why."""
+    """Yield keys that llguidance accepts but does not fully enforce, and what to do instead."""
     if not isinstance(schema, Mapping):
         return
     if "patternProperties" in schema:
         yield "patternProperties", "name the properties, or use additionalProperties"
     if "x-guidance" in schema:
         yield "x-guidance", "leave it out"
-    # Nothing keeps a model from writing the same further property twice.
+    # Nothing keeps a model from writing the same additional property twice.
     required = schema.get("required", ())
     least = schema.get("minProperties", 0)
     if (
@@ -215,15 +199,15 @@ def _unenforceable(schema: Any) -> Iterator[tuple[str, str]]:
 def _refuse_unknown(field: str, given: Mapping[str, Any], known: set[str]) -> None:
     for key in given:
         if key not in known:
-            raise GrammarRefused(
+            raise ContractError(
                 f"{field} has a key {str(key)[:40]!r}: it takes {', '.join(sorted(known))}"
             )
 
 
 @lru_cache(maxsize=1024)
 def _compiled(kind: str, text: str, compact: bool) -> str:
-    """Llguidance's form of a grammar, once it says that it can enforce it."""
-    # Where it is first used: a process that asks for no structure does not load the library.
+    """Return a grammar in llguidance's format, after llguidance has accepted it."""
+    # Imported at first use: a process that asks for no structure does not load the library.
     from llguidance import LLMatcher, regex_to_lark
 
     if kind == "json":
@@ -237,13 +221,13 @@ def _compiled(kind: str, text: str, compact: bool) -> str:
             },
         )
     elif kind == "regex":
-        # \d, \w and \s are ASCII, as in JavaScript: the digits of all scripts are hardly meant, and
-        # which there are differs between versions of Unicode.
+        # \d, \w and \s are ASCII, as in JavaScript: few callers mean the digits of all scripts,
+        # which differ between versions of Unicode.
         grammar = LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(text, 'dws')}/")
     else:
         grammar = LLMatcher.grammar_from_lark(text)
     is_error, messages = LLMatcher.validate_grammar_with_warnings(grammar, None)
     if is_error:
         reason = " ".join(messages[0].split())[:_MAX_REASON_CHARS]
-        raise GrammarRefused(f"the {kind} grammar cannot be enforced: {reason}")
+        raise ContractError(f"the {kind} grammar cannot be enforced: {reason}")
     return grammar

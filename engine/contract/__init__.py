@@ -1,0 +1,6 @@
+"""What a request may say: names, limits, grammars and refusals, for the engine and for producers.
+
+Read `limits.py` first. This package does no input or output and imports nothing else of batchmill;
+it is the only part of the engine that `batchmill.producer` imports. Both sides read the same
+tables, so a producer refuses at submit what the engine would refuse later.
+"""
