@@ -292,7 +292,7 @@ class JobStore:
         http_status: int | None = None,
         reason: str = "",
         duration_ms: int = 0,
-        is_receivers: bool = False,
+        is_receiver_fault: bool = False,
     ) -> WriteStatus:
         """Write down how an attempt ended: OK, or FENCED where the lease had gone to another.
 
@@ -304,11 +304,11 @@ class JobStore:
             http_status: what the receiver answered, if it did.
             reason: a word, for people; never the receiver's body.
             duration_ms: time that the attempt took.
-            is_receivers: the receiver failed, not we; an endpoint that does so for 120 hours
+            is_receiver_fault: the receiver failed, not we; an endpoint that does so for 120 hours
                 without a success is disabled.
         """
         status = "" if http_status is None else http_status
-        fault = "1" if is_receivers else "0"
+        fault = "1" if is_receiver_fault else "0"
         args = (event_id, fence, outcome.value, retry_in_ms, status, reason, duration_ms, fault)
         return self.run(Call("outbox_settle", args, lambda reply: WriteStatus(reply.decode())))
 

@@ -221,7 +221,7 @@ class Deliverer:
                     http_status=None if sent is None else sent.status,
                     reason="" if sent is None else sent.reason,
                     duration_ms=round(duration_s * 1000),
-                    is_receivers=sent is not None and sent.is_receivers,
+                    is_receiver_fault=sent is not None and sent.is_receiver_fault,
                 )
                 return
             except redis.RedisError as error:

@@ -55,7 +55,7 @@ class SendOutcome:
         return self.status in (429, 502, 504) or self.error == "timeout"
 
     @property
-    def is_receivers(self) -> bool:
+    def is_receiver_fault(self) -> bool:
         """True where the attempt failed at the receiver, not by our own rules or fault."""
         return not self.delivered and self.error not in OWN_FAULTS and not self.disables
 

@@ -47,7 +47,7 @@ def settle(bench: Any, entry: OutboxEntry, outcome: DeliveryOutcome, status: int
         http_status=status,
         reason="timeout" if status is None else f"http_{status}",
         duration_ms=12,
-        is_receivers=outcome is not DeliveryOutcome.DELIVERED,
+        is_receiver_fault=outcome is not DeliveryOutcome.DELIVERED,
     )
 
 

@@ -96,18 +96,18 @@ def test_variation_never_comes_before_the_moment_that_was_asked_for() -> None:
 )  # fmt: skip
 def test_overload_and_timeouts_count_as_busy(outcome: SendOutcome) -> None:
     assert outcome.is_busy
-    assert outcome.is_receivers
+    assert outcome.is_receiver_fault
 
 
 @pytest.mark.parametrize("outcome", [SendOutcome(500), SendOutcome(None, error="connect")])
 def test_other_failures_are_the_receiver_s_and_not_busy(outcome: SendOutcome) -> None:
     assert not outcome.is_busy
-    assert outcome.is_receivers
+    assert outcome.is_receiver_fault
 
 
 @pytest.mark.parametrize("error", ["internal", "unknown_secret", "refused_address", "refused_port"])
 def test_our_own_faults_and_rules_are_not_held_against_the_endpoint(error: str) -> None:
-    assert not SendOutcome(None, error=error).is_receivers
+    assert not SendOutcome(None, error=error).is_receiver_fault
 
 
 def test_secrets_under_names_are_read_several_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
