@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.local.broker_config import BrokerConfig
 from batchmill.worker.local.embedded_broker import EmbeddedBroker
-from batchmill.worker.webhooks.receiver import LOOPBACK, ReceivedRequest, WebhookReceiver
+from batchmill.worker.webhooks.local_receiver import LOOPBACK, ReceivedRequest, WebhookReceiver
 from tests.worker.deliveries import SECRET, finish_job
 
 NUM_TARPITS = 50

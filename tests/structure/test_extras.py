@@ -93,7 +93,9 @@ def test_the_base_install_shows_help_for_what_it_cannot_run() -> None:
 
 
 def test_the_deliverer_extra_delivers() -> None:
-    run_with_only("deliverer", "from batchmill.worker.webhooks.process import run_deliverer")
+    run_with_only(
+        "deliverer", "from batchmill.worker.webhooks.deliverer_process import run_deliverer"
+    )
     told = run_with_only("deliverer", COMMAND_LINE, "webhook-secret")
     assert told.startswith("whsec_")
 

@@ -15,7 +15,7 @@ import redis
 
 from batchmill.producer import Client, ProducerSettings, new_secret
 from batchmill.producer.store.job_store import JobStore
-from batchmill.worker.webhooks.receiver import WebhookReceiver
+from batchmill.worker.webhooks.local_receiver import WebhookReceiver
 
 from ..conftest import RedisServer
 from ..support.processes import CLI, STUB, free_port, process, ready_worker, wait_until

@@ -17,13 +17,13 @@ from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls import NewJob
 from batchmill.producer.protocol.replies import Claim, JobState
 from batchmill.producer.store.job_store import JobStore
-from batchmill.worker.webhooks.receiver import LOOPBACK, ReceivedRequest
+from batchmill.worker.webhooks.local_receiver import LOOPBACK, ReceivedRequest
 
 SECRET = "whsec_" + base64.b64encode(b"0" * 32).decode()
 OLD_SECRET = "whsec_" + base64.b64encode(b"1" * 32).decode()
 PROGRAM = """
 import sys
-from batchmill.worker.webhooks.process import run_deliverer
+from batchmill.worker.webhooks.deliverer_process import run_deliverer
 from batchmill.worker.webhooks.settings import WebhookSettings
 run_deliverer(sys.argv[1], WebhookSettings())
 """

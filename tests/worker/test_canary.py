@@ -27,7 +27,7 @@ from batchmill.producer.protocol import keys
 from batchmill.producer.settings import ProducerSettings
 from batchmill.worker.consumer.app_factory import create_app
 from batchmill.worker.settings import WorkerSettings
-from batchmill.worker.webhooks.receiver import WebhookReceiver
+from batchmill.worker.webhooks.local_receiver import WebhookReceiver
 
 from ..conftest import RedisServer
 from ..support.processes import CLI, free_port, process

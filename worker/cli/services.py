@@ -128,7 +128,7 @@ def deliver(
 ) -> None:
     """Deliver webhooks until SIGTERM, then finish what is being sent. Any number may run."""
     from batchmill.worker.logs import configure_logging
-    from batchmill.worker.webhooks.process import run_deliverer
+    from batchmill.worker.webhooks.deliverer_process import run_deliverer
     from batchmill.worker.webhooks.settings import WebhookSettings
 
     configure_logging("INFO", "json" if as_json else "auto")

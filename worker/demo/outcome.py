@@ -16,7 +16,7 @@ from batchmill.producer import (
     WebhookEvent,
     verify_webhook,
 )
-from batchmill.worker.webhooks.receiver import ReceivedRequest
+from batchmill.worker.webhooks.local_receiver import ReceivedRequest
 
 from .load_samples import LoadSamples
 

@@ -16,7 +16,7 @@ from batchmill.producer import Client, GenerationJob, Job, ProducerSettings, new
 from batchmill.worker.local.stack import LocalStack, StackOptions
 from batchmill.worker.local.stop_signals import StopSignals
 from batchmill.worker.service_errors import ChildFailed, DemoFailed
-from batchmill.worker.webhooks.receiver import LOOPBACK, WebhookReceiver
+from batchmill.worker.webhooks.local_receiver import LOOPBACK, WebhookReceiver
 
 from .load_samples import LoadSamples
 from .outcome import DemoOutcome, JobOutcome, judge

@@ -20,8 +20,8 @@ from batchmill.worker.service_errors import BrokerAlreadyRunning, BrokerFailed
 
 from .broker_binary import find_server_binary
 from .broker_config import BrokerConfig
+from .child_process import start_child_process, stop_child_process
 from .state_dir import make_private_directory
-from .tied_process import start_tied_process, stop_process
 
 _POLL_INTERVAL_S = 0.02
 #: How long a server that was told to end may take before it counts as running.
@@ -89,7 +89,7 @@ class EmbeddedBroker:
     def stop(self, *, timeout_s: float = 10.0) -> None:
         """End the server (its data is on disk when this returns) and free the directory."""
         if self._process is not None:
-            stop_process(self._process, timeout_s=timeout_s)
+            stop_child_process(self._process, timeout_s=timeout_s)
             self._process = None
         if self._lock_fd is not None:
             os.close(self._lock_fd)
@@ -147,7 +147,7 @@ class EmbeddedBroker:
         configuration = self._config.directory / "broker.conf"
         configuration.write_text(self._config.server_configuration())
         assert self._lock_fd is not None
-        return start_tied_process(
+        return start_child_process(
             [str(binary), str(configuration)],
             log_path=self.log_path,
             death_signal=signal.SIGTERM,  # the server's orderly end, with an fsync of its data

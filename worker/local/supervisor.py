@@ -11,7 +11,7 @@ from pathlib import Path
 
 from batchmill.worker.service_errors import ChildFailed
 
-from .tied_process import start_tied_process, stop_process
+from .child_process import start_child_process, stop_child_process
 
 _FIRST_BACKOFF_S = 1.0
 _MAX_BACKOFF_S = 30.0
@@ -60,7 +60,7 @@ class SupervisedChild:
     def start(self) -> None:
         """Start the program."""
         self._set_aside_long_log()
-        self._process = start_tied_process(
+        self._process = start_child_process(
             self.spec.command,
             log_path=self.spec.log_path,
             death_signal=signal.SIGKILL,  # nobody is left to wait for an orderly end
@@ -84,7 +84,7 @@ class SupervisedChild:
         """End the program; a line to show where it had to be killed."""
         process, self._process, self._start_again_at_s = self._process, None, None
         self._stopping = process
-        if process is None or stop_process(process, timeout_s=self.spec.stop_timeout_s):
+        if process is None or stop_child_process(process, timeout_s=self.spec.stop_timeout_s):
             return None
         return f"{self.spec.name} did not end within {self.spec.stop_timeout_s:g} s and was killed"
 

@@ -21,7 +21,7 @@ from batchmill.producer.store.batch_store import BatchStore
 from batchmill.producer.store.job_store import JobStore
 from batchmill.producer.webhook.signature import signature_headers
 
-from .host_limits import HostBusy, HostGates
+from .host_concurrency import HostBusy, HostLimiters
 from .payload import host_of, render_batch_body, render_body
 from .schedule import RetrySchedule
 from .sender import SendOutcome, WebhookSender
@@ -64,7 +64,7 @@ class Deliverer:
         self._schedule = RetrySchedule(
             settings.webhook_schedule_s, settings.webhook_jitter, settings.webhook_busy_wait_s
         )
-        self._gates = HostGates(
+        self._gates = HostLimiters(
             settings.webhook_concurrency_per_host,
             max(settings.webhook_concurrency_per_host, settings.webhook_concurrency // _HOST_SHARE),
             settings.webhook_concurrency,

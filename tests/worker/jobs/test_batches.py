@@ -13,7 +13,7 @@ import pytest
 from openai.types.webhooks import BatchCompletedWebhookEvent
 
 from batchmill.producer import Client
-from batchmill.worker.webhooks.receiver import LOOPBACK, ReceivedRequest, WebhookReceiver
+from batchmill.worker.webhooks.local_receiver import LOOPBACK, ReceivedRequest, WebhookReceiver
 
 from ...contract.test_schemas import is_valid
 from ..cli.bulk_files import FAST, text_of, write_lines

@@ -16,8 +16,8 @@ from batchmill.producer.protocol.outbox import RedeliverStatus
 from batchmill.producer.protocol.replies import DeadLetterKind, JobState
 from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.service_errors import NoWebhookSecret
-from batchmill.worker.webhooks.process import run_deliverer
-from batchmill.worker.webhooks.receiver import WebhookReceiver
+from batchmill.worker.webhooks.deliverer_process import run_deliverer
+from batchmill.worker.webhooks.local_receiver import WebhookReceiver
 from batchmill.worker.webhooks.settings import WebhookSettings
 
 from ..deliveries import (

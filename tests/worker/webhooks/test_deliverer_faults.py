@@ -15,7 +15,7 @@ from batchmill.producer import Client, ProducerSettings
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.replies import JobState
 from batchmill.producer.store.job_store import JobStore
-from batchmill.worker.webhooks.receiver import LOOPBACK, ReceivedRequest, WebhookReceiver
+from batchmill.worker.webhooks.local_receiver import LOOPBACK, ReceivedRequest, WebhookReceiver
 
 from ..cli.bulk_files import FAST
 from ..conftest import Mill

@@ -12,7 +12,7 @@ from batchmill.producer.protocol.calls import NewJob
 from batchmill.producer.protocol.replies import Claim, TokenWrite
 from batchmill.producer.store.deliveries import Deliveries
 from batchmill.producer.store.job_store import JobStore
-from batchmill.worker.webhooks.receiver import LOOPBACK, WebhookReceiver
+from batchmill.worker.webhooks.local_receiver import LOOPBACK, WebhookReceiver
 
 from ..command_line import call
 from ..deliveries import (

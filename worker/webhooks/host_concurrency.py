@@ -27,7 +27,7 @@ class HostBusy(Exception):
     """The host did not have a free place in time."""
 
 
-class HostGate:
+class HostLimiter:
     """Counts what is under way to one host and measures how long the host takes.
 
     Invariant: at most `limit` deliveries hold a place at a time.
@@ -107,7 +107,7 @@ class HostGate:
             raise HostBusy
 
 
-class HostGates:
+class HostLimiters:
     """A gate for each host, made at first use.
 
     Invariant: hosts that are slow or not known yet hold at most three quarters of all places, so
@@ -125,15 +125,15 @@ class HostGates:
         self._limit = limit_per_host
         self._max_present = max_present_per_host
         self._num_places = num_places
-        self._gates: dict[str, HostGate] = {}
+        self._gates: dict[str, HostLimiter] = {}
 
-    def gate(self, host: str) -> HostGate:
+    def gate(self, host: str) -> HostLimiter:
         """The gate of a host (name and port)."""
         if host not in self._gates and len(self._gates) >= _MAX_HOSTS:
             self._gates = {name: gate for name, gate in self._gates.items() if gate.num_present}
-        return self._gates.setdefault(host, HostGate(self._limit, self._max_present))
+        return self._gates.setdefault(host, HostLimiter(self._limit, self._max_present))
 
-    def admits(self, gate: HostGate) -> bool:
+    def admits(self, gate: HostLimiter) -> bool:
         """Whether one more delivery can be taken on for a gate's host."""
         if gate.is_quick or not gate.has_room:
             return gate.has_room

@@ -11,7 +11,7 @@ from pathlib import Path
 from batchmill.worker.engine_host.die_with_parent import die_with_parent_command
 
 
-def start_tied_process(
+def start_child_process(
     command: Sequence[str],
     *,
     log_path: Path,
@@ -52,7 +52,7 @@ def start_tied_process(
         )
 
 
-def stop_process(process: subprocess.Popen[bytes], *, timeout_s: float) -> bool:
+def stop_child_process(process: subprocess.Popen[bytes], *, timeout_s: float) -> bool:
     """End a child with SIGTERM, and with SIGKILL if it has not gone within `timeout_s` seconds.
 
     Returns:
