@@ -1,7 +1,8 @@
-"""What can go wrong in this folder, apart from `ValueError` for arguments that disagree.
+"""The errors of the kernels, apart from `ValueError` for arguments that do not fit together.
 
 KernelError
-└── CppBuildError    the C++ kernels could not be built or loaded
+├── CppBuildError         the C++ kernels could not be built or loaded
+└── TritonMissingError    a Triton kernel was called and Triton is not installed
 """
 
 from __future__ import annotations
@@ -12,4 +13,8 @@ class KernelError(Exception):
 
 
 class CppBuildError(KernelError):
-    """The C++ kernels could not be built or loaded; the message says why and what helps."""
+    """The C++ kernels could not be built or loaded; the message names the reason and the remedy."""
+
+
+class TritonMissingError(KernelError):
+    """A Triton kernel was called and Triton is not installed; the message names the remedy."""

@@ -15,12 +15,12 @@ from batchmill.engine.step.step_inputs import StepInputs
 from batchmill.kernels.ops.dispatch import Backend
 from batchmill.kernels.ops.fp8_fused import rms_norm_fp8
 from batchmill.kernels.ops.fp8_linear import make_fp8_linear
-from batchmill.kernels.ops.fp8_quantize import Fp8Rows
 from batchmill.kernels.ops.int8_linear import Int8Linear, make_int8_linear
 from batchmill.kernels.ops.linear import Linear, PackedLinear, make_linear
 from batchmill.kernels.ops.paged_attention import paged_attention
 from batchmill.kernels.ops.rms_norm import add_rms_norm, rms_norm
 from batchmill.kernels.ops.rope_and_cache import rope_and_cache
+from batchmill.kernels.reference.fp8_rows import Fp8Rows
 from batchmill.kernels.reference.paged_attention_plan import AttentionPlan
 
 from .feed_forward import ExpertMixture, FeedForward, LinearFactory, build_feed_forward

@@ -1,4 +1,4 @@
-"""The Triton kernels. `bindings.py` imports them when an op first runs on a GPU.
+"""The Triton kernels and their launchers. The ops import them when they first run on a GPU.
 
-Read `bindings.py` first, then `paged_attention.py`. This package never chooses between backends.
+Read `paged_attention.py` first. This package never chooses between backends.
 """

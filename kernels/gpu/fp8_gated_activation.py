@@ -1,4 +1,4 @@
-"""Triton face of `gated_activation_fp8`: a program computes and quantizes one row."""
+"""Triton backend of `gated_activation_fp8`: a program computes and quantizes one row."""
 
 # Kernels are traced by Triton, not typed Python: no annotation would be true of their arguments.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
@@ -8,6 +8,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from batchmill.kernels.reference.fp8_rows import Fp8Rows
 
 from .fp8_rows import MAX_ROW_BLOCK, empty_fp8_rows, largest_magnitude, step_and_scale, to_fp8
 from .gated_activation import activate_and_multiply
@@ -54,7 +56,7 @@ def gated_activation_fp8_kernel(
     tl.store(scales + row, scale)
 
 
-def gated_activation_fp8_triton(gate_up: Tensor, *, is_gelu: bool) -> tuple[Tensor, Tensor]:
+def gated_activation_fp8_triton(gate_up: Tensor, *, is_gelu: bool) -> Fp8Rows:
     """Same as `batchmill.kernels.fp8_fused.gated_activation_fp8`.
 
     Raises:
@@ -62,11 +64,11 @@ def gated_activation_fp8_triton(gate_up: Tensor, *, is_gelu: bool) -> tuple[Tens
     """
     check_device("gated_activation_fp8", gated_activation_fp8_kernel, gate_up)
     num_rows, size = gate_up.shape[0], gate_up.shape[1] // 2
-    out, scales = empty_fp8_rows(num_rows, size, gate_up.device)
+    rows = empty_fp8_rows(num_rows, size, gate_up.device)
     if num_rows:
         block = min(MAX_ROW_BLOCK, triton.next_power_of_2(size))
         gated_activation_fp8_kernel[(num_rows,)](
-            out, scales, gate_up.contiguous(), SIZE=size, IS_GELU=is_gelu, BLOCK=block,
+            *rows, gate_up.contiguous(), SIZE=size, IS_GELU=is_gelu, BLOCK=block,
             num_warps=norm_warps(block), enable_fp_fusion=True,
         )  # fmt: skip
-    return out, scales
+    return rows

@@ -1,4 +1,4 @@
-"""Triton face of `quantize_fp8`: a program quantizes one row."""
+"""Triton backend of `quantize_fp8`: a program quantizes one row."""
 
 # Kernels are traced by Triton, not typed Python: no annotation would be true of their arguments.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
@@ -8,6 +8,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from batchmill.kernels.reference.fp8_rows import Fp8Rows
 
 from .fp8_rows import MAX_ROW_BLOCK, empty_fp8_rows, largest_magnitude, step_and_scale, to_fp8
 from .launch import check_device
@@ -46,7 +48,7 @@ def quantize_fp8_kernel(
     tl.store(scales + row, scale)
 
 
-def quantize_fp8_triton(x: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_fp8_triton(x: Tensor) -> Fp8Rows:
     """Same as `batchmill.kernels.fp8_quantize.quantize_fp8`.
 
     Raises:
@@ -54,10 +56,10 @@ def quantize_fp8_triton(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     check_device("quantize_fp8", quantize_fp8_kernel, x)
     num_rows, size = x.shape
-    out, scales = empty_fp8_rows(num_rows, size, x.device)
+    rows = empty_fp8_rows(num_rows, size, x.device)
     if num_rows:
         block = min(MAX_ROW_BLOCK, triton.next_power_of_2(size))
         quantize_fp8_kernel[(num_rows,)](
-            out, scales, x, x.stride(0), SIZE=size, BLOCK=block, num_warps=norm_warps(block)
+            *rows, x, x.stride(0), SIZE=size, BLOCK=block, num_warps=norm_warps(block)
         )
-    return out, scales
+    return rows

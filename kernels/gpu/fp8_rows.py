@@ -8,15 +8,16 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+
+from batchmill.kernels.reference import fp8_rows
+from batchmill.kernels.reference.fp8_rows import Fp8Rows
 
 from .launch import check_fp8
 
 #: Numbers that a program holds in registers; longer rows are computed twice.
 MAX_ROW_BLOCK = 16384
-#: As in `fp8_quantize`.
-FP8_MAX = tl.constexpr(448.0)
-LEAST_MAX = tl.constexpr(1e-30)
+FP8_MAX = tl.constexpr(fp8_rows.FP8_MAX)
+LEAST_MAX = tl.constexpr(fp8_rows.LEAST_MAX)
 
 
 @triton.jit
@@ -48,7 +49,7 @@ def to_fp8(values, step):
     return (tl.where(step == 0.0, 0.0, values) * step).to(tl.float8e4nv)
 
 
-def empty_fp8_rows(num_rows: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def empty_fp8_rows(num_rows: int, size: int, device: torch.device) -> Fp8Rows:
     """Room for quantized rows, [num_rows, size] and [num_rows, 1].
 
     Raises:
@@ -56,4 +57,4 @@ def empty_fp8_rows(num_rows: int, size: int, device: torch.device) -> tuple[Tens
     """
     values = torch.empty((num_rows, size), dtype=torch.float8_e4m3fn, device=device)
     check_fp8(values)
-    return values, torch.empty((num_rows, 1), dtype=torch.float32, device=device)
+    return Fp8Rows(values, torch.empty((num_rows, 1), dtype=torch.float32, device=device))

@@ -1,4 +1,4 @@
-"""Triton faces of `silu_and_mul` and `gelu_and_mul`."""
+"""Triton backends of `silu_and_mul` and `gelu_and_mul`."""
 
 # Kernels are traced by Triton, not typed Python: no annotation would be true of their arguments.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls

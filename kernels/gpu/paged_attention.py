@@ -1,4 +1,4 @@
-"""Triton face of `paged_attention`: decode and prefill kernels over the same mixed batch.
+"""Triton backend of `paged_attention`: decode and prefill kernels over the same mixed batch.
 
 Sequences with one query token go to the decode kernel, the others to the prefill kernel; each
 kernel finds its own on the GPU and leaves the rest alone. Both are launched unless the caller says

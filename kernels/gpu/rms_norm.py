@@ -1,4 +1,4 @@
-"""Triton faces of `rms_norm`, `add_rms_norm` and `rms_norm_fp8`.
+"""Triton backends of `rms_norm`, `add_rms_norm` and `rms_norm_fp8`.
 
 A program normalises one or a few whole rows.
 """
@@ -12,6 +12,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from batchmill.kernels.reference.fp8_rows import Fp8Rows
 
 from .fp8_rows import empty_fp8_rows, largest_magnitude, step_and_scale, to_fp8
 from .launch import check_device
@@ -82,21 +84,19 @@ def add_rms_norm_triton(x: Tensor, residual: Tensor, weight: Tensor, eps: float)
     return out
 
 
-def rms_norm_fp8_triton(
-    x: Tensor | None, residual: Tensor, weight: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
+def rms_norm_fp8_triton(x: Tensor | None, residual: Tensor, weight: Tensor, eps: float) -> Fp8Rows:
     """Same arguments and result as `batchmill.kernels.fp8_fused.rms_norm_fp8`.
 
     Raises:
         ValueError: a GPU before compute capability 8.9.
     """
     num_rows, size = residual.shape
-    out, scales = empty_fp8_rows(num_rows, size, residual.device)
+    rows = empty_fp8_rows(num_rows, size, residual.device)
     if x is None:
-        _launch(out, scales, residual, None, weight, eps)
+        _launch(*rows, residual, None, weight, eps)
     else:
-        _launch(out, scales, x, residual, weight, eps)
-    return out, scales
+        _launch(*rows, x, residual, weight, eps)
+    return rows
 
 
 def _launch(

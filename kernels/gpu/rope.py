@@ -1,4 +1,4 @@
-"""Triton face of `apply_rope`, and the fused step from the qkv projection to the cache.
+"""Triton backend of `apply_rope`, and the fused step from the qkv projection to the cache.
 
 The fused kernel does, in one launch and one pass over the projection, what takes five otherwise:
 the norms of queries and keys (Qwen3), the rotation of both, and the write of keys and values.

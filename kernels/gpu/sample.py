@@ -1,4 +1,4 @@
-"""Triton face of `sample`: no sort, no synchronisation, and no random state.
+"""Triton backend of `sample`: no sort, no synchronisation, and no random state.
 
 Rows that ask for top-k or top-p get a floor first, the smallest value they keep
 (`triton_sample_floor`); all other rows skip that kernel at once.

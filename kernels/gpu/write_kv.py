@@ -1,4 +1,4 @@
-"""Triton face of `write_kv`, which can also store the cache in eight bits."""
+"""Triton backend of `write_kv`, which can also store the cache in eight bits."""
 
 # Kernels are traced by Triton, not typed Python: no annotation would be true of their arguments.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
@@ -9,13 +9,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from batchmill.kernels.reference import fp8_rows
+
 from .launch import check_device, check_fp8
 
 #: Numbers of a token that a program moves.
 MAX_BLOCK = 2048
 
-#: Largest finite float8_e4m3fn; what lies beyond would become NaN.
-FP8_MAX = tl.constexpr(448.0)
+#: Larger magnitudes would become NaN.
+FP8_MAX = tl.constexpr(fp8_rows.FP8_MAX)
 
 
 @triton.jit

@@ -8,15 +8,13 @@ kernel, and what would be written and read between the two is not.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 from torch import Tensor
 
-from batchmill.kernels.gpu.bindings import gated_activation_fp8_triton, rms_norm_fp8_triton
+from batchmill.kernels.reference.fp8_rows import Fp8Rows, quantize_fp8_reference
 
-from .dispatch import Backend, select_face
-from .fp8_quantize import Fp8Rows, quantize_fp8_reference
+from .dispatch import Backend, lazy_triton, select_backend
 from .gated_activation import gelu_and_mul, silu_and_mul
 from .rms_norm import add_rms_norm_reference, rms_norm_reference
 
@@ -36,11 +34,10 @@ def rms_norm_fp8(
         residual: The same; holds the sum afterwards.
         weight: [size], same dtype or float32, as in `batchmill.kernels.ops.rms_norm`.
         eps: Added to the mean square.
-        backend: The face that computes it.
+        backend: The implementation to use; `auto` takes the fastest.
     """
-    return select_face("rms_norm_fp8", _NORM_FACES, backend, residual.device)(
-        x, residual, weight, eps
-    )
+    compute = select_backend("rms_norm_fp8", _NORM_BACKENDS, backend, residual.device)
+    return compute(x, residual, weight, eps)
 
 
 def gated_activation_fp8(
@@ -51,14 +48,13 @@ def gated_activation_fp8(
     Args:
         gate_up: [num_tokens, 2 * size], contiguous.
         activation: See `silu_and_mul` and `gelu_and_mul`.
-        backend: The face that computes it.
+        backend: The implementation to use; `auto` takes the fastest.
 
     Returns:
         [num_tokens, size].
     """
-    faces = _GATED_FACES
-    face = select_face("gated_activation_fp8", faces, backend, gate_up.device)
-    return face(gate_up, activation == "gelu_tanh")
+    compute = select_backend("gated_activation_fp8", _GATED_BACKENDS, backend, gate_up.device)
+    return compute(gate_up, is_gelu=activation == "gelu_tanh")
 
 
 def _norm_reference(x: Tensor | None, residual: Tensor, weight: Tensor, eps: float) -> Fp8Rows:
@@ -67,20 +63,22 @@ def _norm_reference(x: Tensor | None, residual: Tensor, weight: Tensor, eps: flo
     return quantize_fp8_reference(add_rms_norm_reference(x, residual, weight, eps))
 
 
-def _gated_reference(gate_up: Tensor, is_gelu: bool) -> Fp8Rows:
+def _gated_reference(gate_up: Tensor, *, is_gelu: bool) -> Fp8Rows:
     op = gelu_and_mul if is_gelu else silu_and_mul
     return quantize_fp8_reference(op(gate_up, backend="reference"))
 
 
-_NORM_FACES: dict[str, Callable[[Tensor | None, Tensor, Tensor, float], Fp8Rows]] = {
+_NORM_BACKENDS = {
     "reference": _norm_reference,
-    "triton": lambda x, residual, weight, eps: Fp8Rows(
-        *rms_norm_fp8_triton(x, residual, weight, eps)
+    "triton": lazy_triton(
+        "batchmill.kernels.gpu.rms_norm", "rms_norm_fp8_triton", like=_norm_reference
     ),
 }
-_GATED_FACES: dict[str, Callable[[Tensor, bool], Fp8Rows]] = {
+_GATED_BACKENDS = {
     "reference": _gated_reference,
-    "triton": lambda gate_up, is_gelu: Fp8Rows(
-        *gated_activation_fp8_triton(gate_up, is_gelu=is_gelu)
+    "triton": lazy_triton(
+        "batchmill.kernels.gpu.fp8_gated_activation",
+        "gated_activation_fp8_triton",
+        like=_gated_reference,
     ),
 }

@@ -16,8 +16,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from batchmill.kernels.reference.fp8_rows import Fp8Rows, quantize_fp8_reference
+
 from .dispatch import Backend
-from .fp8_quantize import Fp8Rows, quantize_fp8, quantize_fp8_reference
+from .fp8_quantize import quantize_fp8
 from .linear import Linear
 
 #: Changes with whatever changes a product: generations of another version are not continued.
@@ -66,7 +68,7 @@ def quantize_fp8_weight(weight: Tensor) -> Fp8Rows:
 
 
 class Fp8Reference:
-    """Plain torch truth of `Fp8Linear`; its sums are in float32, and any dtype goes in."""
+    """Plain-torch reference of `Fp8Linear`; its sums are in float32, and any dtype goes in."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         """Quantize a weight [out, in]; bias is [out] or None.

@@ -10,31 +10,11 @@ Source: FP8 Formats for Deep Learning, Micikevicius et al. 2022, sections 3 and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
-
-import torch
 from torch import Tensor
 
-from batchmill.kernels.gpu.bindings import quantize_fp8_triton
+from batchmill.kernels.reference.fp8_rows import Fp8Rows, quantize_fp8_reference
 
-from .dispatch import Backend, select_face
-from .write_kv import FP8, FP8_MAX
-
-#: A row whose largest magnitude is not above it counts as zeros: 448 / max must be finite.
-LEAST_MAX = 1e-30
-
-
-class Fp8Rows(NamedTuple):
-    """Quantized rows.
-
-    Attributes:
-        values: [num_rows, size] float8_e4m3fn.
-        scales: [num_rows, 1] float32: what one unit of each row stands for.
-    """
-
-    values: Tensor
-    scales: Tensor
+from .dispatch import Backend, lazy_triton, select_backend
 
 
 def quantize_fp8(x: Tensor, *, backend: Backend = "auto") -> Fp8Rows:
@@ -42,7 +22,7 @@ def quantize_fp8(x: Tensor, *, backend: Backend = "auto") -> Fp8Rows:
 
     Args:
         x: [num_rows, size], contiguous in the last dimension.
-        backend: The face that computes it.
+        backend: The implementation to use; `auto` takes the fastest.
 
     Returns:
         The rows; one of zeros has the scale 0; one that is not finite has the scale NaN and zeros
@@ -53,22 +33,12 @@ def quantize_fp8(x: Tensor, *, backend: Backend = "auto") -> Fp8Rows:
     """
     if x.dim() != 2:
         raise ValueError(f"x must be [num_rows, size], got {list(x.shape)}")
-    return select_face("quantize_fp8", _FACES, backend, x.device)(x)
+    return select_backend("quantize_fp8", _BACKENDS, backend, x.device)(x)
 
 
-def quantize_fp8_reference(x: Tensor) -> Fp8Rows:
-    """Plain torch truth of `quantize_fp8`."""
-    wide = x.float()
-    most = wide.abs().amax(dim=-1, keepdim=True)
-    counts = most.isfinite() & (most > LEAST_MAX)
-    # A tensor, because torch may compute a division by or of a number as one and a product.
-    largest = torch.full_like(most, FP8_MAX)
-    values = torch.where(counts, wide * (largest / most), 0.0).to(FP8)
-    scales = torch.where(counts, most / largest, 0.0)
-    return Fp8Rows(values, torch.where(most.isfinite(), scales, torch.nan))
-
-
-_FACES: dict[str, Callable[[Tensor], Fp8Rows]] = {
+_BACKENDS = {
     "reference": quantize_fp8_reference,
-    "triton": lambda x: Fp8Rows(*quantize_fp8_triton(x)),
+    "triton": lazy_triton(
+        "batchmill.kernels.gpu.fp8_quantize", "quantize_fp8_triton", like=quantize_fp8_reference
+    ),
 }

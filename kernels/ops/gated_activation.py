@@ -13,65 +13,61 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from batchmill.kernels.cpu.bindings import silu_and_mul_cpp
-from batchmill.kernels.gpu.bindings import gelu_and_mul_triton, silu_and_mul_triton
 
-from .dispatch import Backend, select_face
+from .dispatch import Backend, lazy_triton, select_backend
 
 
 def silu_and_mul(gate_up: Tensor, *, backend: Backend = "auto") -> Tensor:
-    """Multiply silu of the first half with the second half.
+    """Multiply silu of the first half of each row by the second half.
 
     Args:
         gate_up: [num_tokens, 2 * size], contiguous: gate, then up.
-        backend: The face that computes it.
+        backend: The implementation to use; `auto` takes the fastest.
 
     Returns:
         [num_tokens, size], same dtype, contiguous.
 
     Raises:
-        ValueError: the shape is not that.
+        ValueError: gate_up has another shape.
     """
     _check_shape(gate_up)
-    return select_face("silu_and_mul", _SILU_FACES, backend, gate_up.device)(gate_up)
+    return select_backend("silu_and_mul", _SILU_BACKENDS, backend, gate_up.device)(gate_up)
+
+
+def gelu_and_mul(gate_up: Tensor, *, backend: Backend = "auto") -> Tensor:
+    """Multiply the tanh form of gelu of the first half of each row by the second half.
+
+    Arguments, result and errors are those of `silu_and_mul`.
+    """
+    _check_shape(gate_up)
+    return select_backend("gelu_and_mul", _GELU_BACKENDS, backend, gate_up.device)(gate_up)
 
 
 def silu_and_mul_reference(gate_up: Tensor) -> Tensor:
-    """Plain torch truth of `silu_and_mul`."""
+    """Compute `silu_and_mul` in plain torch."""
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate).mul_(up)
 
 
-_SILU_FACES = {
-    "reference": silu_and_mul_reference,
-    "cpp": silu_and_mul_cpp,
-    "triton": silu_and_mul_triton,
-}
-
-
-def gelu_and_mul(gate_up: Tensor, *, backend: Backend = "auto") -> Tensor:
-    """Multiply the tanh form of gelu of the first half with the second half.
-
-    Args:
-        gate_up: [num_tokens, 2 * size]: gate, then up.
-        backend: The face that computes it.
-
-    Returns:
-        [num_tokens, size], same dtype, contiguous.
-
-    Raises:
-        ValueError: the shape is not that.
-    """
-    _check_shape(gate_up)
-    return select_face("gelu_and_mul", _GELU_FACES, backend, gate_up.device)(gate_up)
-
-
 def gelu_and_mul_reference(gate_up: Tensor) -> Tensor:
-    """Plain torch truth of `gelu_and_mul`."""
+    """Compute `gelu_and_mul` in plain torch."""
     gate, up = gate_up.chunk(2, dim=-1)
     return F.gelu(gate, approximate="tanh").mul_(up)
 
 
-_GELU_FACES = {"reference": gelu_and_mul_reference, "triton": gelu_and_mul_triton}
+_SILU_BACKENDS = {
+    "reference": silu_and_mul_reference,
+    "cpp": silu_and_mul_cpp,
+    "triton": lazy_triton(
+        "batchmill.kernels.gpu.gated_activation", "silu_and_mul_triton", like=silu_and_mul_reference
+    ),
+}
+_GELU_BACKENDS = {
+    "reference": gelu_and_mul_reference,
+    "triton": lazy_triton(
+        "batchmill.kernels.gpu.gated_activation", "gelu_and_mul_triton", like=gelu_and_mul_reference
+    ),
+}
 
 
 def _check_shape(gate_up: Tensor) -> None:

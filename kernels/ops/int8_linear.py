@@ -68,7 +68,7 @@ def block_length(in_features: int) -> int:
 
 
 def rotate_rows(x: Tensor) -> Tensor:
-    """Plain truth of the rotation: a Hadamard transform of each block, not normalised.
+    """Reference of the rotation: a Hadamard transform of each block, not normalised.
 
     Args:
         x: [num_rows, size].
@@ -86,7 +86,7 @@ def rotate_rows(x: Tensor) -> Tensor:
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Plain truth of the quantization: each rotated row by its largest magnitude, ties to even.
+    """Reference of the quantization: each rotated row by its largest magnitude, ties to even.
 
     Args:
         x: [num_rows, size].
@@ -105,7 +105,7 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Int8Reference:
-    """Plain torch truth of `Int8Linear`; its sums are exact, because float64 holds 53 bits."""
+    """Plain-torch reference of `Int8Linear`; its sums are exact, because float64 holds 53 bits."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         """Quantize a weight [out, in]; bias is [out] or None.

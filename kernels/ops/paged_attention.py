@@ -15,22 +15,23 @@ import torch
 from torch import Tensor
 
 from batchmill.kernels.cpu.bindings import paged_attention_cpp
-from batchmill.kernels.gpu.bindings import paged_attention_triton
+from batchmill.kernels.reference.fp8_rows import FP8
 from batchmill.kernels.reference.paged_attention import paged_attention_reference
 from batchmill.kernels.reference.paged_attention_plan import AttentionPlan
 
-from .dispatch import Backend, select_face
-from .write_kv import FP8, check_cache_dtype
+from .dispatch import Backend, lazy_triton, select_backend
+from .write_kv import check_cache_dtype
 
-_FACES: Mapping[str, Callable[..., Tensor]] = {
+#: All backends that read an eight-bit cache; only these take its scales.
+_FP8_BACKENDS = {
     "reference": paged_attention_reference,
-    "cpp": paged_attention_cpp,
-    "triton": paged_attention_triton,
+    "triton": lazy_triton(
+        "batchmill.kernels.gpu.paged_attention",
+        "paged_attention_triton",
+        like=paged_attention_reference,
+    ),
 }
-_FP8_FACES: Mapping[str, Callable[..., Tensor]] = {
-    "reference": paged_attention_reference,
-    "triton": paged_attention_triton,
-}
+_BACKENDS: Mapping[str, Callable[..., Tensor]] = {**_FP8_BACKENDS, "cpp": paged_attention_cpp}
 
 
 def paged_attention(
@@ -57,18 +58,18 @@ def paged_attention(
         q: [num_tokens, num_heads, head_dim], the last two dimensions contiguous; num_heads is a
             multiple of num_kv_heads.
         k_cache: [num_blocks, block_size, num_kv_heads, head_dim], contiguous, in q's dtype or
-            float8_e4m3fn (which the C++ face does not read).
+            float8_e4m3fn (which the C++ backend does not read).
         v_cache: As `k_cache`.
         block_tables: [num_seqs, max_blocks] int32; entries past a sequence's last block are unused.
         cu_seqlens_q: [num_seqs + 1] int32, where each sequence's queries start, then num_tokens.
         seq_lens: [num_seqs] int32, keys that each sequence has, this step's included.
         scale: Factor on the scores.
         window: A query sees only its last `window` keys, its own included; None sees all.
-        plan: The step's `AttentionPlan`, worth passing where several layers share it; made
-            on the spot where it is None and the face wants one.
+        plan: The step's `AttentionPlan`, worth passing if several layers share it; if it is None,
+            a backend that needs one makes it.
         k_scale: What one unit in a float8 key cache stands for; unused for other dtypes.
         v_scale: The same for values.
-        backend: The face that computes it.
+        backend: The implementation to use; `auto` takes the fastest.
 
     Returns:
         [num_tokens, num_heads, head_dim] in q's dtype, contiguous.
@@ -79,11 +80,11 @@ def paged_attention(
     _check(q, k_cache, v_cache, block_tables, cu_seqlens_q, seq_lens, window)
     batch = (q, k_cache, v_cache, block_tables, cu_seqlens_q, seq_lens, scale)
     if k_cache.dtype == FP8:
-        face = select_face("paged_attention (float8 cache)", _FP8_FACES, backend, q.device)
-        return face(*batch, window=window, plan=plan, k_scale=k_scale, v_scale=v_scale)
-    return select_face("paged_attention", _FACES, backend, q.device)(
-        *batch, window=window, plan=plan
-    )
+        op = "paged_attention (float8 cache)"
+        attend_fp8 = select_backend(op, _FP8_BACKENDS, backend, q.device)
+        return attend_fp8(*batch, window=window, plan=plan, k_scale=k_scale, v_scale=v_scale)
+    attend = select_backend("paged_attention", _BACKENDS, backend, q.device)
+    return attend(*batch, window=window, plan=plan)
 
 
 def _check(

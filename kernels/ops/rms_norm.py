@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from batchmill.kernels.cpu.bindings import add_rms_norm_cpp, rms_norm_cpp
-from batchmill.kernels.gpu.bindings import add_rms_norm_triton, rms_norm_triton
 
-from .dispatch import Backend, Face, select_face
+from .dispatch import Backend, Implementation, lazy_triton, select_backend
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, backend: Backend = "auto") -> Tensor:
@@ -25,9 +24,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, backend: Backend = "auto"
     Args:
         x: [..., size], contiguous in the last dimension.
         weight: [size], same dtype as x; or float32, and the result is rounded once (Gemma), which
-            in other dtypes the C++ face does not do.
+            the C++ backend does not do in other dtypes.
         eps: Added to the mean square.
-        backend: The face that computes it.
+        backend: The implementation to use; `auto` takes the fastest.
 
     Returns:
         Same shape and dtype as x, contiguous.
@@ -36,8 +35,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, backend: Backend = "auto"
         ValueError: shapes or dtypes disagree.
     """
     _check(x, weight)
-    face = select_face("rms_norm", _faces(_NORM_FACES, x, weight), backend, x.device)
-    return face(x, weight, eps)
+    backends = _backends_for(_NORM_BACKENDS, x, weight)
+    return select_backend("rms_norm", backends, backend, x.device)(x, weight, eps)
 
 
 def add_rms_norm(
@@ -50,7 +49,7 @@ def add_rms_norm(
         residual: Same shape and dtype as x, contiguous; holds the sum afterwards.
         weight: [size], as in `rms_norm`.
         eps: Added to the mean square.
-        backend: The face that computes it.
+        backend: The implementation to use; `auto` takes the fastest.
 
     Returns:
         The normalised sum, same shape and dtype as x.
@@ -64,36 +63,45 @@ def add_rms_norm(
             f"residual must be {list(x.shape)} {x.dtype} as x is, got {list(residual.shape)} "
             f"{residual.dtype}"
         )
-    faces = _faces(_ADD_NORM_FACES, x, weight)
-    face = select_face("add_rms_norm", faces, backend, x.device)
-    return face(x, residual, weight, eps)
+    backends = _backends_for(_ADD_NORM_BACKENDS, x, weight)
+    return select_backend("add_rms_norm", backends, backend, x.device)(x, residual, weight, eps)
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Plain torch truth of `rms_norm`."""
+    """Plain-torch reference of `rms_norm`."""
     if weight.dtype != x.dtype:
         return F.rms_norm(x.float(), weight.shape, weight, eps).to(x.dtype)
     return F.rms_norm(x, weight.shape, weight, eps)
 
 
 def add_rms_norm_reference(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Plain torch truth of `add_rms_norm`: the sum is rounded to the dtype, then normalised."""
+    """Plain-torch reference of `add_rms_norm`: the sum is rounded to the dtype, then normalised."""
     return rms_norm_reference(residual.add_(x), weight, eps)
 
 
-_NORM_FACES = {"reference": rms_norm_reference, "cpp": rms_norm_cpp, "triton": rms_norm_triton}
-_ADD_NORM_FACES = {
+_NORM_BACKENDS = {
+    "reference": rms_norm_reference,
+    "cpp": rms_norm_cpp,
+    "triton": lazy_triton(
+        "batchmill.kernels.gpu.rms_norm", "rms_norm_triton", like=rms_norm_reference
+    ),
+}
+_ADD_NORM_BACKENDS = {
     "reference": add_rms_norm_reference,
     "cpp": add_rms_norm_cpp,
-    "triton": add_rms_norm_triton,
+    "triton": lazy_triton(
+        "batchmill.kernels.gpu.rms_norm", "add_rms_norm_triton", like=add_rms_norm_reference
+    ),
 }
 
 
-def _faces(faces: Mapping[str, Face], x: Tensor, weight: Tensor) -> Mapping[str, Face]:
-    """The faces that multiply by a weight of this dtype."""
+def _backends_for(
+    backends: Mapping[str, Implementation], x: Tensor, weight: Tensor
+) -> Mapping[str, Implementation]:
+    """Return the backends that multiply by a weight of this dtype."""
     if weight.dtype == x.dtype:
-        return faces
-    return {name: face for name, face in faces.items() if name != "cpp"}
+        return backends
+    return {name: compute for name, compute in backends.items() if name != "cpp"}
 
 
 def _check(x: Tensor, weight: Tensor) -> None:

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from batchmill.kernels.cpu.bindings import apply_rope_cpp
-from batchmill.kernels.gpu.bindings import apply_rope_triton
 
-from .dispatch import Backend, select_face
+from .dispatch import Backend, lazy_triton, select_backend
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, *, backend: Backend = "auto") -> None:
@@ -23,7 +22,7 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, *, backend: Backend = "auto"
         x: [num_tokens, num_heads, head_dim], contiguous in the last two dimensions.
         cos: [num_tokens, rotary_dim / 2] float32, contiguous; dimensions past rotary_dim stay.
         sin: As `cos`.
-        backend: The face that computes it.
+        backend: The implementation to use; `auto` takes the fastest.
 
     Raises:
         ValueError: shapes or dtypes disagree.
@@ -37,11 +36,11 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, *, backend: Backend = "auto"
         raise ValueError(f"rotary_dim {2 * cos.shape[1]} is more than head_dim {x.shape[2]}")
     if cos.dtype != torch.float32 or sin.dtype != torch.float32:
         raise ValueError(f"cos and sin must be torch.float32, got {cos.dtype} and {sin.dtype}")
-    select_face("apply_rope", _FACES, backend, x.device)(x, cos, sin)
+    select_backend("apply_rope", _BACKENDS, backend, x.device)(x, cos, sin)
 
 
 def apply_rope_reference(x: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Plain torch truth of `apply_rope`."""
+    """Plain-torch reference of `apply_rope`."""
     half = cos.shape[1]
     first, second = x[..., :half], x[..., half : 2 * half]
     cos, sin = cos[:, None], sin[:, None]  # [num_tokens, 1, rotary_dim / 2]
@@ -51,4 +50,10 @@ def apply_rope_reference(x: Tensor, cos: Tensor, sin: Tensor) -> None:
     second.copy_(rotated_second)
 
 
-_FACES = {"reference": apply_rope_reference, "cpp": apply_rope_cpp, "triton": apply_rope_triton}
+_BACKENDS = {
+    "reference": apply_rope_reference,
+    "cpp": apply_rope_cpp,
+    "triton": lazy_triton(
+        "batchmill.kernels.gpu.rope", "apply_rope_triton", like=apply_rope_reference
+    ),
+}

@@ -10,9 +10,7 @@ from functools import partial
 
 from torch import Tensor
 
-from batchmill.kernels.gpu.bindings import rope_and_cache_triton
-
-from .dispatch import Backend, select_face
+from .dispatch import Backend, lazy_triton, select_backend
 from .rms_norm import rms_norm
 from .rope import apply_rope
 from .write_kv import check_cache_dtype, write_kv
@@ -49,7 +47,7 @@ def rope_and_cache(
         eps: Added to the mean square in the norms.
         k_scale: What one unit in a float8 key cache stands for; unused for other dtypes.
         v_scale: The same for values.
-        backend: The face that computes it.
+        backend: The implementation to use; `auto` takes the fastest.
 
     Returns:
         The queries, [num_tokens, num_heads, head_dim]; the last two dimensions are contiguous.
@@ -71,15 +69,15 @@ def rope_and_cache(
             f"{len(slot_mapping)}, {len(cos)} and {len(sin)}"
         )
     check_cache_dtype(qkv.dtype, k_cache, v_cache)
-    # Only Triton has a kernel of its own; elsewhere each op picks its face by itself.
+    # Only Triton has a kernel of its own; elsewhere each op picks its backend by itself.
     separate = partial(_from_separate_ops, backend=backend)
-    faces: dict[str, Callable[..., Tensor]] = {
+    backends: dict[str, Callable[..., Tensor]] = {
         "reference": separate,
         "cpp": separate,
-        "triton": rope_and_cache_triton,
+        "triton": _fused_triton,
     }
-    face = select_face("rope_and_cache", faces, backend, qkv.device)
-    return face(
+    compute = select_backend("rope_and_cache", backends, backend, qkv.device)
+    return compute(
         qkv, k_cache, v_cache, slot_mapping, cos, sin,
         q_weight=q_weight, k_weight=k_weight, eps=eps, k_scale=k_scale, v_scale=v_scale,
     )  # fmt: skip
@@ -115,3 +113,8 @@ def _from_separate_ops(
         k_scale=k_scale, v_scale=v_scale, backend=backend,
     )  # fmt: skip
     return queries
+
+
+_fused_triton = lazy_triton(
+    "batchmill.kernels.gpu.rope", "rope_and_cache_triton", like=_from_separate_ops
+)

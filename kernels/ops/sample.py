@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from batchmill.kernels.cpu.bindings import sample_cpp
-from batchmill.kernels.gpu.bindings import sample_triton
 from batchmill.kernels.reference.sample import sample_reference
 
-from .dispatch import Backend, select_face
+from .dispatch import Backend, lazy_triton, select_backend
 
 #: Named in every model identity: raise it with any change that can alter which token is drawn.
 SAMPLER_VERSION = "gumbel-murmur3-1"
@@ -56,7 +55,7 @@ def sample(
         top_p: [num_rows] float32, 1 is off.
         seeds: [num_rows] int64.
         positions: [num_rows] int64, index of the token being drawn, from the start of the output.
-        backend: The face that computes it.
+        backend: The implementation to use; `auto` takes the fastest.
 
     Returns:
         [num_rows] int64.
@@ -65,8 +64,8 @@ def sample(
         ValueError: shapes or dtypes disagree.
     """
     _check(logits, temperature, top_k, top_p, seeds, positions)
-    face = select_face("sample", _FACES, backend, logits.device)
-    return face(logits, temperature, top_k, top_p, seeds, positions)
+    compute = select_backend("sample", _BACKENDS, backend, logits.device)
+    return compute(logits, temperature, top_k, top_p, seeds, positions)
 
 
 def sample_numpy(
@@ -99,11 +98,11 @@ def sample_numpy(
     return torch.from_numpy(tokens)
 
 
-_FACES = {
+_BACKENDS = {
     "reference": sample_reference,
     "numpy": sample_numpy,
-    "triton": sample_triton,
     "cpp": sample_cpp,
+    "triton": lazy_triton("batchmill.kernels.gpu.sample", "sample_triton", like=sample_reference),
 }
 
 

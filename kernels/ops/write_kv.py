@@ -11,14 +11,9 @@ import torch
 from torch import Tensor
 
 from batchmill.kernels.cpu.bindings import write_kv_cpp
-from batchmill.kernels.gpu.bindings import write_kv_triton
+from batchmill.kernels.reference.fp8_rows import FP8, FP8_MAX
 
-from .dispatch import Backend, select_face
-
-#: The eight-bit number format that a cache may have: four bits of exponent, three of mantissa.
-FP8 = torch.float8_e4m3fn
-#: Its largest finite number; larger keys and values are cut to it.
-FP8_MAX = 448.0
+from .dispatch import Backend, lazy_triton, select_backend
 
 
 def write_kv(
@@ -38,13 +33,13 @@ def write_kv(
         key: [num_tokens, num_kv_heads, head_dim], contiguous in the last two dimensions.
         value: As `key`.
         k_cache: [num_blocks, block_size, num_kv_heads, head_dim], contiguous, in the keys' dtype or
-            float8_e4m3fn (which the C++ face does not write); written in place.
+            float8_e4m3fn (which the C++ backend does not write); written in place.
         v_cache: As `k_cache`.
         slot_mapping: [num_tokens] int64; slot = block_id * block_size + offset; -1 skips a token.
         k_scale: What one unit in a float8 key cache stands for: it holds key / k_scale, saturated
             at 448. Unused for other dtypes.
         v_scale: The same for values.
-        backend: The face that computes it.
+        backend: The implementation to use; `auto` takes the fastest.
 
     Raises:
         ValueError: shapes or dtypes disagree.
@@ -66,12 +61,11 @@ def write_kv(
     if slot_mapping.dtype != torch.int64:
         raise ValueError(f"slot_mapping must be torch.int64, got {slot_mapping.dtype}")
     if k_cache.dtype == FP8:
-        face = select_face("write_kv (float8 cache)", _FP8_FACES, backend, key.device)
-        face(key, value, k_cache, v_cache, slot_mapping, k_scale=k_scale, v_scale=v_scale)
+        write_fp8 = select_backend("write_kv (float8 cache)", _FP8_BACKENDS, backend, key.device)
+        write_fp8(key, value, k_cache, v_cache, slot_mapping, k_scale=k_scale, v_scale=v_scale)
     else:
-        select_face("write_kv", _FACES, backend, key.device)(
-            key, value, k_cache, v_cache, slot_mapping
-        )
+        write = select_backend("write_kv", _BACKENDS, backend, key.device)
+        write(key, value, k_cache, v_cache, slot_mapping)
 
 
 def check_cache_dtype(dtype: torch.dtype, k_cache: Tensor, v_cache: Tensor) -> None:
@@ -97,7 +91,7 @@ def write_kv_reference(
     k_scale: float = 1.0,
     v_scale: float = 1.0,
 ) -> None:
-    """Plain torch truth; same arguments as `write_kv`."""
+    """Compute `write_kv` in plain torch; same arguments."""
     kept = slot_mapping >= 0
     if not bool(kept.all()):
         key, value, slot_mapping = key[kept], value[kept], slot_mapping[kept]
@@ -109,12 +103,11 @@ def write_kv_reference(
         cache.view(-1, *cache.shape[2:]).index_copy_(0, slot_mapping, rows)
 
 
-_FACES: Mapping[str, Callable[..., None]] = {
+#: All backends that write an eight-bit cache; only these take its scales.
+_FP8_BACKENDS = {
     "reference": write_kv_reference,
-    "cpp": write_kv_cpp,
-    "triton": write_kv_triton,
+    "triton": lazy_triton(
+        "batchmill.kernels.gpu.write_kv", "write_kv_triton", like=write_kv_reference
+    ),
 }
-_FP8_FACES: Mapping[str, Callable[..., None]] = {
-    "reference": write_kv_reference,
-    "triton": write_kv_triton,
-}
+_BACKENDS: Mapping[str, Callable[..., None]] = {**_FP8_BACKENDS, "cpp": write_kv_cpp}

@@ -1,4 +1,4 @@
-"""Plain torch truth of `sample`: every step over the whole vocabulary, on any device."""
+"""Plain-torch reference of `sample`: every step over the whole vocabulary, on any device."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from batchmill.kernels.ops.paged_attention import paged_attention
 from batchmill.kernels.ops.rms_norm import add_rms_norm, rms_norm
 from batchmill.kernels.ops.rope_and_cache import rope_and_cache
 from batchmill.kernels.ops.sample import sample
-from batchmill.kernels.ops.write_kv import FP8
+from batchmill.kernels.reference.fp8_rows import FP8
 
 #: The errors of one op's face in one number format, case by case.
 Errors = Callable[[Bench, torch.dtype, Backend], Iterator[float]]

@@ -15,10 +15,10 @@ from torch import Tensor
 from batchmill.engine.models.decoder import DecoderModel
 from batchmill.kernels.ops.fp8_fused import gated_activation_fp8, rms_norm_fp8
 from batchmill.kernels.ops.fp8_linear import Fp8Linear, quantize_fp8_weight
-from batchmill.kernels.ops.fp8_quantize import Fp8Rows, quantize_fp8
+from batchmill.kernels.ops.fp8_quantize import quantize_fp8
 from batchmill.kernels.ops.gated_activation import silu_and_mul
 from batchmill.kernels.ops.rms_norm import rms_norm
-from batchmill.kernels.ops.write_kv import FP8
+from batchmill.kernels.reference.fp8_rows import FP8, Fp8Rows
 
 #: Largest error of a product relative to its largest number: two roundings to eight bits.
 _PRODUCT_TOLERANCE = 3e-2

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from batchmill.kernels.ops.dispatch import Backend
 from batchmill.kernels.ops.paged_attention import paged_attention
 from batchmill.kernels.ops.sample import sample
-from batchmill.kernels.ops.write_kv import FP8
+from batchmill.kernels.reference.fp8_rows import FP8
 from batchmill.kernels.reference.paged_attention_plan import AttentionPlan
 
 #: Layers whose caches take turns, so that none is still in the second-level cache (60 MB).

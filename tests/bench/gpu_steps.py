@@ -16,7 +16,7 @@ from batchmill.engine.memory.kv_cache import KVCache
 from batchmill.engine.models.decoder import DecoderModel
 from batchmill.engine.step.step_inputs import StepInputs
 from batchmill.kernels.ops.sample import sample
-from batchmill.kernels.ops.write_kv import FP8
+from batchmill.kernels.reference.fp8_rows import FP8
 
 BATCHES = (1, 8, 32, 64, 128, 256)
 CONTEXT = 1024

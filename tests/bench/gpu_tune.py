@@ -23,7 +23,7 @@ from batchmill.kernels.gpu.attention_tuning import (
 )
 from batchmill.kernels.gpu.launch import architecture
 from batchmill.kernels.gpu.paged_attention import paged_attention_triton, plan_step
-from batchmill.kernels.ops.write_kv import FP8
+from batchmill.kernels.reference.fp8_rows import FP8
 
 #: (head_dim, cache type, query heads, KV heads): one for each row of the shipped table.
 _KINDS = (

@@ -86,7 +86,7 @@ def test_the_layers_matrices_are_quantized_and_the_head_is_not(
     random_model(NATIVE["Qwen3"], tmp_path)
     made: list[Tensor] = []
     monkeypatch.setattr(
-        "batchmill.kernels.fp8_linear._check_weight", lambda weight: made.append(weight)
+        "batchmill.kernels.ops.fp8_linear._check_weight", lambda weight: made.append(weight)
     )
     model = reference_model(tmp_path).model
     config = model.config

@@ -13,7 +13,8 @@ from torch import Tensor
 from batchmill.kernels.ops.dispatch import Backend
 from batchmill.kernels.ops.fp8_fused import gated_activation_fp8, rms_norm_fp8
 from batchmill.kernels.ops.fp8_linear import Fp8Linear, Fp8Reference
-from batchmill.kernels.ops.fp8_quantize import Fp8Rows, quantize_fp8
+from batchmill.kernels.ops.fp8_quantize import quantize_fp8
+from batchmill.kernels.reference.fp8_rows import Fp8Rows
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from batchmill.kernels.ops.paged_attention import paged_attention
 from batchmill.kernels.ops.rope_and_cache import rope_and_cache
-from batchmill.kernels.ops.write_kv import FP8, write_kv
+from batchmill.kernels.ops.write_kv import write_kv
+from batchmill.kernels.reference.fp8_rows import FP8
 from batchmill.kernels.reference.paged_attention_oracle import paged_attention_oracle
 
 TABLES = torch.tensor([[2, 0], [1, 3]], dtype=torch.int32)

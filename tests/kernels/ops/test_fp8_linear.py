@@ -15,7 +15,7 @@ from batchmill.kernels.ops.fp8_linear import (
     quantize_fp8_weight,
 )
 from batchmill.kernels.ops.fp8_quantize import quantize_fp8
-from batchmill.kernels.ops.write_kv import FP8
+from batchmill.kernels.reference.fp8_rows import FP8
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 #: (out, in): one tile of 16, odd multiples of it, more columns than are quantized at once.
