@@ -115,7 +115,7 @@ class DecoderModel:
                 embedding is.
             linear: Makes the matrix multiplications; None takes `make_linear` for `backend`, and
                 all layers in one C++ call where that is possible.
-            backend: The face of our kernels, see `batchmill.kernels.ops.dispatch`.
+            backend: The backend of our kernels, see `batchmill.kernels.ops.dispatch`.
             quantization: "int8" quantizes every matrix but the embedding and a mixture's router;
                 "fp8" those of the layers alone; None leaves them in their dtype.
 

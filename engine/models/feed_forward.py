@@ -43,7 +43,7 @@ def build_feed_forward(
         weights: What the layer has.
         config: The model's.
         linear: Makes the matrix multiplications.
-        backend: The face of our kernels.
+        backend: The backend of our kernels.
         is_plain: `linear` multiplies by weights as they are, so that others may do it as well.
         is_fp8: `linear` multiplies rows that are quantized already.
     """

@@ -1,4 +1,4 @@
-"""The C++ face of each op: check what C cannot, then hand over pointers, sizes and strides.
+"""The C++ backend of each op: check what C cannot, then hand over pointers, sizes and strides.
 
 The ops' own functions have compared shapes and dtypes by then; what is checked here is what would
 make the C code read the wrong memory: device, dtype, contiguity, indices.

@@ -6,7 +6,7 @@ Each output column of a weight has a scale `b`, found once; each row of activati
 `a`, found when it is multiplied. A row that is not finite comes out as NaN.
 
 The product is `torch._scaled_mm`, with fast accumulation: its tensor cores add up with fewer bits
-than float32 has. The plain torch truth adds up in float32.
+than float32 has. The plain-torch reference adds up in float32.
 
 Source: FP8 Formats for Deep Learning, Micikevicius et al. 2022, sections 3 and 4.
 """
@@ -101,7 +101,7 @@ class Fp8Linear:
         Args:
             weight: [out, in].
             bias: [out] bfloat16, or None.
-            backend: The face that quantizes the activations.
+            backend: The implementation that quantizes the activations.
 
         Raises:
             ValueError: a size is no multiple of 16, or the dtype is none that can be quantized.

@@ -4,7 +4,7 @@
 
 Each output column of a weight has a step `b`, found once; each row of activations has a step `a`,
 found when it is multiplied. A row's result therefore depends on that row alone, whatever batch it
-is in, and the integers are the same on every instruction set and in the plain torch truth.
+is in, and the integers are the same on every instruction set and in the plain-torch reference.
 
 Both factors are rotated first, by a Hadamard transform of blocks of up to 64 neighbours. Their
 product stays what it is, and one large activation no longer costs all others their digits:

@@ -70,7 +70,7 @@ def make_linear(weight: Tensor, bias: Tensor | None = None, *, backend: Backend 
 
 
 def dense_linear(weight: Tensor, bias: Tensor | None) -> Linear:
-    """The plain truth of `make_linear`: `torch.nn.functional.linear` on the weight as it is."""
+    """Reference of `make_linear`: `torch.nn.functional.linear` on the weight as it is."""
 
     def apply(x: Tensor) -> Tensor:
         return F.linear(x, weight, bias)

@@ -1,4 +1,4 @@
-"""How the torch face of paged attention cuts a step into calls; all layers share one plan.
+"""How the reference of paged attention cuts a step into calls; all layers share one plan.
 
 Decode rows are gathered into padded batches of similar length; prefill chunks go one by one.
 """
@@ -60,8 +60,8 @@ class PrefillChunk:
 class AttentionPlan:
     """The calls that make up one step's attention; every row of q is in exactly one.
 
-    Making one costs nothing: it is worked out when a face first asks for it. That reads the index
-    tensors on the host, which on a GPU waits for it.
+    Making a plan costs nothing: it is worked out when a backend first reads it. That reads the
+    index tensors on the host, which waits for a GPU.
     """
 
     def __init__(
@@ -82,8 +82,8 @@ class AttentionPlan:
             seq_lens: [num_seqs] int32.
             k_cache: Any layer's keys: only shape, dtype and device are looked at.
             window: As in `paged_attention`.
-            only_decodes: Every sequence is known to have exactly one query, so that the Triton face
-                leaves the prefill kernel out.
+            only_decodes: The caller knows that every sequence has exactly one query, so the Triton
+                backend need not launch the prefill kernel.
         """
         self._block_tables = block_tables
         self._cu_seqlens_q = cu_seqlens_q
@@ -91,7 +91,7 @@ class AttentionPlan:
         self._k_cache = k_cache
         self._window = window
         self.only_decodes = only_decodes
-        #: The Triton face's part, kept here by the first layer that makes one.
+        #: The Triton backend's part, kept here by the first layer that makes one.
         self.triton: object | None = None
 
     @cached_property

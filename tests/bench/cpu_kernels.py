@@ -9,7 +9,7 @@ that of reading the op's bytes once at the bandwidth measured at the start, and 
 products at the rate of a large bf16 one, measured there too. Over 100 % is what a last-level cache
 gives, or other work during the measuring. The lines of int8 products, which quantize their argument
 each time, have the packed bf16 product for a reference, and a floor of bytes alone. Those of
-drawing tokens have the numpy face, which runs where there is no compiler.
+sampling also has the numpy backend, which runs where there is no compiler.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Every kernel against the reference, on the device; then whole models.
 
-The truth is the torch face in float64 (float32 for sampling, which has to agree token by token).
-Unused cache slots hold NaN.
+The reference runs in float64 (for sampling in float32, which has to agree token by token). Unused
+cache slots hold NaN.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from batchmill.kernels.ops.rope_and_cache import rope_and_cache
 from batchmill.kernels.ops.sample import sample
 from batchmill.kernels.reference.fp8_rows import FP8
 
-#: The errors of one op's face in one number format, case by case.
+#: The errors of one backend of an op in one number format, case by case.
 Errors = Callable[[Bench, torch.dtype, Backend], Iterator[float]]
-#: Largest error relative to the largest number of the truth: rounding of weights and results to 24,
-#: 11 and 8 bits, some of it twice.
+#: Largest error relative to the largest number of the reference: rounding of weights and results
+#: to 24, 11 and 8 bits, some of it twice.
 TOLERANCES = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 
@@ -165,7 +165,7 @@ def _attention(bench: Bench, dtype: torch.dtype, backend: Backend) -> Iterator[f
         if case.kv_dtype is not None and (dtype == torch.float32 or backend == "cpp"):
             continue  # an eight-bit cache is for half precision, and no C++ kernel reads it
         q, *caches, tables, starts, lengths = attention_batch(case, dtype, bench.device)
-        if backend == "reference":  # the one face that may read masked slots, which must be finite
+        if backend == "reference":  # it alone may read masked slots, so these must be finite
             caches = [cache.float().nan_to_num().to(cache.dtype) for cache in caches]
         options = {"window": case.window, "k_scale": 0.5, "v_scale": 2.0}
         index = (tables, starts, lengths, case.head_dim**-0.5)
@@ -174,8 +174,8 @@ def _attention(bench: Bench, dtype: torch.dtype, backend: Backend) -> Iterator[f
         wide = [
             cache.double().nan_to_num() * scale for cache, scale in zip(caches, scales, strict=True)
         ]
-        truth = paged_attention(q.double(), *wide, *index, window=case.window, backend="reference")
-        yield relative_error(got, truth)
+        want = paged_attention(q.double(), *wide, *index, window=case.window, backend="reference")
+        yield relative_error(got, want)
 
 
 def _rope_and_cache(bench: Bench, dtype: torch.dtype, backend: Backend) -> Iterator[float]:
@@ -187,7 +187,7 @@ def _rope_and_cache(bench: Bench, dtype: torch.dtype, backend: Backend) -> Itera
         slots = torch.tensor([5, 17, -1, 0, 31, 8, 9], device=bench.device)
         weights = [_normal(bench, dtype, head_dim).abs() for _ in range(2)] if with_norms else []
         results = []
-        for face, wide in ((backend, dtype), ("reference", torch.float64)):
+        for each, wide in ((backend, dtype), ("reference", torch.float64)):
             caches = torch.zeros(2, 2, 16, num_kv_heads, head_dim, device=bench.device, dtype=wide)
             names = dict(zip(("q_weight", "k_weight"), weights, strict=False))
             queries = rope_and_cache(
@@ -197,7 +197,7 @@ def _rope_and_cache(bench: Bench, dtype: torch.dtype, backend: Backend) -> Itera
                 angles.cos(),
                 angles.sin(),
                 eps=1e-6,
-                backend=face,
+                backend=each,
                 **{name: weight.to(wide) for name, weight in names.items()},
             )
             results.append((queries, caches))
@@ -262,7 +262,7 @@ def equal_tokens(bench: Bench, backend: Backend) -> tuple[float, int]:
         rows * 7919,
         rows,
     )
-    got, want = (sample(logits, *controls, backend=face) for face in (backend, "reference"))
+    got, want = (sample(logits, *controls, backend=each) for each in (backend, "reference"))
     return float((got == want).float().mean()), num_rows
 
 

@@ -54,9 +54,9 @@ def fp8_products(bench: Bench, wrong: list[str]) -> None:
             x[:, 0] = 448
         linear = Fp8Linear(weight, bias, backend="triton")
         stored, rows = quantize_fp8_weight(weight), quantize_fp8(x, backend="reference")
-        truth = _wide(rows) @ _wide(stored).T + bias.double()
+        want = _wide(rows) @ _wide(stored).T + bias.double()
         got = linear(x)
-        worst = max(worst, float((got.double() - truth).abs().max() / truth.abs().max()))
+        worst = max(worst, float((got.double() - want).abs().max() / want.abs().max()))
         if not bool(got.isfinite().all()):
             worst = math.inf
         equal.append(_equal(quantize_fp8(x, backend="triton"), rows))

@@ -1,7 +1,7 @@
-"""Largest error of every op's faces against float64: `python tests/bench/kernel_errors.py`.
+"""Largest error of every op's backends against float64: `python tests/bench/kernel_errors.py`.
 
-JSON. The Triton faces run in its interpreter where there is no GPU. That truncates to bfloat16
-where a GPU rounds, so errors in bfloat16 on a GPU are about half of what it gives.
+JSON. Without a GPU the Triton kernels run in Triton's interpreter. It truncates to bfloat16 where a
+GPU rounds, so a GPU's errors in bfloat16 are about half of those printed.
 """
 
 from __future__ import annotations
@@ -24,29 +24,32 @@ from batchmill.kernels.cpu.library import cpp_is_usable
 from batchmill.kernels.ops.dispatch import Backend
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-FACES: tuple[Backend, ...] = ("reference", "cpp", "triton")
-SAMPLE_FACES: tuple[Backend, ...] = ("numpy", "cpp", "triton")
+BACKENDS: tuple[Backend, ...] = ("reference", "cpp", "triton")
+SAMPLE_BACKENDS: tuple[Backend, ...] = ("numpy", "cpp", "triton")
 
 
 def kernel_errors() -> dict[str, dict[str, dict[str, float]]]:
-    """By op, face and number format; a face that an op or this machine does not have is left out.
+    """Return the largest errors by op, backend and number format.
 
-    For `sample` it is the share of rows that draw another token than the reference.
+    Backends that an op or this machine does not have are left out. For `sample` the number is the
+    share of rows that get another token than from the reference.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bench = Bench(device, True, None, float("inf"), section_deadline_s=float("inf"))
-    faces = [each for each in FACES if each != "cpp" or (device.type == "cpu" and cpp_is_usable())]
+    backends = [
+        each for each in BACKENDS if each != "cpp" or (device.type == "cpu" and cpp_is_usable())
+    ]
     found: dict[str, dict[str, dict[str, float]]] = {}
     for op, errors in OPS.items():
         found[op] = {
-            face: {name: max(errors(bench, dtype, face)) for name, dtype in DTYPES.items()}
-            for face in faces
-            if (op, face) != ("gelu_and_mul", "cpp")
+            backend: {name: max(errors(bench, dtype, backend)) for name, dtype in DTYPES.items()}
+            for backend in backends
+            if (op, backend) != ("gelu_and_mul", "cpp")
         }
     found["sample"] = {
-        face: {"fp32": 1 - equal_tokens(bench, face)[0]}
-        for face in SAMPLE_FACES
-        if face in faces or (face == "numpy" and device.type == "cpu")
+        backend: {"fp32": 1 - equal_tokens(bench, backend)[0]}
+        for backend in SAMPLE_BACKENDS
+        if backend in backends or (backend == "numpy" and device.type == "cpu")
     }
     return found
 

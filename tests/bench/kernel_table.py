@@ -2,7 +2,7 @@
 
 Needs Triton and no GPU. One row for each kernel, shape and architecture: registers, spills, shared
 memory, matrix instruction, asynchronous copies, and the largest error of the op it belongs to. Then
-every op's faces (`kernel_errors.py`); matrix products are `cpu_kernels.py`'s and the tests'.
+every op's backends (`kernel_errors.py`); matrix products are `cpu_kernels.py`'s and the tests'.
 Markdown by default, for the documentation. Takes a minute or two; `--arch 90` is one generation.
 """
 
@@ -86,25 +86,25 @@ def error_of(row: dict[str, Any], errors: Errors) -> float | None:
         return None  # eight bits are compared number by number, in tests/kernels
     if name == "gated_activation":
         name = "gelu_and_mul" if row["constants"]["IS_GELU"] else "silu_and_mul"
-    faces = errors[_OPS.get(name, name)]["triton"]
-    return faces.get(row["dtype"], max(faces.values()))
+    backends = errors[_OPS.get(name, name)]["triton"]
+    return backends.get(row["dtype"], max(backends.values()))
 
 
 def errors_markdown(errors: Errors) -> str:
-    """Every op's faces and number formats."""
+    """Every op's backends and number formats."""
     lines = [
         "Largest error relative to the largest number, against float64; for `sample` the share of",
-        "rows that draw another token than the reference. A face that is not here does not exist.",
+        "rows that get another token than from the reference. Backends not listed do not exist.",
         "",
-        "| op | face | fp32 | fp16 | bf16 |",
+        "| op | backend | fp32 | fp16 | bf16 |",
         "|---|---|---|---|---|",
     ]
-    for op, faces in errors.items():
-        for face, by_dtype in faces.items():
+    for op, backends in errors.items():
+        for backend, by_dtype in backends.items():
             cells = (
                 f"{by_dtype[each]:.1e}" if each in by_dtype else "-" for each in _DTYPES.values()
             )
-            lines.append(f"| {op} | {face} | {' | '.join(cells)} |")
+            lines.append(f"| {op} | {backend} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -1,7 +1,7 @@
 """What int8 or fp8 weights, and bf16, change in a model's output.
 
 `python tests/bench/quantization_quality.py [--quantization int8|fp8]`, on a CPU. fp8 products are
-the plain-torch truth there: the numbers of a GPU's, and sums in float32. Compares a model in
+the plain-torch reference there: the numbers of a GPU's, and sums in float32. Compares a model in
 float32, in bfloat16, and with quantized weights under either:
 
 - perplexity of texts of this repository, in windows of 512 tokens, each read from its start;

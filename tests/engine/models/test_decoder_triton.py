@@ -27,7 +27,7 @@ from .test_decoder import native_model
 
 pytest.importorskip("triton", reason="triton is not installed; `make setup` installs it on Linux")
 if torch.cuda.is_available():
-    pytest.skip("tests/bench/gpu_run.py compares the faces on a GPU", allow_module_level=True)
+    pytest.skip("tests/bench/gpu_run.py compares the backends on a GPU", allow_module_level=True)
 
 #: (requests by number, tokens of each) of every step: two prompts, one of them in chunks that run
 #: beside decodes; then decodes alone.

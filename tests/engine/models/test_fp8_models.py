@@ -1,6 +1,6 @@
-"""Models with fp8 weights, by the plain truth on a CPU: near the unquantized ones, refused by name.
+"""Models with fp8 weights, by the reference on a CPU: near the unquantized ones, refused by name.
 
-That truth is what a GPU computes but for the order and the width of sums; see docs/gpu.md.
+The reference is what a GPU computes but for the order and the width of sums; see docs/gpu.md.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ class AttentionBatch:
         self.block_tables[row, :num_blocks] = self.block_tables[other, :num_blocks]
 
     def attend(self, library: ctypes.CDLL | None, window: int | None = None) -> Tensor:
-        """By the C++ face of a library, or of the best one."""
+        """By the C++ backend of a library, or of the best one."""
         return paged_attention_cpp(
             self.q,
             self.k_cache,
@@ -74,7 +74,7 @@ class AttentionBatch:
             library=library,
         )
 
-    def truth(self, window: int | None = None) -> Tensor:
+    def reference(self, window: int | None = None) -> Tensor:
         """By the reference, in float32."""
         return paged_attention(
             self.q.float(),

@@ -1,4 +1,4 @@
-"""What tests of C++ faces have in common: the libraries this CPU runs, and how near is near."""
+"""What tests of C++ backends have in common: the libraries this CPU runs, and how near is near."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention's C++ face against the reference, on each instruction set this CPU has."""
+"""Attention's C++ backend against the reference, on each instruction set this CPU has."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_attention_equals_the_reference(
 ) -> None:
     for lengths in (DECODE, MIXED):
         batch = AttentionBatch(lengths, heads, dtype)
-        assert_near(batch.attend(library(isa), window), batch.truth(window))
+        assert_near(batch.attend(library(isa), window), batch.reference(window))
 
 
 @isas
@@ -51,7 +51,7 @@ def test_attention_serves_every_group_size(isa: Isa, group: int, head_dim: int) 
     for dtype in (torch.float32, torch.bfloat16):
         for lengths in (DECODE, MIXED):
             batch = AttentionBatch(lengths, (2 * group, 2, head_dim), dtype)
-            assert_near(batch.attend(library(isa)), batch.truth())
+            assert_near(batch.attend(library(isa)), batch.reference())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -61,7 +61,7 @@ def test_a_context_split_among_threads_gives_the_same_attention(
 ) -> None:
     batch = AttentionBatch([(1, 2000), (2, 700), (1, 3)], (6, 2, 64), dtype)
     with threads(num_threads):
-        assert_near(batch.attend(None), batch.truth())
+        assert_near(batch.attend(None), batch.reference())
 
 
 #: For each sequence of a batch: the one whose first blocks it reads too, and how many of them.
@@ -86,7 +86,7 @@ def test_sequences_that_share_their_first_blocks_read_them_together(
     for row, (other, num_blocks) in shared.items():
         batch.share(row, other, num_blocks)
     for window in (None, 300):
-        assert_near(batch.attend(library(isa), window), batch.truth(window))
+        assert_near(batch.attend(library(isa), window), batch.reference(window))
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 5])
@@ -94,7 +94,7 @@ def test_many_sequences_of_one_prefix_are_more_than_one_task(num_threads: int) -
     batch = AttentionBatch([(1, 1000 + row) for row in range(70)], (6, 2, 64), torch.bfloat16)
     batch.block_tables[:, :62] = batch.block_tables[0, :62]
     with threads(num_threads):
-        assert_near(batch.attend(None), batch.truth())
+        assert_near(batch.attend(None), batch.reference())
 
 
 def test_nan_in_one_query_reaches_that_query_alone() -> None:
@@ -142,7 +142,7 @@ def test_random_batches_equal_the_reference(isa: Isa, dtype: torch.dtype) -> Non
         with threads(rng.choice([1, 2, 5])):
             got = batch.attend(library(isa), window)
         assert torch.equal(got, got), seed  # no NaN of what was never written
-        assert_near(got, batch.truth(window))
+        assert_near(got, batch.reference(window))
 
 
 def sharing_batch(num_own: int, num_heads: int, dtype: torch.dtype) -> AttentionBatch:
@@ -191,7 +191,7 @@ def test_what_is_not_finite_is_seen_in_its_sequence_and_in_no_other(
 def test_huge_scores_leave_the_largest_alone(isa: Isa, dtype: torch.dtype, factor: float) -> None:
     batch = sharing_batch(17, 6, dtype)
     batch.scale *= factor
-    assert_near(batch.attend(library(isa)), batch.truth())
+    assert_near(batch.attend(library(isa)), batch.reference())
 
 
 @isas

@@ -15,7 +15,7 @@ from batchmill.kernels.cpu.isa import ISAS, best_isa
 from batchmill.kernels.cpu.library import load_library
 from batchmill.kernels.errors import CppBuildError
 
-#: Prints what `rms_norm` gives for ones, through the face named on the command line.
+#: Prints what `rms_norm` gives for ones, through the backend named on the command line.
 USE_KERNELS = """
 import logging, sys, torch
 logging.basicConfig(format="%(levelname)s %(message)s")

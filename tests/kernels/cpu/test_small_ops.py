@@ -1,4 +1,4 @@
-"""C++ faces of all ops but attention against the reference, on each instruction set here."""
+"""C++ backends of all ops but attention against the reference, on each instruction set here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Triton attention against the float64 torch face: on a GPU, or interpreted where there is none."""
+"""Triton attention against the float64 reference: on a GPU, or interpreted where there is none."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Case:
     seq_lens: Tensor
 
     def run(self, *, window: int | None = None, num_programs: int | None = 7, **more: object):
-        """The Triton face's result; 7 programs cut sequences at odd places."""
+        """The Triton backend's result; 7 programs cut sequences at odd places."""
         return paged_attention_triton(
             self.q,
             self.k_cache,

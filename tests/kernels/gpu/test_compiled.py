@@ -144,10 +144,10 @@ def test_the_table_of_errors_has_every_face_of_every_op_within_its_rounding() ->
     assert done.returncode == 0, done.stderr[-3000:]
     errors = json.loads(done.stdout)
     drawn = errors.pop("sample")
-    assert all(face == {"fp32": 0.0} for face in drawn.values())
+    assert all(backend == {"fp32": 0.0} for backend in drawn.values())
     on_host = {"numpy", "cpp"} if cpp_is_usable() else {"numpy"}
     assert drawn.keys() == ({"triton"} if torch.cuda.is_available() else {"triton", *on_host})
-    assert {op for op, faces in errors.items() if {"reference", "triton"} <= set(faces)} == {
+    assert {op for op, backends in errors.items() if {"reference", "triton"} <= set(backends)} == {
         "paged_attention",
         "rope_and_cache",
         "rms_norm",
@@ -156,7 +156,7 @@ def test_the_table_of_errors_has_every_face_of_every_op_within_its_rounding() ->
     }
     # Relative to the largest number: a few roundings to 24, 11 and 8 bits.
     limits = {"fp32": 2e-6, "fp16": 2e-3, "bf16": 2e-2}
-    for op, faces in errors.items():
-        for face, by_dtype in faces.items():
+    for op, backends in errors.items():
+        for backend, by_dtype in backends.items():
             for dtype, error in by_dtype.items():
-                assert error < limits[dtype], (op, face, dtype)
+                assert error < limits[dtype], (op, backend, dtype)

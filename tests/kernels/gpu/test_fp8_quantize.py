@@ -1,4 +1,4 @@
-"""The Triton kernels that quantize against the plain truth: GPU, or interpreted."""
+"""The Triton kernels that quantize against the reference: GPU, or interpreted."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_a_product_of_what_it_quantizes_is_the_plain_truths() -> None:
     x = normal(7, 96).clamp(-3, 3).to(torch.float8_e4m3fn).bfloat16()
     x[:, 0] = 448
     x[3, 5] = math.nan
-    got, want = (Fp8Linear(weight, bias, backend=face)(x) for face in ("triton", "reference"))
+    got, want = (Fp8Linear(weight, bias, backend=backend)(x) for backend in ("triton", "reference"))
     assert got[3].isnan().all()
     assert torch.equal(got.nan_to_num(nan=7.5), want.nan_to_num(nan=7.5))
 
@@ -123,21 +123,22 @@ def assert_equal(got: Fp8Rows, want: Fp8Rows) -> None:
     assert torch.equal(got.scales.nan_to_num(nan=-7), want.scales.nan_to_num(nan=-7))
 
 
-@pytest.mark.parametrize("face", ["triton", "reference"])
+@pytest.mark.parametrize("backend", ["triton", "reference"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", [16, 96, 4112])
 def test_a_norm_that_quantizes_is_the_norm_and_then_the_quantization(
-    size: int, dtype: torch.dtype, face: Backend
+    size: int, dtype: torch.dtype, backend: Backend
 ) -> None:
     x, weight = normal(7, size, dtype=dtype), normal(size, dtype=dtype)
     residual = normal(8, size, dtype=dtype)[:7].clone()
     residual[2, 3], residual[5, size - 1] = math.nan, math.nan
-    want = quantize_fp8(rms_norm(residual, weight, 1e-5, backend=face), backend=face)
-    assert_equal(rms_norm_fp8(None, residual, weight, 1e-5, backend=face), want)
+    want = quantize_fp8(rms_norm(residual, weight, 1e-5, backend=backend), backend=backend)
+    assert_equal(rms_norm_fp8(None, residual, weight, 1e-5, backend=backend), want)
     summed = residual.clone()
-    normed = add_rms_norm(x, summed, weight, 1e-5, backend=face)
+    normed = add_rms_norm(x, summed, weight, 1e-5, backend=backend)
     assert_equal(
-        rms_norm_fp8(x, residual, weight, 1e-5, backend=face), quantize_fp8(normed, backend=face)
+        rms_norm_fp8(x, residual, weight, 1e-5, backend=backend),
+        quantize_fp8(normed, backend=backend),
     )
     assert torch.equal(residual.nan_to_num(), summed.nan_to_num())
 
@@ -150,18 +151,18 @@ def test_a_norm_by_a_float32_weight_quantizes_what_is_rounded_to_the_dtype() -> 
     assert_equal(got, quantize_fp8(normed, backend="triton"))
 
 
-@pytest.mark.parametrize("face", ["triton", "reference"])
+@pytest.mark.parametrize("backend", ["triton", "reference"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", [16, 1504, 20016])
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
 def test_a_gate_that_quantizes_is_the_gate_and_then_the_quantization(
-    activation: Literal["silu", "gelu_tanh"], size: int, dtype: torch.dtype, face: Backend
+    activation: Literal["silu", "gelu_tanh"], size: int, dtype: torch.dtype, backend: Backend
 ) -> None:
     gate_up = normal(4, 2 * size, dtype=dtype)
     gate_up[0, 0], gate_up[3, 0] = 30.0, -30.0
     op = silu_and_mul if activation == "silu" else gelu_and_mul
-    want = quantize_fp8(op(gate_up, backend=face), backend=face)
-    assert_equal(gated_activation_fp8(gate_up, activation=activation, backend=face), want)
+    want = quantize_fp8(op(gate_up, backend=backend), backend=backend)
+    assert_equal(gated_activation_fp8(gate_up, activation=activation, backend=backend), want)
 
 
 def test_fused_kernels_keep_what_is_not_finite_in_its_row() -> None:

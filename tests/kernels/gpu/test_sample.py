@@ -1,4 +1,4 @@
-"""Triton sampler against the torch face: on a GPU where there is one, else interpreted."""
+"""Triton sampler against the reference: on a GPU where there is one, else interpreted."""
 
 from __future__ import annotations
 

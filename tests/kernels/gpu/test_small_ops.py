@@ -1,4 +1,4 @@
-"""Triton norm, rotary, SiLU and cache write against the torch faces: GPU, or interpreted."""
+"""Triton norm, rotary, SiLU and cache write against the references: GPU, or interpreted."""
 
 from __future__ import annotations
 

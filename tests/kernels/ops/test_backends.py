@@ -1,4 +1,4 @@
-"""The table of faces in docs/architecture.md is that of the ops."""
+"""The table of backends in docs/architecture.md is that of the ops."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from batchmill.kernels.ops.sample import sample
 from batchmill.kernels.ops.write_kv import write_kv
 
 PAGE = Path(__file__).parents[3] / "docs" / "architecture.md"
-FACES = ("reference", "numpy", "cpp", "triton")
+BACKENDS = ("reference", "numpy", "cpp", "triton")
 ROWS, CACHE, ANGLES = torch.ones(1, 8), torch.ones(1, 1, 1, 8), torch.ones(1, 4)
 HEADS, SLOT, ONE = ROWS.view(1, 1, 8), torch.tensor([0]), torch.tensor([1], dtype=torch.int32)
 NOWHERE: Any = "nowhere"
-#: Every op, asked for a face that no op has.
+#: Every op, asked for a backend that no op has.
 CALLS: dict[str, Callable[[], object]] = {
     "paged_attention": lambda: paged_attention(
         HEADS, CACHE, CACHE, ONE.view(1, 1), torch.tensor([0, 1]).int(), ONE, 1.0, backend=NOWHERE
@@ -45,24 +45,24 @@ CALLS: dict[str, Callable[[], object]] = {
 }
 
 
-def named_faces() -> dict[str, set[str]]:
-    """The faces of each op, as the page tells them."""
+def named_backends() -> dict[str, set[str]]:
+    """The backends of each op, as the page lists them."""
     section = PAGE.read_text().split("| op | reference |", 1)[1].split("\n\n", 1)[0]
     rows = re.findall(r"^\| `(\w+)`[^|]*\|(.*)\|$", section, re.MULTILINE)
     found = {}
     for op, cells in rows:
-        pairs = zip(FACES, cells.split("|"), strict=True)
-        found[op] = {face for face, cell in pairs if cell.strip() != "-"}
+        pairs = zip(BACKENDS, cells.split("|"), strict=True)
+        found[op] = {backend for backend, cell in pairs if cell.strip() != "-"}
     return found
 
 
 @pytest.mark.parametrize("op", CALLS)
-def test_an_op_names_its_faces_where_another_is_asked_for(op: str) -> None:
+def test_an_op_names_its_backends_if_another_is_asked_for(op: str) -> None:
     with pytest.raises(ValueError, match=rf"{op} has no 'nowhere' backend; it has ") as raised:
         CALLS[op]()
     found = set(re.findall(r"'(\w+)'", str(raised.value).split("it has ")[1])) - {"auto"}
-    assert found == named_faces()[op]
+    assert found == named_backends()[op]
 
 
 def test_the_table_has_every_op() -> None:
-    assert named_faces().keys() == CALLS.keys()
+    assert named_backends().keys() == CALLS.keys()

@@ -1,4 +1,4 @@
-"""A cache in eight bits: what the reference stores and reads, and which faces have none."""
+"""A cache in eight bits: what the reference stores and reads, and which backends have none."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_attention_reads_stored_numbers_times_their_scales(
     assert (got.double() - want).abs().max().item() <= tolerance
 
 
-def test_faces_without_eight_bits_are_refused_by_name() -> None:
+def test_backends_without_eight_bits_are_refused_by_name() -> None:
     rows, q = normal(3, 2, 8), normal(4, 6, 8)
     with pytest.raises(ValueError, match=r"write_kv \(float8 cache\) has no 'cpp' backend"):
         write_kv(rows, rows, empty_cache(), empty_cache(), torch.arange(3), backend="cpp")

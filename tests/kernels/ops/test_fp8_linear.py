@@ -1,4 +1,4 @@
-"""Products in eight-bit floats: the plain truth against float64, torch's product against that."""
+"""Products in eight-bit floats: the reference against float64, torch's product against that."""
 
 from __future__ import annotations
 

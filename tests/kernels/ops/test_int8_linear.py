@@ -1,4 +1,4 @@
-"""Int8 products: the integers of the plain torch truth on each instruction set, row by row."""
+"""Int8 products: the integers of the plain-torch reference on each instruction set, row by row."""
 
 from __future__ import annotations
 

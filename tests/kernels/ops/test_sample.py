@@ -225,7 +225,7 @@ def test_seed_and_position_fix_the_token_and_change_it(backend: Backend) -> None
 
 
 @pytest.mark.parametrize("vocab_size", [5, 1024, 3001])
-def test_the_faces_draw_the_same_tokens(vocab_size: int) -> None:
+def test_the_backends_sample_the_same_tokens(vocab_size: int) -> None:
     generator = torch.Generator().manual_seed(2)
     logits = 4 * torch.randn(60, vocab_size, generator=generator)
     logits[20:40] = logits[20:40].sort(dim=-1).values  # each larger than all before it
