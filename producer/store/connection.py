@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
+from redis.asyncio.connection import ConnectionPool as AsyncConnectionPool
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import (
@@ -55,7 +57,35 @@ def connect(url: str) -> Redis:
 
 def connect_async(url: str) -> AsyncRedis:
     """Return an asyncio client for a broker URL. Nothing is sent before the first call."""
-    return AsyncRedis.from_url(redis_url(url), retry=AsyncRetry(_BACKOFF, _NUM_RETRIES), **_OPTIONS)
+    retry = AsyncRetry(_BACKOFF, _NUM_RETRIES)
+    pool = AsyncConnectionPool.from_url(redis_url(url), retry=retry, **_OPTIONS)
+    kind = pool.connection_class
+    pool.connection_class = type(kind.__name__, (_KeepsCancellation, kind), {})
+    return AsyncRedis.from_pool(pool)
+
+
+class _KeepsCancellation:
+    """Makes a connection raise `CancelledError` if its task is cancelled during a send.
+
+    Before Python 3.12, `asyncio.wait_for`, through which redis-py sends, swallows a cancellation
+    that arrives just when the send is done. The task still counts it, but without this a loop of
+    calls would go on for ever. Every asyncio wait and every asyncio client sends through here.
+    """
+
+    async def send_packed_command(self, *args: Any, **kwargs: Any) -> None:
+        """Send, as the class of the connection does."""
+        connection: Any = super()
+        num_before = _num_cancellations()
+        await connection.send_packed_command(*args, **kwargs)
+        if _num_cancellations() > num_before:
+            # The reply will not be read, and must not become the reply to the next command.
+            await connection.disconnect(nowait=True)
+            raise asyncio.CancelledError
+
+
+def _num_cancellations() -> int:
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
 
 
 def is_servers_fault(error: ResponseError) -> bool:

@@ -22,7 +22,7 @@ async def wait_until_ended(store: AsyncJobStore, job_id: str, timeout_s: float |
         UnknownJob: there is no such job.
         redis.exceptions.ConnectionError: the broker has been away for too long.
     """
-    patience = _AsyncPatience(job_id, timeout_s)
+    patience = Patience(job_id, timeout_s)
     while True:
         try:
             if await _has_ended(store, job_id):
@@ -32,29 +32,6 @@ async def wait_until_ended(store: AsyncJobStore, job_id: str, timeout_s: float |
             return
         except CONNECTION_ERRORS as error:
             await asyncio.sleep(patience.pause_s(error))
-
-
-class _AsyncPatience(Patience):
-    """Ends with the task as well.
-
-    Before Python 3.12 `asyncio.wait_for`, which redis-py sends through, swallows a cancellation
-    that arrives in the moment in which its own work is done. The task counts it all the same.
-    """
-
-    def __init__(self, job_id: str, timeout_s: float | None) -> None:
-        super().__init__(job_id, timeout_s)
-        self._num_cancellations = _num_cancellations()
-
-    def next_wait_s(self) -> float:
-        """As `Patience.next_wait_s`; raises `CancelledError` where the task was cancelled."""
-        if _num_cancellations() > self._num_cancellations:
-            raise asyncio.CancelledError
-        return super().next_wait_s()
-
-
-def _num_cancellations() -> int:
-    task = asyncio.current_task()
-    return 0 if task is None else task.cancelling()
 
 
 async def _has_ended(store: AsyncJobStore, job_id: str) -> bool:
