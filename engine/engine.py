@@ -241,7 +241,7 @@ class Engine:
 
     def reset_prefix_cache(self) -> int:
         """Forget the KV of earlier requests; returns how many blocks were kept for sharing."""
-        return self._scheduler.block_pool.forget_all()
+        return self._scheduler.block_pool.evict_all()
 
     def provide_memory(self, timeout_s: float) -> bool:
         """Use spare time to have the system provide the KV cache's memory, before a step needs it.
@@ -310,28 +310,28 @@ class Engine:
     def _launch(self, batch: ScheduledBatch) -> bool:
         """Hand a step to the device; where memory runs out, make the next ones smaller instead."""
         try:
-            self._kv_cache.zero_blocks(self._scheduler.untrusted_blocks)
-            self._scheduler.trust_blocks()
+            self._kv_cache.zero_blocks(self._scheduler.blocks_to_zero)
+            self._scheduler.note_blocks_zeroed()
             self._pipeline.launch(batch)
         except Exception as error:
-            self._scheduler.distrust(batch)
+            self._scheduler.note_failed_launch(batch)
             if not is_out_of_memory(error):
                 raise
             self._make_steps_smaller(batch)
             return False
-        self._scheduler.begin(batch)
+        self._scheduler.mark_launched(batch)
         return True
 
     def _collect(self) -> None:
         """Wait for the oldest step in flight, and hand its tokens to their requests."""
         step = self._pipeline.collect()
-        void = self._scheduler.update(step.batch, step.token_ids, step.drafts)
+        discarded = self._scheduler.update(step.batch, step.token_ids, step.drafts)
         self._counter.count_step(step.batch, step.kind, step.time_s)
-        requests = step.batch.sampling_requests
-        for tracker in self._book.advance(requests, step.token_ids, void):
+        requests = step.batch.sampled_requests
+        for tracker in self._book.advance(requests, step.token_ids, discarded):
             self._fail(tracker)
         if step.drafts:
-            self._book.advance_by_drafts(step.drafts, void)
+            self._book.advance_by_drafts(step.drafts, discarded)
 
     def _make_steps_smaller(self, batch: ScheduledBatch) -> None:
         preempted, hopeless = self._scheduler.shrink(batch)
@@ -367,7 +367,7 @@ class Engine:
                 "(float32), and check the model's weights",
             ),
         )
-        self._scheduler.discard(tracker.request)
+        self._scheduler.finish(tracker.request, is_kv_finite=False)
         tracker.is_scheduled = False
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from batchmill.engine.errors import EngineError
 from batchmill.engine.memory.kv_cache import KVCache
 from batchmill.engine.models.model import Model
-from batchmill.engine.sampling.sampled_tokens import HostTokens, SampledTokens
+from batchmill.engine.sampling.sampled_tokens import HostBuffers, SampledTokens
 from batchmill.engine.scheduling.scheduled_batch import ScheduledBatch
 from batchmill.engine.step.request_rows import RequestRows
 from batchmill.engine.step.step_inputs import StepInputBuilder, StepInputs
@@ -115,7 +115,7 @@ class _State:
 
     row_ids: Tensor  # [most] int64: where in `RequestRows` each belongs
     positions: Tensor  # [most] int64
-    draw_positions: Tensor  # [most] int64: index of the token being drawn, in its output
+    output_positions: Tensor  # [most] int64: index of the token being drawn, in its output
     is_live: Tensor  # [most] int64: 1, and 0 for padding
     top_k: Tensor  # [most] int64
     seeds: Tensor  # [most] int64
@@ -135,7 +135,7 @@ class _State:
         return cls(
             row_ids=torch.full((most,), nobodys_row, dtype=torch.int64, device=device),
             positions=zeros(),
-            draw_positions=zeros(),
+            output_positions=zeros(),
             is_live=zeros(),
             top_k=zeros(),
             seeds=zeros(),
@@ -221,7 +221,7 @@ class DecodeGraphs:
         """Whether a batch only decodes, fits, and draws by numbers a row alone."""
         if batch.chunks or not 0 < len(batch.decodes) <= self.sizes[-1]:
             return False
-        return bool(self._rows.is_plain[self._rows.of(batch)].all())
+        return bool(self._rows.is_plain[self._rows.rows_of(batch)].all())
 
     def unload(self) -> None:
         """Forget which batch the state holds: the block tables go on without it."""
@@ -229,7 +229,7 @@ class DecodeGraphs:
 
     def launch(self, batch: ScheduledBatch) -> SampledTokens:
         """Replay the step of a batch for which `can_replay` holds."""
-        rows, num_rows = self._rows.of(batch), len(batch.decodes)
+        rows, num_rows = self._rows.rows_of(batch), len(batch.decodes)
         starts = self._rows.decode_starts(batch)
         size = next(size for size in self.sizes if size >= num_rows)
         is_next = rows is self._loaded and np.array_equal(starts, self._next_starts)
@@ -240,9 +240,11 @@ class DecodeGraphs:
         elif len(begun):
             self._begin_blocks(rows, starts, begun)
         # Before the replay: where there is no room for its tokens, the state has not moved on.
-        room = HostTokens(num_rows, self._model.device)
+        host_buffers = HostBuffers(num_rows, self._model.device)
         self._replays[size]()
-        drawn = SampledTokens(self._token_ids[:num_rows], self._is_finite[:num_rows], room=room)
+        drawn = SampledTokens(
+            self._token_ids[:num_rows], self._is_finite[:num_rows], host_buffers=host_buffers
+        )
         self._loaded, self._next_starts = rows, starts + 1
         return drawn
 
@@ -250,9 +252,9 @@ class DecodeGraphs:
     def _step(self, size: int) -> None:
         """One decode step of the first `size` rows, on memory that stays where it is."""
         state, block_size = self._state, self._kv_cache.block_size
-        row_ids, positions, draw_positions, is_live = (
+        row_ids, positions, output_positions, is_live = (
             each[:size]
-            for each in (state.row_ids, state.positions, state.draw_positions, state.is_live)
+            for each in (state.row_ids, state.positions, state.output_positions, state.is_live)
         )
         columns = positions // block_size
         blocks = state.block_tables[:size].gather(1, columns[:, None])[:, 0].to(torch.int64)
@@ -277,12 +279,12 @@ class DecodeGraphs:
             state.top_k[:size],
             state.top_p[:size],
             state.seeds[:size],
-            draw_positions,
+            output_positions,
         )
         self._token_ids[:size].copy_(token_ids)
         self._rows.last_tokens.index_copy_(0, row_ids, token_ids)
         positions += is_live
-        draw_positions += is_live
+        output_positions += is_live
 
     def _load(self, rows: NDArray[np.int64], starts: NDArray[np.int64], size: int) -> None:
         """Bring a batch's rows into the state, and padding after them."""
@@ -299,7 +301,7 @@ class DecodeGraphs:
         pairs = (
             (state.row_ids, padded(rows, of.num_rows)),
             (state.positions, padded(starts, 0)),
-            (state.draw_positions, padded(starts + 1 - of.num_prompt_tokens[rows], 0)),
+            (state.output_positions, padded(starts + 1 - of.num_prompt_tokens[rows], 0)),
             (state.is_live, padded(np.ones_like(rows), 0)),
             (state.top_k, padded(of.top_k[rows], 0)),
             (state.seeds, padded(of.seeds[rows], 0)),

@@ -13,8 +13,8 @@ from batchmill.engine.memory.kv_cache import KVCache
 from batchmill.engine.models.model import Model
 from batchmill.engine.sampling.sampled_tokens import SampledTokens
 from batchmill.engine.sampling.sampler import Sampler
-from batchmill.engine.scheduling.scheduled_batch import CheckedDrafts, ScheduledBatch, StepKind
-from batchmill.engine.scheduling.speculation import check_drafts
+from batchmill.engine.scheduling.scheduled_batch import ScheduledBatch, StepKind, VerifiedDrafts
+from batchmill.engine.scheduling.speculation import verify_drafts
 from batchmill.engine.step.request_rows import RequestRows
 from batchmill.engine.step.step_inputs import StepInputBuilder, StepInputs
 
@@ -27,10 +27,10 @@ class CollectedStep:
     """A step that is done."""
 
     batch: ScheduledBatch
-    #: One for each of `batch.sampling_requests`; see `SampledTokens.collect`.
+    #: One for each of `batch.sampled_requests`; see `SampledTokens.collect`.
     token_ids: list[int | None]
     #: What became of the batch's draft tokens.
-    drafts: list[CheckedDrafts]
+    drafts: list[VerifiedDrafts]
     #: How it was run.
     kind: StepKind
     #: Seconds that it took, without those in which the step before it was still running.
@@ -122,19 +122,19 @@ class StepPipeline:
         step = self._in_flight[0]
         token_ids = step.drawn.collect()
         self._in_flight.popleft()
-        drafts: list[CheckedDrafts] = []
+        drafts: list[VerifiedDrafts] = []
         if step.batch.has_drafts:
-            token_ids, drafts = self._check_drafts(step.batch, token_ids)
+            token_ids, drafts = self._verify_drafts(step.batch, token_ids)
         started_at_s = max(step.launched_at_s, self._collected_at_s)
         self._collected_at_s = time.perf_counter()
         time_s = self._collected_at_s - started_at_s
         return CollectedStep(step.batch, token_ids, drafts, step.kind, time_s)
 
-    def _check_drafts(
+    def _verify_drafts(
         self, batch: ScheduledBatch, drawn: list[int | None]
-    ) -> tuple[list[int | None], list[CheckedDrafts]]:
-        """See `check_drafts`; the next step decodes from the last token that counts."""
-        token_ids, drafts = check_drafts(batch, drawn)
+    ) -> tuple[list[int | None], list[VerifiedDrafts]]:
+        """See `verify_drafts`; the next step decodes from the last token that counts."""
+        token_ids, drafts = verify_drafts(batch, drawn)
         for each in drafts:
             if each.token_ids:
                 self._rows.put_last_token(each.item.request, each.token_ids[-1])
@@ -144,9 +144,9 @@ class StepPipeline:
         """Run a step kernel by kernel."""
         if self._graphs is not None:
             self._graphs.unload()
-        self._sampler.begin(batch)
+        self._sampler.prepare(batch)
         logits = self._runner.run(self._builder.build(batch))
-        return self._sampler.draw(logits, batch)
+        return self._sampler.sample(logits, batch)
 
 
 def _kind(batch: ScheduledBatch) -> StepKind:

@@ -87,7 +87,7 @@ class RequestIntake:
                 cache_salt=cache_salt,
                 controls=controls,
                 scores=scores,
-                lookup=self._lookup(prompt_token_ids, controls, scores),
+                drafter=self._drafter(prompt_token_ids, controls, scores),
             )
             text = self._output_text(request, prompt, tools)
             tracker = OutputTracker(request, text, self._eos_token_ids)
@@ -168,7 +168,7 @@ class RequestIntake:
         )
         return controls if controls.is_needed else None
 
-    def _lookup(
+    def _drafter(
         self,
         prompt_token_ids: Sequence[int],
         controls: RequestControls | None,

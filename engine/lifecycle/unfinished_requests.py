@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 
 from batchmill.engine.request.outputs import FinishReason, RequestFailure, RequestOutput
 from batchmill.engine.request.request import Request
-from batchmill.engine.scheduling.scheduled_batch import CheckedDrafts
+from batchmill.engine.scheduling.scheduled_batch import VerifiedDrafts
 from batchmill.engine.scheduling.scheduler import Scheduler
 
 from .output_tracker import OutputTracker
@@ -45,14 +45,14 @@ class UnfinishedRequests:
         self,
         requests: Sequence[Request],
         token_ids: Sequence[int | None],
-        void: Collection[Request],
+        discarded: Collection[Request],
     ) -> list[OutputTracker]:
         """Hand each new token to its request's tracker, and take out the requests that ended.
 
         Args:
             requests: Whose tokens they are.
             token_ids: One for each; None where there is none.
-            void: Requests whose token does not count.
+            discarded: Requests whose token does not count.
 
         Returns:
             Requests that go on and got no token: the caller has to end them.
@@ -60,7 +60,7 @@ class UnfinishedRequests:
         failed: list[OutputTracker] = []
         trackers, with_news, num_generated = self._trackers, self._with_news, 0
         for request, token_id in zip(requests, token_ids, strict=True):
-            if void and request in void:
+            if discarded and request in discarded:
                 continue
             tracker = trackers[request.request_id]
             with_news[tracker] = None
@@ -76,16 +76,18 @@ class UnfinishedRequests:
         self._counter.num_generated_tokens += num_generated
         return failed
 
-    def advance_by_drafts(self, drafts: Sequence[CheckedDrafts], void: Collection[Request]) -> None:
+    def advance_by_drafts(
+        self, drafts: Sequence[VerifiedDrafts], discarded: Collection[Request]
+    ) -> None:
         """Hand the tokens after the first to their requests' trackers, as far as each goes on.
 
         Args:
             drafts: What became of the draft tokens of a step; `advance` has had the first tokens.
-            void: Requests whose tokens do not count.
+            discarded: Requests whose tokens do not count.
         """
         for each in drafts:
             self._counter.num_draft_tokens += len(each.item.draft_token_ids)
-            if each.item.request in void:
+            if each.item.request in discarded:
                 continue
             tracker = self._trackers[each.item.request.request_id]
             for token_id in each.token_ids[1:]:

@@ -53,12 +53,11 @@ class Request:
         rank: What the scheduler orders by, lowest first; fixed when it is added there.
         num_overtaken: How often a later request was admitted before it.
         block_hashes: Chained hashes of its first full blocks, extended as they are needed.
-        num_registered_blocks: Leading blocks already offered to the prefix cache.
-        is_trusted: Whether a finite token came out of all that was computed of it; only then is its
-            KV known to be finite.
+        num_cached_blocks: Leading blocks already in the prefix cache.
+        is_kv_finite: Whether its KV is known to be finite: a finite token came out of all of it.
         controls: What its params forbid, favour or penalise; None where they ask for nothing.
         scores: What is reported of its distributions; None where nothing is asked for.
-        lookup: Guesses its next tokens; None where they are not guessed.
+        drafter: Proposes draft tokens; None if it decodes without.
         status: Where it is in its life.
         metrics: Its times and counts, shared with its outputs.
     """
@@ -68,14 +67,14 @@ class Request:
         "block_ids",
         "cache_salt",
         "controls",
-        "is_trusted",
-        "lookup",
+        "drafter",
+        "is_kv_finite",
         "max_num_tokens",
         "metrics",
+        "num_cached_blocks",
         "num_computed_tokens",
         "num_overtaken",
         "num_pending_tokens",
-        "num_registered_blocks",
         "num_releases",
         "num_slots",
         "num_steps_in_flight",
@@ -102,7 +101,7 @@ class Request:
         cache_salt: str | None = None,
         controls: RequestControls | None = None,
         scores: TokenScores | None = None,
-        lookup: PromptLookup | None = None,
+        drafter: PromptLookup | None = None,
     ) -> None:
         self.request_id = request_id
         self.prompt_token_ids = list(prompt_token_ids)
@@ -114,10 +113,10 @@ class Request:
         self.priority = 0
         self.rank = (0.0, 0)
         self.num_overtaken = 0
-        self.is_trusted = True
+        self.is_kv_finite = True
         self.controls = controls
         self.scores = scores
-        self.lookup = lookup
+        self.drafter = drafter
         self.num_computed_tokens = 0
         self.num_pending_tokens = 0
         self.num_steps_in_flight = 0
@@ -125,7 +124,7 @@ class Request:
         self.num_slots = 0
         self.num_releases = 0
         self.block_hashes: list[bytes] = []
-        self.num_registered_blocks = 0
+        self.num_cached_blocks = 0
         self.status = RequestStatus.WAITING
         self.metrics = RequestMetrics(
             arrived_at_s=time.monotonic(), num_resumed_tokens=len(self.output_token_ids)

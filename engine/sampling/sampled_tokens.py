@@ -1,4 +1,4 @@
-"""The tokens that a step drew, before they are known on the host."""
+"""The tokens that a launched step samples, on their way from the device to the host."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from batchmill.engine.request.request import Request
 from .scorer import Scorer
 
 
-class HostTokens:
-    """Room on the host for the tokens of a step, and the event of their arrival.
+class HostBuffers:
+    """Host memory for the tokens of a step, and the event that marks their arrival.
 
-    All that can fail for want of memory is done when this is made, before the step is launched.
+    Everything that can fail for lack of memory happens in the constructor, before the step is
+    launched.
     """
 
     def __init__(self, num_rows: int, device: torch.device) -> None:
-        """Make room for `num_rows` rows computed on `device`; pinned, where that is a GPU."""
+        """Allocate memory for `num_rows` rows computed on `device`; pinned if that is a GPU."""
         is_cuda = device.type == "cuda"
         self.token_ids = torch.empty(num_rows, dtype=torch.int64, pin_memory=is_cuda)
         self.is_finite = torch.empty(num_rows, dtype=torch.bool, pin_memory=is_cuda)
@@ -30,23 +31,23 @@ class HostTokens:
             self._arrived = torch.cuda.Event()
 
     def begin_copy(self, token_ids: Tensor, is_finite: Tensor) -> None:
-        """Copy a step's results, once the device's stream gets there."""
+        """Queue the copy of a step's results on the device's stream."""
         self.token_ids.copy_(token_ids, non_blocking=True)
         self.is_finite.copy_(is_finite, non_blocking=True)
         if self._arrived is not None:
             self._arrived.record()
 
     def wait(self) -> None:
-        """Wait until the device has copied them, and so computed all of the step."""
+        """Wait until the device has computed the step and copied its results."""
         if self._arrived is not None:
             self._arrived.synchronize()
 
 
 class SampledTokens:
-    """Owns a launched step's tokens on their way to the host.
+    """Owns the tokens of a launched step until `collect`.
 
-    The copy is under way when this is made, so the tensors may be written to again; `collect` waits
-    for it. On a CPU there is nothing to wait for.
+    The constructor queues their copy to the host, so the tensors may be overwritten after it;
+    `collect` waits for the copy. On a CPU there is nothing to wait for.
     """
 
     def __init__(
@@ -58,47 +59,46 @@ class SampledTokens:
         controlled: Sequence[tuple[int, Request]] = (),
         scored: Sequence[tuple[int, Request]] = (),
         scorer: Scorer | None = None,
-        room: HostTokens | None = None,
+        host_buffers: HostBuffers | None = None,
     ) -> None:
-        """Start the way.
+        """Begin the copy to the host.
 
         Args:
-            token_ids: [num_sampling] int64, on the step's device also where no row samples:
-                `collect` waits for the step.
-            is_finite: [num_sampling] bool, whether the row's largest logit was a number.
+            token_ids: [num_rows] int64, on the step's device even if no row samples: `collect`
+                waits for the step.
+            is_finite: [num_rows] bool, whether the row's largest logit was a number.
             holds_next_step: Whether the next step can be scheduled only once these are known.
             controlled: Rows of requests with controls, which may leave no token.
             scored: Rows whose token is scored.
-            scorer: Scores them; None where there are none.
-            room: Where they go on the host; None makes it here.
+            scorer: Scores them; None if there are none.
+            host_buffers: Where the tokens are copied to; None allocates it here.
         """
         self.holds_next_step = holds_next_step
         self._controlled = controlled
         self._scored = scored
         self._scorer = scorer
-        self._host = room or HostTokens(len(token_ids), token_ids.device)
+        self._host = host_buffers or HostBuffers(len(token_ids), token_ids.device)
         self._host.begin_copy(token_ids, is_finite)
 
     def collect(self) -> list[int | None]:
-        """Wait for the tokens, and score those that are to be scored.
+        """Wait for the tokens, and score those whose scores are requested.
 
         Returns:
-            One token id a row; None where a row had no finite largest logit (NaN, or infinities),
-            which the model computes where its weights or its cache are broken, and where the
-            request's controls left no token.
+            One token id per row. None if the row's largest logit was not finite (the weights or the
+            cache are broken), or if the request's controls left no token.
         """
         self._host.wait()
         is_finite: NDArray[np.bool_] = self._host.is_finite.numpy()
-        drawn: list[int | None] = self._host.token_ids.tolist()
+        token_ids: list[int | None] = self._host.token_ids.tolist()
         if self._scorer is not None:
-            scores = self._scorer.score([drawn[row] or 0 for row, _ in self._scored])
+            scores = self._scorer.score([token_ids[row] or 0 for row, _ in self._scored])
             for (_, request), score in zip(self._scored, scores, strict=True):
                 assert request.scores is not None
                 request.scores.put(request.num_tokens, score)
         if not is_finite.all():
             for row in np.flatnonzero(~is_finite).tolist():
-                drawn[row] = None
+                token_ids[row] = None
         for row, request in self._controlled:
             if request.controls is not None and request.controls.is_exhausted:
-                drawn[row] = None
-        return drawn
+                token_ids[row] = None
+        return token_ids

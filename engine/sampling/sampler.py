@@ -45,14 +45,14 @@ class Sampler:
         self._controls: _RowControls | None = None
         self._uploader = Uploader(rows.last_tokens.device)
 
-    def begin(self, batch: ScheduledBatch) -> None:
+    def prepare(self, batch: ScheduledBatch) -> None:
         """Start what can be worked out while the model computes the batch's logits."""
         self._begun = batch
-        is_plain = bool(self._rows.is_plain[self._rows.sampling(batch)].all())
-        self._requests = [] if is_plain else batch.drawing_requests
+        is_plain = bool(self._rows.is_plain[self._rows.sampling_rows_of(batch)].all())
+        self._requests = [] if is_plain else batch.request_of_each_row
         self._stage.start(self._requests)
 
-    def draw(self, logits: Tensor, batch: ScheduledBatch) -> SampledTokens:
+    def sample(self, logits: Tensor, batch: ScheduledBatch) -> SampledTokens:
         """Draw a token for each row that samples, and score what is to be scored.
 
         Args:
@@ -61,15 +61,15 @@ class Sampler:
             batch: The step that they come from.
 
         Returns:
-            One token for each of `batch.drawing_requests`, not waited for.
+            One token for each of `batch.request_of_each_row`, not waited for.
         """
         if self._begun is not batch:
-            self.begin(batch)
+            self.prepare(batch)
         self._begun = None
         scores_known = any(item.scored for item in batch.chunks)
         if scores_known:
             logits = _score_known_tokens(logits, batch)
-        rows = self._rows.sampling(batch)
+        rows = self._rows.sampling_rows_of(batch)
         if not len(rows):
             # On the device, so that collecting the step waits for it: else the host would run
             # ahead of a long prompt's chunks without bound.
@@ -139,7 +139,7 @@ def _num_tokens(batch: ScheduledBatch, of: RequestRows) -> NDArray[np.int64]:
     chunks = [
         each.num_computed_tokens + each.num_new_tokens - num_after
         for each in batch.chunks
-        for num_after in reversed(range(each.num_drawn_tokens))
+        for num_after in reversed(range(each.num_sampled_tokens))
     ]
     return np.concatenate([decodes, np.array(chunks, dtype=np.int64)])
 
@@ -186,8 +186,8 @@ def _score_known_tokens(logits: Tensor, batch: ScheduledBatch) -> Tensor:
     for item in batch.scheduled:
         known += [(row + i, item.request, position) for i, position in enumerate(item.scored)]
         row += len(item.scored)
-        sampling += range(row, row + item.num_drawn_tokens)
-        row += item.num_drawn_tokens
+        sampling += range(row, row + item.num_sampled_tokens)
+        row += item.num_sampled_tokens
     wanted = [
         (scores, position)
         for _, request, position in known

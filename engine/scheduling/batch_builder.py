@@ -1,4 +1,4 @@
-"""A step's chunks, being put together under the token budget."""
+"""The chunks of the next step, added one by one under the token budget."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MAX_SCORED_TOKENS = 256
 
 
 class BatchBuilder:
-    """The chunks of a step, and what is left of the token budget."""
+    """Collects the chunks of a step and counts what is left of the token budget."""
 
     __slots__ = ("_num_free_scores", "chunks", "num_free_tokens")
 
@@ -21,8 +21,12 @@ class BatchBuilder:
         self._num_free_scores = MAX_SCORED_TOKENS
         self.chunks: list[ScheduledRequest] = []
 
-    def place(self, request: Request, num_uncomputed_tokens: int) -> ScheduledRequest | None:
-        """Schedule as many of the request's uncomputed tokens as the budget has left, if any."""
+    def add_chunk(self, request: Request, num_uncomputed_tokens: int) -> ScheduledRequest | None:
+        """Add as many of the request's uncomputed tokens as the budget allows.
+
+        Returns:
+            The chunk, or None if the budget allows no token.
+        """
         num_new_tokens = min(num_uncomputed_tokens, self.num_free_tokens)
         scored = range(0)
         if request.scores is not None and request.scores.is_pending:
@@ -40,8 +44,8 @@ class BatchBuilder:
         self.chunks.append(item)
         return item
 
-    def place_drafts(self, request: Request, draft_token_ids: tuple[int, ...]) -> None:
-        """Schedule a request's last token, which is in the budget already, and drafts after it."""
+    def add_drafts(self, request: Request, draft_token_ids: tuple[int, ...]) -> None:
+        """Add a decode with draft tokens; its last token is already counted in the budget."""
         num_drafts = len(draft_token_ids)
         self.num_free_tokens -= num_drafts
         self.chunks.append(
@@ -49,7 +53,7 @@ class BatchBuilder:
                 request,
                 request.num_computed_tokens,
                 1 + num_drafts,
-                samples=True,
+                needs_sample=True,
                 draft_token_ids=draft_token_ids,
             )
         )
@@ -57,9 +61,9 @@ class BatchBuilder:
     def _limit_scores(
         self, request: Request, scores: TokenScores, num_new_tokens: int
     ) -> tuple[int, range]:
-        """How many tokens may be computed, and which positions they score.
+        """Return how many tokens may be computed, and which positions they score.
 
-        A position is scored by the logits of the token before it.
+        The logits of one token score the token after it.
         """
         start, first = request.num_computed_tokens, scores.next_position
         if first + self._num_free_scores < scores.end_position:

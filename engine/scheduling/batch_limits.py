@@ -1,4 +1,4 @@
-"""How large a step may be: less than configured for a while after one ran out of memory."""
+"""The size limits of a step, which shrink for a while after a step ran out of memory."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from .scheduled_batch import ScheduledBatch
 
 #: Steps that have to succeed before the limits are doubled again.
 STEPS_TO_GROW = 32
-#: So often in a row may a batch of one request run out of memory before the request is given up.
+#: After this many failures in a row alone in a batch, a request ends with an error.
 MAX_FAILURES_ALONE = 3
 
 
 class BatchLimits:
     """Owns the two budgets of a step; halves them when memory runs out and lets them grow back.
 
-    Invariant: 1 <= `max_num_seqs` <= `max_num_batched_tokens`, and neither is above what was
-    configured, so every running request gets its token in every step.
+    Invariant: 1 <= `max_num_seqs` <= `max_num_batched_tokens`, and neither exceeds its configured
+    value. So every running request gets its token in every step.
     """
 
     def __init__(self, max_num_seqs: int, max_num_batched_tokens: int) -> None:
@@ -25,7 +25,7 @@ class BatchLimits:
         self._num_failures_alone = 0
 
     def note_success(self) -> None:
-        """A step was computed."""
+        """Count a computed step; after `STEPS_TO_GROW` of them, double the limits."""
         self._num_failures_alone = 0
         if (self.max_num_seqs, self.max_num_batched_tokens) == self._configured:
             return
@@ -37,17 +37,17 @@ class BatchLimits:
             self.max_num_batched_tokens = min(2 * self.max_num_batched_tokens, most_tokens)
 
     def note_out_of_memory(self, batch: ScheduledBatch) -> bool:
-        """A step ran out of memory: the next ones are at most half as large.
+        """Halve the limits, relative to a step that ran out of memory.
 
         Returns:
-            Whether it held one request only, and that was once too often.
+            True if the step held a single request that has now failed too often.
         """
         self._num_good_steps = 0
         num_seqs = batch.num_seqs
         self.max_num_seqs = max(1, num_seqs // 2)
         self.max_num_batched_tokens = max(self.max_num_seqs, batch.num_tokens // 2)
         if num_seqs > 1 or batch.has_drafts:
-            # Without drafts it may do yet: half the tokens a time, and there are none.
+            # A single request may still fit without drafts: half the budget leaves no room for any.
             self._num_failures_alone = 0
             return False
         self._num_failures_alone += 1

@@ -1,4 +1,4 @@
-"""Which KV blocks are free, who holds the others, and which contents can be shared."""
+"""The KV block pool: free blocks, reference counts, and the hashes of cached blocks."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ ROOT_HASH = b""
 
 
 def salted_root(cache_salt: str | None) -> bytes:
-    """Parent of the first block of requests with a salt: blocks of two salts never meet.
+    """Return the parent hash of a salt's first blocks, so that two salts never share a block.
 
-    Source: the prefix cache's salt of vLLM, which keeps one user from learning by the time that
-    an answer takes what another one had asked.
+    Source: vLLM's `cache_salt`, which keeps one user from learning another user's prompts from
+    response times.
     """
     if cache_salt is None:
         return ROOT_HASH
-    # As long as the hash of a block, and never that of one: `person` keeps the two apart.
+    # As long as a block's hash but never equal to one: `person` separates the two.
     salt = cache_salt.encode(errors="surrogatepass")
     return hashlib.blake2b(salt, digest_size=16, person=b"cache salt").digest()
 
 
 class BlockPool:
-    """Owns the numbers of all KV blocks.
+    """Owns the ids of all KV blocks.
 
-    A block is held by one or more requests, or free. A full, computed block can be *cached*: it is
-    then found by the hash of all tokens from the start of its sequence. A free block that is cached
-    keeps its content until it is needed for something else, the least recently used one first.
+    A block is held by one or more requests, or free. A full, computed block can be *cached*: it can
+    then be found by the hash of all tokens from the start of its sequence. A free cached block
+    keeps its content until it is evicted for another use, the least recently used one first.
 
-    Invariant (`check`): every block is either held (reference count above 0), free and cached, or
-    free and not cached; each cached block is found under exactly its own hash.
+    Invariant (`check_invariants`): every block is either held (reference count above 0), free and
+    cached, or free and not cached; each cached block is found under exactly its own hash.
 
     Source: PagedAttention, Kwon et al. 2023, section 4.3; hash-chained blocks with a free list in
     order of last use, as in vLLM's automatic prefix caching.
@@ -47,7 +47,7 @@ class BlockPool:
         self.block_size = block_size
         self.enable_prefix_caching = enable_prefix_caching
         self._ref_counts = [0] * num_blocks
-        # Popped from the end, so that block 0 goes out first.
+        # Popped from the end, so that block 0 is allocated first.
         self._free_uncached = list(range(num_blocks - 1, -1, -1))
         # Oldest first; used as an ordered set.
         self._free_cached: OrderedDict[int, None] = OrderedDict()
@@ -56,7 +56,7 @@ class BlockPool:
 
     @property
     def num_free_blocks(self) -> int:
-        """Blocks that `allocate` can hand out, cached ones included."""
+        """Blocks that `allocate` can return, cached ones included."""
         return len(self._free_uncached) + len(self._free_cached)
 
     @property
@@ -65,22 +65,22 @@ class BlockPool:
         return len(self._block_by_hash)
 
     def blocks_for(self, num_tokens: int) -> int:
-        """How many blocks hold `num_tokens` tokens."""
+        """Return how many blocks `num_tokens` tokens need."""
         return -(-num_tokens // self.block_size)
 
     def ref_count(self, block_id: int) -> int:
-        """How many requests hold a block."""
+        """Return how many requests hold a block."""
         return self._ref_counts[block_id]
 
     def allocate(self, num_blocks: int) -> list[int]:
-        """Hand out free blocks, each with one holder; cached content is given up last.
+        """Allocate free blocks, each with one holder; evict cached ones last.
 
         Raises:
-            OutOfBlocksError: fewer are free; nothing is handed out.
+            OutOfBlocksError: fewer are free; nothing is allocated.
         """
         if num_blocks > self.num_free_blocks:
             raise OutOfBlocksError(
-                f"{num_blocks} blocks asked for, {self.num_free_blocks} of {self.num_blocks} are "
+                f"{num_blocks} blocks are needed, {self.num_free_blocks} of {self.num_blocks} are "
                 "free: preempt or finish a request first"
             )
         block_ids = []
@@ -95,39 +95,39 @@ class BlockPool:
         return block_ids
 
     def find_cached(
-        self, block_hashes: Iterable[bytes], coming: Mapping[bytes, int] | None = None
+        self, block_hashes: Iterable[bytes], in_batch_blocks: Mapping[bytes, int] | None = None
     ) -> list[int]:
-        """The blocks that hold the longest cached prefix. They are not taken: see `share`.
+        """Return the blocks that hold the longest cached prefix, without holding them: see `share`.
 
         Args:
-            block_hashes: Of the prefix, block after block.
-            coming: Held blocks that the step being put together fills, by the hash they will have.
+            block_hashes: The chained hashes of the prefix's blocks.
+            in_batch_blocks: Held blocks that the current step fills, by the hash they will have.
         """
         found = []
         for block_hash in block_hashes:
             block_id = self._block_by_hash.get(block_hash)
-            if block_id is None and coming is not None:
-                block_id = coming.get(block_hash)
+            if block_id is None and in_batch_blocks is not None:
+                block_id = in_batch_blocks.get(block_hash)
             if block_id is None:
                 break
             found.append(block_id)
         return found
 
     def num_free_among(self, block_ids: Iterable[int]) -> int:
-        """How many of the blocks nobody holds."""
+        """Count the blocks that no request holds."""
         return sum(self._ref_counts[block_id] == 0 for block_id in block_ids)
 
     def share(self, block_ids: Iterable[int]) -> None:
-        """Add a holder to each of some blocks that are cached, or held."""
+        """Add a holder to each of some cached or held blocks."""
         for block_id in block_ids:
             if self._ref_counts[block_id] == 0:
                 del self._free_cached[block_id]
             self._ref_counts[block_id] += 1
 
-    def register(self, block_id: int, block_hash: bytes) -> None:
+    def cache(self, block_id: int, block_hash: bytes) -> None:
         """Let a full, computed block be found by its content.
 
-        Where another block already holds the same content, that one stays the one to be found.
+        If another block with the same content is already cached, nothing changes.
         """
         if block_hash in self._block_by_hash:
             return
@@ -137,9 +137,9 @@ class BlockPool:
         self._hash_by_block[block_id] = block_hash
 
     def free(self, block_ids: Sequence[int]) -> None:
-        """Take one holder off each block of a block table.
+        """Remove one holder from each block of a block table.
 
-        The table's end is given up before its beginning, which more requests can share.
+        The table's end will be evicted before its beginning, which more requests can share.
         """
         for block_id in reversed(block_ids):
             assert self._ref_counts[block_id] > 0, f"block {block_id} is freed twice"
@@ -151,8 +151,8 @@ class BlockPool:
             else:
                 self._free_uncached.append(block_id)
 
-    def forget(self, block_ids: Iterable[int]) -> None:
-        """Let nobody find these blocks by their content any more; holders keep them."""
+    def evict(self, block_ids: Iterable[int]) -> None:
+        """Remove these blocks from the cache; their holders keep them."""
         for block_id in block_ids:
             block_hash = self._hash_by_block.pop(block_id, None)
             if block_hash is None:
@@ -162,17 +162,17 @@ class BlockPool:
                 del self._free_cached[block_id]
                 self._free_uncached.append(block_id)
 
-    def forget_all(self) -> int:
-        """Empty the prefix cache; returns how many blocks were in it."""
+    def evict_all(self) -> int:
+        """Empty the cache; return how many blocks were in it."""
         num_cached = self.num_cached_blocks
-        self.forget(list(self._hash_by_block))
+        self.evict(list(self._hash_by_block))
         return num_cached
 
-    def check(self) -> None:
-        """Prove the invariant: no block is lost, held and free at once, or found wrongly.
+    def check_invariants(self) -> None:
+        """Assert that no block is lost, held and free at once, or found under a wrong hash.
 
         Raises:
-            AssertionError: it does not hold; the message says where.
+            AssertionError: the invariant does not hold; the message says where.
         """
         held = [block_id for block_id, count in enumerate(self._ref_counts) if count]
         everywhere = sorted([*held, *self._free_uncached, *self._free_cached])
@@ -182,9 +182,9 @@ class BlockPool:
         for block_id, block_hash in self._hash_by_block.items():
             assert self._block_by_hash[block_hash] == block_id, f"block {block_id} is not found"
         for block_id in self._free_cached:
-            assert block_id in self._hash_by_block, f"block {block_id} has no content to keep"
+            assert block_id in self._hash_by_block, f"block {block_id} is not cached"
         for block_id in self._free_uncached:
-            assert block_id not in self._hash_by_block, f"block {block_id} has content to keep"
+            assert block_id not in self._hash_by_block, f"block {block_id} is cached"
 
 
 def extend_block_hashes(
@@ -195,9 +195,9 @@ def extend_block_hashes(
 ) -> None:
     """Append the hashes of the full blocks in `token_ids`, which follow those already hashed.
 
-    Each hash covers its block's tokens and the hash before it, so it stands for all tokens from the
-    start of the sequence, and for `root_hash` (`salted_root`). 128 bits: two different prefixes
-    never meet by accident.
+    Each hash covers its block's tokens and the hash before it, so it identifies all tokens from the
+    start of the sequence, and `root_hash` (`salted_root`). With 128 bits, two different prefixes do
+    not collide by accident.
     """
     parent = block_hashes[-1] if block_hashes else root_hash
     for start in range(0, len(token_ids) - block_size + 1, block_size):

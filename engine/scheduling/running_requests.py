@@ -1,4 +1,4 @@
-"""The requests that hold blocks, and the steps that write to them."""
+"""The requests that hold blocks, and the steps in flight that write to them."""
 
 from __future__ import annotations
 
@@ -10,40 +10,39 @@ from batchmill.engine.request.request import Request, RequestStatus
 
 from .block_pool import BlockPool
 from .prefix_cache import PrefixCache
-from .scheduled_batch import CheckedDrafts, ScheduledBatch
+from .scheduled_batch import ScheduledBatch, VerifiedDrafts
 from .waiting_queue import rank_of
 
 
 class RunningRequests:
-    """Owns the requests that run, the steps in flight with them, and who ended in one of these.
+    """Owns the running requests, the steps in flight with them, and who finished during one.
 
-    A step is in flight from `begin`, when it is launched, until `collect`, when its tokens are
-    known on the host. In between a request goes on from a token that is drawn and not known yet.
-    One that ends meanwhile keeps its blocks until the last step with it is collected, because that
-    step writes to them. Tokens of steps that a request left are void.
+    A step is in flight from `mark_launched` until `collect`, when its tokens are known on the host.
+    In between a request continues from a token that is sampled but not known yet. A request that
+    finishes in between keeps its blocks until the last step with it is collected, because that step
+    writes to them. The tokens that such a step samples for it are discarded.
 
-    Invariant: `requests` is in order of rank; each of them, and each that is leaving, holds the
-    blocks of its table.
+    Invariant: `requests` is in order of rank; each of them, and each that finished in flight, holds
+    the blocks of its table.
     """
 
-    def __init__(self, block_pool: BlockPool, sharing: PrefixCache) -> None:
+    def __init__(self, block_pool: BlockPool, prefix_cache: PrefixCache) -> None:
         self.requests: list[Request] = []
-        #: Running requests with more than their last token to compute, or known tokens to score.
+        #: Running requests that compute more than their last token, or score known tokens.
         self.catching_up: set[Request] = set()
         #: Launched and not collected, oldest first.
         self.in_flight: deque[ScheduledBatch] = deque()
         self._pool = block_pool
-        self._sharing = sharing
-        # Finished, and still in a step in flight.
-        self._leaving: set[Request] = set()
-        self._untrusted_blocks: list[int] = []
+        self._prefix_cache = prefix_cache
+        self._finished_in_flight: set[Request] = set()
+        self._blocks_to_zero: list[int] = []
 
     def __len__(self) -> int:
         return len(self.requests)
 
     @property
-    def ready(self) -> list[Request]:
-        """Those with a token to compute: not those whose last one is being drawn."""
+    def schedulable(self) -> list[Request]:
+        """Requests with a token to compute. Excludes those whose last token is being sampled."""
         if not self.in_flight:
             return list(self.requests)
         return [
@@ -51,40 +50,40 @@ class RunningRequests:
         ]
 
     def admit(self, request: Request, shared: list[int], num_new_blocks: int) -> None:
-        """Let a request run on some blocks that are computed, and some new ones."""
+        """Let a request run on some shared blocks, which are computed, and some new ones."""
         pool = self._pool
         pool.share(shared)
         request.block_ids = shared + pool.allocate(num_new_blocks)
         request.num_slots = len(request.block_ids) * pool.block_size
-        request.num_registered_blocks = len(shared)
+        request.num_cached_blocks = len(shared)
         request.num_computed_tokens = len(shared) * pool.block_size
         request.status = RequestStatus.RUNNING
         self.catching_up.add(request)
         insort(self.requests, request, key=rank_of)
 
-    def grow(self, request: Request) -> None:
+    def allocate_block(self, request: Request) -> None:
         """Give a request one more block."""
         request.block_ids += self._pool.allocate(1)
         request.num_slots += self._pool.block_size
 
-    def grow_for_drafts(self, request: Request, num_drafts: int) -> int:
-        """Give a request blocks for tokens that may turn out wrong, where nobody needs them.
+    def allocate_for_drafts(self, request: Request, num_drafts: int) -> int:
+        """Give a request blocks for draft tokens, if no other request needs these blocks.
 
         Args:
             request: It has a slot for its last token.
             num_drafts: Tokens to compute after that one.
 
         Returns:
-            For how many of them there are slots.
+            The number of draft tokens that have slots.
         """
         num_needed = request.num_tokens + num_drafts
-        # As for an admission: each running request keeps a block to grow into.
+        # As for an admission: keep one block for each running request to grow into.
         while request.num_slots < num_needed and self._pool.num_free_blocks > len(self.requests):
-            self.grow(request)
+            self.allocate_block(request)
         return min(num_drafts, request.num_slots - request.num_tokens)
 
     def release(self, request: Request, status: RequestStatus) -> None:
-        """Take a request out at once; later steps may use its blocks, but none in flight does."""
+        """Take a request out and free its blocks at once; no step in flight may use them."""
         self.requests.remove(request)
         self._release_blocks(request, status)
 
@@ -96,20 +95,20 @@ class RunningRequests:
             self._release_blocks(request, RequestStatus.FINISHED)
             return
         request.status = RequestStatus.FINISHED
-        self._leaving.add(request)
-        self._void_in_flight(request)
+        self._finished_in_flight.add(request)
+        self._discard_in_flight(request)
 
     @property
-    def untrusted_blocks(self) -> Sequence[int]:
-        """Blocks given back that may hold NaN: clear them before the next step is computed."""
-        return self._untrusted_blocks
+    def blocks_to_zero(self) -> Sequence[int]:
+        """Freed blocks that may hold NaN: zero them before the next step is computed."""
+        return self._blocks_to_zero
 
-    def trust_blocks(self) -> None:
-        """All `untrusted_blocks` are cleared."""
-        self._untrusted_blocks = []
+    def note_blocks_zeroed(self) -> None:
+        """Empty `blocks_to_zero`, because the caller has zeroed them all."""
+        self._blocks_to_zero = []
 
-    def begin(self, batch: ScheduledBatch) -> None:
-        """A step is launched: its tokens count as computed, and those it draws as pending."""
+    def mark_launched(self, batch: ScheduledBatch) -> None:
+        """Count the tokens of a launched step as computed, and those it samples as pending."""
         self.in_flight.append(batch)
         for request in batch.decodes:
             request.num_computed_tokens += 1
@@ -118,68 +117,69 @@ class RunningRequests:
         for item in batch.chunks:
             request = item.request
             request.num_computed_tokens = item.num_computed_tokens + item.num_new_tokens
-            request.num_pending_tokens += item.num_drawn_tokens
+            request.num_pending_tokens += item.num_sampled_tokens
             request.num_steps_in_flight += 1
-            request.is_trusted = False
-            if item.samples:
+            request.is_kv_finite = False
+            if item.needs_sample:
                 self.catching_up.discard(request)
 
     def collect(
         self,
         batch: ScheduledBatch,
         token_ids: Sequence[int | None],
-        drafts: Sequence[CheckedDrafts] = (),
+        drafts: Sequence[VerifiedDrafts] = (),
     ) -> list[Request]:
-        """The oldest step in flight is done: append its tokens, but for those that are void.
+        """Take the oldest step out of flight, and append its tokens that are not discarded.
 
         Args:
             batch: That step.
-            token_ids: One for each of `batch.sampling_requests`; None where sampling failed.
-            drafts: What became of the step's draft tokens.
+            token_ids: One per request in `batch.sampled_requests`; None if sampling failed.
+            drafts: The outcome of the step's draft tokens.
 
         Returns:
-            Requests that were taken out because a token failed, and have to wait again: those
-            admitted on blocks of the step, and those that failed with draft tokens.
+            Requests taken out because a token failed, which have to wait again: those admitted on
+            blocks of the step, and those that failed with draft tokens.
         """
         oldest = self.in_flight.popleft()
-        assert oldest is batch, "steps are collected in the order in which they were launched"
+        assert oldest is batch, "steps must be collected in the order in which they were launched"
         taken_out = self._take_out_doubtful(batch, drafts) if None in token_ids else []
-        void = batch.void
-        for request, token_id in zip(batch.sampling_requests, token_ids, strict=True):
-            if void and request in void:
-                self._note_void(request, is_finite=token_id is not None)
+        discarded = batch.discarded
+        for request, token_id in zip(batch.sampled_requests, token_ids, strict=True):
+            if discarded and request in discarded:
+                self._note_discarded_step(request, is_finite=token_id is not None)
                 continue
             request.num_steps_in_flight -= 1
             request.num_pending_tokens -= 1
             if token_id is not None:
                 request.output_token_ids.append(token_id)
-                request.is_trusted = True
+                request.is_kv_finite = True
         for item in batch.chunks:
-            if not item.samples and item.request in void:
-                self._note_void(item.request, is_finite=False)
-            elif not item.samples:
+            if not item.needs_sample and item.request in discarded:
+                self._note_discarded_step(item.request, is_finite=False)
+            elif not item.needs_sample:
                 item.request.num_steps_in_flight -= 1
         for each in drafts:
-            if each.item.request not in void:
-                self._settle(each)
-        self._register_blocks(batch, token_ids, drafts)
+            if each.item.request not in discarded:
+                self._accept_drafts(each)
+        self._cache_full_blocks(batch, token_ids, drafts)
         return taken_out
 
     def count_holders(self) -> list[int]:
-        """For each block of the pool, in how many block tables it is."""
+        """Count, for each block of the pool, the block tables that contain it. For tests."""
         counts = [0] * self._pool.num_blocks
         assert self.requests == sorted(self.requests, key=rank_of), "requests are not in rank order"
-        for request in (*self.requests, *self._leaving):
-            assert (request.status is RequestStatus.FINISHED) == (request in self._leaving)
+        finished = self._finished_in_flight
+        for request in (*self.requests, *finished):
+            assert (request.status is RequestStatus.FINISHED) == (request in finished)
             assert request.num_slots == len(request.block_ids) * self._pool.block_size
             for block_id in request.block_ids:
                 counts[block_id] += 1
         return counts
 
-    def _settle(self, drafts: CheckedDrafts) -> None:
-        """Append the tokens after the first; what was wrong was never computed.
+    def _accept_drafts(self, drafts: VerifiedDrafts) -> None:
+        """Append the tokens after the first, and take back the rejected drafts.
 
-        Its slots are written again before they are read: no later token comes in front of them.
+        Their slots are rewritten before they are read, because every later token comes after them.
         """
         request = drafts.item.request
         request.output_token_ids += drafts.token_ids[1:]
@@ -187,55 +187,55 @@ class RunningRequests:
         request.num_computed_tokens -= drafts.num_rejected
 
     def _take_out_doubtful(
-        self, batch: ScheduledBatch, drafts: Sequence[CheckedDrafts]
+        self, batch: ScheduledBatch, drafts: Sequence[VerifiedDrafts]
     ) -> list[Request]:
-        """After a token failed: take out whose KV is in doubt.
+        """Take out the requests whose KV is in doubt after a token failed.
 
-        That is who failed with draft tokens, for a wrong one may be to blame: they are computed
-        anew, and without. And who was admitted on blocks that are not confirmed, not only on those
-        of the failed request: what its KV reached through others is not followed, for this is rare,
-        and computing them again is always right.
+        These are the requests that failed with draft tokens, because a rejected draft may be to
+        blame: they are recomputed without drafts. And all requests admitted on blocks of a step in
+        flight, not only on those of the failed request: how far a bad KV spread is not tracked,
+        because this is rare and recomputing is always right.
         """
         taken_out: list[Request] = []
-        for checked in drafts:
-            request = checked.item.request
-            if not checked.token_ids and request not in batch.void:
-                request.lookup = None
-                batch.void.add(request)
+        for verified in drafts:
+            request = verified.item.request
+            if not verified.token_ids and request not in batch.discarded:
+                request.drafter = None
+                batch.discarded.add(request)
                 self.release(request, RequestStatus.WAITING)
                 taken_out.append(request)
         for each in (batch, *self.in_flight):
-            for request in each.unconfirmed:
-                if request not in each.void:
-                    each.void.add(request)
+            for request in each.in_batch_sharers:
+                if request not in each.discarded:
+                    each.discarded.add(request)
                     self.release(request, RequestStatus.WAITING)
                     taken_out.append(request)
         return taken_out
 
-    def _note_void(self, request: Request, *, is_finite: bool) -> None:
-        """Count a step that a request had left; after the last one its blocks are free."""
-        if request not in self._leaving:
+    def _note_discarded_step(self, request: Request, *, is_finite: bool) -> None:
+        """Count a collected step of a finished request; free its blocks after the last one."""
+        if request not in self._finished_in_flight:
             return
         request.num_steps_in_flight -= 1
-        request.is_trusted = request.is_trusted and is_finite
+        request.is_kv_finite = request.is_kv_finite and is_finite
         if request.num_steps_in_flight == 0:
-            self._leaving.remove(request)
+            self._finished_in_flight.remove(request)
             self._release_blocks(request, RequestStatus.FINISHED)
 
-    def _register_blocks(
+    def _cache_full_blocks(
         self,
         batch: ScheduledBatch,
         token_ids: Sequence[int | None],
-        drafts: Sequence[CheckedDrafts],
+        drafts: Sequence[VerifiedDrafts],
     ) -> None:
-        """Offer the blocks that a step filled for sharing, where its token shows them good."""
+        """Put the blocks that a step filled into the prefix cache, if its token is finite."""
         block_size = self._pool.block_size
         filled = [
             (row, batch.decodes[row], start + 1)
             for row, start in enumerate(batch.decode_starts)
             if (start + 1) % block_size == 0
         ]
-        sampling = [item for item in batch.chunks if item.samples]
+        sampled = [item for item in batch.chunks if item.needs_sample]
         num_rejected = {each.item.request: each.num_rejected for each in drafts}
         filled += [
             (
@@ -243,23 +243,23 @@ class RunningRequests:
                 item.request,
                 item.num_computed_tokens + item.num_new_tokens - num_rejected.get(item.request, 0),
             )
-            for row, item in enumerate(sampling, start=len(batch.decodes))
+            for row, item in enumerate(sampled, start=len(batch.decodes))
         ]
         for row, request, num_tokens in filled:
-            if token_ids[row] is not None and request not in batch.void:
-                self._sharing.register(request, num_tokens)
+            if token_ids[row] is not None and request not in batch.discarded:
+                self._prefix_cache.cache_full_blocks(request, num_tokens)
 
     def _release_blocks(self, request: Request, status: RequestStatus) -> None:
         self._pool.free(request.block_ids)
-        if not request.is_trusted or request.num_steps_in_flight:
-            # Slots that a later holder does not write are masked, and yet multiplied.
-            self._untrusted_blocks += [
+        if not request.is_kv_finite or request.num_steps_in_flight:
+            # Attention masks slots that a later holder has not written, but still multiplies them.
+            self._blocks_to_zero += [
                 block_id
-                for block_id in request.block_ids[request.num_registered_blocks :]
+                for block_id in request.block_ids[request.num_cached_blocks :]
                 if self._pool.ref_count(block_id) == 0
             ]
         if request.num_steps_in_flight:
-            self._void_in_flight(request)
+            self._discard_in_flight(request)
         self.catching_up.discard(request)
         request.block_ids = []
         request.num_slots = 0
@@ -269,7 +269,7 @@ class RunningRequests:
         request.num_steps_in_flight = 0
         request.status = status
 
-    def _void_in_flight(self, request: Request) -> None:
-        """What steps in flight draw for a request counts for nothing."""
+    def _discard_in_flight(self, request: Request) -> None:
+        """Discard the tokens that steps in flight sample for a request."""
         for batch in self.in_flight:
-            batch.void.add(request)
+            batch.discarded.add(request)

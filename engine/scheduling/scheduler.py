@@ -1,4 +1,4 @@
-"""Which requests are computed in the next step, and how many tokens of each."""
+"""The scheduler: which requests the next step computes, and how many tokens of each."""
 
 from __future__ import annotations
 
@@ -14,41 +14,50 @@ from .batch_limits import BatchLimits
 from .block_pool import BlockPool
 from .prefix_cache import PrefixCache
 from .running_requests import RunningRequests
-from .scheduled_batch import CheckedDrafts, ScheduledBatch
+from .scheduled_batch import ScheduledBatch, VerifiedDrafts
 from .speculation import Speculation
 from .waiting_queue import WaitingQueue, rank_of
 
 
 class Scheduler:
-    """Owns the waiting and the running requests, and gives blocks and tokens to them.
+    """Owns the waiting and the running requests, and gives them blocks and tokens.
 
     There are no prefill and decode phases: each request has `num_computed_tokens`, and every step
-    lets them catch up with their known tokens under one token budget, decodes first.
+    lets it catch up with its known tokens under one token budget, decodes first.
 
-    Order: by rank, which is the time of arrival plus `ageing_s` for each step of priority. So a
-    request goes before those of a higher number that came up to `ageing_s` earlier, and none
-    waits for ever behind later ones. None overtakes another, but for a bounded number of times
-    where it begins like the one admitted before it (`WaitingQueue`). A request is admitted only
-    when there are blocks for all its known tokens, so a prompt is never stuck half-way; for room,
-    it preempts running ones that both rank after it and are of a lower priority.
+    `schedule` works in five phases:
 
-    Where a running request needs a block and none is free, the last in rank is preempted: its
-    blocks are freed, it waits again at its place, and later computes its prompt and output anew. So
-    the first running request always advances, and as each request fits into the pool alone (`add`
-    sees to that), every request finishes.
+    1. Allocate a block to each decode whose blocks are full. If none is free, preempt.
+    2. Preempt requests of lower priority if the first waiting request then fits.
+    3. Put the decodes into the batch, one token each.
+    4. Fill the rest of the token budget with prompt chunks: running requests and new admissions,
+       by rank.
+    5. Spend what is still left on draft tokens.
 
-    Sharing (`PrefixCache`): a request may be admitted on blocks that the same step is to compute.
-    It is taken back by the next `schedule` if the step was not launched, and by `update` if any
-    token of the step failed.
+    Order: by rank, which is the arrival time plus `ageing_s` per step of priority. A request goes
+    before those of a higher priority number that arrived up to `ageing_s` earlier, so none waits
+    for ever. Later requests overtake an earlier one only if they share a prefix with the request
+    admitted last, and only a bounded number of times (`WaitingQueue`). A request is admitted only
+    if there are blocks for all its known tokens, so a prompt never gets stuck half-way.
 
-    A step is scheduled, launched (`begin`) and collected (`update`). The next one may be scheduled
-    between the two: a request then goes on from a token that is drawn and not known yet. What ends
-    meanwhile keeps its blocks until the last step with it is collected, and its tokens of these
-    steps are void. Nobody is preempted while steps are in flight: `schedule` is empty then, and so
-    it is while a step with draft tokens is: which of them count decides what comes next.
+    Preemption: the victim is the running request that is last in rank. Its blocks are freed, it
+    waits again at its place, and later recomputes its prompt and output. So the first running
+    request always advances, and since each request fits into the pool alone (`add` checks that),
+    every request finishes.
 
-    Invariant: `running` and `waiting` are each in order of rank; a block's reference count is the
-    number of block tables it is in (`check`).
+    In-batch sharing: a request may be admitted on blocks that the same step computes
+    (`PrefixCache`). If that step is not launched, the next `schedule` takes the request back; if
+    any token of the step failed, `update` does.
+
+    Overlap: a step is scheduled, launched (`mark_launched`) and collected (`update`). The next one
+    may be scheduled in between: a request then continues from a token that is sampled but not known
+    on the host. If it ends meanwhile, it keeps its blocks until the last step with it is collected,
+    and its tokens of those steps are discarded. Nothing is preempted while a step is in flight:
+    `schedule` returns an empty batch instead. It does the same while a step with draft tokens is in
+    flight, because the accepted drafts decide what comes next.
+
+    Invariant (`check_invariants`): `running` and `waiting` are each in order of rank, and a block's
+    reference count is the number of block tables that contain it.
 
     Source: iteration-level scheduling, Yu et al. 2022 (Orca), section 4.1; chunked prefill beside
     decodes, Agrawal et al. 2024 (Sarathi-Serve), section 4; preemption by recompute, Kwon et al.
@@ -66,24 +75,24 @@ class Scheduler:
     ) -> None:
         if max_num_batched_tokens < max_num_seqs:
             raise ConfigError(
-                f"max_num_batched_tokens is {max_num_batched_tokens}, fewer than max_num_seqs "
-                f"{max_num_seqs}: prompts could wait for decodes for ever"
+                f"max_num_batched_tokens is {max_num_batched_tokens}, less than max_num_seqs "
+                f"({max_num_seqs}), so decodes could block prompts for ever: raise it"
             )
         self.block_pool = block_pool
         self.limits = BatchLimits(max_num_seqs, max_num_batched_tokens)
         self.waiting = WaitingQueue()
-        self._sharing = PrefixCache(block_pool)
-        self._running = RunningRequests(block_pool, self._sharing)
+        self._prefix_cache = PrefixCache(block_pool)
+        self._running = RunningRequests(block_pool, self._prefix_cache)
         self._ageing_s = ageing_s
         self._speculation = speculation
         self._num_added = 0
         self._last_admitted: Request | None = None
-        # What the last `schedule` admitted on blocks of its own step, until that is launched.
-        self._unconfirmed: list[Request] = []
+        # Admitted by the last `schedule` on blocks of its own step, until that step is launched.
+        self._in_batch_sharers: list[Request] = []
 
     @property
     def running(self) -> list[Request]:
-        """The requests that hold blocks and go on, in order of rank."""
+        """The unfinished requests that hold blocks, in order of rank."""
         return self._running.requests
 
     @property
@@ -92,7 +101,7 @@ class Scheduler:
         return bool(self.running or self.waiting)
 
     def check_fits(self, request: Request) -> None:
-        """Refuse a request that the pool could not hold even alone.
+        """Refuse a request that does not fit into an empty pool.
 
         Raises:
             RequestError: `context_length_exceeded`.
@@ -108,11 +117,7 @@ class Scheduler:
             )
 
     def add(self, request: Request) -> None:
-        """Let a request wait for its turn.
-
-        Raises:
-            RequestError: see `check_fits`.
-        """
+        """Put a new request into the waiting queue; raises what `check_fits` raises."""
         self.check_fits(request)
         self._num_added += 1
         arrived_at_s = request.metrics.arrived_at_s
@@ -120,101 +125,101 @@ class Scheduler:
         self.waiting.add(request)
 
     def schedule(self) -> ScheduledBatch:
-        """Choose the next step's work.
+        """Choose the work of the next step.
 
-        Nothing is lost when the step is not launched: requests count as computed from `begin` on,
-        so the next call chooses the same tokens again.
+        Tokens count as computed only from `mark_launched` on: if the step is not launched, the next
+        call chooses the same tokens again.
 
         Returns:
-            Empty only where there is no request, or where steps in flight have to be collected
-            first: all tokens that could be computed are theirs, or blocks have run out.
+            An empty batch only if there is no request, or if a step in flight has to be collected
+            first: it computes all tokens that are left, or blocks have run out.
         """
-        self._take_back_unconfirmed()
-        self._sharing.begin_step()
+        self._take_back_in_batch_sharers()
+        self._prefix_cache.reset_in_batch_blocks()
         is_in_flight = bool(self._running.in_flight)
         if is_in_flight and self._running.in_flight[-1].has_drafts:
             return ScheduledBatch()
-        ready = self._running.ready
-        needy = [each for each in ready if each.num_computed_tokens >= each.num_slots]
-        if is_in_flight and len(needy) > self.block_pool.num_free_blocks:
+        schedulable = self._running.schedulable
+        need_block = [each for each in schedulable if each.num_computed_tokens >= each.num_slots]
+        if is_in_flight and len(need_block) > self.block_pool.num_free_blocks:
             return ScheduledBatch()
-        preempted = self._reserve_blocks(needy)
-        victims = self._victims_for_room()
+        preempted = self._allocate_blocks(need_block)
+        victims = self._victims_for_priority()
         if is_in_flight and victims:
             return ScheduledBatch()
-        preempted += self._make_room(victims)
+        preempted += self._preempt_for_priority(victims)
         if preempted:
-            ready = self._running.ready
-        decodes, prefills = self._by_phase(ready)
-        plan = BatchBuilder(self.limits.max_num_batched_tokens - len(decodes))
-        self._fill(plan, prefills, preempted)
+            schedulable = self._running.schedulable
+        decodes, prefills = self._split_decodes(schedulable)
+        builder = BatchBuilder(self.limits.max_num_batched_tokens - len(decodes))
+        self._add_prompt_chunks(builder, prefills, preempted)
         if self._speculation is not None:
-            decodes = self._speculation.place(decodes, plan, self._running)
-        assert decodes or plan.chunks or is_in_flight or not self.has_requests, (
+            decodes = self._speculation.add_drafts(decodes, builder, self._running)
+        assert decodes or builder.chunks or is_in_flight or not self.has_requests, (
             "requests wait, and none can be computed"
         )
         return ScheduledBatch(
             decodes=tuple(decodes),
             decode_starts=[each.num_computed_tokens for each in decodes],
-            chunks=tuple(plan.chunks),
+            chunks=tuple(builder.chunks),
             preempted=tuple(preempted),
-            unconfirmed=tuple(self._unconfirmed),
+            in_batch_sharers=tuple(self._in_batch_sharers),
         )
 
-    def begin(self, batch: ScheduledBatch) -> None:
-        """Note that a step is launched: its tokens count as computed, those it draws as pending."""
-        self._unconfirmed = []
-        self._running.begin(batch)
+    def mark_launched(self, batch: ScheduledBatch) -> None:
+        """Count the tokens of a launched step as computed, and those it samples as pending."""
+        self._in_batch_sharers = []
+        self._running.mark_launched(batch)
 
     def update(
         self,
         batch: ScheduledBatch,
         token_ids: Sequence[int | None],
-        drafts: Sequence[CheckedDrafts] = (),
+        drafts: Sequence[VerifiedDrafts] = (),
     ) -> set[Request]:
-        """Collect the oldest step in flight: append the tokens that it drew.
+        """Collect the oldest step in flight: append the tokens that it sampled.
 
         Args:
-            batch: The oldest that `begin` was called with.
-            token_ids: One for each of `batch.sampling_requests`; None where sampling failed: the
+            batch: The oldest batch that was marked as launched.
+            token_ids: One per request in `batch.sampled_requests`. None if sampling failed: the
                 caller has to finish that request.
-            drafts: What became of the batch's draft tokens, see `check_drafts`.
+            drafts: The outcome of the batch's draft tokens, see `verify_drafts`.
 
         Returns:
-            Requests whose tokens of this step are void, None included: they ended or lost their
-            blocks, they were admitted on blocks of a step in which a token failed, or they failed
-            with draft tokens and are computed anew.
+            Requests whose tokens of this step are discarded, None included: they ended or lost
+            their blocks, they were admitted on blocks of a step in which a token failed, or they
+            failed with draft tokens and are recomputed.
         """
         self.limits.note_success()
         for request in self._running.collect(batch, token_ids, drafts):
             self.waiting.add(request)
-        return batch.void
+        return batch.discarded
 
     @property
-    def untrusted_blocks(self) -> Sequence[int]:
-        """Blocks given back that may hold NaN: clear them before the next step is computed."""
-        return self._running.untrusted_blocks
+    def blocks_to_zero(self) -> Sequence[int]:
+        """Freed blocks that may hold NaN: zero them before the next step is computed."""
+        return self._running.blocks_to_zero
 
-    def trust_blocks(self) -> None:
-        """All `untrusted_blocks` are cleared."""
-        self._running.trust_blocks()
+    def note_blocks_zeroed(self) -> None:
+        """Empty `blocks_to_zero`, because the caller has zeroed them all."""
+        self._running.note_blocks_zeroed()
 
-    def distrust(self, batch: ScheduledBatch) -> None:
-        """A step failed while it was being launched: what it wrote may be anything."""
+    def note_failed_launch(self, batch: ScheduledBatch) -> None:
+        """Mark the KV of a step that failed during its launch: it may hold anything."""
         for request in batch.requests:
-            request.is_trusted = False
+            request.is_kv_finite = False
 
     def shrink(self, batch: ScheduledBatch) -> tuple[list[Request], Request | None]:
-        """After a step that ran out of memory: smaller steps, and the later half waits again.
+        """Make the next steps smaller after one ran out of memory; preempt its later half.
 
         Args:
-            batch: What `schedule` returned, not launched.
+            batch: The batch that `schedule` returned and that was not launched.
 
         Returns:
-            The requests that were preempted, and the one that ran out of memory alone once too
-            often: the caller has to finish it.
+            The preempted requests, and the one that ran out of memory alone too often, if any: the
+            caller has to finish it.
         """
-        self._take_back_unconfirmed()
+        self._take_back_in_batch_sharers()
         if self.limits.note_out_of_memory(batch):
             return [], batch.requests[0]
         in_batch = sorted(batch.requests, key=rank_of)
@@ -224,70 +229,67 @@ class Scheduler:
             self._preempt(request)
         return victims, None
 
-    def finish(self, request: Request) -> None:
-        """Take a request out, wherever it is, and free its blocks once no step writes to them."""
-        if request.status is RequestStatus.RUNNING:
-            self._running.finish(request)
-        else:
+    def finish(self, request: Request, *, is_kv_finite: bool = True) -> None:
+        """Take out a waiting or running request; free its blocks once no step writes to them.
+
+        Args:
+            request: The request.
+            is_kv_finite: False if the logits of a running request were not finite. Its blocks then
+                leave the prefix cache, and become `blocks_to_zero` once they are free.
+        """
+        if request.status is not RequestStatus.RUNNING:
             self.waiting.remove(request)
             request.status = RequestStatus.FINISHED
+            return
+        if not is_kv_finite:
+            self.block_pool.evict(request.block_ids)
+            request.num_cached_blocks = 0
+            request.is_kv_finite = False
+        self._running.finish(request)
 
-    def discard(self, request: Request) -> None:
-        """Take out a running request whose KV cannot be trusted, and let nobody share it.
-
-        Its blocks are among `untrusted_blocks` as soon as nobody holds them.
-        """
-        self.block_pool.forget(request.block_ids)
-        request.num_registered_blocks = 0
-        request.is_trusted = False
-        self.finish(request)
-
-    def check(self) -> None:
-        """Prove that every block's reference count is the number of block tables it is in.
+    def check_invariants(self) -> None:
+        """Assert the invariants of the scheduler and its block pool. For tests.
 
         Raises:
-            AssertionError: it is not, or the pool's own invariant is broken.
+            AssertionError: an invariant does not hold.
         """
-        self.block_pool.check()
+        self.block_pool.check_invariants()
         waiting = list(self.waiting)
         assert waiting == sorted(waiting, key=rank_of), "requests are not in order of rank"
         for request in waiting:
             assert request.status in (RequestStatus.WAITING, RequestStatus.PREEMPTED)
             assert not request.block_ids, f"{request.request_id} waits and holds blocks"
-            assert not request.num_pending_tokens, f"{request.request_id} waits and has a token due"
+            assert not request.num_pending_tokens, f"{request.request_id} waits for a token"
         actual = [self.block_pool.ref_count(each) for each in range(self.block_pool.num_blocks)]
         counts = self._running.count_holders()
-        assert actual == counts, "a reference count is not the number of its block tables"
+        assert actual == counts, "a reference count is not the number of block tables"
 
-    def _by_phase(self, ready: list[Request]) -> tuple[list[Request], list[Request]]:
-        """Requests that compute their last token only, and the others."""
+    def _split_decodes(self, schedulable: list[Request]) -> tuple[list[Request], list[Request]]:
+        """Separate the requests that compute only their last token from the others."""
         catching_up = self._running.catching_up
         if not catching_up:
-            return ready, []
-        decodes = [request for request in ready if request not in catching_up]
-        return decodes, [request for request in ready if request in catching_up]
+            return schedulable, []
+        decodes = [request for request in schedulable if request not in catching_up]
+        return decodes, [request for request in schedulable if request in catching_up]
 
-    def _reserve_blocks(self, needy: Iterable[Request]) -> list[Request]:
-        """Give a block to each request that has none for its next token, first rank first.
-
-        Returns:
-            The requests that were preempted for it, the last in rank first.
-        """
+    def _allocate_blocks(self, need_block: Iterable[Request]) -> list[Request]:
+        """Allocate a block to each request, first rank first; return the preempted requests."""
         preempted: list[Request] = []
-        for request in needy:
+        for request in need_block:
             while request.block_ids and self.block_pool.num_free_blocks == 0:
-                # The victim may be this request itself: then it was the last.
+                # The victim may be this request itself, if it is the last.
                 preempted.append(self.running[-1])
                 self._preempt(self.running[-1])
             if request.block_ids:
-                self._running.grow(request)
+                self._running.allocate_block(request)
         return preempted
 
-    def _victims_for_room(self) -> list[Request]:
-        """Running requests of lower priorities in whose place the first that waits would fit.
+    def _victims_for_priority(self) -> list[Request]:
+        """List the running requests whose preemption makes room for the first waiting request.
 
         Returns:
-            All of them, the last in rank first; none where they are not needed, or not enough.
+            All running requests of lower priority and later rank, the last first. Empty if the
+            waiting request fits without preemption, or not even with it.
         """
         urgent = self.waiting.first()
         if urgent is None:
@@ -299,7 +301,7 @@ class Scheduler:
         ]
         if not victims or self._fits(urgent):
             return []
-        # A block that two victims share is not counted, so this may say no a step too early.
+        # A block that two victims share is not counted, so this may refuse one step too early.
         gained = frozenset(
             block_id
             for victim in victims
@@ -308,8 +310,8 @@ class Scheduler:
         )
         return victims if self._fits(urgent, num_victims=len(victims), gained=gained) else []
 
-    def _make_room(self, victims: Iterable[Request]) -> list[Request]:
-        """Preempt as many of `_victims_for_room` as the first that waits needs."""
+    def _preempt_for_priority(self, victims: Iterable[Request]) -> list[Request]:
+        """Preempt victims one by one until the first waiting request fits."""
         urgent = self.waiting.first()
         preempted: list[Request] = []
         for victim in victims:
@@ -322,12 +324,12 @@ class Scheduler:
     def _fits(
         self, request: Request, *, num_victims: int = 0, gained: frozenset[int] = frozenset()
     ) -> bool:
-        """Whether a waiting request could be admitted, once some victims' blocks are gained."""
+        """Return whether a waiting request could be admitted, given the victims' blocks."""
         num_running = len(self.running) - num_victims
         if num_running >= self.limits.max_num_seqs:
             return False
         pool = self.block_pool
-        cached = self._sharing.find(request)
+        cached = self._prefix_cache.find(request)
         needed = pool.blocks_for(request.num_tokens) - len(cached)
         num_kept = pool.num_free_among(cached) + len(gained.intersection(cached))
         return needed + num_running <= pool.num_free_blocks + len(gained) - num_kept
@@ -337,64 +339,60 @@ class Scheduler:
         request.metrics.num_preemptions += 1
         self.waiting.add(request)
 
-    def _take_back_unconfirmed(self) -> None:
-        """Let requests wait again whose first blocks were to be computed in a step that was not."""
-        for request in self._unconfirmed:
+    def _take_back_in_batch_sharers(self) -> None:
+        """Return requests to the queue whose first blocks an unlaunched step was to compute."""
+        for request in self._in_batch_sharers:
             if request.status is RequestStatus.RUNNING:
                 self._running.release(request, RequestStatus.WAITING)
                 self.waiting.add(request)
-        self._unconfirmed = []
+        self._in_batch_sharers = []
 
-    def _fill(
-        self, plan: BatchBuilder, prefills: Sequence[Request], preempted: Sequence[Request]
+    def _add_prompt_chunks(
+        self, builder: BatchBuilder, prefills: Sequence[Request], preempted: Sequence[Request]
     ) -> None:
-        """Give the rest of the budget to prompts by rank: those that run, and admitted ones."""
+        """Give the rest of the budget to prompts by rank, running and newly admitted ones."""
         unfinished = deque(prefills)
         candidate = self._next_candidate()
-        while plan.num_free_tokens and (candidate is not None or unfinished):
+        while builder.num_free_tokens and (candidate is not None or unfinished):
             if candidate is None or (unfinished and unfinished[0].rank < candidate.rank):
                 request = unfinished.popleft()
-            # What was preempted for others does not come back in the same step.
+            # A request preempted in this step is not admitted in it.
             elif candidate not in preempted and self._admit(candidate):
                 request, candidate = candidate, self._next_candidate()
             else:
                 first = self.waiting.first()
                 candidate = None if candidate is first else first
                 continue
-            item = plan.place(request, request.num_uncomputed_tokens)
+            item = builder.add_chunk(request, request.num_uncomputed_tokens)
             if item is not None:
-                self._sharing.announce(item)
+                self._prefix_cache.add_in_batch_blocks(item)
 
     def _next_candidate(self) -> Request | None:
-        """The waiting request to admit next; None where no more may run."""
+        """Return the waiting request to admit next, or None if no more may run."""
         if len(self.running) >= self.limits.max_num_seqs:
             return None
         if self._last_admitted is None or not self.block_pool.enable_prefix_caching:
             return self.waiting.first()
-        return self.waiting.next_after(self._last_admitted, self._sharing.hashes)
+        return self.waiting.next_after(self._last_admitted, self._prefix_cache.block_hashes)
 
     def _admit(self, request: Request) -> bool:
-        """Let a waiting request run, if there is room for it."""
+        """Let a waiting request run if there is room for it; return whether there is."""
         pool = self.block_pool
-        shared = self._sharing.find(request)
+        shared = self._prefix_cache.find(request)
         needed = pool.blocks_for(request.num_tokens) - len(shared)
-        # A block for each running request to grow into: admitting a request only to preempt it
-        # a few steps later would compute its prompt twice.
-        spare = len(self.running)
-        if needed + spare > pool.num_free_blocks - pool.num_free_among(shared):
+        # Reserve one block for each running request to grow into. Otherwise the new request could
+        # be preempted a few steps later, and its prompt computed twice.
+        num_reserved = len(self.running)
+        if needed + num_reserved > pool.num_free_blocks - pool.num_free_among(shared):
             return False
         self.waiting.admit(request)
-        if self._sharing.is_coming(request, len(shared)):
-            self._unconfirmed.append(request)
+        if self._prefix_cache.shares_in_batch_blocks(request, len(shared)):
+            self._in_batch_sharers.append(request)
         self._running.admit(request, shared, needed)
-        self._note_admission(request)
         self._last_admitted = request
-        return True
-
-    def _note_admission(self, request: Request) -> None:
         metrics = request.metrics
         if metrics.queued_s is None:
             metrics.queued_s = time.monotonic() - metrics.arrived_at_s
-            metrics.num_cached_tokens = min(
-                request.num_computed_tokens, len(request.prompt_token_ids)
-            )
+            num_prompt_tokens = len(request.prompt_token_ids)
+            metrics.num_cached_tokens = min(request.num_computed_tokens, num_prompt_tokens)
+        return True

@@ -1,4 +1,4 @@
-"""The requests that wait, and which of them is admitted next."""
+"""The waiting requests, and which of them is admitted next."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Callable, Iterator, Sequence
 
 from batchmill.engine.request.request import Request
 
-#: So many waiting requests are looked at for one that begins like the request admitted last.
+#: Waiting requests searched for a prefix that they share with the request admitted last.
 WINDOW = 16
-#: So often may a request be overtaken by later ones for that reason.
+#: Most later requests that may overtake a request because of a shared prefix.
 MAX_OVERTAKEN = 16
 
 
 class WaitingQueue:
     """Waiting requests in order of rank.
 
-    Requests that begin with the same blocks are admitted next to each other, so that these blocks
-    are computed once and held once. A request is overtaken for this by requests of its own priority
-    only, `MAX_OVERTAKEN` times at most.
+    Requests that begin with the same blocks are admitted one after another, so that these blocks
+    are computed and held once. For this, requests of the same priority may overtake a request, at
+    most `MAX_OVERTAKEN` times.
 
     Source: shared prefixes scheduled together, Zheng et al. 2024 (SGLang), section 3; here bounded.
     """
@@ -33,7 +33,7 @@ class WaitingQueue:
         return iter(self._requests)
 
     def add(self, request: Request) -> None:
-        """Let a request wait at the place that its rank gives it."""
+        """Insert a request at the place that its rank gives it."""
         insort(self._requests, request, key=rank_of)
 
     def remove(self, request: Request) -> None:
@@ -43,11 +43,11 @@ class WaitingQueue:
         del self._requests[index]
 
     def first(self) -> Request | None:
-        """The request whose turn it is."""
+        """Return the request that is first in rank, or None if none waits."""
         return self._requests[0] if self._requests else None
 
     def admit(self, request: Request) -> None:
-        """Take a request out to run, and note whom it overtook."""
+        """Take a request out to run, and count it for each request that it overtook."""
         for other in self._requests:
             if other is request:
                 break
@@ -57,11 +57,11 @@ class WaitingQueue:
     def next_after(
         self, admitted: Request, hash_blocks: Callable[[Request], Sequence[bytes]]
     ) -> Request | None:
-        """The request that begins most like the one admitted last; else the first.
+        """Return the request that shares the longest prefix with `admitted`; else the first.
 
         Args:
-            admitted: The one admitted last.
-            hash_blocks: Chained hashes of a request's full blocks.
+            admitted: The request admitted last.
+            hash_blocks: Returns the chained hashes of a request's full blocks.
         """
         best, best_length = self.first(), -1
         for request in self._window():
@@ -80,12 +80,12 @@ class WaitingQueue:
 
 
 def rank_of(request: Request) -> tuple[float, int]:
-    """What requests are ordered by."""
+    """Return the sort key of requests: the lowest goes first."""
     return request.rank
 
 
 def _num_common(some: Sequence[bytes], others: Sequence[bytes]) -> int:
-    """How many leading blocks two requests share."""
+    """Count the leading blocks that two requests share."""
     num_common = 0
     for one, other in zip(some, others, strict=False):
         if one != other:

@@ -48,7 +48,7 @@ class RequestRows:
         self.seeds = np.zeros(num_rows, dtype=np.int64)
         self.num_prompt_tokens = np.zeros(num_rows, dtype=np.int64)
         self.is_plain = np.ones(num_rows, dtype=np.bool_)
-        self.stays = np.full(num_rows, -1, dtype=np.int64)
+        self.num_releases = np.full(num_rows, -1, dtype=np.int64)
         self._row_by_request: dict[Request, int] = {}
         self._free_rows = list(range(num_rows - 1, -1, -1))
         self._batch: ScheduledBatch | None = None
@@ -57,7 +57,7 @@ class RequestRows:
         self._decode_starts: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         self._rows: NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
-    def of(self, batch: ScheduledBatch) -> NDArray[np.int64]:
+    def rows_of(self, batch: ScheduledBatch) -> NDArray[np.int64]:
         """The rows of a batch's requests, in its order, [num_seqs] int64.
 
         It is the same array as in the step before, where the same requests only decode further.
@@ -66,8 +66,8 @@ class RequestRows:
             return self._rows
         self._decode_starts = np.array(batch.decode_starts, dtype=np.int64)
         if batch.decodes != self._decodes:
-            row_of = self._row_by_request
-            self._decode_rows = np.array([row_of[each] for each in batch.decodes], dtype=np.int64)
+            rows = [self._row_by_request[each] for each in batch.decodes]
+            self._decode_rows = np.array(rows, dtype=np.int64)
             self._decodes = batch.decodes
         self._rows = self._decode_rows
         if batch.chunks:
@@ -78,15 +78,15 @@ class RequestRows:
 
     def decode_starts(self, batch: ScheduledBatch) -> NDArray[np.int64]:
         """`batch.decode_starts`, [num_decodes] int64."""
-        self.of(batch)
+        self.rows_of(batch)
         return self._decode_starts
 
-    def sampling(self, batch: ScheduledBatch) -> NDArray[np.int64]:
-        """The rows of `batch.drawing_requests`, [num_drawn] int64."""
-        rows = self.of(batch)
-        if all(item.num_drawn_tokens == 1 for item in batch.chunks):
+    def sampling_rows_of(self, batch: ScheduledBatch) -> NDArray[np.int64]:
+        """The rows of `batch.request_of_each_row`, [num_drawn] int64."""
+        rows = self.rows_of(batch)
+        if all(item.num_sampled_tokens == 1 for item in batch.chunks):
             return rows
-        counts = [1] * len(batch.decodes) + [item.num_drawn_tokens for item in batch.chunks]
+        counts = [1] * len(batch.decodes) + [item.num_sampled_tokens for item in batch.chunks]
         return np.repeat(rows, counts)
 
     def put_last_token(self, request: Request, token_id: int) -> None:
@@ -100,7 +100,7 @@ class RequestRows:
             if not self._free_rows:
                 self._reclaim(batch)
             row = self._row_by_request[request] = self._free_rows.pop()
-            self.stays[row] = -1
+            self.num_releases[row] = -1
             params = request.params
             self.temperature[row] = params.temperature
             self.top_k[row] = params.num_top_k

@@ -102,7 +102,7 @@ class StepInputBuilder:
         """
         if not batch.num_seqs:
             raise ValueError("the batch schedules no request: do not run a step for it")
-        rows = self._rows.of(batch)
+        rows = self._rows.rows_of(batch)
         layout = self._lay_out(batch)
         block_tables = self._block_tables(batch, rows, layout)
         blocks = block_tables[layout.seqs, layout.positions // self._block_size]
@@ -140,7 +140,7 @@ class StepInputBuilder:
         Returns:
             Which of `batch.decodes` began a block, [num_begun] int64.
         """
-        rows = self._rows.of(batch)[: len(batch.decodes)]
+        rows = self._rows.rows_of(batch)[: len(batch.decodes)]
         starts = self._rows.decode_starts(batch)
         is_begun = starts >= self._num_copied[rows] * self._block_size
         begun: NDArray[np.int64] = np.flatnonzero(is_begun)
@@ -183,8 +183,8 @@ class StepInputBuilder:
         self.keep_up(batch)
         for row, item in zip(rows[len(batch.decodes) :].tolist(), batch.chunks, strict=True):
             request = item.request
-            if self._rows.stays[row] != request.num_releases:
-                self._rows.stays[row] = request.num_releases
+            if self._rows.num_releases[row] != request.num_releases:
+                self._rows.num_releases[row] = request.num_releases
                 self._tables[row] = 0
                 self._num_copied[row] = 0
             self._copy(row, request, item.num_computed_tokens + item.num_new_tokens)
@@ -225,7 +225,7 @@ def _wanted_rows(batch: ScheduledBatch, layout: _Layout) -> NDArray[np.int64]:
     wanted = [
         row
         for last, item in zip(last_rows[num_decodes:].tolist(), batch.chunks, strict=True)
-        for row in range(last + 1 - item.num_drawn_tokens, last + 1)
+        for row in range(last + 1 - item.num_sampled_tokens, last + 1)
     ]
     # The logits at one token score the token after it.
     wanted += [

@@ -93,7 +93,7 @@ def byte_engine(byte_model: LoadedModel) -> Iterator[Callable[..., Engine]]:
     yield make
     for engine in engines:
         assert not engine.has_unfinished()
-        engine._scheduler.check()
+        engine._scheduler.check_invariants()
         assert engine.num_free_blocks == engine.stats().num_blocks
 
 

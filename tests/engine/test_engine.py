@@ -287,7 +287,7 @@ def test_failed_step_loses_nothing(
                 engine.step()
         else:
             outputs |= {output.request_id: output for output in engine.step()}
-        engine._scheduler.check()
+        engine._scheduler.check_invariants()
     assert [outputs[str(index)].token_ids for index in range(4)] == expected
 
 

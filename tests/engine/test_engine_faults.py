@@ -80,7 +80,7 @@ def test_random_trace_under_constant_preemption_equals_transformers(
             engine.add_request(name, prompt, params, priority=priority)
         del arriving[:4]
         outputs |= {output.request_id: output for output in engine.step()}
-        engine._scheduler.check()
+        engine._scheduler.check_invariants()
     assert engine.stats().num_preemptions > 64
     for name, prompt, params, _ in trace:
         token_ids = outputs[name].token_ids
@@ -253,7 +253,7 @@ def test_blocks_that_could_not_be_cleared_are_cleared_before_the_next_step(
     engine = make_engine(num_blocks=16)
     engine.add_request("poisoned", [POISON] * 40, GREEDY)
     assert last_outputs(engine)["poisoned"].error is not None
-    left = list(engine._scheduler.untrusted_blocks)
+    left = list(engine._scheduler.blocks_to_zero)
     assert left
 
     def no_memory(block_ids: object) -> None:
@@ -264,7 +264,7 @@ def test_blocks_that_could_not_be_cleared_are_cleared_before_the_next_step(
         patch.setattr(engine._kv_cache, "zero_blocks", no_memory)
         engine.step()
     assert engine.stats().num_out_of_memory == 1
-    assert set(left) <= set(engine._scheduler.untrusted_blocks)
+    assert set(left) <= set(engine._scheduler.blocks_to_zero)
     assert last_outputs(engine)["next"].token_ids == expected.token_ids
     for keys, values in engine._kv_cache.layers:
         assert torch.isfinite(keys).all()

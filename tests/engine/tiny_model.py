@@ -111,7 +111,7 @@ def check_nothing_is_lost(engine: Engine) -> None:
         engine.step()
     assert engine._pipeline.num_in_flight == 0
     assert engine.num_free_blocks == engine.stats().num_blocks
-    engine._scheduler.check()
+    engine._scheduler.check_invariants()
 
 
 def run(engine: Engine) -> dict[str, list[RequestOutput]]:
@@ -120,5 +120,5 @@ def run(engine: Engine) -> dict[str, list[RequestOutput]]:
     while engine.has_unfinished():
         for output in engine.step():
             outputs.setdefault(output.request_id, []).append(output)
-        engine._scheduler.check()
+        engine._scheduler.check_invariants()
     return outputs

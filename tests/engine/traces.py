@@ -95,7 +95,7 @@ def run_trace(
             engine.abort(name)
         for output in engine.step():
             outputs.setdefault(output.request_id, []).append(output)
-        engine._scheduler.check()
+        engine._scheduler.check_invariants()
         step += 1
         assert step < 5_000, "a livelock"
     return outputs

@@ -65,7 +65,7 @@ def batches() -> list[ScheduledBatch]:
     """Prompts alone and together, whole and in parts; decodes alone, beside parts, with guesses."""
     whole = [ScheduledRequest(each, 0, len(each.prompt_token_ids), True) for each in requests()]
     steps = [ScheduledBatch(chunks=(each,)) for each in whole[:9]]
-    parts = [whole[7]._replace(num_new_tokens=count, samples=False) for count in (1, 16, 100)]
+    parts = [whole[7]._replace(num_new_tokens=count, needs_sample=False) for count in (1, 16, 100)]
     steps += [ScheduledBatch(chunks=(each,)) for each in parts]
     steps.append(ScheduledBatch(chunks=tuple(whole)))
     for count in (1, 2, 15, 16, 17, 32, 33, 40):
@@ -116,7 +116,7 @@ def main() -> None:
     for module in (decode_graphs, sampler, warm_up):
         module.sample = partial(sample, backend="triton")  # type: ignore[attr-defined]
     upload.pinned = lambda size: torch.empty(size, dtype=torch.uint8)
-    sampled_tokens.HostTokens.begin_copy = lambda *tensors: None  # type: ignore[method-assign]
+    sampled_tokens.HostBuffers.begin_copy = lambda *tensors: None  # type: ignore[method-assign]
     dense = Qwen3Config(**SIZES, **HEADS, architectures=["Qwen3ForCausalLM"])
     sparse = Qwen3MoeConfig(**SIZES, **HEADS, **EXPERTS, architectures=["Qwen3MoeForCausalLM"])
     print(

@@ -14,7 +14,7 @@ import torch
 from batchmill.engine import ConfigError, Engine, EngineConfig, SamplingParams
 from batchmill.engine.errors import EngineError
 from batchmill.engine.execution.decode_graphs import GRAPH_SIZES, CudaGraphRecorder
-from batchmill.engine.sampling.sampled_tokens import HostTokens
+from batchmill.engine.sampling.sampled_tokens import HostBuffers
 from batchmill.engine.step.upload import Uploader, pack, packed_size, unpack
 
 from ..tiny_model import POISON, Fuse, run
@@ -105,7 +105,7 @@ def test_requests_that_come_and_go_get_the_same_tokens(
                 engine.add_request(name, prompt, params, priority=len(prompt) % 3)
             for output in engine.step():
                 outputs[output.request_id] = (output.token_ids, output.text, output.finish_reason)
-            engine._scheduler.check()
+            engine._scheduler.check_invariants()
             step += 1
         results.append(outputs)
     assert results[0] == results[1] == results[2]
@@ -208,7 +208,7 @@ def test_step_whose_tokens_find_no_room_on_the_host_draws_them_again(
         raise MemoryError("pinned memory ran out")
 
     with monkeypatch.context() as patch:
-        patch.setattr(HostTokens, "__init__", no_room)
+        patch.setattr(HostBuffers, "__init__", no_room)
         engine.step()
     assert engine.stats().num_out_of_memory == 1
     assert outputs_of(engine)["a"] == expected.token_ids

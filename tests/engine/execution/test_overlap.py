@@ -84,7 +84,7 @@ def test_failed_launch_leaves_the_step_in_flight_as_it_is(
     for _ in range(2):
         with pytest.raises(RuntimeError, match="the device is lost"):
             engine.step()
-        engine._scheduler.check()
+        engine._scheduler.check_invariants()
     fuse.reset()
     assert run(engine)["a"][-1].token_ids == expected.token_ids
 
@@ -115,7 +115,7 @@ def test_aborted_request_keeps_its_blocks_until_its_last_step_is_collected(
     num_free = engine.num_free_blocks
     engine.abort("a")
     assert engine.num_free_blocks == num_free
-    engine._scheduler.check()
+    engine._scheduler.check_invariants()
     outputs = run(engine)
     assert engine.num_free_blocks == engine.stats().num_blocks
     assert (outputs["a"][-1].finish_reason, outputs["a"][-1].token_ids) == ("abort", [])

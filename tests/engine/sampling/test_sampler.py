@@ -11,7 +11,7 @@ from batchmill.engine import SamplingParams
 from batchmill.engine.request.request import Request, derive_seed
 from batchmill.engine.request.token_controls import RequestControls
 from batchmill.engine.sampling import sampled_tokens
-from batchmill.engine.sampling.sampled_tokens import HostTokens
+from batchmill.engine.sampling.sampled_tokens import HostBuffers
 from batchmill.engine.sampling.sampler import Sampler
 from batchmill.engine.scheduling.scheduled_batch import ScheduledBatch, ScheduledRequest
 from batchmill.engine.step.request_rows import RequestRows
@@ -54,7 +54,7 @@ def test_temperature_0_takes_the_likeliest_token() -> None:
     expected = logits.argmax(dim=-1).tolist()
     sampler = make_sampler()
     requests = [request(str(index), temperature=0) for index in range(3)]
-    assert sampler.draw(logits, batch_of(*requests)).collect() == expected
+    assert sampler.sample(logits, batch_of(*requests)).collect() == expected
 
 
 def test_token_does_not_depend_on_the_rest_of_the_batch() -> None:
@@ -65,10 +65,10 @@ def test_token_does_not_depend_on_the_rest_of_the_batch() -> None:
         request("c", output=9, seed=13, top_p=0.7),
         request("d", temperature=0),
     ]
-    together = make_sampler().draw(logits.clone(), batch_of(*requests)).collect()
+    together = make_sampler().sample(logits.clone(), batch_of(*requests)).collect()
     sampler = make_sampler()
     alone = [
-        sampler.draw(logits[row : row + 1].clone(), batch_of(each)).collect()[0]
+        sampler.sample(logits[row : row + 1].clone(), batch_of(each)).collect()[0]
         for row, each in reversed(list(enumerate(requests)))
     ]
     assert together == alone[::-1]
@@ -79,7 +79,7 @@ def test_same_position_draws_the_same_token_and_others_do_not() -> None:
     sampler = make_sampler()
     logits = torch.zeros(1, VOCAB_SIZE)
     draws = [
-        sampler.draw(logits.clone(), batch_of(request(output=output, seed=7))).collect()[0]
+        sampler.sample(logits.clone(), batch_of(request(output=output, seed=7))).collect()[0]
         for output in (*range(20), *range(20))
     ]
     assert draws[:20] == draws[20:]
@@ -90,10 +90,10 @@ def test_controls_follow_the_rows_when_requests_come_and_go() -> None:
     logits = random_logits(2)
     greedy, top = request("a", temperature=0), request("b", seed=3, top_k=2)
     sampler = make_sampler()
-    both = sampler.draw(logits.clone(), batch_of(greedy, top)).collect()
-    swapped = sampler.draw(logits.flip(0), batch_of(top, greedy)).collect()
+    both = sampler.sample(logits.clone(), batch_of(greedy, top)).collect()
+    swapped = sampler.sample(logits.flip(0), batch_of(top, greedy)).collect()
     assert both == swapped[::-1]
-    assert sampler.draw(logits[1:].clone(), batch_of(top)).collect() == both[1:]
+    assert sampler.sample(logits[1:].clone(), batch_of(top)).collect() == both[1:]
 
 
 def test_tokens_that_end_a_request_are_not_drawn_under_its_minimum() -> None:
@@ -105,7 +105,7 @@ def test_tokens_that_end_a_request_are_not_drawn_under_its_minimum() -> None:
         request("at", output=2, **params),
         request("ignores", output=1, ignore_eos=True, **params),
     ]
-    assert make_sampler().draw(logits, batch_of(*requests)).collect() == [9, EOS, EOS]
+    assert make_sampler().sample(logits, batch_of(*requests)).collect() == [9, EOS, EOS]
 
 
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf])
@@ -114,7 +114,7 @@ def test_row_that_is_not_finite_gives_no_token_and_harms_no_other(broken: float)
     expected = logits.argmax(dim=-1).tolist()
     logits[1, 4] = broken
     requests = [request(str(index), temperature=0) for index in range(3)]
-    tokens = make_sampler().draw(logits, batch_of(*requests)).collect()
+    tokens = make_sampler().sample(logits, batch_of(*requests)).collect()
     assert tokens == [expected[0], None, expected[2]]
 
 
@@ -132,7 +132,7 @@ def test_step_in_which_nothing_samples_is_waited_for_as_well(
     """Chunks of a long prompt would pile up on the device: its tokens, none, come from there."""
     devices = []
 
-    class Recorded(HostTokens):
+    class Recorded(HostBuffers):
         def __init__(self, num_rows: int, device: torch.device) -> None:
             devices.append((num_rows, device.type))
             super().__init__(num_rows, device)
@@ -140,9 +140,9 @@ def test_step_in_which_nothing_samples_is_waited_for_as_well(
         def begin_copy(self, token_ids: torch.Tensor, is_finite: torch.Tensor) -> None:
             """There is no data to copy."""
 
-    monkeypatch.setattr(sampled_tokens, "HostTokens", Recorded)
+    monkeypatch.setattr(sampled_tokens, "HostBuffers", Recorded)
     sampler = Sampler(VOCAB_SIZE, RequestRows(8, "meta"))
-    batch = ScheduledBatch(chunks=(ScheduledRequest(request(), 0, 1, samples=False),))
+    batch = ScheduledBatch(chunks=(ScheduledRequest(request(), 0, 1, needs_sample=False),))
     logits = torch.empty(0, VOCAB_SIZE, device="meta")
-    assert sampler.draw(logits, batch).collect() == []
+    assert sampler.sample(logits, batch).collect() == []
     assert devices == [(0, "meta")]

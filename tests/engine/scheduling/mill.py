@@ -12,7 +12,7 @@ from batchmill.engine.request.sampling_params import SamplingParams
 from batchmill.engine.scheduling.block_pool import BlockPool
 from batchmill.engine.scheduling.scheduled_batch import ScheduledBatch
 from batchmill.engine.scheduling.scheduler import Scheduler
-from batchmill.engine.scheduling.speculation import Speculation, check_drafts
+from batchmill.engine.scheduling.speculation import Speculation, verify_drafts
 
 VOCAB_SIZE = 7
 
@@ -62,7 +62,7 @@ class PagedMemory:
             next_token([self.token_by_slot[self.slot(item.request, i)] for i in range(seen)])
             for item in batch.scheduled
             for stop in [item.num_computed_tokens + item.num_new_tokens]
-            for seen in range(stop + 1 - item.num_drawn_tokens, stop + 1)
+            for seen in range(stop + 1 - item.num_sampled_tokens, stop + 1)
         ]
 
 
@@ -135,7 +135,7 @@ class Mill:
             max_num_tokens=len(prompt) + max_tokens,
             resumed_token_ids=generate_alone(prompt, max_tokens)[:resumed],
             cache_salt=cache_salt,
-            lookup=Guesses(prompt, generate_alone(prompt, max_tokens)),  # type: ignore[arg-type]
+            drafter=Guesses(prompt, generate_alone(prompt, max_tokens)),  # type: ignore[arg-type]
         )
         request.priority = priority
         request.metrics.arrived_at_s -= waited_s
@@ -144,7 +144,7 @@ class Mill:
 
     def step(self, *, fails: bool = False, is_out_of_memory: bool = False) -> ScheduledBatch:
         batch = self.scheduler.schedule()
-        self.scheduler.check()
+        self.scheduler.check_invariants()
         assert not (batch.preempted and self.in_flight), "preempted with a step in flight"
         is_launched = batch.num_seqs > 0 and not fails and not is_out_of_memory
         if batch.num_seqs:
@@ -156,24 +156,24 @@ class Mill:
                 self.given_up.append(hopeless)
                 self.scheduler.finish(hopeless)
         elif is_launched:
-            self.scheduler.begin(batch)
-            self.memory.last_tokens |= zip(batch.drawing_requests, tokens, strict=True)
+            self.scheduler.mark_launched(batch)
+            self.memory.last_tokens |= zip(batch.request_of_each_row, tokens, strict=True)
             self.in_flight.append((batch, tokens))
         ahead = self.num_steps_ahead
         while len(self.in_flight) > (ahead if is_launched and self.scheduler.has_requests else 0):
             self.collect()
-        self.scheduler.check()
+        self.scheduler.check_invariants()
         return batch
 
     def collect(self) -> None:
         """Take in the oldest step in flight, and finish the requests that it ends."""
         batch, drawn = self.in_flight.pop(0)
-        token_ids, drafts = check_drafts(batch, drawn)
+        token_ids, drafts = verify_drafts(batch, drawn)
         num_new = {each.item.request: len(each.token_ids) for each in drafts}
         self.num_accepted_tokens += sum(each.num_accepted for each in drafts)
-        void = self.scheduler.update(batch, token_ids, drafts)
-        for request in batch.sampling_requests:
-            if request in void:
+        discarded = self.scheduler.update(batch, token_ids, drafts)
+        for request in batch.sampled_requests:
+            if request in discarded:
                 continue
             output = request.output_token_ids
             if request in num_new:
@@ -186,7 +186,7 @@ class Mill:
                     break
 
     def check(self, batch: ScheduledBatch) -> None:
-        self.scheduler.check()
+        self.scheduler.check_invariants()
         assert batch.num_tokens <= self.max_num_batched_tokens
         assert 0 < len(self.scheduler.running) <= self.max_num_seqs
         assert all(item.num_new_tokens > 0 for item in batch.scheduled)

@@ -21,7 +21,7 @@ def cache_sequence(pool: BlockPool, token_ids: list[int]) -> list[int]:
     chain = hashes(token_ids, pool.block_size)
     block_ids = pool.allocate(len(chain))
     for block_id, block_hash in zip(block_ids, chain, strict=True):
-        pool.register(block_id, block_hash)
+        pool.cache(block_id, block_hash)
     return block_ids
 
 
@@ -40,7 +40,7 @@ def test_hashes_extend_to_the_same_chain_piece_by_piece() -> None:
 def test_more_blocks_than_are_free_are_refused_whole() -> None:
     pool = BlockPool(3, 2)
     pool.allocate(2)
-    with pytest.raises(OutOfBlocksError, match="2 blocks asked for, 1 of 3 are free"):
+    with pytest.raises(OutOfBlocksError, match="2 blocks are needed, 1 of 3 are free"):
         pool.allocate(2)
     assert pool.num_free_blocks == 1
 
@@ -53,7 +53,7 @@ def test_content_survives_its_request_until_the_block_is_needed() -> None:
     assert pool.find_cached(hashes([1, 2, 3, 4, 5, 6])) == block_ids
     pool.allocate(4)
     assert pool.find_cached(hashes([1, 2])) == []
-    pool.check()
+    pool.check_invariants()
 
 
 def test_blocks_without_content_go_before_cached_ones() -> None:
@@ -100,7 +100,7 @@ def test_second_block_of_the_same_content_is_not_cached() -> None:
     pool.free(second)
     assert pool.find_cached(hashes([1, 2])) == first
     assert pool.allocate(1) == second
-    pool.check()
+    pool.check_invariants()
 
 
 def test_freeing_twice_is_caught() -> None:
@@ -115,18 +115,18 @@ def test_forgotten_content_is_not_found_and_its_holders_keep_it() -> None:
     pool = BlockPool(4, 2)
     held, free = cache_sequence(pool, [1, 2]), cache_sequence(pool, [3, 4])
     pool.free(free)
-    assert pool.forget_all() == 2
+    assert pool.evict_all() == 2
     assert pool.find_cached(hashes([1, 2])) == pool.find_cached(hashes([3, 4])) == []
     assert pool.ref_count(held[0]) == 1
     assert pool.num_free_blocks == 3
-    pool.check()
+    pool.check_invariants()
 
 
 def test_check_notices_a_lost_block() -> None:
     pool = BlockPool(3, 2)
     pool._free_uncached.pop()
     with pytest.raises(AssertionError, match="lost"):
-        pool.check()
+        pool.check_invariants()
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -146,12 +146,12 @@ def test_no_block_is_lost_in_random_use(seed: int) -> None:
                 table = cached + pool.allocate(needed)
                 for block_id, block_hash in zip(table, chain, strict=True):
                     if block_id not in cached:
-                        pool.register(block_id, block_hash)
+                        pool.cache(block_id, block_hash)
                 tables.append(table)
         elif action < 0.95 and tables:
             pool.free(tables.pop(rng.randrange(len(tables))))
         else:
-            pool.forget(rng.sample(range(12), 3))
-        pool.check()
+            pool.evict(rng.sample(range(12), 3))
+        pool.check_invariants()
         counts = [sum(block_id in table for table in tables) for block_id in range(12)]
         assert [pool.ref_count(block_id) for block_id in range(12)] == counts

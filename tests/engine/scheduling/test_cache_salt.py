@@ -77,7 +77,7 @@ def test_a_random_trace_of_salts_generates_what_an_engine_without_a_cache_does(
             engine.add_request(name, prompt, GREEDY, cache_salt=salt)
         del arriving[:3]
         outputs |= {output.request_id: output for output in engine.step()}
-        engine._scheduler.check()
+        engine._scheduler.check_invariants()
     plain = byte_engine(enable_prefix_caching=False)
     expected = plain.generate([prompt for _, prompt, _ in trace], GREEDY)
     assert [outputs[name].token_ids for name, _, _ in trace] == [

@@ -95,7 +95,7 @@ def test_every_request_gets_its_own_output_whatever_the_trace(
         step += 1
     while mill.in_flight:
         mill.collect()
-    mill.scheduler.check()
+    mill.scheduler.check_invariants()
 
     assert mill.pool.num_free_blocks == mill.num_blocks
     assert all(request.num_overtaken <= MAX_OVERTAKEN for request in requests)
@@ -118,7 +118,10 @@ def test_decodes_come_first_and_prompts_share_the_rest_of_the_budget() -> None:
     mill.add("long", [1] * 10, max_tokens=2)
     mill.add("longer", [2] * 10, max_tokens=2)
     chunks = [
-        [(item.request.request_id, item.num_new_tokens, item.samples) for item in batch.scheduled]
+        [
+            (item.request.request_id, item.num_new_tokens, item.needs_sample)
+            for item in batch.scheduled
+        ]
         for batch in (mill.step(), mill.step(), mill.step())
     ]
     assert chunks == [
@@ -166,7 +169,7 @@ def test_full_prefix_hit_still_computes_the_last_token() -> None:
     mill.run()
     again = mill.add("again", prompt, max_tokens=1)
     (item,) = mill.step().scheduled
-    assert (item.num_computed_tokens, item.num_new_tokens, item.samples) == (4, 4, True)
+    assert (item.num_computed_tokens, item.num_new_tokens, item.needs_sample) == (4, 4, True)
     assert again.metrics.num_cached_tokens == 4
     assert again.output_token_ids == generate_alone(prompt, 1)
 
@@ -302,9 +305,9 @@ def test_discarded_request_leaves_nothing_to_share_and_names_blocks_to_clear() -
     mill.step()
     shared, own = first.block_ids[:2], second.block_ids[2:]
     assert second.block_ids[:2] == shared
-    mill.scheduler.discard(second)
-    assert list(mill.scheduler.untrusted_blocks) == own
-    mill.scheduler.check()
+    mill.scheduler.finish(second, is_kv_finite=False)
+    assert list(mill.scheduler.blocks_to_zero) == own
+    mill.scheduler.check_invariants()
     assert mill.pool.num_cached_blocks == 0
     mill.run()
     assert first.output_token_ids == generate_alone([1] * 9, 3)
@@ -344,5 +347,5 @@ def test_nothing_is_scheduled_while_drafts_are_in_flight() -> None:
     mill.step()
     batch = mill.scheduler.schedule()
     assert batch.has_drafts
-    mill.scheduler.begin(batch)
+    mill.scheduler.mark_launched(batch)
     assert mill.scheduler.schedule().num_seqs == 0

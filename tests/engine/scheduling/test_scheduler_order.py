@@ -28,7 +28,7 @@ def test_urgent_request_takes_the_seat_of_the_last_lower_one() -> None:
     urgent = mill.add("high 2", [6], max_tokens=2, priority=HIGH)
     batch = mill.step()
     assert batch.preempted == (last,)
-    assert urgent in batch.sampling_requests
+    assert urgent in batch.sampled_requests
     mill.run()
     assert (first.metrics.num_preemptions, peer.metrics.num_preemptions) == (0, 0)
     assert last.output_token_ids == generate_alone([3, 4], 6)

@@ -15,7 +15,7 @@ from batchmill.engine.lifecycle.parallel_sampling import sample_id
 from batchmill.engine.loading.loading import load_model
 from batchmill.engine.request.request import Request
 from batchmill.engine.scheduling.scheduled_batch import ScheduledBatch, ScheduledRequest, StepKind
-from batchmill.engine.scheduling.speculation import check_drafts
+from batchmill.engine.scheduling.speculation import verify_drafts
 
 from ..tiny_model import POISON, Fuse, run
 from ..traces import check_equal, random_trace, resume, run_trace
@@ -59,7 +59,7 @@ class Oracle:
 
 def let_guess(engine: Engine, request_id: str, oracle: Oracle) -> None:
     """Let an oracle guess a request's tokens."""
-    engine._book._trackers[request_id].request.lookup = oracle  # type: ignore[assignment]
+    engine._book._trackers[request_id].request.drafter = oracle  # type: ignore[assignment]
 
 
 def generate(engine: Engine, params: SamplingParams, oracle: Oracle) -> list[RequestOutput]:
@@ -88,7 +88,7 @@ def test_random_trace_gives_the_same_outputs_whatever_is_guessed(
     def prepare(engine: Engine, request_id: str) -> None:
         for name, tracker in engine._book._trackers.items():
             request = tracker.request
-            if name.split("\0")[0] == request_id and request.lookup is not None:
+            if name.split("\0")[0] == request_id and request.drafter is not None:
                 let_guess(engine, name, Oracle(tokens[name], rng, 0.3, mistakes))
 
     engine = make_engine(
@@ -258,7 +258,7 @@ def test_request_whose_controls_follow_its_tokens_is_not_guessed(
 ) -> None:
     engine = make_engine(drafts=4)
     engine.add_request("a", PROMPT, SamplingParams(max_tokens=4, **controls))
-    assert engine._book._trackers["a"].request.lookup is None
+    assert engine._book._trackers["a"].request.drafter is None
 
 
 def test_nothing_is_guessed_in_steps_of_more_requests(make_engine: Callable[..., Engine]) -> None:
@@ -307,7 +307,7 @@ def test_step_with_guesses_that_was_not_launched_is_scheduled_again(
     for _ in range(3):
         with pytest.raises(RuntimeError, match="the device is lost"):
             engine.step()
-        engine._scheduler.check()
+        engine._scheduler.check_invariants()
     fuse.reset()
     fuse.error, fuse.max_num_tokens = MemoryError(), 2
     assert run(engine)["a"][-1].token_ids == free.token_ids
@@ -342,15 +342,15 @@ def test_tokens_count_up_to_the_first_that_was_not_guessed(
     before, guessed, after = (
         Request(name, [1, 2], GREEDY, seed=0, max_num_tokens=20) for name in "abc"
     )
-    item = ScheduledRequest(guessed, 1, 4, samples=True, draft_token_ids=(5, 6, 7))
+    item = ScheduledRequest(guessed, 1, 4, needs_sample=True, draft_token_ids=(5, 6, 7))
     chunks = (
         item,
-        ScheduledRequest(after, 0, 1, samples=False),
-        ScheduledRequest(after, 0, 2, samples=True),
+        ScheduledRequest(after, 0, 1, needs_sample=False),
+        ScheduledRequest(after, 0, 2, needs_sample=True),
     )
     batch = ScheduledBatch(decodes=(before,), decode_starts=[1], chunks=chunks)
-    assert batch.drawing_requests == [before, *[guessed] * 4, after]
-    token_ids, (drafts,) = check_drafts(batch, [3, *drawn, 4])
+    assert batch.request_of_each_row == [before, *[guessed] * 4, after]
+    token_ids, (drafts,) = verify_drafts(batch, [3, *drawn, 4])
     assert token_ids == [3, kept[0] if kept else None, 4]
     assert (drafts.item, drafts.token_ids) == (item, kept)
     assert drafts.num_accepted + drafts.num_rejected == 3
