@@ -117,7 +117,7 @@ def test_fp8_weights_by_the_kernels_and_torchs_product_give_the_plain_truths_log
     logits = []
     for backend in ("triton", "reference"):
         weights = load_weights(tmp_path, config, torch.bfloat16, "cpu")
-        model = DecoderModel(config, weights, backend=backend, quantization="fp8")  # type: ignore[arg-type]
+        model = DecoderModel(config, weights, backend=backend, quantization="fp8")
         assert model.is_capturable
         logits.append(logits_of(model, value_before=math.nan if backend == "triton" else 0.0))
     spread = logits[1][0].std().item()
@@ -129,7 +129,7 @@ def test_fp8_weights_by_the_kernels_and_torchs_product_give_the_plain_truths_log
 def test_a_decode_step_reads_nothing_on_the_host_and_launches_few_kernels() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).parent / "decode_on_meta.py")],
+        [sys.executable, str(Path(__file__).parents[1] / "execution" / "decode_on_meta.py")],
         capture_output=True,
         text=True,
         env=environment,
