@@ -34,7 +34,7 @@ def watch(mill: BulkMill, command: subprocess.Popen[bytes], num_lines: int) -> f
         done = mill.num_answers()
         if done >= next_row:
             next_row = done - done % (num_lines // NUM_ROWS) + num_lines // NUM_ROWS
-            redis_mb = int(mill.store.client.info("memory")["used_memory"]) / 2**20  # type: ignore[index]
+            redis_mb = int(mill.store.client.info("memory")["used_memory"]) / 2**20
             elapsed_s = time.monotonic() - started_at
             memory = f"{resident_mb(command):13.1f} MB {redis_mb:12.0f} MB"
             print(f"{done:7d} {elapsed_s:9.1f}   {memory}", flush=True)

@@ -95,7 +95,7 @@ class BulkMill:
         """Wait until a condition holds; end where a process that it depends on has ended."""
         while not condition():
             if process is not None and process.poll() is not None:
-                raise SystemExit(f"{process.args} ended with {process.returncode}: {self.folder}")
+                raise SystemExit(f"{process.args!r} ended with {process.returncode}: {self.folder}")
             time.sleep(0.05)
 
     def close(self) -> None:

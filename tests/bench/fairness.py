@@ -83,7 +83,7 @@ def shares(url: str, trace: Path) -> Counter[str]:
     """Tokens, prompt and output, that two tenants of weights 3 and 1 got while both had to wait."""
     store = JobStore.from_url(url)
     set_tenant(store, "three", {"weight": 3})
-    tenant_of = {}
+    tenant_of: dict[str, str] = {}
     with Client(url) as client:
         for tenant, max_tokens in SHARED_MAX_TOKENS.items():
             jobs = (

@@ -22,8 +22,10 @@ from bulk_mill import BulkMill, bulk_mill, load_average
 from real_prompts import entries
 
 from batchmill.producer import ProducerSettings
-from batchmill.producer.bulk import run as bulk
 from batchmill.producer.bulk.lines import LineSettings
+from batchmill.producer.bulk.options import BulkOptions
+from batchmill.producer.bulk.prefix_order import with_prefixes_adjacent
+from batchmill.producer.bulk.run import BulkRun
 
 NUM_DOCUMENTS, NUM_PROMPTS = 60, 5
 SETTINGS = {
@@ -56,11 +58,11 @@ def run(mill: BulkMill, name: str, *, is_grouped: bool) -> None:
     """Run the lines and tell; every run has prompts of its own, so that no cache knows them."""
     salt = f"{name} {random.random()} "
     source = mill.write_lines(line | {"prompt": salt + line["prompt"]} for line in lines())
-    options = bulk.BulkOptions(source, mill.output, mill.errors, LineSettings())
-    command = bulk.BulkRun(mill.store, ProducerSettings(), options)
-    order = bulk.with_prefixes_adjacent if is_grouped else iter
+    options = BulkOptions(source, mill.output, mill.errors, LineSettings())
+    command = BulkRun(mill.store, ProducerSettings(), options)
+    order = with_prefixes_adjacent if is_grouped else iter
     started_at = time.monotonic()
-    with mock.patch.object(bulk, "with_prefixes_adjacent", order):
+    with mock.patch("batchmill.producer.bulk.run.with_prefixes_adjacent", order):
         counts = command.run(lambda counts: None)
     elapsed_s = time.monotonic() - started_at
     share = counts.cached_tokens / counts.prompt_tokens

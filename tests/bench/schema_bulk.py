@@ -83,7 +83,9 @@ def is_valid(text: str) -> bool:
 def is_beginning(text: str) -> bool:
     """Whether a text can be gone on with to one that follows the schema, byte by byte."""
     tokenizer = llguidance.LLTokenizer("byte")
-    matcher = llguidance.LLMatcher(tokenizer, grammar_of(FORMAT, None), log_level=0)
+    grammar = grammar_of(FORMAT, None)
+    assert grammar is not None
+    matcher = llguidance.LLMatcher(tokenizer, grammar, log_level=0)
     # A character that the limit cut in two is decoded as the replacement character.
     return bool(matcher.consume_tokens(tokenizer.tokenize_str(text.rstrip("\ufffd"))))
 

@@ -1,4 +1,4 @@
-"""The demo model, loaded once for all engine tests."""
+"""Models that are loaded once for all engine tests, and engines over them."""
 
 from __future__ import annotations
 
@@ -8,46 +8,35 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    AutoModelForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from batchmill.engine import Engine, EngineConfig
 from batchmill.engine.loading.loading import LoadedModel, load_model
 from batchmill.engine.loading.model_source import model_folder
 
+from ..support.byte_tokenizer import save_byte_tokenizer
 from .tiny_model import Fuse, check_nothing_is_lost, load, save_model, tiny_engine
 
 
 @pytest.fixture(scope="session")
 def demo_model_path() -> Path:
-    """The demo model as a Hugging Face folder; the first run on a machine converts it (20 s)."""
+    """The demo model as a Hugging Face folder; its first use on a machine converts it (20 s)."""
     return model_folder("demo")
 
 
 @pytest.fixture(scope="session")
 def hf_demo_model_fp32(demo_model_path: Path) -> PreTrainedModel:
-    """The demo model as transformers runs it, in float32."""
-    model = AutoModelForCausalLM.from_pretrained(demo_model_path, dtype=torch.float32)
+    """The demo model as transformers computes it, in float32."""
+    model = LlamaForCausalLM.from_pretrained(demo_model_path, dtype=torch.float32)
     model.eval()
     return model
 
 
 @pytest.fixture(scope="session")
 def byte_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Hugging Face folder: two layers of random weights, and a token for each byte."""
+    """A Hugging Face folder: two layers of random weights, and one token per byte."""
     folder = tmp_path_factory.mktemp("byte-model")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(["<eos>", "<also eos>"])
-    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>").save_pretrained(folder)
+    save_byte_tokenizer(folder, ["<also eos>"])
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=264,
@@ -73,7 +62,7 @@ def byte_model(byte_model_path: Path) -> LoadedModel:
 
 @pytest.fixture
 def byte_engine(byte_model: LoadedModel) -> Iterator[Callable[..., Engine]]:
-    """Makes engines over the byte model; afterwards none of them may have lost a block."""
+    """Makes engines over the byte model, and at the end asserts that all their blocks are free."""
     engines: list[Engine] = []
 
     def make(**settings: Any) -> Engine:
@@ -99,7 +88,7 @@ def byte_engine(byte_model: LoadedModel) -> Iterator[Callable[..., Engine]]:
 
 @pytest.fixture(scope="module")
 def fuse() -> Fuse:
-    """Makes the tiny model fail."""
+    """The fuse that makes the tiny model fail."""
     return Fuse()
 
 
@@ -113,7 +102,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, fuse: Fuse) -> LoadedMo
 
 @pytest.fixture
 def make_engine(tiny_model: LoadedModel, fuse: Fuse) -> Iterator[Callable[..., Engine]]:
-    """Engines over the tiny model; afterwards none of them may have lost a block."""
+    """Makes engines over the tiny model, and at the end asserts that all their blocks are free."""
     engines: list[Engine] = []
 
     def make(num_blocks: int = 64, **settings: Any) -> Engine:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from batchmill.engine import Engine, EngineConfig, SamplingParams
 from batchmill.engine.loading.loading import LoadedModel
 
 from ..support.tiny_models import VOCAB_SIZE
+from ..support.transformers_greedy import transformers_greedy
 
 NUM_OUTPUT_TOKENS = 10
 GREEDY = SamplingParams(temperature=0, max_tokens=NUM_OUTPUT_TOKENS, ignore_eos=True)
@@ -24,20 +25,14 @@ Tokens = list[list[int]]
 
 
 def greedy_of_transformers(model: PreTrainedModel) -> Tokens:
-    """What transformers generates greedily for each prompt alone."""
+    """Return the tokens that transformers generates greedily for each prompt alone."""
     # Without an end token: min_new_tokens would keep it from being chosen, ignore_eos does not.
-    config = GenerationConfig(max_new_tokens=NUM_OUTPUT_TOKENS, do_sample=False, pad_token_id=0)
+    config = GenerationConfig(max_new_tokens=NUM_OUTPUT_TOKENS, pad_token_id=0)
     model.generation_config = config
-    tokens = []
-    for prompt in PROMPTS:
-        input_ids = torch.tensor([prompt])
-        with torch.inference_mode():
-            generated = model.generate(input_ids, generation_config=config)
-        tokens.append(generated[0, len(prompt) :].tolist())
-    return tokens
+    return [transformers_greedy(model, prompt, generation_config=config) for prompt in PROMPTS]
 
 
-def _engine(folder: Path, loaded: LoadedModel, num_blocks: int = 100, **settings: int) -> Engine:
+def _engine(folder: Path, loaded: LoadedModel, num_blocks: int = 100, **settings: Any) -> Engine:
     shape = loaded.config
     item_bytes = loaded.model.dtype.itemsize
     block_bytes = 2 * shape.num_layers * _BLOCK_SIZE * shape.num_kv_heads * shape.head_dim
@@ -49,7 +44,7 @@ def _engine(folder: Path, loaded: LoadedModel, num_blocks: int = 100, **settings
             max_model_len=_MAX_MODEL_LEN,
             block_size=_BLOCK_SIZE,
             kv_cache_bytes=num_blocks * block_bytes * item_bytes,
-            **settings,  # type: ignore[arg-type]
+            **settings,
         ),
         loaded=loaded,
     )

@@ -55,7 +55,8 @@ def transformers_greedy(model: LlamaForCausalLM, prompt: list[int], output: list
     """
     with torch.inference_mode():
         logits = model(torch.tensor([prompt + output])).logits[0]
-    return logits[len(prompt) - 1 : -1].argmax(dim=-1).tolist()
+    chosen: list[int] = logits[len(prompt) - 1 : -1].argmax(dim=-1).tolist()
+    return chosen
 
 
 def test_random_trace_under_constant_preemption_equals_transformers(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-import torch
 from transformers import PreTrainedModel
 
 from batchmill.engine import Engine, EngineConfig, SamplingParams
 from batchmill.engine.loading.loading import LoadedModel, load_model
+
+from ..support.transformers_greedy import transformers_greedy
 
 NUM_OUTPUT_TOKENS = 12
 PROMPTS = [
@@ -34,24 +37,20 @@ def loaded() -> LoadedModel:
 
 @pytest.fixture(scope="module")
 def oracle(loaded: LoadedModel, hf_demo_model_fp32: PreTrainedModel) -> list[list[int]]:
-    """What transformers generates greedily for each prompt alone."""
-    tokens = []
-    for prompt in PROMPTS:
-        input_ids = torch.tensor([loaded.tokenizer.encode(prompt)])
-        with torch.inference_mode():
-            generated = hf_demo_model_fp32.generate(
-                input_ids,
-                attention_mask=torch.ones_like(input_ids),
-                max_new_tokens=NUM_OUTPUT_TOKENS,
-                min_new_tokens=NUM_OUTPUT_TOKENS,
-                do_sample=False,
-                pad_token_id=0,
-            )
-        tokens.append(generated[0, input_ids.shape[1] :].tolist())
-    return tokens
+    """The tokens that transformers generates greedily for each prompt alone."""
+    return [
+        transformers_greedy(
+            hf_demo_model_fp32,
+            loaded.tokenizer.encode(prompt),
+            max_new_tokens=NUM_OUTPUT_TOKENS,
+            min_new_tokens=NUM_OUTPUT_TOKENS,
+            pad_token_id=0,
+        )
+        for prompt in PROMPTS
+    ]
 
 
-def make_engine(loaded: LoadedModel, num_blocks: int = 100, **settings: int) -> Engine:
+def make_engine(loaded: LoadedModel, num_blocks: int = 100, **settings: Any) -> Engine:
     config = {"max_model_len": 128, "max_num_seqs": 64, **settings}
     return Engine(
         EngineConfig(
@@ -59,7 +58,7 @@ def make_engine(loaded: LoadedModel, num_blocks: int = 100, **settings: int) -> 
             dtype="float32",
             device="cpu",
             kv_cache_bytes=num_blocks * BLOCK_BYTES,
-            **config,  # type: ignore[arg-type]
+            **config,
         ),
         loaded=loaded,
     )

@@ -279,12 +279,13 @@ def test_truncation_keeps_the_prompts_last_tokens(byte_engine: MakeEngine) -> No
 
 def test_token_ids_outside_the_vocabulary_are_refused(byte_engine: MakeEngine) -> None:
     engine = byte_engine()
-    for name, value in (
-        ("allowed_token_ids", [264]),
-        ("logit_bias", {264: 1}),
-        ("bad_words", [[1, 264]]),
-        ("stop_token_ids", [264]),
-    ):
+    values: dict[str, Any] = {
+        "allowed_token_ids": [264],
+        "logit_bias": {264: 1},
+        "bad_words": [[1, 264]],
+        "stop_token_ids": [264],
+    }
+    for name, value in values.items():
         with pytest.raises(RequestError, match=rf"{name}\[\d\] is 264"):
             engine.generate(["a"], SamplingParams(**{name: value}))
 

@@ -7,24 +7,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from batchmill.engine import Engine, EngineConfig, RequestOutput
 from batchmill.engine.loading.loading import LoadedModel, load_model
 
-#: Its embedding is NaN: whoever's prompt holds it gets logits that are not finite.
+from ..support.byte_tokenizer import save_byte_tokenizer
+
+#: A token whose embedding is NaN: a prompt that holds it gets logits that are not finite.
 POISON = 259
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<a>{{ m['role'] }}:{{ m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}<b>{% endif %}"
+)
 
 
 class Fuse:
-    """Makes the model raise while it is blown, or in steps of too many tokens."""
+    """Makes the model raise while the fuse is blown, or in steps with too many tokens."""
 
     def __init__(self) -> None:
         self.is_blown = False
         self.error: Exception = RuntimeError("the device is lost")
-        #: Steps of more tokens raise; None is never.
+        #: Steps with more tokens raise; None: no step does.
         self.max_num_tokens: int | None = None
 
     def reset(self) -> None:
@@ -32,7 +37,7 @@ class Fuse:
         Fuse.__init__(self)
 
     def linear(self, weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
-        """A matrix of the model, as `load_model` wants it."""
+        """Return a matrix product that the fuse guards, as `load_model` takes it."""
 
         def apply(x: Tensor) -> Tensor:
             is_too_large = self.max_num_tokens is not None and len(x) > self.max_num_tokens
@@ -44,7 +49,7 @@ class Fuse:
 
 
 def save_model(folder: Path) -> LlamaForCausalLM:
-    """Write two layers of random weights, and a tokenizer with a token for each byte."""
+    """Save a model of two layers with random weights, and a tokenizer with one token per byte."""
     save_tokenizer(folder)
     torch.manual_seed(0)
     model = LlamaForCausalLM(
@@ -63,32 +68,23 @@ def save_model(folder: Path) -> LlamaForCausalLM:
     )
     with torch.no_grad():
         model.model.embed_tokens.weight[POISON] = torch.nan
-        model.lm_head.weight[POISON] = 0  # hardly ever the largest, so that none generates it
+        model.lm_head.weight[POISON] = 0  # hardly ever the largest, so it is not generated
     model.save_pretrained(folder)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def save_tokenizer(folder: Path) -> None:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(["<eos>", "<a>", "<b>", "<poison>"])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
-    tokenizer.chat_template = (
-        "{% for m in messages %}<a>{{ m['role'] }}:{{ m['content'] }}{% endfor %}"
-        "{% if add_generation_prompt %}<b>{% endif %}"
-    )
-    tokenizer.save_pretrained(folder)
+    save_byte_tokenizer(folder, ["<a>", "<b>", "<poison>"], CHAT_TEMPLATE)
 
 
 def load(folder: Path, fuse: Fuse) -> LoadedModel:
-    """The saved model in float32, every matrix of it behind the fuse."""
+    """Load the saved model in float32, with every matrix product behind the fuse."""
     return load_model(str(folder), dtype="float32", device="cpu", linear=fuse.linear)
 
 
 def tiny_engine(loaded: LoadedModel, num_blocks: int = 64, **settings: Any) -> Engine:
-    """An engine with a pool of so many blocks, of 4 tokens unless `block_size` says otherwise."""
+    """Return an engine with `num_blocks` blocks, of 4 tokens unless `block_size` is given."""
     block_size = settings.setdefault("block_size", 4)
     block_bytes = 2 * 2 * block_size * 2 * 8 * 4  # k+v, layers, tokens, kv heads, dim, float32
     defaults = {
@@ -106,7 +102,7 @@ def tiny_engine(loaded: LoadedModel, num_blocks: int = 64, **settings: Any) -> E
 
 
 def check_nothing_is_lost(engine: Engine) -> None:
-    """Run what is left, and prove that every block is free again."""
+    """Run the unfinished requests, then assert that every block is free again."""
     while engine.has_unfinished():
         engine.step()
     assert engine._pipeline.num_in_flight == 0
@@ -115,7 +111,7 @@ def check_nothing_is_lost(engine: Engine) -> None:
 
 
 def run(engine: Engine) -> dict[str, list[RequestOutput]]:
-    """Step to the end; each request's outputs in order."""
+    """Step until nothing is left; return each request's outputs in order."""
     outputs: dict[str, list[RequestOutput]] = {}
     while engine.has_unfinished():
         for output in engine.step():

@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from torch import Tensor
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "models.md"
 sys.path.insert(0, str(ROOT))
@@ -148,7 +150,7 @@ def compare(name: str) -> list[Row]:
         return rows
 
 
-def _difference(loaded: LoadedModel, logits: list, cuts: list[int]) -> float:
+def _difference(loaded: LoadedModel, logits: list[Tensor], cuts: list[int]) -> float:
     requests = make_requests([len(prompt) for prompt in PROMPTS], loaded.config.vocab_size)
     return largest_error(make_runner(loaded.model), requests, logits, cuts)
 

@@ -1,26 +1,19 @@
-"""A tiny random model that chats: a token for each byte, and a chat template."""
+"""A tiny random model that chats: one token per byte, and a chat template."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from .byte_tokenizer import save_byte_tokenizer
 from .chat_templates import SPECIAL_TOKENS
 
 
 def save_chat_model(folder: Path, template: str) -> None:
-    """Write two layers of random weights and a tokenizer with a template as a model's folder."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(["<eos>", *SPECIAL_TOKENS])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
-    tokenizer.chat_template = template
-    tokenizer.save_pretrained(folder)
+    """Save a model of two layers with random weights, and a tokenizer with a chat template."""
+    save_byte_tokenizer(folder, SPECIAL_TOKENS, template)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=264,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer as BackendTokenizer
@@ -31,7 +32,9 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 VOCAB_SIZE = 211
-SIZES = {
+#: Typed `Any` because the signatures of transformers' configurations lack some of the fields that
+#: they take, as those of RoPE.
+SIZES: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 48,
     "intermediate_size": 112,
@@ -44,20 +47,35 @@ SIZES = {
     "eos_token_id": 1,
     "pad_token_id": None,
 }
-_LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
+_LINEAR: dict[str, Any] = {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}
+_DYNAMIC: dict[str, Any] = {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}
+_LLAMA3: dict[str, Any] = {
+    "rope_theta": 500000.0,
+    "rope_scaling": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
 }
-_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
-_LONGROPE = {
-    "rope_type": "longrope",
-    "short_factor": [1.0 + index / 8 for index in range(3)],
-    "long_factor": [2.0 + index for index in range(3)],
+_YARN: dict[str, Any] = {
+    "rope_scaling": {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
 }
-_EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
+_LONGROPE: dict[str, Any] = {
+    "partial_rotary_factor": 0.75,
+    "rope_scaling": {
+        "rope_type": "longrope",
+        "short_factor": [1.0 + index / 8 for index in range(3)],
+        "long_factor": [2.0 + index for index in range(3)],
+    },
+}
+_QWEN3_HEADS: dict[str, Any] = {"head_dim": 16}
+_EXPERTS: dict[str, Any] = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _SIX_LAYERS = [_SLIDING, _SLIDING, _FULL, _SLIDING, _SLIDING, _FULL]
 
@@ -69,15 +87,12 @@ NATIVE: dict[str, PreTrainedConfig] = {
         attention_bias=True,
         mlp_bias=True,
         head_dim=20,
-        rope_theta=500000.0,
-        rope_scaling=_LLAMA3,
+        **_LLAMA3,
     ),
-    "Llama, linear RoPE, tied": LlamaConfig(
-        **SIZES, rope_scaling={"rope_type": "linear", "factor": 4.0}, tie_word_embeddings=True
-    ),
-    "Llama, yarn RoPE": LlamaConfig(**SIZES, rope_scaling=_YARN),
+    "Llama, linear RoPE, tied": LlamaConfig(**SIZES, **_LINEAR, tie_word_embeddings=True),
+    "Llama, yarn RoPE": LlamaConfig(**SIZES, **_YARN),
     "Llama, dynamic RoPE, one key head": LlamaConfig(
-        **{**SIZES, "num_key_value_heads": 1}, rope_scaling={"rope_type": "dynamic", "factor": 2.0}
+        **{**SIZES, "num_key_value_heads": 1}, **_DYNAMIC
     ),
     "Llama, as many key heads as heads": LlamaConfig(**{**SIZES, "num_key_value_heads": 6}),
     "Mistral": MistralConfig(**SIZES, sliding_window=None),
@@ -86,12 +101,12 @@ NATIVE: dict[str, PreTrainedConfig] = {
     "Qwen2, windows in some layers": Qwen2Config(
         **SIZES, use_sliding_window=True, sliding_window=9, max_window_layers=1
     ),
-    "Qwen3": Qwen3Config(**SIZES, head_dim=16),
-    "Qwen3-MoE": Qwen3MoeConfig(**SIZES, **_EXPERTS, head_dim=16, norm_topk_prob=True),
+    "Qwen3": Qwen3Config(**SIZES, **_QWEN3_HEADS),
+    "Qwen3-MoE": Qwen3MoeConfig(**SIZES, **_QWEN3_HEADS, **_EXPERTS, norm_topk_prob=True),
     "Qwen3-MoE, some layers dense, biases, shares as they are": Qwen3MoeConfig(
         **SIZES,
+        **_QWEN3_HEADS,
         **_EXPERTS,
-        head_dim=16,
         decoder_sparse_step=2,
         norm_topk_prob=False,
         attention_bias=True,
@@ -122,11 +137,10 @@ NATIVE: dict[str, PreTrainedConfig] = {
     "Phi-3, longrope, part of each head rotated": Phi3Config(
         **SIZES,
         original_max_position_embeddings=64,
-        partial_rotary_factor=0.75,
-        rope_scaling=_LONGROPE,
+        **_LONGROPE,
     ),
 }
-_GPT = {"vocab_size": VOCAB_SIZE, "bos_token_id": 0, "eos_token_id": 1}
+_GPT: dict[str, Any] = {"vocab_size": VOCAB_SIZE, "bos_token_id": 0, "eos_token_id": 1}
 #: Computed through transformers' attention interface.
 OTHERS: dict[str, PreTrainedConfig] = {
     "GPT-2": GPT2Config(**_GPT, n_positions=256, n_embd=48, n_layer=3, n_head=6),
@@ -168,7 +182,7 @@ def architecture_of(config: PreTrainedConfig) -> str:
 def random_model(config: PreTrainedConfig, folder: Path) -> PreTrainedModel:
     """A model with all weights random, biases and norms too, saved to a folder with a tokenizer."""
     torch.manual_seed(5)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     # Norms that start at 0 are stored as differences from 1.
     centre = 0.0 if config.model_type.startswith("gemma") else 1.0
     with torch.no_grad():

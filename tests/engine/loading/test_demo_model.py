@@ -16,6 +16,8 @@ from batchmill.engine.request.sampling_params import SamplingParams
 from batchmill.engine.scheduling.scheduled_batch import ScheduledBatch, ScheduledRequest
 from batchmill.engine.step.step_inputs import build_step_inputs
 
+from ...support.transformers_greedy import transformers_greedy
+
 QUESTIONS = ("What is the capital of France?", "Write one sentence about the sea in winter.")
 NUM_TOKENS = 24
 
@@ -44,17 +46,6 @@ def make_runner(loaded: LoadedModel) -> ModelRunner:
         kv_cache_bytes=32 * 1024**2,
     )
     return ModelRunner(loaded.model, kv_cache, "cpu")
-
-
-def hf_generate(model: PreTrainedModel, prompt: list[int]) -> list[int]:
-    output = model.generate(
-        torch.tensor([prompt]),
-        attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
-        max_new_tokens=NUM_TOKENS,
-        do_sample=False,
-    )
-    generated: list[int] = output[0, len(prompt) :].tolist()
-    return generated
 
 
 def greedy(loaded: LoadedModel, token_ids: list[list[int]]) -> list[list[int]]:
@@ -92,7 +83,10 @@ def test_greedy_tokens_equal_transformers(
 ) -> None:
     token_ids = prompts(demo_fp32)
     outputs = greedy(demo_fp32, token_ids)
-    assert outputs == [hf_generate(hf_demo_model_fp32, prompt) for prompt in token_ids]
+    assert outputs == [
+        transformers_greedy(hf_demo_model_fp32, prompt, max_new_tokens=NUM_TOKENS)
+        for prompt in token_ids
+    ]
     assert "Paris" in demo_fp32.tokenizer.decode(outputs[0])
 
 

@@ -16,6 +16,7 @@ from batchmill.engine import Engine, EngineConfig
 from batchmill.engine.errors import ConfigError, ModelLoadError
 from batchmill.engine.loading.gguf_conversion import cache_folder, converted_folder
 from batchmill.engine.loading.loading import load_model
+from batchmill.engine.models.decoder import DecoderModel
 
 SHAPES = {
     "token_embd.weight": (300, 32),
@@ -83,6 +84,7 @@ def test_a_gguf_file_becomes_a_model_with_its_weights(tmp_path: Path, cache: Pat
     loaded = load_model(str(path), dtype="bfloat16", device="cpu")
     assert loaded.config.num_layers == 1
     assert loaded.eos_token_ids == {1}
+    assert isinstance(loaded.model, DecoderModel)
     head = loaded.model._head(torch.eye(32, dtype=torch.bfloat16)).T
     assert torch.equal(head, torch.from_numpy(weights["output.weight"]).bfloat16())
     [folder] = (cache / "models").iterdir()

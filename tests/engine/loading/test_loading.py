@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 from batchmill.engine import Engine, EngineConfig
 from batchmill.engine.errors import ConfigError, ModelLoadError, UnsupportedModelError
 from batchmill.engine.loading.loading import LoadedModel, load_model
+from batchmill.engine.models.decoder import DecoderModel
 
 VOCABULARY = ["<s>", "</s>", "<|im_end|>", "<unk>", "a", "b", "c", "d"]
 
@@ -56,16 +57,17 @@ def edit_json(path: Path, **changes: Any) -> None:
 
 
 def head_weight(loaded: LoadedModel) -> torch.Tensor:
-    """The head's matrix, as the model computes with it: a row of the identity at a time."""
-    hidden_size = loaded.config.hidden_size
-    return loaded.model._head(torch.eye(hidden_size, dtype=loaded.model.dtype)).T
+    """Return the head's matrix as the model multiplies by it: its product with the identity."""
+    assert isinstance(loaded.model, DecoderModel)
+    identity = torch.eye(loaded.model.config.hidden_size, dtype=loaded.model.dtype)
+    return loaded.model._head(identity).T
 
 
 def test_shards_hold_the_same_model_as_one_file(model_path: Path) -> None:
     whole = load(model_path)
     weights = load_file(model_path / "model.safetensors")
     names = sorted(weights)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, part in enumerate((names[::2], names[1::2])):
         file_name = f"model-{number}.safetensors"
         save_file({name: weights[name] for name in part}, model_path / file_name)

@@ -55,7 +55,7 @@ def test_what_is_written_stays(num_threads: int) -> None:
 def test_out_of_time_the_first_blocks_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = [small_pages(2 * CHUNK) for _ in range(3)]
     ticks = count()
-    monkeypatch.setattr(host_pages.time, "monotonic", lambda: float(next(ticks)))
+    monkeypatch.setattr("time.monotonic", lambda: float(next(ticks)))
     pages = PageProvider(tensors)
     pages.provide(5.0)  # until 5: looks at the clock at 1, 2, 3 and 4
     assert not pages.is_done

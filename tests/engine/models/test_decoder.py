@@ -34,7 +34,7 @@ def native_model(
     dtype: torch.dtype = torch.float32,
     backend: Backend = "auto",
 ) -> DecoderModel:
-    values = {**config.to_dict(), "architectures": [config.architectures[0]]}
+    values = {**config.to_dict(), "architectures": [architecture_of(config)]}
     native_config = read_model_config(values)
     weights = load_weights(folder, native_config, dtype, "cpu")
     return DecoderModel(native_config, weights, backend=backend)

@@ -29,7 +29,7 @@ from batchmill.engine.models.fp8_weights import (
     layer_bytes,
 )
 from batchmill.engine.models.model_config import ModelConfig
-from batchmill.engine.models.weights import weights_bytes
+from batchmill.engine.models.weights import DenseWeights, weights_bytes
 from batchmill.kernels.ops.fp8_linear import Fp8Linear
 from batchmill.kernels.ops.linear import dense_linear
 
@@ -116,8 +116,10 @@ def test_request_that_is_not_finite_fails_and_the_others_are_as_without_it(tmp_p
     for name, prompt in good.items():
         engine.add_request(name, prompt, GREEDY)
     engine.add_request("bad", [1, POISON, 2], GREEDY)
-    last = {name: news[-1] for name, news in run(engine).items()}
-    assert last.pop("bad").error.code == "numerical_error"
+    last = {name: outputs[-1] for name, outputs in run(engine).items()}
+    failure = last.pop("bad").error
+    assert failure is not None
+    assert failure.code == "numerical_error"
     assert [last[name].token_ids for name in good] == [output.token_ids for output in want]
 
 
@@ -131,10 +133,11 @@ def test_weights_take_what_was_foretold(name: str, tmp_path: Path) -> None:
     total = sum(each.nbytes for each in rest)
     for layer in weights.layers:
         for matrix in layer.matrices:
-            tensors = vars(Fp8Linear(matrix, None)).values()
-            total += sum(each.nbytes for each in tensors if isinstance(each, Tensor))
-        biases = (layer.qkv_bias, layer.output_bias, layer.feed_forward.gate_up_bias)  # type: ignore[union-attr]
-        tensors = (*layer.norms, *biases, layer.feed_forward.down_bias)  # type: ignore[union-attr]
+            fields = vars(Fp8Linear(matrix, None)).values()
+            total += sum(each.nbytes for each in fields if isinstance(each, Tensor))
+        assert isinstance(layer.feed_forward, DenseWeights)
+        biases = (layer.qkv_bias, layer.output_bias, layer.feed_forward.gate_up_bias)
+        tensors = (*layer.norms, *biases, layer.feed_forward.down_bias)
         total += sum(each.nbytes for each in tensors if each is not None)
     assert fp8_weights_bytes(config, torch.bfloat16) == total
     assert total < weights_bytes(config, torch.bfloat16)

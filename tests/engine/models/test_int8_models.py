@@ -77,8 +77,10 @@ def test_request_that_is_not_finite_fails_and_the_others_are_as_without_it(tmp_p
     for name, prompt in good.items():
         engine.add_request(name, prompt, GREEDY)
     engine.add_request("bad", [1, POISON, 2], GREEDY)
-    last = {name: news[-1] for name, news in run(engine).items()}
-    assert last.pop("bad").error.code == "numerical_error"
+    last = {name: outputs[-1] for name, outputs in run(engine).items()}
+    failure = last.pop("bad").error
+    assert failure is not None
+    assert failure.code == "numerical_error"
     assert [last[name].token_ids for name in good] == [output.token_ids for output in want]
 
 

@@ -18,7 +18,7 @@ from batchmill.engine.errors import ModelLoadError, UnsupportedModelError
 from batchmill.engine.models.families import read_model_config
 from batchmill.engine.models.model_config import AttentionConfig, RopeConfig
 
-GEMMA3 = {"architectures": ["Gemma3ForCausalLM"]}
+GEMMA3: dict[str, Any] = {"architectures": ["Gemma3ForCausalLM"]}
 
 
 def llama(**values: Any) -> dict[str, Any]:
@@ -85,10 +85,10 @@ def test_the_older_spelling_of_rope_is_read() -> None:
             "'linear_attention' layers",
         ),
         (
-            MistralConfig(
-                architectures=["MistralForCausalLM"],
-                layer_types=["full_attention", "sliding_attention"] * 16,
-            ).to_dict(),
+            {
+                **MistralConfig(architectures=["MistralForCausalLM"]).to_dict(),
+                "layer_types": ["full_attention", "sliding_attention"] * 16,
+            },
             "mixed attention layers",
         ),
         (

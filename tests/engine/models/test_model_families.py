@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import PreTrainedModel
@@ -34,7 +35,7 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TinyModel
     return made
 
 
-def load(tiny: TinyModel, **settings: str) -> LoadedModel:
+def load(tiny: TinyModel, **settings: Any) -> LoadedModel:
     return load_model(str(tiny.folder), **{"dtype": "float32", "device": "cpu", **settings})
 
 

@@ -30,29 +30,27 @@ SCALINGS: dict[str, dict[str, Any]] = {
 
 
 def llama(scaling: dict[str, Any]) -> PreTrainedConfig:
-    return LlamaConfig(
-        hidden_size=256,
-        num_attention_heads=4,
-        max_position_embeddings=4096,
-        rope_theta=5e5,
-        rope_scaling=dict(scaling),
-    )
+    rope: dict[str, Any] = {"rope_theta": 5e5, "rope_scaling": dict(scaling)}
+    return LlamaConfig(hidden_size=256, num_attention_heads=4, max_position_embeddings=4096, **rope)
 
 
 def phi3(**values: Any) -> PreTrainedConfig:
     rotary_pairs = 24  # three quarters of a head of 64
-    return Phi3Config(
-        hidden_size=256,
-        num_attention_heads=4,
-        max_position_embeddings=4096,
-        partial_rotary_factor=0.75,
-        rope_scaling={
+    rope: dict[str, Any] = {
+        "partial_rotary_factor": 0.75,
+        "rope_scaling": {
             "rope_type": "longrope",
             "short_factor": [1 + index / 10 for index in range(rotary_pairs)],
             "long_factor": [2.0 + index for index in range(rotary_pairs)],
             **values,
         },
+    }
+    return Phi3Config(
+        hidden_size=256,
+        num_attention_heads=4,
+        max_position_embeddings=4096,
         original_max_position_embeddings=1024,
+        **rope,
     )
 
 
@@ -77,9 +75,11 @@ def test_longrope_equals_transformers_within_its_training_context() -> None:
 
 
 def test_layer_types_may_have_rotations_of_their_own() -> None:
-    config = Gemma3TextConfig(
-        head_dim=HEAD_DIM, rope_scaling={"rope_type": "linear", "factor": 8.0}, rope_theta=1e6
-    )
+    rope: dict[str, Any] = {
+        "rope_theta": 1e6,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    }
+    config = Gemma3TextConfig(head_dim=HEAD_DIM, **rope)
     check(config, "full_attention")
     local = read_rope(config.to_dict(), "sliding_attention")
     assert (local.rope_type, local.theta) == ("default", 1e4)

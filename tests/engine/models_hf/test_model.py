@@ -57,7 +57,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-def load(folder: Path, **settings: str) -> LoadedModel:
+def load(folder: Path, **settings: Any) -> LoadedModel:
     return load_model(str(folder), **{"dtype": "float32", "device": "cpu", **settings})
 
 
@@ -65,7 +65,7 @@ def load(folder: Path, **settings: str) -> LoadedModel:
 def test_what_our_attention_cannot_serve_is_refused_by_name(name: str, tmp_path: Path) -> None:
     values, reason = REFUSED[name]
     config = getattr(transformers, name)(**values)
-    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     auto.from_config(config).save_pretrained(tmp_path)
     save_tokenizer(tmp_path)
     architecture = name.removesuffix("Config").removesuffix("Text")
