@@ -1,4 +1,4 @@
-"""The README does what it says: its Python runs against a live stack, its commands are typed in."""
+"""The README and the first page work: Python runs on a live stack, and commands are typed in."""
 
 from __future__ import annotations
 
@@ -28,14 +28,19 @@ from ..support.processes import (
     wait_until,
 )
 
-README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "docs" / "getting-started.md"]
+TEXT = "\n".join(page.read_text() for page in PAGES)
 
 
 def block(language: str, containing: str) -> str:
     """The one fenced block of a language that holds some text."""
-    blocks = re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-    (found,) = [text for text in blocks if containing in text]
-    return str(found)
+    (found,) = [text for text in blocks(language) if containing in text]
+    return found
+
+
+def blocks(language: str) -> list[str]:
+    """Every fenced block of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture
@@ -56,7 +61,8 @@ def test_the_shell_examples_work_as_typed(live_stack: dict[str, str], tmp_path: 
     job_id = ""
     commands = []
     (tmp_path / "requests.jsonl").write_text('{"prompt": "Once", "model": "demo"}\n')
-    for line in block("sh", "batchmill submit").replace("\\\n", " ").splitlines():
+    shell = "".join(text for text in blocks("sh") if "batchmill submit" in text)
+    for line in shell.replace("\\\n", " ").splitlines():
         program, *words = shlex.split(line, comments=True)
         assert program == "batchmill"
         words = [job_id if word == "ID" else word for word in words]
