@@ -1,7 +1,7 @@
 """Names on the wire: Redis keys, channels, queues and identifiers.
 
-The only Python file that spells them; the Lua side is spelt once, in `prelude.lua`. What each
-key holds and how long it lives is told in `docs/protocol.md`.
+The only Python file that writes them; `lua/lib/keys.lua` holds those that scripts use, and a test
+compares the two. `docs/protocol.md` describes what each key holds and how long it lives.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ PRIORITIES = ("high", "normal", "low")
 
 #: The tenant of a job that names none.
 DEFAULT_TENANT = "default"
-#: Messages that a queue's list holds at a time, unless `WINDOW` says otherwise (`prelude.lua`).
+#: Messages that a queue's list holds at a time, unless the operator has set `WINDOW`.
 DEFAULT_WINDOW_JOBS = 8
 
 #: A worker that has not been heard of for this long is gone. Written every third of it.

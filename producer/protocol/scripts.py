@@ -1,97 +1,103 @@
-"""Loads the Lua scripts and binds them to a Redis client."""
+"""Reads the Lua scripts: each command with the library definitions that it uses."""
 
 from __future__ import annotations
 
 import re
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
+
+#: `commands/` holds one script per file, `lib/` the definitions that they include.
+LUA_FOLDER = Path(__file__).parent / "lua"
 
 #: Every script, by the name of its file.
-SCRIPT_NAMES = (
-    "announce_due",
-    "batch_cancel",
-    "batch_create",
-    "batch_seal",
-    "cancel",
-    "cancel_where",
-    "checkpoint",
-    "claim",
-    "complete",
-    "dead_letter_add",
-    "forget",
-    "forget_where",
-    "inbox_settle",
-    "inbox_take",
-    "list",
-    "outbox_claim",
-    "outbox_redeliver",
-    "outbox_set_body",
-    "outbox_settle",
-    "position",
-    "release",
-    "renew",
-    "retry",
-    "submit",
-    "sweep",
-)
+SCRIPT_NAMES = tuple(sorted(path.stem for path in (LUA_FOLDER / "commands").glob("*.lua")))
 
-#: What stands in front of every script.
-_SHARED = ("index", "prelude", "turns", "events", "batches", "ends")
-#: What stands in front of some, after that.
-_LIBRARIES = {
-    "cancel_where": ("query",),
-    "forget": ("forgetting",),
-    "forget_where": ("forgetting", "query"),
-    "list": ("query",),
-    "retry": ("limits",),
-    "submit": ("limits",),
-    "sweep": ("burial", "usage"),
-}
-_FOLDER = Path(__file__).parent / "lua"
-_DEFINITION = re.compile(r"^(?:local (?:function )?(\w+)|(\w+) = )", re.MULTILINE)
-_COMMENT = re.compile(r"--.*")
-_NAME = re.compile(r"[A-Za-z_]\w*")
+_INCLUDE = re.compile(r"^-- @include (.+)$", re.MULTILINE)
+_DEFINITION = re.compile(r"^(?:--.*\n)*local (?:function )?(\w+)", re.MULTILINE)
+_COMMENT_OR_STRING = re.compile(r"--.*|'[^'\n]*'")
+# Not a field: `job.charge` is not a use of a function `charge`.
+_NAME = re.compile(r"(?<![\w.])[A-Za-z_]\w*")
+
+
+class Definition(NamedTuple):
+    """One function or constant of a library, with the comment above it."""
+
+    name: str
+    text: str
+
+
+class LuaIncludeError(ValueError):
+    """A Lua file includes a library that does not exist, or itself through others."""
 
 
 @cache
-def script_source(name: str) -> str:
-    """Return a script's full text: what it needs of the shared parts, then its own file.
+def script_source(name: str, folder: Path = LUA_FOLDER) -> str:
+    """Return a script's full text: the library definitions that it needs, then its own file.
 
-    Redis runs the whole text at each call, and making functions that are not called is a third of a
-    short script's time: so the rest is left out.
+    Redis runs the whole text at each call, and creating functions that are never called takes a
+    third of a short script's time: so they are left out.
 
     Raises:
         KeyError: there is no such script.
+        LuaIncludeError: an included library does not exist, or includes itself.
     """
-    if name not in SCRIPT_NAMES:
-        raise KeyError(f"no script is called {name!r}; there are {', '.join(SCRIPT_NAMES)}")
-    shared = "\n".join(_read(part) for part in (*_SHARED, *_LIBRARIES.get(name, ())))
-    return _needed(shared, _read(name))
+    known = _names(folder / "commands")
+    if name not in known:
+        raise KeyError(f"no script is called {name!r}; there are {', '.join(known)}")
+    own = (folder / "commands" / f"{name}.lua").read_text(encoding="utf-8")
+    libraries = _resolve_includes(own, folder / "lib", (name,))
+    available = [found for library in libraries for found in definitions(library, folder)]
+    needed, new = set[str](), used_names(own)
+    while new:
+        needed |= new
+        uses = [used_names(found.text) for found in available if found.name in new]
+        new = set().union(*uses) - needed
+    return "".join(found.text for found in available if found.name in needed) + "\n" + own
 
 
-def _read(part: str) -> str:
-    kind = "commands" if part in SCRIPT_NAMES else "lib"
-    return (_FOLDER / kind / f"{part}.lua").read_text(encoding="utf-8")
-
-
-def _needed(shared: str, own: str) -> str:
-    """Return a script behind the definitions that it names, and those that these name.
-
-    The shared parts hold definitions only. One begins with its name at the start of a line, after
-    `local` or `local function` or before an assignment, and ends before the next one.
-    """
-    starts = [*_DEFINITION.finditer(shared)]
-    ends = [start.start() for start in starts[1:]] + [len(shared)]
-    texts = [
-        (start[1] or start[2], shared[start.start() : end])
+@cache
+def definitions(library: str, folder: Path = LUA_FOLDER) -> tuple[Definition, ...]:
+    """Return the definitions of a library in their order; each one starts in the first column."""
+    text = _read_library(folder / "lib", library)
+    starts = [*_DEFINITION.finditer(text)]
+    ends = [start.start() for start in starts[1:]] + [len(text)]
+    return tuple(
+        Definition(start[1], text[start.start() : end])
         for start, end in zip(starts, ends, strict=True)
-    ]
-    names, todo = set[str](), _names_in(own)
-    while todo:  # a name that is declared early may be defined later: until nothing new is named
-        names |= todo
-        todo = {other for name, text in texts if name in todo for other in _names_in(text)} - names
-    return "".join(text for name, text in texts if name in names) + "\n" + own
+    )
 
 
-def _names_in(text: str) -> set[str]:
-    return set(_NAME.findall(_COMMENT.sub("", text)))
+def used_names(text: str) -> set[str]:
+    """Return every name in a Lua text except fields, comments and strings."""
+    return set(_NAME.findall(_COMMENT_OR_STRING.sub("", text)))
+
+
+def declared_includes(text: str) -> list[str]:
+    """Return the libraries that the `-- @include` lines of a Lua text name."""
+    return [name.strip() for line in _INCLUDE.findall(text) for name in line.split(",")]
+
+
+def _resolve_includes(text: str, libraries: Path, path: tuple[str, ...]) -> list[str]:
+    """Return all libraries that a text includes, directly or not, each after those it includes."""
+    order: list[str] = []
+    for library in declared_includes(text):
+        if library in path:
+            raise LuaIncludeError(f"Lua files include each other: {' -> '.join((*path, library))}")
+        known = _names(libraries)
+        if library not in known:
+            raise LuaIncludeError(
+                f"{path[-1]}.lua includes {library!r}; the libraries are {', '.join(known)}"
+            )
+        order += _resolve_includes(_read_library(libraries, library), libraries, (*path, library))
+        order.append(library)
+    return list(dict.fromkeys(order))
+
+
+@cache
+def _read_library(libraries: Path, name: str) -> str:
+    return (libraries / f"{name}.lua").read_text(encoding="utf-8")
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.stem for path in folder.glob("*.lua"))

@@ -1,34 +1,133 @@
-"""Scripts carry what they need of the shared parts, and nothing else."""
+"""Lua files: what each one includes, what a script is made of, and where key names are written."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-import batchmill.producer.protocol.scripts
-from batchmill.producer.protocol.scripts import SCRIPT_NAMES, script_source
+from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.scripts import (
+    LUA_FOLDER,
+    SCRIPT_NAMES,
+    LuaIncludeError,
+    declared_includes,
+    definitions,
+    script_source,
+    used_names,
+)
 
-FOLDER = Path(batchmill.producer.protocol.scripts.__file__).parent / "lua"
-DEFINITION = re.compile(r"^local (?:function )?(\w+)", re.MULTILINE)
-SHARED = set(DEFINITION.findall("\n".join(path.read_text() for path in FOLDER.rglob("*.lua"))))
+FILES = sorted(LUA_FOLDER.rglob("*.lua"))
+LIBRARIES = [path.stem for path in FILES if path.parent.name == "lib"]
+LIBRARY_OF = {found.name: library for library in LIBRARIES for found in definitions(library)}
+KEYS_LUA = (LUA_FOLDER / "lib" / "keys.lua").read_text(encoding="utf-8")
+
+
+def test_the_files_are_found() -> None:
+    assert len(SCRIPT_NAMES) == 25
+    assert len(LIBRARIES) == len(FILES) - len(SCRIPT_NAMES) == 19
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_file_includes_exactly_the_libraries_that_it_names(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    own = set(re.findall(r"^local (?:function )?(\w+)", text, re.MULTILINE))
+    used = {LIBRARY_OF[name] for name in used_names(text) - own if name in LIBRARY_OF}
+    assert declared_includes(text) == sorted(used)
+
+
+def test_every_definition_of_a_library_has_its_own_name() -> None:
+    names = [found.name for library in LIBRARIES for found in definitions(library)]
+    assert sorted(names) == sorted(LIBRARY_OF)
 
 
 @pytest.mark.parametrize("name", SCRIPT_NAMES)
-def test_every_shared_name_that_a_script_uses_is_defined_in_it(name: str) -> None:
-    source = re.sub(r"--.*", "", script_source(name))
-    called = set(re.findall(r"(?<![.:\w])([a-z_]\w*)\(", source))
-    constants = set(re.findall(r"\b[A-Z][A-Z_]{3,}\b", re.sub(r"'[^']*'", "", source)))
-    defined = set(re.findall(r"\blocal (?:function )?(\w+)", source))
-    assert ((called | constants) & SHARED) <= defined
+def test_every_library_name_that_a_script_uses_is_defined_in_it(name: str) -> None:
+    source = script_source(name)
+    defined = set(re.findall(r"^local (?:function )?(\w+)", source, re.MULTILINE))
+    assert used_names(source) & LIBRARY_OF.keys() <= defined
 
 
 def test_a_script_leaves_out_what_it_does_not_use() -> None:
-    assert "put_back" not in script_source("renew")
-    assert "put_back" in script_source("release")
+    assert "requeue_job" not in script_source("renew")
+    assert "requeue_job" in script_source("release")
+
+
+def test_every_library_definition_is_used() -> None:
+    code = "\n".join(re.sub(r"--.*", "", path.read_text(encoding="utf-8")) for path in FILES)
+    names = re.findall(r"\w+", code)
+    assert [name for name in LIBRARY_OF if names.count(name) < 2] == []
 
 
 def test_an_unknown_script_is_an_error() -> None:
     with pytest.raises(KeyError, match="there are"):
         script_source("nothing")
+
+
+def write_lua(folder: Path, **files: str) -> Path:
+    """Write Lua files, the one called `command` as a script and the others as libraries."""
+    for kind in ("commands", "lib"):
+        (folder / kind).mkdir()
+    for name, text in files.items():
+        kind = "commands" if name == "command" else "lib"
+        (folder / kind / f"{name}.lua").write_text(text)
+    return folder
+
+
+def test_a_library_comes_after_those_that_it_includes(tmp_path: Path) -> None:
+    folder = write_lua(
+        tmp_path,
+        command="-- @include a\nreturn f()\n",
+        a="-- @include b\n\nlocal function f() return G end\nlocal unused = 1\n",
+        b="-- Comment of G.\nlocal G = 7\n",
+    )
+    assert script_source("command", folder) == (
+        "-- Comment of G.\nlocal G = 7\nlocal function f() return G end\n\n"
+        "-- @include a\nreturn f()\n"
+    )
+
+
+def test_an_unknown_include_is_an_error(tmp_path: Path) -> None:
+    folder = write_lua(tmp_path, command="-- @include a\n", a="-- @include other\n")
+    with pytest.raises(LuaIncludeError, match=r"a\.lua includes 'other'; the libraries are a"):
+        script_source("command", folder)
+
+
+def test_an_include_cycle_is_an_error(tmp_path: Path) -> None:
+    folder = write_lua(tmp_path, command="-- @include a\n", a="-- @include b\n", b="-- @include a")
+    with pytest.raises(LuaIncludeError, match="command -> a -> b -> a"):
+        script_source("command", folder)
+
+
+def test_key_names_are_written_in_one_file() -> None:
+    found = [path.name for path in FILES if "'batchmill:" in path.read_text(encoding="utf-8")]
+    assert found == ["keys.lua"]
+
+
+def test_constant_keys_are_those_of_python() -> None:
+    constants = dict(re.findall(r"^local ([A-Z_]+) = '(.*)'$", KEYS_LUA, re.MULTILINE))
+    assert len(constants) == 21
+    assert constants == {name: getattr(keys, name) for name in constants}
+
+
+def test_built_keys_are_those_of_python(bench: Any) -> None:
+    functions = re.findall(r"^local function (\w+)\(([\w, ]+)\)", KEYS_LUA, re.MULTILINE)
+    assert len(functions) == 19
+    calls = {name: ["a:b", "c"][: arguments.count(",") + 1] for name, arguments in functions}
+    reply = ", ".join(f"{name}(unpack({{'a:b', 'c'}}))" for name in calls)
+    built = bench.redis.eval(f"{KEYS_LUA}\nreturn {{ {reply} }}", 0)
+    expected = [
+        getattr(keys, "channel" if name == "events_channel" else name.removesuffix("_key"))(*args)
+        for name, args in calls.items()
+    ]
+    assert [key.decode() for key in built] == expected
+
+
+def test_times_to_live_are_those_of_python() -> None:
+    source = "\n".join(path.read_text(encoding="utf-8") for path in FILES)
+    constants = dict(re.findall(r"^local ([A-Z_]+) = ([\d *]+)", source, re.MULTILINE))
+    assert eval(constants["EVENT_TTL_MS"]) == keys.EVENT_TTL_S * 1000
+    assert eval(constants["DEAD_TTL_MS"]) == keys.DEAD_TTL_S * 1000
+    assert int(constants["DEFAULT_WINDOW_JOBS"]) == keys.DEFAULT_WINDOW_JOBS

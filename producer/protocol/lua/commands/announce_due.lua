@@ -1,3 +1,6 @@
--- ARGV: limit. Announces jobs whose delay is over, in turn; answers how many delays were.
-write_even_when_full()
-return announce_due(tonumber(ARGV[1]), now_ms())
+-- Announce the jobs whose delay is over.
+-- KEYS: none. ARGV: limit.
+-- Reply: how many delays ended.
+-- @include announce, server
+allow_writes_when_full()
+return announce_due_jobs(tonumber(ARGV[1]), now_ms())

@@ -1,6 +1,8 @@
--- ARGV: names and values in turn. Required: id, fingerprint, metadata (JSON), result_ttl_ms.
+-- Store a new batch.
+-- KEYS: none. ARGV: alternating names and values. Required: id, fingerprint, metadata (JSON), result_ttl_ms.
 -- Optional: ttl_ms, webhook with webhook_events and webhook_secret, as for a job.
--- Answers {CREATED or EXISTING, id, deadline_at_ms ('' = none)} or {CONFLICT, id, ''}.
+-- Reply: {CREATED or EXISTING, id, deadline_at_ms ('' = none)} or {CONFLICT, id, ''}.
+-- @include batches, keys, server
 local batch = {}
 for i = 1, #ARGV, 2 do batch[ARGV[i]] = ARGV[i + 1] end
 local key = batch_key(batch.id)
@@ -20,6 +22,6 @@ for _, name in ipairs({ 'fingerprint', 'metadata', 'result_ttl_ms', 'webhook', '
 end
 if deadline_at_ms then redis.call('HSET', key, 'deadline_at_ms', deadline_at_ms) end
 redis.call('ZADD', BATCHES, now, batch.id)
-local due = now + BATCH_PATIENCE_MS
+local due = now + BATCH_IDLE_LIMIT_MS
 redis.call('ZADD', BATCHES_DUE, math.min(deadline_at_ms or due, due), batch.id)
 return { 'CREATED', batch.id, deadline_at_ms or '' }

@@ -1,6 +1,8 @@
--- ARGV: id, number of its lines. Lines that are no job were refused, and count as failed.
--- Answers {OK}, {CONFLICT, lines it was sealed with}, {CLOSED, state} or {UNKNOWN}.
-write_even_when_full()
+-- Seal a batch: all its lines have arrived. Lines that were refused as jobs count as failed.
+-- KEYS: none. ARGV: id, number of lines.
+-- Reply: {OK}, {CONFLICT, lines it was sealed with}, {CLOSED, state} or {UNKNOWN}.
+-- @include batches, keys, server
+allow_writes_when_full()
 local id, total, now = ARGV[1], tonumber(ARGV[2]), now_ms()
 local batch = load_batch(id)
 if not batch then return { 'UNKNOWN' } end
@@ -17,5 +19,5 @@ if total < num_jobs then return { 'CONFLICT', tostring(num_jobs) } end
 redis.call('HSET', batch_key(id), 'state', 'in_progress', 'in_progress_at_ms', now, 'total', total)
 redis.call('HINCRBY', batch_key(id), 'failed', total - num_jobs)
 redis.call('ZREM', BATCHES_DUE, id)
-end_batch_if_done(id, now)
+finish_batch_if_done(id, now)
 return { 'OK' }

@@ -1,9 +1,12 @@
--- ARGV: id. Answers {CANCELLED}, {CANCELLING}, {ALREADY_TERMINAL, state} or {UNKNOWN}.
-write_even_when_full()
+-- Cancel a waiting job, or ask the worker of a running job to stop it.
+-- KEYS: none. ARGV: id.
+-- Reply: {CANCELLED}, {CANCELLING}, {ALREADY_TERMINAL, state} or {UNKNOWN}.
+-- @include finish, guard, record, server
+allow_writes_when_full()
 local id = ARGV[1]
-return guarded(id, { 'UNKNOWN' }, function()
+return guard_job(id, { 'UNKNOWN' }, function()
   local job = load_job(id)
   if not job then return { 'UNKNOWN' } end
-  local outcome = cancel_or_ask(id, job, now_ms())
+  local outcome = request_cancel(id, job, now_ms())
   return { outcome, outcome == 'ALREADY_TERMINAL' and job.state or nil }
 end)

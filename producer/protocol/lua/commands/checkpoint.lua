@@ -1,37 +1,39 @@
--- ARGV: lease_ms, then for each job: id, fence, position (tokens), token bytes, text position
--- (bytes), text.
--- Answers a status for each job.
-write_even_when_full()
+-- Save new tokens of running jobs and extend their leases.
+-- KEYS: none. ARGV: lease_ms, then for each job: id, fence, position (tokens), token bytes, text position (bytes),
+-- text.
+-- Reply: a list with one status per job: OK, FENCED, GAP or CANCEL_REQUESTED.
+-- @include events, guard, keys, output, record, server
+allow_writes_when_full()
 local lease_ms, now = tonumber(ARGV[1]), now_ms()
-local answers = {}
+local statuses = {}
 
--- At most one `output` event of a job waits at a time, so a receiver that is down costs one.
-local function tell_output(id, num_tokens)
+-- At most one `output` event per job is pending, so a receiver that is down costs one event per job.
+local function add_output_event(id, num_tokens)
   local job = load_job(id)
-  local told = tonumber(redis.call('HGET', job_key(id), 'output_told') or 0)
-  if not job.webhook or num_tokens <= told then return end
+  local reported = tonumber(redis.call('HGET', job_key(id), 'output_told') or 0)
+  if not job.webhook or num_tokens <= reported then return end
   if job.output_event
     and redis.pcall('HGET', event_key(job.output_event), 'state') == 'pending' then return end
   local number = redis.call('HINCRBY', job_key(id), 'output_events', 1)
   local event_id = add_event(id, job, 'output', '_' .. number, num_tokens, now)
   redis.call('HSET', job_key(id), 'output_event', event_id, 'output_told', num_tokens,
-    'output_due_ms', now + OUTPUT_EVENT_MS)
+    'output_due_ms', now + OUTPUT_EVENT_INTERVAL_MS)
 end
 
-local function append(i)
+local function save_output(i)
   local id, fence, position = ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])
   local job = load_lease(id)
-  if not holds(job, fence) then return 'FENCED' end
+  if not holds_lease(job, fence) then return 'FENCED' end
   if not append_tokens(id, position * 4, ARGV[i + 3]) then return 'GAP' end
   append_text(id, tonumber(ARGV[i + 4]), ARGV[i + 5])
   redis.call('ZADD', LEASES, now + lease_ms, id)
   local num_tokens = redis.call('STRLEN', tokens_key(id)) / 4
-  redis.call('PUBLISH', channel(id), '{"tokens":' .. num_tokens .. '}')
-  if job.output_due_ms and job.output_due_ms <= now then tell_output(id, num_tokens) end
+  redis.call('PUBLISH', events_channel(id), '{"tokens":' .. num_tokens .. '}')
+  if job.output_due_ms and job.output_due_ms <= now then add_output_event(id, num_tokens) end
   return job.cancel_requested and 'CANCEL_REQUESTED' or 'OK'
 end
 
 for i = 2, #ARGV, 6 do
-  answers[#answers + 1] = guarded(ARGV[i], 'FENCED', function() return append(i) end)
+  statuses[#statuses + 1] = guard_job(ARGV[i], 'FENCED', function() return save_output(i) end)
 end
-return answers
+return statuses

@@ -1,6 +1,8 @@
--- ARGV: id, kind, reason, payload, source, spare id. Where a letter of the first id is there that holds
--- something else, the new one is kept under the spare id; without a spare id ('') it takes its place.
--- Answers the id it is kept under.
+-- Store a dead letter.
+-- KEYS: none. ARGV: id, kind, reason, payload, source, spare id. If the first id belongs to a letter with other
+-- content, the new letter is stored under the spare id; without a spare id ('') it replaces the old one.
+-- Reply: the id that the letter is stored under.
+-- @include dead_letters, keys, server
 local id, kind, payload, spare_id = ARGV[1], ARGV[2], ARGV[4], ARGV[6]
 local key = dead_key(id)
 if spare_id ~= '' and redis.call('TYPE', key).ok == 'hash' then

@@ -1,14 +1,16 @@
--- ARGV: limit (index entries to look at), query. Forgets the jobs that match and have ended.
--- Answers {cursor ({} at the end), forgotten, active (kept)}.
-write_even_when_full()
-local query = read_query(2)
+-- Erase the jobs that match a query and have ended.
+-- KEYS: none. ARGV: limit (index entries to examine), query.
+-- Reply: {cursor ({} at the end), forgotten, active (kept)}.
+-- @include erase, query, record, server
+allow_writes_when_full()
+local query = parse_query(2)
 local num_forgotten, num_active, now = 0, 0, now_ms()
-local entries, last = index_page(query, tonumber(ARGV[1]))
+local entries, last = read_page(query, tonumber(ARGV[1]))
 for _, entry in ipairs(entries) do
   local job = load_job(entry.id)
-  if job and is_meant(query, entry, job) then
+  if job and matches_query(query, entry, job) then
     if TERMINAL[job.state] then
-      forget(entry.id, job, now)
+      erase_job(entry.id, job, now)
       num_forgotten = num_forgotten + 1
     else
       num_active = num_active + 1

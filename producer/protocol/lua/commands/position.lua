@@ -1,6 +1,8 @@
--- ARGV: id. Answers how many jobs of its queue are likely to be announced before this one, or nothing
--- where it does not wait for its turn. Writes nothing.
-local TENANTS_LOOKED_AT = 1000 -- those whose turn is soonest; Redis serves nobody else meanwhile
+-- Estimate how many jobs of its queue are announced before a waiting job. Writes nothing.
+-- KEYS: none. ARGV: id.
+-- Reply: the number, or nil if the job is not queued or its delay is not over.
+-- @include keys, record
+local MAX_TENANTS = 1000 -- to look at, those that are next; Redis serves no other client meanwhile
 local id = ARGV[1]
 local job = load_job(id)
 if not job or job.state ~= 'queued' then return false end
@@ -12,16 +14,16 @@ end
 local own = redis.call('ZRANK', backlog_key(job.queue, job.tenant), id)
 if not own then return false end -- its delay is not over
 
--- While its tenant has that many turns, each other one has as many as its weight gives it.
-local function weight(tenant)
+-- While `own` jobs of its tenant are announced, each other tenant gets announcements in proportion to its weight.
+local function weight_of(tenant)
   return tonumber(redis.call('HGET', TENANTS, tenant .. ':weight') or 1)
 end
-local own_weight = weight(job.tenant)
+local own_weight = weight_of(job.tenant)
 local others = 0
-for _, tenant in ipairs(redis.call('ZRANGE', turns_key(job.queue), 0, TENANTS_LOOKED_AT - 1)) do
+for _, tenant in ipairs(redis.call('ZRANGE', turns_key(job.queue), 0, MAX_TENANTS - 1)) do
   if tenant ~= job.tenant then
     local waiting = redis.call('ZCARD', backlog_key(job.queue, tenant))
-    others = others + math.min(waiting, math.ceil(own * weight(tenant) / own_weight))
+    others = others + math.min(waiting, math.ceil(own * weight_of(tenant) / own_weight))
   end
 end
 return announced + own + others

@@ -1,14 +1,17 @@
--- ARGV: lease_ms, then for each job: id, fence. Answers a status for each job.
-write_even_when_full()
+-- Extend leases.
+-- KEYS: none. ARGV: lease_ms, then for each job: id, fence.
+-- Reply: a list with one status per job: OK, FENCED or CANCEL_REQUESTED.
+-- @include guard, keys, record, server
+allow_writes_when_full()
 local lease_ms, now = tonumber(ARGV[1]), now_ms()
-local answers = {}
+local statuses = {}
 for i = 2, #ARGV, 2 do
   local id = ARGV[i]
-  answers[#answers + 1] = guarded(id, 'FENCED', function()
+  statuses[#statuses + 1] = guard_job(id, 'FENCED', function()
     local job = load_lease(id)
-    if not holds(job, tonumber(ARGV[i + 1])) then return 'FENCED' end
+    if not holds_lease(job, tonumber(ARGV[i + 1])) then return 'FENCED' end
     redis.call('ZADD', LEASES, now + lease_ms, id)
     return job.cancel_requested and 'CANCEL_REQUESTED' or 'OK'
   end)
 end
-return answers
+return statuses

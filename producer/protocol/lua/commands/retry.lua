@@ -1,15 +1,15 @@
--- ARGV: id, nonce (one a call), then names and values of the limits that `submit` takes. A job that
--- ended without a completion runs again, from the tokens that it has.
--- Answers {RETRIED, run}, {UNKNOWN}, {COMPLETED}, {ACTIVE, state} or {FULL, limit's name, value, limit,
--- queue, tenant}.
-write_even_when_full()
+-- Run a job again that ended without completing, from the tokens that it has.
+-- KEYS: none. ARGV: id, nonce (unique per call), then alternating names and values of the limits that `submit` takes.
+-- Reply: {RETRIED, run}, {UNKNOWN}, {COMPLETED}, {ACTIVE, state} or {FULL, limit's name, value, limit, queue, tenant}.
+-- @include announce, batches, dead_letters, events, fair_share, index, keys, queue_limits, record, server, usage
+allow_writes_when_full()
 local id, nonce, limits = ARGV[1], ARGV[2], {}
 for i = 3, #ARGV, 2 do limits[ARGV[i]] = ARGV[i + 1] end
 local job = load_job(id)
 if not job then return { 'UNKNOWN' } end
 if job.state == 'completed' then return { 'COMPLETED' } end
 if not TERMINAL[job.state] then
-  -- The same call again, sent by the connection's own retry because the first answer was lost.
+  -- The same nonce: the connection repeated the call because the first reply was lost.
   if redis.call('HGET', job_key(id), 'retry_nonce') == nonce then return { 'RETRIED', job.run } end
   return { 'ACTIVE', job.state }
 end
@@ -20,8 +20,8 @@ if refusal then
 end
 
 local now = now_ms()
--- What its end has set. The tokens stay: a claim of the same identity goes on from them. So do
--- fence and attempts, which only grow.
+-- Delete what the end has set. The tokens stay: a claim with the same identity continues from them. So do fence and
+-- attempts, which only grow.
 redis.call('HDEL', job_key(id), 'result', 'error', 'finished_at_ms', 'started_at_ms', 'owner',
   'completed_fence', 'cancel_requested', 'suspect', 'alone', 'crashes', 'claim_nonce',
   'not_before_ms')
@@ -33,16 +33,16 @@ redis.call('ZREM', EXPIRING, expiring_entry(id, job.state, job))
 if job.deadline_at_ms and job.deadline_at_ms > now then
   redis.call('ZADD', DEADLINES, job.deadline_at_ms, id)
 else
-  redis.call('HDEL', job_key(id), 'deadline_at_ms') -- what is late already would end at once
+  redis.call('HDEL', job_key(id), 'deadline_at_ms') -- a deadline in the past would end the job at once
 end
-index_state(id, job.state, 'queued', now)
-uncount_in_batch(id)
--- Its new end says more than news of the old one, which could arrive after it.
+move_state_entry(id, job.state, 'queued', now)
+uncount_end_in_batch(id)
+-- The event of the old end could arrive after that of the new one.
 supersede_event('evt_' .. id .. '_' .. job.state .. run_suffix(job.run))
-drop_dead_letter(id)
+delete_dead_letter(id)
 redis.call('HINCRBY', TOTALS, 'retried', 1)
-recount(id, job, 1)
+count_stored_job(id, job, 1)
 add_to_backlog(id, job, now_us())
-announce_next(job.queue, now)
-redis.call('PUBLISH', channel(id), '{"state":"queued"}')
+fill_window(job.queue, now)
+redis.call('PUBLISH', events_channel(id), '{"state":"queued"}')
 return { 'RETRIED', job.run + 1 }

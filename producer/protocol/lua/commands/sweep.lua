@@ -1,29 +1,32 @@
--- ARGV: limit (jobs a kind and call), reannounce_grace_ms.
--- Answers {requeued, dead, cancelled, expired, reannounced, unindexed, recounted}.
-write_even_when_full()
+-- Repair what dead processes left behind: lost leases, passed deadlines, unfinished batches, lost announcements,
+-- expired index entries and malformed records.
+-- KEYS: none. ARGV: limit (jobs per kind and call), reannounce_grace_ms.
+-- Reply: {requeued, dead, cancelled, expired, reannounced, unindexed, recounted}.
+-- @include announce, batches, dead_letters, finish, guard, index, keys, record, recount, server, unusable
+allow_writes_when_full()
 local limit, grace_ms, now = tonumber(ARGV[1]), tonumber(ARGV[2]), now_ms()
 local counts = { REQUEUED = 0, DEAD = 0, CANCELLED = 0, EXPIRED = 0, NONE = 0 }
 
-announce_due(limit, now)
+announce_due_jobs(limit, now)
 
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', now, 'LIMIT', 0, limit)) do
-  local outcome = guarded(id, 'DEAD', function()
+  local outcome = guard_job(id, 'DEAD', function()
     local job = load_job(id)
-    if job and job.state == 'in_progress' then return put_back(id, job, 'engine_death', now) end
-    redis.call('ZREM', LEASES, id) -- a record removed by hand must not stop the sweep of all others
+    if job and job.state == 'in_progress' then return requeue_job(id, job, 'engine_death', now) end
+    redis.call('ZREM', LEASES, id) -- a record deleted by hand must not stop the sweep of all others
     return 'NONE'
   end)
   counts[outcome] = counts[outcome] + 1
 end
 
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', DEADLINES, '-inf', now, 'LIMIT', 0, limit)) do
-  local outcome = guarded(id, 'DEAD', function()
+  local outcome = guard_job(id, 'DEAD', function()
     local job = load_job(id)
     if not job or job.state ~= 'queued' then
       redis.call('ZREM', DEADLINES, id)
       return 'NONE'
     end
-    expire(id, job, now)
+    expire_job(id, job, now)
     return 'EXPIRED'
   end)
   counts[outcome] = counts[outcome] + 1
@@ -36,23 +39,23 @@ local function cancel_page_of_batch(id)
   if #ids == limit then redis.call('ZADD', BATCHES_DUE, now, id) end
   redis.call('HSET', batch_key(id), 'num_swept', start + #ids)
   for _, job_id in ipairs(ids) do
-    guarded(job_id, nil, function()
+    guard_job(job_id, nil, function()
       local job = load_job(job_id)
-      if job and cancel_or_ask(job_id, job, now) == 'CANCELLED' then
+      if job and request_cancel(job_id, job, now) == 'CANCELLED' then
         counts.CANCELLED = counts.CANCELLED + 1
       end
     end)
   end
 end
 
--- One look at a batch that is due: it is cancelled, waits for lines in vain, or its record is gone.
+-- A batch is due if it is being cancelled, is idle, has passed its deadline or has lost its record.
 local function sweep_batch(id)
   local batch = load_batch(id)
   local kind = redis.call('TYPE', batch_jobs_key(id)).ok
   if not batch then
     redis.call('ZREM', BATCHES_DUE, id)
     redis.call('ZREM', BATCHES, id)
-    redis.call('UNLINK', batch_jobs_key(id)) -- expired with it, unless it was deleted by hand
+    redis.call('UNLINK', batch_jobs_key(id)) -- expired with the record, unless that was deleted by hand
   elseif not TERMINAL[batch.state] and kind ~= 'zset' and kind ~= 'none' then
     redis.call('ZREM', BATCHES_DUE, id) -- forged: it must not stop the sweep of all others
   elseif batch.state == 'cancelling' then
@@ -61,33 +64,33 @@ local function sweep_batch(id)
     redis.call('HSET', batch_key(id), 'total', redis.call('ZCARD', batch_jobs_key(id)),
       'state', 'in_progress', 'is_late', '1')
     redis.call('ZREM', BATCHES_DUE, id)
-    end_batch_if_done(id, now) -- else when its last job has expired
+    finish_batch_if_done(id, now) -- otherwise it ends when its last job has expired
   elseif batch.state == 'validating' then
     local text = error_json('batch_abandoned', 'no line came for 24 hours, and it was not sealed')
-    begin_to_cancel_batch(id, batch, text, now)
+    start_batch_cancellation(id, text, now)
   end
 end
 
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', BATCHES_DUE, '-inf', now, 'LIMIT', 0, 10)) do
   sweep_batch(id)
-  if counts.CANCELLED >= limit then break end -- the others are still due: the next call goes on
+  if counts.CANCELLED >= limit then break end -- the others are still due, for the next call
 end
 
--- A queue never gets more announcements than it has announced jobs, so a long outage of all workers
--- floods nothing. Jobs that wait for their first announcement have no score; the others are ordered
--- by their last one: those whose announcement is oldest come first, and each is announced in turn.
+-- A queue never gets more messages than it has announced jobs, so a long outage of all workers floods nothing. Jobs
+-- that wait for their first announcement have an infinite score. The others are ordered by their last announcement,
+-- oldest first, so all of them are announced again in time.
 local reannounced = 0
 local function reannounce(queue)
-  announce_next(queue, now) -- messages that were no jobs, or of jobs long gone, made room
+  fill_window(queue, now) -- taken messages that named no waiting job have made room
   local announced = redis.call('ZCOUNT', queued_key(queue), '-inf', '(+inf')
   local missing = math.min(announced - redis.call('LLEN', queue), limit)
   if missing <= 0 then return end
   local ids = redis.call('ZRANGEBYSCORE', queued_key(queue), '-inf', now - grace_ms, 'LIMIT', 0,
     missing)
   for i = #ids, 1, -1 do -- the oldest last: it ends up first in the queue
-    reannounced = reannounced + guarded(ids[i], 0, function()
+    reannounced = reannounced + guard_job(ids[i], 0, function()
       if redis.call('EXISTS', job_key(ids[i])) == 1 then
-        announce(ids[i], queue, true, now)
+        announce_job(ids[i], queue, true, now)
         return 1
       end
       redis.call('ZREM', queued_key(queue), ids[i])
@@ -95,12 +98,12 @@ local function reannounce(queue)
     end)
   end
 end
--- A name in the registry may be of a key that no batchmill wrote: it must not stop the others.
+-- The set may name a key of another type, which batchmill did not write: it must not stop the others.
 for _, queue in ipairs(redis.call('SMEMBERS', QUEUES)) do pcall(reannounce, queue) end
 
--- Redis has deleted these records: their index entries go too.
+-- Remove the index entries of a record that Redis has deleted.
 local function drop_entry(entry)
-  local id, state, labels = read_expiring_entry(entry)
+  local id, state, labels = parse_expiring_entry(entry)
   local f = redis.call('HMGET', job_key(id), 'state', 'tags', 'tenant', 'enqueued_at_ms')
   local own = f[1] and { tags = f[2] or nil, tenant = f[3] or nil }
   local ttl_ms = redis.call('PTTL', job_key(id))
@@ -109,7 +112,7 @@ local function drop_entry(entry)
   else
     unindex_job(id, state, labels)
     redis.call('ZREM', EXPIRING, entry)
-    -- An id that was used again (a Celery task's, delivered once more) keeps those of its record.
+    -- An id that is in use again (of a Celery task that was delivered again) keeps the entries of its new record.
     if own then index_job(id, f[1], own, f[4]) end
   end
 end
@@ -118,9 +121,9 @@ for _, entry in ipairs(gone) do
   if not pcall(drop_entry, entry) then redis.call('ZREM', EXPIRING, entry) end
 end
 
-local num_buried = bury_unusable(limit, now) -- what came up above, or in another script
--- What such records had of documents and tokens, and what ones removed by hand had, nobody knows.
-local num_recounted = count_usage_anew(num_buried > 0, limit, now)
+local num_failed = fail_unusable_jobs(limit, now) -- marked above, or by another script
+-- How much such records added to the counters is unknown, as it is for records deleted by hand.
+local num_recounted = recount_usage(num_failed > 0, limit, now)
 redis.call('ZREMRANGEBYSCORE', DEAD, '-inf', now - DEAD_TTL_MS)
 return {
   counts.REQUEUED, counts.DEAD, counts.CANCELLED, counts.EXPIRED, reannounced, #gone,

@@ -1,8 +1,11 @@
--- What becomes of a batch when its jobs end.
+-- Batches: how the end of each job counts, and how a batch ends.
+-- @include events, keys, record
 
--- What decides about a batch; nil where there is none. `total` is known once no line can follow.
+local BATCH_IDLE_LIMIT_MS = 24 * 3600 * 1000 -- an unsealed batch that gets no line for this long is cancelled
+
+-- The fields that decide about a batch; nil if there is none. `total` is known once no line can follow.
 local function load_batch(id)
-  if redis.call('TYPE', batch_key(id)).ok ~= 'hash' then return nil end -- gone, or forged
+  if redis.call('TYPE', batch_key(id)).ok ~= 'hash' then return nil end -- deleted, or forged
   local f = redis.call('HMGET', batch_key(id), 'state', 'total', 'completed', 'failed', 'error',
     'is_late', 'deadline_at_ms', 'result_ttl_ms', 'webhook', 'webhook_events', 'webhook_secret',
     'num_late')
@@ -22,8 +25,8 @@ local function load_batch(id)
   }
 end
 
--- The end of a batch, in the script in which its last job ends or its last line is known.
-local function end_batch_if_done(id, now)
+-- End a batch in the same script that ends its last job or learns the number of its lines.
+local function finish_batch_if_done(id, now)
   local batch = load_batch(id)
   if TERMINAL[batch.state] or not batch.total or batch.num_ended < batch.total then return end
   local state = 'completed'
@@ -38,11 +41,11 @@ local function end_batch_if_done(id, now)
   if wants_event(batch, state) then add_event(id, batch, state, '', '', now, 'batch') end
   redis.call('PEXPIRE', batch_key(id), batch.result_ttl_ms)
   redis.call('PEXPIRE', batch_jobs_key(id), batch.result_ttl_ms)
-  redis.call('ZADD', BATCHES_DUE, now + batch.result_ttl_ms, id) -- the sweep ends its index entry
+  redis.call('ZADD', BATCHES_DUE, now + batch.result_ttl_ms, id) -- the sweep removes its index entry then
 end
 
--- A batch is told of the end of each of its jobs once, whatever becomes of the job later.
-local function count_in_batch(id, state, now)
+-- Count a job's end in its batch. Each job counts once, whatever happens to it later.
+local function count_end_in_batch(id, state, now)
   local batch_id = redis.call('HGET', job_key(id), 'batch')
   if not batch_id or redis.call('HSETNX', job_key(id), 'batch_counted', '1') == 0 then return end
   local batch = load_batch(batch_id)
@@ -53,11 +56,11 @@ local function count_in_batch(id, state, now)
     redis.call('HSET', job_key(id), 'batch_late', '1')
     redis.call('HINCRBY', batch_key(batch_id), 'num_late', 1)
   end
-  end_batch_if_done(batch_id, now)
+  finish_batch_if_done(batch_id, now)
 end
 
--- A job that is retried in time is waited for again; an end that a batch has told of stands.
-local function uncount_in_batch(id)
+-- A batch that has not ended waits again for a job that is retried; the end of a batch is final.
+local function uncount_end_in_batch(id)
   local batch_id = redis.call('HGET', job_key(id), 'batch')
   local batch = batch_id and load_batch(batch_id)
   if not batch or (batch.state ~= 'validating' and batch.state ~= 'in_progress') then return end
@@ -68,13 +71,13 @@ local function uncount_in_batch(id)
   end
 end
 
--- No line can follow, and the jobs that have not ended are to be cancelled: the sweep does so, page
--- by page, where the client that asked for it does not.
-local function begin_to_cancel_batch(id, batch, error_text, now)
+-- Close a batch to further lines and mark it for cancellation. The client that asked for it cancels the jobs; if that
+-- client dies, the sweep does, page by page.
+local function start_batch_cancellation(id, error_text, now)
   redis.call('HSETNX', batch_key(id), 'cancelling_at_ms', now)
   redis.call('HSETNX', batch_key(id), 'total', redis.call('ZCARD', batch_jobs_key(id)))
   redis.call('HSET', batch_key(id), 'state', 'cancelling')
   if error_text ~= '' then redis.call('HSETNX', batch_key(id), 'error', error_text) end
   redis.call('ZADD', BATCHES_DUE, now, id)
-  end_batch_if_done(id, now)
+  finish_batch_if_done(id, now)
 end

@@ -1,0 +1,79 @@
+-- Fair share of a queue between tenants: the next announcement goes to the waiting tenant with the least tokens used
+-- and in progress, divided by its weight. See docs/protocol.md, "Fair share".
+-- @include keys, usage
+
+local VIRTUAL_UNITS_PER_TOKEN = 1000 -- at weight 1; virtual times are whole numbers, so that no sum drifts
+
+local function virtual_units(num_tokens, tenant)
+  local weight = tonumber(redis.call('HGET', TENANTS, tenant .. ':weight') or 1)
+  return math.floor(num_tokens * VIRTUAL_UNITS_PER_TOKEN / weight + 0.5)
+end
+
+-- Charge a tenant for the expected cost of a job, from its first announcement until its end.
+local function charge_tenant(id, job)
+  if job.charge or not job.cost then return end
+  job.charge = virtual_units(job.cost, job.tenant)
+  redis.call('HSET', job_key(id), 'charge', job.charge)
+  redis.call('HINCRBY', under_way_key(job.queue), job.tenant, job.charge)
+  redis.call('ZADD', turns_key(job.queue), 'XX', 'INCR', job.charge, job.tenant)
+end
+
+-- Replace a job's charge with its real cost.
+local function settle_charge(id, job, num_tokens)
+  if not job.charge then return end
+  redis.call('HDEL', job_key(id), 'charge')
+  if redis.call('HINCRBY', under_way_key(job.queue), job.tenant, -job.charge) == 0 then
+    redis.call('HDEL', under_way_key(job.queue), job.tenant)
+  end
+  local used = virtual_units(num_tokens, job.tenant)
+  redis.call('ZADD', used_key(job.queue), 'XX', 'INCR', used, job.tenant)
+  redis.call('ZADD', turns_key(job.queue), 'XX', 'INCR', used - job.charge, job.tenant)
+end
+
+-- The least that a tenant with waiting jobs has used of a queue. Tenants that used less and have no waiting job are
+-- removed: an idle tenant saves up nothing.
+local function virtual_time(queue)
+  if redis.call('EXISTS', turns_key(queue)) == 0 then
+    redis.call('DEL', used_key(queue))
+    return 0
+  end
+  while true do
+    local first = redis.call('ZRANGE', used_key(queue), 0, 0, 'WITHSCORES')
+    if not first[1] then return 0 end
+    if redis.call('ZSCORE', turns_key(queue), first[1]) then return tonumber(first[2]) end
+    redis.call('ZREM', used_key(queue), first[1])
+  end
+end
+
+-- Let a job wait for its announcement, in the order of `at_us` among its tenant's jobs.
+local function add_to_backlog(id, job, at_us)
+  local queue, tenant = job.queue, job.tenant
+  redis.call('ZADD', queued_key(queue), '+inf', id)
+  redis.call('ZADD', backlog_key(queue, tenant), at_us, id)
+  if redis.call('ZSCORE', turns_key(queue), tenant) then return end
+  local used = virtual_time(queue)
+  used = math.max(used, tonumber(redis.call('ZSCORE', used_key(queue), tenant) or 0))
+  local under_way = tonumber(redis.call('HGET', under_way_key(queue), tenant) or 0)
+  redis.call('ZADD', used_key(queue), used, tenant)
+  redis.call('ZADD', turns_key(queue), used + under_way, tenant)
+end
+
+local function drop_tenant_if_idle(queue, tenant)
+  if redis.call('EXISTS', backlog_key(queue, tenant)) == 0 then
+    redis.call('ZREM', turns_key(queue), tenant)
+  end
+end
+
+-- Take a queued job out of its queue because a worker claims it or it ends. Return whether it was announced.
+local function leave_queue(id, job)
+  local score = redis.call('ZSCORE', queued_key(job.queue), id)
+  if not score then return false end
+  redis.call('ZREM', queued_key(job.queue), id)
+  count_stored_job(id, job, -1)
+  if tonumber(score) ~= math.huge then return true end
+  if redis.call('ZREM', SCHEDULED, id) == 0 then
+    redis.call('ZREM', backlog_key(job.queue, job.tenant), id)
+    drop_tenant_if_idle(job.queue, job.tenant)
+  end
+  return false
+end

@@ -1,0 +1,33 @@
+-- Errors in one job's keys: any client of Redis may have written them, and they must not stop another job.
+-- @include keys, record
+
+-- Fields of a record that are whole numbers if they are set.
+local INTEGER_FIELDS = { 'fence', 'attempts', 'announcements', 'suspect', 'crashes', 'restarts', 'charge',
+  'output_events', 'output_told', 'output_due_ms', 'enqueued_at_ms', 'started_at_ms', 'result_ttl_ms',
+  'cost', 'run' }
+
+-- Whether scripts can work with a job's keys.
+local function is_valid_job(id)
+  if not pcall(read_valid_job, id) then return false end
+  for _, key in ipairs({ tokens_key(id), text_key(id) }) do
+    local kind = redis.call('TYPE', key).ok
+    if kind ~= 'string' and kind ~= 'none' then return false end
+  end
+  if redis.call('STRLEN', tokens_key(id)) % 4 > 0 then return false end
+  for _, value in ipairs(redis.call('HMGET', job_key(id), unpack(INTEGER_FIELDS))) do
+    if value and (#value > 18 or not string.match(value, '^%-?%d+$')) then return false end
+  end
+  return redis.call('HEXISTS', job_key(id), 'doc') == 1
+    and redis.call('HEXISTS', job_key(id), 'enqueued_at_ms') == 1
+end
+
+-- Run an action on one job. If it fails because of the job's own keys, mark the job for the sweep to end and return
+-- `fallback`: if the whole call failed instead, its caller would repeat it forever. Any other error is raised: it is
+-- not this job's fault.
+local function guard_job(id, fallback, action)
+  local ok, result = pcall(action)
+  if ok then return result end
+  if is_valid_job(id) then error(result, 0) end
+  mark_unusable(id, result)
+  return fallback
+end
