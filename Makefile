@@ -24,6 +24,7 @@ check: lint types docs test
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python tests/structure/lint_lua.py
 
 types: setup
 	$(BIN)/mypy
