@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import Any
 
 #: Characters; wider than any table.
@@ -44,6 +45,17 @@ def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[obje
         unbounded = console.options.update(width=_UNBOUNDED)
         console.width = max(console.width, Measurement.get(console, unbounded, table).maximum)
     console.print(table)
+
+
+def format_time_ms(milliseconds: int | None) -> str:
+    """Return a time of a record in words; `-` if there is none.
+
+    Args:
+        milliseconds: since the epoch.
+    """
+    if milliseconds is None:
+        return "-"
+    return f"{datetime.fromtimestamp(milliseconds / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _is_utf8(encoding: str | None) -> bool:

@@ -11,13 +11,12 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
-from batchmill.worker.terminal import print_json, print_table
+from batchmill.worker.terminal import format_time_ms, print_json, print_table
 
-from .broker import resolve_broker
-from .errors import BrokerUrlOption, ExitCode, JsonOption, usage
-from .flags import with_flags
-from .jobs import pairs
-from .status import moment
+from .broker_connection import resolve_broker
+from .command_settings import with_setting_flags
+from .errors import ExitCode, usage_error
+from .options import BrokerUrlOption, JsonOption, parse_pairs
 
 if TYPE_CHECKING:
     from batchmill.producer import BatchEntry, BatchStatus, Client, JobRejected
@@ -60,9 +59,9 @@ _Output = Annotated[
 _COLUMNS = ("batch", "state", "total", "completed", "failed", "created")
 
 
-def register(app: typer.Typer) -> None:
+def add_batch_commands(app: typer.Typer) -> None:
     """Add the commands."""
-    _group.command("create", epilog=_CREATE_EPILOG)(with_flags("create", create))
+    _group.command("create", epilog=_CREATE_EPILOG)(with_setting_flags("create", create))
     _group.command("show", epilog="Example:\n\n  batchmill batch show batch_…")(show)
     _group.command("list", epilog="Example:\n\n  batchmill batch list --limit 10")(list_batches)
     _group.command("cancel", epilog="Example:\n\n  batchmill batch cancel batch_…")(cancel)
@@ -90,7 +89,7 @@ def create(
     options: dict[str, Any] = {
         "webhook": webhook,
         "webhook_events_filter": webhook_event or None,
-        "metadata": pairs("--metadata", metadata) or None,
+        "metadata": parse_pairs("--metadata", metadata) or None,
         "ttl_s": ttl_s,
         "idempotency_key": idempotency_key,
     }
@@ -176,7 +175,7 @@ def _jobs(path: Path, model: str | None) -> Iterator[BulkLine]:
     from batchmill.producer.bulk.records import read_records
 
     if not path.is_file():
-        raise usage(f"{path} is not a file")
+        raise usage_error(f"{path} is not a file")
     settings = LineSettings(model)
     return (read_line(record, settings) for record in read_records(path))
 
@@ -221,7 +220,7 @@ def _open(path: Path) -> IO[str]:
     try:
         return path.open("w", encoding="utf-8")
     except OSError as error:
-        raise usage(f"{path} cannot be written: {error.strerror}") from None
+        raise usage_error(f"{path} cannot be written: {error.strerror}") from None
 
 
 def _print_batch(batch: BatchStatus, *, as_json: bool) -> None:
@@ -235,7 +234,7 @@ def _print_batch(batch: BatchStatus, *, as_json: bool) -> None:
 
 def _row(batch: BatchStatus) -> tuple[object, ...]:
     numbers = batch.request_counts
-    created = moment(batch.created_at * 1000)
+    created = format_time_ms(batch.created_at * 1000)
     return (
         *(batch.id, batch.status.value, numbers.total, numbers.completed, numbers.failed),
         created,

@@ -14,9 +14,10 @@ import typer
 
 from batchmill.worker.terminal import print_json, print_table
 
-from .broker import resolve_broker
-from .errors import BrokerUrlOption, CommandError, ExitCode, JsonOption
-from .flags import with_flags
+from .broker_connection import resolve_broker
+from .command_settings import with_setting_flags
+from .errors import CommandError, ExitCode
+from .options import BrokerUrlOption, JsonOption
 
 if TYPE_CHECKING:
     from batchmill.worker.bench.figures import BenchRow
@@ -44,9 +45,9 @@ _Rounds = Annotated[int, typer.Option(min=1, max=1000, help="Runs of each worklo
 _Copies = Annotated[int, typer.Option(min=1, max=10_000, help="Times the number of requests.")]
 
 
-def register(app: typer.Typer) -> None:
+def add_bench_commands(app: typer.Typer) -> None:
     """Add the commands."""
-    _group.command("engine", epilog=_ENGINE_EPILOG)(with_flags("engine", engine))
+    _group.command("engine", epilog=_ENGINE_EPILOG)(with_setting_flags("engine", engine))
     _group.command("queue", epilog=_QUEUE_EPILOG)(queue)
     app.add_typer(_group, name="bench")
 

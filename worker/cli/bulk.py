@@ -10,10 +10,10 @@ import typer
 
 from batchmill.worker.terminal import print_json
 
-from .broker import resolve_broker
-from .errors import BrokerUrlOption, ExitCode, JsonOption, usage
-from .flags import with_flags
-from .jobs import json_value, pairs
+from .broker_connection import resolve_broker
+from .command_settings import with_setting_flags
+from .errors import ExitCode, usage_error
+from .options import BrokerUrlOption, JsonOption, parse_json_option, parse_pairs
 
 if TYPE_CHECKING:
     from batchmill.producer.bulk.options import BulkCounts, BulkOptions
@@ -68,9 +68,9 @@ _Webhook = Annotated[
 _RunId = Annotated[str, typer.Option(help="Another name generates anew what was generated before.")]
 
 
-def register(app: typer.Typer) -> None:
+def add_bulk_command(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("bulk", epilog=_EPILOG)(with_flags("bulk", bulk))
+    app.command("bulk", epilog=_EPILOG)(with_setting_flags("bulk", bulk))
 
 
 def bulk(
@@ -102,11 +102,15 @@ def bulk(
     defaults = _line_defaults(max_tokens, temperature, priority, tenant, param)
     text = _template_text(template, template_file)
     if text is None and (chat or system is not None):
-        raise usage("--chat and --system are for a template; lines that are requests say it all")
+        raise usage_error(
+            "--chat and --system are for a template; lines that are requests say it all"
+        )
     if system is not None and not chat:
-        raise usage("--system needs --chat")
+        raise usage_error("--system needs --chat")
     if webhook is not None and deduplicate:
-        raise usage("--webhook counts lines by their jobs, which --deduplicate shares; give one")
+        raise usage_error(
+            "--webhook counts lines by their jobs, which --deduplicate shares; give one"
+        )
     options = BulkOptions(
         input_path=input_path,
         output_path=output,
@@ -136,10 +140,12 @@ def _line_defaults(
         "tenant": tenant,
     }
     defaults: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    given = pairs("--param", param)
+    given = parse_pairs("--param", param)
     for name in given.keys() & {"max_tokens", "temperature", "priority", "tenant", "model"}:
-        raise usage(f"--param {name}: it has an option of its own")
-    return defaults | {name: json_value(f"--param {name}", text) for name, text in given.items()}
+        raise usage_error(f"--param {name}: it has an option of its own")
+    return defaults | {
+        name: parse_json_option(f"--param {name}", text) for name, text in given.items()
+    }
 
 
 def _line_settings(
@@ -159,7 +165,7 @@ def _line_settings(
         try:
             check_tag(tag)
         except ValueError as error:
-            raise usage(f"--tag: {error}") from None
+            raise usage_error(f"--tag: {error}") from None
 
     template = None if text is None else PromptTemplate(text)
     return LineSettings(model, defaults, template, as_chat=chat, system=system, tags=labels)
@@ -239,10 +245,10 @@ def _print_summary(run: BulkRun, options: BulkOptions, elapsed_s: float, *, as_j
 
 def _template_text(template: str | None, template_file: Path | None) -> str | None:
     if template is not None and template_file is not None:
-        raise usage("give --template or --template-file, not both")
+        raise usage_error("give --template or --template-file, not both")
     if template_file is None:
         return template
     try:
         return template_file.read_text(encoding="utf-8").removesuffix("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise usage(f"--template-file {template_file} cannot be read: {error}") from None
+        raise usage_error(f"--template-file {template_file} cannot be read: {error}") from None

@@ -9,7 +9,7 @@ import typer
 
 from batchmill.worker.terminal import print_json, print_table
 
-from .errors import JsonOption
+from .options import JsonOption
 
 if TYPE_CHECKING:
     from pydantic_settings import BaseSettings
@@ -20,7 +20,7 @@ _PREFIX = "BATCHMILL_"
 _OTHER_VARIABLES = {"BATCHMILL_CACHE_DIR", "BATCHMILL_RUNTIME_DIR", "BATCHMILL_STATE_DIR"}
 
 
-def register(app: typer.Typer) -> None:
+def add_config_commands(app: typer.Typer) -> None:
     """Add the commands."""
     app.add_typer(_group, name="config")
 
@@ -54,7 +54,7 @@ def show(as_json: JsonOption = False) -> None:
 def _entries(cls: type[BaseSettings]) -> list[dict[str, Any]]:
     """Each field of a settings class, with the value in force."""
     from .setting_docs import setting_docs
-    from .settings_flags import is_secret
+    from .setting_flags import is_secret
 
     values, docs = cls(), setting_docs(cls)
     entries = []

@@ -6,16 +6,16 @@ from typing import Annotated, Any
 
 import typer
 
-from batchmill.worker.terminal import print_json, print_table
+from batchmill.worker.terminal import format_time_ms, print_json, print_table
 
-from .broker import open_store
-from .errors import BrokerUrlOption, CommandError, ExitCode, JsonOption
-from .status import moment
+from .broker_connection import open_store
+from .errors import CommandError, ExitCode
+from .options import BrokerUrlOption, JsonOption
 
 _group = typer.Typer(help="Jobs, messages and webhooks that were given up.", no_args_is_help=True)
 
 
-def register(app: typer.Typer) -> None:
+def add_dead_letter_commands(app: typer.Typer) -> None:
     """Add the commands."""
     app.add_typer(_group, name="dead-letters")
 
@@ -43,7 +43,7 @@ def list_letters(
     print_table(
         counted(total, "dead letter"),
         ("id", "kind", "reason", "source", "at"),
-        ((x.id, x.kind.value, x.reason, x.source, moment(x.at_ms)) for x in letters),
+        ((x.id, x.kind.value, x.reason, x.source, format_time_ms(x.at_ms)) for x in letters),
     )
 
 

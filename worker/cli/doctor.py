@@ -10,12 +10,13 @@ import typer
 
 from batchmill.worker.terminal import print_json, print_table
 
-from .errors import BrokerUrlOption, ExitCode, JsonOption
+from .errors import ExitCode
+from .options import BrokerUrlOption, JsonOption
 
 _EPILOG = "Examples:\n\n  batchmill doctor\n\n  batchmill doctor --model Qwen/Qwen3-0.6B --json"
 
 
-def register(app: typer.Typer) -> None:
+def add_doctor_command(app: typer.Typer) -> None:
     """Add the command."""
     app.command("doctor", epilog=_EPILOG)(doctor)
 
@@ -28,9 +29,9 @@ def doctor(
     as_json: JsonOption = False,
 ) -> None:
     """Check python, packages, broker, model, device and compiler. Exit code 1 on a problem."""
-    from .checks import Level, examine
+    from .doctor_checks import Level, examine_machine
 
-    findings = examine(broker_url, model or os.environ.get("BATCHMILL_MODEL", "demo"))
+    findings = examine_machine(broker_url, model or os.environ.get("BATCHMILL_MODEL", "demo"))
     has_problem = any(finding.level is Level.PROBLEM for finding in findings)
     if as_json:
         print_json({"ok": not has_problem, "findings": [asdict(item) for item in findings]})

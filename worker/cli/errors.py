@@ -1,4 +1,4 @@
-"""What every command shares: its output, its errors and its exit codes."""
+"""Errors of commands: their exit codes, and how they are written to stderr."""
 
 from __future__ import annotations
 
@@ -6,23 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from enum import IntEnum
-from typing import Annotated, Any
-
-import typer
-
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="JSON on stdout, errors as JSON on stderr.")
-]
-BrokerUrlOption = Annotated[
-    str | None,
-    typer.Option(
-        "--broker-url",
-        metavar="URL",
-        help="redis://, rediss:// or unix://. Default: BATCHMILL_BROKER_URL, else the embedded "
-        "broker of `batchmill up`.",
-        show_default=False,
-    ),
-]
+from typing import Any
 
 
 class ExitCode(IntEnum):
@@ -61,7 +45,7 @@ class CommandError(Exception):
         self.exit_code = exit_code
 
 
-def usage(message: str) -> CommandError:
+def usage_error(message: str) -> CommandError:
     """Return the error of a wrong command line."""
     return CommandError(message, code="usage", exit_code=ExitCode.USAGE)
 
@@ -90,7 +74,7 @@ def report_error(error: Exception, *, as_json: bool) -> ExitCode:
     return exit_code
 
 
-def is_usage_error(error: Exception) -> bool:
+def is_parser_error(error: Exception) -> bool:
     """Whether an error is the command line parser's own (typer brings its own copy of click)."""
     return hasattr(error, "format_message") and hasattr(error, "exit_code")
 
@@ -99,7 +83,7 @@ def _describe(error: Exception) -> tuple[str, ExitCode, str, dict[str, Any]] | N
     """Code, exit code, message and further fields of an error; None for one not foreseen."""
     if isinstance(error, CommandError):
         return error.code, error.exit_code, str(error), {}
-    if is_usage_error(error):
+    if is_parser_error(error):
         format_message: Callable[[], str] = error.format_message  # type: ignore[attr-defined]
         return "usage", ExitCode.USAGE, format_message(), {}
     return _describe_known(error)

@@ -8,13 +8,14 @@ import typer
 
 from batchmill.worker.terminal import print_json
 
-from .broker import open_store
-from .errors import BrokerUrlOption, CommandError, ExitCode, JsonOption
+from .broker_connection import open_store
+from .errors import CommandError, ExitCode
+from .options import BrokerUrlOption, JsonOption
 
 _EPILOG = "Example, in a compose file:\n\n  healthcheck: {test: [CMD, batchmill, healthcheck]}"
 
 
-def register(app: typer.Typer) -> None:
+def add_healthcheck_command(app: typer.Typer) -> None:
     """Add the command."""
     app.command("healthcheck", epilog=_EPILOG)(healthcheck)
 

@@ -1,4 +1,4 @@
-"""The `batchmill` command. Commands live in `cli_*.py`; this file puts them together.
+"""The `batchmill` command: puts the commands of the other files together and runs one of them.
 
 Nothing heavy is imported here: `batchmill --help` must not wait for torch or Celery, so commands
 import what they need when they run.
@@ -11,26 +11,30 @@ from typing import NoReturn
 
 import typer
 
-from . import batch as cli_batch
-from . import bench as cli_bench
-from . import bulk as cli_bulk
-from . import config as cli_config
-from . import dead_letters as cli_dead_letters
-from . import doctor as cli_doctor
-from . import healthcheck as cli_healthcheck
-from . import jobs as cli_jobs
-from . import progress as cli_progress
-from . import services as cli_services
-from . import status as cli_status
-from . import stored_jobs as cli_stored_jobs
-from . import tenants as cli_tenants
-from . import webhooks as cli_webhooks
-from .errors import ExitCode, is_usage_error, report_error
+from .batch import add_batch_commands
+from .bench import add_bench_commands
+from .bulk import add_bulk_command
+from .config import add_config_commands
+from .dead_letters import add_dead_letter_commands
+from .deliver import add_deliver_commands
+from .demo import add_demo_command
+from .doctor import add_doctor_command
+from .errors import ExitCode, is_parser_error, report_error
+from .healthcheck import add_healthcheck_command
+from .manage_jobs import add_manage_job_commands
+from .progress import add_progress_command
+from .result import add_result_commands
+from .status import add_status_command
+from .submit import add_submit_command
+from .tenants import add_tenant_commands
+from .up import add_up_command
+from .webhooks import add_webhook_commands
+from .worker import add_worker_command
 
 app = typer.Typer(
     name="batchmill",
-    help="LLM generation jobs through Redis and Celery, ground together in continuous batches.\n\n"
-    "Start with [bold]batchmill demo[/bold], or [bold]batchmill up[/bold] and then "
+    help="Run LLM jobs from a Redis queue in continuous batches.\n\n"
+    "Start with [bold]batchmill demo[/bold], or with [bold]batchmill up[/bold] and then "
     '[bold]batchmill submit "…" --wait[/bold].',
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -38,24 +42,29 @@ app = typer.Typer(
     add_completion=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_PARTS = (
-    cli_services,
-    cli_jobs,
-    cli_progress,
-    cli_stored_jobs,
-    cli_bulk,
-    cli_batch,
-    cli_status,
-    cli_tenants,
-    cli_webhooks,
-    cli_dead_letters,
-    cli_doctor,
-    cli_healthcheck,
-    cli_config,
-    cli_bench,
+#: In the order of `batchmill --help`.
+_COMMANDS = (
+    add_demo_command,
+    add_up_command,
+    add_worker_command,
+    add_deliver_commands,
+    add_submit_command,
+    add_result_commands,
+    add_progress_command,
+    add_manage_job_commands,
+    add_bulk_command,
+    add_batch_commands,
+    add_status_command,
+    add_tenant_commands,
+    add_webhook_commands,
+    add_dead_letter_commands,
+    add_doctor_command,
+    add_healthcheck_command,
+    add_config_commands,
+    add_bench_commands,
 )
-for _part in _PARTS:
-    _part.register(app)
+for _add_commands in _COMMANDS:
+    _add_commands(app)
 
 
 def main() -> NoReturn:
@@ -66,18 +75,14 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
-        # The reader (such as `head`) has what it wanted. Python would complain at its exit.
+        # The reader (such as `head`) has read enough. Python would complain at its exit.
         sys.stderr.close()
         sys.exit(ExitCode.FAILED)
     except typer.Abort:
         sys.exit(ExitCode.FAILED)
     except Exception as error:
-        if is_usage_error(error) and not as_json:
+        if is_parser_error(error) and not as_json:
             error.show()  # type: ignore[attr-defined]
             sys.exit(ExitCode.USAGE)
         sys.exit(report_error(error, as_json=as_json))
     sys.exit(result if isinstance(result, int) else ExitCode.OK)
-
-
-if __name__ == "__main__":
-    main()

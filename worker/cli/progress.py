@@ -8,9 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .broker import resolve_broker
-from .errors import BrokerUrlOption, JsonOption, usage
-from .stored_jobs import JobIds, TagOption, TenantOption, check_one_way
+from .broker_connection import resolve_broker
+from .errors import usage_error
+from .options import (
+    BrokerUrlOption,
+    JobIds,
+    JsonOption,
+    TagOption,
+    TenantOption,
+    check_ids_or_filter,
+)
 
 if TYPE_CHECKING:
     from batchmill.producer import Client, JobProgress, ProgressSummary
@@ -22,7 +29,7 @@ _EPILOG = (
 )
 
 
-def register(app: typer.Typer) -> None:
+def add_progress_command(app: typer.Typer) -> None:
     """Add the command."""
     app.command("progress", epilog=_EPILOG)(progress)
 
@@ -45,7 +52,7 @@ def progress(
 
     from .progress_view import ProgressView, has_ended
 
-    check_one_way(job_ids or (), tag, tenant)
+    check_ids_or_filter(job_ids or (), tag, tenant)
     with Client(resolve_broker(broker_url)) as client:
         look = _look(client, _ids(client, job_ids, tag, tenant))
         with ProgressView(in_place=watch, as_json=as_json) as view:
@@ -64,7 +71,7 @@ def _ids(
     if job_ids:
         return list(dict.fromkeys(job_ids))
     if tag is None and tenant is None:
-        raise usage("no jobs: give ids, --tag or --tenant")
+        raise usage_error("no jobs: give ids, --tag or --tenant")
     return [job.id for job in client.iter_jobs(tag=tag, tenant=tenant)]
 
 

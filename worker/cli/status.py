@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from batchmill.worker.terminal import print_json, print_table
+from batchmill.worker.terminal import format_time_ms, print_json, print_table
 
-from .broker import open_store, resolve_broker
-from .errors import BrokerUrlOption, JsonOption
+from .broker_connection import open_store, resolve_broker
+from .options import BrokerUrlOption, JsonOption
 
 if TYPE_CHECKING:
     from batchmill.producer.protocol.replies import WorkerInfo
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 _EPILOG = "Examples:\n\n  batchmill status\n\n  batchmill status gen_… --json | jq .state"
 
 
-def register(app: typer.Typer) -> None:
+def add_status_command(app: typer.Typer) -> None:
     """Add the command."""
     app.command("status", epilog=_EPILOG)(status)
 
@@ -53,11 +52,11 @@ def _show_job(job_id: str, broker_url: str | None, *, as_json: bool) -> None:
         ("attempts", job.attempts if job.run == 1 else f"{job.attempts}, in {job.run} runs"),
         ("tags", ", ".join(job.tags) or "-"),
         ("worker", job.worker or "-"),
-        ("enqueued", moment(job.enqueued_at_ms)),
-        ("not before", moment(job.scheduled_at_ms)),
-        ("started", moment(job.started_at_ms)),
-        ("finished", moment(job.finished_at_ms)),
-        ("deadline", moment(job.deadline_at_ms)),
+        ("enqueued", format_time_ms(job.enqueued_at_ms)),
+        ("not before", format_time_ms(job.scheduled_at_ms)),
+        ("started", format_time_ms(job.started_at_ms)),
+        ("finished", format_time_ms(job.finished_at_ms)),
+        ("deadline", format_time_ms(job.deadline_at_ms)),
     ]
     if job.error is not None:
         rows.append(("error", f"{job.error.code}: {job.error.message}"))
@@ -92,7 +91,7 @@ def _show_store(broker_url: str | None, *, as_json: bool) -> None:
 def _print_workers(workers: Sequence[WorkerInfo]) -> None:
     columns = ["worker", "model", "state", "since", "in flight"]
     rows: list[list[object]] = [
-        [w.name, w.model, w.state, moment(w.started_at_ms), w.stats.get("jobs", "-")]
+        [w.name, w.model, w.state, format_time_ms(w.started_at_ms), w.stats.get("jobs", "-")]
         for w in workers
     ]
     drafts = [_drafts(worker) for worker in workers]
@@ -126,10 +125,3 @@ def _count_rows(counts: Any) -> list[tuple[str, int]]:
     ]
     rows += [(f"total {name}", number) for name, number in sorted(counts.totals.items())]
     return rows
-
-
-def moment(milliseconds: int | None) -> str:
-    """A time of the record, for people."""
-    if milliseconds is None:
-        return "-"
-    return f"{datetime.fromtimestamp(milliseconds / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"

@@ -11,8 +11,9 @@ import typer
 
 from batchmill.worker.terminal import print_json, print_table
 
-from .broker import open_store
-from .errors import BrokerUrlOption, CommandError, ExitCode, JsonOption
+from .broker_connection import open_store
+from .errors import CommandError, ExitCode
+from .options import BrokerUrlOption, JsonOption
 
 if TYPE_CHECKING:
     from batchmill.producer.store.job_store import JobStore
@@ -24,7 +25,7 @@ _group = typer.Typer(
 _Name = Annotated[str, typer.Argument(metavar="NAME", help="The tenant, as jobs name it.")]
 
 
-def register(app: typer.Typer) -> None:
+def add_tenant_commands(app: typer.Typer) -> None:
     """Add the commands."""
     app.add_typer(_group, name="tenants")
 

@@ -1,115 +1,60 @@
-"""`batchmill up`: everything on one machine, until Ctrl-C."""
+"""`batchmill up`: broker, worker, deliverer and Flower on this machine."""
 
 from __future__ import annotations
 
-import os
-import signal
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from batchmill.producer.broker_url import embedded_socket, redact, redis_url
-from batchmill.worker.local.stack import LocalStack, StackOptions
-from batchmill.worker.local.state_dir import make_private_directory, stored_webhook_secret
-from batchmill.worker.local.stop_signals import StopSignals
-from batchmill.worker.terminal import print_json
+import typer
 
-_CHECK_INTERVAL_S = 0.2
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+from .command_settings import with_setting_flags
+from .options import FlowerPortOption, JsonOption, NoFlowerOption
 
-
-@dataclass(frozen=True, slots=True)
-class UpOptions:
-    """What `batchmill up` was asked for."""
-
-    state_dir: Path
-    broker_port: int | None
-    flower_port: int | None
-    with_flower: bool
-    as_json: bool
+_EPILOG = (
+    "Examples:\n\n  batchmill up\n\n  batchmill up --model Qwen/Qwen3-0.6B --device cuda\n\n"
+    "  batchmill up --broker-port 6379 --no-flower"
+)
 
 
-def run_up(options: UpOptions) -> None:
-    """Start everything, keep it running, and end it in order on SIGTERM or Ctrl-C.
+def add_up_command(app: typer.Typer) -> None:
+    """Add `up`."""
+    app.command("up", epilog=_EPILOG)(with_setting_flags("up", up))
 
-    A second signal ends the children at once.
 
-    Raises:
-        ServiceError: something could not start; the message says what, and where its log is.
+def up(
+    state_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the broker's data, the logs and the secret. Default: "
+            "~/.local/state/batchmill."
+        ),
+    ] = None,
+    broker_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=65535,
+            help="Let the embedded broker listen on 127.0.0.1 at this port, without a password, "
+            "instead of on a socket that only this user can open.",
+        ),
+    ] = None,
+    flower_port: FlowerPortOption = None,
+    no_flower: NoFlowerOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run broker, worker, deliverer and Flower on this machine until Ctrl-C.
+
+    The broker is embedded unless BATCHMILL_BROKER_URL or --broker-url names another one.
     """
-    say = _say_json if options.as_json else _say_text
-    make_private_directory(options.state_dir)
-    secret, secret_path = _webhook_secret(options.state_dir)
-    stack = LocalStack(_stack_options(options, secret), say)
-    with StopSignals(_SIGNALS, on_second=stack.kill) as signals:
-        try:
-            stack.start()
-            _show(stack, secret_path, as_json=options.as_json)
-            _keep_running(stack, signals, say)
-        finally:
-            say("stopping worker, deliverer, Flower and broker; a second Ctrl-C kills them")
-            stack.stop()
+    from batchmill.worker.local.state_dir import default_state_dir
+    from batchmill.worker.local.up import UpOptions, run_up
 
-
-def _keep_running(stack: LocalStack, signals: StopSignals, say: Callable[[str], None]) -> None:
-    """Watch the children until a signal comes."""
-    is_ready = False
-    while not signals.wait(_CHECK_INTERVAL_S):
-        stack.check()
-        if not is_ready and stack.is_ready():
-            is_ready = True
-            say("ready: the worker takes jobs")
-
-
-def _stack_options(options: UpOptions, secret: str) -> StackOptions:
-    external = os.environ.get("BATCHMILL_BROKER_URL")
-    return StackOptions(
-        state_dir=options.state_dir,
-        socket_path=embedded_socket(),
-        environment={"BATCHMILL_WEBHOOK_SECRET": secret},
-        broker_url=redis_url(external) if external else None,
-        broker_port=options.broker_port,
-        flower_port=options.flower_port,
-        with_flower=options.with_flower,
+    run_up(
+        UpOptions(
+            state_dir=state_dir or default_state_dir(),
+            broker_port=broker_port,
+            flower_port=flower_port,
+            with_flower=not no_flower,
+            as_json=as_json,
+        )
     )
-
-
-def _webhook_secret(state_dir: Path) -> tuple[str, Path | None]:
-    """The secret of the environment, or the one kept in the state folder and its file."""
-    given = os.environ.get("BATCHMILL_WEBHOOK_SECRET")
-    return (given, None) if given else stored_webhook_secret(state_dir)
-
-
-def _show(stack: LocalStack, secret_path: Path | None, *, as_json: bool) -> None:
-    """Say what runs, where its logs are, and what to try."""
-    logs = {name: str(path) for name, path in stack.log_paths.items()}
-    secret = None if secret_path is None else str(secret_path)
-    if as_json:
-        facts = {"broker_url": redact(stack.broker_url), "flower_url": stack.flower_url}
-        print_json({**facts, "logs": logs, "webhook_secret_file": secret, "pids": stack.pids})
-        return
-    kind = "embedded" if stack.is_embedded else "external"
-    lines = [f"broker  {redact(stack.broker_url)} ({kind})"]
-    if stack.flower_url is not None:
-        lines.append(f"flower  {stack.flower_url} (read-only, no password, this machine only)")
-    lines += [f"log     {path}" for path in logs.values()]
-    lines.append(f"webhook secret in {secret or 'BATCHMILL_WEBHOOK_SECRET'}")
-    found = stack.broker_url == f"unix://{embedded_socket()}"
-    where = "" if found else f" --broker-url {redact(stack.broker_url)}"
-    lines += [
-        "",
-        "Try, in another terminal:",
-        f'  batchmill submit "Write a haiku about a water mill." --max-tokens 48 --wait{where}',
-        f"  batchmill status{where}",
-        "",
-        "Loading the model; Ctrl-C stops everything.",
-    ]
-    print("\n".join(lines), flush=True)
-
-
-def _say_text(line: str) -> None:
-    print(line, flush=True)
-
-
-def _say_json(line: str) -> None:
-    print_json({"event": line})

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from batchmill.worker.terminal import print_json, print_table
+from batchmill.worker.terminal import format_time_ms, print_json, print_table
 
-from .broker import open_store
-from .errors import BrokerUrlOption, CommandError, ExitCode, JsonOption
-from .status import moment
+from .broker_connection import open_store
+from .errors import CommandError, ExitCode
+from .options import BrokerUrlOption, JsonOption
 
 _group = typer.Typer(
     help="Webhook deliveries: what was given up, sending again, trying a receiver.",
@@ -20,7 +20,7 @@ _group = typer.Typer(
 _Event = Annotated[str, typer.Argument(help="The event, as `webhooks list` shows it.")]
 
 
-def register(app: typer.Typer) -> None:
+def add_webhook_commands(app: typer.Typer) -> None:
     """Add the commands."""
     app.add_typer(_group, name="webhooks")
 
@@ -58,13 +58,13 @@ def list_webhooks(
     print_table(
         f"{len(rows)} webhooks given up",
         ("event", "outcome", "last error", "url", "at"),
-        ((*list(row.values())[:-1], moment(letter.at_ms)) for row, letter in both),
+        ((*list(row.values())[:-1], format_time_ms(letter.at_ms)) for row, letter in both),
     )
     if endpoints:
         print_table(
             f"{counted(len(endpoints), 'endpoint')} disabled (batchmill webhooks enable ENDPOINT)",
             ("endpoint", "reason", "since"),
-            ((x.endpoint, x.reason, moment(x.at_ms)) for x in endpoints),
+            ((x.endpoint, x.reason, format_time_ms(x.at_ms)) for x in endpoints),
         )
 
 
@@ -80,12 +80,12 @@ def show(event_id: _Event, broker_url: BrokerUrlOption = None, as_json: JsonOpti
     if as_json:
         print_json(asdict(event))
         return
-    due = "" if event.due_at_ms is None else f", tried next at {moment(event.due_at_ms)}"
+    due = "" if event.due_at_ms is None else f", tried next at {format_time_ms(event.due_at_ms)}"
     print_table(
         f"{event.id}: {event.state}, {event.attempts} attempts{due}",
         ("at", "status", "reason", "seconds"),
         (
-            (moment(x.at_ms), x.http_status or "-", x.reason, f"{x.duration_ms / 1000:.3f}")
+            (format_time_ms(x.at_ms), x.http_status or "-", x.reason, f"{x.duration_ms / 1000:.3f}")
             for x in event.log
         ),
     )

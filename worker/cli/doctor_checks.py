@@ -44,7 +44,7 @@ class Finding:
     remedy: str = ""
 
 
-def examine(broker_url: str | None, model: str) -> list[Finding]:
+def examine_machine(broker_url: str | None, model: str) -> list[Finding]:
     """Run every check.
 
     Args:

@@ -17,7 +17,7 @@ from .setting_docs import setting_docs
 PREFIX = "BATCHMILL_"
 
 
-def with_settings(
+def add_setting_flags(
     command: Callable[..., int | None],
     *classes: type[BaseModel],
     hidden: frozenset[str] = frozenset(),

@@ -8,11 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from batchmill.worker.terminal import print_json, print_table
+from batchmill.worker.terminal import format_time_ms, print_json, print_table
 
-from .broker import resolve_broker
-from .errors import BrokerUrlOption, ExitCode, JsonOption, report_error, usage
-from .status import moment
+from .broker_connection import resolve_broker
+from .errors import ExitCode, report_error
+from .options import (
+    BrokerUrlOption,
+    JobIds,
+    JsonOption,
+    TagOption,
+    TenantOption,
+    check_ids_or_filter,
+)
 
 if TYPE_CHECKING:
     from batchmill.producer import Client
@@ -34,12 +41,8 @@ _FORGET_EPILOG = (
     "Examples:\n\n  batchmill forget gen_…\n\n  batchmill forget --tag customer-4711 --json"
 )
 
-JobIds = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="The jobs.")]
-TagOption = Annotated[str | None, typer.Option("--tag", help="Jobs with this tag.")]
-TenantOption = Annotated[str | None, typer.Option("--tenant", help="Jobs of this tenant.")]
 
-
-def register(app: typer.Typer) -> None:
+def add_manage_job_commands(app: typer.Typer) -> None:
     """Add the commands."""
     app.command("list", epilog=_LIST_EPILOG)(list_jobs)
     app.command("cancel", epilog=_CANCEL_EPILOG)(cancel)
@@ -82,7 +85,7 @@ def list_jobs(
                 job.tenant,
                 ", ".join(job.tags) or "-",
                 job.output_tokens,
-                moment(job.enqueued_at_ms),
+                format_time_ms(job.enqueued_at_ms),
             )
             for job in page.jobs
         ),
@@ -103,7 +106,7 @@ def cancel(
 
     with Client(resolve_broker(broker_url)) as client:
         if job_ids:
-            check_one_way(job_ids, tag, tenant)
+            check_ids_or_filter(job_ids, tag, tenant)
             return _for_each(job_ids, lambda job_id: _cancel(client, job_id), as_json=as_json)
         counts = client.cancel_where(tag=tag, tenant=tenant)
     if as_json:
@@ -163,7 +166,7 @@ def forget(
             return {"id": job_id, "outcome": "forgotten"}, f"{job_id} is forgotten"
 
         if job_ids:
-            check_one_way(job_ids, tag, tenant)
+            check_ids_or_filter(job_ids, tag, tenant)
             return _for_each(job_ids, act, as_json=as_json)
         counts = client.forget_where(tag=tag, tenant=tenant)
     if as_json:
@@ -172,16 +175,6 @@ def forget(
         kept = f", {counts.active} have not ended and are kept" if counts.active else ""
         print(f"{counts.forgotten} forgotten{kept}")
     return ExitCode.OK
-
-
-def check_one_way(job_ids: Sequence[str], tag: str | None, tenant: str | None) -> None:
-    """Refuse ids together with what would choose other jobs.
-
-    Raises:
-        CommandError: both are given.
-    """
-    if job_ids and (tag is not None or tenant is not None):
-        raise usage("give ids, or --tag and --tenant, not both")
 
 
 def _for_each(

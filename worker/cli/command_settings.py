@@ -33,7 +33,7 @@ _OF_AN_ENGINE = frozenset(
 )
 
 
-def with_flags(name: str, command: Callable[..., int | None]) -> Callable[..., int | None]:
+def with_setting_flags(name: str, command: Callable[..., int | None]) -> Callable[..., int | None]:
     """Give a command its settings as flags, where it is the one that is asked for.
 
     The settings classes take 0.2 s to import, which `batchmill --help` need not wait for.
@@ -49,21 +49,21 @@ def with_flags(name: str, command: Callable[..., int | None]) -> Callable[..., i
     from batchmill.worker.settings import WorkerSettings
     from batchmill.worker.webhooks.settings import WebhookSettings
 
-    from .settings_flags import with_settings
+    from .setting_flags import add_setting_flags
 
     match name:
         case "submit" | "bulk" | "create":
-            return with_settings(command, ProducerSettings)
+            return add_setting_flags(command, ProducerSettings)
         case "deliver":
-            return with_settings(command, WebhookSettings)
+            return add_setting_flags(command, WebhookSettings)
         case "up":
-            return with_settings(command, WorkerSettings, WebhookSettings)
+            return add_setting_flags(command, WorkerSettings, WebhookSettings)
         case "engine":
-            return with_settings(command, WorkerSettings, hidden=_of_no_engine(WorkerSettings))
+            return add_setting_flags(command, WorkerSettings, hidden=_of_no_engine(WorkerSettings))
         case "demo":
-            return with_settings(command, WorkerSettings, hidden=_SET_BY_DEMO)
+            return add_setting_flags(command, WorkerSettings, hidden=_SET_BY_DEMO)
         case _:
-            return with_settings(command, WorkerSettings)
+            return add_setting_flags(command, WorkerSettings)
 
 
 def _of_no_engine(settings: type[BaseModel]) -> frozenset[str]:

@@ -1,0 +1,71 @@
+"""`batchmill result` and `stream`: the output of one job, at its end or while it is generated."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from batchmill.worker.terminal import print_json
+
+from .broker_connection import resolve_broker
+from .options import BrokerUrlOption, JsonOption, TimeoutOption
+
+if TYPE_CHECKING:
+    from batchmill.producer import JobResult
+
+_RESULT_EPILOG = "Examples:\n\n  batchmill result gen_…\n\n  batchmill result gen_… --timeout-s 60"
+_STREAM_EPILOG = "Examples:\n\n  batchmill stream gen_…\n\n  batchmill stream gen_… --json"
+_JobId = Annotated[str, typer.Argument(help="Id of the job.")]
+
+
+def add_result_commands(app: typer.Typer) -> None:
+    """Add `result` and `stream`."""
+    app.command("result", epilog=_RESULT_EPILOG)(result)
+    app.command("stream", epilog=_STREAM_EPILOG)(stream)
+
+
+def result(
+    job_id: _JobId,
+    timeout_s: TimeoutOption = None,
+    broker_url: BrokerUrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Wait for a job to end and print its text."""
+    from batchmill.producer import Client
+
+    with Client(resolve_broker(broker_url)) as client:
+        print_result(client.job(job_id).result(timeout_s=timeout_s), as_json=as_json)
+
+
+def stream(
+    job_id: _JobId,
+    timeout_s: TimeoutOption = None,
+    broker_url: BrokerUrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print a job's text while it is generated; with --json, one line per piece."""
+    from batchmill.producer import Client
+
+    with Client(resolve_broker(broker_url)) as client:
+        for piece in client.stream(job_id, timeout_s=timeout_s):
+            if as_json:
+                print_json({"text": piece.text, "token_ids": piece.token_ids})
+            else:
+                sys.stdout.write(piece.text)
+                sys.stdout.flush()
+    if not as_json:
+        print()
+
+
+def print_result(result: JobResult, *, as_json: bool) -> None:
+    """Print the text and the tool calls of a result, or all of it as JSON."""
+    if as_json:
+        print_json(result.model_dump(mode="json") | {"token_ids": result.token_ids})
+        return
+    for completion in result.completions:  # one, unless the job asked for several
+        if completion.text or not completion.tool_calls:
+            print(completion.text)
+        for call in completion.tool_calls:
+            print_json(call.model_dump())
