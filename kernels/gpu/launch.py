@@ -26,7 +26,7 @@ def check_device(op: str, kernel: Any, tensor: Tensor) -> None:
     Raises:
         ValueError: the tensor is not on a GPU, and the kernel is not interpreted.
     """
-    # "meta" tensors describe a launch and have no data; triton_aot records such launches.
+    # "meta" tensors have no data: tests record launches on them (tests/kernels/gpu/launches.py).
     if tensor.device.type not in ("cuda", "meta") and not interpreted(kernel):
         raise ValueError(
             f"the triton backend of {op} needs tensors on a GPU, got {tensor.device}: "

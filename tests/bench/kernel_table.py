@@ -20,6 +20,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parents[2]))
+
 ARCHITECTURES = (80, 90, 100)
 #: The op that a kernel is tested as; others are ops by their own names.
 _OPS = {
@@ -34,8 +36,8 @@ Errors = dict[str, dict[str, dict[str, float]]]
 
 def compile_row(job: tuple[int, int]) -> dict[str, Any]:
     """Compile the variant with this number for this architecture."""
-    from batchmill.kernels.gpu.aot import compile_launch
-    from batchmill.kernels.gpu.variants import shipped_variants
+    from tests.kernels.gpu.launches import compile_launch
+    from tests.kernels.gpu.shipped_launches import shipped_variants
 
     arch, number = job
     variant = shipped_variants(arch)[number]
@@ -62,7 +64,7 @@ def _dtype(signature: Mapping[str, str]) -> str:
 
 def compile_all(architectures: tuple[int, ...], num_processes: int) -> list[dict[str, Any]]:
     """Compile every shipped variant for every architecture."""
-    from batchmill.kernels.gpu.variants import shipped_variants
+    from tests.kernels.gpu.shipped_launches import shipped_variants
 
     jobs = [(arch, i) for arch in architectures for i in range(len(shipped_variants(arch)))]
     with ProcessPoolExecutor(num_processes, get_context("spawn")) as pool:

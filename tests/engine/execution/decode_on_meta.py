@@ -7,8 +7,10 @@ captured in a CUDA graph. A process of its own, because Triton must not interpre
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,9 +26,12 @@ from batchmill.engine.models.families import read_model_config
 from batchmill.engine.models.weights import allocate_weights
 from batchmill.engine.step.request_rows import RequestRows
 from batchmill.engine.step.step_inputs import StepInputBuilder, StepInputs
-from batchmill.kernels.gpu.aot import Launch, record_launches
-from batchmill.kernels.gpu.variants import KERNELS
 from batchmill.kernels.ops.sample import sample
+
+sys.path.append(str(Path(__file__).resolve().parents[3]))
+
+from tests.kernels.gpu.launches import Launch, record_launches
+from tests.kernels.gpu.shipped_launches import KERNELS
 
 NUM_SEQS = 5
 ATEN = torch.ops.aten

@@ -9,7 +9,9 @@ must not interpret its kernels here.
 from __future__ import annotations
 
 import json
+import sys
 from functools import partial
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedConfig, Qwen3Config, Qwen3MoeConfig
@@ -25,9 +27,12 @@ from batchmill.engine.request.sampling_params import SamplingParams
 from batchmill.engine.sampling import sampled_tokens, sampler
 from batchmill.engine.scheduling.scheduled_batch import ScheduledBatch, ScheduledRequest
 from batchmill.engine.step import upload
-from batchmill.kernels.gpu.aot import Launch, record_launches
-from batchmill.kernels.gpu.variants import KERNELS
 from batchmill.kernels.ops.sample import sample
+
+sys.path.append(str(Path(__file__).resolve().parents[3]))
+
+from tests.kernels.gpu.launches import Launch, record_launches
+from tests.kernels.gpu.shipped_launches import KERNELS
 
 MAX_MODEL_LEN = 640
 MAX_NUM_SEQS = 40

@@ -12,7 +12,8 @@ from batchmill.kernels.ops.paged_attention import paged_attention
 from batchmill.kernels.ops.rope_and_cache import rope_and_cache
 from batchmill.kernels.ops.write_kv import write_kv
 from batchmill.kernels.reference.fp8_rows import FP8
-from batchmill.kernels.reference.paged_attention_oracle import paged_attention_oracle
+
+from .paged_attention_oracle import paged_attention_oracle
 
 TABLES = torch.tensor([[2, 0], [1, 3]], dtype=torch.int32)
 CU_SEQLENS_Q = torch.tensor([0, 1, 4], dtype=torch.int32)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from batchmill.kernels.ops.paged_attention import paged_attention
-from batchmill.kernels.reference.paged_attention_oracle import paged_attention_oracle
 from batchmill.kernels.reference.paged_attention_plan import AttentionPlan
+
+from .paged_attention_oracle import paged_attention_oracle
 
 # fp32: sums of up to ~100 products of order 1 in another order. bf16 and fp16: the result is
 # rounded to 8 or 11 bits, and so are the softmax weights before they meet the values.

@@ -12,25 +12,38 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .aot import Launch, record_launches
-from .attention_tuning import attention_tuning
-from .decode_attention import decode_attention_kernel, merge_decode_kernel
-from .decode_plan import plan_decode_kernel
-from .fp8_gated_activation import gated_activation_fp8_kernel, gated_activation_fp8_triton
-from .fp8_quantize import quantize_fp8_kernel, quantize_fp8_triton
-from .gated_activation import gated_activation_kernel, gelu_and_mul_triton, silu_and_mul_triton
-from .paged_attention import paged_attention_triton
-from .prefill_attention import prefill_attention_kernel
-from .rms_norm import add_rms_norm_triton, rms_norm_fp8_triton, rms_norm_kernel, rms_norm_triton
-from .rope import (
+from batchmill.kernels.gpu.attention_tuning import attention_tuning
+from batchmill.kernels.gpu.decode_attention import decode_attention_kernel, merge_decode_kernel
+from batchmill.kernels.gpu.decode_plan import plan_decode_kernel
+from batchmill.kernels.gpu.fp8_gated_activation import (
+    gated_activation_fp8_kernel,
+    gated_activation_fp8_triton,
+)
+from batchmill.kernels.gpu.fp8_quantize import quantize_fp8_kernel, quantize_fp8_triton
+from batchmill.kernels.gpu.gated_activation import (
+    gated_activation_kernel,
+    gelu_and_mul_triton,
+    silu_and_mul_triton,
+)
+from batchmill.kernels.gpu.paged_attention import paged_attention_triton
+from batchmill.kernels.gpu.prefill_attention import prefill_attention_kernel
+from batchmill.kernels.gpu.rms_norm import (
+    add_rms_norm_triton,
+    rms_norm_fp8_triton,
+    rms_norm_kernel,
+    rms_norm_triton,
+)
+from batchmill.kernels.gpu.rope import (
     apply_rope_kernel,
     apply_rope_triton,
     rope_and_cache_kernel,
     rope_and_cache_triton,
 )
-from .sample import sample_pick_kernel, sample_tile_kernel, sample_triton
-from .sample_floor import sample_floor_kernel
-from .write_kv import write_kv_kernel, write_kv_triton
+from batchmill.kernels.gpu.sample import sample_pick_kernel, sample_tile_kernel, sample_triton
+from batchmill.kernels.gpu.sample_floor import sample_floor_kernel
+from batchmill.kernels.gpu.write_kv import write_kv_kernel, write_kv_triton
+
+from .launches import Launch, record_launches
 
 #: Every kernel there is.
 KERNELS = (
