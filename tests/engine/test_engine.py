@@ -305,9 +305,7 @@ def test_failed_generate_leaves_no_request_behind(
 
 def test_prefix_cache_is_used_until_it_is_reset(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine()
-    cached = []
-    for _ in range(2):
-        cached.append(engine.generate(["x" * 40], GREEDY)[0].usage.cached_tokens)
+    cached = [engine.generate(["x" * 40], GREEDY)[0].usage.cached_tokens for _ in range(2)]
     assert cached == [0, 36]
     assert engine.reset_prefix_cache() == engine.stats().num_cached_blocks + 12
     assert engine.generate(["x" * 40], GREEDY)[0].usage.cached_tokens == 0

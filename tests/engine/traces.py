@@ -30,7 +30,7 @@ def random_params(rng: random.Random) -> SamplingParams:
     """Every kind of end, and of control that has to know the last token."""
     values: dict[str, Any] = {"max_tokens": rng.randint(1, 20), "ignore_eos": rng.random() < 0.5}
     values["temperature"] = rng.choice([0, 0.8, 1.2])
-    for chance, name, value in (
+    controls = (
         (0.3, "stop", [chr(rng.randrange(97, 123)) for _ in range(3)]),
         (0.3, "stop_token_ids", [rng.randrange(256) for _ in range(20)]),
         (0.2, "seed", rng.randrange(9)),
@@ -40,9 +40,8 @@ def random_params(rng: random.Random) -> SamplingParams:
         (0.05, "no_repeat_ngram_size", 2),
         (0.05, "logprobs", 2),
         (0.05, "min_tokens", 1),
-    ):
-        if rng.random() < chance:
-            values[name] = value
+    )
+    values |= {name: value for chance, name, value in controls if rng.random() < chance}
     if rng.random() < 0.04:
         values = {"structured_outputs": {"regex": "[a-z]{2,8}"}, "max_tokens": 20}
     return SamplingParams(**values)

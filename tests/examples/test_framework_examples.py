@@ -84,13 +84,21 @@ async def ask(
 ) -> tuple[int, Any]:
     """One request; the status and the JSON of the answer."""
     scope = {
-        **{"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "http"},
-        **{"method": method, "path": path, "raw_path": path.encode(), "query_string": b""},
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "scheme": "http",
+        "method": method,
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
         "headers": [
             (name.lower().encode(), value.encode())
             for name, value in {"content-type": "application/json", **(headers or {})}.items()
         ],
-        **{"root_path": "", "client": None, "server": None},
+        "root_path": "",
+        "client": None,
+        "server": None,
     }
     parts = [{"type": "http.request", "body": body, "more_body": False}]
     sent: list[dict[str, Any]] = []

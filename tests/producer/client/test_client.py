@@ -68,7 +68,7 @@ def wait_in_thread(wait: Callable[[], Any]) -> Future[Any]:
 def collect(source: Iterator[Job], handles: list[Job]) -> None:
     """Keep what comes before an error."""
     for handle in source:
-        handles.append(handle)
+        handles.append(handle)  # noqa: PERF402  # keeps those before the error
 
 
 def await_subscriber(bench: Any, job_id: str) -> None:

@@ -26,7 +26,10 @@ def test_forged_events_become_dead_letters_and_the_others_are_claimed(bench: Any
     bench.redis.hset(
         keys.event("counted"),
         mapping={
-            **{"type": "t", "job_id": "j", "url": "https://e", "created_at_ms": 1},
+            "type": "t",
+            "job_id": "j",
+            "url": "https://e",
+            "created_at_ms": 1,
             "attempts": "many",
         },
     )

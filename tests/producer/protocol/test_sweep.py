@@ -222,8 +222,12 @@ def test_what_waits_is_counted_anew_when_records_were_removed_by_hand(
         bench.store.sweep()
 
     assert {k.decode(): int(v) for k, v in bench.redis.hgetall(keys.USAGE).items()} == {
-        **{"jobs": 1, "bytes": 15, "tokens": 7},
-        **{"jobs:acme": 1, "bytes:acme": 15, "tokens:acme": 7},
+        "jobs": 1,
+        "bytes": 15,
+        "tokens": 7,
+        "jobs:acme": 1,
+        "bytes:acme": 15,
+        "tokens:acme": 7,
     }
     bench.redis.hset(keys.under_way(QUEUE), "acme", bench.redis.hget(keys.job("kept"), "charge"))
 

@@ -64,9 +64,16 @@ class Forger:
         job_id = f"forged-{next(self._numbers)}"
         now = 1_800_000_000_000
         fields = {
-            **{"id": job_id, "v": 1, "model": "demo", "queue": QUEUE, "state": "queued"},
+            "id": job_id,
+            "v": 1,
+            "model": "demo",
+            "queue": QUEUE,
+            "state": "queued",
             "doc": '{"prompt": "x", "max_tokens": 2, "seed": 1}',
-            **{"enqueued_at_ms": now, "announced_at_ms": now, "fence": 0, "attempts": 0},
+            "enqueued_at_ms": now,
+            "announced_at_ms": now,
+            "fence": 0,
+            "attempts": 0,
             "result_ttl_ms": 60_000,
             **changes,
         }
@@ -83,7 +90,8 @@ class Forger:
     def message(self, job_id: str, **changes: Any) -> dict[str, Any]:
         message = {
             "body": json.dumps([[], {"job": job_id, "v": 1}, {}]),
-            **{"content-type": "application/json", "content-encoding": "utf-8"},
+            "content-type": "application/json",
+            "content-encoding": "utf-8",
             "headers": {"task": keys.TASK_NAME, "id": job_id, "ignore_result": True},
             "properties": {
                 "delivery_info": {"exchange": "", "routing_key": QUEUE},
