@@ -83,11 +83,20 @@ def _describe(command: Any, name: str, lines: list[str]) -> None:
     if rows:
         lines += ["| option | meaning |", "|---|---|", *rows, ""]
     if command.epilog:
-        examples = [line.strip() for line in _plain(command.epilog).splitlines() if line.strip()]
-        lines += [
-            *("    " + line if line.startswith("batchmill") else line for line in examples),
-            "",
-        ]
+        lines += [*_examples(_plain(command.epilog)), ""]
+
+
+def _examples(epilog: str) -> list[str]:
+    """Return an epilog as Markdown, with the commands in blocks of code."""
+    lines: list[str] = []
+    for line in filter(None, map(str.strip, epilog.splitlines())):
+        if not line.startswith("batchmill "):
+            lines += [line, ""]
+        elif lines[-2:-1] == ["```"]:
+            lines[-2:] = [line, "```", ""]  # one more line of the block before
+        else:
+            lines += ["```sh", line, "```", ""]
+    return lines
 
 
 def _parameter_row(parameter: Any, context: Any) -> str | None:
@@ -95,7 +104,7 @@ def _parameter_row(parameter: Any, context: Any) -> str | None:
     if record is None or "--help" in record[0]:
         return None
     names, meaning = (_plain(part).replace("|", r"\|").replace("\n", " ") for part in record)
-    return f"| `{names}` | {meaning} |".replace("<", r"\<")
+    return f"| `{names}` | {meaning.replace('<', chr(92) + '<')} |"
 
 
 def _plain(text: str) -> str:
