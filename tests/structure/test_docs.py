@@ -144,3 +144,15 @@ def test_the_readme_tells_the_right_defaults() -> None:
     rows = re.findall(r"^\| `(BATCHMILL_\w+)` \| `([^`]+)` \|", README.read_text(), re.MULTILINE)
     assert len(rows) >= 5
     assert [name for name, text in rows if settings()[name].written_default != f"`{text}`"] == []
+
+
+def test_the_architecture_page_has_a_row_for_every_package() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| (`\w+/\w+`(?:, `\w+/\w+`)*) \|", page, re.MULTILINE)
+    described = re.findall(r"`(\w+/\w+)`", "".join(rows))
+    packages = [
+        path.parent.relative_to(ROOT).as_posix()
+        for folder in FOLDERS
+        for path in (ROOT / folder).glob("*/__init__.py")
+    ]
+    assert sorted(described) == sorted(packages)
