@@ -10,13 +10,11 @@ from typing import Any
 import pytest
 
 from batchmill.engine import Chat, RequestError, SamplingParams
-from batchmill.engine.config import TOOL_CALL_PARSERS
 from batchmill.engine.lifecycle.tool_use import check_agreement
 from batchmill.producer.errors import JobRejected, UnsupportedParameter
 from batchmill.producer.job.controls import SamplingControls
 from batchmill.producer.job.validation import parse_document, parse_job
 from batchmill.worker.jobs.intake import cache_salt, chat_arguments
-from batchmill.worker.settings import WorkerSettings
 
 from ..support.chat_templates import CLOCK, TOOLS, named
 
@@ -193,12 +191,6 @@ def test_a_job_and_the_engine_refuse_the_same_chats(given: dict[str, Any], code:
     with pytest.raises(RequestError) as refused:
         take(given)
     assert refused.value.code == code
-
-
-def test_the_setting_knows_the_engines_spellings_of_calls() -> None:
-    for parser in TOOL_CALL_PARSERS:
-        settings = WorkerSettings.model_validate({"tool_call_parser": parser})
-        assert settings.engine_options()["tool_call_parser"] == parser
 
 
 def test_a_part_that_is_no_text_is_named() -> None:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import inspect
-import re
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -17,6 +15,7 @@ from pathlib import Path
 from batchmill.engine import SamplingParams
 from batchmill.engine.contract.aliases import ALIASES
 from batchmill.engine.contract.unsupported import UNSUPPORTED_FIELDS
+from batchmill.worker.cli.setting_docs import field_comments
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "features.md"
@@ -106,26 +105,12 @@ def _marked_features(function: ast.FunctionDef) -> Iterator[str]:
                 yield from [given] if isinstance(given, str) else given
 
 
-def meanings() -> dict[str, str]:
-    """Control -> the comment above its field."""
-    found: dict[str, str] = {}
-    comment: list[str] = []
-    for line in inspect.getsource(SamplingParams).splitlines():
-        if match := re.fullmatch(r"    #: ?(.*)", line):
-            comment.append(match[1])
-            continue
-        if (match := re.match(r"    (\w+): ", line)) and comment:
-            found[match[1]] = " ".join(comment)
-        comment = []
-    return found
-
-
 def page() -> str:
     """The page's text."""
-    told, tested = meanings(), marked_tests()
+    meanings, tested = field_comments(SamplingParams), marked_tests()
     controls = [field.name for field in fields(SamplingParams)]
     rows = ["| control | also | default | what it does |", "|---|---|---|---|"]
-    rows += [f"| `{n}` | {_also(n)} | {_default(n)} | {_cell(told[n])} |" for n in controls]
+    rows += [f"| `{n}` | {_also(n)} | {_default(n)} | {_cell(meanings[n])} |" for n in controls]
     checks = ["", "## Tests", "", "| control | tests |", "|---|---|"]
     checks += [
         f"| `{name}` | {'<br>'.join(f'`{test}`' for test in tested[name])} |" for name in controls

@@ -5,10 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pydantic import BaseModel
 
 #: The demo is a world of its own, with its own broker.
 _SET_BY_DEMO = frozenset(
@@ -20,15 +16,6 @@ _SET_BY_DEMO = frozenset(
         "webhook_allow_http",
         "webhook_allow_ports",
         "webhook_allow_networks",
-    }
-)
-_OF_AN_ENGINE = frozenset(
-    {
-        *("model", "dtype", "device", "quantization", "model_impl", "kv_cache_bytes"),
-        *("max_model_len", "max_num_seqs", "max_num_batched_tokens", "enable_prefix_caching"),
-        *("overlap", "decode_graphs", "kv_cache_dtype", "gpu_memory_utilization"),
-        *("num_speculative_tokens", "prompt_lookup_max", "prompt_lookup_min"),
-        *("speculative_max_num_seqs", "block_size"),
     }
 )
 
@@ -46,7 +33,7 @@ def with_setting_flags(name: str, command: Callable[..., int | None]) -> Callabl
     if name not in sys.argv and not is_completion:
         return command
     from batchmill.producer.settings import ProducerSettings
-    from batchmill.worker.settings import WorkerSettings
+    from batchmill.worker.settings import ENGINE_SETTINGS, WorkerSettings
     from batchmill.worker.webhooks.settings import WebhookSettings
 
     from .setting_flags import add_setting_flags
@@ -59,13 +46,11 @@ def with_setting_flags(name: str, command: Callable[..., int | None]) -> Callabl
         case "up":
             return add_setting_flags(command, WorkerSettings, WebhookSettings)
         case "engine":
-            return add_setting_flags(command, WorkerSettings, hidden=_of_no_engine(WorkerSettings))
+            # No request of a benchmark has tools.
+            shown = {"model", *ENGINE_SETTINGS} - {"tool_call_parser"}
+            hidden = frozenset(WorkerSettings.model_fields) - shown
+            return add_setting_flags(command, WorkerSettings, hidden=hidden)
         case "demo":
             return add_setting_flags(command, WorkerSettings, hidden=_SET_BY_DEMO)
         case _:
             return add_setting_flags(command, WorkerSettings)
-
-
-def _of_no_engine(settings: type[BaseModel]) -> frozenset[str]:
-    """Settings of a worker that the engine alone has no use for."""
-    return frozenset(settings.model_fields) - _OF_AN_ENGINE

@@ -139,7 +139,8 @@ def _settings_message(error: Any) -> str:
     problems = []
     for item in error.errors(include_input=False, include_url=False):
         message = item["msg"].removeprefix("Value error, ")
-        name = "_".join(str(part) for part in item["loc"]).upper()
+        # Further parts of the location are keys inside of a value, or branches of a union.
+        name = "".join(str(part) for part in item["loc"][:1]).upper()
         problems.append(f"BATCHMILL_{name}: {message}" if name else message)
     return "settings are wrong: " + "; ".join(problems)
 

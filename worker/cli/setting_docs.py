@@ -1,4 +1,4 @@
-"""What each setting means, read from the `#:` comments above its field: told once, shown often."""
+"""The meaning of each setting, read from the `#:` comment above its field."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ _COMMENT = re.compile(r"    #: ?(.*)")
 
 
 def setting_docs(settings: type[BaseModel]) -> dict[str, str]:
-    """Return field name to its comment, of a settings class and those it derives from."""
+    """Return field name to comment, for a settings class and those that it derives from."""
     docs: dict[str, str] = {}
     for owner in reversed(settings.__mro__):
         if issubclass(owner, BaseModel) and owner.__module__.startswith("batchmill."):
-            docs |= _own_docs(owner)
-    return docs
+            docs |= field_comments(owner.__dict__.get("described_by", owner))
+    return {name: comment for name, comment in docs.items() if name in settings.model_fields}
 
 
-def _own_docs(owner: type[BaseModel]) -> dict[str, str]:
+def field_comments(owner: type) -> dict[str, str]:
+    """Return field name to the `#:` comment above it, for the fields that a class declares."""
     docs: dict[str, str] = {}
     comment: list[str] = []
     for line in inspect.getsource(owner).splitlines():
         if match := _COMMENT.fullmatch(line):
             comment.append(match[1])
             continue
-        if (match := _FIELD.match(line)) and match[1] in owner.model_fields:
+        if (match := _FIELD.match(line)) and match[1] in owner.__annotations__:
             docs[match[1]] = " ".join(comment)
         comment = []
     return docs

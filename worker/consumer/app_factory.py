@@ -74,7 +74,7 @@ def _configuration(settings: WorkerSettings) -> dict[str, Any]:
         "result_expires": settings.result_ttl_s,
         "result_extended": False,
         "worker_pool": "batchmill.worker.consumer.pool:EnginePool",
-        "worker_concurrency": settings.max_num_seqs + _SPARE_DELIVERIES,
+        "worker_concurrency": settings.engine_config.max_num_seqs + _SPARE_DELIVERIES,
         "worker_prefetch_multiplier": 1,
         "worker_send_task_events": True,
         "worker_hijack_root_logger": False,

@@ -101,8 +101,8 @@ class WorkerRuntime:
             self.link,
             self.jobs,
             self.intake,
-            max_num_seqs=settings.max_num_seqs,
-            max_num_batched_tokens=settings.max_num_batched_tokens,
+            max_num_seqs=settings.engine_config.max_num_seqs,
+            max_num_batched_tokens=settings.engine_config.max_num_batched_tokens,
         )
         self._inbox = Inbox(settings, store)
         self._heartbeat = PeriodicThread("heartbeat", self._announce, settings.heartbeat_interval_s)
@@ -241,15 +241,15 @@ class WorkerRuntime:
 
     def _announce(self) -> None:
         ready = self.link.ready
-        settings = self._settings
+        settings, config = self._settings, self._settings.engine_config
         self._store.announce_worker(
             WorkerInfo(
                 name=self._name,
                 model=settings.served_name,
                 identity="" if ready is None else ready.identity,
                 queues=settings.queues,
-                max_model_len=settings.max_model_len if ready is None else ready.max_model_len,
-                max_num_seqs=settings.max_num_seqs,
+                max_model_len=config.max_model_len if ready is None else ready.max_model_len,
+                max_num_seqs=config.max_num_seqs,
                 started_at_ms=self._started_at_ms,
                 state=self._state(),
                 versions=keys.SUPPORTED_VERSIONS,

@@ -140,7 +140,7 @@ def test_injected_products_are_not_quantized_silently(tmp_path: Path) -> None:
 
 def test_configuration_names_what_there_is() -> None:
     with pytest.raises(
-        ConfigError, match="quantization is 'awq': choose int8 or fp8, or leave it out"
+        ConfigError, match="quantization is 'awq': choose one of int8, fp8, or leave it out"
     ):
         EngineConfig(model="demo", quantization="awq")
     assert EngineConfig(model="demo", quantization="int8").quantization == "int8"

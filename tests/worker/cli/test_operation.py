@@ -201,8 +201,8 @@ def test_settings_that_do_not_go_together_are_told_in_our_words() -> None:
     answer = run("worker", "--json", "--prompt-lookup-min", "9")
     assert answer.returncode == 8
     assert error_of(answer)["message"] == (
-        "settings are wrong: prompt_lookup_min is 9, more than prompt_lookup_max 4: lower it, or "
-        "raise that"
+        "settings are wrong: prompt_lookup_min is 9, more than prompt_lookup_max 4: lower "
+        "prompt_lookup_min or raise prompt_lookup_max"
     )
 
 
