@@ -8,8 +8,13 @@ from batchmill.producer.client.client import Client, Job
 from batchmill.producer.job.batch import BatchRequest, BatchState, BatchStatus, RequestCounts
 from batchmill.producer.job.document import GenerationJob
 from batchmill.producer.job.messages import Message
-from batchmill.producer.protocol.counts import CancelCounts, ForgetCounts
-from batchmill.producer.protocol.replies import CancelAnswer, CancelStatus, JobState
+from batchmill.producer.protocol.replies import (
+    CancelAnswer,
+    CancelCounts,
+    CancelStatus,
+    ForgetCounts,
+    JobState,
+)
 from batchmill.producer.store.batch_store import BatchEntry
 from batchmill.producer.store.job_index import JobPage
 from batchmill.producer.store.read_ends import EndedJob

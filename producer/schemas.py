@@ -13,7 +13,7 @@ from typing import Any
 
 from batchmill.producer.job.batch import BATCH_EVENTS, BatchStatus
 from batchmill.producer.job.document import GenerationJob
-from batchmill.producer.protocol.record_fields import RecordFields
+from batchmill.producer.protocol.record_schema import RecordFields
 
 from .results import JobResult
 

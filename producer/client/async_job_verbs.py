@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Sequence
 
 from batchmill.producer.protocol import calls
-from batchmill.producer.protocol.counts import CancelCounts, ForgetCounts
-from batchmill.producer.protocol.replies import CancelAnswer, CancelStatus
+from batchmill.producer.protocol.replies import (
+    CancelAnswer,
+    CancelCounts,
+    CancelStatus,
+    ForgetCounts,
+)
 from batchmill.producer.results import JobStatus
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store import job_index

@@ -13,7 +13,7 @@ from batchmill.producer.job.document import GenerationJob
 from batchmill.producer.job.line import MAX_ID_CHARS, BulkLine, LineKind
 from batchmill.producer.protocol import calls
 from batchmill.producer.protocol.calls import BatchPlace, Call, NewJob
-from batchmill.producer.protocol.replies import Submitted
+from batchmill.producer.protocol.replies import SubmitReply
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store.batch_calls import OpenBatch
 from batchmill.producer.store.outcomes import accepted_id
@@ -89,11 +89,11 @@ class BatchIntake:
         """Whether nothing waits."""
         return not self._waiting
 
-    def calls(self) -> list[Call[Submitted]]:
+    def calls(self) -> list[Call[SubmitReply]]:
         """Return the script calls that submit what waits."""
         return [calls.submit(job) for job in self._waiting]
 
-    def take(self, answers: Sequence[Submitted]) -> bool:
+    def take(self, answers: Sequence[SubmitReply]) -> bool:
         """Read the answers to `calls`; False where the queue was full, and some still waits."""
         sent = list(zip(self._waiting, answers, strict=True))
         self._waiting.clear()

@@ -11,7 +11,7 @@ from batchmill.producer.job.document import GenerationJob
 from batchmill.producer.job.validation import parse_job
 from batchmill.producer.protocol import calls
 from batchmill.producer.protocol.calls import Call, NewJob
-from batchmill.producer.protocol.replies import SubmitStatus, Submitted
+from batchmill.producer.protocol.replies import SubmitReply, SubmitStatus
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store.outcomes import accepted_id
 from batchmill.producer.store.submission import prepare
@@ -60,7 +60,7 @@ class Batch:
         self._wait_when_full_s = wait_when_full_s or 0.0
         self._full_since: float | None = None
         self._jobs: list[tuple[int, NewJob]] = []
-        self._answers: list[Submitted | None] = []
+        self._answers: list[SubmitReply | None] = []
         self._num_chars = 0
         self._refusal: JobRejected | None = None
 
@@ -84,11 +84,11 @@ class Batch:
             or self._refusal is not None
         )
 
-    def calls(self) -> list[Call[Submitted]]:
+    def calls(self) -> list[Call[SubmitReply]]:
         """Return the script calls that submit what has no answer yet."""
         return [calls.submit(self._jobs[place][1]) for place in self._unanswered()]
 
-    def note(self, answers: Sequence[Submitted]) -> float | None:
+    def note(self, answers: Sequence[SubmitReply]) -> float | None:
         """Note the answers to `calls`.
 
         Returns:

@@ -16,7 +16,6 @@ from typing import Any, Generic, TypeVar
 from redis.exceptions import OutOfMemoryError
 
 from . import keys
-from .counts import SweepCounts
 from .outbox import OutboxEntry
 from .replies import (
     CancelAnswer,
@@ -24,17 +23,18 @@ from .replies import (
     Claim,
     ClaimRefusal,
     CompleteStatus,
-    ForgetAnswer,
+    ForgetReply,
     ForgetStatus,
-    Held,
+    HeldJob,
     JobState,
     ReachedLimit,
     ReleaseCause,
     ReleaseStatus,
-    RetryAnswer,
+    RetryReply,
     RetryStatus,
+    SubmitReply,
     SubmitStatus,
-    Submitted,
+    SweepCounts,
     TokenWrite,
     WriteStatus,
 )
@@ -157,7 +157,7 @@ def decode_tokens(data: bytes) -> list[int]:
     return packed.tolist()
 
 
-def submit(job: NewJob, *, announce: bool = True) -> Call[Submitted]:
+def submit(job: NewJob, *, announce: bool = True) -> Call[SubmitReply]:
     """Store a new job; `announce` puts its message on the queue as well.
 
     A job that is not announced is in a worker's hands already: no queue can be too full for it.
@@ -190,7 +190,7 @@ def submit(job: NewJob, *, announce: bool = True) -> Call[Submitted]:
     if (place := job.batch) is not None:
         fields |= {"batch": place.batch_id, "batch_index": place.index}
         fields |= {"custom_id": place.custom_id or None, "endpoint": place.endpoint or None}
-    return Call("submit", named(fields), _read_submit, Submitted(SubmitStatus.FULL, None))
+    return Call("submit", named(fields), _read_submit, SubmitReply(SubmitStatus.FULL, None))
 
 
 def named(fields: Mapping[str, Argument | None]) -> list[Argument]:
@@ -236,12 +236,12 @@ def checkpoint(writes: Sequence[TokenWrite], lease_ms: int) -> Call[list[WriteSt
     return Call("checkpoint", args, _read_writes)
 
 
-def renew(held: Sequence[Held], lease_ms: int) -> Call[list[WriteStatus]]:
+def renew(held: Sequence[HeldJob], lease_ms: int) -> Call[list[WriteStatus]]:
     """Extend leases, one status for each job in its order."""
     return Call("renew", (lease_ms, *_fences(held)), _read_writes)
 
 
-def release(held: Sequence[Held], cause: ReleaseCause) -> Call[list[ReleaseStatus]]:
+def release(held: Sequence[HeldJob], cause: ReleaseCause) -> Call[list[ReleaseStatus]]:
     """Give jobs back, one status for each job in its order."""
     return Call("release", (cause.value, *_fences(held)), _read_releases)
 
@@ -275,7 +275,7 @@ def cancel(job_id: str) -> Call[CancelAnswer]:
     return Call("cancel", (job_id,), _read_cancel)
 
 
-def retry(job_id: str, limits: QueueLimits) -> Call[RetryAnswer]:
+def retry(job_id: str, limits: QueueLimits) -> Call[RetryReply]:
     """Run a job again that ended without a completion."""
     # The nonce lets a call that the connection repeats after a lost answer find its own retry.
     args: list[Argument] = [job_id, secrets.token_hex(8)]
@@ -285,7 +285,7 @@ def retry(job_id: str, limits: QueueLimits) -> Call[RetryAnswer]:
     return Call("retry", args, _read_retry)
 
 
-def forget(job_id: str) -> Call[ForgetAnswer]:
+def forget(job_id: str) -> Call[ForgetReply]:
     """Remove all that is kept of a job that has ended."""
     return Call("forget", (job_id,), _read_forget)
 
@@ -310,20 +310,20 @@ def outbox_claim(owner: str, limit: int, lease_ms: int) -> Call[list[OutboxEntry
     return Call("outbox_claim", (owner, limit, lease_ms), _read_outbox)
 
 
-def _fences(held: Sequence[Held]) -> list[Argument]:
+def _fences(held: Sequence[HeldJob]) -> list[Argument]:
     return [argument for item in held for argument in (item.job_id, item.fence)]
 
 
-def _read_submit(reply: list[bytes]) -> Submitted:
+def _read_submit(reply: list[bytes]) -> SubmitReply:
     status = SubmitStatus(reply[0].decode())
     if status is SubmitStatus.CLOSED:
-        return Submitted(status, None, batch_state=reply[1].decode())
+        return SubmitReply(status, None, batch_state=reply[1].decode())
     if status is SubmitStatus.FULL:
         reached = ReachedLimit(reply[1].decode(), int(reply[2]), int(reply[3]))
-        return Submitted(status, None, reached)
+        return SubmitReply(status, None, reached)
     if status is SubmitStatus.TOO_LATE:
-        return Submitted(status, None)
-    return Submitted(status, reply[1].decode())
+        return SubmitReply(status, None)
+    return SubmitReply(status, reply[1].decode())
 
 
 def _read_writes(reply: list[bytes]) -> list[WriteStatus]:
@@ -339,22 +339,22 @@ def _read_cancel(reply: list[bytes]) -> CancelAnswer:
     return CancelAnswer(CancelStatus(reply[0].decode()), state)
 
 
-def _read_retry(reply: list[Any]) -> RetryAnswer:
+def _read_retry(reply: list[Any]) -> RetryReply:
     status = RetryStatus(reply[0].decode())
     if status is RetryStatus.RETRIED:
-        return RetryAnswer(status, run=reply[1])
+        return RetryReply(status, run=reply[1])
     if status is RetryStatus.ACTIVE:
-        return RetryAnswer(status, state=JobState(reply[1].decode()))
+        return RetryReply(status, state=JobState(reply[1].decode()))
     if status is RetryStatus.FULL:
         _, name, value, limit, queue, tenant = (part.decode() for part in reply)
         reached = ReachedLimit(name, int(value), int(limit))
-        return RetryAnswer(status, reached=reached, queue=queue, tenant=tenant)
-    return RetryAnswer(status)
+        return RetryReply(status, reached=reached, queue=queue, tenant=tenant)
+    return RetryReply(status)
 
 
-def _read_forget(reply: list[bytes]) -> ForgetAnswer:
+def _read_forget(reply: list[bytes]) -> ForgetReply:
     state = JobState(reply[1].decode()) if len(reply) > 1 else None
-    return ForgetAnswer(ForgetStatus(reply[0].decode()), state)
+    return ForgetReply(ForgetStatus(reply[0].decode()), state)
 
 
 def _read_outbox(reply: list[list[Any]]) -> list[OutboxEntry]:

@@ -1,4 +1,4 @@
-"""Webhook events as the outbox hands them out, and what becomes of them."""
+"""Values of the webhook scripts: an event that a deliverer claimed, and how deliveries end."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from enum import StrEnum
 
 
 class DeliveryOutcome(StrEnum):
-    """How a webhook attempt ended."""
+    """How an attempt to deliver a webhook event ended."""
 
     DELIVERED = "delivered"
-    #: Try again later.
+    #: Failed; the event is tried again later.
     RETRY = "retry"
-    #: Not attempted after all (its host is busy, the deliverer stops): later, and not counted as
-    #: an attempt.
+    #: Not attempted (its host is busy, or the deliverer stops): due again later, and not counted
+    #: as an attempt.
     POSTPONED = "postponed"
     #: The last attempt failed: dead letter.
     EXHAUSTED = "exhausted"
-    #: The receiver wants no more (410), or its address is forbidden: dead letter.
+    #: The receiver wants no more events (410), or its address is forbidden: dead letter.
     DISABLED = "disabled"
 
 
 @dataclass(frozen=True, slots=True)
 class OutboxEntry:
-    """A webhook event handed to a deliverer, under a lease."""
+    """A webhook event that a deliverer claimed, under a lease."""
 
     event_id: str
     #: `generation.` and `started`, `output`, `completed`, `failed`, `cancelled` or
@@ -32,10 +32,10 @@ class OutboxEntry:
     #: Of the job, or of the batch.
     job_id: str
     url: str
-    #: 1 at the first attempt; an attempt that died on the way counts.
+    #: 1 at the first attempt; an attempt whose deliverer died counts.
     attempt: int
     fence: int
-    #: When it happened.
+    #: When the event happened.
     created_at_ms: int
     #: The bytes to send, once `outbox_set_body_once` has stored them.
     body: bytes | None
@@ -46,11 +46,11 @@ class OutboxEntry:
 
 
 class RedeliverStatus(StrEnum):
-    """Answer of `outbox_redeliver`."""
+    """Reply of `outbox_redeliver`."""
 
     OK = "OK"
     #: The event waits for delivery already.
     PENDING = "PENDING"
-    #: Its endpoint is disabled: enable that first.
+    #: Its endpoint is disabled: enable the endpoint first.
     DISABLED = "DISABLED"
     UNKNOWN = "UNKNOWN"

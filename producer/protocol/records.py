@@ -1,20 +1,105 @@
-"""Reading what Redis stores: records, events, dead letters and heartbeats into their types."""
+"""Records as Python values: jobs, dead letters and heartbeats, and the reading of each from Redis.
+
+`record_schema.py` describes the same job record for readers in other languages.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from . import keys
-from .replies import DeadLetter, DeadLetterKind, JobState, WorkerInfo
+from .replies import JobState
 
 Fields = Mapping[bytes, bytes]
 
 
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """A job's record, without its tokens and text."""
+
+    id: str
+    version: int
+    model: str
+    queue: str
+    state: JobState
+    document: bytes
+    webhook: str | None
+    enqueued_at_ms: int
+    announced_at_ms: int
+    started_at_ms: int | None
+    finished_at_ms: int | None
+    deadline_at_ms: int | None
+    #: End of the job's delay; None if it had none.
+    not_before_ms: int | None
+    tenant: str
+    fence: int
+    owner: str | None
+    attempts: int
+    suspect: int
+    alone: bool
+    crashes: int
+    #: How often the output was discarded because the weights or the sampler had changed.
+    restarts: int
+    identity: str | None
+    cancel_requested: bool
+    result: bytes | None
+    error: bytes | None
+    tags: tuple[str, ...] = ()
+    #: 1, plus one per retry.
+    run: int = 1
+
+
+class DeadLetterKind(StrEnum):
+    """What a dead letter contains."""
+
+    JOB = "job"
+    MESSAGE = "message"
+    WEBHOOK = "webhook"
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A job, message or webhook event that was given up, with the reason."""
+
+    #: The job's id, the event's id, or `dead_<n>` for a message.
+    id: str
+    kind: DeadLetterKind
+    #: A code: `attempts_exhausted`, `malformed`, `exhausted`, `disabled` …
+    reason: str
+    #: A job's document, a message as it was received, or the last error of a delivery.
+    payload: bytes
+    #: The worker, the queue or the URL.
+    source: str
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """A worker's heartbeat: what it serves, and its state."""
+
+    name: str
+    model: str
+    identity: str
+    queues: tuple[str, ...]
+    #: Prompt and output tokens that one request may have together.
+    max_model_len: int
+    max_num_seqs: int
+    started_at_ms: int
+    #: `starting`, `ready`, `draining`.
+    state: str
+    versions: tuple[int, ...]
+    #: Gauges for people and dashboards (free blocks …). Progress estimates use `jobs` (in flight)
+    #: and `tokens_per_s`; the others may change. `draft_tokens` and `accepted_tokens` (since the
+    #: engine started) are present if prompt lookup is on.
+    stats: Mapping[str, int | float | str] = field(default_factory=dict)
+
+
 def read_job(fields: Fields) -> JobRecord | None:
-    """Return the job in the fields of its hash, or None where there is none."""
+    """Return the job in the fields of its hash; None if there are none."""
     if not fields:
         return None
     return JobRecord(
@@ -49,12 +134,12 @@ def read_job(fields: Fields) -> JobRecord | None:
 
 
 def read_state(value: Any) -> JobState | None:
-    """Return the state in the field of a record, or None where there is none."""
+    """Return the state in the `state` field of a record; None if there is no record."""
     return None if value is None else JobState(value.decode())
 
 
 def read_dead_letter(fields: Fields) -> DeadLetter | None:
-    """Return the dead letter in the fields of its hash, or None where there is none."""
+    """Return the dead letter in the fields of its hash; None if there are none."""
     if not fields:
         return None
     return DeadLetter(
@@ -73,9 +158,10 @@ def write_worker(info: WorkerInfo) -> str:
 
 
 def read_worker(text: bytes) -> WorkerInfo | None:
-    """Return the heartbeat in its JSON; fields of later versions are left out.
+    """Return the heartbeat in its JSON, without the fields that later versions added.
 
-    None where no worker wrote it: anybody who reaches Redis may have, and the others still count.
+    None if the text is malformed: any client of Redis may have written it, and the heartbeats of
+    the other workers still count.
     """
     try:
         data = json.loads(text)
@@ -99,40 +185,4 @@ def _number(fields: Fields, name: bytes) -> int | None:
     try:
         return None if value is None else int(value)
     except ValueError:
-        return None  # forged by hand: the scripts make a dead letter of it, and a reader goes on
-
-
-@dataclass(frozen=True, slots=True)
-class JobRecord:
-    """A job as its record tells it (without its tokens)."""
-
-    id: str
-    version: int
-    model: str
-    queue: str
-    state: JobState
-    document: bytes
-    webhook: str | None
-    enqueued_at_ms: int
-    announced_at_ms: int
-    started_at_ms: int | None
-    finished_at_ms: int | None
-    deadline_at_ms: int | None
-    #: The job's delay ends then; None where it had none.
-    not_before_ms: int | None
-    tenant: str
-    fence: int
-    owner: str | None
-    attempts: int
-    suspect: int
-    alone: bool
-    crashes: int
-    #: Times the tokens so far were discarded because the weights or the sampler had changed.
-    restarts: int
-    identity: str | None
-    cancel_requested: bool
-    result: bytes | None
-    error: bytes | None
-    tags: tuple[str, ...] = ()
-    #: 1, and one more for each retry.
-    run: int = 1
+        return None  # forged: the scripts make the job a dead letter, and a reader continues

@@ -1,14 +1,17 @@
-"""What the job store's scripts answer: small frozen values, one enum for each kind of outcome."""
+"""Values of the job scripts: the reply of each one, its statuses, and the jobs and writes it takes.
+
+`outbox.py` has those of the webhook scripts; `calls.py` builds the calls.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 
 
 class JobState(StrEnum):
-    """Where a job is: `queued -> in_progress -> completed | failed | cancelled | expired`."""
+    """The states of a job: `queued -> in_progress -> completed | failed | cancelled | expired`."""
 
     QUEUED = "queued"
     IN_PROGRESS = "in_progress"
@@ -19,21 +22,21 @@ class JobState(StrEnum):
 
     @property
     def is_terminal(self) -> bool:
-        """Whether the job has ended: nothing but a retry changes it any more."""
+        """Whether the job has ended: only a retry can change it now."""
         return self not in (JobState.QUEUED, JobState.IN_PROGRESS)
 
 
 class SubmitStatus(StrEnum):
-    """What became of a submission."""
+    """Outcome of a submission."""
 
     CREATED = "CREATED"
     #: The id, or the idempotency key with the same content, is known already; nothing was changed.
     EXISTING = "EXISTING"
     #: The idempotency key belongs to a job with other content; nothing was stored.
     CONFLICT = "CONFLICT"
-    #: A limit on what waits is reached, or Redis' memory limit; nothing was stored.
+    #: A limit on waiting jobs, or the memory limit of Redis, is reached; nothing was stored.
     FULL = "FULL"
-    #: The job's batch takes no more lines, or is not there; nothing was stored.
+    #: The job's batch accepts no more lines, or does not exist; nothing was stored.
     CLOSED = "CLOSED"
     #: The deadline would pass before the job may run; nothing was stored.
     TOO_LATE = "TOO_LATE"
@@ -41,72 +44,72 @@ class SubmitStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ReachedLimit:
-    """A limit on what waits, and what waits."""
+    """A limit on waiting jobs, and the value that reached it."""
 
-    #: `max_queue_depth`, `max_queued_jobs`, `max_queued_bytes`, `max_queued_tokens`: of the
-    #: store; `max_jobs`, `max_bytes`, `max_tokens`: of the job's tenant.
+    #: `max_queue_depth`, `max_queued_jobs`, `max_queued_bytes` or `max_queued_tokens` of the
+    #: store; `max_jobs`, `max_bytes` or `max_tokens` of the job's tenant.
     name: str
     value: int
     limit: int
 
 
 @dataclass(frozen=True, slots=True)
-class Submitted:
-    """Answer of `submit` and `adopt`."""
+class SubmitReply:
+    """Reply of `submit`, also for a job that a worker already holds."""
 
     status: SubmitStatus
-    #: The job that now stands for the submission; None where there is none.
+    #: The job that stands for the submission; None if there is none.
     job_id: str | None
-    #: What was full; None where nothing was, or Redis itself.
+    #: The limit that is reached; None with FULL if it is the memory limit of Redis.
     reached: ReachedLimit | None = None
-    #: State of the batch that takes no line; empty where there is no such batch.
+    #: With CLOSED: the state of the batch; empty if it does not exist.
     batch_state: str = ""
 
 
 class ClaimRefusal(StrEnum):
-    """Why a claim was refused. None of them is an error: the announcement is simply dropped."""
+    """Why a claim was refused. None of these is an error: the worker drops the announcement."""
 
     UNKNOWN = "unknown"
     TERMINAL = "terminal"
     LEASED = "leased"
     EXPIRED = "expired"
     UNSUPPORTED_VERSION = "unsupported_version"
-    #: Its keys hold what no batchmill wrote; the next sweep makes a dead letter of it.
+    #: The job's keys hold data that batchmill did not write; the next sweep makes it a dead letter.
     UNUSABLE = "unusable"
-    #: Its delay is not over: it is announced when it is.
+    #: The job's delay is not over; it is announced when it is.
     SCHEDULED = "scheduled"
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A job handed to a worker, under a lease."""
+    """Reply of `claim`: a job that a worker now holds, under a lease."""
 
     job_id: str
     #: Goes with every later write; a write with an older fence changes nothing.
     fence: int
     #: The job document, JSON.
     document: bytes
-    #: Tokens that earlier attempts generated under the same identity: output tokens from the start.
+    #: Output tokens that earlier attempts generated under the same identity, from the first one.
     token_ids: list[int]
-    #: Claims so far, this one included.
+    #: Claims so far, including this one.
     attempts: int
-    #: The job was on board of several engine deaths: it must run with no other job beside it.
+    #: The job was in the engine at several engine deaths: it must run without other jobs.
     alone: bool
     deadline_at_ms: int | None
     enqueued_at_ms: int
     #: First claim of the job.
     started_at_ms: int
-    #: Redis' clock at this claim.
+    #: The clock of Redis at this claim.
     claimed_at_ms: int
-    #: Engine deaths that it was on board of, in company.
+    #: Engine deaths while the job ran beside others.
     suspect: int = 0
     #: A plain Celery task, whose sender may wait for Celery's result.
     celery_result: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """A job under a lease, as its worker names it."""
+class HeldJob:
+    """A job that a worker holds under a lease, as the worker names it in a call."""
 
     job_id: str
     fence: int
@@ -114,75 +117,75 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class TokenWrite:
-    """Tokens to append to a job's record."""
+    """Tokens to append to a job's output."""
 
     job_id: str
     fence: int
     #: Index of the first token, counted from the start of the output.
     position: int
     token_ids: Sequence[int]
-    #: Text that these tokens made certain, UTF-8, for those who read along; written by
+    #: Text that these tokens made final, UTF-8, for readers of the stream; written by
     #: `checkpoint` only.
     text: bytes = b""
-    #: Byte of the output's text that `text` begins at.
+    #: Index of the first byte of `text`, counted from the start of the output's text.
     text_position: int = 0
 
 
 class WriteStatus(StrEnum):
-    """Answer of `checkpoint` and `renew`, for each job."""
+    """Reply of `checkpoint` and `renew`, per job."""
 
     OK = "OK"
-    #: The job is not this fence's any more: drop it and write nothing.
+    #: This fence no longer holds the job: drop it and write nothing.
     FENCED = "FENCED"
-    #: The tokens do not connect to, or disagree with, the stored ones: send from an earlier
-    #: position. Only `checkpoint`.
+    #: The tokens leave a gap after the stored ones or contradict them: send from an earlier
+    #: position. `checkpoint` only.
     GAP = "GAP"
-    #: Written; and someone cancelled the job: stop it and complete it as cancelled.
+    #: Written, but a user has cancelled the job: stop it and complete it as cancelled.
     CANCEL_REQUESTED = "CANCEL_REQUESTED"
 
 
 class ReleaseCause(StrEnum):
     """Why a worker gives a job back."""
 
-    #: An orderly end of the worker: nothing is charged to the job.
+    #: The worker stops in an orderly way: nothing is held against the job.
     DRAIN = "drain"
-    #: The engine died with the job on board: it becomes a suspect or, if it ran alone, is charged
-    #: a crash.
+    #: The engine died while it ran the job: the job becomes a suspect or, if it ran alone, gets a
+    #: crash.
     ENGINE_DEATH = "engine_death"
 
 
 class ReleaseStatus(StrEnum):
-    """Answer of `release`, for each job."""
+    """Reply of `release`, per job."""
 
-    #: Queued and announced at the head of its queue.
+    #: Queued again, and announced at the head of its queue.
     REQUEUED = "REQUEUED"
     FENCED = "FENCED"
-    #: Given up after too many crashes alone: failed with `attempts_exhausted` and a dead letter.
+    #: Crashed alone too often: failed with `attempts_exhausted`, and a dead letter.
     DEAD = "DEAD"
-    #: It had been cancelled while it ran: now it is.
+    #: A user had cancelled it while it ran.
     CANCELLED = "CANCELLED"
     #: Its deadline had passed.
     EXPIRED = "EXPIRED"
 
 
 class CompleteStatus(StrEnum):
-    """Answer of `complete`."""
+    """Reply of `complete`."""
 
     OK = "OK"
-    #: This fence completed the job before: the answer was lost on the way. As good as OK.
+    #: This fence completed the job before and the reply was lost. Treat it as OK.
     ALREADY_DONE = "ALREADY_DONE"
-    #: The job is not this fence's any more; nothing was changed.
+    #: This fence no longer holds the job; nothing was changed.
     FENCED = "FENCED"
-    #: The last tokens do not connect to the stored ones; nothing was changed. Send from an
-    #: earlier position.
+    #: The last tokens leave a gap after the stored ones or contradict them; nothing was changed.
+    #: Send from an earlier position.
     GAP = "GAP"
 
 
 class CancelStatus(StrEnum):
-    """What `cancel` did."""
+    """Outcome of `cancel`."""
 
     CANCELLED = "CANCELLED"
-    #: The job runs: its worker stops it at its next checkpoint.
+    #: The job is running: its worker stops it at the next checkpoint.
     CANCELLING = "CANCELLING"
     ALREADY_TERMINAL = "ALREADY_TERMINAL"
     UNKNOWN = "UNKNOWN"
@@ -190,99 +193,107 @@ class CancelStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class CancelAnswer:
-    """Answer of `cancel`."""
+    """Reply of `cancel`."""
 
     status: CancelStatus
-    #: The state the job had ended in, where it was too late.
+    #: With ALREADY_TERMINAL: the state in which the job had ended.
     state: JobState | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class CancelCounts:
+    """Reply of `cancel_where`: how many jobs were in which state."""
+
+    #: They waited, and are cancelled now.
+    cancelled: int = 0
+    #: They are running: their workers stop them at the next checkpoint.
+    cancelling: int = 0
+    #: They had ended before.
+    already_terminal: int = 0
+
+    def plus(self, other: CancelCounts) -> CancelCounts:
+        """Return the sum of both."""
+        return CancelCounts(
+            self.cancelled + other.cancelled,
+            self.cancelling + other.cancelling,
+            self.already_terminal + other.already_terminal,
+        )
+
+
 class RetryStatus(StrEnum):
-    """What `retry` did."""
+    """Outcome of `retry`."""
 
     RETRIED = "RETRIED"
     UNKNOWN = "UNKNOWN"
-    #: It completed: there is nothing to run again.
+    #: The job completed: there is nothing to run again.
     COMPLETED = "COMPLETED"
-    #: It has not ended.
+    #: The job has not ended.
     ACTIVE = "ACTIVE"
-    #: A limit on what waits is reached.
+    #: A limit on waiting jobs is reached.
     FULL = "FULL"
 
 
 @dataclass(frozen=True, slots=True)
-class RetryAnswer:
-    """Answer of `retry`."""
+class RetryReply:
+    """Reply of `retry`."""
 
     status: RetryStatus
-    #: With RETRIED: the run that has begun, 2 for the first retry.
+    #: With RETRIED: the number of the new run, 2 for the first retry.
     run: int | None = None
-    #: With ACTIVE: where it is.
+    #: With ACTIVE: the job's state.
     state: JobState | None = None
-    #: With FULL: what is, and the job's queue and tenant.
+    #: With FULL: the limit, and the job's queue and tenant.
     reached: ReachedLimit | None = None
     queue: str = ""
     tenant: str = ""
 
 
 class ForgetStatus(StrEnum):
-    """What `forget` did."""
+    """Outcome of `forget`."""
 
     FORGOTTEN = "FORGOTTEN"
     UNKNOWN = "UNKNOWN"
-    #: It has not ended; nothing was changed.
+    #: The job has not ended; nothing was changed.
     ACTIVE = "ACTIVE"
 
 
 @dataclass(frozen=True, slots=True)
-class ForgetAnswer:
-    """Answer of `forget`."""
+class ForgetReply:
+    """Reply of `forget`."""
 
     status: ForgetStatus
-    #: With ACTIVE: where it is.
+    #: With ACTIVE: the job's state.
     state: JobState | None = None
 
 
-class DeadLetterKind(StrEnum):
-    """What was given up."""
+@dataclass(frozen=True, slots=True)
+class ForgetCounts:
+    """Reply of `forget_where`: how many jobs were erased and kept."""
 
-    JOB = "job"
-    MESSAGE = "message"
-    WEBHOOK = "webhook"
+    forgotten: int = 0
+    #: They have not ended, and are kept.
+    active: int = 0
+
+    def plus(self, other: ForgetCounts) -> ForgetCounts:
+        """Return the sum of both."""
+        return ForgetCounts(self.forgotten + other.forgotten, self.active + other.active)
 
 
 @dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """Something given up, with the reason and what is needed to try again."""
+class SweepCounts:
+    """Reply of `sweep`: how many jobs, batches and records it repaired, by kind."""
 
-    #: The job's id, the event's id, or `dead_<n>` for a message.
-    id: str
-    kind: DeadLetterKind
-    #: A code: `attempts_exhausted`, `malformed`, `exhausted`, `disabled` …
-    reason: str
-    #: A job's document, a message as it was received, or the last error of a delivery.
-    payload: bytes
-    #: The worker, the queue or the URL.
-    source: str
-    at_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerInfo:
-    """What a worker serves and how it is, as its heartbeat tells it."""
-
-    name: str
-    model: str
-    identity: str
-    queues: tuple[str, ...]
-    #: Prompt and output tokens that one request may have together.
-    max_model_len: int
-    max_num_seqs: int
-    started_at_ms: int
-    #: `starting`, `ready`, `draining`.
-    state: str
-    versions: tuple[int, ...]
-    #: Gauges for people and dashboards (free blocks …). `jobs` (in flight) and `tokens_per_s`
-    #: are what progress is estimated from; the others are no contract. `draft_tokens` and
-    #: `accepted_tokens` (since its engine started) are there where prompt lookup is on.
-    stats: Mapping[str, int | float | str] = field(default_factory=dict)
+    #: Jobs with a lost lease that were put back into their queues.
+    requeued: int
+    #: Jobs with a lost lease that failed because they had crashed too often.
+    dead: int
+    #: Jobs that were cancelled: with a lost lease, or of a batch that is being cancelled.
+    cancelled: int
+    #: Jobs whose deadline had passed.
+    expired: int
+    #: Waiting jobs whose announcement was lost.
+    reannounced: int
+    #: Records that Redis has deleted, and whose index entries are removed now.
+    unindexed: int = 0
+    #: Jobs visited to rebuild the usage counters.
+    recounted: int = 0

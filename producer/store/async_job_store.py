@@ -10,8 +10,14 @@ from redis.exceptions import OutOfMemoryError
 
 from batchmill.producer.protocol import calls, keys
 from batchmill.producer.protocol.calls import Call
-from batchmill.producer.protocol.records import JobRecord, read_job, read_state, read_worker
-from batchmill.producer.protocol.replies import JobState, WorkerInfo
+from batchmill.producer.protocol.records import (
+    JobRecord,
+    WorkerInfo,
+    read_job,
+    read_state,
+    read_worker,
+)
+from batchmill.producer.protocol.replies import JobState
 from batchmill.producer.protocol.scripts import SCRIPT_NAMES, script_source
 
 from .connection import connect_async

@@ -7,7 +7,8 @@ from typing import assert_never
 from batchmill.producer.job.validation import parse_document
 from batchmill.producer.protocol import calls, keys
 from batchmill.producer.protocol.outbox import RedeliverStatus
-from batchmill.producer.protocol.replies import DeadLetter, DeadLetterKind, RetryStatus
+from batchmill.producer.protocol.records import DeadLetter, DeadLetterKind
+from batchmill.producer.protocol.replies import RetryStatus
 from batchmill.producer.settings import ProducerSettings
 
 from .job_store import JobStore

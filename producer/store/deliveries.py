@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.outbox import RedeliverStatus
-from batchmill.producer.protocol.replies import DeadLetterKind
+from batchmill.producer.protocol.records import DeadLetterKind
 
 from .job_store import JobStore
 

@@ -10,8 +10,7 @@ from batchmill.producer.errors import InvalidQuery
 from batchmill.producer.job.document import check_tag
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls import Argument, Call
-from batchmill.producer.protocol.counts import CancelCounts, ForgetCounts
-from batchmill.producer.protocol.replies import JobState
+from batchmill.producer.protocol.replies import CancelCounts, ForgetCounts, JobState
 from batchmill.producer.results import JobStatus
 
 from .read_status import STATUS_FIELDS, read_status

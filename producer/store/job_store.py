@@ -11,10 +11,12 @@ from redis.exceptions import NoScriptError, OutOfMemoryError
 
 from batchmill.producer.protocol import calls, keys
 from batchmill.producer.protocol.calls import Call, NewJob
-from batchmill.producer.protocol.counts import Counts, QueueDepth, SweepCounts
 from batchmill.producer.protocol.outbox import DeliveryOutcome, OutboxEntry, RedeliverStatus
 from batchmill.producer.protocol.records import (
+    DeadLetter,
+    DeadLetterKind,
     JobRecord,
+    WorkerInfo,
     read_dead_letter,
     read_job,
     read_state,
@@ -26,18 +28,17 @@ from batchmill.producer.protocol.replies import (
     Claim,
     ClaimRefusal,
     CompleteStatus,
-    DeadLetter,
-    DeadLetterKind,
-    Held,
+    HeldJob,
     JobState,
     ReleaseCause,
     ReleaseStatus,
-    Submitted,
+    SubmitReply,
+    SweepCounts,
     TokenWrite,
-    WorkerInfo,
     WriteStatus,
 )
 from batchmill.producer.protocol.scripts import SCRIPT_NAMES, script_source
+from batchmill.producer.protocol.store_counts import QueueDepth, StoreCounts
 
 from .connection import connect
 from .read_ends import MAX_READ_AT_ONCE, EndedJob, chunks, queue_end_reads, read_ends
@@ -104,11 +105,11 @@ class JobStore:
 
     # Jobs: the producer's side.
 
-    def submit(self, job: NewJob) -> Submitted:
+    def submit(self, job: NewJob) -> SubmitReply:
         """Store and announce a job. The same id again answers EXISTING and changes nothing."""
         return self.run(calls.submit(job))
 
-    def adopt(self, job: NewJob) -> Submitted:
+    def adopt(self, job: NewJob) -> SubmitReply:
         """Store a job that came inside a Celery message: as `submit`, without announcing it.
 
         The job's id is the Celery task's: a message delivered again answers EXISTING and changes
@@ -191,11 +192,11 @@ class JobStore:
         """Append tokens of a whole batch and extend the leases; one status a write, in order."""
         return self.run(calls.checkpoint(writes, lease_ms)) if writes else []
 
-    def renew(self, held: Sequence[Held], *, lease_ms: int) -> list[WriteStatus]:
+    def renew(self, held: Sequence[HeldJob], *, lease_ms: int) -> list[WriteStatus]:
         """Extend leases; one status a job (OK, FENCED, CANCEL_REQUESTED), in order."""
         return self.run(calls.renew(held, lease_ms)) if held else []
 
-    def release(self, held: Sequence[Held], *, cause: ReleaseCause) -> list[ReleaseStatus]:
+    def release(self, held: Sequence[HeldJob], *, cause: ReleaseCause) -> list[ReleaseStatus]:
         """Give jobs back to the head of their queues; one status a job, in order."""
         return self.run(calls.release(held, cause)) if held else []
 
@@ -397,7 +398,7 @@ class JobStore:
             QueueDepth(name, numbers[2 * i], numbers[2 * i + 1]) for i, name in enumerate(names)
         ]
 
-    def counts(self) -> Counts:
+    def counts(self) -> StoreCounts:
         """Return the store at a glance."""
         with self.client.pipeline(transaction=False) as pipeline:
             pipeline.zcard(keys.SCHEDULED)
@@ -409,7 +410,7 @@ class JobStore:
             pipeline.llen(keys.INBOX_ARRIVED)
             pipeline.zcard(keys.INBOX_TAKEN)
             scheduled, in_progress, outbox, dead_letters, totals, *inbox = pipeline.execute()
-        return Counts(
+        return StoreCounts(
             queued=sum(depth.queued for depth in self.queue_depths()),
             scheduled=scheduled,
             in_progress=in_progress,

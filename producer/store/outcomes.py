@@ -25,14 +25,14 @@ from batchmill.producer.errors import (
 )
 from batchmill.producer.protocol.calls import NewJob, QueueLimits
 from batchmill.producer.protocol.replies import (
-    ForgetAnswer,
+    ForgetReply,
     ForgetStatus,
     JobState,
     ReachedLimit,
-    RetryAnswer,
+    RetryReply,
     RetryStatus,
+    SubmitReply,
     SubmitStatus,
-    Submitted,
 )
 from batchmill.producer.results import JobError, JobResult
 
@@ -50,7 +50,7 @@ _OF_THE_STORE = frozenset(field.name for field in fields(QueueLimits))
 _TAKES_NO_WRITES = ("MISCONF", "NOREPLICAS")
 
 
-def accepted_id(job: NewJob, answer: Submitted) -> str:
+def accepted_id(job: NewJob, answer: SubmitReply) -> str:
     """Return the id of the job that stands for a submission.
 
     Raises:
@@ -132,7 +132,7 @@ def unknown(job_id: str) -> UnknownJob:
     )
 
 
-def check_retried(job_id: str, answer: RetryAnswer) -> int:
+def check_retried(job_id: str, answer: RetryReply) -> int:
     """Return the number of the run that a retry has begun.
 
     Raises:
@@ -163,7 +163,7 @@ def check_retried(job_id: str, answer: RetryAnswer) -> int:
     return answer.run
 
 
-def check_forgotten(job_id: str, answer: ForgetAnswer) -> None:
+def check_forgotten(job_id: str, answer: ForgetReply) -> None:
     """Raise the error of a job that was not forgotten.
 
     Raises:

@@ -14,7 +14,8 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, Field
 
 from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.replies import JobState, WorkerInfo
+from batchmill.producer.protocol.records import WorkerInfo
+from batchmill.producer.protocol.replies import JobState
 
 PROGRESS_FIELDS: Final = (
     "state",

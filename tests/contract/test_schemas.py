@@ -22,7 +22,7 @@ from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls import BatchPlace, QueueLimits, retry
 from batchmill.producer.protocol.outbox import OutboxEntry
 from batchmill.producer.protocol.records import JobRecord, read_job
-from batchmill.producer.protocol.replies import Claim, Held, ReleaseCause, TokenWrite
+from batchmill.producer.protocol.replies import Claim, HeldJob, ReleaseCause, TokenWrite
 from batchmill.producer.schemas import render, schemas
 from batchmill.producer.store import batch_calls
 from batchmill.producer.store.job_store import JobStore
@@ -115,7 +115,7 @@ def test_real_records_fit_their_schema_and_hold_no_field_that_it_does_not_know(
             record = {name.decode(): value.decode() for name, value in reply.items()}
             assert is_valid("record.schema.json", record)
             seen.update(record)
-        assert seen <= known, f"add them to producer/protocol/record_fields.py: {seen - known}"
+        assert seen <= known, f"add them to producer/protocol/record_schema.py: {seen - known}"
 
     check()
     store.announce_due()
@@ -124,7 +124,7 @@ def test_real_records_fit_their_schema_and_hold_no_field_that_it_does_not_know(
     for _ in range(5):
         claim = store.claim("job-1", owner="w", lease_ms=60_000, identity="i")
         assert isinstance(claim, Claim)
-        held = Held("job-1", claim.fence)
+        held = HeldJob("job-1", claim.fence)
         store.checkpoint([TokenWrite("job-1", claim.fence, 0, [1, 2])], lease_ms=60_000)
         store.cancel("job-0")
         check()

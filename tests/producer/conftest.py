@@ -13,7 +13,7 @@ from redis import Redis
 
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls import NewJob, QueueLimits
-from batchmill.producer.protocol.replies import Claim, JobState, Submitted
+from batchmill.producer.protocol.replies import Claim, JobState, SubmitReply
 from batchmill.producer.store.job_store import JobStore
 
 QUEUE = keys.queue_name("demo", "normal")
@@ -30,7 +30,7 @@ class Bench:
     def redis(self) -> Any:
         return self.store.client
 
-    def submit(self, job_id: str | None = None, **changes: Any) -> Submitted:
+    def submit(self, job_id: str | None = None, **changes: Any) -> SubmitReply:
         """Submit a job; its id is j1, j2 ... unless given."""
         return self.store.submit(self.new_job(job_id, **changes))
 

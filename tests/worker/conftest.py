@@ -18,8 +18,8 @@ from celery import Celery
 
 from batchmill.producer.broker_url import celery_url
 from batchmill.producer.job.document import GenerationJob
-from batchmill.producer.protocol.records import JobRecord
-from batchmill.producer.protocol.replies import JobState, WorkerInfo
+from batchmill.producer.protocol.records import JobRecord, WorkerInfo
+from batchmill.producer.protocol.replies import JobState
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store.job_store import JobStore
 from batchmill.producer.store.submission import prepare

@@ -14,7 +14,7 @@ from .broker_connection import open_store, resolve_broker
 from .options import BrokerUrlOption, JsonOption
 
 if TYPE_CHECKING:
-    from batchmill.producer.protocol.replies import WorkerInfo
+    from batchmill.producer.protocol.records import WorkerInfo
 
 _EPILOG = "Examples:\n\n  batchmill status\n\n  batchmill status gen_… --json | jq .state"
 

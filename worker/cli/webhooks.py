@@ -35,7 +35,7 @@ def list_webhooks(
 ) -> None:
     """List deliveries that were given up, newest first, and endpoints that are not sent to."""
     from batchmill.producer.counted import counted
-    from batchmill.producer.protocol.replies import DeadLetterKind
+    from batchmill.producer.protocol.records import DeadLetterKind
     from batchmill.producer.store.deliveries import Deliveries
 
     with open_store(broker_url) as store:

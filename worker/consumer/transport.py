@@ -24,7 +24,7 @@ from kombu.utils.json import loads
 from kombu.utils.uuid import uuid
 from redis.exceptions import OutOfMemoryError, RedisError
 
-from batchmill.producer.protocol.replies import DeadLetterKind
+from batchmill.producer.protocol.records import DeadLetterKind
 from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.errors import MalformedMessage
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from batchmill.producer.protocol.replies import WorkerInfo
+from batchmill.producer.protocol.records import WorkerInfo
 
 
 class LoadSamples:

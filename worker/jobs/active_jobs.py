@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.replies import Claim, Held, JobState, TokenWrite
+from batchmill.producer.protocol.replies import Claim, HeldJob, JobState, TokenWrite
 from batchmill.worker.engine_host.messages import AbortRequest, AddRequest, ToEngine
 
 from .delivery import Delivery
@@ -74,9 +74,9 @@ class ActiveJob:
         return SUSPECT_GROUP if self.claim.suspect >= SUSPECT_FROM else None
 
     @property
-    def held(self) -> Held:
+    def held(self) -> HeldJob:
         """The job as the store wants it named."""
-        return Held(self.claim.job_id, self.claim.fence)
+        return HeldJob(self.claim.job_id, self.claim.fence)
 
     @property
     def num_unsaved(self) -> int:

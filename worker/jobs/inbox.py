@@ -8,7 +8,8 @@ from redis.exceptions import ResponseError
 from batchmill.producer.errors import JobRejected, QueueFull
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls import NewJob
-from batchmill.producer.protocol.replies import DeadLetterKind, SubmitStatus
+from batchmill.producer.protocol.records import DeadLetterKind
+from batchmill.producer.protocol.replies import SubmitStatus
 from batchmill.producer.store import inbox
 from batchmill.producer.store.connection import is_servers_fault
 from batchmill.producer.store.inbox import InboxJob, TakenDocument

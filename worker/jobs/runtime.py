@@ -8,7 +8,8 @@ from collections.abc import Callable
 import structlog
 
 from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.replies import CancelStatus, JobState, ReleaseCause, WorkerInfo
+from batchmill.producer.protocol.records import WorkerInfo
+from batchmill.producer.protocol.replies import CancelStatus, JobState, ReleaseCause
 from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.engine_host.link import EngineLink
 from batchmill.worker.engine_host.messages import EngineSpec, Ready, StepReport

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import redis
 
-from batchmill.producer.protocol.replies import WorkerInfo
+from batchmill.producer.protocol.records import WorkerInfo
 from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.service_errors import BrokerFailed
 

@@ -12,7 +12,7 @@ from kombu import Connection, Message, Queue
 
 from batchmill.producer.broker_url import celery_url
 from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.replies import Held, ReleaseCause
+from batchmill.producer.protocol.replies import HeldJob, ReleaseCause
 
 QUEUE = keys.queue_name("org/Model-1.5:tuned", "high")
 CANARY = "the secret prompt"
@@ -79,7 +79,7 @@ def test_it_holds_no_content(submitted: Any) -> None:
 
 def test_every_announcement_has_a_delivery_tag_of_its_own(submitted: Any) -> None:
     submitted.store.release(
-        [Held("gen_1", submitted.claim("gen_1").fence)], cause=ReleaseCause.DRAIN
+        [HeldJob("gen_1", submitted.claim("gen_1").fence)], cause=ReleaseCause.DRAIN
     )
     submitted.redis.delete(QUEUE)
     submitted.store.sweep(reannounce_grace_ms=0)

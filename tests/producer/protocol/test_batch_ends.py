@@ -9,7 +9,7 @@ import pytest
 
 from batchmill.producer import BatchClosed, BatchState, Client
 from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.replies import Held, JobState, ReleaseCause
+from batchmill.producer.protocol.replies import HeldJob, JobState, ReleaseCause
 from batchmill.producer.store import batch_calls
 
 from .batch_steps import HOOK, complete, counts, end, events, ids_of, lines
@@ -57,7 +57,7 @@ def test_the_sweep_goes_on_with_a_cancel_whose_client_died(bench: Any, client: C
     assert swept == [2, 1, 1, 0]
     assert bench.store.load(running.job_id).cancel_requested
     assert client.batch(batch.id).status is BatchState.CANCELLING
-    bench.store.release([Held(running.job_id, running.fence)], cause=ReleaseCause.DRAIN)
+    bench.store.release([HeldJob(running.job_id, running.fence)], cause=ReleaseCause.DRAIN)
     assert counts(client.batch(batch.id)) == (5, 0, 5)
     assert [event.type for event in events(bench)] == ["batch.cancelled"]
 

@@ -10,7 +10,8 @@ import pytest
 from batchmill.producer.errors import QueueFull
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.outbox import DeliveryOutcome
-from batchmill.producer.protocol.replies import DeadLetterKind, Held, ReleaseCause, WorkerInfo
+from batchmill.producer.protocol.records import DeadLetterKind, WorkerInfo
+from batchmill.producer.protocol.replies import HeldJob, ReleaseCause
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store.dead_letters import retry_dead_letter
 
@@ -39,7 +40,7 @@ def dead_job(bench: Any, document: str) -> None:
     """A job that was given up."""
     bench.submit("j", document=document)
     for _ in range(6):
-        held = Held("j", bench.claim("j").fence)
+        held = HeldJob("j", bench.claim("j").fence)
         bench.store.release([held], cause=ReleaseCause.ENGINE_DEATH)
     assert bench.state("j") == "failed"
 

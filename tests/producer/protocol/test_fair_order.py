@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.replies import Held, ReleaseCause
+from batchmill.producer.protocol.replies import HeldJob, ReleaseCause
 from batchmill.producer.store.tenants import set_tenant, set_window
 
 QUEUE = keys.queue_name("demo", "normal")
@@ -127,7 +127,7 @@ def test_idling_saves_up_nothing(bench: Any) -> None:
 
 def test_jobs_given_back_go_before_all_others(bench: Any) -> None:
     submit_many(bench, "a", 20)
-    claims = [Held(bench.take_next(), 1) for _ in range(3)]
+    claims = [HeldJob(bench.take_next(), 1) for _ in range(3)]
     bench.store.release(claims, cause=ReleaseCause.DRAIN)
     assert bench.announced()[:3] == ["a2", "a1", "a0"]
     assert len(run_all(bench)) == 20

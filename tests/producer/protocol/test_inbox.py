@@ -9,7 +9,7 @@ import pytest
 
 from batchmill.producer.errors import JobRejected
 from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.replies import DeadLetterKind
+from batchmill.producer.protocol.records import DeadLetterKind
 from batchmill.producer.store import inbox
 from batchmill.producer.store.inbox import MAX_DOCUMENT_BYTES, TakenDocument
 

@@ -9,7 +9,8 @@ import pytest
 
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.outbox import DeliveryOutcome, OutboxEntry, RedeliverStatus
-from batchmill.producer.protocol.replies import DeadLetterKind, WriteStatus
+from batchmill.producer.protocol.records import DeadLetterKind
+from batchmill.producer.protocol.replies import WriteStatus
 
 URL = "https://example.com/hook"
 

@@ -26,15 +26,15 @@ from batchmill.producer import BatchClosed, IdempotencyConflict, ProducerSetting
 from batchmill.producer.job.batch import parse_batch
 from batchmill.producer.protocol import calls, keys
 from batchmill.producer.protocol.calls import BatchPlace, NewJob, QueueLimits
-from batchmill.producer.protocol.counts import ForgetCounts
 from batchmill.producer.protocol.outbox import DeliveryOutcome
 from batchmill.producer.protocol.replies import (
     CancelStatus,
     Claim,
     ClaimRefusal,
     CompleteStatus,
+    ForgetCounts,
     ForgetStatus,
-    Held,
+    HeldJob,
     JobState,
     ReleaseCause,
     ReleaseStatus,
@@ -183,7 +183,7 @@ class ProtocolMachine(ProtocolInvariants):
         job_id = self.job_id(pick)
         job = self.jobs.get(job_id, Reference(False))
         fence = job.fence + wrong
-        [status] = self.store.release([Held(job_id, fence)], cause=cause)
+        [status] = self.store.release([HeldJob(job_id, fence)], cause=cause)
         expected = job.put_back(cause) if job.holds(fence) else ReleaseStatus.FENCED
         assert status is expected
 

@@ -19,10 +19,10 @@ from batchmill.producer import (
 )
 from batchmill.producer.protocol import calls, keys
 from batchmill.producer.protocol.outbox import DeliveryOutcome
+from batchmill.producer.protocol.records import DeadLetterKind
 from batchmill.producer.protocol.replies import (
     CompleteStatus,
-    DeadLetterKind,
-    Held,
+    HeldJob,
     ReleaseCause,
     RetryStatus,
     TokenWrite,
@@ -55,7 +55,7 @@ def fail(bench: Any, job_id: str = "j", token_ids: tuple[int, ...] = (5, 6)) -> 
 def die_alone(bench: Any, job_id: str = "j") -> None:
     """Bring a job to its dead letter: its engine died until it was alone, and then three times."""
     for _ in range(6):
-        held = Held(job_id, bench.claim(job_id).fence)
+        held = HeldJob(job_id, bench.claim(job_id).fence)
         bench.store.release([held], cause=ReleaseCause.ENGINE_DEATH)
     assert bench.state(job_id) == "failed"
 
@@ -238,7 +238,7 @@ def test_nothing_of_a_forgotten_job_is_left(bench: Any, client: Client) -> None:
     claim = bench.claim("j")
     write = TokenWrite("j", claim.fence, 0, [1, 2], b"words", 0)
     bench.store.checkpoint([write], lease_ms=60_000)
-    bench.store.release([Held("j", claim.fence)], cause=ReleaseCause.DRAIN)
+    bench.store.release([HeldJob("j", claim.fence)], cause=ReleaseCause.DRAIN)
     fail(bench, token_ids=())
     for entry in bench.store.outbox_claim(owner="d", limit=9, lease_ms=60_000):
         bench.store.outbox_set_body_once(entry.event_id, b"a body")

@@ -13,7 +13,7 @@ from batchmill.producer.protocol.replies import (
     CancelStatus,
     Claim,
     ClaimRefusal,
-    Held,
+    HeldJob,
     JobState,
     ReachedLimit,
     ReleaseCause,
@@ -208,7 +208,7 @@ def test_a_job_of_another_version_is_left_for_a_worker_that_knows_it(bench: Any)
 
 
 def test_the_next_claim_goes_on_from_the_tokens_of_the_last(bench: Any) -> None:
-    held = Held("j", bench.started("j").fence)
+    held = HeldJob("j", bench.started("j").fence)
     bench.store.checkpoint([TokenWrite("j", held.fence, 0, [7, 4_294_967_295, 0])], lease_ms=1000)
     bench.store.release([held], cause=ReleaseCause.DRAIN)
     claim = bench.claim("j")
@@ -218,7 +218,7 @@ def test_the_next_claim_goes_on_from_the_tokens_of_the_last(bench: Any) -> None:
 
 
 def test_tokens_of_another_model_are_discarded_at_the_claim(bench: Any) -> None:
-    held = Held("j", bench.started("j").fence)
+    held = HeldJob("j", bench.started("j").fence)
     bench.store.checkpoint([TokenWrite("j", held.fence, 0, [7])], lease_ms=1000)
     bench.store.release([held], cause=ReleaseCause.DRAIN)
     claim = bench.claim("j", identity="model-2")

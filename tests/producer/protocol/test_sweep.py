@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.counts import SweepCounts
-from batchmill.producer.protocol.replies import JobState, TokenWrite
+from batchmill.producer.protocol.replies import JobState, SweepCounts, TokenWrite
 
 QUEUE = keys.queue_name("demo", "normal")
 NOTHING = SweepCounts(requeued=0, dead=0, cancelled=0, expired=0, reannounced=0)

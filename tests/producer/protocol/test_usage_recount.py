@@ -17,7 +17,7 @@ from hypothesis.stateful import (
 
 from batchmill.producer.protocol import calls, keys
 from batchmill.producer.protocol.calls import NewJob, QueueLimits
-from batchmill.producer.protocol.replies import Claim, Held, JobState, ReleaseCause
+from batchmill.producer.protocol.replies import Claim, HeldJob, JobState, ReleaseCause
 from batchmill.producer.store.job_store import JobStore
 
 from .protocol_invariants import QUEUE, WINDOW_JOBS
@@ -158,7 +158,7 @@ class RecountMachine(RuleBasedStateMachine):
     @rule(number=picks)
     def release(self, number: int) -> None:
         job_id = self.pick(number)
-        self.store.release([Held(job_id, self.fences[job_id])], cause=ReleaseCause.DRAIN)
+        self.store.release([HeldJob(job_id, self.fences[job_id])], cause=ReleaseCause.DRAIN)
 
     @rule(number=picks)
     def fail(self, number: int) -> None:

@@ -11,7 +11,7 @@ from redis.asyncio import Redis as AsyncRedis
 from batchmill.producer import AsyncSeenEvents, SeenEvents
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.outbox import DeliveryOutcome, OutboxEntry, RedeliverStatus
-from batchmill.producer.protocol.replies import Held, JobState, ReleaseCause, TokenWrite
+from batchmill.producer.protocol.replies import HeldJob, JobState, ReleaseCause, TokenWrite
 from batchmill.producer.store.deliveries import Deliveries
 
 URL = "https://Example.com/hook?token=1"
@@ -68,7 +68,7 @@ def test_end_that_was_not_asked_for_is_not_told(bench: Any) -> None:
 def test_start_is_told_once_however_often_a_job_is_claimed(bench: Any) -> None:
     fence = start(bench, events="started")
     assert [entry.event_id for entry in take(bench)] == ["evt_j_started"]
-    bench.store.release([Held("j", fence)], cause=ReleaseCause.DRAIN)
+    bench.store.release([HeldJob("j", fence)], cause=ReleaseCause.DRAIN)
     bench.store.claim("j", owner="v", lease_ms=60_000, identity="i")
     assert take(bench) == []
 

@@ -10,12 +10,12 @@ from redis.exceptions import OutOfMemoryError
 
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.outbox import DeliveryOutcome
+from batchmill.producer.protocol.records import DeadLetterKind
 from batchmill.producer.protocol.replies import (
     CancelStatus,
     Claim,
     CompleteStatus,
-    DeadLetterKind,
-    Held,
+    HeldJob,
     JobState,
     ReleaseCause,
     ReleaseStatus,
@@ -84,7 +84,7 @@ def test_an_empty_checkpoint_only_extends_the_lease(bench: Any) -> None:
 
 def test_renew_extends_leases_and_tells_of_lost_ones(bench: Any) -> None:
     bench.started("j", lease_ms=1)
-    held = [Held("j", 1), Held("j", 2), Held("nobody", 1)]
+    held = [HeldJob("j", 1), HeldJob("j", 2), HeldJob("nobody", 1)]
     assert bench.store.renew(held, lease_ms=60_000) == [OK, FENCED, FENCED]
     assert bench.store.sweep().requeued == 0
 
@@ -102,8 +102,10 @@ def test_a_worker_that_slept_through_its_lease_can_write_nothing(bench: Any) -> 
     bench.store.sweep()
     new = bench.claim("j")
     assert write(bench, 1, [99]) is FENCED
-    assert bench.store.renew([Held("j", 1)], lease_ms=1) == [FENCED]
-    assert bench.store.release([Held("j", 1)], cause=ReleaseCause.DRAIN) == [ReleaseStatus.FENCED]
+    assert bench.store.renew([HeldJob("j", 1)], lease_ms=1) == [FENCED]
+    assert bench.store.release([HeldJob("j", 1)], cause=ReleaseCause.DRAIN) == [
+        ReleaseStatus.FENCED
+    ]
     assert (
         complete(bench, result='{"by":"old"}', position=1, token_ids=[99]) is CompleteStatus.FENCED
     )
@@ -162,7 +164,7 @@ def test_a_failure_needs_no_word_about_the_tokens_before_it(bench: Any) -> None:
 def test_an_end_by_another_hand_is_not_taken_for_one_s_own(bench: Any) -> None:
     claim = bench.started("j")
     bench.store.cancel("j")
-    bench.store.release([Held("j", claim.fence)], cause=ReleaseCause.DRAIN)
+    bench.store.release([HeldJob("j", claim.fence)], cause=ReleaseCause.DRAIN)
     assert bench.state("j") == "cancelled"
     assert complete(bench) is CompleteStatus.FENCED
 
@@ -228,7 +230,7 @@ def test_cancel_reaches_a_running_job_at_its_next_checkpoint(bench: Any) -> None
     assert bench.store.cancel("j").status is CancelStatus.CANCELLING
     assert write(bench, 0, [1]) is WriteStatus.CANCEL_REQUESTED
     assert bench.store.read_tokens("j") == [1]
-    assert bench.store.renew([Held("j", 1)], lease_ms=1) == [WriteStatus.CANCEL_REQUESTED]
+    assert bench.store.renew([HeldJob("j", 1)], lease_ms=1) == [WriteStatus.CANCEL_REQUESTED]
     assert complete(bench, state=JobState.CANCELLED, position=1) == "OK"
     assert bench.state("j") == "cancelled"
 
@@ -254,7 +256,7 @@ def test_a_cancelled_job_does_not_start_again_when_its_worker_is_lost(bench: Any
 
 
 def test_a_drained_job_waits_at_the_head_of_its_queue_uncharged(bench: Any) -> None:
-    held = Held("j", bench.started("j").fence)
+    held = HeldJob("j", bench.started("j").fence)
     bench.take_announcement()
     bench.submit("other")
     assert bench.store.release([held], cause=ReleaseCause.DRAIN) == [ReleaseStatus.REQUEUED]
@@ -267,7 +269,7 @@ def test_a_drained_job_waits_at_the_head_of_its_queue_uncharged(bench: Any) -> N
 def crash(bench: Any) -> ReleaseStatus:
     """Claim the job and let the engine die with it."""
     claim = bench.claim("j")
-    [status] = bench.store.release([Held("j", claim.fence)], cause=ReleaseCause.ENGINE_DEATH)
+    [status] = bench.store.release([HeldJob("j", claim.fence)], cause=ReleaseCause.ENGINE_DEATH)
     return status
 
 
@@ -276,7 +278,7 @@ def test_a_job_that_was_on_board_three_times_runs_alone(bench: Any) -> None:
     assert [crash(bench), crash(bench)] == [ReleaseStatus.REQUEUED] * 2
     claim = bench.claim("j")
     assert (claim.suspect, claim.alone) == (2, False)
-    bench.store.release([Held("j", claim.fence)], cause=ReleaseCause.ENGINE_DEATH)
+    bench.store.release([HeldJob("j", claim.fence)], cause=ReleaseCause.ENGINE_DEATH)
     claim = bench.claim("j")
     assert (claim.suspect, claim.alone) == (3, True)
 
@@ -299,7 +301,7 @@ def test_drains_never_make_a_job_a_suspect(bench: Any) -> None:
     bench.submit("j")
     for _ in range(10):
         claim = bench.claim("j")
-        bench.store.release([Held("j", claim.fence)], cause=ReleaseCause.DRAIN)
+        bench.store.release([HeldJob("j", claim.fence)], cause=ReleaseCause.DRAIN)
     claim = bench.claim("j")
     assert isinstance(claim, Claim)
     assert (claim.alone, claim.attempts) == (False, 11)
@@ -308,7 +310,7 @@ def test_drains_never_make_a_job_a_suspect(bench: Any) -> None:
 def test_a_released_job_whose_deadline_has_passed_expires(bench: Any) -> None:
     bench.started("j", ttl_ms=60_000)
     bench.redis.hset(keys.job("j"), "deadline_at_ms", 1)
-    held = [Held("j", 1)]
+    held = [HeldJob("j", 1)]
     assert bench.store.release(held, cause=ReleaseCause.DRAIN) == [ReleaseStatus.EXPIRED]
     assert bench.state("j") == "expired"
 
@@ -326,8 +328,8 @@ def test_work_under_way_goes_on_when_redis_is_full(bench: Any) -> None:
     bench.claim("j")
     bench.claim("k")
     assert write(bench, 0, [1]) is OK
-    assert bench.store.renew([Held("j", 1), Held("k", 1)], lease_ms=60_000) == [OK, OK]
-    assert bench.store.release([Held("k", 1)], cause=ReleaseCause.DRAIN) == ["REQUEUED"]
+    assert bench.store.renew([HeldJob("j", 1), HeldJob("k", 1)], lease_ms=60_000) == [OK, OK]
+    assert bench.store.release([HeldJob("k", 1)], cause=ReleaseCause.DRAIN) == ["REQUEUED"]
     bench.claim("k")
     assert bench.store.cancel("k").status is CancelStatus.CANCELLING
     assert complete(bench, position=1, token_ids=[2], result='{"text":"x"}') == "OK"

@@ -18,7 +18,8 @@ from batchmill.producer import (
     UnknownJob,
 )
 from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.replies import TokenWrite, WorkerInfo
+from batchmill.producer.protocol.records import WorkerInfo
+from batchmill.producer.protocol.replies import TokenWrite
 
 NORMAL = keys.queue_name("demo", "normal")
 

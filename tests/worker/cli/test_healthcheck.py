@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from batchmill.producer.protocol.replies import WorkerInfo
+from batchmill.producer.protocol.records import WorkerInfo
 from batchmill.producer.store.job_store import JobStore
 
 HOST = socket.gethostname()

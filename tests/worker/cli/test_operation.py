@@ -11,14 +11,8 @@ import pytest
 from batchmill.kernels.cpu.build import build_library
 from batchmill.kernels.cpu.isa import best_isa
 from batchmill.producer.protocol.outbox import DeliveryOutcome
-from batchmill.producer.protocol.replies import (
-    Claim,
-    DeadLetterKind,
-    Held,
-    JobState,
-    ReleaseCause,
-    WorkerInfo,
-)
+from batchmill.producer.protocol.records import DeadLetterKind, WorkerInfo
+from batchmill.producer.protocol.replies import Claim, HeldJob, JobState, ReleaseCause
 from batchmill.producer.store.job_store import JobStore
 
 from ..command_line import call, complete, error_of, run
@@ -109,7 +103,7 @@ def dead_job(broker: dict[str, str], store: JobStore) -> str:
     while not store.dead_letters():
         claim = store.claim(job_id, owner="w1", lease_ms=1000, identity="x")
         assert isinstance(claim, Claim)
-        store.release([Held(job_id, claim.fence)], cause=ReleaseCause.ENGINE_DEATH)
+        store.release([HeldJob(job_id, claim.fence)], cause=ReleaseCause.ENGINE_DEATH)
     return job_id
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.replies import Claim, JobState, WorkerInfo
+from batchmill.producer.protocol.records import WorkerInfo
+from batchmill.producer.protocol.replies import Claim, JobState
 from batchmill.producer.store.job_store import JobStore
 
 from ..command_line import COMMAND, call, complete, error_of

@@ -11,7 +11,7 @@ from celery.exceptions import TaskRevokedError
 
 from batchmill.producer.job.document import GenerationJob
 from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.replies import Claim, Held, JobState, ReleaseCause
+from batchmill.producer.protocol.replies import Claim, HeldJob, JobState, ReleaseCause
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store.submission import prepare
 
@@ -76,7 +76,7 @@ def test_a_worker_killed_after_the_end_was_written_leaves_no_sender_waiting(mill
     mill.store.complete(failed.job_id, fence=failed.fence, state=JobState.FAILED, error=error)
     poison = adopted(mill, "poison")
     mill.store.client.hset(keys.job("poison"), mapping={"alone": 1, "crashes": 2})
-    mill.store.release([Held("poison", poison.fence)], cause=ReleaseCause.ENGINE_DEATH)
+    mill.store.release([HeldJob("poison", poison.fence)], cause=ReleaseCause.ENGINE_DEATH)
 
     mill.start_worker()
 

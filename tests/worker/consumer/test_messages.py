@@ -8,7 +8,8 @@ from typing import Any
 
 from batchmill.producer.job.document import GenerationJob
 from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.replies import DeadLetterKind, JobState
+from batchmill.producer.protocol.records import DeadLetterKind
+from batchmill.producer.protocol.replies import JobState
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store.submission import prepare
 

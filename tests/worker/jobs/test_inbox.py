@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.replies import DeadLetterKind, JobState
+from batchmill.producer.protocol.records import DeadLetterKind
+from batchmill.producer.protocol.replies import JobState
 
 
 def push(mill: Any, **document: Any) -> None:

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.replies import DeadLetterKind, JobState
+from batchmill.producer.protocol.records import DeadLetterKind
+from batchmill.producer.protocol.replies import JobState
 from batchmill.worker.jobs.active_jobs import SUSPECT_GROUP
 
 from ..monitor import Monitor

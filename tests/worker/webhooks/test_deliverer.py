@@ -13,7 +13,8 @@ import pytest
 
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.outbox import RedeliverStatus
-from batchmill.producer.protocol.replies import DeadLetterKind, JobState
+from batchmill.producer.protocol.records import DeadLetterKind
+from batchmill.producer.protocol.replies import JobState
 from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.service_errors import NoWebhookSecret
 from batchmill.worker.webhooks.deliverer_process import run_deliverer

@@ -1,0 +1,113 @@
+"""Source of `record.schema.json`: the fields of a job's record, all of them text.
+
+Other languages read a record with `HGETALL batchmill:job:ID`. Nothing here reads or writes one:
+`records.py` and the scripts do. A test compares this schema with real records.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from .replies import JobState
+
+_TIME = "Milliseconds of unix time, by the clock of Redis."
+Number = Annotated[str, Field(pattern=r"^[0-9]+$")]
+Moment = Annotated[str, Field(pattern=r"^[0-9]+$", description=_TIME)]
+Flag = Annotated[str, Field(pattern="^[01]$")]
+
+
+_JSON: Any = {"contentMediaType": "application/json"}
+
+
+class RecordFields(BaseModel):
+    """Fields of a record. Readers ignore unknown fields: later versions add some."""
+
+    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
+
+    id: str
+    """Id of the job."""
+    v: Number
+    """Version of the protocol."""
+    model: str
+    """Served name."""
+    queue: str
+    """Celery queue in which the job waits."""
+    state: JobState
+    """State of the job; completed, failed, cancelled and expired are final."""
+    doc: str = Field(json_schema_extra=_JSON)
+    """The validated document, with its defaults and the seed that was chosen."""
+    result: str | None = Field(default=None, json_schema_extra=_JSON)
+    """The result, if the job has one: see result.schema.json."""
+    error: str | None = Field(default=None, json_schema_extra=_JSON)
+    """code, message and retryable, if the job did not complete."""
+    enqueued_at_ms: Moment
+    announced_at_ms: Moment
+    started_at_ms: Moment | None = None
+    finished_at_ms: Moment | None = None
+    deadline_at_ms: Moment | None = None
+    result_ttl_ms: Number
+    """How long the record is kept after the end."""
+    attempts: Number
+    """How often a worker claimed the job."""
+    fence: Number
+    """Number of the last claim; only its holder may write."""
+    owner: str | None = None
+    """The worker that holds, or held, the job."""
+    identity: str | None = None
+    """Identifies weights, tokenizer, number format and sampler version of the output so far."""
+    cancel_requested: Flag | None = None
+    restarts: Number | None = None
+    """How often the output was discarded because the identity had changed."""
+    suspect: Number | None = None
+    """Engine deaths while the job ran beside others."""
+    crashes: Number | None = None
+    """Engine deaths while the job ran alone."""
+    alone: Flag | None = None
+    """Whether the job runs without other jobs beside it."""
+    announcements: Number | None = None
+    """How many messages announced the job."""
+    claim_nonce: str | None = None
+    """Of the last claim, so that a repeated call finds its own claim."""
+    completed_fence: Number | None = None
+    """Fence of the claim that ended the job."""
+    celery_result: Flag | None = None
+    """Whether it came as a plain Celery task, whose sender may wait for Celery's result."""
+    idempotency_key: str | None = None
+    tenant: str
+    """Tenant that the job belongs to."""
+    cost: Number
+    """Estimate of the job's tokens, prompt and output."""
+    charge: Number | None = None
+    """Charge to the tenant for this job until its end."""
+    not_before_ms: Moment | None = None
+    tags: str | None = None
+    """Labels, separated by commas."""
+    max_tokens: Number | None = None
+    """Maximum number of generated tokens."""
+    run: Number | None = None
+    """Number of the run: 1 (not written), plus one per retry after an end."""
+    retry_nonce: str | None = None
+    batch: str | None = None
+    """Batch whose line the job is."""
+    batch_counted: Flag | None = None
+    """Whether the batch has counted the job's end."""
+    batch_late: Flag | None = None
+    """Whether the job expired at the batch's deadline and has not been retried since."""
+    custom_id: str | None = None
+    """The caller's own name for the line."""
+    endpoint: str | None = None
+    """OpenAI path whose response format the result line has."""
+    fingerprint: str | None = None
+    """Digest of the line, if its batch has an idempotency key."""
+    webhook: str | None = None
+    """URL that receives the job's events."""
+    webhook_events: str | None = None
+    """Names of the events to send, separated by commas; only the end if absent."""
+    webhook_secret: str | None = None
+    """Name of the secret that signs the events."""
+    output_due_ms: Number | None = None
+    output_event: str | None = None
+    output_events: Number | None = None
+    output_told: Number | None = None
