@@ -11,7 +11,7 @@ from batchmill.engine.execution.kv_cache_sizing import (
     records_decodes,
 )
 from batchmill.engine.execution.step_pipeline import StepPipeline
-from batchmill.engine.lifecycle.intake import Prompt, RequestIntake, check_order
+from batchmill.engine.lifecycle.intake import Prompt, RequestIntake, check_deadline
 from batchmill.engine.lifecycle.output_tracker import OutputTracker
 from batchmill.engine.lifecycle.stats import CurrentLoad, DraftCounts, EngineStats, StatsCounter
 from batchmill.engine.lifecycle.unfinished_requests import UnfinishedRequests
@@ -20,7 +20,6 @@ from batchmill.engine.memory.device_memory import make_current
 from batchmill.engine.memory.kv_cache import KVCache
 from batchmill.engine.models.model_length import check_max_model_len
 from batchmill.engine.request.outputs import (
-    FinishReason,
     RequestFailure,
     RequestOutput,
     ResumedTokens,
@@ -91,9 +90,9 @@ class Engine:
         )
         self._pipeline = _make_pipeline(config, loaded, self._kv_cache)
         self._overlaps = config.overlaps_on(loaded.model.device.type)
-        self._intake = RequestIntake(config, loaded)
+        self._intake = RequestIntake(config, loaded, self._scheduler)
         self._counter = StatsCounter()
-        self._book = UnfinishedRequests(self._scheduler, self._counter)
+        self._unfinished = UnfinishedRequests(self._scheduler, self._counter)
         self._num_generate_requests = 0
 
     @property
@@ -137,20 +136,20 @@ class Engine:
         """
         if self.has_unfinished():
             raise EngineError(
-                f"{len(self._book)} requests are unfinished: run step() until they are "
+                f"{len(self._unfinished)} requests are unfinished: run step() until they are "
                 "finished, or abort them, before generate()"
             )
         prepared = self._prepare_all(prompts, params)
         finished: dict[str, RequestOutput] = {}
         try:
             for trackers in prepared:
-                self._book.start(trackers)
+                self._unfinished.add(trackers)
             while self.has_unfinished():
                 for output in self.step():
                     if output.finished:
                         finished[output.request_id] = output
         finally:
-            self._book.drop_all()
+            self._unfinished.drop_all()
             while self._pipeline.num_in_flight:
                 self._collect()
         return [finished[trackers[0].request.request_id] for trackers in prepared]
@@ -188,18 +187,22 @@ class Engine:
             RequestError: `context_length_exceeded` where the prompt leaves no room for a token,
                 `unsupported_parameter` or `invalid_request`; the engine is as before.
         """
-        check_order(priority, deadline_s)
-        if request_id in self._book:
+        check_deadline(deadline_s)
+        if request_id in self._unfinished:
             raise RequestError(
                 "invalid_request",
                 "request_id belongs to an unfinished request: use another one, or abort that one",
             )
         params = SamplingParams() if params is None else params
-        trackers = self._intake.prepare(request_id, prompt, params, resumed_token_ids, cache_salt)
-        self._check_fit(trackers)
-        for tracker in trackers:
-            tracker.request.priority = priority
-        self._book.start(trackers, deadline_s=deadline_s)
+        trackers = self._intake.prepare(
+            request_id,
+            prompt,
+            params,
+            resumed_token_ids,
+            priority=priority,
+            cache_salt=cache_salt,
+        )
+        self._unfinished.add(trackers, deadline_s=deadline_s)
 
     def step(self) -> list[RequestOutput]:
         """Compute one step for all requests that fit into it.
@@ -219,13 +222,13 @@ class Engine:
             Exception: what the model raised, if it was anything else. No token is lost: the next
                 call computes the same step again, unless requests are aborted before.
         """
-        self._book.abort_late()
+        self._unfinished.abort_overdue()
         batch = self._scheduler.schedule()
         is_launched = batch.num_seqs > 0 and self._launch(batch)
         # Without overlap nothing stays in flight; with it the step before this one is collected.
         while self._pipeline.num_in_flight > self._num_steps_ahead(is_launched):
             self._collect()
-        return self._book.take_outputs()
+        return self._unfinished.take_outputs()
 
     def abort(self, request_id: str) -> bool:
         """End a request early; the next step reports what it has, with finish reason `abort`.
@@ -233,11 +236,11 @@ class Engine:
         Returns:
             False where no unfinished request has that id: it is finished, or never was.
         """
-        return self._book.abort(request_id)
+        return self._unfinished.abort(request_id)
 
     def has_unfinished(self) -> bool:
         """Whether any request's last output is still to come."""
-        return len(self._book) > 0
+        return len(self._unfinished) > 0
 
     def reset_prefix_cache(self) -> int:
         """Forget the KV of earlier requests; returns how many blocks were kept for sharing."""
@@ -293,14 +296,8 @@ class Engine:
             self._intake.prepare(f"generate-{start + index}", prompt, each)
             for index, (prompt, each) in enumerate(zip(prompts, params, strict=True))
         ]
-        for trackers in prepared:
-            self._check_fit(trackers)
         self._num_generate_requests += len(prepared)
         return prepared
-
-    def _check_fit(self, trackers: Sequence[OutputTracker]) -> None:
-        for tracker in trackers:
-            self._scheduler.check_fits(tracker.request)
 
     def _num_steps_ahead(self, is_launched: bool) -> int:
         """How many steps may stay in flight while the next one is scheduled."""
@@ -328,10 +325,10 @@ class Engine:
         discarded = self._scheduler.update(step.batch, step.token_ids, step.drafts)
         self._counter.count_step(step.batch, step.kind, step.time_s)
         requests = step.batch.sampled_requests
-        for tracker in self._book.advance(requests, step.token_ids, discarded):
+        for tracker in self._unfinished.append_tokens(requests, step.token_ids, discarded):
             self._fail(tracker)
         if step.drafts:
-            self._book.advance_by_drafts(step.drafts, discarded)
+            self._unfinished.append_accepted_drafts(step.drafts, discarded)
 
     def _make_steps_smaller(self, batch: ScheduledBatch) -> None:
         preempted, hopeless = self._scheduler.shrink(batch)
@@ -343,32 +340,25 @@ class Engine:
             f"memory ran out for this request alone, at {batch.num_tokens} tokens in one step "
             "and fewer: lower max_num_batched_tokens or kv_cache_bytes",
         )
-        self._book.end(self._book.tracker_of(hopeless), FinishReason.ERROR, error)
+        self._unfinished.fail(self._unfinished.tracker_of(hopeless), error)
 
     def _fail(self, tracker: OutputTracker) -> None:
-        """End a request that got no token; where its logits are to blame, discard its KV."""
+        """End a request that got no token, and say whether its controls or its logits caused it."""
         controls = tracker.request.controls
         if controls is not None and controls.is_exhausted:
-            tracker.finish(
-                FinishReason.ERROR,
-                RequestFailure(
-                    "no_token_left",
-                    "the request's controls leave no token that could come next: loosen its "
-                    "structure, allowed_token_ids, bad_words, no_repeat_ngram_size or min_tokens",
-                ),
+            error = RequestFailure(
+                "no_token_left",
+                "the request's controls leave no token that could come next: loosen its "
+                "structure, allowed_token_ids, bad_words, no_repeat_ngram_size or min_tokens",
             )
-            self._book.unschedule(tracker)
+            self._unfinished.fail(tracker, error)
             return
-        tracker.finish(
-            FinishReason.ERROR,
-            RequestFailure(
-                "numerical_error",
-                "the model computed logits that are not finite numbers: try another dtype "
-                "(float32), and check the model's weights",
-            ),
+        error = RequestFailure(
+            "numerical_error",
+            "the model computed logits that are not finite numbers: try another dtype "
+            "(float32), and check the model's weights",
         )
-        self._scheduler.finish(tracker.request, is_kv_finite=False)
-        tracker.is_scheduled = False
+        self._unfinished.fail(tracker, error, is_kv_finite=False)
 
 
 def _make_speculation(config: EngineConfig) -> Speculation | None:

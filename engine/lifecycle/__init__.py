@@ -1,4 +1,4 @@
-"""A request's life in the engine: intake, tracking, samples of one prompt, and statistics.
+"""A request's life in the engine: intake, output tracking, parallel sampling and statistics.
 
-Read `intake.py` first, then `tracker.py`. This package never touches tensors.
+Read `intake.py` first, then `output_tracker.py`. This package never touches tensors.
 """

@@ -1,8 +1,9 @@
-"""A caller's prompt and params become requests, or are refused before anything is computed."""
+"""Request intake: a caller's prompt and params become requests, or are refused before any work."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import cast
 
 from batchmill.engine.config import EngineConfig
@@ -14,6 +15,7 @@ from batchmill.engine.request.request import Request, derive_seed
 from batchmill.engine.request.sampling_params import SamplingParams
 from batchmill.engine.request.scores import TokenScores
 from batchmill.engine.request.token_controls import RequestControls
+from batchmill.engine.scheduling.scheduler import Scheduler
 from batchmill.engine.text.chat import Chat
 from batchmill.engine.text.detokenizer import Detokenizer
 from batchmill.engine.text.stop_strings import StopStrings
@@ -21,22 +23,27 @@ from batchmill.engine.text.structure import StructureCompiler
 
 from .output_tracker import OutputText, OutputTracker
 from .parallel_sampling import sample_id, sample_seed
-from .tool_use import ChatIntake, ToolUse
+from .tool_use import ToolUse, check_agreement, plan_tool_use
 
-#: A prompt: text, the token ids that it is made of, or a conversation for the model's template.
+#: A prompt: text, its token ids, or a conversation for the model's chat template.
 Prompt = str | Sequence[int] | Chat
 
 
 class RequestIntake:
-    """Checks requests against the model's and the engine's limits, and sets them up."""
+    """Checks requests against the limits of the model and the engine, and prepares them.
 
-    def __init__(self, config: EngineConfig, loaded: LoadedModel) -> None:
+    Every refusal happens here, before anything is computed.
+    """
+
+    def __init__(self, config: EngineConfig, loaded: LoadedModel, scheduler: Scheduler) -> None:
         self._config = config
+        self._scheduler = scheduler
         self._tokenizer = loaded.tokenizer
         self._vocab_size = loaded.config.vocab_size
         self._eos_token_ids = loaded.eos_token_ids
         self._detokenizer = Detokenizer(loaded.tokenizer.backend)
-        self._chats = ChatIntake(config, loaded.tokenizer, self._detokenizer)
+        # Only the name, because errors go to whoever sent the job.
+        self._model_name = Path(config.model).name
         self._structures = StructureCompiler(
             loaded.tokenizer.backend, self._vocab_size, loaded.eos_token_ids
         )
@@ -47,31 +54,24 @@ class RequestIntake:
         prompt: Prompt,
         params: SamplingParams,
         resumed_token_ids: ResumedTokens = (),
+        *,
+        priority: int = 0,
         cache_salt: str | None = None,
     ) -> list[OutputTracker]:
-        """Check a request and bring it to where its resumed tokens left it.
+        """Check a request, and replay its resumed tokens.
 
         Returns:
-            One tracker for each of `params.n` samples.
+            One tracker per sample, `params.n` in all.
 
         Raises:
             RequestError: `context_length_exceeded`, `unsupported_parameter` or `invalid_request`.
         """
-        if not isinstance(request_id, str) or not request_id:
-            raise RequestError("invalid_request", "request_id is no text: use a non-empty string")
-        if not isinstance(params, SamplingParams):
-            raise RequestError(
-                "invalid_request", f"params is a {type(params).__name__}: use SamplingParams"
-            )
-        if cache_salt is not None and not (isinstance(cache_salt, str) and cache_salt):
-            raise RequestError("invalid_request", "cache_salt is no text, or is empty")
+        _check_arguments(request_id, params, priority, cache_salt)
         prompt_token_ids = self._prompt_token_ids(prompt, params)
         self._check_vocabulary(params)
-        tools = self._chats.tool_use(prompt, params) if isinstance(prompt, Chat) else None
+        tools = self._tool_use(prompt, params) if isinstance(prompt, Chat) else None
         grammar = params.grammar if tools is None else tools.grammar
-        seed = params.seed
-        if seed is None:
-            seed = derive_seed(self._config.seed, request_id)
+        seed = derive_seed(self._config.seed, request_id) if params.seed is None else params.seed
         trackers = []
         for index, resumed in enumerate(_resumed_by_sample(resumed_token_ids, params.n)):
             self._check_token_ids("resumed_token_ids", resumed)
@@ -89,18 +89,17 @@ class RequestIntake:
                 scores=scores,
                 drafter=self._drafter(prompt_token_ids, controls, scores),
             )
+            request.priority = priority
             text = self._output_text(request, prompt, tools)
-            tracker = OutputTracker(request, text, self._eos_token_ids)
-            if params.max_tokens == 0:
-                tracker.finish(FinishReason.LENGTH)
-            self._replay(tracker)
-            trackers.append(tracker)
+            trackers.append(OutputTracker(request, text, self._eos_token_ids))
+            _replay_resumed(trackers[-1])
+            self._scheduler.check_fits(request)
         return trackers
 
     def _prompt_token_ids(self, prompt: Prompt, params: SamplingParams) -> Sequence[int]:
         token_ids: Sequence[int]
         if isinstance(prompt, Chat):
-            token_ids = self._chats.token_ids(prompt)
+            token_ids = self._tokenizer.apply_chat_template(prompt, model_name=self._model_name)
         elif isinstance(prompt, str):
             token_ids = self._tokenizer.encode(prompt)
         else:
@@ -147,8 +146,18 @@ class RequestIntake:
                     f"{self._vocab_size - 1}",
                 )
 
+    def _tool_use(self, chat: Chat, params: SamplingParams) -> ToolUse | None:
+        check_agreement(chat, params)
+        return plan_tool_use(
+            chat,
+            self._tokenizer,
+            self._detokenizer,
+            tool_call_parser=self._config.tool_call_parser,
+            model_name=self._model_name,
+        )
+
     def _max_num_tokens(self, num_prompt_tokens: int, params: SamplingParams) -> int:
-        """Tokens at which the request ends: `max_tokens` after its prompt, or `max_model_len`."""
+        """Return the length at which the request ends, prompt included."""
         if params.max_tokens is None:
             return self._config.max_model_len
         return min(num_prompt_tokens + params.max_tokens, self._config.max_model_len)
@@ -174,9 +183,9 @@ class RequestIntake:
         controls: RequestControls | None,
         scores: TokenScores | None,
     ) -> PromptLookup | None:
-        """What guesses the request's tokens, where they may be drawn several at once.
+        """Return what proposes the request's draft tokens, or None if it must decode without.
 
-        Controls follow the tokens one by one, and scores are noted one by one.
+        Controls follow the tokens one by one, and scores are recorded one by one.
         """
         if not self._config.num_speculative_tokens or controls is not None or scores is not None:
             return None
@@ -187,15 +196,17 @@ class RequestIntake:
         )
 
     def _bad_word_token_ids(self, params: SamplingParams) -> list[list[int]]:
-        """The runs of tokens that spell the bad words: inside a text, and at its start."""
-        runs: list[list[int]] = []
+        """Return the token sequences of the bad words, inside a text and at its start."""
+        sequences: list[list[int]] = []
         for word in params.bad_words or ():
             if not isinstance(word, str):
-                runs.append(list(word))
+                sequences.append(list(word))
                 continue
-            spelt = [self._tokenizer.encode_plain(f"{space}{word.lstrip()}") for space in ("", " ")]
-            runs += [run for run in spelt if run]
-        return runs
+            for space in ("", " "):
+                token_ids = self._tokenizer.encode_plain(f"{space}{word.lstrip()}")
+                if token_ids:
+                    sequences.append(token_ids)
+        return sequences
 
     def _output_text(
         self, request: Request, prompt: Prompt, tools: ToolUse | None
@@ -222,34 +233,33 @@ class RequestIntake:
         reader = None if tools is None else tools.reader(request.prompt_token_ids, request.seed)
         return OutputText(stream, stops, echoed=echoed, tool_calls=reader)
 
-    def _replay(self, tracker: OutputTracker) -> None:
-        request = tracker.request
-        num_resumed = len(request.output_token_ids)
-        num_replayed = tracker.replay()
-        if num_replayed < num_resumed or tracker.finish_reason == "error":
-            raise RequestError(
-                "invalid_request",
-                f"resumed_token_ids has {num_resumed} tokens, the request ends after "
-                f"{num_replayed} of them (finish reason {tracker.finish_reason}): resume it with "
-                "the params that it was started with",
-            )
-        if tracker.finish_reason is not None and request.scores is not None:
-            # It is computed once more, for its scores, up to its last token and no further.
-            request.max_num_tokens = request.num_tokens + 1
 
-
-def check_order(priority: int, deadline_s: float | None) -> None:
-    """Refuse a priority or a deadline that cannot work.
+def check_deadline(deadline_s: float | None) -> None:
+    """Refuse a deadline that is not in the future.
 
     Raises:
         RequestError: `invalid_request`.
     """
-    if not isinstance(priority, int) or isinstance(priority, bool):
-        raise RequestError("invalid_request", f"priority is {priority!r}: use an integer")
     if deadline_s is not None and not deadline_s > 0:
         raise RequestError(
             "invalid_request", f"deadline_s is {deadline_s!r}: use seconds from now, more than 0"
         )
+
+
+def _check_arguments(
+    request_id: str, params: SamplingParams, priority: int, cache_salt: str | None
+) -> None:
+    """Refuse arguments of the wrong type; callers need not run a type checker."""
+    if not isinstance(request_id, str) or not request_id:
+        raise RequestError("invalid_request", "request_id must be a non-empty string")
+    if not isinstance(params, SamplingParams):
+        raise RequestError(
+            "invalid_request", f"params is a {type(params).__name__}: use SamplingParams"
+        )
+    if not isinstance(priority, int) or isinstance(priority, bool):
+        raise RequestError("invalid_request", f"priority is {priority!r}: use an integer")
+    if cache_salt is not None and not (isinstance(cache_salt, str) and cache_salt):
+        raise RequestError("invalid_request", "cache_salt must be a non-empty string")
 
 
 def _resumed_by_sample(resumed: ResumedTokens, n: int) -> Sequence[Sequence[int]]:
@@ -260,7 +270,7 @@ def _resumed_by_sample(resumed: ResumedTokens, n: int) -> Sequence[Sequence[int]
     if len(resumed) != n or any(isinstance(each, int) for each in resumed):
         raise RequestError(
             "invalid_request",
-            f"resumed_token_ids is not a list of {n} lists: give one for each of the {n} samples",
+            f"resumed_token_ids must be a list of {n} lists: give one for each of the {n} samples",
         )
     return cast("Sequence[Sequence[int]]", resumed)
 
@@ -271,8 +281,27 @@ def _scores(
     return TokenScores.of(
         num_prompt_tokens=num_prompt_tokens,
         num_resumed_tokens=num_resumed_tokens,
-        # All samples have the same prompt: the first one's scores stand for it.
+        # All samples share the prompt, so only the first reports its scores.
         prompt_logprobs=params.prompt_logprobs if index == 0 else None,
         logprobs=params.logprobs,
         entropy=params.entropy,
     )
+
+
+def _replay_resumed(tracker: OutputTracker) -> None:
+    """Bring a tracker to where its resumed tokens left the request."""
+    request = tracker.request
+    if request.params.max_tokens == 0:
+        tracker.finish(FinishReason.LENGTH)
+    num_resumed = len(request.output_token_ids)
+    num_replayed = tracker.replay()
+    if num_replayed < num_resumed or tracker.finish_reason == "error":
+        raise RequestError(
+            "invalid_request",
+            f"resumed_token_ids has {num_resumed} tokens, the request ends after "
+            f"{num_replayed} of them (finish reason {tracker.finish_reason}): resume it with the "
+            "params that it was started with",
+        )
+    if tracker.finish_reason is not None and request.scores is not None:
+        # It is computed once more for its scores, up to its last token and no further.
+        request.max_num_tokens = request.num_tokens + 1

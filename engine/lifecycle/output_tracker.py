@@ -1,4 +1,4 @@
-"""One request's way from sampled tokens to outputs: text, stop conditions, news."""
+"""From sampled tokens to outputs: the text, the stop conditions, and what is new per report."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from batchmill.engine.text.tool_reader import ToolCallReader
 
 
 class OutputText:
-    """The certain text of one output, in the pieces in which it became certain."""
+    """The final text of one output, in pieces; text that may still change is held back."""
 
     def __init__(
         self,
@@ -33,14 +33,13 @@ class OutputText:
         """Begin a text.
 
         Args:
-            stream: Makes text out of the tokens.
-            stop_strings: What ends it; None where nothing does.
-            echoed: What it begins with; no stop string and no call is looked for in it.
-            tool_calls: Takes the calls out of it; None where there can be none.
+            stream: Turns tokens into text.
+            stop_strings: Finds stop strings; None if there are none.
+            echoed: The text begins with it; it is not searched for stop strings or calls.
+            tool_calls: Takes the calls out of the text; None if there can be none.
         """
         self.pieces: list[str] = [echoed] if echoed else []
-        #: Makes its text without more ado, where neither stop strings nor calls are looked for;
-        #: else None.
+        #: The stream, if its text needs no search for stop strings or calls; else None.
         self.plain_stream = stream if stop_strings is None and tool_calls is None else None
         self._stream = stream
         self._stop_strings = stop_strings
@@ -58,11 +57,11 @@ class OutputText:
 
     @property
     def has_call(self) -> bool:
-        """Whether there is a call by now."""
+        """Whether the text has a call so far."""
         return self._reader is not None and self._reader.has_call
 
     def append(self, token_id: int, *, may_stop: bool) -> str | None:
-        """Take one token.
+        """Append one token.
 
         Args:
             token_id: The token.
@@ -83,7 +82,7 @@ class OutputText:
         return stop
 
     def flush(self) -> None:
-        """End the text with whatever was held back."""
+        """End the text with the part that was held back."""
         held = "" if self._stop_strings is None else self._stop_strings.flush()
         self._add(held + self._stream.flush())
         self._end_calls()
@@ -100,10 +99,10 @@ class OutputText:
 
 
 class OutputTracker:
-    """Follows one request's output tokens and tells what is new.
+    """Follows one request's output tokens until it finishes, and reports what is new.
 
-    Everything here is a function of the prompt and the output tokens, so a resumed request is
-    brought to where it was by replaying its tokens.
+    Its state is a function of the prompt and the output tokens, so replaying a resumed request's
+    tokens restores it.
     """
 
     def __init__(
@@ -114,9 +113,9 @@ class OutputTracker:
         #: Whether the scheduler has the request.
         self.is_scheduled = False
         self._structure = None if request.controls is None else request.controls.structure
-        #: Why it ended; None while it goes on.
+        #: None until the request finishes.
         self.finish_reason: FinishReason | None = None
-        self._may_end_with_a_call = text is not None and text.is_for_single_call
+        self._ends_with_first_call = text is not None and text.is_for_single_call
         self._end: RequestEnd | None = None
         self._text = text
         self._plain_stream = None if text is None else text.plain_stream
@@ -138,38 +137,38 @@ class OutputTracker:
         self._num_tokens = 0
         self._num_reported_tokens = 0
         self._num_reported_pieces = 0
-        # `time.monotonic()` at the report of the latest token; of little use before there is one.
+        # `time.monotonic()` at the report of the latest token; unused before there is one.
         self._last_token_at_s = 0.0
 
     @property
     def has_pending_scores(self) -> bool:
-        """Whether tokens that the request came with are still to be scored."""
+        """Whether tokens that the request came with have no scores yet."""
         scores = self.request.scores
         return scores is not None and scores.is_pending
 
     def replay(self) -> int:
-        """Take in the tokens that the request was resumed with; none of them is news.
+        """Append the tokens that the request was resumed with, without reporting them.
 
         Returns:
-            How many were taken in: fewer than there are, if they go on after the request's end.
+            The number of appended tokens: fewer than there are if the request finishes before.
         """
         for token_id in self.request.output_token_ids:
             if self.finish_reason is not None:
                 break
-            self.advance(token_id)
+            self.append_token(token_id)
         self._num_reported_tokens = self._num_tokens
-        # A prompt that is echoed was shown with the first of the resumed tokens.
+        # An echoed prompt was reported together with the first of the resumed tokens.
         self._num_reported_pieces = len(self._pieces) if self._num_tokens else 0
         return self._num_tokens
 
-    def advance(self, token_id: int) -> bool:
-        """Take in the next output token: extend the text, and finish where the output ends.
+    def append_token(self, token_id: int) -> bool:
+        """Append the next output token: extend the text, and finish if a stop condition holds.
 
         Precedence: end-of-text and stop tokens, then the structure's end, stop strings, and the
         length.
 
         Returns:
-            Whether the output has ended.
+            Whether the request has finished.
         """
         self._num_tokens += 1
         if (
@@ -177,7 +176,7 @@ class OutputTracker:
             or token_id in self._ending_token_ids
             or self._num_tokens >= self._max_output_tokens
         ):
-            self._advance_with_care(token_id)
+            self._append_possibly_last(token_id)
         elif self._plain_stream is not None:
             piece = self._plain_stream.append(token_id)
             if piece:
@@ -188,12 +187,12 @@ class OutputTracker:
             stop = self._text.append(token_id, may_stop=may_stop)
             if stop is not None:
                 self._finish(RequestEnd(FinishReason.STOP, stop))
-            elif self._may_end_with_a_call and self._text.has_call:
+            elif self._ends_with_first_call and self._text.has_call:
                 self.finish(FinishReason.STOP)
         return self._end is not None
 
-    def _advance_with_care(self, token_id: int) -> None:
-        """The same for a token that may end the output by itself, already counted."""
+    def _append_possibly_last(self, token_id: int) -> None:
+        """Append a token, already counted, that may end the output whatever its text is."""
         may_stop = self._num_tokens > self.request.params.min_tokens
         if self._structure is not None and not self._follows_structure(token_id):
             self.finish(
@@ -210,19 +209,19 @@ class OutputTracker:
                 self.finish(FinishReason.STOP)
             elif stop is not None:
                 self._finish(RequestEnd(FinishReason.STOP, stop))
-            elif self._may_end_with_a_call and self._text is not None and self._text.has_call:
+            elif self._ends_with_first_call and self._text is not None and self._text.has_call:
                 self.finish(FinishReason.STOP)
             elif self._num_tokens >= self._max_output_tokens:
                 self.finish(FinishReason.LENGTH)
 
     def finish(self, reason: FinishReason, error: RequestFailure | None = None) -> None:
-        """End the request for a reason other than its tokens; its text ends with what it has."""
+        """End the request for a reason other than its tokens, and flush its text."""
         if self._text is not None:
             self._text.flush()
         self._finish(RequestEnd(reason, error=error))
 
     def take_output(self, now_s: float) -> RequestOutput:
-        """What is new since the last call.
+        """Return an output with what is new since the last call.
 
         Args:
             now_s: `time.monotonic()`.
@@ -241,13 +240,13 @@ class OutputTracker:
             return RequestOutput(
                 None, self._source, None, num_old_tokens, num_tokens, num_old_pieces, num_pieces
             )
-        self._note_pace()
+        self._set_inter_token_s()
         return RequestOutput(
             end.reason, self._source, end, num_old_tokens, num_tokens, num_old_pieces, num_pieces
         )
 
     def peek_output(self) -> RequestOutput:
-        """Where the request is, with nothing that is new."""
+        """Return an output of the request's current state, in which nothing is new."""
         num_tokens, num_pieces = self._num_tokens, len(self._pieces)
         return RequestOutput(
             self.finish_reason,
@@ -259,7 +258,7 @@ class OutputTracker:
             num_pieces,
         )
 
-    def _note_pace(self) -> None:
+    def _set_inter_token_s(self) -> None:
         metrics = self._metrics
         num_new = self._num_tokens - metrics.num_resumed_tokens
         if metrics.first_token_s is not None and num_new > 1:

@@ -1,4 +1,4 @@
-"""What an engine has done so far, and what it is doing."""
+"""Statistics of an engine: running totals, and how full it is now."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from batchmill.engine.request.outputs import FinishReason, RequestOutput
 from batchmill.engine.scheduling.scheduled_batch import ScheduledBatch, StepKind
 from batchmill.engine.scheduling.scheduler import Scheduler
 
-#: The step times are those of so many steps: the last minute or so.
+#: Step times are kept for this many steps, about a minute.
 NUM_RECENT_STEPS = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
-    """A snapshot. Counts are totals since the engine was made, unless they say now."""
+    """A snapshot. Counts are totals since the engine was made, unless they say "now"."""
 
     #: Requests that wait now, preempted ones included.
     num_waiting: int
@@ -31,13 +31,13 @@ class EngineStats:
     num_cached_blocks: int
     #: Steps run.
     num_steps: int
-    #: Tokens that went through the model, recomputed ones and wrong drafts included.
+    #: Tokens that went through the model, recomputed ones and rejected drafts included.
     num_computed_tokens: int
     #: Output tokens sampled.
     num_generated_tokens: int
     #: Draft tokens computed; see `EngineConfig.num_speculative_tokens`.
     num_draft_tokens: int
-    #: Draft tokens that were right, and are part of an output.
+    #: Accepted draft tokens, which are part of an output.
     num_accepted_tokens: int
     #: Prompt tokens of finished requests.
     num_prompt_tokens: int
@@ -45,17 +45,17 @@ class EngineStats:
     num_cached_tokens: int
     #: Times that a request lost its blocks to others.
     num_preemptions: int
-    #: Steps that ran out of memory and were tried again with fewer requests.
+    #: Steps that ran out of memory and were retried with fewer requests.
     num_out_of_memory: int
-    #: Steps run, by how; see `StepKind`.
+    #: Steps run, by kind.
     num_steps_by_kind: dict[StepKind, int]
     #: Requests in a step, mean over all steps; 0 before the first.
     mean_batch_size: float
-    #: Seconds that half of the last `NUM_RECENT_STEPS` steps took at most; 0 before the first.
+    #: Median seconds of the last `NUM_RECENT_STEPS` steps; 0 before the first.
     step_time_p50_s: float
-    #: Seconds that 99 of 100 of them took at most.
+    #: 99th percentile of the same.
     step_time_p99_s: float
-    #: Requests that ended, by reason; each sample of a request counts, here and above.
+    #: Finished requests, by reason. Each sample of a request counts as one, here and above.
     num_finished: dict[FinishReason, int]
 
 
@@ -63,15 +63,16 @@ class EngineStats:
 class CurrentLoad:
     """How full an engine is now."""
 
-    #: Requests that are computed, and that wait, preempted ones included.
+    #: Requests that are computed.
     num_running: int
+    #: Requests that wait, preempted ones included.
     num_waiting: int
     #: Blocks of the KV cache that no request holds.
     num_free_blocks: int
 
     @classmethod
     def of(cls, scheduler: Scheduler) -> CurrentLoad:
-        """Look at a scheduler and its block pool."""
+        """Read the load from a scheduler and its block pool."""
         return cls(
             num_running=len(scheduler.running),
             num_waiting=len(scheduler.waiting),
@@ -81,7 +82,7 @@ class CurrentLoad:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftCounts:
-    """What prompt lookup came to since the engine was made; see `EngineStats`."""
+    """Draft tokens since the engine was made; see `EngineStats`."""
 
     num_draft_tokens: int
     num_accepted_tokens: int
@@ -106,7 +107,7 @@ class StatsCounter:
     num_finished: Counter[FinishReason] = field(default_factory=Counter)
 
     def count_step(self, batch: ScheduledBatch, kind: StepKind, step_time_s: float) -> None:
-        """Add a step that was run, how, and the seconds that it took."""
+        """Count a collected step."""
         self.num_steps += 1
         self.num_steps_by_kind[kind] += 1
         self.num_scheduled += batch.num_seqs
@@ -115,12 +116,12 @@ class StatsCounter:
         self.num_preemptions += len(batch.preempted)
 
     def count_out_of_memory(self, batch: ScheduledBatch, num_preempted: int) -> None:
-        """Add a step that ran out of memory, and how many requests were preempted for that."""
+        """Count a step that ran out of memory, and the requests preempted because of it."""
         self.num_out_of_memory += 1
         self.num_preemptions += len(batch.preempted) + num_preempted
 
-    def count_end(self, output: RequestOutput) -> None:
-        """Add a request's last output."""
+    def count_finished(self, output: RequestOutput) -> None:
+        """Count a finished request by its last output."""
         if output.finish_reason is not None:
             self.num_prompt_tokens += output.num_prompt_tokens
             self.num_cached_tokens += output.metrics.num_cached_tokens
@@ -128,13 +129,13 @@ class StatsCounter:
 
     @property
     def drafts(self) -> DraftCounts:
-        """What became of draft tokens."""
+        """Computed and accepted draft tokens."""
         return DraftCounts(
             num_draft_tokens=self.num_draft_tokens, num_accepted_tokens=self.num_accepted_tokens
         )
 
     def snapshot(self, scheduler: Scheduler) -> EngineStats:
-        """The totals, and how the scheduler and its pool stand."""
+        """Return the totals, with the current state of the scheduler and its block pool."""
         pool = scheduler.block_pool
         times = sorted(self.step_times_s)
         return EngineStats(
@@ -161,5 +162,5 @@ class StatsCounter:
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float:
-    """The least value that a share of the values does not exceed; 0 where there are none."""
+    """Return the smallest value that a share of the values does not exceed; 0 if there are none."""
     return ordered[math.ceil(share * len(ordered)) - 1] if ordered else 0.0

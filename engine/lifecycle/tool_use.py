@@ -1,12 +1,10 @@
-"""What a conversation asks of the engine beyond its prompt: calls, and how they are spelt."""
+"""How a chat request calls functions: the format of its calls, and the grammar that demands one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from batchmill.engine.config import EngineConfig
 from batchmill.engine.contract.agreement import check_tools_suit
 from batchmill.engine.contract.errors import ContractError
 from batchmill.engine.errors import RequestError
@@ -25,11 +23,11 @@ class ToolUse:
 
     chat: Chat
     form: ToolCallFormat
-    #: What the output follows where it has to be calls; None where it may be.
+    #: The grammar that the output must follow if it has to be calls; None if calls are optional.
     grammar: str | None
 
     def reader(self, prompt_token_ids: Sequence[int], seed: int) -> ToolCallReader:
-        """A reader for one sample's output."""
+        """Return a reader for one sample's output."""
         return ToolCallReader(
             self.form,
             self.chat.callable_names,
@@ -39,53 +37,48 @@ class ToolUse:
         )
 
 
-class ChatIntake:
-    """Turns conversations into token ids, and finds out how the model calls functions."""
+def plan_tool_use(
+    chat: Chat,
+    tokenizer: Tokenizer,
+    detokenizer: Detokenizer,
+    *,
+    tool_call_parser: str,
+    model_name: str,
+) -> ToolUse | None:
+    """Find out how the output of a chat calls functions.
 
-    def __init__(
-        self, config: EngineConfig, tokenizer: Tokenizer, detokenizer: Detokenizer
-    ) -> None:
-        self._tokenizer = tokenizer
-        self._detokenizer = detokenizer
-        self._parser = config.tool_call_parser
-        # Not the whole path: errors go to whoever sent the job.
-        self._model_name = Path(config.model).name
+    Args:
+        chat: The conversation.
+        tokenizer: Has the chat template.
+        detokenizer: Knows the special tokens.
+        tool_call_parser: The name of a call format, or "auto" to detect it from the template.
+        model_name: For the error message.
 
-    def token_ids(self, chat: Chat) -> list[int]:
-        """The prompt that the model's template makes of a conversation.
+    Returns:
+        None if the chat offers no functions.
 
-        Raises:
-            RequestError: `unsupported_parameter` or `invalid_request`.
-        """
-        return self._tokenizer.apply_chat_template(chat, model_name=self._model_name)
-
-    def tool_use(self, chat: Chat, params: SamplingParams) -> ToolUse | None:
-        """How the conversation's answer calls functions; None where it cannot.
-
-        Raises:
-            RequestError: `unsupported_parameter` where nobody knows how the model spells calls;
-                `invalid_request` for controls that contradict the tools.
-        """
-        check_agreement(chat, params)
-        if not chat.shown_tools:
-            return None
-        template = self._tokenizer.chat_template(chat)
-        name = detect_format(template) if self._parser == "auto" else self._parser
-        if name is None:
-            raise RequestError(
-                "unsupported_parameter",
-                f"tools: how {self._model_name} spells its calls is not known from its chat "
-                f"template: the operator can set tool_call_parser to {', '.join(FORMATS)}; or "
-                "set tool_choice to none",
-            )
-        grammar = None
-        if chat.must_call:
-            grammar = tool_grammar(name, chat, template, self._detokenizer.special_token_id)
-        return ToolUse(chat, FORMATS[name], grammar)
+    Raises:
+        RequestError: `unsupported_parameter` if the model's call format is not known.
+    """
+    if not chat.shown_tools:
+        return None
+    template = tokenizer.chat_template(chat)
+    name = detect_format(template) if tool_call_parser == "auto" else tool_call_parser
+    if name is None:
+        raise RequestError(
+            "unsupported_parameter",
+            f"tools: the chat template of {model_name} does not show how it formats calls: the "
+            f"operator can set tool_call_parser to {', '.join(FORMATS)}; or set tool_choice to "
+            "none",
+        )
+    grammar = None
+    if chat.must_call:
+        grammar = tool_grammar(name, chat, template, detokenizer.special_token_id)
+    return ToolUse(chat, FORMATS[name], grammar)
 
 
 def check_agreement(chat: Chat, params: SamplingParams) -> None:
-    """Refuse controls that contradict the tools.
+    """Refuse params that contradict the tools of a chat.
 
     Raises:
         RequestError: `invalid_request`.

@@ -135,8 +135,8 @@ def watch_all(engine: Engine, phases: Phases) -> None:
     phases.watch(sampler_module, "sample", "rows of logits")
     phases.watch(sampler_module, "_have_finite_maximum", "rows of logits")
     phases.watch(engine._scheduler, "update", "update")
-    phases.watch(engine._book, "advance", "tracker and text")
-    phases.watch(engine._book, "take_outputs", "outputs")
+    phases.watch(engine._unfinished, "advance", "tracker and text")
+    phases.watch(engine._unfinished, "take_outputs", "outputs")
 
 
 def measure(batch_size: int, params: SamplingParams, num_steps: int) -> dict[str, float]:

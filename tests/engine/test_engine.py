@@ -186,7 +186,7 @@ def test_other_arguments_that_cannot_work_are_refused(
         engine.generate(["a", "b"], [GREEDY])
     with pytest.raises(RequestError, match="prompts is one text"):
         engine.generate("abc", GREEDY)
-    with pytest.raises(RequestError, match="request_id is no text"):
+    with pytest.raises(RequestError, match="request_id must be a non-empty string"):
         engine.add_request("", "a", GREEDY)
     with pytest.raises(RequestError, match="params is a dict"):
         engine.add_request("a", "a", {"max_tokens": 3})  # type: ignore[arg-type]

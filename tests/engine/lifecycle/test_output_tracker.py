@@ -61,7 +61,7 @@ class Case:
                 break
             token_id = LETTERS.index(token) if isinstance(token, str) else token
             self.request.output_token_ids.append(token_id)
-            self.tracker.advance(token_id)
+            self.tracker.append_token(token_id)
         return self.tracker.take_output(time.monotonic())
 
 

@@ -59,7 +59,7 @@ class Oracle:
 
 def let_guess(engine: Engine, request_id: str, oracle: Oracle) -> None:
     """Let an oracle guess a request's tokens."""
-    engine._book._trackers[request_id].request.drafter = oracle  # type: ignore[assignment]
+    engine._unfinished._trackers[request_id].request.drafter = oracle  # type: ignore[assignment]
 
 
 def generate(engine: Engine, params: SamplingParams, oracle: Oracle) -> list[RequestOutput]:
@@ -86,7 +86,7 @@ def test_random_trace_gives_the_same_outputs_whatever_is_guessed(
     mistakes = (0, 1, 2, POISON) if seed % 2 else (0, 1, 2)
 
     def prepare(engine: Engine, request_id: str) -> None:
-        for name, tracker in engine._book._trackers.items():
+        for name, tracker in engine._unfinished._trackers.items():
             request = tracker.request
             if name.split("\0")[0] == request_id and request.drafter is not None:
                 let_guess(engine, name, Oracle(tokens[name], rng, 0.3, mistakes))
@@ -258,7 +258,7 @@ def test_request_whose_controls_follow_its_tokens_is_not_guessed(
 ) -> None:
     engine = make_engine(drafts=4)
     engine.add_request("a", PROMPT, SamplingParams(max_tokens=4, **controls))
-    assert engine._book._trackers["a"].request.drafter is None
+    assert engine._unfinished._trackers["a"].request.drafter is None
 
 
 def test_nothing_is_guessed_in_steps_of_more_requests(make_engine: Callable[..., Engine]) -> None:
@@ -277,7 +277,7 @@ def test_guesses_leave_a_prompt_all_of_its_budget(make_engine: Callable[..., Eng
     engine.step()
     engine.add_request("b", [9] * 20, GREEDY)
     engine.step()
-    waiting = engine._book._trackers["b"].request
+    waiting = engine._unfinished._trackers["b"].request
     assert waiting.num_computed_tokens == 15, "all but the other one's last token"
     assert {each.request_id for each in engine.step()} == {"a", "b"}
     assert engine.stats().num_draft_tokens == 10, "what the prompt's last 5 tokens left"

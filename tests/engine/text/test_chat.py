@@ -328,7 +328,7 @@ def test_generation_ends_with_the_first_call_where_there_may_be_only_one(
         for token_id in [*ids, 256]:
             if tracker.finish_reason is None:
                 tracker.request.output_token_ids.append(token_id)
-                tracker.advance(token_id)
+                tracker.append_token(token_id)
         output = tracker.take_output(time.monotonic())
         assert (output.text, output.finish_reason) == ("So:", FinishReason.TOOL_CALLS)
         counts.append((len(output.tool_calls), len(output.token_ids)))
@@ -345,7 +345,7 @@ def test_an_output_that_is_cut_has_its_whole_calls_and_the_rest_as_text(
     tracker = engine._intake.prepare("x", chat, SamplingParams(max_tokens=len(ids)))[0]
     for token_id in ids:
         tracker.request.output_token_ids.append(token_id)
-        tracker.advance(token_id)
+        tracker.append_token(token_id)
     output = tracker.take_output(time.monotonic())
     assert output.finish_reason is FinishReason.LENGTH
     assert [each.name for each in output.tool_calls] == ["clock"]
