@@ -1,4 +1,4 @@
-"""`batchmill batch`: many jobs told of as one, with counts, a state and one webhook at the end."""
+"""`batchmill batch`: many jobs as one batch, with counts, a state and one webhook at the end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from batchmill.worker.terminal import format_time_ms, print_json, print_table
 from .broker_connection import resolve_broker
 from .command_settings import with_setting_flags
 from .errors import ExitCode, usage_error
-from .options import BrokerUrlOption, JsonOption, parse_pairs
+from .options import BrokerUrlOption, JsonOption, MetadataOption, TimeoutOption, parse_pairs
 
 if TYPE_CHECKING:
     from batchmill.producer import BatchEntry, BatchStatus, Client, JobRejected
@@ -29,53 +29,59 @@ _CREATE_EPILOG = (
     "Examples:\n\n"
     "  batchmill batch create requests.jsonl --webhook https://example.com/hook\n\n"
     "  batchmill batch create requests.jsonl --idempotency-key nightly --errors refused.jsonl\n\n"
-    "With --idempotency-key the same command goes on after any interruption."
+    "With --idempotency-key, the same command resumes after any interruption."
 )
-_Batch = Annotated[str, typer.Argument(metavar="ID", help="The batch.")]
-_Input = Annotated[Path, typer.Argument(metavar="IN", help="OpenAI batch lines or job lines.")]
+_Batch = Annotated[str, typer.Argument(metavar="ID", help="Id of the batch.")]
+_Input = Annotated[
+    Path, typer.Argument(metavar="IN", help="File with OpenAI batch lines or job lines.")
+]
 _Webhook = Annotated[
-    str | None, typer.Option(metavar="URL", help="Gets one signed POST when the batch ends.")
+    str | None, typer.Option(metavar="URL", help="Receives one signed POST when the batch ends.")
 ]
 _Events = Annotated[
     list[str] | None,
-    typer.Option("--webhook-event", help="completed, failed, expired or cancelled. \\[all]"),
+    typer.Option(
+        "--webhook-event",
+        help="Send only this event: completed, failed, expired or cancelled. \\[all]",
+    ),
 ]
-_Metadata = Annotated[
-    list[str] | None,
-    typer.Option(metavar="NAME=TEXT", help="Given back with its state. May be repeated."),
+_Ttl = Annotated[float | None, typer.Option(help="Seconds after which unfinished jobs expire.")]
+_Key = Annotated[
+    str | None, typer.Option(help="Creating a batch again with the same key resumes the first one.")
 ]
-_Ttl = Annotated[float | None, typer.Option(help="Seconds after which what is left expires.")]
-_Key = Annotated[str | None, typer.Option(help="Creating it again goes on with the same batch.")]
-_Model = Annotated[str | None, typer.Option(help="Serves every line, whatever model it names.")]
+_Model = Annotated[str | None, typer.Option(help="Model for every line, whatever a line names.")]
 _Errors = Annotated[
     Path | None,
-    typer.Option(metavar="ERR", help="Gets refused lines. Without it the first fails the batch."),
+    typer.Option(
+        metavar="ERR",
+        help="File for refused lines. Without it, the first refused line fails the batch.",
+    ),
 ]
-_Limit = Annotated[int, typer.Option(min=1, max=10_000, help="At most so many.")]
-_Timeout = Annotated[float | None, typer.Option(min=0, help="Most seconds to wait.")]
+_Limit = Annotated[int, typer.Option(min=1, max=10_000, help="Maximum number of batches.")]
 _Output = Annotated[
-    Path | None, typer.Option("-o", "--output", metavar="OUT", help="Instead of stdout.")
+    Path | None,
+    typer.Option("-o", "--output", metavar="OUT", help="File to write instead of stdout."),
 ]
 _COLUMNS = ("batch", "state", "total", "completed", "failed", "created")
 
 
 def add_batch_commands(app: typer.Typer) -> None:
-    """Add the commands."""
-    _group.command("create", epilog=_CREATE_EPILOG)(with_setting_flags("create", create))
-    _group.command("show", epilog="Example:\n\n  batchmill batch show batch_…")(show)
+    """Add `batch create`, `show`, `list`, `cancel` and `results`."""
+    _group.command("create", epilog=_CREATE_EPILOG)(with_setting_flags("create", create_batch))
+    _group.command("show", epilog="Example:\n\n  batchmill batch show batch_…")(show_batch)
     _group.command("list", epilog="Example:\n\n  batchmill batch list --limit 10")(list_batches)
-    _group.command("cancel", epilog="Example:\n\n  batchmill batch cancel batch_…")(cancel)
+    _group.command("cancel", epilog="Example:\n\n  batchmill batch cancel batch_…")(cancel_batch)
     _group.command(
-        "results", epilog="Example:\n\n  batchmill batch results batch_… -o answers.jsonl"
-    )(results)
+        "results", epilog="Example:\n\n  batchmill batch results batch_… -o results.jsonl"
+    )(write_batch_results)
     app.add_typer(_group, name="batch")
 
 
-def create(
+def create_batch(
     input_path: _Input,
     webhook: _Webhook = None,
     webhook_event: _Events = None,
-    metadata: _Metadata = None,
+    metadata: MetadataOption = None,
     ttl_s: _Ttl = None,
     idempotency_key: _Key = None,
     model: _Model = None,
@@ -96,7 +102,7 @@ def create(
     fields = {name: value for name, value in options.items() if value is not None}
     with _client(broker_url) as client, _RefusedLines(errors) as refused:
         batch = client.create_batch(
-            _jobs(input_path, model), on_rejected=refused.note if errors else None, **fields
+            _jobs(input_path, model), on_rejected=refused.write if errors else None, **fields
         )
     if as_json:
         print_json(batch.model_dump(mode="json"))
@@ -106,8 +112,10 @@ def create(
         sys.stderr.write(f"{counted(refused.count, 'line')} refused: {errors}\n")
 
 
-def show(batch_id: _Batch, broker_url: BrokerUrlOption = None, as_json: JsonOption = False) -> None:
-    """Show a batch: its state and how many of its lines have ended."""
+def show_batch(
+    batch_id: _Batch, broker_url: BrokerUrlOption = None, as_json: JsonOption = False
+) -> None:
+    """Show the state of a batch and how many of its jobs have ended."""
     with _client(broker_url) as client:
         _print_batch(client.batch(batch_id), as_json=as_json)
 
@@ -128,24 +136,24 @@ def list_batches(
     )
 
 
-def cancel(
+def cancel_batch(
     batch_id: _Batch, broker_url: BrokerUrlOption = None, as_json: JsonOption = False
 ) -> None:
-    """Cancel what has not ended of a batch. Running jobs stop at their next checkpoint."""
+    """Cancel the unfinished jobs of a batch. Running ones stop at their next checkpoint."""
     with _client(broker_url) as client:
         _print_batch(client.cancel_batch(batch_id), as_json=as_json)
 
 
-def results(
+def write_batch_results(
     batch_id: _Batch,
     output: _Output = None,
-    timeout_s: _Timeout = None,
+    timeout_s: TimeoutOption = None,
     broker_url: BrokerUrlOption = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Wait for the lines of a batch and write them, in OpenAI's shape and the input's order.
+    """Wait for a batch and write its results as OpenAI batch output, in the order of the input.
 
-    Lines without a completion are among them, with their error; the exit code is 6 then.
+    Failed lines are written with their error, and the exit code is then 6.
     """
     from batchmill.producer.counted import counted
 
@@ -175,7 +183,7 @@ def _jobs(path: Path, model: str | None) -> Iterator[BulkLine]:
     from batchmill.producer.bulk.records import read_records
 
     if not path.is_file():
-        raise usage_error(f"{path} is not a file")
+        raise usage_error(f"{path} must be an existing file")
     settings = LineSettings(model)
     return (read_line(record, settings) for record in read_records(path))
 
@@ -190,7 +198,7 @@ def _line_of(batch_id: str, entry: BatchEntry) -> dict[str, Any]:
 
 
 class _RefusedLines:
-    """The file of refused lines. It begins empty: a command given again tells them all again."""
+    """Writes refused lines to a file, which starts empty: a repeated command finds all of them."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
@@ -205,8 +213,8 @@ class _RefusedLines:
         if self._file is not None:
             self._file.close()
 
-    def note(self, index: int, error: JobRejected) -> None:
-        """Write a refused line's error."""
+    def write(self, index: int, error: JobRejected) -> None:
+        """Write the error of a refused line."""
         from batchmill.producer.bulk.result_lines import error_line
 
         self.count += 1

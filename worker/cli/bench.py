@@ -1,4 +1,4 @@
-"""`batchmill bench`: how fast the engine is, and how fast everything around it."""
+"""`batchmill bench`: the speed of the engine alone, and of jobs through broker and workers."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from batchmill.worker.terminal import print_json, print_table
 
 from .broker_connection import resolve_broker
 from .command_settings import with_setting_flags
-from .errors import CommandError, ExitCode
+from .errors import CommandError, ExitCode, usage_error
 from .options import BrokerUrlOption, JsonOption
 
 if TYPE_CHECKING:
     from batchmill.worker.bench.figures import BenchRow
 
 _group = typer.Typer(
-    help="Measure: the engine alone, or jobs through the broker and its workers.",
+    help="Benchmarks: of the engine alone, or of jobs through the broker and its workers.",
     no_args_is_help=True,
 )
 _ENGINE_EPILOG = (
@@ -38,21 +38,21 @@ _Workloads = Annotated[
     list[str] | None,
     typer.Option(
         "--workload",
-        help="bulk, shared-prefix, long-tail or single; may be given several times. Default: all.",
+        help="bulk, shared-prefix, long-tail or single; may be repeated. Default: all.",
     ),
 ]
 _Rounds = Annotated[int, typer.Option(min=1, max=1000, help="Runs of each workload.")]
-_Copies = Annotated[int, typer.Option(min=1, max=10_000, help="Times the number of requests.")]
+_Copies = Annotated[int, typer.Option(min=1, max=10_000, help="Multiplies the number of requests.")]
 
 
 def add_bench_commands(app: typer.Typer) -> None:
-    """Add the commands."""
-    _group.command("engine", epilog=_ENGINE_EPILOG)(with_setting_flags("engine", engine))
-    _group.command("queue", epilog=_QUEUE_EPILOG)(queue)
+    """Add `bench engine` and `bench queue`."""
+    _group.command("engine", epilog=_ENGINE_EPILOG)(with_setting_flags("engine", run_engine_bench))
+    _group.command("queue", epilog=_QUEUE_EPILOG)(run_queue_bench)
     app.add_typer(_group, name="bench")
 
 
-def engine(
+def run_engine_bench(
     workload: _Workloads = None,
     rounds: _Rounds = 3,
     copies: _Copies = 1,
@@ -60,9 +60,10 @@ def engine(
 ) -> None:
     """Load a model into this process and measure it, without broker or worker.
 
-    Greedy, random token ids, every request as long as asked for, all at once.
+    All requests are submitted at once. Prompts are random token ids, decoding is greedy, and every
+    output has its full length.
     """
-    names = _names(workload)
+    names = _workload_names(workload)
     from batchmill.engine import EngineConfig
     from batchmill.worker.bench.engine import bench_engine
     from batchmill.worker.settings import WorkerSettings
@@ -70,7 +71,7 @@ def engine(
     settings = WorkerSettings()
     if settings.engine != "real":
         raise CommandError(
-            "the stub engine has nothing to measure here; unset BATCHMILL_ENGINE, or run "
+            "BATCHMILL_ENGINE is stub, and the stub engine computes nothing; unset it, or run "
             "`batchmill bench queue`",
             code="invalid_settings",
             exit_code=ExitCode.CONFIG,
@@ -80,32 +81,36 @@ def engine(
     _report("engine", settings.model, rows, as_json=as_json)
 
 
-def queue(
+def run_queue_bench(
     workload: _Workloads = None,
     model: Annotated[
-        str | None, typer.Option(help="Served name to ask for. Default: BATCHMILL_MODEL, or demo.")
+        str | None,
+        typer.Option(help="Served name of the model. Default: BATCHMILL_MODEL, else demo."),
     ] = None,
     rounds: _Rounds = 3,
     copies: _Copies = 1,
     vocab_size: Annotated[
-        int, typer.Option(min=2, help="Prompts hold token ids below this; all models have those.")
+        int,
+        typer.Option(
+            min=2, help="Token ids of the prompts are below this; all models have at least these."
+        ),
     ] = 8192,
-    timeout_s: Annotated[float, typer.Option(min=1, help="Most seconds for one run.")] = 600.0,
+    timeout_s: Annotated[float, typer.Option(min=1, help="Maximum seconds for one run.")] = 600.0,
     own_stack: Annotated[
         bool,
         typer.Option(
             "--own-stack",
-            help="Start a broker and a worker of its own, set up by BATCHMILL_* variables.",
+            help="Start a separate broker and worker, configured by BATCHMILL_* variables.",
         ),
     ] = False,
     broker_url: BrokerUrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Submit jobs and wait for them: everything that a producer waits for is in the figures.
+    """Submit jobs and wait for them; the figures include everything that a producer waits for.
 
-    They share the workers with whatever else is queued there.
+    The jobs share the workers with all other jobs in the queue.
     """
-    names = _names(workload)
+    names = _workload_names(workload)
     from batchmill.producer import Client, ProducerSettings
     from batchmill.producer.store.job_store import JobStore
     from batchmill.worker.bench.queue import bench_queue
@@ -129,31 +134,23 @@ def queue(
         _report("queue", served, rows, as_json=as_json)
 
 
-def _names(workload: list[str] | None) -> list[str]:
+def _workload_names(workload: list[str] | None) -> list[str]:
     from batchmill.worker.bench.workloads import WORKLOAD_NAMES
 
     for name in workload or ():
         if name not in WORKLOAD_NAMES:
-            raise CommandError(
-                f"workload is {name!r}; there are {', '.join(WORKLOAD_NAMES)}",
-                code="usage",
-                exit_code=ExitCode.USAGE,
-            )
+            raise usage_error(f"--workload {name!r} must be one of {', '.join(WORKLOAD_NAMES)}")
     return list(workload or WORKLOAD_NAMES)
 
 
 @contextmanager
 def _broker(broker_url: str | None, *, own_stack: bool) -> Iterator[str]:
-    """The URL to measure at: of a broker that runs, or of a stack that lives as long as this."""
+    """Yield the URL of the broker to measure, for as long as a stack of our own lives."""
     if not own_stack:
         yield resolve_broker(broker_url)
         return
     if broker_url is not None:
-        raise CommandError(
-            "--own-stack starts a broker of its own: leave out --broker-url",
-            code="usage",
-            exit_code=ExitCode.USAGE,
-        )
+        raise usage_error("--own-stack starts its own broker: leave out --broker-url")
     from batchmill.worker.local.stack import LocalStack, StackOptions
 
     with tempfile.TemporaryDirectory(prefix="batchmill-bench-") as name:
@@ -178,13 +175,13 @@ def _broker(broker_url: str | None, *, own_stack: bool) -> Iterator[str]:
 
 
 def _say(line: str) -> None:
-    """Tell what is being done, apart from the figures."""
+    """Write a progress line to stderr, apart from the figures."""
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
 
 
 def _report(kind: str, model: str, rows: Iterable[BenchRow], *, as_json: bool) -> None:
-    """Print the figures; exit code 1 where a request failed."""
+    """Print the figures; the exit code is 1 if a request failed."""
     from batchmill.worker.bench.figures import machine
 
     done = list(rows)
@@ -198,17 +195,17 @@ def _report(kind: str, model: str, rows: Iterable[BenchRow], *, as_json: bool) -
             }
         )
     else:
-        what = ", ".join(f"{name} {value}" for name, value in machine().items())
-        print(f"{kind}, {model}: {what}")
-        print_table("", ("", *(row.workload for row in done)), _lines(done))
+        facts = ", ".join(f"{name} {value}" for name, value in machine().items())
+        print(f"{kind}, {model}: {facts}")
+        print_table("", ("", *(row.workload for row in done)), _figure_rows(done))
         for row in done:
             for code, number in sorted(row.failures.items()):
                 print(f"{row.workload}: {number} requests ended with {code}")
     raise typer.Exit(ExitCode.FAILED if any(row.failures for row in done) else ExitCode.OK)
 
 
-def _lines(rows: Sequence[BenchRow]) -> list[tuple[Any, ...]]:
-    """The table's lines: a figure each, a workload a column."""
+def _figure_rows(rows: Sequence[BenchRow]) -> list[tuple[Any, ...]]:
+    """Return the rows of the table: one figure per row, one workload per column."""
     figures: dict[str, Callable[[BenchRow], Any]] = {
         "requests": lambda row: row.num_requests,
         "prompt tokens": lambda row: f"{row.num_prompt_tokens:,}",
@@ -220,11 +217,11 @@ def _lines(rows: Sequence[BenchRow]) -> list[tuple[Any, ...]]:
         "first token s, p50 / p99": lambda row: _pair(
             row.first_token_p50_s, row.first_token_p99_s, 1, 2
         ),
-        "between tokens ms": lambda row: _pair(
+        "between tokens ms, p50 / p99": lambda row: _pair(
             row.inter_token_p50_s, row.inter_token_p99_s, 1000, 1
         ),
-        "whole request s": lambda row: _pair(row.total_p50_s, row.total_p99_s, 1, 2),
-        "CPUs used by others": lambda row: (
+        "whole request s, p50 / p99": lambda row: _pair(row.total_p50_s, row.total_p99_s, 1, 2),
+        "CPUs used by other processes": lambda row: (
             "-" if row.foreign_cpus is None else f"{row.foreign_cpus:.2f}"
         ),
         "failed": lambda row: sum(row.failures.values()),
@@ -233,6 +230,6 @@ def _lines(rows: Sequence[BenchRow]) -> list[tuple[Any, ...]]:
 
 
 def _pair(first: float | None, second: float | None, factor: float, digits: int) -> str:
-    """Two figures beside each other; a dash where there is none."""
+    """Return two figures side by side; a dash stands for a missing one."""
     shown = ("-" if x is None else f"{x * factor:.{digits}f}" for x in (first, second))
     return " / ".join(shown)

@@ -1,4 +1,4 @@
-"""A job store for a command."""
+"""The broker of a command: which one it is, and a job store connected to it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 def resolve_broker(broker_url: str | None) -> str:
-    """The given broker's URL, else that of the environment, else the embedded broker's.
+    """Return the given URL, else that of the environment, else the embedded broker's.
 
     Raises:
-        BrokerUnavailable: there is none.
-        CommandError: the URL is not one we can use.
+        BrokerUnavailable: no broker is named and none runs here.
+        CommandError: the URL is invalid.
     """
     from batchmill.producer.broker_url import find_broker
 
@@ -31,11 +31,11 @@ def resolve_broker(broker_url: str | None) -> str:
 
 @contextmanager
 def open_store(broker_url: str | None) -> Iterator[JobStore]:
-    """Connect to the given broker, the one of the environment or the embedded one.
+    """Connect to the given broker, else to that of the environment, else to the embedded one.
 
     Raises:
-        BrokerUnavailable: there is none, or it does not answer.
-        CommandError: the URL is not one we can use.
+        BrokerUnavailable: no broker is named and none runs here, or it does not answer.
+        CommandError: the URL is invalid.
     """
     from batchmill.producer.store.job_store import JobStore
     from batchmill.producer.store.outcomes import broker_errors

@@ -1,4 +1,4 @@
-"""`batchmill bulk`: a file of prompts in, a file of answers out."""
+"""`batchmill bulk`: a file of prompts in, a file of results out."""
 
 from __future__ import annotations
 
@@ -21,55 +21,75 @@ if TYPE_CHECKING:
 
 _EPILOG = (
     "Examples:\n\n"
-    "  batchmill bulk requests.jsonl -o answers.jsonl --errors errors.jsonl\n\n"
+    "  batchmill bulk requests.jsonl -o results.jsonl --errors errors.jsonl\n\n"
     "  batchmill bulk products.csv -o texts.jsonl --template 'Describe {name} in one line.'\n\n"
-    "After Ctrl-C or a crash, the same command goes on where it was.\n\n"
-    "It ends with 6 where lines failed."
+    "After Ctrl-C or a crash, the same command resumes where it stopped.\n\n"
+    "The exit code is 6 if lines failed."
 )
 _Input = Annotated[
     Path,
-    typer.Argument(metavar="IN", help="OpenAI batch lines, job lines, or rows (.csv, .jsonl)."),
+    typer.Argument(
+        metavar="IN", help="File with OpenAI batch lines, job lines, or rows (.csv, .jsonl)."
+    ),
 ]
-_Output = Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="Gets the answers.")]
+_Output = Annotated[
+    Path, typer.Option("-o", "--output", metavar="OUT", help="File for the results.")
+]
 _Errors = Annotated[
     Path | None,
     typer.Option(
-        metavar="ERR", help="Gets the failures. Default: OUT with .errors before its end."
+        metavar="ERR",
+        help="File for failed lines. Default: OUT with .errors before its extension.",
     ),
 ]
 _Template = Annotated[
-    str | None, typer.Option(metavar="TEXT", help="Prompt, with {column} from each row.")
+    str | None, typer.Option(metavar="TEXT", help="Prompt with {column} for each value of a row.")
 ]
-_TemplateFile = Annotated[Path | None, typer.Option(metavar="FILE", help="The same, from a file.")]
-_Chat = Annotated[bool, typer.Option("--chat", help="The filled template is a user's message.")]
-_System = Annotated[str | None, typer.Option(metavar="TEXT", help="With --chat: before it.")]
-_Model = Annotated[str | None, typer.Option(help="Serves every line, whatever model it names.")]
-_MaxTokens = Annotated[int | None, typer.Option(help="For lines that do not say.")]
-_Temperature = Annotated[float | None, typer.Option(help="For lines that do not say.")]
+_TemplateFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="File that holds the template.")
+]
+_Chat = Annotated[bool, typer.Option("--chat", help="Send the filled template as a user message.")]
+_System = Annotated[str | None, typer.Option(metavar="TEXT", help="System message, with --chat.")]
+_Model = Annotated[str | None, typer.Option(help="Model for every line, whatever a line names.")]
+_MaxTokens = Annotated[int | None, typer.Option(help="For lines that do not set it.")]
+_Temperature = Annotated[float | None, typer.Option(help="For lines that do not set it.")]
 _Priority = Annotated[str | None, typer.Option(help="high, normal or low. \\[low]")]
-_Tenant = Annotated[str | None, typer.Option(help="Of lines that do not say: who pays, in turns.")]
+_Tenant = Annotated[str | None, typer.Option(help="Tenant of lines that do not set one.")]
 _Tags = Annotated[
     list[str] | None,
-    typer.Option("--tag", help="A label of every line's job, beside its own. May be repeated."),
+    typer.Option(
+        "--tag", help="A label for the job of every line, in addition to its own. May be repeated."
+    ),
 ]
 _Param = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME=JSON", help="Any other parameter, for lines that do not say."),
+    typer.Option(
+        metavar="NAME=JSON", help="Any other field of a job, for lines that do not set it."
+    ),
 ]
-_InFlight = Annotated[int, typer.Option(min=1, max=100_000, help="Lines submitted, not answered.")]
+_InFlight = Annotated[
+    int, typer.Option(min=1, max=100_000, help="Maximum number of unfinished jobs at a time.")
+]
 _Deduplicate = Annotated[
     bool,
-    typer.Option("--deduplicate", help="Answer equal lines of temperature 0, or a seed, once."),
+    typer.Option(
+        "--deduplicate",
+        help="Generate only once for equal lines that have temperature 0 or a seed.",
+    ),
 ]
 _Webhook = Annotated[
     str | None,
-    typer.Option(metavar="URL", help="Gets one signed POST when all jobs of the run have ended."),
+    typer.Option(
+        metavar="URL", help="Receives one signed POST when all jobs of the run have ended."
+    ),
 ]
-_RunId = Annotated[str, typer.Option(help="Another name generates anew what was generated before.")]
+_RunId = Annotated[
+    str, typer.Option(help="A new name generates everything again, instead of resuming.")
+]
 
 
 def add_bulk_command(app: typer.Typer) -> None:
-    """Add the command."""
+    """Add `bulk`."""
     app.command("bulk", epilog=_EPILOG)(with_setting_flags("bulk", bulk))
 
 
@@ -95,7 +115,7 @@ def bulk(
     broker_url: BrokerUrlOption = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Generate for every line of a file, and append the answers to another as they come."""
+    """Run one job per line of a file, and append the results to another file as they arrive."""
     from batchmill.producer.bulk.options import BulkOptions
     from batchmill.producer.job.batch import parse_batch
 
@@ -103,13 +123,13 @@ def bulk(
     text = _template_text(template, template_file)
     if text is None and (chat or system is not None):
         raise usage_error(
-            "--chat and --system are for a template; lines that are requests say it all"
+            "--chat and --system need --template: request lines hold their own messages"
         )
     if system is not None and not chat:
         raise usage_error("--system needs --chat")
     if webhook is not None and deduplicate:
         raise usage_error(
-            "--webhook counts lines by their jobs, which --deduplicate shares; give one"
+            "--webhook needs one job per line, and --deduplicate shares jobs: leave out one"
         )
     options = BulkOptions(
         input_path=input_path,
@@ -132,7 +152,7 @@ def _line_defaults(
     tenant: str | None,
     param: list[str] | None,
 ) -> dict[str, Any]:
-    """Fields of a job for lines that do not say."""
+    """Return the fields of a job for lines that do not set them."""
     options = {
         "max_tokens": max_tokens,
         "temperature": temperature,
@@ -142,7 +162,7 @@ def _line_defaults(
     defaults: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     given = parse_pairs("--param", param)
     for name in given.keys() & {"max_tokens", "temperature", "priority", "tenant", "model"}:
-        raise usage_error(f"--param {name}: it has an option of its own")
+        raise usage_error(f"--param {name}: use --{name.replace('_', '-')} instead")
     return defaults | {
         name: parse_json_option(f"--param {name}", text) for name, text in given.items()
     }
@@ -193,8 +213,8 @@ def _run(options: BulkOptions, url: str, *, as_json: bool) -> int:
             run.run(show)
     except KeyboardInterrupt:
         sys.stderr.write(
-            f"\nstopped at {run.counts.done}/{run.counts.total}; jobs in flight go on, and the "
-            "same command collects them\n"
+            f"\nstopped at {run.counts.done}/{run.counts.total}; jobs in flight continue, and the "
+            "same command collects their results\n"
         )
         raise
     finally:
@@ -204,11 +224,13 @@ def _run(options: BulkOptions, url: str, *, as_json: bool) -> int:
 
 
 def _has_errors(options: BulkOptions) -> bool:
-    """Whether lines failed, in this command or in one that it went on from."""
+    """Whether lines failed, in this command or in one that it resumed."""
     return options.errors_path.stat().st_size > 0
 
 
 def _print_summary(run: BulkRun, options: BulkOptions, elapsed_s: float, *, as_json: bool) -> None:
+    from batchmill.producer.counted import counted
+
     from .bulk_view import tokens_per_s
 
     counts = run.counts
@@ -232,13 +254,14 @@ def _print_summary(run: BulkRun, options: BulkOptions, elapsed_s: float, *, as_j
         )
         return
     print(
-        f"{counts.completed} completed, {counts.failed} failed, {counts.resumed} were there before;"
-        f" {counts.output_tokens} tokens in {elapsed_s:.1f} s ({rate:.0f} tok/s), "
+        f"{counts.completed} completed, {counts.failed} failed, "
+        f"{counts.resumed} from earlier runs; "
+        f"{counted(counts.output_tokens, 'token')} in {elapsed_s:.1f} s ({rate:.0f} tok/s), "
         f"{counts.cached_tokens} of {counts.prompt_tokens} prompt tokens from the cache"
     )
     if run.batch_id is not None:
         print(f"batch: {run.batch_id}")
-    print(f"answers: {options.output_path}")
+    print(f"results: {options.output_path}")
     if _has_errors(options):
         print(f"failures: {options.errors_path}")
 

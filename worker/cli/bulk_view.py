@@ -1,4 +1,4 @@
-"""How far a bulk run is, for people: a bar in a terminal, a plain line now and then elsewhere."""
+"""Progress of a bulk run: a bar in a terminal, otherwise a line every few seconds."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from batchmill.producer.store.job_store import JobStore
 
 _LINE_INTERVAL_S = 5.0
-#: Seconds without an answer after which the queues are looked at.
+#: Seconds without a result after which the queues are checked.
 _STALL_S = 5.0
 
 
 class BulkView:
-    """Writes to stderr, so that stdout is the summary's. Counts its own time."""
+    """Writes progress to stderr, so that stdout holds only the summary. Measures its own time."""
 
     def __init__(self, *, quiet: bool) -> None:
         """Bind to stderr.
@@ -47,7 +47,7 @@ class BulkView:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since it began."""
+        """Seconds since the view was made."""
         return time.monotonic() - self.started_at
 
     def show(self, counts: BulkCounts) -> None:
@@ -58,14 +58,14 @@ class BulkView:
             self._show_bar(counts)
             return
         now = time.monotonic()
-        is_news = counts.done == counts.total and self._shown_done != counts.done
-        if now - self._shown_at >= _LINE_INTERVAL_S or is_news:
+        is_last = counts.done == counts.total and self._shown_done != counts.done
+        if now - self._shown_at >= _LINE_INTERVAL_S or is_last:
             self._shown_at, self._shown_done = now, counts.done
             sys.stderr.write(self._line(counts) + "\n")
             sys.stderr.flush()
 
     def note(self, text: str) -> None:
-        """Tell something once, beside the progress; also where nothing else is shown."""
+        """Write a line beside the progress, even if the view is quiet."""
         if self._bar is not None:
             self._bar.console.print(text, markup=False)
         else:
@@ -92,53 +92,53 @@ class BulkView:
         self._bar.update(self._task, completed=counts.done, total=counts.total, **numbers)
 
     def _eta_s(self, counts: BulkCounts) -> float | None:
-        """Seconds to go at the pace so far; None where there is no pace yet."""
-        answered = counts.completed + counts.failed
-        if answered == 0:
+        """Seconds to go at the speed so far; None before the first result."""
+        ended = counts.completed + counts.failed
+        if ended == 0:
             return None if counts.done < counts.total else 0.0
-        return (counts.total - counts.done) * self.elapsed_s / answered
+        return (counts.total - counts.done) * self.elapsed_s / ended
 
 
 def tokens_per_s(counts: BulkCounts, elapsed_s: float) -> float:
-    """Return the output tokens a second of this command."""
+    """Return the output tokens per second of this command."""
     return counts.output_tokens / max(elapsed_s, 1e-3)
 
 
 def _rate(counts: BulkCounts, elapsed_s: float) -> str:
-    """The same in words; before the first answer nobody knows."""
+    """Return the tokens per second in words; unknown before the first result."""
     number = f"{tokens_per_s(counts, elapsed_s):.0f}" if counts.output_tokens else "?"
     return f"{number} tok/s"
 
 
 class StallWatch:
-    """Tells once, where nothing ends, of a queue that no worker serves."""
+    """Reports once that no worker serves a queue, if jobs wait in it and none ends."""
 
     def __init__(self, store: JobStore, note: Callable[[str], None]) -> None:
         self._store = store
         self._note = note
         self._done = -1
         self._since = time.monotonic()
-        self._has_told = False
+        self._has_reported = False
 
     def observe(self, counts: BulkCounts) -> None:
-        """Look at the queues where nothing has ended for a while."""
+        """Check the queues if no job has ended for a while."""
         now = time.monotonic()
         if counts.done != self._done:
             self._done, self._since = counts.done, now
-        elif not self._has_told and now - self._since >= _STALL_S:
+        elif not self._has_reported and now - self._since >= _STALL_S:
             self._since = now
-            self._tell()
+            self._report_unserved_queue()
 
-    def _tell(self) -> None:
-        with contextlib.suppress(RedisError):  # the run itself finds out
+    def _report_unserved_queue(self) -> None:
+        with contextlib.suppress(RedisError):  # the run itself reports it
             served = {queue for worker in self._store.list_workers() for queue in worker.queues}
             depths = self._store.queue_depths()
             for name in (depth.queue for depth in depths if depth.queued):
                 if name not in served:
-                    self._has_told = True
+                    self._has_reported = True
                     self._note(
                         f"note: no worker serves the queue {name}; start one with that model, or "
-                        "stop this and give --model"
+                        "stop this command and give another --model"
                     )
 
 

@@ -1,4 +1,4 @@
-"""Settings as flags, made only for the command that is asked for."""
+"""The settings that each command takes as flags; made only for the command that runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 
-#: The demo is a world of its own, with its own broker.
+#: The demo runs its own broker and receiver, and sets these itself.
 _SET_BY_DEMO = frozenset(
     {
         "broker_url",
@@ -21,12 +21,12 @@ _SET_BY_DEMO = frozenset(
 
 
 def with_setting_flags(name: str, command: Callable[..., int | None]) -> Callable[..., int | None]:
-    """Give a command its settings as flags, where it is the one that is asked for.
+    """Give a command its settings as flags, if it is the command that runs.
 
     The settings classes take 0.2 s to import, which `batchmill --help` need not wait for.
 
     Args:
-        name: of the command, as it is typed.
+        name: the command's name on the command line.
         command: the command without these flags.
     """
     is_completion = any(variable.endswith("_COMPLETE") for variable in os.environ)

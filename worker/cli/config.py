@@ -1,4 +1,4 @@
-"""`batchmill config show`: which settings are in force, and where they come from."""
+"""`batchmill config show`: the settings in force, and where each comes from."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .options import JsonOption
 if TYPE_CHECKING:
     from pydantic_settings import BaseSettings
 
-_group = typer.Typer(help="Settings.", no_args_is_help=True)
+_group = typer.Typer(help="Settings in force.", no_args_is_help=True)
 _PREFIX = "BATCHMILL_"
-#: Read by other parts than the settings classes.
+#: Read directly from the environment, not by the settings classes.
 _OTHER_VARIABLES = {"BATCHMILL_CACHE_DIR", "BATCHMILL_RUNTIME_DIR", "BATCHMILL_STATE_DIR"}
 
 
 def add_config_commands(app: typer.Typer) -> None:
-    """Add the commands."""
+    """Add `config show`."""
     app.add_typer(_group, name="config")
 
 
@@ -30,12 +30,12 @@ def add_config_commands(app: typer.Typer) -> None:
     epilog="Examples:\n\n  batchmill config show\n\n"
     "  batchmill config show --json | jq '.settings[] | select(.source != \"default\")'",
 )
-def show(as_json: JsonOption = False) -> None:
+def show_settings(as_json: JsonOption = False) -> None:
     """Show every setting with its value and source; secrets and passwords are masked.
 
-    Ends with exit code 8 where a setting is wrong.
+    The exit code is 8 if a setting is invalid.
     """
-    # Imported here: `batchmill --help` need not wait for pydantic.
+    # Imported here: `batchmill --help` must not wait for pydantic.
     from batchmill.worker.settings import WorkerSettings
     from batchmill.worker.webhooks.settings import WebhookSettings
 
@@ -48,11 +48,13 @@ def show(as_json: JsonOption = False) -> None:
     rows = ((e["variable"], _cell(e["value"]), e["source"], e["meaning"]) for e in unique)
     print_table("Settings", ("variable", "value", "source", "meaning"), rows)
     for name in unknown:
-        print(f"{name} is set, and is no setting of this version: check its spelling")
+        print(
+            f"{name} is set but is not a setting of this version: check the name for typing errors"
+        )
 
 
 def _entries(cls: type[BaseSettings]) -> list[dict[str, Any]]:
-    """Each field of a settings class, with the value in force."""
+    """Return each field of a settings class, with the value in force."""
     from .setting_docs import setting_docs
     from .setting_flags import is_secret
 
@@ -81,7 +83,7 @@ def _masked(name: str, value: Any, *, secret: bool) -> Any:
 
 
 def _unknown_variables(known: set[str]) -> list[str]:
-    """Variables that look like ours and mean nothing: most often a slip of the pen."""
+    """Return variables with our prefix that nothing reads: usually a typing error."""
     ours = {name for name in os.environ if name.startswith(_PREFIX)}
     return sorted(ours - known - _OTHER_VARIABLES)
 

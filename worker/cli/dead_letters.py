@@ -1,4 +1,4 @@
-"""`batchmill dead-letters`: what was given up and why, and trying it again."""
+"""`batchmill dead-letters`: jobs and documents that were given up, and how to retry them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from .broker_connection import open_store
 from .errors import CommandError, ExitCode
 from .options import BrokerUrlOption, JsonOption
 
-_group = typer.Typer(help="Jobs, messages and webhooks that were given up.", no_args_is_help=True)
+_group = typer.Typer(
+    help="Dead letters: jobs, messages and webhooks that were given up.", no_args_is_help=True
+)
 
 
 def add_dead_letter_commands(app: typer.Typer) -> None:
-    """Add the commands."""
+    """Add `dead-letters list`, `retry` and `drop`."""
     app.add_typer(_group, name="dead-letters")
 
 
@@ -25,9 +27,11 @@ def add_dead_letter_commands(app: typer.Typer) -> None:
     epilog="Examples:\n\n  batchmill dead-letters list\n\n"
     "  batchmill dead-letters list --json | jq '.dead_letters[].reason'",
 )
-def list_letters(
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many.")] = 100,
-    offset: Annotated[int, typer.Option(min=0, help="Leave out the newest so many.")] = 0,
+def list_dead_letters(
+    limit: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Maximum number of dead letters.")
+    ] = 100,
+    offset: Annotated[int, typer.Option(min=0, help="Number of the newest to skip.")] = 0,
     broker_url: BrokerUrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -38,7 +42,7 @@ def list_letters(
         letters = store.dead_letters(offset=offset, limit=limit)
         total = store.counts().dead_letters
     if as_json:
-        print_json({"total": total, "dead_letters": [_describe(letter) for letter in letters]})
+        print_json({"total": total, "dead_letters": [_letter_fields(letter) for letter in letters]})
         return
     print_table(
         counted(total, "dead letter"),
@@ -48,17 +52,17 @@ def list_letters(
 
 
 _LetterArgument = Annotated[
-    str, typer.Argument(metavar="ID", help="The dead letter, as `dead-letters list` shows it.")
+    str, typer.Argument(metavar="ID", help="Id that `dead-letters list` shows.")
 ]
 
 
 @_group.command("retry", epilog="Example:\n\n  batchmill dead-letters retry gen_…")
-def retry(
+def retry_letter(
     letter_id: _LetterArgument,
     broker_url: BrokerUrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Try one again and drop it. A job keeps its id (see `retry`) while its record is there."""
+    """Retry a dead letter and remove it. A job keeps its id while its record exists."""
     from batchmill.producer.protocol import keys
     from batchmill.producer.settings import ProducerSettings
     from batchmill.producer.store.dead_letters import retry_dead_letter
@@ -66,40 +70,40 @@ def retry(
     with open_store(broker_url) as store:
         new_id = retry_dead_letter(store, letter_id, ProducerSettings())
     if new_id is None:
-        raise _unknown(letter_id)
+        raise _unknown_letter_error(letter_id)
     if as_json:
         print_json({"id": letter_id, "retried_as": new_id})
     else:
         place = "from the inbox" if new_id == keys.INBOX else f"as {new_id}"
-        print(f"{letter_id} is tried again {place}")
+        print(f"{letter_id} is retried {place}")
 
 
 @_group.command("drop", epilog="Example:\n\n  batchmill dead-letters drop gen_…")
-def drop(
+def drop_letter(
     letter_id: _LetterArgument,
     broker_url: BrokerUrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Delete one. The record of a job stays until its time is over."""
+    """Delete a dead letter. The record of its job stays until it expires."""
     with open_store(broker_url) as store:
         if not store.dead_letter_drop(letter_id):
-            raise _unknown(letter_id)
+            raise _unknown_letter_error(letter_id)
     if as_json:
         print_json({"id": letter_id, "dropped": True})
     else:
-        print(f"{letter_id} is dropped")
+        print(f"{letter_id} is deleted")
 
 
-def _unknown(letter_id: str) -> CommandError:
+def _unknown_letter_error(letter_id: str) -> CommandError:
     return CommandError(
-        f"no dead letter {letter_id!r}: there never was, it was retried or dropped, or it is older "
-        "than 30 days",
+        f"no dead letter {letter_id!r}: the id is wrong, it was retried or dropped, or it is older "
+        "than 30 days; `batchmill dead-letters list` shows those that exist",
         code="unknown_dead_letter",
         exit_code=ExitCode.NOT_FOUND,
     )
 
 
-def _describe(letter: Any) -> dict[str, Any]:
+def _letter_fields(letter: Any) -> dict[str, Any]:
     return {
         "id": letter.id,
         "kind": letter.kind.value,

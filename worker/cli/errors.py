@@ -13,30 +13,30 @@ class ExitCode(IntEnum):
     """How a command ended."""
 
     OK = 0
-    #: Something unforeseen, or a check that found problems.
+    #: An unforeseen error, or a check that found problems.
     FAILED = 1
     #: The command line is wrong.
     USAGE = 2
-    #: No broker, or it does not answer.
+    #: The broker is missing or does not answer.
     BROKER = 3
-    #: The job, or what was to be done with it, was refused; nothing was stored or changed.
+    #: The job, or the action on it, was refused; nothing was stored or changed.
     REJECTED = 4
-    #: There is no such job or dead letter.
+    #: The job, batch, event, dead letter or endpoint does not exist.
     NOT_FOUND = 5
     #: The job ended without a completion.
     UNFINISHED = 6
-    #: The time to wait is over; the job goes on.
+    #: Waiting took longer than allowed; the job continues.
     TIMEOUT = 7
-    #: A setting is missing or cannot work.
+    #: A setting is missing or invalid.
     CONFIG = 8
 
 
 class CommandError(Exception):
-    """An error of a command itself, told in one line.
+    """An error of a command itself, reported in one line.
 
     Attributes:
-        code: machine-readable.
-        exit_code: of the process.
+        code: machine-readable name of the error.
+        exit_code: exit code of the process.
     """
 
     def __init__(self, message: str, *, code: str, exit_code: ExitCode) -> None:
@@ -51,10 +51,10 @@ def usage_error(message: str) -> CommandError:
 
 
 def report_error(error: Exception, *, as_json: bool) -> ExitCode:
-    """Write an error to stderr in the asked-for form, and return the exit code for it.
+    """Write an error to stderr, as text or JSON, and return the exit code for it.
 
     Raises:
-        Exception: the error itself, where it is a bug of ours and a traceback can be shown.
+        Exception: the error itself, if it is unforeseen and a traceback can be shown.
     """
     described = _describe(error)
     if described is None and not as_json:
@@ -65,7 +65,7 @@ def report_error(error: Exception, *, as_json: bool) -> ExitCode:
         f"{type(error).__name__}: {error}",
         {},
     )
-    # Where it happened: a line of a file, the batch that it belongs to.
+    # The notes say where it happened: the line of a file, the batch.
     message = "; ".join([message, *getattr(error, "__notes__", ())])
     if as_json:
         sys.stderr.write(json.dumps({"error": {"code": code, "message": message, **extra}}) + "\n")
@@ -75,12 +75,12 @@ def report_error(error: Exception, *, as_json: bool) -> ExitCode:
 
 
 def is_parser_error(error: Exception) -> bool:
-    """Whether an error is the command line parser's own (typer brings its own copy of click)."""
+    """Whether an error comes from the command line parser (typer brings its own copy of click)."""
     return hasattr(error, "format_message") and hasattr(error, "exit_code")
 
 
 def _describe(error: Exception) -> tuple[str, ExitCode, str, dict[str, Any]] | None:
-    """Code, exit code, message and further fields of an error; None for one not foreseen."""
+    """Return code, exit code, message and extra fields of an error; None if it is unforeseen."""
     if isinstance(error, CommandError):
         return error.code, error.exit_code, str(error), {}
     if is_parser_error(error):
@@ -90,7 +90,7 @@ def _describe(error: Exception) -> tuple[str, ExitCode, str, dict[str, Any]] | N
 
 
 def _describe_known(error: Exception) -> tuple[str, ExitCode, str, dict[str, Any]] | None:
-    # Imported here: `batchmill --help` needs neither.
+    # Imported here because `batchmill --help` needs none of them.
     import redis
     from pydantic import ValidationError
 
@@ -120,7 +120,9 @@ def _describe_known(error: Exception) -> tuple[str, ExitCode, str, dict[str, Any
         case producer.BrokerUnavailable():
             return "broker_unavailable", ExitCode.BROKER, str(error), {}
         case redis.RedisError():
-            message = f"the broker does not answer: {error}; check --broker-url, or `batchmill up`"
+            message = (
+                f"the broker does not answer: {error}; check --broker-url, or run `batchmill up`"
+            )
             return "broker_unavailable", ExitCode.BROKER, message, {}
         case BrokerError():
             return "broker_failed", ExitCode.BROKER, str(error), {}
@@ -135,14 +137,14 @@ def _describe_known(error: Exception) -> tuple[str, ExitCode, str, dict[str, Any
 
 
 def _settings_message(error: Any) -> str:
-    """Name each wrong setting by its variable, without its value."""
+    """Return a message that names each invalid setting by its variable, without its value."""
     problems = []
     for item in error.errors(include_input=False, include_url=False):
         message = item["msg"].removeprefix("Value error, ")
         # Further parts of the location are keys inside of a value, or branches of a union.
         name = "".join(str(part) for part in item["loc"][:1]).upper()
         problems.append(f"BATCHMILL_{name}: {message}" if name else message)
-    return "settings are wrong: " + "; ".join(problems)
+    return "invalid settings: " + "; ".join(problems)
 
 
 def _snake(name: str) -> str:

@@ -1,4 +1,4 @@
-"""`batchmill healthcheck`: for containers and supervisors, is the worker of this host ready?"""
+"""`batchmill healthcheck`: is the worker on this host ready? For containers and supervisors."""
 
 from __future__ import annotations
 
@@ -16,24 +16,26 @@ _EPILOG = "Example, in a compose file:\n\n  healthcheck: {test: [CMD, batchmill,
 
 
 def add_healthcheck_command(app: typer.Typer) -> None:
-    """Add the command."""
+    """Add `healthcheck`."""
     app.command("healthcheck", epilog=_EPILOG)(healthcheck)
 
 
 def healthcheck(broker_url: BrokerUrlOption = None, as_json: JsonOption = False) -> None:
-    """Exit with 0 if a worker of this host has its model loaded and its heart beats, else with 1.
+    """Exit with 0 if a worker on this host has loaded its model and sends heartbeats, else with 1.
 
-    Reads heartbeats in Redis, so it also sees a worker whose process lives but is stuck, and a
-    Redis that cannot be reached (exit code 3).
+    The heartbeats are read from Redis, so a process that lives but is stuck does not count as
+    ready. The exit code is 3 if Redis cannot be reached.
     """
     host = socket.gethostname()
     with open_store(broker_url) as store:
         own = [info for info in store.list_workers() if info.name.rpartition("@")[2] == host]
     ready = sorted(info.name for info in own if info.state == "ready")
     if not ready:
-        states = ", ".join(f"{info.name} is {info.state}" for info in own) or "none has a heartbeat"
+        states = (
+            ", ".join(f"{info.name} is {info.state}" for info in own) or "none sends a heartbeat"
+        )
         raise CommandError(
-            f"no worker of host {host} is ready: {states}",
+            f"no worker on host {host} is ready: {states}",
             code="not_ready",
             exit_code=ExitCode.FAILED,
         )

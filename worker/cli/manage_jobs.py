@@ -1,4 +1,4 @@
-"""`batchmill list`, `cancel`, `retry` and `forget`: what is done with jobs that are stored."""
+"""`batchmill list`, `cancel`, `retry` and `forget`: commands on jobs that are already stored."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ _FORGET_EPILOG = (
 
 
 def add_manage_job_commands(app: typer.Typer) -> None:
-    """Add the commands."""
+    """Add `list`, `cancel`, `retry` and `forget`."""
     app.command("list", epilog=_LIST_EPILOG)(list_jobs)
-    app.command("cancel", epilog=_CANCEL_EPILOG)(cancel)
-    app.command("retry", epilog=_RETRY_EPILOG)(retry)
-    app.command("forget", epilog=_FORGET_EPILOG)(forget)
+    app.command("cancel", epilog=_CANCEL_EPILOG)(cancel_jobs)
+    app.command("retry", epilog=_RETRY_EPILOG)(retry_jobs)
+    app.command("forget", epilog=_FORGET_EPILOG)(forget_jobs)
 
 
 def list_jobs(
@@ -57,14 +57,15 @@ def list_jobs(
         str | None,
         typer.Option(help="queued, in_progress, completed, failed, cancelled or expired."),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Maximum number of jobs.")] = 100,
     cursor: Annotated[
-        str | None, typer.Option(help="Go on after a page: its next_cursor, as --json tells it.")
+        str | None,
+        typer.Option(help="Continue after a page: the next_cursor of its --json output."),
     ] = None,
     broker_url: BrokerUrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List jobs, newest first, without prompts and outputs."""
+    """List jobs, newest first. Prompts and outputs are not shown."""
     from batchmill.producer import Client
     from batchmill.producer.counted import counted
 
@@ -75,7 +76,7 @@ def list_jobs(
         print_json({"jobs": jobs, "next_cursor": page.next_cursor})
         return
     print_table(
-        counted(len(page.jobs), "job") + (", and there are more" if page.has_more else ""),
+        counted(len(page.jobs), "job") + (", more to follow" if page.has_more else ""),
         ("id", "state", "model", "tenant", "tags", "tokens", "submitted"),
         (
             (
@@ -91,17 +92,17 @@ def list_jobs(
         ),
     )
     if page.has_more:
-        print(f"go on with --cursor {page.next_cursor}")
+        print(f"for the next page: --cursor {page.next_cursor}")
 
 
-def cancel(
+def cancel_jobs(
     job_ids: JobIds = None,
     tag: TagOption = None,
     tenant: TenantOption = None,
     broker_url: BrokerUrlOption = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Cancel jobs, by id or by tag and tenant. A running one stops at its next checkpoint."""
+    """Cancel jobs by id, or by tag and tenant. Running ones stop at their next checkpoint."""
     from batchmill.producer import Client
 
     with Client(resolve_broker(broker_url)) as client:
@@ -113,8 +114,8 @@ def cancel(
         print_json(asdict(counts))
     else:
         print(
-            f"{counts.cancelled} cancelled, {counts.cancelling} are being stopped, "
-            f"{counts.already_terminal} had ended before"
+            f"{counts.cancelled} cancelled, {counts.cancelling} stopping, "
+            f"{counts.already_terminal} had already ended"
         )
     return ExitCode.OK
 
@@ -122,22 +123,22 @@ def cancel(
 def _cancel(client: Client, job_id: str) -> tuple[dict[str, Any], str]:
     from batchmill.producer import CancelStatus
 
-    answer = client.cancel(job_id)
-    state = None if answer.state is None else answer.state.value
-    told = {"id": job_id, "outcome": answer.status.value.lower(), "state": state}
-    if answer.status is CancelStatus.ALREADY_TERMINAL:
-        return told, f"{job_id} had ended before: {state}"
-    if answer.status is CancelStatus.CANCELLING:
-        return told, f"{job_id} is being stopped"
-    return told, f"{job_id} is cancelled"
+    reply = client.cancel(job_id)
+    state = None if reply.state is None else reply.state.value
+    fields = {"id": job_id, "outcome": reply.status.value.lower(), "state": state}
+    if reply.status is CancelStatus.ALREADY_TERMINAL:
+        return fields, f"{job_id} had already ended: {state}"
+    if reply.status is CancelStatus.CANCELLING:
+        return fields, f"{job_id} is stopping"
+    return fields, f"{job_id} is cancelled"
 
 
-def retry(
-    job_ids: Annotated[list[str], typer.Argument(metavar="ID...", help="The jobs.")],
+def retry_jobs(
+    job_ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of the jobs.")],
     broker_url: BrokerUrlOption = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Run jobs again that failed, were cancelled or expired, under their own ids."""
+    """Run failed, cancelled or expired jobs again, under the same ids."""
     from batchmill.producer import Client
 
     with Client(resolve_broker(broker_url)) as client:
@@ -149,14 +150,14 @@ def retry(
         return _for_each(job_ids, act, as_json=as_json)
 
 
-def forget(
+def forget_jobs(
     job_ids: JobIds = None,
     tag: TagOption = None,
     tenant: TenantOption = None,
     broker_url: BrokerUrlOption = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Remove all that is kept of ended jobs at once: prompt, output, webhooks, dead letters."""
+    """Delete everything stored of ended jobs: prompt, output, webhooks and dead letters."""
     from batchmill.producer import Client
 
     with Client(resolve_broker(broker_url)) as client:
@@ -172,7 +173,7 @@ def forget(
     if as_json:
         print_json(asdict(counts))
     else:
-        kept = f", {counts.active} have not ended and are kept" if counts.active else ""
+        kept = f", {counts.active} kept because they have not ended" if counts.active else ""
         print(f"{counts.forgotten} forgotten{kept}")
     return ExitCode.OK
 
@@ -180,28 +181,28 @@ def forget(
 def _for_each(
     job_ids: Sequence[str], act: Callable[[str], tuple[dict[str, Any], str]], *, as_json: bool
 ) -> int:
-    """Do something to each job; what one of them refuses keeps no other from it.
+    """Do something to each job, even if it is refused for another one.
 
     Args:
         job_ids: the jobs.
-        act: does it, and returns what to tell as JSON and in words.
-        as_json: one line of JSON a job.
+        act: does it, and returns the output as JSON and as text.
+        as_json: print one line of JSON per job.
 
     Returns:
-        The exit code of the first refusal.
+        The exit code of the first refusal, or 0.
     """
     from batchmill.producer.errors import JobRejected, UnknownJob, WrongState
 
     exit_code = ExitCode.OK
     for job_id in dict.fromkeys(job_ids):
         try:
-            told, words = act(job_id)
+            fields, text = act(job_id)
         except (JobRejected, UnknownJob, WrongState) as error:
             code = report_error(error, as_json=as_json)
             exit_code = exit_code or code
             continue
         if as_json:
-            print_json(told)
+            print_json(fields)
         else:
-            print(words)
+            print(text)
     return exit_code

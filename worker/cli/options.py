@@ -31,7 +31,10 @@ TagOption = Annotated[str | None, typer.Option("--tag", help="Jobs with this tag
 TenantOption = Annotated[str | None, typer.Option("--tenant", help="Jobs of this tenant.")]
 MetadataOption = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME=TEXT", help="Stored with it and returned. May be repeated."),
+    typer.Option(
+        metavar="NAME=TEXT",
+        help="Data of yours, returned with the state and in webhooks. May be repeated.",
+    ),
 ]
 FlowerPortOption = Annotated[
     int | None,

@@ -1,4 +1,4 @@
-"""`batchmill progress`: how far jobs are and when they are likely to be done."""
+"""`batchmill progress`: how far jobs are, and when they will probably be done."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _EPILOG = (
 
 
 def add_progress_command(app: typer.Typer) -> None:
-    """Add the command."""
+    """Add `progress`."""
     app.command("progress", epilog=_EPILOG)(progress)
 
 
@@ -39,44 +39,47 @@ def progress(
     tag: TagOption = None,
     tenant: TenantOption = None,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Go on until all have ended, a line for each change.")
+        bool,
+        typer.Option("--watch", help="Continue until all have ended, with one line per change."),
     ] = False,
     interval_s: Annotated[
-        float, typer.Option(min=0.1, help="Seconds between two looks of --watch.")
+        float, typer.Option(min=0.1, help="Seconds between updates of --watch.")
     ] = 1.0,
     broker_url: BrokerUrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show how far one job is, or many together: tokens, speed, and seconds to go (estimated)."""
+    """Show how far one job is, or many together: tokens, speed and estimated time left."""
     from batchmill.producer import Client
 
     from .progress_view import ProgressView, has_ended
 
     check_ids_or_filter(job_ids or (), tag, tenant)
     with Client(resolve_broker(broker_url)) as client:
-        look = _look(client, _ids(client, job_ids, tag, tenant))
+        read_progress = _progress_reader(client, _selected_ids(client, job_ids, tag, tenant))
         with ProgressView(in_place=watch, as_json=as_json) as view:
-            found = look()
+            found = read_progress()
             view.show(found)
             while watch and not has_ended(found):
                 time.sleep(interval_s)
-                found = look()
+                found = read_progress()
                 view.show(found)
 
 
-def _ids(
+def _selected_ids(
     client: Client, job_ids: Sequence[str] | None, tag: str | None, tenant: str | None
 ) -> list[str]:
-    """The jobs that are meant: those that a tag has now, not those that get it later."""
+    """Return the ids of the chosen jobs. Jobs that get the tag later are not among them."""
     if job_ids:
         return list(dict.fromkeys(job_ids))
     if tag is None and tenant is None:
-        raise usage_error("no jobs: give ids, --tag or --tenant")
+        raise usage_error("no jobs are chosen: give ids, --tag or --tenant")
     return [job.id for job in client.iter_jobs(tag=tag, tenant=tenant)]
 
 
-def _look(client: Client, job_ids: Sequence[str]) -> Callable[[], JobProgress | ProgressSummary]:
-    """What tells how far they are: one job in detail, several as a sum."""
+def _progress_reader(
+    client: Client, job_ids: Sequence[str]
+) -> Callable[[], JobProgress | ProgressSummary]:
+    """Return a function that reads the progress: of one job in detail, of several as a sum."""
     if len(job_ids) == 1:
         return lambda: client.progress(job_ids[0])
     return lambda: client.progress_many(job_ids)

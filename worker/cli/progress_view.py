@@ -1,4 +1,4 @@
-"""How far jobs are, in words: one line in a terminal, a line for each change elsewhere."""
+"""Progress of jobs in words: one changing line in a terminal, otherwise one line per change."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ if TYPE_CHECKING:
 
 _REASONS = {
     "no_worker": "no worker serves it",
-    "no_speed": "no worker has generated anything in the last seconds",
-    "scheduled": "it waits for the end of its delay",
-    "no_length": "how long it may get is not known",
+    "no_speed": "no worker has generated tokens in the last seconds",
+    "scheduled": "its delay is not over",
+    "no_length": "its maximum length is unknown",
 }
 
 
 class ProgressView:
-    """Writes to stdout. Remembers what it showed last."""
+    """Writes progress to stdout if it differs from what was shown last."""
 
     def __init__(self, *, in_place: bool, as_json: bool) -> None:
         """Bind to stdout.
 
         Args:
-            in_place: in a terminal, show changes in one line.
-            as_json: a line of JSON for each change instead.
+            in_place: update a single line if stdout is a terminal.
+            as_json: write one line of JSON per change instead.
         """
         self._as_json = as_json
         self._in_place = in_place and not as_json and sys.stdout.isatty()
@@ -47,19 +47,19 @@ class ProgressView:
             self._status.stop()
 
     def show(self, found: JobProgress | ProgressSummary) -> None:
-        """Show how far they are, where that is news."""
+        """Show the progress if it has changed."""
         if self._status is not None and not has_ended(found):
-            self._status.update(line(found))
+            self._status.update(progress_line(found))
         elif found != self._shown:
             self._shown = found
             if self._as_json:
                 print_json(found.model_dump(mode="json"))
             else:
-                print(line(found), flush=True)
+                print(progress_line(found), flush=True)
 
 
 def has_ended(found: JobProgress | ProgressSummary) -> bool:
-    """Whether there is nothing to wait for any more."""
+    """Whether nothing is left to wait for."""
     from batchmill.producer import JobProgress
 
     if isinstance(found, JobProgress):
@@ -67,8 +67,8 @@ def has_ended(found: JobProgress | ProgressSummary) -> bool:
     return found.done + found.unknown == found.total
 
 
-def line(found: JobProgress | ProgressSummary) -> str:
-    """Return how far a job, or many, are, in words."""
+def progress_line(found: JobProgress | ProgressSummary) -> str:
+    """Return the progress of one job or of many in words."""
     from batchmill.producer import JobProgress
 
     parts = _job_parts(found) if isinstance(found, JobProgress) else _summary_parts(found)
@@ -82,7 +82,7 @@ def _job_parts(job: JobProgress) -> list[str]:
     parts = [f"{job.id} {job.state.value}", f"{job.output_tokens} of at most {most} tokens"]
     if job.queue_position is not None:
         parts.append(f"{counted(job.queue_position, 'job')} before it")
-    if job.tokens_per_s:  # 0.0 is that no worker has told yet
+    if job.tokens_per_s:  # 0.0 if no worker has reported yet
         parts.append(f"{job.tokens_per_s:.1f} tok/s")
     return parts
 
@@ -107,4 +107,4 @@ def _eta(found: JobProgress | ProgressSummary) -> str:
         minutes, seconds = divmod(round(found.eta_s), 60)
         hours, minutes = divmod(minutes, 60)
         return f"ETA {hours}:{minutes:02}:{seconds:02} at most"
-    return f"no ETA: {_REASONS[found.eta_unknown.value] if found.eta_unknown else 'not known'}"
+    return f"no ETA: {_REASONS[found.eta_unknown.value] if found.eta_unknown else 'unknown'}"

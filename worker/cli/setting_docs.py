@@ -1,4 +1,4 @@
-"""The meaning of each setting, read from the `#:` comment above its field."""
+"""Descriptions of settings, read from the `#:` comments above the fields of their classes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _COMMENT = re.compile(r"    #: ?(.*)")
 
 
 def setting_docs(settings: type[BaseModel]) -> dict[str, str]:
-    """Return field name to comment, for a settings class and those that it derives from."""
+    """Return the comment of each field of a settings class and its base classes, by name."""
     docs: dict[str, str] = {}
     for owner in reversed(settings.__mro__):
         if issubclass(owner, BaseModel) and owner.__module__.startswith("batchmill."):

@@ -1,4 +1,4 @@
-"""Every setting of a command as a flag of it, made from the settings classes themselves."""
+"""Makes command line flags from the fields of settings classes."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def add_setting_flags(
 ) -> Callable[..., int | None]:
     """Give a command a flag for each field of the classes.
 
-    A flag takes what the variable takes, and wins over it: it is put into this process' environment
-    before the command runs, so that the command and its children read settings in one way. Secrets
-    get no flag: every user of the machine can read a command line.
+    A flag takes the same values as the variable and overrides it: it is put into this process'
+    environment before the command runs, so that the command and its children read settings in one
+    way. Secrets get no flag, because every user of the machine can read a command line.
 
     Args:
-        command: the command; a parameter of its own that has a field's name wins over the flag.
+        command: the command; its own parameter replaces the flag of the same name.
         classes: settings classes.
-        hidden: fields that make no sense for this command.
+        hidden: fields that this command does not take.
     """
     own = inspect.signature(command, eval_str=True)
     flags = {

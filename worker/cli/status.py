@@ -1,4 +1,4 @@
-"""`batchmill status`: queues, workers and counts, or one job."""
+"""`batchmill status`: queues, workers and counts, or the state of one job."""
 
 from __future__ import annotations
 
@@ -20,16 +20,18 @@ _EPILOG = "Examples:\n\n  batchmill status\n\n  batchmill status gen_… --json 
 
 
 def add_status_command(app: typer.Typer) -> None:
-    """Add the command."""
+    """Add `status`."""
     app.command("status", epilog=_EPILOG)(status)
 
 
 def status(
-    job_id: Annotated[str | None, typer.Argument(help="A job; without it, the whole.")] = None,
+    job_id: Annotated[
+        str | None, typer.Argument(help="Id of a job. Without it, show queues and workers.")
+    ] = None,
     broker_url: BrokerUrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show queues, workers and counts; with a job's id, that job."""
+    """Show queues, workers and counts, or the state of one job."""
     if job_id is None:
         _show_store(broker_url, as_json=as_json)
     else:
@@ -100,11 +102,11 @@ def _print_workers(workers: Sequence[WorkerInfo]) -> None:
         rows = [[*row, cell or "-"] for row, cell in zip(rows, drafts, strict=True)]
     print_table("\nWorkers", columns, rows)
     if not workers:
-        print("none: start one with `batchmill worker`, or everything with `batchmill up`")
+        print("none; start one with `batchmill worker`, or everything with `batchmill up`")
 
 
 def _drafts(worker: WorkerInfo) -> str | None:
-    """What prompt lookup came to since the engine process started; None where it is off."""
+    """Return the draft tokens since the engine process started; None without prompt lookup."""
     num_drafts = worker.stats.get("draft_tokens")
     num_accepted = worker.stats.get("accepted_tokens")
     if not isinstance(num_drafts, int) or not isinstance(num_accepted, int):
@@ -118,7 +120,7 @@ def _count_rows(counts: Any) -> list[tuple[str, int]]:
     rows = [
         ("in the inbox", counts.inbox),
         ("waiting", counts.queued),
-        ("of these delayed", counts.scheduled),
+        ("waiting, delayed", counts.scheduled),
         ("in progress", counts.in_progress),
         ("webhooks waiting", counts.outbox),
         ("dead letters", counts.dead_letters),

@@ -1,4 +1,4 @@
-"""`batchmill tenants`: who waits for what, and the operator's weights and limits."""
+"""`batchmill tenants`: the waiting jobs of each tenant, and its weight and limits."""
 
 from __future__ import annotations
 
@@ -12,34 +12,32 @@ import typer
 from batchmill.worker.terminal import print_json, print_table
 
 from .broker_connection import open_store
-from .errors import CommandError, ExitCode
+from .errors import usage_error
 from .options import BrokerUrlOption, JsonOption
 
 if TYPE_CHECKING:
     from batchmill.producer.store.job_store import JobStore
     from batchmill.producer.store.tenants import Tenant
 
-_group = typer.Typer(
-    help="Whose jobs wait; weights and limits, in force at once.", no_args_is_help=True
-)
-_Name = Annotated[str, typer.Argument(metavar="NAME", help="The tenant, as jobs name it.")]
+_group = typer.Typer(help="Tenants: their waiting jobs, weights and limits.", no_args_is_help=True)
+_Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the tenant, as in its jobs.")]
 
 
 def add_tenant_commands(app: typer.Typer) -> None:
-    """Add the commands."""
+    """Add `tenants list`, `show`, `set`, `unset` and `window`."""
     app.add_typer(_group, name="tenants")
 
 
 @contextmanager
 def _tenant_store(broker_url: str | None) -> Iterator[JobStore]:
-    """A store; a name or number that cannot be is an error of the command line."""
+    """Connect to the broker; an invalid name or number becomes a usage error."""
     from batchmill.producer.errors import TenantRefused
 
     with open_store(broker_url) as store:
         try:
             yield store
         except TenantRefused as error:
-            raise CommandError(str(error), code="usage", exit_code=ExitCode.USAGE) from None
+            raise usage_error(str(error)) from None
 
 
 @_group.command(
@@ -47,8 +45,8 @@ def _tenant_store(broker_url: str | None) -> Iterator[JobStore]:
     epilog="Examples:\n\n  batchmill tenants list\n\n"
     "  batchmill tenants list --json | jq '.tenants[].usage.jobs'",
 )
-def list_all(broker_url: BrokerUrlOption = None, as_json: JsonOption = False) -> None:
-    """List tenants that have jobs waiting, or something set."""
+def list_all_tenants(broker_url: BrokerUrlOption = None, as_json: JsonOption = False) -> None:
+    """List tenants that have waiting jobs, a weight or limits."""
     from batchmill.producer.counted import counted
     from batchmill.producer.store.tenants import list_tenants
 
@@ -57,16 +55,18 @@ def list_all(broker_url: BrokerUrlOption = None, as_json: JsonOption = False) ->
     if as_json:
         print_json({"tenants": [asdict(tenant) for tenant in tenants]})
     else:
-        _print(counted(len(tenants), "tenant"), tenants)
+        _print_tenants(counted(len(tenants), "tenant"), tenants)
 
 
 @_group.command("show", epilog="Example:\n\n  batchmill tenants show acme --json")
-def show(name: _Name, broker_url: BrokerUrlOption = None, as_json: JsonOption = False) -> None:
-    """Show one tenant."""
+def show_tenant(
+    name: _Name, broker_url: BrokerUrlOption = None, as_json: JsonOption = False
+) -> None:
+    """Show the waiting jobs, weight and limits of a tenant."""
     from batchmill.producer.store.tenants import load_tenant
 
     with _tenant_store(broker_url) as store:
-        _tell(load_tenant(store, name), as_json=as_json)
+        _print_tenant(load_tenant(store, name), as_json=as_json)
 
 
 @_group.command(
@@ -74,22 +74,22 @@ def show(name: _Name, broker_url: BrokerUrlOption = None, as_json: JsonOption = 
     epilog="Examples:\n\n  batchmill tenants set acme --weight 3\n\n"
     "  batchmill tenants set trial --max-jobs 10000 --max-tokens 5000000",
 )
-def set_one(
+def set_tenant_limits(
     name: _Name,
     weight: Annotated[
-        float | None, typer.Option(help="Share of the tokens against others. \\[1]")
+        float | None, typer.Option(help="Share of the tokens relative to other tenants. \\[1]")
     ] = None,
-    max_jobs: Annotated[int | None, typer.Option(help="Jobs that may wait.")] = None,
+    max_jobs: Annotated[int | None, typer.Option(help="Maximum number of waiting jobs.")] = None,
     max_bytes: Annotated[
-        int | None, typer.Option(help="Bytes of job documents that may wait.")
+        int | None, typer.Option(help="Maximum bytes of waiting job documents.")
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(help="Tokens that may wait, prompt and most output.")
+        int | None, typer.Option(help="Maximum tokens of waiting jobs, prompt and max_tokens.")
     ] = None,
     broker_url: BrokerUrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Set a tenant's weight or limits; what is not given stays."""
+    """Set a tenant's weight or limits, in force at once. Options that are left out stay."""
     from batchmill.producer.store.tenants import set_tenant
 
     given = {
@@ -100,39 +100,38 @@ def set_one(
     }
     changes = {field: value for field, value in given.items() if value is not None}
     if not changes:
-        raise CommandError(
-            "nothing to set: give --weight, --max-jobs, --max-bytes or --max-tokens",
-            code="usage",
-            exit_code=ExitCode.USAGE,
-        )
+        raise usage_error("nothing to set: give --weight, --max-jobs, --max-bytes or --max-tokens")
     with _tenant_store(broker_url) as store:
-        _tell(set_tenant(store, name, changes), as_json=as_json)
+        _print_tenant(set_tenant(store, name, changes), as_json=as_json)
 
 
 @_group.command("unset", epilog="Example:\n\n  batchmill tenants unset acme")
-def unset(name: _Name, broker_url: BrokerUrlOption = None, as_json: JsonOption = False) -> None:
-    """Take back a tenant's weight and limits: weight 1, no limits."""
+def unset_tenant_limits(
+    name: _Name, broker_url: BrokerUrlOption = None, as_json: JsonOption = False
+) -> None:
+    """Remove a tenant's weight and limits: it then has weight 1 and no limits."""
     from batchmill.producer.store.tenants import load_tenant, unset_tenant
 
     with _tenant_store(broker_url) as store:
         unset_tenant(store, name)
-        _tell(load_tenant(store, name), as_json=as_json)
+        _print_tenant(load_tenant(store, name), as_json=as_json)
 
 
 @_group.command(
     "window",
     epilog="Examples:\n\n  batchmill tenants window\n\n  batchmill tenants window 32",
 )
-def window(
+def show_or_set_window(
     num_jobs: Annotated[
-        int | None, typer.Argument(metavar="JOBS", help="The new number. Without it, show it.")
+        int | None,
+        typer.Argument(metavar="JOBS", help="The new number. Without it, show the present one."),
     ] = None,
     broker_url: BrokerUrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show or set how many jobs of a queue are announced at a time.
 
-    A late job waits for so many others at least; hundreds of workers, or distant ones, need more.
+    A new job waits for at least as many others. Hundreds of workers, or distant ones, need more.
     """
     from batchmill.producer.store.tenants import read_window, set_window
 
@@ -146,14 +145,14 @@ def window(
         print(number)
 
 
-def _tell(tenant: Tenant, *, as_json: bool) -> None:
+def _print_tenant(tenant: Tenant, *, as_json: bool) -> None:
     if as_json:
         print_json(asdict(tenant))
     else:
-        _print(f"Tenant {tenant.name}", [tenant])
+        _print_tenants(f"Tenant {tenant.name}", [tenant])
 
 
-def _print(title: str, tenants: list[Tenant]) -> None:
+def _print_tenants(title: str, tenants: list[Tenant]) -> None:
     print_table(
         title,
         ("tenant", "weight", "waiting jobs", "bytes", "tokens"),
@@ -162,7 +161,7 @@ def _print(title: str, tenants: list[Tenant]) -> None:
 
 
 def _amounts(tenant: Tenant) -> list[Any]:
-    """What waits, of what may."""
+    """Return the waiting jobs, bytes and tokens, each with its limit."""
     limits = (tenant.limits.max_jobs, tenant.limits.max_bytes, tenant.limits.max_tokens)
     usage = (tenant.usage.jobs, tenant.usage.bytes, tenant.usage.tokens)
     return [

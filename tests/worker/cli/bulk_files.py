@@ -1,4 +1,4 @@
-"""Files of bulk runs, for tests."""
+"""Input and output files of bulk runs, for tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from batchmill.worker.engine_host.stub_engine import stub_text
 from ..command_line import Answer, call
 from ..conftest import Mill, expected_tokens
 
-#: A stub that is no brake.
+#: A stub engine that does not slow the run down.
 FAST = {"step_time_s": 0.0, "max_num_seqs": 256}
 
 
@@ -26,7 +26,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def bulk(mill: Mill, *arguments: object) -> Answer:
-    """Run the command in this process; its files are beside the mill's."""
+    """Run the command in this process, with its files in the mill's folder."""
     output = mill.folder / "out.jsonl"
     errors = mill.folder / "err.jsonl"
     files = ("-o", str(output), "--errors", str(errors), "--broker-url", mill.url)

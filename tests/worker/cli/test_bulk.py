@@ -1,4 +1,4 @@
-"""`batchmill bulk` with a real worker: what goes in, what comes out."""
+"""`batchmill bulk` with a real worker: input lines, and the results and errors they become."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..conftest import Mill
 from .bulk_files import bulk, errors_of, output_of, read_lines, text_of, write_lines
 
 
-def test_openai_lines_come_back_in_openais_shape(running_mill: Mill) -> None:
+def test_openai_lines_become_openai_batch_output(running_mill: Mill) -> None:
     chat = {"model": "gpt", "messages": [{"role": "user", "content": "Hi"}], "seed": 7}
     lines = [
         {
@@ -55,13 +55,13 @@ def test_openai_lines_come_back_in_openais_shape(running_mill: Mill) -> None:
 
 @pytest.fixture
 def files(running_mill: Mill) -> Iterable[Path]:
-    """The folder of a run, without the files of the last one."""
+    """The folder of a run, without the output files of the previous one."""
     yield running_mill.folder
     for name in ("out.jsonl", "err.jsonl"):
         (running_mill.folder / name).unlink(missing_ok=True)
 
 
-def test_each_wrong_line_goes_to_the_error_file_and_the_others_are_answered(
+def test_each_invalid_line_goes_to_the_error_file_and_the_others_are_generated(
     running_mill: Mill, files: Path
 ) -> None:
     body = {"prompt": "x"}
@@ -93,7 +93,7 @@ def test_each_wrong_line_goes_to_the_error_file_and_the_others_are_answered(
         "line-11": "invalid_line",
     }
     again = bulk(running_mill, source)
-    assert again.returncode == 6, "failures of the run that it goes on from are failures"
+    assert again.returncode == 6, "failures of the run that it resumes count"
     assert len(read_lines(files / "err.jsonl")) == 9
 
 
@@ -146,7 +146,7 @@ def test_a_template_becomes_a_chat_after_a_system_message(running_mill: Mill, fi
     assert message["content"] == text_of("<system>Be brief.<user>3 mills", 256)
 
 
-def test_equal_deterministic_lines_are_answered_by_one_job(running_mill: Mill, files: Path) -> None:
+def test_equal_deterministic_lines_share_one_job(running_mill: Mill, files: Path) -> None:
     lines: list[object] = [{"prompt": "same", "temperature": 0, "max_tokens": 3}] * 50
     lines += [{"prompt": "same", "temperature": 1, "max_tokens": 3}] * 2
     source = write_lines(files / "same.jsonl", lines)
@@ -159,7 +159,7 @@ def test_equal_deterministic_lines_are_answered_by_one_job(running_mill: Mill, f
     assert len(set(jobs)) == 3
 
 
-def test_a_torn_last_line_is_taken_off_and_answered_again(running_mill: Mill, files: Path) -> None:
+def test_a_torn_last_line_is_removed_and_generated_again(running_mill: Mill, files: Path) -> None:
     source = write_lines(files / "in.jsonl", [{"prompt": f"p{i}", "seed": 7} for i in range(5)])
     assert bulk(running_mill, source, "--max-tokens", "2").returncode == 0
     whole = (files / "out.jsonl").read_bytes()
@@ -173,7 +173,7 @@ def test_a_torn_last_line_is_taken_off_and_answered_again(running_mill: Mill, fi
     ]
 
 
-def test_an_output_of_another_input_is_left_alone(running_mill: Mill, files: Path) -> None:
+def test_the_output_of_another_input_is_left_alone(running_mill: Mill, files: Path) -> None:
     first = write_lines(files / "a.jsonl", [{"prompt": "a"}])
     second = write_lines(files / "b.jsonl", [{"prompt": "b"}])
     assert bulk(running_mill, first, "--max-tokens", "2").returncode == 0
@@ -196,7 +196,7 @@ def test_a_run_with_a_webhook_is_a_batch_that_counts_refused_lines(
     arguments = (source, "--max-tokens", "2", "--json")
     hook = ("--webhook", "https://example.com/hook")
     batch_ids = set()
-    for _ in range(2):  # the second finds all of it done
+    for _ in range(2):  # the second finds everything done
         answer = bulk(running_mill, *arguments, *hook)
         assert answer.returncode == 6, answer.stderr
         batch_ids.add(json.loads(answer.stdout)["batch"])
@@ -217,7 +217,7 @@ def test_a_second_command_on_the_same_output_is_refused(tmp_path: Path) -> None:
         DurableLines(tmp_path / "out")
 
 
-def test_a_file_that_answers_a_record_twice_is_refused(tmp_path: Path) -> None:
+def test_a_file_with_two_results_for_a_record_is_refused(tmp_path: Path) -> None:
     line = '{"id":"batch_req_' + "a" * 16 + '_1"}\n'
     (tmp_path / "out").write_text(2 * line)
     with DurableLines(tmp_path / "out") as file, pytest.raises(BulkFileError, match="line 2"):

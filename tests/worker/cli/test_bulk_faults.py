@@ -1,4 +1,4 @@
-"""`batchmill bulk` with real workers: nothing missing, nothing twice, whatever is killed."""
+"""`batchmill bulk` with real workers: no result is missing or doubled if processes are killed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HOOK = "https://example.com/hook"
     ],
     ids=" ".join,
 )
-def test_wrong_command_lines_end_with_2(mill: Mill, arguments: list[str]) -> None:
+def test_invalid_command_lines_end_with_2(mill: Mill, arguments: list[str]) -> None:
     write_lines(mill.folder / "rows.jsonl", [{"a": "b"}])
     (mill.folder / "rows.csv").write_text("a,b\n1,2\n")
     name, *options = arguments
@@ -57,7 +57,7 @@ def num_lines(path: Path) -> int:
 
 def wait_lines(mill: Mill, count: int) -> None:
     path = mill.folder / "out.jsonl"
-    mill.wait_for(lambda: num_lines(path) >= count, f"{count} answers", timeout_s=60)
+    mill.wait_for(lambda: num_lines(path) >= count, f"{count} results", timeout_s=60)
 
 
 def test_nothing_is_missing_or_twice_when_command_and_worker_are_killed(mill: Mill) -> None:
@@ -105,7 +105,7 @@ def test_a_full_queue_only_slows_the_run_down(mill: Mill) -> None:
     assert len(output_of(mill)) == 40
 
 
-def test_a_queue_that_nobody_serves_is_told(mill: Mill) -> None:
+def test_a_queue_that_no_worker_serves_is_reported(mill: Mill) -> None:
     source = write_lines(mill.folder / "in.jsonl", [{"prompt": "p", "model": "gpt"}])
     command = start_bulk(mill, source)
     log = mill.folder / "log"
@@ -116,7 +116,7 @@ def test_a_queue_that_nobody_serves_is_told(mill: Mill) -> None:
 
 
 def peak_memory_kb(process: subprocess.Popen[bytes]) -> int:
-    """The most memory a process has had; 0 where it has ended."""
+    """Return the peak memory of a process in KiB; 0 if it has ended."""
     text = Path(f"/proc/{process.pid}/status").read_text()
     return next((int(row.split()[1]) for row in text.splitlines() if "VmHWM" in row), 0)
 

@@ -1,3 +1,5 @@
+"""`batchmill healthcheck` against heartbeats of this host and of others."""
+
 from __future__ import annotations
 
 import socket
@@ -26,7 +28,7 @@ def heartbeat(name: str, state: str) -> WorkerInfo:
     )
 
 
-def check(url: str) -> subprocess.CompletedProcess[str]:
+def run_healthcheck(url: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "batchmill.worker.cli", "healthcheck", "--broker-url", url]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
@@ -35,27 +37,27 @@ def test_a_ready_worker_of_this_host_is_healthy(redis_url: str) -> None:
     store = JobStore.from_url(redis_url)
     store.announce_worker(heartbeat(f"demo-1@{HOST}", "ready"))
     store.close()
-    done = check(redis_url)
+    done = run_healthcheck(redis_url)
     assert (done.returncode, done.stdout) == (0, f"ready: demo-1@{HOST}\n")
 
 
 @pytest.mark.parametrize(
-    ("name", "state", "told"),
+    ("name", "state", "reason"),
     [
         (f"demo-1@{HOST}", "starting", "is starting"),
-        ("demo-1@elsewhere", "ready", "none has a heartbeat"),
+        ("demo-1@elsewhere", "ready", "none sends a heartbeat"),
     ],
 )
-def test_a_worker_that_loads_or_is_elsewhere_is_not(
-    name: str, state: str, told: str, redis_url: str
+def test_a_worker_that_loads_or_runs_elsewhere_is_not_healthy(
+    name: str, state: str, reason: str, redis_url: str
 ) -> None:
     store = JobStore.from_url(redis_url)
     store.announce_worker(heartbeat(name, state))
     store.close()
-    done = check(redis_url)
+    done = run_healthcheck(redis_url)
     assert (done.returncode, done.stdout) == (1, "")
-    assert told in done.stderr
+    assert reason in done.stderr
 
 
 def test_a_broker_that_does_not_answer_has_its_own_exit_code() -> None:
-    assert check("unix:///nowhere/broker.sock").returncode == 3
+    assert run_healthcheck("unix:///nowhere/broker.sock").returncode == 3

@@ -39,7 +39,7 @@ def test_a_tenant_is_set_shown_and_unset(broker: dict[str, str]) -> None:
     "arguments",
     [("set", "acme"), ("set", "a:b", "--weight", "2"), ("set", "a", "--weight", "0")],
 )
-def test_what_cannot_be_set_is_an_error_of_usage(
+def test_an_invalid_value_is_a_usage_error(
     broker: dict[str, str], arguments: tuple[str, ...]
 ) -> None:
     answer = call("tenants", *arguments, "--json", **broker)
@@ -56,7 +56,7 @@ def test_the_window_is_shown_and_set(broker: dict[str, str]) -> None:
     assert (queue["queued"], queue["announcements"]) == (4, 2)
 
 
-def test_a_delayed_job_is_told_as_such(broker: dict[str, str]) -> None:
+def test_a_delayed_job_is_counted_as_such(broker: dict[str, str]) -> None:
     job_id = call("submit", "x", "--delay-s", "60", **broker).stdout.strip()
     data = json.loads(call("status", "--json", **broker).stdout)
     assert (data["counts"]["queued"], data["counts"]["scheduled"]) == (1, 1)

@@ -1,4 +1,4 @@
-"""The command line on jobs that are stored: list, progress, cancel, retry, forget; completion."""
+"""Commands on stored jobs: list, progress, cancel, retry and forget; shell completion."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def submit(broker: dict[str, str], *options: str) -> str:
     return call("submit", "a prompt", *options, **broker).stdout.strip()
 
 
-def told(*arguments: str, **broker: str) -> Any:
-    """What a command tells as JSON."""
+def output_of(*arguments: str, **broker: str) -> Any:
+    """Return the JSON output of a command that must succeed."""
     answer = call(*arguments, "--json", **broker)
     assert answer.returncode == 0, answer.stderr
     return json.loads(answer.stdout)
@@ -55,10 +55,10 @@ def test_jobs_are_listed_by_tag_tenant_and_state(broker: dict[str, str], store: 
     first = submit(broker, "--tag", "night", "--tag", "mail", "--tenant", "acme")
     second = submit(broker, "--tag", "night")
     complete(store, second)
-    jobs = told("list", "--tag", "night", **broker)["jobs"]
+    jobs = output_of("list", "--tag", "night", **broker)["jobs"]
     assert {job["id"] for job in jobs} == {first, second}
-    assert [job["id"] for job in told("list", "--tenant", "acme", **broker)["jobs"]] == [first]
-    [done] = told("list", "--tag", "night", "--state", "completed", **broker)["jobs"]
+    assert [job["id"] for job in output_of("list", "--tenant", "acme", **broker)["jobs"]] == [first]
+    [done] = output_of("list", "--tag", "night", "--state", "completed", **broker)["jobs"]
     assert (done["id"], done["tags"], done["output_tokens"]) == (second, ["night"], 2)
     text = call("list", **broker).stdout
     assert first in text
@@ -66,10 +66,10 @@ def test_jobs_are_listed_by_tag_tenant_and_state(broker: dict[str, str], store: 
     assert "a prompt" not in text
 
 
-def test_a_long_list_goes_on_from_its_cursor(broker: dict[str, str]) -> None:
+def test_a_long_list_continues_from_its_cursor(broker: dict[str, str]) -> None:
     ids = {submit(broker) for _ in range(3)}
-    page = told("list", "--limit", "2", **broker)
-    rest = told("list", "--cursor", page["next_cursor"], **broker)
+    page = output_of("list", "--limit", "2", **broker)
+    rest = output_of("list", "--cursor", page["next_cursor"], **broker)
     assert {job["id"] for job in page["jobs"] + rest["jobs"]} == ids
     assert rest["next_cursor"] is None
     assert "--cursor" in call("list", "--limit", "2", **broker).stdout
@@ -80,9 +80,9 @@ def test_jobs_are_cancelled_by_tag(broker: dict[str, str]) -> None:
         submit(broker, "--tag", "night")
     other = submit(broker, "--tag", "nights")
     expected = {"cancelled": 2, "cancelling": 0, "already_terminal": 0}
-    assert told("cancel", "--tag", "night", **broker) == expected
-    assert told("status", other, **broker)["state"] == "queued"
-    assert "2 had ended before" in call("cancel", "--tag", "night", **broker).stdout
+    assert output_of("cancel", "--tag", "night", **broker) == expected
+    assert output_of("status", other, **broker)["state"] == "queued"
+    assert "2 had already ended" in call("cancel", "--tag", "night", **broker).stdout
 
 
 def test_several_jobs_are_cancelled_although_one_is_unknown(broker: dict[str, str]) -> None:
@@ -100,8 +100,8 @@ def test_a_failed_job_is_retried_and_a_completed_one_is_not(
     failed, done = submit(broker), submit(broker)
     fail(store, failed)
     complete(store, done)
-    assert told("retry", failed, **broker) == {"id": failed, "run": 2}
-    assert told("status", failed, **broker)["state"] == "queued"
+    assert output_of("retry", failed, **broker) == {"id": failed, "run": 2}
+    assert output_of("status", failed, **broker)["state"] == "queued"
     refused = call("retry", done, "--json", **broker)
     assert refused.returncode == 4
     assert (error_of(refused)["code"], error_of(refused)["state"]) == ("wrong_state", "completed")
@@ -114,8 +114,8 @@ def test_jobs_are_forgotten_by_id_and_by_tag(broker: dict[str, str], store: JobS
     assert (refused.returncode, error_of(refused)["code"]) == (4, "wrong_state")
     for job_id in ids[:2]:
         call("cancel", job_id, **broker)
-    assert told("forget", ids[0], **broker) == {"id": ids[0], "outcome": "forgotten"}
-    assert told("forget", "--tag", "customer", **broker) == {"forgotten": 1, "active": 1}
+    assert output_of("forget", ids[0], **broker) == {"id": ids[0], "outcome": "forgotten"}
+    assert output_of("forget", "--tag", "customer", **broker) == {"forgotten": 1, "active": 1}
     assert call("status", ids[0], **broker).returncode == 5
 
 
@@ -140,20 +140,18 @@ def test_progress_of_a_job_and_of_many(broker: dict[str, str], store: JobStore) 
     job_id = submit(broker, "--tag", "t", "--max-tokens", "20")
     assert "no worker serves it" in call("progress", job_id, **broker).stdout
     announce_worker(store)
-    progress = told("progress", job_id, **broker)
+    progress = output_of("progress", job_id, **broker)
     assert (progress["queue_position"], progress["eta_s"]) == (0, 2.0)
     assert "ETA 0:00:02" in call("progress", job_id, **broker).stdout
     other = submit(broker, "--tag", "t", "--max-tokens", "20")
     complete(store, other)
     for choice in (["--tag", "t"], [job_id, other]):
-        summary = told("progress", *choice, **broker)
+        summary = output_of("progress", *choice, **broker)
         assert (summary["total"], summary["done"]) == (2, 1)
     assert "1 of 2 done" in call("progress", "--tag", "t", **broker).stdout
 
 
-def test_watched_progress_is_a_line_for_each_change(
-    broker: dict[str, str], store: JobStore
-) -> None:
+def test_watched_progress_is_one_line_per_change(broker: dict[str, str], store: JobStore) -> None:
     job_id = submit(broker)
     watching = subprocess.Popen(
         [*COMMAND, "progress", job_id, "--watch", "--interval-s", "0.1"],
@@ -189,7 +187,7 @@ def test_watched_progress_is_a_line_for_each_change(
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_what_cannot_be_done_has_its_exit_code(
+def test_each_refused_action_has_its_exit_code(
     broker: dict[str, str], arguments: list[str], exit_code: int, code: str
 ) -> None:
     answer = call(*arguments, "--json", **broker)
@@ -198,7 +196,7 @@ def test_what_cannot_be_done_has_its_exit_code(
 
 @pytest.fixture
 def installed(tmp_path: Path) -> dict[str, str]:
-    """An environment in which `batchmill` is a program on the path, as pip makes it."""
+    """An environment with `batchmill` as a program on PATH, as pip installs it."""
     program = tmp_path / "batchmill"
     start = "import sys; sys.argv[0] = 'batchmill'; from batchmill.worker.cli import main; main()"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -c {shlex.quote(start)} "$@"\n')
@@ -232,24 +230,24 @@ def test_bash_completes_commands_and_options(installed: dict[str, str]) -> None:
         ("fish", {"_TYPER_COMPLETE_FISH_ACTION": "get-args"}, "dead-letters\t"),
     ],
 )
-def test_other_shells_are_answered_as_their_scripts_ask(
+def test_other_shells_get_completions_in_the_form_their_scripts_ask_for(
     installed: dict[str, str], shell: str, asked: dict[str, str], expected: str
 ) -> None:
-    def answer(**asked: str) -> str:
+    def output(**asked: str) -> str:
         done = subprocess.run(
             ["batchmill"], env={**installed, **asked}, capture_output=True, text=True, timeout=60
         )
         return done.stdout
 
-    script = answer(_BATCHMILL_COMPLETE=f"source_{shell}")
+    script = output(_BATCHMILL_COMPLETE=f"source_{shell}")
     assert f"complete_{shell}" in script
     for name in (*asked, "_TYPER_COMPLETE_ARGS"):
         assert name in script
     words = {"_BATCHMILL_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_ARGS": "batchmill dead-l"}
-    assert expected in answer(**words, **asked)
+    assert expected in output(**words, **asked)
 
 
-def test_completion_is_installed_for_the_shell_that_asks(installed: dict[str, str]) -> None:
+def test_completion_is_installed_for_the_calling_shell(installed: dict[str, str]) -> None:
     # `; true` keeps bash from replacing itself: the command finds out which shell has started it.
     done = subprocess.run(
         ["bash", "--norc", "-c", "batchmill --install-completion; true"],
@@ -264,7 +262,7 @@ def test_completion_is_installed_for_the_shell_that_asks(installed: dict[str, st
     assert "batchmill.sh" in (home / ".bashrc").read_text()
 
 
-def test_ids_in_a_pipe_are_whole_however_narrow_it_says_it_is(broker: dict[str, str]) -> None:
+def test_ids_in_a_pipe_are_whole_even_if_columns_is_small(broker: dict[str, str]) -> None:
     job_id = submit(broker, "--tag", "a-tag-of-some-length", "--tenant", "a-tenant-of-some-length")
     lines = call("list", COLUMNS="80", **broker).stdout.splitlines()
     [row] = [line for line in lines if line.startswith("gen_")]

@@ -1,4 +1,4 @@
-"""The command line as an operator meets it: queues, dead letters, settings and the doctor."""
+"""Commands of operators: queues, dead letters, webhooks, settings and the doctor."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def heartbeat(name: str, **stats: int | str) -> WorkerInfo:
     )
 
 
-def test_status_shows_what_prompt_lookup_comes_to_where_it_is_on(
+def test_status_shows_the_draft_tokens_of_workers_with_prompt_lookup(
     broker: dict[str, str], store: JobStore
 ) -> None:
     store.announce_worker(heartbeat("off"))
@@ -98,7 +98,7 @@ def test_dead_letters_are_listed_without_their_payload(
 
 
 def dead_job(broker: dict[str, str], store: JobStore) -> str:
-    """A job that was given up: its engine died until it had been alone three times."""
+    """Return a job that became a dead letter because engines died with it again and again."""
     job_id: str = json.loads(call("submit", "a prompt", "--json", **broker).stdout)["id"]
     while not store.dead_letters():
         claim = store.claim(job_id, owner="w1", lease_ms=1000, identity="x")
@@ -107,7 +107,7 @@ def dead_job(broker: dict[str, str], store: JobStore) -> str:
     return job_id
 
 
-def test_dead_job_is_tried_again_under_its_own_id(broker: dict[str, str], store: JobStore) -> None:
+def test_dead_job_is_retried_under_its_own_id(broker: dict[str, str], store: JobStore) -> None:
     job_id = dead_job(broker, store)
     answer = json.loads(call("dead-letters", "retry", job_id, "--json", **broker).stdout)
     assert (answer["id"], answer["retried_as"]) == (job_id, job_id)
@@ -145,7 +145,7 @@ def test_webhook_that_was_given_up_is_listed_and_sent_again(
     assert json.loads(call("webhooks", "list", "--json", **broker).stdout)["webhooks"] == []
 
 
-def test_config_shows_sources_and_masks_what_is_secret() -> None:
+def test_config_shows_sources_and_masks_secrets() -> None:
     secret = json.loads(call("webhook-secret", "--json").stdout)["secret"]
     answer = call(
         *("config", "show", "--json"),
@@ -166,7 +166,7 @@ def test_config_shows_sources_and_masks_what_is_secret() -> None:
     assert all(entry["meaning"] for entry in data["settings"])
 
 
-def test_wrong_setting_is_named_without_its_value() -> None:
+def test_invalid_setting_is_named_without_its_value() -> None:
     answer = call("config", "show", "--json", BATCHMILL_WEBHOOK_SECRET="hunter2")
     assert answer.returncode == 8
     error = error_of(answer)
@@ -185,17 +185,17 @@ def test_every_setting_is_a_flag_except_secrets() -> None:
         assert (flag in text) is not is_secret, flag
 
 
-def test_wrong_value_of_a_flag_is_an_error_that_names_it(broker: dict[str, str]) -> None:
+def test_invalid_value_of_a_flag_is_an_error_that_names_it(broker: dict[str, str]) -> None:
     answer = run("worker", "--max-num-seqs", "none", "--json", **broker)
     assert answer.returncode == 8
     assert "MAX_NUM_SEQS" in error_of(answer)["message"]
 
 
-def test_settings_that_do_not_go_together_are_told_in_our_words() -> None:
+def test_settings_that_conflict_are_reported_in_our_words() -> None:
     answer = run("worker", "--json", "--prompt-lookup-min", "9")
     assert answer.returncode == 8
     assert error_of(answer)["message"] == (
-        "settings are wrong: prompt_lookup_min is 9, more than prompt_lookup_max 4: lower "
+        "invalid settings: prompt_lookup_min is 9, more than prompt_lookup_max 4: lower "
         "prompt_lookup_min or raise prompt_lookup_max"
     )
 
@@ -231,7 +231,7 @@ def test_doctor_reports_a_missing_broker_with_its_remedy(tmp_path: Any) -> None:
     assert "batchmill up" in findings["broker"]["remedy"]
 
 
-def test_doctor_tells_whether_the_cpu_kernels_are_compiled(tmp_path: Any) -> None:
+def test_doctor_reports_whether_the_cpu_kernels_are_compiled(tmp_path: Any) -> None:
     def finding(**environment: str) -> dict[str, str]:
         answer = call("doctor", "--json", BATCHMILL_RUNTIME_DIR=str(tmp_path), **environment)
         (found,) = (
@@ -242,7 +242,7 @@ def test_doctor_tells_whether_the_cpu_kernels_are_compiled(tmp_path: Any) -> Non
     isa = best_isa()
     built = build_library(isa)
     assert finding()["detail"] == f"compiled for {isa.name}: {built}"
-    # What is compiled needs no compiler any more.
+    # Compiled kernels need no compiler.
     assert finding(PATH=str(tmp_path))["level"] == "ok"
     not_yet = finding(BATCHMILL_CACHE_DIR=str(tmp_path))
     assert not_yet["level"] == "ok"

@@ -1,4 +1,4 @@
-"""The command line as a backend meets it: jobs, errors and help."""
+"""Commands of backends, `submit`, `result` and `status`; errors and help of every command."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_help_of_every_command_has_an_example_and_json(command: list[str]) -> No
     assert "--json" in answer.stdout
 
 
-def test_help_lists_every_command_and_does_not_import_what_is_heavy() -> None:
+def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
     program = (
         "import sys; sys.argv = ['batchmill', '--help']\n"
         "from batchmill.worker.cli import main\n"
@@ -106,7 +106,7 @@ def test_help_takes_less_than_half_a_second_of_processor_time() -> None:
     assert min(seconds() for _ in range(3)) < 0.5
 
 
-def test_submitted_job_has_what_was_asked_for(broker: dict[str, str], store: JobStore) -> None:
+def test_submitted_job_has_the_given_fields(broker: dict[str, str], store: JobStore) -> None:
     options = "--max-tokens 9 --temperature 0.5 --top-p 0.9 --top-k 3 --seed 7 --priority high"
     answer = call(
         *("submit", "Once upon a time", *options.split()),
@@ -136,7 +136,7 @@ def test_chat_is_submitted_as_json(broker: dict[str, str], store: JobStore) -> N
     assert document(store, json.loads(answer.stdout)["id"])["messages"] == messages
 
 
-def test_same_idempotency_key_answers_with_the_same_job(broker: dict[str, str]) -> None:
+def test_same_idempotency_key_returns_the_same_job(broker: dict[str, str]) -> None:
     answers = [call("submit", "x", "--idempotency-key", "k", **broker) for _ in range(2)]
     assert answers[0].stdout == answers[1].stdout
 
@@ -183,7 +183,7 @@ def test_submit_that_waits_prints_the_text(broker: dict[str, str], store: JobSto
     assert process.returncode == 0
 
 
-def test_status_of_a_job_tells_its_state(broker: dict[str, str], store: JobStore) -> None:
+def test_status_of_a_job_shows_its_state(broker: dict[str, str], store: JobStore) -> None:
     job_id = call("submit", "x", **broker).stdout.strip()
     assert "queued" in call("status", job_id, **broker).stdout
     complete(store, job_id)
@@ -237,7 +237,7 @@ def test_each_kind_of_error_has_its_code_and_exit_code(
     assert "Traceback" not in text.stderr
 
 
-def test_unreachable_broker_is_told_without_its_password() -> None:
+def test_unreachable_broker_is_reported_without_its_password() -> None:
     url = "redis://:hunter2@127.0.0.1:1/0"
     answer = call("status", "--json", "--broker-url", url)
     assert answer.returncode == 3
