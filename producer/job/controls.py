@@ -35,6 +35,15 @@ def _no_top_k(top_k: Any) -> Any:
     return 0 if type(top_k) is int and top_k == -1 else top_k
 
 
+def _check_temperature(temperature: float) -> float:
+    if 0 < temperature < limits.MIN_TEMPERATURE:
+        raise ValueError(
+            f"is {temperature:g}: use 0 (greedy), or {limits.MIN_TEMPERATURE:g} to "
+            f"{limits.MAX_TEMPERATURE:g}"
+        )
+    return temperature
+
+
 def _logit_bias(given: Any) -> Any:
     """Turn the token ids of a JSON object's keys, which are strings, into numbers."""
     if not isinstance(given, Mapping):
@@ -108,7 +117,9 @@ class SamplingControls(BaseModel):
         validation_alias=AliasChoices(*names_of("max_tokens")),
     )
     #: 0 takes the likeliest token (greedy); 1 samples the model's own distribution.
-    temperature: float = Field(default=1.0, ge=0, le=limits.MAX_TEMPERATURE)
+    temperature: Annotated[float, AfterValidator(_check_temperature)] = Field(
+        default=1.0, ge=0, le=limits.MAX_TEMPERATURE
+    )
     #: Keep the likeliest tokens that together reach this probability; 1 keeps all.
     top_p: float = Field(default=1.0, gt=0, le=1)
     #: Keep that many of the likeliest tokens; 0 (or -1) keeps all.

@@ -58,6 +58,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"min_p": 1.5}, "invalid_request"),
     ({"min_p": math.nan}, "invalid_request"),
     ({"typical_p": 0}, "invalid_request"),
+    ({"temperature": 0.0005}, "invalid_request"),
+    ({"temperature": 101}, "invalid_request"),
     ({"presence_penalty": 2.5}, "invalid_request"),
     ({"frequency_penalty": -2.5}, "invalid_request"),
     ({"repetition_penalty": 0}, "invalid_request"),
