@@ -28,7 +28,7 @@ from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.local.broker_config import BrokerConfig
 from batchmill.worker.local.embedded_broker import EmbeddedBroker
 from batchmill.worker.webhooks.local_receiver import LOOPBACK, ReceivedRequest, WebhookReceiver
-from tests.worker.deliveries import SECRET, finish_job
+from tests.worker.webhook_deliverers import SECRET, finish_job
 
 NUM_TARPITS = 50
 EVENTS_PER_S = 50

@@ -14,7 +14,7 @@ from batchmill.engine.lifecycle.tool_use import check_agreement
 from batchmill.producer.errors import JobRejected, UnsupportedParameter
 from batchmill.producer.job.controls import SamplingControls
 from batchmill.producer.job.validation import parse_document, parse_job
-from batchmill.worker.jobs.intake import cache_salt, chat_arguments
+from batchmill.worker.jobs.engine_request import cache_salt, chat_arguments
 
 from ..support.chat_templates import CLOCK, TOOLS, named
 

@@ -17,7 +17,7 @@ from batchmill.producer.webhook.signature import signature_headers
 from ..conftest import RedisServer
 from ..support.processes import free_port, wait_until
 from ..worker.conftest import Mill
-from ..worker.deliveries import OLD_SECRET, SECRET, Deliverers
+from ..worker.webhook_deliverers import OLD_SECRET, SECRET, Deliverers
 
 
 @pytest.fixture(scope="module")

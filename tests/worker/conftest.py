@@ -26,7 +26,7 @@ from batchmill.producer.store.submission import prepare
 from batchmill.worker.engine_host.stub_engine import stub_text, stub_token
 
 _RUN = (
-    "import sys; from batchmill.worker.consumer.run import run_worker; "
+    "import sys; from batchmill.worker.consumer.run_worker import run_worker; "
     "from batchmill.worker.settings import WorkerSettings; sys.exit(run_worker(WorkerSettings()))"
 )
 

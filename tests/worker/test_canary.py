@@ -33,8 +33,8 @@ from ..conftest import RedisServer
 from ..support.processes import CLI, free_port, process
 from .command_line import call
 from .conftest import Mill, expected_tokens
-from .deliveries import SECRET
 from .monitor import Monitor
+from .webhook_deliverers import SECRET
 
 PASSWORD = "CANARYpassword"
 PROMPT = "CANARYprompt"

@@ -1,4 +1,4 @@
-"""Makes the Celery app of a worker. Light: torch comes in only inside the engine process."""
+"""Makes the Celery app of a worker. Imports no torch: only the engine process does."""
 
 from __future__ import annotations
 
@@ -9,48 +9,48 @@ from celery import Celery, signals
 from kombu.entity import Queue
 
 from batchmill.producer.broker_url import celery_url, find_broker
-from batchmill.worker.jobs.gate import GateStep
 from batchmill.worker.logs import configure_logging
 from batchmill.worker.settings import WorkerSettings
 
 from .event_batches import EventBatchStep
+from .gate_step import GateStep
+from .generate_task import GenerateTask
 from .pool import SETTINGS_KEY
-from .tasks import GenerateTask
 from .transport import TRANSPORT_NAME, register_transport
 
-#: Jobs that Celery may have in hand beyond the engine's slots; the gate is what limits them.
-_SPARE_DELIVERIES = 8
+#: Tasks that Celery may hold beyond the engine's slots; the intake gate limits them.
+_SPARE_TASKS = 8
 
 
 def create_app(settings: WorkerSettings) -> Celery:
     """Return the Celery app of a worker.
 
     Raises:
-        BrokerUnavailable: no broker is named and no embedded one runs.
+        BrokerUnavailable: no broker is set and no embedded one runs.
     """
     broker = find_broker(settings.broker_url)
     url = celery_url(broker)
     register_transport()
     app = Celery("batchmill", broker=url, backend=url, set_as_current=False)
-    app.conf.update(_configuration(settings), **_broker(url))
-    # Not into the configuration: `inspect conf` would show a password in the URL.
+    app.conf.update(_configuration(settings), **_broker_configuration(url))
+    # Not in the configuration: `inspect conf` would show a password in the URL.
     setattr(app, SETTINGS_KEY, settings.model_copy(update={"broker_url": broker}))
     app.register_task(GenerateTask())
     app.steps["consumer"].update((GateStep, EventBatchStep))
-    _own_logging(settings)
+    _configure_celery_logging(settings)
     return app
 
 
-def _broker(url: str) -> dict[str, Any]:
-    """Return the settings of the broker: consumers take our transport, all else kombu's own.
+def _broker_configuration(url: str) -> dict[str, Any]:
+    """Return the settings of the broker: consumers use our transport, everything else kombu's.
 
-    Flower, for one, tells queue lengths only where it knows the URL's scheme.
+    Flower, for example, shows queue lengths only if it knows the URL's scheme.
     """
     scheme, _, rest = url.partition("://")
     ours = f"{TRANSPORT_NAME}+socket" if scheme == "redis+socket" else TRANSPORT_NAME
     settings: dict[str, Any] = {"broker_read_url": f"{ours}://{rest}"}
     if scheme == "rediss" and "ssl_cert_reqs=" not in rest:
-        # As redis-py does; Celery checks no certificate by itself, and refuses to guess.
+        # As redis-py does. Celery has no default here, and refuses to start without a choice.
         checked = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
         settings |= {"broker_use_ssl": checked, "redis_backend_use_ssl": checked}
     return settings
@@ -58,7 +58,7 @@ def _broker(url: str) -> dict[str, Any]:
 
 def _configuration(settings: WorkerSettings) -> dict[str, Any]:
     return {
-        # JSON only: a pickle from whoever can write to Redis would be code execution.
+        # JSON only: a pickle would let any program that can write to Redis execute code here.
         "accept_content": ["json"],
         "result_accept_content": ["json"],
         "task_serializer": "json",
@@ -67,32 +67,32 @@ def _configuration(settings: WorkerSettings) -> dict[str, Any]:
         "task_queues": [Queue(name, exchange="", routing_key=name) for name in settings.queues],
         "task_default_queue": settings.queues[1],
         "task_create_missing_queues": False,
-        # The claim is made before this early acknowledgement: the record is the truth from then on.
+        # The claim comes before this early acknowledgement; from then on the record counts.
         "task_acks_late": False,
         "task_send_sent_event": False,
         "task_store_errors_even_if_ignored": False,
         "result_expires": settings.result_ttl_s,
         "result_extended": False,
         "worker_pool": "batchmill.worker.consumer.pool:EnginePool",
-        "worker_concurrency": settings.engine_config.max_num_seqs + _SPARE_DELIVERIES,
+        "worker_concurrency": settings.engine_config.max_num_seqs + _SPARE_TASKS,
         "worker_prefetch_multiplier": 1,
         "worker_send_task_events": True,
         "worker_hijack_root_logger": False,
         "worker_redirect_stdouts": False,
-        # Leases decide who runs a job, not the connection to the broker.
+        # Leases decide which worker runs a job, not the connection to the broker.
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "worker_enable_prefetch_count_reduction": False,
         "worker_enable_remote_control": True,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
         "broker_transport_options": {
-            # Only from receipt to claim: milliseconds.
+            # Covers only the time from receipt to claim: milliseconds.
             "visibility_timeout": 60,
             "unacked_restore_interval": 5,
             "unacked_restore_throttle": 1,
             "unacked_mutex_expire": 15,
             "queue_order_strategy": "priority",
-            # A cut connection is noticed; a push is never replayed.
+            # Notice a cut connection; never replay a push.
             "socket_timeout": 10,
             "socket_connect_timeout": 3,
             "socket_keepalive": True,
@@ -105,7 +105,7 @@ def _configuration(settings: WorkerSettings) -> dict[str, Any]:
     }
 
 
-def _own_logging(settings: WorkerSettings) -> None:
+def _configure_celery_logging(settings: WorkerSettings) -> None:
     def set_up(**_: Any) -> None:
         configure_logging(settings.log_level, settings.log_format)
 

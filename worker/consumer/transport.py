@@ -1,10 +1,10 @@
-"""kombu's Redis transport, for queues that anybody may push to.
+"""kombu's Redis transport, for queues that any program may push to.
 
-Two changes. Elements that are no messages go to the dead letters, before kombu or Celery can
-stumble over them. And announcements are not noted as unacknowledged: their record is the truth and
-a lost one is announced again, so the note would only cost two round trips a job; worse, a full
-Redis pops a message and then refuses the note, which ends the worker. Jobs that come inside their
-message keep the note until they have a record.
+It differs in two ways. Elements that are not valid messages become dead letters before kombu or
+Celery reads them. And announcements are not noted in `unacked`: the record counts, and a lost
+announcement is repeated, so the note would only cost two round trips per job. Worse, a full Redis
+pops a message and then refuses the note, which ends the worker. Jobs that come inside their message
+keep the note until they have a record.
 
 Used through the scheme of the app's `broker_read_url`.
 """
@@ -28,17 +28,17 @@ from batchmill.producer.protocol.records import DeadLetterKind
 from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.errors import MalformedMessage
 
-from .envelope import read_envelope
+from .queue_message import read_queue_message
 
 #: Scheme of broker URLs, and name of the transport.
 TRANSPORT_NAME = "batchmill"
-#: Queues whose elements are checked; Celery's own (remote control replies) are not ours to judge.
+#: Queues whose elements are checked; Celery's own (remote control replies) are left alone.
 _QUEUE_PREFIX = "batchmill."
 _log = structlog.stdlib.get_logger("batchmill.transport")
 
 
 def register_transport() -> None:
-    """Make the transport known to kombu under its name."""
+    """Register the transport with kombu under its name."""
     TRANSPORT_ALIASES[TRANSPORT_NAME] = f"{__name__}:Transport"
 
 
@@ -52,13 +52,13 @@ class QoS(redis.QoS):
                 super().append(message, delivery_tag)
                 return
             except OutOfMemoryError:
-                # A full Redis refuses the note only after the message is popped: kept here instead,
-                # it is lost only with this process.
+                # A full Redis refuses the note only after it has popped the message. Kept here, the
+                # message is lost only with this process.
                 self.channel.announcements[delivery_tag] = self.channel.newest_element
         virtual.QoS.append(self, message, delivery_tag)
 
     def ack(self, delivery_tag: str) -> None:
-        """Take a message off the books."""
+        """Remove an acknowledged message."""
         if self.channel.announcements.pop(delivery_tag, None) is None:
             super().ack(delivery_tag)
         else:
@@ -83,7 +83,7 @@ class Channel(redis.Channel):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         #: Unacknowledged announcements by delivery tag: list key and element.
         self.announcements: dict[str, tuple[bytes, bytes]] = {}
-        #: What is being delivered: list key and element.
+        #: The element that is being delivered: list key and content.
         self.newest_element: tuple[bytes, bytes] = (b"", b"")
         self._tag_prefix = uuid()
         self._tag_numbers = count()
@@ -92,7 +92,7 @@ class Channel(redis.Channel):
 
     @contextmanager
     def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
-        """Lend a client; kombu makes a new one for each command, a fifth of its time here."""
+        """Lend a shared client; kombu makes one per command, which takes a fifth of its time."""
         if client is None:
             client = self._shared_client
             if client is None or client.connection_pool is not self.pool:
@@ -100,11 +100,11 @@ class Channel(redis.Channel):
         yield client
 
     def _next_delivery_tag(self) -> str:
-        """Return a tag that no other message has, without asking the kernel for each."""
+        """Return a unique tag, without asking the kernel for random bytes each time."""
         return f"{self._tag_prefix}.{next(self._tag_numbers)}"
 
     def _brpop_read(self, **options: Any) -> bool:
-        """Read the answer to a BRPOP and deliver it, checked where it is of one of our queues."""
+        """Read the reply to a BRPOP and deliver it; messages of our queues are checked first."""
         try:
             reply = self._read_reply(options)
             if not reply:
@@ -128,20 +128,20 @@ class Channel(redis.Channel):
             raise
 
     def _open_element(self, queue: str, key: bytes, element: bytes) -> Any:
-        """Return the message in an element, or None where it went to the dead letters."""
+        """Return the message in an element, or None if the element became a dead letter."""
         if not queue.startswith(_QUEUE_PREFIX):
             return loads(bytes_to_str(element))
         try:
-            envelope = read_envelope(element)
+            checked = read_queue_message(element)
         except MalformedMessage as malformed:
-            self._bury(queue, element, malformed)
+            self._add_dead_letter(queue, element, malformed)
             return None
         self.newest_element = key, element
-        if envelope.is_announcement:
-            self.announcements[envelope.delivery_tag] = key, element
-        return envelope.message
+        if checked.is_announcement:
+            self.announcements[checked.delivery_tag] = key, element
+        return checked.message
 
-    def _bury(self, queue: str, element: bytes, malformed: MalformedMessage) -> None:
+    def _add_dead_letter(self, queue: str, element: bytes, malformed: MalformedMessage) -> None:
         reason = f"{malformed.code}: {malformed}"
         _log.error("message_malformed", queue=queue, reason=reason, num_bytes=len(element))
         try:
@@ -150,11 +150,11 @@ class Channel(redis.Channel):
                     kind=DeadLetterKind.MESSAGE, reason=reason, payload=element, source=queue
                 )
         except RedisError as error:
-            # Nothing could ever run it, so the worker goes on; what is lost is only its trace.
+            # No worker could ever run it, so only its trace is lost, and this worker continues.
             _log.error("dead_letter_lost", queue=queue, error=type(error).__name__)
 
     def _deliver_fanout_message(self, message: Any, exchange: str) -> bool:
-        """Deliver a broadcast (remote control), unless it is no message."""
+        """Deliver a broadcast (remote control), unless it is malformed."""
         properties = message.get("properties") if isinstance(message, dict) else None
         if not isinstance(properties, dict) or "delivery_tag" not in properties:
             _log.warning("broadcast_malformed", exchange=exchange)
@@ -166,5 +166,5 @@ class Transport(redis.Transport):
     """kombu's Redis transport with our channel."""
 
     Channel = Channel
-    #: Seconds that Redis holds an unanswered BRPOP. A closing channel has to wait for its answer.
+    #: Seconds that Redis holds a BRPOP on empty queues. A closing channel waits for its reply.
     brpop_timeout: Any = 0.5

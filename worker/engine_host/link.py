@@ -17,6 +17,7 @@ from typing import Protocol, TypeAlias
 import structlog
 
 from .die_with_parent import die_with_parent_command
+from .liveness_counter import LivenessCounter
 from .messages import (
     AddRequest,
     DraftCounts,
@@ -30,7 +31,6 @@ from .messages import (
     StepReport,
     ToEngine,
 )
-from .progress_counter import ProgressCounter
 
 #: Deaths before the engine was ready, in a row, after which the worker gives up.
 MAX_FAILED_STARTS = 3
@@ -77,9 +77,9 @@ class EngineLink:
         self._process: subprocess.Popen[bytes] | None = None
         self._outbox: queue.SimpleQueue[ToEngine | None] = queue.SimpleQueue()
         self._closing = threading.Event()
-        self._progress: ProgressCounter | None = None
+        self._counter: LivenessCounter | None = None
         self._num_failed_starts = 0
-        self._seen_progress = 0
+        self._seen_loop_count = 0
         self._seen_at = time.monotonic()
         self._stalled_s = 0.0
         self.ready: Ready | None = None
@@ -97,9 +97,9 @@ class EngineLink:
         return None if process is None else process.pid
 
     @property
-    def progress(self) -> int:
+    def loop_count(self) -> int:
         """Turns of the engine's loop; does not move while the engine is stuck, loading or gone."""
-        counter = self._progress
+        counter = self._counter
         return 0 if counter is None else counter.value
 
     @property
@@ -112,18 +112,18 @@ class EngineLink:
         """Whether the engine's loop has turned lately: a stuck engine gets no more jobs."""
         return self._stalled_s < _MOVING_WITHIN_S
 
-    def observe_progress(self) -> float:
+    def measure_stall_s(self) -> float:
         """Look whether the loop of a ready engine has turned; return for how long it has not.
 
         Called again and again by one thread. Time in which nobody looked hardly counts: after both
         processes were frozen together, the engine has not been stuck.
         """
-        now, progress = time.monotonic(), self.progress
-        if progress != self._seen_progress or self.ready is None:
+        now, loop_count = time.monotonic(), self.loop_count
+        if loop_count != self._seen_loop_count or self.ready is None:
             self._stalled_s = 0.0
         else:
             self._stalled_s += min(now - self._seen_at, _LONGEST_LOOK_S)
-        self._seen_progress, self._seen_at = progress, now
+        self._seen_loop_count, self._seen_at = loop_count, now
         return self._stalled_s
 
     def start(self) -> None:
@@ -224,14 +224,14 @@ class EngineLink:
 
     def _spawn(self) -> tuple[subprocess.Popen[bytes], EngineConnection]:
         ours, theirs = socket.socketpair()
-        counter_fd = ProgressCounter.create_file()
+        counter_fd = LivenessCounter.create_file()
         command = [*die_with_parent_command(signal.SIGKILL), sys.executable, "-P", "-m"]
         command += ["batchmill.worker.engine_host.process", str(theirs.fileno()), str(counter_fd)]
         try:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(), counter_fd)
             )
-            self._progress = ProgressCounter(counter_fd)
+            self._counter = LivenessCounter(counter_fd)
         finally:
             theirs.close()
             os.close(counter_fd)

@@ -17,7 +17,8 @@ import structlog
 from batchmill.worker.errors import EngineStartError
 from batchmill.worker.logs import configure_logging
 
-from .backend import EngineBackend, RequestRefused, StepNews
+from .hosted_engine import HostedEngine, RequestRefused, StepOutput
+from .liveness_counter import LivenessCounter
 from .messages import (
     AbortRequest,
     AddRequest,
@@ -30,7 +31,6 @@ from .messages import (
     StepReport,
     ToEngine,
 )
-from .progress_counter import ProgressCounter
 
 #: Longest wait for a message while there is nothing to compute; the progress counter moves at
 #: least this often.
@@ -51,8 +51,8 @@ class EngineLoop:
     def __init__(
         self,
         connection: Connection[FromEngine, ToEngine],
-        engine: EngineBackend,
-        progress: ProgressCounter,
+        engine: HostedEngine,
+        progress: LivenessCounter,
     ) -> None:
         self._connection = connection
         self._engine = engine
@@ -74,7 +74,7 @@ class EngineLoop:
             if self._engine.has_unfinished() and not self._paused:
                 self._report(self._engine.step())
             elif heard:
-                self._report(StepNews())
+                self._report(StepOutput())
 
     def _prepare(self) -> float:
         """Use an idle turn; return for how long the next message may be waited for."""
@@ -101,7 +101,7 @@ class EngineLoop:
         elif isinstance(message, Shutdown):
             self._ended = True
 
-    def _report(self, news: StepNews) -> None:
+    def _report(self, news: StepOutput) -> None:
         report = StepReport(
             num_adds_seen=self._num_adds_seen,
             load=self._engine.load(),
@@ -114,7 +114,7 @@ class EngineLoop:
         self._connection.send(report)
 
 
-def build_engine(spec: EngineSpec) -> EngineBackend:
+def build_engine(spec: EngineSpec) -> HostedEngine:
     """Build the engine that a spec names.
 
     Raises:
@@ -143,7 +143,7 @@ def main(arguments: list[str]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     connection: Connection[FromEngine, EngineSpec | ToEngine] = Connection(int(arguments[0]))
-    progress = ProgressCounter(int(arguments[1]))
+    progress = LivenessCounter(int(arguments[1]))
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         spec = connection.recv()
         assert isinstance(spec, EngineSpec)

@@ -18,7 +18,7 @@ from batchmill.engine.lifecycle.intake import Prompt
 from batchmill.engine.request.outputs import ResumedTokens
 from batchmill.worker.errors import EngineStartError
 
-from .backend import RequestRefused, StepNews
+from .hosted_engine import RequestRefused, StepOutput
 from .messages import (
     AddRequest,
     DraftCounts,
@@ -98,9 +98,9 @@ class RealEngine:
         """Whether a step has anything to do."""
         return self._engine.has_unfinished()
 
-    def step(self) -> StepNews:
+    def step(self) -> StepOutput:
         """Compute one batch."""
-        news = StepNews()
+        news = StepOutput()
         for output in self._engine.step():
             if output.new_token_ids:
                 news.new_outputs.append(self._new_output(output))

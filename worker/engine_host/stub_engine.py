@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .backend import RequestRefused, StepNews
+from .hosted_engine import RequestRefused, StepOutput
 from .messages import AddRequest, DraftCounts, EngineLoad, Finished, Ready
 
 _MARKER = re.compile(r"<<(crash|hang|raise|error|refuse)(?:@(\d+))?>>")
@@ -155,11 +155,11 @@ class StubEngine:
         """No prompt lookup."""
         return None
 
-    def step(self) -> StepNews:
+    def step(self) -> StepOutput:
         """Generate one token for every running request."""
         self._admit()
         time.sleep(self._config.step_time_s)
-        news = StepNews()
+        news = StepOutput()
         for request in list(self._running.values()):
             self._advance(request, news)
         for finished in news.finished:
@@ -180,7 +180,7 @@ class StubEngine:
             request = self._waiting.popleft()
             self._running[request.request_id] = request
 
-    def _advance(self, request: _StubRequest, news: StepNews) -> None:
+    def _advance(self, request: _StubRequest, news: StepOutput) -> None:
         position = len(request.token_ids)
         if position < request.max_tokens:
             if _act_on_marker(request.prompt, position):

@@ -1,4 +1,4 @@
 """A job's life in a worker, without Celery: claim, lease, checkpoints, end, and the sweep.
 
-Read `runtime.py` first (it puts the parts together), then `ledger.py`. One thread per duty.
+Read `runtime.py` first (it puts the parts together), then `record_writer.py`. One thread per duty.
 """

@@ -1,4 +1,4 @@
-"""Everything behind the pool: how the worker's parts are put together, started and drained."""
+"""Puts the parts of a worker together: starts them, connects them and drains them."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections.abc import Callable
 
 import structlog
 
-from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.records import WorkerInfo
 from batchmill.producer.protocol.replies import CancelStatus, JobState, ReleaseCause
 from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.engine_host.link import EngineLink
-from batchmill.worker.engine_host.messages import EngineSpec, Ready, StepReport
+from batchmill.worker.engine_host.messages import EngineSpec, Finished, Ready, StepReport
 from batchmill.worker.settings import WorkerSettings
 
-from .active_jobs import ActiveJob, ActiveJobs
-from .delivery import Outcome
-from .ends import finished_end, refused_end
-from .finishers import Finishers
-from .gate import IntakeGate
-from .inbox import PAUSE_S, Inbox
-from .intake import Intake
-from .ledger import Ledger, LedgerConfig
-from .periodic import PeriodicThread
+from .active_job import ActiveJob
+from .active_jobs import ActiveJobs
+from .heartbeat import Heartbeat
+from .inbox_mover import PAUSE_S, InboxMover
+from .intake_gate import IntakeGate
+from .job_claimer import JobClaimer
+from .job_end import finished_end, refused_end
+from .outcome import Outcome
+from .outcome_reporter import OutcomeReporter
+from .periodic_thread import PeriodicThread
+from .record_writer import RecordWriter, RecordWriterConfig
 from .sweeper import sweep
 from .throughput import Throughput
 
@@ -31,17 +31,17 @@ _log = structlog.stdlib.get_logger("batchmill.runtime")
 _WATCH_INTERVAL_S = 0.1
 _SWEEP_JITTER = 0.3
 _DUE_INTERVAL_S = 0.5
-#: Delayed jobs in one call: Redis serves nobody else meanwhile.
+#: Delayed jobs per call. Redis serves no other client during the call.
 _DUE_LIMIT = 500
-#: Time for the last steps of a shutdown that do not depend on the engine.
+#: Time for the last steps of a shutdown, which do not depend on the engine.
 _CLOSE_GRACE_S = 2.0
 
 
 class WorkerRuntime:
-    """Owns the parts of one worker and what happens between them.
+    """Owns the parts of one worker and connects them.
 
-    A job's way: `Intake` claims it, `ActiveJobs` puts it on board, `EngineLink` reports its tokens
-    and its end, `Ledger` writes them, `Finishers` tell Celery.
+    A job's way: `JobClaimer` claims it, `ActiveJobs` submits it to the engine, `EngineLink` reports
+    its tokens and its end, `RecordWriter` writes them, `OutcomeReporter` reports to Celery.
     """
 
     def __init__(
@@ -53,19 +53,19 @@ class WorkerRuntime:
         on_room: Callable[[], None],
         on_fatal: Callable[[str], None],
         must_stop: Callable[[], bool],
-        tell_celery: Callable[[], None] = lambda: None,
+        write_missing_results: Callable[[], None] = lambda: None,
     ) -> None:
-        """Put the parts together; nothing starts.
+        """Put the parts together without starting them.
 
         Args:
             settings: of the worker.
             store: the job store.
             name: Celery node name, the owner in claims.
             on_room: called from any thread when there may be room for another job.
-            on_fatal: called once when the engine can never run.
-            must_stop: whether Celery was told to shut down. Its event loop may be waiting for a
-                message just then; `on_room` wakes it.
-            tell_celery: after each sweep; see `CeleryEnds`.
+            on_fatal: called once if the engine can never run.
+            must_stop: whether Celery was asked to shut down. Its event loop may be waiting for a
+                message then; `on_room` wakes it.
+            write_missing_results: called after each sweep; see `MissingResults`.
         """
         self._settings = settings
         self._store = store
@@ -73,145 +73,126 @@ class WorkerRuntime:
         self._on_room = on_room
         self._on_fatal = on_fatal
         self._must_stop = must_stop
-        self._tell_celery = tell_celery
-        self._started_at_ms = int(time.time() * 1000)
+        self._write_missing_results = write_missing_results
         self._draining = False
-        self.throughput = Throughput()
+        self._throughput = Throughput()
         self.link = EngineLink(_engine_spec(settings), self)
         self.jobs = ActiveJobs(self.link.send)
-        self.finishers = Finishers(settings.finisher_threads)
-        self.ledger = Ledger(
-            store,
-            self.jobs,
-            _ledger_config(settings),
-            read_progress=lambda: self.link.progress,
-            set_paused=self.link.set_paused,
-            settle=self._settle,
-            on_fatal=on_fatal,
+        self.reporter = OutcomeReporter(settings.finisher_threads)
+        self.writer = self._make_writer()
+        self.claimer = self._make_claimer()
+        self.gate = self._make_gate()
+        self._heartbeat = self._make_heartbeat()
+        self._inbox = InboxMover(settings, store)
+        self._heartbeat_thread = PeriodicThread(
+            "heartbeat", self._heartbeat.send, settings.heartbeat_interval_s
         )
-        self.intake = Intake(
-            settings,
-            store,
-            self.jobs,
-            self.ledger,
-            self.finishers,
-            owner=name,
-            read_identity=lambda: None if self.link.ready is None else self.link.ready.identity,
-        )
-        self.gate = IntakeGate(
-            self.link,
-            self.jobs,
-            self.intake,
-            max_num_seqs=settings.engine_config.max_num_seqs,
-            max_num_batched_tokens=settings.engine_config.max_num_batched_tokens,
-        )
-        self._inbox = Inbox(settings, store)
-        self._heartbeat = PeriodicThread("heartbeat", self._announce, settings.heartbeat_interval_s)
-        self._periodic = [
-            self._heartbeat,
-            PeriodicThread("inbox", self._inbox.work, PAUSE_S),
-            PeriodicThread("watchdog", self._watch, _WATCH_INTERVAL_S),
-            PeriodicThread("delays", self._announce_due, _DUE_INTERVAL_S, jitter=_SWEEP_JITTER),
-            PeriodicThread("sweeper", self._sweep, settings.sweep_interval_s, jitter=_SWEEP_JITTER),
-        ]
+        self._threads = self._make_periodic_threads()
 
     def start(self) -> None:
-        """Start all threads and the engine; returns at once."""
-        self.finishers.start()
-        self.ledger.start()
+        """Start all threads and the engine; return at once."""
+        self.reporter.start()
+        self.writer.start()
         self.link.start()
-        for thread in self._periodic:
+        for thread in self._threads:
             thread.start()
 
+    def stats(self) -> dict[str, int | float | str]:
+        """Return gauges for people and dashboards."""
+        return self._heartbeat.stats()
+
     def begin_drain(self) -> None:
-        """Take nothing more on, and let the engine end after its step. Returns at once."""
+        """Take nothing more, and let the engine end after its step. Return at once."""
         if self._draining:
             return
         self._draining = True
         self.gate.close()
-        self.intake.close()
+        self.claimer.close()
         self._inbox.close()
-        self._heartbeat.poke()
+        self._heartbeat_thread.call_now()
         self.link.shut_down()
 
     def is_drained(self) -> bool:
-        """Whether every job has been handed back or written to its end."""
-        return self.finishers.num_open == 0 and not self.link.is_alive
+        """Whether every job has been given back or written to its end."""
+        return self.reporter.num_open == 0 and not self.link.is_alive
 
     def finish_drain(self, timeout_s: float) -> None:
-        """Wait for what is left to write, then end all threads; `begin_drain` came before."""
+        """Wait for the remaining writes, then end all threads. Call `begin_drain` before."""
         deadline = time.monotonic() + timeout_s
         self.link.join(max(0.1, timeout_s / 2))
-        if not self.finishers.wait_idle(max(0.1, deadline - time.monotonic())):
-            _log.error("drain_incomplete", num_jobs=self.finishers.num_open)
-        self.intake.drop_parked()
-        self.ledger.close(_CLOSE_GRACE_S)
-        self.finishers.close(_CLOSE_GRACE_S)
-        for thread in self._periodic:
+        if not self.reporter.wait_idle(max(0.1, deadline - time.monotonic())):
+            _log.error("drain_incomplete", num_jobs=self.reporter.num_open)
+        self.claimer.drop_parked()
+        self.writer.close(_CLOSE_GRACE_S)
+        self.reporter.close(_CLOSE_GRACE_S)
+        for thread in self._threads:
             thread.close(_CLOSE_GRACE_S)
-        self._store.forget_worker(self._name)
+        self._heartbeat.remove()
         self._store.close()
 
     def cancel(self, job_id: str) -> None:
-        """Cancel a job that was revoked in Celery, whether it is ours, waits, or runs elsewhere.
+        """Cancel a job that was revoked in Celery, whether it runs here, waits or runs elsewhere.
 
         Raises:
-            redis.exceptions.RedisError: Redis did not answer.
+            redis.exceptions.RedisError: Redis did not reply.
         """
-        answer = self._store.cancel(job_id)
+        reply = self._store.cancel(job_id)
         job = self.jobs.find(job_id)
-        if job is not None and answer.status is CancelStatus.CANCELLING:
-            self.ledger.stop(job, JobState.CANCELLED)
+        if job is not None and reply.status is CancelStatus.CANCELLING:
+            self.writer.stop(job, JobState.CANCELLED)
 
-    # What the link reports, in its thread.
+    # Reports of the engine link, in its thread.
 
     def on_ready(self, ready: Ready) -> None:
-        """Put the engine to work."""
-        self.jobs.engine_up()
-        self._heartbeat.poke()
+        """Submit the pending jobs to a new engine, and open the gate."""
+        self.jobs.engine_ready()
+        self._heartbeat_thread.call_now()
         self._on_room()
 
     def on_report(self, report: StepReport) -> None:
-        """Hand tokens and ends on."""
+        """Pass a step's tokens and ends to the jobs and the record writer."""
         is_due = False
         for request_id, token_ids, text in report.new_outputs:
             job = self.jobs.get(request_id)
             if job is not None:
                 job.receive(token_ids, text)
-                self.throughput.count(len(token_ids))
-                is_due = is_due or self.ledger.is_due(job)
+                self._throughput.count(len(token_ids))
+                is_due = is_due or self.writer.is_checkpoint_due(job)
         for refused in report.refused:
             job = self.jobs.get(refused.request_id)
             if job is not None and self.jobs.remove(job):
-                self.ledger.end(job, refused_end(refused))
+                self.writer.end(job, refused_end(refused))
         for finished in report.finished:
-            job = self.jobs.get(finished.request_id)
-            if job is not None and self.jobs.remove(job):
-                self.gate.observe_prompt(finished.num_prompt_tokens)
-                end = finished_end(
-                    job, finished, worker=self._name, model=self._settings.served_name
-                )
-                self.ledger.end(job, end)
+            self._on_finished(finished)
         if is_due:
-            self.ledger.wake()
+            self.writer.wake()
         if self.gate.has_opened():
             self._on_room()
 
     def on_gone(self, *, orderly: bool) -> None:
-        """Give back what the engine had, and what waited for it."""
-        on_board, held = self.jobs.engine_down()
-        self._heartbeat.poke()
-        # An engine that was told to end and had to be killed died of the shutdown, not of a job.
+        """Give back the jobs that were in the engine, and those that were pending."""
+        in_engine, pending = self.jobs.engine_gone()
+        self._heartbeat_thread.call_now()
+        # An engine that had to be killed while the worker drains died of the shutdown, not of a
+        # job.
         cause = ReleaseCause.DRAIN if orderly or self._draining else ReleaseCause.ENGINE_DEATH
-        self.ledger.release(on_board, cause)
-        self.ledger.release(held, ReleaseCause.DRAIN)
+        self.writer.release(in_engine, cause)
+        self.writer.release(pending, ReleaseCause.DRAIN)
 
     def on_start_failed(self, message: str) -> None:
-        """There will be no engine."""
+        """End the worker: there will be no engine."""
         _log.critical("engine_cannot_start", reason=message)
         self._on_fatal(message)
 
+    def _on_finished(self, finished: Finished) -> None:
+        job = self.jobs.get(finished.request_id)
+        if job is not None and self.jobs.remove(job):
+            self.gate.observe_prompt(finished.num_prompt_tokens)
+            model = self._settings.served_name
+            self.writer.end(job, finished_end(job, finished, worker=self._name, model=model))
+
     def _settle(self, job: ActiveJob, outcome: Outcome) -> None:
+        """Report a job's outcome, after its last write."""
         state = "not ours" if outcome.state is None else outcome.state.value
         _log.info(
             "job_settled",
@@ -220,65 +201,90 @@ class WorkerRuntime:
             code=None if outcome.error is None else outcome.error[0],
             num_output_tokens=len(job.token_ids),
         )
-        self.finishers.finish(job.delivery, outcome)
+        self.reporter.report(job.task, outcome)
 
-    # Housekeeping threads.
+    # Actions of the periodic threads.
 
     def _sweep(self) -> None:
         sweep(self._store, reannounce_grace_ms=int(self._settings.reannounce_grace_s * 1000))
-        self._tell_celery()
+        self._write_missing_results()
 
-    def _announce_due(self) -> None:
-        """Let delayed jobs go: one small call, so that a due job waits for hardly a second."""
+    def _announce_delayed_jobs(self) -> None:
+        """Announce delayed jobs that are due: a small call, so that they wait under a second."""
         while self._store.announce_due(limit=_DUE_LIMIT) == _DUE_LIMIT:
             pass
 
-    def _watch(self) -> None:
+    def _watch_engine(self) -> None:
+        """Kill an engine whose loop stands still, and pass on Celery's wish to stop."""
         if self._must_stop():
             self._on_room()
-        stalled_s = self.link.observe_progress()
+        stalled_s = self.link.measure_stall_s()
         if stalled_s > self._settings.engine_stall_s:
-            self.link.kill(f"no turn of its loop for {stalled_s:.1f} s")
+            self.link.kill(f"its loop has not moved for {stalled_s:.1f} s")
 
-    def _announce(self) -> None:
-        ready = self.link.ready
-        settings, config = self._settings, self._settings.engine_config
-        self._store.announce_worker(
-            WorkerInfo(
-                name=self._name,
-                model=settings.served_name,
-                identity="" if ready is None else ready.identity,
-                queues=settings.queues,
-                max_model_len=config.max_model_len if ready is None else ready.max_model_len,
-                max_num_seqs=config.max_num_seqs,
-                started_at_ms=self._started_at_ms,
-                state=self._state(),
-                versions=keys.SUPPORTED_VERSIONS,
-                stats=self.stats(),
-            )
+    # Construction.
+
+    def _make_writer(self) -> RecordWriter:
+        settings = self._settings
+        config = RecordWriterConfig(
+            lease_s=settings.lease_s,
+            checkpoint_tokens=settings.checkpoint_tokens,
+            checkpoint_interval_s=settings.checkpoint_interval_s,
+            max_backlog_tokens=settings.max_backlog_tokens,
+        )
+        return RecordWriter(
+            self._store,
+            self.jobs,
+            config,
+            read_loop_count=lambda: self.link.loop_count,
+            set_paused=self.link.set_paused,
+            settle=self._settle,
+            on_fatal=self._on_fatal,
         )
 
-    def _state(self) -> str:
-        if self._draining:
-            return "draining"
-        return "starting" if self.link.ready is None else "ready"
+    def _make_claimer(self) -> JobClaimer:
+        return JobClaimer(
+            self._settings,
+            self._store,
+            self.jobs,
+            self.writer,
+            self.reporter,
+            owner=self._name,
+            read_identity=lambda: None if self.link.ready is None else self.link.ready.identity,
+        )
 
-    def stats(self) -> dict[str, int | float | str]:
-        """Gauges for people and dashboards."""
-        load, ready, drafts = self.link.load, self.link.ready, self.link.drafts
-        stats: dict[str, int | float | str] = {
-            "engine_pid": self.link.pid or 0,
-            "jobs": len(self.jobs),
-            "running": load.num_running,
-            "waiting": load.num_waiting,
-            "free_blocks": load.num_free_blocks,
-            "blocks": 0 if ready is None else ready.num_blocks,
-            "tokens_per_s": round(self.throughput.rate(), 1),
-        }
-        if drafts is not None:
-            stats["draft_tokens"] = drafts.num_draft_tokens
-            stats["accepted_tokens"] = drafts.num_accepted_tokens
-        return stats
+    def _make_gate(self) -> IntakeGate:
+        config = self._settings.engine_config
+        return IntakeGate(
+            self.link,
+            self.jobs,
+            self.claimer,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+        )
+
+    def _make_heartbeat(self) -> Heartbeat:
+        return Heartbeat(
+            self._settings,
+            self._store,
+            self.link,
+            self.jobs,
+            self._throughput,
+            name=self._name,
+            is_draining=lambda: self._draining,
+        )
+
+    def _make_periodic_threads(self) -> list[PeriodicThread]:
+        sweep_s = self._settings.sweep_interval_s
+        return [
+            self._heartbeat_thread,
+            PeriodicThread("inbox", self._inbox.move_documents, PAUSE_S),
+            PeriodicThread("watchdog", self._watch_engine, _WATCH_INTERVAL_S),
+            PeriodicThread(
+                "delays", self._announce_delayed_jobs, _DUE_INTERVAL_S, jitter=_SWEEP_JITTER
+            ),
+            PeriodicThread("sweeper", self._sweep, sweep_s, jitter=_SWEEP_JITTER),
+        ]
 
 
 def _engine_spec(settings: WorkerSettings) -> EngineSpec:
@@ -288,13 +294,4 @@ def _engine_spec(settings: WorkerSettings) -> EngineSpec:
         options=settings.engine_options(),
         log_level=settings.log_level,
         log_format=settings.log_format,
-    )
-
-
-def _ledger_config(settings: WorkerSettings) -> LedgerConfig:
-    return LedgerConfig(
-        lease_s=settings.lease_s,
-        checkpoint_tokens=settings.checkpoint_tokens,
-        checkpoint_interval_s=settings.checkpoint_interval_s,
-        max_backlog_tokens=settings.max_backlog_tokens,
     )

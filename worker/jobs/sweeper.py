@@ -1,4 +1,4 @@
-"""Puts back what was lost: leases of dead workers, announcements, late jobs."""
+"""The sweep: puts back the jobs of dead workers and lost announcements, and ends late jobs."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import structlog
 from batchmill.producer.store.job_store import JobStore
 
 _log = structlog.stdlib.get_logger("batchmill.sweeper")
-#: Jobs of each kind in one call: Redis serves nobody else meanwhile.
+#: Jobs of each kind per call. Redis serves no other client during the call.
 _LIMIT = 500
 
 
 def sweep(store: JobStore, *, reannounce_grace_ms: int) -> None:
-    """Sweep until nothing is left to do. Any number of workers may do so at once.
+    """Sweep until nothing is left to do. Any number of workers may sweep at once.
 
     Raises:
-        redis.exceptions.RedisError: Redis did not answer; the next sweep makes up for it.
+        redis.exceptions.RedisError: Redis did not reply; the next sweep makes up for it.
     """
     while True:
         counts = store.sweep(limit=_LIMIT, reannounce_grace_ms=reannounce_grace_ms)
@@ -28,6 +28,6 @@ def sweep(store: JobStore, *, reannounce_grace_ms: int) -> None:
         }
         if any(numbers.values()):
             _log.info("swept", **numbers)
-        # Index entries of records whose time is over go all the time: done, but no news.
+        # Index entries of expired records are removed all the time: counted, but not logged.
         if max(*numbers.values(), counts.unindexed, counts.recounted) < _LIMIT:
             return

@@ -1,4 +1,4 @@
-"""Tokens a second over the last moments."""
+"""The rate of generated tokens over the last moments."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 
 
 class Throughput:
-    """Counts tokens; the rate is over the time since it was last read, at least `min_window_s`."""
+    """Counts tokens; the rate covers the time since its last reading, at least `min_window_s`."""
 
     def __init__(self, min_window_s: float = 1.0) -> None:
         self._min_window_s = min_window_s
@@ -20,7 +20,7 @@ class Throughput:
         self.total += num_tokens
 
     def rate(self) -> float:
-        """Return tokens a second since the previous reading."""
+        """Return tokens per second since the previous reading."""
         now = time.monotonic()
         elapsed_s = now - self._window_start
         if elapsed_s >= self._min_window_s:

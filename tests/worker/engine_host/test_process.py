@@ -6,9 +6,9 @@ import os
 import threading
 from multiprocessing import Pipe
 
+from batchmill.worker.engine_host.liveness_counter import LivenessCounter
 from batchmill.worker.engine_host.messages import AddRequest, Ready, Shutdown, StepReport
 from batchmill.worker.engine_host.process import EngineLoop
-from batchmill.worker.engine_host.progress_counter import ProgressCounter
 from batchmill.worker.engine_host.stub_engine import StubConfig, StubEngine
 
 DEADLINE_S = 30.0
@@ -34,8 +34,8 @@ class SlowToPrepare(StubEngine):
 def test_an_idle_engine_prepares_and_still_hears() -> None:
     ours, theirs = Pipe()
     engine = SlowToPrepare(num_turns=500)
-    counter_fd = ProgressCounter.create_file()
-    loop = EngineLoop(theirs, engine, ProgressCounter(counter_fd))  # type: ignore[arg-type]
+    counter_fd = LivenessCounter.create_file()
+    loop = EngineLoop(theirs, engine, LivenessCounter(counter_fd))  # type: ignore[arg-type]
     os.close(counter_fd)
     thread = threading.Thread(target=loop.run, daemon=True)
     thread.start()

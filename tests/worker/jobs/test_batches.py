@@ -19,7 +19,7 @@ from ...contract.test_schemas import is_valid
 from ..cli.bulk_files import FAST, text_of, write_lines
 from ..command_line import call, error_of
 from ..conftest import Mill
-from ..deliveries import SECRET, Deliverers, verify
+from ..webhook_deliverers import SECRET, Deliverers, verify
 
 LOCAL = {
     "BATCHMILL_WEBHOOK_ALLOW_HTTP": "1",

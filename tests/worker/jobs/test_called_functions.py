@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 from openai.types.chat import ChatCompletion
@@ -21,10 +20,11 @@ from batchmill.worker.engine_host.messages import (
     FinishedCall,
     FinishedSample,
 )
-from batchmill.worker.jobs.active_jobs import ActiveJob
-from batchmill.worker.jobs.delivery import Delivery
-from batchmill.worker.jobs.ends import finished_end
+from batchmill.worker.jobs.active_job import ActiveJob
+from batchmill.worker.jobs.job_end import finished_end
 from batchmill.worker.webhooks.payload import MAX_OUTPUT_BYTES, render_body
+
+from ..celery_tasks import a_task
 
 CALL = FinishedCall("call_1", "clock", '{"zone": "Zürich"}')
 AS_OPENAI_HAS_IT = {
@@ -34,16 +34,11 @@ AS_OPENAI_HAS_IT = {
 }
 
 
-def nothing(*_: Any) -> None:
-    pass
-
-
 def result_of(text: str, *, samples: tuple[FinishedSample, ...] = ()) -> JobResult:
     """A job's result, as it is read from the record that its worker wrote."""
     claim = Claim("j", 1, b"{}", [], 1, False, None, 0, 0, 0)
-    delivery = Delivery("j", nothing, ("task", "j", {}), nothing, nothing, nothing)
     finished = Finished("j.1", text, [1], "tool_calls", 3, tool_calls=[CALL], samples=samples)
-    job = ActiveJob(claim, AddRequest("j.1", "prompt", None, {}), delivery)
+    job = ActiveJob(claim, AddRequest("j.1", "prompt", None, {}), a_task("j"))
     end = finished_end(job, finished, worker="w1", model="demo")
     assert end.result is not None
     return JobResult.model_validate_json(end.result)

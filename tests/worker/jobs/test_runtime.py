@@ -1,4 +1,4 @@
-"""What shows only at a certain moment: of a drain, of an engine's start, of a long step."""
+"""Races that show only at one moment: of a drain, of an engine's start, of a long step."""
 
 from __future__ import annotations
 
@@ -13,21 +13,14 @@ import pytest
 from batchmill.producer.protocol.replies import Claim, WriteStatus
 from batchmill.worker.engine_host.link import EngineLink
 from batchmill.worker.engine_host.messages import AddRequest, EngineSpec
-from batchmill.worker.jobs import ledger as ledger_module
-from batchmill.worker.jobs.active_jobs import ActiveJob, ActiveJobs
-from batchmill.worker.jobs.delivery import Delivery
-from batchmill.worker.jobs.ledger import Ledger, LedgerConfig
+from batchmill.worker.jobs import lease_renewal
+from batchmill.worker.jobs.active_job import ActiveJob
+from batchmill.worker.jobs.active_jobs import ActiveJobs
+from batchmill.worker.jobs.lease_renewal import LeaseRenewal
 from batchmill.worker.jobs.runtime import WorkerRuntime
 from batchmill.worker.settings import WorkerSettings
 
-
-def nothing(*_: Any) -> None:
-    pass
-
-
-def a_delivery(job_id: str) -> Delivery:
-    request = {"args": [], "kwargs": {"job": job_id, "v": 1}}
-    return Delivery(job_id, nothing, ("task", job_id, request), nothing, nothing, nothing)
+from ..celery_tasks import a_task, ignore
 
 
 @pytest.fixture
@@ -37,8 +30,8 @@ def runtime(mill: Any) -> Iterator[WorkerRuntime]:
         WorkerSettings(broker_url=mill.url, engine="stub"),
         mill.store,
         name="w@test",
-        on_room=nothing,
-        on_fatal=nothing,
+        on_room=ignore,
+        on_fatal=ignore,
         must_stop=lambda: False,
     )
     runtime.start()
@@ -48,23 +41,23 @@ def runtime(mill: Any) -> Iterator[WorkerRuntime]:
     runtime.finish_drain(5.0)
 
 
-def test_a_worker_that_drains_claims_nothing_more(mill: Any, runtime: WorkerRuntime) -> None:
-    # The answer to a question that was asked before: nobody would give the job back.
+def test_a_draining_worker_claims_no_more_jobs(mill: Any, runtime: WorkerRuntime) -> None:
+    # A reply may still come to a request made before the drain; the job would not be given back.
     job_id = mill.submit()
     runtime.begin_drain()
 
-    assert not runtime.intake.take(a_delivery(job_id))
+    assert not runtime.claimer.claim(a_task(job_id))
 
     record = mill.record(job_id)
     assert (record.state, record.attempts) == ("queued", 0)
     mill.wait_for(runtime.is_drained, "the end")
 
 
-def test_an_engine_that_is_being_started_at_the_end_does_not_load_first(
+def test_an_engine_that_is_starting_at_shutdown_does_not_load_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Listener:
-        on_ready = on_report = on_start_failed = staticmethod(nothing)
+        on_ready = on_report = on_start_failed = staticmethod(ignore)
 
         def on_gone(self, *, orderly: bool) -> None:
             pass
@@ -84,7 +77,7 @@ def test_an_engine_that_is_being_started_at_the_end_does_not_load_first(
 def test_leases_are_renewed_as_soon_as_a_long_step_has_ended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    now, progress = 1000.0, 1
+    now, loop_count = 1000.0, 1
     renewals: list[float] = []
 
     def renew(held: list[Any], *, lease_ms: int) -> list[WriteStatus]:
@@ -92,22 +85,19 @@ def test_leases_are_renewed_as_soon_as_a_long_step_has_ended(
         return [WriteStatus.OK for _ in held]
 
     monkeypatch.setattr(
-        ledger_module, "time", SimpleNamespace(monotonic=lambda: now, sleep=time.sleep)
+        lease_renewal, "time", SimpleNamespace(monotonic=lambda: now, sleep=time.sleep)
     )
-    jobs = ActiveJobs(nothing)
+    jobs = ActiveJobs(ignore)
     claim = Claim("gen_1", 1, b"{}", [], 1, False, None, 0, 0, 0)
-    jobs.add(ActiveJob(claim, AddRequest("gen_1.1", "x", None, {}), a_delivery("gen_1")))
-    ledger = Ledger(
+    jobs.add(ActiveJob(claim, AddRequest("gen_1.1", "x", None, {}), a_task("gen_1")))
+    renewal = LeaseRenewal(
         SimpleNamespace(renew=renew),  # type: ignore[arg-type]
         jobs,
-        LedgerConfig(15.0, 8, 0.25, 1000),
-        read_progress=lambda: progress,
-        set_paused=nothing,
-        settle=nothing,
-        on_fatal=nothing,
+        lease_s=15.0,
+        read_loop_count=lambda: loop_count,
     )
-    for now, progress in ((1005.0, 2), (1010.1, 2), (1014.9, 2), (1015.0, 3)):  # noqa: B007
-        ledger._renew()
+    for now, loop_count in ((1005.0, 2), (1010.1, 2), (1014.9, 2), (1015.0, 3)):  # noqa: B007
+        renewal.renew_if_due()
 
     # A step of ten seconds, and a lease of fifteen: no later than the step's end.
     assert renewals == [1005.0, 1015.0]

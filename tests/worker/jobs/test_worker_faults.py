@@ -11,7 +11,7 @@ from typing import Any
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.records import DeadLetterKind
 from batchmill.producer.protocol.replies import JobState
-from batchmill.worker.jobs.active_jobs import SUSPECT_GROUP
+from batchmill.worker.jobs.active_job import SUSPECT_GROUP
 
 from ..monitor import Monitor
 

@@ -21,7 +21,7 @@ from batchmill.worker.webhooks.deliverer_process import run_deliverer
 from batchmill.worker.webhooks.local_receiver import WebhookReceiver
 from batchmill.worker.webhooks.settings import WebhookSettings
 
-from ..deliveries import (
+from ..webhook_deliverers import (
     OLD_SECRET,
     SECRET,
     Deliverers,

@@ -19,7 +19,7 @@ from batchmill.worker.webhooks.local_receiver import LOOPBACK, ReceivedRequest, 
 
 from ..cli.bulk_files import FAST
 from ..conftest import Mill
-from ..deliveries import (
+from ..webhook_deliverers import (
     Deliverers,
     answers,
     event_state,

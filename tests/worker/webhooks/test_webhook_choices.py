@@ -15,7 +15,7 @@ from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.webhooks.local_receiver import LOOPBACK, WebhookReceiver
 
 from ..command_line import call
-from ..deliveries import (
+from ..webhook_deliverers import (
     OLD_SECRET,
     SECRET,
     Deliverers,

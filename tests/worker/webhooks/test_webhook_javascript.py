@@ -11,7 +11,7 @@ import pytest
 
 from batchmill.producer.webhook.signature import signature_headers
 
-from ..deliveries import OLD_SECRET, SECRET
+from ..webhook_deliverers import OLD_SECRET, SECRET
 
 _VERIFY = """
 const { Webhook } = require("standardwebhooks");

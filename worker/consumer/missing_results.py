@@ -1,4 +1,4 @@
-"""Tells Celery how plain Celery tasks ended where no worker was there to do it."""
+"""Writes the missing Celery results of jobs that ended without a worker to report it."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from typing import Any
 
 import structlog
 from celery import states
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from batchmill.producer.protocol.replies import JobState
 from batchmill.producer.results import JobError
-from batchmill.producer.store.connection import is_servers_fault
 from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.errors import JobFailed
+from batchmill.worker.jobs.unusable_record import is_unusable_record
 
-_log = structlog.stdlib.get_logger("batchmill.celery_ends")
-#: A worker that ends a job tells Celery by itself; only then is it looked after here.
+_log = structlog.stdlib.get_logger("batchmill.missing_results")
+#: A worker that ends a job reports to Celery by itself, within this time.
 _GRACE_MS = 2_000
-#: Jobs looked after in one call.
+#: Jobs per call.
 _LIMIT = 200
 
 
-class CeleryEnds:
+class MissingResults:
     """Writes Celery results that are missing.
 
-    A job that is cancelled or expires while it waits ends without a worker, and one whose worker
-    dies right after the end was written has nobody left to tell Celery. Whoever sent it as a plain
-    Celery task would wait on its `AsyncResult` for ever. Any number of workers may do this at once:
-    a result that is there is left as it is.
+    A job that is cancelled or expires while it waits ends without a worker, and a worker may die
+    right after it wrote a job's end. The sender of the plain Celery task would then wait on its
+    `AsyncResult` for ever. Any number of workers may do this at once: an existing result stays as
+    it is.
     """
 
     def __init__(self, store: JobStore, backend: Any) -> None:
@@ -36,30 +36,30 @@ class CeleryEnds:
         self._store = store
         self._backend = backend
 
-    def tell(self) -> None:
+    def write_missing(self) -> None:
         """Write the results that are missing.
 
         Raises:
-            redis.exceptions.RedisError: Redis did not answer; the next call makes up for it.
+            redis.exceptions.RedisError: Redis did not reply; the next call makes up for it.
         """
         for job_id in self._store.celery_ends(limit=_LIMIT, grace_ms=_GRACE_MS):
             try:
-                self._tell(job_id)
+                self._write(job_id)
             except RedisError as error:
-                if not isinstance(error, ResponseError) or is_servers_fault(error):
+                if not is_unusable_record(error):
                     raise
-                _log.error("celery_end_unusable", job_id=job_id)
+                _log.error("celery_result_unusable", job_id=job_id)
             except Exception:
-                # One job's data brings it out; the others must not wait for it.
-                _log.exception("celery_end_failed", job_id=job_id)
+                # A bug that one job's data triggers; the other jobs must not wait for it.
+                _log.exception("celery_result_failed", job_id=job_id)
             self._store.celery_end_told(job_id)
 
-    def _tell(self, job_id: str) -> None:
+    def _write(self, job_id: str) -> None:
         known = self._backend.get_task_meta(job_id, cache=False)["status"]
         record = self._store.load(job_id)
         if known in states.READY_STATES or record is None or not record.state.is_terminal:
             return
-        _log.info("celery_told", job_id=job_id, state=record.state.value)
+        _log.info("celery_result_written", job_id=job_id, state=record.state.value)
         if record.state is JobState.COMPLETED and record.result is not None:
             self._backend.store_result(job_id, json.loads(record.result), states.SUCCESS)
             return

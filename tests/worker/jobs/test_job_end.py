@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 
 from batchmill.producer.protocol.replies import Claim, JobState
 from batchmill.worker.engine_host.messages import AddRequest, Finished
-from batchmill.worker.jobs.active_jobs import ActiveJob
-from batchmill.worker.jobs.delivery import Delivery
-from batchmill.worker.jobs.ends import JobEnd, finished_end
+from batchmill.worker.jobs.active_job import ActiveJob
+from batchmill.worker.jobs.job_end import JobEnd, finished_end
 
-
-def nothing(*_: Any) -> None:
-    pass
+from ..celery_tasks import a_task
 
 
 def end_of(finish_reason: str, code: str | None, stopping: JobState | None = None) -> JobEnd:
     claim = Claim("j", 1, b"{}", [], 1, False, None, 0, 0, 0)
-    delivery = Delivery("j", nothing, ("task", "j", {}), nothing, nothing, nothing)
-    job = ActiveJob(claim, AddRequest("j.1", "prompt", None, {}), delivery, stopping=stopping)
+    job = ActiveJob(claim, AddRequest("j.1", "prompt", None, {}), a_task("j"), stopping=stopping)
     finished = Finished("j.1", "text", [1], finish_reason, 3, error="why", error_code=code)
     return finished_end(job, finished, worker="w1", model="demo")
 

@@ -11,14 +11,16 @@ from celery.worker.request import Request
 from batchmill.producer.protocol.keys import TASK_NAME
 from batchmill.producer.protocol.replies import JobState
 from batchmill.worker.errors import JobFailed, SettingsError
-from batchmill.worker.jobs.delivery import OUTCOME_KEY, Outcome
+from batchmill.worker.jobs.outcome import Outcome
+
+from .celery_task import OUTCOME_KEY
 
 
 class JobRequest(Request):
     """Celery's request, without the job's content in anything that Celery shows.
 
-    A plain `send_task` puts the repr of its arguments into the message; it would go on into events,
-    Flower and `inspect`, prompt included.
+    A plain `send_task` puts the repr of its arguments into the message. From there it would get
+    into events, Flower and `inspect`, prompt included.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -33,19 +35,19 @@ class JobRequest(Request):
 
 
 class GenerateTask(Task):
-    """One generation job: `job` is a job's id with its record in place, or a whole job document.
+    """One generation job: `job` is the id of a stored job, or a whole job document.
 
-    The body runs after the engine, in the pool's second phase, and only hands the outcome over.
+    The body runs after the engine, in the pool's second phase, and only returns the outcome.
     """
 
     name = TASK_NAME
     Request = JobRequest
     acks_late = False
-    #: A failed job is not a bug of the worker: one line in the log, no traceback.
+    #: A failed job is not a bug in the worker, so it gets one line in the log, not a traceback.
     throws = (JobFailed,)
 
     def run(self, *_: Any, **__: Any) -> Any:
-        """Return the job result, or raise the job's error. The arguments were judged by intake.
+        """Return the job result, or raise the job's error. `JobClaimer` checked the arguments.
 
         Raises:
             JobFailed: the job failed.
@@ -55,7 +57,7 @@ class GenerateTask(Task):
         if outcome is None:
             raise SettingsError(
                 f"{TASK_NAME} runs only in the engine pool: start the worker with "
-                "`celery -A batchmill.worker.app worker`, without a --pool of its own"
+                "`celery -A batchmill.worker.app worker`, without --pool"
             )
         if outcome.state is not JobState.COMPLETED or outcome.result is None:
             code, message = outcome.error or ("internal_error", "the job ended without a reason")

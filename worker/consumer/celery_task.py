@@ -1,4 +1,4 @@
-"""Celery's side of a job: one delivered task, and how its end is told to Celery."""
+"""One Celery task as the pool gets it, and how its start and its outcome are reported to Celery."""
 
 from __future__ import annotations
 
@@ -13,41 +13,21 @@ from celery.exceptions import Ignore, Retry, Terminated
 
 from batchmill.producer.protocol.replies import JobState
 from batchmill.worker.errors import JobReleased
+from batchmill.worker.jobs.outcome import Outcome
 
-#: Key of the outcome in the request that Celery's tracer hands to the task.
+#: Key of the outcome in the request that Celery's tracer passes to the task.
 OUTCOME_KEY = "batchmill_outcome"
-#: Key that marks a request whose end is being told to Celery: its revoke is no news to us then.
+#: Key that marks a request whose outcome is being reported: its own revoke must not cancel the job.
 SETTLED_KEY = "batchmill_settled"
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How this worker's part in a job ended.
-
-    Attributes:
-        state: the job's terminal state; QUEUED where it was given back; None where it is not, or
-            no longer, ours, so that there is nothing to tell.
-        result: JSON of the job result where there is one.
-        error: code and message where the job failed or was given back.
-        num_output_tokens: for the success event, which carries no text.
-    """
-
-    state: JobState | None
-    result: str | None = None
-    error: tuple[str, str] | None = None
-    num_output_tokens: int = 0
-
-
-NOT_OURS = Outcome(None)
-
-
 @dataclass(slots=True, eq=False)
-class Delivery:
-    """One task as Celery's pool interface hands it over.
+class CeleryTask:
+    """One task as Celery's pool interface delivers it.
 
-    Celery's own tracer does what ends in SUCCESS or FAILURE (result, callbacks, chains, signals,
-    events); the other ends go through the request's error callback, which knows revoked, retried
-    and ignored tasks.
+    Celery's own tracer reports SUCCESS and FAILURE (result, callbacks, chains, signals, events).
+    Other outcomes go through the request's error callback, which knows revoked, retried and
+    ignored tasks.
     """
 
     task_id: str
@@ -68,12 +48,12 @@ class Delivery:
         return request
 
     def accept(self) -> None:
-        """Tell Celery that the job has started; it acknowledges the message."""
+        """Report to Celery that the job has started, so that it acknowledges the message."""
         self._accepted_at = time.monotonic()
         self.on_accepted(os.getpid(), self._accepted_at)
 
     def finish(self, outcome: Outcome) -> None:
-        """Tell Celery how it ended. Blocks on the result backend where a result is stored."""
+        """Report the outcome to Celery. Blocks on the result backend if a result is stored."""
         self.request[SETTLED_KEY] = True
         if outcome.state in (JobState.COMPLETED, JobState.FAILED):
             self._trace(outcome)
@@ -81,7 +61,7 @@ class Delivery:
             self.on_error(_exception_info(_as_exception(outcome)))
 
     def drop(self) -> None:
-        """Tell Celery that there is nothing to do: the message is acknowledged, nothing has run."""
+        """Report that there is nothing to do: the message is acknowledged, no job has run."""
         self.on_error(_exception_info(Ignore()))
 
     def _trace(self, outcome: Outcome) -> None:
@@ -94,9 +74,9 @@ class Delivery:
         finally:
             self.request.pop(OUTCOME_KEY, None)
         if not failed:
-            # In place of the result's repr, which would put output text into events and Flower.
+            # Instead of the result's repr, which would put output text into events and Flower.
             value = f"<{outcome.num_output_tokens} tokens>"
-        # The tracer ran only now; what people want to see is how long the job took.
+        # The tracer ran only now, but people want to see how long the job took.
         self.on_done((failed, value, time.monotonic() - self._accepted_at))
 
 

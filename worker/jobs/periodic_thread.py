@@ -1,4 +1,4 @@
-"""A thread that does one thing again and again."""
+"""A thread that repeats one action at an interval, whatever one call runs into."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from collections.abc import Callable
 import structlog
 from redis.exceptions import RedisError
 
-_log = structlog.stdlib.get_logger("batchmill.periodic")
+_log = structlog.stdlib.get_logger("batchmill.periodic_thread")
 
 
 class PeriodicThread:
-    """Calls an action every so often until it is closed, whatever one call runs into."""
+    """Calls an action at an interval until it is closed. A call that raises is logged."""
 
     def __init__(
         self, name: str, action: Callable[[], None], interval_s: float, *, jitter: float = 0.0
     ) -> None:
-        """Set up a thread.
+        """Set up a thread without starting it.
 
         Args:
             name: of the thread, for logs.
-            action: what to do.
+            action: the function to call.
             interval_s: seconds from the end of one call to the start of the next.
             jitter: share of the interval by which each wait varies, so that many workers do not
                 act at the same moment.
@@ -34,13 +34,13 @@ class PeriodicThread:
         self._wake = threading.Event()
         self._closed = False
         self._healthy = True
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._repeat, name=name, daemon=True)
 
     def start(self) -> None:
-        """Start; the first call comes at once."""
+        """Start the thread; the first call comes at once."""
         self._thread.start()
 
-    def poke(self) -> None:
+    def call_now(self) -> None:
         """Make the next call come at once."""
         self._wake.set()
 
@@ -50,7 +50,7 @@ class PeriodicThread:
         self._wake.set()
         self._thread.join(timeout_s)
 
-    def _run(self) -> None:
+    def _repeat(self) -> None:
         while True:
             self._wake.clear()
             if self._closed:
@@ -59,13 +59,13 @@ class PeriodicThread:
                 self._action()
                 self._healthy = True
             except RedisError as error:
-                self._tell(error)
+                self._log_outage(error)
             except Exception:
                 _log.exception("periodic_failed", thread=self._name)
             self._wake.wait(self._interval_s * random.uniform(1 - self._jitter, 1 + self._jitter))
 
-    def _tell(self, error: RedisError) -> None:
-        """Tell of an outage once, not with every call."""
+    def _log_outage(self, error: RedisError) -> None:
+        """Log an outage once, not with every call."""
         if self._healthy:
             _log.warning("redis_unavailable", thread=self._name, error=type(error).__name__)
         self._healthy = False

@@ -1,7 +1,7 @@
-"""What a queue element must look like, so that neither kombu nor Celery can stumble over it.
+"""Checks a queue element before kombu and Celery read it.
 
-Anything that can write to Redis can push onto a queue. Of a message without a content type or an
-id, or of one that is not JSON, Celery's worker dies or loops; here it is told apart beforehand.
+Any program that can write to Redis can push onto a queue. A message without a content type or an
+id, or one that is not JSON, makes Celery's worker die or loop; here it is refused beforehand.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ _MAX_ID_CHARS = 255
 
 
 @dataclass(frozen=True, slots=True)
-class Envelope:
+class QueueMessage:
     """A checked queue element.
 
     Attributes:
-        message: as kombu takes it.
-        is_announcement: it names a job that has a record; otherwise the job is in the message.
+        message: the message as kombu takes it.
+        is_announcement: whether it names a job that has a record. Otherwise the job is in the
+            message.
     """
 
     message: dict[str, Any]
@@ -40,18 +41,18 @@ class Envelope:
 
     @property
     def delivery_tag(self) -> str:
-        """What kombu calls the message."""
+        """Kombu's id of the message."""
         tag: str = self.message["properties"]["delivery_tag"]
         return tag
 
 
-def read_envelope(element: bytes) -> Envelope:
+def read_queue_message(element: bytes) -> QueueMessage:
     """Return the message in a queue element.
 
     Raises:
-        MalformedMessage: no worker can ever run it; the message says why.
+        MalformedMessage: no worker can ever run the element.
     """
-    message = _json(element, "not_json", "the element is not JSON")
+    message = _read_json(element, "not_json", "the element is not JSON")
     if not isinstance(message, dict):
         raise MalformedMessage("not_a_message", "the element is JSON, but not an object")
     if b"\\u" in element:
@@ -62,30 +63,31 @@ def read_envelope(element: bytes) -> Envelope:
         message, parts = _as_protocol_2(message, parts)
     _check_headers(message.get("headers"))
     arguments = _check_arguments(parts)
-    return Envelope(message, is_announcement=isinstance(arguments.get("job"), str))
+    return QueueMessage(message, is_announcement=isinstance(arguments.get("job"), str))
 
 
-def _check_encodable(envelope: dict[str, Any]) -> None:
-    """Refuse what JSON can escape and UTF-8 cannot hold: no key or command can be made of it."""
+def _check_encodable(values: dict[str, Any]) -> None:
+    """Refuse text that JSON can escape but UTF-8 cannot encode: no key or command can hold it."""
     try:
-        json.dumps(envelope, ensure_ascii=False).encode()
+        json.dumps(values, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise MalformedMessage(
-            "lone_surrogate", "the envelope holds a lone surrogate, which UTF-8 cannot encode"
+            "lone_surrogate", "the message has a lone surrogate, which UTF-8 cannot encode"
         ) from None
 
 
 def _check_properties(properties: Any) -> None:
     if not isinstance(properties, dict):
-        raise MalformedMessage("no_properties", "properties is missing, or not an object")
+        raise MalformedMessage("no_properties", "properties is missing or not an object")
     if not _is_text(properties.get("delivery_tag")):
         raise MalformedMessage(
-            "no_delivery_tag", "properties.delivery_tag is missing: give each message its own"
+            "no_delivery_tag", "properties.delivery_tag is missing: give each message a unique one"
         )
     info = properties.get("delivery_info")
     if not isinstance(info, dict) or not isinstance(info.get("exchange"), str):
         raise MalformedMessage(
-            "no_delivery_info", 'properties.delivery_info needs "exchange" ("") and "routing_key"'
+            "no_delivery_info",
+            'properties.delivery_info must have "exchange" ("") and "routing_key"',
         )
     if not _is_text(info.get("routing_key")):
         raise MalformedMessage(
@@ -95,26 +97,29 @@ def _check_properties(properties: Any) -> None:
 
 def _check_headers(headers: Any) -> None:
     if not isinstance(headers, dict):
-        raise MalformedMessage("no_headers", "headers is missing, or not an object")
+        raise MalformedMessage("no_headers", "headers is missing or not an object")
     if not _is_text(headers.get("id")):
-        raise MalformedMessage("no_id", "headers.id is missing: the task's id, as text")
+        raise MalformedMessage("no_id", "headers.id is missing: it must be the task's id, a string")
     if (num_chars := len(headers["id"])) > _MAX_ID_CHARS:
         raise MalformedMessage(
-            "bad_id", f"headers.id has {num_chars} characters, the limit is {_MAX_ID_CHARS}"
+            "bad_id",
+            f"headers.id has {num_chars} characters, the limit is {_MAX_ID_CHARS}: shorten it",
         )
     task = headers.get("task")
     if not _is_text(task):
-        raise MalformedMessage("no_task", f"headers.task is missing: {TASK_NAME}")
+        raise MalformedMessage("no_task", f"headers.task is missing: it must be {TASK_NAME}")
     if task != TASK_NAME:
         raise MalformedMessage(
             "unknown_task", f"headers.task is {str(task)[:100]!r}; this queue takes {TASK_NAME}"
         )
     if headers.get("compression") is not None:
-        raise MalformedMessage("compressed", "compressed bodies are not taken: send plain JSON")
+        raise MalformedMessage("compressed", "compressed bodies are not supported: send plain JSON")
     for name, is_good in _OPTIONAL_HEADERS.items():
         value = headers.get(name)
         if value is not None and not is_good(value):
-            raise MalformedMessage("bad_header", f"headers.{name} is not what Celery sends there")
+            raise MalformedMessage(
+                "bad_header", f"headers.{name} has a value that Celery does not send"
+            )
 
 
 def _is_moment(value: Any) -> bool:
@@ -132,7 +137,7 @@ def _is_time_limits(value: Any) -> bool:
     )
 
 
-#: Headers that Celery reads without a look, and what they must be where they are given.
+#: Optional headers that Celery reads unchecked, and the check of each.
 _OPTIONAL_HEADERS: dict[str, Callable[[Any], bool]] = {
     "eta": _is_moment,
     "expires": _is_moment,
@@ -145,10 +150,10 @@ _OPTIONAL_HEADERS: dict[str, Callable[[Any], bool]] = {
 
 
 def _as_protocol_2(message: dict[str, Any], task: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-    """Return a message of Celery's protocol 1, all of it in the body, as one of protocol 2.
+    """Convert a message of Celery's protocol 1, which is all body, to protocol 2.
 
-    Libraries of other languages still send it (celery-node can). What protocol 1 names otherwise
-    (`taskset`, `chord`) is not taken over.
+    Libraries of other languages still send it (celery-node can). Its own fields (`taskset`,
+    `chord`) are dropped.
     """
     names = ("task", "id", "eta", "expires", "retries", "timelimit")
     headers = {name: task[name] for name in names if task.get(name) is not None}
@@ -156,62 +161,58 @@ def _as_protocol_2(message: dict[str, Any], task: dict[str, Any]) -> tuple[dict[
     try:
         _check_encodable(headers)
         body = json.dumps(parts)
-    except TypeError:  # kombu makes values of "__type__" objects that are no JSON any more
+    except TypeError:  # kombu turns "__type__" objects into values that are not JSON
         raise MalformedMessage("bad_body", "body holds values that are not JSON") from None
     properties = {**message["properties"], "body_encoding": None}
     return {**message, "headers": headers, "body": body, "properties": properties}, parts
 
 
 def _check_body(message: Mapping[str, Any]) -> Any:
-    """Check the form of the body and return what is in it."""
+    """Check the encoding of the body and return its content."""
     body_encoding = message["properties"].get("body_encoding")
     content_type = message.get("content-type")
     if content_type != _JSON:
         shown = "missing" if content_type is None else repr(str(content_type)[:100])
-        raise MalformedMessage(
-            "content_type", f"content-type is {shown}; only {_JSON} is taken, nothing else is read"
-        )
+        raise MalformedMessage("content_type", f"content-type is {shown}, but must be {_JSON}")
     if str(message.get("content-encoding") or "utf-8").lower() not in ("utf-8", "utf8"):
-        raise MalformedMessage("content_encoding", "content-encoding is not utf-8")
+        raise MalformedMessage("content_encoding", "content-encoding must be utf-8")
     body = message.get("body")
     if not isinstance(body, str):
-        raise MalformedMessage("no_body", "body is missing, or not text")
+        raise MalformedMessage("no_body", "body is missing or not a string")
     if body_encoding not in (None, "", "utf-8", "base64"):
-        raise MalformedMessage(
-            "body_encoding", "properties.body_encoding is neither base64 nor left out"
-        )
+        raise MalformedMessage("body_encoding", "properties.body_encoding must be base64 or absent")
     data: str | bytes = body
     if body_encoding == "base64":
         try:
             data = base64.b64decode(body, validate=True)
         except (binascii.Error, ValueError):
-            raise MalformedMessage("body_encoding", "body is not the base64 it says") from None
+            raise MalformedMessage("body_encoding", "body is not valid base64") from None
     return _read_body(data)
 
 
 def _check_arguments(parts: Any) -> dict[str, Any]:
-    """Check a task's arguments and return those with a name."""
+    """Check a task's arguments and return the keyword arguments."""
     if not isinstance(parts, list) or len(parts) != _NUM_BODY_PARTS:
-        raise MalformedMessage("bad_body", "body is not [args, kwargs, embed]")
+        raise MalformedMessage("bad_body", "body must be [args, kwargs, embed]")
     args, kwargs, embed = parts
     if (
         not isinstance(args, list)
         or not isinstance(kwargs, dict)
         or not isinstance(embed, dict | None)
     ):
-        raise MalformedMessage("bad_body", "body is not [list, object, object]")
+        raise MalformedMessage("bad_body", "body must be [list, object, object]")
     return kwargs
 
 
 def _read_body(data: str | bytes) -> Any:
-    """Read a body as Celery will: on what it cannot read there, it logs the body and goes on."""
+    """Read a body as Celery will; Celery would log a body that it cannot read."""
     try:
         return kombu_loads(data)
-    except Exception:  # kombu makes values of "__type__" objects: any error may come out of that
+    except Exception:  # kombu converts "__type__" objects, which can raise any error
         raise MalformedMessage("body_not_json", "body is not JSON (cut short?)") from None
 
 
-def _json(data: str | bytes, code: str, message: str) -> Any:
+def _read_json(data: str | bytes, code: str, message: str) -> Any:
     try:
         return json.loads(data)
     except (ValueError, RecursionError):

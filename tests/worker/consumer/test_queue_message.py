@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from batchmill.producer.protocol.keys import TASK_NAME
-from batchmill.worker.consumer.envelope import read_envelope
+from batchmill.worker.consumer.queue_message import read_queue_message
 from batchmill.worker.errors import MalformedMessage
 
 DELIVERY = {"delivery_info": {"exchange": "", "routing_key": "q"}, "delivery_tag": "tag"}
@@ -30,7 +30,7 @@ def test_a_minimal_message_of_another_language_is_taken() -> None:
     message = json.loads(element())
     del message["content-encoding"]
 
-    envelope = read_envelope(json.dumps(message).encode())
+    envelope = read_queue_message(json.dumps(message).encode())
 
     assert (envelope.delivery_tag, envelope.is_announcement) == ("tag", True)
 
@@ -53,8 +53,8 @@ def test_an_announcement_is_told_from_a_job_in_its_message(
         properties={**DELIVERY, "body_encoding": "base64"},
     )
 
-    assert read_envelope(plain).is_announcement is is_announcement
-    assert read_envelope(encoded).is_announcement is is_announcement
+    assert read_queue_message(plain).is_announcement is is_announcement
+    assert read_queue_message(encoded).is_announcement is is_announcement
 
 
 def protocol_1(**changes: Any) -> bytes:
@@ -66,7 +66,7 @@ def protocol_1(**changes: Any) -> bytes:
 
 
 def test_a_message_of_celery_protocol_1_is_taken_as_one_of_protocol_2() -> None:
-    envelope = read_envelope(protocol_1(retries=0, eta=None, taskset=None))
+    envelope = read_queue_message(protocol_1(retries=0, eta=None, taskset=None))
 
     headers = envelope.message["headers"]
     assert headers == {"task": TASK_NAME, "id": "t-1", "retries": 0}
@@ -91,7 +91,7 @@ def test_a_bad_message_of_protocol_1_is_refused_as_one_of_protocol_2(
     changes: dict[str, Any], code: str
 ) -> None:
     with pytest.raises(MalformedMessage) as caught:
-        read_envelope(protocol_1(**changes))
+        read_queue_message(protocol_1(**changes))
     assert caught.value.code == code
 
 
@@ -103,7 +103,7 @@ def test_a_bad_message_of_protocol_1_is_refused_as_one_of_protocol_2(
     ],
 )
 def test_headers_that_celery_writes_are_taken(headers: dict[str, Any]) -> None:
-    assert read_envelope(element(headers=headers)).is_announcement
+    assert read_queue_message(element(headers=headers)).is_announcement
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_headers_that_celery_writes_are_taken(headers: dict[str, Any]) -> None:
 )
 def test_headers_that_would_stop_celery_are_refused(headers: dict[str, Any]) -> None:
     with pytest.raises(MalformedMessage, match=f"headers.{next(iter(headers))} "):
-        read_envelope(element(headers=headers))
+        read_queue_message(element(headers=headers))
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_headers_that_would_stop_celery_are_refused(headers: dict[str, Any]) -> 
 )
 def test_what_no_worker_can_run_is_refused_with_a_reason(raw: bytes, code: str) -> None:
     with pytest.raises(MalformedMessage) as caught:
-        read_envelope(raw)
+        read_queue_message(raw)
 
     assert caught.value.code == code
     assert len(str(caught.value)) < 200

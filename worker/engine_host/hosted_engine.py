@@ -23,14 +23,14 @@ class RequestRefused(Exception):
 
 
 @dataclass(slots=True)
-class StepNews:
+class StepOutput:
     """What one step brought."""
 
     new_outputs: list[NewOutput] = field(default_factory=list)
     finished: list[Finished] = field(default_factory=list)
 
 
-class EngineBackend(Protocol):
+class HostedEngine(Protocol):
     """One engine, loaded and warm."""
 
     def describe(self) -> Ready:
@@ -49,7 +49,7 @@ class EngineBackend(Protocol):
     def has_unfinished(self) -> bool:
         """Whether a step has anything to do."""
 
-    def step(self) -> StepNews:
+    def step(self) -> StepOutput:
         """Compute one batch."""
 
     def load(self) -> EngineLoad:

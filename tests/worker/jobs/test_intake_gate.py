@@ -1,4 +1,4 @@
-"""The event loop is woken when the gate it found shut has opened, and not before."""
+"""The event loop is woken when a gate that it found closed has opened, and not before."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from batchmill.worker.engine_host.messages import EngineLoad, Ready
-from batchmill.worker.jobs.gate import IntakeGate
+from batchmill.worker.jobs.intake_gate import IntakeGate
 
 
 class Jobs(list[str]):
-    """As many jobs as there are; none of them is held or runs alone."""
+    """Stands for any number of active jobs, none of them pending or alone."""
 
-    num_held = 0
-    needs_quiet = False
+    num_pending = 0
+    needs_isolation = False
 
 
 @pytest.fixture
@@ -32,8 +32,8 @@ def gate(jobs: Any) -> IntakeGate:
         num_adds_sent=0,
         num_adds_seen=0,
     )
-    intake: Any = SimpleNamespace(num_parked=0)
-    return IntakeGate(link, jobs, intake, max_num_seqs=2, max_num_batched_tokens=512)
+    claimer: Any = SimpleNamespace(num_parked=0)
+    return IntakeGate(link, jobs, claimer, max_num_seqs=2, max_num_batched_tokens=512)
 
 
 def test_a_loop_that_has_asked_is_not_woken(gate: IntakeGate, jobs: Jobs) -> None:
@@ -43,9 +43,7 @@ def test_a_loop_that_has_asked_is_not_woken(gate: IntakeGate, jobs: Jobs) -> Non
     assert not gate.has_opened()
 
 
-def test_a_loop_that_was_turned_away_is_woken_when_there_is_room(
-    gate: IntakeGate, jobs: Jobs
-) -> None:
+def test_a_loop_that_was_refused_is_woken_when_there_is_room(gate: IntakeGate, jobs: Jobs) -> None:
     jobs.extend("ab")
     assert not gate.may_ask()
     assert not gate.has_opened()
@@ -55,27 +53,27 @@ def test_a_loop_that_was_turned_away_is_woken_when_there_is_room(
     assert not gate.has_opened()
 
 
-def test_room_that_comes_while_the_loop_looks_is_not_missed(
+def test_room_that_comes_during_the_check_is_not_missed(
     gate: IntakeGate, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A report that comes after the look and before the loop notes what it saw.
+    # A report that comes after the check and before the loop notes its result.
     jobs.extend("ab")
-    look = gate.is_open
+    check = gate.is_open
     woken = []
 
-    def look_and_be_overtaken() -> bool:
-        seen = look()
+    def check_and_be_overtaken() -> bool:
+        seen = check()
         if seen is False and jobs.pop():
-            monkeypatch.setattr(gate, "is_open", look)
+            monkeypatch.setattr(gate, "is_open", check)
             woken.append(gate.has_opened())
         return seen
 
-    monkeypatch.setattr(gate, "is_open", look_and_be_overtaken)
+    monkeypatch.setattr(gate, "is_open", check_and_be_overtaken)
     assert not gate.may_ask()
     assert woken == [True]
 
 
-def test_a_closed_gate_wakes_nobody(gate: IntakeGate) -> None:
+def test_a_closed_gate_does_not_wake_the_loop(gate: IntakeGate) -> None:
     gate.close()
     assert not gate.may_ask()
     assert not gate.has_opened()
@@ -89,9 +87,9 @@ def test_the_prompts_of_two_steps_are_let_in_and_no_more(jobs: Any) -> None:
         num_adds_sent=7,
         num_adds_seen=3,
     )
-    intake: Any = SimpleNamespace(num_parked=0)
-    gate = IntakeGate(link, jobs, intake, max_num_seqs=100, max_num_batched_tokens=512)
-    # Eight prompts of 64 tokens, the first guess, fill a step; four are on their way to the engine.
+    claimer: Any = SimpleNamespace(num_parked=0)
+    gate = IntakeGate(link, jobs, claimer, max_num_seqs=100, max_num_batched_tokens=512)
+    # Eight prompts of 64 tokens, the first estimate, fill a step; four are on their way.
     for num_waiting, is_open in ((11, True), (12, False)):
         link.load = EngineLoad(num_running=1, num_waiting=num_waiting, num_free_blocks=1000)
         assert gate.is_open() == is_open

@@ -11,7 +11,7 @@ _FORMAT = "Q"
 _SIZE_BYTES = struct.calcsize(_FORMAT)
 
 
-class ProgressCounter:
+class LivenessCounter:
     """Eight bytes of shared memory: the engine's loop adds one each turn, the worker only reads.
 
     Reading needs neither the child's cooperation nor a lock: an aligned store of one machine word

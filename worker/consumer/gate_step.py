@@ -1,0 +1,50 @@
+"""Puts the intake gate into Celery's consumer, on every new connection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+from celery import bootsteps
+
+from batchmill.producer.broker_url import redact
+
+
+def install_gate(channel: Any, is_open: Callable[[], bool]) -> None:
+    """Let a kombu Redis channel ask for messages only while the gate is open.
+
+    Only the *asking* is gated: the reply to a pending BRPOP is always read. Otherwise a message
+    that Redis had popped for us would lie in the socket of a busy worker, out of reach of others.
+    """
+    qos = channel.qos
+    has_credit = qos.can_consume
+
+    def can_consume(self: Any) -> bool:
+        if getattr(channel, "_in_poll", None):
+            return True
+        return bool(has_credit()) and is_open()
+
+    qos.can_consume = MethodType(can_consume, qos)
+
+
+class GateStep(bootsteps.StartStopStep):
+    """Installs the gate on every new connection of the consumer."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def start(self, consumer: Any) -> None:
+        """Install the pool's gate; Celery calls this again after each reconnect."""
+        install_gate(consumer.task_consumer.channel, consumer.pool.gate_is_open)
+
+    def info(self, consumer: Any) -> dict[str, Any]:
+        """Return the broker for `inspect stats`: for a socket, Celery would show the whole URL.
+
+        Celery asks the steps in order, so this replaces the entry of its own step.
+        """
+        if not consumer.connection:
+            return {}
+        broker = consumer.connection.info()
+        broker.pop("password", None)
+        broker["hostname"] = redact(str(broker["hostname"]))
+        return {"broker": broker}

@@ -1,0 +1,118 @@
+"""One claimed job: its request, its output so far, and how much of that the record has."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.replies import Claim, HeldJob, JobState, TokenWrite
+from batchmill.worker.engine_host.messages import AddRequest
+
+from .outcome import TaskHandle
+
+#: A job that was in the engine at this many engine deaths, together with other jobs, runs in small
+#: groups. One death is forgiven: a lost worker or device takes good jobs with it.
+SUSPECT_FROM = 2
+#: Jobs per such group. A larger group clears a large batch in fewer groups, but leaves more jobs to
+#: run alone in the end. For the 64 jobs of a full batch, the square root minimizes both together.
+SUSPECT_GROUP = 8
+
+
+@dataclass(frozen=True, slots=True)
+class TimeLimit:
+    """When a job must stop (`time.monotonic()`), and the state in which it then ends."""
+
+    at: float
+    state: JobState
+
+
+@dataclass(slots=True, eq=False)
+class ActiveJob:
+    """A claimed job from its claim to its last write.
+
+    The thread that reads from the engine appends to `token_ids`; the record writer owns everything
+    else. Invariant: the record has the first `num_saved` tokens, in the order they have here.
+    """
+
+    claim: Claim
+    request: AddRequest
+    task: TaskHandle
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    tenant: str = keys.DEFAULT_TENANT
+    tags: Sequence[str] = ()
+    limit: TimeLimit | None = None
+    claimed_at: float = field(default_factory=time.monotonic)
+    first_token_at: float | None = None
+    #: All output tokens, including those of earlier attempts.
+    token_ids: list[int] = field(default_factory=list)
+    num_saved: int = 0
+    #: The state in which the job is to end, once the engine has been asked to stop it.
+    stopping: JobState | None = None
+    #: The stored tokens once disagreed with ours; the second time the job is dropped.
+    had_gap: bool = False
+    is_in_engine: bool = False
+    #: Pieces of text, each with the number of output tokens that make it certain.
+    _text: deque[tuple[int, bytes]] = field(default_factory=deque)
+    #: Text that the record does not have yet, and the byte position where it begins.
+    _unsaved_text: bytearray = field(default_factory=bytearray)
+    _text_position: int = 0
+
+    @property
+    def request_id(self) -> str:
+        """The engine's name for this attempt; a later attempt is a different request."""
+        return self.request.request_id
+
+    @property
+    def group_limit(self) -> int | None:
+        """How many jobs of this kind may be in the engine together; None means any number."""
+        if self.claim.alone:
+            return 1
+        return SUSPECT_GROUP if self.claim.suspect >= SUSPECT_FROM else None
+
+    @property
+    def held(self) -> HeldJob:
+        """Job id and fence, in the form that the store takes."""
+        return HeldJob(self.claim.job_id, self.claim.fence)
+
+    @property
+    def num_unsaved(self) -> int:
+        """Tokens that the record does not have yet."""
+        return len(self.token_ids) - self.num_saved
+
+    def receive(self, token_ids: Sequence[int], text: str) -> None:
+        """Append tokens from the engine, and the text that they made certain."""
+        if self.first_token_at is None:
+            self.first_token_at = time.monotonic()
+        # The text first: the record writer's thread must not find tokens without their text.
+        if text:
+            self._text.append((len(self.token_ids) + len(token_ids), text.encode()))
+        self.token_ids.extend(token_ids)
+
+    def unsaved(self) -> TokenWrite:
+        """Return the tokens and the text that the record does not have yet, as a write."""
+        token_ids = self.token_ids[self.num_saved :]
+        num_tokens = self.num_saved + len(token_ids)
+        while self._text and self._text[0][0] <= num_tokens:
+            self._unsaved_text += self._text.popleft()[1]
+        return TokenWrite(
+            self.claim.job_id,
+            self.claim.fence,
+            self.num_saved,
+            token_ids,
+            bytes(self._unsaved_text),
+            self._text_position,
+        )
+
+    def mark_saved(self, write: TokenWrite) -> None:
+        """Note that the record now has the tokens and the text of a write."""
+        self.num_saved += len(write.token_ids)
+        self._text_position += len(write.text)
+        del self._unsaved_text[: len(write.text)]
+
+    def mark_gap(self) -> None:
+        """Note that the stored tokens disagree with ours, so that all are sent again."""
+        self.had_gap = True
+        self.num_saved = 0

@@ -1,0 +1,82 @@
+"""Turns a claimed job's document into the request that the engine gets."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from batchmill.producer.job.chat import ChatFields
+from batchmill.producer.job.controls import SamplingControls
+from batchmill.producer.job.document import GenerationJob
+from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.replies import Claim, JobState
+from batchmill.worker.engine_host.messages import AddRequest
+
+from .active_job import TimeLimit
+
+#: Fields of a job document that the engine gets.
+_ENGINE_FIELDS = set(SamplingControls.model_fields)
+_CHAT_FIELDS = set(ChatFields.model_fields)
+#: The engine's number for each priority class, as docs/protocol.md lists them.
+_PRIORITIES = {name: number for number, name in enumerate(keys.PRIORITIES)}
+
+
+def request_id(claim: Claim) -> str:
+    """Return the engine's name for one attempt, which no earlier attempt has."""
+    return f"{claim.job_id}.{claim.fence}"
+
+
+def engine_request(claim: Claim, document: GenerationJob, salt: str | None) -> AddRequest:
+    """Return the engine request of a claimed job, resumed from the tokens in its record."""
+    return AddRequest(
+        request_id=request_id(claim),
+        prompt=document.prompt,
+        chat=None if document.messages is None else chat_arguments(document),
+        params=document.model_dump(include=_ENGINE_FIELDS),
+        resumed_token_ids=claim.token_ids,
+        priority=_PRIORITIES[document.priority],
+        deadline_s=_time_left_s(claim),
+        cache_salt=salt,
+    )
+
+
+def cache_salt(document: GenerationJob, *, shared_across_tenants: bool) -> str | None:
+    """Return the engine's cache salt for a job.
+
+    Sharing a prefix cache leaks: a job's latency shows which prefixes the cache holds.
+
+    Returns:
+        None if neither the job nor its tenant is kept apart. Jobs without a tenant share.
+    """
+    tenant = document.tenant
+    if tenant == keys.DEFAULT_TENANT or shared_across_tenants:
+        tenant = None
+    if tenant is None and document.cache_salt is None:
+        return None
+    # As JSON, so that a salt of one tenant can never equal that of another tenant.
+    return json.dumps([tenant, document.cache_salt])
+
+
+def chat_arguments(document: GenerationJob) -> dict[str, Any]:
+    """Return the chat fields for the engine, without nulls, which a template might print."""
+    return document.model_dump(include=_CHAT_FIELDS, exclude_none=True)
+
+
+def time_limit(claim: Claim, celery_limit_s: float | None) -> TimeLimit | None:
+    """Return the earlier of the job's deadline and Celery's time limit for the task."""
+    limits = []
+    now = time.monotonic()
+    left_s = _time_left_s(claim)
+    if left_s is not None:
+        limits.append(TimeLimit(now + left_s, JobState.EXPIRED))
+    if celery_limit_s is not None:
+        limits.append(TimeLimit(now + celery_limit_s, JobState.FAILED))
+    return min(limits, key=lambda limit: limit.at, default=None)
+
+
+def _time_left_s(claim: Claim) -> float | None:
+    """Return the seconds from claim to deadline, both on Redis' clock: ours may be wrong."""
+    if claim.deadline_at_ms is None:
+        return None
+    return (claim.deadline_at_ms - claim.claimed_at_ms) / 1000

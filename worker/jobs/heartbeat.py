@@ -1,0 +1,103 @@
+"""The heartbeat: the key in Redis that says a worker is alive and what it serves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.records import WorkerInfo
+from batchmill.producer.store.job_store import JobStore
+from batchmill.worker.engine_host.link import EngineLink
+from batchmill.worker.settings import WorkerSettings
+
+from .active_jobs import ActiveJobs
+from .throughput import Throughput
+
+
+class Heartbeat:
+    """Writes one worker's heartbeat. A thread of the runtime calls `send` at an interval."""
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        store: JobStore,
+        link: EngineLink,
+        jobs: ActiveJobs,
+        throughput: Throughput,
+        *,
+        name: str,
+        is_draining: Callable[[], bool],
+    ) -> None:
+        """Bind to the parts that it reports on.
+
+        Args:
+            settings: of the worker.
+            store: holds the heartbeats.
+            link: to the engine.
+            jobs: the active jobs.
+            throughput: of the engine.
+            name: of the worker.
+            is_draining: whether the worker is shutting down.
+        """
+        self._settings = settings
+        self._store = store
+        self._link = link
+        self._jobs = jobs
+        self._throughput = throughput
+        self._name = name
+        self._is_draining = is_draining
+        self._started_at_ms = int(time.time() * 1000)
+
+    def send(self) -> None:
+        """Write the heartbeat; it expires unless it is written again.
+
+        Raises:
+            redis.exceptions.RedisError: Redis did not reply.
+        """
+        ready = self._link.ready
+        settings, config = self._settings, self._settings.engine_config
+        self._store.announce_worker(
+            WorkerInfo(
+                name=self._name,
+                model=settings.served_name,
+                identity="" if ready is None else ready.identity,
+                queues=settings.queues,
+                max_model_len=config.max_model_len if ready is None else ready.max_model_len,
+                max_num_seqs=config.max_num_seqs,
+                started_at_ms=self._started_at_ms,
+                state=self._state(),
+                versions=keys.SUPPORTED_VERSIONS,
+                stats=self.stats(),
+            )
+        )
+
+    def remove(self) -> None:
+        """Delete the heartbeat: the worker is gone.
+
+        Raises:
+            redis.exceptions.RedisError: Redis did not reply.
+        """
+        self._store.forget_worker(self._name)
+
+    def stats(self) -> dict[str, int | float | str]:
+        """Return gauges for people and dashboards."""
+        load, ready, drafts = self._link.load, self._link.ready, self._link.drafts
+        stats: dict[str, int | float | str] = {
+            "engine_pid": self._link.pid or 0,
+            "jobs": len(self._jobs),
+            "running": load.num_running,
+            "waiting": load.num_waiting,
+            "free_blocks": load.num_free_blocks,
+            "blocks": 0 if ready is None else ready.num_blocks,
+            "tokens_per_s": round(self._throughput.rate(), 1),
+        }
+        if drafts is not None:
+            stats["draft_tokens"] = drafts.num_draft_tokens
+            stats["accepted_tokens"] = drafts.num_accepted_tokens
+        return stats
+
+    def _state(self) -> str:
+        if self._is_draining():
+            return "draining"
+        return "starting" if self._link.ready is None else "ready"

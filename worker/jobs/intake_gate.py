@@ -1,0 +1,91 @@
+"""The intake gate: decides when the worker asks its queues for another job."""
+
+from __future__ import annotations
+
+from batchmill.worker.engine_host.link import EngineLink
+
+from .active_jobs import ActiveJobs
+from .job_claimer import JobClaimer
+
+#: Jobs that may wait in the engine even if it starts fewer per step, so no step lacks one.
+_MIN_WAITING = 2
+#: Steps whose prompts may be on their way: the next one, and the one after it.
+_STEPS_AHEAD = 2
+#: Weight of the newest prompt in the running mean of prompt lengths.
+_MEAN_WEIGHT = 0.05
+_FIRST_MEAN_TOKENS = 64.0
+
+
+class IntakeGate:
+    """Open while the engine can start another job soon, so no worker hoards jobs of others.
+
+    The gate lets a job in if there is a slot for it, if the likely blocks of its prompt are free
+    beyond those for the jobs already on their way, and if no more are on their way than two steps
+    can start: with the jobs of one step only, every other step of a filling engine was half empty.
+    Whatever the engine's last report did not count yet is on its way.
+    """
+
+    def __init__(
+        self,
+        link: EngineLink,
+        jobs: ActiveJobs,
+        claimer: JobClaimer,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+    ) -> None:
+        self._link = link
+        self._jobs = jobs
+        self._claimer = claimer
+        self._max_num_seqs = max_num_seqs
+        self._max_num_batched_tokens = max_num_batched_tokens
+        self._mean_prompt_tokens = _FIRST_MEAN_TOKENS
+        self._closed = False
+        # Whether the event loop may have found the gate closed and gone to sleep.
+        self._is_awaited = True
+
+    def close(self) -> None:
+        """Close for good: the worker is shutting down."""
+        self._closed = True
+
+    def observe_prompt(self, num_prompt_tokens: int) -> None:
+        """Update the estimate of the next prompt's length with a prompt's length."""
+        self._mean_prompt_tokens += _MEAN_WEIGHT * (num_prompt_tokens - self._mean_prompt_tokens)
+
+    def may_ask(self) -> bool:
+        """Whether to ask for another job; after False, `has_opened` turns True when it is time.
+
+        Called in the event loop only.
+        """
+        # Set the flag before checking: if the gate opens in between, one of the two sides sees it.
+        self._is_awaited = True
+        is_open = self.is_open()
+        self._is_awaited = not is_open
+        return is_open
+
+    def has_opened(self) -> bool:
+        """Whether the event loop found the gate closed and must be woken now. From any thread.
+
+        A loop that has asked needs no waking: the queue's reply wakes it, and then it checks again.
+        """
+        return self._is_awaited and self.is_open()
+
+    def is_open(self) -> bool:
+        """Whether there is room for another job."""
+        ready = self._link.ready
+        if self._closed or ready is None or not self._link.is_moving:
+            return False
+        if self._claimer.num_parked or self._jobs.num_pending or self._jobs.needs_isolation:
+            return False
+        num_jobs = len(self._jobs)
+        if num_jobs == 0:
+            return True
+        if num_jobs >= self._max_num_seqs:
+            return False
+        load = self._link.load
+        num_coming = load.num_waiting + self._link.num_adds_sent - self._link.num_adds_seen
+        startable = int(self._max_num_batched_tokens / max(1.0, self._mean_prompt_tokens))
+        if num_coming >= max(_MIN_WAITING, _STEPS_AHEAD * startable):
+            return False
+        blocks_each = -(-(int(self._mean_prompt_tokens) + 1) // ready.block_size)
+        return load.num_free_blocks >= blocks_each * (num_coming + 1)

@@ -1,0 +1,54 @@
+"""How a worker's part in a job ended, and the Celery task that has to learn it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from batchmill.producer.protocol.replies import JobState
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How this worker's part in a job ended.
+
+    Attributes:
+        state: the job's terminal state; QUEUED if it was given back; None if it is not, or no
+            longer, ours, so that there is nothing to report.
+        result: JSON of the job result, if there is one.
+        error: code and message, if the job failed or was given back.
+        num_output_tokens: for the success event, which carries no text.
+    """
+
+    state: JobState | None
+    result: str | None = None
+    error: tuple[str, str] | None = None
+    num_output_tokens: int = 0
+
+
+NOT_OURS = Outcome(None)
+
+
+class TaskHandle(Protocol):
+    """The Celery task that brought a job. `consumer/celery_task.py` implements it."""
+
+    @property
+    def task_id(self) -> str:
+        """Celery's id of the task."""
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """Celery's request headers."""
+
+    @property
+    def time_limit_s(self) -> float | None:
+        """Seconds that Celery's hard or soft time limit leaves; None without one."""
+
+    def accept(self) -> None:
+        """Report to Celery that the job has started, so that it acknowledges the message."""
+
+    def finish(self, outcome: Outcome) -> None:
+        """Report to Celery how the job ended. May block on Celery's result backend."""
+
+    def drop(self) -> None:
+        """Report to Celery that there is nothing to do for this message."""

@@ -1,0 +1,27 @@
+"""Corrupt records: a job whose keys in Redis hold something that batchmill did not write.
+
+Scripts that meet such a record set it aside, and the sweep makes a dead letter of it. If Redis
+cannot run the script at all on what it finds there, the worker recognizes the error here, and
+settles the job, document or result with the code `unusable_record` instead of trying for ever.
+"""
+
+from __future__ import annotations
+
+from redis.exceptions import RedisError, ResponseError
+
+from batchmill.producer.errors import JobRejected
+from batchmill.producer.store.connection import is_servers_fault
+
+
+def is_unusable_record(error: RedisError) -> bool:
+    """Whether the server works and the stored data is at fault, so that waiting would not help."""
+    return isinstance(error, ResponseError) and not is_servers_fault(error)
+
+
+def unusable_record_error() -> JobRejected:
+    """Return the error of a job whose keys cannot be used."""
+    return JobRejected(
+        "a key of this job in Redis holds data that batchmill did not write; delete the key, or "
+        "use other ids",
+        code="unusable_record",
+    )
