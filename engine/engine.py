@@ -41,53 +41,33 @@ class Engine:
 
     Owns the model, its KV cache and all requests. Call it from one thread.
 
-    A request's tokens do not depend on what else is in the batch, on how its prompt was cut into
-    chunks, on preemption, or on the prefix cache, but for rounding: batches of different sizes add
-    numbers up in different orders, and two tokens that are level within it may change places.
+    A request's tokens do not depend on the rest of the batch, on how its prompt was split into
+    chunks, on preemption, or on the prefix cache, except by rounding: batches of different sizes
+    add numbers in different orders, so two tokens of almost equal probability may swap.
 
-    Length: a prompt must leave room for one token (`max_model_len - 1` at most), or it is refused.
-    Where prompt and `max_tokens` together exceed `max_model_len`, the output ends there, with
-    finish reason `length`.
+    Length: a prompt that leaves no room for one token (more than `max_model_len - 1`) is refused.
+    If prompt and `max_tokens` together exceed `max_model_len`, the output ends there, with finish
+    reason `length`.
     """
 
     def __init__(self, config: EngineConfig, *, loaded: LoadedModel | None = None) -> None:
         """Load the model and allocate the KV cache.
 
         Args:
-            config: How to set it up.
-            loaded: A model that is loaded already, to share it between engines of one process.
+            config: The configuration; it cannot be changed later.
+            loaded: A model that is already loaded, to share it between engines of one process.
 
         Raises:
             ConfigError: the configuration does not suit the model, or the memory.
             ModelLoadError: the model cannot be read, or is not supported.
         """
         self.config = config
-        if loaded is None:
-            # Before the weights are read, which may take minutes.
-            check_kv_cache_dtype(config.kv_cache_dtype, resolve_device(config.device))
-            loaded = load_model(
-                config.model,
-                dtype=config.dtype,
-                device=config.device,
-                quantization=config.quantization,
-                model_impl=config.model_impl,
-                max_model_len=config.max_model_len,
-            )
+        loaded = _load(config) if loaded is None else loaded
         check_max_model_len(config.max_model_len, loaded.config.max_position_embeddings)
         self._loaded = loaded
         make_current(loaded.model.device)
         self._kv_cache = allocate_kv_cache(config, loaded.model)
-        self._scheduler = Scheduler(
-            BlockPool(
-                self._kv_cache.num_blocks,
-                config.block_size,
-                enable_prefix_caching=config.enable_prefix_caching,
-            ),
-            max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=config.max_num_batched_tokens,
-            ageing_s=config.priority_ageing_s,
-            speculation=_make_speculation(config),
-        )
+        self._scheduler = _make_scheduler(config, self._kv_cache.num_blocks)
         self._pipeline = _make_pipeline(config, loaded, self._kv_cache)
         self._overlaps = config.overlaps_on(loaded.model.device.type)
         self._intake = RequestIntake(config, loaded, self._scheduler)
@@ -97,7 +77,7 @@ class Engine:
 
     @property
     def identity(self) -> str:
-        """Names weights, tokenizer, dtypes and sampler: tokens may be resumed where it is equal."""
+        """Name of weights, tokenizer, dtypes and sampler; engines of one name resume each other."""
         identity = self._loaded.identity
         return identity if self.config.kv_cache_dtype == "auto" else f"{identity}-kv-fp8"
 
@@ -108,11 +88,11 @@ class Engine:
 
     @property
     def num_free_blocks(self) -> int:
-        """KV blocks that no request holds; what the prefix cache keeps counts as free."""
+        """KV blocks that no request holds; blocks that the prefix cache keeps count as free."""
         return self._scheduler.block_pool.num_free_blocks
 
     def render_chat(self, messages: Chat | Sequence[Mapping[str, Any]]) -> list[int]:
-        """The prompt that the model's chat template makes of messages, ready for the answer."""
+        """Return the token ids that the model's chat template makes of messages."""
         return self.tokenizer.apply_chat_template(messages)
 
     def generate(
@@ -120,19 +100,19 @@ class Engine:
         prompts: Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[RequestOutput]:
-        """Generate for some prompts and return when all are finished.
+        """Generate for all prompts, and return when every one is finished.
 
         Args:
-            prompts: Each a text, a list of token ids, or a `Chat`.
-            params: For all, or one for each prompt; None is `SamplingParams()`.
+            prompts: Texts, lists of token ids, or `Chat`s.
+            params: One for all prompts, or one for each; None is `SamplingParams()`.
 
         Returns:
             Finished outputs, in the order of the prompts.
 
         Raises:
-            RequestError: a prompt or its params are refused; nothing was run then.
-            EngineError: requests added with `add_request` are unfinished; their outputs would be
-                lost here.
+            RequestError: a prompt or its params are refused; nothing was computed.
+            EngineError: requests added with `add_request` are unfinished; this call would lose
+                their outputs.
         """
         if self.has_unfinished():
             raise EngineError(
@@ -165,27 +145,27 @@ class Engine:
         deadline_s: float | None = None,
         cache_salt: str | None = None,
     ) -> None:
-        """Take a request on; `step` computes it and reports.
+        """Add a request; the next calls of `step` compute it and report its output.
 
         Args:
             request_id: Any name that no unfinished request has. Without `params.seed`, it and the
-                engine's seed fix the request's random draws.
+                engine's seed fix the request's samples.
             prompt: A text, its token ids, or a `Chat`.
             params: Its controls; None is `SamplingParams()`.
             resumed_token_ids: Output tokens that an earlier run of the same request generated. They
-                are computed with the prompt, and generation goes on after them. Where they end the
-                request already, the next step reports it finished without computing anything,
-                unless they are to be scored. With `params.n` above 1, a list for each sample.
-            priority: Lower goes first, and may take the place of a higher one that runs; see
+                are computed with the prompt, and generation continues after them. If they already
+                end the request, the next step reports it finished without computing anything,
+                unless they must be scored. If `params.n` is above 1, one list for each sample.
+            priority: Lower goes first, and may preempt a running request of a higher number; see
                 `EngineConfig.priority_ageing_s` for how long.
-            deadline_s: Seconds from now, after which it is aborted where it is not done: the output
-                then has finish reason `abort` and the error `deadline_exceeded`. None is never.
-            cache_salt: It shares KV blocks with requests of the same salt only. None is the salt of
-                all that name none.
+            deadline_s: Seconds from now after which an unfinished request is aborted: its output
+                has finish reason `abort` and the error `deadline_exceeded`. None sets no deadline.
+            cache_salt: The request shares KV blocks only with requests of the same salt. All
+                requests without a salt share with each other.
 
         Raises:
-            RequestError: `context_length_exceeded` where the prompt leaves no room for a token,
-                `unsupported_parameter` or `invalid_request`; the engine is as before.
+            RequestError: `context_length_exceeded` if the prompt leaves no room for a token,
+                `unsupported_parameter` or `invalid_request`; the engine is unchanged.
         """
         check_deadline(deadline_s)
         if request_id in self._unfinished:
@@ -205,72 +185,72 @@ class Engine:
         self._unfinished.add(trackers, deadline_s=deadline_s)
 
     def step(self) -> list[RequestOutput]:
-        """Compute one step for all requests that fit into it.
+        """Schedule one step, launch it, and report the steps that are done.
 
-        With `EngineConfig.overlap` this launches a step, and then reports the one launched by the
-        call before: so the host works while the device does.
+        With `EngineConfig.overlap`, a call launches a step and reports the one that the call before
+        launched, so that host and device work at the same time.
 
         A step that runs out of memory computes nothing: the later half of its requests is
-        preempted, and the next steps are smaller. A request for which memory runs out three times
+        preempted, and the next steps are smaller. A request that runs out of memory three times
         while it is alone ends with the error `out_of_memory`.
 
         Returns:
-            An output for each request that has a new token or has ended; none where the first of
-            overlapping steps is only launched.
+            One output per request that has a new token or has ended. The first of overlapping steps
+            is only launched, and reports nothing.
 
         Raises:
-            Exception: what the model raised, if it was anything else. No token is lost: the next
-                call computes the same step again, unless requests are aborted before.
+            Exception: the model's own, except out of memory. No token is lost: the next call
+                computes the same step again, unless requests are aborted before.
         """
         self._unfinished.abort_overdue()
         batch = self._scheduler.schedule()
         is_launched = batch.num_seqs > 0 and self._launch(batch)
-        # Without overlap nothing stays in flight; with it the step before this one is collected.
+        # Without overlap this collects the step just launched; with it, the one before.
         while self._pipeline.num_in_flight > self._num_steps_ahead(is_launched):
             self._collect()
         return self._unfinished.take_outputs()
 
     def abort(self, request_id: str) -> bool:
-        """End a request early; the next step reports what it has, with finish reason `abort`.
+        """End a request early; the next step reports its output, with finish reason `abort`.
 
         Returns:
-            False where no unfinished request has that id: it is finished, or never was.
+            False if no unfinished request has this id: it is finished, or was never added.
         """
         return self._unfinished.abort(request_id)
 
     def has_unfinished(self) -> bool:
-        """Whether any request's last output is still to come."""
+        """Whether any request has not had its last output yet."""
         return len(self._unfinished) > 0
 
     def reset_prefix_cache(self) -> int:
-        """Forget the KV of earlier requests; returns how many blocks were kept for sharing."""
+        """Evict the KV of finished requests; return the number of blocks that held it."""
         return self._scheduler.block_pool.evict_all()
 
     def provide_memory(self, timeout_s: float) -> bool:
-        """Use spare time to have the system provide the KV cache's memory, before a step needs it.
+        """Use spare time to pre-fault the memory of the KV cache, before a step needs it.
 
-        On a CPU the system provides memory when it is first touched, which makes the first steps
-        that use a block slower. A new engine spends half a second on it; a service goes on when it
+        On a CPU, the system provides memory when it is first touched, which slows down the first
+        steps that use a block. A new engine spends half a second on it; a service continues when it
         has nothing to compute. On a GPU there is nothing to do.
 
         Args:
-            timeout_s: Seconds to spend; a few milliseconds more at most.
+            timeout_s: Seconds to spend; the call may take a few milliseconds more.
 
         Returns:
-            Whether all of it is there.
+            Whether all of the memory is there.
         """
         return self._kv_cache.provide_pages(timeout_s)
 
     def load(self) -> CurrentLoad:
-        """How full it is now; cheap enough for every step, unlike `stats`."""
+        """Return how full the engine is now; cheap enough for every step, unlike `stats`."""
         return CurrentLoad.of(self._scheduler)
 
     def draft_counts(self) -> DraftCounts | None:
-        """What prompt lookup came to, as cheap as `load`; None where it is off."""
+        """Return the counts of prompt lookup, as cheaply as `load`; None if it is off."""
         return self._counter.drafts if self.config.num_speculative_tokens else None
 
     def stats(self) -> EngineStats:
-        """What the engine did so far, and what it is doing."""
+        """Return what the engine has done so far, and its current load."""
         return self._counter.snapshot(self._scheduler)
 
     def _prepare_all(
@@ -278,11 +258,9 @@ class Engine:
         prompts: Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None,
     ) -> list[list[OutputTracker]]:
-        """Check all requests of one `generate` before any of them runs."""
+        """Check all requests of one `generate`, before any of them runs."""
         if isinstance(prompts, str):
-            raise RequestError(
-                "invalid_request", "prompts is one text: pass a list of prompts, even for one"
-            )
+            raise RequestError("invalid_request", "prompts must be a list of prompts, even for one")
         if params is None or isinstance(params, SamplingParams):
             params = [params or SamplingParams()] * len(prompts)
         if len(params) != len(prompts):
@@ -300,12 +278,12 @@ class Engine:
         return prepared
 
     def _num_steps_ahead(self, is_launched: bool) -> int:
-        """How many steps may stay in flight while the next one is scheduled."""
+        """Return how many steps may stay in flight while the next one is scheduled."""
         can_overlap = is_launched and self._scheduler.has_requests
         return int(self._overlaps and can_overlap and not self._pipeline.holds_next_step)
 
     def _launch(self, batch: ScheduledBatch) -> bool:
-        """Hand a step to the device; where memory runs out, make the next ones smaller instead."""
+        """Launch a step on the device; if memory runs out, make the next ones smaller instead."""
         try:
             self._kv_cache.zero_blocks(self._scheduler.blocks_to_zero)
             self._scheduler.note_blocks_zeroed()
@@ -320,7 +298,7 @@ class Engine:
         return True
 
     def _collect(self) -> None:
-        """Wait for the oldest step in flight, and hand its tokens to their requests."""
+        """Wait for the oldest step in flight, and append its tokens to their requests."""
         step = self._pipeline.collect()
         discarded = self._scheduler.update(step.batch, step.token_ids, step.drafts)
         self._counter.count_step(step.batch, step.kind, step.time_s)
@@ -343,12 +321,12 @@ class Engine:
         self._unfinished.fail(self._unfinished.tracker_of(hopeless), error)
 
     def _fail(self, tracker: OutputTracker) -> None:
-        """End a request that got no token, and say whether its controls or its logits caused it."""
+        """End a request that got no token, because of its controls or of its logits."""
         controls = tracker.request.controls
         if controls is not None and controls.is_exhausted:
             error = RequestFailure(
                 "no_token_left",
-                "the request's controls leave no token that could come next: loosen its "
+                "the request's controls forbid every next token: loosen its "
                 "structure, allowed_token_ids, bad_words, no_repeat_ngram_size or min_tokens",
             )
             self._unfinished.fail(tracker, error)
@@ -361,10 +339,32 @@ class Engine:
         self._unfinished.fail(tracker, error, is_kv_finite=False)
 
 
-def _make_speculation(config: EngineConfig) -> Speculation | None:
-    if not config.num_speculative_tokens:
-        return None
-    return Speculation(config.num_speculative_tokens, config.speculative_max_num_seqs)
+def _load(config: EngineConfig) -> LoadedModel:
+    # Checked before the weights are read, which may take minutes.
+    check_kv_cache_dtype(config.kv_cache_dtype, resolve_device(config.device))
+    return load_model(
+        config.model,
+        dtype=config.dtype,
+        device=config.device,
+        quantization=config.quantization,
+        model_impl=config.model_impl,
+        max_model_len=config.max_model_len,
+    )
+
+
+def _make_scheduler(config: EngineConfig, num_blocks: int) -> Scheduler:
+    speculation = None
+    if config.num_speculative_tokens:
+        speculation = Speculation(config.num_speculative_tokens, config.speculative_max_num_seqs)
+    return Scheduler(
+        BlockPool(
+            num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching
+        ),
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        ageing_s=config.priority_ageing_s,
+        speculation=speculation,
+    )
 
 
 def _make_pipeline(config: EngineConfig, loaded: LoadedModel, kv_cache: KVCache) -> StepPipeline:

@@ -1,11 +1,11 @@
-"""What can go wrong in the engine.
+"""Errors of the engine, in one tree.
 
 EngineError
  ├── ConfigError                 a value in the engine's configuration cannot work
- ├── RequestError                one request is refused; carries a machine-readable `code`
+ ├── RequestError                one request is refused; has a machine-readable `code`
  ├── ModelLoadError              a model, tokenizer or weight file cannot be read
- │    └── UnsupportedModelError  it can be read, but has a feature that this engine does not compute
- └── OutOfBlocksError            the block pool has fewer free blocks than were asked for
+ │    └── UnsupportedModelError  it needs a feature that this engine does not compute
+ └── OutOfBlocksError            the block pool has too few free blocks
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class RequestError(EngineError):
     """A request is refused; other requests are not affected.
 
     Attributes:
-        code: Machine-readable reason, in OpenAI's spelling where it has one
-            (for example `context_length_exceeded`, `unsupported_parameter`).
+        code: Machine-readable reason, OpenAI's if it has one (for example
+            `context_length_exceeded`, `unsupported_parameter`).
         message: For people; names the value, the limit and the remedy, never prompt or output text.
     """
 
@@ -41,7 +41,7 @@ class RequestError(EngineError):
         return cls(error.code, error.message)
 
     def __reduce__(self) -> tuple[type[RequestError], tuple[str, str]]:
-        """Pickle with both arguments: the engine runs in a process of its own."""
+        """Pickle with both arguments: a worker runs the engine in another process."""
         return type(self), (self.code, self.message)
 
 
@@ -54,14 +54,14 @@ class UnsupportedModelError(ModelLoadError):
 
 
 class OutOfBlocksError(EngineError):
-    """The block pool has fewer free blocks than were asked for."""
+    """The block pool has fewer free blocks than a request needs."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, of the host or of an accelerator.
+    """Whether an error says that the host or an accelerator ran out of memory.
 
-    On the host torch raises a bare RuntimeError; a class for it exists on accelerators only
-    (`torch.OutOfMemoryError`, named here, because this module is imported without torch).
+    On the host torch raises a plain RuntimeError; only accelerators have a class for it
+    (`torch.OutOfMemoryError`, compared by name because this module is imported without torch).
     """
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True

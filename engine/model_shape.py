@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
-    """What the engine needs to know of any model, whoever computes it."""
+    """Sizes of a model, whichever implementation computes it."""
 
     #: Hugging Face class name.
     architecture: str
     vocab_size: int
     num_layers: int
     num_kv_heads: int
-    #: Numbers in one head; need not be hidden_size / num_heads.
+    #: Elements per head; need not be hidden_size / num_heads.
     head_dim: int
-    #: Longest sequence that is computed as the model was made for, tokens.
+    #: Longest sequence that the model was made for, tokens.
     max_position_embeddings: int

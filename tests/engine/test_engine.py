@@ -184,7 +184,7 @@ def test_other_arguments_that_cannot_work_are_refused(
     engine = make_engine()
     with pytest.raises(RequestError, match="2 prompts and 1 params"):
         engine.generate(["a", "b"], [GREEDY])
-    with pytest.raises(RequestError, match="prompts is one text"):
+    with pytest.raises(RequestError, match="prompts must be a list"):
         engine.generate("abc", GREEDY)
     with pytest.raises(RequestError, match="request_id must be a non-empty string"):
         engine.add_request("", "a", GREEDY)
