@@ -15,7 +15,8 @@ from batchmill.engine.lifecycle.intake import Prompt, RequestIntake, check_deadl
 from batchmill.engine.lifecycle.output_tracker import OutputTracker
 from batchmill.engine.lifecycle.stats import CurrentLoad, DraftCounts, EngineStats, StatsCounter
 from batchmill.engine.lifecycle.unfinished_requests import UnfinishedRequests
-from batchmill.engine.loading.loading import LoadedModel, load_model, resolve_device
+from batchmill.engine.loading.load_options import resolve_device
+from batchmill.engine.loading.loading import LoadedModel, load_model
 from batchmill.engine.memory.device_memory import make_current
 from batchmill.engine.memory.kv_cache import KVCache
 from batchmill.engine.models.model_length import check_max_model_len
@@ -239,7 +240,7 @@ class Engine:
         Returns:
             Whether all of the memory is there.
         """
-        return self._kv_cache.provide_pages(timeout_s)
+        return self._kv_cache.prefault(timeout_s)
 
     def load(self) -> CurrentLoad:
         """Return how full the engine is now; cheap enough for every step, unlike `stats`."""

@@ -72,7 +72,7 @@ def allocate_kv_cache(
         max_model_len=config.max_model_len,
         kv_cache_bytes=kv_cache_bytes,
     )
-    kv_cache.provide_pages(_FIRST_PAGES_S, num_threads=torch.get_num_threads())
+    kv_cache.prefault(_FIRST_PAGES_S, num_threads=torch.get_num_threads())
     return kv_cache
 
 

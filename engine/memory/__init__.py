@@ -1,4 +1,4 @@
-"""Memory: the paged KV cache, and how much the host and the device have left.
+"""Owns the paged KV cache, and measures how much memory the host and the device have left.
 
-Read `kv_cache.py` first. This package never decides who gets a block; `scheduling` does.
+Read `kv_cache.py` first. Which request gets a block is decided in `scheduling`, not here.
 """

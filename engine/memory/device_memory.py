@@ -1,4 +1,4 @@
-"""What a device's memory holds, and whether weights fit into it before they are read."""
+"""Measures a device's memory, and refuses weights that do not fit before they are read."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ _GIB = 1024**3
 
 
 class MemoryProbe(Protocol):
-    """What a device tells about its memory."""
+    """Figures of a device's memory."""
 
     def total_bytes(self) -> int:
-        """All that the device has."""
+        """Return the device's whole memory."""
 
     def free_bytes(self) -> int:
-        """What no process holds now."""
+        """Return the memory that no process holds now."""
 
     def process_bytes(self) -> int:
-        """What this process's tensors hold now."""
+        """Return the memory that this process's tensors hold now."""
 
     def reset_peak(self) -> None:
-        """Start to watch for the peak."""
+        """Start a new measurement of the peak."""
 
     def peak_growth_bytes(self) -> int:
-        """Most that this process held since `reset_peak` beyond what it held then."""
+        """Return by how much this process's memory has grown since `reset_peak`, at its peak."""
 
 
 class CudaMemory:
@@ -44,7 +44,7 @@ class CudaMemory:
         return torch.cuda.mem_get_info(self._device)[1]
 
     def free_bytes(self) -> int:
-        """See `MemoryProbe`; torch's cache of freed memory counts as free."""
+        """See `MemoryProbe`; freed memory that torch caches counts as free."""
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(self._device)[0]
 
@@ -60,15 +60,15 @@ class CudaMemory:
         self._held_bytes = torch.cuda.memory_reserved(self._device)
 
     def peak_growth_bytes(self) -> int:
-        """See `MemoryProbe`; what the allocator reserved, its fragmentation included."""
+        """See `MemoryProbe`; counts what the allocator reserved, including fragmentation."""
         torch.cuda.synchronize(self._device)
         return torch.cuda.max_memory_reserved(self._device) - self._held_bytes
 
 
 def make_current(device: torch.device) -> None:
-    """Let this thread's streams, events, graphs and Triton launches be on a GPU.
+    """Make a GPU the current one for this thread's streams, events, graphs and Triton launches.
 
-    One without an index is the current one already.
+    A device without an index is the current one already.
     """
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
@@ -81,38 +81,38 @@ def check_weights_fit(
     free_bytes: int,
     fp8_bytes: int | None = None,
 ) -> None:
-    """Refuse weights that a device has no room for, before hours of downloads or a kill.
+    """Refuse weights that do not fit on a device, before the time to read them is spent.
 
     Args:
-        weight_bytes: What they will take.
+        weight_bytes: Size of the weights.
         dtype: Their number format.
-        device: Where they shall lie.
-        free_bytes: What is free there.
-        fp8_bytes: What the device needs to make them fp8; None where that is no remedy.
+        device: Their device.
+        free_bytes: Memory that is free there.
+        fp8_bytes: Memory that the device needs to load them as fp8; None if it cannot.
 
     Raises:
-        ConfigError: they are larger.
+        ConfigError: They do not fit; the message lists the remedies that would work.
     """
     if weight_bytes <= free_bytes:
         return
     smaller = f"dtype 'bfloat16' ({gib(weight_bytes / 2)} GiB), " if dtype == torch.float32 else ""
     if fp8_bytes is not None and fp8_bytes <= free_bytes:
-        smaller += f"quantization 'fp8' ({gib(fp8_bytes)} GiB, where the GPU has it), "
-    where = "this host, or its container," if device.type == "cpu" else str(device)
+        smaller += f"quantization 'fp8' ({gib(fp8_bytes)} GiB, if the GPU supports it), "
+    where = "this host (or its container)" if device.type == "cpu" else str(device)
     raise ConfigError(
-        f"the weights take {gib(weight_bytes)} GiB and {where} has {gib(free_bytes)} GiB free: "
-        f"free {gib(weight_bytes - free_bytes)} GiB, use {smaller}a smaller model, or a device "
-        "with more memory"
+        f"the weights need {gib(weight_bytes)} GiB, but {where} has only {gib(free_bytes)} GiB "
+        f"free: free another {gib(weight_bytes - free_bytes)} GiB, or use {smaller}a smaller model "
+        "or a device with more memory"
     )
 
 
 def free_memory_bytes(device: torch.device) -> int:
-    """What a device has free now, its container's limit taken into account on a CPU."""
+    """Return the memory that is free on a device; on a CPU, within its container's limit."""
     if device.type == "cuda":
         return CudaMemory(device).free_bytes()
     return available_memory_bytes()
 
 
 def gib(num_bytes: float) -> str:
-    """A number of bytes in GiB, for a message."""
+    """Format a number of bytes in GiB, for a message."""
     return f"{num_bytes / _GIB:.2f}"

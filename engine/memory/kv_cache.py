@@ -13,9 +13,9 @@ from batchmill.engine.errors import ConfigError
 from batchmill.engine.model_shape import ModelShape
 
 from .host_memory import available_memory_bytes
-from .host_pages import PageProvider, map_zeros
+from .prefaulted_pages import PrefaultedPages, map_zeros
 
-#: On a CPU, the default cache takes this share of the memory that is left when it is made ...
+#: On a CPU, the default cache takes this share of the memory that is available at its creation ...
 CPU_MEMORY_SHARE = 0.25
 #: ... but no more than this: beyond it a CPU is compute-bound long before the cache is full.
 MAX_DEFAULT_CPU_BYTES = 4 * 1024**3
@@ -30,16 +30,16 @@ class KVCache:
     attention may read masked slots of a sequence's last block. After a request failed with NaN,
     call `zero_blocks` on its blocks before they are used again.
 
-    In eight bits (float8_e4m3fn) a number x of the model is stored as x / scale, cut to +-448. The
-    scale is 1: keys and values behind norms are far below 448, and what is below 2**-6 keeps an
+    In eight bits (float8_e4m3fn) a number x of the model is stored as x / scale, clamped to +-448.
+    The scale is 1: keys and values behind norms are far below 448, and numbers below 2**-6 keep an
     absolute precision of 2**-10.
 
     Attributes:
         layers: Per layer (keys, values), each [num_blocks, block_size, num_kv_heads, head_dim].
-        k_scale: What one unit in an eight-bit key stands for.
+        k_scale: The factor from an eight-bit key to the key itself.
         v_scale: The same for values.
-        num_blocks: Blocks a layer has.
-        block_size: Tokens a block holds.
+        num_blocks: Blocks per layer.
+        block_size: Tokens per block.
 
     Source: PagedAttention, Kwon et al. 2023, section 4.
     """
@@ -63,7 +63,7 @@ class KVCache:
         ]
         tensors = [tensor for layer in self.layers for tensor in layer]
         is_on_host = torch.device(device).type == "cpu"
-        self._pages = PageProvider(tensors) if is_on_host else None
+        self._pages = PrefaultedPages(tensors) if is_on_host else None
         self.k_scale = k_scale
         self.v_scale = v_scale
         self.num_blocks = num_blocks
@@ -82,30 +82,31 @@ class KVCache:
         max_model_len: int,
         kv_cache_bytes: int,
     ) -> KVCache:
-        """Allocate as many blocks as fit into `kv_cache_bytes`.
+        """Allocate the blocks that fit into `kv_cache_bytes`.
 
         Args:
             num_layers: Layers with attention.
-            num_kv_heads: Key/value heads of a layer.
-            head_dim: Numbers in one head's key.
+            num_kv_heads: Key/value heads per layer.
+            head_dim: Size of one head's key.
             dtype: The model's dtype, or float8_e4m3fn on a GPU.
             device: The model's device.
-            block_size: Tokens a block holds.
-            max_model_len: Most tokens a request may have; the cache must hold at least one such.
+            block_size: Tokens per block.
+            max_model_len: Most tokens of one request; the cache must hold at least one of these.
             kv_cache_bytes: Size of the whole cache.
 
         Raises:
-            ConfigError: not even one request of `max_model_len` tokens fits, or the system maps no
-                such memory, as under a limit on address space.
+            ConfigError: Not even one request of `max_model_len` tokens fits, or the system refuses
+                to map the memory, for example because of a limit on address space.
         """
         block_bytes = 2 * num_layers * block_size * num_kv_heads * head_dim * dtype.itemsize
         num_blocks = kv_cache_bytes // block_bytes
         least = -(-max_model_len // block_size)
         if num_blocks < least:
             raise ConfigError(
-                f"kv_cache_bytes is {kv_cache_bytes}, which holds {num_blocks} blocks of "
-                f"{block_size} tokens; max_model_len {max_model_len} needs {least} blocks: raise "
-                f"kv_cache_bytes to at least {least * block_bytes} or lower max_model_len"
+                f"kv_cache_bytes is {kv_cache_bytes}, enough for {num_blocks} blocks of "
+                f"{block_size} tokens, but one request of max_model_len {max_model_len} tokens "
+                f"needs {least} blocks: raise kv_cache_bytes to at least {least * block_bytes}, or "
+                f"lower max_model_len"
             )
         try:
             kv_cache = cls(
@@ -118,13 +119,13 @@ class KVCache:
                 device=device,
             )
         except OSError as error:
-            raise _cannot_map(kv_cache_bytes, error) from error
+            raise _mapping_error(kv_cache_bytes, error) from error
         kv_cache._log_size()
         return kv_cache
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that the whole cache holds."""
+        """Tokens that fit into the whole cache."""
         return self.num_blocks * self.block_size
 
     @property
@@ -132,19 +133,19 @@ class KVCache:
         """Bytes of all layers' keys and values."""
         return sum(tensor.nbytes for layer in self.layers for tensor in layer)
 
-    def provide_pages(self, timeout_s: float, *, num_threads: int = 1) -> bool:
-        """Have the system provide memory that it only promised; see `PageProvider.provide`.
+    def prefault(self, timeout_s: float, *, num_threads: int = 1) -> bool:
+        """Make memory resident that is only mapped; see `PrefaultedPages.prefault`.
 
         Returns:
-            Whether there is nothing left to provide.
+            Whether nothing is left to pre-fault. On a GPU nothing ever is.
         """
         if self._pages is None:
             return True
-        self._pages.provide(timeout_s, num_threads=num_threads)
+        self._pages.prefault(timeout_s, num_threads=num_threads)
         return self._pages.is_done
 
     def zero_blocks(self, block_ids: Sequence[int]) -> None:
-        """Overwrite blocks with zeros, so that a failed request's NaN reaches nobody else."""
+        """Overwrite blocks with zeros, so that a failed request's NaN reaches no other request."""
         if not block_ids:
             return
         device = self.layers[0][0].device
@@ -166,23 +167,23 @@ class KVCache:
 
 
 def kv_block_bytes(config: ModelShape, dtype: torch.dtype, block_size: int) -> int:
-    """Bytes of one block: keys and values of all layers."""
+    """Return the bytes of one block: keys and values of all layers."""
     numbers = config.num_layers * config.num_kv_heads * config.head_dim * block_size
     return 2 * numbers * dtype.itemsize
 
 
 def default_cpu_kv_cache_bytes() -> int:
-    """How large the cache is on a CPU when nobody says: a share of the memory that is free now."""
+    """Return the default size of the cache on a CPU: a share of the memory available now."""
     return min(int(available_memory_bytes() * CPU_MEMORY_SHARE), MAX_DEFAULT_CPU_BYTES)
 
 
-def _cannot_map(kv_cache_bytes: int, error: OSError) -> ConfigError:
+def _mapping_error(kv_cache_bytes: int, error: OSError) -> ConfigError:
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    told = "none" if limit == resource.RLIM_INFINITY else f"{limit} bytes"
+    limited = "unlimited" if limit == resource.RLIM_INFINITY else f"limited to {limit} bytes"
     return ConfigError(
-        f"kv_cache_bytes is {kv_cache_bytes}, which the system does not map ({error.strerror}); "
-        f"the limit on this process's address space is {told}: lower kv_cache_bytes, or raise the "
-        "limit (ulimit -v)"
+        f"kv_cache_bytes is {kv_cache_bytes}, but the system refuses to map that much memory "
+        f"({error.strerror}); this process's address space is {limited}: lower kv_cache_bytes, or "
+        "raise the limit (ulimit -v)"
     )
 
 

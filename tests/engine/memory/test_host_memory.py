@@ -1,4 +1,4 @@
-"""The memory that a default cache size is taken from."""
+"""The memory that is available on a host and under the limits of control groups."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GIB = 1024**3
 
 @pytest.fixture
 def host(tmp_path: Path) -> Path:
-    """A host with 8 GiB available, and a container on it that uses 3 GiB, 1 GiB of it files."""
+    """A host with 8 GiB available, and a container that uses 3 GiB, including 1 GiB of files."""
     (tmp_path / "meminfo").write_text(
         f"MemTotal: {16 * GIB // 1024} kB\nMemAvailable: {8 * GIB // 1024} kB\n"
     )
@@ -27,7 +27,7 @@ def host(tmp_path: Path) -> Path:
     ("limit", "available"),
     [("max", 8 * GIB), (4 * GIB, 2 * GIB), (64 * GIB, 8 * GIB), (GIB, 0)],
 )
-def test_a_containers_limit_bounds_what_its_host_has(
+def test_a_containers_limit_bounds_the_hosts_memory(
     host: Path, limit: str | int, available: int
 ) -> None:
     (host / "memory.max").write_text(f"{limit}\n")
@@ -52,10 +52,10 @@ def write_group(folder: Path, limit: int | str, used: int, cached: int, *, v1: b
     ("own", "parent", "available"),
     [("max", 3 * GIB, 2 * GIB), (2 * GIB, 5 * GIB, GIB), (6 * GIB, 4 * GIB, 3 * GIB)],
 )
-def test_the_tightest_limit_of_the_groups_above_decides(
+def test_the_tightest_limit_of_all_groups_decides(
     host: Path, v1: bool, own: int | str, parent: int, available: int
 ) -> None:
-    unlimited = 2**63 - 4096  # what version 1 says for none
+    unlimited = 2**63 - 4096  # how version 1 writes "no limit"
     root = host / "fs" / "memory" if v1 else host / "fs"
     own = unlimited if v1 and own == "max" else own
     write_group(root / "batch.slice", parent, 2 * GIB, GIB, v1=v1)
@@ -86,5 +86,5 @@ def test_a_container_that_sees_only_its_own_group_finds_its_limit_at_the_root(
     assert found == 3 * GIB
 
 
-def test_this_machine_has_some_memory_and_no_more_than_all() -> None:
+def test_this_machines_available_memory_is_below_its_total() -> None:
     assert 0 < available_memory_bytes() <= psutil.virtual_memory().total

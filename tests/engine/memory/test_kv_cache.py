@@ -1,4 +1,4 @@
-"""How large the KV cache gets, and keeping a failed request's numbers from others."""
+"""The size of the KV cache, and the zeroing of a failed request's blocks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def allocate(**changes: Any) -> KVCache:
     return KVCache.allocate(**(arguments | changes))
 
 
-def test_as_many_blocks_as_fit_are_allocated() -> None:
+def test_the_blocks_that_fit_are_allocated() -> None:
     block_bytes = 2 * 3 * 4 * 2 * 8 * 2
     cache = allocate(kv_cache_bytes=10 * block_bytes + block_bytes - 1)
     assert cache.num_blocks == 10
@@ -43,7 +43,7 @@ def test_as_many_blocks_as_fit_are_allocated() -> None:
         assert not keys.any()
 
 
-def test_a_cache_below_one_request_is_refused_with_the_bytes_that_would_do() -> None:
+def test_a_cache_below_one_request_is_refused_with_the_required_bytes() -> None:
     block_bytes = 2 * 3 * 4 * 2 * 8 * 2
     with pytest.raises(ConfigError, match=f"at least {3 * block_bytes}"):
         allocate(kv_cache_bytes=3 * block_bytes - 1)
@@ -55,13 +55,15 @@ def test_a_cache_above_the_limit_on_address_space_is_refused_with_the_remedy() -
     limit = psutil.Process().memory_info().vms + 256 * 1024**2
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
     try:
-        with pytest.raises(ConfigError, match=rf"{1024**3}.*{limit} bytes: lower kv_cache_bytes"):
+        with pytest.raises(
+            ConfigError, match=rf"{1024**3}.*limited to {limit} bytes: lower kv_cache_bytes"
+        ):
             allocate(kv_cache_bytes=1024**3)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def test_the_default_is_a_bounded_share_of_free_memory() -> None:
+def test_the_default_size_is_a_bounded_share_of_free_memory() -> None:
     assert 0 < default_cpu_kv_cache_bytes() <= MAX_DEFAULT_CPU_BYTES
 
 
