@@ -1,4 +1,4 @@
-"""From a model's name to a model in memory: finding files, converting GGUF, reading weights.
+"""Turns a model's name into a model in memory: finds files, converts GGUF, reads weights.
 
-Read `loading.py` first. This package never computes a step, except for a self-check at load.
+Read `loading.py` first. The only steps that this package runs are those of a self-check.
 """

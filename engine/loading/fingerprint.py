@@ -1,4 +1,4 @@
-"""Short hashes that tell models apart without reading gigabytes."""
+"""Short hashes that identify a model without reading all of its gigabytes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from batchmill.kernels.ops.sample import SAMPLER_VERSION
 
 #: Bytes read at the start of a file; holds a safetensors header of a few thousand tensors.
 _HEAD_BYTES = 1024 * 1024
-#: Pieces read from the rest, evenly spread, and the bytes in one.
+#: Number of pieces read from the rest, evenly spread, and the bytes of each.
 _NUM_PIECES = 64
 _PIECE_BYTES = 4096
 #: Files that decide how text becomes tokens and messages become text.
@@ -30,10 +30,13 @@ _TOKENIZER_FILES = (
 
 
 def sampled_hash(path: Path) -> str:
-    """Hash of a file's size, its first MiB and pieces spread over the rest: 40 hex digits.
+    """Hash a file's size, its first MiB and pieces spread over the rest.
 
     Two files that differ only between the pieces look alike; weights of different trainings or
     conversions differ everywhere.
+
+    Returns:
+        40 hex digits.
     """
     digest = hashlib.blake2b(digest_size=20)
     size = path.stat().st_size
@@ -48,21 +51,21 @@ def sampled_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def model_identity(folder: Path, computed: str, dtype: torch.dtype) -> str:
-    """Name what decides a model's tokens: weights, configuration, tokenizer, dtype and sampler.
+def model_identity(folder: Path, computation: str, dtype: torch.dtype) -> str:
+    """Hash everything that decides a model's tokens: files, computation, dtype and sampler.
 
-    A generation may be resumed where, and only where, the identities are equal.
+    A generation may be resumed if and only if the identities are equal.
 
     Args:
         folder: The model's files.
-        computed: What is computed with the weights, and by whom.
+        computation: A description of what is computed with the weights.
         dtype: Of weights and activations.
 
     Returns:
         16 hex digits.
     """
     digest = hashlib.blake2b(digest_size=8)
-    parts = [computed, str(dtype), SAMPLER_VERSION]
+    parts = [computation, str(dtype), SAMPLER_VERSION]
     parts += [f"{path.name} {sampled_hash(path)}" for path in weight_files(folder)]
     for name in _TOKENIZER_FILES:
         path = folder / name

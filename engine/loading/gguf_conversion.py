@@ -1,4 +1,4 @@
-"""GGUF files, converted once to a Hugging Face folder in the user's cache."""
+"""Converts a GGUF file to a Hugging Face folder in the user's cache, once."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from batchmill.engine.models.model_length import check_max_model_len, longest_le
 
 from .fingerprint import sampled_hash
 
-#: Part of the cached folder's name: raise it when the conversion changes.
+#: Part of the cached folder's name; raise it when the conversion changes.
 _CONVERSION = "bf16-1"
 
 _log = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
-    """Where converted models are kept: `BATCHMILL_CACHE_DIR`, or the user's cache folder."""
+    """Return where converted models are kept: `BATCHMILL_CACHE_DIR`, or the user's cache."""
     named = os.environ.get("BATCHMILL_CACHE_DIR")
     if named:
         return Path(named)
@@ -37,19 +37,19 @@ def cache_folder() -> Path:
 
 
 def converted_folder(gguf_path: Path, max_model_len: int | None = None) -> Path:
-    """The Hugging Face folder of a GGUF file; made on first use, in bfloat16.
+    """Return the Hugging Face folder of a GGUF file; convert the file to bfloat16 on first use.
 
-    Processes may race: each converts into a folder of its own, and the first one to finish gives
-    it its name, which is atomic.
+    Processes may race: each converts into a folder of its own, and the first to finish renames it
+    to the final name, which is atomic.
 
     Args:
         gguf_path: The file.
-        max_model_len: Longest sequence that its model is to compute, tokens. A conversion reads all
-            weights, so one that would be refused for its length is not begun.
+        max_model_len: Longest sequence that the model is to compute, tokens. It is checked before
+            the conversion, which reads all weights. None checks nothing.
 
     Raises:
-        ConfigError: the model is made for less than `max_model_len`.
-        ModelLoadError: the file cannot be converted, or the cache folder cannot be written.
+        ConfigError: The model was made for less than `max_model_len`.
+        ModelLoadError: The file cannot be converted, or the cache folder cannot be written.
     """
     try:
         root = cache_folder() / "models"
@@ -63,27 +63,27 @@ def converted_folder(gguf_path: Path, max_model_len: int | None = None) -> Path:
     except OSError as error:
         raise ModelLoadError(
             f"the model cache {cache_folder()} cannot be used ({error}): set BATCHMILL_CACHE_DIR "
-            "to a folder that can be written"
+            "to a writable folder"
         ) from error
-    _log.info("converting %s once to %s", gguf_path.name, final)
+    _log.info("converting %s to %s (once; later starts reuse it)", gguf_path.name, final)
     try:
         _convert(gguf_path, own)
-        _open_to_readers(own)
+        _make_readable(own)
         _publish(own, final)
     finally:
         shutil.rmtree(own, ignore_errors=True)
     return final
 
 
-def _open_to_readers(folder: Path) -> None:
-    """Let other users of a shared cache read what temporary-file calls made private."""
+def _make_readable(folder: Path) -> None:
+    """Let other users of a shared cache read the files; `mkdtemp` makes them private."""
     folder.chmod(0o755)
     for path in folder.iterdir():
         path.chmod(0o644)
 
 
 def _publish(own: Path, final: Path) -> None:
-    """Give a finished folder its name, unless another process was first."""
+    """Rename a finished folder to its final name, unless another process was first."""
     try:
         own.rename(final)
     except OSError:
@@ -92,20 +92,20 @@ def _publish(own: Path, final: Path) -> None:
 
 
 def _read_config(gguf_path: Path) -> PreTrainedConfig:
-    """The model's configuration, from the file's header."""
+    """Read the model's configuration from the file's header."""
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             gguf_path.parent, gguf_file=gguf_path.name
         )
     except Exception as error:  # as in `_convert`
-        raise _unreadable(gguf_path, error) from error
+        raise _unreadable_error(gguf_path, error) from error
     return config
 
 
 def _convert(gguf_path: Path, folder: Path) -> None:
     """Write the model and tokenizer of a GGUF file as safetensors and JSON."""
     try:
-        # Without `dequantize` some architectures keep packed blocks, others become float32.
+        # Without `dequantize` some architectures keep packed blocks, and others become float32.
         model = AutoModelForCausalLM.from_pretrained(
             gguf_path.parent,
             gguf_file=gguf_path.name,
@@ -113,13 +113,14 @@ def _convert(gguf_path: Path, folder: Path) -> None:
             quantization_config=GgufConfig(dequantize=True),
         )
         tokenizer = AutoTokenizer.from_pretrained(gguf_path.parent, gguf_file=gguf_path.name)
-    except Exception as error:  # of three libraries, over bytes that may be anything
-        raise _unreadable(gguf_path, error) from error
+    except Exception as error:  # three libraries parse bytes that may be anything
+        raise _unreadable_error(gguf_path, error) from error
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def _unreadable(gguf_path: Path, error: Exception) -> ModelLoadError:
+def _unreadable_error(gguf_path: Path, error: Exception) -> ModelLoadError:
     return ModelLoadError(
-        f"{gguf_path} cannot be read as GGUF ({error}): use the model's safetensors instead"
+        f"{gguf_path} cannot be read as GGUF ({error}): download it again, or use the model's "
+        "safetensors instead"
     )

@@ -1,4 +1,4 @@
-"""Reads a decoder's weights, each stored tensor straight into its place in a fused matrix."""
+"""Reads a decoder's weights: copies each stored tensor to its place in a fused matrix."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ def load_weights(
     *,
     layer_device: torch.device | str | None = None,
 ) -> DecoderWeights:
-    """Read a Hugging Face folder's weights, in one file or many.
+    """Read the weights in a Hugging Face folder, from one file or several.
 
-    Memory peaks at the weights in `dtype` plus what `weight_files` keeps mapped.
+    Memory peaks at the weights in `dtype` plus the part of a file that `stream_tensors` maps.
 
     Args:
-        folder: Where the safetensors are.
+        folder: Contains the safetensors.
         config: Sizes and features.
         dtype: Of the result.
         device: Of the result.
-        on_progress: Told after every tensor; None writes a log line every few seconds.
-        layer_device: Of the layers, if elsewhere.
+        on_progress: Called after every tensor; None logs the progress every few seconds.
+        layer_device: Of the layers; None is `device`.
 
     Raises:
-        ModelLoadError: there are no safetensors, or they do not hold this model's weights.
+        ModelLoadError: There are no safetensors, or they do not hold this model's weights.
     """
     weights = allocate_weights(config, dtype, device, layer_device=layer_device)
     missing = _places(config, weights)
@@ -53,7 +53,7 @@ def load_weights(
     if missing:
         raise ModelLoadError(
             f"{folder} lacks {len(missing)} weights of a {config.architecture}, among them "
-            f"{min(missing)}: is the download complete?"
+            f"{min(missing)}: the download may be incomplete, so download the model again"
         )
     if config.norm_offset:
         for norm in (weights.final_norm, *(n for layer in weights.layers for n in layer.norms)):
@@ -62,30 +62,34 @@ def load_weights(
 
 
 def _fill(missing: dict[str, Tensor], name: str, value: Tensor, path: Path) -> None:
-    """Copy one stored tensor into its place, which is then no longer missing."""
+    """Copy a stored tensor to its place and remove it from the missing ones."""
     place = missing.pop(name, None)
     if place is None:
-        raise ModelLoadError(f"{path} holds {name}, which this model does not have, or has twice")
+        raise ModelLoadError(
+            f"{path} holds {name}, which this model does not have or which occurs twice: check "
+            "that the folder holds the files of one model"
+        )
     if place.shape != value.shape:
         raise ModelLoadError(
-            f"{name} in {path} is {list(value.shape)}, config.json says {list(place.shape)}"
+            f"{name} in {path} has shape {list(value.shape)}, but config.json requires "
+            f"{list(place.shape)}: use the config.json that came with these weights"
         )
     if not value.is_floating_point() or value.itemsize < 2:
         raise ModelLoadError(
-            f"{name} in {path} is {value.dtype}: quantized weights are not computed here; use the "
-            "model's weights in bfloat16, float16 or float32"
+            f"{name} in {path} is {value.dtype}, and quantized checkpoints are not supported: use "
+            "the model's weights in bfloat16, float16 or float32"
         )
     place.copy_(value)
 
 
 def _is_ignored(name: str, config: ModelConfig) -> bool:
-    """Whether a stored tensor is computed here, or is a copy of another."""
+    """Whether a stored tensor is not needed: we compute it, or it repeats another."""
     tied_head = config.tie_word_embeddings and name == "lm_head.weight"
     return tied_head or name.endswith("rotary_emb.inv_freq")
 
 
 def _places(config: ModelConfig, weights: DecoderWeights) -> dict[str, Tensor]:
-    """Where each stored tensor goes, by its Hugging Face name."""
+    """Return the place of each stored tensor, by its Hugging Face name."""
     places = {
         "model.embed_tokens.weight": weights.embedding,
         "model.norm.weight": weights.final_norm,
@@ -103,7 +107,7 @@ def _places(config: ModelConfig, weights: DecoderWeights) -> dict[str, Tensor]:
 def _layer_places(
     config: ModelConfig, names: WeightNames, layer: LayerWeights
 ) -> Iterator[tuple[str, Tensor | None]]:
-    """Where one layer's tensors go; fused matrices are filled part by part."""
+    """Yield the place of each tensor of a layer; a fused matrix has several."""
     q_size = config.num_heads * config.head_dim
     kv_size = config.num_kv_heads * config.head_dim
     yield "input_layernorm.weight", layer.input_norm
@@ -142,7 +146,7 @@ def _expert_places(names: WeightNames, weights: ExpertWeights) -> Iterator[tuple
 def _parts(
     names: tuple[str, ...], kind: str, fused: Tensor | None, sizes: list[int]
 ) -> Iterator[tuple[str, Tensor]]:
-    """The rows of a fused matrix or bias that each stored tensor fills."""
+    """Yield the rows of a fused matrix or bias that each stored tensor fills."""
     if fused is not None:
         parts = torch.split(fused, sizes) if len(names) > 1 else (fused,)
         for name, part in zip(names, parts, strict=True):

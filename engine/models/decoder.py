@@ -1,4 +1,4 @@
-"""The native decoder: plain weights, our kernels, one flattened batch."""
+"""The native decoder: computes logits with our kernels, over one flattened batch."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from .model_config import AttentionConfig, ModelConfig
 from .rotary import cos_sin, inverse_frequencies
 from .weights import DecoderWeights, LayerWeights
 
-#: Who multiplies by weights of a quantization.
-_LINEAR = {None: make_linear, "int8": make_int8_linear, "fp8": make_fp8_linear}
+#: Makes the matrix products, by quantization.
+_LINEAR_FACTORIES = {None: make_linear, "int8": make_int8_linear, "fp8": make_fp8_linear}
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderLayer:
-    """One layer, ready to run; see `LayerWeights` for the sizes."""
+    """The operations of one layer; see `LayerWeights` for the sizes."""
 
-    #: Which of `ModelConfig.attention_kinds` it has.
+    #: Index of its kind in `ModelConfig.attention_kinds`.
     attention_kind: int
     input_norm: Tensor
     qkv: Linear
@@ -62,7 +62,7 @@ class DecoderLayer:
         is_plain: bool,
         is_fp8: bool,
     ) -> DecoderLayer:
-        """Turn weights into a layer; for the flags see `build_feed_forward`."""
+        """Build a layer from weights; for the flags see `build_feed_forward`."""
         return cls(
             attention_kind=attention_kind,
             input_norm=weights.input_norm,
@@ -81,7 +81,7 @@ class DecoderLayer:
 
 @dataclass(frozen=True, slots=True)
 class _AttentionStep:
-    """What layers with the same kind of attention need of one step."""
+    """One step's data that layers with the same kind of attention share."""
 
     window: int | None
     cos: Tensor  # [num_tokens, rotary_dim / 2] float32
@@ -94,8 +94,8 @@ class DecoderModel:
 
     Attributes:
         config: Sizes and features.
-        dtype: Of weights, activations and the KV cache.
-        device: Where the weights are.
+        dtype: Number format of weights, activations and the KV cache.
+        device: Device of the weights.
     """
 
     def __init__(
@@ -107,80 +107,93 @@ class DecoderModel:
         backend: Backend = "auto",
         quantization: str | None = None,
     ) -> None:
-        """Make a model of weights.
+        """Build a model from weights.
 
         Args:
             config: Sizes and features.
-            weights: As `load_weights` gives them; its layers are taken out, and moved to where the
-                embedding is.
-            linear: Makes the matrix multiplications; None takes `make_linear` for `backend`, and
-                all layers in one C++ call where that is possible.
-            backend: The backend of our kernels, see `batchmill.kernels.ops.dispatch`.
-            quantization: "int8" quantizes every matrix but the embedding and a mixture's router;
-                "fp8" those of the layers alone; None leaves them in their dtype.
+            weights: As returned by `load_weights`. Its layers are taken out of it, and moved to
+                the device of the embedding.
+            linear: Makes the matrix products; None uses those of `backend`, and computes all layers
+                in one C++ call if that is possible.
+            backend: Of our kernels, see `batchmill.kernels.ops.dispatch`.
+            quantization: "int8" quantizes every matrix except the embedding and a mixture's router,
+                "fp8" only the matrices of the layers; None keeps them in their dtype.
 
         Raises:
-            ValueError: `linear` and `quantization` are both given, or the weights lie where
-                `backend` does not multiply quantized ones.
-            UnsupportedModelError: "fp8" cannot multiply this model's matrices.
+            ValueError: Both `linear` and `quantization` are given, or `backend` does not multiply
+                quantized weights on this device.
+            UnsupportedModelError: The model's matrices cannot be multiplied in fp8.
         """
         if linear is not None and quantization is not None:
             raise ValueError(
-                f"linear makes the matrix multiplications and quantization is {quantization!r}: "
-                "give one of them"
+                f"linear makes the matrix products and quantization is {quantization!r}: give only "
+                "one of them"
             )
         if quantization == "fp8":
             check_fp8_model(config)
         self.config = config
-        self.dtype = weights.embedding.dtype
-        self.device = weights.embedding.device
-        self._embedding = weights.embedding
-        # Rounded to the dtype, as models were trained with it.
-        self._embedding_scale = float(torch.tensor(config.embedding_scale, dtype=self.dtype))
+        self.dtype, self.device = weights.embedding.dtype, weights.embedding.device
         self._backend = backend
         self._is_fp8 = quantization == "fp8"
-        self._kinds = config.attention_kinds
-        self._frequencies = [
-            inverse_frequencies(kind.rope, config.head_dim).to(self.device) for kind in self._kinds
-        ]
-        self._fused: FusedLayers | None = None
-        self._layers: list[DecoderLayer] = []
-        if (
-            linear is None
-            and backend in ("auto", "cpp")
-            and can_fuse(config, weights, quantization)
-        ):
-            self._fused = FusedLayers(config, weights, quantization)
+        self._set_inputs(weights.embedding)
+        can_use_cpp = linear is None and backend in ("auto", "cpp")
+        is_fused = can_use_cpp and can_fuse(config, weights, quantization)
+        self._fused = FusedLayers(config, weights, quantization) if is_fused else None
         is_plain = linear is None and quantization is None
-        make = _LINEAR[quantization]
-        linear = linear or partial(make, backend=backend)
+        linear = linear or partial(_LINEAR_FACTORIES[quantization], backend=backend)
+        # Fused layers have been taken out of the weights: none is left to build.
+        self._layers = self._build_layers(weights, linear, is_plain=is_plain)
+        self._final_norm = weights.final_norm
+        if self._is_fp8:
+            # A decode step reads the head once, and rounding shows most in the logits.
+            linear = partial(make_linear, backend=backend)
+        self._head = linear(weights.head, None)
+
+    def _set_inputs(self, embedding: Tensor) -> None:
+        """Keep the embedding, and what turns positions into rotation angles."""
+        self._embedding = embedding
+        # Rounded to the dtype, because models were trained with the rounded scale.
+        self._embedding_scale = float(torch.tensor(self.config.embedding_scale, dtype=self.dtype))
+        self._kinds = self.config.attention_kinds
+        self._frequencies = [
+            inverse_frequencies(kind.rope, self.config.head_dim).to(self.device)
+            for kind in self._kinds
+        ]
+
+    def _build_layers(
+        self, weights: DecoderWeights, linear: LinearFactory, *, is_plain: bool
+    ) -> list[DecoderLayer]:
+        """Take the layers out of the weights one by one, so that only one exists twice."""
+        layers: list[DecoderLayer] = []
         while weights.layers:
-            kind = self._kinds.index(config.layers[len(self._layers)].attention)
+            kind = self._kinds.index(self.config.layers[len(layers)].attention)
             layer = weights.layers.pop(0).to(self.device)
-            self._layers.append(
+            layers.append(
                 DecoderLayer.build(
-                    layer, config, kind, linear, backend, is_plain=is_plain, is_fp8=self._is_fp8
+                    layer,
+                    self.config,
+                    kind,
+                    linear,
+                    self._backend,
+                    is_plain=is_plain,
+                    is_fp8=self._is_fp8,
                 )
             )
             del layer
             return_free_memory()
-        self._final_norm = weights.final_norm
-        if self._is_fp8:
-            # A step of decodes reads it once, and logits are where rounding is seen.
-            linear = partial(make_linear, backend=backend)
-        self._head = linear(weights.head, None)
+        return layers
 
     @property
     def is_capturable(self) -> bool:
-        """Whether a decode step on a GPU reads nothing on the host, so that a graph can hold it."""
+        """Whether a GPU's decode step reads nothing on the host, so that a graph can record it."""
         return not any(isinstance(layer.feed_forward, ExpertMixture) for layer in self._layers)
 
     def forward(self, inputs: StepInputs, kv_cache: KVCache, logits: Tensor) -> None:
-        """Run one step: write its keys and values, and compute the logits that are wanted.
+        """Run one step: write its keys and values, and compute the requested logits.
 
         Args:
             inputs: The step's batch.
-            kv_cache: Read and written.
+            kv_cache: The cache, read and written.
             logits: [num_samples, vocab_size] float32, contiguous, written.
         """
         steps = [
@@ -208,14 +221,14 @@ class DecoderModel:
     def _run_layers(
         self, inputs: StepInputs, steps: list[_AttentionStep], kv_cache: KVCache, residual: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What the last layer adds and what it adds it to, for the rows that sample."""
+        """Run all layers; return the last layer's output and residual, for the rows that sample."""
         norm = partial(rms_norm, eps=self.config.rms_norm_eps, backend=self._backend)
         x = None
         for index, layer in enumerate(self._layers):
             normed = self._add_and_norm(x, residual, layer.input_norm)
             x = self._attend(index, normed, kv_cache, inputs, steps[layer.attention_kind])
             if layer is self._layers[-1] and len(inputs.sample_rows) < len(x):
-                # Past the last attention rows are independent, and only these lead to a token.
+                # After the last attention rows are independent, and only these lead to a token.
                 x = x.index_select(0, inputs.sample_rows)
                 residual = residual.index_select(0, inputs.sample_rows)
                 if not len(x):
@@ -230,7 +243,7 @@ class DecoderModel:
         return x, residual
 
     def _add_and_norm(self, x: Tensor | None, residual: Tensor, weight: Tensor) -> Tensor | Fp8Rows:
-        """What a layer's products take: the residual, x added to it, normalised."""
+        """Add x to the residual and normalise the sum, in the format that a layer multiplies."""
         eps, backend = self.config.rms_norm_eps, self._backend
         if self._is_fp8:
             return rms_norm_fp8(x, residual, weight, eps, backend=backend)
@@ -241,6 +254,7 @@ class DecoderModel:
     def _attention_step(
         self, kind: AttentionConfig, frequencies: Tensor, inputs: StepInputs, kv_cache: KVCache
     ) -> _AttentionStep:
+        """Prepare a step for the layers with one kind of attention."""
         cos, sin = cos_sin(inputs.positions, frequencies, kind.rope.attention_factor)
         plan = AttentionPlan(
             inputs.block_tables,
@@ -260,7 +274,7 @@ class DecoderModel:
         inputs: StepInputs,
         step: _AttentionStep,
     ) -> Tensor:
-        """Attention of one layer, [num_tokens, hidden] to [num_tokens, hidden]."""
+        """Compute one layer's attention, [num_tokens, hidden] from [num_tokens, hidden]."""
         layer, (k_cache, v_cache) = self._layers[index], kv_cache.layers[index]
         k_scale, v_scale = kv_cache.k_scale, kv_cache.v_scale
         queries = rope_and_cache(

@@ -1,7 +1,7 @@
-"""The model families of the native decoder: how each spells its configuration and its weights.
+"""The model families of the native decoder: how each names its configuration and its weights.
 
-A family is one entry of `FAMILIES`. What it computes differently is a field of `ModelConfig`, which
-the decoder looks at when it is built; no name of a family is known past this file.
+A family is one entry of `FAMILIES`. Its peculiarities become fields of `ModelConfig`, which the
+decoder reads when it is built; no other file knows the name of a family.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from batchmill.engine.errors import ModelLoadError, UnsupportedModelError
 from .model_config import Activation, AttentionConfig, ExpertsConfig, LayerConfig, ModelConfig
 from .rope_config import longest_exact_length, read_rope
 
-#: Hugging Face's names of activations, and ours.
+#: Our names of activations, by Hugging Face's.
 _ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 HfConfig = Mapping[str, Any]
@@ -27,14 +27,14 @@ class WeightNames:
 
     #: The norm before the feed-forward network.
     post_attention_norm: str = "post_attention_layernorm"
-    #: The norms of what attention and feed-forward network give; empty where there are none.
+    #: The norms of the outputs of attention and feed-forward network; empty if there are none.
     attention_output_norm: str = ""
     feed_forward_output_norm: str = ""
     #: Queries, keys and values: three tensors, or one.
     qkv: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
     #: Gate and up: two tensors, or one.
     gate_up: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
-    #: Of a mixture: what the router and the experts are part of, and an expert's gate, up and down.
+    #: Of a mixture: the module that holds router and experts, and an expert's gate, up and down.
     mixture: str = "mlp"
     expert: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
 
@@ -43,10 +43,10 @@ class WeightNames:
 class Family:
     """One architecture."""
 
-    #: Fields of `ModelConfig` that it fills in differently from `_common`.
+    #: Reads the fields of `ModelConfig` that differ from `_common`.
     features: Callable[[HfConfig], dict[str, Any]]
     names: WeightNames = field(default_factory=WeightNames)
-    #: It may rotate only a part of each head.
+    #: Whether its models may rotate only a part of each head.
     partial_rotary: bool = False
 
 
@@ -54,14 +54,14 @@ def read_model_config(config: HfConfig) -> ModelConfig:
     """Read a complete Hugging Face configuration, `PretrainedConfig.to_dict()`.
 
     Raises:
-        UnsupportedModelError: the architecture or one of its features is not computed here.
-        ModelLoadError: a value that every such model has is missing.
+        UnsupportedModelError: The architecture or one of its features is not computed natively.
+        ModelLoadError: A value that every such model has is missing.
     """
     architecture = native_architecture(config)
     if architecture is None:
         raise UnsupportedModelError(
-            f"the model's architecture is {named_architecture(config)}; the native decoder "
-            f"computes {', '.join(FAMILIES)}"
+            f"the model's architecture is {architecture_name(config)}, but the native decoder "
+            f"computes only {', '.join(FAMILIES)}: set model_impl to 'auto' or 'transformers'"
         )
     refuse_quantized(architecture, config)
     family = FAMILIES[architecture]
@@ -72,8 +72,8 @@ def read_model_config(config: HfConfig) -> ModelConfig:
         read = ModelConfig(**features)
     except KeyError as error:
         raise ModelLoadError(
-            f"the configuration of this {architecture} has no {error.args[0]!r}: is its "
-            "config.json complete?"
+            f"the config.json of this {architecture} lacks {error.args[0]!r}: download the "
+            "model again"
         ) from error
     except UnsupportedModelError as error:
         raise UnsupportedModelError(f"this {architecture}: {error}") from error
@@ -85,37 +85,39 @@ def _refuse_partial_rotary(config: ModelConfig, family: Family) -> None:
     shares = {kind.rope.partial_rotary_factor for kind in config.attention_kinds} - {1.0}
     if shares and not family.partial_rotary:
         raise UnsupportedModelError(
-            f"this {config.architecture} has partial_rotary_factor {min(shares)}; supported is 1"
+            f"this {config.architecture} has partial_rotary_factor {min(shares)}; only 1 is "
+            "supported"
         )
 
 
 def native_architecture(config: HfConfig) -> str | None:
-    """The family that a configuration names, or None where the native decoder has none."""
+    """Return the native family that a configuration names, or None if there is none."""
     return next((name for name in config.get("architectures") or () if name in FAMILIES), None)
 
 
-def named_architecture(config: HfConfig) -> str:
-    """What a configuration calls its architecture, for messages."""
+def architecture_name(config: HfConfig) -> str:
+    """Return the architecture that a configuration names, for messages."""
     names = ", ".join(config.get("architectures") or ())
-    return names or f"none (model_type {config.get('model_type')!r})"
+    return names or f"not set (model_type {config.get('model_type')!r})"
 
 
 def refuse_quantized(architecture: str, config: HfConfig) -> None:
     """Refuse weights that are stored in a quantized format.
 
     Raises:
-        UnsupportedModelError: they are.
+        UnsupportedModelError: The weights are quantized.
     """
     quantization = config.get("quantization_config")
     if quantization:
         raise UnsupportedModelError(
-            f"this {architecture} has quantized weights ({quantization.get('quant_method')}); use "
-            "the model's weights in bfloat16, float16 or float32"
+            f"this {architecture} has quantized weights ({quantization.get('quant_method')}), and "
+            "quantized checkpoints are not supported: use the model's weights in bfloat16, float16 "
+            "or float32"
         )
 
 
 def _common(config: HfConfig) -> dict[str, Any]:
-    """What all families spell the same way."""
+    """Read the fields that all families name alike."""
     num_heads, hidden_size = int(config["num_attention_heads"]), int(config["hidden_size"])
     head_dim = int(config.get("head_dim") or hidden_size // num_heads)
     return {
@@ -137,7 +139,7 @@ def _activation(config: HfConfig, key: str) -> Activation:
     name = config.get(key)
     if name not in _ACTIVATIONS:
         raise UnsupportedModelError(
-            f"it has {key} {name!r}; supported are {', '.join(map(repr, _ACTIVATIONS))}"
+            f"its {key} is {name!r}; only {' and '.join(map(repr, _ACTIVATIONS))} are supported"
         )
     return _ACTIVATIONS[name]
 
@@ -147,7 +149,7 @@ def _layers(
     windows: list[int | None],
     sparse: Callable[[int], bool] = lambda index: False,
 ) -> tuple[LayerConfig, ...]:
-    """Layers that share one rotation."""
+    """Return layers that share one rotation."""
     rope = read_rope(config)
     return tuple(
         LayerConfig(AttentionConfig(rope, window), sparse(index))
@@ -160,13 +162,13 @@ def _same_window(config: HfConfig, window: int | None) -> list[int | None]:
 
 
 def _windows_by_type(config: HfConfig) -> list[int | None]:
-    """Windows of layers that are "full_attention" or "sliding_attention"."""
+    """Read the windows of layers that are "full_attention" or "sliding_attention"."""
     windows: list[int | None] = []
     for layer_type in config["layer_types"]:
         if layer_type not in ("full_attention", "sliding_attention"):
             raise UnsupportedModelError(
-                f"it has {layer_type!r} layers; supported are 'full_attention' and "
-                "'sliding_attention'"
+                f"it has {layer_type!r} layers; only 'full_attention' and 'sliding_attention' are "
+                "supported"
             )
         windows.append(config["sliding_window"] if layer_type == "sliding_attention" else None)
     return windows
@@ -187,7 +189,7 @@ def _mistral(config: HfConfig) -> dict[str, Any]:
     if len(layer_types) > 1:
         raise UnsupportedModelError(
             f"it has mixed attention layers ({', '.join(layer_types)}), which its architecture "
-            "does not look at; MinistralForCausalLM does"
+            "ignores; only MinistralForCausalLM has them"
         )
     return {"layers": _layers(config, _same_window(config, config.get("sliding_window")))}
 
@@ -248,10 +250,11 @@ def _mixtral(config: HfConfig) -> dict[str, Any]:
 def _gemma3(config: HfConfig) -> dict[str, Any]:
     if config.get("attn_logit_softcapping") is not None:
         raise UnsupportedModelError(
-            f"it has attn_logit_softcapping {config['attn_logit_softcapping']}; supported is none"
+            f"its attn_logit_softcapping is {config['attn_logit_softcapping']}, which is not "
+            "supported"
         )
     if config.get("use_bidirectional_attention"):
-        raise UnsupportedModelError("it has bidirectional attention; supported is causal attention")
+        raise UnsupportedModelError("it has bidirectional attention; only causal is supported")
     bias = bool(config.get("attention_bias"))
     windows = _windows_by_type(config)
     layer_types = list(config["layer_types"])

@@ -1,4 +1,4 @@
-"""Feed-forward networks of a decoder layer: one gated network, or a mixture of them."""
+"""The feed-forward network of a decoder layer: one gated network, or a mixture of experts."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from batchmill.kernels.ops.linear import Linear
 from .model_config import Activation, ExpertsConfig, ModelConfig
 from .weights import DenseWeights, ExpertWeights
 
-#: Makes a matrix multiplication of a weight [out, in] and a bias.
+#: Makes a matrix product from a weight [out, in] and a bias.
 LinearFactory = Callable[[Tensor, Tensor | None], Linear]
-#: What a norm gives, [num_tokens, hidden], quantized where the weights are fp8 -> the same, dense.
+#: Takes a norm's output, [num_tokens, hidden], quantized if the weights are fp8; returns it dense.
 FeedForward = Callable[[Any], Tensor]
 _ACTIVATIONS = {"silu": silu_and_mul, "gelu_tanh": gelu_and_mul}
 
@@ -34,17 +34,18 @@ def build_feed_forward(
     is_plain: bool = False,
     is_fp8: bool = False,
 ) -> FeedForward:
-    """Turn a layer's weights into its feed-forward network.
+    """Build a layer's feed-forward network from its weights.
 
-    A mixture's experts are multiplied in groups where `can_group` says so, and otherwise one by
-    one through `linear`, for which the host waits for the router.
+    A mixture's experts are multiplied in groups if `can_group` allows it. Otherwise they are
+    multiplied one by one through `linear`, for which the host waits for the router.
 
     Args:
-        weights: What the layer has.
-        config: The model's.
-        linear: Makes the matrix multiplications.
+        weights: The layer's weights.
+        config: The model's configuration.
+        linear: Makes the matrix products.
         backend: The backend of our kernels.
-        is_plain: `linear` multiplies by weights as they are, so that others may do it as well.
+        is_plain: `linear` multiplies by the weights as they are, so that a grouped product may
+            replace it.
         is_fp8: `linear` multiplies rows that are quantized already.
     """
     activate = _activation(config.activation, backend, is_fp8=is_fp8)
@@ -65,10 +66,10 @@ def build_feed_forward(
 
 
 def can_group(weight: Tensor, backend: Backend) -> bool:
-    """Whether torch multiplies by a mixture's experts in one call that asks the host nothing.
+    """Return whether torch multiplies by all experts in one call that reads nothing on the host.
 
     On GPUs before compute capability 9.0, and in other dtypes than bfloat16, torch loops over the
-    experts on the host. `backend="triton"` insists, for tests without a GPU.
+    experts on the host. `backend="triton"` skips that check, for tests without a GPU.
     """
     if _grouped_product() is None:
         return False
@@ -95,10 +96,10 @@ class GatedNetwork:
 
 
 class ExpertMixture:
-    """Sends each token through the few experts that its router likes best, and adds them up.
+    """Sends each token through the experts that its router scores highest, and adds their outputs.
 
-    Every expert computes all its tokens of the step in one go. Which experts a token gets depends
-    on the token alone, so that requests do not influence each other.
+    Every expert computes all its tokens of the step in one call. The choice of experts depends on
+    the token alone, so that requests do not influence each other.
 
     Source: Mixtral of Experts, Jiang et al. 2024, section 2.1.
     """
@@ -109,7 +110,7 @@ class ExpertMixture:
         Args:
             router: [num_experts, hidden].
             networks: The experts.
-            config: How many compute a token, and how they are weighed.
+            config: How many experts compute a token, and how they are weighted.
         """
         self._router = router
         self._networks = networks
@@ -132,10 +133,10 @@ class ExpertMixture:
 
 
 class GroupedExperts:
-    """The same mixture in two grouped matrix products: no length is read on the host.
+    """The same mixture in two grouped matrix products, which read no length on the host.
 
-    So a step that holds it can be captured in a CUDA graph. Results are added up in the order of
-    the experts that a token chose, without atomics: the same bits every time.
+    A step with it can therefore be captured in a CUDA graph. Results are added in the order of the
+    experts of a token, without atomics: the same bits every time.
     """
 
     def __init__(
@@ -148,8 +149,8 @@ class GroupedExperts:
 
         Args:
             weights: The router and all experts.
-            config: How many compute a token, and how they are weighed.
-            activate_and_mul: Between an expert's two products.
+            config: How many experts compute a token, and how they are weighted.
+            activate_and_mul: Applied between an expert's two products.
         """
         self._weights = weights
         self._config = config
@@ -158,12 +159,12 @@ class GroupedExperts:
     def __call__(self, x: Tensor) -> Tensor:
         """Compute [num_tokens, hidden] from [num_tokens, hidden]."""
         multiply = _grouped_product()
-        assert multiply is not None, "can_group has looked at this"
+        assert multiply is not None, "can_group has checked this"
         gate_up, down = self._weights.gate_up, self._weights.down
         shares, chosen = _route(x, self._weights.router, self._config)
         order = chosen.flatten().argsort(stable=True)  # expert by expert, tokens in order
         experts = torch.arange(len(gate_up), device=x.device)
-        # Where each expert's rows end; bincount would wait for its result's size.
+        # The end of each expert's rows; `bincount` would wait for the size of its result.
         ends = torch.searchsorted(chosen.flatten()[order], experts, right=True).to(torch.int32)
         rows = x.index_select(0, order // chosen.shape[1])
         hidden = self._activate_and_mul(multiply(rows, gate_up.transpose(1, 2), offs=ends))
@@ -173,16 +174,16 @@ class GroupedExperts:
 
 
 def _route(x: Tensor, router: Tensor, config: ExpertsConfig) -> tuple[Tensor, Tensor]:
-    """Each token's experts and their shares, both [num_tokens, num_chosen]."""
-    likings = torch.softmax(F.linear(x, router).float(), dim=-1)
-    shares, chosen = torch.topk(likings, config.num_experts_per_token)
+    """Choose each token's experts; return their shares and indexes, [num_tokens, num_chosen]."""
+    scores = torch.softmax(F.linear(x, router).float(), dim=-1)
+    shares, chosen = torch.topk(scores, config.num_experts_per_token)
     if config.normalise_weights:
         shares = shares / shares.sum(dim=-1, keepdim=True)
     return shares, chosen
 
 
 def _grouped_product() -> Callable[..., Tensor] | None:
-    """The grouped matrix product of torch by its public name, its earlier private one, or None."""
+    """Return torch's grouped matrix product, under its public or earlier private name, or None."""
     found: Callable[..., Tensor] | None = getattr(F, "grouped_mm", None)
     return found or getattr(torch, "_grouped_mm", None)
 

@@ -1,4 +1,4 @@
-"""Which models and GPUs multiply weights in eight-bit floats, and what these take."""
+"""Checks whether a model and a GPU support fp8 weights, and counts the bytes these need."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ _CAPABILITY = (8, 9)
 
 
 def check_fp8_device(device: torch.device, dtype: str) -> None:
-    """Refuse fp8 weights where nothing multiplies them.
+    """Refuse fp8 weights on a device that does not multiply them.
 
     Args:
-        device: Where the model would be computed.
-        dtype: Number format of its activations, by name.
+        device: Device of the model.
+        dtype: Name of the number format of its activations.
 
     Raises:
-        ConfigError: with the remedy.
+        ConfigError: The device is not a GPU or too old, or the dtype is not bfloat16.
     """
     if device.type != "cuda":
         raise ConfigError(
-            f"quantization is 'fp8', which is computed on CUDA GPUs only, and the device is "
-            f"{device}: set quantization to 'int8', or leave it out"
+            f"quantization is 'fp8', which only CUDA GPUs compute, but the device is {device}: set "
+            "quantization to 'int8', or leave it out"
         )
     capability = torch.cuda.get_device_capability(device)
     if capability < _CAPABILITY:
         raise ConfigError(
-            f"quantization is 'fp8', this GPU has compute capability {capability[0]}."
-            f"{capability[1]}, and eight-bit floats begin at 8.9: leave quantization out"
+            f"quantization is 'fp8', which needs compute capability 8.9 or later, but this GPU has "
+            f"{capability[0]}.{capability[1]}: leave quantization out"
         )
     if dtype != "bfloat16":
         raise ConfigError(
-            f"quantization is 'fp8' and dtype is {dtype!r}: its products are in bfloat16, so set "
+            f"quantization is 'fp8', whose activations are bfloat16, but dtype is {dtype!r}: set "
             "dtype to 'bfloat16', or leave quantization out"
         )
 
@@ -46,13 +46,13 @@ def check_fp8_model(config: ModelConfig) -> None:
     """Refuse a model that cannot have fp8 weights.
 
     Raises:
-        UnsupportedModelError: it is a mixture of experts, or a matrix has a size that torch's fp8
-            product does not take.
+        UnsupportedModelError: The model is a mixture of experts, or torch's fp8 product does not
+            support the size of a matrix.
     """
     if config.experts is not None:
         raise UnsupportedModelError(
-            f"this {config.architecture} is a mixture of experts, whose products are not computed "
-            "in fp8: leave quantization out"
+            f"this {config.architecture} is a mixture of experts, which fp8 does not support: "
+            "leave quantization out"
         )
     sizes = {
         "hidden_size": config.hidden_size,
@@ -63,33 +63,33 @@ def check_fp8_model(config: ModelConfig) -> None:
     for name, size in sizes.items():
         if size % FP8_MULTIPLE:
             raise UnsupportedModelError(
-                f"this {config.architecture} has {name} {size}, and fp8 products want multiples of "
+                f"this {config.architecture} has {name} {size}, but fp8 products need multiples of "
                 f"{FP8_MULTIPLE}: leave quantization out"
             )
 
 
 def fp8_weights_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
-    """What all weights take with the layers' matrices in fp8, and the rest in `dtype`."""
+    """Return the bytes of all weights, with the layers' matrices in fp8 and the rest in `dtype`."""
     layers = allocate_weights(config, dtype, "meta").layers
     matrices = [matrix for layer in layers for matrix in layer.matrices]
-    # A byte a number, and a float32 scale a column.
+    # One byte per number, and one float32 scale per column.
     saved = sum(matrix.numel() * (matrix.itemsize - 1) - 4 * len(matrix) for matrix in matrices)
     return weights_bytes(config, dtype) - saved
 
 
 def layer_bytes(config: ModelConfig, dtype: torch.dtype) -> list[int]:
-    """What each layer's matrices take in `dtype`, before they are quantized."""
+    """Return the bytes of each layer's matrices in `dtype`, before they are quantized."""
     layers = allocate_weights(config, dtype, "meta").layers
     return [sum(matrix.nbytes for matrix in layer.matrices) for layer in layers]
 
 
 def fp8_loading_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
-    """What a GPU needs while fp8 weights are made: all of them, and a layer that is not yet."""
+    """Return the bytes that a GPU needs to quantize: all fp8 weights and one unquantized layer."""
     return fp8_weights_bytes(config, dtype) + max(layer_bytes(config, dtype))
 
 
 def fp8_remedy_bytes(config: ModelConfig, dtype: torch.dtype) -> int | None:
-    """What a model's weights would take in fp8; None where they cannot have it."""
+    """Return the bytes of a model's weights in fp8, or None if it does not support fp8."""
     if dtype != torch.bfloat16:
         return None
     try:

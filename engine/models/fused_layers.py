@@ -1,4 +1,4 @@
-"""A decoder's layers on the CPU: packed weights, every layer in one C++ call."""
+"""All layers of a decoder in one C++ call, with packed weights, on a CPU."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .weights import DecoderWeights, DenseWeights, LayerWeights
 
 
 def can_fuse(config: ModelConfig, weights: DecoderWeights, quantization: str | None = None) -> bool:
-    """Whether the C++ layers compute this decoder, and this machine's multiply its weights.
+    """Return whether the C++ layers compute this decoder, with these weights on this machine.
 
     Args:
         config: Sizes and features.
-        weights: What it would be made of.
+        weights: The decoder's weights.
         quantization: "int8", which every CPU multiplies, "fp8", which none does, or None.
     """
     dtype = weights.embedding.dtype
@@ -37,7 +37,7 @@ def can_fuse(config: ModelConfig, weights: DecoderWeights, quantization: str | N
 
 
 def _is_plain(config: ModelConfig, dtype: torch.dtype) -> bool:
-    """Whether a decoder has nothing that the C++ layers do not know."""
+    """Return whether the C++ layers support all features of a decoder."""
     return (
         len(config.attention_kinds) == 1
         and config.attention_scale == config.head_dim**-0.5
@@ -53,13 +53,13 @@ def _is_dense(layer: LayerWeights) -> bool:
 
 
 def _is_packable(layer: LayerWeights) -> bool:
-    assert isinstance(layer.feed_forward, DenseWeights), "can_fuse has looked at this"
+    assert isinstance(layer.feed_forward, DenseWeights), "can_fuse has checked this"
     gate, up = layer.feed_forward.gate_up.chunk(2)
     return all(map(is_packable, (layer.qkv, layer.output, gate, up, layer.feed_forward.down)))
 
 
 class FusedLayers:
-    """Owns a decoder's packed layers; the weights they were made of can go."""
+    """Owns a decoder's packed layers; the weights that they were made from can be freed."""
 
     def __init__(
         self, config: ModelConfig, weights: DecoderWeights, quantization: str | None = None
@@ -68,13 +68,13 @@ class FusedLayers:
 
         Args:
             config: Sizes and features.
-            weights: Those of which `can_fuse` is true; the layers are taken out one by one, so
-                that memory never holds a second copy of more than one.
+            weights: Weights for which `can_fuse` is true; the layers are taken out one by one, so
+                that only one exists twice.
             quantization: "int8", or None for weights in their dtype.
         """
         linear = Int8Linear if quantization == "int8" else PackedLinear
         self._embedding = weights.embedding
-        # As 16-bit numbers, because numpy has no bfloat16.
+        # As 16-bit integers, because numpy has no bfloat16.
         self._embedding_rows = weights.embedding.view(torch.int16).numpy()
         layers: list[CppLayer] = []
         while weights.layers:
@@ -95,21 +95,21 @@ class FusedLayers:
     def run(
         self, inputs: StepInputs, kv_cache: KVCache, cos: Tensor, sin: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Look up a step's tokens and run all layers over them.
+        """Look up a step's embeddings and run all layers over them.
 
-        Nothing here, nor in the rest of a greedy step, is a parallel region of torch's: after one,
-        OpenMP's threads spin for some 5 ms and take cores from the kernels' own. Measured on 2
-        busy cores, one sequence: 28 to 32 ms a step, and 10.5 ms where those threads were told to
-        sleep at once (OMP_WAIT_POLICY=PASSIVE).
+        Nothing here, nor in the rest of a greedy step, is a parallel region of torch: after one,
+        OpenMP's threads spin for some 5 ms and take cores from the kernels' own threads. Measured
+        on 2 busy cores, one sequence: 28 to 32 ms per step, and 10.5 ms if those threads sleep at
+        once (OMP_WAIT_POLICY=PASSIVE).
 
         Args:
             inputs: The step's batch.
-            kv_cache: Read and written.
+            kv_cache: The cache, read and written.
             cos: [num_tokens, rotary_dim / 2] float32.
             sin: As `cos`.
 
         Returns:
-            What the last layer adds and what it adds it to, [num_samples, hidden] each.
+            The last layer's output and residual, [num_samples, hidden] each.
         """
         if self._bound is None or self._bound[0] is not kv_cache:
             self._bound = kv_cache, CppDecoder(self._layers, self._sizes, kv_cache.layers)
@@ -128,7 +128,7 @@ class FusedLayers:
 
 def _pack(layer: LayerWeights, linear: type[CppLinear]) -> CppLayer:
     network = layer.feed_forward
-    assert isinstance(network, DenseWeights), "can_fuse has looked at this"
+    assert isinstance(network, DenseWeights), "can_fuse has checked this"
     gate, up = network.gate_up.chunk(2)
     gate_bias, up_bias = (
         (None, None) if network.gate_up_bias is None else network.gate_up_bias.chunk(2)

@@ -1,4 +1,4 @@
-"""What the runner asks of a model, whoever computes it."""
+"""The interface of a model, native or not, as the runner uses it."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ class Model(Protocol):
 
     @property
     def config(self) -> ModelShape:
-        """What it looks like from outside."""
+        """Sizes that the cache and the scheduler need."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of weights, activations and the KV cache."""
+        """Number format of weights, activations and the KV cache."""
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
 
     def forward(self, inputs: StepInputs, kv_cache: KVCache, logits: Tensor) -> None:
-        """Run one step: write its keys and values, and compute the logits that are wanted.
+        """Run one step: write its keys and values, and compute the requested logits.
 
         Args:
             inputs: The step's batch.
-            kv_cache: Read and written.
+            kv_cache: The cache, read and written.
             logits: [num_samples, vocab_size] float32, contiguous, written.
         """

@@ -1,4 +1,4 @@
-"""What the native decoder needs to know about a model; `families.py` reads it."""
+"""The sizes and features of a native model; `families.py` reads them from config.json."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 
 from batchmill.engine.model_shape import ModelShape
 
-#: Functions on the gate of a feed-forward network.
+#: Functions of the gate of a feed-forward network.
 Activation = Literal["silu", "gelu_tanh"]
 
 
@@ -27,13 +27,13 @@ class RopeConfig:
     high_freq_factor: float = 1.0
     #: llama3, yarn: context length in training, tokens.
     original_max_position_embeddings: int = 0
-    #: yarn: waves that turn more often than this over the training context stay ...
+    #: yarn: frequencies that turn more often than this over the training context stay ...
     beta_fast: float = 32.0
-    #: ... and those that turn less often than this are slowed down in full.
+    #: ... and those that turn less often are divided by `factor`, with a ramp between the two.
     beta_slow: float = 1.0
-    #: yarn: the two bounds are rounded to whole dimensions.
+    #: yarn: whether the two bounds are rounded to whole dimensions.
     truncate: bool = True
-    #: longrope: divisor of each frequency, for sequences within the training context.
+    #: longrope: divisor of each frequency, within the training context.
     short_factors: tuple[float, ...] = ()
     #: yarn, longrope: factor on cosines and sines.
     attention_factor: float = 1.0
@@ -43,19 +43,19 @@ class RopeConfig:
 
 @dataclass(frozen=True, slots=True)
 class AttentionConfig:
-    """What layers may have differently in their attention."""
+    """The properties of attention that may differ between layers."""
 
     rope: RopeConfig
-    #: Keys that a query sees, its own included; None sees all.
+    #: Keys that a query sees, including its own; None sees all.
     window: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class LayerConfig:
-    """One layer."""
+    """The properties that may differ between layers."""
 
     attention: AttentionConfig
-    #: The feed-forward network is a mixture of experts.
+    #: Whether the feed-forward network is a mixture of experts.
     sparse: bool = False
 
 
@@ -68,7 +68,7 @@ class ExpertsConfig:
     num_experts_per_token: int
     #: Inner size of one expert.
     intermediate_size: int
-    #: The chosen experts' weights are scaled to add up to 1.
+    #: Whether the chosen experts' shares are scaled to add up to 1.
     normalise_weights: bool
 
 
@@ -81,28 +81,28 @@ class ModelConfig(ModelShape):
     intermediate_size: int
     num_heads: int
     rms_norm_eps: float
-    #: One entry a layer.
+    #: One entry per layer.
     layers: tuple[LayerConfig, ...]
-    #: The output layer is the embedding.
+    #: Whether the output layer is the embedding.
     tie_word_embeddings: bool
     #: Factor on attention scores.
     attention_scale: float
-    #: Biases of the query, key and value projections, of the attention output, and of the MLP.
+    #: Whether the query, key and value projections, the attention output and the MLP have biases.
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
-    #: Queries and keys are normalised, head by head.
+    #: Whether queries and keys are normalised, head by head.
     qk_norm: bool = False
     activation: Activation = "silu"
-    #: Stored norm weights are differences from 1.
+    #: Whether stored norm weights are differences from 1.
     norm_offset: bool = False
-    #: What attention and feed-forward network give is normalised too, before it is added.
+    #: Whether outputs of attention and feed-forward network are normalised before they are added.
     output_norms: bool = False
     #: Factor on embeddings.
     embedding_scale: float = 1.0
-    #: Logits are squashed to this size, cap * tanh(logits / cap).
+    #: Logits become cap * tanh(logits / cap); None leaves them.
     logit_softcap: float | None = None
-    #: None where no layer is sparse.
+    #: None if no layer is sparse.
     experts: ExpertsConfig | None = None
 
     @property

@@ -1,4 +1,4 @@
-"""Reads rotary embeddings from Hugging Face configurations, and refuses those not computed."""
+"""Reads rotary embeddings from Hugging Face configurations, and refuses unsupported ones."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from batchmill.engine.errors import UnsupportedModelError
 
 from .model_config import RopeConfig
 
-#: Position scalings that the native decoder computes. dynamic changes nothing up to
-#: max_position_embeddings, and longrope is computed up to its training context: beyond it the
-#: angles of a whole sequence would change while it grows.
+#: The scalings that the native decoder computes. "dynamic" changes nothing up to
+#: max_position_embeddings. "longrope" is computed up to its training context: beyond it, all angles
+#: of a sequence would change while it grows.
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
 
 
 def read_rope(config: Mapping[str, Any], layer_type: str | None = None) -> RopeConfig:
-    """Read the rotary embedding of a layer type, in transformers 5's spelling or the older one.
+    """Read the rotary embedding of a layer type, in the format of transformers 5 or an older one.
 
     Args:
         config: A complete Hugging Face configuration.
-        layer_type: "full_attention" or "sliding_attention", where these have rotations of their
-            own; None for models that have one.
+        layer_type: "full_attention" or "sliding_attention" if these have different rotations;
+            None if all layers have the same.
 
     Raises:
-        UnsupportedModelError: its scaling is not computed here.
-        KeyError: a value that it needs is missing.
+        UnsupportedModelError: The scaling is not computed here.
+        KeyError: A required value is missing.
     """
     values = config.get("rope_parameters")
     if values is None:
@@ -36,7 +36,7 @@ def read_rope(config: Mapping[str, Any], layer_type: str | None = None) -> RopeC
     rope_type = values.get("rope_type", values.get("type", "default"))
     if rope_type not in ROPE_TYPES:
         raise UnsupportedModelError(
-            f"the model has RoPE scaling {rope_type!r}; supported are {', '.join(ROPE_TYPES)}"
+            f"its RoPE scaling is {rope_type!r}; only {', '.join(ROPE_TYPES)} are supported"
         )
     common = {
         "theta": float(values["rope_theta"]),
@@ -61,7 +61,7 @@ def read_rope(config: Mapping[str, Any], layer_type: str | None = None) -> RopeC
 
 
 def longest_exact_length(config: Mapping[str, Any]) -> int:
-    """Tokens up to which a sequence's angles do not depend on how long it becomes."""
+    """Return the length up to which a sequence's angles do not depend on its length, tokens."""
     limit = int(config["max_position_embeddings"])
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     by_layer_type = [values for values in rope.values() if isinstance(values, Mapping)]
@@ -97,7 +97,7 @@ def _yarn(
 
 
 def _magnitude(factor: float, scale: float) -> float:
-    """How much yarn sharpens attention over a context `factor` times as long."""
+    """Return by how much yarn sharpens attention over a context `factor` times as long."""
     return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
 
 

@@ -1,4 +1,4 @@
-"""Rotation angles of positions, with the context extensions that models use."""
+"""Rotation angles of positions, including the context extensions that models use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .model_config import RopeConfig
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
-    """Angle per position of each rotated pair, [rotary_dim / 2] float32.
+    """Compute the angle per position of each rotated pair, [rotary_dim / 2] float32.
 
     Source: RoFormer, Su et al. 2021; linear scaling: Chen et al. 2023, "Position Interpolation";
     llama3: The Llama 3 Herd of Models, 2024, as in its reference code; yarn: Peng et al. 2023;
@@ -35,7 +35,7 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
 def cos_sin(
     positions: Tensor, frequencies: Tensor, attention_factor: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines for `apply_rope`.
+    """Compute cosines and sines for `apply_rope`.
 
     Args:
         positions: [num_tokens] int64.
@@ -43,7 +43,7 @@ def cos_sin(
         attention_factor: Factor on both.
 
     Returns:
-        Two of [num_tokens, rotary_dim / 2] float32.
+        Cosines and sines, each [num_tokens, rotary_dim / 2] float32.
     """
     angles = positions[:, None].float() * frequencies
     if attention_factor == 1.0:
@@ -52,10 +52,10 @@ def cos_sin(
 
 
 def _stretch_long_waves(frequencies: Tensor, rope: RopeConfig) -> Tensor:
-    """Slow down by `factor` the waves longer than the training context saw whole.
+    """Divide low frequencies by `factor`: waves that the training context did not contain whole.
 
     Waves that fit `high_freq_factor` times into the context stay, those that fit less than
-    `low_freq_factor` times are slowed down in full, those between in proportion.
+    `low_freq_factor` times are divided, and those between in proportion.
     """
     waves_in_context = rope.original_max_position_embeddings * frequencies / (2 * math.pi)
     kept = (waves_in_context - rope.low_freq_factor) / (
@@ -66,10 +66,10 @@ def _stretch_long_waves(frequencies: Tensor, rope: RopeConfig) -> Tensor:
 
 
 def _interpolate_by_parts(frequencies: Tensor, rope: RopeConfig, rotary_dim: int) -> Tensor:
-    """Slow down by `factor` the dimensions that turn seldom over the training context.
+    """Divide by `factor` the frequencies of dimensions that turn rarely over the training context.
 
     Dimensions that turn more than `beta_fast` times stay, those that turn less than `beta_slow`
-    times are slowed down in full, with a ramp over the dimensions between.
+    times are divided, with a ramp over the dimensions between.
     """
     first = _dimension_that_turns(rope.beta_fast, rope, rotary_dim)
     last = _dimension_that_turns(rope.beta_slow, rope, rotary_dim)
@@ -84,7 +84,7 @@ def _interpolate_by_parts(frequencies: Tensor, rope: RopeConfig, rotary_dim: int
 
 
 def _dimension_that_turns(num_turns: float, rope: RopeConfig, rotary_dim: int) -> float:
-    """The pair that turns this often over the training context, as a fraction of a number."""
+    """Return the fractional index of the pair that turns this often over the training context."""
     length = rope.original_max_position_embeddings
     turns = math.log(length / (num_turns * 2 * math.pi))
     return rotary_dim * turns / (2 * math.log(rope.theta))

@@ -1,4 +1,4 @@
-"""Safetensors files, read tensor by tensor in constant memory, with progress."""
+"""Finds a model's safetensors files and reads them tensor by tensor, in constant memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from batchmill.engine.errors import ModelLoadError
 
-#: A file is opened anew after this many bytes: what was read stays in memory while it is open.
+#: A file is reopened after this many bytes: what was read stays in memory while it is open.
 _MAPPED_BYTES = 32 * 1024**2
 #: Seconds between two lines of progress.
 _PROGRESS_INTERVAL_S = 5.0
@@ -24,21 +24,21 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LoadProgress:
-    """How far the reading of weights has come."""
+    """The bytes of weights that have been read so far, and all bytes."""
 
     num_bytes: int
     total_bytes: int
 
 
-#: Told after every tensor.
+#: Called after every tensor.
 OnProgress = Callable[[LoadProgress], None]
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that make up a model.
+    """Return the safetensors files that contain a model.
 
     Raises:
-        ModelLoadError: there are none, or one that the index names is missing.
+        ModelLoadError: There are none, or a file that the index names is missing.
     """
     index = folder / "model.safetensors.index.json"
     names = _indexed_names(index) if index.is_file() else ["model.safetensors"]
@@ -46,7 +46,8 @@ def weight_files(folder: Path) -> list[Path]:
     for path in paths:
         if not path.is_file():
             raise ModelLoadError(
-                f"{path} does not exist: the folder must hold the model's weights as safetensors"
+                f"{path} does not exist: the folder must hold the model's weights as safetensors, "
+                "so download the missing files"
             )
     return paths
 
@@ -56,27 +57,31 @@ def _indexed_names(index: Path) -> list[str]:
         names = set(json.loads(index.read_text())["weight_map"].values())
     except (ValueError, KeyError, AttributeError) as error:
         raise ModelLoadError(
-            f"{index} is no index of weights ({type(error).__name__}): fetch it again"
+            f"{index} cannot be read as an index of weights ({type(error).__name__}): download it "
+            "again"
         ) from error
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
-            raise ModelLoadError(f"{index} names {name!r}, which is no file in its folder")
+            raise ModelLoadError(
+                f"{index} names {name!r}, but it may only name files in its own folder: download "
+                "it again"
+            )
     return sorted(names)
 
 
 def stream_tensors(
     paths: Sequence[Path], on_progress: OnProgress | None = None
 ) -> Iterator[tuple[Path, str, Tensor]]:
-    """Every stored tensor, with its file and name; valid until the next one is asked for.
+    """Yield every stored tensor with its file and name; it is valid until the next is requested.
 
     Args:
         paths: Safetensors files.
-        on_progress: Told after every tensor; None writes a log line every few seconds.
+        on_progress: Called after every tensor; None logs the progress every few seconds.
 
     Raises:
-        ModelLoadError: a file cannot be read.
+        ModelLoadError: A file cannot be read.
     """
-    report = on_progress or _Logger()
+    report = on_progress or _ProgressLog()
     total_bytes = sum(path.stat().st_size for path in paths)
     num_bytes = 0
     for path in paths:
@@ -87,7 +92,7 @@ def stream_tensors(
                 report(LoadProgress(num_bytes, total_bytes))
         except (SafetensorError, OSError) as error:
             raise ModelLoadError(
-                f"{path} cannot be read ({error}): fetch or convert it again"
+                f"{path} cannot be read ({error}): download or convert it again"
             ) from error
     report(LoadProgress(total_bytes, total_bytes))
 
@@ -106,8 +111,8 @@ def _stream_file(path: Path) -> Iterator[tuple[str, Tensor]]:
                 del value
 
 
-class _Logger:
-    """Writes progress to the log, now and then."""
+class _ProgressLog:
+    """Logs the progress every few seconds."""
 
     def __init__(self) -> None:
         self._started_at_s = self._last_at_s = time.monotonic()

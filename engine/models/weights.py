@@ -1,4 +1,4 @@
-"""Weight tensors of a decoder: what there is, and memory for it."""
+"""The weight tensors of a decoder, their shapes, and their allocation."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class DenseWeights:
 
     @property
     def matrices(self) -> list[Tensor]:
-        """What activations are multiplied by, [out, in] each."""
+        """The matrices that activations are multiplied by, [out, in] each."""
         return [self.gate_up, self.down]
 
 
@@ -58,7 +58,7 @@ class ExpertWeights:
 
     @property
     def matrices(self) -> list[Tensor]:
-        """What activations are multiplied by, [out, in] each; the router is none of them."""
+        """The matrices that activations are multiplied by, [out, in] each, without the router."""
         return [*self.gate_up, *self.down]
 
 
@@ -70,14 +70,14 @@ class LayerWeights:
         input_norm: [hidden], before attention.
         qkv: [(num_heads + 2 * num_kv_heads) * head_dim, hidden]: queries, keys, values.
         qkv_bias: Its bias, or None.
-        q_norm: [head_dim], or None where queries are not normalised.
+        q_norm: [head_dim], or None if queries are not normalised.
         k_norm: As `q_norm`, for keys.
         output: [hidden, num_heads * head_dim].
         output_bias: Its bias, or None.
-        attention_output_norm: [hidden], on what attention gives, or None.
+        attention_output_norm: [hidden], on the output of attention, or None.
         post_attention_norm: [hidden], before the feed-forward network.
         feed_forward: The feed-forward network.
-        feed_forward_output_norm: [hidden], on what that gives, or None.
+        feed_forward_output_norm: [hidden], on the output of that network, or None.
     """
 
     input_norm: Tensor
@@ -94,11 +94,11 @@ class LayerWeights:
 
     @property
     def matrices(self) -> list[Tensor]:
-        """What activations are multiplied by, [out, in] each."""
+        """The matrices that activations are multiplied by, [out, in] each."""
         return [self.qkv, self.output, *self.feed_forward.matrices]
 
     def to(self, device: torch.device) -> LayerWeights:
-        """The same layer on a device; itself where it is there already."""
+        """Return the layer on a device; tensors that are there already are not copied."""
         network = self.feed_forward
         moved = _on_device(network, (field.name for field in fields(network)), device)
         network = replace(network, **moved)
@@ -107,7 +107,7 @@ class LayerWeights:
 
     @property
     def norms(self) -> list[Tensor]:
-        """The norms that there are."""
+        """The norms that this layer has."""
         norms = (
             self.input_norm,
             self.q_norm,
@@ -125,10 +125,10 @@ class DecoderWeights:
 
     Attributes:
         embedding: [vocab_size, hidden].
-        layers: One entry a layer. `DecoderModel` takes them out one by one, so that memory never
-            holds a second copy of more than one layer where they are laid out anew.
+        layers: One entry per layer. `DecoderModel` takes them out one by one, so that only one
+            exists twice while they are repacked.
         final_norm: [hidden].
-        head: [vocab_size, hidden]; the embedding itself where they are tied.
+        head: [vocab_size, hidden]; the embedding itself if they are tied.
     """
 
     embedding: Tensor
@@ -138,7 +138,7 @@ class DecoderWeights:
 
 
 def _on_device(owner: object, names: Iterable[str], device: torch.device) -> dict[str, Any]:
-    """Those of an owner's fields that are tensors, on a device."""
+    """Return an owner's fields that are tensors, on a device."""
     values = {name: getattr(owner, name) for name in names}
     return {name: each.to(device) for name, each in values.items() if isinstance(each, Tensor)}
 
@@ -150,16 +150,16 @@ def allocate_weights(
     *,
     layer_device: torch.device | str | None = None,
 ) -> DecoderWeights:
-    """Weights of the right shapes with arbitrary contents; offset norms are float32.
+    """Allocate weights with the shapes of a model and arbitrary contents.
 
     Args:
         config: Sizes and features.
-        dtype: Of all but offset norms.
-        device: Where they lie.
-        layer_device: Where the layers lie, if elsewhere.
+        dtype: Number format, except that offset norms are float32.
+        device: Device of the weights.
+        layer_device: Device of the layers; None is `device`.
     """
     where = device if layer_device is None else layer_device
-    # 1 + w has more digits than w, and the product is rounded only once.
+    # 1 + w has more digits than w, and the product should be rounded only once.
     norm_dtype = torch.float32 if config.norm_offset else dtype
 
     def empty(*shape: int, on: torch.device | str = where) -> Tensor:
@@ -179,7 +179,7 @@ def allocate_weights(
 
 
 def weights_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
-    """What all weights of a model take."""
+    """Return the bytes of all weights of a model."""
     weights = allocate_weights(config, dtype, "meta")
     tensors = [weights.embedding, weights.final_norm]
     if not config.tie_word_embeddings:

@@ -1,4 +1,4 @@
-"""Any other causal language model of transformers, computed on our paged KV cache.
+"""Models that transformers computes, on our paged KV cache and with our attention.
 
-Read `model.py` first. Whoever works on the native decoder can ignore this package.
+Read `model.py` first. The native decoder does not use this package.
 """

@@ -1,8 +1,8 @@
 """Our paged attention behind transformers' attention interface.
 
-Two implementations are registered. `batchmill_paged` serves: it stores a layer's keys and values in
-our cache and attends over it. `batchmill_inspection` runs once at load, to see what a model asks of
-its attention; see `transformers_inspection.py`.
+Two implementations are registered. `batchmill_paged` stores a layer's keys and values in our cache
+and attends over it. `batchmill_inspection` runs once at load and records how a model calls its
+attention; see `inspection.py`.
 
 Source: transformers, "Attention Interface" and "Attention Mask Interface".
 """
@@ -21,15 +21,15 @@ from batchmill.kernels.ops.paged_attention import paged_attention
 from batchmill.kernels.ops.write_kv import write_kv
 from batchmill.kernels.reference.paged_attention_plan import AttentionPlan
 
-#: Names under which transformers knows the two.
+#: Their names in transformers.
 PAGED, INSPECTION = "batchmill_paged", "batchmill_inspection"
-#: Where an attention module keeps its `PagedLayer`. Not every model hands keyword arguments down to
-#: its attention, so the step is found through the module.
+#: Attribute of an attention module that holds its `PagedLayer`. Not every model passes keyword
+#: arguments on to its attention, so the step is found through the module.
 _ATTRIBUTE = "_batchmill_layer"
 
 
 class CurrentStep:
-    """Owns what all layers share while a step runs."""
+    """Owns the data that all layers share while a step runs."""
 
     def __init__(self) -> None:
         self._running: tuple[StepInputs, KVCache] | None = None
@@ -40,7 +40,7 @@ class CurrentStep:
         self._running, self._plans = (inputs, kv_cache), {}
 
     def end(self) -> None:
-        """Let go of the step's tensors."""
+        """Release the step's tensors."""
         self._running, self._plans = None, {}
 
     @property
@@ -50,7 +50,7 @@ class CurrentStep:
         return self._running
 
     def plan(self, window: int | None) -> AttentionPlan:
-        """The step's plan for layers with this window."""
+        """Return the step's plan for layers with this window."""
         if window not in self._plans:
             inputs, kv_cache = self.running
             self._plans[window] = AttentionPlan(
@@ -66,23 +66,23 @@ class CurrentStep:
 
 @dataclass(frozen=True, slots=True)
 class PagedLayer:
-    """What one attention module needs to attend over our cache."""
+    """The data that one attention module needs to attend over our cache."""
 
     index: int
     window: int | None
     step: CurrentStep
 
     def bind(self, module: nn.Module) -> None:
-        """Make this the layer of an attention module."""
+        """Attach this to an attention module."""
         object.__setattr__(module, _ATTRIBUTE, self)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        """Store keys and values, and attend.
+        """Store keys and values in the cache and attend over it.
 
         Args:
             query: [1, num_heads, num_tokens, head_dim].
             key: [1, num_kv_heads, num_tokens, head_dim].
-            value: As `key`.
+            value: Shaped like `key`.
             scale: Factor on the scores; None is head_dim ** -0.5.
 
         Returns:
@@ -126,17 +126,17 @@ def _paged_forward(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """The attention interface; other arguments were looked at when the model was inspected."""
+    """Implement the attention interface; inspection has checked the other arguments."""
     layer: PagedLayer = getattr(module, _ATTRIBUTE)
     return layer.attend(query, key, value, scaling), None
 
 
 def _no_mask(**kwargs: Any) -> Tensor | None:
-    """The mask interface: our attention knows by itself which keys a query sees."""
+    """Implement the mask interface: our attention needs no mask."""
     return None
 
 
-def register() -> None:
-    """Make the serving implementation known to transformers; harmless when repeated."""
+def register_paged_attention() -> None:
+    """Register `batchmill_paged` with transformers; may be repeated."""
     AttentionInterface.register(PAGED, _paged_forward)
     AttentionMaskInterface.register(PAGED, _no_mask)

@@ -1,8 +1,7 @@
-"""Looks at what a transformers model asks of its attention, and refuses what ours does not do.
+"""Records how a transformers model calls its attention, and refuses calls that ours cannot serve.
 
-A model is run once over a few tokens with an attention that writes down how it is called, which
-says more than any configuration: how many layers attend, over which heads, with which masks and
-with which extras.
+A model runs once over a few tokens with an attention that records its arguments. That reveals more
+than any configuration: how many layers attend, with which heads, masks and extra arguments.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from batchmill.engine.errors import UnsupportedModelError
 
 from .attention import INSPECTION
 
-#: Tokens that a model is inspected with.
+#: Number of tokens in the inspected run.
 NUM_TOKENS = 8
-#: Where an attention module finds the list that its calls are written to, while one looks.
+#: Attribute of an attention module that holds the list of recorded calls, during inspection.
 _ATTRIBUTE = "_batchmill_calls"
-#: Arguments of attention that change nothing here: the first are bookkeeping of the model, or zero
-#: outside training; what `sliding_window` says, the mask says too.
+#: Arguments of attention that change nothing here: bookkeeping of the model, values that are zero
+#: outside training, and `sliding_window`, which the mask repeats.
 _HARMLESS = frozenset(
     (
         *("dropout", "position_ids", "position_embeddings", "cache_position", "use_cache"),
@@ -32,7 +31,7 @@ _HARMLESS = frozenset(
         *("return_dict", "is_causal", "sliding_window", "output_router_logits", "deterministic"),
     )
 )
-#: What a mask turned out to be, as the first number of its stand-in; the second is the window.
+#: Kinds of masks: the first number of the tensor that describes a mask. The second is the window.
 _CAUSAL, _OTHER = 0, 1
 
 
@@ -46,7 +45,7 @@ class AttentionCall:
     value_shape: tuple[int, ...]
     #: Keys that a query sees; None sees all.
     window: int | None
-    #: Why ours cannot do it, or None.
+    #: Why our attention cannot serve the call, or None if it can.
     problem: str | None
 
 
@@ -54,9 +53,9 @@ def inspect_attention(model: PreTrainedModel) -> list[AttentionCall]:
     """Run a model once and return its attention calls, in order.
 
     Raises:
-        UnsupportedModelError: our attention cannot serve one of them, or layers differ.
+        UnsupportedModelError: Our attention cannot serve one of them, or layers differ.
     """
-    AttentionInterface.register(INSPECTION, _write_down)
+    AttentionInterface.register(INSPECTION, _record_call)
     AttentionMaskInterface.register(INSPECTION, _describe_mask)
     calls: list[AttentionCall] = []
     for module in model.modules():
@@ -68,7 +67,7 @@ def inspect_attention(model: PreTrainedModel) -> list[AttentionCall]:
             model(input_ids=token_ids, position_ids=token_ids - 3, use_cache=False)
     except Exception as error:  # of any model's code
         raise UnsupportedModelError(
-            f"it cannot run through transformers' attention interface ({type(error).__name__}: "
+            f"it does not run through transformers' attention interface ({type(error).__name__}: "
             f"{error})"
         ) from error
     finally:
@@ -79,28 +78,28 @@ def inspect_attention(model: PreTrainedModel) -> list[AttentionCall]:
 
 
 def _check_calls(model: PreTrainedModel, calls: Sequence[AttentionCall]) -> None:
-    """Refuse the first thing that our attention or cache does not do."""
+    """Refuse the first property that our attention or cache does not support."""
     problem = next((call.problem for call in calls if call.problem), None)
     num_layers = model.config.get_text_config().num_hidden_layers
     if problem is None and len(calls) != num_layers:
         problem = (
             f"{len(calls)} of its {num_layers} layers attend through transformers' attention "
-            "interface (the others are recurrent, or attend in their own way)"
+            "interface; the others are recurrent, or have their own attention"
         )
     if problem is None and len({id(call.module) for call in calls}) != len(calls):
         problem = "an attention module runs more than once"
     shapes = sorted({(call.key_shape[1], call.key_shape[3]) for call in calls})
     if problem is None and len(shapes) > 1:
-        problem = f"its layers have different key heads ({_shapes(shapes)})"
+        problem = f"its layers have different key heads ({_format_shapes(shapes)})"
     if problem is not None:
         raise UnsupportedModelError(problem)
 
 
-def _shapes(shapes: Sequence[tuple[int, int]]) -> str:
+def _format_shapes(shapes: Sequence[tuple[int, int]]) -> str:
     return ", ".join(f"{heads} of {head_dim}" for heads, head_dim in shapes)
 
 
-def _write_down(
+def _record_call(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -109,7 +108,7 @@ def _write_down(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """The attention interface: note the call and attend to nothing."""
+    """Implement the attention interface: record the call and return zeros."""
     window, problem = _read_mask(attention_mask, kwargs)
     problem = problem or _problem_of_tensors(query, key, value) or _problem_of_extras(kwargs)
     if not getattr(module, "is_causal", True) or kwargs.get("is_causal") is False:
@@ -128,7 +127,7 @@ def _problem_of_tensors(query: Tensor, key: Tensor, value: Tensor) -> str | None
     if key.shape != value.shape or query.shape[3] != key.shape[3]:
         return (
             f"its queries, keys and values have heads of {query.shape[3]}, {key.shape[3]} and "
-            f"{value.shape[3]}; supported is one size"
+            f"{value.shape[3]}; they must have one size"
         )
     if key.shape[2] != query.shape[2] or query.shape[1] % key.shape[1]:
         return (
@@ -149,11 +148,11 @@ def _problem_of_extras(kwargs: dict[str, Any]) -> str | None:
 
 
 def _read_mask(mask: Tensor | None, kwargs: dict[str, Any]) -> tuple[int | None, str | None]:
-    """Window and problem of the mask that attention was given."""
+    """Return the window and the problem of the mask that attention received."""
     if mask is None:
         return kwargs.get("sliding_window"), None
     if mask.shape != (1, 1, 1, 2):
-        return None, "it changes attention masks after they are made"
+        return None, "it changes attention masks after they are created"
     kind, window = mask.flatten().tolist()
     if kind != _CAUSAL:
         return None, "its attention mask is neither causal nor a sliding window"
@@ -163,16 +162,17 @@ def _read_mask(mask: Tensor | None, kwargs: dict[str, Any]) -> tuple[int | None,
 def _describe_mask(
     *, mask_function: Callable[..., Tensor], local_size: int | None = None, **kwargs: Any
 ) -> Tensor:
-    """The mask interface: a stand-in that says which keys a query sees."""
+    """Implement the mask interface: return a tensor that describes the mask instead of it."""
     window = local_size or 0
     kind = _CAUSAL if _is_causal(mask_function, window) else _OTHER
     return torch.tensor([kind, window], device=kwargs.get("device")).view(1, 1, 1, 2)
 
 
 def _is_causal(mask_function: Callable[..., Tensor], window: int) -> bool:
-    """Whether a query sees exactly the keys before it, within the window, itself included.
+    """Return whether a query sees exactly the keys up to itself, within the window.
 
-    Looked at around multiples of the window, where a window and a chunk part ways.
+    Positions around multiples of the window are compared, because there a window and a chunk
+    differ.
     """
     edges = {edge + delta for edge in (0, NUM_TOKENS, window, 2 * window) for delta in (-1, 0, 1)}
     points = torch.tensor(sorted(edge for edge in edges if edge >= 0))
@@ -184,5 +184,5 @@ def _is_causal(mask_function: Callable[..., Tensor], window: int) -> bool:
     try:
         seen = mask_function(zero, zero, queries, keys)
         return bool((seen == expected).all())
-    except (IndexError, RuntimeError, TypeError):  # it looks at this very batch
+    except (IndexError, RuntimeError, TypeError):  # the function depends on the batch
         return False

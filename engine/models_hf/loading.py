@@ -1,4 +1,4 @@
-"""Loads a model that transformers computes, and refuses what our attention cannot serve."""
+"""Loads a model that transformers computes, unless our attention cannot serve it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from batchmill.engine.errors import ModelLoadError, UnsupportedModelError
-from batchmill.engine.models.families import named_architecture, refuse_quantized
+from batchmill.engine.models.families import architecture_name, refuse_quantized
 from batchmill.engine.models.model_length import check_max_model_len, longest_length
 from batchmill.engine.models.weight_files import weight_files
 
@@ -26,33 +26,33 @@ def load_transformers_model(
     device: torch.device,
     max_model_len: int | None = None,
 ) -> TransformersModel:
-    """Load a model of a Hugging Face folder; see `load_model`.
+    """Load a model from a Hugging Face folder; see `load_model`.
 
     Raises:
-        ConfigError: max_model_len is longer than the model was made for.
-        UnsupportedModelError: it is no causal language model that our attention can serve.
-        ModelLoadError: its weights cannot be read, or are not all there.
+        ConfigError: The model was made for less than `max_model_len`.
+        UnsupportedModelError: It is not a causal language model that our attention can serve.
+        ModelLoadError: Its weights cannot be read, or some are missing.
     """
     values = hf_config.to_dict()
-    name = named_architecture(values)
+    name = architecture_name(values)
     refuse_quantized(name, values)
     try:
         _refuse_class(hf_config, values)
-        weight_files(folder)  # no pickles
+        weight_files(folder)  # refuses pickles
         if max_model_len is not None:
             check_max_model_len(max_model_len, longest_length(hf_config))
-        hf_model = _read(folder, hf_config, dtype, device)
+        hf_model = _read_model(folder, hf_config, dtype, device)
         model = TransformersModel(hf_model)
-        check_against_own_attention(model, hf_model)  # and leaves our attention switched on
+        check_against_own_attention(model, hf_model)  # leaves our attention in use
         return model
     except UnsupportedModelError as error:
         raise UnsupportedModelError(f"{name} cannot be served: {error}") from error
 
 
 def _refuse_class(hf_config: PreTrainedConfig, values: dict[str, Any]) -> None:
-    """Refuse what can be told without weights."""
+    """Refuse a class that cannot be served, before weights are read."""
     if hf_config.is_encoder_decoder:
-        raise UnsupportedModelError("it is an encoder-decoder; supported are causal decoders")
+        raise UnsupportedModelError("it is an encoder-decoder; only causal decoders are supported")
     model_class: Any = AutoModelForCausalLM._model_mapping.get(type(hf_config), None)
     if model_class is None:
         raise UnsupportedModelError(
@@ -60,16 +60,18 @@ def _refuse_class(hf_config: PreTrainedConfig, values: dict[str, Any]) -> None:
         )
     if model_class.__name__ not in (values.get("architectures") or [model_class.__name__]):
         raise UnsupportedModelError(
-            f"for model_type {hf_config.model_type!r} transformers loads a {model_class.__name__}, "
-            "which is another model"
+            f"transformers loads a {model_class.__name__} for model_type "
+            f"{hf_config.model_type!r}, which is a different model"
         )
     if not model_class._can_set_attn_implementation():
-        raise UnsupportedModelError("it does not take part in transformers' attention interface")
+        raise UnsupportedModelError("it does not use transformers' attention interface")
     if "position_ids" not in inspect.signature(model_class.forward).parameters:
-        raise UnsupportedModelError("it takes no position_ids, so sequences cannot share a batch")
+        raise UnsupportedModelError(
+            "it does not accept position_ids, so sequences cannot share a batch"
+        )
 
 
-def _read(
+def _read_model(
     folder: Path, hf_config: PreTrainedConfig, dtype: torch.dtype, device: torch.device
 ) -> PreTrainedModel:
     auto: Any = AutoModelForCausalLM
@@ -91,7 +93,7 @@ def _read(
     if lacking:
         raise ModelLoadError(
             f"{folder} lacks {len(lacking)} weights of a {type(model).__name__}, or has them in "
-            f"another size, among them {lacking[0]}: is the download complete?"
+            f"another shape, among them {lacking[0]}: download the model again"
         )
     served: PreTrainedModel = model.to(device).eval()
     return served

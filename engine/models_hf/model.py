@@ -1,4 +1,4 @@
-"""Any causal language model of transformers, on our paged KV cache and with our attention."""
+"""A model that transformers computes, with our attention over our paged KV cache."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ class TransformersModel:
     """Owns a transformers model whose attention runs over our cache.
 
     Attributes:
-        config: What it looks like from outside.
-        dtype: Of weights, activations and the KV cache.
-        device: Where the weights are.
+        config: Sizes that the cache and the scheduler need.
+        dtype: Number format of weights, activations and the KV cache.
+        device: Device of the weights.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        """Bind every attention layer to our cache. Our attention is not switched on yet.
+        """Attach our paged layers to the attention modules; our attention is not in use yet.
 
         Args:
             model: In evaluation mode, on its device.
 
         Raises:
-            UnsupportedModelError: our attention cannot serve it; the message says why.
+            UnsupportedModelError: Our attention cannot serve the model; the message says why.
         """
         self._model = model
         self.dtype, self.device = model.dtype, model.device

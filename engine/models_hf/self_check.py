@@ -1,4 +1,4 @@
-"""Compares a transformers model on our cache with itself on its own attention, once, at load."""
+"""Compares the logits of a transformers model with our attention and its own, once, at load."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from batchmill.engine.errors import UnsupportedModelError
 from batchmill.engine.memory.kv_cache import KVCache
 from batchmill.engine.step.step_inputs import StepInputs
 
-from .attention import PAGED, register
+from .attention import PAGED, register_paged_attention
 from .model import TransformersModel
 
 _BLOCK_SIZE = 4
-#: Tokens of the two sequences that share the steps, and how each step cuts them. The second step
-#: is long, and far from where its tokens would lie if positions were counted along the batch.
+#: Tokens of two sequences that each step computes. The second step is long, so that its positions
+#: are far from what they would be if they were counted along the batch.
 _STEPS = ((3, 6), (9, 7))
-#: How far a row of logits may be off, as a share of its size: rounding stays far below, and a wrong
+#: Tolerated error of a row of logits, relative to its norm: rounding stays far below, and a wrong
 #: mask, position or head is far above.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
-#: Share of the rows that may be off by more: in half precision rounding sends a token to another
-#: expert now and then.
+#: Share of the rows that may exceed it: in half precision, rounding occasionally sends a token to
+#: another expert.
 _OUTLIERS = {torch.float32: 0.0, torch.bfloat16: 0.25, torch.float16: 0.25}
 
 
 def check_against_own_attention(ours: TransformersModel, model: PreTrainedModel) -> None:
-    """Run two short sequences, packed and cut into chunks, and compare their logits.
+    """Run two short sequences in one batch, in chunks, and compare the logits with the model's own.
 
-    Leaves the model with our attention.
+    The model keeps our attention.
 
     Raises:
-        UnsupportedModelError: they are not what the model computes by itself.
+        UnsupportedModelError: The logits differ from those with the model's own attention.
     """
     generator = torch.Generator().manual_seed(0)
     lengths = [sum(cuts) for cuts in zip(*_STEPS, strict=True)]
@@ -42,11 +42,11 @@ def check_against_own_attention(ours: TransformersModel, model: PreTrainedModel)
     with torch.inference_mode():
         model.set_attn_implementation("eager")
         own = [
-            # With its cache, as it generates: layers that share keys do so only then.
+            # With its cache, as in generation: layers share keys only then.
             model(input_ids=tokens[None], use_cache=True).logits[0].float()
             for tokens in sequences
         ]
-        register()
+        register_paged_attention()
         model.set_attn_implementation(PAGED)
         paged = _paged_logits(ours, sequences)
     errors = torch.cat(
@@ -55,18 +55,18 @@ def check_against_own_attention(ours: TransformersModel, model: PreTrainedModel)
             for got, want in zip(paged, own, strict=True)
         ]
     )
-    # Not "more than": where a logit is not finite, neither is true.
+    # Not "errors > tolerance": a logit that is not finite must not pass.
     within = (errors <= _TOLERANCE[ours.dtype]).float().mean().item()
     if within < 1 - _OUTLIERS[ours.dtype]:
         raise UnsupportedModelError(
-            f"sequences in a shared batch get other logits than alone (off by {errors.max():.2g} "
-            f"of their size, {_TOLERANCE[ours.dtype]} is allowed): it does not attend by "
-            "position_ids alone"
+            f"sequences in a shared batch get other logits than alone (relative error "
+            f"{errors.max():.2g}, at most {_TOLERANCE[ours.dtype]} is allowed): its attention does "
+            "not depend on position_ids alone"
         )
 
 
 def _paged_logits(ours: TransformersModel, sequences: list[Tensor]) -> list[Tensor]:
-    """Logits of every token, [length, vocab_size] float32 a sequence."""
+    """Compute the logits of every token, [length, vocab_size] float32 per sequence."""
     config = ours.config
     blocks_each = -(-max(map(len, sequences)) // _BLOCK_SIZE)
     kv_cache = KVCache(
@@ -93,7 +93,7 @@ def _paged_logits(ours: TransformersModel, sequences: list[Tensor]) -> list[Tens
 def _inputs(
     sequences: list[Tensor], starts: list[int], stops: list[int], blocks_each: int
 ) -> StepInputs:
-    """A step over a part of every sequence; sequence i has blocks i * blocks_each and on."""
+    """Build a step over a part of every sequence; sequence i starts at block i * blocks_each."""
     device = sequences[0].device
     spans = list(zip(starts, stops, strict=True))
     positions = torch.cat([torch.arange(*span) for span in spans])

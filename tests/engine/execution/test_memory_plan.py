@@ -234,14 +234,16 @@ def test_weights_that_do_not_fit_are_refused_before_they_are_read(model: Decoder
     num_bytes = weights_bytes(model.config, torch.float32)
     cpu = torch.device("cpu")
     check_weights_fit(num_bytes, torch.float32, cpu, num_bytes)
-    with pytest.raises(ConfigError, match=r"take 8\.00 GiB and this host.* has 3\.00 GiB free"):
+    with pytest.raises(
+        ConfigError, match=r"need 8\.00 GiB, but this host.* has only 3\.00 GiB free"
+    ):
         check_weights_fit(8 * GIB, torch.bfloat16, cpu, 3 * GIB)
     with pytest.raises(ConfigError, match=r"use dtype 'bfloat16' \(4\.00 GiB\), a smaller model"):
         check_weights_fit(8 * GIB, torch.float32, cpu, 3 * GIB)
     assert free_memory_bytes(cpu) > 0
     gpu = torch.device("cuda", 0)
     for fp8_gib, is_named in ((2, True), (4, False)):
-        with pytest.raises(ConfigError, match=r"cuda:0 has 3\.00 GiB free") as caught:
+        with pytest.raises(ConfigError, match=r"cuda:0 has only 3\.00 GiB free") as caught:
             check_weights_fit(8 * GIB, torch.bfloat16, gpu, 3 * GIB, fp8_gib * GIB)
         assert ("use quantization 'fp8' (2.00 GiB" in str(caught.value)) == is_named
 

@@ -1,4 +1,4 @@
-"""The demo model, end to end: text in, the same tokens out as transformers generates."""
+"""The demo model, end to end: it generates the same tokens as transformers."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def make_runner(loaded: LoadedModel) -> ModelRunner:
 
 
 def greedy(loaded: LoadedModel, token_ids: list[list[int]]) -> list[list[int]]:
-    """Generate for all prompts in one batch until each has its end token or its tokens."""
+    """Generate for all prompts in one batch, until each has an end token or `NUM_TOKENS` tokens."""
     runner = make_runner(loaded)
     requests = []
     for index, prompt in enumerate(token_ids):
@@ -119,7 +119,7 @@ def test_end_of_turn_ends_an_output(demo_fp32: LoadedModel) -> None:
     assert end_of_turn in demo_fp32.eos_token_ids
 
 
-def test_demo_is_the_converted_wheel_and_its_identity_is_stable(
+def test_demo_is_the_converted_package_and_its_identity_is_stable(
     demo_fp32: LoadedModel, demo_model_path: Path
 ) -> None:
     again = load_model("demo", dtype="float32", device="cpu")

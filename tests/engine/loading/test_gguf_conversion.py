@@ -95,7 +95,7 @@ def test_a_gguf_file_becomes_a_model_with_its_weights(tmp_path: Path, cache: Pat
     assert (folder / "model.safetensors").stat().st_mtime_ns == stamp.st_mtime_ns
 
 
-def test_a_length_that_it_is_not_made_for_is_refused_before_it_is_converted(
+def test_a_max_model_len_above_the_models_limit_is_refused_before_the_conversion(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "tiny.gguf"
@@ -113,11 +113,11 @@ def test_a_length_that_it_is_not_made_for_is_refused_before_it_is_converted(
     assert load_model(str(path), device="cpu", max_model_len=64).config.num_layers == 1
     [folder] = (cache / "models").iterdir()
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ConfigError, match="max_model_len is 65"):  # of what was converted
+    with pytest.raises(ConfigError, match="max_model_len is 65"):  # from the converted folder
         Engine(EngineConfig(model=str(path), device="cpu", max_model_len=65))
 
 
-def test_processes_that_race_end_up_with_one_whole_folder(tmp_path: Path, cache: Path) -> None:
+def test_racing_processes_leave_one_complete_folder(tmp_path: Path, cache: Path) -> None:
     path = tmp_path / "tiny.gguf"
     write_gguf(path)
     processes = [
@@ -137,7 +137,7 @@ def test_processes_that_race_end_up_with_one_whole_folder(tmp_path: Path, cache:
     assert load_model(folders.pop(), dtype="float32", device="cpu").config.num_layers == 1
 
 
-def test_a_file_that_is_no_gguf_leaves_nothing_behind(tmp_path: Path, cache: Path) -> None:
+def test_a_file_in_another_format_leaves_nothing_behind(tmp_path: Path, cache: Path) -> None:
     path = tmp_path / "broken.gguf"
     path.write_bytes(b"something else")
     with pytest.raises(ModelLoadError, match=r"broken\.gguf cannot be read as GGUF"):
@@ -151,11 +151,11 @@ def test_a_cache_that_cannot_be_written_is_named(
     path = tmp_path / "tiny.gguf"
     write_gguf(path)
     monkeypatch.setenv("BATCHMILL_CACHE_DIR", str(path))
-    with pytest.raises(ModelLoadError, match="set BATCHMILL_CACHE_DIR to a folder"):
+    with pytest.raises(ModelLoadError, match="set BATCHMILL_CACHE_DIR to a writable folder"):
         converted_folder(path)
 
 
-def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_decides_the_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BATCHMILL_CACHE_DIR", "/one")
     monkeypatch.setenv("XDG_CACHE_HOME", "/two")
     assert cache_folder() == Path("/one")

@@ -1,4 +1,4 @@
-"""Loading models from folders, shards and names, and what is said where that fails."""
+"""Loading models from folders, shards and names, and the errors if that fails."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ def test_shards_hold_the_same_model_as_one_file(model_path: Path) -> None:
     sharded = load(model_path)
     assert torch.equal(head_weight(sharded), head_weight(whole))
     for damaged, message in (
-        ({"weight_map": {"a": "../model-0.safetensors"}}, "no file in its folder"),
-        ({"weights": {}}, r"no index of weights \(KeyError\)"),
+        ({"weight_map": {"a": "../model-0.safetensors"}}, "only name files in its own folder"),
+        ({"weights": {}}, r"cannot be read as an index of weights \(KeyError\)"),
     ):
         index.write_text(json.dumps(damaged))
         with pytest.raises(ModelLoadError, match=message):
@@ -90,14 +90,14 @@ def test_shards_hold_the_same_model_as_one_file(model_path: Path) -> None:
         load(model_path)
 
 
-def test_weights_are_stored_in_the_dtype_asked_for(model_path: Path) -> None:
+def test_weights_are_stored_in_the_requested_dtype(model_path: Path) -> None:
     loaded = load(model_path, dtype="bfloat16")
     assert loaded.model.dtype == torch.bfloat16
     expected = load_file(model_path / "model.safetensors")["lm_head.weight"].bfloat16()
     assert torch.equal(head_weight(loaded), expected)
 
 
-def test_end_tokens_come_from_every_place_that_names_them(model_path: Path) -> None:
+def test_end_tokens_come_from_all_files_that_name_some(model_path: Path) -> None:
     assert load(model_path).eos_token_ids == {1, 2}  # config.json, and the tokenizer's
     edit_json(model_path / "generation_config.json", eos_token_id=[1, 7])
     assert load(model_path).eos_token_ids == {1, 2, 7}
@@ -129,7 +129,9 @@ def test_missing_extra_and_misshapen_weights_are_named(model_path: Path) -> None
     with pytest.raises(ModelLoadError, match=r"holds model\.extra"):
         load(model_path)
     save_file(weights | {name: torch.zeros(4, 16)}, path)
-    with pytest.raises(ModelLoadError, match=rf"{name} in .* is \[4, 16\].* says \[8, 16\]"):
+    with pytest.raises(
+        ModelLoadError, match=rf"{name} in .* has shape \[4, 16\].* requires \[8, 16\]"
+    ):
         load(model_path)
     path.write_bytes(b"no safetensors")
     with pytest.raises(ModelLoadError, match="cannot be read"):
@@ -144,7 +146,7 @@ def test_an_unsupported_architecture_is_refused_before_weights_are_read(model_pa
 
 
 @pytest.mark.parametrize("model_impl", ["native", "transformers"])
-def test_a_length_that_a_model_is_not_made_for_is_refused_before_weights_are_read(
+def test_a_max_model_len_above_the_models_limit_is_refused_before_weights_are_read(
     model_path: Path, model_impl: str
 ) -> None:
     config = EngineConfig(
@@ -153,7 +155,7 @@ def test_a_length_that_a_model_is_not_made_for_is_refused_before_weights_are_rea
     (model_path / "model.safetensors").write_bytes(b"no safetensors")
     with pytest.raises(ConfigError, match=r"max_model_len is 65, .* set max_model_len to 64"):
         Engine(config)
-    with pytest.raises(ModelLoadError, match=r"cannot (be read|load)"):  # whoever reads them
+    with pytest.raises(ModelLoadError, match=r"cannot (be read|load)"):  # by either implementation
         Engine(replace(config, max_model_len=64))
 
 
@@ -168,7 +170,7 @@ def test_a_length_that_a_model_is_not_made_for_is_refused_before_weights_are_rea
         ({"device": "cuda:77"}, "device is 'cuda:77'"),
     ],
 )
-def test_configuration_that_cannot_work_is_named(
+def test_an_invalid_argument_is_named(
     model_path: Path, changes: dict[str, str], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -178,12 +180,15 @@ def test_configuration_that_cannot_work_is_named(
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("/no/such/folder", "no folder /no/such/folder, and it is no hub id"),
+        (
+            "/no/such/folder",
+            "the folder /no/such/folder does not exist, and the name is not a hub id",
+        ),
         ("missing.gguf", r"GGUF file missing\.gguf does not exist"),
-        ("not-there/at-all", r"hub model .* cannot be fetched \(LocalEntryNotFoundError\)"),
+        ("not-there/at-all", r"hub model .* cannot be downloaded \(LocalEntryNotFoundError\)"),
     ],
 )
-def test_a_model_that_is_nowhere_is_named(
+def test_a_model_that_cannot_be_found_is_named(
     model: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -197,5 +202,5 @@ def test_an_empty_folder_and_a_stray_file_are_named(tmp_path: Path) -> None:
         load(tmp_path)
     stray = tmp_path / "weights.bin"
     stray.write_bytes(b"")
-    with pytest.raises(ModelLoadError, match="no GGUF file: name its folder"):
+    with pytest.raises(ModelLoadError, match=r"does not end in \.gguf: name the model's folder"):
         load(stray)

@@ -1,4 +1,4 @@
-"""A sharded model is read in constant extra memory, and tells how far it is."""
+"""A sharded model is read in constant extra memory, and reading reports its progress."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from ...support.tiny_models import NATIVE, SIZES, random_model, save_tokenizer
 
 MIB = 1024**2
 MEASURE = Path(__file__).parent / "measure_loading.py"
-#: What may come on top of the model: one layer that is being laid out anew (20 MiB here, and again
-#: half of it in between), and the part of a file that is mapped, with one tensor.
+#: Memory beyond the model: one layer that is being repacked (20 MiB here, and briefly half of it
+#: again), and the mapped part of a file with one tensor.
 MARGIN_BYTES = 64 * MIB
 
 
@@ -53,9 +53,11 @@ def measure(folder: Path, tiny: Path, dtype: str) -> dict[str, int]:
     return measured
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux' accounts")
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="needs Linux' memory accounting"
+)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_memory_peaks_at_the_model_and_a_little(
+def test_memory_peaks_slightly_above_the_model(
     dtype: str, sharded_model: Path, tmp_path: Path
 ) -> None:
     random_model(NATIVE["Llama"], tmp_path)
@@ -64,14 +66,14 @@ def test_memory_peaks_at_the_model_and_a_little(
     model_bytes = stored_bytes // {"float32": 1, "bfloat16": 2}[dtype]
     measured = measure(sharded_model, tmp_path, dtype)
     assert measured["peak_growth"] <= model_bytes + MARGIN_BYTES
-    assert measured["growth"] <= model_bytes * 1.1  # nothing of the layout before is left
+    assert measured["growth"] <= model_bytes * 1.1  # nothing of the original layout is left
 
 
-def test_progress_is_told_after_every_tensor(sharded_model: Path) -> None:
+def test_progress_is_reported_after_every_tensor(sharded_model: Path) -> None:
     values = json.loads((sharded_model / "config.json").read_text())
-    told: list[LoadProgress] = []
-    load_weights(sharded_model, read_model_config(values), torch.float32, "cpu", told.append)
+    reports: list[LoadProgress] = []
+    load_weights(sharded_model, read_model_config(values), torch.float32, "cpu", reports.append)
     index = json.loads((sharded_model / "model.safetensors.index.json").read_text())
-    assert len(told) == len(index["weight_map"]) + 1
-    assert [each.num_bytes for each in told] == sorted(each.num_bytes for each in told)
-    assert told[-1].num_bytes == told[-1].total_bytes > 190 * MIB
+    assert len(reports) == len(index["weight_map"]) + 1
+    assert [each.num_bytes for each in reports] == sorted(each.num_bytes for each in reports)
+    assert reports[-1].num_bytes == reports[-1].total_bytes > 190 * MIB

@@ -89,7 +89,7 @@ def test_half_precision_stays_near_float32(name: str, dtype: torch.dtype, tmp_pa
     assert largest_error(make_runner(model), requests, want, [20, 13]) <= tolerance
 
 
-def test_injected_linear_gets_every_matrix_once(tmp_path: Path) -> None:
+def test_an_injected_linear_receives_every_matrix_once(tmp_path: Path) -> None:
     hf_model = random_model(NATIVE["Qwen2, tied"], tmp_path)
     config = read_model_config(hf_model.config.to_dict())
     shapes = []

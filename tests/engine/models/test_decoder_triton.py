@@ -62,7 +62,7 @@ def logits_of(
 
 
 def pair(folder: Path, name: str) -> tuple[DecoderModel, DecoderModel]:
-    """The same weights behind the Triton kernels and behind the reference."""
+    """Return two models with the same weights, for the Triton kernels and for the reference."""
     config = random_model(NATIVE[name], folder).config
     backends: tuple[Backend, Backend] = ("triton", "reference")
     triton, reference = (native_model(folder, config, backend=backend) for backend in backends)
@@ -96,9 +96,9 @@ def test_prefill_decode_and_mixed_steps_give_the_references_logits(
 
 
 def test_an_eight_bit_cache_stays_near_full_precision(tmp_path: Path) -> None:
-    """By the reference: the interpreter rounds to eight bits wrongly where the mantissa carries.
+    """By the reference: the interpreter rounds to eight bits wrongly if the mantissa carries.
 
-    What Triton makes of such a cache is compared in tests/kernels, with numbers that have eight
+    Triton's results with such a cache are compared in tests/kernels, with numbers that have eight
     bits already, and on a GPU by tests/bench/gpu_run.py.
     """
     _, reference = pair(tmp_path, "Qwen3")
@@ -109,10 +109,10 @@ def test_an_eight_bit_cache_stays_near_full_precision(tmp_path: Path) -> None:
         assert 0 < (eight_bits - exact).abs().mean().item() < 0.2 * spread
 
 
-def test_fp8_weights_by_the_kernels_and_torchs_product_give_the_plain_truths_logits(
+def test_fp8_weights_give_nearly_the_logits_of_the_reference(
     tmp_path: Path,
 ) -> None:
-    """Nearly: the interpreter rounds a hundredth of the numbers to eight bits wrongly."""
+    """Only nearly: the interpreter rounds one number in a hundred to eight bits wrongly."""
     config = read_model_config(random_model(NATIVE["Qwen3"], tmp_path).config.to_dict())
     logits = []
     for backend in ("triton", "reference"):

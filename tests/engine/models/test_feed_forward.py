@@ -19,7 +19,7 @@ from batchmill.kernels.ops.linear import dense_linear
 
 @pytest.mark.parametrize("normalise_weights", [True, False])
 @pytest.mark.parametrize("num_tokens", [1, 2, 23])
-def test_experts_in_groups_compute_what_they_compute_one_by_one(
+def test_grouped_experts_compute_the_same_as_single_ones(
     num_tokens: int, normalise_weights: bool
 ) -> None:
     torch.manual_seed(num_tokens)

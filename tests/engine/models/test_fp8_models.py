@@ -107,7 +107,7 @@ def test_tokens_do_not_depend_on_how_they_are_computed(name: str, tmp_path: Path
     ] == []
 
 
-def test_request_that_is_not_finite_fails_and_the_others_are_as_without_it(tmp_path: Path) -> None:
+def test_a_request_with_nan_fails_and_does_not_change_the_others(tmp_path: Path) -> None:
     save_model(tmp_path)
     loaded = reference_model(tmp_path)
     good = {f"g{i}": [7 * i + j for j in range(5 + i)] for i in range(6)}
@@ -124,7 +124,7 @@ def test_request_that_is_not_finite_fails_and_the_others_are_as_without_it(tmp_p
 
 
 @pytest.mark.parametrize("name", COMPUTED)
-def test_weights_take_what_was_foretold(name: str, tmp_path: Path) -> None:
+def test_weights_take_the_predicted_bytes(name: str, tmp_path: Path) -> None:
     random_model(NATIVE[name], tmp_path)
     config = config_in(tmp_path)
     weights = load_weights(tmp_path, config, torch.bfloat16, "cpu")
@@ -146,7 +146,7 @@ def test_weights_take_what_was_foretold(name: str, tmp_path: Path) -> None:
     assert len(layer_bytes(config, torch.bfloat16)) == config.num_layers
 
 
-def test_layers_wait_on_the_host_and_go_to_the_device_one_by_one(tmp_path: Path) -> None:
+def test_layers_are_read_to_the_host_and_move_to_the_device_one_by_one(tmp_path: Path) -> None:
     random_model(NATIVE["Qwen3"], tmp_path)
     config = config_in(tmp_path)
     weights = load_weights(tmp_path, config, torch.bfloat16, "meta", layer_device="cpu")
@@ -163,7 +163,7 @@ def test_layers_wait_on_the_host_and_go_to_the_device_one_by_one(tmp_path: Path)
 
 
 @pytest.mark.parametrize("place", ["device", "host"])
-def test_what_does_not_fit_is_refused_before_it_is_read(
+def test_weights_that_do_not_fit_are_refused_before_they_are_read(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     random_model(NATIVE["Llama"], tmp_path)
@@ -177,14 +177,14 @@ def test_what_does_not_fit_is_refused_before_it_is_read(
     free = {"meta": lacking["device"], "cpu": lacking["host"]}
     monkeypatch.setattr(loading, "free_memory_bytes", lambda device: free[device.type])
     arguments: Any = (tmp_path, config, torch.bfloat16, torch.device("meta"), "fp8")
-    where = "meta has" if place == "device" else "this host"
-    with pytest.raises(ConfigError, match=f"the weights take .* GiB and {where}"):
+    where = "meta has only" if place == "device" else r"this host \(or its container\)"
+    with pytest.raises(ConfigError, match=f"the weights need .* GiB, but {where}"):
         loading._read_weights(*arguments)
     free |= {"meta": needed["device"], "cpu": needed["host"]}
     assert loading._read_weights(*arguments).layers[0].qkv.device == CPU
 
 
-def test_fp8_is_named_as_a_remedy_only_where_it_would_load(
+def test_fp8_is_named_as_a_remedy_only_if_it_would_load(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     random_model(NATIVE["Llama"], tmp_path)
@@ -199,13 +199,13 @@ def test_fp8_is_named_as_a_remedy_only_where_it_would_load(
     ):
         free = {"cuda": gpu, "cpu": host}
         monkeypatch.setattr(loading, "free_memory_bytes", lambda device, f=free: f[device.type])
-        with pytest.raises(ConfigError, match="the weights take") as caught:
+        with pytest.raises(ConfigError, match="the weights need") as caught:
             loading._read_weights(tmp_path, config, torch.bfloat16, GPU, None)
         assert ("quantization 'fp8'" in str(caught.value)) == is_named
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_model_that_fp8_does_not_compute_is_refused_by_name(name: str, tmp_path: Path) -> None:
+def test_a_model_without_fp8_support_is_refused_by_name(name: str, tmp_path: Path) -> None:
     random_model(NATIVE[name], tmp_path)
     config = config_in(tmp_path)
     with pytest.raises(UnsupportedModelError, match=f"{REFUSED[name]}.*leave quantization out"):
@@ -215,17 +215,21 @@ def test_model_that_fp8_does_not_compute_is_refused_by_name(name: str, tmp_path:
         reference_model(tmp_path)
 
 
-def test_a_cpu_and_older_gpus_and_other_dtypes_are_refused_with_the_remedy(
+def test_cpus_older_gpus_and_other_dtypes_are_refused_with_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     random_model(NATIVE["Llama"], tmp_path)
-    with pytest.raises(ConfigError, match=r"CUDA GPUs only, and the device is cpu: .* to 'int8'"):
+    with pytest.raises(
+        ConfigError, match=r"only CUDA GPUs compute, but the device is cpu: .* to 'int8'"
+    ):
         load_model(str(tmp_path), device="cpu", quantization="fp8")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
-    with pytest.raises(ConfigError, match=r"compute capability 8\.6, and .* begin at 8\.9"):
+    with pytest.raises(
+        ConfigError, match=r"compute capability 8\.9 or later, but this GPU has 8\.6"
+    ):
         check_fp8_device(GPU, "bfloat16")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
-    with pytest.raises(ConfigError, match=r"dtype is 'float16': .* set dtype to 'bfloat16'"):
+    with pytest.raises(ConfigError, match=r"dtype is 'float16': set dtype to 'bfloat16'"):
         check_fp8_device(GPU, "float16")
     check_fp8_device(GPU, "bfloat16")
 
@@ -234,7 +238,7 @@ def test_a_cpu_and_older_gpus_and_other_dtypes_are_refused_with_the_remedy(
     ("name", "model_impl", "error"),
     [("Llama", "transformers", ConfigError), ("GPT-2", "auto", UnsupportedModelError)],
 )
-def test_through_transformers_there_is_no_fp8(
+def test_transformers_does_not_compute_fp8(
     name: str,
     model_impl: str,
     error: type[Exception],
@@ -248,25 +252,25 @@ def test_through_transformers_there_is_no_fp8(
         load_model(str(tmp_path), device="cuda", quantization="fp8", model_impl=model_impl)
 
 
-def test_generations_of_another_quantization_are_another_identity(tmp_path: Path) -> None:
+def test_another_quantization_is_another_identity(tmp_path: Path) -> None:
     random_model(NATIVE["Llama"], tmp_path)
     config = config_in(tmp_path)
     identities = {
-        model_identity(tmp_path, loading._decides(config, each), torch.bfloat16)
+        model_identity(tmp_path, loading._describe_computation(config, each), torch.bfloat16)
         for each in (None, *QUANTIZATIONS)
     }
     assert len(identities) == 1 + len(QUANTIZATIONS)
 
 
-def test_the_cpu_has_no_fast_products_to_fall_back_on(tmp_path: Path) -> None:
+def test_fp8_on_a_cpu_and_injected_products_are_refused(tmp_path: Path) -> None:
     random_model(NATIVE["Llama"], tmp_path)
     config = config_in(tmp_path)
     weights = load_weights(tmp_path, config, torch.bfloat16, "cpu")
     with pytest.raises(ValueError, match="fp8 products are computed on a GPU"):
         DecoderModel(config, weights, quantization="fp8")
-    with pytest.raises(ValueError, match="quantization is 'fp8': give one of them"):
+    with pytest.raises(ValueError, match="quantization is 'fp8': give only one of them"):
         DecoderModel(config, weights, quantization="fp8", linear=dense_linear)
 
 
-def test_configuration_takes_it() -> None:
+def test_fp8_is_a_valid_quantization() -> None:
     assert EngineConfig(model="demo", quantization="fp8").quantization == "fp8"

@@ -44,7 +44,7 @@ def test_logits_of_every_family_stay_near_the_unquantized_ones(name: str, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["Llama", "Mixtral", "Gemma 3 text"])
-def test_kernels_compute_what_plain_torch_does(name: str, tmp_path: Path) -> None:
+def test_kernels_compute_the_same_as_plain_torch(name: str, tmp_path: Path) -> None:
     hf_model = random_model(NATIVE[name], tmp_path)
     config = read_model_config(hf_model.config.to_dict())
     weights = load_weights(tmp_path, config, torch.float32, "cpu")
@@ -68,7 +68,7 @@ def test_tokens_do_not_depend_on_how_they_are_computed(name: str, tmp_path: Path
     ] == []
 
 
-def test_request_that_is_not_finite_fails_and_the_others_are_as_without_it(tmp_path: Path) -> None:
+def test_a_request_with_nan_fails_and_does_not_change_the_others(tmp_path: Path) -> None:
     save_model(tmp_path)
     loaded = load(tmp_path)
     good = {f"g{i}": [7 * i + j for j in range(5 + i)] for i in range(6)}
@@ -84,7 +84,7 @@ def test_request_that_is_not_finite_fails_and_the_others_are_as_without_it(tmp_p
     assert [last[name].token_ids for name in good] == [output.token_ids for output in want]
 
 
-def test_generations_of_another_quantization_are_another_identity(tmp_path: Path) -> None:
+def test_another_quantization_is_another_identity(tmp_path: Path) -> None:
     random_model(NATIVE["Llama"], tmp_path)
     identities = {load(tmp_path, quantization=None).identity, load(tmp_path).identity}
     identities.add(load(tmp_path, dtype="bfloat16").identity)
@@ -95,11 +95,14 @@ def test_generations_of_another_quantization_are_another_identity(tmp_path: Path
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_impl": "transformers"}, "'int8'.*native decoder.*use 'auto' or 'native'"),
-        ({"quantization": "int3"}, "quantization is 'int3'; choose int8 or fp8, or leave it out"),
+        (
+            {"model_impl": "transformers"},
+            "'int8'.*native decoder.*set model_impl to 'auto' or 'native'",
+        ),
+        ({"quantization": "int3"}, "quantization is 'int3': choose int8 or fp8, or leave it out"),
     ],
 )
-def test_what_cannot_be_quantized_is_refused_by_name(
+def test_arguments_that_exclude_int8_are_refused_by_name(
     changes: dict[str, str], message: str, tmp_path: Path
 ) -> None:
     random_model(NATIVE["Llama"], tmp_path)
@@ -107,16 +110,16 @@ def test_what_cannot_be_quantized_is_refused_by_name(
         load(tmp_path, **changes)
 
 
-def test_model_that_only_transformers_computes_is_refused(tmp_path: Path) -> None:
+def test_a_model_that_only_transformers_computes_is_refused(tmp_path: Path) -> None:
     random_model(OTHERS["GPT-2"], tmp_path)
-    with pytest.raises(UnsupportedModelError, match="GPT2LMHeadModel goes through transformers"):
+    with pytest.raises(UnsupportedModelError, match="GPT2LMHeadModel is computed by transformers"):
         load(tmp_path)
 
 
 def test_a_gpu_is_refused_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     random_model(NATIVE["Llama"], tmp_path)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    message = r"on a CPU only, and the device is cuda: .* set quantization to 'fp8'"
+    message = r"which only CPUs compute, but the device is cuda: .* set quantization to 'fp8'"
     with pytest.raises(ConfigError, match=message):
         load(tmp_path, device="cuda")
 
@@ -132,13 +135,13 @@ def test_without_a_compiler_int8_is_refused_with_the_remedy(
         load(tmp_path)
 
 
-def test_injected_products_are_not_quantized_silently(tmp_path: Path) -> None:
+def test_injected_products_exclude_a_quantization(tmp_path: Path) -> None:
     random_model(NATIVE["Llama"], tmp_path)
-    with pytest.raises(ValueError, match="quantization is 'int8': give one of them"):
+    with pytest.raises(ValueError, match="quantization is 'int8': give only one of them"):
         load(tmp_path, linear=dense_linear)
 
 
-def test_configuration_names_what_there_is() -> None:
+def test_an_unknown_quantization_is_refused_with_the_choices() -> None:
     with pytest.raises(
         ConfigError, match="quantization is 'awq': choose one of int8, fp8, or leave it out"
     ):

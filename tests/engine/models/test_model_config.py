@@ -1,4 +1,4 @@
-"""Reading Hugging Face configurations, and refusing what would be computed wrongly."""
+"""Reading Hugging Face configurations, and refusing features that would be computed wrongly."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_biases_follow_the_architecture(values: dict[str, Any], biases: tuple[bo
     assert (config.qkv_bias, config.output_bias) == biases
 
 
-def test_the_older_spelling_of_rope_is_read() -> None:
+def test_the_older_format_of_rope_is_read() -> None:
     values = llama()
     del values["rope_parameters"]
     values |= {"rope_theta": 5e5, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}
@@ -63,14 +63,14 @@ def test_the_older_spelling_of_rope_is_read() -> None:
     [
         (GPT2Config(architectures=["GPT2LMHeadModel"]).to_dict(), "GPT2LMHeadModel"),
         (LlamaConfig().to_dict(), "model_type 'llama'"),
-        (llama(hidden_act="gelu"), "hidden_act 'gelu'"),
+        (llama(hidden_act="gelu"), "hidden_act is 'gelu'"),
         (
             {**llama(), "rope_parameters": {"rope_type": "proportional", "rope_theta": 1e4}},
-            "RoPE scaling 'proportional'; supported are default, linear",
+            "RoPE scaling is 'proportional'; only default, linear",
         ),
         (
             {**Gemma3TextConfig(**GEMMA3).to_dict(), "attn_logit_softcapping": 30.0},
-            "attn_logit_softcapping 30",
+            "attn_logit_softcapping is 30",
         ),
         (
             Gemma3TextConfig(**GEMMA3, use_bidirectional_attention=True).to_dict(),

@@ -56,7 +56,7 @@ def test_greedy_tokens_equal_transformers_however_computed(
 
 
 @pytest.mark.parametrize("name", NATIVE)
-def test_native_models_run_through_transformers_too(
+def test_transformers_computes_native_models_too(
     name: str, tiny_models: dict[str, TinyModel]
 ) -> None:
     tiny = tiny_models[name]
@@ -67,7 +67,7 @@ def test_native_models_run_through_transformers_too(
 
 @pytest.mark.parametrize("name", [*OTHERS, "Gemma 3 text", "Mixtral"])
 @pytest.mark.parametrize("cuts", [[40], [5, 11, 3, 21]], ids=str)
-def test_logits_through_transformers_equal_its_own(
+def test_logits_with_our_attention_equal_those_of_transformers(
     name: str, cuts: list[int], tiny_models: dict[str, TinyModel]
 ) -> None:
     tiny = tiny_models[name]
@@ -78,7 +78,7 @@ def test_logits_through_transformers_equal_its_own(
     assert largest_error(make_runner(model), requests, want, cuts) <= 1e-4
 
 
-def test_longrope_is_refused_beyond_the_context_that_it_is_exact_in(
+def test_longrope_is_refused_beyond_its_training_context(
     tiny_models: dict[str, TinyModel],
 ) -> None:
     tiny = tiny_models["Phi-3, longrope, part of each head rotated"]
@@ -87,5 +87,5 @@ def test_longrope_is_refused_beyond_the_context_that_it_is_exact_in(
         config = EngineConfig(
             model=str(tiny.folder), dtype="float32", device="cpu", max_model_len=65
         )
-        with pytest.raises(ConfigError, match=r"max_model_len is 65.*up to 64 tokens"):
+        with pytest.raises(ConfigError, match=r"max_model_len is 65.*at most 64 tokens"):
             Engine(config, loaded=loaded)

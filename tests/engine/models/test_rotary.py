@@ -20,9 +20,9 @@ SCALINGS: dict[str, dict[str, Any]] = {
     "linear": {"rope_type": "linear", "factor": 2.5},
     "dynamic": {"rope_type": "dynamic", "factor": 4.0},
     "llama3": {"rope_type": "llama3", "original_max_position_embeddings": 1024, **LLAMA3},
-    "llama3, original length unsaid": {"rope_type": "llama3", **LLAMA3},
+    "llama3, no original length": {"rope_type": "llama3", **LLAMA3},
     "yarn": {"rope_type": "yarn", **YARN},
-    "yarn, whole dimensions not asked for": {"rope_type": "yarn", **YARN, "truncate": False},
+    "yarn, bounds not rounded": {"rope_type": "yarn", **YARN, "truncate": False},
     "yarn, betas": {"rope_type": "yarn", **YARN, "beta_fast": 20.0, "beta_slow": 2.0},
     "yarn, attention factor": {"rope_type": "yarn", **YARN, "attention_factor": 1.25},
     "yarn, mscales": {"rope_type": "yarn", **YARN, "mscale": 0.707, "mscale_all_dim": 1.5},
@@ -74,7 +74,7 @@ def test_longrope_equals_transformers_within_its_training_context() -> None:
     assert longest_exact_length(llama(SCALINGS["yarn"]).to_dict()) == 4096
 
 
-def test_layer_types_may_have_rotations_of_their_own() -> None:
+def test_layer_types_may_have_different_rotations() -> None:
     rope: dict[str, Any] = {
         "rope_theta": 1e6,
         "rope_scaling": {"rope_type": "linear", "factor": 8.0},
@@ -91,7 +91,7 @@ def test_every_scaling_of_transformers_is_computed_or_refused_by_name() -> None:
     for rope_type in refused:
         values = llama({"rope_type": "default"}).to_dict()
         values["rope_parameters"]["rope_type"] = rope_type
-        with pytest.raises(UnsupportedModelError, match=f"RoPE scaling '{rope_type}'"):
+        with pytest.raises(UnsupportedModelError, match=f"RoPE scaling is '{rope_type}'"):
             read_rope(values)
 
 

@@ -1,4 +1,4 @@
-"""Models through transformers' attention interface: what is refused, and why."""
+"""Models that transformers computes: which ones are refused, and why."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "MambaConfig": (
         {"vocab_size": VOCAB_SIZE, "hidden_size": 48, "num_hidden_layers": 2},
-        "takes no position_ids",
+        "does not accept position_ids",
     ),
     "JambaConfig": ({**LLAMA_LIKE, "num_experts": 2, "use_mamba_kernels": False}, "0 of its 3"),
     "BloomConfig": (
         {"vocab_size": VOCAB_SIZE, "hidden_size": 48, "n_layer": 2, "n_head": 6},
-        "does not take part",
+        "does not use transformers' attention interface",
     ),
     "BertConfig": ({**BERT_LIKE, "intermediate_size": 96}, "attention is bidirectional"),
     "T5Config": ({"vocab_size": VOCAB_SIZE, "d_model": 48, "num_layers": 1}, "encoder-decoder"),
@@ -62,7 +62,9 @@ def load(folder: Path, **settings: Any) -> LoadedModel:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_our_attention_cannot_serve_is_refused_by_name(name: str, tmp_path: Path) -> None:
+def test_a_model_that_our_attention_cannot_serve_is_refused_by_name(
+    name: str, tmp_path: Path
+) -> None:
     values, reason = REFUSED[name]
     config = getattr(transformers, name)(**values)
     auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
@@ -87,25 +89,27 @@ def test_a_model_that_counts_positions_by_itself_is_refused(
         load(tmp_path, model_impl="transformers")
 
 
-def test_a_family_that_is_not_native_is_refused_where_native_is_insisted_on(tmp_path: Path) -> None:
+def test_a_family_that_is_not_native_is_refused_if_native_is_required(tmp_path: Path) -> None:
     random_model(OTHERS["GPT-2"], tmp_path)
-    with pytest.raises(UnsupportedModelError, match="GPT2LMHeadModel; the native decoder computes"):
+    with pytest.raises(
+        UnsupportedModelError, match="GPT2LMHeadModel, but the native decoder computes only"
+    ):
         load(tmp_path, model_impl="native")
 
 
-def test_a_feature_that_is_not_native_goes_through_transformers_and_the_log_says_so(
+def test_transformers_computes_a_feature_that_is_not_native_and_the_log_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     random_model(OTHERS["Llama, another activation"], tmp_path)
     with caplog.at_level("INFO", logger="batchmill.engine"):
         load(tmp_path)
-    assert "because natively: this LlamaForCausalLM: it has hidden_act 'gelu'" in caplog.text
+    assert "native decoder: this LlamaForCausalLM: its hidden_act is 'gelu'" in caplog.text
     assert "LlamaForCausalLM, computed by transformers" in caplog.text
-    with pytest.raises(UnsupportedModelError, match="hidden_act 'gelu'"):
+    with pytest.raises(UnsupportedModelError, match="hidden_act is 'gelu'"):
         load(tmp_path, model_impl="native")
 
 
-def test_missing_weights_are_named_and_not_made_up(tmp_path: Path) -> None:
+def test_missing_weights_are_named_and_not_initialised(tmp_path: Path) -> None:
     random_model(OTHERS["OLMo 2"], tmp_path)
     path = tmp_path / "model.safetensors"
     weights = load_file(path)
@@ -130,7 +134,7 @@ def test_half_precision_runs(dtype: str, tmp_path: Path) -> None:
     assert loaded.model.dtype == getattr(torch, dtype)
 
 
-def test_two_models_of_one_process_keep_apart(tmp_path: Path) -> None:
+def test_two_models_in_one_process_do_not_mix(tmp_path: Path) -> None:
     shapes = {}
     for name in ("GPT-2", "OLMo 2"):
         folder = tmp_path / name

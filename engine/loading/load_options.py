@@ -1,0 +1,130 @@
+"""The arguments of `load_model`, checked before any file is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from batchmill.engine.config import MODEL_IMPLS, QUANTIZATIONS
+from batchmill.engine.errors import ConfigError
+from batchmill.engine.models.feed_forward import LinearFactory
+from batchmill.engine.models.fp8_weights import check_fp8_device
+from batchmill.kernels.cpu.library import default_library
+from batchmill.kernels.errors import CppBuildError
+
+_DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """How to load a model; `load_model` describes the fields."""
+
+    dtype: torch.dtype
+    device: torch.device
+    quantization: str | None
+    model_impl: str
+    max_model_len: int | None
+    linear: LinearFactory | None
+
+    @classmethod
+    def checked(
+        cls,
+        *,
+        dtype: str,
+        device: str,
+        quantization: str | None,
+        model_impl: str,
+        max_model_len: int | None,
+        linear: LinearFactory | None,
+    ) -> LoadOptions:
+        """Check the arguments of `load_model` and resolve the names of dtype and device.
+
+        Raises:
+            ConfigError: A value is unknown, this machine lacks the device, or the values exclude
+                each other.
+        """
+        if dtype not in _DTYPES:
+            raise ConfigError(f"dtype is {dtype!r}: choose one of {', '.join(_DTYPES)}")
+        if quantization is not None and quantization not in QUANTIZATIONS:
+            raise ConfigError(
+                f"quantization is {quantization!r}: choose {' or '.join(QUANTIZATIONS)}, or leave "
+                "it out"
+            )
+        if model_impl not in MODEL_IMPLS:
+            raise ConfigError(
+                f"model_impl is {model_impl!r}: choose one of {', '.join(MODEL_IMPLS)}"
+            )
+        resolved = resolve_device(device)
+        if quantization is not None:
+            _check_quantization(quantization, resolved, dtype, model_impl)
+        return cls(
+            dtype=_DTYPES[dtype],
+            device=resolved,
+            quantization=quantization,
+            model_impl=model_impl,
+            max_model_len=max_model_len,
+            linear=linear,
+        )
+
+
+def resolve_device(device: str) -> torch.device:
+    """Return the device that a configuration names.
+
+    Raises:
+        ConfigError: The name is invalid, or this machine does not have the device.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"device is {device!r}: use 'auto', 'cpu', 'cuda' or 'cuda:<index>'"
+        ) from error
+    if resolved.type not in ("cpu", "cuda"):
+        raise ConfigError(
+            f"device is {device!r}: only CPUs and CUDA GPUs are supported, so use 'auto', 'cpu', "
+            "'cuda' or 'cuda:<index>'"
+        )
+    num_gpus = torch.cuda.device_count() if resolved.type == "cuda" else 0
+    if resolved.type == "cuda" and (resolved.index or 0) >= num_gpus:
+        raise ConfigError(
+            f"device is {device!r}, but torch finds {num_gpus} CUDA GPUs on this machine: use "
+            + (f"an index below {num_gpus}, 'cpu' or 'auto'" if num_gpus else "'cpu' or 'auto'")
+        )
+    return resolved
+
+
+def _check_quantization(
+    quantization: str, device: torch.device, dtype: str, model_impl: str
+) -> None:
+    if quantization == "fp8":
+        check_fp8_device(device, dtype)
+    elif device.type != "cpu":
+        raise ConfigError(
+            f"quantization is {quantization!r}, which only CPUs compute, but the device is "
+            f"{device}: set device to 'cpu', set quantization to 'fp8', or leave quantization out"
+        )
+    if model_impl == "transformers":
+        raise ConfigError(
+            f"quantization is {quantization!r}, which only the native decoder computes, but "
+            "model_impl is 'transformers': set model_impl to 'auto' or 'native', or leave "
+            "quantization out"
+        )
+    if quantization == "int8":
+        _check_cpp_library()
+
+
+def _check_cpp_library() -> None:
+    try:
+        default_library()
+    except CppBuildError as error:
+        raise ConfigError(
+            f"quantization is 'int8', which needs the C++ kernels, but they cannot be loaded: "
+            f"{error}; or leave quantization out"
+        ) from error
