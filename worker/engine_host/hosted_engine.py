@@ -1,4 +1,4 @@
-"""What the engine process needs of an engine: the seam between the real one and the stand-in."""
+"""The interface that the engine process uses: `RealEngine` and `StubEngine` implement it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from .messages import AddRequest, DraftCounts, EngineLoad, Finished, NewOutput, 
 
 
 class RequestRefused(Exception):
-    """The engine does not take a request, now or ever; the others are not affected.
+    """The engine can never run a request; other requests are not affected.
 
     Attributes:
-        code: machine-readable, in OpenAI's spelling where it has one.
+        code: machine-readable; OpenAI's code if it has one.
         message: for people; never prompt or output text.
     """
 
@@ -24,42 +24,42 @@ class RequestRefused(Exception):
 
 @dataclass(slots=True)
 class StepOutput:
-    """What one step brought."""
+    """The tokens and ends of one step."""
 
     new_outputs: list[NewOutput] = field(default_factory=list)
     finished: list[Finished] = field(default_factory=list)
 
 
 class HostedEngine(Protocol):
-    """One engine, loaded and warm."""
+    """One loaded and warm engine."""
 
     def describe(self) -> Ready:
-        """Return its identity and limits."""
+        """Return the engine's identity and limits."""
 
     def add(self, request: AddRequest) -> None:
         """Queue a request.
 
         Raises:
-            RequestRefused: it cannot be run.
+            RequestRefused: the request cannot be run.
         """
 
     def abort(self, request_id: str) -> None:
-        """End a request early; the next step reports it. One that is not known is ignored."""
+        """End a request early; the next step reports its end. Ignore an unknown request."""
 
     def has_unfinished(self) -> bool:
-        """Whether a step has anything to do."""
+        """Whether there is any request to compute or report."""
 
     def step(self) -> StepOutput:
         """Compute one batch."""
 
     def load(self) -> EngineLoad:
-        """Return how full it is."""
+        """Return how full the engine is."""
 
     def drafts(self) -> DraftCounts | None:
-        """Return what prompt lookup came to, or None where it is off."""
+        """Return the counts of prompt lookup, or None if it is off."""
 
     def prepare(self, timeout_s: float) -> bool:
-        """Use idle time for what makes later steps faster.
+        """Use idle time to make later steps faster.
 
         Args:
             timeout_s: Seconds after which to return.

@@ -1,4 +1,4 @@
-"""The worker's end of the engine process: start it, talk to it, notice its death, replace it."""
+"""The worker's end of the engine process: starts it, talks to it, replaces it when it dies."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from .messages import (
     ToEngine,
 )
 
-#: Deaths before the engine was ready, in a row, after which the worker gives up.
+#: Deaths in a row, each before the engine was ready, after which the worker ends.
 MAX_FAILED_STARTS = 3
 _RESPAWN_WAIT_S = 1.0
-#: An engine whose end of the socket is closed has this long to be gone.
+#: An engine that has closed its end of the socket must exit within this time.
 _EXIT_GRACE_S = 5.0
-#: An engine that was seen to turn within this time takes more jobs.
+#: An engine gets more jobs if its loop has moved within this time.
 _MOVING_WITHIN_S = 10.0
-_LONGEST_LOOK_S = 1.0
+_LONGEST_OBSERVED_S = 1.0
 _log = structlog.stdlib.get_logger("batchmill.engine_link")
 
 # Generic for the type checker only.
@@ -47,27 +47,27 @@ EngineConnection: TypeAlias = "Connection[EngineSpec | ToEngine, FromEngine]"
 
 
 class EngineListener(Protocol):
-    """Hears of the engine, always in the link's own thread and in the order things happened."""
+    """Gets the engine's events, in the link's own thread and in the order they happened."""
 
     def on_ready(self, ready: Ready) -> None:
-        """A fresh engine takes requests."""
+        """Handle a new engine that takes requests."""
 
     def on_report(self, report: StepReport) -> None:
-        """Tokens, ends and refusals of one turn."""
+        """Handle the tokens, ends and refusals of one iteration."""
 
     def on_gone(self, *, orderly: bool) -> None:
-        """The engine is gone, and everything it had sent was reported before."""
+        """Handle the end of an engine, after everything that it sent has been reported."""
 
     def on_start_failed(self, message: str) -> None:
-        """No engine can be started; there will be no further call."""
+        """Handle that no engine can be started. This is the last call."""
 
 
 class EngineLink:
     """Owns the engine process, one at a time, and the thread that watches it.
 
     The thread that starts a process reads from it until its end: the kernel ties a child to the
-    *thread* that started it, so that thread has to last as long. A second thread writes, so that
-    `send` never waits for an engine that is in the middle of a step.
+    *thread* that started it, so that thread must live as long. A second thread writes, so `send`
+    never waits for an engine that is in the middle of a step.
     """
 
     def __init__(self, spec: EngineSpec, listener: EngineListener) -> None:
@@ -84,9 +84,9 @@ class EngineLink:
         self._stalled_s = 0.0
         self.ready: Ready | None = None
         self.load = EngineLoad(0, 0, 0)
-        #: None where prompt lookup is off, and while there is no engine that is ready.
+        #: None if prompt lookup is off, and while no engine is ready.
         self.drafts: DraftCounts | None = None
-        #: Requests handed over that the engine's last report had not seen yet.
+        #: Requests sent to this engine, and those of them that its last report had seen.
         self.num_adds_sent = 0
         self.num_adds_seen = 0
 
@@ -98,68 +98,68 @@ class EngineLink:
 
     @property
     def loop_count(self) -> int:
-        """Turns of the engine's loop; does not move while the engine is stuck, loading or gone."""
+        """Iterations of the engine's loop; stands still if it is stuck, loading or gone."""
         counter = self._counter
         return 0 if counter is None else counter.value
 
     @property
     def is_alive(self) -> bool:
-        """Whether an engine runs or another one will."""
+        """Whether an engine runs or will be started."""
         return self._thread.is_alive()
 
     @property
     def is_moving(self) -> bool:
-        """Whether the engine's loop has turned lately: a stuck engine gets no more jobs."""
+        """Whether the engine's loop has moved lately: a stuck engine gets no more jobs."""
         return self._stalled_s < _MOVING_WITHIN_S
 
     def measure_stall_s(self) -> float:
-        """Look whether the loop of a ready engine has turned; return for how long it has not.
+        """Return for how many seconds the loop of a ready engine has stood still.
 
-        Called again and again by one thread. Time in which nobody looked hardly counts: after both
+        One thread calls this at short intervals. A long interval counts only in part: if both
         processes were frozen together, the engine has not been stuck.
         """
         now, loop_count = time.monotonic(), self.loop_count
         if loop_count != self._seen_loop_count or self.ready is None:
             self._stalled_s = 0.0
         else:
-            self._stalled_s += min(now - self._seen_at, _LONGEST_LOOK_S)
+            self._stalled_s += min(now - self._seen_at, _LONGEST_OBSERVED_S)
         self._seen_loop_count, self._seen_at = loop_count, now
         return self._stalled_s
 
     def start(self) -> None:
-        """Start the engine, and keep one running until `shut_down`."""
+        """Start an engine, and keep one running until `shut_down`."""
         self._thread.start()
 
     def send(self, message: ToEngine) -> None:
-        """Hand a message to the engine that runs now; never blocks. Without one it is dropped."""
+        """Send a message to the engine that runs now, without blocking. Drop it if none runs."""
         if isinstance(message, AddRequest):
             self.num_adds_sent += 1
         self._outbox.put(message)
 
     def set_paused(self, paused: bool) -> None:
-        """Stop or go on stepping; requests stay."""
+        """Pause or continue the engine's steps; its requests stay."""
         self.send(SetPaused(paused))
 
     def kill(self, why: str) -> None:
-        """End a stuck engine; its death is then handled like any other."""
+        """Kill a stuck engine; its death is then handled like any other."""
         process = self._process
         if process is not None and process.poll() is None:
             _log.warning("engine_killed", pid=process.pid, why=why)
             process.send_signal(signal.SIGKILL)
 
     def shut_down(self) -> None:
-        """Let the engine end after its step and start no other. Returns at once; see `join`."""
+        """Let the engine end after its step, and start no other. Return at once; see `join`."""
         self._closing.set()
         self.send(Shutdown())
         if self.ready is None:
-            self.kill("told to end while it was loading")
+            self.kill("shutdown while it was loading")
 
     def join(self, timeout_s: float) -> bool:
-        """Wait for the end; an engine that takes longer is killed, and the answer is False."""
+        """Wait for the engine's end. Kill an engine that takes longer, and return False."""
         self._thread.join(timeout_s)
         if not self._thread.is_alive():
             return True
-        self.kill(f"did not end within {timeout_s:.1f} s of being told to")
+        self.kill(f"it did not end within {timeout_s:.1f} s of the shutdown")
         self._thread.join(5.0)
         return False
 
@@ -168,7 +168,7 @@ class EngineLink:
             self._keep_one_running()
         except Exception:
             _log.exception("engine_link_failed")
-            self._listener.on_start_failed("the worker lost hold of its engine")
+            self._listener.on_start_failed("the thread that watches the engine failed; see the log")
 
     def _keep_one_running(self) -> None:
         while not self._closing.is_set():
@@ -184,7 +184,7 @@ class EngineLink:
     def _serve_one(self) -> None:
         process, connection = self._spawn()
         if self._closing.is_set():  # `shut_down` may have found no process to kill
-            self.kill("told to end while it was started")
+            self.kill("shutdown while it was starting")
         outbox = self._outbox
         writer = threading.Thread(
             target=_write_all, args=(connection, outbox), name="engine-writer", daemon=True
@@ -196,7 +196,7 @@ class EngineLink:
         self._num_failed_starts = 0 if was_ready else self._num_failed_starts + 1
         if not self._closing.is_set():
             _log.error("engine_died", pid=process.pid, status=status, was_ready=was_ready)
-        # First the listener, then the new outbox: what is sent until then is for the dead engine.
+        # The listener comes before the new outbox: earlier messages are for the dead engine.
         self._listener.on_gone(orderly=status == 0)
         self._outbox = queue.SimpleQueue()
         outbox.put(None)
@@ -238,14 +238,14 @@ class EngineLink:
         self._process = process
         self.num_adds_sent = self.num_adds_seen = 0
         connection: EngineConnection = Connection(ours.detach())
-        with contextlib.suppress(OSError):  # dead already: the reader finds out
+        with contextlib.suppress(OSError):  # it is dead already, which the reader will notice
             connection.send(self._spec)
         _log.info("engine_started", pid=process.pid, model=self._spec.model, kind=self._spec.kind)
         return process, connection
 
 
 def _receive(connection: EngineConnection) -> FromEngine | None:
-    """Return the next message, or None at the engine's end."""
+    """Return the next message, or None if the engine has closed the connection."""
     try:
         return connection.recv()
     except (EOFError, OSError):
@@ -253,7 +253,7 @@ def _receive(connection: EngineConnection) -> FromEngine | None:
 
 
 def _write_all(connection: EngineConnection, outbox: queue.SimpleQueue[ToEngine | None]) -> None:
-    """Write what is put into an outbox until a None; after the engine's death, throw it away."""
+    """Write an outbox's messages until a None; after the engine's death, discard them."""
     alive = True
     while (message := outbox.get()) is not None:
         if alive:

@@ -1,4 +1,4 @@
-"""What the worker and its engine process say to each other.
+"""The messages between the worker and its engine process.
 
 Plain frozen values, pickled over a socket pair between a process and its own child.
 """
@@ -25,10 +25,10 @@ class EngineSpec:
 
 @dataclass(frozen=True, slots=True)
 class AddRequest:
-    """Start, or resume, one request."""
+    """Start or resume one request."""
 
     request_id: str
-    #: Exactly one of the prompt and the chat is given.
+    #: Exactly one of `prompt` and `chat` is set.
     prompt: str | Sequence[int] | None
     #: Keyword arguments of `Chat`.
     chat: Mapping[str, Any] | None
@@ -36,38 +36,38 @@ class AddRequest:
     params: Mapping[str, Any]
     #: Output tokens of earlier attempts.
     resumed_token_ids: Sequence[int] = ()
-    #: Lower goes first.
+    #: A lower number goes first.
     priority: int = 0
-    #: Seconds from its arrival until the engine stops it by itself; None is never.
+    #: Seconds after its arrival at which the engine stops it by itself; None means never.
     deadline_s: float | None = None
-    #: It shares KV blocks with requests of the same salt only.
+    #: It shares KV blocks only with requests that have the same salt.
     cache_salt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class AbortRequest:
-    """Stop one request; it is answered with a `Finished` unless it had ended before."""
+    """Stop one request. A `Finished` follows unless the request had ended before."""
 
     request_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class SetPaused:
-    """Stop or go on stepping. A paused engine keeps its requests and its progress counter."""
+    """Pause or continue steps. A paused engine keeps its requests, and its loop still moves."""
 
     paused: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Shutdown:
-    """End after the step that is running."""
+    """End after the current step."""
 
 
 @dataclass(frozen=True, slots=True)
 class DraftCounts:
-    """What prompt lookup came to since the process started."""
+    """Counts of prompt lookup since the process started."""
 
-    #: Guessed tokens that were computed, and those of them that are part of an output.
+    #: Draft tokens that were computed, and those of them that were accepted.
     num_draft_tokens: int
     num_accepted_tokens: int
 
@@ -76,18 +76,19 @@ class DraftCounts:
 class Ready:
     """The model is loaded and warm."""
 
-    #: Names weights, tokenizer, dtype and sampler: tokens of another identity cannot be continued.
+    #: Identifies weights, tokenizer, dtype and sampler. Tokens of another identity cannot be
+    #: continued.
     identity: str
     num_blocks: int
     block_size: int
     max_model_len: int
-    #: None where prompt lookup is off, here and in each report.
+    #: None if prompt lookup is off, here and in each report.
     drafts: DraftCounts | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StartFailed:
-    """The engine cannot be built, for a reason that a retry does not change."""
+    """The engine cannot be built, and a retry would not help."""
 
     message: str
 
@@ -101,12 +102,12 @@ class EngineLoad:
     num_free_blocks: int
 
 
-#: For each token, token ids to log probabilities; None for a prompt's first.
+#: For each token, token ids to log probabilities; None for a prompt's first token.
 Logprobs = Sequence[Mapping[int, float] | None]
 
 
 class FinishedCall(NamedTuple):
-    """A call of a function; its arguments are a JSON object, as text."""
+    """A function call; its arguments are a JSON object, as text."""
 
     id: str
     name: str
@@ -115,7 +116,7 @@ class FinishedCall(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class FinishedSample:
-    """One of several samples of a request, as `Finished` tells of a single one."""
+    """One of several samples of a request; the fields are those of `Finished`."""
 
     text: str
     token_ids: Sequence[int]
@@ -134,12 +135,12 @@ class Finished:
     Attributes:
         text: the whole output, resumed tokens included; `token_ids` likewise.
         finish_reason: `stop`, `length`, `tool_calls`, `abort` or `error`.
-        error: what went wrong, where the reason is `error`, or `abort` for a deadline; never prompt
+        error: the message if the reason is `error`, or `abort` because of a deadline; never prompt
             or output text.
         error_code: the same for machines: `numerical_error`, `out_of_memory`, `no_token_left`,
             `engine_error` or `deadline_exceeded`.
-        logprobs: per output token; None where not asked for. `entropies` likewise, in nats.
-        samples: all samples where the request asked for several; the first is told of above, too.
+        logprobs: per output token; None unless requested. `entropies` likewise, in nats.
+        samples: all samples, if the request asked for several; the other fields repeat the first.
     """
 
     request_id: str
@@ -148,11 +149,11 @@ class Finished:
     finish_reason: str
     num_prompt_tokens: int
     num_cached_tokens: int = 0
-    #: Times the engine took its blocks away and computed it again.
+    #: Times that the engine preempted it and computed it again.
     num_preemptions: int = 0
-    #: Seconds from its arrival until it was first computed; None where it never was.
+    #: Seconds from its arrival until it was first computed; None if it never was.
     queued_s: float | None = None
-    #: Mean seconds between two of its tokens; None before the second.
+    #: Mean seconds between two of its tokens; None before the second token.
     inter_token_s: float | None = None
     #: The stop token id or stop string that ended it.
     stop_reason: int | str | None = None
@@ -166,13 +167,13 @@ class Finished:
 
     @property
     def num_output_tokens(self) -> int:
-        """Tokens generated, of all samples together."""
+        """Generated tokens of all samples together."""
         return sum(len(sample.token_ids) for sample in self.samples) or len(self.token_ids)
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A request the engine does not take, now or ever."""
+    """A request that the engine can never run."""
 
     request_id: str
     code: str
@@ -180,21 +181,21 @@ class Refused:
 
 
 #: One request's output of one step: request id, token ids, and the text that they made certain. The
-#: first of a resumed request begins with the text of the tokens that it was resumed with: what was
-#: written of it is compared and completed. There is one for each request in each step, so it is a
-#: plain tuple: pickle takes a sixth of the time that it takes for instances of any class.
+#: first output of a resumed request begins with the text of its resumed tokens, so that the stored
+#: text can be compared and completed. There is one per request and step, so it is a plain tuple:
+#: pickle takes a sixth of the time that it takes for instances of a class.
 NewOutput: TypeAlias = tuple[str, Sequence[int], str]
 
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """What one turn of the engine's loop produced."""
+    """The output of one iteration of the engine's loop."""
 
     #: `AddRequest` messages seen since the process started.
     num_adds_seen: int
     load: EngineLoad
     drafts: DraftCounts | None = None
-    #: What each request got, where it got any tokens.
+    #: New output of each request that got any tokens.
     new_outputs: Sequence[NewOutput] = ()
     finished: Sequence[Finished] = field(default_factory=tuple)
     refused: Sequence[Refused] = field(default_factory=tuple)

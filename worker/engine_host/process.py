@@ -1,7 +1,7 @@
-"""The engine's own process: builds the engine, then turns its loop until it is told to end.
+"""The engine process: builds the engine, then runs its loop until the worker ends it.
 
 Started by `EngineLink` as `python -m batchmill.worker.engine_host.process CONNECTION_FD
-PROGRESS_FD`. It ends when the worker's end of the socket closes, so it never outlives its worker;
+COUNTER_FD`. It ends when the worker's end of the socket closes, so it never outlives its worker;
 the kernel ends it as well (`die_with_parent.py`).
 """
 
@@ -32,10 +32,10 @@ from .messages import (
     ToEngine,
 )
 
-#: Longest wait for a message while there is nothing to compute; the progress counter moves at
-#: least this often.
+#: Longest wait for a message while there is nothing to compute. The liveness counter moves at least
+#: this often.
 _IDLE_WAIT_S = 0.1
-#: Longest time spent on preparations before looking for messages again.
+#: Longest time for preparations before messages are read again.
 _PREPARE_S = 0.01
 _EXIT_FAILURE = 1
 _log = structlog.stdlib.get_logger("batchmill.engine_process")
@@ -44,48 +44,48 @@ _log = structlog.stdlib.get_logger("batchmill.engine_process")
 class EngineLoop:
     """Turns messages into requests and steps into reports.
 
-    Invariant: the progress counter moves once a turn, idle turns included, and stands still only
-    while a step (or the building of the engine) takes its time.
+    Invariant: the liveness counter moves once per iteration, idle ones included. It stands still
+    only during a step, or while the engine is built.
     """
 
     def __init__(
         self,
         connection: Connection[FromEngine, ToEngine],
         engine: HostedEngine,
-        progress: LivenessCounter,
+        counter: LivenessCounter,
     ) -> None:
         self._connection = connection
         self._engine = engine
-        self._progress = progress
+        self._counter = counter
         self._paused = False
         self._ended = False
         self._num_adds_seen = 0
         self._refused: list[Refused] = []
 
-    def run(self) -> None:
+    def serve(self) -> None:
         """Serve until `Shutdown`, or until the worker is gone (EOFError, OSError)."""
         self._connection.send(self._engine.describe())
         while not self._ended:
-            self._progress.advance()
+            self._counter.advance()
             can_step = self._engine.has_unfinished() and not self._paused
-            heard = self._take_messages(0 if can_step else self._prepare())
+            got_messages = self._take_messages(0 if can_step else self._prepare())
             if self._ended:
                 return
             if self._engine.has_unfinished() and not self._paused:
                 self._report(self._engine.step())
-            elif heard:
+            elif got_messages:
                 self._report(StepOutput())
 
     def _prepare(self) -> float:
-        """Use an idle turn; return for how long the next message may be waited for."""
+        """Use idle time for preparations; return how long to wait for the next message."""
         return _IDLE_WAIT_S if self._engine.prepare(_PREPARE_S) else 0
 
     def _take_messages(self, wait_s: float) -> bool:
-        heard = False
-        while not self._ended and self._connection.poll(0 if heard else wait_s):
+        got_messages = False
+        while not self._ended and self._connection.poll(0 if got_messages else wait_s):
             self._handle(self._connection.recv())
-            heard = True
-        return heard
+            got_messages = True
+        return got_messages
 
     def _handle(self, message: ToEngine) -> None:
         if isinstance(message, AddRequest):
@@ -101,13 +101,13 @@ class EngineLoop:
         elif isinstance(message, Shutdown):
             self._ended = True
 
-    def _report(self, news: StepOutput) -> None:
+    def _report(self, output: StepOutput) -> None:
         report = StepReport(
             num_adds_seen=self._num_adds_seen,
             load=self._engine.load(),
             drafts=self._engine.drafts(),
-            new_outputs=news.new_outputs,
-            finished=news.finished,
+            new_outputs=output.new_outputs,
+            finished=output.finished,
             refused=self._refused,
         )
         self._refused = []
@@ -115,7 +115,7 @@ class EngineLoop:
 
 
 def build_engine(spec: EngineSpec) -> HostedEngine:
-    """Build the engine that a spec names.
+    """Build the engine that a spec describes.
 
     Raises:
         EngineStartError: the model or the configuration cannot work.
@@ -136,14 +136,14 @@ def main(arguments: list[str]) -> None:
     """Run the engine process.
 
     Args:
-        arguments: descriptors of the connection and of the progress counter.
+        arguments: descriptors of the connection and of the liveness counter.
     """
     # The worker decides when the engine ends: a Ctrl-C, or a signal to the whole group, must not
-    # take the engine from under jobs that are being handed back.
+    # end it while the worker still gives its jobs back.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     connection: Connection[FromEngine, EngineSpec | ToEngine] = Connection(int(arguments[0]))
-    progress = LivenessCounter(int(arguments[1]))
+    counter = LivenessCounter(int(arguments[1]))
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         spec = connection.recv()
         assert isinstance(spec, EngineSpec)
@@ -153,13 +153,13 @@ def main(arguments: list[str]) -> None:
         except EngineStartError as error:
             connection.send(StartFailed(str(error)))
             return
-        loop = EngineLoop(connection, engine, progress)  # type: ignore[arg-type]
+        loop = EngineLoop(connection, engine, counter)  # type: ignore[arg-type]
         try:
-            loop.run()
+            loop.serve()
         except (EOFError, OSError):
             raise
         except Exception:
-            # Whatever state the engine is in now, a fresh process has a better one.
+            # The state of this engine is unknown; a new process starts clean.
             _log.exception("engine_failed")
             sys.exit(_EXIT_FAILURE)
 

@@ -1,4 +1,4 @@
-"""The real engine behind the engine process. The only file of this folder that brings in torch."""
+"""The real engine, with a model. Only this file of the worker imports torch."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from .messages import (
 
 
 def build_real_engine(spec: EngineSpec) -> RealEngine:
-    """Load the model that a spec names.
+    """Load the model that a spec describes.
 
     Raises:
-        EngineStartError: the configuration or the model cannot work; trying again does not help.
+        EngineStartError: the configuration or the model cannot work; a retry would not help.
     """
     try:
         return RealEngine(Engine(EngineConfig(model=spec.model, **spec.options)))
@@ -45,15 +45,15 @@ def build_real_engine(spec: EngineSpec) -> RealEngine:
 
 
 class RealEngine:
-    """An `Engine` in the words of the engine process."""
+    """Adapts `batchmill.engine.Engine` to the messages of the engine process."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        #: Resumed requests that have reported nothing yet.
+        #: Resumed requests without any output yet.
         self._resumed: set[str] = set()
 
     def describe(self) -> Ready:
-        """Return its identity and limits."""
+        """Return the engine's identity and limits."""
         config = self._engine.config
         return Ready(
             identity=self._engine.identity,
@@ -67,14 +67,14 @@ class RealEngine:
         """Queue a request.
 
         Raises:
-            RequestRefused: it cannot be run.
+            RequestRefused: the request cannot be run.
         """
         try:
             prompt = _prompt(request)
             params = SamplingParams.from_dict(request.params)
             resumed: ResumedTokens = request.resumed_token_ids
             if params.n > 1:
-                # Only the first sample's tokens are checkpointed; the others draw theirs again.
+                # Only the first sample's tokens are checkpointed; the others are generated again.
                 resumed = [request.resumed_token_ids, *[()] * (params.n - 1)]
             self._engine.add_request(
                 request.request_id,
@@ -91,38 +91,38 @@ class RealEngine:
             raise RequestRefused(error.code, error.message) from error
 
     def abort(self, request_id: str) -> None:
-        """End a request early; the next step reports it. One that is not known is ignored."""
+        """End a request early; the next step reports its end. Ignore an unknown request."""
         self._engine.abort(request_id)
 
     def has_unfinished(self) -> bool:
-        """Whether a step has anything to do."""
+        """Whether there is any request to compute or report."""
         return self._engine.has_unfinished()
 
     def step(self) -> StepOutput:
         """Compute one batch."""
-        news = StepOutput()
+        result = StepOutput()
         for output in self._engine.step():
             if output.new_token_ids:
-                news.new_outputs.append(self._new_output(output))
+                result.new_outputs.append(self._new_output(output))
             if output.finished:
                 self._resumed.discard(output.request_id)
-                news.finished.append(_finished(output))
-        return news
+                result.finished.append(_finished(output))
+        return result
 
     def load(self) -> EngineLoad:
-        """Return how full it is."""
+        """Return how full the engine is."""
         load = self._engine.load()
         return EngineLoad(load.num_running, load.num_waiting, load.num_free_blocks)
 
     def drafts(self) -> DraftCounts | None:
-        """Return what prompt lookup came to, or None where it is off."""
+        """Return the counts of prompt lookup, or None if it is off."""
         counts = self._engine.draft_counts()
         if counts is None:
             return None
         return DraftCounts(counts.num_draft_tokens, counts.num_accepted_tokens)
 
     def prepare(self, timeout_s: float) -> bool:
-        """Have the system provide memory of the KV cache; return whether all of it is there."""
+        """Pre-fault memory of the KV cache; return whether all of it is there."""
         return self._engine.provide_memory(timeout_s)
 
     def _new_output(self, output: RequestOutput) -> NewOutput:

@@ -1,11 +1,11 @@
-"""A stand-in for the engine: no model, deterministic tokens, faults on demand.
+"""A stub of the engine: no model, deterministic tokens, faults on demand.
 
 For tests, and for measuring the worker alone (`BATCHMILL_ENGINE=stub`). A token is a pure function
-of prompt, seed and position, so any attempt on any worker continues any other.
+of prompt, seed and position, so any attempt on any worker can continue any other.
 
-A prompt may carry one marker, acted upon when the token at that output position is due:
-`<<crash@N>>` ends the process, `<<hang@N>>` blocks the step for ever, `<<raise@N>>` raises out of
-the step, `<<error@N>>` fails that one request; `<<refuse>>` is refused when it is added.
+A prompt may contain one marker, which acts when the token at its output position is due:
+`<<crash@N>>` ends the process, `<<hang@N>>` blocks the step for ever, `<<raise@N>>` raises an
+exception in the step, `<<error@N>>` fails that one request; `<<refuse>>` is refused when added.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ CRASH_STATUS = 86
 
 @dataclass(frozen=True, slots=True)
 class StubConfig:
-    """How the stand-in behaves."""
+    """How the stub behaves."""
 
-    #: Seconds that a step takes, whatever the batch.
+    #: Seconds per step, whatever the batch.
     step_time_s: float = 0.002
     #: Seconds until the engine is ready.
     load_time_s: float = 0.0
@@ -42,9 +42,9 @@ class StubConfig:
     max_model_len: int = 4096
     num_blocks: int = 4096
     block_size: int = 16
-    #: Another value makes another identity: tokens cannot be continued across it.
+    #: The engine's identity. Tokens of another identity cannot be continued.
     identity: str = "stub"
-    #: File that gets a line "request_id position" for each token computed; for tests.
+    #: File that gets a line "request_id position" per computed token; for tests.
     trace_path: str | None = None
 
 
@@ -82,17 +82,17 @@ class _StubRequest:
 
 
 def stub_token(prompt: str, seed: int, position: int) -> int:
-    """Return the token id that the stand-in generates at an output position."""
+    """Return the token id that the stub generates at an output position."""
     return zlib.crc32(f"{seed}:{position}:{prompt}".encode()) % _VOCAB_SIZE
 
 
 def stub_text(token_ids: Sequence[int]) -> str:
-    """Return the text of output tokens: one word each."""
+    """Return the text of output tokens: one word per token."""
     return "".join(f" w{token_id}" for token_id in token_ids)
 
 
 class StubEngine:
-    """Owns the requests; first come, first served, as long as blocks and slots last."""
+    """Owns the requests; first come, first served, while there are blocks and slots."""
 
     def __init__(self, config: StubConfig) -> None:
         time.sleep(config.load_time_s)
@@ -102,7 +102,7 @@ class StubEngine:
         self._aborted: list[Finished] = []
 
     def describe(self) -> Ready:
-        """Return its identity and limits."""
+        """Return the engine's identity and limits."""
         config = self._config
         return Ready(config.identity, config.num_blocks, config.block_size, config.max_model_len)
 
@@ -110,7 +110,7 @@ class StubEngine:
         """Queue a request.
 
         Raises:
-            RequestRefused: it has a refuse marker or is longer than `max_model_len`.
+            RequestRefused: the prompt has a refuse marker or is longer than `max_model_len`.
         """
         stub = _StubRequest(
             request.request_id,
@@ -130,7 +130,7 @@ class StubEngine:
         self._waiting.append(stub)
 
     def abort(self, request_id: str) -> None:
-        """End a request early; the next step reports it. One that is not known is ignored."""
+        """End a request early; the next step reports its end. Ignore an unknown request."""
         request = self._running.pop(request_id, None)
         if request is None:
             request = next((r for r in self._waiting if r.request_id == request_id), None)
@@ -140,33 +140,33 @@ class StubEngine:
         self._aborted.append(request.end("abort"))
 
     def has_unfinished(self) -> bool:
-        """Whether a step has anything to do."""
+        """Whether there is any request to compute or report."""
         return bool(self._waiting or self._running or self._aborted)
 
     def prepare(self, timeout_s: float) -> bool:
-        """Nothing to prepare."""
+        """Return True: there is nothing to prepare."""
         return True
 
     def load(self) -> EngineLoad:
-        """Return how full it is."""
+        """Return how full the engine is."""
         return EngineLoad(len(self._running), len(self._waiting), self._num_free_blocks())
 
     def drafts(self) -> DraftCounts | None:
-        """No prompt lookup."""
+        """Return None: there is no prompt lookup."""
         return None
 
     def step(self) -> StepOutput:
         """Generate one token for every running request."""
         self._admit()
         time.sleep(self._config.step_time_s)
-        news = StepOutput()
+        result = StepOutput()
         for request in list(self._running.values()):
-            self._advance(request, news)
-        for finished in news.finished:
+            self._advance(request, result)
+        for finished in result.finished:
             del self._running[finished.request_id]
-        news.finished += self._aborted
+        result.finished += self._aborted
         self._aborted = []
-        return news
+        return result
 
     def _num_free_blocks(self) -> int:
         size = self._config.block_size
@@ -180,20 +180,20 @@ class StubEngine:
             request = self._waiting.popleft()
             self._running[request.request_id] = request
 
-    def _advance(self, request: _StubRequest, news: StepOutput) -> None:
+    def _advance(self, request: _StubRequest, result: StepOutput) -> None:
         position = len(request.token_ids)
         if position < request.max_tokens:
             if _act_on_marker(request.prompt, position):
-                news.finished.append(request.end("error", *_MARKED_ERROR))
+                result.finished.append(request.end("error", *_MARKED_ERROR))
                 return
             self._trace(request.request_id, position)
             token_id = stub_token(request.prompt, int(request.params.get("seed") or 0), position)
             request.token_ids.append(token_id)
             text = stub_text([token_id] if request.has_reported else request.token_ids)
             request.has_reported = True
-            news.new_outputs.append((request.request_id, [token_id], text))
+            result.new_outputs.append((request.request_id, [token_id], text))
         if len(request.token_ids) >= request.max_tokens:
-            news.finished.append(request.end("length"))
+            result.finished.append(request.end("length"))
 
     def _trace(self, request_id: str, position: int) -> None:
         if self._config.trace_path is not None:
@@ -204,7 +204,8 @@ class StubEngine:
 def _render(request: AddRequest) -> str:
     if request.chat is not None:
         return "".join(
-            f"<{turn['role']}>{turn.get('content', '')}" for turn in request.chat["messages"]
+            f"<{message['role']}>{message.get('content', '')}"
+            for message in request.chat["messages"]
         )
     if isinstance(request.prompt, str):
         return request.prompt
@@ -212,7 +213,7 @@ def _render(request: AddRequest) -> str:
 
 
 def _act_on_marker(prompt: str, position: int) -> bool:
-    """Act on the prompt's marker if it is due; True where the request fails by itself."""
+    """Act on the prompt's marker if it is due; return True if only the request must fail."""
     marker = _MARKER.search(prompt)
     if marker is None or position != int(marker[2] or 0):
         return False
@@ -222,5 +223,5 @@ def _act_on_marker(prompt: str, position: int) -> bool:
         while True:
             time.sleep(3600)
     if marker[1] == "raise":
-        raise RuntimeError("the stub engine was told to raise")
+        raise RuntimeError("the prompt asks the stub engine to raise")
     return marker[1] == "error"

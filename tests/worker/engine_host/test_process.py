@@ -1,4 +1,4 @@
-"""The engine process's loop, around a stand-in engine."""
+"""The loop of the engine process, around a stub engine."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ DEADLINE_S = 30.0
 
 
 class SlowToPrepare(StubEngine):
-    """Needs a number of idle turns until it has prepared everything."""
+    """Needs a number of calls until it has prepared everything."""
 
-    def __init__(self, num_turns: int) -> None:
+    def __init__(self, num_calls: int) -> None:
         super().__init__(StubConfig())
-        self.num_turns_left = num_turns
+        self.num_calls_left = num_calls
         self.is_prepared = threading.Event()
 
     def prepare(self, timeout_s: float) -> bool:
-        """Take one turn off."""
+        """Count one call."""
         assert not self.has_unfinished(), "requests come first"
-        self.num_turns_left -= 1
-        if self.num_turns_left <= 0:
+        self.num_calls_left -= 1
+        if self.num_calls_left <= 0:
             self.is_prepared.set()
         return self.is_prepared.is_set()
 
 
-def test_an_idle_engine_prepares_and_still_hears() -> None:
+def test_an_idle_engine_prepares_and_still_takes_messages() -> None:
     ours, theirs = Pipe()
-    engine = SlowToPrepare(num_turns=500)
+    engine = SlowToPrepare(num_calls=500)
     counter_fd = LivenessCounter.create_file()
     loop = EngineLoop(theirs, engine, LivenessCounter(counter_fd))  # type: ignore[arg-type]
     os.close(counter_fd)
-    thread = threading.Thread(target=loop.run, daemon=True)
+    thread = threading.Thread(target=loop.serve, daemon=True)
     thread.start()
     assert isinstance(ours.recv(), Ready)
     ours.send(AddRequest("a", "A prompt.", None, {"max_tokens": 3}))
