@@ -1,5 +1,5 @@
-"""The worker side of batchmill: Celery in front, the engine behind, job records in between.
+"""The worker: Celery brings jobs, the engine runs them, job records in Redis connect the two.
 
 Read `jobs/runtime.py` first, then `consumer/pool.py`. This folder never computes on tensors; only
-the engine's own process imports torch.
+the engine process imports torch.
 """

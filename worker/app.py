@@ -1,4 +1,4 @@
-"""The Celery app for `celery -A batchmill.worker.app …` and Flower, set up from the environment."""
+"""The Celery app for `celery -A batchmill.worker.app …` and Flower, from the environment."""
 
 from __future__ import annotations
 

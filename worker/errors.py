@@ -1,11 +1,11 @@
-"""What can go wrong in the worker itself.
+"""The errors of the worker itself.
 
 WorkerError
  ├── SettingsError        the settings cannot work together
  ├── EngineStartError     the engine process cannot come up; retrying does not help
- ├── MalformedMessage     a queue element is no announcement and no inline job; carries a `code`
- └── JobFailed            what Celery shows for a job that failed; carries the job error's `code`
-      └── JobReleased     what Celery shows for a job that was given back to its queue
+ ├── MalformedMessage     a queue element is not a usable message; carries a `code`
+ └── JobFailed            shown by Celery for a job that failed; carries the job error's `code`
+      └── JobReleased     shown by Celery for a job that was given back to its queue
 
 The programs around the worker have their own tree in `service_errors.py`.
 """
@@ -18,18 +18,18 @@ class WorkerError(Exception):
 
 
 class SettingsError(WorkerError):
-    """Settings cannot work; the message names the value, the limit and the remedy."""
+    """The settings cannot work; the message names the value, the limit and the remedy."""
 
 
 class EngineStartError(WorkerError):
-    """The engine process cannot come up, for a reason that a retry does not change."""
+    """The engine process cannot come up, and a retry would not help."""
 
 
 class MalformedMessage(WorkerError):
     """A queue element that no worker can ever run.
 
     Attributes:
-        code: machine-readable reason, the `reason` of the dead letter starts with it.
+        code: machine-readable; the dead letter's `reason` starts with it.
     """
 
     def __init__(self, code: str, message: str) -> None:
@@ -38,7 +38,7 @@ class MalformedMessage(WorkerError):
 
 
 class JobFailed(WorkerError):
-    """A job's terminal error, as Celery's result backend and events carry it.
+    """A job's final error, as Celery's result backend and events carry it.
 
     Attributes:
         code: the job error's code.

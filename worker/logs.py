@@ -10,12 +10,12 @@ import structlog
 
 
 def configure_logging(level: str, log_format: str, stream: TextIO | None = None) -> None:
-    """Send this process' logs, ours and those of libraries, to one stream in one form.
+    """Send all logs of this process, including those of libraries, to one stream in one format.
 
     Args:
         level: name of the lowest level that is written.
-        log_format: `json`, `text`, or `auto`: text on a terminal, else JSON.
-        stream: where to; stderr when absent.
+        log_format: `json`, `text`, or `auto`: text on a terminal, otherwise JSON.
+        stream: the target; stderr by default.
     """
     stream = sys.stderr if stream is None else stream
     as_json = log_format == "json" or (log_format == "auto" and not stream.isatty())
@@ -51,7 +51,7 @@ def configure_logging(level: str, log_format: str, stream: TextIO | None = None)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    # One logs each result's repr, which is output text; the other a line for each delivery. What
-    # there is to say of a job, we say ourselves.
+    # The first logs the repr of each result, which is output text; the second a line per message.
+    # We log jobs ourselves.
     logging.getLogger("celery.app.trace").setLevel(logging.WARNING)
     logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)

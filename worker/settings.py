@@ -1,4 +1,4 @@
-"""Settings of a worker, from `BATCHMILL_*` variables: the only place where a worker reads them."""
+"""Settings of a worker. Only this file reads the worker's `BATCHMILL_*` variables."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ ENGINE_SETTINGS = tuple(
 class WorkerSettings(EngineSettings):
     """How a worker runs. Each field is `BATCHMILL_<NAME>` in upper case."""
 
-    #: A folder, a hub id, a GGUF file, or "demo".
+    #: Model to serve: a folder, a Hugging Face hub id, a GGUF file, or "demo".
     model: str = "demo"
-    #: Name that jobs ask for; by default the model's. A path cannot be a served name.
+    #: Name by which jobs ask for the model; None is the model's own. A path cannot be such a name.
     served_model_name: str | None = None
     #: "real", or "stub": deterministic tokens without a model, for tests and measurements.
     engine: Literal["real", "stub"] = "real"
@@ -75,33 +75,33 @@ class WorkerSettings(EngineSettings):
     #: whether another one has sent the same beginning of a prompt.
     prefix_cache_shared_across_tenants: bool = False
 
-    #: Seconds after which a job of a silent worker goes to another one. Must exceed the longest
-    #: step; a worker that is only slow loses its jobs otherwise.
+    #: Seconds after which the jobs of a silent worker go to another worker. It must exceed the
+    #: longest step; otherwise a slow worker loses its jobs.
     lease_s: float = Field(default=15.0, ge=0.5)
-    #: Seconds without a turn of the engine's loop after which the engine is killed and replaced.
+    #: Seconds that the engine's loop may stand still before the engine is killed and replaced.
     engine_stall_s: float = Field(default=60.0, gt=0)
-    #: A job with that many unsaved tokens makes a checkpoint of the batch due.
+    #: Unsaved tokens of one job that make a checkpoint of all running jobs due.
     checkpoint_tokens: int = Field(default=8, ge=1)
-    #: Seconds that unsaved tokens wait at most.
+    #: Longest time in seconds that a token stays unsaved.
     checkpoint_interval_s: float = Field(default=0.25, gt=0)
-    #: Unsaved tokens on board at which generation pauses while Redis does not answer.
+    #: Unsaved tokens of all running jobs at which generation pauses while Redis is unreachable.
     max_backlog_tokens: int = Field(default=262_144, ge=1)
-    #: Seconds that an orderly shutdown may take. Give the supervisor a few more before it kills.
+    #: Seconds that an orderly shutdown may take. Let the process supervisor wait a few more.
     drain_timeout_s: float = Field(default=20.0, gt=0)
-    #: Seconds between sweeps for lost leases and announcements.
+    #: Seconds between two sweeps for expired leases and lost announcements.
     sweep_interval_s: float = Field(default=2.0, gt=0)
-    #: Seconds after which a waiting job whose announcement is gone is announced again.
+    #: Seconds after which a waiting job without an announcement is announced again.
     reannounce_grace_s: float = Field(default=30.0, ge=0)
-    #: Seconds between heartbeats.
+    #: Seconds between two heartbeats.
     heartbeat_interval_s: float = Field(default=5.0, gt=0, lt=keys.WORKER_TTL_S)
-    #: Threads that tell Celery how jobs ended.
+    #: Threads that report the ends of jobs to Celery.
     finisher_threads: int = Field(default=2, ge=1)
 
-    #: Celery node name; one must not run twice on one Redis. None takes model, host and pid.
+    #: Celery node name, which must be unique on one Redis. None builds it from model, pid and host.
     worker_name: str | None = None
-    #: Least severe lines that are logged.
+    #: Lowest level of log lines that are written.
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    #: "auto" is text on a terminal and JSON elsewhere.
+    #: Format of log lines; "auto" is text on a terminal and JSON elsewhere.
     log_format: Literal["auto", "json", "text"] = "auto"
 
     @model_validator(mode="after")
@@ -112,7 +112,8 @@ class WorkerSettings(EngineSettings):
             raise ValueError(f"{error}; set BATCHMILL_SERVED_MODEL_NAME") from None
         if self.stub and self.engine != "stub":
             raise ValueError(
-                "stub is set, but engine is not: set BATCHMILL_ENGINE=stub, or neither"
+                "stub is set, but engine is real: set BATCHMILL_ENGINE=stub, or unset "
+                "BATCHMILL_STUB"
             )
         try:
             _ = self.engine_config
@@ -122,7 +123,7 @@ class WorkerSettings(EngineSettings):
 
     @property
     def served_name(self) -> str:
-        """Name that jobs ask for."""
+        """Name by which jobs ask for the model."""
         return self.served_model_name or self.model
 
     @property
