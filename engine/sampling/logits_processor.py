@@ -1,10 +1,10 @@
-"""Between the model and the draw: each row's logits as its request's controls change them."""
+"""The step between the model and the sampler: requests' controls applied to rows of logits."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from itertools import chain
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,140 +12,167 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from batchmill.engine.request.request import Request
-from batchmill.engine.request.sampling_params import SamplingParams
 from batchmill.engine.request.token_controls import RequestControls, TokenCounts
 from batchmill.engine.step.upload import Uploader
-from batchmill.engine.text.structure import Structure, StructureMasks
+from batchmill.engine.text.structure import StructureMasks
 
 from .logits_filters import is_empty, keep_masked, keep_min_p, keep_only, keep_typical
 
+_T = TypeVar("_T")
+
 
 class LogitsProcessor:
-    """Applies the controls of a step's rows, each control at once for all rows that use it.
+    """Applies the controls of a step's rows, each control at once to all rows that use it.
 
-    A row that uses none is not touched, and a control that no row uses costs nothing. What a row
-    gets depends on its own request alone.
+    A row without controls is not touched, and a control that no row uses costs nothing. What
+    happens to a row depends on its own request alone.
     """
 
     def __init__(self, vocab_size: int) -> None:
         self._masks = StructureMasks(vocab_size)
         self._requests: Sequence[Request] = []
-        self._plan = _Plan.of([])
+        self._controlled = _ControlledRows([])
+        self._filtered = _FilteredRows([])
 
-    def start(self, requests: Sequence[Request]) -> None:
-        """Begin with what can be worked out while the model computes this step's logits.
+    def prepare(self, requests: Sequence[Request]) -> None:
+        """Begin the work that can be done while the model computes this step's logits.
 
         Args:
-            requests: One a row, with all tokens that are known before the step.
+            requests: One per row, with all tokens that are known before the step.
         """
-        # The same requests decode together for many steps: who uses what is found out once.
+        # The same requests decode together for many steps, so group their rows only once.
         if requests != self._requests:
             self._requests = requests
-            self._plan = _Plan.of(requests)
-        self._masks.start([structure for _, structure in self._plan.structures])
+            self._controlled = _ControlledRows(requests)
+            self._filtered = _FilteredRows(requests)
+        self._masks.start([structure for _, structure in self._controlled.structures])
 
     def apply(self, logits: Tensor) -> None:
-        """Change the logits of the started step in place; mark the requests left without a token.
+        """Change the logits of the prepared step in place; mark requests left without a token.
 
         Args:
             logits: [num_rows, vocab_size] float32.
         """
-        plan = self._plan
-        for row, controls in plan.controls:
+        rows, filtered = self._controlled, self._filtered
+        for row, controls in rows.controls:
             controls.catch_up(self._requests[row].output_token_ids)
-        if plan.counts:
-            _penalise(logits, plan.counts)
-        if plan.biases:
-            _add_biases(logits, plan.biases)
-        if plan.structures:
-            keep_masked(logits, [row for row, _ in plan.structures], self._masks.take())
-        for row, allowed in plan.allowed:
+        if rows.counts:
+            _penalise(logits, rows.counts, rows.penalties)
+        if rows.biases:
+            _add_biases(logits, rows.biases)
+        if rows.structures:
+            keep_masked(logits, [row for row, _ in rows.structures], self._masks.take())
+        for row, allowed in rows.allowed:
             keep_only(logits[row], allowed)
-        if plan.forbidding:
-            _forbid(logits, plan.forbidding)
-        for row, controls in plan.restricted:
+        if rows.forbidding:
+            _forbid(logits, rows.forbidding)
+        for row, controls in rows.restrictive:
             controls.is_exhausted = is_empty(logits[row])
-        if plan.min_p:
-            rows, params = zip(*plan.min_p, strict=True)
-            heat = [each.temperature for each in params]
-            keep_min_p(logits, list(rows), [each.min_p for each in params], heat)
-        for row, each in plan.typical_p:
-            keep_typical(logits[row], each.typical_p, each.temperature)
+        if filtered.min_p:
+            indices, min_p, temperatures = (
+                list(each) for each in zip(*filtered.min_p, strict=True)
+            )
+            keep_min_p(logits, indices, min_p, temperatures)
+        for row, typical_p, temperature in filtered.typical_p:
+            keep_typical(logits[row], typical_p, temperature)
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """Which rows of a step use which control."""
+class _ControlledRows:
+    """The rows of a step by the request controls that they use.
 
-    controls: list[tuple[int, RequestControls]]
-    counts: list[tuple[int, TokenCounts, SamplingParams]]
-    biases: list[tuple[int, NDArray[np.int64], NDArray[np.float32]]]
-    structures: list[tuple[int, Structure]]
-    allowed: list[tuple[int, NDArray[np.int64]]]
-    forbidding: list[tuple[int, RequestControls]]
-    #: Rows that can be left without any token.
-    restricted: list[tuple[int, RequestControls]]
-    min_p: list[tuple[int, SamplingParams]]
-    typical_p: list[tuple[int, SamplingParams]]
+    Attributes:
+        controls: Rows with any control.
+        counts: Rows with penalties.
+        penalties: [len(counts), 3] float32: repetition, frequency and presence penalty.
+        biases: Rows with logit biases: token ids and values.
+        structures: Rows whose output follows a structure.
+        allowed: Rows with a list of allowed token ids.
+        forbidding: Rows that may forbid single tokens.
+        restrictive: Rows that may forbid every token.
+    """
 
-    @classmethod
-    def of(cls, requests: Sequence[Request]) -> _Plan:
-        rows = list(enumerate(requests))
-        used = [(row, each.controls) for row, each in rows if each.controls is not None]
-        drawn = [(row, each.params) for row, each in rows if each.params.temperature > 0]
-        return cls(
-            controls=used,
-            counts=[(row, each.counts, each.params) for row, each in used if each.counts],
-            biases=[(row, *each.biases) for row, each in used if each.biases is not None],
-            structures=[(row, each.structure) for row, each in used if each.structure is not None],
-            allowed=[(row, each.allowed) for row, each in used if each.allowed is not None],
-            forbidding=[(row, each) for row, each in used if each.can_forbid],
-            restricted=[(row, each) for row, each in used if each.is_restrictive],
-            min_p=[(row, params) for row, params in drawn if params.min_p > 0],
-            typical_p=[(row, params) for row, params in drawn if params.typical_p < 1],
-        )
+    def __init__(self, requests: Sequence[Request]) -> None:
+        controls = _present(enumerate(each.controls for each in requests))
+        self.controls = controls
+        self.counts = _present((row, each.counts) for row, each in controls)
+        self.penalties = _penalties([requests[row] for row, _ in self.counts])
+        self.biases = _present((row, each.biases) for row, each in controls)
+        self.structures = _present((row, each.structure) for row, each in controls)
+        self.allowed = _present((row, each.allowed) for row, each in controls)
+        self.forbidding = [(row, each) for row, each in controls if each.can_forbid]
+        self.restrictive = [(row, each) for row, each in controls if each.is_restrictive]
 
 
-def _penalise(logits: Tensor, counts: list[tuple[int, TokenCounts, SamplingParams]]) -> None:
-    """Repetition, then frequency and presence penalties, on the tokens that the requests have.
+class _FilteredRows:
+    """The rows of a step that filter by probability; greedy rows do not.
+
+    Attributes:
+        min_p: Row, `min_p` and temperature.
+        typical_p: Row, `typical_p` and temperature.
+    """
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        sampled = [
+            (row, each.params) for row, each in enumerate(requests) if each.params.temperature > 0
+        ]
+        self.min_p = [
+            (row, each.min_p, each.temperature) for row, each in sampled if each.min_p > 0
+        ]
+        self.typical_p = [
+            (row, each.typical_p, each.temperature) for row, each in sampled if each.typical_p < 1
+        ]
+
+
+def _present(pairs: Iterable[tuple[int, _T | None]]) -> list[tuple[int, _T]]:
+    return [(row, value) for row, value in pairs if value is not None]
+
+
+def _penalties(requests: Sequence[Request]) -> NDArray[np.float32]:
+    params = [each.params for each in requests]
+    return np.array(
+        [
+            (each.repetition_penalty, each.frequency_penalty, each.presence_penalty)
+            for each in params
+        ],
+        dtype=np.float32,
+    )
+
+
+def _penalise(
+    logits: Tensor, counts: list[tuple[int, TokenCounts]], penalties: NDArray[np.float32]
+) -> None:
+    """Apply the repetition, then the frequency and presence penalties to the requests' tokens.
 
     Source: repetition penalty, Keskar et al. 2019 (CTRL), section 4.1; the other two as OpenAI's
     API defines them.
     """
-    lengths = [len(each.token_ids) for _, each, _ in counts]
+    lengths = [len(each.token_ids) for _, each in counts]
     if not any(lengths):
         return
-    params = np.array(
-        [
-            (each.repetition_penalty, each.frequency_penalty, each.presence_penalty)
-            for _, _, each in counts
-        ],
-        dtype=np.float32,
-    )
-    numbers = np.concatenate([each.output_counts for _, each, _ in counts])
-    repetition, frequency, presence = np.repeat(params, lengths, axis=0).T
-    taken_off = frequency * numbers + presence * (numbers > 0)
+    numbers = np.concatenate([each.output_counts for _, each in counts])
+    repetition, frequency, presence = np.repeat(penalties, lengths, axis=0).T
+    subtracted = frequency * numbers + presence * (numbers > 0)
     index = _index(
         logits,
-        np.repeat([row for row, _, _ in counts], lengths),
-        np.concatenate([each.token_ids for _, each, _ in counts]),
+        np.repeat([row for row, _ in counts], lengths),
+        np.concatenate([each.token_ids for _, each in counts]),
     )
     factors = _on_device(repetition, logits)
     values = logits[index]
     values = torch.where(values > 0, values / factors, values * factors)
-    logits[index] = values - _on_device(taken_off, logits)
+    logits[index] = values - _on_device(subtracted, logits)
 
 
 def _add_biases(
-    logits: Tensor, biases: list[tuple[int, NDArray[np.int64], NDArray[np.float32]]]
+    logits: Tensor, biases: list[tuple[int, tuple[NDArray[np.int64], NDArray[np.float32]]]]
 ) -> None:
-    lengths = [len(token_ids) for _, token_ids, _ in biases]
+    lengths = [len(token_ids) for _, (token_ids, _) in biases]
     index = _index(
         logits,
-        np.repeat([row for row, _, _ in biases], lengths),
-        np.concatenate([token_ids for _, token_ids, _ in biases]),
+        np.repeat([row for row, _ in biases], lengths),
+        np.concatenate([token_ids for _, (token_ids, _) in biases]),
     )
-    logits[index] += _on_device(np.concatenate([values for _, _, values in biases]), logits)
+    logits[index] += _on_device(np.concatenate([values for _, (_, values) in biases]), logits)
 
 
 def _forbid(logits: Tensor, forbidding: list[tuple[int, RequestControls]]) -> None:
@@ -164,5 +191,5 @@ def _index(
 
 
 def _on_device(array: NDArray[np.generic], logits: Tensor) -> Tensor:
-    (there,) = Uploader(logits.device).upload(np.ascontiguousarray(array))
-    return there
+    (uploaded,) = Uploader(logits.device).upload(np.ascontiguousarray(array))
+    return uploaded

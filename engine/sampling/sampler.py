@@ -1,4 +1,4 @@
-"""From logits to tokens: each row with its own request's controls."""
+"""The sampler: tokens from logits, each row with its own request's controls."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from .scorer import Scorer
 
 
 class Sampler:
-    """Gathers the controls of a step's rows, draws their tokens and scores them.
+    """Gathers the controls of a step's rows, samples their tokens and scores them.
 
     A token depends on its row's logits, its request's controls and seed, and its index in the
-    output; not on the batch. So a resumed or preempted request draws the same tokens again.
+    output; not on the batch. So a resumed or preempted request samples the same tokens again.
     """
 
     def __init__(self, vocab_size: int, rows: RequestRows) -> None:
@@ -33,52 +33,52 @@ class Sampler:
 
         Args:
             vocab_size: Columns of the logits.
-            rows: Has the requests' controls, and takes the tokens that are drawn.
+            rows: Has the requests' controls, and receives the sampled tokens.
         """
-        self._stage = LogitsProcessor(vocab_size)
+        self._logits_processor = LogitsProcessor(vocab_size)
         self._rows = rows
-        self._begun: ScheduledBatch | None = None
-        # Of those rows that use more than numbers.
+        self._prepared: ScheduledBatch | None = None
+        # One per row; empty if all rows are plain (`RequestRows.is_plain`).
         self._requests: list[Request] = []
-        # The same requests decode together for many steps: their controls become tensors once.
+        # The same requests decode together for many steps: upload their controls only once.
         self._sampling_rows: NDArray[np.int64] | None = None
         self._controls: _RowControls | None = None
         self._uploader = Uploader(rows.last_tokens.device)
 
     def prepare(self, batch: ScheduledBatch) -> None:
-        """Start what can be worked out while the model computes the batch's logits."""
-        self._begun = batch
+        """Begin the work that can be done while the model computes the batch's logits."""
+        self._prepared = batch
         is_plain = bool(self._rows.is_plain[self._rows.sampling_rows_of(batch)].all())
         self._requests = [] if is_plain else batch.request_of_each_row
-        self._stage.start(self._requests)
+        self._logits_processor.prepare(self._requests)
 
     def sample(self, logits: Tensor, batch: ScheduledBatch) -> SampledTokens:
-        """Draw a token for each row that samples, and score what is to be scored.
+        """Sample a token for each row that needs one, and score the tokens that need scores.
 
         Args:
             logits: [num_rows, vocab_size] float32, for each request of the batch the rows that
-                score its known tokens and then the one that samples; changed in place.
+                score its known tokens and then the rows that sample; changed in place.
             batch: The step that they come from.
 
         Returns:
-            One token for each of `batch.request_of_each_row`, not waited for.
+            One token for each of `batch.request_of_each_row`, possibly still being computed.
         """
-        if self._begun is not batch:
+        if self._prepared is not batch:
             self.prepare(batch)
-        self._begun = None
+        self._prepared = None
         scores_known = any(item.scored for item in batch.chunks)
         if scores_known:
             logits = _score_known_tokens(logits, batch)
         rows = self._rows.sampling_rows_of(batch)
         if not len(rows):
-            # On the device, so that collecting the step waits for it: else the host would run
+            # On the device, so that collecting the step waits for it. Otherwise the host would run
             # ahead of a long prompt's chunks without bound.
             nothing = torch.empty(0, dtype=torch.int64, device=logits.device)
             return SampledTokens(nothing, nothing.bool(), holds_next_step=scores_known)
         is_finite = _have_finite_maximum(logits)
         scored = self._scored_rows(is_finite)
         scorer = _scorer(logits, scored)
-        self._stage.apply(logits)
+        self._logits_processor.apply(logits)
         controls, positions = self._upload_controls(rows, batch)
         token_ids: Tensor = sample(
             logits,
@@ -91,7 +91,7 @@ class Sampler:
         controlled = [
             (row, each) for row, each in enumerate(self._requests) if each.controls is not None
         ]
-        drawn = SampledTokens(
+        sampled = SampledTokens(
             token_ids,
             is_finite,
             holds_next_step=bool(controlled or scored or scores_known),
@@ -99,25 +99,31 @@ class Sampler:
             scored=scored,
             scorer=scorer,
         )
-        # Last, so that a step which failed before finds the tokens again that it began with. Of a
-        # request with draft tokens it may be any row: which one counts is found out on the host.
+        # Last, so that if anything failed before, the retried step finds the tokens that it began
+        # with. A request with draft tokens may get the token of any of its rows here; the host
+        # corrects that once it knows which drafts are accepted.
         self._rows.last_tokens.index_copy_(0, controls.rows, token_ids)
-        return drawn
+        return sampled
 
     def _upload_controls(
         self, rows: NDArray[np.int64], batch: ScheduledBatch
     ) -> tuple[_RowControls, Tensor]:
-        """The rows' controls, and the indices of the tokens being drawn, [num_rows] int64."""
-        of = self._rows
-        positions = _num_tokens(batch, of) - of.num_prompt_tokens[rows]
+        """Return the rows' controls, and the output index of each new token, [num_rows] int64."""
+        table = self._rows
+        positions = _num_tokens(batch, table) - table.num_prompt_tokens[rows]
         if rows is self._sampling_rows and self._controls is not None:
             return self._controls, self._uploader.upload(positions)[0]
-        # In one copy that nobody waits for: the model's step is still running.
-        positions_there, *controls = self._uploader.upload(
-            positions, of.temperature[rows], of.top_k[rows], of.top_p[rows], of.seeds[rows], rows
+        # In one asynchronous copy, because the model's step is still running.
+        uploaded_positions, *controls = self._uploader.upload(
+            positions,
+            table.temperature[rows],
+            table.top_k[rows],
+            table.top_p[rows],
+            table.seeds[rows],
+            rows,
         )
         self._sampling_rows, self._controls = rows, _RowControls(*controls)
-        return self._controls, positions_there
+        return self._controls, uploaded_positions
 
     def _scored_rows(self, is_finite: Tensor) -> list[tuple[int, Request]]:
         wanted = [
@@ -131,9 +137,9 @@ class Sampler:
         return [(row, request) for row, request in wanted if finite[row]]
 
 
-def _num_tokens(batch: ScheduledBatch, of: RequestRows) -> NDArray[np.int64]:
-    """Tokens before the one to be drawn, [num_drawn] int64."""
-    decodes = of.decode_starts(batch) + 1
+def _num_tokens(batch: ScheduledBatch, rows: RequestRows) -> NDArray[np.int64]:
+    """Count the tokens before each one to be sampled, [num_sampled] int64."""
+    decodes = rows.decode_starts(batch) + 1
     if not batch.chunks:
         return decodes
     chunks = [
@@ -145,8 +151,8 @@ def _num_tokens(batch: ScheduledBatch, of: RequestRows) -> NDArray[np.int64]:
 
 
 def _have_finite_maximum(logits: Tensor) -> Tensor:
-    """Per row, [num_rows] bool; a maximum passes NaN on."""
-    if logits.device.type == "cpu":  # numpy, because torch's threads would spin after it
+    """Return whether each row has a finite maximum, [num_rows] bool; NaN makes it not finite."""
+    if logits.device.type == "cpu":  # numpy, because torch's threads would spin afterwards
         return torch.from_numpy(np.isfinite(logits.numpy().max(axis=-1)))
     return torch.isfinite(logits.amax(dim=-1))
 
@@ -159,11 +165,11 @@ class _RowControls:
     top_k: Tensor  # [num_rows] int64
     top_p: Tensor  # [num_rows] float32
     seeds: Tensor  # [num_rows] int64
-    rows: Tensor  # [num_rows] int64: where in `RequestRows` they come from
+    rows: Tensor  # [num_rows] int64: their rows in `RequestRows`
 
 
 def _scorer(logits: Tensor, scored: Sequence[tuple[int, Request]]) -> Scorer | None:
-    """A scorer of some of the sampling rows, or None where there are none."""
+    """Return a scorer of some of the sampling rows, or None if there are none."""
     if not scored:
         return None
     wanted = [scores for _, each in scored if (scores := each.scores) is not None]
@@ -175,7 +181,7 @@ def _scorer(logits: Tensor, scored: Sequence[tuple[int, Request]]) -> Scorer | N
 
 
 def _score_known_tokens(logits: Tensor, batch: ScheduledBatch) -> Tensor:
-    """Score the tokens that requests came with, and return the rows that sample.
+    """Score known tokens of the requests, and return the rows that sample.
 
     Returns:
         [num_sampling_rows, vocab_size] float32, a copy.

@@ -183,9 +183,9 @@ def check_batch(cases: list[tuple[dict[str, Any], Reference]], seed: int) -> Non
         if reference is not None:
             prompt, output = each.prompt_token_ids, each.output_token_ids
             expected[row] = reference(prompt, output, logits[row])
-    stage = LogitsProcessor(VOCAB_SIZE)
-    stage.start(requests)
-    stage.apply(logits)
+    processor = LogitsProcessor(VOCAB_SIZE)
+    processor.prepare(requests)
+    processor.apply(logits)
     torch.testing.assert_close(logits, expected)
     assert torch.equal(logits[::2], expected[::2])
 
@@ -226,7 +226,7 @@ def test_state_after_each_token_is_the_state_after_all_at_once(name: str) -> Non
         prompt, output = random_tokens(1, 5), random_tokens(2, 14)
         checked = SamplingParams(**params)
         grown = request("grown", prompt, [], checked)
-        stage = LogitsProcessor(VOCAB_SIZE)
+        processor = LogitsProcessor(VOCAB_SIZE)
         logits = torch.randn(1, VOCAB_SIZE, generator=torch.Generator().manual_seed(3))
         for length in range(len(output) + 1):
             resumed = request("resumed", prompt, output[:length], checked)
@@ -234,8 +234,8 @@ def test_state_after_each_token_is_the_state_after_all_at_once(name: str) -> Non
             # A step that failed after its controls were applied is computed again.
             for each in (grown, grown, resumed):
                 row = logits.clone()
-                stage.start([each])
-                stage.apply(row)
+                processor.prepare([each])
+                processor.apply(row)
                 results.append(row)
             assert torch.equal(results[0], results[1])
             assert torch.equal(results[0], results[2])
@@ -301,9 +301,9 @@ def test_greedy_rows_are_left_alone_by_what_thins_out_a_distribution() -> None:
     params = SamplingParams(temperature=0, min_p=0.9, typical_p=0.1)
     logits = torch.randn(1, VOCAB_SIZE, generator=torch.Generator().manual_seed(0))
     expected = logits.clone()
-    stage = LogitsProcessor(VOCAB_SIZE)
-    stage.start([request("greedy", [1], [], params)])
-    stage.apply(logits)
+    processor = LogitsProcessor(VOCAB_SIZE)
+    processor.prepare([request("greedy", [1], [], params)])
+    processor.apply(logits)
     assert torch.equal(logits, expected)
 
 
@@ -311,9 +311,9 @@ def test_row_that_is_left_without_a_token_is_marked_and_others_are_not() -> None
     emptied = SamplingParams(allowed_token_ids=[5], bad_words=[[5]])
     kept = SamplingParams(allowed_token_ids=[5, 6], bad_words=[[5]])
     requests = [request("emptied", [1], [], emptied), request("kept", [1], [], kept)]
-    stage = LogitsProcessor(VOCAB_SIZE)
-    stage.start(requests)
-    stage.apply(torch.zeros(2, VOCAB_SIZE))
+    processor = LogitsProcessor(VOCAB_SIZE)
+    processor.prepare(requests)
+    processor.apply(torch.zeros(2, VOCAB_SIZE))
     assert [each.controls.is_exhausted for each in requests if each.controls] == [True, False]
 
 
@@ -345,10 +345,10 @@ def test_controls_reach_a_gpu_in_copies_that_nobody_waits_for(
         request(str(row), [1, 2], [3], SamplingParams(temperature=1, **each))
         for row, each in enumerate(controls)
     ]
-    stage = LogitsProcessor(VOCAB_SIZE)
-    stage.start(requests)
+    processor = LogitsProcessor(VOCAB_SIZE)
+    processor.prepare(requests)
     logits = torch.empty(len(requests), VOCAB_SIZE, device="meta")
     with NoWaitingCopies():
-        stage.apply(logits)
+        processor.apply(logits)
         logits_filters.keep_only(logits[0], np.array([1, 2]))
         logits_filters.keep_masked(logits, [0, 2], np.zeros((2, -(-VOCAB_SIZE // 32)), np.int32))
