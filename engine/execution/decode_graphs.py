@@ -1,4 +1,4 @@
-"""Whole decode steps, recorded once for a few batch sizes and replayed."""
+"""Decode graphs: whole decode steps, recorded once for a few batch sizes and replayed."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from batchmill.engine.step.step_inputs import StepInputBuilder, StepInputs
 from batchmill.engine.step.upload import Uploader
 from batchmill.kernels.ops.sample import sample
 
-#: Batch sizes with a graph; others are padded to the next. Finer steps save nothing above 64, where
-#: a matrix unit works on 64 rows at once.
+#: Batch sizes with a graph; others are padded to the next. Finer steps save nothing above 64,
+#: because a matrix unit works on 64 rows at once.
 GRAPH_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256)
-#: Runs before a capture: kernels are compiled and libraries choose their algorithms then.
+#: Runs before a capture, in which kernels are compiled and libraries choose their algorithms.
 NUM_WARM_UPS = 2
 
 _log = logging.getLogger(__name__)
 
 
 class Recorder(Protocol):
-    """Turns work on tensors that stay where they are into something that repeats it."""
+    """Records work on tensors with fixed addresses, so that it can be replayed."""
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Run the work, and return what runs it again on the same memory."""
+        """Run the work, and return a function that runs it again on the same memory."""
 
 
 class PlainRecorder:
-    """Repeats the work by calling it: on any device, without any gain."""
+    """Replays the work by calling it: works on any device, and saves nothing."""
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """See `Recorder.record`."""
@@ -52,16 +52,16 @@ class PlainRecorder:
 class CudaGraphRecorder:
     """Captures the work in a CUDA graph; all graphs of a recorder share one memory pool.
 
-    They share one stream too, for warming up and for capturing, and with nobody else: cuBLAS keeps
-    a workspace (32 MiB on sm_90) for each stream that it ran on, and some versions of torch free
-    it with any graph that was captured there, while others still use it.
+    They also share one stream, used for warm-up and capture only: cuBLAS keeps a workspace (32 MiB
+    on sm_90) per stream, and some versions of torch free it with any graph that was captured on
+    that stream, while other graphs still use it.
 
     Source: PyTorch, "CUDA Graphs", sections on whole-network capture and on sharing memory; its
     issue 193402 for the workspace.
     """
 
     def __init__(self) -> None:
-        gc.collect()  # graphs and buffers of an engine that is gone
+        gc.collect()  # frees the graphs and buffers of an engine that was dropped
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream()
 
@@ -69,7 +69,7 @@ class CudaGraphRecorder:
         """See `Recorder.record`.
 
         Raises:
-            EngineError: the device cannot capture it.
+            EngineError: the work cannot be captured.
         """
         self._stream.wait_stream(torch.cuda.current_stream())
         graph = torch.cuda.CUDAGraph()
@@ -86,7 +86,7 @@ class CudaGraphRecorder:
         except RuntimeError as error:
             raise EngineError(
                 f"a decode step cannot be captured in a CUDA graph ({type(error).__name__}: "
-                f"{error}): set decode_graphs=False (BATCHMILL_DECODE_GRAPHS=off), and steps run "
+                f"{error}): set decode_graphs=False (BATCHMILL_DECODE_GRAPHS=off) to run steps "
                 "kernel by kernel"
             ) from error
         replay: Callable[[], None] = graph.replay
@@ -95,7 +95,7 @@ class CudaGraphRecorder:
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """What a collection frees may call the driver, which a capture does not allow."""
+    """Pause garbage collection: it may call the driver, which a capture does not allow."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -107,16 +107,16 @@ def _no_garbage_collection() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """A decoding batch on the device, in memory that stays where it is; a row a request.
+    """A decoding batch on the device, at fixed addresses, with one row per request.
 
-    Rows past the batch's are padding: they attend to one slot of block 0, write to no slot, and put
-    their token into the row of `RequestRows` that is nobody's.
+    Rows after the batch's are padding: they attend to one slot of block 0, write to no slot, and
+    put their token into the padding row of `RequestRows`.
     """
 
-    row_ids: Tensor  # [most] int64: where in `RequestRows` each belongs
+    row_ids: Tensor  # [most] int64: its row in `RequestRows`
     positions: Tensor  # [most] int64
-    output_positions: Tensor  # [most] int64: index of the token being drawn, in its output
-    is_live: Tensor  # [most] int64: 1, and 0 for padding
+    output_positions: Tensor  # [most] int64: output index of the token being sampled
+    is_live: Tensor  # [most] int64: 1, or 0 for padding
     top_k: Tensor  # [most] int64
     seeds: Tensor  # [most] int64
     temperature: Tensor  # [most] float32
@@ -125,15 +125,15 @@ class _State:
 
     @classmethod
     def allocate(
-        cls, most: int, max_num_blocks: int, nobodys_row: int, device: torch.device
+        cls, most: int, max_num_blocks: int, padding_row: int, device: torch.device
     ) -> _State:
-        """A state of nothing but padding."""
+        """Allocate a state whose rows are all padding."""
 
         def zeros() -> Tensor:
             return torch.zeros(most, dtype=torch.int64, device=device)
 
         return cls(
-            row_ids=torch.full((most,), nobodys_row, dtype=torch.int64, device=device),
+            row_ids=torch.full((most,), padding_row, dtype=torch.int64, device=device),
             positions=zeros(),
             output_positions=zeros(),
             is_live=zeros(),
@@ -148,9 +148,9 @@ class _State:
 class DecodeGraphs:
     """Owns the state of a decoding batch on the device, and a recorded step for each batch size.
 
-    A recorded step takes each row's last token, runs the model, draws, and leaves the state ready
-    for the step after it: the token where the next step finds it, the position advanced. So while
-    the same requests decode, the host sends nothing but the blocks that some of them begin.
+    A recorded step takes each row's last token, runs the model, samples, and leaves the state ready
+    for the next step: the token stored as the last one, the position advanced. So while the same
+    requests decode, the host uploads nothing but the blocks that some of them begin.
 
     Invariant: between two calls the first rows of the state are those of `_loaded` at
     `_next_starts`, or `_loaded` is None.
@@ -169,15 +169,15 @@ class DecodeGraphs:
         max_model_len: int,
         recorder: Recorder | None = None,
     ) -> None:
-        """Allocate the state; `record_all` has to follow.
+        """Allocate the state; call `record_all` next.
 
         Args:
             model: Computes the steps.
-            kv_cache: Read and written by them.
+            kv_cache: Read and written by the steps.
             rows: Has the requests' controls and last tokens.
-            builder: Keeps their block tables.
+            builder: Has the requests' block tables.
             max_model_len: Most tokens of one request.
-            recorder: Records the steps; None is a CUDA graph on a GPU, and plain calls elsewhere.
+            recorder: Records the steps; None is CUDA graphs on a GPU, and plain calls elsewhere.
         """
         device = model.device
         if recorder is None:
@@ -189,8 +189,8 @@ class DecodeGraphs:
         self.sizes = _sizes_for(rows.num_rows)
         most, max_num_blocks = self.sizes[-1], -(-max_model_len // kv_cache.block_size)
         self._state = _State.allocate(most, max_num_blocks, rows.num_rows, device)
-        self._each_once = torch.arange(most + 1, dtype=torch.int64, device=device)
-        self._cu_seqlens_q = self._each_once.to(torch.int32)
+        self._row_indices = torch.arange(most + 1, dtype=torch.int64, device=device)
+        self._cu_seqlens_q = self._row_indices.to(torch.int32)
         vocab_size = model.config.vocab_size
         self._logits = torch.empty(most, vocab_size, dtype=torch.float32, device=device)
         self._token_ids = torch.zeros(most, dtype=torch.int64, device=device)
@@ -200,10 +200,10 @@ class DecodeGraphs:
         self._next_starts: NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
     def record_all(self) -> None:
-        """Record a step for each size, the largest first: the others fit into its memory.
+        """Record a step for each size, the largest first, so that the others fit into its memory.
 
         Raises:
-            EngineError: the device cannot; or steps of this model cannot be recorded.
+            EngineError: the steps of this model cannot be recorded on this device.
         """
         is_cuda = self._model.device.type == "cuda"
         before = torch.cuda.memory_reserved(self._model.device) if is_cuda else 0
@@ -218,13 +218,13 @@ class DecodeGraphs:
         )
 
     def can_replay(self, batch: ScheduledBatch) -> bool:
-        """Whether a batch only decodes, fits, and draws by numbers a row alone."""
+        """Return whether a batch only decodes, fits, and has no controls but numbers per row."""
         if batch.chunks or not 0 < len(batch.decodes) <= self.sizes[-1]:
             return False
         return bool(self._rows.is_plain[self._rows.rows_of(batch)].all())
 
     def unload(self) -> None:
-        """Forget which batch the state holds: the block tables go on without it."""
+        """Invalidate the state, because the next step runs without it."""
         self._loaded = None
 
     def launch(self, batch: ScheduledBatch) -> SampledTokens:
@@ -239,18 +239,18 @@ class DecodeGraphs:
             self._load(rows, starts, size)
         elif len(begun):
             self._begin_blocks(rows, starts, begun)
-        # Before the replay: where there is no room for its tokens, the state has not moved on.
+        # Before the replay, so that if this allocation fails, the state has not advanced.
         host_buffers = HostBuffers(num_rows, self._model.device)
         self._replays[size]()
-        drawn = SampledTokens(
+        sampled = SampledTokens(
             self._token_ids[:num_rows], self._is_finite[:num_rows], host_buffers=host_buffers
         )
         self._loaded, self._next_starts = rows, starts + 1
-        return drawn
+        return sampled
 
     @torch.inference_mode()
     def _step(self, size: int) -> None:
-        """One decode step of the first `size` rows, on memory that stays where it is."""
+        """Compute one decode step of the first `size` rows, at fixed addresses."""
         state, block_size = self._state, self._kv_cache.block_size
         row_ids, positions, output_positions, is_live = (
             each[:size]
@@ -267,7 +267,7 @@ class DecodeGraphs:
             block_tables=state.block_tables[:size],
             cu_seqlens_q=self._cu_seqlens_q[: size + 1],
             seq_lens=(positions + 1).to(torch.int32),
-            sample_rows=self._each_once[:size],
+            sample_rows=self._row_indices[:size],
             max_query_len=1,
             max_seq_len=self._max_model_len,
         )
@@ -287,26 +287,26 @@ class DecodeGraphs:
         output_positions += is_live
 
     def _load(self, rows: NDArray[np.int64], starts: NDArray[np.int64], size: int) -> None:
-        """Bring a batch's rows into the state, and padding after them."""
-        of, num_rows = self._rows, len(rows)
+        """Upload a batch's rows into the state, with padding after them."""
+        table, num_rows = self._rows, len(rows)
 
         def padded(values: NDArray[np.generic], filler: float) -> NDArray[np.generic]:
             pads = np.full((size - num_rows, *values.shape[1:]), filler, dtype=values.dtype)
             return np.concatenate([values, pads])
 
         state = self._state
-        # No further than they reach: whole tables of a long `max_model_len` are megabytes, sent
-        # whenever a request comes or goes. What lies beyond is not read.
+        # Only their used part: whole tables of a long `max_model_len` are megabytes, uploaded
+        # whenever a request arrives or finishes. The rest is not read.
         tables = self._builder.tables_of(rows)
         pairs = (
-            (state.row_ids, padded(rows, of.num_rows)),
+            (state.row_ids, padded(rows, table.num_rows)),
             (state.positions, padded(starts, 0)),
-            (state.output_positions, padded(starts + 1 - of.num_prompt_tokens[rows], 0)),
+            (state.output_positions, padded(starts + 1 - table.num_prompt_tokens[rows], 0)),
             (state.is_live, padded(np.ones_like(rows), 0)),
-            (state.top_k, padded(of.top_k[rows], 0)),
-            (state.seeds, padded(of.seeds[rows], 0)),
-            (state.temperature, padded(of.temperature[rows], 0)),
-            (state.top_p, padded(of.top_p[rows], 1)),
+            (state.top_k, padded(table.top_k[rows], 0)),
+            (state.seeds, padded(table.seeds[rows], 0)),
+            (state.temperature, padded(table.temperature[rows], 0)),
+            (state.top_p, padded(table.top_p[rows], 1)),
             (state.block_tables[:, : tables.shape[1]], padded(tables, 0)),
         )
         uploaded = self._uploader.upload(*[values for _, values in pairs])
@@ -316,7 +316,7 @@ class DecodeGraphs:
     def _begin_blocks(
         self, rows: NDArray[np.int64], starts: NDArray[np.int64], begun: NDArray[np.int64]
     ) -> None:
-        """Send the blocks that some requests begin with this step."""
+        """Upload the block ids that some requests begin with this step."""
         columns = starts[begun] // self._kv_cache.block_size
         block_ids = self._builder.block_ids_at(rows[begun], columns)
         at_rows, at_columns, values = self._uploader.upload(begun, columns, block_ids)
@@ -324,6 +324,6 @@ class DecodeGraphs:
 
 
 def _sizes_for(max_num_seqs: int) -> tuple[int, ...]:
-    """The sizes up to the first that holds the largest batch."""
+    """Return the sizes up to the first that holds the largest batch."""
     needed = [size for size in GRAPH_SIZES if size < max_num_seqs]
     return tuple(GRAPH_SIZES[: len(needed) + 1])

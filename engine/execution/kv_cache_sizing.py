@@ -1,8 +1,8 @@
-"""How much memory the KV cache gets.
+"""The size of the KV cache.
 
-On a GPU: with the weights loaded, run the largest step that can happen once, and give the cache
-what is left under `gpu_memory_utilization`. On a CPU: a bounded share of what the host or its
-container has left.
+On a GPU: load the weights, run the largest possible step once, and give the cache what is left
+under `gpu_memory_utilization`. On a CPU: a bounded share of the free memory of the host or its
+container.
 
 Source: the profile run of vLLM's workers.
 """
@@ -29,8 +29,8 @@ from batchmill.kernels.ops.sample import sample
 
 from .memory_plan import MemoryPlan, graph_reserve_bytes
 
-#: Seconds of a start that are spent on having memory of a CPU's cache provided: the blocks that go
-#: out first, or all where that is quick. An idle service does the rest.
+#: Seconds of a start spent on pre-faulting a CPU's cache: the blocks that are allocated first, or
+#: all of them if that is quick. An idle service does the rest.
 _FIRST_PAGES_S = 0.5
 
 _log = logging.getLogger(__name__)
@@ -39,12 +39,12 @@ _log = logging.getLogger(__name__)
 def allocate_kv_cache(
     config: EngineConfig, model: Model, probe: MemoryProbe | None = None
 ) -> KVCache:
-    """Make the cache of a loaded model, as large as its memory allows or the configuration says.
+    """Allocate the cache of a loaded model, with the configured size or as large as fits.
 
     Args:
         config: Limits, and the cache's size or share.
-        model: Weights in place.
-        probe: Its device's memory; None is the real one, which on a CPU is read from the host.
+        model: Has its weights loaded.
+        probe: Memory of the device; None is the real one, which on a CPU is read from the host.
 
     Raises:
         ConfigError: not even one request of `max_model_len` tokens fits.
@@ -77,22 +77,22 @@ def allocate_kv_cache(
 
 
 def records_decodes(config: EngineConfig, model: Model) -> bool:
-    """Whether an engine records this model's decode steps."""
+    """Return whether an engine records this model's decode steps."""
     is_capturable = isinstance(model, DecoderModel) and model.is_capturable
     return config.records_decodes_on(model.device.type, is_capturable=is_capturable)
 
 
 def _check_given(kv_cache_bytes: int, free_bytes: int, device: torch.device) -> None:
-    """Refuse a size that a device does not have; a host would notice only as the cache fills."""
+    """Refuse a size above the free memory; a host would fail only once the cache fills."""
     if kv_cache_bytes > free_bytes:
         raise ConfigError(
             f"kv_cache_bytes is {kv_cache_bytes} ({gib(kv_cache_bytes)} GiB), and {device} has "
-            f"{gib(free_bytes)} GiB free: lower it, or leave it out and get what fits"
+            f"{gib(free_bytes)} GiB free: lower it, or leave it out to use what fits"
         )
 
 
 def _share_of_host(config: EngineConfig, block_bytes: int) -> int:
-    """The default size on a CPU, refused where it holds no request."""
+    """Return the default size on a CPU; refuse one that cannot hold a single request."""
     share_bytes = default_cpu_kv_cache_bytes()
     needed = -(-config.max_model_len // config.block_size) * block_bytes
     if share_bytes < needed:
@@ -113,25 +113,25 @@ def _share_of_host(config: EngineConfig, block_bytes: int) -> int:
 def kv_cache_torch_dtype(
     kv_cache_dtype: str, dtype: torch.dtype, device: torch.device
 ) -> torch.dtype:
-    """The number format of the cache.
+    """Return the number format of the cache.
 
     Args:
-        kv_cache_dtype: "auto", which is the model's own, or "fp8".
-        dtype: The model's.
-        device: Where the cache will lie.
+        kv_cache_dtype: "auto", the model's own format, or "fp8".
+        dtype: The model's format.
+        device: The cache's device.
 
     Raises:
-        ConfigError: the device has no eight-bit floats.
+        ConfigError: the device does not support eight-bit floats.
     """
     check_kv_cache_dtype(kv_cache_dtype, device)
     return dtype if kv_cache_dtype == "auto" else torch.float8_e4m3fn
 
 
 def check_kv_cache_dtype(kv_cache_dtype: str, device: torch.device) -> None:
-    """Refuse a number format that the device does not compute with.
+    """Refuse a number format that the device does not support.
 
     Raises:
-        ConfigError: the device has no eight-bit floats.
+        ConfigError: the device does not support eight-bit floats.
     """
     if kv_cache_dtype == "auto":
         return
@@ -143,17 +143,17 @@ def check_kv_cache_dtype(kv_cache_dtype: str, device: torch.device) -> None:
     if capability < (8, 9):
         raise ConfigError(
             f"kv_cache_dtype is 'fp8', this GPU has compute capability {capability[0]}."
-            f"{capability[1]}, and eight-bit floats begin at 8.9: use 'auto'"
+            f"{capability[1]}, and eight-bit floats need 8.9: use 'auto'"
         )
 
 
 def measured_kv_cache_bytes(
     config: EngineConfig, model: Model, dtype: torch.dtype, probe: MemoryProbe
 ) -> int:
-    """Run the largest step there can be, and see what it leaves for the cache.
+    """Run the largest possible step, and return how much memory it leaves for the cache.
 
     Raises:
-        ConfigError: less than one request of `max_model_len` tokens.
+        ConfigError: not even one request of `max_model_len` tokens fits.
     """
     held_bytes = probe.total_bytes() - probe.free_bytes()
     weight_bytes = probe.process_bytes()
@@ -191,7 +191,7 @@ def measured_kv_cache_bytes(
 
 
 def _fp8_saved_bytes(config: EngineConfig, model: Model) -> int:
-    """How much smaller a model's weights would be in fp8; 0 where they are or cannot be."""
+    """Return the bytes that fp8 weights would save; 0 if the weights are or cannot be fp8."""
     if config.quantization is not None or not isinstance(model, DecoderModel):
         return 0
     fp8_bytes = fp8_remedy_bytes(model.config, model.dtype)
@@ -199,9 +199,9 @@ def _fp8_saved_bytes(config: EngineConfig, model: Model) -> int:
 
 
 def run_largest_step(config: EngineConfig, model: Model, dtype: torch.dtype) -> None:
-    """Compute a step of `max_num_batched_tokens` tokens that wants as many logits as there can be.
+    """Compute a step with the most tokens and the most rows of logits that a step can have.
 
-    Its prompts share one block of a cache made for it, so that it needs no cache to speak of.
+    Its prompts share the only block of a temporary cache, so the step needs hardly any cache.
     """
     kv_cache = KVCache(
         num_layers=model.config.num_layers,
@@ -227,14 +227,14 @@ def run_largest_step(config: EngineConfig, model: Model, dtype: torch.dtype) -> 
 
 
 def _most_logits(config: EngineConfig) -> int:
-    """Rows of logits that a step of any number of tokens wants at most."""
-    num_guessed = min(config.speculative_max_num_seqs, config.max_num_seqs)
-    num_drafts = num_guessed * config.num_speculative_tokens
+    """Return the most rows of logits that a step can need."""
+    num_drafted = min(config.speculative_max_num_seqs, config.max_num_seqs)
+    num_drafts = num_drafted * config.num_speculative_tokens
     return config.max_num_seqs + MAX_SCORED_TOKENS + num_drafts
 
 
 def _prompts(lengths: Sequence[int], config: EngineConfig, device: torch.device) -> StepInputs:
-    """Whole prompts of these lengths, all of whose tokens lie in block 0."""
+    """Build whole prompts of these lengths, all of whose tokens lie in block 0."""
     num_tokens = sum(lengths)
     starts = torch.tensor([0, *lengths]).cumsum(0)
     positions = torch.cat([torch.arange(length) for length in lengths])

@@ -1,4 +1,4 @@
-"""Where a GPU's memory goes, and what to say where a model does not fit."""
+"""The memory plan of a GPU: its parts, and the remedies if a model does not fit."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from batchmill.engine.memory.device_memory import gib
 
 from .decode_graphs import GRAPH_SIZES
 
-#: Kept free on a GPU for captured decode graphs: the nodes of some 14 graphs of some 300 kernels.
+#: Reserved on a GPU for captured decode graphs: the nodes of about 14 graphs of about 300 kernels.
 #: An estimate, to be measured on a GPU.
 GRAPH_NODE_BYTES = 256 * 1024**2
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """Where a GPU's memory goes.
+    """How the memory of a GPU is divided.
 
     Attributes:
-        total_bytes: All that it has.
-        limit_bytes: What may be used of it.
+        total_bytes: Memory of the GPU.
+        limit_bytes: The part that may be used.
         held_bytes: In use once the weights are loaded, by this process and by others.
         weight_bytes: The weights' part of it.
-        step_bytes: What the largest step took beside that.
-        graph_bytes: What captured decode steps may take, see `graph_reserve_bytes`.
-        fp8_saved_bytes: How much less the weights would take in fp8; 0 where they are or cannot be.
+        step_bytes: Additional memory of the largest step.
+        graph_bytes: Reserved for captured decode steps, see `graph_reserve_bytes`.
+        fp8_saved_bytes: Memory that fp8 weights would save; 0 if the weights are or cannot be fp8.
     """
 
     total_bytes: int
@@ -39,7 +39,7 @@ class MemoryPlan:
 
     @property
     def kv_cache_bytes(self) -> int:
-        """What is left for the cache; below 0 where not even the rest fits."""
+        """The remainder for the cache; negative if not even the other parts fit."""
         return self.limit_bytes - self.held_bytes - self.step_bytes - self.graph_bytes
 
     def check(self, config: EngineConfig, block_bytes: int) -> None:
@@ -50,7 +50,7 @@ class MemoryPlan:
             block_bytes: Size of one KV block over all layers.
 
         Raises:
-            ConfigError: with the numbers, and with what would fit.
+            ConfigError: it does not fit; the message has the numbers and the remedies.
         """
         needed = -(-config.max_model_len // config.block_size) * block_bytes
         if self.kv_cache_bytes >= needed:
@@ -62,18 +62,18 @@ class MemoryPlan:
             f"{config.max_num_batched_tokens} tokens takes {gib(self.step_bytes)}, CUDA graphs "
             f"{gib(self.graph_bytes)}, and one request of max_model_len {config.max_model_len} "
             f"needs {gib(needed)} of KV cache, {gib(needed - self.kv_cache_bytes)} more than is "
-            f"left. What would do: {'; '.join(self._remedies(config, block_bytes, needed))}"
+            f"left. Each is enough alone: {'; '.join(self._remedies(config, block_bytes, needed))}"
         )
 
     def _remedies(self, config: EngineConfig, block_bytes: int, needed: int) -> list[str]:
-        """What to change, the cheapest first; each is enough alone."""
+        """List what to change, the cheapest first; each is enough alone."""
         lacking = needed - self.kv_cache_bytes
         remedies = []
         num_tokens = self.kv_cache_bytes // block_bytes * config.block_size
         if num_tokens >= 2:
             remedies.append(f"max_model_len {num_tokens} or less")
         if config.kv_cache_dtype == "auto" and self.kv_cache_bytes >= needed // 2:
-            remedies.append("kv_cache_dtype 'fp8', where the GPU has it")
+            remedies.append("kv_cache_dtype 'fp8', if the GPU supports it")
         step_tokens = int(config.max_num_batched_tokens * (1 - lacking / max(1, self.step_bytes)))
         if step_tokens >= 16:
             remedies.append(
@@ -82,16 +82,18 @@ class MemoryPlan:
         if config.dtype == "float32" and self.weight_bytes // 2 >= lacking:
             remedies.append("dtype 'bfloat16', with half the weights")
         if self.fp8_saved_bytes >= max(1, lacking):
-            remedies.append("quantization 'fp8', where the GPU has it, with other tokens")
+            remedies.append("quantization 'fp8', if the GPU supports it; it changes the tokens")
         other_bytes = self.total_bytes - self.limit_bytes
         if other_bytes and lacking <= other_bytes * 0.6:
             share = (self.limit_bytes + lacking) / self.total_bytes
-            remedies.append(f"gpu_memory_utilization {share + 0.005:.2f}, if nobody else needs it")
+            remedies.append(
+                f"gpu_memory_utilization {share + 0.005:.2f}, if no other process needs it"
+            )
         least = (self.limit_bytes + lacking) / config.gpu_memory_utilization
         remedies.append(f"a GPU of {gib(least)} GiB or more")
         return remedies
 
 
 def graph_reserve_bytes(max_num_seqs: int, vocab_size: int) -> int:
-    """What captured decode steps may take: nodes, and the logits of the largest, twice."""
+    """Return the reserve for captured decode steps: nodes, and twice the largest one's logits."""
     return GRAPH_NODE_BYTES + 2 * 4 * min(max_num_seqs, GRAPH_SIZES[-1]) * vocab_size

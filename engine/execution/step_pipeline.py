@@ -1,4 +1,4 @@
-"""From a scheduled batch to its tokens: launched in one call, collected in another."""
+"""The step pipeline: launches a scheduled batch in one call, collects its tokens in another."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ from .warm_up import warm_up_kernels
 
 @dataclass(frozen=True, slots=True)
 class CollectedStep:
-    """A step that is done."""
+    """A step whose tokens are known."""
 
     batch: ScheduledBatch
     #: One for each of `batch.sampled_requests`; see `SampledTokens.collect`.
     token_ids: list[int | None]
-    #: What became of the batch's draft tokens.
+    #: The outcome of the batch's draft tokens.
     drafts: list[VerifiedDrafts]
-    #: How it was run.
+    #: How it was computed.
     kind: StepKind
-    #: Seconds that it took, without those in which the step before it was still running.
+    #: Seconds it took, without the time in which the step before it was still running.
     time_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class _LaunchedStep:
     batch: ScheduledBatch
-    drawn: SampledTokens
+    tokens: SampledTokens
     kind: StepKind
     launched_at_s: float
 
 
 class StepPipeline:
-    """Owns the way of a step through the device, and the steps that are on it.
+    """Owns the buffers that a step needs, and the steps in flight.
 
-    `launch` returns when the work is handed to the device; on a CPU, when it is done. `collect`
-    waits for the tokens of the oldest step. A step may be launched before the one ahead of it is
-    collected: it finds the tokens drawn there on the device.
+    `launch` returns when the work is queued on the device; on a CPU, when it is done. `collect`
+    waits for the tokens of the oldest step. A step may be launched before the previous one is
+    collected: it reads the tokens sampled there on the device.
     """
 
     def __init__(
@@ -62,17 +62,17 @@ class StepPipeline:
         max_model_len: int,
         decode_graphs: bool = False,
     ) -> None:
-        """Make the buffers; on a GPU, have every kernel compiled that a step may launch.
+        """Allocate the buffers; on a GPU, compile every kernel that a step may launch.
 
         Args:
             model: Computes the steps.
             kv_cache: Holds keys and values between steps.
             max_num_seqs: Most requests of one step.
             max_model_len: Most tokens of one request.
-            decode_graphs: Whether steps that only decode are recorded now, and replayed later.
+            decode_graphs: Whether to record steps that only decode now, and replay them later.
 
         Raises:
-            EngineError: they are to be recorded, and cannot be.
+            EngineError: the steps cannot be recorded.
         """
         self._rows = RequestRows(max_num_seqs, model.device)
         self._builder = StepInputBuilder(
@@ -101,26 +101,26 @@ class StepPipeline:
 
     @property
     def holds_next_step(self) -> bool:
-        """Whether a step in flight draws tokens that scheduling the next one needs to know."""
-        return any(step.drawn.holds_next_step for step in self._in_flight)
+        """Whether the next step can be scheduled only once a step in flight is collected."""
+        return any(step.tokens.holds_next_step for step in self._in_flight)
 
     def launch(self, batch: ScheduledBatch) -> None:
-        """Hand a step to the device.
+        """Queue a step on the device.
 
         Raises:
-            Exception: what the model or the device raised; the step is not in flight then.
+            Exception: whatever the model or the device raised; the step is then not in flight.
         """
         launched_at_s = time.perf_counter()
         if self._graphs is not None and self._graphs.can_replay(batch):
-            drawn, kind = self._graphs.launch(batch), StepKind.GRAPH
+            tokens, kind = self._graphs.launch(batch), StepKind.GRAPH
         else:
-            drawn, kind = self._run(batch), _kind(batch)
-        self._in_flight.append(_LaunchedStep(batch, drawn, kind, launched_at_s))
+            tokens, kind = self._launch_kernels(batch), _kind(batch)
+        self._in_flight.append(_LaunchedStep(batch, tokens, kind, launched_at_s))
 
     def collect(self) -> CollectedStep:
-        """Wait for the oldest step in flight."""
+        """Wait for the oldest step in flight, and return its tokens."""
         step = self._in_flight[0]
-        token_ids = step.drawn.collect()
+        token_ids = step.tokens.collect()
         self._in_flight.popleft()
         drafts: list[VerifiedDrafts] = []
         if step.batch.has_drafts:
@@ -131,17 +131,17 @@ class StepPipeline:
         return CollectedStep(step.batch, token_ids, drafts, step.kind, time_s)
 
     def _verify_drafts(
-        self, batch: ScheduledBatch, drawn: list[int | None]
+        self, batch: ScheduledBatch, sampled: list[int | None]
     ) -> tuple[list[int | None], list[VerifiedDrafts]]:
-        """See `verify_drafts`; the next step decodes from the last token that counts."""
-        token_ids, drafts = verify_drafts(batch, drawn)
+        """Verify the drafts, and let the next step decode from the last accepted token."""
+        token_ids, drafts = verify_drafts(batch, sampled)
         for each in drafts:
             if each.token_ids:
                 self._rows.put_last_token(each.item.request, each.token_ids[-1])
         return token_ids, drafts
 
-    def _run(self, batch: ScheduledBatch) -> SampledTokens:
-        """Run a step kernel by kernel."""
+    def _launch_kernels(self, batch: ScheduledBatch) -> SampledTokens:
+        """Launch a step kernel by kernel."""
         if self._graphs is not None:
             self._graphs.unload()
         self._sampler.prepare(batch)
@@ -150,7 +150,7 @@ class StepPipeline:
 
 
 def _kind(batch: ScheduledBatch) -> StepKind:
-    """How a batch is run that is not replayed."""
+    """Return the kind of a step that is not replayed."""
     if not batch.chunks:
         return StepKind.DECODE
     is_prefill = not all(item.draft_token_ids for item in batch.chunks)
@@ -158,15 +158,15 @@ def _kind(batch: ScheduledBatch) -> StepKind:
 
 
 class ModelRunner:
-    """Owns the way from a step's inputs to its logits, and the buffer that they lie in."""
+    """Computes a step's logits from its inputs; owns the buffer of the logits."""
 
     def __init__(self, model: Model, kv_cache: KVCache, device: torch.device | str) -> None:
-        """Bring a model and its cache together.
+        """Bind a model to its cache.
 
         Args:
             model: Computes the steps.
             kv_cache: Holds the keys and values between steps.
-            device: Where both are.
+            device: Device of both.
         """
         self._model = model
         self._kv_cache = kv_cache
@@ -181,8 +181,8 @@ class ModelRunner:
         """
         num_samples = len(inputs.sample_rows)
         if num_samples > len(self._logits):
-            # Made outside inference mode, so that the sampler may change it in place outside too.
-            # Kept, because fresh memory of this size costs a page fault for every 4 KiB.
+            # Allocated outside inference mode, so that the sampler may change it in place. Kept,
+            # because fresh memory of this size costs a page fault for every 4 KiB.
             self._logits = torch.empty(
                 num_samples,
                 self._logits.shape[1],

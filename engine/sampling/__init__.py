@@ -1,4 +1,4 @@
-"""From logits to tokens: request controls, sampling, log probabilities.
+"""Sampling, from logits to tokens: request controls, sampling, log probabilities.
 
 Read `sampler.py` first, then `logits_processor.py`. This package never runs the model.
 """

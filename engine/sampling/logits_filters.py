@@ -1,7 +1,7 @@
-"""Controls that look at every token of a row: masks, min-p and locally typical sampling.
+"""Filters over whole rows of logits: masks, min-p and locally typical sampling.
 
-On the CPU numpy computes them: a row of 50,000 logits is too little work for torch's threads, which
-would spin afterwards and take cores from the model's kernels.
+On the CPU, numpy computes them: a row of 50,000 logits is too little work for torch's threads,
+which would spin afterwards and take cores from the model's kernels.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from torch import Tensor
 
 from batchmill.engine.step.upload import Uploader
 
-#: Parts that a range of distances is cut into, to sort only the part in which a sum is reached.
-_NUM_PARTS = 4096
+#: Bins over the range of distances, so that only the bin in which the mass is reached is sorted.
+_NUM_BINS = 4096
 
 
 def uses_numpy(logits: Tensor) -> bool:
-    """Whether numpy computes on these logits, in place; torch does elsewhere."""
+    """Return whether numpy filters these logits in place; otherwise torch does."""
     return logits.device.type == "cpu"
 
 
 def is_empty(row: Tensor) -> bool:
-    """Whether all tokens of a row, [vocab_size] float32, are forbidden."""
+    """Return whether all tokens of a row, [vocab_size] float32, are forbidden."""
     if uses_numpy(row):
         return bool(row.numpy().max() == -np.inf)
     return bool(row.amax() == -torch.inf)
@@ -37,7 +37,7 @@ def keep_masked(logits: Tensor, rows: list[int], masks: NDArray[np.int32]) -> No
     Args:
         logits: [num_rows, vocab_size] float32, changed in place.
         rows: The rows that have a mask.
-        masks: [len(rows), ceil(vocab_size / 32)] int32, a bit for each token, lowest first.
+        masks: [len(rows), ceil(vocab_size / 32)] int32, one bit per token, lowest first.
     """
     vocab_size = logits.shape[1]
     if uses_numpy(logits):
@@ -66,18 +66,20 @@ def keep_only(row: Tensor, allowed: NDArray[np.int64]) -> None:
     row[token_ids] = kept
 
 
-def keep_min_p(logits: Tensor, rows: list[int], min_p: list[float], heat: list[float]) -> None:
+def keep_min_p(
+    logits: Tensor, rows: list[int], min_p: list[float], temperatures: list[float]
+) -> None:
     """Forbid tokens less probable than `min_p` times the likeliest of their row, in place.
 
     Args:
         logits: [num_rows, vocab_size] float32, changed in place.
         rows: The rows that have a `min_p`.
-        min_p: Of each of them, above 0.
-        heat: Its temperature, at which probabilities are compared.
+        min_p: One per row, above 0.
+        temperatures: One per row; probabilities are compared at this temperature.
 
     Source: Nguyen et al. 2024, "Turning Up the Heat: Min-p Sampling", section 3.
     """
-    gaps = (np.array(heat) * np.log(min_p)).astype(np.float32)
+    gaps = (np.array(temperatures) * np.log(min_p)).astype(np.float32)
     if uses_numpy(logits):
         for row, gap in zip(rows, gaps, strict=True):
             values = logits[row].numpy()
@@ -90,13 +92,13 @@ def keep_min_p(logits: Tensor, rows: list[int], min_p: list[float], heat: list[f
 
 
 def keep_typical(row: Tensor, mass: float, temperature: float) -> None:
-    """Keep the tokens whose surprise is nearest to the entropy until they reach `mass`, in place.
+    """Keep the tokens whose surprisal is nearest to the entropy until they reach `mass`, in place.
 
     Source: Meister et al. 2023, "Locally Typical Sampling", section 3.
     """
     if uses_numpy(row):
         values = row.numpy()
-        if np.isfinite(values.max()):  # NaN, or a row without a token, has no distribution
+        if np.isfinite(values.max()):  # NaN, or a row without tokens, has no distribution
             np.copyto(values, -np.inf, where=~_typical_numpy(values, mass, temperature))
         return
     log_probs = torch.log_softmax(row / temperature, dim=-1)
@@ -106,7 +108,7 @@ def keep_typical(row: Tensor, mass: float, temperature: float) -> None:
     distances = (-log_probs - entropy).abs()
     ascending, order = distances.sort()
     reached = probs[order].cumsum(dim=-1)
-    # As a vector of one index: a scalar one would be read on the host.
+    # A vector of one index, because a scalar would be read on the host.
     last = (reached < mass).sum().clamp(max=len(row) - 1)[None]
     row.masked_fill_(distances > ascending.index_select(0, last), -torch.inf)
 
@@ -114,23 +116,23 @@ def keep_typical(row: Tensor, mass: float, temperature: float) -> None:
 def _typical_numpy(
     values: NDArray[np.float32], mass: float, temperature: float
 ) -> NDArray[np.bool]:
-    """Which tokens are typical, [vocab_size]; only a small part of them is sorted."""
+    """Return which tokens are typical, [vocab_size]; sort only a small part of them."""
     scaled = values / np.float32(temperature)
     scaled -= scaled.max()
     weights = np.exp(scaled)
     total = float(weights.sum(dtype=np.float64))
-    surprises = np.float32(math.log(total)) - scaled
+    surprisals = np.float32(math.log(total)) - scaled
     possible = np.flatnonzero(weights)
     probs = weights[possible].astype(np.float64) / total
-    distances = np.abs(surprises[possible] - np.float32(probs @ surprises[possible]))
-    # Tokens by distance in parts, in order of distance: the sum is reached inside one of them.
-    scale = _NUM_PARTS / max(float(distances.max()), 1e-6)
-    parts = np.minimum((distances * scale).astype(np.int64), _NUM_PARTS - 1)
-    reached = np.cumsum(np.bincount(parts, weights=probs, minlength=_NUM_PARTS))
-    part = min(int(np.searchsorted(reached, mass)), int(parts.max()))
-    inside = np.flatnonzero(parts == part)
+    distances = np.abs(surprisals[possible] - np.float32(probs @ surprisals[possible]))
+    # Bin the tokens by distance; the mass is reached inside one of the bins.
+    scale = _NUM_BINS / max(float(distances.max()), 1e-6)
+    bins = np.minimum((distances * scale).astype(np.int64), _NUM_BINS - 1)
+    reached = np.cumsum(np.bincount(bins, weights=probs, minlength=_NUM_BINS))
+    bin_ = min(int(np.searchsorted(reached, mass)), int(bins.max()))
+    inside = np.flatnonzero(bins == bin_)
     inside = inside[np.argsort(distances[inside], kind="stable")]
-    before = reached[part - 1] if part else 0.0
+    before = reached[bin_ - 1] if bin_ else 0.0
     last = int(np.searchsorted(before + np.cumsum(probs[inside]), mass))
     limit = distances[inside[min(last, len(inside) - 1)]]
     typical = np.zeros(len(values), dtype=np.bool_)

@@ -1,4 +1,4 @@
-"""Log probabilities and entropies out of logits."""
+"""Log probabilities and entropies of sampled and known tokens, from the logits."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from batchmill.engine.request.scores import TokenScore
 
 
 class Scorer:
-    """Remembers some rows' distributions, and scores the tokens that come of them.
+    """Keeps the distributions of some rows, and scores the tokens sampled from them.
 
-    Made before the controls change the logits: what is reported is the model's own distribution,
-    at temperature 1.
+    It must be made before the controls change the logits: reports are about the model's own
+    distribution, at temperature 1.
     """
 
     def __init__(self, logits: Tensor, num_top: Sequence[int], *, with_entropy: bool) -> None:
-        """Take the distributions of some rows.
+        """Compute the distributions of some rows.
 
         Args:
             logits: [num_rows, vocab_size] float32; not changed, and not read later.
-            num_top: How many likeliest tokens each row is asked for.
-            with_entropy: Whether entropies are asked for; they are 0 otherwise.
+            num_top: Per row, how many likeliest tokens to report.
+            with_entropy: Whether to compute entropies; they are 0 otherwise.
         """
         self._log_probs = torch.log_softmax(logits, dim=-1)
         self._num_top = num_top
@@ -35,7 +35,7 @@ class Scorer:
             self._entropies = (-(self._log_probs.exp() * finite).sum(dim=-1)).tolist()
 
     def score(self, token_ids: Sequence[int]) -> list[TokenScore]:
-        """Score the token of each row."""
+        """Score one token per row."""
         index = torch.tensor(token_ids, dtype=torch.int64, device=self._log_probs.device)
         own = self._log_probs.gather(1, index[:, None])[:, 0].tolist()
         top_values, top_ids = self._top.values.tolist(), self._top.indices.tolist()

@@ -1,4 +1,4 @@
-"""What steps need of each request, kept in rows of arrays from one step to the next."""
+"""One row of arrays per request, kept from step to step: its controls and its last token."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ from batchmill.engine.scheduling.scheduled_batch import ScheduledBatch
 
 
 class RequestRows:
-    """Gives each request a row, and holds its controls and the last token drawn for it there.
+    """Assigns a row to each request, which holds its controls and the last token sampled for it.
 
-    A row is given with a request's first chunk and filled once; decoding reads it with one indexed
-    load for the whole batch. Rows are a cache: where none is free, those of requests outside the
-    batch are given anew, and a request that lost its row gets another one with its next chunk.
+    A row is assigned with a request's first chunk and filled once; decoding reads it with one
+    indexed load for the whole batch. Rows are a cache: if none is free, the rows of requests
+    outside the batch are reassigned, and a request that lost its row gets another one with its next
+    chunk.
 
-    Invariant: a request that decodes had a chunk, or decoded, in a step that was launched after its
-    last admission; so its row is its own, and `last_tokens` has its last token.
+    Invariant: a request that decodes had a chunk, or decoded, in a step launched after its last
+    admission. So it still has its row, and `last_tokens` has its last token.
 
     Attributes:
         num_rows: Most requests of one step.
-        last_tokens: [num_rows + 1] int64 on the device: the last token drawn for each row's
-            request, which need not be known on the host yet. Row `num_rows` is nobody's.
+        last_tokens: [num_rows + 1] int64 on the device: the last token sampled for each row's
+            request, which need not be known on the host yet. Row `num_rows` is unused padding.
         temperature: [num_rows] float32, on the host like all that follow.
         top_k: [num_rows] int64.
         top_p: [num_rows] float32.
         seeds: [num_rows] int64.
         num_prompt_tokens: [num_rows] int64.
-        is_plain: [num_rows] bool: whether these numbers are all that there is to its draws: no
-            other controls, and nothing scored.
-        stays: [num_rows] int64: `Request.num_releases` when the row's block table was begun; -1
-            where it was not.
+        is_plain: [num_rows] bool: whether these numbers are all the controls of the request, and
+            none of its tokens are scored.
+        num_releases: [num_rows] int64: `Request.num_releases` when the row's block table was
+            begun; -1 if it was not. A difference means that the table is stale.
 
     Source: stable rows per request, as in vLLM's second model runner; one row index per request in
     SGLang's request pool.
@@ -58,9 +59,9 @@ class RequestRows:
         self._rows: NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
     def rows_of(self, batch: ScheduledBatch) -> NDArray[np.int64]:
-        """The rows of a batch's requests, in its order, [num_seqs] int64.
+        """Return the rows of a batch's requests, in its order, [num_seqs] int64.
 
-        It is the same array as in the step before, where the same requests only decode further.
+        The array is the one of the step before if the same requests just continue to decode.
         """
         if batch is self._batch:
             return self._rows
@@ -71,18 +72,18 @@ class RequestRows:
             self._decodes = batch.decodes
         self._rows = self._decode_rows
         if batch.chunks:
-            rows = [self._fill(item.request, batch) for item in batch.chunks]
+            rows = [self._get_or_fill(item.request, batch) for item in batch.chunks]
             self._rows = np.concatenate([self._decode_rows, np.array(rows, dtype=np.int64)])
         self._batch = batch
         return self._rows
 
     def decode_starts(self, batch: ScheduledBatch) -> NDArray[np.int64]:
-        """`batch.decode_starts`, [num_decodes] int64."""
+        """Return `batch.decode_starts` as an array, [num_decodes] int64."""
         self.rows_of(batch)
         return self._decode_starts
 
     def sampling_rows_of(self, batch: ScheduledBatch) -> NDArray[np.int64]:
-        """The rows of `batch.request_of_each_row`, [num_drawn] int64."""
+        """Return the rows of `batch.request_of_each_row`, [num_sampled] int64."""
         rows = self.rows_of(batch)
         if all(item.num_sampled_tokens == 1 for item in batch.chunks):
             return rows
@@ -90,11 +91,11 @@ class RequestRows:
         return np.repeat(rows, counts)
 
     def put_last_token(self, request: Request, token_id: int) -> None:
-        """Note the last of several tokens that a step drew for a request, as the host knows it."""
+        """Set the last accepted token of a request with draft tokens, once the host knows it."""
         self.last_tokens[self._row_by_request[request]] = token_id
 
-    def _fill(self, request: Request, batch: ScheduledBatch) -> int:
-        """The row of a request with a chunk, filled where it is new."""
+    def _get_or_fill(self, request: Request, batch: ScheduledBatch) -> int:
+        """Return the row of a request with a chunk; fill it if it is new."""
         row = self._row_by_request.get(request)
         if row is None:
             if not self._free_rows:
@@ -111,13 +112,13 @@ class RequestRows:
         return row
 
     def _reclaim(self, batch: ScheduledBatch) -> None:
-        """Take back the rows of all requests outside the batch."""
-        inside = set(batch.requests)
-        for request in [each for each in self._row_by_request if each not in inside]:
+        """Free the rows of all requests outside the batch."""
+        in_batch = set(batch.requests)
+        for request in [each for each in self._row_by_request if each not in in_batch]:
             self._free_rows.append(self._row_by_request.pop(request))
 
 
 def _is_plain(request: Request) -> bool:
     params = request.params
-    is_cut = params.temperature > 0 and (params.min_p > 0 or params.typical_p < 1)
-    return request.controls is None and request.scores is None and not is_cut
+    is_filtered = params.temperature > 0 and (params.min_p > 0 or params.typical_p < 1)
+    return request.controls is None and request.scores is None and not is_filtered

@@ -1,4 +1,4 @@
-"""The tensors of one step, and the only place where lists of tokens and blocks become tensors."""
+"""The input tensors of one step, and the builder that lays a scheduled batch out as them."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class StepInputs:
     Attributes:
         input_ids: [num_tokens] int64.
         positions: [num_tokens] int64, index of each token in its own sequence.
-        slot_mapping: [num_tokens] int64; slot = block_id * block_size + offset, -1 is written
-            nowhere.
+        slot_mapping: [num_tokens] int64; slot = block_id * block_size + offset. A token with slot
+            -1 is not written.
         block_tables: [num_seqs, max_blocks] int32, unused entries 0.
-        cu_seqlens_q: [num_seqs + 1] int32, where each request's tokens start, then num_tokens.
+        cu_seqlens_q: [num_seqs + 1] int32, start of each request's tokens, then num_tokens.
         seq_lens: [num_seqs] int32, tokens in the cache after this step's write.
-        sample_rows: [num_samples] int64, ascending rows of [num_tokens] whose logits are wanted:
+        sample_rows: [num_samples] int64, ascending rows of [num_tokens] whose logits are needed:
             those that sample, and those that score known tokens.
         max_query_len: Most tokens that one request computes in this step.
         max_seq_len: Largest of `seq_lens`, or more.
@@ -51,7 +51,7 @@ class StepInputs:
 def build_step_inputs(
     batch: ScheduledBatch, block_size: int, device: torch.device | str
 ) -> StepInputs:
-    """Lay out one batch of chunks by itself, for a model that runs without an engine.
+    """Build the inputs of one batch of chunks, for a model that runs without an engine.
 
     Raises:
         ValueError: as `StepInputBuilder.build`.
@@ -68,18 +68,18 @@ def build_step_inputs(
 class StepInputBuilder:
     """Lays batches out as tensors; keeps every request's block table from step to step.
 
-    What a step builds anew grows with its prompts' tokens. For a request that decodes there is one
-    number to compute, and a block table entry to copy when it begins a new block.
+    The work per step grows with its prompt tokens. For a decode there is one number to compute, and
+    one block table entry to copy when it begins a new block.
     """
 
     def __init__(
         self, rows: RequestRows, *, block_size: int, max_num_blocks: int, device: torch.device | str
     ) -> None:
-        """Make room for the tables of all rows.
+        """Allocate the block tables of all rows.
 
         Args:
-            rows: Which row a request has.
-            block_size: Tokens a block holds.
+            rows: Maps requests to rows.
+            block_size: Tokens per block.
             max_num_blocks: Most blocks of one request.
             device: Where the model runs.
         """
@@ -94,14 +94,14 @@ class StepInputBuilder:
         """Lay a scheduled batch out as tensors.
 
         Args:
-            batch: What the scheduler chose; every request's block table must already reach its
-                last token of this step.
+            batch: The scheduler's choice; every request's block table must already reach its last
+                token of this step.
 
         Raises:
             ValueError: nothing is scheduled, or a block table is too short for its sequence.
         """
         if not batch.num_seqs:
-            raise ValueError("the batch schedules no request: do not run a step for it")
+            raise ValueError("the batch is empty: do not run a step for it")
         rows = self._rows.rows_of(batch)
         layout = self._lay_out(batch)
         block_tables = self._block_tables(batch, rows, layout)
@@ -113,7 +113,7 @@ class StepInputBuilder:
                 _input_ids(batch),
                 layout.positions,
                 slots,
-                _wanted_rows(batch, layout),
+                _rows_with_logits(batch, layout),
                 rows[:num_decodes],
                 block_tables,
                 layout.cu_seqlens_q.astype(np.int32),
@@ -135,10 +135,10 @@ class StepInputBuilder:
         )
 
     def keep_up(self, batch: ScheduledBatch) -> NDArray[np.int64]:
-        """Copy what is new of the block tables of requests that decode: of few, in any one step.
+        """Copy the new block table entries of the decodes; few have one in any step.
 
         Returns:
-            Which of `batch.decodes` began a block, [num_begun] int64.
+            Indices of the `batch.decodes` that began a block, [num_begun] int64.
         """
         rows = self._rows.rows_of(batch)[: len(batch.decodes)]
         starts = self._rows.decode_starts(batch)
@@ -149,7 +149,7 @@ class StepInputBuilder:
         return begun
 
     def tables_of(self, rows: NDArray[np.int64]) -> NDArray[np.int32]:
-        """Block tables as far as the longest was copied, [len(rows), blocks] int32, 0 after."""
+        """Return the copied block tables, [len(rows), longest] int32, padded with 0."""
         num_blocks = int(self._num_copied[rows].max())
         tables: NDArray[np.int32] = self._tables[rows, :num_blocks]
         return tables
@@ -157,7 +157,7 @@ class StepInputBuilder:
     def block_ids_at(
         self, rows: NDArray[np.int64], columns: NDArray[np.int64]
     ) -> NDArray[np.int32]:
-        """One block of each row, [len(rows)] int32, which must have been copied."""
+        """Return one block id per row, [len(rows)] int32; it must have been copied."""
         block_ids: NDArray[np.int32] = self._tables[rows, columns]
         return block_ids
 
@@ -179,7 +179,7 @@ class StepInputBuilder:
     def _block_tables(
         self, batch: ScheduledBatch, rows: NDArray[np.int64], layout: _Layout
     ) -> NDArray[np.int32]:
-        """Block ids, [num_seqs, max_blocks] int32, 0 past each sequence's last block."""
+        """Return block ids, [num_seqs, max_blocks] int32, 0 past each sequence's last block."""
         self.keep_up(batch)
         for row, item in zip(rows[len(batch.decodes) :].tolist(), batch.chunks, strict=True):
             request = item.request
@@ -193,7 +193,7 @@ class StepInputBuilder:
         return tables
 
     def _copy(self, row: int, request: Request, num_tokens: int) -> None:
-        """Bring a row's table to where it reaches so many tokens."""
+        """Extend a row's table until it covers `num_tokens` tokens."""
         start, stop = int(self._num_copied[row]), -(-num_tokens // self._block_size)
         if len(request.block_ids) < stop:
             raise ValueError(
@@ -207,17 +207,17 @@ class StepInputBuilder:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where a batch's tokens lie; all int64."""
+    """Positions and lengths of a batch's tokens; all int64."""
 
     starts: NDArray[np.int64]  # [num_seqs]: position of each request's first token of the step
     seq_lens: NDArray[np.int64]  # [num_seqs]
     cu_seqlens_q: NDArray[np.int64]  # [num_seqs + 1]
-    seqs: NDArray[np.int64]  # [num_tokens]: which request a token belongs to
+    seqs: NDArray[np.int64]  # [num_tokens]: index of the request of each token
     positions: NDArray[np.int64]  # [num_tokens]
 
 
-def _wanted_rows(batch: ScheduledBatch, layout: _Layout) -> NDArray[np.int64]:
-    """Ascending rows of [num_tokens] whose logits are wanted."""
+def _rows_with_logits(batch: ScheduledBatch, layout: _Layout) -> NDArray[np.int64]:
+    """Return the ascending rows of [num_tokens] whose logits are needed."""
     last_rows: NDArray[np.int64] = layout.cu_seqlens_q[1:] - 1
     num_decodes = len(batch.decodes)
     if not batch.chunks:
@@ -227,7 +227,7 @@ def _wanted_rows(batch: ScheduledBatch, layout: _Layout) -> NDArray[np.int64]:
         for last, item in zip(last_rows[num_decodes:].tolist(), batch.chunks, strict=True)
         for row in range(last + 1 - item.num_sampled_tokens, last + 1)
     ]
-    # The logits at one token score the token after it.
+    # The logits of one token score the token after it.
     wanted += [
         start + position - 1 - item.num_computed_tokens
         for start, item in zip(
@@ -239,10 +239,10 @@ def _wanted_rows(batch: ScheduledBatch, layout: _Layout) -> NDArray[np.int64]:
 
 
 def _input_ids(batch: ScheduledBatch) -> NDArray[np.int64]:
-    """The chunks' token ids, after a place for the last token of each request that decodes."""
-    places = np.zeros(len(batch.decodes), dtype=np.int64)
+    """Return the chunks' token ids, after a placeholder for the last token of each decode."""
+    placeholders = np.zeros(len(batch.decodes), dtype=np.int64)
     if not batch.chunks:
-        return places
+        return placeholders
     slices = (
         chain(
             item.request.token_ids_slice(
@@ -252,5 +252,5 @@ def _input_ids(batch: ScheduledBatch) -> NDArray[np.int64]:
         )
         for item in batch.chunks
     )
-    given = np.fromiter(chain.from_iterable(slices), dtype=np.int64)
-    return np.concatenate([places, given])
+    token_ids = np.fromiter(chain.from_iterable(slices), dtype=np.int64)
+    return np.concatenate([placeholders, token_ids])

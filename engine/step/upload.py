@@ -1,4 +1,4 @@
-"""Host arrays to tensors on the model's device, in one copy that nobody waits for."""
+"""Uploads of host arrays to the model's device, packed into one asynchronous copy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-#: Every array starts at a multiple of it, as the widest of them needs.
+#: Every array starts at a multiple of this many bytes, as the widest dtype needs.
 ALIGNMENT = 16
 
 
@@ -17,18 +17,18 @@ class Uploader:
     """Copies a step's arrays to the device.
 
     On a CPU the tensors share the arrays' memory. For any other device they are packed into pinned
-    memory and copied at once: a copy from pageable memory waits for the device to get there, and
-    each of several costs its launch.
+    memory and copied at once: a copy from pageable memory waits until the device reaches it, and
+    each separate copy costs a launch.
 
-    Every upload has pinned memory of its own. However many steps the host is ahead, none writes to
-    memory whose copy is still to be made: torch's allocator gives it out again only afterwards.
+    Every upload allocates its own pinned memory. However many steps the host is ahead, none
+    overwrites memory whose copy is pending: torch's allocator reuses it only after the copy.
     """
 
     def __init__(self, device: torch.device | str) -> None:
         self._device = torch.device(device)
 
     def upload(self, *arrays: NDArray[np.generic]) -> Sequence[Tensor]:
-        """Tensors of the same shapes and dtypes on the device, in the same order."""
+        """Return tensors of the same shapes and dtypes on the device, in the same order."""
         if self._device.type == "cpu":
             return [torch.from_numpy(array) for array in arrays]
         packed = pack(arrays, pinned(packed_size(arrays)))
@@ -36,22 +36,22 @@ class Uploader:
 
 
 def pinned(num_bytes: int) -> Tensor:
-    """Bytes on the host that a GPU copies by itself."""
+    """Allocate page-locked bytes on the host, which a GPU copies asynchronously."""
     return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
 
 
 def begin_copy(memory: Tensor, device: torch.device) -> Tensor:
-    """Pinned bytes on the device, once its stream got there."""
+    """Queue a copy of pinned bytes to the device; return the tensor that it fills."""
     return memory.to(device, non_blocking=True)
 
 
 def packed_size(arrays: Sequence[NDArray[np.generic]]) -> int:
-    """Bytes that some arrays take one after another."""
+    """Return the bytes that some arrays take one after another, with alignment."""
     return sum(_aligned(array.nbytes) for array in arrays)
 
 
 def pack(arrays: Sequence[NDArray[np.generic]], buffer: Tensor) -> Tensor:
-    """Write arrays one after another into a buffer of `packed_size` bytes; returns it."""
+    """Write arrays one after another into a buffer of `packed_size` bytes; return the buffer."""
     target, start = buffer.numpy(), 0
     for array in arrays:
         raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
@@ -61,7 +61,7 @@ def pack(arrays: Sequence[NDArray[np.generic]], buffer: Tensor) -> Tensor:
 
 
 def unpack(packed: Tensor, arrays: Sequence[NDArray[np.generic]]) -> list[Tensor]:
-    """Views of a packed tensor, with the shapes and dtypes of the arrays that were packed."""
+    """Return views of a packed tensor, with the shapes and dtypes of the packed arrays."""
     tensors, start = [], 0
     for array in arrays:
         dtype = torch.from_numpy(np.empty(0, dtype=array.dtype)).dtype

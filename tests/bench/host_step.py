@@ -125,17 +125,17 @@ def watch_all(engine: Engine, phases: Phases) -> None:
     """Watch the parts of a step; what is in none of them counts as the step's own."""
     pipeline = engine._pipeline
     phases.watch(engine._scheduler, "schedule", "schedule")
-    phases.watch(engine._scheduler, "begin", "schedule")
+    phases.watch(engine._scheduler, "mark_launched", "schedule")
     phases.watch(pipeline._builder, "build", "inputs")
     phases.watch(pipeline._runner, "run", "runner")
     phases.watch(engine._loaded.model, "forward", "model")
-    phases.watch(pipeline._sampler, "begin", "sampler")
-    phases.watch(pipeline._sampler, "draw", "sampler")
+    phases.watch(pipeline._sampler, "prepare", "sampler")
+    phases.watch(pipeline._sampler, "sample", "sampler")
     phases.watch(pipeline, "collect", "collect")
     phases.watch(sampler_module, "sample", "rows of logits")
     phases.watch(sampler_module, "_have_finite_maximum", "rows of logits")
     phases.watch(engine._scheduler, "update", "update")
-    phases.watch(engine._unfinished, "advance", "tracker and text")
+    phases.watch(engine._unfinished, "append_tokens", "tracker and text")
     phases.watch(engine._unfinished, "take_outputs", "outputs")
 
 

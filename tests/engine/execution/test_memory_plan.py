@@ -153,7 +153,9 @@ def test_every_remedy_named_is_enough_alone(model: DecoderModel) -> None:
     held = int(2 * GIB * 0.9) - GRAPH_BYTES - 50 * MIB
     device = TightDevice(total=2 * GIB, held=held, step=100 * MIB, weights=GIB)
     message = refusal(model, device, dtype="float32")
-    assert "max_model_len" not in message.split("What would do: ")[1]  # nothing is left at all
+    assert (
+        "max_model_len" not in message.split("Each is enough alone: ")[1]
+    )  # nothing is left at all
     share = float(re.search(r"gpu_memory_utilization (0\.\d+), if", message)[1])  # type: ignore[index]
     tokens = int(re.search(r"max_num_batched_tokens (\d+) or", message)[1])  # type: ignore[index]
     size = float(re.search(r"a GPU of ([\d.]+) GiB", message)[1])  # type: ignore[index]

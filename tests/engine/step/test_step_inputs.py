@@ -59,5 +59,5 @@ def test_a_block_table_that_is_too_short_is_an_error() -> None:
 
 
 def test_an_empty_batch_is_an_error() -> None:
-    with pytest.raises(ValueError, match="schedules no request"):
+    with pytest.raises(ValueError, match="the batch is empty"):
         build_step_inputs(ScheduledBatch(), 4, "cpu")
