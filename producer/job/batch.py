@@ -1,4 +1,4 @@
-"""A batch as its producer describes it, and as the store tells of it, in OpenAI's words."""
+"""A batch in OpenAI's terms: its request, its states and its status."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from batchmill.producer.errors import JobRejected
 from . import limits
 from .document import IdempotencyKey, Metadata, SecretName, WebhookUrl
 from .strictness import STRICT
-from .validation import rejection
+from .validation import rejected_error
 
 _CONFIG = ConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True)
 
@@ -25,17 +25,17 @@ BATCH_EVENTS: tuple[BatchEventName, ...] = ("completed", "failed", "expired", "c
 class BatchState(StrEnum):
     """OpenAI's states of a batch."""
 
-    #: Its lines come in; jobs of those that are in run already.
+    #: Its lines are being added; jobs of the lines so far already run.
     VALIDATING = "validating"
     #: All lines are in.
     IN_PROGRESS = "in_progress"
-    #: Lasts no time here: results are there as their jobs end. `finalizing_at` is the last end.
+    #: Takes no time here: results exist as their jobs end. `finalizing_at` is the last end.
     FINALIZING = "finalizing"
-    #: Every job has ended, some perhaps without a completion.
+    #: Every job has ended, perhaps some without a completion.
     COMPLETED = "completed"
-    #: A line was refused, or lines stopped coming; the jobs that were in are cancelled.
+    #: A line was refused, or no more lines came; the jobs so far are cancelled.
     FAILED = "failed"
-    #: Its time was over before every job had ended.
+    #: Its time to live ended before every job had ended.
     EXPIRED = "expired"
     #: Its jobs are being cancelled.
     CANCELLING = "cancelling"
@@ -43,28 +43,28 @@ class BatchState(StrEnum):
 
     @property
     def is_terminal(self) -> bool:
-        """Whether the batch has ended: nothing changes it any more."""
+        """Whether the batch has ended: it changes no more."""
         return self.value in BATCH_EVENTS
 
 
 class BatchRequest(BaseModel):
-    """What a batch asks for, besides its lines. Unknown fields are errors."""
+    """The options of a batch, without its lines. Unknown fields are errors."""
 
     model_config = STRICT
 
     #: Receives one signed POST when the batch ends. https, unless the operator allows http.
     webhook: WebhookUrl | None = None
-    #: Ends to tell of; all four where absent.
+    #: Ends to report. If it is missing, all four.
     webhook_events_filter: Annotated[list[BatchEventName], Field(min_length=1, max_length=4)] = (
         Field(default_factory=lambda: list(BATCH_EVENTS))
     )
-    #: Name of the operator's secret to sign with; the default one where absent.
+    #: Name of the operator's secret to sign with. If it is missing, the default secret.
     webhook_secret: SecretName | None = None
-    #: Your own words about the batch, given back with its state and in its webhook.
+    #: Your own data about the batch, returned with its state and in its webhook.
     metadata: Metadata = Field(default_factory=dict)
-    #: Seconds after which jobs that have not ended expire, and the batch with them.
+    #: Seconds after which unfinished jobs expire, and the batch with them.
     ttl_s: float | None = Field(default=None, gt=0, le=limits.MAX_TTL_S)
-    #: Makes creating it again go on where it was, for as long as the batch is kept.
+    #: Creating a batch again with the same key continues it, while the batch is kept.
     idempotency_key: IdempotencyKey | None = None
 
 
@@ -73,7 +73,7 @@ class RequestCounts(BaseModel):
 
     model_config = _CONFIG
 
-    #: Lines so far; all of them once the state is not `validating` any more.
+    #: Lines so far; all of them once the state is no longer `validating`.
     total: int = 0
     completed: int = 0
     #: Ended without a completion: failed, cancelled, expired or refused.
@@ -103,7 +103,7 @@ class BatchErrors(BaseModel):
 
 
 class BatchStatus(BaseModel):
-    """Where a batch is. Times are seconds of unix time, on Redis' clock."""
+    """The status of a batch. Times are seconds of unix time, on Redis' clock."""
 
     model_config = _CONFIG
 
@@ -120,7 +120,7 @@ class BatchStatus(BaseModel):
     expired_at: int | None = None
     cancelling_at: int | None = None
     cancelled_at: int | None = None
-    #: When jobs that have not ended expire.
+    #: Time at which unfinished jobs expire.
     expires_at: int | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
 
@@ -132,11 +132,11 @@ _MOMENTS = (
 
 
 def read_batch(fields: Mapping[bytes, bytes], num_jobs: int) -> BatchStatus | None:
-    """Return the batch in the fields of its hash, or None where there is none.
+    """Return the batch in the fields of its hash, or None if there is none.
 
     Args:
-        fields: of the hash.
-        num_jobs: lines that are in, for a batch that may get more.
+        fields: Fields of the hash.
+        num_jobs: Lines so far, for a batch that may get more.
     """
     if b"state" not in fields:
         return None
@@ -160,7 +160,7 @@ def read_batch(fields: Mapping[bytes, bytes], num_jobs: int) -> BatchStatus | No
 
 
 def parse_batch(fields: Mapping[str, Any]) -> BatchRequest:
-    """Return the request that fields describe.
+    """Return the options of a batch that fields describe.
 
     Raises:
         JobRejected: a field is unknown or wrong; the message names it.
@@ -169,11 +169,11 @@ def parse_batch(fields: Mapping[str, Any]) -> BatchRequest:
     if unknown:
         name = min(unknown)
         known = ", ".join(BatchRequest.model_fields)
-        raise JobRejected(f"{name} is not a parameter of a batch; it has {known}", param=name)
+        raise JobRejected(f"{name} is not a parameter of a batch: use {known}", param=name)
     try:
         return BatchRequest.model_validate(dict(fields))
     except ValidationError as error:
-        raise rejection(error) from None
+        raise rejected_error(error) from None
 
 
 def _seconds(fields: Mapping[bytes, bytes], name: str) -> int | None:

@@ -1,4 +1,4 @@
-"""The part of a job that is a chat: messages, tools, documents, and how they are rendered."""
+"""The chat of a job: messages, tools, documents, and how they are rendered."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from batchmill.engine.contract.grammar import check_parameters
 from .messages import FunctionName, Messages
 from .strictness import STRICT, Text, check_depth, optional, validation_error
 
-#: What only a chat has a use for.
+#: Fields that have a use only in a chat.
 _CHAT_ONLY: Final = (
     "tools",
     "tool_choice",
@@ -36,7 +36,7 @@ class Function(BaseModel):
     description: Text | None = Field(default=None, repr=False)
     #: A JSON schema of type object; absent for a function without parameters.
     parameters: dict[str, Any] | None = Field(default=None, repr=False)
-    #: Follow the schema. Holds where a call is certain: see `tool_choice`.
+    #: Follow the schema. It holds only if a call is certain: see `tool_choice`.
     strict: bool | None = None
 
     @model_validator(mode="after")
@@ -49,7 +49,7 @@ class Function(BaseModel):
 
 
 class Tool(BaseModel):
-    """A tool: a function."""
+    """A tool; functions are the only kind."""
 
     model_config = STRICT
 
@@ -58,7 +58,7 @@ class Tool(BaseModel):
 
 
 class Document(BaseModel):
-    """A document to answer from."""
+    """A document that the model answers from."""
 
     model_config = STRICT
 
@@ -71,7 +71,7 @@ def _check_tools(tools: list[Tool]) -> list[Tool]:
         check_depth(tool.function.parameters, limits.MAX_STRUCTURE_DEPTH)
     names = [tool.function.name for tool in tools]
     if len(set(names)) < len(names):
-        raise ValueError("two functions have the same name")
+        raise ValueError("two functions have the same name: rename one")
     num_bytes = sum(_num_json_bytes(tool.model_dump()) for tool in tools)
     if num_bytes > limits.MAX_STRUCTURE_BYTES:
         raise ValueError(
@@ -82,7 +82,7 @@ def _check_tools(tools: list[Tool]) -> list[Tool]:
 
 
 def _read_tool_choice(choice: Any) -> Any:
-    """Check it by hand: errors of a union would name all of its kinds."""
+    """Check it by hand: pydantic's error for a union would name all of its branches."""
     is_function = (
         isinstance(choice, dict)
         and choice.keys() == {"type", "function"}
@@ -98,7 +98,7 @@ def _read_tool_choice(choice: Any) -> Any:
 
 def _check_template_kwargs(kwargs: Any) -> Any:
     if not isinstance(kwargs, dict) or not all(isinstance(name, str) for name in kwargs):
-        return kwargs  # refused as it is
+        return kwargs  # pydantic refuses it
     for name, value in kwargs.items():
         if problem := contract.template_kwarg_problem(name, value):
             raise ValueError(problem)
@@ -111,39 +111,39 @@ def _num_json_bytes(value: Any) -> int:
     try:
         return len(json.dumps(value, allow_nan=False, ensure_ascii=False).encode())
     except (TypeError, ValueError, RecursionError):
-        raise ValueError("holds what JSON in UTF-8 cannot: leave it out") from None
+        raise ValueError("has a value that JSON in UTF-8 cannot hold: leave it out") from None
 
 
 class ChatFields(BaseModel):
-    """Messages and what goes with them. What each does: docs/chat.md."""
+    """Messages and the fields that belong to them. docs/chat.md says what each does."""
 
     model_config = STRICT
 
-    #: A chat, put into the model's own template.
+    #: A chat, rendered by the model's own template.
     messages: Messages | None = Field(default=None, repr=False)
-    #: Functions that the model may call. The model's template has to know tools.
+    #: Functions that the model may call. The model's template must know tools.
     tools: Annotated[
         list[Tool], AfterValidator(_check_tools), Field(max_length=limits.MAX_TOOLS)
     ] = optional([], repr=False)
     #: `auto`, `required` (calls and nothing else, by their schemas), `none` (the tools are
-    #: not shown), or one function by name; `auto` where there are tools and it is absent.
+    #: not shown), or one function by name. If it is missing and there are tools, `auto`.
     tool_choice: Annotated[str | dict[str, Any] | None, BeforeValidator(_read_tool_choice)] = (
         optional(None)
     )
     #: Whether there may be several calls; false ends the output with the first.
     parallel_tool_calls: bool | None = optional(None)
-    #: Documents to answer from. The model's template has to know documents.
+    #: Documents to answer from. The model's template must know documents.
     documents: Annotated[list[Document], Field(max_length=limits.MAX_DOCUMENTS)] = optional(
         [], repr=False
     )
-    #: What else the model's template knows, such as `enable_thinking`.
+    #: Further variables of the model's template, such as `enable_thinking`.
     chat_template_kwargs: Annotated[dict[str, Any], BeforeValidator(_check_template_kwargs)] = (
         optional({})
     )
-    #: Whether the prompt ends where an answer begins; it does where the last message is not
-    #: continued.
+    #: Whether the prompt ends with the beginning of an assistant message; by default, unless the
+    #: last message is continued.
     add_generation_prompt: bool | None = optional(None)
-    #: Go on with the last message, which is the assistant's.
+    #: Continue the last message, which must be the assistant's.
     continue_final_message: bool = optional(False)
 
     @model_validator(mode="before")
@@ -159,12 +159,12 @@ class ChatFields(BaseModel):
 
     @property
     def must_call(self) -> bool:
-        """Whether the output has to be calls and nothing else."""
+        """Whether the output must be calls and nothing else."""
         return contract.is_call_demanded(self.tool_choice)
 
     @property
     def num_chat_bytes(self) -> int:
-        """What goes into the prompt, about: messages, documents and tools."""
+        """Approximate size of the prompt: messages, documents and tools."""
         num_bytes = sum(message.num_bytes for message in self.messages or ())
         num_bytes += sum(len(document.text.encode()) for document in self.documents)
         return num_bytes + sum(len(tool.model_dump_json()) for tool in self.tools)
@@ -174,7 +174,7 @@ class ChatFields(BaseModel):
         if self.messages is None:
             for name in _CHAT_ONLY:
                 if getattr(self, name):
-                    raise ValueError(f"{name} is for a chat: give messages instead of a prompt")
+                    raise ValueError(f"{name} needs a chat: give messages instead of a prompt")
         self._check_tool_choice()
         self._check_continuation()
         return self

@@ -1,4 +1,4 @@
-"""How to generate: the controls of a job, under vLLM's names, checked without a model."""
+"""The sampling controls of a job, under vLLM's names, checked without a model."""
 
 from __future__ import annotations
 
@@ -45,34 +45,34 @@ def _check_temperature(temperature: float) -> float:
 
 
 def _logit_bias(given: Any) -> Any:
-    """Turn the token ids of a JSON object's keys, which are strings, into numbers."""
+    """Return a logit bias with its token ids, which are strings in JSON, as numbers."""
     if not isinstance(given, Mapping):
         return given
     try:
         biases = {int(token_id): bias for token_id, bias in given.items()}
     except (TypeError, ValueError):
-        raise ValueError("has a key that is no token id") from None
+        raise ValueError("has a key that is not a token id") from None
     if len(biases) != len(given):
         raise ValueError("names a token twice")
     return biases
 
 
 def _bad_words(given: Any) -> Any:
-    """Check bad words by hand: errors of a union would name both of its kinds."""
+    """Check bad words by hand: pydantic's error for a union would name both of its branches."""
     if not isinstance(given, list):
-        raise ValueError("is no list of texts")
+        raise ValueError("must be a list")
     for word in given:
         if isinstance(word, str):
             if not word.strip() or len(check_utf8(word)) > limits.MAX_STOP_CHARS:
                 raise ValueError(
-                    f"holds a text that is empty or longer than {limits.MAX_STOP_CHARS} characters"
+                    f"has a text that is empty or longer than {limits.MAX_STOP_CHARS} characters"
                 )
         elif (
             not isinstance(word, list)
             or not 0 < len(word) <= limits.MAX_STOP_CHARS
             or not all(type(token_id) is int and 0 <= token_id < 2**32 for token_id in word)
         ):
-            raise ValueError("holds an entry that is neither a text nor a list of token ids")
+            raise ValueError("has an entry that is neither a text nor a list of token ids")
     return given
 
 
@@ -93,7 +93,7 @@ def _structure(field: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
         except ContractError as refusal:
             raise validation_error(refusal, field) from None
         except (TypeError, RecursionError):
-            raise ValueError("is no JSON value") from None
+            raise ValueError("must be a JSON value") from None
         return given
 
     return check
@@ -105,7 +105,7 @@ StopString = Annotated[
 
 
 class SamplingControls(BaseModel):
-    """The part of a job that says how to generate. What a value does: docs/features.md."""
+    """The controls of generation. docs/features.md says what each value does."""
 
     model_config = STRICT
 
@@ -122,10 +122,10 @@ class SamplingControls(BaseModel):
     )
     #: Keep the likeliest tokens that together reach this probability; 1 keeps all.
     top_p: float = Field(default=1.0, gt=0, le=1)
-    #: Keep that many of the likeliest tokens; 0 (or -1) keeps all.
+    #: Keep this many of the likeliest tokens; 0 (or -1) keeps all.
     top_k: Annotated[int, BeforeValidator(_no_top_k), Field(ge=0, lt=2**31)] = 0
-    #: Fixes the random draws. Drawn at submit where absent, so that a job that has to start again
-    #: goes on with the same draws.
+    #: Fixes the samples. If it is missing, submit picks one, so that a job that has to start again
+    #: continues with the same samples.
     seed: int | None = Field(default=None, ge=limits.MIN_SEED, lt=limits.MAX_SEED + 1)
     #: Strings that end generation. The text ends before the first of them.
     stop: Annotated[
@@ -138,35 +138,35 @@ class SamplingControls(BaseModel):
     stop_token_ids: Annotated[
         list[TokenId], BeforeValidator(_one_or_many), Field(max_length=limits.MAX_STOP_TOKEN_IDS)
     ] = Field(default_factory=list, validation_alias=AliasChoices(*names_of("stop_token_ids")))
-    #: Go on after an end-of-text token (for benchmarks).
+    #: Continue after an end-of-text token (for benchmarks).
     ignore_eos: bool = False
     #: Keep what ended generation in the text.
     include_stop_str_in_output: bool = False
     #: Leave special tokens out of the text.
     skip_special_tokens: bool = True
 
-    #: Samples of the prompt, each with a seed of its own; see `JobResult.completions`.
+    #: Samples of the prompt, each with its own seed; see `JobResult.completions`.
     n: int = optional(1, ge=1, le=limits.MAX_N, validation_alias=AliasChoices(*names_of("n")))
-    #: Keep tokens that are at least this share as probable as the likeliest; 0 keeps all.
+    #: Keep tokens with at least this share of the likeliest token's probability; 0 keeps all.
     min_p: float = optional(0.0, ge=0, le=1)
-    #: Keep the tokens whose surprise is nearest to what is expected, up to this probability.
+    #: Keep the tokens whose surprise is nearest to its mean, up to this total probability.
     typical_p: float = optional(1.0, gt=0, le=1)
-    #: Taken off the logit of each token that the output has.
+    #: Subtracted from the logit of each token that the output contains.
     presence_penalty: float = optional(0.0, ge=-limits.MAX_PENALTY, le=limits.MAX_PENALTY)
-    #: Taken off a token's logit for each time that the output has it.
+    #: Subtracted from a token's logit once per occurrence in the output.
     frequency_penalty: float = optional(0.0, ge=-limits.MAX_PENALTY, le=limits.MAX_PENALTY)
-    #: Makes tokens that prompt or output have less likely (above 1) or likelier.
+    #: Makes tokens of prompt and output less likely (above 1) or likelier (below 1).
     repetition_penalty: float = optional(
         1.0, ge=limits.MIN_REPETITION_PENALTY, le=limits.MAX_REPETITION_PENALTY
     )
-    #: No run of that many tokens comes twice in prompt and output; 0 is off.
+    #: No run of this many tokens occurs twice in prompt and output; 0 is off.
     no_repeat_ngram_size: int = optional(0, ge=0, lt=2**31)
     #: Added to the logits of these tokens: token ids to -100 to 100.
     logit_bias: Annotated[
         dict[TokenId, Annotated[float, Field(ge=-limits.MAX_LOGIT_BIAS, le=limits.MAX_LOGIT_BIAS)]],
         BeforeValidator(_logit_bias),
     ] = optional({}, max_length=limits.MAX_LOGIT_BIASES)
-    #: Texts or lists of token ids that prompt and output together must not spell.
+    #: Texts or lists of token ids that must not occur in prompt and output.
     bad_words: Annotated[list[str | list[int]], BeforeValidator(_bad_words)] = optional(
         [],
         max_length=limits.MAX_BAD_WORDS,
@@ -177,10 +177,10 @@ class SamplingControls(BaseModel):
     allowed_token_ids: list[TokenId] | None = optional(
         None, min_length=1, max_length=limits.MAX_ALLOWED_TOKEN_IDS
     )
-    #: Tokens to generate before an end-of-text token, a stop token or a stop string may end it.
+    #: Tokens to generate before an end-of-text token, a stop token or a stop string can end it.
     min_tokens: int = optional(0, ge=0, validation_alias=AliasChoices(*names_of("min_tokens")))
-    #: Report the log probability of each output token, and of that many likeliest ones. OpenAI's
-    #: `true`, with `top_logprobs` beside it, is understood.
+    #: Report the log probability of each output token, and of this many likeliest ones. OpenAI's
+    #: `true`, with `top_logprobs`, is accepted.
     logprobs: int | None = optional(None, ge=0, le=limits.MAX_LOGPROBS)
     #: The same for the tokens of the prompt.
     prompt_logprobs: int | None = optional(None, ge=0, le=limits.MAX_LOGPROBS)
@@ -188,7 +188,7 @@ class SamplingControls(BaseModel):
     entropy: bool = optional(False)
     #: Begin the text with the prompt's.
     echo: bool = optional(False)
-    #: Keep only that many of the prompt's last tokens; -1 keeps as many as leave room.
+    #: Keep only this many of the prompt's last tokens; -1 keeps as many as leave room.
     truncate_prompt_tokens: int | None = optional(None, ge=-1, lt=2**31)
     #: OpenAI's form of a structure to follow: `text`, `json_object` or `json_schema`.
     response_format: Annotated[
@@ -201,8 +201,8 @@ class SamplingControls(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _read_other_spellings(cls, data: Any) -> Any:
-        """Null for a default, `do_sample`, and OpenAI's `logprobs` that is true or false."""
+    def _read_other_forms(cls, data: Any) -> Any:
+        """Read null as a default, and `do_sample` and OpenAI's `logprobs` as our controls."""
         if not isinstance(data, dict):
             return data
         data = {
@@ -231,7 +231,7 @@ class SamplingControls(BaseModel):
 
 @cache
 def _control_names() -> frozenset[str]:
-    """Every name that a control has, here and in other APIs."""
+    """Return every name of every control, here and in other APIs."""
     names = set(SamplingControls.model_fields)
     for field in SamplingControls.model_fields.values():
         if isinstance(field.validation_alias, AliasChoices):

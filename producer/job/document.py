@@ -1,4 +1,4 @@
-"""The job as a producer describes it: the wire contract, checked."""
+"""The job's document, checked: the wire contract between producers and workers."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ from .strictness import Text, check_utf8
 
 
 def _check_webhook(url: str) -> str:
-    """Check a webhook URL's form. Where it may lead is the operator's to say: see `prepare`."""
+    """Check a webhook URL's form; `prepare` checks it against what the operator allows."""
     split_url(url)
     return url
 
 
 def _check_secret_name(name: str) -> str:
     if name.startswith("whsec_"):
-        raise ValueError("is a secret; give the name under which the operator holds it")
+        raise ValueError("is a secret; give its name in the operator's settings")
     if not keys.is_secret_name(name):
-        raise ValueError("is not a name: 1 to 64 letters, digits, _ and -")
+        raise ValueError("must be 1 to 64 letters, digits, _ and -")
     return name
 
 
 def _check_tenant(name: str) -> str:
     if not keys.is_tenant_name(name):
-        raise ValueError("is not a name: 1 to 64 letters, digits, _ . and -")
+        raise ValueError("must be 1 to 64 letters, digits, _ . and -")
     return name
 
 
@@ -56,7 +56,7 @@ def _check_model(name: str) -> str:
 
 def _check_idempotency_key(key: str) -> str:
     if not (key.isascii() and key.isprintable()):
-        raise ValueError("holds characters that are not printable ASCII")
+        raise ValueError("must be printable ASCII")
     return key
 
 
@@ -64,18 +64,18 @@ def check_tag(tag: str) -> str:
     """Return a tag that a job can have.
 
     Raises:
-        ValueError: it is empty, too long, or holds a comma or what cannot be printed.
+        ValueError: it is empty, too long, or has a comma or an unprintable character.
     """
     if not 1 <= len(tag) <= limits.MAX_TAG_CHARS:
         raise ValueError(f"a tag has {len(tag)} characters; use 1 to {limits.MAX_TAG_CHARS}")
     if "," in tag or not tag.isprintable():
-        raise ValueError("a tag holds a comma or what cannot be printed; use neither")
+        raise ValueError("a tag has a comma or an unprintable character; use neither")
     return tag
 
 
 def _check_tags(tags: list[str]) -> list[str]:
     if len(set(tags)) != len(tags):
-        raise ValueError("holds a tag twice; give each once")
+        raise ValueError("has a tag twice; give each once")
     return tags
 
 
@@ -83,14 +83,14 @@ def _check_metadata(metadata: dict[str, str]) -> dict[str, str]:
     num_bytes = sum(len(key.encode()) + len(value.encode()) for key, value in metadata.items())
     if num_bytes > limits.MAX_METADATA_BYTES:
         raise ValueError(
-            f"holds {num_bytes} bytes, the limit is {limits.MAX_METADATA_BYTES}; "
+            f"has {num_bytes} bytes, the limit is {limits.MAX_METADATA_BYTES}; "
             "keep the rest on your side, under the job's id"
         )
     return metadata
 
 
 def _check_prompt(prompt: Any) -> Any:
-    """Check a prompt by hand: errors of a union would name both of its kinds."""
+    """Check a prompt by hand: pydantic's error for a union would name both of its branches."""
     if isinstance(prompt, str):
         num_bytes = len(check_utf8(prompt).encode())
         if num_bytes > MAX_PROMPT_BYTES:
@@ -101,11 +101,11 @@ def _check_prompt(prompt: Any) -> Any:
                 f"has {len(prompt)} token ids, the limit is {MAX_PROMPT_TOKENS}; shorten it"
             )
         if not all(type(item) is int and 0 <= item < 2**32 for item in prompt):
-            raise ValueError("as a list holds token ids: integers from 0 to 2**32 - 1")
+            raise ValueError("must, as a list, hold token ids: integers from 0 to 2**32 - 1")
     else:
-        raise ValueError("is neither a string nor a list of token ids")
+        raise ValueError("must be a string or a list of token ids")
     if not prompt:
-        raise ValueError("is empty; there is nothing to go on from")
+        raise ValueError("is empty; give at least one token")
     return prompt
 
 
@@ -134,23 +134,23 @@ _END_EVENTS: tuple[EventName, ...] = ("completed", "failed", "cancelled", "expir
 
 
 class GenerationJob(ChatFields, SamplingControls):
-    """What to generate, and how to hand it over. Unknown fields are errors.
+    """A job: its input, its controls and its delivery. Unknown fields are errors.
 
-    Exactly one of `prompt` and `messages` is given. Names are those of vLLM and OpenAI; the
-    aliases of others are accepted. A parameter that others know and this version cannot do is
-    refused by name unless its value asks for nothing.
+    Exactly one of `prompt` and `messages` is given. Names are those of vLLM and OpenAI; aliases
+    from other APIs are accepted. A parameter that other engines support and this version does not
+    is refused by name, unless its value asks for nothing.
 
     Raises:
         pydantic.ValidationError: a field is wrong; `Client.submit` turns it into `JobRejected`.
     """
 
-    #: Served name; None takes the client's default.
+    #: Served name of the model; None is the client's default.
     model: Annotated[str, AfterValidator(_check_model)] | None = None
-    #: Text, or token ids of the model's own vocabulary. Used as it is, without a chat template.
+    #: Text, or token ids of the model's vocabulary. Used as it is, without a chat template.
     prompt: Annotated[str | list[int], BeforeValidator(_check_prompt)] | None = Field(
         default=None, repr=False
     )
-    #: The job shares the KV of prompt prefixes with jobs of the same salt only.
+    #: The job shares the KV of prompt prefixes only with jobs of the same salt.
     cache_salt: Annotated[Text, Field(min_length=1, max_length=MAX_CACHE_SALT_CHARS)] | None = (
         Field(default=None, repr=False, exclude_if=lambda salt: salt is None)
     )
@@ -159,8 +159,8 @@ class GenerationJob(ChatFields, SamplingControls):
     priority: Literal["high", "normal", "low"] = Field(
         default="normal", description="The engine's numbers: high is 0, normal 1, low 2."
     )
-    #: Whose job it is: within a class tenants take turns, by tokens and weight; `default` where
-    #: absent.
+    #: Owner of the job: within a class, tenants take turns by tokens and weight. If it is missing,
+    #: `default`.
     tenant: (
         Annotated[
             str,
@@ -172,31 +172,31 @@ class GenerationJob(ChatFields, SamplingControls):
     #: Receives a signed POST when the job ends. https, unless the operator allows http.
     webhook: WebhookUrl | None = None
     #: Events to send: `started`, `output` (tokens so far, at most every five seconds) and the
-    #: four ends. Only the ends where absent.
+    #: four ends. If it is missing, the ends.
     webhook_events_filter: Annotated[list[EventName], Field(min_length=1, max_length=6)] = Field(
         default_factory=lambda: list(_END_EVENTS)
     )
-    #: Put the text into the event of the job's end, where it is at most 16 KiB.
+    #: Put the text into the event of the job's end, if it is at most 16 KiB.
     include_output: bool = False
-    #: Name of the operator's secret to sign with; the default one where absent.
+    #: Name of the operator's secret to sign with. If it is missing, the default secret.
     webhook_secret: SecretName | None = None
-    #: Makes submitting twice the same as once, for as long as the job's record is kept.
+    #: Submitting again with the same key returns the same job, while its record is kept.
     idempotency_key: IdempotencyKey | None = None
-    #: Your own words about the job, given back with its result and in its webhook.
+    #: Your own data about the job, returned with its result and in its webhook.
     metadata: Metadata = Field(default_factory=dict)
-    #: Labels to find, count, cancel and forget jobs by.
+    #: Labels by which to find, count, cancel and forget jobs.
     tags: Annotated[
         list[Annotated[str, AfterValidator(check_tag)]],
         AfterValidator(_check_tags),
         Field(max_length=limits.MAX_TAGS),
     ] = Field(default_factory=list)
-    #: Seconds from submit after which nobody wants the result any more.
+    #: Seconds from submit after which the job expires.
     ttl_s: float | None = Field(default=None, gt=0, le=limits.MAX_TTL_S)
-    #: The same as a moment (with a time zone); the earlier of the two counts.
+    #: The same as a date and time (with a time zone); the earlier of the two counts.
     deadline: Annotated[AwareDatetime, Field(strict=False)] | None = None
-    #: Seconds from submit that the job waits before it may run.
+    #: Seconds from submit before which the job does not run.
     delay_s: float | None = Field(default=None, gt=0, le=limits.MAX_TTL_S)
-    #: The same as a moment (with a time zone); the later of the two counts.
+    #: The same as a date and time (with a time zone); the later of the two counts.
     not_before: Annotated[AwareDatetime, Field(strict=False)] | None = None
 
     @model_validator(mode="before")
@@ -218,7 +218,7 @@ class GenerationJob(ChatFields, SamplingControls):
         return kept
 
     @model_validator(mode="after")
-    def _webhook_for_its_choices(self) -> Self:
+    def _check_webhook_choices(self) -> Self:
         chosen = {
             "webhook_events_filter": set(self.webhook_events_filter) != set(_END_EVENTS),
             "include_output": self.include_output,
@@ -226,14 +226,14 @@ class GenerationJob(ChatFields, SamplingControls):
         }
         if self.webhook is None and any(chosen.values()):
             names = ", ".join(name for name, is_chosen in chosen.items() if is_chosen)
-            raise ValueError(f"{names} without a webhook does nothing; give one")
+            raise ValueError(f"{names} has no effect without a webhook; give one")
         return self
 
     @model_validator(mode="after")
-    def _deadline_after_delay(self) -> Self:
+    def _check_deadline_after_delay(self) -> Self:
         if self.delay_s is None and self.not_before is None:
             return self
-        # A moment and a duration are compared at submit, by Redis' clock.
+        # A duration and a date are compared at submit, by Redis' clock.
         for end_name, end, start_name, start in (
             ("ttl_s", self.ttl_s, "delay_s", self.delay_s),
             ("deadline", self.deadline, "not_before", self.not_before),
@@ -241,12 +241,12 @@ class GenerationJob(ChatFields, SamplingControls):
             if end is not None and start is not None and end <= start:  # type: ignore[operator]
                 raise ValueError(
                     f"{end_name} is {end}, not after {start_name} ({start}): "
-                    "the job would expire before it may run"
+                    "the job would expire before it can run"
                 )
         return self
 
     @model_validator(mode="after")
-    def _one_input(self) -> Self:
+    def _check_one_input(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
             given = "neither is" if self.prompt is None else "both are"
             raise ValueError(f"give exactly one of prompt and messages; {given} given")
@@ -260,7 +260,7 @@ class GenerationJob(ChatFields, SamplingControls):
         return self
 
     @model_validator(mode="after")
-    def _controls_suit_the_tools(self) -> Self:
+    def _check_controls_suit_tools(self) -> Self:
         if self.tools and self.tool_choice != "none":
             check_tools_suit(self, is_structured=self.is_structured, must_call=self.must_call)
         return self

@@ -1,4 +1,4 @@
-"""One line of a batch or bulk file: its name, the shape of its result and the job it asks for."""
+"""One line of a batch or bulk file: its name, its job and the shape of its result."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_ID_CHARS = 512
 
 
 class LineKind(StrEnum):
-    """Whose shape the answer has."""
+    """OpenAI's endpoint whose shape the result has."""
 
     CHAT = "/v1/chat/completions"
     TEXT = "/v1/completions"
@@ -22,14 +22,14 @@ class LineKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class BulkLine:
-    """One record of the input, as its answer names it.
+    """One line of the input, checked.
 
     Attributes:
-        number: its place in the input, from 1.
-        custom_id: the caller's name for it, or `line-<number of its line>`.
-        kind: the shape of its answer.
-        job: what it asks for; None where it is wrong.
-        problem: what is wrong.
+        number: Its place in the input, from 1.
+        custom_id: The caller's name for it, or `line-<number>`.
+        kind: The shape of its result.
+        job: Its job; None if the line is wrong.
+        problem: Why the line is refused; None if it is not.
     """
 
     number: int

@@ -13,7 +13,7 @@ from batchmill.engine.contract.chat import FUNCTION_NAME, Role
 
 from .strictness import STRICT, Text
 
-#: Fields of messages that OpenAI's answers spell out, and the values that say nothing.
+#: Fields that OpenAI's responses write out in messages, and the values that mean nothing.
 _NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
     "annotations": (None, []),
     "audio": (None,),
@@ -25,42 +25,42 @@ FunctionName = Annotated[str, Field(pattern=FUNCTION_NAME)]
 
 
 def _text_of(content: Any) -> Any:
-    """The text of parts of type text, joined by line ends as in vLLM; the rest is not for here."""
+    """Return the parts of type text, joined by line ends as in vLLM; other content unchanged."""
     if not isinstance(content, list):
         return content
     texts = []
     for index, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None
         if kind is None:
-            raise ValueError(f"part {index} has no type: use text, or a list of parts of type text")
+            raise ValueError(f"part {index} has no type: use a text, or parts of type text")
         if kind != "text":
             message = (
                 f"content part {index} is of type {str(kind)[:40]!r}: this version takes text only"
             )
             raise PydanticCustomError("unsupported_parameter", "{message}", {"message": message})
         if set(part) != {"type", "text"} or not isinstance(part["text"], str):
-            raise ValueError(f"part {index} is not a type and a text, and nothing else")
+            raise ValueError(f"part {index} must have a type and a text, and nothing else")
         texts.append(part["text"])
     return "\n".join(texts)
 
 
 def _arguments(given: Any) -> Any:
-    """A call's arguments as the text of a JSON object; an object is written as one."""
+    """Return a call's arguments as the text of a JSON object; an object is encoded."""
     try:
         text = json.dumps(given) if isinstance(given, dict) else given
         value = json.loads(text) if isinstance(text, str) else {}
-        # Escapes of JSON can spell lone surrogates, which UTF-8, and so a prompt, cannot hold.
+        # JSON can escape lone surrogates, which UTF-8, and so a prompt, cannot encode.
         json.dumps(value, ensure_ascii=False).encode()
         is_object = isinstance(value, dict)
     except (TypeError, ValueError, RecursionError):
         is_object = False
     if not is_object:
-        raise ValueError("are no JSON object: send back what the job's result had")
+        raise ValueError("must be a JSON object: send back the arguments of the job's result")
     return text
 
 
 class FunctionCall(BaseModel):
-    """Which function an earlier answer called, and with what."""
+    """A function that an earlier message called, and its arguments."""
 
     model_config = STRICT
 
@@ -70,7 +70,7 @@ class FunctionCall(BaseModel):
 
 
 class MessageToolCall(BaseModel):
-    """A call in an earlier answer."""
+    """A call in an earlier message of the assistant."""
 
     model_config = STRICT
 
@@ -86,27 +86,27 @@ class Message(BaseModel):
 
     #: `developer` is OpenAI's newer name for `system`.
     role: Role
-    #: Text, or a list of parts of type text; null beside `tool_calls` only.
+    #: Text, or a list of parts of type text; null only in a message with `tool_calls`.
     content: Annotated[Text | None, BeforeValidator(_text_of)] = Field(default=None, repr=False)
-    #: Who speaks; the model's template has to know it.
+    #: Name of the speaker; the model's template must know names.
     name: Annotated[Text, Field(min_length=1, max_length=limits.MAX_MESSAGE_NAME_CHARS)] | None = (
         None
     )
-    #: Functions that the assistant called, in a message of its own.
+    #: Functions that the assistant called in this message.
     tool_calls: (
         Annotated[
             list[MessageToolCall], Field(min_length=1, max_length=limits.MAX_CALLS_OF_MESSAGE)
         ]
         | None
     ) = Field(default=None, repr=False)
-    #: Which call a message of the role tool answers.
+    #: The call that a message of the role tool answers.
     tool_call_id: (
         Annotated[Text, Field(min_length=1, max_length=limits.MAX_CALL_ID_CHARS)] | None
     ) = None
 
     @model_validator(mode="before")
     @classmethod
-    def _leave_out_what_says_nothing(cls, data: Any) -> Any:
+    def _drop_neutral_fields(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
         return {
@@ -116,18 +116,18 @@ class Message(BaseModel):
         }
 
     @model_validator(mode="after")
-    def _fields_of_its_role(self) -> Self:
+    def _check_fields_of_role(self) -> Self:
         if self.tool_calls is not None and self.role != "assistant":
-            raise ValueError(f"tool_calls stand in a message of the {self.role}: leave them out")
+            raise ValueError(f"tool_calls are in a message of the {self.role}: leave them out")
         if self.content is None and self.tool_calls is None:
-            raise ValueError("content is missing: only a message with tool_calls may lack it")
+            raise ValueError("content is missing: only a message with tool_calls can go without")
         if (self.tool_call_id is not None) != (self.role == "tool"):
-            raise ValueError("tool_call_id belongs to each message of the role tool, and no other")
+            raise ValueError("tool_call_id belongs to every message of the role tool, and no other")
         return self
 
     @property
     def num_bytes(self) -> int:
-        """How much of the job it takes, about."""
+        """Approximate size in the job's document."""
         calls = self.tool_calls or ()
         return len((self.content or "").encode()) + sum(
             len(call.function.arguments.encode()) + limits.MAX_FUNCTION_NAME_CHARS for call in calls
@@ -135,7 +135,7 @@ class Message(BaseModel):
 
 
 def check_answers(messages: list[Message]) -> list[Message]:
-    """Check that messages of tools answer calls that were made before them.
+    """Return messages in which each message of a tool answers an earlier call.
 
     Raises:
         ValueError: one does not.
@@ -145,7 +145,7 @@ def check_answers(messages: list[Message]) -> list[Message]:
         call_ids |= {call.id for call in message.tool_calls or ()}
         if message.tool_call_id is not None and message.tool_call_id not in call_ids:
             raise ValueError(
-                f"message {index} answers a call that no message before it made: send the "
+                f"message {index} answers a call that no earlier message made: send the "
                 "assistant's message with the tool_calls as well"
             )
     return messages

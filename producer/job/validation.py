@@ -1,4 +1,4 @@
-"""From a mapping to a checked job, with errors that name the field."""
+"""Parsing of jobs from mappings and JSON, with errors that name the field."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def parse_job(data: Mapping[str, Any]) -> GenerationJob:
     """Return the job that a mapping describes.
 
     Raises:
-        UnsupportedParameter: a parameter that this version cannot do.
+        UnsupportedParameter: a parameter that this version does not support.
         JobRejected: a field is missing, unknown or out of range; the message names it, and never
-            holds what was in it.
+            shows its content.
     """
     try:
         return GenerationJob.model_validate(dict(data))
     except ValidationError as error:
-        raise rejection(error) from None
+        raise rejected_error(error) from None
 
 
 def parse_document(document: bytes | str) -> GenerationJob:
-    """Return the job in a JSON document, as a record holds it.
+    """Return the job in the JSON document of a record.
 
     Raises:
         JobRejected: as `parse_job`, or the document is not JSON.
@@ -39,11 +39,11 @@ def parse_document(document: bytes | str) -> GenerationJob:
     try:
         return GenerationJob.model_validate_json(document)
     except ValidationError as error:
-        raise rejection(error) from None
+        raise rejected_error(error) from None
 
 
-def rejection(error: ValidationError) -> JobRejected:
-    """Return the error for a caller, from pydantic's first complaint."""
+def rejected_error(error: ValidationError) -> JobRejected:
+    """Return the error for a caller, made of pydantic's first error."""
     details = error.errors(include_url=False, include_input=False)
     for detail in details:
         if detail["type"] == "unsupported_parameter":
@@ -55,12 +55,12 @@ def rejection(error: ValidationError) -> JobRejected:
 
 
 def _dotted(detail: ErrorDetails) -> str | None:
-    """Where in the job it is; None for the job as a whole."""
+    """Return the path of the field at fault; None for the job as a whole."""
     return _shown(".".join(str(part) for part in detail["loc"])) or None
 
 
 def _shown(name: str) -> str:
-    """Return a name as a message can hold it: a key may be a megabyte, or no text in UTF-8."""
+    """Return a name for a message: a key may be a megabyte, or hold lone surrogates."""
     name = name.encode(errors="backslashreplace").decode()
     return name if len(name) <= _MAX_NAME_CHARS else f"{name[:_MAX_NAME_CHARS]}…"
 
@@ -70,13 +70,13 @@ def _message(detail: ErrorDetails, param: str | None) -> str:
         owner = _canonical_name(str(param))
         if owner is not None:
             return f"{param} is another name for {owner}, which is given as well: give one of them"
-        return f"{param} is not a parameter of a job: check its spelling, or leave it out"
+        return f"{param} is not a parameter of a job: check the name, or leave it out"
     text = detail["msg"].removeprefix("Value error, ")
     return text if param is None else f"{param}: {text}"
 
 
 def _canonical_name(alias: str) -> str | None:
-    """Return the field that a name is an alias of."""
+    """Return the field that a name is an alias of, or None."""
     for name, field in GenerationJob.model_fields.items():
         choices = getattr(field.validation_alias, "choices", ())
         if alias in choices:
