@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CPP := $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h)
 STAMP := $(VENV)/.installed
 # Keeps the checkout's own kernels/ folder from being taken for Hugging Face's `kernels` package.
 export PYTHONSAFEPATH := 1
@@ -24,6 +25,7 @@ check: lint types docs test
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	$(BIN)/python tests/structure/lint_lua.py
 
 types: setup
@@ -48,6 +50,7 @@ up: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache site

@@ -67,7 +67,7 @@ class Worker {
     size_t lanes = queries + sums + keys + values + widened + maxima + totals +
                    2 * static_cast<size_t>(kMaxRows) * kTileKeys;
     Lane* next = reinterpret_cast<Lane*>(scratch.reserve(lanes * 4));
-    auto take = [&](size_t n) { Lane* p = next; next += n; return p; };
+    auto take = [&](size_t n) { return std::exchange(next, next + n); };
     queries_ = take(queries);
     sums_ = reinterpret_cast<float*>(take(sums));
     keys_ = take(keys);
@@ -132,9 +132,8 @@ class Worker {
              (op_.cu_seqlens_q[seq] + row / group_) * op_.out_row_stride +
              (kv_head * group_ + row % group_) * op_.out_head_stride;
     float inverse = total == 0.0f ? 0.0f : 1.0f / total;
-    each_vector(op_.head_dim, [&](int i, int n) {
-      store_upto(out + i, interleaved<Mul>(sum, i) * inverse, n);
-    });
+    each_vector(op_.head_dim,
+                [&](int i, int n) { store_upto(out + i, interleaved<Mul>(sum, i) * inverse, n); });
   }
 
   void load_queries(const Task& task, int head) {
@@ -176,7 +175,8 @@ class Worker {
   // loads go out one row at a time between the work on this tile's: in a burst they would fill the
   // core's miss buffers and stall it (measured: 2.4 times slower).
   static void prefetch_row(const T* row, long bytes) {
-    for (long line = 0; line < bytes; line += 64) prefetch(reinterpret_cast<const char*>(row) + line);
+    for (long line = 0; line < bytes; line += 64)
+      prefetch(reinterpret_cast<const char*>(row) + line);
   }
 
   void attend(const Task& task, int head, int key, int count) {
@@ -291,22 +291,41 @@ void attention(const Attention& op) {
       return;
     }
     worker.keep_all(task, partial);
-    partial.finish(task, [&](int merge) { worker.write_merged(merge, plan.merges[merge], partial); });
+    partial.finish(task,
+                   [&](int merge) { worker.write_merged(merge, plan.merges[merge], partial); });
   });
 }
 
 }  // namespace
 
-BM_EXPORT int bm_paged_attention(
-    void* out, const void* q, const void* k_cache, const void* v_cache,
-    const int32_t* block_tables, const int32_t* cu_seqlens_q, const int32_t* seq_lens,
-    int num_tokens, int num_seqs, int num_q_heads, int num_kv_heads, int head_dim, int num_blocks,
-    int block_size, int max_blocks, long table_stride, long q_row_stride, long q_head_stride,
-    long out_row_stride, long out_head_stride, float scale, int window, int dtype,
-    int num_threads) {
-  Attention op{out, q, k_cache, v_cache, block_tables, cu_seqlens_q, seq_lens, num_seqs,
-               num_q_heads, num_kv_heads, head_dim, num_blocks, block_size, table_stride,
-               q_row_stride, q_head_stride, out_row_stride, out_head_stride, scale, window,
+BM_EXPORT int bm_paged_attention(void* out, const void* q, const void* k_cache, const void* v_cache,
+                                 const int32_t* block_tables, const int32_t* cu_seqlens_q,
+                                 const int32_t* seq_lens, int num_tokens, int num_seqs,
+                                 int num_q_heads, int num_kv_heads, int head_dim, int num_blocks,
+                                 int block_size, int max_blocks, long table_stride,
+                                 long q_row_stride, long q_head_stride, long out_row_stride,
+                                 long out_head_stride, float scale, int window, int dtype,
+                                 int num_threads) {
+  Attention op{out,
+               q,
+               k_cache,
+               v_cache,
+               block_tables,
+               cu_seqlens_q,
+               seq_lens,
+               num_seqs,
+               num_q_heads,
+               num_kv_heads,
+               head_dim,
+               num_blocks,
+               block_size,
+               table_stride,
+               q_row_stride,
+               q_head_stride,
+               out_row_stride,
+               out_head_stride,
+               scale,
+               window,
                num_threads};
   int invalid = find_invalid_sequence(op, num_tokens, max_blocks);
   if (invalid >= 0) return invalid;

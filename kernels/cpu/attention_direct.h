@@ -13,9 +13,8 @@ namespace {
 
 #if defined(__AVX512BF16__)
 inline vf dot_pairs(vf sum, vf a, vf b) {
-  return reinterpret_cast<vf>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum),
-                                               reinterpret_cast<__m512bh>(a),
-                                               reinterpret_cast<__m512bh>(b)));
+  return reinterpret_cast<vf>(_mm512_dpbf16_ps(
+      reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b)));
 }
 
 // Lane l is, where the bit kDistance of l is clear, a[l] + a[l + kDistance], and else
@@ -81,16 +80,17 @@ class DirectTile {
         sums.of[row] = vf{};
 #pragma GCC unroll 8
         for (int step = 0; step < kSteps; step++)
-          sums.of[row] = dot_pairs(
-              sums.of[row],
-              load(reinterpret_cast<const float*>(queries + (row * kSteps + step) * 32)),
-              parts[step]);
+          sums.of[row] =
+              dot_pairs(sums.of[row],
+                        load(reinterpret_cast<const float*>(queries + (row * kSteps + step) * 32)),
+                        parts[step]);
       }
     } else {
       Sums low = add_up<kDistance * 2, kKey>(queries, keys);
       Sums high = add_up<kDistance * 2, kKey + kDistance>(queries, keys);
 #pragma GCC unroll 8
-      for (int row = 0; row < kRows; row++) sums.of[row] = fold<kDistance>(low.of[row], high.of[row]);
+      for (int row = 0; row < kRows; row++)
+        sums.of[row] = fold<kDistance>(low.of[row], high.of[row]);
     }
     return sums;
   }
@@ -138,6 +138,7 @@ class DirectTile {
 
 template <int kSteps, class Body>
 inline bool with_rows(int num_rows, Body body) {
+  // clang-format off
   switch (num_rows) {
     case 1: body(DirectTile<1, kSteps>{}); return true;
     case 2: body(DirectTile<2, kSteps>{}); return true;
@@ -149,6 +150,7 @@ inline bool with_rows(int num_rows, Body body) {
     case 8: body(DirectTile<8, kSteps>{}); return true;
     default: return false;  // not tried: with more rows sums and queries outgrow the registers
   }
+  // clang-format on
 }
 #endif
 

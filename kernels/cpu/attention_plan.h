@@ -64,8 +64,8 @@ class Planner {
     long keys = 0;  // to be read by tasks that are bound by reading
     for (int seq = 0; seq < op.num_seqs; seq++)
       if (op.query_len(seq) * group_ <= kMaxRows) keys += op.seq_lens[seq];
-    chunk_ = max_int(kMinChunkKeys,
-                     round_up(static_cast<int>(keys / (op.num_threads * 4L)), kTileKeys));
+    chunk_ =
+        max_int(kMinChunkKeys, round_up(static_cast<int>(keys / (op.num_threads * 4L)), kTileKeys));
   }
 
   Plan plan() {
@@ -99,7 +99,8 @@ class Planner {
     int rows = members * group_, most = kMaxRows / group_ * group_;
     int num_tiles = (rows + most - 1) / most;
     bool all_heads = rows <= kFewRows;
-    int wanted = all_heads ? num_keys / chunk_ : 4 * op_.num_threads / (num_tiles * op_.num_kv_heads);
+    int wanted =
+        all_heads ? num_keys / chunk_ : 4 * op_.num_threads / (num_tiles * op_.num_kv_heads);
     Chunks chunks = split(0, num_keys, min_int(wanted, num_keys / kMinChunkKeys));
     int first_merge = static_cast<int>(plan_.merges.size());
     int tasks = chunks.count * (all_heads ? 1 : op_.num_kv_heads);
@@ -107,8 +108,16 @@ class Planner {
       plan_.merges.push_back({first + i, 0, group_, chunks.count, tasks});
     for (int row = 0; row < rows; row += most)
       for (int part = 0; part < chunks.count; part++) {
-        Task task{first, row, min_int(most, rows - row), 0, op_.num_kv_heads,
-                  chunks.begin(part), chunks.end(part), first_merge + row / group_, part, true};
+        Task task{first,
+                  row,
+                  min_int(most, rows - row),
+                  0,
+                  op_.num_kv_heads,
+                  chunks.begin(part),
+                  chunks.end(part),
+                  first_merge + row / group_,
+                  part,
+                  true};
         add_by_head(task, !all_heads);
       }
     for (int i = 0; i < members; i++)
@@ -118,12 +127,21 @@ class Planner {
 
   void add_sequence(int seq) {
     int rows = op_.query_len(seq) * group_, first_position = op_.first_position(seq);
-    for (int tile = (rows - 1) / kMaxRows; tile >= 0 && rows > 0; tile--) {  // longest context first
+    // The tile with the longest context comes first.
+    for (int tile = (rows - 1) / kMaxRows; tile >= 0 && rows > 0; tile--) {
       int row = tile * kMaxRows, num_rows = min_int(kMaxRows, rows - row);
       int first = first_position + row / group_;
       int end = first_position + (row + num_rows - 1) / group_ + 1;
-      Task task{seq, row, num_rows, 0, op_.num_kv_heads,
-                op_.window > 0 ? max_int(0, first - op_.window + 1) : 0, end, kNoMerge, 0, false};
+      Task task{seq,
+                row,
+                num_rows,
+                0,
+                op_.num_kv_heads,
+                op_.window > 0 ? max_int(0, first - op_.window + 1) : 0,
+                end,
+                kNoMerge,
+                0,
+                false};
       if (rows > kMaxRows) add_by_head(task, true);  // prefill: for locality and balance
       else add_rows(task);
     }

@@ -23,9 +23,10 @@ struct BmStep {
   const float *cos, *sin;  // [num_tokens, half]
   const int64_t *slots, *sample_rows;
   const int32_t *block_tables, *cu_seqlens_q, *seq_lens;
-  void *residual, *x, *qkv, *attended, *gated;  // x: [num_tokens, hidden], the others as wide as named
-  void* quantized;  // room for the widest of them in bytes, and
-  float* scales;    // [num_tokens]; null where the weights are not int8
+  void *residual, *x;            // [num_tokens, hidden]
+  void *qkv, *attended, *gated;  // [num_tokens, as wide as the name says]
+  void* quantized;               // room for the widest of these in bytes; null without int8
+  float* scales;                 // [num_tokens]; null without int8
   int num_tokens, num_samples, num_seqs, max_blocks, num_threads;
   long table_stride;
   double* phase_s;  // null, or [3]: seconds in matrix products, attention and the rest are added

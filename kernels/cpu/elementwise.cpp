@@ -111,13 +111,13 @@ void rope(T* x, const float* cos, const float* sin, int num_tokens, int num_head
           int half, long row_stride, int num_threads) {
   parallel_rows(num_tokens, static_cast<long>(num_heads) * head_dim, num_threads,
                 [=](int begin, int end) {
-    for (int token = begin; token < end; token++) {
-      long angles = static_cast<long>(token) * half;
-      T* head = x + token * row_stride;
-      for (int h = 0; h < num_heads; h++, head += head_dim)
-        rotate(head, head, cos + angles, sin + angles, half);
-    }
-  });
+                  for (int token = begin; token < end; token++) {
+                    long angles = static_cast<long>(token) * half;
+                    T* head = x + token * row_stride;
+                    for (int h = 0; h < num_heads; h++, head += head_dim)
+                      rotate(head, head, cos + angles, sin + angles, half);
+                  }
+                });
 }
 
 // First index whose value is outside [low, high), or -1.
@@ -132,9 +132,19 @@ void rope_and_cache(void* qkv, void* k_cache, void* v_cache, const float* cos, c
                     const int64_t* slots, const void* q_norm, const void* k_norm, float eps,
                     int num_tokens, int num_q_heads, int num_kv_heads, int head_dim, int half,
                     long row_stride, int num_threads) {
-  RopeAndCache<T> op{static_cast<T*>(qkv), static_cast<T*>(k_cache), static_cast<T*>(v_cache),
-                     cos, sin, slots, static_cast<const T*>(q_norm),
-                     static_cast<const T*>(k_norm), eps, num_q_heads, num_kv_heads, head_dim, half,
+  RopeAndCache<T> op{static_cast<T*>(qkv),
+                     static_cast<T*>(k_cache),
+                     static_cast<T*>(v_cache),
+                     cos,
+                     sin,
+                     slots,
+                     static_cast<const T*>(q_norm),
+                     static_cast<const T*>(k_norm),
+                     eps,
+                     num_q_heads,
+                     num_kv_heads,
+                     head_dim,
+                     half,
                      row_stride};
   long width = static_cast<long>(num_q_heads + 2 * num_kv_heads) * head_dim;
   parallel_rows(num_tokens, width, num_threads, [&](int begin, int end) {

@@ -13,7 +13,7 @@ struct Linear {
   const float* bias;  // null, or a float for every packed column
   int num_rows, k_lanes, num_columns;
   long x_stride, out_stride;  // lanes; elements
-  bool gated;  // as many panels again follow, and out = silu(gate) * up
+  bool gated;                 // as many panels again follow, and out = silu(gate) * up
 };
 
 template <class Mul, class In, class Out>
@@ -41,10 +41,11 @@ void linear(const Linear<In, Out>& op, int num_threads) {
     int column = panel * kPanel, up = panel + panels;
     add_panel<Mul>(op, panel, op.gated ? up : next, first_row, rows, sums);
     if (op.gated) add_panel<Mul>(op, up, next, first_row, rows, ups);
-    store_rows(op.out + first_row * op.out_stride + column, op.out_stride, rows,
-               min_int(kPanel, op.num_columns - column), op.gated,
-               [&](int row, int i) { return load(sums + row * kPanel + i); },
-               [&](int row, int i) { return load(ups + row * kPanel + i); });
+    store_rows(
+        op.out + first_row * op.out_stride + column, op.out_stride, rows,
+        min_int(kPanel, op.num_columns - column), op.gated,
+        [&](int row, int i) { return load(sums + row * kPanel + i); },
+        [&](int row, int i) { return load(ups + row * kPanel + i); });
   });
 }
 
@@ -76,11 +77,9 @@ BM_EXPORT long bm_linear_packed_lanes(int num_columns, int k, int dtype) {
 BM_EXPORT void bm_linear_pack(const void* weight, void* packed, int num_columns, int k, int dtype,
                               int num_threads) {
   Lane* to = static_cast<Lane*>(packed);
-  if (dtype == 0)
-    pack<Float>(static_cast<const float*>(weight), to, num_columns, k, num_threads);
+  if (dtype == 0) pack<Float>(static_cast<const float*>(weight), to, num_columns, k, num_threads);
 #if defined(__AVX512BF16__)
-  else
-    pack<Bf16Pair>(static_cast<const bf16*>(weight), to, num_columns, k, num_threads);
+  else pack<Bf16Pair>(static_cast<const bf16*>(weight), to, num_columns, k, num_threads);
 #endif
 }
 
@@ -92,8 +91,15 @@ BM_EXPORT void bm_linear(void* out, const void* x, const void* packed, const flo
     typedef decltype(mul) Mul;
     typedef decltype(in) In;
     typedef decltype(result) Out;
-    Linear<In, Out> op{static_cast<Out*>(out), static_cast<const In*>(x), weight, bias, num_rows,
-                       k / Mul::kPerLane, num_columns, x_stride / Mul::kPerLane, out_stride,
+    Linear<In, Out> op{static_cast<Out*>(out),
+                       static_cast<const In*>(x),
+                       weight,
+                       bias,
+                       num_rows,
+                       k / Mul::kPerLane,
+                       num_columns,
+                       x_stride / Mul::kPerLane,
+                       out_stride,
                        gated != 0};
     linear<Mul>(op, num_threads);
   };

@@ -243,10 +243,11 @@ struct Int8Linear {
       int column = panel * kPanel;
       multiply(panel, gated ? up : task.next_panel, first_row, task.rows, sums);
       if (gated) multiply(up, task.next_panel, first_row, task.rows, ups);
-      store_rows(out + first_row * out_stride + column, out_stride, task.rows,
-                 min_int(kPanel, num_columns - column), gated,
-                 [&](int row, int i) { return value(panel, sums, first_row, row, i); },
-                 [&](int row, int i) { return value(up, ups, first_row, row, i); });
+      store_rows(
+          out + first_row * out_stride + column, out_stride, task.rows,
+          min_int(kPanel, num_columns - column), gated,
+          [&](int row, int i) { return value(panel, sums, first_row, row, i); },
+          [&](int row, int i) { return value(up, ups, first_row, row, i); });
     });
   }
 };
@@ -308,9 +309,16 @@ BM_EXPORT void bm_int8_linear(void* out, const void* x, const float* x_scales, c
                               long out_stride, int gated, int out_dtype, int num_threads) {
   with_dtype(out_dtype, [=](auto zero) {
     typedef decltype(zero) Out;
-    Int8Linear<Out>{static_cast<Out*>(out), static_cast<const int8_t*>(x), x_scales,
-                    static_cast<const Lane*>(packed), bias, num_rows, (k + 3) / 4, num_columns,
-                    out_stride, gated != 0}
+    Int8Linear<Out>{static_cast<Out*>(out),
+                    static_cast<const int8_t*>(x),
+                    x_scales,
+                    static_cast<const Lane*>(packed),
+                    bias,
+                    num_rows,
+                    (k + 3) / 4,
+                    num_columns,
+                    out_stride,
+                    gated != 0}
         .run(num_threads);
   });
 }

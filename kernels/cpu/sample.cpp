@@ -18,7 +18,7 @@ namespace {
 
 typedef double vd __attribute__((vector_size(2 * BM_VEC_BYTES)));
 
-constexpr float kMaxGumbel = 22.2f;  // -log of the smallest exponential draw, 2^-32
+constexpr float kMaxGumbel = 22.2f;    // -log of the smallest exponential draw, 2^-32
 constexpr uint32_t kHashedBytes = 16;  // seed low, seed high, position, token id
 constexpr size_t kMinRoom = 1024;      // candidates that are worth a selection
 
@@ -185,12 +185,10 @@ float nucleus_floor(const Row& row, float highest, float floor, std::vector<floa
   int bucket = kNumBuckets - 1;
   while (bucket > 0 && reached + sums[bucket] < wanted) reached += sums[bucket--];
 
-  end = std::remove_if(candidates, end, [=](const Candidate& each) {
-    return bucket_of(each.weight) != bucket;
-  });
-  std::sort(candidates, end, [](const Candidate& a, const Candidate& b) {
-    return a.weight > b.weight;
-  });
+  end = std::remove_if(candidates, end,
+                       [=](const Candidate& each) { return bucket_of(each.weight) != bucket; });
+  std::sort(candidates, end,
+            [](const Candidate& a, const Candidate& b) { return a.weight > b.weight; });
   for (Candidate* each = candidates; each != end; each++) {
     reached += each->weight;
     if (reached >= wanted) return row.scaled(each->token);

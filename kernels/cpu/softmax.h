@@ -14,8 +14,8 @@ constexpr float kLog2E = 1.44269504088896341f;
 
 // What one row of queries has seen so far.
 struct RowState {
-  float maximum;   // of its scaled scores; -inf before the first
-  float* totals;   // [kLanes] partial sums of 2^(score - maximum)
+  float maximum;  // of its scaled scores; -inf before the first
+  float* totals;  // [kLanes] partial sums of 2^(score - maximum)
 };
 
 // Turns scores[width] (whole vectors) into weights 2^(score * scale - maximum). Where kAll is not

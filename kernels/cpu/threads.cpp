@@ -71,8 +71,7 @@ struct Pool {
   }
 
   void start_helpers(int count) {
-    for (; num_helpers < count; num_helpers++)
-      std::thread(&Pool::help, this, num_helpers).detach();
+    for (; num_helpers < count; num_helpers++) std::thread(&Pool::help, this, num_helpers).detach();
   }
 
   void run(void (*new_work)(void*), void* new_data, int helpers) {

@@ -27,9 +27,9 @@ struct Bf16Pair {
   typedef vf Sum;
   typedef bf16 Element;
   static vf multiply_add(vf sum, Lane a, vf b) {
-    return reinterpret_cast<vf>(_mm512_dpbf16_ps(
-        reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(_mm512_set1_epi32(a)),
-        reinterpret_cast<__m512bh>(b)));
+    return reinterpret_cast<vf>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum),
+                                                 reinterpret_cast<__m512bh>(_mm512_set1_epi32(a)),
+                                                 reinterpret_cast<__m512bh>(b)));
   }
 };
 typedef Bf16Pair MulBf16;
@@ -105,8 +105,8 @@ template <class Mul>
 inline void multiply(int rows, int vectors, int k, const Lane* a, long a_stride, const Lane* b,
                      long b_stride, float* c, long c_stride, bool add) {
   for (int vec = 0; vec < vectors; vec += kTileVectors)
-    multiply_columns<Mul>(min_int(vectors - vec, kTileVectors), rows, a, a_stride,
-                          b + vec * kLanes, b_stride, k, c + vec * kLanes, c_stride, add);
+    multiply_columns<Mul>(min_int(vectors - vec, kTileVectors), rows, a, a_stride, b + vec * kLanes,
+                          b_stride, k, c + vec * kLanes, c_stride, add);
 }
 
 #if defined(__AVX512BW__)

@@ -85,9 +85,11 @@ inline void store(bf16* p, vf v) {
 // IEEE half precision.
 inline vf load(const fp16* p) {
 #if defined(__AVX512F__)
-  return reinterpret_cast<vf>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+  return reinterpret_cast<vf>(
+      _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
 #elif defined(__F16C__)
-  return reinterpret_cast<vf>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  return reinterpret_cast<vf>(
+      _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 #else
   vu h = __builtin_convertvector(*reinterpret_cast<const vh_any*>(p), vu);
   vu magnitude = (h & 0x7fff) << 13;
@@ -213,8 +215,7 @@ inline vf exp2_of_negative(vf x) {
   return reinterpret_cast<vf>(_mm512_scalef_ps(reinterpret_cast<__m512>(p),
                                                reinterpret_cast<__m512>(shifted - 12582912.0f)));
 #else
-  vf scaled =
-      reinterpret_cast<vf>(reinterpret_cast<vi>(p) + (reinterpret_cast<vi>(shifted) << 23));
+  vf scaled = reinterpret_cast<vf>(reinterpret_cast<vi>(p) + (reinterpret_cast<vi>(shifted) << 23));
   return x == x ? scaled : x;
 #endif
 }
@@ -242,8 +243,8 @@ inline vf log(vf x) {
 
 inline bool any(vi mask) {
 #if defined(__AVX512F__)
-  return _mm512_test_epi32_mask(reinterpret_cast<__m512i>(mask),
-                                reinterpret_cast<__m512i>(mask)) != 0;
+  return _mm512_test_epi32_mask(reinterpret_cast<__m512i>(mask), reinterpret_cast<__m512i>(mask)) !=
+         0;
 #else
   int32_t found = 0;
   for (int i = 0; i < kLanes; i++) found |= mask[i];
