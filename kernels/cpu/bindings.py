@@ -1,7 +1,7 @@
-"""The C++ backend of each op: check what C cannot, then hand over pointers, sizes and strides.
+"""The C++ backend of each op: check tensors, then pass pointers, sizes and strides to C.
 
-The ops' own functions have compared shapes and dtypes by then; what is checked here is what would
-make the C code read the wrong memory: device, dtype, contiguity, indices.
+The ops have compared shapes and dtypes before. The checks here cover everything that would make the
+C code read the wrong memory: device, dtype, contiguity, indices.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .library import default_library
 
-#: Numbers of the dtypes in the C++ sources (`with_dtype` in cpu_vec.h).
+#: Numbers of the dtypes in the C++ sources (`with_dtype` in vec.h).
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
@@ -30,13 +30,13 @@ def paged_attention_cpp(
     plan: object = None,
     library: ctypes.CDLL | None = None,
 ) -> Tensor:
-    """Arguments and result of `paged_attention`; `plan` is not needed and not read.
+    """Compute `paged_attention`; `plan` is not read.
 
-    `library` names the kernels to use, here and below; None takes those for this CPU.
+    Here and below, `library` is the kernels to use; None loads those for this CPU.
 
     Raises:
-        ValueError: a tensor is not where or what C code expects, or a length or block id lies
-            outside the cache.
+        ValueError: C code cannot read a tensor (its device, dtype or layout), or a length or block
+            id lies outside the cache.
     """
     dtype = _dtype_number("q", q)
     _check_rows("q", q, 2)
@@ -72,7 +72,7 @@ def write_kv_cpp(
     *,
     library: ctypes.CDLL | None = None,
 ) -> None:
-    """Arguments of `write_kv`.
+    """Compute `write_kv`.
 
     Raises:
         ValueError: as for `paged_attention_cpp`.
@@ -94,7 +94,7 @@ def write_kv_cpp(
 def rms_norm_cpp(
     x: Tensor, weight: Tensor, eps: float, *, library: ctypes.CDLL | None = None
 ) -> Tensor:
-    """Arguments and result of `rms_norm`.
+    """Compute `rms_norm`.
 
     Raises:
         ValueError: as for `paged_attention_cpp`.
@@ -105,7 +105,7 @@ def rms_norm_cpp(
 def add_rms_norm_cpp(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, library: ctypes.CDLL | None = None
 ) -> Tensor:
-    """Arguments and result of `add_rms_norm`.
+    """Compute `add_rms_norm`.
 
     Raises:
         ValueError: as for `paged_attention_cpp`.
@@ -131,7 +131,7 @@ def _rms_norm(
 
 
 def silu_and_mul_cpp(gate_up: Tensor, *, library: ctypes.CDLL | None = None) -> Tensor:
-    """Arguments and result of `silu_and_mul`.
+    """Compute `silu_and_mul`.
 
     Raises:
         ValueError: as for `paged_attention_cpp`.
@@ -150,7 +150,7 @@ def silu_and_mul_cpp(gate_up: Tensor, *, library: ctypes.CDLL | None = None) -> 
 def apply_rope_cpp(
     x: Tensor, cos: Tensor, sin: Tensor, *, library: ctypes.CDLL | None = None
 ) -> None:
-    """Arguments of `apply_rope`.
+    """Compute `apply_rope`, in place.
 
     Raises:
         ValueError: as for `paged_attention_cpp`.
@@ -175,7 +175,7 @@ def sample_cpp(
     *,
     library: ctypes.CDLL | None = None,
 ) -> Tensor:
-    """Arguments and result of `sample`.
+    """Compute `sample`.
 
     Raises:
         ValueError: as for `paged_attention_cpp`.
@@ -205,7 +205,7 @@ def _dtype_number(name: str, tensor: Tensor) -> int:
 
 
 def _check_rows(name: str, tensor: Tensor, num_contiguous: int) -> None:
-    """Rows may lie apart, but their last `num_contiguous` dimensions must not."""
+    """Refuse gaps in the last `num_contiguous` dimensions; the rows may lie apart."""
     size = 1
     for dim in range(1, num_contiguous + 1):
         if tensor.shape[-dim] > 1 and tensor.stride(-dim) != size:
@@ -229,5 +229,5 @@ def _raise_slot(invalid: int, slot_mapping: Tensor, num_slots: int) -> None:
     if invalid >= 0:
         raise ValueError(
             f"slot_mapping[{invalid}] is {int(slot_mapping[invalid])}, the cache has {num_slots} "
-            "slots: slots are 0 to one less, or -1 to skip a token"
+            f"slots: a slot must be 0 to {num_slots - 1}, or -1 to skip a token"
         )

@@ -2,8 +2,9 @@
 
 Ahead of time: `python -m batchmill.kernels.cpu.build`, with `--isa all` for unknown machines.
 
-A library is kept in the cache folder under the hash of its sources and flags and the compiler's
-version, so that a changed kernel or compiler builds anew and several versions live side by side.
+The file name of a library in the cache folder contains the hash of its sources and flags and that
+of the compiler's version. So a changed kernel or compiler causes a new build, and several versions
+can be stored side by side.
 """
 
 from __future__ import annotations
@@ -29,38 +30,38 @@ _SOURCE_FOLDER = Path(__file__).resolve().parent
 _COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = (
     *("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden"),
-    # Neither errno nor exception flags are read; without these the vector code is not formed.
+    # Nothing reads errno or exception flags; without these two, loops are not vectorised.
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
 )
 _COMPILE_TIMEOUT_S = 300
 
 
 def cache_folder() -> Path:
-    """Where built libraries are kept: BATCHMILL_CACHE_DIR, else in the user's cache folder."""
-    own = os.environ.get("BATCHMILL_CACHE_DIR")
-    if own:
-        return Path(own)
+    """Return the folder of built libraries: BATCHMILL_CACHE_DIR, else the user's cache folder."""
+    configured = os.environ.get("BATCHMILL_CACHE_DIR")
+    if configured:
+        return Path(configured)
     shared = os.environ.get("XDG_CACHE_HOME")
     return (Path(shared) if shared else Path.home() / ".cache") / "batchmill"
 
 
 def find_compiler() -> str | None:
-    """Path of a C++ compiler, or None."""
+    """Return the path of a C++ compiler, or None."""
     return next((found for name in _COMPILERS if (found := shutil.which(name))), None)
 
 
 def build_library(isa: Isa, cache: Path | None = None) -> Path:
-    """Path of the kernels compiled for one instruction set; compiles them if they are not there.
+    """Return the path of the kernels for one instruction set; compile them if they are missing.
 
-    Safe for several processes at once: one builds, the others wait for it. Without a compiler, a
-    library that any compiler built from these very sources will do.
+    Several processes may call this at once: one builds, the others wait. Without a compiler, a
+    library that any compiler built from the same sources is used.
 
     Args:
-        isa: The instruction set; it need not be one that this CPU has.
+        isa: The instruction set; this CPU need not have it.
         cache: Cache folder; None takes `cache_folder()`.
 
     Raises:
-        CppBuildError: there is no compiler, it failed, or the folder cannot be written.
+        CppBuildError: there is no compiler, it failed, or the folder is not writable.
     """
     compiler = find_compiler()
     if (built := _find_built(isa, compiler, cache)) is not None:
@@ -68,9 +69,9 @@ def build_library(isa: Isa, cache: Path | None = None) -> Path:
     folder = _folder(isa, cache)
     if compiler is None:
         raise CppBuildError(
-            f"no C++ compiler on PATH (looked for {', '.join(_COMPILERS)}) and no kernels built "
-            f"before in {folder}: install g++ or clang++, or build them elsewhere with `python -m "
-            "batchmill.kernels.cpu.build` and point BATCHMILL_CACHE_DIR at the result"
+            f"no C++ compiler on PATH (looked for {', '.join(_COMPILERS)}) and no built kernels in "
+            f"{folder}: install g++ or clang++, or build the kernels elsewhere with `python -m "
+            "batchmill.kernels.cpu.build` and set BATCHMILL_CACHE_DIR to the result"
         )
     target = folder / f"{isa.name}-{_compiler_hash(compiler)}.so"
     try:
@@ -82,16 +83,16 @@ def build_library(isa: Isa, cache: Path | None = None) -> Path:
     except OSError as error:
         raise CppBuildError(
             f"cannot write the built kernels to {folder}: {error}; set BATCHMILL_CACHE_DIR to a "
-            "folder that can be written"
+            "writable folder"
         ) from error
     return target
 
 
 def find_built(isa: Isa, cache: Path | None = None) -> Path | None:
-    """Path of the library that `build_library` would return without compiling, or None.
+    """Return the path that `build_library` would return without compiling, or None.
 
     Raises:
-        CppBuildError: the sources are not there, or the compiler does not run.
+        CppBuildError: the sources are missing, or the compiler does not run.
     """
     return _find_built(isa, find_compiler(), cache)
 
@@ -106,9 +107,13 @@ def _folder(isa: Isa, cache: Path | None) -> Path:
 
 
 def _compile(compiler: str, isa: Isa, target: Path) -> None:
-    """Compile into a temporary file beside the target, then rename: nobody sees half a library."""
+    """Compile to a temporary file and rename it, so that no process sees half a library."""
     sources = sorted(map(str, _SOURCE_FOLDER.glob("*.cpp")))
-    _log.info("compiling the C++ kernels for %s with %s: once, some seconds", isa.name, compiler)
+    _log.info(
+        "compiling the C++ kernels for %s with %s; this happens once and takes some seconds",
+        isa.name,
+        compiler,
+    )
     handle, partial = tempfile.mkstemp(dir=target.parent, suffix=".partial")
     os.close(handle)
     try:
@@ -117,8 +122,8 @@ def _compile(compiler: str, isa: Isa, target: Path) -> None:
         if done.returncode:
             last_lines = "\n".join(done.stderr.strip().splitlines()[-20:])
             raise CppBuildError(
-                f"{compiler} failed on the {isa.name} kernels (exit {done.returncode}); g++ 11 or "
-                f"clang++ 14 and later are known to do:\n{last_lines}"
+                f"{compiler} failed on the {isa.name} kernels (exit {done.returncode}); g++ 11 and "
+                f"clang++ 14 or later are known to work:\n{last_lines}"
             )
         os.replace(partial, target)
         _log.info("built the C++ kernels for %s: %s", isa.name, target)
@@ -136,8 +141,8 @@ def _source_hash(isa: Isa) -> str:
     sources = sorted((*_SOURCE_FOLDER.glob("*.cpp"), *_SOURCE_FOLDER.glob("*.h")))
     if not sources:
         raise CppBuildError(
-            f"the kernels' sources (*.cpp) are not in {_SOURCE_FOLDER}: the installation is "
-            "incomplete, install the package again"
+            f"the kernels' sources (*.cpp) are missing in {_SOURCE_FOLDER}: the installation is "
+            "incomplete; install the package again"
         )
     for source in sources:
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
@@ -157,7 +162,7 @@ def _compiler_hash(compiler: str) -> str:
 
 
 def main() -> int:
-    """Build ahead of time, and print the path of each library."""
+    """Build libraries ahead of time and print their paths."""
     parser = argparse.ArgumentParser(
         prog="python -m batchmill.kernels.cpu.build", description="Compile the C++ kernels."
     )
@@ -165,7 +170,7 @@ def main() -> int:
         "--isa",
         choices=[*(isa.name for isa in ISAS), "best", "all"],
         default="best",
-        help="instruction set to build for; `all` where the target machine is not known",
+        help="instruction set to build for; `all` if the target machine is not known",
     )
     parser.add_argument(
         "--cache-dir", type=Path, help="default: BATCHMILL_CACHE_DIR, else the user's cache"

@@ -1,4 +1,4 @@
-"""The instruction sets that the C++ kernels are compiled for, and which of them this CPU has."""
+"""The instruction sets that the C++ kernels are compiled for, and the CPU's support of them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Isa:
     """One instruction set.
 
     Attributes:
-        name: What messages and file names call it.
-        cpu_flags: Features that a CPU must report, as Linux spells them.
+        name: Used in messages and file names.
+        cpu_flags: Features that a CPU must report, by their names in Linux.
         flags: Options for the compiler.
     """
 
@@ -45,7 +45,7 @@ ISAS = (
 
 @lru_cache(maxsize=1)
 def cpu_flags() -> frozenset[str]:
-    """Features that the CPU and its operating system offer; empty where Linux does not tell."""
+    """Return the CPU's features that its system supports; empty if Linux does not list them."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return frozenset()
     try:

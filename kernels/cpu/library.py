@@ -45,41 +45,45 @@ def load_library(path: Path) -> ctypes.CDLL:
     """Open a built library and set the types of its functions.
 
     Raises:
-        CppBuildError: it cannot be opened, or was built from other sources.
+        CppBuildError: the library cannot be opened, or was built from other sources.
     """
     try:
         library = ctypes.CDLL(str(path))
         version = library.bm_abi_version()
         if version != _ABI_VERSION:
             raise CppBuildError(
-                f"{path} has kernel interface {version}, this code needs {_ABI_VERSION}: delete it"
+                f"{path} has kernel interface {version}, but this code needs {_ABI_VERSION}: "
+                "delete the file"
             )
         for name, (result, arguments) in _SIGNATURES.items():
             function = getattr(library, name)
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
         raise CppBuildError(
-            f"cannot load {path}: {error}; delete it, so that it is built again"
+            f"cannot load {path}: {error}; delete the file to build it again"
         ) from error
     return library
 
 
 @lru_cache(maxsize=1)
 def default_library() -> ctypes.CDLL:
-    """The kernels for this CPU's best instruction set, built and loaded once a process.
+    """Return the kernels for this CPU's best instruction set, built and loaded once per process.
 
     Raises:
-        CppBuildError: they cannot be built or loaded.
+        CppBuildError: the kernels cannot be built or loaded.
     """
     return load_library(build_library(best_isa()))
 
 
 @lru_cache(maxsize=1)
 def cpp_is_usable() -> bool:
-    """Whether the C++ kernels can be had; where not, the reason is logged, once a process."""
+    """Return whether the C++ kernels can be used; if not, log the reason once per process."""
     try:
         default_library()
     except CppBuildError as error:
-        _log.warning("the plain torch kernels run instead, about half as fast: %s", error)
+        _log.warning(
+            "the C++ kernels cannot be used; plain torch runs instead, about half as fast: %s",
+            error,
+        )
         return False
     return True

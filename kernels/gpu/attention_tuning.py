@@ -1,44 +1,44 @@
 """Tile sizes of the attention kernels, shipped as a table: nothing is tuned while serving.
 
-What decides a row, in registers and shared memory of the compiled kernels (tests/bench/kernel_table
+Registers and shared memory of the compiled kernels decide each row (tests/bench/kernel_table.py
 prints them):
 
-- Fewer than 64 rows a tile never reach the warp-group matrix instruction of sm_90 and later, so
-  prefill packs 128 rows; 128 x 64 takes 8 warps, since with 4 the accumulator spills.
-- Decode has at most a group of rows, is bound by cache reads, and wants bytes in flight: few
-  registers, two or three buffers, several programs on each multiprocessor.
-- float32 tiles are half as large, or they outgrow registers and shared memory.
+- Tiles of fewer than 64 rows cannot use the warp-group matrix instruction of sm_90 and later, so
+  prefill packs 128 rows; 128 x 64 takes 8 warps, because with 4 the accumulator spills.
+- Decode has at most one group of rows and is bound by cache reads. It needs many bytes in flight:
+  few registers, two or three buffers, several programs per multiprocessor.
+- float32 tiles are half as large; larger ones outgrow registers and shared memory.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: Shared memory that one program may have, KiB; the generations not listed have 99.
+#: Largest shared memory of one program, KiB; generations not listed have 99.
 _SHARED_KIB = {80: 163, 87: 163, 90: 227, 100: 227, 103: 227}
 _SMALL_SHARED_KIB = 99
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeTuning:
-    """How decode attention is cut up."""
+    """Tiles and programs of decode attention."""
 
-    #: Cached tokens a step of the inner loop; a power of two of at least 16.
+    #: Cached tokens per step of the inner loop; a power of two of at least 16.
     tile_tokens: int
     num_warps: int
     num_stages: int
-    #: Programs launched for each multiprocessor; they share out all tiles of the batch evenly, so
-    #: all of them have to be resident at once.
+    #: Programs per multiprocessor. They share all tiles of the batch evenly, so all of them must be
+    #: resident at once.
     programs_per_sm: int
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillTuning:
-    """How prefill attention is cut up."""
+    """Tiles of prefill attention."""
 
-    #: Rows (query heads of one KV head x queries) a program holds; a power of two.
+    #: Rows (query heads of one KV head x queries) per program; a power of two.
     tile_rows: int
-    #: Cached tokens a step of the inner loop; a power of two of at least 16.
+    #: Cached tokens per step of the inner loop; a power of two of at least 16.
     tile_tokens: int
     num_warps: int
     num_stages: int
@@ -46,19 +46,19 @@ class PrefillTuning:
 
 @dataclass(frozen=True, slots=True)
 class AttentionTuning:
-    """Both kernels' tiles for one kind of model on one kind of GPU."""
+    """Tiles of both kernels for one kind of model on one kind of GPU."""
 
     decode: DecodeTuning
     prefill: PrefillTuning
 
 
 def shared_memory_kib(arch: int) -> int:
-    """Shared memory that a program may have on compute capability `arch` (90 is 9.0), KiB."""
+    """Return the largest shared memory of a program on capability `arch` (90 is 9.0), in KiB."""
     return _SHARED_KIB.get(arch, _SMALL_SHARED_KIB)
 
 
 def attention_tuning(arch: int, head_dim: int, kv_bytes: int) -> AttentionTuning:
-    """Choose the tiles.
+    """Return the tiles for a model on a GPU.
 
     Args:
         arch: Compute capability, 90 for 9.0.
@@ -66,7 +66,7 @@ def attention_tuning(arch: int, head_dim: int, kv_bytes: int) -> AttentionTuning
         kv_bytes: Bytes of one cached number: 1 (float8), 2 or 4.
 
     Raises:
-        ValueError: heads of more than 256 dimensions, for which no tile fits.
+        ValueError: heads have more than 256 dimensions, for which no tile fits.
     """
     if head_dim > 256:
         raise ValueError(
@@ -87,20 +87,20 @@ def _decode_tuning(arch: int, head_dim: int, kv_bytes: int) -> DecodeTuning:
         return DecodeTuning(32, num_warps=4, num_stages=2, programs_per_sm=2)
     if _has_small_memory(arch):
         return DecodeTuning(tokens // 2, num_warps=4, num_stages=3, programs_per_sm=2)
-    # 72 KiB and 160 registers a thread: three fit on sm_90, two in the memory of sm_80. Heads of
-    # 256 dimensions take 190 registers.
+    # 72 KiB and 160 registers per thread: three programs fit on sm_90, two in the memory of sm_80.
+    # Heads of 256 dimensions take 190 registers.
     resident = 3 if arch >= 90 and not wide else 2
     return DecodeTuning(tokens, num_warps=4, num_stages=3, programs_per_sm=resident)
 
 
 def _prefill_tuning(arch: int, head_dim: int, kv_bytes: int) -> PrefillTuning:
     wide = head_dim > 128
-    if kv_bytes == 4:  # three TF32 products a step: taller tiles spill hundreds of bytes
+    if kv_bytes == 4:  # three TF32 products per step: taller tiles spill hundreds of bytes
         if wide:
             return PrefillTuning(16, 16, num_warps=8, num_stages=2)
         return PrefillTuning(32, 32, num_warps=4, num_stages=2)
     if wide:
-        # Eight-bit tiles of 64 tokens spill 32 bytes where they are widened.
+        # Eight-bit tiles of 64 tokens spill 32 bytes when they are widened.
         tokens = 32 if _has_small_memory(arch) or kv_bytes == 1 else 64
         return PrefillTuning(64, tokens, num_warps=8, num_stages=2)
     if arch < 90 or _has_small_memory(arch):  # 64 tokens spill up to 80 bytes without wgmma

@@ -1,19 +1,19 @@
-"""Decode attention over a paged cache: one query token a sequence, bound by cache reads.
+"""Decode attention over a paged cache: one query token per sequence, bound by cache reads.
 
 All (sequence, KV head, tile) triples of the batch form one line, and a fixed number of programs
-take stretches of it that differ by one tile at most, so a long sequence among short ones leaves
-nobody idle. A program whose stretch covers all of a (sequence, KV head) writes its output; where
-the stretch cuts one, it leaves a partial result with its log-sum-exp, at most two a program, and a
-second kernel merges those. Grids and scratch depend on the device alone: the launch can be captured
-in a CUDA graph and replayed with other lengths.
+take stretches of it that differ by one tile at most, so a long sequence among short ones leaves no
+program idle. A program whose stretch covers a whole (sequence, KV head) pair writes its output. If
+the stretch cuts a pair, the program stores a partial result with its log-sum-exp (at most two per
+program), and a second kernel merges these. Grids and scratch depend on the device alone: the launch
+can be captured in a CUDA graph and replayed with other lengths.
 
-The query heads that share a KV head are the rows of one tile, so a key is read once for all.
+The query heads that share a KV head are the rows of one tile, so each key is read once for all.
 
 Source: flash-decoding, Dao et al. 2023; stream-K, Osama et al. 2023, section 4; packing the query
 group as in vLLM's and LightLLM's decode kernels.
 """
 
-# Kernels are traced by Triton, not typed Python: no annotation would be true of their arguments.
+# Triton traces its kernels: no Python annotation would be true of their arguments.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def attend_stretch(
     UPCAST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Attention of one token's query rows over the tiles [first_tile, last_tile)."""
+    """Attend with one token's query rows to the tiles [first_tile, last_tile)."""
     row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     row_sum = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -111,7 +111,7 @@ def decode_attention_kernel(
     UPCAST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Program p takes its stretch of the line of tiles."""
+    """Program p attends to its stretch of the line of tiles."""
     program = tl.program_id(0)
     heads = tl.arange(0, BLOCK_M)
     dims = tl.arange(0, BLOCK_D)
@@ -194,10 +194,10 @@ def merge_decode_kernel(
     BLOCK_D: tl.constexpr,
     PASS: tl.constexpr,
 ):
-    """Program (p, h): merge head h of the pair that program p began and others went on with.
+    """Program (p, h): merge head h of the pair that program p began and others continued.
 
-    The program also zeroes padding rows (one query, no cached token): whatever the output buffer
-    held there must not spread.
+    The program also zeroes padding rows (one query, no cached token), so that old contents of the
+    output buffer cannot spread.
     """
     program = tl.program_id(0)
     head = tl.program_id(1)
@@ -258,7 +258,7 @@ def decode_attention(
 ) -> None:
     """Write the attention of every sequence that has exactly one query token into `out`.
 
-    Rows of other sequences are left as they are; rows of padding (cached length 0) become 0.
+    Rows of other sequences are not written; rows of padding (cached length 0) become 0.
 
     Args:
         out: [num_tokens, num_heads, head_dim], contiguous.
@@ -269,73 +269,42 @@ def decode_attention(
         block_tables: [num_seqs, max_blocks] int32.
         cu_seqlens_q: [num_seqs + 1] int32.
         seq_lens: [num_seqs] int32, cached tokens after this step's write.
-        scale: Multiplies the scores.
-        k_scale: What one unit in the key cache stands for.
-        v_scale: What one unit in the value cache stands for.
+        scale: Factor on the scores.
+        k_scale: Value of one unit in the key cache.
+        v_scale: Value of one unit in the value cache.
         plan: From `plan_decode` on the same lengths.
         tuning: Tile sizes; its tile is the plan's.
-        num_programs: Overrides programs a multiprocessor x multiprocessors.
+        num_programs: Overrides the programs per multiprocessor x multiprocessors.
     """
     num_kv_heads, head_dim = k_cache.shape[2:]
     group = query.shape[1] // num_kv_heads
     if num_programs is None:
         num_programs = num_multiprocessors(query.device) * tuning.programs_per_sm
-    scratch = torch.empty(
-        2 * num_programs * group * (head_dim + 1) + 2 * num_programs,
-        dtype=torch.float32,
-        device=query.device,
-    )
-    sizes = [2 * num_programs * group * head_dim, 2 * num_programs * group, num_programs]
-    partial_out, partial_lse, split_pair, split_last = scratch.split([*sizes, num_programs])
-    split_pair, split_last = split_pair.view(torch.int32), split_last.view(torch.int32)
+    scratch = _split_scratch(num_programs, group, head_dim, query.device)
     block_d = triton.next_power_of_2(head_dim)
     decode_attention_kernel[(num_programs,)](
-        out,
-        partial_out,
-        partial_lse,
-        split_pair,
-        split_last,
-        query,
-        k_cache,
-        v_cache,
-        block_tables,
-        cu_seqlens_q,
-        seq_lens,
-        plan.num_active,
-        plan.active_seqs,
-        plan.cu_tiles,
-        scale * k_scale * LOG2_E,
-        v_scale,
-        query.stride(0),
-        block_tables.stride(0),
-        NUM_KV_HEADS=num_kv_heads,
-        GROUP=group,
-        HEAD_DIM=head_dim,
-        BLOCK_SIZE=k_cache.shape[1],
-        WINDOW=plan.sliding_window,
-        BLOCK_M=max(16, triton.next_power_of_2(group)),
-        BLOCK_D=block_d,
-        TILE=plan.tile_tokens,
-        UPCAST=interpreted(decode_attention_kernel),
-        PRECISION=dot_precision(query.dtype),
-        num_warps=tuning.num_warps,
-        num_stages=tuning.num_stages,
-        enable_fp_fusion=True,
-    )
+        out, *scratch, query, k_cache, v_cache, block_tables, cu_seqlens_q, seq_lens,
+        plan.num_active, plan.active_seqs, plan.cu_tiles,
+        scale * k_scale * LOG2_E, v_scale, query.stride(0), block_tables.stride(0),
+        NUM_KV_HEADS=num_kv_heads, GROUP=group, HEAD_DIM=head_dim, BLOCK_SIZE=k_cache.shape[1],
+        WINDOW=plan.sliding_window, BLOCK_M=max(16, triton.next_power_of_2(group)),
+        BLOCK_D=block_d, TILE=plan.tile_tokens, UPCAST=interpreted(decode_attention_kernel),
+        PRECISION=dot_precision(query.dtype), num_warps=tuning.num_warps,
+        num_stages=tuning.num_stages, enable_fp_fusion=True,
+    )  # fmt: skip
     merge_decode_kernel[(num_programs, group)](
-        out,
-        partial_out,
-        partial_lse,
-        split_pair,
-        split_last,
-        cu_seqlens_q,
-        seq_lens,
-        seq_lens.shape[0],
-        NUM_KV_HEADS=num_kv_heads,
-        GROUP=group,
-        HEAD_DIM=head_dim,
-        BLOCK_D=block_d,
-        PASS=_MERGE_PASS,
-        num_warps=2,
-        enable_fp_fusion=True,
-    )
+        out, *scratch, cu_seqlens_q, seq_lens, seq_lens.shape[0],
+        NUM_KV_HEADS=num_kv_heads, GROUP=group, HEAD_DIM=head_dim, BLOCK_D=block_d,
+        PASS=_MERGE_PASS, num_warps=2, enable_fp_fusion=True,
+    )  # fmt: skip
+
+
+def _split_scratch(
+    num_programs: int, group: int, head_dim: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Allocate `partial_out`, `partial_lse`, `split_pair` and `split_last` as one tensor."""
+    rows = 2 * num_programs * group
+    sizes = (rows * head_dim, rows, num_programs, num_programs)
+    scratch = torch.empty(sum(sizes), dtype=torch.float32, device=device)
+    partial_out, partial_lse, split_pair, split_last = scratch.split(sizes)
+    return partial_out, partial_lse, split_pair.view(torch.int32), split_last.view(torch.int32)

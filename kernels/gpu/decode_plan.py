@@ -1,10 +1,10 @@
-"""Share out decode attention, on the GPU: how many cache tiles each sequence has to read.
+"""Plan decode attention on the GPU: how many cache tiles each sequence has to read.
 
-The plan is a function of device tensors alone, so it lives inside a CUDA graph and needs no
-read-back. It is the same for all layers of a step: make it once, hand it to every layer.
+The plan depends on device tensors alone, so it can be part of a CUDA graph and the host reads
+nothing. It is the same for all layers of a step: make it once and pass it to every layer.
 """
 
-# Kernels are traced by Triton, not typed Python: no annotation would be true of their arguments.
+# Triton traces its kernels: no Python annotation would be true of their arguments.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_SEQUENCES_A_PASS = 1024
+_SEQUENCES_PER_PASS = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class DecodePlan:
-    """Which sequences decode and how many tiles of the cache they read.
+    """The sequences that decode, and how many tiles of the cache they read.
 
-    A sequence decodes where it has exactly one query token; others have no tiles here, and neither
-    have padding rows, whose length is 0.
+    A sequence decodes if it has exactly one query token. Other sequences have no tiles here, nor do
+    padding rows, whose length is 0.
     """
 
     #: int32 [1]: number of decoding sequences.
@@ -33,7 +33,7 @@ class DecodePlan:
     active_seqs: Tensor
     #: int32 [num_seqs + 1]: running count of tiles up to each of them, from 0.
     cu_tiles: Tensor
-    #: Cached tokens a tile.
+    #: Cached tokens per tile.
     tile_tokens: int
     #: Tokens a query sees, its own included; 0 is all of them.
     sliding_window: int
@@ -49,14 +49,14 @@ def plan_decode(
     sliding_window: int = 0,
     only_decodes: bool = False,
 ) -> DecodePlan:
-    """Plan one step; a single program, no synchronisation with the host.
+    """Plan one step in a single program, without synchronising with the host.
 
     Args:
         cu_seqlens_q: [num_seqs + 1] int32.
         seq_lens: [num_seqs] int32, cached tokens after this step's write.
-        tile_tokens: Cached tokens a tile.
+        tile_tokens: Cached tokens per tile.
         sliding_window: Tokens a query sees, its own included; 0 is all of them.
-        only_decodes: Kept in the plan for its users.
+        only_decodes: Stored in the plan for its users.
     """
     num_seqs = seq_lens.shape[0]
     # Each part starts at a multiple of 16 bytes: Triton compiles once more for other pointers.
@@ -79,7 +79,7 @@ def plan_decode(
         num_seqs,
         WINDOW=sliding_window,
         TILE=tile_tokens,
-        PASS=_SEQUENCES_A_PASS,
+        PASS=_SEQUENCES_PER_PASS,
         num_warps=4,
         enable_fp_fusion=True,
     )
@@ -98,7 +98,7 @@ def plan_decode_kernel(
     TILE: tl.constexpr,
     PASS: tl.constexpr,
 ):
-    """One program: compact the decoding sequences and sum up their tiles."""
+    """Compact the decoding sequences and sum up their tiles, in one program."""
     num_active = 0
     num_tiles = 0
     for start in range(0, num_seqs, PASS):
@@ -123,8 +123,8 @@ def plan_decode_kernel(
 
 @triton.jit
 def find_sequence(cu_tiles, num_active, tile):
-    """Index of the active sequence that holds a tile: the last one that starts at or before it."""
-    low = 0
+    """Return the index of the active sequence that holds a tile."""
+    low = 0  # the last sequence that starts at or before the tile
     high = num_active
     while high - low > 1:
         middle = (low + high) // 2
@@ -137,11 +137,11 @@ def find_sequence(cu_tiles, num_active, tile):
 
 @triton.jit
 def stretch_of(program, num_programs, total):
-    """A program's stretch of `total` tiles: its first, the one after its last.
+    """Return a program's stretch of `total` tiles: its first, and the one after its last.
 
-    Shares differ by one tile at most, and the larger ones go to the first programs, which lie on
+    Shares differ by one tile at most, and the larger ones go to the first programs, which run on
     different multiprocessors. Equal stretches of ceil(total / num_programs) would leave the last
-    programs without work: 54 of 396 at one sequence of 16,384 tokens and 8 KV heads.
+    programs without work: 54 of 396 for one sequence of 16,384 tokens and 8 KV heads.
     """
     share = total // num_programs
     num_larger = total % num_programs
@@ -151,7 +151,7 @@ def stretch_of(program, num_programs, total):
 
 @triton.jit
 def holder_of(tile, num_programs, total):
-    """The program whose stretch holds a tile."""
+    """Return the program whose stretch holds a tile."""
     share = total // num_programs
     num_larger = total % num_programs
     in_larger = num_larger * (share + 1)

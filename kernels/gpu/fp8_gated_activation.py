@@ -1,6 +1,6 @@
-"""Triton backend of `gated_activation_fp8`: a program computes and quantizes one row."""
+"""Triton backend of `gated_activation_fp8`: one program computes and quantizes one row."""
 
-# Kernels are traced by Triton, not typed Python: no annotation would be true of their arguments.
+# Triton traces its kernels: no Python annotation would be true of their arguments.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .rms_norm import norm_warps
 
 @triton.jit
 def activated(gate_row, columns, SIZE: tl.constexpr, IS_GELU: tl.constexpr):
-    """Numbers of a row as `gated_activation_kernel` stores them, in float32."""
+    """Return numbers of a row as `gated_activation_kernel` stores them, in float32."""
     mask = columns < SIZE
     gate = tl.load(gate_row + columns, mask, 0.0).to(tl.float32)
     up = tl.load(gate_row + SIZE + columns, mask, 0.0).to(tl.float32)
@@ -36,7 +36,7 @@ def gated_activation_fp8_kernel(
     IS_GELU: tl.constexpr,  # else silu
     BLOCK: tl.constexpr,
 ):
-    """Program r: row r, from registers where it fits into BLOCK."""
+    """Program r: row r; it stays in registers if it fits into BLOCK."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     source, target = gate_up + row * (2 * SIZE), out + row * SIZE
@@ -57,10 +57,10 @@ def gated_activation_fp8_kernel(
 
 
 def gated_activation_fp8_triton(gate_up: Tensor, *, is_gelu: bool) -> Fp8Rows:
-    """Same as `batchmill.kernels.fp8_fused.gated_activation_fp8`.
+    """Compute `gated_activation_fp8`.
 
     Raises:
-        ValueError: a GPU before compute capability 8.9.
+        ValueError: the GPU's compute capability is below 8.9.
     """
     check_device("gated_activation_fp8", gated_activation_fp8_kernel, gate_up)
     num_rows, size = gate_up.shape[0], gate_up.shape[1] // 2

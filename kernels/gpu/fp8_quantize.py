@@ -1,6 +1,6 @@
-"""Triton backend of `quantize_fp8`: a program quantizes one row."""
+"""Triton backend of `quantize_fp8`: one program quantizes one row."""
 
-# Kernels are traced by Triton, not typed Python: no annotation would be true of their arguments.
+# Triton traces its kernels: no Python annotation would be true of their arguments.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def quantize_fp8_kernel(
     SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Program r: row r, from registers where it fits into BLOCK."""
+    """Program r: row r; it stays in registers if it fits into BLOCK."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     source, target = x + row * row_stride, out + row * SIZE
@@ -49,10 +49,10 @@ def quantize_fp8_kernel(
 
 
 def quantize_fp8_triton(x: Tensor) -> Fp8Rows:
-    """Same as `batchmill.kernels.fp8_quantize.quantize_fp8`.
+    """Compute `quantize_fp8`.
 
     Raises:
-        ValueError: a GPU before compute capability 8.9.
+        ValueError: the GPU's compute capability is below 8.9.
     """
     check_device("quantize_fp8", quantize_fp8_kernel, x)
     num_rows, size = x.shape

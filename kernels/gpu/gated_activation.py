@@ -1,6 +1,6 @@
 """Triton backends of `silu_and_mul` and `gelu_and_mul`."""
 
-# Kernels are traced by Triton, not typed Python: no annotation would be true of their arguments.
+# Triton traces its kernels: no Python annotation would be true of their arguments.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from torch import Tensor
 
 from .launch import check_device
 
-#: Outputs a program computes: 8 a thread at 4 warps, one 16-byte access each for gate and up.
+#: Outputs per program: 8 per thread at 4 warps, one 16-byte access each for gate and up.
 BLOCK = 1024
 
 
 @triton.jit
 def activate_and_multiply(gate, up, IS_GELU: tl.constexpr):
-    """Either activation of float32 gates, times `up`."""
+    """Activate float32 gates and multiply by `up`."""
     # Both are gate * sigmoid(x). silu: x = gate.
     x = gate
     if IS_GELU:
         # (1 + tanh(u)) / 2 = sigmoid(2u), with 2 sqrt(2 / pi) as the factor.
         x = 1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)
-    # exp of the smaller sign only: a large gate would make it infinite.
+    # exp of a negative number only: of a large positive one it would be infinite.
     decay = tl.exp(-tl.abs(x))
     return gate * tl.where(x < 0, decay, 1.0) / (1.0 + decay) * up
 
@@ -49,12 +49,12 @@ def gated_activation_kernel(
 
 
 def silu_and_mul_triton(gate_up: Tensor) -> Tensor:
-    """Same arguments and result as `batchmill.kernels.silu_and_mul.silu_and_mul`."""
+    """Compute `silu_and_mul`."""
     return _gated_activation("silu_and_mul", gate_up, is_gelu=False)
 
 
 def gelu_and_mul_triton(gate_up: Tensor) -> Tensor:
-    """Same arguments and result as `batchmill.kernels.gelu_and_mul.gelu_and_mul`."""
+    """Compute `gelu_and_mul`."""
     return _gated_activation("gelu_and_mul", gate_up, is_gelu=True)
 
 

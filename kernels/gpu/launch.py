@@ -1,4 +1,4 @@
-"""What every Triton launcher asks of the machine it runs on."""
+"""What the Triton launchers need to know about their device, and checks of it."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
-#: Multiprocessors the interpreter pretends to have: few, and odd, so that tests cut work unevenly.
+#: Multiprocessors of the interpreter: few and odd, so that tests divide work unevenly.
 _INTERPRETED_MULTIPROCESSORS = 3
 #: First compute capability with conversions to and from float8_e4m3fn.
 _FP8_CAPABILITY = (8, 9)
 
 
 def interpreted(kernel: Any) -> bool:
-    """Whether a kernel runs in Triton's interpreter (`TRITON_INTERPRET=1` when it was imported)."""
+    """Return whether Triton interprets a kernel (`TRITON_INTERPRET=1` when it was imported)."""
     return isinstance(kernel, InterpretedFunction)
 
 
 def check_device(op: str, kernel: Any, tensor: Tensor) -> None:
-    """Refuse tensors that the kernel cannot reach, before Triton fails on them obscurely.
+    """Refuse tensors that the kernel cannot read, before Triton fails with an obscure message.
 
     Raises:
         ValueError: the tensor is not on a GPU, and the kernel is not interpreted.
@@ -30,7 +30,7 @@ def check_device(op: str, kernel: Any, tensor: Tensor) -> None:
     if tensor.device.type not in ("cuda", "meta") and not interpreted(kernel):
         raise ValueError(
             f"the triton backend of {op} needs tensors on a GPU, got {tensor.device}: "
-            "use backend='auto' or 'reference' there"
+            "use backend='auto' or 'reference' for them"
         )
 
 
@@ -38,7 +38,7 @@ def check_fp8(cache: Tensor) -> None:
     """Refuse a float8 cache on a GPU that cannot convert it.
 
     Raises:
-        ValueError: float8_e4m3fn before compute capability 8.9.
+        ValueError: the cache is float8_e4m3fn and the GPU's compute capability is below 8.9.
     """
     if cache.dtype != torch.float8_e4m3fn or cache.device.type != "cuda":
         return
@@ -52,7 +52,7 @@ def check_fp8(cache: Tensor) -> None:
 
 @lru_cache
 def architecture(device: torch.device) -> int:
-    """Compute capability of a GPU as one number (90 is 9.0); 90 where there is none."""
+    """Return a GPU's compute capability as one number (90 is 9.0); 90 for other devices."""
     if device.type != "cuda":
         return 90
     major, minor = torch.cuda.get_device_capability(device)
@@ -61,12 +61,12 @@ def architecture(device: torch.device) -> int:
 
 @lru_cache
 def num_multiprocessors(device: torch.device) -> int:
-    """Multiprocessors of a GPU, or a small made-up number for the interpreter's CPU tensors."""
+    """Return a GPU's number of multiprocessors; a small one for the interpreter's CPU tensors."""
     if device.type != "cuda":
         return _INTERPRETED_MULTIPROCESSORS
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def dot_precision(dtype: torch.dtype) -> str:
-    """Input precision of `tl.dot`: float32 in three TF32 steps, about 2**-21 relative."""
+    """Return the precision of `tl.dot`: float32 takes three TF32 steps, about 2**-21 relative."""
     return "tf32x3" if dtype == torch.float32 else "tf32"

@@ -1,11 +1,11 @@
 """Triton backend of `paged_attention`: decode and prefill kernels over the same mixed batch.
 
-Sequences with one query token go to the decode kernel, the others to the prefill kernel; each
-kernel finds its own on the GPU and leaves the rest alone. Both are launched unless the caller says
-that the step is all decode: lengths are device data, and reading them would stop the pipeline.
+The decode kernel serves sequences with one query token, the prefill kernel the others; each finds
+its own sequences on the GPU and skips the rest. Both are launched unless the caller knows that the
+step only decodes: lengths are device data, and reading them would stop the pipeline.
 
-A sequence's result does not depend on which others are in the batch, except through where decode
-cuts it: then by rounding in the last float32 places before the output is rounded.
+A sequence's result does not depend on the others in the batch, with one exception: they decide
+where decode cuts it. That changes the last places of float32, before the output is rounded.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ def plan_step(
     only_decodes: bool = False,
     tuning: AttentionTuning | None = None,
 ) -> DecodePlan:
-    """Plan a step for all its layers: one small kernel, nothing read on the host.
+    """Plan a step for all its layers in one small kernel; the host reads nothing.
 
     Args:
         cu_seqlens_q: [num_seqs + 1] int32.
         seq_lens: [num_seqs] int32.
         window: As in `paged_attention`.
-        k_cache: Any layer's keys: shape and dtype are looked at.
-        only_decodes: Whether every sequence is known to have exactly one query token, so that the
+        k_cache: Any layer's keys; only shape and dtype matter.
+        only_decodes: The caller knows that every sequence has exactly one query token, so the
             prefill kernel need not be launched.
-        tuning: Tile sizes; None takes the shipped ones.
+        tuning: Tile sizes; None takes those of `attention_tuning`.
     """
     tuning = tuning or _shipped_tuning(k_cache)
     return plan_decode(
@@ -68,28 +68,29 @@ def paged_attention_triton(
     tuning: AttentionTuning | None = None,
     num_programs: int | None = None,
 ) -> Tensor:
-    """Same result as `batchmill.kernels.paged_attention.paged_attention`, and a little more.
+    """Compute `paged_attention`; see there for the arguments that are not described here.
+
+    A sequence of length 0 with one query (padding in a captured graph) yields zeros.
 
     Args:
-        q: As there, and so are the others that are not described.
-        k_cache: May be float8_e4m3fn as well.
-        v_cache: As `k_cache`.
-        block_tables: As there.
-        cu_seqlens_q: As there.
-        seq_lens: As there; a sequence of length 0 with one query (padding in a captured graph)
-            gets zeros.
-        scale: As there.
-        window: As there.
-        plan: From `plan_step`; or the step's shared plan, in which the first layer leaves one; or
-            None, and one is made.
-        k_scale: What one unit in a float8 key cache stands for.
-        v_scale: What one unit in a float8 value cache stands for.
-        tuning: Tile sizes; None takes the shipped ones.
-        num_programs: Programs that share out decode; None suits the GPU.
+        q: Queries.
+        k_cache: Cached keys.
+        v_cache: Cached values.
+        block_tables: Blocks of each sequence.
+        cu_seqlens_q: First query of each sequence.
+        seq_lens: Keys of each sequence.
+        scale: Factor on the scores.
+        window: Keys that a query sees, or None for all.
+        plan: From `plan_step`; or the step's shared plan, in which the first layer stores one; or
+            None to make one.
+        k_scale: Value of one unit in a float8 key cache.
+        v_scale: Value of one unit in a float8 value cache.
+        tuning: Tile sizes; None takes those of `attention_tuning`.
+        num_programs: Programs that share decode; None takes a number that suits the GPU.
 
     Raises:
-        ValueError: tensors that are not on a GPU or not contiguous, a float8 cache on a GPU that
-            has none, or a plan made for another window or cache type.
+        ValueError: a tensor is not on a GPU or not contiguous, the GPU cannot read a float8 cache,
+            or the plan was made for another window or cache type.
     """
     check_device("paged_attention", decode_attention_kernel, q)
     check_fp8(k_cache)
@@ -122,7 +123,7 @@ def _shared_plan(
     window: int | None,
     tuning: AttentionTuning,
 ) -> DecodePlan:
-    """The plan that an earlier layer left in the step's shared one, or a new one."""
+    """Return the plan that an earlier layer stored in the step's shared plan, or a new one."""
     if shared is not None and isinstance(shared.triton, DecodePlan):
         return shared.triton
     plan = plan_step(
@@ -144,7 +145,7 @@ def _shipped_tuning(k_cache: Tensor) -> AttentionTuning:
 
 
 def _check_contiguous(q: Tensor, **tensors: Tensor) -> None:
-    """The kernels take these for dense; only q's and the block table's rows may lie apart."""
+    """Refuse tensors with gaps: only the rows of q and of the block table may lie apart."""
     if q.stride(2) != 1 or q.stride(1) != q.shape[2]:
         raise ValueError(
             f"the last two dimensions of q must be contiguous, its strides are {list(q.stride())} "

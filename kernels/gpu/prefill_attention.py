@@ -1,18 +1,18 @@
-"""Prefill attention over a paged cache: many query tokens a sequence, bound by arithmetic.
+"""Prefill attention over a paged cache: many query tokens per sequence, bound by arithmetic.
 
 A program holds up to `tile_rows` rows of one (sequence, KV head): its query heads times as many
 consecutive queries as fit, so that a tile of keys serves the whole group and the tile is tall
 enough for the warp-group matrix instructions. Tiles of the cache that every row sees come first,
 without a mask; then the few on the diagonal.
 
-The grid is an upper bound from padded sizes (num_tokens // queries a tile + num_seqs): a program
-finds its sequence by bisection over `cu_seqlens_q` and leaves when there is nothing for it, so the
-host reads no length.
+The grid is an upper bound from padded sizes (num_tokens // queries per tile + num_seqs): a program
+finds its sequence by bisection over `cu_seqlens_q` and ends if it has none, so the host reads no
+length.
 
 Source: FlashAttention-2, Dao 2023; bisection over padded grids as in vLLM's unified attention.
 """
 
-# Kernels are traced by Triton, not typed Python: no annotation would be true of their arguments.
+# Triton traces its kernels: no Python annotation would be true of their arguments.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from .tiles import LOG2_E, load_block_ids, load_tile, matmul, softmax_step, tile
 
 @triton.jit
 def find_query_tile(cu_seqlens_q, tile, num_seqs, BLOCK_Q: tl.constexpr):
-    """Sequence that owns a query tile, where sequence s begins at cu_seqlens_q[s] // BLOCK_Q + s.
+    """Return the sequence that owns a query tile.
 
-    That start leaves room for every sequence's last, partly filled tile without a prefix sum.
+    The tiles of sequence s begin at cu_seqlens_q[s] // BLOCK_Q + s. That leaves room for every
+    sequence's last, partly filled tile without a prefix sum.
     """
     low = 0
     high = num_seqs
@@ -69,7 +70,7 @@ def attend_tiles(
     UPCAST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Go on with a block of rows over the cache tiles [first_tile, last_tile)."""
+    """Continue a block of rows over the cache tiles [first_tile, last_tile)."""
     block_ids = load_block_ids(table_row, first_tile * TILE, seq_len, BLOCK_SIZE, TILE)
     for tile in range(first_tile, last_tile):
         start = tile * TILE
@@ -116,14 +117,14 @@ def prefill_attention_kernel(
     UPCAST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Program (t, h): query tile t, KV head h. Sequences with a single query are not served."""
+    """Program (t, h): query tile t, KV head h; sequences with a single query are skipped."""
     BLOCK_Q: tl.constexpr = BLOCK_M // GROUP
     query_tile = tl.program_id(0)
     kv_head = tl.program_id(1)
     seq = find_query_tile(cu_seqlens_q, query_tile, num_seqs, BLOCK_Q)
     token_start = tl.load(cu_seqlens_q + seq)
     num_queries = tl.load(cu_seqlens_q + seq + 1) - token_start
-    # The last queries read most: their programs start first, so that none of them ends alone.
+    # The last queries read most: their programs start first, so that none of them ends last, alone.
     order = query_tile - (token_start // BLOCK_Q + seq)
     first_query = (tl.cdiv(num_queries, BLOCK_Q) - 1 - order) * BLOCK_Q
     if (num_queries > 1) & (first_query >= 0):
@@ -142,7 +143,7 @@ def prefill_attention_kernel(
         end = tl.minimum(first_position + BLOCK_Q, seq_len)
         first_tile = 0
         num_unmasked = (first_position + 1) // TILE
-        if WINDOW > 0:  # every tile may hold a window's edge
+        if WINDOW > 0:  # any tile may contain an edge of the window
             first_tile = tl.maximum(first_position - WINDOW + 1, 0) // TILE
             num_unmasked = first_tile
 
@@ -164,7 +165,7 @@ def prefill_attention_kernel(
             NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE, WINDOW, BLOCK_M, BLOCK_D, TILE,
             UPCAST, PRECISION,
         )  # fmt: skip
-        # Rows that stand for no query may have seen nothing; they are not stored.
+        # Rows without a query may have seen no key; they are not stored.
         acc = acc * (v_scale / tl.where(row_sum == 0, 1.0, row_sum))[:, None]
         stride = NUM_KV_HEADS * GROUP * HEAD_DIM
         tl.store(out + tokens[:, None] * stride + in_token, acc.to(out.dtype.element_ty), mask)
@@ -187,14 +188,14 @@ def prefill_attention(
 ) -> None:
     """Write the attention of every sequence that has two or more query tokens into `out`.
 
-    Rows of sequences with one query token are left as they are: decode serves those. Arguments as
-    for `triton_decode_attention.decode_attention`; `sliding_window` counts the tokens a query
-    sees, its own included, 0 is all of them.
+    Rows of sequences with one query token are not written: decode serves those. The arguments are
+    those of `decode_attention`; `sliding_window` counts the tokens that a query sees, its own
+    included, and 0 means all of them.
     """
     num_tokens, num_heads, head_dim = query.shape
     num_kv_heads = k_cache.shape[2]
     group = num_heads // num_kv_heads
-    # A group larger than the tile still needs one query a tile.
+    # A group larger than the tile still needs one query per tile.
     tile_rows = max(tuning.tile_rows, triton.next_power_of_2(group))
     num_seqs = seq_lens.shape[0]
     prefill_attention_kernel[(num_tokens // (tile_rows // group) + num_seqs, num_kv_heads)](

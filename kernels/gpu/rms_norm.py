@@ -1,9 +1,9 @@
 """Triton backends of `rms_norm`, `add_rms_norm` and `rms_norm_fp8`.
 
-A program normalises one or a few whole rows.
+Each program normalises one or a few whole rows.
 """
 
-# Kernels are traced by Triton, not typed Python: no annotation would be true of their arguments.
+# Triton traces its kernels: no Python annotation would be true of their arguments.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from batchmill.kernels.reference.fp8_rows import Fp8Rows
 from .fp8_rows import empty_fp8_rows, largest_magnitude, step_and_scale, to_fp8
 from .launch import check_device
 
-#: Elements a program holds at least: short rows (the q and k norms of one head) go in groups.
+#: Least elements per program: short rows (the q and k norms of one head) are grouped.
 _MIN_PROGRAM_ELEMENTS = 1024
-_ELEMENTS_A_WARP = 512
+_ELEMENTS_PER_WARP = 512
 _MAX_WARPS = 16
 
 
 @triton.jit(do_not_specialize=["num_rows"])
 def rms_norm_kernel(
     out,  # [num_rows, SIZE]
-    scales,  # [num_rows], written where QUANTIZE
-    x,  # row r at (r // ROWS_A_TOKEN) * token_stride + (r % ROWS_A_TOKEN) * row_stride
-    residual,  # [num_rows, SIZE], added and overwritten where ADD
+    scales,  # [num_rows], written if QUANTIZE
+    x,  # row r at (r // ROWS_PER_TOKEN) * token_stride + (r % ROWS_PER_TOKEN) * row_stride
+    residual,  # [num_rows, SIZE], added and overwritten if ADD
     weight,  # [SIZE]
     token_stride,
     row_stride,
@@ -38,19 +38,19 @@ def rms_norm_kernel(
     ADD: tl.constexpr,
     QUANTIZE: tl.constexpr,
     SIZE: tl.constexpr,
-    ROWS_A_TOKEN: tl.constexpr,
+    ROWS_PER_TOKEN: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Normalise ROWS rows in float32; with ADD, of the sum as it was rounded and stored.
+    """Normalise ROWS rows in float32; with ADD, the sum after it was rounded and stored.
 
-    With QUANTIZE, what would have been stored becomes eight-bit floats and a scale a row.
+    With QUANTIZE, the rounded result is stored as eight-bit floats with one scale per row.
     """
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK)[None, :]
     mask = (rows < num_rows)[:, None] & (columns < SIZE)
-    token = (rows // ROWS_A_TOKEN).to(tl.int64)
-    starts = token * token_stride + (rows % ROWS_A_TOKEN) * row_stride
+    token = (rows // ROWS_PER_TOKEN).to(tl.int64)
+    starts = token * token_stride + (rows % ROWS_PER_TOKEN) * row_stride
     dense = rows.to(tl.int64)[:, None] * SIZE + columns
     values = tl.load(x + starts[:, None] + columns, mask, 0.0)
     if ADD:
@@ -71,24 +71,24 @@ def rms_norm_kernel(
 
 
 def rms_norm_triton(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Same arguments and result as `batchmill.kernels.rms_norm.rms_norm`."""
+    """Compute `rms_norm`."""
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     _launch(out, None, x, None, weight, eps)
     return out
 
 
 def add_rms_norm_triton(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Same arguments and result as `batchmill.kernels.rms_norm.add_rms_norm`."""
+    """Compute `add_rms_norm`."""
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     _launch(out, None, x, residual, weight, eps)
     return out
 
 
 def rms_norm_fp8_triton(x: Tensor | None, residual: Tensor, weight: Tensor, eps: float) -> Fp8Rows:
-    """Same arguments and result as `batchmill.kernels.fp8_fused.rms_norm_fp8`.
+    """Compute `rms_norm_fp8`.
 
     Raises:
-        ValueError: a GPU before compute capability 8.9.
+        ValueError: the GPU's compute capability is below 8.9.
     """
     num_rows, size = residual.shape
     rows = empty_fp8_rows(num_rows, size, residual.device)
@@ -110,13 +110,13 @@ def _launch(
     check_device("rms_norm", rms_norm_kernel, x)
     size = x.shape[-1]
     rows = x if x.dim() in (2, 3) else x.reshape(-1, size)
-    rows_a_token = rows.shape[1] if rows.dim() == 3 else 1
-    num_rows = rows.shape[0] * rows_a_token
+    rows_per_token = rows.shape[1] if rows.dim() == 3 else 1
+    num_rows = rows.shape[0] * rows_per_token
     if num_rows == 0:
         return
     block = triton.next_power_of_2(size)
-    rows_a_program = max(1, _MIN_PROGRAM_ELEMENTS // block)
-    rms_norm_kernel[(triton.cdiv(num_rows, rows_a_program),)](
+    rows_per_program = max(1, _MIN_PROGRAM_ELEMENTS // block)
+    rms_norm_kernel[(triton.cdiv(num_rows, rows_per_program),)](
         out,
         out if scales is None else scales,
         rows,
@@ -129,14 +129,14 @@ def _launch(
         ADD=residual is not None,
         QUANTIZE=scales is not None,
         SIZE=size,
-        ROWS_A_TOKEN=rows_a_token,
-        ROWS=rows_a_program,
+        ROWS_PER_TOKEN=rows_per_token,
+        ROWS=rows_per_program,
         BLOCK=block,
-        num_warps=norm_warps(block * rows_a_program),
+        num_warps=norm_warps(block * rows_per_program),
         enable_fp_fusion=True,
     )
 
 
 def norm_warps(program_elements: int) -> int:
-    """Warps of a program that holds this many elements in registers (a power of two)."""
-    return min(_MAX_WARPS, max(1, program_elements // _ELEMENTS_A_WARP))
+    """Return the warps of a program that keeps so many elements in registers (a power of two)."""
+    return min(_MAX_WARPS, max(1, program_elements // _ELEMENTS_PER_WARP))

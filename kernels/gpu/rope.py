@@ -1,10 +1,10 @@
-"""Triton backend of `apply_rope`, and the fused step from the qkv projection to the cache.
+"""Triton backends of `apply_rope` and `rope_and_cache`.
 
-The fused kernel does, in one launch and one pass over the projection, what takes five otherwise:
-the norms of queries and keys (Qwen3), the rotation of both, and the write of keys and values.
+The fused kernel replaces five launches by one launch and one pass over the projection: the norms of
+queries and keys (Qwen3), the rotation of both, and the write of keys and values.
 """
 
-# Kernels are traced by Triton, not typed Python: no annotation would be true of their arguments.
+# Triton traces its kernels: no Python annotation would be true of their arguments.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from .launch import check_device, check_fp8
 from .write_kv import to_cache
 
-#: Heads a program handles: with 128 dimensions, 8 elements a thread at 4 warps.
+#: Heads per program: with 128 dimensions, 8 elements per thread at 4 warps.
 HEADS = 8
 
 
@@ -33,7 +33,7 @@ def apply_rope_kernel(
     HEADS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Program (t, h): HEADS heads of token t. A thread owns both numbers of every pair it turns."""
+    """Program (t, h): HEADS heads of token t. A thread owns both numbers of each pair."""
     token = tl.program_id(0).to(tl.int64)
     heads = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     pairs = tl.arange(0, BLOCK)
@@ -55,8 +55,8 @@ def rope_and_cache_kernel(
     qkv,  # [num_tokens, NUM_HEADS + 2 * NUM_KV_HEADS, HEAD_DIM], tokens token_stride apart
     cos,  # float32 [num_tokens, HALF]
     sin,  # float32 [num_tokens, HALF]
-    q_weight,  # [HEAD_DIM], read where NORM
-    k_weight,  # [HEAD_DIM], read where NORM
+    q_weight,  # [HEAD_DIM], read if NORM
+    k_weight,  # [HEAD_DIM], read if NORM
     slot_mapping,  # int64 [num_tokens], -1 skips the cache
     eps,
     k_scale,
@@ -73,7 +73,7 @@ def rope_and_cache_kernel(
     """Program (t, h): HEADS heads of token t, which may be queries, keys and values mixed.
 
     Every number is loaded twice, for itself and for its partner in the rotation (the second time
-    from the first-level cache): so heads that are rotated in part need no second tile.
+    from the first-level cache), so heads that are only partly rotated need no second tile.
     """
     token = tl.program_id(0).to(tl.int64)
     heads = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
@@ -91,7 +91,7 @@ def rope_and_cache_kernel(
         scale = tl.rsqrt(tl.sum(own * own, 1) / HEAD_DIM + eps)[:, None]
         own = own * scale * _weights(q_weight, k_weight, is_query, dims, HEAD_DIM)
         partner = partner * scale * _weights(q_weight, k_weight, is_query, partners, HEAD_DIM)
-        # Rounded here as well, so that the result is that of the two separate ops.
+        # Rounded here too, for the same result as the separate ops.
         own = own.to(qkv.dtype.element_ty).to(tl.float32)
         partner = partner.to(qkv.dtype.element_ty).to(tl.float32)
     pairs = dims % HALF
@@ -116,14 +116,14 @@ def rope_and_cache_kernel(
 
 @triton.jit
 def _weights(q_weight, k_weight, is_query, dims, HEAD_DIM: tl.constexpr):
-    """The norm weights that apply to each head, float32 [HEADS, BLOCK]."""
+    """Return the norm weights of each head, float32 [HEADS, BLOCK]."""
     for_queries = tl.load(q_weight + dims, dims < HEAD_DIM, 0.0).to(tl.float32)
     for_keys = tl.load(k_weight + dims, dims < HEAD_DIM, 0.0).to(tl.float32)
     return tl.where(is_query[:, None], for_queries[None, :], for_keys[None, :])
 
 
 def apply_rope_triton(x: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Same arguments as `batchmill.kernels.rope.apply_rope`; in place."""
+    """Compute `apply_rope`, in place."""
     check_device("apply_rope", apply_rope_kernel, x)
     num_tokens, num_heads, head_dim = x.shape
     half = cos.shape[1]
@@ -158,33 +158,15 @@ def rope_and_cache_triton(
     k_scale: float = 1.0,
     v_scale: float = 1.0,
 ) -> Tensor:
-    """Norm (where weights are given), rotate, and store keys and values, from one projection.
-
-    Args:
-        qkv: [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim], contiguous in the last
-            dimension: queries, keys, values. Not changed.
-        k_cache: [num_blocks, block_size, num_kv_heads, head_dim], contiguous, in qkv's dtype or
-            float8_e4m3fn; written in place.
-        v_cache: As `k_cache`.
-        slot_mapping: [num_tokens] int64, -1 skips a token.
-        cos: [num_tokens, rotary_dim / 2] float32; dimensions past rotary_dim are not rotated.
-        sin: As `cos`.
-        q_weight: [head_dim] norm weight of queries; both weights or neither.
-        k_weight: [head_dim] norm weight of keys.
-        eps: Added to the mean square in the norms.
-        k_scale: What one unit in a float8 key cache stands for.
-        v_scale: What one unit in a float8 value cache stands for.
-
-    Returns:
-        The queries, [num_tokens, num_heads, head_dim], contiguous.
+    """Compute `rope_and_cache`; qkv needs to be contiguous in its rows only and is not changed.
 
     Raises:
-        ValueError: one norm weight without the other, or a float8 cache on a GPU that has none.
+        ValueError: only one norm weight is given, or the GPU cannot write a float8 cache.
     """
     check_device("rope_and_cache", rope_and_cache_kernel, qkv)
     check_fp8(k_cache)
     if (q_weight is None) != (k_weight is None):
-        raise ValueError("q_weight and k_weight go together: give both, or neither")
+        raise ValueError("q_weight and k_weight belong together: pass both or neither")
     num_kv_heads, head_dim = k_cache.shape[2:]
     num_tokens, half = cos.shape
     total_heads = qkv.shape[1] // head_dim
@@ -193,27 +175,11 @@ def rope_and_cache_triton(
     if num_tokens == 0:
         return query
     rope_and_cache_kernel[(num_tokens, triton.cdiv(total_heads, HEADS))](
-        query,
-        k_cache,
-        v_cache,
-        qkv,
-        cos,
-        sin,
-        qkv if q_weight is None else q_weight,
-        qkv if k_weight is None else k_weight,
-        slot_mapping,
-        eps,
-        k_scale,
-        v_scale,
-        qkv.stride(0),
-        NORM=q_weight is not None,
-        NUM_HEADS=num_heads,
-        NUM_KV_HEADS=num_kv_heads,
-        HEAD_DIM=head_dim,
-        HALF=half,
-        HEADS=HEADS,
-        BLOCK=triton.next_power_of_2(head_dim),
-        num_warps=4,
-        enable_fp_fusion=True,
-    )
+        query, k_cache, v_cache, qkv, cos, sin,
+        qkv if q_weight is None else q_weight, qkv if k_weight is None else k_weight,
+        slot_mapping, eps, k_scale, v_scale, qkv.stride(0),
+        NORM=q_weight is not None, NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads,
+        HEAD_DIM=head_dim, HALF=half, HEADS=HEADS, BLOCK=triton.next_power_of_2(head_dim),
+        num_warps=4, enable_fp_fusion=True,
+    )  # fmt: skip
     return query

@@ -1,15 +1,14 @@
 """Triton backend of `sample`: no sort, no synchronisation, and no random state.
 
-Rows that ask for top-k or top-p get a floor first, the smallest value they keep
-(`triton_sample_floor`); all other rows skip that kernel at once.
-Then tiles of the vocabulary are searched for the largest logit plus noise, and a small kernel picks
-the best tile.
+Rows with top-k or top-p first get a floor, the smallest value that they keep (`sample_floor.py`);
+other rows leave that kernel at once. Then each tile of the vocabulary is searched for the largest
+logit plus noise, and a small kernel picks the best tile.
 
-The noise hashes (seed, position, token id) as the reference does, bit for bit; its logarithms are
-correct to a few units in the last place, as the reference's are.
+The noise hashes (seed, position, token id) exactly as the reference does; its logarithms are
+correct to a few units in the last place, like the reference's.
 """
 
-# Kernels are traced by Triton, not typed Python: no annotation would be true of their arguments.
+# Triton traces its kernels: no Python annotation would be true of their arguments.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from torch import Tensor
 from .launch import check_device
 from .sample_floor import MAX_CANDIDATES, order_key, sample_floor_kernel, scale_logits
 
-#: Vocabulary entries a program of the search holds.
+#: Vocabulary entries per program of the search.
 TILE = 4096
 #: Entries that the one program of a filtered row reads at a time.
 FLOOR_TILE = 2048
@@ -30,21 +29,23 @@ FLOOR_TILE = 2048
 
 @triton.jit
 def scramble(block):
-    """MurmurHash3's treatment of one 32-bit block before it enters the state."""
+    """Scramble a 32-bit block as MurmurHash3 does before it enters the state."""
     block = block * 0xCC9E2D51
     return ((block << 15) | (block >> 17)) * 0x1B873593
 
 
 @triton.jit
 def advance(state, scrambled):
-    """Take one scrambled block into a MurmurHash3 state."""
+    """Add one scrambled block to a MurmurHash3 state."""
     state = state ^ scrambled
     return ((state << 13) | (state >> 19)) * 5 + 0xE6546B64
 
 
 @triton.jit
 def gumbel_noise(seed, position, token_ids):
-    """Gumbel noise [tile] float32 of one row, a pure function of (seed, position, token id).
+    """Return the Gumbel noise of one row's tokens, [tile] float32.
+
+    It is a pure function of (seed, position, token id).
 
     Source: MurmurHash3_x86_32, Austin Appleby, public domain.
     """
@@ -57,7 +58,7 @@ def gumbel_noise(seed, position, token_ids):
     state = state ^ (state >> 16)
     uniform = ((state & 0x7FFFFFFF).to(tl.int32).to(tl.float32) + 0.5) * 4.656612873077393e-10
     uniform = tl.minimum(uniform, 1 - 2.0**-24)
-    # log1p(-u) from log: what 1 - u loses by rounding is divided out again (Goldberg 1991, th. 4).
+    # log1p(-u) by log: the rounding error of 1 - u is divided out again (Goldberg 1991, th. 4).
     rest = 1.0 - uniform
     lost = 1.0 - rest
     exact = lost == 0
@@ -123,7 +124,7 @@ def sample_triton(
     seeds: Tensor,
     positions: Tensor,
 ) -> Tensor:
-    """Same arguments and result as `batchmill.kernels.sample.sample`."""
+    """Compute `sample`."""
     check_device("sample", sample_tile_kernel, logits)
     num_rows, vocab_size = logits.shape
     token_ids = torch.empty(num_rows, dtype=torch.int64, device=logits.device)

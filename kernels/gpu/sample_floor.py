@@ -1,19 +1,19 @@
-"""The smallest value that top-k and top-p keep of a row, without a sort.
+"""Find the smallest value that top-k and top-p keep in a row, without a sort.
 
-Values are compared by an order-preserving integer image of them, and the floor is searched for in
-a bracket of keys: each pass over the row counts (or weighs) what reaches four trials in it and goes
-on with the part that the floor is in. The first trials are distances from the largest logit, which
-mostly leave a few thousand tokens at once; these are gathered, and the rest of the search is done
-in registers. Where they do not, as among random numbers, more passes follow: 17 at most.
+Values are compared by integer keys that preserve their order, and the floor is searched for in a
+bracket of keys: each pass over the row counts (or weighs) the entries that reach four trial keys,
+and continues with the part that contains the floor. The first trials are distances from the largest
+logit, which mostly leave a few thousand tokens at once; these are gathered, and the rest of the
+search runs in registers. If they leave more, as random numbers do, more passes follow: 17 at most.
 
-Passes over a row are what it costs: 256 rows of 151,936 logits do not fit in the second-level
-cache, and one row alone is read by one multiprocessor.
+The cost is the passes over a row: 256 rows of 151,936 logits do not fit in the second-level cache,
+and a row is read by a single multiprocessor.
 
 Source: radix selection, Alabi et al. 2012, section 4; narrowing by pivots and then finishing on
 few candidates as in Dr.Top-k, Gaihre et al. 2021.
 """
 
-# Kernels are traced by Triton, not typed Python: no annotation would be true of their arguments.
+# Triton traces its kernels: no Python annotation would be true of their arguments.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
 
 from __future__ import annotations
@@ -22,41 +22,41 @@ import triton
 import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-#: The key of -inf: no token from there down can be drawn.
+#: The key of -inf: tokens with this key or a smaller one cannot be sampled.
 KEY_OF_NOTHING = tl.constexpr(0x007FFFFF)
 #: Largest factor on differences of logits: 0 times infinity would be NaN, and this is cold enough.
 MAX_PER_HEAT = tl.constexpr(1e30)
-#: Candidates that the search may go on with in registers; a row of the scratch buffer.
+#: Most candidates for the search in registers; a row of the scratch buffer.
 MAX_CANDIDATES = 4096
-#: Tiles of logits on their way: a multiprocessor has one or two programs, which wait for memory
-#: otherwise.
+#: Tiles of logits in flight: a multiprocessor runs one or two programs, which would otherwise wait
+#: for memory.
 STAGES = tl.constexpr(4)
 
 
 @triton.jit
 def scale_logits(logits, temperature):
-    """Divide by the temperature, correctly rounded; greedy rows stay, and -0.0 becomes 0.0."""
+    """Divide by the temperature, correctly rounded; greedy rows are kept, -0.0 becomes 0.0."""
     heat = tl.where(temperature == 0, 1.0, temperature)
     return tl.div_rn(logits, tl.zeros_like(logits) + heat) + 0.0
 
 
 @triton.jit
 def order_key(values):
-    """Map float32 to uint32 so that the order stays: compare bits instead of numbers."""
+    """Map float32 to uint32 in the same order, to compare bits instead of numbers."""
     bits = values.to(tl.uint32, bitcast=True)
     return tl.where(bits >> 31 == 1, bits ^ 0xFFFFFFFF, bits | 0x80000000)
 
 
 @triton.jit
 def value_of(key):
-    """The float32 that has a key."""
+    """Return the float32 that has this key."""
     bits = tl.where(key >> 31 == 1, key ^ 0x80000000, key ^ 0xFFFFFFFF)
     return bits.to(tl.uint32).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def load_logits(row, start, vocab_size, TILE: tl.constexpr):
-    """A tile of logits and which of it is in the row; NaN is as -inf, and -0.0 becomes 0.0."""
+    """Load a tile of logits and its mask; NaN becomes -inf, and -0.0 becomes 0.0."""
     columns = start + tl.arange(0, TILE)
     listed = columns < vocab_size
     values = tl.load(row + columns, listed, float("-inf")) + 0.0
@@ -65,13 +65,13 @@ def load_logits(row, start, vocab_size, TILE: tl.constexpr):
 
 @triton.jit
 def finite_or_zero(top):
-    """A maximum to subtract: -inf - -inf would be NaN."""
+    """Return a maximum that is safe to subtract: -inf - -inf would be NaN."""
     return tl.where(top == float("-inf"), 0.0, top)
 
 
 @triton.jit
 def top_and_total(row, per_heat, vocab_size, TILE: tl.constexpr):
-    """The largest logit, and the row's mass relative to it."""
+    """Return the largest logit, and the row's mass relative to it."""
     top = tl.full([TILE], float("-inf"), tl.float32)
     total = tl.zeros([TILE], tl.float32)
     for start in tl.range(0, vocab_size, TILE, num_stages=STAGES):
@@ -87,7 +87,7 @@ def top_and_total(row, per_heat, vocab_size, TILE: tl.constexpr):
 
 @triton.jit
 def measure(row, trial, top, per_heat, vocab_size, MASS: tl.constexpr, TILE: tl.constexpr):
-    """How many entries reach each of four trials, and with MASS what they weigh; float32 [4]."""
+    """Count the entries that reach each of four trials, and with MASS weigh them; float32 [4]."""
     counts = tl.zeros([4, TILE], tl.float32)
     masses = tl.zeros([4, TILE], tl.float32)
     for start in tl.range(0, vocab_size, TILE, num_stages=STAGES):
@@ -106,16 +106,16 @@ def measure(row, trial, top, per_heat, vocab_size, MASS: tl.constexpr, TILE: tl.
 
 @triton.jit
 def cut(low, high):
-    """Four trials, ascending from `low`, that cut [low, high) in four."""
+    """Return four trials, ascending from `low`, that divide [low, high) by four."""
     quarter = tl.maximum((high - low) >> 2, 1)
     return low + tl.arange(0, 4).to(tl.uint32) * quarter
 
 
 @triton.jit
 def choose(trial, reaches, high):
-    """The part of the bracket that holds the floor: its number, its first key, the one after it.
+    """Return the part of the bracket that holds the floor: number, first key, key after the last.
 
-    What is measured falls as trials rise, and the lowest trial is known to reach what is wanted.
+    The measure falls as trials rise, and the lowest trial is known to reach the wanted amount.
     """
     steps = tl.arange(0, 4)
     step = tl.max(tl.where(reaches | (steps == 0), steps, 0), 0)
@@ -147,7 +147,7 @@ def narrow(
 
 @triton.jit
 def gather(candidates, row, low, vocab_size, TILE: tl.constexpr):
-    """Write the entries that reach `low` one after another."""
+    """Store the entries that reach `low` one after another."""
     num = 0
     for start in tl.range(0, vocab_size, TILE, num_stages=STAGES):
         values, listed = load_logits(row, start, vocab_size, TILE)
@@ -160,7 +160,7 @@ def gather(candidates, row, low, vocab_size, TILE: tl.constexpr):
 
 @triton.jit
 def refine(keys, weights, low, high, wanted):
-    """The floor in [low, high), searched for among candidates in registers."""
+    """Find the floor in [low, high) among candidates in registers."""
     while high - low > 1:
         trial = cut(low, high)
         reached = keys[None, :] >= trial[:, None]
@@ -182,10 +182,10 @@ def sample_floor_kernel(
     MOST: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Program r: the key of the smallest scaled value that row r keeps, 0 where it keeps all.
+    """Program r: the key of the smallest scaled value that row r keeps, 0 if it keeps all.
 
-    Logits are compared as they are, since dividing by the temperature keeps their order; the floor
-    is divided at the end, so that tokens which tie with it only then are kept as well.
+    Logits are compared unscaled, because division by the temperature keeps their order. The floor
+    is divided at the end, so tokens that tie with it only after scaling are kept as well.
     """
     index = tl.program_id(0)
     heat = tl.load(temperature + index)
@@ -226,7 +226,7 @@ def sample_floor_kernel(
                 kept = tl.sum(tl.where(keys >= low, weights, 0.0), 0)
                 low = refine(keys, weights, low, high, p * tl.where(by_count, kept, total))
         elif by_count & by_mass:
-            # More candidates than there is room for: a large k, or ties with the last that it kept.
+            # More candidates than fit: a large k, or many ties with the last kept token.
             _, kept = measure(row, cut(low, end), top, per_heat, vocab_size, True, TILE)
             low, high, num = narrow(
                 row, low, end, num, top, heat, per_heat, p * tl.max(kept, 0), vocab_size,

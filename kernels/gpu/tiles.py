@@ -1,12 +1,12 @@
-"""What the two Triton attention kernels share: walking a paged cache tile by tile.
+"""Functions shared by the Triton attention kernels: reading a paged cache tile by tile.
 
-The block ids of the next tile are loaded while this one is computed and carried across the
-iteration. An id loaded and used in the same iteration puts a dependent load in front of the keys
-and values, and the compiler then keeps one shared-memory buffer of them instead of two or three:
-copies and arithmetic no longer overlap.
+The block ids of the next tile are loaded while this tile is computed, and carried into the next
+iteration. An id that is loaded and used in the same iteration puts a dependent load before the keys
+and values. The compiler then keeps one shared-memory buffer for them instead of two or three, and
+copies no longer overlap with arithmetic.
 """
 
-# Kernels are traced by Triton, not typed Python: no annotation would be true of their arguments.
+# Triton traces its kernels: no Python annotation would be true of their arguments.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def load_block_ids(
     BLOCK_SIZE: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Block ids of one tile: a scalar where the tile lies in one block, else one for each token.
+    """Load the block ids of one tile: a scalar if the tile lies in one block, else one per token.
 
-    Returns int64, because `block_id * block_stride` passes 2**31 in a cache of a few GiB.
+    They are int64, because `block_id * block_stride` passes 2**31 in a cache of a few GiB.
     """
     if BLOCK_SIZE % TILE == 0:
         block_ids = tl.load(table_row + first_token // BLOCK_SIZE, first_token < num_tokens, 0)
@@ -49,7 +49,7 @@ def tile_offsets(
     TILE: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Element offsets [TILE, BLOCK_D] of a tile in a [blocks, slots, kv heads, head dim] cache."""
+    """Return offsets [TILE, BLOCK_D] of a tile in a cache [blocks, slots, kv heads, head dim]."""
     slots = (first_token + tl.arange(0, TILE)) % BLOCK_SIZE
     rows = (block_ids * BLOCK_SIZE + slots) * NUM_KV_HEADS + kv_head  # [TILE] int64
     return rows[:, None] * HEAD_DIM + tl.arange(0, BLOCK_D)[None, :]
@@ -65,7 +65,7 @@ def load_tile(
     BLOCK_D: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """One [TILE, BLOCK_D] tile of keys or values, zero past `num_tokens` and `HEAD_DIM`.
+    """Load a [TILE, BLOCK_D] tile of keys or values, zero past `num_tokens` and `HEAD_DIM`.
 
     Unused slots may hold anything, NaN included, so they are never loaded: 0 * NaN is NaN.
     """
@@ -83,7 +83,7 @@ def load_tile(
 
 @triton.jit
 def matmul(a, b, acc, UPCAST: tl.constexpr, PRECISION: tl.constexpr):
-    """`acc + a @ b` in float32. `UPCAST` serves the interpreter, whose bfloat16 dot is garbage."""
+    """Return acc + a @ b in float32; UPCAST is for the interpreter, whose bf16 dot is wrong."""
     if UPCAST:
         result = tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision=PRECISION)
     else:
@@ -93,24 +93,24 @@ def matmul(a, b, acc, UPCAST: tl.constexpr, PRECISION: tl.constexpr):
 
 @triton.jit
 def softmax_step(scores, visible, row_max, row_sum, MASKED: tl.constexpr):
-    """Online softmax in base 2: this tile's weights and the rescaled running maximum and sum.
+    """Compute a step of online softmax in base 2: this tile's weights, running maximum and sum.
 
     Args:
         scores: [rows, TILE] float32, already scaled by log2(e).
-        visible: [rows, TILE] bool, read where `MASKED`.
+        visible: [rows, TILE] bool, read if `MASKED`.
         row_max: [rows] float32, -inf at the start.
         row_sum: [rows] float32.
-        MASKED: whether a row may see nothing of the tile, or of all tiles so far.
+        MASKED: Whether a row may see no key of this tile, or of all tiles so far.
 
     Returns:
-        The weights, the factor by which what was summed before shrinks, the maximum, the sum.
+        The weights, the factor for earlier sums, the maximum, the sum.
 
     Source: FlashAttention-2, Dao 2023, section 3.1.
     """
     if MASKED:
         scores = tl.where(visible, scores, float("-inf"))
     new_max = tl.maximum(row_max, tl.max(scores, 1))
-    # A row that has seen nothing yet: -inf - -inf would be NaN.
+    # For a row that has seen no key yet, -inf - -inf would be NaN.
     shift = tl.where(new_max == float("-inf"), 0.0, new_max) if MASKED else new_max
     weights = tl.exp2(scores - shift[:, None])
     shrink = tl.exp2(row_max - shift)

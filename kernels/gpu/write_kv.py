@@ -1,6 +1,6 @@
-"""Triton backend of `write_kv`, which can also store the cache in eight bits."""
+"""Triton backend of `write_kv`, for caches in eight bits as well."""
 
-# Kernels are traced by Triton, not typed Python: no annotation would be true of their arguments.
+# Triton traces its kernels: no Python annotation would be true of their arguments.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from batchmill.kernels.reference import fp8_rows
 
 from .launch import check_device, check_fp8
 
-#: Numbers of a token that a program moves.
+#: Most numbers of a token that one program moves.
 MAX_BLOCK = 2048
 
 #: Larger magnitudes would become NaN.
@@ -25,7 +25,7 @@ def to_cache(values, scale, CACHE_TYPE: tl.constexpr):
     """Round to the cache's type; eight bits hold value / scale, saturated."""
     if CACHE_TYPE == tl.float8e4nv:  # noqa: SIM300 (not a constant in Triton)
         scaled = values.to(tl.float32) / scale
-        # NaN passes both comparisons of a clamp by where(): a broken row stays visibly broken.
+        # NaN passes both comparisons of a clamp by where(), so a broken row stays visibly broken.
         scaled = tl.where(scaled > FP8_MAX, FP8_MAX, scaled)
         scaled = tl.where(scaled < -FP8_MAX, -FP8_MAX, scaled)
         cached = scaled.to(CACHE_TYPE)
@@ -71,19 +71,10 @@ def write_kv_triton(
     k_scale: float = 1.0,
     v_scale: float = 1.0,
 ) -> None:
-    """Same as `batchmill.kernels.write_kv.write_kv`; the caches may be float8_e4m3fn as well.
-
-    Args:
-        key: As there.
-        value: As there.
-        k_cache: As there.
-        v_cache: As there.
-        slot_mapping: As there.
-        k_scale: What one unit in a float8 key cache stands for; unused for other types.
-        v_scale: The same for values.
+    """Compute `write_kv`.
 
     Raises:
-        ValueError: a float8 cache on a GPU before compute capability 8.9.
+        ValueError: the cache is float8 and the GPU's compute capability is below 8.9.
     """
     check_device("write_kv", write_kv_kernel, key)
     check_fp8(k_cache)

@@ -1,4 +1,4 @@
-"""All layers of a Llama-family decoder in one C++ call; see cpu_decoder.cpp for why."""
+"""All layers of a Llama-family decoder in one C++ call; cpu/decoder.cpp says why."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from batchmill.kernels.cpu.library import default_library
 from .int8_linear import Int8Linear, int8_buffers
 from .linear import PackedLinear
 
-#: A weight as the C++ kernels hold it: in the dtype of the activations, or in 8-bit integers.
+#: A weight in the C++ kernels' layout: in the activations' dtype, or in 8-bit integers.
 CppLinear = PackedLinear | Int8Linear
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 
@@ -24,7 +24,7 @@ _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 class CppLayer:
     """One layer's weights; `gate_up` is gated, the norms are [hidden] or [head_dim].
 
-    All matrices of all layers are of one kind.
+    All matrices of all layers must be of one kind.
     """
 
     input_norm: Tensor
@@ -39,15 +39,15 @@ class CppLayer:
 
 @dataclass(frozen=True, slots=True)
 class CppDecoderSizes:
-    """What the layers have in common.
+    """Sizes that all layers share.
 
     Attributes:
         num_heads: Query heads.
         num_kv_heads: Key and value heads.
         head_dim: Elements of a head.
-        rotary_dim: How many of them are rotated.
+        rotary_dim: Elements of a head that are rotated.
         window: Keys that a query sees, or None for all.
-        eps: Of every norm.
+        eps: Added to the mean square in every norm.
     """
 
     num_heads: int
@@ -59,7 +59,7 @@ class CppDecoderSizes:
 
 
 class _Layer(Structure):
-    """`BmLayer` of cpu_decoder.cpp."""
+    """`BmLayer` of cpu/decoder.cpp."""
 
     _fields_ = [
         (name, c_void_p)
@@ -72,7 +72,7 @@ class _Layer(Structure):
 
 
 class _Decoder(Structure):
-    """`BmDecoder` of cpu_decoder.cpp."""
+    """`BmDecoder` of cpu/decoder.cpp."""
 
     _fields_ = [
         *(
@@ -89,7 +89,7 @@ class _Decoder(Structure):
 
 
 class _Step(Structure):
-    """`BmStep` of cpu_decoder.cpp."""
+    """`BmStep` of cpu/decoder.cpp."""
 
     _fields_ = [
         *(
@@ -109,14 +109,14 @@ class _Step(Structure):
 
 
 class CppDecoder:
-    """Owns packed layers, bound to one KV cache, and runs steps over them.
+    """Owns packed layers that are bound to one KV cache, and runs steps over them.
 
-    Layers and cache are addressed by C code: neither may be moved while this lives.
+    C code holds the addresses of layers and cache: neither may move while this object lives.
 
     Attributes:
-        phase_s: For a profile, [3] float64: each run adds the seconds that it spent in matrix
-            products (int8: quantizing included), in attention, and in norms, rotation and cache
-            writes. None measures nothing.
+        phase_s: For profiles, [3] float64: each run adds the seconds spent in matrix products
+            (with int8 weights quantizing included), in attention, and in norms, rotation and cache
+            writes. None disables the measurement.
     """
 
     def __init__(
@@ -126,18 +126,18 @@ class CppDecoder:
         kv_layers: Sequence[tuple[Tensor, Tensor]],
         library: ctypes.CDLL | None = None,
     ) -> None:
-        """Put the addresses of weights and caches in one table.
+        """Put the addresses of weights and caches into one table.
 
         Args:
-            layers: The weights, kept here.
-            sizes: What they have in common.
+            layers: The weights; this object keeps them.
+            sizes: Sizes that all layers share.
             kv_layers: Each layer's key and value cache, contiguous [num_blocks, block_size,
                 num_kv_heads, head_dim].
-            library: The kernels to use; None takes those for this CPU.
+            library: The kernels to use; None loads those for this CPU.
 
         Raises:
-            ValueError: layers and caches do not fit each other, or some matrices are int8 and
-                others are not.
+            ValueError: layers and caches do not match, or some matrices are int8 and others are
+                not.
         """
         self._library = library or default_library()
         self.phase_s: Tensor | None = None
@@ -178,7 +178,7 @@ class CppDecoder:
         seq_lens: Tensor,
         sample_rows: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Run every layer: write the step's keys and values, and compute the rows that sample.
+        """Run every layer: write the step's keys and values, and compute the rows to sample from.
 
         Args:
             residual: [num_tokens, hidden], the embeddings; changed.
@@ -191,23 +191,20 @@ class CppDecoder:
             sample_rows: [num_samples] int64, ascending.
 
         Returns:
-            What the last layer adds and what it adds it to, both [num_samples, hidden]: the
-            arguments of the final `add_rms_norm`.
+            The last layer's output and the residual that it is added to, both [num_samples,
+            hidden]: the arguments of the final `add_rms_norm`.
 
         Raises:
-            ValueError: a tensor has not the dtype or size that C code expects, or a slot, length
-                or block id lies outside the cache.
+            ValueError: a tensor does not have the dtype or size that C code expects, or a slot,
+                length or block id lies outside the cache.
         """
         num_tokens, num_samples, num_seqs = len(residual), len(sample_rows), len(seq_lens)
-        angles, float32, int32 = (num_tokens, self._half), torch.float32, torch.int32
         _check("residual", residual, (num_tokens, self._hidden), self._dtype)
-        _check("cos", cos, angles, float32)
-        _check("sin", sin, angles, float32)
+        for name, angles in (("cos", cos), ("sin", sin)):
+            _check(name, angles, (num_tokens, self._half), torch.float32)
         _check("slot_mapping", slot_mapping, (num_tokens,), torch.int64)
-        _check("block_tables", block_tables, (num_seqs, block_tables.shape[-1]), int32)
-        _check("cu_seqlens_q", cu_seqlens_q, (num_seqs + 1,), int32)
-        _check("seq_lens", seq_lens, (num_seqs,), int32)
         _check("sample_rows", sample_rows, (num_samples,), torch.int64)
+        _check_sequences(block_tables, cu_seqlens_q, seq_lens)
         widths = (self._hidden, self._qkv_width, self._q_width, self._inner)
         x, *others = (torch.empty(num_tokens, width, dtype=self._dtype) for width in widths)
         buffers = int8_buffers(num_tokens, max(widths)) if self._int8 else (None, None)
@@ -225,11 +222,14 @@ class CppDecoder:
             ctypes.byref(self._decoder), self._table, ctypes.byref(step)
         )
         if invalid:
-            raise ValueError(
-                f"{_INVALID[invalid]} lies outside the cache of {self._decoder.num_blocks} blocks "
-                f"of {self._decoder.block_size} or the batch of {num_tokens} tokens"
-            )
+            raise self._index_error(invalid, num_tokens)
         return x[:num_samples], residual[:num_samples]
+
+    def _index_error(self, invalid: int, num_tokens: int) -> ValueError:
+        return ValueError(
+            f"{_INVALID[invalid]} lies outside the cache of {self._decoder.num_blocks} blocks "
+            f"of {self._decoder.block_size} or the batch of {num_tokens} tokens"
+        )
 
     def _phase_address(self) -> int | None:
         if self.phase_s is not None:
@@ -237,7 +237,7 @@ class CppDecoder:
         return _address(self.phase_s)
 
 
-#: What bm_decoder_layers' results mean.
+#: Meaning of the error numbers of bm_decoder_layers.
 _INVALID = {
     1: "an entry of slot_mapping",
     2: "an entry of cu_seqlens_q, seq_lens or block_tables",
@@ -269,7 +269,7 @@ def _are_int8(layers: Sequence[CppLayer]) -> bool:
         for linear in (layer.qkv, layer.output, layer.gate_up, layer.down)
     }
     if len(kinds) > 1:
-        raise ValueError("some matrices are int8 and others are not: make all of them the same way")
+        raise ValueError("some matrices are int8 and others are not: make all of them int8 or none")
     return kinds == {Int8Linear}
 
 
@@ -285,11 +285,20 @@ def _check(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype
         )
 
 
+def _check_sequences(block_tables: Tensor, cu_seqlens_q: Tensor, seq_lens: Tensor) -> None:
+    num_seqs = len(seq_lens)
+    _check("block_tables", block_tables, (num_seqs, block_tables.shape[-1]), torch.int32)
+    _check("cu_seqlens_q", cu_seqlens_q, (num_seqs + 1,), torch.int32)
+    _check("seq_lens", seq_lens, (num_seqs,), torch.int32)
+
+
 def _check_caches(
     layers: Sequence[CppLayer], sizes: CppDecoderSizes, kv_layers: Sequence[tuple[Tensor, Tensor]]
 ) -> None:
     if len(layers) != len(kv_layers) or not layers:
-        raise ValueError(f"{len(layers)} layers need as many caches, got {len(kv_layers)}")
+        raise ValueError(
+            f"got {len(layers)} layers and {len(kv_layers)} caches: pass one per layer"
+        )
     dtype = layers[0].input_norm.dtype
     if dtype not in _DTYPES:
         raise ValueError(f"the C++ decoder computes in float32 or bfloat16, not in {dtype}")

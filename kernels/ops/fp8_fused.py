@@ -2,8 +2,8 @@
 
     rms_norm_fp8 = quantize_fp8(rms_norm),    gated_activation_fp8 = quantize_fp8(silu_and_mul)
 
-Each is as if its first part had been stored in the activations' dtype. On a GPU they are one
-kernel, and what would be written and read between the two is not.
+The result is the same as if the first op had stored its result in the activations' dtype. On a GPU
+both ops are one kernel, so the intermediate result is neither written nor read.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def rms_norm_fp8(
     *,
     backend: Backend = "auto",
 ) -> Fp8Rows:
-    """Normalise the residual, after adding x to it in place where there is one, and quantize.
+    """Add x to the residual in place, if there is an x; normalise the residual and quantize it.
 
     Args:
         x: [num_tokens, size], contiguous, or None.
-        residual: The same; holds the sum afterwards.
+        residual: [num_tokens, size], contiguous; holds the sum afterwards.
         weight: [size], same dtype or float32, as in `batchmill.kernels.ops.rms_norm`.
         eps: Added to the mean square.
         backend: The implementation to use; `auto` takes the fastest.

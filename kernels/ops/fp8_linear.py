@@ -2,10 +2,10 @@
 
     linear(x) = a b (q_x q_w^T) + bias,    q = round(v / scale),    scale = max |v| / 448
 
-Each output column of a weight has a scale `b`, found once; each row of activations has a scale
-`a`, found when it is multiplied. A row that is not finite comes out as NaN.
+Each output column of a weight has a scale `b`, computed once; each row of activations has a scale
+`a`, computed when it is multiplied. A row that is not finite yields NaN.
 
-The product is `torch._scaled_mm`, with fast accumulation: its tensor cores add up with fewer bits
+The product is `torch._scaled_mm` with fast accumulation: its tensor cores add up with fewer bits
 than float32 has. The plain-torch reference adds up in float32.
 
 Source: FP8 Formats for Deep Learning, Micikevicius et al. 2022, sections 3 and 4.
@@ -22,30 +22,31 @@ from .dispatch import Backend
 from .fp8_quantize import quantize_fp8
 from .linear import Linear
 
-#: Changes with whatever changes a product: generations of another version are not continued.
+#: Change it with anything that changes a product: outputs of another version are not resumed.
 FP8_VERSION = "fp8-1"
-#: Both sizes of a weight are multiples of it: `torch._scaled_mm` takes no others.
+#: Both sizes of a weight must be multiples of this, for `torch._scaled_mm`.
 FP8_MULTIPLE = 16
-#: Weights are quantized so many columns at a time: each part is widened to float32 meanwhile.
-_COLUMNS_A_PART = 1024
+#: Columns of a weight that are quantized at a time, because each part is widened to float32.
+_COLUMNS_PER_PART = 1024
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def make_fp8_linear(
     weight: Tensor, bias: Tensor | None = None, *, backend: Backend = "auto"
 ) -> Linear:
-    """A callable that multiplies by a weight that it has quantized.
+    """Quantize a weight and return a callable that multiplies by it.
 
-    The weight itself is not kept: let go of it, and memory holds one byte for each number.
+    The callable does not keep the weight itself: once the caller drops it, memory holds one byte
+    per number.
 
     Args:
         weight: [out, in], both multiples of 16.
         bias: [out], or None.
-        backend: `auto` is `Fp8Linear` on a GPU; `triton` is it anywhere, for tests without one;
-            `reference` is plain torch, and slow.
+        backend: `auto` is `Fp8Linear` on a GPU; `triton` is `Fp8Linear` on any device, for tests
+            without a GPU; `reference` is plain torch, and slow.
 
     Raises:
-        ValueError: the weight cannot be multiplied so, or not on this device.
+        ValueError: the weight's sizes or dtype do not allow it, or its device has no fp8 products.
     """
     if backend == "reference":
         return Fp8Reference(weight, bias)
@@ -61,14 +62,14 @@ def make_fp8_linear(
 
 def quantize_fp8_weight(weight: Tensor) -> Fp8Rows:
     """Quantize a weight [out, in] by its columns of output, in plain torch on any device."""
-    parts = [quantize_fp8_reference(part) for part in torch.split(weight, _COLUMNS_A_PART)]
+    parts = [quantize_fp8_reference(part) for part in torch.split(weight, _COLUMNS_PER_PART)]
     # As bytes: not every operation knows eight-bit floats.
     values = torch.cat([part.values.view(torch.uint8) for part in parts])
     return Fp8Rows(values.view(torch.float8_e4m3fn), torch.cat([part.scales for part in parts]))
 
 
 class Fp8Reference:
-    """Plain-torch reference of `Fp8Linear`; its sums are in float32, and any dtype goes in."""
+    """Plain-torch reference of `Fp8Linear`: it sums in float32 and accepts any dtype."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         """Quantize a weight [out, in]; bias is [out] or None.
@@ -82,17 +83,17 @@ class Fp8Reference:
         self._dtype = weight.dtype
 
     def __call__(self, x: Tensor | Fp8Rows) -> Tensor:
-        """[num_rows, in] to [num_rows, out], in the weight's dtype."""
+        """Multiply [num_rows, in]; the result is [num_rows, out] in the weight's dtype."""
         values, scales = x if isinstance(x, Fp8Rows) else quantize_fp8_reference(x)
         product = values.float() @ self._values.float().T * scales * self._scales.T
         return (product if self._bias is None else product + self._bias).to(self._dtype)
 
 
 class Fp8Linear:
-    """A quantized weight, and products of it by `torch._scaled_mm` with a scale a row and column.
+    """A quantized weight, multiplied by `torch._scaled_mm` with one scale per row and per column.
 
-    Any number of rows: neither cuBLAS nor CUTLASS, which torch takes by the GPU, wants them padded.
-    It reads nothing on the host, so a CUDA graph can hold it.
+    Takes any number of rows: torch uses cuBLAS or CUTLASS, depending on the GPU, and neither needs
+    padding. Reads nothing on the host, so a CUDA graph can contain it.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, *, backend: Backend = "auto") -> None:
@@ -104,17 +105,19 @@ class Fp8Linear:
             backend: The implementation that quantizes the activations.
 
         Raises:
-            ValueError: a size is no multiple of 16, or the dtype is none that can be quantized.
+            ValueError: a size is not a multiple of 16, or the dtype cannot be quantized.
         """
         _check_weight(weight)
         values, scales = quantize_fp8_weight(weight)
-        self._weight = values.t()  # [in, out], each column in one piece, as is demanded
+        self._weight = values.t()  # [in, out], with contiguous columns: `_scaled_mm` needs it
         self._scales = scales.t().contiguous()  # [1, out]
         self._bias = bias
         self._backend: Backend = backend
 
     def __call__(self, x: Tensor | Fp8Rows) -> Tensor:
-        """[num_rows, in] to [num_rows, out], both bfloat16: all that torch 2.11 returns.
+        """Multiply [num_rows, in]; the result is [num_rows, out].
+
+        Both are bfloat16: torch 2.11 returns nothing else.
 
         Raises:
             ValueError: x is neither bfloat16 nor quantized.
@@ -132,17 +135,17 @@ class Fp8Linear:
 
     def _quantize(self, x: Tensor) -> Fp8Rows:
         if x.dtype != torch.bfloat16:
-            raise ValueError(f"x must be torch.bfloat16, got {x.dtype}: run the model in it")
+            raise ValueError(f"x must be torch.bfloat16, got {x.dtype}: run the model in bfloat16")
         return quantize_fp8(x, backend=self._backend)
 
 
 def _check_weight(weight: Tensor) -> None:
     if weight.dtype not in _DTYPES:
         raise ValueError(
-            f"fp8 weights are made of float32, bfloat16 or float16 ones, got {weight.dtype}"
+            f"a weight to quantize must be float32, bfloat16 or float16, got {weight.dtype}"
         )
     if any(size % FP8_MULTIPLE for size in weight.shape):
         raise ValueError(
-            f"the weight is {list(weight.shape)}, and fp8 products want multiples of "
+            f"the weight is {list(weight.shape)}, and fp8 products need multiples of "
             f"{FP8_MULTIPLE}: leave it unquantized"
         )

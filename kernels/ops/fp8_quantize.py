@@ -1,9 +1,9 @@
-"""Rows of numbers in eight bits, each with a scale of its own.
+"""Quantize rows to eight-bit floats, each with its own scale.
 
     quantize_fp8(x)[row] = round(x[row] / scale[row]),    scale[row] = max |x[row]| / 448
 
-448 is the largest number that float8_e4m3fn holds. A row's numbers and scale depend on that row
-alone, whatever batch it is in.
+448 is the largest number of float8_e4m3fn. A row's numbers and scale depend on that row alone, in
+any batch.
 
 Source: FP8 Formats for Deep Learning, Micikevicius et al. 2022, sections 3 and 4.
 """
@@ -25,11 +25,11 @@ def quantize_fp8(x: Tensor, *, backend: Backend = "auto") -> Fp8Rows:
         backend: The implementation to use; `auto` takes the fastest.
 
     Returns:
-        The rows; one of zeros has the scale 0; one that is not finite has the scale NaN and zeros
-        for numbers, so that whatever it is multiplied by becomes NaN, and no other row notices.
+        The rows. A row of zeros has the scale 0. A row that is not finite has the scale NaN and
+        zeros as numbers: its products become NaN and other rows are not affected.
 
     Raises:
-        ValueError: x is no matrix.
+        ValueError: x is not a matrix.
     """
     if x.dim() != 2:
         raise ValueError(f"x must be [num_rows, size], got {list(x.shape)}")

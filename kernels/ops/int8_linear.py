@@ -2,15 +2,15 @@
 
     linear(x) = a b (q_x q_w^T) + bias,    q = round(rotate(v) / step),    step = max |v| / 127
 
-Each output column of a weight has a step `b`, found once; each row of activations has a step `a`,
-found when it is multiplied. A row's result therefore depends on that row alone, whatever batch it
-is in, and the integers are the same on every instruction set and in the plain-torch reference.
+Each output column of a weight has a step `b`, computed once; each row of activations has a step
+`a`, computed when it is multiplied. A row's result therefore depends on that row alone, in any
+batch, and the integers are the same on every instruction set and in the plain-torch reference.
 
 Both factors are rotated first, by a Hadamard transform of blocks of up to 64 neighbours. Their
-product stays what it is, and one large activation no longer costs all others their digits:
-measured on SmolLM2-135M, the divergence from unquantized logits is an eighth of what it is without.
+product stays the same, and one large activation no longer costs the others their digits: measured
+on SmolLM2-135M, the divergence from unquantized logits is an eighth of that without rotation.
 
-Source: SmoothQuant, Xiao et al. 2023, section 2 (a step for each token and each output channel);
+Source: SmoothQuant, Xiao et al. 2023, section 2 (a step per token and per output channel);
 QuaRot, Ashkboos et al. 2024, section 4 (Hadamard transforms at run time).
 """
 
@@ -23,15 +23,15 @@ from .dispatch import Backend
 from .linear import Linear
 from .packed_weight import PackedWeight
 
-#: Changes with whatever changes a product: generations of another version are not continued.
+#: Change it with anything that changes a product: outputs of another version are not resumed.
 INT8_VERSION = "int8-1"
 #: Largest magnitude of a quantized value.
 _LEVELS = 127
-#: A row whose largest magnitude is not above it counts as zeros: 127 / max must be finite.
+#: A row whose largest magnitude is not above this counts as zeros: 127 / max must be finite.
 _LEAST_MAX = 1e-30
-#: Past it the sum of as many products of 127 * 127 would not fit into 32 bits.
+#: With more input features, a sum of products of 127 * 127 would not fit into 32 bits.
 _MAX_IN_FEATURES = (2**31 - 1) // _LEVELS**2
-#: Most neighbours that are rotated together.
+#: Largest number of neighbours that are rotated together.
 _MAX_BLOCK = 64
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -39,9 +39,10 @@ _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 def make_int8_linear(
     weight: Tensor, bias: Tensor | None = None, *, backend: Backend = "auto"
 ) -> Linear:
-    """A callable that multiplies by a weight that it has quantized.
+    """Quantize a weight and return a callable that multiplies by it.
 
-    The weight itself is not kept: let go of it, and memory holds one byte for each number.
+    The callable does not keep the weight itself: once the caller drops it, memory holds one byte
+    per number.
 
     Args:
         weight: [out, in], on the CPU.
@@ -50,7 +51,7 @@ def make_int8_linear(
 
     Raises:
         ValueError: the weight is on another device, or its sums would not fit into 32 bits.
-        CppBuildError: there are no C++ kernels.
+        CppBuildError: the C++ kernels cannot be built or loaded.
     """
     if backend == "reference":
         return Int8Reference(weight, bias)
@@ -63,12 +64,15 @@ def make_int8_linear(
 
 
 def block_length(in_features: int) -> int:
-    """Neighbours that are rotated together: the largest power of two up to 64 that divides."""
+    """Return how many neighbours are rotated together.
+
+    This is the largest power of two that is at most 64 and divides `in_features`.
+    """
     return min(in_features & -in_features, _MAX_BLOCK)
 
 
 def rotate_rows(x: Tensor) -> Tensor:
-    """Reference of the rotation: a Hadamard transform of each block, not normalised.
+    """Rotate each block by a Hadamard transform that is not normalised, in plain torch.
 
     Args:
         x: [num_rows, size].
@@ -86,14 +90,14 @@ def rotate_rows(x: Tensor) -> Tensor:
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Reference of the quantization: each rotated row by its largest magnitude, ties to even.
+    """Rotate and quantize each row by its largest magnitude, ties to even, in plain torch.
 
     Args:
         x: [num_rows, size].
 
     Returns:
-        [num_rows, size] int8 and [num_rows] float32: what a step of each row means. It is NaN for
-        a row that is not finite, whose integers are zeros.
+        The integers, [num_rows, size] int8, and the size of each row's step, [num_rows] float32.
+        A row that is not finite has the step NaN and zeros as integers.
     """
     values = rotate_rows(x)
     most = values.abs().amax(dim=-1)
@@ -105,7 +109,7 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Int8Reference:
-    """Plain-torch reference of `Int8Linear`; its sums are exact, because float64 holds 53 bits."""
+    """Plain-torch reference of `Int8Linear`; its sums are exact, because float64 has 53 bits."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         """Quantize a weight [out, in]; bias is [out] or None.
@@ -115,12 +119,12 @@ class Int8Reference:
         """
         _check_weight(weight)
         self.quantized, steps = quantize_rows(weight)
-        # Rotating both factors makes their product as many times as large.
+        # Rotating both factors multiplies their product by the block length.
         self.scales = steps / block_length(weight.shape[1])
         self.bias = None if bias is None else bias.float()
 
     def __call__(self, x: Tensor) -> Tensor:
-        """[num_rows, in] to [num_rows, out], in x's dtype."""
+        """Multiply [num_rows, in]; the result is [num_rows, out] in x's dtype."""
         quantized, scales = quantize_rows(x)
         sums = (quantized.double() @ self.quantized.double().T).float()
         product = sums * scales[:, None] * self.scales
@@ -128,11 +132,10 @@ class Int8Reference:
 
 
 class Int8Linear(PackedWeight):
-    """A weight that it quantizes when it packs it, with the step of each column.
+    """A weight that is quantized when it is packed, with one step per column.
 
-    Takes float32, bfloat16 and float16 weights on the CPU; raises ValueError for others, and for
-    so many input features that a sum would not fit into 32 bits. Rows in which x is not finite
-    come out as NaN.
+    Takes float32, bfloat16 and float16 weights on the CPU. Raises ValueError for others, and if
+    there are too many input features for sums of 32 bits. Rows of x that are not finite yield NaN.
     """
 
     def _check(self, part: Tensor) -> None:
@@ -162,7 +165,7 @@ class Int8Linear(PackedWeight):
 
 
 def int8_buffers(num_rows: int, in_features: int) -> tuple[Tensor, Tensor]:
-    """Room for quantized rows: bytes, each row rounded up to whole lanes, and their steps."""
+    """Allocate quantized rows: their bytes, each row padded to whole lanes, and their steps."""
     return (
         torch.empty((num_rows, -(-in_features // 4) * 4), dtype=torch.int8),
         torch.empty(num_rows),

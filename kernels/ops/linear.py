@@ -1,4 +1,4 @@
-"""Matrix products on weights that are laid out once for the machine they run on.
+"""Matrix products by weights that are packed once for the machine they run on.
 
     linear(x) = x W^T + b,    gated_linear(x) = silu(x G^T + g) * (x U^T + u)
 
@@ -25,29 +25,30 @@ from .packed_weight import PackedWeight
 
 _log = logging.getLogger(__name__)
 
-#: [num_rows, in] -> [num_rows, out], in the weight's dtype; `Fp8Rows` too where the weight is fp8.
+#: [num_rows, in] -> [num_rows, out], in the weight's dtype. An fp8 weight takes `Fp8Rows` as well.
 Linear = Callable[[Any], Tensor]
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
-#: Rows that oneDNN lays a weight out for; measured: one layout serves 1 to 512 rows equally.
+#: Rows for which oneDNN packs a weight; measured: one layout serves 1 to 512 rows equally.
 _ONEDNN_ROWS_HINT = 64
 
 
 def make_linear(weight: Tensor, bias: Tensor | None = None, *, backend: Backend = "auto") -> Linear:
-    """A callable that multiplies by a weight, laid out the fastest way this machine has.
+    """Return a callable that multiplies by a weight in the fastest way of this machine.
 
-    The weight itself is not kept where it is packed: let go of it, and memory holds one copy.
+    If the weight is packed, the callable does not keep the weight itself: once the caller drops it,
+    memory holds one copy.
 
     Args:
         weight: [out, in].
         bias: [out], or None.
-        backend: `reference` is `F.linear`, and so is `triton` (cuBLAS on a GPU: there is no Triton
-            kernel of ours); `cpp` insists on the C++ kernels; `auto` takes those on a CPU that
+        backend: `reference` is `F.linear`, and so is `triton` (cuBLAS on a GPU; we have no Triton
+            kernel for it). `cpp` demands the C++ kernels. `auto` takes them on a CPU that
             multiplies the dtype, else oneDNN's packed weights, else `F.linear`.
 
     Raises:
-        ValueError: `cpp` was asked for and cannot multiply this weight, or another backend was.
-        CppBuildError: `cpp` was asked for and cannot be built.
+        ValueError: `cpp` cannot multiply this weight, or the backend is another one.
+        CppBuildError: `cpp` was demanded and cannot be built.
     """
     if backend not in ("auto", "cpp", "reference", "triton"):
         raise ValueError(
@@ -70,7 +71,7 @@ def make_linear(weight: Tensor, bias: Tensor | None = None, *, backend: Backend 
 
 
 def dense_linear(weight: Tensor, bias: Tensor | None) -> Linear:
-    """Reference of `make_linear`: `torch.nn.functional.linear` on the weight as it is."""
+    """Return the reference of `make_linear`: `F.linear` with the weight as it is."""
 
     def apply(x: Tensor) -> Tensor:
         return F.linear(x, weight, bias)
@@ -79,10 +80,10 @@ def dense_linear(weight: Tensor, bias: Tensor | None) -> Linear:
 
 
 def is_packable(weight: Tensor, library: ctypes.CDLL | None = None) -> bool:
-    """Whether the C++ kernels multiply weights of this dtype and shape on this CPU.
+    """Return whether the C++ kernels multiply weights of this dtype and shape on this CPU.
 
     Raises:
-        CppBuildError: there are no C++ kernels.
+        CppBuildError: the C++ kernels cannot be built or loaded.
     """
     dtype = _DTYPES.get(weight.dtype)
     if dtype is None or weight.device.type != "cpu":
@@ -92,7 +93,7 @@ def is_packable(weight: Tensor, library: ctypes.CDLL | None = None) -> bool:
 
 
 class PackedLinear(PackedWeight):
-    """A weight multiplied in its own dtype; raises ValueError where `is_packable` says no."""
+    """A weight multiplied in its own dtype; raises ValueError if `is_packable` is False."""
 
     def _check(self, part: Tensor) -> None:
         if not is_packable(part, self._library):
@@ -122,12 +123,12 @@ def _onednn_linear(weight: Tensor, bias: Tensor | None) -> Linear:
 
 @lru_cache(maxsize=1)
 def _onednn_packs() -> bool:
-    """Whether torch's oneDNN operators, which are private, work as they did; tried once."""
+    """Return whether torch's private oneDNN operators still work; tried once."""
     try:
         weight, x = torch.eye(16, dtype=torch.bfloat16), torch.ones(1, 16, dtype=torch.bfloat16)
         if torch.equal(_onednn_linear(weight, None)(x), x):
             return True
-        reason = "a product came out wrong"
+        reason = "a product is wrong"
     except (AttributeError, RuntimeError, TypeError) as error:
         reason = str(error)
     _log.warning(

@@ -1,4 +1,4 @@
-"""What the products on packed weights share: the weight, its biases, and what they accept."""
+"""The base class of packed weights: packing, biases and checks of arguments."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class PackedWeight(ABC):
         out_features: Columns of the result.
         in_features: Columns of its argument.
         packed: The weight, an opaque tensor of 4-byte lanes.
-        bias: A float32 for every packed column, or None.
+        bias: One float32 per packed column, or None.
     """
 
     def __init__(
@@ -34,12 +34,12 @@ class PackedWeight(ABC):
 
         Args:
             parts: Weights [out, in] of one shape, one or two.
-            biases: As many biases [out], or None.
-            library: The kernels to use; None takes those for this CPU.
+            biases: One bias [out] or None per part.
+            library: The kernels to use; None loads those for this CPU.
 
         Raises:
-            ValueError: the parts differ, or the kernels do not multiply such weights.
-            CppBuildError: there are no C++ kernels.
+            ValueError: the parts differ in shape, or the kernels do not multiply such weights.
+            CppBuildError: the C++ kernels cannot be built or loaded.
         """
         check_parts(parts)
         self._library = library or default_library()
@@ -56,14 +56,14 @@ class PackedWeight(ABC):
 
         Args:
             x: [num_rows, in_features], contiguous, in the weight's dtype.
-            out: Where the result goes, [num_rows, out_features] contiguous, in the weight's dtype
-                or in float32; None makes a tensor in the weight's dtype.
+            out: Receives the result, [num_rows, out_features] contiguous, in the weight's dtype or
+                in float32; None allocates it in the weight's dtype.
 
         Returns:
             [num_rows, out_features].
 
         Raises:
-            ValueError: x or out is not that.
+            ValueError: x or out has another shape, dtype or layout.
         """
         check_argument(x, self.in_features, self._dtype)
         out = result_tensor(out, x, self.out_features)
@@ -80,18 +80,18 @@ class PackedWeight(ABC):
 
     @abstractmethod
     def _pack(self, weight: Tensor) -> Tensor:
-        """A contiguous weight in the kernels' layout, [num_lanes] int32."""
+        """Return a contiguous weight in the kernels' layout, [num_lanes] int32."""
 
     @abstractmethod
     def _multiply(self, x: Tensor, out: Tensor) -> None:
-        """Write the product into `out`; both were checked."""
+        """Write the product into `out`; x and out have been checked."""
 
 
 def check_parts(parts: Sequence[Tensor]) -> None:
-    """Weights that are packed together: one, or two of one shape.
+    """Refuse weights that cannot be packed together.
 
     Raises:
-        ValueError: they are not that.
+        ValueError: there are more than two, or their shapes differ.
     """
     if len(parts) > 2 or any(part.shape != parts[0].shape for part in parts):
         shapes = [list(part.shape) for part in parts]
@@ -99,7 +99,7 @@ def check_parts(parts: Sequence[Tensor]) -> None:
 
 
 def packed_biases(biases: Sequence[Tensor | None], out_features: int, panel: int) -> Tensor | None:
-    """A float32 for every packed column of every part; None where no part has a bias."""
+    """Return one float32 per packed column of every part, or None if no part has a bias."""
     if all(bias is None for bias in biases):
         return None
     packed = torch.zeros(len(biases), -(-out_features // panel) * panel)
@@ -110,7 +110,7 @@ def packed_biases(biases: Sequence[Tensor | None], out_features: int, panel: int
 
 
 def check_argument(x: Tensor, in_features: int, dtype: torch.dtype) -> None:
-    """What C code may read as rows of activations.
+    """Refuse activations that C code cannot read as rows.
 
     Raises:
         ValueError: x is not [num_rows, in_features], contiguous, of that dtype, on the CPU.
@@ -122,17 +122,15 @@ def check_argument(x: Tensor, in_features: int, dtype: torch.dtype) -> None:
         )
     if x.dtype != dtype or x.device.type != "cpu":
         raise ValueError(
-            f"x must be {dtype} on the CPU, got {x.dtype} on {x.device}: the weight was packed for "
-            "that"
+            f"x must be {dtype} on the CPU, as the weight was packed; got {x.dtype} on {x.device}"
         )
 
 
 def result_tensor(out: Tensor | None, x: Tensor, out_features: int) -> Tensor:
-    """The given tensor for a result, or a new one in x's dtype.
+    """Return `out` if it is given, or a new tensor in x's dtype.
 
     Raises:
-        ValueError: the given one is not [num_rows, out_features], contiguous, in x's dtype or in
-            float32.
+        ValueError: `out` is not [num_rows, out_features], contiguous, in x's dtype or in float32.
     """
     shape = (len(x), out_features)
     if out is None:

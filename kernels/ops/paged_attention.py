@@ -1,8 +1,8 @@
-"""Attention of this step's queries over keys and values that lie in cache blocks.
+"""Attention of this step's queries over keys and values in cache blocks.
 
     out[i] = softmax(scale * q[i] . K[: p + 1]) V[: p + 1],    p = position of query i
 
-One op serves decode (one query a sequence) and chunked prefill (several) in the same call.
+One call serves decode (one query per sequence) and chunked prefill (several) together.
 
 Source: PagedAttention, Kwon et al. 2023; grouped-query attention, Ainslie et al. 2023.
 """
@@ -61,13 +61,13 @@ def paged_attention(
             float8_e4m3fn (which the C++ backend does not read).
         v_cache: As `k_cache`.
         block_tables: [num_seqs, max_blocks] int32; entries past a sequence's last block are unused.
-        cu_seqlens_q: [num_seqs + 1] int32, where each sequence's queries start, then num_tokens.
-        seq_lens: [num_seqs] int32, keys that each sequence has, this step's included.
+        cu_seqlens_q: [num_seqs + 1] int32, the first query of each sequence, then num_tokens.
+        seq_lens: [num_seqs] int32, number of keys of each sequence, this step's included.
         scale: Factor on the scores.
         window: A query sees only its last `window` keys, its own included; None sees all.
         plan: The step's `AttentionPlan`, worth passing if several layers share it; if it is None,
             a backend that needs one makes it.
-        k_scale: What one unit in a float8 key cache stands for; unused for other dtypes.
+        k_scale: Value of one unit in a float8 key cache; unused for other dtypes.
         v_scale: The same for values.
         backend: The implementation to use; `auto` takes the fastest.
 
@@ -75,7 +75,7 @@ def paged_attention(
         [num_tokens, num_heads, head_dim] in q's dtype, contiguous.
 
     Raises:
-        ValueError: shapes, dtypes or the window disagree.
+        ValueError: shapes or dtypes do not match, or the window is less than 1.
     """
     _check(q, k_cache, v_cache, block_tables, cu_seqlens_q, seq_lens, window)
     batch = (q, k_cache, v_cache, block_tables, cu_seqlens_q, seq_lens, scale)
@@ -108,7 +108,8 @@ def _check(
     if k_cache.shape[3] != head_dim or num_heads % num_kv_heads:
         raise ValueError(
             f"q has {num_heads} heads of {head_dim}, the cache {num_kv_heads} heads of "
-            f"{k_cache.shape[3]}: sizes must be equal and the number of heads a multiple"
+            f"{k_cache.shape[3]}: head sizes must be equal, and the number of query heads a "
+            "multiple of the cache's"
         )
     check_cache_dtype(q.dtype, k_cache, v_cache)
     num_seqs = seq_lens.shape[0]

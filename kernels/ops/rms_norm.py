@@ -19,7 +19,7 @@ from .dispatch import Backend, Implementation, lazy_triton, select_backend
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, backend: Backend = "auto") -> Tensor:
-    """Normalise the last dimension; squares are summed in float32 whatever the dtype.
+    """Normalise the last dimension; squares are summed in float32 in any dtype.
 
     Args:
         x: [..., size], contiguous in the last dimension.
@@ -32,7 +32,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, backend: Backend = "auto"
         Same shape and dtype as x, contiguous.
 
     Raises:
-        ValueError: shapes or dtypes disagree.
+        ValueError: shapes or dtypes do not match.
     """
     _check(x, weight)
     backends = _backends_for(_NORM_BACKENDS, x, weight)
@@ -55,12 +55,12 @@ def add_rms_norm(
         The normalised sum, same shape and dtype as x.
 
     Raises:
-        ValueError: shapes or dtypes disagree.
+        ValueError: shapes or dtypes do not match.
     """
     _check(x, weight)
     if residual.shape != x.shape or residual.dtype != x.dtype:
         raise ValueError(
-            f"residual must be {list(x.shape)} {x.dtype} as x is, got {list(residual.shape)} "
+            f"residual must be {list(x.shape)} {x.dtype} like x, got {list(residual.shape)} "
             f"{residual.dtype}"
         )
     backends = _backends_for(_ADD_NORM_BACKENDS, x, weight)
@@ -68,14 +68,14 @@ def add_rms_norm(
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Plain-torch reference of `rms_norm`."""
+    """Compute `rms_norm` in plain torch."""
     if weight.dtype != x.dtype:
         return F.rms_norm(x.float(), weight.shape, weight, eps).to(x.dtype)
     return F.rms_norm(x, weight.shape, weight, eps)
 
 
 def add_rms_norm_reference(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Plain-torch reference of `add_rms_norm`: the sum is rounded to the dtype, then normalised."""
+    """Compute `add_rms_norm` in plain torch: the sum is rounded to the dtype, then normalised."""
     return rms_norm_reference(residual.add_(x), weight, eps)
 
 

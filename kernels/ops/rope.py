@@ -16,16 +16,16 @@ from .dispatch import Backend, lazy_triton, select_backend
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, *, backend: Backend = "auto") -> None:
-    """Rotate heads in place, in float32; queries and keys can go in one call as one view.
+    """Rotate heads in place, in float32; one view can hold queries and keys.
 
     Args:
         x: [num_tokens, num_heads, head_dim], contiguous in the last two dimensions.
-        cos: [num_tokens, rotary_dim / 2] float32, contiguous; dimensions past rotary_dim stay.
+        cos: [num_tokens, rotary_dim / 2] float32, contiguous; later dimensions are not rotated.
         sin: As `cos`.
         backend: The implementation to use; `auto` takes the fastest.
 
     Raises:
-        ValueError: shapes or dtypes disagree.
+        ValueError: shapes or dtypes do not match.
     """
     if x.dim() != 3 or cos.shape != sin.shape or cos.shape[:-1] != x.shape[:1]:
         raise ValueError(
@@ -40,7 +40,7 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, *, backend: Backend = "auto"
 
 
 def apply_rope_reference(x: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Plain-torch reference of `apply_rope`."""
+    """Compute `apply_rope` in plain torch."""
     half = cos.shape[1]
     first, second = x[..., :half], x[..., half : 2 * half]
     cos, sin = cos[:, None], sin[:, None]  # [num_tokens, 1, rotary_dim / 2]

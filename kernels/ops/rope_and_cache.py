@@ -1,6 +1,6 @@
-"""From the query, key and value projection to the cache: norms, rotation and the write, as one op.
+"""The steps from the qkv projection to the cache as one op: norms, rotation and the cache write.
 
-Source: the fused step is that of vLLM's and SGLang's `fused_qknorm_rope` kernels.
+Source: the fusion is that of vLLM's and SGLang's `fused_qknorm_rope` kernels.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def rope_and_cache(
     v_scale: float = 1.0,
     backend: Backend = "auto",
 ) -> Tensor:
-    """Norm (where weights are given) and rotate queries and keys, and store keys and values.
+    """Normalise queries and keys if there are norm weights, rotate them, store keys and values.
 
     Args:
         qkv: [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim], contiguous: queries, keys,
@@ -40,12 +40,12 @@ def rope_and_cache(
             float8_e4m3fn; written in place.
         v_cache: As `k_cache`.
         slot_mapping: [num_tokens] int64; slot = block_id * block_size + offset; -1 skips a token.
-        cos: [num_tokens, rotary_dim / 2] float32, contiguous; dimensions past rotary_dim stay.
+        cos: [num_tokens, rotary_dim / 2] float32, contiguous; later dimensions are not rotated.
         sin: As `cos`.
         q_weight: [head_dim] norm weight of queries, in qkv's dtype or float32; both or neither.
         k_weight: [head_dim] norm weight of keys.
         eps: Added to the mean square in the norms.
-        k_scale: What one unit in a float8 key cache stands for; unused for other dtypes.
+        k_scale: Value of one unit in a float8 key cache; unused for other dtypes.
         v_scale: The same for values.
         backend: The implementation to use; `auto` takes the fastest.
 
@@ -53,22 +53,11 @@ def rope_and_cache(
         The queries, [num_tokens, num_heads, head_dim]; the last two dimensions are contiguous.
 
     Raises:
-        ValueError: shapes or dtypes disagree.
+        ValueError: shapes or dtypes do not match.
     """
-    num_kv_heads, head_dim = k_cache.shape[2:]
-    if qkv.dim() != 2 or qkv.shape[1] % head_dim or qkv.shape[1] <= 2 * num_kv_heads * head_dim:
-        raise ValueError(
-            f"for a cache of {num_kv_heads} heads of {head_dim}, qkv must be [num_tokens, "
-            f"(num_heads + {2 * num_kv_heads}) * {head_dim}], got {list(qkv.shape)}"
-        )
+    _check(qkv, k_cache, v_cache, slot_mapping, cos, sin)
     if (q_weight is None) != (k_weight is None):
-        raise ValueError("q_weight and k_weight go together: give both, or neither")
-    if not len(qkv) == len(slot_mapping) == len(cos) == len(sin):
-        raise ValueError(
-            f"qkv, slot_mapping, cos and sin must have one row a token, got {len(qkv)}, "
-            f"{len(slot_mapping)}, {len(cos)} and {len(sin)}"
-        )
-    check_cache_dtype(qkv.dtype, k_cache, v_cache)
+        raise ValueError("q_weight and k_weight belong together: pass both or neither")
     # Only Triton has a kernel of its own; elsewhere each op picks its backend by itself.
     separate = partial(_from_separate_ops, backend=backend)
     backends: dict[str, Callable[..., Tensor]] = {
@@ -81,6 +70,24 @@ def rope_and_cache(
         qkv, k_cache, v_cache, slot_mapping, cos, sin,
         q_weight=q_weight, k_weight=k_weight, eps=eps, k_scale=k_scale, v_scale=v_scale,
     )  # fmt: skip
+
+
+def _check(
+    qkv: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor, cos: Tensor, sin: Tensor
+) -> None:
+    """Compare shapes and dtypes on the host, without reading any tensor."""
+    num_kv_heads, head_dim = k_cache.shape[2:]
+    if qkv.dim() != 2 or qkv.shape[1] % head_dim or qkv.shape[1] <= 2 * num_kv_heads * head_dim:
+        raise ValueError(
+            f"for a cache of {num_kv_heads} heads of {head_dim}, qkv must be [num_tokens, "
+            f"(num_heads + {2 * num_kv_heads}) * {head_dim}], got {list(qkv.shape)}"
+        )
+    if not len(qkv) == len(slot_mapping) == len(cos) == len(sin):
+        raise ValueError(
+            f"qkv, slot_mapping, cos and sin must have one row per token, got {len(qkv)}, "
+            f"{len(slot_mapping)}, {len(cos)} and {len(sin)}"
+        )
+    check_cache_dtype(qkv.dtype, k_cache, v_cache)
 
 
 def _from_separate_ops(
@@ -98,7 +105,7 @@ def _from_separate_ops(
     v_scale: float,
     backend: Backend,
 ) -> Tensor:
-    """The ops one after another; queries and keys change in place."""
+    """Call the ops one after another; queries and keys change in place."""
     num_kv_heads, head_dim = k_cache.shape[2:]
     heads = qkv.view(len(qkv), -1, head_dim)  # queries, keys, values
     first_value = heads.shape[1] - num_kv_heads

@@ -1,9 +1,9 @@
-"""Draw the next token of every row: temperature, top-k, top-p, then Gumbel-max.
+"""Sample the next token of every row: temperature, top-k, top-p, then Gumbel-max.
 
     token = argmax(logits / temperature + gumbel(seed, position, token id))   over the kept tokens
 
-The noise is a hash of (seed, position, token id), so there is no generator state: whoever computes
-a token gets the same one, in whatever batch, and a small change of the logits seldom changes it.
+The noise is a hash of (seed, position, token id), so there is no generator state: every worker
+computes the same token, in any batch, and a small change of the logits seldom changes it.
 
 Source: Gumbel-max, Maddison et al. 2014, "A* Sampling", section 2; MurmurHash3_x86_32, Appleby;
 counter noise for sampling as in vLLM's V2 model runner and SGLang's seeded sampling.
@@ -23,10 +23,10 @@ from batchmill.kernels.reference.sample import sample_reference
 
 from .dispatch import Backend, lazy_triton, select_backend
 
-#: Named in every model identity: raise it with any change that can alter which token is drawn.
+#: Part of every model identity: raise it with any change that can alter a sampled token.
 SAMPLER_VERSION = "gumbel-murmur3-1"
 
-#: Largest Gumbel value there is: -log of the smallest exponential draw, 2**-32.
+#: Largest Gumbel value: -log of the smallest exponential sample, 2**-32.
 _MAX_GUMBEL = np.float32(22.2)
 _HASHED_BYTES = np.uint32(16)  # seed low, seed high, position, token id
 _LARGEST_UNIFORM = np.float32(1 - 2**-24)
@@ -42,26 +42,26 @@ def sample(
     *,
     backend: Backend = "auto",
 ) -> Tensor:
-    """Draw one token a row; each row's result depends on that row alone.
+    """Sample one token per row; each row's result depends on that row alone.
 
-    Top-k is applied first, then top-p on what it kept, renormalised. Tokens that tie with the last
-    kept one are kept too, so the kept set does not depend on a sort's order. Rows with a NaN give
-    some valid id: look for NaN before.
+    Top-k is applied first, then top-p to the kept tokens, renormalised. Tokens that tie with the
+    last kept one are kept too, so the kept set does not depend on a sort's order. A row with a NaN
+    gets some valid id: check for NaN before.
 
     Args:
         logits: [num_rows, vocab_size] float32; -inf forbids a token.
-        temperature: [num_rows] float32, 0 takes the most likely token (lowest id among equals).
-        top_k: [num_rows] int64, 0 is off.
-        top_p: [num_rows] float32, 1 is off.
+        temperature: [num_rows] float32; 0 takes the most likely token (the lowest id among equals).
+        top_k: [num_rows] int64; 0 is off.
+        top_p: [num_rows] float32; 1 is off.
         seeds: [num_rows] int64.
-        positions: [num_rows] int64, index of the token being drawn, from the start of the output.
+        positions: [num_rows] int64; index of the sampled token, from the start of the output.
         backend: The implementation to use; `auto` takes the fastest.
 
     Returns:
         [num_rows] int64.
 
     Raises:
-        ValueError: shapes or dtypes disagree.
+        ValueError: shapes or dtypes do not match.
     """
     _check(logits, temperature, top_k, top_p, seeds, positions)
     compute = select_backend("sample", _BACKENDS, backend, logits.device)
@@ -76,9 +76,9 @@ def sample_numpy(
     seeds: Tensor,
     positions: Tensor,
 ) -> Tensor:
-    """For a CPU without a C++ compiler: 2 to 10 times as fast as torch's argmax, log and sort.
+    """Compute `sample` on CPU tensors in numpy, for machines without a C++ compiler.
 
-    Same arguments and result as `sample`, on CPU tensors.
+    2 to 10 times as fast as torch's argmax, log and sort.
     """
     rows = logits.numpy()
     temperatures = temperature.tolist()
@@ -135,7 +135,7 @@ def _check(
 
 
 def _kept_token_ids(scaled: NDArray[np.float32], k: int, p: float) -> NDArray[np.int64] | None:
-    """Ids that top-k and then top-p leave, or None for all of them."""
+    """Return the ids that remain after top-k and top-p, or None for all ids."""
     kept = None
     if 0 < k < len(scaled):
         smallest = np.partition(scaled, len(scaled) - k)[len(scaled) - k]
@@ -148,10 +148,10 @@ def _kept_token_ids(scaled: NDArray[np.float32], k: int, p: float) -> NDArray[np
 
 
 def _nucleus(values: NDArray[np.float32], p: float) -> NDArray[np.int64]:
-    """Indices of the fewest most likely entries whose probability reaches p.
+    """Return the indices of the fewest most likely entries whose probability reaches p.
 
-    Entries below (1 - p) / n of the mass sum to less than 1 - p, so none of them is inside:
-    leaving them out first spares sorting the vocabulary.
+    Entries below (1 - p) / n of the mass sum to less than 1 - p, so none of them is inside.
+    Leaving them out first avoids sorting the vocabulary.
     """
     weights = np.exp(values - values.max())
     total = weights.sum(dtype=np.float64)
@@ -166,10 +166,10 @@ def _nucleus(values: NDArray[np.float32], p: float) -> NDArray[np.int64]:
 def _gumbel_argmax(
     scaled: NDArray[np.float32], kept: NDArray[np.int64] | None, state: np.uint32
 ) -> int:
-    """Id of the kept token with the largest logit plus noise.
+    """Return the id of the kept token with the largest logit plus noise.
 
-    Noise is bounded, so tokens too far below the most likely one plus its own noise cannot win;
-    none is drawn for them.
+    Noise is bounded, so tokens too far below the most likely one plus its noise cannot win: their
+    noise is not computed.
     """
     token_blocks = _token_blocks(len(scaled))
     values = scaled if kept is None else scaled[kept]
@@ -183,7 +183,7 @@ def _gumbel_argmax(
 
 
 def _gumbel(token_blocks: NDArray[np.uint32], state: np.uint32) -> NDArray[np.float32]:
-    """Gumbel noise of some tokens in the row whose seed and position hashed to `state`."""
+    """Return the Gumbel noise of tokens in the row whose seed and position hash to `state`."""
     hashed = token_blocks ^ state
     hashed = _rotate_left(hashed, 13)
     hashed *= np.uint32(5)
@@ -194,8 +194,8 @@ def _gumbel(token_blocks: NDArray[np.uint32], state: np.uint32) -> NDArray[np.fl
     hashed ^= hashed >> np.uint32(13)
     hashed *= np.uint32(0xC2B2AE35)
     hashed ^= hashed >> np.uint32(16)
-    # 31 bits, so that the conversion is a signed one. The large values of the noise, which decide,
-    # come from uniforms near 0, where float32 is fine-grained; 1 itself is kept out.
+    # 31 bits, so that the conversion is a signed one. The large values of the noise decide; they
+    # come from uniforms near 0, where float32 is fine-grained. 1 itself is excluded.
     uniform = (hashed & np.uint32(0x7FFFFFFF)).view(np.int32).astype(np.float32)
     uniform += np.float32(0.5)
     uniform *= np.float32(2**-31)
@@ -206,7 +206,7 @@ def _gumbel(token_blocks: NDArray[np.uint32], state: np.uint32) -> NDArray[np.fl
 
 
 def _murmur_states(seeds: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.uint32]:
-    """MurmurHash3 state after the blocks (seed low, seed high, position), [num_rows]."""
+    """Return MurmurHash3's state after the blocks (seed low, seed high, position), [num_rows]."""
     low_bits = np.int64(0xFFFFFFFF)
     state = np.zeros(len(seeds), dtype=np.uint32)
     for block in (seeds & low_bits, (seeds >> np.int64(32)) & low_bits, positions & low_bits):
@@ -219,14 +219,14 @@ def _murmur_states(seeds: NDArray[np.int64], positions: NDArray[np.int64]) -> ND
 
 @lru_cache(maxsize=8)
 def _token_blocks(vocab_size: int) -> NDArray[np.uint32]:
-    """Every token id, scrambled as MurmurHash3 scrambles a block; the same for all rows."""
+    """Return every token id, scrambled like a block of MurmurHash3; the same for all rows."""
     blocks = _scramble(np.arange(vocab_size, dtype=np.uint32))
     blocks.flags.writeable = False
     return blocks
 
 
 def _scramble(block: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """MurmurHash3's treatment of one 32-bit block before it enters the state."""
+    """Scramble a 32-bit block as MurmurHash3 does before it enters the state."""
     return _rotate_left(block * np.uint32(0xCC9E2D51), 15) * np.uint32(0x1B873593)
 
 

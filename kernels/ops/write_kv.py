@@ -36,17 +36,17 @@ def write_kv(
             float8_e4m3fn (which the C++ backend does not write); written in place.
         v_cache: As `k_cache`.
         slot_mapping: [num_tokens] int64; slot = block_id * block_size + offset; -1 skips a token.
-        k_scale: What one unit in a float8 key cache stands for: it holds key / k_scale, saturated
-            at 448. Unused for other dtypes.
+        k_scale: Value of one unit in a float8 key cache, which holds key / k_scale, saturated at
+            448. Unused for other dtypes.
         v_scale: The same for values.
         backend: The implementation to use; `auto` takes the fastest.
 
     Raises:
-        ValueError: shapes or dtypes disagree.
+        ValueError: shapes or dtypes do not match.
     """
     if key.shape != value.shape or k_cache.shape != v_cache.shape or k_cache.dim() != 4:
         raise ValueError(
-            "key and value must have one shape, and k_cache and v_cache one "
+            "key and value must have the same shape, and k_cache and v_cache the same "
             "[num_blocks, block_size, num_kv_heads, head_dim]; got "
             f"{list(key.shape)}, {list(value.shape)}, {list(k_cache.shape)}, {list(v_cache.shape)}"
         )
@@ -56,7 +56,9 @@ def write_kv(
             f"{[len(slot_mapping), *k_cache.shape[2:]]}, got {list(key.shape)}"
         )
     if key.dtype != value.dtype:
-        raise ValueError(f"key and value must have one dtype, got {key.dtype} and {value.dtype}")
+        raise ValueError(
+            f"key and value must have the same dtype, got {key.dtype} and {value.dtype}"
+        )
     check_cache_dtype(key.dtype, k_cache, v_cache)
     if slot_mapping.dtype != torch.int64:
         raise ValueError(f"slot_mapping must be torch.int64, got {slot_mapping.dtype}")
@@ -69,14 +71,14 @@ def write_kv(
 
 
 def check_cache_dtype(dtype: torch.dtype, k_cache: Tensor, v_cache: Tensor) -> None:
-    """Refuse caches that hold neither the model's dtype nor float8_e4m3fn.
+    """Refuse caches whose dtype is neither the model's nor float8_e4m3fn.
 
     Raises:
-        ValueError: they hold something else, or not the same.
+        ValueError: a cache has another dtype, or the two caches differ.
     """
     if k_cache.dtype != v_cache.dtype or k_cache.dtype not in (dtype, FP8):
         raise ValueError(
-            f"the caches must both be {dtype} as keys and queries are, or both {FP8}; got "
+            f"the caches must both be {dtype} like the keys and queries, or both {FP8}; got "
             f"{k_cache.dtype} and {v_cache.dtype}"
         )
 

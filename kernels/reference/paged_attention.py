@@ -1,7 +1,7 @@
-"""Plain torch paged attention: gather the blocks, then scaled_dot_product_attention.
+"""Reference of paged attention: gather the blocks, then scaled_dot_product_attention.
 
-Query heads that share a key head are folded into query rows, so keys are never repeated: measured 2
-to 6 times as fast as `enable_gqa` in bf16 on a CPU.
+Query heads that share a key head become query rows, so keys are never repeated: measured 2 to 6
+times as fast as `enable_gqa` in bf16 on a CPU.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def paged_attention_reference(
     k_scale: float = 1.0,
     v_scale: float = 1.0,
 ) -> Tensor:
-    """Same arguments and result as `batchmill.kernels.paged_attention.paged_attention`."""
+    """Compute `paged_attention` in plain torch."""
     if plan is None:
         plan = AttentionPlan(block_tables, cu_seqlens_q, seq_lens, k_cache, window=window)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -51,7 +51,7 @@ class _Cache:
     dtype: torch.dtype
 
     def gather(self, block_ids: Tensor) -> Tensor:
-        """Blocks by number, [len(block_ids), block elements] in `dtype`.
+        """Return blocks by number, [len(block_ids), block elements] in `dtype`.
 
         `index_select` on whole blocks runs at copy speed; indexing `cache[block_ids]` took ten
         times as long in bf16.
@@ -65,7 +65,7 @@ class _Cache:
 def _decode(
     q: Tensor, k_cache: _Cache, v_cache: _Cache, scale: float, bucket: DecodeBucket, out: Tensor
 ) -> None:
-    """One query a sequence: the heads of a group are the query rows of their key head."""
+    """Attend with one query per sequence: a group's heads are the query rows of their key head."""
     num_kv_heads, head_dim = k_cache.blocks.shape[2:]
     num_seqs = len(bucket.rows)
     shape = (num_seqs, -1, num_kv_heads, head_dim)
@@ -81,14 +81,14 @@ def _decode(
 def _prefill(
     q: Tensor, k_cache: _Cache, v_cache: _Cache, scale: float, chunk: PrefillChunk, out: Tensor
 ) -> None:
-    """Several queries of one sequence: a batch of key heads, each shared by its group of heads."""
+    """Attend with several queries of a sequence: a batch of key heads, each shared by a group."""
     num_kv_heads, head_dim = k_cache.blocks.shape[2:]
     num_queries = chunk.stop - chunk.start
     shape = (-1, num_kv_heads, head_dim)
     queries = q[chunk.start : chunk.stop].view(num_queries, num_kv_heads, -1, head_dim)
     queries = queries.permute(1, 2, 0, 3)  # [kv_heads, group, num_queries, head_dim]
     group_shape = (num_kv_heads, queries.shape[1], chunk.num_keys, head_dim)
-    # Stride 0 along the group: the keys are seen several times and stored once.
+    # Stride 0 along the group: the keys are read several times and stored once.
     keys = k_cache.gather(chunk.block_ids).view(shape)[: chunk.num_keys].transpose(0, 1)
     values = v_cache.gather(chunk.block_ids).view(shape)[: chunk.num_keys].transpose(0, 1)
     attended = F.scaled_dot_product_attention(

@@ -1,6 +1,6 @@
-"""How the reference of paged attention cuts a step into calls; all layers share one plan.
+"""The plan of a step's attention, shared by its layers: the calls of the reference.
 
-Decode rows are gathered into padded batches of similar length; prefill chunks go one by one.
+Decode rows are gathered into padded batches of similar length; prefill chunks run one by one.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-#: A gathered batch holds at most this many bytes of keys: beyond it they fall out of the CPU's
+#: Most bytes of keys in a gathered batch. More of them fall out of the CPU's
 #: cache before the second pass over them (measured: 1024 keys x 64 rows run 1.5 times as fast in
 #: pieces of 8 rows, bf16, and 4 times as fast in fp32).
 _MAX_GATHERED_BYTES = 3 * 1024**2
-#: A decode batch is cut where the next sequence is shorter than this share of the longest in it:
-#: padding then costs less than the calls that finer batches would take.
+#: A decode batch ends if the next sequence is shorter than this share of its longest one: the
+#: padding that remains costs less than the calls of finer batches.
 _MIN_LENGTH_SHARE = 0.6
 
 
@@ -29,7 +29,7 @@ class DecodeBucket:
     Attributes:
         rows: [n] int64, their rows of q.
         block_ids: [n * blocks] int64; padding repeats a sequence's own last block.
-        mask: [n, 1, 1, blocks * block_size] in the cache's dtype (float32 where that has eight
+        mask: [n, 1, 1, blocks * block_size] in the cache's dtype (float32 if that has eight
             bits), 0 or -inf, added to the scores.
     """
 
@@ -46,8 +46,8 @@ class PrefillChunk:
         start, stop: Their rows of q.
         block_ids: [blocks] int64.
         num_keys: Keys in these blocks, the sequence's last key being the last.
-        mask: [stop - start, num_keys] as in `DecodeBucket`, or None where plain causal masking
-            serves.
+        mask: [stop - start, num_keys] as in `DecodeBucket`, or None if plain causal masking
+            suffices.
     """
 
     start: int
@@ -80,7 +80,7 @@ class AttentionPlan:
             block_tables: [num_seqs, max_blocks] int32.
             cu_seqlens_q: [num_seqs + 1] int32.
             seq_lens: [num_seqs] int32.
-            k_cache: Any layer's keys: only shape, dtype and device are looked at.
+            k_cache: Any layer's keys; only shape, dtype and device matter.
             window: As in `paged_attention`.
             only_decodes: The caller knows that every sequence has exactly one query, so the Triton
                 backend need not launch the prefill kernel.
@@ -91,7 +91,7 @@ class AttentionPlan:
         self._k_cache = k_cache
         self._window = window
         self.only_decodes = only_decodes
-        #: The Triton backend's part, kept here by the first layer that makes one.
+        #: The Triton backend's plan, stored here by the first layer that makes one.
         self.triton: object | None = None
 
     @cached_property
@@ -138,7 +138,7 @@ def _decode_buckets(
     k_cache: Tensor,
     window: int | None,
 ) -> tuple[DecodeBucket, ...]:
-    """Cut the sequences with one query into batches of similar length."""
+    """Divide the sequences with one query into batches of similar length."""
     block_size = k_cache.shape[1]
     block_bytes = k_cache[0].numel() * k_cache.element_size()
     first_key = np.zeros_like(lengths) if window is None else np.maximum(lengths - window, 0)
@@ -177,7 +177,7 @@ def _prefill_chunk(
     k_cache: Tensor,
     window: int | None,
 ) -> PrefillChunk:
-    """Lay out one sequence's queries; keys that no query sees are left out."""
+    """Return the call for one sequence's queries, without keys that no query sees."""
     block_size = k_cache.shape[1]
     first_position = seq_len - (stop - start)
     first_key = 0 if window is None else max(0, first_position - window + 1)
@@ -201,7 +201,7 @@ def _prefill_chunk(
 
 
 def _additive(seen: NDArray[np.bool_], like: Tensor) -> Tensor:
-    """0 where a key is seen and -inf where not, in the dtype and on the device of `like`."""
+    """Return 0 for seen keys and -inf for others, in the dtype and on the device of `like`."""
     # Eight-bit floats have no infinity.
     dtype = torch.float32 if like.dtype.itemsize == 1 else like.dtype
     mask = torch.zeros(seen.shape, dtype=dtype)

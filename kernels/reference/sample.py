@@ -1,4 +1,4 @@
-"""Plain-torch reference of `sample`: every step over the whole vocabulary, on any device."""
+"""Reference of `sample`: every step runs over the whole vocabulary, on any device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def sample_reference(
     seeds: Tensor,
     positions: Tensor,
 ) -> Tensor:
-    """Same arguments and result as `batchmill.kernels.sample.sample`."""
+    """Compute `sample` in plain torch."""
     greedy = temperature == 0
     scaled = logits / torch.where(greedy, 1.0, temperature)[:, None]
     scaled = scaled.masked_fill(scaled < _top_k_floor(scaled, top_k), float("-inf"))
@@ -27,7 +27,7 @@ def sample_reference(
 
 
 def gumbel_noise(seeds: Tensor, positions: Tensor, token_ids: Tensor) -> Tensor:
-    """Gumbel noise as a pure function of its arguments, which broadcast; int64 in, float32 out."""
+    """Return Gumbel noise, a pure function of int64 arguments that broadcast; float32."""
     hashed = murmur3((seeds, seeds >> 32, positions, token_ids))
     uniform = ((hashed & 0x7FFFFFFF).to(torch.float32) + 0.5) * 2**-31
     exponential = -torch.log1p(-uniform.clamp(max=1 - 2**-24))
@@ -35,7 +35,7 @@ def gumbel_noise(seeds: Tensor, positions: Tensor, token_ids: Tensor) -> Tensor:
 
 
 def murmur3(blocks: tuple[Tensor, ...]) -> Tensor:
-    """MurmurHash3_x86_32 with seed 0 of the low 32 bits of each block, little-endian, as int64.
+    """Return MurmurHash3_x86_32 of the blocks' low 32 bits, little-endian, seed 0, as int64.
 
     Source: MurmurHash3, Austin Appleby, public domain.
     """
@@ -55,7 +55,7 @@ def _rotate_left(values: Tensor, bits: int) -> Tensor:
 
 
 def _top_k_floor(scaled: Tensor, top_k: Tensor) -> Tensor:
-    """The k-th largest value of each row, -inf where top-k is off, [num_rows, 1]."""
+    """Return the k-th largest value of each row, -inf if top-k is off, [num_rows, 1]."""
     vocab_size = scaled.shape[1]
     off = (top_k <= 0) | (top_k >= vocab_size)
     descending = scaled.sort(dim=-1, descending=True).values
@@ -64,7 +64,7 @@ def _top_k_floor(scaled: Tensor, top_k: Tensor) -> Tensor:
 
 
 def _top_p_floor(scaled: Tensor, top_p: Tensor) -> Tensor:
-    """The smallest value inside the nucleus of each row, -inf where top-p is off, [num_rows, 1]."""
+    """Return the smallest value in each row's nucleus, -inf if top-p is off, [num_rows, 1]."""
     descending = scaled.sort(dim=-1, descending=True).values
     reached = descending.softmax(-1, dtype=torch.float64).cumsum(-1)
     # The first entry that reaches p is the last one inside.

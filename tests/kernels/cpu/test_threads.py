@@ -145,5 +145,5 @@ def test_the_decoder_refuses_tensors_that_c_code_would_misread() -> None:
     keys, values = make_caches()
     with pytest.raises(ValueError, match="each cache must be"):
         CppDecoder([make_layer()], SIZES, [(keys, values.transpose(0, 1))])
-    with pytest.raises(ValueError, match="1 layers need as many caches, got 0"):
+    with pytest.raises(ValueError, match="got 1 layers and 0 caches"):
         CppDecoder([make_layer()], SIZES, [])

@@ -206,7 +206,7 @@ def test_the_fused_step_equals_norm_rotation_and_write_one_after_another(
 
 
 def test_one_norm_weight_without_the_other_is_refused() -> None:
-    with pytest.raises(ValueError, match="go together"):
+    with pytest.raises(ValueError, match="belong together"):
         rope_and_cache_triton(
             normal(1, 4 * 64),
             *caches(64, torch.float32),

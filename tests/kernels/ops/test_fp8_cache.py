@@ -109,12 +109,12 @@ def test_the_fused_step_is_its_parts(with_norms: bool) -> None:
     torch.testing.assert_close(v_cache.view(16, 2, 8)[[7, 2]], heads[[0, 2], 8:])
 
 
-def test_the_fused_step_names_what_disagrees() -> None:
+def test_the_fused_step_names_arguments_that_do_not_match() -> None:
     cache, angles = torch.zeros(4, 4, 2, 8), torch.zeros(3, 4)
     rest = (cache, cache, torch.arange(3), angles, angles)
     with pytest.raises(ValueError, match=r"got \[3, 30\]"):
         rope_and_cache(torch.zeros(3, 30), *rest)
     with pytest.raises(ValueError, match="give both, or neither"):
         rope_and_cache(torch.zeros(3, 80), *rest, q_weight=torch.ones(8))
-    with pytest.raises(ValueError, match="one row a token, got 2, 3"):
+    with pytest.raises(ValueError, match="one row per token, got 2, 3"):
         rope_and_cache(torch.zeros(2, 80), *rest)

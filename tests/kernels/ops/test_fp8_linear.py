@@ -154,8 +154,8 @@ def test_on_a_gpu_the_call_meets_what_torch_checks_there() -> None:
 def test_what_cannot_be_multiplied_is_refused_by_name() -> None:
     for weight, message in (
         (torch.zeros(16, 16).double(), "float32, bfloat16 or float16 ones, got torch.float64"),
-        (torch.zeros(16, 40), r"the weight is \[16, 40\], and fp8 products want multiples of 16"),
-        (torch.zeros(24, 16), r"the weight is \[24, 16\], and fp8 products want multiples of 16"),
+        (torch.zeros(16, 40), r"the weight is \[16, 40\], and fp8 products need multiples of 16"),
+        (torch.zeros(24, 16), r"the weight is \[24, 16\], and fp8 products need multiples of 16"),
     ):
         for backend in ("triton", "reference"):
             with pytest.raises(ValueError, match=message):

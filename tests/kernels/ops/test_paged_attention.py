@@ -167,7 +167,7 @@ def test_block_zero_is_not_read_through_unused_table_entries() -> None:
         ({"q": torch.zeros(3, 5, 64)}, "5 heads of 64"),
     ],
 )
-def test_disagreeing_arguments_are_named(change: dict[str, Tensor], message: str) -> None:
+def test_arguments_that_do_not_match_are_named(change: dict[str, Tensor], message: str) -> None:
     case = make_case([1, 1, 1], [5, 6, 7])
     for name, value in change.items():
         setattr(case, name, value)

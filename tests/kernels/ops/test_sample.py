@@ -278,7 +278,7 @@ def test_a_row_without_a_distribution_still_gives_a_valid_id(
         assert ((tokens >= 0) & (tokens < 100)).all()
 
 
-def test_disagreeing_arguments_are_named() -> None:
+def test_arguments_that_do_not_match_are_named() -> None:
     rows = torch.zeros(3, 10)
     with pytest.raises(ValueError, match="logits must be"):
         draw(rows.double())

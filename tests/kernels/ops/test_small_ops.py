@@ -116,7 +116,7 @@ def test_write_kv_fills_the_named_slots_and_no_others(dtype: torch.dtype) -> Non
     assert torch.equal(v_cache, want_v)
 
 
-def test_disagreeing_arguments_are_refused() -> None:
+def test_arguments_that_do_not_match_are_refused() -> None:
     f32 = torch.float32
     with pytest.raises(ValueError, match=r"weight must be \[8\]"):
         rms_norm(torch.zeros(2, 8), torch.zeros(7), 1e-5)
@@ -135,7 +135,7 @@ def test_disagreeing_arguments_are_refused() -> None:
         write_kv(torch.zeros(2, 2, 8), torch.zeros(2, 2, 8), cache, cache, torch.arange(2).int())
 
 
-def test_a_face_that_does_not_exist_is_named_with_those_that_do() -> None:
+def test_a_backend_that_does_not_exist_is_named_with_those_that_do() -> None:
     with pytest.raises(ValueError, match=r"silu_and_mul has no 'numpy' backend; it has .*'refer"):
         silu_and_mul(torch.zeros(2, 8), backend="numpy")
 
