@@ -1,11 +1,11 @@
 // Attention over a paged KV cache: decode and chunked prefill in one kernel.
 //
 // The query rows of one kv head, (position, head of its group) flattened, form the left operand, so
-// a decode step of 3 heads a group and a 16-token prefill chunk are one kind of work. Keys are read
-// in tiles and folded into a running softmax (cpu_softmax.h). For many rows a tile is packed for the
-// register tile (keys transposed, values interleaved); for few it is read as it lies
-// (cpu_attention_direct.h). Rows whose keys are spread over several tasks (cpu_attention_plan.h) are
-// merged by whoever finishes last.
+// a decode step with 3 heads per group and a 16-token prefill chunk are the same kind of work. Keys
+// are read in tiles and added to a running softmax (softmax.h). For many rows a tile is packed for
+// the register tile (keys transposed, values interleaved); for few rows it is read in place
+// (attention_direct.h). If a row's keys are spread over several tasks (attention_plan.h), the task
+// that finishes last merges the results.
 //
 // Source: Dao 2023, "FlashAttention-2" (running softmax); Kwon et al. 2023,
 // "PagedAttention" (block tables).
@@ -38,7 +38,7 @@ struct Scratch {
 };
 
 template <class T>
-struct Operand {  // what the register tile multiplies for this cache type
+struct Operand {  // the type that the register tile multiplies for this cache type
   typedef Float Mul;
 };
 template <>
@@ -79,7 +79,7 @@ class Worker {
     weights_ = take(static_cast<size_t>(kMaxRows) * kTileKeys);
   }
 
-  // `following` is the task that this thread probably takes next: its first keys are fetched early.
+  // `following` is the task that this thread probably runs next: its first keys are prefetched.
   void run(const Task& task, const Task& following) {
     for (int head = 0; head < task.num_heads; head++) load_queries(task, head);
     find_rows(task, task.first_key, rows_);
@@ -126,7 +126,7 @@ class Worker {
   float* totals(int head) { return totals_ + head * kMaxRows * kLanes; }  // [row][kLanes]
   float total(int head, int row) { return reduce_add(load(totals(head) + row * kLanes)); }
 
-  // A row of a sequence, (position, head of the group), to where it belongs in out.
+  // Writes a row of a sequence, (position, head of the group), to its place in out.
   void write(int seq, int row, int kv_head, const float* sum, float total) {
     T* out = static_cast<T*>(op_.out) +
              (op_.cu_seqlens_q[seq] + row / group_) * op_.out_row_stride +
@@ -143,7 +143,7 @@ class Worker {
       const T* q = static_cast<const T*>(op_.q) +
                    (op_.cu_seqlens_q[task.seq] + flat / group_) * op_.q_row_stride +
                    ((task.first_head + head) * group_ + flat % group_) * op_.q_head_stride;
-      to[query_lanes_ - 1] = 0;  // the second half of the last lane, where head_dim is odd
+      to[query_lanes_ - 1] = 0;  // the second half of the last lane, if head_dim is odd
       copy_row(q, reinterpret_cast<Element*>(to));
       maxima(head)[row] = -INFINITY;
     }
@@ -157,8 +157,8 @@ class Worker {
     each_vector(op_.head_dim, [&](int i, int n) { store_upto(to + i, load_upto(from + i, n), n); });
   }
 
-  // Where the rows of the tile at `key` start in a cache, in elements. Past the task's last key the
-  // last row is repeated, so that whatever is read there is a row of the sequence.
+  // Computes the offsets of the rows of the tile at `key` in a cache, in elements. Past the task's
+  // last key the last row is repeated, so that reads beyond it hit a row of the sequence.
   void find_rows(const Task& task, int key, long* rows) const {
     const int32_t* table = op_.table(task.seq);
     long row_size = static_cast<long>(op_.num_kv_heads) * op_.head_dim;
@@ -171,8 +171,8 @@ class Worker {
     for (int i = count; i < kTileKeys; i++) rows[i] = rows[count - 1];
   }
 
-  // The next tile's rows lie anywhere, so the hardware prefetcher finds no stream in them. Their
-  // loads go out one row at a time between the work on this tile's: in a burst they would fill the
+  // The next tile's rows are scattered, so the hardware prefetcher finds no stream in them. They
+  // are loaded one row at a time between the work on this tile's rows: a burst would fill the
   // core's miss buffers and stall it (measured: 2.4 times slower).
   static void prefetch_row(const T* row, long bytes) {
     for (long line = 0; line < bytes; line += 64)
@@ -213,7 +213,7 @@ class Worker {
                   value_width_, true);
   }
 
-  // Scores of one row to weights; keys outside [begin, end) weigh 0.
+  // Turns one row's scores into weights; keys outside [begin, end) weigh 0.
   void soften(int head, int row, int begin, int end, int width) {
     float* scores = scores_ + row * kTileKeys;
     Element* weights = reinterpret_cast<Element*>(weights_) + row * kTileKeys;
@@ -267,7 +267,7 @@ class Worker {
   Lane* queries(int head) { return queries_ + static_cast<size_t>(head) * kMaxRows * query_lanes_; }
 
   const Attention& op_;
-  float scale_;  // gives scores whose exponential is 2^score
+  float scale_;  // yields scores whose exponential is 2^score
   int group_, query_lanes_, value_width_;
   Lane *queries_, *keys_, *values_, *weights_;
   float *sums_, *widened_, *maxima_, *totals_, *scores_;

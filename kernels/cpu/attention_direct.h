@@ -1,8 +1,8 @@
-// Attention of a few query rows to a tile of keys and values as they lie in the cache.
+// Attention of a few query rows to a tile of keys and values, read in place from the cache.
 //
-// Transposing a tile costs as much as multiplying many rows with it. For the few rows of a decode
-// step keys are multiplied one by one, each lane for itself, and the lanes of 16 keys are added up in
-// a tree; values are multiplied in pairs. Only for bf16, on a CPU that multiplies it.
+// Transposing a tile costs as much as multiplying many rows by it. For the few rows of a decode
+// step keys are multiplied one by one in separate lanes, and the lanes of 16 keys are added up in a
+// tree; values are multiplied in pairs. Only for bf16, on a CPU that multiplies it.
 #pragma once
 
 #include <type_traits>
@@ -17,8 +17,8 @@ inline vf dot_pairs(vf sum, vf a, vf b) {
       reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b)));
 }
 
-// Lane l is, where the bit kDistance of l is clear, a[l] + a[l + kDistance], and else
-// b[l] + b[l - kDistance]: half as many vectors, with twice as many sums in each.
+// Lane l becomes a[l] + a[l + kDistance] if the bit kDistance of l is clear, otherwise
+// b[l] + b[l - kDistance]: half as many vectors, each with twice as many sums.
 template <int kDistance>
 inline vf fold(vf a, vf b) {
   constexpr __mmask16 kUpper = kDistance == 8   ? 0xff00
@@ -37,7 +37,7 @@ inline vf fold(vf a, vf b) {
 template <int kRows, int kSteps>
 class DirectTile {
  public:
-  // Starts of a tile's rows in a cache, and of the rows to fetch meanwhile.
+  // Offsets of a tile's rows in a cache, and of the rows to prefetch.
   struct Rows {
     const bf16* cache;
     const long *starts, *next_starts;
@@ -50,7 +50,7 @@ class DirectTile {
   }
 
   // sums[row * width] += weights times `count` values, in the order of `interleave_rows`. An odd
-  // count reads one row more, whose weight is 0.
+  // count reads one more row, whose weight is 0.
   static void add_values(const Lane* weights, long stride, const Rows& values, int count,
                          float* sums, long width) {
     for (int step = 0; step < kSteps; step += 2)
@@ -62,7 +62,7 @@ class DirectTile {
     vf of[kRows];
   };
 
-  // The tree: below distance 8 a key, above it `fold` of two halves.
+  // The tree: its leaves are keys, its inner nodes `fold` two halves.
   template <int kDistance, int kKey>
   static inline __attribute__((always_inline)) Sums add_up(const bf16* queries, const Rows& keys) {
     Sums sums;
@@ -148,13 +148,13 @@ inline bool with_rows(int num_rows, Body body) {
     case 6: body(DirectTile<6, kSteps>{}); return true;
     case 7: body(DirectTile<7, kSteps>{}); return true;
     case 8: body(DirectTile<8, kSteps>{}); return true;
-    default: return false;  // not tried: with more rows sums and queries outgrow the registers
+    default: return false;  // not tried: with more rows, sums and queries exceed the registers
   }
   // clang-format on
 }
 #endif
 
-// Calls body with the DirectTile for these rows, and returns whether there is one.
+// Calls body with the DirectTile for these rows; returns whether there is one.
 template <class T, class Body>
 inline bool with_direct_tile(int num_rows, int head_dim, Body body) {
 #if defined(__AVX512BF16__)

@@ -1,4 +1,4 @@
-// Rows whose keys were spread over several tasks: partial results, and what they add up to.
+// Merges rows whose keys were spread over several tasks from their partial results.
 #pragma once
 
 #include <atomic>
@@ -9,8 +9,8 @@
 
 namespace {
 
-// A partial result is (maximum, total, sums[width]) of one query row, and a merge has one for each
-// part, kv head and row.
+// A partial result is (maximum, total, sums[width]) of one query row; a merge has one per part, kv
+// head and row.
 class PartialResults {
  public:
   PartialResults(const Attention& op, const std::vector<Merge>& merges, int width)
@@ -25,7 +25,7 @@ class PartialResults {
     for (size_t i = 0; i < merges.size(); i++) unfinished_[i] = merges[i].num_tasks;
   }
 
-  // Keeps one row of a task, `row` counted from the task's first.
+  // Stores one row of a task; `row` counts from the task's first row.
   void keep(const Task& task, int head, int row, float maximum, float total, const float* sums) {
     int rows = merges_[task.first_merge].num_rows;
     float* to = at(task.first_merge + row / rows, task.part, task.first_head + head, row % rows);
@@ -34,7 +34,7 @@ class PartialResults {
     std::memcpy(to + 2, sums, sizeof(float) * width_);
   }
 
-  // Counts a task as done. Calls body(merge) for every merge that now has all of its parts.
+  // Counts a task as done. Calls body(merge) for every merge whose parts are now complete.
   template <class Body>
   void finish(const Task& task, Body body) {
     int rows = merges_[task.first_merge].num_rows;
@@ -42,7 +42,7 @@ class PartialResults {
       if (unfinished_[i].fetch_sub(1, std::memory_order_acq_rel) == 1) body(i);
   }
 
-  // Adds a row's parts up in sums[width], and returns its total.
+  // Adds up a row's parts in sums[width] and returns its total.
   float add_up(int merge, int head, int row, float* sums) const {
     const float* first = at(merge, 0, head, row);
     size_t step = part_size(merges_[merge]);
@@ -52,8 +52,8 @@ class PartialResults {
     std::memset(sums, 0, sizeof(float) * width_);
     for (int part = 0; part < merges_[merge].num_parts; part++) {
       const float* from = first + part * step;
-      // Not by its maximum: where all scores are NaN that may be -inf too, and the row must be NaN.
-      if (from[1] == 0.0f) continue;  // saw nothing
+      // Not the maximum: if all scores are NaN it may be -inf too, and the row must be NaN.
+      if (from[1] == 0.0f) continue;  // saw no key
       float share = std::exp2(from[0] - maximum);
       total += share * from[1];
       for (int i = 0; i < width_; i += kLanes)

@@ -1,9 +1,9 @@
-// What one attention call is made of, checked and cut into tasks for the threads.
+// The arguments of an attention call: their checks, and their division into tasks for the threads.
 //
-// A prefill is cut by kv head and query rows. A decode step is a task a sequence, over all heads, so
-// that a block of the cache is read once, as it lies; contexts too long for that are cut into chunks.
-// Neighbours whose block tables begin alike read the blocks that they share together: one task has
-// the rows of all of them, and each goes on alone from there.
+// A prefill is divided by kv head and query rows. A decode step has one task per sequence, over all
+// heads, so that a block of the cache is read once and in order; contexts that are too long for
+// that are divided into chunks. Neighbours whose block tables begin alike read their shared blocks
+// together: one task has the rows of all of them, and each continues alone from there.
 //
 // Source: Dao et al. 2023, "Flash-Decoding" (split contexts); Juravsky et al. 2024, "Hydragen"
 // (attention over a shared prefix apart from the rest).
@@ -18,8 +18,8 @@ namespace {
 constexpr int kTileKeys = 64;
 constexpr int kMaxRows = 96;  // query rows of a task: 16 register tiles for each packing of a tile
 constexpr int kMinChunkKeys = 128;   // shorter chunks cost more to merge than they save
-constexpr int kMinSharedKeys = 128;  // so do shorter prefixes
-constexpr int kFewRows = 8;          // a task of so few rows is bound by reading: all heads at once
+constexpr int kMinSharedKeys = 128;  // shorter prefixes do, too
+constexpr int kFewRows = 8;  // a task of at most these is bound by reading: all heads at once
 static_assert(kTileKeys % (kTileVectors * kLanes) == 0, "a tile of keys is whole register tiles");
 
 struct Attention {
@@ -42,15 +42,15 @@ struct Task {
   int seq, first_row, num_rows;  // rows of (position, head of the group), counted from seq's first
   int first_head, num_heads;     // kv heads
   int first_key, end_key;
-  int first_merge, part;  // where its results go, if first_merge is not kNoMerge
-  bool is_shared;         // the rows are of several sequences, and see all of the keys
+  int first_merge, part;  // destination of its results, if first_merge is not kNoMerge
+  bool is_shared;         // the rows belong to several sequences and see all keys
 };
 constexpr int kNoMerge = -1;
 
 // Rows whose keys are spread over several parts. All of their heads are merged at once.
 struct Merge {
   int seq, first_row, num_rows, num_parts;
-  int num_tasks;  // that have to be done before
+  int num_tasks;  // tasks that must be done first
 };
 
 struct Plan {
@@ -79,7 +79,7 @@ class Planner {
   }
 
  private:
-  // How many sequences from `first` on have the same first keys, and how many keys those are.
+  // Returns how many sequences from `first` on share their first keys; sets the number of keys.
   int find_sharing(int first, int* num_keys) const {
     int seq = first + 1;
     if (op_.window > 0 || op_.query_len(first) != 1 || group_ > kMaxRows) return 1;
@@ -87,7 +87,7 @@ class Planner {
     for (; seq < op_.num_seqs && op_.query_len(seq) == 1; seq++) {
       int limit = min_int(shared, op_.first_position(seq) / op_.block_size), same = 0;
       while (same < limit && op_.table(seq)[same] == op_.table(first)[same]) same++;
-      // One that shares much less would cost the others more than it saves.
+      // A sequence that shares much less would cost the others more than it saves.
       if (same * op_.block_size < kMinSharedKeys || (2 * same < shared && seq > first + 1)) break;
       shared = same;
     }
@@ -147,7 +147,7 @@ class Planner {
     }
   }
 
-  // A task in chunks of keys, or in one where they are few.
+  // Adds a task in chunks of keys, or as one task if there are few.
   void add_rows(Task task) {
     Chunks chunks = split(task.first_key, task.end_key,
                           op_.num_threads > 1 ? (task.end_key - task.first_key) / chunk_ : 1);
@@ -180,7 +180,7 @@ class Planner {
     int end(int i) const { return min_int(last, first + (i + 1) * size); }
   };
 
-  // About `wanted` chunks of whole tiles.
+  // Returns about `wanted` chunks of whole tiles.
   static Chunks split(int first, int end, int wanted) {
     int keys = end - first, count = max_int(1, wanted);
     int size = round_up((keys + count - 1) / count, kTileKeys);
@@ -192,7 +192,7 @@ class Planner {
   Plan plan_;
 };
 
-// The index of the first sequence whose lengths or blocks lie outside the cache or the batch, or -1.
+// Returns the first sequence whose lengths or blocks lie outside the cache or the batch, or -1.
 int find_invalid_sequence(const Attention& op, int num_tokens, long max_blocks) {
   for (int seq = 0; seq < op.num_seqs; seq++) {
     int query_len = op.query_len(seq), keys = op.seq_lens[seq];

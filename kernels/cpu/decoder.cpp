@@ -1,7 +1,7 @@
 // The layers of a Llama-family decoder in one call.
 //
-// At one sequence a step takes some 10 ms and has 240 ops: calling each from Python costs about 2 ms
-// more. The ops are the exported ones, so what is tested one by one is what runs here.
+// A step of one sequence takes about 10 ms and has 240 ops: calling each from Python would cost
+// about 2 ms more. The layers call the exported ops, which the tests check one by one.
 #include <chrono>
 #include <cstring>
 
@@ -9,7 +9,7 @@
 
 struct BmLayer {
   const void *input_norm, *qkv, *q_norm, *k_norm, *output, *post_attention_norm, *gate_up, *down;
-  const float *qkv_bias, *output_bias, *gate_up_bias, *down_bias;  // null where there is none
+  const float *qkv_bias, *output_bias, *gate_up_bias, *down_bias;  // null if there is none
   void *k_cache, *v_cache;
 };
 
@@ -29,14 +29,14 @@ struct BmStep {
   float* scales;                 // [num_tokens]; null without int8
   int num_tokens, num_samples, num_seqs, max_blocks, num_threads;
   long table_stride;
-  double* phase_s;  // null, or [3]: seconds in matrix products, attention and the rest are added
+  double* phase_s;  // null, or [3] += seconds in matrix products, attention, the rest
 };
 
 namespace {
 
 enum Phase { kLinear, kAttention, kRest };
 
-// Adds the time since the last op to the phase it belongs to; off, it costs a comparison.
+// Adds the time since the last op to the op's phase; if disabled, it costs one comparison.
 class PhaseClock {
  public:
   explicit PhaseClock(double* phase_s) : phase_s_(phase_s) {
@@ -55,14 +55,14 @@ class PhaseClock {
   Clock::time_point last_;
 };
 
-// Moves the wanted rows, which are in ascending order, to the front.
+// Moves the wanted rows, in ascending order, to the front.
 void keep_rows(void* data, const int64_t* rows, int count, long row_bytes) {
   char* bytes = static_cast<char*>(data);
   for (int i = 0; i < count; i++)
     if (rows[i] != i) std::memcpy(bytes + i * row_bytes, bytes + rows[i] * row_bytes, row_bytes);
 }
 
-// Dense rows of x times one layer's matrix, in the format that the weights have.
+// Multiplies dense rows of x by one layer's matrix, in the format of the weights.
 void multiply(const BmDecoder& m, const BmStep& s, void* out, const void* x, const void* packed,
               const float* bias, int rows, int columns, int k, int gated) {
   if (m.int8 == 0) {
@@ -96,9 +96,10 @@ int attend(const BmDecoder& m, const BmLayer& layer, const BmStep& s, PhaseClock
 
 }  // namespace
 
-// residual: [num_tokens, hidden] the embeddings, changed. Afterwards the first num_samples rows of
-// residual and x are those of sample_rows: what the final norm adds up.
-// Returns 0; 1 for a slot, 2 for a length or block id or 3 for a sample row that is out of range.
+// residual: [num_tokens, hidden], the embeddings; changed. Afterwards the first num_samples rows of
+// residual and x are those of sample_rows, for the final norm to add.
+// Returns 0, or if an index is out of range: 1 for a slot, 2 for a length or block id, 3 for a
+// sample row.
 BM_EXPORT int bm_decoder_layers(const BmDecoder* decoder, const BmLayer* layers,
                                 const BmStep* step) {
   const BmDecoder& m = *decoder;
@@ -117,7 +118,8 @@ BM_EXPORT int bm_decoder_layers(const BmDecoder* decoder, const BmLayer* layers,
                   s.num_threads);
     clock.end(kRest);
     if (int invalid = attend(m, layer, s, clock)) return invalid;
-    if (i == m.num_layers - 1 && s.num_samples < rows) {  // the rest of it is row by row
+    // The remaining ops treat rows independently, so the others are not needed.
+    if (i == m.num_layers - 1 && s.num_samples < rows) {
       rows = s.num_samples;
       keep_rows(s.attended, s.sample_rows, rows, static_cast<long>(q_width) * m.element_size);
       keep_rows(s.residual, s.sample_rows, rows, static_cast<long>(m.hidden) * m.element_size);

@@ -1,4 +1,4 @@
-// y = x W^T + b on weights packed once, with the activation of a gated MLP folded in where wanted.
+// y = x W^T + b with packed weights, optionally fused with the activation of a gated MLP.
 #include "linear.h"
 
 #include "ops.h"
@@ -10,10 +10,10 @@ struct Linear {
   Out* out;
   const In* x;
   const Lane* weight;
-  const float* bias;  // null, or a float for every packed column
+  const float* bias;  // null, or one float per packed column
   int num_rows, k_lanes, num_columns;
   long x_stride, out_stride;  // lanes; elements
-  bool gated;                 // as many panels again follow, and out = silu(gate) * up
+  bool gated;                 // the same number of panels follows: out = silu(gate) * up
 };
 
 template <class Mul, class In, class Out>
@@ -49,7 +49,7 @@ void linear(const Linear<In, Out>& op, int num_threads) {
   });
 }
 
-// weight [num_columns, k] to panels; columns past the last are zeros.
+// Packs weight [num_columns, k] into panels; columns past the last are zeros.
 template <class Mul, class T>
 void pack(const T* weight, Lane* packed, int num_columns, int k, int num_threads) {
   int panels = (num_columns + kPanel - 1) / kPanel, k_lanes = k / Mul::kPerLane;

@@ -1,9 +1,9 @@
-// What the packed matrix products have in common: panels, how work is split, how results are stored.
+// Parts shared by the packed matrix products: panels, division of the work, storing of results.
 //
 // A panel holds kPanel output columns, [k lanes][kPanel], so the register tile reads weights as one
-// stream. A task is a panel times a block of rows; a panel is cut along k into slices that stay in
-// the second-level cache while all rows of the block pass over them. The panel that comes next is
-// fetched in the meantime: a thread that waits for each panel's first pass loses a fifth of its time
+// stream. A task is a panel times a block of rows; a panel is divided along k into slices that stay
+// in the second-level cache while all rows of the block pass over them. The next panel is
+// prefetched meanwhile: a thread that waits for each panel's first pass loses a fifth of its time
 // at 64 rows.
 #pragma once
 
@@ -19,7 +19,7 @@ struct RowBlocks {
   int count, rows;
 };
 
-// Enough tasks to even out the threads, as long as a block of rows still amortises its panel.
+// Makes enough tasks to balance the threads, as long as a block of rows still amortises its panel.
 inline RowBlocks split_rows(int num_rows, int panels, int num_threads) {
   int blocks = (num_rows + kMaxBlockRows - 1) / kMaxBlockRows;
   while (panels * blocks < 8 * num_threads && num_rows / (blocks + 1) >= 4 * kTileRows) blocks++;
@@ -29,7 +29,7 @@ inline RowBlocks split_rows(int num_rows, int panels, int num_threads) {
 
 struct PanelTask {
   int panel, first_row, rows;
-  int next_panel;  // that this thread probably multiplies afterwards; the same one at the end
+  int next_panel;  // that this thread probably multiplies next; at the end the same one
 };
 
 inline PanelTask panel_task(int index, const RowBlocks& blocks, int num_rows, int panels,
@@ -40,8 +40,8 @@ inline PanelTask panel_task(int index, const RowBlocks& blocks, int num_rows, in
           next < panels ? next : panel};
 }
 
-// Passes over a panel, a register tile of rows each. Fetches kFetch lines of the next panel for each
-// step of a pass, until it is there.
+// Passes over a panel with one register tile of rows at a time. Prefetches kFetch lines of the next
+// panel per step of a pass, until the whole panel is fetched.
 template <class Mul, int kFetch>
 inline void pass_over_panel(const Lane* x, long x_stride, const Lane* panel, const Lane* next,
                             int rows, int k_lanes, float* sums, bool add) {
@@ -59,8 +59,8 @@ inline void pass_over_panel(const Lane* x, long x_stride, const Lane* panel, con
 }
 
 // sums[rows, kPanel] (+)= x[rows, k_lanes] times a panel. A step reads four lines of it: the fewer
-// passes there are, the more of the next panel each has to fetch. A single row waits for memory
-// whatever is done.
+// passes there are, the more of the next panel each must fetch. A single row waits for memory in
+// any case.
 template <class Mul>
 inline void multiply_panel(const Lane* x, long x_stride, const Lane* panel, const Lane* next,
                            int rows, int k_lanes, float* sums, bool add) {

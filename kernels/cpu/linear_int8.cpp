@@ -1,17 +1,18 @@
 // y = x W^T + b with weights and activations in 8-bit integers, summed exactly in 32-bit ones.
 //
-// A weight column has one scale, max |w| / 127, found when it is packed; a row of activations has one
-// of its own, found when it is multiplied. So a row's result depends on that row alone, and a row that
-// is not finite has a scale that is not, which leaves the other rows as they are.
+// A weight column has one scale, max |w| / 127, computed when it is packed. A row of activations
+// has its own scale, computed when it is multiplied. So a row's result depends on that row alone; a
+// row that is not finite gets a scale that is not finite and does not affect other rows.
 //
-// Before that both are rotated: blocks of up to 64 neighbours along k go through a Hadamard transform,
-// which leaves their product as it is (times the block's length) and spreads a single large value,
-// which would make one step mean too much, over its block.
+// Both are rotated first: blocks of up to 64 neighbours along k go through a Hadamard transform. It
+// multiplies their product by the block's length and spreads a single large value, which would make
+// the steps too coarse, over its block.
 // Source: QuaRot, Ashkboos et al. 2024, section 4.
 //
-// The CPU's instruction multiplies unsigned by signed bytes. Activations are stored 128 too large,
-// and every sum starts at -128 times the column's sum of weights, which is kept beside the column.
-// Sums wrap around modulo 2^32; the final one is below 2^31, so it is exact on any instruction set.
+// The CPU's instruction multiplies unsigned by signed bytes. So activations are stored with 128
+// added, and every sum starts at -128 times the column's sum of weights, which is stored with the
+// column. Sums wrap around modulo 2^32; the final one is below 2^31, so it is exact on any
+// instruction set.
 #include <memory>
 #include <utility>
 
@@ -21,11 +22,11 @@
 namespace {
 
 constexpr int kLevels = 127;
-constexpr int kMaxBlock = 64;      // of neighbours that are rotated together
-constexpr long kQuantizeWork = 4;  // against an element of a norm, which is what 1 means
-constexpr int kHeaderRows = 2;  // of kPanel lanes, before a panel's weights: offsets, then scales
-constexpr uint32_t kNotFinite = 0x7f800000;  // from here on, a float's bits are inf or NaN
-constexpr float kLeastMax = 1e-30f;  // below it a row counts as zeros: 127 / max must be finite
+constexpr int kMaxBlock = 64;      // neighbours that are rotated together
+constexpr long kQuantizeWork = 4;  // relative to an element of a norm, which counts 1
+constexpr int kHeaderRows = 2;     // of kPanel lanes before a panel's weights: offsets, then scales
+constexpr uint32_t kNotFinite = 0x7f800000;  // the bits of a float from here on are inf or NaN
+constexpr float kLeastMax = 1e-30f;  // up to it a row counts as zeros: 127 / max must be finite
 
 typedef int8_t vb __attribute__((vector_size(BM_VEC_BYTES / 4)));
 typedef int8_t vb_any __attribute__((vector_size(BM_VEC_BYTES / 4), aligned(1), may_alias));
@@ -71,7 +72,7 @@ struct Int8Quad {
   }
 };
 
-// To the nearest integer, ties to even.
+// Rounds to the nearest integer, ties to even.
 inline vi round_to_int(vf v) {
 #if defined(__AVX512F__)
   return reinterpret_cast<vi>(_mm512_cvtps_epi32(reinterpret_cast<__m512>(v)));
@@ -86,7 +87,7 @@ inline vi round_to_int(vf v) {
 #endif
 }
 
-// The length of a block: the largest power of two up to 64 that divides k.
+// Returns the length of a block: the largest power of two up to 64 that divides k.
 inline int block_length(int k) {
   int length = k & -k;
   return length < kMaxBlock ? length : kMaxBlock;
@@ -99,7 +100,7 @@ inline vf exchange(vf x, std::integer_sequence<int, kLane...>) {
 }
 #endif
 
-// One stage between lanes: x[i] + x[i + distance] and x[i] - x[i + distance] in place of both.
+// One stage between lanes: replaces x[i], x[i + distance] by their sum and their difference.
 template <int kDistance>
 inline vf butterfly(vf x) {
 #if defined(__clang__)
@@ -111,7 +112,7 @@ inline vf butterfly(vf x) {
   return other + x * sign;
 }
 
-// The same additions in the same order as rotate_short, in registers.
+// Does the additions of rotate_short in the same order, in registers.
 template <class T>
 inline void rotate_long(const T* x, float* out) {
   constexpr int kVectors = kMaxBlock / kLanes;
@@ -132,7 +133,7 @@ inline void rotate_long(const T* x, float* out) {
   for (int i = 0; i < kVectors; i++) store(out + i * kLanes, v[i]);
 }
 
-// A block of any power of two, already in out.
+// Rotates a block of any power of two in place.
 inline void rotate_short(float* out, int length) {
   for (int distance = 1; distance < length; distance *= 2) {
     for (int i = 0; i < length; i++) {
@@ -155,7 +156,7 @@ void rotate_row(const T* x, float* out, int k) {
   for (int i = 0; i < k; i += length) rotate_short(out + i, length);
 }
 
-// max |x|; a NaN is larger than infinity.
+// Returns max |x|; a NaN counts as larger than infinity.
 inline float largest(const float* x, int n) {
   vi most = {};
   each_vector(n, [&](int i, int m) {
@@ -169,8 +170,8 @@ inline float largest(const float* x, int n) {
   return value;
 }
 
-// Writes n integers, exclusive-ored with flip, and zeros up to the next multiple of 4. Returns what
-// one step means: NaN for a row that is not finite, whose integers are zeros.
+// Writes n integers, exclusive-ored with flip, and zeros up to the next multiple of 4. Returns the
+// size of a step: NaN for a row that is not finite, whose integers are zeros.
 inline float quantize_row(const float* x, int n, int8_t* out, int flip) {
   float most = largest(x, n);
   uint32_t bits;
@@ -203,7 +204,7 @@ void quantize_rows(const T* x, int8_t* out, float* scales, int num_rows, int k, 
 template <class Out>
 struct Int8Linear {
   Out* out;
-  const int8_t* x;        // [num_rows, k_lanes * 4], 128 too large
+  const int8_t* x;        // [num_rows, k_lanes * 4], with 128 added
   const float* x_scales;  // [num_rows]
   const Lane* packed;
   const float* bias;
@@ -215,7 +216,7 @@ struct Int8Linear {
     return packed + static_cast<long>(index) * (kHeaderRows + k_lanes) * kPanel;
   }
 
-  // Integer sums, as the bits of floats.
+  // Computes integer sums, stored as the bits of floats.
   void multiply(int index, int next, int first_row, int rows, float* sums) const {
     const Lane* weights = panel(index);
     for (int row = 0; row < rows; row++)
@@ -252,7 +253,7 @@ struct Int8Linear {
   }
 };
 
-// weight [num_columns, k] to panels; columns past the last are zeros.
+// Packs weight [num_columns, k] into panels; columns past the last are zeros.
 template <class T>
 void pack(const T* weight, Lane* packed, int num_columns, int k, int num_threads) {
   int panels = (num_columns + kPanel - 1) / kPanel, k_lanes = (k + 3) / 4, width = 4 * k_lanes;
@@ -271,7 +272,7 @@ void pack(const T* weight, Lane* packed, int num_columns, int k, int num_threads
         if (column >= num_columns) continue;
         int8_t* row = bytes.get() + static_cast<long>(i) * width;
         rotate_row(weight + column * k, rotated.get(), k);
-        // Rotating both factors makes their product as many times as large.
+        // Rotating both factors multiplies their product by the block length.
         scales[first + i] =
             quantize_row(rotated.get(), k, row, 0) / static_cast<float>(block_length(k));
         for (int j = 0; j < k; j++) offsets[first + i] -= 128u * static_cast<uint32_t>(row[j]);

@@ -1,15 +1,16 @@
-// The C functions of this folder, for the loader (cpp_library.py) and for cpu_decoder.cpp.
+// The C functions of this folder, for the loader (library.py) and for decoder.cpp.
 //
-// Pointers are to contiguous memory unless a stride is given; strides are in elements. dtype is 0 for
-// float, 1 for bf16, 2 for fp16. Functions that return an int check their indices first and return
-// -1, or the first sequence or token whose index is out of range: then they have written nothing.
+// Pointers are to contiguous memory unless a stride is given; strides are in elements. dtype is 0
+// for float, 1 for bf16, 2 for fp16. Functions that return an int check their indices first. They
+// return -1, or the first sequence or token whose index is out of range, and then they have written
+// nothing.
 #pragma once
 
 #include <cstdint>
 
 #include "parallel.h"
 
-// Raised with any change of a signature here; the loader compares it.
+// Increase it with any change of a signature here; the loader compares it.
 BM_EXPORT int bm_abi_version();
 
 BM_EXPORT void bm_rms_norm(void* out, const void* x, void* residual, const void* weight,
@@ -42,34 +43,34 @@ BM_EXPORT int bm_paged_attention(void* out, const void* q, const void* k_cache, 
                                  long out_head_stride, float scale, int window, int dtype,
                                  int num_threads);
 
-// Lanes of 4 bytes that a packed weight takes, or 0 where this instruction set does not multiply the
-// dtype or k does not fill whole lanes.
+// Returns the lanes of 4 bytes that a packed weight takes, or 0 if this instruction set does not
+// multiply the dtype or k does not fill whole lanes.
 BM_EXPORT long bm_linear_packed_lanes(int num_columns, int k, int dtype);
 
 BM_EXPORT void bm_linear_pack(const void* weight, void* packed, int num_columns, int k, int dtype,
                               int num_threads);
 
-// Columns that are packed together.
+// Returns the number of columns that are packed together.
 BM_EXPORT int bm_linear_panel();
 
-// y = x W^T + bias, with a bias for every column of the packed panels. gated: packed and bias hold
-// the gate's panels, then the same number of the up projection's, and y = silu(gate) * up.
-// float_out: y is float whatever the dtype (the logits).
+// y = x W^T + bias, with one bias per column of the packed panels. gated: packed and bias hold the
+// gate's panels, then the same number of the up projection's, and y = silu(gate) * up.
+// float_out: y is float with any dtype (the logits).
 BM_EXPORT void bm_linear(void* out, const void* x, const void* packed, const float* bias,
                          int num_rows, int num_columns, int k, long x_stride, long out_stride,
                          int gated, int float_out, int dtype, int num_threads);
 
-// Lanes of 4 bytes that an int8 weight takes; any k, any of the three dtypes.
+// Returns the lanes of 4 bytes that an int8 weight takes, for any k and any of the three dtypes.
 BM_EXPORT long bm_int8_packed_lanes(int num_columns, int k);
 
 BM_EXPORT void bm_int8_pack(const void* weight, void* packed, int num_columns, int k, int dtype,
                             int num_threads);
 
-// x [num_rows, k] to bytes [num_rows, k rounded up to 4] and what a step of each row means.
+// Quantizes x [num_rows, k] to bytes [num_rows, k rounded up to 4] and the step of each row.
 BM_EXPORT void bm_int8_quantize(const void* x, void* out, float* scales, int num_rows, int k,
                                 long x_stride, int dtype, int num_threads);
 
-// As bm_linear, on what bm_int8_quantize gave.
+// As bm_linear, on the results of bm_int8_quantize.
 BM_EXPORT void bm_int8_linear(void* out, const void* x, const float* x_scales, const void* packed,
                               const float* bias, int num_rows, int num_columns, int k,
                               long out_stride, int gated, int out_dtype, int num_threads);

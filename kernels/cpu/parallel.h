@@ -1,17 +1,17 @@
-// Runs tasks on a few threads of its own.
+// Runs tasks on a few helper threads.
 //
-// Not OpenMP: its regions end in a barrier that waits for every thread, one that the kernel has taken
-// off its core included. With other work on the machine, and a decoder has 240 regions a token, that
-// costs milliseconds a region. Here the caller works through the tasks whether or not a helper turns
-// up, and waits only for tasks that a helper has begun.
+// Not OpenMP: its regions end in a barrier that waits for every thread, also for one that the
+// kernel has taken off its core. With other work on the machine that costs milliseconds per region,
+// and a decoder has 240 regions per token. Here the caller works through the tasks even if no
+// helper comes, and waits only for tasks that a helper has begun.
 #pragma once
 
 #include <atomic>
 
 #define BM_EXPORT extern "C" __attribute__((visibility("default")))
 
-// Calls work(data) on this thread and on up to num_threads - 1 helpers, and returns when all of those
-// calls have. work must take its tasks from a shared counter. Defined in cpu_threads.cpp.
+// Calls work(data) on this thread and on up to num_threads - 1 helpers, and returns when all of
+// those calls have. work must take its tasks from a shared counter. Defined in threads.cpp.
 void bm_run_on_threads(void (*work)(void*), void* data, int num_threads);
 
 namespace {
@@ -33,7 +33,7 @@ void run_tasks(void* data) {
   }
 }
 
-// body(task) for every task in [0, num_tasks), each once, on up to num_threads threads.
+// Calls body(task) once for every task in [0, num_tasks), on up to num_threads threads.
 template <class Body>
 void parallel_for(int num_tasks, int num_threads, Body body) {
   if (num_tasks <= 1 || num_threads <= 1) {
@@ -44,10 +44,10 @@ void parallel_for(int num_tasks, int num_threads, Body body) {
   bm_run_on_threads(run_tasks<Body>, &range, num_threads);
 }
 
-// Elementwise work: rows [begin, end) of one task. Too little work is not worth waking threads.
+// Calls body(begin, end) with the rows of each task. Too little work is not worth waking threads.
 template <class Body>
 void parallel_rows(int num_rows, long work_per_row, int num_threads, Body body) {
-  constexpr long kMinWork = 16384;  // elements; about 2 us, what handing over a task costs
+  constexpr long kMinWork = 16384;  // elements; about 2 us, the cost of handing over a task
   long total = num_rows * work_per_row;
   int tasks = total < 2 * kMinWork ? 1 : num_threads * 4;
   if (tasks > num_rows) tasks = num_rows;

@@ -1,8 +1,8 @@
-// Draws a token a row: temperature, top-k, top-p, then the largest logit plus Gumbel noise.
+// Samples one token per row: temperature, top-k, top-p, then the largest logit plus Gumbel noise.
 //
-// The noise hashes (seed, position, token id) as the reference does, bit for bit; its logarithms are
-// right to a few units in the last place, as the reference's are. It is bounded, so that tokens too
-// far below the best one can be passed over without any.
+// The noise hashes (seed, position, token id) exactly as the reference does; its logarithms are
+// correct to a few units in the last place, like the reference's. The noise is bounded, so tokens
+// too far below the best one are skipped without computing theirs.
 //
 // Source: Gumbel-max, Maddison et al. 2014; MurmurHash3_x86_32, Austin Appleby, public domain.
 #include <algorithm>
@@ -18,16 +18,16 @@ namespace {
 
 typedef double vd __attribute__((vector_size(2 * BM_VEC_BYTES)));
 
-constexpr float kMaxGumbel = 22.2f;    // -log of the smallest exponential draw, 2^-32
+constexpr float kMaxGumbel = 22.2f;    // -log of the smallest exponential sample, 2^-32
 constexpr uint32_t kHashedBytes = 16;  // seed low, seed high, position, token id
-constexpr size_t kMinRoom = 1024;      // candidates that are worth a selection
+constexpr size_t kMinRoom = 1024;      // fewest candidates that are worth a selection
 
 struct Row {
   const float* logits;
   int size;
   float heat, top_p;
   int64_t top_k;
-  uint32_t state;  // of the hash, after seed and position
+  uint32_t state;  // of the hash after seed and position
   float scaled(int token) const { return logits[token] / heat; }
 };
 
@@ -49,7 +49,7 @@ uint32_t state_of(int64_t seed, int64_t position) {
   return advance(state, scramble(static_cast<uint32_t>(position)));
 }
 
-// Noise of kLanes neighbouring tokens.
+// Returns the noise of kLanes neighbouring tokens.
 inline vf gumbel(uint32_t state, int first_token) {
   vu tokens = reinterpret_cast<vu>(lane_index() + first_token);
   vu hashed = advance(vu{} + state, scramble(tokens)) ^ kHashedBytes;
@@ -59,14 +59,14 @@ inline vf gumbel(uint32_t state, int first_token) {
   vi bits = reinterpret_cast<vi>(hashed & 0x7fffffffu);
   vf uniform = (__builtin_convertvector(bits, vf) + 0.5f) * 0x1p-31f;
   uniform = uniform > 1.0f - 0x1p-24f ? splat(1.0f - 0x1p-24f) : uniform;
-  // log1p(-u) from log: what 1 - u loses by rounding is divided out again (Goldberg 1991, th. 4).
+  // log1p(-u) by log: the rounding error of 1 - u is divided out again (Goldberg 1991, th. 4).
   vf rest = 1.0f - uniform, lost = 1.0f - rest;
   vi exact = lost == 0.0f;
   vf exponential = -log(rest) * uniform / (exact ? splat(1.0f) : lost);
   return -log(exact ? uniform : exponential);
 }
 
-// body(first token, scores): scores are kLanes neighbours, -inf past the last.
+// Calls body(first token, scores) with the scores of kLanes neighbours, -inf past the last.
 template <class Body>
 inline void each_scores(const float* scores, int size, Body body) {
   int i = 0;
@@ -77,8 +77,8 @@ inline void each_scores(const float* scores, int size, Body body) {
   body(i, last);
 }
 
-// The largest score and its token, the first among equals; NaN is passed over, and token 0 is that
-// of no score above -inf.
+// Finds the largest score and its token, the first among equals. NaN is skipped; if no score is
+// above -inf, the token is 0.
 class Best {
  public:
   void take(int first_token, vf scores) {
@@ -100,8 +100,8 @@ class Best {
   vi token_ = {};
 };
 
-// The k-th largest logit, or -inf where fewer are above that. Only what is above the k-th largest so
-// far is kept, so that a row in any order but an ascending one is passed once.
+// Returns the k-th largest logit, or -inf if fewer are above -inf. Only logits above the k-th
+// largest so far are kept, so one pass suffices unless the row is in ascending order.
 float kth_largest(const Row& row, std::vector<float>& kept) {
   size_t k = static_cast<size_t>(row.top_k), room = std::max(4 * k, kMinRoom);
   kept.clear();
@@ -122,8 +122,7 @@ float kth_largest(const Row& row, std::vector<float>& kept) {
   return floor;
 }
 
-// A likelihood between 0 and 1, relative to the largest, to a bucket: the steps are sixteenths of a
-// power of two.
+// Maps a likelihood relative to the largest, 0 to 1, to a bucket: each power of two has sixteen.
 inline int bucket_of(float weight) {
   uint32_t bits;
   std::memcpy(&bits, &weight, sizeof bits);
@@ -135,16 +134,16 @@ struct Candidate {
   float weight;
   int token;
 };
-constexpr float kLargestSpan = 87.0f;  // exp underflows below: such tokens have no weight
+constexpr float kLargestSpan = 87.0f;  // exp underflows below this: such tokens have no weight
 
 struct Mass {
-  double total, least;  // of all; what each that can be inside a nucleus has at least
+  double total, least;  // of all; the least of a token that can be inside a nucleus
 };
 
-// Likelihoods relative to the largest, of tokens at or above `floor`; 0 for the others.
+// Computes likelihoods relative to the largest for tokens at or above `floor`, 0 for the others.
 Mass weigh(const Row& row, float highest, float floor, std::vector<float>& weights) {
   vd sums = {};
-  vi counts = {};  // a comparison that holds is -1
+  vi counts = {};  // a true comparison is -1
   each_scores(row.logits, row.size, [&](int i, vf logits) {
     vf scaled = logits / row.heat;
     vi kept = scaled >= floor;
@@ -158,16 +157,16 @@ Mass weigh(const Row& row, float highest, float floor, std::vector<float>& weigh
     total += sums[lane];
     num_kept += counts[lane];
   }
-  // Those below (1 - p) / n of the mass sum to less than 1 - p, so none of them is inside.
+  // Tokens below (1 - p) / n of the mass sum to less than 1 - p, so none of them is inside.
   return {total, total * (1.0 - row.top_p) / num_kept};
 }
 
-// The smallest scaled logit of the fewest most likely tokens, of those at or above `floor`, whose
-// probability reaches p. Only the bucket in which it is reached is sorted.
+// Returns the smallest scaled logit of the nucleus: the fewest most likely tokens at or above
+// `floor` whose probability reaches p. Only the bucket in which it is reached is sorted.
 float nucleus_floor(const Row& row, float highest, float floor, std::vector<float>& weights) {
   weights.resize(static_cast<size_t>(round_up(row.size, kLanes)));
   Mass mass = weigh(row, highest, floor, weights);
-  // Without a branch for each token: which of them are candidates follows no pattern.
+  // No branch per token: the candidates follow no pattern.
   static thread_local std::vector<Candidate> room;
   room.resize(std::max(room.size(), static_cast<size_t>(row.size) + 1));
   Candidate *candidates = room.data(), *end = candidates;
@@ -193,14 +192,14 @@ float nucleus_floor(const Row& row, float highest, float floor, std::vector<floa
     reached += each->weight;
     if (reached >= wanted) return row.scaled(each->token);
   }
-  return std::max(floor, highest - kLargestSpan);  // rounded sums that fall short of p: keep all
+  return std::max(floor, highest - kLargestSpan);  // rounded sums fall short of p: keep all
 }
 
 int64_t draw(const Row& row) {
   Best likeliest;
   each_scores(row.logits, row.size, [&](int i, vf logits) { likeliest.take(i, logits); });
   float highest = likeliest.score();
-  // Without a finite largest logit there is nothing to draw from, and it must not fail the batch.
+  // Without a finite largest logit there is no distribution; the batch must not fail for it.
   if (row.heat == 0.0f || !std::isfinite(highest)) return likeliest.token();
 
   static thread_local std::vector<float> scratch;
@@ -210,8 +209,8 @@ int64_t draw(const Row& row) {
 
   int token = likeliest.token(), first = token / kLanes * kLanes;
   float noise = gumbel(row.state, first)[token - first];
-  // Without any noise but the largest there is, these logits are still too small. A little lower, for
-  // scaling rounds.
+  // Logits below this are too small even with the largest noise. A little lower, because scaling
+  // rounds.
   float least = std::max(floor, row.scaled(token) + noise - kMaxGumbel) * row.heat;
   least -= std::fabs(least) * 1e-6f;
   Best best;

@@ -1,7 +1,7 @@
-// The running softmax of attention: scores of a tile to weights, in powers of two.
+// The running softmax of attention: turns the scores of a tile into weights, in powers of two.
 //
 // Source: Milakov and Gimelshein 2018, "Online normalizer calculation for softmax"; scores times
-// log2(e), which saves a multiplication for each exponential, as in Dao 2023, "FlashAttention-2".
+// log2(e), which saves a multiplication per exponential, as in Dao 2023, "FlashAttention-2".
 #pragma once
 
 #include <cmath>
@@ -12,17 +12,17 @@ namespace {
 
 constexpr float kLog2E = 1.44269504088896341f;
 
-// What one row of queries has seen so far.
+// State of one query row after the tiles so far.
 struct RowState {
   float maximum;  // of its scaled scores; -inf before the first
   float* totals;  // [kLanes] partial sums of 2^(score - maximum)
 };
 
-// Turns scores[width] (whole vectors) into weights 2^(score * scale - maximum). Where kAll is not
-// set, keys outside [begin, end), which is not empty, weigh 0. The scores are scaled in place, so
-// that they are rounded as the maximum is: fused into the subtraction, one of 1e9 would exceed it by
-// half of its last digit, and 2 to the power of that is infinite.
-// Returns what the sums of earlier weights and values have to be multiplied with.
+// Turns scores[width] (whole vectors) into weights 2^(score * scale - maximum). If kAll is not set,
+// keys outside [begin, end), which is not empty, weigh 0. The scores are scaled in place so that
+// they are rounded like the maximum: if scaling were fused into the subtraction, a score of 1e9
+// would exceed the maximum by half of its last digit, and 2 to the power of that is infinite.
+// Returns the factor for the sums of earlier weights and values.
 template <bool kAll, class Element>
 inline float weigh(float* scores, Element* weights, int begin, int end, int width, float scale,
                    RowState& state) {

@@ -1,4 +1,4 @@
-// The helper threads behind parallel_for: started at first use, asleep when there is nothing to do.
+// The helper threads of parallel_for: started at first use, asleep if there is no work.
 #include <pthread.h>
 
 #include <chrono>
@@ -36,11 +36,11 @@ bool spin_until(Done done) {
   return false;
 }
 
-// A job is open while its caller works on it. A helper first counts itself in, then looks whether
-// the job is open; the caller first closes the job, then looks whether anybody is in. Both in one
-// total order, so either the helper sees it closed or the caller sees the helper.
+// A job is open while its caller works on it. A helper first counts itself, then checks whether the
+// job is open; the caller first closes the job, then checks whether a helper is counted. All four
+// are in one total order, so either the helper sees the job closed or the caller sees the helper.
 struct Pool {
-  std::mutex busy;  // held by the thread whose job it is
+  std::mutex busy;  // held by the thread that owns the job
   std::atomic<unsigned> epoch{0};
   std::atomic<bool> open{false};
   std::atomic<int> inside{0};
@@ -92,7 +92,7 @@ struct Pool {
 };
 
 // Never destroyed: the helpers use it until the process ends. A forked child has no helpers, so it
-// gets a pool of its own.
+// gets its own pool.
 Pool* pool = nullptr;
 std::once_flag made;
 
@@ -106,7 +106,7 @@ void bm_run_on_threads(void (*work)(void*), void* data, int num_threads) {
     pthread_atfork(nullptr, nullptr, make_pool);
   });
   std::unique_lock<std::mutex> lock(pool->busy, std::try_to_lock);
-  if (!lock.owns_lock()) {  // another thread of this process has the helpers
+  if (!lock.owns_lock()) {  // another thread of this process is using the helpers
     work(data);
     return;
   }

@@ -1,7 +1,7 @@
 // A small matrix product that stays in registers, on packed operands; attention and linear use it.
 //
-// Everything is counted in 32-bit lanes along k. A lane holds one float, or, where the CPU multiplies
-// bf16 itself (AVX512_BF16), two neighbouring bf16: `Float` and `Bf16Pair` below.
+// All sizes along k are counted in 32-bit lanes. A lane holds one float or, if the CPU multiplies
+// bf16 (AVX512_BF16), two neighbouring bf16: `Float` and `Bf16Pair` below.
 #pragma once
 
 #include "vec.h"
@@ -37,15 +37,15 @@ typedef Bf16Pair MulBf16;
 typedef Float MulBf16;  // bf16 operands are widened when they are packed
 #endif
 
-// Registers: kTileRows * kTileVectors sums, kTileVectors of b and one of a have to fit.
+// The registers must hold kTileRows * kTileVectors sums, kTileVectors of b and one of a.
 #if defined(__AVX512F__)
 constexpr int kTileRows = 6, kTileVectors = 4;  // 29 of 32
 #else
 constexpr int kTileRows = 4, kTileVectors = 2;  // 11 of 16
 #endif
 
-// c[rows, vectors * kLanes] (+)= a[rows, k] * b[k, vectors * kLanes]; strides in lanes. Fetches
-// kFetch cache lines from `fetch` on for each step of k meanwhile.
+// c[rows, vectors * kLanes] (+)= a[rows, k] * b[k, vectors * kLanes]; strides in lanes. Prefetches
+// kFetch cache lines per step of k, beginning at `fetch`.
 template <class Mul, int kRows, int kVectors, int kFetch>
 inline void multiply_tile(const Lane* a, long a_stride, const Lane* b, long b_stride, int k,
                           float* c, long c_stride, bool add, const char* fetch) {
@@ -70,7 +70,7 @@ inline void multiply_tile(const Lane* a, long a_stride, const Lane* b, long b_st
       store(c + i * c_stride + j * kLanes, reinterpret_cast<vf>(sums[i][j]));
 }
 
-// Picks the instance for a number of rows (1 to kTileRows) known at run time.
+// Picks the instance for a number of rows (1 to kTileRows) that is known at run time.
 template <class Mul, int kVectors, int kFetch = 0, int kRows = kTileRows>
 inline void multiply_rows(int rows, const Lane* a, long a_stride, const Lane* b, long b_stride,
                           int k, float* c, long c_stride, bool add, const char* fetch = nullptr) {
@@ -84,7 +84,7 @@ inline void multiply_rows(int rows, const Lane* a, long a_stride, const Lane* b,
   multiply_tile<Mul, kRows, kVectors, kFetch>(a, a_stride, b, b_stride, k, c, c_stride, add, fetch);
 }
 
-// The same for a number of vectors (1 to kTileVectors).
+// Does the same for a number of vectors (1 to kTileVectors).
 template <class Mul, int kVectors = kTileVectors>
 inline void multiply_columns(int vectors, int rows, const Lane* a, long a_stride, const Lane* b,
                              long b_stride, int k, float* c, long c_stride, bool add) {
@@ -100,7 +100,7 @@ inline void multiply_columns(int vectors, int rows, const Lane* a, long a_stride
                                  b_stride, k, c + row * c_stride, c_stride, add);
 }
 
-// Any size: columns [0, vectors * kLanes) in panels of kTileVectors.
+// Takes any size: columns [0, vectors * kLanes) in panels of kTileVectors.
 template <class Mul>
 inline void multiply(int rows, int vectors, int k, const Lane* a, long a_stride, const Lane* b,
                      long b_stride, float* c, long c_stride, bool add) {
@@ -110,7 +110,7 @@ inline void multiply(int rows, int vectors, int k, const Lane* a, long a_stride,
 }
 
 #if defined(__AVX512BW__)
-// 16 rows of 16 lanes to 16 columns, in registers.
+// Transposes 16 rows of 16 lanes in registers.
 inline void transpose16(__m512i r[16]) {
   __m512i t[16];
   for (int i = 0; i < 16; i += 2) {
@@ -166,8 +166,8 @@ inline void transpose_rows(const void* const* rows, int row_bytes, Lane* out, lo
 }
 
 #if defined(__AVX512BF16__)
-// Two rows of bf16, element by element side by side: to[i] holds an element of both. The elements
-// come out in an order of their own, which `interleaved` undoes; a null row reads as zeros.
+// Interleaves two rows of bf16: to[i] holds one element of each. The order of the elements changes;
+// `interleaved` restores it. A null row reads as zeros.
 inline void interleave_rows(const bf16* first, const bf16* second, int count, Lane* to) {
   for (int i = 0; i < count; i += 32, to += 32) {
     __mmask32 wanted = count - i >= 32 ? ~0u : (1u << (count - i)) - 1;
@@ -179,14 +179,14 @@ inline void interleave_rows(const bf16* first, const bf16* second, int count, La
 }
 #endif
 
-// Elements [i, i + kLanes) of a row of sums over packed values, in their own order.
+// Returns elements [i, i + kLanes) of a row of sums over packed values, in the original order.
 template <class Mul>
 inline vf interleaved(const float* sums, int i) {
   if constexpr (Mul::kPerLane == 1) {
     return load(sums + i);
   } else {
 #if defined(__AVX512BF16__)
-    // Of each eight elements, unpacking puts four into the first vector and four into the second.
+    // Unpacking puts four of each eight elements into the first vector and four into the second.
     const float* pair = sums + i / 32 * 32;
     vi lane = lane_index() + i % 32, quarter = lane / 8 * 4 + lane % 4;
     vi index = (lane & 4) != 0 ? quarter + 16 : quarter;

@@ -1,7 +1,7 @@
-// One float vector type for every instruction set, and the conversions and functions on it.
+// A float vector type for every instruction set, with conversions and functions.
 //
 // The GCC/Clang vector extension compiles to zmm, ymm or xmm registers (or NEON) from the same
-// source; the build compiles each .cpp once for every instruction set and the loader picks one.
+// source; each .cpp is compiled once per instruction set and the loader picks one.
 #pragma once
 
 #include <cstdint>
@@ -93,7 +93,7 @@ inline vf load(const fp16* p) {
 #else
   vu h = __builtin_convertvector(*reinterpret_cast<const vh_any*>(p), vu);
   vu magnitude = (h & 0x7fff) << 13;
-  // Moving the exponent's bias from 15 to 127 by a product makes normals of subnormals as well.
+  // Changing the exponent's bias from 15 to 127 by a product also turns subnormals into normals.
   vf scaled = reinterpret_cast<vf>(magnitude) * 0x1p112f;
   vu bits = (h & 0x7c00) == 0x7c00 ? magnitude | 0x7f800000 : reinterpret_cast<vu>(scaled);
   return reinterpret_cast<vf>(bits | (h & 0x8000) << 16);
@@ -120,7 +120,7 @@ inline void store(fp16* p, vf v) {
 #endif
 }
 
-// The first n (1 to kLanes - 1) elements; the other lanes are 0.
+// Loads the first n (1 to kLanes - 1) elements; the other lanes are 0.
 template <class T>
 inline vf load_part(const T* p, int n) {
   T lanes[kLanes] = {};
@@ -134,7 +134,7 @@ inline void store_part(T* p, vf v, int n) {
   std::memcpy(p, lanes, sizeof(T) * n);
 }
 
-// body(i, n): called for n = kLanes, then once for what is left. `if (n == kLanes)` folds away.
+// Calls body(i, n) with n = kLanes, then once for the rest. `if (n == kLanes)` is folded away.
 template <class T>
 inline vf load_upto(const T* p, int n) {
   return n == kLanes ? load(p) : load_part(p, n);
@@ -177,7 +177,7 @@ inline vi lane_index() {
 }
 
 // e^x to about 2 ulp. Below -87 the result is about 1e-38 instead of a subnormal; above 88 it is
-// 1.7e38 instead of inf, so that x / (1 + e^-x) stays finite for every finite x. NaN gives NaN.
+// 1.7e38 instead of inf, so that x / (1 + e^-x) is finite for every finite x. NaN yields NaN.
 // Source: the Cephes single precision exp (Moshier), range reduction and polynomial.
 inline vf exp(vf x) {
   vf clamped = x < -87.0f ? splat(-87.0f) : x;
@@ -199,7 +199,7 @@ inline vf exp(vf x) {
 }
 
 // 2^x to about 2 ulp for x of at most 0, as in a softmax. Below -126 it is about 1e-38 instead of a
-// subnormal or 0, for -inf too. NaN gives NaN.
+// subnormal or 0, also for -inf. NaN yields NaN.
 // The polynomial of 2^r on [-0.5, 0.5] was fitted for the least relative error (9e-8, 1.5 ulp).
 inline vf exp2_of_negative(vf x) {
   x = x < -126.0f ? splat(-126.0f) : x;
