@@ -19,13 +19,15 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from batchmill.kernels.ops.dispatch import Backend
 from batchmill.kernels.ops.gated_activation import silu_and_mul
 from batchmill.kernels.ops.int8_linear import make_int8_linear
-from batchmill.kernels.ops.linear import make_linear
+from batchmill.kernels.ops.linear import Linear, make_linear
 from batchmill.kernels.ops.paged_attention import paged_attention
 from batchmill.kernels.ops.rms_norm import add_rms_norm
 from batchmill.kernels.ops.sample import sample
@@ -73,7 +75,7 @@ def attention_case(name: str, query_lens: list[int], context: int, max_layers: i
     q = torch.randn(sum(query_lens), NUM_HEADS, HEAD_DIM).to(DTYPE)
     plan = AttentionPlan(tables, starts, seq_lens, caches[0][0], window=None)
 
-    def run(backend: str) -> None:
+    def attend(backend: Backend) -> None:
         for k_cache, v_cache in caches:
             paged_attention(
                 q, k_cache, v_cache, tables, starts, seq_lens, 0.125, plan=plan, backend=backend
@@ -82,12 +84,16 @@ def attention_case(name: str, query_lens: list[int], context: int, max_layers: i
     return Case(
         name,
         num_layers,
-        lambda: run("cpp"),
-        lambda: run("reference"),
+        partial(attend, "cpp"),
+        partial(attend, "reference"),
         2 * 2 * num_seqs * context * NUM_KV_HEADS * HEAD_DIM,
         # Causal: a query sees the keys up to its own position.
         4 * NUM_HEADS * HEAD_DIM * sum(n * context - n * (n - 1) // 2 for n in query_lens),
     )
+
+
+def multiply(linears: list[Linear], x: Tensor) -> list[Tensor]:
+    return [linear(x) for linear in linears]
 
 
 def linear_cases(max_layers: int) -> Iterator[Case]:
@@ -102,16 +108,16 @@ def linear_cases(max_layers: int) -> Iterator[Case]:
             yield Case(
                 f"linear {name} M={num_rows}",
                 max_layers,
-                lambda packed=packed, x=x: [linear(x) for linear in packed],
-                lambda dense=dense, x=x: [linear(x) for linear in dense],
+                partial(multiply, packed, x),
+                partial(multiply, dense, x),
                 2 * out_features * in_features,
                 2 * num_rows * out_features * in_features,
             )
             yield Case(
                 f"int8 {name} M={num_rows}",
                 max_layers,
-                lambda quantized=quantized, x=x: [linear(x) for linear in quantized],
-                lambda packed=packed, x=x: [linear(x) for linear in packed],
+                partial(multiply, quantized, x),
+                partial(multiply, packed, x),
                 out_features * in_features,
             )
 
@@ -121,20 +127,24 @@ def elementwise_cases(max_layers: int) -> Iterator[Case]:
         x, residual = (torch.randn(num_rows, HIDDEN).to(DTYPE) for _ in range(2))
         gate_up, weight = torch.randn(num_rows, 2 * INNER).to(DTYPE), torch.ones(HIDDEN).to(DTYPE)
 
-        def norm(backend: str, x: Tensor = x, r: Tensor = residual, w: Tensor = weight) -> None:
+        def norm(backend: Backend, x: Tensor = x, r: Tensor = residual, w: Tensor = weight) -> None:
             for _ in range(max_layers):
                 add_rms_norm(x, r, w, 1e-5, backend=backend)
 
-        def gate(backend: str, gate_up: Tensor = gate_up) -> None:
+        def gate(backend: Backend, gate_up: Tensor = gate_up) -> None:
             for _ in range(max_layers):
                 silu_and_mul(gate_up, backend=backend)
 
-        for name, run, width in (("add_rms_norm", norm, 4 * HIDDEN), ("silu", gate, 3 * INNER)):
+        ops: tuple[tuple[str, Callable[[Backend], None], int], ...] = (
+            ("add_rms_norm", norm, 4 * HIDDEN),
+            ("silu", gate, 3 * INNER),
+        )
+        for name, compute, width in ops:
             yield Case(
                 f"{name} T={num_rows}",
                 max_layers,
-                lambda run=run: run("cpp"),
-                lambda run=run: run("reference"),
+                partial(compute, "cpp"),
+                partial(compute, "reference"),
                 2 * num_rows * width,
             )
 
@@ -158,8 +168,8 @@ def sample_cases(_: int) -> Iterator[Case]:
             yield Case(
                 f"sample {name} B={num_rows}",
                 1,
-                lambda c=controls, x=logits: sample(x, *c, backend="cpp"),
-                lambda c=controls, x=logits: sample(x, *c, backend="numpy"),
+                partial(sample, logits, *controls, backend="cpp"),
+                partial(sample, logits, *controls, backend="numpy"),
                 logits.nbytes,
             )
 

@@ -164,17 +164,17 @@ def _attention(bench: Bench, dtype: torch.dtype, backend: Backend) -> Iterator[f
         bench.check_time()
         if case.kv_dtype is not None and (dtype == torch.float32 or backend == "cpp"):
             continue  # an eight-bit cache is for half precision, and no C++ kernel reads it
-        q, *caches, tables, starts, lengths = attention_batch(case, dtype, bench.device)
+        batch = attention_batch(case, dtype, bench.device)
+        q, keys, values, tables, starts, lengths = batch
         if backend == "reference":  # it alone may read masked slots, so these must be finite
-            caches = [cache.float().nan_to_num().to(cache.dtype) for cache in caches]
-        options = {"window": case.window, "k_scale": 0.5, "v_scale": 2.0}
-        index = (tables, starts, lengths, case.head_dim**-0.5)
-        got = paged_attention(q, *caches, *index, backend=backend, **options)
-        scales = (0.5, 2.0) if case.kv_dtype is not None else (1.0, 1.0)
-        wide = [
-            cache.double().nan_to_num() * scale for cache, scale in zip(caches, scales, strict=True)
-        ]
-        want = paged_attention(q.double(), *wide, *index, window=case.window, backend="reference")
+            keys, values = (each.float().nan_to_num().to(each.dtype) for each in (keys, values))
+        window, index = case.window, (tables, starts, lengths, float(case.head_dim**-0.5))
+        got = paged_attention(
+            q, keys, values, *index, window=window, k_scale=0.5, v_scale=2.0, backend=backend
+        )
+        k_scale, v_scale = (0.5, 2.0) if case.kv_dtype is not None else (1.0, 1.0)
+        keys, values = keys.double().nan_to_num() * k_scale, values.double().nan_to_num() * v_scale
+        want = paged_attention(q.double(), keys, values, *index, window=window, backend="reference")
         yield relative_error(got, want)
 
 
@@ -185,20 +185,20 @@ def _rope_and_cache(bench: Bench, dtype: torch.dtype, backend: Backend) -> Itera
         qkv = _normal(bench, dtype, num_tokens, (num_heads + 2 * num_kv_heads) * head_dim)
         angles = _normal(bench, torch.float32, num_tokens, half)
         slots = torch.tensor([5, 17, -1, 0, 31, 8, 9], device=bench.device)
-        weights = [_normal(bench, dtype, head_dim).abs() for _ in range(2)] if with_norms else []
+        weight = _normal(bench, dtype, head_dim).abs()
         results = []
-        for each, wide in ((backend, dtype), ("reference", torch.float64)):
+        compared: tuple[tuple[Backend, torch.dtype], ...] = (
+            (backend, dtype),
+            ("reference", torch.float64),
+        )
+        for each, wide in compared:
             caches = torch.zeros(2, 2, 16, num_kv_heads, head_dim, device=bench.device, dtype=wide)
-            names = dict(zip(("q_weight", "k_weight"), weights, strict=False))
             queries = rope_and_cache(
-                qkv.clone().to(wide),
-                *caches,
-                slots,
-                angles.cos(),
-                angles.sin(),
+                *(qkv.clone().to(wide), caches[0], caches[1], slots, angles.cos(), angles.sin()),
+                q_weight=weight.to(wide) if with_norms else None,
+                k_weight=weight.to(wide) if with_norms else None,
                 eps=1e-6,
                 backend=each,
-                **{name: weight.to(wide) for name, weight in names.items()},
             )
             results.append((queries, caches))
         for got, want in zip(*results, strict=True):
@@ -275,7 +275,11 @@ def _whole_model(bench: Bench, wrong: list[str]) -> None:
     errors = {}
     for dtype in (torch.float32,) if bench.toy else (torch.float32, torch.bfloat16):
         logits = []
-        for backend, wide in (("triton", dtype), ("reference", torch.float32)):
+        compared: tuple[tuple[Backend, torch.dtype], ...] = (
+            ("triton", dtype),
+            ("reference", torch.float32),
+        )
+        for backend, wide in compared:
             weights = random_weights(TOY, torch.float32, bench.device)
             if wide != torch.float32:
                 weights = random_weights(TOY, wide, bench.device)

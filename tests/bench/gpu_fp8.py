@@ -13,6 +13,7 @@ from gpu_report import Bench
 from torch import Tensor
 
 from batchmill.engine.models.decoder import DecoderModel
+from batchmill.kernels.ops.dispatch import Backend
 from batchmill.kernels.ops.fp8_fused import gated_activation_fp8, rms_norm_fp8
 from batchmill.kernels.ops.fp8_linear import Fp8Linear, quantize_fp8_weight
 from batchmill.kernels.ops.fp8_quantize import quantize_fp8
@@ -107,9 +108,10 @@ def fp8_model(bench: Bench, wrong: list[str]) -> None:
     if not has_fp8(bench):
         return
     logits = []
-    for backend in ("triton", "reference"):
+    backends: tuple[Backend, ...] = ("triton", "reference")
+    for backend in backends:
         weights = random_weights(TOY, torch.bfloat16, bench.device)
-        model = DecoderModel(TOY, weights, backend=backend, quantization="fp8")  # type: ignore[arg-type]
+        model = DecoderModel(TOY, weights, backend=backend, quantization="fp8")
         maker = StepMaker(model, block_size=16, num_seqs=3, num_tokens=40)
         logits.append(maker.run(maker.decode_inputs(context=21)).clone())
     error = float((logits[0] - logits[1]).abs().max() / logits[1].abs().max())

@@ -44,7 +44,7 @@ class Paged:
         def attend(keys: Tensor, values: Tensor) -> Tensor:
             return paged_attention(self.q, keys, values, *index, scale, plan=plan, backend=backend)
 
-        return [lambda kv=kv: attend(*kv) for kv in self.layers]
+        return [partial(attend, *kv) for kv in self.layers]
 
 
 def paged(
@@ -160,28 +160,33 @@ def prefill_attention(bench: Bench) -> None:
     }
     if bench.toy:
         cases = {"toy": [20]}
-    heads = {"num_heads": 4, "num_kv_heads": 2} if bench.toy else {}
-    heads = heads or {"num_heads": 32, "num_kv_heads": 8}
+    num_heads, num_kv_heads = (4, 2) if bench.toy else (32, 8)
     for name, lens in cases.items():
-        batch = paged(bench, lens, lens, **heads, num_layers=2)
-        flop = sum(4 * length * length / 2 * heads["num_heads"] * 128 for length in lens)
-        values = {"ours": bench.time_replayed_us(list(batch.calls("triton")))}
+        batch = paged(
+            bench, lens, lens, num_heads=num_heads, num_kv_heads=num_kv_heads, num_layers=2
+        )
+        flop = sum(4 * length * length / 2 * num_heads * 128 for length in lens)
+        ours_us = bench.time_replayed_us(batch.calls("triton"))
+        others: dict[str, float | None] = {}
         if not bench.toy and len(set(lens)) == 1:
-            values |= _sdpa_prefill(bench, lens, heads)
-        rates = {f"{each}_tflop_per_s": flop / us / 1e6 for each, us in values.items() if us}
-        best = min((us for each, us in values.items() if each != "ours" and us), default=None)
-        share = best / values["ours"] if best else None
-        bench.line("prefill attention", case=name, us=values["ours"], of_best_sdpa=share, **rates)
+            others = _sdpa_prefill(bench, lens, num_heads, num_kv_heads)
+        times_us = {"ours": ours_us, **others}
+        rates = {f"{each}_tflop_per_s": flop / us / 1e6 for each, us in times_us.items() if us}
+        best_us = min((us for us in others.values() if us), default=None)
+        share = best_us / ours_us if best_us else None
+        bench.line("prefill attention", case=name, us=ours_us, of_best_sdpa=share, **rates)
 
 
-def _sdpa_prefill(bench: Bench, lens: list[int], heads: dict[str, int]) -> dict[str, float | None]:
-    """Torch's kernels on contiguous queries, keys and values; None where one refuses."""
+def _sdpa_prefill(
+    bench: Bench, lens: list[int], num_heads: int, num_kv_heads: int
+) -> dict[str, float | None]:
+    """Time torch's kernels on contiguous queries, keys and values; None if one refuses."""
     sizes = (len(lens), 1, lens[0], 128)
     q, k, v = (
         torch.randn(sizes, device=bench.device, dtype=torch.bfloat16)
-        .expand(-1, heads[name], -1, -1)
+        .expand(-1, heads, -1, -1)
         .contiguous()
-        for name in ("num_heads", "num_kv_heads", "num_kv_heads")
+        for heads in (num_heads, num_kv_heads, num_kv_heads)
     )
     found: dict[str, float | None] = {}
     for name, backend in (
@@ -219,13 +224,9 @@ def _sampler(bench: Bench, num_rows: int, vocab_size: int) -> None:
         "top-k 50, top-p 0.9": (heat, off_k + 50, off_p * 0.9),
     }
     for name, controls in kinds.items():
-        calls = [
-            lambda rows=rows, controls=controls: sample(
-                rows, *controls, whole, whole, backend="triton"
-            )
-            for rows in logits
-        ]
-        us = bench.time_replayed_us(calls)
+        us = bench.time_replayed_us(
+            [partial(sample, rows, *controls, whole, whole, backend="triton") for rows in logits]
+        )
         rate = 4 * num_rows * vocab_size / us * 1e6
         share = rate / bench.ceilings.copy_bytes_per_s
         bench.line("sampler", goal="K4", controls=name, us=us, of_copy_rate=share, rows=num_rows)

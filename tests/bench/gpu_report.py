@@ -9,7 +9,7 @@ import gc
 import json
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,7 @@ class Bench:
             repetitions = 1
         else:
             call(), call()
-        times = []
+        times: list[float] = []
         for _ in range(repetitions):
             if self.device.type == "cuda":
                 start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -135,7 +135,7 @@ class Bench:
                 times.append((time.perf_counter() - started_at_s) * 1e6)
         return sorted(times)[len(times) // 2]
 
-    def time_replayed_us(self, calls: list[Callable[[], object]], *, rounds: int = 10) -> float:
+    def time_replayed_us(self, calls: Sequence[Callable[[], object]], *, rounds: int = 10) -> float:
         """Mean device time of one of several calls, in microseconds, without the host.
 
         All are captured in one CUDA graph, one after another, so that each finds the others' data

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gpu_report import Bench
@@ -58,7 +58,7 @@ def sections(*, tune: bool) -> list[tuple[str, float, Callable[[Bench], None]]]:
 
     if tune:
         return [("ceilings", 30, ceilings), ("tune", 450, tune_attention)]
-    without = {
+    without: dict[str, dict[str, Any]] = {
         "no graphs": {"decode_graphs": False},
         "no overlap": {"overlap": False},
         "neither": {"decode_graphs": False, "overlap": False},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -132,7 +133,7 @@ def _steps(bench: Bench, name: str, batches: tuple[int, ...], *, fp8: bool) -> N
         eager_us, host_us = _eager(bench, maker, inputs)
         graph_us, difference = None, None
         if bench.device.type == "cuda":
-            graph = capture(lambda inputs=inputs: maker.run_and_sample(inputs))
+            graph = capture(partial(maker.run_and_sample, inputs))
             graph_us = bench.time_us(graph.replay)
             difference = _replay_difference(maker, inputs)
         numbers = np.array([float(batch)])

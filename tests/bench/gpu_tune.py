@@ -69,9 +69,16 @@ def tune(bench: Bench) -> None:
     for head_dim, kv_dtype, num_heads, num_kv_heads in kinds:
         item = 1 if kv_dtype is not None else 2
         shipped = attention_tuning(arch, head_dim, item)
-        heads = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
         label = {"head_dim": head_dim, "kv_bytes": item, "group": num_heads // num_kv_heads}
-        make = partial(paged, bench, **heads, kv_dtype=kv_dtype, num_layers=2)
+        make = partial(
+            paged,
+            bench,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            kv_dtype=kv_dtype,
+            num_layers=2,
+        )
         lens = ([40, 9],) if bench.toy else _DECODES
         decodes = [make([1] * len(seq_lens), seq_lens) for seq_lens in lens]
         decode = _best(

@@ -19,6 +19,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -27,13 +28,15 @@ from tokenizers import decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-import batchmill.engine.sampling.sampler as sampler_module
 from batchmill.engine import Engine, EngineConfig, SamplingParams
 from batchmill.engine.loading.loading import LoadedModel
 from batchmill.engine.memory.kv_cache import KVCache
 from batchmill.engine.model_shape import ModelShape
 from batchmill.engine.step.step_inputs import StepInputs
 from batchmill.engine.text.tokenizer import Tokenizer
+
+#: Its functions are replaced, so it is not typed.
+sampler_module: Any = import_module("batchmill.engine.sampling.sampler")
 
 VOCAB_SIZE = 512
 #: The first ones stand for a whole character each, as nearly all tokens do.

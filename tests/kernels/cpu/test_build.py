@@ -118,5 +118,5 @@ def test_a_cache_folder_that_cannot_be_made_is_an_error_with_the_remedy(tmp_path
 
 def test_a_damaged_library_is_an_error_that_says_to_delete_it(tmp_path: Path) -> None:
     (tmp_path / "broken.so").write_bytes(b"\x7fELF")
-    with pytest.raises(CppBuildError, match="delete it"):
+    with pytest.raises(CppBuildError, match="delete the file"):
         load_library(tmp_path / "broken.so")

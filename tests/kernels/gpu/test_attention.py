@@ -1,11 +1,15 @@
 """Triton attention against the float64 reference: on a GPU, or interpreted where there is none."""
 
+# Triton traces its kernels: no Python annotation would be true of their arguments.
+# mypy: allow-untyped-defs
+
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -66,8 +70,10 @@ class Case:
     cu_seqlens_q: Tensor
     seq_lens: Tensor
 
-    def run(self, *, window: int | None = None, num_programs: int | None = 7, **more: object):
-        """The Triton backend's result; 7 programs cut sequences at odd places."""
+    def run(
+        self, *, window: int | None = None, num_programs: int | None = 7, **options: Any
+    ) -> Tensor:
+        """Run the Triton backend; 7 programs divide sequences at odd places."""
         return paged_attention_triton(
             self.q,
             self.k_cache,
@@ -78,7 +84,7 @@ class Case:
             self.q.shape[-1] ** -0.5,
             window=window,
             num_programs=num_programs,
-            **more,
+            **options,
         )
 
     def want(self, *, window: int | None = None) -> Tensor:

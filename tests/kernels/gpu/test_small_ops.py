@@ -178,24 +178,21 @@ def test_the_fused_step_equals_norm_rotation_and_write_one_after_another(
     num_heads, num_kv_heads = 7, 2
     qkv = normal(5, (num_heads + 2 * num_kv_heads) * head_dim, dtype=dtype)
     cos, sin = normal(5, rotary_dim // 2), normal(5, rotary_dim // 2 + 1)[:, :-1].contiguous()
-    weights = (
-        [normal(head_dim, dtype=dtype), normal(head_dim + 1, dtype=dtype)[1:]]
-        if norms
-        else [None] * 2
-    )
+    q_weight = normal(head_dim, dtype=dtype) if norms else None
+    k_weight = normal(head_dim + 1, dtype=dtype)[1:] if norms else None
     slots = torch.tensor(SLOTS, device=DEVICE)
     got_caches, want_caches = caches(head_dim, dtype), caches(head_dim, dtype)
     before = qkv.clone()
     got = rope_and_cache_triton(
-        qkv, *got_caches, slots, cos, sin, q_weight=weights[0], k_weight=weights[1], eps=1e-6
+        qkv, *got_caches, slots, cos, sin, q_weight=q_weight, k_weight=k_weight, eps=1e-6
     )
     assert torch.equal(qkv, before)
 
     heads = qkv.view(5, -1, head_dim)
     query, key = heads[:, :num_heads].clone(), heads[:, num_heads:-num_kv_heads].clone()
-    if norms:
-        query = rms_norm(query, weights[0], 1e-6, backend="reference")
-        key = rms_norm(key, weights[1], 1e-6, backend="reference")
+    if q_weight is not None and k_weight is not None:
+        query = rms_norm(query, q_weight, 1e-6, backend="reference")
+        key = rms_norm(key, k_weight, 1e-6, backend="reference")
     apply_rope(query, cos, sin, backend="reference")
     apply_rope(key, cos, sin, backend="reference")
     write_kv(key, heads[:, -num_kv_heads:], *want_caches, slots, backend="reference")

@@ -44,7 +44,7 @@ def test_keys_and_values_are_stored_over_their_scales_to_the_nearest_eighth(
         assert not cache.float().view(16, -1)[[1, 2, 3, 4, 6, 15]].any()
 
 
-def test_what_is_too_large_is_cut_and_nan_stays_visible() -> None:
+def test_large_numbers_are_saturated_and_nan_stays_visible() -> None:
     key = torch.tensor([[[1000.0, -1e9, math.nan, math.inf, 448.0, 0.0, 1.0, -2.0]] * 2])
     k_cache = empty_cache()
     write_kv(key, key, k_cache, empty_cache(), torch.tensor([3]))
@@ -62,8 +62,8 @@ def test_attention_reads_stored_numbers_times_their_scales(
     q = normal(4, 6, 8, dtype=dtype)
     batch = (TABLES, CU_SEQLENS_Q, SEQ_LENS, 0.3)
     got = paged_attention(q, k_cache, v_cache, *batch, window=window, k_scale=2.0, v_scale=0.25)
-    seen = (k_cache.double() * 2.0, v_cache.double() * 0.25)
-    want = paged_attention_oracle(q.double(), *seen, *batch, window=window)
+    keys, values = k_cache.double() * 2.0, v_cache.double() * 0.25
+    want = paged_attention_oracle(q.double(), keys, values, *batch, window=window)
     assert got.dtype == dtype
     tolerance = 2e-6 if dtype == torch.float32 else 5e-3
     assert (got.double() - want).abs().max().item() <= tolerance
@@ -89,18 +89,22 @@ def test_a_cache_of_another_type_is_refused() -> None:
 @pytest.mark.parametrize("with_norms", [True, False])
 def test_the_fused_step_is_its_parts(with_norms: bool) -> None:
     qkv = normal(3, (6 + 2 * 2) * 8)
-    cos, sin = normal(3, 3).cos(), normal(3, 3).sin()  # six of eight dimensions turn
-    weights = {"q_weight": normal(8), "k_weight": normal(9)[:8].clone()} if with_norms else {}
+    cos, sin = normal(3, 3).cos(), normal(3, 3).sin()  # six of eight dimensions are rotated
+    q_weight, k_weight = (normal(8), normal(9)[:8].clone()) if with_norms else (None, None)
     k_cache, v_cache = torch.zeros(4, 4, 2, 8), torch.zeros(4, 4, 2, 8)
     heads = qkv.clone().view(3, 10, 8)
     slots = torch.tensor([7, -1, 2])
     queries = rope_and_cache(
-        qkv, k_cache, v_cache, slots, cos, sin, eps=1e-6, backend="reference", **weights
+        *(qkv, k_cache, v_cache, slots, cos, sin),
+        q_weight=q_weight,
+        k_weight=k_weight,
+        eps=1e-6,
+        backend="reference",
     )
-    if with_norms:
+    if q_weight is not None and k_weight is not None:
         scale = torch.rsqrt(heads.square().mean(dim=-1, keepdim=True) + 1e-6)
-        heads[:, :6] *= scale[:, :6] * weights["q_weight"]
-        heads[:, 6:8] *= scale[:, 6:8] * weights["k_weight"]
+        heads[:, :6] *= scale[:, :6] * q_weight
+        heads[:, 6:8] *= scale[:, 6:8] * k_weight
     first, second = heads[:, :8, :3].clone(), heads[:, :8, 3:6].clone()
     heads[:, :8, :3] = first * cos[:, None] - second * sin[:, None]
     heads[:, :8, 3:6] = second * cos[:, None] + first * sin[:, None]
@@ -114,7 +118,7 @@ def test_the_fused_step_names_arguments_that_do_not_match() -> None:
     rest = (cache, cache, torch.arange(3), angles, angles)
     with pytest.raises(ValueError, match=r"got \[3, 30\]"):
         rope_and_cache(torch.zeros(3, 30), *rest)
-    with pytest.raises(ValueError, match="give both, or neither"):
+    with pytest.raises(ValueError, match="pass both or neither"):
         rope_and_cache(torch.zeros(3, 80), *rest, q_weight=torch.ones(8))
     with pytest.raises(ValueError, match="one row per token, got 2, 3"):
         rope_and_cache(torch.zeros(2, 80), *rest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -25,18 +26,18 @@ BACKENDS = pytest.mark.parametrize("backend", ["reference", "numpy", "cpp"])
 def draw(
     logits: Tensor,
     *,
-    temperature: float | list[float] = 1.0,
-    top_k: int | list[int] = 0,
-    top_p: float | list[float] = 1.0,
+    temperature: float | Sequence[float] = 1.0,
+    top_k: int | Sequence[int] = 0,
+    top_p: float | Sequence[float] = 1.0,
     seeds: Tensor | None = None,
     positions: Tensor | None = None,
     backend: Backend = "numpy",
 ) -> Tensor:
-    """Sample with scalars spread over the rows."""
+    """Sample with numbers that hold for all rows, or one per row."""
     num_rows = len(logits)
 
-    def spread(value: float | list[float], dtype: torch.dtype) -> Tensor:
-        values = value if isinstance(value, list) else [value] * num_rows
+    def spread(value: float | Sequence[float], dtype: torch.dtype) -> Tensor:
+        values = value if isinstance(value, Sequence) else [value] * num_rows
         return torch.tensor(values, dtype=dtype)
 
     return sample(
@@ -231,28 +232,21 @@ def test_the_backends_sample_the_same_tokens(vocab_size: int) -> None:
     logits[20:40] = logits[20:40].sort(dim=-1).values  # each larger than all before it
     logits[40:50] = (logits[40:50] / 8).round()  # many equals
     logits[50:] /= 40  # nearly flat
-    arguments = {
-        "temperature": [0.0, 0.3, 1.0, 1.7] * 15,
-        "top_k": [0, 0, 50, 7, 1, vocab_size // 2] * 10,
-        "top_p": [1.0, 0.9, 0.2, 0.999, 1.0] * 12,
-        "seeds": torch.randint(-(2**63), 2**63 - 1, (60,), generator=generator),
-        "positions": torch.arange(60),
-    }
-    reference = draw(logits, **arguments, backend="reference")
-    assert torch.equal(draw(logits, **arguments, backend="numpy"), reference)
+    controls = (
+        torch.tensor([0.0, 0.3, 1.0, 1.7] * 15),
+        torch.tensor([0, 0, 50, 7, 1, vocab_size // 2] * 10),
+        torch.tensor([1.0, 0.9, 0.2, 0.999, 1.0] * 12),
+        torch.randint(-(2**63), 2**63 - 1, (60,), generator=generator),
+        torch.arange(60),
+    )
+    reference = sample(logits, *controls, backend="reference")
+    assert torch.equal(sample(logits, *controls, backend="numpy"), reference)
     for isa in ISAS_OF_FLOATS:
-        controls = [torch.tensor(arguments[name]) for name in ("temperature", "top_k", "top_p")]
-        drawn = sample_cpp(
-            logits,
-            *controls,
-            arguments["seeds"],
-            arguments["positions"],
-            library=load_library(build_library(isa)),
-        )
-        assert torch.equal(drawn, reference), isa.name
+        sampled = sample_cpp(logits, *controls, library=load_library(build_library(isa)))
+        assert torch.equal(sampled, reference), isa.name
 
 
-def test_the_cpp_face_takes_rows_that_lie_apart() -> None:
+def test_the_cpp_backend_takes_rows_that_lie_apart() -> None:
     wide = torch.randn(7, 300, generator=torch.Generator().manual_seed(4))
     rows = wide[:, 20:220]
     assert torch.equal(draw(rows, backend="cpp"), draw(rows.clone(), backend="reference"))
@@ -273,8 +267,11 @@ def test_a_row_without_a_distribution_still_gives_a_valid_id(
     logits = torch.randn(3, 100)
     logits[1] = value
     logits[2, 7] = value
-    for controls in ({}, {"top_k": 5, "top_p": 0.9}, {"temperature": 0.0}):
-        tokens = draw(logits, backend=backend, **controls)
+    for tokens in (
+        draw(logits, backend=backend),
+        draw(logits, backend=backend, top_k=5, top_p=0.9),
+        draw(logits, backend=backend, temperature=0.0),
+    ):
         assert ((tokens >= 0) & (tokens < 100)).all()
 
 
