@@ -24,9 +24,9 @@ def row_of(number: int, attack: Attack, listener: Listener) -> dict[str, object]
     seen = listener.num_connections()
     return {
         "row": number,
-        "what": attack.what,
+        "what": attack.target,
         "url": attack.url,
-        "answers": list(attack.answers),
+        "answers": list(attack.addresses),
         "verdict": "refused" if outcome.disables else "let through",
         "reason": outcome.reason,
         "connections": seen,

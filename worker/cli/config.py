@@ -14,7 +14,7 @@ from .options import JsonOption
 if TYPE_CHECKING:
     from pydantic_settings import BaseSettings
 
-_group = typer.Typer(help="Settings in force.", no_args_is_help=True)
+_group = typer.Typer(help="Settings: show those in force.", no_args_is_help=True)
 _PREFIX = "BATCHMILL_"
 #: Read directly from the environment, not by the settings classes.
 _OTHER_VARIABLES = {"BATCHMILL_CACHE_DIR", "BATCHMILL_RUNTIME_DIR", "BATCHMILL_STATE_DIR"}

@@ -33,7 +33,7 @@ MetadataOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME=TEXT",
-        help="Data of yours, returned with the state and in webhooks. May be repeated.",
+        help="Your own data, returned with the state and in webhooks. May be repeated.",
     ),
 ]
 FlowerPortOption = Annotated[

@@ -22,7 +22,7 @@ def add_worker_command(app: typer.Typer) -> None:
 
 
 def worker(as_json: JsonOption = False) -> None:
-    """Run one worker: it takes jobs for its model until SIGTERM, then releases the unfinished."""
+    """Run one worker: it takes jobs for its model until SIGTERM, then releases unfinished jobs."""
     from batchmill.worker.consumer.run_worker import run_worker
     from batchmill.worker.settings import WorkerSettings
 

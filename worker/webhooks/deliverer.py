@@ -1,9 +1,9 @@
-"""Delivers the webhooks that finished jobs owe.
+"""The loop that claims due events from the outbox, sends each, and settles it.
 
-An event is written into the outbox by the script that ends its job. A deliverer claims due events
-under a lease of its own, sends each, and settles it; a deliverer that dies leaves its events to
-the next one, with the same id and the same bytes. So delivery is at least once, and a receiver
-that drops ids it has seen gets each event once. Any number of deliverers may run.
+The script that ends a job writes its event into the outbox. A deliverer claims due events under a
+lease, sends each, and settles it. If a deliverer dies, the next one sends its events with the same
+id and the same bytes. So delivery is at least once, and a receiver that drops ids it has seen gets
+each event once. Any number of deliverers may run.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from .settings import WebhookSettings
 _log = structlog.get_logger(__name__)
 
 _CLAIM_LIMIT = 64
-#: Seconds a delivery waits for its host's turn before it is put back.
-_TURN_TIMEOUT_S = 5.0
-#: Lease beyond the longest possible attempt: time for a slow Redis to take the outcome.
+#: Seconds that a delivery waits for a slot of its host before it is put back.
+_SLOT_TIMEOUT_S = 5.0
+#: Lease beyond the longest possible attempt, so that a slow Redis can store the outcome in time.
 _LEASE_MARGIN_S = 20.0
 _REDIS_RETRY_S = 1.0
-#: One host may have this part of all places, sending and waiting: a host that stops answering
-#: must not take them all before that is noticed.
-_HOST_SHARE = 4
+#: One host may hold at most one in this many of all slots, sending or waiting: a host that stops
+#: responding must not take all of them before that is noticed.
+_HOST_SLOT_DIVISOR = 4
 
 
 class Deliverer:
@@ -53,9 +53,9 @@ class Deliverer:
 
         Args:
             store: the job store, used from threads.
-            settings: secrets, limits and schedule; there must be at least one secret.
+            settings: secrets, limits and schedule, with at least one secret.
             sender: makes the HTTP requests.
-            owner: name of this deliverer, for people.
+            owner: name of this deliverer in logs and leases.
         """
         self._store = store
         self._settings = settings
@@ -64,22 +64,25 @@ class Deliverer:
         self._schedule = RetrySchedule(
             settings.webhook_schedule_s, settings.webhook_jitter, settings.webhook_busy_wait_s
         )
-        self._gates = HostLimiters(
+        self._limiters = HostLimiters(
             settings.webhook_concurrency_per_host,
-            max(settings.webhook_concurrency_per_host, settings.webhook_concurrency // _HOST_SHARE),
+            max(
+                settings.webhook_concurrency_per_host,
+                settings.webhook_concurrency // _HOST_SLOT_DIVISOR,
+            ),
             settings.webhook_concurrency,
         )
         self._rng = random.Random()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stop = asyncio.Event()
-        self._outbox_answers = True
+        self._is_outbox_reachable = True
 
     async def run(self) -> None:
-        """Deliver until `stop` is called; then finish what is being sent and give back the rest."""
+        """Deliver until `stop` is called; then finish attempts in flight and put back the rest."""
         stopping = asyncio.create_task(self._stop.wait())
         while not self._stop.is_set():
             num_claimed = await self._claim_and_start()
-            await self._pause(stopping, looked_in_vain=num_claimed == 0)
+            await self._pause(stopping, was_empty=num_claimed == 0)
         await stopping
         if self._tasks:
             await asyncio.wait(self._tasks)
@@ -89,11 +92,11 @@ class Deliverer:
         self._stop.set()
 
     async def _claim_and_start(self) -> int:
-        """Claim as much as there is room for, and return how much that was."""
+        """Claim and start as many deliveries as there is room for, and return their number."""
         limit = min(_CLAIM_LIMIT, self._settings.webhook_concurrency - len(self._tasks))
         if limit <= 0:
             return 0
-        lease_s = self._settings.webhook_total_timeout_s + _TURN_TIMEOUT_S + _LEASE_MARGIN_S
+        lease_s = self._settings.webhook_total_timeout_s + _SLOT_TIMEOUT_S + _LEASE_MARGIN_S
         try:
             entries = await asyncio.to_thread(
                 self._store.outbox_claim,
@@ -102,53 +105,53 @@ class Deliverer:
                 lease_ms=round(lease_s * 1000),
             )
         except redis.RedisError as error:
-            if self._outbox_answers:  # told once, not with every look
+            if self._is_outbox_reachable:  # logged once per outage, not per attempt
                 _log.warning("outbox_unreachable", error=type(error).__name__)
-            self._outbox_answers = False
+            self._is_outbox_reachable = False
             return 0
-        self._outbox_answers = True
+        self._is_outbox_reachable = True
         for entry in entries:
             task = asyncio.create_task(self._deliver(entry))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         return len(entries)
 
-    async def _pause(self, stopping: asyncio.Task[bool], *, looked_in_vain: bool) -> None:
-        """Wait until it is worth looking again: a place is free, time has passed, or we stop."""
+    async def _pause(self, stopping: asyncio.Task[bool], *, was_empty: bool) -> None:
+        """Wait until there is room and the poll interval is over, or until `stop` is called."""
         waiting: set[asyncio.Task[Any]] = {stopping}
         timeout_s: float | None = self._settings.webhook_poll_interval_s
         if len(self._tasks) >= self._settings.webhook_concurrency:
             waiting |= self._tasks
             timeout_s = None
-        elif not looked_in_vain:
+        elif not was_empty:
             timeout_s = 0.0
         await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
 
     async def _deliver(self, entry: OutboxEntry) -> None:
-        """Send one event when its host has a place for it, and settle it."""
-        gate = self._gates.gate(host_of(entry.url))
+        """Send one event when its host has a free slot, and settle it."""
+        limiter = self._limiters.limiter(host_of(entry.url))
         start_s = time.monotonic()
-        if not self._gates.admits(gate):
-            await self._postpone(entry, gate.postpone_s)
+        if not self._limiters.admits(limiter):
+            await self._postpone(entry, limiter.postpone_s)
             return
         try:
-            async with gate.place(self._stop, _TURN_TIMEOUT_S):
-                start_s = time.monotonic()  # without the wait for a place
+            async with limiter.slot(self._stop, _SLOT_TIMEOUT_S):
+                start_s = time.monotonic()  # without the wait for a slot
                 outcome = await self._send(entry)
         except HostBusy:
-            await self._postpone(entry, 0.0 if self._stop.is_set() else gate.postpone_s)
+            await self._postpone(entry, 0.0 if self._stop.is_set() else limiter.postpone_s)
             return
-        except redis.RedisError as error:  # nothing was sent; the lease runs out and it comes back
+        except redis.RedisError as error:  # nothing was sent; it is due again after the lease
             _log.warning("event_not_read", event_id=entry.event_id, error=type(error).__name__)
             return
-        except Exception:  # a bug: still retried by the schedule, and a dead letter in the end
+        except Exception:  # a bug: retried by the schedule, and at last a dead letter
             _log.exception("webhook_attempt_broke", event_id=entry.event_id)
             outcome = SendOutcome(None, error="internal")
         await self._settle(entry, outcome, duration_s=time.monotonic() - start_s)
 
     async def _send(self, entry: OutboxEntry) -> SendOutcome:
         secrets = self._settings.secrets_named(entry.secret_name)
-        if not secrets:  # tried again by the schedule: the operator may add it
+        if not secrets:  # retried by the schedule: the operator may add it
             _log.error("unknown_webhook_secret", name=entry.secret_name, event_id=entry.event_id)
             return SendOutcome(None, error="unknown_secret")
         body = entry.body
@@ -166,7 +169,7 @@ class Deliverer:
         return self._store.outbox_set_body_once(entry.event_id, body)
 
     async def _settle(self, entry: OutboxEntry, outcome: SendOutcome, *, duration_s: float) -> None:
-        """Write down how the attempt went, and when the next one is."""
+        """Store how the attempt went and when the next one is due."""
         decision, wait_s = self._decide(entry, outcome)
         _log.info(
             "webhook_attempt",
@@ -208,7 +211,7 @@ class Deliverer:
         sent: SendOutcome | None = None,
         duration_s: float = 0.0,
     ) -> None:
-        """Settle, trying again while the lease lasts: a lost outcome means sending again."""
+        """Settle the event, and retry while the lease lasts: a lost outcome means sending again."""
         deadline_s = time.monotonic() + _LEASE_MARGIN_S
         while True:
             try:

@@ -1,4 +1,4 @@
-"""The deliverer as a process: signals, connections, start and end."""
+"""Runs a `Deliverer` in this process: its signals, connections, start and end."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _log = structlog.get_logger(__name__)
 
 
 def run_deliverer(broker_url: str, settings: WebhookSettings) -> None:
-    """Deliver webhooks until SIGTERM or SIGINT; then finish what is being sent, and return.
+    """Deliver webhooks until SIGTERM or SIGINT; then finish the attempts in flight, and return.
 
     Args:
-        broker_url: any form that `JobStore.from_url` takes.
+        broker_url: any URL that `JobStore.from_url` takes.
         settings: secrets, limits and schedule.
 
     Raises:
-        NoWebhookSecret: there is nothing to sign with.
+        NoWebhookSecret: no secret is set to sign with.
     """
     if not settings.secrets:
         raise NoWebhookSecret(
-            "BATCHMILL_WEBHOOK_SECRET is not set, and receivers must be able to check who sends; "
-            "make a secret with: batchmill webhook-secret"
+            "BATCHMILL_WEBHOOK_SECRET is not set, and receivers could not check who sends; make a "
+            "secret with: batchmill webhook-secret"
         )
     asyncio.run(_deliver(broker_url, settings))
 

@@ -1,4 +1,4 @@
-"""One HTTP/1.1 request and its answer on a fresh connection, with a limit on what is read."""
+"""One HTTP/1.1 request and its response on a new connection, with a limit on the bytes read."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Mapping
 
 import h11
 
-#: Bytes of an answer that are read, head and body together. Nobody uses the body; some receivers
-#: reset the connection when their answer is not taken.
+#: Bytes of a response that are read, head and body together. The body is not used, but some
+#: receivers reset the connection if their response is not read.
 MAX_RESPONSE_BYTES = 16 * 1024
 _READ_BYTES = 4096
 
 
-class Exchange:
-    """Owns a connection for one request. Nothing is decompressed or followed."""
+class HttpExchange:
+    """Owns the connection of one request. Decompresses nothing and follows no redirect."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -26,7 +26,7 @@ class Exchange:
         """Send a POST.
 
         Raises:
-            h11.LocalProtocolError: path or headers hold what a request cannot.
+            h11.LocalProtocolError: path or headers hold characters that a request cannot.
             OSError: the connection was lost.
         """
         head = h11.Request(method="POST", target=path, headers=list(headers.items()))
@@ -34,11 +34,11 @@ class Exchange:
         self._writer.write(b"".join(self._http.send(event) or b"" for event in events))
         await self._writer.drain()
 
-    async def answer_head(self) -> tuple[int, dict[str, str]]:
-        """Read up to the end of the answer's head; its status and headers, names in lower case.
+    async def read_response_head(self) -> tuple[int, dict[str, str]]:
+        """Read the head of the response, and return its status and headers, names in lower case.
 
         Raises:
-            h11.RemoteProtocolError: what came is no HTTP, ended early, or has too long a head.
+            h11.RemoteProtocolError: the response is not HTTP, ends early, or has too long a head.
             OSError: the connection was lost.
         """
         while True:
@@ -51,21 +51,21 @@ class Exchange:
             if event is h11.NEED_DATA:
                 await self._read()
             elif not isinstance(event, h11.InformationalResponse):
-                raise h11.RemoteProtocolError("the connection was closed before an answer")
+                raise h11.RemoteProtocolError("the connection was closed before a response")
 
-    async def drain(self) -> None:
-        """Read the answer's body, to its end or to the limit, and forget it."""
+    async def discard_body(self) -> None:
+        """Read the body of the response to its end or to the limit, and discard it."""
         while not isinstance(event := self._http.next_event(), h11.EndOfMessage):
             if event is h11.NEED_DATA:
                 await self._read()
 
     def close(self) -> None:
-        """Drop the connection at once; a receiver may not stretch the end of it either."""
+        """Drop the connection at once, so that a receiver cannot delay its end either."""
         self._writer.transport.abort()
 
     async def _read(self) -> None:
         if self._num_bytes >= MAX_RESPONSE_BYTES:
-            raise h11.RemoteProtocolError(f"the answer exceeds {MAX_RESPONSE_BYTES} bytes")
+            raise h11.RemoteProtocolError(f"the response exceeds {MAX_RESPONSE_BYTES} bytes")
         data = await self._reader.read(min(_READ_BYTES, MAX_RESPONSE_BYTES - self._num_bytes))
         self._num_bytes += len(data)
         self._http.receive_data(data)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-#: Where it listens, as a network that deliveries have to be allowed to.
+#: The network it listens on, which deliveries must be allowed to.
 LOOPBACK = "127.0.0.0/8"
-#: A body beyond this is refused with 413.
+#: A longer body is refused with 413.
 MAX_BODY_BYTES = 1024 * 1024
 
 
@@ -27,7 +27,7 @@ Respond = Callable[[ReceivedRequest], int]
 
 
 class _Server(ThreadingHTTPServer):
-    """Takes as many connections at once as a deliverer may have in flight."""
+    """Accepts as many connections at once as a deliverer may have in flight."""
 
     daemon_threads = True
     #: The standard library's 5 makes the kernel drop handshakes, which the sender repeats only
@@ -53,12 +53,12 @@ class WebhookReceiver:
 
     @property
     def url(self) -> str:
-        """Base URL; any path below it is taken."""
+        """Base URL; any path below it is accepted."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def port(self) -> int:
-        """Port that it listens at."""
+        """Port that it listens on."""
         return int(self._server.server_address[1])
 
     @property
@@ -68,7 +68,7 @@ class WebhookReceiver:
             return list(self._requests)
 
     def wait_for(self, num_requests: int, *, timeout_s: float) -> bool:
-        """Wait until so many requests have arrived; False where they did not in time."""
+        """Wait until this many requests have arrived; return False if they did not in time."""
         with self._arrived:
             return self._arrived.wait_for(lambda: len(self._requests) >= num_requests, timeout_s)
 
@@ -91,23 +91,23 @@ class WebhookReceiver:
         receive = self._receive
 
         class Handler(BaseHTTPRequestHandler):
-            timeout = 30  # seconds for a client that stops in the middle
+            timeout = 30  # seconds, for a client that stops in the middle
 
             def do_POST(self) -> None:
                 num_bytes = int(self.headers.get("content-length", 0))
                 if num_bytes > MAX_BODY_BYTES:
-                    self._answer(413)
+                    self._respond_with(413)
                     return
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 body = self.rfile.read(num_bytes)
-                self._answer(receive(ReceivedRequest(self.path, headers, body)))
+                self._respond_with(receive(ReceivedRequest(self.path, headers, body)))
 
-            def _answer(self, status: int) -> None:
+            def _respond_with(self, status: int) -> None:
                 self.send_response(status)
                 self.send_header("content-length", "0")
                 self.end_headers()
 
             def log_message(self, format: str, *args: object) -> None:
-                """Say nothing: the caller shows what it wants to."""
+                """Log nothing: the caller shows the requests that it wants to show."""
 
         return Handler

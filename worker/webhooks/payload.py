@@ -1,4 +1,4 @@
-"""The body of a webhook: what happened, without the prompt, and with the text only if asked."""
+"""The body of a webhook: the event without the prompt, and with the output only on request."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from batchmill.producer.job.batch import BatchStatus
 from batchmill.producer.protocol.outbox import OutboxEntry
 from batchmill.producer.protocol.records import JobRecord
 
-#: Text and calls of this length at most go into an event; longer ones are fetched by the job's id.
+#: Longest output, tool calls included, that goes into an event; longer ones are fetched by job id.
 MAX_OUTPUT_BYTES = 16 * 1024
 _IN_PROGRESS = ("started", "output")
 
 
 def render_body(entry: OutboxEntry, record: JobRecord | None) -> bytes:
-    """Write an event's body. Done once: it is stored, and every attempt sends the same bytes.
+    """Return the body of a job's event. It is stored, and every attempt sends the same bytes.
 
     Args:
         entry: the event.
-        record: the job's record, or None where it has been deleted since; the body then tells only
-            which job ended and how.
+        record: the job's record, or None if it has been deleted; the body then says only which
+            job ended and how.
     """
     name = entry.type.removeprefix("generation.")
     has_ended = name not in _IN_PROGRESS
@@ -53,19 +53,19 @@ def render_body(entry: OutboxEntry, record: JobRecord | None) -> bytes:
             "created_at": _iso(record.enqueued_at_ms),
             "started_at": _iso(record.started_at_ms),
         }
-        # Else the event tells of a moment before that, or of an end that a retry has cleared.
+        # Otherwise the event predates the end, or a retry has cleared it.
         if has_ended and record.state.value == name:
-            data |= _end_of(record, include_output=document.get("include_output", False))
+            data |= _end_fields(record, include_output=document.get("include_output", False))
     event = {"type": entry.type, "timestamp": _iso(entry.created_at_ms), "data": data}
     return json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def render_batch_body(entry: OutboxEntry, batch: BatchStatus | None) -> bytes:
-    """Write the body of a batch's event: its state and counts, no more.
+    """Return the body of a batch's event: only its state and counts.
 
     Args:
         entry: the event.
-        batch: the batch, or None where it has been deleted since.
+        batch: the batch, or None if it has been deleted.
     """
     data: dict[str, Any] = {
         "id": entry.job_id,
@@ -88,7 +88,7 @@ def render_batch_body(entry: OutboxEntry, batch: BatchStatus | None) -> bytes:
     return json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def _end_of(record: JobRecord, *, include_output: bool) -> dict[str, Any]:
+def _end_fields(record: JobRecord, *, include_output: bool) -> dict[str, Any]:
     result = json.loads(record.result) if record.result else {}
     end: dict[str, Any] = {
         "finish_reason": result.get("finish_reason"),
@@ -106,7 +106,7 @@ def _end_of(record: JobRecord, *, include_output: bool) -> dict[str, Any]:
 
 
 def host_of(url: str) -> str:
-    """Host and port of a URL, for limits and logs: paths and queries may hold secrets."""
+    """Return host and port of a URL, for limits and logs: paths and queries may hold secrets."""
     try:
         parts = urlsplit(url)
         return f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)
@@ -115,7 +115,7 @@ def host_of(url: str) -> str:
 
 
 def _iso(moment_ms: int | None) -> str | None:
-    """A time in ISO 8601, UTC, with milliseconds."""
+    """Return a time as ISO 8601 in UTC with milliseconds."""
     if moment_ms is None:
         return None
     moment = datetime.fromtimestamp(moment_ms / 1000, UTC)

@@ -1,8 +1,8 @@
-"""Connections to receivers that nobody vouches for: looked up once, checked, and pinned.
+"""Connections to untrusted receivers: the name is resolved once, checked, and pinned.
 
-A name that leads to a public address at the check and to this machine at the connection (DNS
-rebinding) gains nothing, because there is no second look-up: the socket is connected to the very
-address that was checked. TLS still names and verifies the host.
+DNS rebinding, a name that leads to a public address at the check and to this machine at the
+connection, is ruled out because there is no second look-up: the socket connects to the very address
+that was checked. TLS still names and verifies the host.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from typing import Any
 
 from batchmill.producer.webhook.target import ForbiddenTarget, Target, TargetPolicy
 
-#: One look-up: as `socket.getaddrinfo`, which blocks.
+#: A blocking look-up with the signature of `socket.getaddrinfo`.
 LookUp = Callable[[str, int], list[tuple[Any, ...]]]
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
-#: Addresses of one name that are tried.
+#: Number of addresses of one name that are tried.
 _MAX_TRIES = 4
-#: Bytes of an answer that wait in our memory before the receiver has to wait.
+#: Bytes of a response that are buffered before the receiver has to wait.
 _BUFFER_BYTES = 16 * 1024
-#: Look-ups that may hang at once: each holds a thread until the system's resolver gives up.
+#: Look-ups in flight at once: each holds a thread until the system's resolver times out.
 _MAX_LOOK_UPS = 512
 
 
 class LookUpFailed(OSError):
-    """The name leads to no address, or look-ups hang."""
+    """The name has no address, or too many look-ups hang."""
 
 
-class Connector:
+class PinnedConnector:
     """Opens connections to targets, each pinned to an address that was checked."""
 
     def __init__(
@@ -50,8 +50,8 @@ class Connector:
         Args:
             policy: decides which addresses may be connected to.
             timeout_s: for one address, the TLS handshake included.
-            look_up: the system's resolver where absent.
-            tls: the system's certificate authorities where absent; `SSL_CERT_FILE` names others.
+            look_up: None takes the system's resolver.
+            tls: None takes the system's certificate authorities; `SSL_CERT_FILE` names others.
         """
         self._policy = policy
         self._timeout_s = timeout_s
@@ -60,13 +60,13 @@ class Connector:
         self._look_ups = threading.BoundedSemaphore(_MAX_LOOK_UPS)
 
     async def connect(self, target: Target) -> Connection:
-        """Connect to the first of the target's addresses that takes it.
+        """Connect to the first of the target's addresses that accepts.
 
         Raises:
-            ForbiddenTarget: one of the addresses is not to be connected to. All are checked before
-                the first is tried, so that a name is refused, or not, whatever its order.
-            LookUpFailed: the name leads nowhere.
-            OSError: no address answered, or the certificate is not the host's.
+            ForbiddenTarget: one of the addresses is not allowed. All are checked before the first
+                is tried, so that the order of the addresses does not matter.
+            LookUpFailed: the name has no address.
+            OSError: no address accepted, or the certificate is not the host's.
             TimeoutError: as OSError, for the last address tried.
         """
         addresses = await self._checked_addresses(target)
@@ -81,36 +81,36 @@ class Connector:
         raise error
 
     async def _checked_addresses(self, target: Target) -> list[tuple[int, tuple[Any, ...]]]:
-        """Family and socket address of everything that the target leads to, all of it allowed."""
+        """Return the target's addresses with their families; all of them are allowed."""
         host = target.host if target.address is None else str(target.address)
-        found = await self._looked_up(host, target.port)
+        found = await self._resolve(host, target.port)
         addresses = list(dict.fromkeys((entry[0], entry[4]) for entry in found))
         if not addresses:
-            raise LookUpFailed("the name leads to no address")
+            raise LookUpFailed("the name has no address")
         for family, address in addresses:
             if family not in (socket.AF_INET, socket.AF_INET6):
                 raise ForbiddenTarget("not an IP address", reason="refused_address")
             self._policy.check_address(ip_address(address[0].partition("%")[0]))
         return addresses
 
-    async def _looked_up(self, host: str, port: int) -> list[tuple[Any, ...]]:
-        """Look up in a thread of its own, which does not hold up the process' end.
+    async def _resolve(self, host: str, port: int) -> list[tuple[Any, ...]]:
+        """Look up a name in a separate daemon thread, which does not delay the process' end.
 
-        The event loop's own threads are few and serve Redis too: names that hang must not take
-        them all.
+        The event loop's default threads are few and serve Redis too: look-ups that hang must not
+        take all of them.
         """
         if not self._look_ups.acquire(blocking=False):
             raise LookUpFailed(f"{_MAX_LOOK_UPS} look-ups hang already")
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[list[tuple[Any, ...]]] = loop.create_future()
+        found: asyncio.Future[list[tuple[Any, ...]]] = loop.create_future()
 
         def settle(result: list[tuple[Any, ...]] | None, error: Exception | None) -> None:
-            if answer.done():  # given up meanwhile
+            if found.done():  # cancelled in the meantime
                 return
             if error is not None:
-                answer.set_exception(error)
+                found.set_exception(error)
             else:
-                answer.set_result(result or [])
+                found.set_result(result or [])
 
         def run() -> None:
             result, error = None, None
@@ -120,7 +120,7 @@ class Connector:
                 error = LookUpFailed(type(caught).__name__)
             finally:
                 self._look_ups.release()
-            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            with contextlib.suppress(RuntimeError):  # the loop has ended in the meantime
                 loop.call_soon_threadsafe(settle, result, error)
 
         try:
@@ -128,7 +128,7 @@ class Connector:
         except RuntimeError as error:
             self._look_ups.release()
             raise LookUpFailed(str(error)) from None
-        return await answer
+        return await found
 
     async def _open(self, target: Target, family: int, address: tuple[Any, ...]) -> Connection:
         loop = asyncio.get_running_loop()

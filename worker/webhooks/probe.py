@@ -1,4 +1,4 @@
-"""One signed test event to a receiver, sent at once and never repeated."""
+"""One signed test event to a receiver, sent at once and without retries."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from .settings import WebhookSettings
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """How a receiver took a test event."""
+    """The outcome of a test event."""
 
     event_id: str
     delivered: bool
-    #: None where no answer came.
+    #: None if no response came.
     http_status: int | None
     #: As in an event's log: `http_200`, `timeout`, `refused_address` …
     reason: str
     duration_ms: int
 
 
-def probe(url: str, settings: WebhookSettings, *, secret_name: str = "") -> ProbeResult:
-    """Send an event of the type `webhook.test`, by the same rules as every delivery.
+def send_test_event(url: str, settings: WebhookSettings, *, secret_name: str = "") -> ProbeResult:
+    """Send a `webhook.test` event by the same rules as every delivery.
 
     Args:
         url: the receiver.
         settings: secrets, limits and allowed targets.
-        secret_name: of the operator's secrets; the default one where empty.
+        secret_name: of one of the operator's secrets; empty for the default one.
 
     Raises:
-        NoWebhookSecret: there is no such secret.
+        NoWebhookSecret: the secret does not exist.
     """
     own = settings.secrets_named(secret_name)
     if not own:

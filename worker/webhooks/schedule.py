@@ -1,23 +1,23 @@
-"""When a failed webhook is tried again."""
+"""The retry schedule: when a failed webhook is sent again."""
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
 
-#: Seconds to leave a receiver alone that is overloaded or out of reach (429, 502, 504, a timeout).
+#: Seconds to wait for a receiver that is overloaded or out of reach (429, 502, 504, a timeout).
 BUSY_WAIT_S = 60.0
-#: A receiver's Retry-After may stretch a wait to twice its length, or to this where that is more.
+#: A receiver's Retry-After may lengthen a wait to twice its length, or to this if that is more.
 _RETRY_AFTER_FLOOR_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class RetrySchedule:
-    """The waits before each attempt, the first included, varied by up to `jitter` (a share)."""
+    """The waits before each attempt, the first included, varied by a share of up to `jitter`."""
 
     waits_s: tuple[float, ...]
     jitter: float
-    #: Shortest wait after an answer that told of overload.
+    #: Shortest wait after a response that reports overload.
     busy_wait_s: float = BUSY_WAIT_S
 
     def wait_before_next_s(
@@ -28,14 +28,14 @@ class RetrySchedule:
         rng: random.Random,
         is_busy: bool = False,
     ) -> float | None:
-        """Seconds until the next attempt after `attempts` failed ones; None when all are used up.
+        """Return the seconds until the next attempt, or None if none is left.
 
         Args:
-            attempts: attempts made so far, at least 1.
+            attempts: number of attempts so far, at least 1.
             retry_after_s: the wait that the receiver asked for, if any. It can lengthen the wait,
                 within bounds, and never shortens it.
-            rng: source of the variation, which never makes a wait shorter than was asked for.
-            is_busy: the receiver is overloaded or did not answer in time.
+            rng: source of the variation. A wait is never shorter than the receiver asked for.
+            is_busy: the receiver is overloaded or did not respond in time.
         """
         if attempts >= len(self.waits_s):
             return None

@@ -1,4 +1,4 @@
-"""Send one webhook attempt over HTTP."""
+"""One attempt to send a webhook over HTTP, and its outcome."""
 
 from __future__ import annotations
 
@@ -16,47 +16,46 @@ import h11
 
 from batchmill.producer.webhook.target import ForbiddenTarget, Target, TargetPolicy, read_target
 
-from .http_exchange import Exchange
-from .pinned_connection import Connector, LookUp, LookUpFailed
+from .http_exchange import HttpExchange
+from .pinned_connection import LookUp, LookUpFailed, PinnedConnector
 from .settings import WebhookSettings
 
-_DRAIN_TIMEOUT_S = 2.0
-
-
-#: Errors that say nothing of the receiver: a bug, and a secret that the operator does not hold.
+#: Seconds for reading the rest of a response whose status is known.
+_DISCARD_TIMEOUT_S = 2.0
+#: Errors that say nothing about the receiver: a bug, and a secret that is not configured.
 OWN_FAULTS = ("internal", "unknown_secret")
 
 
 @dataclass(frozen=True, slots=True)
 class SendOutcome:
-    """What came of one attempt: an HTTP status, or the reason why there is none."""
+    """The outcome of one attempt: an HTTP status, or the reason why there is none."""
 
-    #: HTTP status code; None where no complete answer head arrived.
+    #: HTTP status code; None if no complete response head arrived.
     status: int | None
-    #: `look_up`, `connect`, `tls`, `timeout`, `protocol`, or why we do not send there:
+    #: `look_up`, `connect`, `tls`, `timeout`, `protocol`, or why sending there is refused:
     #: `refused_url`, `refused_scheme`, `refused_port`, `refused_address`. None with a status.
     error: str | None = None
-    #: Seconds the receiver asked to be left alone.
+    #: Seconds that the receiver asked us to wait.
     retry_after_s: float | None = None
 
     @property
     def delivered(self) -> bool:
-        """True for a 2xx answer; a redirect is a failure."""
+        """True for a 2xx response; a redirect is a failure."""
         return self.status is not None and 200 <= self.status < 300
 
     @property
     def disables(self) -> bool:
-        """True where trying again is pointless: the receiver said Gone, or we must not send."""
+        """True if a retry is pointless: the receiver said Gone, or sending there is refused."""
         return self.status == 410 or (self.error or "").startswith("refused_")
 
     @property
     def is_busy(self) -> bool:
-        """True where the receiver is overloaded or out of reach: soon again makes it worse."""
+        """True if the receiver is overloaded or out of reach: a quick retry would make it worse."""
         return self.status in (429, 502, 504) or self.error == "timeout"
 
     @property
     def is_receiver_fault(self) -> bool:
-        """True where the attempt failed at the receiver, not by our own rules or fault."""
+        """True if the attempt failed at the receiver, not because of our own rules or errors."""
         return not self.delivered and self.error not in OWN_FAULTS and not self.disables
 
     @property
@@ -66,12 +65,12 @@ class SendOutcome:
 
 
 class WebhookSender:
-    """Posts bytes to a URL, and reports how it went. Never raises for a receiver's behaviour.
+    """Posts bytes to a URL, and reports the outcome. Never raises for a receiver's behaviour.
 
-    What may be sent to is the policy's matter: the URL is read anew at every attempt, its name is
-    looked up once, and the connection goes to an address that was checked. No redirects, no
-    proxies or credentials from the environment, no cookies, no connection reuse (a receiver may
-    have closed an idle connection, which would look like a failed attempt), no decompression.
+    The policy decides which targets are allowed: the URL is checked again at every attempt, its
+    name is looked up once, and the connection goes to an address that was checked. No redirects,
+    no proxies or credentials from the environment, no cookies, no decompression, and no connection
+    reuse (a receiver may have closed an idle connection, which would look like a failed attempt).
     """
 
     def __init__(
@@ -84,15 +83,17 @@ class WebhookSender:
         look_up: LookUp | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """Prepare; see `Connector` for the last two."""
+        """Prepare; see `PinnedConnector` for `look_up` and `tls`."""
         self._total_timeout_s = total_timeout_s
         self._policy = policy
         self._user_agent = user_agent
-        self._connector = Connector(policy, timeout_s=connect_timeout_s, look_up=look_up, tls=tls)
+        self._connector = PinnedConnector(
+            policy, timeout_s=connect_timeout_s, look_up=look_up, tls=tls
+        )
 
     @classmethod
     def from_settings(cls, settings: WebhookSettings) -> WebhookSender:
-        """A sender by the operator's limits and rules."""
+        """Return a sender with the operator's limits and rules."""
         return cls(
             connect_timeout_s=settings.webhook_connect_timeout_s,
             total_timeout_s=settings.webhook_total_timeout_s,
@@ -113,7 +114,7 @@ class WebhookSender:
             target = read_target(url, self._policy)
             async with asyncio.timeout_at(deadline_s):
                 reader, writer = await self._connector.connect(target)
-            return await self._post(Exchange(reader, writer), target, body, headers, deadline_s)
+            return await self._post(HttpExchange(reader, writer), target, body, headers, deadline_s)
         except ForbiddenTarget as error:
             return SendOutcome(None, error=error.reason)
         except TimeoutError:
@@ -129,7 +130,7 @@ class WebhookSender:
 
     async def _post(
         self,
-        exchange: Exchange,
+        exchange: HttpExchange,
         target: Target,
         body: bytes,
         headers: Mapping[str, str],
@@ -146,19 +147,19 @@ class WebhookSender:
         try:
             async with asyncio.timeout_at(deadline_s):
                 await exchange.request(target.path, own | dict(headers), body)
-                status, answered = await exchange.answer_head()
-            # The status stands whatever becomes of the rest.
-            drained_by_s = asyncio.get_running_loop().time() + _DRAIN_TIMEOUT_S
+                status, response_headers = await exchange.read_response_head()
+            # The status counts even if the rest fails.
+            discard_by_s = asyncio.get_running_loop().time() + _DISCARD_TIMEOUT_S
             with contextlib.suppress(TimeoutError, OSError, h11.ProtocolError):
-                async with asyncio.timeout_at(min(deadline_s, drained_by_s)):
-                    await exchange.drain()
-            return SendOutcome(status, retry_after_s=_retry_after_s(answered))
+                async with asyncio.timeout_at(min(deadline_s, discard_by_s)):
+                    await exchange.discard_body()
+            return SendOutcome(status, retry_after_s=_retry_after_s(response_headers))
         finally:
             exchange.close()
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Read Retry-After, as seconds or as a date; nonsense counts as absent."""
+    """Return the seconds of a Retry-After header, in seconds or as a date; None if invalid."""
     value = headers.get("retry-after", "").strip()
     try:
         if value.isascii() and value.isdigit():

@@ -39,7 +39,7 @@ class WebhookSettings(TargetSettings):
     #: Every wait is varied by up to this share, so that a receiver that comes back is not met by
     #: all deliveries at once.
     webhook_jitter: float = Field(default=0.2, ge=0.0, lt=1.0)
-    #: Seconds at least before the next attempt after a 429, 502 or 504 answer or a timeout.
+    #: Minimum seconds before the next attempt after a 429, 502 or 504 response or a timeout.
     webhook_busy_wait_s: float = Field(default=BUSY_WAIT_S, ge=0.0, le=86_400.0)
     #: Seconds for the TCP and TLS handshake.
     webhook_connect_timeout_s: float = Field(default=3.0, gt=0.0)
@@ -49,7 +49,7 @@ class WebhookSettings(TargetSettings):
     webhook_concurrency: int = Field(default=256, ge=1, le=1000)
     #: Deliveries in flight at once to one host, so that a slow receiver holds up only itself.
     webhook_concurrency_per_host: int = Field(default=8, ge=1)
-    #: Seconds between looks into the outbox when nothing was due.
+    #: Seconds between checks of the outbox while nothing is due.
     webhook_poll_interval_s: float = Field(default=0.5, gt=0.0)
 
     @field_validator("webhook_secrets", mode="before")
@@ -60,7 +60,7 @@ class WebhookSettings(TargetSettings):
         try:
             return json.loads(value)
         except ValueError:
-            raise ValueError('BATCHMILL_WEBHOOK_SECRETS is not JSON such as {"a": "…"}') from None
+            raise ValueError('BATCHMILL_WEBHOOK_SECRETS must be JSON such as {"a": "…"}') from None
 
     @field_validator("webhook_schedule_s", mode="before")
     @classmethod
@@ -80,7 +80,7 @@ class WebhookSettings(TargetSettings):
         for name in self.webhook_secrets:
             where = f"{name!r} in BATCHMILL_WEBHOOK_SECRETS"
             if not keys.is_secret_name(name):
-                raise ValueError(f"{where}: a name has 1 to 64 letters, digits, _ and -")
+                raise ValueError(f"{where}: a name must have 1 to 64 letters, digits, _ and -")
             secrets = self.secrets_named(name)
             if not secrets:
                 raise ValueError(f"{where} is empty; batchmill webhook-secret makes a secret")
@@ -89,11 +89,11 @@ class WebhookSettings(TargetSettings):
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """The secrets of jobs that name none, newest first; empty where none is set."""
+        """The secrets of jobs that name none, newest first; empty if none is set."""
         return () if self.webhook_secret is None else _split(self.webhook_secret)
 
     def secrets_named(self, name: str) -> tuple[str, ...]:
-        """The secrets of a name, newest first; the empty name is the default. Empty: no such."""
+        """Return the secrets of a name, newest first; the empty name means the default ones."""
         if not name:
             return self.secrets
         secret = self.webhook_secrets.get(name)

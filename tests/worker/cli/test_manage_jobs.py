@@ -7,7 +7,6 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +18,6 @@ from batchmill.producer.protocol.replies import Claim, JobState
 from batchmill.producer.store.job_store import JobStore
 
 from ..command_line import COMMAND, call, complete, error_of
-
-
-@pytest.fixture
-def broker(redis_url: str) -> dict[str, str]:
-    return {"BATCHMILL_BROKER_URL": redis_url}
-
-
-@pytest.fixture
-def store(redis_url: str) -> Iterator[JobStore]:
-    store = JobStore.from_url(redis_url)
-    yield store
-    store.close()
 
 
 def submit(broker: dict[str, str], *options: str) -> str:

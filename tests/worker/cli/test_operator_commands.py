@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
-
-import pytest
 
 from batchmill.kernels.cpu.build import build_library
 from batchmill.kernels.cpu.isa import best_isa
@@ -16,18 +13,6 @@ from batchmill.producer.protocol.replies import Claim, HeldJob, JobState, Releas
 from batchmill.producer.store.job_store import JobStore
 
 from ..command_line import call, complete, error_of, run
-
-
-@pytest.fixture
-def broker(redis_url: str) -> dict[str, str]:
-    return {"BATCHMILL_BROKER_URL": redis_url}
-
-
-@pytest.fixture
-def store(redis_url: str) -> Iterator[JobStore]:
-    store = JobStore.from_url(redis_url)
-    yield store
-    store.close()
 
 
 def test_status_shows_queues_that_no_worker_serves(broker: dict[str, str]) -> None:

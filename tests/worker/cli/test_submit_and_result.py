@@ -8,7 +8,6 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -51,18 +50,6 @@ COMMANDS = (
     ["bench", "engine"],
     ["bench", "queue"],
 )
-
-
-@pytest.fixture
-def broker(redis_url: str) -> dict[str, str]:
-    return {"BATCHMILL_BROKER_URL": redis_url}
-
-
-@pytest.fixture
-def store(redis_url: str) -> Iterator[JobStore]:
-    store = JobStore.from_url(redis_url)
-    yield store
-    store.close()
 
 
 def document(store: JobStore, job_id: str) -> dict[str, Any]:

@@ -10,11 +10,6 @@ import pytest
 from ..command_line import call, error_of
 
 
-@pytest.fixture
-def broker(redis_url: str) -> dict[str, str]:
-    return {"BATCHMILL_BROKER_URL": redis_url}
-
-
 def tenants(broker: dict[str, str]) -> dict[str, Any]:
     listed = json.loads(call("tenants", "list", "--json", **broker).stdout)["tenants"]
     return {tenant["name"]: tenant for tenant in listed}

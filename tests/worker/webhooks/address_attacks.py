@@ -1,4 +1,4 @@
-"""URLs and names that lead where webhooks must not go, and a socket that notices connections."""
+"""URLs and names that lead to forbidden addresses, and a socket that notices connections."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from batchmill.worker.webhooks.sender import SendOutcome, WebhookSender
 
 BODY = b"{}"
 ANY_PORT = [(1, 65535)]
-#: This machine, in every notation that somebody has got through a filter with.
+#: This machine, in every notation known to have passed some filter.
 NOTATIONS = [
     "127.0.0.1", "127.1", "127.0.1", "2130706433", "0x7f000001", "0x7f.1", "0177.0.0.1",
     "017700000001", "0", "0.0.0.0", "127.0.0.1.", "[::1]", "[::]", "[::ffff:127.0.0.1]",
@@ -27,8 +27,8 @@ NOTATIONS = [
     "%31%32%37.0.0.1", "\u2460\u2461\u2466.0.0.1", "127\u30020.0.1", "127.0.0.1\r\nx: y",
 ]  # fmt: skip
 METADATA = ["169.254.169.254", "[fd00:ec2::254]", "168.63.129.16", "100.100.100.200", "192.0.0.192"]
-#: What a name may answer: one forbidden address is enough, wherever it stands.
-ANSWERS = [
+#: Addresses that a name resolves to: one forbidden address is enough, at any position.
+ADDRESSES = [
     ["127.0.0.1"],
     ["93.184.215.14", "127.0.0.1"],
     ["127.0.0.1", "93.184.215.14"],
@@ -45,18 +45,18 @@ _ADDRESS_OR_URL = ("refused_address", "refused_url")
 class Attack:
     """One row of the table."""
 
-    what: str
-    #: With `{port}` for that of the listener.
+    target: str
+    #: `{port}` stands for the listener's port.
     url: str
-    #: Verdicts that are right.
+    #: Reasons for the refusal that are right.
     reasons: tuple[str, ...]
-    #: What the name's look-up answers; empty leaves it to the system's resolver.
-    answers: tuple[str, ...] = ()
-    #: Sent by the rules as they are without any setting: https, ports 443 and 80.
+    #: Addresses that the name resolves to; empty leaves it to the system's resolver.
+    addresses: tuple[str, ...] = ()
+    #: Sent by the default rules: https, ports 443 and 80.
     by_default_rules: bool = False
 
     def __str__(self) -> str:
-        return f"{self.what} {self.url!a} {','.join(self.answers)}".strip()
+        return f"{self.target} {self.url!a} {','.join(self.addresses)}".strip()
 
 
 def attacks() -> list[Attack]:
@@ -78,13 +78,13 @@ def attacks() -> list[Attack]:
             for host in NOTATIONS
         ),
         *(Attack("metadata", f"http://{host}/latest/meta-data/", _ADDRESS) for host in METADATA),
-        *(Attack("name", "http://two.example:{port}/", _ADDRESS, tuple(x)) for x in ANSWERS),
+        *(Attack("name", "http://two.example:{port}/", _ADDRESS, tuple(x)) for x in ADDRESSES),
         *(Attack("default rules", url, (x,), by_default_rules=True) for url, x in default_rules),
     ]
 
 
 class Listener:
-    """A socket at which every connection is noticed, although nobody accepts it."""
+    """A socket that notices every connection although no server accepts it."""
 
     def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
         dual = host == "::"
@@ -95,11 +95,11 @@ class Listener:
 
     @classmethod
     def everywhere(cls) -> Listener:
-        """Listen at every address of this machine."""
+        """Listen on every address of this machine."""
         return cls("::" if socket.has_dualstack_ipv6() else "0.0.0.0")
 
     def num_connections(self) -> int:
-        """Return how many connections came since the last call."""
+        """Return the number of connections since the last call."""
         number = 0
         with contextlib.suppress(BlockingIOError):
             while True:
@@ -117,7 +117,7 @@ def send(
     total_timeout_s: float = 5.0,
     policy: TargetPolicy | None = None,
 ) -> SendOutcome:
-    """Make one attempt, by rules that leave only addresses to refuse unless others are given."""
+    """Make one attempt. Unless a policy is given, only addresses can be refused."""
     policy = policy or TargetPolicy(
         allow_http=True, ports=ANY_PORT, networks=[ip_network(text) for text in networks]
     )
@@ -133,16 +133,16 @@ def send(
 
 
 def carry_out(attack: Attack, port: int) -> SendOutcome:
-    """Send to where an attack leads, with the listener at a port."""
+    """Send to the target of an attack, with the listener on a port."""
     return send(
         attack.url.replace("{port}", str(port)),
-        look_up=names(*attack.answers) if attack.answers else None,
+        look_up=names(*attack.addresses) if attack.addresses else None,
         policy=TargetPolicy() if attack.by_default_rules else None,
     )
 
 
 def names(*addresses: str) -> LookUp:
-    """A look-up that leads every name to these."""
+    """Return a look-up that resolves every name to these addresses."""
 
     def look_up(host: str, port: int) -> list[tuple[Any, ...]]:
         return [

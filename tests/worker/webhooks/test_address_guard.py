@@ -1,4 +1,4 @@
-"""The sender against URLs and names that lead to this machine: nothing may reach its socket."""
+"""The sender and URLs or names that lead to this machine: nothing may reach its socket."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from .address_attacks import (
     send,
 )
 
-# The other guard leaves these two to the look-up and the connection, which then fail.
+# The other guard refuses two of them only at the look-up and the connection.
 SHARED_NOTATIONS = [x for x in NOTATIONS[:21] if x not in ("[::127.0.0.1]", "127.0.0.1.")]
 
 
 @pytest.fixture
 def everywhere() -> Iterator[Listener]:
-    """Listens at every address of this machine."""
+    """A listener on every address of this machine."""
     listener = Listener.everywhere()
     with listener.socket:
         yield listener
@@ -51,22 +51,22 @@ def test_no_attack_is_connected_to(everywhere: Listener, attack: Attack) -> None
     assert everywhere.num_connections() == 0
 
 
-def test_listener_would_have_noticed(everywhere: Listener) -> None:
+def test_listener_notices_an_allowed_connection(everywhere: Listener) -> None:
     url = f"http://127.0.0.1:{everywhere.port}/"
     assert send(url, networks=["127.0.0.0/8"], total_timeout_s=0.3).reason == "timeout"
     assert everywhere.num_connections() == 1
 
 
 def test_rebinding_name_is_looked_up_once_and_reached_at_the_checked_address() -> None:
-    """The second answer of the name is another listener: what was checked is what is used."""
+    """The name resolves to another listener the second time; the checked address is used."""
     inner = Listener("127.0.0.1")
     with inner.socket, Listener("127.0.0.2", inner.port).socket as checked:
-        answers = ["127.0.0.2", "127.0.0.1", "127.0.0.1"]
+        addresses = ["127.0.0.2", "127.0.0.1", "127.0.0.1"]
         asked: list[str] = []
 
         def look_up(host: str, port: int) -> list[tuple[Any, ...]]:
             asked.append(host)
-            return names(answers.pop(0))(host, port)
+            return names(addresses.pop(0))(host, port)
 
         outcome = send(
             f"http://rebinding.example:{inner.port}/",
@@ -74,7 +74,7 @@ def test_rebinding_name_is_looked_up_once_and_reached_at_the_checked_address() -
             look_up=look_up,
             total_timeout_s=0.5,
         )
-        assert outcome.reason == "timeout"  # nobody answers there
+        assert outcome.reason == "timeout"  # nothing responds there
         assert asked == ["rebinding.example"]
         checked.accept()[0].close()
         assert inner.num_connections() == 0
@@ -88,7 +88,7 @@ def test_name_that_is_public_first_and_inner_next_is_refused_at_the_next_attempt
     assert everywhere.num_connections() == 0
 
 
-def test_next_address_is_tried_where_the_first_does_not_answer() -> None:
+def test_next_address_is_tried_if_the_first_refuses() -> None:
     with Listener("127.0.0.3").socket as listener:
         url = f"http://two.example:{listener.getsockname()[1]}/"
         look_up = names("127.0.0.2", "127.0.0.3")
@@ -111,7 +111,7 @@ def test_look_up_that_hangs_ends_at_the_total_time_limit() -> None:
 
 
 @pytest.mark.parametrize("found", [[], OSError("no such name"), UnicodeError("label too long")])
-def test_name_that_leads_nowhere_is_a_failed_attempt(found: Any) -> None:
+def test_name_without_an_address_is_a_failed_attempt(found: Any) -> None:
     def look_up(host: str, port: int) -> list[tuple[Any, ...]]:
         if isinstance(found, Exception):
             raise found
@@ -122,9 +122,9 @@ def test_name_that_leads_nowhere_is_a_failed_attempt(found: Any) -> None:
     assert not outcome.disables
 
 
-# The same table for an implementation that is not ours: what it blocks, we block.
+# The same table with an independent implementation: we block everything that it blocks.
 @pytest.mark.parametrize("host", [*SHARED_NOTATIONS, *METADATA])
-def test_microsoft_s_guard_agrees(everywhere: Listener, host: str) -> None:
+def test_microsoft_antissrf_agrees(everywhere: Listener, host: str) -> None:
     policy = AntiSSRFPolicy(PolicyConfigOptions.EXTERNAL_ONLY_V1)
     policy.allow_plain_text_http = True
     session = policy.get_antissrf_session()
@@ -135,7 +135,7 @@ def test_microsoft_s_guard_agrees(everywhere: Listener, host: str) -> None:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Key and certificate of `receiver.example`, which signs itself."""
+    """Key and self-signed certificate of `receiver.example`."""
     path = tmp_path_factory.mktemp("tls") / "receiver.pem"
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
     command += ["-nodes", "-days", "2", "-subj", "/CN=receiver.example"]
@@ -147,7 +147,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def post_over_tls(certificate: Path, host: str, *, trusted: bool = True) -> tuple[SendOutcome, Any]:
-    """Post to a TLS receiver on loopback under a name; the outcome, and what the receiver saw."""
+    """Post to a TLS receiver on loopback; return the outcome and what the receiver saw."""
     seen: dict[str, Any] = {}
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

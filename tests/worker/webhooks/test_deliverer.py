@@ -1,3 +1,5 @@
+"""One deliverer process from outbox to receiver: bodies, signatures, retries and settlement."""
+
 from __future__ import annotations
 
 import json
@@ -5,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -37,20 +38,6 @@ from ..webhook_deliverers import (
 EXAMPLE = Path(__file__).parents[3] / "examples" / "webhook_receiver.py"
 
 
-@pytest.fixture
-def store(redis_url: str) -> Iterator[JobStore]:
-    store = JobStore.from_url(redis_url)
-    yield store
-    store.close()
-
-
-@pytest.fixture
-def deliverers(redis_url: str) -> Iterator[Deliverers]:
-    deliverers = Deliverers(redis_url)
-    yield deliverers
-    deliverers.close()
-
-
 def test_failed_attempts_are_repeated_with_the_same_id_and_bytes(
     store: JobStore, deliverers: Deliverers
 ) -> None:
@@ -69,7 +56,9 @@ def test_failed_attempts_are_repeated_with_the_same_id_and_bytes(
     assert store.counts().outbox == 0
 
 
-def test_body_tells_how_the_job_ended_and_no_text(store: JobStore, deliverers: Deliverers) -> None:
+def test_body_says_how_the_job_ended_without_its_text(
+    store: JobStore, deliverers: Deliverers
+) -> None:
     with WebhookReceiver() as receiver:
         finish_job(store, receiver.url)
         deliverers.start()
@@ -88,7 +77,9 @@ def test_body_tells_how_the_job_ended_and_no_text(store: JobStore, deliverers: D
     assert request.headers["user-agent"].startswith("batchmill/")
 
 
-def test_failed_job_is_told_with_its_error_code(store: JobStore, deliverers: Deliverers) -> None:
+def test_failed_job_is_reported_with_its_error_code(
+    store: JobStore, deliverers: Deliverers
+) -> None:
     with WebhookReceiver() as receiver:
         finish_job(store, receiver.url, state=JobState.FAILED)
         deliverers.start()
@@ -174,7 +165,7 @@ def test_wait_before_the_next_attempt_follows_the_schedule(
         assert receiver.wait_for(2, timeout_s=15)
         wait_until(
             lambda: 235_000 < score(store, event_id) - now_ms(store) < 361_000,
-            "the third attempt is due in 300 s, 20 % more or less",
+            "the third attempt is due in 300 s plus or minus 20 %",
         )
 
 

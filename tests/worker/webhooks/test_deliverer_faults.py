@@ -1,15 +1,12 @@
-"""What becomes of deliveries when processes die, hang, restart or are many."""
+"""Deliveries while processes die, hang, restart or run in parallel."""
 
 from __future__ import annotations
 
 import signal
 import socket
 import threading
-from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
-
-import pytest
 
 from batchmill.producer import Client, ProducerSettings
 from batchmill.producer.protocol import keys
@@ -31,20 +28,6 @@ from ..webhook_deliverers import (
 )
 
 
-@pytest.fixture
-def store(redis_url: str) -> Iterator[JobStore]:
-    store = JobStore.from_url(redis_url)
-    yield store
-    store.close()
-
-
-@pytest.fixture
-def deliverers(redis_url: str) -> Iterator[Deliverers]:
-    deliverers = Deliverers(redis_url)
-    yield deliverers
-    deliverers.close()
-
-
 def test_killed_between_post_and_settle_sends_the_same_id_and_bytes_again(
     store: JobStore, deliverers: Deliverers
 ) -> None:
@@ -62,7 +45,7 @@ def test_killed_between_post_and_settle_sends_the_same_id_and_bytes_again(
         first.send_signal(signal.SIGKILL)
         first.wait()
         released.set()
-        # The dead deliverer's lease runs out: its due time is the end of the lease.
+        # The dead deliverer's lease expires: the event is due at the end of the lease.
         store.client.zadd(keys.OUTBOX, {event_id: 0})
         deliverers.start()
         wait_until(lambda: event_state(store, event_id) == "delivered", "delivered")
@@ -78,7 +61,7 @@ def test_killed_between_post_and_settle_sends_the_same_id_and_bytes_again(
 def test_claimed_event_of_a_dead_deliverer_comes_back_within_its_lease(
     store: JobStore, deliverers: Deliverers
 ) -> None:
-    """The lease is bounded: longest attempt, wait for a turn and margin."""
+    """The lease is bounded by the longest attempt, the wait for a slot and a margin."""
     with WebhookReceiver(answers(500)) as receiver:
         event_id = finish_job(store, receiver.url)
         deliverers.start(WEBHOOK_SCHEDULE_S="0,1000", WEBHOOK_JITTER="0")
@@ -105,9 +88,9 @@ def test_hanging_receivers_do_not_hold_up_the_others(
 
 
 def test_hanging_receivers_hold_up_neither_generation_nor_other_receivers(mill: Mill) -> None:
-    """Everything else is done before the first of them answers, though they could fill all places.
+    """Everything else is done before the first of them responds, though they could fill all slots.
 
-    Eight receivers with four places each, and the deliverer has sixteen in all.
+    Eight receivers may have four deliveries each, and the deliverer has sixteen slots in all.
     """
     released = threading.Event()
 
@@ -164,7 +147,7 @@ def test_many_events_for_one_receiver_each_arrive_once(
 
 
 def test_deliverers_share_what_is_due(store: JobStore, deliverers: Deliverers) -> None:
-    """Each may have one delivery in flight, and both have to be for either to be answered."""
+    """Each may have one delivery in flight, and the receiver responds only if both have one."""
     both = threading.Barrier(2, timeout=20)
 
     def respond(request: ReceivedRequest) -> int:
@@ -179,7 +162,7 @@ def test_deliverers_share_what_is_due(store: JobStore, deliverers: Deliverers) -
         assert len(receiver.requests) == 4
 
 
-def test_sigterm_finishes_what_is_being_sent(store: JobStore, deliverers: Deliverers) -> None:
+def test_sigterm_finishes_the_attempt_in_flight(store: JobStore, deliverers: Deliverers) -> None:
     posted, released = threading.Event(), threading.Event()
 
     def respond(request: ReceivedRequest) -> int:
@@ -197,7 +180,7 @@ def test_sigterm_finishes_what_is_being_sent(store: JobStore, deliverers: Delive
     assert event_state(store, event_id) == "delivered"
 
 
-def test_sigterm_gives_back_what_waits_for_its_turn_uncounted(
+def test_sigterm_puts_back_waiting_deliveries_without_counting_an_attempt(
     store: JobStore, deliverers: Deliverers
 ) -> None:
     posted, released = threading.Event(), threading.Event()

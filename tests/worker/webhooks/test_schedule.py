@@ -1,3 +1,5 @@
+"""The retry schedule, outcomes of attempts, and the settings of secrets."""
+
 from __future__ import annotations
 
 import json
@@ -20,7 +22,7 @@ def test_default_waits_are_those_of_standard_webhooks() -> None:
     assert waits[3:] == [n * hours for n in (2, 5, 10, 14, 20, 24)]
 
 
-def test_after_the_last_attempt_there_is_no_other() -> None:
+def test_there_is_no_attempt_after_the_last() -> None:
     assert EXACT.wait_before_next_s(10, retry_after_s=None, rng=RNG) is None
     assert EXACT.wait_before_next_s(11, retry_after_s=1.0, rng=RNG) is None
 
@@ -42,7 +44,7 @@ def test_retry_after_lengthens_a_wait_to_at_most_twice(
     assert EXACT.wait_before_next_s(2, retry_after_s=retry_after_s, rng=RNG) == expected_s
 
 
-def test_retry_after_may_stretch_a_short_wait_to_a_minute() -> None:
+def test_retry_after_may_lengthen_a_short_wait_to_a_minute() -> None:
     assert EXACT.wait_before_next_s(1, retry_after_s=1e9, rng=RNG) == 60.0
 
 
@@ -52,9 +54,7 @@ def test_schedule_is_read_as_numbers_with_commas(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("value", ["", "0,-1", "0,inf", "soon"])
-def test_schedule_that_makes_no_sense_is_refused(
-    monkeypatch: pytest.MonkeyPatch, value: str
-) -> None:
+def test_invalid_schedule_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("BATCHMILL_WEBHOOK_SCHEDULE_S", value)
     with pytest.raises(ValueError, match="webhook_schedule_s"):
         WebhookSettings()
@@ -71,14 +71,14 @@ def test_secret_does_not_show_in_the_settings(monkeypatch: pytest.MonkeyPatch) -
     ("attempts", "retry_after_s", "least_s"),
     [(1, None, 60.0), (1, 30.0, 60.0), (1, 1e9, 60.0), (2, None, 300.0), (2, 400.0, 400.0)],
 )
-def test_busy_receiver_is_left_alone_for_a_minute_at_least(
+def test_busy_receiver_is_not_sent_to_for_at_least_a_minute(
     attempts: int, retry_after_s: float | None, least_s: float
 ) -> None:
     wait_s = EXACT.wait_before_next_s(attempts, retry_after_s=retry_after_s, rng=RNG, is_busy=True)
     assert wait_s == least_s
 
 
-def test_variation_never_comes_before_the_moment_that_was_asked_for() -> None:
+def test_variation_never_shortens_the_wait_that_was_asked_for() -> None:
     schedule = RetrySchedule((0.0, 5.0), jitter=0.2)
     waits = [
         schedule.wait_before_next_s(1, retry_after_s=retry_after_s, rng=RNG, is_busy=is_busy)
@@ -100,17 +100,17 @@ def test_overload_and_timeouts_count_as_busy(outcome: SendOutcome) -> None:
 
 
 @pytest.mark.parametrize("outcome", [SendOutcome(500), SendOutcome(None, error="connect")])
-def test_other_failures_are_the_receiver_s_and_not_busy(outcome: SendOutcome) -> None:
+def test_other_failures_are_receiver_faults_and_not_busy(outcome: SendOutcome) -> None:
     assert not outcome.is_busy
     assert outcome.is_receiver_fault
 
 
 @pytest.mark.parametrize("error", ["internal", "unknown_secret", "refused_address", "refused_port"])
-def test_our_own_faults_and_rules_are_not_held_against_the_endpoint(error: str) -> None:
+def test_our_own_faults_and_rules_do_not_count_against_the_endpoint(error: str) -> None:
     assert not SendOutcome(None, error=error).is_receiver_fault
 
 
-def test_secrets_under_names_are_read_several_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_named_secret_may_have_several_values(monkeypatch: pytest.MonkeyPatch) -> None:
     new, old = "whsec_" + "A" * 32, "whsec_" + "B" * 32
     monkeypatch.setenv("BATCHMILL_WEBHOOK_SECRETS", json.dumps({"billing": f"{new},{old}"}))
     settings = WebhookSettings()
@@ -134,6 +134,6 @@ def test_secrets_that_are_not_json_are_refused_without_being_shown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("BATCHMILL_WEBHOOK_SECRETS", '{"billing": "hunter2"')
-    with pytest.raises(ValueError, match="BATCHMILL_WEBHOOK_SECRETS is not JSON") as caught:
+    with pytest.raises(ValueError, match="BATCHMILL_WEBHOOK_SECRETS must be JSON") as caught:
         WebhookSettings()
     assert "hunter2" not in str(caught.value)

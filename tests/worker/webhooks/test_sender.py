@@ -1,4 +1,4 @@
-"""The sender against receivers that misbehave in every way a stranger's server can."""
+"""The sender and receivers that misbehave in every way that a server can."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BODY = b'{"type":"generation.completed"}'
 
 
 class Receiver:
-    """A server on loopback that reads one request and answers with the bytes it is told to."""
+    """A server on loopback that reads one request and responds with the given bytes."""
 
     def __init__(self, respond: Respond) -> None:
         self.requests: list[bytes] = []
@@ -59,7 +59,7 @@ def make_sender(*, total_timeout_s: float = 5.0, allow_http: bool = True) -> Web
     )
 
 
-def answer(data: bytes) -> Respond:
+def raw_response(data: bytes) -> Respond:
     async def respond(writer: asyncio.StreamWriter) -> None:
         writer.write(data)
         await writer.drain()
@@ -69,7 +69,7 @@ def answer(data: bytes) -> Respond:
 
 def status(line: str, *headers: str) -> Respond:
     lines = [f"HTTP/1.1 {line}", "content-length: 0", "connection: close", *headers, "", ""]
-    return answer("\r\n".join(lines).encode())
+    return raw_response("\r\n".join(lines).encode())
 
 
 def send(
@@ -136,12 +136,14 @@ def test_gone_disables_and_a_server_error_does_not() -> None:
         ("", None),
     ],
 )
-def test_retry_after_is_read_and_nonsense_ignored(value: str, expected_s: float | None) -> None:
+def test_retry_after_is_read_and_invalid_values_are_ignored(
+    value: str, expected_s: float | None
+) -> None:
     outcome, _ = send(status("429 Too Many Requests", f"retry-after: {value}"))
     assert outcome.retry_after_s == expected_s
 
 
-def test_receiver_that_never_answers_is_given_up_at_the_total_time_limit() -> None:
+def test_receiver_that_never_responds_ends_at_the_total_time_limit() -> None:
     async def hang(writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(60)
 
@@ -151,7 +153,7 @@ def test_receiver_that_never_answers_is_given_up_at_the_total_time_limit() -> No
     assert time.monotonic() - start < 2.0
 
 
-def test_dripped_headers_cannot_stretch_the_total_time_limit() -> None:
+def test_slow_headers_cannot_extend_the_total_time_limit() -> None:
     async def drip(writer: asyncio.StreamWriter) -> None:
         for byte in b"HTTP/1.1 200 OK\r\nx-endless: " + b"a" * 10_000:
             writer.write(bytes([byte]))
@@ -177,21 +179,21 @@ def test_endless_body_is_not_read_to_its_end() -> None:
 
     outcome, _ = send(flood)
     assert outcome.delivered
-    assert num_bytes < 20_000_000  # what the socket buffers of both ends may swallow
+    assert num_bytes < 20_000_000  # what the socket buffers of both ends may hold
 
 
-def test_compressed_answer_is_never_inflated() -> None:
+def test_compressed_response_is_never_decompressed() -> None:
     bomb = gzip.compress(b"\0" * 50_000_000)
     head = f"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: {len(bomb)}\r\n\r\n"
-    outcome, _ = send(answer(head.encode() + bomb))
+    outcome, _ = send(raw_response(head.encode() + bomb))
     assert outcome.delivered
 
 
 @pytest.mark.parametrize(
     "data", [b"SSH-2.0-OpenSSH_9.6\r\n", b"", b"HTTP/1.1 200", b"HTTP/1.1 200 OK\r\nbroken"]
 )
-def test_answer_that_is_not_http_is_a_failed_attempt(data: bytes) -> None:
-    outcome, _ = send(answer(data))
+def test_response_that_is_not_http_is_a_failed_attempt(data: bytes) -> None:
+    outcome, _ = send(raw_response(data))
     assert outcome.status is None
     assert outcome.reason in ("protocol", "connect")
     assert not outcome.disables

@@ -1,9 +1,8 @@
-"""What a job may choose about its webhooks, and what receivers of other makes make of them."""
+"""Choices of a job about its webhooks, and other libraries that verify them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import openai
 import pytest
@@ -27,20 +26,6 @@ from ..webhook_deliverers import (
 )
 
 
-@pytest.fixture
-def store(redis_url: str) -> Iterator[JobStore]:
-    store = JobStore.from_url(redis_url)
-    yield store
-    store.close()
-
-
-@pytest.fixture
-def deliverers(redis_url: str) -> Iterator[Deliverers]:
-    deliverers = Deliverers(redis_url)
-    yield deliverers
-    deliverers.close()
-
-
 @pytest.mark.parametrize(
     ("text", "output", "truncated"),
     [
@@ -49,7 +34,7 @@ def deliverers(redis_url: str) -> Iterator[Deliverers]:
         ("ü" * 8192 + "x", None, True),
     ],
 )
-def test_output_goes_along_up_to_16_kib_where_the_job_asks_for_it(
+def test_output_up_to_16_kib_is_included_if_the_job_asks_for_it(
     store: JobStore, deliverers: Deliverers, text: str, output: str | None, truncated: bool
 ) -> None:
     with WebhookReceiver() as receiver:
@@ -63,7 +48,7 @@ def test_output_goes_along_up_to_16_kib_where_the_job_asks_for_it(
     verify(request)
 
 
-def test_started_and_output_events_tell_of_a_job_under_way(
+def test_started_and_output_events_report_a_running_job(
     store: JobStore, deliverers: Deliverers
 ) -> None:
     with WebhookReceiver() as receiver:
@@ -97,7 +82,7 @@ def test_named_secrets_sign_the_events_of_the_jobs_that_name_them(
         verify(request, SECRET)
 
 
-def test_secret_that_the_operator_does_not_hold_is_never_replaced_by_another(
+def test_missing_secret_is_never_replaced_by_another(
     store: JobStore, deliverers: Deliverers
 ) -> None:
     with WebhookReceiver() as receiver:
@@ -110,7 +95,7 @@ def test_secret_that_the_operator_does_not_hold_is_never_replaced_by_another(
     assert letter.payload == b"unknown_secret"
 
 
-def test_openai_s_library_verifies_our_signatures_while_secrets_overlap(
+def test_openai_library_verifies_our_signatures_while_secrets_overlap(
     store: JobStore, deliverers: Deliverers
 ) -> None:
     with WebhookReceiver() as receiver:
@@ -125,7 +110,7 @@ def test_openai_s_library_verifies_our_signatures_while_secrets_overlap(
         webhooks.verify_signature(request.body + b" ", dict(request.headers), secret=SECRET)
 
 
-def test_after_a_gone_nothing_more_is_sent_there_until_it_is_enabled(
+def test_nothing_is_sent_to_a_gone_endpoint_until_it_is_enabled(
     store: JobStore, deliverers: Deliverers, redis_url: str
 ) -> None:
     broker = {"BATCHMILL_BROKER_URL": redis_url}
@@ -136,7 +121,9 @@ def test_after_a_gone_nothing_more_is_sent_there_until_it_is_enabled(
         second = finish_job(store, receiver.url + "/hook?job=2", "gen_2")
         wait_until(lambda: event_state(store, second) == "disabled", "the second is not tried")
         elsewhere = finish_job(store, receiver.url + "/other", "gen_3")
-        wait_until(lambda: event_state(store, elsewhere) == "delivered", "others go on")
+        wait_until(
+            lambda: event_state(store, elsewhere) == "delivered", "other endpoints still work"
+        )
         assert len(receiver.requests) == 2
         listed = json.loads(call("webhooks", "list", "--json", **broker).stdout)
         [endpoint] = listed["disabled_endpoints"]
@@ -153,7 +140,7 @@ def test_after_a_gone_nothing_more_is_sent_there_until_it_is_enabled(
     assert all(attempt.duration_ms < 15_000 for attempt in event.log)
 
 
-def test_test_event_is_signed_and_its_answer_told() -> None:
+def test_test_event_is_signed_and_its_outcome_shown() -> None:
     with WebhookReceiver(answers(200, 500)) as receiver:
         settings = {
             "BATCHMILL_WEBHOOK_SECRET": SECRET,
@@ -161,8 +148,8 @@ def test_test_event_is_signed_and_its_answer_told() -> None:
             "BATCHMILL_WEBHOOK_ALLOW_PORTS": str(receiver.port),
             "BATCHMILL_WEBHOOK_ALLOW_NETWORKS": LOOPBACK,
         }
-        told = json.loads(call("webhooks", "test", receiver.url, "--json", **settings).stdout)
-        assert (told["delivered"], told["http_status"]) == (True, 200)
+        shown = json.loads(call("webhooks", "test", receiver.url, "--json", **settings).stdout)
+        assert (shown["delivered"], shown["http_status"]) == (True, 200)
         assert call("webhooks", "test", receiver.url, **settings).returncode == 1
         [request, _] = receiver.requests
     verify(request)
