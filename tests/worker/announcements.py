@@ -1,4 +1,4 @@
-"""Announcements as tests push them into queues."""
+"""Announcements, for tests that push them into queues."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ QUEUE = "batchmill.demo.normal"
 
 
 def announcement(job_id: str, **changes: Any) -> bytes:
-    """An announcement as the submit script writes it, with changes at the top level."""
+    """Return an announcement as the submit script writes it, with top-level changes."""
     message = {
         "body": json.dumps([[], {"job": job_id, "v": 1}, {}]),
         "content-type": "application/json",

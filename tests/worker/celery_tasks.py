@@ -6,7 +6,7 @@ from batchmill.worker.consumer.celery_task import CeleryTask
 
 
 def ignore(*_: object) -> None:
-    """Serve as a callback that does nothing."""
+    """Do nothing, as a callback."""
 
 
 def a_task(job_id: str) -> CeleryTask:

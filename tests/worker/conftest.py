@@ -1,4 +1,4 @@
-"""A mill for tests: real worker processes with the stub engine on a real server."""
+"""The mill of the worker's tests: real worker processes with the stub engine on a real server."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _RUN = (
 
 
 class WorkerProcess:
-    """One worker in a process of its own, its log in a file."""
+    """One worker process, with its log in a file."""
 
     def __init__(self, name: str, environment: dict[str, str], log_path: Path) -> None:
         self.name = name
@@ -64,7 +64,7 @@ class Mill:
         self.folder = folder
         self.trace_path = folder / "trace"
         self.workers: list[WorkerProcess] = []
-        # For what any Celery user would do; it knows nothing of our app.
+        # Acts as any Celery user; it does not know our app.
         self.celery = Celery("other", broker=celery_url(url), backend=celery_url(url))
 
     def start_worker(
@@ -102,7 +102,7 @@ class Mill:
         return worker
 
     def heartbeat(self, worker: WorkerProcess) -> WorkerInfo | None:
-        """Return what a worker that is ready tells of itself."""
+        """Return the heartbeat of a worker that is ready, or None."""
         beats = {beat.name: beat for beat in self.store.list_workers()}
         beat = beats.get(worker.name)
         return beat if beat is not None and beat.state == "ready" else None
@@ -145,7 +145,7 @@ class Mill:
         )
 
     def wait_for(self, condition: Callable[[], object], what: str, timeout_s: float = 20.0) -> None:
-        """Wait until a condition holds; fail with the workers' logs where it never does."""
+        """Wait until a condition holds; if it does not in time, fail with the workers' logs."""
         deadline = time.monotonic() + timeout_s
         while not condition():
             if time.monotonic() > deadline:
@@ -188,7 +188,7 @@ def mill(redis_url: str, tmp_path: Path) -> Iterator[Mill]:
 
 @pytest.fixture
 def private_mill(private_redis_server: Any, tmp_path: Path) -> Iterator[Mill]:
-    """A mill on a server of this test's own, to be stopped and started again."""
+    """A mill on a server that only this test uses, so that it can stop and restart the server."""
     mill = Mill(private_redis_server.url, tmp_path)
     yield mill
     mill.close()
@@ -196,7 +196,7 @@ def private_mill(private_redis_server: Any, tmp_path: Path) -> Iterator[Mill]:
 
 @pytest.fixture(scope="module")
 def running_mill(_session_server: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mill]:
-    """A mill with one worker, for all tests of a module that leave it running."""
+    """A mill with one worker, shared by the tests of a module, which leave it running."""
     mill = Mill(_session_server.url, tmp_path_factory.mktemp("mill"))
     mill.store.client.flushall()
     mill.start_worker()
@@ -206,7 +206,7 @@ def running_mill(_session_server: Any, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="session")
 def reference() -> Callable[..., tuple[list[int], str]]:
-    """What the stub engine generates for a prompt, without a worker: tokens and text."""
+    """A function that returns the stub engine's tokens and text for a prompt, without a worker."""
 
     def generate(prompt: str, num_tokens: int, seed: int = 7) -> tuple[list[int], str]:
         token_ids = expected_tokens(prompt, num_tokens, seed)
@@ -217,7 +217,7 @@ def reference() -> Callable[..., tuple[list[int], str]]:
 
 @pytest.fixture(scope="session")
 def node_examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of `examples/node` with its packages installed, once a session."""
+    """A copy of `examples/node` with its packages installed, once per session."""
     if shutil.which("npm") is None or shutil.which("node") is None:
         pytest.skip("node and npm are not installed")
     folder = tmp_path_factory.mktemp("javascript") / "node"

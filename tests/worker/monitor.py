@@ -1,4 +1,4 @@
-"""A Celery monitor, as Flower has one."""
+"""A Celery event monitor, like Flower's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from celery.events.state import State
 
 
 class Monitor:
-    """The events so far and the state made of them."""
+    """Collects events and builds Celery's state from them."""
 
     def __init__(self, app: Any) -> None:
         self.state = State()
@@ -19,8 +19,8 @@ class Monitor:
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
-    def of(self, task_id: str) -> list[str]:
-        """Types of a task's events."""
+    def types_of(self, task_id: str) -> list[str]:
+        """Return the types of a task's events."""
         return [event["type"] for event in list(self.events) if event.get("uuid") == task_id]
 
     def close(self) -> None:
@@ -29,7 +29,7 @@ class Monitor:
 
     def _run(self) -> None:
         with self._app.connection() as connection:
-            receiver = self._app.events.Receiver(connection, handlers={"*": self._hear})
+            receiver = self._app.events.Receiver(connection, handlers={"*": self._receive})
             with receiver.consumer_context(wakeup=False) as (own_connection, _, _):
                 while not self._stop:
                     try:
@@ -37,6 +37,6 @@ class Monitor:
                     except TimeoutError:
                         continue
 
-    def _hear(self, event: dict[str, Any]) -> None:
+    def _receive(self, event: dict[str, Any]) -> None:
         self.events.append(event)
         self.state.event(event)

@@ -1,7 +1,7 @@
-"""Nothing that a job says or gets is found where it does not belong.
+"""The content of jobs appears only where it belongs.
 
-Jobs of every kind carry words that occur nowhere else; then they are looked for in everything that
-the programs write, send, show and leave in Redis.
+Jobs of every kind carry words that occur nowhere else. The test then searches for these words in
+everything that the programs write, send, show and leave in Redis.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ STOP = "CANARYstop"
 METADATA = "CANARYmetadata"
 SCHEMA = "CANARYschema"
 WRONG = "CANARYwrong"
-#: Where content belongs, and nowhere else: key pattern -> fields of a hash (None: the whole value).
-MEANT_TO_HOLD_CONTENT: dict[str, tuple[str, ...] | None] = {
-    # The record: what was asked for, and what came of it.
+#: The only places for content: start of the key -> fields of a hash (None: the whole value).
+PLACES_FOR_CONTENT: dict[str, tuple[str, ...] | None] = {
+    # The record: the job document and the result.
     "batchmill:job:": ("doc", "result"),
-    # The text so far of a job that runs, or ended without a result.
+    # The text so far of a job that is running, or that ended without a result.
     "batchmill:text:": None,
-    # What was given up, to be looked at and tried again.
+    # A dead letter, to be inspected and retried.
     "batchmill:dead:": ("payload",),
-    # The body of an event: with `metadata`, and with the text where the job asked for it.
+    # The body of an event: with `metadata`, and with the text if the job asked for it.
     "batchmill:event:": ("body",),
     # Celery's result of a plain Celery task, which its sender asked for.
     "celery-task-meta-": None,
@@ -59,23 +59,23 @@ MEANT_TO_HOLD_CONTENT: dict[str, tuple[str, ...] | None] = {
 
 
 def output_of(prompt: str) -> str:
-    """The first three words of the stub's output: they follow each other nowhere else."""
+    """Return the first three words of the stub's output, a sequence that occurs nowhere else."""
     return "".join(f" w{token_id}" for token_id in expected_tokens(prompt, 3)).strip()
 
 
 class Site:
-    """Every program on one server, each with its log, and everything that was told so far."""
+    """Every program on one server, each with its log, and all output collected so far."""
 
     def __init__(self, mill: Mill, monitor: Monitor, flower: str, folder: Path) -> None:
         self.mill = mill
         self.monitor = monitor
         self.flower = flower
         self.folder = folder
-        #: What was shown, by where.
+        #: Output by its source.
         self.shown: dict[str, str] = {}
 
     def show(self, *arguments: str) -> str:
-        """Run one of our commands and keep what it wrote."""
+        """Run one of our commands, keep its output, and return its stdout."""
         answer = call(*arguments, BATCHMILL_BROKER_URL=self.mill.url)
         self.shown["batchmill " + " ".join(arguments[:3])] = answer.stdout + answer.stderr
         return answer.stdout
@@ -105,7 +105,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
         bare.close()
         mill = Mill(f"{server.url}?password={PASSWORD}", tmp_path)
         stack.callback(mill.close)
-        allowed = {
+        allowed: dict[str, Any] = {
             "webhook_allow_http": "1",
             "webhook_allow_ports": "1024-65535",
             "webhook_allow_networks": "127.0.0.0/8",
@@ -137,7 +137,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 
 def fields(*, structured: bool = False, say: str = "", **changes: Any) -> dict[str, Any]:
-    """A job that says something in every place where one can."""
+    """Return the fields of a job with content in every field that takes any."""
     schema = {"type": "object", "title": SCHEMA}
     structure = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
     end = {"response_format": structure} if structured else {"stop": [STOP]}
@@ -155,7 +155,7 @@ def fields(*, structured: bool = False, say: str = "", **changes: Any) -> dict[s
 
 
 def send_jobs(site: Site, hook: str) -> dict[str, str]:
-    """Send jobs in every way there is; their ids by what they are for."""
+    """Send jobs in every possible way; return their ids by purpose."""
     mill = site.mill
     settings = ProducerSettings(
         webhook_allow_http=True,
@@ -167,11 +167,11 @@ def send_jobs(site: Site, hook: str) -> dict[str, str]:
         ids = {
             "plain": client.submit(**fields(webhook=hook)).id,
             "structured": client.submit(**fields(structured=True)).id,
-            "told": client.submit(**fields(webhook=hook, include_output=True)).id,
+            "with output": client.submit(**fields(webhook=hook, include_output=True)).id,
             "failing": client.submit(**fields(say="<<error@4>>", webhook=hook)).id,
             "refused": client.submit(**fields(say="<<refuse>>")).id,
             "too long": client.submit(**fields(say="x" * 20_000)).id,
-            "waiting for a worker": client.submit(**fields(model="nobody")).id,
+            "waiting for a worker": client.submit(**fields(model="unserved")).id,
         }
         for wrong in (
             {"temperature": WRONG},
@@ -229,8 +229,8 @@ def run_bulk(site: Site) -> None:
     assert len(answers.read_text().splitlines()) == 2, done.stderr
 
 
-def look_around(site: Site, ids: dict[str, str]) -> None:
-    """Ask every program for everything it shows."""
+def collect_output(site: Site, ids: dict[str, str]) -> None:
+    """Collect everything that every program shows."""
     site.show("status", "--json")
     site.show("doctor", "--json")
     site.show("dead-letters", "list", "--json")
@@ -243,7 +243,7 @@ def look_around(site: Site, ids: dict[str, str]) -> None:
         assert answer, name
         site.shown[f"celery inspect {name}"] = json.dumps(answer, default=str)
     site.mill.wait_for(
-        # Not each: Flower may begin to listen after the first.
+        # Not all of them: Flower may begin to listen after the first.
         lambda: any(job_id in site.page("/api/tasks") for job_id in ids.values()),
         "a task in Flower",
     )
@@ -258,12 +258,12 @@ def look_around(site: Site, ids: dict[str, str]) -> None:
 
 
 def stored(redis: Any) -> Iterator[tuple[str, str]]:
-    """Everything in Redis but where content belongs: a name of its place, and the text."""
+    """Yield everything in Redis outside the places for content: its place, and the text."""
     for key in redis.scan_iter():
         name = key.decode(errors="replace")
         yield f"the name {name}", name
-        begins = [start for start in MEANT_TO_HOLD_CONTENT if name.startswith(start)]
-        meant = MEANT_TO_HOLD_CONTENT[begins[0]] if begins else ()
+        begins = [start for start in PLACES_FOR_CONTENT if name.startswith(start)]
+        meant = PLACES_FOR_CONTENT[begins[0]] if begins else ()
         if meant is not None:
             for field, value in read_key(redis, key):
                 if field not in meant:
@@ -271,7 +271,7 @@ def stored(redis: Any) -> Iterator[tuple[str, str]]:
 
 
 def read_key(redis: Any, key: bytes) -> list[tuple[str, Any]]:
-    """The fields of a hash, or one field without a name."""
+    """Return the fields of a hash, or one field without a name."""
     kind = redis.type(key)
     if kind == b"hash":
         return [(field.decode(), value) for field, value in redis.hgetall(key).items()]
@@ -284,7 +284,7 @@ def read_key(redis: Any, key: bytes) -> list[tuple[str, Any]]:
     return [("", read(key))]
 
 
-def test_content_is_found_only_where_it_is_meant_to_be(site: Site) -> None:
+def test_content_appears_only_where_it_belongs(site: Site) -> None:
     canaries = [PASSWORD, PROMPT, SYSTEM, STOP, METADATA, SCHEMA, WRONG]
     rendered = f"<system>{SYSTEM}<user>{PROMPT} "
     canaries.append(output_of(rendered))
@@ -292,22 +292,33 @@ def test_content_is_found_only_where_it_is_meant_to_be(site: Site) -> None:
     with WebhookReceiver() as receiver:
         ids = send_jobs(site, receiver.url)
         run_bulk(site)
-        ended = ("plain", "structured", "told", "failing", "refused", "too long", "inbox", "celery")
+        ended = (
+            "plain",
+            "structured",
+            "with output",
+            "failing",
+            "refused",
+            "too long",
+            "inbox",
+            "celery",
+        )
         site.mill.wait_for(lambda: site.mill.store.state("inbox"), "the inbox")
         records = dict(zip(ended, site.mill.wait_ended(*(ids[n] for n in ended)), strict=True))
         site.mill.wait_for(lambda: len(site.mill.store.dead_letters()) >= 3, "the dead letters")
         site.show("dead-letters", "retry", "bad-inbox", "--json")
         assert receiver.wait_for(3, timeout_s=30)
-        site.mill.wait_for(lambda: site.mill.store.dead_letter("bad-inbox"), "it to come back")
+        site.mill.wait_for(
+            lambda: site.mill.store.dead_letter("bad-inbox"), "the dead letter to return"
+        )
 
-    look_around(site, ids)
+    collect_output(site, ids)
 
-    # The canaries are alive: they are found where they are meant to be.
-    assert canaries[-1] in json.loads(records["plain"].result)["text"]
+    # The search works: it finds the words where they belong.
+    assert canaries[-1] in json.loads(records["plain"].result or b"{}")["text"]
     documents = records["plain"].document.decode() + records["structured"].document.decode()
     assert all(word in documents for word in canaries[1:6])
     assert any(canaries[-1].encode() in request.body for request in receiver.requests)
-    assert redis.llen("batchmill.nobody.normal") == 1
+    assert redis.llen("batchmill.unserved.normal") == 1
     assert len(site.shown) > 40
     found = [
         (canary, place)

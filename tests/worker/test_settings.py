@@ -1,4 +1,4 @@
-"""Worker settings: from the environment, checked together."""
+"""Worker settings: read from the environment, and checked together."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_values_that_cannot_work_together_are_refused() -> None:
 
 
 @pytest.mark.parametrize("seconds", [315_360_001, 2**63])
-def test_a_time_to_live_that_redis_could_not_keep_is_refused(seconds: int) -> None:
+def test_a_time_to_live_that_redis_cannot_keep_is_refused(seconds: int) -> None:
     with pytest.raises(ValidationError, match=f"result_ttl_s is {seconds}.*BATCHMILL_RESULT_TTL_S"):
         WorkerSettings(result_ttl_s=seconds)
     assert WorkerSettings(result_ttl_s=315_360_000).result_ttl_s == 315_360_000
@@ -58,7 +58,7 @@ def test_two_workers_on_one_machine_have_two_names() -> None:
     assert WorkerSettings(worker_name="w@h").node_name == "w@h"
 
 
-def test_a_password_is_in_nothing_that_is_shown() -> None:
+def test_a_password_is_never_shown() -> None:
     settings = WorkerSettings(broker_url="rediss://:hidden@host:6379/0")
     app = create_app(settings)
 
@@ -77,7 +77,7 @@ def test_a_password_is_in_nothing_that_is_shown() -> None:
          "redis+socket:///run/x.sock?virtual_host=3"),
     ],
 )  # fmt: skip
-def test_only_consumers_take_our_transport(url: str, read_url: str, write_url: str) -> None:
+def test_only_consumers_use_our_transport(url: str, read_url: str, write_url: str) -> None:
     app = create_app(WorkerSettings(broker_url=url))
 
     assert app.conf.broker_read_url == read_url

@@ -1,4 +1,4 @@
-"""Jobs that owe a webhook, deliverer processes, and receivers that answer as they are told."""
+"""Deliverer processes, jobs that owe them a webhook, and receivers with set responses."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Deliverers:
         self._started: list[subprocess.Popen[bytes]] = []
 
     def start(self, **settings: object) -> subprocess.Popen[bytes]:
-        """Start one; settings are BATCHMILL_<NAME> variables, and the schedule is quick."""
+        """Start a deliverer with a quick schedule; settings are BATCHMILL_<NAME> variables."""
         chosen: dict[str, object] = {
             "WEBHOOK_SECRET": SECRET,
             "WEBHOOK_ALLOW_HTTP": "1",
@@ -71,7 +71,7 @@ def finish_job(
     secret: str = "",
     **fields: object,
 ) -> str:
-    """Bring a job to its end and return the id of the event that it owes."""
+    """Bring a job to its end, and return the id of the event that it owes."""
     content = {"prompt": "a secret prompt", "metadata": {"order": "17"}, **fields}
     document = json.dumps(content)
     queue = keys.queue_name("demo", "normal")
@@ -115,7 +115,7 @@ def now_ms(store: JobStore) -> float:
 
 
 def answers(*statuses: int) -> Callable[[ReceivedRequest], int]:
-    """Answer with each status in turn, and then with the last for ever."""
+    """Return a responder that sends each status in turn, and then the last one for ever."""
     remaining = list(statuses)
     lock = threading.Lock()
 
@@ -127,5 +127,5 @@ def answers(*statuses: int) -> Callable[[ReceivedRequest], int]:
 
 
 def verify(request: ReceivedRequest, secret: str = SECRET) -> None:
-    """Check a signature with an implementation that is not ours."""
+    """Check a signature with a third-party implementation."""
     Webhook(secret).verify(request.body, dict(request.headers))

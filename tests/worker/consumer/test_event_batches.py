@@ -1,4 +1,4 @@
-"""Events wait a moment for each other, and none waits for good."""
+"""Events wait a moment for each other, and none waits for ever."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def hub() -> Iterator[Any]:
     hub.close()
 
 
-def turn_until_sent(hub: Any, sent: list[int], num_batches: int) -> None:
+def run_until_sent(hub: Any, sent: list[int], num_batches: int) -> None:
     for _ in range(100):
         if len(sent) >= num_batches:
             return
@@ -45,11 +45,11 @@ def test_events_of_one_moment_are_sent_together(hub: Any) -> None:
         buffered.append(number)
         batches.on_buffered()
         assert not sent
-    turn_until_sent(hub, sent, 1)
+    run_until_sent(hub, sent, 1)
 
     buffered.append(11)
     batches.on_buffered()
-    turn_until_sent(hub, sent, 2)
+    run_until_sent(hub, sent, 2)
 
     assert sent == [10, 1]
 
@@ -57,15 +57,15 @@ def test_events_of_one_moment_are_sent_together(hub: Any) -> None:
 def test_an_event_of_another_thread_wakes_the_loop(hub: Any) -> None:
     sent: list[int] = []
     batches = EventBatches(hub, lambda: sent.append(1))
-    hub.call_later(30, lambda: None)  # nothing else would turn it soon
+    hub.call_later(30, lambda: None)  # nothing else would wake it soon
     hub.call_soon(lambda: None)
     hub.run_once()
 
     threading.Thread(target=batches.on_buffered).start()
-    turn_until_sent(hub, sent, 1)
+    run_until_sent(hub, sent, 1)
 
 
-def test_events_after_the_consumers_stop_are_sent_though_its_timers_are_gone(hub: Any) -> None:
+def test_events_after_the_consumers_stop_are_sent_without_its_timers(hub: Any) -> None:
     sent: list[int] = []
     dispatcher = SimpleNamespace(on_send_buffered=print, flush=lambda: sent.append(1))
     consumer = SimpleNamespace(hub=hub, event_dispatcher=dispatcher)
@@ -79,11 +79,11 @@ def test_events_after_the_consumers_stop_are_sent_though_its_timers_are_gone(hub
     assert sent == [1]
 
     dispatcher.on_send_buffered()
-    turn_until_sent(hub, sent, 2)
+    run_until_sent(hub, sent, 2)
 
     dispatcher.on_send_buffered()
     step.shutdown(consumer)
-    assert sent == [1, 1, 1], "the last ones do not wait for a loop that turns no more"
+    assert sent == [1, 1, 1], "the last events do not wait for a loop that has ended"
 
 
 def test_the_workers_consumer_sends_in_batches() -> None:

@@ -1,4 +1,4 @@
-"""What lies in a queue and is no job: it becomes a dead letter, or is dropped."""
+"""Queue elements that are not jobs become dead letters, or are dropped."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def without_content_type() -> bytes:
     return json.dumps(message).encode()
 
 
-def test_malformed_elements_go_to_the_dead_letters_and_the_worker_goes_on(
+def test_malformed_elements_become_dead_letters_and_the_worker_continues(
     running_mill: Any,
 ) -> None:
     elements = {**MALFORMED, "content_type ": without_content_type()}
     running_mill.store.client.lpush(QUEUE, *elements.values())
-    job_id = running_mill.submit("after the rubbish")
+    job_id = running_mill.submit("after the malformed ones")
 
     (record,) = running_mill.wait_ended(job_id)
 
@@ -64,14 +64,14 @@ def test_malformed_elements_go_to_the_dead_letters_and_the_worker_goes_on(
 
 
 def test_a_malformed_broadcast_is_ignored(running_mill: Any) -> None:
-    for rubbish in (b"[]", b"{}", b'{"properties": 3}', b"no json"):
-        running_mill.store.client.publish("/0.celery.pidbox", rubbish)
+    for malformed in (b"[]", b"{}", b'{"properties": 3}', b"no json"):
+        running_mill.store.client.publish("/0.celery.pidbox", malformed)
 
     replies = running_mill.celery.control.ping(timeout=10, limit=1)
     assert replies == [{"w1@test": {"ok": "pong"}}]
 
 
-def test_announcements_of_nothing_are_dropped(running_mill: Any) -> None:
+def test_announcements_of_unknown_jobs_are_dropped(running_mill: Any) -> None:
     running_mill.store.client.lpush(QUEUE, announcement("gen_unknown"))
     job_id = running_mill.submit("after it")
     assert running_mill.wait_ended(job_id)[0].state is JobState.COMPLETED
@@ -79,7 +79,7 @@ def test_announcements_of_nothing_are_dropped(running_mill: Any) -> None:
 
 def test_a_job_of_a_later_version_is_left_for_its_worker(running_mill: Any) -> None:
     store = running_mill.store
-    new = prepare(GenerationJob(prompt="of tomorrow", priority="low"), ProducerSettings())
+    new = prepare(GenerationJob(prompt="of a later version", priority="low"), ProducerSettings())
     store.adopt(new)
     store.client.hset(keys.job(new.job_id), mapping={"v": 99})
     letters = len(store.dead_letters())
@@ -88,7 +88,7 @@ def test_a_job_of_a_later_version_is_left_for_its_worker(running_mill: Any) -> N
     refusal = f'"{new.job_id}", "why": "unsupported_version"'
     running_mill.wait_for(lambda: refusal in running_mill.workers[0].log, "the refusal")
 
-    # It is announced again from time to time, not in a hot loop, and the worker serves on.
+    # It is announced again from time to time, not in a busy loop, and the worker still serves.
     others = [running_mill.submit(f"prompt {n}", max_tokens=150) for n in range(3)]
     running_mill.wait_ended(*others)
     assert running_mill.workers[0].log.count(refusal) <= 3

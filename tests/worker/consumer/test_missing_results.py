@@ -1,4 +1,4 @@
-"""Plain Celery tasks whose jobs ended without a worker: their senders hear of it all the same."""
+"""Plain Celery tasks get a result even if no worker was there to report their job's end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from batchmill.producer.protocol.replies import Claim, HeldJob, JobState, Releas
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store.submission import prepare
 
-#: Long enough to be still under way when a test looks; the stub makes about 500 a second.
+#: Long enough to be still running when a test checks; the stub makes about 500 tokens per second.
 LONG = 4000
 
 
@@ -31,13 +31,13 @@ def test_tasks_that_end_while_they_wait_are_revoked_for_their_senders(mill: Any)
     ]
     for task in sent:
         mill.wait_for(lambda task=task: mill.store.read_tokens(task.id), "its first tokens")
-    assert worker.end() == 0  # as at a deployment: given back
+    assert worker.end() == 0  # as in a deployment: the jobs are given back
     cancelled, late = sent
     assert {mill.state(task.id) for task in sent} == {JobState.QUEUED}
     mill.store.cancel(cancelled.id)
     mill.store.client.hset(keys.job(late.id), "deadline_at_ms", 1)
     mill.store.client.zadd(keys.DEADLINES, {late.id: 1})
-    mill.store.client.delete("batchmill.demo.normal")  # nobody ever meets their announcements
+    mill.store.client.delete("batchmill.demo.normal")  # no worker ever gets their announcements
 
     mill.start_worker("w2")
 
@@ -50,7 +50,7 @@ def test_tasks_that_end_while_they_wait_are_revoked_for_their_senders(mill: Any)
 
 
 def adopted(mill: Any, name: str, *, celery_result: bool = True) -> Claim:
-    """A plain Celery task in the hands of a worker that will not live to tell Celery anything."""
+    """Adopt and claim a plain Celery task for a worker that will never report to Celery."""
     new = prepare(GenerationJob(prompt="x"), ProducerSettings(), job_id=name)
     mill.store.adopt(replace(new, celery_result=celery_result))
     claim = mill.store.claim(name, owner="dead", lease_ms=60_000, identity="stub")
@@ -85,5 +85,5 @@ def test_a_worker_killed_after_the_end_was_written_leaves_no_sender_waiting(mill
         mill.celery.AsyncResult("failed").get(timeout=20)
     with pytest.raises(Exception, match="attempts_exhausted"):
         mill.celery.AsyncResult("poison").get(timeout=20)
-    mill.wait_for(lambda: not mill.store.client.exists(keys.CELERY_ENDS), "all to be told")
+    mill.wait_for(lambda: not mill.store.client.exists(keys.CELERY_ENDS), "all results")
     assert mill.celery.AsyncResult("silent").state == "PENDING"

@@ -1,9 +1,10 @@
-"""Which queue elements are messages: what a hostile or careless producer may push."""
+"""Which queue elements are accepted as messages, and which are refused with a reason."""
 
 from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -15,7 +16,13 @@ from batchmill.worker.errors import MalformedMessage
 DELIVERY = {"delivery_info": {"exchange": "", "routing_key": "q"}, "delivery_tag": "tag"}
 
 
-def element(*, headers: dict[str, Any] | None = None, **changes: Any) -> bytes:
+def element(
+    parts: Mapping[str, Any] | None = None,
+    *,
+    headers: Mapping[str, Any] | None = None,
+    **changes: Any,
+) -> bytes:
+    """Return a good element, with changed headers and other changed parts."""
     message = {
         "body": '[[], {"job": "gen_1", "v": 1}, {}]',
         "content-type": "application/json",
@@ -23,16 +30,16 @@ def element(*, headers: dict[str, Any] | None = None, **changes: Any) -> bytes:
         "headers": {"task": TASK_NAME, "id": "gen_1", **(headers or {})},
         "properties": DELIVERY,
     }
-    return json.dumps({**message, **changes}).encode()
+    return json.dumps({**message, **(parts or {}), **changes}).encode()
 
 
-def test_a_minimal_message_of_another_language_is_taken() -> None:
+def test_a_minimal_message_of_another_language_is_accepted() -> None:
     message = json.loads(element())
     del message["content-encoding"]
 
-    envelope = read_queue_message(json.dumps(message).encode())
+    checked = read_queue_message(json.dumps(message).encode())
 
-    assert (envelope.delivery_tag, envelope.is_announcement) == ("tag", True)
+    assert (checked.delivery_tag, checked.is_announcement) == ("tag", True)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +51,7 @@ def test_a_minimal_message_of_another_language_is_taken() -> None:
         ("[[], {}, {}]", False),
     ],
 )
-def test_an_announcement_is_told_from_a_job_in_its_message(
+def test_an_announcement_is_distinguished_from_a_job_in_its_message(
     body: str, is_announcement: bool
 ) -> None:
     plain = element(body=body)
@@ -58,21 +65,21 @@ def test_an_announcement_is_told_from_a_job_in_its_message(
 
 
 def protocol_1(**changes: Any) -> bytes:
-    """A message as Celery 3 wrote it, and celery-node does on demand: all of it in the body."""
+    """Return a message as Celery 3 wrote it, and as celery-node can: all of it in the body."""
     task = {"task": TASK_NAME, "id": "t-1", "args": [], "kwargs": {"job": {"prompt": "x"}}}
     body = base64.b64encode(json.dumps({**task, **changes}).encode()).decode()
     message = json.loads(element(body=body, properties={**DELIVERY, "body_encoding": "base64"}))
     return json.dumps(message | {"headers": {}}).encode()
 
 
-def test_a_message_of_celery_protocol_1_is_taken_as_one_of_protocol_2() -> None:
-    envelope = read_queue_message(protocol_1(retries=0, eta=None, taskset=None))
+def test_a_message_of_celery_protocol_1_is_converted_to_protocol_2() -> None:
+    checked = read_queue_message(protocol_1(retries=0, eta=None, taskset=None))
 
-    headers = envelope.message["headers"]
+    headers = checked.message["headers"]
     assert headers == {"task": TASK_NAME, "id": "t-1", "retries": 0}
-    assert json.loads(envelope.message["body"]) == [[], {"job": {"prompt": "x"}}, {}]
-    assert not envelope.message["properties"]["body_encoding"]
-    assert not envelope.is_announcement
+    assert json.loads(checked.message["body"]) == [[], {"job": {"prompt": "x"}}, {}]
+    assert not checked.message["properties"]["body_encoding"]
+    assert not checked.is_announcement
 
 
 @pytest.mark.parametrize(
@@ -87,7 +94,7 @@ def test_a_message_of_celery_protocol_1_is_taken_as_one_of_protocol_2() -> None:
         ({"expires": "soon"}, "bad_header"),
     ],
 )
-def test_a_bad_message_of_protocol_1_is_refused_as_one_of_protocol_2(
+def test_a_bad_message_of_protocol_1_is_refused_like_one_of_protocol_2(
     changes: dict[str, Any], code: str
 ) -> None:
     with pytest.raises(MalformedMessage) as caught:
@@ -102,7 +109,7 @@ def test_a_bad_message_of_protocol_1_is_refused_as_one_of_protocol_2(
         {"eta": "2030-01-01T00:00:00+00:00", "timelimit": [10, 5.5], "stamped_headers": []},
     ],
 )
-def test_headers_that_celery_writes_are_taken(headers: dict[str, Any]) -> None:
+def test_headers_that_celery_writes_are_accepted(headers: dict[str, Any]) -> None:
     assert read_queue_message(element(headers=headers)).is_announcement
 
 
@@ -147,16 +154,16 @@ def test_headers_that_would_stop_celery_are_refused(headers: dict[str, Any]) -> 
         (element(headers={"task": None}), "no_task"),
         (element(headers={"task": "celery.backend_cleanup"}), "unknown_task"),
         (element(headers={"compression": "zlib"}), "compressed"),
-        (element(**{"content-type": None}), "content_type"),
-        (element(**{"content-type": "application/x-yaml"}), "content_type"),
-        (element(**{"content-encoding": "utf-16"}), "content_encoding"),
+        (element({"content-type": None}), "content_type"),
+        (element({"content-type": "application/x-yaml"}), "content_type"),
+        (element({"content-encoding": "utf-16"}), "content_encoding"),
         (element(body={"job": "x"}), "no_body"),
         (element(properties={**DELIVERY, "body_encoding": "base64"}), "body_encoding"),
         (element(properties={**DELIVERY, "body_encoding": "rot13"}), "body_encoding"),
         (element(body="[[], {}]"), "bad_body"),
         (element(body="[{}, [], {}]"), "bad_body"),
         (element(body='[[], {"job": "gen_1"'), "body_not_json"),
-        # kombu makes a value of such an object, or cannot; Celery then logs the whole body.
+        # kombu converts such an object, or fails to; Celery then logs the whole body.
         (element(body='[[], {"job": {"__type__": "no", "__value__": 1}}, {}]'), "body_not_json"),
         (element(body='[[], {"__type__": "decimal", "__value__": "x"}, {}]'), "body_not_json"),
         (
@@ -170,7 +177,7 @@ def test_headers_that_would_stop_celery_are_refused(headers: dict[str, Any]) -> 
         (element(headers={"id": "\ud800"}), "lone_surrogate"),
     ],
 )
-def test_what_no_worker_can_run_is_refused_with_a_reason(raw: bytes, code: str) -> None:
+def test_an_element_that_no_worker_can_run_is_refused_with_a_reason(raw: bytes, code: str) -> None:
     with pytest.raises(MalformedMessage) as caught:
         read_queue_message(raw)
 

@@ -35,7 +35,7 @@ def test_an_idle_engine_prepares_and_still_takes_messages() -> None:
     ours, theirs = Pipe()
     engine = SlowToPrepare(num_calls=500)
     counter_fd = LivenessCounter.create_file()
-    loop = EngineLoop(theirs, engine, LivenessCounter(counter_fd))  # type: ignore[arg-type]
+    loop = EngineLoop(theirs, engine, LivenessCounter(counter_fd))
     os.close(counter_fd)
     thread = threading.Thread(target=loop.serve, daemon=True)
     thread.start()

@@ -36,7 +36,7 @@ def deliverers(redis_url: str) -> Iterator[Deliverers]:
 
 
 def requests(number: int) -> list[dict[str, Any]]:
-    """OpenAI's batch lines."""
+    """Return lines in OpenAI's batch format."""
     return [
         {
             "custom_id": f"c{i}",
@@ -49,14 +49,14 @@ def requests(number: int) -> list[dict[str, Any]]:
 
 
 def event_of(request: ReceivedRequest) -> Any:
-    """The event of a request whose signature is right, in the form of its schema."""
+    """Return the event of a request, after checking its signature and its schema."""
     verify(request)
     event = json.loads(request.body)
     assert is_valid("batch-event.schema.json", event)
     return event
 
 
-def test_a_file_becomes_a_batch_and_its_end_is_told_once(
+def test_a_file_becomes_a_batch_and_its_end_is_reported_once(
     mill: Mill, deliverers: Deliverers
 ) -> None:
     lines = [*requests(30), {"custom_id": "wrong", "prompt": ""}]
@@ -135,15 +135,15 @@ def test_counts_are_exact_when_a_worker_is_killed(mill: Mill) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "exit_code"),
     [
-        (["show", "batch_nobody"], "unknown_batch", 5),
-        (["cancel", "batch_nobody"], "unknown_batch", 5),
-        (["results", "batch_nobody"], "unknown_batch", 5),
+        (["show", "batch_unknown"], "unknown_batch", 5),
+        (["cancel", "batch_unknown"], "unknown_batch", 5),
+        (["results", "batch_unknown"], "unknown_batch", 5),
         (["create", "missing.jsonl"], "usage", 2),
         (["create", "in.jsonl", "--webhook-event", "started"], "invalid_request", 4),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_wrong_commands_are_told_apart(
+def test_wrong_commands_have_distinct_errors(
     redis_url: str, tmp_path: Path, arguments: list[str], code: str, exit_code: int
 ) -> None:
     write_lines(tmp_path / "in.jsonl", requests(1))

@@ -1,4 +1,4 @@
-"""Calls of functions on their way out: the result, the webhook, the line of a bulk run."""
+"""Function calls in outputs: in the result, the webhook and the line of a bulk run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from batchmill.worker.webhooks.payload import MAX_OUTPUT_BYTES, render_body
 from ..celery_tasks import a_task
 
 CALL = FinishedCall("call_1", "clock", '{"zone": "Zürich"}')
-AS_OPENAI_HAS_IT = {
+OPENAI_CALL = {
     "id": "call_1",
     "type": "function",
     "function": {"name": "clock", "arguments": '{"zone": "Zürich"}'},
@@ -35,7 +35,7 @@ AS_OPENAI_HAS_IT = {
 
 
 def result_of(text: str, *, samples: tuple[FinishedSample, ...] = ()) -> JobResult:
-    """A job's result, as it is read from the record that its worker wrote."""
+    """Return a job's result as it is read from the record that its worker wrote."""
     claim = Claim("j", 1, b"{}", [], 1, False, None, 0, 0, 0)
     finished = Finished("j.1", text, [1], "tool_calls", 3, tool_calls=[CALL], samples=samples)
     job = ActiveJob(claim, AddRequest("j.1", "prompt", None, {}), a_task("j"))
@@ -44,13 +44,13 @@ def result_of(text: str, *, samples: tuple[FinishedSample, ...] = ()) -> JobResu
     return JobResult.model_validate_json(end.result)
 
 
-def test_a_result_has_the_calls_and_its_message_goes_on_with_the_chat() -> None:
+def test_a_result_has_the_calls_and_its_message_continues_the_chat() -> None:
     result = result_of("")
     assert result.status == "completed"
     assert result.message == {
         "role": "assistant",
         "content": None,
-        "tool_calls": [AS_OPENAI_HAS_IT],
+        "tool_calls": [OPENAI_CALL],
     }
     answer = {"role": "tool", "tool_call_id": "call_1", "content": "Noon."}
     job = parse_job({"messages": [{"role": "user", "content": "?"}, result.message, answer]})
@@ -68,7 +68,7 @@ def test_each_sample_has_its_own_calls() -> None:
     assert second.message == {"role": "assistant", "content": "Noon."}
 
 
-def test_a_line_of_a_bulk_run_is_openais() -> None:
+def test_a_line_of_a_bulk_run_has_openais_format() -> None:
     line = answer_line("batch_req_1", "a", LineKind.CHAT, result_of(""), finished_at_ms=7_999)
     completion = ChatCompletion.model_validate(line["response"]["body"])
     assert completion.created == 7
@@ -76,11 +76,11 @@ def test_a_line_of_a_bulk_run_is_openais() -> None:
     assert choice.finish_reason == "tool_calls"
     assert choice.message.content is None
     assert choice.message.tool_calls is not None
-    assert choice.message.tool_calls[0].model_dump() == AS_OPENAI_HAS_IT
+    assert choice.message.tool_calls[0].model_dump() == OPENAI_CALL
 
 
 @pytest.mark.parametrize("state", ["queued", "completed"])
-def test_a_webhook_of_an_end_says_nothing_of_a_later_run(state: str) -> None:
+def test_a_webhook_of_an_end_has_nothing_of_a_later_run(state: str) -> None:
     entry = OutboxEntry("evt_j_failed", "generation.failed", "j", "https://a/", 1, 1, 0, None)
     result = result_of("of the second run").model_dump_json().encode()
     fields = {b"state": state.encode(), b"doc": b'{"include_output": true}', b"run": b"2"}
@@ -90,7 +90,7 @@ def test_a_webhook_of_an_end_says_nothing_of_a_later_run(state: str) -> None:
 
 
 @pytest.mark.parametrize(("text", "fits"), [("So:", True), ("x" * MAX_OUTPUT_BYTES, False)])
-def test_a_webhook_has_the_calls_where_it_has_the_text(text: str, fits: bool) -> None:
+def test_a_webhook_has_the_calls_if_it_has_the_text(text: str, fits: bool) -> None:
     entry = OutboxEntry("evt_j_completed", "generation.completed", "j", "https://a/", 1, 1, 0, None)
     for wants_output in (True, False):
         document = json.dumps({"include_output": wants_output}).encode()
@@ -99,7 +99,7 @@ def test_a_webhook_has_the_calls_where_it_has_the_text(text: str, fits: bool) ->
         data = json.loads(render_body(entry, record))["data"]
         assert data["finish_reason"] == "tool_calls"
         if wants_output:
-            assert data["tool_calls"] == ([AS_OPENAI_HAS_IT] if fits else None)
+            assert data["tool_calls"] == ([OPENAI_CALL] if fits else None)
             assert data["truncated"] is not fits
         else:
             assert "tool_calls" not in data

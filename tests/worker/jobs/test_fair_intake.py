@@ -1,4 +1,4 @@
-"""Whose job comes next, as the engine sees it: classes in order, tenants of a class in turns."""
+"""The order of jobs in the engine: classes in order, fair shares for the tenants of a class."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ WINDOW = keys.DEFAULT_WINDOW_JOBS
 
 
 def admission_order(mill: Any, names: dict[str, str]) -> list[str]:
-    """The jobs in the order in which the engine computed their first tokens."""
+    """Return the jobs' names in the order in which the engine computed their first tokens."""
     mill.wait_ended(*names)
     lines = mill.trace_path.read_text().splitlines()
     return [names[line.partition(".")[0]] for line in lines if line.endswith(" 0")]
 
 
-def test_the_engine_gets_classes_in_order_and_tenants_in_turns(mill: Any) -> None:
+def test_the_engine_gets_classes_in_order_and_tenants_by_fair_share(mill: Any) -> None:
     names: dict[str, str] = {}
     for tenant, priority, number in (
         *(("a", "normal", 30), ("b", "normal", 8)),
@@ -28,22 +28,22 @@ def test_the_engine_gets_classes_in_order_and_tenants_in_turns(mill: Any) -> Non
             names[job_id] = f"{priority} {tenant}"
     mill.start_worker(**ONE_AT_A_TIME)
     order = admission_order(mill, names)
-    # The worker asks for one job more than it runs, so one of a class may come before its turn.
+    # The worker asks for one job more than it runs, so one job of a class may come early.
     high = [index for index, name in enumerate(order) if name.startswith("high")]
     assert high[-1] <= len(high)
     for priority, mine, others in (("high", 3, 20), ("normal", 8, 30)):
-        turns = [name for name in order if name.startswith(priority)]
-        last = len(turns) - 1 - turns[::-1].index(f"{priority} b")
+        in_class = [name for name in order if name.startswith(priority)]
+        last = len(in_class) - 1 - in_class[::-1].index(f"{priority} b")
         assert last <= WINDOW + 2 * mine + 1 < mine + others
 
 
-def test_a_delayed_job_starts_within_about_a_second_of_its_moment(mill: Any) -> None:
+def test_a_delayed_job_starts_within_about_a_second_of_its_time(mill: Any) -> None:
     mill.start_worker(sweep_interval_s=30)
     job_id = mill.submit("later", delay_s=1.0, max_tokens=1)
     assert mill.record(job_id).not_before_ms is not None
     [record] = mill.wait_ended(job_id)
     lateness_ms = record.started_at_ms - record.not_before_ms
-    assert 0 <= lateness_ms < 5000  # 0.65 s and a claim, on a machine that has time
+    assert 0 <= lateness_ms < 5000  # 0.65 s and a claim, on an idle machine
     assert record.started_at_ms - record.enqueued_at_ms >= 1000
 
 
@@ -53,7 +53,7 @@ def test_the_result_names_the_tenant_and_the_tags(mill: Any) -> None:
     assert b'"tenant":"acme","tags":["a","b"]' in record.result
 
 
-def test_nothing_is_charged_or_counted_when_all_jobs_have_ended(mill: Any) -> None:
+def test_no_charge_or_count_is_left_when_all_jobs_have_ended(mill: Any) -> None:
     mill.start_worker(max_num_seqs=1)
     ids = [mill.submit("x" * 40, tenant="acme", max_tokens=3) for _ in range(10)]
     mill.wait_ended(*ids)

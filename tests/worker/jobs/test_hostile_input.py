@@ -1,5 +1,5 @@
-"""What a careless or hostile producer can send: refused by name at the producer, and again at the
-worker where it is forged into Redis. Nothing of it stops a worker or harms another job."""
+"""Input of a careless or hostile producer: the producer refuses it by name, and so does the worker
+if it is forged into Redis. None of it stops a worker or harms another job."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def client(running_mill: Any) -> Iterator[Client]:
 
 
 @pytest.mark.parametrize("what", REFUSED_FIELDS)
-def test_the_producer_refuses_it_and_names_the_field(client: Client, what: str) -> None:
+def test_the_producer_refuses_a_bad_field_by_name(client: Client, what: str) -> None:
     changes, param = REFUSED_FIELDS[what]
 
     with pytest.raises(JobRejected) as caught:
@@ -47,12 +47,12 @@ def test_the_producer_refuses_it_and_names_the_field(client: Client, what: str) 
 
 
 @pytest.mark.parametrize("prompt", TAKEN_PROMPTS)
-def test_strange_text_is_text(running_mill: Any, client: Client, prompt: str) -> None:
+def test_strange_text_is_accepted(running_mill: Any, client: Client, prompt: str) -> None:
     assert client.submit(prompt=prompt, max_tokens=2).result(timeout_s=20).text
 
 
 class Forger:
-    """Writes into Redis what only batchmill should, and announces it."""
+    """Writes records and messages into Redis that only batchmill should write."""
 
     def __init__(self, mill: Any) -> None:
         self.mill = mill
@@ -60,7 +60,7 @@ class Forger:
         self._numbers = itertools.count()
 
     def record(self, **changes: Any) -> str:
-        """A record as `submit` writes it, but for the changes (None: the field is missing)."""
+        """Write a record like `submit`, with changes (None removes a field); return its id."""
         job_id = f"forged-{next(self._numbers)}"
         now = 1_800_000_000_000
         fields = {
@@ -82,7 +82,7 @@ class Forger:
         return job_id
 
     def announce(self, job_id: str) -> None:
-        """Index a job as waiting, and put its message on the queue."""
+        """Index a job as waiting, and push its message onto the queue."""
         self.redis.sadd(keys.QUEUES, QUEUE)
         self.redis.zadd(keys.queued(QUEUE), {job_id: 1})
         self.push(self.message(job_id))
@@ -109,7 +109,7 @@ class Forger:
         self.redis.lpush(QUEUE, *(json.dumps(message) for message in messages))
 
     def letters(self) -> dict[str, str]:
-        """Reasons of the dead letters so far, by id."""
+        """Return the reasons of the dead letters, by id."""
         return {letter.id: letter.reason for letter in self.mill.store.dead_letters(limit=1000)}
 
 
@@ -118,29 +118,29 @@ def forger(running_mill: Any) -> Forger:
     return Forger(running_mill)
 
 
-def assert_the_worker_serves_on(mill: Any, worker_pid: int) -> None:
-    """A good job completes, on the very process that met all of it."""
-    job_id = mill.submit("after all of it")
+def assert_worker_still_serves(mill: Any, worker_pid: int) -> None:
+    """Check that a good job completes in the same worker process."""
+    job_id = mill.submit("after the bad input")
     (record,) = mill.wait_ended(job_id)
     assert record.state is JobState.COMPLETED
     (worker,) = mill.workers
     assert (worker.process.pid, worker.process.poll()) == (worker_pid, None)
 
 
-def test_documents_forged_into_records_fail_at_the_worker_without_a_second_try(
+def test_documents_forged_into_records_fail_at_the_worker_without_a_retry(
     running_mill: Any, forger: Forger
 ) -> None:
     (worker,) = running_mill.workers
     documents = {what: job_fields(changes) for what, (changes, _) in REFUSED_FIELDS.items()}
     raw = {what: json.dumps(fields) for what, fields in documents.items()}
     raw |= {
-        "no JSON": "{",
+        "not JSON": "{",
         "cut short": '{"prompt": "x"',
-        "no object": "[1]",
+        "not an object": "[1]",
         "empty": "",
         "nested 100,000 deep": '{"prompt": ' + "[" * 100_000,
         "a number of 100,000 digits": '{"prompt": "x", "seed": ' + "9" * 100_000 + "}",
-        "bytes that are no text": b'{"prompt": "\xff\xfe"}',  # type: ignore[dict-item]
+        "bytes that are not UTF-8": b'{"prompt": "\xff\xfe"}',  # type: ignore[dict-item]
     }
     ids = {what: forger.record(doc=document) for what, document in raw.items()}
     for job_id in ids.values():
@@ -148,29 +148,29 @@ def test_documents_forged_into_records_fail_at_the_worker_without_a_second_try(
 
     records = dict(zip(ids, running_mill.wait_ended(*ids.values()), strict=True))
 
-    told = {}
+    ends = {}
     for what, record in records.items():
         error = json.loads(record.error)
-        told[what] = (record.state, error["code"], error["retryable"], record.attempts)
+        ends[what] = (record.state, error["code"], error["retryable"], record.attempts)
         assert len(error["message"]) < 700, what
-    assert told == dict.fromkeys(ids, (JobState.FAILED, "invalid_request", False, 1))
-    assert_the_worker_serves_on(running_mill, worker.process.pid)
+    assert ends == dict.fromkeys(ids, (JobState.FAILED, "invalid_request", False, 1))
+    assert_worker_still_serves(running_mill, worker.process.pid)
 
 
-#: What is wrong with a record -> changes of its fields.
+#: Description of a bad record -> changes of its fields.
 UNUSABLE_RECORDS: dict[str, dict[str, Any]] = {
-    "no state that there is": {"state": "running"},
+    "an unknown state": {"state": "running"},
     "no queue": {"queue": None},
     "no document": {"doc": None},
     "no time to live": {"result_ttl_ms": None},
-    "a time to live that is no number": {"result_ttl_ms": "soon"},
-    "a fence that is no number": {"fence": "first"},
+    "a time to live that is not a number": {"result_ttl_ms": "soon"},
+    "a fence that is not a number": {"fence": "first"},
     "a fence beyond 64 bits": {"fence": "9" * 30},
     "a fence that is a fraction": {"fence": "0.5"},
-    "attempts that are no number": {"attempts": "many"},
-    "a number of announcements that is none": {"suspect": "x", "attempts": "nan"},
+    "attempts that are not a number": {"attempts": "many"},
+    "counts that are not numbers": {"suspect": "x", "attempts": "nan"},
     "no time of submission": {"enqueued_at_ms": None},
-    "a start that is no number": {"started_at_ms": "then"},
+    "a start that is not a number": {"started_at_ms": "then"},
 }
 
 
@@ -193,10 +193,10 @@ def test_records_with_forged_fields_become_dead_letters_and_end(
         assert error["code"] == "unusable_record", what
         assert letters[job_id].startswith("unusable_record: "), what
         assert forger.redis.ttl(keys.job(job_id)) > 0, what
-    assert_the_worker_serves_on(running_mill, worker.process.pid)
+    assert_worker_still_serves(running_mill, worker.process.pid)
 
 
-def test_keys_of_another_type_become_dead_letters_and_leave_the_indexes(
+def test_keys_of_a_wrong_type_become_dead_letters_and_leave_the_indexes(
     running_mill: Any, forger: Forger
 ) -> None:
     (worker,) = running_mill.workers
@@ -219,10 +219,10 @@ def test_keys_of_another_type_become_dead_letters_and_leave_the_indexes(
     assert forger.redis.zrange(keys.LEASES, 0, -1) == []
     assert forger.redis.zrange(keys.DEADLINES, 0, -1) == []
     assert not {b"a-string", b"a-list"} & set(forger.redis.zrange(keys.queued(QUEUE), 0, -1))
-    assert_the_worker_serves_on(running_mill, worker.process.pid)
+    assert_worker_still_serves(running_mill, worker.process.pid)
 
 
-def test_keys_overwritten_under_running_jobs_end_those_and_no_others(
+def test_keys_overwritten_under_running_jobs_end_only_those_jobs(
     running_mill: Any, forger: Forger
 ) -> None:
     (worker,) = running_mill.workers
@@ -244,13 +244,13 @@ def test_keys_overwritten_under_running_jobs_end_those_and_no_others(
         lambda: all(job_id in forger.letters() for job_id in victims[1:3]), "the dead letters"
     )
     running_mill.wait_for(
-        lambda: not running_mill.store.counts().in_progress, "the victims to be let go"
+        lambda: not running_mill.store.counts().in_progress, "the victims to be released"
     )
-    assert_the_worker_serves_on(running_mill, worker.process.pid)
+    assert_worker_still_serves(running_mill, worker.process.pid)
 
 
 class Touch:
-    """Makes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -270,10 +270,12 @@ def test_a_plain_task_whose_keys_are_in_use_fails_for_its_sender(
 
     with pytest.raises(Exception, match="unusable_record"):
         sent.get(timeout=20)
-    assert_the_worker_serves_on(running_mill, worker.process.pid)
+    assert_worker_still_serves(running_mill, worker.process.pid)
 
 
-def test_forged_envelopes_stop_nothing(running_mill: Any, forger: Forger, tmp_path: Path) -> None:
+def test_forged_messages_do_not_stop_the_worker(
+    running_mill: Any, forger: Forger, tmp_path: Path
+) -> None:
     (worker,) = running_mill.workers
     headers: list[dict[str, Any]] = [
         {"id": "x" * 100_000},
@@ -338,19 +340,21 @@ def test_forged_envelopes_stop_nothing(running_mill: Any, forger: Forger, tmp_pa
         b'{"headers": {"id": NaN}}',
     )
 
-    assert_the_worker_serves_on(running_mill, worker.process.pid)
+    assert_worker_still_serves(running_mill, worker.process.pid)
     running_mill.wait_for(lambda: forger.redis.llen(QUEUE) == 0, "an empty queue")
     assert not touched.exists()
-    # Celery's own book of messages under way holds nothing of it either.
-    running_mill.wait_for(lambda: forger.redis.hlen("unacked") == 0, "no message under way")
+    # kombu's `unacked` keeps none of the messages either.
+    running_mill.wait_for(lambda: forger.redis.hlen("unacked") == 0, "no unacknowledged message")
 
 
-def test_forged_heartbeats_and_registries_stop_nothing(running_mill: Any, forger: Forger) -> None:
+def test_forged_heartbeats_and_registries_do_not_stop_the_worker(
+    running_mill: Any, forger: Forger
+) -> None:
     (worker,) = running_mill.workers
     forger.redis.sadd(keys.WORKERS, *(f"forged-{number}" for number in range(1, 5)))
     beat = json.loads(forger.redis.get(keys.worker("w1@test")))
     forger.redis.set(keys.worker("forged-4"), json.dumps(beat | {"model": {"a": []}}))
-    forger.redis.set(keys.worker("forged-1"), "no JSON")
+    forger.redis.set(keys.worker("forged-1"), "not JSON")
     forger.redis.set(keys.worker("forged-2"), "[" * 100_000)
     forger.redis.set(keys.worker("forged-3"), '{"name": 3}')
     forger.redis.sadd(keys.QUEUES, "celery", "batchmill:jobs")
@@ -358,10 +362,13 @@ def test_forged_heartbeats_and_registries_stop_nothing(running_mill: Any, forger
     forger.redis.zadd(keys.INBOX_TAKEN, {"nothing": 1})
     forger.redis.lpush(keys.INBOX, json.dumps({"prompt": "no model", "id": "without-model"}))
 
-    running_mill.wait_for(lambda: running_mill.store.state("without-model"), "the inbox to go on")
     running_mill.wait_for(
-        lambda: not forger.redis.exists(keys.CELERY_ENDS, keys.INBOX_TAKEN), "the ends to be told"
+        lambda: running_mill.store.state("without-model"), "the inbox to continue"
+    )
+    running_mill.wait_for(
+        lambda: not forger.redis.exists(keys.CELERY_ENDS, keys.INBOX_TAKEN),
+        "the ends to be reported",
     )
     assert [info.name for info in running_mill.store.list_workers()] == ["w1@test"]
-    assert_the_worker_serves_on(running_mill, worker.process.pid)
+    assert_worker_still_serves(running_mill, worker.process.pid)
     forger.redis.srem(keys.QUEUES, "celery", "batchmill:jobs")

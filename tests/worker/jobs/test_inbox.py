@@ -1,4 +1,4 @@
-"""Jobs pushed as plain JSON, through real workers."""
+"""The inbox: jobs pushed as plain JSON, through real workers."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def test_a_pushed_document_becomes_a_job_of_its_id(
     assert record.state is JobState.COMPLETED
     assert (result["text"], result["metadata"]) == (reference("count", 9)[1], {"a": "b"})
     running_mill.wait_for(lambda: running_mill.store.counts().inbox == 0, "an empty inbox")
-    # Nobody asked Celery for a result: it would be one more copy of the output.
+    # No Celery result was requested; it would be one more copy of the output.
     assert not running_mill.store.client.exists("celery-task-meta-order-17")
 
 
-def test_a_document_repeated_with_its_id_is_one_job(running_mill: Any) -> None:
+def test_a_document_repeated_with_its_id_makes_one_job(running_mill: Any) -> None:
     before = submitted(running_mill)
     for _ in range(3):
         push(running_mill, id="again", prompt="once", max_tokens=3)
@@ -75,12 +75,12 @@ def test_a_job_of_another_model_goes_to_that_models_queue(running_mill: Any) -> 
     running_mill.store.client.delete("batchmill.other.high")
 
 
-def test_bad_documents_become_dead_letters_with_the_reason_and_the_next_is_done(
+def test_bad_documents_become_dead_letters_and_the_next_one_is_run(
     running_mill: Any,
 ) -> None:
     client = running_mill.store.client
-    client.set(keys.job("occupied"), "no record")
-    client.set(keys.idempotency("occupied"), "no entry")
+    client.set(keys.job("occupied"), "not a record")
+    client.set(keys.idempotency("occupied"), "not an entry")
     push(running_mill, prompt="x", idempotency_key="inbox-key")
     bad = {
         "not_json": b"{",
@@ -109,7 +109,7 @@ def test_bad_documents_become_dead_letters_with_the_reason_and_the_next_is_done(
     client.delete(keys.job("occupied"), keys.idempotency("occupied"))
 
 
-def test_a_producer_finds_the_refusal_under_the_id_it_gave(running_mill: Any) -> None:
+def test_a_producer_finds_the_refusal_under_its_id(running_mill: Any) -> None:
     push(running_mill, id="watched", prompt="x", temperature="hot")
 
     running_mill.wait_for(lambda: running_mill.store.dead_letter("watched"), "the dead letter")
@@ -118,7 +118,7 @@ def test_a_producer_finds_the_refusal_under_the_id_it_gave(running_mill: Any) ->
     running_mill.store.dead_letter_drop("watched")
 
 
-def test_a_refusal_never_takes_the_place_of_an_older_one_of_its_id(running_mill: Any) -> None:
+def test_a_refusal_never_replaces_an_older_one_with_its_id(running_mill: Any) -> None:
     store = running_mill.store
     for temperature in ("hot", "hotter", "hot"):
         push(running_mill, id="twice", prompt="x", temperature=temperature)

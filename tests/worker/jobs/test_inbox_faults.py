@@ -1,4 +1,4 @@
-"""What happens to pushed documents when workers die, queues fill up and Redis does."""
+"""Inbox documents while workers die, queues fill up and Redis is full or unreachable."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.replies import JobState
 
-#: Takes a document as a worker does, submits it where told to, and is killed.
+#: Takes a document as a worker does, submits it if asked to, and is killed.
 _DIES_WITH_A_DOCUMENT = """
 import os, signal, sys
-from batchmill.producer import inbox
+from batchmill.producer.store import inbox
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store.job_store import JobStore
 from batchmill.producer.store.submission import prepare
@@ -41,7 +41,7 @@ def submitted(mill: Any) -> int:
     return int(mill.store.counts().totals.get("submitted", 0))
 
 
-def test_workers_killed_with_a_document_cost_nothing_and_double_nothing(mill: Any) -> None:
+def test_documents_of_killed_workers_are_neither_lost_nor_doubled(mill: Any) -> None:
     job_ids = []
     for moment in ("taken", "submitted"):
         push(mill, prompt=f"survives being {moment}", max_tokens=5)
@@ -82,7 +82,7 @@ def test_documents_wait_while_their_queue_is_full(mill: Any) -> None:
     push(mill, id="third", prompt="a job of a model that is served", max_tokens=2, model="demo")
 
     wait_for_records(mill, "first", "third")
-    mill.wait_for(lambda: "inbox_waits" in mill.workers[0].log, "the second to be put off")
+    mill.wait_for(lambda: "inbox_waits" in mill.workers[0].log, "the second to wait")
     assert mill.store.state("second") is None
     mill.store.cancel("first")
     wait_for_records(mill, "second")
@@ -97,7 +97,7 @@ def test_documents_wait_while_redis_is_full(mill: Any) -> None:
         push(mill, id=f"full-{number}", prompt="x", max_tokens=2)
     client.config_set("maxmemory", int(client.info("memory")["used_memory"]) // 2)
     worker.send(signal.SIGCONT)
-    mill.wait_for(lambda: '"thread": "inbox"' in worker.log, "the worker to meet the full server")
+    mill.wait_for(lambda: '"thread": "inbox"' in worker.log, "the worker to notice the full server")
     assert all(mill.store.state(f"full-{number}") is None for number in range(3))
 
     client.config_set("maxmemory", 0)

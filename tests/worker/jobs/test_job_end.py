@@ -1,4 +1,4 @@
-"""What the engine says of a request's end becomes the job's state, code and advice."""
+"""The end of a request becomes the state, error code and retry advice of its job."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_request_that_failed_fails_its_job_with_the_engines_code(
         ("deadline_exceeded", JobState.CANCELLED, JobState.CANCELLED),
     ],
 )
-def test_an_aborted_request_ends_its_job_as_whoever_was_first_wanted(
+def test_an_aborted_request_ends_its_job_for_the_first_reason(
     code: str | None, stopping: JobState | None, state: JobState
 ) -> None:
     end = end_of("abort", code, stopping)

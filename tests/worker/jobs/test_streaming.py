@@ -1,4 +1,4 @@
-"""Output as it is checkpointed: in order and never taken back."""
+"""Streams of checkpointed output: in order and never retracted."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def test_pieces_join_to_the_output_and_come_before_its_end(running_mill: Mill) -
         result = client.result(job_id)
     assert not states[0], "the first piece came before the end"
     assert len(pieces) > 2
-    assert any(piece.text for piece in pieces[:-1]), "text came before the end, too"
+    assert any(piece.text for piece in pieces[:-1]), "text came before the end too"
     assert "".join(piece.text for piece in pieces) == result.text
     assert [i for piece in pieces for i in piece.token_ids] == expected_tokens("streamed", 400)
     assert running_mill.store.client.exists(keys.text(job_id)) == 0, "the result has the text"
 
 
-def test_a_stream_goes_on_from_a_position_and_after_the_end(running_mill: Mill) -> None:
+def test_a_stream_continues_from_a_position_and_after_the_end(running_mill: Mill) -> None:
     job_id = running_mill.submit("resumed", max_tokens=300)
     with Client(running_mill.url) as client:
         first = next(client.stream(job_id, timeout_s=30))

@@ -1,4 +1,4 @@
-"""Output as it is checkpointed, across the death and the change of workers."""
+"""Streams of checkpointed output across the death and the replacement of workers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..conftest import Mill, expected_tokens
 _SLOW = {"step_time_s": 0.01}
 
 
-def test_a_dead_worker_leaves_no_hole_and_nothing_twice(mill: Mill) -> None:
+def test_a_dead_worker_leaves_no_gap_and_no_repetition(mill: Mill) -> None:
     worker = mill.start_worker(stub=_SLOW)
     job_id = mill.submit("survivor", max_tokens=250)
     texts, tokens = [], []
@@ -30,7 +30,7 @@ def test_a_dead_worker_leaves_no_hole_and_nothing_twice(mill: Mill) -> None:
     assert mill.record(job_id).attempts == 2
 
 
-def test_another_model_ends_the_stream_rather_than_taking_text_back(mill: Mill) -> None:
+def test_another_model_ends_the_stream_instead_of_retracting_text(mill: Mill) -> None:
     worker = mill.start_worker(stub=_SLOW)
     job_id = mill.submit("changed", max_tokens=250)
     with Client(mill.url) as client:

@@ -1,4 +1,4 @@
-"""The sweeper goes on until nothing is left."""
+"""The sweep continues until nothing is left."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.jobs.sweeper import sweep
 
 
-def test_index_entries_of_many_records_that_went_at_once_are_all_removed(redis_url: str) -> None:
+def test_index_entries_of_many_records_that_expired_at_once_are_all_removed(redis_url: str) -> None:
     store = JobStore.from_url(redis_url)
     client: Any = store.client
     ids = [f"j{number}" for number in range(1200)]

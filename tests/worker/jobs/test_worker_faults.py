@@ -1,4 +1,4 @@
-"""What a worker loses when something dies under it: at most a few tokens' worth of work."""
+"""Faults of workers, engines and Redis cost at most a few recomputed tokens."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from batchmill.worker.jobs.active_job import SUSPECT_GROUP
 from ..monitor import Monitor
 
 QUEUE = keys.queue_name("demo", "normal")
-#: Long enough to be caught in the middle, slow enough to see it happen.
+#: Slow enough that a test can act while a job runs.
 SLOW = {"step_time_s": 0.02}
 CHECKPOINT_TOKENS = 8
 
@@ -25,7 +25,7 @@ def text_of(record: Any) -> str:
     return str(json.loads(record.result)["text"])
 
 
-def test_sigterm_hands_jobs_back_and_the_next_worker_goes_on(
+def test_sigterm_gives_jobs_back_and_the_next_worker_continues(
     mill: Any, reference: Callable[..., Any]
 ) -> None:
     worker = mill.start_worker(stub=SLOW)
@@ -45,11 +45,11 @@ def test_sigterm_hands_jobs_back_and_the_next_worker_goes_on(
         assert record.attempts == 2
         assert text_of(record) == text
         assert mill.store.read_tokens(record.id) == token_ids
-        # A drain waits for the last tokens, so not one is computed again.
+        # A drain waits for the last tokens, so none is computed again.
         assert mill.computed(record.id) == list(range(150))
 
 
-def test_a_cold_shutdown_hands_jobs_back_as_well(mill: Any) -> None:
+def test_a_cold_shutdown_gives_jobs_back_too(mill: Any) -> None:
     worker = mill.start_worker(stub=SLOW)
     job_id = mill.submit(max_tokens=500)
     mill.wait_tokens(job_id, 10)
@@ -72,11 +72,13 @@ def test_a_killed_worker_costs_at_most_a_checkpoint_interval(
 
     worker.end(signal.SIGKILL)
 
-    mill.wait_for(lambda: not os.path.exists(f"/proc/{engine_pid}"), "the engine to die with it")
+    mill.wait_for(
+        lambda: not os.path.exists(f"/proc/{engine_pid}"), "the engine to die with its worker"
+    )
     mill.start_worker("w2", stub={"step_time_s": 0.002})
     for number, record in enumerate(mill.wait_ended(*job_ids)):
         computed = mill.computed(record.id)
-        # The step under way, and the tokens since the last checkpoint.
+        # The current step, and the tokens since the last checkpoint.
         assert len(computed) - len(set(computed)) <= CHECKPOINT_TOKENS + 1
         assert text_of(record) == reference(f"prompt {number}", 80)[1]
         assert (record.attempts, record.suspect) == (2, 1)
@@ -96,7 +98,7 @@ def test_a_dead_engine_is_replaced_and_its_jobs_resume(
     for number, record in enumerate(mill.wait_ended(*job_ids)):
         assert text_of(record) == reference(f"prompt {number}", 80)[1]
         assert (record.attempts, record.suspect) == (2, 1)
-        # The worker lives, so the tokens that it had received are not computed again.
+        # The worker is alive, so the tokens that it had received are not computed again.
         assert len(mill.computed(record.id)) <= 81
     assert worker.process.poll() is None
     mill.wait_for(lambda: mill.engine_pid(worker) != engine_pid, "the new engine's heartbeat")
@@ -119,7 +121,7 @@ def test_a_poison_job_crashes_alone_three_times_and_spares_its_batch(mill: Any) 
     assert worker.process.poll() is None
 
 
-def test_most_mates_of_a_poison_job_are_cleared_in_groups(mill: Any) -> None:
+def test_most_companions_of_a_poison_job_are_cleared_in_groups(mill: Any) -> None:
     mill.start_worker(stub={"step_time_s": 0.002})
     poison = mill.submit("bad <<crash@20>>", max_tokens=40)
     mates = [mill.submit(f"good {number}", max_tokens=200) for number in range(23)]
@@ -131,7 +133,7 @@ def test_most_mates_of_a_poison_job_are_cleared_in_groups(mill: Any) -> None:
     assert sum(other.suspect == 3 for other in others) < SUSPECT_GROUP
 
 
-def test_an_exception_out_of_a_step_is_an_engine_death(mill: Any) -> None:
+def test_an_exception_in_a_step_is_an_engine_death(mill: Any) -> None:
     mill.start_worker(stub={"step_time_s": 0.005})
     bad = mill.submit("bad <<raise@2>>")
 
@@ -154,7 +156,7 @@ def test_a_hung_engine_is_killed_and_its_jobs_resume(mill: Any) -> None:
 
 
 def test_a_job_popped_by_a_worker_that_dies_frozen_is_announced_again(mill: Any) -> None:
-    """The loss window of kombu: popped by Redis, never read by the worker."""
+    """The window in which kombu loses messages: popped by Redis, never read by the worker."""
     frozen = mill.start_worker()
     frozen.send(signal.SIGSTOP)
     job_id = mill.submit()
@@ -185,12 +187,12 @@ def test_a_worker_frozen_past_its_lease_is_fenced_and_corrupts_nothing(
     assert (record.fence, record.owner) == (2, "w2@test")
     assert text_of(record) == text
     assert mill.store.read_tokens(job_id) == token_ids
-    # And it serves on.
+    # It continues to serve.
     again = mill.submit("another", max_tokens=3)
     assert mill.wait_ended(again)[0].state is JobState.COMPLETED
 
 
-def test_redis_going_away_costs_nothing(private_mill: Any, private_redis_server: Any) -> None:
+def test_an_outage_of_redis_costs_nothing(private_mill: Any, private_redis_server: Any) -> None:
     mill = private_mill
     worker = mill.start_worker(stub=SLOW, lease_s=30, max_backlog_tokens=100)
     job_ids = [mill.submit(f"prompt {number}", max_tokens=150) for number in range(4)]
@@ -198,7 +200,7 @@ def test_redis_going_away_costs_nothing(private_mill: Any, private_redis_server:
         mill.wait_tokens(job_id, 10)
 
     private_redis_server.kill()
-    # Generation goes on, until there is more to catch up with than the settings allow.
+    # Generation continues until the backlog is larger than the settings allow.
     mill.wait_for(lambda: "generation_paused" in worker.log, "a full backlog")
     private_redis_server.start()
     mill.wait_for(lambda: "generation_continues" in worker.log, "the backlog to be written")
@@ -210,7 +212,7 @@ def test_redis_going_away_costs_nothing(private_mill: Any, private_redis_server:
     assert mill.wait_ended(later, timeout_s=40)[0].state is JobState.COMPLETED
 
 
-def test_celery_hears_of_every_job_that_a_shutdown_gives_back(mill: Any) -> None:
+def test_every_job_that_a_shutdown_gives_back_is_reported_to_celery(mill: Any) -> None:
     client = mill.store.client
     num_listeners = client.pubsub_numpat()
     monitor = Monitor(mill.celery)
@@ -222,16 +224,17 @@ def test_celery_hears_of_every_job_that_a_shutdown_gives_back(mill: Any) -> None
 
     worker.end(signal.SIGTERM)
 
-    told = ["task-received", "task-started", "task-retried"]
+    expected = ["task-received", "task-started", "task-retried"]
     try:
         mill.wait_for(
-            lambda: all(monitor.of(job_id) == told for job_id in job_ids), "the events of all jobs"
+            lambda: all(monitor.types_of(job_id) == expected for job_id in job_ids),
+            "the events of all jobs",
         )
     finally:
         monitor.close()
 
 
-def test_sigterm_while_redis_is_away_still_ends_in_time(
+def test_sigterm_during_an_outage_of_redis_still_ends_in_time(
     private_mill: Any, private_redis_server: Any
 ) -> None:
     mill = private_mill
@@ -266,13 +269,13 @@ def test_a_full_redis_stops_neither_running_jobs_nor_the_worker(mill: Any) -> No
     assert worker.process.poll() is None
 
 
-def test_a_plain_celery_task_that_a_full_redis_has_no_room_for_spares_the_worker(
+def test_a_plain_celery_task_that_a_full_redis_refuses_spares_the_worker(
     mill: Any,
 ) -> None:
     worker = mill.start_worker(max_num_seqs=1, stub=SLOW)
     running = mill.submit(max_tokens=60)
     mill.wait_tokens(running, 2)
-    # It stays in its queue until the slot is free, and cannot be noted as unacknowledged then.
+    # It stays in its queue until the slot is free; then Redis refuses the note in `unacked`.
     mill.celery.send_task(keys.TASK_NAME, kwargs={"job": {"prompt": "x"}}, queue=QUEUE)
     mill.store.client.config_set("maxmemory", "1")
 
@@ -284,7 +287,7 @@ def test_a_plain_celery_task_that_a_full_redis_has_no_room_for_spares_the_worker
     assert worker.process.poll() is None
 
 
-def test_leases_are_kept_however_rarely_tokens_are_saved(mill: Any) -> None:
+def test_leases_are_renewed_even_if_checkpoints_are_rare(mill: Any) -> None:
     mill.start_worker(
         lease_s=1, checkpoint_interval_s=3, checkpoint_tokens=1000, stub={"step_time_s": 0.05}
     )
@@ -292,12 +295,14 @@ def test_leases_are_kept_however_rarely_tokens_are_saved(mill: Any) -> None:
     assert (record.state, record.attempts) == (JobState.COMPLETED, 1)
 
 
-def test_a_worker_that_loads_its_model_again_is_not_ready(mill: Any) -> None:
+def test_a_worker_that_reloads_its_model_is_not_ready(mill: Any) -> None:
     worker = mill.start_worker(stub={"load_time_s": 1})
 
     os.kill(mill.engine_pid(worker), signal.SIGKILL)
 
-    mill.wait_for(lambda: mill.heartbeat(worker) is None, "the news of the death", timeout_s=5)
+    mill.wait_for(
+        lambda: mill.heartbeat(worker) is None, "the heartbeat to show the death", timeout_s=5
+    )
     assert [beat.state for beat in mill.store.list_workers()] == ["starting"]
     mill.wait_for(lambda: mill.heartbeat(worker) is not None, "the new engine")
 
@@ -320,7 +325,7 @@ def test_a_plain_celery_task_gets_its_result_from_the_worker_that_ends_it(
     assert mill.record(sent.id).attempts == 2
 
 
-def test_a_worker_told_to_end_while_it_loads_ends_at_once(mill: Any) -> None:
+def test_a_worker_that_gets_sigterm_while_it_loads_ends_at_once(mill: Any) -> None:
     worker = mill.launch(stub={"load_time_s": 60})
     mill.wait_for(mill.store.list_workers, "its first heartbeat")
 

@@ -1,4 +1,4 @@
-"""How many jobs a worker takes: what its engine can run, and nothing on stock."""
+"""How many jobs a worker takes: only what its engine can run soon."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def num_in_progress(mill: Any) -> int:
 
 
 def most_in_progress_until(mill: Any, job_ids: list[str]) -> int:
-    """Return the most jobs that were under a lease at once until all have ended."""
+    """Wait until all jobs have ended, and return the maximum number of leased jobs."""
     most = 0
 
     def ended() -> bool:
@@ -34,7 +34,7 @@ def test_a_worker_claims_no_more_jobs_than_it_has_slots(mill: Any) -> None:
     mill.start_worker(max_num_seqs=4, stub=SLOW)
     job_ids = [mill.submit(f"prompt {number}", max_tokens=20) for number in range(24)]
 
-    # One more than the slots: the answer to the question asked when the last slot was free.
+    # One more than the slots: the reply to the request made when the last slot was free.
     assert most_in_progress_until(mill, job_ids) in (4, 5)
 
 
@@ -46,7 +46,7 @@ def test_a_worker_claims_no_more_jobs_than_its_blocks_hold(mill: Any) -> None:
     assert most_in_progress_until(mill, job_ids) <= 10
 
 
-def test_two_workers_share_what_is_waiting(mill: Any) -> None:
+def test_two_workers_share_the_waiting_jobs(mill: Any) -> None:
     mill.start_worker("w1", max_num_seqs=4, stub=SLOW)
     mill.start_worker("w2", max_num_seqs=4, stub=SLOW)
     job_ids = [mill.submit(f"prompt {number}", max_tokens=40) for number in range(32)]
@@ -90,7 +90,7 @@ def test_the_celery_command_runs_a_worker(mill: Any) -> None:
     assert (record.state, record.owner) == (JobState.COMPLETED, "c@x")
 
 
-def test_importing_the_app_brings_in_no_torch(mill: Any) -> None:
+def test_importing_the_app_does_not_import_torch(mill: Any) -> None:
     script = (
         "import sys, batchmill.worker.app as a; heavy = {'torch', 'transformers', 'numpy'}; "
         "print(sorted(heavy & set(sys.modules)), list(a.app.tasks)[-1])"

@@ -1,4 +1,4 @@
-"""Jobs through a real worker: what records, Celery, events and logs say of them."""
+"""Jobs through a real worker: their records, Celery states, events and logs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from batchmill.producer.store.submission import prepare
 from ..announcements import QUEUE, announcement
 from ..monitor import Monitor
 
-#: At the stub's default step time these last about four seconds if nobody stops them.
+#: With the stub's default step time, a job of this length takes about four seconds unless stopped.
 ENDLESS = 2000
 
 
@@ -66,14 +66,14 @@ def test_a_chat_is_put_into_the_models_template(
 def test_celery_monitors_see_a_job_as_an_ordinary_task(running_mill: Any, monitor: Monitor) -> None:
     job_id = running_mill.submit("SECRET in prompt", max_tokens=50)
     running_mill.wait_ended(job_id)
-    running_mill.wait_for(lambda: len(monitor.of(job_id)) >= 3, "the events")
+    running_mill.wait_for(lambda: len(monitor.types_of(job_id)) >= 3, "the events")
 
-    assert monitor.of(job_id) == ["task-received", "task-started", "task-succeeded"]
+    assert monitor.types_of(job_id) == ["task-received", "task-started", "task-succeeded"]
     task = monitor.state.tasks[job_id]
     assert (task.state, task.name) == ("SUCCESS", "batchmill.generate")
     assert task.result == "<50 tokens>"
     assert 0.1 < task.runtime < 5.0
-    # Nothing is left in Celery's own result backend: the record has the result.
+    # Celery's own result backend keeps nothing: the record has the result.
     assert running_mill.celery.AsyncResult(job_id).state == "PENDING"
 
 
@@ -88,13 +88,13 @@ def test_prompts_and_outputs_are_in_no_event_and_no_log(
         send(running_mill, {"job": {"prompt": "SECRET <<refuse>>"}}),
     ]
     running_mill.wait_for(
-        lambda: all(len(monitor.of(task_id)) >= 3 for task_id in ids), "the events"
+        lambda: all(len(monitor.types_of(task_id)) >= 3 for task_id in ids), "the events"
     )
 
-    told = json.dumps(monitor.events, default=str) + running_mill.workers[0].log
-    told += json.dumps(running_mill.celery.control.inspect(timeout=0.5).stats())
-    assert "SECRET" not in told
-    assert word not in told
+    shown = json.dumps(monitor.events, default=str) + running_mill.workers[0].log
+    shown += json.dumps(running_mill.celery.control.inspect(timeout=0.5).stats())
+    assert "SECRET" not in shown
+    assert word not in shown
 
 
 def test_five_announcements_of_one_job_make_one_run(running_mill: Any) -> None:
@@ -124,12 +124,12 @@ def test_high_priority_is_claimed_first(running_mill: Any) -> None:
 
     started = running_mill.record(high).started_at_ms
     earlier = [job_id for job_id in low if running_mill.record(job_id).started_at_ms < started]
-    # One low job may be on its way when the high one comes, and one is claimed in the same pop.
+    # One low job may be on its way when the high one comes, and one is claimed with the same pop.
     assert len(earlier) <= 2
 
 
 def unannounced(mill: Any, prompt: str) -> str:
-    """Store a job whose announcement is still to come, and return its id."""
+    """Store a job without an announcement, and return its id."""
     new = prepare(GenerationJob(prompt=prompt, max_tokens=5), ProducerSettings())
     mill.store.adopt(new)
     return new.job_id
@@ -162,11 +162,11 @@ def test_a_running_job_is_cancelled_and_keeps_its_output(
     assert (result["status"], result["finish_reason"]) == ("cancelled", "abort")
     assert result["text"] == reference("stop me", num_tokens)[1]
     assert json.loads(record.error)["code"] == "cancelled"
-    running_mill.wait_for(lambda: "task-revoked" in monitor.of(job_id), "the event")
+    running_mill.wait_for(lambda: "task-revoked" in monitor.types_of(job_id), "the event")
     assert monitor.state.tasks[job_id].state == "REVOKED"
 
 
-def test_a_cancelled_job_that_is_retried_goes_on_from_its_tokens(
+def test_a_cancelled_job_that_is_retried_continues_from_its_tokens(
     running_mill: Any, reference: Callable[..., Any]
 ) -> None:
     with Client(running_mill.url) as client:
@@ -197,7 +197,7 @@ def test_revoking_a_running_task_cancels_its_job(running_mill: Any, monitor: Mon
 
     (record,) = running_mill.wait_ended(job_id, timeout_s=3)
     assert record.state is JobState.CANCELLED
-    running_mill.wait_for(lambda: "task-revoked" in monitor.of(job_id), "the event")
+    running_mill.wait_for(lambda: "task-revoked" in monitor.types_of(job_id), "the event")
 
 
 def test_revoking_a_waiting_task_cancels_its_job(running_mill: Any) -> None:
@@ -219,10 +219,10 @@ def test_a_deadline_stops_a_running_job(running_mill: Any, monitor: Monitor) -> 
     assert record.state is JobState.EXPIRED
     assert json.loads(record.error)["code"] == "deadline_exceeded"
     assert json.loads(record.result)["usage"]["completion_tokens"] > 0
-    running_mill.wait_for(lambda: "task-revoked" in monitor.of(job_id), "the event")
+    running_mill.wait_for(lambda: "task-revoked" in monitor.types_of(job_id), "the event")
 
 
-def test_a_request_that_the_engine_refuses_fails_and_is_not_tried_again(
+def test_a_request_that_the_engine_refuses_fails_without_a_retry(
     running_mill: Any, monitor: Monitor
 ) -> None:
     long = running_mill.submit("x" * 20_000)
@@ -236,7 +236,7 @@ def test_a_request_that_the_engine_refuses_fails_and_is_not_tried_again(
         "unsupported_parameter",
     ]
     assert [record.attempts for record in records] == [1, 1]
-    running_mill.wait_for(lambda: "task-failed" in monitor.of(long), "the event")
+    running_mill.wait_for(lambda: "task-failed" in monitor.types_of(long), "the event")
     assert monitor.state.tasks[long].state == "FAILURE"
 
 
@@ -254,7 +254,7 @@ def test_a_request_that_fails_in_the_engine_spares_its_batch(running_mill: Any) 
 
 
 def send(mill: Any, kwargs: dict[str, Any], **options: Any) -> str:
-    """Send a task as any Celery service does; no AsyncResult is kept."""
+    """Send a task as any Celery service does, and return its id."""
     sent = mill.celery.send_task(keys.TASK_NAME, kwargs=kwargs, queue=QUEUE, **options)
     return str(sent.id)
 
