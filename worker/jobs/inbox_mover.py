@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import structlog
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError
 
 from batchmill.producer.errors import JobRejected, QueueFull
 from batchmill.producer.protocol import keys
@@ -77,7 +77,7 @@ class InboxMover:
             return False
         except JobRejected as rejection:
             self._add_dead_letter(taken, f"{rejection.code}: {rejection}")
-        except ResponseError as error:
+        except RedisError as error:
             if not is_unusable_record(error):
                 raise
             unusable = unusable_record_error()

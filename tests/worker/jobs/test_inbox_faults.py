@@ -8,8 +8,14 @@ import subprocess
 import sys
 from typing import Any
 
+import pytest
+from redis.exceptions import ConnectionError
+
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.replies import JobState
+from batchmill.worker.jobs import inbox_mover
+from batchmill.worker.jobs.inbox_mover import InboxMover
+from batchmill.worker.settings import WorkerSettings
 
 #: Takes a document as a worker does, submits it if asked to, and is killed.
 _DIES_WITH_A_DOCUMENT = """
@@ -72,6 +78,31 @@ def test_two_workers_on_one_inbox_submit_each_document_once(mill: Any) -> None:
     assert {record.state for record in records} == {JobState.COMPLETED}
     mill.wait_for(lambda: mill.store.counts().inbox == 0, "an empty inbox")
     assert submitted(mill) == 80
+    assert not mill.store.dead_letters()
+
+
+def test_a_document_is_kept_if_the_connection_breaks_while_it_is_submitted(
+    mill: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose_reply(*_: Any) -> Any:
+        monkeypatch.setattr(mill.store, "submit", submit)
+        raise ConnectionError("connection lost")
+
+    submit = mill.store.submit
+    monkeypatch.setattr(mill.store, "submit", lose_reply)
+    monkeypatch.setattr(inbox_mover, "_LEASE_MS", 50)
+    mover = InboxMover(WorkerSettings(broker_url=mill.url, engine="stub"), mill.store)
+    push(mill, id="kept", prompt="x", max_tokens=2)
+
+    with pytest.raises(ConnectionError):
+        mover.move_documents()
+
+    def moved() -> object:
+        mover.move_documents()
+        return mill.store.state("kept")
+
+    mill.wait_for(moved, "the lease on the document to expire")
+    assert mill.state("kept") is JobState.QUEUED
     assert not mill.store.dead_letters()
 
 
