@@ -37,11 +37,11 @@ def test_a_path_needs_a_served_name() -> None:
 
 def test_values_that_cannot_work_together_are_refused() -> None:
     with pytest.raises(ValidationError, match="max_num_batched_tokens is 16"):
-        WorkerSettings(max_num_batched_tokens=16, max_num_seqs=32)
+        WorkerSettings.model_validate({"max_num_batched_tokens": 16, "max_num_seqs": 32})
     with pytest.raises(ValidationError, match="prompt_lookup_min is 5"):
-        WorkerSettings(prompt_lookup_min=5)
+        WorkerSettings.model_validate({"prompt_lookup_min": 5})
     with pytest.raises(ValidationError, match="leave overlap at 'auto' or switch it off"):
-        WorkerSettings(num_speculative_tokens=5, overlap="on")
+        WorkerSettings.model_validate({"num_speculative_tokens": 5, "overlap": "on"})
     with pytest.raises(ValidationError, match="BATCHMILL_ENGINE=stub"):
         WorkerSettings(stub={"step_time_s": 1})
 

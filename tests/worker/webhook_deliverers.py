@@ -102,11 +102,11 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 15.0
 
 
 def event_state(store: JobStore, event_id: str) -> str:
-    return (store.client.hget(keys.event(event_id), "state") or b"").decode()  # type: ignore[union-attr]
+    return (store.client.hget(keys.event(event_id), "state") or b"").decode()
 
 
 def score(store: JobStore, event_id: str) -> float:
-    return float(store.client.zscore(keys.OUTBOX, event_id) or 0)  # type: ignore[arg-type]
+    return float(store.client.zscore(keys.OUTBOX, event_id) or 0)
 
 
 def now_ms(store: JobStore) -> float:
