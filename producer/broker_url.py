@@ -1,4 +1,4 @@
-"""Where the broker is: an explicit URL, the environment, or the embedded broker of this user."""
+"""The broker's URL: from the caller, the environment, or this user's embedded broker."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 from .errors import BrokerUnavailable
 
 _SCHEMES = ("redis", "rediss", "unix", "redis+socket")
-#: A password as an option, which is how redis-py's own examples write it for a socket.
+#: A password as an option of the URL, as redis-py's own examples write it for a socket.
 _PASSWORD_OPTION = re.compile(r"([?&]password=)[^&#]*")
 
 
 def runtime_dir(environ: Mapping[str, str] = os.environ) -> Path:
-    """Return the folder of the embedded broker's socket, this user's own. It may not exist yet."""
+    """Return this user's folder for the embedded broker's socket. It may not exist yet."""
     if explicit := environ.get("BATCHMILL_RUNTIME_DIR"):
         return Path(explicit)
     if xdg := environ.get("XDG_RUNTIME_DIR"):
@@ -36,13 +36,13 @@ def find_broker(url: str | None = None, environ: Mapping[str, str] = os.environ)
     The environment variable is `BATCHMILL_BROKER_URL`.
 
     Raises:
-        BrokerUnavailable: none is given and no embedded broker of this user is there.
-        ValueError: the URL's scheme is not one we can use.
+        BrokerUnavailable: no URL is given, and this user runs no embedded broker.
+        ValueError: the URL's scheme is not supported.
     """
     if given := url or environ.get("BATCHMILL_BROKER_URL"):
         return redis_url(given)
     socket = embedded_socket(environ)
-    _refuse_foreign_socket(socket)
+    _check_socket_owner(socket)
     if socket.is_socket():
         return f"unix://{socket}"
     raise BrokerUnavailable(
@@ -53,16 +53,16 @@ def find_broker(url: str | None = None, environ: Mapping[str, str] = os.environ)
 
 
 def redis_url(url: str) -> str:
-    """Return a URL in the form redis-py reads (Celery writes unix sockets as `redis+socket://`).
+    """Return a URL in redis-py's format (Celery writes unix sockets as `redis+socket://`).
 
     Raises:
         ValueError: the scheme is not redis, rediss, unix or redis+socket.
     """
     scheme, separator, rest = url.partition("://")
     if not separator or scheme not in _SCHEMES:
-        start = repr(scheme) if separator else "no scheme"  # nothing else: it may be a password
+        start = repr(scheme) if separator else "no scheme"  # the rest may be a password
         raise ValueError(
-            f"broker URL starts with {start}; it must be one of "
+            f"broker URL starts with {start}; it must start with one of "
             "redis://, rediss://, unix:// or redis+socket:// (Redis Cluster is not supported)"
         )
     if scheme == "redis+socket":
@@ -71,10 +71,10 @@ def redis_url(url: str) -> str:
 
 
 def celery_url(url: str) -> str:
-    """Return a URL in the form Celery reads.
+    """Return a URL in Celery's format.
 
-    Credentials that are written as options come before the host, where Celery finds them, and hides
-    them in what `celery inspect` shows; so does the number of the database.
+    Credentials and the number of the database move from the options to the places where Celery
+    reads them, and where `celery inspect` hides a password.
     """
     parts = urlsplit(redis_url(url))
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
@@ -102,8 +102,8 @@ def redact(url: str) -> str:
     return parts._replace(netloc=f"{parts.username or ''}:***@{host}").geturl()
 
 
-def _refuse_foreign_socket(socket: Path) -> None:
-    """The temp folder is shared: another user's socket there would read every prompt."""
+def _check_socket_owner(socket: Path) -> None:
+    """Check the owner: in a shared folder, another user's socket could read every prompt."""
     try:
         owner = socket.parent.stat().st_uid
     except FileNotFoundError:
@@ -111,5 +111,5 @@ def _refuse_foreign_socket(socket: Path) -> None:
     if owner != os.getuid():
         raise BrokerUnavailable(
             f"{socket.parent} belongs to user {owner}, not to you ({os.getuid()}); "
-            "set BATCHMILL_RUNTIME_DIR to a folder of your own"
+            "set BATCHMILL_RUNTIME_DIR to a folder of yours"
         )

@@ -4,23 +4,23 @@
 
     BatchmillError
     ├── JobRejected               refused at submit; `code`, `param`
-    │   ├── UnsupportedParameter  a known parameter that this version cannot do
-    │   ├── IdempotencyConflict   the key stands for a job with other content
-    │   ├── QueueFull             a limit on what waits is reached; try later
+    │   ├── UnsupportedParameter  a known parameter that this version does not support
+    │   ├── IdempotencyConflict   the key belongs to a job with other content
+    │   ├── QueueFull             a limit on waiting jobs is reached; try later
     │   └── BatchClosed           a batch takes no more lines; `code`
     ├── JobUnfinished             raised by `result()`: the job ended without a completion; `code`
     │   ├── JobFailed
     │   ├── JobCancelled
     │   └── JobExpired            its deadline passed
-    ├── ResultTimeout             the job has not ended yet; it goes on
+    ├── ResultTimeout             the job has not ended yet; it continues
     ├── UnknownJob                never submitted, forgotten, or its time to live has run out
-    ├── WrongState                a job that cannot be retried or forgotten where it is; `state`
-    ├── InvalidQuery              a tag, tenant, state, cursor or limit that cannot be
+    ├── WrongState                a job cannot be retried or forgotten in its state; `state`
+    ├── InvalidQuery              a tag, tenant, state, cursor or limit is invalid
     ├── UnknownBatch              never created, or its time to live has run out
-    ├── BrokerUnavailable         no broker address, or no answer there
+    ├── BrokerUnavailable         no broker address, or no reply from it
     ├── WrongEventLoop            an asyncio client was used in another event loop
-    ├── OutputRestarted           a stream cannot go on: the job was started over
-    ├── TenantRefused             a tenant's name, weight or limit cannot be
+    ├── OutputRestarted           a stream cannot continue: the job was started over
+    ├── TenantRefused             a tenant's name, weight, limit or window is invalid
     ├── BulkFileError             a file of a bulk run cannot be used
     └── SignatureError            a webhook that must not be trusted
 """
@@ -45,8 +45,8 @@ class JobRejected(BatchmillError):
     Attributes:
         code: `invalid_request`, `unsupported_parameter`, `idempotency_conflict`,
             `queue_full` or `batch_closed`.
-        param: the field at fault, dotted where it lies deeper, or None.
-        retryable: whether the same job may be taken later.
+        param: The field at fault, with dots if it is nested, or None.
+        retryable: Whether the same job may be accepted later.
     """
 
     retryable = False
@@ -58,7 +58,7 @@ class JobRejected(BatchmillError):
 
 
 class UnsupportedParameter(JobRejected):
-    """A parameter that other engines know and this version cannot do; it is never ignored."""
+    """A parameter of other engines that this version does not support; it is never ignored."""
 
     def __init__(self, message: str, *, param: str):
         super().__init__(message, code="unsupported_parameter", param=param)
@@ -68,7 +68,7 @@ class IdempotencyConflict(JobRejected):
     """The idempotency key was used before for a job with other content.
 
     Attributes:
-        job_id: the job, or the batch, that the key stands for.
+        job_id: The job, or the batch, that the key belongs to.
     """
 
     def __init__(self, message: str, *, job_id: str):
@@ -77,7 +77,7 @@ class IdempotencyConflict(JobRejected):
 
 
 class QueueFull(JobRejected):
-    """A limit on what waits is reached, or Redis' memory; nothing was stored. Try again later."""
+    """A limit on waiting jobs, or on Redis' memory, is reached; nothing was stored. Try later."""
 
     retryable = True
 
@@ -96,10 +96,10 @@ class JobUnfinished(BatchmillError):
     """A job ended without a completion.
 
     Attributes:
-        job_id: the job.
-        code: why, as in the job's error: `attempts_exhausted`, `deadline_exceeded` …
-        retryable: whether the same job, submitted again, may succeed.
-        result: the output up to then, where the worker kept it, else None.
+        job_id: The job.
+        code: The code of the job's error: `attempts_exhausted`, `deadline_exceeded` …
+        retryable: Whether the same job, submitted again, may succeed.
+        result: The output so far, if the worker kept it, else None.
     """
 
     def __init__(
@@ -131,19 +131,19 @@ class JobExpired(JobUnfinished):
 
 
 class ResultTimeout(BatchmillError, TimeoutError):
-    """The job did not end in the time that the caller wanted to wait. It goes on."""
+    """The job did not end within the caller's timeout. It continues."""
 
 
 class UnknownJob(BatchmillError, LookupError):
-    """There is no job of this id: never submitted, forgotten, or its time to live has run out."""
+    """No job has this id: never submitted, forgotten, or its time to live has run out."""
 
 
 class WrongState(BatchmillError):
-    """A job is not where it can be retried or forgotten. Nothing was changed.
+    """A job cannot be retried or forgotten in its state. Nothing was changed.
 
     Attributes:
-        job_id: the job.
-        state: where it is.
+        job_id: The job.
+        state: Its state.
     """
 
     def __init__(self, message: str, *, job_id: str, state: JobState):
@@ -153,19 +153,19 @@ class WrongState(BatchmillError):
 
 
 class InvalidQuery(BatchmillError, ValueError):
-    """What was asked for cannot be: a tag, tenant, state, cursor or limit is wrong."""
+    """The query is invalid: a tag, tenant, state, cursor or limit is wrong."""
 
 
 class UnknownBatch(BatchmillError, LookupError):
-    """There is no batch of this id: never created, or its time to live has run out."""
+    """No batch has this id: never created, or its time to live has run out."""
 
 
 class BrokerUnavailable(BatchmillError, ConnectionError):
-    """There is no broker address, or nothing answers there."""
+    """No broker address is known, or nothing replies there."""
 
 
 class WrongEventLoop(BatchmillError, RuntimeError):
-    """An asyncio client was used in another event loop than the one its connections belong to."""
+    """An asyncio client was used in another event loop than that of its connections."""
 
 
 class OutputRestarted(BatchmillError):
@@ -177,8 +177,8 @@ class BulkFileError(BatchmillError):
 
 
 class TenantRefused(BatchmillError, ValueError):
-    """A tenant's name, weight or limit, or the window, is not one that can be."""
+    """A tenant's name, weight, limit or window is invalid."""
 
 
 class SignatureError(BatchmillError):
-    """A webhook's signature, timestamp or form is wrong: answer 401, do not trust its content."""
+    """A webhook's signature, timestamp or form is wrong: respond 401, and trust no content."""

@@ -1,4 +1,4 @@
-"""The job as its worker reports it: state, output, usage and error."""
+"""A job's result and status as its worker reports them: output, usage, times and error."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.replies import JobState
 
-# Fields that a later version adds are left out by this one, so that producers may be older than
-# workers.
+# Unknown fields are ignored: a worker of a later version may add some.
 _CONFIG = ConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True)
 
 
 def _is_absent(value: object) -> bool:
-    """Whether a result leaves a field out: what was not asked for takes no room in Redis."""
+    """Whether a result leaves a field out: unused fields take no room in Redis."""
     return value is None or value == []
 
 
@@ -37,7 +36,7 @@ class JobError(BaseModel):
 
 
 class PromptTokensDetails(BaseModel):
-    """Where the prompt's keys and values came from."""
+    """The origin of the prompt's KV."""
 
     model_config = _CONFIG
 
@@ -57,7 +56,7 @@ class Usage(BaseModel):
 
 
 class CalledFunction(BaseModel):
-    """Which function, and with what."""
+    """The function of a call, and its arguments."""
 
     model_config = _CONFIG
 
@@ -67,40 +66,40 @@ class CalledFunction(BaseModel):
 
 
 class ToolCall(BaseModel):
-    """A call of a function, as OpenAI has it."""
+    """A call of a function, in OpenAI's form."""
 
     model_config = _CONFIG
 
-    #: For the answer's `tool_call_id`. A job that had to start again makes the same ids.
+    #: For the `tool_call_id` of the tool's message. A job that is restarted makes the same ids.
     id: str
     type: Literal["function"] = "function"
     function: CalledFunction
 
 
 class Metrics(BaseModel):
-    """How long it took, in seconds, and what happened on the way."""
+    """Times of the job in seconds, and counts of interruptions."""
 
     model_config = _CONFIG
 
     #: From submit to the first claim.
     queue_time_s: float | None = None
-    #: From the last claim's arrival in the engine until it was first computed.
+    #: From the last claim's arrival in the engine until its first step.
     engine_queue_time_s: float | None = None
     #: From the last claim to its first token.
     ttft_s: float | None = None
     #: From the first token of the last claim to the last token.
     generate_time_s: float | None = None
-    #: Mean from one token of the last claim to the next; None where it had fewer than two.
+    #: Mean between two tokens of the last claim; None if it had fewer than two.
     inter_token_latency_s: float | None = None
     #: From submit to the end.
     total_time_s: float | None = None
-    #: Tokens that an earlier attempt had generated and this one went on from.
+    #: Tokens that an earlier attempt had generated and this one continued from.
     resumed_tokens: int = 0
-    #: Times the engine took the job's blocks away for another and computed it again.
+    #: Times that the engine gave the job's blocks to another and recomputed them.
     preemptions: int = 0
 
 
-#: For each token, token ids to log probabilities: its own first, then the likeliest, best first.
+#: Per token, token ids to log probabilities: its own first, then the likeliest, best first.
 Logprobs = list[dict[int, float] | None]
 
 
@@ -109,24 +108,24 @@ class Completion(BaseModel):
 
     model_config = _CONFIG
 
-    #: Which of the job's `n` samples it is, from 0.
+    #: Number of the sample among the job's `n`, from 0.
     index: int = 0
     text: str = ""
     token_ids: list[int] = Field(default_factory=list, repr=False)
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
-    #: For each token, where the job asked for `logprobs`.
+    #: Per token, if the job asked for `logprobs`.
     logprobs: Logprobs | None = Field(default=None, repr=False)
-    #: For each token, in nats, where the job asked for `entropy`.
+    #: Per token, in nats, if the job asked for `entropy`.
     entropies: list[float] | None = Field(default=None, repr=False)
-    #: Calls of the job's `tools`; what they are made of is not in `text`.
+    #: Calls of the job's `tools`; their markup is not in `text`.
     tool_calls: list[ToolCall] = Field(default_factory=list, repr=False, exclude_if=_is_absent)
-    #: What went wrong, where `finish_reason` is `error`.
+    #: Cause, if `finish_reason` is `error`.
     error: str | None = None
 
     @property
     def message(self) -> dict[str, Any]:
-        """It as a message, to go on with the chat: `messages` of the next job take it."""
+        """This sample as an assistant message, for the `messages` of the next job."""
         message: dict[str, Any] = {"role": "assistant", "content": self.text}
         if self.tool_calls:
             message["tool_calls"] = [call.model_dump() for call in self.tool_calls]
@@ -141,36 +140,36 @@ class JobResult(BaseModel):
 
     id: str
     model: str
-    #: `completed`; or how else it ended, with the output so far.
+    #: `completed`, or another end, with the output so far.
     status: JobState
     #: `stop`: a stop string, a stop token or the end of text; `length`: `max_tokens`;
     #: `tool_calls`: as `stop`, with calls.
     finish_reason: FinishReason | None = None
     #: The stop string or token id that ended it; None for the end of text.
     stop_reason: str | int | None = None
-    #: Of the first sample, where there are several; so are the fields around it.
+    #: If there are several samples, the first one's; so are the fields around it.
     text: str = ""
-    #: Calls of the job's `tools`; what they are made of is not in `text`.
+    #: Calls of the job's `tools`; their markup is not in `text`.
     tool_calls: list[ToolCall] = Field(default_factory=list, repr=False, exclude_if=_is_absent)
-    #: For each output token, where the job asked for `logprobs`: of the model's own distribution,
-    #: before any control.
+    #: Per output token, if the job asked for `logprobs`: of the model's own distribution, before
+    #: any control.
     logprobs: Logprobs | None = Field(default=None, repr=False, exclude_if=_is_absent)
-    #: For each output token, in nats, where the job asked for `entropy`.
+    #: Per output token, in nats, if the job asked for `entropy`.
     entropies: list[float] | None = Field(default=None, repr=False, exclude_if=_is_absent)
-    #: For each prompt token, where the job asked for `prompt_logprobs`; None for the first.
+    #: Per prompt token, if the job asked for `prompt_logprobs`; None for the first.
     prompt_logprobs: Logprobs | None = Field(default=None, repr=False, exclude_if=_is_absent)
-    #: All samples, where the job asked for more than one; see `completions`.
+    #: All samples, if the job asked for more than one; see `completions`.
     samples: list[Completion] = Field(default_factory=list, repr=False, exclude_if=_is_absent)
     usage: Usage = Field(default_factory=Usage)
     metrics: Metrics = Field(default_factory=Metrics)
-    #: Claims it took, the last one included.
+    #: Number of claims, the last one included.
     attempt: int = 1
     worker: str | None = None
     error: JobError | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
-    #: Whose job it was.
+    #: Owner of the job.
     tenant: str = keys.DEFAULT_TENANT
-    #: Its labels.
+    #: Labels of the job.
     tags: list[str] = Field(default_factory=list)
     #: The generated token ids. Kept in the record's own token string, so not part of the JSON.
     token_ids: list[int] = Field(default_factory=list, exclude=True, repr=False)
@@ -194,35 +193,35 @@ class JobResult(BaseModel):
 
     @property
     def message(self) -> dict[str, Any]:
-        """The output as a message, to go on with the chat."""
+        """The output as an assistant message, for the next turn of the chat."""
         return self.completions[0].message
 
 
 class JobStatus(BaseModel):
-    """Where a job is."""
+    """The status of a job."""
 
     model_config = _CONFIG
 
     id: str
     model: str
-    #: Whose job it is, for the fair order.
+    #: Owner of the job, for the fair share.
     tenant: str = keys.DEFAULT_TENANT
     state: JobState
     #: Cancelled while running: it ends at its next checkpoint.
     cancelling: bool = False
-    #: Tokens generated so far, as far as they are safely stored.
+    #: Tokens generated and stored so far.
     output_tokens: int = 0
     #: Claims so far; more than one after a worker was lost.
     attempts: int = 0
-    #: 1, and one more for each retry.
+    #: Number of the run: 1, and one more per retry.
     run: int = 1
     tags: list[str] = Field(default_factory=list)
     worker: str | None = None
-    #: Milliseconds of unix time on Redis' clock, as all below.
+    #: Milliseconds of unix time on Redis' clock, as all times below.
     enqueued_at_ms: int
     started_at_ms: int | None = None
     finished_at_ms: int | None = None
     deadline_at_ms: int | None = None
-    #: A delayed job runs no earlier; None where it had no delay.
+    #: Time before which a delayed job does not run; None if it had no delay.
     scheduled_at_ms: int | None = None
     error: JobError | None = None

@@ -1,4 +1,4 @@
-"""JSON Schemas of what crosses the wire, for clients in other languages.
+"""JSON Schemas of the wire formats, for clients in other languages.
 
 `python -m batchmill.producer.schemas FOLDER` writes them; those in `schema/` are of this
 version.
@@ -24,8 +24,8 @@ _STATES = ("completed", "failed", "cancelled", "expired")
 def schemas() -> dict[str, dict[str, Any]]:
     """Return each schema by its file name.
 
-    A schema says less than the check at submit does: it knows the names that this version takes
-    first, their types and their limits, and not that exactly one of prompt and messages is given.
+    A schema checks less than submit does: it has the preferred names, their types and their
+    limits, but no aliases, and not the rule that exactly one of prompt and messages is given.
     """
     job = GenerationJob.model_json_schema(by_alias=False)
     return {
@@ -46,7 +46,7 @@ def schemas() -> dict[str, dict[str, Any]]:
 
 
 def render(schema: dict[str, Any]) -> str:
-    """Return a schema as its file holds it."""
+    """Return the text of a schema's file."""
     return json.dumps(schema, indent=2, sort_keys=True) + "\n"
 
 
@@ -55,7 +55,7 @@ def _titled(schema: dict[str, Any], title: str) -> dict[str, Any]:
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """A field of a hash is there, as text, or it is not: there is no null."""
+    """Remove null from a hash's fields: one is present, as text, or missing."""
     for field in schema["properties"].values():
         field.pop("default", None)
         for choice in field.pop("anyOf", ()):
@@ -65,7 +65,7 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _event() -> dict[str, Any]:
-    """The event as `worker/webhooks/payload.py` writes it; a test compares the two."""
+    """Return the schema of a job's event; a test compares it with `worker/webhooks/payload.py`."""
     moment = {"type": ["string", "null"], "format": "date-time"}
     result = JobResult.model_json_schema(mode="serialization")
     data = {
@@ -100,7 +100,7 @@ def _event() -> dict[str, Any]:
 
 
 def _batch_event() -> dict[str, Any]:
-    """A batch's event as `worker/webhooks/payload.py` writes it."""
+    """Return the schema of a batch's event."""
     batch = BatchStatus.model_json_schema(mode="serialization")
     data = {
         "id": {"type": "string"},
@@ -129,7 +129,7 @@ def _batch_event() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Write the schemas into the folder that is named."""
+    """Write the schemas into the folder that the command line names."""
     folder = Path(sys.argv[1])
     for name, schema in schemas().items():
         (folder / name).write_text(render(schema), encoding="utf-8")
