@@ -1,4 +1,4 @@
-"""A Celery app of your own beside batchmill: send a job as a task, or submit one inside a task.
+"""Your Celery app beside batchmill: send a job as a task, or submit one inside a task.
 
 export BATCHMILL_BROKER_URL=redis://127.0.0.1:6379/0
 celery -A celery_task worker --concurrency 2          # in this folder: your workers, not ours
@@ -21,12 +21,12 @@ URL = find_broker()
 MODEL = os.environ.get("BATCHMILL_MODEL", "demo")
 app = Celery("shop", broker=celery_url(URL), backend=celery_url(URL))
 app.conf.task_default_queue = "shop"
-# A password in `redis://user:password@…` is masked in `celery inspect conf`; one that is written as
-# an option (`?password=…`) is not: do not write it so.
+# `celery inspect conf` masks a password in `redis://user:password@…`, but not one in an option
+# (`?password=…`): do not use that form.
 
 
 def send(prompt: str) -> AsyncResult:
-    """Send a job as a plain Celery task: its result comes back as any task's."""
+    """Send a job as a plain Celery task, whose result comes back like that of any task."""
     job = {"prompt": prompt, "max_tokens": 48}
     return app.send_task(
         "batchmill.generate", kwargs={"job": job}, queue=f"batchmill.{MODEL}.normal"
@@ -35,7 +35,7 @@ def send(prompt: str) -> AsyncResult:
 
 @cache
 def client() -> Client:
-    """The client of this process, made when a task first asks for it: Celery has forked by then."""
+    """Return the client of this process, created by its first task: Celery has forked before."""
     return Client(URL)
 
 
@@ -43,8 +43,8 @@ def client() -> Client:
 def describe(self: Any, thing: str) -> str:
     """Submit a job and return its id.
 
-    A task that is delivered twice makes one job, because its id is the idempotency key. It does not
-    wait for the result: that would hold one of your worker's processes for as long as it takes.
+    A task that is delivered twice submits one job, because its id is the idempotency key. It does
+    not wait for the result, which would block one of your worker processes until then.
     """
     job = client().submit(
         prompt=f"Describe {thing}.", max_tokens=48, idempotency_key=f"describe:{self.request.id}"

@@ -1,6 +1,6 @@
 """batchmill in Django: views that submit a job, show it, and receive its webhook.
 
-Put these into your `views.py` and `urls.py`; one client serves a whole server process.
+Put these into your `views.py` and `urls.py`; each server process uses one client.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from batchmill.producer import Client, JobRejected, SignatureError, UnknownJob, 
 
 @cache
 def client() -> Client:
-    """The client of this process, made at the first request: the server has forked by then."""
+    """Return the client of this process, created by its first request: the server has forked."""
     return Client()
 
 
@@ -34,18 +34,18 @@ def submit(request: HttpRequest) -> JsonResponse:
 
 @require_GET
 def show(request: HttpRequest, job_id: str) -> JsonResponse:
-    """Tell where a job is."""
+    """Return the state of a job."""
     try:
         status = client().status(job_id)
     except UnknownJob:
-        return JsonResponse({"error": "no such job"}, status=404)
+        return JsonResponse({"error": "unknown job"}, status=404)
     return JsonResponse({"state": status.state, "output_tokens": status.output_tokens})
 
 
-@csrf_exempt  # the signature says who it is from
+@csrf_exempt  # the signature proves who sent it
 @require_POST
 def hook(request: HttpRequest) -> HttpResponse:
-    """Receive a webhook: the signature is over the raw body."""
+    """Receive a webhook; the signature covers the raw body."""
     try:
         event = verify_webhook(
             request.body, request.headers, os.environ["BATCHMILL_WEBHOOK_SECRET"]

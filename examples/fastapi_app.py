@@ -1,4 +1,4 @@
-"""batchmill in a FastAPI service: one asyncio client a server process, made in its event loop.
+"""batchmill in a FastAPI service: one asyncio client per server process.
 
 pip install fastapi uvicorn
 uvicorn fastapi_app:app          # in this folder, with BATCHMILL_BROKER_URL set
@@ -25,7 +25,7 @@ from batchmill.producer import (
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Make the client where it is used: at the start of a server process, in its event loop."""
+    """Create the client when a server process starts, in the event loop that uses it."""
     async with AsyncClient() as app.state.client:
         yield
 
@@ -35,7 +35,7 @@ app = FastAPI(lifespan=lifespan)
 
 @app.post("/jobs", status_code=202)
 async def submit(job: GenerationJob, request: Request) -> dict[str, str]:
-    """Take a job: FastAPI has checked it by the same rules as `submit` does."""
+    """Submit a job, which FastAPI has validated by the same rules as `submit`."""
     try:
         submitted = await request.app.state.client.submit(job)
     except JobRejected as error:
@@ -45,17 +45,17 @@ async def submit(job: GenerationJob, request: Request) -> dict[str, str]:
 
 @app.get("/jobs/{job_id}")
 async def show(job_id: str, request: Request) -> dict[str, Any]:
-    """Tell where a job is."""
+    """Return the state of a job."""
     try:
         status = await request.app.state.client.status(job_id)
     except UnknownJob:
-        raise HTTPException(404, "no such job") from None
+        raise HTTPException(404, "unknown job") from None
     return {"state": status.state, "output_tokens": status.output_tokens}
 
 
 @app.post("/hook", status_code=204)
 async def hook(request: Request) -> None:
-    """Receive a webhook: the signature is over the raw body."""
+    """Receive a webhook; the signature covers the raw body."""
     try:
         event = verify_webhook(
             await request.body(), dict(request.headers), os.environ["BATCHMILL_WEBHOOK_SECRET"]

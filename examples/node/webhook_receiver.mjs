@@ -1,4 +1,4 @@
-// Receive webhooks: check the signature over the raw body before anything is read from it.
+// Receive webhooks: verify the signature over the raw body before using it.
 //
 //   BATCHMILL_WEBHOOK_SECRET=whsec_… PORT=8000 node webhook_receiver.mjs
 import { createServer } from "node:http";
@@ -6,7 +6,7 @@ import { Webhook } from "standardwebhooks";
 
 const MAX_BODY_BYTES = 1024 * 1024;
 const webhook = new Webhook(process.env.BATCHMILL_WEBHOOK_SECRET);
-// Delivery is at least once: keep these where your data is, with your own change in one transaction.
+// Delivery is at least once: in production, store ids in the transaction that uses the event.
 const seen = new Set();
 
 const server = createServer(async (request, response) => {

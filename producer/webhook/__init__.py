@@ -1,5 +1,5 @@
-"""The security-relevant side of webhooks: signatures, allowed targets, and dropping repeats.
+"""The security-relevant part of webhooks: signatures, allowed targets and deduplication.
 
-Read `signature.py` first, then `target.py`. This package never sends anything; the deliverer in
+Read `signature.py` first, then `target.py`. This package sends nothing; the deliverer in
 `worker/webhooks` does.
 """

@@ -1,11 +1,11 @@
 """Addresses that no webhook is sent to: everything that is not the public internet.
 
-`ipaddress.is_global` is no guard: it calls several ways of writing a private IPv4 address inside
-an IPv6 one global, multicast as well, and knows of no cloud's metadata service.
+`ipaddress.is_global` is not strict enough: it accepts multicast and several IPv6 forms of a private
+IPv4 address, and it does not know the metadata service of any cloud.
 
 Source: the range list `recommended_v1` of Microsoft's AntiSSRF (35 ranges, most of them from
-IANA's special-purpose address registries, RFC 6890); a test compares the two. One range is ours:
-the deprecated IPv4-compatible IPv6 addresses, of RFC 4291 section 2.5.5.1.
+IANA's special-purpose address registries, RFC 6890); a test compares the two. One range is added:
+the deprecated IPv4-compatible IPv6 addresses of RFC 4291, section 2.5.5.1.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Network = IPv4Network | IPv6Network
 _IPV4_RANGES = (
     "0.0.0.0/8",  # this host
     "10.0.0.0/8",  # private
-    "100.64.0.0/10",  # shared by a provider's customers
+    "100.64.0.0/10",  # shared by the customers of a provider
     "127.0.0.0/8",  # loopback
     "168.63.129.16/32",  # Azure's host service
     "169.254.0.0/16",  # link-local; the metadata services of most clouds
@@ -47,7 +47,7 @@ _IPV6_RANGES = (
     "::/128",  # unspecified
     "::1/128",  # loopback
     "64:ff9b::/96",  # NAT64: an IPv4 address inside
-    "64:ff9b:1::/48",  # NAT64 of a network's own
+    "64:ff9b:1::/48",  # NAT64 for local use
     "100::/64",  # discard
     "100:0:0:1::/64",  # dummy
     "2001::/23",  # protocol assignments, Teredo among them: an IPv4 address inside
@@ -63,7 +63,7 @@ _IPV6_RANGES = (
 )
 _IPV4_COMPATIBLE = "::/96"
 
-#: The source's list, as networks.
+#: The ranges of the source.
 SPECIAL_RANGES: tuple[Network, ...] = tuple(
     ip_network(text) for text in (*_IPV4_RANGES, *_IPV6_RANGES)
 )
@@ -71,9 +71,9 @@ _FORBIDDEN = (*SPECIAL_RANGES, ip_network(_IPV4_COMPATIBLE))
 
 
 def unwrap(address: Address) -> Address:
-    """Return the IPv4 address that an IPv4-mapped one stands for; others as they are.
+    """Return the IPv4 address inside an IPv4-mapped one; any other address unchanged.
 
-    The kernel connects `::ffff:127.0.0.1` over IPv4, so the rules of IPv4 count.
+    The kernel connects `::ffff:127.0.0.1` over IPv4, so the rules for IPv4 apply.
     """
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
         return address.ipv4_mapped
@@ -81,11 +81,11 @@ def unwrap(address: Address) -> Address:
 
 
 def is_forbidden(address: Address, allowed: Iterable[Network] = ()) -> bool:
-    """Say whether an address is outside of the public internet.
+    """Return whether an address is outside the public internet.
 
     Args:
-        address: where a connection would go.
-        allowed: networks that the operator vouches for, whatever else they are.
+        address: The address to connect to.
+        allowed: Networks that the operator allows even if they are not public.
     """
     address = unwrap(address)
     if any(address in network for network in allowed):

@@ -1,8 +1,8 @@
-"""Where a webhook may go: one reading of its URL, at submit and again at every attempt.
+"""Allowed webhook targets: one check of a URL, at submit and again at every attempt.
 
-Submit refuses what can be told without a look-up, so that the person who made the mistake hears of
-it. The deliverer reads the URL again, because a record may have been written by anyone who reaches
-Redis, and then checks every address that the name leads to.
+Submit refuses every URL that is wrong without a DNS lookup, so that the caller sees the mistake.
+The deliverer checks the URL again, because any client of Redis may have written the record, and
+then checks every address that the name resolves to.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from .address_ranges import Address, Network, is_forbidden
 
 _DEFAULT_PORTS = {"https": 443, "http": 80}
 _NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
-#: The last label of what resolvers read as an IPv4 address, in any base.
+#: Last label of a host that resolvers read as an IPv4 address, in any base.
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _MAX_NAME_CHARS = 253
 
 
 class ForbiddenTarget(ValueError):
-    """No webhook is sent to this URL.
+    """A webhook must not be sent to this URL.
 
     Attributes:
-        reason: a word for logs and dead letters: `refused_url`, `refused_scheme`,
+        reason: A code for logs and dead letters: `refused_url`, `refused_scheme`,
             `refused_port` or `refused_address`.
     """
 
@@ -38,42 +38,42 @@ class ForbiddenTarget(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class TargetPolicy:
-    """What the operator allows beyond https to public addresses at port 443."""
+    """Targets that the operator allows besides https to public addresses at port 443."""
 
     allow_http: bool = False
-    #: Inclusive ranges, besides 443 and 80.
+    #: Inclusive ranges of ports besides 443 and 80.
     ports: Sequence[tuple[int, int]] = ()
     #: Networks that may be reached although they are not public.
     networks: Sequence[Network] = ()
 
     def check_address(self, address: Address) -> None:
-        """Refuse an address outside of the public internet and of the allowed networks.
+        """Refuse an address that is neither public nor in an allowed network.
 
         Raises:
             ForbiddenTarget: it must not be connected to.
         """
         if is_forbidden(address, self.networks):
             raise ForbiddenTarget(
-                f"address {address} is not a public one; for receivers on your own network, set "
+                f"address {address} is not public; for receivers on your own network, set "
                 "BATCHMILL_WEBHOOK_ALLOW_NETWORKS",
                 reason="refused_address",
             )
 
     def check_scheme(self, scheme: str) -> None:
-        """Refuse plain http where it is not allowed.
+        """Refuse plain http if it is not allowed.
 
         Raises:
             ForbiddenTarget: it must not be used.
         """
         if scheme == "http" and not self.allow_http:
             raise ForbiddenTarget(
-                "plain http can be read on the way; use https, or set "
+                "plain http can be read in transit; use https, or set "
                 "BATCHMILL_WEBHOOK_ALLOW_HTTP=true for receivers on your own network",
                 reason="refused_scheme",
             )
 
     def check_port(self, port: int) -> None:
-        """Refuse a port that is neither a usual one nor allowed.
+        """Refuse a port that is neither 443, 80 nor allowed.
 
         Raises:
             ForbiddenTarget: it must not be connected to.
@@ -82,36 +82,36 @@ class TargetPolicy:
             return
         if not any(first <= port <= last for first, last in self.ports):
             raise ForbiddenTarget(
-                f"port {port} is not one of 443, 80 and those in BATCHMILL_WEBHOOK_ALLOW_PORTS",
+                f"port {port} must be 443, 80 or one of BATCHMILL_WEBHOOK_ALLOW_PORTS",
                 reason="refused_port",
             )
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A checked URL, in the parts that a request needs."""
+    """A checked URL, split into the parts that a request needs."""
 
     scheme: str
-    #: Lower case, without brackets and without a dot at the end: what a certificate names.
+    #: Lower case, without brackets and final dot, as in a certificate.
     host: str
     port: int
-    #: The host as an address, where it is one in any notation; None for a name to be looked up.
+    #: The host as an address, if it is one in any notation; None for a name to resolve.
     address: Address | None
     #: Path and query.
     path: str
 
     @property
     def host_header(self) -> str:
-        """Value of the Host header; with the port unless it is the scheme's own."""
+        """Value of the Host header, with the port unless it is the default one."""
         name = f"[{self.host}]" if ":" in self.host else self.host
         return name if self.port == _DEFAULT_PORTS[self.scheme] else f"{name}:{self.port}"
 
 
 def read_target(url: str, policy: TargetPolicy) -> Target:
-    """Take a webhook URL apart, and refuse what must not be sent to. Looks nothing up.
+    """Split a webhook URL, and refuse a forbidden target. Resolves no names.
 
     Raises:
-        ForbiddenTarget: why not, for the person who chose the URL.
+        ForbiddenTarget: the reason, for the caller who chose the URL.
     """
     parts = split_url(url)
     policy.check_scheme(parts.scheme)
@@ -128,15 +128,15 @@ def read_target(url: str, policy: TargetPolicy) -> Target:
 
 
 def split_url(url: str) -> SplitResult:
-    """Split a URL whose form is right: what no operator can allow is refused here.
+    """Split a well-formed URL, and refuse a form that no operator can allow.
 
     Raises:
-        ForbiddenTarget: characters, scheme, host, port or user name are not those of a webhook.
+        ForbiddenTarget: characters, scheme, host, port or user name are not allowed.
     """
     if not url.isascii() or any(char <= " " or char in '\x7f\\"<>^`{|}' for char in url):
         raise ForbiddenTarget(
-            "holds spaces, control characters, backslashes, quotes or letters outside ASCII: "
-            "encode them"
+            "contains spaces, control characters, backslashes, quotes or characters outside ASCII: "
+            "percent-encode them"
         )
     try:
         parts = urlsplit(url)
@@ -148,31 +148,33 @@ def split_url(url: str) -> SplitResult:
     if parts.scheme not in _DEFAULT_PORTS:
         raise ForbiddenTarget(f"scheme is {parts.scheme!r}; use https", reason="refused_scheme")
     if "@" in parts.netloc:
-        raise ForbiddenTarget("holds a user name or password; deliveries are signed instead")
+        raise ForbiddenTarget("contains a user name or password; deliveries are signed instead")
     if not parts.hostname:
-        raise ForbiddenTarget("names no host")
+        raise ForbiddenTarget("has no host")
     if port == 0:
-        raise ForbiddenTarget("port is 0, which nothing listens at", reason="refused_port")
+        raise ForbiddenTarget("port is 0, on which no server listens", reason="refused_port")
     if "#" in url:
-        raise ForbiddenTarget("holds a fragment, which is never sent")
+        raise ForbiddenTarget("contains a fragment, which is never sent")
     return parts
 
 
 def _literal(host: str, *, in_brackets: bool) -> Address | None:
-    """Read a host that is an address in any notation that resolvers take; None for a name."""
+    """Return a host as an address if it is one in any notation of resolvers; None for a name."""
     if in_brackets:
         try:
             address = IPv6Address(host)
         except ValueError:
-            raise ForbiddenTarget(f"host [{host}] is not an IPv6 address") from None
+            raise ForbiddenTarget(f"host [{host}] must be an IPv6 address") from None
         if address.scope_id is not None:
-            raise ForbiddenTarget("holds an IPv6 zone, which means nothing elsewhere")
+            raise ForbiddenTarget("contains an IPv6 zone, which has no meaning on another machine")
         return address
     if _NUMBER.fullmatch(host.rpartition(".")[2]):
-        try:  # decimal, octal, hexadecimal, one to four parts: as the C library would
+        try:  # decimal, octal or hexadecimal, one to four parts, as the C library does
             return IPv4Address(socket.inet_aton(host))
         except OSError:
-            raise ForbiddenTarget(f"host {host} ends in a number and is no IPv4 address") from None
+            raise ForbiddenTarget(
+                f"host {host} ends in a number but is not an IPv4 address"
+            ) from None
     if len(host) > _MAX_NAME_CHARS or not _NAME.fullmatch(host):
         raise ForbiddenTarget(f"host {host[:80]!r} is not a host name")
     return None

@@ -1,4 +1,4 @@
-"""Settings of where webhooks may go, read alike by producers and deliverers."""
+"""Settings of the allowed webhook targets, the same for producers and deliverers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 
 
 class TargetSettings(BaseSettings):
-    """What the operator allows beyond https to public addresses."""
+    """Targets that the operator allows besides https to public addresses."""
 
     #: Accept `http://` webhooks, for receivers on the same machine or network.
     webhook_allow_http: bool = False
@@ -37,7 +37,7 @@ class TargetSettings(BaseSettings):
         for part in value:
             first, last = _port_range(part)
             if not 1 <= first <= last <= 65535:
-                raise ValueError(f"{part!r} is not a port or a range of ports from 1 to 65535")
+                raise ValueError(f"{part!r} must be a port or a range of ports from 1 to 65535")
         return value
 
     @field_validator("webhook_allow_networks")
@@ -52,7 +52,7 @@ class TargetSettings(BaseSettings):
 
     @property
     def target_policy(self) -> TargetPolicy:
-        """The three as the checks need them."""
+        """The three settings as the checks need them."""
         return TargetPolicy(
             allow_http=self.webhook_allow_http,
             ports=tuple(_port_range(part) for part in self.webhook_allow_ports),

@@ -1,4 +1,4 @@
-"""The page for other languages does what it says: its commands are sent, its programs compiled."""
+"""The page for other languages: its commands run, its programs compile, its names exist."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def block(language: str) -> str:
 
 
 def send(url: str, words: list[str]) -> list[str]:
-    """Send a command, through a client program where this machine has one; the lines it answers."""
+    """Send a command, with `redis-cli` if there is one; return the lines of the reply."""
     program = shutil.which("redis-cli") or shutil.which("valkey-cli")
     if program is not None:
         command = [program, "-s", url.removeprefix("unix://"), *words]
@@ -60,8 +60,8 @@ def test_the_commands_of_the_page_push_a_job_and_read_it(redis_url: str, tmp_pat
     store.close()
 
 
-def test_the_page_tells_every_reason_that_there_is() -> None:
-    told = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", PAGE, re.MULTILINE))))
+def test_the_page_lists_every_reason_of_a_refusal() -> None:
+    listed = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", PAGE, re.MULTILINE))))
     sources = [
         ROOT / "producer" / name
         for name in ("store/inbox.py", "protocol/lua/commands/inbox_take.lua", "errors.py")
@@ -71,12 +71,12 @@ def test_the_page_tells_every_reason_that_there_is() -> None:
     used |= set(re.findall(r"[\"'](\w+): [a-z]", text)) & {
         *("too_large", "unusable_record", "internal_error")
     }
-    # The first is tried again instead; documents of the inbox belong to no batch.
+    # A document for a full queue is tried again; documents in the inbox belong to no batch.
     unseen = {"queue_full", "batch_closed"}
-    assert used - unseen <= told, used - told
+    assert used - unseen <= listed, used - listed
 
 
-def test_the_programs_are_in_their_languages(tmp_path: Path) -> None:
+def test_the_programs_compile(tmp_path: Path) -> None:
     checks = {"ruby": ["ruby", "-c"], "go": ["gofmt", "-e"]}
     found = {name: words for name, words in checks.items() if shutil.which(words[0])}
     if not found:

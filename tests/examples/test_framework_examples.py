@@ -1,4 +1,4 @@
-"""The examples for web frameworks and for a Celery app of one's own, run with a real worker."""
+"""The examples for web frameworks and for another Celery app, with a real worker."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ EXAMPLES = ROOT / "examples"
 
 
 def needs(package: str) -> pytest.MarkDecorator:
-    """Skip, before a worker is started, where a framework is not installed: none is required."""
+    """Skip a test, before a worker starts, if a framework is not installed: none is required."""
     is_missing = importlib.util.find_spec(package) is None
     return pytest.mark.skipif(is_missing, reason=f"{package} is not installed")
 
 
 def example(name: str) -> Any:
-    """An example, imported as a new module."""
+    """Import an example as a new module."""
     spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -48,7 +48,7 @@ def example(name: str) -> Any:
 def running_worker(
     _session_server: RedisServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
-    """A worker that takes jobs, for all tests here; yields the broker's URL."""
+    """Start a worker for all tests here; yield the URL of the broker."""
     store = JobStore.from_url(_session_server.url)
     store.client.flushall()
     with ready_worker(_session_server.url, store, tmp_path_factory.mktemp("worker")):
@@ -58,17 +58,17 @@ def running_worker(
 
 @pytest.fixture
 def worker(running_worker: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The environment that leads to the worker; the URL."""
+    """Set the environment so that clients reach the worker; return the URL."""
     monkeypatch.setenv("BATCHMILL_BROKER_URL", running_worker)
     return running_worker
 
 
 @asynccontextmanager
 async def served(app: Any) -> AsyncIterator[None]:
-    """Run an ASGI app's start and end around a block, as a server does."""
+    """Start an ASGI app before a block and end it afterwards, as a server does."""
     incoming: asyncio.Queue[dict[str, str]] = asyncio.Queue()
     outgoing: asyncio.Queue[dict[str, str]] = asyncio.Queue()
-    living = asyncio.create_task(
+    lifespan = asyncio.create_task(
         app({"type": "lifespan", "asgi": {"version": "3.0"}}, incoming.get, outgoing.put)
     )
     for event in ("startup", "shutdown"):
@@ -76,13 +76,13 @@ async def served(app: Any) -> AsyncIterator[None]:
         assert (await outgoing.get())["type"] == f"lifespan.{event}.complete"
         if event == "startup":
             yield
-    await living
+    await lifespan
 
 
-async def ask(
+async def request(
     app: Any, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
 ) -> tuple[int, Any]:
-    """One request; the status and the JSON of the answer."""
+    """Send one request; return the status and the JSON of the response."""
     scope = {
         "type": "http",
         "asgi": {"version": "3.0"},
@@ -114,13 +114,13 @@ async def ask(
     return sent[0]["status"], json.loads(content) if content else None
 
 
-async def ended(app: Any, job_id: str) -> Any:
-    """Ask for a job until it has ended."""
+async def wait_for_end(app: Any, job_id: str) -> Any:
+    """Return a job once it has ended."""
     while True:
-        status, answer = await ask(app, "GET", f"/jobs/{job_id}")
+        status, content = await request(app, "GET", f"/jobs/{job_id}")
         assert status == 200
-        if answer["state"] not in ("queued", "in_progress"):
-            return answer
+        if content["state"] not in ("queued", "in_progress"):
+            return content
         await asyncio.sleep(0.02)
 
 
@@ -129,16 +129,16 @@ def test_the_asgi_example_submits_and_shows_jobs(worker: str) -> None:
 
     async def use() -> None:
         async with served(app):
-            status, answer = await ask(app, "POST", "/jobs", b"Once upon a time")
+            status, content = await request(app, "POST", "/jobs", b"Once upon a time")
             assert status == 202
-            done = await asyncio.wait_for(ended(app, answer["id"]), 60)
+            done = await asyncio.wait_for(wait_for_end(app, content["id"]), 60)
             assert len(done["text"].split()) == 48
-            assert (await ask(app, "POST", "/jobs", b""))[0] == 422
-            assert (await ask(app, "POST", "/jobs", b"x" * 100_000))[0] == 413
-            assert (await ask(app, "GET", "/jobs/none"))[0] == 404
+            assert (await request(app, "POST", "/jobs", b""))[0] == 422
+            assert (await request(app, "POST", "/jobs", b"x" * 100_000))[0] == 413
+            assert (await request(app, "GET", "/jobs/none"))[0] == 404
 
     asyncio.run(use())
-    asyncio.run(use())  # a second server in this process has a loop and a client of its own
+    asyncio.run(use())  # a second server in this process has another loop and client
 
 
 @needs("fastapi")
@@ -154,13 +154,15 @@ def test_the_fastapi_example_submits_shows_and_receives(
     async def use() -> None:
         async with served(app):
             document = json.dumps({"prompt": "x", "max_tokens": 3}).encode()
-            status, answer = await ask(app, "POST", "/jobs", document)
+            status, content = await request(app, "POST", "/jobs", document)
             assert status == 202
-            assert (await asyncio.wait_for(ended(app, answer["id"]), 60))["output_tokens"] == 3
-            assert (await ask(app, "POST", "/jobs", b'{"prompt": "x", "nme": 1}'))[0] == 422
-            assert (await ask(app, "GET", "/jobs/none"))[0] == 404
-            assert (await ask(app, "POST", "/hook", hook, signed))[0] == 204
-            assert (await ask(app, "POST", "/hook", hook + b" ", signed))[0] == 401
+            assert (await asyncio.wait_for(wait_for_end(app, content["id"]), 60))[
+                "output_tokens"
+            ] == 3
+            assert (await request(app, "POST", "/jobs", b'{"prompt": "x", "nme": 1}'))[0] == 422
+            assert (await request(app, "GET", "/jobs/none"))[0] == 404
+            assert (await request(app, "POST", "/hook", hook, signed))[0] == 204
+            assert (await request(app, "POST", "/hook", hook + b" ", signed))[0] == 401
 
     asyncio.run(use())
     assert capsys.readouterr().out == "generation.completed gen_1\n"
@@ -175,9 +177,9 @@ from django.test import Client
 from batchmill.producer.webhook.signature import signature_headers
 import os
 web = Client()
-answer = web.post("/jobs", {"prompt": "Once"})
-assert answer.status_code == 202, answer.content
-job_id = answer.json()["id"]
+response = web.post("/jobs", {"prompt": "Once"})
+assert response.status_code == 202, response.content
+job_id = response.json()["id"]
 deadline = time.monotonic() + 60
 while (shown := web.get(f"/jobs/{job_id}").json())["state"] != "completed":
     assert time.monotonic() < deadline, shown
@@ -195,7 +197,7 @@ assert post(hook + b" ").status_code == 401
 
 @needs("django")
 def test_the_django_example_submits_shows_and_receives(worker: str) -> None:
-    # Django's settings are of a process, so this has one of its own.
+    # Django has one set of settings per process, so this test runs in another process.
     path = os.pathsep.join([str(EXAMPLES), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "BATCHMILL_WEBHOOK_SECRET": new_secret()}
     done = subprocess.run(

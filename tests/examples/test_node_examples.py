@@ -1,4 +1,4 @@
-"""The examples for Node.js, run against a real worker and a real deliverer."""
+"""The examples for Node.js, with a real worker and a real deliverer."""
 
 from __future__ import annotations
 
@@ -22,14 +22,17 @@ from ..worker.webhook_deliverers import OLD_SECRET, SECRET, Deliverers
 
 @pytest.fixture(scope="module")
 def tcp_mill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mill]:
-    """A mill with one worker on a TCP port: celery-node knows no sockets."""
+    """Start a mill with one worker on a TCP port: celery-node cannot use a unix socket."""
     port = free_port()
     server = RedisServer("--port", str(port), "--bind", "127.0.0.1")
     server.start()
     mill = Mill(f"redis://127.0.0.1:{port}/0", tmp_path_factory.mktemp("mill"))
-    # What the operator allows; the deliverer has the same settings.
-    allowed = {"webhook_allow_http": 1, "webhook_allow_ports": "1024-65535"}
-    mill.start_worker(**allowed, webhook_allow_networks="127.0.0.0/8")
+    # The operator allows these targets; the deliverer has the same settings.
+    mill.start_worker(
+        webhook_allow_http=1,
+        webhook_allow_ports="1024-65535",
+        webhook_allow_networks="127.0.0.0/8",
+    )
     yield mill
     mill.close()
     server.close()
@@ -48,7 +51,7 @@ def node(folder: Path, *arguments: str, **environment: str) -> subprocess.Comple
 
 @pytest.fixture
 def receiver(node_examples: Path, tmp_path: Path) -> Iterator[tuple[int, Path]]:
-    """The example's receiver: its port, and what it prints."""
+    """Start the receiver of the example; yield its port and its log."""
     log = tmp_path / "receiver.log"
     environment = {**os.environ, "PORT": "0", "BATCHMILL_WEBHOOK_SECRET": SECRET}
     with log.open("wb") as output:
@@ -89,7 +92,7 @@ def test_a_job_from_node_comes_back_as_text_and_as_a_verified_webhook(
 
 
 @pytest.mark.parametrize(("secret", "status"), [(SECRET, 204), (OLD_SECRET, 401)])
-def test_the_receiver_takes_only_what_its_secret_signed(
+def test_the_receiver_accepts_only_events_signed_with_its_secret(
     receiver: tuple[int, Path], secret: str, status: int
 ) -> None:
     body = b'{"type": "generation.completed", "data": {"id": "forged"}}'
@@ -100,7 +103,9 @@ def test_the_receiver_takes_only_what_its_secret_signed(
     connection.close()
 
 
-def test_node_tells_why_a_document_was_refused(node_examples: Path, tcp_mill: Mill) -> None:
+def test_the_node_producer_reports_why_a_document_was_refused(
+    node_examples: Path, tcp_mill: Mill
+) -> None:
     done = node(node_examples, "producer.mjs", "x", "ftp://example.com", REDIS_URL=tcp_mill.url)
 
     assert done.returncode != 0

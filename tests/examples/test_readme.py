@@ -1,4 +1,4 @@
-"""The README and the first page work: Python runs on a live stack, and commands are typed in."""
+"""The README and the first page work: their Python and their commands run on a live stack."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ TEXT = "\n".join(page.read_text() for page in PAGES)
 
 
 def block(language: str, containing: str) -> str:
-    """The one fenced block of a language that holds some text."""
+    """Return the only fenced block of a language that contains some text."""
     (found,) = [text for text in blocks(language) if containing in text]
     return found
 
 
 def blocks(language: str) -> list[str]:
-    """Every fenced block of a language."""
+    """Return every fenced block of a language."""
     return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture
 def live_stack(redis_url: str, tmp_path: Path) -> Iterator[dict[str, str]]:
-    """A broker and a worker that takes jobs; yields the environment that reaches them."""
+    """Start a broker and a worker; yield the environment that reaches them."""
     store = JobStore.from_url(redis_url)
     with ready_worker(redis_url, store, tmp_path):
         yield {**STUB, "BATCHMILL_BROKER_URL": redis_url}
@@ -73,7 +73,7 @@ def test_the_shell_examples_work_as_typed(live_stack: dict[str, str], tmp_path: 
     assert {"submit", "result", "status"} <= set(commands)
 
 
-def test_the_webhook_receiver_believes_only_what_is_signed(tmp_path: Path) -> None:
+def test_the_webhook_receiver_accepts_only_signed_events(tmp_path: Path) -> None:
     source = block("python", "verify_webhook")
     assert source.count("8000") == 1
     port, secret, log = free_port(), new_secret(), tmp_path / "receiver.log"
@@ -93,7 +93,7 @@ def test_the_webhook_receiver_believes_only_what_is_signed(tmp_path: Path) -> No
 
 
 def post_event(port: int, job_id: str, secret: str) -> int:
-    """Send an event signed by an independent library; the answer's status."""
+    """Send an event signed by an independent library; return the status of the response."""
     now = datetime.now(UTC)
     data = {"id": job_id, "status": "completed"}
     body = json.dumps({"type": "generation.completed", "timestamp": now.isoformat(), "data": data})

@@ -1,4 +1,4 @@
-"""Signatures agree with the public library both ways, and every defect raises SignatureError."""
+"""Webhook signatures agree with the public library; every defect raises `SignatureError`."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_old_and_new_secret_both_verify_while_one_replaces_the_other() -> None:
 
 
 @pytest.mark.parametrize("offset_s", [-301, 301])
-def test_an_attempt_out_of_tolerance_is_refused(offset_s: int) -> None:
+def test_an_attempt_outside_the_tolerance_is_refused(offset_s: int) -> None:
     secret = new_secret()
     headers = signature_headers(EVENT_ID, 1_000_000 + offset_s, BODY, secrets=[secret])
     with pytest.raises(SignatureError, match="300 s"):
@@ -117,7 +117,7 @@ def test_a_changed_body_is_refused() -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"not json", b"[]", b'{"type":"x"}', b"\xff", b"1"])
-def test_a_signed_body_that_is_no_event_is_a_signature_error(body: bytes) -> None:
+def test_a_signed_body_that_is_not_an_event_is_a_signature_error(body: bytes) -> None:
     secret = new_secret()
     headers = signature_headers(EVENT_ID, now_s(), body, secrets=[secret])
     with pytest.raises(SignatureError, match="not an event"):
@@ -125,7 +125,7 @@ def test_a_signed_body_that_is_no_event_is_a_signature_error(body: bytes) -> Non
 
 
 @pytest.mark.parametrize("secret", ["", "whsec_", "whsec_AAAA", "secret", "whsec_%", "whsec_AAAAA"])
-def test_a_malformed_secret_of_our_own_is_not_blamed_on_the_sender(secret: str) -> None:
+def test_a_malformed_secret_of_the_receiver_is_not_the_fault_of_the_sender(secret: str) -> None:
     headers = signature_headers(EVENT_ID, now_s(), BODY, secrets=[new_secret()])
     with pytest.raises(ValueError, match="secret"):
         verify_webhook(BODY, headers, secret)
@@ -133,10 +133,10 @@ def test_a_malformed_secret_of_our_own_is_not_blamed_on_the_sender(secret: str) 
         sign(secret, EVENT_ID, 0, BODY)
 
 
-def test_no_secret_at_all_is_an_error() -> None:
+def test_a_missing_secret_is_an_error() -> None:
     with pytest.raises(ValueError, match="no webhook secret"):
         signature_headers(EVENT_ID, 0, BODY, secrets=[])
-    with pytest.raises(ValueError, match="no secret"):
+    with pytest.raises(ValueError, match="at least one secret"):
         verify_webhook(BODY, {}, [])
 
 

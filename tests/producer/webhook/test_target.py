@@ -1,3 +1,5 @@
+"""Webhook targets: forbidden address ranges, refused URLs, and what the operator may allow."""
+
 from __future__ import annotations
 
 from ipaddress import ip_address, ip_network
@@ -10,22 +12,21 @@ from batchmill.producer import JobRejected
 from batchmill.producer.job.validation import parse_job
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store.submission import prepare
-from batchmill.producer.webhook.address_ranges import SPECIAL_RANGES, is_forbidden
+from batchmill.producer.webhook.address_ranges import SPECIAL_RANGES, Network, is_forbidden
 from batchmill.producer.webhook.target import ForbiddenTarget, TargetPolicy, read_target
 
 STRICT = TargetPolicy()
 
 
-def test_range_list_is_the_one_it_names_as_its_source() -> None:
+def test_range_list_equals_its_source() -> None:
     assert sorted(map(str, SPECIAL_RANGES)) == sorted(IPAddressRanges.recommended_v1)
     assert len(SPECIAL_RANGES) == 35
 
 
 @pytest.mark.parametrize("network", SPECIAL_RANGES, ids=str)
-def test_first_and_last_address_of_every_range_are_forbidden(network: object) -> None:
-    first, last = network[0], network[-1]  # type: ignore[index]
-    assert is_forbidden(first)
-    assert is_forbidden(last)
+def test_first_and_last_address_of_every_range_are_forbidden(network: Network) -> None:
+    assert is_forbidden(network[0])
+    assert is_forbidden(network[-1])
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,7 @@ def test_addresses_that_the_standard_library_calls_global_are_forbidden(text: st
     assert is_forbidden(ip_address(text))
 
 
-def test_operator_s_networks_are_allowed_mapped_addresses_too_and_nothing_beside_them() -> None:
+def test_the_operator_allows_a_network_and_its_mapped_addresses_only() -> None:
     allowed = [ip_network("10.1.0.0/16")]
     assert not is_forbidden(ip_address("10.1.2.3"), allowed)
     assert not is_forbidden(ip_address("::ffff:10.1.2.3"), allowed)
@@ -122,9 +123,7 @@ def test_operator_s_networks_are_allowed_mapped_addresses_too_and_nothing_beside
         ("", "refused_scheme"),
     ],
 )
-def test_url_that_must_not_be_sent_to_is_refused_at_submit_under_its_field(
-    url: str, reason: str
-) -> None:
+def test_a_forbidden_url_is_refused_at_submit_under_its_field(url: str, reason: str) -> None:
     with pytest.raises(ForbiddenTarget) as caught:
         read_target(url, STRICT)
     assert caught.value.reason == reason
@@ -145,16 +144,20 @@ def test_url_that_must_not_be_sent_to_is_refused_at_submit_under_its_field(
         ("https://[2606:4700::1111]:80/", "2606:4700::1111", 80, "[2606:4700::1111]:80", "/"),
     ],
 )
-def test_public_url_is_taken_apart(url: str, host: str, port: int, header: str, path: str) -> None:
+def test_a_public_url_is_split_into_its_parts(
+    url: str, host: str, port: int, header: str, path: str
+) -> None:
     target = read_target(url, STRICT)
     assert (target.host, target.port, target.host_header, target.path) == (host, port, header, path)
 
 
 def test_settings_open_ports_networks_and_plain_http() -> None:
-    settings = ProducerSettings(
-        webhook_allow_http=True,
-        webhook_allow_ports="8443, 9000-9100",
-        webhook_allow_networks="10.1.0.0/16,::1/128",
+    settings = ProducerSettings.model_validate(
+        {
+            "webhook_allow_http": True,
+            "webhook_allow_ports": "8443, 9000-9100",
+            "webhook_allow_networks": "10.1.0.0/16,::1/128",
+        }
     )
     policy = settings.target_policy
     for url in ("http://10.1.2.3:9100/", "https://[::1]:8443/", "http://example.com/"):
@@ -168,6 +171,6 @@ def test_settings_open_ports_networks_and_plain_http() -> None:
     "field", [{"ports": "0"}, {"ports": "90-80"}, {"ports": "70000"}, {"ports": "http"},
               {"networks": "10.1.2.3/16"}, {"networks": "here"}],
 )  # fmt: skip
-def test_settings_that_make_no_sense_are_refused(field: dict[str, str]) -> None:
+def test_malformed_settings_are_refused(field: dict[str, str]) -> None:
     with pytest.raises(ValidationError, match="webhook_allow"):
         ProducerSettings.model_validate({f"webhook_allow_{k}": v for k, v in field.items()})
