@@ -123,6 +123,21 @@ def private_redis_server() -> Iterator[RedisServer]:
     server.close()
 
 
+@pytest.fixture(scope="session")
+def node_examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Copy `examples/node` and install its packages, once per session."""
+    if shutil.which("npm") is None or shutil.which("node") is None:
+        pytest.skip("node and npm are not installed")
+    folder = tmp_path_factory.mktemp("javascript") / "node"
+    source = Path(__file__).parents[1] / "examples" / "node"
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("node_modules"))
+    command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    if done.returncode != 0:
+        pytest.skip(f"npm cannot install the packages: {done.stderr.strip()[-200:]}")
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def _no_broker_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("BATCHMILL_")]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -213,18 +212,3 @@ def reference() -> Callable[..., tuple[list[int], str]]:
         return token_ids, stub_text(token_ids)
 
     return generate
-
-
-@pytest.fixture(scope="session")
-def node_examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of `examples/node` with its packages installed, once per session."""
-    if shutil.which("npm") is None or shutil.which("node") is None:
-        pytest.skip("node and npm are not installed")
-    folder = tmp_path_factory.mktemp("javascript") / "node"
-    source = Path(__file__).parents[2] / "examples" / "node"
-    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("node_modules"))
-    command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
-    if done.returncode != 0:
-        pytest.skip(f"npm cannot install the packages: {done.stderr.strip()[-200:]}")
-    return folder
