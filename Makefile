@@ -27,6 +27,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	$(BIN)/python tests/structure/lint_lua.py
+	$(BIN)/python tests/structure/generate_sync.py --check
 
 types: setup
 	$(BIN)/mypy
@@ -49,6 +50,7 @@ up: setup
 
 format: setup
 	$(BIN)/ruff check --fix .
+	$(BIN)/python tests/structure/generate_sync.py
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)
 

@@ -15,11 +15,11 @@ from batchmill.producer.protocol.replies import (
     ForgetCounts,
     JobState,
 )
-from batchmill.producer.store.batch_store import BatchEntry
+from batchmill.producer.store.batches import BatchEntry
+from batchmill.producer.store.ended_jobs import EndedJob
 from batchmill.producer.store.job_index import JobPage
-from batchmill.producer.store.read_ends import EndedJob
-from batchmill.producer.store.read_progress import EtaUnknown, JobProgress, ProgressSummary
-from batchmill.producer.store.read_stream import StreamPiece, StreamPosition
+from batchmill.producer.store.job_output import StreamPiece, StreamPosition
+from batchmill.producer.store.job_progress import EtaUnknown, JobProgress, ProgressSummary
 from batchmill.producer.webhook.dedupe import AsyncSeenEvents, SeenEvents
 from batchmill.producer.webhook.signature import WebhookEvent, new_secret, verify_webhook
 

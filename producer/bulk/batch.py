@@ -12,8 +12,8 @@ from batchmill.producer.job.line import BulkLine
 from batchmill.producer.protocol.calls import BatchPlace, NewJob
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store import batch_calls
-from batchmill.producer.store.batch_calls import OpenBatch, raised
-from batchmill.producer.store.batch_store import BatchStore
+from batchmill.producer.store.batch_calls import OpenBatch, raise_if_error
+from batchmill.producer.store.batches import batches
 from batchmill.producer.store.job_store import JobStore
 
 
@@ -60,7 +60,7 @@ class BulkBatch:
             IdempotencyConflict: the run's batch asks for something else.
         """
         batch_id = "batch_" + hashlib.sha256(f"bulk\0{identity}".encode()).hexdigest()[:32]
-        known = BatchStore(store).load(batch_id)
+        known = store.read(batches([batch_id]))[0]
         if request is None:
             if known is not None and known.status is BatchState.VALIDATING:
                 raise BulkFileError(
@@ -73,7 +73,7 @@ class BulkBatch:
                 f"{num_answered} lines have answers, but the run has no batch: it began without "
                 "--webhook, under another --run-id, or too long ago; give it without --webhook"
             )
-        opened = raised(store.run(batch_calls.create(request, settings, batch_id)))
+        opened = raise_if_error(store.run(batch_calls.create(request, settings, batch_id)))
         return cls(store, opened, num_lines)
 
     def with_place(self, job: NewJob, line: BulkLine) -> NewJob:

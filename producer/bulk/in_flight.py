@@ -9,19 +9,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from batchmill.producer.client.batching import MAX_BATCH_CHARS, MAX_BATCH_JOBS
+from batchmill.producer.client.batching import FULL_PAUSE_S, MAX_BATCH_CHARS, MAX_BATCH_JOBS
 from batchmill.producer.errors import JobRejected, JobUnfinished, QueueFull, UnknownJob
 from batchmill.producer.job.document import GenerationJob
 from batchmill.producer.job.line import BulkLine, LineKind
 from batchmill.producer.protocol import calls
 from batchmill.producer.protocol.calls import NewJob
 from batchmill.producer.settings import ProducerSettings
+from batchmill.producer.store.ended_jobs import MAX_ENDS_AT_ONCE, EndedJob, chunks, ended_jobs
 from batchmill.producer.store.job_store import JobStore
-from batchmill.producer.store.outcomes import accepted_id
-from batchmill.producer.store.read_ends import MAX_READ_AT_ONCE, EndedJob, chunks
+from batchmill.producer.store.reply_errors import accepted_id
 from batchmill.producer.store.submission import fingerprint, prepare
-from batchmill.producer.watch.many_jobs import EndWatch, Outage
-from batchmill.producer.watch.one_job import CONNECTION_ERRORS
+from batchmill.producer.watch.many_jobs import EndWatch
+from batchmill.producer.watch.patience import CONNECTION_ERRORS, Outage
 
 from .output import DurableLines, line_id
 from .result_lines import answer_line, error_line
@@ -29,9 +29,6 @@ from .result_lines import answer_line, error_line
 if TYPE_CHECKING:
     from .batch import BulkBatch
     from .options import BulkCounts, BulkOptions
-
-#: Pause before a full queue is tried again.
-_FULL_PAUSE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +96,7 @@ class Flight:
         pause_s = self._held_until - time.monotonic()
         if not self._waiting and pause_s > 0:
             time.sleep(min(wait_s, pause_s))
-        for job_ids in chunks(self._watch.next_ended(wait_s), MAX_READ_AT_ONCE):
+        for job_ids in chunks(self._watch.next_ended(wait_s), MAX_ENDS_AT_ONCE):
             for ended in self._load(job_ids):
                 self._write(ended)
         self._output.sync_if_due()
@@ -136,7 +133,7 @@ class Flight:
             if self._batch is not None:
                 self._batch.seal()
         except CONNECTION_ERRORS as error:
-            self._held_until = time.monotonic() + self._outage.check(error)
+            self._held_until = time.monotonic() + self._outage.pause_s(error)
             return False
         return True
 
@@ -156,9 +153,9 @@ class Flight:
         try:
             answers = self._store.run_all([calls.submit(job) for _, job in batch])
         except CONNECTION_ERRORS as error:
-            self._hold(batch, self._outage.check(error))
+            self._hold(batch, self._outage.pause_s(error))
             return False
-        self._outage.over()
+        self._outage.end()
         refused: list[tuple[_Waiting, NewJob]] = []
         new_ids = []
         for (waiting, job), answer in zip(batch, answers, strict=True):
@@ -176,7 +173,7 @@ class Flight:
                 self._num_waiting += 1
         self._watch.add(new_ids)
         if refused:
-            self._hold(refused, _FULL_PAUSE_S)
+            self._hold(refused, FULL_PAUSE_S)
         return not refused
 
     def _hold(self, batch: list[tuple[_Waiting, NewJob]], pause_s: float) -> None:
@@ -186,9 +183,9 @@ class Flight:
     def _load(self, job_ids: Sequence[str]) -> list[EndedJob]:
         while True:
             try:
-                return self._store.load_ends(job_ids)
+                return self._store.read(ended_jobs(job_ids))
             except CONNECTION_ERRORS as error:
-                time.sleep(self._outage.check(error))
+                time.sleep(self._outage.pause_s(error))
 
     def _write(self, ended: EndedJob) -> None:
         for waiting in self._waiting.pop(ended.id):

@@ -7,7 +7,7 @@ from typing import Any
 from batchmill.producer.errors import JobUnfinished, UnknownJob
 from batchmill.producer.job.line import LineKind
 from batchmill.producer.results import JobResult
-from batchmill.producer.store.read_ends import EndedJob
+from batchmill.producer.store.ended_jobs import EndedJob
 
 
 def line_of(request_id: str, custom_id: str, kind: LineKind, ended: EndedJob) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The asyncio client's verbs on jobs that are stored: those of `JobVerbs`."""
+"""The client's verbs on stored jobs: status, list, progress, cancel, retry, forget."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from batchmill.producer.protocol.replies import (
 from batchmill.producer.results import JobStatus
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store import job_index
-from batchmill.producer.store.async_job_store import AsyncJobStore
+from batchmill.producer.store.async_store import AsyncStore
+from batchmill.producer.store.ended_jobs import chunks
 from batchmill.producer.store.job_index import (
     DEFAULT_PAGE_JOBS,
     MAX_PAGE_JOBS,
@@ -22,47 +23,48 @@ from batchmill.producer.store.job_index import (
     JobQuery,
     check_limit,
 )
-from batchmill.producer.store.outcomes import broker_errors, check_forgotten, check_retried, unknown
-from batchmill.producer.store.read_ends import chunks
-from batchmill.producer.store.read_progress import (
-    MAX_READ_AT_ONCE,
+from batchmill.producer.store.job_progress import (
+    MAX_READINGS_AT_ONCE,
     JobProgress,
     JobReading,
     ProgressSummary,
-    add_higher_classes,
     job_progress,
     last_waiting,
-    queue_depth_reads,
-    queue_progress_read,
-    read_progress,
+    progress_readings,
+    queue_positions,
     summarise,
 )
-from batchmill.producer.store.read_status import queue_status_read, read_status
+from batchmill.producer.store.job_status import job_status
+from batchmill.producer.store.reply_errors import (
+    broker_errors,
+    check_forgotten,
+    check_retried,
+    unknown_job_error,
+)
 from batchmill.producer.store.submission import queue_limits
 
 from .batching import MAX_BATCH_JOBS
-from .job_verbs import HasId, ids_of
+from .job_ids import HasId, ids_of
 
 
 class AsyncJobVerbs:
-    """What `AsyncClient` does with jobs that are stored. Owns nothing."""
+    """Verbs of `AsyncClient` on stored jobs. Owns nothing: the client opens and closes."""
 
     settings: ProducerSettings
     _url: str
-
-    @property
-    def _store(self) -> AsyncJobStore:
-        """The store, for the event loop that runs."""
-        raise NotImplementedError
+    _store: AsyncStore
 
     async def status(self, job_id: str) -> JobStatus:
-        """As `Client.status`."""
+        """Return the status of a job.
+
+        Raises:
+            UnknownJob: the job does not exist.
+            BrokerUnavailable: the broker does not respond.
+        """
         with broker_errors(self._url):
-            async with self._store.client.pipeline(transaction=True) as pipeline:
-                queue_status_read(pipeline, job_id)
-                status = read_status(job_id, *await pipeline.execute())
+            status = await self._store.read(job_status(job_id))
         if status is None:
-            raise unknown(job_id)
+            raise unknown_job_error(job_id)
         return status
 
     async def list(
@@ -74,7 +76,22 @@ class AsyncJobVerbs:
         limit: int = DEFAULT_PAGE_JOBS,
         cursor: str | None = None,
     ) -> JobPage:
-        """As `Client.list`."""
+        """Return a page of jobs, newest first: in the order in which they were submitted.
+
+        The order stays the same while jobs change, end and are retried. A job that is kept from the
+        first page to the last, and matches throughout, is therefore listed exactly once.
+
+        Args:
+            tag: only jobs with this tag.
+            tenant: only jobs of this tenant.
+            state: only jobs in this state.
+            limit: most jobs per page, up to 1000.
+            cursor: `next_cursor` of the page before; None begins with the newest job.
+
+        Raises:
+            InvalidQuery: a value is invalid.
+            BrokerUnavailable: the broker does not respond.
+        """
         query = JobQuery.checked(tag, tenant, state, cursor)
         jobs: tuple[JobStatus, ...] = ()
         check_limit(limit)
@@ -89,7 +106,11 @@ class AsyncJobVerbs:
     async def iter_jobs(
         self, *, tag: str | None = None, tenant: str | None = None, state: str | None = None
     ) -> AsyncIterator[JobStatus]:
-        """As `Client.iter_jobs`."""
+        """Yield all jobs that `list` would return, page by page, in constant memory.
+
+        Raises:
+            InvalidQuery, BrokerUnavailable: as `list`.
+        """
         cursor = None
         while True:
             page = await self.list(
@@ -102,50 +123,65 @@ class AsyncJobVerbs:
             cursor = page.next_cursor
 
     async def progress(self, job_id: str) -> JobProgress:
-        """As `Client.progress`."""
+        """Return the progress of a job: tokens, place in the queue, speed, and estimated end.
+
+        Raises:
+            UnknownJob: the job does not exist.
+            BrokerUnavailable: the broker does not respond.
+        """
         with broker_errors(self._url):
-            readings = await self._read_progress([job_id])
+            readings = await self._store.read(progress_readings([job_id]))
             if not readings:
-                raise unknown(job_id)
+                raise unknown_job_error(job_id)
             positions = await self._positions(readings)
-            return job_progress(
-                readings[0], positions.get(job_id), await self._store.list_workers()
-            )
+            workers = await self._store.list_workers()
+        return job_progress(readings[0], positions.get(job_id), workers)
 
     async def progress_many(self, jobs: Iterable[HasId | str]) -> ProgressSummary:
-        """As `Client.progress_many`."""
-        ids = ids_of(jobs)
-        with broker_errors(self._url):
-            readings = await self._read_progress(ids)
-            positions = await self._positions(last_waiting(readings))
-            return summarise(len(ids), readings, positions, await self._store.list_workers())
+        """Return the progress of many jobs together, in few round trips.
 
-    async def _read_progress(self, job_ids: Sequence[str]) -> Sequence[JobReading]:
+        Raises:
+            BrokerUnavailable: the broker does not respond.
+        """
+        ids = ids_of(jobs)
         readings: list[JobReading] = []
-        for some in chunks(job_ids, MAX_READ_AT_ONCE):
-            async with self._store.client.pipeline(transaction=False) as pipeline:
-                for job_id in some:
-                    queue_progress_read(pipeline, job_id)
-                readings += read_progress(some, await pipeline.execute())
-        return readings
+        with broker_errors(self._url):
+            for some in chunks(ids, MAX_READINGS_AT_ONCE):
+                readings += await self._store.read(progress_readings(some))
+            positions = await self._positions(last_waiting(readings))
+            workers = await self._store.list_workers()
+        return summarise(len(ids), readings, positions, workers)
 
     async def _positions(self, readings: Sequence[JobReading]) -> dict[str, int | None]:
-        """Jobs before each of some, those of higher classes included."""
+        """Number of jobs before each of some jobs, those of higher classes included."""
         own = await self._store.run_all([calls.position(reading.id) for reading in readings])
-        async with self._store.client.pipeline(transaction=False) as pipeline:
-            queue_depth_reads(pipeline, readings)
-            return add_higher_classes(readings, own, await pipeline.execute())
+        return await self._store.read(queue_positions(readings, own))
 
     async def cancel(self, job_id: str) -> CancelAnswer:
-        """As `Client.cancel`."""
+        """Cancel a job: at once if it waits, at its next checkpoint if it runs.
+
+        Returns:
+            Whether it is cancelled, is being cancelled, or had already ended.
+
+        Raises:
+            UnknownJob: the job does not exist.
+            BrokerUnavailable: the broker does not respond.
+        """
         with broker_errors(self._url):
             answer = await self._store.run(calls.cancel(job_id))
         if answer.status is CancelStatus.UNKNOWN:
-            raise unknown(job_id)
+            raise unknown_job_error(job_id)
         return answer
 
     async def cancel_many(self, jobs: Iterable[HasId | str]) -> dict[str, CancelAnswer]:
-        """As `Client.cancel_many`."""
+        """Cancel jobs in few round trips.
+
+        Returns:
+            As `cancel`, by job id; an unknown job has the status UNKNOWN.
+
+        Raises:
+            BrokerUnavailable: the broker does not respond; cancelling again does no harm.
+        """
         answers: dict[str, CancelAnswer] = {}
         with broker_errors(self._url):
             for some in chunks(ids_of(jobs), MAX_BATCH_JOBS):
@@ -156,9 +192,16 @@ class AsyncJobVerbs:
     async def cancel_where(
         self, *, tag: str | None = None, tenant: str | None = None
     ) -> CancelCounts:
-        """As `Client.cancel_where`."""
-        query = JobQuery.checked(tag, tenant)
-        query.check_is_narrow("cancelled")
+        """Cancel all jobs with a tag, of a tenant, or both, in batches.
+
+        The step that cancels a job checks its record for both, so no other job is ever cancelled.
+        Jobs submitted meanwhile are not included.
+
+        Raises:
+            InvalidQuery: neither is given, or one is invalid.
+            BrokerUnavailable: the broker does not respond; cancelling again does no harm.
+        """
+        query = JobQuery.narrow(tag, tenant, "cancelled")
         total = CancelCounts()
         with broker_errors(self._url):
             while True:
@@ -169,13 +212,37 @@ class AsyncJobVerbs:
                 query = query.after(cursor)
 
     async def retry(self, job_id: str) -> int:
-        """As `Client.retry`."""
+        """Run a job that failed, was cancelled or expired again, under its own id.
+
+        It resumes from its tokens if the model is still the same, and waits at the end of its
+        queue. A deadline that has passed is dropped, and so is its dead letter. Its next end sends
+        a webhook under a new id.
+
+        Returns:
+            The number of the run that has begun: 2 for the first retry.
+
+        Raises:
+            WrongState: it completed, or has not ended.
+            QueueFull: a limit on waiting jobs is reached.
+            UnknownJob: the job does not exist.
+            BrokerUnavailable: the broker does not respond; the job may be retried or not.
+        """
         with broker_errors(self._url):
             answer = await self._store.run(calls.retry(job_id, queue_limits(self.settings)))
         return check_retried(job_id, answer)
 
     async def forget(self, job_id: str) -> None:
-        """As `Client.forget`."""
+        """Remove everything that is kept of a job that has ended, at once.
+
+        That is its record with prompt and result, its tokens and text, its idempotency key, its
+        webhook events, delivered or not, and its dead letters. Forgetting it again within an hour
+        is not an error: the reply to the first call may have been lost.
+
+        Raises:
+            WrongState: it has not ended: cancel it first.
+            UnknownJob: the job does not exist and was not forgotten in the last hour.
+            BrokerUnavailable: the broker does not respond; forgetting again does no harm.
+        """
         with broker_errors(self._url):
             answer = await self._store.run(calls.forget(job_id))
         check_forgotten(job_id, answer)
@@ -183,9 +250,13 @@ class AsyncJobVerbs:
     async def forget_where(
         self, *, tag: str | None = None, tenant: str | None = None
     ) -> ForgetCounts:
-        """As `Client.forget_where`."""
-        query = JobQuery.checked(tag, tenant)
-        query.check_is_narrow("forgotten")
+        """Forget all ended jobs with a tag, of a tenant, or both; the others are kept.
+
+        Raises:
+            InvalidQuery: neither is given, or one is invalid.
+            BrokerUnavailable: the broker does not respond; forgetting again does no harm.
+        """
+        query = JobQuery.narrow(tag, tenant, "forgotten")
         total = ForgetCounts()
         with broker_errors(self._url):
             while True:

@@ -1,4 +1,4 @@
-"""The lines of a batch on their way to the broker, in groups. No input or output."""
+"""The lines of a batch (`create_batch`) on their way to the broker, in groups. No I/O."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from batchmill.producer.protocol.calls import BatchPlace, Call, NewJob
 from batchmill.producer.protocol.replies import SubmitReply
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store.batch_calls import OpenBatch
-from batchmill.producer.store.outcomes import accepted_id
+from batchmill.producer.store.reply_errors import accepted_id
 from batchmill.producer.store.submission import fingerprint, prepare
 
 from .batching import MAX_BATCH_CHARS, MAX_BATCH_JOBS, JobLike, OnRejected, as_job
@@ -24,14 +24,11 @@ from .batching import MAX_BATCH_CHARS, MAX_BATCH_JOBS, JobLike, OnRejected, as_j
 #: A line as callers give it; a mapping may hold a `custom_id`.
 BatchLine: TypeAlias = JobLike | BulkLine
 
-#: Pause before a full queue is tried again.
-FULL_PAUSE_S = 0.5
-
 
 class BatchIntake:
-    """Numbers the lines, checks them, and keeps what a full queue does not take for another try.
+    """Numbers and checks the lines, and keeps those that find a full queue for another try.
 
-    Invariant: every line so far waits here, is a job of the batch, or was refused.
+    Invariant: every line so far waits here, is a job of the batch, or was rejected.
     """
 
     def __init__(
@@ -47,8 +44,8 @@ class BatchIntake:
         Args:
             batch: the batch.
             settings: for the default model, limits and times to live.
-            on_rejected: told of each line that was refused; None fails the batch at the first.
-            is_resumable: it has an idempotency key, so a line that comes again is compared.
+            on_rejected: called for each rejected line; None fails the batch at the first.
+            is_resumable: it has an idempotency key, so a repeated line is compared.
         """
         self._batch = batch
         self._settings = settings
@@ -58,12 +55,12 @@ class BatchIntake:
         self._num_chars = 0
         #: Lines so far.
         self.num_lines = 0
-        #: What fails the batch, and which line it was.
-        self.refusal: JobRejected | None = None
-        self.refused_line = 0
+        #: The rejection that fails the batch, and its line.
+        self.rejection: JobRejected | None = None
+        self.rejected_line = 0
 
     def add(self, line: BatchLine) -> None:
-        """Check a line and keep it, or note its refusal."""
+        """Check a line and keep it, or note its rejection."""
         index = self.num_lines
         self.num_lines += 1
         try:
@@ -77,24 +74,24 @@ class BatchIntake:
 
     @property
     def must_be_sent(self) -> bool:
-        """Whether as much waits as one round trip takes, or a refusal ends it."""
+        """Whether the lines fill one round trip, or a rejection ends the batch."""
         return (
             len(self._waiting) >= MAX_BATCH_JOBS
             or self._num_chars >= MAX_BATCH_CHARS
-            or self.refusal is not None
+            or self.rejection is not None
         )
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing waits."""
+        """Whether no line waits."""
         return not self._waiting
 
     def calls(self) -> list[Call[SubmitReply]]:
-        """Return the script calls that submit what waits."""
+        """Return the script calls that submit the waiting lines."""
         return [calls.submit(job) for job in self._waiting]
 
     def take(self, answers: Sequence[SubmitReply]) -> bool:
-        """Read the answers to `calls`; False where the queue was full, and some still waits."""
+        """Take in the answers to `calls`; return False if the queue was full for some lines."""
         sent = list(zip(self._waiting, answers, strict=True))
         self._waiting.clear()
         for job, answer in sent:
@@ -109,13 +106,13 @@ class BatchIntake:
         return not self._waiting
 
     def check(self) -> None:
-        """Raise the refusal that fails the batch, if there is one.
+        """Raise the rejection that fails the batch, if there is one.
 
         Raises:
-            JobRejected: of the first line that was refused.
+            JobRejected: of the first line that was rejected.
         """
-        if self.refusal is not None:
-            raise self.refusal
+        if self.rejection is not None:
+            raise self.rejection
 
     def _prepare(self, job: GenerationJob, custom_id: str, index: int) -> NewJob:
         if job.idempotency_key is not None:
@@ -135,34 +132,33 @@ class BatchIntake:
         )
 
     def _reject(self, index: int, error: JobRejected) -> None:
-        # A batch that takes no lines any more is no fault of a line.
+        # If the batch is closed, the line is not at fault.
         if self._on_rejected is not None and not isinstance(error, BatchClosed):
             self._on_rejected(index, error)
-        elif self.refusal is None:
+        elif self.rejection is None:
             error.add_note(f"line {index + 1} of {self._batch.batch_id}")
-            self.refusal, self.refused_line = error, index + 1
+            self.rejection, self.rejected_line = error, index + 1
 
 
 def fails_batch(intake: BatchIntake, error: Exception, *, is_resumable: bool) -> bool:
-    """Say whether a batch fails by an error, or was ended by others or can be gone on with."""
+    """Return whether an error fails a batch: not if others ended it or it can be resumed."""
     if isinstance(error, BatchClosed | IdempotencyConflict):
         return False
-    return error is intake.refusal or not is_resumable
+    return error is intake.rejection or not is_resumable
 
 
-def error_of(intake: BatchIntake, error: BaseException) -> BatchError:
-    """Return why a batch fails whose lines cannot all come in."""
-    if error is intake.refusal:
-        refusal = intake.refusal
+def batch_error(intake: BatchIntake, error: BaseException) -> BatchError:
+    """Return the error of a batch whose lines cannot all be submitted."""
+    if isinstance(error, JobRejected) and error is intake.rejection:
         return BatchError(
-            code=refusal.code, message=str(refusal), line=intake.refused_line, param=refusal.param
+            code=error.code, message=str(error), line=intake.rejected_line, param=error.param
         )
-    # Only the kind: what the caller's own code says may hold text of a prompt.
+    # Only the kind: the message of the caller's own error may hold text of a prompt.
     return BatchError(code="input_failed", message=f"the input ended by {type(error).__name__}")
 
 
 def _job_of(line: BatchLine) -> tuple[GenerationJob, str]:
-    """The job of a line and the caller's name for it."""
+    """Return the job of a line and the caller's name for it."""
     if isinstance(line, BulkLine):
         if line.job is None:
             raise line.problem or JobRejected("the line asks for nothing")

@@ -1,4 +1,4 @@
-"""Cutting a stream of jobs into batches of bounded size. No input or output."""
+"""The jobs of `submit_many` in groups of bounded size, one group per round trip. No I/O."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from batchmill.producer.protocol import calls
 from batchmill.producer.protocol.calls import Call, NewJob
 from batchmill.producer.protocol.replies import SubmitReply, SubmitStatus
 from batchmill.producer.settings import ProducerSettings
-from batchmill.producer.store.outcomes import accepted_id
+from batchmill.producer.store.reply_errors import accepted_id
 from batchmill.producer.store.submission import prepare
 
 #: A job as callers give it.
 JobLike: TypeAlias = GenerationJob | Mapping[str, Any]
-#: Told of a job that was refused: its index in the input, and why.
+#: Called with the index of a rejected job in the input, and the reason.
 OnRejected: TypeAlias = Callable[[int, JobRejected], None]
 
 MAX_BATCH_JOBS = 500
-#: Prompts may be a megabyte each: a batch must not be five hundred of those.
+#: Prompts may be a megabyte each: a group must not hold five hundred of those.
 MAX_BATCH_CHARS = 4 << 20
 #: Pause before a full queue is tried again.
-_FULL_PAUSE_S = 0.25
+FULL_PAUSE_S = 0.5
 
 
 def as_job(job: JobLike | None, fields: Mapping[str, Any]) -> GenerationJob:
@@ -33,7 +33,7 @@ def as_job(job: JobLike | None, fields: Mapping[str, Any]) -> GenerationJob:
 
     Raises:
         TypeError: both were given.
-        JobRejected: a field is wrong.
+        JobRejected: a field is invalid.
     """
     if job is None:
         return parse_job(fields)
@@ -45,8 +45,8 @@ def as_job(job: JobLike | None, fields: Mapping[str, Any]) -> GenerationJob:
 class Batch:
     """Jobs that go to the broker in one round trip, with their places in the input.
 
-    Owns the first refusal where there is no `on_rejected`: it is raised by `check`, once the
-    jobs before it have been sent and their handles handed out.
+    Without `on_rejected` it owns the first rejection: `check` raises it, once the jobs before it
+    have been sent and their handles were yielded.
     """
 
     def __init__(
@@ -59,13 +59,16 @@ class Batch:
         self._on_rejected = on_rejected
         self._wait_when_full_s = wait_when_full_s or 0.0
         self._full_since: float | None = None
+        self._num_added = 0
         self._jobs: list[tuple[int, NewJob]] = []
         self._answers: list[SubmitReply | None] = []
         self._num_chars = 0
-        self._refusal: JobRejected | None = None
+        self._rejection: JobRejected | None = None
 
-    def add(self, index: int, job: JobLike) -> None:
-        """Check a job and keep it, or note its refusal."""
+    def add(self, job: JobLike) -> None:
+        """Check the next job of the input and keep it, or note its rejection."""
+        index = self._num_added
+        self._num_added += 1
         try:
             prepared = prepare(as_job(job, {}), self._settings)
         except JobRejected as error:
@@ -77,23 +80,23 @@ class Batch:
 
     @property
     def must_be_sent(self) -> bool:
-        """Whether it is full, or ends here because of a refusal."""
+        """Whether it is full, or ends here because of a rejection."""
         return (
             len(self._jobs) >= MAX_BATCH_JOBS
             or self._num_chars >= MAX_BATCH_CHARS
-            or self._refusal is not None
+            or self._rejection is not None
         )
 
     def calls(self) -> list[Call[SubmitReply]]:
-        """Return the script calls that submit what has no answer yet."""
+        """Return the script calls that submit the jobs without an answer."""
         return [calls.submit(self._jobs[place][1]) for place in self._unanswered()]
 
     def note(self, answers: Sequence[SubmitReply]) -> float | None:
         """Note the answers to `calls`.
 
         Returns:
-            Seconds until what was refused for want of room is to be sent again; None where
-            nothing was, or the time to wait for room is over.
+            Seconds until the jobs that found a full queue are to be sent again; None if there are
+            none, or the time to wait for room is over.
         """
         unanswered = self._unanswered()
         for place, answer in zip(unanswered, answers, strict=True):
@@ -107,7 +110,7 @@ class Batch:
             return None
         for place in full:
             self._answers[place] = None
-        return min(_FULL_PAUSE_S, self._wait_when_full_s)
+        return min(FULL_PAUSE_S, self._wait_when_full_s)
 
     def _unanswered(self) -> list[int]:
         return [place for place, answer in enumerate(self._answers) if answer is None]
@@ -123,7 +126,7 @@ class Batch:
         self._answers.clear()
         self._num_chars = 0
         for (index, job), answer in sent:
-            assert answer is not None  # `note` was told of all
+            assert answer is not None  # `note` has noted all
             try:
                 job_id = accepted_id(job, answer)
             except JobRejected as error:
@@ -132,17 +135,17 @@ class Batch:
                 yield job_id
 
     def check(self) -> None:
-        """Raise the refusal, if there was one and nobody else is told of it.
+        """Raise the first rejection, unless `on_rejected` was called with it.
 
         Raises:
-            JobRejected: of the first job that was refused.
+            JobRejected: of the first job that was rejected.
         """
-        if self._refusal is not None:
-            raise self._refusal
+        if self._rejection is not None:
+            raise self._rejection
 
     def _reject(self, index: int, error: JobRejected) -> None:
         if self._on_rejected is not None:
             self._on_rejected(index, error)
-        elif self._refusal is None:
+        elif self._rejection is None:
             error.add_note(f"job {index} of the input, counted from 0")
-            self._refusal = error
+            self._rejection = error

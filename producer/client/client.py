@@ -1,4 +1,5 @@
-"""The synchronous client: submit jobs and wait for them. What is stored: `job_verbs`."""
+# Generated from async_client.py by tests/structure/generate_sync.py: change that file.
+"""The synchronous client: `Client` and the handle `Job`."""
 
 from __future__ import annotations
 
@@ -10,24 +11,27 @@ from typing import Any, Self
 
 from batchmill.producer.broker_url import find_broker
 from batchmill.producer.job.batch import BatchStatus, parse_batch
+from batchmill.producer.protocol import calls
 from batchmill.producer.protocol.replies import CancelAnswer
 from batchmill.producer.results import JobResult, JobStatus
 from batchmill.producer.settings import ProducerSettings
-from batchmill.producer.store.batch_store import BatchEntry, BatchStore
-from batchmill.producer.store.job_store import JobStore
-from batchmill.producer.store.outcomes import accepted_id, broker_errors
-from batchmill.producer.store.read_ends import MAX_READ_AT_ONCE, EndedJob, chunks
-from batchmill.producer.store.read_progress import JobProgress
-from batchmill.producer.store.read_stream import StreamPiece, StreamPosition
+from batchmill.producer.store.batches import BatchEntry
+from batchmill.producer.store.ended_jobs import MAX_ENDS_AT_ONCE, EndedJob, chunks, ended_jobs
+from batchmill.producer.store.job_output import StreamPiece, StreamPosition
+from batchmill.producer.store.job_progress import JobProgress
+from batchmill.producer.store.reply_errors import accepted_id, broker_errors
+from batchmill.producer.store.store import Store
 from batchmill.producer.store.submission import prepare
-from batchmill.producer.watch.many_jobs import EndWatch, TimeBudget
+from batchmill.producer.watch.many_jobs import EndWatch
 from batchmill.producer.watch.one_job import wait_until_ended
-from batchmill.producer.watch.stream import follow
+from batchmill.producer.watch.patience import TimeBudget
+from batchmill.producer.watch.stream import follow_output
 
-from . import batch_verbs as batch_client
+from . import batch_verbs
 from .batch_intake import BatchLine
 from .batching import Batch, JobLike, OnRejected, as_job
-from .job_verbs import JobVerbs, ids_of
+from .job_ids import ids_of
+from .job_verbs import JobVerbs
 
 
 class Job:
@@ -74,11 +78,11 @@ class Job:
 
 
 class Client(JobVerbs):
-    """Submits jobs to a broker and reads what became of them. Thread-safe.
+    """Submits jobs to a broker and reads their results.
 
-    A process that is forked from one that has used a client opens connections of its own, so a
-    module may hold a client for workers that a server forks later. What runs during the fork is
-    not carried over: a stream or a wait goes on in the process that began it.
+    Thread-safe. A process that is forked from one that has used a client opens connections of its
+    own, so a module may hold a client for workers that a server forks later. A stream or a wait
+    that runs during the fork continues only in the process that began it.
 
     >>> client = Client("redis://localhost:6379/0")
     >>> job = client.submit(prompt="Name three fruits.", max_tokens=32)
@@ -98,7 +102,7 @@ class Client(JobVerbs):
         """
         self.settings = ProducerSettings() if settings is None else settings
         self._url = find_broker(url or self.settings.broker_url)
-        self._store = JobStore.from_url(self._url)
+        self._store = Store.from_url(self._url)
 
     def __enter__(self) -> Self:
         return self
@@ -112,7 +116,7 @@ class Client(JobVerbs):
         self.close()
 
     def close(self) -> None:
-        """Close the connections. Jobs go on."""
+        """Close the connections. Jobs continue."""
         self._store.close()
 
     def submit(self, job: JobLike | None = None, /, **fields: Any) -> Job:
@@ -123,14 +127,14 @@ class Client(JobVerbs):
             **fields: the fields of a `GenerationJob`.
 
         Raises:
-            JobRejected: the job is wrong (`code`, `param`), the queue is full, or its
+            JobRejected: the job is invalid (`code`, `param`), the queue is full, or its
                 idempotency key stands for other content. Nothing was stored.
-            BrokerUnavailable: no answer. The job may be stored or not; submit it again with an
-                idempotency key to be sure that there is one of it.
+            BrokerUnavailable: the broker does not respond. The job may be stored or not; submit it
+                again with an idempotency key to be sure that there is exactly one.
         """
         prepared = prepare(as_job(job, fields), self.settings)
         with broker_errors(self._url):
-            answer = self._store.submit(prepared)
+            answer = self._store.run(calls.submit(prepared))
         return Job(self, accepted_id(prepared, answer))
 
     def submit_many(
@@ -147,26 +151,28 @@ class Client(JobVerbs):
 
         Args:
             jobs: `GenerationJob` values or mappings.
-            on_rejected: told the index and the error of each job that was refused, which then has
+            on_rejected: called with the index and the error of each rejected job, which then has
                 no handle. None raises at the first, after the handles of those that were
                 submitted with or before it.
-            wait_when_full_s: where a limit on what waits is reached, try again for so long before
-                the job counts as refused; each job that is taken starts the time anew. None
-                refuses at once.
+            wait_when_full_s: if a limit on waiting jobs is reached, keep trying for this long
+                before the job counts as rejected; each accepted job restarts the time. None
+                rejects at once.
 
         Raises:
             JobRejected: as `submit`.
             BrokerUnavailable: as `submit`.
         """
         batch = Batch(self.settings, on_rejected, wait_when_full_s)
-        for index, job in enumerate(jobs):
-            batch.add(index, job)
+        for job in jobs:
+            batch.add(job)
             if batch.must_be_sent:
-                yield from self._send(batch)
-        yield from self._send(batch)
+                for handle in self._send(batch):
+                    yield handle
+        for handle in self._send(batch):
+            yield handle
 
     def job(self, job_id: str) -> Job:
-        """Return the handle of a job submitted earlier or elsewhere. Asks nothing."""
+        """Return the handle of a job submitted earlier or elsewhere. Sends nothing."""
         return Job(self, job_id)
 
     def result(self, job_id: str, timeout_s: float | None = None) -> JobResult:
@@ -177,41 +183,41 @@ class Client(JobVerbs):
             timeout_s: how long to wait; None waits for as long as it takes, 0 only looks.
 
         Raises:
-            ResultTimeout: the job has not ended yet; it goes on.
+            ResultTimeout: the job has not ended yet; it continues.
             JobFailed, JobCancelled, JobExpired: it ended without a completion; `code` says why,
-                `result` holds the output up to then, if there is any.
-            UnknownJob: there is none of this id.
-            BrokerUnavailable: no answer from the broker for half a minute.
+                `result` holds the output so far, if there is any.
+            UnknownJob: the job does not exist.
+            BrokerUnavailable: the broker has not responded for half a minute.
         """
         with broker_errors(self._url):
             wait_until_ended(self._store, job_id, timeout_s)
-            ended = self._store.load_ends([job_id])[0]
-        return ended.result()
+            ended = self._store.read(ended_jobs([job_id]))
+        return ended[0].result()
 
     def as_completed(
         self, jobs: Iterable[Job | str], *, timeout_s: float | None = None
     ) -> Iterator[EndedJob]:
         """Yield jobs as they end, in the order in which they do, each once.
 
-        All are watched over one connection, thousands as well as one. A job that ended without a
-        completion is yielded like the others: its `result()` raises.
+        All are watched over one connection, whether there is one job or thousands. A job that ended
+        without a completion is yielded like the others: its `result()` raises.
 
         Args:
             jobs: handles or ids; an id that is given twice is yielded once.
             timeout_s: how long to wait for all of them together; None waits as long as it takes.
 
         Raises:
-            ResultTimeout: some have not ended; they go on.
-            BrokerUnavailable: no answer from the broker for half a minute.
+            ResultTimeout: some have not ended; they continue.
+            BrokerUnavailable: the broker has not responded for half a minute.
         """
         budget = TimeBudget(timeout_s)
-        watch = EndWatch(self._store)
-        watch.add(ids_of(jobs))
-        with broker_errors(self._url), contextlib.closing(watch):
-            while len(watch):
-                ended = watch.next_ended(budget.next_wait_s(len(watch)))
-                for some in chunks(ended, MAX_READ_AT_ONCE):
-                    yield from self._store.load_ends(some)
+        with contextlib.closing(EndWatch(self._store)) as watch:
+            watch.add(ids_of(jobs))
+            with broker_errors(self._url):
+                while len(watch):
+                    ids = watch.next_ended(budget.next_wait_s(len(watch)))
+                    for some in chunks(ids, MAX_ENDS_AT_ONCE):
+                        yield from self._store.read(ended_jobs(some))
 
     def stream(
         self,
@@ -222,22 +228,23 @@ class Client(JobVerbs):
     ) -> Iterator[StreamPiece]:
         """Yield a job's output, text and token ids, as it is checkpointed, until it has ended.
 
-        A worker that dies changes nothing here: the next one goes on where the last checkpoint was.
+        A worker that dies does not matter: the next one resumes from the last checkpoint.
 
         Args:
             job_id: the job.
-            position: of the last piece that was read, to go on after it; None begins at the start.
+            position: of the last piece that was read, to resume after it; None begins at the start.
             timeout_s: how long to wait for the end; None waits as long as it takes.
 
         Raises:
-            JobFailed, JobCancelled, JobExpired: after the last piece, where there is no completion.
+            JobFailed, JobCancelled, JobExpired: after the last piece, if it did not complete.
             OutputRestarted: a worker with another model started it over.
-            ResultTimeout: it has not ended; it goes on.
-            UnknownJob: there is none of this id.
-            BrokerUnavailable: no answer from the broker for half a minute.
+            ResultTimeout: it has not ended; it continues.
+            UnknownJob: the job does not exist.
+            BrokerUnavailable: the broker has not responded for half a minute.
         """
-        with broker_errors(self._url):
-            yield from follow(self._store, job_id, position, timeout_s)
+        output = follow_output(self._store, job_id, position, timeout_s)
+        with broker_errors(self._url), contextlib.closing(output) as pieces:
+            yield from pieces
 
     def create_batch(
         self,
@@ -247,81 +254,84 @@ class Client(JobVerbs):
         on_rejected: OnRejected | None = None,
         **fields: Any,
     ) -> BatchStatus:
-        """Submit jobs that are told of as one: with one state, counts and one webhook at the end.
+        """Submit jobs as one batch: with one state, counts, and one webhook at its end.
 
         Works through `jobs` in constant memory, waits while a queue is full, and returns when all
-        are submitted. Given again with the same `idempotency_key` after any interruption, it
-        goes on with the same batch: what was submitted is found again.
+        are submitted. Called again with the same `idempotency_key` after any interruption, it
+        continues the same batch: lines that were submitted are found again.
 
         Args:
-            jobs: `GenerationJob` values, mappings (with a `custom_id` too), or lines of
+            jobs: `GenerationJob` values, mappings (which may have a `custom_id`), or lines of
                 a bulk file.
-            on_rejected: told the index and the error of each job that was refused, which counts as
-                failed. None fails the batch at the first: what is submitted by then is cancelled.
+            on_rejected: called with the index and the error of each rejected job, which counts as
+                failed. None fails the batch at the first, and cancels the jobs submitted so far.
             **fields: the fields of a `BatchRequest`: `webhook`, `webhook_events_filter`,
                 `webhook_secret`, `metadata`, `ttl_s`, `idempotency_key`.
 
         Raises:
-            JobRejected: a field or a job is wrong, or the batch was cancelled meanwhile.
+            JobRejected: a field or a job is invalid, or the batch was cancelled meanwhile.
             IdempotencyConflict: the key stands for another batch.
-            BrokerUnavailable: no answer; with an `idempotency_key` the same call goes on.
+            BrokerUnavailable: the broker does not respond; with an `idempotency_key` the same call
+                continues the batch.
         """
         request = parse_batch(fields)
+        lines = jobs
         with broker_errors(self._url):
-            return batch_client.create_batch(self._store, self.settings, jobs, request, on_rejected)
+            return batch_verbs.create_batch(self._store, self.settings, lines, request, on_rejected)
 
     def batch(self, batch_id: str) -> BatchStatus:
-        """Return where a batch is.
+        """Return the status of a batch.
 
         Raises:
-            UnknownBatch: there is none of this id.
-            BrokerUnavailable: no answer from the broker.
+            UnknownBatch: the batch does not exist.
+            BrokerUnavailable: the broker does not respond.
         """
         with broker_errors(self._url):
-            return batch_client.status_of(self._store, batch_id)
+            return batch_verbs.status_of(self._store, batch_id)
 
     def batches(self, limit: int = 100) -> list[BatchStatus]:
         """Return the newest batches, newest first.
 
         Raises:
-            BrokerUnavailable: no answer from the broker.
+            BrokerUnavailable: the broker does not respond.
         """
         with broker_errors(self._url):
-            return BatchStore(self._store).newest(limit)
+            return batch_verbs.newest_batches(self._store, limit)
 
     def cancel_batch(self, batch_id: str) -> BatchStatus:
         """Cancel the jobs of a batch that have not ended; running ones stop at a checkpoint.
 
         Returns:
-            Where it is then: `cancelling` until the running ones have stopped, or how it had
-            ended before.
+            Its status then: `cancelling` until the running jobs have stopped, or the state in
+            which it had already ended.
 
         Raises:
-            UnknownBatch: there is none of this id.
-            BrokerUnavailable: no answer from the broker.
+            UnknownBatch: the batch does not exist.
+            BrokerUnavailable: the broker does not respond.
         """
         with broker_errors(self._url):
-            return batch_client.cancel_batch(self._store, batch_id)
+            return batch_verbs.cancel_batch(self._store, batch_id)
 
     def batch_results(
         self, batch_id: str, *, timeout_s: float | None = None
     ) -> Iterator[BatchEntry]:
         """Yield the lines of a batch in the order of the input, waiting for the end of each.
 
-        Begins when all lines are in, and works in constant memory. Lines that were refused when the
-        batch was created have no job and are not among them.
+        Begins when all lines are submitted, and works in constant memory. Lines that were rejected
+        when the batch was created have no job and are left out.
 
         Args:
             batch_id: the batch.
             timeout_s: how long to wait for all of them together; None waits as long as it takes.
 
         Raises:
-            ResultTimeout: some have not ended; they go on.
-            UnknownBatch: there is none of this id.
-            BrokerUnavailable: no answer from the broker for half a minute.
+            ResultTimeout: some have not ended; they continue.
+            UnknownBatch: the batch does not exist.
+            BrokerUnavailable: the broker has not responded for half a minute.
         """
-        with broker_errors(self._url):
-            yield from batch_client.batch_results(self._store, batch_id, timeout_s)
+        results = batch_verbs.batch_results(self._store, batch_id, timeout_s)
+        with broker_errors(self._url), contextlib.closing(results) as entries:
+            yield from entries
 
     def _send(self, batch: Batch) -> Iterator[Job]:
         pause_s: float | None = 0.0

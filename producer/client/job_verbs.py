@@ -1,9 +1,9 @@
-"""The client's verbs on jobs that are stored: list, measure, cancel, retry, forget."""
+# Generated from async_job_verbs.py by tests/structure/generate_sync.py: change that file.
+"""The client's verbs on stored jobs: status, list, progress, cancel, retry, forget."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
 
 from batchmill.producer.protocol import calls
 from batchmill.producer.protocol.replies import (
@@ -15,6 +15,7 @@ from batchmill.producer.protocol.replies import (
 from batchmill.producer.results import JobStatus
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store import job_index
+from batchmill.producer.store.ended_jobs import chunks
 from batchmill.producer.store.job_index import (
     DEFAULT_PAGE_JOBS,
     MAX_PAGE_JOBS,
@@ -22,60 +23,49 @@ from batchmill.producer.store.job_index import (
     JobQuery,
     check_limit,
 )
-from batchmill.producer.store.job_store import JobStore
-from batchmill.producer.store.outcomes import broker_errors, check_forgotten, check_retried, unknown
-from batchmill.producer.store.read_ends import chunks
-from batchmill.producer.store.read_progress import (
-    MAX_READ_AT_ONCE,
+from batchmill.producer.store.job_progress import (
+    MAX_READINGS_AT_ONCE,
     JobProgress,
     JobReading,
     ProgressSummary,
-    add_higher_classes,
     job_progress,
     last_waiting,
-    queue_depth_reads,
-    queue_progress_read,
-    read_progress,
+    progress_readings,
+    queue_positions,
     summarise,
 )
-from batchmill.producer.store.read_status import queue_status_read, read_status
+from batchmill.producer.store.job_status import job_status
+from batchmill.producer.store.reply_errors import (
+    broker_errors,
+    check_forgotten,
+    check_retried,
+    unknown_job_error,
+)
+from batchmill.producer.store.store import Store
 from batchmill.producer.store.submission import queue_limits
 
 from .batching import MAX_BATCH_JOBS
-
-
-class HasId(Protocol):
-    """A job's handle."""
-
-    @property
-    def id(self) -> str:
-        """The job."""
-
-
-def ids_of(jobs: Iterable[HasId | str]) -> list[str]:
-    """Return the ids of handles or ids, each once."""
-    return list(dict.fromkeys(job if isinstance(job, str) else job.id for job in jobs))
+from .job_ids import HasId, ids_of
 
 
 class JobVerbs:
-    """What `Client` does with jobs that are stored. Owns nothing: the client opens and closes."""
+    """Verbs of `Client` on stored jobs. Owns nothing: the client opens and closes."""
 
     settings: ProducerSettings
     _url: str
-    _store: JobStore
+    _store: Store
 
     def status(self, job_id: str) -> JobStatus:
-        """Return where a job is.
+        """Return the status of a job.
 
         Raises:
-            UnknownJob: there is none of this id.
-            BrokerUnavailable: no answer from the broker.
+            UnknownJob: the job does not exist.
+            BrokerUnavailable: the broker does not respond.
         """
-        with broker_errors(self._url), self._store.client.pipeline(transaction=True) as pipeline:
-            queue_status_read(pipeline, job_id)
-            status = read_status(job_id, *pipeline.execute())
+        with broker_errors(self._url):
+            status = self._store.read(job_status(job_id))
         if status is None:
-            raise unknown(job_id)
+            raise unknown_job_error(job_id)
         return status
 
     def list(
@@ -89,19 +79,19 @@ class JobVerbs:
     ) -> JobPage:
         """Return a page of jobs, newest first: in the order in which they were submitted.
 
-        The order stays while jobs change, end and are retried, so one that is kept from the first
-        page to the last is met exactly once, wherever it matches throughout.
+        The order stays the same while jobs change, end and are retried. A job that is kept from the
+        first page to the last, and matches throughout, is therefore listed exactly once.
 
         Args:
             tag: only jobs with this tag.
             tenant: only jobs of this tenant.
             state: only jobs in this state.
-            limit: most jobs of the page, up to 1000.
+            limit: most jobs per page, up to 1000.
             cursor: `next_cursor` of the page before; None begins with the newest job.
 
         Raises:
-            InvalidQuery: a value cannot be.
-            BrokerUnavailable: no answer from the broker.
+            InvalidQuery: a value is invalid.
+            BrokerUnavailable: the broker does not respond.
         """
         query = JobQuery.checked(tag, tenant, state, cursor)
         jobs: tuple[JobStatus, ...] = ()
@@ -133,71 +123,64 @@ class JobVerbs:
             cursor = page.next_cursor
 
     def progress(self, job_id: str) -> JobProgress:
-        """Return how far a job is: tokens, place in the queue, speed, and an estimate of its end.
+        """Return the progress of a job: tokens, place in the queue, speed, and estimated end.
 
         Raises:
-            UnknownJob: there is none of this id.
-            BrokerUnavailable: no answer from the broker.
+            UnknownJob: the job does not exist.
+            BrokerUnavailable: the broker does not respond.
         """
         with broker_errors(self._url):
-            readings = self._read_progress([job_id])
+            readings = self._store.read(progress_readings([job_id]))
             if not readings:
-                raise unknown(job_id)
+                raise unknown_job_error(job_id)
             positions = self._positions(readings)
-            return job_progress(readings[0], positions.get(job_id), self._store.list_workers())
+            workers = self._store.list_workers()
+        return job_progress(readings[0], positions.get(job_id), workers)
 
     def progress_many(self, jobs: Iterable[HasId | str]) -> ProgressSummary:
-        """Return how far many jobs are together, in few round trips.
+        """Return the progress of many jobs together, in few round trips.
 
         Raises:
-            BrokerUnavailable: no answer from the broker.
+            BrokerUnavailable: the broker does not respond.
         """
         ids = ids_of(jobs)
-        with broker_errors(self._url):
-            readings = self._read_progress(ids)
-            positions = self._positions(last_waiting(readings))
-            return summarise(len(ids), readings, positions, self._store.list_workers())
-
-    def _read_progress(self, job_ids: Sequence[str]) -> Sequence[JobReading]:
         readings: list[JobReading] = []
-        for some in chunks(job_ids, MAX_READ_AT_ONCE):
-            with self._store.client.pipeline(transaction=False) as pipeline:
-                for job_id in some:
-                    queue_progress_read(pipeline, job_id)
-                readings += read_progress(some, pipeline.execute())
-        return readings
+        with broker_errors(self._url):
+            for some in chunks(ids, MAX_READINGS_AT_ONCE):
+                readings += self._store.read(progress_readings(some))
+            positions = self._positions(last_waiting(readings))
+            workers = self._store.list_workers()
+        return summarise(len(ids), readings, positions, workers)
 
     def _positions(self, readings: Sequence[JobReading]) -> dict[str, int | None]:
-        """Jobs before each of some, those of higher classes included."""
+        """Number of jobs before each of some jobs, those of higher classes included."""
         own = self._store.run_all([calls.position(reading.id) for reading in readings])
-        with self._store.client.pipeline(transaction=False) as pipeline:
-            queue_depth_reads(pipeline, readings)
-            return add_higher_classes(readings, own, pipeline.execute())
+        return self._store.read(queue_positions(readings, own))
 
     def cancel(self, job_id: str) -> CancelAnswer:
-        """Cancel a job: at once where it waits, at its next checkpoint where it runs.
+        """Cancel a job: at once if it waits, at its next checkpoint if it runs.
 
         Returns:
-            What was done; nothing where the job had ended already.
+            Whether it is cancelled, is being cancelled, or had already ended.
 
         Raises:
-            UnknownJob: there is none of this id.
-            BrokerUnavailable: no answer from the broker.
+            UnknownJob: the job does not exist.
+            BrokerUnavailable: the broker does not respond.
         """
         with broker_errors(self._url):
-            answer = self._store.cancel(job_id)
+            answer = self._store.run(calls.cancel(job_id))
         if answer.status is CancelStatus.UNKNOWN:
-            raise unknown(job_id)
+            raise unknown_job_error(job_id)
         return answer
 
     def cancel_many(self, jobs: Iterable[HasId | str]) -> dict[str, CancelAnswer]:
         """Cancel jobs in few round trips.
 
         Returns:
-            What was done, by job id; an unknown job has the status UNKNOWN.
+            As `cancel`, by job id; an unknown job has the status UNKNOWN.
 
         Raises:
-            BrokerUnavailable: no answer from the broker; cancelling again does no harm.
+            BrokerUnavailable: the broker does not respond; cancelling again does no harm.
         """
         answers: dict[str, CancelAnswer] = {}
         with broker_errors(self._url):
@@ -209,15 +192,14 @@ class JobVerbs:
     def cancel_where(self, *, tag: str | None = None, tenant: str | None = None) -> CancelCounts:
         """Cancel all jobs with a tag, of a tenant, or both, in batches.
 
-        Each job's record is asked for both in the step that cancels it, so nothing else is ever
-        cancelled. Jobs submitted meanwhile are not among them.
+        The step that cancels a job checks its record for both, so no other job is ever cancelled.
+        Jobs submitted meanwhile are not included.
 
         Raises:
-            InvalidQuery: neither is given, or there can be none like it.
-            BrokerUnavailable: no answer from the broker; cancelling again does no harm.
+            InvalidQuery: neither is given, or one is invalid.
+            BrokerUnavailable: the broker does not respond; cancelling again does no harm.
         """
-        query = JobQuery.checked(tag, tenant)
-        query.check_is_narrow("cancelled")
+        query = JobQuery.narrow(tag, tenant, "cancelled")
         total = CancelCounts()
         with broker_errors(self._url):
             while True:
@@ -228,36 +210,36 @@ class JobVerbs:
                 query = query.after(cursor)
 
     def retry(self, job_id: str) -> int:
-        """Run a job again that failed, was cancelled or expired, under its own id.
+        """Run a job that failed, was cancelled or expired again, under its own id.
 
-        It goes on from the tokens it has, where the model is still the same, and waits at the end
-        of its queue. A deadline that has passed is dropped; its dead letter goes; its next end
-        sends a webhook under an id of its own.
+        It resumes from its tokens if the model is still the same, and waits at the end of its
+        queue. A deadline that has passed is dropped, and so is its dead letter. Its next end sends
+        a webhook under a new id.
 
         Returns:
             The number of the run that has begun: 2 for the first retry.
 
         Raises:
             WrongState: it completed, or has not ended.
-            QueueFull: a limit on what waits is reached.
-            UnknownJob: there is none of this id.
-            BrokerUnavailable: no answer from the broker; it may be retried or not.
+            QueueFull: a limit on waiting jobs is reached.
+            UnknownJob: the job does not exist.
+            BrokerUnavailable: the broker does not respond; the job may be retried or not.
         """
         with broker_errors(self._url):
             answer = self._store.run(calls.retry(job_id, queue_limits(self.settings)))
         return check_retried(job_id, answer)
 
     def forget(self, job_id: str) -> None:
-        """Remove all that is kept of a job that has ended, at once.
+        """Remove everything that is kept of a job that has ended, at once.
 
         That is its record with prompt and result, its tokens and text, its idempotency key, its
-        webhook events, delivered or not, and its dead letters. Doing so again within an hour is no
-        error: the answer of the first call may have been lost.
+        webhook events, delivered or not, and its dead letters. Forgetting it again within an hour
+        is not an error: the reply to the first call may have been lost.
 
         Raises:
             WrongState: it has not ended: cancel it first.
-            UnknownJob: there is none of this id, and none was forgotten in the last hour.
-            BrokerUnavailable: no answer from the broker; forgetting again does no harm.
+            UnknownJob: the job does not exist and was not forgotten in the last hour.
+            BrokerUnavailable: the broker does not respond; forgetting again does no harm.
         """
         with broker_errors(self._url):
             answer = self._store.run(calls.forget(job_id))
@@ -267,11 +249,10 @@ class JobVerbs:
         """Forget all ended jobs with a tag, of a tenant, or both; the others are kept.
 
         Raises:
-            InvalidQuery: neither is given, or there can be none like it.
-            BrokerUnavailable: no answer from the broker; forgetting again does no harm.
+            InvalidQuery: neither is given, or one is invalid.
+            BrokerUnavailable: the broker does not respond; forgetting again does no harm.
         """
-        query = JobQuery.checked(tag, tenant)
-        query.check_is_narrow("forgotten")
+        query = JobQuery.narrow(tag, tenant, "forgotten")
         total = ForgetCounts()
         with broker_errors(self._url):
             while True:

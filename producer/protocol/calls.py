@@ -40,6 +40,7 @@ from .replies import (
 )
 
 Answer = TypeVar("Answer")
+Parsed = TypeVar("Parsed", covariant=True)
 Argument = str | bytes | int
 
 
@@ -52,6 +53,16 @@ class Call(Generic[Answer]):
     read: Callable[[Any], Answer]
     #: The answer where Redis is full and refuses to run the script; None makes it an error.
     when_out_of_memory: Answer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Read(Generic[Parsed]):
+    """One read: the commands to queue on a pipeline, and how to parse their replies."""
+
+    queue: Callable[[Any], None]
+    parse: Callable[[list[Any]], Parsed]
+    #: The commands see one moment of the data.
+    is_atomic: bool = False
 
 
 @dataclass(frozen=True, slots=True)

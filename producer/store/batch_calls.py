@@ -14,7 +14,7 @@ from batchmill.producer.protocol.calls import Argument, Call, named
 from batchmill.producer.protocol.replies import CancelStatus
 from batchmill.producer.settings import ProducerSettings
 
-from .outcomes import closed, unknown_batch
+from .reply_errors import batch_closed_error, unknown_batch_error
 from .submission import check_webhook
 
 Answer = TypeVar("Answer")
@@ -69,9 +69,9 @@ def seal(batch_id: str, num_lines: int) -> Call[BatchmillError | None]:
             case b"OK":
                 return None
             case b"UNKNOWN":
-                return unknown_batch(batch_id)
+                return unknown_batch_error(batch_id)
             case b"CLOSED":
-                return closed(batch_id, reply[1].decode())
+                return batch_closed_error(batch_id, reply[1].decode())
         return IdempotencyConflict(
             f"batch {batch_id} has {reply[1].decode()} lines, this input {num_lines}; use a new "
             "key for another input",
@@ -90,8 +90,8 @@ def cancel(batch_id: str, error: BatchError | None = None) -> Call[CancelStatus]
     return Call("batch_cancel", (batch_id, text), lambda reply: CancelStatus(reply[0].decode()))
 
 
-def raised(answer: Answer | BatchmillError) -> Answer:
-    """Return an answer, unless it is an error: those of batches are told as values.
+def raise_if_error(answer: Answer | BatchmillError) -> Answer:
+    """Return an answer, unless it is an error: the calls of batches return errors as values.
 
     Raises:
         BatchmillError: the answer.

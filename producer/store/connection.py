@@ -1,4 +1,9 @@
-"""Redis clients with the time-outs and retries that the protocol wants."""
+"""Redis clients with the protocol's timeouts and retries, and what asyncio needs on top.
+
+The differences between the synchronous and the asyncio clients are all here, apart from `await`:
+redis-py's pool makes new connections after a fork, and the classes below keep an asyncio client to
+one event loop and make a cancelled task end.
+"""
 
 from __future__ import annotations
 
@@ -23,23 +28,24 @@ from redis.exceptions import (
 from redis.retry import Retry
 
 from batchmill.producer.broker_url import redis_url
+from batchmill.producer.errors import WrongEventLoop
 
-# A connection that is cut without a word is noticed after socket_timeout. Without it a half-open
-# connection hangs for ever.
+# A connection that is cut silently is noticed after socket_timeout. Without it a half-open
+# connection would hang for ever.
 _OPTIONS: dict[str, Any] = {
     "socket_timeout": 10,
     "socket_connect_timeout": 3,
     "health_check_interval": 10,
     "decode_responses": False,
 }
-# A call whose answer was lost is repeated, which every script is made for. Five times within about
-# two seconds: enough for a dropped connection, and a wrong address is an error soon. (redis-py's
-# own default goes on for half a minute.)
+# A call whose reply was lost is repeated, which every script is made for. Five times within about
+# two seconds: enough for a dropped connection, while a wrong address soon becomes an error.
+# (redis-py's own default keeps trying for half a minute.)
 _NUM_RETRIES = 5
 _BACKOFF = ExponentialWithJitterBackoff(base=0.05, cap=0.8)
 
-# What a server answers while it takes no call of this kind, whatever the data is.
-# redis-py has classes for some, and takes the word away.
+# Errors of a server that takes no call of this kind at the moment, whatever the data is.
+# redis-py has classes for some of them, and removes the word from the message.
 _STATE_ERRORS = (
     *(AuthenticationError, ClusterDownError, NoPermissionError, NoScriptError, OutOfMemoryError),
     *(ReadOnlyError, TryAgainError),
@@ -55,13 +61,42 @@ def connect(url: str) -> Redis:
     return Redis.from_url(redis_url(url), retry=Retry(_BACKOFF, _NUM_RETRIES), **_OPTIONS)
 
 
-def connect_async(url: str) -> AsyncRedis:
-    """Return an asyncio client for a broker URL. Nothing is sent before the first call."""
+def async_connect(url: str) -> AsyncRedis:
+    """Return an asyncio client for a broker URL. Nothing is sent before the first call.
+
+    It belongs to the event loop that it is first used in; `WrongEventLoop` refuses any other.
+    """
     retry = AsyncRetry(_BACKOFF, _NUM_RETRIES)
-    pool = AsyncConnectionPool.from_url(redis_url(url), retry=retry, **_OPTIONS)
+    pool = _PoolOfOneLoop.from_url(redis_url(url), retry=retry, **_OPTIONS)
     kind = pool.connection_class
     pool.connection_class = type(kind.__name__, (_KeepsCancellation, kind), {})
     return AsyncRedis.from_pool(pool)
+
+
+class _PoolOfOneLoop(AsyncConnectionPool):
+    """A connection pool that refuses any event loop but the one that first used it."""
+
+    _loop: asyncio.AbstractEventLoop | None = None
+
+    async def get_connection(self, *args: Any, **kwargs: Any) -> Any:
+        """Take a connection, as every command does before it sends anything."""
+        self._check_loop()
+        pool: Any = super()
+        return await pool.get_connection(*args, **kwargs)
+
+    async def disconnect(self, *args: Any, **kwargs: Any) -> None:
+        """Close the connections."""
+        self._check_loop()
+        await super().disconnect(*args, **kwargs)
+
+    def _check_loop(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._loop = self._loop or loop
+        if self._loop is not loop:
+            raise WrongEventLoop(
+                "this AsyncClient was used in another event loop before, which its connections "
+                "belong to; make one client for each loop, in the loop"
+            )
 
 
 class _KeepsCancellation:
@@ -69,7 +104,7 @@ class _KeepsCancellation:
 
     Before Python 3.12, `asyncio.wait_for`, through which redis-py sends, swallows a cancellation
     that arrives just when the send is done. The task still counts it, but without this a loop of
-    calls would go on for ever. Every asyncio wait and every asyncio client sends through here.
+    calls would never end. Every asyncio wait and every asyncio client sends through here.
     """
 
     async def send_packed_command(self, *args: Any, **kwargs: Any) -> None:
@@ -88,6 +123,6 @@ def _num_cancellations() -> int:
     return 0 if task is None else task.cancelling()
 
 
-def is_servers_fault(error: ResponseError) -> bool:
-    """Whether a refusal comes from the server's state, and may pass; else the data is at fault."""
+def is_server_fault(error: ResponseError) -> bool:
+    """Whether an error comes from the server's state and may pass. If not, the data is at fault."""
     return isinstance(error, _STATE_ERRORS) or str(error).startswith(_STATE_WORDS)

@@ -12,7 +12,7 @@ from batchmill.producer.protocol.replies import RetryStatus
 from batchmill.producer.settings import ProducerSettings
 
 from .job_store import JobStore
-from .outcomes import accepted_id, check_retried
+from .reply_errors import accepted_id, check_retried
 from .submission import prepare, queue_limits
 
 

@@ -13,7 +13,7 @@ from batchmill.producer.protocol.calls import Argument, Call
 from batchmill.producer.protocol.replies import CancelCounts, ForgetCounts, JobState
 from batchmill.producer.results import JobStatus
 
-from .read_status import STATUS_FIELDS, read_status
+from .job_status import STATUS_FIELDS, read_status
 
 MAX_PAGE_JOBS: Final = 1000
 DEFAULT_PAGE_JOBS: Final = 100
@@ -60,18 +60,20 @@ class JobQuery:
             raise InvalidQuery(f"cursor is {cursor!r}; give the next_cursor of an earlier page")
         return cls(tag, tenant, None if state is None else _state(state), cursor)
 
+    @classmethod
+    def narrow(cls, tag: str | None, tenant: str | None, verb: str) -> Self:
+        """Return a query for changing jobs, which must not be all jobs at once.
+
+        Raises:
+            InvalidQuery: neither tag nor tenant is given, or one is invalid.
+        """
+        if tag is None and tenant is None:
+            raise InvalidQuery(f"every job would be {verb}; give a tag, a tenant, or both")
+        return cls.checked(tag, tenant)
+
     def after(self, cursor: str | None) -> Self:
         """Return the query of the next page."""
         return replace(self, cursor=cursor)
-
-    def check_is_narrow(self, verb: str) -> None:
-        """Refuse to do something to all jobs at once.
-
-        Raises:
-            InvalidQuery: nothing is asked for.
-        """
-        if self.tag is None and self.tenant is None:
-            raise InvalidQuery(f"every job would be {verb}; give a tag, a tenant, or both")
 
     @property
     def _is_settled_by_index(self) -> bool:

@@ -1,15 +1,15 @@
-"""The typed face of the job protocol: one method a script. `docs/protocol.md` is its contract."""
+"""The store of workers, deliverers and operators: named methods over script calls and reads.
+
+The producer's clients use `Store` and the calls themselves.
+"""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Sequence
+from typing import Any, cast
 
-from redis import Redis
-from redis.exceptions import NoScriptError, OutOfMemoryError
-
-from batchmill.producer.protocol import calls, keys
+from batchmill.producer.protocol import calls, keys, reads
 from batchmill.producer.protocol.calls import Call, NewJob
 from batchmill.producer.protocol.outbox import DeliveryOutcome, OutboxEntry, RedeliverStatus
 from batchmill.producer.protocol.records import (
@@ -17,10 +17,6 @@ from batchmill.producer.protocol.records import (
     DeadLetterKind,
     JobRecord,
     WorkerInfo,
-    read_dead_letter,
-    read_job,
-    read_state,
-    read_worker,
     write_worker,
 )
 from batchmill.producer.protocol.replies import (
@@ -37,71 +33,16 @@ from batchmill.producer.protocol.replies import (
     TokenWrite,
     WriteStatus,
 )
-from batchmill.producer.protocol.scripts import SCRIPT_NAMES, script_source
 from batchmill.producer.protocol.store_counts import QueueDepth, StoreCounts
 
-from .connection import connect
-from .read_ends import MAX_READ_AT_ONCE, EndedJob, chunks, queue_end_reads, read_ends
-from .read_stream import StreamPosition, queue_stream_read
-
-Answer = TypeVar("Answer")
+from .store import Store
 
 
-class JobStore:
-    """Job records in Redis, changed only by scripts.
+class JobStore(Store):
+    """Job records in Redis, changed only by scripts. `docs/protocol.md` is its contract.
 
-    Owns nothing but the client it is given; thread-safe, because the client's connection pool is.
-    Every call may raise `redis.exceptions.RedisError`. A client with retries repeats a call whose
-    answer was lost; each script is made for that.
+    Thread-safe, because the client's connection pool is.
     """
-
-    def __init__(self, client: Redis) -> None:
-        """Bind to a client that returns bytes (`decode_responses=False`)."""
-        self.client = client
-        self._scripts = {name: client.register_script(script_source(name)) for name in SCRIPT_NAMES}
-
-    @classmethod
-    def from_url(cls, url: str) -> JobStore:
-        """Connect to `redis://`, `rediss://`, `unix://` or `redis+socket://`."""
-        return cls(connect(url))
-
-    def close(self) -> None:
-        """Close the client's connections."""
-        self.client.close()
-
-    def run(self, call: Call[Answer]) -> Answer:
-        """Run one script call and read its answer."""
-        try:
-            reply = self._scripts[call.script](args=call.args)
-        except OutOfMemoryError as error:
-            reply = error
-        return calls.read_reply(call, reply)
-
-    def run_all(self, batch: Sequence[Call[Answer]]) -> list[Answer]:
-        """Run script calls in one round trip (each atomic, the pipeline as a whole not)."""
-        with self.client.pipeline(transaction=False) as pipeline:
-            for call in batch:
-                pipeline.evalsha(self._scripts[call.script].sha, 0, *call.args)
-            replies = pipeline.execute(raise_on_error=False)
-        self._run_unknown(batch, replies)
-        return [calls.read_reply(call, reply) for call, reply in zip(batch, replies, strict=True)]
-
-    def _run_unknown(self, batch: Sequence[Call[Any]], replies: list[Any]) -> None:
-        """Run the calls whose script the server did not know, in order; put in the replies.
-
-        They come after all the others: where order matters, the calls are of one script.
-
-        A server that was started anew knows none. redis-py's own way is to ask before each batch
-        which scripts are known, in a round trip of its own.
-        """
-        unknown = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-        if not unknown:
-            return
-        with self.client.pipeline(transaction=False) as pipeline:
-            for i in unknown:
-                self._scripts[batch[i].script](args=batch[i].args, client=pipeline)
-            for i, reply in zip(unknown, pipeline.execute(raise_on_error=False), strict=True):
-                replies[i] = reply
 
     # Jobs: the producer's side.
 
@@ -133,43 +74,20 @@ class JobStore:
         return self.run(calls.position(job_id))
 
     def load(self, job_id: str) -> JobRecord | None:
-        """Return a job's record, or None where it is unknown or its time to live has run out."""
-        return read_job(cast(Any, self.client.hgetall(keys.job(job_id))))
+        """Return a job's record; None if it is unknown or its time to live has run out."""
+        return self.read(reads.job(job_id))
 
     def state(self, job_id: str) -> JobState | None:
-        """Return a job's state, or None where it is unknown."""
-        return read_state(self.client.hget(keys.job(job_id), "state"))
-
-    def states(self, job_ids: Sequence[str]) -> list[JobState | None]:
-        """Return the states of jobs in one round trip; None where one is unknown."""
-        with self.client.pipeline(transaction=False) as pipeline:
-            for job_id in job_ids:
-                pipeline.hget(keys.job(job_id), "state")
-            return [read_state(reply) for reply in pipeline.execute()]
-
-    def load_ends(self, job_ids: Sequence[str]) -> list[EndedJob]:
-        """Return how jobs ended, with their output, in few round trips."""
-        ends: list[EndedJob] = []
-        for some in chunks(job_ids, MAX_READ_AT_ONCE):
-            with self.client.pipeline(transaction=False) as pipeline:
-                queue_end_reads(pipeline, some)
-                ends += read_ends(some, pipeline.execute())
-        return ends
+        """Return a job's state; None if the job is unknown."""
+        return self.read(reads.job_states([job_id]))[0]
 
     def read_tokens(self, job_id: str, start: int = 0) -> list[int]:
         """Return the generated token ids from index `start` on."""
-        data = self.client.getrange(keys.tokens(job_id), start * 4, -1)
-        return calls.decode_tokens(cast(bytes, data))
-
-    def read_stream(self, job_id: str, position: StreamPosition) -> list[Any]:
-        """Return the replies that `StreamReader.take` reads: one moment of the record."""
-        with self.client.pipeline(transaction=True) as pipeline:
-            queue_stream_read(pipeline, job_id, position)
-            return pipeline.execute()
+        return self.read(reads.tokens(job_id, start))
 
     def num_tokens(self, job_id: str) -> int:
         """Return how many generated tokens are stored."""
-        return self.client.strlen(keys.tokens(job_id)) // 4
+        return self.read(reads.num_tokens(job_id))
 
     # Jobs: the worker's side.
 
@@ -340,13 +258,13 @@ class JobStore:
         return self.run(Call("dead_letter_add", args, lambda reply: cast(str, reply.decode())))
 
     def dead_letter(self, letter_id: str) -> DeadLetter | None:
-        """Return a dead letter, or None where there is none of that id."""
-        return read_dead_letter(cast(Any, self.client.hgetall(keys.dead(letter_id))))
+        """Return a dead letter; None if it does not exist."""
+        return self.read(reads.dead_letter(letter_id))
 
     def dead_letters(self, *, offset: int = 0, limit: int = 100) -> list[DeadLetter]:
         """Return dead letters, newest first."""
-        ids = cast(list[bytes], self.client.zrevrange(keys.DEAD, offset, offset + limit - 1))
-        letters = (self.dead_letter(letter_id.decode()) for letter_id in ids)
+        ids = self.read(reads.dead_letter_ids(offset, limit))
+        letters = (self.dead_letter(letter_id) for letter_id in ids)
         return [letter for letter in letters if letter is not None]
 
     def dead_letter_drop(self, letter_id: str) -> bool:
@@ -370,52 +288,10 @@ class JobStore:
         self.client.delete(keys.worker(name))
         self.client.srem(keys.WORKERS, name)
 
-    def list_workers(self) -> list[WorkerInfo]:
-        """Return the workers that are alive, by name."""
-        names = sorted(cast(Iterable[bytes], self.client.smembers(keys.WORKERS)))
-        if not names:
-            return []
-        beats = cast(
-            list[bytes | None], self.client.mget([keys.worker(name.decode()) for name in names])
-        )
-        gone = [name for name, beat in zip(names, beats, strict=True) if beat is None]
-        if gone:
-            self.client.srem(keys.WORKERS, *gone)
-        read = (read_worker(beat) for beat in beats if beat is not None)
-        return [info for info in read if info is not None]
-
     def queue_depths(self) -> list[QueueDepth]:
-        """Return every queue ever used, by name."""
-        names = sorted(
-            name.decode() for name in cast(Iterable[bytes], self.client.smembers(keys.QUEUES))
-        )
-        with self.client.pipeline(transaction=False) as pipeline:
-            for name in names:
-                pipeline.zcard(keys.queued(name))
-                pipeline.llen(name)
-            numbers = pipeline.execute()
-        return [
-            QueueDepth(name, numbers[2 * i], numbers[2 * i + 1]) for i, name in enumerate(names)
-        ]
+        """Return the depth of every queue ever used, by name."""
+        return self.read(reads.queue_depths(self.read(reads.queue_names())))
 
     def counts(self) -> StoreCounts:
-        """Return the store at a glance."""
-        with self.client.pipeline(transaction=False) as pipeline:
-            pipeline.zcard(keys.SCHEDULED)
-            pipeline.zcard(keys.LEASES)
-            pipeline.zcard(keys.OUTBOX)
-            pipeline.zcard(keys.DEAD)
-            pipeline.hgetall(keys.TOTALS)
-            pipeline.llen(keys.INBOX)
-            pipeline.llen(keys.INBOX_ARRIVED)
-            pipeline.zcard(keys.INBOX_TAKEN)
-            scheduled, in_progress, outbox, dead_letters, totals, *inbox = pipeline.execute()
-        return StoreCounts(
-            queued=sum(depth.queued for depth in self.queue_depths()),
-            scheduled=scheduled,
-            in_progress=in_progress,
-            outbox=outbox,
-            dead_letters=dead_letters,
-            inbox=sum(inbox),
-            totals={name.decode(): int(value) for name, value in totals.items()},
-        )
+        """Return the totals of the store."""
+        return self.read(reads.counts(self.queue_depths()))

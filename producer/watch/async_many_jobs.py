@@ -1,30 +1,40 @@
-"""The asyncio twin of `end_watch`."""
+"""Waiting for the ends of any number of jobs, over one connection.
+
+The channel of each job is subscribed to. All records are also read now and then, in case a message
+was lost while the connection was cut.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Iterable
+from typing import Any
 
-from redis.asyncio.client import PubSub
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from batchmill.producer.protocol import keys
-from batchmill.producer.store.async_job_store import AsyncJobStore
-from batchmill.producer.store.read_ends import chunks
+from batchmill.producer.protocol import keys, reads
+from batchmill.producer.store.async_store import AsyncStore
+from batchmill.producer.store.ended_jobs import chunks
 
-from .many_jobs import CONFIRM_LIMIT_S, MAX_AT_ONCE, Outage, Watched
-from .one_job import CONNECTION_ERRORS, POLL_INTERVAL_S
+from . import patience
+from .channel_messages import Watched
+from .patience import CONNECTION_ERRORS, Outage
+
+#: Channels in one SUBSCRIBE, and records read in one round trip.
+MAX_AT_ONCE = 500
+#: Time for the broker to confirm a subscription.
+CONFIRM_LIMIT_S = 10.0
 
 
 class AsyncEndWatch:
-    """Owns one connection, and tells of each job once. Not for several tasks."""
+    """Reports the end of each job once. Owns one connection. Not for use by several tasks."""
 
-    def __init__(self, store: AsyncJobStore) -> None:
+    def __init__(self, store: AsyncStore) -> None:
         self._store = store
         self._watched = Watched()
         self._outage = Outage()
-        self._pubsub: PubSub | None = None
+        self._pubsub: Any = None
         self._looked_at = time.monotonic()
 
     def __len__(self) -> int:
@@ -32,28 +42,32 @@ class AsyncEndWatch:
         return len(self._watched.pending)
 
     def add(self, job_ids: Iterable[str]) -> None:
-        """As `EndWatch.add`."""
+        """Begin to wait for jobs. A job that has ended, or does not exist, is reported at once."""
         self._watched.add(job_ids)
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         """Give the connection back."""
         if self._pubsub is not None:
             pubsub, self._pubsub = self._pubsub, None
             await pubsub.aclose()
 
     async def next_ended(self, wait_s: float) -> list[str]:
-        """As `EndWatch.next_ended`."""
+        """Return jobs that have ended, each once; empty if none does within `wait_s`.
+
+        Raises:
+            redis.exceptions.ConnectionError: the broker has been away for `OUTAGE_LIMIT_S`.
+        """
         try:
             await self._subscribe()
             if not self._watched.has_ended and len(self):
                 await self._listen(wait_s)
-            if time.monotonic() - self._looked_at >= POLL_INTERVAL_S:
+            if time.monotonic() - self._looked_at >= patience.POLL_INTERVAL_S:
                 await self._look(list(self._watched.pending))
                 self._looked_at = time.monotonic()
-            self._outage.over()
+            self._outage.end()
         except CONNECTION_ERRORS as error:
             await self._lose_connection()
-            await asyncio.sleep(self._outage.check(error))
+            await asyncio.sleep(self._outage.pause_s(error))
         ended = self._watched.take_ended()
         if ended and self._pubsub is not None:
             try:
@@ -63,37 +77,39 @@ class AsyncEndWatch:
         return ended
 
     async def _lose_connection(self) -> None:
-        await self.close()
+        await self.aclose()
         self._watched.lose_connection()
 
     async def _subscribe(self) -> None:
+        """Subscribe to new jobs, then look at each once, so that no end can be missed."""
         for job_ids in chunks(list(self._watched.unsubscribed), MAX_AT_ONCE):
             if self._pubsub is None:
-                self._pubsub = self._store.client.pubsub()
+                self._pubsub = self._store.pubsub()
             await self._pubsub.subscribe(*map(keys.channel, job_ids))
             missing = set(job_ids)
             deadline = time.monotonic() + CONFIRM_LIMIT_S
             while missing:
                 if time.monotonic() > deadline:
-                    raise RedisTimeoutError("the broker confirms no subscription")
+                    raise RedisTimeoutError("the broker does not confirm a subscription")
                 message = await self._pubsub.get_message(timeout=1.0)
-                missing.discard(self._watched.note(message) or "")
+                missing.discard(self._watched.note_message(message) or "")
             for job_id in job_ids:
                 self._watched.unsubscribed.pop(job_id, None)
             await self._look(job_ids)
 
     async def _listen(self, wait_s: float) -> None:
-        assert self._pubsub is not None
-        until = time.monotonic() + min(wait_s, POLL_INTERVAL_S)
+        """Wait up to `wait_s` for the first end, and take in all messages that are there then."""
+        until = time.monotonic() + min(wait_s, patience.POLL_INTERVAL_S)
         while not self._watched.has_ended and (left_s := until - time.monotonic()) > 0:
-            self._watched.note(await self._pubsub.get_message(timeout=left_s))
+            self._watched.note_message(await self._pubsub.get_message(timeout=left_s))
         for _ in range(MAX_AT_ONCE):
             message = await self._pubsub.get_message(timeout=0.0)
             if message is None:
                 return
-            self._watched.note(message)
+            self._watched.note_message(message)
 
     async def _look(self, job_ids: Iterable[str]) -> None:
         for some in chunks(list(job_ids), MAX_AT_ONCE):
-            for job_id, state in zip(some, await self._store.states(some), strict=True):
+            states = await self._store.read(reads.job_states(some))
+            for job_id, state in zip(some, states, strict=True):
                 self._watched.note_state(job_id, state)

@@ -1,26 +1,26 @@
-"""The asyncio twin of `waiting`."""
+"""Waiting for the end of one job, over a subscription of its own."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from typing import Any
 
-from redis.asyncio.client import PubSub
+from batchmill.producer.protocol import keys, reads
+from batchmill.producer.store.async_store import AsyncStore
+from batchmill.producer.store.reply_errors import unknown_job_error
 
-from batchmill.producer.protocol import keys
-from batchmill.producer.store.async_job_store import AsyncJobStore
-from batchmill.producer.store.outcomes import unknown
-
-from .one_job import CONNECTION_ERRORS, Patience, is_progress
+from .channel_messages import is_progress
+from .patience import CONNECTION_ERRORS, Patience
 
 
-async def wait_until_ended(store: AsyncJobStore, job_id: str, timeout_s: float | None) -> None:
+async def wait_until_ended(store: AsyncStore, job_id: str, timeout_s: float | None) -> None:
     """Return when the job has ended.
 
     Raises:
         ResultTimeout: it has not, after `timeout_s` seconds.
-        UnknownJob: there is no such job.
-        redis.exceptions.ConnectionError: the broker has been away for too long.
+        UnknownJob: the job does not exist.
+        redis.exceptions.ConnectionError: the broker has been away for `OUTAGE_LIMIT_S`.
     """
     patience = Patience(job_id, timeout_s)
     while True:
@@ -28,22 +28,21 @@ async def wait_until_ended(store: AsyncJobStore, job_id: str, timeout_s: float |
             if await _has_ended(store, job_id):
                 return
             patience.next_wait_s()
-            await _watch(store, job_id, patience)
+            await _listen_until_ended(store, job_id, patience)
             return
         except CONNECTION_ERRORS as error:
             await asyncio.sleep(patience.pause_s(error))
 
 
-async def _has_ended(store: AsyncJobStore, job_id: str) -> bool:
-    state = await store.state(job_id)
+async def _has_ended(store: AsyncStore, job_id: str) -> bool:
+    state = (await store.read(reads.job_states([job_id])))[0]
     if state is None:
-        raise unknown(job_id)
+        raise unknown_job_error(job_id)
     return state.is_terminal
 
 
-async def _watch(store: AsyncJobStore, job_id: str, patience: Patience) -> None:
-    """Listen to the job's channel until it has ended."""
-    async with contextlib.aclosing(store.client.pubsub()) as channel:
+async def _listen_until_ended(store: AsyncStore, job_id: str, patience: Patience) -> None:
+    async with contextlib.aclosing(store.pubsub()) as channel:
         await channel.subscribe(keys.channel(job_id))
         # The first message confirms the subscription. Only a look after it cannot miss the end.
         await channel.get_message(timeout=patience.next_wait_s())
@@ -51,6 +50,7 @@ async def _watch(store: AsyncJobStore, job_id: str, patience: Patience) -> None:
             await _next_state_message(channel, patience)
 
 
-async def _next_state_message(channel: PubSub, patience: Patience) -> None:
+async def _next_state_message(channel: Any, patience: Patience) -> None:
+    """Return when there is a reason to look at the record, or when the poll is due."""
     while is_progress(await channel.get_message(timeout=patience.next_wait_s())):
         pass

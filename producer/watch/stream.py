@@ -1,27 +1,28 @@
-"""Following one job's output, woken by its channel: for the synchronous and the asyncio client."""
+# Generated from async_stream.py by tests/structure/generate_sync.py: change that file.
+"""Following the output of one job while it grows, woken by its channel."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator
-
-from redis.asyncio.client import PubSub as AsyncPubSub
-from redis.client import PubSub
+from collections.abc import Generator
 
 from batchmill.producer.protocol import keys
-from batchmill.producer.store.async_job_store import AsyncJobStore
-from batchmill.producer.store.job_store import JobStore
-from batchmill.producer.store.read_stream import StreamPiece, StreamPosition, StreamReader
+from batchmill.producer.store.job_output import (
+    StreamPiece,
+    StreamPosition,
+    StreamReader,
+    new_output,
+)
+from batchmill.producer.store.store import Store
 
-from .one_job import CONNECTION_ERRORS, Patience
+from .patience import CONNECTION_ERRORS, Patience
 
 
-def follow(
-    store: JobStore, job_id: str, position: StreamPosition | None, timeout_s: float | None
-) -> Iterator[StreamPiece]:
-    """Yield what is new until the job has ended.
+def follow_output(
+    store: Store, job_id: str, position: StreamPosition | None, timeout_s: float | None
+) -> Generator[StreamPiece, None, None]:
+    """Yield new pieces of the output until the job has ended.
 
     Raises:
         ResultTimeout: it has not ended after `timeout_s`.
@@ -31,40 +32,17 @@ def follow(
     reader = StreamReader(job_id, position)
     while reader.ended is None:
         try:
-            pubsub: PubSub = store.client.pubsub()
-            with contextlib.closing(pubsub):
-                pubsub.subscribe(keys.channel(job_id))
+            with contextlib.closing(store.pubsub()) as channel:
+                channel.subscribe(keys.channel(job_id))
                 while reader.ended is None:
                     # The first message confirms the subscription: the look after it misses nothing.
-                    pubsub.get_message(timeout=patience.next_wait_s())
-                    while pubsub.get_message(timeout=0.0):
+                    channel.get_message(timeout=patience.next_wait_s())
+                    while channel.get_message(timeout=0.0):
                         pass
-                    piece = reader.take(store.read_stream(job_id, reader.position))
+                    replies = store.read(new_output(job_id, reader.position))
+                    piece = reader.take(replies)
                     if piece is not None:
                         yield piece
         except CONNECTION_ERRORS as error:
             time.sleep(patience.pause_s(error))
-    reader.check_end()
-
-
-async def follow_async(
-    store: AsyncJobStore, job_id: str, position: StreamPosition | None, timeout_s: float | None
-) -> AsyncIterator[StreamPiece]:
-    """As `follow`."""
-    patience = Patience(job_id, timeout_s)
-    reader = StreamReader(job_id, position)
-    while reader.ended is None:
-        try:
-            pubsub: AsyncPubSub = store.client.pubsub()
-            async with contextlib.aclosing(pubsub):
-                await pubsub.subscribe(keys.channel(job_id))
-                while reader.ended is None:
-                    await pubsub.get_message(timeout=patience.next_wait_s())
-                    while await pubsub.get_message(timeout=0.0):
-                        pass
-                    piece = reader.take(await store.read_stream(job_id, reader.position))
-                    if piece is not None:
-                        yield piece
-        except CONNECTION_ERRORS as error:
-            await asyncio.sleep(patience.pause_s(error))
     reader.check_end()

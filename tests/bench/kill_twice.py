@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from bulk_mill import BulkMill, bulk_mill, load_average
 from real_prompts import entries
 
-from batchmill.producer.store.batch_store import BatchStore
+from batchmill.producer.store.batches import batches, newest_batch_ids
 
 HOOK = ("--webhook", "https://example.com/hook")
 SETTINGS = {"BATCHMILL_MODEL": "demo", "BATCHMILL_MAX_NUM_SEQS": "64", "BATCHMILL_LEASE_S": "5"}
@@ -71,7 +71,7 @@ def judge(mill: BulkMill, num_prompts: int) -> list[str]:
     """Return what is wrong."""
     ids = Counter(line["custom_id"] for line in mill.answers())
     totals = mill.store.counts().totals
-    [batch] = BatchStore(mill.store).newest(9)
+    [batch] = mill.store.read(batches(mill.store.read(newest_batch_ids(9))))
     numbers = batch.request_counts
     events = mill.store.outbox_claim(owner="bench", limit=9, lease_ms=1000)
     print(

@@ -38,7 +38,7 @@ def open_store(broker_url: str | None) -> Iterator[JobStore]:
         CommandError: the URL is invalid.
     """
     from batchmill.producer.store.job_store import JobStore
-    from batchmill.producer.store.outcomes import broker_errors
+    from batchmill.producer.store.reply_errors import broker_errors
 
     url = resolve_broker(broker_url)
     store = JobStore.from_url(url)

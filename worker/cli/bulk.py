@@ -195,7 +195,7 @@ def _run(options: BulkOptions, url: str, *, as_json: bool) -> int:
     from batchmill.producer import ProducerSettings
     from batchmill.producer.bulk.run import BulkRun
     from batchmill.producer.store.job_store import JobStore
-    from batchmill.producer.store.outcomes import broker_errors
+    from batchmill.producer.store.reply_errors import broker_errors
 
     from .bulk_view import BulkView, StallWatch
 

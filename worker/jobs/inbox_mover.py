@@ -13,7 +13,7 @@ from batchmill.producer.protocol.replies import SubmitStatus
 from batchmill.producer.store import inbox
 from batchmill.producer.store.inbox import InboxJob, TakenDocument
 from batchmill.producer.store.job_store import JobStore
-from batchmill.producer.store.outcomes import accepted_id
+from batchmill.producer.store.reply_errors import accepted_id
 from batchmill.producer.store.submission import prepare
 from batchmill.worker.settings import WorkerSettings
 

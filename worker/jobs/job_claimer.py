@@ -15,7 +15,7 @@ from batchmill.producer.job.validation import parse_document, parse_job
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.replies import Claim, ClaimRefusal, JobState
 from batchmill.producer.store.job_store import JobStore
-from batchmill.producer.store.outcomes import accepted_id
+from batchmill.producer.store.reply_errors import accepted_id
 from batchmill.producer.store.submission import prepare
 from batchmill.worker.engine_host.messages import AddRequest
 from batchmill.worker.settings import WorkerSettings

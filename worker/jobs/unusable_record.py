@@ -10,12 +10,12 @@ from __future__ import annotations
 from redis.exceptions import RedisError, ResponseError
 
 from batchmill.producer.errors import JobRejected
-from batchmill.producer.store.connection import is_servers_fault
+from batchmill.producer.store.connection import is_server_fault
 
 
 def is_unusable_record(error: RedisError) -> bool:
     """Whether the server works and the stored data is at fault, so that waiting would not help."""
-    return isinstance(error, ResponseError) and not is_servers_fault(error)
+    return isinstance(error, ResponseError) and not is_server_fault(error)
 
 
 def unusable_record_error() -> JobRejected:

@@ -17,7 +17,7 @@ import redis
 import structlog
 
 from batchmill.producer.protocol.outbox import DeliveryOutcome, OutboxEntry
-from batchmill.producer.store.batch_store import BatchStore
+from batchmill.producer.store.batches import batches
 from batchmill.producer.store.job_store import JobStore
 from batchmill.producer.webhook.signature import signature_headers
 
@@ -163,7 +163,7 @@ class Deliverer:
 
     def _render_once(self, entry: OutboxEntry) -> bytes:
         if entry.type.startswith("batch."):
-            body = render_batch_body(entry, BatchStore(self._store).load(entry.job_id))
+            body = render_batch_body(entry, self._store.read(batches([entry.job_id]))[0])
         else:
             body = render_body(entry, self._store.load(entry.job_id))
         return self._store.outbox_set_body_once(entry.event_id, body)

@@ -10,7 +10,7 @@ from redis import Redis
 
 from batchmill.producer.protocol import keys
 from batchmill.producer.store import job_index
-from batchmill.producer.store.batch_store import BatchStore
+from batchmill.producer.store.batches import batches
 from batchmill.producer.store.job_index import JobQuery
 from batchmill.producer.store.job_store import JobStore
 
@@ -56,7 +56,7 @@ class ProtocolInvariants(RuleBasedStateMachine):
     @invariant()
     def the_batch_counts_what_a_recount_counts(self) -> None:
         self.batch.observe(self.jobs)
-        batch = BatchStore(self.store).load(BATCH_ID)
+        batch = self.store.read(batches([BATCH_ID]))[0]
         assert batch is not None
         numbers = batch.request_counts
         assert (numbers.total, numbers.completed, numbers.failed) == self.batch.counts

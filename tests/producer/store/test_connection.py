@@ -6,7 +6,7 @@ import pytest
 from redis._parsers.base import BaseParser
 from redis.exceptions import ResponseError
 
-from batchmill.producer.store.connection import is_servers_fault
+from batchmill.producer.store.connection import is_server_fault
 
 
 @pytest.mark.parametrize(
@@ -28,4 +28,4 @@ from batchmill.producer.store.connection import is_servers_fault
 def test_what_a_server_says_of_itself_is_no_fault_of_the_data(answer: str, is_state: bool) -> None:
     error = BaseParser.parse_error(answer)
     assert isinstance(error, ResponseError)
-    assert is_servers_fault(error) == is_state
+    assert is_server_fault(error) == is_state

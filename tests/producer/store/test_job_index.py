@@ -164,7 +164,7 @@ def test_all_jobs_are_iterated_over(bench: Any, client: Client) -> None:
 def test_a_page_goes_on_past_entries_that_do_not_match(
     bench: Any, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("batchmill.producer.job_index.MAX_EXAMINED", 3)
+    monkeypatch.setattr("batchmill.producer.store.job_index.MAX_EXAMINED", 3)
     for number in range(20):
         tags = ("t", "u") if number in (0, 19) else ("tu"[number % 2],)
         bench.submit(f"j{number}", tags=tags, tenant="acme")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from batchmill.producer import JobState
 from batchmill.producer.bulk.options import BulkCounts
 from batchmill.producer.counted import counted
-from batchmill.producer.store.read_progress import EtaUnknown, JobProgress, ProgressSummary
+from batchmill.producer.store.job_progress import EtaUnknown, JobProgress, ProgressSummary
 from batchmill.worker.cli.bulk_view import BulkView
 from batchmill.worker.cli.progress_view import progress_line
 

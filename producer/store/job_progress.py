@@ -1,7 +1,7 @@
-"""How far jobs are and when they are likely to be done. Estimates; no input or output.
+"""The progress of jobs (`JobProgress`, `ProgressSummary`): the reads and the estimate of the end.
 
-Workers tell in their heartbeats how many tokens a second they generate and for how many jobs. From
-that follow a running job's speed, and how long it takes until what waits before a job is done.
+Workers report in their heartbeats how many tokens they generate per second and for how many jobs.
+The speed of a running job follows from that, and the time until the jobs before it are done.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, Field
 
 from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.calls import Read
 from batchmill.producer.protocol.records import WorkerInfo
 from batchmill.producer.protocol.replies import JobState
 
@@ -26,38 +27,38 @@ PROGRESS_FIELDS: Final = (
     "not_before_ms",
 )
 #: Jobs read in one round trip.
-MAX_READ_AT_ONCE: Final = 500
+MAX_READINGS_AT_ONCE: Final = 500
 _CONFIG = ConfigDict(frozen=True, hide_input_in_errors=True)
 
 
 class EtaUnknown(StrEnum):
-    """Why no end is foreseen."""
+    """Why there is no estimate of the end."""
 
     #: No worker serves the job's queue.
     NO_WORKER = "no_worker"
-    #: Workers serve it, and none has generated anything in the last seconds.
+    #: Workers serve it, but none has generated anything in the last seconds.
     NO_SPEED = "no_speed"
     #: It waits for the end of its delay.
     SCHEDULED = "scheduled"
-    #: Its record does not tell how many tokens it may generate.
+    #: Its record does not say how many tokens it may generate.
     NO_LENGTH = "no_length"
 
 
 class JobProgress(BaseModel):
-    """How far a job is."""
+    """Progress of a job."""
 
     model_config = _CONFIG
 
     id: str
     state: JobState
-    #: Tokens generated so far, as far as they are safely stored; of the first sample.
+    #: Generated tokens that are safely stored; of the first sample.
     output_tokens: int
-    #: Most tokens that a sample may have; a job may well end earlier.
+    #: Most tokens that a sample may have; many jobs end earlier.
     max_tokens: int | None = None
     #: Jobs that are likely to go to a worker before this one, those of higher classes included;
-    #: None where it does not wait, or its delay is not over.
+    #: None if it does not wait, or its delay is not over.
     queue_position: int | None = None
-    #: Tokens a second: an equal share of what its worker generates. None where it does not run.
+    #: Tokens per second: an equal share of its worker's speed. None if it does not run.
     tokens_per_s: float | None = None
     #: Seconds until it is done if it generates all it may; 0 once it has ended.
     eta_s: float | None = None
@@ -66,20 +67,20 @@ class JobProgress(BaseModel):
 
 
 class ProgressSummary(BaseModel):
-    """How far many jobs are."""
+    """Progress of many jobs together."""
 
     model_config = _CONFIG
 
     #: Jobs asked for, each once.
     total: int
-    #: Of these, ended, however they did.
+    #: Of these, jobs that have ended, in any state.
     done: int
-    #: Of these, no record is there: never submitted, forgotten, or their time to live ran out.
+    #: Of these, jobs without a record: never submitted, forgotten, or their time to live ran out.
     unknown: int = 0
-    #: How many are in each state.
+    #: Number of jobs in each state.
     states: dict[JobState, int] = Field(default_factory=dict)
     output_tokens: int = 0
-    #: Tokens a second of those that run.
+    #: Tokens per second of the running jobs.
     tokens_per_s: float = 0.0
     #: Seconds until all are done if each generates all it may; 0 once all have ended.
     eta_s: float | None = None
@@ -89,7 +90,7 @@ class ProgressSummary(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class JobReading:
-    """What a job's record tells of its progress."""
+    """The fields of a job's record that its progress depends on."""
 
     id: str
     state: JobState
@@ -98,7 +99,7 @@ class JobReading:
     max_tokens: int | None
     enqueued_at_ms: int
     output_tokens: int
-    #: It has, or had, to wait for a moment before it may run.
+    #: It has, or had, a delay.
     has_delay: bool = False
 
     @property
@@ -109,7 +110,7 @@ class JobReading:
 
 @dataclass(frozen=True, slots=True)
 class QueueSpeed:
-    """What the workers of one queue do."""
+    """Speed of the workers of one queue."""
 
     num_workers: int
     #: Of all of them together.
@@ -117,40 +118,44 @@ class QueueSpeed:
     num_jobs: int
 
     @property
-    def tokens_per_s_a_job(self) -> float:
-        """What one job more or less gets of it."""
+    def tokens_per_s_per_job(self) -> float:
+        """Throughput share of one job."""
         return self.tokens_per_s / max(1, self.num_jobs)
 
 
-def queue_progress_read(pipeline: Any, job_id: str) -> None:
-    """Put the reads of one job on a pipeline (of either kind of client)."""
-    pipeline.hmget(keys.job(job_id), PROGRESS_FIELDS)
-    pipeline.strlen(keys.tokens(job_id))
+def progress_readings(job_ids: Sequence[str]) -> Read[list[JobReading]]:
+    """Read the progress of those jobs that have a record. Give at most `MAX_READINGS_AT_ONCE`."""
+
+    def queue(pipeline: Any) -> None:
+        for job_id in job_ids:
+            pipeline.hmget(keys.job(job_id), PROGRESS_FIELDS)
+            pipeline.strlen(keys.tokens(job_id))
+
+    def parse(replies: list[Any]) -> list[JobReading]:
+        readings = map(_reading, job_ids, replies[::2], replies[1::2])
+        return [reading for reading in readings if reading is not None]
+
+    return Read(queue, parse)
 
 
-def read_progress(job_ids: Sequence[str], replies: Sequence[Any]) -> list[JobReading]:
-    """Return what the replies to `queue_progress_read` say, for the jobs that have a record."""
-    readings = []
-    for job_id, values, num_bytes in zip(job_ids, replies[::2], replies[1::2], strict=True):
-        state, queue, owner, max_tokens, enqueued_at_ms, not_before_ms = values
-        if state is not None:
-            readings.append(
-                JobReading(
-                    id=job_id,
-                    state=JobState(state.decode()),
-                    queue=queue.decode(),
-                    owner=(owner or b"").decode(),
-                    max_tokens=int(max_tokens) if max_tokens else None,
-                    enqueued_at_ms=int(enqueued_at_ms),
-                    output_tokens=num_bytes // 4,
-                    has_delay=not_before_ms is not None,
-                )
-            )
-    return readings
+def _reading(job_id: str, values: Sequence[Any], num_bytes: int) -> JobReading | None:
+    state, queue, owner, max_tokens, enqueued_at_ms, not_before_ms = values
+    if state is None:
+        return None
+    return JobReading(
+        id=job_id,
+        state=JobState(state.decode()),
+        queue=queue.decode(),
+        owner=(owner or b"").decode(),
+        max_tokens=int(max_tokens) if max_tokens else None,
+        enqueued_at_ms=int(enqueued_at_ms),
+        output_tokens=num_bytes // 4,
+        has_delay=not_before_ms is not None,
+    )
 
 
 def last_waiting(readings: Iterable[JobReading]) -> list[JobReading]:
-    """Return the job of each queue that has waited least, by which all of them will be done."""
+    """Return the newest waiting job of each queue: when that one is done, all are."""
     waiting = [reading for reading in readings if reading.state is JobState.QUEUED]
     newest: dict[str, JobReading] = {}
     for reading in waiting:
@@ -160,39 +165,40 @@ def last_waiting(readings: Iterable[JobReading]) -> list[JobReading]:
     return list(newest.values())
 
 
-def queue_depth_reads(pipeline: Any, readings: Iterable[JobReading]) -> None:
-    """Put the lengths of the queues that come before those of some jobs on a pipeline."""
-    for reading in readings:
-        for queue in _higher_queues(reading.queue):
-            pipeline.zcard(keys.queued(queue))
-
-
-def add_higher_classes(
-    readings: Iterable[JobReading], own: Iterable[int | None], depths: Iterable[int]
-) -> dict[str, int | None]:
-    """Return how many jobs come before each of some.
+def queue_positions(
+    readings: Sequence[JobReading], own: Sequence[int | None]
+) -> Read[dict[str, int | None]]:
+    """Read how many jobs come before each of some jobs, by id.
 
     Args:
         readings: the jobs.
-        own: their positions in their own queues.
-        depths: the replies to `queue_depth_reads`.
+        own: their positions in their own queues; the queues of higher classes are added.
     """
-    depth = iter(depths)
-    positions: dict[str, int | None] = {}
-    for reading, position in zip(readings, own, strict=True):
-        before = sum(next(depth) for _ in _higher_queues(reading.queue))
-        positions[reading.id] = None if position is None else position + before
-    return positions
+
+    def queue(pipeline: Any) -> None:
+        for reading in readings:
+            for name in _higher_queues(reading.queue):
+                pipeline.zcard(keys.queued(name))
+
+    def parse(replies: list[Any]) -> dict[str, int | None]:
+        depths = iter(replies)
+        found: dict[str, int | None] = {}
+        for reading, position in zip(readings, own, strict=True):
+            before = sum(next(depths) for _ in _higher_queues(reading.queue))
+            found[reading.id] = None if position is None else position + before
+        return found
+
+    return Read(queue, parse)
 
 
 def _higher_queues(queue: str) -> tuple[str, ...]:
-    """The queues of the same model that a worker looks at before this one."""
+    """Queues of the same model that a worker looks at before this one."""
     stem, _, priority = queue.rpartition(".")
     return tuple(f"{stem}.{name}" for name in keys.PRIORITIES[: keys.PRIORITIES.index(priority)])
 
 
 def queue_speed(queue: str, workers: Iterable[WorkerInfo]) -> QueueSpeed:
-    """Return what the workers that take jobs from a queue do."""
+    """Return the speed of the workers that take jobs from a queue."""
     serving = [w for w in workers if queue in w.queues and w.state == "ready"]
     return QueueSpeed(len(serving), sum(map(_speed, serving)), sum(map(_num_jobs, serving)))
 
@@ -200,12 +206,12 @@ def queue_speed(queue: str, workers: Iterable[WorkerInfo]) -> QueueSpeed:
 def job_progress(
     reading: JobReading, position: int | None, workers: Sequence[WorkerInfo]
 ) -> JobProgress:
-    """Return how far one job is.
+    """Return the progress of one job.
 
     Args:
         reading: its record.
-        position: jobs before it, those of higher classes included; None where it does not wait.
-        workers: all that are alive.
+        position: jobs before it, those of higher classes included; None if it does not wait.
+        workers: all live workers.
     """
     speed = job_speed(reading, workers)
     progress = JobProgress(
@@ -223,19 +229,19 @@ def job_progress(
         return progress.model_copy(update={"eta_unknown": unknown})
     eta_s = reading.remaining_tokens / speed
     if position is not None and reading.max_tokens is not None:
-        # Those before it are taken to be as long as it is itself.
+        # The jobs before it are assumed to be as long as it is.
         ahead = position * reading.max_tokens
         eta_s += ahead / queue_speed(reading.queue, workers).tokens_per_s
     return progress.model_copy(update={"eta_s": round(eta_s, 1)})
 
 
 def job_speed(reading: JobReading, workers: Iterable[WorkerInfo]) -> float:
-    """Return the tokens a second that a job has, or would have if it ran."""
+    """Return the tokens per second that a job gets, or would get if it ran."""
     workers = list(workers)
     for worker in workers:
         if reading.state is JobState.IN_PROGRESS and worker.name == reading.owner:
             return _speed(worker) / max(1, _num_jobs(worker))
-    return queue_speed(reading.queue, workers).tokens_per_s_a_job
+    return queue_speed(reading.queue, workers).tokens_per_s_per_job
 
 
 def summarise(
@@ -244,13 +250,13 @@ def summarise(
     positions: Mapping[str, int | None],
     workers: Sequence[WorkerInfo],
 ) -> ProgressSummary:
-    """Return how far many jobs are.
+    """Return the progress of many jobs together.
 
     Args:
         num_jobs: how many were asked for.
-        readings: the records that there are.
+        readings: the records that were found.
         positions: of `last_waiting`, by id, as for `job_progress`.
-        workers: all that are alive.
+        workers: all live workers.
     """
     states: dict[JobState, int] = {}
     for reading in readings:
@@ -281,13 +287,13 @@ def _queue_eta_s(
     positions: Mapping[str, int | None],
     workers: Sequence[WorkerInfo],
 ) -> float:
-    """Seconds until all jobs of one queue are done, with what waits before the last of them."""
+    """Seconds until all jobs of one queue are done, the jobs before the last of them included."""
     own = [reading for reading in unfinished if reading.queue == queue]
     waiting = [reading for reading in own if reading.state is JobState.QUEUED]
     running = sum(r.remaining_tokens for r in own if r.state is JobState.IN_PROGRESS)
     backlog = sum(reading.remaining_tokens for reading in waiting)
     if waiting:
-        # Others before the last of them are taken to be as long as these are on average.
+        # Other jobs before the last of them are assumed to have the average length of these.
         num_before = max(((positions.get(r.id) or 0) + 1 for r in waiting), default=0)
         backlog = max(backlog, round(num_before * backlog / len(waiting)))
     return (running + backlog) / queue_speed(queue, workers).tokens_per_s
@@ -296,7 +302,7 @@ def _queue_eta_s(
 def _why_unknown(
     reading: JobReading, position: int | None, workers: Sequence[WorkerInfo]
 ) -> EtaUnknown | None:
-    """Why no end of a job that has not ended is foreseen, or None where one is."""
+    """Why the end of an unfinished job cannot be estimated; None if it can."""
     speed = queue_speed(reading.queue, workers)
     if speed.num_workers == 0:
         return EtaUnknown.NO_WORKER

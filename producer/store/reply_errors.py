@@ -60,7 +60,7 @@ def accepted_id(job: NewJob, answer: SubmitReply) -> str:
         JobRejected: its deadline would pass before it may run.
     """
     if answer.status is SubmitStatus.CLOSED and job.batch is not None:
-        raise closed(job.batch.batch_id, answer.batch_state)
+        raise batch_closed_error(job.batch.batch_id, answer.batch_state)
     if answer.status is SubmitStatus.TOO_LATE:
         raise JobRejected(
             "the deadline passes before the job may run: give it a later deadline (deadline, "
@@ -106,7 +106,7 @@ def _full(queue: str, tenant: str, reached: ReachedLimit | None) -> QueueFull:
     )
 
 
-def closed(batch_id: str, state: str) -> BatchClosed:
+def batch_closed_error(batch_id: str, state: str) -> BatchClosed:
     """Return the error for a line that a batch does not take."""
     if not state:
         return BatchClosed(
@@ -117,14 +117,14 @@ def closed(batch_id: str, state: str) -> BatchClosed:
     return BatchClosed(f"batch {batch_id} is {state} and takes no more lines", code=code)
 
 
-def unknown_batch(batch_id: str) -> UnknownBatch:
+def unknown_batch_error(batch_id: str) -> UnknownBatch:
     """Return the error for a batch that is not there."""
     return UnknownBatch(
         f"no batch {batch_id!r}: never created on this broker, or its time to live has run out"
     )
 
 
-def unknown(job_id: str) -> UnknownJob:
+def unknown_job_error(job_id: str) -> UnknownJob:
     """Return the error for a job that is not there."""
     return UnknownJob(
         f"no job {job_id!r}: never submitted to this broker, forgotten, or its time to live has "
@@ -142,7 +142,7 @@ def check_retried(job_id: str, answer: RetryReply) -> int:
     """
     match answer.status:
         case RetryStatus.UNKNOWN:
-            raise unknown(job_id)
+            raise unknown_job_error(job_id)
         case RetryStatus.COMPLETED:
             raise WrongState(
                 f"job {job_id} completed, so there is nothing to run again; submit a new one",
@@ -171,7 +171,7 @@ def check_forgotten(job_id: str, answer: ForgetReply) -> None:
         WrongState: it has not ended.
     """
     if answer.status is ForgetStatus.UNKNOWN:
-        raise unknown(job_id)
+        raise unknown_job_error(job_id)
     if answer.status is ForgetStatus.ACTIVE:
         assert answer.state is not None
         raise WrongState(

@@ -1,4 +1,4 @@
-"""Where jobs are, read from a few fields of their records. No input or output."""
+"""The status of a job (`JobStatus`): the fields that make it, the read, and the parsing."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.calls import Read
 from batchmill.producer.protocol.replies import JobState
 from batchmill.producer.results import JobError, JobStatus
 
-#: What a status is made of; never the document or the result, which may be a megabyte.
+#: Fields of a status; never the document or the result, which may be a megabyte.
 STATUS_FIELDS: Final = (
     *("model", "state", "cancel_requested", "attempts", "run", "owner", "tags", "tenant"),
     *("enqueued_at_ms", "started_at_ms", "finished_at_ms", "deadline_at_ms", "not_before_ms"),
@@ -17,18 +18,22 @@ STATUS_FIELDS: Final = (
 )
 
 
-def queue_status_read(pipeline: Any, job_id: str) -> None:
-    """Put the reads of one status on a pipeline (of either kind of client)."""
-    pipeline.hmget(keys.job(job_id), STATUS_FIELDS)
-    pipeline.strlen(keys.tokens(job_id))
+def job_status(job_id: str) -> Read[JobStatus | None]:
+    """Read the status of a job; None if the job is unknown."""
+
+    def queue(pipeline: Any) -> None:
+        pipeline.hmget(keys.job(job_id), STATUS_FIELDS)
+        pipeline.strlen(keys.tokens(job_id))
+
+    return Read(queue, lambda replies: read_status(job_id, *replies), is_atomic=True)
 
 
 def read_status(job_id: str, values: Sequence[bytes | None], num_bytes: int) -> JobStatus | None:
-    """Return the status in the values of `STATUS_FIELDS`, or None where there is no record.
+    """Return the status in the values of `STATUS_FIELDS`; None if there is no record.
 
     Args:
         job_id: the job.
-        values: one a field, in their order; None or empty where the record lacks it.
+        values: one per field, in their order; None or empty if the record lacks it.
         num_bytes: length of the job's tokens.
     """
     fields = {

@@ -1,0 +1,128 @@
+"""Reads as values: job records, tokens, dead letters, heartbeats and queues.
+
+Pure functions without input or output. A read names the commands and parses their replies; a store
+sends them in one round trip. Reads for clients (status, progress, output) are in `store`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from . import keys
+from .calls import Read, decode_tokens
+from .records import DeadLetter, JobRecord, read_dead_letter, read_job, read_state
+from .replies import JobState
+from .store_counts import QueueDepth, StoreCounts
+
+
+def job(job_id: str) -> Read[JobRecord | None]:
+    """Read a job's record; None if the job is unknown or its time to live has run out."""
+    return Read(lambda pipeline: pipeline.hgetall(keys.job(job_id)), lambda r: read_job(r[0]))
+
+
+def job_states(job_ids: Sequence[str]) -> Read[list[JobState | None]]:
+    """Read the states of jobs, in order; None for each unknown job."""
+
+    def queue(pipeline: Any) -> None:
+        for job_id in job_ids:
+            pipeline.hget(keys.job(job_id), "state")
+
+    return Read(queue, lambda replies: [read_state(reply) for reply in replies])
+
+
+def tokens(job_id: str, start: int) -> Read[list[int]]:
+    """Read the generated token ids from index `start` on."""
+    return Read(
+        lambda pipeline: pipeline.getrange(keys.tokens(job_id), start * 4, -1),
+        lambda replies: decode_tokens(replies[0]),
+    )
+
+
+def num_tokens(job_id: str) -> Read[int]:
+    """Read how many generated tokens are stored."""
+    return Read(
+        lambda pipeline: pipeline.strlen(keys.tokens(job_id)), lambda replies: replies[0] // 4
+    )
+
+
+def dead_letter(letter_id: str) -> Read[DeadLetter | None]:
+    """Read a dead letter; None if it does not exist."""
+    return Read(
+        lambda pipeline: pipeline.hgetall(keys.dead(letter_id)),
+        lambda replies: read_dead_letter(replies[0]),
+    )
+
+
+def dead_letter_ids(offset: int, limit: int) -> Read[list[str]]:
+    """Read the ids of dead letters, newest first."""
+    return Read(
+        lambda pipeline: pipeline.zrevrange(keys.DEAD, offset, offset + limit - 1),
+        lambda replies: [letter_id.decode() for letter_id in replies[0]],
+    )
+
+
+def worker_names() -> Read[list[str]]:
+    """Read the names of registered workers, sorted; some may have died."""
+    return Read(
+        lambda pipeline: pipeline.smembers(keys.WORKERS),
+        lambda replies: sorted(name.decode() for name in replies[0]),
+    )
+
+
+def heartbeats(names: Sequence[str]) -> Read[list[bytes | None]]:
+    """Read the heartbeats of workers, in order; None for each worker that is gone."""
+
+    def queue(pipeline: Any) -> None:
+        for name in names:
+            pipeline.get(keys.worker(name))
+
+    return Read(queue, list)
+
+
+def queue_names() -> Read[list[str]]:
+    """Read the names of all queues ever used, sorted."""
+    return Read(
+        lambda pipeline: pipeline.smembers(keys.QUEUES),
+        lambda replies: sorted(name.decode() for name in replies[0]),
+    )
+
+
+def queue_depths(names: Sequence[str]) -> Read[list[QueueDepth]]:
+    """Read how many jobs and announcements each queue holds, in order."""
+
+    def queue(pipeline: Any) -> None:
+        for name in names:
+            pipeline.zcard(keys.queued(name))
+            pipeline.llen(name)
+
+    def parse(replies: list[Any]) -> list[QueueDepth]:
+        numbers = zip(names, replies[::2], replies[1::2], strict=True)
+        return [QueueDepth(name, queued, announced) for name, queued, announced in numbers]
+
+    return Read(queue, parse)
+
+
+def counts(depths: Sequence[QueueDepth]) -> Read[StoreCounts]:
+    """Read the totals of the store, given the depths of its queues."""
+
+    def queue(pipeline: Any) -> None:
+        pipeline.hgetall(keys.TOTALS)
+        for key in (keys.SCHEDULED, keys.LEASES, keys.OUTBOX, keys.DEAD, keys.INBOX_TAKEN):
+            pipeline.zcard(key)
+        pipeline.llen(keys.INBOX)
+        pipeline.llen(keys.INBOX_ARRIVED)
+
+    def parse(replies: list[Any]) -> StoreCounts:
+        totals, scheduled, in_progress, outbox, dead_letters, *inbox = replies
+        return StoreCounts(
+            queued=sum(depth.queued for depth in depths),
+            scheduled=scheduled,
+            in_progress=in_progress,
+            outbox=outbox,
+            dead_letters=dead_letters,
+            inbox=sum(inbox),
+            totals={name.decode(): int(value) for name, value in totals.items()},
+        )
+
+    return Read(queue, parse)

@@ -1,0 +1,82 @@
+"""How jobs ended: `EndedJob`, and the read that loads many of them in one round trip."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.calls import Read, decode_tokens
+from batchmill.producer.protocol.replies import JobState
+from batchmill.producer.results import JobResult
+
+from .reply_errors import result_of, unknown_job_error
+
+#: Fields of a record that say how its job ended; never the document, which may be a megabyte.
+END_FIELDS = ("state", "result", "error", "finished_at_ms")
+#: Records read in one round trip: a result may be as long as its context.
+MAX_ENDS_AT_ONCE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class EndedJob:
+    """A job that has ended. Holds everything: nothing here asks the broker.
+
+    Attributes:
+        id: the job.
+        state: how it ended; None if its record is gone: the job was never submitted to this
+            broker, or its time to live ran out.
+    """
+
+    id: str
+    state: JobState | None
+    #: JSON of a `JobResult` and of a `JobError`, if there is one.
+    result_json: bytes | None = None
+    error_json: bytes | None = None
+    token_ids: tuple[int, ...] = ()
+    #: When it ended, by Redis' clock; None if the record does not say.
+    finished_at_ms: int | None = None
+
+    def result(self) -> JobResult:
+        """Return the result.
+
+        Raises:
+            JobFailed, JobCancelled, JobExpired: it ended without a completion.
+            UnknownJob: its record is gone.
+        """
+        if self.state is None:
+            raise unknown_job_error(self.id)
+        return result_of(self.id, self.state, self.result_json, self.error_json, self.token_ids)
+
+
+def ended_jobs(job_ids: Sequence[str]) -> Read[list[EndedJob]]:
+    """Read how jobs ended, with their output. Give at most `MAX_ENDS_AT_ONCE`."""
+
+    def queue(pipeline: Any) -> None:
+        for job_id in job_ids:
+            pipeline.hmget(keys.job(job_id), END_FIELDS)
+            pipeline.get(keys.tokens(job_id))
+
+    def parse(replies: list[Any]) -> list[EndedJob]:
+        return list(map(_ended_job, job_ids, replies[::2], replies[1::2]))
+
+    return Read(queue, parse)
+
+
+def _ended_job(job_id: str, fields: Sequence[Any], tokens: bytes | None) -> EndedJob:
+    state, result, error, finished_at_ms = fields
+    return EndedJob(
+        job_id,
+        state=None if state is None else JobState(state.decode()),
+        result_json=result,
+        error_json=error,
+        token_ids=tuple(decode_tokens(tokens or b"")),
+        finished_at_ms=None if finished_at_ms is None else int(finished_at_ms),
+    )
+
+
+def chunks(job_ids: Sequence[str], num_ids: int) -> Iterator[Sequence[str]]:
+    """Cut a list of ids into pieces of bounded length."""
+    for start in range(0, len(job_ids), num_ids):
+        yield job_ids[start : start + num_ids]
