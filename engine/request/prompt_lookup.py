@@ -1,4 +1,4 @@
-"""Guesses how a text goes on: as it did after an earlier place that ends in the same tokens."""
+"""Prompt lookup: draft tokens copied from an earlier place that ends in the same tokens."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 
 class PromptLookup:
-    """Proposes one request's next tokens out of its own prompt and output.
+    """Proposes draft tokens for one request from its own prompt and output.
 
-    It finds the longest n-gram (`min_ngram` to `max_ngram` tokens) that they end with and that was
-    there before, and proposes what came after its latest earlier place: as many tokens as are the
-    same before the two places. So a chance likeness costs little, and a copy is proposed in pieces
-    that double. What reaches the end of the known tokens goes on with itself, as a repetition does.
+    It finds the longest n-gram (`min_ngram` to `max_ngram` tokens) that they end with and that
+    occurred before, and proposes the tokens after its latest earlier occurrence: as many as the
+    tokens before the two places that are equal. So a chance match costs little, and a copy is
+    proposed in pieces that double. A proposal that reaches the end of the known tokens continues
+    with its own tokens, as a repetition does.
 
     A proposal depends on the tokens alone: a step that is scheduled again proposes the same.
 
@@ -22,31 +23,31 @@ class PromptLookup:
     __slots__ = ("_max_ngram", "_min_ngram", "_num_indexed", "_num_prompt", "_places", "_token_ids")
 
     def __init__(self, prompt_token_ids: Sequence[int], *, min_ngram: int, max_ngram: int) -> None:
-        """Begin; nothing is worked out before the first proposal.
+        """Store the prompt; it is indexed at the first proposal.
 
         Args:
-            prompt_token_ids: The request's.
-            min_ngram: Fewest tokens that have to be the same, at least 1.
-            max_ngram: Most tokens that the latest place is chosen by.
+            prompt_token_ids: The request's prompt.
+            min_ngram: Shortest n-gram that must match, at least 1.
+            max_ngram: Longest n-gram that is searched for.
         """
         self._token_ids = list(prompt_token_ids)
         self._num_prompt = len(self._token_ids)
         self._min_ngram, self._max_ngram = min_ngram, max_ngram
-        # For each length from `min_ngram` on: where the latest of equal n-grams ends (exclusive).
+        # For each length from `min_ngram` on: the end (exclusive) of the latest equal n-gram.
         self._places: list[dict[tuple[int, ...], int]] = [
             {} for _ in range(min_ngram, max_ngram + 1)
         ]
         self._num_indexed = 0
 
     def propose(self, output_token_ids: Sequence[int], max_tokens: int) -> tuple[int, ...]:
-        """Guess the tokens that come next.
+        """Propose the next tokens.
 
         Args:
-            output_token_ids: All of the request's; those of the call before, and maybe more.
+            output_token_ids: All output tokens; those of the last call, and possibly more.
             max_tokens: Most tokens to propose.
 
         Returns:
-            None where what prompt and output end with was not there before.
+            An empty tuple if the last tokens of prompt and output did not occur before.
         """
         known = self._token_ids
         known += output_token_ids[len(known) - self._num_prompt :]
@@ -60,14 +61,14 @@ class PromptLookup:
         return ()
 
     def _num_alike(self, place: int, num_known_alike: int, most: int) -> int:
-        """How many tokens before a place are those before the end, `most` at most."""
+        """Count the equal tokens before a place and before the end, up to `most`."""
         known, count = self._token_ids, num_known_alike
         while count < min(most, place) and known[place - 1 - count] == known[-1 - count]:
             count += 1
         return min(count, most)
 
     def _index_all_but_the_end(self) -> None:
-        """Note where n-grams end that some token follows."""
+        """Index the ends of all n-grams that are followed by a token."""
         known = self._token_ids
         for end in range(self._num_indexed + 1, len(known)):
             for size, places in enumerate(self._places, start=self._min_ngram):

@@ -1,4 +1,4 @@
-"""What `torch.cuda` is to the recorder of graphs, where there is no GPU: it notes the calls."""
+"""A stand-in for the parts of `torch.cuda` that record graphs; it records the calls instead."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 
 class Stream:
-    """A stream by identity."""
+    """A stream that records which streams it waited for."""
 
     def __init__(self) -> None:
         self.waited_for: list[Any] = []
@@ -32,11 +32,11 @@ class Graph:
 
 
 class CudaStandIn:
-    """Stands in for streams and graphs, and says under what each call of the work ran.
+    """Replaces streams and graphs, and records the context of each call of the work.
 
     Attributes:
-        default: The stream that is current outside.
-        calls: (stream, pool or None outside a capture, whether garbage was collected) of each call.
+        default: The current stream outside of `torch.cuda.stream`.
+        calls: Per call: stream, pool (None outside a capture), whether garbage collection was on.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +55,7 @@ class CudaStandIn:
             monkeypatch.setattr(torch.cuda, name, value)
 
     def work(self) -> None:
-        """What is recorded."""
+        """Record the context of this call."""
         self.calls.append((self._stream, self._pool, gc.isenabled()))
 
     @contextmanager

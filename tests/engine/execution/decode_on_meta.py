@@ -1,7 +1,8 @@
 """Run decode steps on tensors without data and print, as JSON, the GPU kernels they launch.
 
-Reading such a tensor on the host raises, so a step that gets through waits for nothing and can be
-captured in a CUDA graph. A process of its own, because Triton must not interpret its kernels here.
+Reading such a tensor on the host raises, so a step that completes never waits and can be captured
+in a CUDA graph. This runs in a separate process, because Triton must not interpret its kernels
+here.
 """
 
 from __future__ import annotations
@@ -36,9 +37,14 @@ from tests.kernels.gpu.shipped_launches import KERNELS
 NUM_SEQS = 5
 ATEN = torch.ops.aten
 READS = (ATEN._local_scalar_dense, ATEN.nonzero, ATEN.masked_select, ATEN.equal)
-SIZES = {"hidden_size": 256, "num_hidden_layers": 3, "vocab_size": 512, "head_dim": 64}
-HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128}
+SIZES: dict[str, Any] = {
+    "hidden_size": 256,
+    "num_hidden_layers": 3,
+    "vocab_size": 512,
+    "head_dim": 64,
+}
+HEADS: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2}
+EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128}
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
@@ -48,7 +54,7 @@ def meta(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
 def decode(
     config: PreTrainedConfig, kv_dtype: torch.dtype, quantization: str | None = None
 ) -> Counter[str]:
-    """The Triton kernels of one decode step and its sampling."""
+    """Return the Triton kernels of one decode step and its sampling."""
     native = read_model_config({**config.to_dict(), "architectures": config.architectures})
     weights = allocate_weights(native, torch.bfloat16, "meta")
     model = DecoderModel(native, weights, backend="triton", quantization=quantization)
@@ -87,18 +93,18 @@ def decode(
 
 
 def replay_all(model: DecoderModel, kv_cache: KVCache) -> None:
-    """The step that a graph of each size holds: draws and the state's update included."""
+    """Replay the step of each graph size, including sampling and the state's update."""
     rows = RequestRows(GRAPH_SIZES[-1], "meta")
     builder = StepInputBuilder(rows, block_size=16, max_num_blocks=9, device="meta")
     graphs = DecodeGraphs(model, kv_cache, rows, builder, max_model_len=144)
-    with NothingFromTheHost():
+    with NoHostTensors():  # type: ignore[no-untyped-call]
         graphs.record_all()
         for replay in graphs._replays.values():
             replay()
 
 
-class NothingFromTheHost(TorchDispatchMode):
-    """Refuses ops that touch a tensor of the host's: in a capture, a copy cannot be waited for."""
+class NoHostTensors(TorchDispatchMode):
+    """Refuses ops on host tensors: during a capture, no copy can be waited for."""
 
     def __torch_dispatch__(
         self,
@@ -116,7 +122,7 @@ class NothingFromTheHost(TorchDispatchMode):
 
 
 def _check_capturable(eager: list[Launch], replayed: list[Launch]) -> None:
-    """A graph of any size launches the kernels of a plain step, compiled as for that step."""
+    """Check that each graph launches the kernels of a plain step, compiled as for that step."""
     names = Counter(launch.name for launch in eager)
     steps = len(GRAPH_SIZES)
     assert Counter(each.name for each in replayed) == {
@@ -135,8 +141,8 @@ def _kinds(launches: list[Launch], name: str) -> set[object]:
 
 
 def main() -> None:
-    """Dense and sparse, with both kinds of cache, and with fp8 weights."""
-    decode_graphs.sample = partial(sample, backend="triton")  # type: ignore[assignment]
+    """Print the kernels of dense and sparse models, both kinds of cache, and fp8 weights."""
+    decode_graphs.sample = partial(sample, backend="triton")  # type: ignore[attr-defined]
     dense = Qwen3Config(**SIZES, **HEADS, architectures=["Qwen3ForCausalLM"])
     sparse = Qwen3MoeConfig(**SIZES, **HEADS, **EXPERTS, architectures=["Qwen3MoeForCausalLM"])
     print(

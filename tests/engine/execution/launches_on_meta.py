@@ -1,17 +1,19 @@
 """Launch many different steps on tensors without data; print kernels that no warm-up compiled.
 
-A launch that differs from every one of the warm-up's in what Triton compiles for (types, constants,
-alignment, options) would be compiled while requests wait. Reading a tensor on the host raises here,
-so a step with prompts gets through without a wait as well. A process of its own, because Triton
-must not interpret its kernels here.
+Triton compiles a kernel again if types, constants, alignment or options differ. A launch that
+differs from every launch of the warm-up in one of these would be compiled while requests wait.
+Reading a tensor on the host raises here, so this also proves that a step with prompts never waits.
+This runs in a separate process, because Triton must not interpret its kernels here.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, Qwen3Config, Qwen3MoeConfig
@@ -37,15 +39,20 @@ from tests.kernels.gpu.shipped_launches import KERNELS
 MAX_MODEL_LEN = 640
 MAX_NUM_SEQS = 40
 BLOCK_SIZE = 16
-SIZES = {"hidden_size": 256, "num_hidden_layers": 2, "vocab_size": 512, "head_dim": 64}
-HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128}
-#: Of each request: its whole prompt, 1 and multiples of 16 among them.
+SIZES: dict[str, Any] = {
+    "hidden_size": 256,
+    "num_hidden_layers": 2,
+    "vocab_size": 512,
+    "head_dim": 64,
+}
+HEADS: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2}
+EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128}
+#: The prompt length of each request; includes 1 and multiples of 16.
 PROMPT_LENGTHS = (1, 2, 16, 17, 31, 32, 64, 257, 512, *range(3, 34))
 
 
 def kind(launch: Launch) -> object:
-    """All that decides whether Triton compiles once more."""
+    """Return everything that decides whether Triton compiles again."""
     return (
         launch.name,
         tuple(launch.signature.items()),
@@ -67,7 +74,7 @@ def requests() -> list[Request]:
 
 
 def batches() -> list[ScheduledBatch]:
-    """Prompts alone and together, whole and in parts; decodes alone, beside parts, with guesses."""
+    """Build steps of prompts and decodes, alone and together, in chunks and with drafts."""
     whole = [ScheduledRequest(each, 0, len(each.prompt_token_ids), True) for each in requests()]
     steps = [ScheduledBatch(chunks=(each,)) for each in whole[:9]]
     parts = [whole[7]._replace(num_new_tokens=count, needs_sample=False) for count in (1, 16, 100)]
@@ -76,15 +83,16 @@ def batches() -> list[ScheduledBatch]:
     for count in (1, 2, 15, 16, 17, 32, 33, 40):
         decoding = [each.request for each in whole[:count]]
         starts = [len(each.prompt_token_ids) for each in decoding]
-        decodes = {"decodes": tuple(decoding), "decode_starts": starts}
-        steps.append(ScheduledBatch(**decodes))
+        decodes = ScheduledBatch(decodes=tuple(decoding), decode_starts=starts)
+        steps.append(decodes)
         if count < len(whole):
-            steps.append(ScheduledBatch(**decodes, chunks=(whole[count], parts[0])[: 40 - count]))
-        guessed = [
+            chunks = (whole[count], parts[0])[: 40 - count]
+            steps.append(dataclasses.replace(decodes, chunks=chunks, discarded=set()))
+        drafted = [
             ScheduledRequest(each, start, 4, True, draft_token_ids=(1, 2, 3))
             for each, start in zip(decoding, starts, strict=True)
         ]
-        steps.append(ScheduledBatch(chunks=tuple(guessed)))
+        steps.append(ScheduledBatch(chunks=tuple(drafted)))
     return steps
 
 
@@ -100,11 +108,13 @@ def uncompiled(config: PreTrainedConfig, kv_dtype: torch.dtype) -> list[str]:
         dtype=kv_dtype,
         device="meta",
     )
-    pipelines = []
+    pipelines: list[StepPipeline] = []
 
     def start() -> None:
-        sizes = {"max_num_seqs": MAX_NUM_SEQS, "max_model_len": MAX_MODEL_LEN}
-        pipelines.append(StepPipeline(model, kv_cache, **sizes))
+        pipeline = StepPipeline(
+            model, kv_cache, max_num_seqs=MAX_NUM_SEQS, max_model_len=MAX_MODEL_LEN
+        )
+        pipelines.append(pipeline)
 
     def serve() -> None:
         for batch in batches():
@@ -117,10 +127,10 @@ def uncompiled(config: PreTrainedConfig, kv_dtype: torch.dtype) -> list[str]:
 
 
 def main() -> None:
-    """Dense and sparse, with both kinds of cache."""
+    """Print the uncompiled kernels of dense and sparse models, with both kinds of cache."""
     for module in (decode_graphs, sampler, warm_up):
         module.sample = partial(sample, backend="triton")  # type: ignore[attr-defined]
-    upload.pinned = lambda size: torch.empty(size, dtype=torch.uint8)
+    upload.pinned = lambda num_bytes: torch.empty(num_bytes, dtype=torch.uint8)
     sampled_tokens.HostBuffers.begin_copy = lambda *tensors: None  # type: ignore[method-assign]
     dense = Qwen3Config(**SIZES, **HEADS, architectures=["Qwen3ForCausalLM"])
     sparse = Qwen3MoeConfig(**SIZES, **HEADS, **EXPERTS, architectures=["Qwen3MoeForCausalLM"])

@@ -1,4 +1,4 @@
-"""Decode steps replayed on static buffers compute what steps laid out anew compute."""
+"""Decode steps replayed on static buffers compute the same tokens as plain steps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def make_engine(make_engine: Callable[..., Engine]) -> Callable[..., Engine]:
 
 
 def outputs_of(engine: Engine) -> dict[str, list[int]]:
-    return {name: news[-1].token_ids for name, news in run(engine).items()}
+    return {name: outputs[-1].token_ids for name, outputs in run(engine).items()}
 
 
 def kinds(engine: Engine) -> dict[str, int]:
@@ -39,11 +39,11 @@ def greedy(max_tokens: int) -> SamplingParams:
 
 
 @pytest.mark.parametrize("overlap", [False, True])
-def test_every_size_and_its_neighbours_compute_what_plain_steps_do(
+def test_every_size_and_its_neighbours_compute_the_tokens_of_plain_steps(
     make_engine: Callable[..., Engine], overlap: bool
 ) -> None:
     batch_sizes = {size + offset for size in GRAPH_SIZES for offset in (-1, 0, 1)} - {0}
-    # A token of the prefill, then one for each batch size that the request is part of.
+    # One token from the prefill, then one per batch size that the request is part of.
     lengths = [1 + sum(size > index for size in batch_sizes) for index in range(257)]
     rng = random.Random(2)
     order = list(range(257))
@@ -72,7 +72,7 @@ def test_every_size_and_its_neighbours_compute_what_plain_steps_do(
         outputs.append(outputs_of(engine))
     assert outputs[0] == outputs[1]
     want = {"prefill": 1, "decode": 1, "graph": len(batch_sizes) - 1}
-    assert kinds(engine) == want, "257 rows are too many for a graph, and all others are replayed"
+    assert kinds(engine) == want, "257 rows are too many for a graph; all others are replayed"
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -84,7 +84,7 @@ def test_requests_that_come_and_go_get_the_same_tokens(
     for index in range(40):
         values: dict[str, Any] = {"temperature": rng.choice([0, 0.9]), "seed": rng.randrange(5)}
         if rng.random() < 0.1:
-            values["repetition_penalty"] = 1.2  # works on whole rows: its steps are not replayed
+            values["repetition_penalty"] = 1.2  # works on whole rows, so its steps are not replayed
         if rng.random() < 0.1:
             values["min_p"] = 0.05
         prompt = [rng.randrange(256) for _ in range(rng.randint(1, 9))]
@@ -112,7 +112,7 @@ def test_requests_that_come_and_go_get_the_same_tokens(
     assert kinds(engine)["graph"] > 0
 
 
-def test_padding_writes_to_no_block_and_reads_none_that_matters(
+def test_padding_writes_to_no_block_and_reads_only_unused_ones(
     make_engine: Callable[..., Engine],
 ) -> None:
     prompts = [[1, 2, 3], [4], [5, 6], [7, 8, 9], [10]]
@@ -131,7 +131,7 @@ def test_padding_writes_to_no_block_and_reads_none_that_matters(
     before = [tensor[held].clone() for tensor in live]
     engine.step()
     for tensor, old in zip(live, before, strict=True):
-        assert tensor[free].isnan().all(), "a row of padding wrote to a block that nobody holds"
+        assert tensor[free].isnan().all(), "a padding row wrote to a block that no request holds"
         changed = (tensor[held] != old).any(dim=-1).any(dim=-1)  # [num_held, block_size]
         assert changed.sum().item() <= len(prompts), "each request writes to one slot"
     outputs = outputs_of(engine)
@@ -146,7 +146,7 @@ def test_padding_that_reads_nan_harms_no_row(make_engine: Callable[..., Engine])
     settings = {"block_size": 16, "enable_prefix_caching": False}
     expected = make_engine(decode_graphs=False, **settings).generate(prompts, greedy(8))
     engine = make_engine(**settings)
-    engine.add_request("holds block 0 and leaves", [1], greedy(1))
+    engine.add_request("holds block 0 and finishes", [1], greedy(1))
     for index, prompt in enumerate(prompts):
         engine.add_request(str(index), prompt, greedy(8))
     engine.step()
@@ -159,7 +159,7 @@ def test_padding_that_reads_nan_harms_no_row(make_engine: Callable[..., Engine])
     engine._kv_cache.zero_blocks([0])
 
 
-def test_step_that_could_not_be_launched_is_replayed_right(
+def test_step_that_could_not_be_launched_is_replayed_correctly(
     make_engine: Callable[..., Engine], fuse: Fuse
 ) -> None:
     (expected,) = make_engine(decode_graphs=False).generate([[1, 2, 3]], greedy(12))
@@ -195,7 +195,7 @@ def test_block_begun_in_a_step_that_ran_out_of_memory_reaches_the_next_replay(
     assert outputs_of(engine) == expected
 
 
-def test_step_whose_tokens_find_no_room_on_the_host_draws_them_again(
+def test_step_without_host_memory_for_its_tokens_samples_them_again(
     make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (expected,) = make_engine(decode_graphs=False).generate([[1, 2, 3]], greedy(12))
@@ -204,11 +204,11 @@ def test_step_whose_tokens_find_no_room_on_the_host_draws_them_again(
     for _ in range(4):
         engine.step()
 
-    def no_room(*args: object) -> None:
+    def fail_allocation(*args: object) -> None:
         raise MemoryError("pinned memory ran out")
 
     with monkeypatch.context() as patch:
-        patch.setattr(HostBuffers, "__init__", no_room)
+        patch.setattr(HostBuffers, "__init__", fail_allocation)
         engine.step()
     assert engine.stats().num_out_of_memory == 1
     assert outputs_of(engine)["a"] == expected.token_ids
@@ -237,11 +237,11 @@ def test_inputs_packed_into_one_copy_as_for_a_gpu_give_the_same_tokens(
         assert [each.token_ids for each in outputs] == [each.token_ids for each in expected]
 
 
-def test_a_new_batch_sends_its_block_tables_as_far_as_they_reach(
+def test_new_batch_uploads_only_the_used_part_of_its_block_tables(
     make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (expected,) = make_engine(decode_graphs=False).generate([[1, 2, 3]], greedy(20))
-    widths = []
+    widths: list[int] = []
 
     def upload(self: Uploader, *arrays: Any) -> list[torch.Tensor]:
         widths.extend(each.shape[1] for each in arrays if each.ndim == 2)
@@ -252,9 +252,9 @@ def test_a_new_batch_sends_its_block_tables_as_far_as_they_reach(
     engine.step()
     monkeypatch.setattr(Uploader, "upload", upload)
     engine.step()
-    engine.add_request("leaves soon", [*range(4, 10)], greedy(1))
+    engine.add_request("finishes soon", [*range(4, 10)], greedy(1))
     assert outputs_of(engine)["a"] == expected.token_ids
-    assert widths == [1, 2, 2], "loaded, a prompt's step, loaded again"
+    assert widths == [1, 2, 2], "loaded, a prefill step, loaded again"
 
 
 def test_all_sizes_warm_up_and_are_captured_on_one_stream_into_one_pool(
@@ -272,7 +272,7 @@ def test_all_sizes_warm_up_and_are_captured_on_one_stream_into_one_pool(
         assert [collects for *_, collects in one] == [True, True, False]
         assert {stream for stream, *_ in one} == {stream for stream, *_ in two}
         assert one[-1][1] is two[-1][1]
-    assert cuda.calls[0][0] is not cuda.calls[6][0], "another engine's graphs are not touched"
+    assert cuda.calls[0][0] is not cuda.calls[6][0], "another engine has its own stream"
     assert cuda.calls[0][0].waited_for == [cuda.default, cuda.default]
     assert gc.isenabled()
 

@@ -1,10 +1,11 @@
-"""What the KV cache gets of a device's memory, and what a user reads where a model does not fit."""
+"""The KV cache's share of a device's memory, and the message if a model does not fit."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ GRAPH_BYTES = graph_reserve_bytes(4, 211)
 
 @dataclass
 class TightDevice:
-    """A device's memory as a `MemoryProbe` tells it; every step takes the same."""
+    """A `MemoryProbe` of a device on which every step takes the same memory."""
 
     total: int
     held: int
@@ -67,12 +68,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> DecoderModel:
     return DecoderModel(config, load_weights(folder, config, torch.float32, "cpu"))
 
 
-def configure(**changes: object) -> EngineConfig:
-    values = {"model": "tiny", "max_model_len": 128, "max_num_seqs": 4, "decode_graphs": True}
-    return EngineConfig(**{**values, "max_num_batched_tokens": 64, **changes})  # type: ignore[arg-type]
+def configure(**changes: Any) -> EngineConfig:
+    values: dict[str, Any] = {
+        "model": "tiny",
+        "max_model_len": 128,
+        "max_num_seqs": 4,
+        "decode_graphs": True,
+    }
+    return EngineConfig(**{**values, "max_num_batched_tokens": 64, **changes})
 
 
-def test_the_cache_gets_what_the_share_weights_a_step_and_graphs_leave(
+def test_cache_gets_the_share_minus_weights_a_step_and_graphs(
     model: DecoderModel,
 ) -> None:
     device = TightDevice(total=2 * GIB, held=600 * MIB, step=200 * MIB)
@@ -84,7 +90,7 @@ def test_the_cache_gets_what_the_share_weights_a_step_and_graphs_leave(
     assert cache.num_bytes <= left
 
 
-def test_graphs_that_are_not_recorded_leave_their_room_to_the_cache(model: DecoderModel) -> None:
+def test_graphs_that_are_not_recorded_leave_their_memory_to_the_cache(model: DecoderModel) -> None:
     device = TightDevice(total=2 * GIB, held=GIB, step=0)
     recorded, not_recorded = (
         allocate_kv_cache(configure(decode_graphs=each), model, device) for each in (True, False)
@@ -94,7 +100,9 @@ def test_graphs_that_are_not_recorded_leave_their_room_to_the_cache(model: Decod
     assert abs(gained - GRAPH_BYTES) < block_bytes
 
 
-def test_graphs_that_this_model_or_device_has_not_get_no_room(model: DecoderModel) -> None:
+def test_no_memory_is_reserved_for_graphs_that_the_device_does_not_record(
+    model: DecoderModel,
+) -> None:
     device = TightDevice(total=2 * GIB, held=GIB, step=0)
     by_default, none = (
         allocate_kv_cache(configure(decode_graphs=each), model, device) for each in ("auto", False)
@@ -102,22 +110,22 @@ def test_graphs_that_this_model_or_device_has_not_get_no_room(model: DecoderMode
     assert by_default.num_blocks == none.num_blocks
 
 
-def test_a_given_size_is_taken_without_measuring(model: DecoderModel) -> None:
+def test_configured_size_is_taken_without_measuring(model: DecoderModel) -> None:
     device = TightDevice(total=2 * MIB, held=MIB, step=0)
     cache = allocate_kv_cache(configure(kv_cache_bytes=MIB), model, device)
     assert device.num_peaks == 0
     assert cache.num_bytes <= MIB
 
 
-def test_a_given_size_above_what_is_free_is_refused(model: DecoderModel) -> None:
+def test_configured_size_above_the_free_memory_is_refused(model: DecoderModel) -> None:
     with pytest.raises(ConfigError, match=r"kv_cache_bytes is 2097152 .* has 0\.00 GiB free"):
         allocate_kv_cache(configure(kv_cache_bytes=2 * MIB), model, TightDevice(2 * MIB, MIB, 0))
-    # On this host too, whose pages would run out only as the cache fills.
+    # On this host too, where memory would run out only once the cache fills.
     with pytest.raises(ConfigError, match=r"and cpu has .* lower it, or leave it out"):
         allocate_kv_cache(configure(kv_cache_bytes=2**50), model)
 
 
-def test_a_step_that_runs_out_of_memory_is_a_refusal(model: DecoderModel) -> None:
+def test_step_that_runs_out_of_memory_is_a_refusal(model: DecoderModel) -> None:
     class Exhausted:
         config, dtype, device = model.config, model.dtype, model.device
 
@@ -128,13 +136,13 @@ def test_a_step_that_runs_out_of_memory_is_a_refusal(model: DecoderModel) -> Non
         allocate_kv_cache(configure(), Exhausted(), TightDevice(GIB, 0, 0))
 
 
-def refusal(model: DecoderModel, device: TightDevice, **changes: object) -> str:
+def refusal(model: DecoderModel, device: TightDevice, **changes: Any) -> str:
     with pytest.raises(ConfigError) as caught:
         allocate_kv_cache(configure(**changes), model, device)
     return str(caught.value)
 
 
-def test_a_model_that_does_not_fit_is_refused_with_the_numbers_and_a_smaller_length(
+def test_model_that_does_not_fit_is_refused_with_the_numbers_and_a_smaller_length(
     model: DecoderModel,
 ) -> None:
     block = kv_block_bytes(model.config, torch.float32, 16)
@@ -153,9 +161,8 @@ def test_every_remedy_named_is_enough_alone(model: DecoderModel) -> None:
     held = int(2 * GIB * 0.9) - GRAPH_BYTES - 50 * MIB
     device = TightDevice(total=2 * GIB, held=held, step=100 * MIB, weights=GIB)
     message = refusal(model, device, dtype="float32")
-    assert (
-        "max_model_len" not in message.split("Each is enough alone: ")[1]
-    )  # nothing is left at all
+    # Nothing is left for the cache, so no length would fit.
+    assert "max_model_len" not in message.split("Each is enough alone: ")[1]
     share = float(re.search(r"gpu_memory_utilization (0\.\d+), if", message)[1])  # type: ignore[index]
     tokens = int(re.search(r"max_num_batched_tokens (\d+) or", message)[1])  # type: ignore[index]
     size = float(re.search(r"a GPU of ([\d.]+) GiB", message)[1])  # type: ignore[index]
@@ -169,7 +176,7 @@ def test_every_remedy_named_is_enough_alone(model: DecoderModel) -> None:
         assert allocate_kv_cache(configure(**changes), model, device).num_blocks >= 8
 
 
-def test_fp8_weights_are_a_remedy_where_they_save_enough(tmp_path: Path) -> None:
+def test_fp8_weights_are_a_remedy_if_they_save_enough(tmp_path: Path) -> None:
     random_model(NATIVE["Qwen3"], tmp_path)
     config = read_model_config(NATIVE["Qwen3"].to_dict() | {"architectures": ["Qwen3ForCausalLM"]})
     weights = load_weights(tmp_path, config, torch.bfloat16, "cpu")
@@ -180,24 +187,24 @@ def test_fp8_weights_are_a_remedy_where_they_save_enough(tmp_path: Path) -> None
     for lacking, is_enough in ((saved, True), (saved + 1, False)):
         device = TightDevice(total=2 * GIB, held=limit - needed + lacking, step=0, weights=GIB)
         assert ("quantization 'fp8'" in refusal(model, device)) == is_enough
-    # Nobody is told to quantize twice.
+    # A quantized model gets no advice to quantize.
     device = TightDevice(total=2 * GIB, held=limit - needed + 1, step=0, weights=GIB)
     assert "quantization" not in refusal(model, device, quantization="fp8")
 
 
-@pytest.mark.parametrize(("share", "is_to_be_had"), [(0.5, True), (2.0, False)])
-def test_a_host_whose_share_is_too_small_is_told_what_it_can_have(
-    model: DecoderModel, share: float, is_to_be_had: bool
+@pytest.mark.parametrize(("share", "is_available"), [(0.5, True), (2.0, False)])
+def test_refusal_of_a_host_share_that_is_too_small_names_what_fits(
+    model: DecoderModel, share: float, is_available: bool
 ) -> None:
     block = kv_block_bytes(model.config, torch.float32, 16)
     length = int(free_memory_bytes(torch.device("cpu")) * share) // block * 16
     with pytest.raises(ConfigError, match=r"set max_model_len to \d+ or less") as caught:
         allocate_kv_cache(configure(max_model_len=length), model)
-    assert ("set kv_cache_bytes to" in str(caught.value)) == is_to_be_had
+    assert ("set kv_cache_bytes to" in str(caught.value)) == is_available
 
 
 @pytest.mark.parametrize(("num_speculative_tokens", "num_drafts"), [(0, 0), (9, 27), (200, 340)])
-def test_the_largest_step_has_all_tokens_and_all_rows_that_can_be(
+def test_largest_step_has_the_most_tokens_and_rows_possible(
     model: DecoderModel, num_speculative_tokens: int, num_drafts: int
 ) -> None:
     seen = []
@@ -217,17 +224,17 @@ def test_the_largest_step_has_all_tokens_and_all_rows_that_can_be(
     run_largest_step(config, Watched(), torch.float32)
     ((inputs, logits_shape, num_blocks),) = seen
     assert len(inputs.input_ids) == 600
-    assert inputs.seq_lens.tolist() == [150] * 4  # no more sequences than can run
+    assert inputs.seq_lens.tolist() == [150] * 4  # no more sequences than max_num_seqs
     assert logits_shape == (4 + MAX_SCORED_TOKENS + num_drafts, model.config.vocab_size)
     assert num_blocks == 1
 
 
-def test_an_eight_bit_cache_is_refused_where_nothing_reads_it() -> None:
+def test_eight_bit_cache_is_refused_if_the_device_cannot_read_it() -> None:
     cpu = torch.device("cpu")
     assert kv_cache_torch_dtype("auto", torch.bfloat16, cpu) == torch.bfloat16
     with pytest.raises(ConfigError, match="only GPUs read an eight-bit cache; use 'auto'"):
         kv_cache_torch_dtype("fp8", torch.bfloat16, cpu)
-    # The engine says so before it reads a model: this one is nowhere.
+    # The engine refuses before it reads the model, which does not exist here.
     with pytest.raises(ConfigError, match="only GPUs read an eight-bit cache; use 'auto'"):
         Engine(EngineConfig(model="/nowhere", device="cpu", kv_cache_dtype="fp8"))
 
@@ -250,7 +257,7 @@ def test_weights_that_do_not_fit_are_refused_before_they_are_read(model: Decoder
         assert ("use quantization 'fp8' (2.00 GiB" in str(caught.value)) == is_named
 
 
-def test_the_size_of_weights_is_that_of_the_files(tmp_path: Path) -> None:
+def test_size_of_weights_is_that_of_the_files(tmp_path: Path) -> None:
     for name in ("Qwen3", "Mixtral", "Qwen2, tied", "Gemma 3 text"):
         hf_model = random_model(NATIVE[name], tmp_path / name)
         config = read_model_config(hf_model.config.to_dict())

@@ -1,4 +1,4 @@
-"""Scheduling a step while the one before it is in flight changes no token and loses no block."""
+"""Scheduling a step while the previous one is in flight changes no token and loses no block."""
 
 from __future__ import annotations
 
@@ -41,14 +41,16 @@ def test_step_is_reported_by_the_call_after_the_one_that_launched_it(
 ) -> None:
     engine = make_engine()
     engine.add_request("a", [1, 2, 3], SamplingParams(temperature=0, max_tokens=3, ignore_eos=True))
-    news = []
+    new_tokens = []
     while engine.has_unfinished():
-        news.append([output.new_token_ids for output in engine.step()])
-    assert [len(each) for each in news] == [0, 1, 1, 1]
-    assert engine.stats().num_steps == 3, "a request that ends by its length is not computed on"
+        new_tokens.append([output.new_token_ids for output in engine.step()])
+    assert [len(each) for each in new_tokens] == [0, 1, 1, 1]
+    assert engine.stats().num_steps == 3, (
+        "a request that ends by its length is not computed further"
+    )
 
 
-def test_request_that_stops_is_computed_once_too_often_and_that_token_is_nobodys(
+def test_request_that_stops_is_computed_once_too_often_and_that_token_is_dropped(
     make_engine: Callable[..., Engine],
 ) -> None:
     (free,) = make_engine(overlap=False).generate([[1, 2, 3]], GREEDY)
@@ -63,7 +65,7 @@ def test_request_that_stops_is_computed_once_too_often_and_that_token_is_nobodys
     assert stats.num_generated_tokens == length
 
 
-def test_requests_that_need_their_last_token_are_not_run_ahead(
+def test_requests_that_need_their_last_token_are_not_scheduled_ahead(
     make_engine: Callable[..., Engine],
 ) -> None:
     engine = make_engine()
@@ -72,7 +74,7 @@ def test_requests_that_need_their_last_token_are_not_run_ahead(
     assert [len(engine.step()) for _ in range(5)] == [1] * 5
 
 
-def test_failed_launch_leaves_the_step_in_flight_as_it_is(
+def test_failed_launch_leaves_the_step_in_flight_unchanged(
     make_engine: Callable[..., Engine], fuse: Fuse
 ) -> None:
     (expected,) = make_engine(overlap=False).generate([[1, 2, 3]], GREEDY)
@@ -89,7 +91,7 @@ def test_failed_launch_leaves_the_step_in_flight_as_it_is(
     assert run(engine)["a"][-1].token_ids == expected.token_ids
 
 
-def test_memory_that_runs_out_beside_a_step_in_flight_changes_no_token(
+def test_out_of_memory_beside_a_step_in_flight_changes_no_token(
     make_engine: Callable[..., Engine], fuse: Fuse
 ) -> None:
     prompts = [[index] * (index + 1) for index in range(8)]
@@ -141,14 +143,14 @@ def test_generate_that_fails_leaves_nothing_in_flight(
     make_engine: Callable[..., Engine], fuse: Fuse
 ) -> None:
     engine = make_engine()
-    fuse.max_num_tokens = 5  # the prompts pass one by one, a step of six decodes does not
+    fuse.max_num_tokens = 5  # prompts pass one by one; a step of six decodes does not
     with pytest.raises(RuntimeError, match="the device is lost"):
         engine.generate([[1]] * 8, GREEDY)
     assert engine._pipeline.num_in_flight == 0
     assert engine.num_free_blocks == engine.stats().num_blocks
 
 
-def test_steps_overlap_by_default_where_there_is_a_device_beside_the_host() -> None:
+def test_steps_overlap_by_default_on_a_device_other_than_the_host() -> None:
     config = EngineConfig(model="tiny")
     assert (config.overlaps_on("cuda"), config.overlaps_on("cpu")) == (True, False)
     assert EngineConfig(model="tiny", overlap=True).overlaps_on("cpu")

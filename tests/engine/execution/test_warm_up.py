@@ -1,4 +1,4 @@
-"""Before an engine says that it is ready, all kernels that it can launch are compiled."""
+"""Warm-up compiles all kernels that an engine can launch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..models.test_decoder import native_model
 
 
 def test_no_step_with_prompts_or_drafts_compiles_a_kernel_or_reads_a_tensor() -> None:
-    """What only decodes and is replayed: tests/engine/models/test_decoder_triton.py."""
+    """For replayed decode steps see tests/engine/models/test_decoder_triton.py."""
     pytest.importorskip("triton", reason="triton is not installed; `make setup` installs it")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     script = Path(__file__).parent / "launches_on_meta.py"

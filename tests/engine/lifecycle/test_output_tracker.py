@@ -1,4 +1,4 @@
-"""What ends a request, what it reports, and that replaying its tokens leads to the same place."""
+"""Stop conditions, reported outputs, and replaying the tokens of a resumed request."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 @pytest.fixture(scope="module")
 def detokenizer() -> Detokenizer:
-    """Token 0 is "a", token 1 is "b", and so on; the end-of-text token is special."""
+    """Return a detokenizer: token 0 is "a", token 1 is "b", ...; end-of-text is special."""
     vocabulary = {letter: index for index, letter in enumerate(LETTERS)} | {"<eos>": EOS}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.add_special_tokens(["<eos>"])
@@ -31,7 +31,7 @@ def detokenizer() -> Detokenizer:
 
 
 class Case:
-    """A request whose output is fed token by token, as letters."""
+    """A request whose output is fed as letters or token ids."""
 
     def __init__(self, detokenizer: Detokenizer, resumed: str = "", **params: Any) -> None:
         controls = SamplingParams(**{"max_tokens": 100, **params})
@@ -55,7 +55,7 @@ class Case:
         self.num_replayed = self.tracker.replay()
 
     def feed(self, tokens: str | list[int]) -> RequestOutput:
-        """Feed letters or token ids until the request ends; its output then."""
+        """Feed letters or token ids until the request finishes, and return its output."""
         for token in tokens:
             if self.tracker.finish_reason is not None:
                 break
@@ -80,7 +80,7 @@ def test_ignored_end_of_text_token_is_a_token_like_others(detokenizer: Detokeniz
 
 @pytest.mark.feature("stop_token_ids", "include_stop_str_in_output")
 @pytest.mark.parametrize(("include", "text"), [(False, "hi"), (True, "hix")])
-def test_stop_token_is_named_and_in_the_text_on_demand(
+def test_stop_token_is_reported_and_in_the_text_on_demand(
     detokenizer: Detokenizer, include: bool, text: str
 ) -> None:
     case = Case(detokenizer, stop_token_ids=[23], include_stop_str_in_output=include)
@@ -119,7 +119,7 @@ def test_text_held_back_comes_before_an_included_stop_token(detokenizer: Detoken
 
 
 @pytest.mark.feature("min_tokens")
-def test_nothing_ends_a_request_under_its_minimum(detokenizer: Detokenizer) -> None:
+def test_nothing_finishes_a_request_below_its_minimum(detokenizer: Detokenizer) -> None:
     case = Case(detokenizer, min_tokens=3, stop="a", stop_token_ids=[1])
     output = case.feed([0, 1, EOS, 0, 2])
     assert (output.text, output.token_ids) == ("ab", [0, 1, EOS, 0])
@@ -144,14 +144,16 @@ def test_outputs_report_what_is_new_and_keep_what_they_reported(detokenizer: Det
     assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (2, 4, 6)
 
 
-def test_output_survives_the_way_to_another_process(detokenizer: Detokenizer) -> None:
+def test_output_can_be_sent_to_another_process(detokenizer: Detokenizer) -> None:
     output = Case(detokenizer, stop="d").feed("abcd")
     copy = pickle.loads(pickle.dumps(output))
     assert (copy.text, copy.token_ids, copy.finish_reason) == ("abc", [0, 1, 2, 3], "stop")
     assert copy.finish_reason is FinishReason.STOP
 
 
-def test_replayed_tokens_are_no_news_and_lead_to_the_same_end(detokenizer: Detokenizer) -> None:
+def test_replayed_tokens_are_not_reported_and_lead_to_the_same_end(
+    detokenizer: Detokenizer,
+) -> None:
     whole = Case(detokenizer, stop="fgh").feed("abcdefghij")
     for cut in range(8):
         case = Case(detokenizer, resumed="abcdefgh"[:cut], stop="fgh")
@@ -162,7 +164,7 @@ def test_replayed_tokens_are_no_news_and_lead_to_the_same_end(detokenizer: Detok
         assert output.metrics.num_resumed_tokens == cut
 
 
-def test_replay_stops_where_the_request_ends(detokenizer: Detokenizer) -> None:
+def test_replay_stops_at_the_end_of_the_request(detokenizer: Detokenizer) -> None:
     case = Case(detokenizer, resumed="abcd", max_tokens=2)
     assert case.num_replayed == 2
     assert case.tracker.finish_reason is FinishReason.LENGTH

@@ -1,4 +1,4 @@
-"""Each control against an independent reference, in batches where only some rows use it."""
+"""Each control equals an independent reference, in batches in which only some rows use it."""
 
 from __future__ import annotations
 
@@ -34,20 +34,21 @@ from batchmill.engine.step import upload
 
 EOS = 3
 VOCAB_SIZE = 40
-#: prompt, output, logits of one row -> what its controls make of the logits.
+#: Takes prompt, output and logits of one row; returns the logits after the controls.
 Reference = Callable[[list[int], list[int], Tensor], Tensor]
 
 
 def hugging_face(*processors: Any) -> Reference:
     def apply(prompt: list[int], output: list[int], row: Tensor) -> Tensor:
-        changed = LogitsProcessorList(processors)(torch.tensor([prompt + output]), row[None])
+        token_ids = torch.LongTensor([prompt + output])
+        changed = LogitsProcessorList(processors)(token_ids, torch.FloatTensor(row[None]))
         return changed[0]
 
     return apply
 
 
 def after_temperature(temperature: float, warper: Any) -> Reference:
-    """What a warper keeps at a temperature; ours leaves the dividing to the draw."""
+    """Apply a warper at a temperature; our filters leave the division to the sampler."""
 
     def apply(prompt: list[int], output: list[int], row: Tensor) -> Tensor:
         warm = TemperatureLogitsWarper(temperature)
@@ -60,7 +61,8 @@ def after_temperature(temperature: float, warper: Any) -> Reference:
 def min_new_tokens(least: int) -> Reference:
     def apply(prompt: list[int], output: list[int], row: Tensor) -> Tensor:
         processor = MinNewTokensLengthLogitsProcessor(len(prompt), least, [EOS, 7])
-        return processor(torch.tensor([prompt + output]), row[None].clone())[0]
+        changed: Tensor = processor(torch.tensor([prompt + output]), row[None].clone())[0]
+        return changed
 
     return apply
 
@@ -163,13 +165,14 @@ def request(name: str, prompt: list[int], output: list[int], params: SamplingPar
 
 
 def random_tokens(seed: int, count: int) -> list[int]:
-    # Few distinct ones, so that they repeat.
+    # Few distinct tokens, so that they repeat.
     return [random.Random(seed * 1000 + i).randrange(12) for i in range(count)]
 
 
 def check_batch(cases: list[tuple[dict[str, Any], Reference]], seed: int) -> None:
-    """Apply the cases to every other row of a batch, and nothing to the rest."""
-    requests, references = [], []
+    """Apply the cases to every other row of a batch, and no control to the rest."""
+    requests: list[Request] = []
+    references: list[Reference | None] = []
     for index, (params, reference) in enumerate(cases):
         prompt, output = random_tokens(seed + index, 6), random_tokens(seed - index, seed % 9)
         requests.append(request(f"plain {index}", prompt, output, SamplingParams()))
@@ -179,10 +182,9 @@ def check_batch(cases: list[tuple[dict[str, Any], Reference]], seed: int) -> Non
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(len(requests), VOCAB_SIZE, generator=generator) * 3
     expected = logits.clone()
-    for row, (each, reference) in enumerate(zip(requests, references, strict=True)):
-        if reference is not None:
-            prompt, output = each.prompt_token_ids, each.output_token_ids
-            expected[row] = reference(prompt, output, logits[row])
+    for row, (each, apply) in enumerate(zip(requests, references, strict=True)):
+        if apply is not None:
+            expected[row] = apply(each.prompt_token_ids, each.output_token_ids, logits[row])
     processor = LogitsProcessor(VOCAB_SIZE)
     processor.prepare(requests)
     processor.apply(logits)
@@ -202,12 +204,12 @@ def check_batch(cases: list[tuple[dict[str, Any], Reference]], seed: int) -> Non
     "min_p",
     "typical_p",
 )
-@pytest.mark.parametrize("face", ["numpy", "torch"])
+@pytest.mark.parametrize("library", ["numpy", "torch"])
 @pytest.mark.parametrize("name", CASES)
 def test_control_equals_its_reference_and_leaves_other_rows_alone(
-    name: str, face: str, monkeypatch: pytest.MonkeyPatch
+    name: str, library: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if face == "torch":  # as on a GPU
+    if library == "torch":  # as on a GPU
         monkeypatch.setattr(logits_filters, "uses_numpy", lambda logits: False)
     for seed in range(20):
         check_batch(CASES[name], seed)
@@ -231,7 +233,7 @@ def test_state_after_each_token_is_the_state_after_all_at_once(name: str) -> Non
         for length in range(len(output) + 1):
             resumed = request("resumed", prompt, output[:length], checked)
             results = []
-            # A step that failed after its controls were applied is computed again.
+            # Twice, as when a step fails after its controls were applied and is recomputed.
             for each in (grown, grown, resumed):
                 row = logits.clone()
                 processor.prepare([each])
@@ -239,13 +241,13 @@ def test_state_after_each_token_is_the_state_after_all_at_once(name: str) -> Non
                 results.append(row)
             assert torch.equal(results[0], results[1])
             assert torch.equal(results[0], results[2])
-            grown.output_token_ids.append(output[length]) if length < len(output) else None
+            grown.output_token_ids += output[length : length + 1]
 
 
 def test_counts_are_those_of_a_long_output_of_many_tokens() -> None:
-    draw = random.Random(0)
-    prompt = [draw.randrange(500) for _ in range(100)]
-    output = [draw.randrange(500) for _ in range(1000)]
+    rng = random.Random(0)
+    prompt = [rng.randrange(500) for _ in range(100)]
+    output = [rng.randrange(500) for _ in range(1000)]
     counts = TokenCounts()
     counts.add_prompt(prompt)
     for token_id in output:
@@ -256,14 +258,14 @@ def test_counts_are_those_of_a_long_output_of_many_tokens() -> None:
 
 @pytest.mark.feature("typical_p", "min_p")
 @pytest.mark.parametrize("mass", [0.05, 0.5, 0.9, 0.999])
-def test_large_vocabularies_are_thinned_out_as_small_ones(mass: float) -> None:
+def test_large_vocabularies_are_filtered_like_small_ones(mass: float) -> None:
     generator = torch.Generator().manual_seed(0)
     for scale, temperature in ((0.1, 1.0), (3.0, 1.5), (8.0, 0.7)):
         row = torch.randn(30_000, generator=generator) * scale
         found = row.clone()
         logits_filters.keep_typical(found, mass, temperature)
         expected = after_temperature(temperature, TypicalLogitsWarper(mass))([1], [], row)
-        # Sums of so many numbers differ by rounding, and with them the last token or two.
+        # Sums of many numbers differ by rounding, which may change the last token or two.
         num_different = int((found.isinf() != expected.isinf()).sum())
         assert num_different <= 1 + int(expected.isfinite().sum()) // 500
         found = row.clone()
@@ -273,14 +275,14 @@ def test_large_vocabularies_are_thinned_out_as_small_ones(mass: float) -> None:
 
 
 def test_masks_forbid_every_token_whose_bit_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    draw = random.Random(0)
-    allowed = [{draw.randrange(77) for _ in range(20)}, {0, 31, 32, 76}]
+    rng = random.Random(0)
+    allowed = [{rng.randrange(77) for _ in range(20)}, {0, 31, 32, 76}]
     masks = np.zeros((2, 3), dtype=np.uint32)
     for row, token_ids in enumerate(allowed):
         for token_id in token_ids:
             masks[row, token_id // 32] |= np.uint32(1 << (token_id % 32))
-    for face in ("numpy", "torch"):
-        if face == "torch":
+    for library in ("numpy", "torch"):
+        if library == "torch":
             monkeypatch.setattr(logits_filters, "uses_numpy", lambda logits: False)
         logits = torch.zeros(4, 77)
         logits_filters.keep_masked(logits, [1, 3], masks.view(np.int32))
@@ -290,14 +292,14 @@ def test_masks_forbid_every_token_whose_bit_is_not_set(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("broken", [torch.nan, -torch.inf])
-def test_row_that_is_no_distribution_is_left_to_the_sampler(broken: float) -> None:
+def test_row_without_a_distribution_is_left_to_the_sampler(broken: float) -> None:
     row = torch.full((50,), broken)
     logits_filters.keep_typical(row, 0.5, 1.0)
     logits_filters.keep_min_p(row[None], [0], [0.5], [1.0])
     assert not row.isfinite().any()
 
 
-def test_greedy_rows_are_left_alone_by_what_thins_out_a_distribution() -> None:
+def test_filters_leave_greedy_rows_unchanged() -> None:
     params = SamplingParams(temperature=0, min_p=0.9, typical_p=0.1)
     logits = torch.randn(1, VOCAB_SIZE, generator=torch.Generator().manual_seed(0))
     expected = logits.clone()
@@ -307,7 +309,7 @@ def test_greedy_rows_are_left_alone_by_what_thins_out_a_distribution() -> None:
     assert torch.equal(logits, expected)
 
 
-def test_row_that_is_left_without_a_token_is_marked_and_others_are_not() -> None:
+def test_row_left_without_a_token_is_marked_and_others_are_not() -> None:
     emptied = SamplingParams(allowed_token_ids=[5], bad_words=[[5]])
     kept = SamplingParams(allowed_token_ids=[5, 6], bad_words=[[5]])
     requests = [request("emptied", [1], [], emptied), request("kept", [1], [], kept)]
@@ -317,8 +319,8 @@ def test_row_that_is_left_without_a_token_is_marked_and_others_are_not() -> None
     assert [each.controls.is_exhausted for each in requests if each.controls] == [True, False]
 
 
-class NoWaitingCopies(TorchDispatchMode):
-    """Refuses copies from the host for which a GPU's host waits."""
+class NoBlockingCopies(TorchDispatchMode):
+    """Refuses copies from the host for which the host would wait."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -331,12 +333,12 @@ class NoWaitingCopies(TorchDispatchMode):
         return result
 
 
-def test_controls_reach_a_gpu_in_copies_that_nobody_waits_for(
+def test_controls_reach_a_gpu_in_asynchronous_copies(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """On tensors without data; pageable memory is copied when the device is done with the step."""
+    """On tensors without data. A copy from pageable memory would wait for the device's step."""
     monkeypatch.setattr(upload, "pinned", lambda size: torch.empty(size, dtype=torch.uint8))
-    controls = [
+    controls: list[dict[str, Any]] = [
         {"min_p": 0.1, "typical_p": 0.9},
         {"min_p": 0.2, "repetition_penalty": 1.2, "presence_penalty": 0.5},
         {"logit_bias": {3: 1.5}},
@@ -348,7 +350,7 @@ def test_controls_reach_a_gpu_in_copies_that_nobody_waits_for(
     processor = LogitsProcessor(VOCAB_SIZE)
     processor.prepare(requests)
     logits = torch.empty(len(requests), VOCAB_SIZE, device="meta")
-    with NoWaitingCopies():
+    with NoBlockingCopies():  # type: ignore[no-untyped-call]
         processor.apply(logits)
         logits_filters.keep_only(logits[0], np.array([1, 2]))
         logits_filters.keep_masked(logits, [0, 2], np.zeros((2, -(-VOCAB_SIZE // 32)), np.int32))

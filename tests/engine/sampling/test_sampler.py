@@ -1,4 +1,4 @@
-"""Each row gets its own request's controls, whatever rows are around it."""
+"""Each row is sampled with its own request's controls, whatever the other rows are."""
 
 from __future__ import annotations
 
@@ -75,15 +75,15 @@ def test_token_does_not_depend_on_the_rest_of_the_batch() -> None:
 
 
 @pytest.mark.feature("seed")
-def test_same_position_draws_the_same_token_and_others_do_not() -> None:
+def test_same_position_samples_the_same_token_and_others_do_not() -> None:
     sampler = make_sampler()
     logits = torch.zeros(1, VOCAB_SIZE)
-    draws = [
+    tokens = [
         sampler.sample(logits.clone(), batch_of(request(output=output, seed=7))).collect()[0]
         for output in (*range(20), *range(20))
     ]
-    assert draws[:20] == draws[20:]
-    assert len(set(draws)) > 5
+    assert tokens[:20] == tokens[20:]
+    assert len(set(tokens)) > 5
 
 
 def test_controls_follow_the_rows_when_requests_come_and_go() -> None:
@@ -96,10 +96,10 @@ def test_controls_follow_the_rows_when_requests_come_and_go() -> None:
     assert sampler.sample(logits[1:].clone(), batch_of(top)).collect() == both[1:]
 
 
-def test_tokens_that_end_a_request_are_not_drawn_under_its_minimum() -> None:
+def test_tokens_that_end_a_request_are_not_sampled_below_its_minimum() -> None:
     logits = torch.zeros(3, VOCAB_SIZE)
     logits[:, EOS], logits[:, 8], logits[:, 9] = 30, 20, 10
-    params = {"temperature": 0, "min_tokens": 2, "stop_token_ids": [8]}
+    params: dict[str, Any] = {"temperature": 0, "min_tokens": 2, "stop_token_ids": [8]}
     requests = [
         request("under", output=1, **params),
         request("at", output=2, **params),
@@ -109,7 +109,7 @@ def test_tokens_that_end_a_request_are_not_drawn_under_its_minimum() -> None:
 
 
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf])
-def test_row_that_is_not_finite_gives_no_token_and_harms_no_other(broken: float) -> None:
+def test_row_that_is_not_finite_yields_no_token_and_harms_no_other(broken: float) -> None:
     logits = random_logits(3)
     expected = logits.argmax(dim=-1).tolist()
     logits[1, 4] = broken
@@ -118,18 +118,18 @@ def test_row_that_is_not_finite_gives_no_token_and_harms_no_other(broken: float)
     assert tokens == [expected[0], None, expected[2]]
 
 
-def test_derived_seed_is_stable_and_its_own_for_each_request_and_engine() -> None:
-    # A constant: a resumed request on another host has to get the same one.
+def test_derived_seed_is_stable_and_unique_per_request_and_engine() -> None:
+    # A constant, because a request resumed on another host must get the same seed.
     assert derive_seed(0, "job-1") == 5344306761977290471
     seeds = {derive_seed(seed, f"job-{job}") for seed in range(3) for job in range(100)}
     assert len(seeds) == 300
     assert all(-(2**63) <= seed < 2**63 for seed in seeds)
 
 
-def test_step_in_which_nothing_samples_is_waited_for_as_well(
+def test_step_in_which_no_row_samples_is_waited_for_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Chunks of a long prompt would pile up on the device: its tokens, none, come from there."""
+    """Otherwise chunks of a long prompt would pile up on the device."""
     devices = []
 
     class Recorded(HostBuffers):
@@ -138,7 +138,7 @@ def test_step_in_which_nothing_samples_is_waited_for_as_well(
             super().__init__(num_rows, device)
 
         def begin_copy(self, token_ids: torch.Tensor, is_finite: torch.Tensor) -> None:
-            """There is no data to copy."""
+            """Do nothing, because there is no data."""
 
     monkeypatch.setattr(sampled_tokens, "HostBuffers", Recorded)
     sampler = Sampler(VOCAB_SIZE, RequestRows(8, "meta"))

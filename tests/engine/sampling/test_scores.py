@@ -1,4 +1,4 @@
-"""Log probabilities and entropies against transformers' own logits."""
+"""Log probabilities and entropies equal those of transformers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from batchmill.engine import Engine, RequestError, SamplingParams
-from batchmill.engine.scheduling import batch_builder as step_plan_module
+from batchmill.engine.scheduling import batch_builder
 
 MakeEngine = Callable[..., Engine]
 PROMPT = list(range(30, 71))
@@ -19,12 +19,13 @@ PROMPT = list(range(30, 71))
 
 @pytest.fixture(scope="session")
 def log_probs(byte_model_path: Path) -> Callable[[list[int]], torch.Tensor]:
-    """Log probabilities of what follows each token, [num_tokens, vocab_size]."""
+    """Return the log probabilities of the token after each token, [num_tokens, vocab_size]."""
     model = LlamaForCausalLM.from_pretrained(byte_model_path, dtype=torch.float32).eval()
 
     def compute(token_ids: list[int]) -> torch.Tensor:
         with torch.inference_mode():
-            return model(torch.tensor([token_ids])).logits[0].log_softmax(-1)
+            logits: torch.Tensor = model(torch.tensor([token_ids])).logits[0]
+        return logits.log_softmax(-1)
 
     return compute
 
@@ -46,7 +47,7 @@ def check_logprobs(found: dict[int, float], expected: torch.Tensor, token: int, 
 def test_logprobs_and_entropies_are_the_models_own(
     byte_engine: MakeEngine, log_probs: Callable[[list[int]], torch.Tensor], top: int
 ) -> None:
-    # Penalties, temperature and top-k change what is drawn, and not what is reported.
+    # Penalties, temperature and top-k change the sampled tokens, not the reported scores.
     scored = SamplingParams(
         logprobs=top,
         entropy=True,
@@ -86,7 +87,7 @@ def test_prompt_logprobs_are_those_of_the_prompts_tokens(
     engine = byte_engine(**settings)
     scored = SamplingParams(temperature=0, prompt_logprobs=2, max_tokens=3, ignore_eos=True)
     plain = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
-    engine.generate([PROMPT], plain)  # its blocks are cached, and must not be shared here
+    engine.generate([PROMPT], plain)  # caches blocks that must not be shared here
     first, second, third = engine.generate([PROMPT, PROMPT, [7]], [scored, plain, scored])
     expected = log_probs(PROMPT)
     assert first.prompt_logprobs is not None
@@ -101,13 +102,13 @@ def test_prompt_logprobs_are_those_of_the_prompts_tokens(
 
 
 @pytest.mark.feature("prompt_logprobs", "logprobs")
-def test_few_tokens_are_scored_a_step_and_all_in_the_end(
+def test_few_tokens_are_scored_per_step_and_all_in_the_end(
     byte_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     params = SamplingParams(prompt_logprobs=0, logprobs=0, seed=1, max_tokens=6, ignore_eos=True)
     prompts = [PROMPT, PROMPT[5:], PROMPT[9:]]
     expected = byte_engine().generate(prompts, params)
-    monkeypatch.setattr(step_plan_module, "MAX_SCORED_TOKENS", 7)
+    monkeypatch.setattr(batch_builder, "MAX_SCORED_TOKENS", 7)
     engine = byte_engine(max_num_batched_tokens=32)
     for found, whole in zip(engine.generate(prompts, params), expected, strict=True):
         assert found.token_ids == whole.token_ids
@@ -120,7 +121,7 @@ def test_few_tokens_are_scored_a_step_and_all_in_the_end(
 
 @pytest.mark.feature("prompt_logprobs", "logprobs", "entropy")
 @pytest.mark.parametrize("cut", [0, 1, 5, 6])
-def test_resumed_tokens_are_scored_again_even_where_they_end_the_request(
+def test_resumed_tokens_are_scored_again_even_if_they_finish_the_request(
     byte_engine: MakeEngine, cut: int
 ) -> None:
     engine = byte_engine(max_model_len=len(PROMPT) + 6)
@@ -156,7 +157,7 @@ def test_scored_requests_survive_preemption(byte_engine: MakeEngine) -> None:
 
 
 @pytest.mark.feature("max_tokens")
-def test_a_prompt_is_scored_without_generating_anything(byte_engine: MakeEngine) -> None:
+def test_prompt_is_scored_without_generating_anything(byte_engine: MakeEngine) -> None:
     engine = byte_engine()
     generating = SamplingParams(max_tokens=1, prompt_logprobs=2, temperature=0)
     scoring = SamplingParams(max_tokens=0, prompt_logprobs=2, echo=True)
@@ -173,7 +174,7 @@ def test_a_prompt_is_scored_without_generating_anything(byte_engine: MakeEngine)
 
 
 @pytest.mark.feature("max_tokens")
-def test_an_echo_without_tokens_computes_nothing(byte_engine: MakeEngine) -> None:
+def test_echo_without_tokens_computes_nothing(byte_engine: MakeEngine) -> None:
     engine = byte_engine()
     (output,) = engine.generate(["Said"], SamplingParams(max_tokens=0, echo=True, n=2))
     assert [each.text for each in output.completions] == ["Said", "Said"]

@@ -1,4 +1,4 @@
-"""The block pool: conservation, sharing and what is evicted first."""
+"""The block pool: conservation, sharing and the order of eviction."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def hashes(token_ids: list[int], block_size: int = 2) -> list[bytes]:
 
 
 def cache_sequence(pool: BlockPool, token_ids: list[int]) -> list[int]:
-    """Hold, fill and register a sequence's blocks, as a request that computed it would."""
+    """Allocate and cache a sequence's blocks, as a request that computed it would."""
     chain = hashes(token_ids, pool.block_size)
     block_ids = pool.allocate(len(chain))
     for block_id, block_hash in zip(block_ids, chain, strict=True):
@@ -25,10 +25,10 @@ def cache_sequence(pool: BlockPool, token_ids: list[int]) -> list[int]:
     return block_ids
 
 
-def test_hash_stands_for_everything_before_the_block() -> None:
+def test_hash_covers_everything_before_the_block() -> None:
     assert hashes([1, 2, 3, 4])[1] != hashes([9, 9, 3, 4])[1]
     assert hashes([1, 2, 3, 4])[1] == hashes([1, 2, 3, 4, 5])[1]
-    assert len(hashes([1, 2, 3])) == 1, "a block that is not full has no hash"
+    assert len(hashes([1, 2, 3])) == 1, "a partial block has no hash"
 
 
 def test_hashes_extend_to_the_same_chain_piece_by_piece() -> None:
@@ -56,7 +56,7 @@ def test_content_survives_its_request_until_the_block_is_needed() -> None:
     pool.check_invariants()
 
 
-def test_blocks_without_content_go_before_cached_ones() -> None:
+def test_uncached_blocks_are_allocated_before_cached_ones() -> None:
     pool = BlockPool(4, 2)
     cached = cache_sequence(pool, [1, 2])
     pool.free(cached)
@@ -64,7 +64,7 @@ def test_blocks_without_content_go_before_cached_ones() -> None:
     assert pool.allocate(1) == cached
 
 
-def test_least_recently_used_content_goes_first() -> None:
+def test_least_recently_used_content_is_evicted_first() -> None:
     pool = BlockPool(2, 2)
     old, new = cache_sequence(pool, [1, 2]), cache_sequence(pool, [3, 4])
     pool.free(old)
@@ -75,7 +75,7 @@ def test_least_recently_used_content_goes_first() -> None:
     assert pool.find_cached(hashes([1, 2])) == old
 
 
-def test_end_of_a_sequence_goes_before_its_beginning() -> None:
+def test_end_of_a_sequence_is_evicted_before_its_beginning() -> None:
     pool = BlockPool(2, 2)
     block_ids = cache_sequence(pool, [1, 2, 3, 4])
     pool.free(block_ids)
@@ -111,7 +111,7 @@ def test_freeing_twice_is_caught() -> None:
         pool.free(block_ids)
 
 
-def test_forgotten_content_is_not_found_and_its_holders_keep_it() -> None:
+def test_evicted_content_is_not_found_and_its_holders_keep_it() -> None:
     pool = BlockPool(4, 2)
     held, free = cache_sequence(pool, [1, 2]), cache_sequence(pool, [3, 4])
     pool.free(free)

@@ -1,4 +1,4 @@
-"""Requests of two salts share no block, whatever their prompts; those of one share as ever."""
+"""Requests with different salts share no block; requests with the same salt share as usual."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GREEDY = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
 
 
 def run(engine: Engine) -> dict[str, RequestOutput]:
-    outputs = {}
+    outputs: dict[str, RequestOutput] = {}
     while engine.has_unfinished():
         outputs |= {output.request_id: output for output in engine.step()}
     return outputs
@@ -27,7 +27,7 @@ def cached_tokens(engine: Engine, salt: str | None) -> int:
     return run(engine)["request"].usage.cached_tokens
 
 
-def test_a_prefix_is_found_again_under_its_own_salt_only(byte_engine: MakeEngine) -> None:
+def test_prefix_is_found_again_under_its_own_salt_only(byte_engine: MakeEngine) -> None:
     engine = byte_engine()
     for salt in ("anna", "otto", None, "anna "):
         assert cached_tokens(engine, salt) == 0
@@ -57,7 +57,7 @@ def test_samples_share_under_a_salt(byte_engine: MakeEngine) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_random_trace_of_salts_generates_what_an_engine_without_a_cache_does(
+def test_random_trace_of_salts_generates_the_tokens_of_an_engine_without_a_cache(
     byte_engine: MakeEngine, seed: int
 ) -> None:
     rng = random.Random(seed)
@@ -96,6 +96,8 @@ def test_roots_of_salts_differ_from_each_other_and_from_every_block() -> None:
 
 
 @pytest.mark.parametrize("salt", ["", 5, b"x"])
-def test_a_salt_that_is_no_text_is_refused(byte_engine: MakeEngine, salt: object) -> None:
+def test_salt_that_is_not_a_non_empty_string_is_refused(
+    byte_engine: MakeEngine, salt: object
+) -> None:
     with pytest.raises(RequestError, match="cache_salt"):
         byte_engine().add_request("request", PROMPT, cache_salt=salt)  # type: ignore[arg-type]

@@ -1,7 +1,8 @@
-"""Guessed tokens change no token, lose no block, and save steps where they are right."""
+"""Draft tokens change no output and lose no block; accepted ones save steps."""
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,15 +37,15 @@ def make_engine(make_engine: Callable[..., Engine]) -> Callable[..., Engine]:
 
 @dataclass
 class Oracle:
-    """Knows a request's tokens, and proposes them with mistakes; in place of a `PromptLookup`."""
+    """Replaces `PromptLookup`: knows a request's tokens and proposes them with mistakes."""
 
     token_ids: list[int]
     rng: random.Random
-    #: Of each proposed token.
+    #: Per proposed token.
     chance_of_mistake: float = 0.0
-    #: What it proposes by mistake, among others.
+    #: Tokens that it proposes by mistake.
     mistakes: tuple[int, ...] = (0, 1, 2)
-    #: Whether it proposes as much as it may every time.
+    #: Whether it always proposes the most tokens.
     is_eager: bool = False
 
     def propose(self, output_token_ids: list[int], max_tokens: int) -> tuple[int, ...]:
@@ -57,20 +58,20 @@ class Oracle:
         )
 
 
-def let_guess(engine: Engine, request_id: str, oracle: Oracle) -> None:
-    """Let an oracle guess a request's tokens."""
+def set_drafter(engine: Engine, request_id: str, oracle: Oracle) -> None:
+    """Let an oracle draft a request's tokens."""
     engine._unfinished._trackers[request_id].request.drafter = oracle  # type: ignore[assignment]
 
 
 def generate(engine: Engine, params: SamplingParams, oracle: Oracle) -> list[RequestOutput]:
-    """All outputs of one request."""
+    """Return all outputs of one request."""
     engine.add_request("a", PROMPT, params)
-    let_guess(engine, "a", oracle)
+    set_drafter(engine, "a", oracle)
     return run(engine)["a"]
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_random_trace_gives_the_same_outputs_whatever_is_guessed(
+def test_random_trace_gives_the_same_outputs_whatever_is_drafted(
     make_engine: Callable[..., Engine], seed: int
 ) -> None:
     rng = random.Random(seed)
@@ -89,7 +90,7 @@ def test_random_trace_gives_the_same_outputs_whatever_is_guessed(
         for name, tracker in engine._unfinished._trackers.items():
             request = tracker.request
             if name.split("\0")[0] == request_id and request.drafter is not None:
-                let_guess(engine, name, Oracle(tokens[name], rng, 0.3, mistakes))
+                set_drafter(engine, name, Oracle(tokens[name], rng, 0.3, mistakes))
 
     engine = make_engine(
         num_blocks=rng.choice([16, 24]),
@@ -104,7 +105,7 @@ def test_random_trace_gives_the_same_outputs_whatever_is_guessed(
 
 
 @pytest.mark.parametrize("params", [GREEDY, SAMPLED])
-def test_guesses_of_the_engine_itself_change_no_token(
+def test_drafts_of_the_engine_itself_change_no_token(
     make_engine: Callable[..., Engine], params: SamplingParams
 ) -> None:
     rng = random.Random(0)
@@ -119,22 +120,27 @@ def test_guesses_of_the_engine_itself_change_no_token(
 
 def test_demo_model_copies_the_same_text_in_fewer_steps(demo_model_path: Path) -> None:
     model = load_model(str(demo_model_path), dtype="float32", device="cpu")
-    settings = {"model": "demo", "dtype": "float32", "device": "cpu", "kv_cache_bytes": 1 << 27}
+    settings: dict[str, Any] = {
+        "model": "demo",
+        "dtype": "float32",
+        "device": "cpu",
+        "kv_cache_bytes": 1 << 27,
+    }
     plain = Engine(EngineConfig(**settings), loaded=model)
-    guessing = Engine(EngineConfig(**settings, num_speculative_tokens=8), loaded=model)
+    drafting = Engine(EngineConfig(**settings, num_speculative_tokens=8), loaded=model)
     text = "The miller grinds wheat, rye and oats; the baker buys flour, and the cook buys bread."
     prompt = plain.render_chat([{"role": "user", "content": f"Repeat this sentence: {text}"}])
     for temperature in (0.0, 0.8):
         params = SamplingParams(temperature=temperature, seed=1, max_tokens=48, ignore_eos=True)
-        (expected,), (output,) = (each.generate([prompt], params) for each in (plain, guessing))
+        (expected,), (output,) = (each.generate([prompt], params) for each in (plain, drafting))
         assert (output.token_ids, output.text) == (expected.token_ids, expected.text)
-    stats = guessing.stats()
+    stats = drafting.stats()
     assert stats.num_accepted_tokens > 10
     assert stats.num_steps < plain.stats().num_steps - 10
 
 
 @pytest.mark.parametrize("params", [GREEDY, SAMPLED])
-def test_right_guesses_save_steps(
+def test_accepted_drafts_save_steps(
     make_engine: Callable[..., Engine], params: SamplingParams
 ) -> None:
     (free,) = make_engine().generate([PROMPT], params)
@@ -142,14 +148,14 @@ def test_right_guesses_save_steps(
     outputs = generate(engine, params, Oracle(free.token_ids, random.Random(0), is_eager=True))
     assert outputs[-1].token_ids == free.token_ids
     stats = engine.stats()
-    # The prompt gives one token, and each step after it five guesses and one more; the last of 24
-    # tokens is drawn and not computed.
+    # The prompt's step yields one token, and each later step five drafts and one more. The last of
+    # the 24 tokens is sampled and not computed.
     assert (stats.num_steps, stats.num_draft_tokens, stats.num_accepted_tokens) == (5, 19, 19)
     assert stats.num_generated_tokens == 24
     assert stats.num_steps_by_kind == {StepKind.PREFILL: 1, StepKind.SPECULATION: 4}
 
 
-def test_wrong_guesses_cost_no_step(make_engine: Callable[..., Engine]) -> None:
+def test_rejected_drafts_cost_no_step(make_engine: Callable[..., Engine]) -> None:
     (free,) = make_engine().generate([PROMPT], GREEDY)
     wrong = [(each + 1) % 256 for each in free.token_ids]
     engine = make_engine(drafts=4)
@@ -162,19 +168,16 @@ def test_wrong_guesses_cost_no_step(make_engine: Callable[..., Engine]) -> None:
 
 @pytest.mark.parametrize("length", [5, 6, 7, 10])
 @pytest.mark.parametrize("by", ["stop_token_ids", "stop", "max_tokens"])
-def test_request_ends_in_the_middle_of_right_guesses_where_it_would_have_ended(
+def test_request_finishes_amid_accepted_drafts_where_it_would_have_finished(
     make_engine: Callable[..., Engine], by: str, length: int
 ) -> None:
     (free,) = make_engine().generate([PROMPT], SAMPLED)
-    value = {
+    value: Any = {
         "stop_token_ids": [free.token_ids[length - 1]],
         "stop": [free.text[length : length + 2]],
         "max_tokens": length,
     }[by]
-    params = SamplingParams(
-        **{"temperature": 1.0, "top_p": 0.9, "seed": 5, "ignore_eos": True, "max_tokens": 24}
-        | {by: value}
-    )
+    params = dataclasses.replace(SAMPLED, **{by: value})
     (expected,) = make_engine().generate([PROMPT], params)
     assert len(expected.token_ids) < 24
     engine = make_engine(drafts=5)
@@ -189,7 +192,7 @@ def test_request_ends_in_the_middle_of_right_guesses_where_it_would_have_ended(
     assert stats.num_accepted_tokens > 0
 
 
-def test_blocks_of_right_guesses_can_be_shared_and_those_of_wrong_ones_cannot(
+def test_blocks_of_accepted_drafts_can_be_shared_and_those_of_rejected_ones_cannot(
     make_engine: Callable[..., Engine],
 ) -> None:
     (free,) = make_engine().generate([PROMPT], GREEDY)
@@ -199,10 +202,10 @@ def test_blocks_of_right_guesses_can_be_shared_and_those_of_wrong_ones_cannot(
     (expected,) = make_engine().generate([prompt], GREEDY)
     (output,) = engine.generate([prompt], GREEDY)
     assert output.token_ids == expected.token_ids
-    assert output.usage.cached_tokens == 24, "26 tokens were computed, in blocks of 4"
+    assert output.usage.cached_tokens == 24, "26 tokens are computed, in blocks of 4"
 
 
-def test_guess_that_breaks_the_numbers_harms_nobody(make_engine: Callable[..., Engine]) -> None:
+def test_draft_that_yields_nan_harms_no_request(make_engine: Callable[..., Engine]) -> None:
     (free,) = make_engine().generate([PROMPT], GREEDY)
     engine = make_engine(num_blocks=24, drafts=3)
     engine.add_request("beside", PROMPT, GREEDY)
@@ -215,25 +218,25 @@ def test_guess_that_breaks_the_numbers_harms_nobody(make_engine: Callable[..., E
     assert again.token_ids == free.token_ids
 
 
-def test_request_whose_guess_broke_the_numbers_is_not_guessed_again(
+def test_request_whose_draft_yielded_nan_gets_no_more_drafts(
     make_engine: Callable[..., Engine],
 ) -> None:
     (free,) = make_engine().generate([PROMPT], GREEDY)
     engine = make_engine(drafts=3)
     engine.add_request("a", PROMPT, GREEDY)
-    let_guess(engine, "a", Oracle([POISON] * 24, random.Random(0), is_eager=True))
+    set_drafter(engine, "a", Oracle([POISON] * 24, random.Random(0), is_eager=True))
     outputs = [output for _ in range(30) for output in engine.step()]
     assert outputs[-1].token_ids == free.token_ids
     assert (outputs[-1].finish_reason, engine.stats().num_draft_tokens) == ("length", 3)
 
 
-def test_guesses_leave_each_running_request_a_block(make_engine: Callable[..., Engine]) -> None:
+def test_drafts_leave_each_running_request_a_block(make_engine: Callable[..., Engine]) -> None:
     prompt = list(range(37))
     (free,) = make_engine().generate([prompt], GREEDY)
     engine = make_engine(num_blocks=16, drafts=30)
     engine.add_request("a", prompt, GREEDY)
-    engine.add_request("b", [9] * 5, SamplingParams(max_tokens=24, min_tokens=1))  # not guessed
-    let_guess(engine, "a", Oracle(free.token_ids, random.Random(0), is_eager=True))
+    engine.add_request("b", [9] * 5, SamplingParams(max_tokens=24, min_tokens=1))  # no drafts
+    set_drafter(engine, "a", Oracle(free.token_ids, random.Random(0), is_eager=True))
     engine.step()
     assert engine.num_free_blocks == 4
     engine.step()
@@ -253,7 +256,7 @@ def test_guesses_leave_each_running_request_a_block(make_engine: Callable[..., E
         {"structured_outputs": {"regex": "[a-z]{2,8}"}},
     ],
 )
-def test_request_whose_controls_follow_its_tokens_is_not_guessed(
+def test_request_whose_controls_follow_its_tokens_gets_no_drafts(
     make_engine: Callable[..., Engine], controls: dict[str, Any]
 ) -> None:
     engine = make_engine(drafts=4)
@@ -261,7 +264,7 @@ def test_request_whose_controls_follow_its_tokens_is_not_guessed(
     assert engine._unfinished._trackers["a"].request.drafter is None
 
 
-def test_nothing_is_guessed_in_steps_of_more_requests(make_engine: Callable[..., Engine]) -> None:
+def test_steps_of_more_requests_have_no_drafts(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine(drafts=4, prompt_lookup_min=1, speculative_max_num_seqs=2)
     engine.generate([[7] * 9] * 3, GREEDY)
     assert engine.stats().num_draft_tokens == 0
@@ -269,39 +272,39 @@ def test_nothing_is_guessed_in_steps_of_more_requests(make_engine: Callable[...,
     assert engine.stats().num_draft_tokens > 0
 
 
-def test_guesses_leave_a_prompt_all_of_its_budget(make_engine: Callable[..., Engine]) -> None:
+def test_drafts_leave_a_prompt_all_of_its_budget(make_engine: Callable[..., Engine]) -> None:
     (free,) = make_engine().generate([PROMPT], GREEDY)
     engine = make_engine(drafts=30, max_num_batched_tokens=16)
     engine.add_request("a", PROMPT, GREEDY)
-    let_guess(engine, "a", Oracle(free.token_ids, random.Random(0), is_eager=True))
+    set_drafter(engine, "a", Oracle(free.token_ids, random.Random(0), is_eager=True))
     engine.step()
     engine.add_request("b", [9] * 20, GREEDY)
     engine.step()
     waiting = engine._unfinished._trackers["b"].request
-    assert waiting.num_computed_tokens == 15, "all but the other one's last token"
+    assert waiting.num_computed_tokens == 15, "all but the other request's last token"
     assert {each.request_id for each in engine.step()} == {"a", "b"}
-    assert engine.stats().num_draft_tokens == 10, "what the prompt's last 5 tokens left"
+    assert engine.stats().num_draft_tokens == 10, "the budget that the prompt's last 5 tokens leave"
 
 
-def test_request_that_fits_without_guesses_alone_does_not_run_out_of_memory(
+def test_request_that_fits_alone_without_drafts_does_not_run_out_of_memory(
     make_engine: Callable[..., Engine], fuse: Fuse
 ) -> None:
     (free,) = make_engine().generate([PROMPT], GREEDY)
     engine = make_engine(drafts=7)
     engine.add_request("a", PROMPT, GREEDY)
-    let_guess(engine, "a", Oracle(free.token_ids, random.Random(0), is_eager=True))
+    set_drafter(engine, "a", Oracle(free.token_ids, random.Random(0), is_eager=True))
     engine.step()
     fuse.error, fuse.max_num_tokens = MemoryError(), 1
     assert run(engine)["a"][-1].token_ids == free.token_ids
 
 
-def test_step_with_guesses_that_was_not_launched_is_scheduled_again(
+def test_step_with_drafts_that_was_not_launched_is_scheduled_again(
     make_engine: Callable[..., Engine], fuse: Fuse
 ) -> None:
     (free,) = make_engine().generate([PROMPT], SAMPLED)
     engine = make_engine(drafts=5)
     engine.add_request("a", PROMPT, SAMPLED)
-    let_guess(engine, "a", Oracle(free.token_ids, random.Random(0), 0.1))
+    set_drafter(engine, "a", Oracle(free.token_ids, random.Random(0), 0.1))
     engine.step()
     fuse.is_blown = True
     for _ in range(3):
@@ -314,7 +317,7 @@ def test_step_with_guesses_that_was_not_launched_is_scheduled_again(
     assert engine.stats().num_out_of_memory > 0
 
 
-def test_recorded_decode_steps_go_on_from_the_last_right_guess(
+def test_recorded_decode_steps_continue_from_the_last_accepted_draft(
     make_engine: Callable[..., Engine],
 ) -> None:
     (free,) = make_engine().generate([PROMPT], SAMPLED)
@@ -327,7 +330,7 @@ def test_recorded_decode_steps_go_on_from_the_last_right_guess(
 
 
 @pytest.mark.parametrize(
-    ("drawn", "kept"),
+    ("sampled", "kept"),
     [
         ([5, 6, 7, 8], [5, 6, 7, 8]),
         ([5, 6, 9, 8], [5, 6, 9]),
@@ -336,21 +339,21 @@ def test_recorded_decode_steps_go_on_from_the_last_right_guess(
         ([9, None, 7, 8], []),
     ],
 )
-def test_tokens_count_up_to_the_first_that_was_not_guessed(
-    drawn: list[int | None], kept: list[int]
+def test_tokens_count_up_to_the_first_that_differs_from_its_draft(
+    sampled: list[int | None], kept: list[int]
 ) -> None:
-    before, guessed, after = (
+    before, drafted, after = (
         Request(name, [1, 2], GREEDY, seed=0, max_num_tokens=20) for name in "abc"
     )
-    item = ScheduledRequest(guessed, 1, 4, needs_sample=True, draft_token_ids=(5, 6, 7))
+    item = ScheduledRequest(drafted, 1, 4, needs_sample=True, draft_token_ids=(5, 6, 7))
     chunks = (
         item,
         ScheduledRequest(after, 0, 1, needs_sample=False),
         ScheduledRequest(after, 0, 2, needs_sample=True),
     )
     batch = ScheduledBatch(decodes=(before,), decode_starts=[1], chunks=chunks)
-    assert batch.request_of_each_row == [before, *[guessed] * 4, after]
-    token_ids, (drafts,) = verify_drafts(batch, [3, *drawn, 4])
+    assert batch.request_of_each_row == [before, *[drafted] * 4, after]
+    token_ids, (drafts,) = verify_drafts(batch, [3, *sampled, 4])
     assert token_ids == [3, kept[0] if kept else None, 4]
     assert (drafts.item, drafts.token_ids) == (item, kept)
     assert drafts.num_accepted + drafts.num_rejected == 3

@@ -1,4 +1,4 @@
-"""Arrays packed into one buffer come out as they went in, however late they are copied."""
+"""Packed uploads: arrays keep their values, however late the copy to the device happens."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ def test_packed_arrays_keep_their_values_shapes_and_dtypes() -> None:
         assert tensor.storage_offset() * tensor.element_size() % ALIGNMENT == 0
 
 
-def test_on_a_cpu_tensors_are_the_arrays_themselves() -> None:
+def test_tensors_on_a_cpu_share_the_arrays_memory() -> None:
     array = np.zeros(3, dtype=np.int64)
     (tensor,) = Uploader("cpu").upload(array)
     array[1] = 7
     assert tensor.tolist() == [0, 7, 0]
 
 
-def test_a_host_far_ahead_of_its_gpu_overwrites_no_upload(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Copies from pinned memory are made when the device gets there: here, after all uploads."""
+def test_host_far_ahead_of_its_gpu_overwrites_no_upload(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies from pinned memory happen when the device reaches them: here, after all uploads."""
     copies: list[Callable[[], Tensor]] = []
 
     def begin_copy(memory: Tensor, device: torch.device) -> Tensor:
-        there = torch.zeros_like(memory)
-        copies.append(lambda: there.copy_(memory))
-        return there
+        target = torch.zeros_like(memory)
+        copies.append(lambda: target.copy_(memory))
+        return target
 
     monkeypatch.setattr(upload, "begin_copy", begin_copy)
     monkeypatch.setattr(upload, "pinned", lambda size: torch.empty(size, dtype=torch.uint8))
     uploader = Uploader("cuda")
-    uploaded = []
+    uploaded: list[Tensor] = []
     for number in range(12):
         array = np.full(5, number)
         uploaded += uploader.upload(array)

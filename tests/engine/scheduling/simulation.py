@@ -1,4 +1,4 @@
-"""A scheduler with a model that only knows its paged memory."""
+"""A scheduler driven by a model whose tokens depend on its paged memory alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def next_token(history: list[int]) -> int:
 
 
 def generate_alone(prompt: list[int], max_tokens: int) -> list[int]:
-    """What a request must generate, whatever happens around it."""
+    """Return the tokens that a request must generate, whatever else is scheduled."""
     tokens = list(prompt)
     for _ in range(max_tokens):
         tokens.append(next_token(tokens))
@@ -32,21 +32,22 @@ def generate_alone(prompt: list[int], max_tokens: int) -> list[int]:
 class PagedMemory:
     """A model whose next token depends on all tokens that it finds through the block table.
 
-    So a wrong block table, a block that is shared too early or given away too soon, and a chunk
-    that starts in the wrong place all change the output.
+    So a wrong block table, a block that is shared too early or freed too soon, and a chunk that
+    starts at the wrong position all change the output.
     """
 
     def __init__(self, pool: BlockPool) -> None:
         self.pool = pool
         self.token_by_slot: dict[int, int] = {}
-        # What was drawn last for each request, which the host need not know yet.
+        # The last token sampled for each request, which the host need not know yet.
         self.last_tokens: dict[Request, int] = {}
 
     def slot(self, request: Request, position: int) -> int:
         block_id = request.block_ids[position // self.pool.block_size]
         return block_id * self.pool.block_size + position % self.pool.block_size
 
-    def run(self, batch: ScheduledBatch) -> list[int]:
+    def compute(self, batch: ScheduledBatch) -> list[int]:
+        """Write the batch's tokens; return one sampled token per row."""
         written = set()
         for item in batch.scheduled:
             start, stop = item.num_computed_tokens, item.num_computed_tokens + item.num_new_tokens
@@ -67,8 +68,8 @@ class PagedMemory:
 
 
 @dataclass
-class Guesses:
-    """Proposes what a request generates, but for every seventh token of its sequence."""
+class FlawedDrafter:
+    """Proposes the request's own tokens, except every seventh of its sequence."""
 
     prompt: list[int]
     output: list[int]
@@ -82,8 +83,8 @@ class Guesses:
 
 
 @dataclass
-class Mill:
-    """A scheduler with the memory that it schedules for; checks its promises after every step."""
+class SchedulerSimulation:
+    """A scheduler with the memory that it schedules for; checks its invariants after every step."""
 
     num_blocks: int = 16
     block_size: int = 4
@@ -93,9 +94,9 @@ class Mill:
     ageing_s: float = 1e6
     #: Steps that stay in flight while the next one is scheduled.
     num_steps_ahead: int = 0
-    #: A request ends with this token; None ends none.
+    #: A request finishes with this token; None finishes none.
     stop_token: int | None = None
-    #: Most tokens that are guessed for a request in a step.
+    #: Most draft tokens per request and step.
     num_speculative_tokens: int = 0
     admitted: list[str] = field(default_factory=list)
     given_up: list[Request] = field(default_factory=list)
@@ -135,7 +136,7 @@ class Mill:
             max_num_tokens=len(prompt) + max_tokens,
             resumed_token_ids=generate_alone(prompt, max_tokens)[:resumed],
             cache_salt=cache_salt,
-            drafter=Guesses(prompt, generate_alone(prompt, max_tokens)),  # type: ignore[arg-type]
+            drafter=FlawedDrafter(prompt, generate_alone(prompt, max_tokens)),  # type: ignore[arg-type]
         )
         request.priority = priority
         request.metrics.arrived_at_s -= waited_s
@@ -148,8 +149,8 @@ class Mill:
         assert not (batch.preempted and self.in_flight), "preempted with a step in flight"
         is_launched = batch.num_seqs > 0 and not fails and not is_out_of_memory
         if batch.num_seqs:
-            self.check(batch)
-            tokens = self.memory.run(batch)
+            self.check_batch(batch)
+            tokens = self.memory.compute(batch)
         if batch.num_seqs and is_out_of_memory:
             _, hopeless = self.scheduler.shrink(batch)
             if hopeless is not None:
@@ -166,9 +167,9 @@ class Mill:
         return batch
 
     def collect(self) -> None:
-        """Take in the oldest step in flight, and finish the requests that it ends."""
-        batch, drawn = self.in_flight.pop(0)
-        token_ids, drafts = verify_drafts(batch, drawn)
+        """Collect the oldest step in flight, and finish the requests that it ends."""
+        batch, sampled = self.in_flight.pop(0)
+        token_ids, drafts = verify_drafts(batch, sampled)
         num_new = {each.item.request: len(each.token_ids) for each in drafts}
         self.num_accepted_tokens += sum(each.num_accepted for each in drafts)
         discarded = self.scheduler.update(batch, token_ids, drafts)
@@ -181,11 +182,11 @@ class Mill:
             for end in range(len(output) - num_new.get(request, 1) + 1, len(output) + 1):
                 is_last = len(request.prompt_token_ids) + end == request.max_num_tokens
                 if is_last or output[end - 1] == self.stop_token:
-                    del output[end:]  # nobody is told of it
+                    del output[end:]  # tokens past the end are never reported
                     self.scheduler.finish(request)
                     break
 
-    def check(self, batch: ScheduledBatch) -> None:
+    def check_batch(self, batch: ScheduledBatch) -> None:
         self.scheduler.check_invariants()
         assert batch.num_tokens <= self.max_num_batched_tokens
         assert 0 < len(self.scheduler.running) <= self.max_num_seqs
@@ -200,7 +201,7 @@ class Mill:
         self.check_salts(batch)
 
     def check_salts(self, batch: ScheduledBatch) -> None:
-        """Nobody reads a block that was written for another salt, in this step or before."""
+        """Check that no request reads a block that was written under another salt."""
         for item in batch.scheduled:
             start, stop = item.num_computed_tokens, item.num_computed_tokens + item.num_new_tokens
             for position in range(start, stop):
