@@ -1,4 +1,4 @@
-"""`batchmill bench engine`: the engine alone, in this process."""
+"""The benchmark of `batchmill bench engine`: the engine alone, in this process."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def bench_engine(
 ) -> Iterator[BenchRow]:
     """Load the model, then run each workload `rounds` times after a warm-up, and yield its figures.
 
-    Every run starts with an empty prefix cache: what is reused in it, the run itself computed.
+    Every run starts with an empty prefix cache, so it reuses only prefixes that it has computed.
 
     Args:
         config: of the engine.
         names: of the workloads.
-        rounds: runs of each.
-        copies: so many times the number of requests.
-        say: takes a line about what is being done.
+        rounds: number of runs of each workload.
+        copies: multiplies the number of requests.
+        say: shows a line of progress.
 
     Raises:
-        EngineStartError: the configuration or the model cannot work.
-        BenchFailed: a workload has requests longer than the engine takes.
+        EngineStartError: the configuration is invalid or the model cannot be loaded.
+        BenchFailed: a workload has requests that are too long for the engine.
     """
     started_at_s = time.perf_counter()
     try:
@@ -48,10 +48,10 @@ def bench_engine(
     for workload in workloads:
         _check_lengths(workload, config.max_model_len)
     for workload in workloads:
-        _run(engine, Workload(workload.name, workload.requests[:4]))  # warms up
+        _run_workload(engine, Workload(workload.name, workload.requests[:4]))  # warms up
         runs = []
         for number in range(rounds):
-            runs.append(_run(engine, workload))
+            runs.append(_run_workload(engine, workload))
             say(f"{workload.name} {number + 1} of {rounds}: {runs[-1].wall_s:.2f} s")
         yield summarise(workload.name, len(workload.requests), workload.num_prompt_tokens, runs)
 
@@ -60,12 +60,12 @@ def _check_lengths(workload: Workload, max_model_len: int) -> None:
     longest = max(len(request.prompt) + request.max_tokens for request in workload.requests)
     if longest > max_model_len:
         raise BenchFailed(
-            f"workload {workload.name} has a request of {longest} tokens, max_model_len is "
+            f"workload {workload.name} has a request of {longest} tokens, but max_model_len is "
             f"{max_model_len}: raise it, or choose another --workload"
         )
 
 
-def _run(engine: Engine, workload: Workload) -> BenchRun:
+def _run_workload(engine: Engine, workload: Workload) -> BenchRun:
     engine.reset_prefix_cache()
     prompts = [request.prompt for request in workload.requests]
     params = [

@@ -1,4 +1,4 @@
-"""What a benchmark run measured, and what several runs come to."""
+"""Figures of benchmark runs: times of requests, medians of runs, load of other processes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from importlib.metadata import version
 
 @dataclass(frozen=True, slots=True)
 class RequestTimes:
-    """Times of one request in seconds, from when it was submitted."""
+    """Times of one request in seconds since its submission."""
 
-    #: Until its first token.
+    #: Time to its first token.
     first_token_s: float | None
-    #: Mean between two tokens; None for a single token.
+    #: Mean time between two tokens; None for a single token.
     inter_token_s: float | None
-    #: Until its end.
+    #: Time to its end.
     total_s: float | None
 
 
@@ -30,16 +30,16 @@ class BenchRun:
 
     wall_s: float
     num_output_tokens: int
-    #: CPUs that processes of others used meanwhile, mean; None where it cannot be read.
+    #: Mean number of CPUs that other processes used meanwhile; None if it cannot be read.
     foreign_cpus: float | None
     requests: Sequence[RequestTimes] = field(default=(), repr=False)
-    #: Error code → requests that ended with it.
+    #: Error code → number of requests that ended with it.
     failures: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class BenchRow:
-    """Several runs of a workload: medians, and the spread of the time."""
+    """Several runs of a workload: medians, and the range of the wall time."""
 
     workload: str
     num_requests: int
@@ -63,7 +63,7 @@ class BenchRow:
 def summarise(
     workload: str, num_requests: int, num_prompt_tokens: int, runs: Sequence[BenchRun]
 ) -> BenchRow:
-    """Return the medians of runs. Percentiles are over the requests of all runs."""
+    """Return the medians of the runs. Percentiles are over the requests of all runs."""
     wall_s = statistics.median(run.wall_s for run in runs)
     num_output_tokens = runs[0].num_output_tokens
     times = [request for run in runs for request in run.requests]
@@ -102,20 +102,20 @@ def quantile(ordered: Sequence[float], share: float) -> float | None:
 
 
 class ForeignLoad:
-    """CPU time that neither this process nor the given ones used: what disturbed a measurement."""
+    """CPU time of all processes but this one and the given ones: it disturbs a measurement."""
 
     def __init__(self, pids: Sequence[int] = ()) -> None:
         """Begin to count.
 
         Args:
-            pids: processes that belong to what is measured, besides this one and its children.
+            pids: processes that belong to the measurement, besides this one and its children.
         """
         self._pids = (os.getpid(), *pids)
         self._started_at_s = time.monotonic()
         self._before_s = self._foreign_s()
 
     def mean_cpus(self) -> float | None:
-        """Return the mean number of CPUs used by others since; None without a /proc."""
+        """Return the mean number of CPUs that others have used since; None without /proc."""
         now_s = self._foreign_s()
         if now_s is None or self._before_s is None:
             return None
@@ -130,22 +130,22 @@ class ForeignLoad:
             return None
         ticks = os.sysconf("SC_CLK_TCK")
         user, nice, system, _, _, irq, softirq = fields[:7]
-        own_s = sum(_cpu_s(pid, ticks) for root in self._pids for pid in _family(root))
+        own_s = sum(_cpu_s(pid, ticks) for root in self._pids for pid in _process_tree(root))
         return (user + nice + system + irq + softirq) / ticks - own_s
 
 
-def _family(pid: int) -> list[int]:
-    """A process and all that it has started."""
-    family = [pid]
+def _process_tree(pid: int) -> list[int]:
+    """Return the pids of a process and all its descendants."""
+    pids = [pid]
     try:
         for thread in os.listdir(f"/proc/{pid}/task"):
             with open(f"/proc/{pid}/task/{thread}/children") as children:
-                family += [
-                    each for child in children.read().split() for each in _family(int(child))
+                pids += [
+                    each for child in children.read().split() for each in _process_tree(int(child))
                 ]
     except OSError:
-        pass  # it has ended meanwhile
-    return family
+        pass  # it has ended in the meantime
+    return pids
 
 
 def _cpu_s(pid: int, ticks: int) -> float:
@@ -158,7 +158,7 @@ def _cpu_s(pid: int, ticks: int) -> float:
 
 
 def machine() -> dict[str, str | int]:
-    """Return what a figure has to be read with: processor, cores, python and torch."""
+    """Return the facts that figures depend on: processor, cores, Python, torch and version."""
     return {
         "processor": _processor(),
         "cpus": len(os.sched_getaffinity(0)),

@@ -1,4 +1,4 @@
-"""`batchmill bench queue`: jobs through the broker and whatever workers serve it."""
+"""The benchmark of `batchmill bench queue`: jobs through a broker and its workers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.service_errors import BenchFailed
 
 from .figures import BenchRow, BenchRun, ForeignLoad, RequestTimes, summarise
-from .workloads import FIRST_TOKEN_ID, Workload, make_workload, salted
+from .workloads import FIRST_TOKEN_ID, Workload, make_workload, with_first_token
 
 
 def bench_queue(
@@ -30,7 +30,7 @@ def bench_queue(
 ) -> Iterator[BenchRow]:
     """Submit each workload `rounds` times after a warm-up, wait for its jobs, yield its figures.
 
-    A run's prompts begin with a token of their own: no prefix cache knows them.
+    The prompts of each run begin with a different token, so that no prefix cache holds them.
 
     Args:
         client: submits the jobs.
@@ -38,36 +38,42 @@ def bench_queue(
         names: of the workloads.
         model: served name that the jobs ask for.
         vocab_size: token ids of the prompts are below it.
-        rounds: runs of each workload.
-        copies: so many times the number of jobs.
-        timeout_s: most seconds for one run.
-        is_alone: whether the workers are children of this process, so that foreign load shows.
-        say: takes a line about what is being done.
+        rounds: number of runs of each workload.
+        copies: multiplies the number of jobs.
+        timeout_s: limit in seconds for one run.
+        is_alone: whether the workers are children of this process, so that the load of other
+            processes can be measured.
+        say: shows a line of progress.
 
     Raises:
-        BenchFailed: nobody serves the model.
-        ResultTimeout: a run took longer; its jobs go on.
-        BrokerUnavailable: no answer.
+        BenchFailed: no worker serves the model.
+        ResultTimeout: a run took longer; its jobs continue.
+        BrokerUnavailable: the broker does not answer.
     """
-    workers = [worker for worker in store.list_workers() if worker.model == model]
-    if not any(worker.state == "ready" for worker in workers):
-        served = sorted({worker.model for worker in store.list_workers()})
-        raise BenchFailed(
-            f"no worker serves {model!r} at this broker (served: {', '.join(served) or '-'}); "
-            "start one with `batchmill worker` or `batchmill up`, name another --model, or let "
-            "--own-stack start everything"
-        )
+    _check_served(store, model)
     for name in names:
         workload = make_workload(name, vocab_size=vocab_size, copies=copies)
-        _run(client, Workload(name, workload.requests[:4]), model, vocab_size, timeout_s, is_alone)
+        warm_up = Workload(name, workload.requests[:4])
+        _run_workload(client, warm_up, model, vocab_size, timeout_s, is_alone)
         runs = []
         for number in range(rounds):
-            runs.append(_run(client, workload, model, vocab_size, timeout_s, is_alone))
+            runs.append(_run_workload(client, workload, model, vocab_size, timeout_s, is_alone))
             say(f"{name} {number + 1} of {rounds}: {runs[-1].wall_s:.2f} s")
         yield summarise(name, len(workload.requests), workload.num_prompt_tokens, runs)
 
 
-def _run(
+def _check_served(store: JobStore, model: str) -> None:
+    workers = store.list_workers()
+    if not any(worker.state == "ready" and worker.model == model for worker in workers):
+        served = ", ".join(sorted({worker.model for worker in workers})) or "-"
+        raise BenchFailed(
+            f"no worker serves {model!r} at this broker (served: {served}); start one with "
+            "`batchmill worker` or `batchmill up`, give another --model, or let --own-stack start "
+            "everything"
+        )
+
+
+def _run_workload(
     client: Client,
     workload: Workload,
     model: str,
@@ -75,7 +81,7 @@ def _run(
     timeout_s: float,
     is_alone: bool,
 ) -> BenchRun:
-    salt = random.randint(min(FIRST_TOKEN_ID, vocab_size // 2), vocab_size - 1)
+    first_token = random.randint(min(FIRST_TOKEN_ID, vocab_size // 2), vocab_size - 1)
     jobs = [
         GenerationJob(
             model=model,
@@ -84,7 +90,7 @@ def _run(
             temperature=0.0,
             ignore_eos=True,
         )
-        for request in salted(workload, salt).requests
+        for request in with_first_token(workload, first_token).requests
     ]
     load = ForeignLoad() if is_alone else None
     failures: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""How full an engine was, sampled from its worker's heartbeats."""
+"""The load of an engine, sampled from the heartbeats of its worker."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from batchmill.producer.protocol.records import WorkerInfo
 
 
 class LoadSamples:
-    """Collects heartbeats; a heartbeat that shows no running request says nothing about batches."""
+    """Collects heartbeats. Those without running requests do not count for the batch size."""
 
     def __init__(self) -> None:
         self.num_running = 0
@@ -14,7 +14,7 @@ class LoadSamples:
         self._kv_uses: list[float] = []
 
     def add(self, worker: WorkerInfo | None) -> None:
-        """Note the present state of a worker."""
+        """Record the present state of a worker; None is ignored."""
         if worker is None:
             return
         self.num_running = int(worker.stats.get("running", 0))
@@ -26,7 +26,7 @@ class LoadSamples:
 
     @property
     def mean_batch_size(self) -> float | None:
-        """Mean number of requests computed together, while there were any."""
+        """Mean number of requests per batch, while there were any."""
         sizes = self._batch_sizes
         return sum(sizes) / len(sizes) if sizes else None
 

@@ -1,4 +1,4 @@
-"""What came of a demo: every job and every webhook judged, and the figures."""
+"""The outcome of a demo: its jobs, its webhooks, what failed, and the figures."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class JobOutcome:
     """One job of the demo: its result, or why there is none."""
 
     job_id: str
-    #: What it was about.
+    #: Shown in the table of results.
     title: str
     status: JobStatus
     result: JobResult | None
     failure: str | None
 
     @classmethod
-    def of(cls, client: Client, job: Job, title: str) -> JobOutcome:
-        """Ask for a job's result without waiting."""
+    def of_job(cls, client: Client, job: Job, title: str) -> JobOutcome:
+        """Read the result of a job without waiting."""
         status = job.status()
         try:
             return cls(job.id, title, status, job.result(timeout_s=0), None)
@@ -45,13 +45,13 @@ class JobOutcome:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """The closing table. None where there was nothing to measure."""
+    """The closing table. None if there was nothing to measure."""
 
     num_jobs: int
     num_completed: int
     num_output_tokens: int
     tokens_per_s: float | None
-    #: Requests computed together: mean of samples while there were any.
+    #: Requests per batch: mean of the samples with running requests.
     mean_batch_size: float | None
     ttft_p50_s: float | None
     #: Share of the KV blocks, 0 to 1.
@@ -60,13 +60,13 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class DemoOutcome:
-    """All of it."""
+    """Jobs, webhooks, failures and figures of a demo."""
 
     jobs: Sequence[JobOutcome]
-    #: One line for everything that went wrong.
+    #: One line per failure.
     failures: Sequence[str]
     figures: Figures
-    #: A webhook as it was received, and what its verification returned.
+    #: A webhook as received, and the event that its verification returned.
     webhook: ReceivedRequest | None
     event: WebhookEvent | None
     num_webhooks_verified: int
@@ -77,18 +77,18 @@ class DemoOutcome:
         return not self.failures
 
 
-def judge(
+def judge_demo(
     jobs: Sequence[JobOutcome],
     requests: Sequence[ReceivedRequest],
     secret: str,
     samples: LoadSamples,
 ) -> DemoOutcome:
-    """Hold what was received against what was owed.
+    """Check that every job completed and that its webhook arrived with a valid signature.
 
     Args:
         jobs: every job of the demo.
-        requests: what the receiver got.
-        secret: what the webhooks must be signed with.
+        requests: all requests of the receiver.
+        secret: that the webhooks must be signed with.
         samples: of the worker's load.
     """
     failures = [f"job {job.job_id}: {job.failure}" for job in jobs if job.failure is not None]
@@ -118,9 +118,12 @@ def _webhook_failures(
 ) -> list[str]:
     if job.job_id not in verified:
         return [f"job {job.job_id}: its webhook did not arrive"] if job.failure is None else []
-    told = verified[job.job_id][1].data.get("status")
-    if told != job.status.state.value:
-        return [f"job {job.job_id}: its webhook says {told}, its record {job.status.state.value}"]
+    reported = verified[job.job_id][1].data.get("status")
+    if reported != job.status.state.value:
+        return [
+            f"job {job.job_id}: its webhook reports {reported}, but its record says "
+            f"{job.status.state.value}"
+        ]
     return []
 
 

@@ -1,4 +1,4 @@
-"""What the demo asks for: the small jobs that backend services hand to a language model."""
+"""The prompts of the demo: small jobs as backend services submit them to a language model."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class DemoPrompt:
-    """One prompt and how many tokens its answer may have."""
+    """One prompt and the maximum number of output tokens."""
 
-    #: What it is about, for a table.
+    #: Shown in the table of results.
     title: str
     text: str
     max_tokens: int
@@ -17,7 +17,7 @@ class DemoPrompt:
 
 
 def demo_prompts() -> tuple[DemoPrompt, ...]:
-    """The 32 prompts of the demo, of different lengths, mixed as they would arrive."""
+    """Return the 32 prompts of the demo, of different kinds and lengths."""
     return (
         *(DemoPrompt(f"Describe: {it}", _description_prompt(it), 56) for it in _PRODUCTS),
         *(DemoPrompt(f"Summarise: {it}", _summary_prompt(it), 48) for it in _TO_SUMMARISE),
@@ -27,7 +27,7 @@ def demo_prompts() -> tuple[DemoPrompt, ...]:
 
 
 def demo_chat() -> list[dict[str, str]]:
-    """The one conversation of the demo."""
+    """Return the chat of the demo."""
     return [
         {"role": "system", "content": "You are the friendly help desk of a bicycle shop."},
         {"role": "user", "content": "My brakes squeal when it rains. Is that dangerous?"},
@@ -36,8 +36,8 @@ def demo_chat() -> list[dict[str, str]]:
     ]
 
 
-# One worked example in front of each: a small model follows a pattern better than an instruction,
-# and the prompts of a kind share a prefix, which the engine computes once.
+# Each begins with a worked example: a small model follows a pattern better than an instruction, and
+# the prompts of a kind share a prefix, which the engine computes once.
 def _description_prompt(product: str) -> str:
     return (
         "Descriptions from the catalogue of an online shop.\n\n"

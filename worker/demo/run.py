@@ -1,4 +1,4 @@
-"""`batchmill demo`: the whole system on this machine, with real jobs and checked webhooks."""
+"""Runs the demo: starts the stack, submits the jobs, follows them, and stops everything."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from batchmill.producer import Client, GenerationJob, Job, ProducerSettings, new_secret
+from batchmill.producer.counted import counted
 from batchmill.worker.local.stack import LocalStack, StackOptions
 from batchmill.worker.local.stop_signals import StopSignals
 from batchmill.worker.service_errors import ChildFailed, DemoFailed
 from batchmill.worker.webhooks.local_receiver import LOOPBACK, WebhookReceiver
 
 from .load_samples import LoadSamples
-from .outcome import DemoOutcome, JobOutcome, judge
+from .outcome import DemoOutcome, JobOutcome, judge_demo
 from .prompts import demo_chat, demo_prompts
 from .view import DemoView
 
 _SERVED_NAME = "demo"
 _POLL_INTERVAL_S = 0.1
-#: After the last job the webhooks have that much longer at least, whatever the time limit.
+#: Seconds that webhooks have after the last job, even beyond the time limit.
 _WEBHOOK_GRACE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class DemoOptions:
-    """What `batchmill demo` was asked for."""
+    """Options of `batchmill demo`."""
 
     time_limit_s: float
     flower_port: int | None
@@ -40,17 +41,17 @@ class DemoOptions:
 
 
 def run_demo(options: DemoOptions) -> bool:
-    """Start everything in a private folder, run the jobs, check the webhooks, show it all.
+    """Start everything in a private folder, run the jobs, check the webhooks and show the outcome.
 
     Returns:
-        True where every job completed and every webhook arrived with a right signature. The folder
-        with the logs is kept where not.
+        True if every job completed and every webhook arrived with a valid signature. Otherwise the
+        folder with the logs is kept.
 
     Raises:
         BrokerError: the embedded broker cannot run.
         DemoFailed: it was interrupted, or a child could not start.
     """
-    # A short name: a unix socket has to fit in it.
+    # A short name, because the path of a unix socket is limited.
     folder = Path(tempfile.mkdtemp(prefix="batchmill-demo-"))
     view = DemoView(as_json=options.as_json)
     try:
@@ -60,7 +61,7 @@ def run_demo(options: DemoOptions) -> bool:
         view.close()
         view.say(f"logs are kept in {folder}/logs")
         raise
-    view.show(outcome)
+    view.show_outcome(outcome)
     if outcome.passed:
         shutil.rmtree(folder)
     else:
@@ -69,7 +70,7 @@ def run_demo(options: DemoOptions) -> bool:
 
 
 class _Demo:
-    """One run: the stack, the receiver and the jobs."""
+    """One run of the demo: its stack, receiver and jobs."""
 
     def __init__(
         self,
@@ -79,7 +80,6 @@ class _Demo:
         receiver: WebhookReceiver,
     ) -> None:
         self._deadline_s = time.monotonic() + options.time_limit_s
-        self._time_limit_s = options.time_limit_s
         self._view = view
         self._receiver = receiver
         self._secret = new_secret()
@@ -91,15 +91,15 @@ class _Demo:
         )
 
     def run(self) -> DemoOutcome:
-        """Start, submit, watch, judge; ends the children in every case."""
+        """Start everything, follow the jobs and judge them; always stop the children."""
         with self._signals:
             try:
                 self._stack.start()
-                self._view.started(self._stack, self._model, self._receiver.url)
+                self._view.show_stack(self._stack, self._model, self._receiver.url)
                 self._wait_until_ready()
                 with self._client() as client:
                     jobs = self._submit(client)
-                    self._watch(client, jobs)
+                    self._follow_jobs(client, jobs)
                     return self._judge(client, jobs)
             finally:
                 self._view.progress("stopping")
@@ -110,10 +110,10 @@ class _Demo:
         start_s = time.monotonic()
 
         def progress() -> None:
-            self._refuse_interrupt()
+            self._raise_if_interrupted()
             seconds = time.monotonic() - start_s
-            news = _last_log_line(self._stack.log_paths["worker"])
-            self._view.progress(f"loading the model ({seconds:.0f} s) {news}")
+            event = _last_log_event(self._stack.log_paths["worker"])
+            self._view.progress(f"loading the model ({seconds:.0f} s) {event}")
 
         try:
             self._stack.wait_until_ready(timeout_s=self._left_s(), progress=progress)
@@ -136,14 +136,14 @@ class _Demo:
         chat = {"model": _SERVED_NAME, "messages": demo_chat(), "max_tokens": 96, "webhook": hook}
         return list(client.submit_many([*jobs, {**chat, "temperature": 0.0}]))
 
-    def _watch(self, client: Client, jobs: Sequence[Job]) -> None:
-        """Follow the jobs until all have ended and their webhooks are here, or time is up."""
+    def _follow_jobs(self, client: Client, jobs: Sequence[Job]) -> None:
+        """Show progress until all jobs have ended and their webhooks are here, or time is up."""
         unfinished = {job.id for job in jobs}
         num_tokens = dict.fromkeys(unfinished, 0)
         jobs_done_s: float | None = None
         while True:
-            self._refuse_interrupt()
-            self._stack.check()
+            self._raise_if_interrupted()
+            self._stack.restart_dead_children()
             for job_id in sorted(unfinished):
                 status = client.status(job_id)
                 num_tokens[job_id] = status.output_tokens
@@ -152,17 +152,17 @@ class _Demo:
             self._samples.add(self._stack.ready_worker())
             num_webhooks = len({r.headers.get("webhook-id") for r in self._receiver.requests})
             self._view.progress(
-                f"{len(jobs) - len(unfinished)} of {len(jobs)} jobs, "
-                f"{sum(num_tokens.values())} tokens, {self._samples.num_running} running, "
-                f"{num_webhooks} webhooks"
+                f"{len(jobs) - len(unfinished)} of {counted(len(jobs), 'job')} done, "
+                f"{counted(sum(num_tokens.values()), 'token')}, "
+                f"{self._samples.num_running} running, {counted(num_webhooks, 'webhook')}"
             )
             now_s = time.monotonic()
             if not unfinished and jobs_done_s is None:
                 jobs_done_s = now_s
             if jobs_done_s is not None and num_webhooks >= len(jobs):
                 return
-            grace_s = 0.0 if jobs_done_s is None else jobs_done_s + _WEBHOOK_GRACE_S
-            if now_s > max(self._deadline_s, grace_s):
+            grace_ends_s = 0.0 if jobs_done_s is None else jobs_done_s + _WEBHOOK_GRACE_S
+            if now_s > max(self._deadline_s, grace_ends_s):
                 return
             time.sleep(_POLL_INTERVAL_S)
 
@@ -170,9 +170,9 @@ class _Demo:
         titles = [prompt.title for prompt in demo_prompts()]
         titles.append(f"Chat: {demo_chat()[-1]['content']}")
         outcomes = [
-            JobOutcome.of(client, job, title) for job, title in zip(jobs, titles, strict=True)
+            JobOutcome.of_job(client, job, title) for job, title in zip(jobs, titles, strict=True)
         ]
-        return judge(outcomes, self._receiver.requests, self._secret, self._samples)
+        return judge_demo(outcomes, self._receiver.requests, self._secret, self._samples)
 
     def _client(self) -> Client:
         settings = ProducerSettings(
@@ -189,7 +189,7 @@ class _Demo:
             socket_path=folder / "broker.sock",
             environment={
                 "BATCHMILL_SERVED_MODEL_NAME": _SERVED_NAME,
-                "BATCHMILL_HEARTBEAT_INTERVAL_S": "0.2",  # the table below is made from these
+                "BATCHMILL_HEARTBEAT_INTERVAL_S": "0.2",  # the figures are sampled from heartbeats
                 "BATCHMILL_WEBHOOK_SECRET": self._secret,
                 "BATCHMILL_WEBHOOK_ALLOW_HTTP": "true",
                 "BATCHMILL_WEBHOOK_ALLOW_PORTS": str(self._receiver.port),
@@ -204,16 +204,16 @@ class _Demo:
     def _left_s(self) -> float:
         return max(0.0, self._deadline_s - time.monotonic())
 
-    def _refuse_interrupt(self) -> None:
+    def _raise_if_interrupted(self) -> None:
         if self._signals.received:
             raise DemoFailed("interrupted")
 
 
-def _last_log_line(path: Path) -> str:
-    """The newest event of a JSON log, to show that something goes on; empty where there is none."""
+def _last_log_event(path: Path) -> str:
+    """Return the newest event of a JSON log, as a sign of life; empty if there is none."""
     try:
         entries = [json.loads(line) for line in path.read_text(errors="replace").splitlines()]
-        # Celery is ready long before the model is.
+        # Celery is ready long before the model.
         events = [e["event"] for e in entries if not str(e.get("logger")).startswith("celery")]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ""

@@ -1,4 +1,4 @@
-"""What the demo shows: a live line on a terminal, plain lines elsewhere, or one JSON value."""
+"""Output of the demo: a live line on a terminal, plain lines elsewhere, or one JSON value."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from batchmill.worker.terminal import print_json, print_table
 
 from .outcome import DemoOutcome, Figures, JobOutcome
 
-#: Seconds between progress lines where there is no terminal.
+#: Seconds between progress lines without a terminal.
 _LINE_INTERVAL_S = 2.0
-_TITLE_CHARS, _ANSWER_CHARS = 44, 100
+_TITLE_CHARS, _TEXT_CHARS = 44, 100
 
 
 class DemoView:
-    """Writes for people to stdout, or with JSON only the end there and the way on stderr."""
+    """Writes text to stdout; with JSON, the outcome to stdout and progress to stderr."""
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
@@ -33,23 +33,23 @@ class DemoView:
         self._shown = ""
 
     def say(self, line: str) -> None:
-        """Write one line, above the live one."""
+        """Write a line above the live one."""
         self._console.print(Text(line), soft_wrap=True)
 
-    def started(self, stack: LocalStack, model: str, receiver_url: str) -> None:
-        """Say what runs."""
+    def show_stack(self, stack: LocalStack, model: str, receiver_url: str) -> None:
+        """Show the addresses and logs of everything that runs."""
         self.say(f"model     {model}")
         self.say(f"broker    {stack.broker_url} (embedded, for this demo only)")
-        self.say(f"receiver  {receiver_url} (webhooks come here)")
+        self.say(f"receiver  {receiver_url} (receives the webhooks)")
         if stack.flower_url is not None:
-            self.say(f"flower    {stack.flower_url} (while the demo runs; read-only)")
+            self.say(f"flower    {stack.flower_url} (read-only, while the demo runs)")
         self.say(f"logs      {stack.log_paths['worker'].parent}")
 
     def progress(self, line: str) -> None:
-        """Show where it stands: in place on a terminal, now and then elsewhere."""
+        """Show progress: in place on a terminal, otherwise a line every few seconds."""
         if self._console.is_terminal:
             if self._live is None:
-                # Drawn only from here: no thread of its own while children are started.
+                # Without auto-refresh there is no extra thread while children are started.
                 self._live = Live(console=self._console, auto_refresh=False, transient=True)
                 self._live.start()
             self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
@@ -60,19 +60,19 @@ class DemoView:
             self.say(line)
 
     def close(self) -> None:
-        """Take the live line away."""
+        """Remove the live line."""
         if self._live is not None:
             self._live.stop()
             self._live = None
 
-    def show(self, outcome: DemoOutcome) -> None:
-        """Show answers, one webhook, the figures, and what failed."""
+    def show_outcome(self, outcome: DemoOutcome) -> None:
+        """Show the results, one webhook, the figures and the failures."""
         if self._as_json:
             print_json(_as_json(outcome))
             return
-        rows = ((_short(job.title, _TITLE_CHARS), _answer(job)) for job in outcome.jobs)
+        rows = ((_shortened(job.title, _TITLE_CHARS), _text_cell(job)) for job in outcome.jobs)
         print_table(
-            "\nAnswers (shortened; a very small model is often wrong)", ("job", "answer"), rows
+            "\nResults (shortened; a very small model is often wrong)", ("job", "result"), rows
         )
         self._show_webhook(outcome)
         print_table("\nFigures", ("", ""), _figure_rows(outcome.figures))
@@ -88,7 +88,7 @@ class DemoView:
     def _show_webhook(self, outcome: DemoOutcome) -> None:
         if outcome.webhook is None or outcome.event is None:
             return
-        self.say("\nA webhook as it was received")
+        self.say("\nA webhook as received")
         self.say(f"  POST {outcome.webhook.path}")
         for name, value in outcome.webhook.headers.items():
             self.say(f"  {name}: {value}")
@@ -111,14 +111,14 @@ def _number(value: float | None, form: str) -> str:
     return "not measured" if value is None else form.format(value)
 
 
-def _answer(job: JobOutcome) -> str:
+def _text_cell(job: JobOutcome) -> str:
     if job.result is None:
         return f"FAILED: {job.failure}"
-    return _short(job.result.text, _ANSWER_CHARS)
+    return _shortened(job.result.text, _TEXT_CHARS)
 
 
-def _short(text: str, num_chars: int) -> str:
-    """One line, cut in the middle of nowhere but marked."""
+def _shortened(text: str, num_chars: int) -> str:
+    """Return the text as one line, cut off with an ellipsis if it is too long."""
     line = " ".join(text.split())
     return line if len(line) <= num_chars else line[: num_chars - 1] + "…"
 

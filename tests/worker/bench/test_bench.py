@@ -1,4 +1,4 @@
-"""`batchmill bench`: the same requests for everybody, every failure told."""
+"""`batchmill bench`: the same requests in every run, and every failure reported."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import pytest
 
 from batchmill.worker.bench.figures import BenchRun, RequestTimes, summarise
-from batchmill.worker.bench.workloads import WORKLOAD_NAMES, make_workload, salted
+from batchmill.worker.bench.workloads import WORKLOAD_NAMES, make_workload, with_first_token
 from batchmill.worker.settings import WorkerSettings
 
 from ..command_line import call, error_of, run
@@ -21,7 +21,7 @@ def test_a_workload_is_the_same_each_time_and_within_the_vocabulary(name: str) -
     assert all(0 <= token < 300 for request in workload.requests for token in request.prompt)
 
 
-def test_workloads_have_the_shapes_that_they_promise() -> None:
+def test_workloads_have_their_documented_sizes() -> None:
     bulk = make_workload("bulk", vocab_size=8192)
     assert len(bulk.requests) == 64
     assert all(32 <= len(r.prompt) <= 256 and 32 <= r.max_tokens <= 192 for r in bulk.requests)
@@ -33,14 +33,14 @@ def test_workloads_have_the_shapes_that_they_promise() -> None:
     assert sorted(tail)[24] < 64
 
 
-def test_copies_have_tokens_of_their_own() -> None:
+def test_copies_have_different_tokens() -> None:
     twice = make_workload("bulk", vocab_size=8192, copies=2)
     assert len({tuple(request.prompt) for request in twice.requests}) == 128
 
 
-def test_a_salt_changes_the_first_token_only() -> None:
+def test_another_first_token_changes_nothing_else() -> None:
     workload = make_workload("single", vocab_size=8192)
-    assert salted(workload, 7).requests[0].prompt == [7, *workload.requests[0].prompt[1:]]
+    assert with_first_token(workload, 7).requests[0].prompt == [7, *workload.requests[0].prompt[1:]]
 
 
 def test_a_row_is_the_median_of_its_runs_and_adds_their_failures() -> None:
@@ -63,7 +63,7 @@ def test_an_unknown_workload_is_refused_by_name() -> None:
     assert "bulk, shared-prefix, long-tail, single" in answer.stderr
 
 
-def test_whatever_an_engine_is_set_up_by_is_a_flag() -> None:
+def test_every_engine_setting_is_a_flag() -> None:
     shown = run("bench", "engine", "--help").stdout
     # No request of a benchmark has tools.
     options = WorkerSettings().engine_options().keys() - {"tool_call_parser"}
@@ -71,7 +71,7 @@ def test_whatever_an_engine_is_set_up_by_is_a_flag() -> None:
     assert "--lease-s" not in shown
 
 
-def test_a_broker_without_a_worker_is_told(redis_url: str) -> None:
+def test_a_model_without_a_worker_is_reported(redis_url: str) -> None:
     answer = call("bench", "queue", "--broker-url", redis_url, "--model", "nobody", "--json")
     assert answer.returncode == 1
     assert "no worker serves 'nobody'" in error_of(answer)["message"]
@@ -83,7 +83,7 @@ def stub_stack(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BATCHMILL_HEARTBEAT_INTERVAL_S", "0.2")
 
 
-def test_queue_figures_come_from_a_stack_of_its_own(stub_stack: None) -> None:
+def test_queue_figures_come_from_a_separate_stack(stub_stack: None) -> None:
     answer = call(
         *("bench", "queue", "--own-stack", "--workload", "single", "--rounds", "2"),
         *("--copies", "3", "--json"),

@@ -1,4 +1,4 @@
-"""`batchmill demo` from end to end, with the stand-in engine."""
+"""`batchmill demo` from end to end, with the stub engine."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run_demo(folder: Path, *arguments: str, **settings: str) -> subprocess.Compl
 
 
 def processes_of(folder: Path) -> list[psutil.Process]:
-    """Processes that run for a demo in this folder: its broker, and what knows the broker's URL."""
+    """Return the processes of a demo in this folder: its broker, and all that know its URL."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -86,7 +86,7 @@ def test_demo_with_failed_jobs_lists_them_and_keeps_its_logs(folder: Path) -> No
     assert data["figures"]["num_jobs"] == len(data["answers"]) == 33
     assert data["figures"]["num_completed"] == 33 - num_failed
     assert data["figures"]["tokens_per_s"] > 0
-    assert data["num_webhooks_verified"] == 33  # a failed job owes one, too
+    assert data["num_webhooks_verified"] == 33  # failed jobs send one, too
     assert "webhook-signature" in data["webhook"]["headers"]
     assert "logs are kept in" in answer.stderr
     [kept] = folder.iterdir()
@@ -95,7 +95,7 @@ def test_demo_with_failed_jobs_lists_them_and_keeps_its_logs(folder: Path) -> No
 
 
 def test_demo_ends_at_its_time_limit(folder: Path) -> None:
-    slow = '{"load_time_s": 60}'  # longer than the limit, however fast the machine
+    slow = '{"load_time_s": 60}'  # longer than the limit on any machine
     answer = run_demo(folder, "--json", "--no-flower", "--time-limit-s", "1", BATCHMILL_STUB=slow)
     assert answer.returncode == 1
     error = json.loads(answer.stderr.splitlines()[-1])["error"]
