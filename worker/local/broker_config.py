@@ -1,4 +1,4 @@
-"""Where the embedded broker lives, how it listens, and its server's configuration file."""
+"""Configuration of the embedded broker: its folder, its address and its server's settings."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ MAX_SOCKET_PATH_BYTES = 103
 
 @dataclass(frozen=True, slots=True)
 class BrokerConfig:
-    """Where the embedded broker lives and how it listens."""
+    """Folder and address of the embedded broker."""
 
     #: Holds the lock, the server's configuration and log, and `data/`. Created with mode 0700.
     directory: Path
     #: Unix socket; by default `broker.sock` in the directory. Its own folder is created with mode
     #: 0700.
     socket_path: Path | None = None
-    #: Listen on 127.0.0.1:port instead of a socket. Any local user can connect to it; a socket is
-    #: private.
+    #: Listen on 127.0.0.1:port instead of a socket. Any local user can connect to a port; a socket
+    #: is private.
     port: int | None = None
 
     @property
@@ -35,24 +35,24 @@ class BrokerConfig:
 
     @property
     def socket(self) -> Path:
-        """The socket's path, also where a port is used instead."""
+        """The path of the socket, even if a port is used instead."""
         return self.socket_path or self.directory / "broker.sock"
 
     def check_socket_path(self) -> None:
-        """Refuse a socket path that the kernel could not take.
+        """Refuse a socket path that is too long for the kernel.
 
         Raises:
-            BrokerError: it is too long.
+            BrokerError: the path is too long.
         """
         num_bytes = len(os.fsencode(self.socket))
         if self.port is None and num_bytes > MAX_SOCKET_PATH_BYTES:
             raise BrokerError(
-                f"socket path {self.socket} has {num_bytes} bytes, the limit is "
-                f"{MAX_SOCKET_PATH_BYTES}; choose a shorter directory, or a port"
+                f"the socket path {self.socket} has {num_bytes} bytes, the limit is "
+                f"{MAX_SOCKET_PATH_BYTES}; choose a shorter folder, or a port"
             )
 
     def server_configuration(self) -> str:
-        """The server's configuration file."""
+        """Return the text of the server's configuration file."""
         listen = (
             ["port 0", f'unixsocket "{self.socket}"', "unixsocketperm 600"]
             if self.port is None
@@ -67,7 +67,7 @@ class BrokerConfig:
             "appendonly yes",
             "appendfsync everysec",  # a machine crash loses about 1 s, a server crash nothing
             "no-appendfsync-on-rewrite no",
-            'save ""',  # the append-only file is the persistence; no second copy of the data
+            'save ""',  # the append-only file holds the data; no second copy is needed
             "maxmemory-policy noeviction",  # any other policy may drop jobs silently
         ]
         return "\n".join(lines) + "\n"

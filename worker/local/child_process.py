@@ -1,4 +1,4 @@
-"""Start child processes that cannot outlive this process."""
+"""Starts child processes that cannot outlive this process, and stops them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def start_child_process(
 ) -> subprocess.Popen[bytes]:
     """Start a command that the kernel signals when this process dies, SIGKILL included.
 
-    The child gets a session of its own, so a Ctrl-C in the terminal reaches only the parent, which
-    can then stop its children in order.
+    The child gets its own session, so that a Ctrl-C in the terminal reaches only the parent, which
+    then stops its children in order.
 
     Args:
         command: program and arguments; the program is looked up on PATH.
         log_path: file that stdout and stderr are appended to.
-        death_signal: what the child is sent when this process dies.
-        environment: the child's whole environment; this process' own when absent.
+        death_signal: signal that the child gets when this process dies.
+        environment: the child's whole environment; None takes that of this process.
         pass_fds: file descriptors that stay open in the child.
 
     Raises:
@@ -53,10 +53,10 @@ def start_child_process(
 
 
 def stop_child_process(process: subprocess.Popen[bytes], *, timeout_s: float) -> bool:
-    """End a child with SIGTERM, and with SIGKILL if it has not gone within `timeout_s` seconds.
+    """End a child with SIGTERM, and with SIGKILL if it still runs after `timeout_s` seconds.
 
     Returns:
-        True where SIGTERM was enough (or the child had ended before).
+        True if SIGTERM was enough or the child had already ended.
     """
     if process.poll() is not None:
         return True

@@ -1,7 +1,7 @@
 """The embedded broker: a real Redis-protocol server as a child process, for one machine.
 
-Not a stand-in: the same Lua scripts, the same persistence. Production uses a Redis or Valkey of
-its own through BATCHMILL_BROKER_URL.
+It is not a stand-in: it runs the same Lua scripts with the same persistence. Production uses a
+separate Redis or Valkey through BATCHMILL_BROKER_URL.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .child_process import start_child_process, stop_child_process
 from .state_dir import make_private_directory
 
 _POLL_INTERVAL_S = 0.02
-#: How long a server that was told to end may take before it counts as running.
+#: Seconds that a server may take to end before it counts as running.
 _EXIT_GRACE_S = 1.0
 _LOG_TAIL_LINES = 8
 
@@ -32,12 +32,12 @@ _LOG_TAIL_LINES = 8
 class EmbeddedBroker:
     """Owns one server process and the lock of its directory.
 
-    Invariant: at most one live server for a directory. The lock is a file lock on a descriptor
-    that the server inherits, so it is held exactly as long as this object or the server lives, and
-    nothing has to be cleaned up after a crash: a socket found while the lock is free belongs to a
-    dead broker.
+    Invariant: at most one live server per directory. The lock is a file lock on a descriptor that
+    the server inherits, so it is held exactly as long as this object or the server lives. Nothing
+    has to be cleaned up after a crash: a socket found while the lock is free belongs to a dead
+    broker.
 
-    The server is killed by the kernel when this process dies. Must be started from the main thread.
+    The kernel ends the server when this process dies. `start` must be called in the main thread.
     """
 
     def __init__(self, config: BrokerConfig) -> None:
@@ -52,7 +52,7 @@ class EmbeddedBroker:
 
     @property
     def pid(self) -> int | None:
-        """Process id of the server, None while it does not run."""
+        """Process id of the server, or None while it does not run."""
         if self._process is None or self._process.poll() is not None:
             return None
         return self._process.pid
@@ -63,15 +63,15 @@ class EmbeddedBroker:
         return self._config.directory / "broker.log"
 
     def start(self, *, timeout_s: float = 60.0) -> None:
-        """Start the server and return when it answers.
+        """Start the server and return when it replies.
 
         Args:
-            timeout_s: how long the server may take, loading its data included.
+            timeout_s: limit in seconds, loading the data included.
 
         Raises:
             BrokerNotInstalled: no server program on this machine.
             BrokerAlreadyRunning: a live broker owns the directory or listens at the address.
-            BrokerFailed: the server ended or did not answer in time; the message ends with its log.
+            BrokerFailed: the server ended or did not reply in time; the message quotes its log.
             BrokerError: the socket path is too long.
         """
         binary = find_server_binary()
@@ -87,7 +87,7 @@ class EmbeddedBroker:
             raise
 
     def stop(self, *, timeout_s: float = 10.0) -> None:
-        """End the server (its data is on disk when this returns) and free the directory."""
+        """End the server and free the directory. The data is on disk when this returns."""
         if self._process is not None:
             stop_child_process(self._process, timeout_s=timeout_s)
             self._process = None
@@ -109,11 +109,11 @@ class EmbeddedBroker:
             make_private_directory(directory)
 
     def _lock(self, deadline: float) -> None:
-        """Take the directory, waiting for a broker that is on its way out (killed a moment ago).
+        """Lock the directory; wait for a broker that is just ending.
 
-        A server that is about to end still answers for up to 0.1 s, so an answer alone says little.
+        A server that is about to end still replies for up to 0.1 s, so a reply alone proves little.
         """
-        give_up_on_live_server = time.monotonic() + _EXIT_GRACE_S
+        counts_as_running_at = time.monotonic() + _EXIT_GRACE_S
         path = self._config.directory / "broker.lock"
         self._lock_fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         while True:
@@ -122,13 +122,13 @@ class EmbeddedBroker:
                 return
             except BlockingIOError:
                 now = time.monotonic()
-                pid = running_server_pid(self.url) if now > give_up_on_live_server else None
+                pid = running_server_pid(self.url) if now > counts_as_running_at else None
                 if pid is not None or now > deadline:
-                    raise _already_running(self.url, pid) from None
+                    raise _already_running_error(self.url, pid) from None
             time.sleep(_POLL_INTERVAL_S)
 
     def _refuse_foreign_server(self) -> None:
-        """Replace a dead broker's socket; refuse an address where something else answers."""
+        """Remove a dead broker's socket; refuse an address where another server listens."""
         if self._config.port is not None:
             address: str | tuple[str, int] = ("127.0.0.1", self._config.port)
             family = socket.AF_INET
@@ -141,7 +141,7 @@ class EmbeddedBroker:
                 if self._config.port is None:
                     self._config.socket.unlink(missing_ok=True)
                 return
-        raise _already_running(self.url, running_server_pid(self.url))
+        raise _already_running_error(self.url, running_server_pid(self.url))
 
     def _spawn(self, binary: Path) -> subprocess.Popen[bytes]:
         configuration = self._config.directory / "broker.conf"
@@ -150,7 +150,7 @@ class EmbeddedBroker:
         return start_child_process(
             [str(binary), str(configuration)],
             log_path=self.log_path,
-            death_signal=signal.SIGTERM,  # the server's orderly end, with an fsync of its data
+            death_signal=signal.SIGTERM,  # the server ends in order, with an fsync of its data
             pass_fds=(self._lock_fd,),
         )
 
@@ -172,7 +172,7 @@ class EmbeddedBroker:
                 ):  # not listening, or still loading
                     if time.monotonic() > deadline:
                         raise BrokerFailed(
-                            "the embedded broker did not answer in time; "
+                            "the embedded broker did not reply in time; "
                             f"end of {self.log_path}:\n{self._log_tail()}"
                         ) from None
                 time.sleep(_POLL_INTERVAL_S)
@@ -183,7 +183,7 @@ class EmbeddedBroker:
 
 
 def running_server_pid(url: str) -> int | None:
-    """Ask the server at a URL for its process id; None where nobody answers."""
+    """Return the process id of the server at a URL; None if no server replies."""
     with redis.Redis.from_url(url, socket_timeout=2.0, socket_connect_timeout=2.0) as connection:
         try:
             return int(connection.info("server")["process_id"])
@@ -191,8 +191,8 @@ def running_server_pid(url: str) -> int | None:
             return None
 
 
-def _already_running(url: str, pid: int | None) -> BrokerAlreadyRunning:
-    who = f"pid {pid}" if pid is not None else "it does not tell its pid"
+def _already_running_error(url: str, pid: int | None) -> BrokerAlreadyRunning:
+    who = f"pid {pid}" if pid is not None else "its pid is unknown"
     return BrokerAlreadyRunning(
         f"a broker is already running at {url} ({who}); use it with --broker-url {url}, or stop it",
         pid,

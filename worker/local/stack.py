@@ -1,4 +1,4 @@
-"""Everything on one machine: embedded broker, worker, deliverer and Flower, as children."""
+"""The children of `batchmill up` and `demo`: embedded broker, worker, deliverer and Flower."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from .flower import Flower
 from .state_dir import make_private_directory
 from .supervisor import ChildSpec, Supervisor
 
-#: Seconds that a worker may take to hand on its jobs, a deliverer to finish its attempts, and
-#: Flower to go.
+#: Seconds that a worker may take to release its jobs, a deliverer to finish its attempts, and
+#: Flower to end.
 _WORKER_STOP_S, _DELIVERER_STOP_S, _FLOWER_STOP_S = 60.0, 30.0, 5.0
 _BROKER_RESTART_WAIT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class StackOptions:
-    """What to run."""
+    """Options of a stack: which children, and where they listen and write."""
 
-    #: Private folder for broker data and logs; made where it is absent.
+    #: Private folder for broker data and logs; created if it is missing.
     state_dir: Path
     #: The embedded broker's socket.
     socket_path: Path
-    #: BATCHMILL_* settings of the children, by their full names.
+    #: BATCHMILL_* variables of the children.
     environment: Mapping[str, str] = field(default_factory=dict)
     #: An external broker to use instead of the embedded one.
     broker_url: str | None = None
@@ -50,14 +50,14 @@ class StackOptions:
 
 
 class LocalStack:
-    """Owns the children of `batchmill up` and `batchmill demo`, the broker included."""
+    """Owns these children, and restarts those that die."""
 
     def __init__(self, options: StackOptions, say: Callable[[str], None]) -> None:
         """Prepare; nothing runs before `start`.
 
         Args:
-            options: what to run.
-            say: takes a line about something that happened to a child.
+            options: of the stack.
+            say: shows a line about an event of a child.
         """
         self._options = options
         self._say = say
@@ -70,12 +70,12 @@ class LocalStack:
 
     @property
     def flower_url(self) -> str | None:
-        """Where Flower is; None where it does not run."""
+        """URL of Flower; None if it does not run."""
         return None if self._flower is None else self._flower.url
 
     @property
     def is_embedded(self) -> bool:
-        """Whether the broker is ours."""
+        """Whether the broker is embedded in this stack."""
         return self._broker is not None
 
     @property
@@ -89,7 +89,7 @@ class LocalStack:
 
     @property
     def pids(self) -> dict[str, int | None]:
-        """Process id of every child; None for one that is down."""
+        """Name and process id of every child; None for one that is down."""
         assert self._supervisor is not None
         pids = {child.spec.name: child.pid for child in self._supervisor.children}
         if self._broker is not None:
@@ -97,7 +97,7 @@ class LocalStack:
         return pids
 
     def start(self) -> None:
-        """Start everything, and return when it runs (the model may still be loading).
+        """Start everything, and return when it runs; the model may still be loading.
 
         Raises:
             BrokerError: the embedded broker cannot run.
@@ -111,8 +111,9 @@ class LocalStack:
         self._supervisor.start()
 
     def is_ready(self) -> bool:
-        """Whether the worker has loaded its model and Flower answers."""
-        return self.ready_worker() is not None and (self._flower is None or self._flower.answers())
+        """Return whether the worker has loaded its model and Flower is healthy."""
+        has_worker = self.ready_worker() is not None
+        return has_worker and (self._flower is None or self._flower.is_healthy())
 
     def wait_until_ready(self, *, timeout_s: float, progress: Callable[[], None]) -> None:
         """Wait until the worker takes jobs.
@@ -122,7 +123,7 @@ class LocalStack:
             progress: called several times a second while waiting.
 
         Raises:
-            ChildFailed: a child ended, or the time was not enough.
+            ChildFailed: a child ended, or the limit was reached.
         """
         assert self._supervisor is not None
 
@@ -130,25 +131,25 @@ class LocalStack:
             progress()
             return self.is_ready()
 
-        self._supervisor.wait_until(is_ready, what="starting", timeout_s=timeout_s)
+        self._supervisor.wait_until(is_ready, activity="starting", timeout_s=timeout_s)
 
     def ready_worker(self) -> WorkerInfo | None:
-        """This stack's worker once it takes jobs; None until then, or while the broker is away."""
+        """Return this stack's worker if it takes jobs; None before, or while the broker is down."""
         try:
             workers = self._store.list_workers()
         except redis.RedisError:
             return None
-        # By its pid: others may share the broker, and a dead one's heartbeat stays for a while.
+        # By pid: others may share the broker, and the heartbeat of a dead one stays for a while.
         given = {**os.environ, **self._options.environment}.get("BATCHMILL_WORKER_NAME")
         ending = given or f"-{self.pids['worker']}@{socket.gethostname()}"
         ready = (w for w in workers if w.state == "ready" and w.name.endswith(ending))
         return next(ready, None)
 
-    def check(self) -> None:
-        """Start again what died. Call it several times a second."""
+    def restart_dead_children(self) -> None:
+        """Restart children that died, the broker included. Call it several times a second."""
         assert self._supervisor is not None
-        self._check_broker()
-        self._supervisor.check()
+        self._restart_dead_broker()
+        self._supervisor.restart_ended_children()
 
     def stop(self) -> None:
         """End everything in order: worker, deliverer, Flower, broker."""
@@ -159,7 +160,7 @@ class LocalStack:
             self._broker.stop()
 
     def kill(self) -> None:
-        """End the children at once; a running `stop` then has nothing to wait for."""
+        """Kill the children at once, so that a running `stop` has nothing to wait for."""
         if self._supervisor is not None:
             self._supervisor.kill()
 
@@ -168,14 +169,14 @@ class LocalStack:
         assert self._broker is not None
         return self._broker
 
-    def _check_broker(self) -> None:
-        """Start a broker that died again; its data is on disk, and the children reconnect."""
+    def _restart_dead_broker(self) -> None:
+        """Restart a broker that died; its data is on disk, and the children reconnect."""
         if self._broker is None or self._broker.pid is not None:
             return
         now_s = time.monotonic()
         if self._broker_down_since_s is None:
             self._broker_down_since_s = now_s
-            self._say(f"the broker died; starting it again (log: {self._broker.log_path})")
+            self._say(f"the broker died; restarting it (log: {self._broker.log_path})")
         if now_s - self._broker_down_since_s < _BROKER_RESTART_WAIT_S:
             return
         self._broker.stop()
@@ -192,7 +193,9 @@ class LocalStack:
         if not self._options.with_flower:
             return None
         if importlib.util.find_spec("flower") is None:
-            self._say("Flower is not installed and left out: pip install 'batchmill[monitor]'")
+            self._say(
+                "Flower is left out because it is not installed: pip install 'batchmill[monitor]'"
+            )
             return None
         return Flower(self._options.flower_port)
 
@@ -201,7 +204,7 @@ class LocalStack:
             **os.environ,
             **self._options.environment,
             "BATCHMILL_BROKER_URL": self.broker_url,
-            # Keeps a kernels/ folder in the current directory from being taken for a package.
+            # Keeps a kernels/ folder in the current directory from being imported as a package.
             "PYTHONSAFEPATH": "1",
         }
         own = [sys.executable, "-m", "batchmill.worker.cli"]

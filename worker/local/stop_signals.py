@@ -1,4 +1,4 @@
-"""Turn signals that ask for an end into a flag that a main loop can wait for."""
+"""Turns signals such as SIGTERM into a flag that a main loop can wait for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 class StopSignals:
     """While entered, the signals set a flag instead of ending the process.
 
-    A signal that is ignored stays ignored: so `nohup` keeps SIGHUP away.
+    A signal that is ignored stays ignored, so that `nohup` still protects from SIGHUP.
     """
 
     def __init__(self, numbers: Sequence[signal.Signals], on_second: Callable[[], None]) -> None:
@@ -20,7 +20,7 @@ class StopSignals:
 
         Args:
             numbers: the signals.
-            on_second: called, in the signal handler, when another one comes while stopping.
+            on_second: called in the signal handler if another signal comes after the first.
         """
         self._numbers = numbers
         self._on_second = on_second
@@ -33,7 +33,7 @@ class StopSignals:
         return self._received
 
     def wait(self, seconds: float) -> bool:
-        """Pass some time, and say whether a signal has come."""
+        """Wait, unless a signal has come, and return whether one has."""
         if not self._received:
             time.sleep(seconds)
         return self._received
@@ -56,7 +56,7 @@ class StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         # A plain attribute: the handler runs in the main thread, between any two of its
-        # instructions, and would wait for ever for a lock that this thread holds.
+        # instructions, and would wait forever for a lock that this thread holds.
         if self._received:
             self._on_second()
         self._received = True

@@ -21,7 +21,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 @dataclass(frozen=True, slots=True)
 class UpOptions:
-    """What `batchmill up` was asked for."""
+    """Options of `batchmill up`."""
 
     state_dir: Path
     broker_port: int | None
@@ -31,12 +31,12 @@ class UpOptions:
 
 
 def run_up(options: UpOptions) -> None:
-    """Start everything, keep it running, and end it in order on SIGTERM or Ctrl-C.
+    """Start everything, keep it running, and stop it in order on SIGTERM or Ctrl-C.
 
-    A second signal ends the children at once.
+    A second signal kills the children.
 
     Raises:
-        ServiceError: something could not start; the message says what, and where its log is.
+        ServiceError: a child could not start; the message names it and its log.
     """
     say = _say_json if options.as_json else _say_text
     make_private_directory(options.state_dir)
@@ -53,10 +53,10 @@ def run_up(options: UpOptions) -> None:
 
 
 def _keep_running(stack: LocalStack, signals: StopSignals, say: Callable[[str], None]) -> None:
-    """Watch the children until a signal comes."""
+    """Restart children that die, until a signal comes."""
     is_ready = False
     while not signals.wait(_CHECK_INTERVAL_S):
-        stack.check()
+        stack.restart_dead_children()
         if not is_ready and stack.is_ready():
             is_ready = True
             say("ready: the worker takes jobs")
@@ -76,13 +76,13 @@ def _stack_options(options: UpOptions, secret: str) -> StackOptions:
 
 
 def _webhook_secret(state_dir: Path) -> tuple[str, Path | None]:
-    """The secret of the environment, or the one kept in the state folder and its file."""
+    """Return the secret of the environment, or the one kept in the state folder with its file."""
     given = os.environ.get("BATCHMILL_WEBHOOK_SECRET")
     return (given, None) if given else stored_webhook_secret(state_dir)
 
 
 def _show(stack: LocalStack, secret_path: Path | None, *, as_json: bool) -> None:
-    """Say what runs, where its logs are, and what to try."""
+    """Show the addresses, the logs, and commands to try."""
     logs = {name: str(path) for name, path in stack.log_paths.items()}
     secret = None if secret_path is None else str(secret_path)
     if as_json:
@@ -94,14 +94,14 @@ def _show(stack: LocalStack, secret_path: Path | None, *, as_json: bool) -> None
     if stack.flower_url is not None:
         lines.append(f"flower  {stack.flower_url} (read-only, no password, this machine only)")
     lines += [f"log     {path}" for path in logs.values()]
-    lines.append(f"webhook secret in {secret or 'BATCHMILL_WEBHOOK_SECRET'}")
-    found = stack.broker_url == f"unix://{embedded_socket()}"
-    where = "" if found else f" --broker-url {redact(stack.broker_url)}"
+    lines.append(f"secret  {secret or 'BATCHMILL_WEBHOOK_SECRET'} (signs the webhooks)")
+    is_default = stack.broker_url == f"unix://{embedded_socket()}"
+    flag = "" if is_default else f" --broker-url {redact(stack.broker_url)}"
     lines += [
         "",
         "Try, in another terminal:",
-        f'  batchmill submit "Write a haiku about a water mill." --max-tokens 48 --wait{where}',
-        f"  batchmill status{where}",
+        f'  batchmill submit "Write a haiku about a water mill." --max-tokens 48 --wait{flag}',
+        f"  batchmill status{flag}",
         "",
         "Loading the model; Ctrl-C stops everything.",
     ]

@@ -1,3 +1,5 @@
+"""The embedded broker as a real server process: persistence, locking, privacy and its end."""
+
 from __future__ import annotations
 
 import os
@@ -54,13 +56,13 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 10.0
 
 def is_gone(pid: int) -> bool:
     try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
 
 
 def start_parent(directory: Path) -> tuple[subprocess.Popen[str], int]:
-    """A process that starts a broker and waits; returns it and the broker's pid."""
+    """Start a process that starts a broker and waits; return it and the broker's pid."""
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT_PROGRAM, str(directory)], stdout=subprocess.PIPE, text=True
     )
@@ -109,7 +111,7 @@ def test_server_is_reaped_when_its_parent_is_killed(directory: Path) -> None:
     wait_until(lambda: is_gone(server_pid), "the server followed its parent")
 
 
-def test_next_broker_starts_right_after_the_parent_of_the_last_was_killed(directory: Path) -> None:
+def test_next_broker_starts_right_after_the_previous_parent_was_killed(directory: Path) -> None:
     parent, server_pid = start_parent(directory)
     kill(parent)
     with EmbeddedBroker(BrokerConfig(directory)) as broker:
@@ -159,7 +161,7 @@ def test_too_long_socket_path_is_refused_with_the_limit(directory: Path) -> None
         EmbeddedBroker(BrokerConfig(directory / ("x" * 100))).start()
 
 
-def test_broker_listens_on_a_loopback_port_where_asked(directory: Path) -> None:
+def test_broker_listens_on_a_loopback_port_if_given(directory: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         free_port = probe.getsockname()[1]
     config = BrokerConfig(directory, port=free_port)
@@ -188,7 +190,7 @@ def test_missing_server_is_an_error_that_says_what_to_install(
         find_server_binary()
 
 
-def test_server_on_the_path_is_used_where_the_wheel_is_absent(
+def test_server_on_the_path_is_used_without_the_wheel(
     monkeypatch: pytest.MonkeyPatch, directory: Path
 ) -> None:
     program = directory / "redis-server"

@@ -1,3 +1,5 @@
+"""Signals as a flag: the first, a second one, and ignored ones."""
+
 from __future__ import annotations
 
 import os
@@ -6,7 +8,7 @@ import signal
 from batchmill.worker.local.stop_signals import StopSignals
 
 
-def test_signal_sets_the_flag_and_the_next_one_is_told() -> None:
+def test_first_signal_sets_the_flag_and_the_second_calls_back() -> None:
     again: list[str] = []
     before = signal.getsignal(signal.SIGTERM)
     with StopSignals((signal.SIGTERM,), on_second=lambda: again.append("again")) as signals:

@@ -1,3 +1,5 @@
+"""The supervisor with real child processes: restarts, waits, order and death of the parent."""
+
 from __future__ import annotations
 
 import os
@@ -49,7 +51,7 @@ def is_up(folder: Path, name: str = "child") -> bool:
     return log.exists() and "up" in log.read_text()
 
 
-def test_child_that_died_is_started_again_after_a_wait(tmp_path: Path) -> None:
+def test_child_that_died_is_restarted_after_a_wait(tmp_path: Path) -> None:
     lines: list[str] = []
     supervisor = Supervisor([spec(tmp_path, SLEEPER)], lines.append)
     supervisor.start()
@@ -59,28 +61,38 @@ def test_child_that_died_is_started_again_after_a_wait(tmp_path: Path) -> None:
     try:
         os.kill(first, signal.SIGKILL)
         died_at = time.monotonic()
-        wait_until(lambda: supervisor.check() or child.num_restarts == 1, "started again")
+
+        def has_restarted() -> bool:
+            supervisor.restart_ended_children()
+            return child.num_restarts == 1
+
+        wait_until(has_restarted, "restarted")
         assert time.monotonic() - died_at >= 0.9
         assert child.pid not in (None, first)
     finally:
         supervisor.stop()
     assert "exit code -9" in lines[0]
-    assert "started again" in lines[1]
+    assert "restarted" in lines[1]
 
 
 def test_wait_doubles_while_a_child_keeps_dying(tmp_path: Path) -> None:
     lines: list[str] = []
     supervisor = Supervisor([spec(tmp_path, "raise SystemExit(3)")], lines.append)
+
+    def has_died_twice() -> bool:
+        supervisor.restart_ended_children()
+        return len(lines) >= 3
+
     supervisor.start()
     try:
-        wait_until(lambda: supervisor.check() or len(lines) >= 3, "it died twice", 15)
+        wait_until(has_died_twice, "it died twice", 15)
     finally:
         supervisor.stop()
-    assert "exit code 3; starting it again in 1 s" in lines[0]
-    assert "exit code 3; starting it again in 2 s" in lines[2]
+    assert "exit code 3; restarting it in 1 s" in lines[0]
+    assert "exit code 3; restarting it in 2 s" in lines[2]
 
 
-def test_children_are_stopped_in_order_each_after_the_one_before(tmp_path: Path) -> None:
+def test_children_are_stopped_in_order_each_after_the_previous_one(tmp_path: Path) -> None:
     first = (
         "import signal, sys, time\n"
         "def end(*_):\n"
@@ -104,7 +116,7 @@ def test_children_are_stopped_in_order_each_after_the_one_before(tmp_path: Path)
     assert [child.pid for child in supervisor.children] == [None, None]
 
 
-def test_child_that_ignores_sigterm_is_killed_and_told_of(tmp_path: Path) -> None:
+def test_child_that_ignores_sigterm_is_killed_and_reported(tmp_path: Path) -> None:
     lines: list[str] = []
     supervisor = Supervisor([spec(tmp_path, STUBBORN, stop_timeout_s=0.2)], lines.append)
     supervisor.start()
@@ -113,12 +125,12 @@ def test_child_that_ignores_sigterm_is_killed_and_told_of(tmp_path: Path) -> Non
     assert lines == ["child did not end within 0.2 s and was killed"]
 
 
-def test_start_that_fails_is_told_with_the_end_of_its_log(tmp_path: Path) -> None:
+def test_failed_start_is_reported_with_the_end_of_the_log(tmp_path: Path) -> None:
     program = "import sys; sys.exit('the model is not there')"
     supervisor = Supervisor([spec(tmp_path, program)], print)
     supervisor.start()
     with pytest.raises(ChildFailed, match=r"exit code 1(?s:.*)the model is not there"):
-        supervisor.wait_until(lambda: False, what="starting", timeout_s=10)
+        supervisor.wait_until(lambda: False, activity="starting", timeout_s=10)
     supervisor.stop()
 
 
@@ -127,7 +139,7 @@ def test_start_that_takes_too_long_names_the_logs(tmp_path: Path) -> None:
     supervisor.start()
     try:
         with pytest.raises(ChildFailed, match=r"starting took more than 0.1 s; see .*child\.log"):
-            supervisor.wait_until(lambda: False, what="starting", timeout_s=0.1)
+            supervisor.wait_until(lambda: False, activity="starting", timeout_s=0.1)
     finally:
         supervisor.stop()
 

@@ -1,4 +1,4 @@
-"""`batchmill up` as a process: starts, mends, drains, and never leaves a child behind."""
+"""`batchmill up` as a process: it starts, restarts, drains, and never leaves a child behind."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COMMAND = [sys.executable, "-m", "batchmill.worker.cli", "up", "--json", "--no-f
 
 
 class Up:
-    """One `batchmill up` in a folder of its own."""
+    """One `batchmill up` in a separate folder."""
 
     def __init__(self, folder: Path, *arguments: str, **environment: str) -> None:
         self.folder = folder
@@ -106,7 +106,7 @@ def is_gone(process: psutil.Process) -> bool:
         return True
 
 
-def test_up_runs_jobs_mends_what_dies_and_drains_on_sigterm(start: Start) -> None:
+def test_up_runs_jobs_restarts_children_and_drains_on_sigterm(start: Start) -> None:
     up = start()
     facts = up.wait_for(lambda line: "broker_url" in line, "what runs")
     assert facts["broker_url"] == f"unix://{up.folder}/run/broker.sock"
@@ -119,7 +119,7 @@ def test_up_runs_jobs_mends_what_dies_and_drains_on_sigterm(start: Start) -> Non
 
         os.kill(facts["pids"]["worker"], signal.SIGKILL)
         up.wait_for_event("worker ended with exit code -9")
-        up.wait_for_event("worker started again")
+        up.wait_for_event("worker restarted")
         os.kill(facts["pids"]["broker"], signal.SIGKILL)
         up.wait_for_event("the broker runs again")
         assert job.status().state is JobState.COMPLETED  # it was on disk
