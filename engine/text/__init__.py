@@ -1,4 +1,4 @@
 """Text and tokens: tokenizer, detokenizer, stop strings, chat templates and tool calls.
 
-Read `tokenizer.py` first. Nothing here knows about scheduling, and nothing here imports torch.
+Read `tokenizer.py` first. This package knows nothing of scheduling, and never imports torch.
 """

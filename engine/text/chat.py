@@ -1,4 +1,4 @@
-"""A conversation as a prompt: messages, tools and documents in OpenAI's shapes."""
+"""A chat as a prompt: messages, tools and documents in OpenAI's shapes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from batchmill.engine.errors import RequestError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chat:
-    """What the model's chat template turns into a prompt; an engine takes it in a prompt's place.
+    """A chat that the model's template turns into a prompt; the engine takes it as one.
 
     Raises:
         RequestError: `invalid_request`, or `unsupported_parameter` for content that is not text.
@@ -27,18 +27,19 @@ class Chat:
     messages: Sequence[Mapping[str, Any]]
     #: OpenAI's function tools: `{"type": "function", "function": {"name", "parameters", …}}`.
     tools: Sequence[Mapping[str, Any]] | None = ()
-    #: `auto`: the model may call; `required`: it must; `none`: it is not shown the tools; or
+    #: `auto`: the model may call; `required`: it must; `none`: it does not see the tools; or
     #: `{"type": "function", "function": {"name": …}}`: it must call this one, once.
     tool_choice: str | Mapping[str, Any] | None = None
-    #: Whether there may be several calls; without, generation ends with the first.
+    #: Whether there may be several calls; false ends generation with the first.
     parallel_tool_calls: bool | None = None
     #: Documents to answer from: mappings of `title` and `text`.
     documents: Sequence[Mapping[str, str]] | None = ()
-    #: What else the model's template understands, such as `enable_thinking`.
+    #: Further variables of the model's template, such as `enable_thinking`.
     chat_template_kwargs: Mapping[str, Any] | None = field(default_factory=dict)
-    #: Whether the prompt ends where an answer begins; None: unless the last message is continued.
+    #: Whether the prompt ends with the beginning of an assistant message; None: unless the last
+    #: message is continued.
     add_generation_prompt: bool | None = None
-    #: Go on with the last message, which is the assistant's, instead of answering it.
+    #: Continue the last message, which must be the assistant's.
     continue_final_message: bool | None = False
 
     def __post_init__(self) -> None:
@@ -51,19 +52,19 @@ class Chat:
 
     @property
     def shown_tools(self) -> list[Mapping[str, Any]]:
-        """The tools that the model is to know of."""
+        """Tools that the model sees."""
         return [] if self.tool_choice == "none" else list(self.tools or ())
 
     @property
     def callable_names(self) -> frozenset[str]:
-        """Functions that the output may call."""
+        """Names of the functions that the output may call."""
         if isinstance(self.tool_choice, Mapping):
             return frozenset({self.tool_choice["function"]["name"]})
         return frozenset(tool["function"]["name"] for tool in self.shown_tools)
 
     @property
     def must_call(self) -> bool:
-        """Whether the output has to be calls and nothing else."""
+        """Whether the output must be calls and nothing else."""
         return contract.is_call_demanded(self.tool_choice)
 
     @property
@@ -94,7 +95,7 @@ class Chat:
 
 
 def text_of(content: Any) -> str | None:
-    """The text of a message's content, parts joined by line ends as in vLLM; None for none.
+    """Return the text of a message's content, parts joined by line ends as in vLLM, or None.
 
     Raises:
         RequestError: `unsupported_parameter` for a part that is not text.
@@ -115,7 +116,7 @@ def text_of(content: Any) -> str | None:
 
 def _check_messages(messages: Any) -> None:
     if isinstance(messages, str) or not isinstance(messages, Sequence) or not messages:
-        raise _invalid("messages is no list of messages, or is empty: give at least one")
+        raise _invalid("messages must be a list of at least one message")
     for index, message in enumerate(messages):
         if not isinstance(message, Mapping) or message.get("role") not in contract.ROLES:
             raise _invalid(f"messages[{index}] has no role: use one of {', '.join(contract.ROLES)}")
@@ -126,10 +127,10 @@ def _check_messages(messages: Any) -> None:
 
 
 def decoded_call(call: Any, index: int) -> dict[str, Any]:
-    """A call of an earlier message as templates want it: its arguments are no text, but an object.
+    """Return a call of an earlier message as templates need it: with its arguments as an object.
 
     Raises:
-        RequestError: it is no call.
+        RequestError: the call is malformed.
     """
     try:
         function = call["function"]
@@ -138,13 +139,13 @@ def decoded_call(call: Any, index: int) -> dict[str, Any]:
             arguments = json.loads(arguments)
         if not isinstance(arguments, Mapping):
             raise TypeError
-        # Escapes of JSON can spell lone surrogates, which UTF-8, and so a prompt, cannot hold.
+        # JSON can escape lone surrogates, which UTF-8, and so a prompt, cannot encode.
         json.dumps(arguments, ensure_ascii=False).encode()
         return {**call, "function": {**function, "arguments": arguments}}
     except (KeyError, TypeError, ValueError, RecursionError):
         raise _invalid(
-            f"messages[{index}].tool_calls holds what is no call: use id, type and function, with "
-            "a name and arguments that are a JSON object"
+            f"messages[{index}].tool_calls has a malformed call: use id, type and function, with a "
+            "name and with arguments that are a JSON object"
         ) from None
 
 
@@ -153,7 +154,7 @@ def _check_tools(tools: Any) -> None:
     for index, tool in enumerate(tools):
         function = tool.get("function") if isinstance(tool, Mapping) else None
         if not isinstance(function, Mapping) or tool.get("type") != "function":
-            raise _invalid(f"tools[{index}] is no function: use type function, with a function")
+            raise _invalid(f"tools[{index}] must be a function: use type function, with a function")
         name = function.get("name")
         is_name = isinstance(name, str) and re.fullmatch(contract.FUNCTION_NAME, name)
         if not is_name or name in names:
@@ -169,7 +170,7 @@ def _check_parameters(field: str, parameters: Any) -> None:
     if parameters is None:
         return
     if not isinstance(parameters, Mapping):
-        raise _invalid(f"{field} is no JSON schema: use an object")
+        raise _invalid(f"{field} must be a JSON schema: use an object")
     try:
         check_parameters(field, parameters)
     except ContractError as refusal:
@@ -183,7 +184,7 @@ def _check_documents(documents: Any) -> None:
             or not isinstance(document.get("text"), str)
             or not all(isinstance(value, str) for value in document.values())
         ):
-            raise _invalid(f"documents[{index}] is no mapping of title and text")
+            raise _invalid(f"documents[{index}] must be an object with title and text")
 
 
 def _check_template_kwargs(kwargs: Any) -> None:

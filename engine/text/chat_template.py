@@ -1,4 +1,4 @@
-"""A conversation through a model's chat template, which must not leave any of it out."""
+"""Rendering of a chat by its model's template, which must not ignore any part of it."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from batchmill.engine.errors import RequestError
 
 from .chat import Chat, decoded_call, text_of
 
-#: What a template raises on messages that it cannot take. Arguments of calls and schemas of tools
-#: may be nested as deep as Python reads JSON, and deeper than it writes it from within a template.
+#: Errors of a template on messages that it cannot render. Arguments of calls and schemas of tools
+#: may be nested as deep as Python can read JSON, and deeper than a template can write it.
 _REFUSALS = (TemplateError, TypeError, KeyError, ValueError, AttributeError, RecursionError)
 
 
 def render_chat(tokenizer: PreTrainedTokenizerFast, chat: Chat, model_name: str) -> str:
-    """The prompt that the tokenizer's own template makes of a conversation.
+    """Return the prompt that the tokenizer's own template makes of a chat.
 
-    A template takes what it understands and says nothing of the rest. So what is not certain to be
-    used is left out once for a try: where the prompt stays the same, it is refused.
+    A template silently ignores what it does not know. So each part that it may ignore is left out
+    once: if the prompt stays the same, the part is refused.
 
     Raises:
-        RequestError: `unsupported_parameter` where the template is missing, or ignores a part;
-            `invalid_request` where it refuses the messages.
+        RequestError: `unsupported_parameter` if the template is missing or ignores a part;
+            `invalid_request` if it refuses the messages.
     """
     template = template_of(tokenizer, chat)
     given = _inputs(chat, template)
@@ -34,7 +34,7 @@ def render_chat(tokenizer: PreTrainedTokenizerFast, chat: Chat, model_name: str)
     try:
         prompt = _render(tokenizer, given)
     except _REFUSALS as error:
-        # A template's own words may quote the messages, so they are not passed on.
+        # A template's own error may quote the messages, so it is not shown.
         raise RequestError(
             "invalid_request",
             f"the model's chat template refuses these messages ({type(error).__name__}): "
@@ -51,7 +51,7 @@ def render_chat(tokenizer: PreTrainedTokenizerFast, chat: Chat, model_name: str)
 
 
 def template_of(tokenizer: PreTrainedTokenizerFast, chat: Chat) -> str:
-    """The template's text; a model may have one of its own for tools.
+    """Return the template's text; a model may have another one for tools.
 
     Raises:
         RequestError: `unsupported_parameter`: the model has none.
@@ -66,7 +66,7 @@ def template_of(tokenizer: PreTrainedTokenizerFast, chat: Chat) -> str:
 
 
 def _inputs(chat: Chat, template: str) -> dict[str, Any]:
-    """What the template is given."""
+    """Return the variables of the template."""
     continued = bool(chat.continue_final_message)
     starts_answer = chat.add_generation_prompt
     return {
@@ -83,7 +83,7 @@ def _inputs(chat: Chat, template: str) -> dict[str, Any]:
 
 def _plain_message(index: int, message: Mapping[str, Any], template: str) -> dict[str, Any]:
     plain = {**message, "content": text_of(message.get("content"))}
-    # OpenAI's newer name for the same role; few templates have heard of it.
+    # OpenAI's newer name for the same role; few templates know it.
     if plain["role"] == "developer" and "developer" not in template:
         plain["role"] = "system"
     calls = plain.pop("tool_calls", None)
@@ -93,14 +93,14 @@ def _plain_message(index: int, message: Mapping[str, Any], template: str) -> dic
 
 
 def _plain_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
-    """A tool as templates want it: they look into its parameters without asking for them."""
+    """Return a tool with parameters: templates read them without checking that they exist."""
     function = dict(tool["function"])
     function["parameters"] = function.get("parameters") or {"type": "object", "properties": {}}
     return {**tool, "function": function}
 
 
 def _with_a_part_left_out(given: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """What a template may ignore: its name, what to do, and the inputs without it."""
+    """Yield each part that a template may ignore: name, remedy, and the inputs without it."""
     messages = given["conversation"]
     if given["tools"] is not None:
         yield "tools", "leave them out", {**given, "tools": None}
@@ -113,7 +113,7 @@ def _with_a_part_left_out(given: dict[str, Any]) -> Iterator[tuple[str, str, dic
         without = [message for message in messages if message["role"] != "tool"]
         yield "messages of role tool", "say it as text", {**given, "conversation": without}
     if any(message.get("name") and message["role"] != "tool" for message in messages):
-        # A tool's name says again what its call says.
+        # A tool's name repeats its call's.
         without = [
             message if message["role"] == "tool" else {**message, "name": None}
             for message in messages
@@ -124,16 +124,17 @@ def _with_a_part_left_out(given: dict[str, Any]) -> Iterator[tuple[str, str, dic
 def _check_kwargs(
     tokenizer: PreTrainedTokenizerFast, chat: Chat, template: str, model_name: str
 ) -> None:
-    # Leaving it out would show nothing where it is given with its default.
+    # Leaving a variable out would prove nothing if its value is the default.
     for name in chat.chat_template_kwargs or {}:
         if name in tokenizer.special_tokens_map:
             raise RequestError(
-                "invalid_request", f"chat_template_kwargs.{name} is a token of the model's own"
+                "invalid_request",
+                f"chat_template_kwargs.{name} names a special token of the model: leave it out",
             )
         if not re.search(rf"\b{re.escape(name)}\b", template):
             raise RequestError(
                 "unsupported_parameter",
-                f"the chat template of {model_name} knows no {name}: leave it out of "
+                f"the chat template of {model_name} does not use {name}: leave it out of "
                 "chat_template_kwargs",
             )
 
@@ -146,4 +147,4 @@ def _is_same(tokenizer: PreTrainedTokenizerFast, given: dict[str, Any], prompt: 
     try:
         return _render(tokenizer, given) == prompt
     except _REFUSALS:
-        return False  # it misses what was left out
+        return False  # the template needs the part

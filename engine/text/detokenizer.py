@@ -1,4 +1,4 @@
-"""Tokens to text, one token at a time, without ever showing half a character."""
+"""Incremental detokenization: text of one token at a time, in whole characters only."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ NUM_CONTEXT_TOKENS = 5
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 #: Steps of the decoders that SentencePiece models are converted to. `Strip` drops a space at the
-#: very start of a decoded text, which an output after its prompt is not.
+#: start of a decoded text; an output follows its prompt, so this does not apply to it.
 _SENTENCEPIECE_STEPS = {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}
 
 
 class TextStream(Protocol):
-    """The text of one output, growing. It depends on the prompt and the tokens alone."""
+    """The growing text of one output, a function of the prompt and the tokens."""
 
     def append(self, token_id: int) -> str:
-        """Take one token; the text that is now certain, often none."""
+        """Append one token; return the text that is now certain, which is often empty."""
 
     def flush(self) -> str:
-        """End the text; a character that was never completed becomes U+FFFD."""
+        """End the text and return its rest; an incomplete character becomes U+FFFD."""
 
 
 class Detokenizer:
     """Makes a `TextStream` for each request.
 
-    For byte-level and SentencePiece vocabularies (all but a few) every token stands for bytes, and
-    a text is the UTF-8 decoding of their bytes, looked up once per token. Any other vocabulary goes
-    through its own decoder over a window of tokens.
+    In byte-level and SentencePiece vocabularies (all but a few) every token stands for bytes, which
+    are looked up once per token; a text is their UTF-8 decoding. Any other vocabulary goes through
+    its own decoder over a window of tokens.
 
     For byte-level vocabularies the text equals the tokenizer's own decoding of the output. For
     SentencePiece ones it continues the prompt, so that a space before the first word is kept.
@@ -49,11 +49,11 @@ class Detokenizer:
         )
         to_bytes = _piece_decoder(backend)
         self._token_bytes = None if to_bytes is None else _TokenBytes(backend, to_bytes)
-        # By the tokens that are left out: all special ones, none, or all but a few markers.
+        # By the skipped tokens: all special ones, none, or all but a few markers.
         self._whole: dict[frozenset[int], _WholeTexts] = {}
 
     def special_token_id(self, text: str) -> int | None:
-        """The special token that a text is; None where it is none."""
+        """Return the id of the special token with this text; None if there is none."""
         token_id: int | None = self._backend.token_to_id(text)
         return token_id if token_id in self._special_token_ids else None
 
@@ -64,13 +64,13 @@ class Detokenizer:
         skip_special_tokens: bool,
         kept: Iterable[str] = (),
     ) -> TextStream:
-        """A stream for the output that follows a prompt.
+        """Return a stream for the output that follows a prompt.
 
         Args:
             prompt_token_ids: The prompt.
             skip_special_tokens: Leave special tokens out of the text.
-            kept: Special tokens to leave in all the same. A vocabulary that is decoded over a
-                window leaves in all or none.
+            kept: Special tokens to keep nevertheless. A vocabulary that is decoded over a window
+                keeps all or none.
         """
         kept_ids = {self.special_token_id(text) for text in kept} - {None}
         if self._token_bytes is None:
@@ -84,7 +84,7 @@ class Detokenizer:
 
 
 class _TokenBytes(dict[int, bytes]):
-    """The bytes that each token stands for, worked out when a token is first seen."""
+    """Bytes of each token, computed when the token is first seen."""
 
     def __init__(self, backend: BackendTokenizer, to_bytes: Callable[[str], bytes]) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class _TokenBytes(dict[int, bytes]):
 
 
 class _WholeTexts(dict[int, str | None]):
-    """The text of each token that is whole characters, or none; None for a token that is not."""
+    """Text of each token that stands for whole characters or is skipped; None for all others."""
 
     def __init__(self, token_bytes: _TokenBytes, skipped: frozenset[int]) -> None:
         super().__init__(dict.fromkeys(skipped, ""))
@@ -117,14 +117,14 @@ class _WholeTexts(dict[int, str | None]):
 
 
 class _ByteStream:
-    """Text of a vocabulary whose tokens stand for bytes."""
+    """Stream for a vocabulary whose tokens stand for bytes."""
 
     __slots__ = ("_decoder", "_is_between_characters", "_token_bytes", "_whole")
 
     def __init__(self, token_bytes: _TokenBytes, whole: _WholeTexts) -> None:
         self._token_bytes = token_bytes
         self._whole = whole
-        # Keeps an unfinished character back; bytes that can become none are U+FFFD at once.
+        # Holds back an incomplete character; bytes that cannot become one are U+FFFD at once.
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._is_between_characters = True
 
@@ -144,7 +144,7 @@ class _ByteStream:
 
 
 class _WindowStream:
-    """Text of any vocabulary: decodes the last few tokens with and without the newest.
+    """Stream for any vocabulary: decodes the last few tokens with and without the newest.
 
     Source: the two-offset incremental decoding of Hugging Face text-generation-inference.
     """
@@ -157,7 +157,7 @@ class _WindowStream:
         self._backend = backend
         self._skip_special_tokens = skip_special_tokens
         self._window = context
-        # Leading tokens of the window whose text is already shown; they are its context.
+        # Leading tokens of the window whose text was already returned; they are the context.
         self._num_shown = len(context)
 
     def append(self, token_id: int) -> str:
@@ -181,7 +181,7 @@ class _WindowStream:
 
 
 def _piece_decoder(backend: BackendTokenizer) -> Callable[[str], bytes] | None:
-    """How this vocabulary's tokens become bytes, or None where they do not one by one."""
+    """Return the function from a token to its bytes; None if tokens have no bytes of their own."""
     if backend.decoder is None:
         return None
     decoder = json.loads(backend.decoder.__getstate__())
@@ -195,7 +195,7 @@ def _piece_decoder(backend: BackendTokenizer) -> Callable[[str], bytes] | None:
 
 
 def _is_plain(step: dict[str, Any]) -> bool:
-    """Whether a SentencePiece decoding step only writes U+2581 as a space."""
+    """Whether a SentencePiece decoding step does no more than replace U+2581 by a space."""
     if step["type"] == "Replace":
         return bool(step["pattern"] == {"String": "▁"} and step["content"] == " ")
     if step["type"] == "Metaspace":
@@ -204,7 +204,7 @@ def _is_plain(step: dict[str, Any]) -> bool:
 
 
 def _byte_level_decoder() -> Callable[[str], bytes]:
-    """Bytes of a byte-level token: each byte is written as one printable character.
+    """Return the function from a byte-level token, one printable character per byte, to its bytes.
 
     Source: GPT-2's byte-level BPE, Radford et al. 2019, section 2.2.
     """
@@ -215,7 +215,7 @@ def _byte_level_decoder() -> Callable[[str], bytes]:
 
     def to_bytes(piece: str) -> bytes:
         values = [byte_by_character.get(character) for character in piece]
-        # Added tokens are written as themselves, with spaces and all.
+        # Added tokens are written as they are, spaces included.
         if None in values:
             return piece.encode()
         return bytes(value for value in values if value is not None)
@@ -224,7 +224,7 @@ def _byte_level_decoder() -> Callable[[str], bytes]:
 
 
 def _sentencepiece_bytes(piece: str) -> bytes:
-    """Bytes of a SentencePiece token: `<0xE2>` is one byte, U+2581 a space."""
+    """Return the bytes of a SentencePiece token: `<0xE2>` is one byte, U+2581 is a space."""
     byte = _BYTE_TOKEN.fullmatch(piece)
     if byte is not None:
         return bytes([int(byte[1], 16)])

@@ -1,4 +1,4 @@
-"""Stop strings in a growing text."""
+"""Search for stop strings in a growing text."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 
-class Matched(NamedTuple):
-    """What `StopStrings.append` found out about a piece of text."""
+class StopMatch(NamedTuple):
+    """The result of appending a piece of text."""
 
     #: Text that is now certain to be part of the output.
     text: str
@@ -18,22 +18,21 @@ class Matched(NamedTuple):
 class StopStrings:
     """Finds the first stop string, and holds back text that may be the beginning of one.
 
-    There is at least one stop string.
-
-    The result does not depend on how the text is cut into pieces. Of several stop strings the one
-    that ends first counts; of several that end together, the longest.
+    There must be at least one stop string. The result does not depend on how the text is split into
+    pieces. Of several stop strings, the one that ends first counts; of several that end together,
+    the longest.
 
     Source: string matching by prefix function, Knuth, Morris and Pratt 1977, section 2.
     """
 
     def __init__(self, stops: Sequence[str], *, include_in_text: bool) -> None:
-        # Longest first: the first that is found complete is the one that counts.
+        # Longest first: the first that is complete is the one that counts.
         self._matchers = [_Matcher(stop) for stop in sorted(stops, key=len, reverse=True)]
         self._include_in_text = include_in_text
         self._held = ""
 
-    def append(self, text: str) -> Matched:
-        """Take a piece of text. After a stop string was found, nothing may be appended."""
+    def append(self, text: str) -> StopMatch:
+        """Append a piece of text. Nothing may be appended after a stop string was found."""
         pending = self._held + text
         for index, character in enumerate(text, start=len(self._held)):
             for matcher in self._matchers:
@@ -41,14 +40,14 @@ class StopStrings:
                     end = index + 1
                     start = end if self._include_in_text else end - len(matcher.stop)
                     self._held = ""
-                    return Matched(pending[:start], matcher.stop)
+                    return StopMatch(pending[:start], matcher.stop)
         num_held = max(matcher.num_matched for matcher in self._matchers)
         num_certain = len(pending) - num_held
         self._held = pending[num_certain:]
-        return Matched(pending[:num_certain], None)
+        return StopMatch(pending[:num_certain], None)
 
     def flush(self) -> str:
-        """What was held back, once the output is known to end without a stop string."""
+        """Return the text held back, when the output ends without a stop string."""
         held, self._held = self._held, ""
         for matcher in self._matchers:
             matcher.num_matched = 0
@@ -56,7 +55,7 @@ class StopStrings:
 
 
 class _Matcher:
-    """How much of one stop string the text ends with."""
+    """Tracks how much of one stop string the text ends with."""
 
     __slots__ = ("_fallback", "num_matched", "stop")
 

@@ -1,4 +1,4 @@
-"""One request's structured output: a grammar that follows its tokens, and what may come next."""
+"""Structured output: grammars that follow a request's tokens, and masks of the next ones."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from tokenizers import Tokenizer as BackendTokenizer
 
 from batchmill.engine.errors import RequestError
 
-# Imported where a structured output is first asked for: an engine without any needs no llguidance.
+# Imported with the first structured output: an engine without one needs no llguidance.
 if TYPE_CHECKING:
     import llguidance
 
-#: Compiled grammars kept: bulk jobs come with a few distinct ones.
+#: Compiled grammars that are kept: the jobs of a bulk run have a few distinct ones.
 _MAX_KEPT_GRAMMARS = 256
 
 
 class Structure:
     """Follows one request's output through its grammar.
 
-    A function of the output tokens alone: made anew and shown the same tokens, it stands where it
-    stood.
+    Its state is a function of the output tokens: a new one that appends the same tokens has the
+    same state.
     """
 
     __slots__ = ("_matcher",)
@@ -36,25 +36,25 @@ class Structure:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the output follows the grammar and nothing can be added to it."""
+        """Whether the output follows the grammar and no token can be added to it."""
         matcher = self._matcher
         return matcher.is_stopped() and matcher.is_accepting() and not matcher.is_error()
 
     @property
     def can_end(self) -> bool:
-        """Whether the output follows the grammar as it is."""
+        """Whether the output follows the grammar so far and may end here."""
         return self._matcher.is_accepting()
 
     @property
     def matcher(self) -> llguidance.LLMatcher:
-        """Llguidance's own state, for `StructureMasks`."""
+        """State of llguidance, for `StructureMasks`."""
         return self._matcher
 
     def append(self, token_id: int) -> bool:
-        """Take one output token.
+        """Append one output token.
 
         Returns:
-            False where the grammar does not allow it; the structure is of no use then.
+            False if the grammar does not allow it; the structure cannot be used any more.
         """
         return self._matcher.consume_token(token_id)
 
@@ -62,17 +62,17 @@ class Structure:
 class StructureCompiler:
     """Makes a `Structure` for each request of one model.
 
-    The vocabulary is read when the first one is asked for (a second for 50,000 tokens), and each
-    grammar is compiled once.
+    The vocabulary is read for the first structure (one second for 50,000 tokens), and each grammar
+    is compiled once.
     """
 
     def __init__(
         self, backend: BackendTokenizer, vocab_size: int, eos_token_ids: frozenset[int]
     ) -> None:
-        """Remember the model.
+        """Keep the model's vocabulary for later.
 
         Args:
-            backend: Its tokenizer.
+            backend: The model's tokenizer.
             vocab_size: Width of its logits.
             eos_token_ids: Tokens that end its outputs.
         """
@@ -83,11 +83,11 @@ class StructureCompiler:
         self._compiled: OrderedDict[str, llguidance.LLMatcher] = OrderedDict()
 
     def compile(self, grammar: str) -> Structure:
-        """A structure at the start of an output.
+        """Return a structure at the start of an output.
 
         Raises:
-            RequestError: `unsupported_parameter` where the model names no end-of-text token;
-                `invalid_request` where the grammar does not suit its vocabulary.
+            RequestError: `unsupported_parameter` if the model has no end-of-text token;
+                `invalid_request` if the grammar does not suit its vocabulary.
         """
         matcher = self._compiled.get(grammar)
         if matcher is None:
@@ -102,11 +102,11 @@ class StructureCompiler:
         if not self._eos_token_ids:
             raise RequestError(
                 "unsupported_parameter",
-                "a structured output needs an end-of-text token, and this model names none",
+                "a structured output needs an end-of-text token, and this model has none",
             )
         import llguidance
 
-        # Silent, and without the grammar in its errors: both would end up in logs.
+        # No output, and no grammar in errors: both could reach logs.
         limits = llguidance.LLParserLimits(verbose_errors=False)
         matcher = llguidance.LLMatcher(self._read_tokenizer(), grammar, log_level=0, limits=limits)
         if matcher.is_error():
@@ -120,7 +120,7 @@ class StructureCompiler:
         import llguidance
 
         if self._tokenizer is None:
-            # A copy: padding and truncation would end up in the vocabulary's text.
+            # A copy without padding and truncation, which would change the vocabulary's text.
             copied = BackendTokenizer.from_str(self._backend.to_str())
             copied.no_padding()
             copied.no_truncation()
@@ -131,7 +131,7 @@ class StructureCompiler:
 
 
 class StructureMasks:
-    """Works out which tokens may come next, on a thread of its own while the model computes."""
+    """Computes on another thread which tokens may come next, while the model computes."""
 
     def __init__(self, vocab_size: int) -> None:
         self._num_words = (vocab_size + 31) // 32
@@ -140,7 +140,7 @@ class StructureMasks:
         self._pending: Future[NDArray[np.int32]] | None = None
 
     def start(self, structures: Sequence[Structure]) -> None:
-        """Begin with the masks of the structures as they stand; they must stay so until `take`."""
+        """Start to compute the masks of structures; these must not change until `take`."""
         self.discard()
         if not structures:
             return
@@ -148,18 +148,18 @@ class StructureMasks:
             import llguidance
 
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="structure-masks")
-            # The model wants most of the cores at the same time.
+            # The model needs most of the cores at the same time.
             self._executor = llguidance.LLExecutor(max(1, (os.cpu_count() or 1) // 4))
         self._pending = self._thread.submit(self._fill, structures)
 
     def take(self) -> NDArray[np.int32]:
-        """The masks: a bit for each token, [num_structures, ceil(vocab_size / 32)] int32."""
+        """Return the masks: one bit per token, [num_structures, ceil(vocab_size / 32)] int32."""
         assert self._pending is not None, "start() was not called for this step"
         pending, self._pending = self._pending, None
         return pending.result()
 
     def discard(self) -> None:
-        """Wait for masks that nobody took: their step failed."""
+        """Wait for masks that were not taken because their step failed."""
         if self._pending is not None:
             self.take()
 
@@ -172,6 +172,6 @@ class StructureMasks:
         fill_next_token_bitmask_par(self._executor, matchers, masks)
         for row, each in enumerate(structures):
             if each.matcher.is_error():
-                # A grammar that ran into a limit lets the output end, as if it were complete.
+                # A grammar that reached a limit ends the output, as if it were complete.
                 masks[row] = 0
         return masks

@@ -1,4 +1,4 @@
-"""Text to tokens and back, thin over transformers' fast tokenizers."""
+"""The tokenizer: text to tokens and back, a thin layer over transformers' fast tokenizers."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .chat_template import render_chat, template_of
 
 
 class Tokenizer:
-    """A model's vocabulary, its rules for cutting text into tokens, and its chat template."""
+    """A model's vocabulary, its rules for splitting text into tokens, and its chat template."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._tokenizer = tokenizer
-        #: Ids run from 0 to below this; a model's logits may be padded beyond.
+        #: Token ids are below this; a model's logits may be padded beyond it.
         self.vocab_size = len(tokenizer)
 
     @classmethod
@@ -28,8 +28,8 @@ class Tokenizer:
         """Read the tokenizer files of a Hugging Face folder.
 
         Raises:
-            ModelLoadError: they are missing or broken.
-            UnsupportedModelError: there is no fast (Rust) tokenizer for them.
+            ModelLoadError: the files are missing or broken.
+            UnsupportedModelError: they are not those of a fast (Rust) tokenizer.
         """
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -46,43 +46,38 @@ class Tokenizer:
 
     @property
     def backend(self) -> BackendTokenizer:
-        """The tokenizer underneath, for incremental detokenization and structured output."""
+        """The underlying tokenizer, for incremental detokenization and structured output."""
         return self._tokenizer.backend_tokenizer
 
     @property
     def eos_token_id(self) -> int | None:
-        """The end-of-sequence token that the tokenizer names, if it does."""
+        """The tokenizer's end-of-sequence token, if it has one."""
         eos_token_id: int | None = self._tokenizer.eos_token_id
         return eos_token_id
 
     def chat_template(self, chat: Chat) -> str:
-        """The text of the template that a conversation goes through.
+        """Return the text of the template that renders a chat.
 
         Raises:
             RequestError: `unsupported_parameter`: the model has none.
         """
         return template_of(self._tokenizer, chat)
 
-    @property
-    def has_chat_template(self) -> bool:
-        """Whether `apply_chat_template` can work."""
-        return self._tokenizer.chat_template is not None
-
     def encode(self, text: str) -> list[int]:
-        """Token ids of a prompt, with the special tokens that the model wants around one.
+        """Return the token ids of a prompt, with the special tokens that the model expects.
 
         Raises:
-            RequestError: `invalid_request`: UTF-8 cannot hold it.
+            RequestError: `invalid_request`: UTF-8 cannot encode it.
         """
         _check_text(text, "prompt")
         token_ids: list[int] = self._tokenizer(text, verbose=False)["input_ids"]
         return token_ids
 
     def encode_plain(self, text: str) -> list[int]:
-        """Token ids of a piece of text, with nothing around them.
+        """Return the token ids of a piece of text, without special tokens.
 
         Raises:
-            RequestError: `invalid_request`: UTF-8 cannot hold it.
+            RequestError: `invalid_request`: UTF-8 cannot encode it.
         """
         _check_text(text, "a text")
         token_ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
@@ -91,15 +86,15 @@ class Tokenizer:
     def apply_chat_template(
         self, messages: Chat | Sequence[Mapping[str, Any]], *, model_name: str = "this model"
     ) -> list[int]:
-        """Token ids of a conversation; of plain messages, up to where the answer to them begins.
+        """Return the token ids of a chat; plain messages end where the next message begins.
 
         Args:
-            messages: The conversation.
-            model_name: What errors call the model.
+            messages: The chat.
+            model_name: The model's name in errors.
 
         Raises:
             RequestError: the model has no chat template, or its template refuses the messages or
-                ignores a part of the conversation.
+                ignores a part of the chat.
         """
         chat = messages if isinstance(messages, Chat) else Chat(messages=messages)
         prompt = render_chat(self._tokenizer, chat, model_name)
@@ -111,20 +106,20 @@ class Tokenizer:
         return token_ids
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """Text of token ids, exactly as they spell it (spaces before punctuation stay)."""
+        """Return the text of token ids, unchanged (spaces before punctuation stay)."""
         return self.backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
 
     def convert_ids_to_tokens(self, token_ids: Sequence[int]) -> list[str]:
-        """The vocabulary's entries for token ids."""
+        """Return the vocabulary's entries for token ids."""
         return cast("list[str]", self._tokenizer.convert_ids_to_tokens(list(token_ids)))
 
 
 def _check_text(text: str, name: str) -> None:
-    """Refuse what the tokenizer raises on, which would end an engine and all requests in it."""
+    """Check a text that would make the tokenizer raise, and so end the engine and its requests."""
     try:
         text.encode()
     except UnicodeEncodeError:
         raise RequestError(
             "invalid_request",
-            f"{name} holds a lone surrogate, which UTF-8 cannot encode: leave it out",
+            f"{name} has a lone surrogate, which UTF-8 cannot encode: leave it out",
         ) from None

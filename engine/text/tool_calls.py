@@ -1,4 +1,4 @@
-"""Calls of functions in an output: what one is, and how model families spell them."""
+"""Tool calls in an output, and the formats in which model families write them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
 
-#: JSON's.
+#: White space of JSON.
 _BLANKS: Final = " \t\r\n"
 
 
@@ -16,7 +16,7 @@ _BLANKS: Final = " \t\r\n"
 class ToolCall:
     """One call of a function."""
 
-    #: The same for the same prompt, seed and place, whoever generates it.
+    #: A function of the prompt, the seed and the place of the call in the output.
     id: str
     name: str
     #: A JSON object, as text.
@@ -24,7 +24,7 @@ class ToolCall:
 
 
 class ParsedCall(NamedTuple):
-    """A call as it was read from a text."""
+    """A call that was read from a text."""
 
     name: str
     #: A JSON object, as text.
@@ -32,41 +32,41 @@ class ParsedCall(NamedTuple):
 
 
 class ParsedText(NamedTuple):
-    """A text and the calls that were taken out of it."""
+    """A text, and the calls that were removed from it."""
 
-    #: Everything that is no call, and the blanks before a call left out.
+    #: Everything outside of calls, without the blanks before a call.
     text: str
     calls: list[ParsedCall]
 
 
 class ToolCallFormat(Protocol):
-    """How one family of models spells calls.
+    """The format in which one family of models writes calls.
 
-    A call that is not spelt well, or names a function that was not offered, stays in the text.
+    A malformed call, or one of a function that was not offered, stays in the text.
     """
 
     @property
     def markers(self) -> tuple[str, ...]:
-        """Texts that are part of the spelling, and may be special tokens."""
+        """Texts that are part of the format, and may be special tokens."""
 
     @property
     def id_length(self) -> int:
-        """Characters of a call's id, a prefix left aside."""
+        """Characters of a call's id, without a prefix."""
 
     def find_start(self, text: str, *, is_beginning: bool) -> int:
-        """Characters of a text that are certain to be no part of a call, whatever comes next.
+        """Return how many leading characters cannot belong to a call, whatever comes next.
 
         Args:
             text: An output, or the rest of one.
-            is_beginning: Whether an output begins with it.
+            is_beginning: Whether the output begins with this text.
         """
 
     def parse(self, text: str, names: Set[str]) -> ParsedText:
-        """Take the calls of some functions out of a text. Never raises."""
+        """Remove the calls of some functions from a text. Never raises."""
 
 
 class _HermesFormat:
-    """`<tool_call>{"name": …, "arguments": {…}}</tool_call>`, one after the other.
+    """`<tool_call>{"name": …, "arguments": {…}}</tool_call>` for each call.
 
     Source: the Hermes function calling format, also of Qwen 2.5 and Qwen 3.
     """
@@ -85,7 +85,7 @@ class _HermesFormat:
             value, end = _json_at(text, _skip(text, start + len(opening)))
             end = _skip(text, end)
             call = _call_of(value, names, "arguments")
-            # The last one may lack its end: a model may end its turn with the object.
+            # The last one may have no closing tag: a model may end its turn with the object.
             if call is not None and (end == len(text) or text.startswith(closing, end)):
                 rest.append(text[position:start].rstrip())
                 calls.append(call)
@@ -97,7 +97,7 @@ class _HermesFormat:
 class _Llama3JsonFormat:
     """`{"name": …, "parameters": {…}}` as the whole output, or after `<|python_tag|>`.
 
-    Several stand one after the other, with `;` between them.
+    Several calls are separated by `;`.
 
     Source: the JSON based tool calling of Llama 3.1 and 3.2.
     """
@@ -156,7 +156,7 @@ class _MistralFormat:
         return _parsed([*rest, text[position:]], calls)
 
     def _calls_at(self, text: str, position: int, names: Set[str]) -> tuple[list[ParsedCall], int]:
-        """The calls right behind a marker, and where they end; all of a list, or none."""
+        """Return the calls directly after a marker, and their end; all of a list, or none."""
         match = self._NAME.match(text, position)
         if match is None:
             values, end = _json_at(text, _skip(text, position))
@@ -170,7 +170,7 @@ class _MistralFormat:
         return (calls, end) if len(calls) == len(found) else ([], position)
 
 
-#: By the name that a setting gives them.
+#: Format by the name that the setting `tool_call_parser` uses.
 FORMATS: Final[Mapping[str, ToolCallFormat]] = {
     "hermes": _HermesFormat(),
     "llama3_json": _Llama3JsonFormat(),
@@ -179,10 +179,10 @@ FORMATS: Final[Mapping[str, ToolCallFormat]] = {
 
 
 def detect_format(template: str) -> str | None:
-    """The name of the format that a chat template teaches its model; None for one not known."""
+    """Return the name of the format that a chat template uses; None if it is unknown."""
     if "[TOOL_CALLS]" in template:
         return "mistral"
-    # `<function=` is another spelling inside of the same tags, which is not JSON.
+    # `<function=` is another format inside of the same tags, which is not JSON.
     if "<tool_call>" in template:
         return None if "<function=" in template else "hermes"
     if "<|python_tag|>" in template or re.search(r'"name\\?"\s*:.*"parameters\\?"\s*:', template):
@@ -191,7 +191,7 @@ def detect_format(template: str) -> str | None:
 
 
 def _find_marker(text: str, marker: str) -> int:
-    """Where a marker begins, or may be beginning at the text's end; blanks before it belong."""
+    """Return where a marker, or its beginning at the text's end, starts with its blanks."""
     start = text.find(marker)
     if start < 0:
         start = len(text)
@@ -204,12 +204,12 @@ def _find_marker(text: str, marker: str) -> int:
 
 def _parsed(rest: list[str], calls: list[ParsedCall]) -> ParsedText:
     text = "".join(rest)
-    # Blanks that follow the last call are no text.
+    # Blanks after the last call do not belong to the text.
     return ParsedText(text if rest[-1].strip() or not calls else text.rstrip(), calls)
 
 
 def _call_of(value: Any, names: Set[str], *argument_keys: str) -> ParsedCall | None:
-    """The call that a JSON value is, or None."""
+    """Return the call that a JSON value describes, or None."""
     if not isinstance(value, dict):
         return None
     name = value.get("name")
@@ -219,7 +219,7 @@ def _call_of(value: Any, names: Set[str], *argument_keys: str) -> ParsedCall | N
         if isinstance(value.get(key), dict):
             try:
                 arguments = json.dumps(value[key], ensure_ascii=False)
-                arguments.encode()  # JSON can spell lone surrogates, which UTF-8 cannot hold
+                arguments.encode()  # JSON can escape lone surrogates, which UTF-8 cannot encode
             except (RecursionError, UnicodeEncodeError):
                 return None
             return ParsedCall(name, arguments)
@@ -234,7 +234,7 @@ _DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def _json_at(text: str, position: int) -> tuple[Any, int]:
-    """The JSON value at a place and where it ends; None and the place for none."""
+    """Return the JSON value at a position and its end; None and the position if there is none."""
     try:
         return _DECODER.raw_decode(text, position)
     except (ValueError, RecursionError):
@@ -242,7 +242,7 @@ def _json_at(text: str, position: int) -> tuple[Any, int]:
 
 
 def _skip(text: str, position: int, characters: str = _BLANKS) -> int:
-    """The next place that holds none of some characters."""
+    """Return the next position without one of some characters."""
     while position < len(text) and text[position] in characters:
         position += 1
     return position

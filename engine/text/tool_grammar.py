@@ -1,4 +1,4 @@
-"""A grammar for outputs that have to be calls: the family's spelling around each tool's schema."""
+"""The grammar of an output that must be calls: a format's markup around each tool's schema."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from batchmill.engine.errors import RequestError
 from .chat import Chat
 from .tool_calls import FORMATS
 
-#: The token id of a text that is a special token, which a model writes in one piece; else None.
+#: Returns the token id of a text that is a special token, which a model writes as one; else None.
 SpecialTokenId = Callable[[str], int | None]
 
 
-class _Spelling(NamedTuple):
-    """What stands around the names and the arguments of calls."""
+class _Markup(NamedTuple):
+    """Text around the names and the arguments of calls."""
 
     opening: str
     before_name: str
@@ -29,30 +29,30 @@ class _Spelling(NamedTuple):
     closing: str
 
 
-_SPELLINGS: Final = {
-    "hermes": _Spelling(
+_MARKUPS: Final = {
+    "hermes": _Markup(
         "", '<tool_call>\n{"name": "', '", "arguments": ', "}\n</tool_call>", "\n", ""
     ),
-    "llama3_json": _Spelling("", '{"name": "', '", "parameters": ', "}", "; ", ""),
-    "mistral": _Spelling("[TOOL_CALLS][", '{"name": "', '", "arguments": ', "}", ", ", "]"),
+    "llama3_json": _Markup("", '{"name": "', '", "parameters": ', "}", "; ", ""),
+    "mistral": _Markup("[TOOL_CALLS][", '{"name": "', '", "arguments": ', "}", ", ", "]"),
 }
-#: Mistral's newer one, of models whose template has `[ARGS]`.
-_MISTRAL_ARGS: Final = _Spelling("", "[TOOL_CALLS]", "[ARGS]", "", "", "")
+#: Mistral's newer format, of models whose template has `[ARGS]`.
+_MISTRAL_ARGS: Final = _Markup("", "[TOOL_CALLS]", "[ARGS]", "", "", "")
 
 
 def tool_grammar(name: str, chat: Chat, template: str, special_token_id: SpecialTokenId) -> str:
-    """What the output of a chat that must call follows, as llguidance spells it.
+    """Return the grammar of a chat's output that must be calls, in llguidance's format.
 
     Args:
-        name: The format's.
-        chat: With the tools that may be called.
-        template: The model's, which tells the two spellings of Mistral apart.
-        special_token_id: Of the model's vocabulary.
+        name: Name of the format of calls.
+        chat: The chat, with the tools that may be called.
+        template: The model's template, which decides between Mistral's two formats.
+        special_token_id: Lookup in the model's vocabulary.
 
     Raises:
         RequestError: a schema cannot be enforced.
     """
-    spelling = _MISTRAL_ARGS if name == "mistral" and "[ARGS]" in template else _SPELLINGS[name]
+    markup = _MISTRAL_ARGS if name == "mistral" and "[ARGS]" in template else _MARKUPS[name]
     markers = FORMATS[name].markers
     functions = [
         tool["function"]
@@ -66,17 +66,17 @@ def tool_grammar(name: str, chat: Chat, template: str, special_token_id: Special
 
     calls = ["call"]
     if not chat.is_single_call:
-        calls += ["(", *terms(spelling.between), "call", ")*"]
+        calls += ["(", *terms(markup.between), "call", ")*"]
     rules = [
-        " ".join(["start:", *terms(spelling.opening), *calls, *terms(spelling.closing)]),
+        " ".join(["start:", *terms(markup.opening), *calls, *terms(markup.closing)]),
         "call: " + " | ".join(f"call_{index}" for index in range(len(functions))),
     ]
     for index, function in enumerate(functions):
-        before = terms(spelling.before_name + function["name"] + spelling.before_arguments)
-        after = terms(spelling.after_arguments)
+        before = terms(markup.before_name + function["name"] + markup.before_arguments)
+        after = terms(markup.after_arguments)
         rules.append(" ".join([f"call_{index}:", *before, f"arguments_{index}", *after]))
         rules.append(f"arguments_{index}: %json {_arguments_rule(function)}")
-    # Here, because an engine without tools or structure runs where llguidance is not installed.
+    # Imported at first use: an engine without tools or structures needs no llguidance.
     from llguidance import LLMatcher
 
     grammar: str = LLMatcher.grammar_from_lark("\n".join(rules))

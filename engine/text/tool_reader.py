@@ -1,4 +1,4 @@
-"""The calls in one growing output: text that is certain to be none is let through."""
+"""Extraction of tool calls from one growing output; other text passes through."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from .tool_calls import ToolCall, ToolCallFormat
 
 
 class ToolCallReader:
-    """Holds back what may be a call, and takes the calls out at the output's end.
+    """Holds back text that may be a call, and extracts the calls at the output's end.
 
-    Text that was let through is never taken back: the markup of a call that goes wrong comes as
-    text with the output's end. A function of the output's text alone, however it is cut.
+    Text that passed through is never retracted: the markup of a malformed call becomes text at the
+    output's end. The result does not depend on how the text is split into pieces.
     """
 
     def __init__(
@@ -28,11 +28,11 @@ class ToolCallReader:
         """Begin an output.
 
         Args:
-            form: How the model spells calls.
+            form: Format of the model's calls.
             names: Functions that it may call.
             is_single_call: Whether the output is complete with its first call.
-            prompt_token_ids: With the seed, where the ids of calls come from.
-            seed: The request's, 64-bit signed.
+            prompt_token_ids: The prompt; ids of calls are derived from it and the seed.
+            seed: Seed of the request, 64-bit signed.
         """
         self.calls: tuple[ToolCall, ...] = ()
         self.is_for_single_call = is_single_call
@@ -40,17 +40,17 @@ class ToolCallReader:
         self._names = names
         self._held = ""
         self._is_beginning = True
-        # A resumed request makes the same ids, and another turn of the same chat makes others.
+        # A resumed request makes the same ids; the next turn of the same chat makes others.
         self._id_root = array("q", [seed, *prompt_token_ids]).tobytes()
 
     @property
     def has_call(self) -> bool:
-        """Whether what is held back holds a call by now."""
-        # Whatever the spelling, a call's object ends with a brace.
+        """Whether the text held back contains a complete call."""
+        # In every format, a call's object ends with a brace.
         return "}" in self._held and bool(self._form.parse(self._held, self._names).calls)
 
     def append(self, text: str) -> str:
-        """Take a piece of the output; what is certain to be text by now."""
+        """Append a piece of the output; return what is now certain to be text."""
         self._held += text
         num_certain = self._form.find_start(self._held, is_beginning=self._is_beginning)
         certain, self._held = self._held[:num_certain], self._held[num_certain:]
@@ -58,7 +58,7 @@ class ToolCallReader:
         return certain
 
     def finish(self) -> str:
-        """End the output: its calls are in `calls`, and what is left of its text is returned."""
+        """End the output: set `calls`, and return the rest of the text."""
         parsed = self._form.parse(self._held, self._names)
         self._held = ""
         self.calls += tuple(
@@ -70,5 +70,5 @@ class ToolCallReader:
     def _call_id(self, index: int) -> str:
         digest = hashlib.blake2b(self._id_root + array("q", [index]).tobytes(), digest_size=12)
         length = self._form.id_length
-        # Mistral's ids are nothing but letters and digits.
+        # Mistral's ids consist of letters and digits only.
         return ("call_" if length > 9 else "") + digest.hexdigest()[:length]

@@ -90,7 +90,7 @@ def test_a_chat_goes_on_with_the_call_and_the_tools_answer(client: Client) -> No
 
 
 def test_what_no_worker_can_do_fails_the_job_with_the_models_name(client: Client) -> None:
-    with pytest.raises(JobFailed, match="knows no thoughts") as caught:
+    with pytest.raises(JobFailed, match="does not use thoughts") as caught:
         run(client, messages=[QUESTION], chat_template_kwargs={"thoughts": True})
     assert caught.value.code == "unsupported_parameter"
 
