@@ -1,4 +1,4 @@
-"""What the engine reports about a request."""
+"""Outputs of a request as the engine reports them: text, tokens, scores, usage, metrics."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ ResumedTokens = Sequence[int] | Sequence[Sequence[int]]
 
 
 class FinishReason(enum.StrEnum):
-    """Why a request ended, in OpenAI's words where it has one."""
+    """Why a request ended; OpenAI's word if it has one."""
 
     #: An end-of-text token, a stop token or a stop string.
     STOP = "stop"
     #: `max_tokens`, or the engine's `max_model_len`.
     LENGTH = "length"
-    #: It would have been `stop`, and there are calls of functions.
+    #: As `stop`, and the output has calls of functions.
     TOOL_CALLS = "tool_calls"
     #: `Engine.abort`, or its deadline passed (then `RequestOutput.error` says so).
     ABORT = "abort"
-    #: The request could not go on; `RequestOutput.error` says why.
+    #: The request could not continue; `RequestOutput.error` says why.
     ERROR = "error"
 
 
 @dataclass(frozen=True, slots=True)
 class RequestFailure:
-    """Why a request ended without being done; the others of its batch are not affected."""
+    """Why a request failed; other requests of its batch are not affected."""
 
     #: Machine-readable: `numerical_error`, `out_of_memory`, `no_token_left` (its own controls),
     #: `deadline_exceeded` or `engine_error`.
@@ -48,7 +48,7 @@ class Usage:
     prompt_tokens: int
     #: Tokens generated, resumed ones included.
     completion_tokens: int
-    #: Tokens of the prompt that came from the prefix cache when the request was first admitted.
+    #: Tokens of the prompt found in the prefix cache when the request was first admitted.
     cached_tokens: int
 
     @property
@@ -63,7 +63,7 @@ class RequestMetrics:
 
     #: `time.monotonic()` when the request was added.
     arrived_at_s: float
-    #: Output tokens that the request came with.
+    #: Output tokens that the request was resumed with.
     num_resumed_tokens: int = 0
     #: Seconds from arrival until it was first admitted; None before.
     queued_s: float | None = None
@@ -73,7 +73,7 @@ class RequestMetrics:
     finished_s: float | None = None
     #: Prompt tokens found in the prefix cache when it was first admitted.
     num_cached_tokens: int = 0
-    #: How often its blocks were given to others.
+    #: How often it was preempted.
     num_preemptions: int = 0
     #: Mean seconds between two tokens of this run; None before its end, and with fewer than two.
     inter_token_s: float | None = None
@@ -81,13 +81,13 @@ class RequestMetrics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """One sample of a request, whole up to the step that reported it."""
+    """One sample of a request: its whole output up to the step that reported it."""
 
-    #: Which of the request's `n` samples it is, from 0.
+    #: Number of the sample among the request's `n`, from 0.
     index: int
     token_ids: list[int]
     text: str
-    #: None while it goes on.
+    #: None while it continues.
     finish_reason: FinishReason | None
     stop_reason: int | str | None
     error: RequestFailure | None
@@ -98,17 +98,17 @@ class Completion:
 
     @property
     def cumulative_logprob(self) -> float | None:
-        """Log probability of all its tokens together; None where `logprobs` were not asked for."""
+        """Sum of its tokens' log probabilities; None without `logprobs`."""
         return cumulative_logprob(self.token_ids, self.logprobs)
 
 
 @dataclass(frozen=True, slots=True)
 class OutputSource:
-    """What all outputs of one request share: each shows the beginnings of the lists."""
+    """Data that all outputs of one request share: each shows a beginning of the lists."""
 
     request_id: str
     prompt_token_ids: list[int]
-    #: Appended to, never changed otherwise; so is `text_pieces`.
+    #: Only ever appended to, as is `text_pieces`.
     output_token_ids: list[int]
     text_pieces: list[str]
     metrics: RequestMetrics
@@ -122,7 +122,7 @@ class RequestEnd:
     reason: FinishReason
     #: The stop token id or stop string that ended it; None at an end-of-text token or a limit.
     stop_reason: int | str | None = None
-    #: What went wrong, where the reason is `error`, or `abort` for a deadline.
+    #: Cause, if the reason is `error`, or `abort` at a deadline.
     error: RequestFailure | None = None
     #: Calls of the functions that its chat offered.
     tool_calls: tuple[ToolCall, ...] = ()
@@ -130,36 +130,35 @@ class RequestEnd:
 
 @dataclass(slots=True, repr=False)
 class RequestOutput:
-    """One request's news of one step. The last one has `finished` set.
+    """The progress of one request in one step. The last output has `finished` set.
 
-    `token_ids` and `text` are the whole output up to this step. Everything is put together when it
-    is read: a step's work does not grow with what was generated before it.
+    `token_ids` and `text` are the whole output up to this step. They are assembled when they are
+    read, so a step's work does not grow with the length of the output.
 
-    Of a request with several samples (`SamplingParams.n`) there is one output a step, in which
-    `completions` has them all; everything else but `usage` tells of the first, except that
-    `finish_reason` is None until all of them have ended, and `abort`, with that one's `error`,
-    where any was aborted.
+    A request with several samples (`SamplingParams.n`) has one output per step, with all samples in
+    `completions`. Everything else but `usage` describes the first sample; only `finish_reason` is
+    None until all samples have ended, and `abort`, with its `error`, if any was aborted.
 
-    One is made for each request in each step, so it is small: where the request is, and two marks
-    in its lists. Not frozen, for that takes three times as long; treat it as read-only all the
-    same.
+    One object is made per request and step, so it is small: a reference to the request's lists and
+    two positions in them. It is not frozen, which would take three times as long; treat it as
+    read-only.
     """
 
-    #: None while the request goes on.
+    #: None while the request continues.
     finish_reason: FinishReason | None
     _source: OutputSource
-    # The request's own end; None while it goes on.
+    # The request's own end; None while it continues.
     _end: RequestEnd | None
-    # How much of the lists was reported before this output, and with it.
+    # Lengths of the lists before this output, and with it.
     _num_old_tokens: int
     _num_tokens: int
     _num_old_pieces: int
     _num_pieces: int
-    # All samples' own outputs; none where this is the only one.
+    # Outputs of all samples; empty if there is only one.
     _samples: tuple[RequestOutput, ...] = ()
 
     def __repr__(self) -> str:
-        """Which request, how far, and why it ended; no text."""
+        """Return id, number of tokens and end; no text."""
         return (
             f"RequestOutput(request_id={self.request_id!r}, num_tokens={self._num_tokens}, "
             f"finish_reason={self.finish_reason}, error={self.error})"
@@ -167,12 +166,12 @@ class RequestOutput:
 
     @property
     def request_id(self) -> str:
-        """The caller's name for it."""
+        """Id that the caller gave the request."""
         return self._source.request_id
 
     @property
     def new_token_ids(self) -> list[int]:
-        """Tokens of this step, in order. Tokens that the request was resumed with are never new."""
+        """Tokens of this step, in order. Resumed tokens are never new."""
         return self._source.output_token_ids[self._num_old_tokens : self._num_tokens]
 
     @property
@@ -182,19 +181,19 @@ class RequestOutput:
 
     @property
     def stop_reason(self) -> int | str | None:
-        """What ended it: a stop token id or string; None at an end-of-text token or a limit."""
+        """Stop token id or string that ended it; None at an end-of-text token or a limit."""
         return None if self._end is None else self._end.stop_reason
 
     @property
     def error(self) -> RequestFailure | None:
-        """What went wrong, where `finish_reason` is `error`, or `abort` for a deadline."""
+        """Cause, if `finish_reason` is `error`, or `abort` at a deadline."""
         return None if self._end is None else self._end.error
 
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:
         """Calls of the functions that its chat offered; none before it has ended.
 
-        What they are made of is not in `text`.
+        Their markup is not in `text`.
         """
         return () if self._end is None else self._end.tool_calls
 
@@ -205,7 +204,7 @@ class RequestOutput:
 
     @property
     def prompt_token_ids(self) -> list[int]:
-        """The prompt as it was computed, truncated where that was asked for."""
+        """The prompt as it was computed, after truncation."""
         return self._source.prompt_token_ids
 
     @property
@@ -215,12 +214,12 @@ class RequestOutput:
 
     @property
     def token_ids(self) -> list[int]:
-        """All output tokens so far, resumed ones and the token that ended it included."""
+        """All output tokens so far, including resumed ones and the token that ended it."""
         return self._source.output_token_ids[: self._num_tokens]
 
     @property
     def text(self) -> str:
-        """All text so far, without what may still turn out to be a stop string."""
+        """All text so far, without the end that may become a stop string."""
         return "".join(self._source.text_pieces[: self._num_pieces])
 
     @property
@@ -230,10 +229,10 @@ class RequestOutput:
 
     @property
     def logprobs(self) -> list[dict[int, float]] | None:
-        """For each of `token_ids`, token ids to log probabilities; None without `logprobs`.
+        """Per token of `token_ids`, token ids to log probabilities; None without `logprobs`.
 
-        Its own first, then the likeliest, best first; of the model's own distribution, before any
-        control.
+        The token itself comes first, then the likeliest, best first, in the model's own
+        distribution, before any control.
         """
         scores = self._source.scores
         if scores is None or scores.num_logprobs is None:
@@ -242,7 +241,7 @@ class RequestOutput:
 
     @property
     def entropies(self) -> list[float] | None:
-        """For each of `token_ids`, the entropy of the model's distribution there, in nats."""
+        """Per token of `token_ids`, the entropy of the model's distribution, in nats."""
         scores = self._source.scores
         if scores is None or not scores.wants_entropy:
             return None
@@ -250,7 +249,7 @@ class RequestOutput:
 
     @property
     def prompt_logprobs(self) -> list[dict[int, float] | None] | None:
-        """For each prompt token what `logprobs` has for output tokens; None for the first."""
+        """Per prompt token, the same as `logprobs` for output tokens; None for the first."""
         scores = self._source.scores
         if scores is None or scores.num_prompt_logprobs is None:
             return None
@@ -258,12 +257,12 @@ class RequestOutput:
 
     @property
     def cumulative_logprob(self) -> float | None:
-        """Log probability of all output tokens together; None without `logprobs`."""
+        """Sum of all output tokens' log probabilities; None without `logprobs`."""
         return cumulative_logprob(self.token_ids, self.logprobs)
 
     @property
     def completions(self) -> tuple[Completion, ...]:
-        """The request's samples, `SamplingParams.n` of them."""
+        """All `SamplingParams.n` samples of the request."""
         return tuple(
             Completion(
                 index=index,
@@ -281,7 +280,7 @@ class RequestOutput:
 
     @property
     def usage(self) -> Usage:
-        """Token counts so far, of all samples together."""
+        """Token counts so far, summed over all samples."""
         return Usage(
             prompt_tokens=self.num_prompt_tokens,
             completion_tokens=sum(each._num_tokens for each in self._samples or (self,)),
@@ -290,13 +289,13 @@ class RequestOutput:
 
     @classmethod
     def of_samples(cls, samples: tuple[RequestOutput, ...]) -> RequestOutput:
-        """One output of all samples' latest ones; the first has the request's own id."""
+        """Return one output for the latest ones of all samples; the first has the request's id."""
         first = samples[0]
         if not all(each.finished for each in samples):
             return replace(first, finish_reason=None, _samples=samples)
         for each in samples:
             if each.finish_reason is FinishReason.ABORT and first._end is not None:
-                # Why the request was cut, where the first one had ended by itself before.
+                # The reason of the abort, if the first sample had ended by itself before.
                 end = replace(first._end, reason=FinishReason.ABORT, error=each.error)
                 return replace(first, finish_reason=FinishReason.ABORT, _end=end, _samples=samples)
         return replace(first, _samples=samples)
@@ -305,7 +304,7 @@ class RequestOutput:
 def cumulative_logprob(
     token_ids: list[int], logprobs: list[dict[int, float]] | None
 ) -> float | None:
-    """Sum of the tokens' own log probabilities; None where there are none."""
+    """Return the sum of the tokens' own log probabilities; None without `logprobs`."""
     if logprobs is None:
         return None
     return sum(each[token_id] for token_id, each in zip(token_ids, logprobs, strict=True))

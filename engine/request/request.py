@@ -1,4 +1,4 @@
-"""A request as the scheduler sees it: its tokens, its blocks and how far it is computed."""
+"""A request as the scheduler sees it: its tokens, its blocks and its progress."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class RequestStatus(enum.Enum):
-    """Where a request is in its life."""
+    """Stages in the life of a request."""
 
     WAITING = "waiting"
     RUNNING = "running"
-    #: Waiting again, after its blocks were given to others.
+    #: Waiting again, after its blocks were given to other requests.
     PREEMPTED = "preempted"
     FINISHED = "finished"
 
@@ -30,35 +30,35 @@ class RequestStatus(enum.Enum):
 class Request:
     """Owns one request's tokens and progress.
 
-    Invariant: the KV of `token_ids[:num_computed_tokens]` lies in `block_ids` once the launched
-    steps are done, and a running request has at least one token that is not computed. There is no
-    prefill or decode phase: a step computes some of the tokens that are not computed yet, and
-    samples when it reaches the last.
+    Invariant: once the launched steps are done, the KV of `token_ids[:num_computed_tokens]` is in
+    `block_ids`, and a running request has at least one token that is not computed. There is no
+    prefill or decode phase: a step computes some of the uncomputed tokens, and samples when it
+    reaches the last.
 
     Attributes:
-        request_id: The caller's name for it.
+        request_id: Id that the caller gave it.
         prompt_token_ids: Never changed.
-        output_token_ids: Appended to, never changed otherwise; resumed tokens are in it at once.
-        params: The controls it came with.
-        seed: Fixes its random draws, 64-bit signed.
-        cache_salt: It shares blocks with requests of the same salt only; None is a salt as well.
-        max_num_tokens: It is finished when prompt and output together have that many tokens.
+        output_token_ids: Only ever appended to; begins with the resumed tokens.
+        params: Its sampling parameters.
+        seed: Fixes its samples, 64-bit signed.
+        cache_salt: It shares blocks only with requests of the same salt; None is a salt as well.
+        max_num_tokens: It is finished when prompt and output together have this many tokens.
         num_computed_tokens: Tokens whose KV is in the cache, or will be by steps that are launched.
-        num_pending_tokens: Tokens drawn by launched steps, not known on the host yet.
+        num_pending_tokens: Tokens sampled by launched steps, not known on the host yet.
         num_steps_in_flight: Steps launched with it and not collected.
         block_ids: Its block table.
         num_slots: Tokens that its blocks hold.
-        num_releases: How often its blocks were given back: tells one of its stays from another.
-        priority: Lower goes first, and may take the place of a higher one that runs.
-        rank: What the scheduler orders by, lowest first; fixed when it is added there.
+        num_releases: How often its blocks were released: identifies one stay among several.
+        priority: Lower goes first, and may preempt a running request of a higher number.
+        rank: Sort key of the scheduler, lowest first; fixed when it is added there.
         num_overtaken: How often a later request was admitted before it.
         block_hashes: Chained hashes of its first full blocks, extended as they are needed.
         num_cached_blocks: Leading blocks already in the prefix cache.
-        is_kv_finite: Whether its KV is known to be finite: a finite token came out of all of it.
-        controls: What its params forbid, favour or penalise; None where they ask for nothing.
-        scores: What is reported of its distributions; None where nothing is asked for.
-        drafter: Proposes draft tokens; None if it decodes without.
-        status: Where it is in its life.
+        is_kv_finite: Whether its KV is known to be finite: all of it led to a finite token.
+        controls: Its controls that depend on its tokens; None if it has none.
+        scores: Scores of its tokens; None if it asks for none.
+        drafter: Proposes draft tokens; None if it decodes without them.
+        status: Stage of its life.
         metrics: Its times and counts, shared with its outputs.
     """
 
@@ -137,11 +137,11 @@ class Request:
 
     @property
     def num_uncomputed_tokens(self) -> int:
-        """Tokens drawn or known that are not in the cache; 1 for a request that decodes."""
+        """Tokens known or sampled that are not in the cache; 1 for a request that decodes."""
         return self.num_tokens + self.num_pending_tokens - self.num_computed_tokens
 
     def token_ids_slice(self, start: int, stop: int) -> list[int]:
-        """Tokens `start` to `stop` (exclusive) of prompt and output, without copying the rest."""
+        """Return tokens `start` to `stop` (exclusive) of prompt and output; copies no others."""
         num_prompt = len(self.prompt_token_ids)
         if start >= num_prompt:
             return self.output_token_ids[start - num_prompt : stop - num_prompt]
@@ -151,7 +151,7 @@ class Request:
 
 
 def derive_seed(engine_seed: int, request_id: str) -> int:
-    """The seed of a request that names none: the same one in every process and on every host.
+    """Return the seed of a request that names none: the same in every process, on every host.
 
     Returns:
         A 64-bit signed integer.

@@ -1,4 +1,4 @@
-"""What a request asks of generation, under vLLM's names."""
+"""The sampling parameters of a request, under vLLM's names."""
 
 from __future__ import annotations
 
@@ -47,65 +47,65 @@ _FLAGS = (
 class SamplingParams:
     """Controls of one request. A name that is not listed here is a TypeError, never ignored.
 
-    They work in this order on a step's logits: penalties, `logit_bias`, what forbids tokens (the
-    structure, `allowed_token_ids`, `bad_words`, `no_repeat_ngram_size`, `min_tokens`),
-    `temperature`, `min_p`, `typical_p`, `top_k`, `top_p`. With temperature 0 the likeliest token
-    that is not forbidden is taken, and the last four have no effect. What they do is a function of
-    the prompt and the output so far, so a resumed request goes on as it would have.
+    They apply to a step's logits in this order: penalties, `logit_bias`, controls that forbid
+    tokens (the structure, `allowed_token_ids`, `bad_words`, `no_repeat_ngram_size`, `min_tokens`),
+    `temperature`, `min_p`, `typical_p`, `top_k`, `top_p`. At temperature 0 the likeliest token that
+    is not forbidden is taken, and the last four have no effect. Their effect is a function of the
+    prompt and the output so far, so a resumed request continues as if it had not been interrupted.
 
     Raises:
         RequestError: a value is out of range (code `invalid_request`).
     """
 
-    #: Samples of the same prompt, each with a seed of its own; see `RequestOutput.completions`.
+    #: Samples of the same prompt, each with its own seed; see `RequestOutput.completions`.
     n: int = 1
     #: 0 takes the likeliest token (greedy); 1 samples the model's own distribution.
     temperature: float = 1.0
     #: Keep the likeliest tokens that together reach this probability; 1 keeps all.
     top_p: float = 1.0
-    #: Keep that many of the likeliest tokens; 0 (or vLLM's -1) keeps all.
+    #: Keep this many of the likeliest tokens; 0 (or vLLM's -1) keeps all.
     top_k: int = 0
-    #: Keep tokens that are at least this share as probable as the likeliest; 0 keeps all.
+    #: Keep tokens with at least this share of the likeliest token's probability; 0 keeps all.
     min_p: float = 0.0
-    #: Keep the tokens whose surprise is nearest to what is expected, up to this probability; 1
-    #: keeps all.
+    #: Keep the tokens whose surprise is nearest to its mean, up to this total probability; 1 keeps
+    #: all.
     typical_p: float = 1.0
-    #: Taken off the logit of each token that the output has. -2 to 2.
+    #: Subtracted from the logit of each token that the output contains. -2 to 2.
     presence_penalty: float = 0.0
-    #: Taken off a token's logit for each time that the output has it. -2 to 2.
+    #: Subtracted from a token's logit once per occurrence in the output. -2 to 2.
     frequency_penalty: float = 0.0
-    #: Divides positive logits, and multiplies negative ones, of tokens that prompt or output have.
+    #: Divides positive logits, and multiplies negative ones, of tokens in prompt or output.
     repetition_penalty: float = 1.0
-    #: No run of that many tokens comes twice in prompt and output; 0 is off.
+    #: No run of this many tokens occurs twice in prompt and output; 0 is off.
     no_repeat_ngram_size: int = 0
     #: Added to the logits of these tokens: a mapping of token ids to -100 to 100.
     logit_bias: Mapping[int, float] | Sequence[tuple[int, float]] | None = ()
-    #: Texts or lists of token ids that prompt and output together must not spell. A text stands for
-    #: the tokens that it is made of, with a space before it and without; other tokens that happen
-    #: to spell it are not caught.
+    #: Texts or lists of token ids that must not occur in prompt and output. A text stands for its
+    #: own tokens, with a space before it and without; other tokens with the same text are not
+    #: caught.
     bad_words: Sequence[str | Sequence[int]] | None = ()
     #: The only tokens that may be generated; None allows all.
     allowed_token_ids: Sequence[int] | None = None
-    #: Fixes the random draws; None derives a seed from the engine's seed and the request id.
+    #: Fixes the samples; None derives a seed from the engine's seed and the request id.
     seed: int | None = None
     #: Most tokens to generate; None generates up to the engine's `max_model_len`. With 0 the prompt
-    #: is only scored (`prompt_logprobs`) or given back (`echo`).
+    #: is only scored (`prompt_logprobs`) or returned (`echo`).
     max_tokens: int | None = 16
-    #: Tokens to generate before an end-of-text token, a stop token or a stop string may end it.
+    #: Tokens to generate before an end-of-text token, a stop token or a stop string can end it.
     min_tokens: int = 0
     #: Strings that end generation. The text ends before the first of them.
     stop: str | Sequence[str] | None = ()
     #: Tokens that end generation, besides the model's own end-of-text tokens.
     stop_token_ids: Sequence[int] | None = ()
-    #: Keep what ended generation (stop string or stop token) in the text.
+    #: Keep the stop string or stop token that ended generation in the text.
     include_stop_str_in_output: bool = False
-    #: Go on after an end-of-text token (for benchmarks).
+    #: Continue after an end-of-text token (for benchmarks).
     ignore_eos: bool = False
     #: OpenAI's form of a structure to follow: `text`, `json_object` or `json_schema`.
     response_format: Mapping[str, Any] | None = field(default=None, hash=False)
     #: vLLM's form: one of `json`, `json_object`, `regex`, `choice` and `grammar` (Lark).
     structured_outputs: Mapping[str, Any] | None = field(default=None, hash=False)
-    #: Report the log probability of each output token, and of that many likeliest ones; of the
+    #: Report the log probability of each output token, and of this many likeliest ones, in the
     #: model's own distribution, before any control. None reports none.
     logprobs: int | None = None
     #: The same for the tokens of the prompt.
@@ -114,16 +114,16 @@ class SamplingParams:
     entropy: bool = False
     #: Begin the text with the prompt's.
     echo: bool = False
-    #: Keep only that many of the prompt's last tokens; -1 keeps as many as leave room for
+    #: Keep only this many of the prompt's last tokens; -1 keeps as many as leave room for
     #: `max_tokens`. None refuses a prompt that is too long.
     truncate_prompt_tokens: int | None = None
     #: Leave special tokens, such as `<|im_end|>`, out of the text.
     skip_special_tokens: bool = True
-    #: Make text out of the tokens. Without it `text` stays empty and `stop` cannot be used.
+    #: Turn the tokens into text. Without it `text` stays empty and `stop` cannot be used.
     detokenize: bool = True
 
     def __post_init__(self) -> None:
-        # Callers may pass one string or a list; what is kept is immutable.
+        # Callers may pass one string or lists; the fields are kept as tuples.
         stop = (self.stop,) if isinstance(self.stop, str) else check_list("stop", self.stop)
         allowed = self.allowed_token_ids
         for name, value in (
@@ -148,21 +148,21 @@ class SamplingParams:
 
     @classmethod
     def from_dict(cls, arguments: Mapping[str, Any]) -> SamplingParams:
-        """Params from names and values as a job or a request's JSON has them.
+        """Return the params that names and values of a job, or of a request's JSON, describe.
 
-        The names of OpenAI and Hugging Face are understood (`max_new_tokens`,
+        The names of OpenAI and Hugging Face are accepted (`max_new_tokens`,
         `num_return_sequences`, `do_sample`, …), and None stands for a default.
 
         Raises:
-            RequestError: `unsupported_parameter` for what others can do and this engine cannot,
-                by name; `invalid_request` for names that nobody knows, and for values.
+            RequestError: `unsupported_parameter`, by name, for a control of other engines;
+                `invalid_request` for an unknown name or a wrong value.
         """
         known = frozenset(cls.__dataclass_fields__)
         return cls(**canonical_arguments(arguments, known))
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
-        """`stop` as it is kept: always a tuple."""
+        """`stop`, always as a tuple."""
         return tuple(self.stop or ())
 
     @property
@@ -177,7 +177,7 @@ class SamplingParams:
 
     @property
     def grammar(self) -> str | None:
-        """What the output has to follow, as llguidance spells it; None where any text will do."""
+        """Grammar of the output in llguidance's format; None if any text will do."""
         return grammar_of(self.response_format, self.structured_outputs)
 
     def _check_distribution(self) -> None:
@@ -231,16 +231,14 @@ class SamplingParams:
     def _check_stops(self) -> None:
         for text in self.stop_strings:
             if not isinstance(text, str) or not text:
-                raise RequestError(
-                    "invalid_request", "stop holds an entry that is no text: use non-empty strings"
-                )
+                raise RequestError("invalid_request", "stop must be a list of non-empty strings")
         for token_id in self.stop_token_ids or ():
             check_integer("stop_token_ids", token_id, 0, "use token ids of the model's vocabulary")
         for name in ("stop", "echo"):
             if getattr(self, name) and not self.detokenize:
                 raise RequestError(
                     "invalid_request",
-                    f"{name} needs text, detokenize is false: set detokenize"
+                    f"{name} needs text, and detokenize is false: set detokenize"
                     + (", or use stop_token_ids" if name == "stop" else ""),
                 )
 

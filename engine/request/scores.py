@@ -1,4 +1,4 @@
-"""What a request's own distributions were: log probabilities and entropies. No torch."""
+"""Log probabilities and entropies of a request's own distributions. No torch."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class TokenScore:
-    """One token as the model saw it, before any control."""
+    """The score of one token in the model's distribution, before any control."""
 
     #: Token id to log probability: the token itself first, then the likeliest, best first.
     logprobs: dict[int, float]
-    #: Of the whole distribution, in nats.
+    #: Entropy of the whole distribution, in nats.
     entropy: float
 
 
 @dataclass(slots=True)
 class TokenScores:
-    """What is reported about one request's tokens, as far as it is known.
+    """The scores of one request's tokens that are known so far.
 
-    Positions count the prompt's and the output's tokens. New tokens are scored as they are drawn;
-    those that came with the request (its prompt, and the output it is resumed with) when the model
-    computes what comes before them, from `next_position` to below `end_position`.
+    Positions count the prompt's and the output's tokens. New tokens are scored when they are
+    sampled. Tokens that came with the request (its prompt and its resumed output) are scored when
+    the model computes the token before them, from `next_position` to below `end_position`.
 
     Attributes:
-        num_prompt_tokens: Where the output starts.
-        num_prompt_logprobs: Likeliest tokens reported for a prompt token; None reports nothing.
-        num_logprobs: The same for an output token.
+        num_prompt_tokens: Position of the first output token.
+        num_prompt_logprobs: Likeliest tokens reported per prompt token; None reports nothing.
+        num_logprobs: The same per output token.
         wants_entropy: Whether entropies of the output's tokens are reported.
-        next_position: The next known token to be scored.
-        end_position: The first known token that is not to be scored.
-        prompt_logprobs: One for each prompt token; None for the first, which nothing precedes.
-        logprobs: One for each output token.
-        entropies: One for each output token.
+        next_position: Position of the next known token to score.
+        end_position: Position of the first known token that is not scored.
+        prompt_logprobs: One per prompt token; None for the first, which nothing precedes.
+        logprobs: One per output token.
+        entropies: One per output token.
     """
 
     num_prompt_tokens: int
@@ -55,7 +55,7 @@ class TokenScores:
         logprobs: int | None,
         entropy: bool,
     ) -> TokenScores | None:
-        """The scores that a request asks for, none known yet; None where it asks for none."""
+        """Return empty scores for a request; None if it asks for no scores."""
         wants_output = logprobs is not None or entropy
         if prompt_logprobs is None and not wants_output:
             return None
@@ -70,21 +70,21 @@ class TokenScores:
 
     @property
     def is_pending(self) -> bool:
-        """Whether known tokens are still to be scored."""
+        """Whether known tokens still have to be scored."""
         return self.next_position < self.end_position
 
     @property
     def wants_output(self) -> bool:
-        """Whether tokens are scored as they are drawn."""
+        """Whether new tokens are scored when they are sampled."""
         return self.num_logprobs is not None or self.wants_entropy
 
     def num_top(self, position: int) -> int:
-        """How many likeliest tokens are wanted at a position."""
+        """Return how many likeliest tokens are reported at a position."""
         is_output = position >= self.num_prompt_tokens
         return (self.num_logprobs if is_output else self.num_prompt_logprobs) or 0
 
     def put(self, position: int, score: TokenScore) -> None:
-        """Note one token's score; in order of positions, or again after a failed step."""
+        """Store one token's score, in order of positions, or again after a failed step."""
         index = position - self.num_prompt_tokens
         if index < 0:
             self.prompt_logprobs[position:] = [score.logprobs]

@@ -1,4 +1,4 @@
-"""What one request's params forbid, favour and penalise, followed token by token. No torch."""
+"""Controls of one request that depend on its tokens: penalties, biases, forbidden tokens."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _FIRST_CAPACITY = 64
 
 
 class RequestControls:
-    """One request's controls that need more than a number a row.
+    """One request's controls that need more than one number per row. Imports no torch.
 
-    Everything here is a function of the prompt and the output tokens: `catch_up` takes in the
-    tokens that it has not seen, so a resumed or preempted request, and a step that is computed
-    again, find the same state.
+    Its state is a function of the prompt and the output tokens: `catch_up` reads the tokens that it
+    has not seen, so a resumed or preempted request, and a step that is computed again, find the
+    same state.
 
     Attributes:
-        params: The controls as they were asked for.
-        structure: What the output has to follow; None where any text will do.
-        counts: Tokens seen; None where no penalty needs them.
-        biases: Token ids and what is added to their logits; None where there is no bias.
+        params: The request's sampling parameters.
+        structure: Structure of the output; None if any text will do.
+        counts: Tokens seen; None if no penalty needs them.
+        biases: Token ids and the biases of their logits; None if there are none.
         allowed: The only token ids that may be generated, [num_allowed] int64; None allows all.
         is_exhausted: Whether a step found every token forbidden.
     """
@@ -35,7 +35,6 @@ class RequestControls:
         "_ending_token_ids",
         "_history",
         "_ngrams",
-        "_num_prompt_tokens",
         "_num_seen",
         "allowed",
         "biases",
@@ -57,17 +56,16 @@ class RequestControls:
         """Begin at the start of the output.
 
         Args:
-            params: The request's.
+            params: The request's sampling parameters.
             prompt_token_ids: Its prompt.
-            ending_token_ids: What would end it: not drawn while it is under `min_tokens`.
-            bad_word_token_ids: Runs of tokens that prompt and output must not have.
-            structure: What its output has to follow.
+            ending_token_ids: Tokens that end it; forbidden while it is under `min_tokens`.
+            bad_word_token_ids: Runs of tokens that must not occur in prompt and output.
+            structure: Structure of its output.
         """
         self.params = params
         self.structure = structure
         self.is_exhausted = False
         self._num_seen = 0
-        self._num_prompt_tokens = len(prompt_token_ids)
         self._ending_token_ids = list(ending_token_ids) if params.min_tokens else []
         self.counts = _counts(params, prompt_token_ids)
         self.biases = _biases(params)
@@ -76,26 +74,26 @@ class RequestControls:
         self._bad_words = _BadWords(bad_word_token_ids) if bad_word_token_ids else None
         size = params.no_repeat_ngram_size
         self._ngrams = _Ngrams(size, prompt_token_ids) if size else None
-        # Only what looks back needs the tokens themselves.
+        # Only bad words need the tokens themselves.
         self._history = list(prompt_token_ids) if self._bad_words is not None else []
 
     @property
     def can_forbid(self) -> bool:
-        """Whether it may ever forbid single tokens, see `forbidden`."""
+        """Whether it can ever forbid single tokens; see `forbidden`."""
         return bool(self._ending_token_ids or self._bad_words or self._ngrams)
 
     @property
     def is_restrictive(self) -> bool:
-        """Whether it may ever forbid every token."""
+        """Whether it can ever forbid every token."""
         return self.can_forbid or self.allowed is not None or self.structure is not None
 
     @property
     def is_needed(self) -> bool:
-        """Whether it does anything at all: a request whose params ask for nothing has none."""
+        """Whether it has any effect; a request without one keeps no controls."""
         return self.is_restrictive or self.counts is not None or self.biases is not None
 
     def catch_up(self, output_token_ids: Sequence[int]) -> None:
-        """Take in the output tokens that were not seen yet."""
+        """Read the output tokens that were not seen yet."""
         for index in range(self._num_seen, len(output_token_ids)):
             token_id = output_token_ids[index]
             if self.counts is not None:
@@ -107,7 +105,7 @@ class RequestControls:
         self._num_seen = max(self._num_seen, len(output_token_ids))
 
     def forbidden(self) -> list[int]:
-        """Token ids that may not come next; an id may be in it twice."""
+        """Return token ids that must not come next; an id may occur twice."""
         found: list[int] = []
         if self._num_seen < self.params.min_tokens:
             found += self._ending_token_ids
@@ -119,9 +117,9 @@ class RequestControls:
 
 
 class TokenCounts:
-    """Which tokens a request has, and how often its output has each.
+    """The distinct tokens of a request, and how often each occurs in its output.
 
-    Arrays grow by doubling, so that a step takes views of them and builds nothing anew.
+    Arrays grow by doubling, so that a step takes views of them instead of building new ones.
     """
 
     __slots__ = ("_counts", "_slots", "_token_ids")
@@ -138,17 +136,17 @@ class TokenCounts:
 
     @property
     def output_counts(self) -> NDArray[np.float32]:
-        """How often the output has each of `token_ids`, [num_distinct] float32."""
+        """How often each of `token_ids` occurs in the output, [num_distinct] float32."""
         return self._counts[: len(self._slots)]
 
     def add_prompt(self, token_ids: Sequence[int]) -> None:
-        """Note the prompt's tokens."""
+        """Add the prompt's tokens, without counting them."""
         for token_id in token_ids:
             self._slot(token_id)
 
     def add_output(self, token_id: int) -> None:
         """Count one output token."""
-        slot = self._slot(token_id)  # may exchange the arrays for larger ones
+        slot = self._slot(token_id)  # may replace the arrays by larger ones
         self._counts[slot] += 1
 
     def _slot(self, token_id: int) -> int:
@@ -161,10 +159,10 @@ class TokenCounts:
 
 
 class _BadWords:
-    """Finds the tokens that would complete a run that must not be there.
+    """Finds the tokens that would complete a forbidden run.
 
-    Runs are looked up by the token before their last: a list of a thousand words costs a step
-    hardly more than one of a single word.
+    Runs are looked up by their last but one token, so that a thousand words cost a step hardly more
+    than one word.
     """
 
     def __init__(self, words: Sequence[Sequence[int]]) -> None:

@@ -60,7 +60,7 @@ def test_without_a_chat_template_messages_are_refused(demo_model_path: Path) -> 
 
 def test_text_that_utf8_cannot_hold_is_refused(tokenizer: Tokenizer) -> None:
     for encode in (tokenizer.encode, tokenizer.encode_plain):
-        with pytest.raises(RequestError, match="holds a lone surrogate") as caught:
+        with pytest.raises(RequestError, match="has a lone surrogate") as caught:
             encode("a \ud800")
         assert caught.value.code == "invalid_request"
 
