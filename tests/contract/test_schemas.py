@@ -29,7 +29,7 @@ from batchmill.producer.store.job_store import JobStore
 from batchmill.producer.store.submission import prepare
 from batchmill.worker.webhooks.payload import render_body
 
-from ..structure.public_face import ROOT
+from ..structure.public_interface import ROOT
 
 FOLDER = ROOT / "schema"
 

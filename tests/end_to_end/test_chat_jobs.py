@@ -15,7 +15,7 @@ import pytest
 from batchmill.producer import Client, JobFailed, JobResult
 
 from ..conftest import RedisServer
-from ..structure.public_face import ROOT
+from ..structure.public_interface import ROOT
 from ..support.chat_model import save_chat_model
 from ..support.chat_templates import HERMES, TOOLS
 from ..support.processes import CLI

@@ -15,7 +15,7 @@ import redis
 from batchmill.producer.protocol import keys
 from batchmill.producer.store.job_store import JobStore
 
-from ..structure.public_face import ROOT
+from ..structure.public_interface import ROOT
 from ..support.processes import ready_worker, wait_until
 
 PAGE = (ROOT / "docs" / "any-language.md").read_text()

@@ -21,7 +21,7 @@ from batchmill.producer.store.job_store import JobStore
 from batchmill.producer.webhook.signature import new_secret, signature_headers
 
 from ..conftest import RedisServer
-from ..structure.public_face import ROOT
+from ..structure.public_interface import ROOT
 from ..support.processes import STUB, process, ready_worker
 
 EXAMPLES = ROOT / "examples"

@@ -16,7 +16,7 @@ from standardwebhooks.webhooks import Webhook
 from batchmill.producer import new_secret
 from batchmill.producer.store.job_store import JobStore
 
-from ..structure.public_face import ROOT
+from ..structure.public_interface import ROOT
 from ..support.processes import (
     CLI,
     STUB,

@@ -1,7 +1,7 @@
 """Print or write docs/features.md: `python tests/structure/feature_table.py [--write]`.
 
-Request controls by name, with the other names they are known by, their defaults, what they do (from
-the comments of `SamplingParams`) and the tests that are marked with `feature`.
+Lists request controls by name, with their aliases, their defaults, their meaning (the comments of
+`SamplingParams`) and the tests that are marked with `feature`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from batchmill.worker.cli.setting_docs import field_comments
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "features.md"
-#: What does not rename a control, but says the same in another way.
-OTHER_SPELLINGS = {
+#: Parameters that are not aliases of a control, but express the same.
+OTHER_PARAMETERS = {
     "temperature": ["do_sample: false"],
     "logprobs": ["logprobs: true", "top_logprobs"],
 }
@@ -31,23 +31,23 @@ _HEAD = """# Request controls
 Generated from the code and its tests by `python tests/structure/feature_table.py --write`; do not
 edit it here.
 
-A job and the engine's `SamplingParams` take these names, which are vLLM's. A name that nobody
-knows is refused as `invalid_request`, and one that others know and this version does not as
-`unsupported_parameter`; null stands for a default. `SamplingParams(...)` takes the names of the
-first column; a job, and `SamplingParams.from_dict`, all of them.
+A job and the engine's `SamplingParams` accept these names, which are vLLM's. An unknown name is
+refused as `invalid_request`, and a name that other servers know but this version does not is
+refused as `unsupported_parameter`; null stands for the default. `SamplingParams(...)` accepts the
+names of the first column; a job and `SamplingParams.from_dict` accept the aliases as well.
 
-What holds for every control:
+For every control:
 
-- A request that does not use it pays nothing for it, and no request changes what another one in
-  its batch gets.
-- It is a function of the prompt and of the tokens so far. A job that is resumed after a crash, or
-  preempted, goes on as it would have.
-- They work in this order: penalties, `logit_bias`, what forbids tokens (structure,
+- A request that does not use it pays nothing for it, and no request changes the output of another
+  one in its batch.
+- It is a function of the prompt and of the tokens so far. A job that is preempted, or resumed after
+  a crash, continues as it would have without the interruption.
+- They apply in this order: penalties, `logit_bias`, controls that forbid tokens (structure,
   `allowed_token_ids`, `bad_words`, `no_repeat_ngram_size`, `min_tokens`), `temperature`, `min_p`,
   `typical_p`, `top_k`, `top_p`.
 - Log probabilities and entropies are the model's own, before any control and at temperature 1.
-- Where controls leave no token that could come next, the request ends with finish reason `error`,
-  and says so.
+- If controls leave no possible next token, the request ends with finish reason `error` and the
+  error code `no_token_left`.
 
 """
 
@@ -55,37 +55,37 @@ _STRUCTURE = """
 ## Structured output
 
 `response_format` (OpenAI's) or `structured_outputs` (vLLM's) make every token follow a JSON
-schema, a regular expression, a choice or a Lark grammar, by
-[llguidance](https://github.com/guidance-ai/llguidance). What they cannot enforce is refused when
-the job is submitted.
+schema, a regular expression, a choice or a Lark grammar, by means of
+[llguidance](https://github.com/guidance-ai/llguidance). A structure that cannot be enforced is
+refused when the job is submitted.
 
-- A text with finish reason `stop` follows its structure, at any temperature. One with `length`
+- A text with finish reason `stop` follows its structure, at any temperature. A text with `length`
   was cut by `max_tokens` or the model's length, and is the beginning of one that does.
-- The structure alone says where the output ends: `stop`, `stop_token_ids`, `min_tokens` and
+- Only the structure decides where the output ends: `stop`, `stop_token_ids`, `min_tokens` and
   `ignore_eos` are refused beside it.
-- Between the parts of a JSON document there is nothing, a space, or a new line and its
-  indentation (24 spaces at most), so that no model goes on writing blanks; nothing at all with
-  `disable_any_whitespace`.
-- `\\d`, `\\w` and `\\s` of a regular expression are ASCII. It describes the whole text;
-  look-around is refused.
+- The parts of a JSON document are separated by nothing, a space, or a new line and its indentation
+  (at most 24 spaces), so that no model writes blanks without end; with `disable_any_whitespace`
+  they are separated by nothing.
+- `\\d`, `\\w` and `\\s` in a regular expression match ASCII only. The expression describes the
+  whole text; look-around is refused.
 - Refused in a JSON schema, among others: `patternProperties`, `uniqueItems`, `not`, `if`,
-  `contains`, `oneOf` of alternatives that overlap, `minProperties` above the number of `required`
-  ones, formats that are not known.
+  `contains`, `oneOf` with alternatives that overlap, `minProperties` above the number of `required`
+  properties, and unknown formats.
 
 """
 
 _SAMPLES = """
 ## Several samples
 
-`n` samples of one prompt share its KV blocks. Each has a seed of its own: the first the
-request's, the others a hash of it and their number. `completions` has them all; `text`,
-`token_ids` and the rest are the first one's. Of a job's samples only the first is checkpointed;
-after a crash the others draw their tokens again, and they are the same.
+The `n` samples of a prompt share its KV blocks. Each has its own seed: the first has the request's,
+the others a hash of that seed and their number. `completions` contains all samples; `text`,
+`token_ids` and the other fields are those of the first. Only the first sample of a job is
+checkpointed; after a crash the others are sampled again, with the same tokens.
 """
 
 
 def marked_tests() -> dict[str, list[str]]:
-    """Control -> the tests that are marked with it, as `path::name`."""
+    """Return the tests that are marked with each control, as `path::name`."""
     found: dict[str, list[str]] = {}
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
         name = path.relative_to(ROOT).as_posix()
@@ -106,7 +106,7 @@ def _marked_features(function: ast.FunctionDef) -> Iterator[str]:
 
 
 def page() -> str:
-    """The page's text."""
+    """Return the page's text."""
     meanings, tested = field_comments(SamplingParams), marked_tests()
     controls = [field.name for field in fields(SamplingParams)]
     rows = ["| control | also | default | what it does |", "|---|---|---|---|"]
@@ -132,13 +132,13 @@ def page() -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that ends no cell of a table and opens no tag."""
+    """Escape a text for a cell of a Markdown table."""
     return text.replace("|", r"\|")
 
 
 def _also(name: str) -> str:
     others = [alias for alias, meant in ALIASES.items() if meant == name]
-    return ", ".join(f"`{each}`" for each in [*others, *OTHER_SPELLINGS.get(name, ())]) or "-"
+    return ", ".join(f"`{each}`" for each in [*others, *OTHER_PARAMETERS.get(name, ())]) or "-"
 
 
 def _default(name: str) -> str:
@@ -152,7 +152,7 @@ def _default(name: str) -> str:
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.name} instead")
     if parser.parse_args().write:

@@ -1,4 +1,4 @@
-"""The compose file and the images fit the code they run: commands, settings, files, manners."""
+"""The compose file and the images fit the code: commands, settings, files, confinement."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import yaml
 from batchmill.worker.webhooks.settings import WebhookSettings
 
 from ..conftest import RedisServer
-from .public_face import FOLDERS, ROOT, named_variables, problem_of_call, variable_names
+from .public_interface import FOLDERS, ROOT, named_variables, problem_of_call, variable_names
 
 COMPOSE = ROOT / "compose"
 DOCKERFILES = sorted(COMPOSE.glob("*.Dockerfile"))
@@ -27,7 +27,7 @@ every_image = pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path
 
 
 def run(*command: object) -> str:
-    """Run a checker; its output, or a failure that shows it."""
+    """Run a checker; return its output, or fail and show it."""
     done = subprocess.run(
         [str(part) for part in command], capture_output=True, text=True, timeout=60
     )
@@ -36,7 +36,7 @@ def run(*command: object) -> str:
 
 
 def instructions(dockerfile: Path, name: str) -> list[str]:
-    """The arguments of every instruction of one kind, continued lines joined."""
+    """Return the arguments of every instruction of one kind, with continued lines joined."""
     joined = dockerfile.read_text().replace("\\\n", " ")
     return re.findall(rf"^{name} (.*)$", joined, re.MULTILINE)
 
@@ -68,13 +68,13 @@ def test_every_copied_file_exists_and_reaches_the_build(dockerfile: Path) -> Non
 
 
 @every_image
-def test_images_hold_every_package(dockerfile: Path) -> None:
+def test_images_contain_every_folder(dockerfile: Path) -> None:
     copied = {source for copy in instructions(dockerfile, "COPY") for source in copy.split()[:-1]}
     assert set(FOLDERS) <= copied
 
 
 @every_image
-def test_images_run_as_nobody_important_and_away_from_the_source(dockerfile: Path) -> None:
+def test_images_run_unprivileged_and_outside_the_source(dockerfile: Path) -> None:
     assert instructions(dockerfile, "USER")[-1] == "10001:10001"
     assert instructions(dockerfile, "WORKDIR")[-1] == "/app"
     assert "PYTHONSAFEPATH=1" in " ".join(instructions(dockerfile, "ENV"))
@@ -127,18 +127,18 @@ def test_every_webhook_setting_reaches_the_deliverer() -> None:
     assert given == {f"BATCHMILL_{name.upper()}" for name in WebhookSettings.model_fields}
 
 
-def test_example_environment_covers_what_compose_asks_for() -> None:
+def test_the_example_environment_names_every_variable_of_the_compose_file() -> None:
     text = (COMPOSE / "compose.yaml").read_text()
-    asked = set(re.findall(r"\$\{([A-Z_]+)", text))
+    used = set(re.findall(r"\$\{([A-Z_]+)", text))
     example = (COMPOSE / ".env.example").read_text()
     offered = set(re.findall(r"^#? ?([A-Z_]+)=", example, re.MULTILINE))
-    assert asked == offered
+    assert used == offered
     required = set(re.findall(r"\$\{([A-Z_]+):\?", text))
     assert required == set(re.findall(r"^([A-Z_]+)=$", example, re.MULTILINE))
 
 
 def test_redis_starts_with_our_configuration_and_never_evicts(tmp_path: Path) -> None:
-    # Paths and the port belong to the container; everything else is taken as it is.
+    # Paths and the port belong to the container; all other lines are used unchanged.
     lines = (COMPOSE / "redis.conf").read_text().splitlines()
     kept = [line for line in lines if line and line.split()[0] not in {"#", "dir", "port"}]
     options = [word for line in kept for word in shlex.split("--" + line)]

@@ -1,4 +1,4 @@
-"""Every page is true: its links lead somewhere, and the names it uses exist."""
+"""Every page is correct: its links resolve, and the names that it uses exist."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .public_face import (
+from .public_interface import (
     FOLDERS,
     ROOT,
     named_variables,
@@ -28,7 +28,7 @@ every_page = pytest.mark.parametrize("page", PAGES, ids=PAGE_NAMES)
 
 
 def code_spans(text: str) -> list[str]:
-    """Inline code, and the lines of shell blocks."""
+    """Return a page's inline code and the lines of its shell blocks."""
     shell = re.findall(r"^```(?:sh|shell|bash)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     without_blocks = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
     lines = [line for block in shell for line in block.replace("\\\n", " ").splitlines()]
@@ -36,7 +36,7 @@ def code_spans(text: str) -> list[str]:
 
 
 def heading_anchors(page: Path) -> set[str]:
-    """Anchors of a page's headings, as code hosts make them."""
+    """Return the anchors of a page's headings, as code hosts derive them."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -131,7 +131,7 @@ def test_every_decision_is_in_the_index() -> None:
     assert re.findall(r"^\| \[\d+\]\((\S+)\)", index, re.MULTILINE) == pages
 
 
-def test_the_configuration_page_lists_every_setting_as_the_code_tells_it() -> None:
+def test_the_configuration_page_lists_every_setting_as_the_code_documents_it() -> None:
     page = (ROOT / "docs" / "configuration.md").read_text().splitlines()
     rows = {line.split("`")[1]: line for line in page if line.startswith("| `BATCHMILL_")}
     expected = {variable: setting.row(variable) for variable, setting in settings().items()}
@@ -140,7 +140,7 @@ def test_the_configuration_page_lists_every_setting_as_the_code_tells_it() -> No
     assert set(rows) - set(expected) == plain_variables()
 
 
-def test_the_readme_tells_the_right_defaults() -> None:
+def test_the_readme_states_the_right_defaults() -> None:
     rows = re.findall(r"^\| `(BATCHMILL_\w+)` \| `([^`]+)` \|", README.read_text(), re.MULTILINE)
     assert len(rows) >= 5
     assert [name for name, text in rows if settings()[name].written_default != f"`{text}`"] == []

@@ -1,4 +1,4 @@
-"""The public names are real, complete and sorted; imports between the folders go one way only."""
+"""Public names exist, are complete and sorted; folders import one another in one direction."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-#: Which of our other folders, or packages of them, each folder may import from.
+#: The other folders, or packages in them, that each folder may import.
 ALLOWED_FOLDERS = {
     "kernels": set(),
     "engine": {"kernels"},
     "producer": {"engine.contract"},
     "worker": {"engine", "producer"},
 }
-#: Libraries that would break what a folder promises to its users.
+#: Libraries that a folder must not import, because its users need not install them.
 FORBIDDEN_LIBRARIES = {
     "kernels": {"celery", "kombu", "pydantic", "pydantic_settings", "redis", "valkey"},
     "engine": {"celery", "kombu", "pydantic", "pydantic_settings", "redis", "valkey"},
     "producer": {"celery", "flower", "kombu", "torch", "transformers", "triton"},
     "worker": set(),
 }
-#: Host-only packages of the engine: scheduling is testable without a tensor library.
+#: Host-only packages of the engine: they are testable without a tensor library.
 WITHOUT_TORCH = ("lifecycle", "scheduling")
 
 
 def source_files(folder: str) -> list[Path]:
-    """Every Python file of a folder, those of its packages included."""
+    """Return every Python file of a folder and its packages."""
     return sorted((ROOT / folder).rglob("*.py"))
 
 
 def test_the_rules_see_every_source_file() -> None:
-    # A rule that looks at root files only would pass on a tree whose files lie in packages.
+    # A rule that saw only the files at the root would pass, because all files lie in packages.
     assert sum(len(source_files(folder)) for folder in ALLOWED_FOLDERS) > 250
 
 
 def imported_modules(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Every absolutely imported module of a file, nested and lazy imports included."""
+    """Yield every absolutely imported module of a file, including nested and lazy imports."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -53,8 +53,8 @@ def imported_modules(tree: ast.Module) -> Iterator[tuple[int, str]]:
                 yield from ((node.lineno, f"batchmill.{alias.name}") for alias in node.names)
 
 
-def why_forbidden(folder: str, module: str) -> str | None:
-    """Why a file of `folder` may not import `module`, or None."""
+def import_problem(folder: str, module: str) -> str | None:
+    """Return why a file of `folder` may not import `module`, or None if it may."""
     first, *rest = module.split(".")
     if first in FORBIDDEN_LIBRARIES[folder]:
         return f"{folder}/ may not import {first}"
@@ -74,7 +74,7 @@ def test_imports_keep_the_one_way_order(folder: str) -> None:
         f"{path.name}:{line}: {module}: {why}"
         for path in source_files(folder)
         for line, module in imported_modules(ast.parse(path.read_text()))
-        if (why := why_forbidden(folder, module)) is not None
+        if (why := import_problem(folder, module)) is not None
     ]
     assert broken == []
 
@@ -93,12 +93,12 @@ def test_imports_keep_the_one_way_order(folder: str) -> None:
         ("worker", "batchmill.kernels.cpu.build"),
     ],
 )
-def test_the_rule_catches_a_forbidden_import(folder: str, module: str) -> None:
-    assert why_forbidden(folder, module) is not None
+def test_a_forbidden_import_is_found(folder: str, module: str) -> None:
+    assert import_problem(folder, module) is not None
 
 
 @pytest.mark.parametrize("package", WITHOUT_TORCH)
-def test_scheduling_is_free_of_torch(package: str) -> None:
+def test_host_only_packages_do_not_import_torch(package: str) -> None:
     files = sorted((ROOT / "engine" / package).glob("*.py"))
     assert files
     heavy = [
@@ -145,7 +145,9 @@ def test_promised_names_are_exported(name: str, promised: set[str]) -> None:
         ("batchmill.engine", ("celery", "kombu", "redis", "pydantic")),
     ],
 )
-def test_importing_a_folder_pulls_in_nothing_heavy(name: str, heavy: tuple[str, ...]) -> None:
+def test_importing_a_folder_does_not_import_heavy_libraries(
+    name: str, heavy: tuple[str, ...]
+) -> None:
     script = f"import sys, {name}; print([m for m in {heavy!r} if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
@@ -153,7 +155,7 @@ def test_importing_a_folder_pulls_in_nothing_heavy(name: str, heavy: tuple[str, 
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 
 
-def test_importing_producer_loads_nothing_of_the_engine_but_the_contract() -> None:
+def test_importing_producer_loads_only_the_contract_of_the_engine() -> None:
     script = (
         "import sys, batchmill.producer\n"
         "print(*sorted(m for m in sys.modules if m.startswith('batchmill.engine')))"

@@ -1,4 +1,4 @@
-"""Each install is enough for what it promises: programs run with just what it brings."""
+"""Each extra installs enough: programs run with nothing but its distributions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from importlib import metadata
 import pytest
 from packaging.requirements import Requirement
 
-from .public_face import ROOT
+from .public_interface import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -27,13 +27,13 @@ sys.meta_path.insert(0, Absent())
 """
 
 
-def brought_by(requirements: list[str]) -> set[str]:
-    """Names of all distributions that some requirements bring, their own requirements included."""
+def installed_by(requirements: list[str]) -> set[str]:
+    """Return all distributions that requirements install, directly or indirectly."""
     found: set[str] = set()
     waiting = [Requirement(text) for text in requirements]
     while waiting:
         requirement = waiting.pop()
-        name = normal(requirement.name)
+        name = normalised(requirement.name)
         if name in found:
             continue
         found.add(name)
@@ -45,23 +45,24 @@ def brought_by(requirements: list[str]) -> set[str]:
     return found
 
 
-def normal(name: str) -> str:
+def normalised(name: str) -> str:
+    """Return a distribution's name in the form that is equal for all ways of writing it."""
     return name.lower().replace("_", "-").replace(".", "-")
 
 
 def absent_modules(extra: str | None) -> set[str]:
-    """Top-level modules of this environment that a base install, or one extra, does not bring."""
+    """Return this environment's modules that a base install, or an extra, does not contain."""
     extras = PROJECT["optional-dependencies"]
-    brought = brought_by(PROJECT["dependencies"] + (extras[extra] if extra else []))
+    installed = installed_by(PROJECT["dependencies"] + (extras[extra] if extra else []))
     return {
         module
         for module, owners in metadata.packages_distributions().items()
-        if not {normal(owner) for owner in owners} & (brought | {PROJECT["name"]})
+        if not {normalised(owner) for owner in owners} & (installed | {PROJECT["name"]})
     }
 
 
 def run_with_only(extra: str | None, program: str, *arguments: str) -> str:
-    """Run a program that finds no other packages; its output."""
+    """Run a program that finds no other packages; return its output."""
     source = _RUN_WITHOUT.format(absent=absent_modules(extra), program=program)
     command = [sys.executable, "-c", source, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -72,7 +73,7 @@ def run_with_only(extra: str | None, program: str, *arguments: str) -> str:
 COMMAND_LINE = "from batchmill.worker.cli import main; main()"
 
 
-def test_what_is_absent_is_absent() -> None:
+def test_modules_outside_an_extra_cannot_be_imported() -> None:
     assert {"torch", "celery", "kombu", "transformers", "h11", "flower"} <= absent_modules(None)
     assert "h11" not in absent_modules("deliverer")
     with pytest.raises(AssertionError, match="not part of this install"):
@@ -87,20 +88,20 @@ def test_the_base_install_submits_and_watches_jobs(redis_url: str) -> None:
     run_with_only(None, "from batchmill.producer import AsyncClient, verify_webhook")
 
 
-def test_the_base_install_shows_help_for_what_it_cannot_run() -> None:
+def test_the_base_install_shows_the_help_of_commands_that_it_cannot_run() -> None:
     for name in ("worker", "deliver", "doctor"):
         assert "Usage" in run_with_only(None, COMMAND_LINE, name, "--help")
 
 
-def test_the_deliverer_extra_delivers() -> None:
+def test_the_deliverer_extra_runs_the_deliverer() -> None:
     run_with_only(
         "deliverer", "from batchmill.worker.webhooks.deliverer_process import run_deliverer"
     )
-    told = run_with_only("deliverer", COMMAND_LINE, "webhook-secret")
-    assert told.startswith("whsec_")
+    secret = run_with_only("deliverer", COMMAND_LINE, "webhook-secret")
+    assert secret.startswith("whsec_")
 
 
-def test_the_worker_extra_works() -> None:
+def test_the_worker_extra_runs_a_worker() -> None:
     program = (
         "import batchmill.worker.consumer.app_factory, "
         "batchmill.worker.engine_host.real_engine, batchmill.engine.engine"

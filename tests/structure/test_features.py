@@ -1,4 +1,4 @@
-"""The page of request controls is current, and no control is without a test."""
+"""The page of request controls is current, and every control has a test."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ def test_the_page_of_request_controls_is_current() -> None:
     assert PAGE.read_text() == page(), "run: python tests/structure/feature_table.py --write"
 
 
-def test_every_control_has_a_test_and_every_mark_is_of_a_control() -> None:
+def test_every_control_has_a_test_and_every_mark_names_a_control() -> None:
     assert set(marked_tests()) == {field.name for field in fields(SamplingParams)}

@@ -1,4 +1,4 @@
-"""docs/models.md has a row for every family, and every row says what it should."""
+"""docs/models.md has a row for every model that is tested, and every row reports equal tokens."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ REMEDY = "run `python tests/structure/model_table.py --write`"
 
 
 def rows() -> dict[tuple[str, str], list[str]]:
-    """Cells of the table's rows, by model and who computes it."""
+    """Return the cells of the table's rows, by model and implementation."""
     lines = [line for line in PAGE.read_text().splitlines() if line.startswith("| ")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[1:]]
     return {(row[0], row[2]): row for row in cells}
 
 
-def test_every_model_that_is_tested_has_its_rows() -> None:
+def test_every_tested_model_has_its_rows() -> None:
     expected = {(name, "native") for name in NATIVE}
     expected |= {(name, "transformers") for name in (*NATIVE, *OTHERS)}
     assert set(rows()) == expected, REMEDY
@@ -31,7 +31,7 @@ def test_every_family_of_the_native_decoder_has_a_row() -> None:
     assert architectures == set(FAMILIES), REMEDY
 
 
-def test_every_row_is_equal_in_every_way() -> None:
+def test_every_row_reports_equal_tokens() -> None:
     for key, row in rows().items():
         assert float(row[3]) <= 1e-4, key
         assert row[4:] == ["equal"] * len(WAYS), key

@@ -1,4 +1,4 @@
-"""The access rules of the operations page are enough for every program, and for no more."""
+"""The access rules of the operations page allow what every program needs, and nothing else."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from batchmill.worker.webhooks.local_receiver import WebhookReceiver
 
 from ..conftest import RedisServer
 from ..support.processes import CLI, STUB, free_port, process, ready_worker, wait_until
-from .public_face import ROOT
+from .public_interface import ROOT
 
 PASSWORD = "open-sesame"
 
 
 def access_rules() -> list[list[str]]:
-    """Each line of the page's rules, in words."""
+    """Return the page's rules: the words of each line."""
     page = (ROOT / "docs" / "operations.md").read_text()
     (rules,) = re.findall(r"^```acl\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     return [line.replace("PASSWORD", PASSWORD).split() for line in rules.splitlines()]
@@ -33,7 +33,7 @@ def access_rules() -> list[list[str]]:
 
 @pytest.fixture
 def port() -> Iterator[int]:
-    """The port of a server under the page's rules."""
+    """The port of a server with the page's rules."""
     port = free_port()
     server = RedisServer("--bind", "127.0.0.1", "--port", str(port))
     server.start()
@@ -90,7 +90,7 @@ def test_every_program_runs_under_its_own_rules(port: int, tmp_path: Path) -> No
         assert job.result(timeout_s=30).usage.completion_tokens == 8
         assert receiver.wait_for(1, timeout_s=30)
         wait_until(lambda: job.id in ask_flower(flower_port, "tasks"), "the job in Flower")
-        # Any Redis client, as a producer of another language has one.
+        # Any Redis client, as producers in other languages use.
         pushes = redis.Redis.from_url(url_of("inbox", port), decode_responses=True)
         pushes.lpush("batchmill:inbox", '{"id": "pushed", "prompt": "x", "max_tokens": 2}')
         wait_until(
@@ -104,27 +104,27 @@ def test_every_program_runs_under_its_own_rules(port: int, tmp_path: Path) -> No
 
 
 def ask_flower(port: int, path: str) -> dict[str, Any]:
-    """An answer of Flower's API; empty while it does not listen yet."""
+    """Return a response of Flower's API; it is empty until Flower listens."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/{path}", timeout=5) as answer:
-            told: dict[str, Any] = json.load(answer)
-            return told
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/{path}", timeout=5) as response:
+            content: dict[str, Any] = json.load(response)
+            return content
     except OSError:
         return {}
 
 
 @pytest.mark.parametrize("user", ["producer", "worker", "deliverer", "inbox", "flower"])
 @pytest.mark.parametrize(
-    "command", [("FLUSHALL",), ("CONFIG", "GET", "*"), ("KEYS", "*"), ("GET", "somebody-else")]
+    "command", [("FLUSHALL",), ("CONFIG", "GET", "*"), ("KEYS", "*"), ("GET", "another-key")]
 )
-def test_nobody_may_do_more(user: str, command: tuple[str, ...], port: int) -> None:
+def test_no_user_may_do_more(user: str, command: tuple[str, ...], port: int) -> None:
     client = redis.Redis.from_url(url_of(user, port))
     with pytest.raises(redis.exceptions.NoPermissionError):
         client.execute_command(*command)
     client.close()
 
 
-def test_without_a_user_nothing_is_answered(port: int) -> None:
+def test_without_a_user_every_command_is_refused(port: int) -> None:
     client = redis.Redis(port=port)
     with pytest.raises(redis.exceptions.AuthenticationError):
         client.ping()

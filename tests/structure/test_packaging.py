@@ -1,4 +1,4 @@
-"""What a user installs is what the checkout holds: wheel, sdist, editable install, links."""
+"""Every way to install contains the files of the checkout: wheel, sdist, editable install."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Built:
 
 
 def run(*command: object, cwd: Path, **environment: str) -> str:
-    """Run a command free of this process' Python settings; its output, or a failure showing it."""
+    """Run a command without this process's Python settings; return its output, or fail with it."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))}
     done = subprocess.run(
         [str(part) for part in command],
@@ -47,13 +47,13 @@ def run(*command: object, cwd: Path, **environment: str) -> str:
 
 
 def tracked_files() -> list[str]:
-    """Every file that git tracks or would add, as paths relative to the root."""
+    """Return every file that git tracks or would add, relative to the root."""
     listed = run("git", "ls-files", "-z", "-co", "--exclude-standard", cwd=ROOT)
     return sorted(path for path in listed.split("\0") if path and os.path.lexists(ROOT / path))
 
 
 def shipped_files(root: Path) -> set[str]:
-    """Every file of the four folders that an installed package has to hold."""
+    """Return every file of the four folders that an installed package must contain."""
     return {
         path.relative_to(root).as_posix()
         for folder in FOLDERS
@@ -63,10 +63,10 @@ def shipped_files(root: Path) -> set[str]:
 
 
 def new_environment(folder: Path) -> Path:
-    """A bare virtual environment that sees this one's dependencies, but not its batchmill.
+    """Create a bare virtual environment that sees this one's dependencies, but not its batchmill.
 
     The `.pth` entry adds a folder to the path without running that folder's own `.pth` files, so
-    the editable install of this environment (if any) stays out.
+    an editable install in this environment is not visible.
 
     Returns:
         Its Python.
@@ -85,7 +85,7 @@ def pip_install(python: Path, *arguments: object, cwd: Path) -> None:
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the working tree as git sees it: no environment, no caches, links kept."""
+    """A copy of the working tree as git sees it: no environment, no caches, links unchanged."""
     copy = tmp_path_factory.mktemp("tree") / "checkout"
     for path in tracked_files():
         target = copy / path
@@ -96,7 +96,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def built(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """Sdist, and the wheel built from that sdist, each in an isolated build environment."""
+    """The sdist, and the wheel built from it, each in an isolated build environment."""
     dist = tmp_path_factory.mktemp("dist")
     constraints = str(tree / "constraints.txt")
     run(sys.executable, "-m", "build", "-o", dist, tree, cwd=dist, PIP_CONSTRAINT=constraints)
@@ -137,16 +137,16 @@ def test_every_data_file_matches_a_package_data_pattern() -> None:
     assert uncovered == []
 
 
-def test_every_folder_says_that_it_is_typed() -> None:
+def test_every_folder_has_a_marker_for_type_checkers() -> None:
     assert [folder for folder in FOLDERS if not (ROOT / folder / "py.typed").is_file()] == []
 
 
 def test_kernels_stays_a_namespace_folder() -> None:
-    # With an __init__.py it would shadow Hugging Face's `kernels` for whoever runs from the root.
+    # With an __init__.py it would shadow Hugging Face's `kernels` in programs run from the root.
     assert not (ROOT / "kernels" / "__init__.py").exists()
 
 
-def test_type_checker_links_point_at_the_folders() -> None:
+def test_links_for_type_checkers_lead_to_the_folders() -> None:
     links = {link.name: os.readlink(link) for link in (ROOT / ".dev" / "batchmill").iterdir()}
     assert links == {folder: f"../../{folder}" for folder in FOLDERS}
 
@@ -162,19 +162,19 @@ def test_every_direct_dependency_has_a_tested_version() -> None:
     assert names - pinned == set()
 
 
-def test_wheel_holds_every_source_file_and_nothing_else(built: Built) -> None:
+def test_the_wheel_contains_every_source_file_and_nothing_else(built: Built) -> None:
     with zipfile.ZipFile(built.wheel) as wheel:
         members = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert members == {f"batchmill/{path}" for path in shipped_files(built.tree)}
 
 
-def test_sdist_holds_every_source_file_the_licence_and_the_readme(built: Built) -> None:
+def test_the_sdist_contains_every_source_file_the_licence_and_the_readme(built: Built) -> None:
     with tarfile.open(built.sdist) as sdist:
         members = {name.partition("/")[2] for name in sdist.getnames()}
     assert shipped_files(built.tree) | {"LICENSE", "README.md", "pyproject.toml"} <= members
 
 
-def test_installed_wheel_imports_from_the_new_environment(built: Built, tmp_path: Path) -> None:
+def test_an_installed_wheel_is_imported_from_its_environment(built: Built, tmp_path: Path) -> None:
     python = new_environment(tmp_path / "fresh")
     pip_install(python, built.wheel, cwd=tmp_path)
     show = "import batchmill.producer as p; print(p.__file__, p.Client.__name__)"
@@ -183,7 +183,7 @@ def test_installed_wheel_imports_from_the_new_environment(built: Built, tmp_path
     assert name == "Client"
 
 
-def test_editable_install_works_from_any_folder(tree: Path, tmp_path: Path) -> None:
+def test_an_editable_install_works_from_any_folder(tree: Path, tmp_path: Path) -> None:
     python = new_environment(tmp_path / "fresh")
     pip_install(python, "--no-build-isolation", "-e", tree, cwd=tmp_path)
     show = "import batchmill.producer, batchmill.engine as e; print(e.__file__)"

@@ -1,4 +1,4 @@
-"""What the code really offers: settings and commands. Tests of pages and images compare with it."""
+"""The settings and commands that the code really has, which pages and images are compared with."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Setting:
     """One environment variable that a settings class reads."""
 
     field: FieldInfo
-    #: What the comment above the field says.
+    #: The comment above the field.
     meaning: str
 
     @property
     def written_default(self) -> str:
-        """The default as one would type it into the environment, in Markdown; - for none."""
+        """The default as a user types it into the environment, in Markdown; - if there is none."""
         value = self.field.get_default(call_default_factory=True)
         if value in (None, "", (), {}):
             return "-"
@@ -43,13 +43,13 @@ class Setting:
         return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
 
     def row(self, variable: str) -> str:
-        """The setting as a row of the configuration page's tables."""
+        """Return the setting as a row of a table on the configuration page."""
         meaning = self.meaning.replace("<", r"\<").replace("|", r"\|")
         return f"| `{variable}` | {self.written_default} | {meaning} |"
 
 
 def settings() -> dict[str, Setting]:
-    """Every setting by its variable. A field of a derived class replaces the one it redefines."""
+    """Return every setting by its variable; derived classes replace the fields they redefine."""
     found: dict[str, Setting] = {}
     for owner in settings_classes():
         docs = setting_docs(owner)
@@ -59,7 +59,7 @@ def settings() -> dict[str, Setting]:
 
 
 def settings_classes() -> list[type[BaseSettings]]:
-    """Every settings class, bases before what derives from them."""
+    """Return every settings class, bases before derived classes."""
     classes: set[type[BaseSettings]] = set()
     for path in [*(ROOT / "producer").rglob("*.py"), *(ROOT / "worker").rglob("*.py")]:
         if "_settings import " in path.read_text() or path.name == "settings.py":
@@ -76,55 +76,55 @@ def settings_classes() -> list[type[BaseSettings]]:
 
 
 def plain_variables() -> set[str]:
-    """Variables that are read without a settings class, by code that has to stay light."""
+    """Return the variables that are read without a settings class, by code that imports little."""
     sources = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
     read = re.compile(r'environ\.get\("(BATCHMILL_\w+)"')
     return {name for path in sources for name in read.findall(path.read_text())} - set(settings())
 
 
 def variable_names() -> set[str]:
-    """Every BATCHMILL_* environment variable that means something."""
+    """Return every BATCHMILL_* environment variable that the code reads."""
     return plain_variables() | set(settings())
 
 
 def named_variables(text: str) -> set[str]:
-    """Every BATCHMILL_* variable that a page or file names; a bare prefix (BATCHMILL_*) is none."""
+    """Return every BATCHMILL_* variable that a text names, without bare prefixes (BATCHMILL_*)."""
     return set(re.findall(r"\bBATCHMILL_[A-Z0-9_]*[A-Z0-9]\b(?!_?[*<])", text))
 
 
-# The names of all commands are in argv: a command makes flags of its settings only when it is asked
-# for, so that the rest of the command line starts fast.
-_TELL_COMMANDS = """
+# argv contains the names of these commands because each builds the flags of its settings only if it
+# is called, so that the other commands start fast.
+_PRINT_COMMANDS = """
 import json, sys
 sys.argv += ["demo", "up", "worker", "deliver"]
 import typer
 from batchmill.worker.cli import app
 
-def tell(command):
+def describe(command):
     options = [name for param in command.params for name in param.opts + param.secondary_opts]
     commands = getattr(command, "commands", {})
-    return {"options": options, "commands": {name: tell(c) for name, c in commands.items()}}
+    return {"options": options, "commands": {name: describe(c) for name, c in commands.items()}}
 
-print(json.dumps(tell(typer.main.get_command(app))))
+print(json.dumps(describe(typer.main.get_command(app))))
 """
 
 
 @cache
 def commands() -> dict[str, Any]:
-    """The command line: for each command its options and the commands below it."""
-    told = subprocess.run([sys.executable, "-c", _TELL_COMMANDS], capture_output=True, check=True)
-    tree: dict[str, Any] = json.loads(told.stdout)
+    """Return the command line: the options and subcommands of each command."""
+    done = subprocess.run([sys.executable, "-c", _PRINT_COMMANDS], capture_output=True, check=True)
+    tree: dict[str, Any] = json.loads(done.stdout)
     return tree
 
 
 def problem_of_call(words: Sequence[str]) -> str | None:
-    """Why `batchmill WORDS…` cannot work as written, or None: unknown command, group or option."""
+    """Return why `batchmill WORDS…` fails (unknown command or option), or None if it works."""
     command, name, rest = commands(), "batchmill", list(words)
     while command["commands"] and rest and not rest[0].startswith("-"):
         name = rest.pop(0)
         if name not in command["commands"]:
-            return f"no command {name!r} in {sorted(command['commands'])}"
+            return f"unknown command {name!r}; there are {sorted(command['commands'])}"
         command = command["commands"][name]
     named = {word.split("=")[0] for word in rest if re.match(r"--?[a-z]", word)}
     unknown = named - set(command["options"]) - {"--help", "-h"}
-    return f"{name} has no option {sorted(unknown)}" if unknown else None
+    return f"{name} does not have the options {sorted(unknown)}" if unknown else None
