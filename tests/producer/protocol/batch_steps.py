@@ -1,4 +1,4 @@
-"""Steps of tests about batches: their lines, the ends of their jobs, what is owed for them."""
+"""Steps of the batch tests: make lines, end jobs, read events and counts."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def lines(number: int, **fields: Any) -> list[dict[str, Any]]:
 
 
 def ids_of(bench: Any, batch_id: str) -> list[str]:
-    """A batch's jobs in the order of the input."""
+    """Return the jobs of a batch in the order of the input."""
     return [i.decode() for i in bench.redis.zrange(keys.batch_jobs(batch_id), 0, -1)]
 
 
 def end(store: JobStore, job_id: str, state: JobState = JobState.COMPLETED) -> int:
-    """Bring a job to its end; returns the fence it was done under."""
+    """Claim and complete a job; return its fence."""
     claim = store.claim(job_id, owner="w", lease_ms=60_000, identity="i")
     assert isinstance(claim, Claim)
     complete(store, job_id, claim.fence, state)
@@ -38,7 +38,7 @@ def complete(store: JobStore, job_id: str, fence: int, state: JobState) -> None:
 
 
 def events(bench: Any) -> list[OutboxEntry]:
-    """What is due for the batch's receiver."""
+    """Claim the events that are due for the receiver of the batch."""
     due = bench.store.outbox_claim(owner="d", limit=100, lease_ms=60_000)
     return [event for event in due if event.url == HOOK]
 

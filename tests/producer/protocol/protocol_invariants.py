@@ -1,4 +1,4 @@
-"""What holds in Redis after every call, whichever it was."""
+"""Invariants of the store that hold after every call."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BATCH_ID = "batch_1"
 
 
 class ProtocolInvariants(RuleBasedStateMachine):
-    """Owns a store and what it should hold, and compares them after every step."""
+    """Owns a store and its reference, and compares them after every step."""
 
     def __init__(self, url: str, check_keys: Callable[[Redis], None]) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class ProtocolInvariants(RuleBasedStateMachine):
         assert waiting == (of_jobs | of_batch) - self.delivered
 
     @invariant()
-    def jobs_are_listed_where_they_are(self) -> None:
+    def jobs_are_listed_in_their_states(self) -> None:
         for tag in (None, "x", "xy"):
             page = self.store.run(job_index.list_jobs(JobQuery(tag), 1000))
             assert {status.id: status.state for status in page.jobs} == {
@@ -92,7 +92,7 @@ class ProtocolInvariants(RuleBasedStateMachine):
             }
 
     @invariant()
-    def no_place_is_left_empty_while_jobs_wait(self) -> None:
+    def the_window_is_full_while_jobs_wait(self) -> None:
         if self.redis.exists(keys.turns(QUEUE)):
             assert self.redis.llen(QUEUE) >= WINDOW_JOBS
 

@@ -1,4 +1,4 @@
-"""What a job and a batch should be after a sequence of calls, in plain Python."""
+"""Reference models of a job and a batch, in plain Python."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from batchmill.producer.protocol.replies import CancelStatus, ReleaseCause, Rele
 
 @dataclass
 class BatchReference:
-    """What the batch should be; its counts are those of a recount of its jobs."""
+    """The expected batch; its counts are those of a recount of its jobs."""
 
     jobs: list[str] = field(default_factory=list)
     is_open: bool = True
     num_refused: int = 0
     is_cancelled: bool = False
-    #: How its jobs ended the first time, or after a retry that came in time.
+    #: How its jobs ended first, or after a retry before the end of the batch.
     counted: dict[str, str] = field(default_factory=dict)
-    #: How it ended.
+    #: How the batch ended.
     end: str | None = None
 
     def observe(self, jobs: dict[str, Reference]) -> None:
-        """Note what has ended since the last look."""
+        """Count the jobs that have ended since the last call."""
         for job_id in self.jobs:
             if job_id in jobs and jobs[job_id].has_ended:
                 self.counted.setdefault(job_id, jobs[job_id].state)
@@ -29,13 +29,13 @@ class BatchReference:
             self.end = "cancelled" if self.is_cancelled else "completed"
 
     def retry(self, job_id: str) -> None:
-        """A job runs again: the batch waits for it, unless it has ended or is being cancelled."""
+        """Wait for a job that runs again, unless the batch has ended or is being cancelled."""
         if not self.end and not self.is_cancelled:
             self.counted.pop(job_id, None)
 
     @property
     def counts(self) -> tuple[int, int, int]:
-        """Lines, completed and failed."""
+        """Numbers of lines, completed and failed."""
         num_completed = list(self.counted.values()).count("completed")
         num_failed = len(self.counted) - num_completed + self.num_refused
         return len(self.jobs) + self.num_refused, num_completed, num_failed
@@ -43,14 +43,14 @@ class BatchReference:
 
 @dataclass
 class Reference:
-    """What a record should be."""
+    """The expected record."""
 
     webhook: bool
     is_scheduled: bool = False
     tag: str = ""
     tenant: str = "a"
     run: int = 1
-    #: Ends that it has come to, by the names of their events.
+    #: Ends of the job so far, by the names of their events.
     ends: list[str] = field(default_factory=list)
     state: str = "queued"
     fence: int = 0
@@ -90,7 +90,7 @@ class Reference:
         return self.state == "in_progress" and self.fence == fence
 
     def append(self, position: int, new: list[int]) -> bool:
-        """Append what is new of a write; False where it does not fit what is stored."""
+        """Append the new tokens of a write; return False if it leaves a gap or contradicts."""
         if position > len(self.tokens):
             return False
         overlap = self.tokens[position : position + len(new)]

@@ -1,4 +1,4 @@
-"""Stock Celery and kombu accept our hand-written message, and it says nothing of its content."""
+"""Stock Celery and kombu accept the hand-written message, which contains nothing of the job."""
 
 from __future__ import annotations
 
@@ -70,14 +70,14 @@ def test_it_has_the_headers_that_celery_s_own_message_has(submitted: Any) -> Non
     assert embed == own.body[2]
 
 
-def test_it_holds_no_content(submitted: Any) -> None:
+def test_it_contains_nothing_of_the_job(submitted: Any) -> None:
     [raw] = submitted.redis.lrange(QUEUE, 0, -1)
     assert CANARY.encode() not in raw
     [message] = announcements(submitted)
     assert (message["headers"]["argsrepr"], message["headers"]["kwargsrepr"]) == ("()", "{...}")
 
 
-def test_every_announcement_has_a_delivery_tag_of_its_own(submitted: Any) -> None:
+def test_every_announcement_has_another_delivery_tag(submitted: Any) -> None:
     submitted.store.release(
         [HeldJob("gen_1", submitted.claim("gen_1").fence)], cause=ReleaseCause.DRAIN
     )

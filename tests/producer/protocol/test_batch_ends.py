@@ -1,4 +1,4 @@
-"""How a batch ends that does not just complete: cancelled, expired, abandoned, forged."""
+"""Batches that end in another way than completed: cancelled, expired, abandoned, forged."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_cancelling_ends_when_the_running_jobs_have_stopped(bench: Any, client: 
     assert [event.type for event in events(bench)] == ["batch.cancelled"]
 
 
-def test_a_batch_cancelled_while_it_takes_lines_takes_no_more(bench: Any, client: Client) -> None:
+def test_a_batch_cancelled_while_lines_arrive_accepts_no_more(bench: Any, client: Client) -> None:
     def interrupted() -> Iterator[dict[str, Any]]:
         yield from lines(500)
         client.cancel_batch(client.batches()[0].id)
@@ -49,10 +49,10 @@ def test_a_batch_cancelled_while_it_takes_lines_takes_no_more(bench: Any, client
     assert (batch.status, counts(batch)) == (BatchState.CANCELLED, (500, 0, 500))
 
 
-def test_the_sweep_goes_on_with_a_cancel_whose_client_died(bench: Any, client: Client) -> None:
+def test_the_sweep_continues_a_cancellation_whose_client_died(bench: Any, client: Client) -> None:
     batch = client.create_batch(lines(5), webhook=HOOK)
     running = bench.claim(ids_of(bench, batch.id)[3])
-    bench.store.run(batch_calls.cancel(batch.id))  # and no more: the client is dead
+    bench.store.run(batch_calls.cancel(batch.id))  # and then the client dies
     swept = [bench.store.sweep(limit=2).cancelled for _ in range(4)]
     assert swept == [2, 1, 1, 0]
     assert bench.store.load(running.job_id).cancel_requested
@@ -63,7 +63,7 @@ def test_the_sweep_goes_on_with_a_cancel_whose_client_died(bench: Any, client: C
 
 
 def pass_deadline(bench: Any, batch_id: str) -> None:
-    """Let a batch's time be over, and that of its jobs with it."""
+    """Move the deadline of a batch and of its jobs into the past."""
     bench.redis.hset(keys.batch(batch_id), "deadline_at_ms", 1)
     bench.redis.zadd(keys.BATCHES_DUE, {batch_id: 1}, xx=True)
     for job_id in ids_of(bench, batch_id):
@@ -132,9 +132,9 @@ def test_a_batch_whose_producer_never_came_back_ends(
         yield from lines(501)
         raise EOFError
 
-    ttl = {"ttl_s": 60.0} if has_deadline else {}
+    ttl_s = 60.0 if has_deadline else None
     with pytest.raises(EOFError):
-        client.create_batch(torn(), webhook=HOOK, idempotency_key="k", **ttl)
+        client.create_batch(torn(), webhook=HOOK, idempotency_key="k", ttl_s=ttl_s)
     [batch] = client.batches()
     for job_id in ids_of(bench, batch.id)[1:]:
         end(bench.store, job_id)
@@ -149,7 +149,7 @@ def test_a_batch_whose_producer_never_came_back_ends(
     assert batch.status is wanted
     assert [event.type for event in events(bench)] == [f"batch.{wanted}"]
     with pytest.raises(BatchClosed):
-        client.create_batch(lines(501), webhook=HOOK, idempotency_key="k", **ttl)
+        client.create_batch(lines(501), webhook=HOOK, idempotency_key="k", ttl_s=ttl_s)
 
 
 def test_forged_keys_of_a_batch_stop_neither_its_jobs_nor_the_sweep(

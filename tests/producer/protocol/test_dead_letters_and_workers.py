@@ -1,4 +1,4 @@
-"""Dead letters are kept, listed, dropped and tried again; workers are known while they live."""
+"""Dead letters are kept, listed, dropped and retried; workers are listed while they live."""
 
 from __future__ import annotations
 
@@ -31,13 +31,14 @@ WORKER = WorkerInfo(
 
 
 def add(bench: Any, payload: bytes = b"garbage") -> str:
-    return bench.store.dead_letter_add(
+    letter_id: str = bench.store.dead_letter_add(
         kind=DeadLetterKind.MESSAGE, reason="malformed", payload=payload, source=QUEUE
     )
+    return letter_id
 
 
 def dead_job(bench: Any, document: str) -> None:
-    """A job that was given up."""
+    """Submit a job and let it crash until it is given up."""
     bench.submit("j", document=document)
     for _ in range(6):
         held = HeldJob("j", bench.claim("j").fence)
@@ -76,7 +77,7 @@ def test_a_dead_job_runs_again_under_its_own_id(bench: Any) -> None:
     assert retry_dead_letter(bench.store, "j", ProducerSettings()) is None
 
 
-def test_a_dead_job_without_its_record_is_submitted_anew_and_once(bench: Any) -> None:
+def test_a_dead_job_without_its_record_is_submitted_again_once(bench: Any) -> None:
     dead_job(bench, '{"prompt":"hi","seed":7,"idempotency_key":"k","deadline":"2020-01-01T00:00Z"}')
     letter = bench.store.dead_letter("j")
     bench.redis.delete(keys.job("j"))  # as if its time to live had run out
@@ -118,7 +119,7 @@ def test_a_dead_delivery_goes_back_to_the_outbox(bench: Any) -> None:
 
 
 def test_an_unknown_letter_cannot_be_tried_again(bench: Any) -> None:
-    assert retry_dead_letter(bench.store, "nobody", ProducerSettings()) is None
+    assert retry_dead_letter(bench.store, "unknown", ProducerSettings()) is None
 
 
 def test_a_worker_is_listed_while_its_heart_beats(bench: Any) -> None:
@@ -140,7 +141,7 @@ def test_a_heartbeat_of_a_later_version_is_still_read(bench: Any) -> None:
     assert bench.store.list_workers() == [WORKER]
 
 
-def test_counts_tell_what_is_where(bench: Any) -> None:
+def test_counts_show_where_everything_is(bench: Any) -> None:
     bench.submit("waiting", webhook="https://example.com/")
     bench.started("running")
     bench.submit("gone", webhook="https://example.com/")

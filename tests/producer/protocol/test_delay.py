@@ -1,4 +1,4 @@
-"""A delayed job waits unannounced, and can be cancelled and expire meanwhile."""
+"""A delayed job waits without an announcement, and may be cancelled or expire meanwhile."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_sweep_announces_due_jobs_too(bench: Any) -> None:
     assert bench.announced() == ["j"]
 
 
-def test_due_jobs_come_in_the_order_of_their_moments(bench: Any) -> None:
+def test_due_jobs_come_in_the_order_of_their_start_times(bench: Any) -> None:
     now = int(time.time() * 1000)
     for name, in_ms in (("late", 900_000), ("early", 300_000)):
         bench.submit(name, not_before_ms=now + in_ms)
@@ -46,13 +46,13 @@ def test_due_jobs_come_in_the_order_of_their_moments(bench: Any) -> None:
     assert bench.announced() == ["early", "late"]
 
 
-def test_the_later_of_delay_and_moment_counts(bench: Any) -> None:
+def test_the_later_of_delay_and_start_time_counts(bench: Any) -> None:
     bench.submit("j", not_before_ms=5, delay_ms=60_000)
     record = bench.store.load("j")
     assert record.not_before_ms == record.enqueued_at_ms + 60_000
 
 
-def test_a_moment_that_is_past_is_no_delay(bench: Any) -> None:
+def test_a_start_in_the_past_is_not_a_delay(bench: Any) -> None:
     bench.submit("j", not_before_ms=5)
     assert bench.announced() == ["j"]
     assert bench.store.load("j").not_before_ms is None
@@ -60,14 +60,14 @@ def test_a_moment_that_is_past_is_no_delay(bench: Any) -> None:
 
 def test_a_delayed_job_cannot_be_claimed(bench: Any) -> None:
     bench.submit("j", delay_ms=60_000)
-    answer = bench.store.claim("j", owner="w", lease_ms=1000, identity="m")
-    assert answer is ClaimRefusal.SCHEDULED
+    reply = bench.store.claim("j", owner="w", lease_ms=1000, identity="m")
+    assert reply is ClaimRefusal.SCHEDULED
 
 
 def test_a_job_adopted_with_a_delay_waits_for_its_announcement(bench: Any) -> None:
     bench.store.adopt(bench.new_job("task", delay_ms=60_000))
-    answer = bench.store.claim("task", owner="w", lease_ms=1000, identity="m")
-    assert answer is ClaimRefusal.SCHEDULED
+    reply = bench.store.claim("task", owner="w", lease_ms=1000, identity="m")
+    assert reply is ClaimRefusal.SCHEDULED
     end_delay(bench, "task")
     bench.store.announce_due()
     assert bench.take_next() == "task"
@@ -87,7 +87,7 @@ def test_a_delayed_job_expires_at_its_deadline(bench: Any) -> None:
     assert bench.store.counts().scheduled == 0
 
 
-def test_the_status_tells_the_moment(redis_url: str) -> None:
+def test_the_status_shows_the_start_time(redis_url: str) -> None:
     with Client(redis_url) as client:
         status = client.submit(prompt="hi", delay_s=60).status()
     assert status.scheduled_at_ms == status.enqueued_at_ms + 60_000

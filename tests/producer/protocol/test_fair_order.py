@@ -1,4 +1,4 @@
-"""Tenants take turns by what they use: a small window of jobs is announced, the rest waits."""
+"""Fair share: a small window of jobs is announced, chosen by the tokens that tenants use."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def submit_many(bench: Any, tenant: str, number: int, **changes: Any) -> list[st
     return names
 
 
-def run_all(bench: Any, num_tokens: int = 100, on_board: int = 1) -> list[str]:
-    """Work like an engine that holds a few jobs; the order in which jobs came to it."""
+def run_all(bench: Any, num_tokens: int = 100, num_running: int = 1) -> list[str]:
+    """Run all jobs, a few at a time; return the order in which they started."""
     order, running = [], deque[str]()
     while True:
         name = bench.take_next()
         if name is not None:
             order.append(name)
             running.append(name)
-        if name is None or len(running) > on_board:
+        if name is None or len(running) > num_running:
             if not running:
                 return order
             bench.end(running.popleft(), num_tokens)
@@ -64,7 +64,7 @@ def test_a_single_job_waits_for_no_more_than_the_window(bench: Any) -> None:
     assert taken[-1] == "b0"
 
 
-def test_the_default_tenant_is_one_like_the_others(bench: Any) -> None:
+def test_the_default_tenant_is_treated_like_any_other(bench: Any) -> None:
     for number in range(20):
         bench.submit(f"plain{number}")
     bench.submit("b0", tenant="b")
@@ -75,7 +75,7 @@ def test_two_tenants_share_by_tokens_not_by_jobs(bench: Any) -> None:
     submit_many(bench, "small", 60, cost=100)
     submit_many(bench, "large", 60, cost=300)
     order = run_all(bench, num_tokens=0)[WINDOW : WINDOW + 40]
-    # What each really used is nothing here, so only the charges of what is under way decide.
+    # The real use is 0 here, so only the charges of announced and running jobs decide.
     assert Counter(name.rstrip("0123456789") for name in order)["small"] > 20
 
 
@@ -84,20 +84,20 @@ def test_weights_give_shares_of_the_tokens(bench: Any) -> None:
     set_tenant(bench.store, "heavy", {"weight": 3})
     submit_many(bench, "heavy", 90)
     submit_many(bench, "light", 90)
-    order = run_all(bench, on_board=4)[:80]
+    order = run_all(bench, num_running=4)[:80]
     shares = Counter(name.rstrip("0123456789") for name in order)
     assert 58 <= shares["heavy"] <= 62
 
 
 def test_the_real_tokens_count_in_the_end(bench: Any) -> None:
     set_window(bench.store, 1)
-    submit_many(bench, "boaster", 60, cost=1000)  # asks for much and uses as much as the other
+    submit_many(bench, "boaster", 60, cost=1000)  # asks for more but uses the same
     submit_many(bench, "modest", 60, cost=100)
-    order = run_all(bench, num_tokens=100, on_board=0)[:60]
+    order = run_all(bench, num_tokens=100, num_running=0)[:60]
     assert 25 <= Counter(name.rstrip("0123456789") for name in order)["boaster"] <= 35
 
 
-def test_overestimates_under_way_do_not_hold_back_who_comes_new(bench: Any) -> None:
+def test_overestimates_in_flight_do_not_delay_a_new_tenant(bench: Any) -> None:
     submit_many(bench, "a", 60, cost=100_000)
     for _ in range(30):
         bench.take_next()
@@ -112,7 +112,7 @@ def test_overestimates_under_way_do_not_hold_back_who_comes_new(bench: Any) -> N
     assert [bench.take_next() for _ in range(WINDOW + 1)][-1] == "b1"
 
 
-def test_idling_saves_up_nothing(bench: Any) -> None:
+def test_an_idle_tenant_saves_up_nothing(bench: Any) -> None:
     set_window(bench.store, 1)
     submit_many(bench, "early", 10)
     submit_many(bench, "busy", 80)
@@ -121,7 +121,7 @@ def test_idling_saves_up_nothing(bench: Any) -> None:
     late = [f"late{index}" for index in range(30)]
     for name in late:
         bench.submit(name, tenant="early", cost=100)
-    order = run_all(bench, on_board=0)[:20]
+    order = run_all(bench, num_running=0)[:20]
     assert 8 <= len(set(order) & set(late)) <= 12
 
 
@@ -133,7 +133,7 @@ def test_jobs_given_back_go_before_all_others(bench: Any) -> None:
     assert len(run_all(bench)) == 20
 
 
-def test_a_cancelled_announced_job_makes_room_and_takes_its_message_along(bench: Any) -> None:
+def test_cancelling_an_announced_job_withdraws_its_message(bench: Any) -> None:
     names = submit_many(bench, "a", 20)
     bench.store.cancel("a3")
     assert bench.announced() == [*names[:3], *names[4 : WINDOW + 1]]
@@ -145,7 +145,7 @@ def test_a_cancelled_waiting_job_is_never_announced(bench: Any) -> None:
     assert "a9" not in run_all(bench)
 
 
-def test_all_waiting_jobs_of_a_tenant_cancelled_leave_the_turn_to_others(bench: Any) -> None:
+def test_a_tenant_whose_waiting_jobs_are_all_cancelled_is_skipped(bench: Any) -> None:
     submit_many(bench, "a", WINDOW)
     submit_many(bench, "b", 2)
     submit_many(bench, "c", 1)
@@ -154,7 +154,7 @@ def test_all_waiting_jobs_of_a_tenant_cancelled_leave_the_turn_to_others(bench: 
     assert [bench.take_next() for _ in range(WINDOW + 1)][-1] == "c0"
 
 
-def test_a_message_that_nobody_can_use_still_lets_the_next_job_in(bench: Any) -> None:
+def test_an_unusable_message_still_lets_the_next_job_in(bench: Any) -> None:
     names = submit_many(bench, "a", WINDOW + 2)
     bench.redis.hset(keys.job("a0"), "v", 99)
     bench.take_announcement()
@@ -162,7 +162,7 @@ def test_a_message_that_nobody_can_use_still_lets_the_next_job_in(bench: Any) ->
     assert bench.announced() == names[1 : WINDOW + 1]
 
 
-def test_a_sweep_fills_the_window_where_messages_vanished(bench: Any) -> None:
+def test_a_sweep_refills_the_window_after_messages_vanished(bench: Any) -> None:
     submit_many(bench, "a", 20)
     bench.redis.delete(QUEUE)
     bench.store.sweep(reannounce_grace_ms=60_000)
@@ -172,7 +172,7 @@ def test_a_sweep_fills_the_window_where_messages_vanished(bench: Any) -> None:
 
 
 def test_jobs_of_an_older_version_are_served(bench: Any) -> None:
-    """Each has a message of its own, a score in the index and no tenant, cost or backlog."""
+    """Such a job has its own message, a score in the index and no tenant, cost or backlog."""
     for index in range(12):
         bench.submit(f"old{index}")
         name = f"old{index}"
@@ -188,7 +188,7 @@ def test_jobs_of_an_older_version_are_served(bench: Any) -> None:
     assert run_all(bench) == [*(f"old{index}" for index in range(12)), "new"]
 
 
-def test_each_class_has_a_window_of_its_own(bench: Any) -> None:
+def test_each_class_has_its_own_window(bench: Any) -> None:
     high = keys.queue_name("demo", "high")
     submit_many(bench, "a", 20)
     bench.submit("urgent", tenant="a", queue=high)
@@ -201,7 +201,7 @@ def test_the_position_of_a_lone_tenant_s_job_is_exact(bench: Any, place: int) ->
     assert bench.store.queue_position(f"a{place}") == place
 
 
-def test_the_position_counts_other_tenants_turns(bench: Any) -> None:
+def test_the_position_counts_jobs_of_other_tenants(bench: Any) -> None:
     submit_many(bench, "a", 50)
     submit_many(bench, "b", 10)
     assert bench.store.queue_position("b0") == WINDOW
@@ -210,9 +210,9 @@ def test_the_position_counts_other_tenants_turns(bench: Any) -> None:
     assert bench.store.queue_position("b9") == WINDOW + 9 + 27
 
 
-def test_what_does_not_wait_has_no_position(bench: Any) -> None:
+def test_a_job_that_does_not_wait_has_no_position(bench: Any) -> None:
     bench.started("running")
     bench.submit("later", delay_ms=60_000)
     assert bench.store.queue_position("running") is None
     assert bench.store.queue_position("later") is None
-    assert bench.store.queue_position("nobody") is None
+    assert bench.store.queue_position("unknown") is None

@@ -1,4 +1,4 @@
-"""Keys that no batchmill wrote: what they stop, and what they do not."""
+"""Keys that batchmill did not write end their own job and stop no other."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_an_event_key_that_is_in_use_does_not_keep_a_job_from_its_end(bench: Any
     assert entry.event_id == "evt_j_completed"
 
 
-def test_a_fault_that_is_not_the_jobs_own_is_an_error_and_no_jobs_end(bench: Any) -> None:
+def test_a_fault_outside_the_jobs_keys_is_an_error_and_ends_no_job(bench: Any) -> None:
     claim = bench.started("j")
     bench.redis.rename(keys.TOTALS, "elsewhere")
     bench.redis.set(keys.TOTALS, "no counters")
@@ -68,9 +68,7 @@ def test_a_fault_that_is_not_the_jobs_own_is_an_error_and_no_jobs_end(bench: Any
 
 
 @pytest.mark.parametrize("field", ["state", "doc", "fence", "attempts", "result_ttl_ms"])
-def test_a_record_that_no_script_can_work_with_ends_with_the_next_sweep(
-    bench: Any, field: str
-) -> None:
+def test_a_malformed_record_ends_at_the_next_sweep(bench: Any, field: str) -> None:
     bench.submit("bad")
     bench.submit("good")
     bench.redis.hset(keys.job("bad"), field, "rubbish")
@@ -90,7 +88,7 @@ def test_a_record_that_no_script_can_work_with_ends_with_the_next_sweep(
 
 
 @pytest.mark.parametrize("verb", ["cancel_where", "batch"])
-def test_a_forged_key_keeps_no_other_job_from_being_cancelled(bench: Any, verb: str) -> None:
+def test_a_forged_key_does_not_stop_the_cancellation_of_other_jobs(bench: Any, verb: str) -> None:
     fields: dict[str, Any] = {"tags": ("t",)}
     if verb == "batch":
         bench.store.run(batch_calls.create(BatchRequest(), ProducerSettings(), "batch_1"))
@@ -117,7 +115,7 @@ def test_a_forged_key_keeps_no_other_job_from_being_cancelled(bench: Any, verb: 
 
 
 @pytest.mark.parametrize("field", ["fence", "result_ttl_ms"])
-def test_a_record_that_is_no_use_is_counted_in_its_batch_and_charged_no_more(
+def test_a_malformed_record_counts_in_its_batch_and_is_charged_no_more(
     bench: Any, field: str
 ) -> None:
     bench.store.run(batch_calls.create(BatchRequest(), ProducerSettings(), "batch_1"))
@@ -133,7 +131,7 @@ def test_a_record_that_is_no_use_is_counted_in_its_batch_and_charged_no_more(
 
 
 @pytest.mark.parametrize("field", ["fence", "result_ttl_ms", "attempts"])
-def test_celery_hears_of_the_end_of_a_plain_task_whose_record_is_no_use(
+def test_celery_gets_the_end_of_a_plain_task_whose_record_is_malformed(
     bench: Any, field: str
 ) -> None:
     bench.submit("bad", celery_result=True)
@@ -161,7 +159,7 @@ def test_forged_counters_and_queues_of_what_waits_do_not_stop_the_sweep(bench: A
     bench.redis.delete(keys.queued("forged"))
 
 
-def test_a_forged_queue_stops_neither_delayed_jobs_nor_a_burial(bench: Any) -> None:
+def test_a_forged_queue_stops_neither_delayed_jobs_nor_dead_letters(bench: Any) -> None:
     bench.redis.sadd(keys.QUEUES, "forged")
     bench.redis.set(keys.queued("forged"), "no queue")
     for job_id in ("gone", "due"):

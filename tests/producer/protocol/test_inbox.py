@@ -1,4 +1,4 @@
-"""The inbox's scripts: documents are handed out once a lease, in order, and never lost."""
+"""The inbox scripts hand documents out once per lease, in order, and lose none."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_documents_pushed_on_the_left_are_taken_in_order(bench: Any) -> None:
     assert take(bench) == []
 
 
-def test_a_document_that_is_not_settled_comes_again_under_its_id(bench: Any) -> None:
+def test_a_document_that_is_not_settled_is_handed_out_again_under_its_id(bench: Any) -> None:
     push(bench, "one")
     (first,) = take(bench)
     bench.redis.zadd(keys.INBOX_TAKEN, {first.id: 1})
@@ -58,7 +58,7 @@ def test_a_document_that_is_put_off_comes_again_when_it_is_due(bench: Any) -> No
     assert bench.store.counts().inbox == 1
 
 
-def test_documents_of_a_full_queue_make_way_for_others_where_they_are_many(bench: Any) -> None:
+def test_many_documents_of_a_full_queue_make_way_for_others(bench: Any) -> None:
     push(bench, "full 1", "full 2", "full 3", "another's")
     documents = take(bench, max_taken=3)
     for document in documents:
@@ -128,7 +128,7 @@ def test_a_document_of_the_greatest_prompt_fully_escaped_is_short_enough() -> No
         (b"{}", "invalid_request", "exactly one of prompt and messages"),
     ],
 )
-def test_a_document_that_can_be_no_job_is_refused_with_a_reason(
+def test_a_document_that_cannot_be_a_job_is_refused_with_a_reason(
     content: bytes, code: str, message: str
 ) -> None:
     with pytest.raises(JobRejected) as caught:
@@ -146,7 +146,7 @@ def test_a_key_of_a_megabyte_makes_no_message_of_a_megabyte() -> None:
     assert len(str(caught.value)) < 400
 
 
-def test_a_call_repeated_after_a_lost_answer_hands_out_the_same_and_loses_nothing(
+def test_a_call_repeated_after_a_lost_reply_hands_out_the_same_documents(
     bench: Any,
 ) -> None:
     push(bench, "one")
@@ -164,7 +164,7 @@ def test_a_call_repeated_after_a_lost_answer_hands_out_the_same_and_loses_nothin
     assert bench.store.counts().inbox == 4
 
 
-def test_a_worker_that_lost_its_lease_puts_no_document_of_anothers_back(bench: Any) -> None:
+def test_a_worker_that_lost_its_lease_cannot_put_a_document_off(bench: Any) -> None:
     push(bench, "one")
     (late,) = take(bench)
     bench.redis.zadd(keys.INBOX_TAKEN, {late.id: 1})

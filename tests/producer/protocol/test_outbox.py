@@ -16,16 +16,20 @@ URL = "https://example.com/hook"
 
 
 def take(bench: Any, *, lease_ms: int = 60_000, limit: int = 10) -> list[OutboxEntry]:
-    return bench.store.outbox_claim(owner="deliverer", limit=limit, lease_ms=lease_ms)
+    entries: list[OutboxEntry]
+    entries = bench.store.outbox_claim(owner="deliverer", limit=limit, lease_ms=lease_ms)
+    return entries
 
 
 def settle(bench: Any, entry: OutboxEntry, outcome: DeliveryOutcome, **more: Any) -> WriteStatus:
-    return bench.store.outbox_settle(entry.event_id, fence=entry.fence, outcome=outcome, **more)
+    status: WriteStatus
+    status = bench.store.outbox_settle(entry.event_id, fence=entry.fence, outcome=outcome, **more)
+    return status
 
 
 @pytest.fixture
 def ended(bench: Any) -> Any:
-    """A store with one event waiting."""
+    """Return a store with one pending event."""
     bench.submit("j", webhook=URL)
     bench.store.cancel("j")
     return bench
@@ -40,7 +44,7 @@ def test_an_event_is_handed_to_one_deliverer(ended: Any) -> None:
     assert entry.created_at_ms == ended.store.load("j").finished_at_ms
 
 
-def test_an_event_id_holds_no_dot(ended: Any) -> None:
+def test_an_event_id_contains_no_dot(ended: Any) -> None:
     assert "." not in take(ended)[0].event_id
 
 
@@ -107,7 +111,7 @@ def test_redelivery_sends_the_same_event_again(ended: Any) -> None:
     [again] = take(ended)
     assert (again.event_id, again.body, again.attempt) == (entry.event_id, b"{}", 1)
     assert again.fence > entry.fence
-    assert ended.store.outbox_redeliver("evt_nobody_failed") is RedeliverStatus.UNKNOWN
+    assert ended.store.outbox_redeliver("evt_unknown_failed") is RedeliverStatus.UNKNOWN
 
 
 def test_events_are_taken_oldest_first_up_to_the_limit(bench: Any) -> None:

@@ -2,8 +2,8 @@
 
 Calls come from right and wrong holders, repeated, late and out of order, for jobs of several
 tenants, some of them delayed. After each of them every record equals the reference's, every key has
-a time to live or an index entry, every waiting job stands in one place, the counters equal a
-recount, and no place among the announced is left empty while jobs wait.
+a time to live or an index entry, every waiting job is in one place, the counters equal a recount,
+and the window is full while jobs wait.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -53,13 +55,15 @@ from .protocol_reference import Reference
 LEASE_MS = 3_600_000
 MAX_OPEN_JOBS = 6
 
-#: Which job, counted from the newest; the last one is not there.
+#: Which job, counted from the newest; the last value is an unknown job.
 picks = st.sampled_from((0, 0, 0, 1, 1, 2, 9))
-#: Added to the right fence: mostly none.
+#: Added to the right fence: mostly 0.
 fence_errors = st.sampled_from((0, 0, 0, -1, 1))
-#: Where a write starts, relative to what is stored: mostly at its end, or repeated.
+#: Where a write starts, relative to the stored end: mostly there, or before it.
 position_errors = st.sampled_from((0, 0, -1, -2, 1))
-tokens = st.just([]) | st.lists(st.integers(0, 1), min_size=1, max_size=3)
+tokens: st.SearchStrategy[list[int]] = st.just([]) | st.lists(
+    st.integers(0, 1), min_size=1, max_size=3
+)
 causes = st.sampled_from(ReleaseCause)
 identities = st.sampled_from(("model-1", "model-1", "model-2"))
 tenants = st.sampled_from(("a", "a", "b", "c"))
@@ -70,7 +74,7 @@ ends = st.sampled_from((JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED)
 
 
 class ProtocolMachine(ProtocolInvariants):
-    """Drives a store and the references side by side."""
+    """Drives a store and its references side by side."""
 
     def __init__(self, url: str, check_keys: Callable[[Redis], None]) -> None:
         super().__init__(url, check_keys)
@@ -84,12 +88,12 @@ class ProtocolMachine(ProtocolInvariants):
             self.submit(webhook, "a", False, tag)
 
     def job_id(self, pick: int) -> str:
-        """The job that a rule is about."""
-        return list(self.jobs)[-1 - pick] if pick < len(self.jobs) else "nobody"
+        """Return the id of the job that a rule uses."""
+        return list(self.jobs)[-1 - pick] if pick < len(self.jobs) else "unknown"
 
     @rule(webhook=st.booleans(), tenant=tenants, is_delayed=rarely, tag=tags)
     def submit(self, webhook: bool, tenant: str, is_delayed: bool, tag: str) -> None:
-        """A new job while few are open; else the newest once more."""
+        """Submit a new job while few are open, otherwise the newest again."""
         is_new = sum(not job.has_ended for job in self.jobs.values()) < MAX_OPEN_JOBS
         job_id = f"j{self.num_submitted}" if is_new else self.job_id(0)
         self.num_submitted += is_new
@@ -99,18 +103,18 @@ class ProtocolMachine(ProtocolInvariants):
         place = BatchPlace(BATCH_ID, len(self.batch.jobs)) if is_new else None
         job = NewJob(job_id, "demo", QUEUE, "{}", 60_000, url, tags=tuple(filter(None, [tag])))
         job = replace(job, tenant=tenant, cost=cost, delay_ms=delay_ms, batch=place)
-        answer = self.store.submit(job)
+        reply = self.store.submit(job)
         if is_new and not self.batch.is_open:
-            assert answer.status is SubmitStatus.CLOSED
-            answer = self.store.submit(replace(job, batch=None))
+            assert reply.status is SubmitStatus.CLOSED
+            reply = self.store.submit(replace(job, batch=None))
         elif is_new:
             self.batch.jobs.append(job_id)
-        assert answer.status is (SubmitStatus.CREATED if is_new else SubmitStatus.EXISTING)
+        assert reply.status is (SubmitStatus.CREATED if is_new else SubmitStatus.EXISTING)
         self.jobs.setdefault(job_id, Reference(webhook, is_delayed, tag, tenant))
 
     @rule(num_due=st.integers(1, 3))
     def let_time_pass(self, num_due: int) -> None:
-        """The delays of a few jobs end."""
+        """End the delays of a few jobs."""
         due = [i.decode() for i in self.redis.zrange(keys.SCHEDULED, 0, num_due - 1)]
         for job_id in due:
             self.redis.zadd(keys.SCHEDULED, {job_id: 1})
@@ -119,29 +123,29 @@ class ProtocolMachine(ProtocolInvariants):
 
     @rule(tenant=tenants, weight=st.sampled_from((0.5, 1, 3)))
     def weigh(self, tenant: str, weight: float) -> None:
-        """The operator changes a weight while jobs wait and run."""
+        """Change a weight while jobs wait and run."""
         self.redis.hset(keys.TENANTS, f"{tenant}:weight", weight)
 
     @rule(pick=picks, written=tokens)
     def start(self, pick: int, written: list[int]) -> None:
-        """The usual beginning, so that more sequences get beyond it."""
+        """Claim and checkpoint, the usual start, so that more sequences get beyond it."""
         self.claim(pick, "model-1")
         self.checkpoint(pick, 0, 0, written)
 
     @rule(pick=picks, identity=identities)
     def claim(self, pick: int, identity: str) -> None:
-        """A claim without a message: of one that is a duplicate, or came late."""
+        """Claim without a message, as for a duplicate or late one."""
         self.claim_job(self.job_id(pick), identity)
 
     @rule(identity=identities)
     def take_the_next(self, identity: str) -> None:
-        """What a worker does: the next message, and the claim of its job."""
+        """Take the next message and claim its job, as a worker does."""
         message = self.redis.rpop(QUEUE)
         if message is not None:
             self.claim_job(json.loads(message)["headers"]["id"], identity)
 
     def claim_job(self, job_id: str, identity: str) -> None:
-        answer = self.store.claim(job_id, owner="w", lease_ms=LEASE_MS, identity=identity)
+        reply = self.store.claim(job_id, owner="w", lease_ms=LEASE_MS, identity=identity)
         job = self.jobs.get(job_id)
         if job is None or job.state != "queued" or job.is_scheduled:
             refusal = ClaimRefusal.LEASED
@@ -151,16 +155,16 @@ class ProtocolMachine(ProtocolInvariants):
                 refusal = ClaimRefusal.TERMINAL
             elif job.is_scheduled:
                 refusal = ClaimRefusal.SCHEDULED
-            assert answer is refusal
+            assert reply is refusal
             return
         if job.identity not in (None, identity) and job.tokens:
             job.tokens, job.restarts = [], job.restarts + 1
         job.state, job.identity = "in_progress", identity
         job.fence, job.alone = job.fence + 1, job.suspect >= 3
-        assert isinstance(answer, Claim)
-        assert (answer.fence, answer.attempts) == (job.fence, job.fence)
-        assert (answer.token_ids, answer.alone) == (job.tokens, job.alone)
-        assert answer.suspect == job.suspect
+        assert isinstance(reply, Claim)
+        assert (reply.fence, reply.attempts) == (job.fence, job.fence)
+        assert (reply.token_ids, reply.alone) == (job.tokens, job.alone)
+        assert reply.suspect == job.suspect
 
     @rule(pick=picks, wrong=fence_errors, shift=position_errors, new=tokens)
     def checkpoint(self, pick: int, wrong: int, shift: int, new: list[int]) -> None:
@@ -209,13 +213,13 @@ class ProtocolMachine(ProtocolInvariants):
     @rule(pick=picks)
     def cancel(self, pick: int) -> None:
         job_id = self.job_id(pick)
-        answer = self.store.cancel(job_id)
+        reply = self.store.cancel(job_id)
         job = self.jobs.get(job_id)
         if job is None:
-            assert answer.status is CancelStatus.UNKNOWN
+            assert reply.status is CancelStatus.UNKNOWN
         else:
-            assert answer.state == (job.state if job.has_ended else None)
-            assert answer.status is job.ask_to_cancel()
+            assert reply.state == (job.state if job.has_ended else None)
+            assert reply.status is job.ask_to_cancel()
 
     @rule(tag=some_tags, tenant=st.none() | tenants)
     def cancel_where(self, tag: str, tenant: str | None) -> None:
@@ -229,37 +233,37 @@ class ProtocolMachine(ProtocolInvariants):
 
     @rule(pick=picks, is_repeated=st.booleans())
     def retry(self, pick: int, is_repeated: bool) -> None:
-        """A job that ended badly begins once more, once for a call that is sent twice."""
+        """Run a job again that did not complete; a call that is sent twice does so once."""
         job_id = self.job_id(pick)
         call = calls.retry(job_id, QueueLimits())
-        answer = self.store.run(call)
+        reply = self.store.run(call)
         job = self.jobs.get(job_id)
         if job is None:
-            assert answer.status is RetryStatus.UNKNOWN
+            assert reply.status is RetryStatus.UNKNOWN
         elif job.state == "completed":
-            assert answer.status is RetryStatus.COMPLETED
+            assert reply.status is RetryStatus.COMPLETED
         elif not job.has_ended:
-            assert (answer.status, answer.state) == (RetryStatus.ACTIVE, job.state)
+            assert (reply.status, reply.state) == (RetryStatus.ACTIVE, job.state)
         else:
             self.batch.observe(self.jobs)
             job.retry()
             self.batch.retry(job_id)
-            assert (answer.status, answer.run) == (RetryStatus.RETRIED, job.run)
+            assert (reply.status, reply.run) == (RetryStatus.RETRIED, job.run)
             if is_repeated:
-                assert self.store.run(call) == answer
+                assert self.store.run(call) == reply
 
     @rule(pick=picks)
     def forget(self, pick: int) -> None:
         job_id = self.job_id(pick)
-        answer = self.store.run(calls.forget(job_id))
+        reply = self.store.run(calls.forget(job_id))
         job = self.jobs.get(job_id)
         if job is None:
             known = job_id in self.forgotten
-            assert answer.status is (ForgetStatus.FORGOTTEN if known else ForgetStatus.UNKNOWN)
+            assert reply.status is (ForgetStatus.FORGOTTEN if known else ForgetStatus.UNKNOWN)
         elif not job.has_ended:
-            assert (answer.status, answer.state) == (ForgetStatus.ACTIVE, job.state)
+            assert (reply.status, reply.state) == (ForgetStatus.ACTIVE, job.state)
         else:
-            assert answer.status is ForgetStatus.FORGOTTEN
+            assert reply.status is ForgetStatus.FORGOTTEN
             del self.jobs[job_id]
             self.forgotten.add(job_id)
             left = set(self.redis.scan_iter(match=f"*{job_id}*"))
@@ -301,7 +305,7 @@ class ProtocolMachine(ProtocolInvariants):
         for _ in range(1 + is_repeated):
             self.store.run(batch_calls.cancel(BATCH_ID))
         self.store.sweep()
-        if is_first:  # the sweep does not come twice to a job that is retried meanwhile
+        if is_first:  # the sweep does not visit a job again that is retried meanwhile
             self.batch.is_open, self.batch.is_cancelled = False, True
             for job_id in self.batch.jobs:
                 if job_id in self.jobs:
@@ -324,7 +328,7 @@ class ProtocolMachine(ProtocolInvariants):
     def lose_announcements(self, num_lost: int) -> None:
         for _ in range(num_lost):
             self.redis.rpop(QUEUE)
-        # The grace of -1 ms takes announcements of this very millisecond as well.
+        # A grace of -1 ms includes announcements of the current millisecond.
         missing = self.num_announced() - self.redis.llen(QUEUE)
         assert self.store.sweep(reannounce_grace_ms=-1).reannounced == max(0, missing)
         assert self.store.sweep(reannounce_grace_ms=-1).reannounced == 0
@@ -337,7 +341,7 @@ class ProtocolMachine(ProtocolInvariants):
         lease_ms = 0 if is_late else LEASE_MS
         for entry in self.store.outbox_claim(owner="d", limit=9, lease_ms=lease_ms):
             assert entry.event_id not in self.delivered
-            if is_late:  # another deliverer takes it meanwhile
+            if is_late:  # another deliverer claims it meanwhile
                 self.store.outbox_claim(owner="e", limit=9, lease_ms=0)
             status = self.store.outbox_settle(
                 entry.event_id, fence=entry.fence, outcome=DeliveryOutcome.DELIVERED
@@ -350,7 +354,8 @@ class ProtocolMachine(ProtocolInvariants):
 def test_the_scripts_do_what_the_reference_does(
     redis_url: str, check_keys: Callable[[Redis], None]
 ) -> None:
+    machine: Any = partial(ProtocolMachine, redis_url, check_keys)
     run_state_machine_as_test(
-        lambda: ProtocolMachine(redis_url, check_keys),
+        machine,
         settings=settings(max_examples=50, stateful_step_count=40, deadline=None),
     )

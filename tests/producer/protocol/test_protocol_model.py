@@ -2,7 +2,7 @@
 
 A breadth-first search over everything that can happen to one job with two workers and a deliverer:
 its delay and its wait behind a neighbour who holds the one place among the announced, messages lost
-and doubled, a worker killed at any point, a lease that runs out although its worker lives, answers
+and doubled, a worker killed at any point, a lease that runs out although its worker lives, replies
 lost on the way back, a cancel at any time, a deliverer killed between the POST and the mark. What
 must hold in every state: one end, no token computed on another stream than the one it was appended
 to, one webhook id. And from every state the delivery of the webhook can be reached, and a claim
@@ -29,23 +29,23 @@ MAX_FENCE = 3
 MAX_MESSAGES = 2
 NUM_TOKENS = 2
 
-#: A token is the fence of the claim that computed it, so that two streams can be told apart.
+#: A token is the fence of the claim that computed it, so that two streams differ.
 Tokens = tuple[int, ...]
 
 
 class Worker(NamedTuple):
-    """What a worker process knows. Idle: nothing."""
+    """The state of a worker process; an idle one has the defaults."""
 
     has_message: bool = False
-    fence: int = 0  # 0 = holds no job
+    fence: int = 0  # 0 = idle
     saved: int = 0  # tokens it knows to be stored
     tokens: Tokens = ()
     must_stop: bool = False
-    owes_event: bool = False  # only in the mutant whose event is written on its own
+    owes_event: bool = False  # only in the mutant that writes the event separately
 
 
 class World(NamedTuple):
-    """One state of everything."""
+    """One state of the whole system."""
 
     state: str = "queued"
     place: str = "delayed"  # delayed, waiting, announced: of a queued job
@@ -67,7 +67,7 @@ class World(NamedTuple):
 
 @dataclass(frozen=True)
 class Protocol:
-    """The scripts, and what a mutant leaves out."""
+    """The scripts; each flag that is off makes a mutant."""
 
     checks_fence: bool = True
     sweeps: bool = True
@@ -76,7 +76,7 @@ class Protocol:
     ends_delays: bool = True
 
     def successors(self, world: World) -> Iterator[World]:
-        """Every state one step away."""
+        """Yield every state that is one step away."""
         yield from self._window(world)
         yield from self._queue(world)
         for index in range(2):
@@ -87,15 +87,15 @@ class Protocol:
 
     def _window(self, world: World) -> Iterator[World]:
         if world.place == "delayed" and self.ends_delays:
-            yield self._announce_next(world._replace(place="waiting"))
+            yield self._fill_window(world._replace(place="waiting"))
         if world.neighbour == "announced":
-            yield self._announce_next(world._replace(neighbour="gone"))  # claimed, or cancelled
+            yield self._fill_window(world._replace(neighbour="gone"))  # claimed, or cancelled
             yield world._replace(neighbour="lost")
         elif world.neighbour == "lost" and self.sweeps:
             yield world._replace(neighbour="announced")
 
-    def _announce_next(self, world: World) -> World:
-        """What every script does that frees a place, or gives a job one to wait for."""
+    def _fill_window(self, world: World) -> World:
+        """Fill the window, as every script does that frees a place or adds a waiting job."""
         is_next = world.state == "queued" and world.place == "waiting" and world.neighbour == "gone"
         if not self.announces_next or not is_next:
             return world
@@ -114,7 +114,7 @@ class Protocol:
                 taken = world._replace(messages=world.messages - 1)
                 yield _with(taken, index, Worker(has_message=True))
             return
-        # Killed. The last claim is spared, or the search would end in states that only lack a
+        # Killed. The last claim survives: otherwise the search would end in states that only lack a
         # fourth claim.
         if not worker.fence or worker.fence < MAX_FENCE or worker.fence < world.fence:
             yield _with(world, index, Worker())
@@ -134,17 +134,17 @@ class Protocol:
             job = Worker(fence=fence, saved=len(world.tokens), tokens=world.tokens)
             yield _with(claimed, index, job)
             if fence < MAX_FENCE:
-                yield _with(claimed, index, Worker())  # the answer was lost, and the claim with it
+                yield _with(claimed, index, Worker())  # the reply was lost, and the claim with it
 
     def _work(self, world: World, index: int, worker: Worker) -> Iterator[World]:
         if len(worker.tokens) < NUM_TOKENS and not worker.must_stop:
             yield _with(world, index, worker._replace(tokens=(*worker.tokens, worker.fence)))
         written = self._append(world, worker)
         if written is None:
-            # Fenced, or told that it had completed the job before: it drops it.
+            # Fenced, or already done: the worker drops the job.
             yield _with(world, index, Worker())
             return
-        # A checkpoint renews the lease. The answer comes, or is lost.
+        # A checkpoint renews the lease. The reply arrives or is lost.
         written = written._replace(lease_is_live=True)
         knows = worker._replace(saved=len(worker.tokens), must_stop=world.cancel_requested)
         yield _with(written, index, knows)
@@ -154,12 +154,12 @@ class Protocol:
             ended = self._end(written, state)
             if self.event_in_transaction:
                 yield _with(ended, index, Worker())
-                yield ended  # the answer was lost
+                yield ended  # the reply was lost
             else:
                 yield _with(ended, index, worker._replace(owes_event=True))
 
     def _append(self, world: World, worker: Worker) -> World | None:
-        """The checkpoint script: what is stored after it, or None where it refuses."""
+        """Return the tokens that the checkpoint script leaves, or None if it refuses."""
         may_write = world.state == "in_progress" and world.fence == worker.fence
         if self.checks_fence and not may_write:
             return None
@@ -178,7 +178,7 @@ class Protocol:
         return _add_event(ended) if self.event_in_transaction else ended
 
     def _sweep(self, world: World) -> Iterator[World]:
-        # A lease may run out at any time: its worker was killed, or merely slept.
+        # A lease may run out at any time: its worker was killed, or was only asleep.
         if world.lease_is_live and world.fence < MAX_FENCE:
             yield world._replace(lease_is_live=False)
         if not self.sweeps:
@@ -210,7 +210,7 @@ class Protocol:
 
 
 def _with(world: World, index: int, worker: Worker) -> World:
-    """The world with one worker changed. Workers are alike, so their order is not a difference."""
+    """Return the world with one worker changed; sorted, because all workers are equal."""
     first, second = sorted((worker, world.workers[1 - index]))
     return world._replace(workers=(first, second))
 
@@ -221,12 +221,12 @@ def _add_event(world: World) -> World:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a search found."""
+    """Findings of a search."""
 
     num_states: int
-    violations: list[tuple[str, int]]  # what, and after how many steps
+    violations: list[tuple[str, int]]  # message, and after how many steps
     num_stuck: int
-    num_never_started: int  # jobs wait there, and no way leads to a claim
+    num_never_started: int  # states with waiting jobs from which no path leads to a claim
 
 
 def search(protocol: Protocol, *, stop_at_first: bool = False) -> Findings:
@@ -235,12 +235,12 @@ def search(protocol: Protocol, *, stop_at_first: bool = False) -> Findings:
     depth = {start: 0}
     came_from: dict[World, list[World]] = {start: []}
     todo = deque([start])
-    violations = []
+    violations: list[tuple[str, int]] = []
     while todo and not (stop_at_first and violations):
         world = todo.popleft()
         if what := violation(world):
             violations.append((what, depth[world]))
-            continue  # what follows from a broken state says nothing
+            continue  # successors of a broken state prove nothing
         for successor in protocol.successors(world):
             if successor not in depth:
                 depth[successor] = depth[world] + 1
@@ -261,7 +261,7 @@ def search(protocol: Protocol, *, stop_at_first: bool = False) -> Findings:
 
 
 def violation(world: World) -> str | None:
-    """What is wrong with a state, or None."""
+    """Return the violation in a state, or None."""
     if world.has_forked:
         return "forked stream"
     if world.num_ends > 1:
@@ -276,7 +276,7 @@ def violation(world: World) -> str | None:
 
 
 def _can_reach(came_from: dict[World, list[World]], goals: list[World]) -> set[World]:
-    """The states from which some way leads to one of the goals."""
+    """Return the states from which some path leads to one of the goals."""
     todo = deque(goals)
     seen = set(todo)
     while todo:

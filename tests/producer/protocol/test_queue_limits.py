@@ -1,4 +1,4 @@
-"""Soft limits on what waits: of the store and of each tenant, told with value, limit and remedy."""
+"""Soft limits on waiting jobs, of the store and of each tenant; errors name the remedy."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ PROMPT = {"prompt": "four words and more", "max_tokens": 95}  # 5 + 95 tokens
     ("setting", "limit"),
     [("max_queued_jobs", 2), ("max_queued_bytes", 500), ("max_queued_tokens", 200)],
 )
-def test_what_waits_in_the_whole_store_is_limited(redis_url: str, setting: str, limit: int) -> None:
-    with Client(redis_url, settings=ProducerSettings(**{setting: limit})) as client:
+def test_waiting_jobs_of_the_whole_store_are_limited(
+    redis_url: str, setting: str, limit: int
+) -> None:
+    with Client(redis_url, settings=ProducerSettings.model_validate({setting: limit})) as client:
         client.submit(**PROMPT, priority="high")
         client.submit(**PROMPT, tenant="other", seed=1)
         message = rf"its limit is {limit}; try later.*BATCHMILL_{setting.upper()}"
@@ -38,7 +40,7 @@ def test_what_waits_in_the_whole_store_is_limited(redis_url: str, setting: str, 
 @pytest.mark.parametrize(
     ("name", "limit"), [("max_jobs", 2), ("max_bytes", 500), ("max_tokens", 200)]
 )
-def test_what_waits_of_a_tenant_is_limited(
+def test_waiting_jobs_of_a_tenant_are_limited(
     redis_url: str, bench: Any, name: str, limit: int
 ) -> None:
     set_tenant(bench.store, "acme", {name: limit})
@@ -78,7 +80,9 @@ def test_tenants_with_something_waiting_or_set_are_listed(bench: Any) -> None:
     ("name", "changes"),
     [("a:b", {"weight": 1}), ("", {}), ("a", {"weight": 0}), ("a", {"max_jobs": 0})],
 )
-def test_what_cannot_be_set_is_refused(bench: Any, name: str, changes: dict[str, float]) -> None:
+def test_invalid_tenant_settings_are_refused(
+    bench: Any, name: str, changes: dict[str, float]
+) -> None:
     with pytest.raises(TenantRefused):
         set_tenant(bench.store, name, changes)
     assert list_tenants(bench.store) == []
@@ -90,19 +94,19 @@ def test_a_window_must_be_a_small_number(bench: Any) -> None:
 
 
 @pytest.mark.parametrize("tenant", ["", "a b", "a:b", "ä", "x" * 65])
-def test_a_tenant_that_is_no_name_is_refused(redis_url: str, tenant: str) -> None:
+def test_a_malformed_tenant_name_is_refused(redis_url: str, tenant: str) -> None:
     with Client(redis_url) as client, pytest.raises(JobRejected, match="tenant") as caught:
         client.submit(prompt="hi", tenant=tenant)
     assert (caught.value.param, caught.value.retryable) == ("tenant", False)
 
 
-def test_the_status_tells_the_tenant(redis_url: str) -> None:
+def test_the_status_shows_the_tenant(redis_url: str) -> None:
     with Client(redis_url) as client:
         assert client.submit(prompt="hi").status().tenant == "default"
         assert client.submit(prompt="hi", tenant="acme").status().tenant == "acme"
 
 
-def test_many_jobs_wait_for_room_where_asked(redis_url: str, bench: Any) -> None:
+def test_submit_many_waits_for_room_if_asked(redis_url: str, bench: Any) -> None:
     settings = ProducerSettings(max_queued_jobs=3)
     done = threading.Event()
 
@@ -122,7 +126,7 @@ def test_many_jobs_wait_for_room_where_asked(redis_url: str, bench: Any) -> None
     assert len({handle.id for handle in handles}) == 12
 
 
-def test_waiting_for_room_ends(redis_url: str) -> None:
+def test_waiting_for_room_times_out(redis_url: str) -> None:
     refused: list[int] = []
     with Client(redis_url, settings=ProducerSettings(max_queued_jobs=2)) as client:
         handles = client.submit_many(

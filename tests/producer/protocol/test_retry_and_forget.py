@@ -1,4 +1,4 @@
-"""A job that ended badly runs again under its own id; one that ended can be forgotten at once."""
+"""A job that did not complete can run again under its id; a job that ended can be forgotten."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def fail(bench: Any, job_id: str = "j", token_ids: tuple[int, ...] = (5, 6)) -> 
 
 
 def die_alone(bench: Any, job_id: str = "j") -> None:
-    """Bring a job to its dead letter: its engine died until it was alone, and then three times."""
+    """Let the engine die until the job runs alone and then crashes three times."""
     for _ in range(6):
         held = HeldJob(job_id, bench.claim(job_id).fence)
         bench.store.release([held], cause=ReleaseCause.ENGINE_DEATH)
     assert bench.state(job_id) == "failed"
 
 
-def test_a_failed_job_goes_on_from_its_tokens(bench: Any, client: Client) -> None:
+def test_a_failed_job_continues_from_its_tokens(bench: Any, client: Client) -> None:
     bench.submit("j", idempotency_key="k", fingerprint="f")
     fail(bench)
     before = bench.store.load("j")
@@ -76,7 +76,7 @@ def test_a_failed_job_goes_on_from_its_tokens(bench: Any, client: Client) -> Non
     assert (claim.token_ids, claim.fence, claim.attempts) == ([5, 6], 2, 2)
 
 
-def test_tokens_of_another_model_are_not_gone_on_from(bench: Any, client: Client) -> None:
+def test_tokens_of_another_model_are_not_continued(bench: Any, client: Client) -> None:
     bench.submit("j")
     fail(bench)
     client.retry("j")
@@ -109,7 +109,7 @@ def test_the_worker_of_the_first_run_cannot_write_any_more(bench: Any, client: C
     assert result is CompleteStatus.OK
 
 
-def test_a_call_repeated_after_a_lost_answer_retries_once(bench: Any) -> None:
+def test_a_call_repeated_after_a_lost_reply_retries_once(bench: Any) -> None:
     bench.submit("j")
     fail(bench)
     bench.take_announcement()
@@ -150,7 +150,7 @@ def test_a_deadline_that_has_passed_is_dropped_and_a_later_one_kept(
     assert bench.claim("early").deadline_at_ms == in_an_hour
 
 
-def test_each_run_ends_with_a_webhook_of_its_own(bench: Any, client: Client) -> None:
+def test_each_run_ends_with_its_own_webhook(bench: Any, client: Client) -> None:
     events = "cancelled,completed,expired,failed,started"
     bench.submit("j", webhook=HOOK, webhook_events=events)
     fail(bench)
@@ -171,7 +171,9 @@ def deliver_all(bench: Any) -> list[Any]:
     return list(entries)
 
 
-def test_news_of_the_first_end_do_not_arrive_after_a_retry(bench: Any, client: Client) -> None:
+def test_the_event_of_the_first_end_does_not_arrive_after_a_retry(
+    bench: Any, client: Client
+) -> None:
     bench.submit("j", webhook=HOOK)
     fail(bench)
     [entry] = bench.store.outbox_claim(owner="d", limit=9, lease_ms=0)
@@ -213,7 +215,7 @@ def test_a_retry_into_a_full_queue_changes_nothing(redis_url: str, bench: Any) -
 def test_an_unknown_job_is_neither_retried_nor_forgotten(client: Client) -> None:
     for verb in (client.retry, client.forget):
         with pytest.raises(UnknownJob):
-            verb("nobody")
+            verb("unknown")
 
 
 def test_a_result_is_waited_for_again_after_a_retry(bench: Any, client: Client) -> None:
@@ -231,7 +233,7 @@ def test_a_result_is_waited_for_again_after_a_retry(bench: Any, client: Client) 
     assert job.result(timeout_s=0).token_ids == [5, 6, 7]
 
 
-def test_nothing_of_a_forgotten_job_is_left(bench: Any, client: Client) -> None:
+def test_a_forgotten_job_leaves_nothing(bench: Any, client: Client) -> None:
     events = "cancelled,completed,expired,failed,output,started"
     changes = {"idempotency_key": "k", "fingerprint": "f", "tags": ("t", "u")}
     bench.submit("j", webhook=HOOK, webhook_events=events, **changes)
@@ -247,12 +249,12 @@ def test_nothing_of_a_forgotten_job_is_left(bench: Any, client: Client) -> None:
     client.retry("j")
     die_alone(bench)
     bench.take_announcement()
-    # As if its inbox document had been submitted by a worker that died before it settled it.
+    # As if a worker had submitted it from the inbox and died before settling the document.
     bench.redis.zadd(keys.INBOX_TAKEN, {"j": 1})
     bench.redis.hset(keys.INBOX_DOCUMENTS, "j", "a prompt")
     client.forget("j")
     queue = keys.queue_name("demo", "normal")
-    # An announcement holds an id and nothing else, and what a tenant has used is a number.
+    # An announcement contains only an id, and the use of a tenant is only a number.
     bench.redis.delete(queue, keys.used(queue))
     left = {name.decode() for name in bench.redis.keys("*")}
     assert left == {keys.QUEUES, keys.TOTALS, keys.forgotten("j")}
@@ -261,13 +263,11 @@ def test_nothing_of_a_forgotten_job_is_left(bench: Any, client: Client) -> None:
         client.status("j")
 
 
-def test_forgetting_again_is_no_error_until_it_cannot_be_known_any_more(
-    bench: Any, client: Client
-) -> None:
+def test_forgetting_again_succeeds_for_an_hour(bench: Any, client: Client) -> None:
     bench.submit("j")
     fail(bench)
     client.forget("j")
-    client.forget("j")  # as after a lost answer
+    client.forget("j")  # as after a lost reply
     assert 0 < bench.redis.ttl(keys.forgotten("j")) <= 3600
     bench.submit("j")  # the id is used again
     with pytest.raises(WrongState):
@@ -286,8 +286,8 @@ def test_forgetting_again_is_no_error_until_it_cannot_be_known_any_more(
 def test_forged_counts_of_events_do_not_keep_redis_busy(
     bench: Any, client: Client, field: str, forged: int, most_calls: int
 ) -> None:
-    """Names are looked for that a job of its age can have had, however many keys there are."""
-    for job_id in ("j", "j_failed"):  # the other's events begin alike
+    """Only names that a job of its age can have had are tried, however many keys there are."""
+    for job_id in ("j", "j_failed"):  # its event names have the same prefix
         bench.submit(job_id, webhook=HOOK, webhook_events="failed,output,started")
         claim = bench.claim(job_id)
         write_output(bench, job_id, claim.fence, 0)
@@ -323,7 +323,7 @@ def complete_as_failed(bench: Any, job_id: str) -> None:
 
 
 def num_deletions(bench: Any) -> int:
-    """Calls of DEL that the server has had."""
+    """Return how many DEL calls the server has counted."""
     return int(bench.redis.info("commandstats").get("cmdstat_del", {}).get("calls", 0))
 
 
@@ -362,7 +362,7 @@ def test_a_forgotten_key_may_be_used_again_by_another_job(client: Client) -> Non
     assert second.id != first.id
 
 
-def test_the_worker_of_a_forgotten_job_brings_nothing_back(bench: Any, client: Client) -> None:
+def test_the_worker_of_a_forgotten_job_can_write_nothing(bench: Any, client: Client) -> None:
     bench.submit("j")
     fail(bench)
     client.forget("j")

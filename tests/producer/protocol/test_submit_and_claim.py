@@ -26,8 +26,8 @@ QUEUE = keys.queue_name("demo", "normal")
 
 
 def test_a_submitted_job_has_a_record_an_index_entry_and_an_announcement(bench: Any) -> None:
-    answer = bench.submit("j", webhook="https://example.com/hook", ttl_ms=50_000)
-    assert (answer.status, answer.job_id) == (SubmitStatus.CREATED, "j")
+    reply = bench.submit("j", webhook="https://example.com/hook", ttl_ms=50_000)
+    assert (reply.status, reply.job_id) == (SubmitStatus.CREATED, "j")
     record = bench.store.load("j")
     assert record.state is JobState.QUEUED
     assert record.document == b'{"prompt":"hi"}'
@@ -57,17 +57,17 @@ def test_submitting_the_same_id_again_changes_nothing(bench: Any) -> None:
 def test_twenty_parallel_submits_with_one_key_make_one_job(bench: Any) -> None:
     jobs = [bench.new_job(idempotency_key="k", fingerprint="f") for _ in range(20)]
     with ThreadPoolExecutor(20) as threads:
-        answers = list(threads.map(bench.store.submit, jobs))
-    assert len({answer.job_id for answer in answers}) == 1
-    assert [answer.status for answer in answers].count(SubmitStatus.CREATED) == 1
+        replies = list(threads.map(bench.store.submit, jobs))
+    assert len({reply.job_id for reply in replies}) == 1
+    assert [reply.status for reply in replies].count(SubmitStatus.CREATED) == 1
     assert bench.redis.llen(QUEUE) == 1
     assert len(list(bench.redis.scan_iter(match=keys.job("*")))) == 1
 
 
 def test_one_key_for_two_contents_is_a_conflict_that_stores_nothing(bench: Any) -> None:
     bench.submit("a", idempotency_key="k", fingerprint="f")
-    answer = bench.submit("b", idempotency_key="k", fingerprint="g")
-    assert (answer.status, answer.job_id) == (SubmitStatus.CONFLICT, "a")
+    reply = bench.submit("b", idempotency_key="k", fingerprint="g")
+    assert (reply.status, reply.job_id) == (SubmitStatus.CONFLICT, "a")
     assert bench.store.load("b") is None
 
 
@@ -80,24 +80,24 @@ def test_a_key_lives_as_long_as_its_job(bench: Any) -> None:
 
 def test_a_full_queue_refuses_and_stores_nothing(bench: Any) -> None:
     bench.submit("a", max_queue_depth=1)
-    answer = bench.submit("b", max_queue_depth=1)
-    assert (answer.status, answer.job_id) == (SubmitStatus.FULL, None)
-    assert answer.reached == ReachedLimit("max_queue_depth", 1, 1)
+    reply = bench.submit("b", max_queue_depth=1)
+    assert (reply.status, reply.job_id) == (SubmitStatus.FULL, None)
+    assert reply.reached == ReachedLimit("max_queue_depth", 1, 1)
     assert bench.store.load("b") is None
 
 
-def test_a_full_queue_still_knows_its_idempotency_keys(bench: Any) -> None:
+def test_a_full_queue_still_finds_its_idempotency_keys(bench: Any) -> None:
     bench.submit("a", max_queue_depth=1, idempotency_key="k", fingerprint="f")
     again = bench.submit("b", max_queue_depth=1, idempotency_key="k", fingerprint="f")
     assert (again.status, again.job_id) == (SubmitStatus.EXISTING, "a")
 
 
-def test_many_jobs_go_in_one_round_trip_each_with_its_own_answer(bench: Any) -> None:
+def test_many_jobs_go_in_one_round_trip_each_with_its_own_reply(bench: Any) -> None:
     bench.submit("j1")
-    answers = bench.store.run_all([calls.submit(bench.new_job(f"j{i}")) for i in range(300)])
-    assert [answer.job_id for answer in answers] == [f"j{i}" for i in range(300)]
-    assert answers[1].status is SubmitStatus.EXISTING
-    assert {answers[i].status for i in range(300) if i != 1} == {SubmitStatus.CREATED}
+    replies = bench.store.run_all([calls.submit(bench.new_job(f"j{i}")) for i in range(300)])
+    assert [reply.job_id for reply in replies] == [f"j{i}" for i in range(300)]
+    assert replies[1].status is SubmitStatus.EXISTING
+    assert {replies[i].status for i in range(300) if i != 1} == {SubmitStatus.CREATED}
 
 
 def test_scripts_run_after_the_server_has_forgotten_them(bench: Any) -> None:
@@ -105,11 +105,11 @@ def test_scripts_run_after_the_server_has_forgotten_them(bench: Any) -> None:
     bench.redis.script_flush()
     assert bench.submit("b").status is SubmitStatus.CREATED
     bench.redis.script_flush()
-    [answer] = bench.store.run_all([calls.submit(bench.new_job("c"))])
-    assert answer.status is SubmitStatus.CREATED
+    [reply] = bench.store.run_all([calls.submit(bench.new_job("c"))])
+    assert reply.status is SubmitStatus.CREATED
 
 
-def test_a_batch_runs_where_the_server_knows_some_of_its_scripts(bench: Any) -> None:
+def test_a_pipeline_runs_if_the_server_knows_some_of_its_scripts(bench: Any) -> None:
     bench.redis.script_flush()
     bench.submit("a")
     batch: list[calls.Call[Any]] = [
@@ -124,7 +124,7 @@ def test_a_batch_runs_where_the_server_knows_some_of_its_scripts(bench: Any) -> 
 
 def test_an_adopted_job_is_claimable_and_not_announced(bench: Any) -> None:
     job = bench.new_job("0b1c-celery-id", max_queue_depth=1)
-    bench.submit("other")  # the queue is full, and this job is in a worker's hands already
+    bench.submit("other")  # the queue is full, but a worker holds this job already
     assert bench.store.adopt(job).status is SubmitStatus.CREATED
     assert bench.store.adopt(job).status is SubmitStatus.EXISTING
     assert bench.redis.llen(QUEUE) == 1
@@ -161,16 +161,18 @@ def test_five_workers_that_claim_at_once_get_one_claim(bench: Any) -> None:
     bench.submit("j")
 
     def claim(owner: str) -> Claim | ClaimRefusal:
-        return bench.store.claim("j", owner=owner, lease_ms=60_000, identity="model-1")
+        reply: Claim | ClaimRefusal
+        reply = bench.store.claim("j", owner=owner, lease_ms=60_000, identity="model-1")
+        return reply
 
     with ThreadPoolExecutor(5) as threads:
-        answers = list(threads.map(claim, "abcde"))
-    assert sum(isinstance(answer, Claim) for answer in answers) == 1
-    assert answers.count(ClaimRefusal.LEASED) == 4
+        replies = list(threads.map(claim, "abcde"))
+    assert sum(isinstance(reply, Claim) for reply in replies) == 1
+    assert replies.count(ClaimRefusal.LEASED) == 4
     assert bench.store.load("j").attempts == 1
 
 
-def test_a_claim_whose_answer_was_lost_is_found_again_by_the_repeated_call(bench: Any) -> None:
+def test_a_repeated_call_finds_the_claim_whose_reply_was_lost(bench: Any) -> None:
     bench.submit("j")
     call = calls.claim("j", "worker-1", 60_000, "model-1")
     first, again = bench.store.run(call), bench.store.run(call)
@@ -180,21 +182,21 @@ def test_a_claim_whose_answer_was_lost_is_found_again_by_the_repeated_call(bench
 
 
 def test_an_unknown_job_cannot_be_claimed(bench: Any) -> None:
-    answer = bench.store.claim("nobody", owner="w", lease_ms=1000, identity="m")
-    assert answer is ClaimRefusal.UNKNOWN
+    reply = bench.store.claim("unknown", owner="w", lease_ms=1000, identity="m")
+    assert reply is ClaimRefusal.UNKNOWN
 
 
 def test_an_ended_job_cannot_be_claimed(bench: Any) -> None:
     bench.submit("j")
     bench.store.cancel("j")
-    answer = bench.store.claim("j", owner="w", lease_ms=1000, identity="m")
-    assert answer is ClaimRefusal.TERMINAL
+    reply = bench.store.claim("j", owner="w", lease_ms=1000, identity="m")
+    assert reply is ClaimRefusal.TERMINAL
 
 
 def test_a_late_job_expires_at_its_claim(bench: Any) -> None:
     bench.submit("j", deadline_at_ms=1)
-    answer = bench.store.claim("j", owner="w", lease_ms=1000, identity="m")
-    assert answer is ClaimRefusal.EXPIRED
+    reply = bench.store.claim("j", owner="w", lease_ms=1000, identity="m")
+    assert reply is ClaimRefusal.EXPIRED
     assert bench.state("j") == "expired"
     assert b"deadline_exceeded" in bench.store.load("j").error
 
@@ -202,12 +204,12 @@ def test_a_late_job_expires_at_its_claim(bench: Any) -> None:
 def test_a_job_of_another_version_is_left_for_a_worker_that_knows_it(bench: Any) -> None:
     bench.submit("j")
     bench.redis.hset(keys.job("j"), "v", 99)
-    answer = bench.store.claim("j", owner="w", lease_ms=1000, identity="m")
-    assert answer is ClaimRefusal.UNSUPPORTED_VERSION
+    reply = bench.store.claim("j", owner="w", lease_ms=1000, identity="m")
+    assert reply is ClaimRefusal.UNSUPPORTED_VERSION
     assert bench.state("j") == "queued"
 
 
-def test_the_next_claim_goes_on_from_the_tokens_of_the_last(bench: Any) -> None:
+def test_the_next_claim_continues_from_the_tokens_of_the_last(bench: Any) -> None:
     held = HeldJob("j", bench.started("j").fence)
     bench.store.checkpoint([TokenWrite("j", held.fence, 0, [7, 4_294_967_295, 0])], lease_ms=1000)
     bench.store.release([held], cause=ReleaseCause.DRAIN)
@@ -229,24 +231,22 @@ def test_tokens_of_another_model_are_discarded_at_the_claim(bench: Any) -> None:
 
 
 @pytest.mark.parametrize("bad", [[-1], [2**32]])
-def test_a_token_id_that_is_no_uint32_is_an_error_not_another_token(
-    bench: Any, bad: list[int]
-) -> None:
+def test_a_token_id_outside_uint32_is_an_error(bench: Any, bad: list[int]) -> None:
     bench.started("j")
     with pytest.raises(OverflowError):
         bench.store.checkpoint([TokenWrite("j", 1, 0, bad)], lease_ms=1000)
 
 
-def test_keys_are_spelt_alike_in_python_and_lua(bench: Any, redis_url: str) -> None:
+def test_keys_are_named_alike_in_python_and_lua(bench: Any, redis_url: str) -> None:
     hook = "https://example.com/"
     bench.submit("j", webhook=hook, idempotency_key="k", deadline_at_ms=10**15, tags=("t",))
     bench.started("held")
     bench.store.checkpoint([TokenWrite("held", 1, 0, [1])], lease_ms=60_000)
-    spelt = {keys.job("j"), keys.queued(QUEUE), keys.DEADLINES, keys.QUEUES, keys.TOTALS}
-    spelt |= {keys.USAGE, keys.used(QUEUE), keys.under_way(QUEUE)}
-    spelt |= {keys.idempotency("k"), keys.job("held"), keys.tokens("held"), keys.LEASES, QUEUE}
-    spelt |= {keys.state_index("queued"), keys.state_index("in_progress"), keys.tag_index("t")}
-    assert {name.decode() for name in bench.redis.keys("*")} == spelt
+    expected = {keys.job("j"), keys.queued(QUEUE), keys.DEADLINES, keys.QUEUES, keys.TOTALS}
+    expected |= {keys.USAGE, keys.used(QUEUE), keys.under_way(QUEUE)}
+    expected |= {keys.idempotency("k"), keys.job("held"), keys.tokens("held"), keys.LEASES, QUEUE}
+    expected |= {keys.state_index("queued"), keys.state_index("in_progress"), keys.tag_index("t")}
+    assert {name.decode() for name in bench.redis.keys("*")} == expected
     for number in range(8):
         bench.submit(f"next{number}", tenant="acme")
     bench.submit("later", delay_ms=60_000)
@@ -254,8 +254,8 @@ def test_keys_are_spelt_alike_in_python_and_lua(bench: Any, redis_url: str) -> N
     assert waiting <= {name.decode() for name in bench.redis.keys("*")}
     with Client(redis_url) as client:
         batch = client.create_batch([{"prompt": "x"}])
-    spelt = {keys.batch(batch.id), keys.batch_jobs(batch.id), keys.BATCHES}
-    assert bench.redis.exists(*spelt, keys.BATCHES_DUE) == len(spelt)
+    expected = {keys.batch(batch.id), keys.batch_jobs(batch.id), keys.BATCHES}
+    assert bench.redis.exists(*expected, keys.BATCHES_DUE) == len(expected)
     bench.store.cancel("j")
     [entry] = bench.store.outbox_claim(owner="d", limit=1, lease_ms=1000)
     assert entry.event_id == "evt_j_cancelled"

@@ -1,4 +1,4 @@
-"""The sweep brings back what was lost, and floods nothing."""
+"""The sweep restores lost leases and announcements, and floods nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NOTHING = SweepCounts(requeued=0, dead=0, cancelled=0, expired=0, reannounced=0)
 
 
 def ids_in_queue(bench: Any) -> list[str]:
-    """The jobs announced, in the order in which they would be taken."""
+    """Return the announced jobs, in the order in which they would be taken."""
     messages = reversed(bench.redis.lrange(QUEUE, 0, -1))
     return [message.split(b'"correlation_id":"')[1].split(b'"')[0].decode() for message in messages]
 
@@ -42,13 +42,13 @@ def test_a_lost_lease_goes_back_to_the_head_of_its_queue_as_a_suspect(bench: Any
     assert bench.claim("lost").token_ids == [1]
 
 
-def test_a_lease_that_runs_out_by_itself_is_found(bench: Any) -> None:
+def test_a_lease_that_runs_out_is_found(bench: Any) -> None:
     claim = bench.started("j", lease_ms=0)
     assert claim.fence == 1
     assert bench.store.sweep().requeued == 1
 
 
-def test_a_job_lost_alone_three_times_is_given_up(bench: Any) -> None:
+def test_a_job_lost_alone_three_times_fails(bench: Any) -> None:
     bench.submit("j")
     counts = []
     for _ in range(6):
@@ -83,7 +83,7 @@ def test_late_jobs_expire_while_they_wait(bench: Any) -> None:
     assert bench.redis.zrange(keys.OUTBOX, 0, -1) == [b"evt_late_expired"]
 
 
-def test_the_deadline_of_a_running_job_is_its_worker_s_to_watch(bench: Any) -> None:
+def test_only_the_worker_watches_the_deadline_of_a_running_job(bench: Any) -> None:
     bench.started("j", ttl_ms=60_000)
     bench.redis.hset(keys.job("j"), "deadline_at_ms", 1)
     assert bench.store.sweep() == NOTHING
@@ -138,10 +138,12 @@ def test_no_more_is_announced_than_is_missing(bench: Any) -> None:
     assert bench.store.sweep(reannounce_grace_ms=0).reannounced == 0
 
 
-def test_a_job_without_an_announcement_gets_one_though_others_are_named_twice(bench: Any) -> None:
+def test_a_job_without_an_announcement_gets_one_while_others_have_two(bench: Any) -> None:
     for number in range(4):
         bench.submit(f"j{number}")
-    bench.redis.lpop(QUEUE)  # the newest job's message is lost; which one it was nobody knows
+    bench.redis.lpop(
+        QUEUE
+    )  # the message of the newest job is lost; nothing records which one it was
     claimed = set()
     for _ in range(20):
         bench.store.sweep(reannounce_grace_ms=0)
@@ -155,7 +157,7 @@ def test_a_job_without_an_announcement_gets_one_though_others_are_named_twice(be
     assert claimed == {"j0", "j1", "j2", "j3"}
 
 
-def test_each_queue_is_counted_by_itself(bench: Any) -> None:
+def test_each_queue_is_counted_separately(bench: Any) -> None:
     high = keys.queue_name("demo", "high")
     bench.submit("urgent", queue=high)
     bench.submit("normal")
@@ -169,7 +171,7 @@ def test_each_queue_is_counted_by_itself(bench: Any) -> None:
     ]
 
 
-def test_the_limit_bounds_one_call_and_the_next_goes_on(bench: Any) -> None:
+def test_the_limit_bounds_one_call_and_the_next_continues(bench: Any) -> None:
     for number in range(7):
         bench.started(f"j{number}")
         bench.lose_lease(f"j{number}")
@@ -199,10 +201,8 @@ def test_old_dead_letters_leave_their_index(bench: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["announced", "backlog", "delayed"])
-def test_what_waits_is_counted_anew_when_records_were_removed_by_hand(
-    bench: Any, kind: str
-) -> None:
-    """In the window, behind it or before its time: it counts against the limits no longer."""
+def test_usage_is_recounted_after_records_were_deleted_by_hand(bench: Any, kind: str) -> None:
+    """A deleted job in the window, behind it or delayed no longer counts against the limits."""
     fields: dict[str, Any] = {"delay_ms": 3_600_000} if kind == "delayed" else {}
     bench.submit("kept", tenant="acme", cost=7)
     for number in range(10 if kind == "backlog" else 1):
@@ -231,9 +231,9 @@ def test_what_waits_is_counted_anew_when_records_were_removed_by_hand(
     bench.redis.hset(keys.under_way(QUEUE), "acme", bench.redis.hget(keys.job("kept"), "charge"))
 
 
-def test_a_sweep_counts_nothing_anew_where_the_counters_are_right(bench: Any) -> None:
+def test_a_sweep_does_not_recount_correct_counters(bench: Any) -> None:
     bench.submit("j", cost=7)
-    bench.redis.hset(keys.USAGE, "tokens", 6)  # only a new count would set it right
+    bench.redis.hset(keys.USAGE, "tokens", 6)  # only a recount would correct it
     bench.store.sweep()
     assert bench.redis.hget(keys.USAGE, "tokens") == b"6"
     bench.redis.hset(keys.USAGE, "tokens", 7)

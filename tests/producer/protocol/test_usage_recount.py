@@ -1,9 +1,10 @@
-"""What waits is counted anew by pages, while jobs come and go and records are removed by hand."""
+"""Usage is recounted in pages while jobs come and go and records are deleted by hand."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from hypothesis import settings
@@ -29,7 +30,7 @@ PROGRESS = b"recount"
 def count_by_hand(
     redis: Any, is_counted: Callable[[float], bool] = lambda at: True
 ) -> dict[bytes, int]:
-    """What waits, by the records of all that stands in the queue."""
+    """Return the usage counters that the records of the queued jobs add up to."""
     sums: dict[bytes, int] = {}
     for job_id in redis.zrange(keys.queued(QUEUE), 0, -1):
         record = redis.hgetall(keys.job(job_id.decode()))
@@ -48,13 +49,13 @@ def counted(redis: Any, key: str) -> dict[bytes, int]:
 
 
 def spread_submissions(redis: Any) -> None:
-    """Make every job one of another millisecond."""
+    """Give every job another millisecond of submission."""
     index = keys.state_index("queued")
     for at, job_id in enumerate(redis.zrange(index, 0, -1)):
         redis.zadd(index, {job_id: 1000 + at})
 
 
-def test_a_page_a_call_and_the_old_count_until_the_end(bench: Any) -> None:
+def test_one_page_per_call_and_the_old_count_until_the_end(bench: Any) -> None:
     for number in range(25):
         bench.submit(f"j{number:02}", tenant="ab"[number % 2], cost=number)
     spread_submissions(bench.redis)
@@ -79,7 +80,7 @@ def test_jobs_of_one_millisecond_are_counted_in_one_page(bench: Any) -> None:
     assert [bench.store.sweep(limit=3).recounted for _ in range(3)] == [4, 4, 1]
 
 
-def test_a_count_that_lost_its_half_begins_again(bench: Any) -> None:
+def test_a_recount_that_lost_one_of_its_hashes_starts_again(bench: Any) -> None:
     for number in range(6):
         bench.submit(f"j{number}", cost=7)
     spread_submissions(bench.redis)
@@ -87,7 +88,7 @@ def test_a_count_that_lost_its_half_begins_again(bench: Any) -> None:
         bench.redis.hset(keys.USAGE, "jobs", 7)
         bench.store.sweep(limit=2)
         bench.redis.delete(lost)
-        if lost == keys.USAGE:  # nothing says that it is wrong
+        if lost == keys.USAGE:  # otherwise nothing shows that it is wrong
             bench.redis.hset(keys.USAGE, "jobs", 7)
         while bench.store.sweep(limit=2).recounted:
             pass
@@ -95,13 +96,13 @@ def test_a_count_that_lost_its_half_begins_again(bench: Any) -> None:
         assert not bench.redis.exists(keys.RECOUNT)
 
 
-def test_a_record_that_is_no_use_makes_another_count_follow(bench: Any) -> None:
+def test_a_malformed_record_makes_another_recount_follow(bench: Any) -> None:
     for number in range(6):
         bench.submit(f"j{number}", cost=7)
     spread_submissions(bench.redis)
     bench.redis.hset(keys.USAGE, "jobs", 7)
     bench.store.sweep(limit=4)
-    # Counted with what it says now, and ended with what it says then.
+    # It was counted with its old cost, and ends with the new one.
     bench.redis.hset(keys.job("j0"), mapping={"cost": 1_000_000, "fence": "rubbish"})
     bench.store.claim("j0", owner="w", lease_ms=LEASE_MS, identity="i")
     while bench.store.sweep(limit=4).recounted:
@@ -109,7 +110,7 @@ def test_a_record_that_is_no_use_makes_another_count_follow(bench: Any) -> None:
     assert counted(bench.redis, keys.USAGE) == count_by_hand(bench.redis)
     assert counted(bench.redis, keys.USAGE)[b"tokens"] == 35
     bench.redis.delete(keys.under_way(QUEUE))
-    for number in range(1, 6):  # the charge of the record that was changed is nobody's
+    for number in range(1, 6):  # the charge of the changed record is lost
         charge = bench.redis.hget(keys.job(f"j{number}"), "charge")
         bench.redis.hincrby(keys.under_way(QUEUE), "default", int(charge or 0))
 
@@ -119,7 +120,7 @@ tenants = st.sampled_from(("a", "b", "default"))
 
 
 class RecountMachine(RuleBasedStateMachine):
-    """Random calls around a count that is under way, most of the time."""
+    """Random calls, most of them during a recount."""
 
     def __init__(self, url: str) -> None:
         super().__init__()
@@ -128,8 +129,8 @@ class RecountMachine(RuleBasedStateMachine):
         self.redis.flushall()
         self.redis.set(keys.WINDOW, WINDOW_JOBS)
         self.fences: dict[str, int] = {}
-        #: The count under way has passed a job that was removed since.
-        self.is_spoilt = False
+        #: The recount has passed a job that was deleted since.
+        self.is_outdated = False
         for _ in range(6):
             self.submit("a", False, 1)
 
@@ -138,7 +139,10 @@ class RecountMachine(RuleBasedStateMachine):
 
     def progress(self) -> tuple[float, float] | None:
         text = self.redis.hget(keys.USAGE, PROGRESS)
-        return None if text is None else tuple(map(float, text.split()[:2]))
+        if text is None:
+            return None
+        cursor, last, _ = text.split()
+        return float(cursor), float(last)
 
     @rule(tenant=tenants, is_delayed=st.booleans(), cost=st.integers(0, 9))
     def submit(self, tenant: str, is_delayed: bool, cost: int) -> None:
@@ -151,9 +155,9 @@ class RecountMachine(RuleBasedStateMachine):
     @rule(number=picks)
     def claim(self, number: int) -> None:
         job_id = self.pick(number)
-        answer = self.store.claim(job_id, owner="w", lease_ms=LEASE_MS, identity="i")
-        if isinstance(answer, Claim):
-            self.fences[job_id] = answer.fence
+        reply = self.store.claim(job_id, owner="w", lease_ms=LEASE_MS, identity="i")
+        if isinstance(reply, Claim):
+            self.fences[job_id] = reply.fence
 
     @rule(number=picks)
     def release(self, number: int) -> None:
@@ -177,12 +181,12 @@ class RecountMachine(RuleBasedStateMachine):
     def remove_by_hand(self, number: int) -> None:
         job_id = self.pick(number)
         self.redis.delete(keys.job(job_id))
-        self.redis.zadd(keys.SCHEDULED, {job_id: 1}, xx=True)  # its time has come
-        self.is_spoilt = True
+        self.redis.zadd(keys.SCHEDULED, {job_id: 1}, xx=True)  # its delay is over
+        self.is_outdated = True
 
     @rule()
     def miscount(self) -> None:
-        """By hand, so that the next sweep finds more than there are."""
+        """Delete a record by hand, so that the next sweep finds too high a count."""
         self.redis.hset(keys.USAGE, "jobs", 1000)
 
     @rule(limit=st.integers(1, 3), times=st.integers(1, 3))
@@ -192,12 +196,12 @@ class RecountMachine(RuleBasedStateMachine):
             self.store.sweep(limit=limit, reannounce_grace_ms=-1)
             after = self.progress()
             if after is None or before is None or after[1] != before[1]:
-                self.is_spoilt = False
+                self.is_outdated = False
 
     @invariant()
     def the_new_count_is_of_what_it_has_passed(self) -> None:
         progress = self.progress()
-        if progress is None or self.is_spoilt:
+        if progress is None or self.is_outdated:
             return
         cursor, last = progress
         expected = count_by_hand(self.redis, lambda at: at <= cursor or at > last)
@@ -209,7 +213,7 @@ class RecountMachine(RuleBasedStateMachine):
             self.redis.zadd(keys.SCHEDULED, dict.fromkeys(self.fences, 1), xx=True)
             for _ in range(100):
                 self.store.sweep(limit=2, reannounce_grace_ms=-1)
-                self.redis.delete(QUEUE)  # so that each waiting job is looked at
+                self.redis.delete(QUEUE)  # so that the sweep visits each waiting job
             assert counted(self.redis, keys.USAGE) == count_by_hand(self.redis)
             assert self.progress() is None
             assert not self.redis.exists(keys.RECOUNT)
@@ -218,7 +222,8 @@ class RecountMachine(RuleBasedStateMachine):
 
 
 def test_the_count_is_right_in_the_end_whatever_comes_between(redis_url: str) -> None:
+    machine: Any = partial(RecountMachine, redis_url)
     run_state_machine_as_test(
-        lambda: RecountMachine(redis_url),
+        machine,
         settings=settings(max_examples=40, stateful_step_count=40, deadline=None),
     )

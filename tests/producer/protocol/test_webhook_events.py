@@ -1,4 +1,4 @@
-"""Which events a job owes, and what becomes of endpoints that want none."""
+"""The webhook events of a job, and endpoints that want none."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ HOUR_MS = 3_600_000
 
 
 def take(bench: Any) -> list[OutboxEntry]:
-    return bench.store.outbox_claim(owner="deliverer", limit=10, lease_ms=60_000)
+    entries: list[OutboxEntry]
+    entries = bench.store.outbox_claim(owner="deliverer", limit=10, lease_ms=60_000)
+    return entries
 
 
 def types(bench: Any) -> list[str]:
@@ -29,8 +31,8 @@ def types(bench: Any) -> list[str]:
 
 def start(bench: Any, job_id: str = "j", events: str = "") -> int:
     bench.submit(job_id, webhook=URL, webhook_events=events)
-    claim = bench.store.claim(job_id, owner="w", lease_ms=60_000, identity="i")
-    return claim.fence
+    fence: int = bench.store.claim(job_id, owner="w", lease_ms=60_000, identity="i").fence
+    return fence
 
 
 def write(bench: Any, fence: int, position: int, num_tokens: int, job_id: str = "j") -> None:
@@ -51,7 +53,7 @@ def settle(bench: Any, entry: OutboxEntry, outcome: DeliveryOutcome, status: int
     )
 
 
-def test_without_a_filter_a_job_owes_its_end_and_nothing_else(bench: Any) -> None:
+def test_without_a_filter_a_job_sends_only_its_end(bench: Any) -> None:
     fence = start(bench)
     write(bench, fence, 0, 5)
     assert types(bench) == []
@@ -59,13 +61,13 @@ def test_without_a_filter_a_job_owes_its_end_and_nothing_else(bench: Any) -> Non
     assert types(bench) == ["completed"]
 
 
-def test_end_that_was_not_asked_for_is_not_told(bench: Any) -> None:
+def test_an_end_that_was_not_asked_for_sends_no_event(bench: Any) -> None:
     fence = start(bench, events="failed")
     bench.store.complete("j", fence=fence, state=JobState.COMPLETED, result="{}")
     assert types(bench) == []
 
 
-def test_start_is_told_once_however_often_a_job_is_claimed(bench: Any) -> None:
+def test_the_start_is_sent_once_however_often_a_job_is_claimed(bench: Any) -> None:
     fence = start(bench, events="started")
     assert [entry.event_id for entry in take(bench)] == ["evt_j_started"]
     bench.store.release([HeldJob("j", fence)], cause=ReleaseCause.DRAIN)
@@ -73,7 +75,7 @@ def test_start_is_told_once_however_often_a_job_is_claimed(bench: Any) -> None:
     assert take(bench) == []
 
 
-def test_output_is_told_with_the_tokens_so_far_and_not_before_five_seconds(bench: Any) -> None:
+def test_output_reports_the_tokens_so_far_at_most_every_five_seconds(bench: Any) -> None:
     fence = start(bench, events="output")
     write(bench, fence, 0, 3)
     [first] = take(bench)
@@ -91,13 +93,13 @@ def test_output_is_told_with_the_tokens_so_far_and_not_before_five_seconds(bench
     assert (second.event_id, second.num_tokens) == ("evt_j_output_2", 6)
 
 
-def test_lease_renewed_without_a_token_tells_nothing(bench: Any) -> None:
+def test_a_lease_renewed_without_a_token_sends_no_event(bench: Any) -> None:
     fence = start(bench, events="output")
     write(bench, fence, 0, 0)
     assert take(bench) == []
 
 
-def test_one_output_event_waits_at_a_time_and_the_end_takes_its_place(bench: Any) -> None:
+def test_one_output_event_is_pending_at_a_time_and_the_end_replaces_it(bench: Any) -> None:
     fence = start(bench, events="output,completed")
     write(bench, fence, 0, 3)
     bench.redis.hset(keys.job("j"), "output_due_ms", 0)
@@ -110,7 +112,7 @@ def test_one_output_event_waits_at_a_time_and_the_end_takes_its_place(bench: Any
     assert event.state == "superseded"
 
 
-def test_secret_s_name_goes_with_every_event(bench: Any) -> None:
+def test_every_event_names_its_secret(bench: Any) -> None:
     bench.submit("j", webhook=URL, webhook_secret="billing")
     bench.store.cancel("j")
     assert [entry.secret_name for entry in take(bench)] == ["billing"]
@@ -141,7 +143,7 @@ def test_gone_disables_the_endpoint_for_later_events_until_it_is_enabled(bench: 
 @pytest.mark.parametrize(
     "url", ["https://example.com/other", "https://other.example/hook", "http://example.com/hook"]
 )
-def test_other_endpoints_go_on(bench: Any, url: str) -> None:
+def test_other_endpoints_stay_enabled(bench: Any, url: str) -> None:
     bench.redis.hset(keys.ENDPOINTS_DISABLED, ENDPOINT, "1 gone")
     bench.submit("j", webhook=url)
     bench.store.cancel("j")
@@ -170,7 +172,7 @@ def test_endpoint_without_a_success_for_120_hours_is_disabled(
     assert (bench.store.dead_letter(entry.event_id) is not None) is is_disabled
 
 
-def test_success_starts_the_endpoint_s_patience_anew(bench: Any) -> None:
+def test_a_success_resets_the_failures_of_the_endpoint(bench: Any) -> None:
     bench.submit("j", webhook=URL)
     bench.store.cancel("j")
     [entry] = take(bench)
@@ -187,7 +189,7 @@ def test_attempts_are_logged_with_time_status_and_duration(bench: Any) -> None:
         [entry] = take(bench)
         outcome = DeliveryOutcome.DELIVERED if status == 200 else DeliveryOutcome.RETRY
         settle(bench, entry, outcome, status)
-        settle(bench, entry, outcome, status)  # as a connection repeats it after a lost answer
+        settle(bench, entry, outcome, status)  # as a connection repeats it after a lost reply
     event = Deliveries(bench.store).event(entry.event_id)
     assert event is not None
     assert [(a.http_status, a.reason, a.duration_ms) for a in event.log] == [
@@ -210,7 +212,7 @@ def test_log_keeps_the_last_twenty_attempts(bench: Any) -> None:
     assert [attempt.http_status for attempt in event.log] == list(range(505, 525))
 
 
-def test_receiver_s_memory_knows_an_event_again_for_a_week(bench: Any) -> None:
+def test_a_receiver_remembers_an_event_for_a_week(bench: Any) -> None:
     seen = SeenEvents(bench.redis)
     assert seen.first_time("evt_1")
     assert not seen.first_time("evt_1")
@@ -221,7 +223,7 @@ def test_receiver_s_memory_knows_an_event_again_for_a_week(bench: Any) -> None:
     assert seen.first_time("evt_1")
 
 
-def test_a_receiver_with_an_event_loop_shares_its_memory(bench: Any, redis_url: str) -> None:
+def test_an_asyncio_receiver_shares_the_remembered_events(bench: Any, redis_url: str) -> None:
     async def receive() -> None:
         async with AsyncRedis.from_url(redis_url) as client:
             seen = AsyncSeenEvents(client, ttl_s=60)

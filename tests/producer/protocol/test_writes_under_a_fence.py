@@ -1,4 +1,4 @@
-"""Only the holder of the fence writes, lost answers are harmless, and there is one end."""
+"""Only the holder of the fence writes, lost replies do no harm, and a job ends once."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ OK, FENCED, GAP = WriteStatus.OK, WriteStatus.FENCED, WriteStatus.GAP
 
 
 def write(bench: Any, position: int, token_ids: list[int], fence: int = 1) -> WriteStatus:
+    status: WriteStatus
     [status] = bench.store.checkpoint(
         [TokenWrite("j", fence, position, token_ids)], lease_ms=60_000
     )
@@ -37,16 +38,17 @@ def write(bench: Any, position: int, token_ids: list[int], fence: int = 1) -> Wr
 
 def complete(bench: Any, fence: int = 1, **changes: Any) -> CompleteStatus:
     fields = {"state": JobState.COMPLETED, "result": "{}"} | changes
-    return bench.store.complete("j", fence=fence, **fields)
+    status: CompleteStatus = bench.store.complete("j", fence=fence, **fields)
+    return status
 
 
-def test_a_batch_of_checkpoints_answers_for_each_job(bench: Any) -> None:
+def test_a_call_with_many_checkpoints_returns_a_status_per_job(bench: Any) -> None:
     bench.started("a")
     bench.started("b")
     writes = [
         TokenWrite("a", 1, 0, [1, 2]),
         TokenWrite("b", 9, 0, [3]),
-        TokenWrite("nobody", 1, 0, [4]),
+        TokenWrite("unknown", 1, 0, [4]),
         TokenWrite("b", 1, 1, [5]),
         TokenWrite("b", 1, 0, [6]),
     ]
@@ -82,14 +84,14 @@ def test_an_empty_checkpoint_only_extends_the_lease(bench: Any) -> None:
     assert bench.redis.zscore(keys.LEASES, "j") > before + 50_000
 
 
-def test_renew_extends_leases_and_tells_of_lost_ones(bench: Any) -> None:
+def test_renew_extends_leases_and_reports_lost_ones(bench: Any) -> None:
     bench.started("j", lease_ms=1)
-    held = [HeldJob("j", 1), HeldJob("j", 2), HeldJob("nobody", 1)]
+    held = [HeldJob("j", 1), HeldJob("j", 2), HeldJob("unknown", 1)]
     assert bench.store.renew(held, lease_ms=60_000) == [OK, FENCED, FENCED]
     assert bench.store.sweep().requeued == 0
 
 
-def test_calls_about_no_jobs_ask_nothing(bench: Any) -> None:
+def test_a_call_without_jobs_does_nothing(bench: Any) -> None:
     assert bench.store.checkpoint([], lease_ms=1) == []
     assert bench.store.renew([], lease_ms=1) == []
     assert bench.store.release([], cause=ReleaseCause.DRAIN) == []
@@ -115,7 +117,7 @@ def test_a_worker_that_slept_through_its_lease_can_write_nothing(bench: Any) -> 
     assert bench.store.read_tokens("j") == [1, 2]
 
 
-def test_complete_stores_everything_in_one(bench: Any) -> None:
+def test_complete_stores_everything_in_one_script(bench: Any) -> None:
     bench.started("j", webhook="https://example.com/hook", idempotency_key="k", ttl_ms=60_000)
     write(bench, 0, [1])
     assert complete(bench, result='{"text":"x"}', position=1, token_ids=[2]) == "OK"
@@ -135,9 +137,9 @@ def test_complete_stores_everything_in_one(bench: Any) -> None:
         assert 0 < bench.redis.pttl(key) <= 60_000
 
 
-def test_complete_whose_answer_was_lost_is_already_done(bench: Any) -> None:
+def test_a_completion_whose_reply_was_lost_is_already_done(bench: Any) -> None:
     bench.started("j", webhook="https://example.com/hook")
-    last = {"position": 0, "token_ids": [1], "result": '{"n":1}'}
+    last: dict[str, Any] = {"position": 0, "token_ids": [1], "result": '{"n":1}'}
     assert complete(bench, **last) is CompleteStatus.OK
     assert complete(bench, **last) is CompleteStatus.ALREADY_DONE
     assert bench.redis.zcard(keys.OUTBOX) == 1
@@ -153,7 +155,7 @@ def test_complete_with_a_gap_changes_nothing_and_can_be_sent_again(bench: Any) -
     assert complete(bench, position=0, token_ids=[1, 2]) is CompleteStatus.OK
 
 
-def test_a_failure_needs_no_word_about_the_tokens_before_it(bench: Any) -> None:
+def test_a_failure_keeps_the_tokens_before_it(bench: Any) -> None:
     bench.started("j")
     write(bench, 0, [1, 2])
     error = '{"code":"engine_error","message":"x"}'
@@ -161,7 +163,7 @@ def test_a_failure_needs_no_word_about_the_tokens_before_it(bench: Any) -> None:
     assert bench.store.read_tokens("j") == [1, 2]
 
 
-def test_an_end_by_another_hand_is_not_taken_for_one_s_own(bench: Any) -> None:
+def test_an_end_by_another_client_is_not_already_done(bench: Any) -> None:
     claim = bench.started("j")
     bench.store.cancel("j")
     bench.store.release([HeldJob("j", claim.fence)], cause=ReleaseCause.DRAIN)
@@ -170,7 +172,7 @@ def test_an_end_by_another_hand_is_not_taken_for_one_s_own(bench: Any) -> None:
 
 
 @pytest.mark.parametrize("state", [JobState.QUEUED, JobState.IN_PROGRESS])
-def test_a_job_cannot_be_completed_into_a_state_that_is_no_end(bench: Any, state: JobState) -> None:
+def test_a_job_can_only_be_completed_into_a_terminal_state(bench: Any, state: JobState) -> None:
     with pytest.raises(ValueError, match=state.value):
         complete(bench, state=state)
 
@@ -191,7 +193,7 @@ def test_a_job_may_end_otherwise_with_its_output_so_far(bench: Any, state: JobSt
     assert entry.event_id == f"evt_j_{state.value}"
 
 
-def test_a_job_without_a_webhook_makes_no_event(bench: Any) -> None:
+def test_a_job_without_a_webhook_sends_no_event(bench: Any) -> None:
     bench.started("j")
     complete(bench)
     assert bench.redis.zcard(keys.OUTBOX) == 0
@@ -203,7 +205,7 @@ def test_the_end_is_published(bench: Any) -> None:
     bench.started("j")
     write(bench, 0, [1, 2, 3])
     complete(bench, position=3)
-    heard = []
+    heard: list[Any] = []
     while len(heard) < 3:
         message = pubsub.get_message(timeout=5)
         assert message is not None, heard
@@ -235,7 +237,7 @@ def test_cancel_reaches_a_running_job_at_its_next_checkpoint(bench: Any) -> None
     assert bench.state("j") == "cancelled"
 
 
-def test_cancel_in_the_last_step_leaves_one_end(bench: Any) -> None:
+def test_a_cancellation_in_the_last_step_leaves_one_end(bench: Any) -> None:
     bench.started("j", webhook="https://example.com/hook")
     bench.store.cancel("j")
     assert complete(bench) == "OK"
@@ -243,8 +245,8 @@ def test_cancel_in_the_last_step_leaves_one_end(bench: Any) -> None:
     assert bench.redis.zcard(keys.OUTBOX) == 1
 
 
-def test_cancel_of_an_unknown_job_says_so(bench: Any) -> None:
-    assert bench.store.cancel("nobody").status is CancelStatus.UNKNOWN
+def test_cancelling_an_unknown_job_reports_it(bench: Any) -> None:
+    assert bench.store.cancel("unknown").status is CancelStatus.UNKNOWN
 
 
 def test_a_cancelled_job_does_not_start_again_when_its_worker_is_lost(bench: Any) -> None:
@@ -255,7 +257,7 @@ def test_a_cancelled_job_does_not_start_again_when_its_worker_is_lost(bench: Any
     assert bench.state("j") == "cancelled"
 
 
-def test_a_drained_job_waits_at_the_head_of_its_queue_uncharged(bench: Any) -> None:
+def test_a_drained_job_waits_at_the_head_of_its_queue_without_a_crash(bench: Any) -> None:
     held = HeldJob("j", bench.started("j").fence)
     bench.take_announcement()
     bench.submit("other")
@@ -267,13 +269,14 @@ def test_a_drained_job_waits_at_the_head_of_its_queue_uncharged(bench: Any) -> N
 
 
 def crash(bench: Any) -> ReleaseStatus:
-    """Claim the job and let the engine die with it."""
+    """Claim the job and let the engine die."""
     claim = bench.claim("j")
+    status: ReleaseStatus
     [status] = bench.store.release([HeldJob("j", claim.fence)], cause=ReleaseCause.ENGINE_DEATH)
     return status
 
 
-def test_a_job_that_was_on_board_three_times_runs_alone(bench: Any) -> None:
+def test_a_job_runs_alone_after_three_engine_deaths(bench: Any) -> None:
     bench.submit("j")
     assert [crash(bench), crash(bench)] == [ReleaseStatus.REQUEUED] * 2
     claim = bench.claim("j")
@@ -283,7 +286,7 @@ def test_a_job_that_was_on_board_three_times_runs_alone(bench: Any) -> None:
     assert (claim.suspect, claim.alone) == (3, True)
 
 
-def test_only_crashes_alone_are_charged_and_the_third_is_final(bench: Any) -> None:
+def test_only_crashes_alone_count_and_the_third_is_final(bench: Any) -> None:
     bench.submit("j", webhook="https://example.com/hook", document='{"prompt":"poison"}')
     outcomes = [crash(bench) for _ in range(6)]
     assert outcomes == [ReleaseStatus.REQUEUED] * 5 + [ReleaseStatus.DEAD]
@@ -315,7 +318,7 @@ def test_a_released_job_whose_deadline_has_passed_expires(bench: Any) -> None:
     assert bench.state("j") == "expired"
 
 
-def test_work_under_way_goes_on_when_redis_is_full(bench: Any) -> None:
+def test_jobs_in_progress_continue_when_redis_is_full(bench: Any) -> None:
     bench.submit("j", webhook="https://example.com/hook")
     bench.submit("k")
     bench.redis.config_set("maxmemory", "1")
