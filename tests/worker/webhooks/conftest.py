@@ -8,7 +8,7 @@ import pytest
 
 from batchmill.producer.store.job_store import JobStore
 
-from ..deliveries import Deliverers
+from ..webhook_deliverers import Deliverers
 
 
 @pytest.fixture
