@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -43,6 +43,23 @@ _Workloads = Annotated[
 ]
 _Rounds = Annotated[int, typer.Option(min=1, max=1000, help="Runs of each workload.")]
 _Copies = Annotated[int, typer.Option(min=1, max=10_000, help="Multiplies the number of requests.")]
+_ServedModel = Annotated[
+    str | None, typer.Option(help="Served name of the model. Default: BATCHMILL_MODEL, else demo.")
+]
+_VocabSize = Annotated[
+    int,
+    typer.Option(
+        min=2, help="Token ids of the prompts are below this; all models have at least these."
+    ),
+]
+_RunTimeout = Annotated[float, typer.Option(min=1, help="Maximum seconds for one run.")]
+_OwnStack = Annotated[
+    bool,
+    typer.Option(
+        "--own-stack",
+        help="Start a separate broker and worker, configured by BATCHMILL_* variables.",
+    ),
+]
 
 
 def add_bench_commands(app: typer.Typer) -> None:
@@ -83,26 +100,12 @@ def run_engine_bench(
 
 def run_queue_bench(
     workload: _Workloads = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="Served name of the model. Default: BATCHMILL_MODEL, else demo."),
-    ] = None,
+    model: _ServedModel = None,
     rounds: _Rounds = 3,
     copies: _Copies = 1,
-    vocab_size: Annotated[
-        int,
-        typer.Option(
-            min=2, help="Token ids of the prompts are below this; all models have at least these."
-        ),
-    ] = 8192,
-    timeout_s: Annotated[float, typer.Option(min=1, help="Maximum seconds for one run.")] = 600.0,
-    own_stack: Annotated[
-        bool,
-        typer.Option(
-            "--own-stack",
-            help="Start a separate broker and worker, configured by BATCHMILL_* variables.",
-        ),
-    ] = False,
+    vocab_size: _VocabSize = 8192,
+    timeout_s: _RunTimeout = 600.0,
+    own_stack: _OwnStack = False,
     broker_url: BrokerUrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -116,8 +119,11 @@ def run_queue_bench(
     from batchmill.worker.bench.queue import bench_queue
 
     settings = ProducerSettings()
-    with _broker(broker_url, own_stack=own_stack) as url, Client(url) as client:
-        store = JobStore.from_url(url)
+    with (
+        _broker(broker_url, own_stack=own_stack) as url,
+        Client(url) as client,
+        closing(JobStore.from_url(url)) as store,
+    ):
         served = model or settings.served_name
         rows = bench_queue(
             client,

@@ -121,12 +121,7 @@ def bulk(
 
     defaults = _line_defaults(max_tokens, temperature, priority, tenant, param)
     text = _template_text(template, template_file)
-    if text is None and (chat or system is not None):
-        raise usage_error(
-            "--chat and --system need --template: request lines hold their own messages"
-        )
-    if system is not None and not chat:
-        raise usage_error("--system needs --chat")
+    _check_chat_options(text, chat=chat, system=system)
     if webhook is not None and deduplicate:
         raise usage_error(
             "--webhook needs one job per line, and --deduplicate shares jobs: leave out one"
@@ -143,6 +138,15 @@ def bulk(
         batch=None if webhook is None else parse_batch({"webhook": webhook}),
     )
     return _run(options, resolve_broker(broker_url), as_json=as_json)
+
+
+def _check_chat_options(template_text: str | None, *, chat: bool, system: str | None) -> None:
+    if template_text is None and (chat or system is not None):
+        raise usage_error(
+            "--chat and --system need --template: request lines hold their own messages"
+        )
+    if system is not None and not chat:
+        raise usage_error("--system needs --chat")
 
 
 def _line_defaults(
