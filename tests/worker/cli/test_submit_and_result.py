@@ -8,7 +8,7 @@ import resource
 import subprocess
 import sys
 import time
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -162,10 +162,10 @@ def test_submit_that_waits_prints_the_text(broker: dict[str, str], store: JobSto
         env={**os.environ, **broker},
     )
     deadline = time.monotonic() + 15
-    while not (ids := store.client.keys("batchmill:job:*")):  # type: ignore[misc]
+    while not (ids := cast("list[bytes]", store.client.keys("batchmill:job:*"))):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    complete(store, ids[0].decode().removeprefix("batchmill:job:"))  # type: ignore[index]
+    complete(store, ids[0].decode().removeprefix("batchmill:job:"))
     assert process.communicate(timeout=30)[0] == "an answer\n"
     assert process.returncode == 0
 

@@ -111,8 +111,8 @@ def test_hanging_receivers_hold_up_neither_generation_nor_other_receivers(mill: 
             urls = [url for number in range(40) for url in (hanging[number % 8].url, good.url)]
             local = ProducerSettings(
                 webhook_allow_http=True,
-                webhook_allow_ports="1024-65535",
-                webhook_allow_networks=LOOPBACK,
+                webhook_allow_ports=("1024-65535",),
+                webhook_allow_networks=(LOOPBACK,),
             )
             with Client(mill.url, settings=local) as client:
                 jobs = list(client.submit_many({"prompt": "x", "webhook": url} for url in urls))
