@@ -1,4 +1,4 @@
-"""What a chat may ask for at submit is what the engine takes; what it refuses, so does submit."""
+"""Submit accepts and refuses the same chats as the engine."""
 
 from __future__ import annotations
 
@@ -165,8 +165,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-def take(given: dict[str, Any]) -> None:
-    """What the engine does with the same fields before it looks at its model."""
+def check_in_engine(given: dict[str, Any]) -> None:
+    """Check the same fields as the engine does before it uses its model."""
     controls = {
         name: value for name, value in given.items() if name in SamplingControls.model_fields
     }
@@ -175,12 +175,12 @@ def take(given: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("given", GOOD)
-def test_a_good_chat_survives_the_way_to_the_engine(given: dict[str, Any]) -> None:
+def test_a_good_chat_reaches_the_engine_unchanged(given: dict[str, Any]) -> None:
     job = parse_job(given)
     again = parse_document(job.model_dump_json(exclude_none=True))
     assert again == job
     Chat(**chat_arguments(again))
-    take(given)
+    check_in_engine(given)
 
 
 @pytest.mark.parametrize(("given", "code"), BAD)
@@ -189,11 +189,11 @@ def test_a_job_and_the_engine_refuse_the_same_chats(given: dict[str, Any], code:
         parse_job(given)
     assert rejected.value.code == code
     with pytest.raises(RequestError) as refused:
-        take(given)
+        check_in_engine(given)
     assert refused.value.code == code
 
 
-def test_a_part_that_is_no_text_is_named() -> None:
+def test_a_part_that_is_not_text_is_refused_by_its_index() -> None:
     parts = [{"type": "text", "text": "See:"}, {"type": "image_url", "image_url": {"url": "x"}}]
     with pytest.raises(
         UnsupportedParameter, match="content part 1 is of type 'image_url'"
@@ -250,14 +250,19 @@ def test_a_bad_field_of_a_chat_is_named(fields: dict[str, Any], param: str | Non
     assert (caught.value.code, caught.value.param) == ("invalid_request", param)
 
 
-def test_a_template_of_the_jobs_own_is_refused_by_name() -> None:
+def test_a_jobs_own_template_is_refused_by_name() -> None:
     with pytest.raises(UnsupportedParameter, match="the operator puts it") as caught:
         parse_job({"messages": [QUESTION], "chat_template": "{{ messages }}"})
     assert caught.value.param == "chat_template"
 
 
-def test_fields_that_openais_answers_spell_out_say_nothing() -> None:
-    message = {"role": "assistant", "content": "Hi", "refusal": None, "annotations": []}
+def test_empty_fields_of_openais_messages_have_no_effect() -> None:
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": "Hi",
+        "refusal": None,
+        "annotations": [],
+    }
     job = parse_job({"messages": [QUESTION, {**message, "audio": None, "function_call": None}]})
     assert job == parse_job({"messages": [QUESTION, {"role": "assistant", "content": "Hi"}]})
 

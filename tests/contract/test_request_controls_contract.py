@@ -1,4 +1,4 @@
-"""What a job may ask for is what the engine can do: names, defaults, ranges and structures."""
+"""A job accepts and refuses the same controls as the engine: names, defaults, ranges."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from batchmill.producer.job.controls import SamplingControls
 from batchmill.producer.job.document import GenerationJob
 from batchmill.producer.job.validation import parse_document, parse_job
 
-#: Deliberately another one than vLLM's 16: a job that says nothing wants an answer.
-OTHER_DEFAULTS = {"max_tokens": 256}
-#: Of use where the caller has the engine in hand.
+#: Deliberately not vLLM's 16, which would cut most outputs of jobs that set no limit.
+OTHER_DEFAULTS: dict[str, Any] = {"max_tokens": 256}
+#: Useful only to a caller that holds the engine.
 ENGINE_ONLY = {"detokenize"}
 
 GOOD: list[dict[str, Any]] = [
@@ -99,7 +99,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 
 def params_of(job: GenerationJob) -> dict[str, Any]:
-    """A job's controls as its worker hands them to the engine."""
+    """Return a job's controls as its worker passes them to the engine."""
     return job.model_dump(include=set(SamplingControls.model_fields))
 
 
@@ -111,7 +111,7 @@ def test_a_job_has_the_engines_controls_with_its_defaults() -> None:
 
 
 @pytest.mark.parametrize("given", GOOD)
-def test_a_job_and_the_engine_read_the_same_into_controls(given: dict[str, Any]) -> None:
+def test_a_job_and_the_engine_read_controls_alike(given: dict[str, Any]) -> None:
     job = parse_job({"prompt": "x", **given})
     again = parse_document(job.model_dump_json(exclude_none=True))
     assert again == job
@@ -130,7 +130,7 @@ def test_a_job_and_the_engine_refuse_the_same(given: dict[str, Any], code: str) 
     assert refused.value.code == code
 
 
-def test_controls_that_are_not_used_take_no_room_in_a_job() -> None:
+def test_unused_controls_take_no_room_in_a_job() -> None:
     document = parse_job({"prompt": "x"}).model_dump_json(exclude_none=True)
     assert len(document) < 400
     assert "logit_bias" not in document

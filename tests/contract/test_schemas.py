@@ -1,4 +1,4 @@
-"""The schemas in `schema/` are those of the code, and describe what really crosses the wire."""
+"""The schemas in `schema/` equal those of the code, and describe the real wire formats."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_real_records_fit_their_schema_and_hold_no_field_that_it_does_not_know(
         "tags": ["a", "b"],
         "delay_s": 0.001,
     }
-    documents = [{"prompt": "x"}, {"prompt": "x", **everything}]
+    documents: list[dict[str, Any]] = [{"prompt": "x"}, {"prompt": "x", **everything}]
     ids = []
     store.run(batch_calls.create(BatchRequest(), settings, "batch_1"))
     for number, fields in enumerate(documents):

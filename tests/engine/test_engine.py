@@ -1,4 +1,4 @@
-"""The engine's public face, on a tiny random model whose steps take a millisecond."""
+"""The engine's public methods, on a tiny random model whose steps take a millisecond."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 
 @pytest.fixture
 def expected(make_engine: Callable[..., Engine]) -> list[list[int]]:
-    """Greedy tokens of each prompt alone, in an engine of its own."""
+    """Return the greedy tokens of each prompt, computed alone in another engine."""
     tokens = [make_engine().generate([prompt], GREEDY)[0].token_ids for prompt in PROMPTS]
     assert len({tuple(each) for each in tokens}) == len(PROMPTS)
     return tokens

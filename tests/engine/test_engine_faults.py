@@ -1,4 +1,4 @@
-"""What one request, or a lack of memory, does to the others: nothing."""
+"""A faulty request, or a lack of memory, does not affect other requests."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def random_prompt(rng: random.Random, most: int) -> list[int]:
 
 
 def transformers_greedy(model: LlamaForCausalLM, prompt: list[int], output: list[int]) -> list[int]:
-    """What Transformers would choose at each place of an output, given what comes before it.
+    """Return the token that Transformers would choose at each place of an output, given its prefix.
 
-    Where that is the output itself, it is what Transformers generates greedily.
+    If they equal the output, it is the one that Transformers generates greedily.
     """
     with torch.inference_mode():
         logits = model(torch.tensor([prompt + output])).logits[0]
@@ -89,7 +89,7 @@ def test_random_trace_under_constant_preemption_equals_transformers(
         assert token_ids == transformers_greedy(hf_model, prompt, token_ids)
 
 
-def test_poison_at_the_end_of_a_chunk_reaches_nobody_with_the_same_beginning(
+def test_poison_at_the_end_of_a_chunk_reaches_no_request_with_the_same_prefix(
     make_engine: Callable[..., Engine],
 ) -> None:
     prefix = list(range(1, 15))
@@ -104,7 +104,7 @@ def test_poison_at_the_end_of_a_chunk_reaches_nobody_with_the_same_beginning(
     assert outputs["good"].token_ids == expected.token_ids
 
 
-def test_blocks_of_a_poisoned_request_that_was_aborted_harm_nobody(
+def test_blocks_of_an_aborted_poisoned_request_harm_no_other_request(
     make_engine: Callable[..., Engine],
 ) -> None:
     (expected,) = make_engine().generate([[1, 2]], GREEDY)

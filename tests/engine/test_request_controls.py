@@ -104,7 +104,7 @@ def test_resumed_request_goes_on_as_it_would_have(byte_engine: MakeEngine, name:
 
 
 @pytest.mark.feature("bad_words")
-def test_bad_words_are_not_spelt_at_the_start_or_inside(byte_engine: MakeEngine) -> None:
+def test_bad_words_do_not_occur_at_the_start_or_inside(byte_engine: MakeEngine) -> None:
     engine = byte_engine()
     favoured = {**{ord(c) - 33: 20 for c in "abc"}, 220: 20}  # Ġ is the byte model's space
     free = SamplingParams(seed=1, max_tokens=200, logit_bias=favoured, ignore_eos=True)

@@ -101,7 +101,7 @@ def run_trace(
 
 
 def whole(output: RequestOutput) -> list[tuple[Any, ...]]:
-    """What has to be equal of a finished request."""
+    """Return the parts of a finished output that must be equal."""
     return [
         (
             each.token_ids,
@@ -128,15 +128,15 @@ def check_equal(
     outputs: dict[str, list[RequestOutput]],
     expected: dict[str, list[RequestOutput]],
 ) -> None:
-    """Every request has the same output, told once; one that was aborted has the same beginning."""
+    """Check that outputs are equal and reported once; an aborted one has the same beginning."""
     assert outputs.keys() == expected.keys()
     for each in trace:
-        news, want = outputs[each.name], expected[each.name][-1]
-        assert "".join(output.new_text for output in news) == news[-1].text or each.resumed
-        told = [token for output in news for token in output.new_token_ids]
-        assert each.resumed + told == news[-1].token_ids
+        reports, want = outputs[each.name], expected[each.name][-1]
+        assert "".join(output.new_text for output in reports) == reports[-1].text or each.resumed
+        reported = [token for output in reports for token in output.new_token_ids]
+        assert each.resumed + reported == reports[-1].token_ids
         if each.aborted_after_steps is None:
-            assert whole(news[-1]) == whole(want), each
+            assert whole(reports[-1]) == whole(want), each
         else:
-            least = min(len(news[-1].token_ids), len(want.token_ids))
-            assert news[-1].token_ids[:least] == want.token_ids[:least]
+            least = min(len(reports[-1].token_ids), len(want.token_ids))
+            assert reports[-1].token_ids[:least] == want.token_ids[:least]

@@ -1,4 +1,4 @@
-"""The broker is found where it was said to be, and nowhere else."""
+"""The broker is found by its URL, by the environment, or as the embedded broker."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from batchmill.producer.errors import BrokerUnavailable
 
 @pytest.fixture
 def embedded(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """An environment with a socket where the embedded broker has it."""
+    """Return an environment with a socket in the embedded broker's place."""
     with socket.socket(socket.AF_UNIX) as listener:
         # A short name: a socket path has at most 107 characters.
         listener.bind(str(embedded_socket({"BATCHMILL_RUNTIME_DIR": str(tmp_path)})))
@@ -80,7 +80,7 @@ def test_a_url_of_another_kind_is_refused_by_its_scheme(url: str) -> None:
         ("unix:///run/b.sock?db=2", "redis+socket:///run/b.sock?virtual_host=2"),
     ],
 )
-def test_both_spellings_name_the_same_server(plain: str, celery: str) -> None:
+def test_both_formats_name_the_same_server(plain: str, celery: str) -> None:
     assert celery_url(plain) == celery
     assert redis_url(celery) == plain
     assert celery_url(celery) == celery

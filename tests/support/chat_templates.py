@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 #: Tools in the system's turn, calls between tags; knows documents, and `enable_thinking`.
 HERMES = (
     "{%- if tools or documents %}<|im_start|>system\n"
@@ -63,7 +65,7 @@ ALL = {
 #: Tokens that the templates above write in one piece.
 SPECIAL_TOKENS = ("[TOOL_CALLS]", "[ARGS]", "<|python_tag|>", "<|im_start|>", "<|im_end|>")
 
-WEATHER = {
+WEATHER: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": "get_weather",
@@ -80,7 +82,7 @@ WEATHER = {
         },
     },
 }
-CLOCK = {"type": "function", "function": {"name": "clock"}}
+CLOCK: dict[str, Any] = {"type": "function", "function": {"name": "clock"}}
 TOOLS = [WEATHER, CLOCK]
 
 

@@ -119,7 +119,7 @@ def test_one_stop_string_is_one_and_lists_are_kept_immutable() -> None:
     assert hash(params) == hash(SamplingParams(stop=["END"], stop_token_ids=(1, 2)))
 
 
-def test_top_k_off_is_0_in_both_spellings() -> None:
+def test_top_k_is_off_at_0_and_at_minus_1() -> None:
     assert SamplingParams(top_k=-1).num_top_k == SamplingParams().num_top_k == 0
 
 

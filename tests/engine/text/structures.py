@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 
 
 class Case(NamedTuple):
-    """A structure, and what tells whether a text follows it."""
+    """A structure, and the check that a text follows it."""
 
     structured_outputs: dict[str, Any]
     follows: Callable[[str], bool]
@@ -184,7 +184,7 @@ CASES: dict[str, Case] = {
     "json_object": Case({"json_object": True}, lambda text: isinstance(json.loads(text), dict)),
     **{f"regex {regex}": Case({"regex": regex}, partial(_matches, regex)) for regex in REGEXES},
     **{
-        f"choice {index}": Case({"choice": choice}, lambda text, choice=choice: text in choice)
+        f"choice {index}": Case({"choice": choice}, frozenset(choice).__contains__)
         for index, choice in enumerate(CHOICES)
     },
     **{

@@ -29,13 +29,13 @@ from ...support.chat_templates import (
 )
 
 MakeChatEngine = Callable[..., Engine]
-QUESTION = {"role": "user", "content": "How is the weather?"}
-CALL = {
+QUESTION: dict[str, Any] = {"role": "user", "content": "How is the weather?"}
+CALL: dict[str, Any] = {
     "id": "abcdefghi",
     "type": "function",
     "function": {"name": "get_weather", "arguments": '{"city": "Bern", "days": 1}'},
 }
-ANSWERED = [
+ANSWERED: list[dict[str, Any]] = [
     QUESTION,
     {"role": "assistant", "content": None, "tool_calls": [CALL]},
     {"role": "tool", "tool_call_id": "abcdefghi", "content": "Sunny."},
@@ -132,7 +132,7 @@ def test_documents_and_the_templates_own_switches_reach_the_template(
     assert "[Mills] They grind." in rendered(byte_model, HERMES, **chat, documents=documents)
     switched = rendered(byte_model, HERMES, **chat, chat_template_kwargs={"enable_thinking": False})
     assert switched.endswith("<no_think>")
-    # Its default changes nothing and is no error: the template knows the name.
+    # Its default changes nothing, and is accepted because the template knows the name.
     switched = rendered(byte_model, HERMES, **chat, chat_template_kwargs={"enable_thinking": True})
     assert switched == rendered(byte_model, HERMES, **chat)
     open_ended = rendered(byte_model, HERMES, **chat, add_generation_prompt=False)
@@ -177,7 +177,7 @@ def test_the_last_message_is_continued_without_its_end(chat_engine: MakeChatEngi
     assert answered.endswith("It is<|im_end|>\n<|im_start|>assistant\n")
 
 
-def test_a_long_answer_in_segments_is_the_answer_in_one(chat_engine: MakeChatEngine) -> None:
+def test_a_long_message_in_segments_equals_the_message_in_one(chat_engine: MakeChatEngine) -> None:
     engine = chat_engine(HERMES)
     letters = engine.tokenizer.encode_plain("abcdefghijklmnopqrstuvwxyz")
     params = SamplingParams(max_tokens=24, temperature=0, allowed_token_ids=letters)
@@ -240,7 +240,7 @@ def test_arguments_that_python_reads_and_no_template_writes_are_refused(
     assert not engine.has_unfinished()
 
 
-def test_how_calls_are_spelt_can_be_set_where_the_template_does_not_tell(
+def test_the_format_of_calls_can_be_set_if_the_template_does_not_show_it(
     chat_engine: MakeChatEngine,
 ) -> None:
     template = "{{ tools }}" + PLAIN
@@ -297,7 +297,7 @@ def test_calls_of_every_sample_are_its_own_and_a_resumed_one_makes_the_same(
     assert [each.tool_calls for each in last.completions] == [first.tool_calls, second.tool_calls]
 
 
-def test_an_answer_that_calls_nothing_is_text(chat_engine: MakeChatEngine) -> None:
+def test_an_output_without_calls_is_text(chat_engine: MakeChatEngine) -> None:
     engine = chat_engine(HERMES)
     params = SamplingParams(max_tokens=12, temperature=0, ignore_eos=True)
     plain, offered = (

@@ -67,10 +67,16 @@ def suffixed() -> Tokenizer:
     return tokenizer
 
 
+def id_of(tokenizer: Tokenizer, token: str) -> int:
+    token_id: int | None = tokenizer.token_to_id(token)
+    assert token_id is not None
+    return token_id
+
+
 def pieces_of(
     tokenizer: Tokenizer, token_ids: list[int], prompt: list[int] | None = None, skip: bool = True
 ) -> list[str]:
-    """What each token adds to the text, and what its end adds."""
+    """Return the text that each token adds, and the text that the end adds."""
     stream = Detokenizer(tokenizer).stream(prompt or [], skip_special_tokens=skip)
     return [*(stream.append(token_id) for token_id in token_ids), stream.flush()]
 
@@ -106,7 +112,7 @@ def test_any_tokens_give_the_text_that_the_tokenizer_gives(
 
 @pytest.mark.feature("skip_special_tokens")
 def test_special_tokens_are_left_out_or_kept(byte_level: Tokenizer) -> None:
-    end, added = byte_level.token_to_id("<|end|>"), byte_level.token_to_id("<two words>")
+    end, added = id_of(byte_level, "<|end|>"), id_of(byte_level, "<two words>")
     token_ids = [*byte_level.encode("a").ids, end, added]
     assert "".join(pieces_of(byte_level, token_ids, skip=True)) == "a<two words>"
     assert "".join(pieces_of(byte_level, token_ids, skip=False)) == "a<|end|><two words>"
@@ -114,7 +120,7 @@ def test_special_tokens_are_left_out_or_kept(byte_level: Tokenizer) -> None:
 
 def test_special_token_inside_a_character_does_not_break_it(byte_level: Tokenizer) -> None:
     first, *others = byte_level.encode("é").ids
-    token_ids = [first, byte_level.token_to_id("<|end|>"), *others]
+    token_ids = [first, id_of(byte_level, "<|end|>"), *others]
     assert "".join(pieces_of(byte_level, token_ids)) == "é"
 
 
@@ -123,9 +129,9 @@ def test_padding_of_the_vocabulary_has_no_text(byte_level: Tokenizer) -> None:
 
 
 def test_byte_tokens_are_held_until_they_are_a_character(sentencepiece: Tokenizer) -> None:
-    byte_tokens = [sentencepiece.token_to_id(f"<0x{byte:02X}>") for byte in "😀".encode()]
-    token_ids = [sentencepiece.token_to_id("▁Hello"), *byte_tokens, sentencepiece.token_to_id("a")]
-    prompt = [sentencepiece.token_to_id("lo")]
+    byte_tokens = [id_of(sentencepiece, f"<0x{byte:02X}>") for byte in "😀".encode()]
+    token_ids = [id_of(sentencepiece, "▁Hello"), *byte_tokens, id_of(sentencepiece, "a")]
+    prompt = [id_of(sentencepiece, "lo")]
     assert pieces_of(sentencepiece, token_ids, prompt) == [" Hello", "", "", "", "😀", "a", ""]
 
 
@@ -135,7 +141,7 @@ def test_random_byte_tokens_give_the_utf_8_decoding_of_their_bytes(
 ) -> None:
     rng = random.Random(seed)
     data = bytes(rng.choice(["中".encode()[i % 3], rng.randrange(256)]) for i in range(60))
-    token_ids = [sentencepiece.token_to_id(f"<0x{byte:02X}>") for byte in data]
+    token_ids = [id_of(sentencepiece, f"<0x{byte:02X}>") for byte in data]
     *pieces, rest = pieces_of(sentencepiece, token_ids)
     assert "".join(pieces) + rest == data.decode(errors="replace")
 

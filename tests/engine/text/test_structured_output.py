@@ -1,4 +1,4 @@
-"""Structured output: whatever the model would rather write, the text follows the structure."""
+"""Structured output: the text follows the structure, whatever the model prefers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from batchmill.engine.contract.limits import MAX_CHOICES
 from .structures import CASES, SCHEMAS
 
 MakeEngine = Callable[..., Engine]
-#: What has no bound of its own, so that a model may go on with it to `max_tokens`.
+#: Structures without a bound, which a model may continue up to `max_tokens`.
 ENDLESS = {
     *("all of", "anything", "bounded number", "further properties of a type", "json_object"),
     *("recursive", "regex [a-z]+/[a-z]{1,3}\\.(gif|png)", "grammar 0", "grammar 1"),
@@ -24,7 +24,7 @@ ENDLESS = {
 
 
 def generate_all(engine: Engine, n: int, **params: Any) -> dict[str, RequestOutput]:
-    """Some samples of each structure, all in one batch."""
+    """Generate some samples of each structure, all in one batch."""
     every = [
         SamplingParams(n=n, seed=seed, structured_outputs=case.structured_outputs, **params)
         for seed, case in enumerate(CASES.values())
@@ -34,7 +34,7 @@ def generate_all(engine: Engine, n: int, **params: Any) -> dict[str, RequestOutp
 
 
 def check_all(outputs: dict[str, RequestOutput]) -> int:
-    """Check each text that says it is whole; how many of them there are."""
+    """Check each text that ended by itself; return their number."""
     num_whole = 0
     for name, output in outputs.items():
         for completion in output.completions:
@@ -103,7 +103,7 @@ def test_json_object_is_an_object_and_text_is_anything(byte_engine: MakeEngine) 
 
 
 @pytest.mark.feature("structured_outputs")
-def test_structure_ends_the_output_where_nothing_can_be_added(byte_engine: MakeEngine) -> None:
+def test_a_complete_structure_ends_the_output(byte_engine: MakeEngine) -> None:
     engine = byte_engine()
     params = SamplingParams(seed=1, max_tokens=50, structured_outputs={"choice": ["yes", "no"]})
     (output,) = engine.generate(["x"], params)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from batchmill.engine.errors import ModelLoadError, RequestError
 from batchmill.engine.text.tokenizer import Tokenizer
@@ -20,6 +20,7 @@ def tokenizer(demo_model_path: Path) -> Tokenizer:
 
 def with_template(demo_model_path: Path, template: str | None) -> Tokenizer:
     hf_tokenizer = AutoTokenizer.from_pretrained(demo_model_path)
+    assert isinstance(hf_tokenizer, PreTrainedTokenizerFast)
     hf_tokenizer.chat_template = template
     return Tokenizer(hf_tokenizer)
 
@@ -32,7 +33,7 @@ def test_a_text_survives_encoding_and_decoding(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(token_ids) == text
 
 
-def test_a_conversation_becomes_a_flat_list_that_ends_where_the_answer_begins(
+def test_a_chat_becomes_a_flat_list_that_ends_where_the_next_message_begins(
     tokenizer: Tokenizer,
 ) -> None:
     token_ids = tokenizer.apply_chat_template(MESSAGES)
@@ -58,7 +59,7 @@ def test_without_a_chat_template_messages_are_refused(demo_model_path: Path) -> 
     assert caught.value.code == "unsupported_parameter"
 
 
-def test_text_that_utf8_cannot_hold_is_refused(tokenizer: Tokenizer) -> None:
+def test_text_that_utf8_cannot_encode_is_refused(tokenizer: Tokenizer) -> None:
     for encode in (tokenizer.encode, tokenizer.encode_plain):
         with pytest.raises(RequestError, match="has a lone surrogate") as caught:
             encode("a \ud800")

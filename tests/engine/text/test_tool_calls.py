@@ -87,7 +87,7 @@ BROKEN = [
 
 
 def read(name: str, text: str, pieces: int = 1, **settings: bool) -> tuple[str, list[str]]:
-    """The text and the names of the calls of an output that comes in so many pieces."""
+    """Return text and call names of an output that arrives in a number of pieces."""
     reader = a_reader(name, **settings)
     cuts = [len(text) * cut // pieces for cut in range(pieces + 1)]
     shown = [reader.append(text[a:b]) for a, b in pairwise(cuts)]
@@ -212,7 +212,7 @@ def test_arguments_are_json_with_its_characters_as_they_are() -> None:
     assert json.loads(call.arguments) == {"a": "Zürich", "b": 1.5}
 
 
-def test_the_spelling_is_read_from_the_template() -> None:
+def test_the_format_is_read_from_the_template() -> None:
     assert detect_format(HERMES) == "hermes"
     assert detect_format(LLAMA3) == "llama3_json"
     assert detect_format(MISTRAL) == "mistral"

@@ -162,7 +162,7 @@ def test_two_names_for_one_parameter_are_refused() -> None:
     assert "another name for max_tokens" in str(error)
 
 
-def test_a_misspelt_parameter_is_refused_and_named() -> None:
+def test_an_unknown_parameter_is_refused_by_name() -> None:
     assert "temprature is not a parameter" in str(refused(temprature=1))
 
 
@@ -234,7 +234,13 @@ def test_the_fingerprint_is_of_the_content_alone() -> None:
 
     assert fingerprint() == fingerprint(idempotency_key="other", n=1, model="demo")
     assert fingerprint(metadata={"a": "1", "b": "2"}) == fingerprint(metadata={"b": "2", "a": "1"})
-    different = [{}, {"prompt": "ho"}, {"seed": 1}, {"model": "m"}, {"webhook": "https://a.b/"}]
+    different: list[dict[str, Any]] = [
+        {},
+        {"prompt": "ho"},
+        {"seed": 1},
+        {"model": "m"},
+        {"webhook": "https://a.b/"},
+    ]
     assert len({fingerprint(**fields) for fields in different}) == len(different)
 
 
