@@ -1,9 +1,9 @@
-"""What a decode step costs by batch and context: `python tests/bench/cost_curves.py [--model M]`.
+"""Cost of a decode step by batch and context: `python tests/bench/cost_curves.py [--model M]`.
 
-Markdown: milliseconds a step, then output tokens a second, then memory a sequence. The model runs
-alone, without scheduler, sampler or text, over a cache of random numbers. Takes some three minutes
-for the demo model on two cores; cells whose cache would take over a third of the free memory are
-left out, and say so.
+Prints Markdown: milliseconds per step, output tokens per second, memory per sequence. The model
+runs alone, without scheduler, sampler or text, over a cache of random numbers. Takes about three
+minutes for the demo model on two cores. Cells whose cache would take more than a third of the free
+memory are left out and marked.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MIB = 1024**2
 
 
 def step_ms(model: DecoderModel, batch: int, context: int, seconds: float) -> float:
-    """Median time of a decode step, from at least three and for about so many seconds."""
+    """Return the median time of a decode step, of at least three in about `seconds`."""
     maker = StepMaker(model, block_size=BLOCK_SIZE, num_seqs=batch, num_tokens=context)
     inputs = maker.decode_inputs(context=context)
     maker.run(inputs)
@@ -43,7 +43,7 @@ def step_ms(model: DecoderModel, batch: int, context: int, seconds: float) -> fl
 
 
 def table(title: str, cells: dict[tuple[int, int], float | None], digits: int) -> str:
-    """One row a batch, one column a context; a dash where nothing was measured."""
+    """Format one row per batch, one column per context; a dash if nothing was measured."""
     lines = [
         f"| {title} | {' | '.join(f'{context} tokens' for context in CONTEXTS)} |",
         "|---" * (len(CONTEXTS) + 1) + "|",
@@ -56,7 +56,7 @@ def table(title: str, cells: dict[tuple[int, int], float | None], digits: int) -
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="demo", help="as the engine takes it")
     parser.add_argument("--dtype", default="bfloat16")

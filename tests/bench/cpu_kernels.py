@@ -2,14 +2,14 @@
 
     python tests/bench/cpu_kernels.py [--layers 30] [--rounds 5] [--op NAME]
 
-Shapes are SmolLM2-135M's. Every layer has weights and a KV cache of its own, so that the last-level
-cache does not hold what a model's would not. The two sides alternate and medians are printed: on a
-machine with other work both columns grow, their ratio less so. `floor` is the longer of two times:
-that of reading the op's bytes once at the bandwidth measured at the start, and that of its matrix
-products at the rate of a large bf16 one, measured there too. Over 100 % is what a last-level cache
-gives, or other work during the measuring. The lines of int8 products, which quantize their argument
-each time, have the packed bf16 product for a reference, and a floor of bytes alone. Those of
-sampling also has the numpy backend, which runs where there is no compiler.
+Shapes are SmolLM2-135M's. Every layer has its own weights and KV cache, so the last-level cache
+holds no more than with a real model. The two sides alternate and medians are printed: on a machine
+with other work both columns grow, but their ratio changes little. `floor` is the longer of two
+times: reading the op's bytes once at the bandwidth measured at the start, and its matrix products
+at the rate of a large bf16 product, measured at the start too. More than 100 % comes from a
+last-level cache, or from other work during the measurement. Int8 products, which quantize their
+argument each time, are compared with the packed bf16 product, and their floor counts bytes only.
+Sampling is compared with the numpy backend, which runs if there is no compiler.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from batchmill.kernels.reference.paged_attention_plan import AttentionPlan
 VOCAB_SIZE = 49152
 HIDDEN, INNER, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE = 576, 1536, 9, 3, 64, 16
 DTYPE = torch.bfloat16
-MAX_CACHE_BYTES = 3 * 2**30  # fewer layers where all of them would not fit
+MAX_CACHE_BYTES = 3 * 2**30  # fewer layers if not all of them fit
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One line of the table: what to run per layer on each side, and what it must do at least."""
+    """One line of the table: the calls of both sides, and the least work per layer."""
 
     name: str
     num_layers: int
@@ -175,13 +175,13 @@ def sample_cases(_: int) -> Iterator[Case]:
 
 
 def read_bandwidth() -> float:
-    """Bytes a second that all threads read, the best of many samples."""
+    """Return the bytes per second that all threads read, the best of many samples."""
     data = torch.ones(2**27)
     return 2**29 / min(seconds(lambda: data.sum()) for _ in range(10))
 
 
 def matrix_rate() -> float:
-    """Operations a second of a large bf16 product on all threads, the best of some samples."""
+    """Return operations per second of a large bf16 product, the best of some samples."""
     left, right = (torch.randn(1024, 1024).to(DTYPE) for _ in range(2))
     return 2 * 1024**3 / min(seconds(lambda: left @ right) for _ in range(20))
 

@@ -42,7 +42,7 @@ def anchor(bench: Bench) -> None:
 
 
 def _transformers_s(bench: Bench, config: Any, work: Work, dtype: torch.dtype) -> float:
-    """Seconds of the second of two runs."""
+    """Return the seconds of the second of two runs."""
     from transformers import AutoModelForCausalLM, GenerationConfig, Qwen3Config
 
     hf_config = Qwen3Config(
@@ -84,7 +84,7 @@ def _transformers_s(bench: Bench, config: Any, work: Work, dtype: torch.dtype) -
 
 
 def _toy_sizes() -> dict[str, Any]:
-    """A small cache; left alone, transformers takes most of the machine's memory."""
+    """Return a small cache: by default transformers takes most of the machine's memory."""
     from transformers import ContinuousBatchingConfig
 
     sizes = ContinuousBatchingConfig(page_size=16, num_blocks=32, max_batch_tokens=64)

@@ -1,4 +1,4 @@
-"""What the device reaches at best: memory, matrices, launches."""
+"""The best rates of the device: memory, matrices, launches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ GIB = 1024**3
 
 
 def ceilings(bench: Bench) -> None:
-    """Measure the rates that floors are made of, and say what the machine is."""
+    """Measure the rates from which floors are computed, and describe the machine."""
     _describe(bench)
     copied = 2**22 if bench.toy else 4 * GIB
     source = torch.empty(copied, dtype=torch.uint8, device=bench.device).random_()
@@ -53,7 +53,7 @@ def _describe(bench: Bench) -> None:
 
 
 def _matrix_rate(bench: Bench) -> float:
-    """Operations a second of a large bf16 product of random numbers."""
+    """Return operations per second of a large bf16 product of random numbers."""
     size = 256 if bench.toy else 8192
     a = torch.randn(size, size, device=bench.device, dtype=torch.bfloat16)
     b = torch.randn(size, size, device=bench.device, dtype=torch.bfloat16)
@@ -64,9 +64,9 @@ def _matrix_rate(bench: Bench) -> float:
 
 
 def _fp8_rate(bench: Bench) -> float | None:
-    """The same in float8, with one scale for all and, as weights have it, a scale a row and column.
+    """Measure float8 products with one scale, and with one per row and column as weights have.
 
-    Operations a second of the faster; None where the device has no such product.
+    Returns operations per second of the faster; None if the device has no such product.
     """
     if bench.device.type != "cuda" or torch.cuda.get_device_capability(bench.device) < (8, 9):
         return None
@@ -93,7 +93,7 @@ def _fp8_rate(bench: Bench) -> float | None:
 
 
 def _launches(bench: Bench) -> None:
-    """What a kernel that does nothing costs: from Python, and inside a CUDA graph."""
+    """Measure the cost of an empty kernel, launched from Python and inside a CUDA graph."""
     x = torch.zeros(1, device=bench.device)
 
     def hundred() -> None:

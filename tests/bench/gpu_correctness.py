@@ -1,4 +1,4 @@
-"""Every kernel against the reference, on the device; then whole models.
+"""Compare every kernel with the reference on the device; then whole models.
 
 The reference runs in float64 (for sampling in float32, which has to agree token by token). Unused
 cache slots hold NaN.
@@ -37,7 +37,7 @@ TOLERANCES = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 
 def relative_error(got: Tensor, want: Tensor) -> float:
-    """Largest difference over the largest number of `want`; infinite where `got` is not finite."""
+    """Return the largest difference relative to `want`; infinite if `got` is not finite."""
     if not bool(torch.isfinite(got.float()).all()):
         return math.inf
     scale = want.double().abs().max().clamp(min=1e-12)
@@ -45,9 +45,9 @@ def relative_error(got: Tensor, want: Tensor) -> float:
 
 
 def correctness(bench: Bench) -> None:
-    """Whole models first, then a line an op and number format with the largest error of its cases.
+    """Check whole models, then each op: one line per op and format with the largest error.
 
-    What raises is wrong, and the others are still looked at; on a lost device nothing is.
+    A check that raises is wrong and the others still run, unless the device is lost.
     """
     wrong: list[str] = []
     for part in (_engine_tokens, _whole_model, _sampling, fp8_products, fp8_model):
@@ -61,7 +61,7 @@ def correctness(bench: Bench) -> None:
 
 
 def _attempt(bench: Bench, wrong: list[str], name: str, check: Callable[[], None]) -> None:
-    """Run one check; what it raises is told, and is wrong."""
+    """Run one check; report an exception and count it as wrong."""
     bench.check_time()
     try:
         check()
@@ -103,7 +103,7 @@ _MIXED = ((1, 1, 37, 130, 2), (70, 1, 37, 190, 65))
 
 
 def _attention_cases(dtype: torch.dtype, *, toy: bool) -> list[AttentionCase]:
-    """Every branch of the kernels; few, because each is compiled for some seconds."""
+    """Return cases for every branch of the kernels; few, because each compiles for seconds."""
     if toy:
         return [
             AttentionCase((1, 1, 5), (17, 40, 21), 3, 64),
@@ -135,7 +135,7 @@ def _attention_cases(dtype: torch.dtype, *, toy: bool) -> list[AttentionCase]:
 def attention_batch(
     case: AttentionCase, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Queries, caches and index tensors; blocks lie in shuffled order."""
+    """Return queries, caches and index tensors, with blocks in shuffled order."""
     generator = torch.Generator().manual_seed(sum(case.seq_lens))
     needed = [-(-length // case.block_size) for length in case.seq_lens]
     order = torch.randperm(sum(needed) + 2, generator=generator).to(torch.int32)
@@ -248,9 +248,9 @@ def _sampling(bench: Bench, wrong: list[str]) -> None:
 
 
 def equal_tokens(bench: Bench, backend: Backend) -> tuple[float, int]:
-    """Share of rows that draw the reference's token, and how many rows.
+    """Return the share of rows that get the reference's token, and the number of rows.
 
-    The noise is equal bit by bit, logarithms to a few bits.
+    The hashes are equal bit by bit, the logarithms to a few bits.
     """
     num_rows, vocab_size = (6, 300) if bench.toy else (256, 151936)
     logits = _normal(bench, torch.float32, num_rows, vocab_size) * 3
@@ -267,7 +267,7 @@ def equal_tokens(bench: Bench, backend: Backend) -> tuple[float, int]:
 
 
 def _whole_model(bench: Bench, wrong: list[str]) -> None:
-    """Logits of a small model by the GPU's kernels against the reference's in float32."""
+    """Compare the logits of a small model by the kernels with the reference's in float32."""
     from gpu_steps import StepMaker
 
     from batchmill.engine.models.decoder import DecoderModel
@@ -293,10 +293,11 @@ def _whole_model(bench: Bench, wrong: list[str]) -> None:
 
 
 def _engine_tokens(bench: Bench, wrong: list[str]) -> None:
-    """Share of greedy tokens that do not depend on batch, graphs and overlap, in float32.
+    """Measure the share of greedy tokens that do not depend on batch, graphs and overlap.
 
-    Rounding differs with the batch, so two tokens that are level may change places; a step that is
-    replayed on old data, or reads another request's blocks, changes nearly all of them.
+    It runs in float32. Rounding differs with the batch, so two equally likely tokens may change
+    places; a step that is replayed on old data, or reads another request's blocks, changes nearly
+    all tokens.
     """
     work = recipe_a(6, 3, 20) if bench.toy else recipe_a(40, 3, 60)
     prompts = prompts_of(work, TOY.vocab_size)

@@ -1,4 +1,4 @@
-"""What a perfect schedule would take: every class of kernels at the device's own ceiling.
+"""The time of a perfect schedule: every class of kernels at the device's ceiling.
 
 The floor of a step is the sum over its classes (matrices, LM head, attention, sampling) of
 max(bytes / copy rate, operations / matrix rate): they run one after another. The best engines of
@@ -28,7 +28,7 @@ class Work:
 
 
 def recipe_a(num_requests: int = 256, least: int = 100, most: int = 1024) -> Work:
-    """The offline recipe of nano-vllm and mini-sglang: the same numbers for everybody.
+    """Return the offline recipe of nano-vllm and mini-sglang, with their numbers.
 
     Source: nano-vllm `bench.py`, mini-sglang `benchmark/offline/bench.py`.
     """
@@ -37,23 +37,23 @@ def recipe_a(num_requests: int = 256, least: int = 100, most: int = 1024) -> Wor
     for _ in range(num_requests):
         prompt_lens.append(rng.randint(least, most))
         for _ in range(prompt_lens[-1]):
-            rng.randint(0, 10000)  # the token ids are drawn between the lengths
+            rng.randint(0, 10000)  # the recipe samples token ids between the lengths
     return Work(prompt_lens, [rng.randint(least, most) for _ in range(num_requests)])
 
 
 def matrix_numbers(config: ModelConfig) -> int:
-    """Weights of all layers' matrices."""
+    """Return the number of weights in all layers' matrices."""
     heads = (2 * config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     return config.num_layers * config.hidden_size * (heads + 3 * config.intermediate_size)
 
 
 def head_numbers(config: ModelConfig) -> int:
-    """Weights of the LM head."""
+    """Return the number of weights of the LM head."""
     return config.vocab_size * config.hidden_size
 
 
 def kv_bytes_per_token(config: ModelConfig, kv_bytes: int = 2) -> int:
-    """Bytes of the cache that one token takes."""
+    """Return the bytes of one token in the cache."""
     return 2 * config.num_layers * config.num_kv_heads * config.head_dim * kv_bytes
 
 
@@ -66,7 +66,7 @@ def decode_floor_s(
     kv_bytes: int = 2,
     weight_bytes: int = 2,
 ) -> Numbers:
-    """Floors of decode steps.
+    """Compute floors of decode steps.
 
     Args:
         config: The model.
@@ -96,14 +96,14 @@ def decode_floor_s(
 
 
 def matrix_rate(ceilings: Ceilings, num_bits: int) -> float:
-    """Operations a second of products of numbers of 16 or 8 bits."""
+    """Return operations per second of products of numbers of 16 or 8 bits."""
     return ceilings.fp8_flop_per_s if num_bits == 8 else ceilings.bf16_flop_per_s
 
 
 def prefill_floor_s(
     config: ModelConfig, ceilings: Ceilings, prompt_lens: list[int], *, weight_bytes: int = 2
 ) -> float:
-    """Floor of computing prompts: arithmetic alone, attention over half of each square."""
+    """Return the floor of prompts: arithmetic only, attention over half of each square."""
     tokens = sum(prompt_lens)
     squares = sum(length * length for length in prompt_lens) / 2
     attention = 4 * squares * config.num_layers * config.num_heads * config.head_dim
@@ -114,9 +114,9 @@ def prefill_floor_s(
 def work_floor_s(
     config: ModelConfig, ceilings: Ceilings, work: Work, *, kv_bytes: int = 2, weight_bytes: int = 2
 ) -> float:
-    """Floor of a whole recipe whose requests all run together."""
+    """Return the floor of a whole recipe whose requests all run together."""
     prompts, outputs = np.array(work.prompt_lens), np.array(work.output_lens)
-    # The prompt's step gives the first token; a decode step reads the cache with its own token.
+    # The prompt's step samples the first token; a decode step reads the cache with its own token.
     steps = np.arange(1, outputs.max())
     running = outputs[None, :] > steps[:, None]
     batch = running.sum(axis=1).astype(np.float64)

@@ -1,4 +1,4 @@
-"""Products of eight-bit weights: right, and how much faster than bf16 ones (K5)."""
+"""Products of eight-bit weights: their errors, and their speed relative to bf16 (K5)."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from batchmill.kernels.reference.fp8_rows import FP8, Fp8Rows
 
 #: Largest error of a product relative to its largest number: two roundings to eight bits.
 _PRODUCT_TOLERANCE = 3e-2
-#: The same of a small model's logits: now and then an activation is rounded to the next of three
-#: bits, because sums before it were rounded otherwise. A wrong scale gives 1 and more.
+#: The same for a small model's logits: sometimes an activation is rounded to another value of three
+#: bits, because earlier sums were rounded differently. A wrong scale yields 1 or more.
 _LOGITS_TOLERANCE = 0.25
-#: Least share of numbers that are quantized as they should be; all of them, if a device divides and
-#: multiplies as is expected of it.
+#: Least share of numbers that are quantized correctly; it is 1 if the device divides and multiplies
+#: as expected.
 _EQUAL_SHARE = 0.999
 
 
 def has_fp8(bench: Bench) -> bool:
-    """Whether the device multiplies eight-bit floats; a CPU does, slowly."""
+    """Return whether the device multiplies eight-bit floats; a CPU does, slowly."""
     if bench.device.type != "cuda":
         return True
     return torch.cuda.get_device_capability(bench.device) >= (8, 9)
 
 
 def fp8_products(bench: Bench, wrong: list[str]) -> None:
-    """The quantizing kernel against plain torch, and products against float64 of what is stored."""
+    """Compare quantizing with plain torch, and products with float64 on the stored numbers."""
     if not has_fp8(bench):
         bench.line("op", op="fp8_linear", skipped="eight-bit floats begin at 8.9")
         return
@@ -50,7 +50,7 @@ def fp8_products(bench: Bench, wrong: list[str]) -> None:
         bench.check_time()
         weight = _normal(bench, size_out, size_in) * 0.02
         bias, x = _normal(bench, size_out, 1).flatten(), _normal(bench, height, size_in)
-        if bench.toy:  # the interpreter rounds to eight bits wrongly: numbers that have them
+        if bench.toy:  # the interpreter rounds to eight bits wrongly: use numbers that have them
             x = x.clamp(-3, 3).to(FP8).to(x.dtype)
             x[:, 0] = 448
         linear = Fp8Linear(weight, bias, backend="triton")
@@ -82,7 +82,7 @@ def fp8_products(bench: Bench, wrong: list[str]) -> None:
 
 
 def _fused(bench: Bench, height: int, size: int) -> list[float]:
-    """Shares of numbers that norms and gates quantize as if they had been stored before."""
+    """Return the shares of numbers that norms and gates quantize as if stored before."""
     x, gate_up = _normal(bench, height, size), _normal(bench, height, 2 * size)
     weight = _normal(bench, size, 1).flatten()
     normed = rms_norm(x, weight, 1e-6, backend="triton")
@@ -95,14 +95,14 @@ def _fused(bench: Bench, height: int, size: int) -> list[float]:
 
 
 def _equal(got: Fp8Rows, want: Fp8Rows) -> float:
-    """Share of equal numbers; 0 where a scale differs."""
+    """Return the share of equal numbers; 0 if a scale differs."""
     if not torch.equal(got.scales, want.scales):
         return 0.0
     return float((got.values.float() == want.values.float()).float().mean())
 
 
 def fp8_model(bench: Bench, wrong: list[str]) -> None:
-    """Logits of a small model with fp8 weights by the GPU's kernels against plain torch's."""
+    """Compare the logits of a small model with fp8 weights by the kernels and by plain torch."""
     from gpu_steps import StepMaker
 
     if not has_fp8(bench):
@@ -121,9 +121,9 @@ def fp8_model(bench: Bench, wrong: list[str]) -> None:
 
 
 def matrices(bench: Bench) -> None:
-    """K5: products of an 8B model's shapes at decode's and prefill's heights, bf16 and fp8.
+    """Measure K5: products of an 8B model's shapes for decode and prefill, bf16 and fp8.
 
-    The fp8 time includes quantizing the activations, which `quantize_us` is of.
+    The fp8 time includes quantizing the activations, whose time alone is `quantize_us`.
     """
     sizes = {"qkv": (6144, 4096), "output": (4096, 4096)}
     sizes |= {"gate_up": (24576, 4096), "down": (4096, 12288)}

@@ -1,4 +1,4 @@
-"""Attention and sampling kernels beside the device's ceilings and torch's own attention."""
+"""Attention and sampling kernels, compared with the device's ceilings and torch's attention."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from batchmill.kernels.ops.sample import sample
 from batchmill.kernels.reference.fp8_rows import FP8
 from batchmill.kernels.reference.paged_attention_plan import AttentionPlan
 
-#: Layers whose caches take turns, so that none is still in the second-level cache (60 MB).
+#: Layers whose caches are read in turn, so that none stays in the second-level cache (60 MB).
 _NUM_LAYERS = 4
 _BLOCK_SIZE = 64
 
@@ -35,7 +35,7 @@ class Paged:
     seq_lens: Tensor
 
     def calls(self, backend: Backend) -> list[Callable[[], Tensor]]:
-        """One call a layer; the first makes the plan that the others share, as in a step."""
+        """Return one call per layer; the first makes the plan that the others share."""
         only_decodes = len(self.q) == len(self.seq_lens)
         index = (self.tables, self.cu_seqlens_q, self.seq_lens)
         plan = AttentionPlan(*index, self.layers[0][0], only_decodes=only_decodes)
@@ -58,7 +58,7 @@ def paged(
     kv_dtype: torch.dtype | None = None,
     num_layers: int = _NUM_LAYERS,
 ) -> Paged:
-    """A batch of random numbers in shuffled blocks."""
+    """Return a batch of random numbers in shuffled blocks."""
     device, dtype = bench.device, torch.float16 if bench.toy else torch.bfloat16
     block_size = 16 if bench.toy else _BLOCK_SIZE
     needed = [-(-length // block_size) for length in seq_lens]
@@ -88,7 +88,7 @@ def _spans(counts: list[int]) -> Iterator[tuple[int, int]]:
 
 
 def decode_attention(bench: Bench) -> None:
-    """K1, K2: share of the measured copy rate at which decode reads the cache."""
+    """Measure K1 and K2: the rate at which decode reads the cache, relative to copying."""
     ragged = [p + o // 2 for p, o in zip(*_recipe_lens(), strict=True)]
     cases = {
         "K1, B=64 ctx 1024": ([1024] * 64, None),
@@ -129,7 +129,7 @@ def _recipe_lens() -> tuple[list[int], list[int]]:
 
 
 def _sdpa_decode(bench: Bench, batch: Paged, seq_lens: list[int]) -> float | None:
-    """Torch's flash attention on the same keys, lying one after another: the easier problem."""
+    """Time torch's flash attention on the same keys in contiguous memory, which is easier."""
     if bench.toy or batch.layers[0][0].dtype == FP8:
         return None
     num_seqs, length = len(seq_lens), seq_lens[0]
@@ -151,7 +151,7 @@ def _sdpa_decode(bench: Bench, batch: Paged, seq_lens: list[int]) -> float | Non
 
 
 def prefill_attention(bench: Bench) -> None:
-    """K3: arithmetic rate of causal prefill, beside cuDNN's and flash attention's."""
+    """Measure K3: the arithmetic rate of causal prefill, of cuDNN and of flash attention."""
     cases = {
         "K3, 1 x 8192": [8192],
         "K3, 28 prompts of 558": [558] * 28,
@@ -207,7 +207,7 @@ def _sdpa_prefill(
 
 
 def sampler(bench: Bench) -> None:
-    """K4: drawing one token for each of 256 rows of 151,936 logits; and for one row."""
+    """Measure K4: sampling for 256 rows of 151,936 logits, and for one row."""
     vocab_size = 300 if bench.toy else 151936
     for num_rows in (3, 1) if bench.toy else (256, 1):
         _sampler(bench, num_rows, vocab_size)

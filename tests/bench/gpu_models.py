@@ -24,7 +24,7 @@ from batchmill.engine.models.weights import DecoderWeights, DenseWeights, alloca
 from batchmill.engine.text.tokenizer import Tokenizer
 from batchmill.kernels.ops.dispatch import Backend
 
-#: Tokens a KV block holds on a GPU: as many as a tile of the attention kernels.
+#: Tokens per KV block on a GPU: the size of a tile of the attention kernels.
 GPU_BLOCK_SIZE = 64
 
 
@@ -41,7 +41,7 @@ def shape(
     tied: bool = False,
     theta: float = 1e6,
 ) -> ModelConfig:
-    """A decoder's configuration without the keys that all of these have in common."""
+    """Return a decoder's configuration; the keys that all of these share are added here."""
     layer = LayerConfig(AttentionConfig(RopeConfig(theta)))
     return ModelConfig(
         architecture=architecture,
@@ -115,14 +115,14 @@ TOY = shape(
 
 
 def named_shape(name: str, *, toy: bool) -> ModelConfig:
-    """A shape by name; in a toy run a tiny one stands for all."""
+    """Return a shape by name; a toy run uses a tiny one for all names."""
     return TOY if toy else SHAPES[name]
 
 
 def random_weights(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> DecoderWeights:
-    """Matrices of standard deviation 0.02 and norms of 1; the same numbers, rounded, in any dtype.
+    """Return matrices of standard deviation 0.02 and norms of 1, the same numbers in any dtype.
 
-    Never zeros: a GPU multiplies zeros some 13 % faster than numbers.
+    They are not zeros: a GPU multiplies zeros about 13 % faster than other numbers.
     """
 
     def draw(matrix: Tensor) -> None:
@@ -151,14 +151,14 @@ def random_model(
     dtype: torch.dtype = torch.bfloat16,
     quantization: str | None = None,
 ) -> DecoderModel:
-    """A decoder with random weights; fp8 ones are multiplied in plain torch on a CPU."""
+    """Return a decoder with random weights; on a CPU plain torch multiplies fp8 ones."""
     backend: Backend = "auto" if quantization is None or device.type == "cuda" else "reference"
     weights = random_weights(config, dtype, device)
     return DecoderModel(config, weights, backend=backend, quantization=quantization)
 
 
 def random_loaded(model: DecoderModel) -> LoadedModel:
-    """A model as an engine wants it, with a tokenizer that none of its requests needs."""
+    """Return a model as an engine expects it, with a tokenizer that no request needs."""
     words = {f"w{index}": index for index in range(300)}
     backend = BackendTokenizer(models.WordLevel(words, unk_token="w0"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -173,10 +173,10 @@ def random_loaded(model: DecoderModel) -> LoadedModel:
 
 
 def make_engine(model: DecoderModel, *, toy: bool, **settings: Any) -> Engine:
-    """An engine over a random model, at recipe A's limits unless `settings` say otherwise.
+    """Return an engine over a random model, with recipe A's limits unless `settings` differ.
 
     Raises:
-        TypeError: a setting is none of the engine's.
+        TypeError: the engine does not have a setting.
     """
     values: dict[str, Any] = {
         "model": "random",
@@ -192,5 +192,5 @@ def make_engine(model: DecoderModel, *, toy: bool, **settings: Any) -> Engine:
 
 
 def engine_has(setting: str) -> bool:
-    """Whether this checkout's engine has a setting."""
+    """Return whether this checkout's engine has a setting."""
     return setting in {field.name for field in dataclasses.fields(EngineConfig)}

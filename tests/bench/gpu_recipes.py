@@ -1,4 +1,4 @@
-"""Whole recipes through the engine, beside their floors and transformers' continuous batching."""
+"""Whole recipes through the engine, compared with their floors."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ Section = Callable[[Bench], None]
 
 
 def prompts_of(work: Work, vocab_size: int) -> list[list[int]]:
-    """Random tokens, none of them equal at the start: nothing is shared."""
+    """Return prompts of random tokens that begin differently, so that no blocks are shared."""
     rng = random.Random(1)
     most = min(vocab_size, 10000) - 1
     return [[rng.randint(0, most) for _ in range(length)] for length in work.prompt_lens]
 
 
 def params_of(work: Work) -> list[SamplingParams]:
-    """Temperature 0.6, exactly as many tokens as asked for, no text."""
+    """Return parameters with temperature 0.6, an exact number of tokens and no text."""
     return [
         SamplingParams(temperature=0.6, max_tokens=length, ignore_eos=True, detokenize=False)
         for length in work.output_lens
@@ -42,7 +42,7 @@ def params_of(work: Work) -> list[SamplingParams]:
 
 
 def generate_s(engine: Engine, work: Work, vocab_size: int) -> float:
-    """Seconds of one `generate` over everything, with an empty prefix cache."""
+    """Return the seconds of one `generate` over all requests, with an empty prefix cache."""
     engine.reset_prefix_cache()
     prompts, params = prompts_of(work, vocab_size), params_of(work)
     started_at_s = time.perf_counter()
@@ -54,7 +54,7 @@ def generate_s(engine: Engine, work: Work, vocab_size: int) -> float:
 
 
 def warm_up(engine: Engine, vocab_size: int, *, toy: bool) -> float:
-    """Seconds until kernels are compiled, graphs captured, and every batch size seen once."""
+    """Warm up kernels, graphs and every batch size; return the seconds."""
     started_at_s = time.perf_counter()
     lengths = list(range(2, 6)) if toy else [2 + 8 * (i % 8) for i in range(256)]
     work = Work([9] * len(lengths), lengths)
@@ -70,7 +70,7 @@ def recipe(
     variants: dict[str, dict[str, Any]] | None = None,
     quantization: str | None = None,
 ) -> Section:
-    """A section: recipe A on one shape, with the engine's defaults and with other settings."""
+    """Return a section: recipe A on one shape, with default and with other settings."""
 
     def section(bench: Bench) -> None:
         config = named_shape(name, toy=bench.toy)
@@ -142,7 +142,7 @@ def _one_recipe(
 
 
 def latency(bench: Bench) -> None:
-    """G6: Llama-3.1-8B, 8 requests, 32 tokens in and 128 out (vLLM's own CI measures it)."""
+    """Measure G6: Llama-3.1-8B, 8 requests, 32 tokens in and 128 out (as vLLM's CI does)."""
     config = named_shape("Llama-3.1-8B", toy=bench.toy)
     dtype = torch.float32 if bench.toy else torch.bfloat16
     model = random_model(config, bench.device, dtype=dtype)
@@ -164,7 +164,7 @@ def latency(bench: Bench) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Steady:
-    """Requests that all decode, and how many steps of them are looked at."""
+    """Requests that all decode, and the number of measured steps."""
 
     goal: str
     num_requests: int
@@ -174,7 +174,7 @@ class Steady:
 
 
 def steady(bench: Bench) -> None:
-    """G5's and G7's batches in their steady state: output tokens a second over some steps.
+    """Measure G5's and G7's batches in their steady state: output tokens per second.
 
     G5 is the shape of 1000 in and 1000 out with as many requests as fit a step, halfway through its
     outputs, with fp8 weights and cache; G7 is 32 requests halfway to 8192 tokens, in bf16.
@@ -241,14 +241,14 @@ def _one_steady(bench: Bench, model: DecoderModel, case: Steady, quantization: s
 
 
 def _until_all_decode(engine: Engine, num_requests: int) -> None:
-    """Step until every prompt is computed and each request has a token or more."""
+    """Step until every prompt is computed and each request has at least one token."""
     seen: set[str] = set()
     while len(seen) < num_requests:
         seen |= {output.request_id for output in engine.step()}
 
 
 class StubModel:
-    """Computes nothing: what an engine's step takes over it is the host's and the sampler's."""
+    """A model that computes nothing, so that a step's time is that of host and sampler."""
 
     config = ModelShape(
         architecture="Stub",
@@ -264,12 +264,12 @@ class StubModel:
         self.device = device
 
     def forward(self, inputs: StepInputs, kv_cache: KVCache, logits: Tensor) -> None:
-        """Make every token as likely as the others."""
+        """Make all tokens equally likely."""
         logits.zero_()
 
 
 def host_time(bench: Bench) -> None:
-    """H1: microseconds of a decode step over a model that computes nothing."""
+    """Measure H1: microseconds of a decode step over a model that computes nothing."""
     model: Any = StubModel(bench.device)
     for batch in (1, 3) if bench.toy else (1, 64, 256):
         num_steps = 6 if bench.toy else 300
@@ -291,7 +291,7 @@ def host_time(bench: Bench) -> None:
 
 
 def _differences(before: EngineStats, after: EngineStats) -> dict[str, int]:
-    """What an engine's counters counted between two snapshots, those that moved."""
+    """Return the differences of an engine's counters between two snapshots, without zeros."""
     found: dict[str, int] = {}
     for name in after.__slots__:
         then, now = getattr(before, name), getattr(after, name)
@@ -309,7 +309,7 @@ def _peak_gib(bench: Bench) -> float | None:
 
 
 def give_back(bench: Bench) -> None:
-    """Return the memory of engines that are gone, before the next one measures what is free."""
+    """Free the memory of dropped engines before the next one measures free memory."""
     gc.collect()
     if bench.device.type == "cuda":
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""What a section of the GPU benchmark gets, and how its figures leave the machine.
+"""The arguments of a section of the GPU benchmark, and the output of its figures.
 
 Every figure is one JSON line, printed at once: a run that is cut short keeps what it has measured.
 """
@@ -19,10 +19,10 @@ import torch
 
 @dataclass
 class Ceilings:
-    """What this device reaches at best; floors are computed from it.
+    """The best rates of this device, from which floors are computed.
 
-    The defaults were measured on an H200 by others, where nothing else is said, and a run replaces
-    them by its own figures.
+    Unless a field says otherwise, others measured the defaults on an H200; a run replaces them by
+    its own figures.
     """
 
     copy_bytes_per_s: float = 4.3e12
@@ -33,19 +33,19 @@ class Ceilings:
 
 
 class OutOfTime(Exception):
-    """The section's or the whole run's time is used up."""
+    """The time of the section or of the whole run is used up."""
 
 
 @dataclass
 class Bench:
-    """What all sections share.
+    """State that all sections share.
 
     Attributes:
-        device: Where everything is measured.
-        toy: Sizes for a test on a CPU: the figures mean nothing.
-        out: Folder for the lines, besides standard output; None has none.
+        device: The device to measure.
+        toy: Sizes for a test on a CPU; the figures are meaningless.
+        out: Folder for the lines, in addition to standard output, or None.
         deadline_s: End of the whole run, `time.monotonic`.
-        section: Name of the section that runs.
+        section: Name of the running section.
         section_deadline_s: Its end.
         ceilings: From the first section.
         failed: Sections that raised.
@@ -70,7 +70,7 @@ class Bench:
                 file.write(text + "\n")
 
     def run(self, name: str, budget_s: float, section: Callable[[Bench], None]) -> None:
-        """Run a section; its error is reported, and the run goes on."""
+        """Run a section; report its error and continue the run."""
         now_s = time.monotonic()
         self.section = name
         if now_s >= self.deadline_s:
@@ -92,16 +92,16 @@ class Bench:
         self.line("section", seconds=time.monotonic() - now_s, **status)
 
     def check_time(self, needed_s: float = 0.0) -> None:
-        """Stop the section where less than `needed_s` of its time is left.
+        """Stop the section if less than `needed_s` of its time is left.
 
         Raises:
-            OutOfTime: there is less.
+            OutOfTime: less is left.
         """
         if time.monotonic() + needed_s > self.section_deadline_s:
             raise OutOfTime
 
     def device_is_lost(self) -> bool:
-        """Whether an earlier kernel broke the device for this process: nothing works after that."""
+        """Return whether an earlier kernel broke the device for this process."""
         try:
             self.synchronize()
         except RuntimeError:
@@ -114,7 +114,7 @@ class Bench:
             torch.cuda.synchronize(self.device)
 
     def time_us(self, call: Callable[[], object], *, repetitions: int = 20) -> float:
-        """Median time of a call in microseconds, after two to warm up."""
+        """Return the median time of a call in microseconds, after two warm-up calls."""
         self.check_time()
         if self.device.type != "cuda":
             repetitions = 1
@@ -136,10 +136,10 @@ class Bench:
         return sorted(times)[len(times) // 2]
 
     def time_replayed_us(self, calls: Sequence[Callable[[], object]], *, rounds: int = 10) -> float:
-        """Mean device time of one of several calls, in microseconds, without the host.
+        """Return the mean device time per call in microseconds, without the host.
 
-        All are captured in one CUDA graph, one after another, so that each finds the others' data
-        in the cache instead of its own, and no launch is waited for.
+        All calls are captured one after another in one CUDA graph. So each finds the others' data
+        in the cache instead of its own, and none waits for a launch.
         """
         self.check_time()
         if self.device.type != "cuda":
@@ -149,10 +149,10 @@ class Bench:
 
 
 def capture(call: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    """A CUDA graph of a call, after it has run twice; both on a stream of its own.
+    """Run a call twice, then capture it in a CUDA graph, both on a new stream.
 
-    No other graph's: some versions of torch free cuBLAS's workspace of a stream with any graph that
-    was captured there (its issue 193402).
+    Graphs do not share a stream: some versions of torch free a stream's cuBLAS workspace with any
+    graph that was captured there (torch issue 193402).
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -167,7 +167,7 @@ def capture(call: Callable[[], object]) -> torch.cuda.CUDAGraph:
 
 
 def _rounded(value: Any) -> Any:
-    """Four digits are more than a measurement has."""
+    """Round to four digits; a measurement has fewer."""
     if isinstance(value, float):
         return float(f"{value:.4g}")
     if isinstance(value, list | tuple):

@@ -1,10 +1,10 @@
-"""Everything there is to measure on one GPU, in one command of at most eight minutes.
+"""All measurements on one GPU, in one command of at most eight minutes.
 
 `python tests/bench/gpu_run.py [--budget 480] [--out FOLDER] [--only NAME ...] [--tune] [--toy]`
 
-Needs torch, triton and transformers, and nothing of this project's installed: neither pydantic nor
-Celery nor Redis. One JSON line for each figure, printed at once; the most important first, and a
-section that fails says why and lets the others run. docs/gpu.md explains every line.
+Needs torch, triton and transformers, but no installation of this project: no pydantic, Celery or
+Redis. Prints one JSON line per figure at once, the most important first. A section that fails
+reports the reason and the others still run. docs/gpu.md explains every line.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gpu_report import Bench
 
-#: A section that is so many seconds late hangs: its checks of the time are never so far apart.
+#: A section that is this many seconds late hangs: its checks of the time are closer together.
 HANG_S = 60.0
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 
 
 def make_importable() -> None:
-    """Let `batchmill.engine` and `batchmill.kernels` be this checkout, where nothing is installed.
+    """Make this checkout importable as `batchmill.engine` and `batchmill.kernels`.
 
-    Links in a folder of their own, as an installation would make them, for child processes too.
+    A separate folder holds links as an installation would make them, also for child processes.
     """
     links = Path(tempfile.mkdtemp(prefix="batchmill-links-"))
     (links / "batchmill").mkdir()
@@ -41,12 +41,12 @@ def make_importable() -> None:
     sys.path[:0] = [str(HERE), str(links)]
     inherited = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(links), *([inherited] if inherited else [])])
-    # The root holds a folder named kernels, which transformers would take for another project's.
+    # The root has a folder named kernels, which transformers would take for another project.
     sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != ROOT]
 
 
 def sections(*, tune: bool) -> list[tuple[str, float, Callable[[Bench], None]]]:
-    """Name, seconds it may take, and what to run: by worth, so that a cut run has the best."""
+    """Return name, time limit and function of each section, the most important first."""
     from gpu_anchor import anchor
     from gpu_ceilings import ceilings
     from gpu_correctness import correctness
@@ -101,7 +101,7 @@ def sections(*, tune: bool) -> list[tuple[str, float, Callable[[Bench], None]]]:
 
 
 def restart(bench: Bench, options: argparse.Namespace, rest: list[str], why: str) -> None:
-    """Go on with the sections that are left in a fresh process: this one's device is of no use."""
+    """Continue with the remaining sections in a new process: this one's device is unusable."""
     bench.line("restart", why=f"{bench.section} {why}")
     failed = {*bench.failed, bench.section}
     left_s = bench.deadline_s - time.monotonic()
@@ -116,7 +116,7 @@ def restart(bench: Bench, options: argparse.Namespace, rest: list[str], why: str
 
 
 def close_with_this_process() -> None:
-    """Let no file but the standard ones outlive `execv`: an open GPU would keep its memory."""
+    """Close all but the standard files at `execv`: an open GPU would keep its memory."""
     for number in os.listdir("/proc/self/fd"):
         if int(number) > 2:
             with contextlib.suppress(OSError):  # the listing's own file is closed already
@@ -124,13 +124,13 @@ def close_with_this_process() -> None:
 
 
 def main() -> int:
-    """Command line; 1 where a section failed."""
+    """Run the command line; return 1 if a section failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--budget", type=float, default=480.0, help="seconds for everything")
     parser.add_argument("--out", type=Path, help="folder for gpu_run.jsonl; default: $OUT, if set")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="run these sections alone")
     parser.add_argument("--tune", action="store_true", help="try tiles for the attention kernels")
-    parser.add_argument("--toy", action="store_true", help="tiny sizes on the CPU: a test")
+    parser.add_argument("--toy", action="store_true", help="tiny sizes on the CPU, for tests")
     parser.add_argument("--failed", nargs="*", default=[], help=argparse.SUPPRESS)
     options = parser.parse_args()
     deadline_s = time.monotonic() + options.budget
@@ -141,20 +141,22 @@ def main() -> int:
     from gpu_report import Bench
 
     if not options.toy and not torch.cuda.is_available():
-        parser.error("there is no GPU that torch can use; --toy tries the script without one")
+        parser.error("torch finds no GPU; use --toy to try the script without one")
     out = options.out or (Path(os.environ["OUT"]) if os.environ.get("OUT") else None)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-    # With its index, as tensors there have it: torch makes no device current without one.
+    # With its index, like the tensors on it: torch sets no current device without one.
     device = torch.device("cpu") if options.toy else torch.device("cuda", 0)
     bench = Bench(device, options.toy, out, deadline_s)
     chosen = sections(tune=options.tune)
     unknown = set(options.only or ()) - {name for name, _, _ in chosen}
     if unknown:
-        parser.error(f"no section {', '.join(unknown)}: there are {[name for name, *_ in chosen]}")
+        parser.error(
+            f"unknown section {', '.join(unknown)}; there are {[name for name, *_ in chosen]}"
+        )
     wanted = [each for each in chosen if not options.only or each[0] in options.only]
     if wanted and wanted[0][0] != "ceilings":
-        wanted.insert(0, chosen[0])  # floors are made of it
+        wanted.insert(0, chosen[0])  # floors are computed from it
     bench.failed += options.failed
     for index, (name, budget_s, section) in enumerate(wanted):
         rest = [each for each, *_ in wanted[index + 1 :]]

@@ -1,4 +1,4 @@
-"""Decode steps of whole models: one by one, as a CUDA graph, and beside their floors."""
+"""Decode steps of whole models: launched from Python, as a CUDA graph, and their floors."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ CONTEXT = 1024
 
 
 class StepMaker:
-    """A model with a cache of its own, and steps without a scheduler.
+    """A model with its own cache, and steps without a scheduler.
 
-    The cache holds random numbers: attention over zeros would be even, and cheap in no way that
-    real keys are.
+    The cache contains random numbers: attention over zeros would not cost the same as over keys.
     """
 
     def __init__(
@@ -57,7 +56,7 @@ class StepMaker:
         generator = torch.Generator(self._device).manual_seed(1)
         for tensors in self.kv_cache.layers:
             for tensor in tensors:
-                # Block by block: whole layers at once would want as much memory again.
+                # Block by block: whole layers at once would need the same memory again.
                 noise = torch.randn(tensor.shape[1:], generator=generator, device=self._device).to(
                     tensor.dtype
                 )
@@ -67,7 +66,7 @@ class StepMaker:
         self._logits = torch.empty(num_seqs, config.vocab_size, device=self._device)
 
     def decode_inputs(self, *, context: int, num_seqs: int | None = None) -> StepInputs:
-        """One more token for each of the first `num_seqs` sequences of `context` tokens."""
+        """Return the inputs of one more token for `num_seqs` sequences of `context` tokens."""
         tables = self._tables[:num_seqs]
         count = len(tables)
         positions = torch.full((count,), context - 1, device=self._device)
@@ -94,7 +93,7 @@ class StepMaker:
         return logits
 
     def run_and_sample(self, inputs: StepInputs) -> Tensor:
-        """Compute a step and draw its tokens, at temperature 0.6."""
+        """Compute a step and sample its tokens at temperature 0.6."""
         logits = self.run(inputs)
         count = len(logits)
         heat = torch.full((count,), 0.6, device=self._device)
@@ -105,7 +104,7 @@ class StepMaker:
 def steps_of(
     name: str, batches: tuple[int, ...] = BATCHES, *, fp8: bool = False
 ) -> Callable[[Bench], None]:
-    """A section: decode steps of one shape, in bf16 or with fp8 weights and cache."""
+    """Return a section: decode steps of one shape, in bf16 or with fp8 weights and cache."""
 
     def section(bench: Bench) -> None:
         _steps(bench, name, batches, fp8=fp8)
@@ -166,7 +165,7 @@ def _steps(bench: Bench, name: str, batches: tuple[int, ...], *, fp8: bool) -> N
 
 
 def _eager(bench: Bench, maker: StepMaker, inputs: StepInputs) -> tuple[float, float]:
-    """Time of a step launched from Python, and of the launching alone."""
+    """Time a step launched from Python, and the launches alone."""
     eager_us = bench.time_us(lambda: maker.run_and_sample(inputs), repetitions=9)
     bench.synchronize()
     started_at_s = time.perf_counter()
@@ -177,7 +176,7 @@ def _eager(bench: Bench, maker: StepMaker, inputs: StepInputs) -> tuple[float, f
 
 
 def _replay_difference(maker: StepMaker, inputs: StepInputs) -> float:
-    """Largest difference of a replayed step's logits from an eager one's."""
+    """Return the largest difference between the logits of a replayed and an eager step."""
     eager = maker.run(inputs).clone()
     graph = capture(lambda: maker.run(inputs))
     maker.run(inputs).zero_()
@@ -187,7 +186,7 @@ def _replay_difference(maker: StepMaker, inputs: StepInputs) -> float:
 
 
 def _count_kernels(bench: Bench, maker: StepMaker, inputs: StepInputs) -> None:
-    """How many kernels a step is, and which take the time."""
+    """Count the kernels of a step, and name those that take the time."""
     if bench.device.type != "cuda":
         return
     from torch.profiler import ProfilerActivity, profile

@@ -1,7 +1,7 @@
-"""Try tiles for the attention kernels, and print the rows of the table that would ship.
+"""Try tiles for the attention kernels, and print the best rows for the table.
 
 `kernels/gpu/attention_tuning.py` holds the table; nothing is tuned while serving. A candidate that
-does not compile or run (too much shared memory, say) is reported and passed over.
+does not compile or run (with too much shared memory, for example) is reported and skipped.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from batchmill.kernels.gpu.launch import architecture
 from batchmill.kernels.gpu.paged_attention import paged_attention_triton, plan_step
 from batchmill.kernels.reference.fp8_rows import FP8
 
-#: (head_dim, cache type, query heads, KV heads): one for each row of the shipped table.
+#: (head_dim, cache type, query heads, KV heads), one per row of the table.
 _KINDS = (
     (128, None, 32, 8),
     (128, FP8, 32, 8),
     (64, None, 9, 3),
     (256, None, 16, 16),
 )
-#: Decode batches that a row is judged by, with the mean of their ratios to the shipped tiles.
+#: Decode batches that judge a row, by the mean of their ratios to the present tiles.
 _DECODES = ([1024] * 64, [16384], [1024] * 256, [300, 900, 1500, 2000] * 16)
 _PREFILLS = ([8192], [558] * 28)
 
 
 def decode_candidates(shipped: DecodeTuning, *, toy: bool) -> Iterator[DecodeTuning]:
-    """Around what ships, and what other engines found for this kind of GPU."""
+    """Yield the present tiles, then others near them and those of other engines."""
     yield shipped
     if toy:
         return
@@ -51,7 +51,7 @@ def decode_candidates(shipped: DecodeTuning, *, toy: bool) -> Iterator[DecodeTun
 
 
 def prefill_candidates(shipped: PrefillTuning, *, toy: bool) -> Iterator[PrefillTuning]:
-    """Tall tiles for the warp-group instruction, with more or fewer keys at a time."""
+    """Yield tall tiles for the warp-group instruction, with more or fewer keys at a time."""
     yield shipped
     if toy:
         return
@@ -63,7 +63,7 @@ def prefill_candidates(shipped: PrefillTuning, *, toy: bool) -> Iterator[Prefill
 
 
 def tune(bench: Bench) -> None:
-    """One line a candidate, and one with the best a kind of model."""
+    """Print one line per candidate, and one with the best per kind of model."""
     arch = architecture(bench.device)
     kinds = ((16, None, 4, 2),) if bench.toy else _KINDS
     for head_dim, kv_dtype, num_heads, num_kv_heads in kinds:
@@ -118,7 +118,7 @@ def _best(
     candidates: list[AttentionTuning],
     part: str,
 ) -> AttentionTuning:
-    """The candidate with the least mean ratio to the first, which ships."""
+    """Return the candidate with the least mean ratio to the first, the present tiles."""
     shipped: list[float] = []
     best, best_ratio = candidates[0], 1.0
     for candidate in candidates:
@@ -127,7 +127,7 @@ def _best(
             times = [_time_us(bench, batch, candidate, part) for batch in batches]
         except OutOfTime:
             raise
-        except Exception as error:  # what Triton raises for tiles that do not fit has many classes
+        except Exception as error:  # Triton has many errors for tiles that do not fit
             if bench.device_is_lost():
                 raise
             bench.line(

@@ -1,14 +1,14 @@
 """Host time of a decode step: `python tests/bench/host_step.py [steps]`.
 
-An engine over a stub model, which writes nothing: the logits are the same in every step. All
-requests decode. What is left of a step is the engine's own work on the host, turning tokens into
-text included: that part is named by itself (`tracker and text`). Work over whole rows of logits is
-a device's: the model's call and the sampler's two passes over the logits are taken off and shown
-beside it, and the draw is an argmax in both modes (drawing on a CPU takes a hundred times as long,
-and leaves the caches cold for what is measured).
+The engine runs a stub model, which writes nothing: the logits are the same in every step. All
+requests decode. What remains of a step is the engine's work on the host, including detokenization,
+which is listed separately (`tracker and text`). Work over whole rows of logits belongs to the
+device: the model's call and the sampler's two passes over the logits are subtracted and shown
+separately. Sampling is an argmax in both modes: real sampling on a CPU takes a hundred times
+as long and leaves the caches cold for the measured code.
 
 Prints, for batches of 1, 64 and 256 requests, greedy and with temperature, top-k, top-p and seeds,
-the median over the steps in microseconds, the fastest tenth, and where it goes.
+the median over the steps in microseconds, the fastest tenth, and the time of each phase.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ from batchmill.engine.text.tokenizer import Tokenizer
 sampler_module: Any = import_module("batchmill.engine.sampling.sampler")
 
 VOCAB_SIZE = 512
-#: The first ones stand for a whole character each, as nearly all tokens do.
+#: The first ones are whole characters, like nearly all tokens.
 NUM_TEXT_TOKENS = 94
 PROMPT_LENGTH = 100
 BATCH_SIZES = (1, 64, 256)
-#: Phases that are no host time of the loop: the model's call, and work over whole rows of logits.
+#: Phases that are not host time: the model's call, and work over whole rows of logits.
 NOT_HOST = ("model", "rows of logits")
 
 
 def argmax(logits: Tensor, *controls: Tensor) -> Tensor:
-    """A draw that costs next to nothing."""
+    """Sample at almost no cost."""
     return torch.from_numpy(logits.numpy().argmax(axis=-1))
 
 
 class StubModel:
-    """Computes nothing; each row's largest logit is another one."""
+    """A model that computes nothing; each row has another largest logit."""
 
     config = ModelShape(
         architecture="Stub",
@@ -70,7 +70,7 @@ class StubModel:
 
 
 class Phases:
-    """Owns how long each phase of a step took, without what it called of other phases."""
+    """Owns the time of each phase of a step, without other phases that it called."""
 
     def __init__(self) -> None:
         self.elapsed_s: dict[str, float] = defaultdict(float)
@@ -95,7 +95,7 @@ class Phases:
 
 
 def stub_tokenizer() -> Tokenizer:
-    """A token for each byte, and some for nothing."""
+    """Return a tokenizer with one token per byte, and some without text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = BackendTokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -104,7 +104,7 @@ def stub_tokenizer() -> Tokenizer:
 
 
 def stub_engine(batch_size: int, num_steps: int) -> Engine:
-    """An engine whose cache holds the whole run."""
+    """Return an engine whose cache fits the whole run."""
     model = StubModel()
     loaded = LoadedModel(model, model.config, stub_tokenizer(), "stub", frozenset({VOCAB_SIZE - 1}))
     length = PROMPT_LENGTH + num_steps + 16
@@ -125,7 +125,7 @@ def stub_engine(batch_size: int, num_steps: int) -> Engine:
 
 
 def watch_all(engine: Engine, phases: Phases) -> None:
-    """Watch the parts of a step; what is in none of them counts as the step's own."""
+    """Watch the parts of a step; the rest counts as the step's own time."""
     pipeline = engine._pipeline
     phases.watch(engine._scheduler, "schedule", "schedule")
     phases.watch(engine._scheduler, "mark_launched", "schedule")
@@ -143,7 +143,7 @@ def watch_all(engine: Engine, phases: Phases) -> None:
 
 
 def measure(batch_size: int, params: SamplingParams, num_steps: int) -> dict[str, float]:
-    """Microseconds a step: each phase's median, the host time's (`host`) and its fastest tenth."""
+    """Return microseconds per step: medians of phases and of `host`, and its fastest tenth."""
     engine = stub_engine(batch_size, num_steps)
     for index in range(batch_size):
         engine.add_request(f"request {index}", [index % NUM_TEXT_TOKENS] * PROMPT_LENGTH, params)
@@ -184,7 +184,7 @@ def main() -> None:
             medians = measure(batch_size, params, num_steps)
             host_us, fastest_us = medians.pop("host"), medians.pop("fastest tenth")
             parts = ", ".join(f"{name} {us:.0f}" for name, us in medians.items())
-            figures = f"host {host_us:4.0f} us a step, {fastest_us:4.0f} at best"
+            figures = f"host {host_us:4.0f} us per step, {fastest_us:4.0f} at best"
             print(f"batch {batch_size:3} {mode:7}: {figures}")
             print(f"    {parts}")
 

@@ -1,9 +1,9 @@
 """Print what the Triton kernels compile to: `python tests/bench/kernel_table.py [--json]`.
 
-Needs Triton and no GPU. One row for each kernel, shape and architecture: registers, spills, shared
-memory, matrix instruction, asynchronous copies, and the largest error of the op it belongs to. Then
-every op's backends (`kernel_errors.py`); matrix products are `cpu_kernels.py`'s and the tests'.
-Markdown by default, for the documentation. Takes a minute or two; `--arch 90` is one generation.
+Needs Triton and no GPU. Prints one row per kernel, shape and architecture: registers, spills,
+shared memory, matrix instruction, asynchronous copies, and the largest error of its op; then the
+errors of every op's backends (`kernel_errors.py`). `cpu_kernels.py` and the tests cover matrix
+products. Prints Markdown by default. Takes a minute or two; `--arch 90` selects one generation.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 ARCHITECTURES = (80, 90, 100)
-#: The op that a kernel is tested as; others are ops by their own names.
+#: The op that a kernel belongs to; other kernels have their op's name.
 _OPS = {
     **dict.fromkeys(("plan_decode", "decode_attention", "merge_decode"), "paged_attention"),
     "prefill_attention": "paged_attention",
@@ -55,7 +55,7 @@ def compile_row(job: tuple[int, int]) -> dict[str, Any]:
 
 
 def _dtype(signature: Mapping[str, str]) -> str:
-    """The number format of a kernel's results."""
+    """Return the number format of a kernel's results."""
     for name in ("query", "qkv", "x", "key", "out"):
         if signature.get(name) in _DTYPES:
             return _DTYPES[signature[name]]
@@ -72,7 +72,7 @@ def compile_all(architectures: tuple[int, ...], num_processes: int) -> list[dict
 
 
 def measured_errors() -> Errors:
-    """What `kernel_errors.py` prints; a process of its own, because it interprets the kernels."""
+    """Run `kernel_errors.py` in another process, because it interprets the kernels."""
     command = [sys.executable, str(Path(__file__).with_name("kernel_errors.py"))]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -82,7 +82,7 @@ def measured_errors() -> Errors:
 
 
 def error_of(row: dict[str, Any], errors: Errors) -> float | None:
-    """Largest error of a kernel's op in its number format; None where there are no numbers."""
+    """Return the largest error of a kernel's op in its number format, or None."""
     name = row["kernel"].removesuffix("_kernel")
     if name in ("plan_decode", "quantize_fp8", "gated_activation_fp8"):
         return None  # eight bits are compared number by number, in tests/kernels
@@ -93,7 +93,7 @@ def error_of(row: dict[str, Any], errors: Errors) -> float | None:
 
 
 def errors_markdown(errors: Errors) -> str:
-    """Every op's backends and number formats."""
+    """Format the errors of every op's backends and number formats."""
     lines = [
         "Largest error relative to the largest number, against float64; for `sample` the share of",
         "rows that get another token than from the reference. Backends not listed do not exist.",
@@ -111,7 +111,7 @@ def errors_markdown(errors: Errors) -> str:
 
 
 def markdown(rows: list[dict[str, Any]], errors: Errors) -> str:
-    """Rows as a table, by kernel, shape and architecture."""
+    """Format rows as a table, by kernel, shape and architecture."""
     lines = [
         "| kernel | shape | sm | warps | registers | spilled B (in loops) | shared KiB | matrix "
         "| async | max error |",
@@ -134,7 +134,7 @@ def _cell(error: float | None) -> str:
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="one JSON list instead of Markdown")
     parser.add_argument("--arch", type=int, nargs="+", default=list(ARCHITECTURES))

@@ -1,14 +1,14 @@
-"""What int8 or fp8 weights, and bf16, change in a model's output.
+"""Changes of a model's output by int8 or fp8 weights, and by bf16.
 
-`python tests/bench/quantization_quality.py [--quantization int8|fp8]`, on a CPU. fp8 products are
-the plain-torch reference there: the numbers of a GPU's, and sums in float32. Compares a model in
-float32, in bfloat16, and with quantized weights under either:
+`python tests/bench/quantization_quality.py [--quantization int8|fp8]`, on a CPU. fp8 products use
+the plain-torch reference: the numbers of a GPU, with sums in float32. Compares a model in float32,
+in bfloat16, and with quantized weights in either:
 
 - perplexity of texts of this repository, in windows of 512 tokens, each read from its start;
-- logits and likeliest tokens along 64 chat prompts and the 64 tokens that float32 answers with,
-  every variant being fed float32's tokens;
-- greedy answers of 64 tokens to those prompts, each variant on its own: equal tokens position by
-  position, and where the first one differs.
+- logits and likeliest tokens along 64 chat prompts and the 64 tokens that float32 generates; every
+  variant gets float32's tokens;
+- greedy outputs of 64 tokens for those prompts, each variant alone: equal tokens position by
+  position, and the position of the first difference.
 
 The prompts are eight instructions over eight paragraphs of the same texts.
 """
@@ -56,14 +56,14 @@ NUM_PARAGRAPHS, NUM_OUTPUT_TOKENS, WINDOW, BLOCK_SIZE = 8, 64, 512, 16
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to compute the model, and what it gave."""
+    """One way to compute the model, and its results."""
 
     name: str
     dtype: str
     loaded: LoadedModel
 
     def logits(self, token_ids: list[int]) -> Tensor:
-        """[num_tokens, vocab_size] float32, the whole sequence in one step."""
+        """Return logits [num_tokens, vocab_size] float32, the whole sequence in one step."""
         count, shape = len(token_ids), self.loaded.config
         num_blocks = -(-count // BLOCK_SIZE)
         cache = KVCache(
@@ -92,7 +92,7 @@ class Variant:
         return logits
 
     def answers(self, model: str, prompts: list[list[int]]) -> list[list[int]]:
-        """Greedy tokens of each prompt."""
+        """Return greedy tokens for each prompt."""
         config = EngineConfig(
             model=model,
             dtype=self.dtype,
@@ -106,7 +106,7 @@ class Variant:
 
 
 def load(model: str, dtype: str, quantization: str | None) -> LoadedModel:
-    """A model on the CPU, where fp8 weights are multiplied in plain torch."""
+    """Load a model on the CPU, where plain torch multiplies fp8 weights."""
     if quantization != "fp8":
         return load_model(model, dtype=dtype, device="cpu", quantization=quantization)
     loaded = load_model(model, dtype=dtype, device="cpu", model_impl="native")
@@ -117,7 +117,7 @@ def load(model: str, dtype: str, quantization: str | None) -> LoadedModel:
 
 
 def texts() -> dict[str, str]:
-    """The texts by name."""
+    """Return the texts by name."""
     return {
         name: "\n".join(
             path.read_text() for pattern in patterns for path in sorted(ROOT.glob(pattern))
@@ -127,7 +127,7 @@ def texts() -> dict[str, str]:
 
 
 def chat_prompts(variant: Variant) -> list[list[int]]:
-    """Eight instructions over eight paragraphs, through the model's chat template."""
+    """Return eight instructions over eight paragraphs, in the model's chat template."""
     paragraphs = [
         paragraph
         for text in texts().values()
@@ -145,7 +145,7 @@ def chat_prompts(variant: Variant) -> list[list[int]]:
 
 
 def print_perplexities(variants: list[Variant]) -> None:
-    """A line for each text and variant."""
+    """Print one line per text and variant."""
     print("| text | tokens | computed in | perplexity | against float32 |")
     print("|---|---|---|---|---|")
     for name, text in texts().items():
@@ -170,7 +170,7 @@ def print_perplexities(variants: list[Variant]) -> None:
 
 
 def print_logits(variants: list[Variant], sequences: list[list[int]], starts: list[int]) -> None:
-    """A line for each variant: how far its logits are from float32's."""
+    """Print one line per variant: the distance of its logits from float32's."""
     print("| computed in | same likeliest token | mean abs. difference | largest | mean KL, nats |")
     print("|---|---|---|---|---|")
     sums = {variant.name: [0.0, 0.0, 0.0, 0.0] for variant in variants[1:]}
@@ -196,7 +196,7 @@ def print_logits(variants: list[Variant], sequences: list[list[int]], starts: li
 
 
 def print_answers(answers: dict[str, list[list[int]]]) -> None:
-    """A line for each variant: how long its own greedy answers stay with float32's."""
+    """Print one line per variant: how long its greedy outputs equal float32's."""
     print("| computed in | equal tokens, by position | equal answers | first difference, median |")
     print("|---|---|---|---|")
     wanted = answers.pop("float32")
@@ -216,7 +216,7 @@ def print_answers(answers: dict[str, list[list[int]]]) -> None:
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="demo")
     parser.add_argument("--quantization", choices=QUANTIZATIONS, default="int8")

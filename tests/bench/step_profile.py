@@ -1,14 +1,14 @@
-"""Where the time of a step goes, on a CPU: `python tests/bench/step_profile.py [workload]`.
+"""Profile of a step on a CPU: `python tests/bench/step_profile.py [workload]`.
 
 `decode` (the default): `--batch` requests of `--context` tokens, all of them decoding, `--steps`
 steps. Or a workload of `batchmill bench engine` (`bulk`, `shared-prefix`, `long-tail`, `single`),
 all steps of one run, prompts included.
 
-For each phase the median microseconds of a step, and its share of all steps' time. In the model,
-the C++ layers tell their matrix products, attention and the rest apart; where the layers run op by
-op (no compiler, or a model that they do not know), only the model as a whole is told. The engine is
-that of a worker, with a stopwatch around some of its methods; it costs a few microseconds a step,
-and nothing where this script does not run. On a GPU: `gpu_run.py --only steps-0.6b`.
+Prints for each phase the median microseconds per step, and its share of all steps' time. The C++
+layers report matrix products, attention and the rest separately. If the layers run op by op
+(without a compiler, or with a model that they do not support), only the model as a whole is
+reported. The engine is a worker's, with a stopwatch around some of its methods, which costs a few
+microseconds per step in this script only. On a GPU, use `gpu_run.py --only steps-0.6b`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from batchmill.worker.bench.figures import ForeignLoad, machine
 from batchmill.worker.bench.workloads import WORKLOAD_NAMES, BenchRequest, make_workload
 
 MAX_NUM_BATCHED_TOKENS = 2048
-#: The phases of `host_step.watch_all`, as they are printed here.
+#: The phases of `host_step.watch_all`, and their names here.
 NAMES = {
     "schedule": "schedule",
     "inputs": "inputs",
@@ -60,7 +60,7 @@ ORDER = tuple(dict.fromkeys((*list(NAMES.values())[:2], *LAYER_NAMES, *NAMES.val
 
 
 class StepProfiler:
-    """Owns the stopwatches around an engine's parts; see the module for what they cost."""
+    """Owns the stopwatches around an engine's parts; the module docstring gives their cost."""
 
     def __init__(self, engine: Engine) -> None:
         """Generate a token, which binds the layers to their cache, and attach the stopwatches."""
@@ -70,7 +70,7 @@ class StepProfiler:
         self._phases = Phases()
         watch_all(engine, self._phases)
         model = engine._loaded.model
-        #: None where the layers do not run in one C++ call.
+        #: None if the layers do not run in one C++ call.
         self.layers_s: Tensor | None = None
         if isinstance(model, DecoderModel) and model._fused is not None and model._fused._bound:
             self.layers_s = torch.zeros(len(LAYER_NAMES), dtype=torch.float64)
@@ -78,7 +78,7 @@ class StepProfiler:
             self._phases.watch(model._head, "_multiply", "head")
 
     def step(self) -> dict[str, float]:
-        """One step of the engine: seconds by name, which add up to the whole."""
+        """Run one step; return its seconds by name, which add up to the whole."""
         self._phases.elapsed_s.clear()
         if self.layers_s is not None:
             self.layers_s.zero_()
@@ -102,7 +102,7 @@ class StepProfiler:
 
 
 def decode_requests(batch: int, context: int, num_steps: int) -> list[BenchRequest]:
-    """Requests that have nothing in common, and still decode after so many steps."""
+    """Return requests that share nothing and still decode after `num_steps` steps."""
     draw = random.Random(0)
     # The first ones decode while the prompts of the last are computed.
     num_tokens = num_steps + 8 + 2 * batch * context // MAX_NUM_BATCHED_TOKENS
@@ -115,13 +115,13 @@ def decode_requests(batch: int, context: int, num_steps: int) -> list[BenchReque
 def profile(
     engine: Engine, requests: Sequence[BenchRequest], temperature: float, num_steps: int | None
 ) -> list[dict[str, float]]:
-    """Each step's seconds by phase.
+    """Measure each step's seconds by phase.
 
     Args:
-        engine: Empty.
-        requests: All added at once.
-        temperature: Of all of them; 0 is greedy.
-        num_steps: So many steps from where every request decodes; None takes all steps of the run.
+        engine: An engine without requests.
+        requests: The requests, all added at once.
+        temperature: Temperature of all requests; 0 is greedy.
+        num_steps: Steps to measure once every request decodes; None measures all steps.
     """
     profiler = StepProfiler(engine)
     for number, request in enumerate(requests):
@@ -141,7 +141,7 @@ def profile(
 
 
 def report(steps: Sequence[dict[str, float]]) -> str:
-    """Median and share of each phase, Markdown."""
+    """Format the median and share of each phase as Markdown."""
     totals = [sum(step.values()) for step in steps]
     lines = ["| phase | us a step, median | share of the time |", "|---|---|---|"]
     names = [name for name in ORDER if any(name in step for step in steps)]
@@ -155,7 +155,7 @@ def report(steps: Sequence[dict[str, float]]) -> str:
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

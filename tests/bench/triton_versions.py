@@ -1,10 +1,10 @@
 """Run the GPU kernels' tests on several versions of Triton, without a GPU; print a table of them.
 
 `python tests/bench/triton_versions.py FOLDER [VERSION ...]`, for instance
-`python tests/bench/triton_versions.py /tmp/triton 3.6.0 3.7.1 3.8.0 3.9.0`
+`python tests/bench/triton_versions.py build/triton 3.6.0 3.7.1 3.8.0 3.9.0`
 
-Each version is installed into FOLDER (0.7 to 1 GB) and put before the environment's own. Triton 3.6
-interprets only with a numpy before 2.4, which is installed beside it; it compiles with any.
+Each version is installed into FOLDER (0.7 to 1 GB) and precedes the environment's own. Triton 3.6's
+interpreter needs a numpy before 2.4, which is installed with it; its compiler works with any.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ INTERPRETED = (
     *(f"tests/engine/test_{part}.py" for part in ("decoder_triton", "decode_graphs", "warm_up")),
 )
 COMPILED = ("tests/kernels/gpu/test_compiled.py",)
-#: Installed beside a version; and what pytest then does not take for an error.
+#: Installed with a version, and the options that keep pytest from treating it as an error.
 BESIDE = {"3.6": "numpy<2.4"}
 IGNORED = "ignore:Conversion of an array:DeprecationWarning"
 #: (kernel, shape) whose registers the table shows.
@@ -39,7 +39,7 @@ SHOWN = {
 
 
 def environment(folder: Path, version: str) -> dict[str, str]:
-    """Install a version, unless it is there, and say how to run with it."""
+    """Install a version unless it is present; return the environment that uses it."""
     target = folder / f"triton-{version}"
     if not target.exists():
         beside = [need for series, need in BESIDE.items() if version.startswith(series)]
@@ -51,14 +51,14 @@ def environment(folder: Path, version: str) -> dict[str, str]:
 
 
 def tested(paths: tuple[str, ...], env: dict[str, str]) -> str:
-    """Pytest's last line: how many passed, and how many did not."""
+    """Return pytest's last line, with the numbers of passed and failed tests."""
     command = [sys.executable, "-m", "pytest", "-q", "-W", IGNORED, *paths]
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT)
     return done.stdout.strip().splitlines()[-1].split(" in ")[0].strip("= ")
 
 
 def compiled(env: dict[str, str]) -> list[dict[str, Any]]:
-    """The rows of `kernel_table.py`."""
+    """Return the rows of `kernel_table.py`."""
     command = [sys.executable, str(Path(__file__).with_name("kernel_table.py")), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
     rows: list[dict[str, Any]] = json.loads(done.stdout)

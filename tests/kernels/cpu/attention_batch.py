@@ -1,4 +1,4 @@
-"""Batches of sequences in a paged cache, and their attention, in C++ and by the reference."""
+"""Batches of sequences in a paged cache, and their attention in C++ and by the reference."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from batchmill.kernels.ops.paged_attention import paged_attention
 
 
 class AttentionBatch:
-    """Sequences in shuffled blocks of a cache that is NaN wherever nothing was written."""
+    """Sequences in shuffled blocks of a cache whose unwritten slots are NaN."""
 
     def __init__(
         self,
@@ -26,11 +26,11 @@ class AttentionBatch:
         """Fill a cache.
 
         Args:
-            lengths: For each sequence its queries and its keys, these included.
-            heads: Heads of queries, heads of keys, and numbers in each.
-            dtype: Of all but the tables.
-            block_size: Keys in a block.
-            seed: Of all numbers and of the blocks' order.
+            lengths: Per sequence its number of queries, and of keys, the queries' included.
+            heads: Query heads, key heads, and dimensions per head.
+            dtype: Dtype of queries and caches.
+            block_size: Keys per block.
+            seed: Seed of all numbers and of the blocks' order.
         """
         num_heads, num_kv_heads, head_dim = heads
         counts = [-(-num_keys // block_size) for _, num_keys in lengths]
@@ -39,7 +39,7 @@ class AttentionBatch:
         shape = (sum(counts) + 2, block_size, num_kv_heads, head_dim)
         self.k_cache = torch.full(shape, torch.nan, dtype=dtype)
         self.v_cache = torch.full(shape, torch.nan, dtype=dtype)
-        # Entries past a sequence's last block are garbage that must not be followed.
+        # Entries past a sequence's last block are invalid and must not be read.
         self.block_tables = torch.full((len(lengths), max(counts) + 3), -9, dtype=torch.int32)
         for row, (_, num_keys) in enumerate(lengths):
             for block in range(counts[row]):
@@ -57,11 +57,11 @@ class AttentionBatch:
         self.scale = head_dim**-0.5
 
     def share(self, row: int, other: int, num_blocks: int) -> None:
-        """Let a sequence begin with another's first blocks."""
+        """Make a sequence begin with another's first blocks."""
         self.block_tables[row, :num_blocks] = self.block_tables[other, :num_blocks]
 
     def attend(self, library: ctypes.CDLL | None, window: int | None = None) -> Tensor:
-        """By the C++ backend of a library, or of the best one."""
+        """Compute attention by the C++ backend of a library, or of the best one."""
         return paged_attention_cpp(
             self.q,
             self.k_cache,
@@ -75,7 +75,7 @@ class AttentionBatch:
         )
 
     def reference(self, window: int | None = None) -> Tensor:
-        """By the reference, in float32."""
+        """Compute attention by the reference, in float32."""
         return paged_attention(
             self.q.float(),
             self.k_cache.float().nan_to_num(),

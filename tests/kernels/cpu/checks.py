@@ -1,4 +1,4 @@
-"""What tests of C++ backends have in common: the libraries this CPU runs, and how near is near."""
+"""Libraries of this CPU and tolerances, for the tests of C++ backends."""
 
 from __future__ import annotations
 

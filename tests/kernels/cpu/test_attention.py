@@ -18,7 +18,7 @@ from .checks import assert_near, dtypes, isas, library
 
 @contextmanager
 def threads(number: int) -> Iterator[None]:
-    """So many threads for what is computed within."""
+    """Set the number of torch's threads inside the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -47,7 +47,7 @@ def test_attention_equals_the_reference(
 @pytest.mark.parametrize("head_dim", [37, 64, 128])
 @pytest.mark.parametrize("group", range(1, 10))
 def test_attention_serves_every_group_size(isa: Isa, group: int, head_dim: int) -> None:
-    """Up to eight rows of 64 or 128 bf16 numbers are not packed; everything else is."""
+    """Up to eight rows of 64 or 128 bf16 numbers are not packed; all others are."""
     for dtype in (torch.float32, torch.bfloat16):
         for lengths in (DECODE, MIXED):
             batch = AttentionBatch(lengths, (2 * group, 2, head_dim), dtype)
@@ -56,7 +56,7 @@ def test_attention_serves_every_group_size(isa: Isa, group: int, head_dim: int) 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("num_threads", [1, 2, 5])
-def test_a_context_split_among_threads_gives_the_same_attention(
+def test_a_context_split_among_threads_has_the_same_attention(
     num_threads: int, dtype: torch.dtype
 ) -> None:
     batch = AttentionBatch([(1, 2000), (2, 700), (1, 3)], (6, 2, 64), dtype)
@@ -64,7 +64,7 @@ def test_a_context_split_among_threads_gives_the_same_attention(
         assert_near(batch.attend(None), batch.reference())
 
 
-#: For each sequence of a batch: the one whose first blocks it reads too, and how many of them.
+#: Per sequence of a batch: the sequence whose first blocks it shares, and their number.
 SHARED = {
     "all, and some more": {1: (0, 9), 2: (0, 9), 3: (0, 20), 4: (0, 9)},
     "two groups": {1: (0, 16), 2: (0, 16), 4: (3, 10), 5: (3, 12)},
@@ -106,7 +106,7 @@ def test_nan_in_one_query_reaches_that_query_alone() -> None:
 
 
 def random_batch(rng: random.Random, dtype: torch.dtype) -> AttentionBatch:
-    """Sizes off every grain: some of the sequences begin alike, some have no queries."""
+    """Return a batch of odd sizes: some sequences begin alike, some have no queries."""
     block_size = rng.choice([1, 3, 16, 16, 65, 200])
     group, head_dim = rng.choice([1, 2, 3, 7, 8, 9, 33, 71, 97]), rng.choice([3, 37, 64, 64, 128])
     num_kv_heads = rng.randint(1, 3)
@@ -141,12 +141,12 @@ def test_random_batches_equal_the_reference(isa: Isa, dtype: torch.dtype) -> Non
         window = rng.choice([None, None, None, 1, 100, 300])
         with threads(rng.choice([1, 2, 5])):
             got = batch.attend(library(isa), window)
-        assert torch.equal(got, got), seed  # no NaN of what was never written
+        assert torch.equal(got, got), seed  # no NaN of slots that were never written
         assert_near(got, batch.reference(window))
 
 
 def sharing_batch(num_own: int, num_heads: int, dtype: torch.dtype) -> AttentionBatch:
-    """Four sequences that share 512 keys and have more of their own, and one beside them."""
+    """Return four sequences that share 512 keys and have `num_own` others, and a fifth."""
     lengths = [(1, 512 + num_own)] * 4 + [(1, 300)]
     batch = AttentionBatch(lengths, (num_heads, 2, 64), dtype)
     for row in range(1, 4):
@@ -155,7 +155,7 @@ def sharing_batch(num_own: int, num_heads: int, dtype: torch.dtype) -> Attention
 
 
 def own_rows(batch: AttentionBatch, cache: Tensor, row: int, num_own: int) -> Iterator[Tensor]:
-    """What the cache has of a sequence past the 512 keys that it shares."""
+    """Yield a sequence's rows of the cache after the 512 keys that it shares."""
     for start in range(0, num_own, 16):
         yield cache[batch.block_tables[row, 32 + start // 16], : num_own - start]
 
@@ -165,10 +165,10 @@ def own_rows(batch: AttentionBatch, cache: Tensor, row: int, num_own: int) -> It
 @pytest.mark.parametrize("num_heads", [2, 6])  # 4 rows of a kv head in the shared task, and 12
 @pytest.mark.parametrize("num_own", [1, 2, 17, 70])
 @pytest.mark.parametrize("what", ["query", "keys", "values"])
-def test_what_is_not_finite_is_seen_in_its_sequence_and_in_no_other(
+def test_numbers_that_are_not_finite_affect_their_sequence_only(
     isa: Isa, dtype: torch.dtype, num_heads: int, num_own: int, what: str
 ) -> None:
-    """Keys that are NaN leave a part with no maximum, and the part counts nevertheless."""
+    """A part whose keys are NaN has no maximum, and it must count nevertheless."""
     for num_threads in (1, 2):
         batch = sharing_batch(num_own, num_heads, dtype)
         with threads(num_threads):
@@ -204,7 +204,7 @@ def test_attention_is_the_same_bits_each_time(isa: Isa, dtype: torch.dtype) -> N
 
 
 @pytest.mark.parametrize("field", ["block_tables", "seq_lens", "cu_seqlens_q"])
-def test_attention_refuses_what_lies_outside_the_cache(field: str) -> None:
+def test_attention_refuses_indices_outside_the_cache(field: str) -> None:
     batch = AttentionBatch(MIXED, (4, 2, 64), torch.float32)
     getattr(batch, field).view(-1)[1] = 10_000
     with pytest.raises(ValueError, match="outside the batch or the cache"):

@@ -15,7 +15,7 @@ from batchmill.kernels.cpu.isa import ISAS, best_isa
 from batchmill.kernels.cpu.library import load_library
 from batchmill.kernels.errors import CppBuildError
 
-#: Prints what `rms_norm` gives for ones, through the backend named on the command line.
+#: Prints `rms_norm` of ones, by the backend on the command line.
 USE_KERNELS = """
 import logging, sys, torch
 logging.basicConfig(format="%(levelname)s %(message)s")
@@ -26,7 +26,7 @@ for _ in range(2):
 ONES = "[[1.0, 1.0, 1.0, 1.0]]\n" * 2
 
 
-def start(code: list[str], **changes: str) -> subprocess.Popen[str]:
+def start_python(code: list[str], **changes: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, *code],
         env={**os.environ, **changes},
@@ -37,10 +37,10 @@ def start(code: list[str], **changes: str) -> subprocess.Popen[str]:
 
 
 def use_kernels(backend: str, **changes: str) -> tuple[str, str]:
-    return start(["-c", USE_KERNELS, backend], **changes).communicate(timeout=120)
+    return start_python(["-c", USE_KERNELS, backend], **changes).communicate(timeout=120)
 
 
-def test_without_a_compiler_torch_runs_instead_and_says_so_once(tmp_path: Path) -> None:
+def test_without_a_compiler_torch_runs_instead_with_one_warning(tmp_path: Path) -> None:
     out, err = use_kernels("auto", PATH=str(tmp_path), BATCHMILL_CACHE_DIR=str(tmp_path))
     assert out == ONES
     assert err.count("WARNING") == 1
@@ -48,13 +48,13 @@ def test_without_a_compiler_torch_runs_instead_and_says_so_once(tmp_path: Path) 
     assert "install g++ or clang++" in err
 
 
-def test_without_a_compiler_asking_for_cpp_is_an_error_with_the_remedy(tmp_path: Path) -> None:
+def test_without_a_compiler_backend_cpp_is_an_error_with_the_remedy(tmp_path: Path) -> None:
     out, err = use_kernels("cpp", PATH=str(tmp_path), BATCHMILL_CACHE_DIR=str(tmp_path))
     assert out == ""
     assert "CppBuildError: no C++ compiler on PATH" in err
 
 
-def test_a_failing_compiler_is_named_with_what_it_said(
+def test_a_failing_compiler_is_named_with_its_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiler = tmp_path / "c++"
@@ -73,7 +73,7 @@ def test_a_failing_compiler_is_named_with_what_it_said(
 
 def test_two_processes_that_build_at_once_share_one_library(tmp_path: Path) -> None:
     command = ["-m", "batchmill.kernels.cpu.build", "--cache-dir", str(tmp_path)]
-    builders = [start(command) for _ in range(2)]
+    builders = [start_python(command) for _ in range(2)]
     results = [builder.communicate(timeout=240) for builder in builders]
     assert [builder.returncode for builder in builders] == [0, 0], results
     paths = {out for out, _ in results}
@@ -84,7 +84,7 @@ def test_two_processes_that_build_at_once_share_one_library(tmp_path: Path) -> N
     load_library(built)
 
 
-def test_what_was_built_ahead_of_time_needs_no_compiler(tmp_path: Path) -> None:
+def test_a_library_built_ahead_of_time_needs_no_compiler(tmp_path: Path) -> None:
     build_library(best_isa(), tmp_path)
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -110,13 +110,13 @@ def test_a_built_library_is_used_again(
     assert find_built(ISAS[-1], tmp_path) == first
 
 
-def test_a_cache_folder_that_cannot_be_made_is_an_error_with_the_remedy(tmp_path: Path) -> None:
+def test_a_cache_folder_that_cannot_be_created_is_an_error_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CppBuildError, match="BATCHMILL_CACHE_DIR"):
         build_library(ISAS[-1], tmp_path / "file")
 
 
-def test_a_damaged_library_is_an_error_that_says_to_delete_it(tmp_path: Path) -> None:
+def test_a_damaged_library_is_an_error_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "broken.so").write_bytes(b"\x7fELF")
     with pytest.raises(CppBuildError, match="delete the file"):
         load_library(tmp_path / "broken.so")

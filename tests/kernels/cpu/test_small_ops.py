@@ -1,4 +1,4 @@
-"""C++ backends of all ops but attention against the reference, on each instruction set here."""
+"""C++ backends of all ops except attention, on each instruction set of this CPU."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_norm_takes_heads_of_a_fused_projection(isa: Isa, dtype: torch.dtype) ->
 
 @isas
 @dtypes
-def test_silu_equals_the_reference_and_is_finite_at_the_extremes(
+def test_silu_equals_the_reference_and_is_finite_for_extreme_gates(
     isa: Isa, dtype: torch.dtype
 ) -> None:
     torch.manual_seed(0)
@@ -67,7 +67,7 @@ def test_silu_equals_the_reference_and_is_finite_at_the_extremes(
 @isas
 @dtypes
 @pytest.mark.parametrize("rotary_dim", [20, 64])
-def test_rope_equals_the_reference_and_leaves_the_other_heads(
+def test_rope_equals_the_reference_and_does_not_change_other_heads(
     isa: Isa, dtype: torch.dtype, rotary_dim: int
 ) -> None:
     torch.manual_seed(0)
@@ -94,7 +94,7 @@ def test_write_kv_fills_the_named_slots_and_no_others(dtype: torch.dtype) -> Non
     assert torch.equal(caches[1], caches[3])
 
 
-def test_half_precision_conversions_round_alike_on_every_instruction_set() -> None:
+def test_half_precision_rounds_alike_on_every_instruction_set() -> None:
     every_half = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
     for dtype in (torch.float16, torch.bfloat16):
         x = every_half.view(dtype)
@@ -103,7 +103,7 @@ def test_half_precision_conversions_round_alike_on_every_instruction_set() -> No
         # silu(big) = big: gate 60 leaves up * 60 to be rounded.
         gate_up = torch.cat([one * 60, x], dim=1)
         want = (x.float() * 60).to(dtype)
-        # AVX512_BF16 takes numbers below 2^-126 for zero when it rounds, by definition.
+        # AVX512_BF16 rounds numbers below 2^-126 to zero, by definition.
         kept = want.float().abs() >= torch.finfo(torch.float32).tiny
         for isa in supported_isas():
             got = silu_and_mul_cpp(gate_up, library=library(isa))
@@ -118,7 +118,7 @@ def test_write_kv_refuses_a_slot_outside_the_cache() -> None:
             write_kv_cpp(key, key, cache, cache, torch.tensor([0, slot]))
 
 
-def test_wrong_dtypes_and_strides_are_errors_before_any_pointer_is_read() -> None:
+def test_wrong_dtypes_and_strides_are_refused_before_c_reads_them() -> None:
     batch = AttentionBatch([(1, 1), (1, 17)], (4, 2, 64), torch.float32)
     with pytest.raises(ValueError, match="contiguous"):
         paged_attention_cpp(
@@ -136,6 +136,6 @@ def test_wrong_dtypes_and_strides_are_errors_before_any_pointer_is_read() -> Non
         silu_and_mul_cpp(torch.zeros(8, 4).t())
 
 
-def test_the_last_instruction_set_asks_nothing_of_the_cpu() -> None:
+def test_the_last_instruction_set_runs_on_every_cpu() -> None:
     assert not ISAS[-1].cpu_flags
     assert ISAS[-1] in supported_isas()

@@ -44,7 +44,7 @@ def test_callers_on_several_threads_get_their_own_results() -> None:
         torch.set_num_threads(before)
 
 
-def test_a_forked_child_has_helpers_of_its_own() -> None:
+def test_a_forked_child_has_its_own_helpers() -> None:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", USE_AFTER_FORK],
         env=os.environ,
@@ -79,8 +79,8 @@ def make_caches() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.zeros(shape), torch.zeros(shape)
 
 
-def step(**changes: torch.Tensor) -> dict[str, torch.Tensor]:
-    """One sequence of two tokens, both of them sampled."""
+def step_arguments(**changes: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the arguments of a step: one sequence of two tokens, both sampled."""
     arguments = {
         "residual": torch.randn(2, HIDDEN),
         "cos": torch.ones(2, HEAD_DIM // 2),
@@ -96,7 +96,7 @@ def step(**changes: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def test_the_decoder_refuses_indices_outside_cache_and_batch() -> None:
     decoder = CppDecoder([make_layer()], SIZES, [make_caches()])
-    assert [list(part.shape) for part in decoder.run(**step())] == [[2, HIDDEN]] * 2
+    assert [list(part.shape) for part in decoder.run(**step_arguments())] == [[2, HIDDEN]] * 2
     for name, value, said in (
         ("slot_mapping", torch.tensor([4, 12]), "an entry of slot_mapping"),
         ("block_tables", torch.tensor([[3]], dtype=torch.int32), "block_tables lies outside"),
@@ -105,12 +105,12 @@ def test_the_decoder_refuses_indices_outside_cache_and_batch() -> None:
         ("sample_rows", torch.tensor([1, 0]), "an entry of sample_rows"),
     ):
         with pytest.raises(ValueError, match=said):
-            decoder.run(**step(**{name: value}))
+            decoder.run(**step_arguments(**{name: value}))
 
 
-def test_a_profiled_step_tells_its_time_and_computes_the_same() -> None:
+def test_a_profiled_step_reports_its_time_and_computes_the_same() -> None:
     torch.manual_seed(0)
-    layer, caches, given = make_layer(), make_caches(), step()
+    layer, caches, given = make_layer(), make_caches(), step_arguments()
     decoder = CppDecoder([layer, layer], SIZES, [caches, caches])
 
     def run() -> list[torch.Tensor]:
@@ -141,7 +141,7 @@ def test_the_decoder_refuses_tensors_that_c_code_would_misread() -> None:
         ("block_tables", torch.zeros(1, 4, dtype=torch.int32)[:, ::2]),
     ):
         with pytest.raises(ValueError, match=f"{name} must be"):
-            decoder.run(**step(**{name: value}))
+            decoder.run(**step_arguments(**{name: value}))
     keys, values = make_caches()
     with pytest.raises(ValueError, match="each cache must be"):
         CppDecoder([make_layer()], SIZES, [(keys, values.transpose(0, 1))])

@@ -1,8 +1,8 @@
-"""Compile Triton kernels for a GPU that is not there, and read what the compiler made of them.
+"""Record the launches of Triton kernels, compile them without a GPU and read the machine code.
 
-A kernel that spills registers or misses the tensor cores is right and slow, and no test of its
-results tells. So continuous integration, which has no GPU, compiles the kernels as they are
-launched for real models and looks at the machine code.
+A kernel that spills registers or misses the tensor cores is correct but slow, and no test of its
+results shows that. So the tests, which have no GPU, compile the kernels as they are launched for
+real models and check the machine code.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from triton.runtime.jit import JITFunction
 
 #: An instruction of disassembled code, without its predicate and its modifiers.
 _OPCODE = r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)"
-#: A line of disassembled code: its address, and what it is.
+#: A line of disassembled code: its address and its instruction.
 _INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", re.MULTILINE)
 _JUMP = re.compile(r"\bBRA\b.*\b0x([0-9a-f]+)")
 #: Loads and stores of registers that were spilled.
@@ -43,7 +43,7 @@ _POINTERS = {
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """One kernel launch, as far as the compiler is told about it."""
+    """One kernel launch, as the compiler sees it."""
 
     kernel: Any
     #: Type of each argument by name: "*bf16", "i32", "fp32" or "constexpr".
@@ -66,7 +66,7 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class CompiledReport:
-    """What one launch became on one architecture."""
+    """The compiled code of one launch on one architecture."""
 
     num_registers: int
     #: Bytes of local memory a thread has: registers that were spilled.
@@ -74,16 +74,16 @@ class CompiledReport:
     shared_bytes: int
     #: Loads and stores of spilled registers inside innermost loops, where they cost time.
     num_spills_in_loops: int
-    #: How often each matrix instruction occurs.
+    #: Number of occurrences of each matrix instruction.
     matrix_instructions: Mapping[str, int]
-    #: Asynchronous copies from global to shared memory: none means that nothing is pipelined.
+    #: Asynchronous copies from global to shared memory; without any, nothing is pipelined.
     num_async_copies: int
 
 
 def record_launches(kernels: Sequence[Any], call: Callable[[], object]) -> list[Launch]:
-    """Run `call` and note how it would launch these kernels, without launching them.
+    """Run `call` and record how it would launch these kernels, without launching them.
 
-    Its tensors have to be on the "meta" device: they have a shape and a type and no data.
+    Its tensors must be on the "meta" device: they have a shape and a type, but no data.
 
     Raises:
         RuntimeError: a kernel was imported under TRITON_INTERPRET=1 and cannot be compiled.
@@ -114,7 +114,7 @@ def _recorded(kernel: Any, launches: list[Launch]) -> Iterator[None]:
 
 
 def _describe(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Launch:
-    """Specialise arguments as Triton does at launch: 1 is a constant, multiples of 16 are known."""
+    """Specialise arguments as Triton does: 1 is a constant, multiples of 16 are marked."""
     values = dict(zip(kernel.arg_names, args, strict=False))
     values |= {name: value for name, value in kwargs.items() if name in kernel.arg_names}
     options = {name: value for name, value in kwargs.items() if name not in values}
@@ -144,7 +144,7 @@ def compile_launch(launch: Launch, arch: int) -> CompiledReport:
     """Compile for compute capability `arch` (80, 90, 100); no GPU or driver is needed.
 
     Raises:
-        RuntimeError: the disassembler failed, or its output is not understood.
+        RuntimeError: the disassembler failed, or its output has an unknown format.
     """
     places = {name: place for place, name in enumerate(launch.signature)}
     compiled = triton.compile(
@@ -170,7 +170,7 @@ def _read_cubin(cubin: bytes, shared_bytes: int) -> CompiledReport:
     families = re.findall(_OPCODE, code, re.MULTILINE)
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     if found is None or not families:
-        raise RuntimeError(f"{cuobjdump} gave no resource usage or no code: {usage[:200]}")
+        raise RuntimeError(f"{cuobjdump} printed no resource usage or no code: {usage[:200]}")
     return CompiledReport(
         num_registers=int(found[1]),
         spill_bytes=int(found[2]),
@@ -184,13 +184,13 @@ def _read_cubin(cubin: bytes, shared_bytes: int) -> CompiledReport:
 
 
 def spills_in_loops(code: str) -> int:
-    """Count the loads and stores of spilled registers in loops that hold no other loop.
+    """Count the loads and stores of spilled registers in loops that contain no other loop.
 
-    A value that is kept in memory across a loop costs nothing; newer assemblers do that to let more
-    programs be resident.
+    A value that is kept in memory across a loop costs nothing; newer assemblers do that so that
+    more programs can be resident.
 
     Args:
-        code: What the disassembler printed.
+        code: Output of the disassembler.
     """
     lines = [(int(address, 16), text) for address, text in _INSTRUCTION.findall(code)]
     jumps = [(int(to[1], 16), at) for at, text in lines if (to := _JUMP.search(text))]

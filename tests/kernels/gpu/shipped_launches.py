@@ -1,6 +1,6 @@
-"""Every Triton kernel as the models we ship for launch it, ready to be compiled without a GPU.
+"""Launches of every Triton kernel for the models that we support, to compile without a GPU.
 
-The launchers themselves run, on tensors without data, so what is compiled is what would run.
+The launchers themselves run on tensors without data, so the compiled kernels are the real ones.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from batchmill.kernels.gpu.write_kv import write_kv_kernel, write_kv_triton
 
 from .launches import Launch, record_launches
 
-#: Every kernel there is.
+#: All kernels.
 KERNELS = (
     plan_decode_kernel,
     decode_attention_kernel,
@@ -66,7 +66,7 @@ KERNELS = (
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """What of a model the kernels see."""
+    """The sizes of a model that the kernels see."""
 
     name: str
     num_heads: int
@@ -78,7 +78,7 @@ class ModelShape:
     kv_dtype: torch.dtype = torch.bfloat16
 
 
-#: One for each branch of the tuning table and of the attention kernels, named for a model.
+#: One per branch of the tuning table and of the attention kernels, named for a model.
 ATTENTION_SHAPES = (
     ModelShape("Llama-3.1-8B, Qwen3-8B", 32, 8, 128),
     ModelShape("Llama-3.1-8B, fp8 cache", 32, 8, 128, kv_dtype=torch.float8_e4m3fn),
@@ -98,7 +98,7 @@ ATTENTION_SHAPES = (
     ModelShape("Gemma-7B, float32", 16, 16, 256, dtype=torch.float32, kv_dtype=torch.float32),
 )
 _HIDDEN_SIZES = (576, 16384)
-#: Rows of one program's registers, and one that is read twice (Llama-3.1-70B's feed-forward).
+#: Rows that fit a program's registers, and one that is read twice (Llama-3.1-70B's feed-forward).
 _FP8_SIZES = (576, 4096, 14336, 28672)
 _VOCAB_SIZE = 151936
 _NUM_TOKENS = 64
@@ -106,14 +106,14 @@ _NUM_TOKENS = 64
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A launch and the shape that asked for it."""
+    """A launch and the name of its shape."""
 
     label: str
     launch: Launch
 
 
 def shipped_variants(arch: int) -> list[Variant]:
-    """All launches to be looked at on compute capability `arch`, each different one once."""
+    """Return all launches to check on compute capability `arch`, without repetitions."""
     seen = set()
     variants = []
     for variant in _all_variants(arch):

@@ -1,4 +1,4 @@
-"""Triton attention against the float64 reference: on a GPU, or interpreted where there is none."""
+"""Triton attention against the float64 reference: on a GPU, or interpreted without one."""
 
 # Triton traces its kernels: no Python annotation would be true of their arguments.
 # mypy: allow-untyped-defs
@@ -42,7 +42,7 @@ def share_out_kernel(firsts, stops, holders, total):
 
 os.environ.pop("TRITON_INTERPRET", None)
 
-#: float32: sums of some hundred products of order 1 in another order. float16 and bfloat16: the
+#: float32: sums of about a hundred products of order 1 in another order. float16 and bfloat16: the
 #: softmax weights and the result are rounded to 11 and 8 bits.
 TOLERANCE = {torch.float32: 4e-6, torch.float16: 3e-3, torch.bfloat16: 2.5e-2}
 
@@ -55,7 +55,7 @@ def _interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _fresh_memory_is_poisoned() -> Iterator[None]:
-    """torch.empty returns NaN (and the largest integers) instead of whatever lay there."""
+    """Make torch.empty return NaN (and the largest integers) instead of old contents."""
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -111,7 +111,7 @@ def make_case(
     block_size: int = 16,
     dtype: torch.dtype = torch.float32,
 ) -> Case:
-    """Shuffled blocks; every slot that holds no token, of used blocks too, is NaN."""
+    """Return a case with shuffled blocks; every slot without a token is NaN."""
     generator = torch.Generator().manual_seed(1000 * len(query_lens) + sum(seq_lens))
     needed = [-(-length // block_size) for length in seq_lens]
     order = torch.randperm(sum(needed) + 2, generator=generator).tolist()
@@ -201,7 +201,7 @@ def test_a_window_hides_older_keys(window: int) -> None:
 
 
 @pytest.mark.parametrize("num_programs", [1, 2, 13, 64])
-def test_any_number_of_programs_gives_the_same_attention(num_programs: int) -> None:
+def test_any_number_of_programs_has_the_same_attention(num_programs: int) -> None:
     case = make_case([1, 1, 1], [500, 30, 190], num_kv_heads=2, group=2)
     assert_close(case.run(num_programs=num_programs), case.want())
 
@@ -212,7 +212,7 @@ def test_the_default_number_of_programs_matches() -> None:
 
 
 @pytest.mark.parametrize(("total", "num_programs"), [(0, 3), (1, 3), (7, 3), (9, 3), (256, 396)])
-def test_programs_share_all_tiles_out_to_within_one(total: int, num_programs: int) -> None:
+def test_shares_of_programs_differ_by_one_tile_at_most(total: int, num_programs: int) -> None:
     firsts, stops = (torch.empty(num_programs, dtype=torch.int32, device=DEVICE) for _ in "ab")
     holders = torch.full((total + 1,), -1, dtype=torch.int32, device=DEVICE)
     share_out_kernel[(num_programs,)](firsts, stops, holders, total)
@@ -237,7 +237,7 @@ def test_padding_rows_become_zero_and_change_nothing_else() -> None:
     assert_close(got[[0, 2]], real.want())
 
 
-def test_a_batch_of_padding_alone_becomes_zero() -> None:
+def test_a_batch_of_only_padding_becomes_zero() -> None:
     case = make_case([1, 1], [16, 16])
     case.seq_lens.zero_()
     assert torch.equal(case.run(), torch.zeros_like(case.q))
@@ -295,7 +295,7 @@ def test_an_eight_bit_cache_is_read_with_its_scales() -> None:
     assert_close(stored.run(k_scale=0.5, v_scale=0.25), seen.want())
 
 
-def test_other_shipped_tiles_give_the_same_attention() -> None:
+def test_other_shipped_tiles_have_the_same_attention() -> None:
     case = make_case(MIXED_QUERY_LENS, MIXED_SEQ_LENS, head_dim=128, dtype=torch.float16)
     for arch in (80, 89):
         assert_close(case.run(tuning=attention_tuning(arch, 128, 2)), case.want())

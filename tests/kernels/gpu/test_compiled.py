@@ -1,4 +1,4 @@
-"""Every shipped Triton kernel compiled, without a GPU: no spills, and the hardware it is for."""
+"""Every shipped Triton kernel, compiled without a GPU: spills, registers, instructions."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from batchmill.kernels.gpu.attention_tuning import attention_tuning, shared_memo
 
 TABLE = Path(__file__).parents[2] / "bench" / "kernel_table.py"
 ARCHITECTURES = (80, 90, 100)
-#: Registers of one multiprocessor, and what it has of shared memory beside a program's own limit.
-REGISTERS_AN_SM = 65536
+#: Registers of a multiprocessor, and the shared memory that it reserves per program.
+REGISTERS_PER_SM = 65536
 RESERVED_KIB = 1
-#: What prefill has to reach; without it the kernel is right and several times too slow.
+#: The instruction that prefill must use; without it the kernel is correct but several times slower.
 MATRIX_INSTRUCTION = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
 
 Row = dict[str, Any]
@@ -33,7 +33,7 @@ def arch(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture(scope="module")
 def rows(arch: int) -> list[Row]:
-    """What each kernel became, from a process that does not interpret kernels."""
+    """Return the compiled kernels' figures, from a process that does not interpret them."""
     pytest.importorskip("triton", reason="triton is not installed; `make setup` installs it")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, str(TABLE), "--json", "--arch", str(arch)]
@@ -56,7 +56,7 @@ def test_every_kernel_compiles(arch: int, rows: list[Row]) -> None:
     assert len({row["kernel"] for row in rows}) == (14 if arch >= 89 else 12)
 
 
-def test_no_kernel_spills_registers_where_it_costs_time(rows: list[Row]) -> None:
+def test_no_kernel_spills_registers_in_its_loops(rows: list[Row]) -> None:
     # float32 attention sits at the limit of 255: Triton 3.7.1 spills four of them on sm_80.
     looping = [row for row in rows if row["num_spills_in_loops"] and "float32" not in row["shape"]]
     assert not names(looping)
@@ -64,7 +64,7 @@ def test_no_kernel_spills_registers_where_it_costs_time(rows: list[Row]) -> None
     assert not names([row for row in rows if row["spill_bytes"] > 16])
 
 
-def test_spills_count_in_innermost_loops_alone() -> None:
+def test_spills_are_counted_in_innermost_loops_only() -> None:
     pytest.importorskip("triton", reason="triton is not installed; `make setup` installs it")
     from .launches import spills_in_loops
 
@@ -116,13 +116,13 @@ def test_all_programs_of_decode_are_resident_at_once(arch: int, rows: list[Row])
         tuning = attention_tuning(arch, row["constants"]["HEAD_DIM"], row["kv_bytes"]).decode
         registers = tuning.programs_per_sm * row["num_warps"] * 32 * row["num_registers"]
         shared = tuning.programs_per_sm * (row["shared_bytes"] / 1024 + RESERVED_KIB)
-        if registers > REGISTERS_AN_SM or shared > shared_memory_kib(arch) + RESERVED_KIB:
+        if registers > REGISTERS_PER_SM or shared > shared_memory_kib(arch) + RESERVED_KIB:
             crowded.append(row)
     assert not names(crowded)
 
 
 def test_elementwise_kernels_leave_room_for_many_warps(rows: list[Row]) -> None:
-    """64 registers a thread let half of a multiprocessor's warps be resident."""
+    """With 64 registers per thread half of a multiprocessor's warps can be resident."""
     kernels = {"write_kv_kernel", "apply_rope_kernel", "rope_and_cache_kernel", "rms_norm_kernel"}
     kernels |= {"gated_activation_kernel", "quantize_fp8_kernel", "sample_pick_kernel"}
     assert not names(
@@ -138,16 +138,16 @@ def test_smaller_gpus_get_tiles_for_their_shared_memory() -> None:
         assert small.prefill.tile_tokens < large.prefill.tile_tokens
 
 
-def test_the_table_of_errors_has_every_face_of_every_op_within_its_rounding() -> None:
+def test_the_errors_of_every_backend_of_every_op_are_within_rounding() -> None:
     pytest.importorskip("triton", reason="triton is not installed; `make setup` installs it")
     command = [sys.executable, str(TABLE.with_name("kernel_errors.py"))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     errors = json.loads(done.stdout)
-    drawn = errors.pop("sample")
-    assert all(backend == {"fp32": 0.0} for backend in drawn.values())
+    sampled = errors.pop("sample")
+    assert all(backend == {"fp32": 0.0} for backend in sampled.values())
     on_host = {"numpy", "cpp"} if cpp_is_usable() else {"numpy"}
-    assert drawn.keys() == ({"triton"} if torch.cuda.is_available() else {"triton", *on_host})
+    assert sampled.keys() == ({"triton"} if torch.cuda.is_available() else {"triton", *on_host})
     assert {op for op, backends in errors.items() if {"reference", "triton"} <= set(backends)} == {
         "paged_attention",
         "rope_and_cache",

@@ -1,4 +1,4 @@
-"""The Triton kernels that quantize against the reference: GPU, or interpreted."""
+"""The quantizing Triton kernels against the reference: on a GPU, or interpreted."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def normal(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def rounds_alike(x: Tensor) -> Tensor:
-    """Where the interpreter rounds to eight bits as a GPU does.
+    """Return where the interpreter rounds to eight bits as a GPU does.
 
-    It takes ties upwards, loses carries (1.99 becomes 1, not 2), and rounds numbers below 2**-6
-    twice.
+    The interpreter rounds ties up, loses carries (1.99 becomes 1, not 2), and rounds numbers below
+    2**-6 twice.
     """
     most = x.float().abs().amax(dim=1, keepdim=True)
     mantissa, exponent = torch.frexp(x.float() * (torch.full_like(most, 448) / most))
@@ -68,7 +68,7 @@ def assert_same(got: Fp8Rows, want: Fp8Rows, x: Tensor) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", SIZES)
-def test_numbers_and_scales_are_the_plain_truths_to_the_bit(size: int, dtype: torch.dtype) -> None:
+def test_numbers_and_scales_equal_the_references_to_the_bit(size: int, dtype: torch.dtype) -> None:
     x = normal(6, size, dtype=dtype)
     x[1], x[2] = 0, x[2] * 1e-4
     x[3] *= 1e4 if dtype == torch.float16 else 1e30
@@ -79,7 +79,7 @@ def test_numbers_and_scales_are_the_plain_truths_to_the_bit(size: int, dtype: to
 
 
 @pytest.mark.parametrize("size", [32, 20016])
-def test_numbers_that_have_eight_bits_already_come_back(size: int) -> None:
+def test_numbers_that_have_eight_bits_are_unchanged(size: int) -> None:
     x = normal(4, size).clamp(-3, 3).to(torch.float8_e4m3fn).float()
     x[:, 0] = torch.tensor([448.0, -448.0, 448.0, -448.0])
     powers = torch.tensor([[1.0], [2.0**-9], [2.0**20], [2.0**-60]], device=DEVICE)
@@ -89,7 +89,7 @@ def test_numbers_that_have_eight_bits_already_come_back(size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [48, 20016])
-def test_a_row_that_is_not_finite_touches_no_other(size: int) -> None:
+def test_a_row_that_is_not_finite_does_not_affect_others(size: int) -> None:
     x = normal(5, size)
     clean = quantize_fp8(x, backend="triton")
     x[1, 3], x[2, 0], x[4, size - 1] = math.nan, math.inf, -math.inf
@@ -100,7 +100,7 @@ def test_a_row_that_is_not_finite_touches_no_other(size: int) -> None:
     assert torch.equal(scales[[0, 3]], clean.scales[[0, 3]])
 
 
-def test_rows_apart_from_each_other_and_none_at_all() -> None:
+def test_rows_with_gaps_and_empty_batches() -> None:
     wide = normal(5, 100)
     part = wide[:, 3:51]
     assert_same(quantize_fp8(part, backend="triton"), quantize_fp8(part, backend="reference"), part)
@@ -108,7 +108,7 @@ def test_rows_apart_from_each_other_and_none_at_all() -> None:
     assert (list(values.shape), list(scales.shape)) == ([0, 48], [0, 1])
 
 
-def test_a_product_of_what_it_quantizes_is_the_plain_truths() -> None:
+def test_a_product_of_quantized_rows_equals_the_references() -> None:
     weight, bias = normal(48, 96).bfloat16(), normal(48).bfloat16()
     x = normal(7, 96).clamp(-3, 3).to(torch.float8_e4m3fn).bfloat16()
     x[:, 0] = 448
@@ -126,7 +126,7 @@ def assert_equal(got: Fp8Rows, want: Fp8Rows) -> None:
 @pytest.mark.parametrize("backend", ["triton", "reference"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", [16, 96, 4112])
-def test_a_norm_that_quantizes_is_the_norm_and_then_the_quantization(
+def test_a_quantizing_norm_equals_the_norm_then_the_quantization(
     size: int, dtype: torch.dtype, backend: Backend
 ) -> None:
     x, weight = normal(7, size, dtype=dtype), normal(size, dtype=dtype)
@@ -143,7 +143,7 @@ def test_a_norm_that_quantizes_is_the_norm_and_then_the_quantization(
     assert torch.equal(residual.nan_to_num(), summed.nan_to_num())
 
 
-def test_a_norm_by_a_float32_weight_quantizes_what_is_rounded_to_the_dtype() -> None:
+def test_a_norm_by_a_float32_weight_quantizes_rounded_numbers() -> None:
     x, weight = normal(5, 96, dtype=torch.float16), normal(96)
     normed = rms_norm(x, weight, 1e-6, backend="triton")
     assert normed.dtype == torch.float16
@@ -155,7 +155,7 @@ def test_a_norm_by_a_float32_weight_quantizes_what_is_rounded_to_the_dtype() -> 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", [16, 1504, 20016])
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
-def test_a_gate_that_quantizes_is_the_gate_and_then_the_quantization(
+def test_a_quantizing_gate_equals_the_gate_then_the_quantization(
     activation: Literal["silu", "gelu_tanh"], size: int, dtype: torch.dtype, backend: Backend
 ) -> None:
     gate_up = normal(4, 2 * size, dtype=dtype)
@@ -165,7 +165,7 @@ def test_a_gate_that_quantizes_is_the_gate_and_then_the_quantization(
     assert_equal(gated_activation_fp8(gate_up, activation=activation, backend=backend), want)
 
 
-def test_fused_kernels_keep_what_is_not_finite_in_its_row() -> None:
+def test_fused_kernels_keep_nan_and_infinity_in_their_row() -> None:
     gate_up, clean = normal(4, 2 * 48), normal(4, 2 * 48)
     gate_up[1, 50], gate_up[2, 3] = math.nan, math.nan
     got = gated_activation_fp8(gate_up, activation="silu", backend="triton")
@@ -176,7 +176,7 @@ def test_fused_kernels_keep_what_is_not_finite_in_its_row() -> None:
         assert torch.equal(got.values[row].float(), want.values[row].float())
 
 
-def test_products_take_rows_that_are_quantized_already() -> None:
+def test_products_take_quantized_rows() -> None:
     weight, x = normal(48, 96).bfloat16(), normal(5, 96).bfloat16()
     for linear in (Fp8Linear(weight, None, backend="reference"), Fp8Reference(weight, None)):
         assert torch.equal(linear(quantize_fp8(x, backend="reference")), linear(x))

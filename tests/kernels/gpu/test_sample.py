@@ -1,4 +1,4 @@
-"""Triton sampler against the reference: on a GPU where there is one, else interpreted."""
+"""Triton sampler against the reference: on a GPU, or interpreted without one."""
 
 # Triton traces its kernels: no Python annotation would be true of their arguments.
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -60,7 +60,7 @@ def batch(num_rows: int, seed: int = 0) -> dict[str, Tensor]:
 
 
 def floors_of(rows: dict[str, Tensor]) -> list[float]:
-    """The smallest scaled logit that each row keeps."""
+    """Return the smallest scaled logit that each row keeps."""
     num_rows = len(rows["logits"])
     floors = torch.empty(num_rows, dtype=torch.int32, device=DEVICE)
     candidates = torch.empty(num_rows, MAX_CANDIDATES, device=DEVICE)
@@ -77,7 +77,7 @@ def assert_same_tokens(rows: dict[str, Tensor]) -> None:
     assert torch.equal(sample_triton(**rows), sample(**rows, backend="reference"))
 
 
-def test_noise_is_the_references_up_to_its_last_places() -> None:
+def test_noise_equals_the_references_up_to_the_last_places() -> None:
     count = 8192
     out = torch.empty(count, device=DEVICE)
     seed = torch.tensor([-(2**61) - 12345], device=DEVICE)
@@ -110,8 +110,8 @@ def test_ties_at_the_floor_are_all_kept() -> None:
     assert_same_tokens(rows)
 
 
-def test_more_kept_tokens_than_are_gathered_match() -> None:
-    """Many tie with the last kept one, k is large, or no token stands out."""
+def test_rows_that_keep_more_tokens_than_are_gathered_match() -> None:
+    """Many tokens tie with the last kept one, k is large, or no token stands out."""
     rows = batch(6, seed=7)
     rows["logits"][:3] = (rows["logits"][:3] > -1).float()  # some 5,600 ones
     rows["top_k"][:] = torch.tensor([10, 10, 0, 6000, 6000, 0])
@@ -129,7 +129,7 @@ def test_extreme_temperatures_match(temperature: float) -> None:
 
 
 def test_kept_tokens_are_those_that_a_sort_keeps() -> None:
-    """The floor itself, over rows as models give them: few likely tokens, and a long tail."""
+    """The floor itself, over rows like a model's: few likely tokens and a long tail."""
     rows = batch(8, seed=9)
     rows["logits"] = (rows["logits"] * rows["logits"].abs()).to(torch.bfloat16).float()
     rows["top_k"][:] = torch.tensor([20, 1, 5000, 0, 0, 20, 300, 4096])
@@ -155,7 +155,7 @@ def test_greedy_takes_the_lowest_of_equal_tokens() -> None:
     assert sample_triton(**rows).tolist() == [4099]
 
 
-def test_forbidden_tokens_are_never_drawn() -> None:
+def test_forbidden_tokens_are_never_sampled() -> None:
     rows = batch(4, seed=3)
     allowed = [7, 5000, 9000]
     kept = rows["logits"][:, allowed]
@@ -166,7 +166,7 @@ def test_forbidden_tokens_are_never_drawn() -> None:
     assert set(sample_triton(**rows).tolist()) <= set(allowed)
 
 
-def test_a_row_without_numbers_gives_a_valid_token_and_disturbs_no_other() -> None:
+def test_a_row_of_nan_gets_a_valid_token_and_does_not_affect_others() -> None:
     rows = batch(4, seed=4)
     rows["top_k"][1] = 10
     want = sample_triton(**rows)

@@ -1,4 +1,4 @@
-"""Triton norm, rotary, SiLU and cache write against the references: GPU, or interpreted."""
+"""Triton norm, rotary, SiLU and cache write against the references: on a GPU, or interpreted."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_norms_by_a_float32_weight_match() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("head_dim", "rotary_dim"), [(64, 64), (80, 32), (96, 96)])
-def test_apply_rope_matches_and_leaves_the_rest(
+def test_apply_rope_matches_and_does_not_change_other_numbers(
     head_dim: int, rotary_dim: int, dtype: torch.dtype
 ) -> None:
     fused = normal(5, 11, head_dim, dtype=dtype)
@@ -132,7 +132,7 @@ def caches(head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("head_dim", [64, 80])
-def test_write_kv_fills_its_slots_and_no_other(head_dim: int, dtype: torch.dtype) -> None:
+def test_write_kv_fills_its_slots_and_no_others(head_dim: int, dtype: torch.dtype) -> None:
     fused = normal(5, 6, head_dim, dtype=dtype)
     key, value = fused[:, 1:3], fused[:, 4:6]
     slots = torch.tensor(SLOTS, device=DEVICE)
@@ -172,7 +172,7 @@ def test_an_eight_bit_cache_holds_scaled_and_saturated_numbers() -> None:
     ],
     ids=str,
 )
-def test_the_fused_step_equals_norm_rotation_and_write_one_after_another(
+def test_the_fused_step_equals_the_separate_ops(
     head_dim: int, rotary_dim: int, norms: bool, dtype: torch.dtype
 ) -> None:
     num_heads, num_kv_heads = 7, 2

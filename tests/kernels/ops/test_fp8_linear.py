@@ -1,4 +1,4 @@
-"""Products in eight-bit floats: the reference against float64, torch's product against that."""
+"""Products in eight-bit floats: the reference against float64, torch's product against it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from batchmill.kernels.ops.fp8_quantize import quantize_fp8
 from batchmill.kernels.reference.fp8_rows import FP8
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-#: (out, in): one tile of 16, odd multiples of it, more columns than are quantized at once.
+#: (out, in): one tile of 16, odd multiples, more columns than are quantized at once.
 SHAPES = [(16, 16), (48, 80), (96, 576), (112, 1520), (4112, 32)]
 
 
@@ -27,7 +27,7 @@ def normal(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def with_outliers(num_rows: int, size: int) -> Tensor:
-    """Rows with a few large values, one of zeros, one too small to have a scale, one huge."""
+    """Return rows with a few large values; one is zero, one too small for a scale, one huge."""
     x = normal(num_rows, size)
     x[:, 0] *= 100
     if num_rows > 6:
@@ -66,7 +66,7 @@ def test_a_row_that_is_not_finite_has_the_scale_nan_and_zeros() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_the_plain_truth_is_the_product_of_what_is_stored(
+def test_the_reference_multiplies_the_stored_numbers(
     shape: tuple[int, int], dtype: torch.dtype
 ) -> None:
     weight, bias = normal(*shape).to(dtype), normal(shape[0]).to(dtype)
@@ -91,13 +91,13 @@ def test_a_product_is_near_the_unquantized_one() -> None:
     weight, x = normal(304, 1536), normal(20, 1536)
     want = x @ weight.T
     error = (make_fp8_linear(weight, backend="reference")(x) - want).pow(2).mean().sqrt()
-    # Both factors are off by a thirtieth at most, and evenly: 2**-4 / sqrt(3) for each at worst.
+    # Both factors are wrong by a thirtieth at most, uniformly: 2**-4 / sqrt(3) each at worst.
     assert 0 < error / want.pow(2).mean().sqrt() < 0.05
 
 
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_torchs_product_takes_these_layouts_and_gives_the_plain_truth(
+def test_torchs_product_takes_these_layouts_and_equals_the_reference(
     shape: tuple[int, int], with_bias: bool
 ) -> None:
     weight = normal(*shape).bfloat16()
@@ -114,7 +114,7 @@ def test_torchs_product_takes_these_layouts_and_gives_the_plain_truth(
         assert bool(((got.float() - want.float()).abs() <= allowed).all())
 
 
-def test_a_row_that_is_not_finite_is_nan_and_the_others_are_as_without_it() -> None:
+def test_a_row_that_is_not_finite_yields_nan_and_does_not_affect_others() -> None:
     weight, bias = normal(80, 128).bfloat16(), normal(80).bfloat16()
     spoilt = torch.zeros(40, dtype=torch.bool)
     spoilt[[0, 17, 39]] = True
@@ -128,7 +128,7 @@ def test_a_row_that_is_not_finite_is_nan_and_the_others_are_as_without_it() -> N
         assert torch.equal(got[~spoilt], want[~spoilt])
 
 
-def test_a_row_is_quantized_the_same_in_whatever_batch_it_is() -> None:
+def test_a_row_is_quantized_the_same_in_any_batch() -> None:
     x = normal(70, 576).bfloat16()
     whole = quantize_fp8(x, backend="reference")
     for row in (0, 5, 33, 69):
@@ -137,13 +137,13 @@ def test_a_row_is_quantized_the_same_in_whatever_batch_it_is() -> None:
         assert torch.equal(alone.scales, whole.scales[row : row + 1])
 
 
-def test_a_quantized_weight_takes_a_byte_a_number_and_one_scale_a_column() -> None:
+def test_a_quantized_weight_takes_a_byte_per_number_and_a_scale_per_column() -> None:
     linear = Fp8Linear(torch.zeros(640, 1024), None)
     tensors = [each for each in vars(linear).values() if isinstance(each, Tensor)]
     assert sum(each.nbytes for each in tensors) == 640 * 1024 + 4 * 640
 
 
-def test_on_a_gpu_the_call_meets_what_torch_checks_there() -> None:
+def test_on_a_gpu_the_call_passes_the_checks_of_torch() -> None:
     # Tensors without data: torch applies the rules of its GPU product to them.
     linear = Fp8Linear(torch.zeros(4112, 32, device="meta").bfloat16(), None, backend="reference")
     for num_rows in (1, 2, 17):
@@ -151,9 +151,9 @@ def test_on_a_gpu_the_call_meets_what_torch_checks_there() -> None:
         assert (list(out.shape), out.dtype) == ([num_rows, 4112], torch.bfloat16)
 
 
-def test_what_cannot_be_multiplied_is_refused_by_name() -> None:
+def test_weights_that_cannot_be_multiplied_are_refused_by_name() -> None:
     for weight, message in (
-        (torch.zeros(16, 16).double(), "float32, bfloat16 or float16 ones, got torch.float64"),
+        (torch.zeros(16, 16).double(), "must be float32, bfloat16 or float16, got torch.float64"),
         (torch.zeros(16, 40), r"the weight is \[16, 40\], and fp8 products need multiples of 16"),
         (torch.zeros(24, 16), r"the weight is \[24, 16\], and fp8 products need multiples of 16"),
     ):

@@ -1,4 +1,4 @@
-"""Int8 products: the integers of the plain-torch reference on each instruction set, row by row."""
+"""Int8 products: the integers of the reference on each instruction set, row by row."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from batchmill.kernels.ops.int8_linear import (
 )
 
 isas = pytest.mark.parametrize("isa", supported_isas(), ids=lambda isa: isa.name)
-#: (out, in): whole panels and not; blocks of 64, 16, 2 and 1; lanes that are not full; two slices.
+#: (out, in): whole and partial panels; blocks of 64, 16, 2 and 1; partial lanes; two slices.
 SHAPES = [(64, 64), (100, 48), (130, 66), (5, 7), (70, 2112)]
 
 
@@ -31,7 +31,7 @@ def library(isa: Isa) -> ctypes.CDLL:
 
 
 def with_outliers(num_rows: int, size: int) -> torch.Tensor:
-    """Rows with a few large values, one of zeros, one too small to have a step, one huge."""
+    """Return rows with a few large values; one is zero, one too small for a step, one huge."""
     x = torch.randn(num_rows, size)
     x[:, 0] *= 100
     if num_rows > 6:
@@ -42,7 +42,7 @@ def with_outliers(num_rows: int, size: int) -> torch.Tensor:
 @isas
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_products_equal_the_plain_truth_to_the_bit(
+def test_products_equal_the_reference_to_the_bit(
     isa: Isa, dtype: torch.dtype, shape: tuple[int, int]
 ) -> None:
     torch.manual_seed(0)
@@ -56,7 +56,7 @@ def test_products_equal_the_plain_truth_to_the_bit(
 
 
 @isas
-def test_half_precision_bias_and_float32_results_are_right(isa: Isa) -> None:
+def test_half_precision_bias_and_float32_results_are_correct(isa: Isa) -> None:
     torch.manual_seed(0)
     weight, bias = torch.randn(70, 96).half(), torch.randn(70)
     linear, reference = Int8Linear([weight], [bias], library(isa)), Int8Reference(weight, bias)
@@ -79,7 +79,7 @@ def test_gated_product_multiplies_silu_of_the_gate_with_the_other_part(isa: Isa)
 
 @isas
 def test_the_largest_sums_of_the_longest_rows_are_exact(isa: Isa) -> None:
-    # All products have the largest magnitude, one sign a column: past 2^24, where float32 rounds.
+    # All products have the largest magnitude and one sign per column: past 2^24, float32 rounds.
     weight = torch.ones(2, 133_120)
     weight[1] = -1
     x = torch.ones(1, 133_120)
@@ -98,7 +98,7 @@ def test_the_largest_sums_of_the_longest_rows_are_exact(isa: Isa) -> None:
 
 
 @isas
-def test_a_row_that_is_not_finite_is_nan_and_the_others_are_as_without_it(isa: Isa) -> None:
+def test_a_row_that_is_not_finite_yields_nan_and_does_not_affect_others(isa: Isa) -> None:
     torch.manual_seed(0)
     linear = Int8Linear([torch.randn(80, 128)], [torch.randn(80)], library(isa))
     x = torch.randn(40, 128)
@@ -113,7 +113,7 @@ def test_a_row_that_is_not_finite_is_nan_and_the_others_are_as_without_it(isa: I
 
 
 @isas
-def test_a_row_is_the_same_to_the_bit_in_whatever_batch_it_is(isa: Isa) -> None:
+def test_a_row_is_the_same_to_the_bit_in_any_batch(isa: Isa) -> None:
     torch.manual_seed(0)
     linear = Int8Linear([torch.randn(192, 576).bfloat16()], [torch.randn(192)], library(isa))
     x = torch.randn(70, 576).bfloat16()
@@ -143,12 +143,12 @@ def test_a_product_is_near_the_unquantized_one_despite_large_values() -> None:
     assert error < 0.02
 
 
-def test_a_quantized_weight_takes_a_byte_a_number_and_two_more_lanes_a_column() -> None:
+def test_a_quantized_weight_takes_a_byte_per_number_and_two_lanes_per_column() -> None:
     weight = torch.zeros(640, 1024)
     assert Int8Linear([weight], [None]).packed.nbytes == weight.numel() + 640 * 8
 
 
-def test_what_cannot_be_quantized_is_refused_by_name() -> None:
+def test_weights_that_cannot_be_quantized_are_refused_by_name() -> None:
     for weight, message in (
         (torch.zeros(4, 4).double(), "float32, bfloat16 or float16 weights; got torch.float64"),
         (torch.zeros(2, 133_145), "133145 input features; with more than 133144"),

@@ -14,13 +14,13 @@ from batchmill.kernels.cpu.isa import Isa, supported_isas
 from batchmill.kernels.cpu.library import load_library
 from batchmill.kernels.ops.linear import PackedLinear, is_packable, make_linear
 
-#: The instruction sets named for VNNI differ from the next one in int8 products only.
+#: Instruction sets with VNNI differ from the next ones in int8 products only.
 ISAS_OF_FLOATS = [isa for isa in supported_isas() if not isa.name.endswith("_vnni")]
 isas = pytest.mark.parametrize("isa", ISAS_OF_FLOATS, ids=lambda isa: isa.name)
-#: (out, in): panels that are whole and not, sizes below a vector, more than one slice along k.
+#: (out, in): whole and partial panels, sizes below a vector, more than one slice along k.
 SHAPES = [(64, 64), (100, 66), (5, 6), (576, 1536), (130, 2)]
-#: Relative to the largest result. float32: up to 1536 roundings of 2^-24, one after another, which
-#: mostly cancel; bf16 is rounded once more, at the end, to 2^-9.
+#: Relative to the largest result. float32: up to 1536 successive roundings of 2^-24, which mostly
+#: cancel; bf16 is rounded once more at the end, to 2^-9.
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 5e-3}
 
 
@@ -69,7 +69,7 @@ def test_gated_linear_multiplies_silu_of_the_gate_with_the_other_part(isa: Isa) 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_make_linear_always_gives_one_that_is_right(dtype: torch.dtype) -> None:
+def test_make_linear_always_returns_a_correct_product(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     weight, bias, x = torch.randn(40, 33), torch.randn(40), torch.randn(9, 33)
     want = F.linear(x, weight, bias)
@@ -84,12 +84,12 @@ def test_cpp_is_refused_for_a_weight_that_it_cannot_multiply() -> None:
         make_linear(torch.zeros(4, 4).double(), backend="cpp")
 
 
-def test_a_backend_that_there_is_not_is_refused_with_those_that_there_are() -> None:
+def test_an_unknown_backend_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="no 'numpy' backend; it has 'cpp', 'reference', 'triton'"):
         make_linear(torch.zeros(4, 4), backend="numpy")
 
 
-def test_a_row_is_the_same_to_the_bit_in_whatever_batch_it_is() -> None:
+def test_a_row_is_the_same_to_the_bit_in_any_batch() -> None:
     torch.manual_seed(0)
     for dtype in (torch.float32, torch.bfloat16):
         weight, x = torch.randn(192, 576).to(dtype), torch.randn(70, 576).to(dtype)
@@ -115,7 +115,7 @@ def test_a_result_of_another_shape_dtype_or_layout_is_an_error() -> None:
             linear(x, out=out)
 
 
-def test_packing_holds_one_copy_of_the_weight_rounded_up_to_whole_panels() -> None:
+def test_a_packed_weight_is_one_copy_padded_to_whole_panels() -> None:
     weight = torch.zeros(576, 64)
     packed = PackedLinear([weight], [None]).packed
     assert packed.numel() * 4 == weight.numel() * 4

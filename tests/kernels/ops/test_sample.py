@@ -1,4 +1,4 @@
-"""The sampler: its distribution, what it keeps, and that a row depends on itself alone."""
+"""The sampler: its distribution, the tokens it keeps, and the independence of rows."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from batchmill.kernels.ops.dispatch import Backend
 from batchmill.kernels.ops.sample import sample
 from batchmill.kernels.reference.sample import gumbel_noise, murmur3
 
-#: The instruction sets named for VNNI differ from the next one in int8 products only.
+#: Instruction sets with VNNI differ from the next ones in int8 products only.
 ISAS_OF_FLOATS = [isa for isa in supported_isas() if not isa.name.endswith("_vnni")]
 BACKENDS = pytest.mark.parametrize("backend", ["reference", "numpy", "cpp"])
 
 
-def draw(
+def sample_rows(
     logits: Tensor,
     *,
     temperature: float | Sequence[float] = 1.0,
@@ -52,7 +52,7 @@ def draw(
 
 
 def murmur3_of_bytes(data: bytes) -> int:
-    """MurmurHash3_x86_32, seed 0, written from its definition for whole 4-byte blocks."""
+    """Return MurmurHash3_x86_32 with seed 0 of whole 4-byte blocks, by its definition."""
     mask = 0xFFFFFFFF
     state = 0
     for start in range(0, len(data), 4):
@@ -80,11 +80,11 @@ def test_noise_is_gumbel_distributed() -> None:
     noise = gumbel_noise(
         torch.arange(20)[:, None], torch.tensor([[3]]), torch.arange(50_000)[None]
     ).double()
-    # Mean is Euler's constant, variance pi^2 / 6; a million draws, four standard errors.
+    # The mean is Euler's constant, the variance pi^2 / 6; a million samples, four standard errors.
     assert abs(noise.mean().item() - 0.57722) < 4 * 1.2825 / 1000
     assert abs(noise.var().item() - math.pi**2 / 6) < 4 * 2.9 / 1000
     assert noise.isfinite().all()
-    # The tail that decides: P(g > 5) = 1 - exp(-exp(-5)).
+    # The tail decides: P(g > 5) = 1 - exp(-exp(-5)).
     share = (noise > 5).double().mean().item()
     expected = 1 - math.exp(-math.exp(-5))
     assert abs(share - expected) < 4 * math.sqrt(expected / 1e6)
@@ -93,22 +93,22 @@ def test_noise_is_gumbel_distributed() -> None:
 @pytest.mark.feature("temperature")
 @BACKENDS
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_draws_follow_the_softmax(temperature: float, backend: Backend) -> None:
-    num_draws = 20_000
+def test_samples_follow_the_softmax(temperature: float, backend: Backend) -> None:
+    num_samples = 20_000
     row = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -2.0, 1.5, -30.0])
-    # Half of the draws vary the seed, half the position, as requests and their tokens do.
-    index = torch.arange(num_draws)
+    # Half of the samples vary the seed, half the position, like requests and their tokens.
+    index = torch.arange(num_samples)
     seeds = torch.where(index % 2 == 0, index * 7_000_000_007, 99)
     positions = torch.where(index % 2 == 0, 0, index)
-    tokens = draw(
-        row.expand(num_draws, -1),
+    tokens = sample_rows(
+        row.expand(num_samples, -1),
         temperature=temperature,
         seeds=seeds,
         positions=positions,
         backend=backend,
     )
     counts = Counter(tokens.tolist())
-    expected = torch.softmax(row / temperature, 0) * num_draws
+    expected = torch.softmax(row / temperature, 0) * num_samples
     chi2 = sum((counts[i] - expected[i].item()) ** 2 / expected[i].item() for i in range(7))
     assert chi2 < 22.5  # 6 degrees of freedom: exceeded by chance once in a thousand
     assert counts[7] <= 1
@@ -119,16 +119,18 @@ def test_temperature_zero_takes_the_largest_logit_and_the_first_of_equals(
     backend: Backend,
 ) -> None:
     logits = torch.randn(9, 1001, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(draw(logits, temperature=0.0, backend=backend), logits.argmax(-1))
+    assert torch.equal(sample_rows(logits, temperature=0.0, backend=backend), logits.argmax(-1))
     logits[4, [70, 500, 900]] = 50.0
-    mixed = draw(logits, temperature=[0.0, 1.0] * 4 + [0.0], backend=backend)
+    mixed = sample_rows(logits, temperature=[0.0, 1.0] * 4 + [0.0], backend=backend)
     assert mixed[4] == 70
     assert torch.equal(mixed[::2][[0, 1, 3, 4]], logits.argmax(-1)[::2][[0, 1, 3, 4]])
 
 
-def drawn_set(row: Tensor, backend: Backend, num_draws: int = 3000, **controls: float) -> set[int]:
-    tokens = draw(row.expand(num_draws, -1), backend=backend, **controls)  # type: ignore[arg-type]
-    return set(tokens.tolist())
+def sampled_set(
+    row: Tensor, backend: Backend, num_samples: int = 3000, top_k: int = 0, top_p: float = 1.0
+) -> set[int]:
+    rows = row.expand(num_samples, -1)
+    return set(sample_rows(rows, top_k=top_k, top_p=top_p, backend=backend).tolist())
 
 
 @pytest.mark.feature("top_k")
@@ -136,12 +138,12 @@ def drawn_set(row: Tensor, backend: Backend, num_draws: int = 3000, **controls: 
 @pytest.mark.parametrize("k", [1, 2, 5])
 def test_top_k_keeps_the_k_largest(k: int, backend: Backend) -> None:
     row = torch.tensor([0.3, 1.0, -0.2, 0.9, 0.1, 0.8, 0.7])
-    assert drawn_set(row, backend, top_k=k) == set(row.topk(k).indices.tolist())
+    assert sampled_set(row, backend, top_k=k) == set(row.topk(k).indices.tolist())
 
 
 @BACKENDS
 def test_top_k_beyond_the_vocabulary_keeps_everything(backend: Backend) -> None:
-    assert drawn_set(torch.zeros(6), backend, top_k=1000) == set(range(6))
+    assert sampled_set(torch.zeros(6), backend, top_k=1000) == set(range(6))
 
 
 @pytest.mark.feature("top_p")
@@ -152,29 +154,29 @@ def test_top_k_beyond_the_vocabulary_keeps_everything(backend: Backend) -> None:
 )
 def test_top_p_keeps_the_fewest_that_reach_p(p: float, kept: set[int], backend: Backend) -> None:
     row = torch.tensor([0.15, 0.40, 0.10, 0.30, 0.05]).log()
-    assert drawn_set(row, backend, top_p=p) == (kept or set(range(5)))
+    assert sampled_set(row, backend, top_p=p) == (kept or set(range(5)))
 
 
 @BACKENDS
-def test_top_p_renormalises_over_what_top_k_kept(backend: Backend) -> None:
-    # Of the two that top-k keeps, the first has 0.4 / 0.7 = 0.57 of the mass.
+def test_top_p_renormalises_over_the_tokens_of_top_k(backend: Backend) -> None:
+    # Of the two tokens that top-k keeps, the first has 0.4 / 0.7 = 0.57 of the mass.
     row = torch.tensor([0.15, 0.40, 0.10, 0.30, 0.05]).log()
-    assert drawn_set(row, backend, top_k=2, top_p=0.5) == {1}
-    assert drawn_set(row, backend, top_k=2, top_p=0.6) == {1, 3}
+    assert sampled_set(row, backend, top_k=2, top_p=0.5) == {1}
+    assert sampled_set(row, backend, top_k=2, top_p=0.6) == {1, 3}
 
 
 @BACKENDS
-def test_tokens_level_with_the_last_kept_one_are_kept(backend: Backend) -> None:
+def test_tokens_that_tie_with_the_last_kept_one_are_kept(backend: Backend) -> None:
     row = torch.tensor([1.0, 2.0, 1.0, 1.0, -5.0])
-    assert drawn_set(row, backend, top_k=2) == {0, 1, 2, 3}
+    assert sampled_set(row, backend, top_k=2) == {0, 1, 2, 3}
 
 
 @BACKENDS
-def test_forbidden_tokens_are_never_drawn(backend: Backend) -> None:
+def test_forbidden_tokens_are_never_sampled(backend: Backend) -> None:
     row = torch.full((50,), -torch.inf)
     row[[7, 31]] = torch.tensor([-3.0, -4.0])
-    assert drawn_set(row, backend) == {7, 31}
-    assert drawn_set(row, backend, top_p=0.99, top_k=10) == {7, 31}
+    assert sampled_set(row, backend) == {7, 31}
+    assert sampled_set(row, backend, top_p=0.99, top_k=10) == {7, 31}
 
 
 @BACKENDS
@@ -187,7 +189,7 @@ def test_a_row_does_not_depend_on_the_batch(backend: Backend) -> None:
     rows = [controls[row % len(controls)] for row in range(24)]
 
     def run(order: list[int]) -> dict[int, int]:
-        tokens = draw(
+        tokens = sample_rows(
             logits[order],
             temperature=[rows[row][0] for row in order],
             top_k=[rows[row][1] for row in order],
@@ -211,7 +213,7 @@ def test_seed_and_position_fix_the_token_and_change_it(backend: Backend) -> None
     seed, position = torch.tensor([12]), torch.tensor([5])
 
     def token(seed: Tensor, position: Tensor) -> int:
-        return int(draw(row, seeds=seed, positions=position, backend=backend))
+        return int(sample_rows(row, seeds=seed, positions=position, backend=backend))
 
     first = token(seed, position)
     assert token(seed, position) == first
@@ -249,28 +251,28 @@ def test_the_backends_sample_the_same_tokens(vocab_size: int) -> None:
 def test_the_cpp_backend_takes_rows_that_lie_apart() -> None:
     wide = torch.randn(7, 300, generator=torch.Generator().manual_seed(4))
     rows = wide[:, 20:220]
-    assert torch.equal(draw(rows, backend="cpp"), draw(rows.clone(), backend="reference"))
+    assert torch.equal(
+        sample_rows(rows, backend="cpp"), sample_rows(rows.clone(), backend="reference")
+    )
 
 
 def test_a_small_change_of_the_logits_seldom_changes_the_token() -> None:
     generator = torch.Generator().manual_seed(3)
     logits = 3 * torch.randn(300, 4096, generator=generator)
     shaken = logits + 1e-3 * torch.randn(logits.shape, generator=generator)
-    assert (draw(logits) != draw(shaken)).sum() <= 3
+    assert (sample_rows(logits) != sample_rows(shaken)).sum() <= 3
 
 
 @pytest.mark.parametrize("backend", ["numpy", "cpp"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_a_row_without_a_distribution_still_gives_a_valid_id(
-    value: float, backend: Backend
-) -> None:
+def test_a_row_without_a_distribution_still_gets_a_valid_id(value: float, backend: Backend) -> None:
     logits = torch.randn(3, 100)
     logits[1] = value
     logits[2, 7] = value
     for tokens in (
-        draw(logits, backend=backend),
-        draw(logits, backend=backend, top_k=5, top_p=0.9),
-        draw(logits, backend=backend, temperature=0.0),
+        sample_rows(logits, backend=backend),
+        sample_rows(logits, backend=backend, top_k=5, top_p=0.9),
+        sample_rows(logits, backend=backend, temperature=0.0),
     ):
         assert ((tokens >= 0) & (tokens < 100)).all()
 
@@ -278,8 +280,8 @@ def test_a_row_without_a_distribution_still_gives_a_valid_id(
 def test_arguments_that_do_not_match_are_named() -> None:
     rows = torch.zeros(3, 10)
     with pytest.raises(ValueError, match="logits must be"):
-        draw(rows.double())
+        sample_rows(rows.double())
     with pytest.raises(ValueError, match=r"seeds must be \[3\] torch\.int64"):
-        draw(rows, seeds=torch.zeros(3))
+        sample_rows(rows, seeds=torch.zeros(3))
     with pytest.raises(ValueError, match=r"top_k must be \[3\].*got \[2\]"):
-        draw(rows, top_k=[1, 2])
+        sample_rows(rows, top_k=[1, 2])

@@ -49,7 +49,7 @@ def test_rms_norm_takes_heads_inside_a_fused_projection(dtype: torch.dtype) -> N
 
 
 @DTYPES
-def test_add_rms_norm_leaves_the_sum_in_the_residual(dtype: torch.dtype) -> None:
+def test_add_rms_norm_stores_the_sum_in_the_residual(dtype: torch.dtype) -> None:
     x, residual = normal(9, 48, dtype=dtype), normal(10, 48, dtype=dtype)[1:].clone()
     weight = normal(48, dtype=dtype)
     total = (x.double() + residual.double()).to(dtype)
@@ -65,7 +65,7 @@ def test_rope_rotates_pairs_by_their_angles(rotary_dim: int, dtype: torch.dtype)
     num_tokens, num_heads, head_dim = 6, 3, 80
     half = rotary_dim // 2
     angles = torch.arange(num_tokens)[:, None] * torch.linspace(0.01, 1.5, half)[None]
-    # A view, as the queries and keys of a fused projection are.
+    # A view, like the queries and keys of a fused projection.
     fused = normal(num_tokens, num_heads + 2, head_dim, dtype=dtype)
     before = fused.clone()
     apply_rope(fused[:, :num_heads], angles.cos(), angles.sin(), backend="reference")
@@ -135,7 +135,7 @@ def test_arguments_that_do_not_match_are_refused() -> None:
         write_kv(torch.zeros(2, 2, 8), torch.zeros(2, 2, 8), cache, cache, torch.arange(2).int())
 
 
-def test_a_backend_that_does_not_exist_is_named_with_those_that_do() -> None:
+def test_an_unknown_backend_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"silu_and_mul has no 'numpy' backend; it has .*'refer"):
         silu_and_mul(torch.zeros(2, 8), backend="numpy")
 
