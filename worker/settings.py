@@ -14,8 +14,8 @@ from batchmill.engine import ConfigError, EngineConfig
 from batchmill.producer.protocol import keys
 from batchmill.producer.settings import ProducerSettings
 
-#: Fields of `EngineConfig` that are no settings: the order of jobs is the queue's, and each job
-#: brings its own seed.
+#: Fields of `EngineConfig` that are not settings: the queue orders the jobs, and each job has its
+#: own seed.
 _NOT_SETTINGS = frozenset({"priority_ageing_s", "seed"})
 
 

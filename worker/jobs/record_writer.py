@@ -72,8 +72,7 @@ class RecordWriter:
             store: holds the records.
             jobs: the active jobs.
             config: how often to write.
-            read_loop_count: iterations of the engine's loop. Leases are renewed only while it
-                grows.
+            read_loop_count: iterations of the engine's loop; see `LeaseRenewal`.
             set_paused: pauses or continues generation.
             settle: takes each job once, after its last write.
             on_fatal: called if the thread fails, because then no job would ever end.
