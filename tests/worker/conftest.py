@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store.job_store import JobStore
 from batchmill.producer.store.submission import prepare
 from batchmill.worker.engine_host.stub_engine import stub_text, stub_token
+
+from ..conftest import RedisServer
 
 _RUN = (
     "import sys; from batchmill.worker.consumer.run_worker import run_worker; "
@@ -132,7 +135,7 @@ class Mill:
         """Wait until jobs have ended and return their records."""
         for job_id in job_ids:
             self.wait_for(
-                lambda job_id=job_id: self.state(job_id).is_terminal,  # type: ignore[misc]
+                partial(self._is_terminal, job_id),
                 f"the end of {job_id}",
                 timeout_s=timeout_s,
             )
@@ -166,11 +169,28 @@ class Mill:
         self.celery.close()
         self.store.close()
 
+    def _is_terminal(self, job_id: str) -> bool:
+        return self.state(job_id).is_terminal
+
     @staticmethod
     def _has_ended(worker: WorkerProcess) -> bool:
         if worker.process.poll() is not None:
             pytest.fail(f"{worker.name} ended at its start:\n{worker.log[-6000:]}")
         return False
+
+
+def stored_result(record: JobRecord) -> dict[str, Any]:
+    """Return the result in a record."""
+    assert record.result is not None
+    result: dict[str, Any] = json.loads(record.result)
+    return result
+
+
+def stored_error(record: JobRecord) -> dict[str, Any]:
+    """Return the error in a record."""
+    assert record.error is not None
+    error: dict[str, Any] = json.loads(record.error)
+    return error
 
 
 def expected_tokens(prompt: str, num_tokens: int, seed: int = 7) -> list[int]:
@@ -186,7 +206,7 @@ def mill(redis_url: str, tmp_path: Path) -> Iterator[Mill]:
 
 
 @pytest.fixture
-def private_mill(private_redis_server: Any, tmp_path: Path) -> Iterator[Mill]:
+def private_mill(private_redis_server: RedisServer, tmp_path: Path) -> Iterator[Mill]:
     """A mill on a server that only this test uses, so that it can stop and restart the server."""
     mill = Mill(private_redis_server.url, tmp_path)
     yield mill
@@ -194,7 +214,9 @@ def private_mill(private_redis_server: Any, tmp_path: Path) -> Iterator[Mill]:
 
 
 @pytest.fixture(scope="module")
-def running_mill(_session_server: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mill]:
+def running_mill(
+    _session_server: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Mill]:
     """A mill with one worker, shared by the tests of a module, which leave it running."""
     mill = Mill(_session_server.url, tmp_path_factory.mktemp("mill"))
     mill.store.client.flushall()

@@ -102,7 +102,8 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 15.0
 
 
 def event_state(store: JobStore, event_id: str) -> str:
-    return (store.client.hget(keys.event(event_id), "state") or b"").decode()
+    state = store.client.hget(keys.event(event_id), "state")
+    return state.decode() if isinstance(state, bytes) else ""
 
 
 def score(store: JobStore, event_id: str) -> float:
@@ -110,7 +111,7 @@ def score(store: JobStore, event_id: str) -> float:
 
 
 def now_ms(store: JobStore) -> float:
-    seconds, microseconds = store.client.time()  # type: ignore[misc]
+    seconds, microseconds = store.client.time()
     return float(seconds * 1000 + microseconds / 1000)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from typing import Any
 
 from batchmill.producer.job.document import GenerationJob
 from batchmill.producer.protocol import keys
@@ -14,6 +13,7 @@ from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store.submission import prepare
 
 from ..announcements import QUEUE, announcement
+from ..conftest import Mill
 
 MALFORMED = {
     "not_json": b"{not json",
@@ -46,7 +46,7 @@ def without_content_type() -> bytes:
 
 
 def test_malformed_elements_become_dead_letters_and_the_worker_continues(
-    running_mill: Any,
+    running_mill: Mill,
 ) -> None:
     elements = {**MALFORMED, "content_type ": without_content_type()}
     running_mill.store.client.lpush(QUEUE, *elements.values())
@@ -63,7 +63,7 @@ def test_malformed_elements_become_dead_letters_and_the_worker_continues(
     assert {(letter.kind, letter.source) for letter in letters} == {(DeadLetterKind.MESSAGE, QUEUE)}
 
 
-def test_a_malformed_broadcast_is_ignored(running_mill: Any) -> None:
+def test_a_malformed_broadcast_is_ignored(running_mill: Mill) -> None:
     for malformed in (b"[]", b"{}", b'{"properties": 3}', b"no json"):
         running_mill.store.client.publish("/0.celery.pidbox", malformed)
 
@@ -71,13 +71,13 @@ def test_a_malformed_broadcast_is_ignored(running_mill: Any) -> None:
     assert replies == [{"w1@test": {"ok": "pong"}}]
 
 
-def test_announcements_of_unknown_jobs_are_dropped(running_mill: Any) -> None:
+def test_announcements_of_unknown_jobs_are_dropped(running_mill: Mill) -> None:
     running_mill.store.client.lpush(QUEUE, announcement("gen_unknown"))
     job_id = running_mill.submit("after it")
     assert running_mill.wait_ended(job_id)[0].state is JobState.COMPLETED
 
 
-def test_a_job_of_a_later_version_is_left_for_its_worker(running_mill: Any) -> None:
+def test_a_job_of_a_later_version_is_left_for_its_worker(running_mill: Mill) -> None:
     store = running_mill.store
     new = prepare(GenerationJob(prompt="of a later version", priority="low"), ProducerSettings())
     store.adopt(new)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Any
+from functools import partial
 
 import pytest
 from celery.exceptions import TaskRevokedError
@@ -15,11 +15,13 @@ from batchmill.producer.protocol.replies import Claim, HeldJob, JobState, Releas
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store.submission import prepare
 
+from ..conftest import Mill
+
 #: Long enough to be still running when a test checks; the stub makes about 500 tokens per second.
 LONG = 4000
 
 
-def test_tasks_that_end_while_they_wait_are_revoked_for_their_senders(mill: Any) -> None:
+def test_tasks_that_end_while_they_wait_are_revoked_for_their_senders(mill: Mill) -> None:
     worker = mill.start_worker()
     sent = [
         mill.celery.send_task(
@@ -30,7 +32,7 @@ def test_tasks_that_end_while_they_wait_are_revoked_for_their_senders(mill: Any)
         for _ in range(2)
     ]
     for task in sent:
-        mill.wait_for(lambda task=task: mill.store.read_tokens(task.id), "its first tokens")
+        mill.wait_for(partial(mill.store.read_tokens, task.id), "its first tokens")
     assert worker.end() == 0  # as in a deployment: the jobs are given back
     cancelled, late = sent
     assert {mill.state(task.id) for task in sent} == {JobState.QUEUED}
@@ -49,7 +51,7 @@ def test_tasks_that_end_while_they_wait_are_revoked_for_their_senders(mill: Any)
     assert cancelled.state == late.state == "REVOKED"
 
 
-def adopted(mill: Any, name: str, *, celery_result: bool = True) -> Claim:
+def adopted(mill: Mill, name: str, *, celery_result: bool = True) -> Claim:
     """Adopt and claim a plain Celery task for a worker that will never report to Celery."""
     new = prepare(GenerationJob(prompt="x"), ProducerSettings(), job_id=name)
     mill.store.adopt(replace(new, celery_result=celery_result))
@@ -58,7 +60,7 @@ def adopted(mill: Any, name: str, *, celery_result: bool = True) -> Claim:
     return claim
 
 
-def test_a_worker_killed_after_the_end_was_written_leaves_no_sender_waiting(mill: Any) -> None:
+def test_a_worker_killed_after_the_end_was_written_leaves_no_sender_waiting(mill: Mill) -> None:
     done, failed, silent = (
         adopted(mill, "done"),
         adopted(mill, "failed"),

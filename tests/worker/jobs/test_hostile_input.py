@@ -18,6 +18,7 @@ from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.replies import JobState
 from batchmill.producer.settings import ProducerSettings
 
+from ..conftest import Mill, stored_error
 from .hostile_fields import REFUSED_FIELDS, TAKEN_PROMPTS, nested
 from .hostile_messages import FORGED_BODIES, FORGED_HEADERS, RAW_ELEMENTS
 
@@ -30,7 +31,7 @@ def job_fields(changes: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def client(running_mill: Any) -> Iterator[Client]:
+def client(running_mill: Mill) -> Iterator[Client]:
     with Client(running_mill.url, settings=ProducerSettings()) as client:
         yield client
 
@@ -48,14 +49,14 @@ def test_the_producer_refuses_a_bad_field_by_name(client: Client, what: str) -> 
 
 
 @pytest.mark.parametrize("prompt", TAKEN_PROMPTS)
-def test_strange_text_is_accepted(running_mill: Any, client: Client, prompt: str) -> None:
+def test_strange_text_is_accepted(running_mill: Mill, client: Client, prompt: str) -> None:
     assert client.submit(prompt=prompt, max_tokens=2).result(timeout_s=20).text
 
 
 class Forger:
     """Writes records and messages into Redis that only batchmill should write."""
 
-    def __init__(self, mill: Any) -> None:
+    def __init__(self, mill: Mill) -> None:
         self.mill = mill
         self.redis = mill.store.client
         self._numbers = itertools.count()
@@ -78,7 +79,7 @@ class Forger:
             "result_ttl_ms": 60_000,
             **changes,
         }
-        kept = {name: value for name, value in fields.items() if value is not None}
+        kept: dict[Any, Any] = {name: value for name, value in fields.items() if value is not None}
         self.redis.hset(keys.job(job_id), mapping=kept)
         return job_id
 
@@ -115,11 +116,11 @@ class Forger:
 
 
 @pytest.fixture(scope="module")
-def forger(running_mill: Any) -> Forger:
+def forger(running_mill: Mill) -> Forger:
     return Forger(running_mill)
 
 
-def assert_worker_still_serves(mill: Any, worker_pid: int) -> None:
+def assert_worker_still_serves(mill: Mill, worker_pid: int) -> None:
     """Check that a good job completes in the same worker process."""
     job_id = mill.submit("after the bad input")
     (record,) = mill.wait_ended(job_id)
@@ -129,7 +130,7 @@ def assert_worker_still_serves(mill: Any, worker_pid: int) -> None:
 
 
 def test_documents_forged_into_records_fail_at_the_worker_without_a_retry(
-    running_mill: Any, forger: Forger
+    running_mill: Mill, forger: Forger
 ) -> None:
     (worker,) = running_mill.workers
     documents = {what: job_fields(changes) for what, (changes, _) in REFUSED_FIELDS.items()}
@@ -151,7 +152,7 @@ def test_documents_forged_into_records_fail_at_the_worker_without_a_retry(
 
     ends = {}
     for what, record in records.items():
-        error = json.loads(record.error)
+        error = stored_error(record)
         ends[what] = (record.state, error["code"], error["retryable"], record.attempts)
         assert len(error["message"]) < 700, what
     assert ends == dict.fromkeys(ids, (JobState.FAILED, "invalid_request", False, 1))
@@ -176,7 +177,7 @@ UNUSABLE_RECORDS: dict[str, dict[str, Any]] = {
 
 
 def test_records_with_forged_fields_become_dead_letters_and_end(
-    running_mill: Any, forger: Forger
+    running_mill: Mill, forger: Forger
 ) -> None:
     (worker,) = running_mill.workers
     ids = {what: forger.record(**changes) for what, changes in UNUSABLE_RECORDS.items()}
@@ -190,7 +191,7 @@ def test_records_with_forged_fields_become_dead_letters_and_end(
     letters = forger.letters()
     for what, job_id in {**ids, "tokens of an odd length": odd}.items():
         assert running_mill.state(job_id) is JobState.FAILED, what
-        error = json.loads(forger.redis.hget(keys.job(job_id), "error"))
+        error = json.loads(forger.redis.hget(keys.job(job_id), "error") or "")
         assert error["code"] == "unusable_record", what
         assert letters[job_id].startswith("unusable_record: "), what
         assert forger.redis.ttl(keys.job(job_id)) > 0, what
@@ -198,7 +199,7 @@ def test_records_with_forged_fields_become_dead_letters_and_end(
 
 
 def test_keys_of_a_wrong_type_become_dead_letters_and_leave_the_indexes(
-    running_mill: Any, forger: Forger
+    running_mill: Mill, forger: Forger
 ) -> None:
     (worker,) = running_mill.workers
     forger.redis.set(keys.job("a-string"), "no record")
@@ -224,7 +225,7 @@ def test_keys_of_a_wrong_type_become_dead_letters_and_leave_the_indexes(
 
 
 def test_keys_overwritten_under_running_jobs_end_only_those_jobs(
-    running_mill: Any, forger: Forger
+    running_mill: Mill, forger: Forger
 ) -> None:
     (worker,) = running_mill.workers
     victims = [running_mill.submit(f"victim {n}", max_tokens=3000) for n in range(4)]
@@ -261,7 +262,7 @@ class Touch:
 
 
 def test_a_plain_task_whose_keys_are_in_use_fails_for_its_sender(
-    running_mill: Any, forger: Forger
+    running_mill: Mill, forger: Forger
 ) -> None:
     (worker,) = running_mill.workers
     forger.redis.set(keys.idempotency("in-use"), "no entry")
@@ -275,7 +276,7 @@ def test_a_plain_task_whose_keys_are_in_use_fails_for_its_sender(
 
 
 def test_forged_messages_do_not_stop_the_worker(
-    running_mill: Any, forger: Forger, tmp_path: Path
+    running_mill: Mill, forger: Forger, tmp_path: Path
 ) -> None:
     (worker,) = running_mill.workers
     elements = [forger.message(f"env-{n}", headers=each) for n, each in enumerate(FORGED_HEADERS)]
@@ -311,11 +312,11 @@ def test_forged_messages_do_not_stop_the_worker(
 
 
 def test_forged_heartbeats_and_registries_do_not_stop_the_worker(
-    running_mill: Any, forger: Forger
+    running_mill: Mill, forger: Forger
 ) -> None:
     (worker,) = running_mill.workers
     forger.redis.sadd(keys.WORKERS, *(f"forged-{number}" for number in range(1, 5)))
-    beat = json.loads(forger.redis.get(keys.worker("w1@test")))
+    beat = json.loads(forger.redis.get(keys.worker("w1@test")) or "")
     forger.redis.set(keys.worker("forged-4"), json.dumps(beat | {"model": {"a": []}}))
     forger.redis.set(keys.worker("forged-1"), "not JSON")
     forger.redis.set(keys.worker("forged-2"), "[" * 100_000)

@@ -4,35 +4,38 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.records import DeadLetterKind
 from batchmill.producer.protocol.replies import JobState
 
+from ..conftest import Mill, stored_result
 
-def push(mill: Any, **document: Any) -> None:
+
+def push(mill: Mill, **document: Any) -> None:
     mill.store.client.lpush(keys.INBOX, json.dumps(document))
 
 
-def wait_for_records(mill: Any, *job_ids: str) -> None:
+def wait_for_records(mill: Mill, *job_ids: str) -> None:
     for job_id in job_ids:
-        mill.wait_for(lambda job_id=job_id: mill.store.state(job_id), f"the record of {job_id}")
+        mill.wait_for(partial(mill.store.state, job_id), f"the record of {job_id}")
 
 
-def submitted(mill: Any) -> int:
+def submitted(mill: Mill) -> int:
     return int(mill.store.counts().totals.get("submitted", 0))
 
 
 def test_a_pushed_document_becomes_a_job_of_its_id(
-    running_mill: Any, reference: Callable[..., Any]
+    running_mill: Mill, reference: Callable[..., Any]
 ) -> None:
     push(running_mill, id="order-17", prompt="count", max_tokens=9, seed=7, metadata={"a": "b"})
 
     wait_for_records(running_mill, "order-17")
     (record,) = running_mill.wait_ended("order-17")
 
-    result = json.loads(record.result)
+    result = stored_result(record)
     assert record.state is JobState.COMPLETED
     assert (result["text"], result["metadata"]) == (reference("count", 9)[1], {"a": "b"})
     running_mill.wait_for(lambda: running_mill.store.counts().inbox == 0, "an empty inbox")
@@ -40,7 +43,7 @@ def test_a_pushed_document_becomes_a_job_of_its_id(
     assert not running_mill.store.client.exists("celery-task-meta-order-17")
 
 
-def test_a_document_repeated_with_its_id_makes_one_job(running_mill: Any) -> None:
+def test_a_document_repeated_with_its_id_makes_one_job(running_mill: Mill) -> None:
     before = submitted(running_mill)
     for _ in range(3):
         push(running_mill, id="again", prompt="once", max_tokens=3)
@@ -51,7 +54,7 @@ def test_a_document_repeated_with_its_id_makes_one_job(running_mill: Any) -> Non
     assert not running_mill.store.dead_letters()
 
 
-def test_an_id_of_another_job_is_refused_and_that_job_is_untouched(running_mill: Any) -> None:
+def test_an_id_of_another_job_is_refused_and_that_job_is_untouched(running_mill: Mill) -> None:
     push(running_mill, id="mine", prompt="mine", max_tokens=3)
     wait_for_records(running_mill, "mine")
     push(running_mill, id="mine", prompt="yours", max_tokens=3)
@@ -64,7 +67,7 @@ def test_an_id_of_another_job_is_refused_and_that_job_is_untouched(running_mill:
     running_mill.store.dead_letter_drop(letter.id)
 
 
-def test_a_job_of_another_model_goes_to_that_models_queue(running_mill: Any) -> None:
+def test_a_job_of_another_model_goes_to_that_models_queue(running_mill: Mill) -> None:
     push(running_mill, id="elsewhere", prompt="x", model="other", priority="high")
 
     wait_for_records(running_mill, "elsewhere")
@@ -76,7 +79,7 @@ def test_a_job_of_another_model_goes_to_that_models_queue(running_mill: Any) -> 
 
 
 def test_bad_documents_become_dead_letters_and_the_next_one_is_run(
-    running_mill: Any,
+    running_mill: Mill,
 ) -> None:
     client = running_mill.store.client
     client.set(keys.job("occupied"), "not a record")
@@ -109,16 +112,17 @@ def test_bad_documents_become_dead_letters_and_the_next_one_is_run(
     client.delete(keys.job("occupied"), keys.idempotency("occupied"))
 
 
-def test_a_producer_finds_the_refusal_under_its_id(running_mill: Any) -> None:
+def test_a_producer_finds_the_refusal_under_its_id(running_mill: Mill) -> None:
     push(running_mill, id="watched", prompt="x", temperature="hot")
 
     running_mill.wait_for(lambda: running_mill.store.dead_letter("watched"), "the dead letter")
     letter = running_mill.store.dead_letter("watched")
+    assert letter is not None
     assert "temperature" in letter.reason
     running_mill.store.dead_letter_drop("watched")
 
 
-def test_a_refusal_never_replaces_an_older_one_with_its_id(running_mill: Any) -> None:
+def test_a_refusal_never_replaces_an_older_one_with_its_id(running_mill: Mill) -> None:
     store = running_mill.store
     for temperature in ("hot", "hotter", "hot"):
         push(running_mill, id="twice", prompt="x", temperature=temperature)

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ from batchmill.producer.protocol.replies import JobState
 from batchmill.worker.jobs import inbox_mover
 from batchmill.worker.jobs.inbox_mover import InboxMover
 from batchmill.worker.settings import WorkerSettings
+
+from ..conftest import Mill
 
 #: Takes a document as a worker does, submits it if asked to, and is killed.
 _DIES_WITH_A_DOCUMENT = """
@@ -34,20 +37,20 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def push(mill: Any, **document: Any) -> None:
+def push(mill: Mill, **document: Any) -> None:
     mill.store.client.lpush(keys.INBOX, json.dumps(document))
 
 
-def wait_for_records(mill: Any, *job_ids: str) -> None:
+def wait_for_records(mill: Mill, *job_ids: str) -> None:
     for job_id in job_ids:
-        mill.wait_for(lambda job_id=job_id: mill.store.state(job_id), f"the record of {job_id}")
+        mill.wait_for(partial(mill.store.state, job_id), f"the record of {job_id}")
 
 
-def submitted(mill: Any) -> int:
+def submitted(mill: Mill) -> int:
     return int(mill.store.counts().totals.get("submitted", 0))
 
 
-def test_documents_of_killed_workers_are_neither_lost_nor_doubled(mill: Any) -> None:
+def test_documents_of_killed_workers_are_neither_lost_nor_doubled(mill: Mill) -> None:
     job_ids = []
     for moment in ("taken", "submitted"):
         push(mill, prompt=f"survives being {moment}", max_tokens=5)
@@ -66,7 +69,7 @@ def test_documents_of_killed_workers_are_neither_lost_nor_doubled(mill: Any) -> 
     assert submitted(mill) == 2
 
 
-def test_two_workers_on_one_inbox_submit_each_document_once(mill: Any) -> None:
+def test_two_workers_on_one_inbox_submit_each_document_once(mill: Mill) -> None:
     mill.start_worker("w1")
     mill.start_worker("w2")
     names = [f"doc-{number}" for number in range(80)]
@@ -82,7 +85,7 @@ def test_two_workers_on_one_inbox_submit_each_document_once(mill: Any) -> None:
 
 
 def test_a_document_is_kept_if_the_connection_breaks_while_it_is_submitted(
-    mill: Any, monkeypatch: pytest.MonkeyPatch
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lose_reply(*_: Any) -> Any:
         monkeypatch.setattr(mill.store, "submit", submit)
@@ -106,7 +109,7 @@ def test_a_document_is_kept_if_the_connection_breaks_while_it_is_submitted(
     assert not mill.store.dead_letters()
 
 
-def test_documents_wait_while_their_queue_is_full(mill: Any) -> None:
+def test_documents_wait_while_their_queue_is_full(mill: Mill) -> None:
     mill.start_worker(max_queue_depth=1)
     push(mill, id="first", prompt="x", model="other")
     push(mill, id="second", prompt="x", model="other")
@@ -119,7 +122,7 @@ def test_documents_wait_while_their_queue_is_full(mill: Any) -> None:
     wait_for_records(mill, "second")
 
 
-def test_documents_wait_while_redis_is_full(mill: Any) -> None:
+def test_documents_wait_while_redis_is_full(mill: Mill) -> None:
     worker = mill.start_worker()
     client = mill.store.client
     mill.wait_for(lambda: "ready" in worker.log or mill.heartbeat(worker), "the worker")

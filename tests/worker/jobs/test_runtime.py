@@ -21,10 +21,11 @@ from batchmill.worker.jobs.runtime import WorkerRuntime
 from batchmill.worker.settings import WorkerSettings
 
 from ..celery_tasks import a_task, ignore
+from ..conftest import Mill
 
 
 @pytest.fixture
-def runtime(mill: Any) -> Iterator[WorkerRuntime]:
+def runtime(mill: Mill) -> Iterator[WorkerRuntime]:
     """A worker's parts in this process, its stub engine ready."""
     runtime = WorkerRuntime(
         WorkerSettings(broker_url=mill.url, engine="stub"),
@@ -41,7 +42,7 @@ def runtime(mill: Any) -> Iterator[WorkerRuntime]:
     runtime.finish_drain(5.0)
 
 
-def test_a_draining_worker_claims_no_more_jobs(mill: Any, runtime: WorkerRuntime) -> None:
+def test_a_draining_worker_claims_no_more_jobs(mill: Mill, runtime: WorkerRuntime) -> None:
     # A reply may still come to a request made before the drain; the job would not be given back.
     job_id = mill.submit()
     runtime.begin_drain()

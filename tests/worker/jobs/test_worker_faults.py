@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from collections.abc import Callable
@@ -13,6 +12,8 @@ from batchmill.producer.protocol.records import DeadLetterKind
 from batchmill.producer.protocol.replies import JobState
 from batchmill.worker.jobs.active_job import SUSPECT_GROUP
 
+from ...conftest import RedisServer
+from ..conftest import Mill, stored_error, stored_result
 from ..monitor import Monitor
 
 QUEUE = keys.queue_name("demo", "normal")
@@ -22,11 +23,11 @@ CHECKPOINT_TOKENS = 8
 
 
 def text_of(record: Any) -> str:
-    return str(json.loads(record.result)["text"])
+    return str(stored_result(record)["text"])
 
 
 def test_sigterm_gives_jobs_back_and_the_next_worker_continues(
-    mill: Any, reference: Callable[..., Any]
+    mill: Mill, reference: Callable[..., Any]
 ) -> None:
     worker = mill.start_worker(stub=SLOW)
     job_ids = [mill.submit(f"prompt {number}", max_tokens=150) for number in range(8)]
@@ -49,7 +50,7 @@ def test_sigterm_gives_jobs_back_and_the_next_worker_continues(
         assert mill.computed(record.id) == list(range(150))
 
 
-def test_a_cold_shutdown_gives_jobs_back_too(mill: Any) -> None:
+def test_a_cold_shutdown_gives_jobs_back_too(mill: Mill) -> None:
     worker = mill.start_worker(stub=SLOW)
     job_id = mill.submit(max_tokens=500)
     mill.wait_tokens(job_id, 10)
@@ -62,7 +63,7 @@ def test_a_cold_shutdown_gives_jobs_back_too(mill: Any) -> None:
 
 
 def test_a_killed_worker_costs_at_most_a_checkpoint_interval(
-    mill: Any, reference: Callable[..., Any]
+    mill: Mill, reference: Callable[..., Any]
 ) -> None:
     worker = mill.start_worker(stub=SLOW)
     job_ids = [mill.submit(f"prompt {number}", max_tokens=80) for number in range(4)]
@@ -85,7 +86,7 @@ def test_a_killed_worker_costs_at_most_a_checkpoint_interval(
 
 
 def test_a_dead_engine_is_replaced_and_its_jobs_resume(
-    mill: Any, reference: Callable[..., Any]
+    mill: Mill, reference: Callable[..., Any]
 ) -> None:
     worker = mill.start_worker(stub=SLOW)
     job_ids = [mill.submit(f"prompt {number}", max_tokens=80) for number in range(4)]
@@ -104,7 +105,7 @@ def test_a_dead_engine_is_replaced_and_its_jobs_resume(
     mill.wait_for(lambda: mill.engine_pid(worker) != engine_pid, "the new engine's heartbeat")
 
 
-def test_a_poison_job_crashes_alone_three_times_and_spares_its_batch(mill: Any) -> None:
+def test_a_poison_job_crashes_alone_three_times_and_spares_its_batch(mill: Mill) -> None:
     worker = mill.start_worker(stub={"step_time_s": 0.005})
     poison = mill.submit("bad <<crash@3>>", max_tokens=50, webhook="https://example.com/hook")
     mates = [mill.submit(f"good {number}", max_tokens=120) for number in range(3)]
@@ -112,7 +113,7 @@ def test_a_poison_job_crashes_alone_three_times_and_spares_its_batch(mill: Any) 
     (record, *others) = mill.wait_ended(poison, *mates, timeout_s=40)
 
     assert record.state is JobState.FAILED
-    assert json.loads(record.error)["code"] == "attempts_exhausted"
+    assert stored_error(record)["code"] == "attempts_exhausted"
     assert record.crashes == 3
     assert [other.state for other in others] == [JobState.COMPLETED] * 3
     assert [other.crashes for other in others] == [0] * 3
@@ -121,7 +122,7 @@ def test_a_poison_job_crashes_alone_three_times_and_spares_its_batch(mill: Any) 
     assert worker.process.poll() is None
 
 
-def test_most_companions_of_a_poison_job_are_cleared_in_groups(mill: Any) -> None:
+def test_most_companions_of_a_poison_job_are_cleared_in_groups(mill: Mill) -> None:
     mill.start_worker(stub={"step_time_s": 0.002})
     poison = mill.submit("bad <<crash@20>>", max_tokens=40)
     mates = [mill.submit(f"good {number}", max_tokens=200) for number in range(23)]
@@ -133,16 +134,16 @@ def test_most_companions_of_a_poison_job_are_cleared_in_groups(mill: Any) -> Non
     assert sum(other.suspect == 3 for other in others) < SUSPECT_GROUP
 
 
-def test_an_exception_in_a_step_is_an_engine_death(mill: Any) -> None:
+def test_an_exception_in_a_step_is_an_engine_death(mill: Mill) -> None:
     mill.start_worker(stub={"step_time_s": 0.005})
     bad = mill.submit("bad <<raise@2>>")
 
     (record,) = mill.wait_ended(bad, timeout_s=40)
 
-    assert json.loads(record.error)["code"] == "attempts_exhausted"
+    assert stored_error(record)["code"] == "attempts_exhausted"
 
 
-def test_a_hung_engine_is_killed_and_its_jobs_resume(mill: Any) -> None:
+def test_a_hung_engine_is_killed_and_its_jobs_resume(mill: Mill) -> None:
     worker = mill.start_worker(engine_stall_s=0.7, lease_s=4)
     mate = mill.submit("good", max_tokens=1000)
     mill.wait_tokens(mate, 10)
@@ -150,12 +151,12 @@ def test_a_hung_engine_is_killed_and_its_jobs_resume(mill: Any) -> None:
 
     (record, other) = mill.wait_ended(hanging, mate, timeout_s=60)
 
-    assert json.loads(record.error)["code"] == "attempts_exhausted"
+    assert stored_error(record)["code"] == "attempts_exhausted"
     assert other.state is JobState.COMPLETED
     assert worker.process.poll() is None
 
 
-def test_a_job_popped_by_a_worker_that_dies_frozen_is_announced_again(mill: Any) -> None:
+def test_a_job_popped_by_a_worker_that_dies_frozen_is_announced_again(mill: Mill) -> None:
     """The window in which kombu loses messages: popped by Redis, never read by the worker."""
     frozen = mill.start_worker()
     frozen.send(signal.SIGSTOP)
@@ -170,7 +171,7 @@ def test_a_job_popped_by_a_worker_that_dies_frozen_is_announced_again(mill: Any)
 
 
 def test_a_worker_frozen_past_its_lease_is_fenced_and_corrupts_nothing(
-    mill: Any, reference: Callable[..., Any]
+    mill: Mill, reference: Callable[..., Any]
 ) -> None:
     frozen = mill.start_worker(stub=SLOW, lease_s=1)
     job_id = mill.submit(max_tokens=100)
@@ -192,7 +193,9 @@ def test_a_worker_frozen_past_its_lease_is_fenced_and_corrupts_nothing(
     assert mill.wait_ended(again)[0].state is JobState.COMPLETED
 
 
-def test_an_outage_of_redis_costs_nothing(private_mill: Any, private_redis_server: Any) -> None:
+def test_an_outage_of_redis_costs_nothing(
+    private_mill: Mill, private_redis_server: RedisServer
+) -> None:
     mill = private_mill
     worker = mill.start_worker(stub=SLOW, lease_s=30, max_backlog_tokens=100)
     job_ids = [mill.submit(f"prompt {number}", max_tokens=150) for number in range(4)]
@@ -212,7 +215,7 @@ def test_an_outage_of_redis_costs_nothing(private_mill: Any, private_redis_serve
     assert mill.wait_ended(later, timeout_s=40)[0].state is JobState.COMPLETED
 
 
-def test_every_job_that_a_shutdown_gives_back_is_reported_to_celery(mill: Any) -> None:
+def test_every_job_that_a_shutdown_gives_back_is_reported_to_celery(mill: Mill) -> None:
     client = mill.store.client
     num_listeners = client.pubsub_numpat()
     monitor = Monitor(mill.celery)
@@ -235,7 +238,7 @@ def test_every_job_that_a_shutdown_gives_back_is_reported_to_celery(mill: Any) -
 
 
 def test_sigterm_during_an_outage_of_redis_still_ends_in_time(
-    private_mill: Any, private_redis_server: Any
+    private_mill: Mill, private_redis_server: RedisServer
 ) -> None:
     mill = private_mill
     worker = mill.start_worker(stub=SLOW, drain_timeout_s=3)
@@ -252,7 +255,7 @@ def test_sigterm_during_an_outage_of_redis_still_ends_in_time(
     assert (record.state, record.attempts) == (JobState.COMPLETED, 2)
 
 
-def test_a_full_redis_stops_neither_running_jobs_nor_the_worker(mill: Any) -> None:
+def test_a_full_redis_stops_neither_running_jobs_nor_the_worker(mill: Mill) -> None:
     worker = mill.start_worker(stub=SLOW)
     running = [mill.submit(f"prompt {number}", max_tokens=60) for number in range(4)]
     for job_id in running:
@@ -270,7 +273,7 @@ def test_a_full_redis_stops_neither_running_jobs_nor_the_worker(mill: Any) -> No
 
 
 def test_a_plain_celery_task_that_a_full_redis_refuses_spares_the_worker(
-    mill: Any,
+    mill: Mill,
 ) -> None:
     worker = mill.start_worker(max_num_seqs=1, stub=SLOW)
     running = mill.submit(max_tokens=60)
@@ -287,7 +290,7 @@ def test_a_plain_celery_task_that_a_full_redis_refuses_spares_the_worker(
     assert worker.process.poll() is None
 
 
-def test_leases_are_renewed_even_if_checkpoints_are_rare(mill: Any) -> None:
+def test_leases_are_renewed_even_if_checkpoints_are_rare(mill: Mill) -> None:
     mill.start_worker(
         lease_s=1, checkpoint_interval_s=3, checkpoint_tokens=1000, stub={"step_time_s": 0.05}
     )
@@ -295,7 +298,7 @@ def test_leases_are_renewed_even_if_checkpoints_are_rare(mill: Any) -> None:
     assert (record.state, record.attempts) == (JobState.COMPLETED, 1)
 
 
-def test_a_worker_that_reloads_its_model_is_not_ready(mill: Any) -> None:
+def test_a_worker_that_reloads_its_model_is_not_ready(mill: Mill) -> None:
     worker = mill.start_worker(stub={"load_time_s": 1})
 
     os.kill(mill.engine_pid(worker), signal.SIGKILL)
@@ -308,7 +311,7 @@ def test_a_worker_that_reloads_its_model_is_not_ready(mill: Any) -> None:
 
 
 def test_a_plain_celery_task_gets_its_result_from_the_worker_that_ends_it(
-    mill: Any, reference: Callable[..., Any]
+    mill: Mill, reference: Callable[..., Any]
 ) -> None:
     worker = mill.start_worker(stub=SLOW)
     sent = mill.celery.send_task(
@@ -325,7 +328,7 @@ def test_a_plain_celery_task_gets_its_result_from_the_worker_that_ends_it(
     assert mill.record(sent.id).attempts == 2
 
 
-def test_a_worker_that_gets_sigterm_while_it_loads_ends_at_once(mill: Any) -> None:
+def test_a_worker_that_gets_sigterm_while_it_loads_ends_at_once(mill: Mill) -> None:
     worker = mill.launch(stub={"load_time_s": 60})
     mill.wait_for(mill.store.list_workers, "its first heartbeat")
 
@@ -334,7 +337,7 @@ def test_a_worker_that_gets_sigterm_while_it_loads_ends_at_once(mill: Any) -> No
     assert mill.store.list_workers() == []
 
 
-def test_tokens_of_another_identity_are_not_continued(mill: Any) -> None:
+def test_tokens_of_another_identity_are_not_continued(mill: Mill) -> None:
     worker = mill.start_worker(stub=SLOW)
     job_id = mill.submit(max_tokens=60)
     mill.wait_tokens(job_id, 10)
@@ -345,11 +348,10 @@ def test_tokens_of_another_identity_are_not_continued(mill: Any) -> None:
     (record,) = mill.wait_ended(job_id)
     computed = mill.computed(job_id)
     assert computed[-60:] == list(range(60))
-    assert json.loads(record.result)["metrics"]["resumed_tokens"] == 0
+    assert stored_result(record)["metrics"]["resumed_tokens"] == 0
 
 
-def test_an_engine_that_cannot_start_ends_the_worker_with_an_error(mill: Any) -> None:
-    settings: dict[str, object] = {"stub": {"num_blocks": 8, "no_such_option": 1}}
-    process = mill.launch(**settings)
+def test_an_engine_that_cannot_start_ends_the_worker_with_an_error(mill: Mill) -> None:
+    process = mill.launch(stub={"num_blocks": 8, "no_such_option": 1})
     assert process.process.wait(20) == 1
     assert "engine_cannot_start" in process.log

@@ -6,18 +6,19 @@ import os
 import signal
 import subprocess
 import sys
-from typing import Any
 
 from batchmill.producer.protocol.replies import JobState
+
+from ..conftest import Mill
 
 SLOW = {"step_time_s": 0.01}
 
 
-def num_in_progress(mill: Any) -> int:
+def num_in_progress(mill: Mill) -> int:
     return int(mill.store.counts().in_progress)
 
 
-def most_in_progress_until(mill: Any, job_ids: list[str]) -> int:
+def most_in_progress_until(mill: Mill, job_ids: list[str]) -> int:
     """Wait until all jobs have ended, and return the maximum number of leased jobs."""
     most = 0
 
@@ -30,7 +31,7 @@ def most_in_progress_until(mill: Any, job_ids: list[str]) -> int:
     return most
 
 
-def test_a_worker_claims_no_more_jobs_than_it_has_slots(mill: Any) -> None:
+def test_a_worker_claims_no_more_jobs_than_it_has_slots(mill: Mill) -> None:
     mill.start_worker(max_num_seqs=4, stub=SLOW)
     job_ids = [mill.submit(f"prompt {number}", max_tokens=20) for number in range(24)]
 
@@ -38,7 +39,7 @@ def test_a_worker_claims_no_more_jobs_than_it_has_slots(mill: Any) -> None:
     assert most_in_progress_until(mill, job_ids) in (4, 5)
 
 
-def test_a_worker_claims_no_more_jobs_than_its_blocks_hold(mill: Any) -> None:
+def test_a_worker_claims_no_more_jobs_than_its_blocks_hold(mill: Mill) -> None:
     # A prompt of 40 tokens and its output of 20 need four blocks of 16.
     mill.start_worker(stub={**SLOW, "num_blocks": 24})
     job_ids = [mill.submit("x" * 160, max_tokens=20) for _ in range(40)]
@@ -46,7 +47,7 @@ def test_a_worker_claims_no_more_jobs_than_its_blocks_hold(mill: Any) -> None:
     assert most_in_progress_until(mill, job_ids) <= 10
 
 
-def test_two_workers_share_the_waiting_jobs(mill: Any) -> None:
+def test_two_workers_share_the_waiting_jobs(mill: Mill) -> None:
     mill.start_worker("w1", max_num_seqs=4, stub=SLOW)
     mill.start_worker("w2", max_num_seqs=4, stub=SLOW)
     job_ids = [mill.submit(f"prompt {number}", max_tokens=40) for number in range(32)]
@@ -56,7 +57,7 @@ def test_two_workers_share_the_waiting_jobs(mill: Any) -> None:
     assert min(owners.count("w1@test"), owners.count("w2@test")) >= 8
 
 
-def test_jobs_wait_until_the_model_is_loaded(mill: Any) -> None:
+def test_jobs_wait_until_the_model_is_loaded(mill: Mill) -> None:
     worker = mill.launch(stub={"load_time_s": 1.5})
     job_id = mill.submit()
     mill.wait_for(mill.store.list_workers, "its first heartbeat")
@@ -69,7 +70,7 @@ def test_jobs_wait_until_the_model_is_loaded(mill: Any) -> None:
     assert mill.heartbeat(worker) is not None
 
 
-def test_the_celery_command_runs_a_worker(mill: Any) -> None:
+def test_the_celery_command_runs_a_worker(mill: Mill) -> None:
     environment = {
         **os.environ,
         "BATCHMILL_BROKER_URL": mill.url,
@@ -90,7 +91,7 @@ def test_the_celery_command_runs_a_worker(mill: Any) -> None:
     assert (record.state, record.owner) == (JobState.COMPLETED, "c@x")
 
 
-def test_importing_the_app_does_not_import_torch(mill: Any) -> None:
+def test_importing_the_app_does_not_import_torch(mill: Mill) -> None:
     script = (
         "import sys, batchmill.worker.app as a; heavy = {'torch', 'transformers', 'numpy'}; "
         "print(sorted(heavy & set(sys.modules)), list(a.app.tasks)[-1])"
