@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Mapping
 from typing import Any
 
 from celery import Celery, signals
@@ -21,28 +20,6 @@ from .transport import TRANSPORT_NAME, register_transport
 
 #: Tasks that Celery may hold beyond the engine's slots; the intake gate limits them.
 _SPARE_TASKS = 8
-#: Connections to the broker and to the result backend.
-_CONNECTIONS: Mapping[str, Any] = {
-    "broker_connection_retry_on_startup": True,
-    "broker_connection_max_retries": None,
-    "broker_transport_options": {
-        # Covers only the time from receipt to claim: milliseconds.
-        "visibility_timeout": 60,
-        "unacked_restore_interval": 5,
-        "unacked_restore_throttle": 1,
-        "unacked_mutex_expire": 15,
-        "queue_order_strategy": "priority",
-        # Notice a cut connection; never replay a push.
-        "socket_timeout": 10,
-        "socket_connect_timeout": 3,
-        "socket_keepalive": True,
-        "health_check_interval": 10,
-        "retry_on_timeout": False,
-    },
-    "redis_socket_timeout": 10,
-    "redis_socket_connect_timeout": 3,
-    "redis_backend_health_check_interval": 10,
-}
 
 
 def create_app(settings: WorkerSettings) -> Celery:
@@ -106,7 +83,32 @@ def _configuration(settings: WorkerSettings) -> dict[str, Any]:
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "worker_enable_prefetch_count_reduction": False,
         "worker_enable_remote_control": True,
-        **_CONNECTIONS,
+        **_connection_configuration(),
+    }
+
+
+def _connection_configuration() -> dict[str, Any]:
+    """Return the settings of connections to the broker and to the result backend."""
+    return {
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        "broker_transport_options": {
+            # Covers only the time from receipt to claim: milliseconds.
+            "visibility_timeout": 60,
+            "unacked_restore_interval": 5,
+            "unacked_restore_throttle": 1,
+            "unacked_mutex_expire": 15,
+            "queue_order_strategy": "priority",
+            # Notice a cut connection; never replay a push.
+            "socket_timeout": 10,
+            "socket_connect_timeout": 3,
+            "socket_keepalive": True,
+            "health_check_interval": 10,
+            "retry_on_timeout": False,
+        },
+        "redis_socket_timeout": 10,
+        "redis_socket_connect_timeout": 3,
+        "redis_backend_health_check_interval": 10,
     }
 
 
