@@ -1,4 +1,4 @@
-"""The command line for tests: as a process, or inside this one."""
+"""Runs the command line for tests: as a process, or inside this one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TERMINAL = {"COLUMNS": "200", "TERM": "dumb"}
 
 
 def run(*arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a command as a user does."""
+    """Run a command in a process, as a user does."""
     return subprocess.run(
         [*COMMAND, *arguments],
         input=stdin,
@@ -34,14 +34,14 @@ def run(*arguments: str, stdin: str = "", **environment: str) -> subprocess.Comp
 
 
 @dataclass(frozen=True)
-class Answer:
+class CommandResult:
     returncode: int
     stdout: str
     stderr: str
 
 
-def call(*arguments: str, **environment: str) -> Answer:
-    """As `run`, inside this process: most of a run's time is starting Python."""
+def call(*arguments: str, **environment: str) -> CommandResult:
+    """Run a command like `run`, but in this process, which saves the start of Python."""
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["batchmill", *arguments])
@@ -53,13 +53,13 @@ def call(*arguments: str, **environment: str) -> Answer:
             pytest.raises(SystemExit) as ended,
         ):
             main()
-    return Answer(int(ended.value.code or 0), out.getvalue(), err.getvalue())
+    return CommandResult(int(ended.value.code or 0), out.getvalue(), err.getvalue())
 
 
-def error_of(answer: subprocess.CompletedProcess[str] | Answer) -> dict[str, Any]:
-    """The error that a command with --json told, and nothing else."""
-    assert answer.stdout == ""
-    error: dict[str, Any] = json.loads(answer.stderr)["error"]
+def error_of(result: subprocess.CompletedProcess[str] | CommandResult) -> dict[str, Any]:
+    """Return the error that a command with --json printed, after checking that stdout is empty."""
+    assert result.stdout == ""
+    error: dict[str, Any] = json.loads(result.stderr)["error"]
     return error
 
 

@@ -115,7 +115,7 @@ def now_ms(store: JobStore) -> float:
     return float(seconds * 1000 + microseconds / 1000)
 
 
-def answers(*statuses: int) -> Callable[[ReceivedRequest], int]:
+def respond_with(*statuses: int) -> Callable[[ReceivedRequest], int]:
     """Return a responder that sends each status in turn, and then the last one for ever."""
     remaining = list(statuses)
     lock = threading.Lock()

@@ -9,7 +9,7 @@ from typing import Any
 
 from batchmill.worker.engine_host.stub_engine import stub_text
 
-from ..command_line import Answer, call
+from ..command_line import CommandResult, call
 from ..conftest import Mill, expected_tokens
 
 #: A stub engine that does not slow the run down.
@@ -25,7 +25,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def bulk(mill: Mill, *arguments: object) -> Answer:
+def bulk(mill: Mill, *arguments: object) -> CommandResult:
     """Run the command in this process, with its files in the mill's folder."""
     output = mill.folder / "out.jsonl"
     errors = mill.folder / "err.jsonl"

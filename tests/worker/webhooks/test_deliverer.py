@@ -26,10 +26,10 @@ from ..webhook_deliverers import (
     OLD_SECRET,
     SECRET,
     Deliverers,
-    answers,
     event_state,
     finish_job,
     now_ms,
+    respond_with,
     score,
     verify,
     wait_until,
@@ -41,7 +41,7 @@ EXAMPLE = Path(__file__).parents[3] / "examples" / "webhook_receiver.py"
 def test_failed_attempts_are_repeated_with_the_same_id_and_bytes(
     store: JobStore, deliverers: Deliverers
 ) -> None:
-    with WebhookReceiver(answers(500, 500, 200)) as receiver:
+    with WebhookReceiver(respond_with(500, 500, 200)) as receiver:
         event_id = finish_job(store, receiver.url + "/hook?token=1")
         deliverers.start()
         wait_until(lambda: event_state(store, event_id) == "delivered", "delivered")
@@ -115,7 +115,7 @@ def test_both_secrets_sign_while_one_replaces_the_other(
 def test_exhausted_event_becomes_a_dead_letter_and_can_be_sent_again(
     store: JobStore, deliverers: Deliverers
 ) -> None:
-    with WebhookReceiver(answers(500, 503, 404, 500, 200)) as receiver:
+    with WebhookReceiver(respond_with(500, 503, 404, 500, 200)) as receiver:
         event_id = finish_job(store, receiver.url)
         deliverers.start()
         wait_until(lambda: event_state(store, event_id) == "exhausted", "exhausted")
@@ -135,7 +135,7 @@ def test_exhausted_event_becomes_a_dead_letter_and_can_be_sent_again(
 
 
 def test_gone_stops_at_once_and_the_result_stays(store: JobStore, deliverers: Deliverers) -> None:
-    with WebhookReceiver(answers(410)) as receiver:
+    with WebhookReceiver(respond_with(410)) as receiver:
         event_id = finish_job(store, receiver.url)
         deliverers.start()
         wait_until(lambda: event_state(store, event_id) == "disabled", "disabled")
@@ -159,7 +159,7 @@ def test_plain_http_is_not_sent_to_unless_allowed(store: JobStore, deliverers: D
 def test_wait_before_the_next_attempt_follows_the_schedule(
     store: JobStore, deliverers: Deliverers
 ) -> None:
-    with WebhookReceiver(answers(500)) as receiver:
+    with WebhookReceiver(respond_with(500)) as receiver:
         event_id = finish_job(store, receiver.url)
         deliverers.start(WEBHOOK_SCHEDULE_S="0,0.01,300")
         assert receiver.wait_for(2, timeout_s=15)

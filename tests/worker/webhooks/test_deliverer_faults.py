@@ -18,10 +18,10 @@ from ..cli.bulk_files import FAST
 from ..conftest import Mill
 from ..webhook_deliverers import (
     Deliverers,
-    answers,
     event_state,
     finish_job,
     now_ms,
+    respond_with,
     score,
     verify,
     wait_until,
@@ -62,7 +62,7 @@ def test_claimed_event_of_a_dead_deliverer_comes_back_within_its_lease(
     store: JobStore, deliverers: Deliverers
 ) -> None:
     """The lease is bounded by the longest attempt, the wait for a slot and a margin."""
-    with WebhookReceiver(answers(500)) as receiver:
+    with WebhookReceiver(respond_with(500)) as receiver:
         event_id = finish_job(store, receiver.url)
         deliverers.start(WEBHOOK_SCHEDULE_S="0,1000", WEBHOOK_JITTER="0")
         wait_until(lambda: score(store, event_id) > now_ms(store) + 900_000, "waits for its retry")

@@ -19,9 +19,9 @@ from ..webhook_deliverers import (
     OLD_SECRET,
     SECRET,
     Deliverers,
-    answers,
     event_state,
     finish_job,
+    respond_with,
     verify,
     wait_until,
 )
@@ -119,7 +119,7 @@ def test_nothing_is_sent_to_a_gone_endpoint_until_it_is_enabled(
     store: JobStore, deliverers: Deliverers, redis_url: str
 ) -> None:
     broker = {"BATCHMILL_BROKER_URL": redis_url}
-    with WebhookReceiver(answers(410, 200)) as receiver:
+    with WebhookReceiver(respond_with(410, 200)) as receiver:
         deliverers.start()
         first = finish_job(store, receiver.url + "/hook?job=1", "gen_1")
         wait_until(lambda: event_state(store, first) == "disabled", "the first is given up")
@@ -144,7 +144,7 @@ def test_nothing_is_sent_to_a_gone_endpoint_until_it_is_enabled(
 
 
 def test_test_event_is_signed_and_its_outcome_shown() -> None:
-    with WebhookReceiver(answers(200, 500)) as receiver:
+    with WebhookReceiver(respond_with(200, 500)) as receiver:
         settings = {
             "BATCHMILL_WEBHOOK_SECRET": SECRET,
             "BATCHMILL_WEBHOOK_ALLOW_HTTP": "true",
