@@ -28,8 +28,9 @@ class RunningRequests:
 
     def __init__(self, block_pool: BlockPool, prefix_cache: PrefixCache) -> None:
         self.requests: list[Request] = []
-        #: Running requests that compute more than their last token, or score known tokens.
-        self.catching_up: set[Request] = set()
+        #: Running requests that compute more than their last token (also after preemption), or
+        #: score known tokens.
+        self.prefilling: set[Request] = set()
         #: Launched and not collected, oldest first.
         self.in_flight: deque[ScheduledBatch] = deque()
         self._pool = block_pool
@@ -58,7 +59,7 @@ class RunningRequests:
         request.num_cached_blocks = len(shared)
         request.num_computed_tokens = len(shared) * pool.block_size
         request.status = RequestStatus.RUNNING
-        self.catching_up.add(request)
+        self.prefilling.add(request)
         insort(self.requests, request, key=rank_of)
 
     def allocate_block(self, request: Request) -> None:
@@ -90,7 +91,7 @@ class RunningRequests:
     def finish(self, request: Request) -> None:
         """Take a request out, and free its blocks once no step in flight writes to them."""
         self.requests.remove(request)
-        self.catching_up.discard(request)
+        self.prefilling.discard(request)
         if request.num_steps_in_flight == 0:
             self._release_blocks(request, RequestStatus.FINISHED)
             return
@@ -121,7 +122,7 @@ class RunningRequests:
             request.num_steps_in_flight += 1
             request.is_kv_finite = False
             if item.needs_sample:
-                self.catching_up.discard(request)
+                self.prefilling.discard(request)
 
     def collect(
         self,
@@ -260,7 +261,7 @@ class RunningRequests:
             ]
         if request.num_steps_in_flight:
             self._discard_in_flight(request)
-        self.catching_up.discard(request)
+        self.prefilling.discard(request)
         request.block_ids = []
         request.num_slots = 0
         request.num_releases += 1

@@ -266,11 +266,11 @@ class Scheduler:
 
     def _split_decodes(self, schedulable: list[Request]) -> tuple[list[Request], list[Request]]:
         """Separate the requests that compute only their last token from the others."""
-        catching_up = self._running.catching_up
-        if not catching_up:
+        prefilling = self._running.prefilling
+        if not prefilling:
             return schedulable, []
-        decodes = [request for request in schedulable if request not in catching_up]
-        return decodes, [request for request in schedulable if request in catching_up]
+        decodes = [request for request in schedulable if request not in prefilling]
+        return decodes, [request for request in schedulable if request in prefilling]
 
     def _allocate_blocks(self, need_block: Iterable[Request]) -> list[Request]:
         """Allocate a block to each request, first rank first; return the preempted requests."""
