@@ -70,12 +70,10 @@ class RequestIntake:
         prompt_token_ids = self._prompt_token_ids(prompt, params)
         self._check_vocabulary(params)
         tools = self._tool_use(prompt, params) if isinstance(prompt, Chat) else None
-        grammar = params.grammar if tools is None else tools.grammar
         seed = derive_seed(self._config.seed, request_id) if params.seed is None else params.seed
         trackers = []
-        for index, resumed in enumerate(_resumed_by_sample(resumed_token_ids, params.n)):
-            self._check_token_ids("resumed_token_ids", resumed)
-            controls = self._controls(prompt_token_ids, params, grammar)
+        for index, resumed in enumerate(self._resumed_by_sample(resumed_token_ids, params.n)):
+            controls = self._controls(prompt_token_ids, params, tools)
             scores = _scores(len(prompt_token_ids), len(resumed), params, index)
             request = Request(
                 sample_id(request_id, index),
@@ -156,6 +154,18 @@ class RequestIntake:
             model_name=self._model_name,
         )
 
+    def _resumed_by_sample(self, resumed: ResumedTokens, n: int) -> Sequence[Sequence[int]]:
+        """Return one checked list of resumed tokens per sample."""
+        by_sample = [resumed] if n == 1 else resumed or [()] * n
+        if n > 1 and (len(by_sample) != n or any(isinstance(each, int) for each in by_sample)):
+            raise RequestError(
+                "invalid_request",
+                f"resumed_token_ids must be a list of {n} lists, one for each of the {n} samples",
+            )
+        for token_ids in by_sample:
+            self._check_token_ids("resumed_token_ids", cast("Sequence[int]", token_ids))
+        return cast("Sequence[Sequence[int]]", by_sample)
+
     def _max_num_tokens(self, num_prompt_tokens: int, params: SamplingParams) -> int:
         """Return the length at which the request ends, prompt included."""
         if params.max_tokens is None:
@@ -163,8 +173,9 @@ class RequestIntake:
         return min(num_prompt_tokens + params.max_tokens, self._config.max_model_len)
 
     def _controls(
-        self, prompt_token_ids: Sequence[int], params: SamplingParams, grammar: str | None
+        self, prompt_token_ids: Sequence[int], params: SamplingParams, tools: ToolUse | None
     ) -> RequestControls | None:
+        grammar = params.grammar if tools is None else tools.grammar
         ending = frozenset(params.stop_token_ids or ())
         if not params.ignore_eos:
             ending |= self._eos_token_ids
@@ -260,19 +271,6 @@ def _check_arguments(
         raise RequestError("invalid_request", f"priority is {priority!r}: use an integer")
     if cache_salt is not None and not (isinstance(cache_salt, str) and cache_salt):
         raise RequestError("invalid_request", "cache_salt must be a non-empty string")
-
-
-def _resumed_by_sample(resumed: ResumedTokens, n: int) -> Sequence[Sequence[int]]:
-    if n == 1:
-        return [cast("Sequence[int]", resumed)]
-    if not resumed:
-        return [()] * n
-    if len(resumed) != n or any(isinstance(each, int) for each in resumed):
-        raise RequestError(
-            "invalid_request",
-            f"resumed_token_ids must be a list of {n} lists: give one for each of the {n} samples",
-        )
-    return cast("Sequence[Sequence[int]]", resumed)
 
 
 def _scores(

@@ -80,17 +80,8 @@ class Sampler:
         scorer = _scorer(logits, scored)
         self._logits_processor.apply(logits)
         controls, positions = self._upload_controls(rows, batch)
-        token_ids: Tensor = sample(
-            logits,
-            controls.temperature,
-            controls.top_k,
-            controls.top_p,
-            controls.seeds,
-            positions,
-        )
-        controlled = [
-            (row, each) for row, each in enumerate(self._requests) if each.controls is not None
-        ]
+        token_ids: Tensor = sample(logits, *controls.numbers, positions)
+        controlled = [pair for pair in enumerate(self._requests) if pair[1].controls is not None]
         sampled = SampledTokens(
             token_ids,
             is_finite,
@@ -159,13 +150,18 @@ def _have_finite_maximum(logits: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class _RowControls:
-    """The controls of a step's rows, as `kernels.sample` takes them."""
+    """The controls of a step's rows, in the order in which `kernels.sample` takes them."""
 
     temperature: Tensor  # [num_rows] float32
     top_k: Tensor  # [num_rows] int64
     top_p: Tensor  # [num_rows] float32
     seeds: Tensor  # [num_rows] int64
     rows: Tensor  # [num_rows] int64: their rows in `RequestRows`
+
+    @property
+    def numbers(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The arguments of `kernels.sample`."""
+        return self.temperature, self.top_k, self.top_p, self.seeds
 
 
 def _scorer(logits: Tensor, scored: Sequence[tuple[int, Request]]) -> Scorer | None:

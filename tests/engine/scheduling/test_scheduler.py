@@ -14,6 +14,9 @@ from batchmill.engine.scheduling.waiting_queue import MAX_OVERTAKEN
 
 from .simulation import SchedulerSimulation, generate_alone
 
+#: prompt, max_tokens, resumed, steps since the previous one, steps until aborted, priority, salt
+Arrival = tuple[list[int], int, int, int, int | None, int, str | None]
+
 prompts = st.lists(st.integers(0, 1), min_size=1, max_size=14)
 arrivals = st.tuples(
     prompts,
@@ -42,7 +45,7 @@ arrivals = st.tuples(
     num_speculative_tokens=st.sampled_from([0, 0, 1, 3, 6]),
 )
 def test_every_request_gets_its_own_output_whatever_the_trace(
-    trace: list[tuple[list[int], int, int, int, int | None, int, str | None]],
+    trace: list[Arrival],
     block_size: int,
     spare_blocks: int,
     max_num_seqs: int,
@@ -67,6 +70,20 @@ def test_every_request_gets_its_own_output_whatever_the_trace(
         stop_token=stop_token,
         num_speculative_tokens=num_speculative_tokens,
     )
+    requests = run_trace(sim, trace, failing_steps, out_of_memory_steps)
+    assert sim.pool.num_free_blocks == sim.num_blocks
+    assert all(request.num_overtaken <= MAX_OVERTAKEN for request in requests)
+    for request, arrival in zip(requests, trace, strict=True):
+        check_output(sim, request, arrival)
+
+
+def run_trace(
+    sim: SchedulerSimulation,
+    trace: list[Arrival],
+    failing_steps: set[int],
+    out_of_memory_steps: set[int],
+) -> list[Request]:
+    """Run a trace to its end; return its requests."""
     pending = list(enumerate(trace))
     requests: list[Request] = []
     abort_at: dict[int, Request] = {}
@@ -96,19 +113,19 @@ def test_every_request_gets_its_own_output_whatever_the_trace(
     while sim.in_flight:
         sim.collect()
     sim.scheduler.check_invariants()
+    return requests
 
-    assert sim.pool.num_free_blocks == sim.num_blocks
-    assert all(request.num_overtaken <= MAX_OVERTAKEN for request in requests)
-    given_up = set(sim.given_up)
-    for request, arrival in zip(requests, trace, strict=True):
-        prompt, max_tokens, _, _, abort_after, *_ = arrival
-        expected = generate_alone(prompt, max_tokens)
-        output = request.output_token_ids
-        assert output == expected[: len(output)]
-        is_whole = len(output) == max_tokens or output[-1:] == [stop_token]
-        assert abort_after is not None or request in given_up or is_whole
-        num_resumed = request.metrics.num_resumed_tokens
-        assert stop_token not in output[num_resumed:-1], "a token after the end was kept"
+
+def check_output(sim: SchedulerSimulation, request: Request, arrival: Arrival) -> None:
+    """Check that a request has its own output, whole unless it was aborted or given up."""
+    prompt, max_tokens, _, _, abort_after, *_ = arrival
+    expected = generate_alone(prompt, max_tokens)
+    output = request.output_token_ids
+    assert output == expected[: len(output)]
+    is_whole = len(output) == max_tokens or output[-1:] == [sim.stop_token]
+    assert abort_after is not None or request in sim.given_up or is_whole
+    num_resumed = request.metrics.num_resumed_tokens
+    assert sim.stop_token not in output[num_resumed:-1], "a token after the end was kept"
 
 
 def test_decodes_come_first_and_prompts_share_the_rest_of_the_budget() -> None:
