@@ -19,7 +19,7 @@ OPTIONS = (
     "--max-line-length",
     "120",
     "--codes",
-    "-qq",
+    "-q",
     "--no-color",
 )
 MAX_LINE_LENGTH = "120"
@@ -55,7 +55,7 @@ def main() -> int:
         if done.returncode != 0:
             print(done.stdout + done.stderr)
             num_failed += 1
-    print(f"Lua: luacheck found {'problems' if num_failed else 'nothing'} in {len(files)} files")
+    print(f"Lua: luacheck found problems in {num_failed} of {len(files)} files")
     return num_failed
 
 
