@@ -9,7 +9,7 @@ from typing import Self
 from batchmill.producer.errors import BatchClosed, BulkFileError
 from batchmill.producer.job.batch import BatchRequest, BatchState
 from batchmill.producer.job.line import BulkLine
-from batchmill.producer.protocol.calls import BatchPlace, NewJob
+from batchmill.producer.protocol.calls.new_job import BatchPlace, NewJob
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store import batch_calls
 from batchmill.producer.store.batch_calls import OpenBatch, raise_if_error

@@ -13,8 +13,8 @@ from batchmill.producer.client.batching import FULL_PAUSE_S, MAX_BATCH_CHARS, MA
 from batchmill.producer.errors import JobRejected, JobUnfinished, QueueFull, UnknownJob
 from batchmill.producer.job.document import GenerationJob
 from batchmill.producer.job.line import BulkLine, LineKind
-from batchmill.producer.protocol import calls
-from batchmill.producer.protocol.calls import NewJob
+from batchmill.producer.protocol.calls import jobs as job_calls
+from batchmill.producer.protocol.calls.new_job import NewJob
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store.ended_jobs import MAX_ENDS_AT_ONCE, EndedJob, chunks, ended_jobs
 from batchmill.producer.store.job_store import JobStore
@@ -151,7 +151,7 @@ class Flight:
     def _submit(self, batch: list[tuple[_Waiting, NewJob]]) -> bool:
         """Submit a batch; False where some of it could not be taken now."""
         try:
-            answers = self._store.run_all([calls.submit(job) for _, job in batch])
+            answers = self._store.run_all([job_calls.submit(job) for _, job in batch])
         except CONNECTION_ERRORS as error:
             self._hold(batch, self._outage.pause_s(error))
             return False

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterable
 
 from batchmill.producer.job.batch import BatchError, BatchRequest, BatchState, BatchStatus
-from batchmill.producer.protocol import calls
+from batchmill.producer.protocol.calls import jobs as job_calls
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store import batch_calls
 from batchmill.producer.store.async_store import AsyncStore
@@ -101,7 +101,7 @@ async def cancel_batch(
         return status
     after = -1
     while page := await store.read(batch_page(batch_id, after)):
-        await store.run_all([calls.cancel(job_id) for _, job_id in page])
+        await store.run_all([job_calls.cancel(job_id) for _, job_id in page])
         after = page[-1][0]
     return await status_of(store, batch_id)
 

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from batchmill.producer.broker_url import find_broker
 from batchmill.producer.job.batch import BatchStatus, parse_batch
-from batchmill.producer.protocol import calls
+from batchmill.producer.protocol.calls import jobs as job_calls
 from batchmill.producer.protocol.replies import CancelAnswer
 from batchmill.producer.results import JobResult, JobStatus
 from batchmill.producer.settings import ProducerSettings
@@ -134,7 +134,7 @@ class AsyncClient(AsyncJobVerbs):
         """
         prepared = prepare(as_job(job, fields), self.settings)
         with broker_errors(self._url):
-            answer = await self._store.run(calls.submit(prepared))
+            answer = await self._store.run(job_calls.submit(prepared))
         return AsyncJob(self, accepted_id(prepared, answer))
 
     async def submit_many(

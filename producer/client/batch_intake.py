@@ -11,8 +11,9 @@ from batchmill.producer.errors import BatchClosed, IdempotencyConflict, JobRejec
 from batchmill.producer.job.batch import BatchError
 from batchmill.producer.job.document import GenerationJob
 from batchmill.producer.job.line import MAX_ID_CHARS, BulkLine, LineKind
-from batchmill.producer.protocol import calls
-from batchmill.producer.protocol.calls import BatchPlace, Call, NewJob
+from batchmill.producer.protocol.calls import jobs as job_calls
+from batchmill.producer.protocol.calls.call import Call
+from batchmill.producer.protocol.calls.new_job import BatchPlace, NewJob
 from batchmill.producer.protocol.replies import SubmitReply
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store.batch_calls import OpenBatch
@@ -88,7 +89,7 @@ class BatchIntake:
 
     def calls(self) -> list[Call[SubmitReply]]:
         """Return the script calls that submit the waiting lines."""
-        return [calls.submit(job) for job in self._waiting]
+        return [job_calls.submit(job) for job in self._waiting]
 
     def take(self, answers: Sequence[SubmitReply]) -> bool:
         """Take in the answers to `calls`; return False if the queue was full for some lines."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Generator, Iterable
 
 from batchmill.producer.job.batch import BatchError, BatchRequest, BatchState, BatchStatus
-from batchmill.producer.protocol import calls
+from batchmill.producer.protocol.calls import jobs as job_calls
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store import batch_calls
 from batchmill.producer.store.batch_calls import raise_if_error
@@ -100,7 +100,7 @@ def cancel_batch(store: Store, batch_id: str, error: BatchError | None = None) -
         return status
     after = -1
     while page := store.read(batch_page(batch_id, after)):
-        store.run_all([calls.cancel(job_id) for _, job_id in page])
+        store.run_all([job_calls.cancel(job_id) for _, job_id in page])
         after = page[-1][0]
     return status_of(store, batch_id)
 

@@ -9,8 +9,9 @@ from typing import Any, TypeAlias
 from batchmill.producer.errors import JobRejected
 from batchmill.producer.job.document import GenerationJob
 from batchmill.producer.job.validation import parse_job
-from batchmill.producer.protocol import calls
-from batchmill.producer.protocol.calls import Call, NewJob
+from batchmill.producer.protocol.calls import jobs as job_calls
+from batchmill.producer.protocol.calls.call import Call
+from batchmill.producer.protocol.calls.new_job import NewJob
 from batchmill.producer.protocol.replies import SubmitReply, SubmitStatus
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store.reply_errors import accepted_id
@@ -89,7 +90,7 @@ class Batch:
 
     def calls(self) -> list[Call[SubmitReply]]:
         """Return the script calls that submit the jobs without an answer."""
-        return [calls.submit(self._jobs[place][1]) for place in self._unanswered()]
+        return [job_calls.submit(self._jobs[place][1]) for place in self._unanswered()]
 
     def note(self, answers: Sequence[SubmitReply]) -> float | None:
         """Note the answers to `calls`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from batchmill.producer.protocol import calls
+from batchmill.producer.protocol.calls import jobs as job_calls
 from batchmill.producer.protocol.replies import (
     CancelAnswer,
     CancelCounts,
@@ -154,7 +154,7 @@ class JobVerbs:
 
     def _positions(self, readings: Sequence[JobReading]) -> dict[str, int | None]:
         """Number of jobs before each of some jobs, those of higher classes included."""
-        own = self._store.run_all([calls.position(reading.id) for reading in readings])
+        own = self._store.run_all([job_calls.position(reading.id) for reading in readings])
         return self._store.read(queue_positions(readings, own))
 
     def cancel(self, job_id: str) -> CancelAnswer:
@@ -168,7 +168,7 @@ class JobVerbs:
             BrokerUnavailable: the broker does not respond.
         """
         with broker_errors(self._url):
-            answer = self._store.run(calls.cancel(job_id))
+            answer = self._store.run(job_calls.cancel(job_id))
         if answer.status is CancelStatus.UNKNOWN:
             raise unknown_job_error(job_id)
         return answer
@@ -185,7 +185,7 @@ class JobVerbs:
         answers: dict[str, CancelAnswer] = {}
         with broker_errors(self._url):
             for some in chunks(ids_of(jobs), MAX_BATCH_JOBS):
-                batch = [calls.cancel(job_id) for job_id in some]
+                batch = [job_calls.cancel(job_id) for job_id in some]
                 answers |= zip(some, self._store.run_all(batch), strict=True)
         return answers
 
@@ -226,7 +226,7 @@ class JobVerbs:
             BrokerUnavailable: the broker does not respond; the job may be retried or not.
         """
         with broker_errors(self._url):
-            answer = self._store.run(calls.retry(job_id, queue_limits(self.settings)))
+            answer = self._store.run(job_calls.retry(job_id, queue_limits(self.settings)))
         return check_retried(job_id, answer)
 
     def forget(self, job_id: str) -> None:
@@ -242,7 +242,7 @@ class JobVerbs:
             BrokerUnavailable: the broker does not respond; forgetting again does no harm.
         """
         with broker_errors(self._url):
-            answer = self._store.run(calls.forget(job_id))
+            answer = self._store.run(job_calls.forget(job_id))
         check_forgotten(job_id, answer)
 
     def forget_where(self, *, tag: str | None = None, tenant: str | None = None) -> ForgetCounts:

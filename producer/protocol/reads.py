@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import keys
-from .calls import Read, decode_tokens
+from .calls.call import Read
 from .records import DeadLetter, JobRecord, read_dead_letter, read_job, read_state
 from .replies import JobState
 from .store_counts import QueueDepth, StoreCounts
+from .token_bytes import decode_tokens
 
 
 def job(job_id: str) -> Read[JobRecord | None]:

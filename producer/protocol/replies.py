@@ -1,6 +1,6 @@
 """Values of the job scripts: the reply of each one, its statuses, and the jobs and writes it takes.
 
-`outbox.py` has those of the webhook scripts; `calls.py` builds the calls.
+`outbox.py` has those of the webhook scripts; `calls/` builds the calls.
 """
 
 from __future__ import annotations

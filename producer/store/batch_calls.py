@@ -1,16 +1,18 @@
-"""Script calls of batches, and from a checked request to what the store keeps."""
+"""From checked batch requests to script calls, and from their replies to errors."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from batchmill.producer.errors import BatchmillError, IdempotencyConflict, QueueFull
 from batchmill.producer.job.batch import BATCH_EVENTS, BatchError, BatchRequest
 from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.calls import Argument, Call, named
+from batchmill.producer.protocol.calls import batches as batch_scripts
+from batchmill.producer.protocol.calls.batches import CreateReply, SealReply
+from batchmill.producer.protocol.calls.call import Argument, Call
 from batchmill.producer.protocol.replies import CancelStatus
 from batchmill.producer.settings import ProducerSettings
 
@@ -22,7 +24,7 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True, slots=True)
 class OpenBatch:
-    """A batch that takes lines."""
+    """A batch that still takes lines."""
 
     batch_id: str
     #: Jobs that have not ended by then expire; None is never. Milliseconds of unix time.
@@ -34,15 +36,15 @@ def create(
 ) -> Call[OpenBatch | BatchmillError]:
     """Open a batch, or find the one that its idempotency key stands for.
 
-    Answers an `IdempotencyConflict` where that one asks for something else.
+    The call returns an `IdempotencyConflict` if that one has other content.
 
     Args:
-        request: what it asks for.
-        settings: for the time to live and what webhooks are allowed.
-        batch_id: a given id; None makes it from the key, or a new one.
+        request: the fields of the batch.
+        settings: for the time to live and the webhooks that are allowed.
+        batch_id: a given id; None derives it from the key, or makes a new one.
 
     Raises:
-        JobRejected: the webhook is one that the operator does not allow.
+        JobRejected: the operator does not allow the webhook.
     """
     check_webhook(request.webhook, settings)
     batch_id = batch_id or keys.new_batch_id(request.idempotency_key)
@@ -58,36 +60,36 @@ def create(
         "webhook_secret": request.webhook_secret,
     }
     full = QueueFull("the broker has reached its memory limit; try later or raise Redis' maxmemory")
-    return Call("batch_create", named(fields), _read_created, full)
+    return batch_scripts.create(fields).then(_opened, when_out_of_memory=full)
 
 
 def seal(batch_id: str, num_lines: int) -> Call[BatchmillError | None]:
-    """Say that all lines are in. Answers the error to raise, or None."""
+    """Declare that all lines are submitted. The call returns the error to raise, or None."""
 
-    def read(reply: list[Any]) -> BatchmillError | None:
-        match reply[0]:
-            case b"OK":
+    def convert(reply: SealReply) -> BatchmillError | None:
+        match reply.status:
+            case "OK":
                 return None
-            case b"UNKNOWN":
+            case "UNKNOWN":
                 return unknown_batch_error(batch_id)
-            case b"CLOSED":
-                return batch_closed_error(batch_id, reply[1].decode())
+            case "CLOSED":
+                return batch_closed_error(batch_id, reply.detail)
         return IdempotencyConflict(
-            f"batch {batch_id} has {reply[1].decode()} lines, this input {num_lines}; use a new "
-            "key for another input",
+            f"batch {batch_id} has {reply.detail} lines, this input {num_lines}; use a new key for "
+            "another input",
             job_id=batch_id,
         )
 
-    return Call("batch_seal", (batch_id, num_lines), read)
+    return batch_scripts.seal(batch_id, num_lines).then(convert)
 
 
 def cancel(batch_id: str, error: BatchError | None = None) -> Call[CancelStatus]:
-    """Let no line follow and begin to cancel the jobs.
+    """Take no more lines and begin to cancel the jobs.
 
-    With an error the batch ends as failed; where all its lines are in, nothing is done then.
+    With an error the batch fails, unless all its lines are submitted: then nothing is done.
     """
     text = "" if error is None else error.model_dump_json(exclude_none=True)
-    return Call("batch_cancel", (batch_id, text), lambda reply: CancelStatus(reply[0].decode()))
+    return batch_scripts.cancel(batch_id, text)
 
 
 def raise_if_error(answer: Answer | BatchmillError) -> Answer:
@@ -101,15 +103,14 @@ def raise_if_error(answer: Answer | BatchmillError) -> Answer:
     return answer
 
 
-def _read_created(reply: list[bytes]) -> OpenBatch | BatchmillError:
-    status, batch_id = reply[0], reply[1].decode()
-    if status == b"CONFLICT":
+def _opened(reply: CreateReply) -> OpenBatch | BatchmillError:
+    if reply.is_conflict:
         return IdempotencyConflict(
-            f"the idempotency_key stands for batch {batch_id}, which asks for something else; use "
+            f"the idempotency_key stands for batch {reply.batch_id}, which has other content; use "
             "a new key for a new batch",
-            job_id=batch_id,
+            job_id=reply.batch_id,
         )
-    return OpenBatch(batch_id, int(reply[2]) if reply[2] else None)
+    return OpenBatch(reply.batch_id, reply.deadline_at_ms)
 
 
 def _fingerprint(request: BatchRequest) -> str:

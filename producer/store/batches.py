@@ -8,7 +8,7 @@ from typing import Any
 
 from batchmill.producer.job.batch import BatchStatus, read_batch
 from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.calls import Read
+from batchmill.producer.protocol.calls.call import Read
 
 from .ended_jobs import EndedJob, ended_jobs
 

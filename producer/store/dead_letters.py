@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import assert_never
 
 from batchmill.producer.job.validation import parse_document
-from batchmill.producer.protocol import calls, keys
+from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.calls import jobs as job_calls
 from batchmill.producer.protocol.outbox import RedeliverStatus
 from batchmill.producer.protocol.records import DeadLetter, DeadLetterKind
 from batchmill.producer.protocol.replies import RetryStatus
@@ -45,7 +46,7 @@ def retry_dead_letter(store: JobStore, letter_id: str, settings: ProducerSetting
 
 
 def _retry_job(store: JobStore, letter: DeadLetter, settings: ProducerSettings) -> str:
-    answer = store.run(calls.retry(letter.id, queue_limits(settings)))
+    answer = store.run(job_calls.retry(letter.id, queue_limits(settings)))
     if answer.status is RetryStatus.UNKNOWN:
         return _submit_anew(store, letter, settings)
     check_retried(letter.id, answer)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.calls import Read, decode_tokens
+from batchmill.producer.protocol.calls.call import Read
 from batchmill.producer.protocol.replies import JobState
+from batchmill.producer.protocol.token_bytes import decode_tokens
 from batchmill.producer.results import JobResult
 
 from .reply_errors import result_of, unknown_job_error

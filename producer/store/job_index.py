@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from batchmill.producer.errors import InvalidQuery
 from batchmill.producer.job.document import check_tag
 from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.calls import Argument, Call
+from batchmill.producer.protocol.calls import index as index_calls
+from batchmill.producer.protocol.calls.call import Argument, Call
+from batchmill.producer.protocol.calls.index import IndexPage
 from batchmill.producer.protocol.replies import CancelCounts, ForgetCounts, JobState
 from batchmill.producer.results import JobStatus
 
@@ -129,27 +131,27 @@ def check_limit(limit: int) -> int:
 
 
 def list_jobs(query: JobQuery, limit: int) -> Call[JobPage]:
-    """Read one page. It may have fewer jobs than `limit` and still not be the last."""
-    args = (limit, query.num_examined(limit), len(STATUS_FIELDS), *STATUS_FIELDS)
-    return Call("list", (*args, *query.arguments()), _read_page)
+    """List one page. It may have fewer jobs than `limit` and still not be the last."""
+    max_examined = query.num_examined(limit)
+    call = index_calls.list_jobs(
+        query.arguments(), STATUS_FIELDS, limit=limit, max_examined=max_examined
+    )
+    return call.then(_page)
 
 
 def cancel_where(query: JobQuery) -> Call[tuple[str | None, CancelCounts]]:
-    """Cancel one page of jobs; answers the cursor of the next and what was done."""
-
-    def read(reply: list[Any]) -> tuple[str | None, CancelCounts]:
-        return _read_cursor(reply[0]), CancelCounts(*reply[1:])
-
-    return Call("cancel_where", (MAX_ENDED_AT_ONCE, *query.arguments()), read)
+    """Cancel one page of jobs; returns the cursor of the next page and the counts."""
+    return index_calls.cancel_where(query.arguments(), MAX_ENDED_AT_ONCE)
 
 
 def forget_where(query: JobQuery) -> Call[tuple[str | None, ForgetCounts]]:
-    """Forget one page of jobs; answers the cursor of the next and what was done."""
+    """Forget one page of jobs; returns the cursor of the next page and the counts."""
+    return index_calls.forget_where(query.arguments(), MAX_ENDED_AT_ONCE)
 
-    def read(reply: list[Any]) -> tuple[str | None, ForgetCounts]:
-        return _read_cursor(reply[0]), ForgetCounts(*reply[1:])
 
-    return Call("forget_where", (MAX_ENDED_AT_ONCE, *query.arguments()), read)
+def _page(found: IndexPage) -> JobPage:
+    statuses = (read_status(row.job_id, row.values, row.num_token_bytes) for row in found.rows)
+    return JobPage(tuple(status for status in statuses if status), found.next_cursor)
 
 
 def _state(name: str) -> JobState:
@@ -159,13 +161,3 @@ def _state(name: str) -> JobState:
         raise InvalidQuery(
             f"state is {name!r}; it must be one of {', '.join(state.value for state in JobState)}"
         ) from None
-
-
-def _read_cursor(reply: list[bytes]) -> str | None:
-    return ".".join(part.decode() for part in reply) if reply else None
-
-
-def _read_page(reply: list[Any]) -> JobPage:
-    cursor, rows = reply
-    statuses = (read_status(row[0].decode(), row[1:-1], row[-1]) for row in rows)
-    return JobPage(tuple(status for status in statuses if status), _read_cursor(cursor))

@@ -8,8 +8,9 @@ from typing import Any
 
 from batchmill.producer.errors import OutputRestarted
 from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.calls import Read, decode_tokens
+from batchmill.producer.protocol.calls.call import Read
 from batchmill.producer.protocol.replies import JobState
+from batchmill.producer.protocol.token_bytes import decode_tokens
 from batchmill.producer.results import JobResult
 
 from .ended_jobs import EndedJob

@@ -14,7 +14,7 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, Field
 
 from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.calls import Read
+from batchmill.producer.protocol.calls.call import Read
 from batchmill.producer.protocol.records import WorkerInfo
 from batchmill.producer.protocol.replies import JobState
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.calls import Read
+from batchmill.producer.protocol.calls.call import Read
 from batchmill.producer.protocol.replies import JobState
 from batchmill.producer.results import JobError, JobStatus
 

@@ -9,8 +9,11 @@ import secrets
 from collections.abc import Sequence
 from typing import Any, cast
 
-from batchmill.producer.protocol import calls, keys, reads
-from batchmill.producer.protocol.calls import Call, NewJob
+from batchmill.producer.protocol import keys, reads
+from batchmill.producer.protocol.calls import dead_letters as letter_calls
+from batchmill.producer.protocol.calls import jobs as job_calls
+from batchmill.producer.protocol.calls import outbox as outbox_calls
+from batchmill.producer.protocol.calls.new_job import NewJob
 from batchmill.producer.protocol.outbox import DeliveryOutcome, OutboxEntry, RedeliverStatus
 from batchmill.producer.protocol.records import (
     DeadLetter,
@@ -47,31 +50,31 @@ class JobStore(Store):
     # Jobs: the producer's side.
 
     def submit(self, job: NewJob) -> SubmitReply:
-        """Store and announce a job. The same id again answers EXISTING and changes nothing."""
-        return self.run(calls.submit(job))
+        """Store and announce a job. The same id again returns EXISTING and changes nothing."""
+        return self.run(job_calls.submit(job))
 
     def adopt(self, job: NewJob) -> SubmitReply:
         """Store a job that came inside a Celery message: as `submit`, without announcing it.
 
-        The job's id is the Celery task's: a message delivered again answers EXISTING and changes
+        The job's id is that of the Celery task: a redelivered message returns EXISTING and changes
         nothing. Make the job with `submission.prepare(…, job_id=…)`.
         """
-        return self.run(calls.submit(job, announce=False))
+        return self.run(job_calls.submit(job, announce=False))
 
     def cancel(self, job_id: str) -> CancelAnswer:
         """Cancel a waiting job at once; ask the worker of a running one to stop."""
-        return self.run(calls.cancel(job_id))
+        return self.run(job_calls.cancel(job_id))
 
     def queue_position(self, job_id: str) -> int | None:
         """Estimate how many jobs of its queue go to a worker before a waiting one.
 
-        Exact among the jobs of one tenant; where tenants take turns, what each sends from now on
-        and the lengths of outputs decide. Higher classes, which come first, are not in it.
+        Exact among the jobs of one tenant; between tenants it depends on what each submits next
+        and on the lengths of outputs. Higher classes, which come first, are not counted.
 
         Returns:
-            None where the job does not wait, or its delay is not over.
+            None if the job does not wait, or its delay is not over.
         """
-        return self.run(calls.position(job_id))
+        return self.run(job_calls.position(job_id))
 
     def load(self, job_id: str) -> JobRecord | None:
         """Return a job's record; None if it is unknown or its time to live has run out."""
@@ -99,24 +102,23 @@ class JobStore(Store):
         Args:
             job_id: the job.
             owner: the worker's name, for people.
-            lease_ms: the job goes back to its queue if nothing is heard of it for this long.
+            lease_ms: the job goes back to its queue if its lease is not extended for this long.
             identity: names weights, tokenizer, dtype and sampler version. Tokens of an earlier
-                attempt are handed over only where they came from the same identity; else they
-                are discarded.
+                attempt are kept only if they came from the same identity.
         """
-        return self.run(calls.claim(job_id, owner, lease_ms, identity))
+        return self.run(job_calls.claim(job_id, owner, lease_ms, identity))
 
     def checkpoint(self, writes: Sequence[TokenWrite], *, lease_ms: int) -> list[WriteStatus]:
-        """Append tokens of a whole batch and extend the leases; one status a write, in order."""
-        return self.run(calls.checkpoint(writes, lease_ms)) if writes else []
+        """Append tokens of a whole batch and extend the leases; one status per write, in order."""
+        return self.run(job_calls.checkpoint(writes, lease_ms)) if writes else []
 
     def renew(self, held: Sequence[HeldJob], *, lease_ms: int) -> list[WriteStatus]:
-        """Extend leases; one status a job (OK, FENCED, CANCEL_REQUESTED), in order."""
-        return self.run(calls.renew(held, lease_ms)) if held else []
+        """Extend leases; one status per job (OK, FENCED, CANCEL_REQUESTED), in order."""
+        return self.run(job_calls.renew(held, lease_ms)) if held else []
 
     def release(self, held: Sequence[HeldJob], *, cause: ReleaseCause) -> list[ReleaseStatus]:
-        """Give jobs back to the head of their queues; one status a job, in order."""
-        return self.run(calls.release(held, cause)) if held else []
+        """Give jobs back to the head of their queues; one status per job, in order."""
+        return self.run(job_calls.release(held, cause)) if held else []
 
     def complete(
         self,
@@ -140,7 +142,7 @@ class JobStore(Store):
             error: JSON of a `JobError`.
             position: index of the first of `token_ids` in the output.
             token_ids: tokens not checkpointed yet.
-            num_tokens: what it cost its tenant, prompt and output; None counts the stored output.
+            num_tokens: its cost for its tenant, prompt and output; None counts the stored output.
 
         Raises:
             ValueError: the state is not terminal, or a completed job has no result.
@@ -152,25 +154,25 @@ class JobStore(Store):
                 f"state is {state.value!r}; a job ends completed, failed, cancelled or expired"
             )
         write = TokenWrite(job_id, fence, position, token_ids)
-        return self.run(calls.complete(write, state, result, error, num_tokens))
+        return self.run(job_calls.complete(write, state, result, error, num_tokens))
 
     def sweep(self, *, limit: int = 500, reannounce_grace_ms: int = 30_000) -> SweepCounts:
-        """Put back jobs whose lease ran out, expire late ones, announce again what was lost.
+        """Requeue jobs whose lease ran out, expire late ones, repeat lost announcements.
 
-        Safe to run from any number of workers at once. `limit` bounds the jobs of each kind in
-        one call, because Redis serves nobody else while it runs: call again while a count reaches
+        Safe to run from any number of workers at once. `limit` bounds the jobs of each kind per
+        call, because Redis serves no other client while it runs: call again while a count reaches
         it.
         """
-        return self.run(calls.sweep(limit, reannounce_grace_ms))
+        return self.run(job_calls.sweep(limit, reannounce_grace_ms))
 
     def announce_due(self, *, limit: int = 500) -> int:
-        """Announce jobs whose delay is over; answers how many. Call again where it is `limit`."""
-        return self.run(calls.announce_due(limit))
+        """Announce jobs whose delay is over; return how many. Call again if it is `limit`."""
+        return self.run(job_calls.announce_due(limit))
 
     # Plain Celery tasks.
 
     def celery_ends(self, *, limit: int, grace_ms: int) -> list[str]:
-        """Return plain Celery tasks whose jobs ended so long ago, oldest first."""
+        """Return plain Celery tasks whose jobs ended `grace_ms` ago or earlier, oldest first."""
         seconds, microseconds = cast(Any, self.client.time())
         until = seconds * 1000 + microseconds // 1000 - grace_ms
         ended = cast(
@@ -182,11 +184,11 @@ class JobStore(Store):
         """Note that Celery's result backend knows how a job ended."""
         self.client.zrem(keys.CELERY_ENDS, job_id)
 
-    # The inbox. What is taken and settled there are calls of `inbox.py`.
+    # The inbox. `protocol/calls/inbox.py` has the calls that take and settle documents.
 
     def inbox_wait(self, timeout_s: float) -> bool:
-        """Wait until the inbox holds a document; False where none came in time."""
-        # Moved in one step, and not yet under an id: any `take` finds it, whoever dies.
+        """Wait until the inbox holds a document; return False if none came in time."""
+        # Moved in one step, and not yet under an id: any `take` finds it, whichever process dies.
         seconds = cast(Any, timeout_s)  # Redis takes a fraction, redis-py's annotation does not
         moved = self.client.blmove(keys.INBOX, keys.INBOX_ARRIVED, seconds, "RIGHT", "LEFT")
         return moved is not None
@@ -194,12 +196,12 @@ class JobStore(Store):
     # Webhooks: the deliverer's side.
 
     def outbox_claim(self, *, owner: str, limit: int, lease_ms: int) -> list[OutboxEntry]:
-        """Take events that are due. One whose deliverer dies is due again after `lease_ms`."""
-        return self.run(calls.outbox_claim(owner, limit, lease_ms))
+        """Take events that are due. If the deliverer dies, they are due again after `lease_ms`."""
+        return self.run(outbox_calls.claim(owner, limit, lease_ms))
 
     def outbox_set_body_once(self, event_id: str, body: bytes) -> bytes:
-        """Store an event's body unless it has one; return the stored one, which all tries send."""
-        return self.run(Call("outbox_set_body", (event_id, body), bytes))
+        """Store an event's body unless it has one; return the stored body, which is sent."""
+        return self.run(outbox_calls.set_body_once(event_id, body))
 
     def outbox_settle(
         self,
@@ -213,28 +215,33 @@ class JobStore(Store):
         duration_ms: int = 0,
         is_receiver_fault: bool = False,
     ) -> WriteStatus:
-        """Write down how an attempt ended: OK, or FENCED where the lease had gone to another.
+        """Record how an attempt ended: OK, or FENCED if another deliverer has the lease.
 
         Args:
             event_id: the event.
             fence: of the claim.
             outcome: EXHAUSTED and DISABLED leave a dead letter.
             retry_in_ms: with RETRY and POSTPONED, time until the next attempt.
-            http_status: what the receiver answered, if it did.
+            http_status: status of the receiver's response, if there was one.
             reason: a word, for people; never the receiver's body.
             duration_ms: time that the attempt took.
-            is_receiver_fault: the receiver failed, not we; an endpoint that does so for 120 hours
+            is_receiver_fault: the receiver failed, not we. An endpoint that does so for 120 hours
                 without a success is disabled.
         """
-        status = "" if http_status is None else http_status
-        fault = "1" if is_receiver_fault else "0"
-        args = (event_id, fence, outcome.value, retry_in_ms, status, reason, duration_ms, fault)
-        return self.run(Call("outbox_settle", args, lambda reply: WriteStatus(reply.decode())))
+        return self.run(
+            outbox_calls.settle(
+                *(event_id, fence, outcome),
+                retry_in_ms=retry_in_ms,
+                http_status=http_status,
+                reason=reason,
+                duration_ms=duration_ms,
+                is_receiver_fault=is_receiver_fault,
+            )
+        )
 
     def outbox_redeliver(self, event_id: str) -> RedeliverStatus:
         """Put a settled event back, with the same id and body, and drop its dead letter."""
-        call = Call("outbox_redeliver", (event_id,), lambda reply: RedeliverStatus(reply.decode()))
-        return self.run(call)
+        return self.run(outbox_calls.redeliver(event_id))
 
     # Dead letters.
 
@@ -248,14 +255,14 @@ class JobStore(Store):
         letter_id: str | None = None,
         spare_id: str = "",
     ) -> str:
-        """Keep something that cannot be used, with the reason; returns its id, new unless given.
+        """Keep something unusable, with the reason; return its id, which is new unless given.
 
-        A letter of that id that holds something else is replaced, or, with a spare id, left alone:
-        then the new one is kept under that.
+        If a letter of that id holds something else, it is replaced; with a spare id it is left
+        alone, and the new letter is kept under the spare id.
         """
         letter_id = letter_id or f"dead_{secrets.token_hex(10)}"
-        args = (letter_id, kind.value, reason, payload, source, spare_id)
-        return self.run(Call("dead_letter_add", args, lambda reply: cast(str, reply.decode())))
+        call = letter_calls.add(letter_id, kind.value, reason, payload, source, spare_id)
+        return self.run(call)
 
     def dead_letter(self, letter_id: str) -> DeadLetter | None:
         """Return a dead letter; None if it does not exist."""
@@ -268,7 +275,7 @@ class JobStore(Store):
         return [letter for letter in letters if letter is not None]
 
     def dead_letter_drop(self, letter_id: str) -> bool:
-        """Delete a dead letter; False where there is none of that id."""
+        """Delete a dead letter; return False if it does not exist."""
         with self.client.pipeline(transaction=True) as pipeline:
             pipeline.delete(keys.dead(letter_id))
             pipeline.zrem(keys.DEAD, letter_id)
@@ -277,14 +284,14 @@ class JobStore(Store):
     # Workers, queues and counts.
 
     def announce_worker(self, info: WorkerInfo) -> None:
-        """Write a worker's heartbeat; it counts as gone `WORKER_TTL_S` after the last."""
+        """Write a worker's heartbeat; it counts as gone `WORKER_TTL_S` after the last one."""
         with self.client.pipeline(transaction=True) as pipeline:
             pipeline.set(keys.worker(info.name), write_worker(info), ex=keys.WORKER_TTL_S)
             pipeline.sadd(keys.WORKERS, info.name)
             pipeline.execute()
 
     def forget_worker(self, name: str) -> None:
-        """Remove a worker's heartbeat, at its orderly end."""
+        """Remove a worker's heartbeat, when it shuts down."""
         self.client.delete(keys.worker(name))
         self.client.srem(keys.WORKERS, name)
 

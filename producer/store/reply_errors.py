@@ -23,7 +23,7 @@ from batchmill.producer.errors import (
     UnknownJob,
     WrongState,
 )
-from batchmill.producer.protocol.calls import NewJob, QueueLimits
+from batchmill.producer.protocol.calls.new_job import NewJob, QueueLimits
 from batchmill.producer.protocol.replies import (
     ForgetReply,
     ForgetStatus,

@@ -10,7 +10,7 @@ from redis import Redis
 from redis.exceptions import NoScriptError, OutOfMemoryError
 
 from batchmill.producer.protocol import keys, reads
-from batchmill.producer.protocol.calls import Call, Read, read_reply
+from batchmill.producer.protocol.calls.call import Call, Read, read_reply
 from batchmill.producer.protocol.records import WorkerInfo, read_worker
 from batchmill.producer.protocol.scripts import SCRIPT_NAMES, script_source
 

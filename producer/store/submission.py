@@ -12,7 +12,7 @@ from batchmill.producer.errors import JobRejected
 from batchmill.producer.job import limits
 from batchmill.producer.job.document import GenerationJob
 from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.calls import NO_LIMITS, NewJob, QueueLimits
+from batchmill.producer.protocol.calls.new_job import NO_LIMITS, NewJob, QueueLimits
 from batchmill.producer.protocol.replies import JobState
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.webhook.target import ForbiddenTarget, read_target

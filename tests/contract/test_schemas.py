@@ -19,7 +19,8 @@ from batchmill.producer import (
 )
 from batchmill.producer.job.validation import parse_job
 from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.calls import BatchPlace, QueueLimits, retry
+from batchmill.producer.protocol.calls.jobs import retry
+from batchmill.producer.protocol.calls.new_job import BatchPlace, QueueLimits
 from batchmill.producer.protocol.outbox import OutboxEntry
 from batchmill.producer.protocol.records import JobRecord, read_job
 from batchmill.producer.protocol.replies import Claim, HeldJob, ReleaseCause, TokenWrite

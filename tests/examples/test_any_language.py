@@ -64,8 +64,8 @@ def test_the_page_lists_every_reason_of_a_refusal() -> None:
     listed = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", PAGE, re.MULTILINE))))
     sources = [
         ROOT / "producer" / name
-        for name in ("store/inbox.py", "protocol/lua/commands/inbox_take.lua", "errors.py")
-    ] + [ROOT / "worker" / "jobs" / "inbox.py"]
+        for name in ("store/inbox_document.py", "protocol/lua/commands/inbox_take.lua", "errors.py")
+    ] + [ROOT / "worker" / "jobs" / "inbox_mover.py"]
     text = "".join(path.read_text() for path in sources)
     used = set(re.findall(r'code(?:: str)?(?: )?=(?: )?"(\w+)"', text))
     used |= set(re.findall(r"[\"'](\w+): [a-z]", text)) & {

@@ -12,7 +12,7 @@ import pytest
 from redis import Redis
 
 from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.calls import NewJob, QueueLimits
+from batchmill.producer.protocol.calls.new_job import NewJob, QueueLimits
 from batchmill.producer.protocol.replies import Claim, JobState, SubmitReply
 from batchmill.producer.store.job_store import JobStore
 

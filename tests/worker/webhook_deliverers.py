@@ -14,7 +14,7 @@ from collections.abc import Callable
 from standardwebhooks.webhooks import Webhook
 
 from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.calls import NewJob
+from batchmill.producer.protocol.calls.new_job import NewJob
 from batchmill.producer.protocol.replies import Claim, JobState
 from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.webhooks.local_receiver import LOOPBACK, ReceivedRequest

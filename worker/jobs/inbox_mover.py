@@ -7,11 +7,13 @@ from redis.exceptions import RedisError
 
 from batchmill.producer.errors import JobRejected, QueueFull
 from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.calls import NewJob
+from batchmill.producer.protocol.calls import inbox as inbox_calls
+from batchmill.producer.protocol.calls.inbox import TakenDocument
+from batchmill.producer.protocol.calls.new_job import NewJob
 from batchmill.producer.protocol.records import DeadLetterKind
 from batchmill.producer.protocol.replies import SubmitStatus
-from batchmill.producer.store import inbox
-from batchmill.producer.store.inbox import InboxJob, TakenDocument
+from batchmill.producer.store import inbox_document
+from batchmill.producer.store.inbox_document import InboxJob
 from batchmill.producer.store.job_store import JobStore
 from batchmill.producer.store.reply_errors import accepted_id
 from batchmill.producer.store.submission import prepare
@@ -59,7 +61,7 @@ class InboxMover:
         # Continue even if no document has come: the lease of another worker may have run out.
         self._store.inbox_wait(_WAIT_S)
         while not self._closed:
-            documents = self._store.run(inbox.take(_LEASE_MS))
+            documents = self._store.run(inbox_calls.take(_LEASE_MS))
             moved = [self._move(document) for document in documents]
             if not any(moved):
                 return  # the inbox is empty, or no queue has room: pause first
@@ -72,7 +74,7 @@ class InboxMover:
             _log.info("inbox_waits", document=taken.id, code=full.code)
             held_until_ms = taken.held_until_ms
             self._store.run(
-                inbox.settle(taken.id, retry_in_ms=_RETRY_MS, held_until_ms=held_until_ms)
+                inbox_calls.settle(taken.id, retry_in_ms=_RETRY_MS, held_until_ms=held_until_ms)
             )
             return False
         except JobRejected as rejection:
@@ -88,7 +90,7 @@ class InboxMover:
             self._add_dead_letter(
                 taken, "internal_error: the worker failed on this document; see its log"
             )
-        self._store.run(inbox.settle(taken.id))
+        self._store.run(inbox_calls.settle(taken.id))
         return True
 
     def _submit(self, taken: TakenDocument) -> None:
@@ -99,7 +101,7 @@ class InboxMover:
             JobRejected: it can never be a job.
             redis.exceptions.ResponseError: its keys in Redis are in use for something else.
         """
-        order = inbox.read_document(taken.content)
+        order = inbox_document.read_document(taken.content)
         job = order.job
         if job.model is None:
             job = job.model_copy(update={"model": self._only_model()})
@@ -131,7 +133,9 @@ class InboxMover:
         """
         record = self._store.load(new.job_id)
         drawn = order.job.seed is None
-        if record is None or inbox.is_same_job(record.document, new.document, has_drawn_seed=drawn):
+        if record is None or inbox_document.is_same_job(
+            record.document, new.document, has_drawn_seed=drawn
+        ):
             return
         raise JobRejected(
             f"id: {new.job_id} is the id of another job; give each job its own",
@@ -141,7 +145,7 @@ class InboxMover:
 
     def _add_dead_letter(self, taken: TakenDocument, reason: str) -> None:
         """Keep a document that cannot be a job, under the id that its producer reads if free."""
-        given = inbox.given_id(taken.content)
+        given = inbox_document.given_id(taken.content)
         is_free = given is not None and not self._store.client.exists(keys.job(given))
         letter_id = self._store.dead_letter_add(
             kind=DeadLetterKind.MESSAGE,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import structlog
 from redis.exceptions import RedisError, ResponseError
 
-from batchmill.producer.protocol import calls
+from batchmill.producer.protocol.calls import jobs as job_calls
 from batchmill.producer.protocol.replies import CompleteStatus, JobState, ReleaseCause, WriteStatus
 from batchmill.producer.store.job_store import JobStore
 
@@ -250,7 +250,9 @@ class RecordWriter:
             batch = [self._ends[i] for i in range(min(len(self._ends), _MAX_ENDS_PER_CALL))]
             statuses = self._store.run_all(
                 [
-                    calls.complete(job.unsaved(), end.state, end.result, end.error, end.num_tokens)
+                    job_calls.complete(
+                        job.unsaved(), end.state, end.result, end.error, end.num_tokens
+                    )
                     for job, end in batch
                 ]
             )

@@ -9,7 +9,7 @@ from redis.exceptions import ResponseError
 
 from batchmill.producer.job.batch import BatchRequest
 from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.calls import BatchPlace
+from batchmill.producer.protocol.calls.new_job import BatchPlace
 from batchmill.producer.protocol.replies import ClaimRefusal, CompleteStatus, JobState
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store import batch_calls, job_index

@@ -9,9 +9,10 @@ import pytest
 
 from batchmill.producer.errors import JobRejected
 from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.calls import inbox as inbox_calls
+from batchmill.producer.protocol.calls.inbox import MAX_DOCUMENT_BYTES, TakenDocument
 from batchmill.producer.protocol.records import DeadLetterKind
-from batchmill.producer.store import inbox
-from batchmill.producer.store.inbox import MAX_DOCUMENT_BYTES, TakenDocument
+from batchmill.producer.store import inbox_document
 
 LEASE_MS = 60_000
 
@@ -22,7 +23,7 @@ def push(bench: Any, *prompts: str) -> None:
 
 
 def take(bench: Any, **limits: int) -> list[TakenDocument]:
-    return list(bench.store.run(inbox.take(limits.pop("lease_ms", LEASE_MS), **limits)))
+    return list(bench.store.run(inbox_calls.take(limits.pop("lease_ms", LEASE_MS), **limits)))
 
 
 def prompts(documents: list[TakenDocument]) -> list[str]:
@@ -43,17 +44,17 @@ def test_a_document_that_is_not_settled_is_handed_out_again_under_its_id(bench: 
     bench.redis.zadd(keys.INBOX_TAKEN, {first.id: 1})
 
     assert take(bench) == [first]
-    bench.store.run(inbox.settle(first.id))
+    bench.store.run(inbox_calls.settle(first.id))
     assert bench.store.counts().inbox == 0
 
 
 def test_a_document_that_is_put_off_comes_again_when_it_is_due(bench: Any) -> None:
     push(bench, "one")
     (first,) = take(bench)
-    bench.store.run(inbox.settle(first.id, retry_in_ms=0))
+    bench.store.run(inbox_calls.settle(first.id, retry_in_ms=0))
 
     assert take(bench) == [first]
-    bench.store.run(inbox.settle(first.id, retry_in_ms=LEASE_MS))
+    bench.store.run(inbox_calls.settle(first.id, retry_in_ms=LEASE_MS))
     assert take(bench) == []
     assert bench.store.counts().inbox == 1
 
@@ -62,8 +63,8 @@ def test_many_documents_of_a_full_queue_make_way_for_others(bench: Any) -> None:
     push(bench, "full 1", "full 2", "full 3", "another's")
     documents = take(bench, max_taken=3)
     for document in documents:
-        bench.store.run(inbox.settle(document.id, retry_in_ms=LEASE_MS, max_waiting=2))
-        bench.store.run(inbox.settle(document.id, retry_in_ms=LEASE_MS, max_waiting=2))
+        bench.store.run(inbox_calls.settle(document.id, retry_in_ms=LEASE_MS, max_waiting=2))
+        bench.store.run(inbox_calls.settle(document.id, retry_in_ms=LEASE_MS, max_waiting=2))
 
     assert prompts(take(bench)) == ["another's", "full 1"]
     assert bench.store.counts().inbox == 4
@@ -102,7 +103,7 @@ def test_a_document_of_the_greatest_prompt_fully_escaped_is_short_enough() -> No
     content = json.dumps({"prompt": prompt}).encode()
 
     assert len(content) < MAX_DOCUMENT_BYTES
-    assert inbox.read_document(content).job.prompt == prompt
+    assert inbox_document.read_document(content).job.prompt == prompt
 
 
 @pytest.mark.parametrize(
@@ -119,8 +120,8 @@ def test_a_document_of_the_greatest_prompt_fully_escaped_is_short_enough() -> No
         (b'{"prompt": "x", "prompt": "y"}', "duplicate_key", "prompt is given twice"),
         (b'{"prompt": "x", "metadata": {"s": "1", "s": "2"}}', "duplicate_key", "a key is given"),
         (b'{"prompt": "x", "max_tokns": 3}', "invalid_request", "max_tokns is not a parameter"),
-        (b'{"prompt": "x", "id": "a.b"}', "invalid_request", "id: a job id is a text"),
-        (b'{"prompt": "x", "id": 7}', "invalid_request", "id: a job id is a text"),
+        (b'{"prompt": "x", "id": "a.b"}', "invalid_request", "id: a job id is a string"),
+        (b'{"prompt": "x", "id": 7}', "invalid_request", "id: a job id is a string"),
         (b'{"prompt": "\\ud800"}', "invalid_request", "lone surrogate"),
         (b'{"prompt": "x", "\\ud800": 1}', "invalid_request", "unicode"),
         (b'{"prompt": "x", "model": "a b"}', "invalid_request", "model"),
@@ -132,7 +133,7 @@ def test_a_document_that_cannot_be_a_job_is_refused_with_a_reason(
     content: bytes, code: str, message: str
 ) -> None:
     with pytest.raises(JobRejected) as caught:
-        inbox.read_document(content)
+        inbox_document.read_document(content)
 
     assert caught.value.code == code
     assert message in str(caught.value)
@@ -142,7 +143,7 @@ def test_a_document_that_cannot_be_a_job_is_refused_with_a_reason(
 def test_a_key_of_a_megabyte_makes_no_message_of_a_megabyte() -> None:
     content = json.dumps({"prompt": "x", "k" * (1 << 20): 1}).encode()
     with pytest.raises(JobRejected) as caught:
-        inbox.read_document(content)
+        inbox_document.read_document(content)
     assert len(str(caught.value)) < 400
 
 
@@ -152,7 +153,7 @@ def test_a_call_repeated_after_a_lost_reply_hands_out_the_same_documents(
     push(bench, "one")
     bench.redis.lpush(keys.INBOX, b"x" * (MAX_DOCUMENT_BYTES + 1))
     push(bench, "two")
-    call = inbox.take(LEASE_MS)
+    call = inbox_calls.take(LEASE_MS)
     lost = bench.store.run(call)
     push(bench, "three", "four")
 
@@ -170,9 +171,13 @@ def test_a_worker_that_lost_its_lease_cannot_put_a_document_off(bench: Any) -> N
     bench.redis.zadd(keys.INBOX_TAKEN, {late.id: 1})
     (held,) = take(bench, lease_ms=2 * LEASE_MS)
 
-    bench.store.run(inbox.settle(late.id, 1000, max_waiting=0, held_until_ms=late.held_until_ms))
+    bench.store.run(
+        inbox_calls.settle(late.id, 1000, max_waiting=0, held_until_ms=late.held_until_ms)
+    )
     assert take(bench) == []
     assert bench.redis.zscore(keys.INBOX_TAKEN, held.id) == held.held_until_ms
 
-    bench.store.run(inbox.settle(held.id, 1000, max_waiting=0, held_until_ms=held.held_until_ms))
+    bench.store.run(
+        inbox_calls.settle(held.id, 1000, max_waiting=0, held_until_ms=held.held_until_ms)
+    )
     assert prompts(take(bench)) == ["one"]

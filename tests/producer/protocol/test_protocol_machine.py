@@ -26,8 +26,9 @@ from redis import Redis
 
 from batchmill.producer import BatchClosed, IdempotencyConflict, ProducerSettings
 from batchmill.producer.job.batch import parse_batch
-from batchmill.producer.protocol import calls, keys
-from batchmill.producer.protocol.calls import BatchPlace, NewJob, QueueLimits
+from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.calls import jobs as job_calls
+from batchmill.producer.protocol.calls.new_job import BatchPlace, NewJob, QueueLimits
 from batchmill.producer.protocol.outbox import DeliveryOutcome
 from batchmill.producer.protocol.replies import (
     CancelStatus,
@@ -235,7 +236,7 @@ class ProtocolMachine(ProtocolInvariants):
     def retry(self, pick: int, is_repeated: bool) -> None:
         """Run a job again that did not complete; a call that is sent twice does so once."""
         job_id = self.job_id(pick)
-        call = calls.retry(job_id, QueueLimits())
+        call = job_calls.retry(job_id, QueueLimits())
         reply = self.store.run(call)
         job = self.jobs.get(job_id)
         if job is None:
@@ -255,7 +256,7 @@ class ProtocolMachine(ProtocolInvariants):
     @rule(pick=picks)
     def forget(self, pick: int) -> None:
         job_id = self.job_id(pick)
-        reply = self.store.run(calls.forget(job_id))
+        reply = self.store.run(job_calls.forget(job_id))
         job = self.jobs.get(job_id)
         if job is None:
             known = job_id in self.forgotten

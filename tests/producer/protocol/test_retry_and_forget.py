@@ -17,7 +17,9 @@ from batchmill.producer import (
     UnknownJob,
     WrongState,
 )
-from batchmill.producer.protocol import calls, keys
+from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.calls import jobs as job_calls
+from batchmill.producer.protocol.calls.new_job import NO_LIMITS
 from batchmill.producer.protocol.outbox import DeliveryOutcome
 from batchmill.producer.protocol.records import DeadLetterKind
 from batchmill.producer.protocol.replies import (
@@ -29,7 +31,6 @@ from batchmill.producer.protocol.replies import (
     WriteStatus,
 )
 
-NO_LIMITS = calls.QueueLimits()
 HOOK = "https://example.com/hook"
 
 
@@ -113,12 +114,12 @@ def test_a_call_repeated_after_a_lost_reply_retries_once(bench: Any) -> None:
     bench.submit("j")
     fail(bench)
     bench.take_announcement()
-    call = calls.retry("j", NO_LIMITS)
+    call = job_calls.retry("j", NO_LIMITS)
     assert [bench.store.run(call).run for _ in range(2)] == [2, 2]
     bench.claim("j")
     assert bench.store.run(call).status is RetryStatus.RETRIED
     assert bench.redis.llen(keys.queue_name("demo", "normal")) == 1
-    assert bench.store.run(calls.retry("j", NO_LIMITS)).status is RetryStatus.ACTIVE
+    assert bench.store.run(job_calls.retry("j", NO_LIMITS)).status is RetryStatus.ACTIVE
 
 
 def test_a_job_that_was_given_up_loses_its_crashes_and_its_dead_letter(

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from batchmill.producer import Client
-from batchmill.producer.protocol import calls, keys
+from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.calls import jobs as job_calls
+from batchmill.producer.protocol.calls.call import Call
 from batchmill.producer.protocol.replies import (
     CancelStatus,
     Claim,
@@ -94,7 +96,7 @@ def test_a_full_queue_still_finds_its_idempotency_keys(bench: Any) -> None:
 
 def test_many_jobs_go_in_one_round_trip_each_with_its_own_reply(bench: Any) -> None:
     bench.submit("j1")
-    replies = bench.store.run_all([calls.submit(bench.new_job(f"j{i}")) for i in range(300)])
+    replies = bench.store.run_all([job_calls.submit(bench.new_job(f"j{i}")) for i in range(300)])
     assert [reply.job_id for reply in replies] == [f"j{i}" for i in range(300)]
     assert replies[1].status is SubmitStatus.EXISTING
     assert {replies[i].status for i in range(300) if i != 1} == {SubmitStatus.CREATED}
@@ -105,17 +107,17 @@ def test_scripts_run_after_the_server_has_forgotten_them(bench: Any) -> None:
     bench.redis.script_flush()
     assert bench.submit("b").status is SubmitStatus.CREATED
     bench.redis.script_flush()
-    [reply] = bench.store.run_all([calls.submit(bench.new_job("c"))])
+    [reply] = bench.store.run_all([job_calls.submit(bench.new_job("c"))])
     assert reply.status is SubmitStatus.CREATED
 
 
 def test_a_pipeline_runs_if_the_server_knows_some_of_its_scripts(bench: Any) -> None:
     bench.redis.script_flush()
     bench.submit("a")
-    batch: list[calls.Call[Any]] = [
-        calls.cancel("a"),
-        calls.submit(bench.new_job("b")),
-        calls.cancel("a"),
+    batch: list[Call[Any]] = [
+        job_calls.cancel("a"),
+        job_calls.submit(bench.new_job("b")),
+        job_calls.cancel("a"),
     ]
     first, second, third = bench.store.run_all(batch)
     assert (first.status, third.status) == (CancelStatus.CANCELLED, CancelStatus.ALREADY_TERMINAL)
@@ -174,7 +176,7 @@ def test_five_workers_that_claim_at_once_get_one_claim(bench: Any) -> None:
 
 def test_a_repeated_call_finds_the_claim_whose_reply_was_lost(bench: Any) -> None:
     bench.submit("j")
-    call = calls.claim("j", "worker-1", 60_000, "model-1")
+    call = job_calls.claim("j", "worker-1", 60_000, "model-1")
     first, again = bench.store.run(call), bench.store.run(call)
     assert isinstance(first, Claim)
     assert isinstance(again, Claim)

@@ -16,8 +16,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from batchmill.producer.protocol import calls, keys
-from batchmill.producer.protocol.calls import NewJob, QueueLimits
+from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.calls import jobs as job_calls
+from batchmill.producer.protocol.calls.new_job import NewJob, QueueLimits
 from batchmill.producer.protocol.replies import Claim, HeldJob, JobState, ReleaseCause
 from batchmill.producer.store.job_store import JobStore
 
@@ -175,7 +176,7 @@ class RecountMachine(RuleBasedStateMachine):
 
     @rule(number=picks)
     def retry(self, number: int) -> None:
-        self.store.run(calls.retry(self.pick(number), QueueLimits()))
+        self.store.run(job_calls.retry(self.pick(number), QueueLimits()))
 
     @rule(number=picks)
     def remove_by_hand(self, number: int) -> None:

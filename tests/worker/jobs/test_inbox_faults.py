@@ -23,14 +23,15 @@ from ..conftest import Mill
 #: Takes a document as a worker does, submits it if asked to, and is killed.
 _DIES_WITH_A_DOCUMENT = """
 import os, signal, sys
-from batchmill.producer.store import inbox
+from batchmill.producer.protocol.calls import inbox as inbox_calls
+from batchmill.producer.store import inbox_document
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store.job_store import JobStore
 from batchmill.producer.store.submission import prepare
 store = JobStore.from_url(sys.argv[1])
-taken = store.run(inbox.take(300))[-1]
+taken = store.run(inbox_calls.take(300))[-1]
 if sys.argv[2] == "submitted":
-    order = inbox.read_document(taken.content)
+    order = inbox_document.read_document(taken.content)
     store.submit(prepare(order.job, ProducerSettings(), job_id=order.id or taken.id))
 print(taken.id, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)

@@ -8,7 +8,7 @@ from functools import partial
 import openai
 import pytest
 
-from batchmill.producer.protocol.calls import NewJob
+from batchmill.producer.protocol.calls.new_job import NewJob
 from batchmill.producer.protocol.replies import Claim, TokenWrite
 from batchmill.producer.store.deliveries import Deliveries
 from batchmill.producer.store.job_store import JobStore

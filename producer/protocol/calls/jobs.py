@@ -1,23 +1,14 @@
-"""Script calls as values: the arguments of each script and the reading of its answer.
-
-Pure functions without input or output, shared by the synchronous store, the asyncio store and
-pipelines.
-"""
+"""Calls on jobs: submit, claim, write under a fence, end, cancel, retry, forget, sweep."""
 
 from __future__ import annotations
 
 import secrets
-import sys
-from array import array
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Generic, TypeVar
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
-from redis.exceptions import OutOfMemoryError
-
-from . import keys
-from .outbox import OutboxEntry
-from .replies import (
+from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.replies import (
     CancelAnswer,
     CancelStatus,
     Claim,
@@ -38,134 +29,10 @@ from .replies import (
     TokenWrite,
     WriteStatus,
 )
+from batchmill.producer.protocol.token_bytes import decode_tokens, encode_tokens
 
-Answer = TypeVar("Answer")
-Parsed = TypeVar("Parsed", covariant=True)
-Argument = str | bytes | int
-
-
-@dataclass(frozen=True, slots=True)
-class Call(Generic[Answer]):
-    """One script call: which script, its arguments, and how to read the reply."""
-
-    script: str
-    args: Sequence[Argument]
-    read: Callable[[Any], Answer]
-    #: The answer where Redis is full and refuses to run the script; None makes it an error.
-    when_out_of_memory: Answer | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Read(Generic[Parsed]):
-    """One read: the commands to queue on a pipeline, and how to parse their replies."""
-
-    queue: Callable[[Any], None]
-    parse: Callable[[list[Any]], Parsed]
-    #: The commands see one moment of the data.
-    is_atomic: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class BatchPlace:
-    """The line of a batch that a job is."""
-
-    batch_id: str
-    #: Place in the input, from 0.
-    index: int
-    #: The caller's own name for the line; empty for none.
-    custom_id: str = ""
-    #: OpenAI's path of the answer's shape.
-    endpoint: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class QueueLimits:
-    """What may wait before more is refused; None is no limit. See `ProducerSettings`."""
-
-    max_queue_depth: int | None = None
-    max_queued_jobs: int | None = None
-    max_queued_bytes: int | None = None
-    max_queued_tokens: int | None = None
-
-
-NO_LIMITS = QueueLimits()
-
-
-@dataclass(frozen=True, slots=True)
-class NewJob:
-    """What `submit` stores for a job."""
-
-    job_id: str
-    model: str
-    queue: str
-    #: The validated job document, JSON.
-    document: str
-    #: Time to live of the record after the job has ended, milliseconds.
-    result_ttl_ms: int
-    webhook: str | None = None
-    #: Names of the events to send, with commas; empty for those of the job's end.
-    webhook_events: str = ""
-    #: Name of the operator's secret to sign with; empty for the default one.
-    webhook_secret: str = ""
-    idempotency_key: str | None = None
-    #: Digest of the content that an idempotency key, or a place in a batch, stands for.
-    fingerprint: str = ""
-    #: Absolute deadline, milliseconds of unix time.
-    deadline_at_ms: int | None = None
-    #: Relative deadline, milliseconds from now on Redis' clock; the earlier of the two counts.
-    ttl_ms: int | None = None
-    #: The batch that is told of the job's end.
-    batch: BatchPlace | None = None
-    #: A plain Celery task, whose sender may wait for Celery's result.
-    celery_result: bool = False
-    #: Whose job it is: tenants take turns.
-    tenant: str = keys.DEFAULT_TENANT
-    #: Tokens that the job may take, prompt and output: an estimate.
-    cost: int = 1
-    #: The job waits until then, milliseconds of unix time.
-    not_before_ms: int | None = None
-    #: The job waits for so long, milliseconds on Redis' clock; the later of the two counts.
-    delay_ms: int | None = None
-    #: Limits on what waits, at which no more is taken; None is no limit.
-    limits: QueueLimits = NO_LIMITS
-    #: Labels to find it by.
-    tags: tuple[str, ...] = ()
-    #: Most tokens it generates; None where that is not known.
-    max_tokens: int | None = None
-
-
-def read_reply(call: Call[Answer], reply: Any) -> Answer:
-    """Return the answer in a reply, which may be an error of the server.
-
-    Raises:
-        redis.exceptions.ResponseError: the reply is an error, and no answer stands for it.
-    """
-    if isinstance(reply, OutOfMemoryError) and call.when_out_of_memory is not None:
-        return call.when_out_of_memory
-    if isinstance(reply, Exception):
-        raise reply
-    return call.read(reply)
-
-
-def encode_tokens(token_ids: Sequence[int]) -> bytes:
-    """Return token ids as uint32 little-endian bytes.
-
-    Raises:
-        OverflowError: an id is negative or above 2**32 - 1.
-    """
-    packed = array("I", token_ids)
-    if sys.byteorder == "big":
-        packed.byteswap()
-    return packed.tobytes()
-
-
-def decode_tokens(data: bytes) -> list[int]:
-    """Return the token ids in uint32 little-endian bytes."""
-    packed = array("I")
-    packed.frombytes(data)
-    if sys.byteorder == "big":
-        packed.byteswap()
-    return packed.tolist()
+from .call import Argument, Call, named
+from .new_job import NO_LIMITS, NewJob, QueueLimits
 
 
 def submit(job: NewJob, *, announce: bool = True) -> Call[SubmitReply]:
@@ -202,11 +69,6 @@ def submit(job: NewJob, *, announce: bool = True) -> Call[SubmitReply]:
         fields |= {"batch": place.batch_id, "batch_index": place.index}
         fields |= {"custom_id": place.custom_id or None, "endpoint": place.endpoint or None}
     return Call("submit", named(fields), _read_submit, SubmitReply(SubmitStatus.FULL, None))
-
-
-def named(fields: Mapping[str, Argument | None]) -> list[Argument]:
-    """Return names and values in turn, as scripts with many arguments take them."""
-    return [item for name, value in fields.items() if value is not None for item in (name, value)]
 
 
 def claim(job_id: str, owner: str, lease_ms: int, identity: str) -> Call[Claim | ClaimRefusal]:
@@ -316,11 +178,6 @@ def position(job_id: str) -> Call[int | None]:
     return Call("position", (job_id,), lambda reply: None if reply is None else int(reply))
 
 
-def outbox_claim(owner: str, limit: int, lease_ms: int) -> Call[list[OutboxEntry]]:
-    """Take webhook events that are due, under a lease."""
-    return Call("outbox_claim", (owner, limit, lease_ms), _read_outbox)
-
-
 def _fences(held: Sequence[HeldJob]) -> list[Argument]:
     return [argument for item in held for argument in (item.job_id, item.fence)]
 
@@ -366,32 +223,3 @@ def _read_retry(reply: list[Any]) -> RetryReply:
 def _read_forget(reply: list[bytes]) -> ForgetReply:
     state = JobState(reply[1].decode()) if len(reply) > 1 else None
     return ForgetReply(ForgetStatus(reply[0].decode()), state)
-
-
-def _read_outbox(reply: list[list[Any]]) -> list[OutboxEntry]:
-    return [
-        OutboxEntry(
-            event_id=event_id.decode(),
-            type=kind.decode(),
-            job_id=job_id.decode(),
-            url=url.decode(),
-            attempt=attempt,
-            fence=fence,
-            created_at_ms=created_at_ms,
-            body=body or None,
-            secret_name=secret.decode(),
-            num_tokens=int(num_tokens) if num_tokens else None,
-        )
-        for (
-            event_id,
-            kind,
-            job_id,
-            url,
-            attempt,
-            fence,
-            created_at_ms,
-            body,
-            secret,
-            num_tokens,
-        ) in reply
-    ]

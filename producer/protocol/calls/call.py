@@ -1,0 +1,61 @@
+"""`Call`, one script call, and `Read`, one read: values that a store runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from redis.exceptions import OutOfMemoryError
+
+Value = TypeVar("Value")
+Other = TypeVar("Other")
+Parsed = TypeVar("Parsed", covariant=True)
+Argument = str | bytes | int
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[Value]):
+    """One script call: which script, its arguments, and how to parse the reply."""
+
+    script: str
+    args: Sequence[Argument]
+    parse: Callable[[Any], Value]
+    #: The value if Redis is full and refuses to run the script; None makes it an error.
+    when_out_of_memory: Value | None = None
+
+    def then(
+        self, convert: Callable[[Value], Other], when_out_of_memory: Other | None = None
+    ) -> Call[Other]:
+        """Return the same call with a further step after the parsing."""
+        return Call(
+            self.script, self.args, lambda reply: convert(self.parse(reply)), when_out_of_memory
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Read(Generic[Parsed]):
+    """One read: the commands to queue on a pipeline, and how to parse their replies."""
+
+    queue: Callable[[Any], None]
+    parse: Callable[[list[Any]], Parsed]
+    #: The commands see one moment of the data.
+    is_atomic: bool = False
+
+
+def read_reply(call: Call[Value], reply: Any) -> Value:
+    """Return the parsed reply to a call, which may be an error of the server.
+
+    Raises:
+        redis.exceptions.ResponseError: the reply is an error, and no value stands for it.
+    """
+    if isinstance(reply, OutOfMemoryError) and call.when_out_of_memory is not None:
+        return call.when_out_of_memory
+    if isinstance(reply, Exception):
+        raise reply
+    return call.parse(reply)
+
+
+def named(fields: Mapping[str, Argument | None]) -> list[Argument]:
+    """Return names and values in turn, as scripts with many arguments take them."""
+    return [item for name, value in fields.items() if value is not None for item in (name, value)]

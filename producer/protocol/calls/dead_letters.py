@@ -1,0 +1,13 @@
+"""The call that keeps a dead letter."""
+
+from __future__ import annotations
+
+from .call import Call
+
+
+def add(
+    letter_id: str, kind: str, reason: str, payload: bytes, source: str, spare_id: str
+) -> Call[str]:
+    """Keep something unusable, with the reason; the reply is the id that it is kept under."""
+    args = (letter_id, kind, reason, payload, source, spare_id)
+    return Call("dead_letter_add", args, lambda reply: str(reply.decode()))

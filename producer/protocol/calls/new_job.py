@@ -1,0 +1,76 @@
+"""`NewJob`: everything that `submit` stores for a job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from batchmill.producer.protocol import keys
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPlace:
+    """The line of a batch that a job is."""
+
+    batch_id: str
+    #: Place in the input, from 0.
+    index: int
+    #: The caller's own name for the line; empty for none.
+    custom_id: str = ""
+    #: OpenAI's path of the answer's shape.
+    endpoint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """What may wait before more is refused; None is no limit. See `ProducerSettings`."""
+
+    max_queue_depth: int | None = None
+    max_queued_jobs: int | None = None
+    max_queued_bytes: int | None = None
+    max_queued_tokens: int | None = None
+
+
+NO_LIMITS = QueueLimits()
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """What `submit` stores for a job."""
+
+    job_id: str
+    model: str
+    queue: str
+    #: The validated job document, JSON.
+    document: str
+    #: Time to live of the record after the job has ended, milliseconds.
+    result_ttl_ms: int
+    webhook: str | None = None
+    #: Names of the events to send, with commas; empty for those of the job's end.
+    webhook_events: str = ""
+    #: Name of the operator's secret to sign with; empty for the default one.
+    webhook_secret: str = ""
+    idempotency_key: str | None = None
+    #: Digest of the content that an idempotency key, or a place in a batch, stands for.
+    fingerprint: str = ""
+    #: Absolute deadline, milliseconds of unix time.
+    deadline_at_ms: int | None = None
+    #: Relative deadline, milliseconds from now on Redis' clock; the earlier of the two counts.
+    ttl_ms: int | None = None
+    #: The batch that is told of the job's end.
+    batch: BatchPlace | None = None
+    #: A plain Celery task, whose sender may wait for Celery's result.
+    celery_result: bool = False
+    #: Whose job it is: tenants take turns.
+    tenant: str = keys.DEFAULT_TENANT
+    #: Tokens that the job may take, prompt and output: an estimate.
+    cost: int = 1
+    #: The job waits until then, milliseconds of unix time.
+    not_before_ms: int | None = None
+    #: The job waits for so long, milliseconds on Redis' clock; the later of the two counts.
+    delay_ms: int | None = None
+    #: Limits on what waits, at which no more is taken; None is no limit.
+    limits: QueueLimits = NO_LIMITS
+    #: Labels to find it by.
+    tags: tuple[str, ...] = ()
+    #: Most tokens it generates; None where that is not known.
+    max_tokens: int | None = None

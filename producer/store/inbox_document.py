@@ -1,0 +1,102 @@
+"""Documents of the inbox: job documents in plain JSON, from any language, parsed and compared.
+
+A producer needs neither a script nor Celery: it pushes the document to a Redis list.
+`docs/any-language.md` is the contract. No input or output.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from batchmill.producer.errors import JobRejected
+from batchmill.producer.job.document import GenerationJob
+from batchmill.producer.job.validation import parse_document, parse_job
+from batchmill.producer.protocol import keys
+
+from .submission import fingerprint
+
+
+@dataclass(frozen=True, slots=True)
+class InboxJob:
+    """The job in a document."""
+
+    #: The id that its producer gives the job; None leaves it to us.
+    id: str | None
+    job: GenerationJob
+
+
+def read_document(content: bytes) -> InboxJob:
+    """Return the job in a document.
+
+    Raises:
+        JobRejected: it is not a JSON object, a key is given twice, or a field is invalid. The
+            message quotes nothing of its content.
+    """
+    data = _read_object(content)
+    job_id = data.pop("id", None)
+    if job_id is not None and not (isinstance(job_id, str) and keys.is_job_id(job_id)):
+        raise JobRejected(
+            "id: a job id is a string of 1 to 128 letters, digits, _ and -; correct it or leave "
+            "it out",
+            param="id",
+        )
+    return InboxJob(job_id, parse_job(data))
+
+
+def given_id(content: bytes) -> str | None:
+    """Return the id in a rejected document, or None if none can be read."""
+    try:
+        job_id = _read_object(content).get("id")
+    except JobRejected:
+        return None
+    return job_id if isinstance(job_id, str) and keys.is_job_id(job_id) else None
+
+
+def is_same_job(stored: bytes, document: str, *, has_drawn_seed: bool) -> bool:
+    """Whether the document of a record asks for the same job as another one.
+
+    Args:
+        stored: of the record.
+        document: the other one.
+        has_drawn_seed: its seed was chosen when it was prepared, so it is not compared.
+    """
+    try:
+        jobs = [parse_document(stored), parse_document(document)]
+    except JobRejected:
+        return False
+    if has_drawn_seed:
+        jobs = [job.model_copy(update={"seed": None}) for job in jobs]
+    first, second = jobs
+    same_key = first.idempotency_key == second.idempotency_key
+    return same_key and fingerprint(first) == fingerprint(second)
+
+
+def _read_object(content: bytes) -> dict[str, Any]:
+    try:
+        data = json.loads(content, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    except JobRejected:
+        raise
+    except (ValueError, RecursionError):  # also bytes that are not UTF-8, and absurd numbers
+        raise JobRejected("the document is not JSON in UTF-8", code="not_json") from None
+    if not isinstance(data, dict):
+        raise JobRejected(
+            "the document is JSON, but not an object with the fields of a job", code="not_an_object"
+        )
+    return data
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse an object with a repeated key: readers disagree on which value counts."""
+    data: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in data:
+            shown = name if name in GenerationJob.model_fields else "a key"
+            raise JobRejected(f"{shown} is given twice in one object", code="duplicate_key")
+        data[name] = value
+    return data
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise JobRejected(f"the document holds {name}, which is not JSON", code="not_json")
