@@ -333,7 +333,7 @@ def test_stats_count_what_was_done(make_engine: Callable[..., Engine]) -> None:
 def test_engine_is_refused_what_its_model_or_memory_cannot_do(
     make_engine: Callable[..., Engine],
 ) -> None:
-    with pytest.raises(ConfigError, match=r"max_model_len is 257, and the model is .* up to 256"):
+    with pytest.raises(ConfigError, match=r"max_model_len is 257, .* at most 256 tokens: set"):
         make_engine(max_model_len=257, num_blocks=100)
-    with pytest.raises(ConfigError, match="max_model_len 64 needs 16 blocks"):
+    with pytest.raises(ConfigError, match="max_model_len 64 tokens needs 16 blocks"):
         make_engine(num_blocks=15)
