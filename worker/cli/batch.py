@@ -49,7 +49,9 @@ _Ttl = Annotated[float | None, typer.Option(help="Seconds after which unfinished
 _Key = Annotated[
     str | None, typer.Option(help="Creating a batch again with the same key resumes the first one.")
 ]
-_Model = Annotated[str | None, typer.Option(help="Model for every line, whatever a line names.")]
+_Model = Annotated[
+    str | None, typer.Option(help="Model for every line, even if a line names another.")
+]
 _Errors = Annotated[
     Path | None,
     typer.Option(
@@ -100,9 +102,9 @@ def create_batch(
         "idempotency_key": idempotency_key,
     }
     fields = {name: value for name, value in options.items() if value is not None}
-    with _client(broker_url) as client, _RefusedLines(errors) as refused:
+    with _open_client(broker_url) as client, _RefusedLines(errors) as refused:
         batch = client.create_batch(
-            _jobs(input_path, model), on_rejected=refused.write if errors else None, **fields
+            _read_lines(input_path, model), on_rejected=refused.write if errors else None, **fields
         )
     if as_json:
         print_json(batch.model_dump(mode="json"))
@@ -116,7 +118,7 @@ def show_batch(
     batch_id: _Batch, broker_url: BrokerUrlOption = None, as_json: JsonOption = False
 ) -> None:
     """Show the state of a batch and how many of its jobs have ended."""
-    with _client(broker_url) as client:
+    with _open_client(broker_url) as client:
         _print_batch(client.batch(batch_id), as_json=as_json)
 
 
@@ -124,7 +126,7 @@ def list_batches(
     limit: _Limit = 100, broker_url: BrokerUrlOption = None, as_json: JsonOption = False
 ) -> None:
     """List batches, newest first."""
-    with _client(broker_url) as client:
+    with _open_client(broker_url) as client:
         batches = client.batches(limit)
     if as_json:
         print_json({"batches": [batch.model_dump(mode="json") for batch in batches]})
@@ -132,7 +134,7 @@ def list_batches(
     print_table(
         "1 batch" if len(batches) == 1 else f"{len(batches)} batches",
         _COLUMNS,
-        (_row(batch) for batch in batches),
+        (_table_row(batch) for batch in batches),
     )
 
 
@@ -140,7 +142,7 @@ def cancel_batch(
     batch_id: _Batch, broker_url: BrokerUrlOption = None, as_json: JsonOption = False
 ) -> None:
     """Cancel the unfinished jobs of a batch. Running ones stop at their next checkpoint."""
-    with _client(broker_url) as client:
+    with _open_client(broker_url) as client:
         _print_batch(client.cancel_batch(batch_id), as_json=as_json)
 
 
@@ -159,10 +161,10 @@ def write_batch_results(
 
     num_lines = num_failed = 0
     with ExitStack() as stack:
-        client = stack.enter_context(_client(broker_url))
-        file = sys.stdout if output is None else stack.enter_context(_open(output))
+        client = stack.enter_context(_open_client(broker_url))
+        file = sys.stdout if output is None else stack.enter_context(_open_for_writing(output))
         for entry in client.batch_results(batch_id, timeout_s=timeout_s):
-            line = _line_of(batch_id, entry)
+            line = _result_line(batch_id, entry)
             file.write(json.dumps(line, ensure_ascii=file is sys.stdout) + "\n")
             num_lines, num_failed = num_lines + 1, num_failed + (line["response"] is None)
     if output is not None and as_json:
@@ -172,13 +174,13 @@ def write_batch_results(
     return ExitCode.UNFINISHED if num_failed else ExitCode.OK
 
 
-def _client(broker_url: str | None) -> Client:
+def _open_client(broker_url: str | None) -> Client:
     from batchmill.producer import Client
 
     return Client(resolve_broker(broker_url))
 
 
-def _jobs(path: Path, model: str | None) -> Iterator[BulkLine]:
+def _read_lines(path: Path, model: str | None) -> Iterator[BulkLine]:
     from batchmill.producer.bulk.lines import LineSettings, read_line
     from batchmill.producer.bulk.records import read_records
 
@@ -188,7 +190,7 @@ def _jobs(path: Path, model: str | None) -> Iterator[BulkLine]:
     return (read_line(record, settings) for record in read_records(path))
 
 
-def _line_of(batch_id: str, entry: BatchEntry) -> dict[str, Any]:
+def _result_line(batch_id: str, entry: BatchEntry) -> dict[str, Any]:
     from batchmill.producer.bulk.result_lines import line_of
     from batchmill.producer.job.line import LineKind
 
@@ -206,7 +208,7 @@ class _RefusedLines:
         self.count = 0
 
     def __enter__(self) -> Self:
-        self._file = None if self._path is None else _open(self._path)
+        self._file = None if self._path is None else _open_for_writing(self._path)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -224,7 +226,7 @@ class _RefusedLines:
             self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def _open(path: Path) -> IO[str]:
+def _open_for_writing(path: Path) -> IO[str]:
     try:
         return path.open("w", encoding="utf-8")
     except OSError as error:
@@ -235,12 +237,12 @@ def _print_batch(batch: BatchStatus, *, as_json: bool) -> None:
     if as_json:
         print_json(batch.model_dump(mode="json"))
         return
-    print_table(batch.id, _COLUMNS[1:], [_row(batch)[1:]])
+    print_table(batch.id, _COLUMNS[1:], [_table_row(batch)[1:]])
     for error in batch.errors.data if batch.errors else ():
         print(f"{error.code}: {error.message}" + (f" (line {error.line})" if error.line else ""))
 
 
-def _row(batch: BatchStatus) -> tuple[object, ...]:
+def _table_row(batch: BatchStatus) -> tuple[object, ...]:
     numbers = batch.request_counts
     created = format_time_ms(batch.created_at * 1000)
     return (

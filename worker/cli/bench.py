@@ -151,7 +151,7 @@ def _workload_names(workload: list[str] | None) -> list[str]:
 
 @contextmanager
 def _broker(broker_url: str | None, *, own_stack: bool) -> Iterator[str]:
-    """Yield the URL of the broker to measure, for as long as a stack of our own lives."""
+    """Yield the URL of the broker to measure; a stack that is started here ends with it."""
     if not own_stack:
         yield resolve_broker(broker_url)
         return

@@ -50,7 +50,9 @@ _TemplateFile = Annotated[
 ]
 _Chat = Annotated[bool, typer.Option("--chat", help="Send the filled template as a user message.")]
 _System = Annotated[str | None, typer.Option(metavar="TEXT", help="System message, with --chat.")]
-_Model = Annotated[str | None, typer.Option(help="Model for every line, whatever a line names.")]
+_Model = Annotated[
+    str | None, typer.Option(help="Model for every line, even if a line names another.")
+]
 _MaxTokens = Annotated[int | None, typer.Option(help="For lines that do not set it.")]
 _Temperature = Annotated[float | None, typer.Option(help="For lines that do not set it.")]
 _Priority = Annotated[str | None, typer.Option(help="high, normal or low. \\[low]")]
@@ -137,7 +139,7 @@ def bulk(
         run_id=run_id,
         batch=None if webhook is None else parse_batch({"webhook": webhook}),
     )
-    return _run(options, resolve_broker(broker_url), as_json=as_json)
+    return _run_bulk(options, resolve_broker(broker_url), as_json=as_json)
 
 
 def _check_chat_options(template_text: str | None, *, chat: bool, system: str | None) -> None:
@@ -195,7 +197,7 @@ def _line_settings(
     return LineSettings(model, defaults, template, as_chat=chat, system=system, tags=labels)
 
 
-def _run(options: BulkOptions, url: str, *, as_json: bool) -> int:
+def _run_bulk(options: BulkOptions, url: str, *, as_json: bool) -> int:
     from batchmill.producer import ProducerSettings
     from batchmill.producer.bulk.run import BulkRun
     from batchmill.producer.store.job_store import JobStore
@@ -224,10 +226,10 @@ def _run(options: BulkOptions, url: str, *, as_json: bool) -> int:
     finally:
         store.close()
     _print_summary(run, options, view.elapsed_s, as_json=as_json)
-    return ExitCode.UNFINISHED if run.counts.failed or _has_errors(options) else ExitCode.OK
+    return ExitCode.UNFINISHED if run.counts.failed or _has_failures(options) else ExitCode.OK
 
 
-def _has_errors(options: BulkOptions) -> bool:
+def _has_failures(options: BulkOptions) -> bool:
     """Whether lines failed, in this command or in one that it resumed."""
     return options.errors_path.stat().st_size > 0
 
@@ -266,7 +268,7 @@ def _print_summary(run: BulkRun, options: BulkOptions, elapsed_s: float, *, as_j
     if run.batch_id is not None:
         print(f"batch: {run.batch_id}")
     print(f"results: {options.output_path}")
-    if _has_errors(options):
+    if _has_failures(options):
         print(f"failures: {options.errors_path}")
 
 

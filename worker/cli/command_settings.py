@@ -23,7 +23,7 @@ _SET_BY_DEMO = frozenset(
 def with_setting_flags(name: str, command: Callable[..., int | None]) -> Callable[..., int | None]:
     """Give a command its settings as flags, if it is the command that runs.
 
-    The settings classes take 0.2 s to import, which `batchmill --help` need not wait for.
+    The settings classes take 0.2 s to import, which `batchmill --help` must not wait for.
 
     Args:
         name: the command's name on the command line.
@@ -46,7 +46,7 @@ def with_setting_flags(name: str, command: Callable[..., int | None]) -> Callabl
         case "up":
             return add_setting_flags(command, WorkerSettings, WebhookSettings)
         case "engine":
-            # No request of a benchmark has tools.
+            # Benchmark requests have no tools.
             shown = {"model", *ENGINE_SETTINGS} - {"tool_call_parser"}
             hidden = frozenset(WorkerSettings.model_fields) - shown
             return add_setting_flags(command, WorkerSettings, hidden=hidden)

@@ -189,7 +189,7 @@ def _check_cpu_kernels() -> Iterable[Finding]:
 
     kernels = inspect_cpu_kernels()
     if kernels.error:
-        remedy = "without them CPUs run slower"
+        remedy = "without these kernels CPUs run slower"
         yield Finding("CPU kernels", Level.WARNING, kernels.error, remedy)
     elif kernels.library is not None:
         found = f"compiled for {kernels.isa}: {kernels.library}"

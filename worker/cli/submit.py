@@ -122,9 +122,7 @@ def submit(
         "ttl_s": ttl_s,
         "delay_s": delay_s,
     }
-    fields = _prompt_or_messages(prompt, messages)
-    fields |= {name: value for name, value in options.items() if value is not None}
-    fields |= _other_fields(param, fields)
+    fields = _job_fields(options, prompt, messages, param)
     _submit(fields, broker_url, wait=wait, timeout_s=timeout_s, as_json=as_json)
 
 
@@ -148,6 +146,21 @@ def _submit(
             print(job.id)
 
 
+def _job_fields(
+    options: dict[str, Any], prompt: str | None, messages: str | None, params: list[str] | None
+) -> dict[str, Any]:
+    """Return the fields that are given in any way; options that are None are not given."""
+    fields = _prompt_or_messages(prompt, messages)
+    fields |= {name: value for name, value in options.items() if value is not None}
+    others = {
+        name: parse_json_option(f"--param {name}", text)
+        for name, text in parse_pairs("--param", params).items()
+    }
+    for name in others.keys() & fields.keys():
+        raise usage_error(f"--param {name}: {name} is already given by an option or argument")
+    return fields | others
+
+
 def _prompt_or_messages(prompt: str | None, messages: str | None) -> dict[str, Any]:
     """Return the prompt or the chat, from an argument, an option or stdin."""
     if messages is not None:
@@ -161,16 +174,5 @@ def _prompt_or_messages(prompt: str | None, messages: str | None) -> dict[str, A
             "the prompt is missing: give it as an argument or on stdin, or a chat with --messages"
         )
     text = sys.stdin.read()
-    # Editors and echo end a text with a newline, which is hardly meant as part of the prompt.
+    # Editors and echo end a text with a newline, which is not meant as part of the prompt.
     return {"prompt": text.removesuffix("\n")}
-
-
-def _other_fields(params: list[str] | None, fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields that are given with --param."""
-    others = {
-        name: parse_json_option(f"--param {name}", text)
-        for name, text in parse_pairs("--param", params).items()
-    }
-    for name in others.keys() & fields.keys():
-        raise usage_error(f"--param {name}: {name} is already given by an option or argument")
-    return others

@@ -121,7 +121,7 @@ class SupervisedChild:
 
 
 class Supervisor:
-    """Owns the children of `batchmill up`; they die with this process, whatever ends it."""
+    """Owns the children of `batchmill up`; they die with this process, even if it is killed."""
 
     def __init__(self, specs: Sequence[ChildSpec], say: Callable[[str], None]) -> None:
         self.children = [SupervisedChild(spec) for spec in specs]

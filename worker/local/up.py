@@ -1,4 +1,4 @@
-"""Run everything on one machine until Ctrl-C: what `batchmill up` does."""
+"""Runs the local stack until Ctrl-C and shows its addresses: the work of `batchmill up`."""
 
 from __future__ import annotations
 
