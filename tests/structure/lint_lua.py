@@ -1,6 +1,6 @@
 """Run luacheck over the Lua files: python tests/structure/lint_lua.py.
 
-Each file sees the names of the libraries that it includes and of Redis, and nothing else. Without
+Each file sees the names of Redis and of the libraries that it includes, and no others. Without
 luacheck (Debian's package `lua-check`, or `luarocks install luacheck`) nothing is checked.
 """
 
@@ -12,18 +12,9 @@ import sys
 
 from batchmill.producer.protocol.scripts import LUA_FOLDER, declared_includes, definitions
 
-OPTIONS = (
-    "--no-config",
-    "--std",
-    "lua51",
-    "--max-line-length",
-    "120",
-    "--codes",
-    "-q",
-    "--no-color",
-)
-MAX_LINE_LENGTH = "120"
-REDIS_NAMES = ("redis", "cjson", "ARGV")
+OPTIONS = ["--no-config", "--no-color", "-q", "--codes", "--std", "lua51"]
+OPTIONS += ["--max-line-length", "120"]
+REDIS_NAMES = ["redis", "cjson", "ARGV"]
 
 
 def main() -> int:
@@ -37,20 +28,10 @@ def main() -> int:
     for path in files:
         included = declared_includes(path.read_text(encoding="utf-8"))
         names = [found.name for library in included for found in definitions(library)]
-        command = [
-            luacheck,
-            str(path),
-            "--no-config",
-            "--no-color",
-            *OPTIONS,
-            "--read-globals",
-            *REDIS_NAMES,
-            *names,
-        ]
+        command = [luacheck, str(path), *OPTIONS, "--read-globals", *REDIS_NAMES, *names]
         if path.parent.name == "lib":
-            # A library's definitions are used by other files; a test holds that all of them are.
-            own = [found.name for found in definitions(path.stem)]
-            command += ["--ignore", *(f"211/^{name}$" for name in own)]
+            # The definitions of a library are used in other files; a test checks that each one is.
+            command += ["--ignore", *(f"211/^{found.name}$" for found in definitions(path.stem))]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode != 0:
             print(done.stdout + done.stderr)
