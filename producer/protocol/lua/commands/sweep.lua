@@ -66,7 +66,7 @@ local function sweep_batch(id)
     redis.call('ZREM', BATCHES_DUE, id)
     finish_batch_if_done(id, now) -- otherwise it ends when its last job has expired
   elseif batch.state == 'validating' then
-    local text = error_json('batch_abandoned', 'no line came for 24 hours, and it was not sealed')
+    local text = error_json('batch_abandoned', 'no line arrived for 24 hours, and the batch was not sealed')
     start_batch_cancellation(id, text, now)
   end
 end
