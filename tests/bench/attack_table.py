@@ -1,8 +1,8 @@
-"""The attacks that the webhook sender is tested against, each carried out against a real socket.
+"""Carries out the attacks that the webhook sender is tested against, against a real socket.
 
-`python tests/bench/attack_table.py [--json]` prints for each row the URL, what its name leads to,
-the verdict, and the connections that a socket at every address of this machine has seen. It ends
-with 1 where a verdict is wrong or a connection was seen. The rows are those of
+`python tests/bench/attack_table.py [--json]` prints per attack the URL, the addresses of its name,
+the verdict, and the connections that a socket on every address of this machine accepted. It exits
+with 1 if a verdict is wrong or a connection was accepted. The attacks are those of
 `tests/worker/webhooks/address_attacks.py`, which the tests use.
 """
 
@@ -19,7 +19,7 @@ from tests.worker.webhooks.address_attacks import Attack, Listener, attacks, car
 
 
 def row_of(number: int, attack: Attack, listener: Listener) -> dict[str, object]:
-    """Carry an attack out."""
+    """Carry out an attack; return its row."""
     outcome = carry_out(attack, listener.port)
     seen = listener.num_connections()
     return {
@@ -35,13 +35,13 @@ def row_of(number: int, attack: Attack, listener: Listener) -> dict[str, object]
 
 
 def main() -> int:
-    """Print the table; the exit code says whether every row is right."""
+    """Print the table; return 1 if a row is wrong, else 0."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="one JSON object a row")
+    parser.add_argument("--json", action="store_true", help="one JSON object per row")
     as_json = parser.parse_args().json
     listener = Listener.everywhere()
     with listener.socket:
-        # Without this, a table full of zeros could come from a socket that notices nothing.
+        # The control: without it, a socket that notices nothing would also give a table of zeros.
         send(f"http://127.0.0.1:{listener.port}/", networks=["127.0.0.0/8"], total_timeout_s=0.3)
         control = listener.num_connections()
         rows = [row_of(number, attack, listener) for number, attack in enumerate(attacks(), 1)]
@@ -49,9 +49,9 @@ def main() -> int:
         if as_json:
             print(json.dumps(row))
             continue
-        answers = row["answers"] or "-"
+        addresses = row["answers"] or "-"
         print(
-            f"{row['row']:>3}  {row['what']:<16}  {row['url']!a:<44}  {answers!s:<38}  "
+            f"{row['row']:>3}  {row['what']:<16}  {row['url']!a:<44}  {addresses!s:<38}  "
             f"{row['verdict']:<11}  {row['reason']:<15}  {row['connections']}"
         )
     num_wrong = sum(not row["is_right"] for row in rows)

@@ -1,7 +1,7 @@
-"""A hundred thousand lines through `batchmill bulk`: memory of the command, and its pace.
+"""Measures the memory and the speed of `batchmill bulk` with a hundred thousand lines.
 
 `python tests/bench/bulk_100k.py [lines]` starts an embedded broker and a worker with the stub
-engine, writes the input, and tells the memory (resident set) of the bulk command while it runs.
+engine, writes the input, and prints the memory (resident set) of the bulk command while it runs.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ NUM_ROWS = 20
 
 
 def resident_mb(process: subprocess.Popen[bytes], field: str = "VmRSS") -> float:
-    """Memory of a process now, or with `VmHWM` the most that it has had; 0 after its end."""
+    """Return a process's memory, now or (`VmHWM`) at its peak, in MiB; 0 after its end."""
     text = Path(f"/proc/{process.pid}/status").read_text()
     return next((int(row.split()[1]) for row in text.splitlines() if field in row), 0) / 1024
 
 
 def watch(mill: BulkMill, command: subprocess.Popen[bytes], num_lines: int) -> float:
-    """Print a row whenever a twentieth is done; returns the most memory that was seen."""
+    """Print a row after every twentieth of the lines; return the command's peak memory."""
     started_at, next_row, peak_mb = time.monotonic(), 0, 0.0
-    print("answers   seconds   command's memory   Redis' memory")
+    print("results   seconds   command's memory   Redis' memory")
     while command.poll() is None:
         peak_mb = max(peak_mb, resident_mb(command, "VmHWM"))
-        done = mill.num_answers()
+        done = mill.num_output_lines()
         if done >= next_row:
             next_row = done - done % (num_lines // NUM_ROWS) + num_lines // NUM_ROWS
             redis_mb = int(mill.store.client.info("memory")["used_memory"]) / 2**20
@@ -43,7 +43,7 @@ def watch(mill: BulkMill, command: subprocess.Popen[bytes], num_lines: int) -> f
 
 
 def main() -> None:
-    """Run and tell."""
+    """Run the command and print the figures."""
     num_lines = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
     with bulk_mill(**STUB) as mill:
         source = mill.write_lines(
@@ -55,10 +55,10 @@ def main() -> None:
         command = mill.start_bulk(source)
         peak_mb = watch(mill, command, num_lines)
         summary = mill.summary()
-        ids = {line["custom_id"] for line in mill.answers()}
+        ids = {line["custom_id"] for line in mill.output_lines()}
     rate = num_lines / summary["elapsed_s"]
     print(f"{summary['completed']} completed, {summary['failed']} failed, {len(ids)} different ids")
-    print(f"{summary['elapsed_s']:.1f} s, {rate:.0f} jobs/s; most memory {peak_mb:.1f} MB")
+    print(f"{summary['elapsed_s']:.1f} s, {rate:.0f} jobs/s; peak memory {peak_mb:.1f} MB")
     print(load_average())
 
 

@@ -1,4 +1,4 @@
-"""A broker, a worker and `batchmill bulk` as processes, for the commands of this folder."""
+"""Runs a broker, a worker and `batchmill bulk` as processes, for the scripts of this folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from batchmill.worker.local.broker_config import BrokerConfig
 from batchmill.worker.local.embedded_broker import EmbeddedBroker
 
 CLI = (sys.executable, "-m", "batchmill.worker.cli")
-#: A stub that is no brake.
+#: Settings of a stub engine that takes no time.
 STUB = {
     "BATCHMILL_ENGINE": "stub",
     "BATCHMILL_STUB": json.dumps({"step_time_s": 0.0, "max_num_seqs": 256}),
@@ -26,7 +26,7 @@ STUB = {
 
 
 class BulkMill:
-    """Owns the processes that it starts, and a folder for their files."""
+    """Owns the processes that it starts, and the folder of their files."""
 
     def __init__(self, url: str, folder: Path, environment: dict[str, str]) -> None:
         self.url = url
@@ -52,7 +52,7 @@ class BulkMill:
         return worker
 
     def start_bulk(self, source: Path, *options: str) -> subprocess.Popen[bytes]:
-        """Start the command; its answers go to `output` and `errors`."""
+        """Start the command; it writes results to `output` and errors to `errors`."""
         files = ("-o", str(self.output), "--errors", str(self.errors))
         return self._start("bulk", str(source), *files, "--json", *options)
 
@@ -63,16 +63,16 @@ class BulkMill:
         return self.summary()
 
     def summary(self) -> dict[str, Any]:
-        """Return what the command that ended last has told of its run."""
+        """Return the summary that the last command printed."""
         path = self.folder / f"bulk-{len(self._started) - 1}.out"
         text = path.read_text().strip()
         if not text:
-            raise SystemExit(f"bulk told nothing:\n{path.with_suffix('.err').read_text()}")
+            raise SystemExit(f"bulk printed no summary:\n{path.with_suffix('.err').read_text()}")
         summary: dict[str, Any] = json.loads(text.splitlines()[-1])
         return summary
 
     def write_lines(self, lines: Iterable[object]) -> Path:
-        """Write an input, and forget the answers to the last one."""
+        """Write an input, and delete the output of the previous one."""
         path = self.folder / "in.jsonl"
         with path.open("w") as file:
             for line in lines:
@@ -81,25 +81,25 @@ class BulkMill:
             old.unlink(missing_ok=True)
         return path
 
-    def answers(self) -> list[dict[str, Any]]:
+    def output_lines(self) -> list[dict[str, Any]]:
         """Return the lines of the output."""
         return [json.loads(line) for line in self.output.read_text().splitlines()]
 
-    def num_answers(self) -> int:
-        """Return how many lines the output has now."""
+    def num_output_lines(self) -> int:
+        """Return the number of lines that the output has now."""
         return self.output.read_bytes().count(b"\n") if self.output.exists() else 0
 
     def wait_for(
         self, condition: Callable[[], bool], process: subprocess.Popen[bytes] | None = None
     ) -> None:
-        """Wait until a condition holds; end where a process that it depends on has ended."""
+        """Wait until a condition holds; exit if a process that it depends on has ended."""
         while not condition():
             if process is not None and process.poll() is not None:
                 raise SystemExit(f"{process.args!r} ended with {process.returncode}: {self.folder}")
             time.sleep(0.05)
 
     def close(self) -> None:
-        """End what still runs."""
+        """Kill the processes that still run."""
         for process in self._started:
             if process.poll() is None:
                 process.kill()
@@ -121,7 +121,7 @@ class BulkMill:
 
 @contextmanager
 def bulk_mill(**environment: str) -> Iterator[BulkMill]:
-    """A mill on an embedded broker of its own, in a temporary folder."""
+    """Yield a mill with its own embedded broker, in a temporary folder."""
     with (
         tempfile.TemporaryDirectory() as name,
         EmbeddedBroker(BrokerConfig(Path(name))) as broker,
@@ -134,5 +134,5 @@ def bulk_mill(**environment: str) -> Iterator[BulkMill]:
 
 
 def load_average() -> str:
-    """Return the load of the last minute, which a figure is worth nothing without."""
+    """Describe the load of the last minute, without which figures mean little."""
     return f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"

@@ -1,10 +1,10 @@
-"""How soon a small tenant's job starts beside a large backlog: a figure, and shares by weight.
+"""Measures how soon a small tenant's job starts beside a large backlog, and shares by weight.
 
 `python tests/bench/fairness.py [jobs] [singles]` starts an embedded broker and a worker with the
-stand-in engine. Tenant A has that many jobs waiting (100,000 unless said otherwise); single jobs
-come now and then, first of tenant B, then one of tenant A itself. Told is how many of A's jobs
-started between the submission of a single job and its start. At the end two tenants of weights 3
-and 1 share the worker. The figures count jobs and tokens, so a busy machine changes them little.
+stub engine. Tenant A has a backlog of `jobs` (100,000 by default). Then single jobs are submitted,
+first by tenant B, then one by tenant A itself. The script prints how many of A's jobs start between
+the submission of a single job and its start. At the end two tenants with weights 3 and 1 share the
+worker. The figures count jobs and tokens, so a busy machine changes them little.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from batchmill.worker.local.embedded_broker import EmbeddedBroker
 MAX_NUM_SEQS = 16
 SECONDS_BETWEEN = 0.2
 SECONDS_SHARED = 20.0
-#: Of each tenant's jobs: shares are of tokens, not of jobs.
+#: Maximum tokens of each tenant's jobs: shares are of tokens, not of jobs.
 SHARED_MAX_TOKENS = {"three": 8, "one": 16}
-#: The stand-in takes four characters for one.
+#: The stub counts four characters as one token.
 PROMPT_TOKENS = 8
 
 
 @contextmanager
 def mill(trace: Path) -> Iterator[str]:
-    """A broker and a worker; yields the broker's URL."""
+    """Run a broker and a worker; yield the broker's URL."""
     with tempfile.TemporaryDirectory() as name, EmbeddedBroker(BrokerConfig(Path(name))) as broker:
         settings = {
             "BATCHMILL_BROKER_URL": broker.url,
@@ -58,13 +58,13 @@ def mill(trace: Path) -> Iterator[str]:
 
 
 def started(trace: Path) -> list[str]:
-    """Ids of the jobs in the order in which the engine began them."""
+    """Return the ids of the jobs in the order in which the engine started them."""
     lines = trace.read_text().splitlines() if trace.exists() else []
     return [line.partition(".")[0] for line in lines if line.endswith(" 0")]
 
 
 def jobs_ahead(url: str, trace: Path, tenant: str, num_jobs: int, num_singles: int) -> list[int]:
-    """For each single job of a tenant, how many others started between its submission and start."""
+    """Return, per single job of a tenant, how many others start before it after its submission."""
     ahead = []
     with Client(url) as client:
         fields = {"max_tokens": 8, "prompt": "x" * 32, "tenant": "a"}
@@ -80,7 +80,7 @@ def jobs_ahead(url: str, trace: Path, tenant: str, num_jobs: int, num_singles: i
 
 
 def shares(url: str, trace: Path) -> Counter[str]:
-    """Tokens, prompt and output, that two tenants of weights 3 and 1 got while both had to wait."""
+    """Return the tokens of two tenants with weights 3 and 1 while both have a backlog."""
     store = JobStore.from_url(url)
     set_tenant(store, "three", {"weight": 3})
     tenant_of: dict[str, str] = {}
@@ -92,7 +92,7 @@ def shares(url: str, trace: Path) -> Counter[str]:
             )
             tenant_of |= {job.id: tenant for job in client.submit_many(jobs)}
     store.close()
-    alone = len(started(trace))  # before the second tenant was there
+    alone = len(started(trace))  # before the second tenant submitted jobs
     time.sleep(SECONDS_SHARED)
     tokens = Counter[str]()
     for job_id in started(trace)[alone:]:
@@ -102,7 +102,7 @@ def shares(url: str, trace: Path) -> Counter[str]:
 
 
 def main() -> None:
-    """Run and tell the figures."""
+    """Run both measurements and print the figures."""
     num_jobs = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
     num_singles = int(sys.argv[2]) if len(sys.argv) > 2 else 20
     print(f"{num_jobs} jobs of tenant A wait; the engine runs {MAX_NUM_SEQS} at a time")

@@ -1,8 +1,8 @@
-"""What sending lines that share a prefix one after the other is worth, with the real engine.
+"""Measures the gain of submitting lines that share a prefix together, with the real engine.
 
-`python tests/bench/prefix_bulk.py [rounds]` sends five prompts on each of sixty documents through
-the queue, in random order, with a KV cache that holds a third of the documents: once as `batchmill
-bulk` does, once in the order of the file. Told are the prompt tokens that came from the prefix
+`python tests/bench/prefix_bulk.py [rounds]` submits five prompts about each of sixty documents in
+random order, with a KV cache that holds a third of the documents: once in the order of the file,
+and once reordered, as `batchmill bulk` does. It prints the prompt tokens that came from the prefix
 cache, and the seconds.
 """
 
@@ -32,13 +32,13 @@ SETTINGS = {
     "BATCHMILL_MODEL": "demo",
     "BATCHMILL_MAX_NUM_SEQS": "16",
     "BATCHMILL_MAX_MODEL_LEN": "1024",
-    # 45 kB a token: about 5,800 tokens, of which the 16 requests that run hold up to 4,000.
+    # 45 kB per token: about 5,800 tokens, of which the 16 running requests hold up to 4,000.
     "BATCHMILL_KV_CACHE_BYTES": str(256 << 20),
 }
 
 
 def lines() -> list[dict[str, Any]]:
-    """Documents of about 250 tokens, each with many different ends, shuffled."""
+    """Return prompts that begin with documents of about 250 tokens, shuffled."""
     texts = [entry.text for entry in entries()]
     documents = [" ".join(texts[4 * i : 4 * i + 4])[:1200] for i in range(NUM_DOCUMENTS)]
     questions = itertools.islice((entry.name for entry in entries()), 500, 500 + NUM_PROMPTS)
@@ -55,7 +55,7 @@ def lines() -> list[dict[str, Any]]:
 
 
 def run(mill: BulkMill, name: str, *, is_grouped: bool) -> None:
-    """Run the lines and tell; every run has prompts of its own, so that no cache knows them."""
+    """Run the lines and print the figures; a salt avoids cache hits from earlier runs."""
     salt = f"{name} {random.random()} "
     source = mill.write_lines(line | {"prompt": salt + line["prompt"]} for line in lines())
     options = BulkOptions(source, mill.output, mill.errors, LineSettings())
@@ -74,7 +74,7 @@ def run(mill: BulkMill, name: str, *, is_grouped: bool) -> None:
 
 
 def main() -> None:
-    """Run both in turn."""
+    """Run both orders in turn."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 2
     with bulk_mill(**SETTINGS) as mill:
         mill.start_worker()

@@ -1,13 +1,14 @@
-"""One stream with and without prompt lookup: `python tests/bench/prompt_lookup.py [rounds]`.
+"""Measures decoding with and without prompt lookup: `python tests/bench/prompt_lookup.py [rounds]`.
 
-The demo model, bf16 on the CPU; `OMP_NUM_THREADS` sets the threads. Two prompts: one whose answer
-repeats it (a file to be copied with one word changed), and an ordinary question; each greedy and
-sampled. The engines take turns within each round. Prints, for each, the decoded tokens a second
-without and with guesses (medians over the rounds), their ratio, how many guesses were right, and
-whether the tokens are the same: in bf16 two tokens that are level within rounding may change
-places, since a step with guesses multiplies more rows at once; `--dtype float32` shows none.
+Uses the demo model in bf16 on the CPU; `OMP_NUM_THREADS` sets the threads. There are two prompts,
+each greedy and sampled: one whose output repeats it (copy a file with one word changed), and an
+ordinary question. The engines take turns within each round. The script prints the decoded tokens
+per second without and with draft tokens (medians over the rounds), their ratio, the accepted draft
+tokens, and whether the output is the same. In bf16 two tokens whose scores are equal within
+rounding may swap, because a step with draft tokens multiplies more rows at once. With `--dtype
+float32` none does.
 
-`--streams 4` has so many copies of each prompt at once: what `speculative_max_num_seqs` is for.
+`--streams 4` runs four copies of each prompt at once, to measure `speculative_max_num_seqs`.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ MODES = {
 
 @dataclass
 class Case:
-    """One engine's runs of one workload."""
+    """The runs of one workload with one engine."""
 
     engine: Engine
     tokens_per_s: list[float] = field(default_factory=list)
@@ -48,7 +49,7 @@ class Case:
     num_accepted: int = 0
 
     def run(self, prompts: list[list[int]], params: SamplingParams) -> None:
-        """Generate once, and count from the first token of the last stream on."""
+        """Generate once; measure from the first token of the last stream."""
         before, started_at_s = self.engine.stats(), time.perf_counter()
         outputs = self.engine.generate(prompts, params)
         elapsed_s = time.perf_counter() - started_at_s
@@ -62,7 +63,7 @@ class Case:
 
 
 def make_engine(loaded: LoadedModel, dtype: str, num_speculative_tokens: int) -> Engine:
-    """An engine that guesses for as many streams as there are."""
+    """Make an engine that drafts tokens for any number of streams."""
     config = EngineConfig(
         model="demo",
         dtype=dtype,
@@ -78,22 +79,22 @@ def make_engine(loaded: LoadedModel, dtype: str, num_speculative_tokens: int) ->
 def compare(
     engines: list[Engine], name: str, prompts: list[list[int]], params: SamplingParams, rounds: int
 ) -> None:
-    """Run both engines in turn, and print a row."""
-    plain, guessing = cases = [Case(engine) for engine in engines]
+    """Run both engines in turn and print a row."""
+    plain, speculative = cases = [Case(engine) for engine in engines]
     for _ in range(rounds):
         for case in cases:
             case.run(prompts, params)
     without, with_it = (statistics.median(case.tokens_per_s) for case in cases)
-    same = "same" if plain.token_ids == guessing.token_ids else "other"
+    same = "same" if plain.token_ids == speculative.token_ids else "other"
     print(
         f"{name:22} {without:8.1f} {with_it:8.1f} tok/s {with_it / without:6.2f}x, "
-        f"{guessing.num_accepted} of {guessing.num_drafts} guesses right, {same} tokens",
+        f"{speculative.num_accepted} of {speculative.num_drafts} drafts accepted, {same} output",
         flush=True,
     )
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure every case and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rounds", type=int, nargs="?", default=5)
     parser.add_argument("--dtype", default="bfloat16")
@@ -103,7 +104,7 @@ def main() -> None:
     engines = [make_engine(loaded, arguments.dtype, drafts) for drafts in (0, NUM_DRAFTS)]
     print(
         f"{torch.get_num_threads()} threads, {arguments.dtype}, {arguments.streams} at once, "
-        f"{NUM_DRAFTS} guesses at most"
+        f"at most {NUM_DRAFTS} draft tokens"
     )
     prompts = {
         name: engines[0].render_chat([{"role": "user", "content": text}])

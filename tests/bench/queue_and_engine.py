@@ -1,7 +1,8 @@
-"""Output tokens a second through the queue beside those of the engine alone, on the same requests.
+"""Compares the output tokens per second through the queue with those of the engine alone.
 
-`python tests/bench/queue_and_engine.py [rounds]` starts an embedded broker and a worker, loads
-the same model into this process, and lets the two take turns. The one that waits is idle.
+`python tests/bench/queue_and_engine.py [rounds]` starts an embedded broker and a worker, loads the
+same model into this process, and runs the same requests through both in turn. One is idle while
+the other runs.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from batchmill.engine import Engine, EngineConfig, SamplingParams
 from batchmill.producer import Client
@@ -22,18 +24,22 @@ from batchmill.worker.local.broker_config import BrokerConfig
 from batchmill.worker.local.embedded_broker import EmbeddedBroker
 
 NUM_REQUESTS = 64
-SETTINGS = {"max_model_len": 2048, "max_num_seqs": 64, "max_num_batched_tokens": 512}
+SETTINGS: dict[str, Any] = {
+    "max_model_len": 2048,
+    "max_num_seqs": 64,
+    "max_num_batched_tokens": 512,
+}
 
 
 def requests() -> list[tuple[list[int], int]]:
-    """Prompts of 32 to 256 random tokens with outputs of 32 to 192."""
+    """Return prompts of 32 to 256 random tokens with output lengths of 32 to 192."""
     rng = random.Random(0)
     sizes = [(rng.randint(32, 256), rng.randint(32, 192)) for _ in range(NUM_REQUESTS)]
     return [([rng.randint(100, 40_000) for _ in range(size)], out) for size, out in sizes]
 
 
 def run_engine(engine: Engine) -> float:
-    """Seconds that the engine alone takes."""
+    """Return the seconds that the engine alone takes."""
     engine.reset_prefix_cache()
     prompts, lengths = zip(*requests(), strict=True)
     params = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True) for n in lengths]
@@ -43,7 +49,7 @@ def run_engine(engine: Engine) -> float:
 
 
 def run_queue(client: Client) -> float:
-    """Seconds from the first submit to the last result; a salt keeps the prefix cache out of it."""
+    """Return the seconds from first submission to last result; a salt avoids prefix-cache hits."""
     salt = random.randint(100, 40_000)
     jobs = [
         {"prompt": [salt, *prompt[1:]], "max_tokens": n, "temperature": 0, "ignore_eos": True}
@@ -64,22 +70,22 @@ def wait_ready(store: JobStore, worker: subprocess.Popen[bytes]) -> None:
 
 
 def main() -> None:
-    """Run and tell the rates."""
+    """Run both in turn and print the rates."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     num_tokens = sum(n for _, n in requests())
     with tempfile.TemporaryDirectory() as name, EmbeddedBroker(BrokerConfig(Path(name))) as broker:
-        given = {f"BATCHMILL_{key.upper()}": str(value) for key, value in SETTINGS.items()}
+        environment = {f"BATCHMILL_{key.upper()}": str(value) for key, value in SETTINGS.items()}
         with open(Path(name) / "worker.log", "wb") as log:
             worker = subprocess.Popen(
                 [sys.executable, "-m", "batchmill.worker.cli", "worker"],
-                env=os.environ | given | {"BATCHMILL_BROKER_URL": broker.url},
+                env=os.environ | environment | {"BATCHMILL_BROKER_URL": broker.url},
                 stdout=log,
                 stderr=log,
             )
         try:
             with Client(broker.url) as client:
                 wait_ready(JobStore.from_url(broker.url), worker)
-                engine = Engine(EngineConfig(model="demo", **SETTINGS))  # type: ignore[arg-type]
+                engine = Engine(EngineConfig(model="demo", **SETTINGS))
                 run_engine(engine), run_queue(client)
                 pairs = [(run_engine(engine), run_queue(client)) for _ in range(rounds)]
         finally:

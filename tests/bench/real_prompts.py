@@ -1,4 +1,4 @@
-"""Prompts of text that people wrote: the documentation inside of Python's own library."""
+"""Prompts from text that people wrote: the docstrings of Python's standard library."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _MIN_CHARS, _MAX_CHARS = 80, 600
 
 
 class Entry(NamedTuple):
-    """One documented thing."""
+    """A function, class or method with its docstring."""
 
     name: str
     text: str
 
 
 def entries() -> Iterator[Entry]:
-    """Yield the functions, classes and methods of `MODULES`, each with its documentation."""
+    """Yield the functions, classes and methods of `MODULES` that have different docstrings."""
     seen: set[str] = set()
     for module_name in MODULES:
         module = importlib.import_module(module_name)
@@ -45,7 +45,7 @@ def entries() -> Iterator[Entry]:
 
 
 def _text_of(member: object) -> str | None:
-    """What a thing's author wrote about it, on one line; None where that is too short or none."""
+    """Return an object's docstring on one line, or None if it is missing or too short."""
     if not (callable(member) or isinstance(member, property | classmethod | staticmethod)):
         return None
     text = re.sub(r"\s+", " ", str(getattr(member, "__doc__", None) or "")).strip()

@@ -1,10 +1,9 @@
-"""Two hundred real prompts under a JSON schema, through the queue, on the demo model.
+"""Runs two hundred real prompts under a JSON schema through the queue, with the demo model.
 
 `python tests/bench/schema_bulk.py [prompts]` runs them four times: at temperature 0 and 1.5, with
-room enough for the longest text that the schema allows, and with far too little. Every text that
-ends by itself (finish reason `stop`) has to be valid by an independent validator (jsonschema);
-one that was cut says `length`, is counted by itself, and has to be the beginning of a valid one.
-It ends with 1 where that is not so.
+enough tokens for the longest text that the schema allows, and with far too few. Every text with
+finish reason `stop` must be valid for an independent validator (jsonschema). A text with `length`
+is counted separately and must be the beginning of a valid one. Otherwise the script exits with 1.
 """
 
 from __future__ import annotations
@@ -44,13 +43,13 @@ SCHEMA = {
     "additionalProperties": False,
 }
 FORMAT = {"type": "json_schema", "json_schema": {"name": "entry", "schema": SCHEMA}}
-#: More bytes than the longest text that the schema allows (escapes and blanks included) has, and a
-#: token has one at least.
+#: The first exceeds the bytes of the longest text that the schema allows, including escapes and
+#: blanks; a token has at least one byte.
 ENOUGH_TOKENS, FEW_TOKENS = 1536, 24
 
 
 def lines(num_prompts: int, temperature: float, max_tokens: int) -> list[dict[str, Any]]:
-    """The input: OpenAI's batch lines."""
+    """Return the input in the format of OpenAI's batch lines."""
     return [
         {
             "custom_id": entry.name,
@@ -73,7 +72,7 @@ def lines(num_prompts: int, temperature: float, max_tokens: int) -> list[dict[st
 
 
 def is_valid(text: str) -> bool:
-    """Whether a text is JSON that follows the schema."""
+    """Return whether a text is JSON that follows the schema."""
     try:
         return bool(jsonschema.Draft202012Validator(SCHEMA).is_valid(json.loads(text)))
     except ValueError:
@@ -81,7 +80,7 @@ def is_valid(text: str) -> bool:
 
 
 def is_beginning(text: str) -> bool:
-    """Whether a text can be gone on with to one that follows the schema, byte by byte."""
+    """Return whether a text can be continued to one that follows the schema, byte by byte."""
     tokenizer = llguidance.LLTokenizer("byte")
     grammar = grammar_of(FORMAT, None)
     assert grammar is not None
@@ -90,9 +89,9 @@ def is_beginning(text: str) -> bool:
     return bool(matcher.consume_tokens(tokenizer.tokenize_str(text.rstrip("\ufffd"))))
 
 
-def judge(answer: dict[str, Any]) -> str:
-    """Return how an answer counts."""
-    choice = answer["response"]["body"]["choices"][0]
+def classify(line: dict[str, Any]) -> str:
+    """Return the kind of an output line: its finish reason, and whether it is valid."""
+    choice = line["response"]["body"]["choices"][0]
     text, reason = choice["message"]["content"], choice["finish_reason"]
     if reason == "length":
         return "length, a beginning" if is_beginning(text) else "length, WRONG"
@@ -100,7 +99,7 @@ def judge(answer: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Run and tell."""
+    """Run every case and print the counts; return the exit code."""
     num_prompts = int(sys.argv[1]) if len(sys.argv) > 1 else 200
     num_wrong = 0
     with bulk_mill(BATCHMILL_MODEL="demo", BATCHMILL_MAX_NUM_SEQS="64") as mill:
@@ -108,14 +107,14 @@ def main() -> int:
         for max_tokens, temperature in itertools.product((ENOUGH_TOKENS, FEW_TOKENS), (0.0, 1.5)):
             source = mill.write_lines(lines(num_prompts, temperature, max_tokens))
             summary = mill.run_bulk(source)
-            counts = Counter(judge(answer) for answer in mill.answers())
-            told = ", ".join(f"{number} {verdict}" for verdict, number in sorted(counts.items()))
+            counts = Counter(classify(line) for line in mill.output_lines())
+            shown = ", ".join(f"{number} {kind}" for kind, number in sorted(counts.items()))
             print(
-                f"temperature {temperature}, max_tokens {max_tokens}: {told}, {summary['failed']} "
+                f"temperature {temperature}, max_tokens {max_tokens}: {shown}, {summary['failed']} "
                 f"failed; {summary['output_tokens']} tokens in {summary['elapsed_s']:.0f} s",
                 flush=True,
             )
-            wrong = sum(number for verdict, number in counts.items() if "WRONG" in verdict)
+            wrong = sum(number for kind, number in counts.items() if "WRONG" in kind)
             num_wrong += wrong + num_prompts - counts.total()
     print(f"{num_wrong} wrong or missing; {load_average()}")
     return 1 if num_wrong else 0

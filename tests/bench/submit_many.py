@@ -1,7 +1,8 @@
-"""Jobs a second that one client submits: `python tests/bench/submit_many.py redis://… [jobs]`.
+"""Measures the jobs per second that one client submits.
 
-Measures `Client.submit_many` (check, store and announce) against the given server, which should
-hold nothing of value: the jobs stay in it, and nobody runs them.
+`python tests/bench/submit_many.py redis://… [jobs]` runs `Client.submit_many` (check, store and
+announce) against the given server, which should hold nothing of value: the jobs stay in it, and no
+worker runs them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from batchmill.producer import Client
 
 
 def main() -> None:
-    """Submit and tell the rate."""
+    """Submit the jobs and print the rate."""
     url = sys.argv[1]
     num_jobs = int(sys.argv[2]) if len(sys.argv) > 2 else 20_000
     jobs = ({"prompt": f"Prompt number {i}.", "max_tokens": 32} for i in range(num_jobs))
@@ -23,7 +24,7 @@ def main() -> None:
         elapsed_s = time.perf_counter() - started_at
         cpu_s = time.process_time() - started_cpu
     print(f"{count} jobs in {elapsed_s:.2f} s: {count / elapsed_s:.0f} jobs/s")
-    print(f"processor time of the client: {1e6 * cpu_s / count:.0f} us a job")
+    print(f"processor time of the client: {1e6 * cpu_s / count:.0f} us per job")
 
 
 if __name__ == "__main__":

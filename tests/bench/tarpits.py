@@ -1,9 +1,9 @@
-"""How long healthy deliveries take with fifty tarpits beside them, and without.
+"""Measures the latency of healthy deliveries with fifty tarpits beside them, and without.
 
-`python tests/bench/tarpits.py [rounds]` starts an embedded broker and one deliverer with its
-usual settings. A healthy receiver is owed 50 events a second for ten seconds; beside it, in every
-second round, each of fifty tarpits (they accept, and then drip a byte a second) is owed an event a
-second. Told is the time from the end of a job to the arrival of its webhook.
+`python tests/bench/tarpits.py [rounds]` starts an embedded broker and one deliverer with default
+settings. A healthy receiver is owed 50 events per second for ten seconds. In every second run, each
+of fifty tarpits (receivers that respond with one byte per second) is owed one event per second as
+well. The script prints the time from the end of a job to the arrival of its webhook.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SETTINGS = {
 
 
 class Tarpits:
-    """Receivers that accept a request and answer it a byte a second, for ever."""
+    """Receivers that accept a request and respond with one byte per second, without end."""
 
     def __init__(self) -> None:
         self.num_connections = 0
@@ -73,7 +73,7 @@ class Tarpits:
 
     async def _drip(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.num_connections += 1
-        with contextlib.suppress(OSError, asyncio.CancelledError):  # the latter at our end
+        with contextlib.suppress(OSError, asyncio.CancelledError):  # the latter in __exit__
             for byte in b"HTTP/1.1 200 OK\r\nx: " + b"y" * 3600:
                 writer.write(bytes([byte]))
                 await writer.drain()
@@ -81,7 +81,7 @@ class Tarpits:
 
 
 def latencies_s(requests: list[tuple[float, ReceivedRequest]]) -> list[float]:
-    """Seconds from each job's end to the arrival of its event, sorted."""
+    """Return the seconds from each job's end to the arrival of its event, sorted."""
     return sorted(
         at - datetime.fromisoformat(json.loads(request.body)["timestamp"]).timestamp()
         for at, request in requests
@@ -89,7 +89,7 @@ def latencies_s(requests: list[tuple[float, ReceivedRequest]]) -> list[float]:
 
 
 def measure(url: str, tarpits: Tarpits | None) -> list[float]:
-    """End jobs at a steady rate; returns the healthy deliveries' latencies."""
+    """Finish jobs at a steady rate; return the latencies of the healthy deliveries."""
     store, arrived = JobStore.from_url(url), []
 
     def respond(request: ReceivedRequest) -> int:
@@ -112,7 +112,7 @@ def measure(url: str, tarpits: Tarpits | None) -> list[float]:
 
 @contextlib.contextmanager
 def deliverer(url: str, folder: Path) -> Iterator[None]:
-    """A deliverer process with its usual settings."""
+    """Run a deliverer process with default settings."""
     with (folder / "deliver.log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "batchmill.worker.cli", "deliver"],
@@ -128,7 +128,7 @@ def deliverer(url: str, folder: Path) -> Iterator[None]:
 
 
 def describe(name: str, seconds: list[float]) -> str:
-    """Return the percentiles as a line."""
+    """Format the percentiles as a line."""
     p50, p99 = statistics.median(seconds), seconds[int(0.99 * (len(seconds) - 1))]
     return (
         f"{name}: {len(seconds)} deliveries, p50 {1000 * p50:.0f} ms, p99 {1000 * p99:.0f} ms, "
@@ -137,7 +137,7 @@ def describe(name: str, seconds: list[float]) -> str:
 
 
 def main() -> None:
-    """Run both in turn and tell."""
+    """Run both in turn and print the latencies."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 2
     for number in range(rounds):
         for name in ("without", "beside 50 tarpits"):
@@ -148,7 +148,7 @@ def main() -> None:
                 deliverer(broker.url, Path(folder)),
             ):
                 store = JobStore.from_url(broker.url)
-                with WebhookReceiver() as first:  # until the deliverer is at work
+                with WebhookReceiver() as first:  # wait until the deliverer works
                     finish_job(store, first.url, "warm_up")
                     first.wait_for(1, timeout_s=60)
                 store.close()

@@ -1,7 +1,8 @@
-"""Jobs a second through one worker: `python tests/bench/worker_overhead.py [jobs] [rounds]`.
+"""Measures jobs per second of one worker: `python tests/bench/worker_overhead.py [jobs] [rounds]`.
 
-The engine is a stub, so nothing but the worker's own work is in the figures: claim, hand-over,
-checkpoints, result, Celery's own tracing. All jobs wait in the queue before the worker starts.
+The engine is a stub, so the figures contain only the worker's own work: claim, transfer to the
+engine, checkpoints, result, and Celery's tracing. All jobs wait in the queue before the worker
+starts.
 """
 
 from __future__ import annotations
@@ -23,21 +24,21 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Round(NamedTuple):
-    """What one round measured."""
+    """The figures of one round."""
 
     jobs_per_s: float
-    worker_ms_a_job: float
+    worker_ms_per_job: float
 
 
 def cpu_s(pid: int) -> float:
-    """Return the processor time that one process has used; its children's is not in it."""
+    """Return the processor time that a process has used, without its children's."""
     with open(f"/proc/{pid}/stat") as stat:
         fields = stat.read().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
 def run_round(num_jobs: int, max_tokens: int) -> Round:
-    """Queue the jobs, start a worker, and wait for the last."""
+    """Queue the jobs, start a worker, and wait for the last result."""
     with bulk_mill(**STUB) as bench, Client(bench.url) as client:
         jobs = ({"prompt": f"Prompt {i}.", "max_tokens": max_tokens} for i in range(num_jobs))
         ids = [job.id for job in client.submit_many(jobs)]
@@ -54,17 +55,17 @@ def run_round(num_jobs: int, max_tokens: int) -> Round:
 
 
 def main() -> None:
-    """Run the rounds for short and for longer jobs, and tell the medians."""
+    """Run the rounds for short and for longer jobs, and print the medians."""
     num_jobs = int(sys.argv[1]) if len(sys.argv) > 1 else 3000
     num_rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 5
     for max_tokens in (1, 64):
         rounds = [run_round(num_jobs, max_tokens) for _ in range(num_rounds)]
         rates = sorted(each.jobs_per_s for each in rounds)
-        costs = [each.worker_ms_a_job for each in rounds]
+        costs = [each.worker_ms_per_job for each in rounds]
         print(
-            f"{max_tokens} tokens a job: {statistics.median(rates):.0f} jobs/s "
+            f"{max_tokens} tokens per job: {statistics.median(rates):.0f} jobs/s "
             f"({rates[0]:.0f}-{rates[-1]:.0f}), {statistics.median(costs):.2f} ms of the worker's "
-            "processor time a job",
+            "processor time per job",
             flush=True,
         )
 

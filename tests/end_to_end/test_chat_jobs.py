@@ -1,4 +1,4 @@
-"""Chats as jobs: tools, what a template ignores, the cache's salt, through queue and engine."""
+"""Chats as jobs, through queue and engine: tools, template variables, cache salts, scores."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ WORKER = {
     "PYTHONSAFEPATH": "1",
 }
 QUESTION = {"role": "user", "content": "How is the weather in Bern?"}
-#: The random model ends its calls soon.
+#: With the bias the random model ends its calls soon.
 CALLING = {"tools": TOOLS, "tool_choice": "required", "logit_bias": {"256": 9}, "max_tokens": 300}
 
 
 @pytest.fixture(scope="module")
 def url(_session_server: RedisServer) -> str:
-    """The session's server; its content is this module's as long as its tests run."""
+    """The session's server, which only this module uses while its tests run."""
     return _session_server.url
 
 
 @pytest.fixture(scope="module")
 def client(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """A client of a worker that serves a tiny model whose template knows tools."""
+    """A client of a worker that serves a tiny model whose template uses tools."""
     folder = tmp_path_factory.mktemp("chat-model")
     save_chat_model(folder, HERMES)
     environment = {name: value for name, value in os.environ.items() if "BATCHMILL" not in name}
@@ -66,7 +66,7 @@ def run(client: Client, **fields: Any) -> JobResult:
     return client.submit(model="tiny", seed=3, **fields).result(timeout_s=120)
 
 
-def test_a_chat_goes_on_with_the_call_and_the_tools_answer(client: Client) -> None:
+def test_a_chat_continues_with_the_call_and_the_tools_output(client: Client) -> None:
     called = run(client, messages=[QUESTION], **CALLING)
     assert called.finish_reason == "tool_calls"
     assert called.text == ""
@@ -74,28 +74,28 @@ def test_a_chat_goes_on_with_the_call_and_the_tools_answer(client: Client) -> No
     again = run(client, messages=[QUESTION], **CALLING)
     assert again.tool_calls == called.tool_calls
 
-    answers = [
+    outputs = [
         {"role": "tool", "tool_call_id": call.id, "content": "Sunny."} for call in called.tool_calls
     ]
-    answer = run(
+    reply = run(
         client,
-        messages=[QUESTION, called.message, *answers],
+        messages=[QUESTION, called.message, *outputs],
         tools=TOOLS,
         tool_choice="none",
         max_tokens=4,
     )
-    assert answer.message == {"role": "assistant", "content": answer.text}
+    assert reply.message == {"role": "assistant", "content": reply.text}
     streamed = client.submit(model="tiny", seed=3, messages=[QUESTION], **CALLING)
     assert "".join(piece.text for piece in streamed.stream(timeout_s=60)) == ""
 
 
-def test_what_no_worker_can_do_fails_the_job_with_the_models_name(client: Client) -> None:
+def test_an_unused_template_variable_fails_the_job_by_name(client: Client) -> None:
     with pytest.raises(JobFailed, match="does not use thoughts") as caught:
         run(client, messages=[QUESTION], chat_template_kwargs={"thoughts": True})
     assert caught.value.code == "unsupported_parameter"
 
 
-def test_tenants_share_no_prefix_and_each_its_own(client: Client) -> None:
+def test_a_tenant_shares_prefixes_only_with_itself(client: Client) -> None:
     prompt = {"prompt": "The same long beginning of two prompts. " * 4, "max_tokens": 1}
 
     def cached(**fields: Any) -> int:
@@ -108,7 +108,7 @@ def test_tenants_share_no_prefix_and_each_its_own(client: Client) -> None:
     assert cached(tenant="anna", cache_salt="x") == 0
 
 
-def test_a_prompt_is_scored_and_times_of_a_job_are_told(client: Client) -> None:
+def test_a_prompt_is_scored_and_a_job_reports_its_times(client: Client) -> None:
     scored = run(client, prompt="Score this.", max_tokens=0, prompt_logprobs=0)
     assert scored.token_ids == []
     assert len(scored.prompt_logprobs or []) == len("Score this.")
@@ -120,8 +120,8 @@ def test_a_prompt_is_scored_and_times_of_a_job_are_told(client: Client) -> None:
     assert metrics.inter_token_latency_s is not None
     assert metrics.total_time_s is not None
     assert 0 <= metrics.engine_queue_time_s <= metrics.ttft_s
-    # The worker tells when the first token reached it, the engine how far apart it drew them: of a
-    # fast model the first token may reach the worker together with the last.
+    # The worker measures when the first token reached it, the engine the time between samples: with
+    # a fast model, the first token may reach the worker together with the last.
     assert metrics.ttft_s <= metrics.total_time_s
     assert 8 * metrics.inter_token_latency_s <= metrics.total_time_s
 
@@ -130,14 +130,14 @@ def test_the_command_line_prints_calls(client: Client, url: str) -> None:
     fields = {"seed": 3, **CALLING}
     parameters = [f"--param={name}={json.dumps(value)}" for name, value in fields.items()]
     question = ["--messages", json.dumps([QUESTION]), "--model", "tiny"]
-    answer = call("submit", *question, *parameters, "--wait", "--broker-url", url)
-    assert answer.returncode == 0, answer.stderr
+    done = call("submit", *question, *parameters, "--wait", "--broker-url", url)
+    assert done.returncode == 0, done.stderr
     expected = run(client, messages=[QUESTION], **CALLING).tool_calls
-    printed = [json.loads(line) for line in answer.stdout.splitlines()]
+    printed = [json.loads(line) for line in done.stdout.splitlines()]
     assert printed == [each.model_dump() for each in expected]
 
 
-def test_the_examples_of_the_page_run_as_they_are(
+def test_the_examples_on_the_page_run_unchanged(
     client: Client, url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = (ROOT / "docs" / "chat.md").read_text()

@@ -1,4 +1,4 @@
-"""The real model through client, Redis, Celery and the engine's process, and through a crash."""
+"""The demo model through client, Redis, Celery and the engine process, and through a crash."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ..worker.command_line import call, error_of
 PROMPTS = [prompt.text for prompt in demo_prompts()]
 NUM_JOBS = len(PROMPTS)
 MAX_TOKENS = 40
-CONFIG = {"dtype": "float32", "max_model_len": 512, "kv_cache_bytes": 2**29}
+CONFIG: dict[str, Any] = {"dtype": "float32", "max_model_len": 512, "kv_cache_bytes": 2**29}
 #: Short steps, so that a step on a busy machine stays well under the lease.
 STEP_TOKENS = 256
 WORKER = {
@@ -41,7 +41,7 @@ WORKER = {
 
 
 def controls(number: int) -> dict[str, Any]:
-    """Greedy jobs, jobs drawn with a seed, and jobs with controls that remember their tokens."""
+    """Return greedy or seeded controls, or controls that depend on earlier tokens."""
     if number % 4 == 1:
         return {"temperature": 0.8, "top_p": 0.95, "seed": number, "ignore_eos": True}
     if number % 4 == 2:
@@ -54,8 +54,8 @@ def controls(number: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def texts() -> list[list[str]]:
-    """What an engine that nobody interrupts makes of the jobs: each one's samples."""
-    engine = Engine(EngineConfig(model="demo", **CONFIG))  # type: ignore[arg-type]
+    """The texts that an uninterrupted engine generates for the jobs: the samples of each."""
+    engine = Engine(EngineConfig(model="demo", **CONFIG))
     params = [
         SamplingParams(max_tokens=MAX_TOKENS, **controls(number)) for number in range(NUM_JOBS)
     ]
@@ -65,7 +65,7 @@ def texts() -> list[list[str]]:
 
 @contextmanager
 def worker(url: str, name: str, log: Path, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A worker with the demo model, ended by force if the test leaves it."""
+    """Run a worker with the demo model; kill it at the end."""
     environment = os.environ | WORKER | settings
     environment |= {"BATCHMILL_BROKER_URL": url, "BATCHMILL_WORKER_NAME": name}
     with log.open("wb") as output:
@@ -80,7 +80,7 @@ def worker(url: str, name: str, log: Path, **settings: str) -> Iterator[subproce
 
 
 def read_along(client: Client, job_id: str) -> str:
-    """The text of a job, as a reader of its stream puts it together."""
+    """Return a job's text, joined from the pieces of its stream."""
     return "".join(piece.text for piece in client.stream(job_id, timeout_s=240))
 
 
@@ -124,9 +124,7 @@ def test_jobs_of_a_killed_worker_end_once_with_the_text_of_an_uninterrupted_run(
     client.close()
 
 
-def test_a_chat_and_a_prompt_are_answered_by_the_same_worker(
-    redis_url: str, tmp_path: Path
-) -> None:
+def test_one_worker_runs_a_chat_and_a_prompt(redis_url: str, tmp_path: Path) -> None:
     client = Client(redis_url)
     with worker(redis_url, "chat@test", tmp_path / "chat.log"):
         chat = client.submit(
@@ -140,15 +138,13 @@ def test_a_chat_and_a_prompt_are_answered_by_the_same_worker(
         assert chat.result(timeout_s=120).text == "The capital of France is Paris."
         assert chat.result(timeout_s=1).finish_reason == "stop"
         assert prompt.result(timeout_s=120).finish_reason == "length"
-        told = submit_chat_with_tools(redis_url)
-    assert told["code"] == "unsupported_parameter"
-    assert "the chat template of demo ignores tools: leave them out" in told["message"]
+        error = submit_chat_with_tools(redis_url)
+    assert error["code"] == "unsupported_parameter"
+    assert "the chat template of demo ignores tools: leave them out" in error["message"]
     client.close()
 
 
-def test_heartbeats_and_status_tell_what_prompt_lookup_comes_to(
-    redis_url: str, tmp_path: Path
-) -> None:
+def test_heartbeats_and_status_report_accepted_draft_tokens(redis_url: str, tmp_path: Path) -> None:
     client, store = Client(redis_url), JobStore.from_url(redis_url)
 
     def stats() -> dict[str, Any]:
@@ -161,28 +157,28 @@ def test_heartbeats_and_status_tell_what_prompt_lookup_comes_to(
             timeout_s=120
         )
         wait_until(lambda: bool(stats().get("accepted_tokens")), "a heartbeat after the drafts")
-        told = stats()
-        assert 0 < told["accepted_tokens"] <= told["draft_tokens"]
+        reported = stats()
+        assert 0 < reported["accepted_tokens"] <= reported["draft_tokens"]
         shown = call("status", "--broker-url", redis_url).stdout
-        assert f"drafts {told['draft_tokens']}, accepted " in shown
+        assert f"drafts {reported['draft_tokens']}, accepted " in shown
         data = json.loads(call("status", "--json", "--broker-url", redis_url).stdout)
-        assert data["workers"][0]["stats"]["draft_tokens"] == told["draft_tokens"]
+        assert data["workers"][0]["stats"]["draft_tokens"] == reported["draft_tokens"]
 
-        os.kill(told["engine_pid"], signal.SIGKILL)  # another process counts from 0
+        os.kill(reported["engine_pid"], signal.SIGKILL)  # another process counts from 0
         wait_until(lambda: stats().get("draft_tokens") == 0, "the next engine's first heartbeat")
-        assert stats()["engine_pid"] != told["engine_pid"]
+        assert stats()["engine_pid"] != reported["engine_pid"]
     store.close()
     client.close()
 
 
 def submit_chat_with_tools(url: str) -> Any:
-    """What the command line says of tools for a model whose template has no place for them."""
+    """Submit tools to a model whose template ignores them; return the error that is printed."""
     tools = [{"type": "function", "function": {"name": "clock"}}]
     messages = [{"role": "user", "content": "What time is it?"}]
     chat = ["--messages", json.dumps(messages), "--param", f"tools={json.dumps(tools)}"]
-    answer = call("submit", *chat, "--json", "--wait", "--broker-url", url)
-    assert answer.returncode != 0
-    return error_of(answer)
+    done = call("submit", *chat, "--json", "--wait", "--broker-url", url)
+    assert done.returncode != 0
+    return error_of(done)
 
 
 CITY = {
@@ -238,7 +234,7 @@ def test_structure_samples_and_log_probabilities_come_back_through_the_queue(
     assert echoed.logprobs is not None
     for token_id, found in zip(echoed.token_ids, echoed.logprobs, strict=True):
         assert found is not None
-        assert next(iter(found)) == token_id  # greedy: its own is the likeliest
+        assert next(iter(found)) == token_id  # greedy: the sampled token is the most likely
         assert len(found) == 2
     assert len(echoed.entropies or []) == 3
     assert len(echoed.prompt_logprobs or []) == echoed.usage.prompt_tokens

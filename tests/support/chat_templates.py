@@ -1,10 +1,10 @@
-"""Small chat templates in the manner of model families, for models of the tests."""
+"""Small chat templates in the formats of model families, for the models of tests."""
 
 from __future__ import annotations
 
 from typing import Any
 
-#: Tools in the system's turn, calls between tags; knows documents, and `enable_thinking`.
+#: Tools in the system message, calls between tags; uses documents and `enable_thinking`.
 HERMES = (
     "{%- if tools or documents %}<|im_start|>system\n"
     "{%- for tool in tools or [] %}{{ tool | tojson }}\n{% endfor %}"
@@ -18,7 +18,7 @@ HERMES = (
     "{%- if add_generation_prompt %}<|im_start|>assistant\n"
     "{% if enable_thinking is defined and not enable_thinking %}<no_think>{% endif %}{% endif %}"
 )
-#: Tools before the user's turn, one JSON object as the whole answer.
+#: Tools before the user message, one JSON object as the whole reply.
 LLAMA3 = (
     "{%- for message in messages %}<|start|>{{ message.role }}<|end|>"
     "{%- if loop.first and tools %}{% for tool in tools %}{{ tool | tojson }}{% endfor %}"
@@ -29,7 +29,7 @@ LLAMA3 = (
     "{%- else %}{{ message.content }}{% endif %}<|eot|>{% endfor %}"
     "{%- if add_generation_prompt %}<|start|>assistant<|end|>{% endif %}"
 )
-#: A list of calls behind a token of their own; ids of nine characters, or it refuses.
+#: A list of calls after a special token; refuses ids that do not have nine characters.
 MISTRAL = (
     "{%- for message in messages %}"
     "{%- if message.role == 'user' %}"
@@ -44,14 +44,14 @@ MISTRAL = (
     "{%- elif message.role == 'tool' %}[TOOL_RESULTS]{{ message.content }}[/TOOL_RESULTS]"
     "{%- else %}{{ message.content }}<eos>{% endif %}{% endfor %}"
 )
-#: Mistral's newer spelling.
+#: Mistral's newer format.
 MISTRAL_ARGS = (
     "{%- if tools %}[AVAILABLE_TOOLS]{{ tools | tojson }}[/AVAILABLE_TOOLS]{% endif %}"
     "{%- for message in messages %}[INST]{{ message.content }}[/INST]"
     "{%- for call in message.tool_calls or [] %}[TOOL_CALLS]{{ call.function.name }}[ARGS]"
     "{{ call.function.arguments | tojson }}{% endfor %}{% endfor %}"
 )
-#: Knows roles and contents, and nothing else.
+#: Uses only roles and contents.
 PLAIN = (
     "{% for message in messages %}<{{ message.role }}>{{ message.content }}</>{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -62,7 +62,7 @@ ALL = {
     "mistral": MISTRAL,
     "mistral with [ARGS]": MISTRAL_ARGS,
 }
-#: Tokens that the templates above write in one piece.
+#: Special tokens in the templates above.
 SPECIAL_TOKENS = ("[TOOL_CALLS]", "[ARGS]", "<|python_tag|>", "<|im_start|>", "<|im_end|>")
 
 WEATHER: dict[str, Any] = {
@@ -87,5 +87,5 @@ TOOLS = [WEATHER, CLOCK]
 
 
 def named(name: str) -> dict[str, object]:
-    """The tool choice that demands one function."""
+    """Return the tool choice that requires one function."""
     return {"type": "function", "function": {"name": name}}

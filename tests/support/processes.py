@@ -1,4 +1,4 @@
-"""Programs beside a test, and waiting for what they do."""
+"""Runs programs beside a test, and waits for conditions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 
 
 def run(*arguments: str, environment: Mapping[str, str], cwd: Path | None = None) -> str:
-    """Run Python to its end; its output, or a failure that shows it."""
+    """Run Python to its end; return its output, or fail and show it."""
     done = subprocess.run(
         [sys.executable, *arguments],
         env={**os.environ, **environment},
@@ -46,7 +46,7 @@ def run(*arguments: str, environment: Mapping[str, str], cwd: Path | None = None
 def process(
     *arguments: str, environment: Mapping[str, str], log: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run Python beside the test with its output in a file, and end it as an operator would."""
+    """Run Python beside the test with its output in a file; end it with SIGTERM."""
     with log.open("wb") as output:
         child = subprocess.Popen(
             [sys.executable, *arguments],
@@ -68,12 +68,12 @@ def process(
 
 @contextmanager
 def ready_worker(url: str, store: JobStore, folder: Path) -> Iterator[None]:
-    """A worker with the stub engine that takes jobs.
+    """Run a worker with the stub engine, and wait until it takes jobs.
 
     Args:
-        url: broker URL for the worker.
-        store: to look for its heartbeat.
-        folder: for its log.
+        url: Broker URL of the worker.
+        store: Store that shows its heartbeat.
+        folder: Folder for its log.
     """
     log = folder / "worker.log"
     environment = {**STUB, "BATCHMILL_BROKER_URL": url}
@@ -88,12 +88,12 @@ def ready_worker(url: str, store: JobStore, folder: Path) -> Iterator[None]:
 
 
 def free_port() -> int:
-    """A loopback port that was free a moment ago."""
+    """Return a loopback port that was free a moment ago."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
 
 
 def accepts(port: int) -> bool:
-    """Whether something listens on a loopback port."""
+    """Return whether a process listens on a loopback port."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0

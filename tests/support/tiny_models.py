@@ -1,4 +1,4 @@
-"""Tiny models with random weights, one or more of every family, saved as Hugging Face folders."""
+"""Tiny models with random weights, at least one of every family, saved as Hugging Face folders."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 VOCAB_SIZE = 211
 #: Typed `Any` because the signatures of transformers' configurations lack some of the fields that
-#: they take, as those of RoPE.
+#: they accept, for example those of RoPE.
 SIZES: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 48,
@@ -79,10 +79,10 @@ _EXPERTS: dict[str, Any] = {"num_experts": 6, "num_experts_per_tok": 2, "moe_int
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _SIX_LAYERS = [_SLIDING, _SLIDING, _FULL, _SLIDING, _SLIDING, _FULL]
 
-#: Computed by the native decoder.
+#: Models that the native decoder computes.
 NATIVE: dict[str, PreTrainedConfig] = {
     "Llama": LlamaConfig(**SIZES),
-    "Llama, every bias, llama3 RoPE, a head_dim of its own": LlamaConfig(
+    "Llama, every bias, llama3 RoPE, explicit head_dim": LlamaConfig(
         **SIZES,
         attention_bias=True,
         mlp_bias=True,
@@ -94,7 +94,7 @@ NATIVE: dict[str, PreTrainedConfig] = {
     "Llama, dynamic RoPE, one key head": LlamaConfig(
         **{**SIZES, "num_key_value_heads": 1}, **_DYNAMIC
     ),
-    "Llama, as many key heads as heads": LlamaConfig(**{**SIZES, "num_key_value_heads": 6}),
+    "Llama, one key head per head": LlamaConfig(**{**SIZES, "num_key_value_heads": 6}),
     "Mistral": MistralConfig(**SIZES, sliding_window=None),
     "Mistral, sliding window": MistralConfig(**SIZES, sliding_window=9),
     "Qwen2, tied": Qwen2Config(**SIZES, tie_word_embeddings=True),
@@ -103,7 +103,7 @@ NATIVE: dict[str, PreTrainedConfig] = {
     ),
     "Qwen3": Qwen3Config(**SIZES, **_QWEN3_HEADS),
     "Qwen3-MoE": Qwen3MoeConfig(**SIZES, **_QWEN3_HEADS, **_EXPERTS, norm_topk_prob=True),
-    "Qwen3-MoE, some layers dense, biases, shares as they are": Qwen3MoeConfig(
+    "Qwen3-MoE, some layers dense, biases, shares not normalised": Qwen3MoeConfig(
         **SIZES,
         **_QWEN3_HEADS,
         **_EXPERTS,
@@ -123,7 +123,7 @@ NATIVE: dict[str, PreTrainedConfig] = {
             _SLIDING: {"rope_type": "default", "rope_theta": 1e4},
         },
     ),
-    "Gemma 3 text, capped logits, biases, a head of its own": Gemma3TextConfig(
+    "Gemma 3 text, capped logits, biases, untied head": Gemma3TextConfig(
         **{**SIZES, "num_hidden_layers": 2},
         head_dim=16,
         query_pre_attn_scalar=16,
@@ -141,7 +141,7 @@ NATIVE: dict[str, PreTrainedConfig] = {
     ),
 }
 _GPT: dict[str, Any] = {"vocab_size": VOCAB_SIZE, "bos_token_id": 0, "eos_token_id": 1}
-#: Computed through transformers' attention interface.
+#: Models that only transformers computes.
 OTHERS: dict[str, PreTrainedConfig] = {
     "GPT-2": GPT2Config(**_GPT, n_positions=256, n_embd=48, n_layer=3, n_head=6),
     "GPT-NeoX": GPTNeoXConfig(
@@ -161,7 +161,7 @@ OTHERS: dict[str, PreTrainedConfig] = {
         max_position_embeddings=256,
         word_embed_proj_dim=48,
     ),
-    "Llama, another activation": LlamaConfig(**SIZES, hidden_act="gelu"),
+    "Llama, GELU activation": LlamaConfig(**SIZES, hidden_act="gelu"),
     "OLMo 2": Olmo2Config(**SIZES),
     "SmolLM3, some layers without RoPE": SmolLM3Config(**SIZES, no_rope_layer_interval=2),
     "Starcoder 2, sliding window": Starcoder2Config(
@@ -175,12 +175,12 @@ ALL = NATIVE | OTHERS
 
 
 def architecture_of(config: PreTrainedConfig) -> str:
-    """The Hugging Face class that a configuration belongs to."""
+    """Return the name of the Hugging Face class of a configuration."""
     return MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]
 
 
 def random_model(config: PreTrainedConfig, folder: Path) -> PreTrainedModel:
-    """A model with all weights random, biases and norms too, saved to a folder with a tokenizer."""
+    """Save a model with random weights, biases and norms, and a tokenizer; return the model."""
     torch.manual_seed(5)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     # Norms that start at 0 are stored as differences from 1.
@@ -195,7 +195,7 @@ def random_model(config: PreTrainedConfig, folder: Path) -> PreTrainedModel:
 
 
 def save_tokenizer(folder: Path) -> None:
-    """One word for each token id."""
+    """Save a tokenizer with one word per token id."""
     words = ["<s>", "</s>", "<unk>", *(f"w{index}" for index in range(3, VOCAB_SIZE))]
     backend = BackendTokenizer(
         models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>")

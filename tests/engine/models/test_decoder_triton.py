@@ -72,7 +72,7 @@ def pair(folder: Path, name: str) -> tuple[DecoderModel, DecoderModel]:
 @pytest.mark.parametrize(
     "name",
     [
-        "Llama, every bias, llama3 RoPE, a head_dim of its own",
+        "Llama, every bias, llama3 RoPE, explicit head_dim",
         "Mistral, sliding window",
         "Qwen3",
         "Qwen2, windows in some layers",

@@ -42,9 +42,9 @@ GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 #: Some matrix of these has a size that is no multiple of 16, or there are many.
 REFUSED = {
-    "Llama, every bias, llama3 RoPE, a head_dim of its own": "num_heads . head_dim 120",
+    "Llama, every bias, llama3 RoPE, explicit head_dim": "num_heads . head_dim 120",
     "Qwen3-MoE": "is a mixture of experts",
-    "Qwen3-MoE, some layers dense, biases, shares as they are": "is a mixture of experts",
+    "Qwen3-MoE, some layers dense, biases, shares not normalised": "is a mixture of experts",
     "Mixtral": "is a mixture of experts",
 }
 COMPUTED = [name for name in NATIVE if name not in REFUSED]

@@ -100,7 +100,7 @@ def test_a_family_that_is_not_native_is_refused_if_native_is_required(tmp_path: 
 def test_transformers_computes_a_feature_that_is_not_native_and_the_log_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    random_model(OTHERS["Llama, another activation"], tmp_path)
+    random_model(OTHERS["Llama, GELU activation"], tmp_path)
     with caplog.at_level("INFO", logger="batchmill.engine"):
         load(tmp_path)
     assert "native decoder: this LlamaForCausalLM: its hidden_act is 'gelu'" in caplog.text
