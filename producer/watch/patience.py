@@ -6,8 +6,8 @@ import time
 
 from redis import exceptions as redis_errors
 
-from batchmill.producer.counted import counted
 from batchmill.producer.errors import ResultTimeout
+from batchmill.producer.plural import pluralize
 
 #: A wake-up can be lost while the connection is cut: look at the record this often anyway.
 POLL_INTERVAL_S = 2.0
@@ -101,7 +101,7 @@ class TimeBudget:
         left_s = self._deadline - time.monotonic()
         if left_s <= 0 and self._has_looked:
             raise ResultTimeout(
-                f"{counted(num_pending, 'job')} not ended after {self._timeout_s} s; nothing was "
+                f"{pluralize(num_pending, 'job')} not ended after {self._timeout_s} s; nothing was "
                 "stopped: wait again, or cancel"
             )
         self._has_looked = True

@@ -21,7 +21,7 @@ ORDER = {
         *("sampling", "execution", "engine", "__init__"),
     ),
     "producer": (
-        *("counted", "protocol", "results", "errors", "broker_url", "webhook"),
+        *("plural", "protocol", "results", "errors", "broker_url", "webhook"),
         *("settings", "job", "store", "watch", "client", "bulk", "schemas", "__init__"),
     ),
     "worker": (
@@ -35,7 +35,7 @@ DOORS = {
     ("engine", "kernels"): {"cpu", "errors", "ops", "reference"},
     ("worker", "engine"): {"__init__", "cpu_kernels", "errors", "lifecycle", "request"},
     ("worker", "producer"): {
-        *("__init__", "broker_url", "bulk", "counted", "errors", "job", "protocol", "results"),
+        *("__init__", "broker_url", "bulk", "errors", "job", "plural", "protocol", "results"),
         *("settings", "store", "webhook"),
     },
 }

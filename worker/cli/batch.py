@@ -92,7 +92,7 @@ def create_batch(
     as_json: JsonOption = False,
 ) -> None:
     """Submit the lines of a file as one batch, and print its id."""
-    from batchmill.producer.counted import counted
+    from batchmill.producer.plural import pluralize
 
     options: dict[str, Any] = {
         "webhook": webhook,
@@ -111,7 +111,7 @@ def create_batch(
         return
     print(batch.id)
     if refused.count:
-        sys.stderr.write(f"{counted(refused.count, 'line')} refused: {errors}\n")
+        sys.stderr.write(f"{pluralize(refused.count, 'line')} refused: {errors}\n")
 
 
 def show_batch(
@@ -157,7 +157,7 @@ def write_batch_results(
 
     Failed lines are written with their error, and the exit code is then 6.
     """
-    from batchmill.producer.counted import counted
+    from batchmill.producer.plural import pluralize
 
     num_lines = num_failed = 0
     with ExitStack() as stack:
@@ -170,7 +170,7 @@ def write_batch_results(
     if output is not None and as_json:
         print_json({"lines": num_lines, "failed": num_failed, "output": str(output)})
     elif output is not None:
-        print(f"{counted(num_lines, 'line')}, {num_failed} failed: {output}")
+        print(f"{pluralize(num_lines, 'line')}, {num_failed} failed: {output}")
     return ExitCode.UNFINISHED if num_failed else ExitCode.OK
 
 

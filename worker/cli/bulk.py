@@ -235,7 +235,7 @@ def _has_failures(options: BulkOptions) -> bool:
 
 
 def _print_summary(run: BulkRun, options: BulkOptions, elapsed_s: float, *, as_json: bool) -> None:
-    from batchmill.producer.counted import counted
+    from batchmill.producer.plural import pluralize
 
     from .bulk_view import tokens_per_s
 
@@ -262,7 +262,7 @@ def _print_summary(run: BulkRun, options: BulkOptions, elapsed_s: float, *, as_j
     print(
         f"{counts.completed} completed, {counts.failed} failed, "
         f"{counts.resumed} from earlier runs; "
-        f"{counted(counts.output_tokens, 'token')} in {elapsed_s:.1f} s ({rate:.0f} tok/s), "
+        f"{pluralize(counts.output_tokens, 'token')} in {elapsed_s:.1f} s ({rate:.0f} tok/s), "
         f"{counts.cached_tokens} of {counts.prompt_tokens} prompt tokens from the cache"
     )
     if run.batch_id is not None:

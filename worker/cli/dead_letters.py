@@ -36,7 +36,7 @@ def list_dead_letters(
     as_json: JsonOption = False,
 ) -> None:
     """List dead letters, newest first. Payloads (prompts) are not shown."""
-    from batchmill.producer.counted import counted
+    from batchmill.producer.plural import pluralize
 
     with open_store(broker_url) as store:
         letters = store.dead_letters(offset=offset, limit=limit)
@@ -45,7 +45,7 @@ def list_dead_letters(
         print_json({"total": total, "dead_letters": [_letter_fields(letter) for letter in letters]})
         return
     print_table(
-        counted(total, "dead letter"),
+        pluralize(total, "dead letter"),
         ("id", "kind", "reason", "source", "at"),
         ((x.id, x.kind.value, x.reason, x.source, format_time_ms(x.at_ms)) for x in letters),
     )

@@ -131,13 +131,13 @@ def _examine_server(client: object, url: str) -> Iterable[Finding]:
 
 def _examine_inbox(client: Redis) -> Iterable[Finding]:
     """Warn if documents wait in the inbox and no worker runs to take them."""
-    from batchmill.producer.counted import counted
+    from batchmill.producer.plural import pluralize
     from batchmill.producer.store.job_store import JobStore
 
     store = JobStore(client)
     num_documents = store.counts().inbox
     if num_documents and not store.list_workers():
-        found = f"{counted(num_documents, 'document')} waiting, and no worker runs to take them"
+        found = f"{pluralize(num_documents, 'document')} waiting, and no worker runs to take them"
         yield Finding("inbox", Level.WARNING, found, "start a worker: batchmill worker")
 
 

@@ -67,7 +67,7 @@ def list_jobs(
 ) -> None:
     """List jobs, newest first. Prompts and outputs are not shown."""
     from batchmill.producer import Client
-    from batchmill.producer.counted import counted
+    from batchmill.producer.plural import pluralize
 
     with Client(resolve_broker(broker_url)) as client:
         page = client.list(tag=tag, tenant=tenant, state=state, limit=limit, cursor=cursor)
@@ -76,7 +76,7 @@ def list_jobs(
         print_json({"jobs": jobs, "next_cursor": page.next_cursor})
         return
     print_table(
-        counted(len(page.jobs), "job") + (", more to follow" if page.has_more else ""),
+        pluralize(len(page.jobs), "job") + (", more to follow" if page.has_more else ""),
         ("id", "state", "model", "tenant", "tags", "tokens", "submitted"),
         (
             (

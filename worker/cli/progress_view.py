@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, Self
 
-from batchmill.producer.counted import counted
+from batchmill.producer.plural import pluralize
 from batchmill.worker.terminal import print_json
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def _job_parts(job: JobProgress) -> list[str]:
     most = "?" if job.max_tokens is None else str(job.max_tokens)
     parts = [f"{job.id} {job.state.value}", f"{job.output_tokens} of at most {most} tokens"]
     if job.queue_position is not None:
-        parts.append(f"{counted(job.queue_position, 'job')} before it")
+        parts.append(f"{pluralize(job.queue_position, 'job')} before it")
     if job.tokens_per_s:  # 0.0 if no worker has reported yet
         parts.append(f"{job.tokens_per_s:.1f} tok/s")
     return parts
@@ -96,7 +96,7 @@ def _summary_parts(summary: ProgressSummary) -> list[str]:
     if summary.unknown:
         ends.append(f"{summary.unknown} unknown")
     parts = [f"{summary.done} of {summary.total} done", *ends]
-    parts.append(counted(summary.output_tokens, "token"))
+    parts.append(pluralize(summary.output_tokens, "token"))
     if summary.tokens_per_s:
         parts.append(f"{summary.tokens_per_s:.1f} tok/s")
     return parts

@@ -47,7 +47,7 @@ def _tenant_store(broker_url: str | None) -> Iterator[JobStore]:
 )
 def list_all_tenants(broker_url: BrokerUrlOption = None, as_json: JsonOption = False) -> None:
     """List tenants that have waiting jobs, a weight or limits."""
-    from batchmill.producer.counted import counted
+    from batchmill.producer.plural import pluralize
     from batchmill.producer.store.tenants import list_tenants
 
     with _tenant_store(broker_url) as store:
@@ -55,7 +55,7 @@ def list_all_tenants(broker_url: BrokerUrlOption = None, as_json: JsonOption = F
     if as_json:
         print_json({"tenants": [asdict(tenant) for tenant in tenants]})
     else:
-        _print_tenants(counted(len(tenants), "tenant"), tenants)
+        _print_tenants(pluralize(len(tenants), "tenant"), tenants)
 
 
 @_group.command("show", epilog="Example:\n\n  batchmill tenants show acme --json")

@@ -34,7 +34,7 @@ def list_failed_webhooks(
     as_json: JsonOption = False,
 ) -> None:
     """List deliveries that were given up, newest first, and disabled endpoints."""
-    from batchmill.producer.counted import counted
+    from batchmill.producer.plural import pluralize
     from batchmill.producer.protocol.records import DeadLetterKind
     from batchmill.producer.store.deliveries import Deliveries
 
@@ -56,13 +56,13 @@ def list_failed_webhooks(
         return
     both = zip(rows, letters, strict=True)
     print_table(
-        f"{counted(len(rows), 'webhook')} given up",
+        f"{pluralize(len(rows), 'webhook')} given up",
         ("event", "outcome", "last error", "url", "at"),
         ((*list(row.values())[:-1], format_time_ms(letter.at_ms)) for row, letter in both),
     )
     if endpoints:
         print_table(
-            f"{counted(len(endpoints), 'endpoint')} disabled "
+            f"{pluralize(len(endpoints), 'endpoint')} disabled "
             "(to enable one: batchmill webhooks enable ENDPOINT)",
             ("endpoint", "reason", "since"),
             ((x.endpoint, x.reason, format_time_ms(x.at_ms)) for x in endpoints),
@@ -74,7 +74,7 @@ def show_event(
     event_id: _Event, broker_url: BrokerUrlOption = None, as_json: JsonOption = False
 ) -> None:
     """Show the delivery of an event: its state, and its last attempts with status and duration."""
-    from batchmill.producer.counted import counted
+    from batchmill.producer.plural import pluralize
     from batchmill.producer.store.deliveries import Deliveries
 
     with open_store(broker_url) as store:
@@ -86,7 +86,7 @@ def show_event(
         return
     due = "" if event.due_at_ms is None else f", next attempt at {format_time_ms(event.due_at_ms)}"
     print_table(
-        f"{event.id}: {event.state}, {counted(event.attempts, 'attempt')}{due}",
+        f"{event.id}: {event.state}, {pluralize(event.attempts, 'attempt')}{due}",
         ("at", "status", "reason", "seconds"),
         (
             (format_time_ms(x.at_ms), x.http_status or "-", x.reason, f"{x.duration_ms / 1000:.3f}")
@@ -136,7 +136,7 @@ def enable_endpoint(
     as_json: JsonOption = False,
 ) -> None:
     """Enable an endpoint that was disabled by a 410, or by 120 hours of failures."""
-    from batchmill.producer.counted import counted
+    from batchmill.producer.plural import pluralize
     from batchmill.producer.store.deliveries import Deliveries
 
     with open_store(broker_url) as store:
@@ -151,7 +151,7 @@ def enable_endpoint(
     if as_json:
         print_json({"endpoint": endpoint, "num_redelivered": num_events})
     else:
-        print(f"{endpoint} is enabled; {counted(num_events, 'event')} will be sent again")
+        print(f"{endpoint} is enabled; {pluralize(num_events, 'event')} will be sent again")
 
 
 @_group.command("test", epilog="Example:\n\n  batchmill webhooks test https://example.com/hook")

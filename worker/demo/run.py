@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from batchmill.producer import Client, GenerationJob, Job, ProducerSettings, new_secret
-from batchmill.producer.counted import counted
+from batchmill.producer.plural import pluralize
 from batchmill.worker.local.stack import LocalStack, StackOptions
 from batchmill.worker.local.stop_signals import StopSignals
 from batchmill.worker.service_errors import ChildFailed, DemoFailed
@@ -152,9 +152,9 @@ class _Demo:
             self._samples.add(self._stack.ready_worker())
             num_webhooks = len({r.headers.get("webhook-id") for r in self._receiver.requests})
             self._view.progress(
-                f"{len(jobs) - len(unfinished)} of {counted(len(jobs), 'job')} done, "
-                f"{counted(sum(num_tokens.values()), 'token')}, "
-                f"{self._samples.num_running} running, {counted(num_webhooks, 'webhook')}"
+                f"{len(jobs) - len(unfinished)} of {pluralize(len(jobs), 'job')} done, "
+                f"{pluralize(sum(num_tokens.values()), 'token')}, "
+                f"{self._samples.num_running} running, {pluralize(num_webhooks, 'webhook')}"
             )
             now_s = time.monotonic()
             if not unfinished and jobs_done_s is None:

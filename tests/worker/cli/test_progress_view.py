@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from batchmill.producer import JobState
 from batchmill.producer.bulk.options import BulkCounts
-from batchmill.producer.counted import counted
+from batchmill.producer.plural import pluralize
 from batchmill.producer.store.job_progress import EtaUnknown, JobProgress, ProgressSummary
 from batchmill.worker.cli.bulk_view import BulkView
 from batchmill.worker.cli.progress_view import progress_line
 
 
 def test_one_takes_the_singular() -> None:
-    assert [counted(number, "dead letter") for number in (0, 1, 2)] == [
+    assert [pluralize(number, "dead letter") for number in (0, 1, 2)] == [
         "0 dead letters",
         "1 dead letter",
         "2 dead letters",
