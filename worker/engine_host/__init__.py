@@ -1,4 +1,4 @@
 """The engine process, and the worker's connection to it.
 
-Read `link.py` first, then `process.py`. Only `real_engine.py` imports torch.
+Read `engine_link.py` first, then `process.py`. Only `real_engine.py` imports torch.
 """

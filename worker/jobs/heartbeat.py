@@ -8,7 +8,7 @@ from collections.abc import Callable
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.records import WorkerInfo
 from batchmill.producer.store.job_store import JobStore
-from batchmill.worker.engine_host.link import EngineLink
+from batchmill.worker.engine_host.engine_link import EngineLink
 from batchmill.worker.settings import WorkerSettings
 
 from .active_jobs import ActiveJobs

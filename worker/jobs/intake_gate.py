@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from batchmill.worker.engine_host.link import EngineLink
+from batchmill.worker.engine_host.engine_link import EngineLink
 
 from .active_jobs import ActiveJobs
 from .job_claimer import JobClaimer

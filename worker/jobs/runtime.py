@@ -9,7 +9,7 @@ import structlog
 
 from batchmill.producer.protocol.replies import CancelStatus, JobState, ReleaseCause
 from batchmill.producer.store.job_store import JobStore
-from batchmill.worker.engine_host.link import EngineLink
+from batchmill.worker.engine_host.engine_link import EngineLink
 from batchmill.worker.engine_host.messages import EngineSpec, Finished, Ready, StepReport
 from batchmill.worker.settings import WorkerSettings
 

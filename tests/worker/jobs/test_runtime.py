@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from batchmill.producer.protocol.replies import Claim, WriteStatus
-from batchmill.worker.engine_host.link import EngineLink
+from batchmill.worker.engine_host.engine_link import EngineLink
 from batchmill.worker.engine_host.messages import AddRequest, EngineSpec
 from batchmill.worker.jobs import lease_renewal
 from batchmill.worker.jobs.active_job import ActiveJob

@@ -31,15 +31,13 @@ from .messages import (
     StepReport,
     ToEngine,
 )
+from .stall_detector import StallDetector
 
 #: Deaths in a row, each before the engine was ready, after which the worker ends.
 MAX_FAILED_STARTS = 3
 _RESPAWN_WAIT_S = 1.0
 #: An engine that has closed its end of the socket must exit within this time.
 _EXIT_GRACE_S = 5.0
-#: An engine gets more jobs if its loop has moved within this time.
-_MOVING_WITHIN_S = 10.0
-_LONGEST_OBSERVED_S = 1.0
 _log = structlog.stdlib.get_logger("batchmill.engine_link")
 
 # Generic for the type checker only.
@@ -79,9 +77,7 @@ class EngineLink:
         self._closing = threading.Event()
         self._counter: LivenessCounter | None = None
         self._num_failed_starts = 0
-        self._seen_loop_count = 0
-        self._seen_at = time.monotonic()
-        self._stalled_s = 0.0
+        self._stalls = StallDetector(time.monotonic())
         self.ready: Ready | None = None
         self.load = EngineLoad(0, 0, 0)
         #: None if prompt lookup is off, and while no engine is ready.
@@ -110,21 +106,15 @@ class EngineLink:
     @property
     def is_moving(self) -> bool:
         """Whether the engine's loop has moved lately: a stuck engine gets no more jobs."""
-        return self._stalled_s < _MOVING_WITHIN_S
+        return self._stalls.is_moving
 
     def measure_stall_s(self) -> float:
         """Return for how many seconds the loop of a ready engine has stood still.
 
-        One thread calls this at short intervals. A long interval counts only in part: if both
-        processes were frozen together, the engine has not been stuck.
+        One thread calls this at short intervals; see `StallDetector`.
         """
-        now, loop_count = time.monotonic(), self.loop_count
-        if loop_count != self._seen_loop_count or self.ready is None:
-            self._stalled_s = 0.0
-        else:
-            self._stalled_s += min(now - self._seen_at, _LONGEST_OBSERVED_S)
-        self._seen_loop_count, self._seen_at = loop_count, now
-        return self._stalled_s
+        is_ready = self.ready is not None
+        return self._stalls.observe(time.monotonic(), self.loop_count, is_ready=is_ready)
 
     def start(self) -> None:
         """Start an engine, and keep one running until `shut_down`."""
