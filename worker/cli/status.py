@@ -120,7 +120,7 @@ def _count_rows(counts: Any) -> list[tuple[str, int]]:
     rows = [
         ("in the inbox", counts.inbox),
         ("waiting", counts.queued),
-        ("waiting, delayed", counts.scheduled),
+        ("of these, delayed", counts.scheduled),
         ("in progress", counts.in_progress),
         ("webhooks waiting", counts.outbox),
         ("dead letters", counts.dead_letters),

@@ -48,7 +48,7 @@ def run_up(options: UpOptions) -> None:
             _show(stack, secret_path, as_json=options.as_json)
             _keep_running(stack, signals, say)
         finally:
-            say("stopping worker, deliverer, Flower and broker; a second Ctrl-C kills them")
+            say("stopping all children; a second Ctrl-C kills them")
             stack.stop()
 
 
