@@ -230,7 +230,7 @@ def _run_bulk(options: BulkOptions, url: str, *, as_json: bool) -> int:
 
 
 def _has_failures(options: BulkOptions) -> bool:
-    """Whether lines failed, in this command or in one that it resumed."""
+    """Return whether lines failed, in this command or in one that it resumed."""
     return options.errors_path.stat().st_size > 0
 
 

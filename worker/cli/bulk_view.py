@@ -65,7 +65,7 @@ class BulkView:
             sys.stderr.flush()
 
     def note(self, text: str) -> None:
-        """Write a line beside the progress, even if the view is quiet."""
+        """Write a line next to the progress, even if the view is quiet."""
         if self._bar is not None:
             self._bar.console.print(text, markup=False)
         else:
@@ -92,7 +92,7 @@ class BulkView:
         self._bar.update(self._task, completed=counts.done, total=counts.total, **numbers)
 
     def _eta_s(self, counts: BulkCounts) -> float | None:
-        """Seconds to go at the speed so far; None before the first result."""
+        """Return the seconds to go at the speed so far; None before the first result."""
         ended = counts.completed + counts.failed
         if ended == 0:
             return None if counts.done < counts.total else 0.0

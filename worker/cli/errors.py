@@ -75,7 +75,7 @@ def report_error(error: Exception, *, as_json: bool) -> ExitCode:
 
 
 def is_parser_error(error: Exception) -> bool:
-    """Whether an error comes from the command line parser (typer brings its own copy of click)."""
+    """Return whether an error is the parser's own. Typer brings its own copy of click."""
     return hasattr(error, "format_message") and hasattr(error, "exit_code")
 
 

@@ -59,7 +59,7 @@ class ProgressView:
 
 
 def has_ended(found: JobProgress | ProgressSummary) -> bool:
-    """Whether nothing is left to wait for."""
+    """Return whether nothing is left to wait for."""
     from batchmill.producer import JobProgress
 
     if isinstance(found, JobProgress):

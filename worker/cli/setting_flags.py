@@ -57,7 +57,7 @@ def add_setting_flags(
 
 
 def is_secret(field: FieldInfo) -> bool:
-    """Whether a field's value must not be shown."""
+    """Return whether the value of a field must not be shown."""
     return SecretStr in (field.annotation, *get_args(field.annotation))
 
 

@@ -137,7 +137,7 @@ class HostLimiters:
         return self._limiters.setdefault(host, HostLimiter(self._limit, self._max_present))
 
     def admits(self, limiter: HostLimiter) -> bool:
-        """Whether one more delivery to a limiter's host can be taken on."""
+        """Return whether one more delivery to a limiter's host can be taken on."""
         if limiter.is_fast or not limiter.has_room:
             return limiter.has_room
         held = sum(other.num_present for other in self._limiters.values() if not other.is_fast)
