@@ -195,7 +195,7 @@ float nucleus_floor(const Row& row, float highest, float floor, std::vector<floa
   return std::max(floor, highest - kLargestSpan);  // rounded sums fall short of p: keep all
 }
 
-int64_t draw(const Row& row) {
+int64_t sample_row(const Row& row) {
   Best likeliest;
   each_scores(row.logits, row.size, [&](int i, vf logits) { likeliest.take(i, logits); });
   float highest = likeliest.score();
@@ -229,7 +229,7 @@ BM_EXPORT void bm_sample(int64_t* out, const float* logits, const float* tempera
                          const int64_t* positions, int num_rows, int vocab_size, long row_stride,
                          int num_threads) {
   parallel_for(num_rows, num_threads, [=](int i) {
-    out[i] = draw({logits + i * row_stride, vocab_size, temperature[i], top_p[i], top_k[i],
-                   state_of(seeds[i], positions[i])});
+    out[i] = sample_row({logits + i * row_stride, vocab_size, temperature[i], top_p[i], top_k[i],
+                         state_of(seeds[i], positions[i])});
   });
 }

@@ -71,12 +71,7 @@ def plan_decode(
         only_decodes=only_decodes,
     )
     plan_decode_kernel[(1,)](
-        plan.num_active,
-        plan.active_seqs,
-        plan.cu_tiles,
-        cu_seqlens_q,
-        seq_lens,
-        num_seqs,
+        *(plan.num_active, plan.active_seqs, plan.cu_tiles, cu_seqlens_q, seq_lens, num_seqs),
         WINDOW=sliding_window,
         TILE=tile_tokens,
         PASS=_SEQUENCES_PER_PASS,

@@ -1,4 +1,4 @@
-"""What the Triton launchers need to know about their device, and checks of it."""
+"""Properties of the device that the Triton launchers need, and checks of tensors."""
 
 from __future__ import annotations
 

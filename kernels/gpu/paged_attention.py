@@ -4,8 +4,8 @@ The decode kernel serves sequences with one query token, the prefill kernel the 
 its own sequences on the GPU and skips the rest. Both are launched unless the caller knows that the
 step only decodes: lengths are device data, and reading them would stop the pipeline.
 
-A sequence's result does not depend on the others in the batch, with one exception: they decide
-where decode cuts it. That changes the last places of float32, before the output is rounded.
+A sequence's result does not depend on the others in the batch, with one exception: they decide how
+decode divides it. That changes the last places of float32, before the output is rounded.
 """
 
 from __future__ import annotations
@@ -68,25 +68,11 @@ def paged_attention_triton(
     tuning: AttentionTuning | None = None,
     num_programs: int | None = None,
 ) -> Tensor:
-    """Compute `paged_attention`; see there for the arguments that are not described here.
+    """Compute `paged_attention`.
 
-    A sequence of length 0 with one query (padding in a captured graph) yields zeros.
-
-    Args:
-        q: Queries.
-        k_cache: Cached keys.
-        v_cache: Cached values.
-        block_tables: Blocks of each sequence.
-        cu_seqlens_q: First query of each sequence.
-        seq_lens: Keys of each sequence.
-        scale: Factor on the scores.
-        window: Keys that a query sees, or None for all.
-        plan: From `plan_step`; or the step's shared plan, in which the first layer stores one; or
-            None to make one.
-        k_scale: Value of one unit in a float8 key cache.
-        v_scale: Value of one unit in a float8 value cache.
-        tuning: Tile sizes; None takes those of `attention_tuning`.
-        num_programs: Programs that share decode; None takes a number that suits the GPU.
+    A sequence of length 0 with one query (padding in a captured graph) yields zeros. `plan` may be
+    a plan of `plan_step`, or the step's shared plan, in which the first layer stores one. `tuning`
+    replaces the tiles of `attention_tuning`, and `num_programs` the programs that share decode.
 
     Raises:
         ValueError: a tensor is not on a GPU or not contiguous, the GPU cannot read a float8 cache,

@@ -138,5 +138,5 @@ def _launch(
 
 
 def norm_warps(program_elements: int) -> int:
-    """Return the warps of a program that keeps so many elements in registers (a power of two)."""
+    """Return the warps of a program that keeps these elements in registers (a power of two)."""
     return min(_MAX_WARPS, max(1, program_elements // _ELEMENTS_PER_WARP))

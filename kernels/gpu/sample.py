@@ -94,10 +94,10 @@ def sample_tile_kernel(
         noise = gumbel_noise(tl.load(seeds + index), tl.load(positions + index), columns)
         scores = tl.where(order_key(scaled) >= floor, scaled + noise, float("-inf"))
     scores = tl.where(scores == scores, scores, float("-inf"))  # NaN must not decide the index
-    best, where = tl.max(scores, 0, return_indices=True, return_indices_tie_break_left=True)
+    best, column = tl.max(scores, 0, return_indices=True, return_indices_tie_break_left=True)
     slot = index * tl.num_programs(1) + tile
     tl.store(best_scores + slot, best)
-    tl.store(best_ids + slot, tile * TILE + where)
+    tl.store(best_ids + slot, tile * TILE + column)
 
 
 @triton.jit
@@ -112,8 +112,8 @@ def sample_pick_kernel(
     index = tl.program_id(0)
     tiles = tl.arange(0, BLOCK)
     scores = tl.load(best_scores + index * num_tiles + tiles, tiles < num_tiles, float("-inf"))
-    _, where = tl.max(scores, 0, return_indices=True, return_indices_tie_break_left=True)
-    tl.store(token_ids + index, tl.load(best_ids + index * num_tiles + where).to(tl.int64))
+    _, tile = tl.max(scores, 0, return_indices=True, return_indices_tie_break_left=True)
+    tl.store(token_ids + index, tl.load(best_ids + index * num_tiles + tile).to(tl.int64))
 
 
 def sample_triton(

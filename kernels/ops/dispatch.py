@@ -94,7 +94,7 @@ def triton_is_usable() -> bool:
     return False
 
 
-#: What `auto` takes on a device: the first of these that the op has.
+#: Backends of `auto` by device, the fastest first; an op uses the first that it has.
 _PREFERENCE = {"cuda": ("triton", "reference"), "cpu": ("cpp", "numpy", "reference")}
 #: Backends that need something which may be missing; each check logs the reason.
 _USABLE: dict[str, Callable[[], bool]] = {"cpp": cpp_is_usable, "triton": triton_is_usable}

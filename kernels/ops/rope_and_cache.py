@@ -58,7 +58,7 @@ def rope_and_cache(
     _check(qkv, k_cache, v_cache, slot_mapping, cos, sin)
     if (q_weight is None) != (k_weight is None):
         raise ValueError("q_weight and k_weight belong together: pass both or neither")
-    # Only Triton has a kernel of its own; elsewhere each op picks its backend by itself.
+    # Only Triton has a fused kernel; otherwise each op selects its own backend.
     separate = partial(_from_separate_ops, backend=backend)
     backends: dict[str, Callable[..., Tensor]] = {
         "reference": separate,

@@ -44,24 +44,7 @@ def write_kv(
     Raises:
         ValueError: shapes or dtypes do not match.
     """
-    if key.shape != value.shape or k_cache.shape != v_cache.shape or k_cache.dim() != 4:
-        raise ValueError(
-            "key and value must have the same shape, and k_cache and v_cache the same "
-            "[num_blocks, block_size, num_kv_heads, head_dim]; got "
-            f"{list(key.shape)}, {list(value.shape)}, {list(k_cache.shape)}, {list(v_cache.shape)}"
-        )
-    if key.shape != (len(slot_mapping), *k_cache.shape[2:]):
-        raise ValueError(
-            f"for {len(slot_mapping)} slots of a cache {list(k_cache.shape)}, key must be "
-            f"{[len(slot_mapping), *k_cache.shape[2:]]}, got {list(key.shape)}"
-        )
-    if key.dtype != value.dtype:
-        raise ValueError(
-            f"key and value must have the same dtype, got {key.dtype} and {value.dtype}"
-        )
-    check_cache_dtype(key.dtype, k_cache, v_cache)
-    if slot_mapping.dtype != torch.int64:
-        raise ValueError(f"slot_mapping must be torch.int64, got {slot_mapping.dtype}")
+    _check(key, value, k_cache, v_cache, slot_mapping)
     if k_cache.dtype == FP8:
         write_fp8 = select_backend("write_kv (float8 cache)", _FP8_BACKENDS, backend, key.device)
         write_fp8(key, value, k_cache, v_cache, slot_mapping, k_scale=k_scale, v_scale=v_scale)
@@ -81,6 +64,30 @@ def check_cache_dtype(dtype: torch.dtype, k_cache: Tensor, v_cache: Tensor) -> N
             f"the caches must both be {dtype} like the keys and queries, or both {FP8}; got "
             f"{k_cache.dtype} and {v_cache.dtype}"
         )
+
+
+def _check(
+    key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor
+) -> None:
+    """Compare shapes and dtypes on the host, without reading any tensor."""
+    if key.shape != value.shape or k_cache.shape != v_cache.shape or k_cache.dim() != 4:
+        raise ValueError(
+            "key and value must have the same shape, and k_cache and v_cache the same "
+            "[num_blocks, block_size, num_kv_heads, head_dim]; got "
+            f"{list(key.shape)}, {list(value.shape)}, {list(k_cache.shape)}, {list(v_cache.shape)}"
+        )
+    if key.shape != (len(slot_mapping), *k_cache.shape[2:]):
+        raise ValueError(
+            f"for {len(slot_mapping)} slots of a cache {list(k_cache.shape)}, key must be "
+            f"{[len(slot_mapping), *k_cache.shape[2:]]}, got {list(key.shape)}"
+        )
+    if key.dtype != value.dtype:
+        raise ValueError(
+            f"key and value must have the same dtype, got {key.dtype} and {value.dtype}"
+        )
+    check_cache_dtype(key.dtype, k_cache, v_cache)
+    if slot_mapping.dtype != torch.int64:
+        raise ValueError(f"slot_mapping must be torch.int64, got {slot_mapping.dtype}")
 
 
 def write_kv_reference(

@@ -46,7 +46,7 @@ class _Cache:
     """Keys or values of all blocks, and how to read them."""
 
     blocks: Tensor
-    #: What one unit stands for, where the blocks hold eight bits.
+    #: Value of one unit, if the blocks hold eight bits.
     scale: float
     dtype: torch.dtype
 
