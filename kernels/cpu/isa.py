@@ -28,7 +28,7 @@ _AVX2_FLAGS = ("-mavx2", "-mfma", "-mf16c")
 _AVX512_CPU = _AVX2_CPU | {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
 _AVX512_FLAGS = (*_AVX2_FLAGS, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
 
-#: Best first; the last runs on every CPU, whatever its architecture.
+#: Best first; the last runs on every CPU of any architecture.
 ISAS = (
     Isa(
         "avx512_bf16",

@@ -91,7 +91,7 @@ class Variant:
             self.loaded.model.forward(inputs, cache, logits)
         return logits
 
-    def answers(self, model: str, prompts: list[list[int]]) -> list[list[int]]:
+    def greedy_outputs(self, model: str, prompts: list[list[int]]) -> list[list[int]]:
         """Return greedy tokens for each prompt."""
         config = EngineConfig(
             model=model,
@@ -195,12 +195,12 @@ def print_logits(variants: list[Variant], sequences: list[list[int]], starts: li
         )
 
 
-def print_answers(answers: dict[str, list[list[int]]]) -> None:
+def print_outputs(outputs: dict[str, list[list[int]]]) -> None:
     """Print one line per variant: how long its greedy outputs equal float32's."""
-    print("| computed in | equal tokens, by position | equal answers | first difference, median |")
+    print("| computed in | equal tokens, by position | equal outputs | first difference, median |")
     print("|---|---|---|---|")
-    wanted = answers.pop("float32")
-    for name, got in answers.items():
+    wanted = outputs.pop("float32")
+    for name, got in outputs.items():
         pairs = [list(zip(a, b, strict=True)) for a, b in zip(wanted, got, strict=True)]
         equal = sum(a == b for pair in pairs for a, b in pair)
         firsts = [
@@ -234,15 +234,15 @@ def main() -> None:
     ]
     print_perplexities(variants)
     prompts = chat_prompts(variants[0])
-    answers = {variant.name: variant.answers(model, prompts) for variant in variants}
+    outputs = {variant.name: variant.greedy_outputs(model, prompts) for variant in variants}
     sequences = [
-        prompt + answer for prompt, answer in zip(prompts, answers["float32"], strict=True)
+        prompt + output for prompt, output in zip(prompts, outputs["float32"], strict=True)
     ]
     lengths = [len(prompt) for prompt in prompts]
     print(f"\n{len(prompts)} prompts of {min(lengths)} to {max(lengths)} tokens\n")
     print_logits(variants, sequences, lengths)
     print()
-    print_answers(answers)
+    print_outputs(outputs)
 
 
 if __name__ == "__main__":

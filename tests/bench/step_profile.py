@@ -103,11 +103,11 @@ class StepProfiler:
 
 def decode_requests(batch: int, context: int, num_steps: int) -> list[BenchRequest]:
     """Return requests that share nothing and still decode after `num_steps` steps."""
-    draw = random.Random(0)
+    rng = random.Random(0)
     # The first ones decode while the prompts of the last are computed.
     num_tokens = num_steps + 8 + 2 * batch * context // MAX_NUM_BATCHED_TOKENS
     return [
-        BenchRequest([draw.randrange(100, 8192) for _ in range(context)], num_tokens)
+        BenchRequest([rng.randrange(100, 8192) for _ in range(context)], num_tokens)
         for _ in range(batch)
     ]
 

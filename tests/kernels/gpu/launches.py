@@ -69,7 +69,7 @@ class CompiledReport:
     """The compiled code of one launch on one architecture."""
 
     num_registers: int
-    #: Bytes of local memory a thread has: registers that were spilled.
+    #: Bytes of local memory per thread: registers that were spilled.
     spill_bytes: int
     shared_bytes: int
     #: Loads and stores of spilled registers inside innermost loops, where they cost time.

@@ -84,7 +84,7 @@ def test_noise_equals_the_references_up_to_the_last_places() -> None:
     position = torch.tensor([77], device=DEVICE)
     noise_kernel[(1,)](out, seed, position, COUNT=count, enable_fp_fusion=False)
     want = gumbel_noise(seed, position, torch.arange(count, device=DEVICE))
-    # The hash is exact, so every draw is the same one; two logarithms differ in their last places.
+    # The hash is exact, so every uniform is equal; two logarithms differ in their last places.
     assert (out - want).abs().max().item() <= 2e-6
 
 
