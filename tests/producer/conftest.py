@@ -20,7 +20,7 @@ QUEUE = keys.queue_name("demo", "normal")
 
 
 class Bench:
-    """A store and the few moves that most tests begin with."""
+    """A store, with the steps that most tests begin with."""
 
     def __init__(self, store: JobStore) -> None:
         self.store = store
@@ -57,21 +57,21 @@ class Bench:
         return self.claim(job_id, lease_ms=lease_ms)
 
     def lose_lease(self, job_id: str) -> None:
-        """Move a lease into the past, as if its worker had been silent for long."""
+        """Move the end of a lease into the past, as if its worker had been silent."""
         assert self.redis.zadd(keys.LEASES, {job_id: 1}, xx=True, ch=True) == 1
 
     def pass_deadline(self, job_id: str) -> None:
-        """Move a waiting job's deadline into the past."""
+        """Move the deadline of a waiting job into the past."""
         self.redis.hset(keys.job(job_id), "deadline_at_ms", 1)
         assert self.redis.zadd(keys.DEADLINES, {job_id: 1}, xx=True, ch=True) == 1
 
     def age_announcement(self, job_id: str) -> None:
-        """Make a waiting job's last announcement an old one."""
+        """Make the last announcement of a waiting job old."""
         self.redis.zadd(keys.queued(QUEUE), {job_id: 1}, xx=True)
         assert self.redis.zscore(keys.queued(QUEUE), job_id) == 1
 
     def age_announcements(self) -> None:
-        """Make the last announcement of every announced job an old one."""
+        """Make the last announcement of every announced job old."""
         for job_id in self.redis.zrangebyscore(keys.queued(QUEUE), "-inf", "(+inf"):
             self.age_announcement(job_id.decode())
 
@@ -89,7 +89,7 @@ class Bench:
         return job_id
 
     def end(self, job_id: str, num_tokens: int) -> None:
-        """Complete a claimed job that took so many tokens."""
+        """Complete a claimed job that used a number of tokens."""
         record = self.store.load(job_id)
         assert record is not None
         self.store.complete(
@@ -101,7 +101,7 @@ class Bench:
         )
 
     def announced(self) -> list[str]:
-        """The jobs in the queue's list, in the order in which they are taken."""
+        """Return the jobs in the queue's list, in the order in which they are taken."""
         messages = reversed(self.redis.lrange(QUEUE, 0, -1))
         return [json.loads(message)["headers"]["id"] for message in messages]
 
@@ -125,7 +125,7 @@ def check_keys() -> Callable[[Redis], None]:
     return assert_every_key_ends
 
 
-#: Keys that stay for good: indexes and registries, none of which grows with the jobs done.
+#: Keys without a TTL: indexes and registries, none of which grows with the jobs that ended.
 REGISTRIES = {
     *(keys.ENDPOINTS_DISABLED, keys.CELERY_ENDS, keys.UNUSABLE),
     *(keys.INBOX, keys.INBOX_ARRIVED, keys.INBOX_TAKEN, keys.INBOX_DOCUMENTS),
@@ -136,9 +136,9 @@ REGISTRIES = {
 
 
 def indexes_that_hold_just_the_records(redis: Any, names: set[str]) -> set[str]:
-    """Prove that each record is in the index of its state, its tags and its tenant, and no other.
+    """Assert that each record is in the index of its state, tags and tenant, and in no other.
 
-    Records that ran out are still there until the next sweep.
+    Entries of expired records stay until the next sweep.
     """
     indexes = {name for name in names if name.startswith(keys.JOB_INDEXES)}
     found: dict[str, set[str]] = {}
@@ -163,7 +163,7 @@ def indexes_that_hold_just_the_records(redis: Any, names: set[str]) -> set[str]:
 
 
 def assert_every_key_ends(redis: Any) -> None:
-    """Prove that each key has a time to live or is reachable from an index, and no index lies."""
+    """Assert that each key has a time to live or an index entry, and that each index is right."""
     names = {name.decode() for name in redis.scan_iter(match=keys.PREFIX + "*")}
     queues = [queue.decode() for queue in redis.smembers(keys.QUEUES)]
     queued = {i.decode() for queue in queues for i in redis.zrange(keys.queued(queue), 0, -1)}
@@ -199,10 +199,10 @@ def assert_every_key_ends(redis: Any) -> None:
 
 
 def assert_waiting_jobs_add_up(redis: Any, queue: str) -> set[str]:
-    """Prove that each waiting job stands in one place, and what tenants have under way.
+    """Assert that each waiting job is in one place and that the charges of tenants add up.
 
     Returns:
-        The keys that keep it.
+        The keys of the queue.
     """
     scores = dict(redis.zrange(keys.queued(queue), 0, -1, withscores=True))
     unannounced = {i for i, score in scores.items() if score == math.inf}
@@ -232,12 +232,12 @@ def assert_waiting_jobs_add_up(redis: Any, queue: str) -> set[str]:
 
 
 def assert_usage_adds_up(redis: Any, queued: set[str]) -> None:
-    """Prove that what is counted as waiting is what waits."""
+    """Assert that the usage counters equal the waiting jobs."""
     expected: dict[str, int] = {}
     for i in queued:
         fields = redis.hgetall(keys.job(i))
         if b"cost" not in fields:
-            continue  # of an older version, or removed by hand
+            continue  # of an older version, or deleted by hand
         amounts = {"jobs": 1, "bytes": len(fields[b"doc"]), "tokens": int(fields[b"cost"])}
         for name, amount in amounts.items():
             for field in (name, f"{name}:{fields[b'tenant'].decode()}"):
