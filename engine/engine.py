@@ -169,16 +169,11 @@ class Engine:
                 `unsupported_parameter` or `invalid_request`; the engine is unchanged.
         """
         check_deadline(deadline_s)
-        if request_id in self._unfinished:
-            raise RequestError(
-                "invalid_request",
-                "request_id belongs to an unfinished request: use another one, or abort that one",
-            )
-        params = SamplingParams() if params is None else params
+        self._check_id_is_free(request_id)
         trackers = self._intake.prepare(
             request_id,
             prompt,
-            params,
+            params or SamplingParams(),
             resumed_token_ids,
             priority=priority,
             cache_salt=cache_salt,
@@ -253,6 +248,13 @@ class Engine:
     def stats(self) -> EngineStats:
         """Return what the engine has done so far, and its current load."""
         return self._counter.snapshot(self._scheduler)
+
+    def _check_id_is_free(self, request_id: str) -> None:
+        if request_id in self._unfinished:
+            raise RequestError(
+                "invalid_request",
+                "request_id belongs to an unfinished request: use another one, or abort that one",
+            )
 
     def _prepare_all(
         self,

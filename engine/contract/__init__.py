@@ -1,4 +1,4 @@
-"""What a request may say: names, limits, grammars and refusals, for the engine and for producers.
+"""The contract of a request: names, limits, grammars and refusals, for engine and producers.
 
 Read `limits.py` first. This package does no input or output and imports nothing else of batchmill;
 it is the only part of the engine that `batchmill.producer` imports. Both sides read the same

@@ -6,7 +6,7 @@ from typing import Final, Protocol
 
 from .errors import ContractError
 
-#: Controls that could end or stretch an output where its structure, or its call, does not.
+#: Controls that could end or stretch an output whose end its structure or its call decides.
 _ENDING_CONTROLS: Final = ("stop", "stop_token_ids", "min_tokens", "ignore_eos")
 
 

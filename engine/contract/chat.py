@@ -14,7 +14,7 @@ Role = Literal["system", "developer", "user", "assistant", "tool"]
 ROLES: Final[tuple[str, ...]] = get_args(Role)
 #: As in OpenAI.
 FUNCTION_NAME: Final = r"^[a-zA-Z0-9_-]{1,64}$"
-#: What follows the name of the field in an error.
+#: Text after the field's name in an error.
 TOOL_CHOICE_FORMS: Final = (
     'must be auto, none, required or {"type": "function", "function": {"name": …}}'
 )
@@ -99,7 +99,7 @@ def template_kwarg_problem(name: str, value: object) -> str | None:
         value: Its value.
 
     Returns:
-        What follows the name of the field in an error.
+        Text after the field's name in an error.
     """
     shown = repr(name[:40])
     if name in RESERVED_TEMPLATE_KWARGS or not name.isidentifier():

@@ -1,4 +1,4 @@
-"""Limits and ranges of what a request may say; those of the queue are in `producer/job/limits.py`.
+"""Limits and ranges of a request's fields; the queue's are in `producer/job/limits.py`.
 
 Both sides check the ranges of values. Only a producer checks sizes and counts: the engine takes any
 prompt that fits its model.

@@ -13,7 +13,7 @@ _NO_REMEDY: Final = "leave it out"
 class Unsupported:
     """A parameter that is accepted only with a value that asks for nothing."""
 
-    #: What to do instead; None if there is nothing but to leave it out.
+    #: Alternative to it; None if it can only be left out.
     remedy: str | None = None
     #: Values that ask for nothing, so that a request that writes out another API's defaults is
     #: accepted. Any other value is refused by name, never ignored.

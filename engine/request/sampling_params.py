@@ -222,7 +222,7 @@ class SamplingParams:
             remedy = "or -1 for as many as fit"
             check_integer("truncate_prompt_tokens", self.truncate_prompt_tokens, -1, remedy)
         if self.max_tokens is not None:
-            check_integer("max_tokens", self.max_tokens, 0, "leave it out for no limit of its own")
+            check_integer("max_tokens", self.max_tokens, 0, "leave it out for no limit")
         try:
             check_lengths(self)
         except ContractError as refusal:

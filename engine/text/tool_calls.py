@@ -191,7 +191,7 @@ def detect_format(template: str) -> str | None:
 
 
 def _find_marker(text: str, marker: str) -> int:
-    """Return where a marker, or its beginning at the text's end, starts with its blanks."""
+    """Return the start of a marker or of a partial one at the end, with the blanks before it."""
     start = text.find(marker)
     if start < 0:
         start = len(text)

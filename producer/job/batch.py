@@ -13,7 +13,7 @@ from batchmill.producer.errors import JobRejected
 
 from . import limits
 from .document import IdempotencyKey, Metadata, SecretName, WebhookUrl
-from .strictness import STRICT
+from .field_checks import STRICT
 from .validation import rejected_error
 
 _CONFIG = ConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True)

@@ -12,8 +12,8 @@ from batchmill.engine.contract import limits
 from batchmill.engine.contract.errors import ContractError
 from batchmill.engine.contract.grammar import check_parameters
 
+from .field_checks import STRICT, Text, check_depth, optional, validation_error
 from .messages import FunctionName, Messages
-from .strictness import STRICT, Text, check_depth, optional, validation_error
 
 #: Fields that have a use only in a chat.
 _CHAT_ONLY: Final = (

@@ -22,7 +22,7 @@ from batchmill.engine.contract.aliases import names_of, read_other_forms
 from batchmill.engine.contract.errors import ContractError
 from batchmill.engine.contract.grammar import grammar_of
 
-from .strictness import STRICT, check_depth, check_utf8, optional, validation_error
+from .field_checks import STRICT, check_depth, check_utf8, optional, validation_error
 
 TokenId = Annotated[int, Field(ge=0, lt=2**32)]
 

@@ -26,7 +26,7 @@ from batchmill.producer.webhook.target import split_url
 from . import limits
 from .chat import ChatFields
 from .controls import SamplingControls
-from .strictness import Text, check_utf8
+from .field_checks import Text, check_utf8
 
 
 def _check_webhook(url: str) -> str:

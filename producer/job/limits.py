@@ -1,4 +1,4 @@
-"""Limits of what a job tells the queue; `engine/contract/limits.py` has those of its content."""
+"""Limits of a job's fields for the queue; its content's are in `engine/contract/limits.py`."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from batchmill.engine.contract import limits
 from batchmill.engine.contract.chat import FUNCTION_NAME, Role
 
-from .strictness import STRICT, Text
+from .field_checks import STRICT, Text
 
 #: Fields that OpenAI's responses write out in messages, and the values that mean nothing.
 _NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {

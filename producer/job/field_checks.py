@@ -1,4 +1,4 @@
-"""What all parts of a job's document share: strictness, text in UTF-8, optional fields, errors."""
+"""Options, checks and errors that the models of a job's document share."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def validation_error(error: ContractError, param: str) -> ValueError:
     """Return the error for pydantic to collect when a request breaks the contract.
 
     Args:
-        error: What is wrong.
+        error: The error of the contract.
         param: The field to blame for an `unsupported_parameter`.
     """
     if error.code != "unsupported_parameter":
