@@ -40,10 +40,10 @@ class Scheduler:
     admitted last, and only a bounded number of times (`WaitingQueue`). A request is admitted only
     if there are blocks for all its known tokens, so a prompt never gets stuck half-way.
 
-    Preemption: the victim is the running request that is last in rank. Its blocks are freed, it
-    waits again at its place, and later recomputes its prompt and output. So the first running
-    request always advances, and since each request fits into the pool alone (`add` checks that),
-    every request finishes.
+    Preemption takes the running request that is last in rank. Its blocks are freed, it waits again
+    at its place, and later recomputes its prompt and output. So the first running request always
+    advances, and since each request fits into the pool alone (`add` checks that), every request
+    finishes.
 
     In-batch sharing: a request may be admitted on blocks that the same step computes
     (`PrefixCache`). If that step is not launched, the next `schedule` takes the request back; if
@@ -144,10 +144,10 @@ class Scheduler:
         if is_in_flight and len(need_block) > self.block_pool.num_free_blocks:
             return ScheduledBatch()
         preempted = self._allocate_blocks(need_block)
-        victims = self._victims_for_priority()
-        if is_in_flight and victims:
+        preemptible = self._preemptible_by_priority()
+        if is_in_flight and preemptible:
             return ScheduledBatch()
-        preempted += self._preempt_for_priority(victims)
+        preempted += self._preempt_by_priority(preemptible)
         if preempted:
             schedulable = self._running.schedulable
         decodes, prefills = self._split_decodes(schedulable)
@@ -224,10 +224,10 @@ class Scheduler:
             return [], batch.requests[0]
         in_batch = sorted(batch.requests, key=rank_of)
         kept = set(in_batch[: self.limits.max_num_seqs])
-        victims = [request for request in reversed(self.running) if request not in kept]
-        for request in victims:
+        preempted = [request for request in reversed(self.running) if request not in kept]
+        for request in preempted:
             self._preempt(request)
-        return victims, None
+        return preempted, None
 
     def finish(self, request: Request, *, is_kv_finite: bool = True) -> None:
         """Take out a waiting or running request; free its blocks once no step writes to them.
@@ -277,14 +277,14 @@ class Scheduler:
         preempted: list[Request] = []
         for request in need_block:
             while request.block_ids and self.block_pool.num_free_blocks == 0:
-                # The victim may be this request itself, if it is the last.
+                # The last one may be this request itself.
                 preempted.append(self.running[-1])
                 self._preempt(self.running[-1])
             if request.block_ids:
                 self._running.allocate_block(request)
         return preempted
 
-    def _victims_for_priority(self) -> list[Request]:
+    def _preemptible_by_priority(self) -> list[Request]:
         """List the running requests whose preemption makes room for the first waiting request.
 
         Returns:
@@ -294,38 +294,39 @@ class Scheduler:
         urgent = self.waiting.first()
         if urgent is None:
             return []
-        victims = [
+        preemptible = [
             request
             for request in reversed(self.running)
             if request.priority > urgent.priority and request.rank > urgent.rank
         ]
-        if not victims or self._fits(urgent):
+        if not preemptible or self._fits(urgent):
             return []
-        # A block that two victims share is not counted, so this may refuse one step too early.
+        # A block that two of them share is not counted, so this may refuse one step too early.
         gained = frozenset(
             block_id
-            for victim in victims
-            for block_id in victim.block_ids
+            for request in preemptible
+            for block_id in request.block_ids
             if self.block_pool.ref_count(block_id) == 1
         )
-        return victims if self._fits(urgent, num_victims=len(victims), gained=gained) else []
+        would_fit = self._fits(urgent, num_preempted=len(preemptible), gained=gained)
+        return preemptible if would_fit else []
 
-    def _preempt_for_priority(self, victims: Iterable[Request]) -> list[Request]:
-        """Preempt victims one by one until the first waiting request fits."""
+    def _preempt_by_priority(self, preemptible: Iterable[Request]) -> list[Request]:
+        """Preempt requests one by one until the first waiting request fits."""
         urgent = self.waiting.first()
         preempted: list[Request] = []
-        for victim in victims:
+        for request in preemptible:
             if urgent is None or self._fits(urgent):
                 break
-            self._preempt(victim)
-            preempted.append(victim)
+            self._preempt(request)
+            preempted.append(request)
         return preempted
 
     def _fits(
-        self, request: Request, *, num_victims: int = 0, gained: frozenset[int] = frozenset()
+        self, request: Request, *, num_preempted: int = 0, gained: frozenset[int] = frozenset()
     ) -> bool:
-        """Return whether a waiting request could be admitted, given the victims' blocks."""
-        num_running = len(self.running) - num_victims
+        """Return whether a waiting request could be admitted once others are preempted."""
+        num_running = len(self.running) - num_preempted
         if num_running >= self.limits.max_num_seqs:
             return False
         pool = self.block_pool

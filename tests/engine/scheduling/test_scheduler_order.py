@@ -56,7 +56,9 @@ def test_no_request_is_preempted_if_that_would_not_be_enough() -> None:
     assert sim.admitted == ["high 1", "low", "high 2"]
 
 
-def test_blocks_that_the_urgent_request_shares_with_its_victim_are_not_counted_twice() -> None:
+def test_blocks_that_the_urgent_request_shares_with_a_preemptible_one_are_not_counted_twice() -> (
+    None
+):
     sim = SchedulerSimulation(num_blocks=8, block_size=4, max_num_batched_tokens=32)
     sim.add("high 1", [2] * 8, max_tokens=6, priority=HIGH)
     low = sim.add("low", [1] * 9, max_tokens=6, priority=LOW)
