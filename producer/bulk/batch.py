@@ -1,4 +1,4 @@
-"""The batch that the lines of a bulk run belong to, where somebody wants to be told of its end."""
+"""`BulkBatch`: the batch that a bulk run makes of its lines if its end is to be reported."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from batchmill.producer.store.job_store import JobStore
 
 
 class BulkBatch:
-    """Gives each line its place in the batch, and seals it when all are submitted.
+    """Gives each line its place in the batch, and seals the batch when all lines are submitted.
 
-    The batch is opened before the first answer is written, so a run that has answers has its batch.
+    The batch is opened before the first result is written, so a run that has results has its batch.
     """
 
     def __init__(self, store: JobStore, batch: OpenBatch, num_lines: int) -> None:
@@ -43,21 +43,21 @@ class BulkBatch:
         *,
         identity: str,
         num_lines: int,
-        num_answered: int,
+        num_done: int,
     ) -> Self | None:
-        """Open the run's batch, or find it again.
+        """Open the run's batch, or find it again; return None if the run has none.
 
         Args:
             store: the job store.
-            settings: for the time to live and what webhooks are allowed.
-            request: what the batch asks for; None where nobody asks for one.
+            settings: for the time to live and the webhooks that are allowed.
+            request: the fields of the batch; None for a run without a batch.
             identity: of the run.
             num_lines: of the input.
-            num_answered: of those, before this command.
+            num_done: lines that had a result or an error before this command.
 
         Raises:
-            BulkFileError: the run began with a batch and goes on without one, or the reverse.
-            IdempotencyConflict: the run's batch asks for something else.
+            BulkFileError: the run began with a batch and continues without one, or the reverse.
+            IdempotencyConflict: the run's batch has other content.
         """
         batch_id = "batch_" + hashlib.sha256(f"bulk\0{identity}".encode()).hexdigest()[:32]
         known = store.read(batches([batch_id]))[0]
@@ -68,28 +68,28 @@ class BulkBatch:
                     f"cancel its batch: batchmill batch cancel {batch_id}"
                 )
             return None
-        if known is None and num_answered:
+        if known is None and num_done:
             raise BulkFileError(
-                f"{num_answered} lines have answers, but the run has no batch: it began without "
+                f"{num_done} lines have results, but the run has no batch: it began without "
                 "--webhook, under another --run-id, or too long ago; give it without --webhook"
             )
         opened = raise_if_error(store.run(batch_calls.create(request, settings, batch_id)))
         return cls(store, opened, num_lines)
 
     def with_place(self, job: NewJob, line: BulkLine) -> NewJob:
-        """Return a line's job as the batch's."""
+        """Return a line's job as a job of the batch."""
         place = BatchPlace(self.id, line.number - 1, line.custom_id, line.kind.value)
         return replace(job, batch=place)
 
     def seal(self) -> None:
-        """Say that all lines are submitted. Again does nothing.
+        """Declare that all lines are submitted. Repeated calls do nothing.
 
         Raises:
             redis.exceptions.ConnectionError: try again.
         """
         if self._is_sealed:
             return
-        refusal = self._store.run(batch_calls.seal(self.id, self._num_lines))
-        if refusal is not None and not isinstance(refusal, BatchClosed):
-            raise refusal
-        self._is_sealed = True  # a batch that was cancelled has told of its end itself
+        error = self._store.run(batch_calls.seal(self.id, self._num_lines))
+        if error is not None and not isinstance(error, BatchClosed):
+            raise error
+        self._is_sealed = True  # a cancelled batch has reported its own end

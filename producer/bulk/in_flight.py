@@ -1,4 +1,4 @@
-"""The records of a bulk run that are submitted and not answered yet."""
+"""`InFlight`: the records of a bulk run that are submitted and not finished."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from batchmill.producer.watch.many_jobs import EndWatch
 from batchmill.producer.watch.patience import CONNECTION_ERRORS, Outage
 
 from .output import DurableLines, line_id
-from .result_lines import answer_line, error_line
+from .result_lines import error_line, result_line
 
 if TYPE_CHECKING:
     from .batch import BulkBatch
@@ -33,18 +33,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    """What is kept of a record while its job runs: not its prompt."""
+    """The part of a record that is kept while its job runs: not its prompt."""
 
     number: int
     custom_id: str
     kind: LineKind
 
 
-class Flight:
-    """Owns the records in flight, at most `max_in_flight`, and the writing of their answers.
+class InFlight:
+    """Owns the records in flight, at most `max_in_flight`, and writes their results.
 
-    Invariant: a record that was taken from the input is held back (the queue was full), waits for
-    its job, or has its line in one of the two files.
+    Invariant: each record that was taken from the input is held back (the queue was full), waits
+    for its job, or has its line in one of the two files.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Flight:
         self._watch.close()
 
     def send(self, lines: Iterator[BulkLine]) -> bool:
-        """Submit as many records as may be in flight; False where all have their answers."""
+        """Submit as many records as may be in flight; return False when all are finished."""
         if time.monotonic() < self._held_until:
             return True
         while batch := self._next_batch(lines):
@@ -92,7 +92,7 @@ class Flight:
         return bool(self._held or self._waiting)
 
     def collect(self, wait_s: float) -> None:
-        """Write the answers of jobs that have ended; wait for at most `wait_s` for one."""
+        """Write the results of jobs that have ended; wait at most `wait_s` for the first."""
         pause_s = self._held_until - time.monotonic()
         if not self._waiting and pause_s > 0:
             time.sleep(min(wait_s, pause_s))
@@ -115,12 +115,12 @@ class Flight:
         return batch
 
     def _prepare_next(self, lines: Iterator[BulkLine]) -> tuple[_Waiting, NewJob] | None:
-        """The next record that can be submitted; those that cannot go to the error file."""
+        """Return the next record that can be submitted; write the others to the error file."""
         for line in lines:
             waiting = _Waiting(line.number, line.custom_id, line.kind)
             try:
                 if line.job is None:
-                    raise line.problem or JobRejected("the line asks for nothing")
+                    raise line.problem or JobRejected("the line has no job")
                 return waiting, self._prepare(line.job, line)
             except JobRejected as error:
                 self._fail(waiting, error.code, str(error))
@@ -128,7 +128,7 @@ class Flight:
         return None
 
     def _seal(self) -> bool:
-        """Let the batch know that no line follows; False where the broker is away."""
+        """Seal the batch; return False if the broker is away."""
         try:
             if self._batch is not None:
                 self._batch.seal()
@@ -141,7 +141,7 @@ class Flight:
         place = f"record\0{line.number}\0{line.custom_id}"
         if self._options.deduplicate and (job.temperature == 0 or job.seed is not None):
             place = f"same\0{fingerprint(job)}"
-        if self._batch is not None:  # a job of a run without a batch is none of this one
+        if self._batch is not None:  # jobs of a run without a batch must not count for this one
             place = f"{self._batch.id}\0{place}"
         name = f"{self._identity}\0{self._options.run_id}\0{place}".encode()
         key = f"bulk-{hashlib.sha256(name).hexdigest()[:40]}"
@@ -149,20 +149,20 @@ class Flight:
         return prepared if self._batch is None else self._batch.with_place(prepared, line)
 
     def _submit(self, batch: list[tuple[_Waiting, NewJob]]) -> bool:
-        """Submit a batch; False where some of it could not be taken now."""
+        """Submit records; return False if some of them could not be accepted now."""
         try:
-            answers = self._store.run_all([job_calls.submit(job) for _, job in batch])
+            replies = self._store.run_all([job_calls.submit(job) for _, job in batch])
         except CONNECTION_ERRORS as error:
             self._hold(batch, self._outage.pause_s(error))
             return False
         self._outage.end()
-        refused: list[tuple[_Waiting, NewJob]] = []
+        held: list[tuple[_Waiting, NewJob]] = []
         new_ids = []
-        for (waiting, job), answer in zip(batch, answers, strict=True):
+        for (waiting, job), reply in zip(batch, replies, strict=True):
             try:
-                job_id = accepted_id(job, answer)
+                job_id = accepted_id(job, reply)
             except QueueFull:
-                refused.append((waiting, job))
+                held.append((waiting, job))
             except JobRejected as error:
                 self._fail(waiting, error.code, str(error))
             else:
@@ -172,9 +172,9 @@ class Flight:
                 self._waiting[job_id].append(waiting)
                 self._num_waiting += 1
         self._watch.add(new_ids)
-        if refused:
-            self._hold(refused, FULL_PAUSE_S)
-        return not refused
+        if held:
+            self._hold(held, FULL_PAUSE_S)
+        return not held
 
     def _hold(self, batch: list[tuple[_Waiting, NewJob]], pause_s: float) -> None:
         self._held.extendleft(reversed(batch))
@@ -199,7 +199,7 @@ class Flight:
             else:
                 name = line_id(self._identity, waiting.number)
                 self._output.append(
-                    answer_line(
+                    result_line(
                         *(name, waiting.custom_id, waiting.kind, result),
                         finished_at_ms=ended.finished_at_ms,
                     )

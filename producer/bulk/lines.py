@@ -1,4 +1,4 @@
-"""From a record of a bulk file to the job it asks for."""
+"""Parsing a record of a bulk file into a `BulkLine` with its job."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from .template import PromptTemplate
 
 @dataclass(frozen=True, slots=True)
 class LineSettings:
-    """What the command says for all lines."""
+    """Settings of the command for all lines."""
 
-    #: Serves every line, whatever model the line names; None leaves it to the line.
+    #: The model of every line, whatever the line names; None leaves it to the line.
     model: str | None = None
-    #: Fields of a job for lines that do not say otherwise.
+    #: Fields of a job that a line may override.
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    #: Makes the prompt from the record's columns; None where records are requests.
+    #: Makes the prompt from the record's columns; None if records are requests.
     template: PromptTemplate | None = None
-    #: The filled template becomes a user's message, after the system's, instead of a bare prompt.
+    #: The filled template becomes a user message, after the system message, not a bare prompt.
     as_chat: bool = False
     system: str | None = None
-    #: Labels of every line's job, beside its own.
+    #: Labels added to those of every line's job.
     tags: tuple[str, ...] = ()
 
 
 def read_line(record: Record, settings: LineSettings) -> BulkLine:
-    """Return what a record asks for; a wrong one comes back with its problem."""
+    """Return the line of a record; an invalid record gives a line with its problem."""
     kind, custom_id = LineKind.TEXT, f"line-{record.line}"
     try:
         if record.data is None:
@@ -51,13 +51,13 @@ def _custom_id(data: Mapping[str, Any], otherwise: str) -> str:
         return otherwise
     if not isinstance(custom_id, str) or len(custom_id) > MAX_ID_CHARS:
         raise JobRejected(
-            f"custom_id: must be text of at most {MAX_ID_CHARS} characters", param="custom_id"
+            f"custom_id: must be a string of at most {MAX_ID_CHARS} characters", param="custom_id"
         )
     return custom_id
 
 
 def _fields(data: Mapping[str, Any], settings: LineSettings) -> tuple[LineKind, dict[str, Any]]:
-    """The shape of the answer and the fields of the job."""
+    """Return the format of the result and the fields of the job."""
     if settings.template is not None:
         return _from_template(data, settings.template, settings)
     if "body" in data or "url" in data:
@@ -76,7 +76,7 @@ def _from_openai(data: Mapping[str, Any]) -> tuple[LineKind, dict[str, Any]]:
         kind = LineKind(str(data.get("url")))
     except ValueError:
         raise JobRejected(
-            f"url: must be {' or '.join(LineKind)}; this version serves no other", param="url"
+            f"url: must be {' or '.join(LineKind)}; this version supports no other", param="url"
         ) from None
     body = data.get("body")
     wanted, other = ("messages", "prompt") if kind is LineKind.CHAT else ("prompt", "messages")
@@ -103,16 +103,16 @@ def _from_template(
 def _with_defaults(fields: dict[str, Any], settings: LineSettings) -> dict[str, Any]:
     if "idempotency_key" in fields:
         raise JobRejected(
-            "idempotency_key: bulk makes it itself, so that a run can be resumed; leave it out",
+            "idempotency_key: bulk sets it, so that a run can be resumed; leave it out",
             param="idempotency_key",
         )
     fields = {**settings.defaults, **fields}
-    # A default spelt max_tokens must give way to a line's max_completion_tokens.
-    spellings = ("max_completion_tokens", "max_output_tokens", "max_new_tokens")
-    if any(name in fields for name in spellings) and "max_tokens" in settings.defaults:
+    # A default max_tokens must give way to a line's max_completion_tokens.
+    aliases = ("max_completion_tokens", "max_output_tokens", "max_new_tokens")
+    if any(name in fields for name in aliases) and "max_tokens" in settings.defaults:
         del fields["max_tokens"]
     own = fields.get("tags", [])
-    if settings.tags and isinstance(own, list):  # else the job's own check tells
+    if settings.tags and isinstance(own, list):  # else the job's own check rejects it
         fields["tags"] = [*(tag for tag in settings.tags if tag not in own), *own]
     if settings.model is not None:
         fields["model"] = settings.model

@@ -1,4 +1,4 @@
-"""What a bulk run is asked to do, and the counts that show its progress."""
+"""`BulkOptions`, the options of a bulk run, and `BulkCounts`, its progress."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from .lines import LineSettings
 
 @dataclass(frozen=True, slots=True)
 class BulkOptions:
-    """What to run."""
+    """Options of a bulk run."""
 
     input_path: Path
     output_path: Path
     errors_path: Path
     lines: LineSettings = field(default_factory=LineSettings)
-    #: The template as written, for the run's identity.
+    #: The text of the template, for the run's identity.
     template_text: str = ""
-    #: Records submitted and not answered yet, at most.
+    #: Most records that are submitted and not finished.
     max_in_flight: int = 1000
-    #: Answer records that ask for the same, without any draw of chance, with one job.
+    #: Run one job for all records that ask for the same deterministic output.
     deduplicate: bool = False
-    #: Another name makes another run: its jobs are not those of an earlier one.
+    #: Another name makes another run, which does not share jobs with earlier ones.
     run_id: str = ""
-    #: Makes the lines a batch, which tells of its end.
+    #: Makes the lines a batch, which reports its end.
     batch: BatchRequest | None = None
 
 
 @dataclass(slots=True)
 class BulkCounts:
-    """How far a run is. All but `resumed` and `total` count this command only."""
+    """Progress of a run. All but `resumed` and `total` count this command only."""
 
     total: int = 0
-    #: Records that had an answer or an error before this command began.
+    #: Records that had a result or an error before this command began.
     resumed: int = 0
     completed: int = 0
     failed: int = 0
@@ -46,5 +46,5 @@ class BulkCounts:
 
     @property
     def done(self) -> int:
-        """Records that have an answer or an error."""
+        """Records that have a result or an error."""
         return self.resumed + self.completed + self.failed

@@ -1,4 +1,4 @@
-"""Files that lines are appended to durably, and found again after a crash."""
+"""`DurableLines`: an output file whose lines survive a crash and are found again after it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from batchmill.producer.errors import BulkFileError
 
-#: Lines, bytes and seconds after which what was appended is written and made durable.
+#: Lines, bytes and seconds after which appended lines are written and synced.
 GROUP_LINES = 256
 GROUP_BYTES = 4 << 20
 GROUP_INTERVAL_S = 1.0
@@ -21,12 +21,12 @@ _LINE_ID = re.compile(r"batch_req_([0-9a-f]{16})_(\d+)")
 
 
 def line_id(identity: str, number: int) -> str:
-    """Return the id of an answer: it names the run's identity and the record's number."""
+    """Return the id of an output line: the run's identity and the record's number."""
     return f"batch_req_{identity[:16]}_{number}"
 
 
 class DoneLines:
-    """Which records have an answer: one bit each."""
+    """The set of finished records, with one bit per record."""
 
     def __init__(self, num_records: int) -> None:
         self._num_records = num_records
@@ -37,10 +37,10 @@ class DoneLines:
         return bool(self._bits[number >> 3] & 1 << (number & 7))
 
     def add(self, number: int) -> bool:
-        """Note a record; False where it was noted before.
+        """Add a record; return False if it was there before.
 
         Raises:
-            IndexError: there is no record of this number.
+            IndexError: no record has this number.
         """
         if not 1 <= number <= self._num_records:
             raise IndexError(number)
@@ -52,14 +52,14 @@ class DoneLines:
 
 
 class DurableLines:
-    """Owns one file for as long as it is open: nobody else appends to it meanwhile.
+    """Owns one file while it is open: no other process appends to it meanwhile.
 
     Invariant: the file holds whole lines, plus at most one torn line at its end after a crash,
-    which the next `recover` takes off.
+    which the next `recover` removes.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open, or make, the file and lock it.
+        """Open or create the file, and lock it.
 
         Raises:
             BulkFileError: it cannot be opened, or another process has it.
@@ -77,7 +77,7 @@ class DurableLines:
         except OSError:
             os.close(self._file)
             raise BulkFileError(
-                f"{path} is written by another bulk command; wait for it, or end it"
+                f"{path} is being written by another bulk command; wait for it, or end it"
             ) from None
         _sync_folder(path.parent)
 
@@ -91,10 +91,10 @@ class DurableLines:
             os.close(self._file)
 
     def recover(self, identity: str, done: DoneLines) -> int:
-        """Take off a torn last line, note the records answered, and return how many those are.
+        """Remove a torn last line, add the finished records to `done`, and return their number.
 
         Raises:
-            BulkFileError: the file holds something else, or answers to another input.
+            BulkFileError: the file holds something else, or results of another input.
         """
         before, end = done.count, 0
         with self.path.open("rb") as file:
@@ -102,8 +102,8 @@ class DurableLines:
                 number = self._number(raw, line, identity)
                 if number is None and file.read(1):
                     raise BulkFileError(
-                        f"{self.path}, line {line}: not a line of bulk; move the file away, or "
-                        "give another"
+                        f"{self.path}, line {line}: not an output line of bulk; move the file "
+                        "away, or give another"
                     )
                 if number is None:
                     break
@@ -115,7 +115,7 @@ class DurableLines:
         return done.count - before
 
     def append(self, line: dict[str, Any]) -> None:
-        """Take a line; `sync_if_due` and `sync` write it."""
+        """Append a line; `sync_if_due` and `sync` write it."""
         data = json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
         self._group.append(data)
         self._num_bytes += len(data)
@@ -123,22 +123,22 @@ class DurableLines:
             self.sync()
 
     def sync_if_due(self) -> None:
-        """Write what has waited for `GROUP_INTERVAL_S`."""
+        """Write the appended lines if `GROUP_INTERVAL_S` have passed."""
         if time.monotonic() - self._synced_at >= GROUP_INTERVAL_S:
             self.sync()
 
     def sync(self) -> None:
-        """Write what was appended and have the disk keep it.
+        """Write the appended lines and sync them to disk.
 
         Raises:
-            BulkFileError: the disk does not take it, as when it is full.
+            BulkFileError: the write fails, for instance because the disk is full.
         """
         self._synced_at = time.monotonic()
         if not self._group:
             return
         data = memoryview(b"".join(self._group))
-        # Forgotten first: after an error nobody knows how much was written, and the next command
-        # recovers the file and asks for the rest again.
+        # Cleared first: after an error it is unknown how much was written. The next command
+        # recovers the file and repeats the rest.
         self._group, self._num_bytes = [], 0
         try:
             while data:
@@ -146,12 +146,12 @@ class DurableLines:
             os.fsync(self._file)
         except OSError as error:
             raise BulkFileError(
-                f"{self.path} cannot be written: {error.strerror}; make room and give the same "
-                "command again, it goes on from here"
+                f"{self.path} cannot be written: {error.strerror}; free some space and give the "
+                "same command again; it resumes from here"
             ) from error
 
     def _number(self, raw: bytes, line: int, identity: str) -> int | None:
-        """The record that a line answers; None where it is no whole line of ours."""
+        """Return the record number of a line; None if it is not a whole line of a bulk run."""
         if not raw.endswith(b"\n"):
             return None
         try:
@@ -162,8 +162,8 @@ class DurableLines:
             return None
         if match[1] != identity[:16]:
             raise BulkFileError(
-                f"{self.path}, line {line}: answers another input, or the same one with another "
-                "template or other settings; give another output, or move the file away"
+                f"{self.path}, line {line}: belongs to another input, or to the same one with "
+                "another template or other settings; give another output, or move the file away"
             )
         return int(match[2])
 
@@ -174,13 +174,13 @@ class DurableLines:
         except IndexError:
             pass
         raise BulkFileError(
-            f"{self.path}, line {line}: answers record {number}, which is answered already or is "
+            f"{self.path}, line {line}: belongs to record {number}, which has a line already or is "
             "not in the input; the files were changed by hand: move them away"
         )
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have the disk keep the file's name as well, where the file system can."""
+    """Sync the folder too, so that the file's name is durable, if the file system supports it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""Putting lines that share a long prefix next to each other, within a bounded window."""
+"""Ordering lines so that those with a long common prefix are adjacent, in a bounded window."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Iterable, Iterator
 from batchmill.producer.job.document import GenerationJob
 from batchmill.producer.job.line import BulkLine
 
-#: Lines looked at together, and the most characters of prompts among them.
+#: Most lines in a window, and most characters of their prompts.
 WINDOW_LINES = 2000
 WINDOW_CHARS = 16 << 20
-#: A shared prefix of fewer characters is less than a few blocks of the cache: not worth moving for.
+#: A shorter common prefix is less than a few blocks of the KV cache: not worth moving a line for.
 MIN_SHARED_CHARS = 256
-#: More of a prompt is not compared.
+#: Characters of a prompt that are compared.
 _KEY_CHARS = 4096
 
 
 def with_prefixes_adjacent(lines: Iterable[BulkLine]) -> Iterator[BulkLine]:
-    """Yield the lines, those of a window that share a prefix one after the other.
+    """Yield the lines; within a window, lines with a common prefix follow each other.
 
-    A group comes at the place of its first line; lines that share nothing keep their order.
+    A group stands at the place of its first line; other lines keep their order.
     """
     window: list[BulkLine] = []
     num_chars = 0
@@ -27,18 +27,18 @@ def with_prefixes_adjacent(lines: Iterable[BulkLine]) -> Iterator[BulkLine]:
         window.append(line)
         num_chars += 0 if line.job is None else _num_chars(line.job)
         if len(window) >= WINDOW_LINES or num_chars >= WINDOW_CHARS:
-            yield from group(window)
+            yield from group_window(window)
             window, num_chars = [], 0
-    yield from group(window)
+    yield from group_window(window)
 
 
-def group(window: list[BulkLine]) -> list[BulkLine]:
-    """Return a window's lines in the order in which they are to be sent."""
+def group_window(window: list[BulkLine]) -> list[BulkLine]:
+    """Return a window's lines in the order in which they are submitted."""
     keyed = sorted((_key(line), line.number, line) for line in window)
     groups: list[list[BulkLine]] = []
     last = None
     for key, _, line in keyed:
-        if last is not None and len(key) >= MIN_SHARED_CHARS and _share(last, key):
+        if last is not None and len(key) >= MIN_SHARED_CHARS and _has_common_prefix(last, key):
             groups[-1].append(line)
         else:
             groups.append([line])
@@ -47,12 +47,12 @@ def group(window: list[BulkLine]) -> list[BulkLine]:
     return [line for lines in groups for line in lines]
 
 
-def _share(a: str, b: str) -> bool:
+def _has_common_prefix(a: str, b: str) -> bool:
     return a[:MIN_SHARED_CHARS] == b[:MIN_SHARED_CHARS]
 
 
 def _key(line: BulkLine) -> str:
-    """What the model reads first."""
+    """Return the beginning of the text that the model reads."""
     job = line.job
     if job is None:
         return ""

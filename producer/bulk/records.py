@@ -1,4 +1,4 @@
-"""Reading a bulk file record by record, in constant memory: JSON lines or CSV rows."""
+"""Reading the input of a bulk run record by record, in constant memory: JSON lines or CSV."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from batchmill.producer.errors import BulkFileError
 
-#: A prompt of the largest size, every byte of it escaped, fits in.
+#: A prompt of the largest size fits, even with every byte escaped.
 MAX_LINE_BYTES = 16 << 20
 #: The largest cell of a CSV file, in characters.
 MAX_CELL_CHARS = 4 << 20
@@ -24,9 +24,9 @@ class Record:
     """One record of the input.
 
     Attributes:
-        number: its place among the records, from 1. Empty lines are none.
-        line: the line of the file that it is on (JSON lines), or the row it is (CSV), from 1.
-        data: what it holds; None where it cannot be read.
+        number: its place among the records, from 1. Empty lines do not count.
+        line: its line in the file (JSON lines), or its row (CSV), from 1.
+        data: its fields; None if it cannot be read.
         problem: why it cannot be read.
     """
 
@@ -57,7 +57,7 @@ def digest_of(path: Path) -> str:
 
 
 def count_records(path: Path) -> int:
-    """Return how many records a file holds, without looking into them."""
+    """Return how many records a file holds, without parsing them."""
     if is_csv(path):
         with _open_text(path) as file:
             num_rows = sum(1 for row in _rows(file, path) if row)
@@ -67,7 +67,7 @@ def count_records(path: Path) -> int:
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """Yield the records of a file: CSV where its name ends with `.csv`, else JSON lines.
+    """Yield the records of a file: CSV if its name ends in `.csv`, else JSON lines.
 
     A record that cannot be read is yielded with its problem, and the next ones are read.
 
@@ -78,7 +78,7 @@ def read_records(path: Path) -> Iterator[Record]:
 
 
 def is_csv(path: Path) -> bool:
-    """Whether a file is taken for CSV."""
+    """Whether a file is read as CSV."""
     return path.suffix.lower() == ".csv"
 
 
@@ -95,7 +95,7 @@ def _read_json_lines(path: Path) -> Iterator[Record]:
 
 
 def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Line numbers and lines that are not empty; one that is too long comes cut, with its end."""
+    """Yield line numbers and lines that are not empty; a line that is too long is cut."""
     line = 0
     while raw := file.readline(MAX_LINE_BYTES + 1):
         line += 1
@@ -115,7 +115,7 @@ def _json_record(number: int, line: int, raw: bytes) -> Record:
     except UnicodeDecodeError as error:
         return Record(number, line, None, f"the line is not UTF-8: {error.reason}")
     except (ValueError, RecursionError) as error:
-        # A JSONDecodeError's own text names the place and holds nothing of the line.
+        # The text of a JSONDecodeError names the place and quotes nothing of the line.
         return Record(number, line, None, f"the line is not JSON: {error}")
     if not isinstance(data, dict):
         return Record(number, line, None, "the line is JSON, but not an object")
@@ -135,7 +135,7 @@ def _rows(file: IO[str], path: Path) -> Iterator[list[str]]:
         except StopIteration:
             return
         except csv.Error as error:
-            # The reader has lost its place: what follows would be another table.
+            # The reader has lost its place: the following rows would be garbage.
             raise BulkFileError(f"{path}, line {reader.line_num}: not CSV: {error}") from None
 
 

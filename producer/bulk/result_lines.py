@@ -1,4 +1,4 @@
-"""The lines of the output and error files, in the shape of OpenAI's batches."""
+"""The lines of the output and error files, in the format of OpenAI's batches."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from batchmill.producer.results import JobResult
 from batchmill.producer.store.ended_jobs import EndedJob
 
 
-def line_of(request_id: str, custom_id: str, kind: LineKind, ended: EndedJob) -> dict[str, Any]:
-    """Return the line of a job that has ended, with a completion or without."""
+def ended_line(request_id: str, custom_id: str, kind: LineKind, ended: EndedJob) -> dict[str, Any]:
+    """Return the line of a job that has ended: its result, or its error."""
     try:
-        return answer_line(
+        return result_line(
             request_id, custom_id, kind, ended.result(), finished_at_ms=ended.finished_at_ms
         )
     except JobUnfinished as error:
@@ -22,7 +22,7 @@ def line_of(request_id: str, custom_id: str, kind: LineKind, ended: EndedJob) ->
         return error_line(request_id, custom_id, "unknown_job", str(error))
 
 
-def answer_line(
+def result_line(
     request_id: str,
     custom_id: str,
     kind: LineKind,

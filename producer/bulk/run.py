@@ -1,8 +1,8 @@
-"""A file of prompts in, a file of answers out: constant memory, and nothing twice after a crash.
+"""`BulkRun`: a file of prompts in, a file of results out, in constant memory, resumable.
 
-The output and error files are the only state of a run. Every record's job has an idempotency key
+The output and error files are the only state of a run. The idempotency key of each record's job is
 made of the run's identity and the record's place, so a job that was submitted before a crash is
-found again rather than generated again.
+found again and not generated twice.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from typing import Any
 
 from batchmill.producer.errors import BulkFileError
 from batchmill.producer.job.line import BulkLine
@@ -18,15 +19,15 @@ from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store.job_store import JobStore
 
 from .batch import BulkBatch
-from .in_flight import Flight
+from .in_flight import InFlight
 from .lines import read_line
 from .options import BulkCounts, BulkOptions
 from .output import DoneLines, DurableLines
 from .prefix_order import with_prefixes_adjacent
 from .records import count_records, csv_columns, digest_of, is_csv, read_records
 
-#: Seconds that a turn of the loop waits for an end.
-_TURN_S = 0.5
+#: Seconds that each round of the loop waits for a job to end.
+_WAIT_S = 0.5
 
 
 class BulkRun:
@@ -37,20 +38,20 @@ class BulkRun:
         self._settings = settings
         self._options = options
         self.counts = BulkCounts()
-        #: The batch that the lines are, once it is open.
+        #: The batch of the lines, once it is open.
         self.batch_id: str | None = None
 
     def run(self, on_progress: Callable[[BulkCounts], None]) -> BulkCounts:
-        """Submit what has no answer yet, and return when every record has one.
+        """Submit the records without a result, and return when every record has one.
 
         Args:
-            on_progress: called about twice a second and after each group of answers.
+            on_progress: called about twice per second and after each group of results.
 
         Raises:
             BulkFileError: a file cannot be used.
-            JobRejected: the batch's webhook is not allowed, or its batch asks for something else.
+            JobRejected: the batch's webhook is not allowed, or the batch has other content.
             redis.exceptions.ConnectionError: the broker has been away for half a minute. As after
-                a crash or Ctrl-C, the same command goes on from there.
+                a crash or Ctrl-C, the same command resumes from there.
         """
         _check_paths(self._options)
         digest = digest_of(self._options.input_path)
@@ -69,11 +70,11 @@ class BulkRun:
                 self._options.batch,
                 identity=f"{identity}\0{self._options.run_id}",
                 num_lines=self.counts.total,
-                num_answered=self.counts.resumed,
+                num_done=self.counts.resumed,
             )
             self.batch_id = None if batch is None else batch.id
-            flight = stack.enter_context(
-                Flight(
+            in_flight = stack.enter_context(
+                InFlight(
                     self._store,
                     self._settings,
                     self._options,
@@ -84,16 +85,19 @@ class BulkRun:
                     batch,
                 )
             )
-            self._fly(flight, self._lines(done), on_progress)
+            self._run_window(in_flight, self._lines(done), on_progress)
         on_progress(self.counts)
         return self.counts
 
-    def _fly(
-        self, flight: Flight, lines: Iterator[BulkLine], on_progress: Callable[[BulkCounts], None]
+    def _run_window(
+        self,
+        in_flight: InFlight,
+        lines: Iterator[BulkLine],
+        on_progress: Callable[[BulkCounts], None],
     ) -> None:
         on_progress(self.counts)
-        while flight.send(lines):
-            flight.collect(_TURN_S)
+        while in_flight.send(lines):
+            in_flight.collect(_WAIT_S)
             on_progress(self.counts)
 
     def _lines(self, done: DoneLines) -> Iterator[BulkLine]:
@@ -110,7 +114,7 @@ def _check_paths(options: BulkOptions) -> None:
 
 
 def _check_columns(options: BulkOptions) -> None:
-    """Refuse a template that no row of a table can fill, before every row fails."""
+    """Reject a template that no row of a table can fill, before every row fails."""
     template = options.lines.template
     if template is None or not is_csv(options.input_path):
         return
@@ -124,16 +128,17 @@ def _check_columns(options: BulkOptions) -> None:
 
 
 def _identity(options: BulkOptions, digest: str, settings: ProducerSettings) -> str:
-    """Digest of all that the answers depend on: answers of another input are none of this one."""
+    """Return a digest of the whole input: results of a different input must not count here."""
     lines = options.lines
-    content = {
+    content: dict[str, Any] = {
         "input": digest,
         "template": options.template_text if lines.template is not None else None,
         "as_chat": lines.as_chat,
         "system": lines.system,
         "model": lines.model or settings.served_name,
         "defaults": dict(lines.defaults),
-        **({"tags": lines.tags} if lines.tags else {}),  # runs without go on from earlier versions
     }
+    if lines.tags:  # left out if empty: keeps the identity of runs from before tags existed
+        content["tags"] = lines.tags
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()

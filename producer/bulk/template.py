@@ -1,4 +1,4 @@
-"""A prompt template: text with the names of columns in braces."""
+"""`PromptTemplate`: text with the names of columns in braces."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from batchmill.producer.errors import BulkFileError
 
 
 class PromptTemplate:
-    """Fills `{column}` from a row; `{{` and `}}` are braces. Nothing else is looked up."""
+    """Fills `{column}` from a row; `{{` and `}}` are braces. Nothing else is evaluated."""
 
     def __init__(self, text: str) -> None:
-        """Read a template.
+        """Parse a template.
 
         Raises:
             BulkFileError: a brace stands alone, or holds more than a name.
@@ -22,18 +22,20 @@ class PromptTemplate:
         try:
             parts = list(string.Formatter().parse(text))
         except ValueError as error:
-            raise BulkFileError(f"the template is wrong: {error}; write {{{{ for a brace") from None
+            raise BulkFileError(
+                f"the template is invalid: {error}; write {{{{ for a brace"
+            ) from None
         for literal, name, form, conversion in parts:
-            # str.format would go on into attributes and formats: a template is data, not a program.
+            # str.format would evaluate attributes and formats: a template is data, not a program.
             if name is not None and (not name or form or conversion):
                 raise BulkFileError(
-                    "the template has braces that hold no plain column name; write {{ for a brace"
+                    "braces in the template must hold a plain column name; write {{ for a brace"
                 )
             self._parts.append((literal, name))
 
     @property
     def columns(self) -> list[str]:
-        """The columns it asks for, each once."""
+        """The columns it uses, each once."""
         return list(dict.fromkeys(name for _, name in self._parts if name is not None))
 
     def fill(self, row: Mapping[str, Any]) -> str:
@@ -49,10 +51,12 @@ class PromptTemplate:
 
 def _cell(row: Mapping[str, Any], name: str) -> str:
     if name not in row:
-        raise ValueError(f"the row has no column {name!r}, which the template asks for")
+        raise ValueError(f"the row has no column {name!r}, which the template uses")
     value = row[name]
     if isinstance(value, str):
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
-    raise ValueError(f"column {name!r} is {type(value).__name__}; the template takes text, numbers")
+    raise ValueError(
+        f"column {name!r} is {type(value).__name__}; the template takes text or numbers"
+    )

@@ -162,7 +162,7 @@ def _job_of(line: BatchLine) -> tuple[GenerationJob, str]:
     """Return the job of a line and the caller's name for it."""
     if isinstance(line, BulkLine):
         if line.job is None:
-            raise line.problem or JobRejected("the line asks for nothing")
+            raise line.problem or JobRejected("the line has no job")
         return line.job, line.custom_id
     custom_id: Any = ""
     if isinstance(line, Mapping) and "custom_id" in line:
@@ -170,6 +170,7 @@ def _job_of(line: BatchLine) -> tuple[GenerationJob, str]:
         line = {name: value for name, value in line.items() if name != "custom_id"}
         if not isinstance(custom_id, str) or len(custom_id) > MAX_ID_CHARS:
             raise JobRejected(
-                f"custom_id: must be text of at most {MAX_ID_CHARS} characters", param="custom_id"
+                f"custom_id: must be a string of at most {MAX_ID_CHARS} characters",
+                param="custom_id",
             )
     return as_job(line, {}), custom_id

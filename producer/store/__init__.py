@@ -1,4 +1,5 @@
-"""How jobs get into Redis and how they are read back: connections, stores and record readers.
+"""Getting jobs into Redis and reading them back: connections, stores, and reads for clients.
 
-Read `job_store.py` first. This package never waits for a job to end; `watch` does.
+Read `async_store.py` first (`store.py` is generated from it), then `job_store.py`.
+This package never waits for a job to end; `watch` does.
 """

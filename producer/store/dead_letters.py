@@ -1,4 +1,4 @@
-"""Trying a dead letter again."""
+"""Retrying a dead letter: as a job, a message or a webhook event."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from .submission import prepare, queue_limits
 
 
 def retry_dead_letter(store: JobStore, letter_id: str, settings: ProducerSettings) -> str | None:
-    """Try a dead letter again and drop it.
+    """Retry a dead letter and drop it.
 
-    A job runs again as `Client.retry` does it. A letter is kept longer than a record: where that
-    is gone, the job is submitted anew, without its deadline and under a new id, because receivers
+    A job runs again as with `Client.retry`. A letter is kept longer than a record: if the record is
+    gone, the job is submitted again, without its deadline and under a new id, because receivers
     know the webhook ids of the old one. A message goes back to its queue, an event to the outbox.
 
     Returns:
-        The id of the job, the queue, or the id of the event; None where there is no such letter or
+        The id of the job, the queue, or the id of the event; None if the letter does not exist or
         its event has been deleted since.
 
     Raises:
-        JobRejected: the job is not accepted any more, for instance because its queue is full.
+        JobRejected: the job is no longer accepted, for instance because its queue is full.
         WrongState: the job has been retried since.
     """
     letter = store.dead_letter(letter_id)
@@ -46,15 +46,15 @@ def retry_dead_letter(store: JobStore, letter_id: str, settings: ProducerSetting
 
 
 def _retry_job(store: JobStore, letter: DeadLetter, settings: ProducerSettings) -> str:
-    answer = store.run(job_calls.retry(letter.id, queue_limits(settings)))
-    if answer.status is RetryStatus.UNKNOWN:
-        return _submit_anew(store, letter, settings)
-    check_retried(letter.id, answer)
+    reply = store.run(job_calls.retry(letter.id, queue_limits(settings)))
+    if reply.status is RetryStatus.UNKNOWN:
+        return _submit_again(store, letter, settings)
+    check_retried(letter.id, reply)
     return letter.id
 
 
-def _submit_anew(store: JobStore, letter: DeadLetter, settings: ProducerSettings) -> str:
-    # The key makes a retry that is repeated after a lost answer the same job.
+def _submit_again(store: JobStore, letter: DeadLetter, settings: ProducerSettings) -> str:
+    # With the key, a retry that is repeated after a lost reply is the same job.
     key = f"dead-letter:{letter.id}:{letter.at_ms}"
     times = {"deadline": None, "not_before": None, "delay_s": None}
     job = parse_document(letter.payload).model_copy(update={**times, "idempotency_key": key})

@@ -1,4 +1,4 @@
-"""What became of deliveries: an event's attempts, and endpoints that are not sent to any more."""
+"""Webhook deliveries as the operator sees them: events, their attempts, disabled endpoints."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from batchmill.producer.protocol.records import DeadLetterKind
 
 from .job_store import JobStore
 
-#: Dead letters that are looked through for those of one endpoint.
+#: Most dead letters that are searched for those of one endpoint.
 _MAX_LETTERS = 10_000
 
 
@@ -22,7 +22,7 @@ class Attempt:
 
     #: When it ended, on Redis' clock.
     at_ms: int
-    #: HTTP status; None where no answer came.
+    #: HTTP status; None if there was no response.
     http_status: int | None
     #: `http_200`, `timeout`, `refused_address` …
     reason: str
@@ -31,7 +31,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class EventStatus:
-    """A webhook event and how its delivery stands."""
+    """A webhook event and the state of its delivery."""
 
     id: str
     type: str
@@ -40,10 +40,10 @@ class EventStatus:
     #: `pending`, `delivered`, `exhausted`, `disabled` or `superseded` (an `output`
     #: event that the job's end has overtaken).
     state: str
-    #: Attempts since it was written or sent again.
+    #: Attempts since it was written or redelivered.
     attempts: int
     created_at_ms: int
-    #: When it is tried next; None where it is settled.
+    #: Time of the next attempt; None if it is settled.
     due_at_ms: int | None
     #: The last twenty attempts, oldest first.
     log: tuple[Attempt, ...]
@@ -51,10 +51,10 @@ class EventStatus:
 
 @dataclass(frozen=True, slots=True)
 class DisabledEndpoint:
-    """Receivers at one scheme, host, port and path: nothing is sent there until it is enabled."""
+    """Receivers at one scheme, host, port and path; nothing is sent there until it is enabled."""
 
     endpoint: str
-    #: `gone` (it answered 410) or `no_success_for_120_hours`.
+    #: `gone` (its response was 410) or `no_success_for_120_hours`.
     reason: str
     at_ms: int
 
@@ -70,7 +70,7 @@ class Deliveries:
         self._store = store
 
     def event(self, event_id: str) -> EventStatus | None:
-        """Return an event, or None where there is none or its time to live has run out."""
+        """Return an event; None if it does not exist or its time to live has run out."""
         client = self._store.client
         with client.pipeline(transaction=True) as pipeline:
             pipeline.hgetall(keys.event(event_id))
@@ -81,15 +81,15 @@ class Deliveries:
         return _event(fields, due_at_ms)
 
     def disabled_endpoints(self) -> list[DisabledEndpoint]:
-        """Return the endpoints that are not sent to, oldest first."""
+        """Return the disabled endpoints, oldest first."""
         found = cast(dict[bytes, bytes], self._store.client.hgetall(keys.ENDPOINTS_DISABLED))
         endpoints = [_endpoint(name, value) for name, value in found.items()]
         return sorted(endpoints, key=lambda endpoint: (endpoint.at_ms, endpoint.endpoint))
 
     def enable(self, endpoint: str) -> bool:
-        """Send to an endpoint again; False where it was not disabled.
+        """Enable an endpoint again; return False if it was not disabled.
 
-        What was given up meanwhile stays a dead letter: see `redeliver_all`.
+        Events that failed meanwhile stay dead letters: see `redeliver_all`.
         """
         with self._store.client.pipeline(transaction=True) as pipeline:
             pipeline.hdel(keys.ENDPOINTS_DISABLED, endpoint)
@@ -97,7 +97,7 @@ class Deliveries:
             return bool(pipeline.execute()[0])
 
     def redeliver_all(self, endpoint: str) -> int:
-        """Send the events again that were given up for an endpoint; returns how many."""
+        """Redeliver the dead-letter events of an endpoint; return how many."""
         letters = self._store.dead_letters(limit=_MAX_LETTERS)
         return sum(
             self._store.outbox_redeliver(letter.id) is RedeliverStatus.OK
@@ -107,7 +107,7 @@ class Deliveries:
 
 
 def _belongs(url: str, endpoint: str) -> bool:
-    """Whether an URL is of an endpoint as `endpoint_of` in `events.lua` names them."""
+    """Whether a URL belongs to an endpoint, named as by `endpoint_of` in `events.lua`."""
     without_query = url.partition("#")[0].partition("?")[0]
     scheme, _, rest = without_query.partition("://")
     host, _, path = rest.partition("/")

@@ -1,4 +1,4 @@
-"""Finding stored jobs by tag, tenant and state: what is asked for, and the script calls."""
+"""Finding stored jobs by tag, tenant and state: `JobQuery`, `JobPage`, and their calls."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from .job_status import STATUS_FIELDS, read_status
 
 MAX_PAGE_JOBS: Final = 1000
 DEFAULT_PAGE_JOBS: Final = 100
-#: Index entries that one call looks at: Redis serves nobody else meanwhile.
+#: Index entries that one call examines: Redis serves no other client meanwhile.
 MAX_EXAMINED: Final = 1000
-#: Jobs cancelled or forgotten in one call; each is two dozen writes.
+#: Jobs cancelled or forgotten per call; each takes two dozen writes.
 MAX_ENDED_AT_ONCE: Final = 100
 _CURSOR = re.compile(r"([0-9]{1,16})\.([A-Za-z0-9_-]{1,128})")
 
 
 @dataclass(frozen=True, slots=True)
 class JobQuery:
-    """Which jobs are meant, and after which of them to go on."""
+    """Which jobs to find, and after which job to continue."""
 
     tag: str | None = None
     tenant: str | None = None
@@ -44,10 +44,10 @@ class JobQuery:
         state: str | None = None,
         cursor: str | None = None,
     ) -> Self:
-        """Return what a caller asks for.
+        """Return the query for a caller's values.
 
         Raises:
-            InvalidQuery: there can be no such tag, tenant, state or cursor.
+            InvalidQuery: the tag, tenant, state or cursor is invalid.
         """
         if tag is not None:
             try:
@@ -79,17 +79,17 @@ class JobQuery:
 
     @property
     def _is_settled_by_index(self) -> bool:
-        """Whether every entry of the index that is read matches, so that no record decides."""
+        """Whether every entry of the index matches, without a look at its record."""
         if self.tenant == keys.DEFAULT_TENANT:
             return False
         return sum(part is not None for part in (self.tag, self.tenant, self.state)) <= 1
 
     def num_examined(self, limit: int) -> int:
-        """Return how many index entries to look at for that many jobs."""
+        """Return how many index entries to examine for that many jobs."""
         return limit if self._is_settled_by_index else MAX_EXAMINED
 
     def arguments(self) -> list[Argument]:
-        """Return the query as the scripts read it: names and values."""
+        """Return the query as arguments of the scripts: names and values."""
         args: list[Argument] = []
         if self.tag is not None:
             args += ("tag", self.tag)
@@ -105,27 +105,27 @@ class JobQuery:
 
 @dataclass(frozen=True, slots=True)
 class JobPage:
-    """Some of the jobs that a query found, newest first."""
+    """A page of the jobs that a query found, newest first."""
 
     jobs: tuple[JobStatus, ...]
-    #: Where the next page begins; None where there is none.
+    #: Where the next page begins; None if this is the last.
     next_cursor: str | None = None
 
     @property
     def has_more(self) -> bool:
-        """Whether there may be more."""
+        """Whether there may be more jobs."""
         return self.next_cursor is not None
 
 
 def check_limit(limit: int) -> int:
-    """Return how many jobs a page may have.
+    """Return the limit of a page, if it is valid.
 
     Raises:
         InvalidQuery: it is out of range.
     """
     if not 1 <= limit <= MAX_PAGE_JOBS:
         raise InvalidQuery(
-            f"limit is {limit}; a page has 1 to {MAX_PAGE_JOBS} jobs: go on with its next_cursor"
+            f"limit is {limit}; a page has 1 to {MAX_PAGE_JOBS} jobs: continue with its next_cursor"
         )
     return limit
 

@@ -1,4 +1,4 @@
-"""What a caller gets: answers and records turned into values or errors. No input or output."""
+"""Errors made of replies, records and redis-py's errors; results of ended jobs. No I/O."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ _ERRORS: dict[JobState, type[JobUnfinished]] = {
     JobState.EXPIRED: JobExpired,
 }
 
-#: Limits that are settings; the others are of a tenant.
+#: Limits that are settings; the others belong to a tenant.
 _OF_THE_STORE = frozenset(field.name for field in fields(QueueLimits))
 
-#: Replies of a server that refuses every write for now (its disk is full, its replicas are away);
+#: Errors of a server that refuses all writes for now (its disk is full, its replicas are away);
 #: redis-py has no classes for them.
-_TAKES_NO_WRITES = ("MISCONF", "NOREPLICAS")
+_REFUSES_WRITES = ("MISCONF", "NOREPLICAS")
 
 
 def accepted_id(job: NewJob, answer: SubmitReply) -> str:
@@ -55,7 +55,7 @@ def accepted_id(job: NewJob, answer: SubmitReply) -> str:
 
     Raises:
         IdempotencyConflict: the key stands for other content.
-        QueueFull: a limit on what waits is reached, or Redis' memory limit.
+        QueueFull: a limit on waiting jobs is reached, or Redis' memory limit.
         BatchClosed: the job's batch takes no more lines.
         JobRejected: its deadline would pass before it may run.
     """
@@ -68,7 +68,7 @@ def accepted_id(job: NewJob, answer: SubmitReply) -> str:
             param="not_before" if job.delay_ms is None else "delay_s",
         )
     if answer.job_id is None:
-        raise _full(job.queue, job.tenant, answer.reached)
+        raise _queue_full_error(job.queue, job.tenant, answer.reached)
     if answer.status is SubmitStatus.CONFLICT:
         if job.idempotency_key is None and job.batch is not None:
             raise IdempotencyConflict(
@@ -84,13 +84,13 @@ def accepted_id(job: NewJob, answer: SubmitReply) -> str:
     return answer.job_id
 
 
-def _full(queue: str, tenant: str, reached: ReachedLimit | None) -> QueueFull:
+def _queue_full_error(queue: str, tenant: str, reached: ReachedLimit | None) -> QueueFull:
     if reached is None:
         return QueueFull(
             "the broker has reached its memory limit; try later, add workers or raise Redis' "
             "maxmemory"
         )
-    what = {"bytes": "bytes of waiting jobs", "tokens": "tokens of waiting jobs"}.get(
+    unit = {"bytes": "bytes of waiting jobs", "tokens": "tokens of waiting jobs"}.get(
         reached.name.rpartition("_")[2], "waiting jobs"
     )
     if reached.name in _OF_THE_STORE:
@@ -101,7 +101,7 @@ def _full(queue: str, tenant: str, reached: ReachedLimit | None) -> QueueFull:
         flag = reached.name.replace("_", "-")
         setting = f"the limit (`batchmill tenants set {tenant} --{flag}`)"
     return QueueFull(
-        f"{place} holds {reached.value} {what}, its limit is {reached.limit}; "
+        f"{place} holds {reached.value} {unit}, its limit is {reached.limit}; "
         f"try later, add workers or raise {setting}"
     )
 
@@ -110,7 +110,8 @@ def batch_closed_error(batch_id: str, state: str) -> BatchClosed:
     """Return the error for a line that a batch does not take."""
     if not state:
         return BatchClosed(
-            f"no batch {batch_id!r}: never created on this broker, or its time to live has run out"
+            f"batch {batch_id!r} does not exist: never created on this broker, or its time to live "
+            "has run out"
         )
     code = f"batch_{state}" if state in ("cancelled", "expired") else "batch_closed"
     code = "batch_cancelled" if state == "cancelling" else code
@@ -118,17 +119,18 @@ def batch_closed_error(batch_id: str, state: str) -> BatchClosed:
 
 
 def unknown_batch_error(batch_id: str) -> UnknownBatch:
-    """Return the error for a batch that is not there."""
+    """Return the error for a batch that does not exist."""
     return UnknownBatch(
-        f"no batch {batch_id!r}: never created on this broker, or its time to live has run out"
+        f"batch {batch_id!r} does not exist: never created on this broker, or its time to live has "
+        "run out"
     )
 
 
 def unknown_job_error(job_id: str) -> UnknownJob:
-    """Return the error for a job that is not there."""
+    """Return the error for a job that does not exist."""
     return UnknownJob(
-        f"no job {job_id!r}: never submitted to this broker, forgotten, or its time to live has "
-        "run out"
+        f"job {job_id!r} does not exist: never submitted to this broker, forgotten, or its time to "
+        "live has run out"
     )
 
 
@@ -136,9 +138,9 @@ def check_retried(job_id: str, answer: RetryReply) -> int:
     """Return the number of the run that a retry has begun.
 
     Raises:
-        UnknownJob: there is no such job.
+        UnknownJob: the job does not exist.
         WrongState: it completed, or has not ended.
-        QueueFull: a limit on what waits is reached.
+        QueueFull: a limit on waiting jobs is reached.
     """
     match answer.status:
         case RetryStatus.UNKNOWN:
@@ -158,16 +160,16 @@ def check_retried(job_id: str, answer: RetryReply) -> int:
                 state=answer.state,
             )
         case RetryStatus.FULL:
-            raise _full(answer.queue, answer.tenant, answer.reached)
+            raise _queue_full_error(answer.queue, answer.tenant, answer.reached)
     assert answer.run is not None
     return answer.run
 
 
 def check_forgotten(job_id: str, answer: ForgetReply) -> None:
-    """Raise the error of a job that was not forgotten.
+    """Raise an error if a job was not forgotten.
 
     Raises:
-        UnknownJob: there is no such job.
+        UnknownJob: the job does not exist.
         WrongState: it has not ended.
     """
     if answer.status is ForgetStatus.UNKNOWN:
@@ -213,10 +215,10 @@ def result_of(
 
 @contextmanager
 def broker_errors(url: str) -> Iterator[None]:
-    """Turn the client library's errors into ours; passwords stay out of the message.
+    """Turn redis-py's errors into ours; passwords stay out of the message.
 
     Raises:
-        BrokerUnavailable: no answer from the broker, or it takes no writes.
+        BrokerUnavailable: the broker does not respond, or refuses writes.
     """
     try:
         yield
@@ -227,6 +229,6 @@ def broker_errors(url: str) -> Iterator[None]:
     ) as error:
         raise BrokerUnavailable(f"broker at {redact(url)}: {error}") from error
     except redis_errors.ResponseError as error:
-        if not str(error).startswith(_TAKES_NO_WRITES):
+        if not str(error).startswith(_REFUSES_WRITES):
             raise
-        raise BrokerUnavailable(f"broker at {redact(url)} takes no writes: {error}") from error
+        raise BrokerUnavailable(f"broker at {redact(url)} refuses writes: {error}") from error

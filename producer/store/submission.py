@@ -1,4 +1,4 @@
-"""From a checked job to what the store keeps."""
+"""From a checked `GenerationJob` to the `NewJob` that is stored: defaults, seed, digest, limits."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from batchmill.producer.protocol.replies import JobState
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.webhook.target import ForbiddenTarget, read_target
 
-#: Seeds drawn here stay exact in every JSON reader (2**53).
+#: Random seeds stay exact in every JSON reader (2**53).
 _SEED_BITS = 53
-#: Of English text in the usual vocabularies; other languages have fewer.
-_BYTES_A_TOKEN = 4
+#: Of English text in common vocabularies; other languages have fewer.
+_BYTES_PER_TOKEN = 4
 _ENDS = {state.value for state in JobState if state.is_terminal}
 
 
 def prepare(job: GenerationJob, settings: ProducerSettings, *, job_id: str | None = None) -> NewJob:
-    """Return what to store for a job: defaults filled in, the seed drawn, the digest taken.
+    """Return the job to store: with defaults, a seed and a digest.
 
     Args:
         job: the job.
@@ -33,8 +33,8 @@ def prepare(job: GenerationJob, settings: ProducerSettings, *, job_id: str | Non
         job_id: a given id (of a plain Celery task), or None for a new one.
 
     Raises:
-        JobRejected: the webhook's scheme, port or address is one that the operator does not
-            allow, or the given id cannot be a job id.
+        JobRejected: the operator does not allow the webhook's scheme, port or address, or the
+            given id is invalid.
     """
     job_id = keys.new_job_id() if job_id is None else job_id
     if not keys.is_job_id(job_id):
@@ -71,7 +71,7 @@ def prepare(job: GenerationJob, settings: ProducerSettings, *, job_id: str | Non
 
 
 def queue_limits(settings: ProducerSettings) -> QueueLimits:
-    """Return the limits on what waits."""
+    """Return the limits on waiting jobs."""
     return _limits(
         settings.max_queue_depth,
         settings.max_queued_jobs,
@@ -81,16 +81,16 @@ def queue_limits(settings: ProducerSettings) -> QueueLimits:
 
 
 def estimated_tokens(job: GenerationJob) -> int:
-    """Return the tokens that a job may take: its prompt, guessed by its bytes, and all its output.
+    """Return the tokens that a job may need: its prompt, estimated from bytes, and all its output.
 
-    Tenants are charged for it until the real number is known. At most `MAX_COST_TOKENS`: no
-    model's context holds more, whatever a job allows.
+    Tenants are charged this until the real number is known. At most `MAX_COST_TOKENS`: no model
+    has a longer context, whatever a job allows.
     """
     if isinstance(job.prompt, list):
         num_prompt_tokens = len(job.prompt)
     else:
         num_bytes = len((job.prompt or "").encode()) + job.num_chat_bytes
-        num_prompt_tokens = num_bytes // _BYTES_A_TOKEN + 1
+        num_prompt_tokens = num_bytes // _BYTES_PER_TOKEN + 1
     return min(num_prompt_tokens + job.max_tokens * job.n, limits.MAX_COST_TOKENS)
 
 
@@ -105,7 +105,7 @@ def _unix_ms(moment: datetime) -> int:
 
 
 def check_webhook(webhook: str | None, settings: ProducerSettings) -> None:
-    """Refuse a URL that no deliverer would send to. The name in it is not looked up.
+    """Reject a URL that no deliverer would send to. Its host name is not resolved.
 
     Raises:
         JobRejected: the operator does not allow its scheme, port or address.
@@ -119,13 +119,13 @@ def check_webhook(webhook: str | None, settings: ProducerSettings) -> None:
 
 
 def _events(job: GenerationJob) -> str:
-    """The job's events as the store keeps them; empty, the store's default, for just the ends."""
+    """Return the events as they are stored; empty, the default, if they are the terminal ones."""
     chosen = set(job.webhook_events_filter)
     return "" if chosen == _ENDS else ",".join(sorted(chosen))
 
 
 def fingerprint(job: GenerationJob) -> str:
-    """Digest of everything the caller asked for; taken before the seed is drawn."""
+    """Return a digest of everything the caller asked for, before a seed is chosen."""
     content = job.model_dump(mode="json", exclude={"idempotency_key"})
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,6 +1,6 @@
-"""Tenants as the operator sees them: weights, limits, and what of theirs waits.
+"""Tenants as the operator sees them: weights, limits, and their waiting jobs.
 
-Weights and limits are held in Redis and count from the next call on, for all producers and workers.
+Weights and limits are kept in Redis and apply from the next call, for all producers and workers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from batchmill.producer.protocol import keys
 
 from .job_store import JobStore
 
-#: Tokens are charged divided by the weight; beyond these, virtual time would lose its exactness.
+#: Tokens are divided by the weight when charged; beyond these, virtual time would lose precision.
 MIN_WEIGHT = 0.01
 MAX_WEIGHT = 1000.0
 MAX_WINDOW_JOBS = 1000
@@ -22,21 +22,21 @@ MAX_WINDOW_JOBS = 1000
 
 @dataclass(frozen=True, slots=True)
 class TenantLimits:
-    """What the operator has set for a tenant."""
+    """The operator's settings for a tenant."""
 
-    #: Share of the tokens, against the other tenants that wait.
+    #: Share of the tokens, relative to the other waiting tenants.
     weight: float = 1.0
-    #: Jobs that may wait before more are refused; None is no limit.
+    #: Most waiting jobs; None is unlimited.
     max_jobs: int | None = None
-    #: Bytes of job documents that may wait.
+    #: Most bytes of waiting job documents.
     max_bytes: int | None = None
-    #: Tokens that may wait: prompts (estimated) and most output together.
+    #: Most waiting tokens: prompts (estimated) and the longest outputs together.
     max_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TenantUsage:
-    """What of a tenant waits, in all queues."""
+    """A tenant's waiting jobs, in all queues."""
 
     jobs: int = 0
     bytes: int = 0
@@ -45,7 +45,7 @@ class TenantUsage:
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """A tenant: what was set, and what waits."""
+    """A tenant: its settings and its waiting jobs."""
 
     name: str
     limits: TenantLimits
@@ -57,7 +57,7 @@ _USAGE_NAMES = tuple(field.name for field in fields(TenantUsage))
 
 
 def list_tenants(store: JobStore) -> list[Tenant]:
-    """Return the tenants that have jobs waiting, or something set, by name."""
+    """Return the tenants that have waiting jobs or settings, by name."""
     settings, usage = _read(store)
     names = {field.partition(":")[0] for field in settings}
     names |= {field.partition(":")[2] for field in usage if ":" in field}
@@ -65,28 +65,28 @@ def list_tenants(store: JobStore) -> list[Tenant]:
 
 
 def load_tenant(store: JobStore, name: str) -> Tenant:
-    """Return one tenant; any name is a tenant, with weight 1 and without limits.
+    """Return one tenant; any valid name is a tenant, with weight 1 and no limits by default.
 
     Raises:
-        TenantRefused: it cannot be a name.
+        TenantRefused: the name is invalid.
     """
     _check_name(name)
     return _tenant(name, *_read(store))
 
 
 def set_tenant(store: JobStore, name: str, changes: Mapping[str, float | int]) -> Tenant:
-    """Change a tenant's weight or limits, and keep what is not named.
+    """Change a tenant's weight or limits; those that are not named stay.
 
     Args:
-        store: where.
-        name: of the tenant.
+        store: the job store.
+        name: the tenant.
         changes: fields of `TenantLimits`.
 
     Raises:
-        TenantRefused: the name, the weight or a limit is not one that can be.
+        TenantRefused: the name, the weight or a limit is invalid.
     """
     _check_name(name)
-    replace(TenantLimits(), **cast(Any, dict(changes)))  # an unknown field is a bug of the caller
+    replace(TenantLimits(), **cast(Any, dict(changes)))  # an unknown field is a bug in the caller
     for field, value in changes.items():
         least, most = (MIN_WEIGHT, MAX_WEIGHT) if field == "weight" else (1, 2**53)
         if not least <= value <= most:
@@ -99,24 +99,24 @@ def set_tenant(store: JobStore, name: str, changes: Mapping[str, float | int]) -
 
 
 def unset_tenant(store: JobStore, name: str) -> bool:
-    """Take back all that was set for a tenant; False where nothing was.
+    """Remove all settings of a tenant; return False if there were none.
 
     Raises:
-        TenantRefused: it cannot be a name.
+        TenantRefused: the name is invalid.
     """
     _check_name(name)
     return bool(store.client.hdel(keys.TENANTS, *(f"{name}:{field}" for field in _LIMIT_NAMES)))
 
 
 def read_window(store: JobStore) -> int:
-    """Return how many messages a queue's list holds at a time."""
+    """Return how many messages a queue's list may hold."""
     return int(cast(Any, store.client.get(keys.WINDOW)) or keys.DEFAULT_WINDOW_JOBS)
 
 
 def set_window(store: JobStore, num_jobs: int) -> None:
-    """Set how many messages a queue's list holds at a time.
+    """Set how many messages a queue's list may hold.
 
-    A job that comes late waits for that many others at least; workers far from Redis need more.
+    A late job waits for at least that many others; workers far from Redis need more.
 
     Raises:
         TenantRefused: the number is out of range.
@@ -128,7 +128,9 @@ def set_window(store: JobStore, num_jobs: int) -> None:
 
 def _check_name(name: str) -> None:
     if not keys.is_tenant_name(name):
-        raise TenantRefused(f"{name[:80]!r} is no tenant: 1 to 64 letters, digits, _ . and -")
+        raise TenantRefused(
+            f"{name[:80]!r} is not a tenant name: it must be 1 to 64 letters, digits, _ . and -"
+        )
 
 
 def _read(store: JobStore) -> tuple[dict[str, str], dict[str, str]]:

@@ -191,12 +191,12 @@ def _read_lines(path: Path, model: str | None) -> Iterator[BulkLine]:
 
 
 def _result_line(batch_id: str, entry: BatchEntry) -> dict[str, Any]:
-    from batchmill.producer.bulk.result_lines import line_of
+    from batchmill.producer.bulk.result_lines import ended_line
     from batchmill.producer.job.line import LineKind
 
     name = f"batch_req_{batch_id.removeprefix('batch_')}_{entry.index + 1}"
     kind = LineKind(entry.endpoint or LineKind.TEXT)
-    return line_of(name, entry.custom_id or f"line-{entry.index + 1}", kind, entry.job)
+    return ended_line(name, entry.custom_id or f"line-{entry.index + 1}", kind, entry.job)
 
 
 class _RefusedLines:

@@ -331,7 +331,7 @@ def test_a_full_broker_is_a_full_queue(client: Client, bench: Any) -> None:
 def test_a_broker_that_takes_no_writes_is_unavailable(client: Client, bench: Any) -> None:
     bench.redis.config_set("min-replicas-to-write", "1")
     try:
-        with pytest.raises(BrokerUnavailable, match="takes no writes: NOREPLICAS"):
+        with pytest.raises(BrokerUnavailable, match="refuses writes: NOREPLICAS"):
             client.submit(prompt="too early")
     finally:
         bench.redis.config_set("min-replicas-to-write", "0")

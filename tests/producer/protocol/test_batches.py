@@ -22,7 +22,7 @@ from batchmill.producer import (
     ResultTimeout,
     UnknownBatch,
 )
-from batchmill.producer.bulk.result_lines import line_of
+from batchmill.producer.bulk.result_lines import ended_line
 from batchmill.producer.job.line import LineKind
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.replies import Claim, JobState
@@ -249,7 +249,7 @@ def test_the_line_of_a_result_was_created_when_its_job_ended(bench: Any, client:
     end(bench.store, job_id)
     bench.redis.hset(keys.job(job_id), "finished_at_ms", 1_700_000_000_999)  # long ago
     [entry] = client.batch_results(batch.id)
-    line = line_of("r", "c", LineKind.TEXT, entry.job)
+    line = ended_line("r", "c", LineKind.TEXT, entry.job)
     assert line["response"]["body"]["created"] == 1_700_000_000
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 from openai.types.chat import ChatCompletion
 
-from batchmill.producer.bulk.result_lines import answer_line
+from batchmill.producer.bulk.result_lines import result_line
 from batchmill.producer.job.line import LineKind
 from batchmill.producer.job.validation import parse_job
 from batchmill.producer.protocol.outbox import OutboxEntry
@@ -69,7 +69,7 @@ def test_each_sample_has_its_own_calls() -> None:
 
 
 def test_a_line_of_a_bulk_run_has_openais_format() -> None:
-    line = answer_line("batch_req_1", "a", LineKind.CHAT, result_of(""), finished_at_ms=7_999)
+    line = result_line("batch_req_1", "a", LineKind.CHAT, result_of(""), finished_at_ms=7_999)
     completion = ChatCompletion.model_validate(line["response"]["body"])
     assert completion.created == 7
     (choice,) = completion.choices
