@@ -77,7 +77,8 @@ class Bench:
 
     def take_announcement(self) -> bytes | None:
         """Take the next message of the queue, as kombu does."""
-        return self.redis.rpop(QUEUE)
+        message: bytes | None = self.redis.rpop(QUEUE)
+        return message
 
     def take_next(self) -> str | None:
         """Take the next message of the queue and claim its job, as a worker does."""

@@ -8,6 +8,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -139,7 +140,7 @@ def test_an_end_in_the_moment_of_subscribing_is_not_missed(
     rng = random.Random(7)
     for _ in range(60):
         job = client.submit(prompt="hi")
-        waiter = wait_in_thread(lambda job=job: job.result(timeout_s=60))
+        waiter = wait_in_thread(partial(job.result, timeout_s=60))
         for _ in range(rng.randrange(12)):  # vary the moment, by round trips
             bench.redis.ping()
         finish(bench, job.id)
@@ -212,8 +213,11 @@ def test_a_job_that_did_not_complete_raises_with_the_reason_and_the_output_so_fa
         job.result()
     assert (caught.value.job_id, caught.value.code) == (job.id, "engine_error")
     assert caught.value.retryable is True
+    assert caught.value.result is not None
     assert caught.value.result.token_ids == [11, 12]
-    assert job.status().error.code == "engine_error"
+    reported = job.status().error
+    assert reported is not None
+    assert reported.code == "engine_error"
 
 
 def test_an_expired_job_raises_though_it_never_ran(client: Client, bench: Any) -> None:
@@ -246,6 +250,8 @@ def test_status_counts_the_stored_tokens(client: Client, bench: Any) -> None:
     finish(bench, job.id)
     status = job.status()
     assert (status.output_tokens, status.attempts, status.worker) == (2, 1, "worker-1")
+    assert status.started_at_ms is not None
+    assert status.finished_at_ms is not None
     assert status.enqueued_at_ms <= status.started_at_ms <= status.finished_at_ms
 
 
@@ -274,7 +280,12 @@ def test_large_prompts_make_smaller_batches(client: Client, bench: Any) -> None:
 
 def test_a_refused_job_is_told_of_and_the_rest_go_on(client: Client) -> None:
     refused: list[tuple[int, str]] = []
-    jobs = [{"prompt": "a"}, {"prompt": ""}, {"prompt": "c", "num_beams": 2}, {"prompt": "d"}]
+    jobs: list[dict[str, Any]] = [
+        {"prompt": "a"},
+        {"prompt": ""},
+        {"prompt": "c", "num_beams": 2},
+        {"prompt": "d"},
+    ]
     handles = list(
         client.submit_many(jobs, on_rejected=lambda index, e: refused.append((index, e.code)))
     )
