@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 export PYTHONSAFEPATH := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: setup check lint types types-tests docs test demo up format clean
+.PHONY: setup check lint types docs test demo up format clean
 
 setup: $(STAMP)
 
@@ -31,8 +31,6 @@ lint: setup
 
 types: setup
 	$(BIN)/mypy
-
-types-tests: setup
 	$(BIN)/mypy tests
 
 # The site in site/; a broken link, a missing page or an unreadable docstring is an error.
