@@ -54,7 +54,7 @@ class JobRecord:
 
 
 class DeadLetterKind(StrEnum):
-    """What a dead letter contains."""
+    """The kind of thing that was given up."""
 
     JOB = "job"
     MESSAGE = "message"

@@ -69,7 +69,7 @@ def signature_headers(
     """Return the headers of one attempt, signed with each secret.
 
     Raises:
-        ValueError: there is no secret, or one is malformed.
+        ValueError: `secrets` is empty, or one is malformed.
     """
     if not secrets:
         raise ValueError("no webhook secret is set: set BATCHMILL_WEBHOOK_SECRET")

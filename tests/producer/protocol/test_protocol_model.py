@@ -1,19 +1,19 @@
-"""The protocol on paper, checked state by state.
+"""A model of the protocol, checked state by state.
 
-A breadth-first search over everything that can happen to one job with two workers and a deliverer:
-its delay and its wait behind a neighbour who holds the one place among the announced, messages lost
-and doubled, a worker killed at any point, a lease that runs out although its worker lives, replies
-lost on the way back, a cancel at any time, a deliverer killed between the POST and the mark. What
-must hold in every state: one end, no token computed on another stream than the one it was appended
-to, one webhook id. And from every state the delivery of the webhook can be reached, and a claim
-from every one in which the job waits.
+A breadth-first search over everything that can happen to one job with two workers and a
+deliverer: its delay and its wait behind a neighbour that holds the only place in the window, lost
+and duplicated messages, a worker killed at any point, a lease that runs out although its worker
+lives, lost replies, a cancellation at any time, a deliverer killed between the POST and the
+settling. Every state must have at most one end, no token computed on another stream than the one
+it was appended to, and one webhook id. From every state the delivery of the webhook must be
+reachable, and from every state in which the job waits, a claim.
 
-The search is only worth as much as what it would catch, so five mutants of the protocol have to
-fail: without the fence check, without the sweep, with the webhook event outside of the completing
-transaction, without announcing the next job where a place is freed, and without the end of delays.
+The search is worth only what it would catch, so five mutants of the protocol must fail: without the
+fence check, without the sweep, with the webhook event outside the completing transaction, without
+announcing the next job when a place is freed, and without the end of delays.
 
-The bounds: three claims, two messages, two tokens, one neighbour. `test_protocol_machine.py` holds
-the real scripts to the same rules.
+The bounds: three claims, two messages, two tokens, one neighbour. `test_protocol_machine.py` checks
+the real scripts by the same rules.
 """
 
 from __future__ import annotations
