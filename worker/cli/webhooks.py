@@ -163,7 +163,7 @@ def send_test_event(
     as_json: JsonOption = False,
 ) -> None:
     """Send one signed `webhook.test` event by the deliverer's rules, and show the outcome."""
-    from batchmill.worker.webhooks.probe import send_test_event as send_probe
+    from batchmill.worker.webhooks.probe import send_probe
     from batchmill.worker.webhooks.settings import WebhookSettings
 
     found = send_probe(url, WebhookSettings(), secret_name=secret)

@@ -29,7 +29,7 @@ class ProbeResult:
     duration_ms: int
 
 
-def send_test_event(url: str, settings: WebhookSettings, *, secret_name: str = "") -> ProbeResult:
+def send_probe(url: str, settings: WebhookSettings, *, secret_name: str = "") -> ProbeResult:
     """Send a `webhook.test` event by the same rules as every delivery.
 
     Args:
