@@ -9,11 +9,9 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 import redis
 
@@ -27,6 +25,8 @@ from batchmill.worker.service_errors import (
     BrokerNotInstalled,
     NotPrivate,
 )
+
+from .waiting import is_gone, wait_until
 
 PARENT_PROGRAM = """
 import sys, signal
@@ -45,20 +45,6 @@ def directory() -> Iterator[Path]:
     # Not tmp_path: its length depends on the test's name and may not fit a socket path.
     with tempfile.TemporaryDirectory(prefix="bm-") as name:
         yield Path(name)
-
-
-def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
-        time.sleep(0.01)
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return True
 
 
 def start_parent(directory: Path) -> tuple[subprocess.Popen[str], int]:

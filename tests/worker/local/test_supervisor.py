@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -15,6 +14,8 @@ import pytest
 
 from batchmill.worker.local.supervisor import ChildSpec, Supervisor
 from batchmill.worker.service_errors import ChildFailed
+
+from .waiting import wait_until
 
 SLEEPER = "import signal; print('up', flush=True); signal.pause()"
 STUBBORN = (
@@ -32,13 +33,6 @@ supervisor.start()
 print(supervisor.children[0].pid, flush=True)
 time.sleep(60)
 """
-
-
-def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
-        time.sleep(0.01)
 
 
 def spec(folder: Path, program: str, name: str = "child", stop_timeout_s: float = 5.0) -> ChildSpec:

@@ -20,6 +20,8 @@ import pytest
 from batchmill.producer import Client
 from batchmill.producer.protocol.replies import JobState
 
+from .waiting import wait_until
+
 COMMAND = [sys.executable, "-m", "batchmill.worker.cli", "up", "--json", "--no-flower"]
 
 
@@ -90,13 +92,6 @@ def start() -> Iterator[Start]:
         yield start
         for up in started:
             up.end()
-
-
-def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 20.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
-        time.sleep(0.02)
 
 
 def is_gone(process: psutil.Process) -> bool:
