@@ -114,7 +114,7 @@ class FusedLayers:
         if self._bound is None or self._bound[0] is not kv_cache:
             self._bound = kv_cache, CppDecoder(self._layers, self._sizes, kv_cache.layers)
         rows = np.take(self._embedding_rows, inputs.input_ids.numpy(), axis=0)
-        return self._bound[1].run(
+        return self._bound[1].run_layers(
             torch.from_numpy(rows).view(self._embedding.dtype),  # [num_tokens, hidden]
             cos,
             sin,

@@ -167,7 +167,7 @@ class CppDecoder:
             scale=sizes.head_dim**-0.5,
         )
 
-    def run(
+    def run_layers(
         self,
         residual: Tensor,
         cos: Tensor,

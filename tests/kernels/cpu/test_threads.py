@@ -96,7 +96,9 @@ def step_arguments(**changes: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def test_the_decoder_refuses_indices_outside_cache_and_batch() -> None:
     decoder = CppDecoder([make_layer()], SIZES, [make_caches()])
-    assert [list(part.shape) for part in decoder.run(**step_arguments())] == [[2, HIDDEN]] * 2
+    assert [list(part.shape) for part in decoder.run_layers(**step_arguments())] == [
+        [2, HIDDEN]
+    ] * 2
     for name, value, said in (
         ("slot_mapping", torch.tensor([4, 12]), "an entry of slot_mapping"),
         ("block_tables", torch.tensor([[3]], dtype=torch.int32), "block_tables lies outside"),
@@ -105,7 +107,7 @@ def test_the_decoder_refuses_indices_outside_cache_and_batch() -> None:
         ("sample_rows", torch.tensor([1, 0]), "an entry of sample_rows"),
     ):
         with pytest.raises(ValueError, match=said):
-            decoder.run(**step_arguments(**{name: value}))
+            decoder.run_layers(**step_arguments(**{name: value}))
 
 
 def test_a_profiled_step_reports_its_time_and_computes_the_same() -> None:
@@ -114,7 +116,7 @@ def test_a_profiled_step_reports_its_time_and_computes_the_same() -> None:
     decoder = CppDecoder([layer, layer], SIZES, [caches, caches])
 
     def run() -> list[torch.Tensor]:
-        return list(decoder.run(**{**given, "residual": given["residual"].clone()}))
+        return list(decoder.run_layers(**{**given, "residual": given["residual"].clone()}))
 
     plain = run()
     decoder.phase_s = torch.zeros(3, dtype=torch.float64)
@@ -141,7 +143,7 @@ def test_the_decoder_refuses_tensors_that_c_code_would_misread() -> None:
         ("block_tables", torch.zeros(1, 4, dtype=torch.int32)[:, ::2]),
     ):
         with pytest.raises(ValueError, match=f"{name} must be"):
-            decoder.run(**step_arguments(**{name: value}))
+            decoder.run_layers(**step_arguments(**{name: value}))
     keys, values = make_caches()
     with pytest.raises(ValueError, match="each cache must be"):
         CppDecoder([make_layer()], SIZES, [(keys, values.transpose(0, 1))])
