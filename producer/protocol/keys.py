@@ -48,6 +48,8 @@ WINDOW = PREFIX + "window"
 #: Prefix of all indexes of jobs.
 JOB_INDEXES = PREFIX + "jobs:"
 EXPIRING = JOB_INDEXES + "expiring"
+#: When any worker swept last, milliseconds: a long gap means that no holder could renew its leases.
+LAST_SWEEP = PREFIX + "last_sweep"
 
 #: Priority classes, highest first: the order in which a worker looks at its queues.
 PRIORITIES = ("high", "normal", "low")

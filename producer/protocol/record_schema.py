@@ -61,9 +61,13 @@ class RecordFields(BaseModel):
     restarts: Number | None = None
     """How often the output was discarded because the identity had changed."""
     suspect: Number | None = None
-    """Engine deaths while the job ran beside others."""
+    """Engine deaths while the job ran beside others, since its last progress."""
     crashes: Number | None = None
     """Engine deaths while the job ran alone."""
+    lost_leases: Number | None = None
+    """Leases lost in a row without progress."""
+    tokens_at_loss: Number | None = None
+    """Output tokens stored at the last loss of an engine or a lease."""
     alone: Flag | None = None
     """Whether the job runs without other jobs beside it."""
     announcements: Number | None = None

@@ -297,3 +297,5 @@ class SweepCounts:
     unindexed: int = 0
     #: Jobs visited to rebuild the usage counters.
     recounted: int = 0
+    #: Lapsed leases that were extended, because no holder could renew them.
+    extended: int = 0

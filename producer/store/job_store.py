@@ -156,14 +156,30 @@ class JobStore(Store):
         write = TokenWrite(job_id, fence, position, token_ids)
         return self.run(job_calls.complete(write, state, result, error, num_tokens))
 
-    def sweep(self, *, limit: int = 500, reannounce_grace_ms: int = 30_000) -> SweepCounts:
+    def sweep(
+        self,
+        *,
+        limit: int = 500,
+        reannounce_grace_ms: int = 30_000,
+        sweep_interval_ms: int | None = None,
+        extension_ms: int | None = None,
+    ) -> SweepCounts:
         """Requeue jobs whose lease ran out, expire late ones, repeat lost announcements.
+
+        With `sweep_interval_ms` and `extension_ms`, leases that lapsed while nobody could sweep are
+        extended once instead, because their holders could not renew them either.
 
         Safe to run from any number of workers at once. `limit` bounds the jobs of each kind per
         call, because Redis serves no other client while it runs: call again while a count reaches
         it.
         """
-        return self.run(job_calls.sweep(limit, reannounce_grace_ms))
+        call = job_calls.sweep(
+            limit,
+            reannounce_grace_ms,
+            sweep_interval_ms=sweep_interval_ms,
+            extension_ms=extension_ms,
+        )
+        return self.run(call)
 
     def announce_due(self, *, limit: int = 500) -> int:
         """Announce jobs whose delay is over; return how many. Call again if it is `limit`."""

@@ -1,4 +1,4 @@
-"""Lease renewal: extends the leases of all active jobs, as long as the engine makes progress."""
+"""Lease renewal: extends the leases of all active jobs while the engine lives."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from .active_jobs import ActiveJobs
 class LeaseRenewal:
     """Renews leases every third of their length. One thread uses it.
 
-    It stops while the engine's loop stands still, so a stuck engine loses its jobs by itself.
+    A step may take longer than a lease, so leases do not depend on finished steps. They are renewed
+    until the engine's loop has stood still for so long that the watchdog kills the engine.
     """
 
     def __init__(
@@ -24,7 +25,7 @@ class LeaseRenewal:
         jobs: ActiveJobs,
         *,
         lease_s: float,
-        read_loop_count: Callable[[], int],
+        is_engine_stuck: Callable[[], bool],
     ) -> None:
         """Bind to the jobs and their store.
 
@@ -32,30 +33,25 @@ class LeaseRenewal:
             store: holds the records.
             jobs: the active jobs.
             lease_s: length of a lease, seconds.
-            read_loop_count: iterations of the engine's loop so far.
+            is_engine_stuck: whether the engine is about to be killed.
         """
         self._store = store
         self._jobs = jobs
         self._lease_s = lease_s
-        self._read_loop_count = read_loop_count
+        self._is_engine_stuck = is_engine_stuck
         self._renewed_at = time.monotonic()
-        self._renewed_loop_count = -1
 
     def renew_if_due(self) -> list[tuple[ActiveJob, WriteStatus]]:
-        """Renew the leases of all active jobs, if it is time and the engine has moved.
+        """Renew the leases of all active jobs, if it is time and the engine is not stuck.
 
         Raises:
             redis.exceptions.RedisError: Redis did not reply, or refused; call again.
         """
         now = time.monotonic()
-        if now - self._renewed_at < self._lease_s / 3:
-            return []
-        loop_count = self._read_loop_count()
-        if loop_count == self._renewed_loop_count:
+        if now - self._renewed_at < self._lease_s / 3 or self._is_engine_stuck():
             return []
         jobs = self._jobs.snapshot()
         lease_ms = int(self._lease_s * 1000)
         statuses = self._store.renew([job.held for job in jobs], lease_ms=lease_ms)
-        # Set only here, so that after a long step leases are extended as soon as it has ended.
-        self._renewed_at, self._renewed_loop_count = now, loop_count
+        self._renewed_at = now
         return list(zip(jobs, statuses, strict=True))

@@ -61,7 +61,7 @@ class RecordWriter:
         jobs: ActiveJobs,
         config: RecordWriterConfig,
         *,
-        read_loop_count: Callable[[], int],
+        is_engine_stuck: Callable[[], bool],
         set_paused: Callable[[bool], None],
         settle: Callable[[ActiveJob, Outcome], None],
         on_fatal: Callable[[str], None],
@@ -72,7 +72,7 @@ class RecordWriter:
             store: holds the records.
             jobs: the active jobs.
             config: how often to write.
-            read_loop_count: iterations of the engine's loop; see `LeaseRenewal`.
+            is_engine_stuck: whether the engine is about to be killed. Leases are not renewed then.
             set_paused: pauses or continues generation.
             settle: takes each job once, after its last write.
             on_fatal: called if the thread fails, because then no job would ever end.
@@ -91,7 +91,7 @@ class RecordWriter:
             lease_ms=int(config.lease_s * 1000),
         )
         self._leases = LeaseRenewal(
-            store, jobs, lease_s=config.lease_s, read_loop_count=read_loop_count
+            store, jobs, lease_s=config.lease_s, is_engine_stuck=is_engine_stuck
         )
         self._messages: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._ends: deque[tuple[ActiveJob, JobEnd]] = deque()

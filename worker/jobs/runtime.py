@@ -29,6 +29,9 @@ from .throughput import Throughput
 
 _log = structlog.stdlib.get_logger("batchmill.runtime")
 _WATCH_INTERVAL_S = 0.1
+#: After an outage of Redis, lapsed leases are extended by a lease, and by no less than this: the
+#: holders come back within their longest backoff and a socket timeout.
+_MIN_EXTENSION_S = 5.0
 _SWEEP_JITTER = 0.3
 _DUE_INTERVAL_S = 0.5
 #: Delayed jobs per call. Redis serves no other client during the call.
@@ -75,6 +78,8 @@ class WorkerRuntime:
         self._must_stop = must_stop
         self._write_missing_results = write_missing_results
         self._draining = False
+        #: Set by the watchdog: the engine's loop has stood still for too long.
+        self._engine_is_stuck = False
         self._throughput = Throughput()
         self.link = EngineLink(_engine_spec(settings), self)
         self.jobs = ActiveJobs(self.link.send)
@@ -206,7 +211,13 @@ class WorkerRuntime:
     # Actions of the periodic threads.
 
     def _sweep(self) -> None:
-        sweep(self._store, reannounce_grace_ms=int(self._settings.reannounce_grace_s * 1000))
+        settings = self._settings
+        sweep(
+            self._store,
+            reannounce_grace_ms=int(settings.reannounce_grace_s * 1000),
+            sweep_interval_ms=int(settings.sweep_interval_s * 1000),
+            extension_ms=int(max(settings.lease_s, _MIN_EXTENSION_S) * 1000),
+        )
         self._write_missing_results()
 
     def _announce_delayed_jobs(self) -> None:
@@ -219,7 +230,8 @@ class WorkerRuntime:
         if self._must_stop():
             self._on_room()
         stalled_s = self.link.measure_stall_s()
-        if stalled_s > self._settings.engine_stall_s:
+        self._engine_is_stuck = stalled_s > self._settings.engine_stall_s
+        if self._engine_is_stuck:
             self.link.kill(f"its loop has not moved for {stalled_s:.1f} s")
 
     # Construction.
@@ -236,7 +248,7 @@ class WorkerRuntime:
             self._store,
             self.jobs,
             config,
-            read_loop_count=lambda: self.link.loop_count,
+            is_engine_stuck=lambda: self._engine_is_stuck,
             set_paused=self.link.set_paused,
             settle=self._settle,
             on_fatal=self._on_fatal,

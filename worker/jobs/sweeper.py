@@ -11,14 +11,21 @@ _log = structlog.stdlib.get_logger("batchmill.sweeper")
 _LIMIT = 500
 
 
-def sweep(store: JobStore, *, reannounce_grace_ms: int) -> None:
+def sweep(
+    store: JobStore, *, reannounce_grace_ms: int, sweep_interval_ms: int, extension_ms: int
+) -> None:
     """Sweep until nothing is left to do. Any number of workers may sweep at once.
 
     Raises:
         redis.exceptions.RedisError: Redis did not reply; the next sweep makes up for it.
     """
     while True:
-        counts = store.sweep(limit=_LIMIT, reannounce_grace_ms=reannounce_grace_ms)
+        counts = store.sweep(
+            limit=_LIMIT,
+            reannounce_grace_ms=reannounce_grace_ms,
+            sweep_interval_ms=sweep_interval_ms,
+            extension_ms=extension_ms,
+        )
         numbers = {
             "requeued": counts.requeued,
             "dead": counts.dead,
@@ -26,6 +33,8 @@ def sweep(store: JobStore, *, reannounce_grace_ms: int) -> None:
             "expired": counts.expired,
             "reannounced": counts.reannounced,
         }
+        if counts.extended:
+            _log.warning("leases_extended", num_leases=counts.extended)
         if any(numbers.values()):
             _log.info("swept", **numbers)
         # Index entries of expired records are removed all the time: counted, but not logged.

@@ -163,9 +163,22 @@ def forget(job_id: str) -> Call[ForgetReply]:
     return Call("forget", (job_id,), _read_forget)
 
 
-def sweep(limit: int, reannounce_grace_ms: int) -> Call[SweepCounts]:
-    """Put back lost leases, expire late jobs, announce again what was lost."""
-    return Call("sweep", (limit, reannounce_grace_ms), lambda reply: SweepCounts(*reply))
+def sweep(
+    limit: int,
+    reannounce_grace_ms: int,
+    *,
+    sweep_interval_ms: int | None = None,
+    extension_ms: int | None = None,
+) -> Call[SweepCounts]:
+    """Put back lost leases, expire late jobs, announce again what was lost.
+
+    If no sweep came for several intervals, lapsed leases are extended once by `extension_ms`
+    instead, because their holders could not renew them. Both values are given, or neither.
+    """
+    args: list[Argument] = [limit, reannounce_grace_ms]
+    if sweep_interval_ms is not None and extension_ms is not None:
+        args += (sweep_interval_ms, extension_ms)
+    return Call("sweep", args, lambda reply: SweepCounts(*reply))
 
 
 def announce_due(limit: int) -> Call[int]:

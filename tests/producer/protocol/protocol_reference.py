@@ -56,6 +56,7 @@ class Reference:
     fence: int = 0
     suspect: int = 0
     crashes: int = 0
+    lost_leases: int = 0
     alone: bool = False
     restarts: int = 0
     identity: str | None = None
@@ -82,7 +83,7 @@ class Reference:
 
     def retry(self) -> None:
         self.state, self.run, self.is_scheduled = "queued", self.run + 1, False
-        self.suspect = self.crashes = 0
+        self.suspect = self.crashes = self.lost_leases = 0
         self.alone = self.cancel_requested = False
         self.completed_fence = None
 
@@ -101,6 +102,11 @@ class Reference:
 
     def is_meant(self, tag: str, tenant: str | None) -> bool:
         return self.tag == tag and tenant in (None, self.tenant)
+
+    def lose_lease(self) -> ReleaseStatus:
+        self.lost_leases += 1
+        counts = self.lost_leases >= 3
+        return self.put_back(ReleaseCause.ENGINE_DEATH if counts else ReleaseCause.DRAIN)
 
     def put_back(self, cause: ReleaseCause) -> ReleaseStatus:
         if cause is ReleaseCause.ENGINE_DEATH and self.alone:

@@ -320,7 +320,7 @@ class ProtocolMachine(ProtocolInvariants):
         outcome = None
         job = self.jobs.get(job_id)
         if job is not None and job.state == "in_progress":
-            outcome = job.put_back(ReleaseCause.ENGINE_DEATH)
+            outcome = job.lose_lease()
         assert counts.requeued == (outcome is ReleaseStatus.REQUEUED)
         assert counts.cancelled == (outcome is ReleaseStatus.CANCELLED)
         assert counts.dead == (outcome is ReleaseStatus.DEAD)

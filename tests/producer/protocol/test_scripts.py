@@ -108,7 +108,7 @@ def test_key_names_are_written_in_one_file() -> None:
 
 def test_constant_keys_are_those_of_python() -> None:
     constants = dict(re.findall(r"^local ([A-Z_]+) = '(.*)'$", KEYS_LUA, re.MULTILINE))
-    assert len(constants) == 21
+    assert len(constants) == 22
     assert constants == {name: getattr(keys, name) for name in constants}
 
 

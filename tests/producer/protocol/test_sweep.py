@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 
 from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.replies import JobState, SweepCounts, TokenWrite
+from batchmill.producer.protocol.replies import (
+    HeldJob,
+    JobState,
+    ReleaseCause,
+    SweepCounts,
+    TokenWrite,
+)
 
 QUEUE = keys.queue_name("demo", "normal")
 NOTHING = SweepCounts(requeued=0, dead=0, cancelled=0, expired=0, reannounced=0)
@@ -29,7 +35,7 @@ def test_a_sweep_of_a_healthy_store_does_nothing(bench: Any) -> None:
     assert (bench.state("a"), bench.state("b")) == ("queued", "in_progress")
 
 
-def test_a_lost_lease_goes_back_to_the_head_of_its_queue_as_a_suspect(bench: Any) -> None:
+def test_a_lost_lease_goes_back_to_the_head_of_its_queue_without_suspicion(bench: Any) -> None:
     bench.started("lost")
     bench.store.checkpoint([TokenWrite("lost", 1, 0, [1])], lease_ms=60_000)
     bench.take_announcement()
@@ -37,7 +43,7 @@ def test_a_lost_lease_goes_back_to_the_head_of_its_queue_as_a_suspect(bench: Any
     bench.lose_lease("lost")
     assert bench.store.sweep().requeued == 1
     record = bench.store.load("lost")
-    assert (record.state, record.suspect, record.owner) == (JobState.QUEUED, 1, None)
+    assert (record.state, record.suspect, record.owner) == (JobState.QUEUED, 0, None)
     assert ids_in_queue(bench) == ["lost", "other"]
     assert bench.claim("lost").token_ids == [1]
 
@@ -48,17 +54,77 @@ def test_a_lease_that_runs_out_is_found(bench: Any) -> None:
     assert bench.store.sweep().requeued == 1
 
 
-def test_a_job_lost_alone_three_times_fails(bench: Any) -> None:
+def lose(bench: Any, job_id: str, num_new_tokens: int = 0) -> SweepCounts:
+    """Claim a job, store some tokens, and lose its lease."""
+    claim = bench.claim(job_id)
+    if num_new_tokens:
+        position = len(claim.token_ids)
+        write = TokenWrite(job_id, claim.fence, position, [1] * num_new_tokens)
+        bench.store.checkpoint([write], lease_ms=60_000)
+    bench.lose_lease(job_id)
+    counts: SweepCounts = bench.store.sweep()
+    return counts
+
+
+def test_a_job_that_loses_every_worker_without_progress_is_given_up(bench: Any) -> None:
     bench.submit("j")
-    counts = []
-    for _ in range(6):
-        bench.claim("j")
-        bench.lose_lease("j")
-        counts.append(bench.store.sweep())
-    assert [count.requeued for count in counts] == [1, 1, 1, 1, 1, 0]
+    counts = [lose(bench, "j") for _ in range(8)]
+    # Two losses say nothing; three make it run alone; and the third alone is final.
+    assert [count.requeued for count in counts] == [1, 1, 1, 1, 1, 1, 1, 0]
     assert counts[-1].dead == 1
     assert bench.state("j") == "failed"
     assert bench.store.counts().dead_letters == 1
+    error = bench.store.load("j").error.decode()
+    assert "lost its worker 8 times without progress" in error
+    assert "engine died" not in error
+
+
+def test_a_job_that_makes_progress_is_never_given_up_for_lost_workers(bench: Any) -> None:
+    bench.submit("j")
+    for _ in range(20):
+        assert lose(bench, "j", num_new_tokens=64).requeued == 1
+    record = bench.store.load("j")
+    assert (record.state, record.suspect, record.crashes) == (JobState.QUEUED, 0, 0)
+    assert not bench.claim("j").alone
+
+
+def test_progress_clears_the_suspicion_of_engine_deaths(bench: Any) -> None:
+    bench.submit("j")
+    for number in range(2):
+        claim = bench.claim("j")
+        bench.store.release([HeldJob("j", claim.fence)], cause=ReleaseCause.ENGINE_DEATH)
+        assert bench.store.load("j").suspect == number + 1
+    claim = bench.claim("j")
+    bench.store.checkpoint([TokenWrite("j", claim.fence, 0, [1] * 64)], lease_ms=60_000)
+    bench.store.release([HeldJob("j", claim.fence)], cause=ReleaseCause.ENGINE_DEATH)
+    assert bench.store.load("j").suspect == 1
+
+
+def test_leases_that_lapsed_while_no_worker_could_sweep_are_extended_once(bench: Any) -> None:
+    bench.started("j")
+    worker = {"sweep_interval_ms": 100, "extension_ms": 50}
+    assert bench.store.sweep(**worker).extended == 0
+    bench.lose_lease("j")
+    bench.redis.decrby(keys.LAST_SWEEP, 10_000)  # as if Redis had been away for ten seconds
+
+    counts = bench.store.sweep(**worker)
+
+    assert (counts.extended, counts.requeued) == (1, 0)
+    assert bench.state("j") == "in_progress"
+    bench.lose_lease("j")
+    counts = bench.store.sweep(**worker)
+    assert (counts.extended, counts.requeued) == (0, 1)
+
+
+def test_a_record_in_its_last_millisecond_leaves_no_index_entry(bench: Any) -> None:
+    # Redis still returns a record in the very millisecond in which it expires.
+    for number in range(10):
+        bench.started(f"j{number}", result_ttl_ms=30)
+        bench.store.complete(f"j{number}", fence=1, state=JobState.COMPLETED, result="{}")
+    while any(bench.redis.exists(keys.job(f"j{number}")) for number in range(10)):
+        bench.store.sweep()  # many sweeps per millisecond
+    bench.store.sweep()
+    assert bench.redis.keys(keys.JOB_INDEXES + "*") == []
 
 
 def test_two_sweeps_at_once_put_a_job_back_once(bench: Any) -> None:
@@ -71,7 +137,8 @@ def test_two_sweeps_at_once_put_a_job_back_once(bench: Any) -> None:
         counts = list(threads.map(lambda _: bench.store.sweep(), range(4)))
     assert sum(count.requeued for count in counts) == 20
     assert sorted(ids_in_queue(bench)) == sorted(f"j{number}" for number in range(20))
-    assert {bench.store.load(f"j{number}").suspect for number in range(20)} == {1}
+    losses = {bench.redis.hget(keys.job(f"j{number}"), "lost_leases") for number in range(20)}
+    assert losses == {b"1"}
 
 
 def test_late_jobs_expire_while_they_wait(bench: Any) -> None:

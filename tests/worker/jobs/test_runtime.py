@@ -75,10 +75,10 @@ def test_an_engine_that_is_starting_at_shutdown_does_not_load_first(
     assert link.join(10.0)
 
 
-def test_leases_are_renewed_as_soon_as_a_long_step_has_ended(
+def test_leases_are_renewed_during_a_long_step_until_the_engine_is_stuck(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    now, loop_count = 1000.0, 1
+    now, is_stuck = 1000.0, False
     renewals: list[float] = []
 
     def renew(held: list[Any], *, lease_ms: int) -> list[WriteStatus]:
@@ -95,10 +95,10 @@ def test_leases_are_renewed_as_soon_as_a_long_step_has_ended(
         SimpleNamespace(renew=renew),  # type: ignore[arg-type]
         jobs,
         lease_s=15.0,
-        read_loop_count=lambda: loop_count,
+        is_engine_stuck=lambda: is_stuck,
     )
-    for now, loop_count in ((1005.0, 2), (1010.1, 2), (1014.9, 2), (1015.0, 3)):  # noqa: B007
+    for now, is_stuck in ((1005.0, False), (1010.1, False), (1014.9, False), (1016.0, True)):  # noqa: B007
         renewal.renew_if_due()
 
-    # A step of ten seconds, and a lease of fifteen: no later than the step's end.
-    assert renewals == [1005.0, 1015.0]
+    # Every third of a lease, however long the step takes.
+    assert renewals == [pytest.approx(1005.0), pytest.approx(1010.1)]

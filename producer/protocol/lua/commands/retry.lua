@@ -23,8 +23,8 @@ local now = now_ms()
 -- Delete what the end has set. The tokens stay: a claim with the same identity continues from them. So do fence and
 -- attempts, which only grow.
 redis.call('HDEL', job_key(id), 'result', 'error', 'finished_at_ms', 'started_at_ms', 'owner',
-  'completed_fence', 'cancel_requested', 'suspect', 'alone', 'crashes', 'claim_nonce',
-  'not_before_ms')
+  'completed_fence', 'cancel_requested', 'suspect', 'alone', 'crashes', 'lost_leases',
+  'tokens_at_loss', 'claim_nonce', 'not_before_ms')
 redis.call('HSET', job_key(id), 'state', 'queued', 'enqueued_at_ms', now, 'retry_nonce', nonce,
   'run', job.run + 1)
 for _, key in ipairs({ job_key(id), tokens_key(id), text_key(id) }) do redis.call('PERSIST', key) end

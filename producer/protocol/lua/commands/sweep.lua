@@ -1,18 +1,33 @@
 -- Repair what dead processes left behind: lost leases, passed deadlines, unfinished batches, lost announcements,
 -- expired index entries and malformed records.
--- KEYS: none. ARGV: limit (jobs per kind and call), reannounce_grace_ms.
--- Reply: {requeued, dead, cancelled, expired, reannounced, unindexed, recounted}.
+-- KEYS: none. ARGV: limit (jobs per kind and call), reannounce_grace_ms, then the sweeping worker's sweep_interval_ms and
+-- extension_ms (older workers send neither).
+-- Reply: {requeued, dead, cancelled, expired, reannounced, unindexed, recounted, extended}.
 -- @include announce, batches, dead_letters, finish, guard, index, keys, record, recount, server, unusable
 allow_writes_when_full()
 local limit, grace_ms, now = tonumber(ARGV[1]), tonumber(ARGV[2]), now_ms()
+local interval_ms, extension_ms = tonumber(ARGV[3] or nil), tonumber(ARGV[4] or nil)
 local counts = { REQUEUED = 0, DEAD = 0, CANCELLED = 0, EXPIRED = 0, NONE = 0 }
 
 announce_due_jobs(limit, now)
 
+-- If no worker swept for several intervals, Redis was away or its clock jumped: the holders could not renew, however
+-- well they are. Each lease that lapsed meanwhile is extended instead of being taken.
+local num_extended = 0
+local ok, last = pcall(redis.call, 'GET', LAST_SWEEP)
+local gap_ms = ok and tonumber(last or nil) and now - tonumber(last) or 0
+if interval_ms and extension_ms and gap_ms > 3 * interval_ms + 1000 then
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', now)) do
+    redis.call('ZADD', LEASES, now + extension_ms, id)
+    num_extended = num_extended + 1
+  end
+end
+redis.call('SET', LAST_SWEEP, now, 'EX', 86400)
+
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', now, 'LIMIT', 0, limit)) do
   local outcome = guard_job(id, 'DEAD', function()
     local job = load_job(id)
-    if job and job.state == 'in_progress' then return requeue_job(id, job, 'engine_death', now) end
+    if job and job.state == 'in_progress' then return requeue_job(id, job, 'lease_expired', now) end
     redis.call('ZREM', LEASES, id) -- a record deleted by hand must not stop the sweep of all others
     return 'NONE'
   end)
@@ -107,7 +122,8 @@ local function drop_entry(entry)
   local f = redis.call('HMGET', job_key(id), 'state', 'tags', 'tenant', 'enqueued_at_ms')
   local own = f[1] and { tags = f[2] or nil, tenant = f[3] or nil }
   local ttl_ms = redis.call('PTTL', job_key(id))
-  if ttl_ms > 0 and entry == expiring_entry(id, f[1], own) then
+  -- 0 is the record's last millisecond: the next sweep finds it gone. It must not be indexed again here.
+  if ttl_ms >= 0 and entry == expiring_entry(id, f[1], own) then
     redis.call('ZADD', EXPIRING, now + ttl_ms, entry) -- kept longer by hand
   else
     unindex_job(id, state, labels)
@@ -127,5 +143,5 @@ local num_recounted = recount_usage(num_failed > 0, limit, now)
 redis.call('ZREMRANGEBYSCORE', DEAD, '-inf', now - DEAD_TTL_MS)
 return {
   counts.REQUEUED, counts.DEAD, counts.CANCELLED, counts.EXPIRED, reannounced, #gone,
-  num_recounted,
+  num_recounted, num_extended,
 }

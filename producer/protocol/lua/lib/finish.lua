@@ -2,6 +2,8 @@
 -- @include announce, batches, dead_letters, events, fair_share, index, keys, record, usage
 
 local CRASH_LIMIT = 3 -- engine deaths while the job ran alone, after which it fails
+local LOST_LEASE_LIMIT = 3 -- lost leases in a row without progress, from which on each counts like an engine death
+local PROGRESS_TOKENS = 64 -- new tokens since the last loss that clear a job of suspicion
 
 -- Move a job to a terminal state. This is the only way there: state, result, index entries, webhook event, TTLs,
 -- counters and the wake-up of waiting clients change in one script. `num_tokens` is the real cost, prompt and output;
@@ -57,27 +59,46 @@ local function expire_job(id, job, now)
   finish_job(id, job, 'expired', '', text, now)
 end
 
-local function fail_crashed_job(id, job, now)
+local function fail_crashed_job(id, job, cause, now)
   local message = 'the engine died ' .. CRASH_LIMIT .. ' times while it ran this job alone'
+  if cause == 'lease_expired' then
+    message = 'the job lost its worker ' .. redis.call('HGET', job_key(id), 'lost_leases')
+      .. ' times without progress, at last ' .. CRASH_LIMIT .. ' times while it ran alone'
+  end
   local document = redis.call('HGET', job_key(id), 'doc')
   add_dead_letter(id, 'job', 'attempts_exhausted', document, job.owner, now)
   finish_job(id, job, 'failed', '', error_json('attempts_exhausted', message), now)
 end
 
--- Put a job that is in progress back into its queue, or end it if it must not run again. An engine death counts as a
--- crash only if the job ran alone; otherwise the job becomes a suspect.
+-- Count the loss of a job's engine or of its lease, and return how often the job crashed while it ran alone. An engine
+-- death counts as a crash only if the job ran alone; otherwise the job becomes a suspect. A lost lease says nothing
+-- about the job: its worker was killed, stopped, or cut off. Only a job that loses its workers again and again without
+-- progress is treated as one whose engine died. Progress since the last loss clears a job.
+local function count_loss(id, job, cause)
+  local num_tokens = redis.call('STRLEN', tokens_key(id)) / 4
+  local num_at_loss = tonumber(redis.call('HGET', job_key(id), 'tokens_at_loss') or nil) or 0
+  if num_tokens - num_at_loss >= PROGRESS_TOKENS then
+    redis.call('HDEL', job_key(id), 'suspect', 'crashes', 'lost_leases')
+  end
+  redis.call('HSET', job_key(id), 'tokens_at_loss', num_tokens)
+  if cause == 'lease_expired'
+    and redis.call('HINCRBY', job_key(id), 'lost_leases', 1) < LOST_LEASE_LIMIT then
+    return 0
+  end
+  return redis.call('HINCRBY', job_key(id), job.alone and 'crashes' or 'suspect', 1)
+end
+
+-- Put a job that is in progress back into its queue, or end it if it must not run again. The cause is `drain`,
+-- `engine_death` or `lease_expired`.
 local function requeue_job(id, job, cause, now)
   redis.call('ZREM', LEASES, id)
-  local crashes = 0
-  if cause == 'engine_death' then
-    crashes = redis.call('HINCRBY', job_key(id), job.alone and 'crashes' or 'suspect', 1)
-  end
+  local crashes = cause == 'drain' and 0 or count_loss(id, job, cause)
   if job.cancel_requested then
     cancel_job(id, job, now)
     return 'CANCELLED'
   end
   if job.alone and crashes >= CRASH_LIMIT then
-    fail_crashed_job(id, job, now)
+    fail_crashed_job(id, job, cause, now)
     return 'DEAD'
   end
   if job.deadline_at_ms and job.deadline_at_ms <= now then

@@ -22,6 +22,7 @@ local RECOUNT = 'batchmill:usage:recount'
 local TENANTS = 'batchmill:tenants'
 local WINDOW = 'batchmill:window'
 local EXPIRING = 'batchmill:jobs:expiring'
+local LAST_SWEEP = 'batchmill:last_sweep'
 
 local function job_key(id) return 'batchmill:job:' .. id end
 local function tokens_key(id) return 'batchmill:tokens:' .. id end
