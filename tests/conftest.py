@@ -43,6 +43,7 @@ class RedisServer:
             str(get_binary_path()),
             *("--port", "0", "--unixsocket", str(self.socket), "--dir", str(self.folder)),
             *("--save", "", "--appendonly", "no", "--daemonize", "no"),
+            *("--enable-protected-configs", "yes"),
             *("--maxmemory-policy", "noeviction", "--logfile", str(self.folder / "log")),
             *options,
         ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from redis import Redis
+from redis import ConnectionPool, Redis
 from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio.connection import ConnectionPool as AsyncConnectionPool
 from redis.asyncio.retry import Retry as AsyncRetry
@@ -18,6 +18,7 @@ from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import (
     AuthenticationError,
     ClusterDownError,
+    MasterDownError,
     NoPermissionError,
     NoScriptError,
     OutOfMemoryError,
@@ -30,6 +31,8 @@ from redis.retry import Retry
 from batchmill.producer.broker_url import redis_url
 from batchmill.producer.errors import WrongEventLoop
 
+#: A server refuses writes because it is a replica, or all calls because its primary is gone.
+_REPLICA_ERRORS = (ReadOnlyError, MasterDownError)
 # A connection that is cut silently is noticed after socket_timeout. Without it a half-open
 # connection would hang for ever.
 _OPTIONS: dict[str, Any] = {
@@ -37,6 +40,8 @@ _OPTIONS: dict[str, Any] = {
     "socket_connect_timeout": 3,
     "health_check_interval": 10,
     "decode_responses": False,
+    # A server that has just become a replica: the retry makes a new connection.
+    "retry_on_error": list(_REPLICA_ERRORS),
 }
 # A call whose reply was lost is repeated, which every script is made for. Five times within about
 # two seconds: enough for a dropped connection, while a wrong address soon becomes an error.
@@ -58,7 +63,11 @@ _STATE_WORDS = (
 
 def connect(url: str) -> Redis:
     """Return a client for a broker URL. Nothing is sent before the first call."""
-    return Redis.from_url(redis_url(url), retry=Retry(_BACKOFF, _NUM_RETRIES), **_OPTIONS)
+    retry = Retry(_BACKOFF, _NUM_RETRIES)
+    pool = ConnectionPool.from_url(redis_url(url), retry=retry, **_OPTIONS)
+    kind = pool.connection_class
+    pool.connection_class = type(kind.__name__, (_LeavesReplica, kind), {})
+    return Redis.from_pool(pool)
 
 
 def async_connect(url: str) -> AsyncRedis:
@@ -69,7 +78,7 @@ def async_connect(url: str) -> AsyncRedis:
     retry = AsyncRetry(_BACKOFF, _NUM_RETRIES)
     pool = _PoolOfOneLoop.from_url(redis_url(url), retry=retry, **_OPTIONS)
     kind = pool.connection_class
-    pool.connection_class = type(kind.__name__, (_KeepsCancellation, kind), {})
+    pool.connection_class = type(kind.__name__, (_AsyncConnection, kind), {})
     return AsyncRedis.from_pool(pool)
 
 
@@ -99,17 +108,58 @@ class _PoolOfOneLoop(AsyncConnectionPool):
             )
 
 
-class _KeepsCancellation:
-    """Makes a connection raise `CancelledError` if its task is cancelled during a send.
+class _LeavesReplica:
+    """Makes a connection close before its next command if its server has become a replica.
+
+    A failover behind one address leaves the connections to the old primary open. It refuses every
+    write from then on, so only a new connection, with a new lookup of the name, finds the primary.
+    """
+
+    _is_replica = False
+
+    def read_response(self, *args: Any, **kwargs: Any) -> Any:
+        """Read a reply, as the class of the connection does."""
+        connection: Any = super()
+        try:
+            return connection.read_response(*args, **kwargs)
+        except _REPLICA_ERRORS:
+            self._is_replica = True
+            raise
+
+    def send_packed_command(self, *args: Any, **kwargs: Any) -> None:
+        """Send on a new connection if the old one leads to a replica."""
+        connection: Any = super()
+        if self._is_replica:
+            self._is_replica = False
+            connection.disconnect()
+        connection.send_packed_command(*args, **kwargs)
+
+
+class _AsyncConnection:
+    """The same for asyncio; it also raises `CancelledError` if its task is cancelled in a send.
 
     Before Python 3.12, `asyncio.wait_for`, through which redis-py sends, swallows a cancellation
     that arrives just when the send is done. The task still counts it, but without this a loop of
     calls would never end. Every asyncio wait and every asyncio client sends through here.
     """
 
-    async def send_packed_command(self, *args: Any, **kwargs: Any) -> None:
-        """Send, as the class of the connection does."""
+    _is_replica = False
+
+    async def read_response(self, *args: Any, **kwargs: Any) -> Any:
+        """Read a reply, as the class of the connection does."""
         connection: Any = super()
+        try:
+            return await connection.read_response(*args, **kwargs)
+        except _REPLICA_ERRORS:
+            self._is_replica = True
+            raise
+
+    async def send_packed_command(self, *args: Any, **kwargs: Any) -> None:
+        """Send on a new connection if the old one leads to a replica."""
+        connection: Any = super()
+        if self._is_replica:
+            self._is_replica = False
+            await connection.disconnect(nowait=True)
         num_before = _num_cancellations()
         await connection.send_packed_command(*args, **kwargs)
         if _num_cancellations() > num_before:

@@ -92,6 +92,7 @@ def _connection_configuration() -> dict[str, Any]:
     return {
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
+        "broker_channel_error_retry": True,
         "broker_transport_options": {
             # Covers only the time from receipt to claim: milliseconds.
             "visibility_timeout": 60,

@@ -22,7 +22,7 @@ from kombu.transport import TRANSPORT_ALIASES, redis, virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
 from kombu.utils.uuid import uuid
-from redis.exceptions import OutOfMemoryError, RedisError
+from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
 from batchmill.producer.protocol.records import DeadLetterKind
 from batchmill.producer.store.job_store import JobStore
@@ -166,5 +166,8 @@ class Transport(redis.Transport):
     """kombu's Redis transport with our channel."""
 
     Channel = Channel
+    #: A Redis that refuses (read-only, too few replicas, a full disk, a key of another type) must
+    #: not end the worker: Celery connects again, with a backoff and a new lookup of the name.
+    connection_errors = (*redis.Transport.connection_errors, ResponseError)
     #: Seconds that Redis holds a BRPOP on empty queues. A closing channel waits for its reply.
     brpop_timeout: Any = 0.5
