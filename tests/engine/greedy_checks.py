@@ -1,4 +1,4 @@
-"""Greedy tokens of an engine against transformers' own, along every way they can be computed."""
+"""Compares greedy tokens of an engine and of transformers, for every way to compute them."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def _tokens(engine: Engine) -> Tokens:
 
 
 def alone(folder: Path, loaded: LoadedModel, expected: Tokens) -> Tokens:
-    """One request at a time."""
+    """Run one request at a time."""
     engine = _engine(folder, loaded)
     return [engine.generate([prompt], GREEDY)[0].token_ids for prompt in PROMPTS]
 
 
 def batched(folder: Path, loaded: LoadedModel, expected: Tokens) -> Tokens:
-    """All at once, the second time from the prefix cache."""
+    """Run all requests at once, then again from the prefix cache."""
     engine = _engine(folder, loaded)
     first, again = _tokens(engine), _tokens(engine)
     assert engine.generate(PROMPTS[4:], GREEDY)[0].usage.cached_tokens > 0
@@ -69,12 +69,12 @@ def batched(folder: Path, loaded: LoadedModel, expected: Tokens) -> Tokens:
 
 
 def chunked(folder: Path, loaded: LoadedModel, expected: Tokens) -> Tokens:
-    """Prompts cut into chunks beside decodes."""
+    """Run prompts in chunks beside decodes."""
     return _tokens(_engine(folder, loaded, max_num_seqs=5, max_num_batched_tokens=7))
 
 
 def preempted(folder: Path, loaded: LoadedModel, expected: Tokens) -> Tokens:
-    """A cache too small for all outputs."""
+    """Run with a cache that is too small for all outputs."""
     engine = _engine(folder, loaded, num_blocks=16)
     tokens = _tokens(engine)
     assert engine.stats().num_preemptions > 0
@@ -82,7 +82,7 @@ def preempted(folder: Path, loaded: LoadedModel, expected: Tokens) -> Tokens:
 
 
 def resumed(folder: Path, loaded: LoadedModel, expected: Tokens) -> Tokens:
-    """Every request taken up after a part of its output, in one batch."""
+    """Resume every request after a part of its output, in one batch."""
     engine = _engine(folder, loaded, num_blocks=400)
     cuts = (1, NUM_OUTPUT_TOKENS // 2, NUM_OUTPUT_TOKENS - 1)
     for index, prompt in enumerate(PROMPTS):
@@ -102,7 +102,7 @@ def resumed(folder: Path, loaded: LoadedModel, expected: Tokens) -> Tokens:
     return [wrong[index] for index in range(len(PROMPTS))]
 
 
-#: By name; each takes folder, loaded model and the right tokens, and returns tokens.
+#: Each takes the folder, the loaded model and the expected tokens, and returns tokens.
 WAYS: dict[str, Callable[[Path, LoadedModel, Tokens], Tokens]] = {
     "alone": alone,
     "batched": batched,

@@ -1,4 +1,4 @@
-"""Runs a model's steps without an engine, to look at their logits."""
+"""Runs a model's steps without an engine, to compare their logits."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Load a model and print, as JSON, how much memory that took.
+"""Load a model and print, as JSON, the memory that loading took.
 
-Arguments: the folder of a tiny model, that of the model, the dtype, and who computes it.
+Arguments: the folder of a tiny model, the folder of the model, the dtype, and `model_impl`.
 
-A process of its own: the peak of a process that has done other things says nothing.
+It runs in its own process, because earlier work would raise the peak.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def main() -> None:
     tiny, folder, dtype, model_impl = sys.argv[1:]
     load_model(tiny, dtype=dtype, device="cpu", model_impl=model_impl)
     before = memory_bytes("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     loaded = load_model(folder, dtype=dtype, device="cpu", model_impl=model_impl)
     peak = memory_bytes("VmHWM")
     print(

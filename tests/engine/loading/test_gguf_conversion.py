@@ -1,4 +1,4 @@
-"""GGUF files: converted once, whoever is first, and the same model as the weights inside."""
+"""GGUF files: converted once, also by racing processes, to a model with the same weights."""
 
 from __future__ import annotations
 
@@ -162,5 +162,5 @@ def test_the_environment_decides_the_cache_folder(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("BATCHMILL_CACHE_DIR")
     assert cache_folder() == Path("/two/batchmill")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", "/home/somebody")
-    assert cache_folder() == Path("/home/somebody/.cache/batchmill")
+    monkeypatch.setenv("HOME", "/home/user")
+    assert cache_folder() == Path("/home/user/.cache/batchmill")

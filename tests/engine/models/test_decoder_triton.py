@@ -1,4 +1,4 @@
-"""The decoder on the GPU's kernels, in Triton's interpreter where there is no GPU."""
+"""The decoder on the GPU's kernels, in Triton's interpreter if there is no GPU."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ from ..tiny_model import POISON, run, save_model, tiny_engine
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
-#: Some matrix of these has a size that is no multiple of 16, or there are many.
+#: Models with a matrix whose size is not a multiple of 16, or with several experts.
 REFUSED = {
     "Llama, every bias, llama3 RoPE, explicit head_dim": "num_heads . head_dim 120",
     "Qwen3-MoE": "is a mixture of experts",
