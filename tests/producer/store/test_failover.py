@@ -54,11 +54,11 @@ def forward(one: socket.socket, other: socket.socket) -> None:
             selector.register(end, selectors.EVENT_READ)
         while True:
             for key, _ in selector.select():
-                end: socket.socket = key.fileobj  # type: ignore[assignment]
-                data = end.recv(65536)
+                source = one if key.fileobj is one else other
+                data = source.recv(65536)
                 if not data:
                     return
-                peers[end].sendall(data)
+                peers[source].sendall(data)
 
 
 @pytest.fixture
