@@ -98,8 +98,10 @@ class RequestIntake:
         token_ids: Sequence[int]
         if isinstance(prompt, Chat):
             token_ids = self._tokenizer.apply_chat_template(prompt, model_name=self._model_name)
+            self._check_text_token_ids("messages", token_ids)
         elif isinstance(prompt, str):
             token_ids = self._tokenizer.encode(prompt)
+            self._check_text_token_ids("prompt", token_ids)
         else:
             self._check_token_ids("prompt", prompt)
             token_ids = prompt
@@ -143,6 +145,20 @@ class RequestIntake:
                     f"{name}[{index}] is {shown}: token ids are integers from 0 to "
                     f"{self._vocab_size - 1}",
                 )
+
+    def _check_text_token_ids(self, name: str, token_ids: Sequence[int]) -> None:
+        """Refuse a text with a token that the tokenizer has and the model does not.
+
+        Tokenizers of some models (Gemma 3 1B, CodeLlama 34B, many fine-tunes) have more tokens.
+        """
+        largest = max(token_ids, default=0)
+        if largest >= self._vocab_size:
+            raise RequestError(
+                "invalid_request",
+                f"{name} contains a special token that this model does not have (its tokenizer "
+                f"gives it the id {largest}, and the model has ids from 0 to "
+                f"{self._vocab_size - 1}): leave it out",
+            )
 
     def _tool_use(self, chat: Chat, params: SamplingParams) -> ToolUse | None:
         check_agreement(chat, params)
@@ -216,6 +232,7 @@ class RequestIntake:
             for space in ("", " "):
                 token_ids = self._tokenizer.encode_plain(f"{space}{word.lstrip()}")
                 if token_ids:
+                    self._check_text_token_ids("bad_words", token_ids)
                     sequences.append(token_ids)
         return sequences
 

@@ -36,6 +36,7 @@ from batchmill.engine.text.tokenizer import Tokenizer
 from batchmill.kernels.ops.fp8_linear import FP8_VERSION
 from batchmill.kernels.ops.int8_linear import INT8_VERSION
 
+from .end_tokens import read_eos_token_ids
 from .fingerprint import model_identity
 from .load_options import LoadOptions
 from .model_source import model_folder
@@ -117,7 +118,9 @@ def _load_folder(folder: Path, options: LoadOptions) -> LoadedModel:
         config=model.config,
         tokenizer=tokenizer,
         identity=model_identity(folder, computation, options.dtype),
-        eos_token_ids=_read_eos_token_ids(folder, hf_config.to_dict(), tokenizer),
+        eos_token_ids=read_eos_token_ids(
+            folder, hf_config.to_dict(), tokenizer, model.config.vocab_size
+        ),
     )
 
 
@@ -232,19 +235,3 @@ def _read_hf_config(folder: Path) -> PreTrainedConfig:
             "folder must hold a config.json with an architecture that transformers knows"
         ) from error
     return hf_config
-
-
-def _read_eos_token_ids(
-    folder: Path, hf_config: dict[str, Any], tokenizer: Tokenizer
-) -> frozenset[int]:
-    """Collect the tokens that end an output; chat models name some of them in one place only."""
-    path = folder / "generation_config.json"
-    generation_config = json.loads(path.read_text()) if path.is_file() else {}
-    token_ids: set[int] = set()
-    for named in (
-        generation_config.get("eos_token_id"),
-        hf_config.get("eos_token_id"),
-        tokenizer.eos_token_id,
-    ):
-        token_ids.update(named if isinstance(named, list) else [] if named is None else [named])
-    return frozenset(token_ids)

@@ -204,3 +204,10 @@ def test_an_empty_folder_and_a_stray_file_are_named(tmp_path: Path) -> None:
     stray.write_bytes(b"")
     with pytest.raises(ModelLoadError, match=r"does not end in \.gguf: name the model's folder"):
         load(stray)
+
+
+@pytest.mark.parametrize("text", ["{broken", "[1]", '{"eos_token_id": "</s>"}'])
+def test_a_broken_generation_config_is_a_model_load_error(model_path: Path, text: str) -> None:
+    (model_path / "generation_config.json").write_text(text)
+    with pytest.raises(ModelLoadError, match=r"generation_config\.json"):
+        load(model_path)
