@@ -1,7 +1,7 @@
 -- Repair what dead processes left behind: lost leases, passed deadlines, unfinished batches, lost announcements,
 -- expired index entries and malformed records.
--- KEYS: none. ARGV: limit (jobs per kind and call), reannounce_grace_ms, then the sweeping worker's sweep_interval_ms and
--- extension_ms (older workers send neither).
+-- KEYS: none. ARGV: limit (jobs per kind and call), reannounce_grace_ms, then sweep_interval_ms and extension_ms of the
+-- sweeping worker (older workers send neither).
 -- Reply: {requeued, dead, cancelled, expired, reannounced, unindexed, recounted, extended}.
 -- @include announce, batches, dead_letters, finish, guard, index, keys, record, recount, server, unusable
 allow_writes_when_full()
