@@ -35,6 +35,8 @@ def create_app(settings: WorkerSettings) -> Celery:
     app.conf.update(_configuration(settings), **_broker_configuration(url))
     # Not in the configuration: `inspect conf` would show a password in the URL.
     setattr(app, SETTINGS_KEY, settings.model_copy(update={"broker_url": broker}))
+    # A queue that was published to would be consumed from after the next reconnect.
+    app.amqp.queues.select(settings.queues)
     app.register_task(GenerateTask())
     app.steps["consumer"].update((GateStep, EventBatchStep))
     _configure_celery_logging(settings)
@@ -65,8 +67,10 @@ def _configuration(settings: WorkerSettings) -> dict[str, Any]:
         "result_serializer": "json",
         "event_serializer": "json",
         "task_queues": [Queue(name, exchange="", routing_key=name) for name in settings.queues],
-        "task_default_queue": settings.queues[1],
-        "task_create_missing_queues": False,
+        # For publishing: what follows a plain task (chain, chord, link) goes to any queue. Without
+        # a queue it goes to Celery's default one, as from a stock worker, never to one of ours.
+        "task_default_queue": "celery",
+        "task_create_missing_queues": True,
         # The claim comes before this early acknowledgement; from then on the record counts.
         "task_acks_late": False,
         "task_send_sent_event": False,
