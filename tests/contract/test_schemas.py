@@ -122,6 +122,8 @@ def test_real_records_fit_their_schema_and_hold_no_field_that_it_does_not_know(
     store.announce_due()
     store.cancel("job-0")
     store.run(retry("job-0", QueueLimits()))
+    assert isinstance(store.claim("job-1", owner="w", lease_ms=0, identity="i"), Claim)
+    assert store.sweep().requeued == 1
     for _ in range(5):
         claim = store.claim("job-1", owner="w", lease_ms=60_000, identity="i")
         assert isinstance(claim, Claim)
