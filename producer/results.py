@@ -14,7 +14,7 @@ _CONFIG = ConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True)
 
 
 def _is_absent(value: object) -> bool:
-    """Whether a result leaves a field out: unused fields take no room in Redis."""
+    """Return whether a result leaves a field out: unused fields take no room in Redis."""
     return value is None or value == []
 
 
@@ -147,7 +147,7 @@ class JobResult(BaseModel):
     finish_reason: FinishReason | None = None
     #: The stop string or token id that ended it; None for the end of text.
     stop_reason: str | int | None = None
-    #: If there are several samples, the first one's; so are the fields around it.
+    #: Text of the output. This and the fields around it are those of the first sample.
     text: str = ""
     #: Calls of the job's `tools`; their markup is not in `text`.
     tool_calls: list[ToolCall] = Field(default_factory=list, repr=False, exclude_if=_is_absent)

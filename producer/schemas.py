@@ -1,7 +1,6 @@
 """JSON Schemas of the wire formats, for clients in other languages.
 
-`python -m batchmill.producer.schemas FOLDER` writes them; those in `schema/` are of this
-version.
+`python -m batchmill.producer.schemas FOLDER` writes them; `schema/` holds those of this version.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ def schemas() -> dict[str, dict[str, Any]]:
     """Return each schema by its file name.
 
     A schema checks less than submit does: it has the preferred names, their types and their
-    limits, but no aliases, and not the rule that exactly one of prompt and messages is given.
+    limits, but neither aliases nor the rule that exactly one of prompt and messages is given.
     """
     job = GenerationJob.model_json_schema(by_alias=False)
     return {
@@ -35,11 +34,11 @@ def schemas() -> dict[str, dict[str, Any]]:
         ),
         "record.schema.json": _titled(
             _without_null(RecordFields.model_json_schema()),
-            "A job's record, as HGETALL batchmill:job:ID gives it",
+            "A job's record, as HGETALL batchmill:job:ID returns it",
         ),
         "webhook-event.schema.json": _event(),
         "batch.schema.json": _titled(
-            BatchStatus.model_json_schema(mode="serialization"), "Where a batch is"
+            BatchStatus.model_json_schema(mode="serialization"), "The status of a batch"
         ),
         "batch-event.schema.json": _batch_event(),
     }
@@ -96,7 +95,7 @@ def _event() -> dict[str, Any]:
             name: result["$defs"][name] for name in ("JobError", "PromptTokensDetails", "Usage")
         },
     }
-    return _titled(schema, "What a webhook receives when a job has ended")
+    return _titled(schema, "The webhook event of a job that has ended")
 
 
 def _batch_event() -> dict[str, Any]:
@@ -125,7 +124,7 @@ def _batch_event() -> dict[str, Any]:
             name: batch["$defs"][name] for name in ("BatchError", "BatchErrors", "RequestCounts")
         },
     }
-    return _titled(schema, "What a webhook receives when a batch has ended")
+    return _titled(schema, "The webhook event of a batch that has ended")
 
 
 def main() -> None:

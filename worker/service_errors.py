@@ -44,7 +44,7 @@ class BrokerFailed(BrokerError):
 
 
 class NotPrivate(ServiceError):
-    """A folder for prompts, outputs or secrets is open to other users, or belongs to one."""
+    """A folder for prompts, outputs or secrets is open to, or belongs to, another user."""
 
 
 class NoWebhookSecret(ServiceError):

@@ -54,7 +54,7 @@ class BatchRequest(BaseModel):
 
     #: Receives one signed POST when the batch ends. https, unless the operator allows http.
     webhook: WebhookUrl | None = None
-    #: Ends to report. If it is missing, all four.
+    #: Events to send. If it is missing, all four.
     webhook_events_filter: Annotated[list[BatchEventName], Field(min_length=1, max_length=4)] = (
         Field(default_factory=lambda: list(BATCH_EVENTS))
     )

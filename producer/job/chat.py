@@ -40,7 +40,7 @@ class Function(BaseModel):
     strict: bool | None = None
 
     @model_validator(mode="after")
-    def _takes_an_object(self) -> Self:
+    def _check_parameters(self) -> Self:
         try:
             check_parameters("parameters", self.parameters or {})
         except ContractError as refusal:
@@ -82,7 +82,7 @@ def _check_tools(tools: list[Tool]) -> list[Tool]:
 
 
 def _read_tool_choice(choice: Any) -> Any:
-    """Check it by hand: pydantic's error for a union would name all of its branches."""
+    """Check a choice by hand: pydantic's error for a union would name all of its branches."""
     is_function = (
         isinstance(choice, dict)
         and choice.keys() == {"type", "function"}
@@ -148,7 +148,7 @@ class ChatFields(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _null_is_a_default(cls, data: Any) -> Any:
+    def _drop_nulls(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
         return {

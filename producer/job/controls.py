@@ -213,7 +213,7 @@ class SamplingControls(BaseModel):
         return read_other_forms(data)
 
     @model_validator(mode="after")
-    def _agree(self) -> Self:
+    def _check_agreement(self) -> Self:
         check_lengths(self)
         if self.is_structured:
             check_structure_ends_output(self)

@@ -13,7 +13,7 @@ from batchmill.engine.contract.chat import FUNCTION_NAME, Role
 
 from .field_checks import STRICT, Text
 
-#: Fields that OpenAI's responses write out in messages, and the values that mean nothing.
+#: Fields that OpenAI's responses write out in messages, and their values that mean nothing.
 _NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
     "annotations": (None, []),
     "audio": (None,),
@@ -118,7 +118,9 @@ class Message(BaseModel):
     @model_validator(mode="after")
     def _check_fields_of_role(self) -> Self:
         if self.tool_calls is not None and self.role != "assistant":
-            raise ValueError(f"tool_calls are in a message of the {self.role}: leave them out")
+            raise ValueError(
+                f"a message of the {self.role} must not have tool_calls: leave them out"
+            )
         if self.content is None and self.tool_calls is None:
             raise ValueError("content is missing: only a message with tool_calls can go without")
         if (self.tool_call_id is not None) != (self.role == "tool"):
@@ -135,10 +137,10 @@ class Message(BaseModel):
 
 
 def check_answers(messages: list[Message]) -> list[Message]:
-    """Return messages in which each message of a tool answers an earlier call.
+    """Check that each message of a tool answers an earlier call, and return the messages.
 
     Raises:
-        ValueError: one does not.
+        ValueError: a message answers a call that was not made.
     """
     call_ids: set[str] = set()
     for index, message in enumerate(messages):

@@ -12,7 +12,7 @@ from batchmill.producer.errors import JobRejected, UnsupportedParameter
 
 from .document import GenerationJob
 
-#: Of a field's name, as a message shows it.
+#: Longest part of a field's name that a message shows.
 _MAX_NAME_CHARS = 200
 
 

@@ -59,7 +59,7 @@ DEFAULT_TENANT = "default"
 #: Messages in a queue's list, unless the operator has set `WINDOW`.
 DEFAULT_WINDOW_JOBS = 8
 
-#: Time to live of a heartbeat, which a worker writes three times in it.
+#: Time to live of a heartbeat; by default a worker writes three within it.
 WORKER_TTL_S = 15
 #: A webhook event is kept this long after its last attempt.
 EVENT_TTL_S = 8 * 24 * 3600

@@ -1,4 +1,4 @@
-"""Records as Python values: jobs, dead letters and heartbeats, and the reading of each from Redis.
+"""Records as Python values: jobs, dead letters and heartbeats, and how each is read from Redis.
 
 `record_schema.py` describes the same job record for readers in other languages.
 """

@@ -1,7 +1,7 @@
 """Addresses that no webhook is sent to: everything that is not the public internet.
 
 `ipaddress.is_global` is not strict enough: it accepts multicast and several IPv6 forms of a private
-IPv4 address, and it does not know the metadata service of any cloud.
+IPv4 address, and it does not know Azure's host service.
 
 Source: the range list `recommended_v1` of Microsoft's AntiSSRF (35 ranges, most of them from
 IANA's special-purpose address registries, RFC 6890); a test compares the two. One range is added:

@@ -23,8 +23,8 @@ class SeenEvents:
             seen.forget(event.id)
             raise
 
-    If a receiver dies in between, the id is remembered and the event was not used. If that must not
-    happen, store the ids in the database transaction that uses the event instead.
+    If a receiver dies in between, the id is remembered although the event was not used. To prevent
+    that, store the ids in the database transaction that uses the event instead.
     """
 
     def __init__(self, client: Redis, *, ttl_s: int = SEEN_TTL_S, prefix: str = _PREFIX) -> None:

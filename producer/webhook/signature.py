@@ -96,7 +96,7 @@ def verify_webhook(
         body: The raw bytes as received; a body that was parsed and serialised again differs.
         headers: The headers of the request; the case of names does not matter.
         secrets: The secret of the endpoint, or several while one replaces another.
-        tolerance_s: Largest distance of the attempt's time from now; an older one is a replay.
+        tolerance_s: Largest allowed distance of the attempt's time from now, against replays.
         now_s: Unix time, for tests.
 
     Raises:

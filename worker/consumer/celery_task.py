@@ -26,8 +26,8 @@ class CeleryTask:
     """One task as Celery's pool interface delivers it.
 
     Celery's own tracer reports SUCCESS and FAILURE (result, callbacks, chains, signals, events).
-    Other outcomes go through the request's error callback, which knows revoked, retried and
-    ignored tasks.
+    Other outcomes go through the request's error callback, which handles revoked, retried
+    and ignored tasks.
     """
 
     task_id: str
@@ -76,7 +76,7 @@ class CeleryTask:
         if not failed:
             # Instead of the result's repr, which would put output text into events and Flower.
             value = f"<{outcome.num_output_tokens} tokens>"
-        # The tracer ran only now, but people want to see how long the job took.
+        # The tracer ran only now, but users want to see how long the job took.
         self.on_done((failed, value, time.monotonic() - self._accepted_at))
 
 

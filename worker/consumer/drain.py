@@ -22,12 +22,12 @@ _LOOP_INTERVAL_S = 0.02
 
 
 def drain_worker(runtime: WorkerRuntime, hub: Any, timeout_s: float) -> None:
-    """Give everything back within a time, and let Celery know of it.
+    """Give all jobs back within a time, and report it to Celery.
 
     Args:
         runtime: of the worker.
         hub: kombu's event loop; None if the worker never got one.
-        timeout_s: seconds for all of it.
+        timeout_s: seconds that the drain may take.
     """
     deadline = time.monotonic() + timeout_s
     runtime.begin_drain()

@@ -56,7 +56,7 @@ class EventBatchStep(bootsteps.StartStopStep):
         """Send the buffer: the dispatcher ends with the connection."""
         if consumer.event_dispatcher:
             consumer.event_dispatcher.flush()
-            # Celery 5.6 has cleared all timers by now, but the drain keeps the loop running.
+            # Celery 5.6 has cleared all timers already, but the drain keeps the loop running.
             self.start(consumer)
 
     def shutdown(self, consumer: Any) -> None:

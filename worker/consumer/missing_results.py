@@ -1,4 +1,4 @@
-"""Writes the missing Celery results of jobs that ended without a worker to report it."""
+"""Writes the missing Celery results of jobs that ended without a worker to report them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class MissingResults:
 
     A job that is cancelled or expires while it waits ends without a worker, and a worker may die
     right after it wrote a job's end. The sender of the plain Celery task would then wait on its
-    `AsyncResult` for ever. Any number of workers may do this at once: an existing result stays as
+    `AsyncResult` forever. Any number of workers may do this at once: an existing result stays as
     it is.
     """
 

@@ -73,7 +73,7 @@ class EnginePool(BasePool):
         self._hub = hub
 
     def gate_is_open(self) -> bool:
-        """Whether the consumer may ask for another message."""
+        """Return whether the consumer may ask for another message."""
         return self._runtime.gate.may_ask()
 
     def on_apply(
@@ -106,11 +106,11 @@ class EnginePool(BasePool):
             self._schedule_retry()
 
     def on_close(self) -> None:
-        """Begin any shutdown: take nothing more, and let the engine finish its step."""
+        """Begin any shutdown: take no more jobs, and let the engine finish its step."""
         self._runtime.begin_drain()
 
     def on_stop(self) -> None:
-        """Shut down warm: give everything back in time, and let Celery know of it."""
+        """Shut down warm: give all jobs back in time, and report it to Celery."""
         self._drain()
 
     def on_terminate(self) -> None:
@@ -144,7 +144,7 @@ class EnginePool(BasePool):
             self._schedule_retry()
 
     def _end_worker(self, message: str) -> None:
-        """End the worker: it is of no use without an engine."""
+        """End the worker, which cannot run without an engine and a record writer."""
         worker_state.should_stop = _EXIT_FAILURE
         self._wake()
 

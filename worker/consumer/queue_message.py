@@ -150,7 +150,7 @@ _OPTIONAL_HEADERS: dict[str, Callable[[Any], bool]] = {
 
 
 def _as_protocol_2(message: dict[str, Any], task: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-    """Convert a message of Celery's protocol 1, which is all body, to protocol 2.
+    """Convert a message of Celery's protocol 1, which has no headers, to protocol 2.
 
     Libraries of other languages still send it (celery-node can). Its own fields (`taskset`,
     `chord`) are dropped.

@@ -3,8 +3,8 @@
 It differs in two ways. Elements that are not valid messages become dead letters before kombu or
 Celery reads them. And announcements are not noted in `unacked`: the record counts, and a lost
 announcement is repeated, so the note would only cost two round trips per job. Worse, a full Redis
-pops a message and then refuses the note, which ends the worker. Jobs that come inside their message
-keep the note until they have a record.
+pops a message and then refuses the note, which ends the worker. A job that comes inside its
+message keeps its note until it has a record.
 
 Used through the scheme of the app's `broker_read_url`.
 """

@@ -47,7 +47,7 @@ class HostedEngine(Protocol):
         """End a request early; the next step reports its end. Ignore an unknown request."""
 
     def has_unfinished(self) -> bool:
-        """Whether there is any request to compute or report."""
+        """Return whether there is any request to compute or report."""
 
     def step(self) -> StepOutput:
         """Compute one batch."""

@@ -95,7 +95,7 @@ class RealEngine:
         self._engine.abort(request_id)
 
     def has_unfinished(self) -> bool:
-        """Whether there is any request to compute or report."""
+        """Return whether there is any request to compute or report."""
         return self._engine.has_unfinished()
 
     def step(self) -> StepOutput:

@@ -140,7 +140,7 @@ class StubEngine:
         self._aborted.append(request.end("abort"))
 
     def has_unfinished(self) -> bool:
-        """Whether there is any request to compute or report."""
+        """Return whether there is any request to compute or report."""
         return bool(self._waiting or self._running or self._aborted)
 
     def prepare(self, timeout_s: float) -> bool:

@@ -117,7 +117,7 @@ class ActiveJobs:
             self._send(job.request)
 
     def _can_submit(self, job: ActiveJob) -> bool:
-        """Whether a job may join those in the engine, by its limit and by theirs."""
+        """Return whether a job may join those in the engine, by its limit and by theirs."""
         if self._num_in_engine == 0:
             return True
         if job.group_limit != self._group_limit:

@@ -41,7 +41,7 @@ class Checkpoints:
         self._saved_at = time.monotonic()
 
     def is_due(self, job: ActiveJob) -> bool:
-        """Whether a job has enough unsaved tokens to make a checkpoint due. From any thread."""
+        """Return whether a job's unsaved tokens make a checkpoint due. From any thread."""
         return job.num_unsaved >= self._num_tokens
 
     def write_if_due(self) -> list[tuple[ActiveJob, WriteStatus]]:

@@ -47,11 +47,11 @@ class InboxMover:
         self._closed = False
 
     def close(self) -> None:
-        """Take nothing more."""
+        """Take no more documents."""
         self._closed = True
 
     def move_documents(self) -> None:
-        """Wait a short time for documents, then move all there are.
+        """Wait a short time for documents, then move all that have arrived.
 
         Raises:
             redis.exceptions.RedisError: Redis did not reply; call again.
@@ -101,22 +101,22 @@ class InboxMover:
             JobRejected: it can never be a job.
             redis.exceptions.ResponseError: its keys in Redis are in use for something else.
         """
-        order = inbox_document.read_document(taken.content)
-        job = order.job
+        document = inbox_document.read_document(taken.content)
+        job = document.job
         if job.model is None:
             job = job.model_copy(update={"model": self._only_model()})
-        new = prepare(job, self._settings, job_id=order.id or taken.id)
+        new = prepare(job, self._settings, job_id=document.id or taken.id)
         reply = self._store.submit(new)
         job_id = accepted_id(new, reply)
         if reply.status is SubmitStatus.EXISTING and job_id == new.job_id:
-            self._check_same_job(order, new)
+            self._check_same_job(document, new)
         _log.info("inbox_submitted", job_id=job_id, is_new=reply.status is SubmitStatus.CREATED)
 
     def _only_model(self) -> str:
         """Return the model for a document that names none.
 
         Raises:
-            JobRejected: workers serve several, and which worker takes a document is chance.
+            JobRejected: workers serve several models, and any worker may take the document.
         """
         served = self._settings.served_name
         others = {worker.model for worker in self._store.list_workers()} - {served}
@@ -125,14 +125,14 @@ class InboxMover:
             raise JobRejected(f"model: is missing, and workers serve {names}: name one")
         return served
 
-    def _check_same_job(self, order: InboxJob, new: NewJob) -> None:
+    def _check_same_job(self, document: InboxJob, new: NewJob) -> None:
         """Check that a document with a known id repeats that job.
 
         Raises:
             JobRejected: the id belongs to another job.
         """
         record = self._store.load(new.job_id)
-        drawn = order.job.seed is None
+        drawn = document.job.seed is None
         if record is None or inbox_document.is_same_job(
             record.document, new.document, has_drawn_seed=drawn
         ):

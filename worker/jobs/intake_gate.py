@@ -7,7 +7,7 @@ from batchmill.worker.engine_host.engine_link import EngineLink
 from .active_jobs import ActiveJobs
 from .job_claimer import JobClaimer
 
-#: Jobs that may wait in the engine even if it starts fewer per step, so no step lacks one.
+#: Jobs that may wait in the engine even if it starts fewer per step, so that each step finds one.
 _MIN_WAITING = 2
 #: Steps whose prompts may be on their way: the next one, and the one after it.
 _STEPS_AHEAD = 2
@@ -17,12 +17,12 @@ _FIRST_MEAN_TOKENS = 64.0
 
 
 class IntakeGate:
-    """Open while the engine can start another job soon, so no worker hoards jobs of others.
+    """Open while the engine can start another job soon, so no worker hoards jobs.
 
     The gate lets a job in if there is a slot for it, if the likely blocks of its prompt are free
     beyond those for the jobs already on their way, and if no more are on their way than two steps
     can start: with the jobs of one step only, every other step of a filling engine was half empty.
-    Whatever the engine's last report did not count yet is on its way.
+    A job that the engine's last report does not count yet is on its way.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class IntakeGate:
         self._mean_prompt_tokens += _MEAN_WEIGHT * (num_prompt_tokens - self._mean_prompt_tokens)
 
     def may_ask(self) -> bool:
-        """Whether to ask for another job; after False, `has_opened` turns True when it is time.
+        """Return whether to ask for another job; if not, `has_opened` is True when it is time.
 
         Called in the event loop only.
         """
@@ -64,14 +64,14 @@ class IntakeGate:
         return is_open
 
     def has_opened(self) -> bool:
-        """Whether the event loop found the gate closed and must be woken now. From any thread.
+        """Return whether the event loop found the gate closed and must be woken. From any thread.
 
         A loop that has asked needs no waking: the queue's reply wakes it, and then it checks again.
         """
         return self._is_awaited and self.is_open()
 
     def is_open(self) -> bool:
-        """Whether there is room for another job."""
+        """Return whether there is room for another job."""
         ready = self._link.ready
         if self._closed or ready is None or not self._link.is_moving:
             return False

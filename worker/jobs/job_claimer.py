@@ -65,7 +65,7 @@ class JobClaimer:
             settings: of the worker.
             store: holds the records.
             jobs: takes the claimed jobs.
-            writer: takes the jobs that fail right here.
+            writer: takes the jobs that fail before they reach the engine.
             reporter: reports to Celery.
             owner: this worker's name, in the records.
             read_identity: the engine's identity; None while there is no engine.

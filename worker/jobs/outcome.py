@@ -1,4 +1,4 @@
-"""How a worker's part in a job ended, and the Celery task that has to learn it."""
+"""How a worker's part in a job ended, and the Celery task that it is reported to."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Outcome:
     """How this worker's part in a job ended.
 
     Attributes:
-        state: the job's terminal state; QUEUED if it was given back; None if it is not, or no
-            longer, ours, so that there is nothing to report.
+        state: the job's terminal state; QUEUED if it was given back; None if this worker does
+            not hold it, or no longer, so that there is nothing to report.
         result: JSON of the job result, if there is one.
         error: code and message, if the job failed or was given back.
         num_output_tokens: for the success event, which carries no text.

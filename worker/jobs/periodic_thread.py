@@ -1,4 +1,4 @@
-"""A thread that repeats one action at an interval, whatever one call runs into."""
+"""A thread that repeats one action at an interval, even after a call that failed."""
 
 from __future__ import annotations
 

@@ -106,14 +106,14 @@ class RecordWriter:
         self._thread.start()
 
     def close(self, timeout_s: float) -> None:
-        """End the thread; whatever is not written by then is left to the sweep."""
+        """End the thread; the sweep takes care of all that is not written in time."""
         self._messages.put(self._close)
         self._thread.join(timeout_s)
 
     # From any thread. A job passed to `end` or `release` was removed from the active jobs before.
 
     def is_checkpoint_due(self, job: ActiveJob) -> bool:
-        """Whether a job has enough unsaved tokens to make a checkpoint due."""
+        """Return whether a job has enough unsaved tokens to make a checkpoint due."""
         return self._checkpoints.is_due(job)
 
     def wake(self) -> None:
@@ -218,7 +218,7 @@ class RecordWriter:
         self._obey(self._leases.renew_if_due())
 
     def _obey(self, written: Iterable[tuple[ActiveJob, WriteStatus]]) -> None:
-        """Act on what the store replied to writes."""
+        """Act on the store's replies to writes."""
         for job, status in written:
             if status is WriteStatus.FENCED:
                 self._drop(job, "fenced")

@@ -43,8 +43,8 @@ _CLOSE_GRACE_S = 2.0
 class WorkerRuntime:
     """Owns the parts of one worker and connects them.
 
-    A job's way: `JobClaimer` claims it, `ActiveJobs` submits it to the engine, `EngineLink` reports
-    its tokens and its end, `RecordWriter` writes them, `OutcomeReporter` reports to Celery.
+    `JobClaimer` claims a job, `ActiveJobs` submits it to the engine, `EngineLink` reports its
+    tokens and its end, `RecordWriter` writes them, and `OutcomeReporter` reports to Celery.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class WorkerRuntime:
             store: the job store.
             name: Celery node name, the owner in claims.
             on_room: called from any thread when there may be room for another job.
-            on_fatal: called once if the engine can never run.
+            on_fatal: called if the engine cannot start or the record writer fails.
             must_stop: whether Celery was asked to shut down. Its event loop may be waiting for a
                 message then; `on_room` wakes it.
             write_missing_results: called after each sweep; see `MissingResults`.
@@ -107,7 +107,7 @@ class WorkerRuntime:
         return self._heartbeat.stats()
 
     def begin_drain(self) -> None:
-        """Take nothing more, and let the engine end after its step. Return at once."""
+        """Take no more jobs, and let the engine end after its step. Return at once."""
         if self._draining:
             return
         self._draining = True
@@ -118,7 +118,7 @@ class WorkerRuntime:
         self.link.shut_down()
 
     def is_drained(self) -> bool:
-        """Whether every job has been given back or written to its end."""
+        """Return whether every job has been given back or written to its end."""
         return self.reporter.num_open == 0 and not self.link.is_alive
 
     def finish_drain(self, timeout_s: float) -> None:
@@ -226,7 +226,7 @@ class WorkerRuntime:
             pass
 
     def _watch_engine(self) -> None:
-        """Kill an engine whose loop stands still, and pass on Celery's wish to stop."""
+        """Kill an engine whose loop stands still; wake the event loop if Celery has to stop."""
         if self._must_stop():
             self._on_room()
         stalled_s = self.link.measure_stall_s()

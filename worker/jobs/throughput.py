@@ -1,4 +1,4 @@
-"""The rate of generated tokens over the last moments."""
+"""The rate of generated tokens in the last seconds."""
 
 from __future__ import annotations
 

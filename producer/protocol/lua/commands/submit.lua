@@ -2,8 +2,8 @@
 -- KEYS: none. ARGV: alternating names and values. Required: id, v, model, queue, doc, result_ttl_ms, tenant, cost
 -- (tokens that it may take). Optional: announce ('1'; without it a worker holds the job already), max_queue_depth,
 -- max_queued_jobs, max_queued_bytes, max_queued_tokens, deadline_at_ms, ttl_ms, not_before_ms, delay_ms,
--- idempotency_key with fingerprint, webhook with webhook_events (names with commas; without it only the end) and
--- webhook_secret (without it the default one), tags (with commas), max_tokens, celery_result ('1'), batch with
+-- idempotency_key with fingerprint, webhook with webhook_events (comma-separated names; without it only the end) and
+-- webhook_secret (without it the default one), tags (comma-separated), max_tokens, celery_result ('1'), batch with
 -- batch_index (place of the line, from 0), fingerprint, custom_id and endpoint.
 -- Reply: {CREATED, id}, {EXISTING, id}, {CONFLICT, id}, {FULL, limit's name, value, limit}, {TOO_LATE} (the deadline
 -- would pass before the job may run) or {CLOSED, state of its batch ('' = there is none)}.

@@ -11,8 +11,8 @@ local counts = { REQUEUED = 0, DEAD = 0, CANCELLED = 0, EXPIRED = 0, NONE = 0 }
 
 announce_due_jobs(limit, now)
 
--- If no worker swept for several intervals, Redis was away or its clock jumped: the holders could not renew, however
--- well they are. Each lease that lapsed meanwhile is extended instead of being taken.
+-- If no worker swept for several intervals, Redis was away or its clock jumped, and healthy holders could not
+-- renew either. Each lease that lapsed meanwhile is extended instead of being taken.
 local num_extended = 0
 local ok, last = pcall(redis.call, 'GET', LAST_SWEEP)
 local gap_ms = ok and tonumber(last or nil) and now - tonumber(last) or 0

@@ -20,7 +20,7 @@ local function withdraw_announcement(id, queue)
   redis.call('LREM', queue, 1, celery_message(id, queue, number))
 end
 
--- Announce waiting jobs until the queue's list is full, each time the oldest of the tenant that is next.
+-- Announce waiting jobs until the queue's list is full, each time the oldest job of the tenant that is next.
 local function fill_window(queue, now)
   local room = tonumber(redis.call('GET', WINDOW) or DEFAULT_WINDOW_JOBS) - redis.call('LLEN', queue)
   while room > 0 do

@@ -1,4 +1,4 @@
--- The ends of a job, and its way back into its queue.
+-- Ending a job, and putting it back into its queue.
 -- @include announce, batches, dead_letters, events, fair_share, index, keys, record, usage
 
 local CRASH_LIMIT = 3 -- engine deaths while the job ran alone, after which it fails

@@ -5,7 +5,7 @@ local STATES = { 'queued', 'in_progress', 'completed', 'failed', 'cancelled', 'e
 local TERMINAL = { completed = true, failed = true, cancelled = true, expired = true }
 local DEFAULT_TENANT = 'default'
 
--- The fields that decide whether a holder may write. Read for every job of a batch, so there are no more than these.
+-- The fields that decide whether a holder may write. A checkpoint reads them for every job, so there are no more.
 local function load_lease(id)
   local f = redis.call('HMGET', job_key(id), 'state', 'fence', 'cancel_requested', 'output_due_ms')
   if not f[1] then return nil end

@@ -2,7 +2,7 @@
 -- job, and would stay wrong forever.
 -- @include keys, record, usage
 
--- The queues of the registry that exist; the set may name a key of another type, which batchmill did not write.
+-- The queues in the set QUEUES that exist; the set may name a key of another type, which batchmill did not write.
 local function existing_queues()
   local queues = {}
   for _, queue in ipairs(redis.call('SMEMBERS', QUEUES)) do

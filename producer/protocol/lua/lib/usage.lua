@@ -2,7 +2,7 @@
 -- them; `recount.lua` rebuilds them if they are wrong.
 -- @include keys, record
 
--- The counters in one hash, for everyone and for one tenant.
+-- The counters in one hash, of all tenants together and of one tenant.
 local function load_counters(key, tenant)
   local fields = { 'jobs', 'bytes', 'tokens', 'jobs:' .. tenant, 'bytes:' .. tenant,
     'tokens:' .. tenant, 'recount' }
