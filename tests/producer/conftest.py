@@ -6,15 +6,18 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from redis import Redis
 
+from batchmill.producer import AsyncClient, Client
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls.new_job import NewJob, QueueLimits
 from batchmill.producer.protocol.replies import Claim, JobState, SubmitReply
 from batchmill.producer.store.job_store import JobStore
+
+from .blocking_client import Blocking, LoopThread
 
 QUEUE = keys.queue_name("demo", "normal")
 
@@ -119,6 +122,20 @@ def bench(redis_url: str) -> Iterator[Bench]:
         assert_every_key_ends(store.client)
     finally:
         store.close()
+
+
+@pytest.fixture(params=["synchronous", "asyncio"])
+def client(request: pytest.FixtureRequest, redis_url: str) -> Iterator[Client]:
+    """A client of either kind; the asyncio one behind the synchronous interface."""
+    if request.param == "synchronous":
+        with Client(redis_url) as client:
+            yield client
+        return
+    loop = LoopThread()
+    async_client = AsyncClient(redis_url)
+    yield cast(Client, Blocking(async_client, loop))
+    loop.run(async_client.close())
+    loop.close()
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from batchmill.producer.watch import patience
 
 @pytest.fixture
 def run(redis_url: str) -> Callable[[Callable[[AsyncClient], Awaitable[Any]]], Any]:
-    """Runs a coroutine function with a client, in a loop of its own."""
+    """Runs a coroutine function with a client, in a new event loop."""
 
     async def with_client(test: Callable[[AsyncClient], Awaitable[Any]]) -> Any:
         async with AsyncClient(redis_url) as client:
@@ -103,7 +103,7 @@ def test_waiting_can_be_cancelled_and_leaves_no_subscription(run: Any, bench: An
     run(test)
 
 
-def test_a_task_whose_connections_are_cut_still_hears_of_the_end(run: Any, bench: Any) -> None:
+def test_a_task_whose_connections_are_cut_still_gets_the_result(run: Any, bench: Any) -> None:
     async def test(client: AsyncClient) -> None:
         job = await client.submit(prompt="hi")
         waiter = asyncio.create_task(job.result(timeout_s=50))
@@ -159,7 +159,7 @@ def test_many_jobs_from_an_asynchronous_source_keep_their_order(run: Any, bench:
     assert seeds == list(range(703))
 
 
-def test_a_refused_job_raises_after_the_handles_of_those_before_it(run: Any, bench: Any) -> None:
+def test_a_rejected_job_raises_after_the_handles_of_those_before_it(run: Any, bench: Any) -> None:
     handles: list[AsyncJob] = []
 
     async def test(client: AsyncClient) -> None:

@@ -1,4 +1,4 @@
-"""The synchronous client against a real server, with a store playing the worker."""
+"""Both clients against a real server, with a store playing the worker."""
 
 from __future__ import annotations
 
@@ -38,12 +38,6 @@ from batchmill.producer.store.job_store import JobStore
 from batchmill.producer.watch import patience
 
 
-@pytest.fixture
-def client(redis_url: str) -> Iterator[Client]:
-    with Client(redis_url) as client:
-        yield client
-
-
 def finish(bench: Any, job_id: str, *, state: JobState = JobState.COMPLETED, **error: Any) -> None:
     """End a job as a worker does, with two tokens of output."""
     claim = bench.claim(job_id)
@@ -59,7 +53,7 @@ def finish(bench: Any, job_id: str, *, state: JobState = JobState.COMPLETED, **e
 
 
 def wait_in_thread(wait: Callable[[], Any]) -> Future[Any]:
-    """Start a wait in a thread of its own."""
+    """Start a wait in a new thread."""
     threads = ThreadPoolExecutor(1)
     future = threads.submit(wait)
     threads.shutdown(wait=False)
@@ -73,11 +67,11 @@ def collect(source: Iterator[Job], handles: list[Job]) -> None:
 
 
 def await_subscriber(bench: Any, job_id: str) -> None:
-    """Return when somebody listens to the job's channel."""
+    """Return when a subscriber listens to the job's channel."""
     for _ in range(100_000):
         if bench.redis.pubsub_numsub(keys.channel(job_id))[0][1] == 1:
             return
-    raise AssertionError("nobody subscribed")
+    raise AssertionError("there is no subscriber")
 
 
 def test_a_job_is_stored_with_its_defaults_and_announced(client: Client, bench: Any) -> None:
@@ -98,7 +92,7 @@ def test_a_job_may_be_given_as_a_value_or_a_mapping(client: Client) -> None:
         client.submit(GenerationJob(prompt="hi"), max_tokens=5)
 
 
-def test_a_wrong_job_is_refused_before_anything_is_stored(client: Client, bench: Any) -> None:
+def test_an_invalid_job_is_rejected_before_anything_is_stored(client: Client, bench: Any) -> None:
     with pytest.raises(UnsupportedParameter, match="num_beams"):
         client.submit(prompt="hi", num_beams=5)
     with pytest.raises(JobRejected, match="max_tokens"):
@@ -147,7 +141,7 @@ def test_an_end_in_the_moment_of_subscribing_is_not_missed(
         assert waiter.result(timeout=20).token_ids == [11, 12]
 
 
-def test_a_caller_whose_connections_are_cut_still_hears_of_the_end(
+def test_a_caller_whose_connections_are_cut_still_gets_the_result(
     client: Client, bench: Any
 ) -> None:
     job = client.submit(prompt="hi")
@@ -172,7 +166,7 @@ def test_a_waiting_caller_outlasts_a_restart_of_the_broker(private_redis_server:
     store.close()
 
 
-def test_waiting_ends_when_the_caller_s_time_is_over_and_the_job_goes_on(client: Client) -> None:
+def test_waiting_ends_after_the_caller_s_timeout_and_the_job_continues(client: Client) -> None:
     job = client.submit(prompt="hi")
     for timeout_s in (0, 0.05):
         with pytest.raises(ResultTimeout, match=job.id):
@@ -278,7 +272,7 @@ def test_large_prompts_make_smaller_batches(client: Client, bench: Any) -> None:
     assert next(read) == 4
 
 
-def test_a_refused_job_is_told_of_and_the_rest_go_on(client: Client) -> None:
+def test_a_rejected_job_is_reported_and_the_others_are_submitted(client: Client) -> None:
     refused: list[tuple[int, str]] = []
     jobs: list[dict[str, Any]] = [
         {"prompt": "a"},
@@ -293,7 +287,7 @@ def test_a_refused_job_is_told_of_and_the_rest_go_on(client: Client) -> None:
     assert refused == [(1, "invalid_request"), (2, "unsupported_parameter")]
 
 
-def test_a_refused_job_raises_after_the_handles_of_those_before_it(
+def test_a_rejected_job_raises_after_the_handles_of_those_before_it(
     client: Client, bench: Any
 ) -> None:
     jobs = [{"prompt": "a"}, {"prompt": "b"}, {"prompt": ""}]
@@ -321,8 +315,8 @@ def test_a_full_queue_is_an_error_to_try_again_after(redis_url: str, bench: Any)
     with Client(redis_url, settings=ProducerSettings(max_queue_depth=2)) as client:
         refused: list[int] = []
         jobs = [{"prompt": "hi"}] * 4
-        told = client.submit_many(jobs, on_rejected=lambda index, _: refused.append(index))
-        assert len(list(told)) == 2
+        handles = client.submit_many(jobs, on_rejected=lambda index, _: refused.append(index))
+        assert len(list(handles)) == 2
         assert refused == [2, 3]
         with pytest.raises(QueueFull, match="limit is 2") as caught:
             client.submit(prompt="hi")
@@ -334,8 +328,8 @@ def test_a_full_broker_is_a_full_queue(client: Client, bench: Any) -> None:
     with pytest.raises(QueueFull, match="maxmemory"):
         client.submit(prompt="hi")
     refused: list[int] = []
-    told = client.submit_many([{"prompt": "hi"}] * 2, on_rejected=lambda i, _: refused.append(i))
-    assert list(told) == []
+    handles = client.submit_many([{"prompt": "hi"}] * 2, on_rejected=lambda i, _: refused.append(i))
+    assert list(handles) == []
     assert refused == [0, 1]
 
 

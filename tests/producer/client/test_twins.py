@@ -1,4 +1,4 @@
-"""What there is for programs without an event loop there is for those with one, under one name."""
+"""Each class for programs without an event loop has an asyncio counterpart, method by method."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from batchmill.producer import (
 
 
 def signatures(owner: type) -> dict[str, str]:
-    """The public methods of a class with their parameters and results, without what is asyncio's.
+    """The public methods of a class with their signatures, without the marks of asyncio.
 
     The synchronous iterables that a method takes may be asynchronous ones as well.
     """
@@ -33,12 +33,12 @@ def signatures(owner: type) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("twin", "other"),
+    ("synchronous", "asyncio"),
     [(Client, AsyncClient), (Job, AsyncJob), (SeenEvents, AsyncSeenEvents)],
     ids=["client", "job", "seen events"],
 )
-def test_both_kinds_have_the_same_methods(twin: type, other: type) -> None:
-    assert signatures(twin) == signatures(other)
+def test_both_kinds_have_the_same_methods(synchronous: type, asyncio: type) -> None:
+    assert signatures(synchronous) == signatures(asyncio)
 
 
 def test_the_comparison_sees_methods() -> None:

@@ -24,12 +24,6 @@ from batchmill.producer.protocol import keys
 QUEUE = keys.queue_name("demo", "normal")
 
 
-@pytest.fixture
-def client(redis_url: str) -> Iterator[Client]:
-    with Client(redis_url) as client:
-        yield client
-
-
 def finish(bench: Any, job_id: str, state: JobState = JobState.COMPLETED) -> None:
     fence = bench.claim(job_id).fence
     bench.store.complete(job_id, fence=fence, state=state, result="{}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -22,12 +21,6 @@ from batchmill.producer.protocol.records import WorkerInfo
 from batchmill.producer.protocol.replies import TokenWrite
 
 NORMAL = keys.queue_name("demo", "normal")
-
-
-@pytest.fixture
-def client(redis_url: str) -> Iterator[Client]:
-    with Client(redis_url) as client:
-        yield client
 
 
 def announce_worker(bench: Any, name: str = "worker-1", **changes: Any) -> None:
