@@ -84,9 +84,10 @@ class AsyncClient(AsyncJobVerbs):
     loop runs (in a framework's start-up hook), and one per loop. Use in another loop raises
     `WrongEventLoop` before anything is sent.
 
-    >>> async with AsyncClient("redis://localhost:6379/0") as client:
-    ...     job = await client.submit(prompt="Name three fruits.", max_tokens=32)
-    ...     print((await job.result(timeout_s=60)).text)
+    Examples:
+        >>> async with AsyncClient("redis://localhost:6379/0") as client:
+        ...     job = await client.submit(prompt="Name three fruits.", max_tokens=32)
+        ...     print((await job.result(timeout_s=60)).text)
     """
 
     def __init__(self, url: str | None = None, *, settings: ProducerSettings | None = None) -> None:

@@ -84,9 +84,10 @@ class Client(JobVerbs):
     own, so a module may hold a client for workers that a server forks later. A stream or a wait
     that runs during the fork continues only in the process that began it.
 
-    >>> client = Client("redis://localhost:6379/0")
-    >>> job = client.submit(prompt="Name three fruits.", max_tokens=32)
-    >>> print(job.result(timeout_s=60).text)
+    Examples:
+        >>> client = Client("redis://localhost:6379/0")
+        >>> job = client.submit(prompt="Name three fruits.", max_tokens=32)
+        >>> print(job.result(timeout_s=60).text)
     """
 
     def __init__(self, url: str | None = None, *, settings: ProducerSettings | None = None) -> None:

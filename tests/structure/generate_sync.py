@@ -58,18 +58,20 @@ TEXTS = {
     loop runs (in a framework's start-up hook), and one per loop. Use in another loop raises
     `WrongEventLoop` before anything is sent.
 
-    >>> async with AsyncClient("redis://localhost:6379/0") as client:
-    ...     job = await client.submit(prompt="Name three fruits.", max_tokens=32)
-    ...     print((await job.result(timeout_s=60)).text)
+    Examples:
+        >>> async with AsyncClient("redis://localhost:6379/0") as client:
+        ...     job = await client.submit(prompt="Name three fruits.", max_tokens=32)
+        ...     print((await job.result(timeout_s=60)).text)
 """,
             """
     Thread-safe. A process that is forked from one that has used a client opens connections of its
     own, so a module may hold a client for workers that a server forks later. A stream or a wait
     that runs during the fork continues only in the process that began it.
 
-    >>> client = Client("redis://localhost:6379/0")
-    >>> job = client.submit(prompt="Name three fruits.", max_tokens=32)
-    >>> print(job.result(timeout_s=60).text)
+    Examples:
+        >>> client = Client("redis://localhost:6379/0")
+        >>> job = client.submit(prompt="Name three fruits.", max_tokens=32)
+        >>> print(job.result(timeout_s=60).text)
 """,
         ),
         (
