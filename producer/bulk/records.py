@@ -40,7 +40,7 @@ def digest_of(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, hex.
 
     Raises:
-        BulkFileError: it cannot be read, or is no regular file, which cannot be read twice.
+        BulkFileError: it cannot be read, or is not a regular file, so it cannot be read twice.
     """
     if not path.is_file():
         raise BulkFileError(

@@ -73,18 +73,11 @@ class BulkRun:
                 num_done=self.counts.resumed,
             )
             self.batch_id = None if batch is None else batch.id
-            in_flight = stack.enter_context(
-                InFlight(
-                    self._store,
-                    self._settings,
-                    self._options,
-                    identity,
-                    output,
-                    errors,
-                    self.counts,
-                    batch,
-                )
+            in_flight = InFlight(
+                *(self._store, self._settings, self._options, identity),
+                *(output, errors, self.counts, batch),
             )
+            stack.enter_context(in_flight)
             self._run_window(in_flight, self._lines(done), on_progress)
         on_progress(self.counts)
         return self.counts

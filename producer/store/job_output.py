@@ -68,7 +68,7 @@ class StreamReader:
         """Return the new piece in the replies to `new_output`; None if nothing is new.
 
         Raises:
-            UnknownJob: there is no such job.
+            UnknownJob: the job does not exist.
             OutputRestarted: the part read before is no longer part of the output.
         """
         (state, restarts, result, error), tokens, text = replies

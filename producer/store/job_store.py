@@ -166,8 +166,8 @@ class JobStore(Store):
     ) -> SweepCounts:
         """Requeue jobs whose lease ran out, expire late ones, repeat lost announcements.
 
-        With `sweep_interval_ms` and `extension_ms`, leases that lapsed while nobody could sweep are
-        extended once instead, because their holders could not renew them either.
+        With `sweep_interval_ms` and `extension_ms`, leases that lapsed while no worker could sweep
+        are extended once instead, because their holders could not renew them either.
 
         Safe to run from any number of workers at once. `limit` bounds the jobs of each kind per
         call, because Redis serves no other client while it runs: call again while a count reaches

@@ -10,14 +10,14 @@ from batchmill.producer.protocol import keys
 
 from .call import Call
 
-#: A prompt of the greatest length with every character escaped, and as much again for the rest.
+#: The longest prompt with every character escaped, and as much again for the rest.
 MAX_DOCUMENT_BYTES: Final = 12 << 20
-#: Documents taken in one call, and their bytes: Redis serves nobody else meanwhile.
+#: Documents taken per call, and their bytes: Redis serves no other client meanwhile.
 MAX_TAKEN_AT_ONCE: Final = 32
 MAX_TAKEN_BYTES: Final = 4 << 20
-#: Documents that may be taken and not settled at a time; more wait in the inbox.
+#: Most documents that are taken and not settled; the others wait in the inbox.
 MAX_TAKEN: Final = 1000
-#: Of those, documents that wait for room in their queue; more go to the end of the line.
+#: Of those, the most that wait for room in their queue; others go to the end of the inbox.
 MAX_WAITING: Final = 100
 
 
@@ -25,28 +25,28 @@ MAX_WAITING: Final = 100
 class TakenDocument:
     """A document on its way from the inbox into a record."""
 
-    #: What it is kept under, and the job's id unless the document gives one.
+    #: The id that it is kept under; also the job's id unless the document gives one.
     id: str
     content: bytes
-    #: End of the lease it was handed out under, milliseconds on Redis' clock.
+    #: End of its lease, milliseconds on Redis' clock.
     held_until_ms: int = field(default=0, compare=False)
 
 
 def take(lease_ms: int, max_taken: int = MAX_TAKEN) -> Call[list[TakenDocument]]:
     """Take documents under a lease; one that is not settled in time is handed out again.
 
-    The same call again, sent by the connection because the first answer was lost, finds its ids in
-    use: it hands out what is under them, and puts nothing else there.
+    If the connection repeats the call because the first reply was lost, its ids are in use: it
+    hands out the documents under them, and stores nothing else there.
     """
 
-    def read(reply: Sequence[Any]) -> list[TakenDocument]:
+    def parse(reply: Sequence[Any]) -> list[TakenDocument]:
         held_until_ms, *taken = reply
         pairs = zip(taken[::2], taken[1::2], strict=True)
         return [TakenDocument(each.decode(), content, held_until_ms) for each, content in pairs]
 
     fresh = (keys.new_job_id() for _ in range(MAX_TAKEN_AT_ONCE))
     limits = (MAX_TAKEN_AT_ONCE, max_taken, MAX_DOCUMENT_BYTES, MAX_TAKEN_BYTES)
-    return Call("inbox_take", (lease_ms, *limits, *fresh), read)
+    return Call("inbox_take", (lease_ms, *limits, *fresh), parse)
 
 
 def settle(
@@ -58,9 +58,9 @@ def settle(
 ) -> Call[str]:
     """Drop a taken document, or hand it out again after a while.
 
-    Where more than `max_waiting` wait for that already, it goes to the end of the inbox, under a
-    new id: nothing was stored under this one. Nothing is put off where the lease of
-    `held_until_ms` has gone to another, who may be making a job of it.
+    If more than `max_waiting` wait for that already, it goes to the end of the inbox under a new
+    id, because nothing was stored under this one. Nothing is delayed if another worker has the
+    lease of `held_until_ms`: that worker may be submitting the job.
     """
     wait = "" if retry_in_ms is None else retry_in_ms
     args = (taken_id, wait, max_waiting, "" if held_until_ms is None else held_until_ms)

@@ -94,7 +94,7 @@ def claim(job_id: str, owner: str, lease_ms: int, identity: str) -> Call[Claim |
             celery_result=celery_result == 1,
         )
 
-    # The nonce lets a call that the connection repeats after a lost answer find its own claim.
+    # The nonce lets a call that the connection repeats after a lost reply find its own claim.
     nonce = secrets.token_hex(8)
     args = (job_id, owner, lease_ms, identity, nonce, *keys.SUPPORTED_VERSIONS)
     return Call("claim", args, read)
@@ -150,7 +150,7 @@ def cancel(job_id: str) -> Call[CancelAnswer]:
 
 def retry(job_id: str, limits: QueueLimits) -> Call[RetryReply]:
     """Run a job again that ended without a completion."""
-    # The nonce lets a call that the connection repeats after a lost answer find its own retry.
+    # The nonce lets a call that the connection repeats after a lost reply find its own retry.
     args: list[Argument] = [job_id, secrets.token_hex(8)]
     for name, value in asdict(limits).items():
         if value is not None:

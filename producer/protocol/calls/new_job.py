@@ -16,13 +16,13 @@ class BatchPlace:
     index: int
     #: The caller's own name for the line; empty for none.
     custom_id: str = ""
-    #: OpenAI's path of the answer's shape.
+    #: OpenAI's path for the format of the result.
     endpoint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    """What may wait before more is refused; None is no limit. See `ProducerSettings`."""
+    """Limits on waiting jobs; None is unlimited. See `ProducerSettings`."""
 
     max_queue_depth: int | None = None
     max_queued_jobs: int | None = None
@@ -35,7 +35,7 @@ NO_LIMITS = QueueLimits()
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """What `submit` stores for a job."""
+    """Everything that `submit` stores for a job."""
 
     job_id: str
     model: str
@@ -56,21 +56,21 @@ class NewJob:
     deadline_at_ms: int | None = None
     #: Relative deadline, milliseconds from now on Redis' clock; the earlier of the two counts.
     ttl_ms: int | None = None
-    #: The batch that is told of the job's end.
+    #: Its line in a batch, which counts the job's end.
     batch: BatchPlace | None = None
     #: A plain Celery task, whose sender may wait for Celery's result.
     celery_result: bool = False
-    #: Whose job it is: tenants take turns.
+    #: Tenants get a fair share of the workers.
     tenant: str = keys.DEFAULT_TENANT
-    #: Tokens that the job may take, prompt and output: an estimate.
+    #: Tokens that the job may need, prompt and output: an estimate.
     cost: int = 1
     #: The job waits until then, milliseconds of unix time.
     not_before_ms: int | None = None
-    #: The job waits for so long, milliseconds on Redis' clock; the later of the two counts.
+    #: The job waits this long, milliseconds on Redis' clock; the later of the two counts.
     delay_ms: int | None = None
-    #: Limits on what waits, at which no more is taken; None is no limit.
+    #: Limits on waiting jobs, checked before the job is stored.
     limits: QueueLimits = NO_LIMITS
     #: Labels to find it by.
     tags: tuple[str, ...] = ()
-    #: Most tokens it generates; None where that is not known.
+    #: Most tokens that it generates; None if unknown.
     max_tokens: int | None = None
