@@ -14,7 +14,7 @@ _UNBOUNDED = 100_000
 
 def print_json(data: Any) -> None:
     """Write one JSON value as one line."""
-    # Text that the terminal or pipe cannot encode is escaped instead of an error.
+    # Escape text that the terminal or pipe cannot encode, instead of failing.
     sys.stdout.write(json.dumps(data, ensure_ascii=not _is_utf8(sys.stdout.encoding)) + "\n")
     sys.stdout.flush()
 
@@ -56,6 +56,13 @@ def format_time_ms(milliseconds: int | None) -> str:
     if milliseconds is None:
         return "-"
     return f"{datetime.fromtimestamp(milliseconds / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration as hours, minutes and seconds, such as `1:02:03`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
 
 
 def _is_utf8(encoding: str | None) -> bool:

@@ -33,7 +33,7 @@ class BenchRun:
     #: Mean number of CPUs that other processes used meanwhile; None if it cannot be read.
     foreign_cpus: float | None
     requests: Sequence[RequestTimes] = field(default=(), repr=False)
-    #: Error code → number of requests that ended with it.
+    #: Number of requests that ended with an error, by its code.
     failures: dict[str, int] = field(default_factory=dict)
 
 
@@ -102,20 +102,15 @@ def quantile(ordered: Sequence[float], share: float) -> float | None:
 
 
 class ForeignLoad:
-    """CPU time of all processes but this one and the given ones: it disturbs a measurement."""
+    """CPU time of all processes but this one and its descendants: it disturbs a measurement."""
 
-    def __init__(self, pids: Sequence[int] = ()) -> None:
-        """Begin to count.
-
-        Args:
-            pids: processes that belong to the measurement, besides this one and its children.
-        """
-        self._pids = (os.getpid(), *pids)
+    def __init__(self) -> None:
+        """Begin to count."""
         self._started_at_s = time.monotonic()
         self._before_s = self._foreign_s()
 
     def mean_cpus(self) -> float | None:
-        """Return the mean number of CPUs that others have used since; None without /proc."""
+        """Return the mean number of CPUs that others have used so far; None without /proc."""
         now_s = self._foreign_s()
         if now_s is None or self._before_s is None:
             return None
@@ -130,7 +125,7 @@ class ForeignLoad:
             return None
         ticks = os.sysconf("SC_CLK_TCK")
         user, nice, system, _, _, irq, softirq = fields[:7]
-        own_s = sum(_cpu_s(pid, ticks) for root in self._pids for pid in _process_tree(root))
+        own_s = sum(_cpu_s(pid, ticks) for pid in _process_tree(os.getpid()))
         return (user + nice + system + irq + softirq) / ticks - own_s
 
 

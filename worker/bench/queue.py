@@ -48,7 +48,7 @@ def bench_queue(
     Raises:
         BenchFailed: no worker serves the model.
         ResultTimeout: a run took longer; its jobs continue.
-        BrokerUnavailable: the broker does not answer.
+        BrokerUnavailable: the broker does not reply.
     """
     _check_served(store, model)
     for name in names:

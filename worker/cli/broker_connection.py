@@ -34,7 +34,7 @@ def open_store(broker_url: str | None) -> Iterator[JobStore]:
     """Connect to the given broker, else to that of the environment, else to the embedded one.
 
     Raises:
-        BrokerUnavailable: no broker is named and none runs here, or it does not answer.
+        BrokerUnavailable: no broker is named and none runs here, or it does not reply.
         CommandError: the URL is invalid.
     """
     from batchmill.producer.store.job_store import JobStore

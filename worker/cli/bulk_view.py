@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from redis import RedisError
 
+from batchmill.worker.terminal import format_duration
+
 if TYPE_CHECKING:
     from batchmill.producer.bulk.options import BulkCounts
     from batchmill.producer.store.job_store import JobStore
@@ -157,8 +159,4 @@ def _bar() -> Any:
 
 
 def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "?"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}"
+    return "?" if seconds is None else format_duration(seconds)

@@ -83,7 +83,7 @@ def _masked(name: str, value: Any, *, secret: bool) -> Any:
 
 
 def _unknown_variables(known: set[str]) -> list[str]:
-    """Return variables with our prefix that nothing reads: usually a typing error."""
+    """Return variables with our prefix that are not settings: usually typing errors."""
     ours = {name for name in os.environ if name.startswith(_PREFIX)}
     return sorted(ours - known - _OTHER_VARIABLES)
 

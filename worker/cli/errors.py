@@ -17,7 +17,7 @@ class ExitCode(IntEnum):
     FAILED = 1
     #: The command line is wrong.
     USAGE = 2
-    #: The broker is missing or does not answer.
+    #: The broker is missing or does not reply.
     BROKER = 3
     #: The job, or the action on it, was refused; nothing was stored or changed.
     REJECTED = 4
@@ -121,7 +121,7 @@ def _describe_known(error: Exception) -> tuple[str, ExitCode, str, dict[str, Any
             return "broker_unavailable", ExitCode.BROKER, str(error), {}
         case redis.RedisError():
             message = (
-                f"the broker does not answer: {error}; check --broker-url, or run `batchmill up`"
+                f"the broker does not reply: {error}; check --broker-url, or run `batchmill up`"
             )
             return "broker_unavailable", ExitCode.BROKER, message, {}
         case BrokerError():

@@ -157,7 +157,7 @@ def forget_jobs(
     broker_url: BrokerUrlOption = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Delete everything stored of ended jobs: prompt, output, webhooks and dead letters."""
+    """Delete everything stored about ended jobs: prompt, output, webhooks and dead letters."""
     from batchmill.producer import Client
 
     with Client(resolve_broker(broker_url)) as client:
@@ -181,11 +181,11 @@ def forget_jobs(
 def _for_each(
     job_ids: Sequence[str], act: Callable[[str], tuple[dict[str, Any], str]], *, as_json: bool
 ) -> int:
-    """Do something to each job, even if it is refused for another one.
+    """Apply an action to each job, even if it is refused for another one.
 
     Args:
         job_ids: the jobs.
-        act: does it, and returns the output as JSON and as text.
+        act: the action, which returns its output as JSON and as text.
         as_json: print one line of JSON per job.
 
     Returns:

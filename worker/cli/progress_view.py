@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Self
 
 from batchmill.producer.plural import pluralize
-from batchmill.worker.terminal import print_json
+from batchmill.worker.terminal import format_duration, print_json
 
 if TYPE_CHECKING:
     from batchmill.producer import JobProgress, ProgressSummary
@@ -104,7 +104,5 @@ def _summary_parts(summary: ProgressSummary) -> list[str]:
 
 def _eta(found: JobProgress | ProgressSummary) -> str:
     if found.eta_s is not None:
-        minutes, seconds = divmod(round(found.eta_s), 60)
-        hours, minutes = divmod(minutes, 60)
-        return f"ETA {hours}:{minutes:02}:{seconds:02} at most"
+        return f"ETA {format_duration(found.eta_s)} at most"
     return f"no ETA: {_REASONS[found.eta_unknown.value] if found.eta_unknown else 'unknown'}"

@@ -131,7 +131,8 @@ def show_or_set_window(
 ) -> None:
     """Show or set how many jobs of a queue are announced at a time.
 
-    A new job waits for at least that many others. Hundreds of workers, or distant ones, need more.
+    A new job waits for at least that many others. Hundreds of workers, or distant ones, need a
+    larger number.
     """
     from batchmill.producer.store.tenants import read_window, set_window
 

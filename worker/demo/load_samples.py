@@ -6,7 +6,7 @@ from batchmill.producer.protocol.records import WorkerInfo
 
 
 class LoadSamples:
-    """Collects heartbeats. Those without running requests do not count for the batch size."""
+    """Collects loads from heartbeats. The mean batch size leaves out those of an idle engine."""
 
     def __init__(self) -> None:
         self.num_running = 0

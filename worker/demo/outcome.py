@@ -45,7 +45,7 @@ class JobOutcome:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """The closing table. None if there was nothing to measure."""
+    """The figures of the closing table; one is None if there was nothing to measure."""
 
     num_jobs: int
     num_completed: int
@@ -88,7 +88,7 @@ def judge_demo(
     Args:
         jobs: every job of the demo.
         requests: all requests of the receiver.
-        secret: that the webhooks must be signed with.
+        secret: the secret that the webhooks must be signed with.
         samples: of the worker's load.
     """
     failures = [f"job {job.job_id}: {job.failure}" for job in jobs if job.failure is not None]

@@ -37,7 +37,7 @@ class DemoView:
         self._console.print(Text(line), soft_wrap=True)
 
     def show_stack(self, stack: LocalStack, model: str, receiver_url: str) -> None:
-        """Show the addresses and logs of everything that runs."""
+        """Show the model, and the addresses and logs of the stack."""
         self.say(f"model     {model}")
         self.say(f"broker    {stack.broker_url} (embedded, for this demo only)")
         self.say(f"receiver  {receiver_url} (receives the webhooks)")

@@ -57,7 +57,7 @@ class EngineListener(Protocol):
         """Handle the end of an engine, after everything that it sent has been reported."""
 
     def on_start_failed(self, message: str) -> None:
-        """Handle that no engine can be started. This is the last call."""
+        """Handle the failure to start any engine. This is the last call."""
 
 
 class EngineLink:

@@ -4,7 +4,7 @@ For tests, and for measuring the worker alone (`BATCHMILL_ENGINE=stub`). A token
 of prompt, seed and position, so any attempt on any worker can continue any other.
 
 A prompt may contain one marker, which acts when the token at its output position is due:
-`<<crash@N>>` ends the process, `<<hang@N>>` blocks the step for ever, `<<raise@N>>` raises an
+`<<crash@N>>` ends the process, `<<hang@N>>` blocks the step forever, `<<raise@N>>` raises an
 exception in the step, `<<error@N>>` fails that one request; `<<refuse>>` is refused when added.
 """
 
@@ -34,7 +34,7 @@ CRASH_STATUS = 86
 class StubConfig:
     """How the stub behaves."""
 
-    #: Seconds per step, whatever the batch.
+    #: Seconds per step, for any batch size.
     step_time_s: float = 0.002
     #: Seconds until the engine is ready.
     load_time_s: float = 0.0

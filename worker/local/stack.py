@@ -50,10 +50,10 @@ class StackOptions:
 
 
 class LocalStack:
-    """Owns these children, and restarts those that die."""
+    """Owns the children of one stack, and restarts those that die."""
 
     def __init__(self, options: StackOptions, say: Callable[[str], None]) -> None:
-        """Prepare; nothing runs before `start`.
+        """Choose the children; none runs before `start`.
 
         Args:
             options: of the stack.
@@ -97,7 +97,7 @@ class LocalStack:
         return pids
 
     def start(self) -> None:
-        """Start everything, and return when it runs; the model may still be loading.
+        """Start all children, and return while the model may still be loading.
 
         Raises:
             BrokerError: the embedded broker cannot run.

@@ -16,7 +16,7 @@ class StopSignals:
     """
 
     def __init__(self, numbers: Sequence[signal.Signals], on_second: Callable[[], None]) -> None:
-        """Prepare; nothing changes before it is entered.
+        """Bind to signals; nothing changes before this is entered.
 
         Args:
             numbers: the signals.

@@ -49,7 +49,7 @@ class Deliverer:
     def __init__(
         self, store: JobStore, settings: WebhookSettings, sender: WebhookSender, *, owner: str
     ) -> None:
-        """Prepare; nothing is sent before `run`.
+        """Bind to the store and a sender; nothing is sent before `run`.
 
         Args:
             store: the job store, used from threads.
@@ -144,7 +144,7 @@ class Deliverer:
         except redis.RedisError as error:  # nothing was sent; it is due again after the lease
             _log.warning("event_not_read", event_id=entry.event_id, error=type(error).__name__)
             return
-        except Exception:  # a bug: retried by the schedule, and at last a dead letter
+        except Exception:  # a bug: retried by the schedule, and finally a dead letter
             _log.exception("webhook_attempt_broke", event_id=entry.event_id)
             outcome = SendOutcome(None, error="internal")
         await self._settle(entry, outcome, duration_s=time.monotonic() - start_s)

@@ -68,7 +68,7 @@ class HostLimiter:
 
     @property
     def postpone_s(self) -> float:
-        """Seconds until the deliveries that are here now should be done."""
+        """Seconds until the present deliveries will probably be done."""
         estimate_s = (self.num_present + 1) * self._duration_s / self._limit
         return min(max(estimate_s, _MIN_POSTPONE_S), _MAX_POSTPONE_S)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-#: The network it listens on, which deliveries must be allowed to.
+#: Network that the receiver listens on; the settings must allow deliveries to it.
 LOOPBACK = "127.0.0.0/8"
 #: A longer body is refused with 413.
 MAX_BODY_BYTES = 1024 * 1024
@@ -36,13 +36,14 @@ class _Server(ThreadingHTTPServer):
 
 
 class WebhookReceiver:
-    """Listens on a free loopback port and keeps every request, in the order of arrival.
-
-    Args to `__init__`:
-        respond: chooses the HTTP status for a request; it may block, each request has a thread.
-    """
+    """Listens on a free loopback port and keeps every request, in the order of arrival."""
 
     def __init__(self, respond: Respond = lambda request: 204) -> None:
+        """Choose a port; the receiver listens on it while entered.
+
+        Args:
+            respond: returns the HTTP status for a request. It may block: each request has a thread.
+        """
         self._respond = respond
         self._arrived = threading.Condition()
         self._requests: list[ReceivedRequest] = []

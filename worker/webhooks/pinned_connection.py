@@ -45,7 +45,7 @@ class PinnedConnector:
         look_up: LookUp | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """Prepare.
+        """Bind to a policy.
 
         Args:
             policy: decides which addresses may be connected to.
@@ -116,7 +116,7 @@ class PinnedConnector:
             result, error = None, None
             try:
                 result = self._look_up(host, port)
-            except (OSError, ValueError) as caught:  # a label too long is a UnicodeError
+            except (OSError, ValueError) as caught:  # a label that is too long is a UnicodeError
                 error = LookUpFailed(type(caught).__name__)
             finally:
                 self._look_ups.release()

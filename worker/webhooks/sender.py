@@ -40,22 +40,22 @@ class SendOutcome:
 
     @property
     def delivered(self) -> bool:
-        """True for a 2xx response; a redirect is a failure."""
+        """Whether the response was 2xx; a redirect is a failure."""
         return self.status is not None and 200 <= self.status < 300
 
     @property
     def disables(self) -> bool:
-        """True if a retry is pointless: the receiver said Gone, or sending there is refused."""
+        """Whether a retry is pointless: the receiver said Gone, or sending there is refused."""
         return self.status == 410 or (self.error or "").startswith("refused_")
 
     @property
     def is_busy(self) -> bool:
-        """True if the receiver is overloaded or out of reach: a quick retry would make it worse."""
+        """Whether the receiver is overloaded or out of reach: a quick retry would make it worse."""
         return self.status in (429, 502, 504) or self.error == "timeout"
 
     @property
     def is_receiver_fault(self) -> bool:
-        """True if the attempt failed at the receiver, not because of our own rules or errors."""
+        """Whether the attempt failed at the receiver, not because of our own rules or errors."""
         return not self.delivered and self.error not in OWN_FAULTS and not self.disables
 
     @property
@@ -83,7 +83,7 @@ class WebhookSender:
         look_up: LookUp | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """Prepare; see `PinnedConnector` for `look_up` and `tls`."""
+        """Bind to limits and a policy; see `PinnedConnector` for `look_up` and `tls`."""
         self._total_timeout_s = total_timeout_s
         self._policy = policy
         self._user_agent = user_agent
