@@ -36,7 +36,7 @@ def _one_of(default: str | None, choices: Sequence[str]) -> Any:
 
 
 def _integer(default: int | None, *, least: int | None = None) -> Any:
-    """Return a field that takes integers from `least` on, or its default."""
+    """Return a field that takes integers of at least `least`, or its default."""
     bound = "" if least is None else f" of at least {least}"
 
     def check(value: object) -> str | None:
@@ -128,10 +128,10 @@ class EngineConfig:
     #: and output, so single streams gain if outputs repeat them. Raising it gains more there;
     #: rejected drafts cost more.
     num_speculative_tokens: int = _integer(0, least=0)
-    #: Most of the last tokens that are looked for at an earlier place; the tokens that follow them
-    #: there are the draft.
+    #: Most tokens at the end of a request that are looked up earlier in it; the tokens that follow
+    #: them there are the draft.
     prompt_lookup_max: int = _integer(4, least=1)
-    #: Fewest of the last tokens that must be found at an earlier place. Raising it drafts less
+    #: Fewest tokens at the end of a request that must occur earlier in it. Raising it drafts less
     #: often, and better.
     prompt_lookup_min: int = _integer(2, least=1)
     #: Draft only in steps in which at most this many requests decode: larger steps have enough to

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 
 class KernelError(Exception):
-    """Root of this folder's errors."""
+    """Base of every error that the kernels raise on purpose."""
 
 
 class CppBuildError(KernelError):

@@ -210,7 +210,7 @@ class RequestIntake:
         controls: RequestControls | None,
         scores: TokenScores | None,
     ) -> PromptLookup | None:
-        """Return what proposes the request's draft tokens, or None if it must decode without.
+        """Return the drafter of a request, or None if it must decode without draft tokens.
 
         Controls follow the tokens one by one, and scores are recorded one by one.
         """
@@ -304,7 +304,7 @@ def _scores(
 
 
 def _replay_resumed(tracker: OutputTracker) -> None:
-    """Bring a tracker to where its resumed tokens left the request."""
+    """Bring a tracker to the state in which its resumed tokens left the request."""
     request = tracker.request
     if request.params.max_tokens == 0:
         tracker.finish(FinishReason.LENGTH)

@@ -1,4 +1,4 @@
-"""From sampled tokens to outputs: the text, the stop conditions, and what is new per report."""
+"""From sampled tokens to outputs: the text, the stop conditions, and what each report adds."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ class PromptLookup:
     """Proposes draft tokens for one request from its own prompt and output.
 
     It finds the longest n-gram (`min_ngram` to `max_ngram` tokens) that they end with and that
-    occurred before, and proposes the tokens after its latest earlier occurrence: as many as the
-    tokens before the two places that are equal. So a chance match costs little, and a copy is
+    occurred before, and proposes the tokens after its latest earlier occurrence. It proposes as
+    many tokens as match before the two places, so a chance match costs little, and a copy is
     proposed in pieces that double. A proposal that reaches the end of the known tokens continues
     with its own tokens, as a repetition does.
 
@@ -55,14 +55,14 @@ class PromptLookup:
         for size in range(self._max_ngram, self._min_ngram - 1, -1):
             place = self._places[size - self._min_ngram].get(tuple(known[-size:]))
             if place is not None:
-                num_tokens = self._num_alike(place, size, max_tokens)
+                num_tokens = self._num_matching(place, size, max_tokens)
                 period = len(known) - place
                 return tuple(known[place + index % period] for index in range(num_tokens))
         return ()
 
-    def _num_alike(self, place: int, num_known_alike: int, most: int) -> int:
+    def _num_matching(self, place: int, num_known: int, most: int) -> int:
         """Count the equal tokens before a place and before the end, up to `most`."""
-        known, count = self._token_ids, num_known_alike
+        known, count = self._token_ids, num_known
         while count < min(most, place) and known[place - 1 - count] == known[-1 - count]:
             count += 1
         return min(count, most)

@@ -181,7 +181,7 @@ class _BadWords:
 
 
 class _Ngrams:
-    """Remembers what followed each run of `size - 1` tokens."""
+    """Remembers the tokens that followed each run of `size - 1` tokens."""
 
     def __init__(self, size: int, token_ids: Sequence[int]) -> None:
         self._size = size

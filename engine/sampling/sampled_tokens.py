@@ -71,7 +71,7 @@ class SampledTokens:
             controlled: Rows of requests with controls, which may leave no token.
             scored: Rows whose token is scored.
             scorer: Scores them; None if there are none.
-            host_buffers: Where the tokens are copied to; None allocates it here.
+            host_buffers: Memory that the tokens are copied to; None allocates it here.
         """
         self.holds_next_step = holds_next_step
         self._controlled = controlled

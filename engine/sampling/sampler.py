@@ -73,8 +73,8 @@ class Sampler:
         if not len(rows):
             # On the device, so that collecting the step waits for it. Otherwise the host would run
             # ahead of a long prompt's chunks without bound.
-            nothing = torch.empty(0, dtype=torch.int64, device=logits.device)
-            return SampledTokens(nothing, nothing.bool(), holds_next_step=scores_known)
+            no_ids = torch.empty(0, dtype=torch.int64, device=logits.device)
+            return SampledTokens(no_ids, no_ids.bool(), holds_next_step=scores_known)
         is_finite = _have_finite_maximum(logits)
         scored = self._scored_rows(is_finite)
         scorer = _scorer(logits, scored)
@@ -150,7 +150,7 @@ def _have_finite_maximum(logits: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class _RowControls:
-    """The controls of a step's rows, in the order in which `kernels.sample` takes them."""
+    """The controls of a step's rows, in the order in which the op `sample` takes them."""
 
     temperature: Tensor  # [num_rows] float32
     top_k: Tensor  # [num_rows] int64
@@ -160,7 +160,7 @@ class _RowControls:
 
     @property
     def numbers(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The arguments of `kernels.sample`."""
+        """The arguments of the op `sample`."""
         return self.temperature, self.top_k, self.top_p, self.seeds
 
 

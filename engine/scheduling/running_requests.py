@@ -15,7 +15,7 @@ from .waiting_queue import rank_of
 
 
 class RunningRequests:
-    """Owns the running requests, the steps in flight with them, and who finished during one.
+    """Owns the running requests, the steps in flight, and the requests that finished during one.
 
     A step is in flight from `mark_launched` until `collect`, when its tokens are known on the host.
     In between a request continues from a token that is sampled but not known yet. A request that

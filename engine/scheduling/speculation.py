@@ -17,8 +17,8 @@ class Speculation:
     """Adds draft tokens to decodes.
 
     Drafts use only the budget and blocks that are left over: no request loses a block to a draft,
-    and no draft displaces a known token. There are drafts only while few requests decode: the
-    weights are then read for each step whatever it computes, so more rows hardly take longer.
+    and no draft displaces a known token. There are drafts only while few requests decode: a step
+    then spends its time on reading the weights, so more rows hardly make it longer.
     """
 
     #: Most draft tokens of a request in one step.

@@ -32,7 +32,7 @@ def paged_attention_cpp(
 ) -> Tensor:
     """Compute `paged_attention`; `plan` is not read.
 
-    Here and below, `library` is the kernels to use; None loads those for this CPU.
+    Here and below, `library` has the kernels to use; None loads those for this CPU.
 
     Raises:
         ValueError: C code cannot read a tensor (its device, dtype or layout), or a length or block
@@ -88,7 +88,7 @@ def write_kv_cpp(
         slot_mapping.data_ptr(), len(slot_mapping), num_slots, key.stride(0) * size,
         value.stride(0) * size, key.shape[1] * key.shape[2] * size, torch.get_num_threads(),
     )  # fmt: skip
-    _raise_slot(invalid, slot_mapping, num_slots)
+    _refuse_invalid_slot(invalid, slot_mapping, num_slots)
 
 
 def rms_norm_cpp(
@@ -225,7 +225,8 @@ def _check_contiguous(**tensors: Tensor) -> None:
             )
 
 
-def _raise_slot(invalid: int, slot_mapping: Tensor, num_slots: int) -> None:
+def _refuse_invalid_slot(invalid: int, slot_mapping: Tensor, num_slots: int) -> None:
+    """Raise ValueError for the index that the C code returned, unless it is negative."""
     if invalid >= 0:
         raise ValueError(
             f"slot_mapping[{invalid}] is {int(slot_mapping[invalid])}, the cache has {num_slots} "

@@ -57,10 +57,10 @@ def cpu_flags() -> frozenset[str]:
 
 
 def supported_isas() -> tuple[Isa, ...]:
-    """The instruction sets that this CPU has, best first."""
+    """Return the instruction sets that this CPU has, best first."""
     return tuple(isa for isa in ISAS if isa.cpu_flags <= cpu_flags())
 
 
 def best_isa() -> Isa:
-    """The best instruction set that this CPU has."""
+    """Return the best instruction set that this CPU has."""
     return supported_isas()[0]

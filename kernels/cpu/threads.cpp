@@ -36,15 +36,16 @@ bool spin_until(Done done) {
   return false;
 }
 
-// A job is open while its caller works on it. A helper first counts itself, then checks whether the
-// job is open; the caller first closes the job, then checks whether a helper is counted. All four
-// are in one total order, so either the helper sees the job closed or the caller sees the helper.
+// A call is open while its caller works on it. A helper first counts itself, then checks whether
+// the call is open; the caller first closes the call, then checks whether a helper is counted. All
+// four are in one total order, so either the helper sees the call closed or the caller sees the
+// helper.
 struct Pool {
-  std::mutex busy;  // held by the thread that owns the job
+  std::mutex busy;  // held by the thread whose call is open
   std::atomic<unsigned> epoch{0};
   std::atomic<bool> open{false};
   std::atomic<int> inside{0};
-  std::atomic<int> wanted{0};  // helpers that this job may have
+  std::atomic<int> wanted{0};  // helpers that this call may have
   void (*work)(void*) = nullptr;
   void* data = nullptr;
 

@@ -35,11 +35,11 @@ def step_and_scale(most):
     Both are 0 for a row of zeros, and 0 and NaN for a row that is not finite.
     """
     is_finite = most < float("inf")
-    counts = is_finite & (most > LEAST_MAX)
-    most = tl.where(counts, most, FP8_MAX)
+    is_scaled = is_finite & (most > LEAST_MAX)
+    most = tl.where(is_scaled, most, FP8_MAX)
     # For the reference's bits: Triton's own division may be off by two units in the last place.
-    step = tl.where(counts, tl.div_rn(FP8_MAX, most), 0.0)
-    scale = tl.where(counts, tl.div_rn(most, FP8_MAX), 0.0)
+    step = tl.where(is_scaled, tl.div_rn(FP8_MAX, most), 0.0)
+    scale = tl.where(is_scaled, tl.div_rn(most, FP8_MAX), 0.0)
     return step, tl.where(is_finite, scale, float("nan"))
 
 

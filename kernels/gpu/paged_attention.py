@@ -36,8 +36,8 @@ def plan_step(
     Args:
         cu_seqlens_q: [num_seqs + 1] int32.
         seq_lens: [num_seqs] int32.
-        window: As in `paged_attention`.
         k_cache: Any layer's keys; only shape and dtype matter.
+        window: As in `paged_attention`.
         only_decodes: The caller knows that every sequence has exactly one query token, so the
             prefill kernel need not be launched.
         tuning: Tile sizes; None takes those of `attention_tuning`.

@@ -18,7 +18,7 @@ from batchmill.kernels.reference.fp8_rows import Fp8Rows
 from .fp8_rows import empty_fp8_rows, largest_magnitude, step_and_scale, to_fp8
 from .launch import check_device
 
-#: Least elements per program: short rows (the q and k norms of one head) are grouped.
+#: Fewest elements per program: short rows (the q and k norms of one head) are grouped.
 _MIN_PROGRAM_ELEMENTS = 1024
 _ELEMENTS_PER_WARP = 512
 _MAX_WARPS = 16
@@ -42,7 +42,7 @@ def rms_norm_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Normalise ROWS rows in float32; with ADD, the sum after it was rounded and stored.
+    """Normalise ROWS rows in float32; with ADD, normalise the sum, once it is rounded and stored.
 
     With QUANTIZE, the rounded result is stored as eight-bit floats with one scale per row.
     """

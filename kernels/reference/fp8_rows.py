@@ -37,9 +37,9 @@ def quantize_fp8_reference(x: Tensor) -> Fp8Rows:
     """Quantize each row by its largest magnitude; see `quantize_fp8`."""
     wide = x.float()
     most = wide.abs().amax(dim=-1, keepdim=True)
-    counts = most.isfinite() & (most > LEAST_MAX)
-    # A tensor, because torch may compute a division by or of a number as one and a product.
+    is_scaled = most.isfinite() & (most > LEAST_MAX)
+    # A tensor, because torch may divide by a number, or divide a number, with a reciprocal.
     largest = torch.full_like(most, FP8_MAX)
-    values = torch.where(counts, wide * (largest / most), 0.0).to(FP8)
-    scales = torch.where(counts, most / largest, 0.0)
+    values = torch.where(is_scaled, wide * (largest / most), 0.0).to(FP8)
+    scales = torch.where(is_scaled, most / largest, 0.0)
     return Fp8Rows(values, torch.where(most.isfinite(), scales, torch.nan))

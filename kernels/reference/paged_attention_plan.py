@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-#: Most bytes of keys in a gathered batch. More of them fall out of the CPU's
-#: cache before the second pass over them (measured: 1024 keys x 64 rows run 1.5 times as fast in
-#: pieces of 8 rows, bf16, and 4 times as fast in fp32).
+#: Most bytes of keys in a gathered batch. More of them fall out of the CPU's cache before the
+#: second pass over them (measured: 1024 keys x 64 rows run 1.5 times as fast in pieces of 8 rows,
+#: bf16, and 4 times as fast in fp32).
 _MAX_GATHERED_BYTES = 3 * 1024**2
 #: A decode batch ends if the next sequence is shorter than this share of its longest one: the
 #: padding that remains costs less than the calls of finer batches.
@@ -60,8 +60,8 @@ class PrefillChunk:
 class AttentionPlan:
     """The calls that make up one step's attention; every row of q is in exactly one.
 
-    Making a plan costs nothing: it is worked out when a backend first reads it. That reads the
-    index tensors on the host, which waits for a GPU.
+    Making a plan costs nothing: its parts are computed when a backend first reads them. That reads
+    the index tensors on the host, which waits for a GPU.
     """
 
     def __init__(
