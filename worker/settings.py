@@ -75,8 +75,8 @@ class WorkerSettings(EngineSettings):
     #: whether another one has sent the same beginning of a prompt.
     prefix_cache_shared_across_tenants: bool = False
 
-    #: Seconds after which the jobs of a silent worker go to another worker. It must exceed the
-    #: longest step; otherwise a slow worker loses its jobs.
+    #: Seconds after which the jobs of a silent worker go to another worker. A step may take longer:
+    #: leases are renewed until `engine_stall_s` is over.
     lease_s: float = Field(default=15.0, ge=0.5)
     #: Seconds that the engine's loop may stand still before the engine is killed and replaced.
     engine_stall_s: float = Field(default=60.0, gt=0)
