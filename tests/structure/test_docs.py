@@ -119,6 +119,12 @@ def test_public_names_that_a_page_uses_are_exported(page: Path) -> None:
 
 
 @every_page
+def test_prose_has_lines_of_at_most_120_characters(page: Path) -> None:
+    prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    assert [line for line in prose.splitlines() if len(line) > 120 and line[0] != "|"] == []
+
+
+@every_page
 def test_json_examples_are_json(page: Path) -> None:
     for block in re.findall(r"^```json\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
         json.loads(block)
