@@ -43,8 +43,8 @@ class JobRejected(BatchmillError):
     """A job was refused before anything was stored.
 
     Attributes:
-        code: `invalid_request`, `unsupported_parameter`, `idempotency_conflict`,
-            `queue_full` or `batch_closed`.
+        code: `invalid_request`, `unsupported_parameter`, `structure_too_complex`,
+            `idempotency_conflict`, `queue_full` or `batch_closed`.
         param: The field at fault, with dots if it is nested, or None.
         retryable: Whether the same job may be accepted later.
     """

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal, get_args
 
 from .errors import ContractError
 from .grammar import schema_for_rule
+from .structure_check import TOO_COMPLEX
+from .structure_check_process import WALL_S
 from .unsupported import RESERVED_TEMPLATE_KWARGS
 
 #: `developer` is OpenAI's newer name for `system`.
@@ -47,9 +50,16 @@ def check_tool_choice(choice: object, functions: Iterable[Mapping[str, Any]]) ->
         demanded = (name,)
     elif choice not in (None, "auto", "none", "required"):
         raise ContractError(f"tool_choice {TOOL_CHOICE_FORMS}")
+    started = time.monotonic()
     for name, function in by_name.items():
         if name in demanded:
             arguments_rule(function)
+            if time.monotonic() - started > WALL_S:
+                raise ContractError(
+                    f"the parameters of the tools together take more than {WALL_S:g} s to compile, "
+                    "the limit: offer fewer tools, or name one in tool_choice",
+                    TOO_COMPLEX,
+                )
         elif function.get("strict") and choice != "none":
             raise ContractError(
                 "strict holds only if a call is certain: set tool_choice to required or to a "

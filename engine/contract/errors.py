@@ -9,7 +9,8 @@ class ContractError(ValueError):
     The engine raises it again as `RequestError`, a producer as `JobRejected`.
 
     Attributes:
-        code: `invalid_request`, or `unsupported_parameter` for what other engines can do.
+        code: `invalid_request`, `unsupported_parameter` for what other engines can do, or
+            `structure_too_complex`.
         message: For people; names the field, the limit and the remedy, never prompt text.
     """
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 from typing import Any, Final
 
 from .errors import ContractError
-from .limits import MAX_CHOICES
+from .limits import MAX_CHOICES, MAX_GRAMMAR_RULES, MAX_STRUCTURE_BYTES
+from .structure_check import TOO_COMPLEX, compiled_grammar
 
 #: Between the parts of a JSON document: nothing, a space, or a new line with its indentation.
 #: llguidance sets no bound by default, so that a model could write blanks for ever.
@@ -25,7 +26,8 @@ _UNSUPPORTED_KEYS: Final = (
 _MAPS_OF_SCHEMAS: Final = ("$defs", "definitions", "properties")
 _LISTS_OF_SCHEMAS: Final = ("allOf", "anyOf", "oneOf", "prefixItems")
 _SCHEMAS: Final = ("additionalProperties", "items", "unevaluatedProperties")
-_MAX_REASON_CHARS: Final = 300
+#: The head of a rule of a Lark grammar.
+_RULE: Final = re.compile(r"(?m)^[ \t]*[?!]*[A-Za-z_][^\n:\"/]*:")
 
 
 def grammar_of(response_format: Any, structured_outputs: Any) -> str | None:
@@ -204,30 +206,23 @@ def _refuse_unknown(field: str, given: Mapping[str, Any], known: set[str]) -> No
             )
 
 
-@lru_cache(maxsize=1024)
 def _compiled(kind: str, text: str, compact: bool) -> str:
-    """Return a grammar in llguidance's format, after llguidance has accepted it."""
-    # Imported at first use: a process that asks for no structure does not load the library.
-    from llguidance import LLMatcher, regex_to_lark
-
-    if kind == "json":
-        grammar = LLMatcher.grammar_from_json_schema(
-            text,
-            overrides={
-                "coerce_one_of": False,
-                "lenient": False,
-                "whitespace_flexible": not compact,
-                "whitespace_pattern": None if compact else JSON_WHITESPACE,
-            },
+    """Return a grammar in llguidance's format, after a trial has compiled it within limits."""
+    if len(text) > MAX_STRUCTURE_BYTES:
+        raise ContractError(
+            f"the {kind} grammar has {len(text)} characters, the limit is {MAX_STRUCTURE_BYTES}; "
+            "shorten it",
+            TOO_COMPLEX,
         )
-    elif kind == "regex":
-        # \d, \w and \s are ASCII, as in JavaScript: few callers mean the digits of all scripts,
-        # which differ between versions of Unicode.
-        grammar = LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(text, 'dws')}/")
-    else:
-        grammar = LLMatcher.grammar_from_lark(text)
-    is_error, messages = LLMatcher.validate_grammar_with_warnings(grammar, None)
-    if is_error:
-        reason = " ".join(messages[0].split())[:_MAX_REASON_CHARS]
-        raise ContractError(f"the {kind} grammar cannot be enforced: {reason}")
-    return grammar
+    if kind == "lark" and (num_rules := len(_RULE.findall(text))) > MAX_GRAMMAR_RULES:
+        raise ContractError(
+            f"the lark grammar has {num_rules} rules, the limit is {MAX_GRAMMAR_RULES}; use fewer",
+            TOO_COMPLEX,
+        )
+    overrides = {
+        "coerce_one_of": False,
+        "lenient": False,
+        "whitespace_flexible": not compact,
+        "whitespace_pattern": None if compact else JSON_WHITESPACE,
+    }
+    return compiled_grammar(kind, text, overrides if kind == "json" else {})

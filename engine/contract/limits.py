@@ -52,3 +52,5 @@ MAX_STRUCTURE_BYTES: Final = 1 << 18
 MAX_STRUCTURE_DEPTH: Final = 64
 #: Alternatives of `structured_outputs.choice`.
 MAX_CHOICES: Final = 4096
+#: Rules and terminals of a Lark grammar.
+MAX_GRAMMAR_RULES: Final = 1024

@@ -24,6 +24,7 @@ from batchmill.producer.store.reply_errors import unknown_batch_error
 from batchmill.producer.watch.async_many_jobs import AsyncEndWatch
 from batchmill.producer.watch.patience import CONNECTION_ERRORS, TimeBudget
 
+from .async_checks import check_structures
 from .batch_intake import BatchIntake, BatchLine, batch_error, fails_batch
 from .batching import FULL_PAUSE_S, OnRejected
 
@@ -53,6 +54,7 @@ async def create_batch(
 
 async def _submit(store: AsyncStore, intake: BatchIntake, lines: AsyncIterable[BatchLine]) -> None:
     async for line in lines:
+        await check_structures(line, {})
         intake.add(line)
         if intake.must_be_sent:
             await _send(store, intake)

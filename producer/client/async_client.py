@@ -27,6 +27,7 @@ from batchmill.producer.watch.async_stream import follow_output
 from batchmill.producer.watch.patience import TimeBudget
 
 from . import async_batch_verbs
+from .async_checks import check_structures
 from .async_iteration import as_async
 from .async_job_verbs import AsyncJobVerbs
 from .batch_intake import BatchLine
@@ -133,6 +134,7 @@ class AsyncClient(AsyncJobVerbs):
             BrokerUnavailable: the broker does not respond. The job may be stored or not; submit it
                 again with an idempotency key to be sure that there is exactly one.
         """
+        await check_structures(job, fields)
         prepared = prepare(as_job(job, fields), self.settings)
         with broker_errors(self._url):
             answer = await self._store.run(job_calls.submit(prepared))
@@ -166,6 +168,7 @@ class AsyncClient(AsyncJobVerbs):
         """
         batch = Batch(self.settings, on_rejected, wait_when_full_s)
         async for job in as_async(jobs):
+            await check_structures(job, {})
             batch.add(job)
             if batch.must_be_sent:
                 async for handle in self._send(batch):

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from batchmill.engine.contract.errors import ContractError
+from batchmill.engine.contract.structure_check import TOO_COMPLEX
 
 STRICT: Final = ConfigDict(
     strict=True,
@@ -63,8 +64,9 @@ def validation_error(error: ContractError, param: str) -> ValueError:
         error: The error of the contract.
         param: The field to blame for an `unsupported_parameter`.
     """
-    if error.code != "unsupported_parameter":
+    if error.code == "invalid_request":
         return ValueError(error.message)
-    return PydanticCustomError(
-        "unsupported_parameter", "{message}", {"message": error.message, "param": param}
-    )
+    context = {"message": error.message, "param": param}
+    if error.code == TOO_COMPLEX:
+        return PydanticCustomError(TOO_COMPLEX, "{message}", context)
+    return PydanticCustomError("unsupported_parameter", "{message}", context)

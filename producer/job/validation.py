@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from batchmill.engine.contract.structure_check import TOO_COMPLEX
 from batchmill.producer.errors import JobRejected, UnsupportedParameter
 
 from .document import GenerationJob
@@ -49,6 +50,10 @@ def rejected_error(error: ValidationError) -> JobRejected:
         if detail["type"] == "unsupported_parameter":
             where = _dotted(detail) or str(detail["ctx"]["param"])
             return UnsupportedParameter(detail["msg"], param=where)
+    for detail in details:
+        if detail["type"] == TOO_COMPLEX:
+            where = _dotted(detail) or str(detail["ctx"]["param"])
+            return JobRejected(f"{where}: {detail['msg']}", code=TOO_COMPLEX, param=where)
     param = _dotted(details[0])
     also = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
     return JobRejected(_message(details[0], param) + also, param=param)

@@ -30,6 +30,8 @@ ORIGINALS = (
 RULES = (
     (r"from redis\.asyncio import Redis as AsyncRedis\b", "from redis import Redis"),
     (r"from \.async_iteration import as_async\n", ""),
+    (r"from \.async_checks import check_structures\n", ""),
+    (r"\n +await check_structures\(.*\)", ""),
     (r"\bas_async\((\w+)\)", r"\1"),
     (r"\basync (def|for|with)\b", r"\1"),
     (r"\bawait ", ""),
