@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from batchmill.producer.client.batching import FULL_PAUSE_S, MAX_BATCH_CHARS, MAX_BATCH_JOBS
+from batchmill.producer.client.job_groups import FULL_PAUSE_S, MAX_GROUP_CHARS, MAX_GROUP_JOBS
 from batchmill.producer.errors import JobRejected, JobUnfinished, QueueFull, UnknownJob
 from batchmill.producer.job.document import GenerationJob
 from batchmill.producer.job.line import BulkLine, LineKind
@@ -103,10 +103,10 @@ class InFlight:
         self._errors.sync_if_due()
 
     def _next_batch(self, lines: Iterator[BulkLine]) -> list[tuple[_Waiting, NewJob]]:
-        room = min(self._options.max_in_flight - self._num_waiting, MAX_BATCH_JOBS)
+        room = min(self._options.max_in_flight - self._num_waiting, MAX_GROUP_JOBS)
         batch: list[tuple[_Waiting, NewJob]] = []
         num_chars = 0
-        while len(batch) < room and num_chars < MAX_BATCH_CHARS:
+        while len(batch) < room and num_chars < MAX_GROUP_CHARS:
             item = self._held.popleft() if self._held else self._prepare_next(lines)
             if item is None:
                 break

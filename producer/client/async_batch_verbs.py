@@ -26,7 +26,7 @@ from batchmill.producer.watch.patience import CONNECTION_ERRORS, TimeBudget
 
 from .async_checks import check_structures
 from .batch_intake import BatchIntake, BatchLine, batch_error, fails_batch
-from .batching import FULL_PAUSE_S, OnRejected
+from .job_groups import FULL_PAUSE_S, OnRejected
 
 
 async def create_batch(

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from batchmill.producer.job.line import BulkLine
 
-from .batching import JobLike, as_job
+from .job_groups import JobLike, as_job
 
 #: Fields whose check compiles something.
 _COMPILED: Final = ("response_format", "structured_outputs", "tools")

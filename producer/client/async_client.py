@@ -31,7 +31,7 @@ from .async_checks import check_structures
 from .async_iteration import as_async
 from .async_job_verbs import AsyncJobVerbs
 from .batch_intake import BatchLine
-from .batching import Batch, JobLike, OnRejected, as_job
+from .job_groups import JobGroup, JobLike, OnRejected, as_job
 from .job_ids import ids_of
 
 
@@ -137,8 +137,8 @@ class AsyncClient(AsyncJobVerbs):
         await check_structures(job, fields)
         prepared = prepare(as_job(job, fields), self.settings)
         with broker_errors(self._url):
-            answer = await self._store.run(job_calls.submit(prepared))
-        return AsyncJob(self, accepted_id(prepared, answer))
+            reply = await self._store.run(job_calls.submit(prepared))
+        return AsyncJob(self, accepted_id(prepared, reply))
 
     async def submit_many(
         self,
@@ -147,7 +147,7 @@ class AsyncClient(AsyncJobVerbs):
         on_rejected: OnRejected | None = None,
         wait_when_full_s: float | None = None,
     ) -> AsyncIterator[AsyncJob]:
-        """Submit jobs in batches, and yield their handles in order.
+        """Submit jobs in groups, and yield their handles in order.
 
         Works as it is read: `jobs` may be endless, and memory does not grow with it. Nothing is
         sent before the first handle is asked for; this sends all:
@@ -166,14 +166,14 @@ class AsyncClient(AsyncJobVerbs):
             JobRejected: as `submit`.
             BrokerUnavailable: as `submit`.
         """
-        batch = Batch(self.settings, on_rejected, wait_when_full_s)
+        group = JobGroup(self.settings, on_rejected, wait_when_full_s)
         async for job in as_async(jobs):
             await check_structures(job, {})
-            batch.add(job)
-            if batch.must_be_sent:
-                async for handle in self._send(batch):
+            group.add(job)
+            if group.must_be_sent:
+                async for handle in self._send(group):
                     yield handle
-        async for handle in self._send(batch):
+        async for handle in self._send(group):
             yield handle
 
     def job(self, job_id: str) -> AsyncJob:
@@ -345,13 +345,13 @@ class AsyncClient(AsyncJobVerbs):
                 async for entry in entries:
                     yield entry
 
-    async def _send(self, batch: Batch) -> AsyncIterator[AsyncJob]:
+    async def _send(self, group: JobGroup) -> AsyncIterator[AsyncJob]:
         pause_s: float | None = 0.0
         while pause_s is not None:
             await asyncio.sleep(pause_s)
             with broker_errors(self._url):
-                answers = await self._store.run_all(batch.calls())
-            pause_s = batch.note(answers)
-        for job_id in batch.take_ids():
+                replies = await self._store.run_all(group.calls())
+            pause_s = group.note(replies)
+        for job_id in group.take_ids():
             yield AsyncJob(self, job_id)
-        batch.check()
+        group.check()

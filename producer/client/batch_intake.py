@@ -20,7 +20,7 @@ from batchmill.producer.store.batch_calls import OpenBatch
 from batchmill.producer.store.reply_errors import accepted_id
 from batchmill.producer.store.submission import fingerprint, prepare
 
-from .batching import MAX_BATCH_CHARS, MAX_BATCH_JOBS, JobLike, OnRejected, as_job
+from .job_groups import MAX_GROUP_CHARS, MAX_GROUP_JOBS, JobLike, OnRejected, as_job
 
 #: A line as callers give it; a mapping may hold a `custom_id`.
 BatchLine: TypeAlias = JobLike | BulkLine
@@ -77,8 +77,8 @@ class BatchIntake:
     def must_be_sent(self) -> bool:
         """Whether the lines fill one round trip, or a rejection ends the batch."""
         return (
-            len(self._waiting) >= MAX_BATCH_JOBS
-            or self._num_chars >= MAX_BATCH_CHARS
+            len(self._waiting) >= MAX_GROUP_JOBS
+            or self._num_chars >= MAX_GROUP_CHARS
             or self.rejection is not None
         )
 
@@ -91,13 +91,13 @@ class BatchIntake:
         """Return the script calls that submit the waiting lines."""
         return [job_calls.submit(job) for job in self._waiting]
 
-    def take(self, answers: Sequence[SubmitReply]) -> bool:
-        """Take in the answers to `calls`; return False if the queue was full for some lines."""
-        sent = list(zip(self._waiting, answers, strict=True))
+    def take(self, replies: Sequence[SubmitReply]) -> bool:
+        """Take in the replies to `calls`; return False if the queue was full for some lines."""
+        sent = list(zip(self._waiting, replies, strict=True))
         self._waiting.clear()
-        for job, answer in sent:
+        for job, reply in sent:
             try:
-                accepted_id(job, answer)
+                accepted_id(job, reply)
             except QueueFull:
                 self._waiting.append(job)
             except JobRejected as error:

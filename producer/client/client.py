@@ -29,7 +29,7 @@ from batchmill.producer.watch.stream import follow_output
 
 from . import batch_verbs
 from .batch_intake import BatchLine
-from .batching import Batch, JobLike, OnRejected, as_job
+from .job_groups import JobGroup, JobLike, OnRejected, as_job
 from .job_ids import ids_of
 from .job_verbs import JobVerbs
 
@@ -135,8 +135,8 @@ class Client(JobVerbs):
         """
         prepared = prepare(as_job(job, fields), self.settings)
         with broker_errors(self._url):
-            answer = self._store.run(job_calls.submit(prepared))
-        return Job(self, accepted_id(prepared, answer))
+            reply = self._store.run(job_calls.submit(prepared))
+        return Job(self, accepted_id(prepared, reply))
 
     def submit_many(
         self,
@@ -145,7 +145,7 @@ class Client(JobVerbs):
         on_rejected: OnRejected | None = None,
         wait_when_full_s: float | None = None,
     ) -> Iterator[Job]:
-        """Submit jobs in batches, and yield their handles in order.
+        """Submit jobs in groups, and yield their handles in order.
 
         Works as it is read: `jobs` may be endless, and memory does not grow with it. Nothing is
         sent before the first handle is asked for; `list(client.submit_many(jobs))` sends all.
@@ -163,13 +163,13 @@ class Client(JobVerbs):
             JobRejected: as `submit`.
             BrokerUnavailable: as `submit`.
         """
-        batch = Batch(self.settings, on_rejected, wait_when_full_s)
+        group = JobGroup(self.settings, on_rejected, wait_when_full_s)
         for job in jobs:
-            batch.add(job)
-            if batch.must_be_sent:
-                for handle in self._send(batch):
+            group.add(job)
+            if group.must_be_sent:
+                for handle in self._send(group):
                     yield handle
-        for handle in self._send(batch):
+        for handle in self._send(group):
             yield handle
 
     def job(self, job_id: str) -> Job:
@@ -334,13 +334,13 @@ class Client(JobVerbs):
         with broker_errors(self._url), contextlib.closing(results) as entries:
             yield from entries
 
-    def _send(self, batch: Batch) -> Iterator[Job]:
+    def _send(self, group: JobGroup) -> Iterator[Job]:
         pause_s: float | None = 0.0
         while pause_s is not None:
             time.sleep(pause_s)
             with broker_errors(self._url):
-                answers = self._store.run_all(batch.calls())
-            pause_s = batch.note(answers)
-        for job_id in batch.take_ids():
+                replies = self._store.run_all(group.calls())
+            pause_s = group.note(replies)
+        for job_id in group.take_ids():
             yield Job(self, job_id)
-        batch.check()
+        group.check()

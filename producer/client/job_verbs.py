@@ -44,7 +44,7 @@ from batchmill.producer.store.reply_errors import (
 from batchmill.producer.store.store import Store
 from batchmill.producer.store.submission import queue_limits
 
-from .batching import MAX_BATCH_JOBS
+from .job_groups import MAX_GROUP_JOBS
 from .job_ids import HasId, ids_of
 
 
@@ -168,10 +168,10 @@ class JobVerbs:
             BrokerUnavailable: the broker does not respond.
         """
         with broker_errors(self._url):
-            answer = self._store.run(job_calls.cancel(job_id))
-        if answer.status is CancelStatus.UNKNOWN:
+            reply = self._store.run(job_calls.cancel(job_id))
+        if reply.status is CancelStatus.UNKNOWN:
             raise unknown_job_error(job_id)
-        return answer
+        return reply
 
     def cancel_many(self, jobs: Iterable[HasId | str]) -> dict[str, CancelAnswer]:
         """Cancel jobs in few round trips.
@@ -182,15 +182,15 @@ class JobVerbs:
         Raises:
             BrokerUnavailable: the broker does not respond; cancelling again does no harm.
         """
-        answers: dict[str, CancelAnswer] = {}
+        replies: dict[str, CancelAnswer] = {}
         with broker_errors(self._url):
-            for some in chunks(ids_of(jobs), MAX_BATCH_JOBS):
-                batch = [job_calls.cancel(job_id) for job_id in some]
-                answers |= zip(some, self._store.run_all(batch), strict=True)
-        return answers
+            for some in chunks(ids_of(jobs), MAX_GROUP_JOBS):
+                calls = [job_calls.cancel(job_id) for job_id in some]
+                replies |= zip(some, self._store.run_all(calls), strict=True)
+        return replies
 
     def cancel_where(self, *, tag: str | None = None, tenant: str | None = None) -> CancelCounts:
-        """Cancel all jobs with a tag, of a tenant, or both, in batches.
+        """Cancel all jobs with a tag, of a tenant, or both, page by page.
 
         The step that cancels a job checks its record for both, so no other job is ever cancelled.
         Jobs submitted meanwhile are not included.
@@ -226,8 +226,8 @@ class JobVerbs:
             BrokerUnavailable: the broker does not respond; the job may be retried or not.
         """
         with broker_errors(self._url):
-            answer = self._store.run(job_calls.retry(job_id, queue_limits(self.settings)))
-        return check_retried(job_id, answer)
+            reply = self._store.run(job_calls.retry(job_id, queue_limits(self.settings)))
+        return check_retried(job_id, reply)
 
     def forget(self, job_id: str) -> None:
         """Remove everything that is kept of a job that has ended, at once.
@@ -242,8 +242,8 @@ class JobVerbs:
             BrokerUnavailable: the broker does not respond; forgetting again does no harm.
         """
         with broker_errors(self._url):
-            answer = self._store.run(job_calls.forget(job_id))
-        check_forgotten(job_id, answer)
+            reply = self._store.run(job_calls.forget(job_id))
+        check_forgotten(job_id, reply)
 
     def forget_where(self, *, tag: str | None = None, tenant: str | None = None) -> ForgetCounts:
         """Forget all ended jobs with a tag, of a tenant, or both; the others are kept.

@@ -19,7 +19,7 @@ from batchmill.producer.settings import ProducerSettings
 from .reply_errors import batch_closed_error, unknown_batch_error
 from .submission import check_webhook
 
-Answer = TypeVar("Answer")
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +92,15 @@ def cancel(batch_id: str, error: BatchError | None = None) -> Call[CancelStatus]
     return batch_scripts.cancel(batch_id, text)
 
 
-def raise_if_error(answer: Answer | BatchmillError) -> Answer:
-    """Return an answer, unless it is an error: the calls of batches return errors as values.
+def raise_if_error(value: Value | BatchmillError) -> Value:
+    """Return a value, or raise it if it is an error: the calls of batches return errors as values.
 
     Raises:
-        BatchmillError: the answer.
+        BatchmillError: the value.
     """
-    if isinstance(answer, BatchmillError):
-        raise answer
-    return answer
+    if isinstance(value, BatchmillError):
+        raise value
+    return value
 
 
 def _opened(reply: CreateReply) -> OpenBatch | BatchmillError:

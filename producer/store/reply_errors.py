@@ -43,14 +43,14 @@ _ERRORS: dict[JobState, type[JobUnfinished]] = {
 }
 
 #: Limits that are settings; the others belong to a tenant.
-_OF_THE_STORE = frozenset(field.name for field in fields(QueueLimits))
+_STORE_LIMITS = frozenset(field.name for field in fields(QueueLimits))
 
 #: Errors of a server that refuses all writes for now (its disk is full, its replicas are away);
 #: redis-py has no classes for them.
 _REFUSES_WRITES = ("MISCONF", "NOREPLICAS")
 
 
-def accepted_id(job: NewJob, answer: SubmitReply) -> str:
+def accepted_id(job: NewJob, reply: SubmitReply) -> str:
     """Return the id of the job that stands for a submission.
 
     Raises:
@@ -59,29 +59,29 @@ def accepted_id(job: NewJob, answer: SubmitReply) -> str:
         BatchClosed: the job's batch takes no more lines.
         JobRejected: its deadline would pass before it may run.
     """
-    if answer.status is SubmitStatus.CLOSED and job.batch is not None:
-        raise batch_closed_error(job.batch.batch_id, answer.batch_state)
-    if answer.status is SubmitStatus.TOO_LATE:
+    if reply.status is SubmitStatus.CLOSED and job.batch is not None:
+        raise batch_closed_error(job.batch.batch_id, reply.batch_state)
+    if reply.status is SubmitStatus.TOO_LATE:
         raise JobRejected(
             "the deadline passes before the job may run: give it a later deadline (deadline, "
             "ttl_s) or an earlier start (not_before, delay_s)",
             param="not_before" if job.delay_ms is None else "delay_s",
         )
-    if answer.job_id is None:
-        raise _queue_full_error(job.queue, job.tenant, answer.reached)
-    if answer.status is SubmitStatus.CONFLICT:
+    if reply.job_id is None:
+        raise _queue_full_error(job.queue, job.tenant, reply.reached)
+    if reply.status is SubmitStatus.CONFLICT:
         if job.idempotency_key is None and job.batch is not None:
             raise IdempotencyConflict(
-                f"line {job.batch.index + 1} of batch {job.batch.batch_id} is job {answer.job_id}, "
+                f"line {job.batch.index + 1} of batch {job.batch.batch_id} is job {reply.job_id}, "
                 "which has other content; use a new key for another input",
-                job_id=answer.job_id,
+                job_id=reply.job_id,
             )
         raise IdempotencyConflict(
-            f"idempotency_key {job.idempotency_key!r} stands for job {answer.job_id}, which has "
+            f"idempotency_key {job.idempotency_key!r} stands for job {reply.job_id}, which has "
             "other content; use a new key for a new job",
-            job_id=answer.job_id,
+            job_id=reply.job_id,
         )
-    return answer.job_id
+    return reply.job_id
 
 
 def _queue_full_error(queue: str, tenant: str, reached: ReachedLimit | None) -> QueueFull:
@@ -93,7 +93,7 @@ def _queue_full_error(queue: str, tenant: str, reached: ReachedLimit | None) -> 
     unit = {"bytes": "bytes of waiting jobs", "tokens": "tokens of waiting jobs"}.get(
         reached.name.rpartition("_")[2], "waiting jobs"
     )
-    if reached.name in _OF_THE_STORE:
+    if reached.name in _STORE_LIMITS:
         place = "the broker" if reached.name != "max_queue_depth" else f"queue {queue}"
         setting = f"BATCHMILL_{reached.name.upper()}"
     else:
@@ -134,7 +134,7 @@ def unknown_job_error(job_id: str) -> UnknownJob:
     )
 
 
-def check_retried(job_id: str, answer: RetryReply) -> int:
+def check_retried(job_id: str, reply: RetryReply) -> int:
     """Return the number of the run that a retry has begun.
 
     Raises:
@@ -142,7 +142,7 @@ def check_retried(job_id: str, answer: RetryReply) -> int:
         WrongState: it completed, or has not ended.
         QueueFull: a limit on waiting jobs is reached.
     """
-    match answer.status:
+    match reply.status:
         case RetryStatus.UNKNOWN:
             raise unknown_job_error(job_id)
         case RetryStatus.COMPLETED:
@@ -152,34 +152,34 @@ def check_retried(job_id: str, answer: RetryReply) -> int:
                 state=JobState.COMPLETED,
             )
         case RetryStatus.ACTIVE:
-            assert answer.state is not None
+            assert reply.state is not None
             raise WrongState(
-                f"job {job_id} is {answer.state.value}; only one that failed, was cancelled or "
+                f"job {job_id} is {reply.state.value}; only one that failed, was cancelled or "
                 "expired can be retried",
                 job_id=job_id,
-                state=answer.state,
+                state=reply.state,
             )
         case RetryStatus.FULL:
-            raise _queue_full_error(answer.queue, answer.tenant, answer.reached)
-    assert answer.run is not None
-    return answer.run
+            raise _queue_full_error(reply.queue, reply.tenant, reply.reached)
+    assert reply.run is not None
+    return reply.run
 
 
-def check_forgotten(job_id: str, answer: ForgetReply) -> None:
+def check_forgotten(job_id: str, reply: ForgetReply) -> None:
     """Raise an error if a job was not forgotten.
 
     Raises:
         UnknownJob: the job does not exist.
         WrongState: it has not ended.
     """
-    if answer.status is ForgetStatus.UNKNOWN:
+    if reply.status is ForgetStatus.UNKNOWN:
         raise unknown_job_error(job_id)
-    if answer.status is ForgetStatus.ACTIVE:
-        assert answer.state is not None
+    if reply.status is ForgetStatus.ACTIVE:
+        assert reply.state is not None
         raise WrongState(
-            f"job {job_id} is {answer.state.value}; cancel it and wait for its end, then forget it",
+            f"job {job_id} is {reply.state.value}; cancel it and wait for its end, then forget it",
             job_id=job_id,
-            state=answer.state,
+            state=reply.state,
         )
 
 

@@ -31,7 +31,7 @@ from batchmill.producer import (
     UnknownJob,
     UnsupportedParameter,
 )
-from batchmill.producer.client import batching
+from batchmill.producer.client import job_groups
 from batchmill.producer.errors import BrokerUnavailable
 from batchmill.producer.protocol import keys
 from batchmill.producer.store.job_store import JobStore
@@ -262,7 +262,7 @@ def test_an_endless_input_is_read_only_as_far_as_asked(client: Client, bench: An
     handles = client.submit_many({"prompt": "hi", "seed": next(read)} for _ in itertools.count())
     assert bench.redis.dbsize() == 0
     assert len(list(itertools.islice(handles, 700))) == 700
-    assert next(read) == 2 * batching.MAX_BATCH_JOBS
+    assert next(read) == 2 * job_groups.MAX_GROUP_JOBS
 
 
 def test_large_prompts_make_smaller_batches(client: Client, bench: Any) -> None:

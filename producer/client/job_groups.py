@@ -22,9 +22,9 @@ JobLike: TypeAlias = GenerationJob | Mapping[str, Any]
 #: Called with the index of a rejected job in the input, and the reason.
 OnRejected: TypeAlias = Callable[[int, JobRejected], None]
 
-MAX_BATCH_JOBS = 500
+MAX_GROUP_JOBS = 500
 #: Prompts may be a megabyte each: a group must not hold five hundred of those.
-MAX_BATCH_CHARS = 4 << 20
+MAX_GROUP_CHARS = 4 << 20
 #: Pause before a full queue is tried again.
 FULL_PAUSE_S = 0.5
 
@@ -43,7 +43,7 @@ def as_job(job: JobLike | None, fields: Mapping[str, Any]) -> GenerationJob:
     return job if isinstance(job, GenerationJob) else parse_job(job)
 
 
-class Batch:
+class JobGroup:
     """Jobs that go to the broker in one round trip, with their places in the input.
 
     Without `on_rejected` it owns the first rejection: `check` raises it, once the jobs before it
@@ -62,7 +62,7 @@ class Batch:
         self._full_since: float | None = None
         self._num_added = 0
         self._jobs: list[tuple[int, NewJob]] = []
-        self._answers: list[SubmitReply | None] = []
+        self._replies: list[SubmitReply | None] = []
         self._num_chars = 0
         self._rejection: JobRejected | None = None
 
@@ -76,60 +76,60 @@ class Batch:
             self._reject(index, error)
             return
         self._jobs.append((index, prepared))
-        self._answers.append(None)
+        self._replies.append(None)
         self._num_chars += len(prepared.document)
 
     @property
     def must_be_sent(self) -> bool:
         """Whether it is full, or ends here because of a rejection."""
         return (
-            len(self._jobs) >= MAX_BATCH_JOBS
-            or self._num_chars >= MAX_BATCH_CHARS
+            len(self._jobs) >= MAX_GROUP_JOBS
+            or self._num_chars >= MAX_GROUP_CHARS
             or self._rejection is not None
         )
 
     def calls(self) -> list[Call[SubmitReply]]:
-        """Return the script calls that submit the jobs without an answer."""
-        return [job_calls.submit(self._jobs[place][1]) for place in self._unanswered()]
+        """Return the script calls that submit the jobs without a reply."""
+        return [job_calls.submit(self._jobs[place][1]) for place in self._without_reply()]
 
-    def note(self, answers: Sequence[SubmitReply]) -> float | None:
-        """Note the answers to `calls`.
+    def note(self, replies: Sequence[SubmitReply]) -> float | None:
+        """Note the replies to `calls`.
 
         Returns:
             Seconds until the jobs that found a full queue are to be sent again; None if there are
             none, or the time to wait for room is over.
         """
-        unanswered = self._unanswered()
-        for place, answer in zip(unanswered, answers, strict=True):
-            self._answers[place] = answer
-        full = [place for place in unanswered if self._status(place) is SubmitStatus.FULL]
+        open_places = self._without_reply()
+        for place, reply in zip(open_places, replies, strict=True):
+            self._replies[place] = reply
+        full = [place for place in open_places if self._status(place) is SubmitStatus.FULL]
         now = time.monotonic()
-        if self._full_since is None or len(full) < len(unanswered):
+        if self._full_since is None or len(full) < len(open_places):
             self._full_since = now  # some were taken: the queue moves
         if not full or now - self._full_since >= self._wait_when_full_s:
             self._full_since = None
             return None
         for place in full:
-            self._answers[place] = None
+            self._replies[place] = None
         return min(FULL_PAUSE_S, self._wait_when_full_s)
 
-    def _unanswered(self) -> list[int]:
-        return [place for place, answer in enumerate(self._answers) if answer is None]
+    def _without_reply(self) -> list[int]:
+        return [place for place, reply in enumerate(self._replies) if reply is None]
 
     def _status(self, place: int) -> SubmitStatus | None:
-        answer = self._answers[place]
-        return None if answer is None else answer.status
+        reply = self._replies[place]
+        return None if reply is None else reply.status
 
     def take_ids(self) -> Iterator[str]:
-        """Empty the batch and yield the ids of the jobs that were accepted."""
-        sent = list(zip(self._jobs, self._answers, strict=True))
+        """Empty the group and yield the ids of the jobs that were accepted."""
+        sent = list(zip(self._jobs, self._replies, strict=True))
         self._jobs.clear()
-        self._answers.clear()
+        self._replies.clear()
         self._num_chars = 0
-        for (index, job), answer in sent:
-            assert answer is not None  # `note` has noted all
+        for (index, job), reply in sent:
+            assert reply is not None  # `note` has noted all
             try:
-                job_id = accepted_id(job, answer)
+                job_id = accepted_id(job, reply)
             except JobRejected as error:
                 self._reject(index, error)
             else:
