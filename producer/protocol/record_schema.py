@@ -78,6 +78,10 @@ class RecordFields(BaseModel):
     """Fence of the claim that ended the job."""
     celery_result: Flag | None = None
     """Whether it came as a plain Celery task, whose sender may wait for Celery's result."""
+    celery_headers: str | None = Field(default=None, json_schema_extra=_JSON)
+    """Place of a plain Celery task in its workflow, as headers of the message."""
+    celery_embed: str | None = Field(default=None, json_schema_extra=_JSON)
+    """Callbacks, errbacks, chain and chord of a plain Celery task."""
     idempotency_key: str | None = None
     tenant: str
     """Tenant that the job belongs to."""

@@ -51,6 +51,11 @@ class JobRecord:
     tags: tuple[str, ...] = ()
     #: 1, plus one per retry.
     run: int = 1
+    #: The sender of a plain Celery task may wait for Celery's result.
+    celery_result: bool = False
+    #: JSON of a plain Celery task's place in a workflow and of what follows; None without them.
+    celery_headers: bytes | None = None
+    celery_embed: bytes | None = None
 
 
 class DeadLetterKind(StrEnum):
@@ -130,6 +135,9 @@ def read_job(fields: Fields) -> JobRecord | None:
         error=fields.get(b"error"),
         tags=tuple(tag for tag in (_text(fields, b"tags") or "").split(",") if tag),
         run=_number(fields, b"run") or 1,
+        celery_result=fields.get(b"celery_result") == b"1",
+        celery_headers=fields.get(b"celery_headers"),
+        celery_embed=fields.get(b"celery_embed"),
     )
 
 

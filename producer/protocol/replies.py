@@ -181,6 +181,17 @@ class CompleteStatus(StrEnum):
     GAP = "GAP"
 
 
+class EndTaken(StrEnum):
+    """Reply of `celery_end_take`."""
+
+    #: The caller reports the end to Celery.
+    TAKEN = "TAKEN"
+    #: Another process reports it, or has done so.
+    HELD = "HELD"
+    #: There is no such job.
+    UNKNOWN = "UNKNOWN"
+
+
 class CancelStatus(StrEnum):
     """Outcome of `cancel`."""
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from batchmill.producer.protocol import keys, reads
+from batchmill.producer.protocol.calls import celery_ends as end_calls
 from batchmill.producer.protocol.calls import dead_letters as letter_calls
 from batchmill.producer.protocol.calls import jobs as job_calls
 from batchmill.producer.protocol.calls import outbox as outbox_calls
@@ -27,6 +28,7 @@ from batchmill.producer.protocol.replies import (
     Claim,
     ClaimRefusal,
     CompleteStatus,
+    EndTaken,
     HeldJob,
     JobState,
     ReleaseCause,
@@ -187,14 +189,13 @@ class JobStore(Store):
 
     # Plain Celery tasks.
 
-    def celery_ends(self, *, limit: int, grace_ms: int) -> list[str]:
-        """Return plain Celery tasks whose jobs ended `grace_ms` ago or earlier, oldest first."""
-        seconds, microseconds = cast(Any, self.client.time())
-        until = seconds * 1000 + microseconds // 1000 - grace_ms
-        ended = cast(
-            list[bytes], self.client.zrangebyscore(keys.CELERY_ENDS, "-inf", until, 0, limit)
-        )
-        return [job_id.decode(errors="replace") for job_id in ended]
+    def take_celery_ends(self, *, limit: int, grace_ms: int, lease_ms: int) -> list[str]:
+        """Take plain Celery tasks whose jobs ended `grace_ms` ago or earlier, oldest first."""
+        return self.run(end_calls.take_all(limit=limit, grace_ms=grace_ms, lease_ms=lease_ms))
+
+    def take_celery_end(self, job_id: str, *, lease_ms: int) -> EndTaken:
+        """Take one ended job, to report its end to Celery before `lease_ms` have passed."""
+        return self.run(end_calls.take(job_id, lease_ms=lease_ms))
 
     def celery_end_told(self, job_id: str) -> None:
         """Note that Celery's result backend knows how a job ended."""

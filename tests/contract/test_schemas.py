@@ -104,6 +104,7 @@ def test_real_records_fit_their_schema_and_hold_no_field_that_it_does_not_know(
         if number == 1:
             place = BatchPlace("batch_1", 0, "c0", "/v1/completions")
             new = replace(new, celery_result=True, batch=place)
+            new = replace(new, celery_headers='{"group":"g"}', celery_embed='{"chain":null}')
         store.submit(new)
         ids.append(new.job_id)
     known = set(schemas()["record.schema.json"]["properties"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -166,6 +167,7 @@ class Mill:
             if worker.process.poll() is None:
                 worker.process.kill()
                 worker.process.wait()
+        gc.collect()  # Celery's results unsubscribe when they go, which needs the server
         self.celery.close()
         self.store.close()
 

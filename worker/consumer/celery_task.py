@@ -10,15 +10,21 @@ from typing import Any
 
 from billiard.einfo import ExceptionInfo
 from celery.exceptions import Ignore, Retry, Terminated
+from redis.exceptions import RedisError
 
-from batchmill.producer.protocol.replies import JobState
+from batchmill.producer.protocol.replies import EndTaken, JobState
+from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.errors import JobReleased
-from batchmill.worker.jobs.outcome import Outcome
+from batchmill.worker.jobs.outcome import Outcome, Workflow
 
 #: Key of the outcome in the request that Celery's tracer passes to the task.
 OUTCOME_KEY = "batchmill_outcome"
+#: Key of the task's place in a workflow, in the same request.
+WORKFLOW_KEY = "batchmill_workflow"
 #: Key that marks a request whose outcome is being reported: its own revoke must not cancel the job.
 SETTLED_KEY = "batchmill_settled"
+#: After this, another worker reports an end whose reporter has died.
+END_LEASE_MS = 30_000
 
 
 @dataclass(slots=True, eq=False)
@@ -39,6 +45,8 @@ class CeleryTask:
     on_error: Callable[[ExceptionInfo], None]
     #: Seconds that Celery's hard or soft time limit leaves; None without one.
     time_limit_s: float | None = None
+    #: Holds the ends that were not reported to Celery.
+    store: JobStore | None = None
     _accepted_at: float = field(default_factory=time.monotonic)
 
     @property
@@ -47,30 +55,54 @@ class CeleryTask:
         request: dict[str, Any] = self.args[2]
         return request
 
+    @property
+    def workflow(self) -> Workflow | None:
+        """The task's place in a Celery workflow; None if it stands alone."""
+        return self.request.get(WORKFLOW_KEY)
+
     def accept(self) -> None:
         """Report to Celery that the job has started, so that it acknowledges the message."""
         self._accepted_at = time.monotonic()
         self.on_accepted(os.getpid(), self._accepted_at)
 
     def finish(self, outcome: Outcome) -> None:
-        """Report the outcome to Celery. Blocks on the result backend if a result is stored."""
+        """Report the outcome to Celery. Blocks on the result backend if a result is stored.
+
+        An end in a workflow is taken first: a sweeping worker may have reported it already, and
+        what follows must be sent once.
+        """
         self.request[SETTLED_KEY] = True
-        if outcome.state in (JobState.COMPLETED, JobState.FAILED):
-            self._trace(outcome)
-        else:
-            self.on_error(_exception_info(_as_exception(outcome)))
+        if self.workflow is None or outcome.state is None or not outcome.state.is_terminal:
+            self._report(outcome)
+            return
+        assert self.store is not None
+        try:
+            taken = self.store.take_celery_end(self.task_id, lease_ms=END_LEASE_MS)
+        except RedisError:
+            taken = EndTaken.HELD  # by the next sweep
+        if taken is EndTaken.HELD:
+            self.drop()
+        elif self._report(outcome) and taken is EndTaken.TAKEN:
+            self.store.celery_end_told(self.task_id)
 
     def drop(self) -> None:
         """Report that there is nothing to do: the message is acknowledged, no job has run."""
         self.on_error(_exception_info(Ignore()))
 
-    def _trace(self, outcome: Outcome) -> None:
+    def _report(self, outcome: Outcome) -> bool:
+        """Report an outcome; return False if it has to be reported again."""
+        if outcome.state in (JobState.COMPLETED, JobState.FAILED):
+            return self._trace(outcome)
+        self.on_error(_exception_info(_as_exception(outcome)))
+        return True
+
+    def _trace(self, outcome: Outcome) -> bool:
         self.request[OUTCOME_KEY] = outcome
         try:
             failed, value, _ = self.target(*self.args)
         except Exception:
             self.on_error(ExceptionInfo())
-            return
+            return False
         finally:
             self.request.pop(OUTCOME_KEY, None)
         if not failed:
@@ -78,6 +110,7 @@ class CeleryTask:
             value = f"<{outcome.num_output_tokens} tokens>"
         # The tracer ran only now, but users want to see how long the job took.
         self.on_done((failed, value, time.monotonic() - self._accepted_at))
+        return True
 
 
 def _as_exception(outcome: Outcome) -> Any:

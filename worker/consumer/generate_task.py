@@ -13,7 +13,8 @@ from batchmill.producer.protocol.replies import JobState
 from batchmill.worker.errors import JobFailed, SettingsError
 from batchmill.worker.jobs.outcome import Outcome
 
-from .celery_task import OUTCOME_KEY
+from .celery_task import OUTCOME_KEY, WORKFLOW_KEY
+from .workflow import read_workflow
 
 
 class JobRequest(Request):
@@ -27,6 +28,8 @@ class JobRequest(Request):
         super().__init__(*args, **kwargs)
         self._argsrepr, self._kwargsrepr = "()", "{...}"
         self._request_dict.update(argsrepr="()", kwargsrepr="{...}")
+        embed = self._payload[2]
+        self._request_dict[WORKFLOW_KEY] = read_workflow(self._request_dict, embed)
 
     def info(self, safe: bool = False) -> dict[str, Any]:
         """Return what `inspect active` shows; always without the arguments."""
@@ -62,5 +65,7 @@ class GenerateTask(Task):
         if outcome.state is not JobState.COMPLETED or outcome.result is None:
             code, message = outcome.error or ("internal_error", "the job ended without a reason")
             raise JobFailed(code, message)
-        # Our own announcements ask for no Celery result: the record has it.
-        return None if self.request.ignore_result else json.loads(outcome.result)
+        request = self.request
+        if request.ignore_result and not (request.callbacks or request.chain or request.chord):
+            return None  # as our own announcements ask for: the record has the result
+        return json.loads(outcome.result)

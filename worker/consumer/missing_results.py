@@ -1,19 +1,25 @@
-"""Writes the missing Celery results of jobs that ended without a worker to report them."""
+"""Reports to Celery the ends of jobs that ended without a worker to report them."""
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import structlog
-from celery import states
+from celery import Celery, states
+from celery.app.task import Context
+from celery.app.trace import trace_task
 from redis.exceptions import RedisError
 
+from batchmill.producer.protocol.keys import TASK_NAME
+from batchmill.producer.protocol.records import JobRecord
 from batchmill.producer.protocol.replies import JobState
 from batchmill.producer.results import JobError
 from batchmill.producer.store.job_store import JobStore
-from batchmill.worker.errors import JobFailed
+from batchmill.worker.jobs.outcome import Outcome
 from batchmill.worker.jobs.unusable_record import is_unusable_record
+
+from .celery_task import END_LEASE_MS, OUTCOME_KEY
+from .workflow import workflow_request
 
 _log = structlog.stdlib.get_logger("batchmill.missing_results")
 #: A worker that ends a job reports to Celery by itself, within this time.
@@ -23,18 +29,18 @@ _LIMIT = 200
 
 
 class MissingResults:
-    """Writes Celery results that are missing.
+    """Writes Celery results that are missing, and sends what follows in a workflow.
 
     A job that is cancelled or expires while it waits ends without a worker, and a worker may die
     right after it wrote a job's end. The sender of the plain Celery task would then wait on its
-    `AsyncResult` forever. Any number of workers may do this at once: an existing result stays as
-    it is.
+    `AsyncResult` forever. Any number of workers may do this at once: each end is taken by one of
+    them, and an existing result stays as it is.
     """
 
-    def __init__(self, store: JobStore, backend: Any) -> None:
-        """Bind to the job store and to the app's result backend."""
+    def __init__(self, store: JobStore, app: Celery) -> None:
+        """Bind to the job store and to the app with the result backend."""
         self._store = store
-        self._backend = backend
+        self._app = app
 
     def write_missing(self) -> None:
         """Write the results that are missing.
@@ -42,7 +48,8 @@ class MissingResults:
         Raises:
             redis.exceptions.RedisError: Redis did not reply; the next call makes up for it.
         """
-        for job_id in self._store.celery_ends(limit=_LIMIT, grace_ms=_GRACE_MS):
+        ends = self._store.take_celery_ends(limit=_LIMIT, grace_ms=_GRACE_MS, lease_ms=END_LEASE_MS)
+        for job_id in ends:
             try:
                 self._write(job_id)
             except RedisError as error:
@@ -55,19 +62,40 @@ class MissingResults:
             self._store.celery_end_told(job_id)
 
     def _write(self, job_id: str) -> None:
-        known = self._backend.get_task_meta(job_id, cache=False)["status"]
+        backend: Any = self._app.backend
+        known = backend.get_task_meta(job_id, cache=False)["status"]
         record = self._store.load(job_id)
-        if known in states.READY_STATES or record is None or not record.state.is_terminal:
+        if record is None or not record.state.is_terminal:
+            return
+        request = workflow_request(record)
+        if known in states.READY_STATES:
+            self._complete_chord(record, known, request)
             return
         _log.info("celery_result_written", job_id=job_id, state=record.state.value)
-        if record.state is JobState.COMPLETED and record.result is not None:
-            self._backend.store_result(job_id, json.loads(record.result), states.SUCCESS)
+        error = _error_of(record)
+        if record.state in (JobState.CANCELLED, JobState.EXPIRED):
+            backend.mark_as_revoked(
+                job_id,
+                f"{error.code}: {error.message}",
+                request=Context(request),
+                store_result=record.celery_result,
+            )
             return
-        error = JobError(code=record.state.value, message=f"the job {record.state.value}")
-        if record.error is not None:
-            error = JobError.model_validate_json(record.error)
-        if record.state is JobState.FAILED:
-            failure = JobFailed(error.code, error.message)
-            self._backend.store_result(job_id, failure, states.FAILURE)
-        else:
-            self._backend.mark_as_revoked(job_id, f"{error.code}: {error.message}")
+        result = None if record.result is None else record.result.decode()
+        request[OUTCOME_KEY] = Outcome(record.state, result, (error.code, error.message))
+        # Celery's own tracer: result, callbacks, chain, chord and errbacks as from any worker.
+        task = self._app.tasks[TASK_NAME]
+        trace_task(task, job_id, (), {}, request, app=self._app)
+
+    def _complete_chord(self, record: JobRecord, state: str, request: dict[str, Any]) -> None:
+        """Count a part of a chord again: the reporter may have died after it stored the result."""
+        if request.get("chord"):
+            backend: Any = self._app.backend
+            result = backend.get_result(record.id)
+            backend.on_chord_part_return(Context(request), state, result)
+
+
+def _error_of(record: JobRecord) -> JobError:
+    if record.error is not None:
+        return JobError.model_validate_json(record.error)
+    return JobError(code=record.state.value, message=f"the job {record.state.value}")

@@ -52,7 +52,7 @@ class EnginePool(BasePool):
         self._settings: WorkerSettings = getattr(self.app, SETTINGS_KEY)
         self._hub: Any = None
         self._retry_is_due = False
-        store = JobStore(_connect(str(self._settings.broker_url)))
+        self._store = store = JobStore(_connect(str(self._settings.broker_url)))
         self._runtime = WorkerRuntime(
             self._settings,
             store,
@@ -60,7 +60,7 @@ class EnginePool(BasePool):
             on_room=self._wake,
             on_fatal=self._end_worker,
             must_stop=_is_stop_requested,
-            write_missing_results=MissingResults(store, self.app.backend).write_missing,
+            write_missing_results=MissingResults(store, self.app).write_missing,
         )
 
     def on_start(self) -> None:
@@ -101,6 +101,7 @@ class EnginePool(BasePool):
             on_accepted=accept_callback,
             on_error=error_callback,
             time_limit_s=min(limits, default=None),
+            store=self._store,
         )
         if not self._runtime.claimer.claim(task):
             self._schedule_retry()

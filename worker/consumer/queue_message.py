@@ -142,6 +142,9 @@ _OPTIONAL_HEADERS: dict[str, Callable[[Any], bool]] = {
     "eta": _is_moment,
     "expires": _is_moment,
     "timelimit": _is_time_limits,
+    "group": lambda value: isinstance(value, str),
+    "root_id": lambda value: isinstance(value, str),
+    "parent_id": lambda value: isinstance(value, str),
     "shadow": lambda value: isinstance(value, str),
     "retries": lambda value: type(value) is int,
     "stamped_headers": lambda value: isinstance(value, list) and all(map(_is_text, value)),
@@ -152,12 +155,15 @@ _OPTIONAL_HEADERS: dict[str, Callable[[Any], bool]] = {
 def _as_protocol_2(message: dict[str, Any], task: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     """Convert a message of Celery's protocol 1, which has no headers, to protocol 2.
 
-    Libraries of other languages still send it (celery-node can). Its own fields (`taskset`,
-    `chord`) are dropped.
+    Libraries of other languages still send it (celery-node can).
     """
     names = ("task", "id", "eta", "expires", "retries", "timelimit")
     headers = {name: task[name] for name in names if task.get(name) is not None}
-    parts = [task.get("args") or [], task.get("kwargs") or {}, {}]
+    if task.get("taskset") is not None:
+        headers["group"] = task["taskset"]
+    follow_ups = ("callbacks", "errbacks", "chord")
+    embed = {name: task[name] for name in follow_ups if task.get(name) is not None}
+    parts = [task.get("args") or [], task.get("kwargs") or {}, embed]
     try:
         _check_encodable(headers)
         body = json.dumps(parts)
@@ -201,7 +207,22 @@ def _check_arguments(parts: Any) -> dict[str, Any]:
         or not isinstance(embed, dict | None)
     ):
         raise MalformedMessage("bad_body", "body must be [list, object, object]")
+    _check_follow_ups(embed or {})
     return kwargs
+
+
+def _check_follow_ups(embed: dict[str, Any]) -> None:
+    """Refuse signatures that Celery could not send, and would fail at only after the job."""
+    for name in ("callbacks", "errbacks", "chain"):
+        signatures = embed.get(name) or []
+        if not isinstance(signatures, list) or not all(map(_is_signature, signatures)):
+            raise MalformedMessage("bad_embed", f"{name} must be a list of Celery signatures")
+    if embed.get("chord") and not _is_signature(embed["chord"]):
+        raise MalformedMessage("bad_embed", "chord must be a Celery signature")
+
+
+def _is_signature(value: Any) -> bool:
+    return isinstance(value, dict) and _is_text(value.get("task"))
 
 
 def _read_body(data: str | bytes) -> Any:

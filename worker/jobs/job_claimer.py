@@ -163,8 +163,10 @@ class JobClaimer:
             )
         job = job.model_copy(update={"model": served})
         new = prepare(job, self._settings, job_id=task.task_id)
-        wants_result = not task.request.get("ignore_result")
-        reply = self._store.adopt(replace(new, celery_result=wants_result))
+        new = replace(new, celery_result=not task.request.get("ignore_result"))
+        if (workflow := task.workflow) is not None:
+            new = replace(new, celery_headers=workflow.headers, celery_embed=workflow.embed)
+        reply = self._store.adopt(new)
         job_id = accepted_id(new, reply)
         if job_id != task.task_id:
             raise JobRejected(

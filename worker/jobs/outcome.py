@@ -29,6 +29,19 @@ class Outcome:
 NOT_OURS = Outcome(None)
 
 
+@dataclass(frozen=True, slots=True)
+class Workflow:
+    """A plain Celery task's place in a workflow, and what follows it there, as its record keeps it.
+
+    Attributes:
+        headers: JSON of the message headers that say where the task belongs.
+        embed: JSON of its callbacks, errbacks, chain and chord.
+    """
+
+    headers: str
+    embed: str
+
+
 class TaskHandle(Protocol):
     """The Celery task that brought a job. `consumer/celery_task.py` implements it."""
 
@@ -39,6 +52,10 @@ class TaskHandle(Protocol):
     @property
     def request(self) -> dict[str, Any]:
         """Celery's request headers."""
+
+    @property
+    def workflow(self) -> Workflow | None:
+        """The task's place in a Celery workflow; None if it stands alone."""
 
     @property
     def time_limit_s(self) -> float | None:

@@ -60,6 +60,8 @@ def submit(job: NewJob, *, announce: bool = True) -> Call[SubmitReply]:
         "webhook_events": job.webhook_events or None,
         "webhook_secret": job.webhook_secret or None,
         "celery_result": "1" if job.celery_result else None,
+        "celery_headers": job.celery_headers or None,
+        "celery_embed": job.celery_embed or None,
         "tags": ",".join(job.tags) or None,
         "max_tokens": job.max_tokens,
     }

@@ -60,6 +60,11 @@ class NewJob:
     batch: BatchPlace | None = None
     #: A plain Celery task, whose sender may wait for Celery's result.
     celery_result: bool = False
+    #: JSON of the message headers that give a plain Celery task its place in a workflow (group,
+    #: parent, time limits); empty if it has none.
+    celery_headers: str = ""
+    #: JSON of what follows a plain Celery task: callbacks, errbacks, chain, chord.
+    celery_embed: str = ""
     #: Tenants get a fair share of the workers.
     tenant: str = keys.DEFAULT_TENANT
     #: Tokens that the job may need, prompt and output: an estimate.

@@ -140,7 +140,7 @@ def test_celery_gets_the_end_of_a_plain_task_whose_record_is_malformed(
     bench.store.claim("bad", owner="w", lease_ms=60_000, identity="i")
     bench.store.sweep()
 
-    assert bench.store.celery_ends(limit=9, grace_ms=-1000) == ["bad"]
+    assert bench.store.take_celery_ends(limit=9, grace_ms=-1000, lease_ms=1000) == ["bad"]
     record = bench.store.load("bad")
     assert record.state is JobState.FAILED
     assert b"unusable_record" in record.error

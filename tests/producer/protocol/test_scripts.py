@@ -26,7 +26,7 @@ KEYS_LUA = (LUA_FOLDER / "lib" / "keys.lua").read_text(encoding="utf-8")
 
 
 def test_the_files_are_found() -> None:
-    assert len(SCRIPT_NAMES) == 25
+    assert len(SCRIPT_NAMES) == 27
     assert len(LIBRARIES) == len(FILES) - len(SCRIPT_NAMES) == 19
 
 

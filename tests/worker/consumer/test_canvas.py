@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from celery import chain, chord, group
+from celery.exceptions import TaskRevokedError
 
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.replies import JobState
@@ -68,3 +71,71 @@ def test_a_queue_that_was_published_to_is_never_consumed(mill: Mill) -> None:
 
     assert (client.llen("shop"), client.llen("celery")) == (1, 1), worker.log[-2000:]
     assert mill.store.dead_letters() == []
+
+
+def start_workflows(mill: Mill) -> list[Any]:
+    """Start a link, a chain and a chord of jobs, and wait until all of them generate."""
+    length = shop_task(mill.celery, "length")
+    linked = generate(mill, max_tokens=150).apply_async(link=length)
+    chained = chain(generate(mill, max_tokens=150), length).apply_async()
+    body = chord([generate(mill, max_tokens=150)] * 2)(shop_task(mill.celery, "collect"))
+    ids = [linked.id, chained.parent.id, *(part.id for part in body.parent.children)]
+    for job_id in ids:
+        mill.wait_tokens(job_id, 4)
+    return [linked, chained, body]
+
+
+@pytest.mark.parametrize("fault", ["drain", "kill", "engine"])
+def test_what_follows_survives(fault: str, mill: Mill, shop: StockWorker) -> None:
+    worker = mill.start_worker(stub={"step_time_s": 0.01})
+    linked, chained, body = start_workflows(mill)
+
+    if fault == "engine":
+        os.kill(mill.engine_pid(worker), signal.SIGKILL)
+    else:
+        worker.end(signal.SIGTERM if fault == "drain" else signal.SIGKILL)
+        mill.start_worker("w2")
+
+    text = linked.get(timeout=30)["text"]
+    assert chained.get(timeout=20) == len(text)
+    assert body.get(timeout=20) == [len(text)] * 2
+    shop.wait_notes("length", 2)
+    assert (shop.notes("length"), shop.notes("collect")) == (2, 1)
+    assert linked.state == "SUCCESS"
+
+
+def test_what_follows_is_sent_for_a_worker_that_died_before_its_report(
+    mill: Mill, shop: StockWorker
+) -> None:
+    """Also where no Celery result is wanted, and although two workers sweep."""
+    worker = mill.start_worker(stub={"step_time_s": 0.01})
+    length, failed = shop_task(mill.celery, "length"), shop_task(mill.celery, "failed")
+    ended = generate(mill, max_tokens=4000).apply_async(link=length, ignore_result=True)
+    broken = generate(mill, max_tokens=4000).apply_async(link_error=failed)
+    revoked = chord([generate(mill, max_tokens=4000)] * 2)(length)
+    mill.wait_tokens(ended.id, 1)
+    mill.wait_tokens(broken.id, 1)
+    parts = [part.id for part in revoked.parent.children]
+    for part_id in parts:
+        mill.wait_tokens(part_id, 1)
+    worker.end(signal.SIGKILL)
+    text = '{"id": "x", "model": "demo", "status": "completed", "text": "all of it"}'
+    error = '{"code": "numerical_error", "message": "not finite", "retryable": false}'
+    fence = mill.record(ended.id).fence
+    mill.store.complete(ended.id, fence=fence, state=JobState.COMPLETED, result=text)
+    fence = mill.record(broken.id).fence
+    mill.store.complete(broken.id, fence=fence, state=JobState.FAILED, error=error)
+    for part_id in parts:
+        mill.store.cancel(part_id)
+
+    mill.start_worker("w2")
+    mill.start_worker("w3")
+
+    shop.wait_notes("length", 1)
+    shop.wait_notes("failed", 1)
+    with pytest.raises(TaskRevokedError, match="cancelled"):
+        revoked.get(timeout=20)
+    with pytest.raises(Exception, match="not finite"):
+        broken.get(timeout=20)
+    mill.wait_for(lambda: not mill.store.client.exists(keys.CELERY_ENDS), "all reports")
+    assert (shop.notes("length"), shop.notes("failed"), ended.state) == (1, 1, "PENDING")

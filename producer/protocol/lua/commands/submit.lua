@@ -3,8 +3,9 @@
 -- (tokens that it may take). Optional: announce ('1'; without it a worker holds the job already), max_queue_depth,
 -- max_queued_jobs, max_queued_bytes, max_queued_tokens, deadline_at_ms, ttl_ms, not_before_ms, delay_ms,
 -- idempotency_key with fingerprint, webhook with webhook_events (comma-separated names; without it only the end) and
--- webhook_secret (without it the default one), tags (comma-separated), max_tokens, celery_result ('1'), batch with
--- batch_index (place of the line, from 0), fingerprint, custom_id and endpoint.
+-- webhook_secret (without it the default one), tags (comma-separated), max_tokens, celery_result ('1'),
+-- celery_headers with celery_embed (JSON: place in a Celery workflow, and what follows there), batch with batch_index
+-- (place of the line, from 0), fingerprint, custom_id and endpoint.
 -- Reply: {CREATED, id}, {EXISTING, id}, {CONFLICT, id}, {FULL, limit's name, value, limit}, {TOO_LATE} (the deadline
 -- would pass before the job may run) or {CLOSED, state of its batch ('' = there is none)}.
 -- @include announce, batches, events, fair_share, index, keys, queue_limits, server, usage
@@ -94,6 +95,9 @@ end
 redis.call('SADD', QUEUES, queue)
 redis.call('HINCRBY', TOTALS, 'submitted', 1)
 if job.celery_result then redis.call('HSET', job_key(id), 'celery_result', '1') end
+if job.celery_embed then
+  redis.call('HSET', job_key(id), 'celery_headers', job.celery_headers, 'celery_embed', job.celery_embed)
+end
 
 local queued = { queue = queue, tenant = job.tenant, cost = tonumber(job.cost) }
 count_waiting_job(usage, id, #job.doc, queued.cost, 1)

@@ -33,7 +33,7 @@ local function finish_job(id, job, state, result, error_text, now, num_tokens)
     redis.call('PEXPIRE', idempotency_key(job.idempotency_key), job.result_ttl_ms)
   end
   -- A Celery client waits for this result; the process that ended the job may have no Celery, or may die first.
-  if job.celery_result then redis.call('ZADD', CELERY_ENDS, now, id) end
+  if is_celery_task(id, job) then redis.call('ZADD', CELERY_ENDS, now, id) end
   redis.call('HINCRBY', TOTALS, state, 1)
   redis.call('PUBLISH', events_channel(id), '{"state":"' .. state .. '"}')
   if was_announced then fill_window(job.queue, now) end

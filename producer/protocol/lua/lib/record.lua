@@ -69,6 +69,11 @@ local function load_job(id)
   mark_unusable(id, job)
 end
 
+-- Whether somebody waits for Celery's report of the job's end: its sender, or the tasks that follow.
+local function is_celery_task(id, job)
+  return job.celery_result or redis.call('HEXISTS', job_key(id), 'celery_embed') == 1
+end
+
 -- Whether the holder of this fence may still write.
 local function holds_lease(job, fence)
   return job ~= nil and job.state == 'in_progress' and job.fence == fence

@@ -27,7 +27,7 @@ local function fail_unusable_job(id, reason, now)
       pcall(count_end_in_batch, id, 'failed', now)
       redis.call('HSET', job_key(id), 'state', 'failed', 'finished_at_ms', now, 'error', text)
       local labels = { tenant = f[2] or nil, tags = f[3] or nil }
-      if f[7] == '1' then redis.call('ZADD', CELERY_ENDS, now, id) end
+      if is_celery_task(id, { celery_result = f[7] == '1' }) then redis.call('ZADD', CELERY_ENDS, now, id) end
       redis.call('ZADD', state_index_key('failed'), now, id)
       redis.call('ZADD', EXPIRING, now + DEAD_TTL_MS, expiring_entry(id, 'failed', labels))
     end

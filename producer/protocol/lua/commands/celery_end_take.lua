@@ -1,0 +1,12 @@
+-- Take one ended Celery task, to report its end to Celery.
+-- KEYS: none. ARGV: id, lease_ms.
+-- Reply: TAKEN, HELD (somebody else reports it, or has done so) or UNKNOWN (there is no such job).
+-- @include keys, server
+allow_writes_when_full()
+local now = now_ms()
+local at = tonumber(redis.call('ZSCORE', CELERY_ENDS, ARGV[1]) or nil)
+if at and at <= now then
+  redis.call('ZADD', CELERY_ENDS, now + ARGV[2], ARGV[1])
+  return 'TAKEN'
+end
+return redis.call('EXISTS', job_key(ARGV[1])) == 1 and 'HELD' or 'UNKNOWN'

@@ -1,0 +1,10 @@
+-- Take ended Celery tasks whose ends nobody has reported to Celery, oldest first. Each is taken by one caller; a caller
+-- that dies loses it after the lease.
+-- KEYS: none. ARGV: limit, grace_ms (since the end), lease_ms.
+-- Reply: a list of ids.
+-- @include keys, server
+allow_writes_when_full()
+local now = now_ms()
+local ids = redis.call('ZRANGEBYSCORE', CELERY_ENDS, '-inf', now - ARGV[2], 'LIMIT', 0, ARGV[1])
+for _, id in ipairs(ids) do redis.call('ZADD', CELERY_ENDS, now + ARGV[3], id) end
+return ids
