@@ -19,6 +19,8 @@ class DeliveryOutcome(StrEnum):
     EXHAUSTED = "exhausted"
     #: The receiver wants no more events (410), or its address is forbidden: dead letter.
     DISABLED = "disabled"
+    #: Not attempted: a field holds data that batchmill did not write. Dead letter.
+    UNUSABLE = "unusable_event"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,23 @@ class OutboxEntry:
     secret_name: str = ""
     #: With `generation.output`: tokens so far.
     num_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UnusableEvent:
+    """An event that was claimed, with a field that batchmill did not write."""
+
+    event_id: bytes
+    fence: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedEvents:
+    """Reply of `outbox_claim`."""
+
+    entries: list[OutboxEntry]
+    #: To settle as unusable.
+    unusable: list[UnusableEvent]
 
 
 class RedeliverStatus(StrEnum):

@@ -6,15 +6,18 @@ sends them in one round trip. Reads for clients (status, progress, output) are i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from . import keys
-from .calls.call import Read
+from .calls.call import Read, readable_names, stored
 from .records import DeadLetter, JobRecord, read_dead_letter, read_job, read_state
 from .replies import JobState
 from .store_counts import QueueDepth, StoreCounts
 from .token_bytes import decode_tokens
+
+#: Stands for a key of another type.
+_NO_HASH: Final = {b"": b""}
 
 
 def job(job_id: str) -> Read[JobRecord | None]:
@@ -29,7 +32,9 @@ def job_states(job_ids: Sequence[str]) -> Read[list[JobState | None]]:
         for job_id in job_ids:
             pipeline.hget(keys.job(job_id), "state")
 
-    return Read(queue, lambda replies: [read_state(reply) for reply in replies])
+    return Read(
+        queue, lambda replies: [read_state(stored(reply)) for reply in replies], keeps_errors=True
+    )
 
 
 def tokens(job_id: str, start: int) -> Read[list[int]]:
@@ -47,19 +52,27 @@ def num_tokens(job_id: str) -> Read[int]:
     )
 
 
-def dead_letter(letter_id: str) -> Read[DeadLetter | None]:
-    """Read a dead letter; None if it does not exist."""
-    return Read(
-        lambda pipeline: pipeline.hgetall(keys.dead(letter_id)),
-        lambda replies: read_dead_letter(replies[0]),
-    )
+def dead_letters(letter_ids: Sequence[str | bytes]) -> Read[list[DeadLetter | None]]:
+    """Read dead letters, in order; None for each that does not exist."""
+
+    def queue(pipeline: Any) -> None:
+        for letter_id in letter_ids:
+            pipeline.hgetall(_dead_key(letter_id))
+
+    def parse(replies: list[Any]) -> list[DeadLetter | None]:
+        return [
+            read_dead_letter(letter_id, stored(reply, default=_NO_HASH))
+            for letter_id, reply in zip(letter_ids, replies, strict=True)
+        ]
+
+    return Read(queue, parse, keeps_errors=True)
 
 
-def dead_letter_ids(offset: int, limit: int) -> Read[list[str]]:
-    """Read the ids of dead letters, newest first."""
+def dead_letter_ids(offset: int, limit: int) -> Read[list[bytes]]:
+    """Read the ids of dead letters, newest first, as bytes: batchmill may not have written them."""
     return Read(
         lambda pipeline: pipeline.zrevrange(keys.DEAD, offset, offset + limit - 1),
-        lambda replies: [letter_id.decode() for letter_id in replies[0]],
+        lambda replies: list(replies[0]),
     )
 
 
@@ -67,7 +80,7 @@ def worker_names() -> Read[list[str]]:
     """Read the names of registered workers, sorted; some may have died."""
     return Read(
         lambda pipeline: pipeline.smembers(keys.WORKERS),
-        lambda replies: sorted(name.decode() for name in replies[0]),
+        lambda replies: readable_names(replies[0]),
     )
 
 
@@ -78,14 +91,14 @@ def heartbeats(names: Sequence[str]) -> Read[list[bytes | None]]:
         for name in names:
             pipeline.get(keys.worker(name))
 
-    return Read(queue, list)
+    return Read(queue, lambda replies: list(map(stored, replies)), keeps_errors=True)
 
 
 def queue_names() -> Read[list[str]]:
     """Read the names of all queues ever used, sorted."""
     return Read(
         lambda pipeline: pipeline.smembers(keys.QUEUES),
-        lambda replies: sorted(name.decode() for name in replies[0]),
+        lambda replies: readable_names(replies[0]),
     )
 
 
@@ -98,10 +111,11 @@ def queue_depths(names: Sequence[str]) -> Read[list[QueueDepth]]:
             pipeline.llen(name)
 
     def parse(replies: list[Any]) -> list[QueueDepth]:
-        numbers = zip(names, replies[::2], replies[1::2], strict=True)
-        return [QueueDepth(name, queued, announced) for name, queued, announced in numbers]
+        numbers = [stored(reply, default=0) for reply in replies]
+        depths = zip(names, numbers[::2], numbers[1::2], strict=True)
+        return [QueueDepth(name, queued, announced) for name, queued, announced in depths]
 
-    return Read(queue, parse)
+    return Read(queue, parse, keeps_errors=True)
 
 
 def counts(depths: Sequence[QueueDepth]) -> Read[StoreCounts]:
@@ -115,7 +129,8 @@ def counts(depths: Sequence[QueueDepth]) -> Read[StoreCounts]:
         pipeline.llen(keys.INBOX_ARRIVED)
 
     def parse(replies: list[Any]) -> StoreCounts:
-        totals, scheduled, in_progress, outbox, dead_letters, *inbox = replies
+        totals, *numbers = replies
+        scheduled, in_progress, outbox, dead_letters, *inbox = (stored(x, 0) for x in numbers)
         return StoreCounts(
             queued=sum(depth.queued for depth in depths),
             scheduled=scheduled,
@@ -123,7 +138,17 @@ def counts(depths: Sequence[QueueDepth]) -> Read[StoreCounts]:
             outbox=outbox,
             dead_letters=dead_letters,
             inbox=sum(inbox),
-            totals={name.decode(): int(value) for name, value in totals.items()},
+            totals=_read_totals(stored(totals, {})),
         )
 
-    return Read(queue, parse)
+    return Read(queue, parse, keeps_errors=True)
+
+
+def _read_totals(fields: Mapping[bytes, bytes]) -> dict[str, int]:
+    counters = {name: value for name, value in fields.items() if value.isdigit()}
+    return {name: int(counters[name.encode()]) for name in readable_names(counters)}
+
+
+def _dead_key(letter_id: str | bytes) -> bytes:
+    name = letter_id.encode() if isinstance(letter_id, str) else letter_id
+    return keys.dead("").encode() + name

@@ -64,6 +64,8 @@ class DeadLetterKind(StrEnum):
     JOB = "job"
     MESSAGE = "message"
     WEBHOOK = "webhook"
+    #: A letter with fields that batchmill did not write: it can only be dropped.
+    UNUSABLE = "unusable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,22 +144,29 @@ def read_job(fields: Fields) -> JobRecord | None:
 
 
 def read_state(value: Any) -> JobState | None:
-    """Return the state in the `state` field of a record; None if there is no record."""
-    return None if value is None else JobState(value.decode())
+    """Return the state in the `state` field of a record; None if there is none that is known."""
+    try:
+        return None if value is None else JobState(value.decode())
+    except ValueError:
+        return None
 
 
-def read_dead_letter(fields: Fields) -> DeadLetter | None:
+def read_dead_letter(letter_id: str | bytes, fields: Fields) -> DeadLetter | None:
     """Return the dead letter in the fields of its hash; None if there are none."""
     if not fields:
         return None
-    return DeadLetter(
-        id=fields[b"id"].decode(),
-        kind=DeadLetterKind(fields[b"kind"].decode()),
-        reason=fields[b"reason"].decode(errors="replace"),
-        payload=fields[b"payload"],
-        source=fields[b"source"].decode(errors="replace"),
-        at_ms=int(fields[b"at_ms"]),
-    )
+    text = letter_id if isinstance(letter_id, str) else letter_id.decode(errors="backslashreplace")
+    try:
+        return DeadLetter(
+            id=text,
+            kind=DeadLetterKind(fields[b"kind"].decode()),
+            reason=fields[b"reason"].decode(errors="replace"),
+            payload=fields[b"payload"],
+            source=fields[b"source"].decode(errors="replace"),
+            at_ms=int(fields[b"at_ms"]),
+        )
+    except (KeyError, ValueError):
+        return DeadLetter(text, DeadLetterKind.UNUSABLE, "unusable_letter", b"", "", 0)
 
 
 def write_worker(info: WorkerInfo) -> str:

@@ -86,7 +86,8 @@ class AsyncStore:
         """Read in one round trip."""
         async with self._commands.pipeline(transaction=read.is_atomic) as pipeline:
             read.queue(pipeline)
-            return read.parse(await pipeline.execute())
+            replies = await pipeline.execute(raise_on_error=not read.keeps_errors)
+            return read.parse(replies)
 
     async def list_workers(self) -> list[WorkerInfo]:
         """Return the workers that are alive, by name. Unregister those that are not."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from batchmill.producer.job.batch import BatchStatus, read_batch
 from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.calls.call import Read
+from batchmill.producer.protocol.calls.call import Read, stored
 
 from .ended_jobs import EndedJob, ended_jobs
 
@@ -46,16 +46,24 @@ def batches(batch_ids: Sequence[str]) -> Read[list[BatchStatus | None]]:
             pipeline.zcard(keys.batch_jobs(batch_id))
 
     def parse(replies: list[Any]) -> list[BatchStatus | None]:
-        return list(map(read_batch, replies[::2], replies[1::2]))
+        return list(map(_readable_batch, replies[::2], replies[1::2]))
 
-    return Read(queue, parse, is_atomic=True)
+    return Read(queue, parse, is_atomic=True, keeps_errors=True)
+
+
+def _readable_batch(fields: Any, num_jobs: Any) -> BatchStatus | None:
+    """Return a batch; None if batchmill did not write its record, which counts as gone."""
+    try:
+        return read_batch(stored(fields, default={}), stored(num_jobs, default=0))
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def newest_batch_ids(limit: int) -> Read[list[str]]:
     """Read the ids of the newest batches, newest first."""
     return Read(
         lambda pipeline: pipeline.zrevrange(keys.BATCHES, 0, limit - 1),
-        lambda replies: [batch_id.decode() for batch_id in replies[0]],
+        lambda replies: [batch_id.decode(errors="replace") for batch_id in replies[0]],
     )
 
 
@@ -66,7 +74,9 @@ def batch_page(batch_id: str, after_index: int) -> Read[Page]:
         lambda pipeline: pipeline.zrangebyscore(
             key, f"({after_index}", "+inf", 0, PAGE_JOBS, withscores=True
         ),
-        lambda replies: [(int(index), job_id.decode()) for job_id, index in replies[0]],
+        lambda replies: [
+            (int(index), job_id.decode(errors="replace")) for job_id, index in replies[0]
+        ],
     )
 
 
@@ -82,8 +92,13 @@ def batch_entries(page: Page) -> Read[list[BatchEntry]]:
     def parse(replies: list[Any]) -> list[BatchEntry]:
         names, jobs = replies[: len(page)], ends.parse(replies[len(page) :])
         return [
-            BatchEntry(index, (custom_id or b"").decode(), (endpoint or b"").decode(), job)
-            for (index, _), (custom_id, endpoint), job in zip(page, names, jobs, strict=True)
+            BatchEntry(index, *_readable_texts(stored(texts, default=(None, None))), job)
+            for (index, _), texts, job in zip(page, names, jobs, strict=True)
         ]
 
-    return Read(queue, parse)
+    return Read(queue, parse, keeps_errors=True)
+
+
+def _readable_texts(values: Sequence[bytes | None]) -> tuple[str, str]:
+    custom_id, endpoint = ((value or b"").decode(errors="replace") for value in values)
+    return custom_id, endpoint

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
+from batchmill.producer.errors import JobRejected
 from batchmill.producer.job.validation import parse_document
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls import jobs as job_calls
@@ -29,7 +30,8 @@ def retry_dead_letter(store: JobStore, letter_id: str, settings: ProducerSetting
         its event has been deleted since.
 
     Raises:
-        JobRejected: the job is no longer accepted, for instance because its queue is full.
+        JobRejected: the job is no longer accepted, for instance because its queue is full; or
+            batchmill did not write the letter.
         WrongState: the job has been retried since.
     """
     letter = store.dead_letter(letter_id)
@@ -42,6 +44,12 @@ def retry_dead_letter(store: JobStore, letter_id: str, settings: ProducerSetting
     if letter.kind is DeadLetterKind.WEBHOOK:
         status = store.outbox_redeliver(letter.id)
         return None if status is RedeliverStatus.UNKNOWN else letter.id
+    if letter.kind is DeadLetterKind.UNUSABLE:
+        raise JobRejected(
+            f"dead letter {letter_id!r} has fields that batchmill did not write, so nothing can be "
+            f"retried; delete it with: batchmill dead-letters drop {letter_id}",
+            code="unusable_letter",
+        )
     assert_never(letter.kind)
 
 

@@ -135,5 +135,6 @@ def _attempt(line: str) -> Attempt:
 
 
 def _endpoint(name: bytes, value: bytes) -> DisabledEndpoint:
-    at_ms, _, reason = value.decode().partition(" ")
-    return DisabledEndpoint(name.decode(), reason, int(at_ms))
+    at_ms, _, reason = value.decode(errors="replace").partition(" ")
+    moment_ms = int(at_ms) if at_ms.isdecimal() else 0  # forged, but disabled all the same
+    return DisabledEndpoint(name.decode(errors="backslashreplace"), reason, moment_ms)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.calls.call import Read
+from batchmill.producer.protocol.calls.call import Read, stored
 from batchmill.producer.protocol.replies import JobState
 from batchmill.producer.protocol.token_bytes import decode_tokens
 from batchmill.producer.results import JobResult
@@ -18,6 +18,7 @@ from .reply_errors import result_of, unknown_job_error
 END_FIELDS = ("state", "result", "error", "finished_at_ms")
 #: Records read in one round trip: a result may be as long as its context.
 MAX_ENDS_AT_ONCE = 100
+_NO_FIELDS = (None,) * len(END_FIELDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +63,23 @@ def ended_jobs(job_ids: Sequence[str]) -> Read[list[EndedJob]]:
     def parse(replies: list[Any]) -> list[EndedJob]:
         return list(map(_ended_job, job_ids, replies[::2], replies[1::2]))
 
-    return Read(queue, parse)
+    return Read(queue, parse, keeps_errors=True)
 
 
-def _ended_job(job_id: str, fields: Sequence[Any], tokens: bytes | None) -> EndedJob:
-    state, result, error, finished_at_ms = fields
-    return EndedJob(
-        job_id,
-        state=None if state is None else JobState(state.decode()),
-        result_json=result,
-        error_json=error,
-        token_ids=tuple(decode_tokens(tokens or b"")),
-        finished_at_ms=None if finished_at_ms is None else int(finished_at_ms),
-    )
+def _ended_job(job_id: str, fields: Any, tokens: Any) -> EndedJob:
+    """Return how a job ended. A record that batchmill did not write counts as gone."""
+    try:
+        state, result, error, finished_at_ms = stored(fields, default=_NO_FIELDS)
+        return EndedJob(
+            job_id,
+            state=None if state is None else JobState(state.decode()),
+            result_json=result,
+            error_json=error,
+            token_ids=tuple(decode_tokens(stored(tokens, default=b"") or b"")),
+            finished_at_ms=None if finished_at_ms is None else int(finished_at_ms),
+        )
+    except ValueError:
+        return EndedJob(job_id, state=None)
 
 
 def chunks(job_ids: Sequence[str], num_ids: int) -> Iterator[Sequence[str]]:

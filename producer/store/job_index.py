@@ -11,7 +11,7 @@ from batchmill.producer.job.document import check_tag
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls import index as index_calls
 from batchmill.producer.protocol.calls.call import Argument, Call
-from batchmill.producer.protocol.calls.index import IndexPage
+from batchmill.producer.protocol.calls.index import IndexPage, IndexRow
 from batchmill.producer.protocol.replies import CancelCounts, ForgetCounts, JobState
 from batchmill.producer.results import JobStatus
 
@@ -150,8 +150,16 @@ def forget_where(query: JobQuery) -> Call[tuple[str | None, ForgetCounts]]:
 
 
 def _page(found: IndexPage) -> JobPage:
-    statuses = (read_status(row.job_id, row.values, row.num_token_bytes) for row in found.rows)
+    statuses = map(_readable_status, found.rows)
     return JobPage(tuple(status for status in statuses if status), found.next_cursor)
+
+
+def _readable_status(row: IndexRow) -> JobStatus | None:
+    """Return the status of a row; None if batchmill did not write its record."""
+    try:
+        return read_status(row.job_id, row.values, row.num_token_bytes)
+    except (KeyError, ValueError):
+        return None
 
 
 def _state(name: str) -> JobState:

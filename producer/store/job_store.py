@@ -5,9 +5,12 @@ The producer's clients use `Store` and the calls themselves.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import Sequence
 from typing import Any, cast
+
+from redis.exceptions import RedisError
 
 from batchmill.producer.protocol import keys, reads
 from batchmill.producer.protocol.calls import celery_ends as end_calls
@@ -41,6 +44,9 @@ from batchmill.producer.protocol.replies import (
 from batchmill.producer.protocol.store_counts import QueueDepth, StoreCounts
 
 from .store import Store
+
+#: Dead letters read per round trip: a payload may be a megabyte.
+_LETTERS_AT_ONCE = 100
 
 
 class JobStore(Store):
@@ -213,8 +219,15 @@ class JobStore(Store):
     # Webhooks: the deliverer's side.
 
     def outbox_claim(self, *, owner: str, limit: int, lease_ms: int) -> list[OutboxEntry]:
-        """Take events that are due. If the deliverer dies, they are due again after `lease_ms`."""
-        return self.run(outbox_calls.claim(owner, limit, lease_ms))
+        """Take events that are due. If the deliverer dies, they are due again after `lease_ms`.
+
+        Events that cannot be read become dead letters.
+        """
+        claimed = self.run(outbox_calls.claim(owner, limit, lease_ms))
+        with contextlib.suppress(RedisError):  # they are due again after the lease
+            for event in claimed.unusable:
+                self.run(outbox_calls.settle_unusable(event))
+        return claimed.entries
 
     def outbox_set_body_once(self, event_id: str, body: bytes) -> bytes:
         """Store an event's body unless it has one; return the stored body, which is sent."""
@@ -283,13 +296,15 @@ class JobStore(Store):
 
     def dead_letter(self, letter_id: str) -> DeadLetter | None:
         """Return a dead letter; None if it does not exist."""
-        return self.read(reads.dead_letter(letter_id))
+        return self.read(reads.dead_letters([letter_id]))[0]
 
     def dead_letters(self, *, offset: int = 0, limit: int = 100) -> list[DeadLetter]:
         """Return dead letters, newest first."""
         ids = self.read(reads.dead_letter_ids(offset, limit))
-        letters = (self.dead_letter(letter_id) for letter_id in ids)
-        return [letter for letter in letters if letter is not None]
+        found: list[DeadLetter | None] = []
+        for start in range(0, len(ids), _LETTERS_AT_ONCE):
+            found += self.read(reads.dead_letters(ids[start : start + _LETTERS_AT_ONCE]))
+        return [letter for letter in found if letter is not None]
 
     def dead_letter_drop(self, letter_id: str) -> bool:
         """Delete a dead letter; return False if it does not exist."""

@@ -87,7 +87,8 @@ class Store:
         """Read in one round trip."""
         with self._commands.pipeline(transaction=read.is_atomic) as pipeline:
             read.queue(pipeline)
-            return read.parse(pipeline.execute())
+            replies = pipeline.execute(raise_on_error=not read.keeps_errors)
+            return read.parse(replies)
 
     def list_workers(self) -> list[WorkerInfo]:
         """Return the workers that are alive, by name. Unregister those that are not."""

@@ -5,12 +5,15 @@ Weights and limits are kept in Redis and apply from the next call, for all produ
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
 from batchmill.producer.errors import TenantRefused
 from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.calls.call import readable_names, stored
 
 from .job_store import JobStore
 
@@ -133,21 +136,27 @@ def _check_name(name: str) -> None:
         )
 
 
-def _read(store: JobStore) -> tuple[dict[str, str], dict[str, str]]:
+def _read(store: JobStore) -> tuple[dict[str, float], dict[str, float]]:
     with store.client.pipeline(transaction=False) as pipeline:
         pipeline.hgetall(keys.TENANTS)
         pipeline.hgetall(keys.USAGE)
-        settings, usage = (
-            {field.decode(): value.decode() for field, value in reply.items()}
-            for reply in pipeline.execute()
-        )
-    return settings, usage
+        settings, usage = pipeline.execute(raise_on_error=False)
+    return _read_numbers(settings), _read_numbers(usage)
 
 
-def _tenant(name: str, settings: Mapping[str, str], usage: Mapping[str, str]) -> Tenant:
+def _read_numbers(reply: Any) -> dict[str, float]:
+    """Return the fields of a hash that are numbers: one that is not must not hide the others."""
+    fields, numbers = stored(reply, default={}), {}
+    for name in readable_names(fields):
+        with contextlib.suppress(ValueError):
+            numbers[name] = float(fields[name.encode()])
+    return {name: number for name, number in numbers.items() if math.isfinite(number)}
+
+
+def _tenant(name: str, settings: Mapping[str, float], usage: Mapping[str, float]) -> Tenant:
     given = {field: settings.get(f"{name}:{field}") for field in _LIMIT_NAMES}
     numbers = {
-        field: float(value) if field == "weight" else int(value)
+        field: value if field == "weight" else int(value)
         for field, value in given.items()
         if value is not None
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -46,7 +47,9 @@ class Watched:
         if message["type"] == "subscribe":
             return str(job_id)
         if message["type"] == "message" and message["data"].startswith(b'{"state"'):
-            self.note_state(job_id, JobState(json.loads(message["data"])["state"]))
+            # Anyone may publish. What cannot be read says nothing; the record is looked at anyway.
+            with contextlib.suppress(ValueError, RecursionError):
+                self.note_state(job_id, JobState(json.loads(message["data"])["state"]))
         return None
 
     def note_state(self, job_id: str, state: JobState | None) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from redis.exceptions import OutOfMemoryError
+from redis.exceptions import OutOfMemoryError, ResponseError
 
 Value = TypeVar("Value")
 Other = TypeVar("Other")
@@ -41,6 +42,8 @@ class Read(Generic[Parsed]):
     parse: Callable[[list[Any]], Parsed]
     #: The commands see one moment of the data.
     is_atomic: bool = False
+    #: `parse` gets the errors of single commands, for `stored`; otherwise the first one is raised.
+    keeps_errors: bool = False
 
 
 def read_reply(call: Call[Value], reply: Any) -> Value:
@@ -54,6 +57,30 @@ def read_reply(call: Call[Value], reply: Any) -> Value:
     if isinstance(reply, Exception):
         raise reply
     return call.parse(reply)
+
+
+def stored(reply: Any, default: Any = None) -> Any:
+    """Return the reply to a read, or a default if batchmill did not write what the key holds.
+
+    One such key must not hide the others of a list.
+
+    Raises:
+        redis.exceptions.ResponseError: the server refused the command for another reason.
+    """
+    if isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE"):
+        return default
+    if isinstance(reply, Exception):
+        raise reply
+    return reply
+
+
+def readable_names(names: Iterable[bytes]) -> list[str]:
+    """Return names as text, sorted, without those that are not UTF-8: batchmill writes none."""
+    readable = []
+    for name in names:
+        with contextlib.suppress(UnicodeDecodeError):
+            readable.append(name.decode())
+    return sorted(readable)
 
 
 def named(fields: Mapping[str, Argument | None]) -> list[Argument]:

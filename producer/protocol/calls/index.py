@@ -37,7 +37,8 @@ def list_jobs(
     def parse(reply: list[Any]) -> IndexPage:
         cursor, rows = reply
         return IndexPage(
-            [IndexRow(row[0].decode(), row[1:-1], row[-1]) for row in rows], _cursor(cursor)
+            [IndexRow(row[0].decode(errors="replace"), row[1:-1], row[-1]) for row in rows],
+            _cursor(cursor),
         )
 
     return Call("list", (limit, max_examined, len(fields), *fields, *filters), parse)
@@ -62,4 +63,4 @@ def forget_where(filters: Sequence[Argument], limit: int) -> Call[tuple[str | No
 
 
 def _cursor(reply: list[bytes]) -> str | None:
-    return ".".join(part.decode() for part in reply) if reply else None
+    return ".".join(part.decode(errors="replace") for part in reply) if reply else None

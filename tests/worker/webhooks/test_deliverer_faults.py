@@ -224,3 +224,21 @@ def test_deliverer_outlives_a_restart_of_redis(private_redis_server: Any) -> Non
     finally:
         deliverers.close()
         store.close()
+
+
+def test_forged_events_stop_neither_the_deliverer_nor_other_events(
+    store: JobStore, deliverers: Deliverers
+) -> None:
+    forged = {"url": b"https://\xff/", "num_tokens": b"many", "type": b"\xff", "secret": b"\xff"}
+    with WebhookReceiver() as receiver:
+        good = [finish_job(store, receiver.url, f"gen_{number}") for number in range(5)]
+        bad = [finish_job(store, receiver.url, f"gen_forged_{field}") for field in forged]
+        for event_id, (field, value) in zip(bad, forged.items(), strict=True):
+            store.client.hset(keys.event(event_id), field, value)
+        process = deliverers.start()
+        wait_until(lambda: store.counts().outbox == 0, "the outbox is empty")
+        assert {event_state(store, event_id) for event_id in good} == {"delivered"}
+        assert {request.headers["x-attempt"] for request in receiver.requests} == {"1"}
+    reasons = {letter.id: letter.reason for letter in store.dead_letters()}
+    assert reasons == dict.fromkeys(bad, "unusable_event")
+    assert process.poll() is None

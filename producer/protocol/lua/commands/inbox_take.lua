@@ -18,12 +18,24 @@ local function hand_out(id, document)
   num_bytes = num_bytes + #document
 end
 
+-- The id is none that batchmill writes.
+local function drop_unusable(id, document)
+  redis.call('HDEL', INBOX_DOCUMENTS, id)
+  local kept = string.sub(document, 1, KEPT_BYTES)
+  add_dead_letter(id, 'message', 'unusable_id', kept, INBOX, now)
+end
+
 local function has_room() return #reply < 2 * limit + 1 and num_bytes < max_total_bytes end
 
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', INBOX_TAKEN, '-inf', now, 'LIMIT', 0, limit)) do
   if not has_room() then break end
   local document = redis.call('HGET', INBOX_DOCUMENTS, id)
-  if document then hand_out(id, document) else redis.call('ZREM', INBOX_TAKEN, id) end
+  if document and string.match(id, '^[%w_-]+$') then
+    hand_out(id, document)
+  else
+    redis.call('ZREM', INBOX_TAKEN, id)
+    if document then drop_unusable(id, document) end
+  end
 end
 
 -- Take one new document under an id. Return false if the inbox is empty.

@@ -1,6 +1,6 @@
 -- Record the outcome of a delivery attempt: the event is settled, or becomes due again.
--- KEYS: none. ARGV: event id, fence, outcome (delivered, retry, postponed, exhausted, disabled), retry delay_ms, HTTP
--- status ('' = none), reason, duration_ms of the attempt, '1' if a failure is the receiver's fault.
+-- KEYS: none. ARGV: event id, fence, outcome (delivered, retry, postponed, exhausted, disabled, unusable_event),
+-- retry delay_ms, HTTP status ('' = none), reason, duration_ms of the attempt, '1' if the receiver is at fault.
 -- Reply: OK or FENCED.
 -- @include events, keys, server
 allow_writes_when_full()
