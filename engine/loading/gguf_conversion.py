@@ -7,23 +7,27 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
+from gguf import GGUFReader
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GgufConfig,
     PreTrainedConfig,
+    PreTrainedModel,
 )
 
-from batchmill.engine.errors import ModelLoadError
+from batchmill.engine.errors import ModelLoadError, UnsupportedModelError
 from batchmill.engine.models.model_length import check_max_model_len, longest_length
 
 from .fingerprint import sampled_hash
+from .gguf_positions import take_over_positions
 
 #: Part of the cached folder's name; raise it when the conversion changes.
-_CONVERSION = "bf16-1"
+_CONVERSION = "bf16-2"
 
 _log = logging.getLogger(__name__)
 
@@ -104,19 +108,66 @@ def _read_config(gguf_path: Path) -> PreTrainedConfig:
 
 def _convert(gguf_path: Path, folder: Path) -> None:
     """Write the model and tokenizer of a GGUF file as safetensors and JSON."""
+    config = _read_config(gguf_path)
+    try:
+        reader = GGUFReader(gguf_path)
+    except Exception as error:  # as below
+        raise _unreadable_error(gguf_path, error) from error
+    _refuse_split(gguf_path, reader)
+    take_over_positions(config, reader, gguf_path)
+    auto: Any = AutoModelForCausalLM
     try:
         # Without `dequantize` some architectures keep packed blocks, and others become float32.
-        model = AutoModelForCausalLM.from_pretrained(
+        model, info = auto.from_pretrained(
             gguf_path.parent,
             gguf_file=gguf_path.name,
+            config=config,
             dtype=torch.bfloat16,
             quantization_config=GgufConfig(dequantize=True),
+            output_loading_info=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(gguf_path.parent, gguf_file=gguf_path.name)
     except Exception as error:  # three libraries parse bytes that may be anything
         raise _unreadable_error(gguf_path, error) from error
+    _check_complete(gguf_path, reader, model, info)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _refuse_split(gguf_path: Path, reader: GGUFReader) -> None:
+    field = reader.fields.get("split.count")
+    if field is not None and field.contents() > 1:
+        raise ModelLoadError(
+            f"{gguf_path} is one of {field.contents()} parts of a model: join them into one file "
+            "(llama-gguf-split --merge), or use the model's safetensors instead"
+        )
+
+
+def _check_complete(
+    gguf_path: Path, reader: GGUFReader, model: PreTrainedModel, info: dict[str, Any]
+) -> None:
+    """Refuse a file that lacks weights of its model, which would be random, or has others."""
+    lacking = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+    if lacking:
+        raise ModelLoadError(
+            f"{gguf_path} lacks {len(lacking)} weights of a {type(model).__name__}, or has them "
+            f"in another shape, among them {lacking[0]}: download it again, or use the model's "
+            "safetensors instead"
+        )
+    ignored = {"output.weight"} if model.config.tie_word_embeddings else set()
+    num_stored = sum(
+        int(tensor.n_elements)
+        for tensor in reader.tensors
+        # Factors of positions are not weights.
+        if tensor.name not in ignored and not tensor.name.startswith("rope_f")
+    )
+    num_taken = sum(weight.numel() for weight in model.parameters())
+    if num_stored > num_taken:
+        raise UnsupportedModelError(
+            f"{gguf_path} holds {num_stored:,} weights, and a {type(model).__name__} has "
+            f"{num_taken:,}: it belongs to a variant that cannot be converted, so use the model's "
+            "safetensors instead"
+        )
 
 
 def _unreadable_error(gguf_path: Path, error: Exception) -> ModelLoadError:

@@ -37,7 +37,7 @@ def model_folder(model: str, max_model_len: int | None = None) -> Path:
     path = Path(model).expanduser()
     if path.is_dir():
         return path
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise ModelLoadError(f"the GGUF file {model} does not exist: check the path")
         return converted_folder(path, max_model_len)

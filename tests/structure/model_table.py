@@ -74,6 +74,8 @@ the GPU one by one. [Decision 0014](decisions/0014-fp8-weights.md) has the reaso
 A model that would be computed wrongly is refused when it is loaded, by name and with the reason:
 
 - weights stored in a quantized format, pickled weights, missing weights;
+- one part of a split GGUF file, or a GGUF file with more weights than its model or with position
+  scaling that is not linear, yarn, Llama 3's or Phi 3's, which are taken over;
 - int8 on a GPU, with transformers, or without the C++ kernels;
 - fp8 on a CPU or an older GPU, with transformers, in a dtype other than bfloat16, for a mixture of
   experts, or with a matrix whose size is not a multiple of 16;

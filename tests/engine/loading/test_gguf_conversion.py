@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gguf
 import numpy as np
 import pytest
 import torch
@@ -16,59 +15,17 @@ from batchmill.engine import Engine, EngineConfig
 from batchmill.engine.errors import ConfigError, ModelLoadError
 from batchmill.engine.loading.gguf_conversion import cache_folder, converted_folder
 from batchmill.engine.loading.loading import load_model
+from batchmill.engine.loading.model_source import model_folder
 from batchmill.engine.models.decoder import DecoderModel
 
-SHAPES = {
-    "token_embd.weight": (300, 32),
-    "output_norm.weight": (32,),
-    "output.weight": (300, 32),
-    "blk.0.attn_norm.weight": (32,),
-    "blk.0.attn_q.weight": (32, 32),
-    "blk.0.attn_k.weight": (16, 32),
-    "blk.0.attn_v.weight": (16, 32),
-    "blk.0.attn_output.weight": (32, 32),
-    "blk.0.ffn_norm.weight": (32,),
-    "blk.0.ffn_gate.weight": (48, 32),
-    "blk.0.ffn_up.weight": (48, 32),
-    "blk.0.ffn_down.weight": (32, 48),
-}
+from ...support.tiny_gguf import write_gguf
+
 CONVERT = """
 import sys
 from pathlib import Path
 from batchmill.engine.loading.gguf_conversion import converted_folder
 print(converted_folder(Path(sys.argv[1])))
 """
-
-
-def write_gguf(path: Path) -> dict[str, np.ndarray]:
-    """A one-layer Llama with random weights and a byte-level vocabulary."""
-    rng = np.random.default_rng(0)
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(64)
-    writer.add_embedding_length(32)
-    writer.add_block_count(1)
-    writer.add_feed_forward_length(48)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_vocab_size(300)
-    letters = [chr(256 + index) for index in range(297)]
-    tokens = ["<s>", "</s>", *letters, letters[0] + letters[1]]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(tokens)
-    writer.add_token_types([3, 3] + [1] * 298)
-    writer.add_token_merges([f"{letters[0]} {letters[1]}"])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(1)
-    weights = {name: rng.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
-    for name, weight in weights.items():
-        writer.add_tensor(name, weight)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return weights
 
 
 @pytest.fixture
@@ -135,6 +92,34 @@ def test_racing_processes_leave_one_complete_folder(tmp_path: Path, cache: Path)
     assert folders == {str(folder) for folder in (cache / "models").iterdir()}
     assert len(folders) == 1
     assert load_model(folders.pop(), dtype="float32", device="cpu").config.num_layers == 1
+
+
+def test_a_file_that_lacks_a_weight_is_refused(tmp_path: Path, cache: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path, without="blk.0.ffn_up.weight")
+    with pytest.raises(ModelLoadError, match=r"lacks 1 weights .* model\.layers\.0\.mlp\.up_proj"):
+        converted_folder(path)
+    assert list((cache / "models").iterdir()) == []
+
+
+def test_a_file_with_a_weight_that_the_model_lacks_is_refused(tmp_path: Path, cache: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path, more={"blk.0.attn_q.bias": np.ones(32, dtype=np.float32)})
+    with pytest.raises(ModelLoadError, match="a variant that cannot be converted"):
+        converted_folder(path)
+
+
+def test_one_part_of_a_split_file_is_refused(tmp_path: Path, cache: Path) -> None:
+    path = tmp_path / "tiny-00001-of-00003.gguf"
+    write_gguf(path, metadata={"split.count": 3})
+    with pytest.raises(ModelLoadError, match="one of 3 parts of a model: join them"):
+        converted_folder(path)
+
+
+def test_the_ending_may_be_in_capitals(tmp_path: Path, cache: Path) -> None:
+    path = tmp_path / "TINY.GGUF"
+    write_gguf(path)
+    assert (model_folder(str(path)) / "model.safetensors").is_file()
 
 
 def test_a_file_in_another_format_leaves_nothing_behind(tmp_path: Path, cache: Path) -> None:
