@@ -40,6 +40,7 @@ from .end_tokens import read_eos_token_ids
 from .fingerprint import model_identity
 from .load_options import LoadOptions
 from .model_source import model_folder
+from .tied_head import untied_if_stored
 from .weight_loading import load_weights
 
 _HOST = torch.device("cpu")
@@ -150,6 +151,7 @@ def _load_computation(
     values = hf_config.to_dict()
     native_config = _native_config(options.model_impl, values)
     if native_config is not None:
+        native_config = untied_if_stored(folder, native_config)
         return _load_decoder(folder, native_config, options), _describe_computation(
             native_config, options.quantization
         )

@@ -211,3 +211,20 @@ def test_a_broken_generation_config_is_a_model_load_error(model_path: Path, text
     (model_path / "generation_config.json").write_text(text)
     with pytest.raises(ModelLoadError, match=r"generation_config\.json"):
         load(model_path)
+
+
+@pytest.mark.parametrize("is_copy", [True, False])
+def test_a_stored_output_layer_counts_although_config_json_ties_it(
+    model_path: Path, is_copy: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = model_path / "model.safetensors"
+    weights = load_file(path)
+    if is_copy:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, path, metadata={"format": "pt"})
+    edit_json(model_path / "config.json", tie_word_embeddings=True)
+    loaded = load(model_path)
+    assert torch.equal(head_weight(loaded), weights["lm_head.weight"])
+    assert ("another output layer, which is used" in caplog.text) != is_copy
+    assert isinstance(loaded.model, DecoderModel)
+    assert loaded.model.config.tie_word_embeddings == is_copy
