@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -22,6 +21,7 @@ from transformers import (
 
 from batchmill.engine.errors import ModelLoadError, UnsupportedModelError
 from batchmill.engine.models.model_length import check_max_model_len, longest_length
+from batchmill.kernels.cpu.build import cache_folder
 
 from .fingerprint import sampled_hash
 from .gguf_positions import take_over_positions
@@ -30,14 +30,6 @@ from .gguf_positions import take_over_positions
 _CONVERSION = "bf16-2"
 
 _log = logging.getLogger(__name__)
-
-
-def cache_folder() -> Path:
-    """Return where converted models are kept: `BATCHMILL_CACHE_DIR`, or the user's cache."""
-    named = os.environ.get("BATCHMILL_CACHE_DIR")
-    if named:
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "batchmill"
 
 
 def converted_folder(gguf_path: Path, max_model_len: int | None = None) -> Path:
@@ -52,8 +44,8 @@ def converted_folder(gguf_path: Path, max_model_len: int | None = None) -> Path:
             the conversion, which reads all weights. None checks nothing.
 
     Raises:
-        ConfigError: The model was made for less than `max_model_len`.
-        ModelLoadError: The file cannot be converted, or the cache folder cannot be written.
+        ConfigError: the model was made for less than `max_model_len`.
+        ModelLoadError: the file cannot be converted, or the cache folder cannot be written.
     """
     try:
         root = cache_folder() / "models"

@@ -37,7 +37,10 @@ _COMPILE_TIMEOUT_S = 300
 
 
 def cache_folder() -> Path:
-    """Return the folder of built libraries: BATCHMILL_CACHE_DIR, else the user's cache folder."""
+    """Return the folder of built kernels and converted models.
+
+    It is BATCHMILL_CACHE_DIR, or else `batchmill` in the user's cache folder.
+    """
     configured = os.environ.get("BATCHMILL_CACHE_DIR")
     if configured:
         return Path(configured)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from batchmill.engine import Engine, EngineConfig
 from batchmill.engine.errors import ConfigError, ModelLoadError
-from batchmill.engine.loading.gguf_conversion import cache_folder, converted_folder
+from batchmill.engine.loading.gguf_conversion import converted_folder
 from batchmill.engine.loading.loading import load_model
 from batchmill.engine.loading.model_source import model_folder
 from batchmill.engine.models.decoder import DecoderModel
@@ -138,14 +138,3 @@ def test_a_cache_that_cannot_be_written_is_named(
     monkeypatch.setenv("BATCHMILL_CACHE_DIR", str(path))
     with pytest.raises(ModelLoadError, match="set BATCHMILL_CACHE_DIR to a writable folder"):
         converted_folder(path)
-
-
-def test_the_environment_decides_the_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BATCHMILL_CACHE_DIR", "/one")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/two")
-    assert cache_folder() == Path("/one")
-    monkeypatch.delenv("BATCHMILL_CACHE_DIR")
-    assert cache_folder() == Path("/two/batchmill")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", "/home/user")
-    assert cache_folder() == Path("/home/user/.cache/batchmill")

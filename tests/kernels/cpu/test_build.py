@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from batchmill.kernels.cpu.build import build_library, find_built
+from batchmill.kernels.cpu.build import build_library, cache_folder, find_built
 from batchmill.kernels.cpu.isa import ISAS, best_isa
 from batchmill.kernels.cpu.library import load_library
 from batchmill.kernels.errors import CppBuildError
@@ -120,3 +120,14 @@ def test_a_damaged_library_is_an_error_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "broken.so").write_bytes(b"\x7fELF")
     with pytest.raises(CppBuildError, match="delete the file"):
         load_library(tmp_path / "broken.so")
+
+
+def test_the_environment_decides_the_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCHMILL_CACHE_DIR", "/one")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/two")
+    assert cache_folder() == Path("/one")
+    monkeypatch.delenv("BATCHMILL_CACHE_DIR")
+    assert cache_folder() == Path("/two/batchmill")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/user")
+    assert cache_folder() == Path("/home/user/.cache/batchmill")
