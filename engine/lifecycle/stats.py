@@ -155,12 +155,12 @@ class StatsCounter:
             num_out_of_memory=self.num_out_of_memory,
             num_steps_by_kind=dict(self.num_steps_by_kind),
             mean_batch_size=self.num_scheduled / self.num_steps if self.num_steps else 0.0,
-            step_time_p50_s=_quantile(times, 0.5),
-            step_time_p99_s=_quantile(times, 0.99),
+            step_time_p50_s=quantile(times, 0.5) or 0.0,
+            step_time_p99_s=quantile(times, 0.99) or 0.0,
             num_finished=dict(self.num_finished),
         )
 
 
-def _quantile(ordered: Sequence[float], share: float) -> float:
-    """Return the smallest value that a share of the values does not exceed; 0 if there are none."""
-    return ordered[math.ceil(share * len(ordered)) - 1] if ordered else 0.0
+def quantile(ordered: Sequence[float], share: float) -> float | None:
+    """Return the smallest value that a share of the values does not exceed; None without values."""
+    return ordered[math.ceil(share * len(ordered)) - 1] if ordered else None

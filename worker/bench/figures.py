@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 import statistics
@@ -10,6 +9,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+
+from batchmill.engine.lifecycle.stats import quantile
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +95,6 @@ def summarise(
         foreign_cpus=max(foreign, default=None),
         failures=failures,
     )
-
-
-def quantile(ordered: Sequence[float], share: float) -> float | None:
-    """Return the least value that a share of the values does not exceed; None without values."""
-    return ordered[math.ceil(share * len(ordered)) - 1] if ordered else None
 
 
 class ForeignLoad:
