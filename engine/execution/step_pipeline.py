@@ -145,7 +145,7 @@ class StepPipeline:
         if self._graphs is not None:
             self._graphs.unload()
         self._sampler.prepare(batch)
-        logits = self._runner.run(self._builder.build(batch))
+        logits = self._runner.compute_logits(self._builder.build(batch))
         return self._sampler.sample(logits, batch)
 
 
@@ -172,12 +172,12 @@ class ModelRunner:
         self._kv_cache = kv_cache
         self._logits = torch.empty(0, model.config.vocab_size, dtype=torch.float32, device=device)
 
-    def run(self, inputs: StepInputs) -> Tensor:
+    def compute_logits(self, inputs: StepInputs) -> Tensor:
         """Compute one step.
 
         Returns:
-            [num_samples, vocab_size] float32; the caller may change it, and the next `run`
-            overwrites it.
+            [num_samples, vocab_size] float32; the caller may change it, and the next
+            call overwrites it.
         """
         num_samples = len(inputs.sample_rows)
         if num_samples > len(self._logits):

@@ -120,9 +120,9 @@ class DecoderModel:
                 "fp8" only the matrices of the layers; None keeps them in their dtype.
 
         Raises:
-            ValueError: Both `linear` and `quantization` are given, or `backend` does not multiply
+            ValueError: both `linear` and `quantization` are given, or `backend` does not multiply
                 quantized weights on this device.
-            UnsupportedModelError: The model's matrices cannot be multiplied in fp8.
+            UnsupportedModelError: the model's matrices cannot be multiplied in fp8.
         """
         if linear is not None and quantization is not None:
             raise ValueError(
@@ -150,7 +150,7 @@ class DecoderModel:
         self._head = linear(weights.head, None)
 
     def _set_inputs(self, embedding: Tensor) -> None:
-        """Keep the embedding, and what turns positions into rotation angles."""
+        """Keep the embedding and the frequencies of the rotations."""
         self._embedding = embedding
         # Rounded to the dtype, because models were trained with the rounded scale.
         self._embedding_scale = float(torch.tensor(self.config.embedding_scale, dtype=self.dtype))
@@ -201,7 +201,7 @@ class DecoderModel:
             for kind, frequencies in zip(self._kinds, self._frequencies, strict=True)
         ]
         if self._fused is not None:
-            x, residual = self._fused.run(inputs, kv_cache, steps[0].cos, steps[0].sin)
+            x, residual = self._fused.run_layers(inputs, kv_cache, steps[0].cos, steps[0].sin)
         else:
             residual = F.embedding(inputs.input_ids, self._embedding)  # [num_tokens, hidden]
             if self._embedding_scale != 1.0:

@@ -92,7 +92,7 @@ class FusedLayers:
         )
         self._bound: tuple[KVCache, CppDecoder] | None = None
 
-    def run(
+    def run_layers(
         self, inputs: StepInputs, kv_cache: KVCache, cos: Tensor, sin: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Look up a step's embeddings and run all layers over them.

@@ -55,7 +55,7 @@ def run_step(runner: ModelRunner, work: list[tuple[Request, int, bool]]) -> Tens
         for request, count, samples in work
     )
     batch = ScheduledBatch(chunks=scheduled)
-    logits = runner.run(build_step_inputs(batch, BLOCK_SIZE, "cpu")).clone()
+    logits = runner.compute_logits(build_step_inputs(batch, BLOCK_SIZE, "cpu")).clone()
     for request, count, _ in work:
         request.num_computed_tokens += count
     return logits

@@ -65,7 +65,7 @@ def greedy(loaded: LoadedModel, token_ids: list[list[int]]) -> list[list[int]]:
             for request in running
         )
         inputs = build_step_inputs(ScheduledBatch(chunks=scheduled), 16, "cpu")
-        best = runner.run(inputs).argmax(-1).tolist()
+        best = runner.compute_logits(inputs).argmax(-1).tolist()
         for request, token_id in zip(running, best, strict=True):
             request.num_computed_tokens = request.num_tokens
             request.output_token_ids.append(token_id)
@@ -104,7 +104,7 @@ def test_logits_equal_transformers_in_float32_and_follow_them_in_bfloat16(
         rows = []
         for position in range(len(prompt)):
             batch = ScheduledBatch(chunks=(ScheduledRequest(request, position, 1, True),))
-            rows.append(runner.run(build_step_inputs(batch, 16, "cpu")).clone())
+            rows.append(runner.compute_logits(build_step_inputs(batch, 16, "cpu")).clone())
         return torch.cat(rows)
 
     assert (all_logits(demo_fp32) - want).abs().max() <= 5e-4  # of logits that span 70 units

@@ -113,7 +113,7 @@ def test_logits_may_be_changed_in_place_and_outside_inference_mode(tmp_path: Pat
     runner = make_runner(model)
     requests = make_requests([3], model.config.vocab_size)
     batch = ScheduledBatch(chunks=(ScheduledRequest(requests[0], 0, 3, True),))
-    logits = runner.run(build_step_inputs(batch, BLOCK_SIZE, "cpu"))
+    logits = runner.compute_logits(build_step_inputs(batch, BLOCK_SIZE, "cpu"))
     assert logits.dtype == torch.float32
     logits[0, 5] = -torch.inf
     assert logits[0].argmax() != 5
