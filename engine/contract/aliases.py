@@ -1,4 +1,4 @@
-"""Names and forms of sampling parameters in other APIs, and what they are called here."""
+"""Names and forms of sampling parameters in other APIs, and their names and forms here."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def check_continuation(*, ends_with_assistant_text: bool, add_generation_prompt:
 
 
 def template_kwarg_problem(name: str, value: object) -> str | None:
-    """Return why a template cannot be given a value under a name; None if it can.
+    """Return why a template's variable must not have a name or a value; None if it may.
 
     Args:
         name: A key of `chat_template_kwargs`.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 
 class ContractError(ValueError):
-    """A request says something that is wrong or that this version does not support.
+    """A request is wrong, or asks for something that this version does not support.
 
     The engine raises it again as `RequestError`, a producer as `JobRejected`.
 
     Attributes:
-        code: `invalid_request`, `unsupported_parameter` for what other engines can do, or
+        code: `invalid_request`, `unsupported_parameter` for a feature of other engines, or
             `structure_too_complex`.
         message: For people; names the field, the limit and the remedy, never prompt text.
     """

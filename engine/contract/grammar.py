@@ -12,7 +12,7 @@ from .limits import MAX_CHOICES, MAX_GRAMMAR_RULES, MAX_STRUCTURE_BYTES
 from .structure_check import TOO_COMPLEX, compiled_grammar
 
 #: Between the parts of a JSON document: nothing, a space, or a new line with its indentation.
-#: llguidance sets no bound by default, so that a model could write blanks for ever.
+#: By default llguidance sets no bound, so a model could write blanks for ever.
 JSON_WHITESPACE: Final = r"( ?|\n {0,24})"
 
 #: The keys of `structured_outputs` that name a structure; exactly one of them is given.
@@ -69,7 +69,7 @@ def _of_response_format(given: Any) -> str | None:
     wrapped = given.get("json_schema")
     if not isinstance(wrapped, Mapping) or "schema" not in wrapped:
         raise ContractError("response_format.json_schema has no schema: put the JSON schema there")
-    # `strict` changes nothing: what is accepted is enforced.
+    # `strict` changes nothing: every accepted schema is enforced.
     known = {"name", "description", "schema", "strict"}
     _refuse_unknown("response_format.json_schema", wrapped, known)
     return _of_schema("response_format.json_schema.schema", wrapped["schema"], False)

@@ -11,11 +11,11 @@ _NO_REMEDY: Final = "leave it out"
 
 @dataclass(frozen=True, slots=True)
 class Unsupported:
-    """A parameter that is accepted only with a value that asks for nothing."""
+    """A parameter that is accepted only with a value that has no effect."""
 
     #: Alternative to it; None if it can only be left out.
     remedy: str | None = None
-    #: Values that ask for nothing, so that a request that writes out another API's defaults is
+    #: Values without effect, so that a request that writes out another API's defaults is
     #: accepted. Any other value is refused by name, never ignored.
     neutral: tuple[Any, ...] = (None,)
 
@@ -79,8 +79,8 @@ UNSUPPORTED_CONTROLS: Final[Mapping[str, Unsupported]] = {
     "watermarking_config": _ABSENT,
 }
 
-#: Fields of a job: the controls, and what the engine does not see. To the engine these further
-#: names are unknown; `max_time` has a remedy only in a job.
+#: Fields of a job: the controls, and the fields that the engine does not see. To the engine these
+#: further names are unknown; `max_time` has a remedy only in a job.
 UNSUPPORTED_FIELDS: Final[Mapping[str, Unsupported]] = {
     **UNSUPPORTED_CONTROLS,
     "add_special_tokens": Unsupported(neutral=(None, True)),

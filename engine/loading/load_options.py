@@ -45,7 +45,7 @@ class LoadOptions:
         """Check the arguments of `load_model` and resolve the names of dtype and device.
 
         Raises:
-            ConfigError: A value is unknown, this machine lacks the device, or the values exclude
+            ConfigError: a value is unknown, this machine lacks the device, or the values exclude
                 each other.
         """
         if dtype not in _DTYPES:
@@ -76,7 +76,7 @@ def resolve_device(device: str) -> torch.device:
     """Return the device that a configuration names.
 
     Raises:
-        ConfigError: The name is invalid, or this machine does not have the device.
+        ConfigError: the name is invalid, or this machine does not have the device.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

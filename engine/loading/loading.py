@@ -90,10 +90,10 @@ def load_model(
         linear: Makes the native decoder's matrix products, see `DecoderModel`.
 
     Raises:
-        ConfigError: An argument is invalid, the model was made for less than `max_model_len`, or
+        ConfigError: an argument is invalid, the model was made for less than `max_model_len`, or
             the weights do not fit into memory.
-        ModelLoadError: The model cannot be found or read.
-        UnsupportedModelError: The model has features that are not computed here.
+        ModelLoadError: the model cannot be found or read.
+        UnsupportedModelError: the model has features that are not computed here.
     """
     started_at_s = time.monotonic()
     options = LoadOptions.checked(
@@ -143,10 +143,11 @@ def _log_loaded(model: str, loaded: LoadedModel, options: LoadOptions, elapsed_s
 def _load_computation(
     folder: Path, hf_config: PreTrainedConfig, options: LoadOptions
 ) -> tuple[Model, str]:
-    """Load what computes logits.
+    """Load the model that computes logits.
 
     Returns:
-        The model, and a description of its computation: what decides its tokens besides its files.
+        The model, and a description of its computation: all that decides its tokens besides its
+        files.
     """
     values = hf_config.to_dict()
     native_config = _native_config(options.model_impl, values)
@@ -177,7 +178,7 @@ def _load_decoder(folder: Path, config: ModelConfig, options: LoadOptions) -> De
 
 
 def _describe_computation(config: ModelConfig, quantization: str | None) -> str:
-    """Return what decides a native model's tokens besides its files."""
+    """Return a text of all that decides a native model's tokens besides its files."""
     version = "" if quantization is None else f" {_QUANTIZATION_VERSIONS[quantization]}"
     return repr(config) + version
 
@@ -202,7 +203,7 @@ def _read_weights(
 
 
 def _fp8_bytes_on_gpu(config: ModelConfig, dtype: torch.dtype) -> int | None:
-    """Return what a GPU needs to load the model in fp8, or None if it could not be loaded so."""
+    """Return the bytes that a GPU needs to load the model in fp8, or None if it cannot load it."""
     if fp8_remedy_bytes(config, dtype) is None:
         return None
     if sum(layer_bytes(config, dtype)) > free_memory_bytes(_HOST):

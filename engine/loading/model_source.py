@@ -29,8 +29,8 @@ def model_folder(model: str, max_model_len: int | None = None) -> Path:
             `converted_folder`. None checks nothing.
 
     Raises:
-        ConfigError: A GGUF file's model was made for less than `max_model_len`.
-        ModelLoadError: The model does not exist or cannot be downloaded.
+        ConfigError: a GGUF file's model was made for less than `max_model_len`.
+        ModelLoadError: the model does not exist or cannot be downloaded.
     """
     if model == "demo":
         return _demo_folder(max_model_len)

@@ -43,7 +43,7 @@ def load_weights(
         layer_device: Of the layers; None is `device`.
 
     Raises:
-        ModelLoadError: There are no safetensors, or they do not hold this model's weights.
+        ModelLoadError: there are no safetensors, or they do not hold this model's weights.
     """
     weights = allocate_weights(config, dtype, device, layer_device=layer_device)
     missing = _places(config, weights)

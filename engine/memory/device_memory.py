@@ -91,7 +91,7 @@ def check_weights_fit(
         fp8_bytes: Memory that the device needs to load them as fp8; None if it cannot.
 
     Raises:
-        ConfigError: They do not fit; the message lists the remedies that would work.
+        ConfigError: they do not fit; the message lists the remedies that would work.
     """
     if weight_bytes <= free_bytes:
         return

@@ -95,7 +95,7 @@ class KVCache:
             kv_cache_bytes: Size of the whole cache.
 
         Raises:
-            ConfigError: Not even one request of `max_model_len` tokens fits, or the system refuses
+            ConfigError: not even one request of `max_model_len` tokens fits, or the system refuses
                 to map the memory, for example because of a limit on address space.
         """
         block_bytes = 2 * num_layers * block_size * num_kv_heads * head_dim * dtype.itemsize
@@ -137,7 +137,7 @@ class KVCache:
         """Make memory resident that is only mapped; see `PrefaultedPages.prefault`.
 
         Returns:
-            Whether nothing is left to pre-fault. On a GPU nothing ever is.
+            Whether nothing is left to pre-fault; always true on a GPU.
         """
         if self._pages is None:
             return True

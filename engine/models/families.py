@@ -51,11 +51,11 @@ class Family:
 
 
 def read_model_config(config: HfConfig) -> ModelConfig:
-    """Read a complete Hugging Face configuration, `PretrainedConfig.to_dict()`.
+    """Read a complete Hugging Face configuration, `PreTrainedConfig.to_dict()`.
 
     Raises:
-        UnsupportedModelError: The architecture or one of its features is not computed natively.
-        ModelLoadError: A value that every such model has is missing.
+        UnsupportedModelError: the architecture or one of its features is not computed natively.
+        ModelLoadError: a value that every such model has is missing.
     """
     architecture = native_architecture(config)
     if architecture is None:
@@ -105,7 +105,7 @@ def refuse_quantized(architecture: str, config: HfConfig) -> None:
     """Refuse weights that are stored in a quantized format.
 
     Raises:
-        UnsupportedModelError: The weights are quantized.
+        UnsupportedModelError: the weights are quantized.
     """
     quantization = config.get("quantization_config")
     if quantization:

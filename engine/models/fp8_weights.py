@@ -22,7 +22,7 @@ def check_fp8_device(device: torch.device, dtype: str) -> None:
         dtype: Name of the number format of its activations.
 
     Raises:
-        ConfigError: The device is not a GPU or too old, or the dtype is not bfloat16.
+        ConfigError: the device is not a GPU or too old, or the dtype is not bfloat16.
     """
     if device.type != "cuda":
         raise ConfigError(
@@ -46,7 +46,7 @@ def check_fp8_model(config: ModelConfig) -> None:
     """Refuse a model that cannot have fp8 weights.
 
     Raises:
-        UnsupportedModelError: The model is a mixture of experts, or torch's fp8 product does not
+        UnsupportedModelError: the model is a mixture of experts, or torch's fp8 product does not
             support the size of a matrix.
     """
     if config.experts is not None:

@@ -1,4 +1,4 @@
-"""The interface of a model, native or not, as the runner uses it."""
+"""The interface of a model, native or not, as the steps use it."""
 
 from __future__ import annotations
 

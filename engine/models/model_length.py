@@ -13,7 +13,7 @@ def longest_length(hf_config: PreTrainedConfig) -> int:
     """Return the tokens of the longest sequence that the model was made for.
 
     Raises:
-        UnsupportedModelError: The configuration has no `max_position_embeddings`.
+        UnsupportedModelError: the configuration has no `max_position_embeddings`.
     """
     text_config = hf_config.get_text_config()
     limit = getattr(text_config, "max_position_embeddings", None)

@@ -25,8 +25,8 @@ def read_rope(config: Mapping[str, Any], layer_type: str | None = None) -> RopeC
             None if all layers have the same.
 
     Raises:
-        UnsupportedModelError: The scaling is not computed here.
-        KeyError: A required value is missing.
+        UnsupportedModelError: the scaling is not computed here.
+        KeyError: a required value is missing.
     """
     values = config.get("rope_parameters")
     if values is None:

@@ -38,7 +38,7 @@ def weight_files(folder: Path) -> list[Path]:
     """Return the safetensors files that contain a model.
 
     Raises:
-        ModelLoadError: There are none, or a file that the index names is missing.
+        ModelLoadError: there are none, or a file that the index names is missing.
     """
     index = folder / "model.safetensors.index.json"
     names = _indexed_names(index) if index.is_file() else ["model.safetensors"]
@@ -79,7 +79,7 @@ def stream_tensors(
         on_progress: Called after every tensor; None logs the progress every few seconds.
 
     Raises:
-        ModelLoadError: A file cannot be read.
+        ModelLoadError: a file cannot be read.
     """
     report = on_progress or _ProgressLog()
     total_bytes = sum(path.stat().st_size for path in paths)

@@ -53,7 +53,7 @@ def inspect_attention(model: PreTrainedModel) -> list[AttentionCall]:
     """Run a model once and return its attention calls, in order.
 
     Raises:
-        UnsupportedModelError: Our attention cannot serve one of them, or layers differ.
+        UnsupportedModelError: our attention cannot serve one of them, or layers differ.
     """
     AttentionInterface.register(INSPECTION, _record_call)
     AttentionMaskInterface.register(INSPECTION, _describe_mask)

@@ -29,9 +29,9 @@ def load_transformers_model(
     """Load a model from a Hugging Face folder; see `load_model`.
 
     Raises:
-        ConfigError: The model was made for less than `max_model_len`.
-        UnsupportedModelError: It is not a causal language model that our attention can serve.
-        ModelLoadError: Its weights cannot be read, or some are missing.
+        ConfigError: the model was made for less than `max_model_len`.
+        UnsupportedModelError: it is not a causal language model that our attention can serve.
+        ModelLoadError: its weights cannot be read, or some are missing.
     """
     values = hf_config.to_dict()
     name = architecture_name(values)

@@ -33,7 +33,7 @@ class TransformersModel:
             model: In evaluation mode, on its device.
 
         Raises:
-            UnsupportedModelError: Our attention cannot serve the model; the message says why.
+            UnsupportedModelError: our attention cannot serve the model; the message says why.
         """
         self._model = model
         self.dtype, self.device = model.dtype, model.device

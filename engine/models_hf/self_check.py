@@ -31,7 +31,7 @@ def check_against_own_attention(ours: TransformersModel, model: PreTrainedModel)
     The model keeps our attention.
 
     Raises:
-        UnsupportedModelError: The logits differ from those with the model's own attention.
+        UnsupportedModelError: the logits differ from those with the model's own attention.
     """
     generator = torch.Generator().manual_seed(0)
     lengths = [sum(cuts) for cuts in zip(*_STEPS, strict=True)]

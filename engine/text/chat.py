@@ -16,7 +16,7 @@ from batchmill.engine.errors import RequestError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chat:
-    """A chat that the model's template turns into a prompt; the engine takes it as one.
+    """A chat, which the model's template turns into a prompt.
 
     Raises:
         RequestError: `invalid_request`, or `unsupported_parameter` for content that is not text.
@@ -36,8 +36,8 @@ class Chat:
     documents: Sequence[Mapping[str, str]] | None = ()
     #: Further variables of the model's template, such as `enable_thinking`.
     chat_template_kwargs: Mapping[str, Any] | None = field(default_factory=dict)
-    #: Whether the prompt ends with the beginning of an assistant message; None: unless the last
-    #: message is continued.
+    #: Whether the prompt ends with the beginning of an assistant message; None means yes, unless
+    #: the last message is continued.
     add_generation_prompt: bool | None = None
     #: Continue the last message, which must be the assistant's.
     continue_final_message: bool | None = False

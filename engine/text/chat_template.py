@@ -108,10 +108,10 @@ def _with_a_part_left_out(given: dict[str, Any]) -> Iterator[tuple[str, str, dic
         yield "documents", "put them into a message", {**given, "documents": None}
     if any("tool_calls" in message for message in messages):
         without = [{**message, "tool_calls": None} for message in messages]
-        yield "tool_calls of messages", "say it as text", {**given, "conversation": without}
+        yield "tool_calls of messages", "write them as text", {**given, "conversation": without}
     if any(message["role"] == "tool" for message in messages):
         without = [message for message in messages if message["role"] != "tool"]
-        yield "messages of role tool", "say it as text", {**given, "conversation": without}
+        yield "messages of role tool", "write them as text", {**given, "conversation": without}
     if any(message.get("name") and message["role"] != "tool" for message in messages):
         # A tool's name repeats its call's.
         without = [
