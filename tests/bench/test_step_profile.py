@@ -23,7 +23,7 @@ def shares(*arguments: str) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("quantization", [(), ("--quantization", "int8")], ids=["bf16", "int8"])
-def test_a_decode_step_is_told_apart_down_to_the_layers(quantization: tuple[str, ...]) -> None:
+def test_a_decode_step_is_reported_down_to_the_layers(quantization: tuple[str, ...]) -> None:
     found = shares("--batch", "3", "--context", "40", "--steps", "4", *quantization)
     assert found.pop("**step**") == 100
     assert {
@@ -36,7 +36,7 @@ def test_a_decode_step_is_told_apart_down_to_the_layers(quantization: tuple[str,
     assert found["model: output head (a matrix product)"] > 1
 
 
-def test_layers_that_run_op_by_op_are_told_as_one() -> None:
+def test_layers_that_run_op_by_op_are_reported_as_one() -> None:
     found = shares("--batch", "1", "--context", "8", "--steps", "2", "--dtype", "float16")
     assert found["model: all of it (op by op)"] > 50
     assert not [name for name in found if "layers" in name]

@@ -66,7 +66,7 @@ def compiled(env: dict[str, str]) -> list[dict[str, Any]]:
 
 
 def summary(rows: list[dict[str, Any]]) -> list[str]:
-    """Spills, wgmma, and the registers of the kernels that decide, the last two on sm_90."""
+    """Return spills, wgmma, and the registers of the kernels that decide, the last two on sm_90."""
     halves = [row for row in rows if "float32" not in row["shape"]]
     loops = sum(row["num_spills_in_loops"] for row in halves)
     largest = max(row["spill_bytes"] for row in rows)
@@ -83,9 +83,9 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="where the versions are installed")
+    parser.add_argument("folder", type=Path, help="folder in which the versions are installed")
     parser.add_argument("versions", nargs="*", default=["3.6.0", "3.7.1", "3.8.0", "3.9.0"])
     options = parser.parse_args()
     names = ["interpreted", "compiled", "spills in loops (largest outside)", "wgmma", *SHOWN]

@@ -62,7 +62,7 @@ def byte_model(byte_model_path: Path) -> LoadedModel:
 
 @pytest.fixture
 def byte_engine(byte_model: LoadedModel) -> Iterator[Callable[..., Engine]]:
-    """Makes engines over the byte model, and at the end asserts that all their blocks are free."""
+    """Yield a maker of engines over the byte model; at the end, all their blocks must be free."""
     engines: list[Engine] = []
 
     def make(**settings: Any) -> Engine:
@@ -102,7 +102,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, fuse: Fuse) -> LoadedMo
 
 @pytest.fixture
 def make_engine(tiny_model: LoadedModel, fuse: Fuse) -> Iterator[Callable[..., Engine]]:
-    """Makes engines over the tiny model, and at the end asserts that all their blocks are free."""
+    """Yield a maker of engines over the tiny model; at the end, all their blocks must be free."""
     engines: list[Engine] = []
 
     def make(num_blocks: int = 64, **settings: Any) -> Engine:

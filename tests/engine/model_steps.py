@@ -33,7 +33,7 @@ def make_runner(model: Model, num_blocks: int = 120) -> ModelRunner:
 
 
 def make_requests(lengths: list[int], vocab_size: int, num_blocks: int = 120) -> list[Request]:
-    """Requests over random tokens, their blocks handed out in shuffled order."""
+    """Return requests over random tokens, with blocks in shuffled order."""
     rng = random.Random(3)
     order = list(range(num_blocks))
     rng.shuffle(order)
@@ -72,7 +72,7 @@ def full_logits(model: PreTrainedModel, requests: list[Request]) -> list[Tensor]
 def largest_error(
     runner: ModelRunner, requests: list[Request], want: list[Tensor], cuts: list[int]
 ) -> float:
-    """Feed every request by the same cuts, all in one batch; every step's last row must agree."""
+    """Compute all requests in one batch, cut alike; return the largest error of a last row."""
     errors = []
     for cut in cuts:
         work = [

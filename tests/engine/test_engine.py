@@ -96,7 +96,7 @@ def test_resumed_request_generates_the_rest_of_the_same_tokens(
         assert last.usage.completion_tokens == 12
 
 
-def test_unseeded_request_draws_the_same_tokens_wherever_it_runs(
+def test_unseeded_request_samples_the_same_tokens_wherever_it_runs(
     make_engine: Callable[..., Engine],
 ) -> None:
     params = SamplingParams(max_tokens=8, ignore_eos=True)
@@ -167,7 +167,7 @@ def test_longest_prompt_gets_one_token_and_a_longer_one_is_refused(
         (b"text", "bytes"),
     ],
 )
-def test_prompt_that_is_none_is_refused_before_anything_runs(
+def test_invalid_prompt_is_refused_before_anything_runs(
     make_engine: Callable[..., Engine], prompt: Any, match: str
 ) -> None:
     engine = make_engine()
@@ -330,7 +330,7 @@ def test_stats_count_what_was_done(make_engine: Callable[..., Engine]) -> None:
     assert (stats.num_running, stats.num_waiting, stats.num_free_blocks) == (0, 0, 64)
 
 
-def test_engine_is_refused_what_its_model_or_memory_cannot_do(
+def test_limits_that_model_or_memory_cannot_support_are_refused(
     make_engine: Callable[..., Engine],
 ) -> None:
     with pytest.raises(ConfigError, match=r"max_model_len is 257, .* at most 256 tokens: set"):

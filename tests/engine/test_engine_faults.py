@@ -206,13 +206,13 @@ def test_urgent_request_takes_a_running_ones_place_and_both_are_as_alone(
         engine.step()
     engine.add_request("high", [3], GREEDY, priority=0)
     outputs = run(engine)
-    assert list(outputs) == ["high", "low"], "in the order in which they went on"
+    assert list(outputs) == ["high", "low"], "in the order in which they were computed"
     assert [outputs[name][-1].token_ids for name in ("low", "high")] == expected
     assert outputs["low"][-1].metrics.num_preemptions == 1
 
 
 @pytest.mark.parametrize("order", [{"priority": "high"}, {"deadline_s": 0.0}, {"priority": True}])
-def test_order_that_cannot_work_is_refused(
+def test_invalid_priority_or_deadline_is_refused(
     make_engine: Callable[..., Engine], order: dict[str, Any]
 ) -> None:
     engine = make_engine()
@@ -234,7 +234,7 @@ def test_64_requests_with_one_prefix_compute_it_once(
     assert together == [alone.generate([prompt], params)[0].token_ids for prompt in prompts]
 
 
-def test_times_of_a_request_are_told(make_engine: Callable[..., Engine]) -> None:
+def test_times_of_a_request_are_reported(make_engine: Callable[..., Engine]) -> None:
     engine, started_at_s = make_engine(), time.monotonic()
     (output,) = engine.generate([[1, 2, 3]], GREEDY)
     whole_s, metrics = time.monotonic() - started_at_s, output.metrics

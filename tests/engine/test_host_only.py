@@ -1,4 +1,4 @@
-"""Scheduling, and what a caller needs to ask and to read, work without torch."""
+"""Scheduling, requests and outputs work without torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ print(scheduler.schedule().num_tokens)
 """
 
 
-def test_scheduling_runs_where_torch_cannot_be_imported() -> None:
+def test_scheduling_runs_if_torch_cannot_be_imported() -> None:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=60
     )

@@ -84,7 +84,7 @@ def test_tokens_depend_neither_on_the_batch_nor_on_preemption(
     "min_tokens", "response_format", "structured_outputs", "logprobs", "entropy", "seed",
 )  # fmt: skip
 @pytest.mark.parametrize("name", CONTROLS)
-def test_resumed_request_goes_on_as_it_would_have(byte_engine: MakeEngine, name: str) -> None:
+def test_resumed_request_continues_as_it_would_have(byte_engine: MakeEngine, name: str) -> None:
     engine = byte_engine()
     (whole,) = engine.generate([PROMPT], params_of(name))
     cuts = random.Random(name).sample(range(len(whole.token_ids)), min(4, len(whole.token_ids)))
@@ -154,7 +154,9 @@ def test_samples_share_the_prompts_blocks(byte_engine: MakeEngine) -> None:
 
 
 @pytest.mark.feature("n", "echo")
-def test_news_of_a_request_with_samples_is_that_of_the_first(byte_engine: MakeEngine) -> None:
+def test_new_tokens_of_a_request_with_samples_are_those_of_the_first(
+    byte_engine: MakeEngine,
+) -> None:
     engine = byte_engine()
     lengths = params_of("min_tokens", n=4, min_tokens=2, temperature=3.0, echo=True)
     engine.add_request("samples", PROMPT, lengths)

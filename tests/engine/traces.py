@@ -1,4 +1,4 @@
-"""Random traces of requests of every kind, and how an engine runs them."""
+"""Random traces of requests of every kind, and a run of them through an engine."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Arrival:
 
 
 def random_params(rng: random.Random) -> SamplingParams:
-    """Every kind of end, and of control that has to know the last token."""
+    """Return params with every kind of end, and of control that has to know the last token."""
     values: dict[str, Any] = {"max_tokens": rng.randint(1, 20), "ignore_eos": rng.random() < 0.5}
     values["temperature"] = rng.choice([0, 0.8, 1.2])
     controls = (
@@ -48,7 +48,7 @@ def random_params(rng: random.Random) -> SamplingParams:
 
 
 def random_trace(rng: random.Random, num_requests: int) -> list[Arrival]:
-    """Requests of every kind, some poisoned, some to be aborted, some with tokens to resume."""
+    """Return requests of every kind: some poisoned, some to be aborted, some to be resumed."""
     prefixes = [[rng.randrange(256) for _ in range(rng.randint(1, 12))] for _ in range(3)]
     trace = []
     for index in range(num_requests):

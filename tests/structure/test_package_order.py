@@ -1,4 +1,4 @@
-"""The order of the packages is a rule: each imports only the ones before it; there is no circle."""
+"""The order of the packages: each imports only those before it, and there are no import cycles."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-#: The rooms of each folder, from the bottom to the top: a room is a package, or a file at the
-#: folder's root. A room imports only rooms before it. `docs/architecture.md` draws the same order.
+#: The packages of each folder, from the bottom to the top; a file at the folder's root counts as
+#: one. A package imports only those before it. `docs/architecture.md` shows the same order.
 ORDER = {
     "kernels": ("errors", "reference", "cpu", "gpu", "ops"),
     "engine": (
@@ -29,8 +29,8 @@ ORDER = {
         *("consumer", "app", "bench", "webhooks", "local", "demo", "cli", "__init__"),
     ),
 }
-#: What a folder may import of another one. Everything that is not listed is private to its folder.
-DOORS = {
+#: The packages that a folder may import from another; all others are private to their folder.
+IMPORTABLE = {
     ("producer", "engine"): {"contract"},
     ("engine", "kernels"): {"cpu", "errors", "ops", "reference"},
     ("worker", "engine"): {"__init__", "cpu_kernels", "errors", "lifecycle", "request"},
@@ -43,7 +43,7 @@ DOORS = {
 
 @cache
 def modules() -> dict[str, Path]:
-    """Every module of the four folders, by its dotted name without `batchmill`."""
+    """Return every module of the four folders, by its dotted name without `batchmill`."""
     return {
         ".".join(path.relative_to(ROOT).with_suffix("").parts): path
         for folder in ORDER
@@ -53,7 +53,7 @@ def modules() -> dict[str, Path]:
 
 @cache
 def imports(module: str) -> frozenset[str]:
-    """The modules of ours that a module imports: lazily and for type checkers only included."""
+    """Return the modules of ours that a module imports, also lazily or for type checkers only."""
     package = module.split(".")[:-1]
     found: set[str] = set()
     for node in ast.walk(ast.parse(modules()[module].read_text())):
@@ -75,19 +75,19 @@ def imports(module: str) -> frozenset[str]:
     return frozenset(found & modules().keys())
 
 
-def room(module: str) -> tuple[str, str]:
-    """The folder of a module, and its room there."""
+def package_of(module: str) -> tuple[str, str]:
+    """Return the folder of a module, and its package there."""
     folder, name, *_ = module.split(".")
     return folder, name
 
 
 def all_imports() -> Iterator[tuple[str, str]]:
-    """Every import of one of our modules by another one."""
+    """Yield every import of one of our modules by another."""
     yield from ((module, target) for module in modules() for target in imports(module))
 
 
-def circle() -> list[str]:
-    """Modules that import each other in a circle; empty if there is none."""
+def import_cycle() -> list[str]:
+    """Return modules that import each other in a cycle; empty if there are none."""
     done: set[str] = set()
 
     def walk(module: str, path: list[str]) -> list[str]:
@@ -105,56 +105,59 @@ def circle() -> list[str]:
 
 
 @pytest.mark.parametrize("folder", sorted(ORDER))
-def test_every_room_has_its_place_in_the_order(folder: str) -> None:
-    rooms = {room(module)[1] for module in modules() if module.startswith(f"{folder}.")}
-    assert rooms - {"__init__"} == set(ORDER[folder]) - {"__init__"}
+def test_every_package_has_its_place_in_the_order(folder: str) -> None:
+    packages = {package_of(module)[1] for module in modules() if module.startswith(f"{folder}.")}
+    assert packages - {"__init__"} == set(ORDER[folder]) - {"__init__"}
 
 
 @pytest.mark.parametrize("folder", sorted(ORDER))
-def test_a_room_imports_only_rooms_below_it(folder: str) -> None:
+def test_a_package_imports_only_packages_below_it(folder: str) -> None:
     place = {name: at for at, name in enumerate(ORDER[folder])}
     upward = sorted(
         f"{module} imports {target}"
         for module, target in all_imports()
-        if room(module)[0] == room(target)[0] == folder
-        and place[room(target)[1]] > place[room(module)[1]]
+        if package_of(module)[0] == package_of(target)[0] == folder
+        and place[package_of(target)[1]] > place[package_of(module)[1]]
     )
     assert upward == []
 
 
-def test_folders_are_entered_by_their_doors_only() -> None:
-    through_walls = sorted(
+def test_a_folder_imports_only_the_listed_packages_of_another() -> None:
+    forbidden = sorted(
         f"{module} imports {target}"
         for module, target in all_imports()
-        if room(module)[0] != room(target)[0]
-        and room(target)[1] not in DOORS.get((room(module)[0], room(target)[0]), set())
+        if package_of(module)[0] != package_of(target)[0]
+        and package_of(target)[1]
+        not in IMPORTABLE.get((package_of(module)[0], package_of(target)[0]), set())
     )
-    assert through_walls == []
+    assert forbidden == []
 
 
-def test_every_door_is_used() -> None:
+def test_every_listed_package_is_imported() -> None:
     used: dict[tuple[str, str], set[str]] = {}
     for module, target in all_imports():
-        used.setdefault((room(module)[0], room(target)[0]), set()).add(room(target)[1])
-    unused = {way: rooms - used.get(way, set()) for way, rooms in DOORS.items()}
-    assert {way: rooms for way, rooms in unused.items() if rooms} == {}
+        used.setdefault((package_of(module)[0], package_of(target)[0]), set()).add(
+            package_of(target)[1]
+        )
+    unused = {way: packages - used.get(way, set()) for way, packages in IMPORTABLE.items()}
+    assert {way: packages for way, packages in unused.items() if packages} == {}
 
 
-def test_no_modules_import_each_other_in_a_circle() -> None:
-    assert circle() == []
+def test_no_modules_import_each_other_in_a_cycle() -> None:
+    assert import_cycle() == []
 
 
 @pytest.mark.parametrize("module", sorted(name for name in modules() if name.count(".") > 1))
-def test_imports_are_relative_in_a_room_and_absolute_across_rooms(module: str) -> None:
+def test_imports_are_relative_in_a_package_and_absolute_across_packages(module: str) -> None:
     package = module.split(".")[:-1]
     wrong = []
     for node in ast.walk(ast.parse(modules()[module].read_text())):
         if not isinstance(node, ast.ImportFrom):
             continue
         if node.level > 1:
-            wrong.append(f"line {node.lineno}: write the whole name of another room")
+            wrong.append(f"line {node.lineno}: write the whole name of another package")
         if node.level == 0 and (node.module or "").split(".")[1:-1] == package:
-            wrong.append(f"line {node.lineno}: import relatively inside a room")
+            wrong.append(f"line {node.lineno}: import relatively inside a package")
     assert wrong == []
 
 

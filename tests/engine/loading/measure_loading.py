@@ -15,7 +15,7 @@ from batchmill.engine.loading.loading import load_model
 
 
 def memory_bytes(field: str) -> int:
-    """A figure of this process, as the kernel counts it."""
+    """Return a figure of this process, as the kernel counts it."""
     for line in Path("/proc/self/status").read_text().splitlines():
         name, _, value = line.partition(":")
         if name == field:

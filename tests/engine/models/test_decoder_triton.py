@@ -43,7 +43,7 @@ def _interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
 def logits_of(
     model: DecoderModel, kv_dtype: torch.dtype | None = None, value_before: float = 0.0
 ) -> list[Tensor]:
-    """Each step's logits, over a cache whose unused slots hold `value_before`."""
+    """Return each step's logits, over a cache whose unused slots hold `value_before`."""
     kv_cache = KVCache(
         num_layers=model.config.num_layers,
         num_blocks=30,
@@ -141,10 +141,10 @@ def test_a_decode_step_reads_nothing_on_the_host_and_launches_few_kernels() -> N
     once |= {"sample_pick_kernel": 1, "rms_norm_kernel": 2 * layers + 1}
     attention = ("rope_and_cache_kernel", "decode_attention_kernel", "merge_decode_kernel")
     each = dict.fromkeys((*attention, "gated_activation_kernel"), layers)
-    # With the four matrix products, ten kernels a layer.
+    # With the four matrix products, ten kernels per layer.
     dense = once | each
-    # With fp8 weights eleven: norms and gates quantize what they give, and what attention gives is
-    # quantized by itself.
+    # With fp8 weights eleven: norms and gates quantize their results, and a separate kernel
+    # quantizes that of attention.
     fp8 = dense | {"quantize_fp8_kernel": layers, "gated_activation_fp8_kernel": layers}
     del fp8["gated_activation_kernel"]
     for kind, launched in json.loads(done.stdout).items():

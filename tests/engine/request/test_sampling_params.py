@@ -1,4 +1,4 @@
-"""Values that cannot work are refused by name; names that are not known are no parameters."""
+"""Values that cannot work and unknown names are refused by name."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_unknown_parameter_is_a_type_error() -> None:
 
 @pytest.mark.feature("stop", "echo", "detokenize")
 @pytest.mark.parametrize("wanted", [{"stop": "x"}, {"echo": True}])
-def test_what_is_done_to_text_needs_text(wanted: dict[str, Any]) -> None:
+def test_controls_of_the_text_need_text(wanted: dict[str, Any]) -> None:
     with pytest.raises(RequestError, match="detokenize"):
         SamplingParams(**wanted, detokenize=False)
 
@@ -112,7 +112,7 @@ def test_refusal_does_not_repeat_stop_strings() -> None:
     assert "secret" not in str(refused.value)
 
 
-def test_one_stop_string_is_one_and_lists_are_kept_immutable() -> None:
+def test_single_stop_string_is_accepted_and_lists_become_tuples() -> None:
     params = SamplingParams(stop="END", stop_token_ids=[1, 2])
     assert params.stop_strings == ("END",)
     assert params.stop_token_ids == (1, 2)
@@ -170,7 +170,7 @@ def test_names_of_other_apis_mean_ours(given: dict[str, Any], meant: dict[str, A
         ({"max_new_tokens": 0}, "invalid_request", "max_tokens is 0"),
     ],
 )
-def test_what_is_unknown_or_cannot_be_done_is_refused_by_name(
+def test_unknown_and_unsupported_parameters_are_refused_by_name(
     given: dict[str, Any], code: str, match: str
 ) -> None:
     with pytest.raises(RequestError, match=match) as refused:

@@ -99,7 +99,7 @@ class SchedulerSimulation:
     #: Most draft tokens per request and step.
     num_speculative_tokens: int = 0
     admitted: list[str] = field(default_factory=list)
-    given_up: list[Request] = field(default_factory=list)
+    out_of_memory: list[Request] = field(default_factory=list)
     num_accepted_tokens: int = 0
     salt_by_block: dict[int, str | None] = field(default_factory=dict)
 
@@ -154,7 +154,7 @@ class SchedulerSimulation:
         if batch.num_seqs and is_out_of_memory:
             _, hopeless = self.scheduler.shrink(batch)
             if hopeless is not None:
-                self.given_up.append(hopeless)
+                self.out_of_memory.append(hopeless)
                 self.scheduler.finish(hopeless)
         elif is_launched:
             self.scheduler.mark_launched(batch)

@@ -117,13 +117,13 @@ def run_trace(
 
 
 def check_output(sim: SchedulerSimulation, request: Request, arrival: Arrival) -> None:
-    """Check that a request has its own output, whole unless it was aborted or given up."""
+    """Check that a request has its own output, whole unless it was aborted or ran out of memory."""
     prompt, max_tokens, _, _, abort_after, *_ = arrival
     expected = generate_alone(prompt, max_tokens)
     output = request.output_token_ids
     assert output == expected[: len(output)]
     is_whole = len(output) == max_tokens or output[-1:] == [sim.stop_token]
-    assert abort_after is not None or request in sim.given_up or is_whole
+    assert abort_after is not None or request in sim.out_of_memory or is_whole
     num_resumed = request.metrics.num_resumed_tokens
     assert sim.stop_token not in output[num_resumed:-1], "a token after the end was kept"
 

@@ -169,6 +169,6 @@ def test_request_that_runs_out_of_memory_alone_ends_and_others_continue() -> Non
     for _ in range(MAX_FAILURES_ALONE):
         assert hopeless.status is not RequestStatus.FINISHED
         sim.step(is_out_of_memory=True)
-    assert sim.given_up == [hopeless]
+    assert sim.out_of_memory == [hopeless]
     sim.run()
     assert other.output_token_ids == generate_alone([2] * 5, 2)

@@ -314,7 +314,7 @@ def test_an_output_without_calls_is_text(chat_engine: MakeChatEngine) -> None:
     assert "".join(pieces) == last.text == engine.tokenizer.decode(last.token_ids)
 
 
-def test_generation_ends_with_the_first_call_where_there_may_be_only_one(
+def test_generation_ends_with_the_first_call_if_there_may_be_only_one(
     chat_engine: MakeChatEngine,
 ) -> None:
     # A choice between two calls in a row and nothing else stands in for a model that has learnt it.
@@ -371,7 +371,7 @@ def test_controls_that_contradict_tools_are_refused(
     assert caught.value.code == "invalid_request"
 
 
-def test_strict_is_refused_where_it_would_not_hold() -> None:
+def test_strict_is_refused_if_it_would_not_hold() -> None:
     function = {**CLOCK["function"], "strict": True}
     tools = [{"type": "function", "function": function}]
     with pytest.raises(RequestError, match="strict holds only") as caught:
@@ -380,7 +380,7 @@ def test_strict_is_refused_where_it_would_not_hold() -> None:
     assert Chat(messages=[QUESTION], tools=tools, tool_choice="required").must_call
 
 
-def test_a_schema_that_cannot_be_enforced_is_refused_only_where_it_would_be() -> None:
+def test_a_schema_that_cannot_be_enforced_is_refused_only_if_it_would_be_enforced() -> None:
     function = {"name": "f", "parameters": {"properties": {"a": {"uniqueItems": True}}}}
     tools = [{"type": "function", "function": function}]
     assert not Chat(messages=[QUESTION], tools=tools).must_call

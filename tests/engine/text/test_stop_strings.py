@@ -12,7 +12,7 @@ few_letters = st.text(alphabet="ab\n", max_size=12)
 
 
 def first_stop(text: str, stops: list[str]) -> tuple[int, str] | None:
-    """End and name of the stop string that a reader going through the text meets first."""
+    """Return the end and the text of the stop string that ends first."""
     for end in range(1, len(text) + 1):
         complete = [stop for stop in stops if text[:end].endswith(stop)]
         if complete:
@@ -21,7 +21,7 @@ def first_stop(text: str, stops: list[str]) -> tuple[int, str] | None:
 
 
 def feed(pieces: list[str], stops: list[str], *, include: bool) -> tuple[list[str], str | None]:
-    """The pieces of text that became certain, and the stop string that ended them."""
+    """Return the pieces of text that became certain, and the stop string that ended them."""
     matcher = StopStrings(stops, include_in_text=include)
     certain = []
     for piece in pieces:
@@ -55,7 +55,7 @@ def test_result_is_that_of_reading_the_whole_text(
 
 
 @given(pieces=st.lists(few_letters, max_size=8), stop=few_letters.filter(bool))
-def test_only_what_may_be_a_beginning_is_held_back(pieces: list[str], stop: str) -> None:
+def test_only_a_possible_beginning_is_held_back(pieces: list[str], stop: str) -> None:
     matcher = StopStrings([stop], include_in_text=False)
     text = shown = ""
     for piece in pieces:
@@ -69,7 +69,7 @@ def test_only_what_may_be_a_beginning_is_held_back(pieces: list[str], stop: str)
         assert not any(stop.startswith(tail) for tail in longer)
 
 
-def test_beginning_of_a_stop_string_is_shown_once_it_is_none() -> None:
+def test_false_beginning_of_a_stop_string_is_shown() -> None:
     assert feed(["x\n", "\n", "Q", "z"], ["\n\nQ:"], include=False) == (
         ["x", "", "", "\n\nQz", ""],
         None,

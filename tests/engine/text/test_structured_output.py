@@ -68,7 +68,7 @@ def test_every_text_of_the_demo_model_at_temperature_1_5_follows_its_structure(
 
 @pytest.mark.feature("response_format", "max_tokens")
 @pytest.mark.parametrize("max_tokens", [1, 3, 10])
-def test_text_cut_by_max_tokens_says_length_and_could_have_gone_on(
+def test_text_cut_by_max_tokens_says_length_and_could_have_continued(
     byte_engine: MakeEngine, max_tokens: int
 ) -> None:
     schema = {"type": "array", "items": {"const": "abcdef"}, "minItems": 4, "maxItems": 4}

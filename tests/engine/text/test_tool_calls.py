@@ -1,4 +1,4 @@
-"""Calls of functions in outputs: what is read as one, and that no text is ever lost."""
+"""Calls of functions in outputs: which texts are calls, and that no text is ever lost."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_calls_are_taken_out_of_the_text(
 
 
 @pytest.mark.parametrize(("name", "text"), BROKEN)
-def test_what_is_no_call_stays_text(name: str, text: str) -> None:
+def test_text_that_is_not_a_call_stays_text(name: str, text: str) -> None:
     assert FORMATS[name].parse(text, NAMES) == (text, [])
     for pieces in (1, 3, 50):
         assert read(name, text, pieces) == (text, [])

@@ -44,7 +44,7 @@ def normal(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def rounds_alike(x: Tensor) -> Tensor:
-    """Return where the interpreter rounds to eight bits as a GPU does.
+    """Return which numbers the interpreter rounds to eight bits as a GPU does.
 
     The interpreter rounds ties up, loses carries (1.99 becomes 1, not 2), and rounds numbers below
     2**-6 twice.

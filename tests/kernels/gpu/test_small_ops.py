@@ -26,7 +26,7 @@ from batchmill.kernels.gpu.write_kv import write_kv_triton  # noqa: E402
 os.environ.pop("TRITON_INTERPRET", None)
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-#: Two rounding steps, relative (the interpreter truncates to bfloat16 where a GPU rounds) ...
+#: Two rounding steps, relative (the interpreter truncates to bfloat16, a GPU rounds) ...
 RELATIVE = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 2.5e-2}
 #: ... and as much of a term of order 1 that another of its size has cancelled.
 ABSOLUTE = {torch.float32: 4e-6, torch.float16: 4e-3, torch.bfloat16: 6e-2}

@@ -17,7 +17,7 @@ def paged_attention_oracle(
     *,
     window: int | None = None,
 ) -> Tensor:
-    """What every backend of `paged_attention` must agree with; computed and returned in float64."""
+    """Compute `paged_attention` in float64; every backend must agree with it."""
     num_heads, block_size = q.shape[1], k_cache.shape[1]
     group = num_heads // k_cache.shape[2]
     out = torch.zeros(q.shape, dtype=torch.float64, device=q.device)

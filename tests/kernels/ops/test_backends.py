@@ -46,7 +46,7 @@ CALLS: dict[str, Callable[[], object]] = {
 
 
 def named_backends() -> dict[str, set[str]]:
-    """The backends of each op, as the page lists them."""
+    """Return the backends of each op, as the page lists them."""
     section = PAGE.read_text().split("| op | reference |", 1)[1].split("\n\n", 1)[0]
     rows = re.findall(r"^\| `(\w+)`[^|]*\|(.*)\|$", section, re.MULTILINE)
     found = {}
