@@ -87,6 +87,11 @@ def new_batch_id(idempotency_key: str | None) -> str:
     return f"batch_{hashlib.sha256(idempotency_key.encode()).hexdigest()[:32]}"
 
 
+def new_claim_nonce() -> str:
+    """Return a fresh name for one claim of a job."""
+    return secrets.token_hex(8)
+
+
 def is_job_id(text: str) -> bool:
     """Return whether `text` can be a job id: 1 to 128 letters, digits, `_` and `-`."""
     return _JOB_ID.fullmatch(text) is not None

@@ -103,7 +103,7 @@ class JobStore(Store):
     # Jobs: the worker's side.
 
     def claim(
-        self, job_id: str, *, owner: str, lease_ms: int, identity: str
+        self, job_id: str, *, owner: str, lease_ms: int, identity: str, nonce: str | None = None
     ) -> Claim | ClaimRefusal:
         """Take a queued job under a lease and a new fence, or say why not.
 
@@ -113,8 +113,11 @@ class JobStore(Store):
             lease_ms: the job goes back to its queue if its lease is not extended for this long.
             identity: names weights, tokenizer, dtype and sampler version. Tokens of an earlier
                 attempt are kept only if they came from the same identity.
+            nonce: names this claim. A call that is repeated with it after a lost reply finds the
+                claim that it has made; None is a fresh one.
         """
-        return self.run(job_calls.claim(job_id, owner, lease_ms, identity))
+        nonce = nonce or keys.new_claim_nonce()
+        return self.run(job_calls.claim(job_id, owner, lease_ms, identity, nonce))
 
     def checkpoint(self, writes: Sequence[TokenWrite], *, lease_ms: int) -> list[WriteStatus]:
         """Append tokens of a whole batch and extend the leases; one status per write, in order."""

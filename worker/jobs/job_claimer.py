@@ -40,6 +40,15 @@ class _TaskArguments:
     version: int
 
 
+@dataclass(frozen=True, slots=True)
+class _ParkedTask:
+    """A task whose claim has had no reply yet."""
+
+    task: TaskHandle
+    #: The same at every try: a claim that was made, but whose reply was lost, is found again.
+    nonce: str
+
+
 class JobClaimer:
     """Claims the jobs that Celery tasks announce, in Celery's event loop.
 
@@ -77,7 +86,7 @@ class JobClaimer:
         self._reporter = reporter
         self._owner = owner
         self._read_identity = read_identity
-        self._parked: deque[TaskHandle] = deque()
+        self._parked: deque[_ParkedTask] = deque()
         self._closed = False
 
     @property
@@ -87,7 +96,7 @@ class JobClaimer:
 
     def claim(self, task: TaskHandle) -> bool:
         """Claim a task's job; return False if the task was parked, so `retry_parked` is due."""
-        self._parked.append(task)
+        self._parked.append(_ParkedTask(task, keys.new_claim_nonce()))
         return self.retry_parked()
 
     def retry_parked(self) -> bool:
@@ -98,15 +107,15 @@ class JobClaimer:
                     return False
             except RedisError as error:
                 if is_unusable_record(error):
-                    self._fail(self._parked.popleft(), unusable_record_error())
+                    self._fail(self._parked.popleft().task, unusable_record_error())
                     continue
                 _log.warning("claim_delayed", error=type(error).__name__, reason=str(error)[:200])
                 return False
             except Exception:
                 # A bug that one job's data triggers; the event loop must survive it. If the job was
                 # claimed, its lease runs out, and in the end it becomes a dead letter.
-                _log.exception("intake_failed", job_id=self._parked[0].task_id)
-                self._parked[0].drop()
+                _log.exception("intake_failed", job_id=self._parked[0].task.task_id)
+                self._parked[0].task.drop()
             self._parked.popleft()
         return True
 
@@ -118,7 +127,8 @@ class JobClaimer:
         """Forget the parked tasks at shutdown; they are unacknowledged, so they come again."""
         self._parked.clear()
 
-    def _try_claim(self, task: TaskHandle) -> bool:
+    def _try_claim(self, parked: _ParkedTask) -> bool:
+        task = parked.task
         identity = self._read_identity()
         if identity is None or self._closed:
             return False
@@ -134,6 +144,7 @@ class JobClaimer:
             owner=self._owner,
             lease_ms=int(self._settings.lease_s * 1000),
             identity=identity,
+            nonce=parked.nonce,
         )
         if isinstance(claim, ClaimRefusal):
             self._on_refused(task, claim)

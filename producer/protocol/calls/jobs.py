@@ -73,8 +73,10 @@ def submit(job: NewJob, *, announce: bool = True) -> Call[SubmitReply]:
     return Call("submit", named(fields), _read_submit, SubmitReply(SubmitStatus.FULL, None))
 
 
-def claim(job_id: str, owner: str, lease_ms: int, identity: str) -> Call[Claim | ClaimRefusal]:
-    """Take a queued job under a lease."""
+def claim(
+    job_id: str, owner: str, lease_ms: int, identity: str, nonce: str
+) -> Call[Claim | ClaimRefusal]:
+    """Take a queued job under a lease, or find the claim that the same nonce has made."""
 
     def read(reply: list[Any]) -> Claim | ClaimRefusal:
         if reply[0] == b"REFUSED":
@@ -96,8 +98,6 @@ def claim(job_id: str, owner: str, lease_ms: int, identity: str) -> Call[Claim |
             celery_result=celery_result == 1,
         )
 
-    # The nonce lets a call that the connection repeats after a lost reply find its own claim.
-    nonce = secrets.token_hex(8)
     args = (job_id, owner, lease_ms, identity, nonce, *keys.SUPPORTED_VERSIONS)
     return Call("claim", args, read)
 

@@ -176,7 +176,7 @@ def test_five_workers_that_claim_at_once_get_one_claim(bench: Any) -> None:
 
 def test_a_repeated_call_finds_the_claim_whose_reply_was_lost(bench: Any) -> None:
     bench.submit("j")
-    call = job_calls.claim("j", "worker-1", 60_000, "model-1")
+    call = job_calls.claim("j", "worker-1", 60_000, "model-1", keys.new_claim_nonce())
     first, again = bench.store.run(call), bench.store.run(call)
     assert isinstance(first, Claim)
     assert isinstance(again, Claim)
