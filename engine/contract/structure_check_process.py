@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import select
 import signal
@@ -28,6 +29,10 @@ STACK_BYTES = 2 << 20
 _KEPT_MEMORY_KB = 64 << 10
 #: How often an idle process looks whether its parent lives.
 _PARENT_CHECK_S = 2.0
+#: Token ids that a grammar may name: more than any model has, and 0.4 s of CPU time.
+_MAX_TOKEN_ID = 300_000
+_SPECIAL_TOKEN = re.compile(r"<[^<>\s\[\]]+>")
+_TOKEN_IDS = re.compile(r"<\[([^\]]*)\]>")
 _HEADER = struct.Struct("!I")
 
 
@@ -115,15 +120,37 @@ def _byte_tokenizer() -> Any:
     return LLTokenizer("byte")
 
 
+class _ByteVocabulary:
+    """The bytes, and the special tokens that a grammar names: only the model knows the real ones.
+
+    Its attributes are those that llguidance's `TokenizerWrapper` reads.
+    """
+
+    def __init__(self, grammar: str) -> None:
+        names = sorted(set(_SPECIAL_TOKEN.findall(grammar)))
+        ids = re.findall(r"\d{1,9}", " ".join(_TOKEN_IDS.findall(grammar)))
+        num_named = min(max(map(int, ids), default=0), _MAX_TOKEN_ID)
+        special = [b"\xff" + name.encode() for name in (*names, "<end>")]
+        self.tokens = [*(bytes([byte]) for byte in range(256)), *special, *[b""] * num_named]
+        self.special_token_ids = list(range(256, 256 + len(special)))
+        self.eos_token_id = self.special_token_ids[-1]
+        self.bos_token_id = None
+
+    def __call__(self, text: bytes) -> list[int]:
+        return list(text)
+
+
 def _check(tokenizer: Any, kind: str, text: str, overrides: Any) -> dict[str, str]:
     """Return `grammar`, in llguidance's format, or `error` or `limit`, which say what is wrong."""
-    from llguidance import LLMatcher, LLParserLimits
+    from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
     try:
         grammar = _grammar(kind, text, overrides)
         is_error, messages = LLMatcher.validate_grammar_with_warnings(grammar, None)
         if is_error:
             return {"error": messages[0]}
+        if any("no tokenizer" in message for message in messages):
+            tokenizer = LLTokenizer(TokenizerWrapper(_ByteVocabulary(grammar)))
         # Some structures pass validation at once, and take minutes to compile. The bytes are the
         # finest vocabulary; the automata that compilation makes do not depend on it.
         limits = LLParserLimits(verbose_errors=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -16,6 +17,8 @@ import pytest
 from batchmill.engine.contract import structure_check
 from batchmill.engine.contract.errors import ContractError
 from batchmill.engine.contract.grammar import grammar_of
+
+PATTERNS = [{"type": "string", "pattern": f".*{letter}.*"} for letter in "abcdefghijklmnopqrst"]
 
 
 def rule_chain(num_rules: int, body: str = "{next}") -> str:
@@ -56,6 +59,23 @@ def test_ordinary_structures_of_any_size_are_accepted() -> None:
     for schema in (nested, {**wide, "required": names}, {"enum": names}):
         assert grammar_of(None, {"json": schema})
     assert grammar_of(None, {"choice": [f"choice {number}" for number in range(4096)]})
+
+
+@pytest.mark.parametrize(
+    "terms",
+    ['<[50001]> "a"', '"a" <|im_end|>', "<[10-200000]>", "<\uff5cend\u2581of\uff5c> A\nA: /<b>/"],
+)
+def test_tokens_of_a_vocabulary_that_only_the_model_knows_are_accepted(terms: str) -> None:
+    assert grammar_of(None, {"grammar": f"start: {terms}"})
+
+
+def test_a_bomb_beside_a_special_token_is_refused() -> None:
+    bomb = "start: <|im_end|> x\nx: %json " + json.dumps({"allOf": PATTERNS})
+
+    with pytest.raises(ContractError) as caught:
+        grammar_of(None, {"grammar": bomb})
+
+    assert caught.value.code == "structure_too_complex"
 
 
 def test_a_check_process_that_something_else_kills_is_replaced() -> None:
