@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as BackendTokenizer
 
+from batchmill.engine.contract.errors import ContractError
+from batchmill.engine.contract.structure_check import compiled_grammar
 from batchmill.engine.errors import RequestError
 
 # Imported with the first structured output: an engine without one needs no llguidance.
@@ -87,6 +89,7 @@ class StructureCompiler:
 
         Raises:
             RequestError: `unsupported_parameter` if the model has no end-of-text token;
+                `structure_too_complex` if it passes a limit on its compilation;
                 `invalid_request` if the grammar does not suit its vocabulary.
         """
         matcher = self._compiled.get(grammar)
@@ -104,6 +107,11 @@ class StructureCompiler:
                 "unsupported_parameter",
                 "a structured output needs an end-of-text token, and this model has none",
             )
+        try:
+            # This runs in the engine's loop. What the check compiles within limits, it can compile.
+            compiled_grammar("llguidance", grammar, {})
+        except ContractError as refusal:
+            raise RequestError.of(refusal) from None
         import llguidance
 
         # No output, and no grammar in errors: both could reach logs.

@@ -94,6 +94,13 @@ class EngineLoop:
                 self._engine.add(message)
             except RequestRefused as refusal:
                 self._refused.append(Refused(message.request_id, refusal.code, refusal.message))
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException:  # also a panic of a Rust library
+                # The engine takes a request as the last step of its intake, so it has not changed.
+                _log.exception("intake_failed", request_id=message.request_id)
+                text = "the engine failed while it took the request in; see its worker's log"
+                self._refused.append(Refused(message.request_id, "internal_error", text))
         elif isinstance(message, AbortRequest):
             self._engine.abort(message.request_id)
         elif isinstance(message, SetPaused):

@@ -211,3 +211,24 @@ def test_schema_may_be_text_and_strictness_changes_nothing() -> None:
     wrapped = {"name": "x", "strict": False, "schema": schema}
     form = {"type": "json_schema", "json_schema": wrapped}
     assert grammar_of(form, None) == grammar_of(None, {"json": schema})
+
+
+def test_a_structure_that_takes_too_long_to_compile_ends_only_its_own_request(
+    byte_engine: MakeEngine,
+) -> None:
+    bomb = {"type": "integer", "multipleOf": 9999991}
+    engine = byte_engine()
+    engine.add_request("good", "x", SamplingParams(max_tokens=5))
+
+    with pytest.raises(RequestError) as caught:
+        SamplingParams(structured_outputs={"json": bomb})
+    assert caught.value.code == "structure_too_complex"
+    # A grammar that the contract has not seen, as that of calls.
+    grammar = json.dumps({"grammars": [{"json_schema": bomb}]})
+    with pytest.raises(RequestError) as caught:
+        engine._intake._structures.compile(grammar)
+    assert caught.value.code == "structure_too_complex"
+
+    while engine.has_unfinished():
+        outputs = engine.step()
+    assert [output.finish_reason for output in outputs] == ["length"]

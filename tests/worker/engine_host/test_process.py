@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import threading
 from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import Any
 
 from batchmill.worker.engine_host.liveness_counter import LivenessCounter
 from batchmill.worker.engine_host.messages import AddRequest, Ready, Shutdown, StepReport
@@ -31,15 +33,57 @@ class SlowToPrepare(StubEngine):
         return self.is_prepared.is_set()
 
 
-def test_an_idle_engine_prepares_and_still_takes_messages() -> None:
+class FailsToTakeIn(StubEngine):
+    """Raises what a library raises that an intake calls."""
+
+    def add(self, request: AddRequest) -> None:
+        """Queue a request, or raise."""
+        if request.request_id == "bug":
+            raise ValueError("an error nobody expected")
+        if request.request_id == "panic":
+            raise Panic
+        super().add(request)
+
+
+class Panic(BaseException):
+    """Like the exception of a panic in Rust."""
+
+
+def serve(engine: StubEngine) -> tuple[Connection[Any, Any], threading.Thread]:
+    """Serve an engine in a thread; return the worker's end of its connection."""
     ours, theirs = Pipe()
-    engine = SlowToPrepare(num_calls=500)
     counter_fd = LivenessCounter.create_file()
     loop = EngineLoop(theirs, engine, LivenessCounter(counter_fd))
     os.close(counter_fd)
     thread = threading.Thread(target=loop.serve, daemon=True)
     thread.start()
     assert isinstance(ours.recv(), Ready)
+    return ours, thread
+
+
+def test_an_intake_that_fails_ends_only_its_own_request() -> None:
+    ours, thread = serve(FailsToTakeIn(StubConfig()))
+    for request_id in ("bug", "panic", "good"):
+        ours.send(AddRequest(request_id, "A prompt.", None, {"max_tokens": 3}))
+
+    refused: dict[str, str] = {}
+    finished: list[str] = []
+    while not finished:
+        assert ours.poll(DEADLINE_S)
+        report = ours.recv()
+        refused |= {each.request_id: each.code for each in report.refused}
+        finished += [each.request_id for each in report.finished]
+
+    assert refused == {"bug": "internal_error", "panic": "internal_error"}
+    assert finished == ["good"]
+    ours.send(Shutdown())
+    thread.join(DEADLINE_S)
+    assert not thread.is_alive()
+
+
+def test_an_idle_engine_prepares_and_still_takes_messages() -> None:
+    engine = SlowToPrepare(num_calls=500)
+    ours, thread = serve(engine)
     ours.send(AddRequest("a", "A prompt.", None, {"max_tokens": 3}))
     finished: list[str] = []
     while not finished:
