@@ -21,7 +21,7 @@ from batchmill.producer.store.job_store import JobStore
 from batchmill.producer.store.reply_errors import accepted_id
 from batchmill.producer.store.submission import fingerprint, prepare
 from batchmill.producer.watch.many_jobs import EndWatch
-from batchmill.producer.watch.patience import CONNECTION_ERRORS, Outage
+from batchmill.producer.watch.wait_limits import CONNECTION_ERRORS, Outage
 
 from .output import DurableLines, line_id
 from .result_lines import error_line, result_line

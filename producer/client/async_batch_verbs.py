@@ -22,7 +22,7 @@ from batchmill.producer.store.batches import (
 from batchmill.producer.store.ended_jobs import MAX_ENDS_AT_ONCE
 from batchmill.producer.store.reply_errors import unknown_batch_error
 from batchmill.producer.watch.async_many_jobs import AsyncEndWatch
-from batchmill.producer.watch.patience import CONNECTION_ERRORS, TimeBudget
+from batchmill.producer.watch.wait_limits import CONNECTION_ERRORS, TimeBudget
 
 from .async_checks import check_structures
 from .batch_intake import BatchIntake, BatchLine, batch_error, fails_batch

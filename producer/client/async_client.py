@@ -24,7 +24,7 @@ from batchmill.producer.store.submission import prepare
 from batchmill.producer.watch.async_many_jobs import AsyncEndWatch
 from batchmill.producer.watch.async_one_job import wait_until_ended
 from batchmill.producer.watch.async_stream import follow_output
-from batchmill.producer.watch.patience import TimeBudget
+from batchmill.producer.watch.wait_limits import TimeBudget
 
 from . import async_batch_verbs
 from .async_checks import check_structures

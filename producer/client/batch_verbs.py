@@ -23,7 +23,7 @@ from batchmill.producer.store.ended_jobs import MAX_ENDS_AT_ONCE
 from batchmill.producer.store.reply_errors import unknown_batch_error
 from batchmill.producer.store.store import Store
 from batchmill.producer.watch.many_jobs import EndWatch
-from batchmill.producer.watch.patience import CONNECTION_ERRORS, TimeBudget
+from batchmill.producer.watch.wait_limits import CONNECTION_ERRORS, TimeBudget
 
 from .batch_intake import BatchIntake, BatchLine, batch_error, fails_batch
 from .job_groups import FULL_PAUSE_S, OnRejected

@@ -24,8 +24,8 @@ from batchmill.producer.store.store import Store
 from batchmill.producer.store.submission import prepare
 from batchmill.producer.watch.many_jobs import EndWatch
 from batchmill.producer.watch.one_job import wait_until_ended
-from batchmill.producer.watch.patience import TimeBudget
 from batchmill.producer.watch.stream import follow_output
+from batchmill.producer.watch.wait_limits import TimeBudget
 
 from . import batch_verbs
 from .batch_intake import BatchLine

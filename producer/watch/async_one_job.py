@@ -11,7 +11,7 @@ from batchmill.producer.store.async_store import AsyncStore
 from batchmill.producer.store.reply_errors import unknown_job_error
 
 from .channel_messages import is_progress
-from .patience import CONNECTION_ERRORS, Patience
+from .wait_limits import CONNECTION_ERRORS, WaitLimit
 
 
 async def wait_until_ended(store: AsyncStore, job_id: str, timeout_s: float | None) -> None:
@@ -22,16 +22,16 @@ async def wait_until_ended(store: AsyncStore, job_id: str, timeout_s: float | No
         UnknownJob: the job does not exist.
         redis.exceptions.ConnectionError: the broker has been away for `OUTAGE_LIMIT_S`.
     """
-    patience = Patience(job_id, timeout_s)
+    limit = WaitLimit(job_id, timeout_s)
     while True:
         try:
             if await _has_ended(store, job_id):
                 return
-            patience.next_wait_s()
-            await _listen_until_ended(store, job_id, patience)
+            limit.next_wait_s()
+            await _listen_until_ended(store, job_id, limit)
             return
         except CONNECTION_ERRORS as error:
-            await asyncio.sleep(patience.pause_s(error))
+            await asyncio.sleep(limit.pause_s(error))
 
 
 async def _has_ended(store: AsyncStore, job_id: str) -> bool:
@@ -41,16 +41,16 @@ async def _has_ended(store: AsyncStore, job_id: str) -> bool:
     return state.is_terminal
 
 
-async def _listen_until_ended(store: AsyncStore, job_id: str, patience: Patience) -> None:
+async def _listen_until_ended(store: AsyncStore, job_id: str, limit: WaitLimit) -> None:
     async with contextlib.aclosing(store.pubsub()) as channel:
         await channel.subscribe(keys.channel(job_id))
         # The first message confirms the subscription. Only a look after it cannot miss the end.
-        await channel.get_message(timeout=patience.next_wait_s())
+        await channel.get_message(timeout=limit.next_wait_s())
         while not await _has_ended(store, job_id):
-            await _next_state_message(channel, patience)
+            await _next_state_message(channel, limit)
 
 
-async def _next_state_message(channel: Any, patience: Patience) -> None:
+async def _next_state_message(channel: Any, limit: WaitLimit) -> None:
     """Return when there is a reason to look at the record, or when the poll is due."""
-    while is_progress(await channel.get_message(timeout=patience.next_wait_s())):
+    while is_progress(await channel.get_message(timeout=limit.next_wait_s())):
         pass

@@ -15,7 +15,7 @@ from batchmill.producer.store.job_output import (
     new_output,
 )
 
-from .patience import CONNECTION_ERRORS, Patience
+from .wait_limits import CONNECTION_ERRORS, WaitLimit
 
 
 async def follow_output(
@@ -27,7 +27,7 @@ async def follow_output(
         ResultTimeout: it has not ended after `timeout_s`.
         UnknownJob, OutputRestarted, JobFailed, JobCancelled, JobExpired: as `AsyncClient.stream`.
     """
-    patience = Patience(job_id, timeout_s)
+    limit = WaitLimit(job_id, timeout_s)
     reader = StreamReader(job_id, position)
     while reader.ended is None:
         try:
@@ -35,7 +35,7 @@ async def follow_output(
                 await channel.subscribe(keys.channel(job_id))
                 while reader.ended is None:
                     # The first message confirms the subscription: the look after it misses nothing.
-                    await channel.get_message(timeout=patience.next_wait_s())
+                    await channel.get_message(timeout=limit.next_wait_s())
                     while await channel.get_message(timeout=0.0):
                         pass
                     replies = await store.read(new_output(job_id, reader.position))
@@ -43,5 +43,5 @@ async def follow_output(
                     if piece is not None:
                         yield piece
         except CONNECTION_ERRORS as error:
-            await asyncio.sleep(patience.pause_s(error))
+            await asyncio.sleep(limit.pause_s(error))
     reader.check_end()

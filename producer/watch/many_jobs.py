@@ -17,9 +17,9 @@ from batchmill.producer.protocol import keys, reads
 from batchmill.producer.store.ended_jobs import chunks
 from batchmill.producer.store.store import Store
 
-from . import patience
+from . import wait_limits
 from .channel_messages import Watched
-from .patience import CONNECTION_ERRORS, Outage
+from .wait_limits import CONNECTION_ERRORS, Outage
 
 #: Channels in one SUBSCRIBE, and records read in one round trip.
 MAX_AT_ONCE = 500
@@ -61,7 +61,7 @@ class EndWatch:
             self._subscribe()
             if not self._watched.has_ended and len(self):
                 self._listen(wait_s)
-            if time.monotonic() - self._looked_at >= patience.POLL_INTERVAL_S:
+            if time.monotonic() - self._looked_at >= wait_limits.POLL_INTERVAL_S:
                 self._look(list(self._watched.pending))
                 self._looked_at = time.monotonic()
             self._outage.end()
@@ -99,7 +99,7 @@ class EndWatch:
 
     def _listen(self, wait_s: float) -> None:
         """Wait up to `wait_s` for the first end, and take in all messages that are there then."""
-        until = time.monotonic() + min(wait_s, patience.POLL_INTERVAL_S)
+        until = time.monotonic() + min(wait_s, wait_limits.POLL_INTERVAL_S)
         while not self._watched.has_ended and (left_s := until - time.monotonic()) > 0:
             self._watched.note_message(self._pubsub.get_message(timeout=left_s))
         for _ in range(MAX_AT_ONCE):

@@ -12,7 +12,7 @@ from batchmill.producer.store.reply_errors import unknown_job_error
 from batchmill.producer.store.store import Store
 
 from .channel_messages import is_progress
-from .patience import CONNECTION_ERRORS, Patience
+from .wait_limits import CONNECTION_ERRORS, WaitLimit
 
 
 def wait_until_ended(store: Store, job_id: str, timeout_s: float | None) -> None:
@@ -23,16 +23,16 @@ def wait_until_ended(store: Store, job_id: str, timeout_s: float | None) -> None
         UnknownJob: the job does not exist.
         redis.exceptions.ConnectionError: the broker has been away for `OUTAGE_LIMIT_S`.
     """
-    patience = Patience(job_id, timeout_s)
+    limit = WaitLimit(job_id, timeout_s)
     while True:
         try:
             if _has_ended(store, job_id):
                 return
-            patience.next_wait_s()
-            _listen_until_ended(store, job_id, patience)
+            limit.next_wait_s()
+            _listen_until_ended(store, job_id, limit)
             return
         except CONNECTION_ERRORS as error:
-            time.sleep(patience.pause_s(error))
+            time.sleep(limit.pause_s(error))
 
 
 def _has_ended(store: Store, job_id: str) -> bool:
@@ -42,16 +42,16 @@ def _has_ended(store: Store, job_id: str) -> bool:
     return state.is_terminal
 
 
-def _listen_until_ended(store: Store, job_id: str, patience: Patience) -> None:
+def _listen_until_ended(store: Store, job_id: str, limit: WaitLimit) -> None:
     with contextlib.closing(store.pubsub()) as channel:
         channel.subscribe(keys.channel(job_id))
         # The first message confirms the subscription. Only a look after it cannot miss the end.
-        channel.get_message(timeout=patience.next_wait_s())
+        channel.get_message(timeout=limit.next_wait_s())
         while not _has_ended(store, job_id):
-            _next_state_message(channel, patience)
+            _next_state_message(channel, limit)
 
 
-def _next_state_message(channel: Any, patience: Patience) -> None:
+def _next_state_message(channel: Any, limit: WaitLimit) -> None:
     """Return when there is a reason to look at the record, or when the poll is due."""
-    while is_progress(channel.get_message(timeout=patience.next_wait_s())):
+    while is_progress(channel.get_message(timeout=limit.next_wait_s())):
         pass

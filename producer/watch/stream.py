@@ -16,7 +16,7 @@ from batchmill.producer.store.job_output import (
 )
 from batchmill.producer.store.store import Store
 
-from .patience import CONNECTION_ERRORS, Patience
+from .wait_limits import CONNECTION_ERRORS, WaitLimit
 
 
 def follow_output(
@@ -28,7 +28,7 @@ def follow_output(
         ResultTimeout: it has not ended after `timeout_s`.
         UnknownJob, OutputRestarted, JobFailed, JobCancelled, JobExpired: as `Client.stream`.
     """
-    patience = Patience(job_id, timeout_s)
+    limit = WaitLimit(job_id, timeout_s)
     reader = StreamReader(job_id, position)
     while reader.ended is None:
         try:
@@ -36,7 +36,7 @@ def follow_output(
                 channel.subscribe(keys.channel(job_id))
                 while reader.ended is None:
                     # The first message confirms the subscription: the look after it misses nothing.
-                    channel.get_message(timeout=patience.next_wait_s())
+                    channel.get_message(timeout=limit.next_wait_s())
                     while channel.get_message(timeout=0.0):
                         pass
                     replies = store.read(new_output(job_id, reader.position))
@@ -44,5 +44,5 @@ def follow_output(
                     if piece is not None:
                         yield piece
         except CONNECTION_ERRORS as error:
-            time.sleep(patience.pause_s(error))
+            time.sleep(limit.pause_s(error))
     reader.check_end()

@@ -24,7 +24,7 @@ from batchmill.producer import (
 )
 from batchmill.producer.errors import BrokerUnavailable
 from batchmill.producer.protocol import keys
-from batchmill.producer.watch import patience
+from batchmill.producer.watch import wait_limits
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_submit_status_and_result(run: Any, bench: Any) -> None:
 def test_a_waiting_task_is_woken_by_the_end_not_by_the_poll(
     run: Any, bench: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patience, "POLL_INTERVAL_S", 60.0)
+    monkeypatch.setattr(wait_limits, "POLL_INTERVAL_S", 60.0)
 
     async def test(client: AsyncClient) -> None:
         job = await client.submit(prompt="hi")

@@ -35,7 +35,7 @@ from batchmill.producer.client import job_groups
 from batchmill.producer.errors import BrokerUnavailable
 from batchmill.producer.protocol import keys
 from batchmill.producer.store.job_store import JobStore
-from batchmill.producer.watch import patience
+from batchmill.producer.watch import wait_limits
 
 
 def finish(bench: Any, job_id: str, *, state: JobState = JobState.COMPLETED, **error: Any) -> None:
@@ -119,7 +119,7 @@ def test_a_result_that_is_there_is_returned_at_once(client: Client, bench: Any) 
 def test_a_waiting_caller_is_woken_by_the_end_not_by_the_poll(
     client: Client, bench: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patience, "POLL_INTERVAL_S", 60.0)
+    monkeypatch.setattr(wait_limits, "POLL_INTERVAL_S", 60.0)
     job = client.submit(prompt="hi")
     waiter = wait_in_thread(lambda: job.result(timeout_s=60))
     await_subscriber(bench, job.id)
@@ -130,7 +130,7 @@ def test_a_waiting_caller_is_woken_by_the_end_not_by_the_poll(
 def test_an_end_in_the_moment_of_subscribing_is_not_missed(
     client: Client, bench: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patience, "POLL_INTERVAL_S", 60.0)
+    monkeypatch.setattr(wait_limits, "POLL_INTERVAL_S", 60.0)
     rng = random.Random(7)
     for _ in range(60):
         job = client.submit(prompt="hi")

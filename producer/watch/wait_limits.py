@@ -41,7 +41,7 @@ class Outage:
         return _RECONNECT_PAUSE_S
 
 
-class Patience:
+class WaitLimit:
     """How long a wait for one job may last: the caller's timeout, and an outage of the broker."""
 
     def __init__(self, job_id: str, timeout_s: float | None) -> None:
