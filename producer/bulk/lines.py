@@ -18,7 +18,7 @@ from .template import PromptTemplate
 class LineSettings:
     """Settings of the command for all lines."""
 
-    #: The model of every line, whatever the line names; None leaves it to the line.
+    #: The model of every line, even if a line names another; None leaves it to the line.
     model: str | None = None
     #: Fields of a job that a line may override.
     defaults: Mapping[str, Any] = field(default_factory=dict)

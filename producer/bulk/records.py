@@ -78,7 +78,7 @@ def read_records(path: Path) -> Iterator[Record]:
 
 
 def is_csv(path: Path) -> bool:
-    """Whether a file is read as CSV."""
+    """Return whether a file is read as CSV."""
     return path.suffix.lower() == ".csv"
 
 

@@ -30,7 +30,7 @@ def result_line(
     *,
     finished_at_ms: int | None,
 ) -> dict[str, Any]:
-    """Return the output line of a completed job. It was created when the job ended."""
+    """Return the output line of a completed job; `created` is the time of its end."""
     body = _chat(result) if kind is LineKind.CHAT else _completion(result)
     body |= {"model": result.model, "id": result.id}
     if finished_at_ms is not None:

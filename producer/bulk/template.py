@@ -35,7 +35,7 @@ class PromptTemplate:
 
     @property
     def columns(self) -> list[str]:
-        """The columns it uses, each once."""
+        """The columns that it uses, each once."""
         return list(dict.fromkeys(name for _, name in self._parts if name is not None))
 
     def fill(self, row: Mapping[str, Any]) -> str:

@@ -44,7 +44,7 @@ async def create_batch(
         await _submit(store, intake, lines)
         raise_if_error(await store.run(batch_calls.seal(batch.batch_id, intake.num_lines)))
     except CONNECTION_ERRORS:
-        raise  # the broker cannot be told to fail the batch now
+        raise  # the broker is away, so the batch cannot be failed now
     except Exception as error:
         if fails_batch(intake, error, is_resumable=is_resumable):
             await cancel_batch(store, batch.batch_id, batch_error(intake, error))
@@ -90,7 +90,7 @@ async def newest_batches(store: AsyncStore, limit: int) -> list[BatchStatus]:
 async def cancel_batch(
     store: AsyncStore, batch_id: str, error: BatchError | None = None
 ) -> BatchStatus:
-    """Cancel the jobs of a batch that have not ended, and return its status then.
+    """Cancel the jobs of a batch that have not ended, and return its new status.
 
     If this is interrupted, the workers' sweep continues it.
 

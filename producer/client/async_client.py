@@ -82,7 +82,7 @@ class AsyncClient(AsyncJobVerbs):
     """Submits jobs to a broker and reads their results.
 
     Belongs to the event loop that it is first used in, and so to one process: make it where the
-    loop runs (in a framework's start-up hook), and one per loop. Use in another loop raises
+    loop runs (in a framework's start-up hook), and one per loop. Using it in another loop raises
     `WrongEventLoop` before anything is sent.
 
     Examples:
@@ -185,7 +185,7 @@ class AsyncClient(AsyncJobVerbs):
 
         Args:
             job_id: the job.
-            timeout_s: how long to wait; None waits for as long as it takes, 0 only looks.
+            timeout_s: how long to wait; None waits for as long as it takes, 0 does not wait.
 
         Raises:
             ResultTimeout: the job has not ended yet; it continues.
@@ -202,7 +202,7 @@ class AsyncClient(AsyncJobVerbs):
     async def as_completed(
         self, jobs: Iterable[AsyncJob | str], *, timeout_s: float | None = None
     ) -> AsyncIterator[EndedJob]:
-        """Yield jobs as they end, in the order in which they do, each once.
+        """Yield each job once, in the order in which they end.
 
         All are watched over one connection, whether there is one job or thousands. A job that ended
         without a completion is yielded like the others: its `result()` raises.
@@ -234,7 +234,7 @@ class AsyncClient(AsyncJobVerbs):
     ) -> AsyncIterator[StreamPiece]:
         """Yield a job's output, text and token ids, as it is checkpointed, until it has ended.
 
-        A worker that dies does not matter: the next one resumes from the last checkpoint.
+        If a worker dies, the next one resumes from the last checkpoint.
 
         Args:
             job_id: the job.
@@ -266,7 +266,7 @@ class AsyncClient(AsyncJobVerbs):
 
         Works through `jobs` in constant memory, waits while a queue is full, and returns when all
         are submitted. Called again with the same `idempotency_key` after any interruption, it
-        continues the same batch: lines that were submitted are found again.
+        continues the same batch, and submits no line twice.
 
         Args:
             jobs: `GenerationJob` values, mappings (which may have a `custom_id`), or lines of
@@ -312,7 +312,7 @@ class AsyncClient(AsyncJobVerbs):
         """Cancel the jobs of a batch that have not ended; running ones stop at a checkpoint.
 
         Returns:
-            Its status then: `cancelling` until the running jobs have stopped, or the state in
+            Its new status: `cancelling` until the running jobs have stopped, or the state in
             which it had already ended.
 
         Raises:

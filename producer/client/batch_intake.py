@@ -92,7 +92,7 @@ class BatchIntake:
         return [job_calls.submit(job) for job in self._waiting]
 
     def take(self, replies: Sequence[SubmitReply]) -> bool:
-        """Take in the replies to `calls`; return False if the queue was full for some lines."""
+        """Take the replies to `calls`; return False if the queue was full for some lines."""
         sent = list(zip(self._waiting, replies, strict=True))
         self._waiting.clear()
         for job, reply in sent:
@@ -142,7 +142,7 @@ class BatchIntake:
 
 
 def fails_batch(intake: BatchIntake, error: Exception, *, is_resumable: bool) -> bool:
-    """Return whether an error fails a batch: not if others ended it or it can be resumed."""
+    """Return whether an error fails a batch: not if it has ended or can be resumed."""
     if isinstance(error, BatchClosed | IdempotencyConflict):
         return False
     return error is intake.rejection or not is_resumable
@@ -155,7 +155,7 @@ def batch_error(intake: BatchIntake, error: BaseException) -> BatchError:
             code=error.code, message=str(error), line=intake.rejected_line, param=error.param
         )
     # Only the kind: the message of the caller's own error may hold text of a prompt.
-    return BatchError(code="input_failed", message=f"the input ended by {type(error).__name__}")
+    return BatchError(code="input_failed", message=f"the input failed with {type(error).__name__}")
 
 
 def _job_of(line: BatchLine) -> tuple[GenerationJob, str]:

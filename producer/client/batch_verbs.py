@@ -44,7 +44,7 @@ def create_batch(
         _submit(store, intake, lines)
         raise_if_error(store.run(batch_calls.seal(batch.batch_id, intake.num_lines)))
     except CONNECTION_ERRORS:
-        raise  # the broker cannot be told to fail the batch now
+        raise  # the broker is away, so the batch cannot be failed now
     except Exception as error:
         if fails_batch(intake, error, is_resumable=is_resumable):
             cancel_batch(store, batch.batch_id, batch_error(intake, error))
@@ -87,7 +87,7 @@ def newest_batches(store: Store, limit: int) -> list[BatchStatus]:
 
 
 def cancel_batch(store: Store, batch_id: str, error: BatchError | None = None) -> BatchStatus:
-    """Cancel the jobs of a batch that have not ended, and return its status then.
+    """Cancel the jobs of a batch that have not ended, and return its new status.
 
     If this is interrupted, the workers' sweep continues it.
 

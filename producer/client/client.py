@@ -181,7 +181,7 @@ class Client(JobVerbs):
 
         Args:
             job_id: the job.
-            timeout_s: how long to wait; None waits for as long as it takes, 0 only looks.
+            timeout_s: how long to wait; None waits for as long as it takes, 0 does not wait.
 
         Raises:
             ResultTimeout: the job has not ended yet; it continues.
@@ -198,7 +198,7 @@ class Client(JobVerbs):
     def as_completed(
         self, jobs: Iterable[Job | str], *, timeout_s: float | None = None
     ) -> Iterator[EndedJob]:
-        """Yield jobs as they end, in the order in which they do, each once.
+        """Yield each job once, in the order in which they end.
 
         All are watched over one connection, whether there is one job or thousands. A job that ended
         without a completion is yielded like the others: its `result()` raises.
@@ -229,7 +229,7 @@ class Client(JobVerbs):
     ) -> Iterator[StreamPiece]:
         """Yield a job's output, text and token ids, as it is checkpointed, until it has ended.
 
-        A worker that dies does not matter: the next one resumes from the last checkpoint.
+        If a worker dies, the next one resumes from the last checkpoint.
 
         Args:
             job_id: the job.
@@ -259,7 +259,7 @@ class Client(JobVerbs):
 
         Works through `jobs` in constant memory, waits while a queue is full, and returns when all
         are submitted. Called again with the same `idempotency_key` after any interruption, it
-        continues the same batch: lines that were submitted are found again.
+        continues the same batch, and submits no line twice.
 
         Args:
             jobs: `GenerationJob` values, mappings (which may have a `custom_id`), or lines of
@@ -303,7 +303,7 @@ class Client(JobVerbs):
         """Cancel the jobs of a batch that have not ended; running ones stop at a checkpoint.
 
         Returns:
-            Its status then: `cancelling` until the running jobs have stopped, or the state in
+            Its new status: `cancelling` until the running jobs have stopped, or the state in
             which it had already ended.
 
         Raises:

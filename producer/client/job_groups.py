@@ -127,7 +127,7 @@ class JobGroup:
         self._replies.clear()
         self._num_chars = 0
         for (index, job), reply in sent:
-            assert reply is not None  # `note` has noted all
+            assert reply is not None  # `note` has noted every reply
             try:
                 job_id = accepted_id(job, reply)
             except JobRejected as error:

@@ -11,7 +11,7 @@ class HasId(Protocol):
 
     @property
     def id(self) -> str:
-        """The job."""
+        """Id of the job."""
 
 
 def ids_of(jobs: Iterable[HasId | str]) -> list[str]:

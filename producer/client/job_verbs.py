@@ -49,7 +49,7 @@ from .job_ids import HasId, ids_of
 
 
 class JobVerbs:
-    """Verbs of `Client` on stored jobs. Owns nothing: the client opens and closes."""
+    """Verbs of `Client` on stored jobs. The client owns the store."""
 
     settings: ProducerSettings
     _url: str
@@ -153,7 +153,7 @@ class JobVerbs:
         return summarise(len(ids), readings, positions, workers)
 
     def _positions(self, readings: Sequence[JobReading]) -> dict[str, int | None]:
-        """Number of jobs before each of some jobs, those of higher classes included."""
+        """Return how many jobs come before each job, those of higher classes included."""
         own = self._store.run_all([job_calls.position(reading.id) for reading in readings])
         return self._store.read(queue_positions(readings, own))
 
@@ -192,7 +192,7 @@ class JobVerbs:
     def cancel_where(self, *, tag: str | None = None, tenant: str | None = None) -> CancelCounts:
         """Cancel all jobs with a tag, of a tenant, or both, page by page.
 
-        The step that cancels a job checks its record for both, so no other job is ever cancelled.
+        Each cancellation checks the job's record for both, so no other job is ever cancelled.
         Jobs submitted meanwhile are not included.
 
         Raises:
@@ -230,7 +230,7 @@ class JobVerbs:
         return check_retried(job_id, reply)
 
     def forget(self, job_id: str) -> None:
-        """Remove everything that is kept of a job that has ended, at once.
+        """Remove everything that is stored about a job that has ended, at once.
 
         That is its record with prompt and result, its tokens and text, its idempotency key, its
         webhook events, delivered or not, and its dead letters. Forgetting it again within an hour

@@ -34,7 +34,7 @@ from batchmill.producer.errors import WrongEventLoop
 #: A server refuses writes because it is a replica, or all calls because its primary is gone.
 _REPLICA_ERRORS = (ReadOnlyError, MasterDownError)
 # A connection that is cut silently is noticed after socket_timeout. Without it a half-open
-# connection would hang for ever.
+# connection would hang forever.
 _OPTIONS: dict[str, Any] = {
     "socket_timeout": 10,
     "socket_connect_timeout": 3,
@@ -49,7 +49,7 @@ _OPTIONS: dict[str, Any] = {
 _NUM_RETRIES = 5
 _BACKOFF = ExponentialWithJitterBackoff(base=0.05, cap=0.8)
 
-# Errors of a server that takes no call of this kind at the moment, whatever the data is.
+# Errors of a server that takes no call of this kind at the moment, for any data.
 # redis-py has classes for some of them, and removes the word from the message.
 _STATE_ERRORS = (
     *(AuthenticationError, ClusterDownError, NoPermissionError, NoScriptError, OutOfMemoryError),
@@ -104,7 +104,7 @@ class _PoolOfOneLoop(AsyncConnectionPool):
         if self._loop is not loop:
             raise WrongEventLoop(
                 "this AsyncClient was used in another event loop before, which its connections "
-                "belong to; make one client for each loop, in the loop"
+                "belong to; make one client per loop, in the loop"
             )
 
 
@@ -174,5 +174,5 @@ def _num_cancellations() -> int:
 
 
 def is_server_fault(error: ResponseError) -> bool:
-    """Whether an error comes from the server's state and may pass. If not, the data is at fault."""
+    """Return whether the server's state, which may pass, causes an error, not the stored data."""
     return isinstance(error, _STATE_ERRORS) or str(error).startswith(_STATE_WORDS)

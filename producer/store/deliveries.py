@@ -12,7 +12,7 @@ from batchmill.producer.protocol.records import DeadLetterKind
 
 from .job_store import JobStore
 
-#: Most dead letters that are searched for those of one endpoint.
+#: Maximum number of dead letters that are searched for those of one endpoint.
 _MAX_LETTERS = 10_000
 
 
@@ -107,7 +107,7 @@ class Deliveries:
 
 
 def _belongs(url: str, endpoint: str) -> bool:
-    """Whether a URL belongs to an endpoint, named as by `endpoint_of` in `events.lua`."""
+    """Return whether a URL belongs to an endpoint, named as by `endpoint_of` in `events.lua`."""
     without_query = url.partition("#")[0].partition("?")[0]
     scheme, _, rest = without_query.partition("://")
     host, _, path = rest.partition("/")

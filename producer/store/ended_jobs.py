@@ -23,7 +23,7 @@ _NO_FIELDS = (None,) * len(END_FIELDS)
 
 @dataclass(frozen=True, slots=True)
 class EndedJob:
-    """A job that has ended. Holds everything: nothing here asks the broker.
+    """A job that has ended, with all its data: no method asks the broker.
 
     Attributes:
         id: the job.

@@ -54,19 +54,19 @@ def given_id(content: bytes) -> str | None:
     return job_id if isinstance(job_id, str) and keys.is_job_id(job_id) else None
 
 
-def is_same_job(stored: bytes, document: str, *, has_drawn_seed: bool) -> bool:
-    """Whether the document of a record asks for the same job as another one.
+def is_same_job(stored: bytes, document: str, *, ignore_seed: bool) -> bool:
+    """Return whether the document of a record asks for the same job as another one.
 
     Args:
         stored: of the record.
         document: the other one.
-        has_drawn_seed: its seed was chosen when it was prepared, so it is not compared.
+        ignore_seed: leave out the seeds, because that of the other one was chosen by us.
     """
     try:
         jobs = [parse_document(stored), parse_document(document)]
     except JobRejected:
         return False
-    if has_drawn_seed:
+    if ignore_seed:
         jobs = [job.model_copy(update={"seed": None}) for job in jobs]
     first, second = jobs
     same_key = first.idempotency_key == second.idempotency_key

@@ -64,7 +64,7 @@ class JobQuery:
 
     @classmethod
     def narrow(cls, tag: str | None, tenant: str | None, verb: str) -> Self:
-        """Return a query for changing jobs, which must not be all jobs at once.
+        """Return a query for jobs to change, which must not be all jobs at once.
 
         Raises:
             InvalidQuery: neither tag nor tenant is given, or one is invalid.
@@ -79,7 +79,7 @@ class JobQuery:
 
     @property
     def _is_settled_by_index(self) -> bool:
-        """Whether every entry of the index matches, without a look at its record."""
+        """Whether every entry of the index matches, without reading its record."""
         if self.tenant == keys.DEFAULT_TENANT:
             return False
         return sum(part is not None for part in (self.tag, self.tenant, self.state)) <= 1
@@ -108,7 +108,7 @@ class JobPage:
     """A page of the jobs that a query found, newest first."""
 
     jobs: tuple[JobStatus, ...]
-    #: Where the next page begins; None if this is the last.
+    #: Cursor of the next page; None if this is the last.
     next_cursor: str | None = None
 
     @property
@@ -140,12 +140,12 @@ def list_jobs(query: JobQuery, limit: int) -> Call[JobPage]:
 
 
 def cancel_where(query: JobQuery) -> Call[tuple[str | None, CancelCounts]]:
-    """Cancel one page of jobs; returns the cursor of the next page and the counts."""
+    """Cancel one page of jobs; the call returns the cursor of the next page and the counts."""
     return index_calls.cancel_where(query.arguments(), MAX_ENDED_AT_ONCE)
 
 
 def forget_where(query: JobQuery) -> Call[tuple[str | None, ForgetCounts]]:
-    """Forget one page of jobs; returns the cursor of the next page and the counts."""
+    """Forget one page of jobs; the call returns the cursor of the next page and the counts."""
     return index_calls.forget_where(query.arguments(), MAX_ENDED_AT_ONCE)
 
 

@@ -192,7 +192,7 @@ def queue_positions(
 
 
 def _higher_queues(queue: str) -> tuple[str, ...]:
-    """Queues of the same model that a worker looks at before this one."""
+    """Return the queues of the same model that a worker looks at before this one."""
     stem, _, priority = queue.rpartition(".")
     return tuple(f"{stem}.{name}" for name in keys.PRIORITIES[: keys.PRIORITIES.index(priority)])
 
@@ -287,7 +287,7 @@ def _queue_eta_s(
     positions: Mapping[str, int | None],
     workers: Sequence[WorkerInfo],
 ) -> float:
-    """Seconds until all jobs of one queue are done, the jobs before the last of them included."""
+    """Return the seconds until all jobs of one queue are done, and those before the last."""
     own = [reading for reading in unfinished if reading.queue == queue]
     waiting = [reading for reading in own if reading.state is JobState.QUEUED]
     running = sum(r.remaining_tokens for r in own if r.state is JobState.IN_PROGRESS)
@@ -302,7 +302,7 @@ def _queue_eta_s(
 def _why_unknown(
     reading: JobReading, position: int | None, workers: Sequence[WorkerInfo]
 ) -> EtaUnknown | None:
-    """Why the end of an unfinished job cannot be estimated; None if it can."""
+    """Return why the end of an unfinished job cannot be estimated; None if it can."""
     speed = queue_speed(reading.queue, workers)
     if speed.num_workers == 0:
         return EtaUnknown.NO_WORKER

@@ -105,7 +105,7 @@ class JobStore(Store):
     def claim(
         self, job_id: str, *, owner: str, lease_ms: int, identity: str, nonce: str | None = None
     ) -> Claim | ClaimRefusal:
-        """Take a queued job under a lease and a new fence, or say why not.
+        """Take a queued job under a lease and a new fence, or return why not.
 
         Args:
             job_id: the job.
@@ -206,8 +206,8 @@ class JobStore(Store):
         """Take one ended job, to report its end to Celery before `lease_ms` have passed."""
         return self.run(end_calls.take(job_id, lease_ms=lease_ms))
 
-    def celery_end_told(self, job_id: str) -> None:
-        """Note that Celery's result backend knows how a job ended."""
+    def drop_celery_end(self, job_id: str) -> None:
+        """Drop a task whose result Celery's result backend has."""
         self.client.zrem(keys.CELERY_ENDS, job_id)
 
     # The inbox. `protocol/calls/inbox.py` has the calls that take and settle documents.
@@ -256,10 +256,10 @@ class JobStore(Store):
             outcome: EXHAUSTED and DISABLED leave a dead letter.
             retry_in_ms: with RETRY and POSTPONED, time until the next attempt.
             http_status: status of the receiver's response, if there was one.
-            reason: a word, for people; never the receiver's body.
+            reason: one word, for people; never the receiver's body.
             duration_ms: time that the attempt took.
-            is_receiver_fault: the receiver failed, not we. An endpoint that does so for 120 hours
-                without a success is disabled.
+            is_receiver_fault: whether the receiver failed, not this system. An endpoint that fails
+                for 120 hours without a success is disabled.
         """
         return self.run(
             outbox_calls.settle(
@@ -288,10 +288,10 @@ class JobStore(Store):
         letter_id: str | None = None,
         spare_id: str = "",
     ) -> str:
-        """Keep something unusable, with the reason; return its id, which is new unless given.
+        """Store a dead letter; return its id, which is new unless one is given.
 
-        If a letter of that id holds something else, it is replaced; with a spare id it is left
-        alone, and the new letter is kept under the spare id.
+        If a letter with that id has other content, it is replaced; with a spare id it stays, and
+        the new letter is stored under the spare id.
         """
         letter_id = letter_id or f"dead_{secrets.token_hex(10)}"
         call = letter_calls.add(letter_id, kind.value, reason, payload, source, spare_id)

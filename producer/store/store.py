@@ -66,7 +66,7 @@ class Store:
         return [read_reply(call, reply) for call, reply in zip(calls, replies, strict=True)]
 
     def _run_unknown(self, calls: Sequence[Call[Any]], replies: list[Any]) -> None:
-        """Run the calls whose script the server did not know, and put in their replies.
+        """Run the calls whose script the server did not know, and fill in their replies.
 
         They run after all the others: if order matters, the calls must be of one script.
 

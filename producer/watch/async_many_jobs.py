@@ -1,7 +1,7 @@
 """Waiting for the ends of any number of jobs, over one connection.
 
-The channel of each job is subscribed to. All records are also read now and then, in case a message
-was lost while the connection was cut.
+Each job's channel is subscribed to. All records are also read at intervals, in case a message was
+lost while the connection was cut.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class AsyncEndWatch:
             await pubsub.aclose()
 
     async def next_ended(self, wait_s: float) -> list[str]:
-        """Return jobs that have ended, each once; empty if none does within `wait_s`.
+        """Return jobs that have ended, each once; empty if none ends within `wait_s`.
 
         Raises:
             redis.exceptions.ConnectionError: the broker has been away for `OUTAGE_LIMIT_S`.
@@ -81,7 +81,7 @@ class AsyncEndWatch:
         self._watched.lose_connection()
 
     async def _subscribe(self) -> None:
-        """Subscribe to new jobs, then look at each once, so that no end can be missed."""
+        """Subscribe to new jobs, then read each record once, so that no end can be missed."""
         for job_ids in chunks(list(self._watched.unsubscribed), MAX_AT_ONCE):
             if self._pubsub is None:
                 self._pubsub = self._store.pubsub()
@@ -98,7 +98,7 @@ class AsyncEndWatch:
             await self._look(job_ids)
 
     async def _listen(self, wait_s: float) -> None:
-        """Wait up to `wait_s` for the first end, and take in all messages that are there then."""
+        """Wait up to `wait_s` for the first end, then take all messages that have arrived."""
         until = time.monotonic() + min(wait_s, wait_limits.POLL_INTERVAL_S)
         while not self._watched.has_ended and (left_s := until - time.monotonic()) > 0:
             self._watched.note_message(await self._pubsub.get_message(timeout=left_s))

@@ -44,13 +44,13 @@ async def _has_ended(store: AsyncStore, job_id: str) -> bool:
 async def _listen_until_ended(store: AsyncStore, job_id: str, limit: WaitLimit) -> None:
     async with contextlib.aclosing(store.pubsub()) as channel:
         await channel.subscribe(keys.channel(job_id))
-        # The first message confirms the subscription. Only a look after it cannot miss the end.
+        # The first message confirms the subscription. Only a read after it cannot miss the end.
         await channel.get_message(timeout=limit.next_wait_s())
         while not await _has_ended(store, job_id):
             await _next_state_message(channel, limit)
 
 
 async def _next_state_message(channel: Any, limit: WaitLimit) -> None:
-    """Return when there is a reason to look at the record, or when the poll is due."""
+    """Return when there is a reason to read the record, or when the next poll is due."""
     while is_progress(await channel.get_message(timeout=limit.next_wait_s())):
         pass

@@ -34,7 +34,7 @@ async def follow_output(
             async with contextlib.aclosing(store.pubsub()) as channel:
                 await channel.subscribe(keys.channel(job_id))
                 while reader.ended is None:
-                    # The first message confirms the subscription: the look after it misses nothing.
+                    # The first message confirms the subscription: the read after it misses nothing.
                     await channel.get_message(timeout=limit.next_wait_s())
                     while await channel.get_message(timeout=0.0):
                         pass

@@ -1,4 +1,4 @@
-"""What the messages on jobs' channels mean, and which jobs are still waited for. No I/O."""
+"""Parsing of messages on jobs' channels, and the jobs that are still waited for. No I/O."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CHANNEL_PREFIX = len(keys.channel(""))
 
 
 def is_progress(message: Mapping[str, Any] | None) -> bool:
-    """Whether a message only reports more tokens: no reason to look at the state."""
+    """Return whether a message only reports more tokens: no reason to read the state."""
     if message is None or message["type"] != "message":
         return False
     return bytes(message["data"]).startswith(b'{"tokens"')
@@ -40,7 +40,7 @@ class Watched:
             self.unsubscribed[job_id] = None
 
     def note_message(self, message: Mapping[str, Any] | None) -> str | None:
-        """Take in a message; return the id whose subscription it confirms, or None."""
+        """Note a message; return the id whose subscription it confirms, or None."""
         if message is None:
             return None
         job_id = message["channel"].decode()[_CHANNEL_PREFIX:]
@@ -53,7 +53,7 @@ class Watched:
         return None
 
     def note_state(self, job_id: str, state: JobState | None) -> None:
-        """Take in a job's state. None means that its record is gone, which also ends the wait."""
+        """Note a job's state. None means that its record is gone, which also ends the wait."""
         if job_id in self.pending and (state is None or state.is_terminal):
             del self.pending[job_id]
             self.unsubscribed.pop(job_id, None)

@@ -45,13 +45,13 @@ def _has_ended(store: Store, job_id: str) -> bool:
 def _listen_until_ended(store: Store, job_id: str, limit: WaitLimit) -> None:
     with contextlib.closing(store.pubsub()) as channel:
         channel.subscribe(keys.channel(job_id))
-        # The first message confirms the subscription. Only a look after it cannot miss the end.
+        # The first message confirms the subscription. Only a read after it cannot miss the end.
         channel.get_message(timeout=limit.next_wait_s())
         while not _has_ended(store, job_id):
             _next_state_message(channel, limit)
 
 
 def _next_state_message(channel: Any, limit: WaitLimit) -> None:
-    """Return when there is a reason to look at the record, or when the poll is due."""
+    """Return when there is a reason to read the record, or when the next poll is due."""
     while is_progress(channel.get_message(timeout=limit.next_wait_s())):
         pass

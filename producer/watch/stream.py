@@ -35,7 +35,7 @@ def follow_output(
             with contextlib.closing(store.pubsub()) as channel:
                 channel.subscribe(keys.channel(job_id))
                 while reader.ended is None:
-                    # The first message confirms the subscription: the look after it misses nothing.
+                    # The first message confirms the subscription: the read after it misses nothing.
                     channel.get_message(timeout=limit.next_wait_s())
                     while channel.get_message(timeout=0.0):
                         pass

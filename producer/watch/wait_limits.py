@@ -9,7 +9,7 @@ from redis import exceptions as redis_errors
 from batchmill.producer.errors import ResultTimeout
 from batchmill.producer.plural import pluralize
 
-#: A wake-up can be lost while the connection is cut: look at the record this often anyway.
+#: A wake-up can be lost while the connection is cut, so the record is read this often anyway.
 POLL_INTERVAL_S = 2.0
 #: A broker that is away for this long is an error; a restart is not.
 OUTAGE_LIMIT_S = 30.0
@@ -51,7 +51,7 @@ class WaitLimit:
         self._outage = Outage()
 
     def next_wait_s(self) -> float:
-        """Return the seconds to wait until the next look at the record.
+        """Return the seconds to wait until the record is to be read again.
 
         Raises:
             ResultTimeout: the caller's time is over.
@@ -91,7 +91,7 @@ class TimeBudget:
         self._has_looked = False
 
     def next_wait_s(self, num_pending: int) -> float:
-        """Return the most seconds to wait; the first look is always granted.
+        """Return the maximum seconds to wait; the first check is always allowed.
 
         Raises:
             ResultTimeout: the time is over.
@@ -101,8 +101,8 @@ class TimeBudget:
         left_s = self._deadline - time.monotonic()
         if left_s <= 0 and self._has_looked:
             raise ResultTimeout(
-                f"{pluralize(num_pending, 'job')} not ended after {self._timeout_s} s; nothing was "
-                "stopped: wait again, or cancel"
+                f"{pluralize(num_pending, 'job')} did not end within {self._timeout_s} s; nothing "
+                "was stopped: wait again, or cancel"
             )
         self._has_looked = True
         return min(POLL_INTERVAL_S, max(0.0, left_s))

@@ -57,7 +57,7 @@ TEXTS = {
         (
             """
     Belongs to the event loop that it is first used in, and so to one process: make it where the
-    loop runs (in a framework's start-up hook), and one per loop. Use in another loop raises
+    loop runs (in a framework's start-up hook), and one per loop. Using it in another loop raises
     `WrongEventLoop` before anything is sent.
 
     Examples:

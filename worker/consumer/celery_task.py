@@ -83,7 +83,7 @@ class CeleryTask:
         if taken is EndTaken.HELD:
             self.drop()
         elif self._report(outcome) and taken is EndTaken.TAKEN:
-            self.store.celery_end_told(self.task_id)
+            self.store.drop_celery_end(self.task_id)
 
     def drop(self) -> None:
         """Report that there is nothing to do: the message is acknowledged, no job has run."""

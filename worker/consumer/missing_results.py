@@ -59,7 +59,7 @@ class MissingResults:
             except Exception:
                 # A bug that one job's data triggers; the other jobs must not wait for it.
                 _log.exception("celery_result_failed", job_id=job_id)
-            self._store.celery_end_told(job_id)
+            self._store.drop_celery_end(job_id)
 
     def _write(self, job_id: str) -> None:
         backend: Any = self._app.backend

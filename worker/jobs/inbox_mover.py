@@ -132,9 +132,9 @@ class InboxMover:
             JobRejected: the id belongs to another job.
         """
         record = self._store.load(new.job_id)
-        drawn = document.job.seed is None
+        is_seed_ours = document.job.seed is None
         if record is None or inbox_document.is_same_job(
-            record.document, new.document, has_drawn_seed=drawn
+            record.document, new.document, ignore_seed=is_seed_ours
         ):
             return
         raise JobRejected(

@@ -1,4 +1,4 @@
-"""The call that keeps a dead letter."""
+"""The call that stores a dead letter."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from .call import Call
 def add(
     letter_id: str, kind: str, reason: str, payload: bytes, source: str, spare_id: str
 ) -> Call[str]:
-    """Keep something unusable, with the reason; the reply is the id that it is kept under."""
+    """Store a dead letter; the reply is the id that it is stored under."""
     args = (letter_id, kind, reason, payload, source, spare_id)
     return Call("dead_letter_add", args, lambda reply: str(reply.decode()))

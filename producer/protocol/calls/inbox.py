@@ -25,7 +25,7 @@ MAX_WAITING: Final = 100
 class TakenDocument:
     """A document on its way from the inbox into a record."""
 
-    #: The id that it is kept under; also the job's id unless the document gives one.
+    #: The id that it is stored under; also the job's id unless the document gives one.
     id: str
     content: bytes
     #: End of its lease, milliseconds on Redis' clock.

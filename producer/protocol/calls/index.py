@@ -25,7 +25,7 @@ class IndexPage:
     """A page of jobs, newest first."""
 
     rows: Sequence[IndexRow]
-    #: Where the next page begins; None at the end.
+    #: Cursor of the next page; None at the end.
     next_cursor: str | None
 
 

@@ -38,7 +38,7 @@ from .new_job import NO_LIMITS, NewJob, QueueLimits
 def submit(job: NewJob, *, announce: bool = True) -> Call[SubmitReply]:
     """Store a new job; `announce` puts its message on the queue as well.
 
-    A job that is not announced is in a worker's hands already: no queue can be too full for it.
+    A worker already holds a job that is not announced, so no queue can be too full for it.
     """
     fields: dict[str, Argument | None] = {
         "id": job.job_id,
@@ -130,7 +130,7 @@ def complete(
 ) -> Call[CompleteStatus]:
     """End a job: last tokens, result or error, terminal state and webhook event in one.
 
-    `num_tokens` is what it cost, prompt and output; None counts the stored output.
+    `num_tokens` is its cost, prompt and output; None counts the stored output.
     """
     args = (
         write.job_id,
@@ -161,7 +161,7 @@ def retry(job_id: str, limits: QueueLimits) -> Call[RetryReply]:
 
 
 def forget(job_id: str) -> Call[ForgetReply]:
-    """Remove all that is kept of a job that has ended."""
+    """Remove everything that is stored about a job that has ended."""
     return Call("forget", (job_id,), _read_forget)
 
 
@@ -172,7 +172,7 @@ def sweep(
     sweep_interval_ms: int | None = None,
     extension_ms: int | None = None,
 ) -> Call[SweepCounts]:
-    """Put back lost leases, expire late jobs, announce again what was lost.
+    """Requeue jobs with lost leases, expire late jobs, repeat lost announcements.
 
     If no sweep came for several intervals, lapsed leases are extended once by `extension_ms`
     instead, because their holders could not renew them. Both values are given, or neither.

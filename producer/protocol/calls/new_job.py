@@ -9,7 +9,7 @@ from batchmill.producer.protocol import keys
 
 @dataclass(frozen=True, slots=True)
 class BatchPlace:
-    """The line of a batch that a job is."""
+    """The place of a job in a batch."""
 
     batch_id: str
     #: Place in the input, from 0.
@@ -45,7 +45,7 @@ class NewJob:
     #: Time to live of the record after the job has ended, milliseconds.
     result_ttl_ms: int
     webhook: str | None = None
-    #: Names of the events to send, with commas; empty for those of the job's end.
+    #: Names of the events to send, comma-separated; empty for those of the job's end.
     webhook_events: str = ""
     #: Name of the operator's secret to sign with; empty for the default one.
     webhook_secret: str = ""
@@ -69,7 +69,7 @@ class NewJob:
     tenant: str = keys.DEFAULT_TENANT
     #: Tokens that the job may need, prompt and output: an estimate.
     cost: int = 1
-    #: The job waits until then, milliseconds of unix time.
+    #: Time before which the job does not run, milliseconds of unix time.
     not_before_ms: int | None = None
     #: The job waits this long, milliseconds on Redis' clock; the later of the two counts.
     delay_ms: int | None = None

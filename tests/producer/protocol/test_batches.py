@@ -189,7 +189,7 @@ def test_an_input_that_breaks_fails_a_batch_without_a_key(bench: Any, client: Cl
     [batch] = client.batches()
     assert (batch.status, counts(batch)) == (BatchState.FAILED, (500, 0, 500))
     assert batch.errors is not None
-    assert batch.errors.data[0].message == "the input ended by EOFError"
+    assert batch.errors.data[0].message == "the input failed with EOFError"
 
 
 @pytest.mark.parametrize(

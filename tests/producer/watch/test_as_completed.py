@@ -89,7 +89,7 @@ def test_time_that_is_over_is_an_error_after_what_has_ended(client: Client, benc
     finish(bench, ids[0])
     stream = client.as_completed(ids, timeout_s=0)
     assert next(stream).id == ids[0]
-    with pytest.raises(ResultTimeout, match="1 job not ended"):
+    with pytest.raises(ResultTimeout, match="1 job did not end"):
         next(stream)
 
 
