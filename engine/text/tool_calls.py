@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
@@ -131,13 +132,17 @@ class _Llama3JsonFormat:
 class _MistralFormat:
     """`[TOOL_CALLS][{"name": …, "arguments": {…}}, …]`, or `[TOOL_CALLS]name[ARGS]{…}` for each.
 
+    A model may write `[CALL_ID]` and an id before `[ARGS]`; calls get ids of ours.
+
     Source: the tool calling of Mistral's tokenizers, version 3 and, with `[ARGS]`, version 11.
     """
 
-    markers = ("[TOOL_CALLS]", "[ARGS]")
+    markers = ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]")
     #: Mistral's templates refuse ids of another length.
     id_length = 9
-    _NAME: Final = re.compile(r"\s*([a-zA-Z0-9_-]+)\s*(?:\[ARGS\])?")
+    _NAME: Final = re.compile(
+        r"\s*([a-zA-Z0-9_-]+)\s*(?:\[CALL_ID\]\s*[a-zA-Z0-9]+\s*)?(?:\[ARGS\])?"
+    )
 
     def find_start(self, text: str, *, is_beginning: bool) -> int:
         return _find_marker(text, self.markers[0])
@@ -230,7 +235,15 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(name)
 
 
-_DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant)
+def _finite(digits: str) -> float:
+    """Return a number; one like 1e400 would be written as Infinity, which is not JSON."""
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(digits)
+    return number
+
+
+_DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
 
 
 def _json_at(text: str, position: int) -> tuple[Any, int]:

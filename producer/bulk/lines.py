@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from batchmill.producer.errors import JobRejected
-from batchmill.producer.job.line import MAX_ID_CHARS, BulkLine, LineKind
+from batchmill.producer.job.line import BulkLine, LineKind, check_custom_id
 from batchmill.producer.job.validation import parse_job
 
 from .records import Record
@@ -49,11 +49,7 @@ def _custom_id(data: Mapping[str, Any], otherwise: str) -> str:
     custom_id = data.get("custom_id")
     if custom_id is None or custom_id == "":
         return otherwise
-    if not isinstance(custom_id, str) or len(custom_id) > MAX_ID_CHARS:
-        raise JobRejected(
-            f"custom_id: must be a string of at most {MAX_ID_CHARS} characters", param="custom_id"
-        )
-    return custom_id
+    return check_custom_id(custom_id)
 
 
 def _fields(data: Mapping[str, Any], settings: LineSettings) -> tuple[LineKind, dict[str, Any]]:

@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from batchmill.producer.errors import BulkFileError
+from batchmill.producer.errors import BulkFileError, JobRejected
+from batchmill.producer.job.strict_json import read_strict_json
 
 #: A prompt of the largest size fits, even with every byte escaped.
 MAX_LINE_BYTES = 16 << 20
 #: The largest cell of a CSV file, in characters.
 MAX_CELL_CHARS = 4 << 20
+#: Enough to recognise a format.
+_NUM_START_BYTES = 4096
 _DIGEST_CHUNK_BYTES = 1 << 20
+
+
+#: First bytes of files that are neither JSON lines nor CSV.
+_OTHER_FORMATS = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "Zstandard",
+    b"PK\x03\x04": "a ZIP archive or a spreadsheet",
+    b"PAR1": "Parquet",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +72,12 @@ def digest_of(path: Path) -> str:
 
 
 def count_records(path: Path) -> int:
-    """Return how many records a file holds, without parsing them."""
+    """Return how many records a file holds, without parsing them.
+
+    Raises:
+        BulkFileError: the file as a whole cannot be read.
+    """
+    _refuse_other_format(path)
     if is_csv(path):
         with _open_text(path) as file:
             num_rows = sum(1 for row in _rows(file, path) if row)
@@ -74,7 +94,29 @@ def read_records(path: Path) -> Iterator[Record]:
     Raises:
         BulkFileError: the file as a whole cannot be read.
     """
+    _refuse_other_format(path)
     return _read_csv(path) if is_csv(path) else _read_json_lines(path)
+
+
+def _refuse_other_format(path: Path) -> None:
+    """Refuse a file of another format as a whole, instead of each of its lines.
+
+    Raises:
+        BulkFileError: the file is compressed, binary or one JSON array.
+    """
+    with path.open("rb") as file:
+        start = file.read(_NUM_START_BYTES)
+    for magic, name in _OTHER_FORMATS.items():
+        if start.startswith(magic):
+            raise BulkFileError(
+                f"{path} is {name}: bulk reads JSON lines or CSV in UTF-8, so convert or unpack it"
+            )
+    first_line = start.lstrip().partition(b"\n")[0].rstrip()
+    if not is_csv(path) and (first_line == b"[" or first_line.startswith(b"[{")):
+        raise BulkFileError(
+            f"{path} is one JSON array: write each of its objects on a line of its own "
+            f"(jq -c '.[]' {path.name})"
+        )
 
 
 def is_csv(path: Path) -> bool:
@@ -111,7 +153,9 @@ def _json_record(number: int, line: int, raw: bytes) -> Record:
         problem = f"the line has more than {MAX_LINE_BYTES} bytes, the limit of a line; shorten it"
         return Record(number, line, None, problem)
     try:
-        data = json.loads(raw.decode("utf-8-sig" if line == 1 else "utf-8"))
+        data = read_strict_json(raw.decode("utf-8-sig" if line == 1 else "utf-8"))
+    except JobRejected as error:
+        return Record(number, line, None, str(error))
     except UnicodeDecodeError as error:
         return Record(number, line, None, f"the line is not UTF-8: {error.reason}")
     except (ValueError, RecursionError) as error:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from batchmill.producer.errors import BatchClosed, IdempotencyConflict, JobRejected, QueueFull
 from batchmill.producer.job.batch import BatchError
 from batchmill.producer.job.document import GenerationJob
-from batchmill.producer.job.line import MAX_ID_CHARS, BulkLine, LineKind
+from batchmill.producer.job.line import BulkLine, LineKind, check_custom_id
 from batchmill.producer.protocol.calls import jobs as job_calls
 from batchmill.producer.protocol.calls.call import Call
 from batchmill.producer.protocol.calls.new_job import BatchPlace, NewJob
@@ -164,13 +164,9 @@ def _job_of(line: BatchLine) -> tuple[GenerationJob, str]:
         if line.job is None:
             raise line.problem or JobRejected("the line has no job")
         return line.job, line.custom_id
-    custom_id: Any = ""
+    custom_id = ""
     if isinstance(line, Mapping) and "custom_id" in line:
-        custom_id = "" if line["custom_id"] is None else line["custom_id"]
+        if line["custom_id"] is not None:
+            custom_id = check_custom_id(line["custom_id"])
         line = {name: value for name, value in line.items() if name != "custom_id"}
-        if not isinstance(custom_id, str) or len(custom_id) > MAX_ID_CHARS:
-            raise JobRejected(
-                f"custom_id: must be a string of at most {MAX_ID_CHARS} characters",
-                param="custom_id",
-            )
     return as_job(line, {}), custom_id

@@ -79,7 +79,8 @@ def _bad_words(given: Any) -> Any:
 def _structure(field: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
     def check(given: dict[str, Any]) -> dict[str, Any]:
         try:
-            num_bytes = len(json.dumps(given))
+            num_bytes = len(json.dumps(given, allow_nan=False))
+            check_utf8(json.dumps(given, ensure_ascii=False))
             if num_bytes > limits.MAX_STRUCTURE_BYTES:
                 raise ValueError(
                     f"has {num_bytes} bytes as JSON, the limit is {limits.MAX_STRUCTURE_BYTES}; "

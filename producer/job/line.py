@@ -8,9 +8,26 @@ from enum import StrEnum
 from batchmill.producer.errors import JobRejected
 
 from .document import GenerationJob
+from .field_checks import check_utf8
 
 #: The longest `custom_id`.
 MAX_ID_CHARS = 512
+
+
+def check_custom_id(custom_id: object) -> str:
+    """Return a caller's name for a line, if it can be one.
+
+    Raises:
+        JobRejected: it is not a text, is too long, or UTF-8 cannot encode it.
+    """
+    if not isinstance(custom_id, str) or len(custom_id) > MAX_ID_CHARS:
+        raise JobRejected(
+            f"custom_id: must be a string of at most {MAX_ID_CHARS} characters", param="custom_id"
+        )
+    try:
+        return check_utf8(custom_id)
+    except ValueError as error:
+        raise JobRejected(f"custom_id: {error}; leave it out", param="custom_id") from None
 
 
 class LineKind(StrEnum):

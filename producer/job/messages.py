@@ -50,7 +50,7 @@ def _arguments(given: Any) -> Any:
         text = json.dumps(given) if isinstance(given, dict) else given
         value = json.loads(text) if isinstance(text, str) else {}
         # JSON can escape lone surrogates, which UTF-8, and so a prompt, cannot encode.
-        json.dumps(value, ensure_ascii=False).encode()
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
         is_object = isinstance(value, dict)
     except (TypeError, ValueError, RecursionError):
         is_object = False

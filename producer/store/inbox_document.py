@@ -6,12 +6,12 @@ A producer needs neither a script nor Celery: it pushes the document to a Redis 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from batchmill.producer.errors import JobRejected
 from batchmill.producer.job.document import GenerationJob
+from batchmill.producer.job.strict_json import read_strict_json
 from batchmill.producer.job.validation import parse_document, parse_job
 from batchmill.producer.protocol import keys
 
@@ -75,7 +75,7 @@ def is_same_job(stored: bytes, document: str, *, ignore_seed: bool) -> bool:
 
 def _read_object(content: bytes) -> dict[str, Any]:
     try:
-        data = json.loads(content, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        data = read_strict_json(content)
     except JobRejected:
         raise
     except (ValueError, RecursionError):  # also bytes that are not UTF-8, and absurd numbers
@@ -85,18 +85,3 @@ def _read_object(content: bytes) -> dict[str, Any]:
             "the document is JSON, but not an object with the fields of a job", code="not_an_object"
         )
     return data
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse an object with a repeated key: readers disagree on which value counts."""
-    data: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in data:
-            shown = name if name in GenerationJob.model_fields else "a key"
-            raise JobRejected(f"{shown} is given twice in one object", code="duplicate_key")
-        data[name] = value
-    return data
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise JobRejected(f"the document holds {name}, which is not JSON", code="not_json")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
+
+from batchmill.producer.job.strict_json import read_strict_json
 
 from .errors import usage_error
 
@@ -77,6 +78,6 @@ def parse_json_option(option: str, text: str) -> Any:
         CommandError: the text is not JSON.
     """
     try:
-        return json.loads(text)
+        return read_strict_json(text)
     except ValueError as error:
         raise usage_error(f"{option} must be JSON: {error}") from None

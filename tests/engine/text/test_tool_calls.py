@@ -58,6 +58,7 @@ READ = [
     ),
     ("mistral", '[TOOL_CALLS]f[ARGS]{"a": 1}[TOOL_CALLS]g[ARGS]{}', "", [F, G]),
     ("mistral", '[TOOL_CALLS]f{"a": 1}', "", [F]),
+    ("mistral", '[TOOL_CALLS]f[CALL_ID]a1b2c3d4e[ARGS]{"a": 1}', "", [F]),
     ("mistral", '[TOOL_CALLS]{"name": "f", "arguments": {"a": 1}}', "", [F]),
 ]
 BROKEN = [
@@ -66,6 +67,7 @@ BROKEN = [
     ("hermes", '<tool_call>{"name": "unknown", "arguments": {}}</tool_call>'),
     ("hermes", '<tool_call>{"name": ["f"], "arguments": {}}</tool_call>'),
     ("hermes", '<tool_call>{"name": "f", "arguments": {"a": NaN}}</tool_call>'),
+    ("hermes", '<tool_call>{"name": "f", "arguments": {"a": 1e400}}</tool_call>'),
     ("hermes", '<tool_call>{"name": "f", "arguments": {}} and so on </tool_call>'),
     ("hermes", '<tool_call>{"name": "f", "arguments": {"a": "\\ud800"}}</tool_call>'),
     ("hermes", "<tool_call>" + '{"a":' * 100_000),

@@ -121,16 +121,17 @@ def test_a_refused_line_fails_the_batch_and_cancels_the_others(bench: Any, clien
 def test_refused_lines_that_are_reported_count_as_failed(bench: Any, client: Client) -> None:
     reported: list[tuple[int, str | None]] = []
     some = [*lines(2), {"prompt": ""}, {"prompt": "x", "idempotency_key": "mine"}, *lines(1)]
+    some[3:3] = [{"prompt": "x", "custom_id": "\ud83d"}]
     batch = client.create_batch(
         some, on_rejected=lambda i, error: reported.append((i, error.param))
     )
-    assert reported == [(2, "prompt"), (3, "idempotency_key")]
-    assert counts(batch) == (5, 0, 2)
+    assert reported == [(2, "prompt"), (3, "custom_id"), (4, "idempotency_key")]
+    assert counts(batch) == (6, 0, 3)
     for job_id in ids_of(bench, batch.id):
         end(bench.store, job_id)
-    assert counts(client.batch(batch.id)) == (5, 3, 2)
+    assert counts(client.batch(batch.id)) == (6, 3, 3)
     indexes = [(entry.index, entry.custom_id) for entry in client.batch_results(batch.id)]
-    assert indexes == [(0, "c0"), (1, "c1"), (4, "c0")]
+    assert indexes == [(0, "c0"), (1, "c1"), (5, "c0")]
 
 
 def test_results_come_in_the_order_of_the_input(bench: Any, client: Client) -> None:
