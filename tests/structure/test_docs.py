@@ -78,6 +78,13 @@ def test_make_targets_that_a_page_names_exist(page: Path) -> None:
     assert named - targets == set()
 
 
+def test_the_site_is_built_with_its_warnings_as_errors() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    (build,) = re.findall(r"mkdocs build.*", makefile)
+    assert "strict: true" in (ROOT / "mkdocs.yml").read_text()
+    assert "-q" not in build, "a quiet build does not count warnings, so none would fail it"
+
+
 @every_page
 def test_variables_that_a_page_names_exist(page: Path) -> None:
     assert named_variables(page.read_text()) - variable_names() == set()
