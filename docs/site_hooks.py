@@ -104,7 +104,7 @@ def _parameter_row(parameter: Any, context: Any) -> str | None:
     if record is None or "--help" in record[0]:
         return None
     names, meaning = (_plain(part).replace("|", r"\|").replace("\n", " ") for part in record)
-    return f"| `{names}` | {meaning.replace('<', chr(92) + '<')} |"
+    return f"| `{names}` | {meaning.replace('<', '&lt;')} |"
 
 
 def _plain(text: str) -> str:
