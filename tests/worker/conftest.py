@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import signal
@@ -167,7 +166,8 @@ class Mill:
             if worker.process.poll() is None:
                 worker.process.kill()
                 worker.process.wait()
-        gc.collect()  # Celery's results unsubscribe when they go, which needs the server
+        # Celery's results unsubscribe when they are collected, and the server may be gone by then.
+        self.celery.backend.result_consumer.subscribed_to.clear()
         self.celery.close()
         self.store.close()
 

@@ -17,6 +17,8 @@ from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.errors import JobReleased
 from batchmill.worker.jobs.outcome import Outcome, Workflow
 
+from .queue_message import EXPIRES_KEY, NOT_BEFORE_KEY
+
 #: Key of the outcome in the request that Celery's tracer passes to the task.
 OUTCOME_KEY = "batchmill_outcome"
 #: Key of the task's place in a workflow, in the same request.
@@ -59,6 +61,16 @@ class CeleryTask:
     def workflow(self) -> Workflow | None:
         """The task's place in a Celery workflow; None if it stands alone."""
         return self.request.get(WORKFLOW_KEY)
+
+    @property
+    def not_before_ms(self) -> int | None:
+        """End of the delay that the sender asked for, milliseconds of unix time."""
+        return self.request.get(NOT_BEFORE_KEY)
+
+    @property
+    def expires_ms(self) -> int | None:
+        """When a delayed task expires, milliseconds of unix time."""
+        return self.request.get(EXPIRES_KEY)
 
     def accept(self) -> None:
         """Report to Celery that the job has started, so that it acknowledges the message."""

@@ -29,13 +29,15 @@ def install_gate(channel: Any, is_open: Callable[[], bool]) -> None:
 
 
 class GateStep(bootsteps.StartStopStep):
-    """Installs the gate on every new connection of the consumer."""
+    """Installs the gate, and the report of refused messages, on each new connection."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
     def start(self, consumer: Any) -> None:
-        """Install the pool's gate; Celery calls this again after each reconnect."""
-        install_gate(consumer.task_consumer.channel, consumer.pool.gate_is_open)
+        """Connect the channel with the pool; Celery calls this again after each reconnect."""
+        channel = consumer.task_consumer.channel
+        install_gate(channel, consumer.pool.gate_is_open)
+        channel.on_refused = consumer.pool.report_refused
 
     def info(self, consumer: Any) -> dict[str, Any]:
         """Return the broker for `inspect stats`: for a socket, Celery would show the whole URL.

@@ -15,13 +15,17 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from batchmill.producer.broker_url import redis_url
+from batchmill.producer.protocol.replies import JobState
 from batchmill.producer.store.job_store import JobStore
+from batchmill.worker.errors import MalformedMessage
+from batchmill.worker.jobs.outcome import Outcome
 from batchmill.worker.jobs.runtime import WorkerRuntime
 from batchmill.worker.settings import WorkerSettings
 
 from .celery_task import SETTLED_KEY, CeleryTask
 from .drain import do_nothing, drain_worker
 from .missing_results import MissingResults
+from .refused_task import RefusedTask, read_sender
 
 _log = structlog.stdlib.get_logger("batchmill.pool")
 #: Attribute of the app that holds its settings, with the broker's URL filled in.
@@ -105,6 +109,15 @@ class EnginePool(BasePool):
         )
         if not self._runtime.claimer.claim(task):
             self._schedule_retry()
+
+    def report_refused(self, element: bytes, error: MalformedMessage) -> None:
+        """Let a finisher thread tell the sender of a dead letter that it was refused."""
+        request = read_sender(element)
+        if request is None:
+            return
+        task = RefusedTask(request["id"], request, error, self.app, self._store)
+        self._runtime.reporter.accept(task)
+        self._runtime.reporter.report(task, Outcome(JobState.FAILED))
 
     def on_close(self) -> None:
         """Begin any shutdown: take no more jobs, and let the engine finish its step."""

@@ -11,6 +11,7 @@ import binascii
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC
 from typing import Any
 
 from celery.utils.time import maybe_iso8601
@@ -22,8 +23,12 @@ from batchmill.worker.errors import MalformedMessage
 _JSON = "application/json"
 _NUM_BODY_PARTS = 3
 _NUM_TIME_LIMITS = 2
+#: Keys of the request with the end of a task's delay, and with the time at which it then expires,
+#: milliseconds of unix time.
+NOT_BEFORE_KEY = "batchmill_not_before_ms"
+EXPIRES_KEY = "batchmill_expires_ms"
 #: An id becomes a part of keys, logs and events.
-_MAX_ID_CHARS = 255
+MAX_ID_CHARS = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +63,33 @@ def read_queue_message(element: bytes) -> QueueMessage:
     if b"\\u" in element:
         _check_encodable({name: value for name, value in message.items() if name != "body"})
     _check_properties(message.get("properties"))
-    parts = _check_body(message)
+    _check_uncompressed(message.get("headers"))
+    parts = read_body(message)
     if isinstance(parts, dict) and "task" in parts and not message.get("headers"):
         message, parts = _as_protocol_2(message, parts)
     _check_headers(message.get("headers"))
     arguments = _check_arguments(parts)
+    _take_delay(message["headers"])
     return QueueMessage(message, is_announcement=isinstance(arguments.get("job"), str))
+
+
+def _take_delay(headers: dict[str, Any]) -> None:
+    """Take a delay away from Celery, which would keep the task in a timer of this process.
+
+    The job's record keeps it instead. Celery still revokes a task that has expired.
+    """
+    eta = headers.get("eta")
+    if eta is not None:
+        headers["eta"] = None
+        headers[NOT_BEFORE_KEY] = _unix_ms(eta)
+        if headers.get("expires") is not None:
+            headers[EXPIRES_KEY] = _unix_ms(headers["expires"])
+
+
+def _unix_ms(moment: str) -> int:
+    at = maybe_iso8601(moment)
+    aware = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+    return int(aware.timestamp() * 1000)
 
 
 def _check_encodable(values: dict[str, Any]) -> None:
@@ -74,6 +100,13 @@ def _check_encodable(values: dict[str, Any]) -> None:
         raise MalformedMessage(
             "lone_surrogate", "the message has a lone surrogate, which UTF-8 cannot encode"
         ) from None
+
+
+def _check_uncompressed(headers: Any) -> None:
+    if isinstance(headers, dict) and headers.get("compression") is not None:
+        raise MalformedMessage(
+            "compressed", "compressed bodies are not supported: send without `compression`"
+        )
 
 
 def _check_properties(properties: Any) -> None:
@@ -100,10 +133,10 @@ def _check_headers(headers: Any) -> None:
         raise MalformedMessage("no_headers", "headers is missing or not an object")
     if not _is_text(headers.get("id")):
         raise MalformedMessage("no_id", "headers.id is missing: it must be the task's id, a string")
-    if (num_chars := len(headers["id"])) > _MAX_ID_CHARS:
+    if (num_chars := len(headers["id"])) > MAX_ID_CHARS:
         raise MalformedMessage(
             "bad_id",
-            f"headers.id has {num_chars} characters, the limit is {_MAX_ID_CHARS}: shorten it",
+            f"headers.id has {num_chars} characters, the limit is {MAX_ID_CHARS}: shorten it",
         )
     task = headers.get("task")
     if not _is_text(task):
@@ -112,8 +145,6 @@ def _check_headers(headers: Any) -> None:
         raise MalformedMessage(
             "unknown_task", f"headers.task is {str(task)[:100]!r}; this queue takes {TASK_NAME}"
         )
-    if headers.get("compression") is not None:
-        raise MalformedMessage("compressed", "compressed bodies are not supported: send plain JSON")
     for name, is_good in _OPTIONAL_HEADERS.items():
         value = headers.get(name)
         if value is not None and not is_good(value):
@@ -124,7 +155,7 @@ def _check_headers(headers: Any) -> None:
 
 def _is_moment(value: Any) -> bool:
     try:
-        return isinstance(value, str) and bool(maybe_iso8601(value))
+        return isinstance(value, str) and _unix_ms(value) > 0
     except (ValueError, OverflowError):
         return False
 
@@ -173,8 +204,12 @@ def _as_protocol_2(message: dict[str, Any], task: dict[str, Any]) -> tuple[dict[
     return {**message, "headers": headers, "body": body, "properties": properties}, parts
 
 
-def _check_body(message: Mapping[str, Any]) -> Any:
-    """Check the encoding of the body and return its content."""
+def read_body(message: Mapping[str, Any]) -> Any:
+    """Check the encoding of a message's body and return its content.
+
+    Raises:
+        MalformedMessage: the body cannot be read.
+    """
     body_encoding = message["properties"].get("body_encoding")
     content_type = message.get("content-type")
     if content_type != _JSON:

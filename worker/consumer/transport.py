@@ -11,7 +11,7 @@ Used through the scheme of the app's `broker_read_url`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from queue import Empty
@@ -85,6 +85,8 @@ class Channel(redis.Channel):
         self.announcements: dict[str, tuple[bytes, bytes]] = {}
         #: The element that is being delivered: list key and content.
         self.newest_element: tuple[bytes, bytes] = (b"", b"")
+        #: Called with each element that became a dead letter, and the reason.
+        self.on_refused: Callable[[bytes, MalformedMessage], None] | None = None
         self._tag_prefix = uuid()
         self._tag_numbers = count()
         self._shared_client: Any = None
@@ -152,6 +154,8 @@ class Channel(redis.Channel):
         except RedisError as error:
             # No worker could ever run it, so only its trace is lost, and this worker continues.
             _log.error("dead_letter_lost", queue=queue, error=type(error).__name__)
+        if self.on_refused is not None:
+            self.on_refused(element, malformed)
 
     def _deliver_fanout_message(self, message: Any, exchange: str) -> bool:
         """Deliver a broadcast (remote control), unless it is malformed."""

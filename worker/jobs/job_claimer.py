@@ -177,6 +177,11 @@ class JobClaimer:
         new = replace(new, celery_result=not task.request.get("ignore_result"))
         if (workflow := task.workflow) is not None:
             new = replace(new, celery_headers=workflow.headers, celery_embed=workflow.embed)
+        if task.not_before_ms is not None:
+            new = replace(new, not_before_ms=max(task.not_before_ms, new.not_before_ms or 0))
+        if task.expires_ms is not None:
+            deadline_ms = min(task.expires_ms, new.deadline_at_ms or task.expires_ms)
+            new = replace(new, deadline_at_ms=deadline_ms)
         reply = self._store.adopt(new)
         job_id = accepted_id(new, reply)
         if job_id != task.task_id:

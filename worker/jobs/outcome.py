@@ -58,6 +58,14 @@ class TaskHandle(Protocol):
         """The task's place in a Celery workflow; None if it stands alone."""
 
     @property
+    def not_before_ms(self) -> int | None:
+        """End of the delay that the sender asked for, milliseconds of unix time."""
+
+    @property
+    def expires_ms(self) -> int | None:
+        """When a delayed task expires, milliseconds of unix time."""
+
+    @property
     def time_limit_s(self) -> float | None:
         """Seconds that Celery's hard or soft time limit leaves; None without one."""
 
