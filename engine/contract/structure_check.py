@@ -1,8 +1,8 @@
-"""Checks of structures in processes of their own, which a structure may end without harm.
+"""Checks of structures in separate processes, which a structure may crash without harm.
 
 llguidance turns a schema or a grammar into automata, in native code, without a bound: 60 bytes can
-take minutes, gigabytes or the whole stack. So it never compiles a structure that was not compiled
-before in a check process (`structure_check_process.py`), within limits.
+take minutes, gigabytes or the whole stack. So a structure is used only after a check process
+(`structure_check_process.py`) has compiled it within limits.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from .errors import ContractError
 
 #: Error code of a structure that passes a limit of the check.
 TOO_COMPLEX: Final = "structure_too_complex"
-#: Check processes at a time; a bomb keeps one of them busy for as long as the limits allow.
+#: Check processes at a time; a hostile structure keeps one busy for as long as the limits allow.
 _MAX_PROCESSES: Final = 2
 #: Longest wait for a verdict beyond the check's own limit, and for a process to start.
 _GRACE_S: Final = 4.0
 _START_S: Final = 30.0
-#: Tries of a structure whose process ended for a reason that is not the structure's.
+#: Most attempts to check a structure, if its process ends for another reason.
 _MAX_TRIES: Final = 3
-#: Of the verdicts that are kept.
+#: Verdicts that are kept, and their length together.
 _MAX_KEPT: Final = 1024
 _MAX_KEPT_CHARS: Final = 16 << 20
-#: Of a verdict by wall time, which says as much about the load of the machine.
+#: A verdict by wall time is kept for this long: it says as much about the machine's load.
 _KEPT_S: Final = 60.0
 _MAX_REASON_CHARS: Final = 300
 _REMEDY: Final = "use a smaller structure, with fewer repetitions, patterns and levels"
@@ -61,7 +61,7 @@ _LIMIT_OF_SIGNAL: Final[Mapping[int, str]] = {
 
 
 class StructureCheckUnavailable(RuntimeError):
-    """No check process runs here, so that no structure can be used."""
+    """No check process can run here, so no structure can be used."""
 
 
 class _ProcessEnded(Exception):
@@ -80,7 +80,7 @@ def compiled_grammar(kind: str, text: str, overrides: Mapping[str, Any]) -> str:
     """Return a structure as a grammar in llguidance's format, after it was compiled in a trial.
 
     Args:
-        kind: `json`, `regex` or `lark`; or `llguidance` for what this function returns.
+        kind: `json`, `regex` or `lark`; or `llguidance` for an earlier result of this function.
         text: The structure.
         overrides: Options of a JSON schema.
 
@@ -135,9 +135,9 @@ class _Checker:
         digest = _digest(kind, text, overrides)
         verdict = self._verdicts.find(digest)
         if verdict is None:
-            answer = self._check([kind, text, dict(overrides)])
-            verdict = _verdict("output's" if kind == "llguidance" else kind, answer)
-            is_lasting = answer.get("limit") != "wall"
+            reply = self._check([kind, text, dict(overrides)])
+            verdict = _verdict("output's" if kind == "llguidance" else kind, reply)
+            is_lasting = reply.get("limit") != "wall"
             self._verdicts.keep(digest, verdict, math.inf if is_lasting else _KEPT_S)
             if isinstance(verdict, str):
                 self._verdicts.keep(_digest("llguidance", verdict, {}), verdict)
@@ -145,10 +145,10 @@ class _Checker:
             raise ContractError(verdict.message, verdict.code)
         return verdict
 
-    def _check(self, question: list[Any]) -> dict[str, str]:
+    def _check(self, structure: list[Any]) -> dict[str, str]:
         for _ in range(_MAX_TRIES):
             try:
-                return self._ask(question)
+                return self._ask(structure)
             except _ProcessEnded as end:
                 if end.limit is not None:
                     return {"limit": end.limit}
@@ -157,7 +157,7 @@ class _Checker:
             "look for what kills it"
         )
 
-    def _ask(self, question: list[Any]) -> dict[str, str]:
+    def _ask(self, structure: list[Any]) -> dict[str, str]:
         with self._places:
             with self._lock:
                 checking = self._idle.pop() if self._idle else None
@@ -166,7 +166,7 @@ class _Checker:
                 with self._lock:
                     self._all.add(checking)
             try:
-                answer = checking.ask(question)
+                reply = checking.ask(structure)
             except BaseException:
                 with self._lock:
                     self._all.discard(checking)
@@ -174,7 +174,7 @@ class _Checker:
                 raise
             with self._lock:
                 self._idle.append(checking)
-            return answer
+            return reply
 
     def close(self) -> None:
         """End the processes at the end of this one."""
@@ -192,13 +192,13 @@ def _digest(kind: str, text: str, overrides: Mapping[str, Any]) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
 
-def _verdict(name: str, answer: dict[str, str]) -> str | ContractError:
-    if limit := answer.get("limit"):
+def _verdict(name: str, reply: dict[str, str]) -> str | ContractError:
+    if limit := reply.get("limit"):
         return ContractError(f"the {name} grammar {_LIMITS[limit]}: {_REMEDY}", TOO_COMPLEX)
-    if error := answer.get("error"):
+    if error := reply.get("error"):
         reason = " ".join(error.split())[:_MAX_REASON_CHARS]
         return ContractError(f"the {name} grammar cannot be enforced: {reason}")
-    return answer["grammar"]
+    return reply["grammar"]
 
 
 class _CheckProcess:
@@ -237,17 +237,17 @@ class _CheckProcess:
             "or use no structured output"
         )
 
-    def ask(self, question: list[Any]) -> dict[str, str]:
+    def ask(self, structure: list[Any]) -> dict[str, str]:
         """Return the verdict on a structure.
 
         Raises:
-            _ProcessEnded: the process is gone.
+            _ProcessEnded: the process has ended.
         """
         self._connection.settimeout(process.WALL_S + _GRACE_S)
         try:
-            process.send_message(self._connection, question)
-            answer: dict[str, str] = process.receive_message(self._connection)
-            return answer
+            process.send_message(self._connection, structure)
+            reply: dict[str, str] = process.receive_message(self._connection)
+            return reply
         except TimeoutError:
             raise _ProcessEnded("wall") from None
         except (EOFError, OSError):
@@ -280,7 +280,7 @@ def _start(python: str, folder: str, connection: socket.socket) -> subprocess.Po
         stdin=connection.fileno(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,  # a panic's message may hold content
-        # Threads of their own arenas would fill the address space.
+        # With one malloc arena per thread, the address space would be full.
         env={**os.environ, "RAYON_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"},
         cwd="/",
         start_new_session=True,  # no Ctrl-C of the terminal
@@ -288,7 +288,7 @@ def _start(python: str, folder: str, connection: socket.socket) -> subprocess.Po
 
 
 def _pythons() -> Iterator[str]:
-    """Yield interpreters to try: `sys.executable` is another program where Python is embedded."""
+    """Yield interpreters to try: if Python is embedded, `sys.executable` is another program."""
     name = f"python{sys.version_info.major}.{sys.version_info.minor}"
     if sys.executable and re.match(r"python|pypy", Path(sys.executable).name):
         yield sys.executable
@@ -304,7 +304,7 @@ _checker = _Checker()
 
 
 def _after_fork_in_child() -> None:
-    """Start afresh: locks may be held by threads that are not here."""
+    """Replace the checker: its locks may be held by threads that the fork did not copy."""
     global _checker
     _checker.forget()
     _checker = _Checker()

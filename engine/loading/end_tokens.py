@@ -1,4 +1,4 @@
-"""Reads which tokens end a model's outputs."""
+"""Reads the ids of the tokens that end a model's outputs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def read_eos_token_ids(
     Ids that the model does not have are left out: it cannot generate them.
 
     Args:
-        folder: The model's.
+        folder: The model's folder.
         hf_config: Its config.json.
         tokenizer: Its tokenizer.
         vocab_size: Width of its logits.

@@ -14,8 +14,8 @@ from transformers import PreTrainedConfig
 
 from batchmill.engine.errors import UnsupportedModelError
 
-#: llama.cpp stores the result of the llama3 scaling, not what it is computed from. All published
-#: models have these two; the original length is looked for among the powers of 2.
+#: llama.cpp stores the result of the llama3 scaling, not its parameters. All published models have
+#: these two; the original length is one of the powers of 2.
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 _LLAMA3_LENGTHS = [2**exponent for exponent in range(5, 21)]
 
@@ -23,15 +23,15 @@ _LLAMA3_LENGTHS = [2**exponent for exponent in range(5, 21)]
 def take_over_positions(config: PreTrainedConfig, reader: GGUFReader, path: Path) -> None:
     """Write the file's position scaling into its model's configuration.
 
-    Without it, every answer would be wrong, more so the longer the text is.
+    Without it, every output would be wrong, the more so the longer the text is.
 
     Args:
-        config: What transformers read of the file.
+        config: The configuration that transformers read from the file.
         reader: The file.
         path: The file, for errors.
 
     Raises:
-        UnsupportedModelError: The scaling cannot be expressed in the configuration.
+        UnsupportedModelError: the scaling cannot be expressed in the configuration.
     """
     rope = getattr(config, "rope_parameters", None)
     if not isinstance(rope, dict):
@@ -55,7 +55,7 @@ def take_over_positions(config: PreTrainedConfig, reader: GGUFReader, path: Path
 
 
 class _Positions:
-    """What one file says about positions."""
+    """The position scaling that one file contains."""
 
     def __init__(self, reader: GGUFReader, path: Path) -> None:
         self._path = path
@@ -165,7 +165,7 @@ class _Positions:
 def _llama3_factors(
     num_pairs: int, theta: float, values: Mapping[str, float]
 ) -> NDArray[np.float64]:
-    """Return by what the llama3 scaling divides each pair's frequency."""
+    """Return the divisor of each pair's frequency in the llama3 scaling."""
     wavelengths = 2 * math.pi * theta ** (np.arange(num_pairs) / num_pairs)
     length, factor = values["original_max_position_embeddings"], values["factor"]
     low, high = values["low_freq_factor"], values["high_freq_factor"]
