@@ -140,7 +140,7 @@ def decoded_call(call: Any, index: int) -> dict[str, Any]:
         if not isinstance(arguments, Mapping):
             raise TypeError
         # JSON can escape lone surrogates, which UTF-8, and so a prompt, cannot encode.
-        json.dumps(arguments, ensure_ascii=False).encode()
+        json.dumps(arguments, ensure_ascii=False, allow_nan=False).encode()
         return {**call, "function": {**function, "arguments": arguments}}
     except (KeyError, TypeError, ValueError, RecursionError):
         raise _invalid(

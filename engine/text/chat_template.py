@@ -6,16 +6,12 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
 from batchmill.engine.errors import RequestError
 
 from .chat import Chat, decoded_call, text_of
-
-#: Errors of a template on messages that it cannot render. Arguments of calls and schemas of tools
-#: may be nested as deep as Python can read JSON, and deeper than a template can write it.
-_REFUSALS = (TemplateError, TypeError, KeyError, ValueError, AttributeError, RecursionError)
+from .lost_content import first_lost_content, with_empty_for_null, with_parts
 
 
 def render_chat(tokenizer: PreTrainedTokenizerFast, chat: Chat, model_name: str) -> str:
@@ -31,15 +27,7 @@ def render_chat(tokenizer: PreTrainedTokenizerFast, chat: Chat, model_name: str)
     template = template_of(tokenizer, chat)
     given = _inputs(chat, template)
     _check_kwargs(tokenizer, chat, template, model_name)
-    try:
-        prompt = _render(tokenizer, given)
-    except _REFUSALS as error:
-        # A template's own error may quote the messages, so it is not shown.
-        raise RequestError(
-            "invalid_request",
-            f"the model's chat template refuses these messages ({type(error).__name__}): "
-            "check their roles, their order and that each has content",
-        ) from None
+    given, prompt = _prompt_of(tokenizer, given)
     for name, remedy, without in _with_a_part_left_out(given):
         if _is_same(tokenizer, without, prompt):
             raise RequestError(
@@ -47,7 +35,62 @@ def render_chat(tokenizer: PreTrainedTokenizerFast, chat: Chat, model_name: str)
                 f"the chat template of {model_name} ignores {name}: {remedy}, or use a model whose "
                 "template knows them",
             )
-    return prompt
+    return _with_every_content(tokenizer, given, prompt, model_name)
+
+
+def _prompt_of(
+    tokenizer: PreTrainedTokenizerFast, given: dict[str, Any]
+) -> tuple[dict[str, Any], str]:
+    """Return the variables that the template can render, and the prompt.
+
+    Null contents become empty ones if the template cannot render null.
+
+    Raises:
+        RequestError: `invalid_request`: the template refuses the messages.
+    """
+    filled = with_empty_for_null(given)
+    try:
+        prompt = _render(tokenizer, given)
+    except Exception as error:  # a template is a program, which may raise anything
+        if filled is not None:
+            return _prompt_of(tokenizer, filled)
+        # A template's own error may quote the messages, so it is not shown.
+        raise RequestError(
+            "invalid_request",
+            f"the model's chat template refuses these messages ({type(error).__name__}): "
+            "check their roles, their order and that each has content",
+        ) from None
+    return given, prompt
+
+
+def _with_every_content(
+    tokenizer: PreTrainedTokenizerFast, given: dict[str, Any], prompt: str, model_name: str
+) -> str:
+    """Return a prompt that holds the content of every message.
+
+    Raises:
+        RequestError: `unsupported_parameter`: the template leaves one out.
+    """
+
+    def render(variables: dict[str, Any]) -> str:
+        return _render(tokenizer, variables)
+
+    lost = first_lost_content(render, given, prompt)
+    if lost is None:
+        return prompt
+    in_parts = with_parts(given)
+    try:
+        of_parts = render(in_parts)
+        if first_lost_content(render, in_parts, of_parts) is None:
+            return of_parts
+    except Exception:  # as in `_prompt_of`
+        pass
+    role = given["conversation"][lost]["role"]
+    raise RequestError(
+        "unsupported_parameter",
+        f"the chat template of {model_name} ignores the content of messages.{lost} (role {role}): "
+        "move it into another message, or use a model whose template knows it",
+    )
 
 
 def template_of(tokenizer: PreTrainedTokenizerFast, chat: Chat) -> str:
@@ -109,6 +152,22 @@ def _with_a_part_left_out(given: dict[str, Any]) -> Iterator[tuple[str, str, dic
     if any("tool_calls" in message for message in messages):
         without = [{**message, "tool_calls": None} for message in messages]
         yield "tool_calls of messages", "write them as text", {**given, "conversation": without}
+    if any(len(message.get("tool_calls") or ()) > 1 for message in messages):
+        without = [
+            {**message, "tool_calls": message["tool_calls"][:1]}
+            if message.get("tool_calls")
+            else message
+            for message in messages
+        ]
+        remedy = "put each into a message of its own"
+        yield (
+            "all but the first of a message's tool_calls",
+            remedy,
+            {
+                **given,
+                "conversation": without,
+            },
+        )
     if any(message["role"] == "tool" for message in messages):
         without = [message for message in messages if message["role"] != "tool"]
         yield "messages of role tool", "write them as text", {**given, "conversation": without}
@@ -146,5 +205,5 @@ def _render(tokenizer: PreTrainedTokenizerFast, given: dict[str, Any]) -> str:
 def _is_same(tokenizer: PreTrainedTokenizerFast, given: dict[str, Any], prompt: str) -> bool:
     try:
         return _render(tokenizer, given) == prompt
-    except _REFUSALS:
-        return False  # the template needs the part
+    except Exception:  # a template may raise anything
+        return False  # it needs the part

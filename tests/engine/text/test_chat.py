@@ -386,3 +386,73 @@ def test_a_schema_that_cannot_be_enforced_is_refused_only_if_it_would_be_enforce
     assert not Chat(messages=[QUESTION], tools=tools).must_call
     with pytest.raises(RequestError, match="cannot be enforced"):
         Chat(messages=[QUESTION], tools=tools, tool_choice="required")
+
+
+ONLY_FIRST_SYSTEM = (
+    "{% if messages[0].role == 'system' %}[S]{{ messages[0].content }}{% endif %}"
+    "{% for m in messages %}{% if m.role != 'system' %}[{{ m.role }}]{{ m.content }}{% endif %}"
+    "{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "ignored"),
+    [
+        (
+            ONLY_FIRST_SYSTEM,
+            [QUESTION, {"role": "system", "content": "Be brief."}, QUESTION],
+            r"the content of messages\.1 \(role system\)",
+        ),
+        (
+            "{% for m in messages %}{% if m.tool_calls %}{{ m.tool_calls }}{% else %}"
+            "{{ m.content }}{% endif %}{% endfor %}",
+            [QUESTION, {**ANSWERED[1], "content": "Let me see."}, *ANSWERED[2:]],
+            r"the content of messages\.1 \(role assistant\)",
+        ),
+        (
+            "{% for m in messages %}{{ m.content }}{% if m.tool_calls %}{{ m.tool_calls[0] }}"
+            "{% endif %}{% endfor %}",
+            [
+                QUESTION,
+                {
+                    **ANSWERED[1],
+                    "tool_calls": [
+                        *ANSWERED[1]["tool_calls"],
+                        {**ANSWERED[1]["tool_calls"][0], "id": "another"},
+                    ],
+                },
+                *ANSWERED[2:],
+            ],
+            "all but the first of a message's tool_calls",
+        ),
+    ],
+    ids=["a later system message", "text beside calls", "a second call"],
+)
+def test_a_template_that_leaves_out_content_is_an_error(
+    byte_model: LoadedModel, template: str, messages: list[dict[str, Any]], ignored: str
+) -> None:
+    with pytest.raises(RequestError, match=f"ignores {ignored}") as caught:
+        rendered(byte_model, template, messages=messages)
+    assert caught.value.code == "unsupported_parameter"
+
+
+def test_a_template_that_reads_parts_only_gets_parts(byte_model: LoadedModel) -> None:
+    template = (
+        "{% for m in messages %}{% for p in m.content %}{{ p.text }};{% endfor %}{% endfor %}"
+    )
+    chat = [{"role": "system", "content": "Be brief."}, QUESTION]
+    assert rendered(byte_model, template, messages=chat) == f"Be brief.;{QUESTION['content']};"
+
+
+def test_null_content_beside_calls_is_empty_if_the_template_needs_a_text(
+    byte_model: LoadedModel,
+) -> None:
+    template = "{% for m in messages %}{{ m.role + m.content }}{{ m.tool_calls }}{% endfor %}"
+    text = rendered(byte_model, template, messages=ANSWERED)
+    assert "assistant[{" in text
+
+
+def test_any_error_of_a_template_refuses_the_messages(byte_model: LoadedModel) -> None:
+    with pytest.raises(RequestError, match="ZeroDivisionError") as caught:
+        rendered(byte_model, "{{ 1 / (messages | length - 1) }}", messages=[QUESTION])
+    assert caught.value.code == "invalid_request"
