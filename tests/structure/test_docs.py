@@ -127,6 +127,8 @@ def test_public_names_that_a_page_uses_are_exported(page: Path) -> None:
 
 @every_page
 def test_prose_has_lines_of_at_most_120_characters(page: Path) -> None:
+    if page.parent.name == "changelog.d":
+        return  # a release wraps the fragments
     prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
     assert [line for line in prose.splitlines() if len(line) > 120 and line[0] != "|"] == []
 
