@@ -86,6 +86,9 @@ class WorkerSettings(EngineSettings):
     checkpoint_interval_s: float = Field(default=0.25, gt=0)
     #: Unsaved tokens of all running jobs at which generation pauses while Redis is unreachable.
     max_backlog_tokens: int = Field(default=262_144, ge=1)
+    #: Most bytes of a result; a job with a longer one fails as `result_too_large`. Keep it below
+    #: what Redis takes in one piece (`proto-max-bulk-len`, 512 MiB unless changed).
+    max_result_bytes: int = Field(default=134_217_728, ge=1024)
     #: Seconds that an orderly shutdown may take. Let the process supervisor wait a few more.
     drain_timeout_s: float = Field(default=20.0, gt=0)
     #: Seconds between two sweeps for expired leases and lost announcements.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from batchmill.producer.protocol.replies import JobState, ReleaseCause, ReleaseStatus
 from batchmill.producer.results import JobError, JobResult
@@ -75,6 +75,43 @@ def stopped_end(job: ActiveJob) -> JobEnd:
     """Return the end of a job that was stopped before it was submitted to the engine."""
     state = job.stopping or JobState.FAILED
     return _end(state, None, _STOP_ERRORS[state], len(job.token_ids))
+
+
+def bounded_end(end: JobEnd, max_result_bytes: int) -> JobEnd:
+    """Return the end, without its result if that has too many bytes: a completed job then fails.
+
+    A job that ended otherwise keeps its state and error.
+    """
+    num_bytes = len((end.result or "").encode())
+    if num_bytes <= max_result_bytes:
+        return end
+    if end.state is not JobState.COMPLETED:
+        return replace(end, result=None, outcome=replace(end.outcome, result=None))
+    return _end_without_result(
+        end,
+        "result_too_large",
+        f"the result has {num_bytes} bytes, the limit of this worker is {max_result_bytes}; ask "
+        "for fewer samples, tokens or logprobs, or raise BATCHMILL_MAX_RESULT_BYTES",
+    )
+
+
+def result_refused_end(end: JobEnd, num_tries: int, reason: str) -> JobEnd:
+    """Return the end of a job whose end Redis refused every time, while it took other calls."""
+    return _end_without_result(
+        end,
+        "result_refused",
+        f"Redis refused this end, with a result of {len((end.result or '').encode())} bytes, "
+        f"{num_tries} times ({reason}); set BATCHMILL_MAX_RESULT_BYTES below what Redis and any "
+        "proxy before it take (proto-max-bulk-len), or ask for a shorter output",
+    )
+
+
+def _end_without_result(end: JobEnd, code: str, message: str) -> JobEnd:
+    error = JobError(code=code, message=message)
+    return replace(
+        _end(JobState.FAILED, None, error, end.outcome.num_output_tokens),
+        num_tokens=end.num_tokens,
+    )
 
 
 def released_outcome(status: ReleaseStatus, cause: ReleaseCause) -> Outcome:

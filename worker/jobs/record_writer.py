@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import structlog
 from redis.exceptions import RedisError, ResponseError
 
-from batchmill.producer.protocol.calls import jobs as job_calls
-from batchmill.producer.protocol.replies import CompleteStatus, JobState, ReleaseCause, WriteStatus
+from batchmill.producer.protocol.replies import JobState, ReleaseCause, WriteStatus
 from batchmill.producer.store.job_store import JobStore
 
 from .active_job import ActiveJob
 from .active_jobs import ActiveJobs
 from .checkpoints import Checkpoints
+from .end_writer import EndWriter
 from .job_end import JobEnd, released_outcome, stopped_end
 from .lease_renewal import LeaseRenewal
 from .outcome import NOT_OURS, Outcome
@@ -28,8 +28,6 @@ _log = structlog.stdlib.get_logger("batchmill.record_writer")
 #: Waits after a call without a reply from Redis: doubled from the first to the last.
 _FIRST_BACKOFF_S = 0.1
 _LAST_BACKOFF_S = 2.0
-#: Job ends written per round trip.
-_MAX_ENDS_PER_CALL = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +92,7 @@ class RecordWriter:
             store, jobs, lease_s=config.lease_s, is_engine_stuck=is_engine_stuck
         )
         self._messages: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._ends: deque[tuple[ActiveJob, JobEnd]] = deque()
+        self._ends = EndWriter(store, settle)
         self._releases: deque[tuple[ActiveJob, ReleaseCause]] = deque()
         self._thread = threading.Thread(target=self._run, name="record-writer", daemon=True)
         self._closed = False
@@ -122,7 +120,7 @@ class RecordWriter:
 
     def end(self, job: ActiveJob, end: JobEnd) -> None:
         """Write a job's end."""
-        self._messages.put(lambda: self._ends.append((job, end)))
+        self._messages.put(lambda: self._ends.add(job, end))
 
     def release(self, jobs: Sequence[ActiveJob], cause: ReleaseCause) -> None:
         """Write the last tokens of jobs and give them back to their queues."""
@@ -180,7 +178,7 @@ class RecordWriter:
         refusal: ResponseError | None = None
         self._enforce_limits(time.monotonic())
         for write in (
-            self._write_ends,
+            self._ends.write,
             self._write_releases,
             self._write_checkpoint,
             self._renew_leases,
@@ -230,7 +228,7 @@ class RecordWriter:
     def _stop(self, job: ActiveJob, state: JobState) -> None:
         job.stopping = state
         if not self._jobs.abort(job) and self._jobs.remove(job):
-            self._ends.append((job, stopped_end(job)))
+            self._ends.add(job, stopped_end(job))
 
     def _drop(self, job: ActiveJob, why: str) -> None:
         """Forget a job that is no longer ours."""
@@ -244,31 +242,6 @@ class RecordWriter:
         if job.had_gap:
             self._drop(job, "stored tokens disagree")
         job.mark_gap()
-
-    def _write_ends(self) -> None:
-        while self._ends:
-            batch = [self._ends[i] for i in range(min(len(self._ends), _MAX_ENDS_PER_CALL))]
-            statuses = self._store.run_all(
-                [
-                    job_calls.complete(
-                        job.unsaved(), end.state, end.result, end.error, end.num_tokens
-                    )
-                    for job, end in batch
-                ]
-            )
-            for (job, end), status in zip(batch, statuses, strict=True):
-                self._ends.popleft()
-                self._on_end_written(job, end, status)
-
-    def _on_end_written(self, job: ActiveJob, end: JobEnd, status: CompleteStatus) -> None:
-        if status in (CompleteStatus.OK, CompleteStatus.ALREADY_DONE):
-            self._settle(job, end.outcome)
-        elif status is CompleteStatus.GAP and not job.had_gap:
-            job.mark_gap()
-            self._ends.append((job, end))
-        else:
-            _log.warning("end_not_written", job_id=job.claim.job_id, why=status.value)
-            self._settle(job, NOT_OURS)
 
     def _write_releases(self) -> None:
         for cause in ReleaseCause:

@@ -19,7 +19,7 @@ from .heartbeat import Heartbeat
 from .inbox_mover import PAUSE_S, InboxMover
 from .intake_gate import IntakeGate
 from .job_claimer import JobClaimer
-from .job_end import finished_end, refused_end
+from .job_end import bounded_end, finished_end, refused_end
 from .outcome import Outcome
 from .outcome_reporter import OutcomeReporter
 from .periodic_thread import PeriodicThread
@@ -194,7 +194,8 @@ class WorkerRuntime:
         if job is not None and self.jobs.remove(job):
             self.gate.observe_prompt(finished.num_prompt_tokens)
             model = self._settings.served_name
-            self.writer.end(job, finished_end(job, finished, worker=self._name, model=model))
+            end = finished_end(job, finished, worker=self._name, model=model)
+            self.writer.end(job, bounded_end(end, self._settings.max_result_bytes))
 
     def _settle(self, job: ActiveJob, outcome: Outcome) -> None:
         """Report a job's outcome, after its last write."""
