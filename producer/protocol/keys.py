@@ -32,7 +32,7 @@ BATCHES = PREFIX + "batches"
 BATCHES_DUE = PREFIX + "batches_due"
 #: Jobs whose keys are malformed, until the next sweep ends them.
 UNUSABLE = PREFIX + "unusable"
-#: Plain Celery tasks whose jobs have ended, until Celery's result backend has the result.
+#: Plain Celery tasks whose jobs have ended, until the end is reported to Celery.
 CELERY_ENDS = PREFIX + "celery_ends"
 #: Job documents from producers in any language: pushed, and taken until they are submitted.
 INBOX = PREFIX + "inbox"

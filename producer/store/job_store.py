@@ -207,7 +207,7 @@ class JobStore(Store):
         return self.run(end_calls.take(job_id, lease_ms=lease_ms))
 
     def drop_celery_end(self, job_id: str) -> None:
-        """Drop a task whose result Celery's result backend has."""
+        """Drop an ended job from those that are to be reported to Celery."""
         self.client.zrem(keys.CELERY_ENDS, job_id)
 
     # The inbox. `protocol/calls/inbox.py` has the calls that take and settle documents.

@@ -35,7 +35,7 @@ def create_app(settings: WorkerSettings) -> Celery:
     app.conf.update(_configuration(settings), **_broker_configuration(url))
     # Not in the configuration: `inspect conf` would show a password in the URL.
     setattr(app, SETTINGS_KEY, settings.model_copy(update={"broker_url": broker}))
-    # A queue that was published to would be consumed from after the next reconnect.
+    # Otherwise the worker would, after a reconnect, consume from each queue that it published to.
     app.amqp.queues.select(settings.queues)
     app.register_task(GenerateTask())
     app.steps["consumer"].update((GateStep, EventBatchStep))

@@ -81,7 +81,7 @@ class CeleryTask:
         """Report the outcome to Celery. Blocks on the result backend if a result is stored.
 
         An end in a workflow is taken first: a sweeping worker may have reported it already, and
-        what follows must be sent once.
+        the tasks that follow must be sent only once.
         """
         self.request[SETTLED_KEY] = True
         if self.workflow is None or outcome.state is None or not outcome.state.is_terminal:

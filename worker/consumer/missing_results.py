@@ -29,7 +29,7 @@ _LIMIT = 200
 
 
 class MissingResults:
-    """Writes Celery results that are missing, and sends what follows in a workflow.
+    """Writes Celery results that are missing, and sends the tasks that follow in a workflow.
 
     A job that is cancelled or expires while it waits ends without a worker, and a worker may die
     right after it wrote a job's end. The sender of the plain Celery task would then wait on its

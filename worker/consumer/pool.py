@@ -111,7 +111,7 @@ class EnginePool(BasePool):
             self._schedule_retry()
 
     def report_refused(self, element: bytes, error: MalformedMessage) -> None:
-        """Let a finisher thread tell the sender of a dead letter that it was refused."""
+        """Let a finisher thread report to the sender of a dead letter that it was refused."""
         request = read_sender(element)
         if request is None:
             return

@@ -247,7 +247,7 @@ def _check_arguments(parts: Any) -> dict[str, Any]:
 
 
 def _check_follow_ups(embed: dict[str, Any]) -> None:
-    """Refuse signatures that Celery could not send, and would fail at only after the job."""
+    """Refuse signatures that Celery cannot send: it would fail only after the job."""
     for name in ("callbacks", "errbacks", "chain"):
         signatures = embed.get(name) or []
         if not isinstance(signatures, list) or not all(map(_is_signature, signatures)):

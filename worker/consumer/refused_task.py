@@ -1,4 +1,4 @@
-"""Tells the sender of a plain Celery task that its message was refused, as a stock worker does."""
+"""Reports a refused message to the sender of the plain Celery task, as a stock worker does."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class RefusedTask:
 
 
 def read_sender(element: bytes) -> dict[str, Any] | None:
-    """Return the request in a refused element, or None if nobody can wait for its result."""
+    """Return the request in a refused element, or None if no sender can wait for its result."""
     try:
         message = json.loads(element)
         headers = message["headers"] or {}

@@ -1,4 +1,4 @@
-"""A plain Celery task's place in a workflow, and what follows it: kept in its record."""
+"""A plain Celery task's place in a workflow, and the tasks that follow: kept in its record."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FOLLOW_UPS = ("callbacks", "errbacks", "chain", "chord")
 
 
 def read_workflow(request: Mapping[str, Any], embed: Mapping[str, Any] | None) -> Workflow | None:
-    """Return what a message says about its task's workflow; None if the task stands alone."""
+    """Return a task's place in a workflow, from its message; None if it stands alone."""
     headers = {name: request.get(name) or default for name, default in _DEFAULTS.items()}
     optional = {name: request[name] for name in _OPTIONAL if request.get(name) is not None}
     follow_ups = {name: (embed or {}).get(name) for name in _FOLLOW_UPS}

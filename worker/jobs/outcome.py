@@ -31,7 +31,7 @@ NOT_OURS = Outcome(None)
 
 @dataclass(frozen=True, slots=True)
 class Workflow:
-    """A plain Celery task's place in a workflow, and what follows it there, as its record keeps it.
+    """A plain Celery task's place in a workflow, and the tasks that follow, as in its record.
 
     Attributes:
         headers: JSON of the message headers that say where the task belongs.

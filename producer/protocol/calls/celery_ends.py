@@ -8,7 +8,7 @@ from .call import Call
 
 
 def take_all(*, limit: int, grace_ms: int, lease_ms: int) -> Call[list[str]]:
-    """Take ends that are `grace_ms` old and that nobody has reported."""
+    """Take ends that are `grace_ms` old and have not been reported."""
     return Call(
         "celery_ends_take",
         (limit, grace_ms, lease_ms),

@@ -1,6 +1,6 @@
 -- Take one ended Celery task, to report its end to Celery.
 -- KEYS: none. ARGV: id, lease_ms.
--- Reply: TAKEN, HELD (somebody else reports it, or has done so) or UNKNOWN (there is no such job).
+-- Reply: TAKEN, HELD (another process reports it, or has done so) or UNKNOWN (the job does not exist).
 -- @include keys, server
 allow_writes_when_full()
 local now = now_ms()

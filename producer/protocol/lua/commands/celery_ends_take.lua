@@ -1,5 +1,5 @@
--- Take ended Celery tasks whose ends nobody has reported to Celery, oldest first. Each is taken by one caller; a caller
--- that dies loses it after the lease.
+-- Take ended Celery tasks whose ends have not been reported to Celery, oldest first. Each is taken by one caller, which
+-- loses it after the lease.
 -- KEYS: none. ARGV: limit, grace_ms (since the end), lease_ms.
 -- Reply: a list of ids.
 -- @include keys, server

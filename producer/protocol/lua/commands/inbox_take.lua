@@ -18,7 +18,7 @@ local function hand_out(id, document)
   num_bytes = num_bytes + #document
 end
 
--- The id is none that batchmill writes.
+-- Drop a document under an id that batchmill never writes.
 local function drop_unusable(id, document)
   redis.call('HDEL', INBOX_DOCUMENTS, id)
   local kept = string.sub(document, 1, KEPT_BYTES)

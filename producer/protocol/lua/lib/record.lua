@@ -69,7 +69,7 @@ local function load_job(id)
   mark_unusable(id, job)
 end
 
--- Whether somebody waits for Celery's report of the job's end: its sender, or the tasks that follow.
+-- Whether the sender or the tasks that follow wait for Celery's report of the job's end.
 local function is_celery_task(id, job)
   return job.celery_result or redis.call('HEXISTS', job_key(id), 'celery_embed') == 1
 end
