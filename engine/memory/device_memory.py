@@ -98,9 +98,9 @@ def check_weights_fit(
     smaller = f"dtype 'bfloat16' ({gib(weight_bytes / 2)} GiB), " if dtype == torch.float32 else ""
     if fp8_bytes is not None and fp8_bytes <= free_bytes:
         smaller += f"quantization 'fp8' ({gib(fp8_bytes)} GiB, if the GPU supports it), "
-    where = "this host (or its container)" if device.type == "cpu" else str(device)
+    place = "this host (or its container)" if device.type == "cpu" else str(device)
     raise ConfigError(
-        f"the weights need {gib(weight_bytes)} GiB, but {where} has only {gib(free_bytes)} GiB "
+        f"the weights need {gib(weight_bytes)} GiB, but {place} has only {gib(free_bytes)} GiB "
         f"free: free another {gib(weight_bytes - free_bytes)} GiB, or use {smaller}a smaller model "
         "or a device with more memory"
     )

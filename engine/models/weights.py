@@ -158,14 +158,14 @@ def allocate_weights(
         device: Device of the weights.
         layer_device: Device of the layers; None is `device`.
     """
-    where = device if layer_device is None else layer_device
+    layers_on = device if layer_device is None else layer_device
     # 1 + w has more digits than w, and the product should be rounded only once.
     norm_dtype = torch.float32 if config.norm_offset else dtype
 
-    def empty(*shape: int, on: torch.device | str = where) -> Tensor:
+    def empty(*shape: int, on: torch.device | str = layers_on) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=on)
 
-    def norm(size: int, on: torch.device | str = where) -> Tensor:
+    def norm(size: int, on: torch.device | str = layers_on) -> Tensor:
         return torch.empty(size, dtype=norm_dtype, device=on)
 
     embedding = empty(config.vocab_size, config.hidden_size, on=device)

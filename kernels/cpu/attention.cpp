@@ -199,7 +199,7 @@ class Worker {
       int position = op_.first_position(task.seq) + (task.first_row + row) / group_;
       int begin = op_.window > 0 ? max_int(0, position - op_.window + 1 - key) : 0;
       int end = task.is_shared ? count : min_int(count, position + 1 - key);
-      soften(head, row, begin, end, key_vectors * kLanes);
+      weigh_row(head, row, begin, end, key_vectors * kLanes);
     }
     is_direct = with_direct_tile<T>(task.num_rows, op_.head_dim, [&](auto tile) {
       tile.add_values(weights_, kTileKeys / 2,
@@ -214,7 +214,7 @@ class Worker {
   }
 
   // Turns one row's scores into weights; keys outside [begin, end) weigh 0.
-  void soften(int head, int row, int begin, int end, int width) {
+  void weigh_row(int head, int row, int begin, int end, int width) {
     float* scores = scores_ + row * kTileKeys;
     Element* weights = reinterpret_cast<Element*>(weights_) + row * kTileKeys;
     if (begin >= end) {

@@ -30,7 +30,7 @@ class LazyTriton(Generic[Parameters, Result]):
     """
 
     def __init__(self, module: str, name: str, like: Callable[Parameters, Result]) -> None:
-        """Remember which function to import."""
+        """Keep the names of the function and its module."""
         self.like = like
         self._module = module
         self._name = name
@@ -42,10 +42,10 @@ class LazyTriton(Generic[Parameters, Result]):
         Raises:
             TritonMissingError: Triton is not installed.
         """
-        function = self._function or self.load()
+        function = self._function or self.import_function()
         return function(*args, **kwargs)
 
-    def load(self) -> Callable[Parameters, Result]:
+    def import_function(self) -> Callable[Parameters, Result]:
         """Import the function and return it.
 
         Raises:

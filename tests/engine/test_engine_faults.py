@@ -48,10 +48,12 @@ def random_prompt(rng: random.Random, most: int) -> list[int]:
     return [rng.randrange(256) for _ in range(rng.randint(1, most))]
 
 
-def transformers_greedy(model: LlamaForCausalLM, prompt: list[int], output: list[int]) -> list[int]:
-    """Return the token that Transformers would choose at each place of an output, given its prefix.
+def transformers_choices(
+    model: LlamaForCausalLM, prompt: list[int], output: list[int]
+) -> list[int]:
+    """Return the token that transformers would choose at each place of an output, given its prefix.
 
-    If they equal the output, it is the one that Transformers generates greedily.
+    If they equal the output, it is the one that transformers generates greedily.
     """
     with torch.inference_mode():
         logits = model(torch.tensor([prompt + output])).logits[0]
@@ -86,7 +88,7 @@ def test_random_trace_under_constant_preemption_equals_transformers(
     for name, prompt, params, _ in trace:
         token_ids = outputs[name].token_ids
         assert len(token_ids) == params.max_tokens
-        assert token_ids == transformers_greedy(hf_model, prompt, token_ids)
+        assert token_ids == transformers_choices(hf_model, prompt, token_ids)
 
 
 def test_poison_at_the_end_of_a_chunk_reaches_no_request_with_the_same_prefix(

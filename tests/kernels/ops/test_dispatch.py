@@ -58,7 +58,7 @@ def test_a_triton_function_takes_the_arguments_of_its_reference(
         for each in signature(LAZY[name].like).parameters.values()
         if each.name not in NOT_PASSED_ON
     ]
-    found = list(signature(LAZY[name].load()).parameters.values())
+    found = list(signature(LAZY[name].import_function()).parameters.values())
     assert shapes_of(found[: len(reference)]) == shapes_of(reference)
     assert all(each.default is not Parameter.empty for each in found[len(reference) :])
 
