@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
+import time
 from multiprocessing.connection import Connection
 
 import structlog
@@ -37,6 +38,8 @@ from .messages import (
 _IDLE_WAIT_S = 0.1
 #: Longest time for preparations before messages are read again.
 _PREPARE_S = 0.01
+#: Time for messages after which the engine computes a step; each takes at least one message.
+_MESSAGES_S = 0.02
 _EXIT_FAILURE = 1
 _log = structlog.stdlib.get_logger("batchmill.engine_process")
 
@@ -44,8 +47,8 @@ _log = structlog.stdlib.get_logger("batchmill.engine_process")
 class EngineLoop:
     """Turns messages into requests and steps into reports.
 
-    Invariant: the liveness counter moves once per iteration, idle ones included. It stands still
-    only during a step, or while the engine is built.
+    Invariant: the liveness counter moves once per iteration, idle ones included, and once per
+    message. It stands still only during a step, or while the engine is built.
     """
 
     def __init__(
@@ -81,11 +84,16 @@ class EngineLoop:
         return _IDLE_WAIT_S if self._engine.prepare(_PREPARE_S) else 0
 
     def _take_messages(self, wait_s: float) -> bool:
-        got_messages = False
-        while not self._ended and self._connection.poll(0 if got_messages else wait_s):
+        """Handle the messages that wait, for a bounded time; return whether there was one."""
+        if not self._connection.poll(wait_s):
+            return False
+        # The intake of one long prompt takes a second: running requests must not wait for many.
+        until = time.monotonic() + _MESSAGES_S
+        while True:
             self._handle(self._connection.recv())
-            got_messages = True
-        return got_messages
+            self._counter.advance()
+            if self._ended or time.monotonic() >= until or not self._connection.poll(0):
+                return True
 
     def _handle(self, message: ToEngine) -> None:
         if isinstance(message, AddRequest):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
@@ -76,6 +77,36 @@ def test_an_intake_that_fails_ends_only_its_own_request() -> None:
 
     assert refused == {"bug": "internal_error", "panic": "internal_error"}
     assert finished == ["good"]
+    ours.send(Shutdown())
+    thread.join(DEADLINE_S)
+    assert not thread.is_alive()
+
+
+class SlowToTakeIn(StubEngine):
+    """Takes a tenth of a second to take a request in."""
+
+    def add(self, request: AddRequest) -> None:
+        """Queue a request, slowly."""
+        if request.request_id != "good":
+            time.sleep(0.1)
+        super().add(request)
+
+
+def test_running_requests_do_not_wait_for_the_intake_of_all_others() -> None:
+    ours, thread = serve(SlowToTakeIn(StubConfig(step_time_s=0)))
+    ours.send(AddRequest("good", "A prompt.", None, {"max_tokens": 1000}))
+    for number in range(20):
+        ours.send(AddRequest(f"slow {number}", "<<refuse>>", None, {"max_tokens": 1}))
+
+    num_tokens_when_refused: list[int] = []
+    num_tokens = 0
+    while len(num_tokens_when_refused) < 20:
+        assert ours.poll(DEADLINE_S)
+        report = ours.recv()
+        num_tokens += sum(len(tokens) for _, tokens, _ in report.new_outputs)
+        num_tokens_when_refused += [num_tokens] * len(report.refused)
+
+    assert len(set(num_tokens_when_refused)) == 20, "a step comes after each slow intake"
     ours.send(Shutdown())
     thread.join(DEADLINE_S)
     assert not thread.is_alive()
