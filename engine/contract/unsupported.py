@@ -84,21 +84,29 @@ UNSUPPORTED_CONTROLS: Final[Mapping[str, Unsupported]] = {
 UNSUPPORTED_FIELDS: Final[Mapping[str, Unsupported]] = {
     **UNSUPPORTED_CONTROLS,
     "add_special_tokens": Unsupported(neutral=(None, True)),
+    "audio": _ABSENT,
     "chat_template": Unsupported("it is a program: the operator puts it into the model's folder"),
     "custom_id": Unsupported("put it into metadata"),
     "function_call": Unsupported("use tool_choice"),
     "functions": Unsupported("use tools"),
     "lora": _ABSENT,
     "max_time": Unsupported("use ttl_s or deadline"),
+    "modalities": Unsupported(neutral=(None, ["text"])),
+    "prediction": _ABSENT,
+    "prompt_cache_key": Unsupported("prefixes are shared without one; cache_salt separates"),
     "prompt_embeds": _ABSENT,
     "reasoning_effort": _ABSENT,
+    "safety_identifier": Unsupported("use tenant, or put it into metadata"),
     "service_tier": Unsupported(neutral=(None, "auto", "default")),
+    "store": _OFF,
     "stream": Unsupported(
         "a job is not a held connection: poll its status, or use a webhook", neutral=(None, False)
     ),
     "stream_options": _ABSENT,
     "suffix": _ABSENT,
     "user": Unsupported("use tenant, or put it into metadata"),
+    "verbosity": Unsupported(neutral=(None, "medium")),
+    "web_search_options": _ABSENT,
 }
 
 #: Names of `chat_template_kwargs` that are refused: a template gets these values by other means, or

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from batchmill.producer.errors import JobRejected
 
@@ -66,6 +66,13 @@ class BatchRequest(BaseModel):
     ttl_s: float | None = Field(default=None, gt=0, le=limits.MAX_TTL_S)
     #: Creating a batch again with the same key continues it, while the batch is kept.
     idempotency_key: IdempotencyKey | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_null_as_missing(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {name: value for name, value in data.items() if value is not None}
 
 
 class RequestCounts(BaseModel):

@@ -26,7 +26,7 @@ from batchmill.producer.webhook.target import split_url
 from . import limits
 from .chat import ChatFields
 from .controls import SamplingControls
-from .field_checks import Text, check_utf8
+from .field_checks import Text, check_utf8, integral
 
 
 def _check_webhook(url: str) -> str:
@@ -206,9 +206,11 @@ class GenerationJob(ChatFields, SamplingControls):
             return data
         kept = {}
         for name, value in data.items():
+            if value is None and name in cls.model_fields:
+                continue  # null is what a missing field is
             unsupported = UNSUPPORTED_FIELDS.get(name)
             if unsupported is None:
-                kept[name] = value
+                kept[name] = integral(value)
             elif not unsupported.is_neutral(value):
                 raise PydanticCustomError(
                     "unsupported_parameter",

@@ -49,6 +49,15 @@ def check_depth(value: Any, limit: int) -> None:
         ]
 
 
+def integral(value: Any) -> Any:
+    """Return 2.0 as 2, also inside a list: JSON has one type of number, and so has JSON Schema."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, list) and any(isinstance(item, float) for item in value):
+        return [integral(item) for item in value]
+    return value
+
+
 Text = Annotated[str, AfterValidator(check_utf8)]
 
 

@@ -18,7 +18,10 @@ _NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
     "annotations": (None, []),
     "audio": (None,),
     "function_call": (None,),
+    "reasoning": (None, ""),
+    "reasoning_content": (None, ""),
     "refusal": (None,),
+    "tool_calls": (None, []),
 }
 
 FunctionName = Annotated[str, Field(pattern=FUNCTION_NAME)]

@@ -54,6 +54,35 @@ def test_a_good_job_survives_the_way_through_json(fields: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize(
+    ("fields", "same"),
+    [
+        ({"metadata": None, "tags": None, "priority": None, "webhook_events_filter": None}, {}),
+        ({"include_output": None, "stop": None, "n": None}, {}),
+        ({"store": False, "modalities": ["text"], "verbosity": "medium", "audio": None}, {}),
+        (
+            {"max_tokens": 2.0, "top_k": 40.0, "seed": 3.0},
+            {"max_tokens": 2, "top_k": 40, "seed": 3},
+        ),
+        ({"stop_token_ids": [3.0], "temperature": 1.0}, {"stop_token_ids": [3]}),
+        ({"prompt": [1.0, 2]}, {"prompt": [1, 2]}),
+    ],
+)
+def test_null_is_a_missing_field_and_a_whole_number_an_integer(
+    fields: dict[str, Any], same: dict[str, Any]
+) -> None:
+    expected = parse_job({"prompt": "hi", **same})
+    assert parse_job({"prompt": "hi", **fields}) == expected
+    assert parse_document(json.dumps({"prompt": "hi", **fields})) == expected
+
+
+def test_an_assistants_message_may_have_the_empty_fields_of_other_servers() -> None:
+    message = {"role": "assistant", "content": "y"}
+    empty: dict[str, Any] = {"tool_calls": [], "reasoning_content": None, "refusal": None}
+    job = parse_job({"messages": [*CHAT, message | empty, CHAT[1]]})
+    assert job == parse_job({"messages": [*CHAT, message, CHAT[1]]})
+
+
+@pytest.mark.parametrize(
     ("fields", "param"),
     [
         ({"prompt": ""}, "prompt"),
