@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import structlog
 from billiard.einfo import ExceptionInfo
 from celery.exceptions import Ignore, Retry, Terminated
 from redis.exceptions import RedisError
@@ -19,6 +20,7 @@ from batchmill.worker.jobs.outcome import Outcome, Workflow
 
 from .queue_message import EXPIRES_KEY, NOT_BEFORE_KEY
 
+_log = structlog.stdlib.get_logger("batchmill.celery_task")
 #: Key of the outcome in the request that Celery's tracer passes to the task.
 OUTCOME_KEY = "batchmill_outcome"
 #: Key of the task's place in a workflow, in the same request.
@@ -113,7 +115,12 @@ class CeleryTask:
         try:
             failed, value, _ = self.target(*self.args)
         except Exception:
-            self.on_error(ExceptionInfo())
+            if outcome.state is JobState.COMPLETED:
+                # Redis took neither the result nor the error (it is full): a sweep reports it.
+                _log.exception("celery_report_refused", job_id=self.task_id)
+                self.drop()
+            else:
+                self.on_error(ExceptionInfo())
             return False
         finally:
             self.request.pop(OUTCOME_KEY, None)

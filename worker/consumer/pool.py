@@ -26,6 +26,7 @@ from .celery_task import SETTLED_KEY, CeleryTask
 from .drain import do_nothing, drain_worker
 from .missing_results import MissingResults
 from .refused_task import RefusedTask, read_sender
+from .revocation import install_revoke
 
 _log = structlog.stdlib.get_logger("batchmill.pool")
 #: Attribute of the app that holds its settings, with the broker's URL filled in.
@@ -69,6 +70,7 @@ class EnginePool(BasePool):
 
     def on_start(self) -> None:
         """Start the engine and everything around it; the gate opens when the model is loaded."""
+        install_revoke(self._store)
         signals.task_revoked.connect(self._on_revoked, weak=False, dispatch_uid="batchmill-revoked")
         self._runtime.start()
 

@@ -11,6 +11,8 @@
 -- @include announce, batches, events, fair_share, index, keys, queue_limits, server, usage
 local job = {}
 for i = 1, #ARGV, 2 do job[ARGV[i]] = ARGV[i + 1] end
+-- A job that came inside a Celery message was accepted by Redis before, and its message has freed its memory.
+if not job.announce then allow_writes_when_full() end
 local id, queue, key = job.id, job.queue, job.idempotency_key
 
 -- The earlier of the absolute and the relative deadline.

@@ -1,0 +1,50 @@
+"""Celery's `revoke`: cancels the job in its record, and forgets the revocation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+from celery.worker import state as worker_state
+from celery.worker.control import Panel
+from celery.worker.control import revoke as celery_revoke
+from redis.exceptions import RedisError
+
+from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.replies import CancelStatus, JobState
+from batchmill.producer.store.job_store import JobStore
+
+_log = structlog.stdlib.get_logger("batchmill.revocation")
+
+
+def install_revoke(store: JobStore) -> None:
+    """Make this worker's `revoke` cancel stored jobs at once.
+
+    Celery's own remembers the id for three hours and discards the task at its receipt. It would
+    discard a retry of the job as well, on every worker that received the revocation.
+    """
+
+    def revoke(state: Any, task_id: Any, terminate: bool = False, **options: Any) -> Any:
+        reply = celery_revoke(state, task_id, terminate, **options)
+        for job_id in [task_id] if isinstance(task_id, str) else list(task_id or ()):
+            if isinstance(job_id, str) and keys.is_job_id(job_id):
+                _cancel(store, job_id, terminate=terminate)
+        return reply
+
+    Panel.data["revoke"] = revoke
+
+
+def _cancel(store: JobStore, job_id: str, *, terminate: bool) -> None:
+    try:
+        job = store.load(job_id)
+        if job is None:
+            return  # a plain task without a record: Celery discards it at its receipt
+        if job.state is JobState.IN_PROGRESS and not terminate:
+            status = CancelStatus.ALREADY_TERMINAL  # as in Celery, a running task continues
+        else:
+            status = store.cancel(job_id).status
+    except RedisError as error:
+        _log.warning("revoke_not_stored", job_id=job_id, error=type(error).__name__)
+        return
+    _log.info("job_revoked", job_id=job_id, status=status.value)
+    worker_state.revoked.discard(job_id)
