@@ -43,6 +43,11 @@ _OPTIONS: dict[str, Any] = {
     # A server that has just become a replica: the retry makes a new connection.
     "retry_on_error": list(_REPLICA_ERRORS),
 }
+_IMPATIENT_OPTIONS: dict[str, Any] = {
+    "socket_timeout": 2,
+    "socket_connect_timeout": 2,
+    "retry_on_error": [],
+}
 # A call whose reply was lost is repeated, which every script is made for. Five times within about
 # two seconds: enough for a dropped connection, while a wrong address soon becomes an error.
 # (redis-py's own default keeps trying for half a minute.)
@@ -61,10 +66,14 @@ _STATE_WORDS = (
 )
 
 
-def connect(url: str) -> Redis:
-    """Return a client for a broker URL. Nothing is sent before the first call."""
-    retry = Retry(_BACKOFF, _NUM_RETRIES)
-    pool = ConnectionPool.from_url(redis_url(url), retry=retry, **_OPTIONS)
+def connect(url: str, *, impatient: bool = False) -> Redis:
+    """Return a client for a broker URL. Nothing is sent before the first call.
+
+    An impatient client, for a probe, waits a short time for each reply and repeats nothing.
+    """
+    retry = Retry(_BACKOFF, 0 if impatient else _NUM_RETRIES)
+    options = _OPTIONS | _IMPATIENT_OPTIONS if impatient else _OPTIONS
+    pool = ConnectionPool.from_url(redis_url(url), retry=retry, **options)
     kind = pool.connection_class
     pool.connection_class = type(kind.__name__, (_LeavesReplica, kind), {})
     return Redis.from_pool(pool)

@@ -17,6 +17,7 @@ from batchmill.producer.protocol.calls import celery_ends as end_calls
 from batchmill.producer.protocol.calls import dead_letters as letter_calls
 from batchmill.producer.protocol.calls import jobs as job_calls
 from batchmill.producer.protocol.calls import outbox as outbox_calls
+from batchmill.producer.protocol.calls import workers as worker_calls
 from batchmill.producer.protocol.calls.new_job import NewJob
 from batchmill.producer.protocol.outbox import DeliveryOutcome, OutboxEntry, RedeliverStatus
 from batchmill.producer.protocol.records import (
@@ -24,7 +25,6 @@ from batchmill.producer.protocol.records import (
     DeadLetterKind,
     JobRecord,
     WorkerInfo,
-    write_worker,
 )
 from batchmill.producer.protocol.replies import (
     CancelAnswer,
@@ -320,10 +320,7 @@ class JobStore(Store):
 
     def announce_worker(self, info: WorkerInfo) -> None:
         """Write a worker's heartbeat; it counts as gone `WORKER_TTL_S` after the last one."""
-        with self.client.pipeline(transaction=True) as pipeline:
-            pipeline.set(keys.worker(info.name), write_worker(info), ex=keys.WORKER_TTL_S)
-            pipeline.sadd(keys.WORKERS, info.name)
-            pipeline.execute()
+        self.run(worker_calls.heartbeat(info))
 
     def forget_worker(self, name: str) -> None:
         """Remove a worker's heartbeat, when it shuts down."""

@@ -24,10 +24,10 @@ def healthcheck(broker_url: BrokerUrlOption = None, as_json: JsonOption = False)
     """Exit with 0 if a worker on this host has loaded its model and sends heartbeats, else with 1.
 
     The heartbeats are read from Redis, so a process that lives but is stuck does not count as
-    ready. The exit code is 3 if Redis cannot be reached.
+    ready. The exit code is 3 if Redis does not reply within a few seconds.
     """
     host = socket.gethostname()
-    with open_store(broker_url) as store:
+    with open_store(broker_url, impatient=True) as store:
         own = [info for info in store.list_workers() if info.name.rpartition("@")[2] == host]
     ready = sorted(info.name for info in own if info.state == "ready")
     if not ready:

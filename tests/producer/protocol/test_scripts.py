@@ -26,7 +26,7 @@ KEYS_LUA = (LUA_FOLDER / "lib" / "keys.lua").read_text(encoding="utf-8")
 
 
 def test_the_files_are_found() -> None:
-    assert len(SCRIPT_NAMES) == 27
+    assert len(SCRIPT_NAMES) == 28
     assert len(LIBRARIES) == len(FILES) - len(SCRIPT_NAMES) == 19
 
 
@@ -108,13 +108,13 @@ def test_key_names_are_written_in_one_file() -> None:
 
 def test_constant_keys_are_those_of_python() -> None:
     constants = dict(re.findall(r"^local ([A-Z_]+) = '(.*)'$", KEYS_LUA, re.MULTILINE))
-    assert len(constants) == 22
+    assert len(constants) == 23
     assert constants == {name: getattr(keys, name) for name in constants}
 
 
 def test_built_keys_are_those_of_python(bench: Any) -> None:
     functions = re.findall(r"^local function (\w+)\(([\w, ]+)\)", KEYS_LUA, re.MULTILINE)
-    assert len(functions) == 19
+    assert len(functions) == 20
     calls = {name: ["a:b", "c"][: arguments.count(",") + 1] for name, arguments in functions}
     reply = ", ".join(f"{name}(unpack({{'a:b', 'c'}}))" for name in calls)
     built = bench.redis.eval(f"{KEYS_LUA}\nreturn {{ {reply} }}", 0)

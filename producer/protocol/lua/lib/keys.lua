@@ -8,6 +8,7 @@ local OUTBOX = 'batchmill:outbox'
 local DEAD = 'batchmill:dead'
 local TOTALS = 'batchmill:totals'
 local ENDPOINTS_DISABLED = 'batchmill:endpoints_disabled'
+local WORKERS = 'batchmill:workers'
 local BATCHES = 'batchmill:batches'
 local BATCHES_DUE = 'batchmill:batches_due'
 local UNUSABLE = 'batchmill:unusable'
@@ -41,6 +42,7 @@ local function forgotten_key(id) return 'batchmill:forgotten:' .. id end
 local function event_key(id) return 'batchmill:event:' .. id end
 local function dead_key(id) return 'batchmill:dead:' .. id end
 local function failing_key(endpoint) return 'batchmill:failing:' .. endpoint end
+local function worker_key(name) return 'batchmill:worker:' .. name end
 local function batch_key(id) return 'batchmill:batch:' .. id end
 local function batch_jobs_key(id) return 'batchmill:batch_jobs:' .. id end
 
