@@ -116,7 +116,7 @@ def now_ms(store: JobStore) -> float:
 
 
 def respond_with(*statuses: int) -> Callable[[ReceivedRequest], int]:
-    """Return a responder that sends each status in turn, and then the last one for ever."""
+    """Return a responder that sends each status in turn, and then the last one forever."""
     remaining = list(statuses)
     lock = threading.Lock()
 

@@ -18,7 +18,7 @@ from batchmill.producer import AsyncClient, BatchRequest, ProducerSettings
 from batchmill.producer.store import batch_calls
 from batchmill.producer.store.batch_calls import OpenBatch
 
-#: A loop that has lost its cancellation goes on for ever; one that has not ends at once.
+#: A loop that has lost its cancellation never ends; any other ends at once.
 LIMIT_S = 5.0
 
 Loop = Callable[[AsyncClient, str], Awaitable[object]]
@@ -127,7 +127,7 @@ def test_a_cancellation_that_is_swallowed_while_sending_ends_the_loop(
                     await asyncio.sleep(0.01)
                 pytest.fail("the task went on after it had been cancelled")
             assert task.cancelled()
-            # No connection holds a reply that nobody has read.
+            # No connection holds an unread reply.
             assert (await client.status(job.id)).id == job.id
 
     asyncio.run(test())

@@ -223,7 +223,7 @@ def test_an_expired_job_raises_though_it_never_ran(client: Client, bench: Any) -
     assert (caught.value.code, caught.value.result) == ("deadline_exceeded", None)
 
 
-def test_cancel_says_what_it_did(client: Client, bench: Any) -> None:
+def test_cancel_returns_its_outcome(client: Client, bench: Any) -> None:
     waiting_job, running_job = client.submit(prompt="a"), client.submit(prompt="b")
     bench.claim(running_job.id)
     assert waiting_job.cancel().status is CancelStatus.CANCELLED

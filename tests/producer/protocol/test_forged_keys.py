@@ -146,7 +146,7 @@ def test_celery_gets_the_end_of_a_plain_task_whose_record_is_malformed(
     assert b"unusable_record" in record.error
 
 
-def test_forged_counters_and_queues_of_what_waits_do_not_stop_the_sweep(bench: Any) -> None:
+def test_forged_counters_and_queues_do_not_stop_the_sweep(bench: Any) -> None:
     bench.submit("j", cost=7)
     bench.redis.set(keys.USAGE, "no counters")
     bench.redis.sadd(keys.QUEUES, "forged")

@@ -352,7 +352,7 @@ class ProtocolMachine(ProtocolInvariants):
                 self.delivered.add(entry.event_id)
 
 
-def test_the_scripts_do_what_the_reference_does(
+def test_the_scripts_agree_with_the_reference(
     redis_url: str, check_keys: Callable[[Redis], None]
 ) -> None:
     machine: Any = partial(ProtocolMachine, redis_url, check_keys)

@@ -50,7 +50,7 @@ def test_every_library_name_that_a_script_uses_is_defined_in_it(name: str) -> No
     assert used_names(source) & LIBRARY_OF.keys() <= defined
 
 
-def test_a_script_leaves_out_what_it_does_not_use() -> None:
+def test_a_script_leaves_out_unused_definitions() -> None:
     assert "requeue_job" not in script_source("renew")
     assert "requeue_job" in script_source("release")
 

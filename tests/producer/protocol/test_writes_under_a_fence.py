@@ -64,7 +64,7 @@ def test_a_repeated_checkpoint_is_recognised(bench: Any) -> None:
     assert bench.store.read_tokens("j") == [1, 2]
 
 
-def test_a_repeated_checkpoint_that_has_grown_adds_what_is_new(bench: Any) -> None:
+def test_a_repeated_checkpoint_that_has_grown_adds_only_new_tokens(bench: Any) -> None:
     bench.started("j")
     assert [write(bench, 0, [1, 2]), write(bench, 1, [2, 3, 4])] == [OK, OK]
     assert bench.store.read_tokens("j") == [1, 2, 3, 4]

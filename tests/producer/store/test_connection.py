@@ -25,7 +25,7 @@ from batchmill.producer.store.connection import is_server_fault
         ("ERR value is not an integer or out of range", False),
     ],
 )
-def test_what_a_server_says_of_itself_is_no_fault_of_the_data(answer: str, is_state: bool) -> None:
+def test_errors_of_the_server_are_no_fault_of_the_data(answer: str, is_state: bool) -> None:
     error = BaseParser.parse_error(answer)
     assert isinstance(error, ResponseError)
     assert is_server_fault(error) == is_state

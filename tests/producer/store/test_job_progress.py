@@ -161,12 +161,12 @@ def test_the_asyncio_client_estimates_the_same(redis_url: str, bench: Any, clien
     announce_worker(bench)
 
     async def test() -> None:
-        async with AsyncClient(redis_url) as twin:
+        async with AsyncClient(redis_url) as other:
             for job in jobs:
-                assert await twin.job(job.id).progress() == job.progress()
+                assert await other.job(job.id).progress() == job.progress()
             ids = [job.id for job in jobs]
-            assert await twin.progress_many(ids) == client.progress_many(ids)
+            assert await other.progress_many(ids) == client.progress_many(ids)
             with pytest.raises(UnknownJob):
-                await twin.progress("nobody")
+                await other.progress("nobody")
 
     asyncio.run(asyncio.wait_for(test(), timeout=60))

@@ -84,7 +84,7 @@ def test_a_job_that_is_not_there_ends_the_wait_for_it_alone(client: Client, benc
         gone.result()
 
 
-def test_time_that_is_over_is_an_error_after_what_has_ended(client: Client, bench: Any) -> None:
+def test_timeout_is_raised_after_the_jobs_that_have_ended(client: Client, bench: Any) -> None:
     ids = submitted(client, 2)
     finish(bench, ids[0])
     stream = client.as_completed(ids, timeout_s=0)

@@ -1,4 +1,4 @@
-"""What follows a plain Celery task (chain, chord, link) runs elsewhere, once, with its result."""
+"""Followers of a plain Celery task (chain, chord, link) run once elsewhere, with its result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Events wait a moment for each other, and none waits for ever."""
+"""Events wait a moment for each other, and none waits forever."""
 
 from __future__ import annotations
 

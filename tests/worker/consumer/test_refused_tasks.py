@@ -85,7 +85,7 @@ def test_a_task_that_expires_before_its_delay_ends_is_revoked(running_mill: Mill
     running_mill.store.cancel(waiting.id)
 
 
-def test_follow_ups_that_nobody_could_send_are_refused(running_mill: Mill) -> None:
+def test_follow_ups_that_cannot_be_sent_are_refused(running_mill: Mill) -> None:
     task_id = uuid()
     body = json.dumps([[], {"job": JOB}, {"callbacks": ["no signature"]}])
     headers = {"task": keys.TASK_NAME, "id": task_id}

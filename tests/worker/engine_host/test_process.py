@@ -40,7 +40,7 @@ class FailsToTakeIn(StubEngine):
     def add(self, request: AddRequest) -> None:
         """Queue a request, or raise."""
         if request.request_id == "bug":
-            raise ValueError("an error nobody expected")
+            raise ValueError("an unexpected error")
         if request.request_id == "panic":
             raise Panic
         super().add(request)

@@ -146,7 +146,7 @@ def test_many_events_for_one_receiver_each_arrive_once(
     assert {request.headers["x-attempt"] for request in requests} == {"1"}
 
 
-def test_deliverers_share_what_is_due(store: JobStore, deliverers: Deliverers) -> None:
+def test_deliverers_share_the_due_events(store: JobStore, deliverers: Deliverers) -> None:
     """Each may have one delivery in flight, and the receiver responds only if both have one."""
     both = threading.Barrier(2, timeout=20)
 
