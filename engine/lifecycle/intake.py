@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -68,6 +69,7 @@ class RequestIntake:
         """
         _check_arguments(request_id, params, priority, cache_salt)
         prompt_token_ids = self._prompt_token_ids(prompt, params)
+        params = self._with_special_stops(params)
         self._check_vocabulary(params)
         tools = self._tool_use(prompt, params) if isinstance(prompt, Chat) else None
         seed = derive_seed(self._config.seed, request_id) if params.seed is None else params.seed
@@ -121,6 +123,31 @@ class RequestIntake:
                 "raise max_model_len",
             )
         return token_ids
+
+    def _with_special_stops(self, params: SamplingParams) -> SamplingParams:
+        """Return params in which a stop string that is a special token is a stop token.
+
+        The text leaves special tokens out, so a stop string would never be found in it.
+        """
+        if not params.skip_special_tokens:
+            return params
+        texts, token_ids = [], list(params.stop_token_ids or ())
+        for stop in params.stop_strings:
+            token_id = self._detokenizer.special_token_id(stop)
+            if token_id is not None:
+                token_ids.append(token_id)
+            elif any(special in stop for special in self._detokenizer.special_texts):
+                raise RequestError(
+                    "invalid_request",
+                    "stop has a string with a special token and other text, and the output leaves "
+                    "special tokens out: stop at the special token alone, or set "
+                    "skip_special_tokens to false",
+                )
+            else:
+                texts.append(stop)
+        if len(texts) == len(params.stop_strings):
+            return params
+        return replace(params, stop=texts or None, stop_token_ids=token_ids)
 
     def _check_vocabulary(self, params: SamplingParams) -> None:
         """Refuse token ids that the model does not have."""

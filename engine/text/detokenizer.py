@@ -42,11 +42,14 @@ class Detokenizer:
 
     def __init__(self, backend: BackendTokenizer) -> None:
         self._backend = backend
-        self._special_token_ids = frozenset(
-            token_id
+        special = {
+            token_id: token.content
             for token_id, token in backend.get_added_tokens_decoder().items()
             if token.special
-        )
+        }
+        self._special_token_ids = frozenset(special)
+        #: Texts of the special tokens.
+        self.special_texts = frozenset(special.values())
         to_bytes = _piece_decoder(backend)
         self._token_bytes = None if to_bytes is None else _TokenBytes(backend, to_bytes)
         # By the skipped tokens: all special ones, none, or all but a few markers.
