@@ -98,18 +98,21 @@ class RequestIntake:
 
     def _prompt_token_ids(self, prompt: Prompt, params: SamplingParams) -> Sequence[int]:
         token_ids: Sequence[int]
+        limit = self._config.max_model_len
+        most = limit - 1 if params.truncate_prompt_tokens is None else None
         if isinstance(prompt, Chat):
-            token_ids = self._tokenizer.apply_chat_template(prompt, model_name=self._model_name)
+            token_ids = self._tokenizer.apply_chat_template(
+                prompt, model_name=self._model_name, max_num_tokens=most
+            )
             self._check_text_token_ids("messages", token_ids)
         elif isinstance(prompt, str):
-            token_ids = self._tokenizer.encode(prompt)
+            token_ids = self._tokenizer.encode(prompt, max_num_tokens=most)
             self._check_text_token_ids("prompt", token_ids)
         else:
             self._check_token_ids("prompt", prompt)
             token_ids = prompt
         if not token_ids:
             raise RequestError("invalid_request", "prompt has 0 tokens: it needs at least 1")
-        limit = self._config.max_model_len
         if params.truncate_prompt_tokens is not None:
             num_kept = params.truncate_prompt_tokens
             if num_kept == -1:

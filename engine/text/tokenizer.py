@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from batchmill.engine.errors import ModelLoadError, RequestError, UnsupportedMod
 
 from .chat import Chat
 from .chat_template import render_chat, template_of
+from .token_length import TokenLength, longest_token
 
 
 class Tokenizer:
@@ -49,6 +51,11 @@ class Tokenizer:
         """The underlying tokenizer, for incremental detokenization and structured output."""
         return self._tokenizer.backend_tokenizer
 
+    @cached_property
+    def longest_token(self) -> TokenLength | None:
+        """Most bytes of a text per token; None if there is no bound."""
+        return longest_token(self.backend)
+
     @property
     def eos_token_id(self) -> int | None:
         """The tokenizer's end-of-sequence token, if it has one."""
@@ -63,12 +70,17 @@ class Tokenizer:
         """
         return template_of(self._tokenizer, chat)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, max_num_tokens: int | None = None) -> list[int]:
         """Return the token ids of a prompt, with the special tokens that the model expects.
 
+        Args:
+            text: The prompt.
+            max_num_tokens: Its limit; a text that must have more is refused before it is split.
+
         Raises:
-            RequestError: `invalid_request`: UTF-8 cannot encode it.
+            RequestError: `invalid_request`: UTF-8 cannot encode it; `context_length_exceeded`.
         """
+        self._check_length(text, max_num_tokens)
         _check_text(text, "prompt")
         token_ids: list[int] = self._tokenizer(text, verbose=False)["input_ids"]
         return token_ids
@@ -84,13 +96,18 @@ class Tokenizer:
         return token_ids
 
     def apply_chat_template(
-        self, messages: Chat | Sequence[Mapping[str, Any]], *, model_name: str = "this model"
+        self,
+        messages: Chat | Sequence[Mapping[str, Any]],
+        *,
+        model_name: str = "this model",
+        max_num_tokens: int | None = None,
     ) -> list[int]:
         """Return the token ids of a chat; plain messages end where the next message begins.
 
         Args:
             messages: The chat.
             model_name: The model's name in errors.
+            max_num_tokens: As in `encode`.
 
         Raises:
             RequestError: the model has no chat template, or its template refuses the messages or
@@ -98,12 +115,26 @@ class Tokenizer:
         """
         chat = messages if isinstance(messages, Chat) else Chat(messages=messages)
         prompt = render_chat(self._tokenizer, chat, model_name)
+        self._check_length(prompt, max_num_tokens)
         _check_text(prompt, "a message")
         # The template writes the special tokens itself.
         token_ids: list[int] = self._tokenizer(prompt, add_special_tokens=False, verbose=False)[
             "input_ids"
         ]
         return token_ids
+
+    def _check_length(self, text: str, max_num_tokens: int | None) -> None:
+        """Refuse by its bytes a text that is far too long: splitting it takes seconds."""
+        if max_num_tokens is None or self.longest_token is None:
+            return
+        least = self.longest_token.fewest_tokens(text)
+        if least > max_num_tokens:
+            raise RequestError(
+                "context_length_exceeded",
+                f"prompt has at least {least} tokens, max_model_len is {max_num_tokens + 1} and "
+                "one token has to be left for the output: shorten the prompt, set "
+                "truncate_prompt_tokens or raise max_model_len",
+            )
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of token ids, unchanged (spaces before punctuation stay)."""
