@@ -216,3 +216,13 @@ def test_a_job_that_does_not_wait_has_no_position(bench: Any) -> None:
     assert bench.store.queue_position("running") is None
     assert bench.store.queue_position("later") is None
     assert bench.store.queue_position("unknown") is None
+
+
+def test_plain_celery_tasks_in_the_list_take_no_room_in_the_window(bench: Any) -> None:
+    queue = keys.queue_name("demo", "normal")
+    bench.redis.lpush(queue, *(f"plain {number}" for number in range(40)))
+
+    for number in range(10):
+        bench.submit(f"j{number}")
+
+    assert bench.redis.zcount(keys.queued(queue), "-inf", "(inf") == keys.DEFAULT_WINDOW_JOBS

@@ -22,7 +22,10 @@ end
 
 -- Announce waiting jobs until the queue's list is full, each time the oldest job of the tenant that is next.
 local function fill_window(queue, now)
-  local room = tonumber(redis.call('GET', WINDOW) or DEFAULT_WINDOW_JOBS) - redis.call('LLEN', queue)
+  -- Plain Celery tasks in the list take no room, or a stream of them would keep all other jobs from being announced.
+  local announced = redis.call('ZCOUNT', queued_key(queue), '-inf', '(+inf')
+  local taken = math.min(announced, redis.call('LLEN', queue))
+  local room = tonumber(redis.call('GET', WINDOW) or DEFAULT_WINDOW_JOBS) - taken
   while room > 0 do
     local tenant = redis.call('ZRANGE', turns_key(queue), 0, 0)[1]
     if not tenant then return end
