@@ -75,7 +75,8 @@ def test_the_factors_of_llama_3_are_taken_over(path: Path, factor: float, length
     more = {"rope_freqs.weight": factors.astype(np.float32)}
     write_gguf(path, more=more, rope_freq_base=500000.0)
     rope = rope_of(path)
-    assert (rope.rope_type, rope.factor) == ("llama3", pytest.approx(factor))
+    assert rope.rope_type == "llama3"
+    assert rope.factor == pytest.approx(factor)
     # Several original lengths may give the same factors; the frequencies decide.
     found = {**values, "original_max_position_embeddings": rope.original_max_position_embeddings}
     config.rope_parameters = found
