@@ -6,10 +6,9 @@ import logging
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from gguf import GGUFReader
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,6 +24,9 @@ from batchmill.kernels.cpu.build import cache_folder
 
 from .fingerprint import sampled_hash
 from .gguf_positions import take_over_positions
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader
 
 #: Part of the cached folder's name; raise it when the conversion changes.
 _CONVERSION = "bf16-2"
@@ -100,6 +102,9 @@ def _read_config(gguf_path: Path) -> PreTrainedConfig:
 
 def _convert(gguf_path: Path, folder: Path) -> None:
     """Write the model and tokenizer of a GGUF file as safetensors and JSON."""
+    # Imported here: other checkpoints are loaded on machines without the package.
+    from gguf import GGUFReader
+
     config = _read_config(gguf_path)
     try:
         reader = GGUFReader(gguf_path)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from gguf import GGUFReader
 from numpy.typing import NDArray
 from transformers import PreTrainedConfig
 
 from batchmill.engine.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader
 
 #: llama.cpp stores the result of the llama3 scaling, not its parameters. All published models have
 #: these two; the original length is one of the powers of 2.

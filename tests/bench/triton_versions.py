@@ -19,7 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 INTERPRETED = (
-    *(f"tests/kernels/test_triton_{part}.py" for part in ("attention", "sample", "small_ops")),
+    *(f"tests/kernels/gpu/test_{part}.py" for part in ("attention", "sample", "small_ops")),
     "tests/kernels/ops/test_fp8_cache.py",
     *(f"tests/engine/test_{part}.py" for part in ("decoder_triton", "decode_graphs", "warm_up")),
 )
