@@ -52,7 +52,7 @@ def test_an_asyncio_client_in_another_loop_is_refused_before_anything_is_sent(
 
     with asyncio.Runner() as first:
         first.run(submit())
-        with asyncio.Runner() as second, pytest.raises(WrongEventLoop, match="one client for each"):
+        with asyncio.Runner() as second, pytest.raises(WrongEventLoop, match="one client per loop"):
             second.run(submit())
         first.run(submit())
         first.run(close())
