@@ -15,7 +15,6 @@ from transformers import (
     AutoTokenizer,
     GgufConfig,
     PreTrainedConfig,
-    PreTrainedModel,
 )
 
 from batchmill.engine.errors import ModelLoadError, UnsupportedModelError
@@ -26,7 +25,9 @@ from .fingerprint import sampled_hash
 from .gguf_positions import take_over_positions
 
 if TYPE_CHECKING:
+    # At run time it would bring torch's compiler along: seconds that native models do without.
     from gguf import GGUFReader
+    from transformers import PreTrainedModel
 
 #: Part of the cached folder's name; raise it when the conversion changes.
 _CONVERSION = "bf16-2"
