@@ -7,8 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from batchmill.producer.job.strict_json import read_strict_json
-
 from .errors import usage_error
 
 JsonOption = Annotated[
@@ -77,6 +75,9 @@ def parse_json_option(option: str, text: str) -> Any:
     Raises:
         CommandError: the text is not JSON.
     """
+    # Here, because `batchmill --help` needs neither pydantic nor redis.
+    from batchmill.producer.job.strict_json import read_strict_json
+
     try:
         return read_strict_json(text)
     except ValueError as error:
