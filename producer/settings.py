@@ -35,12 +35,12 @@ class ProducerSettings(TargetSettings):
     result_ttl_s: int = Field(default=432_000, ge=1)
     #: Jobs that a queue may hold before it refuses more; None leaves only Redis' memory limit.
     max_queue_depth: int | None = Field(default=None, ge=1)
-    #: Jobs that may wait in all queues together before more are refused; None is no limit.
+    #: Jobs that may wait in all queues together before more are refused; None means no limit.
     max_queued_jobs: int | None = Field(default=None, ge=1)
-    #: Bytes of job documents that may wait in all queues together; None is no limit.
+    #: Bytes of job documents that may wait in all queues together; None means no limit.
     max_queued_bytes: int | None = Field(default=None, ge=1)
     #: Tokens that may wait in all queues together, of prompts (estimated) and outputs (at most);
-    #: None is no limit.
+    #: None means no limit.
     max_queued_tokens: int | None = Field(default=None, ge=1)
 
     @field_validator("result_ttl_s")

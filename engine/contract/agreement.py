@@ -15,7 +15,7 @@ class Controls(Protocol):
 
     @property
     def max_tokens(self) -> int | None:
-        """Most tokens to generate; None is no limit."""
+        """Most tokens to generate; None means no limit."""
 
     @property
     def min_tokens(self) -> int:

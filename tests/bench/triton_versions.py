@@ -21,7 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 INTERPRETED = (
     *(f"tests/kernels/gpu/test_{part}.py" for part in ("attention", "sample", "small_ops")),
     "tests/kernels/ops/test_fp8_cache.py",
-    *(f"tests/engine/test_{part}.py" for part in ("decoder_triton", "decode_graphs", "warm_up")),
+    "tests/engine/models/test_decoder_triton.py",
+    "tests/engine/execution/test_decode_graphs.py",
+    "tests/engine/execution/test_warm_up.py",
 )
 COMPILED = ("tests/kernels/gpu/test_compiled.py",)
 #: Installed with a version, and the options that keep pytest from treating it as an error.
