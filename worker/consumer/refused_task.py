@@ -67,7 +67,7 @@ def read_sender(element: bytes) -> dict[str, Any] | None:
         parts = None
     if isinstance(parts, dict) and not request:
         request = parts  # Celery's protocol 1 has all of it in the body
-    elif isinstance(parts, list) and isinstance(parts[-1:][0] if parts else None, dict):
+    elif isinstance(parts, list) and parts and isinstance(parts[-1], dict):
         request |= parts[-1]
     return request if _is_usable_id(request.get("id")) else None
 
