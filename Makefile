@@ -28,6 +28,7 @@ lint: setup
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	$(BIN)/python tests/structure/lint_lua.py
 	$(BIN)/python tests/structure/generate_sync.py --check
+	$(BIN)/python tests/structure/generate_job_fields.py --check
 
 types: setup
 	$(BIN)/mypy
@@ -38,8 +39,9 @@ types: setup
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
+# Two processes, a file each: most tests wait for the processes that they start.
 test: setup
-	$(BIN)/python -m pytest --durations=15
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --durations=15
 
 demo: setup
 	$(BIN)/batchmill demo
@@ -50,6 +52,7 @@ up: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/python tests/structure/generate_sync.py
+	$(BIN)/python tests/structure/generate_job_fields.py
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)
 

@@ -8,7 +8,8 @@ FROM ${PYTHON_IMAGE} AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 RUN python -m venv /opt/batchmill
 WORKDIR /source
-COPY constraints.txt pyproject.toml README.md LICENSE ./
+COPY constraints.txt pyproject.toml setup.py README.md LICENSE ./
+COPY package ./package
 COPY producer ./producer
 COPY worker ./worker
 COPY engine ./engine
@@ -36,7 +37,7 @@ CMD ["deliver"]
 
 FROM runtime AS flower
 COPY --from=build-flower /opt/batchmill /opt/batchmill
-ENTRYPOINT ["celery"]
+ENTRYPOINT ["batchmill"]
 CMD ["flower"]
 
 FROM runtime AS producer

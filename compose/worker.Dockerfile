@@ -15,7 +15,8 @@ COPY constraints.txt ./
 RUN if [ -n "${TORCH_INDEX_URL}" ]; then \
       /opt/batchmill/bin/pip install --no-deps -c constraints.txt --index-url "${TORCH_INDEX_URL}" torch; \
     fi
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml setup.py README.md LICENSE ./
+COPY package ./package
 COPY producer ./producer
 COPY worker ./worker
 COPY engine ./engine

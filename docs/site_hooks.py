@@ -60,10 +60,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 def commands_page() -> str:
     """Return the reference of the command line, made from the commands themselves."""
     # Commands make flags of their settings only when they are named on the command line.
-    sys.argv += ["demo", "up", "worker", "deliver"]
+    sys.argv += ["demo", "up", "worker", "deliver", "gateway"]
     import typer
 
-    from batchmill.worker.cli import app
+    from batchmill.worker.cli.main import app
 
     lines = ["# Commands", "", "Every command takes `--help`. This page is made from the code.", ""]
     _describe(typer.main.get_command(app), "batchmill", lines)

@@ -11,7 +11,7 @@ from batchmill.engine.text.tool_calls import FORMATS
 from .errors import ConfigError
 
 #: Number formats of weights, activations and the KV cache.
-DTYPES: Final = ("bfloat16", "float16", "float32")
+DTYPES: Final = ("auto", "bfloat16", "float16", "float32")
 #: Number formats of weights other than the dtype.
 QUANTIZATIONS: Final = ("int8", "fp8")
 #: Number formats of the KV cache; "auto" is the dtype.
@@ -70,8 +70,10 @@ class EngineConfig:
 
     #: A folder, a hub id, a GGUF file, or "demo" (SmolLM2-135M-Instruct).
     model: str
-    #: Number format of weights, activations and KV cache: bfloat16, float16 or float32.
-    dtype: str = _one_of("bfloat16", DTYPES)
+    #: Number format of weights, activations and KV cache: bfloat16, float16 or float32. "auto" is
+    #: bfloat16 on a GPU and on CPUs with AVX512_BF16, and float32 on other CPUs, which compute it
+    #: faster; float32 takes twice the memory.
+    dtype: str = _one_of("auto", DTYPES)
     #: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:<index>".
     device: str = "auto"
     #: Most tokens of one request, prompt and output together. Raising it needs a larger KV cache.

@@ -27,6 +27,15 @@ class CpuKernels:
     error: str = ""
 
 
+def auto_dtype(*, on_cpu: bool) -> str:
+    """Return the dtype that "auto" is: bfloat16 on a GPU, on this CPU the one that is faster.
+
+    The CPU alone decides, not whether the kernels are compiled: a job goes on after its worker has
+    got a compiler.
+    """
+    return "float32" if on_cpu and not best_isa().multiplies_bfloat16 else "bfloat16"
+
+
 def inspect_cpu_kernels() -> CpuKernels:
     """Look for compiled kernels and for a compiler. Compiles nothing."""
     isa, compiler = best_isa().name, find_compiler()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from batchmill.engine.execution.kv_cache_sizing import (
@@ -17,7 +17,7 @@ from batchmill.engine.lifecycle.stats import CurrentLoad, DraftCounts, EngineSta
 from batchmill.engine.lifecycle.unfinished_requests import UnfinishedRequests
 from batchmill.engine.loading.load_options import resolve_device
 from batchmill.engine.loading.loading import LoadedModel, load_model
-from batchmill.engine.memory.device_memory import make_current
+from batchmill.engine.memory.device_memory import dtype_name, make_current
 from batchmill.engine.memory.kv_cache import KVCache
 from batchmill.engine.models.model_length import check_max_model_len
 from batchmill.engine.request.outputs import (
@@ -83,9 +83,19 @@ class Engine:
         return identity if self.config.kv_cache_dtype == "auto" else f"{identity}-kv-fp8"
 
     @property
+    def dtype(self) -> str:
+        """Number format of weights and activations, never "auto"."""
+        return dtype_name(self._loaded.model.dtype)
+
+    @property
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
         return self._loaded.tokenizer
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether a step stays in flight while the next one is scheduled."""
+        return self._overlaps
 
     @property
     def num_free_blocks(self) -> int:
@@ -237,6 +247,13 @@ class Engine:
         """
         return self._kv_cache.prefault(timeout_s)
 
+    def token_bytes(self, token_ids: Iterable[int]) -> dict[int, bytes]:
+        """Return the bytes of tokens, for example of those in `RequestOutput.logprobs`.
+
+        A token may be a part of a character. A special token has the bytes of its name.
+        """
+        return self._intake.token_bytes(token_ids)
+
     def load(self) -> CurrentLoad:
         """Return how full the engine is now; cheap enough for every step, unlike `stats`."""
         return CurrentLoad.of(self._scheduler)
@@ -327,12 +344,7 @@ class Engine:
         """End a request that got no token, because of its controls or of its logits."""
         controls = tracker.request.controls
         if controls is not None and controls.is_exhausted:
-            error = RequestFailure(
-                "no_token_left",
-                "the request's controls forbid every next token: loosen its "
-                "structure, allowed_token_ids, bad_words, no_repeat_ngram_size or min_tokens",
-            )
-            self._unfinished.fail(tracker, error)
+            self._unfinished.fail(tracker, controls.failure)
             return
         error = RequestFailure(
             "numerical_error",

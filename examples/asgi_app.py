@@ -2,16 +2,22 @@
 
     uvicorn asgi_app:app          # in this folder, with BATCHMILL_BROKER_URL set
 
-`POST /jobs` with a prompt as the body returns the job's id, `GET /jobs/ID` its state and text.
+`POST /jobs` with a prompt as the body returns the job's id, `GET /jobs/ID` its state and text, and
+`GET /jobs/ID/events` its text while it is generated (`job_events.py`).
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from typing import Any
 
-from batchmill.producer import AsyncClient, JobRejected, JobState, UnknownJob
+from job_errors import error_response
+from job_events import HEADERS, MEDIA_TYPE, job_events, position_of
+
+from batchmill.producer import AsyncClient, BatchmillError, JobState
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -30,10 +36,19 @@ class App:
         if scope["type"] == "lifespan":
             await self._run_lifespan(receive, send)
         elif scope["type"] == "http":
-            status, content = await self._respond(scope["method"], scope["path"], receive)
-            headers = [(b"content-type", b"application/json")]
-            await send({"type": "http.response.start", "status": status, "headers": headers})
+            assert self._client is not None, "the server must support the ASGI lifespan"
+            headers: dict[str, str] = {}
+            try:
+                if scope["method"] == "GET" and scope["path"].endswith("/events"):
+                    return await self._send_events(self._client, scope, receive, send)
+                status, content = await self._respond(
+                    self._client, scope["method"], scope["path"], receive
+                )
+            except BatchmillError as error:
+                status, content, headers = error_response(error)
+            await _start(send, status, {"content-type": "application/json", **headers})
             await send({"type": "http.response.body", "body": json.dumps(content).encode()})
+        return None
 
     async def _run_lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -42,38 +57,68 @@ class App:
             await receive()
         await send({"type": "lifespan.shutdown.complete"})
 
-    async def _respond(self, method: str, path: str, receive: Receive) -> tuple[int, Any]:
-        assert self._client is not None, "the server must support the ASGI lifespan"
+    async def _respond(
+        self, client: AsyncClient, method: str, path: str, receive: Receive
+    ) -> tuple[int, Any]:
         head, _, job_id = path.strip("/").partition("/")
         if head != "jobs":
             return 404, {"error": "not found"}
         if method == "GET" and job_id:
-            return await self._show_job(self._client, job_id)
+            return await self._show_job(client, job_id)
         if method != "POST" or job_id:
             return 405, {"error": "method not allowed"}
         body = await _read_body(receive)
         if body is None:
             return 413, {"error": f"the body must have at most {MAX_BODY_BYTES} bytes"}
-        try:
-            job = await self._client.submit(prompt=body.decode(errors="replace"), max_tokens=48)
-        except JobRejected as error:
-            return 422, {"error": str(error), "code": error.code, "param": error.param}
+        job = await client.submit(body.decode(errors="replace"), max_tokens=48)
         return 202, {"id": job.id}
 
     async def _show_job(self, client: AsyncClient, job_id: str) -> tuple[int, Any]:
-        try:
-            status = await client.status(job_id)
-        except UnknownJob:
-            return 404, {"error": "unknown job"}
+        status = await client.status(job_id)
         text = None
         if status.state is JobState.COMPLETED:
             text = (await client.result(job_id, timeout_s=0)).text
         return 200, {"state": status.state, "text": text}
 
+    async def _send_events(
+        self, client: AsyncClient, scope: Message, receive: Receive, send: Send
+    ) -> None:
+        job_id = scope["path"].removeprefix("/jobs/").removesuffix("/events")
+        position = position_of(dict(scope["headers"]).get(b"last-event-id", b"").decode("latin-1"))
+        await client.status(job_id)  # an unknown job is a 404, which is too late in the stream
+        await _start(send, 200, {"content-type": MEDIA_TYPE, **HEADERS})
+        events = asyncio.create_task(_send_all(job_events(client, job_id, position), send))
+        reader = asyncio.create_task(_wait_for_disconnect(receive))
+        try:
+            await asyncio.wait({events, reader}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (events, reader):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, OSError):
+                    await task
+
+
+async def _start(send: Send, status: int, headers: dict[str, str]) -> None:
+    encoded = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": status, "headers": encoded})
+
+
+async def _send_all(events: AsyncGenerator[str, None], send: Send) -> None:
+    """Send events until there are no more, or the reader has gone."""
+    async with contextlib.aclosing(events):
+        async for event in events:
+            await send({"type": "http.response.body", "body": event.encode(), "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _wait_for_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
 
 async def _read_body(receive: Receive) -> bytes | None:
     """Return the body of a request, or None if it is too long."""
-    body = b""
+    body: bytes = b""
     while True:
         message = await receive()
         body += message.get("body", b"")

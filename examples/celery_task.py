@@ -1,5 +1,6 @@
 """Your Celery app beside batchmill: send a job as a task, or submit one inside a task.
 
+pip install 'celery[redis]'                            # beside batchmill itself
 export BATCHMILL_BROKER_URL=redis://127.0.0.1:6379/0
 celery -A celery_task worker --concurrency 2          # in this folder: your workers, not ours
 python -c "from celery_task import describe; print(describe.delay('a water mill').get(timeout=60))"
@@ -14,8 +15,7 @@ from typing import Any
 from celery import Celery
 from celery.result import AsyncResult
 
-from batchmill.producer import Client
-from batchmill.producer.broker_url import celery_url, find_broker
+from batchmill.producer import Client, celery_url, find_broker
 
 URL = find_broker()
 MODEL = os.environ.get("BATCHMILL_MODEL", "demo")

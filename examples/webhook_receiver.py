@@ -5,6 +5,7 @@
 
     export BATCHMILL_WEBHOOK_ALLOW_HTTP=true BATCHMILL_WEBHOOK_ALLOW_PORTS=8000
     export BATCHMILL_WEBHOOK_ALLOW_NETWORKS=127.0.0.0/8       # for the deliverer, too
+    batchmill webhooks test http://127.0.0.1:8000/hook
     batchmill submit "Once upon a time" --webhook http://127.0.0.1:8000/hook
 
 In production, serve it over https: plain http is for a single machine.
@@ -26,8 +27,12 @@ seen: set[str] = set()
 
 
 def use(event: WebhookEvent) -> None:
-    """Use the event. Long work belongs in a queue: the sender waits for at most 15 s."""
-    print(f"{event.type}: job {event.data['id']}, {event.data['usage']}", flush=True)
+    """Use the event. Long work belongs in a queue: the sender waits for at most 15 s.
+
+    Accept types that you do not know: `batchmill webhooks test` sends `webhook.test`, and later
+    versions may have more. Every event has an id in its data, and only those of jobs have a usage.
+    """
+    print(event.type, event.data["id"], event.data.get("usage", ""), flush=True)
 
 
 class Receiver(BaseHTTPRequestHandler):

@@ -3,11 +3,19 @@
 Read `client/client.py` first, then `protocol/keys.py`. This folder never imports torch or Celery.
 """
 
+from batchmill.producer.broker_url import celery_url, find_broker
 from batchmill.producer.client.async_client import AsyncClient, AsyncJob
+from batchmill.producer.client.batch_intake import LineFields
 from batchmill.producer.client.client import Client, Job
+from batchmill.producer.client.job_groups import JobLike
+from batchmill.producer.client.submissions import AsyncSubmissions, Submissions
 from batchmill.producer.job.batch import BatchRequest, BatchState, BatchStatus, RequestCounts
 from batchmill.producer.job.document import GenerationJob
+from batchmill.producer.job.job_fields import BatchFields, JobFields
 from batchmill.producer.job.messages import Message
+from batchmill.producer.job.retry import RetryPolicy
+from batchmill.producer.progress import EtaUnknown, JobProgress, ProgressSummary
+from batchmill.producer.protocol.pauses import Pause, PauseKind
 from batchmill.producer.protocol.replies import (
     CancelAnswer,
     CancelCounts,
@@ -17,9 +25,9 @@ from batchmill.producer.protocol.replies import (
 )
 from batchmill.producer.store.batches import BatchEntry
 from batchmill.producer.store.ended_jobs import EndedJob
-from batchmill.producer.store.job_index import JobPage
+from batchmill.producer.store.job_index import JobFilter, JobPage
 from batchmill.producer.store.job_output import StreamPiece, StreamPosition
-from batchmill.producer.store.job_progress import EtaUnknown, JobProgress, ProgressSummary
+from batchmill.producer.store.replay import ReplayCounts
 from batchmill.producer.webhook.dedupe import AsyncSeenEvents, SeenEvents
 from batchmill.producer.webhook.signature import WebhookEvent, new_secret, verify_webhook
 
@@ -35,25 +43,34 @@ from .errors import (
     JobFailed,
     JobRejected,
     JobUnfinished,
+    NotReplicated,
     OutputRestarted,
     QueueFull,
+    QueuePaused,
     ResultTimeout,
     SignatureError,
+    StructureCheckUnavailable,
     UnknownBatch,
     UnknownJob,
+    UnsupportedBroker,
     UnsupportedParameter,
+    UnusableRecord,
     WrongEventLoop,
     WrongState,
 )
-from .results import JobError, JobResult, JobStatus, Metrics, Usage
+from .protocol.attempts import Attempt
+from .results import JobError, JobResult, JobStatus, LogprobDetails, Metrics, Usage
 from .settings import ProducerSettings
 
 __all__ = [
     "AsyncClient",
     "AsyncJob",
     "AsyncSeenEvents",
+    "AsyncSubmissions",
+    "Attempt",
     "BatchClosed",
     "BatchEntry",
+    "BatchFields",
     "BatchRequest",
     "BatchState",
     "BatchStatus",
@@ -75,6 +92,9 @@ __all__ = [
     "JobError",
     "JobExpired",
     "JobFailed",
+    "JobFields",
+    "JobFilter",
+    "JobLike",
     "JobPage",
     "JobProgress",
     "JobRejected",
@@ -82,25 +102,39 @@ __all__ = [
     "JobState",
     "JobStatus",
     "JobUnfinished",
+    "LineFields",
+    "LogprobDetails",
     "Message",
     "Metrics",
+    "NotReplicated",
     "OutputRestarted",
+    "Pause",
+    "PauseKind",
     "ProducerSettings",
     "ProgressSummary",
     "QueueFull",
+    "QueuePaused",
+    "ReplayCounts",
     "RequestCounts",
     "ResultTimeout",
+    "RetryPolicy",
     "SeenEvents",
     "SignatureError",
     "StreamPiece",
     "StreamPosition",
+    "StructureCheckUnavailable",
+    "Submissions",
     "UnknownBatch",
     "UnknownJob",
+    "UnsupportedBroker",
     "UnsupportedParameter",
+    "UnusableRecord",
     "Usage",
     "WebhookEvent",
     "WrongEventLoop",
     "WrongState",
+    "celery_url",
+    "find_broker",
     "new_secret",
     "verify_webhook",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import tempfile
@@ -10,10 +11,16 @@ from pathlib import Path
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from .errors import BrokerUnavailable
+from .secrets_from_files import find_secret
+
+#: Seconds that a call to the broker may take in all, if nothing else is set.
+DEFAULT_TIMEOUT_S = 10.0
+#: Seconds that a write waits for replicas, if any are asked for and nothing else is set.
+DEFAULT_REPLICA_TIMEOUT_S = 1.0
 
 _SCHEMES = ("redis", "rediss", "unix", "redis+socket")
 #: A password as an option of the URL, as redis-py's own examples write it for a socket.
-_PASSWORD_OPTION = re.compile(r"([?&]password=)[^&#]*")
+_PASSWORD_OPTION = re.compile(r"([?&](?:ssl_)?password=)[^&#]*")
 
 
 def runtime_dir(environ: Mapping[str, str] = os.environ) -> Path:
@@ -33,13 +40,13 @@ def embedded_socket(environ: Mapping[str, str] = os.environ) -> Path:
 def find_broker(url: str | None = None, environ: Mapping[str, str] = os.environ) -> str:
     """Return the broker's URL: the given one, else the environment's, else the embedded broker's.
 
-    The environment variable is `BATCHMILL_BROKER_URL`.
+    The environment variable is `BATCHMILL_BROKER_URL`, or `BATCHMILL_BROKER_URL_FILE` for a file.
 
     Raises:
         BrokerUnavailable: no URL is given, and this user runs no embedded broker.
-        ValueError: the URL's scheme is not supported.
+        ValueError: the URL's scheme is not supported, or its file cannot be read.
     """
-    if given := url or environ.get("BATCHMILL_BROKER_URL"):
+    if given := url or find_secret("BATCHMILL_BROKER_URL", environ):
         return redis_url(given)
     socket = embedded_socket(environ)
     _check_socket_owner(socket)
@@ -50,6 +57,34 @@ def find_broker(url: str | None = None, environ: Mapping[str, str] = os.environ)
         f"broker at {socket}; start one with `batchmill up`, or give the URL of a Redis server "
         "(redis://host:6379/0)"
     )
+
+
+def find_timeout_s(environ: Mapping[str, str] = os.environ) -> float:
+    """Return the seconds that a call may take: `BATCHMILL_BROKER_TIMEOUT_S`, else the default.
+
+    Raises:
+        ValueError: the variable is not a positive number.
+    """
+    text = environ.get("BATCHMILL_BROKER_TIMEOUT_S")
+    if not text:
+        return DEFAULT_TIMEOUT_S
+    try:
+        return check_timeout_s(float(text))
+    except ValueError:
+        raise ValueError(
+            f"BATCHMILL_BROKER_TIMEOUT_S is {text!r}; it must be a number of seconds above 0"
+        ) from None
+
+
+def check_timeout_s(timeout_s: float) -> float:
+    """Return a timeout of calls to the broker.
+
+    Raises:
+        ValueError: it is not a positive number.
+    """
+    if not 0 < timeout_s < math.inf:
+        raise ValueError(f"timeout_s is {timeout_s}; it must be a number of seconds above 0")
+    return timeout_s
 
 
 def redis_url(url: str) -> str:

@@ -7,6 +7,8 @@
     │   ├── UnsupportedParameter  a known parameter that this version does not support
     │   ├── IdempotencyConflict   the key belongs to a job with other content
     │   ├── QueueFull             a limit on waiting jobs is reached; try later
+    │   │   └── QueuePaused       the operator has paused the queue or the tenant
+    │   ├── StructureCheckUnavailable  no process can check its schema or grammar; try later
     │   └── BatchClosed           a batch takes no more lines; `code`
     ├── JobUnfinished             raised by `result()`: the job ended without a completion; `code`
     │   ├── JobFailed
@@ -15,11 +17,15 @@
     ├── ResultTimeout             the job has not ended yet; it continues
     ├── UnknownJob                never submitted, forgotten, or its time to live has run out
     ├── WrongState                a job cannot be retried or forgotten in its state; `state`
-    ├── InvalidQuery              a tag, tenant, state, cursor or limit is invalid
+    ├── InvalidQuery              a tag, tenant, state, cursor, limit or position is invalid
     ├── UnknownBatch              never created, or its time to live has run out
     ├── BrokerUnavailable         no broker address, or no reply from it
+    │   ├── NotReplicated         it has stored the call, but too few replicas have
+    │   └── UnsupportedBroker     its version is too old, or it runs in cluster mode
     ├── WrongEventLoop            an asyncio client was used in another event loop
     ├── OutputRestarted           a stream cannot continue: the job was started over
+    ├── ApiKeyRefused             a name, a model or a limit of an API key is invalid
+    ├── ReceiverRefused           a field of a registered receiver is invalid; `param`
     ├── TenantRefused             a tenant's name, weight, limit or window is invalid
     ├── BulkFileError             a file of a bulk run cannot be used
     └── SignatureError            a webhook that must not be trusted
@@ -30,13 +36,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from batchmill.producer.progress import JobProgress, ProgressSummary
     from batchmill.producer.protocol.replies import JobState
 
     from .results import JobResult
 
 
 class BatchmillError(Exception):
-    """Base of all errors that `batchmill.producer` raises."""
+    """Base of all errors that `batchmill.producer` raises.
+
+    Attributes:
+        code: Stable name of the error, the same in Python, on the command line, in records and in
+            webhooks; `docs/reference/errors.md` lists all.
+        retryable: Whether the same call, made again later, may succeed.
+    """
+
+    code = "error"
+    retryable = False
 
 
 class JobRejected(BatchmillError):
@@ -44,12 +62,16 @@ class JobRejected(BatchmillError):
 
     Attributes:
         code: `invalid_request`, `unsupported_parameter`, `structure_too_complex`,
-            `idempotency_conflict`, `queue_full` or `batch_closed`.
+            `structure_check_unavailable`, `idempotency_conflict`, `queue_full`, `queue_paused` or
+            `batch_closed`.
         param: The field at fault, with dots if it is nested, or None.
         retryable: Whether the same job may be accepted later.
+        job_ids: The jobs that `submit_many` had submitted before; empty for other calls.
+        custom_id: The caller's name for the line, if it is a line of a batch that has one.
     """
 
-    retryable = False
+    job_ids: tuple[str, ...] = ()
+    custom_id: str | None = None
 
     def __init__(self, message: str, *, code: str = "invalid_request", param: str | None = None):
         super().__init__(message)
@@ -76,13 +98,29 @@ class IdempotencyConflict(JobRejected):
         self.job_id = job_id
 
 
+class StructureCheckUnavailable(JobRejected):
+    """No process can be started that checks a schema or a grammar; nothing was stored."""
+
+    retryable = True
+
+    def __init__(self, message: str, *, param: str):
+        super().__init__(message, code="structure_check_unavailable", param=param)
+
+
 class QueueFull(JobRejected):
     """A limit on waiting jobs, or on Redis' memory, is reached; nothing was stored. Try later."""
 
     retryable = True
 
+    def __init__(self, message: str, *, code: str = "queue_full"):
+        super().__init__(message, code=code)
+
+
+class QueuePaused(QueueFull):
+    """The operator has paused the queue or the tenant, and it refuses jobs meanwhile. Try later."""
+
     def __init__(self, message: str):
-        super().__init__(message, code="queue_full")
+        super().__init__(message, code="queue_paused")
 
 
 class BatchClosed(JobRejected):
@@ -131,11 +169,34 @@ class JobExpired(JobUnfinished):
 
 
 class ResultTimeout(BatchmillError, TimeoutError):
-    """The job did not end within the caller's timeout. It continues."""
+    """The job did not end within the caller's timeout. It continues.
+
+    Attributes:
+        job_id: The job; None if several were waited for.
+        progress: How far it is: its place in the queue and the estimated end, or that no worker
+            serves its model. Of several jobs, that of up to 500 which have not ended. None if the
+            broker did not tell it in time.
+    """
+
+    code = "timeout"
+    retryable = True
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        job_id: str | None = None,
+        progress: JobProgress | ProgressSummary | None = None,
+    ):
+        super().__init__(message)
+        self.job_id = job_id
+        self.progress = progress
 
 
 class UnknownJob(BatchmillError, LookupError):
     """No job has this id: never submitted, forgotten, or its time to live has run out."""
+
+    code = "unknown_job"
 
 
 class WrongState(BatchmillError):
@@ -146,6 +207,8 @@ class WrongState(BatchmillError):
         state: Its state.
     """
 
+    code = "wrong_state"
+
     def __init__(self, message: str, *, job_id: str, state: JobState):
         super().__init__(message)
         self.job_id = job_id
@@ -153,32 +216,105 @@ class WrongState(BatchmillError):
 
 
 class InvalidQuery(BatchmillError, ValueError):
-    """The query is invalid: a tag, tenant, state, cursor or limit is wrong."""
+    """The query is invalid: a tag, tenant, state, cursor, limit or position is wrong."""
+
+    code = "invalid_query"
 
 
 class UnknownBatch(BatchmillError, LookupError):
     """No batch has this id: never created, or its time to live has run out."""
 
+    code = "unknown_batch"
+
 
 class BrokerUnavailable(BatchmillError, ConnectionError):
-    """No broker address is known, or nothing replies there."""
+    """No broker address is known, or nothing replies there.
+
+    Attributes:
+        job_ids: The jobs that the call had surely submitted before.
+    """
+
+    code = "broker_unavailable"
+    retryable = True
+
+    job_ids: tuple[str, ...] = ()
+
+
+class UnsupportedBroker(BrokerUnavailable):
+    """The server cannot be used as a broker: it is too old, or runs in cluster mode."""
+
+    code = "unsupported_broker"
+    retryable = False
+
+
+class UnusableRecord(BatchmillError):
+    """A key in Redis holds data that batchmill did not write, such as another type."""
+
+    code = "unusable_record"
+
+
+class NotReplicated(BrokerUnavailable):
+    """The broker has stored what was sent, but too few replicas have confirmed it in time.
+
+    The job is in the queue and runs like any other; only a failover may lose it.
+
+    Attributes:
+        job_ids: The jobs that were submitted: each can be followed by its id.
+    """
+
+    code = "not_replicated"
+    retryable = False
+
+    def __init__(self, message: str, *, job_ids: Sequence[str] = ()):
+        super().__init__(message)
+        self.job_ids = tuple(job_ids)
 
 
 class WrongEventLoop(BatchmillError, RuntimeError):
     """An asyncio client was used in another event loop than that of its connections."""
 
+    code = "wrong_event_loop"
+
 
 class OutputRestarted(BatchmillError):
-    """A job was started over with another model or version: its output so far is void."""
+    """A job was started over, with another model or version or after Redis lost some of its output.
+
+    The output so far is void.
+    """
+
+    code = "output_restarted"
+    retryable = True
 
 
 class BulkFileError(BatchmillError):
     """A file of a bulk run is missing, wrong, in use, or does not belong to the run."""
 
+    code = "bulk_file"
+
 
 class TenantRefused(BatchmillError, ValueError):
     """A tenant's name, weight, limit or window is invalid."""
 
+    code = "tenant_refused"
+
+
+class ApiKeyRefused(BatchmillError, ValueError):
+    """The name, the tenant, a model or a limit of an API key is invalid."""
+
+
+class ReceiverRefused(BatchmillError, ValueError):
+    """A field of a registered receiver of webhooks is invalid, or its URL is not allowed.
+
+    Attributes:
+        param: The field.
+    """
+
+    def __init__(self, message: str, *, param: str):
+        super().__init__(message)
+        self.param = param
+
 
 class SignatureError(BatchmillError):
     """A webhook's signature, timestamp or form is wrong: respond 401, and trust no content."""
+
+    code = "invalid_signature"

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from batchmill.producer.moments import moment
 from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.attempts import Attempt
 from batchmill.producer.protocol.replies import JobState
 
 # Unknown fields are ignored: a worker of a later version may add some.
-_CONFIG = ConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True)
+_CONFIG = ConfigDict(
+    extra="ignore", frozen=True, hide_input_in_errors=True, use_attribute_docstrings=True
+)
 
 
 def _is_absent(value: object) -> bool:
@@ -26,13 +31,14 @@ class JobError(BaseModel):
 
     model_config = _CONFIG
 
-    #: `invalid_request`, `context_length_exceeded`, `deadline_exceeded`, `cancelled`,
-    #: `engine_error`, `numerical_error`, `out_of_memory`, `attempts_exhausted` …
     code: str
-    #: For people. Never holds prompt or output text.
+    """Stable code of the error; docs/reference/errors.md lists all."""
+
     message: str
-    #: Whether the same job, submitted again, may succeed.
+    """For people. Never holds prompt or output text."""
+
     retryable: bool = False
+    """Whether the same job, submitted again, may succeed."""
 
 
 class PromptTokensDetails(BaseModel):
@@ -40,8 +46,8 @@ class PromptTokensDetails(BaseModel):
 
     model_config = _CONFIG
 
-    #: Prompt tokens found in the prefix cache.
     cached_tokens: int = 0
+    """Prompt tokens found in the prefix cache."""
 
 
 class Usage(BaseModel):
@@ -50,9 +56,16 @@ class Usage(BaseModel):
     model_config = _CONFIG
 
     prompt_tokens: int = 0
+    """Tokens of the prompt."""
+
     completion_tokens: int = 0
+    """Generated tokens, of all samples."""
+
     total_tokens: int = 0
+    """Their sum."""
+
     prompt_tokens_details: PromptTokensDetails = Field(default_factory=PromptTokensDetails)
+    """Where the prompt's KV came from."""
 
 
 class CalledFunction(BaseModel):
@@ -61,8 +74,10 @@ class CalledFunction(BaseModel):
     model_config = _CONFIG
 
     name: str
-    #: A JSON object, as text.
+    """Name of the function."""
+
     arguments: str = Field(repr=False)
+    """A JSON object, as text."""
 
 
 class ToolCall(BaseModel):
@@ -70,10 +85,14 @@ class ToolCall(BaseModel):
 
     model_config = _CONFIG
 
-    #: For the `tool_call_id` of the tool's message. A job that is restarted makes the same ids.
     id: str
+    """For the `tool_call_id` of the tool's message. A job that is restarted makes the same ids."""
+
     type: Literal["function"] = "function"
+    """Kind of the tool."""
+
     function: CalledFunction
+    """The function and its arguments."""
 
 
 class Metrics(BaseModel):
@@ -81,26 +100,49 @@ class Metrics(BaseModel):
 
     model_config = _CONFIG
 
-    #: From submit to the first claim.
     queue_time_s: float | None = None
-    #: From the last claim's arrival in the engine until its first step.
+    """From submit to the first claim."""
+
     engine_queue_time_s: float | None = None
-    #: From the last claim to its first token.
+    """From the last claim's arrival in the engine until its first step."""
+
     ttft_s: float | None = None
-    #: From the first token of the last claim to the last token.
+    """From the last claim to its first token."""
+
     generate_time_s: float | None = None
-    #: Mean between two tokens of the last claim; None if it had fewer than two.
+    """From the first token of the last claim to the last token."""
+
     inter_token_latency_s: float | None = None
-    #: From submit to the end.
+    """Mean between two tokens of the last claim; None if it had fewer than two."""
+
     total_time_s: float | None = None
-    #: Tokens that an earlier attempt had generated and this one continued from.
+    """From submit to the end."""
+
     resumed_tokens: int = 0
-    #: Times that the engine gave the job's blocks to another and recomputed them.
+    """Tokens that an earlier attempt had generated and this one continued from."""
+
     preemptions: int = 0
+    """Times that the engine gave the job's blocks to another and recomputed them."""
 
 
 #: Per token, token ids to log probabilities: its own first, then the likeliest, best first.
 Logprobs = list[dict[int, float] | None]
+
+
+class LogprobDetails(BaseModel):
+    """Data that readers of log probabilities need besides them."""
+
+    model_config = ConfigDict(**_CONFIG, ser_json_bytes="base64", val_json_bytes="base64")
+
+    num_top: int | None = None
+    """Likeliest tokens that the job asked for per output token; None if it asked for none."""
+
+    token_bytes: dict[int, bytes] = Field(default_factory=dict, repr=False)
+    """Bytes of each token that has a log probability, by its id; base64 in JSON. A token may be
+    a part of a character, and a special token has the bytes of its name."""
+
+    echoed_token_ids: list[int] | None = Field(default=None, repr=False)
+    """Tokens of the prompt, if the job asked for `echo`."""
 
 
 class Completion(BaseModel):
@@ -108,20 +150,32 @@ class Completion(BaseModel):
 
     model_config = _CONFIG
 
-    #: Number of the sample among the job's `n`, from 0.
     index: int = 0
+    """Number of the sample among the job's `n`, from 0."""
+
     text: str = ""
+    """Text of the sample."""
+
     token_ids: list[int] = Field(default_factory=list, repr=False)
+    """Its token ids."""
+
     finish_reason: FinishReason | None = None
+    """Why it ended; see `JobResult.finish_reason`."""
+
     stop_reason: str | int | None = None
-    #: Per token, if the job asked for `logprobs`.
+    """The stop string or token id that ended it; None for the end of text."""
+
     logprobs: Logprobs | None = Field(default=None, repr=False)
-    #: Per token, in nats, if the job asked for `entropy`.
+    """Per token, if the job asked for `logprobs`."""
+
     entropies: list[float] | None = Field(default=None, repr=False)
-    #: Calls of the job's `tools`; their markup is not in `text`.
+    """Per token, in nats, if the job asked for `entropy`."""
+
     tool_calls: list[ToolCall] = Field(default_factory=list, repr=False, exclude_if=_is_absent)
-    #: Cause, if `finish_reason` is `error`.
+    """Calls of the job's `tools`; their markup is not in `text`."""
+
     error: str | None = None
+    """Cause, if `finish_reason` is `error`."""
 
     @property
     def message(self) -> dict[str, Any]:
@@ -139,40 +193,69 @@ class JobResult(BaseModel):
     model_config = _CONFIG
 
     id: str
+    """Id of the job."""
+
     model: str
-    #: `completed`, or another end, with the output so far.
+    """Model that the job asked for."""
+
     status: JobState
-    #: `stop`: a stop string, a stop token or the end of text; `length`: `max_tokens`;
-    #: `tool_calls`: as `stop`, with calls.
+    """`completed`, or another end, with the output so far."""
+
     finish_reason: FinishReason | None = None
-    #: The stop string or token id that ended it; None for the end of text.
+    """`stop`: a stop string, a stop token or the end of text; `length`: `max_tokens`;
+    `tool_calls`: as `stop`, with calls."""
+
     stop_reason: str | int | None = None
-    #: Text of the output. This and the fields around it are those of the first sample.
+    """The stop string or token id that ended it; None for the end of text."""
+
     text: str = ""
-    #: Calls of the job's `tools`; their markup is not in `text`.
+    """Text of the output. This and the fields around it are those of the first sample."""
+
     tool_calls: list[ToolCall] = Field(default_factory=list, repr=False, exclude_if=_is_absent)
-    #: Per output token, if the job asked for `logprobs`: of the model's own distribution, before
-    #: any control.
+    """Calls of the job's `tools`; their markup is not in `text`."""
+
     logprobs: Logprobs | None = Field(default=None, repr=False, exclude_if=_is_absent)
-    #: Per output token, in nats, if the job asked for `entropy`.
+    """Per output token, if the job asked for `logprobs`: of the model's own distribution,
+    before any control."""
+
     entropies: list[float] | None = Field(default=None, repr=False, exclude_if=_is_absent)
-    #: Per prompt token, if the job asked for `prompt_logprobs`; None for the first.
+    """Per output token, in nats, if the job asked for `entropy`."""
+
     prompt_logprobs: Logprobs | None = Field(default=None, repr=False, exclude_if=_is_absent)
-    #: All samples, if the job asked for more than one; see `completions`.
+    """Per prompt token, if the job asked for `prompt_logprobs`; None for the first."""
+
+    logprob_details: LogprobDetails | None = Field(default=None, repr=False, exclude_if=_is_absent)
+    """The texts of the tokens in `logprobs` and `prompt_logprobs`, if the job asked for these."""
+
     samples: list[Completion] = Field(default_factory=list, repr=False, exclude_if=_is_absent)
+    """All samples, if the job asked for more than one; see `completions`."""
+
     usage: Usage = Field(default_factory=Usage)
+    """Numbers of tokens."""
+
     metrics: Metrics = Field(default_factory=Metrics)
-    #: Number of claims, the last one included.
+    """Times and counts of the job."""
+
     attempt: int = 1
+    """Number of claims, the last one included."""
+
     worker: str | None = None
+    """Worker that ended it; None if none had it."""
+
     error: JobError | None = None
+    """Why it ended without a completion; None if it completed."""
+
     metadata: dict[str, str] = Field(default_factory=dict)
-    #: Owner of the job.
+    """Your own data about the job."""
+
     tenant: str = keys.DEFAULT_TENANT
-    #: Labels of the job.
+    """Owner of the job."""
+
     tags: list[str] = Field(default_factory=list)
-    #: The generated token ids. Kept in the record's own token string, so not part of the JSON.
+    """Labels of the job."""
+
     token_ids: list[int] = Field(default_factory=list, exclude=True, repr=False)
+    """The generated token ids. Kept in the record's own token string, so not part of the JSON."""
 
     @property
     def completions(self) -> tuple[Completion, ...]:
@@ -203,25 +286,92 @@ class JobStatus(BaseModel):
     model_config = _CONFIG
 
     id: str
+    """Id of the job."""
+
     model: str
-    #: Owner of the job, for the fair share.
+    """Model that the job asks for."""
+
     tenant: str = keys.DEFAULT_TENANT
+    """Owner of the job, for the fair share."""
+
     state: JobState
-    #: Cancelled while running: it ends at its next checkpoint.
+    """State of the job."""
+
     cancelling: bool = False
-    #: Tokens generated and stored so far.
+    """Cancelled while running: it ends at its next checkpoint."""
+
     output_tokens: int = 0
-    #: Claims so far; more than one after a worker was lost.
+    """Tokens generated and stored so far."""
+
     attempts: int = 0
-    #: Number of the run: 1, and one more per retry.
+    """Claims so far: more than one after its worker was stopped or lost, its engine was lost, or it
+    was retried; `history` says which."""
+
+    history: list[Attempt] = Field(default_factory=list)
+    """The claims, oldest first, each with its times, worker, tokens and the cause of its end;
+    the last one may still run. Of a long history, the first four and the last sixteen are kept."""
+
+    attempts_left_out: int = 0
+    """Ended claims that `history` leaves out."""
+
     run: int = 1
+    """Number of the run: 1, and one more per retry."""
+
+    retries: int = 0
+    """Failed attempts of this run that were followed by another one, by the job's retry policy."""
+
+    retry_at_ms: int | None = None
+    """When a job that waits after a failed attempt is tried again; None if it does not wait so."""
+
+    retry_error: JobError | None = None
+    """Why that attempt failed."""
+
     tags: list[str] = Field(default_factory=list)
+    """Labels of the job."""
+
     worker: str | None = None
-    #: Milliseconds of unix time on Redis' clock, as all times below.
+    """Worker that has, or last had, the job."""
+
     enqueued_at_ms: int
+    """Milliseconds of unix time on Redis' clock, as all times below. Without `_ms`, each is a
+    datetime in UTC."""
+
     started_at_ms: int | None = None
     finished_at_ms: int | None = None
     deadline_at_ms: int | None = None
-    #: Time before which a delayed job does not run; None if it had no delay.
     scheduled_at_ms: int | None = None
+    """Time before which the job does not run: the end of its delay, or of its last wait for a
+    retry; None if it had neither."""
+
     error: JobError | None = None
+    """Why it ended without a completion."""
+
+    @property
+    def enqueued_at(self) -> datetime:
+        """When it was submitted, in UTC."""
+        return moment(self.enqueued_at_ms)
+
+    @property
+    def started_at(self) -> datetime | None:
+        """When a worker first claimed it, in UTC; None before."""
+        return moment(self.started_at_ms)
+
+    @property
+    def finished_at(self) -> datetime | None:
+        """When it ended, in UTC; None before."""
+        return moment(self.finished_at_ms)
+
+    @property
+    def deadline_at(self) -> datetime | None:
+        """When it expires, in UTC; None if it has no deadline."""
+        return moment(self.deadline_at_ms)
+
+    @property
+    def scheduled_at(self) -> datetime | None:
+        """Time before which it does not run, in UTC; None if it had no delay and no retry."""
+        return moment(self.scheduled_at_ms)
+
+    @property
+    def retry_at(self) -> datetime | None:
+        """When it is tried again after a failed attempt, in UTC; None if it does not wait so."""
+        return moment(self.retry_at_ms)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from batchmill.producer.job.batch import BATCH_EVENTS, BatchStatus
-from batchmill.producer.job.document import GenerationJob
+from batchmill.producer.job.document_schema import job_schema
 from batchmill.producer.protocol.record_schema import RecordFields
 
 from .results import JobResult
@@ -21,14 +21,9 @@ _STATES = ("completed", "failed", "cancelled", "expired")
 
 
 def schemas() -> dict[str, dict[str, Any]]:
-    """Return each schema by its file name.
-
-    A schema checks less than submit does: it has the preferred names, their types and their
-    limits, but neither aliases nor the rule that exactly one of prompt and messages is given.
-    """
-    job = GenerationJob.model_json_schema(by_alias=False)
+    """Return each schema by its file name."""
     return {
-        "job.schema.json": _titled(job, "A job, as it is submitted"),
+        "job.schema.json": _titled(job_schema(), "A job, as it is submitted"),
         "result.schema.json": _titled(
             JobResult.model_json_schema(mode="serialization"), "How a job ended, with its output"
         ),

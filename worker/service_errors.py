@@ -5,10 +5,15 @@ ServiceError
 │   ├── BrokerNotInstalled         this machine has no server program
 │   ├── BrokerAlreadyRunning       a live broker owns the directory
 │   └── BrokerFailed               the server program ended or did not reply
+├── NoStateFolder              a folder cannot be written
 ├── NotPrivate                 a folder for prompts or secrets is open to others
 ├── NoWebhookSecret            the deliverer has no secret to sign with
 ├── ChildFailed                a supervised program could not start
+│   └── ChildMisconfigured     its settings or its model cannot work
 ├── DemoFailed                 the demo did not finish
+│   └── DemoInterrupted        a signal ended it
+├── GatewayFailed              the gateway cannot listen on its address
+├── ApiError                   the gateway refuses a request (in `gateway/api_errors.py`)
 └── BenchFailed                a benchmark cannot run with these options
 """
 
@@ -43,6 +48,10 @@ class BrokerFailed(BrokerError):
     """The server program ended at start-up, or did not reply in time."""
 
 
+class NoStateFolder(ServiceError):
+    """The folder for data and logs cannot be created or written."""
+
+
 class NotPrivate(ServiceError):
     """A folder for prompts, outputs or secrets is open to, or belongs to, another user."""
 
@@ -55,8 +64,20 @@ class ChildFailed(ServiceError):
     """A supervised program ended or did not start in time."""
 
 
+class ChildMisconfigured(ChildFailed):
+    """A supervised program ended because its settings or its model cannot work."""
+
+
+class GatewayFailed(ServiceError):
+    """The gateway cannot listen on its address."""
+
+
 class DemoFailed(ServiceError):
     """The demo did not finish."""
+
+
+class DemoInterrupted(DemoFailed):
+    """A signal ended the demo."""
 
 
 class BenchFailed(ServiceError):

@@ -6,13 +6,17 @@ import os
 import socket
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_type_hints
 
 from pydantic import Field, ValidationInfo, create_model, field_validator, model_validator
+from pydantic_settings import NoDecode
 
 from batchmill.engine import ConfigError, EngineConfig
+from batchmill.producer.broker_url import DEFAULT_TIMEOUT_S
+from batchmill.producer.job.retry import RETRYABLE_CODES, check_codes
 from batchmill.producer.protocol import keys
 from batchmill.producer.settings import ProducerSettings
+from batchmill.producer.webhook.target_settings import NO_VALUE
 
 #: Fields of `EngineConfig` that are not settings: the queue orders the jobs, and each job has its
 #: own seed.
@@ -75,12 +79,17 @@ class WorkerSettings(EngineSettings):
     #: whether another one has sent the same beginning of a prompt.
     prefix_cache_shared_across_tenants: bool = False
 
+    #: Seconds that a call to the broker may take in all, with connecting and repeats; a call of a
+    #: worker may take half of it, and is repeated on the worker's own schedule.
+    broker_timeout_s: float = Field(default=DEFAULT_TIMEOUT_S, gt=0, allow_inf_nan=False)
+
     #: Seconds after which the jobs of a silent worker go to another worker. A step may take longer:
     #: leases are renewed until `engine_stall_s` is over.
     lease_s: float = Field(default=15.0, ge=0.5)
     #: Seconds that the engine's loop may stand still before the engine is killed and replaced.
     engine_stall_s: float = Field(default=60.0, gt=0)
-    #: Unsaved tokens of one job that make a checkpoint of all running jobs due.
+    #: Unsaved tokens of one job that make a checkpoint of all running jobs due. The engine computes
+    #: one step more, and then waits for the checkpoint, unless Redis does not reply.
     checkpoint_tokens: int = Field(default=8, ge=1)
     #: Longest time in seconds that a token stays unsaved.
     checkpoint_interval_s: float = Field(default=0.25, gt=0)
@@ -89,6 +98,25 @@ class WorkerSettings(EngineSettings):
     #: Most bytes of a result; a job with a longer one fails as `result_too_large`. Keep it below
     #: what Redis takes in one piece (`proto-max-bulk-len`, 512 MiB unless changed).
     max_result_bytes: int = Field(default=134_217_728, ge=1024)
+    #: Attempts of a job that may fail with a retryable error before the job fails, unless the job
+    #: has its own retry policy; 1 retries nothing.
+    retry_max_attempts: int = Field(default=3, ge=1)
+    #: Seconds before the first retry of a job. Each further wait is twice as long, and each is
+    #: shortened by up to a quarter at random.
+    retry_backoff_s: float = Field(default=2.0, ge=0)
+    #: Longest wait before a retry, seconds.
+    retry_max_backoff_s: float = Field(default=60.0, ge=0)
+    #: Error codes that are retried, with commas between them; "none" retries nothing.
+    retry_codes: Annotated[tuple[str, ...], NoDecode] = RETRYABLE_CODES
+    #: Dead letters that are kept. Of more, the oldest are dropped, counted (`dead_letters_dropped`
+    #: in the totals) and logged.
+    max_dead_letters: int = Field(default=10_000, ge=1)
+    #: Days (UTC, today included) for which used tokens are kept for `batchmill usage`.
+    #: If workers differ, the smallest number counts.
+    usage_days: int = Field(default=400, ge=1, le=800)
+    #: Seconds after which a waiting job without a deadline expires as `not_served`, if no worker
+    #: has served its queue for as long; None lets it wait forever.
+    unserved_ttl_s: int | None = Field(default=604_800, ge=1)
     #: Seconds that an orderly shutdown may take. Let the process supervisor wait a few more.
     drain_timeout_s: float = Field(default=20.0, gt=0)
     #: Seconds between two sweeps for expired leases and lost announcements.
@@ -96,7 +124,14 @@ class WorkerSettings(EngineSettings):
     #: Seconds after which a waiting job without an announcement is announced again.
     reannounce_grace_s: float = Field(default=30.0, ge=0)
     #: Seconds between two heartbeats.
-    heartbeat_interval_s: float = Field(default=5.0, gt=0, lt=keys.WORKER_TTL_S)
+    heartbeat_interval_s: float = Field(default=1.0, gt=0, lt=keys.WORKER_TTL_S)
+    #: Seconds without a heartbeat after which a worker counts as lost if Redis has no connection of
+    #: it either; its jobs then go to others before their leases end. Raising it spares a worker
+    #: whose network is cut for longer.
+    session_timeout_s: float = Field(default=3.0, gt=0)
+    #: Jobs of the class `high` that a full worker takes beyond `max_num_seqs`; the engine preempts
+    #: jobs of lower classes for them. 0 lets them wait for a place.
+    high_places: int = Field(default=2, ge=0)
     #: Threads that report the ends of jobs to Celery.
     finisher_threads: int = Field(default=2, ge=1)
 
@@ -107,12 +142,52 @@ class WorkerSettings(EngineSettings):
     #: Format of log lines; "auto" is text on a terminal and JSON elsewhere.
     log_format: Literal["auto", "json", "text"] = "auto"
 
+    @field_validator("retry_codes", mode="before")
+    @classmethod
+    def _split_codes(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        codes = tuple(code.strip() for code in value.split(",") if code.strip())
+        return () if codes == (NO_VALUE,) else codes
+
+    @field_validator("retry_codes")
+    @classmethod
+    def _check_codes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(check_codes(list(value)))
+
+    @model_validator(mode="after")
+    def _check_retries(self) -> Self:
+        for name, limit_name in (
+            ("retry_max_attempts", "retry_attempts_limit"),
+            ("retry_backoff_s", "retry_max_backoff_s"),
+            ("retry_max_backoff_s", "retry_backoff_limit_s"),
+        ):
+            value, limit = getattr(self, name), getattr(self, limit_name)
+            if value > limit:
+                raise ValueError(
+                    f"{name} is {value:g}, more than {limit_name} ({limit:g}); lower it, or raise "
+                    f"BATCHMILL_{limit_name.upper()}"
+                )
+        return self
+
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         try:
             keys.queue_names(self.served_name)
         except ValueError as error:
             raise ValueError(f"{error}; set BATCHMILL_SERVED_MODEL_NAME") from None
+        if self.session_timeout_s < 2 * self.heartbeat_interval_s:
+            raise ValueError(
+                f"session_timeout_s is {self.session_timeout_s:g}, but must be at least twice "
+                f"heartbeat_interval_s ({self.heartbeat_interval_s:g}): raise the first, or lower "
+                "the second"
+            )
+        if self.broker_min_replicas and self.broker_replica_timeout_s > self.lease_s / 3:
+            raise ValueError(
+                f"broker_replica_timeout_s is {self.broker_replica_timeout_s:g}, but may be at "
+                f"most a third of lease_s ({self.lease_s:g}), so that leases are renewed in time: "
+                "lower the first, or raise the second"
+            )
         if self.stub and self.engine != "stub":
             raise ValueError(
                 "stub is set, but engine is real: set BATCHMILL_ENGINE=stub, or unset "

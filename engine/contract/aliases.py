@@ -40,7 +40,7 @@ def read_other_forms(arguments: Mapping[str, Any]) -> dict[str, Any]:
     do_sample = read.pop("do_sample", None)
     if do_sample is False:
         read["temperature"] = 0.0
-    elif do_sample not in (None, True):
+    elif do_sample is not None and do_sample is not True:
         raise ContractError("do_sample must be true or false")
     top, logprobs = read.pop("top_logprobs", None), read.get("logprobs")
     if logprobs is True:

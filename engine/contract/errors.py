@@ -9,8 +9,8 @@ class ContractError(ValueError):
     The engine raises it again as `RequestError`, a producer as `JobRejected`.
 
     Attributes:
-        code: `invalid_request`, `unsupported_parameter` for a feature of other engines, or
-            `structure_too_complex`.
+        code: `invalid_request`, `unsupported_parameter` for a feature of other engines,
+            `structure_too_complex` or `structure_check_unavailable`.
         message: For people; names the field, the limit and the remedy, never prompt text.
     """
 

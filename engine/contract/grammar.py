@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from .errors import ContractError
 from .limits import MAX_CHOICES, MAX_GRAMMAR_RULES, MAX_STRUCTURE_BYTES
+from .schema_annotations import without_annotations
 from .structure_check import TOO_COMPLEX, compiled_grammar
 
 #: Between the parts of a JSON document: nothing, a space, or a new line with its indentation.
@@ -127,7 +128,9 @@ def _of_schema(field: str, schema: Any, compact: bool) -> str:
     if not isinstance(schema, Mapping):
         raise ContractError(f"{field} must be a JSON schema: use an object")
     try:
-        text = json.dumps(schema, allow_nan=False)
+        json.dumps(schema, allow_nan=False)
+        schema = without_annotations(schema)
+        text = json.dumps(schema)
         for key, reason in _unenforceable(schema):
             raise ContractError(f"{field} uses {key}, which cannot be enforced: {reason}")
     except (TypeError, ValueError, RecursionError) as error:

@@ -28,9 +28,12 @@ from typing import Any, Final
 
 from . import structure_check_process as process
 from .errors import ContractError
+from .structure_limits import REMEDY, exceeded_limit
 
 #: Error code of a structure that passes a limit of the check.
 TOO_COMPLEX: Final = "structure_too_complex"
+#: Error code if no check process can run.
+UNAVAILABLE: Final = "structure_check_unavailable"
 #: Check processes at a time; a hostile structure keeps one busy for as long as the limits allow.
 _MAX_PROCESSES: Final = 2
 #: Longest wait for a verdict beyond the check's own limit, and for a process to start.
@@ -44,7 +47,6 @@ _MAX_KEPT_CHARS: Final = 16 << 20
 #: A verdict by wall time is kept for this long: it says as much about the machine's load.
 _KEPT_S: Final = 60.0
 _MAX_REASON_CHARS: Final = 300
-_REMEDY: Final = "use a smaller structure, with fewer repetitions, patterns and levels"
 _LIMITS: Final = {
     "cpu": f"takes more than {process.CPU_S:g} s of CPU time to compile, the limit",
     "wall": f"takes more than {process.WALL_S:g} s to compile, the limit",
@@ -60,8 +62,11 @@ _LIMIT_OF_SIGNAL: Final[Mapping[int, str]] = {
 }
 
 
-class StructureCheckUnavailable(RuntimeError):
-    """No check process can run here, so no structure can be used."""
+class StructureCheckUnavailable(ContractError):
+    """No check process can run here now, so no structure can be used. It may be possible later."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, UNAVAILABLE)
 
 
 class _ProcessEnded(Exception):
@@ -194,8 +199,13 @@ def _digest(kind: str, text: str, overrides: Mapping[str, Any]) -> bytes:
 
 def _verdict(name: str, reply: dict[str, str]) -> str | ContractError:
     if limit := reply.get("limit"):
-        return ContractError(f"the {name} grammar {_LIMITS[limit]}: {_REMEDY}", TOO_COMPLEX)
+        return ContractError(f"the {name} grammar {_LIMITS[limit]}: {REMEDY}", TOO_COMPLEX)
     if error := reply.get("error"):
+        limit = exceeded_limit(error, step_expressions=process.TRIAL_STEP_EXPRESSIONS)
+        if limit is not None:
+            return ContractError(
+                f"the {name} grammar needs more than {limit}, the limit: {REMEDY}", TOO_COMPLEX
+            )
         reason = " ".join(error.split())[:_MAX_REASON_CHARS]
         return ContractError(f"the {name} grammar cannot be enforced: {reason}")
     return reply["grammar"]
@@ -222,6 +232,7 @@ class _CheckProcess:
             self._connection = ours
             try:
                 self._process = _start(python, folder, theirs)
+                theirs.close()  # so that its end is noticed
                 ours.settimeout(_START_S)
                 process.receive_message(ours)
                 return

@@ -31,6 +31,18 @@ _KEPT_MEMORY_KB = 64 << 10
 _PARENT_CHECK_S = 2.0
 #: Token ids that a grammar may name: more than any model has, and 0.4 s of CPU time.
 _MAX_TOKEN_ID = 300_000
+#: Limits of llguidance. A lexer's work of one step is given in expressions, about 14 per
+#: microsecond; the trial allows half of it, because the tokens of a model may need more.
+STEP_EXPRESSIONS = 2_000_000
+TRIAL_STEP_EXPRESSIONS = STEP_EXPRESSIONS // 2
+FIRST_EXPRESSIONS = 1_000_000
+LEXER_STATES = 250_000
+GRAMMAR_SYMBOLS = 500_000
+STEP_ITEMS = 50_000
+#: More than the choices of `structured_outputs.choice`.
+ROW_ITEMS = 10_000
+#: Tokens of the trial. A structure that is too complex mostly fails at the first token of its text.
+_NUM_TRIAL_STEPS = 6
 _SPECIAL_TOKEN = re.compile(r"<[^<>\s\[\]]+>")
 _TOKEN_IDS = re.compile(r"<\[([^\]]*)\]>")
 _HEADER = struct.Struct("!I")
@@ -76,7 +88,7 @@ def main(arguments: list[str]) -> None:
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_STACK, STACK_BYTES)
     _limit(resource.RLIMIT_AS, MEMORY_BYTES)
-    tokenizer = _byte_tokenizer()
+    tokenizer = _trial_tokenizer()
     send_message(connection, "ready")
     first_kb = _memory_kb()
     while _memory_kb() - first_kb < _KEPT_MEMORY_KB:
@@ -114,16 +126,45 @@ def _memory_kb() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _byte_tokenizer() -> Any:
-    from llguidance import LLTokenizer
+def parser_limits(step_expressions: int = STEP_EXPRESSIONS) -> Any:
+    """Return the limits of llguidance, with errors that hold neither the grammar nor the output."""
+    from llguidance import LLParserLimits
 
-    return LLTokenizer("byte")
+    return LLParserLimits(
+        max_items_in_row=ROW_ITEMS,
+        initial_lexer_fuel=FIRST_EXPRESSIONS,
+        step_lexer_fuel=step_expressions,
+        step_max_items=STEP_ITEMS,
+        max_lexer_states=LEXER_STATES,
+        max_grammar_size=GRAMMAR_SYMBOLS,
+        verbose_errors=False,
+    )
 
 
-class _ByteVocabulary:
-    """The bytes, and the special tokens that a grammar names: only the model knows the real ones.
+def _trial_tokenizer(grammar: str = "") -> Any:
+    from llguidance import LLTokenizer, TokenizerWrapper
 
-    Its attributes are those that llguidance's `TokenizerWrapper` reads.
+    return LLTokenizer(TokenizerWrapper(_TrialVocabulary(grammar)))
+
+
+def _long_tokens() -> list[bytes]:
+    """Return tokens of several bytes, as models have: a lexer's work depends on their length."""
+    syllables = [first + second for first in "bdfglmnprst" for second in "aeiou"]
+    words = [first + second for first in syllables[::3] for second in syllables[::5]]
+    texts = [*syllables, *words, *(" " + word for word in words), *map(str.title, words)]
+    texts += [str(number) for number in range(10, 1000)]
+    texts += [mark * length for mark in " \n\t-=*#._" for length in (2, 3, 4, 8, 16)]
+    texts += ['": "', '",', '", "', '":', '{"', '"}', '"]', '["', "},", "],"]
+    texts += [" and", "https://", ".com", "true", "false", "null", "-0", "0."]
+    texts += ["\u00e4\u00f6", "\u65e5\u672c", "\u0438\u044f", "\U0001f600"]
+    return [text.encode() for text in dict.fromkeys(texts)]
+
+
+class _TrialVocabulary:
+    """Bytes, longer tokens, and the special tokens that a grammar names.
+
+    Only the model knows the real ones. The attributes are those that llguidance's
+    `TokenizerWrapper` reads.
     """
 
     def __init__(self, grammar: str) -> None:
@@ -131,7 +172,8 @@ class _ByteVocabulary:
         ids = re.findall(r"\d{1,9}", " ".join(_TOKEN_IDS.findall(grammar)))
         num_named = min(max(map(int, ids), default=0), _MAX_TOKEN_ID)
         special = [b"\xff" + name.encode() for name in (*names, "<end>")]
-        self.tokens = [*(bytes([byte]) for byte in range(256)), *special, *[b""] * num_named]
+        self.tokens = [*(bytes([byte]) for byte in range(256)), *special, *_long_tokens()]
+        self.tokens += [b""] * max(0, num_named + 1 - len(self.tokens))
         self.special_token_ids = list(range(256, 256 + len(special)))
         self.eos_token_id = self.special_token_ids[-1]
         self.bos_token_id = None
@@ -142,7 +184,7 @@ class _ByteVocabulary:
 
 def _check(tokenizer: Any, kind: str, text: str, overrides: Any) -> dict[str, str]:
     """Return `grammar`, in llguidance's format, or `error` or `limit`, which say what is wrong."""
-    from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+    from llguidance import LLMatcher
 
     try:
         grammar = _grammar(kind, text, overrides)
@@ -150,13 +192,11 @@ def _check(tokenizer: Any, kind: str, text: str, overrides: Any) -> dict[str, st
         if is_error:
             return {"error": messages[0]}
         if any("no tokenizer" in message for message in messages):
-            tokenizer = LLTokenizer(TokenizerWrapper(_ByteVocabulary(grammar)))
-        # Some structures pass validation at once, and take minutes to compile. The bytes are the
-        # finest vocabulary; the automata that compilation makes do not depend on it.
-        limits = LLParserLimits(verbose_errors=False)
+            tokenizer = _trial_tokenizer(grammar)
+        # Some structures pass validation at once, and take minutes to compile.
+        limits = parser_limits(TRIAL_STEP_EXPRESSIONS)
         matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
-        if not matcher.is_error():
-            matcher.compute_logit_bias()
+        _generate(matcher)
         return {"error": matcher.get_error()} if matcher.is_error() else {"grammar": grammar}
     except MemoryError:
         return {"limit": "memory"}
@@ -166,6 +206,17 @@ def _check(tokenizer: Any, kind: str, text: str, overrides: Any) -> dict[str, st
         return {"error": str(error)}
     except BaseException as error:  # a panic in Rust
         return {"error": type(error).__name__}
+
+
+def _generate(matcher: Any) -> None:
+    """Follow the grammar for some tokens, long and short ones in turn."""
+    for step in range(_NUM_TRIAL_STEPS):
+        if matcher.is_stopped():
+            return
+        allowed = [id for id, bias in enumerate(matcher.compute_logit_bias()) if bias]
+        if not allowed:
+            return
+        matcher.consume_token(allowed[-1 - step % 2 * (len(allowed) // 2)])
 
 
 def _grammar(kind: str, text: str, overrides: Any) -> str:

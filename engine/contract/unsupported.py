@@ -100,7 +100,8 @@ UNSUPPORTED_FIELDS: Final[Mapping[str, Unsupported]] = {
     "service_tier": Unsupported(neutral=(None, "auto", "default")),
     "store": _OFF,
     "stream": Unsupported(
-        "a job is not a held connection: poll its status, or use a webhook", neutral=(None, False)
+        "submit it, then follow its text with Client.stream or batchmill stream",
+        neutral=(None, False),
     ),
     "stream_options": _ABSENT,
     "suffix": _ABSENT,

@@ -16,7 +16,7 @@ import torch
 
 from batchmill.engine.config import EngineConfig
 from batchmill.engine.errors import ConfigError, is_out_of_memory
-from batchmill.engine.memory.device_memory import CudaMemory, MemoryProbe, gib
+from batchmill.engine.memory.device_memory import CudaMemory, MemoryProbe, dtype_name, gib
 from batchmill.engine.memory.host_memory import available_memory_bytes
 from batchmill.engine.memory.kv_cache import KVCache, default_cpu_kv_cache_bytes, kv_block_bytes
 from batchmill.engine.models.decoder import DecoderModel
@@ -58,7 +58,7 @@ def allocate_kv_cache(
         _check_given(kv_cache_bytes, free_bytes, model.device)
     elif probe is None:
         kv_cache_bytes = _share_of_host(
-            config, kv_block_bytes(model.config, dtype, config.block_size)
+            config, kv_block_bytes(model.config, dtype, config.block_size), dtype
         )
     else:
         kv_cache_bytes = measured_kv_cache_bytes(config, model, dtype, probe)
@@ -91,7 +91,7 @@ def _check_given(kv_cache_bytes: int, free_bytes: int, device: torch.device) -> 
         )
 
 
-def _share_of_host(config: EngineConfig, block_bytes: int) -> int:
+def _share_of_host(config: EngineConfig, block_bytes: int, dtype: torch.dtype) -> int:
     """Return the default size on a CPU; refuse one that cannot hold a single request."""
     share_bytes = default_cpu_kv_cache_bytes()
     needed = -(-config.max_model_len // config.block_size) * block_bytes
@@ -102,10 +102,12 @@ def _share_of_host(config: EngineConfig, block_bytes: int) -> int:
         num_tokens = share_bytes // block_bytes * config.block_size
         if num_tokens >= 2:
             remedies.append(f"set max_model_len to {num_tokens} or less")
+        if dtype == torch.float32 and needed / 2 <= share_bytes:
+            remedies.append("set dtype to 'bfloat16', which takes half of it")
         raise ConfigError(
             f"the KV cache's share of this host's free memory is {gib(share_bytes)} GiB, one "
-            f"request of max_model_len {config.max_model_len} needs {gib(needed)}: "
-            f"{', or '.join(remedies)}"
+            f"request of max_model_len {config.max_model_len} needs {gib(needed)} GiB in "
+            f"{dtype_name(dtype)}: {', or '.join(remedies)}"
         )
     return share_bytes
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 from batchmill.engine.config import EngineConfig
+from batchmill.engine.contract.structure_check import TOO_COMPLEX
 from batchmill.engine.errors import RequestError
 from batchmill.engine.loading.loading import LoadedModel
 from batchmill.engine.request.outputs import FinishReason, ResumedTokens
@@ -48,6 +49,10 @@ class RequestIntake:
         self._structures = StructureCompiler(
             loaded.tokenizer.backend, self._vocab_size, loaded.eos_token_ids
         )
+
+    def token_bytes(self, token_ids: Iterable[int]) -> dict[int, bytes]:
+        """Return the bytes of tokens, for the readers of their log probabilities."""
+        return {token_id: self._detokenizer.token_bytes(token_id) for token_id in token_ids}
 
     def prepare(
         self,
@@ -327,7 +332,7 @@ def _scores(
         num_prompt_tokens=num_prompt_tokens,
         num_resumed_tokens=num_resumed_tokens,
         # All samples share the prompt, so only the first reports its scores.
-        prompt_logprobs=params.prompt_logprobs if index == 0 else None,
+        prompt_logprobs=params.num_prompt_logprobs if index == 0 else None,
         logprobs=params.logprobs,
         entropy=params.entropy,
     )
@@ -340,7 +345,10 @@ def _replay_resumed(tracker: OutputTracker) -> None:
         tracker.finish(FinishReason.LENGTH)
     num_resumed = len(request.output_token_ids)
     num_replayed = tracker.replay()
-    if num_replayed < num_resumed or tracker.finish_reason == "error":
+    failure = tracker.failure
+    if failure is not None and failure.code == TOO_COMPLEX:
+        raise RequestError(failure.code, failure.message)
+    if num_replayed < num_resumed or failure is not None:
         raise RequestError(
             "invalid_request",
             f"resumed_token_ids has {num_resumed} tokens, the request ends after "

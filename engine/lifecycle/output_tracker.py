@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+from batchmill.engine.contract.structure_check import TOO_COMPLEX
 from batchmill.engine.request.outputs import (
     FinishReason,
     OutputSource,
@@ -15,6 +16,7 @@ from batchmill.engine.request.outputs import (
 from batchmill.engine.request.request import Request
 from batchmill.engine.text.detokenizer import TextStream
 from batchmill.engine.text.stop_strings import StopStrings
+from batchmill.engine.text.structure import Structure
 from batchmill.engine.text.tool_calls import ToolCall
 from batchmill.engine.text.tool_reader import ToolCallReader
 
@@ -146,6 +148,11 @@ class OutputTracker:
         scores = self.request.scores
         return scores is not None and scores.is_pending
 
+    @property
+    def failure(self) -> RequestFailure | None:
+        """Why the request failed; None if it did not."""
+        return None if self._end is None else self._end.error
+
     def replay(self) -> int:
         """Append the tokens that the request was resumed with, without reporting them.
 
@@ -195,11 +202,8 @@ class OutputTracker:
         """Append a token, already counted, that may end the output whatever its text is."""
         may_stop = self._num_tokens > self.request.params.min_tokens
         if self._structure is not None and not self._follows_structure(token_id):
-            self.finish(
-                FinishReason.ERROR,
-                RequestFailure("engine_error", "a token does not follow the structured output"),
-            )
-        elif may_stop and token_id in self._eos_token_ids:
+            self.finish(FinishReason.ERROR, _structure_failure(self._structure))
+        elif may_stop and token_id in self._eos_token_ids and self._may_end:
             self._finish_at_token(token_id, None)
         elif may_stop and token_id in self._stop_token_ids:
             self._finish_at_token(token_id, token_id)
@@ -265,10 +269,15 @@ class OutputTracker:
             last_token_s = self._last_token_at_s - metrics.arrived_at_s
             metrics.inter_token_s = (last_token_s - metrics.first_token_s) / (num_new - 1)
 
+    @property
+    def _may_end(self) -> bool:
+        """Whether an end token may end the output: a grammar may have one in its middle."""
+        return self._structure is None or self._structure.can_end
+
     def _follows_structure(self, token_id: int) -> bool:
         assert self._structure is not None
-        if token_id in self._eos_token_ids:
-            return self._structure.can_end
+        if token_id in self._eos_token_ids and self._structure.can_end:
+            return True
         return self._structure.append(token_id)
 
     def _finish_at_token(self, token_id: int, stop_reason: int | None) -> None:
@@ -285,3 +294,9 @@ class OutputTracker:
             end = replace(end, reason=reason, tool_calls=self._text.tool_calls)
         self._end, self.finish_reason = end, end.reason
         self._metrics.finished_s = time.monotonic() - self._metrics.arrived_at_s
+
+
+def _structure_failure(structure: Structure) -> RequestFailure:
+    if structure.limit_error is not None:
+        return RequestFailure(TOO_COMPLEX, structure.limit_error)
+    return RequestFailure("engine_error", "a token does not follow the structured output")

@@ -14,7 +14,10 @@ from batchmill.engine.text.detokenizer import Detokenizer
 from batchmill.engine.text.tokenizer import Tokenizer
 from batchmill.engine.text.tool_calls import FORMATS, ToolCallFormat, detect_format
 from batchmill.engine.text.tool_grammar import tool_grammar
-from batchmill.engine.text.tool_reader import ToolCallReader
+from batchmill.engine.text.tool_reader import ToolCallReader, end_of_open_thought
+
+#: The most tokens of a prompt's last line that may begin a thought: a byte each, and blanks.
+_MAX_MARKER_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +28,22 @@ class ToolUse:
     form: ToolCallFormat
     #: The grammar that the output must follow if it has to be calls; None if calls are optional.
     grammar: str | None
+    tokenizer: Tokenizer
 
     def reader(self, prompt_token_ids: Sequence[int], seed: int) -> ToolCallReader:
         """Return a reader for one sample's output."""
+        end_of_thought = ""
+        if self.grammar is None:  # otherwise the output is calls and nothing else
+            last = prompt_token_ids[-_MAX_MARKER_TOKENS:]
+            prompt = self.tokenizer.decode(last, skip_special_tokens=False)
+            end_of_thought = end_of_open_thought(prompt)
         return ToolCallReader(
             self.form,
             self.chat.callable_names,
             is_single_call=self.chat.is_single_call,
             prompt_token_ids=prompt_token_ids,
             seed=seed,
+            end_of_thought=end_of_thought,
         )
 
 
@@ -74,7 +84,7 @@ def plan_tool_use(
     grammar = None
     if chat.must_call:
         grammar = tool_grammar(name, chat, template, detokenizer.special_token_id)
-    return ToolUse(chat, FORMATS[name], grammar)
+    return ToolUse(chat, FORMATS[name], grammar, tokenizer)
 
 
 def check_agreement(chat: Chat, params: SamplingParams) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 from batchmill.engine.errors import ModelLoadError
 from batchmill.engine.text.tokenizer import Tokenizer
 
+from .config_check import read_object
+
 _log = logging.getLogger(__name__)
 
 
@@ -58,15 +60,4 @@ def _read_generation_config(folder: Path) -> dict[str, Any]:
     path = folder / "generation_config.json"
     if not path.is_file():
         return {}
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelLoadError(
-            f"{path} cannot be read as JSON ({type(error).__name__}): download it again, or "
-            "remove it if the model needs none"
-        ) from error
-    if not isinstance(values, dict):
-        raise ModelLoadError(
-            f"{path} must hold a JSON object, not a {type(values).__name__}: download it again"
-        )
-    return values
+    return read_object(path, "it names tokens that end an output")

@@ -21,7 +21,7 @@ from batchmill.engine.errors import ModelLoadError, UnsupportedModelError
 from batchmill.engine.models.model_length import check_max_model_len, longest_length
 from batchmill.kernels.cpu.build import cache_folder
 
-from .fingerprint import sampled_hash
+from .file_hash import file_hash
 from .gguf_positions import take_over_positions
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def converted_folder(gguf_path: Path, max_model_len: int | None = None) -> Path:
     """
     try:
         root = cache_folder() / "models"
-        final = root / f"{gguf_path.stem}-{_CONVERSION}-{sampled_hash(gguf_path)[:16]}"
+        final = root / f"{gguf_path.stem}-{_CONVERSION}-{file_hash(gguf_path)[:16]}"
         if final.is_dir():
             return final
         if max_model_len is not None:
@@ -64,7 +64,12 @@ def converted_folder(gguf_path: Path, max_model_len: int | None = None) -> Path:
             f"the model cache {cache_folder()} cannot be used ({error}): set BATCHMILL_CACHE_DIR "
             "to a writable folder"
         ) from error
-    _log.info("converting %s to %s (once; later starts reuse it)", gguf_path.name, final)
+    _log.info(
+        "converting %s to %s (once; later starts reuse it)",
+        gguf_path.name,
+        final,
+        extra={"phase": "converting the model, once"},
+    )
     try:
         _convert(gguf_path, own)
         _make_readable(own)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from batchmill.engine.config import MODEL_IMPLS, QUANTIZATIONS
+from batchmill.engine.config import DTYPES, MODEL_IMPLS, QUANTIZATIONS
+from batchmill.engine.cpu_kernels import auto_dtype
 from batchmill.engine.errors import ConfigError
 from batchmill.engine.models.feed_forward import LinearFactory
 from batchmill.engine.models.fp8_weights import check_fp8_device
@@ -48,8 +49,8 @@ class LoadOptions:
             ConfigError: a value is unknown, this machine lacks the device, or the values exclude
                 each other.
         """
-        if dtype not in _DTYPES:
-            raise ConfigError(f"dtype is {dtype!r}: choose one of {', '.join(_DTYPES)}")
+        if dtype not in DTYPES:
+            raise ConfigError(f"dtype is {dtype!r}: choose one of {', '.join(DTYPES)}")
         if quantization is not None and quantization not in QUANTIZATIONS:
             raise ConfigError(
                 f"quantization is {quantization!r}: choose {' or '.join(QUANTIZATIONS)}, or leave "
@@ -60,6 +61,12 @@ class LoadOptions:
                 f"model_impl is {model_impl!r}: choose one of {', '.join(MODEL_IMPLS)}"
             )
         resolved = resolve_device(device)
+        dtype = resolve_dtype(dtype, resolved)
+        if linear is not None and quantization is not None:
+            raise ConfigError(
+                f"linear makes the matrix products and quantization is {quantization!r}: give only "
+                "one of them"
+            )
         if quantization is not None:
             _check_quantization(quantization, resolved, dtype, model_impl)
         return cls(
@@ -98,6 +105,11 @@ def resolve_device(device: str) -> torch.device:
             + (f"an index below {num_gpus}, 'cpu' or 'auto'" if num_gpus else "'cpu' or 'auto'")
         )
     return resolved
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> str:
+    """Return the number format that a configuration names; "auto" depends on the device."""
+    return auto_dtype(on_cpu=device.type == "cpu") if dtype == "auto" else dtype
 
 
 def _check_quantization(

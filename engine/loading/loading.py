@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import time
@@ -13,7 +14,12 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig
 
 from batchmill.engine.errors import ModelLoadError, UnsupportedModelError
-from batchmill.engine.memory.device_memory import check_weights_fit, free_memory_bytes, make_current
+from batchmill.engine.memory.device_memory import (
+    check_weights_fit,
+    dtype_name,
+    free_memory_bytes,
+    make_current,
+)
 from batchmill.engine.model_shape import ModelShape
 from batchmill.engine.models.decoder import DecoderModel
 from batchmill.engine.models.families import (
@@ -36,6 +42,7 @@ from batchmill.engine.text.tokenizer import Tokenizer
 from batchmill.kernels.ops.fp8_linear import FP8_VERSION
 from batchmill.kernels.ops.int8_linear import INT8_VERSION
 
+from .config_check import brief, check_config_file, check_rope_types
 from .end_tokens import read_eos_token_ids
 from .fingerprint import model_identity
 from .load_options import LoadOptions
@@ -47,6 +54,12 @@ _HOST = torch.device("cpu")
 
 #: Part of a quantized model's identity: raised when its arithmetic changes.
 _QUANTIZATION_VERSIONS = {"int8": INT8_VERSION, "fp8": FP8_VERSION}
+
+#: What a value of the right type raises that no model can have.
+_BROKEN_VALUE = (
+    *(ArithmeticError, AttributeError, LookupError, TypeError, ValueError),
+    ctypes.ArgumentError,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -69,7 +82,7 @@ class LoadedModel:
 def load_model(
     model: str,
     *,
-    dtype: str = "bfloat16",
+    dtype: str = "auto",
     device: str = "auto",
     quantization: str | None = None,
     model_impl: str = "auto",
@@ -80,7 +93,8 @@ def load_model(
 
     Args:
         model: "demo", a folder, a GGUF file or a hub id.
-        dtype: Number format of weights, activations and KV cache: bfloat16, float16 or float32.
+        dtype: Number format of weights, activations and KV cache: bfloat16, float16, float32, or
+            "auto", which `EngineConfig.dtype` describes.
         device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:<index>".
         quantization: Format of the weights: "int8" on a CPU, "fp8" on a GPU; None is `dtype`.
         model_impl: "native" (our decoder), "transformers" (its model over our cache) or "auto"
@@ -104,7 +118,14 @@ def load_model(
         max_model_len=max_model_len,
         linear=linear,
     )
-    loaded = _load_folder(model_folder(model, max_model_len), options)
+    folder = model_folder(model, max_model_len)
+    try:
+        loaded = _load_folder(folder, options)
+    except _BROKEN_VALUE as error:
+        raise ModelLoadError(
+            f"{folder} cannot be loaded ({brief(error)}): a value in its config.json does not suit "
+            "the model, so correct it, or download the model again"
+        ) from error
     _log_loaded(model, loaded, options, time.monotonic() - started_at_s)
     return loaded
 
@@ -132,7 +153,7 @@ def _log_loaded(model: str, loaded: LoadedModel, options: LoadOptions, elapsed_s
         model,
         loaded.config.architecture,
         "the native decoder" if is_native else "transformers",
-        str(options.dtype).removeprefix("torch."),
+        dtype_name(options.dtype),
         "" if options.quantization is None else f" with {options.quantization} weights",
         loaded.identity,
         options.device,
@@ -230,11 +251,13 @@ def _native_config(model_impl: str, values: dict[str, Any]) -> ModelConfig | Non
 
 def _read_hf_config(folder: Path) -> PreTrainedConfig:
     """Read the model's configuration, with the defaults of its class filled in."""
+    check_config_file(folder)
     try:
         hf_config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # each configuration class raises what it likes
         raise ModelLoadError(
-            f"no model configuration can be read from {folder} ({type(error).__name__}): the "
-            "folder must hold a config.json with an architecture that transformers knows"
+            f"transformers cannot read {folder / 'config.json'} ({brief(error)}): correct it; it "
+            "must have an architecture that transformers knows"
         ) from error
+    check_rope_types(folder, getattr(hf_config, "rope_parameters", None))
     return hf_config

@@ -11,9 +11,10 @@ from safetensors import SafetensorError, safe_open
 
 from batchmill.engine.errors import ModelLoadError
 from batchmill.engine.models.model_config import ModelConfig
-from batchmill.engine.models.weight_files import weight_files
+from batchmill.engine.models.weight_files import stored_names
 
-_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+from .stored_names import EMBEDDING, HEAD, own_names
+
 #: Rows that are compared at a time, so that memory stays constant.
 _NUM_ROWS = 4096
 
@@ -41,19 +42,18 @@ def untied_if_stored(folder: Path, config: ModelConfig) -> ModelConfig:
 
 def _is_copy(folder: Path) -> bool:
     """Whether the stored output layer equals the embedding, or none is stored."""
-    places: dict[str, Path] = {}
+    places = stored_names(folder)
+    names = {own: name for name, own in own_names(places, is_tied=True).items()}
+    if EMBEDDING not in names or HEAD not in names:
+        return True  # if both are missing, reading the weights says so
+    embedding_name, head_name = names[EMBEDDING], names[HEAD]
     try:
-        for path in weight_files(folder):
-            with safe_open(path, framework="pt", device="cpu") as file:
-                names = set(file.keys())
-            places |= {name: path for name in (_EMBEDDING, _HEAD) if name in names}
-        if len(places) < 2:
-            return True  # if the embedding is missing, reading the weights says so
         with (
-            safe_open(places[_EMBEDDING], framework="pt", device="cpu") as embedding_file,
-            safe_open(places[_HEAD], framework="pt", device="cpu") as head_file,
+            safe_open(places[embedding_name], framework="pt", device="cpu") as embedding_file,
+            safe_open(places[head_name], framework="pt", device="cpu") as head_file,
         ):
-            embedding, head = embedding_file.get_slice(_EMBEDDING), head_file.get_slice(_HEAD)
+            embedding = embedding_file.get_slice(embedding_name)
+            head = head_file.get_slice(head_name)
             shape = embedding.get_shape()
             return shape == head.get_shape() and all(
                 torch.equal(embedding[row : row + _NUM_ROWS], head[row : row + _NUM_ROWS])

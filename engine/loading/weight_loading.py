@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -11,7 +11,13 @@ from torch import Tensor
 from batchmill.engine.errors import ModelLoadError
 from batchmill.engine.models.families import FAMILIES, WeightNames
 from batchmill.engine.models.model_config import ModelConfig
-from batchmill.engine.models.weight_files import OnProgress, stream_tensors, weight_files
+from batchmill.engine.models.surplus_weights import StoredTensor, check_surplus
+from batchmill.engine.models.weight_files import (
+    OnProgress,
+    stored_names,
+    stream_tensors,
+    weight_files,
+)
 from batchmill.engine.models.weights import (
     DecoderWeights,
     DenseWeights,
@@ -19,6 +25,8 @@ from batchmill.engine.models.weights import (
     LayerWeights,
     allocate_weights,
 )
+
+from .stored_names import EMBEDDING, HEAD, own_names
 
 
 def load_weights(
@@ -47,9 +55,12 @@ def load_weights(
     """
     weights = allocate_weights(config, dtype, device, layer_device=layer_device)
     missing = _places(config, weights)
+    stored = stored_names(folder)
+    names = own_names(stored, is_tied=config.tie_word_embeddings)
+    _check_names(folder, config, stored, names, missing)
     for path, name, value in stream_tensors(weight_files(folder), on_progress):
-        if not _is_ignored(name, config):
-            _fill(missing, name, value, path)
+        if names[name] in missing and stored[name] == path:
+            _fill(missing.pop(names[name]), name, value, path)
     if missing:
         raise ModelLoadError(
             f"{folder} lacks {len(missing)} weights of a {config.architecture}, among them "
@@ -61,14 +72,40 @@ def load_weights(
     return weights
 
 
-def _fill(missing: dict[str, Tensor], name: str, value: Tensor, path: Path) -> None:
-    """Copy a stored tensor to its place and remove it from the missing ones."""
-    place = missing.pop(name, None)
-    if place is None:
-        raise ModelLoadError(
-            f"{path} holds {name}, which this model does not have or which occurs twice: check "
-            "that the folder holds the files of one model"
-        )
+def _check_names(
+    folder: Path,
+    config: ModelConfig,
+    stored: Mapping[str, Path],
+    names: Mapping[str, str],
+    places: Collection[str],
+) -> None:
+    """Refuse two tensors for one place, and tensors without a place that would change the output.
+
+    Args:
+        folder: For messages.
+        config: Sizes and features.
+        stored: The file of each stored tensor.
+        names: Our name of each stored tensor.
+        places: The names that the model needs.
+    """
+    taken: dict[str, str] = {}
+    for name, own in names.items():
+        if own in places and taken.setdefault(own, name) != name:
+            raise ModelLoadError(
+                f"{folder} holds {name} and {taken[own]}, which are one weight of this model: "
+                "check that the folder holds the files of one model"
+            )
+    copies = {HEAD} if config.tie_word_embeddings else set()
+    surplus = {
+        own: StoredTensor(stored[name], name)
+        for name, own in names.items()
+        if own not in places and name not in copies
+    }
+    check_surplus(surplus, places)
+
+
+def _fill(place: Tensor, name: str, value: Tensor, path: Path) -> None:
+    """Copy a stored tensor to its place."""
     if place.shape != value.shape:
         raise ModelLoadError(
             f"{name} in {path} has shape {list(value.shape)}, but config.json requires "
@@ -82,20 +119,14 @@ def _fill(missing: dict[str, Tensor], name: str, value: Tensor, path: Path) -> N
     place.copy_(value)
 
 
-def _is_ignored(name: str, config: ModelConfig) -> bool:
-    """Whether a stored tensor is not needed: we compute it, or it repeats another."""
-    tied_head = config.tie_word_embeddings and name == "lm_head.weight"
-    return tied_head or name.endswith("rotary_emb.inv_freq")
-
-
 def _places(config: ModelConfig, weights: DecoderWeights) -> dict[str, Tensor]:
     """Return the place of each stored tensor, by its Hugging Face name."""
     places = {
-        "model.embed_tokens.weight": weights.embedding,
+        EMBEDDING: weights.embedding,
         "model.norm.weight": weights.final_norm,
     }
     if not config.tie_word_embeddings:
-        places["lm_head.weight"] = weights.head
+        places[HEAD] = weights.head
     names = FAMILIES[config.architecture].names
     for index, layer in enumerate(weights.layers):
         for name, place in _layer_places(config, names, layer):

@@ -6,6 +6,7 @@ from typing import Protocol
 
 import torch
 
+from batchmill.engine.cpu_kernels import auto_dtype
 from batchmill.engine.errors import ConfigError
 
 from .host_memory import available_memory_bytes
@@ -95,15 +96,25 @@ def check_weights_fit(
     """
     if weight_bytes <= free_bytes:
         return
-    smaller = f"dtype 'bfloat16' ({gib(weight_bytes / 2)} GiB), " if dtype == torch.float32 else ""
+    smaller = ""
+    if dtype == torch.float32 and weight_bytes / 2 <= free_bytes:
+        smaller = f"dtype 'bfloat16' ({gib(weight_bytes / 2)} GiB{_why_float32(device)}), "
     if fp8_bytes is not None and fp8_bytes <= free_bytes:
         smaller += f"quantization 'fp8' ({gib(fp8_bytes)} GiB, if the GPU supports it), "
     place = "this host (or its container)" if device.type == "cpu" else str(device)
     raise ConfigError(
-        f"the weights need {gib(weight_bytes)} GiB, but {place} has only {gib(free_bytes)} GiB "
+        f"the weights need {gib(weight_bytes)} GiB in {dtype_name(dtype)}, but "
+        f"{place} has only {gib(free_bytes)} GiB "
         f"free: free another {gib(weight_bytes - free_bytes)} GiB, or use {smaller}a smaller model "
         "or a device with more memory"
     )
+
+
+def _why_float32(device: torch.device) -> str:
+    """Return why a user who set no dtype has float32, for a message."""
+    if auto_dtype(on_cpu=device.type == "cpu") != "float32":
+        return ""
+    return "; 'auto' is float32 on this CPU, which computes bfloat16 more slowly"
 
 
 def free_memory_bytes(device: torch.device) -> int:
@@ -111,6 +122,11 @@ def free_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return CudaMemory(device).free_bytes()
     return available_memory_bytes()
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name of a number format as configurations have it, such as "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
 
 
 def gib(num_bytes: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +14,11 @@ from torch import Tensor
 
 from batchmill.engine.errors import ModelLoadError
 
+_WHOLE = "model.safetensors"
 #: A file is reopened after this many bytes: what was read stays in memory while it is open.
 _MAPPED_BYTES = 32 * 1024**2
 #: Seconds between two lines of progress.
-_PROGRESS_INTERVAL_S = 5.0
+_PROGRESS_INTERVAL_S = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -34,14 +35,20 @@ class LoadProgress:
 OnProgress = Callable[[LoadProgress], None]
 
 
+def index_file(folder: Path) -> Path | None:
+    """Return the index of a model in several files; None if it is in one, which comes first."""
+    index = folder / f"{_WHOLE}.index.json"
+    return index if index.is_file() and not (folder / _WHOLE).is_file() else None
+
+
 def weight_files(folder: Path) -> list[Path]:
     """Return the safetensors files that contain a model.
 
     Raises:
         ModelLoadError: there are none, or a file that the index names is missing.
     """
-    index = folder / "model.safetensors.index.json"
-    names = _indexed_names(index) if index.is_file() else ["model.safetensors"]
+    index = index_file(folder)
+    names = [_WHOLE] if index is None else _indexed_names(index)
     paths = [folder / name for name in names]
     for path in paths:
         if not path.is_file():
@@ -67,6 +74,35 @@ def _indexed_names(index: Path) -> list[str]:
                 "it again"
             )
     return sorted(names)
+
+
+def stored_names(folder: Path) -> dict[str, Path]:
+    """Return the file of each stored tensor, by its name. If two files hold it, the index chooses.
+
+    Raises:
+        ModelLoadError: a file cannot be read.
+    """
+    paths = weight_files(folder)
+    chosen = _index(folder)
+    places: dict[str, Path] = {}
+    for path in paths:
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                names = list(file.keys())
+        except (SafetensorError, OSError) as error:
+            raise ModelLoadError(
+                f"{path} cannot be read ({error}): download or convert it again"
+            ) from error
+        for name in names:
+            if name not in places or chosen.get(name) == path.name:
+                places[name] = path
+    return places
+
+
+def _index(folder: Path) -> Mapping[str, str]:
+    """Return the file name of each tensor by the index, which has been checked."""
+    path = index_file(folder)
+    return {} if path is None else dict(json.loads(path.read_text())["weight_map"])
 
 
 def stream_tensors(
@@ -116,6 +152,7 @@ class _ProgressLog:
 
     def __init__(self) -> None:
         self._started_at_s = self._last_at_s = time.monotonic()
+        _log.info("reading weights", extra={"phase": _phase(0.0)})
 
     def __call__(self, progress: LoadProgress) -> None:
         now_s = time.monotonic()
@@ -127,4 +164,9 @@ class _ProgressLog:
             progress.num_bytes / 1e9,
             progress.total_bytes / 1e9,
             now_s - self._started_at_s,
+            extra={"phase": _phase(progress.num_bytes / max(1, progress.total_bytes))},
         )
+
+
+def _phase(share: float) -> str:
+    return f"loading the model: {share:.0%}"

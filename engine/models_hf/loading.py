@@ -11,9 +11,11 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from batchmill.engine.errors import ModelLoadError, UnsupportedModelError
+from batchmill.engine.memory.device_memory import check_weights_fit, free_memory_bytes
 from batchmill.engine.models.families import architecture_name, refuse_quantized
 from batchmill.engine.models.model_length import check_max_model_len, longest_length
-from batchmill.engine.models.weight_files import weight_files
+from batchmill.engine.models.surplus_weights import StoredTensor, check_surplus
+from batchmill.engine.models.weight_files import stored_names, weight_files
 
 from .model import TransformersModel
 from .self_check import check_against_own_attention
@@ -29,9 +31,11 @@ def load_transformers_model(
     """Load a model from a Hugging Face folder; see `load_model`.
 
     Raises:
-        ConfigError: the model was made for less than `max_model_len`.
+        ConfigError: the model was made for less than `max_model_len`, or its weights do not fit
+            into memory.
         UnsupportedModelError: it is not a causal language model that our attention can serve.
-        ModelLoadError: its weights cannot be read, or some are missing.
+        ModelLoadError: its weights cannot be read, some are missing, or some are stored that would
+            change its output.
     """
     values = hf_config.to_dict()
     name = architecture_name(values)
@@ -41,6 +45,9 @@ def load_transformers_model(
         weight_files(folder)  # refuses pickles
         if max_model_len is not None:
             check_max_model_len(max_model_len, longest_length(hf_config))
+        check_weights_fit(
+            _weights_bytes(hf_config, dtype), dtype, device, free_memory_bytes(device)
+        )
         hf_model = _read_model(folder, hf_config, dtype, device)
         model = TransformersModel(hf_model)
         check_against_own_attention(model, hf_model)  # leaves our attention in use
@@ -71,6 +78,15 @@ def _refuse_class(hf_config: PreTrainedConfig, values: dict[str, Any]) -> None:
         )
 
 
+def _weights_bytes(hf_config: PreTrainedConfig, dtype: torch.dtype) -> int:
+    """Return the bytes of a model's weights, without reading or allocating any."""
+    auto: Any = AutoModelForCausalLM
+    with torch.device("meta"):
+        model = auto.from_config(hf_config, attn_implementation="eager", trust_remote_code=False)
+    num_weights: int = sum(weight.numel() for weight in model.parameters())
+    return num_weights * dtype.itemsize
+
+
 def _read_model(
     folder: Path, hf_config: PreTrainedConfig, dtype: torch.dtype, device: torch.device
 ) -> PreTrainedModel:
@@ -95,5 +111,9 @@ def _read_model(
             f"{folder} lacks {len(lacking)} weights of a {type(model).__name__}, or has them in "
             f"another shape, among them {lacking[0]}: download the model again"
         )
+    stored = stored_names(folder)
+    unexpected = [name for name in info["unexpected_keys"] if name in stored]
+    surplus = {name: StoredTensor(stored[name], name) for name in unexpected}
+    check_surplus(surplus, model.state_dict().keys())
     served: PreTrainedModel = model.to(device).eval()
     return served

@@ -34,7 +34,7 @@ class RequestFailure:
     """Why a request failed; other requests of its batch are not affected."""
 
     #: Machine-readable: `numerical_error`, `out_of_memory`, `no_token_left` (its own controls),
-    #: `deadline_exceeded` or `engine_error`.
+    #: `structure_too_complex`, `deadline_exceeded` or `engine_error`.
     code: str
     #: For people; never prompt or output text.
     message: str

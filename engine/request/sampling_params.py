@@ -112,7 +112,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     #: Report the entropy of each step's own distribution, in nats.
     entropy: bool = False
-    #: Begin the text with the prompt's.
+    #: Begin the text with the prompt's. With `logprobs`, the prompt's tokens are scored as well.
     echo: bool = False
     #: Keep only this many of the prompt's last tokens; -1 keeps as many as leave room for
     #: `max_tokens`. None refuses a prompt that is too long.
@@ -174,6 +174,13 @@ class SamplingParams:
     def bias_by_token_id(self) -> dict[int, float]:
         """`logit_bias` as a mapping."""
         return dict(self.logit_bias or ())
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        """Likeliest tokens reported per prompt token: an echoed prompt is scored as the output."""
+        if self.prompt_logprobs is None and self.echo:
+            return self.logprobs
+        return self.prompt_logprobs
 
     @property
     def grammar(self) -> str | None:

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from batchmill.engine.contract.structure_check import TOO_COMPLEX
 from batchmill.engine.text.structure import Structure
 
+from .outputs import RequestFailure
 from .sampling_params import SamplingParams
 
 _FIRST_CAPACITY = 64
@@ -91,6 +93,18 @@ class RequestControls:
     def is_needed(self) -> bool:
         """Whether it has any effect; a request without one keeps no controls."""
         return self.is_restrictive or self.counts is not None or self.biases is not None
+
+    @property
+    def failure(self) -> RequestFailure:
+        """Why no token is left, once it is exhausted."""
+        limit_error = None if self.structure is None else self.structure.limit_error
+        if limit_error is not None:
+            return RequestFailure(TOO_COMPLEX, limit_error)
+        return RequestFailure(
+            "no_token_left",
+            "the request's controls forbid every next token: loosen its structure, "
+            "allowed_token_ids, bad_words, no_repeat_ngram_size or min_tokens",
+        )
 
     def catch_up(self, output_token_ids: Sequence[int]) -> None:
         """Read the output tokens that were not seen yet."""

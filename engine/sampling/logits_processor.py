@@ -14,7 +14,7 @@ from torch import Tensor
 from batchmill.engine.request.request import Request
 from batchmill.engine.request.token_controls import RequestControls, TokenCounts
 from batchmill.engine.step.upload import Uploader
-from batchmill.engine.text.structure import StructureMasks
+from batchmill.engine.text.structure_masks import StructureMasks
 
 from .logits_filters import is_empty, keep_masked, keep_min_p, keep_only, keep_typical
 

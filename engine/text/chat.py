@@ -122,6 +122,7 @@ def _check_messages(messages: Any) -> None:
             raise _invalid(f"messages[{index}] has no role: use one of {', '.join(contract.ROLES)}")
         if text_of(message.get("content")) is None and not message.get("tool_calls"):
             raise _invalid(f"messages[{index}] has neither content nor tool_calls")
+        _check_list(f"messages[{index}].tool_calls", message.get("tool_calls") or ())
         for call in message.get("tool_calls") or ():
             decoded_call(call, index)
 
@@ -150,6 +151,7 @@ def decoded_call(call: Any, index: int) -> dict[str, Any]:
 
 
 def _check_tools(tools: Any) -> None:
+    _check_list("tools", tools)
     names = set()
     for index, tool in enumerate(tools):
         function = tool.get("function") if isinstance(tool, Mapping) else None
@@ -177,7 +179,13 @@ def _check_parameters(field: str, parameters: Any) -> None:
         raise _invalid(refusal.message) from None
 
 
+def _check_list(field: str, value: Any) -> None:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise _invalid(f"{field} must be a list")
+
+
 def _check_documents(documents: Any) -> None:
+    _check_list("documents", documents)
     for index, document in enumerate(documents):
         if (
             not isinstance(document, Mapping)
@@ -188,6 +196,8 @@ def _check_documents(documents: Any) -> None:
 
 
 def _check_template_kwargs(kwargs: Any) -> None:
+    if not isinstance(kwargs, Mapping):
+        raise _invalid("chat_template_kwargs must be an object")
     for name, value in kwargs.items():
         if problem := contract.template_kwarg_problem(str(name), value):
             raise _invalid(f"chat_template_kwargs {problem}")

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
 from batchmill.engine.errors import RequestError
 
 from .chat import Chat, decoded_call, text_of
-from .lost_content import first_lost_content, with_empty_for_null, with_parts
+from .lost_content import (
+    first_lost_content,
+    shows_parts_as_data,
+    with_empty_for_null,
+    with_parts,
+)
+from .template_time import MAX_TEMPLATE_CPU_S, Renderer, TemplateTooSlow
 
 
 def render_chat(tokenizer: PreTrainedTokenizerFast, chat: Chat, model_name: str) -> str:
@@ -22,25 +28,36 @@ def render_chat(tokenizer: PreTrainedTokenizerFast, chat: Chat, model_name: str)
 
     Raises:
         RequestError: `unsupported_parameter` if the template is missing or ignores a part;
-            `invalid_request` if it refuses the messages.
+            `invalid_request` if it refuses the messages; `chat_too_complex` if it takes too long.
     """
     template = template_of(tokenizer, chat)
     given = _inputs(chat, template)
     _check_kwargs(tokenizer, chat, template, model_name)
-    given, prompt = _prompt_of(tokenizer, given)
+    try:
+        return _render_whole(Renderer(tokenizer, template), given, model_name)
+    except TemplateTooSlow:
+        raise RequestError(
+            "chat_too_complex",
+            f"the chat template of {model_name} takes more than {MAX_TEMPLATE_CPU_S:g} s of CPU "
+            f"time for these {len(chat.messages)} messages, the limit: send fewer messages, or "
+            "the text as a prompt",
+        ) from None
+
+
+def _render_whole(renderer: Renderer, given: dict[str, Any], model_name: str) -> str:
+    """Return the prompt, with every part of the chat in it."""
+    given, prompt = _prompt_of(renderer, given)
     for name, remedy, without in _with_a_part_left_out(given):
-        if _is_same(tokenizer, without, prompt):
+        if _is_same(renderer, without, prompt):
             raise RequestError(
                 "unsupported_parameter",
                 f"the chat template of {model_name} ignores {name}: {remedy}, or use a model whose "
                 "template knows them",
             )
-    return _with_every_content(tokenizer, given, prompt, model_name)
+    return _with_every_content(renderer, given, prompt, model_name)
 
 
-def _prompt_of(
-    tokenizer: PreTrainedTokenizerFast, given: dict[str, Any]
-) -> tuple[dict[str, Any], str]:
+def _prompt_of(renderer: Renderer, given: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """Return the variables that the template can render, and the prompt.
 
     Null contents become empty ones if the template cannot render null.
@@ -50,10 +67,10 @@ def _prompt_of(
     """
     filled = with_empty_for_null(given)
     try:
-        prompt = _render(tokenizer, given)
+        prompt = renderer.render(given)
     except Exception as error:  # a template is a program, which may raise anything
         if filled is not None:
-            return _prompt_of(tokenizer, filled)
+            return _prompt_of(renderer, filled)
         # A template's own error may quote the messages, so it is not shown.
         raise RequestError(
             "invalid_request",
@@ -64,24 +81,21 @@ def _prompt_of(
 
 
 def _with_every_content(
-    tokenizer: PreTrainedTokenizerFast, given: dict[str, Any], prompt: str, model_name: str
+    renderer: Renderer, given: dict[str, Any], prompt: str, model_name: str
 ) -> str:
     """Return a prompt that holds the content of every message.
 
     Raises:
         RequestError: `unsupported_parameter`: the template leaves one out.
     """
-
-    def render(variables: dict[str, Any]) -> str:
-        return _render(tokenizer, variables)
-
-    lost = first_lost_content(render, given, prompt)
+    lost = first_lost_content(renderer.render, given, prompt)
     if lost is None:
         return prompt
     in_parts = with_parts(given)
     try:
-        of_parts = render(in_parts)
-        if first_lost_content(render, in_parts, of_parts) is None:
+        of_parts = renderer.render(in_parts)
+        is_lost = first_lost_content(renderer.render, in_parts, of_parts) is not None
+        if not is_lost and not shows_parts_as_data(in_parts, of_parts):
             return of_parts
     except Exception:  # as in `_prompt_of`
         pass
@@ -104,7 +118,8 @@ def template_of(tokenizer: PreTrainedTokenizerFast, chat: Chat) -> str:
     except ValueError:
         raise RequestError(
             "unsupported_parameter",
-            "messages need a chat template and this model has none: send prompt instead",
+            "messages need a chat template and this model has none: send prompt instead "
+            "(`batchmill submit --raw`)",
         ) from None
 
 
@@ -198,12 +213,8 @@ def _check_kwargs(
             )
 
 
-def _render(tokenizer: PreTrainedTokenizerFast, given: dict[str, Any]) -> str:
-    return cast("str", tokenizer.apply_chat_template(**given, tokenize=False))
-
-
-def _is_same(tokenizer: PreTrainedTokenizerFast, given: dict[str, Any], prompt: str) -> bool:
+def _is_same(renderer: Renderer, given: dict[str, Any], prompt: str) -> bool:
     try:
-        return _render(tokenizer, given) == prompt
+        return renderer.render(given) == prompt
     except Exception:  # a template may raise anything
         return False  # it needs the part

@@ -60,6 +60,15 @@ class Detokenizer:
         token_id: int | None = self._backend.token_to_id(text)
         return token_id if token_id in self._special_token_ids else None
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes of one token; special tokens have those of their names.
+
+        In a vocabulary whose tokens have no bytes of their own, they are those of its text alone.
+        """
+        if self._token_bytes is not None:
+            return self._token_bytes[token_id]
+        return self._backend.decode([token_id], skip_special_tokens=False).encode()
+
     def stream(
         self,
         prompt_token_ids: Sequence[int],

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 #: Renders the variables of a template; raises whatever the template raises.
@@ -14,7 +15,8 @@ def first_lost_content(render: Render, given: dict[str, Any], prompt: str) -> in
 
     All contents are replaced by marks at once, because a chat may have thousands of messages. A
     template may treat marks differently (it may parse the content), so a message whose mark is
-    missing counts as lost only if the prompt stays the same with another content of its length.
+    missing counts as lost only if the prompt stays the same with another content of its length, or
+    with another half of it.
 
     Args:
         render: Renders the template.
@@ -29,12 +31,16 @@ def first_lost_content(render: Render, given: dict[str, Any], prompt: str) -> in
     except Exception:  # a template may raise anything
         pass
     for index in suspects:
-        try:
-            if render(_with_other_text(given, index)) == prompt:
-                return index
-        except Exception:  # as above: the template reads the content
-            continue
+        if any(_is_same(render, each, prompt) for each in _with_other_texts(given, index)):
+            return index
     return None
+
+
+def _is_same(render: Render, given: dict[str, Any], prompt: str) -> bool:
+    try:
+        return render(given) == prompt
+    except Exception:  # as above: the template reads the content
+        return False
 
 
 def with_parts(given: dict[str, Any]) -> dict[str, Any]:
@@ -46,6 +52,18 @@ def with_parts(given: dict[str, Any]) -> dict[str, Any]:
         for message in given["conversation"]
     ]
     return {**given, "conversation": messages}
+
+
+def shows_parts_as_data(given: dict[str, Any], prompt: str) -> bool:
+    """Return whether a template that knows no parts has written a list of them into the prompt."""
+    contents = [message["content"] for message in given["conversation"]]
+    lists = [content for content in contents if isinstance(content, list)]
+    written = (text for parts in lists for text in (str(parts), _json(parts)))
+    return any(text in prompt for text in written)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)  # as templates' `tojson` writes it
 
 
 def with_empty_for_null(given: dict[str, Any]) -> dict[str, Any] | None:
@@ -72,21 +90,36 @@ def _with_marks(given: dict[str, Any], indexes: Sequence[int]) -> dict[str, Any]
     return {**given, "conversation": messages, "continue_final_message": False}
 
 
-def _with_other_text(given: dict[str, Any], index: int) -> dict[str, Any]:
-    """Return the variables with another content of one message, as long as its own."""
-    messages = list(given["conversation"])
-    content: Any = messages[index]["content"]
-    if isinstance(content, str):
-        content = _other_text(content)
-    else:
-        content = [{**part, "text": _other_text(part["text"])} for part in content]
-    messages[index] = {**messages[index], "content": content}
-    return {**given, "conversation": messages}
+def _with_other_texts(given: dict[str, Any], index: int) -> Iterator[dict[str, Any]]:
+    """Yield the variables with another content of one message, as long as its own.
+
+    First all of the content is another one, then its first half, then the other half.
+    """
+    own: Any = given["conversation"][index]["content"]
+    for change in (_other_text, _other_first_half, _other_last_half):
+        if isinstance(own, str):
+            content: Any = change(own)
+        else:
+            content = [{**part, "text": change(part["text"])} for part in own]
+        if content != own:
+            messages = list(given["conversation"])
+            messages[index] = {**messages[index], "content": content}
+            yield {**given, "conversation": messages}
 
 
 def _other_text(text: str) -> str:
     """Return a text of the same length and the same spaces without any character of the other."""
     return "".join(c if c.isspace() else "x" if c == "y" else "y" for c in text)
+
+
+def _other_first_half(text: str) -> str:
+    middle = len(text) // 2
+    return _other_text(text[:middle]) + text[middle:]
+
+
+def _other_last_half(text: str) -> str:
+    middle = len(text) // 2
+    return text[:middle] + _other_text(text[middle:])
 
 
 def _mark(index: int) -> str:

@@ -1,20 +1,19 @@
-"""Structured output: grammars that follow a request's tokens, and masks of the next ones."""
+"""Structured output: grammars that follow a request's tokens."""
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
 from tokenizers import Tokenizer as BackendTokenizer
 
 from batchmill.engine.contract.errors import ContractError
-from batchmill.engine.contract.structure_check import compiled_grammar
+from batchmill.engine.contract.structure_check import TOO_COMPLEX, compiled_grammar
+from batchmill.engine.contract.structure_check_process import parser_limits
+from batchmill.engine.contract.structure_limits import REMEDY, exceeded_limit
 from batchmill.engine.errors import RequestError
+
+from .structure_vocabulary import read_vocabulary
 
 # Imported with the first structured output: an engine without one needs no llguidance.
 if TYPE_CHECKING:
@@ -24,17 +23,42 @@ if TYPE_CHECKING:
 _MAX_KEPT_GRAMMARS = 256
 
 
+class _CompiledGrammar:
+    """A grammar for one vocabulary, whose structures share what its lexer has computed."""
+
+    def __init__(self, vocabulary: llguidance.LLTokenizer, grammar: str) -> None:
+        self._vocabulary = vocabulary
+        self._grammar = grammar
+        #: The state at the start of an output.
+        self.first = self.new_matcher()
+        #: Whether the shared lexer has failed, and with it every copy of `first`.
+        self.is_broken = False
+
+    def new_matcher(self) -> llguidance.LLMatcher:
+        """Return a state at the start of an output, with a lexer of its own."""
+        import llguidance
+
+        # No output, and no grammar in errors: both could reach logs.
+        return llguidance.LLMatcher(
+            self._vocabulary, self._grammar, log_level=0, limits=parser_limits()
+        )
+
+
 class Structure:
     """Follows one request's output through its grammar.
 
     Its state is a function of the output tokens: a new one that appends the same tokens has the
-    same state.
+    same state. The structures of one grammar share a lexer, which fails for all of them if one of
+    their outputs reaches a limit. Then each continues with a lexer of its own.
     """
 
-    __slots__ = ("_matcher",)
+    __slots__ = ("_compiled", "_is_alone", "_matcher", "_token_ids")
 
-    def __init__(self, matcher: llguidance.LLMatcher) -> None:
-        self._matcher = matcher
+    def __init__(self, compiled: _CompiledGrammar) -> None:
+        self._compiled = compiled
+        self._matcher = compiled.first.deep_copy()
+        self._is_alone = False
+        self._token_ids: list[int] = []
 
     @property
     def is_complete(self) -> bool:
@@ -52,13 +76,40 @@ class Structure:
         """State of llguidance, for `StructureMasks`."""
         return self._matcher
 
+    @property
+    def limit_error(self) -> str | None:
+        """Why the output cannot be followed any further: a limit; None if it can."""
+        if not self._matcher.is_error():
+            return None
+        limit = exceeded_limit(self._matcher.get_error())
+        return limit and f"the structured output needs more than {limit}, the limit: {REMEDY}"
+
     def append(self, token_id: int) -> bool:
         """Append one output token.
 
         Returns:
-            False if the grammar does not allow it; the structure cannot be used any more.
+            False if the grammar does not allow it, or `limit_error` says why; the structure cannot
+            be used any more.
         """
-        return self._matcher.consume_token(token_id)
+        if not self._matcher.consume_token(token_id) and not (
+            self.leave_shared_lexer() and self._matcher.consume_token(token_id)
+        ):
+            return False
+        self._token_ids.append(token_id)
+        return True
+
+    def leave_shared_lexer(self) -> bool:
+        """Continue with a lexer of its own, after an error.
+
+        Returns:
+            False if it was alone already, or its own output fails again.
+        """
+        if self._is_alone:
+            return False
+        self._is_alone = True
+        self._compiled.is_broken |= self.limit_error is not None
+        self._matcher = self._compiled.new_matcher()
+        return not self._token_ids or self._matcher.consume_tokens(self._token_ids)
 
 
 class StructureCompiler:
@@ -81,8 +132,8 @@ class StructureCompiler:
         self._backend = backend
         self._vocab_size = vocab_size
         self._eos_token_ids = sorted(eos_token_ids)
-        self._tokenizer: llguidance.LLTokenizer | None = None
-        self._compiled: OrderedDict[str, llguidance.LLMatcher] = OrderedDict()
+        self._vocabulary: llguidance.LLTokenizer | None = None
+        self._compiled: OrderedDict[str, _CompiledGrammar] = OrderedDict()
 
     def compile(self, grammar: str) -> Structure:
         """Return a structure at the start of an output.
@@ -92,16 +143,16 @@ class StructureCompiler:
                 `structure_too_complex` if it passes a limit on its compilation;
                 `invalid_request` if the grammar does not suit its vocabulary.
         """
-        matcher = self._compiled.get(grammar)
-        if matcher is None:
-            matcher = self._new_matcher(grammar)
-            self._compiled[grammar] = matcher
+        compiled = self._compiled.get(grammar)
+        if compiled is None or compiled.is_broken:
+            compiled = self._new(grammar)
+            self._compiled[grammar] = compiled
             if len(self._compiled) > _MAX_KEPT_GRAMMARS:
                 self._compiled.popitem(last=False)
         self._compiled.move_to_end(grammar)
-        return Structure(matcher.deep_copy())
+        return Structure(compiled)
 
-    def _new_matcher(self, grammar: str) -> llguidance.LLMatcher:
+    def _new(self, grammar: str) -> _CompiledGrammar:
         if not self._eos_token_ids:
             raise RequestError(
                 "unsupported_parameter",
@@ -112,74 +163,18 @@ class StructureCompiler:
             compiled_grammar("llguidance", grammar, {})
         except ContractError as refusal:
             raise RequestError.of(refusal) from None
-        import llguidance
-
-        # No output, and no grammar in errors: both could reach logs.
-        limits = llguidance.LLParserLimits(verbose_errors=False)
-        matcher = llguidance.LLMatcher(self._read_tokenizer(), grammar, log_level=0, limits=limits)
-        if matcher.is_error():
+        if self._vocabulary is None:
+            self._vocabulary = read_vocabulary(self._backend, self._vocab_size, self._eos_token_ids)
+        compiled = _CompiledGrammar(self._vocabulary, grammar)
+        if compiled.first.is_error():
+            error = compiled.first.get_error()
+            limit = exceeded_limit(error)
+            if limit is not None:
+                raise RequestError(
+                    TOO_COMPLEX,
+                    f"the structured output needs more than {limit}, the limit: {REMEDY}",
+                )
             raise RequestError(
-                "invalid_request",
-                f"the structured output cannot be enforced: {matcher.get_error()[:200]}",
+                "invalid_request", f"the structured output cannot be enforced: {error[:200]}"
             )
-        return matcher
-
-    def _read_tokenizer(self) -> llguidance.LLTokenizer:
-        import llguidance
-
-        if self._tokenizer is None:
-            # A copy without padding and truncation, which would change the vocabulary's text.
-            copied = BackendTokenizer.from_str(self._backend.to_str())
-            copied.no_padding()
-            copied.no_truncation()
-            self._tokenizer = llguidance.LLTokenizer(
-                copied.to_str(), n_vocab=self._vocab_size, eos_token=self._eos_token_ids
-            )
-        return self._tokenizer
-
-
-class StructureMasks:
-    """Computes on another thread which tokens may come next, while the model computes."""
-
-    def __init__(self, vocab_size: int) -> None:
-        self._num_words = (vocab_size + 31) // 32
-        self._thread: ThreadPoolExecutor | None = None
-        self._executor: llguidance.LLExecutor | None = None
-        self._pending: Future[NDArray[np.int32]] | None = None
-
-    def start(self, structures: Sequence[Structure]) -> None:
-        """Start to compute the masks of structures; these must not change until `take`."""
-        self.discard()
-        if not structures:
-            return
-        if self._thread is None:
-            import llguidance
-
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="structure-masks")
-            # The model needs most of the cores at the same time.
-            self._executor = llguidance.LLExecutor(max(1, (os.cpu_count() or 1) // 4))
-        self._pending = self._thread.submit(self._fill, structures)
-
-    def take(self) -> NDArray[np.int32]:
-        """Return the masks: one bit per token, [num_structures, ceil(vocab_size / 32)] int32."""
-        assert self._pending is not None, "start() was not called for this step"
-        pending, self._pending = self._pending, None
-        return pending.result()
-
-    def discard(self) -> None:
-        """Wait for masks that were not taken because their step failed."""
-        if self._pending is not None:
-            self.take()
-
-    def _fill(self, structures: Sequence[Structure]) -> NDArray[np.int32]:
-        from llguidance.numpy import fill_next_token_bitmask_par
-
-        masks = np.zeros((len(structures), self._num_words), dtype=np.int32)
-        assert self._executor is not None
-        matchers = [(each.matcher, row) for row, each in enumerate(structures)]
-        fill_next_token_bitmask_par(self._executor, matchers, masks)
-        for row, each in enumerate(structures):
-            if each.matcher.is_error():
-                # A grammar that reached a limit ends the output, as if it were complete.
-                masks[row] = 0
-        return masks
+        return compiled

@@ -16,6 +16,9 @@ from .chat import Chat
 from .chat_template import render_chat, template_of
 from .token_length import TokenLength, longest_token
 
+#: Longest part of a library's error in ours.
+_MAX_ERROR_CHARS = 200
+
 
 class Tokenizer:
     """A model's vocabulary, its rules for splitting text into tokens, and its chat template."""
@@ -35,10 +38,12 @@ class Tokenizer:
         """
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            tokenizer("a", verbose=False)  # some broken values only show when it is used
         except Exception as error:  # tokenizers raises bare Exceptions for broken files
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:_MAX_ERROR_CHARS]
             raise ModelLoadError(
-                f"no tokenizer can be read from {folder}: it must hold tokenizer.json and "
-                "tokenizer_config.json"
+                f"no tokenizer can be read from {folder} ({reason}): it must hold tokenizer.json "
+                "and tokenizer_config.json, so correct or download them"
             ) from error
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise UnsupportedModelError(

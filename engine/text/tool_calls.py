@@ -98,31 +98,33 @@ class _HermesFormat:
 class _Llama3JsonFormat:
     """`{"name": …, "parameters": {…}}` as the whole output, or after `<|python_tag|>`.
 
-    Several calls are separated by `;`.
+    Several calls are separated by `;`, or are a JSON list.
 
     Source: the JSON based tool calling of Llama 3.1 and 3.2.
     """
 
     markers = ("<|python_tag|>",)
     id_length = 24
+    _CALL: Final = re.compile(r"\s*(?:\[\s*)?\{")
+    _PERHAPS_CALL: Final = re.compile(r"\s*(?:\[\s*)?(?:\{|\Z)")
 
     def find_start(self, text: str, *, is_beginning: bool) -> int:
-        if is_beginning and text.lstrip()[:1] in ("", "{"):
+        if is_beginning and self._PERHAPS_CALL.match(text):
             return 0
         return _find_marker(text, self.markers[0])
 
     def parse(self, text: str, names: Set[str]) -> ParsedText:
         before, marker, after = text.partition(self.markers[0])
-        if not marker or before.lstrip().startswith("{"):
+        if not marker or self._CALL.match(before):
             before, after = "", text
         calls: list[ParsedCall] = []
         position = 0
         while True:
             value, end = _json_at(after, _skip(after, position, _BLANKS + ";" * bool(calls)))
-            call = _call_of(value, names, "parameters", "arguments")
-            if call is None:
+            found = _calls_of(value, names, "parameters", "arguments")
+            if not found:
                 break
-            calls.append(call)
+            calls += found
             position = end
         if not calls:
             return ParsedText(text, [])
@@ -164,15 +166,12 @@ class _MistralFormat:
         """Return the calls directly after a marker, and their end; all of a list, or none."""
         match = self._NAME.match(text, position)
         if match is None:
-            values, end = _json_at(text, _skip(text, position))
-            values = values if isinstance(values, list) else [values]
-            found = [_call_of(value, names, "arguments") for value in values]
+            value, end = _json_at(text, _skip(text, position))
         else:
             arguments, end = _json_at(text, _skip(text, match.end()))
             value = {"name": match[1], "arguments": arguments}
-            found = [_call_of(value, names, "arguments")]
-        calls = [call for call in found if call is not None]
-        return (calls, end) if len(calls) == len(found) else ([], position)
+        calls = _calls_of(value, names, "arguments")
+        return (calls, end) if calls else ([], position)
 
 
 #: Format by the name that the setting `tool_call_parser` uses.
@@ -195,22 +194,33 @@ def detect_format(template: str) -> str | None:
     return None
 
 
-def _find_marker(text: str, marker: str) -> int:
-    """Return the start of a marker or of a partial one at the end, with the blanks before it."""
+def find_marker(text: str, marker: str) -> int:
+    """Return the start of a marker, or of a partial one at the end; else the text's length."""
     start = text.find(marker)
-    if start < 0:
-        start = len(text)
-        for length in range(min(len(marker) - 1, len(text)), 0, -1):
-            if text.endswith(marker[:length]):
-                start -= length
-                break
-    return len(text[:start].rstrip())
+    if start >= 0:
+        return start
+    for length in range(min(len(marker) - 1, len(text)), 0, -1):
+        if text.endswith(marker[:length]):
+            return len(text) - length
+    return len(text)
+
+
+def _find_marker(text: str, marker: str) -> int:
+    """Return the same, with the blanks before the marker."""
+    return len(text[: find_marker(text, marker)].rstrip())
 
 
 def _parsed(rest: list[str], calls: list[ParsedCall]) -> ParsedText:
     text = "".join(rest)
     # Blanks after the last call do not belong to the text.
     return ParsedText(text if rest[-1].strip() or not calls else text.rstrip(), calls)
+
+
+def _calls_of(value: Any, names: Set[str], *argument_keys: str) -> list[ParsedCall]:
+    """Return the calls that a JSON value or a list of them describes; all of a list, or none."""
+    values = value if isinstance(value, list) else [value]
+    calls = [_call_of(each, names, *argument_keys) for each in values]
+    return [] if None in calls else [call for call in calls if call is not None]
 
 
 def _call_of(value: Any, names: Set[str], *argument_keys: str) -> ParsedCall | None:

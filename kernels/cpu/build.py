@@ -1,6 +1,8 @@
-"""Compile the C++ kernels: at first use, or ahead of time.
+"""Compile the C++ kernels: into a wheel, at first use, or ahead of time.
 
-Ahead of time: `python -m batchmill.kernels.cpu.build`, with `--isa all` for unknown machines.
+A wheel that was built with compiled kernels has them in `built/`, for each instruction set of its
+architecture (`setup.py`). Every other install compiles them at first use, or ahead of time with
+`python -m batchmill.kernels.cpu.build`, with `--isa all` for unknown machines.
 
 The file name of a library in the cache folder contains the hash of its sources and flags and that
 of the compiler's version. So a changed kernel or compiler causes a new build, and several versions
@@ -18,22 +20,28 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from batchmill.kernels.errors import CppBuildError
 
-from .isa import ISAS, Isa, best_isa
+from .isa import Isa, best_isa, isas_of_architecture
 
 _log = logging.getLogger(__name__)
 
 _SOURCE_FOLDER = Path(__file__).resolve().parent
+#: Kernels that were compiled when the wheel was built; missing in other installs.
+_SHIPPED_FOLDER = _SOURCE_FOLDER / "built"
 _COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = (
     *("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden"),
     # Nothing reads errno or exception flags; without these two, loops are not vectorised.
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
 )
-_COMPILE_TIMEOUT_S = 300
+_COMPILE_TIMEOUT_S = 300.0
+#: Nothing waits for a wheel, and its instruction sets share the cores.
+_WHEEL_TIMEOUT_S = 1800.0
 
 
 def cache_folder() -> Path:
@@ -56,8 +64,8 @@ def find_compiler() -> str | None:
 def build_library(isa: Isa, cache: Path | None = None) -> Path:
     """Return the path of the kernels for one instruction set; compile them if they are missing.
 
-    Several processes may call this at once: one builds, the others wait. Without a compiler, a
-    library that any compiler built from the same sources is used.
+    Several processes may call this at once: one builds, the others wait. A library of the wheel
+    comes first. Without a compiler, one that any compiler built from the same sources is used.
 
     Args:
         isa: The instruction set; this CPU need not have it.
@@ -91,6 +99,38 @@ def build_library(isa: Isa, cache: Path | None = None) -> Path:
     return target
 
 
+def build_for_wheel(folder: Path) -> list[Path]:
+    """Compile the kernels for every instruction set of this architecture, to ship them in a wheel.
+
+    Args:
+        folder: The folder of the libraries: `built` beside this file, in the files of the wheel.
+
+    Raises:
+        CppBuildError: no compiler was found, or it failed.
+    """
+    compiler = find_compiler()
+    if compiler is None:
+        raise CppBuildError(
+            f"no C++ compiler on PATH (looked for {', '.join(_COMPILERS)}): install g++ or "
+            "clang++, or unset BATCHMILL_BUILD_KERNELS for a wheel without compiled kernels"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def build(isa: Isa) -> Path:
+        target = _shipped(isa, folder)
+        _compile(compiler, isa, target, _WHEEL_TIMEOUT_S)
+        target.chmod(0o755)
+        return target
+
+    return _each(build, isas_of_architecture())
+
+
+def _each(build: Callable[[Isa], Path], isas: Sequence[Isa]) -> list[Path]:
+    """Call a function for each instruction set, on all cores at once."""
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        return list(pool.map(build, isas))
+
+
 def find_built(isa: Isa, cache: Path | None = None) -> Path | None:
     """Return the path that `build_library` would return without compiling, or None.
 
@@ -101,27 +141,36 @@ def find_built(isa: Isa, cache: Path | None = None) -> Path | None:
 
 
 def _find_built(isa: Isa, compiler: str | None, cache: Path | None) -> Path | None:
+    shipped = _shipped(isa, _SHIPPED_FOLDER)
+    if shipped.exists():
+        return shipped
     made_by = "*" if compiler is None else _compiler_hash(compiler)
     return next(iter(sorted(_folder(isa, cache).glob(f"{isa.name}-{made_by}.so"))), None)
+
+
+def _shipped(isa: Isa, folder: Path) -> Path:
+    # With the hash, so that changed sources are compiled again and not ignored.
+    return folder / f"{isa.name}-{_source_hash(isa)}.so"
 
 
 def _folder(isa: Isa, cache: Path | None) -> Path:
     return (cache or cache_folder()) / "kernels" / _source_hash(isa)
 
 
-def _compile(compiler: str, isa: Isa, target: Path) -> None:
+def _compile(compiler: str, isa: Isa, target: Path, timeout_s: float = _COMPILE_TIMEOUT_S) -> None:
     """Compile to a temporary file and rename it, so that no process sees half a library."""
     sources = sorted(map(str, _SOURCE_FOLDER.glob("*.cpp")))
     _log.info(
         "compiling the C++ kernels for %s with %s; this happens once and takes some seconds",
         isa.name,
         compiler,
+        extra={"phase": "compiling the CPU kernels, once"},
     )
     handle, partial = tempfile.mkstemp(dir=target.parent, suffix=".partial")
     os.close(handle)
     try:
         command = [compiler, *_FLAGS, *isa.flags, *sources, "-o", partial]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
         if done.returncode:
             last_lines = "\n".join(done.stderr.strip().splitlines()[-20:])
             raise CppBuildError(
@@ -132,7 +181,7 @@ def _compile(compiler: str, isa: Isa, target: Path) -> None:
         _log.info("built the C++ kernels for %s: %s", isa.name, target)
     except subprocess.TimeoutExpired as error:
         raise CppBuildError(
-            f"{compiler} took more than {_COMPILE_TIMEOUT_S} s on the {isa.name} kernels: build "
+            f"{compiler} took more than {timeout_s:g} s on the {isa.name} kernels: build "
             "them ahead of time with `python -m batchmill.kernels.cpu.build`"
         ) from error
     finally:
@@ -169,23 +218,28 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m batchmill.kernels.cpu.build", description="Compile the C++ kernels."
     )
+    isas = isas_of_architecture()
     parser.add_argument(
         "--isa",
-        choices=[*(isa.name for isa in ISAS), "best", "all"],
+        choices=[*(isa.name for isa in isas), "best", "all"],
         default="best",
         help="instruction set to build for; `all` if the target machine is not known",
     )
     parser.add_argument(
         "--cache-dir", type=Path, help="default: BATCHMILL_CACHE_DIR, else the user's cache"
     )
+    parser.add_argument("--for-wheel", type=Path, help=argparse.SUPPRESS)  # used by setup.py
     arguments = parser.parse_args()
-    chosen = [isa for isa in ISAS if arguments.isa in (isa.name, "all")] or [best_isa()]
+    chosen = [isa for isa in isas if arguments.isa in (isa.name, "all")] or [best_isa()]
     try:
-        for isa in chosen:
-            print(build_library(isa, arguments.cache_dir))
+        if arguments.for_wheel is not None:
+            built = build_for_wheel(arguments.for_wheel)
+        else:
+            built = _each(lambda isa: build_library(isa, arguments.cache_dir), chosen)
     except CppBuildError as error:
         print(error, file=sys.stderr)
         return 1
+    print(*built, sep="\n")
     return 0
 
 

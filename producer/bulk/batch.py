@@ -73,7 +73,9 @@ class BulkBatch:
                 f"{num_done} lines have results, but the run has no batch: it began without "
                 "--webhook, under another --run-id, or too long ago; give it without --webhook"
             )
-        opened = raise_if_error(store.run(batch_calls.create(request, settings, batch_id)))
+        opened = raise_if_error(
+            store.run_confirmed(batch_calls.create(request, settings, batch_id))
+        )
         return cls(store, opened, num_lines)
 
     def with_place(self, job: NewJob, line: BulkLine) -> NewJob:
@@ -89,7 +91,7 @@ class BulkBatch:
         """
         if self._is_sealed:
             return
-        error = self._store.run(batch_calls.seal(self.id, self._num_lines))
+        error = self._store.run_confirmed(batch_calls.seal(self.id, self._num_lines))
         if error is not None and not isinstance(error, BatchClosed):
             raise error
         self._is_sealed = True  # a cancelled batch has reported its own end

@@ -6,25 +6,35 @@ import hashlib
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from batchmill.producer.client.job_groups import FULL_PAUSE_S, MAX_GROUP_CHARS, MAX_GROUP_JOBS
-from batchmill.producer.errors import JobRejected, JobUnfinished, QueueFull, UnknownJob
+from batchmill.producer.errors import (
+    BulkFileError,
+    IdempotencyConflict,
+    JobRejected,
+    JobUnfinished,
+    QueueFull,
+    UnknownJob,
+)
 from batchmill.producer.job.document import GenerationJob
 from batchmill.producer.job.line import BulkLine, LineKind
 from batchmill.producer.protocol.calls import jobs as job_calls
 from batchmill.producer.protocol.calls.new_job import NewJob
+from batchmill.producer.protocol.replies import RetryStatus, SubmitStatus
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store.ended_jobs import MAX_ENDS_AT_ONCE, EndedJob, chunks, ended_jobs
 from batchmill.producer.store.job_store import JobStore
 from batchmill.producer.store.reply_errors import accepted_id
-from batchmill.producer.store.submission import fingerprint, prepare
+from batchmill.producer.store.submission import fingerprint, prepare, queue_limits
 from batchmill.producer.watch.many_jobs import EndWatch
 from batchmill.producer.watch.wait_limits import CONNECTION_ERRORS, Outage
 
-from .output import DurableLines, line_id
-from .result_lines import error_line, result_line
+from .earlier_jobs import EarlierJobs
+from .journal import Journal
+from .output import line_id
+from .result_lines import error_line, partial_body, result_line
 
 if TYPE_CHECKING:
     from .batch import BulkBatch
@@ -38,6 +48,14 @@ class _Waiting:
     number: int
     custom_id: str
     kind: LineKind
+    #: Whether it had an error before: its job runs again if it ended without a completion.
+    is_retry: bool
+    queue: str = ""
+    model: str = ""
+
+
+#: A record, its job, and the id of the job that stands for it.
+_Accepted: TypeAlias = tuple[_Waiting, NewJob, str]
 
 
 class InFlight:
@@ -53,8 +71,7 @@ class InFlight:
         settings: ProducerSettings,
         options: BulkOptions,
         identity: str,
-        output: DurableLines,
-        errors: DurableLines,
+        journal: Journal,
         counts: BulkCounts,
         batch: BulkBatch | None,
     ) -> None:
@@ -62,10 +79,12 @@ class InFlight:
         self._settings = settings
         self._options = options
         self._identity = identity
-        self._output = output
-        self._errors = errors
+        self._journal = journal
+        self._output = journal.output
+        self._errors = journal.errors
         self._counts = counts
         self._batch = batch
+        self._earlier = EarlierJobs(store)
         self._is_input_over = False
         self._watch = EndWatch(store)
         self._outage = Outage()
@@ -117,11 +136,13 @@ class InFlight:
     def _prepare_next(self, lines: Iterator[BulkLine]) -> tuple[_Waiting, NewJob] | None:
         """Return the next record that can be submitted; write the others to the error file."""
         for line in lines:
-            waiting = _Waiting(line.number, line.custom_id, line.kind)
+            is_retry = line.number in self._journal.retried
+            waiting = _Waiting(line.number, line.custom_id, line.kind, is_retry)
             try:
                 if line.job is None:
                     raise line.problem or JobRejected("the line has no job")
-                return waiting, self._prepare(line.job, line)
+                job = self._prepare(line.job, line)
+                return replace(waiting, queue=job.queue, model=job.model), job
             except JobRejected as error:
                 self._fail(waiting, error.code, str(error))
         self._is_input_over = True
@@ -140,7 +161,9 @@ class InFlight:
     def _prepare(self, job: GenerationJob, line: BulkLine) -> NewJob:
         place = f"record\0{line.number}\0{line.custom_id}"
         if self._options.deduplicate and (job.temperature == 0 or job.seed is not None):
-            place = f"same\0{fingerprint(job)}"
+            # Without --model, as the keys of all lines: another one replaces the jobs.
+            same = job.model_copy(update={"model": line.named_model})
+            place = f"same\0{fingerprint(same)}"
         if self._batch is not None:  # jobs of a run without a batch must not count for this one
             place = f"{self._batch.id}\0{place}"
         name = f"{self._identity}\0{self._options.run_id}\0{place}".encode()
@@ -151,30 +174,105 @@ class InFlight:
     def _submit(self, batch: list[tuple[_Waiting, NewJob]]) -> bool:
         """Submit records; return False if some of them could not be accepted now."""
         try:
-            replies = self._store.run_all([job_calls.submit(job) for _, job in batch])
+            replies = self._store.run_all_confirmed([job_calls.submit(job) for _, job in batch])
         except CONNECTION_ERRORS as error:
             self._hold(batch, self._outage.pause_s(error))
             return False
         self._outage.end()
         held: list[tuple[_Waiting, NewJob]] = []
-        new_ids = []
+        replaced: list[tuple[_Waiting, NewJob]] = []
+        accepted: list[_Accepted] = []
+        found: list[_Accepted] = []
         for (waiting, job), reply in zip(batch, replies, strict=True):
             try:
-                job_id = accepted_id(job, reply)
+                accepted.append((waiting, job, accepted_id(job, reply)))
+                if reply.status is SubmitStatus.EXISTING:
+                    found.append(accepted[-1])
             except QueueFull:
                 held.append((waiting, job))
+            except IdempotencyConflict as error:
+                replaced.append((waiting, self._replace(waiting, job, error)))
             except JobRejected as error:
                 self._fail(waiting, error.code, str(error))
-            else:
-                if job_id not in self._waiting:
-                    self._waiting[job_id] = []
-                    new_ids.append(job_id)
-                self._waiting[job_id].append(waiting)
-                self._num_waiting += 1
-        self._watch.add(new_ids)
+        held += self._pass_over(accepted, found, replaced)
+        self._counts.replaced = self._earlier.num_cancelled
+        held += self._run_again(accepted)
+        self._await(accepted)
+        self._held.extendleft(reversed(replaced))
         if held:
             self._hold(held, FULL_PAUSE_S)
         return not held
+
+    def _await(self, accepted: list[_Accepted]) -> None:
+        new_ids = []
+        for waiting, _, job_id in accepted:
+            if job_id not in self._waiting:
+                self._waiting[job_id] = []
+                new_ids.append(job_id)
+            self._waiting[job_id].append(waiting)
+            self._num_waiting += 1
+            self._counts.waiting[waiting.queue, waiting.model] += 1
+        self._watch.add(new_ids)
+
+    def _replace(self, waiting: _Waiting, job: NewJob, error: IdempotencyConflict) -> NewJob:
+        """Cancel the job of a line that was submitted with another --model; return this one.
+
+        Raises:
+            BulkFileError: the job is of a batch, whose lines cannot be replaced.
+        """
+        if job.batch is not None:
+            raise BulkFileError(
+                f"{waiting.custom_id} was submitted with another --model, in the batch "
+                f"{job.batch.batch_id}: give that one again, or cancel the batch (batchmill batch "
+                f"cancel {job.batch.batch_id}) and give another --run-id and output"
+            )
+        return self._earlier.replace(job, error.job_id)
+
+    def _pass_over(
+        self,
+        accepted: list[_Accepted],
+        found: Sequence[_Accepted],
+        replaced: list[tuple[_Waiting, NewJob]],
+    ) -> list[tuple[_Waiting, NewJob]]:
+        """Replace jobs that were found again but cancelled for those of another --model.
+
+        Returns:
+            The records that must wait, because the broker is away; they are not accepted.
+        """
+        looked_at = [item for item in found if item[1].batch is None]
+        if not looked_at:
+            return []
+        try:
+            instead = self._earlier.pass_over([(job, job_id) for _, job, job_id in looked_at])
+        except CONNECTION_ERRORS as error:
+            time.sleep(self._outage.pause_s(error))
+            for item in looked_at:
+                accepted.remove(item)
+            return [(waiting, job) for waiting, job, _ in looked_at]
+        for item, job in zip(looked_at, instead, strict=True):
+            if job is not None:
+                accepted.remove(item)
+                replaced.append((item[0], job))
+        return []
+
+    def _run_again(self, accepted: list[_Accepted]) -> list[tuple[_Waiting, NewJob]]:
+        """Run the jobs of lines that had an error again; return and remove those that must wait."""
+        retries = [item for item in accepted if item[0].is_retry and item[2] not in self._waiting]
+        if not retries:
+            return []
+        limits = queue_limits(self._settings)
+        calls = [job_calls.retry(job_id, limits) for _, _, job_id in retries]
+        try:
+            replies = self._store.run_all_confirmed(calls)
+        except CONNECTION_ERRORS as error:
+            time.sleep(self._outage.pause_s(error))
+            late = retries
+        else:
+            pairs = zip(retries, replies, strict=True)
+            late = [item for item, reply in pairs if reply.status is RetryStatus.FULL]
+        for item in late:
+            accepted.remove(item)
+        return [(waiting, job) for waiting, job, _ in late]
 
     def _hold(self, batch: list[tuple[_Waiting, NewJob]], pause_s: float) -> None:
         self._held.extendleft(reversed(batch))
@@ -190,10 +288,12 @@ class InFlight:
     def _write(self, ended: EndedJob) -> None:
         for waiting in self._waiting.pop(ended.id):
             self._num_waiting -= 1
+            self._counts.waiting[waiting.queue, waiting.model] -= 1
             try:
                 result = ended.result()
             except JobUnfinished as error:
-                self._fail(waiting, error.code, str(error))
+                partial = partial_body(waiting.kind, error.result)
+                self._fail(waiting, error.code, str(error), partial)
             except UnknownJob as error:
                 self._fail(waiting, "unknown_job", str(error))
             else:
@@ -208,8 +308,15 @@ class InFlight:
                 self._counts.prompt_tokens += result.usage.prompt_tokens
                 self._counts.cached_tokens += result.usage.prompt_tokens_details.cached_tokens
                 self._counts.output_tokens += result.usage.completion_tokens
+                self._counts.add_usage(result.model, result.usage.model_dump())
 
-    def _fail(self, waiting: _Waiting, code: str, message: str) -> None:
+    def _fail(
+        self,
+        waiting: _Waiting,
+        code: str,
+        message: str,
+        partial: dict[str, Any] | None = None,
+    ) -> None:
         name = line_id(self._identity, waiting.number)
-        self._errors.append(error_line(name, waiting.custom_id, code, message))
+        self._errors.append(error_line(name, waiting.custom_id, code, message, partial))
         self._counts.failed += 1

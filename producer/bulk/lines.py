@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from batchmill.producer.errors import JobRejected
+from batchmill.producer.errors import BulkFileError, JobRejected
+from batchmill.producer.files.record import Record
+from batchmill.producer.files.source import RecordFile
 from batchmill.producer.job.line import BulkLine, LineKind, check_custom_id
 from batchmill.producer.job.validation import parse_job
 
-from .records import Record
-from .template import PromptTemplate
+from .prompts import Prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,44 +23,108 @@ class LineSettings:
     model: str | None = None
     #: Fields of a job that a line may override.
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    #: Makes the prompt from the record's columns; None if records are requests.
-    template: PromptTemplate | None = None
-    #: The filled template becomes a user message, after the system message, not a bare prompt.
-    as_chat: bool = False
-    system: str | None = None
+    #: Make the prompts from the record's columns; empty if records are requests.
+    prompts: tuple[Prompt, ...] = ()
     #: Labels added to those of every line's job.
     tags: tuple[str, ...] = ()
+    #: Fields of a request that are dropped.
+    ignored: frozenset[str] = frozenset()
+    #: Samples per line that have columns of their own; None if the output is not a table.
+    max_samples: int | None = None
+
+    @property
+    def num_lines_per_record(self) -> int:
+        """Lines that each record becomes: one per prompt."""
+        return len(self.prompts) or 1
 
 
-def read_line(record: Record, settings: LineSettings) -> BulkLine:
-    """Return the line of a record; an invalid record gives a line with its problem."""
-    kind, custom_id = LineKind.TEXT, f"line-{record.line}"
+def check_template(source: RecordFile, settings: LineSettings) -> None:
+    """Reject a table without a template that it can fill, before every row fails.
+
+    Raises:
+        BulkFileError: it has no template, or the template asks for a column that is not there.
+    """
+    columns = source.columns
+    if columns is None:
+        return
+    shown = ", ".join(columns) or "no column"
+    if not settings.prompts:
+        example = f"'Describe {{{columns[0] if columns else 'name'}}} in one line.' --chat"
+        raise BulkFileError(
+            f"{source.path} is a table with the columns {shown}, and a row is not a prompt by "
+            f"itself: give --template, for example --template {example}"
+        )
+    used = dict.fromkeys(name for prompt in settings.prompts for name in prompt.columns)
+    missing = [name for name in used if name not in columns]
+    if missing:
+        raise BulkFileError(
+            f"the template asks for {', '.join(missing)}; {source.path} has the columns {shown}"
+        )
+
+
+def read_lines(record: Record, settings: LineSettings) -> Iterator[BulkLine]:
+    """Yield the lines of a record, one per prompt."""
+    for place in range(settings.num_lines_per_record):
+        yield read_line(record, settings, place)
+
+
+def read_line(record: Record, settings: LineSettings, place: int = 0) -> BulkLine:
+    """Return a line of a record; an invalid record gives a line with its problem.
+
+    Args:
+        record: the record.
+        settings: for all lines.
+        place: of the prompt among several.
+    """
+    number = (record.number - 1) * settings.num_lines_per_record + place + 1
+    prompt = settings.prompts[place] if settings.prompts else None
+    kind, custom_id = LineKind.TEXT, _named(f"line-{record.line}", prompt)
     try:
         if record.data is None:
             raise JobRejected(record.problem, code="invalid_line")
-        custom_id = _custom_id(record.data, custom_id)
-        kind, fields = _fields(record.data, settings)
-        fields = _with_defaults(fields, settings)
-        return BulkLine(record.number, custom_id, kind, parse_job(fields))
+        custom_id = _custom_id(record.data, custom_id, prompt)
+        kind, fields = _fields(record.data, prompt, settings)
+        named_model = fields.get("model")
+        job = parse_job(_with_defaults(fields, settings))
+        if settings.max_samples is not None and job.n > settings.max_samples:
+            raise JobRejected(
+                f"n is {job.n}, and the table has columns for {settings.max_samples}: give "
+                f"--param n={job.n}",
+                param="n",
+            )
+        return BulkLine(number, custom_id, kind, job, named_model=named_model)
     except JobRejected as error:
-        return BulkLine(record.number, custom_id, kind, None, error)
+        return BulkLine(number, custom_id, kind, None, error)
 
 
-def _custom_id(data: Mapping[str, Any], otherwise: str) -> str:
+def _named(custom_id: str, prompt: Prompt | None) -> str:
+    return f"{custom_id}.{prompt.name}" if prompt is not None and prompt.name else custom_id
+
+
+def _custom_id(data: Mapping[str, Any], otherwise: str, prompt: Prompt | None) -> str:
     custom_id = data.get("custom_id")
     if custom_id is None or custom_id == "":
         return otherwise
-    return check_custom_id(custom_id)
+    if isinstance(custom_id, int) and prompt is not None:  # as typed tables have it
+        custom_id = str(custom_id)
+    return check_custom_id(_named(check_custom_id(custom_id), prompt))
 
 
-def _fields(data: Mapping[str, Any], settings: LineSettings) -> tuple[LineKind, dict[str, Any]]:
+def _fields(
+    data: Mapping[str, Any], prompt: Prompt | None, settings: LineSettings
+) -> tuple[LineKind, dict[str, Any]]:
     """Return the format of the result and the fields of the job."""
-    if settings.template is not None:
-        return _from_template(data, settings.template, settings)
+    if prompt is not None:
+        try:
+            return prompt.fields(data)
+        except ValueError as error:
+            raise JobRejected(str(error), code="invalid_line") from None
     if "body" in data or "url" in data:
-        return _from_openai(data)
-    fields = {name: value for name, value in data.items() if name != "custom_id"}
-    return (LineKind.CHAT if "messages" in fields else LineKind.TEXT), fields
+        kind, fields = _from_openai(data)
+    else:
+        fields = {name: value for name, value in data.items() if name != "custom_id"}
+        kind = LineKind.CHAT if "messages" in fields else LineKind.TEXT
+    return kind, {name: value for name, value in fields.items() if name not in settings.ignored}
 
 
 def _from_openai(data: Mapping[str, Any]) -> tuple[LineKind, dict[str, Any]]:
@@ -79,21 +144,6 @@ def _from_openai(data: Mapping[str, Any]) -> tuple[LineKind, dict[str, Any]]:
     if not isinstance(body, dict) or wanted not in body or other in body:
         raise JobRejected(f"body: must be an object with {wanted} for {kind}", param="body")
     return kind, dict(body)
-
-
-def _from_template(
-    data: Mapping[str, Any], template: PromptTemplate, settings: LineSettings
-) -> tuple[LineKind, dict[str, Any]]:
-    try:
-        prompt = template.fill(data)
-    except ValueError as error:
-        raise JobRejected(str(error), code="invalid_line") from None
-    if not settings.as_chat:
-        return LineKind.TEXT, {"prompt": prompt}
-    messages = [{"role": "user", "content": prompt}]
-    if settings.system is not None:
-        messages.insert(0, {"role": "system", "content": settings.system})
-    return LineKind.CHAT, {"messages": messages}
 
 
 def _with_defaults(fields: dict[str, Any], settings: LineSettings) -> dict[str, Any]:

@@ -8,8 +8,9 @@ import json
 import os
 import re
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from batchmill.producer.errors import BulkFileError
 
@@ -17,7 +18,15 @@ from batchmill.producer.errors import BulkFileError
 GROUP_LINES = 256
 GROUP_BYTES = 4 << 20
 GROUP_INTERVAL_S = 1.0
+#: Every line begins with its id.
+_LINE_START = b'{"id":"batch_req_'
 _LINE_ID = re.compile(r"batch_req_([0-9a-f]{16})_(\d+)")
+
+
+def line_number(raw: bytes) -> int:
+    """Return the record's number of a line of a bulk run."""
+    match = _LINE_ID.match(raw.decode(errors="replace"), len(b'{"id":"'))
+    return int(match[2]) if match else 0
 
 
 def line_id(identity: str, number: int) -> str:
@@ -35,6 +44,12 @@ class DoneLines:
 
     def __contains__(self, number: int) -> bool:
         return bool(self._bits[number >> 3] & 1 << (number & 7))
+
+    def count_up_to(self, number: int) -> int:
+        """Return how many of the first records are in the set."""
+        if number >= self._num_records:
+            return self.count
+        return sum(each in self for each in range(1, number + 1))
 
     def add(self, number: int) -> bool:
         """Add a record; return False if it was there before.
@@ -65,11 +80,16 @@ class DurableLines:
             BulkFileError: it cannot be opened, or another process has it.
         """
         self.path = path
+        #: SHA-256 of each table that was made of this file.
+        self.table_digests: set[str] = set()
         self._group: list[bytes] = []
         self._num_bytes = 0
         self._synced_at = time.monotonic()
         try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            if path.exists() and not path.is_file():
+                raise BulkFileError(f"{path} must be a file, or - for standard output")
+            # The user's umask says who may read it, as for any other program.
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise BulkFileError(f"{path} cannot be opened: {error.strerror}") from error
         try:
@@ -85,30 +105,51 @@ class DurableLines:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Write what was appended, and release the file."""
         try:
             self.sync()
         finally:
             os.close(self._file)
 
-    def recover(self, identity: str, done: DoneLines) -> int:
+    def recover(
+        self,
+        identity: str,
+        done: DoneLines,
+        on_line: Callable[[dict[str, Any], int], None] | None = None,
+    ) -> int:
         """Remove a torn last line, add the finished records to `done`, and return their number.
 
+        Args:
+            identity: of the run.
+            done: gets the records that have a line here.
+            on_line: called with each line and its place in the file.
+
         Raises:
-            BulkFileError: the file holds something else, or results of another input.
+            BulkFileError: the file holds something else, or results of another input; it is left as
+                it is.
         """
         before, end = done.count, 0
         with self.path.open("rb") as file:
-            for line, raw in enumerate(file, start=1):
-                number = self._number(raw, line, identity)
-                if number is None and file.read(1):
+            for line, raw in enumerate(_own_lines(file), start=1):
+                if raw is not None and not raw.endswith(b"\n") and _is_torn(raw, line, identity):
+                    break
+                parsed = None if raw is None else self._parsed(raw, line, identity)
+                if raw is None or parsed is None:
                     raise BulkFileError(
                         f"{self.path}, line {line}: not an output line of bulk; move the file "
                         "away, or give another"
                     )
-                if number is None:
-                    break
-                self._note(done, number, line)
+                data, number = parsed
                 end += len(raw)
+                if number == 0:
+                    self.table_digests.add(str(data.get("table")))
+                    continue
+                self._note(done, number, line)
+                if on_line is not None:
+                    on_line(data, line)
         if os.fstat(self._file).st_size != end:
             os.ftruncate(self._file, end)
             os.fsync(self._file)
@@ -150,12 +191,11 @@ class DurableLines:
                 "same command again; it resumes from here"
             ) from error
 
-    def _number(self, raw: bytes, line: int, identity: str) -> int | None:
-        """Return the record number of a line; None if it is not a whole line of a bulk run."""
-        if not raw.endswith(b"\n"):
-            return None
+    def _parsed(self, raw: bytes, line: int, identity: str) -> tuple[dict[str, Any], int] | None:
+        """Return a line and its record's number; None if it is not a line of a bulk run."""
         try:
-            match = _LINE_ID.fullmatch(json.loads(raw)["id"])
+            data = json.loads(raw)
+            match = _LINE_ID.fullmatch(data["id"])
         except (ValueError, KeyError, TypeError):
             return None
         if match is None:
@@ -165,7 +205,18 @@ class DurableLines:
                 f"{self.path}, line {line}: belongs to another input, or to the same one with "
                 "another template or other settings; give another output, or move the file away"
             )
-        return int(match[2])
+        return data, int(match[2])
+
+    def clear(self) -> None:
+        """Remove all lines."""
+        os.ftruncate(self._file, 0)
+        os.fsync(self._file)
+
+    def note_table(self, identity: str, digest: str) -> None:
+        """Keep the digest of the table that is made of this file, as its line 0, durably."""
+        self.table_digests.add(digest)
+        self.append({"id": line_id(identity, 0), "table": digest})
+        self.sync()
 
     def _note(self, done: DoneLines, number: int, line: int) -> None:
         try:
@@ -177,6 +228,27 @@ class DurableLines:
             f"{self.path}, line {line}: belongs to record {number}, which has a line already or is "
             "not in the input; the files were changed by hand: move them away"
         )
+
+
+def _own_lines(file: IO[bytes]) -> Iterator[bytes | None]:
+    """Yield the lines of a file; None, and nothing more, at one that does not begin as ours do.
+
+    So a large file of other content is not read as one line.
+    """
+    while head := file.readline(len(_LINE_START)):
+        if not _LINE_START.startswith(head):
+            yield None
+            return
+        yield head + file.readline()
+
+
+def _is_torn(raw: bytes, line: int, identity: str) -> bool:
+    """Return whether a last line without an end is the beginning of one of ours.
+
+    The first line of a file must have its whole id: `{` alone may be anything.
+    """
+    start = f"{_LINE_START.decode()}{identity[:16]}_".encode()
+    return raw.startswith(start) or (line > 1 and start.startswith(raw))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from batchmill.producer.errors import JobUnfinished, UnknownJob
 from batchmill.producer.job.line import LineKind
 from batchmill.producer.results import JobResult
 from batchmill.producer.store.ended_jobs import EndedJob
+
+from .openai_logprobs import chat_logprobs, completion_logprobs
 
 
 def ended_line(request_id: str, custom_id: str, kind: LineKind, ended: EndedJob) -> dict[str, Any]:
@@ -17,7 +20,8 @@ def ended_line(request_id: str, custom_id: str, kind: LineKind, ended: EndedJob)
             request_id, custom_id, kind, ended.result(), finished_at_ms=ended.finished_at_ms
         )
     except JobUnfinished as error:
-        return error_line(request_id, custom_id, error.code, str(error))
+        partial = partial_body(kind, error.result)
+        return error_line(request_id, custom_id, error.code, str(error), partial)
     except UnknownJob as error:
         return error_line(request_id, custom_id, "unknown_job", str(error))
 
@@ -31,19 +35,43 @@ def result_line(
     finished_at_ms: int | None,
 ) -> dict[str, Any]:
     """Return the output line of a completed job; `created` is the time of its end."""
+    body = _body(kind, result, finished_at_ms)
+    response = {"status_code": 200, "request_id": result.id, "body": body}
+    return {"id": request_id, "custom_id": custom_id, "response": response, "error": None}
+
+
+def error_line(
+    request_id: str,
+    custom_id: str,
+    code: str,
+    message: str,
+    partial: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return the error line of a record that has no completion, with the output it has."""
+    error = {"code": code, "message": message}
+    line = {"id": request_id, "custom_id": custom_id, "response": None, "error": error}
+    return line if partial is None else line | {"partial": partial}
+
+
+def partial_body(kind: LineKind, result: JobResult | None) -> dict[str, Any] | None:
+    """Return the output of a job that ended without a completion; None if it has none."""
+    if result is None or not any(each.text or each.tool_calls for each in result.completions):
+        return None
+    return _body(kind, result, None)
+
+
+def response_body(kind: LineKind, result: JobResult) -> dict[str, Any]:
+    """Return a result in OpenAI's form, as an answer that is made now."""
+    return _body(kind, result, time.time_ns() // 1_000_000)
+
+
+def _body(kind: LineKind, result: JobResult, finished_at_ms: int | None) -> dict[str, Any]:
     body = _chat(result) if kind is LineKind.CHAT else _completion(result)
     body |= {"model": result.model, "id": result.id}
     if finished_at_ms is not None:
         body["created"] = finished_at_ms // 1000
     body["usage"] = result.usage.model_dump()
-    response = {"status_code": 200, "request_id": result.id, "body": body}
-    return {"id": request_id, "custom_id": custom_id, "response": response, "error": None}
-
-
-def error_line(request_id: str, custom_id: str, code: str, message: str) -> dict[str, Any]:
-    """Return the error line of a record that has no completion."""
-    error = {"code": code, "message": message}
-    return {"id": request_id, "custom_id": custom_id, "response": None, "error": error}
+    return body
 
 
 def _chat(result: JobResult) -> dict[str, Any]:
@@ -51,7 +79,7 @@ def _chat(result: JobResult) -> dict[str, Any]:
         {
             "index": index,
             "message": completion.message,
-            "logprobs": completion.logprobs,
+            "logprobs": chat_logprobs(result, completion),
             "finish_reason": completion.finish_reason,
         }
         for index, completion in enumerate(result.completions)
@@ -64,7 +92,7 @@ def _completion(result: JobResult) -> dict[str, Any]:
         {
             "index": index,
             "text": completion.text,
-            "logprobs": completion.logprobs,
+            "logprobs": completion_logprobs(result, completion),
             "finish_reason": completion.finish_reason,
         }
         for index, completion in enumerate(result.completions)

@@ -55,7 +55,9 @@ def _cell(row: Mapping[str, Any], name: str) -> str:
     value = row[name]
     if isinstance(value, str):
         return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
         return str(value)
     raise ValueError(
         f"column {name!r} is {type(value).__name__}; the template takes text or numbers"

@@ -7,21 +7,19 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any, Final
 
-from batchmill.producer.job.line import BulkLine
-
-from .job_groups import JobLike, as_job
+from .job_groups import as_job
 
 #: Fields whose check compiles something.
 _COMPILED: Final = ("response_format", "structured_outputs", "tools")
 
 
-async def check_structures(job: JobLike | BulkLine | None, fields: Mapping[str, Any]) -> None:
+async def check_structures(job: object, fields: Mapping[str, Any]) -> None:
     """Check the structures of a job on a thread.
 
     Their verdicts are kept, so that the real check, in the event loop, finds them at once and
     reports what is wrong.
     """
-    given = fields if job is None else job
+    given = fields if job is None or isinstance(job, str) else job
     if isinstance(given, Mapping) and any(given.get(name) for name in _COMPILED):
         with contextlib.suppress(Exception):
             await asyncio.to_thread(as_job, dict(given), {})

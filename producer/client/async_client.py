@@ -3,36 +3,41 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import contextlib
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
 from types import TracebackType
-from typing import Any, Self
+from typing import Self, Unpack
 
-from batchmill.producer.broker_url import find_broker
-from batchmill.producer.job.batch import BatchStatus, parse_batch
+from batchmill.producer.broker_url import find_broker, redact
+from batchmill.producer.errors import BrokerUnavailable, JobRejected, ResultTimeout
+from batchmill.producer.job.job_fields import JobFields
+from batchmill.producer.progress import JobProgress
 from batchmill.producer.protocol.calls import jobs as job_calls
 from batchmill.producer.protocol.replies import CancelAnswer
 from batchmill.producer.results import JobResult, JobStatus
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store.async_store import AsyncStore
-from batchmill.producer.store.batches import BatchEntry
+from batchmill.producer.store.call_limits import time_limit
 from batchmill.producer.store.ended_jobs import MAX_ENDS_AT_ONCE, EndedJob, chunks, ended_jobs
 from batchmill.producer.store.job_output import StreamPiece, StreamPosition
-from batchmill.producer.store.job_progress import JobProgress
+from batchmill.producer.store.replication import replica_wait
 from batchmill.producer.store.reply_errors import accepted_id, broker_errors
 from batchmill.producer.store.submission import prepare
+from batchmill.producer.watch.async_explanation import explained
 from batchmill.producer.watch.async_many_jobs import AsyncEndWatch
 from batchmill.producer.watch.async_one_job import wait_until_ended
 from batchmill.producer.watch.async_stream import follow_output
-from batchmill.producer.watch.wait_limits import TimeBudget
+from batchmill.producer.watch.wait_limits import OnWait, TimeBudget
 
-from . import async_batch_verbs
+from .async_batches import AsyncBatches
 from .async_checks import check_structures
 from .async_iteration import as_async
 from .async_job_verbs import AsyncJobVerbs
-from .batch_intake import BatchLine
+from .async_operator_verbs import AsyncOperatorVerbs
 from .job_groups import JobGroup, JobLike, OnRejected, as_job
 from .job_ids import ids_of
+from .submissions import AsyncSubmissions
 
 
 class AsyncJob:
@@ -51,15 +56,21 @@ class AsyncJob:
         """As `AsyncClient.status`."""
         return await self._client.status(self.id)
 
-    async def result(self, timeout_s: float | None = None) -> JobResult:
+    async def result(
+        self, timeout_s: float | None = None, *, on_wait: OnWait | None = None
+    ) -> JobResult:
         """As `AsyncClient.result`."""
-        return await self._client.result(self.id, timeout_s)
+        return await self._client.result(self.id, timeout_s, on_wait=on_wait)
 
     def stream(
-        self, position: StreamPosition | None = None, *, timeout_s: float | None = None
+        self,
+        position: StreamPosition | None = None,
+        *,
+        timeout_s: float | None = None,
+        on_wait: OnWait | None = None,
     ) -> AsyncIterator[StreamPiece]:
         """As `AsyncClient.stream`."""
-        return self._client.stream(self.id, position, timeout_s=timeout_s)
+        return self._client.stream(self.id, position, timeout_s=timeout_s, on_wait=on_wait)
 
     async def progress(self) -> JobProgress:
         """As `AsyncClient.progress`."""
@@ -78,7 +89,7 @@ class AsyncJob:
         await self._client.forget(self.id)
 
 
-class AsyncClient(AsyncJobVerbs):
+class AsyncClient(AsyncJobVerbs, AsyncBatches, AsyncOperatorVerbs):
     """Submits jobs to a broker and reads their results.
 
     Belongs to the event loop that it is first used in, and so to one process: make it where the
@@ -91,20 +102,45 @@ class AsyncClient(AsyncJobVerbs):
         ...     print((await job.result(timeout_s=60)).text)
     """
 
-    def __init__(self, url: str | None = None, *, settings: ProducerSettings | None = None) -> None:
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        timeout_s: float | None = None,
+        min_replicas: int | None = None,
+        settings: ProducerSettings | None = None,
+    ) -> None:
         """Find the broker; nothing is sent before the first call.
 
         Args:
             url: `redis://`, `rediss://` or `unix://`. None takes `BATCHMILL_BROKER_URL` or,
                 without it, the embedded broker of this user.
+            timeout_s: seconds that a call to the broker may take in all, with connecting and
+                repeats, before it raises `BrokerUnavailable`. None takes
+                `settings.broker_timeout_s`. How long to wait for a job is said in each wait.
+            min_replicas: replicas that must have a job, a retry or a batch before the call
+                returns; otherwise it raises `NotReplicated`. None takes
+                `settings.broker_min_replicas`.
             settings: None reads the environment.
 
         Raises:
             BrokerUnavailable: no URL is known and no embedded broker runs.
+            ValueError: `timeout_s` is not a positive number of seconds, or too short for the
+                replicas, or `min_replicas` is negative.
         """
         self.settings = ProducerSettings() if settings is None else settings
         self._url = find_broker(url or self.settings.broker_url)
-        self._store = AsyncStore.from_url(self._url)
+        timeout_s = self.settings.broker_timeout_s if timeout_s is None else timeout_s
+        self._store = AsyncStore.from_url(
+            self._url,
+            timeout_s=timeout_s,
+            replica_wait=replica_wait(
+                self.settings, min_replicas=min_replicas, call_timeout_s=timeout_s
+            ),
+        )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({redact(self._url)!r})"
 
     async def __aenter__(self) -> Self:
         return self
@@ -121,23 +157,26 @@ class AsyncClient(AsyncJobVerbs):
         """Close the connections. Jobs continue."""
         await self._store.aclose()
 
-    async def submit(self, job: JobLike | None = None, /, **fields: Any) -> AsyncJob:
+    async def submit(self, job: JobLike | None = None, /, **fields: Unpack[JobFields]) -> AsyncJob:
         """Store and announce a job, in one atomic step, and return its handle.
 
         Args:
-            job: a `GenerationJob` or a mapping; or give its fields by name instead.
-            **fields: the fields of a `GenerationJob`.
+            job: the prompt, which is used as it is; or a whole job, as a `GenerationJob` or a
+                mapping; or give only fields.
+            **fields: the fields of a `GenerationJob` by name, such as `messages` for a chat.
 
         Raises:
             JobRejected: the job is invalid (`code`, `param`), the queue is full, or its
                 idempotency key stands for other content. Nothing was stored.
             BrokerUnavailable: the broker does not respond. The job may be stored or not; submit it
                 again with an idempotency key to be sure that there is exactly one.
+            NotReplicated: the job is stored and will run, but too few replicas have it, so that a
+                failover may lose it.
         """
         await check_structures(job, fields)
         prepared = prepare(as_job(job, fields), self.settings)
         with broker_errors(self._url):
-            reply = await self._store.run(job_calls.submit(prepared))
+            reply = await self._store.run_confirmed(job_calls.submit(prepared))
         return AsyncJob(self, accepted_id(prepared, reply))
 
     async def submit_many(
@@ -146,26 +185,64 @@ class AsyncClient(AsyncJobVerbs):
         *,
         on_rejected: OnRejected | None = None,
         wait_when_full_s: float | None = None,
-    ) -> AsyncIterator[AsyncJob]:
-        """Submit jobs in groups, and yield their handles in order.
+    ) -> builtins.list[AsyncJob]:
+        """Submit jobs in groups, and return their handles in order, once all are submitted.
 
-        Works as it is read: `jobs` may be endless, and memory does not grow with it. Nothing is
-        sent before the first handle is asked for; this sends all:
-        `[job async for job in client.submit_many(jobs)]`.
+        The handles are all that is kept of the jobs; for more jobs than memory has room for, or an
+        endless input, see `iter_submit`.
 
         Args:
-            jobs: `GenerationJob` values or mappings, from an asynchronous iterable or another one.
+            jobs: prompts, `GenerationJob` values or mappings, from an asynchronous iterable or
+                another one.
             on_rejected: called with the index and the error of each rejected job, which then has
-                no handle. None raises at the first, after the handles of those that were
-                submitted with or before it.
+                no handle. None raises at the first, whose group is still submitted; `job_ids` of
+                the error names the submitted jobs.
             wait_when_full_s: if a limit on waiting jobs is reached, keep trying for this long
                 before the job counts as rejected; each accepted job restarts the time. None
                 rejects at once.
 
         Raises:
             JobRejected: as `submit`.
-            BrokerUnavailable: as `submit`.
+            BrokerUnavailable: as `submit`; `job_ids` names the jobs that are surely submitted.
         """
+        handles: builtins.list[AsyncJob] = []
+        try:
+            async for handle in self._submit_groups(jobs, on_rejected, wait_when_full_s):
+                handles += (handle,)
+        except (JobRejected, BrokerUnavailable) as error:
+            error.job_ids = tuple(ids_of([*handles, *error.job_ids]))
+            raise
+        return handles
+
+    def iter_submit(
+        self,
+        jobs: Iterable[JobLike] | AsyncIterable[JobLike],
+        *,
+        on_rejected: OnRejected | None = None,
+        wait_when_full_s: float | None = None,
+    ) -> AsyncSubmissions[AsyncJob]:
+        """Submit jobs in groups while their handles are read, in constant memory.
+
+        Nothing is sent before the first handle is read, and `jobs` is read at most one group
+        further than the handles, so it may be endless. A warning tells if no handle is ever read.
+
+        Args:
+            jobs: as of `submit_many`.
+            on_rejected: as of `submit_many`. None raises at the first rejection, after the handles
+                of those that were submitted with or before it.
+            wait_when_full_s: as of `submit_many`.
+
+        Returns:
+            An iterator of the handles, in order; reading it raises what `submit_many` raises.
+        """
+        return AsyncSubmissions(self._submit_groups(jobs, on_rejected, wait_when_full_s))
+
+    async def _submit_groups(
+        self,
+        jobs: Iterable[JobLike] | AsyncIterable[JobLike],
+        on_rejected: OnRejected | None,
+        wait_when_full_s: float | None,
+    ) -> AsyncGenerator[AsyncJob, None]:
         group = JobGroup(self.settings, on_rejected, wait_when_full_s)
         async for job in as_async(jobs):
             await check_structures(job, {})
@@ -180,22 +257,28 @@ class AsyncClient(AsyncJobVerbs):
         """Return the handle of a job submitted earlier or elsewhere. Sends nothing."""
         return AsyncJob(self, job_id)
 
-    async def result(self, job_id: str, timeout_s: float | None = None) -> JobResult:
+    async def result(
+        self, job_id: str, timeout_s: float | None = None, *, on_wait: OnWait | None = None
+    ) -> JobResult:
         """Wait for the end of a job and return its result.
 
         Args:
             job_id: the job.
             timeout_s: how long to wait; None waits for as long as it takes, 0 does not wait.
+            on_wait: called with the job's progress after five seconds of waiting, and every five
+                seconds from then on; `progress.describe()` says it in words. None logs a warning
+                if no worker serves the job's model.
 
         Raises:
-            ResultTimeout: the job has not ended yet; it continues.
+            ResultTimeout: the job has not ended yet; it continues. Its `progress` says how far it
+                is.
             JobFailed, JobCancelled, JobExpired: it ended without a completion; `code` says why,
                 `result` holds the output so far, if there is any.
             UnknownJob: the job does not exist.
             BrokerUnavailable: the broker has not responded for half a minute.
         """
         with broker_errors(self._url):
-            await wait_until_ended(self._store, job_id, timeout_s)
+            await wait_until_ended(self._store, job_id, timeout_s, on_wait)
             ended = await self._store.read(ended_jobs([job_id]))
         return ended[0].result()
 
@@ -220,7 +303,12 @@ class AsyncClient(AsyncJobVerbs):
             watch.add(ids_of(jobs))
             with broker_errors(self._url):
                 while len(watch):
-                    ids = await watch.next_ended(budget.next_wait_s(len(watch)))
+                    try:
+                        wait_s = budget.next_wait_s(len(watch), watch.connection_error)
+                    except ResultTimeout as error:
+                        raise await explained(self._store, error, watch.pending_ids) from None
+                    with time_limit(budget.call_limit_s()):
+                        ids = await watch.next_ended(wait_s)
                     for some in chunks(ids, MAX_ENDS_AT_ONCE):
                         for ended in await self._store.read(ended_jobs(some)):
                             yield ended
@@ -231,6 +319,7 @@ class AsyncClient(AsyncJobVerbs):
         position: StreamPosition | None = None,
         *,
         timeout_s: float | None = None,
+        on_wait: OnWait | None = None,
     ) -> AsyncIterator[StreamPiece]:
         """Yield a job's output, text and token ids, as it is checkpointed, until it has ended.
 
@@ -240,117 +329,29 @@ class AsyncClient(AsyncJobVerbs):
             job_id: the job.
             position: of the last piece that was read, to resume after it; None begins at the start.
             timeout_s: how long to wait for the end; None waits as long as it takes.
+            on_wait: as of `result`, after five seconds without new output.
 
         Raises:
             JobFailed, JobCancelled, JobExpired: after the last piece, if it did not complete.
-            OutputRestarted: a worker with another model started it over.
+            OutputRestarted: a worker with another model started it over, or Redis lost output that
+                was read before.
+            InvalidQuery: the position does not belong to this output.
             ResultTimeout: it has not ended; it continues.
             UnknownJob: the job does not exist.
             BrokerUnavailable: the broker has not responded for half a minute.
         """
-        output = follow_output(self._store, job_id, position, timeout_s)
+        output = follow_output(self._store, job_id, position, timeout_s, on_wait)
         with broker_errors(self._url):
             async with contextlib.aclosing(output) as pieces:
                 async for piece in pieces:
                     yield piece
-
-    async def create_batch(
-        self,
-        jobs: Iterable[BatchLine] | AsyncIterable[BatchLine],
-        /,
-        *,
-        on_rejected: OnRejected | None = None,
-        **fields: Any,
-    ) -> BatchStatus:
-        """Submit jobs as one batch: with one state, counts, and one webhook at its end.
-
-        Works through `jobs` in constant memory, waits while a queue is full, and returns when all
-        are submitted. Called again with the same `idempotency_key` after any interruption, it
-        continues the same batch, and submits no line twice.
-
-        Args:
-            jobs: `GenerationJob` values, mappings (which may have a `custom_id`), or lines of
-                a bulk file, from an asynchronous iterable or another one.
-            on_rejected: called with the index and the error of each rejected job, which counts as
-                failed. None fails the batch at the first, and cancels the jobs submitted so far.
-            **fields: the fields of a `BatchRequest`: `webhook`, `webhook_events_filter`,
-                `webhook_secret`, `metadata`, `ttl_s`, `idempotency_key`.
-
-        Raises:
-            JobRejected: a field or a job is invalid, or the batch was cancelled meanwhile.
-            IdempotencyConflict: the key stands for another batch.
-            BrokerUnavailable: the broker does not respond; with an `idempotency_key` the same call
-                continues the batch.
-        """
-        request = parse_batch(fields)
-        lines = as_async(jobs)
-        with broker_errors(self._url):
-            return await async_batch_verbs.create_batch(
-                self._store, self.settings, lines, request, on_rejected
-            )
-
-    async def batch(self, batch_id: str) -> BatchStatus:
-        """Return the status of a batch.
-
-        Raises:
-            UnknownBatch: the batch does not exist.
-            BrokerUnavailable: the broker does not respond.
-        """
-        with broker_errors(self._url):
-            return await async_batch_verbs.status_of(self._store, batch_id)
-
-    async def batches(self, limit: int = 100) -> list[BatchStatus]:
-        """Return the newest batches, newest first.
-
-        Raises:
-            BrokerUnavailable: the broker does not respond.
-        """
-        with broker_errors(self._url):
-            return await async_batch_verbs.newest_batches(self._store, limit)
-
-    async def cancel_batch(self, batch_id: str) -> BatchStatus:
-        """Cancel the jobs of a batch that have not ended; running ones stop at a checkpoint.
-
-        Returns:
-            Its new status: `cancelling` until the running jobs have stopped, or the state in
-            which it had already ended.
-
-        Raises:
-            UnknownBatch: the batch does not exist.
-            BrokerUnavailable: the broker does not respond.
-        """
-        with broker_errors(self._url):
-            return await async_batch_verbs.cancel_batch(self._store, batch_id)
-
-    async def batch_results(
-        self, batch_id: str, *, timeout_s: float | None = None
-    ) -> AsyncIterator[BatchEntry]:
-        """Yield the lines of a batch in the order of the input, waiting for the end of each.
-
-        Begins when all lines are submitted, and works in constant memory. Lines that were rejected
-        when the batch was created have no job and are left out.
-
-        Args:
-            batch_id: the batch.
-            timeout_s: how long to wait for all of them together; None waits as long as it takes.
-
-        Raises:
-            ResultTimeout: some have not ended; they continue.
-            UnknownBatch: the batch does not exist.
-            BrokerUnavailable: the broker has not responded for half a minute.
-        """
-        results = async_batch_verbs.batch_results(self._store, batch_id, timeout_s)
-        with broker_errors(self._url):
-            async with contextlib.aclosing(results) as entries:
-                async for entry in entries:
-                    yield entry
 
     async def _send(self, group: JobGroup) -> AsyncIterator[AsyncJob]:
         pause_s: float | None = 0.0
         while pause_s is not None:
             await asyncio.sleep(pause_s)
             with broker_errors(self._url):
-                replies = await self._store.run_all(group.calls())
+                replies = await self._store.run_all_confirmed(group.calls())
             pause_s = group.note(replies)
         for job_id in group.take_ids():
             yield AsyncJob(self, job_id)

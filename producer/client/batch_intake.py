@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from batchmill.producer.errors import BatchClosed, IdempotencyConflict, JobRejected, QueueFull
 from batchmill.producer.job.batch import BatchError
 from batchmill.producer.job.document import GenerationJob
+from batchmill.producer.job.job_fields import JobFields
 from batchmill.producer.job.line import BulkLine, LineKind, check_custom_id
+from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls import jobs as job_calls
 from batchmill.producer.protocol.calls.call import Call
 from batchmill.producer.protocol.calls.new_job import BatchPlace, NewJob
@@ -22,8 +24,16 @@ from batchmill.producer.store.submission import fingerprint, prepare
 
 from .job_groups import MAX_GROUP_CHARS, MAX_GROUP_JOBS, JobLike, OnRejected, as_job
 
-#: A line as callers give it; a mapping may hold a `custom_id`.
-BatchLine: TypeAlias = JobLike | BulkLine
+
+class LineFields(JobFields, total=False):
+    """The fields of a line: those of its job, and the caller's name for it."""
+
+    custom_id: str | None
+    """Your name for the line, in the results of the batch."""
+
+
+#: A line as callers give it. Lines of files are mappings of which a type checker knows nothing.
+BatchLine: TypeAlias = JobLike | LineFields | Mapping[str, Any] | BulkLine
 
 
 class BatchIntake:
@@ -39,6 +49,7 @@ class BatchIntake:
         *,
         on_rejected: OnRejected | None,
         is_resumable: bool,
+        default_tenant: str | None = None,
     ) -> None:
         """Begin at the first line.
 
@@ -47,11 +58,13 @@ class BatchIntake:
             settings: for the default model, limits and times to live.
             on_rejected: called for each rejected line; None fails the batch at the first.
             is_resumable: it has an idempotency key, so a repeated line is compared.
+            default_tenant: of lines that name none.
         """
         self._batch = batch
         self._settings = settings
         self._on_rejected = on_rejected
         self._is_resumable = is_resumable
+        self._default_tenant = default_tenant
         self._waiting: deque[NewJob] = deque()
         self._num_chars = 0
         #: Lines so far.
@@ -68,7 +81,7 @@ class BatchIntake:
             job, custom_id = _job_of(line)
             prepared = self._prepare(job, custom_id, index)
         except JobRejected as error:
-            self._reject(index, error)
+            self._reject(index, error, _name_of(line))
             return
         self._waiting.append(prepared)
         self._num_chars += len(prepared.document)
@@ -102,7 +115,7 @@ class BatchIntake:
                 self._waiting.append(job)
             except JobRejected as error:
                 assert job.batch is not None
-                self._reject(job.batch.index, error)
+                self._reject(job.batch.index, error, job.batch.custom_id or None)
         self._num_chars = sum(len(job.document) for job in self._waiting)
         return not self._waiting
 
@@ -122,6 +135,8 @@ class BatchIntake:
                 "leave it out of the line",
                 param="idempotency_key",
             )
+        if job.tenant is None and self._default_tenant is not None:
+            job = job.model_copy(update={"tenant": self._default_tenant})
         prepared = prepare(job, self._settings)
         kind = LineKind.TEXT if job.messages is None else LineKind.CHAT
         moments = (prepared.deadline_at_ms, self._batch.deadline_at_ms)
@@ -132,7 +147,8 @@ class BatchIntake:
             batch=BatchPlace(self._batch.batch_id, index, custom_id, kind.value),
         )
 
-    def _reject(self, index: int, error: JobRejected) -> None:
+    def _reject(self, index: int, error: JobRejected, custom_id: str | None) -> None:
+        error.custom_id = custom_id
         # If the batch is closed, the line is not at fault.
         if self._on_rejected is not None and not isinstance(error, BatchClosed):
             self._on_rejected(index, error)
@@ -158,15 +174,34 @@ def batch_error(intake: BatchIntake, error: BaseException) -> BatchError:
     return BatchError(code="input_failed", message=f"the input failed with {type(error).__name__}")
 
 
+def tenant_of(line: BatchLine | None) -> str | None:
+    """Return the tenant that a line names, without a check of the line; None if it names none."""
+    job = line.job if isinstance(line, BulkLine) else line
+    if isinstance(job, GenerationJob):
+        return job.tenant
+    name = job.get("tenant") if isinstance(job, Mapping) else None
+    return name if isinstance(name, str) and keys.is_tenant_name(name) else None
+
+
+def _name_of(line: BatchLine) -> str | None:
+    """Return the caller's name for a line, if it can be one."""
+    try:
+        if isinstance(line, BulkLine):
+            return line.custom_id
+        name = line.get("custom_id") if isinstance(line, Mapping) else None
+        return None if name is None else check_custom_id(name)
+    except JobRejected:
+        return None
+
+
 def _job_of(line: BatchLine) -> tuple[GenerationJob, str]:
     """Return the job of a line and the caller's name for it."""
     if isinstance(line, BulkLine):
         if line.job is None:
             raise line.problem or JobRejected("the line has no job")
         return line.job, line.custom_id
-    custom_id = ""
-    if isinstance(line, Mapping) and "custom_id" in line:
-        if line["custom_id"] is not None:
-            custom_id = check_custom_id(line["custom_id"])
-        line = {name: value for name, value in line.items() if name != "custom_id"}
-    return as_job(line, {}), custom_id
+    if not isinstance(line, Mapping):
+        return as_job(line, {}), ""
+    fields: dict[str, Any] = dict(line)
+    custom_id = fields.pop("custom_id", None)
+    return as_job(fields, {}), "" if custom_id is None else check_custom_id(custom_id)

@@ -3,35 +3,40 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from types import TracebackType
-from typing import Any, Self
+from typing import Self, Unpack
 
-from batchmill.producer.broker_url import find_broker
-from batchmill.producer.job.batch import BatchStatus, parse_batch
+from batchmill.producer.broker_url import find_broker, redact
+from batchmill.producer.errors import BrokerUnavailable, JobRejected, ResultTimeout
+from batchmill.producer.job.job_fields import JobFields
+from batchmill.producer.progress import JobProgress
 from batchmill.producer.protocol.calls import jobs as job_calls
 from batchmill.producer.protocol.replies import CancelAnswer
 from batchmill.producer.results import JobResult, JobStatus
 from batchmill.producer.settings import ProducerSettings
-from batchmill.producer.store.batches import BatchEntry
+from batchmill.producer.store.call_limits import time_limit
 from batchmill.producer.store.ended_jobs import MAX_ENDS_AT_ONCE, EndedJob, chunks, ended_jobs
 from batchmill.producer.store.job_output import StreamPiece, StreamPosition
-from batchmill.producer.store.job_progress import JobProgress
+from batchmill.producer.store.replication import replica_wait
 from batchmill.producer.store.reply_errors import accepted_id, broker_errors
 from batchmill.producer.store.store import Store
 from batchmill.producer.store.submission import prepare
+from batchmill.producer.watch.explanation import explained
 from batchmill.producer.watch.many_jobs import EndWatch
 from batchmill.producer.watch.one_job import wait_until_ended
 from batchmill.producer.watch.stream import follow_output
-from batchmill.producer.watch.wait_limits import TimeBudget
+from batchmill.producer.watch.wait_limits import OnWait, TimeBudget
 
-from . import batch_verbs
-from .batch_intake import BatchLine
+from .batches import Batches
 from .job_groups import JobGroup, JobLike, OnRejected, as_job
 from .job_ids import ids_of
 from .job_verbs import JobVerbs
+from .operator_verbs import OperatorVerbs
+from .submissions import Submissions
 
 
 class Job:
@@ -50,15 +55,19 @@ class Job:
         """As `Client.status`."""
         return self._client.status(self.id)
 
-    def result(self, timeout_s: float | None = None) -> JobResult:
+    def result(self, timeout_s: float | None = None, *, on_wait: OnWait | None = None) -> JobResult:
         """As `Client.result`."""
-        return self._client.result(self.id, timeout_s)
+        return self._client.result(self.id, timeout_s, on_wait=on_wait)
 
     def stream(
-        self, position: StreamPosition | None = None, *, timeout_s: float | None = None
+        self,
+        position: StreamPosition | None = None,
+        *,
+        timeout_s: float | None = None,
+        on_wait: OnWait | None = None,
     ) -> Iterator[StreamPiece]:
         """As `Client.stream`."""
-        return self._client.stream(self.id, position, timeout_s=timeout_s)
+        return self._client.stream(self.id, position, timeout_s=timeout_s, on_wait=on_wait)
 
     def progress(self) -> JobProgress:
         """As `Client.progress`."""
@@ -77,7 +86,7 @@ class Job:
         self._client.forget(self.id)
 
 
-class Client(JobVerbs):
+class Client(JobVerbs, Batches, OperatorVerbs):
     """Submits jobs to a broker and reads their results.
 
     Thread-safe. A process that is forked from one that has used a client opens connections of its
@@ -90,20 +99,45 @@ class Client(JobVerbs):
         >>> print(job.result(timeout_s=60).text)
     """
 
-    def __init__(self, url: str | None = None, *, settings: ProducerSettings | None = None) -> None:
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        timeout_s: float | None = None,
+        min_replicas: int | None = None,
+        settings: ProducerSettings | None = None,
+    ) -> None:
         """Find the broker; nothing is sent before the first call.
 
         Args:
             url: `redis://`, `rediss://` or `unix://`. None takes `BATCHMILL_BROKER_URL` or,
                 without it, the embedded broker of this user.
+            timeout_s: seconds that a call to the broker may take in all, with connecting and
+                repeats, before it raises `BrokerUnavailable`. None takes
+                `settings.broker_timeout_s`. How long to wait for a job is said in each wait.
+            min_replicas: replicas that must have a job, a retry or a batch before the call
+                returns; otherwise it raises `NotReplicated`. None takes
+                `settings.broker_min_replicas`.
             settings: None reads the environment.
 
         Raises:
             BrokerUnavailable: no URL is known and no embedded broker runs.
+            ValueError: `timeout_s` is not a positive number of seconds, or too short for the
+                replicas, or `min_replicas` is negative.
         """
         self.settings = ProducerSettings() if settings is None else settings
         self._url = find_broker(url or self.settings.broker_url)
-        self._store = Store.from_url(self._url)
+        timeout_s = self.settings.broker_timeout_s if timeout_s is None else timeout_s
+        self._store = Store.from_url(
+            self._url,
+            timeout_s=timeout_s,
+            replica_wait=replica_wait(
+                self.settings, min_replicas=min_replicas, call_timeout_s=timeout_s
+            ),
+        )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({redact(self._url)!r})"
 
     def __enter__(self) -> Self:
         return self
@@ -120,22 +154,25 @@ class Client(JobVerbs):
         """Close the connections. Jobs continue."""
         self._store.close()
 
-    def submit(self, job: JobLike | None = None, /, **fields: Any) -> Job:
+    def submit(self, job: JobLike | None = None, /, **fields: Unpack[JobFields]) -> Job:
         """Store and announce a job, in one atomic step, and return its handle.
 
         Args:
-            job: a `GenerationJob` or a mapping; or give its fields by name instead.
-            **fields: the fields of a `GenerationJob`.
+            job: the prompt, which is used as it is; or a whole job, as a `GenerationJob` or a
+                mapping; or give only fields.
+            **fields: the fields of a `GenerationJob` by name, such as `messages` for a chat.
 
         Raises:
             JobRejected: the job is invalid (`code`, `param`), the queue is full, or its
                 idempotency key stands for other content. Nothing was stored.
             BrokerUnavailable: the broker does not respond. The job may be stored or not; submit it
                 again with an idempotency key to be sure that there is exactly one.
+            NotReplicated: the job is stored and will run, but too few replicas have it, so that a
+                failover may lose it.
         """
         prepared = prepare(as_job(job, fields), self.settings)
         with broker_errors(self._url):
-            reply = self._store.run(job_calls.submit(prepared))
+            reply = self._store.run_confirmed(job_calls.submit(prepared))
         return Job(self, accepted_id(prepared, reply))
 
     def submit_many(
@@ -144,25 +181,63 @@ class Client(JobVerbs):
         *,
         on_rejected: OnRejected | None = None,
         wait_when_full_s: float | None = None,
-    ) -> Iterator[Job]:
-        """Submit jobs in groups, and yield their handles in order.
+    ) -> builtins.list[Job]:
+        """Submit jobs in groups, and return their handles in order, once all are submitted.
 
-        Works as it is read: `jobs` may be endless, and memory does not grow with it. Nothing is
-        sent before the first handle is asked for; `list(client.submit_many(jobs))` sends all.
+        The handles are all that is kept of the jobs; for more jobs than memory has room for, or an
+        endless input, see `iter_submit`.
 
         Args:
-            jobs: `GenerationJob` values or mappings.
+            jobs: prompts, `GenerationJob` values or mappings.
             on_rejected: called with the index and the error of each rejected job, which then has
-                no handle. None raises at the first, after the handles of those that were
-                submitted with or before it.
+                no handle. None raises at the first, whose group is still submitted; `job_ids` of
+                the error names the submitted jobs.
             wait_when_full_s: if a limit on waiting jobs is reached, keep trying for this long
                 before the job counts as rejected; each accepted job restarts the time. None
                 rejects at once.
 
         Raises:
             JobRejected: as `submit`.
-            BrokerUnavailable: as `submit`.
+            BrokerUnavailable: as `submit`; `job_ids` names the jobs that are surely submitted.
         """
+        handles: builtins.list[Job] = []
+        try:
+            for handle in self._submit_groups(jobs, on_rejected, wait_when_full_s):
+                handles += (handle,)
+        except (JobRejected, BrokerUnavailable) as error:
+            error.job_ids = tuple(ids_of([*handles, *error.job_ids]))
+            raise
+        return handles
+
+    def iter_submit(
+        self,
+        jobs: Iterable[JobLike],
+        *,
+        on_rejected: OnRejected | None = None,
+        wait_when_full_s: float | None = None,
+    ) -> Submissions[Job]:
+        """Submit jobs in groups while their handles are read, in constant memory.
+
+        Nothing is sent before the first handle is read, and `jobs` is read at most one group
+        further than the handles, so it may be endless. A warning tells if no handle is ever read.
+
+        Args:
+            jobs: as of `submit_many`.
+            on_rejected: as of `submit_many`. None raises at the first rejection, after the handles
+                of those that were submitted with or before it.
+            wait_when_full_s: as of `submit_many`.
+
+        Returns:
+            An iterator of the handles, in order; reading it raises what `submit_many` raises.
+        """
+        return Submissions(self._submit_groups(jobs, on_rejected, wait_when_full_s))
+
+    def _submit_groups(
+        self,
+        jobs: Iterable[JobLike],
+        on_rejected: OnRejected | None,
+        wait_when_full_s: float | None,
+    ) -> Generator[Job, None, None]:
         group = JobGroup(self.settings, on_rejected, wait_when_full_s)
         for job in jobs:
             group.add(job)
@@ -176,22 +251,28 @@ class Client(JobVerbs):
         """Return the handle of a job submitted earlier or elsewhere. Sends nothing."""
         return Job(self, job_id)
 
-    def result(self, job_id: str, timeout_s: float | None = None) -> JobResult:
+    def result(
+        self, job_id: str, timeout_s: float | None = None, *, on_wait: OnWait | None = None
+    ) -> JobResult:
         """Wait for the end of a job and return its result.
 
         Args:
             job_id: the job.
             timeout_s: how long to wait; None waits for as long as it takes, 0 does not wait.
+            on_wait: called with the job's progress after five seconds of waiting, and every five
+                seconds from then on; `progress.describe()` says it in words. None logs a warning
+                if no worker serves the job's model.
 
         Raises:
-            ResultTimeout: the job has not ended yet; it continues.
+            ResultTimeout: the job has not ended yet; it continues. Its `progress` says how far it
+                is.
             JobFailed, JobCancelled, JobExpired: it ended without a completion; `code` says why,
                 `result` holds the output so far, if there is any.
             UnknownJob: the job does not exist.
             BrokerUnavailable: the broker has not responded for half a minute.
         """
         with broker_errors(self._url):
-            wait_until_ended(self._store, job_id, timeout_s)
+            wait_until_ended(self._store, job_id, timeout_s, on_wait)
             ended = self._store.read(ended_jobs([job_id]))
         return ended[0].result()
 
@@ -216,7 +297,12 @@ class Client(JobVerbs):
             watch.add(ids_of(jobs))
             with broker_errors(self._url):
                 while len(watch):
-                    ids = watch.next_ended(budget.next_wait_s(len(watch)))
+                    try:
+                        wait_s = budget.next_wait_s(len(watch), watch.connection_error)
+                    except ResultTimeout as error:
+                        raise explained(self._store, error, watch.pending_ids) from None
+                    with time_limit(budget.call_limit_s()):
+                        ids = watch.next_ended(wait_s)
                     for some in chunks(ids, MAX_ENDS_AT_ONCE):
                         yield from self._store.read(ended_jobs(some))
 
@@ -226,6 +312,7 @@ class Client(JobVerbs):
         position: StreamPosition | None = None,
         *,
         timeout_s: float | None = None,
+        on_wait: OnWait | None = None,
     ) -> Iterator[StreamPiece]:
         """Yield a job's output, text and token ids, as it is checkpointed, until it has ended.
 
@@ -235,111 +322,27 @@ class Client(JobVerbs):
             job_id: the job.
             position: of the last piece that was read, to resume after it; None begins at the start.
             timeout_s: how long to wait for the end; None waits as long as it takes.
+            on_wait: as of `result`, after five seconds without new output.
 
         Raises:
             JobFailed, JobCancelled, JobExpired: after the last piece, if it did not complete.
-            OutputRestarted: a worker with another model started it over.
+            OutputRestarted: a worker with another model started it over, or Redis lost output that
+                was read before.
+            InvalidQuery: the position does not belong to this output.
             ResultTimeout: it has not ended; it continues.
             UnknownJob: the job does not exist.
             BrokerUnavailable: the broker has not responded for half a minute.
         """
-        output = follow_output(self._store, job_id, position, timeout_s)
+        output = follow_output(self._store, job_id, position, timeout_s, on_wait)
         with broker_errors(self._url), contextlib.closing(output) as pieces:
             yield from pieces
-
-    def create_batch(
-        self,
-        jobs: Iterable[BatchLine],
-        /,
-        *,
-        on_rejected: OnRejected | None = None,
-        **fields: Any,
-    ) -> BatchStatus:
-        """Submit jobs as one batch: with one state, counts, and one webhook at its end.
-
-        Works through `jobs` in constant memory, waits while a queue is full, and returns when all
-        are submitted. Called again with the same `idempotency_key` after any interruption, it
-        continues the same batch, and submits no line twice.
-
-        Args:
-            jobs: `GenerationJob` values, mappings (which may have a `custom_id`), or lines of
-                a bulk file.
-            on_rejected: called with the index and the error of each rejected job, which counts as
-                failed. None fails the batch at the first, and cancels the jobs submitted so far.
-            **fields: the fields of a `BatchRequest`: `webhook`, `webhook_events_filter`,
-                `webhook_secret`, `metadata`, `ttl_s`, `idempotency_key`.
-
-        Raises:
-            JobRejected: a field or a job is invalid, or the batch was cancelled meanwhile.
-            IdempotencyConflict: the key stands for another batch.
-            BrokerUnavailable: the broker does not respond; with an `idempotency_key` the same call
-                continues the batch.
-        """
-        request = parse_batch(fields)
-        lines = jobs
-        with broker_errors(self._url):
-            return batch_verbs.create_batch(self._store, self.settings, lines, request, on_rejected)
-
-    def batch(self, batch_id: str) -> BatchStatus:
-        """Return the status of a batch.
-
-        Raises:
-            UnknownBatch: the batch does not exist.
-            BrokerUnavailable: the broker does not respond.
-        """
-        with broker_errors(self._url):
-            return batch_verbs.status_of(self._store, batch_id)
-
-    def batches(self, limit: int = 100) -> list[BatchStatus]:
-        """Return the newest batches, newest first.
-
-        Raises:
-            BrokerUnavailable: the broker does not respond.
-        """
-        with broker_errors(self._url):
-            return batch_verbs.newest_batches(self._store, limit)
-
-    def cancel_batch(self, batch_id: str) -> BatchStatus:
-        """Cancel the jobs of a batch that have not ended; running ones stop at a checkpoint.
-
-        Returns:
-            Its new status: `cancelling` until the running jobs have stopped, or the state in
-            which it had already ended.
-
-        Raises:
-            UnknownBatch: the batch does not exist.
-            BrokerUnavailable: the broker does not respond.
-        """
-        with broker_errors(self._url):
-            return batch_verbs.cancel_batch(self._store, batch_id)
-
-    def batch_results(
-        self, batch_id: str, *, timeout_s: float | None = None
-    ) -> Iterator[BatchEntry]:
-        """Yield the lines of a batch in the order of the input, waiting for the end of each.
-
-        Begins when all lines are submitted, and works in constant memory. Lines that were rejected
-        when the batch was created have no job and are left out.
-
-        Args:
-            batch_id: the batch.
-            timeout_s: how long to wait for all of them together; None waits as long as it takes.
-
-        Raises:
-            ResultTimeout: some have not ended; they continue.
-            UnknownBatch: the batch does not exist.
-            BrokerUnavailable: the broker has not responded for half a minute.
-        """
-        results = batch_verbs.batch_results(self._store, batch_id, timeout_s)
-        with broker_errors(self._url), contextlib.closing(results) as entries:
-            yield from entries
 
     def _send(self, group: JobGroup) -> Iterator[Job]:
         pause_s: float | None = 0.0
         while pause_s is not None:
             time.sleep(pause_s)
             with broker_errors(self._url):
-                replies = self._store.run_all(group.calls())
+                replies = self._store.run_all_confirmed(group.calls())
             pause_s = group.note(replies)
         for job_id in group.take_ids():
             yield Job(self, job_id)

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from batchmill.producer.errors import JobRejected
 from batchmill.producer.job.document import GenerationJob
+from batchmill.producer.job.job_fields import JobFields
 from batchmill.producer.job.validation import parse_job
 from batchmill.producer.protocol.calls import jobs as job_calls
 from batchmill.producer.protocol.calls.call import Call
@@ -17,8 +18,8 @@ from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store.reply_errors import accepted_id
 from batchmill.producer.store.submission import prepare
 
-#: A job as callers give it.
-JobLike: TypeAlias = GenerationJob | Mapping[str, Any]
+#: A job as callers give it: its prompt alone, all of its fields, or the checked job.
+JobLike: TypeAlias = str | JobFields | GenerationJob
 #: Called with the index of a rejected job in the input, and the reason.
 OnRejected: TypeAlias = Callable[[int, JobRejected], None]
 
@@ -29,18 +30,29 @@ MAX_GROUP_CHARS = 4 << 20
 FULL_PAUSE_S = 0.5
 
 
-def as_job(job: JobLike | None, fields: Mapping[str, Any]) -> GenerationJob:
-    """Return the job that `submit` was given, as one value or as fields.
+def as_job(job: object, fields: Mapping[str, Any]) -> GenerationJob:
+    """Return the job that `submit` was given: its prompt, one value, or its fields by name.
 
     Raises:
-        TypeError: both were given.
-        JobRejected: a field is invalid.
+        TypeError: a whole job was given, and fields as well; or two prompts.
+        JobRejected: a field is invalid, or the job is of a type that no job has.
     """
     if job is None:
         return parse_job(fields)
+    if isinstance(job, str):
+        if "prompt" in fields:
+            raise TypeError("the prompt is given twice: as the first argument, and as prompt=")
+        return parse_job({"prompt": job, **fields})
     if fields:
         raise TypeError(f"give a job or its fields, not both; fields are {', '.join(fields)}")
-    return job if isinstance(job, GenerationJob) else parse_job(job)
+    if isinstance(job, GenerationJob):
+        return job
+    if isinstance(job, Mapping):
+        return parse_job(job)
+    raise JobRejected(
+        f"a job is a text (its prompt), a mapping of its fields, or a GenerationJob, not of type "
+        f"{type(job).__name__}; give a list of token ids as prompt=, and a chat as messages="
+    )
 
 
 class JobGroup:

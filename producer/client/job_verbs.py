@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from typing import Unpack
 
+from batchmill.producer.progress import JobProgress, ProgressSummary
 from batchmill.producer.protocol.calls import jobs as job_calls
 from batchmill.producer.protocol.replies import (
     CancelAnswer,
@@ -19,20 +21,10 @@ from batchmill.producer.store.ended_jobs import chunks
 from batchmill.producer.store.job_index import (
     DEFAULT_PAGE_JOBS,
     MAX_PAGE_JOBS,
+    JobFilter,
     JobPage,
     JobQuery,
     check_limit,
-)
-from batchmill.producer.store.job_progress import (
-    MAX_READINGS_AT_ONCE,
-    JobProgress,
-    JobReading,
-    ProgressSummary,
-    job_progress,
-    last_waiting,
-    progress_readings,
-    queue_positions,
-    summarise,
 )
 from batchmill.producer.store.job_status import job_status
 from batchmill.producer.store.reply_errors import (
@@ -43,6 +35,7 @@ from batchmill.producer.store.reply_errors import (
 )
 from batchmill.producer.store.store import Store
 from batchmill.producer.store.submission import queue_limits
+from batchmill.producer.watch.progress import progress_of, progress_of_many
 
 from .job_groups import MAX_GROUP_JOBS
 from .job_ids import HasId, ids_of
@@ -71,11 +64,9 @@ class JobVerbs:
     def list(
         self,
         *,
-        tag: str | None = None,
-        tenant: str | None = None,
-        state: str | None = None,
         limit: int = DEFAULT_PAGE_JOBS,
         cursor: str | None = None,
+        **filters: Unpack[JobFilter],
     ) -> JobPage:
         """Return a page of jobs, newest first: in the order in which they were submitted.
 
@@ -83,17 +74,16 @@ class JobVerbs:
         first page to the last, and matches throughout, is therefore listed exactly once.
 
         Args:
-            tag: only jobs with this tag.
-            tenant: only jobs of this tenant.
-            state: only jobs in this state.
             limit: most jobs per page, up to 1000.
             cursor: `next_cursor` of the page before; None begins with the newest job.
+            **filters: the fields of a `JobFilter`: `tag`, `tenant`, `state`, `model`, `queue`,
+                `since`, `until`. Without any, all jobs are listed.
 
         Raises:
             InvalidQuery: a value is invalid.
             BrokerUnavailable: the broker does not respond.
         """
-        query = JobQuery.checked(tag, tenant, state, cursor)
+        query = JobQuery.checked(**filters, cursor=cursor)
         jobs: tuple[JobStatus, ...] = ()
         check_limit(limit)
         with broker_errors(self._url):
@@ -104,19 +94,18 @@ class JobVerbs:
                     return JobPage(jobs, page.next_cursor)
                 query = query.after(page.next_cursor)
 
-    def iter_jobs(
-        self, *, tag: str | None = None, tenant: str | None = None, state: str | None = None
-    ) -> Iterator[JobStatus]:
+    def iter_jobs(self, **filters: Unpack[JobFilter]) -> Iterator[JobStatus]:
         """Yield all jobs that `list` would return, page by page, in constant memory.
+
+        Args:
+            **filters: as `list`.
 
         Raises:
             InvalidQuery, BrokerUnavailable: as `list`.
         """
         cursor = None
         while True:
-            page = self.list(
-                tag=tag, tenant=tenant, state=state, limit=MAX_PAGE_JOBS, cursor=cursor
-            )
+            page = self.list(limit=MAX_PAGE_JOBS, cursor=cursor, **filters)
             yield from page.jobs
             if not page.has_more:
                 return
@@ -130,12 +119,7 @@ class JobVerbs:
             BrokerUnavailable: the broker does not respond.
         """
         with broker_errors(self._url):
-            readings = self._store.read(progress_readings([job_id]))
-            if not readings:
-                raise unknown_job_error(job_id)
-            positions = self._positions(readings)
-            workers = self._store.list_workers()
-        return job_progress(readings[0], positions.get(job_id), workers)
+            return progress_of(self._store, job_id)
 
     def progress_many(self, jobs: Iterable[HasId | str]) -> ProgressSummary:
         """Return the progress of many jobs together, in few round trips.
@@ -143,19 +127,8 @@ class JobVerbs:
         Raises:
             BrokerUnavailable: the broker does not respond.
         """
-        ids = ids_of(jobs)
-        readings: list[JobReading] = []
         with broker_errors(self._url):
-            for some in chunks(ids, MAX_READINGS_AT_ONCE):
-                readings += self._store.read(progress_readings(some))
-            positions = self._positions(last_waiting(readings))
-            workers = self._store.list_workers()
-        return summarise(len(ids), readings, positions, workers)
-
-    def _positions(self, readings: Sequence[JobReading]) -> dict[str, int | None]:
-        """Return how many jobs come before each job, those of higher classes included."""
-        own = self._store.run_all([job_calls.position(reading.id) for reading in readings])
-        return self._store.read(queue_positions(readings, own))
+            return progress_of_many(self._store, ids_of(jobs))
 
     def cancel(self, job_id: str) -> CancelAnswer:
         """Cancel a job: at once if it waits, at its next checkpoint if it runs.
@@ -189,17 +162,21 @@ class JobVerbs:
                 replies |= zip(some, self._store.run_all(calls), strict=True)
         return replies
 
-    def cancel_where(self, *, tag: str | None = None, tenant: str | None = None) -> CancelCounts:
-        """Cancel all jobs with a tag, of a tenant, or both, page by page.
+    def cancel_where(self, **filters: Unpack[JobFilter]) -> CancelCounts:
+        """Cancel all jobs that match every filter, page by page.
 
-        Each cancellation checks the job's record for both, so no other job is ever cancelled.
+        Each cancellation checks the job's record for them, so no other job is ever cancelled.
         Jobs submitted meanwhile are not included.
 
+        Args:
+            **filters: the fields of a `JobFilter`, at least one; a `state` must be `queued` or
+                `in_progress`.
+
         Raises:
-            InvalidQuery: neither is given, or one is invalid.
+            InvalidQuery: no filter is given, or one is invalid.
             BrokerUnavailable: the broker does not respond; cancelling again does no harm.
         """
-        query = JobQuery.narrow(tag, tenant, "cancelled")
+        query = JobQuery.to_cancel(**filters)
         total = CancelCounts()
         with broker_errors(self._url):
             while True:
@@ -226,7 +203,7 @@ class JobVerbs:
             BrokerUnavailable: the broker does not respond; the job may be retried or not.
         """
         with broker_errors(self._url):
-            reply = self._store.run(job_calls.retry(job_id, queue_limits(self.settings)))
+            reply = self._store.run_confirmed(job_calls.retry(job_id, queue_limits(self.settings)))
         return check_retried(job_id, reply)
 
     def forget(self, job_id: str) -> None:

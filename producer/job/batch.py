@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from batchmill.producer.errors import JobRejected
+from batchmill.producer.moments import moment
+from batchmill.producer.protocol.used_tokens import Amounts, read_amounts
 
 from . import limits
-from .document import IdempotencyKey, Metadata, SecretName, WebhookUrl
+from .document import IdempotencyKey, Metadata, SecretName, TenantName, WebhookUrl
 from .field_checks import STRICT
 from .validation import rejected_error
 
-_CONFIG = ConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True)
+_CONFIG = ConfigDict(
+    extra="ignore", frozen=True, hide_input_in_errors=True, use_attribute_docstrings=True
+)
 
 BatchEventName = Literal["completed", "failed", "expired", "cancelled"]
 BATCH_EVENTS: tuple[BatchEventName, ...] = ("completed", "failed", "expired", "cancelled")
@@ -52,20 +57,30 @@ class BatchRequest(BaseModel):
 
     model_config = STRICT
 
-    #: Receives one signed POST when the batch ends. https, unless the operator allows http.
     webhook: WebhookUrl | None = None
-    #: Events to send. If it is missing, all four.
+    """Receives one signed POST when the batch ends. https, unless the operator allows http."""
+
     webhook_events_filter: Annotated[list[BatchEventName], Field(min_length=1, max_length=4)] = (
         Field(default_factory=lambda: list(BATCH_EVENTS))
     )
-    #: Name of the operator's secret to sign with. If it is missing, the default secret.
+    """Events to send. If it is missing, all four."""
+
     webhook_secret: SecretName | None = None
-    #: Your own data about the batch, returned with its state and in its webhook.
+    """Name of the operator's secret to sign with. If it is missing, the default secret."""
+
     metadata: Metadata = Field(default_factory=dict)
-    #: Seconds after which unfinished jobs expire, and the batch with them.
+    """Your own data about the batch, returned with its state and in its webhook."""
+
     ttl_s: float | None = Field(default=None, gt=0, le=limits.MAX_TTL_S)
-    #: Creating a batch again with the same key continues it, while the batch is kept.
+    """Seconds after which unfinished jobs expire, and the batch with them."""
+
     idempotency_key: IdempotencyKey | None = None
+    """Creating a batch again with the same key continues it, while the batch is kept. Each tenant
+    has its own keys."""
+
+    tenant: TenantName | None = None
+    """Owner of the batch, and of its jobs that name none. If it is missing, the batch has the
+    tenant of its first job."""
 
     @model_validator(mode="before")
     @classmethod
@@ -80,11 +95,41 @@ class RequestCounts(BaseModel):
 
     model_config = _CONFIG
 
-    #: Lines so far; all of them once the state is no longer `validating`.
     total: int = 0
+    """Number of lines stored so far; it is final once the state is no longer `validating`."""
+
     completed: int = 0
-    #: Ended without a completion: failed, cancelled, expired or refused.
+    """Completed jobs."""
+
     failed: int = 0
+    """Ended without a completion: failed, cancelled, expired or refused."""
+
+
+class CachedTokensDetails(BaseModel):
+    """The origin of the prompts' KV."""
+
+    model_config = _CONFIG
+
+    cached_tokens: int = 0
+    """Prompt tokens found in the prefix cache."""
+
+
+class BatchUsage(BaseModel):
+    """Tokens of a batch's ended jobs, as OpenAI names them."""
+
+    model_config = _CONFIG
+
+    input_tokens: int = 0
+    """Tokens of the prompts."""
+
+    input_tokens_details: CachedTokensDetails = Field(default_factory=CachedTokensDetails)
+    """How many of them were cached."""
+
+    output_tokens: int = 0
+    """Generated tokens, of all samples."""
+
+    total_tokens: int = 0
+    """Both together."""
 
 
 class BatchError(BaseModel):
@@ -93,11 +138,16 @@ class BatchError(BaseModel):
     model_config = _CONFIG
 
     code: str
-    #: For people. Never holds prompt or output text.
+    """Code of the error."""
+
     message: str
-    #: Place of the line at fault in the input, from 1.
+    """For people. Never holds prompt or output text."""
+
     line: int | None = None
+    """Place of the line at fault in the input, from 1."""
+
     param: str | None = None
+    """The field at fault; None if it is none."""
 
 
 class BatchErrors(BaseModel):
@@ -106,7 +156,10 @@ class BatchErrors(BaseModel):
     model_config = _CONFIG
 
     object: Literal["list"] = "list"
+    """OpenAI's name of the type."""
+
     data: list[BatchError] = Field(default_factory=list)
+    """The errors."""
 
 
 class BatchStatus(BaseModel):
@@ -127,9 +180,19 @@ class BatchStatus(BaseModel):
     expired_at: int | None = None
     cancelling_at: int | None = None
     cancelled_at: int | None = None
-    #: Time at which unfinished jobs expire.
     expires_at: int | None = None
+    """Time at which unfinished jobs expire."""
+
     metadata: dict[str, str] = Field(default_factory=dict)
+    usage: BatchUsage = Field(default_factory=BatchUsage)
+    """Tokens of the jobs that have ended so far."""
+
+    @property
+    def moments(self) -> dict[str, datetime]:
+        """The times that are set, as datetimes in UTC, by the names of their fields."""
+        names = (*(f"{name}_at" for name in _MOMENTS), "expires_at")
+        found = {name: getattr(self, name) for name in names}
+        return {name: moment(unix_s * 1000) for name, unix_s in found.items() if unix_s is not None}
 
 
 _MOMENTS = (
@@ -148,7 +211,11 @@ def read_batch(fields: Mapping[bytes, bytes], num_jobs: int) -> BatchStatus | No
     if b"state" not in fields:
         return None
     moments = {f"{name}_at": _seconds(fields, f"{name}_at_ms") for name in _MOMENTS}
-    error = fields.get(b"error")
+    found = json.loads(fields.get(b"error", b"[]"))
+    errors = found if isinstance(found, list) else [found]
+    if num_lost := int(fields.get(b"num_lost", 0)):
+        message = f"the records of {num_lost} jobs were deleted or evicted before these had ended"
+        errors.append({"code": "records_lost", "message": message})
     return BatchStatus.model_validate(
         {
             "id": fields[b"id"].decode(),
@@ -158,12 +225,22 @@ def read_batch(fields: Mapping[bytes, bytes], num_jobs: int) -> BatchStatus | No
                 "completed": int(fields[b"completed"]),
                 "failed": int(fields[b"failed"]),
             },
-            "errors": None if error is None else {"data": [json.loads(error)]},
+            "errors": {"data": errors} if errors else None,
             "expires_at": _seconds(fields, "deadline_at_ms"),
             "metadata": json.loads(fields.get(b"metadata", b"{}")),
+            "usage": _usage(read_amounts(fields.get(b"used_tokens"))),
             **moments,
         }
     )
+
+
+def _usage(amounts: Amounts) -> dict[str, Any]:
+    return {
+        "input_tokens": amounts.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": amounts.cached_tokens},
+        "output_tokens": amounts.completion_tokens,
+        "total_tokens": amounts.prompt_tokens + amounts.completion_tokens,
+    }
 
 
 def parse_batch(fields: Mapping[str, Any]) -> BatchRequest:

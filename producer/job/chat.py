@@ -33,11 +33,16 @@ class Function(BaseModel):
     model_config = STRICT
 
     name: FunctionName
+    """Name of the function."""
+
     description: Text | None = Field(default=None, repr=False)
-    #: A JSON schema of type object; absent for a function without parameters.
+    """What it does, for the model."""
+
     parameters: dict[str, Any] | None = Field(default=None, repr=False)
-    #: Follow the schema. It holds only if a call is certain: see `tool_choice`.
+    """A JSON schema of type object; absent for a function without parameters."""
+
     strict: bool | None = None
+    """Follow the schema. It holds only if a call is certain: see `tool_choice`."""
 
     @model_validator(mode="after")
     def _check_parameters(self) -> Self:
@@ -54,7 +59,10 @@ class Tool(BaseModel):
     model_config = STRICT
 
     type: Literal["function"]
+    """Kind of the tool."""
+
     function: Function
+    """The function that the model may call."""
 
 
 class Document(BaseModel):
@@ -63,7 +71,10 @@ class Document(BaseModel):
     model_config = STRICT
 
     title: Text | None = Field(default=None, repr=False)
+    """Title of the document."""
+
     text: Text = Field(repr=False)
+    """Its text."""
 
 
 def _check_tools(tools: list[Tool]) -> list[Tool]:
@@ -79,6 +90,30 @@ def _check_tools(tools: list[Tool]) -> list[Tool]:
             "offer fewer, or describe them in fewer words"
         )
     return tools
+
+
+class ChosenFunction(BaseModel):
+    """The name of the function to call."""
+
+    model_config = STRICT
+
+    name: str
+    """Name of the function."""
+
+
+class FunctionChoice(BaseModel):
+    """A function that must be called."""
+
+    model_config = STRICT
+
+    type: Literal["function"]
+    """Kind of the tool."""
+
+    function: ChosenFunction
+    """The function that must be called."""
+
+
+_ToolChoice = Literal["auto", "none", "required"] | FunctionChoice | None
 
 
 def _read_tool_choice(choice: Any) -> Any:
@@ -119,32 +154,44 @@ class ChatFields(BaseModel):
 
     model_config = STRICT
 
-    #: A chat, rendered by the model's own template.
     messages: Messages | None = Field(default=None, repr=False)
-    #: Functions that the model may call. The model's template must know tools.
+    """A chat, which the model's own template makes a prompt of. Give it instead of `prompt`."""
+
     tools: Annotated[
         list[Tool], AfterValidator(_check_tools), Field(max_length=limits.MAX_TOOLS)
     ] = optional([], repr=False)
-    #: `auto`, `required` (calls and nothing else, by their schemas), `none` (the tools are
-    #: not shown), or one function by name. If it is missing and there are tools, `auto`.
-    tool_choice: Annotated[str | dict[str, Any] | None, BeforeValidator(_read_tool_choice)] = (
-        optional(None)
-    )
-    #: Whether there may be several calls; false ends the output with the first.
+    """Functions that the model may call. The model's template must know tools."""
+
+    tool_choice: Annotated[
+        str | dict[str, Any] | None,
+        BeforeValidator(_read_tool_choice, json_schema_input_type=_ToolChoice),
+    ] = optional(None)
+    """`auto`, `required` (calls and nothing else, by their schemas), `none` (the tools are not
+    shown), or one function by name. If it is missing and there are tools, `auto`."""
+
     parallel_tool_calls: bool | None = optional(None)
-    #: Documents to answer from. The model's template must know documents.
+    """Whether the output may have several calls; false ends it after the first."""
+
     documents: Annotated[list[Document], Field(max_length=limits.MAX_DOCUMENTS)] = optional(
         [], repr=False
     )
-    #: Further variables of the model's template, such as `enable_thinking`.
-    chat_template_kwargs: Annotated[dict[str, Any], BeforeValidator(_check_template_kwargs)] = (
-        optional({})
-    )
-    #: Whether the prompt ends with the beginning of an assistant message; by default, unless the
-    #: last message is continued.
+    """Documents to answer from. The model's template must know documents."""
+
+    chat_template_kwargs: Annotated[
+        dict[str, Any],
+        BeforeValidator(
+            _check_template_kwargs,
+            json_schema_input_type=dict[str, str | int | float | bool | None],
+        ),
+    ] = optional({})
+    """Further variables of the model's template, such as `enable_thinking`."""
+
     add_generation_prompt: bool | None = optional(None)
-    #: Continue the last message, which must be the assistant's.
+    """Whether the prompt ends with the beginning of an assistant message; by default, unless
+    the last message is continued."""
+
     continue_final_message: bool = optional(False)
+    """Continue the last message, which must be the assistant's."""
 
     @model_validator(mode="before")
     @classmethod

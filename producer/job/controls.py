@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Annotated, Any, Self
@@ -24,6 +25,8 @@ from batchmill.engine.contract.grammar import grammar_of
 
 from .field_checks import STRICT, check_depth, check_utf8, optional, validation_error
 
+#: A token id as a key of a JSON object.
+_TOKEN_ID = r"^(0|[1-9][0-9]{0,9})$"
 TokenId = Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -44,13 +47,19 @@ def _check_temperature(temperature: float) -> float:
     return temperature
 
 
+def _token_id(key: Any) -> int:
+    if type(key) is int or (isinstance(key, str) and re.fullmatch(_TOKEN_ID, key)):
+        return int(key)
+    raise ValueError
+
+
 def _logit_bias(given: Any) -> Any:
     """Return a logit bias with its token ids, which are strings in JSON, as numbers."""
     if not isinstance(given, Mapping):
         return given
     try:
-        biases = {int(token_id): bias for token_id, bias in given.items()}
-    except (TypeError, ValueError):
+        biases = {_token_id(token_id): bias for token_id, bias in given.items()}
+    except ValueError:
         raise ValueError("has a key that is not a token id") from None
     if len(biases) != len(given):
         raise ValueError("names a token twice")
@@ -105,100 +114,162 @@ StopString = Annotated[
 ]
 
 
+_StopStrings = Annotated[list[StopString], Field(max_length=limits.MAX_STOP_STRINGS)]
+_StopTokenIds = Annotated[list[TokenId], Field(max_length=limits.MAX_STOP_TOKEN_IDS)]
+_Bias = Annotated[float, Field(ge=-limits.MAX_LOGIT_BIAS, le=limits.MAX_LOGIT_BIAS)]
+_LogitBias = Annotated[
+    dict[Annotated[str, Field(pattern=_TOKEN_ID)], _Bias],
+    Field(max_length=limits.MAX_LOGIT_BIASES, json_schema_extra={"additionalProperties": False}),
+]
+_BadWord = (
+    Annotated[str, Field(min_length=1, max_length=limits.MAX_STOP_CHARS, pattern=r"\S")]
+    | Annotated[list[TokenId], Field(min_length=1, max_length=limits.MAX_STOP_CHARS)]
+)
+
+
 class SamplingControls(BaseModel):
     """The controls of generation. docs/features.md says what each value does."""
 
     model_config = STRICT
 
-    #: Most tokens to generate. With 0 the prompt is only scored (`prompt_logprobs`) or echoed.
     max_tokens: int = Field(
         default=256,
         ge=0,
         lt=2**31,
         validation_alias=AliasChoices(*names_of("max_tokens")),
     )
-    #: 0 takes the likeliest token (greedy); 1 samples the model's own distribution.
+    """Most tokens to generate per sample. With 0 the prompt is only scored (`prompt_logprobs`)
+    or echoed."""
+
     temperature: Annotated[float, AfterValidator(_check_temperature)] = Field(
         default=1.0, ge=0, le=limits.MAX_TEMPERATURE
     )
-    #: Keep the likeliest tokens that together reach this probability; 1 keeps all.
+    """0 takes the likeliest token (greedy); 1 samples the model's own distribution."""
+
     top_p: float = Field(default=1.0, gt=0, le=1)
-    #: Keep this many of the likeliest tokens; 0 (or -1) keeps all.
-    top_k: Annotated[int, BeforeValidator(_no_top_k), Field(ge=0, lt=2**31)] = 0
-    #: Fixes the samples. If it is missing, submit picks one, so that a job that has to start again
-    #: continues with the same samples.
+    """Keep the likeliest tokens that together reach this probability; 1 keeps all."""
+
+    top_k: Annotated[
+        int,
+        Field(ge=0, lt=2**31),
+        BeforeValidator(_no_top_k, json_schema_input_type=Annotated[int, Field(ge=-1, lt=2**31)]),
+    ] = 0
+    """Keep this many of the likeliest tokens; 0 (or -1) keeps all."""
+
     seed: int | None = Field(default=None, ge=limits.MIN_SEED, lt=limits.MAX_SEED + 1)
-    #: Strings that end generation. The text ends before the first of them.
+    """Fixes the samples. If it is missing, submit picks one, so that a job that has to start
+    again continues with the same samples."""
+
     stop: Annotated[
-        list[StopString], BeforeValidator(_one_or_many), Field(max_length=limits.MAX_STOP_STRINGS)
+        _StopStrings,
+        BeforeValidator(_one_or_many, json_schema_input_type=_StopStrings | StopString),
     ] = Field(
         default_factory=list,
         validation_alias=AliasChoices(*names_of("stop")),
     )
-    #: Tokens that end generation, besides the model's own end-of-text tokens.
-    stop_token_ids: Annotated[
-        list[TokenId], BeforeValidator(_one_or_many), Field(max_length=limits.MAX_STOP_TOKEN_IDS)
-    ] = Field(default_factory=list, validation_alias=AliasChoices(*names_of("stop_token_ids")))
-    #: Continue after an end-of-text token (for benchmarks).
-    ignore_eos: bool = False
-    #: Keep what ended generation in the text.
-    include_stop_str_in_output: bool = False
-    #: Leave special tokens out of the text.
-    skip_special_tokens: bool = True
+    """Strings that end the output. Its text ends before the first of them."""
 
-    #: Samples of the prompt, each with its own seed; see `JobResult.completions`.
+    stop_token_ids: Annotated[
+        _StopTokenIds,
+        BeforeValidator(_one_or_many, json_schema_input_type=_StopTokenIds | TokenId),
+    ] = Field(default_factory=list, validation_alias=AliasChoices(*names_of("stop_token_ids")))
+    """Tokens that end generation, besides the model's own end-of-text tokens."""
+
+    ignore_eos: bool = False
+    """Go on after an end-of-text token, up to `max_tokens`; meant for benchmarks."""
+
+    include_stop_str_in_output: bool = False
+    """Keep the stop string, or the stop token, that ended the output in the text."""
+
+    skip_special_tokens: bool = True
+    """Leave special tokens, such as the end-of-text token, out of the text."""
+
     n: int = optional(1, ge=1, le=limits.MAX_N, validation_alias=AliasChoices(*names_of("n")))
-    #: Keep tokens with at least this share of the likeliest token's probability; 0 keeps all.
+    """Number of samples, each with a seed of its own; see `JobResult.completions`."""
+
     min_p: float = optional(0.0, ge=0, le=1)
-    #: Keep the tokens whose surprise is nearest to its mean, up to this total probability.
+    """Keep tokens with at least this share of the likeliest token's probability; 0 keeps all."""
+
     typical_p: float = optional(1.0, gt=0, le=1)
-    #: Subtracted from the logit of each token that the output contains.
+    """Keep the tokens whose surprise is nearest to its mean, up to this total probability; 1
+    keeps all."""
+
     presence_penalty: float = optional(0.0, ge=-limits.MAX_PENALTY, le=limits.MAX_PENALTY)
-    #: Subtracted from a token's logit once per occurrence in the output.
+    """Subtracted from the logit of each token that the output already contains; a negative
+    number favours them."""
+
     frequency_penalty: float = optional(0.0, ge=-limits.MAX_PENALTY, le=limits.MAX_PENALTY)
-    #: Makes tokens of prompt and output less likely (above 1) or likelier (below 1).
+    """Subtracted from a token's logit once per time that the output already contains it."""
+
     repetition_penalty: float = optional(
         1.0, ge=limits.MIN_REPETITION_PENALTY, le=limits.MAX_REPETITION_PENALTY
     )
-    #: No run of this many tokens occurs twice in prompt and output; 0 is off.
+    """Makes the tokens of prompt and output less likely (above 1) or likelier (below 1)."""
+
     no_repeat_ngram_size: int = optional(0, ge=0, lt=2**31)
-    #: Added to the logits of these tokens: token ids to -100 to 100.
+    """No run of this many tokens occurs twice in prompt and output; 0 is off."""
+
     logit_bias: Annotated[
-        dict[TokenId, Annotated[float, Field(ge=-limits.MAX_LOGIT_BIAS, le=limits.MAX_LOGIT_BIAS)]],
-        BeforeValidator(_logit_bias),
-    ] = optional({}, max_length=limits.MAX_LOGIT_BIASES)
-    #: Texts or lists of token ids that must not occur in prompt and output.
-    bad_words: Annotated[list[str | list[int]], BeforeValidator(_bad_words)] = optional(
+        Annotated[dict[TokenId, _Bias], Field(max_length=limits.MAX_LOGIT_BIASES)],
+        BeforeValidator(_logit_bias, json_schema_input_type=_LogitBias),
+    ] = optional({})
+    """Added to the logits of tokens: token ids, and numbers from -100 to 100."""
+
+    bad_words: Annotated[
+        Annotated[list[str | list[int]], Field(max_length=limits.MAX_BAD_WORDS)],
+        BeforeValidator(
+            _bad_words,
+            json_schema_input_type=Annotated[
+                list[_BadWord], Field(max_length=limits.MAX_BAD_WORDS)
+            ],
+        ),
+    ] = optional(
         [],
-        max_length=limits.MAX_BAD_WORDS,
         validation_alias=AliasChoices(*names_of("bad_words")),
         repr=False,
     )
-    #: The only tokens that may be generated.
+    """Texts or lists of token ids that must not occur in prompt and output."""
+
     allowed_token_ids: list[TokenId] | None = optional(
         None, min_length=1, max_length=limits.MAX_ALLOWED_TOKEN_IDS
     )
-    #: Tokens to generate before an end-of-text token, a stop token or a stop string can end it.
-    min_tokens: int = optional(0, ge=0, validation_alias=AliasChoices(*names_of("min_tokens")))
-    #: Report the log probability of each output token, and of this many likeliest ones. OpenAI's
-    #: `true`, with `top_logprobs`, is accepted.
+    """The only tokens that may be generated."""
+
+    min_tokens: int = optional(
+        0, ge=0, lt=2**31, validation_alias=AliasChoices(*names_of("min_tokens"))
+    )
+    """Tokens to generate before an end-of-text token, a stop token or a stop string can end it."""
+
     logprobs: int | None = optional(None, ge=0, le=limits.MAX_LOGPROBS)
-    #: The same for the tokens of the prompt.
+    """Report the log probability of each output token, and of this many likeliest ones in its
+    place. OpenAI's `true`, with `top_logprobs`, is accepted."""
+
     prompt_logprobs: int | None = optional(None, ge=0, le=limits.MAX_LOGPROBS)
-    #: Report the entropy of each step's own distribution, in nats.
+    """Report the log probability of each token of the prompt, and of this many likeliest ones
+    in its place."""
+
     entropy: bool = optional(False)
-    #: Begin the text with the prompt's.
+    """Report the entropy of each step's own distribution, in nats."""
+
     echo: bool = optional(False)
-    #: Keep only this many of the prompt's last tokens; -1 keeps as many as leave room.
-    truncate_prompt_tokens: int | None = optional(None, ge=-1, lt=2**31)
-    #: OpenAI's form of a structure to follow: `text`, `json_object` or `json_schema`.
+    """Begin the text with the prompt's. With `logprobs`, the prompt's tokens are scored as well."""
+
+    truncate_prompt_tokens: int | None = optional(
+        None, ge=-1, lt=2**31, json_schema_extra={"not": {"const": 0}}
+    )
+    """Keep only this many of the prompt's last tokens; -1 keeps as many as leave room."""
+
     response_format: Annotated[
         dict[str, Any] | None, AfterValidator(lambda v: v and _structure("response_format")(v))
     ] = optional(None, repr=False)
-    #: vLLM's form: one of `json`, `json_object`, `regex`, `choice` and `grammar` (Lark).
+    """Structure that the output follows, in OpenAI's form: `text`, `json_object` or
+    `json_schema`."""
+
     structured_outputs: Annotated[
         dict[str, Any] | None, AfterValidator(lambda v: v and _structure("structured_outputs")(v))
     ] = optional(None, repr=False)
+    """Structure that the output follows, in vLLM's form: one of `json`, `json_object`, `regex`,
+    `choice` and `grammar` (Lark)."""
 
     @model_validator(mode="before")
     @classmethod

@@ -9,6 +9,7 @@ from pydantic import (
     AwareDatetime,
     BeforeValidator,
     Field,
+    WithJsonSchema,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -25,8 +26,9 @@ from batchmill.producer.webhook.target import split_url
 
 from . import limits
 from .chat import ChatFields
-from .controls import SamplingControls
-from .field_checks import Text, check_utf8, integral
+from .controls import SamplingControls, TokenId
+from .field_checks import Text, check_utf8, integral, optional
+from .retry import RetryPolicy
 
 
 def _check_webhook(url: str) -> str:
@@ -89,6 +91,15 @@ def _check_metadata(metadata: dict[str, str]) -> dict[str, str]:
     return metadata
 
 
+def _check_metadata_value(value: Any) -> Any:
+    if not isinstance(value, str):
+        raise ValueError(
+            f"is of the type {type(value).__name__}, but must be text, as it comes back; convert "
+            "it with str() or json.dumps()"
+        )
+    return value
+
+
 def _check_prompt(prompt: Any) -> Any:
     """Check a prompt by hand: pydantic's error for a union would name both of its branches."""
     if isinstance(prompt, str):
@@ -109,6 +120,17 @@ def _check_prompt(prompt: Any) -> Any:
     return prompt
 
 
+_Prompt = (
+    Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_BYTES)]
+    | Annotated[list[TokenId], Field(min_length=1, max_length=MAX_PROMPT_TOKENS)]
+)
+
+#: A date and time with a time zone, as text; or seconds of unix time.
+Moment = Annotated[
+    AwareDatetime,
+    Field(strict=False),
+    WithJsonSchema({"anyOf": [{"format": "date-time", "type": "string"}, {"type": "number"}]}),
+]
 MetadataKey = Annotated[
     str, Field(min_length=1, max_length=limits.MAX_METADATA_KEY_CHARS), AfterValidator(check_utf8)
 ]
@@ -123,10 +145,15 @@ IdempotencyKey = Annotated[
     AfterValidator(_check_idempotency_key),
     Field(min_length=1, max_length=limits.MAX_IDEMPOTENCY_KEY_CHARS),
 ]
+TenantName = Annotated[
+    str,
+    AfterValidator(_check_tenant),
+    Field(json_schema_extra={"pattern": keys.TENANT_PATTERN}),
+]
 Metadata = Annotated[
-    dict[MetadataKey, Text],
-    AfterValidator(_check_metadata),
+    dict[MetadataKey, Annotated[Text, BeforeValidator(_check_metadata_value)]],
     Field(max_length=limits.MAX_METADATA_PAIRS),
+    AfterValidator(_check_metadata),
 ]
 
 EventName = Literal["started", "output", "completed", "failed", "cancelled", "expired"]
@@ -144,60 +171,77 @@ class GenerationJob(ChatFields, SamplingControls):
         pydantic.ValidationError: a field is wrong; `Client.submit` turns it into `JobRejected`.
     """
 
-    #: Served name of the model; None is the client's default.
     model: Annotated[str, AfterValidator(_check_model)] | None = None
-    #: Text, or token ids of the model's vocabulary. Used as it is, without a chat template.
-    prompt: Annotated[str | list[int], BeforeValidator(_check_prompt)] | None = Field(
-        default=None, repr=False
-    )
-    #: The job shares the KV of prompt prefixes only with jobs of the same salt.
+    """Name under which workers serve the model. If it is missing, that of the client's settings."""
+
+    prompt: (
+        Annotated[str | list[int], BeforeValidator(_check_prompt, json_schema_input_type=_Prompt)]
+        | None
+    ) = Field(default=None, repr=False)
+    """Text, or token ids of the model's vocabulary. It is used as it is, without a chat
+    template."""
+
     cache_salt: Annotated[Text, Field(min_length=1, max_length=MAX_CACHE_SALT_CHARS)] | None = (
         Field(default=None, repr=False, exclude_if=lambda salt: salt is None)
     )
+    """Jobs share the KV of equal prompt prefixes only with jobs of the same salt, so that times
+    tell nothing about others' prompts."""
 
-    #: Class of the job: all of `high` (0) come before `normal` (1), these before `low` (2).
-    priority: Literal["high", "normal", "low"] = Field(
-        default="normal", description="The engine's numbers: high is 0, normal 1, low 2."
-    )
-    #: Owner of the job: within a class, tenants take turns by tokens and weight. If it is missing,
-    #: `default`.
-    tenant: (
-        Annotated[
-            str,
-            AfterValidator(_check_tenant),
-            Field(json_schema_extra={"pattern": keys.TENANT_PATTERN}),
-        ]
-        | None
-    ) = None
-    #: Receives a signed POST when the job ends. https, unless the operator allows http.
+    priority: Literal["high", "normal", "low"] = "normal"
+    """Which jobs of a model run first: all waiting `high` ones before `normal` ones, and these
+    before `low` ones."""
+
+    tenant: TenantName | None = None
+    """Owner of the job. Within a priority, tenants take turns by the tokens they use and their
+    weights. If it is missing, `default`."""
+
     webhook: WebhookUrl | None = None
-    #: Events to send: `started`, `output` (tokens so far, at most every five seconds) and the
-    #: four ends. If it is missing, the ends.
+    """URL that receives a signed POST when the job ends. https, unless the operator allows http."""
+
     webhook_events_filter: Annotated[list[EventName], Field(min_length=1, max_length=6)] = Field(
         default_factory=lambda: list(_END_EVENTS)
     )
-    #: Put the text into the event of the job's end, if it is at most 16 KiB.
+    """Events to send: `started`, `output` (tokens so far, at most every five seconds) and the
+    four ends. If it is missing, the ends."""
+
     include_output: bool = False
-    #: Name of the operator's secret to sign with. If it is missing, the default secret.
+    """Put the text into the event of the job's end, if it has at most 16 KiB."""
+
     webhook_secret: SecretName | None = None
-    #: Submitting again with the same key returns the same job, while its record is kept.
+    """Name of the operator's secret that signs the webhook. If it is missing, the default
+    secret."""
+
     idempotency_key: IdempotencyKey | None = None
-    #: Your own data about the job, returned with its result and in its webhook.
+    """Submitting again with the same key returns the same job, while its record is kept."""
+
     metadata: Metadata = Field(default_factory=dict)
-    #: Labels by which to find, count, cancel and forget jobs.
+    """Your own data about the job, as texts by name. Returned with its result and in its
+    webhook."""
+
     tags: Annotated[
         list[Annotated[str, AfterValidator(check_tag)]],
         AfterValidator(_check_tags),
         Field(max_length=limits.MAX_TAGS),
     ] = Field(default_factory=list)
-    #: Seconds from submit after which the job expires.
+    """Labels by which to find, count, cancel and forget jobs."""
+
     ttl_s: float | None = Field(default=None, gt=0, le=limits.MAX_TTL_S)
-    #: The same as a date and time (with a time zone); the earlier of the two counts.
-    deadline: Annotated[AwareDatetime, Field(strict=False)] | None = None
-    #: Seconds from submit before which the job does not run.
+    """Seconds from submit after which the job expires."""
+
+    deadline: Moment | None = None
+    """Date and time with a time zone, or seconds of unix time, at which the job expires. If
+    `ttl_s` is given too, the earlier of the two counts."""
+
     delay_s: float | None = Field(default=None, gt=0, le=limits.MAX_TTL_S)
-    #: The same as a date and time (with a time zone); the later of the two counts.
-    not_before: Annotated[AwareDatetime, Field(strict=False)] | None = None
+    """Seconds from submit before which the job does not run."""
+
+    not_before: Moment | None = None
+    """Date and time with a time zone, or seconds of unix time, before which the job does not
+    run. If `delay_s` is given too, the later of the two counts."""
+
+    retry: RetryPolicy | None = optional(None)
+    """Which errors of an attempt lead to another attempt, how often, and after which waits.
+    What it leaves out is the operator's default."""
 
     @model_validator(mode="before")
     @classmethod

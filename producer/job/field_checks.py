@@ -8,7 +8,7 @@ from pydantic import AfterValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from batchmill.engine.contract.errors import ContractError
-from batchmill.engine.contract.structure_check import TOO_COMPLEX
+from batchmill.engine.contract.structure_check import TOO_COMPLEX, UNAVAILABLE
 
 STRICT: Final = ConfigDict(
     strict=True,
@@ -17,6 +17,8 @@ STRICT: Final = ConfigDict(
     allow_inf_nan=False,
     # A prompt must not end up in a log because something else in the job was wrong.
     hide_input_in_errors=True,
+    # The text below a field is its description: in the schema, the reference and IDEs.
+    use_attribute_docstrings=True,
 )
 
 
@@ -50,10 +52,15 @@ def check_depth(value: Any, limit: int) -> None:
 
 
 def integral(value: Any) -> Any:
-    """Return 2.0 as 2, also inside a list: JSON has one type of number, and so has JSON Schema."""
+    """Return 2.0 as 2, also inside lists: JSON has one type of number, and so has JSON Schema.
+
+    A tuple is returned as a list, which is what JSON makes of it.
+    """
     if isinstance(value, float) and value.is_integer():
         return int(value)
-    if isinstance(value, list) and any(isinstance(item, float) for item in value):
+    if isinstance(value, tuple):
+        value = list(value)
+    if isinstance(value, list) and any(isinstance(item, float | list | tuple) for item in value):
         return [integral(item) for item in value]
     return value
 
@@ -76,6 +83,6 @@ def validation_error(error: ContractError, param: str) -> ValueError:
     if error.code == "invalid_request":
         return ValueError(error.message)
     context = {"message": error.message, "param": param}
-    if error.code == TOO_COMPLEX:
-        return PydanticCustomError(TOO_COMPLEX, "{message}", context)
+    if error.code in (TOO_COMPLEX, UNAVAILABLE):
+        return PydanticCustomError(error.code, "{message}", context)
     return PydanticCustomError("unsupported_parameter", "{message}", context)

@@ -47,6 +47,7 @@ class BulkLine:
         kind: The shape of its result.
         job: Its job; None if the line is wrong.
         problem: Why the line is refused; None if it is not.
+        named_model: The model that the line itself names; the command may give another to all.
     """
 
     number: int
@@ -54,3 +55,4 @@ class BulkLine:
     kind: LineKind
     job: GenerationJob | None
     problem: JobRejected | None = None
+    named_model: str | None = None

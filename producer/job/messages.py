@@ -14,7 +14,7 @@ from batchmill.engine.contract.chat import FUNCTION_NAME, Role
 from .field_checks import STRICT, Text
 
 #: Fields that OpenAI's responses write out in messages, and their values that mean nothing.
-_NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
+NEUTRAL_FIELDS: Final[dict[str, tuple[Any, ...]]] = {
     "annotations": (None, []),
     "audio": (None,),
     "function_call": (None,),
@@ -25,6 +25,18 @@ _NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
 }
 
 FunctionName = Annotated[str, Field(pattern=FUNCTION_NAME)]
+
+
+class TextPart(BaseModel):
+    """A part of a message's content."""
+
+    model_config = STRICT
+
+    type: Literal["text"]
+    """Kind of the part."""
+
+    text: str
+    """Its text."""
 
 
 def _text_of(content: Any) -> Any:
@@ -68,8 +80,12 @@ class FunctionCall(BaseModel):
     model_config = STRICT
 
     name: FunctionName
-    #: A JSON object, as text.
-    arguments: Annotated[Text, BeforeValidator(_arguments)] = Field(repr=False)
+    """Name of the function."""
+
+    arguments: Annotated[
+        Text, BeforeValidator(_arguments, json_schema_input_type=str | dict[str, Any])
+    ] = Field(repr=False)
+    """A JSON object, as text."""
 
 
 class MessageToolCall(BaseModel):
@@ -78,8 +94,13 @@ class MessageToolCall(BaseModel):
     model_config = STRICT
 
     id: Annotated[Text, Field(min_length=1, max_length=limits.MAX_CALL_ID_CHARS)]
+    """Id of the call, which the tool's message repeats as `tool_call_id`."""
+
     type: Literal["function"] = "function"
+    """Kind of the tool."""
+
     function: FunctionCall
+    """The function and its arguments."""
 
 
 class Message(BaseModel):
@@ -87,25 +108,32 @@ class Message(BaseModel):
 
     model_config = STRICT
 
-    #: `developer` is OpenAI's newer name for `system`.
     role: Role
-    #: Text, or a list of parts of type text; null only in a message with `tool_calls`.
-    content: Annotated[Text | None, BeforeValidator(_text_of)] = Field(default=None, repr=False)
-    #: Name of the speaker; the model's template must know names.
+    """`developer` is OpenAI's newer name for `system`."""
+
+    content: Annotated[
+        Text | None,
+        BeforeValidator(_text_of, json_schema_input_type=str | list[TextPart] | None),
+    ] = Field(default=None, repr=False)
+    """Text, or a list of parts of type text; null only in a message with `tool_calls`."""
+
     name: Annotated[Text, Field(min_length=1, max_length=limits.MAX_MESSAGE_NAME_CHARS)] | None = (
         None
     )
-    #: Functions that the assistant called in this message.
+    """Name of the speaker; the model's template must know names."""
+
     tool_calls: (
         Annotated[
             list[MessageToolCall], Field(min_length=1, max_length=limits.MAX_CALLS_OF_MESSAGE)
         ]
         | None
     ) = Field(default=None, repr=False)
-    #: The call that a message of the role tool answers.
+    """Functions that the assistant called in this message."""
+
     tool_call_id: (
         Annotated[Text, Field(min_length=1, max_length=limits.MAX_CALL_ID_CHARS)] | None
     ) = None
+    """The call that a message of the role tool answers."""
 
     @model_validator(mode="before")
     @classmethod
@@ -115,7 +143,7 @@ class Message(BaseModel):
         return {
             name: value
             for name, value in data.items()
-            if not (name in _NEUTRAL and value in _NEUTRAL[name])
+            if not (name in NEUTRAL_FIELDS and value in NEUTRAL_FIELDS[name])
         }
 
     @model_validator(mode="after")

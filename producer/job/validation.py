@@ -8,8 +8,12 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from batchmill.engine.contract.structure_check import TOO_COMPLEX
-from batchmill.producer.errors import JobRejected, UnsupportedParameter
+from batchmill.engine.contract.structure_check import TOO_COMPLEX, UNAVAILABLE
+from batchmill.producer.errors import (
+    JobRejected,
+    StructureCheckUnavailable,
+    UnsupportedParameter,
+)
 
 from .document import GenerationJob
 
@@ -51,9 +55,12 @@ def rejected_error(error: ValidationError) -> JobRejected:
             where = _dotted(detail) or str(detail["ctx"]["param"])
             return UnsupportedParameter(detail["msg"], param=where)
     for detail in details:
-        if detail["type"] == TOO_COMPLEX:
+        if detail["type"] in (TOO_COMPLEX, UNAVAILABLE):
             where = _dotted(detail) or str(detail["ctx"]["param"])
-            return JobRejected(f"{where}: {detail['msg']}", code=TOO_COMPLEX, param=where)
+            message = f"{where}: {detail['msg']}"
+            if detail["type"] == UNAVAILABLE:
+                return StructureCheckUnavailable(message, param=where)
+            return JobRejected(message, code=TOO_COMPLEX, param=where)
     param = _dotted(details[0])
     also = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
     return JobRejected(_message(details[0], param) + also, param=param)

@@ -23,40 +23,80 @@ PREFIX = "batchmill:"
 LEASES = PREFIX + "leases"
 DEADLINES = PREFIX + "deadlines"
 QUEUES = PREFIX + "queues"
+#: Webhook events that wait for delivery.
 OUTBOX = PREFIX + "outbox"
+#: Webhook events whose delivery has ended, until some days after their time to live.
+SETTLED_EVENTS = PREFIX + "settled_events"
+#: Hosts with waiting events, by the time of their next turn: those that respond quickly, those
+#: that may be slow and have nothing in flight, those that may be slow and have something, and
+#: those with replayed events.
+FAST_HOSTS = PREFIX + "outbox_hosts:fast"
+FIRST_HOSTS = PREFIX + "outbox_hosts:first"
+MORE_HOSTS = PREFIX + "outbox_hosts:more"
+REPLAY_HOSTS = PREFIX + "outbox_hosts:replay"
+OUTBOX_TAKERS = PREFIX + "outbox_takers"
 DEAD = PREFIX + "dead"
 WORKERS = PREFIX + "workers"
+#: Sessions (runs of workers) by the time at which they turn silent, milliseconds.
+SESSIONS = PREFIX + "sessions"
 TOTALS = PREFIX + "totals"
+#: Queues, tenants and endpoints that an operator has paused.
+PAUSED = PREFIX + "paused"
 ENDPOINTS_DISABLED = PREFIX + "endpoints_disabled"
 BATCHES = PREFIX + "batches"
 BATCHES_DUE = PREFIX + "batches_due"
+#: Batches whose lines a gateway is to read from their file, by the time of the next try (ms).
+BATCH_INTAKES = PREFIX + "batch_intakes"
+#: Files of the gateway by the time at which they expire (ms).
+FILES_EXPIRING = PREFIX + "files_expiring"
 #: Jobs whose keys are malformed, until the next sweep ends them.
 UNUSABLE = PREFIX + "unusable"
 #: Plain Celery tasks whose jobs have ended, until the end is reported to Celery.
 CELERY_ENDS = PREFIX + "celery_ends"
+#: Plain Celery tasks that a worker has taken off their queue, until they have a record.
+TASKS_TAKEN = PREFIX + "tasks:taken"
 #: Job documents from producers in any language: pushed, and taken until they are submitted.
 INBOX = PREFIX + "inbox"
 INBOX_ARRIVED = INBOX + ":arrived"
 INBOX_TAKEN = INBOX + ":taken"
 INBOX_DOCUMENTS = INBOX + ":documents"
+INBOX_TAKERS = INBOX + ":takers"
 SCHEDULED = PREFIX + "scheduled"
 USAGE = PREFIX + "usage"
 #: New usage counters, while the sweep rebuilds them.
 RECOUNT = USAGE + ":recount"
+#: The signing secrets of receivers, by their ids.
+RECEIVER_SECRETS = PREFIX + "receiver_secrets"
+#: Days on which jobs ended whose tokens are counted.
+USED_TOKENS = PREFIX + "used_tokens"
 TENANTS = PREFIX + "tenants"
 WINDOW = PREFIX + "window"
+#: API keys of the gateway, by the SHA-256 of their secret.
+API_KEYS = PREFIX + "api_keys"
 #: Prefix of all indexes of jobs.
 JOB_INDEXES = PREFIX + "jobs:"
 EXPIRING = JOB_INDEXES + "expiring"
 #: When any worker swept last, milliseconds: a long gap means that no holder could renew its leases.
 LAST_SWEEP = PREFIX + "last_sweep"
+#: Pattern of the records of jobs and of all their indexes.
+RECORDS_AND_INDEXES = PREFIX + "[jl]*"
+#: When the sweeps last repaired, and how far they are in the keys of the store.
+REPAIR = PREFIX + "repair"
+#: The time by which scripts go; it continues if Redis' clock is put back.
+CLOCK = PREFIX + "clock"
+#: The last reading of the memory that Redis uses.
+MEMORY = PREFIX + "memory"
+#: Queues by the time of the last heartbeat of a worker that serves them.
+SERVED = PREFIX + "served"
+#: Entries of the indexes of leftovers, by the time at which they are removed.
+LEFTOVERS = PREFIX + "leftovers"
 
 #: Priority classes, highest first: the order in which a worker looks at its queues.
 PRIORITIES = ("high", "normal", "low")
 
 #: The tenant of a job without one.
 DEFAULT_TENANT = "default"
-#: Messages in a queue's list, unless the operator has set `WINDOW`.
+#: Announcements of a queue, unless the operator has set `WINDOW`.
 DEFAULT_WINDOW_JOBS = 8
 
 #: Time to live of a heartbeat; by default a worker writes three within it.
@@ -75,21 +115,34 @@ _SECRET_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@+-]{0,199}")
 
 
+#: A channel without readers: its messages show how far the replicas are.
+REPLICATED = PREFIX + "replicated"
+
+
 def new_job_id() -> str:
     """Return a fresh job id; ids sort by creation time (milliseconds, this machine's clock)."""
     return f"gen_{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
 
 
-def new_batch_id(idempotency_key: str | None) -> str:
-    """Return a batch id: the same for the same key, a fresh one without a key."""
+def new_batch_id(idempotency_key: str | None, tenant: str | None = None) -> str:
+    """Return a batch id: the same for the same key of a tenant, a fresh one without a key."""
     if idempotency_key is None:
         return f"batch_{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
-    return f"batch_{hashlib.sha256(idempotency_key.encode()).hexdigest()[:32]}"
+    # Keys of callers are printable, and tenants' names have no NUL: no two of these are the same.
+    name = idempotency_key
+    if tenant not in (None, DEFAULT_TENANT):
+        name = f"tenant\0{tenant}\0{idempotency_key}"
+    return f"batch_{hashlib.sha256(name.encode()).hexdigest()[:32]}"
 
 
 def new_claim_nonce() -> str:
     """Return a fresh name for one claim of a job."""
     return secrets.token_hex(8)
+
+
+def new_session(name: str) -> str:
+    """Return a fresh name for one run of a program: its own name, a dot and 16 hex digits."""
+    return f"{name}.{secrets.token_hex(8)}"
 
 
 def is_job_id(text: str) -> bool:
@@ -127,6 +180,26 @@ def text(job_id: str) -> str:
     return f"{PREFIX}text:{job_id}"
 
 
+def announced(queue: str) -> str:
+    """Return the key of a queue's announcements, which workers pop (list)."""
+    return f"{PREFIX}announced:{queue}"
+
+
+def arrived(name: str) -> str:
+    """Return the key of plain Celery tasks that have woken a worker, by their list (list)."""
+    return f"{PREFIX}tasks:arrived:{name}"
+
+
+def sent_task(sending: str) -> str:
+    """Return the key that notes that what follows a plain Celery task was sent (string)."""
+    return f"{PREFIX}tasks:sent:{sending}"
+
+
+def taken_task(taken_id: str) -> str:
+    """Return the key of a plain Celery task that a worker has taken off its queue (hash)."""
+    return f"{PREFIX}task:{taken_id}"
+
+
 def queued(queue: str) -> str:
     """Return the key of a queue's waiting jobs (zset)."""
     return f"{PREFIX}queued:{queue}"
@@ -147,11 +220,6 @@ def used(queue: str) -> str:
     return f"{PREFIX}used:{queue}"
 
 
-def under_way(queue: str) -> str:
-    """Return the key of each tenant's charges for announced and running jobs of a queue (hash)."""
-    return f"{PREFIX}under_way:{queue}"
-
-
 def state_index(state: str) -> str:
     """Return the key of the jobs in one state (zset)."""
     return f"{JOB_INDEXES}state:{state}"
@@ -167,9 +235,9 @@ def tenant_index(tenant: str) -> str:
     return f"{JOB_INDEXES}tenant:{tenant}"
 
 
-def idempotency(key: str) -> str:
-    """Return the key of an idempotency entry (hash)."""
-    return f"{PREFIX}idempotency:{key}"
+def idempotency(tenant: str, key: str) -> str:
+    """Return the key of an idempotency entry of a tenant (hash)."""
+    return f"{PREFIX}idempotency:{tenant}:{key}"
 
 
 def batch(batch_id: str) -> str:
@@ -182,6 +250,51 @@ def batch_jobs(batch_id: str) -> str:
     return f"{PREFIX}batch_jobs:{batch_id}"
 
 
+def file(file_id: str) -> str:
+    """Return the key of what is known about a file of the gateway (string, JSON)."""
+    return f"{PREFIX}file:{file_id}"
+
+
+def files(tenant: str) -> str:
+    """Return the key of a tenant's files, by time of upload (zset)."""
+    return f"{PREFIX}files:{tenant}"
+
+
+def used_tokens(day: int) -> str:
+    """Return the key of the tokens that were used on a day, counted from 1970-01-01 (hash)."""
+    return f"{USED_TOKENS}:{day}"
+
+
+def receivers(tenant: str) -> str:
+    """Return the key of the receivers of webhooks that a tenant has registered (hash)."""
+    return f"{PREFIX}receivers:{tenant}"
+
+
+def rate(key_id: str) -> str:
+    """Return the key of what an API key has left of its limits per minute (hash)."""
+    return f"{PREFIX}rate:{key_id}"
+
+
+def leftover(job_id: str) -> str:
+    """Return the key of what is needed to erase what outlives a job's record (hash)."""
+    return f"{PREFIX}leftover:{job_id}"
+
+
+def leftover_tag(tag: str) -> str:
+    """Return the key of the leftovers with one tag (zset)."""
+    return f"{LEFTOVERS}:tag:{tag}"
+
+
+def leftover_tenant(tenant: str) -> str:
+    """Return the key of the leftovers of one tenant, the default one included (zset)."""
+    return f"{LEFTOVERS}:tenant:{tenant}"
+
+
+def celery_result(job_id: str) -> str:
+    """Return the key of Celery's result of a plain Celery task (string); the name is Celery's."""
+    return f"celery-task-meta-{job_id}"
+
+
 def forgotten(job_id: str) -> str:
     """Return the key that marks a job as forgotten, for an hour (string, empty)."""
     return f"{PREFIX}forgotten:{job_id}"
@@ -192,9 +305,29 @@ def event(event_id: str) -> str:
     return f"{PREFIX}event:{event_id}"
 
 
-def failing(endpoint: str) -> str:
-    """Return the key of the time since which an endpoint has had no success (string, ms)."""
-    return f"{PREFIX}failing:{endpoint}"
+def due_events(class_: str, endpoint: str) -> str:
+    """Return the key of an endpoint's waiting events of a class, `live` or `replay` (zset)."""
+    return f"{PREFIX}due_events:{class_}:{endpoint}"
+
+
+def due_endpoints(class_: str, host: str) -> str:
+    """Return the key of a host's endpoints with waiting events of a class (zset)."""
+    return f"{PREFIX}due_endpoints:{class_}:{host}"
+
+
+def host_claims(host: str) -> str:
+    """Return the key of the deliveries to a host that are in flight (zset)."""
+    return f"{PREFIX}host_claims:{host}"
+
+
+def endpoint(name: str) -> str:
+    """Return the key of the state of an endpoint (hash)."""
+    return f"{PREFIX}endpoint:{name}"
+
+
+def host(name: str) -> str:
+    """Return the key of the state of a host (hash)."""
+    return f"{PREFIX}host:{name}"
 
 
 def dead(letter_id: str) -> str:
@@ -205,6 +338,11 @@ def dead(letter_id: str) -> str:
 def worker(name: str) -> str:
     """Return the key of a worker's heartbeat (string, JSON)."""
     return f"{PREFIX}worker:{name}"
+
+
+def session_channel(session: str) -> str:
+    """Return the pub/sub channel that a worker subscribes to as long as its process lives."""
+    return f"{PREFIX}session:{session}"
 
 
 def channel(job_id: str) -> str:
@@ -232,3 +370,20 @@ def queue_name(model: str, priority: str) -> str:
 def queue_names(model: str) -> tuple[str, ...]:
     """Return all queues of a model, highest priority first."""
     return tuple(queue_name(model, priority) for priority in PRIORITIES)
+
+
+def queue_prefix(model: str) -> str:
+    """Return what the names of a model's queues begin with; a priority class follows."""
+    return f"batchmill.{model}."
+
+
+def check_queue(name: str) -> str:
+    """Return the name of a queue.
+
+    Raises:
+        ValueError: there can be no such queue.
+    """
+    model, _, priority = name.removeprefix("batchmill.").rpartition(".")
+    if not name.startswith("batchmill."):
+        raise ValueError(f"{name!r} is not a queue: give it as `batchmill status` lists it")
+    return queue_name(model, priority)

@@ -37,6 +37,24 @@ def job_states(job_ids: Sequence[str]) -> Read[list[JobState | None]]:
     )
 
 
+def idempotent_jobs(places: Sequence[tuple[str, str]]) -> Read[list[str | None]]:
+    """Read which jobs stand for idempotency keys, in order; None for a key that is not in use.
+
+    Args:
+        places: tenants and keys.
+    """
+
+    def queue(pipeline: Any) -> None:
+        for tenant, key in places:
+            pipeline.hget(keys.idempotency(tenant, key), "id")
+
+    def parse(replies: list[Any]) -> list[str | None]:
+        ids = [stored(reply) for reply in replies]
+        return [None if job_id is None else job_id.decode(errors="replace") for job_id in ids]
+
+    return Read(queue, parse, keeps_errors=True)
+
+
 def tokens(job_id: str, start: int) -> Read[list[int]]:
     """Read the generated token ids from index `start` on."""
     return Read(
@@ -95,9 +113,9 @@ def heartbeats(names: Sequence[str]) -> Read[list[bytes | None]]:
 
 
 def queue_names() -> Read[list[str]]:
-    """Read the names of all queues ever used, sorted."""
+    """Read the names of the queues that hold jobs, sorted."""
     return Read(
-        lambda pipeline: pipeline.smembers(keys.QUEUES),
+        lambda pipeline: pipeline.zrange(keys.QUEUES, 0, -1),
         lambda replies: readable_names(replies[0]),
     )
 
@@ -108,7 +126,7 @@ def queue_depths(names: Sequence[str]) -> Read[list[QueueDepth]]:
     def queue(pipeline: Any) -> None:
         for name in names:
             pipeline.zcard(keys.queued(name))
-            pipeline.llen(name)
+            pipeline.llen(keys.announced(name))
 
     def parse(replies: list[Any]) -> list[QueueDepth]:
         numbers = [stored(reply, default=0) for reply in replies]

@@ -47,14 +47,26 @@ class RecordFields(BaseModel):
     started_at_ms: Moment | None = None
     finished_at_ms: Moment | None = None
     deadline_at_ms: Moment | None = None
+    start_by_ms: Moment | None = None
+    """When a plain Celery task expires that has not started; deleted when it starts."""
     result_ttl_ms: Number
     """How long the record is kept after the end."""
     attempts: Number
     """How often a worker claimed the job."""
+    claimed_at_ms: Moment | None = None
+    """Time of the last claim."""
+    claimed_tokens: Number | None = None
+    """Output tokens that the last claim continued from."""
+    history: str | None = Field(default=None, json_schema_extra=_JSON)
+    """The claims that have ended, oldest first: a list of objects with attempt, worker,
+    claimed_at_ms, ended_at_ms, tokens_at_claim, tokens_at_end, cause and, after a failure, code.
+    Of more than 20, the first 4 and the last 16 are kept."""
     fence: Number
-    """Number of the last claim; only its holder may write."""
+    """Number of the last claim; only its holder, who also knows `claim_nonce`, may write."""
     owner: str | None = None
     """The worker that holds, or held, the job."""
+    session: str | None = None
+    """The run of that worker: another process of the same name has another session."""
     identity: str | None = None
     """Identifies weights, tokenizer, number format and sampler version of the output so far."""
     cancel_requested: Flag | None = None
@@ -65,17 +77,19 @@ class RecordFields(BaseModel):
     crashes: Number | None = None
     """Engine deaths while the job ran alone."""
     lost_leases: Number | None = None
-    """Leases lost in a row without progress."""
+    """Workers lost in a row without a new token."""
     tokens_at_loss: Number | None = None
     """Output tokens stored at the last loss of an engine or a lease."""
     alone: Flag | None = None
     """Whether the job runs without other jobs beside it."""
     announcements: Number | None = None
     """How many messages announced the job."""
+    backlog_at_us: Number | None = None
+    """Its place among the waiting jobs of its tenant: the start of the wait (µs)."""
     claim_nonce: str | None = None
-    """Of the last claim, so that a repeated call finds its own claim."""
-    completed_fence: Number | None = None
-    """Fence of the claim that ended the job."""
+    """Random name of the last claim: part of its fence, and a repeated call finds its own claim."""
+    completed_fence: str | None = None
+    """Fence of the claim that ended the job: its number, a dot and its nonce."""
     celery_result: Flag | None = None
     """Whether it came as a plain Celery task, whose sender may wait for Celery's result."""
     celery_headers: str | None = Field(default=None, json_schema_extra=_JSON)
@@ -88,8 +102,20 @@ class RecordFields(BaseModel):
     cost: Number
     """Estimate of the job's tokens, prompt and output."""
     charge: Number | None = None
+    reserved_bytes: Number
+    """Bytes that the output may take at most: tokens, text and result."""
     """Charge to the tenant for this job until its end."""
+    version_refusals: Number | None = None
+    """Claims by workers that do not know the record's version."""
     not_before_ms: Moment | None = None
+    api_key: str | None = None
+    """Id of the API key by which the job came through the gateway."""
+    receiver_events: str | None = None
+    """Ids of its webhook events for receivers of its tenant, separated by commas."""
+    used_tokens: str | None = None
+    """What its ends have counted: 1, then tokens of the prompt, of the output, and cached ones."""
+    gateway: str | None = Field(default=None, json_schema_extra=_JSON)
+    """What the gateway needs to answer in its caller's terms."""
     tags: str | None = None
     """Labels, separated by commas."""
     max_tokens: Number | None = None
@@ -97,6 +123,12 @@ class RecordFields(BaseModel):
     run: Number | None = None
     """Number of the run: 1 (not written), plus one per retry after an end."""
     retry_nonce: str | None = None
+    retries: Number | None = None
+    """Failed attempts of this run that were followed by another one."""
+    retry_error: str | None = Field(default=None, json_schema_extra=_JSON)
+    """The error of the last attempt that was followed by another one."""
+    retry_fence: str | None = None
+    """Fence of that attempt: the job waits for its retry until another claim."""
     batch: str | None = None
     """Batch whose line the job is."""
     batch_counted: Flag | None = None

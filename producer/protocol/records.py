@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 from . import keys
+from .attempts import Attempt, read_history
 from .replies import JobState
 
 Fields = Mapping[bytes, bytes]
@@ -36,6 +37,7 @@ class JobRecord:
     #: End of the job's delay; None if it had none.
     not_before_ms: int | None
     tenant: str
+    #: Number of the last claim.
     fence: int
     owner: str | None
     attempts: int
@@ -56,6 +58,10 @@ class JobRecord:
     #: JSON of a plain Celery task's place in a workflow and of what follows; None without them.
     celery_headers: bytes | None = None
     celery_embed: bytes | None = None
+    #: Attempts that have ended, oldest first; without those in the middle of a long history.
+    history: tuple[Attempt, ...] = ()
+    #: Random name of the last claim; None before the first one and after a retry.
+    claim_nonce: str | None = None
 
 
 class DeadLetterKind(StrEnum):
@@ -82,6 +88,8 @@ class DeadLetter:
     #: The worker, the queue or the URL.
     source: str
     at_ms: int
+    #: Of a job: its attempts, oldest first.
+    history: tuple[Attempt, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +107,8 @@ class WorkerInfo:
     #: `starting`, `ready`, `draining`.
     state: str
     versions: tuple[int, ...]
+    #: This run of the worker; empty in the heartbeats of older versions.
+    session: str = ""
     #: Gauges for people and dashboards (free blocks …). Progress estimates use `jobs` (in flight)
     #: and `tokens_per_s`; the others may change. `draft_tokens` and `accepted_tokens` (since the
     #: engine started) are present if prompt lookup is on.
@@ -140,6 +150,8 @@ def read_job(fields: Fields) -> JobRecord | None:
         celery_result=fields.get(b"celery_result") == b"1",
         celery_headers=fields.get(b"celery_headers"),
         celery_embed=fields.get(b"celery_embed"),
+        history=read_history(fields.get(b"history")),
+        claim_nonce=_text(fields, b"claim_nonce"),
     )
 
 
@@ -164,6 +176,7 @@ def read_dead_letter(letter_id: str | bytes, fields: Fields) -> DeadLetter | Non
             payload=fields[b"payload"],
             source=fields[b"source"].decode(errors="replace"),
             at_ms=int(fields[b"at_ms"]),
+            history=read_history(fields.get(b"history")),
         )
     except (KeyError, ValueError):
         return DeadLetter(text, DeadLetterKind.UNUSABLE, "unusable_letter", b"", "", 0)

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+
+from .pauses import Pause
 
 
 class JobState(StrEnum):
@@ -40,17 +42,25 @@ class SubmitStatus(StrEnum):
     CLOSED = "CLOSED"
     #: The deadline would pass before the job may run; nothing was stored.
     TOO_LATE = "TOO_LATE"
+    #: The queue or the tenant is paused and refuses jobs; nothing was stored.
+    PAUSED = "PAUSED"
+    #: A key that the job needs is of another type; nothing was stored.
+    UNUSABLE = "UNUSABLE"
 
 
 @dataclass(frozen=True, slots=True)
 class ReachedLimit:
-    """A limit on waiting jobs, and the value that reached it."""
+    """A limit on waiting jobs or events, and the value that reached it."""
 
-    #: `max_queue_depth`, `max_queued_jobs`, `max_queued_bytes` or `max_queued_tokens` of the
-    #: store; `max_jobs`, `max_bytes` or `max_tokens` of the job's tenant.
+    #: `max_queue_depth`, `max_queued_jobs`, `max_queued_bytes`, `max_queued_tokens`,
+    #: `max_memory_percent`, `max_outbox_events` or `max_endpoint_events` of the store; `max_jobs`,
+    #: `max_bytes` or `max_tokens` of the tenant.
     name: str
+    #: With `max_memory_percent`, bytes: in use, promised to unfinished jobs, and for the job.
     value: int
     limit: int
+    #: Bytes that the job needs itself; known with `max_memory_percent` only.
+    needed_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +74,8 @@ class SubmitReply:
     reached: ReachedLimit | None = None
     #: With CLOSED: the state of the batch; empty if it does not exist.
     batch_state: str = ""
+    #: With PAUSED: the pause that refuses the job.
+    pause: Pause | None = None
 
 
 class ClaimRefusal(StrEnum):
@@ -78,6 +90,8 @@ class ClaimRefusal(StrEnum):
     UNUSABLE = "unusable"
     #: The job's delay is not over; it is announced when it is.
     SCHEDULED = "scheduled"
+    #: Its queue or tenant is paused; it is announced again when the pause ends.
+    PAUSED = "paused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +99,9 @@ class Claim:
     """Reply of `claim`: a job that a worker now holds, under a lease."""
 
     job_id: str
-    #: Goes with every later write; a write with an older fence changes nothing.
-    fence: int
+    #: Goes with every later write; a write with the fence of another claim changes nothing. Its
+    #: number and its nonce, so that no other claim has it, even if Redis loses its last writes.
+    fence: str
     #: The job document, JSON.
     document: bytes
     #: Output tokens that earlier attempts generated under the same identity, from the first one.
@@ -105,6 +120,10 @@ class Claim:
     suspect: int = 0
     #: A plain Celery task, whose sender may wait for Celery's result.
     celery_result: bool = False
+    #: The claimer's engine: only its tokens may be written under this claim.
+    identity: str = ""
+    #: Failed attempts of this run that were followed by another one.
+    retries: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +131,7 @@ class HeldJob:
     """A job that a worker holds under a lease, as the worker names it in a call."""
 
     job_id: str
-    fence: int
+    fence: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +139,7 @@ class TokenWrite:
     """Tokens to append to a job's output."""
 
     job_id: str
-    fence: int
+    fence: str
     #: Index of the first token, counted from the start of the output.
     position: int
     token_ids: Sequence[int]
@@ -129,6 +148,9 @@ class TokenWrite:
     text: bytes = b""
     #: Index of the first byte of `text`, counted from the start of the output's text.
     text_position: int = 0
+    #: Of the engine that computed the tokens. If the claim was made for another one, the write is
+    #: FENCED. Empty: not checked.
+    identity: str = ""
 
 
 class WriteStatus(StrEnum):
@@ -149,9 +171,13 @@ class ReleaseCause(StrEnum):
 
     #: The worker stops in an orderly way: nothing is held against the job.
     DRAIN = "drain"
+    #: The engine died before it had the job: nothing is held against it either.
+    NOT_STARTED = "not_started"
     #: The engine died while it ran the job: the job becomes a suspect or, if it ran alone, gets a
     #: crash.
     ENGINE_DEATH = "engine_death"
+    #: The same, but the worker killed the engine because its loop stood still.
+    ENGINE_STALL = "engine_stall"
 
 
 class ReleaseStatus(StrEnum):
@@ -174,6 +200,8 @@ class CompleteStatus(StrEnum):
     OK = "OK"
     #: This fence completed the job before and the reply was lost. Treat it as OK.
     ALREADY_DONE = "ALREADY_DONE"
+    #: The job has not ended: it waits for another attempt.
+    RETRYING = "RETRYING"
     #: This fence no longer holds the job; nothing was changed.
     FENCED = "FENCED"
     #: The last tokens leave a gap after the stored ones or contradict them; nothing was changed.
@@ -291,6 +319,20 @@ class ForgetCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class LostSessions:
+    """Reply of `end_lost_sessions`."""
+
+    #: Jobs of lost sessions that were put back, or ended.
+    num_jobs: int
+    #: Waiting jobs that were announced again.
+    num_reannounced: int
+    #: Lost sessions of which no job is left.
+    sessions: tuple[str, ...]
+    #: Documents, plain Celery tasks and webhook events that they had taken and that are due again.
+    num_released: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class SweepCounts:
     """Reply of `sweep`: how many jobs, batches and records it repaired, by kind."""
 
@@ -306,7 +348,39 @@ class SweepCounts:
     reannounced: int
     #: Records that Redis has deleted, and whose index entries are removed now.
     unindexed: int = 0
-    #: Jobs visited to rebuild the usage counters.
-    recounted: int = 0
     #: Lapsed leases that were extended, because no holder could renew them.
     extended: int = 0
+    #: Entries of backlogs without a usable record that were removed.
+    dropped: int = 0
+    #: Dead letters that were dropped because there were more than allowed.
+    letters_dropped: int = 0
+    #: Time by the clock of Redis during the sweep, milliseconds.
+    redis_ms: int = field(default=0, compare=False)
+    #: Keys that another program had written with another type, and that were deleted.
+    foreign_keys: tuple[str, ...] = ()
+    #: Jobs visited to rebuild the usage counters.
+    recounted: int = 0
+
+    def with_repair(self, repair: RepairCounts) -> SweepCounts:
+        """Return the sum of these counts and of those of the repair that followed."""
+        return replace(
+            self,
+            expired=self.expired + repair.expired,
+            recounted=repair.recounted,
+            dropped=self.dropped + repair.dropped,
+            foreign_keys=self.foreign_keys + repair.foreign_keys,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RepairCounts:
+    """Reply of `repair_store`."""
+
+    #: Jobs that expired because no worker serves their queue.
+    expired: int
+    #: Jobs visited to rebuild the usage counters.
+    recounted: int
+    #: Entries of backlogs without a usable record that were removed.
+    dropped: int
+    #: Keys that another program had written with another type, and that were deleted.
+    foreign_keys: tuple[str, ...] = ()

@@ -16,8 +16,11 @@ SCRIPT_NAMES = tuple(sorted(path.stem for path in (LUA_FOLDER / "commands").glob
 _INCLUDE = re.compile(r"^-- @include (.+)$", re.MULTILINE)
 _DEFINITION = re.compile(r"^(?:--.*\n)*local (?:function )?(\w+)", re.MULTILINE)
 _COMMENT_OR_STRING = re.compile(r"--.*|'[^'\n]*'")
-# Not a field: `job.charge` is not a use of a function `charge`.
-_NAME = re.compile(r"(?<![\w.])[A-Za-z_]\w*")
+# Not a field: `job.charge` is not a use of a function `charge`, nor is `{ charge = 0 }`.
+_NAME = re.compile(r"(?<![\w.])[A-Za-z_]\w*\b(?!\s*=(?!=))")
+_CONSTANT = re.compile(
+    r"(?:--.*\n)*local ([A-Z][A-Z_]*) = ('[^'\n]*'|[\d *+/()-]+?) *(?:--.*)?\n(?:\n|--.*\n)*"
+)
 
 
 class Definition(NamedTuple):
@@ -36,7 +39,8 @@ def script_source(name: str, folder: Path = LUA_FOLDER) -> str:
     """Return a script's full text: the library definitions that it needs, then its own file.
 
     Redis runs the whole text at each call, and creating functions that are never called takes a
-    third of a short script's time: so they are left out.
+    third of a short script's time: so they are left out. Constants are written where they are used,
+    because Lua allows only 200 local variables.
 
     Raises:
         KeyError: there is no such script.
@@ -53,7 +57,12 @@ def script_source(name: str, folder: Path = LUA_FOLDER) -> str:
         needed |= new
         uses = [used_names(found.text) for found in available if found.name in new]
         new = set().union(*uses) - needed
-    return "".join(found.text for found in available if found.name in needed) + "\n" + own
+    used = [found for found in available if found.name in needed]
+    constants = {
+        match[1]: match[2] for found in used if (match := _CONSTANT.fullmatch(found.text + "\n"))
+    }
+    library = "".join(found.text for found in used if found.name not in constants)
+    return _with_values(library, constants) + "\n" + _with_values(own, constants)
 
 
 @cache
@@ -76,6 +85,23 @@ def used_names(text: str) -> set[str]:
 def declared_includes(text: str) -> list[str]:
     """Return the libraries that the `-- @include` lines of a Lua text name."""
     return [name.strip() for line in _INCLUDE.findall(text) for name in line.split(",")]
+
+
+def _with_values(text: str, constants: dict[str, str]) -> str:
+    """Return a Lua text with the values of constants in place of their names."""
+
+    def put_values(code: str) -> str:
+        return _NAME.sub(lambda name: _as_operand(constants.get(name[0], name[0])), code)
+
+    kept = _COMMENT_OR_STRING.findall(text)
+    pieces = _COMMENT_OR_STRING.split(text)
+    return "".join(
+        put_values(piece) + keep for piece, keep in zip(pieces, [*kept, ""], strict=True)
+    )
+
+
+def _as_operand(value: str) -> str:
+    return f"({value})" if " " in value and not value.startswith("'") else value
 
 
 def _resolve_includes(text: str, libraries: Path, path: tuple[str, ...]) -> list[str]:

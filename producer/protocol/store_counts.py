@@ -13,7 +13,7 @@ class QueueDepth:
     queue: str
     #: Jobs that wait, delayed ones included.
     queued: int
-    #: Messages in the Celery list: a small window of the waiting jobs, never all of them.
+    #: Messages that announce jobs: a small window of the waiting jobs, never all of them.
     announcements: int
 
 

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from typing import Any, Self, TypeVar
 
 from redis.asyncio import Redis as AsyncRedis
-from redis.exceptions import NoScriptError, OutOfMemoryError
+from redis.exceptions import NoScriptError, ResponseError
 
 from batchmill.producer.protocol import keys, reads
 from batchmill.producer.protocol.calls.call import Call, Read, read_reply
 from batchmill.producer.protocol.records import WorkerInfo, read_worker
 from batchmill.producer.protocol.scripts import SCRIPT_NAMES, script_source
 
-from .connection import async_connect
+from .call_limits import time_limit
+from .connection import async_connect, timeout_of
+from .replication import ReplicaWait
 
 Value = TypeVar("Value")
 
@@ -22,12 +24,19 @@ class AsyncStore:
     """Runs script calls and reads, which are values. Knows none of them by name.
 
     Owns nothing but the client it is given. Every method may raise `redis.exceptions.RedisError`.
-    A client with retries repeats a call whose reply was lost; each script is made for that.
+    A client with retries repeats a call whose reply was lost; each script is made for that. Every
+    method ends within the client's time limit.
     """
 
-    def __init__(self, client: AsyncRedis) -> None:
-        """Bind to a client that returns bytes (`decode_responses=False`)."""
+    def __init__(self, client: AsyncRedis, *, replica_wait: ReplicaWait | None = None) -> None:
+        """Bind to a client that returns bytes (`decode_responses=False`).
+
+        `replica_wait` is for `run_confirmed` and `run_all_confirmed`; without it they are as `run`
+        and `run_all`.
+        """
         self.client = client
+        self._timeout_s = timeout_of(client)
+        self._replica_wait = replica_wait
         # redis-py annotates commands for both kinds of clients at once.
         self._commands: Any = client
         self._scripts: dict[str, Any] = {
@@ -35,9 +44,21 @@ class AsyncStore:
         }
 
     @classmethod
-    def from_url(cls, url: str) -> Self:
-        """Connect to `redis://`, `rediss://`, `unix://` or `redis+socket://`."""
-        return cls(async_connect(url))
+    def from_url(
+        cls,
+        url: str,
+        *,
+        timeout_s: float | None = None,
+        replica_wait: ReplicaWait | None = None,
+    ) -> Self:
+        """Connect to `redis://`, `rediss://`, `unix://` or `redis+socket://`.
+
+        Args:
+            url: the broker's URL.
+            timeout_s: seconds that a call may take in all; None takes the environment's.
+            replica_wait: see the class.
+        """
+        return cls(async_connect(url, timeout_s=timeout_s), replica_wait=replica_wait)
 
     async def aclose(self) -> None:
         """Close the client's connections."""
@@ -50,19 +71,60 @@ class AsyncStore:
     async def run(self, call: Call[Value]) -> Value:
         """Run one script call and return its parsed reply."""
         try:
-            reply = await self._scripts[call.script](args=call.args)
-        except OutOfMemoryError as error:
+            with time_limit(self._timeout_s):
+                reply = await self._scripts[call.script](args=call.args)
+        except ResponseError as error:
             reply = error
         return read_reply(call, reply)
 
     async def run_all(self, calls: Sequence[Call[Value]]) -> list[Value]:
         """Run script calls in one round trip. Each is atomic, the pipeline as a whole is not."""
+        with time_limit(self._timeout_s):
+            async with self._commands.pipeline(transaction=False) as pipeline:
+                for call in calls:
+                    pipeline.evalsha(self._scripts[call.script].sha, 0, *call.args)
+                replies = await pipeline.execute(raise_on_error=False)
+            await self._run_unknown(calls, replies)
+        return [read_reply(call, reply) for call, reply in zip(calls, replies, strict=True)]
+
+    async def run_confirmed(self, call: Call[Value]) -> Value:
+        """Run one script call, and wait until the replicas have what it has written.
+
+        Raises:
+            NotConfirmed: too few of them have it.
+        """
+        if self._replica_wait is None:
+            return await self.run(call)
+        return (await self.run_all_confirmed([call]))[0]
+
+    async def run_all_confirmed(self, calls: Sequence[Call[Value]]) -> list[Value]:
+        """Run script calls, and wait once until the replicas have what they have written.
+
+        Raises:
+            NotConfirmed: too few of them have it.
+        """
+        if self._replica_wait is None:
+            return await self.run_all(calls)
+        with time_limit(self._timeout_s):
+            replies = await self._run_and_wait(calls)
+            if any(isinstance(reply, NoScriptError) for reply in replies):
+                for name in {call.script for call in calls}:
+                    await self._commands.script_load(script_source(name))
+                replies = await self._run_and_wait(calls)
+        *own, _, num_confirmed = replies
+        values = [read_reply(call, reply) for call, reply in zip(calls, own, strict=True)]
+        self._replica_wait.check(num_confirmed, values)
+        return values
+
+    async def _run_and_wait(self, calls: Sequence[Call[Any]]) -> list[Any]:
+        """Run calls and wait, on one connection: after a failover it would lead elsewhere."""
+        assert self._replica_wait is not None
         async with self._commands.pipeline(transaction=False) as pipeline:
             for call in calls:
                 pipeline.evalsha(self._scripts[call.script].sha, 0, *call.args)
-            replies = await pipeline.execute(raise_on_error=False)
-        await self._run_unknown(calls, replies)
-        return [read_reply(call, reply) for call, reply in zip(calls, replies, strict=True)]
+            self._replica_wait.queue(pipeline)
+            replies: list[Any] = await pipeline.execute(raise_on_error=False)
+        return replies
 
     async def _run_unknown(self, calls: Sequence[Call[Any]], replies: list[Any]) -> None:
         """Run the calls whose script the server did not know, and fill in their replies.
@@ -84,10 +146,12 @@ class AsyncStore:
 
     async def read(self, read: Read[Value]) -> Value:
         """Read in one round trip."""
-        async with self._commands.pipeline(transaction=read.is_atomic) as pipeline:
-            read.queue(pipeline)
-            replies = await pipeline.execute(raise_on_error=not read.keeps_errors)
-            return read.parse(replies)
+        with time_limit(self._timeout_s):
+            pipeline = self._commands.pipeline(transaction=read.is_atomic)
+            async with pipeline:
+                read.queue(pipeline)
+                replies = await pipeline.execute(raise_on_error=not read.keeps_errors)
+        return read.parse(replies)
 
     async def list_workers(self) -> list[WorkerInfo]:
         """Return the workers that are alive, by name. Unregister those that are not."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TypeVar
 
 from batchmill.producer.errors import BatchmillError, IdempotencyConflict, QueueFull
@@ -31,8 +31,22 @@ class OpenBatch:
     deadline_at_ms: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class BatchOrigin:
+    """How a batch came by the gateway, which reads its lines from a file."""
+
+    tenant: str
+    #: Id of the API key; empty without one.
+    api_key: str
+    #: JSON: the file, the endpoint, and what else the caller's API reports.
+    gateway: str
+
+
 def create(
-    request: BatchRequest, settings: ProducerSettings, batch_id: str | None = None
+    request: BatchRequest,
+    settings: ProducerSettings,
+    batch_id: str | None = None,
+    origin: BatchOrigin | None = None,
 ) -> Call[OpenBatch | BatchmillError]:
     """Open a batch, or find the one that its idempotency key stands for.
 
@@ -42,23 +56,27 @@ def create(
         request: the fields of the batch.
         settings: for the time to live and the webhooks that are allowed.
         batch_id: a given id; None derives it from the key, or makes a new one.
+        origin: of a batch that came by the gateway.
 
     Raises:
         JobRejected: the operator does not allow the webhook.
     """
     check_webhook(request.webhook, settings)
-    batch_id = batch_id or keys.new_batch_id(request.idempotency_key)
+    batch_id = batch_id or keys.new_batch_id(request.idempotency_key, request.tenant)
     events = set(request.webhook_events_filter)
     fields: dict[str, Argument | None] = {
         "id": batch_id,
-        "fingerprint": _fingerprint(request),
+        "fingerprint": _fingerprint(request, origin),
         "metadata": json.dumps(request.metadata, ensure_ascii=False),
         "result_ttl_ms": settings.result_ttl_s * 1000,
         "ttl_ms": None if request.ttl_s is None else max(1, int(request.ttl_s * 1000)),
         "webhook": request.webhook,
         "webhook_events": None if events == set(BATCH_EVENTS) else ",".join(sorted(events)),
         "webhook_secret": request.webhook_secret,
+        "tenant": request.tenant,
     }
+    if origin is not None:
+        fields |= asdict(origin) | {"intake": "1"}
     full = QueueFull("the broker has reached its memory limit; try later or raise Redis' maxmemory")
     return batch_scripts.create(fields).then(_opened, when_out_of_memory=full)
 
@@ -83,12 +101,13 @@ def seal(batch_id: str, num_lines: int) -> Call[BatchmillError | None]:
     return batch_scripts.seal(batch_id, num_lines).then(convert)
 
 
-def cancel(batch_id: str, error: BatchError | None = None) -> Call[CancelStatus]:
+def cancel(batch_id: str, *errors: BatchError) -> Call[CancelStatus]:
     """Take no more lines and begin to cancel the jobs.
 
-    With an error the batch fails, unless all its lines are submitted: then nothing is done.
+    With errors the batch fails, unless all its lines are submitted: then nothing is done.
     """
-    text = "" if error is None else error.model_dump_json(exclude_none=True)
+    found = [error.model_dump(mode="json", exclude_none=True) for error in errors]
+    text = json.dumps(found[0] if len(found) == 1 else found) if found else ""
     return batch_scripts.cancel(batch_id, text)
 
 
@@ -113,8 +132,10 @@ def _opened(reply: CreateReply) -> OpenBatch | BatchmillError:
     return OpenBatch(reply.batch_id, reply.deadline_at_ms)
 
 
-def _fingerprint(request: BatchRequest) -> str:
-    content = request.model_dump(mode="json", exclude={"idempotency_key"})
+def _fingerprint(request: BatchRequest, origin: BatchOrigin | None) -> str:
+    content = request.model_dump(mode="json", exclude={"idempotency_key", "tenant"})
     content["webhook_events_filter"] = sorted(content["webhook_events_filter"])
+    if origin is not None:
+        content |= asdict(origin)
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

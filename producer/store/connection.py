@@ -1,20 +1,19 @@
 """Redis clients with the protocol's timeouts and retries, and what asyncio needs on top.
 
-The differences between the synchronous and the asyncio clients are all here, apart from `await`:
-redis-py's pool makes new connections after a fork, and the classes below keep an asyncio client to
-one event loop and make a cancelled task end.
+The differences between the synchronous and the asyncio clients are all here and in `call_limits`,
+apart from `await`: redis-py's pool makes new connections after a fork, and the classes below keep
+an asyncio client to one event loop and make a cancelled task end.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 from redis import ConnectionPool, Redis
 from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio.connection import ConnectionPool as AsyncConnectionPool
-from redis.asyncio.retry import Retry as AsyncRetry
-from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import (
     AuthenticationError,
     ClusterDownError,
@@ -26,33 +25,35 @@ from redis.exceptions import (
     ResponseError,
     TryAgainError,
 )
-from redis.retry import Retry
 
-from batchmill.producer.broker_url import redis_url
+from batchmill.producer.broker_url import check_timeout_s, find_timeout_s, redis_url
 from batchmill.producer.errors import WrongEventLoop
+
+from .call_limits import AsyncLimitedRetry, LimitedRetry, limited_timeout
+from .server_version import check_greeting
 
 #: A server refuses writes because it is a replica, or all calls because its primary is gone.
 _REPLICA_ERRORS = (ReadOnlyError, MasterDownError)
-# A connection that is cut silently is noticed after socket_timeout. Without it a half-open
-# connection would hang forever.
-_OPTIONS: dict[str, Any] = {
-    "socket_timeout": 10,
-    "socket_connect_timeout": 3,
-    "health_check_interval": 10,
-    "decode_responses": False,
-    # A server that has just become a replica: the retry makes a new connection.
-    "retry_on_error": list(_REPLICA_ERRORS),
-}
-_IMPATIENT_OPTIONS: dict[str, Any] = {
-    "socket_timeout": 2,
-    "socket_connect_timeout": 2,
-    "retry_on_error": [],
-}
 # A call whose reply was lost is repeated, which every script is made for. Five times within about
 # two seconds: enough for a dropped connection, while a wrong address soon becomes an error.
-# (redis-py's own default keeps trying for half a minute.)
 _NUM_RETRIES = 5
-_BACKOFF = ExponentialWithJitterBackoff(base=0.05, cap=0.8)
+_MAX_CONNECT_TIMEOUT_S = 3.0
+
+
+def _options(timeout_s: float, num_retries: int) -> dict[str, Any]:
+    # A connection that is cut silently is noticed in time for a second attempt on a new one.
+    attempt_s = timeout_s if num_retries == 0 else timeout_s / 2
+    return {
+        "socket_timeout": attempt_s,
+        "socket_connect_timeout": min(_MAX_CONNECT_TIMEOUT_S, attempt_s),
+        "health_check_interval": 10,
+        "decode_responses": False,
+        # A server that has just become a replica: the retry makes a new connection.
+        "retry_on_error": list(_REPLICA_ERRORS) if num_retries else [],
+    }
+
+
+_UNEXPECTED_ARGUMENT = re.compile(r"unexpected keyword argument '(.+)'")
 
 # Errors of a server that takes no call of this kind at the moment, for any data.
 # redis-py has classes for some of them, and removes the word from the message.
@@ -66,29 +67,72 @@ _STATE_WORDS = (
 )
 
 
-def connect(url: str, *, impatient: bool = False) -> Redis:
+def connect(url: str, *, timeout_s: float | None = None, num_retries: int = _NUM_RETRIES) -> Redis:
     """Return a client for a broker URL. Nothing is sent before the first call.
 
-    An impatient client, for a probe, waits a short time for each reply and repeats nothing.
+    Args:
+        url: a broker URL.
+        timeout_s: seconds that one call may take in all, with connecting and repeats; None takes
+            `BATCHMILL_BROKER_TIMEOUT_S`.
+        num_retries: how often a call is repeated if the connection fails.
+
+    Raises:
+        ValueError: the URL, one of its options or the timeout is invalid.
     """
-    retry = Retry(_BACKOFF, 0 if impatient else _NUM_RETRIES)
-    options = _OPTIONS | _IMPATIENT_OPTIONS if impatient else _OPTIONS
+    timeout_s = find_timeout_s() if timeout_s is None else check_timeout_s(timeout_s)
+    retry = LimitedRetry(timeout_s, num_retries)
+    options = _options(timeout_s, num_retries)
     pool = ConnectionPool.from_url(redis_url(url), retry=retry, **options)
+    _check_options(pool)
     kind = pool.connection_class
-    pool.connection_class = type(kind.__name__, (_LeavesReplica, kind), {})
+    pool.connection_class = type(kind.__name__, (_Connection, kind), {})
     return Redis.from_pool(pool)
 
 
-def async_connect(url: str) -> AsyncRedis:
+def async_connect(url: str, *, timeout_s: float | None = None) -> AsyncRedis:
     """Return an asyncio client for a broker URL. Nothing is sent before the first call.
 
     It belongs to the event loop that it is first used in; `WrongEventLoop` refuses any other.
+
+    Args:
+        url: a broker URL.
+        timeout_s: seconds that one call may take in all, with connecting and repeats; None takes
+            `BATCHMILL_BROKER_TIMEOUT_S`.
+
+    Raises:
+        ValueError: the URL, one of its options or the timeout is invalid.
     """
-    retry = AsyncRetry(_BACKOFF, _NUM_RETRIES)
-    pool = _PoolOfOneLoop.from_url(redis_url(url), retry=retry, **_OPTIONS)
+    timeout_s = find_timeout_s() if timeout_s is None else check_timeout_s(timeout_s)
+    retry = AsyncLimitedRetry(timeout_s, _NUM_RETRIES)
+    options = _options(timeout_s, _NUM_RETRIES)
+    pool = _PoolOfOneLoop.from_url(redis_url(url), retry=retry, **options)
+    _check_options(pool)
     kind = pool.connection_class
     pool.connection_class = type(kind.__name__, (_AsyncConnection, kind), {})
     return AsyncRedis.from_pool(pool)
+
+
+def _check_options(pool: ConnectionPool | AsyncConnectionPool) -> None:
+    """Refuse an option of the URL that redis-py would stumble over at the first call.
+
+    Making a connection object opens nothing.
+    """
+    try:
+        pool.connection_class(**pool.connection_kwargs)
+    except TypeError as error:
+        unknown = _UNEXPECTED_ARGUMENT.search(str(error))
+        if unknown is None:
+            raise
+        raise ValueError(
+            f"the broker URL has the option {unknown[1]!r}, which redis-py does not know; remove "
+            "it, or check its spelling (for example ssl_ca_certs, socket_timeout)"
+        ) from error
+
+
+def timeout_of(client: Redis | AsyncRedis) -> float | None:
+    """Return the seconds that one call of a client may take; None if it sets no limit."""
+    retry = client.connection_pool.connection_kwargs.get("retry")
+    return getattr(retry, "timeout_s", None)
 
 
 class _PoolOfOneLoop(AsyncConnectionPool):
@@ -117,6 +161,11 @@ class _PoolOfOneLoop(AsyncConnectionPool):
             )
 
 
+def leaving_replicas(kind: type) -> type:
+    """Return a class of connections, of redis-py, that close if their server becomes a replica."""
+    return type(kind.__name__, (_LeavesReplica, kind), {})
+
+
 class _LeavesReplica:
     """Makes a connection close before its next command if its server has become a replica.
 
@@ -138,10 +187,47 @@ class _LeavesReplica:
     def send_packed_command(self, *args: Any, **kwargs: Any) -> None:
         """Send on a new connection if the old one leads to a replica."""
         connection: Any = super()
+        self._leave_replica()
+        connection.send_packed_command(*args, **kwargs)
+
+    def _leave_replica(self) -> None:
         if self._is_replica:
             self._is_replica = False
+            connection: Any = self
             connection.disconnect()
-        connection.send_packed_command(*args, **kwargs)
+
+
+class _Connection(_LeavesReplica):
+    """A connection with limited waits, which closes if its server has become a replica."""
+
+    _socket_connect_timeout: float
+
+    @property
+    def socket_connect_timeout(self) -> float:
+        """Seconds to wait for a connection."""
+        return limited_timeout(self._socket_connect_timeout)
+
+    @socket_connect_timeout.setter
+    def socket_connect_timeout(self, timeout_s: float) -> None:
+        self._socket_connect_timeout = timeout_s
+
+    def read_response(self, *args: Any, **kwargs: Any) -> Any:
+        """Read a reply; refuse a server that is not supported when it greets."""
+        self._limit_waits()
+        reply = super().read_response(*args, **kwargs)
+        check_greeting(reply)
+        return reply
+
+    def send_packed_command(self, *args: Any, **kwargs: Any) -> None:
+        """Send within the limit, and not to a replica."""
+        self._leave_replica()
+        self._limit_waits()
+        super().send_packed_command(*args, **kwargs)
+
+    def _limit_waits(self) -> None:
+        connection: Any = self
+        if connection._sock is not None:
+            connection._sock.settimeout(limited_timeout(connection.socket_timeout))
 
 
 class _AsyncConnection:
@@ -153,15 +239,37 @@ class _AsyncConnection:
     """
 
     _is_replica = False
+    _timeout_s: float
+    _connect_timeout_s: float
+
+    @property
+    def socket_timeout(self) -> float:
+        """Seconds to wait for a reply or a send."""
+        return limited_timeout(self._timeout_s)
+
+    @socket_timeout.setter
+    def socket_timeout(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+
+    @property
+    def socket_connect_timeout(self) -> float:
+        """Seconds to wait for a connection."""
+        return limited_timeout(self._connect_timeout_s)
+
+    @socket_connect_timeout.setter
+    def socket_connect_timeout(self, timeout_s: float) -> None:
+        self._connect_timeout_s = timeout_s
 
     async def read_response(self, *args: Any, **kwargs: Any) -> Any:
-        """Read a reply, as the class of the connection does."""
+        """Read a reply; refuse a server that is not supported when it greets."""
         connection: Any = super()
         try:
-            return await connection.read_response(*args, **kwargs)
+            reply = await connection.read_response(*args, **kwargs)
         except _REPLICA_ERRORS:
             self._is_replica = True
             raise
+        check_greeting(reply)
+        return reply
 
     async def send_packed_command(self, *args: Any, **kwargs: Any) -> None:
         """Send on a new connection if the old one leads to a replica."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
+from batchmill.producer.moments import moment
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls.call import Read, stored
 from batchmill.producer.protocol.replies import JobState
@@ -39,6 +41,11 @@ class EndedJob:
     token_ids: tuple[int, ...] = ()
     #: When it ended, by Redis' clock; None if the record does not say.
     finished_at_ms: int | None = None
+
+    @property
+    def finished_at(self) -> datetime | None:
+        """When it ended, in UTC; None if its record is gone."""
+        return moment(self.finished_at_ms)
 
     def result(self) -> JobResult:
         """Return the result.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
-from batchmill.producer.errors import OutputRestarted
+from batchmill.producer.errors import InvalidQuery, OutputRestarted
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls.call import Read
 from batchmill.producer.protocol.replies import JobState
@@ -16,7 +18,11 @@ from batchmill.producer.results import JobResult
 from .ended_jobs import EndedJob
 from .reply_errors import unknown_job_error
 
-_FIELDS = ("state", "restarts", "result", "error")
+_FIELDS = ("state", "restarts", "result", "error", "fence", "claim_nonce")
+# Five numbers and the claim. The lengths keep the numbers below what Redis takes as an offset.
+_POSITION = re.compile(
+    r"(\d{1,9})-(\d{1,12})-(\d{1,9})-(\d{1,10})-(\d{1,10})-([0-9A-Za-z.]{0,80})", re.ASCII
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +34,37 @@ class StreamPosition:
     num_text_bytes: int = 0
     #: How often the output had been started over when it was read.
     num_restarts: int = 0
+    #: The claim under which the output was written; empty if it is not known.
+    claim: str = ""
+    #: CRC-32 of the tokens and of the text that were read. They recognize them after another claim.
+    tokens_checksum: int = 0
+    text_checksum: int = 0
+
+    def to_text(self) -> str:
+        """Return the position as one word, for example for the id of a server-sent event."""
+        numbers = (
+            *(self.num_tokens, self.num_text_bytes, self.num_restarts),
+            *(self.tokens_checksum, self.text_checksum),
+        )
+        return "-".join([*map(str, numbers), self.claim])
+
+    @classmethod
+    def from_text(cls, text: str) -> Self:
+        """Return the position that `to_text` has written.
+
+        The text may come from outside, such as the header `Last-Event-ID` of a browser.
+
+        Raises:
+            InvalidQuery: it is not such a text.
+        """
+        found = _POSITION.fullmatch(text)
+        if found is None:
+            raise InvalidQuery(
+                "the position in the output is not one that StreamPosition.to_text has written; "
+                "read the output from its start"
+            )
+        tokens, text_bytes, restarts, tokens_checksum, text_checksum = map(int, found.groups()[:5])
+        return cls(tokens, text_bytes, restarts, found[6], tokens_checksum, text_checksum)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,39 +93,63 @@ def new_output(job_id: str, position: StreamPosition) -> Read[list[Any]]:
 
 
 class StreamReader:
-    """Follows one output. Owns the position; each stream has its own reader."""
+    """Follows one output. Owns the position; each stream has its own reader.
+
+    Output that was read is never taken back, unless Redis loses its last writes and another claim
+    computes them again. So after each change of the claim the reader reads all of the output once,
+    and compares what it has read before.
+    """
 
     def __init__(self, job_id: str, position: StreamPosition | None) -> None:
         self._job_id = job_id
         self.position = position or StreamPosition()
         #: The job, once it has ended and all of its output has been taken.
         self.ended: EndedJob | None = None
+        self._reads_all = self._has_read and not self.position.claim
+        self.must_read_again = False
+
+    def next_read(self) -> Read[list[Any]]:
+        """Return the read whose replies `take` takes."""
+        start = StreamPosition() if self._reads_all else self.position
+        return new_output(self._job_id, start)
 
     def take(self, replies: Sequence[Any]) -> StreamPiece | None:
-        """Return the new piece in the replies to `new_output`; None if nothing is new.
+        """Return the new piece in the replies to `next_read`; None if nothing is new.
+
+        If `must_read_again` is set, nothing was taken, and the next read is due at once.
 
         Raises:
             UnknownJob: the job does not exist.
             OutputRestarted: the part read before is no longer part of the output.
+            InvalidQuery: the position at which the reader began is not one of this output.
         """
-        (state, restarts, result, error), tokens, text = replies
+        (state, restarts, result, error, fence, nonce), tokens, text = replies
         if state is None:
             raise unknown_job_error(self._job_id)
         self._check_restarts(int(restarts or 0))
+        claim = f"{(fence or b'').decode()}.{(nonce or b'').decode()}"
+        self.must_read_again = (
+            self._has_read and claim != self.position.claim and not self._reads_all
+        )
+        if self.must_read_again:
+            self._reads_all = True
+            return None
         state = JobState(state.decode())
+        if result is not None and state.is_terminal:
+            # It holds the whole text; the streamed text is deleted.
+            whole = JobResult.model_validate_json(result).text.encode()
+            text = whole if self._reads_all else whole[self.position.num_text_bytes :]
+        if self._reads_all:
+            if not self._has_all_that_was_read(tokens, text) and not state.is_terminal:
+                return None
+            tokens, text = self._without_what_was_read(tokens, text)
+            self._reads_all = False
         if state.is_terminal:
             self.ended = EndedJob(self._job_id, state, result, error)
-            if result is not None:  # holds the whole text; the streamed text is deleted
-                whole = JobResult.model_validate_json(result).text.encode()
-                text = whole[self.position.num_text_bytes :]
+        self.position = replace(self._after(tokens, text), claim=claim)
         if not tokens and not text:
             return None
-        self.position = StreamPosition(
-            self.position.num_tokens + len(tokens) // 4,
-            self.position.num_text_bytes + len(text),
-            self.position.num_restarts,
-        )
-        return StreamPiece(text.decode(), decode_tokens(tokens), self.position)
+        return StreamPiece(self._decode(text), decode_tokens(tokens), self.position)
 
     def check_end(self) -> None:
         """Raise the error of a job that ended without a completion.
@@ -99,13 +160,65 @@ class StreamReader:
         assert self.ended is not None
         self.ended.result()
 
-    def _check_restarts(self, num_restarts: int) -> None:
+    @property
+    def _has_read(self) -> bool:
+        return bool(self.position.num_tokens or self.position.num_text_bytes)
+
+    def _after(self, tokens: bytes, text: bytes) -> StreamPosition:
+        """Return the position after a new part."""
         before = self.position
-        if num_restarts == before.num_restarts:
+        return StreamPosition(
+            before.num_tokens + len(tokens) // 4,
+            before.num_text_bytes + len(text),
+            before.num_restarts,
+            before.claim,
+            zlib.crc32(tokens, before.tokens_checksum),
+            zlib.crc32(text, before.text_checksum),
+        )
+
+    def _decode(self, text: bytes) -> str:
+        try:
+            return text.decode()
+        except UnicodeDecodeError:
+            # Pieces hold whole characters, so no piece of this job ended there.
+            raise InvalidQuery(
+                f"the position does not belong to the output of job {self._job_id}; read it from "
+                "its start"
+            ) from None
+
+    def _has_all_that_was_read(self, tokens: bytes, text: bytes) -> bool:
+        position = self.position
+        return len(tokens) >= position.num_tokens * 4 and len(text) >= position.num_text_bytes
+
+    def _without_what_was_read(self, tokens: bytes, text: bytes) -> tuple[bytes, bytes]:
+        """Return the new part of a whole output.
+
+        Raises:
+            OutputRestarted: the output does not begin with what was read.
+        """
+        before = self.position
+        num_bytes = before.num_tokens * 4
+        known = replace(
+            before,
+            tokens_checksum=zlib.crc32(tokens[:num_bytes]),
+            text_checksum=zlib.crc32(text[: before.num_text_bytes]),
+        )
+        is_same = self._has_all_that_was_read(tokens, text) and known == before
+        if before.claim and not is_same:
+            raise OutputRestarted(
+                f"job {self._job_id} was computed again, because Redis lost the part of its output "
+                "that was read before (a failover, or a restart from an older file); drop the "
+                "pieces read so far and stream it from the start"
+            )
+        self.position = known
+        return tokens[num_bytes:], text[before.num_text_bytes :]
+
+    def _check_restarts(self, num_restarts: int) -> None:
+        if num_restarts == self.position.num_restarts:
             return
-        if before.num_tokens or before.num_text_bytes:
+        if self._has_read:
             raise OutputRestarted(
                 f"job {self._job_id} was started over by a worker with another model or version; "
                 "drop the pieces read so far and stream it from the start"
             )
-        self.position = StreamPosition(0, 0, num_restarts)
+        self.position = StreamPosition(num_restarts=num_restarts)

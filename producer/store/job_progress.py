@@ -1,4 +1,4 @@
-"""The progress of jobs (`JobProgress`, `ProgressSummary`): the reads and the estimate of the end.
+"""The progress of jobs: the reads, and the estimate of the end.
 
 Workers report in their heartbeats how many tokens they generate per second and for how many jobs.
 The speed of a running job follows from that, and the time until the jobs before it are done.
@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
+from functools import partial
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field
-
+from batchmill.producer.progress import EtaUnknown, JobProgress, ProgressSummary
 from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.calls.call import Read
+from batchmill.producer.protocol.calls.call import Read, stored
+from batchmill.producer.protocol.pauses import Pause, pause_among, read_pauses
 from batchmill.producer.protocol.records import WorkerInfo
 from batchmill.producer.protocol.replies import JobState
 
@@ -25,67 +25,11 @@ PROGRESS_FIELDS: Final = (
     "max_tokens",
     "enqueued_at_ms",
     "not_before_ms",
+    "tenant",
+    "model",
 )
 #: Jobs read in one round trip.
 MAX_READINGS_AT_ONCE: Final = 500
-_CONFIG = ConfigDict(frozen=True, hide_input_in_errors=True)
-
-
-class EtaUnknown(StrEnum):
-    """Why there is no estimate of the end."""
-
-    #: No worker serves the job's queue.
-    NO_WORKER = "no_worker"
-    #: Workers serve it, but none has generated anything in the last seconds.
-    NO_SPEED = "no_speed"
-    #: It waits for the end of its delay.
-    SCHEDULED = "scheduled"
-    #: Its record does not say how many tokens it may generate.
-    NO_LENGTH = "no_length"
-
-
-class JobProgress(BaseModel):
-    """Progress of a job."""
-
-    model_config = _CONFIG
-
-    id: str
-    state: JobState
-    #: Generated tokens that are safely stored; of the first sample.
-    output_tokens: int
-    #: Most tokens that a sample may have; many jobs end earlier.
-    max_tokens: int | None = None
-    #: Jobs that are likely to go to a worker before this one, those of higher classes included;
-    #: None if it does not wait, or its delay is not over.
-    queue_position: int | None = None
-    #: Tokens per second: an equal share of its worker's speed. None if it does not run.
-    tokens_per_s: float | None = None
-    #: Seconds until it is done if it generates all it may; 0 once it has ended.
-    eta_s: float | None = None
-    #: Why there is no `eta_s`.
-    eta_unknown: EtaUnknown | None = None
-
-
-class ProgressSummary(BaseModel):
-    """Progress of many jobs together."""
-
-    model_config = _CONFIG
-
-    #: Jobs asked for, each once.
-    total: int
-    #: Of these, jobs that have ended, in any state.
-    done: int
-    #: Of these, jobs without a record: never submitted, forgotten, or their time to live ran out.
-    unknown: int = 0
-    #: Number of jobs in each state.
-    states: dict[JobState, int] = Field(default_factory=dict)
-    output_tokens: int = 0
-    #: Tokens per second of the running jobs.
-    tokens_per_s: float = 0.0
-    #: Seconds until all are done if each generates all it may; 0 once all have ended.
-    eta_s: float | None = None
-    #: Why there is no `eta_s`.
-    eta_unknown: EtaUnknown | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +43,11 @@ class JobReading:
     max_tokens: int | None
     enqueued_at_ms: int
     output_tokens: int
-    #: It has, or had, a delay.
+    #: It has, or had, a delay or a wait for a retry.
     has_delay: bool = False
+    #: A sentence about the pause that keeps it waiting; None if there is none.
+    pause: str | None = None
+    model: str | None = None
 
     @property
     def remaining_tokens(self) -> int:
@@ -130,18 +77,37 @@ def progress_readings(job_ids: Sequence[str]) -> Read[list[JobReading]]:
         for job_id in job_ids:
             pipeline.hmget(keys.job(job_id), PROGRESS_FIELDS)
             pipeline.strlen(keys.tokens(job_id))
+        pipeline.hgetall(keys.PAUSED)
 
     def parse(replies: list[Any]) -> list[JobReading]:
-        readings = map(_reading, job_ids, replies[::2], replies[1::2])
+        *of_jobs, paused = replies
+        pauses = read_pauses(stored(paused, default={}))
+        readings = map(partial(_readable, pauses), job_ids, of_jobs[::2], of_jobs[1::2])
         return [reading for reading in readings if reading is not None]
 
-    return Read(queue, parse)
+    return Read(queue, parse, keeps_errors=True)
 
 
-def _reading(job_id: str, values: Sequence[Any], num_bytes: int) -> JobReading | None:
-    state, queue, owner, max_tokens, enqueued_at_ms, not_before_ms = values
+def _readable(
+    pauses: Sequence[Pause], job_id: str, values: Any, num_bytes: Any
+) -> JobReading | None:
+    """Return the progress of a job; None if batchmill did not write its record."""
+    try:
+        values = stored(values, default=(None,) * len(PROGRESS_FIELDS))
+        return _reading(pauses, job_id, values, stored(num_bytes, default=0))
+    except (AttributeError, TypeError, ValueError):
+        return None
+
+
+def _reading(
+    pauses: Sequence[Pause], job_id: str, values: Sequence[Any], num_bytes: int
+) -> JobReading | None:
+    state, queue, owner, max_tokens, enqueued_at_ms, not_before_ms, tenant, model = values
     if state is None:
         return None
+    pause = None
+    if state == b"queued":
+        pause = pause_among(pauses, queue.decode(), (tenant or b"default").decode())
     return JobReading(
         id=job_id,
         state=JobState(state.decode()),
@@ -151,6 +117,8 @@ def _reading(job_id: str, values: Sequence[Any], num_bytes: int) -> JobReading |
         enqueued_at_ms=int(enqueued_at_ms),
         output_tokens=num_bytes // 4,
         has_delay=not_before_ms is not None,
+        pause=None if pause is None else pause.describe(),
+        model=None if model is None else model.decode(),
     )
 
 
@@ -194,6 +162,8 @@ def queue_positions(
 def _higher_queues(queue: str) -> tuple[str, ...]:
     """Return the queues of the same model that a worker looks at before this one."""
     stem, _, priority = queue.rpartition(".")
+    if priority not in keys.PRIORITIES:  # of a record that batchmill did not write
+        return ()
     return tuple(f"{stem}.{name}" for name in keys.PRIORITIES[: keys.PRIORITIES.index(priority)])
 
 
@@ -221,12 +191,14 @@ def job_progress(
         max_tokens=reading.max_tokens,
         queue_position=position,
         tokens_per_s=speed if reading.state is JobState.IN_PROGRESS else None,
+        pause=reading.pause,
+        model=reading.model,
     )
     if reading.state.is_terminal:
         return progress.model_copy(update={"eta_s": 0.0})
     unknown = _why_unknown(reading, position, workers)
     if unknown is not None:
-        return progress.model_copy(update={"eta_unknown": unknown})
+        return progress.model_copy(update=_reason(unknown, reading, workers))
     eta_s = reading.remaining_tokens / speed
     if position is not None and reading.max_tokens is not None:
         # The jobs before it are assumed to be as long as it is.
@@ -275,7 +247,8 @@ def summarise(
         position = positions.get(reading.id, 0)
         unknown = _why_unknown(reading, position, workers)
         if unknown is not None:
-            return summary.model_copy(update={"eta_unknown": unknown})
+            reason = _reason(unknown, reading, workers)
+            return summary.model_copy(update={**reason, "pause": reading.pause})
     queues = {reading.queue for reading in unfinished}
     etas_s = [_queue_eta_s(queue, unfinished, positions, workers) for queue in queues]
     return summary.model_copy(update={"eta_s": round(max(etas_s, default=0.0), 1)})
@@ -303,6 +276,8 @@ def _why_unknown(
     reading: JobReading, position: int | None, workers: Sequence[WorkerInfo]
 ) -> EtaUnknown | None:
     """Return why the end of an unfinished job cannot be estimated; None if it can."""
+    if reading.pause is not None:
+        return EtaUnknown.PAUSED
     speed = queue_speed(reading.queue, workers)
     if speed.num_workers == 0:
         return EtaUnknown.NO_WORKER
@@ -313,6 +288,24 @@ def _why_unknown(
     if speed.tokens_per_s == 0 or job_speed(reading, workers) == 0:
         return EtaUnknown.NO_SPEED
     return None
+
+
+def _reason(
+    unknown: EtaUnknown, reading: JobReading, workers: Iterable[WorkerInfo]
+) -> dict[str, Any]:
+    """Return the fields of a progress that say why the end is unknown."""
+    if unknown is not EtaUnknown.NO_WORKER:
+        return {"eta_unknown": unknown}
+    return {
+        "eta_unknown": unknown,
+        "unserved_model": reading.model or reading.queue,
+        "served_models": served_models(workers),
+    }
+
+
+def served_models(workers: Iterable[WorkerInfo]) -> tuple[str, ...]:
+    """Return the models that ready workers serve."""
+    return tuple(sorted({worker.model for worker in workers if worker.state == "ready"}))
 
 
 def _speed(worker: WorkerInfo) -> float:

@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from redis.exceptions import ResponseError
+
 from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.calls.call import Read
+from batchmill.producer.protocol.attempts import read_history, running_attempt
+from batchmill.producer.protocol.calls.call import Read, stored
 from batchmill.producer.protocol.replies import JobState
 from batchmill.producer.results import JobError, JobStatus
 
+#: Fields that any client of Redis may have overwritten without harm to the rest of the status.
+HISTORY_FIELDS: Final = ("claimed_at_ms", "claimed_tokens", "history")
 #: Fields of a status; never the document or the result, which may be a megabyte.
 STATUS_FIELDS: Final = (
     *("model", "state", "cancel_requested", "attempts", "run", "owner", "tags", "tenant"),
     *("enqueued_at_ms", "started_at_ms", "finished_at_ms", "deadline_at_ms", "not_before_ms"),
-    "error",
+    *("error", "fence", "claim_nonce", "retries", "retry_error", "retry_fence", *HISTORY_FIELDS),
 )
 
 
@@ -25,7 +30,21 @@ def job_status(job_id: str) -> Read[JobStatus | None]:
         pipeline.hmget(keys.job(job_id), STATUS_FIELDS)
         pipeline.strlen(keys.tokens(job_id))
 
-    return Read(queue, lambda replies: read_status(job_id, *replies), is_atomic=True)
+    def parse(replies: Sequence[Any]) -> JobStatus | None:
+        if isinstance(replies[0], ResponseError):
+            raise replies[0]  # the key is not a record; `broker_errors` says so
+        return readable_status(job_id, *replies)
+
+    return Read(queue, parse, is_atomic=True, keeps_errors=True)
+
+
+def readable_status(job_id: str, values: Any, num_bytes: Any) -> JobStatus | None:
+    """Return a status as `read_status`; None also if batchmill did not write the record."""
+    try:
+        values = stored(values, default=(None,) * len(STATUS_FIELDS))
+        return read_status(job_id, values, stored(num_bytes, default=0))
+    except (KeyError, ValueError):
+        return None
 
 
 def read_status(job_id: str, values: Sequence[bytes | None], num_bytes: int) -> JobStatus | None:
@@ -36,23 +55,33 @@ def read_status(job_id: str, values: Sequence[bytes | None], num_bytes: int) -> 
         values: one per field, in their order; None or empty if the record lacks it.
         num_bytes: length of the job's tokens.
     """
+    raw = dict(zip(STATUS_FIELDS, values, strict=True))
     fields = {
-        name: value.decode()
-        for name, value in zip(STATUS_FIELDS, values, strict=True)
-        if value is not None and value != b""
+        name: value.decode() for name, value in raw.items() if value and name not in HISTORY_FIELDS
     }
     if "state" not in fields:
         return None
     state = JobState(fields["state"])
-    error = fields.get("error")
+    # A claim after the failed attempt has another fence.
+    fence = f"{fields.get('fence')}.{fields.get('claim_nonce')}"
+    is_retrying = state is JobState.QUEUED and fields.get("retry_fence") == fence
+    attempts = _number(fields, "attempts") or 0
+    history = list(read_history(raw["history"]))
+    if state is JobState.IN_PROGRESS:
+        history.append(running_attempt(raw))
     return JobStatus(
         id=job_id,
         model=fields["model"],
         state=state,
         cancelling=fields.get("cancel_requested") == "1" and not state.is_terminal,
         output_tokens=num_bytes // 4,
-        attempts=_number(fields, "attempts") or 0,
+        attempts=attempts,
+        history=history,
+        attempts_left_out=max(0, attempts - len(history)),
         run=_number(fields, "run") or 1,
+        retries=_number(fields, "retries") or 0,
+        retry_at_ms=_number(fields, "not_before_ms") if is_retrying else None,
+        retry_error=_error(fields.get("retry_error")) if is_retrying else None,
         tenant=fields.get("tenant", keys.DEFAULT_TENANT),
         tags=fields["tags"].split(",") if "tags" in fields else [],
         worker=fields.get("owner"),
@@ -61,8 +90,12 @@ def read_status(job_id: str, values: Sequence[bytes | None], num_bytes: int) -> 
         finished_at_ms=_number(fields, "finished_at_ms"),
         deadline_at_ms=_number(fields, "deadline_at_ms"),
         scheduled_at_ms=_number(fields, "not_before_ms"),
-        error=None if error is None else JobError.model_validate_json(error),
+        error=_error(fields.get("error")),
     )
+
+
+def _error(text: str | None) -> JobError | None:
+    return None if text is None else JobError.model_validate_json(text)
 
 
 def _number(fields: Mapping[str, str], name: str) -> int | None:

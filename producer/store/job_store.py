@@ -5,21 +5,16 @@ The producer's clients use `Store` and the calls themselves.
 
 from __future__ import annotations
 
-import contextlib
 import secrets
 from collections.abc import Sequence
 from typing import Any, cast
-
-from redis.exceptions import RedisError
 
 from batchmill.producer.protocol import keys, reads
 from batchmill.producer.protocol.calls import celery_ends as end_calls
 from batchmill.producer.protocol.calls import dead_letters as letter_calls
 from batchmill.producer.protocol.calls import jobs as job_calls
-from batchmill.producer.protocol.calls import outbox as outbox_calls
 from batchmill.producer.protocol.calls import workers as worker_calls
 from batchmill.producer.protocol.calls.new_job import NewJob
-from batchmill.producer.protocol.outbox import DeliveryOutcome, OutboxEntry, RedeliverStatus
 from batchmill.producer.protocol.records import (
     DeadLetter,
     DeadLetterKind,
@@ -34,6 +29,7 @@ from batchmill.producer.protocol.replies import (
     EndTaken,
     HeldJob,
     JobState,
+    LostSessions,
     ReleaseCause,
     ReleaseStatus,
     SubmitReply,
@@ -42,14 +38,16 @@ from batchmill.producer.protocol.replies import (
     WriteStatus,
 )
 from batchmill.producer.protocol.store_counts import QueueDepth, StoreCounts
+from batchmill.producer.protocol.used_tokens import UsedTokens
 
-from .store import Store
+from .letter_labels import NO_LABELS, LetterLabels
+from .outbox_store import OutboxStore
 
 #: Dead letters read per round trip: a payload may be a megabyte.
 _LETTERS_AT_ONCE = 100
 
 
-class JobStore(Store):
+class JobStore(OutboxStore):
     """Job records in Redis, changed only by scripts. `docs/protocol.md` is its contract.
 
     Thread-safe, because the client's connection pool is.
@@ -62,12 +60,12 @@ class JobStore(Store):
         return self.run(job_calls.submit(job))
 
     def adopt(self, job: NewJob) -> SubmitReply:
-        """Store a job that came inside a Celery message: as `submit`, without announcing it.
+        """Store a job that came inside a Celery message: as `submit`, but beyond any limit.
 
         The job's id is that of the Celery task: a redelivered message returns EXISTING and changes
         nothing. Make the job with `submission.prepare(…, job_id=…)`.
         """
-        return self.run(job_calls.submit(job, announce=False))
+        return self.run(job_calls.submit(job, is_adopted=True))
 
     def cancel(self, job_id: str) -> CancelAnswer:
         """Cancel a waiting job at once; ask the worker of a running one to stop."""
@@ -103,7 +101,14 @@ class JobStore(Store):
     # Jobs: the worker's side.
 
     def claim(
-        self, job_id: str, *, owner: str, lease_ms: int, identity: str, nonce: str | None = None
+        self,
+        job_id: str,
+        *,
+        owner: str,
+        lease_ms: int,
+        identity: str,
+        nonce: str | None = None,
+        session: str = "",
     ) -> Claim | ClaimRefusal:
         """Take a queued job under a lease and a new fence, or return why not.
 
@@ -115,9 +120,11 @@ class JobStore(Store):
                 attempt are kept only if they came from the same identity.
             nonce: names this claim. A call that is repeated with it after a lost reply finds the
                 claim that it has made; None is a fresh one.
+            session: this run of the worker. If it is lost, the job goes back without waiting for
+                the end of its lease.
         """
         nonce = nonce or keys.new_claim_nonce()
-        return self.run(job_calls.claim(job_id, owner, lease_ms, identity, nonce))
+        return self.run(job_calls.claim(job_id, owner, lease_ms, identity, nonce, session))
 
     def checkpoint(self, writes: Sequence[TokenWrite], *, lease_ms: int) -> list[WriteStatus]:
         """Append tokens of a whole batch and extend the leases; one status per write, in order."""
@@ -135,13 +142,15 @@ class JobStore(Store):
         self,
         job_id: str,
         *,
-        fence: int,
+        fence: str,
         state: JobState,
         result: str | None = None,
         error: str | None = None,
         position: int = 0,
         token_ids: Sequence[int] = (),
-        num_tokens: int | None = None,
+        used: UsedTokens | None = None,
+        retry_in_ms: int | None = None,
+        starts_over: bool = False,
     ) -> CompleteStatus:
         """End a job: last tokens, result or error, terminal state and webhook event in one.
 
@@ -153,7 +162,9 @@ class JobStore(Store):
             error: JSON of a `JobError`.
             position: index of the first of `token_ids` in the output.
             token_ids: tokens not checkpointed yet.
-            num_tokens: its cost for its tenant, prompt and output; None counts the stored output.
+            used: what its tenant is charged for; None counts the stored output.
+            retry_in_ms: a failed job is tried again after this time; None ends it.
+            starts_over: that attempt does not continue from the tokens so far.
 
         Raises:
             ValueError: the state is not terminal, or a completed job has no result.
@@ -165,7 +176,11 @@ class JobStore(Store):
                 f"state is {state.value!r}; a job ends completed, failed, cancelled or expired"
             )
         write = TokenWrite(job_id, fence, position, token_ids)
-        return self.run(job_calls.complete(write, state, result, error, num_tokens))
+        return self.run(
+            job_calls.complete(
+                write, state, result, error, used, retry_in_ms, starts_over=starts_over
+            )
+        )
 
     def sweep(
         self,
@@ -174,23 +189,36 @@ class JobStore(Store):
         reannounce_grace_ms: int = 30_000,
         sweep_interval_ms: int | None = None,
         extension_ms: int | None = None,
+        repair_interval_ms: int | None = None,
+        max_letters: int | None = None,
+        usage_days: int | None = None,
+        unserved_ttl_ms: int | None = None,
     ) -> SweepCounts:
         """Requeue jobs whose lease ran out, expire late ones, repeat lost announcements.
 
         With `sweep_interval_ms` and `extension_ms`, leases that lapsed while no worker could sweep
-        are extended once instead, because their holders could not renew them either.
+        are extended once instead, because their holders could not renew them either. With
+        `repair_interval_ms`, a walk over all unfinished jobs begins that often, which repairs what
+        deleting keys by hand has torn apart, and expires jobs without a deadline whose queue no
+        worker has served for `unserved_ttl_ms`. Of dead letters, the `max_letters` newest are kept,
+        and used tokens of the last `usage_days` days.
 
         Safe to run from any number of workers at once. `limit` bounds the jobs of each kind per
         call, because Redis serves no other client while it runs: call again while a count reaches
-        it.
+        it. Keys of another type than batchmill's are deleted, because scripts would fail on them.
         """
-        call = job_calls.sweep(
+        sweep = job_calls.sweep(
             limit,
             reannounce_grace_ms,
             sweep_interval_ms=sweep_interval_ms,
             extension_ms=extension_ms,
+            max_letters=max_letters,
+            usage_days=usage_days,
         )
-        return self.run(call)
+        repair = job_calls.repair_store(
+            limit, interval_ms=repair_interval_ms, unserved_ttl_ms=unserved_ttl_ms
+        )
+        return self.run(sweep).with_repair(self.run(repair))
 
     def announce_due(self, *, limit: int = 500) -> int:
         """Announce jobs whose delay is over; return how many. Call again if it is `limit`."""
@@ -210,6 +238,17 @@ class JobStore(Store):
         """Drop an ended job from those that are to be reported to Celery."""
         self.client.zrem(keys.CELERY_ENDS, job_id)
 
+    def send_celery_task(self, key: str, message: str, *, sending: str, ttl_ms: int) -> bool:
+        """Push a task's message onto a list once; return False if it was sent before.
+
+        Args:
+            key: of the list.
+            message: as kombu writes it.
+            sending: what is sent once: the task's id and the number of its retry.
+            ttl_ms: how long it is remembered.
+        """
+        return self.run(end_calls.send_task(key, message, sending=sending, ttl_ms=ttl_ms))
+
     # The inbox. `protocol/calls/inbox.py` has the calls that take and settle documents.
 
     def inbox_wait(self, timeout_s: float) -> bool:
@@ -218,63 +257,6 @@ class JobStore(Store):
         seconds = cast(Any, timeout_s)  # Redis takes a fraction, redis-py's annotation does not
         moved = self.client.blmove(keys.INBOX, keys.INBOX_ARRIVED, seconds, "RIGHT", "LEFT")
         return moved is not None
-
-    # Webhooks: the deliverer's side.
-
-    def outbox_claim(self, *, owner: str, limit: int, lease_ms: int) -> list[OutboxEntry]:
-        """Take events that are due. If the deliverer dies, they are due again after `lease_ms`.
-
-        Events that cannot be read become dead letters.
-        """
-        claimed = self.run(outbox_calls.claim(owner, limit, lease_ms))
-        with contextlib.suppress(RedisError):  # they are due again after the lease
-            for event in claimed.unusable:
-                self.run(outbox_calls.settle_unusable(event))
-        return claimed.entries
-
-    def outbox_set_body_once(self, event_id: str, body: bytes) -> bytes:
-        """Store an event's body unless it has one; return the stored body, which is sent."""
-        return self.run(outbox_calls.set_body_once(event_id, body))
-
-    def outbox_settle(
-        self,
-        event_id: str,
-        *,
-        fence: int,
-        outcome: DeliveryOutcome,
-        retry_in_ms: int = 0,
-        http_status: int | None = None,
-        reason: str = "",
-        duration_ms: int = 0,
-        is_receiver_fault: bool = False,
-    ) -> WriteStatus:
-        """Record how an attempt ended: OK, or FENCED if another deliverer has the lease.
-
-        Args:
-            event_id: the event.
-            fence: of the claim.
-            outcome: EXHAUSTED and DISABLED leave a dead letter.
-            retry_in_ms: with RETRY and POSTPONED, time until the next attempt.
-            http_status: status of the receiver's response, if there was one.
-            reason: one word, for people; never the receiver's body.
-            duration_ms: time that the attempt took.
-            is_receiver_fault: whether the receiver failed, not this system. An endpoint that fails
-                for 120 hours without a success is disabled.
-        """
-        return self.run(
-            outbox_calls.settle(
-                *(event_id, fence, outcome),
-                retry_in_ms=retry_in_ms,
-                http_status=http_status,
-                reason=reason,
-                duration_ms=duration_ms,
-                is_receiver_fault=is_receiver_fault,
-            )
-        )
-
-    def outbox_redeliver(self, event_id: str) -> RedeliverStatus:
-        """Put a settled event back, with the same id and body, and drop its dead letter."""
-        return self.run(outbox_calls.redeliver(event_id))
 
     # Dead letters.
 
@@ -287,14 +269,16 @@ class JobStore(Store):
         source: str,
         letter_id: str | None = None,
         spare_id: str = "",
+        labels: LetterLabels = NO_LABELS,
     ) -> str:
         """Store a dead letter; return its id, which is new unless one is given.
 
         If a letter with that id has other content, it is replaced; with a spare id it stays, and
-        the new letter is stored under the spare id.
+        the new letter is stored under the spare id. By its labels the letter is found to be erased.
         """
         letter_id = letter_id or f"dead_{secrets.token_hex(10)}"
-        call = letter_calls.add(letter_id, kind.value, reason, payload, source, spare_id)
+        letter = (letter_id, kind.value, reason, payload, source, spare_id)
+        call = letter_calls.add(*letter, tenant=labels.tenant, tags=labels.tags)
         return self.run(call)
 
     def dead_letter(self, letter_id: str) -> DeadLetter | None:
@@ -318,17 +302,60 @@ class JobStore(Store):
 
     # Workers, queues and counts.
 
-    def announce_worker(self, info: WorkerInfo) -> None:
-        """Write a worker's heartbeat; it counts as gone `WORKER_TTL_S` after the last one."""
-        self.run(worker_calls.heartbeat(info))
+    def announce_worker(self, info: WorkerInfo, *, timeout_ms: int = 3000) -> int:
+        """Write a worker's heartbeat; `WORKER_TTL_S` after the last one the worker is not listed.
 
-    def forget_worker(self, name: str) -> None:
-        """Remove a worker's heartbeat, when it shuts down."""
+        Args:
+            info: the heartbeat.
+            timeout_ms: its session is silent if no other heartbeat follows within this time.
+
+        Returns:
+            The number of the session's connections that Redis sees.
+        """
+        return self.run(worker_calls.heartbeat(info, timeout_ms))
+
+    def forget_worker(self, name: str, session: str = "") -> None:
+        """Remove a worker's heartbeat, when it shuts down.
+
+        If it still holds jobs, because it had no time to give them back, other workers put them
+        back as soon as the session's connection is closed.
+        """
         self.client.delete(keys.worker(name))
         self.client.srem(keys.WORKERS, name)
+        self.forget_session(session)
+
+    def note_session(self, session: str, *, timeout_ms: int) -> int:
+        """Note that the session of a program that is not a worker is alive.
+
+        Args:
+            session: this run of the program.
+            timeout_ms: the session is silent if no other call follows within this time.
+
+        Returns:
+            The number of the session's connections that Redis sees.
+        """
+        return self.run(worker_calls.note_session(session, timeout_ms))
+
+    def forget_session(self, session: str) -> None:
+        """Let what a session still has go to others as soon as its connection is closed."""
+        self.client.zadd(keys.SESSIONS, {session: 0}, xx=True)
+
+    def end_lost_sessions(
+        self, session: str, *, connected_ms: int, limit: int = 500
+    ) -> LostSessions:
+        """Put back the jobs of workers that are gone; call again while `limit` jobs are.
+
+        What else they, or deliverers, had taken is handed out again.
+
+        Args:
+            session: of the caller.
+            connected_ms: for how long the caller's own connection has been open.
+            limit: of jobs, because Redis serves no other client during the call.
+        """
+        return self.run(worker_calls.end_lost_sessions(session, connected_ms, limit))
 
     def queue_depths(self) -> list[QueueDepth]:
-        """Return the depth of every queue ever used, by name."""
+        """Return the depth of every queue that holds jobs, by name."""
         return self.read(reads.queue_depths(self.read(reads.queue_names())))
 
     def counts(self) -> StoreCounts:

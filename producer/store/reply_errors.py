@@ -18,11 +18,16 @@ from batchmill.producer.errors import (
     JobFailed,
     JobRejected,
     JobUnfinished,
+    NotReplicated,
     QueueFull,
+    QueuePaused,
     UnknownBatch,
     UnknownJob,
+    UnsupportedBroker,
+    UnusableRecord,
     WrongState,
 )
+from batchmill.producer.protocol.calls.call import is_wrong_type
 from batchmill.producer.protocol.calls.new_job import NewJob, QueueLimits
 from batchmill.producer.protocol.replies import (
     ForgetReply,
@@ -36,6 +41,11 @@ from batchmill.producer.protocol.replies import (
 )
 from batchmill.producer.results import JobError, JobResult
 
+from .connection import is_server_fault
+from .replication import NotConfirmed
+from .server_version import UnsupportedServer
+from .tls_errors import tls_problem
+
 _ERRORS: dict[JobState, type[JobUnfinished]] = {
     JobState.FAILED: JobFailed,
     JobState.CANCELLED: JobCancelled,
@@ -45,9 +55,15 @@ _ERRORS: dict[JobState, type[JobUnfinished]] = {
 #: Limits that are settings; the others belong to a tenant.
 _STORE_LIMITS = frozenset(field.name for field in fields(QueueLimits))
 
-#: Errors of a server that refuses all writes for now (its disk is full, its replicas are away);
-#: redis-py has no classes for them.
-_REFUSES_WRITES = ("MISCONF", "NOREPLICAS")
+
+#: What servers say to a client that sent no password.
+_NO_LOGIN = ("HELLO must be called", "Authentication required")
+
+#: What a limit counts, by the last word of its name; otherwise waiting jobs.
+_UNITS = {
+    "bytes": "bytes of waiting documents and of outputs to come",
+    "tokens": "tokens of waiting jobs",
+}
 
 
 def accepted_id(job: NewJob, reply: SubmitReply) -> str:
@@ -56,9 +72,12 @@ def accepted_id(job: NewJob, reply: SubmitReply) -> str:
     Raises:
         IdempotencyConflict: the key stands for other content.
         QueueFull: a limit on waiting jobs is reached, or Redis' memory limit.
+        QueuePaused: the queue or the tenant is paused and refuses jobs.
         BatchClosed: the job's batch takes no more lines.
-        JobRejected: its deadline would pass before it may run.
+        JobRejected: its deadline would pass before it may run, or a key that it needs is in use.
     """
+    if reply.status is SubmitStatus.UNUSABLE:
+        raise unusable_record_error()
     if reply.status is SubmitStatus.CLOSED and job.batch is not None:
         raise batch_closed_error(job.batch.batch_id, reply.batch_state)
     if reply.status is SubmitStatus.TOO_LATE:
@@ -67,6 +86,8 @@ def accepted_id(job: NewJob, reply: SubmitReply) -> str:
             "ttl_s) or an earlier start (not_before, delay_s)",
             param="not_before" if job.delay_ms is None else "delay_s",
         )
+    if reply.pause is not None:
+        raise QueuePaused(f"{reply.pause.describe()}; it refuses jobs until it is resumed")
     if reply.job_id is None:
         raise _queue_full_error(job.queue, job.tenant, reply.reached)
     if reply.status is SubmitStatus.CONFLICT:
@@ -84,15 +105,28 @@ def accepted_id(job: NewJob, reply: SubmitReply) -> str:
     return reply.job_id
 
 
-def _queue_full_error(queue: str, tenant: str, reached: ReachedLimit | None) -> QueueFull:
+def unusable_record_error() -> JobRejected:
+    """Return the error of a job whose keys cannot be used."""
+    return JobRejected(
+        "a key of this job in Redis holds data that batchmill did not write; delete the key, or "
+        "use another id or idempotency key",
+        code="unusable_record",
+    )
+
+
+def _queue_full_error(
+    queue: str, tenant: str, reached: ReachedLimit | None
+) -> QueueFull | JobRejected:
     if reached is None:
         return QueueFull(
             "the broker has reached its memory limit; try later, add workers or raise Redis' "
             "maxmemory"
         )
-    unit = {"bytes": "bytes of waiting jobs", "tokens": "tokens of waiting jobs"}.get(
-        reached.name.rpartition("_")[2], "waiting jobs"
-    )
+    if reached.name == "max_memory_percent":
+        return _memory_error(reached)
+    if reached.name in ("max_outbox_events", "max_endpoint_events"):
+        return _outbox_full_error(tenant, reached)
+    unit = _UNITS.get(reached.name.rpartition("_")[2], "waiting jobs")
     if reached.name in _STORE_LIMITS:
         place = "the broker" if reached.name != "max_queue_depth" else f"queue {queue}"
         setting = f"BATCHMILL_{reached.name.upper()}"
@@ -103,6 +137,35 @@ def _queue_full_error(queue: str, tenant: str, reached: ReachedLimit | None) -> 
     return QueueFull(
         f"{place} holds {reached.value} {unit}, its limit is {reached.limit}; "
         f"try later, add workers or raise {setting}"
+    )
+
+
+def _memory_error(reached: ReachedLimit) -> QueueFull | JobRejected:
+    if reached.needed_bytes > reached.limit:
+        return JobRejected(
+            f"the job may need {reached.needed_bytes} bytes of Redis' memory with its longest "
+            f"output, the limit for everything is {reached.limit}; ask for fewer tokens "
+            "(max_tokens), samples (n) or log probabilities, or raise Redis' maxmemory or "
+            "BATCHMILL_MAX_MEMORY_PERCENT",
+            code="job_too_large",
+            param="max_tokens",
+        )
+    return QueueFull(
+        f"the broker would hold {reached.value} bytes, outputs of unfinished jobs included, and "
+        f"its limit is {reached.limit}; try later, add workers, shorten outputs (max_tokens, n, "
+        "logprobs) or the time that results are kept (BATCHMILL_RESULT_TTL_S), or raise Redis' "
+        "maxmemory or BATCHMILL_MAX_MEMORY_PERCENT"
+    )
+
+
+def _outbox_full_error(tenant: str, reached: ReachedLimit) -> QueueFull:
+    of_endpoint = reached.name == "max_endpoint_events"
+    place = f"the outbox of this webhook (tenant {tenant})" if of_endpoint else "the outbox"
+    remedy = "fix its receiver" if of_endpoint else "start `batchmill deliver`"
+    return QueueFull(
+        f"{place} holds {reached.value} webhook events that wait for delivery, and its limit is "
+        f"{reached.limit}; {remedy} (`batchmill webhooks endpoints` shows what waits and why), "
+        f"submit without a webhook, or raise BATCHMILL_{reached.name.upper()}"
     )
 
 
@@ -213,22 +276,63 @@ def result_of(
     )
 
 
+def _login_refusal(error: Exception) -> str:
+    # The server's own words for a missing password are about its HELLO command.
+    if any(words in str(error) for words in _NO_LOGIN):
+        return "needs a password: put it into the URL (redis://:PASSWORD@host:6379/0)"
+    return f"refuses the login: {error}; check the user and the password in the URL"
+
+
+def _no_tls_hint(url: str) -> str:
+    # A server without TLS waits for the rest of a command that never comes.
+    return "; if it does not speak TLS, use redis://" if url.startswith("rediss:") else ""
+
+
 @contextmanager
 def broker_errors(url: str) -> Iterator[None]:
     """Turn redis-py's errors into ours; passwords stay out of the message.
 
     Raises:
-        BrokerUnavailable: the broker does not respond, or refuses writes.
+        UnsupportedBroker: the broker is too old, or runs in cluster mode.
+        NotReplicated: it has stored the call, but too few replicas have.
+        BrokerUnavailable: the broker does not respond, or refuses calls of this kind for now.
+        UnusableRecord: a key in Redis holds data that batchmill did not write.
     """
+    broker = f"broker at {redact(url)}"
     try:
         yield
-    except (
-        redis_errors.ConnectionError,
-        redis_errors.TimeoutError,
-        redis_errors.ReadOnlyError,
-    ) as error:
-        raise BrokerUnavailable(f"broker at {redact(url)}: {error}") from error
+    except UnsupportedServer as error:
+        raise UnsupportedBroker(f"{broker}: {error}") from error
+    except NotConfirmed as error:
+        raise NotReplicated(
+            f"{broker}: {error}; a failover may lose it until they do. Check the replicas, and "
+            "repeat the call: with the same idempotency key it makes no second job",
+            job_ids=error.job_ids,
+        ) from error
+    except (redis_errors.TimeoutError, redis_errors.ConnectionError) as error:
+        # The asyncio client wraps the errors of the greeting.
+        causes = (error, error.__cause__)
+        if any(isinstance(cause, redis_errors.TimeoutError) for cause in causes):
+            raise BrokerUnavailable(
+                f"{broker} does not reply: {error}; if it is only slow, raise timeout_s of the "
+                f"client or BATCHMILL_BROKER_TIMEOUT_S{_no_tls_hint(url)}"
+            ) from error
+        if any(isinstance(cause, redis_errors.AuthenticationError) for cause in causes):
+            raise BrokerUnavailable(f"{broker} {_login_refusal(error)}") from error
+        if problem := tls_problem(url, error):
+            raise BrokerUnavailable(f"{broker} {problem}") from error
+        raise BrokerUnavailable(f"{broker}: {error}") from error
+    except redis_errors.InvalidResponse as error:
+        raise BrokerUnavailable(
+            f"{broker} does not reply as Redis does; check the host and the port, and whether the "
+            "server expects TLS (rediss://)"
+        ) from error
     except redis_errors.ResponseError as error:
-        if not str(error).startswith(_REFUSES_WRITES):
+        if is_wrong_type(error):
+            raise UnusableRecord(
+                f"{broker}: a key holds data that batchmill did not write; find and delete the key "
+                f"({error})"
+            ) from error
+        if not is_server_fault(error):
             raise
-        raise BrokerUnavailable(f"broker at {redact(url)} refuses writes: {error}") from error
+        raise BrokerUnavailable(f"{broker} refuses the call: {error}") from error

@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from typing import Any, Self, TypeVar
 
 from redis import Redis
-from redis.exceptions import NoScriptError, OutOfMemoryError
+from redis.exceptions import NoScriptError, ResponseError
 
 from batchmill.producer.protocol import keys, reads
 from batchmill.producer.protocol.calls.call import Call, Read, read_reply
 from batchmill.producer.protocol.records import WorkerInfo, read_worker
 from batchmill.producer.protocol.scripts import SCRIPT_NAMES, script_source
 
-from .connection import connect
+from .call_limits import time_limit
+from .connection import connect, timeout_of
+from .replication import ReplicaWait
 
 Value = TypeVar("Value")
 
@@ -23,12 +25,19 @@ class Store:
     """Runs script calls and reads, which are values. Knows none of them by name.
 
     Owns nothing but the client it is given. Every method may raise `redis.exceptions.RedisError`.
-    A client with retries repeats a call whose reply was lost; each script is made for that.
+    A client with retries repeats a call whose reply was lost; each script is made for that. Every
+    method ends within the client's time limit.
     """
 
-    def __init__(self, client: Redis) -> None:
-        """Bind to a client that returns bytes (`decode_responses=False`)."""
+    def __init__(self, client: Redis, *, replica_wait: ReplicaWait | None = None) -> None:
+        """Bind to a client that returns bytes (`decode_responses=False`).
+
+        `replica_wait` is for `run_confirmed` and `run_all_confirmed`; without it they are as `run`
+        and `run_all`.
+        """
         self.client = client
+        self._timeout_s = timeout_of(client)
+        self._replica_wait = replica_wait
         # redis-py annotates commands for both kinds of clients at once.
         self._commands: Any = client
         self._scripts: dict[str, Any] = {
@@ -36,9 +45,21 @@ class Store:
         }
 
     @classmethod
-    def from_url(cls, url: str) -> Self:
-        """Connect to `redis://`, `rediss://`, `unix://` or `redis+socket://`."""
-        return cls(connect(url))
+    def from_url(
+        cls,
+        url: str,
+        *,
+        timeout_s: float | None = None,
+        replica_wait: ReplicaWait | None = None,
+    ) -> Self:
+        """Connect to `redis://`, `rediss://`, `unix://` or `redis+socket://`.
+
+        Args:
+            url: the broker's URL.
+            timeout_s: seconds that a call may take in all; None takes the environment's.
+            replica_wait: see the class.
+        """
+        return cls(connect(url, timeout_s=timeout_s), replica_wait=replica_wait)
 
     def close(self) -> None:
         """Close the client's connections."""
@@ -51,19 +72,60 @@ class Store:
     def run(self, call: Call[Value]) -> Value:
         """Run one script call and return its parsed reply."""
         try:
-            reply = self._scripts[call.script](args=call.args)
-        except OutOfMemoryError as error:
+            with time_limit(self._timeout_s):
+                reply = self._scripts[call.script](args=call.args)
+        except ResponseError as error:
             reply = error
         return read_reply(call, reply)
 
     def run_all(self, calls: Sequence[Call[Value]]) -> list[Value]:
         """Run script calls in one round trip. Each is atomic, the pipeline as a whole is not."""
+        with time_limit(self._timeout_s):
+            with self._commands.pipeline(transaction=False) as pipeline:
+                for call in calls:
+                    pipeline.evalsha(self._scripts[call.script].sha, 0, *call.args)
+                replies = pipeline.execute(raise_on_error=False)
+            self._run_unknown(calls, replies)
+        return [read_reply(call, reply) for call, reply in zip(calls, replies, strict=True)]
+
+    def run_confirmed(self, call: Call[Value]) -> Value:
+        """Run one script call, and wait until the replicas have what it has written.
+
+        Raises:
+            NotConfirmed: too few of them have it.
+        """
+        if self._replica_wait is None:
+            return self.run(call)
+        return (self.run_all_confirmed([call]))[0]
+
+    def run_all_confirmed(self, calls: Sequence[Call[Value]]) -> list[Value]:
+        """Run script calls, and wait once until the replicas have what they have written.
+
+        Raises:
+            NotConfirmed: too few of them have it.
+        """
+        if self._replica_wait is None:
+            return self.run_all(calls)
+        with time_limit(self._timeout_s):
+            replies = self._run_and_wait(calls)
+            if any(isinstance(reply, NoScriptError) for reply in replies):
+                for name in {call.script for call in calls}:
+                    self._commands.script_load(script_source(name))
+                replies = self._run_and_wait(calls)
+        *own, _, num_confirmed = replies
+        values = [read_reply(call, reply) for call, reply in zip(calls, own, strict=True)]
+        self._replica_wait.check(num_confirmed, values)
+        return values
+
+    def _run_and_wait(self, calls: Sequence[Call[Any]]) -> list[Any]:
+        """Run calls and wait, on one connection: after a failover it would lead elsewhere."""
+        assert self._replica_wait is not None
         with self._commands.pipeline(transaction=False) as pipeline:
             for call in calls:
                 pipeline.evalsha(self._scripts[call.script].sha, 0, *call.args)
-            replies = pipeline.execute(raise_on_error=False)
-        self._run_unknown(calls, replies)
-        return [read_reply(call, reply) for call, reply in zip(calls, replies, strict=True)]
+            self._replica_wait.queue(pipeline)
+            replies: list[Any] = pipeline.execute(raise_on_error=False)
+        return replies
 
     def _run_unknown(self, calls: Sequence[Call[Any]], replies: list[Any]) -> None:
         """Run the calls whose script the server did not know, and fill in their replies.
@@ -85,10 +147,12 @@ class Store:
 
     def read(self, read: Read[Value]) -> Value:
         """Read in one round trip."""
-        with self._commands.pipeline(transaction=read.is_atomic) as pipeline:
-            read.queue(pipeline)
-            replies = pipeline.execute(raise_on_error=not read.keeps_errors)
-            return read.parse(replies)
+        with time_limit(self._timeout_s):
+            pipeline = self._commands.pipeline(transaction=read.is_atomic)
+            with pipeline:
+                read.queue(pipeline)
+                replies = pipeline.execute(raise_on_error=not read.keeps_errors)
+        return read.parse(replies)
 
     def list_workers(self) -> list[WorkerInfo]:
         """Return the workers that are alive, by name. Unregister those that are not."""

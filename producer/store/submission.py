@@ -11,11 +11,14 @@ from functools import cache
 from batchmill.producer.errors import JobRejected
 from batchmill.producer.job import limits
 from batchmill.producer.job.document import GenerationJob
+from batchmill.producer.job.retry import RetryPolicy
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls.new_job import NO_LIMITS, NewJob, QueueLimits
 from batchmill.producer.protocol.replies import JobState
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.webhook.target import ForbiddenTarget, read_target
+
+from .output_memory import output_bytes
 
 #: Random seeds stay exact in every JSON reader (2**53).
 _SEED_BITS = 53
@@ -34,7 +37,7 @@ def prepare(job: GenerationJob, settings: ProducerSettings, *, job_id: str | Non
 
     Raises:
         JobRejected: the operator does not allow the webhook's scheme, port or address, or the
-            given id is invalid.
+            job's retry policy; or the given id is invalid.
     """
     job_id = keys.new_job_id() if job_id is None else job_id
     if not keys.is_job_id(job_id):
@@ -42,6 +45,7 @@ def prepare(job: GenerationJob, settings: ProducerSettings, *, job_id: str | Non
             f"id is {job_id[:140]!r}; a job id has 1 to 128 letters, digits, _ and -", param="id"
         )
     check_webhook(job.webhook, settings)
+    check_retry(job.retry, settings)
     model = job.model or settings.served_name
     job = job.model_copy(update={"model": model})
     digest = fingerprint(job) if job.idempotency_key else ""
@@ -62,6 +66,7 @@ def prepare(job: GenerationJob, settings: ProducerSettings, *, job_id: str | Non
         ttl_ms=None if job.ttl_s is None else max(1, int(job.ttl_s * 1000)),
         tenant=job.tenant or keys.DEFAULT_TENANT,
         cost=estimated_tokens(job),
+        reserved_bytes=output_bytes(job, _estimated_prompt_tokens(job)),
         not_before_ms=None if job.not_before is None else _unix_ms(job.not_before),
         delay_ms=None if job.delay_s is None else max(1, int(job.delay_s * 1000)),
         limits=queue_limits(settings),
@@ -71,12 +76,15 @@ def prepare(job: GenerationJob, settings: ProducerSettings, *, job_id: str | Non
 
 
 def queue_limits(settings: ProducerSettings) -> QueueLimits:
-    """Return the limits on waiting jobs."""
+    """Return the limits on waiting jobs and on memory."""
     return _limits(
         settings.max_queue_depth,
         settings.max_queued_jobs,
         settings.max_queued_bytes,
         settings.max_queued_tokens,
+        settings.max_memory_percent,
+        settings.max_outbox_events,
+        settings.max_endpoint_events,
     )
 
 
@@ -86,12 +94,17 @@ def estimated_tokens(job: GenerationJob) -> int:
     Tenants are charged this until the real number is known. At most `MAX_COST_TOKENS`: no model
     has a longer context, whatever a job allows.
     """
+    num_tokens = _estimated_prompt_tokens(job) + job.max_tokens * job.n
+    return min(num_tokens, limits.MAX_COST_TOKENS)
+
+
+def _estimated_prompt_tokens(job: GenerationJob) -> int:
     if isinstance(job.prompt, list):
         num_prompt_tokens = len(job.prompt)
     else:
         num_bytes = len((job.prompt or "").encode()) + job.num_chat_bytes
         num_prompt_tokens = num_bytes // _BYTES_PER_TOKEN + 1
-    return min(num_prompt_tokens + job.max_tokens * job.n, limits.MAX_COST_TOKENS)
+    return num_prompt_tokens
 
 
 @cache
@@ -116,6 +129,29 @@ def check_webhook(webhook: str | None, settings: ProducerSettings) -> None:
         read_target(webhook, settings.target_policy)
     except ForbiddenTarget as error:
         raise JobRejected(f"webhook: {error}", param="webhook") from None
+
+
+def check_retry(policy: RetryPolicy | None, settings: ProducerSettings) -> None:
+    """Reject a retry policy that asks for more than the operator allows.
+
+    Raises:
+        JobRejected: it does; the message names the value, the limit and its setting.
+    """
+    if policy is None:
+        return
+    attempts_limit, wait_limit_s = settings.retry_attempts_limit, settings.retry_backoff_limit_s
+    for name, value, limit in (
+        ("max_attempts", policy.max_attempts, attempts_limit),
+        ("backoff_s", policy.backoff_s, wait_limit_s),
+        ("max_backoff_s", policy.max_backoff_s, wait_limit_s),
+    ):
+        if value is not None and value > limit:
+            variable = "ATTEMPTS_LIMIT" if name == "max_attempts" else "BACKOFF_LIMIT_S"
+            raise JobRejected(
+                f"retry.{name} is {value:g}, the operator's limit is {limit:g}; ask for less, or "
+                f"raise BATCHMILL_RETRY_{variable}",
+                param=f"retry.{name}",
+            )
 
 
 def _events(job: GenerationJob) -> str:

@@ -14,6 +14,8 @@ from typing import Any, cast
 from batchmill.producer.errors import TenantRefused
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls.call import readable_names, stored
+from batchmill.producer.protocol.calls.pauses import all_pauses
+from batchmill.producer.protocol.pauses import Pause, PauseKind
 
 from .job_store import JobStore
 
@@ -31,7 +33,7 @@ class TenantLimits:
     weight: float = 1.0
     #: Most waiting jobs; None is unlimited.
     max_jobs: int | None = None
-    #: Most bytes of waiting job documents.
+    #: Most bytes of waiting job documents, and of the longest outputs of unfinished jobs.
     max_bytes: int | None = None
     #: Most waiting tokens: prompts (estimated) and the longest outputs together.
     max_tokens: int | None = None
@@ -42,6 +44,7 @@ class TenantUsage:
     """A tenant's waiting jobs, in all queues."""
 
     jobs: int = 0
+    #: Of waiting documents, and what the outputs of waiting and running jobs may take.
     bytes: int = 0
     tokens: int = 0
 
@@ -53,18 +56,24 @@ class Tenant:
     name: str
     limits: TenantLimits
     usage: TenantUsage
+    #: Its jobs wait until it is resumed.
+    pause: Pause | None = None
 
 
 _LIMIT_NAMES = tuple(field.name for field in fields(TenantLimits))
 _USAGE_NAMES = tuple(field.name for field in fields(TenantUsage))
+_COUNTERS_OF_TENANTS = tuple(f"{name}:" for name in (*_USAGE_NAMES, "reserved"))
 
 
 def list_tenants(store: JobStore) -> list[Tenant]:
-    """Return the tenants that have waiting jobs or settings, by name."""
+    """Return the tenants that have waiting jobs or settings or are paused, by name."""
     settings, usage = _read(store)
-    names = {field.partition(":")[0] for field in settings}
-    names |= {field.partition(":")[2] for field in usage if ":" in field}
-    return [_tenant(name, settings, usage) for name in sorted(names)]
+    pauses = _pauses(store)
+    names = set(pauses) | {field.partition(":")[0] for field in settings}
+    names |= {field.partition(":")[2] for field in usage if field.startswith(_COUNTERS_OF_TENANTS)}
+    return [
+        replace(_tenant(name, settings, usage), pause=pauses.get(name)) for name in sorted(names)
+    ]
 
 
 def load_tenant(store: JobStore, name: str) -> Tenant:
@@ -74,7 +83,7 @@ def load_tenant(store: JobStore, name: str) -> Tenant:
         TenantRefused: the name is invalid.
     """
     _check_name(name)
-    return _tenant(name, *_read(store))
+    return replace(_tenant(name, *_read(store)), pause=_pauses(store).get(name))
 
 
 def set_tenant(store: JobStore, name: str, changes: Mapping[str, float | int]) -> Tenant:
@@ -136,6 +145,11 @@ def _check_name(name: str) -> None:
         )
 
 
+def _pauses(store: JobStore) -> dict[str, Pause]:
+    pauses = store.read(all_pauses())
+    return {pause.name: pause for pause in pauses if pause.kind is PauseKind.TENANT}
+
+
 def _read(store: JobStore) -> tuple[dict[str, float], dict[str, float]]:
     with store.client.pipeline(transaction=False) as pipeline:
         pipeline.hgetall(keys.TENANTS)
@@ -161,4 +175,5 @@ def _tenant(name: str, settings: Mapping[str, float], usage: Mapping[str, float]
         if value is not None
     }
     waiting = {field: int(usage.get(f"{field}:{name}", 0)) for field in _USAGE_NAMES}
+    waiting["bytes"] += int(usage.get(f"reserved:{name}", 0))
     return Tenant(name, TenantLimits(**cast(Any, numbers)), TenantUsage(**waiting))

@@ -34,12 +34,19 @@ class AsyncEndWatch:
         self._store = store
         self._watched = Watched()
         self._outage = Outage()
+        #: Why the broker could not be reached at the last check; None if it replied.
+        self.connection_error: Exception | None = None
         self._pubsub: Any = None
         self._looked_at = time.monotonic()
 
     def __len__(self) -> int:
         """Jobs that are waited for."""
         return len(self._watched.pending)
+
+    @property
+    def pending_ids(self) -> list[str]:
+        """Jobs that are waited for."""
+        return list(self._watched.pending)
 
     def add(self, job_ids: Iterable[str]) -> None:
         """Begin to wait for jobs. A job that has ended, or does not exist, is reported at once."""
@@ -65,7 +72,9 @@ class AsyncEndWatch:
                 await self._look(list(self._watched.pending))
                 self._looked_at = time.monotonic()
             self._outage.end()
+            self.connection_error = None
         except CONNECTION_ERRORS as error:
+            self.connection_error = error
             await self._lose_connection()
             await asyncio.sleep(self._outage.pause_s(error))
         ended = self._watched.take_ended()

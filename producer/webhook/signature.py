@@ -15,11 +15,15 @@ import hmac
 import json
 import secrets as randomness
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from batchmill.producer.errors import SignatureError
+
+from .received_headers import ReceivedHeaders, read_header
+from .secret_list import valid_secrets
 
 _PREFIX = "whsec_"
 _MIN_SECRET_BYTES = 24
@@ -43,6 +47,18 @@ class WebhookEvent:
     timestamp: str
     #: The job: `id`, `status`, `finish_reason`, `usage`, `metadata`, `error` …
     data: dict[str, Any]
+
+    @property
+    def happened_at(self) -> datetime:
+        """When the event happened, as a datetime in UTC.
+
+        Raises:
+            ValueError: another program has signed an event whose time cannot be read.
+        """
+        found = datetime.fromisoformat(self.timestamp)
+        if found.tzinfo is None:
+            raise ValueError(f"the time of event {self.id!r} has no zone: {self.timestamp!r}")
+        return found.astimezone(UTC)
 
 
 def new_secret() -> str:
@@ -83,8 +99,8 @@ def signature_headers(
 
 
 def verify_webhook(
-    body: bytes,
-    headers: Mapping[str, str],
+    body: bytes | bytearray | memoryview | str,
+    headers: ReceivedHeaders,
     secrets: str | Sequence[str],
     *,
     tolerance_s: int = 300,
@@ -93,9 +109,13 @@ def verify_webhook(
     """Verify a received webhook and return its event. Call it before you use the body.
 
     Args:
-        body: The raw bytes as received; a body that was parsed and serialised again differs.
-        headers: The headers of the request; the case of names does not matter.
-        secrets: The secret of the endpoint, or several while one replaces another.
+        body: The raw body as received, as bytes or as the text that they encode in UTF-8; one
+            that was parsed and serialised again differs.
+        headers: The headers of the request: a mapping whose values are text, bytes or lists of
+            them, or pairs of name and value. The case of names does not matter.
+        secrets: The secret of the endpoint, or several while one replaces another. A text may also
+            be a value of the deliverer's setting: secrets with commas, old ones with the time at
+            which they end.
         tolerance_s: Largest allowed distance of the attempt's time from now, against replays.
         now_s: Unix time, for tests.
 
@@ -104,27 +124,26 @@ def verify_webhook(
             matches, or the signed body is not an event. Respond with 401.
         ValueError: one of the given secrets is malformed. Respond with 500: the sender is not at
             fault.
+        TypeError: an argument has another type, such as a body that was parsed.
     """
-    own = [secrets] if isinstance(secrets, str) else list(secrets)
-    if not own:
-        raise ValueError("secrets must contain at least one secret")
-    lowered = {name.lower(): value for name, value in headers.items()}
-    event_id = _header(lowered, "webhook-id")
-    timestamp_s = _timestamp(_header(lowered, "webhook-timestamp"))
     now_s = time.time() if now_s is None else now_s
+    own = _own_secrets(secrets, now_s)
+    raw = _raw_body(body)
+    event_id = read_header(headers, "webhook-id")
+    timestamp_s = _timestamp(read_header(headers, "webhook-timestamp"))
     if abs(now_s - timestamp_s) > tolerance_s:
         raise SignatureError(
             f"webhook-timestamp is {timestamp_s}, more than {tolerance_s} s from now"
         )
     if "." in event_id or not event_id.isascii():
         raise SignatureError("webhook-id contains a dot or a character outside ASCII")
-    received = _signatures(_header(lowered, "webhook-signature"))
-    expected = [sign(secret, event_id, timestamp_s, body).encode() for secret in own]
+    received = _signatures(read_header(headers, "webhook-signature"))
+    expected = [sign(secret, event_id, timestamp_s, raw).encode() for secret in own]
     # Compare every pair without a shortcut, so that the time taken reveals nothing.
     matches = [hmac.compare_digest(a, b) for a in expected for b in received]
     if not any(matches):
         raise SignatureError("webhook-signature does not match: wrong secret or changed body")
-    return _event(event_id, body)
+    return _event(event_id, raw)
 
 
 def _secret_bytes(secret: str) -> bytes:
@@ -142,11 +161,26 @@ def _secret_bytes(secret: str) -> bytes:
     return key
 
 
-def _header(headers: Mapping[str, str], name: str) -> str:
-    value = headers.get(name, "")
-    if not value:
-        raise SignatureError(f"header {name} is missing")
-    return value
+def _own_secrets(secrets: object, now_s: float) -> list[str]:
+    given = [secrets] if isinstance(secrets, str) else secrets
+    if not isinstance(given, Sequence) or not all(isinstance(value, str) for value in given):
+        raise TypeError(f"secrets must be a str or a list of them, not {type(secrets).__name__}")
+    own = [secret for value in given for secret in valid_secrets(value, now_s=now_s)]
+    if not own:
+        raise ValueError("secrets must contain at least one secret that has not ended")
+    return own
+
+
+def _raw_body(body: object) -> bytes:
+    if isinstance(body, str):
+        # A lone surrogate stands for bytes that were not UTF-8: then no signature can match.
+        return body.encode("utf-8", "surrogatepass")
+    if isinstance(body, bytes | bytearray | memoryview):
+        return bytes(body)
+    raise TypeError(
+        f"body must be the raw body of the request, bytes or str, not {type(body).__name__}: take "
+        "it before it is parsed"
+    )
 
 
 def _timestamp(text: str) -> int:

@@ -16,7 +16,8 @@ from urllib.parse import SplitResult, urlsplit
 
 from .address_ranges import Address, Network, is_forbidden
 
-_DEFAULT_PORTS = {"https": 443, "http": 80}
+#: Ports that need no setting.
+DEFAULT_PORTS = {"https": 443, "http": 80}
 _NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
 #: Last label of a host that resolvers read as an IPv4 address, in any base.
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
@@ -78,7 +79,7 @@ class TargetPolicy:
         Raises:
             ForbiddenTarget: it must not be connected to.
         """
-        if port in _DEFAULT_PORTS.values():
+        if port in DEFAULT_PORTS.values():
             return
         if not any(first <= port <= last for first, last in self.ports):
             raise ForbiddenTarget(
@@ -104,7 +105,7 @@ class Target:
     def host_header(self) -> str:
         """Value of the Host header, with the port unless it is the default one."""
         name = f"[{self.host}]" if ":" in self.host else self.host
-        return name if self.port == _DEFAULT_PORTS[self.scheme] else f"{name}:{self.port}"
+        return name if self.port == DEFAULT_PORTS[self.scheme] else f"{name}:{self.port}"
 
 
 def read_target(url: str, policy: TargetPolicy) -> Target:
@@ -115,12 +116,12 @@ def read_target(url: str, policy: TargetPolicy) -> Target:
     """
     parts = split_url(url)
     policy.check_scheme(parts.scheme)
-    port = parts.port if parts.port is not None else _DEFAULT_PORTS[parts.scheme]
+    port = parts.port if parts.port is not None else DEFAULT_PORTS[parts.scheme]
     policy.check_port(port)
     host = (parts.hostname or "").lower()
     if not parts.netloc.startswith("["):
         host = host.removesuffix(".")
-    address = _literal(host, in_brackets=parts.netloc.startswith("["))
+    address = literal_address(host, in_brackets=parts.netloc.startswith("["))
     if address is not None:
         policy.check_address(address)
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
@@ -145,7 +146,7 @@ def split_url(url: str) -> SplitResult:
         raise ForbiddenTarget(
             "has brackets without an IPv6 address, or a port that is not a number up to 65535"
         ) from None
-    if parts.scheme not in _DEFAULT_PORTS:
+    if parts.scheme not in DEFAULT_PORTS:
         raise ForbiddenTarget(f"scheme is {parts.scheme!r}; use https", reason="refused_scheme")
     if "@" in parts.netloc:
         raise ForbiddenTarget("contains a user name or password; deliveries are signed instead")
@@ -158,7 +159,7 @@ def split_url(url: str) -> SplitResult:
     return parts
 
 
-def _literal(host: str, *, in_brackets: bool) -> Address | None:
+def literal_address(host: str, *, in_brackets: bool) -> Address | None:
     """Return a host as an address if it is one in any notation of resolvers; None for a name."""
     if in_brackets:
         try:

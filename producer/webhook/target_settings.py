@@ -2,20 +2,55 @@
 
 from __future__ import annotations
 
+import os
 import re
 from ipaddress import ip_network
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
-from pydantic import field_validator
-from pydantic_settings import BaseSettings, NoDecode
+from pydantic import SecretStr, field_validator, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from batchmill.producer.secrets_from_files import find_secret
 
 from .target import TargetPolicy
 
+#: The word for a setting without a value; an empty variable counts as not set.
+NO_VALUE = "none"
 _PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
+
+
+def holds_secret(field: FieldInfo) -> bool:
+    """Return whether the value of a setting is a secret, or may hold one."""
+    return not field.repr or SecretStr in (field.annotation, *get_args(field.annotation))
 
 
 class TargetSettings(BaseSettings):
     """Targets that the operator allows besides https to public addresses."""
+
+    # Compose files and `.env` files pass a variable that nobody set as an empty one.
+    model_config = SettingsConfigDict(env_ignore_empty=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_no_value(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Read the word `none` as None in settings that may be None."""
+        return {
+            name: None if _is_no_value(value) and _is_optional(cls, name) else value
+            for name, value in values.items()
+        }
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_secret_files(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Take each secret that is not given from the file that its `_FILE` variable names."""
+        for name, field in cls.model_fields.items():
+            variable = f"{cls.model_config.get('env_prefix', '')}{name}".upper()
+            if not holds_secret(field) or (name in values and not os.environ.get(variable)):
+                continue
+            if (secret := find_secret(variable)) is not None:
+                values = {name: secret, **values}
+        return values
 
     #: Accept `http://` webhooks, for receivers on the same machine or network.
     webhook_allow_http: bool = False
@@ -58,6 +93,15 @@ class TargetSettings(BaseSettings):
             ports=tuple(_port_range(part) for part in self.webhook_allow_ports),
             networks=tuple(ip_network(part) for part in self.webhook_allow_networks),
         )
+
+
+def _is_no_value(value: object) -> bool:
+    return isinstance(value, str) and value.strip().lower() == NO_VALUE
+
+
+def _is_optional(settings: type[BaseSettings], name: str) -> bool:
+    field = settings.model_fields.get(name)
+    return field is not None and type(None) in get_args(field.annotation)
 
 
 def _port_range(text: str) -> tuple[int, int]:

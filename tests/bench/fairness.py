@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from batchmill.producer import Client
+from batchmill.producer import Client, JobFields
 from batchmill.producer.store.job_store import JobStore
 from batchmill.producer.store.tenants import set_tenant
 from batchmill.worker.local.broker_config import BrokerConfig
@@ -67,9 +67,8 @@ def jobs_ahead(url: str, trace: Path, tenant: str, num_jobs: int, num_singles: i
     """Return, per single job of a tenant, how many others start before it after its submission."""
     ahead = []
     with Client(url) as client:
-        fields = {"max_tokens": 8, "prompt": "x" * 32, "tenant": "a"}
-        for _ in client.submit_many(fields for _ in range(num_jobs)):
-            pass
+        fields: JobFields = {"max_tokens": 8, "prompt": "x" * 32, "tenant": "a"}
+        client.submit_many(fields for _ in range(num_jobs))
         for _ in range(num_singles):
             time.sleep(SECONDS_BETWEEN)
             before = len(started(trace))
@@ -86,7 +85,7 @@ def shares(url: str, trace: Path) -> Counter[str]:
     tenant_of: dict[str, str] = {}
     with Client(url) as client:
         for tenant, max_tokens in SHARED_MAX_TOKENS.items():
-            jobs = (
+            jobs: Iterator[JobFields] = (
                 {"prompt": "x" * 4 * PROMPT_TOKENS, "max_tokens": max_tokens, "tenant": tenant}
                 for _ in range(20_000)
             )

@@ -63,7 +63,7 @@ def run(mill: BulkMill, name: str, *, is_grouped: bool) -> None:
     order = with_prefixes_adjacent if is_grouped else iter
     started_at = time.monotonic()
     with mock.patch("batchmill.producer.bulk.run.with_prefixes_adjacent", order):
-        counts = command.run(lambda counts: None)
+        counts = command.run(lambda counts: None, lambda note: None)
     elapsed_s = time.monotonic() - started_at
     share = counts.cached_tokens / counts.prompt_tokens
     print(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from batchmill.engine import Engine, EngineConfig, SamplingParams
-from batchmill.producer import Client
+from batchmill.producer import Client, JobFields
 from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.local.broker_config import BrokerConfig
 from batchmill.worker.local.embedded_broker import EmbeddedBroker
@@ -51,12 +51,12 @@ def run_engine(engine: Engine) -> float:
 def run_queue(client: Client) -> float:
     """Return the seconds from first submission to last result; a salt avoids prefix-cache hits."""
     salt = random.randint(100, 40_000)
-    jobs = [
+    jobs: list[JobFields] = [
         {"prompt": [salt, *prompt[1:]], "max_tokens": n, "temperature": 0, "ignore_eos": True}
         for prompt, n in requests()
     ]
     started_at = time.perf_counter()
-    for ended in client.as_completed(list(client.submit_many(jobs)), timeout_s=600):
+    for ended in client.as_completed(client.submit_many(jobs), timeout_s=600):
         ended.result()
     return time.perf_counter() - started_at
 

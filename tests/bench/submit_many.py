@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
 
-from batchmill.producer import Client
+from batchmill.producer import Client, JobFields
 
 
 def main() -> None:
     """Submit the jobs and print the rate."""
     url = sys.argv[1]
     num_jobs = int(sys.argv[2]) if len(sys.argv) > 2 else 20_000
-    jobs = ({"prompt": f"Prompt number {i}.", "max_tokens": 32} for i in range(num_jobs))
+    jobs: Iterator[JobFields] = (
+        {"prompt": f"Prompt number {i}.", "max_tokens": 32} for i in range(num_jobs)
+    )
     with Client(url) as client:
         started_at, started_cpu = time.perf_counter(), time.process_time()
-        count = sum(1 for _ in client.submit_many(jobs))
+        count = len(client.submit_many(jobs))
         elapsed_s = time.perf_counter() - started_at
         cpu_s = time.process_time() - started_cpu
     print(f"{count} jobs in {elapsed_s:.2f} s: {count / elapsed_s:.0f} jobs/s")

@@ -111,7 +111,7 @@ def measure(url: str, tarpits: Tarpits | None) -> list[float]:
 
 
 @contextlib.contextmanager
-def deliverer(url: str, folder: Path) -> Iterator[None]:
+def deliverer(url: str, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run a deliverer process with default settings."""
     with (folder / "deliver.log").open("ab") as log:
         process = subprocess.Popen(
@@ -121,7 +121,7 @@ def deliverer(url: str, folder: Path) -> Iterator[None]:
             stderr=log,
         )
     try:
-        yield
+        yield process
     finally:
         process.kill()
         process.wait()

@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from batchmill.kernels.ops.linear import is_packable
 
 PROFILE = Path(__file__).parent / "step_profile.py"
 
@@ -22,7 +25,19 @@ def shares(*arguments: str) -> dict[str, float]:
     return {name: float(share) for name, share in rows}
 
 
-@pytest.mark.parametrize("quantization", [(), ("--quantization", "int8")], ids=["bf16", "int8"])
+bf16_is_packed = pytest.mark.skipif(
+    not is_packable(torch.zeros(64, 64, dtype=torch.bfloat16)),
+    reason="this CPU has no instructions for bfloat16: its layers run op by op",
+)
+
+
+@pytest.mark.parametrize(
+    "quantization",
+    [
+        pytest.param((), id="bf16", marks=bf16_is_packed),
+        pytest.param(("--quantization", "int8"), id="int8"),
+    ],
+)
 def test_a_decode_step_is_reported_down_to_the_layers(quantization: tuple[str, ...]) -> None:
     found = shares("--batch", "3", "--context", "40", "--steps", "4", *quantization)
     assert found.pop("**step**") == 100

@@ -11,6 +11,7 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from bulk_mill import STUB, bulk_mill
 
-from batchmill.producer import Client
+from batchmill.producer import Client, JobFields
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -40,7 +41,9 @@ def cpu_s(pid: int) -> float:
 def run_round(num_jobs: int, max_tokens: int) -> Round:
     """Queue the jobs, start a worker, and wait for the last result."""
     with bulk_mill(**STUB) as bench, Client(bench.url) as client:
-        jobs = ({"prompt": f"Prompt {i}.", "max_tokens": max_tokens} for i in range(num_jobs))
+        jobs: Iterator[JobFields] = (
+            {"prompt": f"Prompt {i}.", "max_tokens": max_tokens} for i in range(num_jobs)
+        )
         ids = [job.id for job in client.submit_many(jobs)]
         worker = bench.start_worker()
         before_s, started_at_s = cpu_s(worker.pid), time.perf_counter()

@@ -80,7 +80,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"entropy": 1}, "invalid_request"),
     ({"response_format": {"type": "json_schema"}}, "invalid_request"),
     ({"structured_outputs": {"json": {"uniqueItems": True}}}, "invalid_request"),
-    ({"structured_outputs": {"json": {"patternProperties": {}}}}, "invalid_request"),
+    ({"structured_outputs": {"json": {"patternProperties": {"a": {}}}}}, "invalid_request"),
     ({"structured_outputs": {"regex": "(a"}}, "invalid_request"),
     ({"structured_outputs": {}}, "invalid_request"),
     ({"response_format": {}}, "invalid_request"),

@@ -7,11 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 import jsonschema
-import pytest
 
 from batchmill.producer import (
     BatchRequest,
-    GenerationJob,
     JobError,
     JobResult,
     JobState,
@@ -25,9 +23,10 @@ from batchmill.producer.protocol.outbox import OutboxEntry
 from batchmill.producer.protocol.records import JobRecord, read_job
 from batchmill.producer.protocol.replies import Claim, HeldJob, ReleaseCause, TokenWrite
 from batchmill.producer.schemas import render, schemas
-from batchmill.producer.store import batch_calls
+from batchmill.producer.store import batch_calls, receivers
 from batchmill.producer.store.job_store import JobStore
 from batchmill.producer.store.submission import prepare
+from batchmill.producer.webhook.target import TargetPolicy
 from batchmill.worker.webhooks.payload import render_body
 
 from ..structure.public_interface import ROOT
@@ -49,30 +48,12 @@ def test_files_are_those_of_the_code() -> None:
     assert not stale, "run: python -m batchmill.producer.schemas schema"
 
 
-@pytest.mark.parametrize(
-    ("job", "fits"),
-    [
-        ({"prompt": "hi"}, True),
-        ({"prompt": [1, 2], "stop": ["END"], "top_k": 4, "seed": None}, True),
-        ({"messages": [{"role": "user", "content": "hi"}], "metadata": {"a": "b"}}, True),
-        ({"prompt": "hi", "max_tokens": -1}, False),
-        ({"prompt": "hi", "temperature": "hot"}, False),
-        ({"prompt": "hi", "no_such_field": 1}, False),
-        ({"messages": [{"role": "nobody", "content": "hi"}]}, False),
-    ],
-)
-def test_job_schema_and_the_check_at_submit_agree(job: dict[str, Any], fits: bool) -> None:
-    assert is_valid("job.schema.json", job) is fits
-    if fits:
-        GenerationJob.model_validate(job)
-
-
 def test_results_and_events_fit_their_schemas() -> None:
     error = JobError(code="engine_error", message="x")
     result = JobResult(id="gen_1", model="demo", status=JobState.FAILED, error=error)
     assert is_valid("result.schema.json", json.loads(result.model_dump_json()))
     entry = OutboxEntry(
-        "evt_gen_1_failed", "generation.failed", "gen_1", "https://e", 1, 1, 5, None
+        "evt_gen_1_failed", "generation.failed", "gen_1", "https://e", 1, "1.n", 5, None
     )
     for record in (None, _record(result)):
         event = json.loads(render_body(entry, record))
@@ -98,12 +79,17 @@ def test_real_records_fit_their_schema_and_hold_no_field_that_it_does_not_know(
     }
     documents: list[dict[str, Any]] = [{"prompt": "x"}, {"prompt": "x", **everything}]
     ids = []
+    hook, types = "https://example.com/hook", ["generation.cancelled"]
+    receiver, secret = receivers.make_receiver("mine", hook, types, TargetPolicy())
+    value = receivers.new_secret_value(secret)
+    store.read(receivers.put_receiver("default", receiver, value))
     store.run(batch_calls.create(BatchRequest(), settings, "batch_1"))
     for number, fields in enumerate(documents):
         new = prepare(parse_job(fields), settings, job_id=f"job-{number}")
         if number == 1:
             place = BatchPlace("batch_1", 0, "c0", "/v1/completions")
-            new = replace(new, celery_result=True, batch=place)
+            new = replace(new, celery_result=True, batch=place, start_by_ms=10**15)
+            new = replace(new, api_key="key_1", gateway="{}")
             new = replace(new, celery_headers='{"group":"g"}', celery_embed='{"chain":null}')
         store.submit(new)
         ids.append(new.job_id)
@@ -120,6 +106,10 @@ def test_real_records_fit_their_schema_and_hold_no_field_that_it_does_not_know(
         assert seen <= known, f"add them to producer/protocol/record_schema.py: {seen - known}"
 
     check()
+    store.client.hset(keys.job("job-1"), "v", 99)
+    store.claim("job-1", owner="w", lease_ms=0, identity="i")
+    store.client.hset(keys.job("job-1"), "v", keys.PROTOCOL_VERSION)
+    check()
     store.announce_due()
     store.cancel("job-0")
     store.run(retry("job-0", QueueLimits()))
@@ -133,6 +123,13 @@ def test_real_records_fit_their_schema_and_hold_no_field_that_it_does_not_know(
         store.cancel("job-0")
         check()
         store.release([held], cause=ReleaseCause.ENGINE_DEATH)
+    claim = store.claim("job-1", owner="w", lease_ms=60_000, identity="another")
+    assert isinstance(claim, Claim)
+    error = '{"code":"out_of_memory","message":"m","retryable":true}'
+    store.complete("job-1", fence=claim.fence, state=JobState.FAILED, error=error, retry_in_ms=1)
+    check()
+    store.client.zadd(keys.SCHEDULED, {"job-1": 1})
+    store.announce_due()
     claim = store.claim("job-1", owner="w", lease_ms=60_000, identity="another")
     assert isinstance(claim, Claim)
     store.cancel("job-1")

@@ -156,3 +156,11 @@ def test_an_embedded_interpreter_starts_a_real_one(monkeypatch: pytest.MonkeyPat
         assert grammar_of(None, {"regex": "embedded"})
     finally:
         checker.close()
+
+
+def test_a_machine_that_can_start_no_process_refuses_structures_for_now(
+    no_check_process: None,
+) -> None:
+    with pytest.raises(ContractError, match="cannot be started") as caught:
+        grammar_of(None, {"regex": "never checked"})
+    assert caught.value.code == structure_check.UNAVAILABLE

@@ -8,9 +8,12 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from openai.types import Completion
+from openai.types.chat import ChatCompletion
 
 from batchmill.producer import Client, JobFailed, JobResult
 
@@ -30,7 +33,12 @@ WORKER = {
 }
 QUESTION = {"role": "user", "content": "How is the weather in Bern?"}
 #: With the bias the random model ends its calls soon.
-CALLING = {"tools": TOOLS, "tool_choice": "required", "logit_bias": {"256": 9}, "max_tokens": 300}
+CALLING: dict[str, Any] = {
+    "tools": TOOLS,
+    "tool_choice": "required",
+    "logit_bias": {"256": 9},
+    "max_tokens": 300,
+}
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +132,51 @@ def test_a_prompt_is_scored_and_a_job_reports_its_times(client: Client) -> None:
     # a fast model, the first token may reach the worker together with the last.
     assert metrics.ttft_s <= metrics.total_time_s
     assert 8 * metrics.inter_token_latency_s <= metrics.total_time_s
+
+
+def test_bulk_lines_with_log_probabilities_are_read_by_openais_types(
+    client: Client, url: str, tmp_path: Path
+) -> None:
+    text = "Some words to be \u00e4valuated."
+    scored = {"model": "tiny", "prompt": text, "echo": True, "logprobs": 2}
+    lines = [
+        ("/v1/completions", {**scored, "max_tokens": 0}),
+        ("/v1/completions", {**scored, "max_tokens": 3, "n": 2, "ignore_eos": True}),
+        (
+            "/v1/chat/completions",
+            {"model": "tiny", "messages": [QUESTION], "logprobs": True, "top_logprobs": 2}
+            | {"max_tokens": 3, "ignore_eos": True},
+        ),
+    ]
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text(
+        "".join(
+            json.dumps({"custom_id": str(number), "method": "POST", "url": to, "body": body}) + "\n"
+            for number, (to, body) in enumerate(lines)
+        )
+    )
+    done = call("bulk", str(source), "--output", str(output), "--broker-url", url)
+    assert done.returncode == 0, done.stderr
+    written = (json.loads(line) for line in output.read_text().splitlines())
+    alone, several, chat = (
+        line["response"]["body"] for line in sorted(written, key=lambda line: line["custom_id"])
+    )
+    plain = run(client, prompt=text, max_tokens=0, prompt_logprobs=2)
+    expected = [each and next(iter(each.values())) for each in plain.prompt_logprobs or [] if each]
+    for body, num_new in ((alone, 0), (several, 3)):
+        parsed: Any = Completion.construct(**body)
+        for choice in parsed.choices:
+            logprobs = choice.logprobs
+            assert logprobs.token_logprobs[0] is None
+            assert logprobs.token_logprobs[1 : len(text.encode())] == pytest.approx(
+                expected, abs=1e-4
+            )
+            assert len(logprobs.tokens) == len(text.encode()) + num_new
+            assert logprobs.text_offset[len(text.encode()) - 1] == len(text) - 1
+            assert choice.text.startswith(text)
+    content = ChatCompletion.model_validate(chat).choices[0].logprobs
+    assert content is not None
+    assert [len(each.top_logprobs) for each in content.content or []] == [2, 2, 2]
 
 
 def test_the_command_line_prints_calls(client: Client, url: str) -> None:

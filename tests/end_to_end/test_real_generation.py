@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from batchmill.worker.demo.prompts import demo_prompts
 from ..support.processes import CLI, wait_until
 from ..worker.command_line import call, error_of
 
-PROMPTS = [prompt.text for prompt in demo_prompts()]
+PROMPTS = [prompt.shown for prompt in demo_prompts()]
 NUM_JOBS = len(PROMPTS)
 MAX_TOKENS = 40
 CONFIG: dict[str, Any] = {"dtype": "float32", "max_model_len": 512, "kv_cache_bytes": 2**29}
@@ -160,9 +161,13 @@ def test_heartbeats_and_status_report_accepted_draft_tokens(redis_url: str, tmp_
         reported = stats()
         assert 0 < reported["accepted_tokens"] <= reported["draft_tokens"]
         shown = call("status", "--broker-url", redis_url).stdout
-        assert f"drafts {reported['draft_tokens']}, accepted " in shown
+        assert reported["dtype"] == "float32"
+        assert " float32 " in shown
+        drafts = re.search(r"drafts (\d+), accepted \d+ %", shown)  # a later heartbeat counts more
+        assert drafts is not None
+        assert int(drafts[1]) >= reported["draft_tokens"]
         data = json.loads(call("status", "--json", "--broker-url", redis_url).stdout)
-        assert data["workers"][0]["stats"]["draft_tokens"] == reported["draft_tokens"]
+        assert data["workers"][0]["stats"]["draft_tokens"] >= int(drafts[1])
 
         os.kill(reported["engine_pid"], signal.SIGKILL)  # another process counts from 0
         wait_until(lambda: stats().get("draft_tokens") == 0, "the next engine's first heartbeat")

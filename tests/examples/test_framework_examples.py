@@ -60,6 +60,7 @@ def running_worker(
 def worker(running_worker: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """Set the environment so that clients reach the worker; return the URL."""
     monkeypatch.setenv("BATCHMILL_BROKER_URL", running_worker)
+    monkeypatch.syspath_prepend(EXAMPLES)  # they import each other, as from their own folder
     return running_worker
 
 

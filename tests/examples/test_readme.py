@@ -67,7 +67,7 @@ def test_the_shell_examples_work_as_typed(live_stack: dict[str, str], tmp_path: 
         assert program == "batchmill"
         words = [job_id if word == "ID" else word for word in words]
         output = run(*CLI, *words, environment=live_stack, cwd=tmp_path)
-        if words[0] == "submit" and "--wait" not in words:
+        if words[0] == "submit" and not {"--wait", "--stream"} & set(words):
             job_id = output.strip()
         commands.append(words[0])
     assert {"submit", "result", "status"} <= set(commands)

@@ -8,7 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any
 
-from batchmill.producer import AsyncClient, AsyncJob
+from batchmill.producer import AsyncClient, AsyncJob, AsyncSubmissions
 
 
 class LoopThread:
@@ -49,10 +49,12 @@ class Blocking:
         return call
 
     def _wait(self, result: Any) -> Any:
-        if inspect.isasyncgen(result):
+        if inspect.isasyncgen(result) or isinstance(result, AsyncSubmissions):
             return self._iterate(result)
         if inspect.iscoroutine(result):
             result = self._loop.run(result)
+        if isinstance(result, list):
+            return [self._wait(item) for item in result]
         return Blocking(result, self._loop) if isinstance(result, AsyncJob) else result
 
     def _iterate(self, items: AsyncIterator[Any]) -> Iterator[Any]:

@@ -14,9 +14,14 @@ from redis import Redis
 from batchmill.producer import AsyncClient, Client
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls.new_job import NewJob, QueueLimits
+from batchmill.producer.protocol.pauses import PauseKind
 from batchmill.producer.protocol.replies import Claim, JobState, SubmitReply
+from batchmill.producer.protocol.used_tokens import UsedTokens
 from batchmill.producer.store.job_store import JobStore
+from batchmill.producer.store.pauses import Pauses
 
+from ..support.fences import fence_of
+from ..support.outbox import assert_outbox_adds_up
 from .blocking_client import Blocking, LoopThread
 
 QUEUE = keys.queue_name("demo", "normal")
@@ -59,6 +64,10 @@ class Bench:
         self.submit(job_id, **changes)
         return self.claim(job_id, lease_ms=lease_ms)
 
+    def fence(self, job_id: str) -> str:
+        """Return the fence of a job's last claim."""
+        return fence_of(self.store.load(job_id))
+
     def lose_lease(self, job_id: str) -> None:
         """Move the end of a lease into the past, as if its worker had been silent."""
         assert self.redis.zadd(keys.LEASES, {job_id: 1}, xx=True, ch=True) == 1
@@ -80,7 +89,7 @@ class Bench:
 
     def take_announcement(self) -> bytes | None:
         """Take the next message of the queue, as kombu does."""
-        message: bytes | None = self.redis.rpop(QUEUE)
+        message: bytes | None = self.redis.rpop(keys.announced(QUEUE))
         return message
 
     def take_next(self) -> str | None:
@@ -94,19 +103,17 @@ class Bench:
 
     def end(self, job_id: str, num_tokens: int) -> None:
         """Complete a claimed job that used a number of tokens."""
-        record = self.store.load(job_id)
-        assert record is not None
         self.store.complete(
             job_id,
-            fence=record.fence,
+            fence=self.fence(job_id),
             state=JobState.COMPLETED,
             result="{}",
-            num_tokens=num_tokens,
+            used=UsedTokens(completion=num_tokens),
         )
 
     def announced(self) -> list[str]:
         """Return the jobs in the queue's list, in the order in which they are taken."""
-        messages = reversed(self.redis.lrange(QUEUE, 0, -1))
+        messages = reversed(self.redis.lrange(keys.announced(QUEUE), 0, -1))
         return [json.loads(message)["headers"]["id"] for message in messages]
 
     def state(self, job_id: str) -> str | None:
@@ -145,11 +152,14 @@ def check_keys() -> Callable[[Redis], None]:
 
 #: Keys without a TTL: indexes and registries, none of which grows with the jobs that ended.
 REGISTRIES = {
-    *(keys.ENDPOINTS_DISABLED, keys.CELERY_ENDS, keys.UNUSABLE),
-    *(keys.INBOX, keys.INBOX_ARRIVED, keys.INBOX_TAKEN, keys.INBOX_DOCUMENTS),
+    *(keys.SETTLED_EVENTS, keys.ENDPOINTS_DISABLED, keys.PAUSED, keys.CELERY_ENDS, keys.UNUSABLE),
+    *(keys.INBOX, keys.INBOX_ARRIVED, keys.INBOX_TAKEN, keys.INBOX_DOCUMENTS, keys.INBOX_TAKERS),
     *(keys.LEASES, keys.DEADLINES, keys.QUEUES, keys.OUTBOX, keys.DEAD, keys.WORKERS, keys.TOTALS),
-    *(keys.BATCHES, keys.BATCHES_DUE),
-    *(keys.SCHEDULED, keys.USAGE, keys.TENANTS, keys.WINDOW),
+    *(keys.BATCHES, keys.BATCHES_DUE, keys.SESSIONS, keys.CLOCK, keys.LAST_SWEEP),
+    *(keys.SCHEDULED, keys.USAGE, keys.TENANTS, keys.WINDOW, keys.REPAIR, keys.MEMORY),
+    *(keys.SERVED, keys.LEFTOVERS, keys.API_KEYS, keys.OUTBOX_TAKERS),
+    *(keys.USED_TOKENS, keys.RECEIVER_SECRETS),
+    *(keys.BATCH_INTAKES, keys.FILES_EXPIRING),
 }
 
 
@@ -183,7 +193,7 @@ def indexes_that_hold_just_the_records(redis: Any, names: set[str]) -> set[str]:
 def assert_every_key_ends(redis: Any) -> None:
     """Assert that each key has a time to live or an index entry, and that each index is right."""
     names = {name.decode() for name in redis.scan_iter(match=keys.PREFIX + "*")}
-    queues = [queue.decode() for queue in redis.smembers(keys.QUEUES)]
+    queues = [queue.decode() for queue in redis.zrange(keys.QUEUES, 0, -1)]
     queued = {i.decode() for queue in queues for i in redis.zrange(keys.queued(queue), 0, -1)}
     leased = {i.decode() for i in redis.zrange(keys.LEASES, 0, -1)}
     deadlines = {i.decode() for i in redis.zrange(keys.DEADLINES, 0, -1)}
@@ -191,18 +201,17 @@ def assert_every_key_ends(redis: Any) -> None:
     assert not queued & leased
     assert deadlines <= queued
     live = queued | leased
-    allowed = REGISTRIES | {keys.queued(queue) for queue in queues}
+    allowed = REGISTRIES | {key(queue) for queue in queues for key in (keys.queued, keys.announced)}
     allowed |= {key(i) for i in live for key in (keys.job, keys.tokens, keys.text)}
     allowed |= indexes_that_hold_just_the_records(redis, names)
     allowed |= {keys.event(i) for i in pending}
+    allowed |= assert_outbox_adds_up(redis, pending)
     for queue in queues:
         allowed |= assert_waiting_jobs_add_up(redis, queue)
-    assert_usage_adds_up(redis, queued)
+    assert_usage_adds_up(redis, queued, leased)
     for i in live:
         assert keys.job(i) in names, f"index entry {i} without a record"
         assert redis.ttl(keys.job(i)) == -1, f"job {i} has not ended and would be deleted"
-        if key := redis.hget(keys.job(i), "idempotency_key"):
-            allowed.add(keys.idempotency(key.decode()))
     for i in pending:
         assert keys.event(i) in names, f"outbox entry {i} without an event"
         assert redis.ttl(keys.event(i)) == -1
@@ -212,8 +221,10 @@ def assert_every_key_ends(redis: Any) -> None:
             allowed |= {keys.batch(batch_id), keys.batch_jobs(batch_id)}
         else:
             assert redis.zscore(keys.BATCHES_DUE, batch_id), f"{batch_id} stays in the index"
+    allowed |= {name for name in names if name.startswith(f"{keys.LEFTOVERS}:")}
+    allowed |= {name for name in names if name.startswith(keys.receivers(""))}
     for name in names - allowed:
-        assert redis.ttl(name) > 0, f"{name} has neither a time to live nor an index entry"
+        assert redis.pttl(name) != -1, f"{name} has neither a time to live nor an index entry"
 
 
 def assert_waiting_jobs_add_up(redis: Any, queue: str) -> set[str]:
@@ -234,34 +245,44 @@ def assert_waiting_jobs_add_up(redis: Any, queue: str) -> set[str]:
     for key, ids in backlogs.items():
         assert {_tenant(redis, i) for i in ids} == {key.decode().rpartition(":")[2]}
     turns = {name.decode() for name in redis.zrange(keys.turns(queue), 0, -1)}
-    assert turns == {key.decode().rpartition(":")[2] for key in backlogs}
+    paused = {x.name for x in Pauses(JobStore(redis)).all() if x.kind is PauseKind.TENANT}
+    assert turns == {key.decode().rpartition(":")[2] for key in backlogs} - paused
     charges: dict[str, int] = {}
     for key in redis.scan_iter(match=keys.job("*")):
         charge = redis.hget(key, "charge")
         if charge is not None and redis.hget(key, "queue").decode() == queue:
             tenant = redis.hget(key, "tenant").decode()
             charges[tenant] = charges.get(tenant, 0) + int(charge)
-    under_way = redis.hgetall(keys.under_way(queue))
-    assert {name.decode(): int(value) for name, value in under_way.items()} == {
-        name: value for name, value in charges.items() if value
-    }
-    own = {keys.turns(queue), keys.used(queue), keys.under_way(queue)}
+    assert under_way(redis, queue) == {name: value for name, value in charges.items() if value}
+    own = {keys.turns(queue), keys.used(queue)}
     return own | {key.decode() for key in backlogs}
 
 
-def assert_usage_adds_up(redis: Any, queued: set[str]) -> None:
-    """Assert that the usage counters equal the waiting jobs."""
+def under_way(redis: Any, queue: str) -> dict[str, int]:
+    """Return the virtual time charged to each tenant for announced and running jobs of a queue."""
+    fields = {name.decode(): int(value) for name, value in redis.hgetall(keys.USAGE).items()}
+    ending = f":{queue}"
+    return {
+        name.removeprefix("under_way:").removesuffix(ending): value
+        for name, value in fields.items()
+        if name.startswith("under_way:") and name.endswith(ending)
+    }
+
+
+def assert_usage_adds_up(redis: Any, queued: set[str], leased: set[str]) -> None:
+    """Assert that the usage counters equal the waiting and running jobs."""
     expected: dict[str, int] = {}
-    for i in queued:
+    for i in queued | leased:
         fields = redis.hgetall(keys.job(i))
-        if b"cost" not in fields:
-            continue  # of an older version, or deleted by hand
-        amounts = {"jobs": 1, "bytes": len(fields[b"doc"]), "tokens": int(fields[b"cost"])}
+        amounts = {"unfinished": 1, "reserved": int(fields[b"reserved_bytes"])}
+        if i in queued:
+            amounts |= {"jobs": 1, "bytes": len(fields[b"doc"]), "tokens": int(fields[b"cost"])}
         for name, amount in amounts.items():
             for field in (name, f"{name}:{fields[b'tenant'].decode()}"):
                 expected[field] = expected.get(field, 0) + amount
-    counted = redis.hgetall(keys.USAGE)
-    assert {name.decode(): int(value) for name, value in counted.items()} == expected
+    counted = {name.decode(): int(value) for name, value in redis.hgetall(keys.USAGE).items()}
+    waiting = {name: value for name, value in counted.items() if not name.startswith("under_way:")}
+    assert waiting == {name: value for name, value in expected.items() if value}
 
 
 def _tenant(redis: Any, job_id: bytes) -> str:

@@ -70,7 +70,11 @@ refused when the job is submitted.
   whole text; look-around is refused.
 - Refused in a JSON schema, among others: `patternProperties`, `uniqueItems`, `not`, `if`,
   `contains`, `oneOf` with alternatives that overlap, `minProperties` above the number of `required`
-  properties, and unknown formats.
+  properties. Keywords and values of `format` that JSON Schema does not enforce (`title`, `x-…`,
+  `password` …) are annotations, and allowed. Enforced formats are `date`, `date-time`, `time`,
+  `duration`, `email`, `hostname`, `ipv4`, `ipv6`, `uri` and `uuid`.
+- Properties are generated in the order of the schema. Required ones that it does not describe come
+  next, and any others last.
 
 """
 

@@ -19,11 +19,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 ORIGINALS = (
     "producer/store/async_store.py",
+    "producer/watch/async_progress.py",
+    "producer/watch/async_explanation.py",
     "producer/watch/async_one_job.py",
     "producer/watch/async_many_jobs.py",
     "producer/watch/async_stream.py",
     "producer/client/async_job_verbs.py",
+    "producer/client/async_first_item.py",
     "producer/client/async_batch_verbs.py",
+    "producer/client/async_batches.py",
+    "producer/client/async_operator_verbs.py",
     "producer/client/async_client.py",
 )
 #: Patterns and their replacements, in code, docstrings and comments alike.
@@ -33,6 +38,7 @@ RULES = (
     (r"from \.async_checks import check_structures\n", ""),
     (r"\n +await check_structures\(.*\)", ""),
     (r"\bas_async\((\w+)\)", r"\1"),
+    (r"\baiter\(", "iter("),
     (r"\basync (def|for|with)\b", r"\1"),
     (r"\bawait ", ""),
     (r"\basyncio\.sleep\b", "time.sleep"),
@@ -51,6 +57,12 @@ TEXTS = {
     ],
     "producer/watch/async_many_jobs.py": [
         ("Not for use by several tasks.", "Not for use by several threads."),
+    ],
+    "producer/client/async_batches.py": [
+        (
+            "lines of a bulk file, from an asynchronous iterable or another one.",
+            "lines of a bulk file.",
+        ),
     ],
     "producer/client/async_client.py": [
         ("The asyncio client:", "The synchronous client:"),
@@ -77,17 +89,10 @@ TEXTS = {
 """,
         ),
         (
-            """asked for; this sends all:
-        `[job async for job in client.submit_many(jobs)]`.
-""",
-            """asked for; `list(client.submit_many(jobs))` sends all.
-""",
-        ),
-        (
-            "values or mappings, from an asynchronous iterable or another one.",
+            """values or mappings, from an asynchronous iterable or
+                another one.""",
             "values or mappings.",
         ),
-        ("a bulk file, from an asynchronous iterable or another one.", "a bulk file."),
     ],
 }
 

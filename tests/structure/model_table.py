@@ -57,6 +57,14 @@ model is read tensor by tensor, and its progress is logged every few seconds. Me
 model's size plus one or two of its layers, or plus 60 MB if that is more, regardless of the number
 of layers and files. For transformers, the files stay mapped until they are read.
 
+The default, `auto`, is bfloat16 on a GPU and on a CPU with AVX512_BF16. Other CPUs have no
+instructions for bfloat16 and compute float32 [faster](BENCHMARKS.md#dtypes-on-avx2-2026-11-30),
+so there it is float32, which takes twice the memory. A model that does not fit is refused with the
+remedy; set `BATCHMILL_DTYPE=bfloat16` to serve it more slowly. `batchmill doctor` says what `auto`
+is on a machine; the worker's log and `batchmill status` say what a worker has. A job that moves to
+a worker with another dtype starts over, so set the dtype yourself if workers of one model run on
+unlike machines.
+
 `BATCHMILL_QUANTIZATION=int8` (`batchmill worker --quantization int8`) gives any native model 8-bit
 weights and products on a CPU, including the experts of a mixture and the output head. The
 embedding, the router, the norms and the KV cache stay in the dtype. Weights, including those of a
@@ -73,7 +81,9 @@ the GPU one by one. [Decision 0014](decisions/0014-fp8-weights.md) has the reaso
 
 A model that would be computed wrongly is refused when it is loaded, by name and with the reason:
 
-- weights stored in a quantized format, pickled weights, missing weights;
+- weights stored in a quantized format, pickled weights, missing weights, and stored weights that
+  config.json does not describe although they belong to a module or layer of the model (a bias, an
+  adapter); weights of other parts, such as heads of training, are ignored with a warning;
 - one part of a split GGUF file, or a GGUF file with more weights than its model or with position
   scaling that is not linear, yarn, Llama 3's or Phi 3's, which are taken over;
 - int8 on a GPU, with transformers, or without the C++ kernels;

@@ -16,7 +16,9 @@ from typing import Any
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings
 
-from batchmill.worker.cli.setting_docs import setting_docs
+from batchmill.producer.secrets_from_files import FILE_SUFFIX
+from batchmill.producer.webhook.target_settings import holds_secret
+from batchmill.worker.cli.setting_docs import format_items, setting_docs
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("engine", "kernels", "producer", "worker")
@@ -39,7 +41,7 @@ class Setting:
         if isinstance(value, bool):
             return f"`{str(value).lower()}`"
         if isinstance(value, tuple):
-            return f"`{','.join(f'{item:g}' for item in value)}`"
+            return f"`{format_items(value)}`"
         return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
 
     def row(self, variable: str) -> str:
@@ -84,7 +86,10 @@ def plain_variables() -> set[str]:
 
 def variable_names() -> set[str]:
     """Return every BATCHMILL_* environment variable that the code reads."""
-    return plain_variables() | set(settings())
+    secrets = {name for name, setting in settings().items() if holds_secret(setting.field)}
+    files = {name + FILE_SUFFIX for name in secrets}
+    build = set(re.findall(r'environ\.get\("(BATCHMILL_\w+)"', (ROOT / "setup.py").read_text()))
+    return plain_variables() | set(settings()) | files | build
 
 
 def named_variables(text: str) -> set[str]:
@@ -96,9 +101,9 @@ def named_variables(text: str) -> set[str]:
 # is called, so that the other commands start fast.
 _PRINT_COMMANDS = """
 import json, sys
-sys.argv += ["demo", "up", "worker", "deliver"]
+sys.argv += ["demo", "up", "worker", "deliver", "gateway"]
 import typer
-from batchmill.worker.cli import app
+from batchmill.worker.cli.main import app
 
 def describe(command):
     options = [name for param in command.params for name in param.opts + param.secondary_opts]

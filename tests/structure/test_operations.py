@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -68,14 +71,14 @@ def test_every_program_runs_under_its_own_rules(port: int, tmp_path: Path) -> No
         stack.enter_context(process(*CLI, "deliver", environment=deliverer, log=log))
         flower = {
             **STUB,
-            "CELERY_BROKER_URL": url_of("flower", port),
+            "BATCHMILL_BROKER_URL": url_of("flower", port),
             "FLOWER_ADDRESS": "127.0.0.1",
             "FLOWER_PORT": str(flower_port),
             "FLOWER_READ_ONLY": "true",
             "FLOWER_UNAUTHENTICATED_API": "true",
         }
         log = tmp_path / "flower.log"
-        stack.enter_context(process("-m", "celery", "flower", environment=flower, log=log))
+        stack.enter_context(process(*CLI, "flower", environment=flower, log=log))
         wait_until(lambda: ask_flower(flower_port, "workers?refresh=1") != {}, "Flower")
 
         settings = ProducerSettings(
@@ -90,6 +93,10 @@ def test_every_program_runs_under_its_own_rules(port: int, tmp_path: Path) -> No
         assert job.result(timeout_s=30).usage.completion_tokens == 8
         assert receiver.wait_for(1, timeout_s=30)
         wait_until(lambda: job.id in ask_flower(flower_port, "tasks"), "the job in Flower")
+        client.submit(prompt="of a model that nobody serves", model="other")
+        rows = ask_flower(flower_port, "queues/length")["active_queues"]
+        waiting = {row["name"]: row["messages"] for row in rows}
+        assert waiting["batchmill.other.normal"] == 1
         # Any Redis client, as producers in other languages use.
         pushes = redis.Redis.from_url(url_of("inbox", port), decode_responses=True)
         pushes.lpush("batchmill:inbox", '{"id": "pushed", "prompt": "x", "max_tokens": 2}')
@@ -101,6 +108,32 @@ def test_every_program_runs_under_its_own_rules(port: int, tmp_path: Path) -> No
     store.close()
     admin.close()
     assert refused == [], (tmp_path / "worker.log").read_text()
+
+
+def test_the_command_of_the_page_asks_workers(redis_url: str, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    (command,) = re.findall(r"^ *URL=.*\n *celery -b .* inspect stats$", page, re.MULTILINE)
+    programs = str(Path(sys.executable).parent)
+    environment = os.environ | {
+        "BATCHMILL_BROKER_URL": redis_url,
+        "PATH": f"{programs}:{os.environ['PATH']}",
+    }
+    store = JobStore.from_url(redis_url)
+    with ready_worker(redis_url, store, tmp_path, {"BATCHMILL_WORKER_NAME": "one@test"}):
+        answer = subprocess.run(
+            ["/bin/sh", "-c", f"{command} -d one@test -t 60"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    store.close()
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert "tokens_per_s" in answer.stdout
+    log = (tmp_path / "worker.log").read_text()
+    assert "engine_ready" in log
+    assert "superuser" not in log
+    assert " ready." not in log, "only the engine says when the worker takes jobs"
 
 
 def ask_flower(port: int, path: str) -> dict[str, Any]:
@@ -121,6 +154,16 @@ def test_no_user_may_do_more(user: str, command: tuple[str, ...], port: int) -> 
     client = redis.Redis.from_url(url_of(user, port))
     with pytest.raises(redis.exceptions.NoPermissionError):
         client.execute_command(*command)
+    client.close()
+
+
+@pytest.mark.parametrize("key", ["batchmill:job:chosen", "batchmill:dead:chosen"])
+@pytest.mark.parametrize("command", ["LPUSH", "RPUSH"])
+def test_who_pushes_documents_cannot_occupy_ids(key: str, command: str, port: int) -> None:
+    client = redis.Redis.from_url(url_of("inbox", port))
+    assert client.hgetall(key) == {}
+    with pytest.raises(redis.exceptions.NoPermissionError):
+        client.execute_command(command, key, "not a record")
     client.close()
 
 

@@ -21,12 +21,14 @@ ORDER = {
         *("sampling", "execution", "engine", "__init__"),
     ),
     "producer": (
-        *("plural", "protocol", "results", "errors", "broker_url", "webhook"),
-        *("settings", "job", "store", "watch", "client", "bulk", "schemas", "__init__"),
+        *("install_hint", "plural", "moments", "protocol", "results", "progress"),
+        *("error_codes", "errors", "secrets_from_files", "broker_url", "webhook", "settings"),
+        *("job", "files", "store", "watch", "client", "bulk", "schemas", "__init__"),
     ),
     "worker": (
-        *("errors", "service_errors", "logs", "terminal", "settings", "engine_host", "jobs"),
-        *("consumer", "app", "bench", "webhooks", "local", "demo", "cli", "__init__"),
+        *("error_codes", "errors", "service_errors", "logs", "terminal", "settings", "health"),
+        *("engine_host", "jobs", "webhooks", "local", "gateway", "unknown_settings"),
+        *("consumer", "app", "bench", "monitor", "demo", "chaos", "cli", "__init__"),
     ),
 }
 #: The packages that a folder may import from another; all others are private to their folder.
@@ -35,8 +37,9 @@ IMPORTABLE = {
     ("engine", "kernels"): {"cpu", "errors", "ops", "reference"},
     ("worker", "engine"): {"__init__", "cpu_kernels", "errors", "lifecycle", "request"},
     ("worker", "producer"): {
-        *("__init__", "broker_url", "bulk", "errors", "job", "plural", "protocol", "results"),
-        *("settings", "store", "webhook"),
+        *("__init__", "broker_url", "bulk", "client", "error_codes", "errors", "files"),
+        *("install_hint", "job", "plural", "progress", "protocol", "results"),
+        *("secrets_from_files", "settings", "store", "webhook"),
     },
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,9 +17,17 @@ from pathlib import Path
 
 import pytest
 
+from batchmill.kernels.cpu.isa import isas_of_architecture
+
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("engine", "kernels", "producer", "worker")
+#: The folder of the package `batchmill` itself.
+PACKAGE = "package"
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+SHOW = (
+    "import batchmill.engine, batchmill; from batchmill import Client; "
+    "print(batchmill.engine.__file__, Client.__name__, batchmill.__version__)"
+)
 MAIN_SITE_PACKAGES = sysconfig.get_paths()["purelib"]
 
 
@@ -53,10 +62,10 @@ def tracked_files() -> list[str]:
 
 
 def shipped_files(root: Path) -> set[str]:
-    """Return every file of the four folders that an installed package must contain."""
+    """Return every file that an installed package must contain, relative to the root."""
     return {
         path.relative_to(root).as_posix()
-        for folder in FOLDERS
+        for folder in (*FOLDERS, PACKAGE)
         for path in (root / folder).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
@@ -105,21 +114,20 @@ def built(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
     return Built(tree, wheel, sdist)
 
 
-def test_every_folder_with_python_files_is_a_listed_package() -> None:
+def test_every_folder_with_files_is_a_listed_package() -> None:
+    # One with data files alone as well: setuptools warns that it would leave it out.
     folders = {
-        Path(path).parent.as_posix()
-        for path in tracked_files()
-        if path.endswith(".py") and path.split("/")[0] in FOLDERS
+        Path(path).parent.as_posix() for path in tracked_files() if path.split("/")[0] in FOLDERS
     }
     listed = PYPROJECT["tool"]["setuptools"]["packages"]
     wanted = {f"batchmill.{folder.replace('/', '.')}" for folder in {*folders, *FOLDERS}}
-    assert listed == sorted(wanted)
+    assert listed == ["batchmill", *sorted(wanted)]
     mapped = PYPROJECT["tool"]["setuptools"]["package-dir"]
-    assert mapped == {f"batchmill.{folder}": folder for folder in FOLDERS}
+    assert mapped == {"batchmill": PACKAGE} | {f"batchmill.{folder}": folder for folder in FOLDERS}
 
 
 def test_no_python_file_lies_outside_the_known_folders() -> None:
-    known = {*FOLDERS, "tests", "examples", "compose", "docs"}
+    known = {*FOLDERS, PACKAGE, ".dev", "tests", "examples", "compose", "docs"}
     strays = [p for p in tracked_files() if p.endswith(".py") and p.split("/")[0] not in known]
     assert set(strays) <= {"setup.py"}
 
@@ -138,7 +146,9 @@ def test_every_data_file_matches_a_package_data_pattern() -> None:
 
 
 def test_every_folder_has_a_marker_for_type_checkers() -> None:
-    assert [folder for folder in FOLDERS if not (ROOT / folder / "py.typed").is_file()] == []
+    assert [
+        folder for folder in (*FOLDERS, PACKAGE) if not (ROOT / folder / "py.typed").is_file()
+    ] == []
 
 
 def test_kernels_stays_a_namespace_folder() -> None:
@@ -148,7 +158,10 @@ def test_kernels_stays_a_namespace_folder() -> None:
 
 def test_links_for_type_checkers_lead_to_the_folders() -> None:
     links = {link.name: os.readlink(link) for link in (ROOT / ".dev" / "batchmill").iterdir()}
-    assert links == {folder: f"../../{folder}" for folder in FOLDERS}
+    files = ("__init__.py", "py.typed")
+    assert links == {folder: f"../../{folder}" for folder in FOLDERS} | {
+        name: f"../../{PACKAGE}/{name}" for name in files
+    }
 
 
 def test_every_direct_dependency_has_a_tested_version() -> None:
@@ -165,7 +178,9 @@ def test_every_direct_dependency_has_a_tested_version() -> None:
 def test_the_wheel_contains_every_source_file_and_nothing_else(built: Built) -> None:
     with zipfile.ZipFile(built.wheel) as wheel:
         members = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    assert members == {f"batchmill/{path}" for path in shipped_files(built.tree)}
+    assert members == {
+        f"batchmill/{path.removeprefix(f'{PACKAGE}/')}" for path in shipped_files(built.tree)
+    }
 
 
 def test_the_sdist_contains_every_source_file_the_licence_and_the_readme(built: Built) -> None:
@@ -174,21 +189,56 @@ def test_the_sdist_contains_every_source_file_the_licence_and_the_readme(built: 
     assert shipped_files(built.tree) | {"LICENSE", "README.md", "pyproject.toml"} <= members
 
 
+def test_a_release_wheel_has_compiled_kernels_and_absolute_links(
+    tree: Path, tmp_path: Path
+) -> None:
+    # Compiling takes minutes: this compiler only makes the files.
+    compiler = tmp_path / "bin" / "c++"
+    compiler.parent.mkdir()
+    compiler.write_text('#!/bin/sh\nfor last; do :; done\necho "$@" > "$last"\n')
+    compiler.chmod(0o755)
+    pip = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation")
+    environment = {
+        "PATH": f"{compiler.parent}:{os.environ['PATH']}",
+        "BATCHMILL_BUILD_KERNELS": "1",
+        "BATCHMILL_REPOSITORY_URL": "https://example.org/batchmill",
+    }
+    run(*pip, "--wheel-dir", tmp_path, tree, cwd=tmp_path, **environment)
+    (path,) = tmp_path.glob("*.whl")
+    # One wheel for every Python of this architecture.
+    assert re.fullmatch(r"batchmill-[\d.]+-py3-none-linux_\w+\.whl", path.name)
+    with zipfile.ZipFile(path) as wheel:
+        libraries = {
+            Path(name).name.partition("-")[0]: wheel.read(name).decode()
+            for name in wheel.namelist()
+            if name.startswith("batchmill/kernels/cpu/built/")
+        }
+        (metadata,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+        described = wheel.read(metadata).decode()
+    assert set(libraries) == {isa.name for isa in isas_of_architecture()}
+    for isa in isas_of_architecture():
+        assert all(flag in libraries[isa.name] for flag in isa.flags)
+    assert "\nProject-URL: Source, https://example.org/batchmill\n" in described
+    links = re.findall(r"\]\(([^)#]\S*?)\)", described)
+    assert [link for link in links if not link.startswith("https://")] == []
+
+
 def test_an_installed_wheel_is_imported_from_its_environment(built: Built, tmp_path: Path) -> None:
     python = new_environment(tmp_path / "fresh")
     pip_install(python, built.wheel, cwd=tmp_path)
-    show = "import batchmill.producer as p; print(p.__file__, p.Client.__name__)"
-    file, name = run(python, "-c", show, cwd=tmp_path).split()
-    assert Path(file).is_relative_to(tmp_path / "fresh")
-    assert name == "Client"
+    # Also in the root of the checkout, whose folders must not be taken for the package.
+    for cwd in (tmp_path, built.tree):
+        file, name, version = run(python, "-c", SHOW, cwd=cwd).split()
+        assert Path(file).is_relative_to(tmp_path / "fresh")
+        assert (name, version) == ("Client", PYPROJECT["project"]["version"])
 
 
 def test_an_editable_install_works_from_any_folder(tree: Path, tmp_path: Path) -> None:
     python = new_environment(tmp_path / "fresh")
     pip_install(python, "--no-build-isolation", "-e", tree, cwd=tmp_path)
-    show = "import batchmill.producer, batchmill.engine as e; print(e.__file__)"
-    for cwd in (Path("/"), tmp_path):
-        file = Path(run(python, "-c", show, cwd=cwd).strip())
-        assert file == tree / "engine" / "__init__.py"
+    for cwd in (Path("/"), tmp_path, tree):
+        file, name, version = run(python, "-c", SHOW, cwd=cwd).split()
+        assert Path(file) == tree / "engine" / "__init__.py"
+        assert (name, version) == ("Client", PYPROJECT["project"]["version"])
     help_text = run(tmp_path / "fresh" / "bin" / "batchmill", "--help", cwd=Path("/"))
     assert "submit" in help_text

@@ -67,16 +67,19 @@ def process(
 
 
 @contextmanager
-def ready_worker(url: str, store: JobStore, folder: Path) -> Iterator[None]:
+def ready_worker(
+    url: str, store: JobStore, folder: Path, further: Mapping[str, str] | None = None
+) -> Iterator[None]:
     """Run a worker with the stub engine, and wait until it takes jobs.
 
     Args:
         url: Broker URL of the worker.
         store: Store that shows its heartbeat.
         folder: Folder for its log.
+        further: Further variables of its environment.
     """
     log = folder / "worker.log"
-    environment = {**STUB, "BATCHMILL_BROKER_URL": url}
+    environment = {**STUB, "BATCHMILL_BROKER_URL": url, **(further or {})}
     with process(*CLI, "worker", environment=environment, log=log) as worker:
 
         def is_ready() -> bool:

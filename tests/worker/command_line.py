@@ -57,9 +57,12 @@ def call(*arguments: str, **environment: str) -> CommandResult:
 
 
 def error_of(result: subprocess.CompletedProcess[str] | CommandResult) -> dict[str, Any]:
-    """Return the error that a command with --json printed, after checking that stdout is empty."""
+    """Return the error that a command with --json printed, after checking that stdout is empty.
+
+    A command that waits for a job writes notes before it, a line of JSON each.
+    """
     assert result.stdout == ""
-    error: dict[str, Any] = json.loads(result.stderr)["error"]
+    error: dict[str, Any] = json.loads(result.stderr.splitlines()[-1])["error"]
     return error
 
 

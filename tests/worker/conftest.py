@@ -23,7 +23,7 @@ from batchmill.producer.protocol.replies import JobState
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store.job_store import JobStore
 from batchmill.producer.store.submission import prepare
-from batchmill.worker.engine_host.stub_engine import stub_text, stub_token
+from batchmill.worker.engine_host.stub_output import stub_text, stub_token
 
 from ..conftest import RedisServer
 
@@ -36,12 +36,14 @@ _RUN = (
 class WorkerProcess:
     """One worker process, with its log in a file."""
 
-    def __init__(self, name: str, environment: dict[str, str], log_path: Path) -> None:
+    def __init__(
+        self, name: str, environment: dict[str, str], log_path: Path, program: str = _RUN
+    ) -> None:
         self.name = name
         self.log_path = log_path
         with log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", _RUN], env=environment, stdout=log, stderr=log
+                [sys.executable, "-c", program], env=environment, stdout=log, stderr=log
             )
 
     @property
@@ -51,7 +53,7 @@ class WorkerProcess:
     def send(self, number: int) -> None:
         self.process.send_signal(number)
 
-    def end(self, number: int = signal.SIGTERM, timeout_s: float = 20.0) -> int:
+    def end(self, number: int = signal.SIGTERM, timeout_s: float = 60.0) -> int:
         """Signal the worker, wait for its end and return its status."""
         self.process.send_signal(number)
         return self.process.wait(timeout_s)
@@ -68,22 +70,36 @@ class Mill:
         self.workers: list[WorkerProcess] = []
         # Acts as any Celery user; it does not know our app.
         self.celery = Celery("other", broker=celery_url(url), backend=celery_url(url))
+        # Kombu shares connections between apps with the same options. Those of an earlier test may
+        # have been killed with its faults.
+        self.celery.conf.broker_transport_options = {"mill": str(folder)}
 
     def start_worker(
-        self, name: str = "w1", *, stub: dict[str, Any] | None = None, **settings: object
+        self,
+        name: str = "w1",
+        *,
+        stub: dict[str, Any] | None = None,
+        program: str = _RUN,
+        **settings: object,
     ) -> WorkerProcess:
         """Start a worker and wait until it takes jobs."""
-        worker = self.launch(name, stub=stub, **settings)
+        worker = self.launch(name, stub=stub, program=program, **settings)
         self.wait_for(
             lambda: self._has_ended(worker) or self.heartbeat(worker) is not None,
             f"{name} to be ready",
+            timeout_s=60,
         )
         return worker
 
     def launch(
-        self, name: str = "w1", *, stub: dict[str, Any] | None = None, **settings: object
+        self,
+        name: str = "w1",
+        *,
+        stub: dict[str, Any] | None = None,
+        program: str = _RUN,
+        **settings: object,
     ) -> WorkerProcess:
-        """Start a worker."""
+        """Start a worker, or another program that runs one."""
         values: dict[str, object] = {
             "broker_url": self.url,
             "engine": "stub",
@@ -98,7 +114,7 @@ class Mill:
         kept = {key: value for key, value in os.environ.items() if key[:10] != "BATCHMILL_"}
         given = {f"BATCHMILL_{key.upper()}": str(value) for key, value in values.items()}
         worker = WorkerProcess(
-            f"{name}@test", kept | given, self.folder / f"{name}-{len(self.workers)}.log"
+            f"{name}@test", kept | given, self.folder / f"{name}-{len(self.workers)}.log", program
         )
         self.workers.append(worker)
         return worker
@@ -131,7 +147,7 @@ class Mill:
     def state(self, job_id: str) -> JobState:
         return self.record(job_id).state
 
-    def wait_ended(self, *job_ids: str, timeout_s: float = 20.0) -> list[JobRecord]:
+    def wait_ended(self, *job_ids: str, timeout_s: float = 60.0) -> list[JobRecord]:
         """Wait until jobs have ended and return their records."""
         for job_id in job_ids:
             self.wait_for(
@@ -146,7 +162,7 @@ class Mill:
             lambda: len(self.store.read_tokens(job_id)) >= num_tokens, f"{num_tokens} tokens"
         )
 
-    def wait_for(self, condition: Callable[[], object], what: str, timeout_s: float = 20.0) -> None:
+    def wait_for(self, condition: Callable[[], object], what: str, timeout_s: float = 60.0) -> None:
         """Wait until a condition holds; if it does not in time, fail with the workers' logs."""
         deadline = time.monotonic() + timeout_s
         while not condition():

@@ -318,7 +318,7 @@ def test_content_appears_only_where_it_belongs(site: Site) -> None:
     documents = records["plain"].document.decode() + records["structured"].document.decode()
     assert all(word in documents for word in canaries[1:6])
     assert any(canaries[-1].encode() in request.body for request in receiver.requests)
-    assert redis.llen("batchmill.unserved.normal") == 1
+    assert redis.llen(keys.announced("batchmill.unserved.normal")) == 1
     assert len(site.shown) > 40
     found = [
         (canary, place)

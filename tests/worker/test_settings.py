@@ -6,9 +6,12 @@ import ssl
 
 import pytest
 from pydantic import ValidationError
+from pydantic_settings import BaseSettings
 
+from batchmill.producer.settings import ProducerSettings
 from batchmill.worker.consumer.app_factory import create_app
 from batchmill.worker.settings import WorkerSettings
+from batchmill.worker.webhooks.settings import WebhookSettings
 
 
 def test_every_setting_comes_from_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,3 +94,27 @@ def test_an_encrypted_connection_checks_the_certificate() -> None:
 
     assert plain.connection_for_read().ssl == {"ssl_cert_reqs": ssl.CERT_REQUIRED}
     assert asked.connection_for_read().ssl == {"ssl_cert_reqs": ssl.CERT_NONE}
+
+
+@pytest.mark.parametrize("settings", [ProducerSettings, WorkerSettings, WebhookSettings])
+def test_an_empty_variable_counts_as_not_set(
+    settings: type[BaseSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    defaults = settings()
+    for name in settings.model_fields:
+        monkeypatch.setenv(f"BATCHMILL_{name.upper()}", "")
+        monkeypatch.setenv(f"BATCHMILL_{name.upper()}_FILE", "")
+    assert settings() == defaults
+
+
+def test_the_word_none_unsets_a_setting_that_may_be_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCHMILL_MAX_MEMORY_PERCENT", "None")
+    monkeypatch.setenv("BATCHMILL_UNSERVED_TTL_S", "none")
+    monkeypatch.setenv("BATCHMILL_SERVED_MODEL_NAME", "none")
+    settings = WorkerSettings()
+    assert settings.max_memory_percent is settings.unserved_ttl_s is None
+    assert settings.served_model_name is None
+
+    monkeypatch.setenv("BATCHMILL_LEASE_S", "none")
+    with pytest.raises(ValidationError, match="lease_s"):
+        WorkerSettings()

@@ -19,6 +19,8 @@ from batchmill.producer.protocol.replies import Claim, JobState
 from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.webhooks.local_receiver import LOOPBACK, ReceivedRequest
 
+from ..support.outbox import due_ms
+
 SECRET = "whsec_" + base64.b64encode(b"0" * 32).decode()
 OLD_SECRET = "whsec_" + base64.b64encode(b"1" * 32).decode()
 PROGRAM = """
@@ -46,9 +48,11 @@ class Deliverers:
             "WEBHOOK_SCHEDULE_S": "0,0.05,0.05,0.05",
             "WEBHOOK_POLL_INTERVAL_S": "0.02",
             "WEBHOOK_BUSY_WAIT_S": "0.05",
+            "WEBHOOK_BREAKER_WAIT_S": "0.05",
             **settings,
         }
-        environment = {f"BATCHMILL_{name}": str(value) for name, value in chosen.items()}
+        given = {name: value for name, value in chosen.items() if value is not None}
+        environment = {f"BATCHMILL_{name}": str(value) for name, value in given.items()}
         process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, self._redis_url], env={**os.environ, **environment}
         )
@@ -107,7 +111,7 @@ def event_state(store: JobStore, event_id: str) -> str:
 
 
 def score(store: JobStore, event_id: str) -> float:
-    return float(store.client.zscore(keys.OUTBOX, event_id) or 0)
+    return due_ms(store.client, event_id) or 0.0
 
 
 def now_ms(store: JobStore) -> float:

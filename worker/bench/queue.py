@@ -97,7 +97,7 @@ def _run_workload(
     times: list[RequestTimes] = []
     num_tokens = 0
     started_at_s = time.perf_counter()
-    handles = list(client.submit_many(jobs))
+    handles = client.submit_many(jobs)
     for ended in client.as_completed(handles, timeout_s=timeout_s):
         try:
             result = ended.result()

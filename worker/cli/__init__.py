@@ -1,8 +1,9 @@
 """The `batchmill` command: one file per group of commands.
 
-Read `main.py` first. Heavy imports stay inside the commands, so that `batchmill --help` is quick.
+Read `main.py` first; `start.py` runs before it. Heavy imports stay inside the commands, so that
+`batchmill --help` is quick.
 """
 
-from .main import app, main
+from .start import main
 
-__all__ = ["app", "main"]
+__all__ = ["main"]

@@ -13,13 +13,27 @@ import typer
 
 from batchmill.worker.terminal import format_time_ms, print_json, print_table
 
-from .broker_connection import resolve_broker
+from .batch_progress import BatchProgressReader
+from .broker_connection import open_store, resolve_broker
 from .command_settings import with_setting_flags
 from .errors import ExitCode, usage_error
-from .options import BrokerUrlOption, JsonOption, MetadataOption, TimeoutOption, parse_pairs
+from .input_options import InputArgument, PromptOptions, ReadingOptions, input_file
+from .line_options import LineOptions, line_settings
+from .option_groups import with_option_groups
+from .options import (
+    BrokerUrlOption,
+    IntervalOption,
+    JsonOption,
+    MetadataOption,
+    TimeoutOption,
+    WatchOption,
+    parse_pairs,
+)
+from .progress_view import follow_progress
 
 if TYPE_CHECKING:
     from batchmill.producer import BatchEntry, BatchStatus, Client, JobRejected
+    from batchmill.producer.bulk.lines import LineSettings
     from batchmill.producer.job.line import BulkLine
 
 _group = typer.Typer(
@@ -31,10 +45,10 @@ _CREATE_EPILOG = (
     "  batchmill batch create requests.jsonl --idempotency-key nightly --errors refused.jsonl\n\n"
     "With --idempotency-key, the same command resumes after any interruption."
 )
+_SHOW_EPILOG = (
+    "Examples:\n\n  batchmill batch show batch_…\n\n  batchmill batch show batch_… --watch"
+)
 _Batch = Annotated[str, typer.Argument(metavar="ID", help="Id of the batch.")]
-_Input = Annotated[
-    Path, typer.Argument(metavar="IN", help="File with OpenAI batch lines or job lines.")
-]
 _Webhook = Annotated[
     str | None, typer.Option(metavar="URL", help="Receives one signed POST when the batch ends.")
 ]
@@ -48,9 +62,6 @@ _Events = Annotated[
 _Ttl = Annotated[float | None, typer.Option(help="Seconds after which unfinished jobs expire.")]
 _Key = Annotated[
     str | None, typer.Option(help="Creating a batch again with the same key resumes the first one.")
-]
-_Model = Annotated[
-    str | None, typer.Option(help="Model for every line, even if a line names another.")
 ]
 _Errors = Annotated[
     Path | None,
@@ -69,8 +80,10 @@ _COLUMNS = ("batch", "state", "total", "completed", "failed", "created")
 
 def add_batch_commands(app: typer.Typer) -> None:
     """Add `batch create`, `show`, `list`, `cancel` and `results`."""
-    _group.command("create", epilog=_CREATE_EPILOG)(with_setting_flags("create", create_batch))
-    _group.command("show", epilog="Example:\n\n  batchmill batch show batch_…")(show_batch)
+    _group.command("create", epilog=_CREATE_EPILOG)(
+        with_setting_flags("create", with_option_groups(create_batch))
+    )
+    _group.command("show", epilog=_SHOW_EPILOG)(show_batch)
     _group.command("list", epilog="Example:\n\n  batchmill batch list --limit 10")(list_batches)
     _group.command("cancel", epilog="Example:\n\n  batchmill batch cancel batch_…")(cancel_batch)
     _group.command(
@@ -80,13 +93,15 @@ def add_batch_commands(app: typer.Typer) -> None:
 
 
 def create_batch(
-    input_path: _Input,
+    input_path: InputArgument,
+    reading: ReadingOptions,
+    prompt: PromptOptions,
+    line: LineOptions,
     webhook: _Webhook = None,
     webhook_event: _Events = None,
     metadata: MetadataOption = None,
     ttl_s: _Ttl = None,
     idempotency_key: _Key = None,
-    model: _Model = None,
     errors: _Errors = None,
     broker_url: BrokerUrlOption = None,
     as_json: JsonOption = False,
@@ -102,10 +117,11 @@ def create_batch(
         "idempotency_key": idempotency_key,
     }
     fields = {name: value for name, value in options.items() if value is not None}
-    with _open_client(broker_url) as client, _RefusedLines(errors) as refused:
-        batch = client.create_batch(
-            _read_lines(input_path, model), on_rejected=refused.write if errors else None, **fields
-        )
+    with input_file(input_path) as path, ExitStack() as stack:
+        lines = _read_lines(path, reading, line_settings(prompt, line, priority=None))
+        client = stack.enter_context(_open_client(broker_url))
+        refused = stack.enter_context(_RefusedLines(errors))
+        batch = client.create_batch(lines, on_rejected=refused.write if errors else None, **fields)
     if as_json:
         print_json(batch.model_dump(mode="json"))
         return
@@ -115,11 +131,25 @@ def create_batch(
 
 
 def show_batch(
-    batch_id: _Batch, broker_url: BrokerUrlOption = None, as_json: JsonOption = False
+    batch_id: _Batch,
+    watch: WatchOption = False,
+    interval_s: IntervalOption = 1.0,
+    broker_url: BrokerUrlOption = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Show the state of a batch and how many of its jobs have ended."""
-    with _open_client(broker_url) as client:
-        _print_batch(client.batch(batch_id), as_json=as_json)
+    """Show the state of a batch, how many of its jobs have ended, and what is left of it."""
+    with _open_client(broker_url) as client, open_store(broker_url) as store:
+        reader = BatchProgressReader(client, store, batch_id)
+        if watch:
+            follow_progress(reader.read, interval_s, as_json=as_json)
+            return
+        found = reader.read()
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+        return
+    _print_batch(found.status, as_json=False)
+    if not found.has_ended:
+        print(found.describe())
 
 
 def list_batches(
@@ -180,14 +210,15 @@ def _open_client(broker_url: str | None) -> Client:
     return Client(resolve_broker(broker_url))
 
 
-def _read_lines(path: Path, model: str | None) -> Iterator[BulkLine]:
-    from batchmill.producer.bulk.lines import LineSettings, read_line
-    from batchmill.producer.bulk.records import read_records
+def _read_lines(path: Path, reading: ReadingOptions, settings: LineSettings) -> Iterator[BulkLine]:
+    from batchmill.producer.bulk.lines import check_template, read_lines
+    from batchmill.producer.files.source import RecordFile
 
-    if not path.is_file():
-        raise usage_error(f"{path} must be an existing file")
-    settings = LineSettings(model)
-    return (read_line(record, settings) for record in read_records(path))
+    source = RecordFile(path, reading.checked())
+    check_template(source, settings)
+    for note in source.notes:
+        sys.stderr.write(f"note: {note}\n")
+    return (line for record in source.records() for line in read_lines(record, settings))
 
 
 def _result_line(batch_id: str, entry: BatchEntry) -> dict[str, Any]:
@@ -222,7 +253,7 @@ class _RefusedLines:
         self.count += 1
         if self._file is not None:
             name = f"line-{index + 1}"
-            line = error_line(name, name, error.code, str(error))
+            line = error_line(name, error.custom_id or name, error.code, str(error))
             self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 

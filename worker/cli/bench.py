@@ -15,6 +15,8 @@ import typer
 from batchmill.worker.terminal import print_json, print_table
 
 from .broker_connection import resolve_broker
+from .chaos import EPILOG as CHAOS_EPILOG
+from .chaos import run_chaos_bench
 from .command_settings import with_setting_flags
 from .errors import CommandError, ExitCode, usage_error
 from .options import BrokerUrlOption, JsonOption
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from batchmill.worker.bench.figures import BenchRow
 
 _group = typer.Typer(
-    help="Benchmarks: of the engine alone, or of jobs through the broker and its workers.",
+    help="Benchmarks of the engine alone and of the queue, and a test under random faults.",
     no_args_is_help=True,
 )
 _ENGINE_EPILOG = (
@@ -63,9 +65,10 @@ _OwnStack = Annotated[
 
 
 def add_bench_commands(app: typer.Typer) -> None:
-    """Add `bench engine` and `bench queue`."""
+    """Add `bench engine`, `bench queue` and `bench chaos`."""
     _group.command("engine", epilog=_ENGINE_EPILOG)(with_setting_flags("engine", run_engine_bench))
     _group.command("queue", epilog=_QUEUE_EPILOG)(run_queue_bench)
+    _group.command("chaos", epilog=CHAOS_EPILOG)(run_chaos_bench)
     app.add_typer(_group, name="bench")
 
 

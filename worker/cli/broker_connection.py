@@ -30,21 +30,23 @@ def resolve_broker(broker_url: str | None) -> str:
 
 
 @contextmanager
-def open_store(broker_url: str | None, *, impatient: bool = False) -> Iterator[JobStore]:
+def open_store(broker_url: str | None) -> Iterator[JobStore]:
     """Connect to the given broker, else to that of the environment, else to the embedded one.
-
-    With `impatient`, a broker that does not reply is an error after a few seconds.
 
     Raises:
         BrokerUnavailable: no broker is named and none runs here, or it does not reply.
-        CommandError: the URL is invalid.
+        CommandError: the URL or `BATCHMILL_BROKER_TIMEOUT_S` is invalid.
     """
     from batchmill.producer.store.connection import connect
     from batchmill.producer.store.job_store import JobStore
     from batchmill.producer.store.reply_errors import broker_errors
 
     url = resolve_broker(broker_url)
-    store = JobStore(connect(url, impatient=impatient))
+    try:
+        client = connect(url)
+    except ValueError as error:
+        raise CommandError(str(error), code="invalid_settings", exit_code=ExitCode.CONFIG) from None
+    store = JobStore(client)
     try:
         with broker_errors(url):
             yield store

@@ -3,281 +3,256 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-
-from batchmill.worker.terminal import print_json
 
 from .broker_connection import resolve_broker
 from .command_settings import with_setting_flags
 from .errors import ExitCode, usage_error
-from .options import BrokerUrlOption, JsonOption, parse_json_option, parse_pairs
+from .input_options import InputArgument, PromptOptions, ReadingOptions, input_file
+from .line_options import LineOptions, line_settings
+from .option_groups import with_option_groups
+from .options import BrokerUrlOption, JsonOption
+from .output_options import OutputOptions
 
 if TYPE_CHECKING:
     from batchmill.producer.bulk.options import BulkCounts, BulkOptions
     from batchmill.producer.bulk.run import BulkRun
 
+    from .output_options import OutputFiles
+
 _EPILOG = (
     "Examples:\n\n"
+    "  batchmill bulk products.csv -o texts.csv --chat --template 'Describe {name} in one line.'"
+    "\n\n"
     "  batchmill bulk requests.jsonl -o results.jsonl --errors errors.jsonl\n\n"
-    "  batchmill bulk products.csv -o texts.jsonl --template 'Describe {name} in one line.'\n\n"
+    "  batchmill bulk products.xlsx --dry-run --chat --template 'Describe {name} in one line.'\n\n"
     "After Ctrl-C or a crash, the same command resumes where it stopped.\n\n"
     "The exit code is 6 if lines failed."
 )
-_Input = Annotated[
-    Path,
-    typer.Argument(
-        metavar="IN", help="File with OpenAI batch lines, job lines, or rows (.csv, .jsonl)."
-    ),
-]
-_Output = Annotated[
-    Path, typer.Option("-o", "--output", metavar="OUT", help="File for the results.")
-]
-_Errors = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="ERR",
-        help="File for failed lines. Default: OUT with .errors before its extension.",
-    ),
-]
-_Template = Annotated[
-    str | None, typer.Option(metavar="TEXT", help="Prompt with {column} for each value of a row.")
-]
-_TemplateFile = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="File that holds the template.")
-]
-_Chat = Annotated[bool, typer.Option("--chat", help="Send the filled template as a user message.")]
-_System = Annotated[str | None, typer.Option(metavar="TEXT", help="System message, with --chat.")]
-_Model = Annotated[
-    str | None, typer.Option(help="Model for every line, even if a line names another.")
-]
-_MaxTokens = Annotated[int | None, typer.Option(help="For lines that do not set it.")]
-_Temperature = Annotated[float | None, typer.Option(help="For lines that do not set it.")]
-_Priority = Annotated[str | None, typer.Option(help="high, normal or low. \\[low]")]
-_Tenant = Annotated[str | None, typer.Option(help="Tenant of lines that do not set one.")]
-_Tags = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--tag", help="A label for the job of every line, in addition to its own. May be repeated."
-    ),
-]
-_Param = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="NAME=JSON", help="Any other field of a job, for lines that do not set it."
-    ),
-]
-_InFlight = Annotated[
-    int, typer.Option(min=1, max=100_000, help="Maximum number of unfinished jobs at a time.")
-]
-_Deduplicate = Annotated[
-    bool,
-    typer.Option(
-        "--deduplicate",
-        help="Generate only once for equal lines that have temperature 0 or a seed.",
-    ),
-]
-_Webhook = Annotated[
-    str | None,
-    typer.Option(
-        metavar="URL", help="Receives one signed POST when all jobs of the run have ended."
-    ),
-]
-_RunId = Annotated[
-    str, typer.Option(help="A new name generates everything again, instead of resuming.")
-]
+_RUN = "Run"
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How the run proceeds."""
+
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Send nothing: show the first prompts, the number of lines, tokens and cost.",
+            rich_help_panel=_RUN,
+        ),
+    ] = False
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A tokenizer.json, by which --dry-run counts tokens.",
+            rich_help_panel=_RUN,
+        ),
+    ] = None
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Use only the first records; without it, the same command continues.",
+            rich_help_panel=_RUN,
+        ),
+    ] = None
+    timeout_s: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Stop after so many seconds; jobs in flight continue.",
+            rich_help_panel=_RUN,
+        ),
+    ] = None
+    retry_failed: Annotated[
+        bool,
+        typer.Option(
+            "--retry-failed",
+            help="Send the lines in the error file again, and empty it.",
+            rich_help_panel=_RUN,
+        ),
+    ] = False
+    in_flight: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=100_000,
+            help="Maximum number of unfinished jobs at a time.",
+            rich_help_panel=_RUN,
+        ),
+    ] = 1000
+    deduplicate: Annotated[
+        bool,
+        typer.Option(
+            "--deduplicate",
+            help="Generate only once for equal lines that have temperature 0 or a seed.",
+            rich_help_panel=_RUN,
+        ),
+    ] = False
+    run_id: Annotated[
+        str,
+        typer.Option(
+            help="A new name generates everything again, instead of resuming.",
+            rich_help_panel=_RUN,
+        ),
+    ] = ""
+    webhook: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Receives one signed POST when all jobs of the run have ended.",
+            rich_help_panel=_RUN,
+        ),
+    ] = None
+
+    def check(self) -> None:
+        """Check that the options fit together.
+
+        Raises:
+            CommandError: they do not.
+        """
+        if self.webhook is not None and self.deduplicate:
+            raise usage_error(
+                "--webhook needs one job per line, and --deduplicate shares jobs: leave out one"
+            )
+        if self.webhook is not None and self.limit is not None:
+            raise usage_error(
+                "--webhook reports the end of all lines, and --limit leaves some out: leave out one"
+            )
+        if self.tokenizer is not None and not self.dry_run:
+            raise usage_error("--tokenizer needs --dry-run")
 
 
 def add_bulk_command(app: typer.Typer) -> None:
     """Add `bulk`."""
-    app.command("bulk", epilog=_EPILOG)(with_setting_flags("bulk", bulk))
+    app.command("bulk", epilog=_EPILOG)(with_setting_flags("bulk", with_option_groups(bulk)))
 
 
 def bulk(
-    input_path: _Input,
-    output: _Output,
-    errors: _Errors = None,
-    template: _Template = None,
-    template_file: _TemplateFile = None,
-    chat: _Chat = False,
-    system: _System = None,
-    model: _Model = None,
-    max_tokens: _MaxTokens = None,
-    temperature: _Temperature = None,
-    priority: _Priority = None,
-    tenant: _Tenant = None,
-    tag: _Tags = None,
-    param: _Param = None,
-    in_flight: _InFlight = 1000,
-    deduplicate: _Deduplicate = False,
-    run_id: _RunId = "",
-    webhook: _Webhook = None,
+    input_path: InputArgument,
+    output: OutputOptions,
+    reading: ReadingOptions,
+    prompt: PromptOptions,
+    line: LineOptions,
+    run: RunOptions,
     broker_url: BrokerUrlOption = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Run one job per line of a file, and append the results to another file as they arrive."""
+    """Run one job per line of a file, and write the results to another file.
+
+    A line is a row of a table, with --template, or a request in JSON.
+    """
+    from .bulk_preview import show_preview
+
+    run.check()
+    with input_file(input_path) as path:
+        if run.dry_run:
+            files = _no_files(path)
+            return show_preview(
+                _options(path, files, reading, prompt, line, run), run.tokenizer, as_json=as_json
+            )
+        url = resolve_broker(broker_url)
+        with output.files() as files:
+            options = _options(path, files, reading, prompt, line, run)
+            with _stdout_for_results(output.is_stdout):
+                return _run_bulk(options, url, as_json=as_json)
+
+
+def _options(
+    path: Path,
+    files: OutputFiles,
+    reading: ReadingOptions,
+    prompt: PromptOptions,
+    line: LineOptions,
+    run: RunOptions,
+) -> BulkOptions:
     from batchmill.producer.bulk.options import BulkOptions
     from batchmill.producer.job.batch import parse_batch
 
-    defaults = _line_defaults(max_tokens, temperature, priority, tenant, param)
-    text = _template_text(template, template_file)
-    _check_chat_options(text, chat=chat, system=system)
-    if webhook is not None and deduplicate:
-        raise usage_error(
-            "--webhook needs one job per line, and --deduplicate shares jobs: leave out one"
-        )
-    options = BulkOptions(
-        input_path=input_path,
-        output_path=output,
-        errors_path=errors or output.with_suffix(f".errors{output.suffix}"),
-        lines=_line_settings(model, defaults, text, chat, system, tag),
-        template_text=text or "",
-        max_in_flight=in_flight,
-        deduplicate=deduplicate,
-        run_id=run_id,
-        batch=None if webhook is None else parse_batch({"webhook": webhook}),
+    has_table = files.table is not None and files.table.format != "jsonl"
+    return BulkOptions(
+        input_path=path,
+        output_path=files.output,
+        errors_path=files.errors,
+        lines=line_settings(prompt, line, has_table=has_table),
+        reading=reading.checked(),
+        table=files.table,
+        max_in_flight=run.in_flight,
+        deduplicate=run.deduplicate,
+        run_id=run.run_id,
+        batch=None if run.webhook is None else parse_batch({"webhook": run.webhook}),
+        max_records=run.limit,
+        retry_failed=run.retry_failed,
+        timeout_s=run.timeout_s,
     )
-    return _run_bulk(options, resolve_broker(broker_url), as_json=as_json)
 
 
-def _check_chat_options(template_text: str | None, *, chat: bool, system: str | None) -> None:
-    if template_text is None and (chat or system is not None):
-        raise usage_error(
-            "--chat and --system need --template: request lines hold their own messages"
-        )
-    if system is not None and not chat:
-        raise usage_error("--system needs --chat")
+def _no_files(path: Path) -> OutputFiles:
+    from .output_options import OutputFiles
+
+    return OutputFiles(path, path, None)
 
 
-def _line_defaults(
-    max_tokens: int | None,
-    temperature: float | None,
-    priority: str | None,
-    tenant: str | None,
-    param: list[str] | None,
-) -> dict[str, Any]:
-    """Return the fields of a job for lines that do not set them."""
-    options = {
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "priority": priority or "low",
-        "tenant": tenant,
-    }
-    defaults: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    given = parse_pairs("--param", param)
-    for name in given.keys() & {"max_tokens", "temperature", "priority", "tenant", "model"}:
-        raise usage_error(f"--param {name}: use --{name.replace('_', '-')} instead")
-    return defaults | {
-        name: parse_json_option(f"--param {name}", text) for name, text in given.items()
-    }
-
-
-def _line_settings(
-    model: str | None,
-    defaults: dict[str, Any],
-    text: str | None,
-    chat: bool,
-    system: str | None,
-    tags: list[str] | None,
-) -> Any:
-    from batchmill.producer.bulk.lines import LineSettings
-    from batchmill.producer.bulk.template import PromptTemplate
-    from batchmill.producer.job.document import check_tag
-
-    labels = tuple(dict.fromkeys(tags or ()))
-    for tag in labels:
-        try:
-            check_tag(tag)
-        except ValueError as error:
-            raise usage_error(f"--tag: {error}") from None
-
-    template = None if text is None else PromptTemplate(text)
-    return LineSettings(model, defaults, template, as_chat=chat, system=system, tags=labels)
+@contextmanager
+def _stdout_for_results(is_needed: bool) -> Iterator[None]:
+    """Print to stderr if standard output is for the results."""
+    stdout = sys.stdout
+    if is_needed:
+        sys.stdout = sys.stderr
+    try:
+        yield
+    finally:
+        sys.stdout = stdout
 
 
 def _run_bulk(options: BulkOptions, url: str, *, as_json: bool) -> int:
     from batchmill.producer import ProducerSettings
     from batchmill.producer.bulk.run import BulkRun
+    from batchmill.producer.errors import ResultTimeout
     from batchmill.producer.store.job_store import JobStore
+    from batchmill.producer.store.replication import replica_wait
     from batchmill.producer.store.reply_errors import broker_errors
 
-    from .bulk_view import BulkView, StallWatch
+    from .bulk_stall import StallWatch
+    from .bulk_summary import print_summary
+    from .bulk_view import BulkView
 
-    store = JobStore.from_url(url)
-    run = BulkRun(store, ProducerSettings(), options)
+    settings = ProducerSettings()
+    store = JobStore.from_url(url, replica_wait=replica_wait(settings))
+    run = BulkRun(store, settings, options)
     view = BulkView(quiet=as_json)
-    stall = StallWatch(store, view.note)
+    stall = StallWatch(store, view)
 
     def show(counts: BulkCounts) -> None:
-        view.show(counts)
         stall.observe(counts)
+        view.show(counts)
 
     try:
         with broker_errors(url), view:
-            run.run(show)
-    except KeyboardInterrupt:
-        sys.stderr.write(
-            f"\nstopped at {run.counts.done}/{run.counts.total}; jobs in flight continue, and the "
-            "same command collects their results\n"
-        )
+            run.run(show, view.note)
+    except (KeyboardInterrupt, ResultTimeout) as stop:
+        if isinstance(stop, KeyboardInterrupt):
+            sys.stderr.write(_stopped(run))
+        stall.report_waiting(run.counts)
         raise
     finally:
         store.close()
-    _print_summary(run, options, view.elapsed_s, as_json=as_json)
-    return ExitCode.UNFINISHED if run.counts.failed or _has_failures(options) else ExitCode.OK
+    print_summary(run, options, view.elapsed_s, as_json=as_json)
+    return ExitCode.UNFINISHED if run.counts.all_failed else ExitCode.OK
 
 
-def _has_failures(options: BulkOptions) -> bool:
-    """Return whether lines failed, in this command or in one that it resumed."""
-    return options.errors_path.stat().st_size > 0
-
-
-def _print_summary(run: BulkRun, options: BulkOptions, elapsed_s: float, *, as_json: bool) -> None:
-    from batchmill.producer.plural import pluralize
-
-    from .bulk_view import tokens_per_s
-
-    counts = run.counts
-    rate = tokens_per_s(counts, elapsed_s)
-    if as_json:
-        print_json(
-            {
-                "total": counts.total,
-                "resumed": counts.resumed,
-                "completed": counts.completed,
-                "failed": counts.failed,
-                "prompt_tokens": counts.prompt_tokens,
-                "cached_tokens": counts.cached_tokens,
-                "output_tokens": counts.output_tokens,
-                "elapsed_s": round(elapsed_s, 3),
-                "output_tokens_per_s": round(rate, 1),
-                "batch": run.batch_id,
-                "output": str(options.output_path),
-                "errors": str(options.errors_path),
-            }
-        )
-        return
-    print(
-        f"{counts.completed} completed, {counts.failed} failed, "
-        f"{counts.resumed} from earlier runs; "
-        f"{pluralize(counts.output_tokens, 'token')} in {elapsed_s:.1f} s ({rate:.0f} tok/s), "
-        f"{counts.cached_tokens} of {counts.prompt_tokens} prompt tokens from the cache"
+def _stopped(run: BulkRun) -> str:
+    return (
+        f"\nstopped at {run.counts.done}/{run.counts.total}; jobs in flight continue, and the "
+        "same command collects their results\n"
     )
-    if run.batch_id is not None:
-        print(f"batch: {run.batch_id}")
-    print(f"results: {options.output_path}")
-    if _has_failures(options):
-        print(f"failures: {options.errors_path}")
-
-
-def _template_text(template: str | None, template_file: Path | None) -> str | None:
-    if template is not None and template_file is not None:
-        raise usage_error("give --template or --template-file, not both")
-    if template_file is None:
-        return template
-    try:
-        return template_file.read_text(encoding="utf-8").removesuffix("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise usage_error(f"--template-file {template_file} cannot be read: {error}") from None

@@ -13,6 +13,7 @@ _SET_BY_DEMO = frozenset(
         "worker_name",
         "served_model_name",
         "heartbeat_interval_s",
+        "session_timeout_s",
         "webhook_allow_http",
         "webhook_allow_ports",
         "webhook_allow_networks",
@@ -32,6 +33,7 @@ def with_setting_flags(name: str, command: Callable[..., int | None]) -> Callabl
     is_completion = any(variable.endswith("_COMPLETE") for variable in os.environ)
     if name not in sys.argv and not is_completion:
         return command
+    from batchmill.producer.bulk.settings import PriceSettings
     from batchmill.producer.settings import ProducerSettings
     from batchmill.worker.settings import ENGINE_SETTINGS, WorkerSettings
     from batchmill.worker.webhooks.settings import WebhookSettings
@@ -39,10 +41,16 @@ def with_setting_flags(name: str, command: Callable[..., int | None]) -> Callabl
     from .setting_flags import add_setting_flags
 
     match name:
-        case "submit" | "bulk" | "create":
+        case "bulk":
+            return add_setting_flags(command, ProducerSettings, PriceSettings)
+        case "submit" | "create":
             return add_setting_flags(command, ProducerSettings)
         case "deliver":
             return add_setting_flags(command, WebhookSettings)
+        case "gateway":
+            from batchmill.worker.gateway.settings import GatewaySettings
+
+            return add_setting_flags(command, GatewaySettings)
         case "up":
             return add_setting_flags(command, WorkerSettings, WebhookSettings)
         case "engine":

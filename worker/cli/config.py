@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from pydantic_settings import BaseSettings
 
 _group = typer.Typer(help="Settings: show those in force.", no_args_is_help=True)
-_PREFIX = "BATCHMILL_"
-#: Read directly from the environment, not by the settings classes.
-_OTHER_VARIABLES = {"BATCHMILL_CACHE_DIR", "BATCHMILL_RUNTIME_DIR", "BATCHMILL_STATE_DIR"}
 
 
 def add_config_commands(app: typer.Typer) -> None:
@@ -36,42 +33,56 @@ def show_settings(as_json: JsonOption = False) -> None:
     The exit code is 8 if a setting is invalid.
     """
     # Imported here: `batchmill --help` must not wait for pydantic.
+    from batchmill.producer.bulk.settings import PriceSettings
+    from batchmill.worker.gateway.settings import GatewaySettings
     from batchmill.worker.settings import WorkerSettings
+    from batchmill.worker.unknown_settings import find_unknown_variables
     from batchmill.worker.webhooks.settings import WebhookSettings
 
-    settings = _entries(WorkerSettings) + _entries(WebhookSettings)
+    classes = (WorkerSettings, WebhookSettings, GatewaySettings, PriceSettings)
+    settings = [entry for cls in classes for entry in _entries(cls)]
     unique = list({entry["name"]: entry for entry in settings}.values())
-    unknown = _unknown_variables({entry["variable"] for entry in unique})
+    unknown = find_unknown_variables()
     if as_json:
-        print_json({"settings": unique, "unknown_variables": unknown})
+        names = [variable.name for variable in unknown]
+        print_json({"settings": unique, "unknown_variables": names})
         return
     rows = ((e["variable"], _cell(e["value"]), e["source"], e["meaning"]) for e in unique)
-    print_table("Settings", ("variable", "value", "source", "meaning"), rows)
-    for name in unknown:
-        print(
-            f"{name} is set but is not a setting of this version: check the name for typing errors"
-        )
+    columns = ("variable", "value", "source", "meaning")
+    print_table("Settings", columns, rows, has_sentences=True)
+    for variable in unknown:
+        print(variable.describe())
 
 
 def _entries(cls: type[BaseSettings]) -> list[dict[str, Any]]:
     """Return each field of a settings class, with the value in force."""
+    from batchmill.worker.unknown_settings import PREFIX
+
     from .setting_docs import setting_docs
     from .setting_flags import is_secret
 
     values, docs = cls(), setting_docs(cls)
     entries = []
     for name, field in cls.model_fields.items():
-        variable = _PREFIX + name.upper()
+        variable = PREFIX + name.upper()
         entries.append(
             {
                 "name": name,
                 "variable": variable,
                 "value": _masked(name, getattr(values, name), secret=is_secret(field)),
-                "source": "environment" if variable in os.environ else "default",
+                "source": _source(variable),
                 "meaning": docs.get(name, ""),
             }
         )
     return entries
+
+
+def _source(variable: str) -> str:
+    from batchmill.producer.secrets_from_files import FILE_SUFFIX
+
+    if os.environ.get(variable):
+        return "environment"
+    return "file" if os.environ.get(variable + FILE_SUFFIX) else "default"
 
 
 def _masked(name: str, value: Any, *, secret: bool) -> Any:
@@ -82,15 +93,11 @@ def _masked(name: str, value: Any, *, secret: bool) -> Any:
     return redact(value) if name == "broker_url" and value else value
 
 
-def _unknown_variables(known: set[str]) -> list[str]:
-    """Return variables with our prefix that are not settings: usually typing errors."""
-    ours = {name for name in os.environ if name.startswith(_PREFIX)}
-    return sorted(ours - known - _OTHER_VARIABLES)
-
-
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, tuple):
-        return ",".join(f"{item:g}" for item in value)
+        from .setting_docs import format_items
+
+        return format_items(value)
     return str(value)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
 from batchmill.worker.terminal import format_time_ms, print_json, print_table
 
+from .attempt_table import print_history
 from .broker_connection import open_store
 from .errors import CommandError, ExitCode
 from .options import BrokerUrlOption, JsonOption
@@ -18,7 +20,7 @@ _group = typer.Typer(
 
 
 def add_dead_letter_commands(app: typer.Typer) -> None:
-    """Add `dead-letters list`, `retry` and `drop`."""
+    """Add `dead-letters list`, `show`, `retry` and `drop`."""
     app.add_typer(_group, name="dead-letters")
 
 
@@ -54,6 +56,34 @@ def list_dead_letters(
 _LetterArgument = Annotated[
     str, typer.Argument(metavar="ID", help="Id that `dead-letters list` shows.")
 ]
+
+
+@_group.command("show", epilog="Example:\n\n  batchmill dead-letters show gen_…")
+def show_letter(
+    letter_id: _LetterArgument,
+    broker_url: BrokerUrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a dead letter with the attempts of its job. The payload (a prompt) is not shown."""
+    from batchmill.producer.protocol.attempts import num_left_out
+
+    with open_store(broker_url) as store:
+        letter = store.dead_letter(letter_id)
+    if letter is None:
+        raise _unknown_letter_error(letter_id)
+    if as_json:
+        print_json(_letter_fields(letter))
+        return
+    rows: list[tuple[str, object]] = [
+        ("kind", letter.kind.value),
+        ("reason", letter.reason),
+        ("source", letter.source or "-"),
+        ("at", format_time_ms(letter.at_ms)),
+        ("payload bytes", len(letter.payload)),
+    ]
+    print_table(letter.id, ("", ""), rows)
+    if letter.history:
+        print_history(letter.history, num_left_out(letter.history))
 
 
 @_group.command("retry", epilog="Example:\n\n  batchmill dead-letters retry gen_…")
@@ -111,4 +141,5 @@ def _letter_fields(letter: Any) -> dict[str, Any]:
         "source": letter.source,
         "at_ms": letter.at_ms,
         "payload_bytes": len(letter.payload),
+        "history": [asdict(attempt) for attempt in letter.history],
     }

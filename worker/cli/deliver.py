@@ -26,10 +26,12 @@ def add_deliver_commands(app: typer.Typer) -> None:
 def deliver(broker_url: BrokerUrlOption = None, as_json: JsonOption = False) -> None:
     """Deliver webhooks until SIGTERM, then finish the attempts in flight. Any number may run."""
     from batchmill.worker.logs import configure_logging
+    from batchmill.worker.unknown_settings import log_unknown_variables
     from batchmill.worker.webhooks.deliverer_process import run_deliverer
     from batchmill.worker.webhooks.settings import WebhookSettings
 
     configure_logging("INFO", "json" if as_json else "auto")
+    log_unknown_variables()
     run_deliverer(resolve_broker(broker_url), WebhookSettings())
 
 

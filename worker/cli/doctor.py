@@ -31,11 +31,11 @@ def doctor(
     """Check Python, packages, broker, model, device and compiler; exit code 1 on a problem."""
     from .doctor_checks import Level, examine_machine
 
-    findings = examine_machine(broker_url, model or os.environ.get("BATCHMILL_MODEL", "demo"))
+    findings = examine_machine(broker_url, model or os.environ.get("BATCHMILL_MODEL") or "demo")
     has_problem = any(finding.level is Level.PROBLEM for finding in findings)
     if as_json:
         print_json({"ok": not has_problem, "findings": [asdict(item) for item in findings]})
     else:
         rows = ((item.level.value, item.check, item.detail, item.remedy) for item in findings)
-        print_table("", ("", "check", "found", "remedy"), rows)
+        print_table("", ("", "check", "found", "remedy"), rows, has_sentences=True)
     raise typer.Exit(ExitCode.FAILED if has_problem else ExitCode.OK)

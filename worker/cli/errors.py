@@ -8,6 +8,9 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import Any
 
+from .missing_package import missing_package_message
+from .unforeseen import is_debugging, unforeseen_message
+
 
 class ExitCode(IntEnum):
     """How a command ended."""
@@ -27,7 +30,7 @@ class ExitCode(IntEnum):
     UNFINISHED = 6
     #: Waiting took longer than allowed; the job continues.
     TIMEOUT = 7
-    #: A setting is missing or invalid.
+    #: A setting, or a package that the command needs, is missing or invalid.
     CONFIG = 8
 
 
@@ -50,21 +53,23 @@ def usage_error(message: str) -> CommandError:
     return CommandError(message, code="usage", exit_code=ExitCode.USAGE)
 
 
-def report_error(error: Exception, *, as_json: bool) -> ExitCode:
+def report_error(error: Exception, *, as_json: bool, command: str = "") -> ExitCode:
     """Write an error to stderr, as text or JSON, and return the exit code for it.
 
+    Args:
+        error: the error.
+        as_json: write JSON.
+        command: name of the command that ran, for the message of a missing package.
+
     Raises:
-        Exception: the error itself, if it is unforeseen and a traceback can be shown.
+        Exception: the error itself, if it is unforeseen and the user debugs.
     """
-    described = _describe(error)
-    if described is None and not as_json:
-        raise error
-    code, exit_code, message, extra = described or (
-        "internal",
-        ExitCode.FAILED,
-        f"{type(error).__name__}: {error}",
-        {},
-    )
+    described = _describe(error, command)
+    if described is None:
+        if is_debugging() and not as_json:
+            raise error
+        described = "internal", ExitCode.FAILED, unforeseen_message(error), {}
+    code, exit_code, message, extra = described
     # The notes say where it happened: the line of a file, the batch.
     message = "; ".join([message, *getattr(error, "__notes__", ())])
     if as_json:
@@ -79,8 +84,11 @@ def is_parser_error(error: Exception) -> bool:
     return hasattr(error, "format_message") and hasattr(error, "exit_code")
 
 
-def _describe(error: Exception) -> tuple[str, ExitCode, str, dict[str, Any]] | None:
+def _describe(error: Exception, command: str) -> tuple[str, ExitCode, str, dict[str, Any]] | None:
     """Return code, exit code, message and extra fields of an error; None if it is unforeseen."""
+    if isinstance(error, ModuleNotFoundError):
+        missing = missing_package_message(error, command)
+        return None if missing is None else ("missing_package", ExitCode.CONFIG, missing, {})
     if isinstance(error, CommandError):
         return error.code, error.exit_code, str(error), {}
     if is_parser_error(error):
@@ -96,29 +104,27 @@ def _describe_known(error: Exception) -> tuple[str, ExitCode, str, dict[str, Any
 
     from batchmill.producer import errors as producer
     from batchmill.worker.errors import WorkerError
-    from batchmill.worker.service_errors import BrokerError, NoWebhookSecret, ServiceError
+    from batchmill.worker.service_errors import (
+        BrokerError,
+        ChildMisconfigured,
+        NoStateFolder,
+        NoWebhookSecret,
+        ServiceError,
+    )
 
     match error:
         case producer.JobRejected():
             extra = {"param": error.param, "retryable": error.retryable}
             return error.code, ExitCode.REJECTED, str(error), extra
-        case producer.UnknownJob():
-            return "unknown_job", ExitCode.NOT_FOUND, str(error), {}
-        case producer.UnknownBatch():
-            return "unknown_batch", ExitCode.NOT_FOUND, str(error), {}
         case producer.WrongState():
             extra = {"job_id": error.job_id, "state": error.state.value}
-            return "wrong_state", ExitCode.REJECTED, str(error), extra
-        case producer.InvalidQuery():
-            return "invalid_query", ExitCode.USAGE, str(error), {}
+            return error.code, ExitCode.REJECTED, str(error), extra
         case producer.JobUnfinished():
             return error.code, ExitCode.UNFINISHED, str(error), {"job_id": error.job_id}
-        case producer.ResultTimeout():
-            return "timeout", ExitCode.TIMEOUT, str(error), {}
-        case producer.BulkFileError():
-            return "bulk_file", ExitCode.USAGE, str(error), {}
-        case producer.BrokerUnavailable():
-            return "broker_unavailable", ExitCode.BROKER, str(error), {}
+        case producer.NotReplicated():
+            return error.code, ExitCode.BROKER, str(error), {"job_ids": error.job_ids}
+        case producer.BatchmillError():
+            return error.code, _exit_code(error), str(error), {}
         case redis.RedisError():
             message = (
                 f"the broker does not reply: {error}; check --broker-url, or run `batchmill up`"
@@ -128,12 +134,33 @@ def _describe_known(error: Exception) -> tuple[str, ExitCode, str, dict[str, Any
             return "broker_failed", ExitCode.BROKER, str(error), {}
         case NoWebhookSecret():
             return "no_webhook_secret", ExitCode.CONFIG, str(error), {}
+        case ChildMisconfigured():
+            return "invalid_settings", ExitCode.CONFIG, str(error), {}
+        case NoStateFolder():
+            return "no_state_folder", ExitCode.CONFIG, str(error), {}
         case ServiceError() | WorkerError():
             return _snake(type(error).__name__), ExitCode.FAILED, str(error), {}
         case ValidationError():
             return "invalid_settings", ExitCode.CONFIG, _settings_message(error), {}
         case _:
             return None
+
+
+def _exit_code(error: Exception) -> ExitCode:
+    """Return the exit code of an error of the producer that has no further fields."""
+    from batchmill.producer import errors as producer
+
+    match error:
+        case producer.UnknownJob() | producer.UnknownBatch():
+            return ExitCode.NOT_FOUND
+        case producer.InvalidQuery() | producer.BulkFileError() | producer.TenantRefused():
+            return ExitCode.USAGE
+        case producer.ResultTimeout():
+            return ExitCode.TIMEOUT
+        case producer.BrokerUnavailable():
+            return ExitCode.BROKER
+        case _:
+            return ExitCode.FAILED
 
 
 def _settings_message(error: Any) -> str:

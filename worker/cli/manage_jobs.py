@@ -16,22 +16,30 @@ from .options import (
     BrokerUrlOption,
     JobIds,
     JsonOption,
+    ModelFilterOption,
+    QueueOption,
+    SinceOption,
+    StateOption,
     TagOption,
     TenantOption,
+    UntilOption,
     check_ids_or_filter,
+    job_filter,
 )
 
 if TYPE_CHECKING:
-    from batchmill.producer import Client
+    from batchmill.producer import Client, JobStatus
 
 _LIST_EPILOG = (
-    "Examples:\n\n  batchmill list --state failed\n\n"
+    "Examples:\n\n  batchmill list --state failed --since 2h\n\n"
+    "  batchmill list --model demo --state queued --until 1d\n\n"
     "  batchmill list --tag night-run --limit 20\n\n"
     "  batchmill list --json | jq -r '.jobs[].id'"
 )
 _CANCEL_EPILOG = (
     "Examples:\n\n  batchmill cancel gen_…\n\n  batchmill cancel --tag night-run\n\n"
-    "  batchmill cancel --tenant acme --json"
+    "  batchmill cancel --model gpt-4\n\n"
+    "  batchmill cancel --queue batchmill.demo.low --state queued --since 2026-12-01T08:00"
 )
 _RETRY_EPILOG = (
     "Examples:\n\n  batchmill retry gen_…\n\n"
@@ -53,10 +61,11 @@ def add_manage_job_commands(app: typer.Typer) -> None:
 def list_jobs(
     tag: TagOption = None,
     tenant: TenantOption = None,
-    state: Annotated[
-        str | None,
-        typer.Option(help="queued, in_progress, completed, failed, cancelled or expired."),
-    ] = None,
+    state: StateOption = None,
+    model: ModelFilterOption = None,
+    queue: QueueOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="Maximum number of jobs.")] = 100,
     cursor: Annotated[
         str | None,
@@ -69,8 +78,9 @@ def list_jobs(
     from batchmill.producer import Client
     from batchmill.producer.plural import pluralize
 
+    filters = job_filter(tag, tenant, state, model, queue, since, until)
     with Client(resolve_broker(broker_url)) as client:
-        page = client.list(tag=tag, tenant=tenant, state=state, limit=limit, cursor=cursor)
+        page = client.list(limit=limit, cursor=cursor, **filters)
     if as_json:
         jobs = [job.model_dump(mode="json") for job in page.jobs]
         print_json({"jobs": jobs, "next_cursor": page.next_cursor})
@@ -81,7 +91,7 @@ def list_jobs(
         (
             (
                 job.id,
-                f"{job.state.value}{' (cancelling)' if job.cancelling else ''}",
+                _state(job),
                 job.model,
                 job.tenant,
                 ", ".join(job.tags) or "-",
@@ -99,17 +109,23 @@ def cancel_jobs(
     job_ids: JobIds = None,
     tag: TagOption = None,
     tenant: TenantOption = None,
+    state: Annotated[str | None, typer.Option(help="queued or in_progress.")] = None,
+    model: ModelFilterOption = None,
+    queue: QueueOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
     broker_url: BrokerUrlOption = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Cancel jobs by id, or by tag and tenant. Running ones stop at their next checkpoint."""
+    """Cancel jobs by id, or all that match the filters. Running ones stop at a checkpoint."""
     from batchmill.producer import Client
 
+    filters = job_filter(tag, tenant, state, model, queue, since, until)
+    check_ids_or_filter(job_ids or (), filters)
     with Client(resolve_broker(broker_url)) as client:
         if job_ids:
-            check_ids_or_filter(job_ids, tag, tenant)
             return _for_each(job_ids, lambda job_id: _cancel(client, job_id), as_json=as_json)
-        counts = client.cancel_where(tag=tag, tenant=tenant)
+        counts = client.cancel_where(**filters)
     if as_json:
         print_json(asdict(counts))
     else:
@@ -118,6 +134,12 @@ def cancel_jobs(
             f"{counts.already_terminal} had already ended"
         )
     return ExitCode.OK
+
+
+def _state(job: JobStatus) -> str:
+    if job.error is not None:
+        return f"{job.state.value} ({job.error.code})"
+    return f"{job.state.value}{' (cancelling)' if job.cancelling else ''}"
 
 
 def _cancel(client: Client, job_id: str) -> tuple[dict[str, Any], str]:
@@ -167,7 +189,7 @@ def forget_jobs(
             return {"id": job_id, "outcome": "forgotten"}, f"{job_id} is forgotten"
 
         if job_ids:
-            check_ids_or_filter(job_ids, tag, tenant)
+            check_ids_or_filter(job_ids, job_filter(tag, tenant))
             return _for_each(job_ids, act, as_json=as_json)
         counts = client.forget_where(tag=tag, tenant=tenant)
     if as_json:

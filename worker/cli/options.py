@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from .errors import usage_error
+from .moments import MOMENT_FORMS, parse_moment
+
+if TYPE_CHECKING:
+    from batchmill.producer import JobFilter
 
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print JSON to stdout, and errors as JSON to stderr.")
@@ -22,12 +26,41 @@ BrokerUrlOption = Annotated[
         show_default=False,
     ),
 ]
+WatchOption = Annotated[
+    bool, typer.Option("--watch", help="Continue until all have ended, with one line per change.")
+]
+IntervalOption = Annotated[
+    float, typer.Option("--interval-s", min=0.1, help="Seconds between updates of --watch.")
+]
 TimeoutOption = Annotated[
     float | None, typer.Option(min=0, help="Maximum seconds to wait; 0 does not wait at all.")
 ]
 JobIds = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Ids of the jobs.")]
 TagOption = Annotated[str | None, typer.Option("--tag", help="Jobs with this tag.")]
 TenantOption = Annotated[str | None, typer.Option("--tenant", help="Jobs of this tenant.")]
+StateOption = Annotated[
+    str | None,
+    typer.Option("--state", help="queued, in_progress, completed, failed, cancelled or expired."),
+]
+ModelFilterOption = Annotated[
+    str | None, typer.Option("--model", help="Jobs for this model, by its served name.")
+]
+QueueOption = Annotated[
+    str | None,
+    typer.Option("--queue", metavar="NAME", help="Jobs of a queue, as `status` lists it."),
+]
+SinceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--since",
+        metavar="TIME",
+        help=f"Jobs submitted at this time or later: 30m, 2h or 1d ago, or {MOMENT_FORMS}.",
+    ),
+]
+UntilOption = Annotated[
+    str | None,
+    typer.Option("--until", metavar="TIME", help="Jobs submitted before this time, as --since."),
+]
 MetadataOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -44,14 +77,37 @@ FlowerPortOption = Annotated[
 NoFlowerOption = Annotated[bool, typer.Option("--no-flower", help="Do not start Flower.")]
 
 
-def check_ids_or_filter(job_ids: Sequence[str], tag: str | None, tenant: str | None) -> None:
-    """Refuse ids together with a tag or a tenant.
+def job_filter(
+    tag: str | None,
+    tenant: str | None,
+    state: str | None = None,
+    model: str | None = None,
+    queue: str | None = None,
+    since: str | None = None,
+    until: str | None = None,
+) -> JobFilter:
+    """Return the filters that are given.
+
+    Raises:
+        CommandError: a time is invalid.
+    """
+    texts = {"tag": tag, "tenant": tenant, "state": state, "model": model, "queue": queue}
+    filters: dict[str, Any] = {name: text for name, text in texts.items() if text is not None}
+    for name, text in (("since", since), ("until", until)):
+        if text is not None:
+            filters[name] = parse_moment(f"--{name}", text, ahead=False)
+    return cast("JobFilter", filters)
+
+
+def check_ids_or_filter(job_ids: Sequence[str], filters: JobFilter) -> None:
+    """Refuse ids together with filters.
 
     Raises:
         CommandError: both are given.
     """
-    if job_ids and (tag is not None or tenant is not None):
-        raise usage_error("give either ids, or --tag and --tenant, not both")
+    if job_ids and filters:
+        given = ", ".join(f"--{name}" for name in filters)
+        raise usage_error(f"give either ids, or {given}, not both")
 
 
 def parse_pairs(option: str, texts: list[str] | None) -> dict[str, str]:

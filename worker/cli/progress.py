@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -12,11 +11,14 @@ from .broker_connection import resolve_broker
 from .errors import usage_error
 from .options import (
     BrokerUrlOption,
+    IntervalOption,
     JobIds,
     JsonOption,
     TagOption,
     TenantOption,
+    WatchOption,
     check_ids_or_filter,
+    job_filter,
 )
 
 if TYPE_CHECKING:
@@ -38,31 +40,23 @@ def progress(
     job_ids: JobIds = None,
     tag: TagOption = None,
     tenant: TenantOption = None,
-    watch: Annotated[
-        bool,
-        typer.Option("--watch", help="Continue until all have ended, with one line per change."),
-    ] = False,
-    interval_s: Annotated[
-        float, typer.Option(min=0.1, help="Seconds between updates of --watch.")
-    ] = 1.0,
+    watch: WatchOption = False,
+    interval_s: IntervalOption = 1.0,
     broker_url: BrokerUrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show how far one job is, or many together: tokens, speed and estimated time left."""
     from batchmill.producer import Client
 
-    from .progress_view import ProgressView, has_ended
+    from .progress_view import follow_progress, show_progress
 
-    check_ids_or_filter(job_ids or (), tag, tenant)
+    check_ids_or_filter(job_ids or (), job_filter(tag, tenant))
     with Client(resolve_broker(broker_url)) as client:
         read_progress = _progress_reader(client, _selected_ids(client, job_ids, tag, tenant))
-        with ProgressView(in_place=watch, as_json=as_json) as view:
-            found = read_progress()
-            view.show(found)
-            while watch and not has_ended(found):
-                time.sleep(interval_s)
-                found = read_progress()
-                view.show(found)
+        if watch:
+            follow_progress(read_progress, interval_s, as_json=as_json)
+        else:
+            show_progress(read_progress(), as_json=as_json)
 
 
 def _selected_ids(

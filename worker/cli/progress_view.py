@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, Self
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
-from batchmill.producer.plural import pluralize
-from batchmill.worker.terminal import format_duration, print_json
+from batchmill.worker.terminal import print_json
 
 if TYPE_CHECKING:
     from batchmill.producer import JobProgress, ProgressSummary
 
-_REASONS = {
-    "no_worker": "no worker serves it",
-    "no_speed": "no worker has generated tokens in the last seconds",
-    "scheduled": "its delay is not over",
-    "no_length": "its maximum length is unknown",
-}
+    from .batch_progress import BatchProgress
+
+    Progress: TypeAlias = JobProgress | ProgressSummary | BatchProgress
 
 
 class ProgressView:
@@ -46,7 +44,7 @@ class ProgressView:
         if self._status is not None:
             self._status.stop()
 
-    def show(self, found: JobProgress | ProgressSummary) -> None:
+    def show(self, found: Progress) -> None:
         """Show the progress if it has changed."""
         if self._status is not None and not has_ended(found):
             self._status.update(progress_line(found))
@@ -58,51 +56,30 @@ class ProgressView:
                 print(progress_line(found), flush=True)
 
 
-def has_ended(found: JobProgress | ProgressSummary) -> bool:
+def follow_progress(read: Callable[[], Progress], interval_s: float, *, as_json: bool) -> None:
+    """Read and show progress at an interval, until nothing is left to wait for."""
+    with ProgressView(in_place=True, as_json=as_json) as view:
+        found = read()
+        view.show(found)
+        while not has_ended(found):
+            time.sleep(interval_s)
+            found = read()
+            view.show(found)
+
+
+def show_progress(found: Progress, *, as_json: bool) -> None:
+    """Show progress once."""
+    with ProgressView(in_place=False, as_json=as_json) as view:
+        view.show(found)
+
+
+def has_ended(found: Progress) -> bool:
     """Return whether nothing is left to wait for."""
     from batchmill.producer import JobProgress
 
-    if isinstance(found, JobProgress):
-        return found.state.is_terminal
-    return found.done + found.unknown == found.total
+    return found.state.is_terminal if isinstance(found, JobProgress) else found.has_ended
 
 
-def progress_line(found: JobProgress | ProgressSummary) -> str:
-    """Return the progress of one job or of many in words."""
-    from batchmill.producer import JobProgress
-
-    parts = _job_parts(found) if isinstance(found, JobProgress) else _summary_parts(found)
-    if not has_ended(found):
-        parts.append(_eta(found))
-    return ", ".join(parts)
-
-
-def _job_parts(job: JobProgress) -> list[str]:
-    most = "?" if job.max_tokens is None else str(job.max_tokens)
-    parts = [f"{job.id} {job.state.value}", f"{job.output_tokens} of at most {most} tokens"]
-    if job.queue_position is not None:
-        parts.append(f"{pluralize(job.queue_position, 'job')} before it")
-    if job.tokens_per_s:  # 0.0 if no worker has reported yet
-        parts.append(f"{job.tokens_per_s:.1f} tok/s")
-    return parts
-
-
-def _summary_parts(summary: ProgressSummary) -> list[str]:
-    ends = [
-        f"{number} {state.value}"
-        for state, number in sorted(summary.states.items())
-        if state.value != "queued" and number
-    ]
-    if summary.unknown:
-        ends.append(f"{summary.unknown} unknown")
-    parts = [f"{summary.done} of {summary.total} done", *ends]
-    parts.append(pluralize(summary.output_tokens, "token"))
-    if summary.tokens_per_s:
-        parts.append(f"{summary.tokens_per_s:.1f} tok/s")
-    return parts
-
-
-def _eta(found: JobProgress | ProgressSummary) -> str:
-    if found.eta_s is not None:
-        return f"ETA {format_duration(found.eta_s)} at most"
-    return f"no ETA: {_REASONS[found.eta_unknown.value] if found.eta_unknown else 'unknown'}"
+def progress_line(found: Progress) -> str:
+    """Return the progress of one job, of many or of a batch in words."""
+    return found.describe()

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from batchmill.worker.terminal import print_json
 
-from .broker_connection import resolve_broker
+from .broker_connection import open_store, resolve_broker
 from .options import BrokerUrlOption, JsonOption, TimeoutOption
+from .pauses import tell_if_paused
+from .waiting import wait_notes
 
 if TYPE_CHECKING:
-    from batchmill.producer import JobResult
+    from batchmill.producer import JobResult, StreamPiece
 
 _RESULT_EPILOG = "Examples:\n\n  batchmill result gen_…\n\n  batchmill result gen_… --timeout-s 60"
 _STREAM_EPILOG = "Examples:\n\n  batchmill stream gen_…\n\n  batchmill stream gen_… --json"
@@ -35,8 +38,14 @@ def result(
     """Wait for a job to end and print its text."""
     from batchmill.producer import Client
 
-    with Client(resolve_broker(broker_url)) as client:
-        print_result(client.job(job_id).result(timeout_s=timeout_s), as_json=as_json)
+    with open_store(broker_url) as store:
+        tell_if_paused(store, job_id)
+    with (
+        Client(resolve_broker(broker_url)) as client,
+        wait_notes(job_id, as_json=as_json) as notes,
+    ):
+        found = client.result(job_id, timeout_s, on_wait=notes.on_wait)
+    print_result(found, as_json=as_json)
 
 
 def stream(
@@ -48,15 +57,26 @@ def stream(
     """Print a job's text while it is generated; with --json, one line per piece."""
     from batchmill.producer import Client
 
-    with Client(resolve_broker(broker_url)) as client:
-        for piece in client.stream(job_id, timeout_s=timeout_s):
+    with (
+        Client(resolve_broker(broker_url)) as client,
+        wait_notes(job_id, as_json=as_json) as notes,
+    ):
+        pieces = client.stream(job_id, timeout_s=timeout_s, on_wait=notes.on_wait)
+        print_stream(pieces, as_json=as_json)
+
+
+def print_stream(pieces: Iterable[StreamPiece], *, as_json: bool) -> None:
+    """Print pieces of output as they come; as JSON, one line per piece."""
+    try:
+        for piece in pieces:
             if as_json:
                 print_json({"text": piece.text, "token_ids": piece.token_ids})
             else:
                 sys.stdout.write(piece.text)
                 sys.stdout.flush()
-    if not as_json:
-        print()
+    finally:
+        if not as_json:  # an error message begins on a line of its own
+            print()
 
 
 def print_result(result: JobResult, *, as_json: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -32,3 +33,8 @@ def field_comments(owner: type) -> dict[str, str]:
             docs[match[1]] = " ".join(comment)
         comment = []
     return docs
+
+
+def format_items(items: tuple[Any, ...]) -> str:
+    """Return a list as a user types it into the environment."""
+    return ",".join(f"{item:g}" if isinstance(item, float) else str(item) for item in items)

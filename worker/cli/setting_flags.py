@@ -12,9 +12,10 @@ import typer
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
-from .setting_docs import setting_docs
+from batchmill.producer.secrets_from_files import FILE_SUFFIX
+from batchmill.worker.unknown_settings import PREFIX
 
-PREFIX = "BATCHMILL_"
+from .setting_docs import format_items, setting_docs
 
 
 def add_setting_flags(
@@ -48,6 +49,7 @@ def add_setting_flags(
             value = given.pop(name)
             if value is not None:
                 os.environ[PREFIX + name.upper()] = value
+                os.environ.pop(PREFIX + name.upper() + FILE_SUFFIX, None)
         return command(**given)
 
     parameters = [*own.parameters.values(), *flags.values()]
@@ -81,5 +83,5 @@ def _flag(name: str, field: FieldInfo, help_text: str) -> inspect.Parameter:
 
 def _shown(default: Any) -> str:
     if isinstance(default, tuple):
-        return ",".join(f"{item:g}" for item in default)
+        return format_items(default)
     return str(default).lower() if isinstance(default, bool) else str(default)

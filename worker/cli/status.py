@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from batchmill.worker.terminal import format_time_ms, print_json, print_table
 
+from .attempt_table import print_history
 from .broker_connection import open_store, resolve_broker
-from .options import BrokerUrlOption, JsonOption
+from .errors import usage_error
+from .options import BrokerUrlOption, IntervalOption, JsonOption
+from .pauses import pause_of_job
+from .status_watch import StatusWatch
+from .store_status import StoreStatus
 
-if TYPE_CHECKING:
-    from batchmill.producer.protocol.records import WorkerInfo
-
-_EPILOG = "Examples:\n\n  batchmill status\n\n  batchmill status gen_… --json | jq .state"
+_EPILOG = (
+    "Examples:\n\n  batchmill status\n\n  batchmill status --watch\n\n"
+    "  batchmill status gen_… --json | jq .state"
+)
 
 
 def add_status_command(app: typer.Typer) -> None:
@@ -28,12 +32,20 @@ def status(
     job_id: Annotated[
         str | None, typer.Argument(help="Id of a job. Without it, show queues and workers.")
     ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show queues and workers until interrupted.")
+    ] = False,
+    interval_s: IntervalOption = 2.0,
     broker_url: BrokerUrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show queues, workers and counts, or the state of one job."""
-    if job_id is None:
+    if job_id is None and watch:
+        _watch_store(broker_url, interval_s, as_json=as_json)
+    elif job_id is None:
         _show_store(broker_url, as_json=as_json)
+    elif watch:
+        raise usage_error(f"--watch shows all jobs: use batchmill progress {job_id} --watch")
     else:
         _show_job(job_id, broker_url, as_json=as_json)
 
@@ -43,11 +55,15 @@ def _show_job(job_id: str, broker_url: str | None, *, as_json: bool) -> None:
 
     with Client(resolve_broker(broker_url)) as client:
         job = client.job(job_id).status()
+    with open_store(broker_url) as store:
+        pause = pause_of_job(store, job_id)
     if as_json:
-        print_json(job.model_dump(mode="json"))
+        paused = None if pause is None else asdict(pause)
+        print_json(job.model_dump(mode="json") | {"pause": paused})
         return
     rows: list[tuple[str, object]] = [
         ("state", f"{job.state.value}{' (cancelling)' if job.cancelling else ''}"),
+        *([("waits", pause.describe())] if pause is not None else []),
         ("model", job.model),
         ("tenant", job.tenant),
         ("output tokens", job.output_tokens),
@@ -60,70 +76,28 @@ def _show_job(job_id: str, broker_url: str | None, *, as_json: bool) -> None:
         ("finished", format_time_ms(job.finished_at_ms)),
         ("deadline", format_time_ms(job.deadline_at_ms)),
     ]
+    if job.retry_error is not None:
+        why = f"{job.retry_error.code}: {job.retry_error.message}"
+        rows.append(("tried again", f"{format_time_ms(job.retry_at_ms)}, after {why}"))
     if job.error is not None:
         rows.append(("error", f"{job.error.code}: {job.error.message}"))
     print_table(job.id, ("", ""), rows)
+    if job.history:
+        print_history(job.history, job.attempts_left_out)
 
 
 def _show_store(broker_url: str | None, *, as_json: bool) -> None:
     with open_store(broker_url) as store:
-        counts, queues, workers = store.counts(), store.queue_depths(), store.list_workers()
-    served = {queue for worker in workers for queue in worker.queues}
+        status = StoreStatus.read(store)
     if as_json:
-        print_json(
-            {
-                "counts": asdict(counts),
-                "queues": [asdict(depth) | {"served": depth.queue in served} for depth in queues],
-                "workers": [asdict(worker) for worker in workers],
-            }
-        )
+        print_json(status.as_json())
         return
-    print_table("Jobs", ("", "number"), _count_rows(counts))
-    print_table(
-        "\nQueues",
-        ("queue", "waiting", "announced", "served"),
-        (
-            (d.queue, d.queued, d.announcements, "yes" if d.queue in served else "by no worker")
-            for d in queues
-        ),
-    )
-    _print_workers(workers)
-
-
-def _print_workers(workers: Sequence[WorkerInfo]) -> None:
-    columns = ["worker", "model", "state", "since", "in flight"]
-    rows: list[list[object]] = [
-        [w.name, w.model, w.state, format_time_ms(w.started_at_ms), w.stats.get("jobs", "-")]
-        for w in workers
-    ]
-    drafts = [_drafts(worker) for worker in workers]
-    if any(drafts):  # prompt lookup is off by default
-        columns.append("prompt lookup")
-        rows = [[*row, cell or "-"] for row, cell in zip(rows, drafts, strict=True)]
-    print_table("\nWorkers", columns, rows)
-    if not workers:
+    for parts in status.tables():
+        print_table(*parts)
+    if not status.workers:
         print("none; start one with `batchmill worker`, or everything with `batchmill up`")
 
 
-def _drafts(worker: WorkerInfo) -> str | None:
-    """Return the draft tokens since the engine process started; None without prompt lookup."""
-    num_drafts = worker.stats.get("draft_tokens")
-    num_accepted = worker.stats.get("accepted_tokens")
-    if not isinstance(num_drafts, int) or not isinstance(num_accepted, int):
-        return None
-    if num_drafts == 0:
-        return "drafts 0"
-    return f"drafts {num_drafts:,}, accepted {num_accepted / num_drafts:.0%}".replace("%", " %")
-
-
-def _count_rows(counts: Any) -> list[tuple[str, int]]:
-    rows = [
-        ("in the inbox", counts.inbox),
-        ("waiting", counts.queued),
-        ("of these, delayed", counts.scheduled),
-        ("in progress", counts.in_progress),
-        ("webhooks waiting", counts.outbox),
-        ("dead letters", counts.dead_letters),
-    ]
-    rows += [(f"total {name}", number) for name, number in sorted(counts.totals.items())]
-    return rows
+def _watch_store(broker_url: str | None, interval_s: float, *, as_json: bool) -> None:
+    with open_store(broker_url) as store, StatusWatch(as_json=as_json) as watch:
+        watch.run(store, interval_s)

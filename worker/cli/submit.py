@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import sys
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
 
 from batchmill.worker.terminal import print_json
 
-from .broker_connection import resolve_broker
+from .broker_connection import open_store, resolve_broker
 from .command_settings import with_setting_flags
 from .errors import usage_error
+from .moments import MOMENT_FORMS, parse_moment
 from .options import (
     BrokerUrlOption,
     JsonOption,
@@ -20,15 +21,22 @@ from .options import (
     parse_json_option,
     parse_pairs,
 )
-from .result import print_result
+from .pauses import tell_if_paused
+from .prompt_source import PromptOptions
+from .result import print_result, print_stream
+from .waiting import wait_notes
 
 _EPILOG = (
     "Examples:\n\n"
-    '  batchmill submit "Write a haiku about a water mill." --max-tokens 48 --wait\n\n'
-    "  cat article.txt | batchmill submit --webhook https://example.com/hook\n\n"
-    '  batchmill submit --messages \'[{"role": "user", "content": "Hello!"}]\' --json\n\n'
-    '  batchmill submit "Once" --param top_k=40 --param \'stop=["\\n\\n", "END"]\''
+    '  batchmill submit "Name three uses of a water mill." --stream\n\n'
+    '  batchmill submit "Hello!" --system "You are a polite shop assistant." --wait\n\n'
+    '  cat article.txt | batchmill submit --system "Summarise in one sentence." --max-tokens 60\n\n'
+    '  batchmill submit "Hello!" --webhook https://example.com/hook --deadline 10m\n\n'
+    '  batchmill submit "Once upon a time" --raw --param top_k=40 --wait\n\n'
+    "The text is sent as a user message, through the model's chat template. --raw lets the model "
+    "continue it instead; a model without a chat template needs that."
 )
+_GENERATION, _JOB = "Generation", "The job"
 _Prompt = Annotated[
     str | None, typer.Argument(help="The prompt. Without it, or with -, it is read from stdin.")
 ]
@@ -36,43 +44,112 @@ _Messages = Annotated[
     str | None,
     typer.Option(metavar="JSON", help="A chat instead of a prompt: a list of messages."),
 ]
-_Model = Annotated[str | None, typer.Option(help="Served model name.")]
-_MaxTokens = Annotated[int | None, typer.Option(help="Maximum number of tokens to generate.")]
-_Temperature = Annotated[float | None, typer.Option(help="Sampling temperature; 0 is greedy.")]
+_Chat = Annotated[
+    bool | None,
+    typer.Option(
+        "--chat/--raw",
+        help="Send the prompt as a user message, or as it is, for the model to continue. "
+        "Default: --chat.",
+        show_default=False,
+    ),
+]
+_System = Annotated[
+    str | None, typer.Option(metavar="TEXT", help="System message, before the prompt.")
+]
+_Model = Annotated[str | None, typer.Option(help="Served model name.", rich_help_panel=_GENERATION)]
+_MaxTokens = Annotated[
+    int | None,
+    typer.Option(help="Maximum number of tokens to generate.", rich_help_panel=_GENERATION),
+]
+_Temperature = Annotated[
+    float | None,
+    typer.Option(help="Sampling temperature; 0 is greedy.", rich_help_panel=_GENERATION),
+]
 _TopP = Annotated[
     float | None,
-    typer.Option(help="Sample from the likeliest tokens that add up to this; 1 keeps all."),
+    typer.Option(
+        help="Sample from the likeliest tokens that add up to this; 1 keeps all.",
+        rich_help_panel=_GENERATION,
+    ),
 ]
 _TopK = Annotated[
-    int | None, typer.Option(help="Sample from this many of the likeliest tokens; 0 keeps all.")
+    int | None,
+    typer.Option(
+        help="Sample from this many of the likeliest tokens; 0 keeps all.",
+        rich_help_panel=_GENERATION,
+    ),
 ]
-_Seed = Annotated[int | None, typer.Option(help="Makes the sampling repeatable.")]
+_Seed = Annotated[
+    int | None, typer.Option(help="Makes the sampling repeatable.", rich_help_panel=_GENERATION)
+]
 _Stop = Annotated[
-    list[str] | None, typer.Option(help="A string that ends the generation. May be repeated.")
+    list[str] | None,
+    typer.Option(
+        help="A string that ends the generation. May be repeated.", rich_help_panel=_GENERATION
+    ),
 ]
 _Param = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME=JSON", help="Any other field of a job. May be repeated."),
+    typer.Option(
+        metavar="NAME=JSON",
+        help="Any other field of a job. May be repeated.",
+        rich_help_panel=_GENERATION,
+    ),
 ]
-_Priority = Annotated[str | None, typer.Option(help="high, normal or low.")]
+_Priority = Annotated[str | None, typer.Option(help="high, normal or low.", rich_help_panel=_JOB)]
 _Webhook = Annotated[
-    str | None, typer.Option(metavar="URL", help="Receives a signed POST when the job ends.")
+    str | None,
+    typer.Option(
+        metavar="URL", help="Receives a signed POST when the job ends.", rich_help_panel=_JOB
+    ),
 ]
 _IdempotencyKey = Annotated[
-    str | None, typer.Option(help="Submitting again with the same key returns the same job.")
+    str | None,
+    typer.Option(
+        help="Submitting again with the same key returns the same job.", rich_help_panel=_JOB
+    ),
 ]
 _Tags = Annotated[
     list[str] | None,
-    typer.Option("--tag", help="A label to find the job by. May be repeated."),
+    typer.Option(
+        "--tag", help="A label to find the job by. May be repeated.", rich_help_panel=_JOB
+    ),
 ]
 _Tenant = Annotated[
-    str | None, typer.Option(help="Tenant that the job belongs to, for its fair share.")
+    str | None,
+    typer.Option(help="Tenant that the job belongs to, for its fair share.", rich_help_panel=_JOB),
 ]
-_Delay = Annotated[float | None, typer.Option(help="Seconds that the job waits before it may run.")]
+_Delay = Annotated[
+    float | None,
+    typer.Option(help="Seconds that the job waits before it may run.", rich_help_panel=_JOB),
+]
 _Ttl = Annotated[
-    float | None, typer.Option(help="Seconds after which the job expires if it has not ended.")
+    float | None,
+    typer.Option(
+        help="Seconds after which the job expires if it has not ended.", rich_help_panel=_JOB
+    ),
+]
+_Deadline = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME",
+        help="When the job expires if it has not ended: a distance such as 10m or 2h, or "
+        f"{MOMENT_FORMS}.",
+        rich_help_panel=_JOB,
+    ),
+]
+_Retry = Annotated[
+    str | None,
+    typer.Option(
+        metavar="JSON",
+        help='How failed attempts are retried, such as {"max_attempts": 5, "backoff_s": 10}.',
+        rich_help_panel=_JOB,
+    ),
 ]
 _Wait = Annotated[bool, typer.Option("--wait", help="Wait for the result and print it.")]
+_Stream = Annotated[
+    bool, typer.Option("--stream", help="Print the text while it is generated, until its end.")
+]
 
 
 def add_submit_command(app: typer.Typer) -> None:
@@ -82,7 +159,9 @@ def add_submit_command(app: typer.Typer) -> None:
 
 def submit(
     prompt: _Prompt = None,
+    system: _System = None,
     messages: _Messages = None,
+    chat: _Chat = None,
     model: _Model = None,
     max_tokens: _MaxTokens = None,
     temperature: _Temperature = None,
@@ -98,13 +177,17 @@ def submit(
     metadata: MetadataOption = None,
     tag: _Tags = None,
     ttl_s: _Ttl = None,
+    deadline: _Deadline = None,
     delay_s: _Delay = None,
+    retry: _Retry = None,
     wait: _Wait = False,
+    stream: _Stream = False,
     timeout_s: TimeoutOption = None,
     broker_url: BrokerUrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Submit one job and print its id, or its text with --wait."""
+    """Submit one job and print its id, or its text with --wait or --stream."""
+    expires = None if deadline is None else parse_moment("--deadline", deadline, ahead=True)
     options: dict[str, Any] = {
         "model": model,
         "max_tokens": max_tokens,
@@ -120,37 +203,57 @@ def submit(
         "metadata": parse_pairs("--metadata", metadata) or None,
         "tags": tag or None,
         "ttl_s": ttl_s,
+        "deadline": None if expires is None else expires.isoformat(),
         "delay_s": delay_s,
+        "retry": None if retry is None else parse_json_option("--retry", retry),
     }
-    fields = _job_fields(options, prompt, messages, param)
-    _submit(fields, broker_url, wait=wait, timeout_s=timeout_s, as_json=as_json)
+    text = PromptOptions(prompt, messages, system, chat)
+    fields = _job_fields(options, text, param)
+    how = _Following(wait=wait, stream=stream, timeout_s=timeout_s)
+    _submit(fields, broker_url, how, as_json=as_json)
+
+
+@dataclass(frozen=True, slots=True)
+class _Following:
+    """How the command follows the job that it has submitted."""
+
+    wait: bool
+    stream: bool
+    timeout_s: float | None
 
 
 def _submit(
-    fields: dict[str, Any],
-    broker_url: str | None,
-    *,
-    wait: bool,
-    timeout_s: float | None,
-    as_json: bool,
+    fields: dict[str, Any], broker_url: str | None, how: _Following, *, as_json: bool
 ) -> None:
     from batchmill.producer import Client
 
     with Client(resolve_broker(broker_url)) as client:
         job = client.submit(**fields)
-        if wait:
-            print_result(job.result(timeout_s=timeout_s), as_json=as_json)
+        if how.wait or how.stream:
+            with wait_notes(job.id, as_json=as_json, is_new=True) as notes:
+                _tell_if_paused(broker_url, job.id)
+                if how.stream:
+                    pieces = job.stream(timeout_s=how.timeout_s, on_wait=notes.on_wait)
+                    print_stream(pieces, as_json=as_json)
+                else:
+                    result = job.result(how.timeout_s, on_wait=notes.on_wait)
+                    print_result(result, as_json=as_json)
         elif as_json:
             print_json({"id": job.id})
         else:
             print(job.id)
 
 
+def _tell_if_paused(broker_url: str | None, job_id: str) -> None:
+    with open_store(broker_url) as store:
+        tell_if_paused(store, job_id)
+
+
 def _job_fields(
-    options: dict[str, Any], prompt: str | None, messages: str | None, params: list[str] | None
+    options: dict[str, Any], prompt: PromptOptions, params: list[str] | None
 ) -> dict[str, Any]:
     """Return the fields that are given in any way; options that are None are not given."""
-    fields = _prompt_or_messages(prompt, messages)
+    fields = prompt.fields()
     fields |= {name: value for name, value in options.items() if value is not None}
     others = {
         name: parse_json_option(f"--param {name}", text)
@@ -159,20 +262,3 @@ def _job_fields(
     for name in others.keys() & fields.keys():
         raise usage_error(f"--param {name}: {name} is already given by an option or argument")
     return fields | others
-
-
-def _prompt_or_messages(prompt: str | None, messages: str | None) -> dict[str, Any]:
-    """Return the prompt or the chat, from an argument, an option or stdin."""
-    if messages is not None:
-        if prompt is not None:
-            raise usage_error("give either a prompt or --messages, not both")
-        return {"messages": parse_json_option("--messages", messages)}
-    if prompt is not None and prompt != "-":
-        return {"prompt": prompt}
-    if prompt is None and sys.stdin.isatty():
-        raise usage_error(
-            "the prompt is missing: give it as an argument or on stdin, or a chat with --messages"
-        )
-    text = sys.stdin.read()
-    # Editors and echo end a text with a newline, which is not meant as part of the prompt.
-    return {"prompt": text.removesuffix("\n")}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from batchmill.worker.terminal import print_json, print_table
+from batchmill.worker.terminal import format_time_ms, print_json, print_table
 
 from .broker_connection import open_store
 from .errors import usage_error
@@ -157,8 +157,14 @@ def _print_tenants(title: str, tenants: list[Tenant]) -> None:
     print_table(
         title,
         ("tenant", "weight", "waiting jobs", "bytes", "tokens"),
-        ([tenant.name, f"{tenant.limits.weight:g}", *_amounts(tenant)] for tenant in tenants),
+        ([_name(tenant), f"{tenant.limits.weight:g}", *_amounts(tenant)] for tenant in tenants),
     )
+
+
+def _name(tenant: Tenant) -> str:
+    if tenant.pause is None:
+        return tenant.name
+    return f"{tenant.name} (paused since {format_time_ms(tenant.pause.since_ms)})"
 
 
 def _amounts(tenant: Tenant) -> list[Any]:

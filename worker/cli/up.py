@@ -1,4 +1,4 @@
-"""`batchmill up`: broker, worker, deliverer and Flower on this machine."""
+"""`batchmill up`: broker, worker, deliverer, gateway and Flower on this machine."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .command_settings import with_setting_flags
+from .errors import CommandError, ExitCode
 from .options import FlowerPortOption, JsonOption, NoFlowerOption
 
 _EPILOG = (
@@ -40,21 +41,52 @@ def up(
     ] = None,
     flower_port: FlowerPortOption = None,
     no_flower: NoFlowerOption = False,
+    gateway_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=65535,
+            help="Port of the gateway. Default: 8000, or a free one if that is in use.",
+        ),
+    ] = None,
+    no_gateway: Annotated[
+        bool, typer.Option("--no-gateway", help="Do not start the gateway.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Run broker, worker, deliverer and Flower on this machine until Ctrl-C.
+    """Run broker, worker, deliverer, gateway and Flower on this machine until Ctrl-C.
 
     The broker is embedded unless BATCHMILL_BROKER_URL or --broker-url names another one.
     """
     from batchmill.worker.local.state_dir import default_state_dir
     from batchmill.worker.local.up import UpOptions, run_up
 
+    _check_environment()
     run_up(
         UpOptions(
             state_dir=state_dir or default_state_dir(),
             broker_port=broker_port,
             flower_port=flower_port,
             with_flower=not no_flower,
+            gateway_port=gateway_port,
+            with_gateway=not no_gateway,
             as_json=as_json,
         )
     )
+
+
+def _check_environment() -> None:
+    """Refuse a broker or a secret that no child could use.
+
+    Raises:
+        CommandError: the URL is invalid, or the file of a secret cannot be read.
+    """
+    from batchmill.producer.broker_url import redis_url
+    from batchmill.producer.secrets_from_files import find_secret
+
+    try:
+        find_secret("BATCHMILL_WEBHOOK_SECRET")
+        if url := find_secret("BATCHMILL_BROKER_URL"):
+            redis_url(url)
+    except ValueError as error:
+        raise CommandError(str(error), code="invalid_settings", exit_code=ExitCode.CONFIG) from None

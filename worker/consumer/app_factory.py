@@ -11,7 +11,10 @@ from kombu.entity import Queue
 from batchmill.producer.broker_url import celery_url, find_broker
 from batchmill.worker.logs import configure_logging
 from batchmill.worker.settings import WorkerSettings
+from batchmill.worker.unknown_settings import log_unknown_variables
 
+from . import result_backend
+from .broker_connection import LOOK_INTERVAL_S, BrokerConnection
 from .event_batches import EventBatchStep
 from .gate_step import GateStep
 from .generate_task import GenerateTask
@@ -32,9 +35,11 @@ def create_app(settings: WorkerSettings) -> Celery:
     url = celery_url(broker)
     register_transport()
     app = Celery("batchmill", broker=url, backend=url, set_as_current=False)
+    app.loader.override_backends = result_backend.BACKENDS
     app.conf.update(_configuration(settings), **_broker_configuration(url))
     # Not in the configuration: `inspect conf` would show a password in the URL.
     setattr(app, SETTINGS_KEY, settings.model_copy(update={"broker_url": broker}))
+    app.amqp.Connection = BrokerConnection
     # Otherwise the worker would, after a reconnect, consume from each queue that it published to.
     app.amqp.queues.select(settings.queues)
     app.register_task(GenerateTask())
@@ -78,7 +83,9 @@ def _configuration(settings: WorkerSettings) -> dict[str, Any]:
         "result_expires": settings.result_ttl_s,
         "result_extended": False,
         "worker_pool": "batchmill.worker.consumer.pool:EnginePool",
-        "worker_concurrency": settings.engine_config.max_num_seqs + _SPARE_TASKS,
+        "worker_concurrency": settings.engine_config.max_num_seqs
+        + settings.high_places
+        + _SPARE_TASKS,
         "worker_prefetch_multiplier": 1,
         "worker_send_task_events": True,
         "worker_hijack_root_logger": False,
@@ -98,27 +105,25 @@ def _connection_configuration() -> dict[str, Any]:
         "broker_connection_max_retries": None,
         "broker_channel_error_retry": True,
         "broker_transport_options": {
-            # Covers only the time from receipt to claim: milliseconds.
-            "visibility_timeout": 60,
-            "unacked_restore_interval": 5,
-            "unacked_restore_throttle": 1,
-            "unacked_mutex_expire": 15,
             "queue_order_strategy": "priority",
-            # Notice a cut connection; never replay a push.
-            "socket_timeout": 10,
+            # Notice a cut connection: a half-open one holds the consumer for two such timeouts.
+            # Never replay a push.
+            "socket_timeout": 3,
             "socket_connect_timeout": 3,
             "socket_keepalive": True,
-            "health_check_interval": 10,
+            "health_check_interval": LOOK_INTERVAL_S,
             "retry_on_timeout": False,
         },
         "redis_socket_timeout": 10,
         "redis_socket_connect_timeout": 3,
         "redis_backend_health_check_interval": 10,
+        **result_backend.SETTINGS,
     }
 
 
 def _configure_celery_logging(settings: WorkerSettings) -> None:
     def set_up(**_: Any) -> None:
         configure_logging(settings.log_level, settings.log_format)
+        log_unknown_variables()
 
     signals.setup_logging.connect(set_up, weak=False, dispatch_uid="batchmill-logging")

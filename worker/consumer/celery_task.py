@@ -16,15 +16,18 @@ from redis.exceptions import RedisError
 from batchmill.producer.protocol.replies import EndTaken, JobState
 from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.errors import JobReleased
-from batchmill.worker.jobs.outcome import Outcome, Workflow
+from batchmill.worker.jobs.outcome import Outcome
+from batchmill.worker.jobs.task_facts import Facts, result_line
 
-from .queue_message import EXPIRES_KEY, NOT_BEFORE_KEY
+from .workflow import Workflow
 
 _log = structlog.stdlib.get_logger("batchmill.celery_task")
 #: Key of the outcome in the request that Celery's tracer passes to the task.
 OUTCOME_KEY = "batchmill_outcome"
 #: Key of the task's place in a workflow, in the same request.
 WORKFLOW_KEY = "batchmill_workflow"
+#: Key of the `JobRequest`, which shows facts about the job to monitors.
+VIEW_KEY = "batchmill_view"
 #: Key that marks a request whose outcome is being reported: its own revoke must not cancel the job.
 SETTLED_KEY = "batchmill_settled"
 #: After this, another worker reports an end whose reporter has died.
@@ -64,15 +67,15 @@ class CeleryTask:
         """The task's place in a Celery workflow; None if it stands alone."""
         return self.request.get(WORKFLOW_KEY)
 
-    @property
-    def not_before_ms(self) -> int | None:
-        """End of the delay that the sender asked for, milliseconds of unix time."""
-        return self.request.get(NOT_BEFORE_KEY)
+    def describe(self, facts: Facts) -> None:
+        """Note facts that monitors may show, with the next event of the task."""
+        if (view := self.request.get(VIEW_KEY)) is not None:
+            view.describe(facts)
 
-    @property
-    def expires_ms(self) -> int | None:
-        """When a delayed task expires, milliseconds of unix time."""
-        return self.request.get(EXPIRES_KEY)
+    def report_progress(self) -> None:
+        """Report the facts to monitors now, while the task runs."""
+        if (view := self.request.get(VIEW_KEY)) is not None:
+            view.report_progress()
 
     def accept(self) -> None:
         """Report to Celery that the job has started, so that it acknowledges the message."""
@@ -86,8 +89,15 @@ class CeleryTask:
         the tasks that follow must be sent only once.
         """
         self.request[SETTLED_KEY] = True
+        self.describe(outcome.facts)
+        view = self.request.pop(VIEW_KEY, None)  # refers to Celery's request, which refers to this
+        if view is not None and outcome.error is not None:
+            view.revoked_because = ": ".join(outcome.error)
         if self.workflow is None or outcome.state is None or not outcome.state.is_terminal:
             self._report(outcome)
+            return
+        if not outcome.is_held:
+            self.drop()  # only the record knows whether the result is read: a sweep reports it
             return
         assert self.store is not None
         try:
@@ -101,6 +111,7 @@ class CeleryTask:
 
     def drop(self) -> None:
         """Report that there is nothing to do: the message is acknowledged, no job has run."""
+        self.request.pop(VIEW_KEY, None)
         self.on_error(_exception_info(Ignore()))
 
     def _report(self, outcome: Outcome) -> bool:
@@ -126,7 +137,7 @@ class CeleryTask:
             self.request.pop(OUTCOME_KEY, None)
         if not failed:
             # Instead of the result's repr, which would put output text into events and Flower.
-            value = f"<{outcome.num_output_tokens} tokens>"
+            value = result_line(outcome.facts, outcome.num_output_tokens)
         # The tracer ran only now, but users want to see how long the job took.
         self.on_done((failed, value, time.monotonic() - self._accepted_at))
         return True

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -11,8 +12,12 @@ from celery import bootsteps
 from batchmill.producer.broker_url import redact
 
 
-def install_gate(channel: Any, is_open: Callable[[], bool]) -> None:
+def install_gate(
+    channel: Any, is_open: Callable[[], bool], select: Callable[[Sequence[str]], list[str]]
+) -> None:
     """Let a kombu Redis channel ask for messages only while the gate is open.
+
+    `select` gets the queues in order and returns those that are to be asked.
 
     Only the *asking* is gated: the reply to a pending BRPOP is always read. Otherwise a message
     that Redis had popped for us would lie in the socket of a busy worker, out of reach of others.
@@ -26,18 +31,29 @@ def install_gate(channel: Any, is_open: Callable[[], bool]) -> None:
         return bool(has_credit()) and is_open()
 
     qos.can_consume = MethodType(can_consume, qos)
+    cycle = channel._queue_cycle
+    cycle.consume = partial(_consume, cycle.consume, select)
+
+
+def _consume(
+    consume: Callable[[int], list[str]],
+    select: Callable[[Sequence[str]], list[str]],
+    num_queues: int,
+) -> list[str]:
+    """Return the queues that the next request names, first the one that is read first."""
+    return select(consume(num_queues))
 
 
 class GateStep(bootsteps.StartStopStep):
-    """Installs the gate, and the report of refused messages, on each new connection."""
+    """Connects each new channel with the pool: the gate, and the queues that are consumed."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
     def start(self, consumer: Any) -> None:
         """Connect the channel with the pool; Celery calls this again after each reconnect."""
         channel = consumer.task_consumer.channel
-        install_gate(channel, consumer.pool.gate_is_open)
-        channel.on_refused = consumer.pool.report_refused
+        install_gate(channel, consumer.pool.gate_is_open, consumer.pool.select_queues)
+        consumer.pool.channel = channel
 
     def info(self, consumer: Any) -> dict[str, Any]:
         """Return the broker for `inspect stats`: for a socket, Celery would show the whole URL.

@@ -12,24 +12,69 @@ from batchmill.producer.protocol.keys import TASK_NAME
 from batchmill.producer.protocol.replies import JobState
 from batchmill.worker.errors import JobFailed, SettingsError
 from batchmill.worker.jobs.outcome import Outcome
+from batchmill.worker.jobs.task_facts import Facts
 
-from .celery_task import OUTCOME_KEY, WORKFLOW_KEY
+from .celery_task import OUTCOME_KEY, VIEW_KEY, WORKFLOW_KEY
 from .workflow import read_workflow
+
+#: Type of the event about a running job. Celery's state takes the upper case of an unknown type as
+#: the state, so this one keeps STARTED. In a state of its own, such as PROGRESS, Flower has no
+#: button to end the task, and Celery's order of states would ignore a later REVOKED.
+_PROGRESS_EVENT = "task-STARTED"
 
 
 class JobRequest(Request):
     """Celery's request, without the job's content in anything that Celery shows.
 
     A plain `send_task` puts the repr of its arguments into the message. From there it would get
-    into events, Flower and `inspect`, prompt included.
+    into events, Flower and `inspect`, prompt included. Facts about the job take its place: its
+    model, class, tenant and limits, then its tokens. A dict is what Flower's search reads
+    (`kwargs:tenant=acme`).
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._facts: dict[str, object] = {}
+        #: Why the job ended without a result, once it has been cancelled or has expired.
+        self.revoked_because = ""
         self._argsrepr, self._kwargsrepr = "()", "{...}"
         self._request_dict.update(argsrepr="()", kwargsrepr="{...}")
         embed = self._payload[2]
         self._request_dict[WORKFLOW_KEY] = read_workflow(self._request_dict, embed)
+        self._request_dict[VIEW_KEY] = self
+
+    @property
+    def ignore_result(self) -> bool:
+        """Whether nobody reads the result. Only the job's record knows, so a claim may change it.
+
+        Celery's own property keeps what the announcement says: that nobody does.
+        """
+        return bool(self._request_dict.get("ignore_result"))
+
+    @property
+    def store_errors(self) -> bool:
+        """Whether FAILURE and REVOKED are stored."""
+        return not self.ignore_result
+
+    def _announce_revoked(self, reason: str, *args: Any) -> None:
+        super()._announce_revoked(self.revoked_because or reason, *args)
+
+    def describe(self, facts: Facts) -> None:
+        """Show facts in place of the arguments, from the next event on."""
+        if facts:
+            # The newest first: Flower's list of tasks cuts the line.
+            self._facts = {**facts, **{k: v for k, v in self._facts.items() if k not in facts}}
+            self._kwargsrepr = repr(self._facts)
+
+    def report_progress(self) -> None:
+        """Send the facts to monitors while the task runs."""
+        self.send_event(_PROGRESS_EVENT)
+
+    def send_event(self, type: str, **fields: Any) -> None:
+        """Send an event of the task, with the facts that are known by now."""
+        if self._facts:
+            fields["kwargs"] = self._kwargsrepr
+        super().send_event(type, **fields)
 
     def info(self, safe: bool = False) -> dict[str, Any]:
         """Return what `inspect active` shows; always without the arguments."""

@@ -8,6 +8,8 @@ import structlog
 from celery import Celery, states
 from celery.app.task import Context
 from celery.app.trace import trace_task
+from celery.exceptions import BackendError
+from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from batchmill.producer.protocol.keys import TASK_NAME
@@ -41,6 +43,8 @@ class MissingResults:
         """Bind to the job store and to the app with the result backend."""
         self._store = store
         self._app = app
+        #: Jobs whose chord another process is about to continue; they are looked at again.
+        self._open: list[str] = []
 
     def write_missing(self) -> None:
         """Write the results that are missing.
@@ -49,9 +53,15 @@ class MissingResults:
             redis.exceptions.RedisError: Redis did not reply; the next call makes up for it.
         """
         ends = self._store.take_celery_ends(limit=_LIMIT, grace_ms=_GRACE_MS, lease_ms=END_LEASE_MS)
+        ends, self._open = list(dict.fromkeys([*self._open, *ends])), []
         for job_id in ends:
             try:
-                self._write(job_id)
+                if not self._write(job_id):
+                    self._open.append(job_id)
+                    continue
+            except (OperationalError, BackendError) as error:
+                _log.warning("celery_report_failed", job_id=job_id, error=type(error).__name__)
+                continue  # the lease on the end runs out, and it is taken again
             except RedisError as error:
                 if not is_unusable_record(error):
                     raise
@@ -61,16 +71,23 @@ class MissingResults:
                 _log.exception("celery_result_failed", job_id=job_id)
             self._store.drop_celery_end(job_id)
 
-    def _write(self, job_id: str) -> None:
+    def _write(self, job_id: str) -> bool:
+        """Report an end, and return whether that is all: a chord may have to be looked at again."""
         backend: Any = self._app.backend
         known = backend.get_task_meta(job_id, cache=False)["status"]
         record = self._store.load(job_id)
         if record is None or not record.state.is_terminal:
-            return
+            return True
         request = workflow_request(record)
         if known in states.READY_STATES:
             self._complete_chord(record, known, request)
-            return
+        else:
+            self._report(record, request)
+        return not self._is_chord_claimed(request)
+
+    def _report(self, record: JobRecord, request: dict[str, Any]) -> None:
+        backend: Any = self._app.backend
+        job_id = record.id
         _log.info("celery_result_written", job_id=job_id, state=record.state.value)
         error = _error_of(record)
         if record.state in (JobState.CANCELLED, JobState.EXPIRED):
@@ -85,7 +102,10 @@ class MissingResults:
         request[OUTCOME_KEY] = Outcome(record.state, result, (error.code, error.message))
         # Celery's own tracer: result, callbacks, chain, chord and errbacks as from any worker.
         task = self._app.tasks[TASK_NAME]
-        trace_task(task, job_id, (), {}, request, app=self._app)
+        info = trace_task(task, job_id, (), {}, request, app=self._app).info
+        error_of_report = getattr(info, "retval", None)
+        if isinstance(error_of_report, (RedisError, OperationalError, BackendError)):
+            raise error_of_report  # swallowed by the tracer: the end is not reported yet
 
     def _complete_chord(self, record: JobRecord, state: str, request: dict[str, Any]) -> None:
         """Count a part of a chord again: the reporter may have died after it stored the result."""
@@ -93,6 +113,21 @@ class MissingResults:
             backend: Any = self._app.backend
             result = backend.get_result(record.id)
             backend.on_chord_part_return(Context(request), state, result)
+
+    def _is_chord_claimed(self, request: dict[str, Any]) -> bool:
+        """Return whether a process is about to send the body of the job's chord.
+
+        If that process is gone, nothing sends the body until a part is counted again after its
+        claim has run out. A chord that has failed keeps its claim, and loses its size.
+        """
+        group = request.get("group")
+        if not (request.get("chord") and group):
+            return False
+        backend: Any = self._app.backend
+        claim, size = backend.client.mget(
+            [backend.get_key_for_group(group, part) for part in (".c", ".s")]
+        )
+        return claim not in (None, b"done") and size is not None
 
 
 def _error_of(record: JobRecord) -> JobError:

@@ -10,31 +10,30 @@ from celery import signals
 from celery.concurrency.base import BasePool
 from celery.worker import state as worker_state
 from redis import Redis
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
-from redis.retry import Retry
 
-from batchmill.producer.broker_url import redis_url
-from batchmill.producer.protocol.replies import JobState
+from batchmill.producer.store.connection import connect
 from batchmill.producer.store.job_store import JobStore
-from batchmill.worker.errors import MalformedMessage
-from batchmill.worker.jobs.outcome import Outcome
+from batchmill.producer.store.replication import replica_wait
+from batchmill.worker.errors import EXIT_CONFIG
+from batchmill.worker.health.report import REPORT_INTERVAL_S
 from batchmill.worker.jobs.runtime import WorkerRuntime
 from batchmill.worker.settings import WorkerSettings
 
 from .celery_task import SETTLED_KEY, CeleryTask
 from .drain import do_nothing, drain_worker
 from .missing_results import MissingResults
-from .refused_task import RefusedTask, read_sender
+from .pool_size import refuse_pool_size
+from .progress_events import SEND_INTERVAL_S, ProgressEvents
+from .refused_task import RefusedTasks
 from .revocation import install_revoke
+from .task_mover import TaskMover
 
 _log = structlog.stdlib.get_logger("batchmill.pool")
 #: Attribute of the app that holds its settings, with the broker's URL filled in.
 SETTINGS_KEY = "batchmill_settings"
 #: Wait before a claim without a reply from Redis is tried again.
 _RETRY_CLAIM_S = 0.5
-#: A call without a reply from Redis within this time has failed.
-_REDIS_TIMEOUT_S = 5.0
 _EXIT_FAILURE = 1
 
 
@@ -57,7 +56,12 @@ class EnginePool(BasePool):
         self._settings: WorkerSettings = getattr(self.app, SETTINGS_KEY)
         self._hub: Any = None
         self._retry_is_due = False
-        self._store = store = JobStore(_connect(str(self._settings.broker_url)))
+        self._store = store = JobStore(
+            _connect(self._settings), replica_wait=replica_wait(self._settings)
+        )
+        #: The channel of the current connection that consumes announcements.
+        self.channel: Any = None
+        refused = RefusedTasks(self.app, store, node_name=self._node_name)
         self._runtime = WorkerRuntime(
             self._settings,
             store,
@@ -66,21 +70,42 @@ class EnginePool(BasePool):
             on_fatal=self._end_worker,
             must_stop=_is_stop_requested,
             write_missing_results=MissingResults(store, self.app).write_missing,
+            move_tasks=lambda: self._mover.move_tasks(),
+        )
+        self._progress = ProgressEvents(self._runtime.jobs.snapshot)
+        self._mover = TaskMover(
+            self._settings,
+            store,
+            refused,
+            session=self._runtime.session,
+            connected_s=self._runtime.connected_s,
+            read_queues=self._consumed_queues,
         )
 
     def on_start(self) -> None:
         """Start the engine and everything around it; the gate opens when the model is loaded."""
         install_revoke(self._store)
+        refuse_pool_size()
+        # What a worker sends goes through its own transport. Other programs that use this app, as
+        # Flower does, keep kombu's, whose URLs they know.
+        self.app.conf.broker_write_url = self.app.conf.broker_read_url
         signals.task_revoked.connect(self._on_revoked, weak=False, dispatch_uid="batchmill-revoked")
         self._runtime.start()
 
     def register_with_event_loop(self, hub: Any) -> None:
         """Keep a reference to the event loop, so that other threads can wake it."""
         self._hub = hub
+        # Celery drops this timer when the connection is lost, and calls this again afterwards.
+        hub.call_repeatedly(REPORT_INTERVAL_S, self._runtime.health.loop_moved)
+        hub.call_repeatedly(SEND_INTERVAL_S, self._progress.send)
 
     def gate_is_open(self) -> bool:
         """Return whether the consumer may ask for another message."""
-        return self._runtime.gate.may_ask()
+        return self._runtime.high.may_ask()
+
+    def select_queues(self, queues: Sequence[str]) -> list[str]:
+        """Return the queues that the consumer asks now; see `HighIntake`."""
+        return self._runtime.high.select(queues)
 
     def on_apply(
         self,
@@ -112,17 +137,9 @@ class EnginePool(BasePool):
         if not self._runtime.claimer.claim(task):
             self._schedule_retry()
 
-    def report_refused(self, element: bytes, error: MalformedMessage) -> None:
-        """Let a finisher thread report to the sender of a dead letter that it was refused."""
-        request = read_sender(element)
-        if request is None:
-            return
-        task = RefusedTask(request["id"], request, error, self.app, self._store)
-        self._runtime.reporter.accept(task)
-        self._runtime.reporter.report(task, Outcome(JobState.FAILED))
-
     def on_close(self) -> None:
         """Begin any shutdown: take no more jobs, and let the engine finish its step."""
+        self._mover.close()
         self._runtime.begin_drain()
 
     def on_stop(self) -> None:
@@ -141,7 +158,16 @@ class EnginePool(BasePool):
         info.update(self._runtime.stats())
         return info
 
+    def _consumed_queues(self) -> Sequence[str]:
+        """Return the queues that the worker consumes now: an operator may add and cancel some."""
+        return () if self.channel is None else sorted(self.channel.active_queues, key=self._rank)
+
+    def _rank(self, queue: str) -> int:
+        queues = self._settings.queues
+        return queues.index(queue) if queue in queues else len(queues)
+
     def _drain(self) -> None:
+        self._mover.close()
         drain_worker(self._runtime, self._hub, self._settings.drain_timeout_s)
 
     def _wake(self) -> None:
@@ -161,7 +187,7 @@ class EnginePool(BasePool):
 
     def _end_worker(self, message: str) -> None:
         """End the worker, which cannot run without an engine and a record writer."""
-        worker_state.should_stop = _EXIT_FAILURE
+        worker_state.should_stop = EXIT_CONFIG if self._runtime.has_start_failed else _EXIT_FAILURE
         self._wake()
 
     def _on_revoked(self, request: Any = None, **_: Any) -> None:
@@ -174,18 +200,12 @@ class EnginePool(BasePool):
             _log.warning("revoke_not_stored", job_id=request.id, error=type(error).__name__)
 
 
-def _connect(url: str) -> Redis:
+def _connect(settings: WorkerSettings) -> Redis:
     """Return a client that fails soon: each caller here has its own schedule of retries.
 
     redis-py's retries would block the event loop, and the record writer past its leases.
     """
-    return Redis.from_url(
-        redis_url(url),
-        socket_timeout=_REDIS_TIMEOUT_S,
-        socket_connect_timeout=_REDIS_TIMEOUT_S,
-        health_check_interval=10,
-        retry=Retry(NoBackoff(), 0),
-    )
+    return connect(str(settings.broker_url), timeout_s=settings.broker_timeout_s / 2, num_retries=0)
 
 
 def _is_stop_requested() -> bool:

@@ -6,27 +6,22 @@ id, or one that is not JSON, makes Celery's worker die or loop; here it is refus
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC
 from typing import Any
 
 from celery.utils.time import maybe_iso8601
-from kombu.utils.json import loads as kombu_loads
+from kombu.utils.json import dumps as kombu_dumps
 
 from batchmill.producer.protocol.keys import TASK_NAME
 from batchmill.worker.errors import MalformedMessage
 
-_JSON = "application/json"
+from .message_body import MAX_MESSAGE_BYTES, TOO_LARGE, read_body
+
 _NUM_BODY_PARTS = 3
 _NUM_TIME_LIMITS = 2
-#: Keys of the request with the end of a task's delay, and with the time at which it then expires,
-#: milliseconds of unix time.
-NOT_BEFORE_KEY = "batchmill_not_before_ms"
-EXPIRES_KEY = "batchmill_expires_ms"
 #: An id becomes a part of keys, logs and events.
 MAX_ID_CHARS = 255
 
@@ -36,19 +31,38 @@ class QueueMessage:
     """A checked queue element.
 
     Attributes:
-        message: the message as kombu takes it.
-        is_announcement: whether it names a job that has a record. Otherwise the job is in the
-            message.
+        message: the message as kombu takes it; its body is not compressed, and it has no `eta`.
+        args: positional arguments of the task.
+        kwargs: keyword arguments of the task.
+        embed: what follows the task in a workflow.
+        not_before_ms: end of the task's delay, milliseconds of unix time.
+        expires_ms: when the task expires unless it has started, milliseconds of unix time.
     """
 
     message: dict[str, Any]
-    is_announcement: bool
+    args: list[Any]
+    kwargs: dict[str, Any]
+    embed: dict[str, Any]
+    not_before_ms: int | None
+    expires_ms: int | None
+
+    @property
+    def headers(self) -> dict[str, Any]:
+        """Celery's headers: the task's id, group, limits and more."""
+        headers: dict[str, Any] = self.message["headers"]
+        return headers
 
     @property
     def delivery_tag(self) -> str:
         """Kombu's id of the message."""
         tag: str = self.message["properties"]["delivery_tag"]
         return tag
+
+    @property
+    def is_announcement(self) -> bool:
+        """Whether it names a job that has a record. Otherwise the job is in the message."""
+        job = self.kwargs.get("job", self.args[0] if self.args else None)
+        return isinstance(job, str)
 
 
 def read_queue_message(element: bytes) -> QueueMessage:
@@ -57,33 +71,44 @@ def read_queue_message(element: bytes) -> QueueMessage:
     Raises:
         MalformedMessage: no worker can ever run the element.
     """
+    if len(element) > MAX_MESSAGE_BYTES:
+        raise MalformedMessage(
+            TOO_LARGE,
+            f"the message has {len(element)} bytes, the limit is {MAX_MESSAGE_BYTES}; shorten the "
+            "task",
+        )
     message = _read_json(element, "not_json", "the element is not JSON")
     if not isinstance(message, dict):
         raise MalformedMessage("not_a_message", "the element is JSON, but not an object")
     if b"\\u" in element:
         _check_encodable({name: value for name, value in message.items() if name != "body"})
     _check_properties(message.get("properties"))
-    _check_uncompressed(message.get("headers"))
     parts = read_body(message)
     if isinstance(parts, dict) and "task" in parts and not message.get("headers"):
         message, parts = _as_protocol_2(message, parts)
-    _check_headers(message.get("headers"))
-    arguments = _check_arguments(parts)
-    _take_delay(message["headers"])
-    return QueueMessage(message, is_announcement=isinstance(arguments.get("job"), str))
+    headers = _check_headers(message.get("headers"))
+    args, kwargs, embed = _check_arguments(parts)
+    if headers.get("compression") is not None:
+        message = _uncompressed(message, parts)
+        headers = message["headers"]
+    # Celery would keep a delayed task in a timer of this process; the job's record keeps it.
+    eta, expires = headers.get("eta"), headers.get("expires")
+    headers["eta"] = None
+    return QueueMessage(
+        message,
+        args,
+        kwargs,
+        embed,
+        not_before_ms=None if eta is None else _unix_ms(eta),
+        expires_ms=None if expires is None else _unix_ms(expires),
+    )
 
 
-def _take_delay(headers: dict[str, Any]) -> None:
-    """Take a delay away from Celery, which would keep the task in a timer of this process.
-
-    The job's record keeps it instead. Celery still revokes a task that has expired.
-    """
-    eta = headers.get("eta")
-    if eta is not None:
-        headers["eta"] = None
-        headers[NOT_BEFORE_KEY] = _unix_ms(eta)
-        if headers.get("expires") is not None:
-            headers[EXPIRES_KEY] = _unix_ms(headers["expires"])
+def _uncompressed(message: dict[str, Any], parts: Any) -> dict[str, Any]:
+    """Return a message whose body is not compressed: kombu would decompress it without a limit."""
+    headers = {name: value for name, value in message["headers"].items() if name != "compression"}
+    properties = {**message["properties"], "body_encoding": None}
+    return {**message, "headers": headers, "properties": properties, "body": kombu_dumps(parts)}
 
 
 def _unix_ms(moment: str) -> int:
@@ -100,13 +125,6 @@ def _check_encodable(values: dict[str, Any]) -> None:
         raise MalformedMessage(
             "lone_surrogate", "the message has a lone surrogate, which UTF-8 cannot encode"
         ) from None
-
-
-def _check_uncompressed(headers: Any) -> None:
-    if isinstance(headers, dict) and headers.get("compression") is not None:
-        raise MalformedMessage(
-            "compressed", "compressed bodies are not supported: send without `compression`"
-        )
 
 
 def _check_properties(properties: Any) -> None:
@@ -128,7 +146,8 @@ def _check_properties(properties: Any) -> None:
         )
 
 
-def _check_headers(headers: Any) -> None:
+def _check_headers(headers: Any) -> dict[str, Any]:
+    """Check the headers and return them."""
     if not isinstance(headers, dict):
         raise MalformedMessage("no_headers", "headers is missing or not an object")
     if not _is_text(headers.get("id")):
@@ -151,6 +170,7 @@ def _check_headers(headers: Any) -> None:
             raise MalformedMessage(
                 "bad_header", f"headers.{name} has a value that Celery does not send"
             )
+    return headers
 
 
 def _is_moment(value: Any) -> bool:
@@ -204,35 +224,8 @@ def _as_protocol_2(message: dict[str, Any], task: dict[str, Any]) -> tuple[dict[
     return {**message, "headers": headers, "body": body, "properties": properties}, parts
 
 
-def read_body(message: Mapping[str, Any]) -> Any:
-    """Check the encoding of a message's body and return its content.
-
-    Raises:
-        MalformedMessage: the body cannot be read.
-    """
-    body_encoding = message["properties"].get("body_encoding")
-    content_type = message.get("content-type")
-    if content_type != _JSON:
-        shown = "missing" if content_type is None else repr(str(content_type)[:100])
-        raise MalformedMessage("content_type", f"content-type is {shown}, but must be {_JSON}")
-    if str(message.get("content-encoding") or "utf-8").lower() not in ("utf-8", "utf8"):
-        raise MalformedMessage("content_encoding", "content-encoding must be utf-8")
-    body = message.get("body")
-    if not isinstance(body, str):
-        raise MalformedMessage("no_body", "body is missing or not a string")
-    if body_encoding not in (None, "", "utf-8", "base64"):
-        raise MalformedMessage("body_encoding", "properties.body_encoding must be base64 or absent")
-    data: str | bytes = body
-    if body_encoding == "base64":
-        try:
-            data = base64.b64decode(body, validate=True)
-        except (binascii.Error, ValueError):
-            raise MalformedMessage("body_encoding", "body is not valid base64") from None
-    return _read_body(data)
-
-
-def _check_arguments(parts: Any) -> dict[str, Any]:
-    """Check a task's arguments and return the keyword arguments."""
+def _check_arguments(parts: Any) -> tuple[list[Any], dict[str, Any], dict[str, Any]]:
+    """Check a task's arguments and what follows it, and return them."""
     if not isinstance(parts, list) or len(parts) != _NUM_BODY_PARTS:
         raise MalformedMessage("bad_body", "body must be [args, kwargs, embed]")
     args, kwargs, embed = parts
@@ -243,7 +236,7 @@ def _check_arguments(parts: Any) -> dict[str, Any]:
     ):
         raise MalformedMessage("bad_body", "body must be [list, object, object]")
     _check_follow_ups(embed or {})
-    return kwargs
+    return args, kwargs, embed or {}
 
 
 def _check_follow_ups(embed: dict[str, Any]) -> None:
@@ -258,14 +251,6 @@ def _check_follow_ups(embed: dict[str, Any]) -> None:
 
 def _is_signature(value: Any) -> bool:
     return isinstance(value, dict) and _is_text(value.get("task"))
-
-
-def _read_body(data: str | bytes) -> Any:
-    """Read a body as Celery will; Celery would log a body that it cannot read."""
-    try:
-        return kombu_loads(data)
-    except Exception:  # kombu converts "__type__" objects, which can raise any error
-        raise MalformedMessage("body_not_json", "body is not JSON (cut short?)") from None
 
 
 def _read_json(data: str | bytes, code: str, message: str) -> Any:

@@ -1,60 +1,82 @@
-"""Reports a refused message to the sender of the plain Celery task, as a stock worker does."""
+"""Reports a refused plain Celery task to its sender, as a stock worker reports a failed one."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import re
+from contextlib import suppress
 from typing import Any
 
 import structlog
 from celery import Celery, states
 from celery.app.task import Context
+from kombu.exceptions import OperationalError
 
+from batchmill.producer.protocol.keys import TASK_NAME
 from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.errors import JobFailed, MalformedMessage
-from batchmill.worker.jobs.outcome import Outcome, Workflow
 
-from .queue_message import MAX_ID_CHARS, read_body
+from .message_body import MAX_MESSAGE_BYTES, read_body
+from .queue_message import MAX_ID_CHARS
 
 _log = structlog.stdlib.get_logger("batchmill.refused_task")
+#: A message that is too long to be parsed still says at its end whose it is: Celery's senders write
+#: the properties after the body, and the id of the task as correlation id.
+_TAIL_BYTES = 64 << 10
+_CORRELATION_ID = re.compile(rb'"correlation_id": ?"([\w-]{1,255})"', re.ASCII)
 
 
-@dataclass(slots=True, eq=False)
-class RefusedTask:
-    """A task whose message became a dead letter; its only outcome is FAILURE."""
+class RefusedTasks:
+    """Stores FAILURE with the reason for tasks that never get a record."""
 
-    task_id: str
-    #: Headers and embedded signatures of the message, as far as they could be read.
-    request: dict[str, Any]
-    error: MalformedMessage
-    app: Celery
-    store: JobStore
-    time_limit_s: float | None = None
-    workflow: Workflow | None = None
-    not_before_ms: int | None = None
-    expires_ms: int | None = None
+    def __init__(self, app: Celery, store: JobStore, *, node_name: str) -> None:
+        """Bind to the app with the result backend, to the job store and to the worker's name."""
+        self._app = app
+        self._store = store
+        self._node_name = node_name
 
-    def accept(self) -> None:
-        """Do nothing: the message has been taken off its queue."""
+    def report(self, request: dict[str, Any], failure: JobFailed) -> None:
+        """Report a failure to the sender, its chord and its errbacks. Blocks on Redis.
 
-    def drop(self) -> None:
-        """Do nothing."""
+        Nothing is reported if the task's id has a job or a result.
 
-    def finish(self, outcome: Outcome) -> None:
-        """Store FAILURE with the reason, unless the id has a job or a result. Blocks on Redis."""
-        backend: Any = self.app.backend
-        known = backend.get_task_meta(self.task_id, cache=False)["status"]
-        if known in states.READY_STATES or self.store.load(self.task_id) is not None:
+        Args:
+            request: headers and embedded signatures of the message, as far as they could be read.
+            failure: the reason.
+        """
+        backend: Any = self._app.backend
+        task_id = request["id"]
+        known = backend.get_task_meta(task_id, cache=False)["status"]
+        if known in states.READY_STATES or self._store.load(task_id) is not None:
             return
-        _log.info("task_refused", task_id=self.task_id, code=self.error.code)
-        failure = JobFailed(self.error.code, str(self.error))
-        request = Context({"delivery_info": {}, **self.request})
-        wants_result = not self.request.get("ignore_result")
-        backend.mark_as_failure(self.task_id, failure, request=request, store_result=wants_result)
+        _log.info("task_refused", task_id=task_id, code=failure.code)
+        context = Context({"delivery_info": {}, **request})
+        wants_result = not request.get("ignore_result")
+        backend.mark_as_failure(task_id, failure, request=context, store_result=wants_result)
+        if context.group and not context.chord and wants_result:
+            # The body could not be read, and with it not what follows the chord. The part fails
+            # all the same: a part that returns later passes it on.
+            with suppress(Exception):
+                backend.on_chord_part_return(context, states.FAILURE, failure)
+        self._show(task_id, failure)
+
+    def _show(self, task_id: str, failure: JobFailed) -> None:
+        """Send the events that make the task visible in Flower."""
+        with (
+            suppress(OperationalError, OSError),
+            self._app.connection_for_write() as connection,
+            self._app.events.Dispatcher(connection, hostname=self._node_name) as dispatcher,
+        ):
+            shown = {"uuid": task_id, "name": TASK_NAME, "args": "()", "kwargs": "{...}"}
+            dispatcher.send("task-received", **shown)
+            dispatcher.send("task-failed", uuid=task_id, exception=repr(failure), traceback="")
 
 
 def read_sender(element: bytes) -> dict[str, Any] | None:
     """Return the request in a refused element, or None if no sender can wait for its result."""
+    if len(element) > MAX_MESSAGE_BYTES:
+        found = _CORRELATION_ID.search(element[-_TAIL_BYTES:])
+        return None if found is None else {"id": found[1].decode()}
     try:
         message = json.loads(element)
         headers = message["headers"] or {}

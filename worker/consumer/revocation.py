@@ -21,17 +21,31 @@ def install_revoke(store: JobStore) -> None:
     """Make this worker's `revoke` cancel stored jobs at once.
 
     Celery's own remembers the id for three hours and discards the task at its receipt. It would
-    discard a retry of the job as well, on every worker that received the revocation.
+    discard a retry of the job as well, on every worker that received the revocation. And every
+    other worker would store REVOKED for a running task, which continues without `terminate`.
     """
 
     def revoke(state: Any, task_id: Any, terminate: bool = False, **options: Any) -> Any:
-        reply = celery_revoke(state, task_id, terminate, **options)
-        for job_id in [task_id] if isinstance(task_id, str) else list(task_id or ()):
-            if isinstance(job_id, str) and keys.is_job_id(job_id):
+        given = [task_id] if isinstance(task_id, str) else list(task_id or ())
+        revoked = [each for each in given if terminate or not _is_running(store, each)]
+        reply = celery_revoke(state, revoked, terminate, **options)
+        for job_id in revoked:
+            if _is_job_id(job_id):
                 _cancel(store, job_id, terminate=terminate)
         return reply
 
     Panel.data["revoke"] = revoke
+
+
+def _is_job_id(value: Any) -> bool:
+    return isinstance(value, str) and keys.is_job_id(value)
+
+
+def _is_running(store: JobStore, task_id: Any) -> bool:
+    try:
+        return _is_job_id(task_id) and store.state(task_id) is JobState.IN_PROGRESS
+    except RedisError:
+        return False
 
 
 def _cancel(store: JobStore, job_id: str, *, terminate: bool) -> None:

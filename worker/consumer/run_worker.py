@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
+from celery import signals
+from celery.apps.worker import Worker
+from celery.exceptions import SecurityWarning
+
 from batchmill.worker.settings import WorkerSettings
 
 from .app_factory import create_app
+
+
+class QuietWorker(Worker):
+    """Celery's worker, without its claim to be ready: only `engine_ready` in the log means that."""
+
+    def on_consumer_ready(self, consumer: Any) -> None:
+        """Tell Celery's listeners that the consumer is connected."""
+        signals.worker_ready.send(sender=consumer)
 
 
 def run_worker(settings: WorkerSettings) -> int:
@@ -16,7 +31,10 @@ def run_worker(settings: WorkerSettings) -> int:
         BrokerUnavailable: no broker is set and no embedded one runs.
     """
     app = create_app(settings)
-    worker = app.Worker(
+    # Celery warns root because pickles may run code; this worker reads JSON only.
+    warnings.simplefilter("ignore", SecurityWarning)
+    worker = QuietWorker(
+        app=app,
         hostname=settings.node_name,
         loglevel=settings.log_level,
         # Revokes are kept in job records, so workers need not inform each other.

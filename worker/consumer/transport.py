@@ -1,17 +1,21 @@
-"""kombu's Redis transport, for queues that any program may push to.
+"""kombu's Redis transport, reduced to what a worker of ours consumes: announcements of jobs.
 
-It differs in two ways. Elements that are not valid messages become dead letters before kombu or
-Celery reads them. And announcements are not noted in `unacked`: the record counts, and a lost
-announcement is repeated, so the note would only cost two round trips per job. Worse, a full Redis
-pops a message and then refuses the note, which ends the worker. A job that comes inside its
-message keeps its note until it has a record.
+It differs in four ways. It pops a queue's announcements, not what Celery's senders push to the
+queue: `TaskMover` takes that, because a message that was popped is lost if this process dies.
+Elements that are not valid messages become dead letters before kombu or Celery reads them. And
+messages are not noted in `unacked`: the record counts, and a lost announcement is repeated, so the
+note would only cost two round trips per job. Nor are the notes of other programs restored, which
+may give their tasks more time. A task that a worker sends, because it follows a job in a workflow,
+is pushed once: kombu pushes it again if the reply was lost, and so does a worker that repeats the
+report of one that died.
 
-Used through the scheme of the app's `broker_read_url`.
+Used through the scheme of the app's `broker_read_url`, and of `broker_write_url` in a worker.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from queue import Empty
@@ -20,21 +24,25 @@ from typing import Any
 import structlog
 from kombu.transport import TRANSPORT_ALIASES, redis, virtual
 from kombu.utils.encoding import bytes_to_str
-from kombu.utils.json import loads
+from kombu.utils.json import dumps
 from kombu.utils.uuid import uuid
-from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
+from redis.exceptions import RedisError, ResponseError
 
+from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.records import DeadLetterKind
 from batchmill.producer.store.job_store import JobStore
+from batchmill.producer.store.letter_labels import kept_element, message_labels
 from batchmill.worker.errors import MalformedMessage
 
 from .queue_message import read_queue_message
 
 #: Scheme of broker URLs, and name of the transport.
 TRANSPORT_NAME = "batchmill"
-#: Queues whose elements are checked; Celery's own (remote control replies) are left alone.
-_QUEUE_PREFIX = "batchmill."
 _log = structlog.stdlib.get_logger("batchmill.transport")
+_ANNOUNCED = keys.announced("")
+#: How long it is remembered that a task was sent. Reports of ends are repeated after half a minute;
+#: an outage of all workers may be longer.
+_SENT_TTL_MS = 3_600_000
 
 
 def register_transport() -> None:
@@ -43,50 +51,42 @@ def register_transport() -> None:
 
 
 class QoS(redis.QoS):
-    """Bookkeeping of unacknowledged messages; announcements are kept in this process only."""
+    """Bookkeeping of unacknowledged messages, in this process only."""
 
     def append(self, message: Any, delivery_tag: str) -> None:
         """Note a message as delivered and not acknowledged."""
-        if delivery_tag not in self.channel.announcements:
-            try:
-                super().append(message, delivery_tag)
-                return
-            except OutOfMemoryError:
-                # A full Redis refuses the note only after it has popped the message. Kept here, the
-                # message is lost only with this process.
-                self.channel.announcements[delivery_tag] = self.channel.newest_element
         virtual.QoS.append(self, message, delivery_tag)
 
     def ack(self, delivery_tag: str) -> None:
         """Remove an acknowledged message."""
-        if self.channel.announcements.pop(delivery_tag, None) is None:
-            super().ack(delivery_tag)
-        else:
-            virtual.QoS.ack(self, delivery_tag)
+        self.channel.announcements.pop(delivery_tag, None)
+        virtual.QoS.ack(self, delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Remove a message, and put it back on its list if it has to be delivered again."""
+        if requeue:
+            self.restore_by_tag(delivery_tag)
+        self.ack(delivery_tag)
 
     def restore_by_tag(self, tag: str, client: Any = None, leftmost: bool = False) -> None:
-        """Put a message back on its queue."""
-        announcement = self.channel.announcements.pop(tag, None)
-        if announcement is None:
-            super().restore_by_tag(tag, client=client, leftmost=leftmost)
-            return
-        key, element = announcement
-        with self.channel.conn_or_acquire(client) as connected:
-            connected.rpush(key, element)
+        """Put a message back at the head of its list."""
+        key, element = self.channel.announcements.pop(tag, (None, None))
+        if key is not None:
+            with self.channel.conn_or_acquire(client) as connected:
+                connected.rpush(key, element)
+
+    def restore_visible(self, *_: Any, **__: Any) -> None:
+        """Do nothing: this worker leaves nothing in `unacked`, and the rest is not its own."""
 
 
 class Channel(redis.Channel):
-    """A channel that reads queue elements defensively."""
+    """A channel that pops announcements, and reads them defensively."""
 
     QoS = QoS
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         #: Unacknowledged announcements by delivery tag: list key and element.
         self.announcements: dict[str, tuple[bytes, bytes]] = {}
-        #: The element that is being delivered: list key and content.
-        self.newest_element: tuple[bytes, bytes] = (b"", b"")
-        #: Called with each element that became a dead letter, and the reason.
-        self.on_refused: Callable[[bytes, MalformedMessage], None] | None = None
         self._tag_prefix = uuid()
         self._tag_numbers = count()
         self._shared_client: Any = None
@@ -105,14 +105,45 @@ class Channel(redis.Channel):
         """Return a unique tag, without asking the kernel for random bytes each time."""
         return f"{self._tag_prefix}.{next(self._tag_numbers)}"
 
+    def _size(self, queue: str) -> int:
+        """Return the number of announcements of a queue."""
+        with self.conn_or_acquire() as client:
+            return int(client.llen(keys.announced(queue)))
+
+    def _put(self, queue: str, message: dict[str, Any], **options: Any) -> None:
+        """Push a message; that of a task is pushed only once, however often this is called."""
+        headers = message.get("headers") or {}
+        task_id = headers.get("id")
+        if not task_id or queue in getattr(self, "_expires", ()):
+            super()._put(queue, message, **options)
+            return
+        key = self._q_for_pri(queue, self._get_message_priority(message, reverse=False))
+        sending = f"{task_id}:{headers.get('retries') or 0}"
+        with self.conn_or_acquire() as client:
+            store = JobStore(client)
+            if not store.send_celery_task(
+                key, dumps(message), sending=sending, ttl_ms=_SENT_TTL_MS
+            ):
+                _log.info("task_sent_before", task_id=task_id, queue=queue)
+
+    def _brpop_start(self, timeout: Any = None) -> None:
+        """Ask Redis for an announcement, of the first queue in order that has one."""
+        queues = self._queue_cycle.consume(len(self.active_queues))
+        if not queues:
+            return
+        announced = [keys.announced(queue) for queue in queues]
+        connection = self._in_poll = self.client.connection
+        self._brpop_sent_at: Any = time.monotonic()
+        connection.send_command("BRPOP", *announced, timeout or self.brpop_timeout)
+
     def _brpop_read(self, **options: Any) -> bool:
-        """Read the reply to a BRPOP and deliver it; messages of our queues are checked first."""
+        """Read the reply to a BRPOP and deliver it, if it is a valid message."""
         try:
             reply = self._read_reply(options)
             if not reply:
                 raise Empty
             key, element = reply
-            queue = bytes_to_str(key).rsplit(self.sep, 1)[0]
+            queue = bytes_to_str(key).removeprefix(_ANNOUNCED)
             self._queue_cycle.rotate(queue)
             message = self._open_element(queue, key, element)
             if message is not None:
@@ -129,33 +160,32 @@ class Channel(redis.Channel):
             self.client.connection.disconnect()
             raise
 
-    def _open_element(self, queue: str, key: bytes, element: bytes) -> Any:
+    def _open_element(self, queue: str, key: bytes, element: bytes) -> dict[str, Any] | None:
         """Return the message in an element, or None if the element became a dead letter."""
-        if not queue.startswith(_QUEUE_PREFIX):
-            return loads(bytes_to_str(element))
         try:
             checked = read_queue_message(element)
         except MalformedMessage as malformed:
             self._add_dead_letter(queue, element, malformed)
             return None
-        self.newest_element = key, element
-        if checked.is_announcement:
-            self.announcements[checked.delivery_tag] = key, element
+        self.announcements[checked.delivery_tag] = key, element
         return checked.message
 
     def _add_dead_letter(self, queue: str, element: bytes, malformed: MalformedMessage) -> None:
         reason = f"{malformed.code}: {malformed}"
+        payload, reason = kept_element(element, reason)
         _log.error("message_malformed", queue=queue, reason=reason, num_bytes=len(element))
         try:
             with self.conn_or_acquire() as client:
                 JobStore(client).dead_letter_add(
-                    kind=DeadLetterKind.MESSAGE, reason=reason, payload=element, source=queue
+                    kind=DeadLetterKind.MESSAGE,
+                    reason=reason,
+                    payload=payload,
+                    source=queue,
+                    labels=message_labels(element),
                 )
         except RedisError as error:
             # No worker could ever run it, so only its trace is lost, and this worker continues.
             _log.error("dead_letter_lost", queue=queue, error=type(error).__name__)
-        if self.on_refused is not None:
-            self.on_refused(element, malformed)
 
     def _deliver_fanout_message(self, message: Any, exchange: str) -> bool:
         """Deliver a broadcast (remote control), unless it is malformed."""

@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
+from uuid import UUID, uuid5
 
 from kombu.utils.json import dumps
 
 from batchmill.producer.protocol.records import JobRecord
-from batchmill.worker.jobs.outcome import Workflow
 
 #: Headers that every message has, with the values of a task outside any workflow.
 _DEFAULTS: dict[str, Any] = {"parent_id": None, "group": None, "timelimit": [None, None]}
 #: Headers that only some messages have.
 _OPTIONAL = ("group_index", "replaced_task_nesting", "stamped_headers", "stamps")
+#: Of the ids that callbacks get.
+_NAMESPACE = UUID("5d0f1c0a-7a86-4d5e-9f5c-3c1a8a0f8a51")
 _FOLLOW_UPS = ("callbacks", "errbacks", "chain", "chord")
+
+
+@dataclass(frozen=True, slots=True)
+class Workflow:
+    """A plain Celery task's place in a workflow, and the tasks that follow, as in its record.
+
+    Attributes:
+        headers: JSON of the message headers that say where the task belongs.
+        embed: JSON of its callbacks, errbacks, chain and chord.
+    """
+
+    headers: str
+    embed: str
 
 
 def read_workflow(request: Mapping[str, Any], embed: Mapping[str, Any] | None) -> Workflow | None:
@@ -23,12 +39,31 @@ def read_workflow(request: Mapping[str, Any], embed: Mapping[str, Any] | None) -
     headers = {name: request.get(name) or default for name, default in _DEFAULTS.items()}
     optional = {name: request[name] for name in _OPTIONAL if request.get(name) is not None}
     follow_ups = {name: (embed or {}).get(name) for name in _FOLLOW_UPS}
+    follow_ups["callbacks"] = [
+        _with_id(callback, f"{request['id']}:{number}")
+        for number, callback in enumerate(follow_ups["callbacks"] or ())
+    ] or None
     headers["timelimit"] = list(headers["timelimit"])
     stands_alone = headers == _DEFAULTS and not any(follow_ups.values())
     if stands_alone and request.get("root_id") in (None, request["id"]):
         return None
     headers = {"root_id": request.get("root_id") or request["id"], **headers, **optional}
     return Workflow(dumps(headers), dumps(follow_ups))
+
+
+def _with_id(signature: Any, name: str) -> Any:
+    """Return a callback with an id: whoever reports the end sends the same task, so only once.
+
+    Celery gives the tasks of a chain and the body of a chord their ids when it makes them, but
+    those of `link` only when it sends them. An errback may follow each failure of a job that is
+    retried, so its tasks keep ids of their own.
+    """
+    if not isinstance(signature, dict) or signature.get("subtask_type"):
+        return signature
+    options = signature.get("options") or {}
+    if options.get("task_id"):
+        return signature
+    return {**signature, "options": {**options, "task_id": str(uuid5(_NAMESPACE, name))}}
 
 
 def workflow_request(record: JobRecord) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from batchmill.producer import (
 from batchmill.worker.webhooks.local_receiver import ReceivedRequest
 
 from .load_samples import LoadSamples
+from .prompts import DemoPrompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,21 +27,20 @@ class JobOutcome:
     """One job of the demo: its result, or why there is none."""
 
     job_id: str
-    #: Shown in the table of results.
-    title: str
+    prompt: DemoPrompt
     status: JobStatus
     result: JobResult | None
     failure: str | None
 
     @classmethod
-    def of_job(cls, client: Client, job: Job, title: str) -> JobOutcome:
+    def of_job(cls, client: Client, job: Job, prompt: DemoPrompt) -> JobOutcome:
         """Read the result of a job without waiting."""
         status = job.status()
         try:
-            return cls(job.id, title, status, job.result(timeout_s=0), None)
+            return cls(job.id, prompt, status, job.result(timeout_s=0), None)
         except BatchmillError as error:
             failure = str(error) if status.state.is_terminal else f"still {status.state.value}"
-            return cls(job.id, title, status, None, failure)
+            return cls(job.id, prompt, status, None, failure)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -16,12 +15,18 @@ from batchmill.producer import Client, GenerationJob, Job, ProducerSettings, new
 from batchmill.producer.plural import pluralize
 from batchmill.worker.local.stack import LocalStack, StackOptions
 from batchmill.worker.local.stop_signals import StopSignals
-from batchmill.worker.service_errors import ChildFailed, DemoFailed
+from batchmill.worker.service_errors import (
+    ChildFailed,
+    ChildMisconfigured,
+    DemoFailed,
+    DemoInterrupted,
+    NoStateFolder,
+)
 from batchmill.worker.webhooks.local_receiver import LOOPBACK, WebhookReceiver
 
 from .load_samples import LoadSamples
 from .outcome import DemoOutcome, JobOutcome, judge_demo
-from .prompts import demo_chat, demo_prompts
+from .prompts import demo_prompts
 from .view import DemoView
 
 _SERVED_NAME = "demo"
@@ -45,18 +50,26 @@ def run_demo(options: DemoOptions) -> bool:
 
     Returns:
         True if every job completed and every webhook arrived with a valid signature. Otherwise the
-        folder with the logs is kept.
+        folder with the logs is kept, unless the demo was interrupted.
 
     Raises:
         BrokerError: the embedded broker cannot run.
-        DemoFailed: it was interrupted, or a child could not start.
+        DemoInterrupted: a signal came.
+        DemoFailed: a child could not start.
     """
     # A short name, because the path of a unix socket is limited.
-    folder = Path(tempfile.mkdtemp(prefix="batchmill-demo-"))
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="batchmill-demo-"))
+    except OSError as error:
+        raise NoStateFolder(f"{error.strerror or error}; set TMPDIR to a writable folder") from None
     view = DemoView(as_json=options.as_json)
     try:
         with WebhookReceiver() as receiver:
             outcome = _Demo(options, folder, view, receiver).run()
+    except (DemoInterrupted, KeyboardInterrupt):
+        view.close()
+        shutil.rmtree(folder)
+        raise
     except BaseException:
         view.close()
         view.say(f"logs are kept in {folder}/logs")
@@ -84,7 +97,7 @@ class _Demo:
         self._receiver = receiver
         self._secret = new_secret()
         self._samples = LoadSamples()
-        self._model = os.environ.get("BATCHMILL_MODEL", "demo")
+        self._model = os.environ.get("BATCHMILL_MODEL") or "demo"
         self._stack = LocalStack(self._stack_options(options, folder), view.say)
         self._signals = StopSignals(
             (signal.SIGTERM, signal.SIGINT, signal.SIGHUP), on_second=self._stack.kill
@@ -107,34 +120,35 @@ class _Demo:
                 self._view.close()
 
     def _wait_until_ready(self) -> None:
-        start_s = time.monotonic()
+        phases = self._stack.start_phases()
 
         def progress() -> None:
             self._raise_if_interrupted()
-            seconds = time.monotonic() - start_s
-            event = _last_log_event(self._stack.log_paths["worker"])
-            self._view.progress(f"loading the model ({seconds:.0f} s) {event}")
+            phase = phases.update()
+            self._view.progress(phases.line, changed=phase)
 
         try:
             self._stack.wait_until_ready(timeout_s=self._left_s(), progress=progress)
+        except ChildMisconfigured:
+            raise
         except ChildFailed as error:
             raise DemoFailed(str(error)) from error
 
     def _submit(self, client: Client) -> list[Job]:
-        hook = f"{self._receiver.url}/hook"
         jobs = [
-            GenerationJob(
-                model=_SERVED_NAME,
-                prompt=prompt.text,
-                max_tokens=prompt.max_tokens,
-                stop=[prompt.stop],
-                temperature=0.0,
-                webhook=hook,
+            GenerationJob.model_validate(
+                {
+                    "model": _SERVED_NAME,
+                    "messages": prompt.messages,
+                    "max_tokens": prompt.max_tokens,
+                    "temperature": 0.0,
+                    "webhook": f"{self._receiver.url}/hook",
+                    **prompt.structure,
+                }
             )
             for prompt in demo_prompts()
         ]
-        chat = {"model": _SERVED_NAME, "messages": demo_chat(), "max_tokens": 96, "webhook": hook}
-        return list(client.submit_many([*jobs, {**chat, "temperature": 0.0}]))
+        return client.submit_many(jobs)
 
     def _follow_jobs(self, client: Client, jobs: Sequence[Job]) -> None:
         """Show progress until all jobs have ended and their webhooks are here, or time is up."""
@@ -167,10 +181,9 @@ class _Demo:
             time.sleep(_POLL_INTERVAL_S)
 
     def _judge(self, client: Client, jobs: Sequence[Job]) -> DemoOutcome:
-        titles = [prompt.title for prompt in demo_prompts()]
-        titles.append(f"Chat: {demo_chat()[-1]['content']}")
         outcomes = [
-            JobOutcome.of_job(client, job, title) for job, title in zip(jobs, titles, strict=True)
+            JobOutcome.of_job(client, job, prompt)
+            for job, prompt in zip(jobs, demo_prompts(), strict=True)
         ]
         return judge_demo(outcomes, self._receiver.requests, self._secret, self._samples)
 
@@ -188,6 +201,7 @@ class _Demo:
             state_dir=folder,
             socket_path=folder / "broker.sock",
             environment={
+                "BATCHMILL_RUNTIME_DIR": str(folder),
                 "BATCHMILL_SERVED_MODEL_NAME": _SERVED_NAME,
                 "BATCHMILL_HEARTBEAT_INTERVAL_S": "0.2",  # the figures are sampled from heartbeats
                 "BATCHMILL_WEBHOOK_SECRET": self._secret,
@@ -206,15 +220,4 @@ class _Demo:
 
     def _raise_if_interrupted(self) -> None:
         if self._signals.received:
-            raise DemoFailed("interrupted")
-
-
-def _last_log_event(path: Path) -> str:
-    """Return the newest event of a JSON log, as a sign of life; empty if there is none."""
-    try:
-        entries = [json.loads(line) for line in path.read_text(errors="replace").splitlines()]
-        # Celery is ready long before the model.
-        events = [e["event"] for e in entries if not str(e.get("logger")).startswith("celery")]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return ""
-    return " ".join(str(events[-1]).split())[:80] if events else ""
+            raise DemoInterrupted("interrupted")

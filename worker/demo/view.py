@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,13 +14,13 @@ from rich.live import Live
 from rich.text import Text
 
 from batchmill.worker.local.stack import LocalStack
-from batchmill.worker.terminal import print_json, print_table
+from batchmill.worker.terminal import may_lose_terminal, print_json, print_table
 
 from .outcome import DemoOutcome, Figures, JobOutcome
 
 #: Seconds between progress lines without a terminal.
 _LINE_INTERVAL_S = 2.0
-_TITLE_CHARS, _TEXT_CHARS = 44, 100
+_WIDTH = 100
 
 
 class DemoView:
@@ -29,15 +30,18 @@ class DemoView:
         self._as_json = as_json
         self._console = Console(stderr=as_json, highlight=False)
         self._live: Live | None = None
+        self._model = ""
         self._shown_at_s = 0.0
         self._shown = ""
 
     def say(self, line: str) -> None:
         """Write a line above the live one."""
-        self._console.print(Text(line), soft_wrap=True)
+        with may_lose_terminal():
+            self._console.print(Text(line), soft_wrap=True)
 
     def show_stack(self, stack: LocalStack, model: str, receiver_url: str) -> None:
         """Show the model, and the addresses and logs of the stack."""
+        self._model = model
         self.say(f"model     {model}")
         self.say(f"broker    {stack.broker_url} (embedded, for this demo only)")
         self.say(f"receiver  {receiver_url} (receives the webhooks)")
@@ -45,14 +49,21 @@ class DemoView:
             self.say(f"flower    {stack.flower_url} (read-only, while the demo runs)")
         self.say(f"logs      {stack.log_paths['worker'].parent}")
 
-    def progress(self, line: str) -> None:
-        """Show progress: in place on a terminal, otherwise a line every few seconds."""
+    def progress(self, line: str, *, changed: str | None = None) -> None:
+        """Show progress: in place on a terminal, otherwise a line every few seconds.
+
+        Args:
+            line: the progress.
+            changed: without a terminal, this is written instead, each time it has changed.
+        """
         if self._console.is_terminal:
-            if self._live is None:
-                # Without auto-refresh there is no extra thread while children are started.
-                self._live = Live(console=self._console, auto_refresh=False, transient=True)
-                self._live.start()
-            self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
+            with may_lose_terminal():
+                self._show_live(line)
+            return
+        if changed is not None:
+            if changed != self._shown:
+                self._shown = changed
+                self.say(changed)
             return
         now_s = time.monotonic()
         if line != self._shown and now_s - self._shown_at_s >= _LINE_INTERVAL_S:
@@ -62,7 +73,8 @@ class DemoView:
     def close(self) -> None:
         """Remove the live line."""
         if self._live is not None:
-            self._live.stop()
+            with may_lose_terminal():
+                self._live.stop()
             self._live = None
 
     def show_outcome(self, outcome: DemoOutcome) -> None:
@@ -70,10 +82,7 @@ class DemoView:
         if self._as_json:
             print_json(_as_json(outcome))
             return
-        rows = ((_shortened(job.title, _TITLE_CHARS), _text_cell(job)) for job in outcome.jobs)
-        print_table(
-            "\nResults (shortened; a very small model is often wrong)", ("job", "result"), rows
-        )
+        self._show_results(outcome.jobs)
         self._show_webhook(outcome)
         print_table("\nFigures", ("", ""), _figure_rows(outcome.figures))
         verdict = "passed" if outcome.passed else "FAILED"
@@ -84,6 +93,29 @@ class DemoView:
         for failure in outcome.failures:
             self.say(f"  {failure}")
         sys.stdout.flush()
+
+    def _show_results(self, jobs: Sequence[JobOutcome]) -> None:
+        """Show what was asked and what the model wrote, by kind of task."""
+        if self._model == "demo":
+            self.say(
+                "\nThe demo model is SmolLM2-135M-Instruct, which is very small (135 million\n"
+                "parameters): it extracts data and answers simple questions, but it knows little."
+            )
+        kind = None
+        for job in jobs:
+            if job.prompt.kind != kind:
+                kind = job.prompt.kind
+                self.say(f"\n{kind}")
+            self.say(_indented(job.prompt.shown, "  ", "  "))
+            text = f"FAILED: {job.failure}" if job.result is None else job.result.text
+            self.say(_indented(text, "    -> ", "       "))
+
+    def _show_live(self, line: str) -> None:
+        if self._live is None:
+            # Without auto-refresh there is no extra thread while children are started.
+            self._live = Live(console=self._console, auto_refresh=False, transient=True)
+            self._live.start()
+        self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
 
     def _show_webhook(self, outcome: DemoOutcome) -> None:
         if outcome.webhook is None or outcome.event is None:
@@ -111,16 +143,10 @@ def _number(value: float | None, form: str) -> str:
     return "not measured" if value is None else form.format(value)
 
 
-def _text_cell(job: JobOutcome) -> str:
-    if job.result is None:
-        return f"FAILED: {job.failure}"
-    return _shortened(job.result.text, _TEXT_CHARS)
-
-
-def _shortened(text: str, num_chars: int) -> str:
-    """Return the text as one line, cut off with an ellipsis if it is too long."""
+def _indented(text: str, first: str, further: str) -> str:
+    """Return a text as lines that fit a terminal of 100 characters, without its own line breaks."""
     line = " ".join(text.split())
-    return line if len(line) <= num_chars else line[: num_chars - 1] + "…"
+    return textwrap.fill(line, _WIDTH, initial_indent=first, subsequent_indent=further)
 
 
 def _as_json(outcome: DemoOutcome) -> dict[str, Any]:
@@ -136,7 +162,8 @@ def _as_json(outcome: DemoOutcome) -> dict[str, Any]:
         "answers": [
             {
                 "id": job.job_id,
-                "title": job.title,
+                "kind": job.prompt.kind,
+                "prompt": job.prompt.shown,
                 "text": None if job.result is None else job.result.text,
             }
             for job in outcome.jobs

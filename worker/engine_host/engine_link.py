@@ -108,6 +108,11 @@ class EngineLink:
         """Whether the engine's loop has moved lately: a stuck engine gets no more jobs."""
         return self._stalls.is_moving
 
+    @property
+    def stalled_s(self) -> float:
+        """Seconds for which the loop of a ready engine has stood still, at the last observation."""
+        return self._stalls.stalled_s
+
     def measure_stall_s(self) -> float:
         """Return for how many seconds the loop of a ready engine has stood still.
 
@@ -205,7 +210,12 @@ class EngineLink:
                 was_ready = True
                 self.ready = message
                 self.load, self.drafts = EngineLoad(0, 0, message.num_blocks), message.drafts
-                _log.info("engine_ready", identity=message.identity, num_blocks=message.num_blocks)
+                _log.info(
+                    "engine_ready",
+                    identity=message.identity,
+                    dtype=message.dtype,
+                    num_blocks=message.num_blocks,
+                )
                 self._listener.on_ready(message)
             elif isinstance(message, StartFailed):
                 self._closing.set()

@@ -19,6 +19,8 @@ class EngineSpec:
     model: str
     #: Keyword arguments of `EngineConfig` (real) or `StubConfig` (stub); without `model`.
     options: Mapping[str, Any]
+    #: The engine computes no further than this and a step beyond what is saved, tokens per request.
+    checkpoint_tokens: int
     log_level: str = "INFO"
     log_format: str = "auto"
 
@@ -59,6 +61,13 @@ class SetPaused:
 
 
 @dataclass(frozen=True, slots=True)
+class TokensSaved:
+    """The tokens of all reports up to a number are saved: the engine may compute further ones."""
+
+    report_number: int
+
+
+@dataclass(frozen=True, slots=True)
 class Shutdown:
     """End after the current step."""
 
@@ -82,6 +91,10 @@ class Ready:
     num_blocks: int
     block_size: int
     max_model_len: int
+    #: Steps that are computed beyond those that it has reported.
+    num_steps_ahead: int = 0
+    #: Number format of weights and activations; None for the stub, which has none.
+    dtype: str | None = None
     #: None if prompt lookup is off, here and in each report.
     drafts: DraftCounts | None = None
 
@@ -104,6 +117,21 @@ class EngineLoad:
 
 #: For each token, token ids to log probabilities; None for a prompt's first token.
 Logprobs = Sequence[Mapping[int, float] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class LogprobDetails:
+    """Data that readers of log probabilities need besides them.
+
+    Attributes:
+        num_top: likeliest tokens that were asked for per output token; None for none at all.
+        token_bytes: of every token that has a log probability, and of the echoed ones.
+        echoed_token_ids: the prompt's tokens, if its text begins the output's; else None.
+    """
+
+    num_top: int | None
+    token_bytes: Mapping[int, bytes]
+    echoed_token_ids: Sequence[int] | None
 
 
 class FinishedCall(NamedTuple):
@@ -138,7 +166,7 @@ class Finished:
         error: the message if the reason is `error`, or `abort` because of a deadline; never prompt
             or output text.
         error_code: the same for machines: `numerical_error`, `out_of_memory`, `no_token_left`,
-            `engine_error` or `deadline_exceeded`.
+            `structure_too_complex`, `engine_error` or `deadline_exceeded`.
         logprobs: per output token; None unless requested. `entropies` likewise, in nats.
         samples: all samples, if the request asked for several; the other fields repeat the first.
     """
@@ -160,6 +188,8 @@ class Finished:
     logprobs: Logprobs | None = None
     entropies: Sequence[float] | None = None
     prompt_logprobs: Logprobs | None = None
+    #: None without any log probability.
+    logprob_details: LogprobDetails | None = None
     tool_calls: Sequence[FinishedCall] = ()
     samples: Sequence[FinishedSample] = ()
     error: str | None = None
@@ -191,6 +221,8 @@ NewOutput: TypeAlias = tuple[str, Sequence[int], str]
 class StepReport:
     """The output of one iteration of the engine's loop."""
 
+    #: Reports since the process started, with this one.
+    number: int
     #: `AddRequest` messages seen since the process started.
     num_adds_seen: int
     load: EngineLoad
@@ -199,7 +231,9 @@ class StepReport:
     new_outputs: Sequence[NewOutput] = ()
     finished: Sequence[Finished] = field(default_factory=tuple)
     refused: Sequence[Refused] = field(default_factory=tuple)
+    #: Whether the engine had to wait before it, because too many tokens were not saved.
+    has_waited: bool = False
 
 
-ToEngine = AddRequest | AbortRequest | SetPaused | Shutdown
+ToEngine = AddRequest | AbortRequest | SetPaused | TokensSaved | Shutdown
 FromEngine = Ready | StartFailed | StepReport

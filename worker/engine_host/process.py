@@ -31,7 +31,9 @@ from .messages import (
     StartFailed,
     StepReport,
     ToEngine,
+    TokensSaved,
 )
+from .unsaved_tokens import UnsavedTokens
 
 #: Longest wait for a message while there is nothing to compute. The liveness counter moves at least
 #: this often.
@@ -56,6 +58,8 @@ class EngineLoop:
         connection: Connection[FromEngine, ToEngine],
         engine: HostedEngine,
         counter: LivenessCounter,
+        *,
+        checkpoint_tokens: int,
     ) -> None:
         self._connection = connection
         self._engine = engine
@@ -64,36 +68,55 @@ class EngineLoop:
         self._ended = False
         self._num_adds_seen = 0
         self._refused: list[Refused] = []
+        self._ready = engine.describe()
+        # A checkpoint is due after so many tokens; meanwhile one step more is computed.
+        self._unsaved = UnsavedTokens(checkpoint_tokens + 1 - self._ready.num_steps_ahead)
+        self._has_waited = False
+        self._num_reports = 0
 
     def serve(self) -> None:
         """Serve until `Shutdown`, or until the worker is gone (EOFError, OSError)."""
-        self._connection.send(self._engine.describe())
+        self._connection.send(self._ready)
         while not self._ended:
             self._counter.advance()
-            can_step = self._engine.has_unfinished() and not self._paused
-            got_messages = self._take_messages(0 if can_step else self._prepare())
+            got_messages = self._take_messages(self._wait_s())
             if self._ended:
                 return
-            if self._engine.has_unfinished() and not self._paused:
+            if self._may_step() and not self._unsaved.is_full:
                 self._report(self._engine.step())
             elif got_messages:
                 self._report(StepOutput())
+
+    def _may_step(self) -> bool:
+        return self._engine.has_unfinished() and not self._paused
+
+    def _wait_s(self) -> float:
+        """Return how long to wait for messages before the next step."""
+        if not self._may_step():
+            return self._prepare()
+        if not self._unsaved.is_full:
+            return 0
+        self._has_waited = True
+        return _IDLE_WAIT_S
 
     def _prepare(self) -> float:
         """Use idle time for preparations; return how long to wait for the next message."""
         return _IDLE_WAIT_S if self._engine.prepare(_PREPARE_S) else 0
 
     def _take_messages(self, wait_s: float) -> bool:
-        """Handle the messages that wait, for a bounded time; return whether there was one."""
+        """Handle the messages that wait, for a bounded time; return whether to report on them."""
         if not self._connection.poll(wait_s):
             return False
         # The intake of one long prompt takes a second: running requests must not wait for many.
         until = time.monotonic() + _MESSAGES_S
+        needs_report = False
         while True:
-            self._handle(self._connection.recv())
+            message = self._connection.recv()
+            needs_report = needs_report or not isinstance(message, TokensSaved)
+            self._handle(message)
             self._counter.advance()
             if self._ended or time.monotonic() >= until or not self._connection.poll(0):
-                return True
+                return needs_report
 
     def _handle(self, message: ToEngine) -> None:
         if isinstance(message, AddRequest):
@@ -111,22 +134,30 @@ class EngineLoop:
                 self._refused.append(Refused(message.request_id, "internal_error", text))
         elif isinstance(message, AbortRequest):
             self._engine.abort(message.request_id)
+            self._unsaved.forget(message.request_id)
+        elif isinstance(message, TokensSaved):
+            self._unsaved.note_saved(message.report_number)
         elif isinstance(message, SetPaused):
             self._paused = message.paused
         elif isinstance(message, Shutdown):
             self._ended = True
 
     def _report(self, output: StepOutput) -> None:
+        self._num_reports += 1
         report = StepReport(
+            number=self._num_reports,
             num_adds_seen=self._num_adds_seen,
             load=self._engine.load(),
             drafts=self._engine.drafts(),
             new_outputs=output.new_outputs,
             finished=output.finished,
             refused=self._refused,
+            has_waited=self._has_waited,
         )
         self._refused = []
+        self._has_waited = False
         self._connection.send(report)
+        self._unsaved.add(report.number, output.new_outputs, output.finished)
 
 
 def build_engine(spec: EngineSpec) -> HostedEngine:
@@ -168,7 +199,12 @@ def main(arguments: list[str]) -> None:
         except EngineStartError as error:
             connection.send(StartFailed(str(error)))
             return
-        loop = EngineLoop(connection, engine, counter)  # type: ignore[arg-type]
+        loop = EngineLoop(
+            connection,  # type: ignore[arg-type]
+            engine,
+            counter,
+            checkpoint_tokens=spec.checkpoint_tokens,
+        )
         try:
             loop.serve()
         except (EOFError, OSError):

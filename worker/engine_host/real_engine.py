@@ -27,6 +27,7 @@ from .messages import (
     Finished,
     FinishedCall,
     FinishedSample,
+    LogprobDetails,
     NewOutput,
     Ready,
 )
@@ -49,6 +50,8 @@ class RealEngine:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        #: Params of unfinished requests that report log probabilities.
+        self._scored: dict[str, SamplingParams] = {}
         #: Resumed requests without any output yet.
         self._resumed: set[str] = set()
 
@@ -60,6 +63,8 @@ class RealEngine:
             num_blocks=self._engine.stats().num_blocks,
             block_size=config.block_size,
             max_model_len=config.max_model_len,
+            num_steps_ahead=int(self._engine.overlaps),
+            dtype=self._engine.dtype,
             drafts=self.drafts(),
         )
 
@@ -85,6 +90,8 @@ class RealEngine:
                 deadline_s=request.deadline_s,
                 cache_salt=request.cache_salt,
             )
+            if params.logprobs is not None or params.num_prompt_logprobs is not None:
+                self._scored[request.request_id] = params
             if request.resumed_token_ids:
                 self._resumed.add(request.request_id)
         except RequestError as error:
@@ -106,7 +113,9 @@ class RealEngine:
                 result.new_outputs.append(self._new_output(output))
             if output.finished:
                 self._resumed.discard(output.request_id)
-                result.finished.append(_finished(output))
+                params = self._scored.pop(output.request_id, None)
+                details = None if params is None else self._logprob_details(output, params)
+                result.finished.append(_finished(output, details))
         return result
 
     def load(self) -> EngineLoad:
@@ -125,6 +134,15 @@ class RealEngine:
         """Pre-fault memory of the KV cache; return whether all of it is there."""
         return self._engine.provide_memory(timeout_s)
 
+    def _logprob_details(self, output: RequestOutput, params: SamplingParams) -> LogprobDetails:
+        echoed = output.prompt_token_ids if params.echo else None
+        scored = [output.prompt_logprobs, *(each.logprobs for each in output.completions)]
+        token_ids = {
+            token_id for logprobs in scored for each in logprobs or () for token_id in each or ()
+        }
+        token_bytes = self._engine.token_bytes(token_ids.union(echoed or ()))
+        return LogprobDetails(params.logprobs, token_bytes, echoed)
+
     def _new_output(self, output: RequestOutput) -> NewOutput:
         text = output.new_text
         if output.request_id in self._resumed:
@@ -139,7 +157,7 @@ def _prompt(request: AddRequest) -> Prompt:
     return request.prompt if request.prompt is not None else ""
 
 
-def _finished(output: RequestOutput) -> Finished:
+def _finished(output: RequestOutput, details: LogprobDetails | None) -> Finished:
     completions = output.completions
     return Finished(
         request_id=output.request_id,
@@ -155,6 +173,7 @@ def _finished(output: RequestOutput) -> Finished:
         logprobs=output.logprobs,
         entropies=output.entropies,
         prompt_logprobs=output.prompt_logprobs,
+        logprob_details=details,
         tool_calls=_calls(output.tool_calls),
         samples=[_sample(each) for each in completions] if len(completions) > 1 else (),
         error=None if output.error is None else output.error.message,

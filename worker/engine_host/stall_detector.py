@@ -18,6 +18,11 @@ class StallDetector:
         self._stalled_s = 0.0
 
     @property
+    def stalled_s(self) -> float:
+        """Seconds for which the loop has stood still, at the last observation."""
+        return self._stalled_s
+
+    @property
     def is_moving(self) -> bool:
         """Whether the loop has moved lately: a stuck engine gets no more jobs."""
         return self._stalled_s < _MOVING_WITHIN_S

@@ -5,7 +5,9 @@ of prompt, seed and position, so any attempt on any worker can continue any othe
 
 A prompt may contain one marker, which acts when the token at its output position is due:
 `<<crash@N>>` ends the process, `<<hang@N>>` blocks the step forever, `<<raise@N>>` raises an
-exception in the step, `<<error@N>>` fails that one request; `<<refuse>>` is refused when added.
+exception in the step, `<<error@N>>` fails that one request, and `<<oom@N>>` and `<<bug@N>>` fail it
+with errors that are retried; `<<refuse>>` is refused when added. `<<oom@NxM>>` acts on the first M
+attempts only.
 """
 
 from __future__ import annotations
@@ -13,19 +15,22 @@ from __future__ import annotations
 import os
 import re
 import time
-import zlib
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from .hosted_engine import RequestRefused, StepOutput
 from .messages import AddRequest, DraftCounts, EngineLoad, Finished, Ready
+from .stub_output import extra_output, stub_text, stub_token
 
-_MARKER = re.compile(r"<<(crash|hang|raise|error|refuse)(?:@(\d+))?>>")
-_VOCAB_SIZE = 50_000
+_MARKER = re.compile(r"<<(crash|hang|raise|error|oom|bug|refuse)(?:@(\d+))?(?:x(\d+))?>>")
 _DEFAULT_MAX_TOKENS = 16
-_MARKED_ERROR = ("the logits are not finite", "numerical_error")
+_MARKED_ERRORS = {
+    "error": ("the logits are not finite", "numerical_error"),
+    "bug": ("a token does not follow the output", "engine_error"),
+    "oom": ("memory ran out for this request alone", "out_of_memory"),
+}
 #: Exit status of a process that a crash marker ended.
 CRASH_STATUS = 86
 
@@ -44,6 +49,8 @@ class StubConfig:
     block_size: int = 16
     #: The engine's identity. Tokens of another identity cannot be continued.
     identity: str = "stub"
+    #: Tokens of each prompt that are said to come from the prefix cache, if it has more.
+    num_cached_tokens: int = 0
     #: File that gets a line "request_id position" per computed token; for tests.
     trace_path: str | None = None
 
@@ -54,6 +61,8 @@ class _StubRequest:
     prompt: str
     params: Mapping[str, Any]
     token_ids: list[int]
+    chat: Mapping[str, Any] | None = None
+    num_cached_tokens: int = 0
     has_reported: bool = False
 
     @property
@@ -70,25 +79,19 @@ class _StubRequest:
     def end(
         self, finish_reason: str, error: str | None = None, error_code: str | None = None
     ) -> Finished:
+        more: dict[str, Any] = {"finish_reason": finish_reason}
+        if error is None and finish_reason != "abort":
+            more = extra_output(self.prompt, self.chat, self.params, self.token_ids, finish_reason)
         return Finished(
             request_id=self.request_id,
             text=stub_text(self.token_ids),
             token_ids=list(self.token_ids),
-            finish_reason=finish_reason,
             num_prompt_tokens=self.num_prompt_tokens,
+            num_cached_tokens=min(self.num_cached_tokens, self.num_prompt_tokens - 1),
             error=error,
             error_code=error_code,
+            **more,
         )
-
-
-def stub_token(prompt: str, seed: int, position: int) -> int:
-    """Return the token id that the stub generates at an output position."""
-    return zlib.crc32(f"{seed}:{position}:{prompt}".encode()) % _VOCAB_SIZE
-
-
-def stub_text(token_ids: Sequence[int]) -> str:
-    """Return the text of output tokens: one word per token."""
-    return "".join(f" w{token_id}" for token_id in token_ids)
 
 
 class StubEngine:
@@ -117,6 +120,8 @@ class StubEngine:
             _render(request),
             request.params,
             list(request.resumed_token_ids),
+            request.chat,
+            self._config.num_cached_tokens,
         )
         marker = _MARKER.search(stub.prompt)
         if marker and marker[1] == "refuse":
@@ -183,8 +188,9 @@ class StubEngine:
     def _advance(self, request: _StubRequest, result: StepOutput) -> None:
         position = len(request.token_ids)
         if position < request.max_tokens:
-            if _act_on_marker(request.prompt, position):
-                result.finished.append(request.end("error", *_MARKED_ERROR))
+            error = _act_on_marker(request.prompt, request.request_id, position)
+            if error is not None:
+                result.finished.append(request.end("error", *error))
                 return
             self._trace(request.request_id, position)
             token_id = stub_token(request.prompt, int(request.params.get("seed") or 0), position)
@@ -212,11 +218,14 @@ def _render(request: AddRequest) -> str:
     return " ".join(str(token_id) for token_id in request.prompt or ())
 
 
-def _act_on_marker(prompt: str, position: int) -> bool:
-    """Act on the prompt's marker if it is due; return True if only the request must fail."""
+def _act_on_marker(prompt: str, request_id: str, position: int) -> tuple[str, str] | None:
+    """Act on the prompt's marker if it is due; return an error if only the request must fail."""
     marker = _MARKER.search(prompt)
     if marker is None or position != int(marker[2] or 0):
-        return False
+        return None
+    # The id is made of the job's id, the number of the claim and a nonce.
+    if marker[3] and int(request_id.split(".")[1]) > int(marker[3]):
+        return None
     if marker[1] == "crash":
         os._exit(CRASH_STATUS)
     if marker[1] == "hang":
@@ -224,4 +233,4 @@ def _act_on_marker(prompt: str, position: int) -> bool:
             time.sleep(3600)
     if marker[1] == "raise":
         raise RuntimeError("the prompt asks the stub engine to raise")
-    return marker[1] == "error"
+    return _MARKED_ERRORS.get(marker[1])

@@ -12,6 +12,7 @@ from batchmill.producer.protocol.replies import Claim, HeldJob, JobState, TokenW
 from batchmill.worker.engine_host.messages import AddRequest
 
 from .outcome import TaskHandle
+from .retry_rules import RetryRules
 
 #: A job that was in the engine at this many engine deaths, together with other jobs, runs in small
 #: groups. One death is forgiven: a lost worker or device takes good jobs with it.
@@ -19,6 +20,8 @@ SUSPECT_FROM = 2
 #: Jobs per such group. A larger group clears a large batch in fewer groups, but leaves more jobs to
 #: run alone in the end. For the 64 jobs of a full batch, the square root minimizes both together.
 SUSPECT_GROUP = 8
+#: New tokens that clear a job of suspicion, as in the record (`finish.lua`).
+PROGRESS_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,8 @@ class ActiveJob:
     tenant: str = keys.DEFAULT_TENANT
     tags: Sequence[str] = ()
     limit: TimeLimit | None = None
+    #: None if nothing is known about the job but its claim.
+    retry_rules: RetryRules | None = None
     claimed_at: float = field(default_factory=time.monotonic)
     first_token_at: float | None = None
     #: All output tokens, including those of earlier attempts.
@@ -68,9 +73,16 @@ class ActiveJob:
     @property
     def group_limit(self) -> int | None:
         """How many jobs of this kind may be in the engine together; None means any number."""
+        if len(self.token_ids) - len(self.claim.token_ids) >= PROGRESS_TOKENS:
+            return None
         if self.claim.alone:
             return 1
         return SUSPECT_GROUP if self.claim.suspect >= SUSPECT_FROM else None
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds since the claim."""
+        return time.monotonic() - self.claimed_at
 
     @property
     def held(self) -> HeldJob:
@@ -104,6 +116,7 @@ class ActiveJob:
             token_ids,
             bytes(self._unsaved_text),
             self._text_position,
+            self.claim.identity,
         )
 
     def mark_saved(self, write: TokenWrite) -> None:

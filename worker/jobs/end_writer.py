@@ -13,9 +13,10 @@ from batchmill.producer.protocol.calls import jobs as job_calls
 from batchmill.producer.protocol.replies import CompleteStatus
 from batchmill.producer.store.connection import is_server_fault
 from batchmill.producer.store.job_store import JobStore
+from batchmill.producer.store.replication import NotConfirmed
 
 from .active_job import ActiveJob
-from .job_end import JobEnd, result_refused_end
+from .job_end import JobEnd, result_refused_end, retrying_outcome
 from .outcome import NOT_OURS, Outcome
 
 _log = structlog.stdlib.get_logger("batchmill.end_writer")
@@ -26,6 +27,7 @@ _MAX_BYTES_PER_CALL = 16 << 20
 #: Calls that fail while Redis replies to others, until the ends are written one by one; and then
 #: the calls with one end until it is given up.
 _MAX_TRIES = 3
+_WRITTEN = (CompleteStatus.OK, CompleteStatus.ALREADY_DONE)
 
 
 @dataclass(slots=True, eq=False)
@@ -36,6 +38,8 @@ class _WaitingEnd:
     num_refusals: int = 0
     #: The end says only that the original one was refused.
     is_replaced: bool = False
+    #: Calls that have written it, and that too few replicas have confirmed.
+    num_unconfirmed: int = 0
 
 
 class EndWriter:
@@ -44,6 +48,9 @@ class EndWriter:
     Every write can be repeated, so after an error the same call is made again. If calls fail though
     Redis replies to others, one of the ends must be at fault: then each is written by itself, and
     the one that is refused again and again becomes a failure without a result.
+
+    If ends must reach replicas, one that too few of them confirm is written again a few times
+    before it is settled: after a failover that has lost it, the new primary gets it as well.
     """
 
     def __init__(self, store: JobStore, settle: Callable[[ActiveJob, Outcome], None]) -> None:
@@ -78,8 +85,8 @@ class EndWriter:
         self._write_one_by_one()
 
     def _write_together(self) -> None:
-        while self._ends:
-            self._write_batch(self._next_batch())
+        while self._ends and self._write_batch(self._next_batch()):
+            pass
 
     def _write_one_by_one(self) -> None:
         refusal: RedisError | None = None
@@ -104,22 +111,35 @@ class EndWriter:
             batch.append(waiting)
         return batch
 
-    def _write_batch(self, batch: Sequence[_WaitingEnd]) -> None:
+    def _write_batch(self, batch: Sequence[_WaitingEnd]) -> bool:
+        """Write some ends; return False if too few replicas have confirmed them."""
         calls = []
         for waiting in batch:
             end, unsaved = waiting.end, waiting.job.unsaved()
             calls.append(
-                job_calls.complete(unsaved, end.state, end.result, end.error, end.num_tokens)
+                job_calls.complete(
+                    *(unsaved, end.state, end.result, end.error, end.used, end.retry_in_ms),
+                    starts_over=end.starts_over,
+                )
             )
-        statuses = self._store.run_all(calls)
+        shortage: NotConfirmed | None = None
+        try:
+            statuses: Sequence[CompleteStatus] = self._store.run_all_confirmed(calls)
+        except NotConfirmed as error:
+            shortage, statuses = error, error.values
         for waiting, status in zip(batch, statuses, strict=True):
+            if shortage is not None and status in _WRITTEN and _must_repeat(waiting, shortage):
+                continue
             self._ends.remove(waiting)
             self._on_written(waiting, status)
+        return shortage is None
 
     def _on_written(self, waiting: _WaitingEnd, status: CompleteStatus) -> None:
         job = waiting.job
-        if status in (CompleteStatus.OK, CompleteStatus.ALREADY_DONE):
+        if status in _WRITTEN:
             self._settle(job, waiting.end.outcome)
+        elif status is CompleteStatus.RETRYING:
+            self._settle(job, retrying_outcome(waiting.end))
         elif status is CompleteStatus.GAP and not job.had_gap:
             job.mark_gap()
             self._ends.append(waiting)
@@ -155,3 +175,17 @@ class EndWriter:
             return bool(self._store.client.ping())
         except RedisError:
             return False
+
+
+def _must_repeat(waiting: _WaitingEnd, shortage: NotConfirmed) -> bool:
+    """Count a write that too few replicas have confirmed; return False after a few."""
+    waiting.num_unconfirmed += 1
+    if waiting.num_unconfirmed < _MAX_TRIES:
+        return True
+    _log.error(
+        "end_not_replicated",
+        job_id=waiting.job.claim.job_id,
+        reason=str(shortage),
+        effect="it is reported all the same; if a failover loses it, the job runs again",
+    )
+    return False

@@ -23,7 +23,11 @@ _PRIORITIES = {name: number for number, name in enumerate(keys.PRIORITIES)}
 
 
 def request_id(claim: Claim) -> str:
-    """Return the engine's name for one attempt, which no earlier attempt has."""
+    """Return the engine's name for one attempt, which no other attempt has.
+
+    The fence has the nonce of the claim: if Redis loses its last writes, the numbers of claims
+    repeat, and the earlier attempt may still be in the engine.
+    """
     return f"{claim.job_id}.{claim.fence}"
 
 

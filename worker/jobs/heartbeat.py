@@ -12,6 +12,7 @@ from batchmill.worker.engine_host.engine_link import EngineLink
 from batchmill.worker.settings import WorkerSettings
 
 from .active_jobs import ActiveJobs
+from .session_connection import SessionConnection
 from .throughput import Throughput
 
 
@@ -27,6 +28,8 @@ class Heartbeat:
         throughput: Throughput,
         *,
         name: str,
+        session: str,
+        connection: SessionConnection,
         is_draining: Callable[[], bool],
     ) -> None:
         """Bind to the parts that it reports on.
@@ -38,6 +41,8 @@ class Heartbeat:
             jobs: the active jobs.
             throughput: of the engine.
             name: of the worker.
+            session: this run of the worker.
+            connection: of the session. It connects again if Redis does not see it.
             is_draining: whether the worker is shutting down.
         """
         self._settings = settings
@@ -46,8 +51,21 @@ class Heartbeat:
         self._jobs = jobs
         self._throughput = throughput
         self._name = name
+        self._session = session
+        self._connection = connection
         self._is_draining = is_draining
         self._started_at_ms = int(time.time() * 1000)
+        self._sent_at = time.monotonic()
+
+    @property
+    def interval_s(self) -> float:
+        """Seconds between two heartbeats."""
+        return self._settings.heartbeat_interval_s
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the last heartbeat that Redis took, or since the start."""
+        return time.monotonic() - self._sent_at
 
     def send(self) -> None:
         """Write the heartbeat; it expires unless it is written again.
@@ -57,7 +75,7 @@ class Heartbeat:
         """
         ready = self._link.ready
         settings, config = self._settings, self._settings.engine_config
-        self._store.announce_worker(
+        num_connections = self._store.announce_worker(
             WorkerInfo(
                 name=self._name,
                 model=settings.served_name,
@@ -68,9 +86,14 @@ class Heartbeat:
                 started_at_ms=self._started_at_ms,
                 state=self._state(),
                 versions=keys.SUPPORTED_VERSIONS,
+                session=self._session,
                 stats=self.stats(),
-            )
+            ),
+            timeout_ms=int(settings.session_timeout_s * 1000),
         )
+        self._sent_at = time.monotonic()
+        if num_connections == 0:
+            self._connection.reconnect()
 
     def remove(self) -> None:
         """Delete the heartbeat: the worker is gone.
@@ -78,7 +101,7 @@ class Heartbeat:
         Raises:
             redis.exceptions.RedisError: Redis did not reply.
         """
-        self._store.forget_worker(self._name)
+        self._store.forget_worker(self._name, self._session)
 
     def stats(self) -> dict[str, int | float | str]:
         """Return gauges for people and dashboards."""
@@ -92,6 +115,8 @@ class Heartbeat:
             "blocks": 0 if ready is None else ready.num_blocks,
             "tokens_per_s": round(self._throughput.rate(), 1),
         }
+        if ready is not None and ready.dtype is not None:
+            stats["dtype"] = ready.dtype
         if drafts is not None:
             stats["draft_tokens"] = drafts.num_draft_tokens
             stats["accepted_tokens"] = drafts.num_accepted_tokens

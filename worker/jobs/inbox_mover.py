@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import structlog
 from redis.exceptions import RedisError
 
-from batchmill.producer.errors import JobRejected, QueueFull
+from batchmill.producer.errors import JobRejected, QueueFull, StructureCheckUnavailable
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls import inbox as inbox_calls
 from batchmill.producer.protocol.calls.inbox import TakenDocument
@@ -15,11 +17,12 @@ from batchmill.producer.protocol.replies import SubmitStatus
 from batchmill.producer.store import inbox_document
 from batchmill.producer.store.inbox_document import InboxJob
 from batchmill.producer.store.job_store import JobStore
-from batchmill.producer.store.reply_errors import accepted_id
+from batchmill.producer.store.letter_labels import document_labels
+from batchmill.producer.store.reply_errors import accepted_id, unusable_record_error
 from batchmill.producer.store.submission import prepare
 from batchmill.worker.settings import WorkerSettings
 
-from .unusable_record import is_unusable_record, unusable_record_error
+from .unusable_record import is_unusable_record
 
 _log = structlog.stdlib.get_logger("batchmill.inbox_mover")
 #: Pause between two rounds, also after an error.
@@ -37,13 +40,29 @@ class InboxMover:
 
     Every worker takes part, whatever model it serves. A document gets an id when it is taken, and
     becomes the job with that id, so a document that is taken again after its worker died does not
-    become a second job. A document that cannot be a job becomes a dead letter; one whose queue is
-    full is tried again later.
+    become a second job. A document that cannot be a job becomes a dead letter, and so does one that
+    three workers have not survived; one whose queue is full is tried again later.
     """
 
-    def __init__(self, settings: WorkerSettings, store: JobStore) -> None:
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        store: JobStore,
+        session: str,
+        connected_s: Callable[[], float],
+    ) -> None:
+        """Bind to what it uses.
+
+        Args:
+            settings: of the worker.
+            store: holds the inbox and the jobs.
+            session: this run of the worker, which takes the documents.
+            connected_s: Returns how long the session has been connected, in seconds.
+        """
         self._settings = settings
         self._store = store
+        self._session = session
+        self._connected_s = connected_s
         self._closed = False
 
     def close(self) -> None:
@@ -61,17 +80,20 @@ class InboxMover:
         # Continue even if no document has come: the lease of another worker may have run out.
         self._store.inbox_wait(_WAIT_S)
         while not self._closed:
-            documents = self._store.run(inbox_calls.take(_LEASE_MS))
+            connected_ms = int(self._connected_s() * 1000)
+            documents = self._store.run(
+                inbox_calls.take(_LEASE_MS, session=self._session, connected_ms=connected_ms)
+            )
             moved = [self._move(document) for document in documents]
             if not any(moved):
                 return  # the inbox is empty, or no queue has room: pause first
 
     def _move(self, taken: TakenDocument) -> bool:
-        """Settle a document; return False if it has to wait for room in its queue."""
+        """Settle a document; return False if it has to wait, mostly for room in its queue."""
         try:
             self._submit(taken)
-        except QueueFull as full:
-            _log.info("inbox_waits", document=taken.id, code=full.code)
+        except (QueueFull, StructureCheckUnavailable) as temporary:
+            _log.warning("inbox_waits", document=taken.id, code=temporary.code)
             held_until_ms = taken.held_until_ms
             self._store.run(
                 inbox_calls.settle(taken.id, retry_in_ms=_RETRY_MS, held_until_ms=held_until_ms)
@@ -97,7 +119,7 @@ class InboxMover:
         """Submit a document as a job.
 
         Raises:
-            QueueFull: it can be a job later.
+            QueueFull, StructureCheckUnavailable: it can be a job later.
             JobRejected: it can never be a job.
             redis.exceptions.ResponseError: its keys in Redis are in use for something else.
         """
@@ -154,5 +176,6 @@ class InboxMover:
             source=keys.INBOX,
             letter_id=given if is_free else taken.id,
             spare_id=taken.id,  # an older letter with the given id stays
+            labels=document_labels(taken.content),
         )
         _log.error("inbox_refused", document=letter_id, reason=reason)

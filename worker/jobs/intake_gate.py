@@ -73,19 +73,38 @@ class IntakeGate:
     def is_open(self) -> bool:
         """Return whether there is room for another job."""
         ready = self._link.ready
-        if self._closed or ready is None or not self._link.is_moving:
-            return False
-        if self._claimer.num_parked or self._jobs.num_pending or self._jobs.needs_isolation:
+        if ready is None or not self._can_take_jobs():
             return False
         num_jobs = len(self._jobs)
         if num_jobs == 0:
             return True
         if num_jobs >= self._max_num_seqs:
             return False
-        load = self._link.load
-        num_coming = load.num_waiting + self._link.num_adds_sent - self._link.num_adds_seen
+        num_coming = self._num_coming()
         startable = int(self._max_num_batched_tokens / max(1.0, self._mean_prompt_tokens))
         if num_coming >= max(_MIN_WAITING, _STEPS_AHEAD * startable):
             return False
         blocks_each = -(-(int(self._mean_prompt_tokens) + 1) // ready.block_size)
-        return load.num_free_blocks >= blocks_each * (num_coming + 1)
+        return self._link.load.num_free_blocks >= blocks_each * (num_coming + 1)
+
+    def has_extra_place(self, num_places: int) -> bool:
+        """Return whether the engine would take a job that it is to run before others.
+
+        Args:
+            num_places: jobs that may be in the engine beyond its places.
+        """
+        if not self._can_take_jobs() or self._num_coming() >= _MIN_WAITING + num_places:
+            return False
+        return len(self._jobs) < self._max_num_seqs + num_places
+
+    def _can_take_jobs(self) -> bool:
+        """Return whether the worker takes jobs at all, however full it is."""
+        if self._closed or self._link.ready is None or not self._link.is_moving:
+            return False
+        is_held_up = self._claimer.num_parked or self._jobs.num_pending
+        return not is_held_up and not self._jobs.needs_isolation
+
+    def _num_coming(self) -> int:
+        """Return the number of jobs that the engine has not started yet."""
+        link = self._link
+        return link.load.num_waiting + link.num_adds_sent - link.num_adds_seen

@@ -2,42 +2,36 @@
 
 from __future__ import annotations
 
+import random
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import structlog
 from redis.exceptions import RedisError
 
 from batchmill.producer.errors import JobRejected
-from batchmill.producer.job.validation import parse_document, parse_job
+from batchmill.producer.job.validation import parse_document
 from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.replies import Claim, ClaimRefusal, JobState
+from batchmill.producer.protocol.replies import Claim, ClaimRefusal, JobState, ReleaseCause
 from batchmill.producer.store.job_store import JobStore
-from batchmill.producer.store.reply_errors import accepted_id
-from batchmill.producer.store.submission import prepare
+from batchmill.producer.store.reply_errors import unusable_record_error
+from batchmill.producer.store.submission import check_retry
 from batchmill.worker.engine_host.messages import AddRequest
 from batchmill.worker.settings import WorkerSettings
 
 from .active_job import ActiveJob
 from .active_jobs import ActiveJobs
 from .engine_request import cache_salt, engine_request, request_id, time_limit
-from .job_end import failed_end
+from .job_end import failed_end, with_retry
 from .outcome import Outcome, TaskHandle
 from .outcome_reporter import OutcomeReporter
 from .record_writer import RecordWriter
-from .unusable_record import is_unusable_record, unusable_record_error
+from .retry_rules import retry_rules
+from .task_facts import facts_of_job
+from .unusable_record import is_unusable_record
 
 _log = structlog.stdlib.get_logger("batchmill.job_claimer")
-
-
-@dataclass(frozen=True, slots=True)
-class _TaskArguments:
-    """The arguments of a task: the id of a stored job, or a whole job document."""
-
-    job: str | Mapping[str, Any]
-    version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +60,7 @@ class JobClaimer:
         reporter: OutcomeReporter,
         *,
         owner: str,
+        session: str,
         read_identity: Callable[[], str | None],
     ) -> None:
         """Bind to the parts around it.
@@ -77,6 +72,7 @@ class JobClaimer:
             writer: takes the jobs that fail before they reach the engine.
             reporter: reports to Celery.
             owner: this worker's name, in the records.
+            session: this run of the worker, in the records.
             read_identity: the engine's identity; None while there is no engine.
         """
         self._settings = settings
@@ -85,7 +81,9 @@ class JobClaimer:
         self._writer = writer
         self._reporter = reporter
         self._owner = owner
+        self._session = session
         self._read_identity = read_identity
+        self._rng = random.Random()
         self._parked: deque[_ParkedTask] = deque()
         self._closed = False
 
@@ -133,18 +131,17 @@ class JobClaimer:
         if identity is None or self._closed:
             return False
         try:
-            arguments = _read_arguments(task)
-            if not isinstance(arguments.job, str):
-                self._adopt(task, arguments)
+            job_id = _read_job_id(task)
         except JobRejected as rejection:
             self._fail(task, rejection)
             return True
         claim = self._store.claim(
-            task.task_id if not isinstance(arguments.job, str) else arguments.job,
+            job_id,
             owner=self._owner,
             lease_ms=int(self._settings.lease_s * 1000),
             identity=identity,
             nonce=parked.nonce,
+            session=self._session,
         )
         if isinstance(claim, ClaimRefusal):
             self._on_refused(task, claim)
@@ -152,51 +149,12 @@ class JobClaimer:
             self._start_job(task, claim)
         return True
 
-    def _adopt(self, task: TaskHandle, arguments: _TaskArguments) -> None:
-        """Create the record of a job that came inside its message.
-
-        Raises:
-            JobRejected: the document cannot be run.
-        """
-        assert isinstance(arguments.job, Mapping)
-        if arguments.version not in keys.SUPPORTED_VERSIONS:
-            raise JobRejected(
-                f"v is {arguments.version!r}; this worker supports {keys.SUPPORTED_VERSIONS}",
-                param="v",
-            )
-        job = parse_job(arguments.job)
-        served = self._settings.served_name
-        if job.model not in (None, served):
-            raise JobRejected(
-                f"model is {job.model!r}; the workers of this queue serve {served!r}: "
-                f"send the task to {keys.queue_name(str(job.model), job.priority)}",
-                param="model",
-            )
-        job = job.model_copy(update={"model": served})
-        new = prepare(job, self._settings, job_id=task.task_id)
-        new = replace(new, celery_result=not task.request.get("ignore_result"))
-        if (workflow := task.workflow) is not None:
-            new = replace(new, celery_headers=workflow.headers, celery_embed=workflow.embed)
-        if task.not_before_ms is not None:
-            new = replace(new, not_before_ms=max(task.not_before_ms, new.not_before_ms or 0))
-        if task.expires_ms is not None:
-            deadline_ms = min(task.expires_ms, new.deadline_at_ms or task.expires_ms)
-            new = replace(new, deadline_at_ms=deadline_ms)
-        reply = self._store.adopt(new)
-        job_id = accepted_id(new, reply)
-        if job_id != task.task_id:
-            raise JobRejected(
-                f"the idempotency key belongs to job {job_id}; read its result instead",
-                code="idempotency_conflict",
-                param="idempotency_key",
-            )
-
     def _on_refused(self, task: TaskHandle, why: ClaimRefusal) -> None:
         """Drop an announcement that is out of date, or that is for a worker of another version."""
         _log.info("claim_refused", job_id=task.task_id, why=why.value)
         if why is ClaimRefusal.EXPIRED:
             self._reporter.accept(task)
-            self._reporter.report(task, Outcome(JobState.EXPIRED))
+            self._reporter.report(task, Outcome(JobState.EXPIRED, is_held=False))
         else:
             task.drop()
 
@@ -215,15 +173,20 @@ class JobClaimer:
         job.token_ids = list(claim.token_ids)
         job.num_saved = len(job.token_ids)
         job.limit = time_limit(claim, task.time_limit_s)
+        job.retry_rules = retry_rules(None, self._settings)
         try:
             document = parse_document(claim.document)
+            check_retry(document.retry, self._settings)
         except JobRejected as rejection:
             self._reporter.accept(task)
-            self._writer.end(job, failed_end(rejection.code, str(rejection)))
+            end = failed_end(rejection.code, str(rejection))
+            self._writer.end(job, with_retry(job, end, self._rng))
             return
+        task.describe(facts_of_job(document))
         shared = self._settings.prefix_cache_shared_across_tenants
         salt = cache_salt(document, shared_across_tenants=shared)
         job.request = engine_request(claim, document, salt)
+        job.retry_rules = retry_rules(document.retry, self._settings)
         job.metadata = document.metadata
         job.tenant = document.tenant or keys.DEFAULT_TENANT
         job.tags = document.tags
@@ -235,21 +198,18 @@ class JobClaimer:
             alone=claim.alone,
         )
         self._reporter.accept(task)
-        self._jobs.add(job)
+        if not self._jobs.add(job):
+            self._writer.release([job], ReleaseCause.DRAIN)
 
 
-def _read_arguments(task: TaskHandle) -> _TaskArguments:
-    """Return the arguments of a task.
+def _read_job_id(task: TaskHandle) -> str:
+    """Return the id of the stored job that a task announces.
 
     Raises:
-        JobRejected: they are not what `batchmill.generate` takes.
+        JobRejected: its arguments are not those of an announcement.
     """
     args, kwargs = task.request["args"], task.request["kwargs"]
-    named = dict(zip(("job", "v"), args, strict=False)) | dict(kwargs)
-    job, version = named.pop("job", None), named.pop("v", keys.PROTOCOL_VERSION)
-    if named or len(args) > 2 or not isinstance(job, str | Mapping):
-        raise JobRejected(
-            f"{keys.TASK_NAME} takes `job`: a job document (an object), or the id of a stored job",
-            param="job",
-        )
-    return _TaskArguments(job, version)
+    job_id = kwargs.get("job", args[0] if args else None)
+    if not isinstance(job_id, str):
+        raise JobRejected("an announcement must have `job`: the id of a stored job", param="job")
+    return job_id

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, replace
 
+from batchmill.producer.job.retry import RESTARTED_CODES, RETRYABLE_CODES
 from batchmill.producer.protocol.replies import JobState, ReleaseCause, ReleaseStatus
+from batchmill.producer.protocol.used_tokens import UsedTokens
 from batchmill.producer.results import JobError, JobResult
 from batchmill.worker.engine_host.messages import Finished, Refused
 
 from .active_job import ActiveJob
 from .job_result import build_result
 from .outcome import NOT_OURS, Outcome
+from .task_facts import facts_of_result
 
 _STOP_ERRORS = {
     JobState.CANCELLED: JobError(code="cancelled", message="the job was cancelled"),
@@ -22,9 +26,12 @@ _STOP_ERRORS = {
         message="Celery's time limit for the task passed before the job was done; raise it",
     ),
 }
-#: Engine errors that the same job may not meet on another worker or at another time. They do not
-#: include `numerical_error`, because the same tokens make the same numbers.
-_RETRYABLE = frozenset({"engine_error", "out_of_memory"})
+_RELEASE_REASONS = {
+    ReleaseCause.DRAIN: "the worker is shutting down",
+    ReleaseCause.NOT_STARTED: "the engine died before it had the job",
+    ReleaseCause.ENGINE_DEATH: "the engine died",
+    ReleaseCause.ENGINE_STALL: "the engine stood still and was replaced",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +43,14 @@ class JobEnd:
     result: str | None
     #: JSON of the job error; None without one.
     error: str | None
-    #: Prompt and output tokens that the job's tenant is charged for; None if they are unknown.
-    num_tokens: int | None
+    #: Tokens that the job's tenant is charged for; None if they are unknown.
+    used: UsedTokens | None
     #: The report to Celery.
     outcome: Outcome
+    #: The attempt failed, and another one follows after this time; None ends the job.
+    retry_in_ms: int | None = None
+    #: That attempt does not continue from the tokens so far.
+    starts_over: bool = False
 
 
 def finished_end(job: ActiveJob, finished: Finished, *, worker: str, model: str) -> JobEnd:
@@ -58,7 +69,10 @@ def finished_end(job: ActiveJob, finished: Finished, *, worker: str, model: str)
         state = job.stopping or (JobState.EXPIRED if is_late else JobState.FAILED)
         error = _STOP_ERRORS[state]
     result = build_result(job, finished, state, error, worker=worker, model=model)
-    return _end(state, result, error, finished.num_output_tokens, result.usage.total_tokens)
+    used = UsedTokens(
+        finished.num_prompt_tokens, finished.num_output_tokens, finished.num_cached_tokens
+    )
+    return _end(state, result, error, finished.num_output_tokens, used)
 
 
 def refused_end(refused: Refused) -> JobEnd:
@@ -68,7 +82,28 @@ def refused_end(refused: Refused) -> JobEnd:
 
 def failed_end(code: str, message: str) -> JobEnd:
     """Return the end of a job that failed without any output."""
-    return _end(JobState.FAILED, None, JobError(code=code, message=message), 0)
+    return _end(JobState.FAILED, None, _error(code, message), 0)
+
+
+def with_retry(job: ActiveJob, end: JobEnd, rng: random.Random) -> JobEnd:
+    """Return the end of an attempt; with a retry if it failed and the job's rules say so."""
+    if end.state is not JobState.FAILED or end.outcome.error is None or job.retry_rules is None:
+        return end
+    if job.stopping is not None:  # cancelled, or out of time
+        return end
+    code, _ = end.outcome.error
+    wait_s = job.retry_rules.wait_s(code, job.claim.retries + 1, rng)
+    if wait_s is None:
+        return end
+    wait_ms = round(wait_s * 1000)
+    return replace(end, retry_in_ms=wait_ms, starts_over=code in RESTARTED_CODES)
+
+
+def retrying_outcome(end: JobEnd) -> Outcome:
+    """Return the report to Celery for an attempt that is followed by another one."""
+    code, message = end.outcome.error or ("", "")
+    wait_s = (end.retry_in_ms or 0) / 1000
+    return Outcome(JobState.QUEUED, error=(code, f"{message}; tried again in {wait_s:.1f} s"))
 
 
 def stopped_end(job: ActiveJob) -> JobEnd:
@@ -110,34 +145,39 @@ def _end_without_result(end: JobEnd, code: str, message: str) -> JobEnd:
     error = JobError(code=code, message=message)
     return replace(
         _end(JobState.FAILED, None, error, end.outcome.num_output_tokens),
-        num_tokens=end.num_tokens,
+        used=end.used,
     )
 
 
 def released_outcome(status: ReleaseStatus, cause: ReleaseCause) -> Outcome:
     """Return the report to Celery for a job that was given back."""
     if status is ReleaseStatus.REQUEUED:
-        why = "the worker is shutting down" if cause is ReleaseCause.DRAIN else "the engine died"
-        return Outcome(
-            JobState.QUEUED, error=("released", f"{why}; another attempt continues the job")
-        )
+        why = f"{_RELEASE_REASONS[cause]}; another attempt continues the job"
+        return Outcome(JobState.QUEUED, error=(cause.value, why))
     if status is ReleaseStatus.DEAD:
         message = "the engine died repeatedly while it ran this job alone"
         return Outcome(JobState.FAILED, error=("attempts_exhausted", message))
     if status is ReleaseStatus.CANCELLED:
-        return Outcome(JobState.CANCELLED)
+        return _stopped_outcome(JobState.CANCELLED)
     if status is ReleaseStatus.EXPIRED:
-        return Outcome(JobState.EXPIRED)
+        return _stopped_outcome(JobState.EXPIRED)
     return NOT_OURS
 
 
+def _stopped_outcome(state: JobState) -> Outcome:
+    error = _STOP_ERRORS[state]
+    return Outcome(state, error=(error.code, error.message))
+
+
 def _engine_error(finished: Finished) -> JobError:
-    code = finished.error_code or "engine_error"
-    return JobError(
-        code=code,
-        message=finished.error or "the engine failed the request without a message",
-        retryable=code in _RETRYABLE,
+    return _error(
+        finished.error_code or "engine_error",
+        finished.error or "the engine failed the request without a message",
     )
+
+
+def _error(code: str, message: str) -> JobError:
+    return JobError(code=code, message=message, retryable=code in RETRYABLE_CODES)
 
 
 def _end(
@@ -145,7 +185,7 @@ def _end(
     result: JobResult | None,
     error: JobError | None,
     num_output_tokens: int,
-    num_tokens: int | None = None,
+    used: UsedTokens | None = None,
 ) -> JobEnd:
     text = None if result is None else result.model_dump_json()
     outcome = Outcome(
@@ -153,11 +193,12 @@ def _end(
         result=text,
         error=None if error is None else (error.code, error.message),
         num_output_tokens=num_output_tokens,
+        facts={} if result is None else facts_of_result(result),
     )
     return JobEnd(
         state=state,
         result=text,
         error=None if error is None else error.model_dump_json(),
-        num_tokens=num_tokens,
+        used=used,
         outcome=outcome,
     )

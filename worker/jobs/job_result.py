@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import TypeVar
 
 from batchmill.producer.protocol.replies import JobState
 from batchmill.producer.results import (
@@ -11,11 +12,13 @@ from batchmill.producer.results import (
     Completion,
     JobError,
     JobResult,
+    LogprobDetails,
     Metrics,
     PromptTokensDetails,
     ToolCall,
     Usage,
 )
+from batchmill.worker.engine_host import messages
 from batchmill.worker.engine_host.messages import (
     Finished,
     FinishedCall,
@@ -24,6 +27,8 @@ from batchmill.worker.engine_host.messages import (
 )
 
 from .active_job import ActiveJob
+
+_T = TypeVar("_T")
 
 
 def build_result(
@@ -47,6 +52,7 @@ def build_result(
         logprobs=_logprobs(finished.logprobs),
         entropies=_list_or_none(finished.entropies),
         prompt_logprobs=_logprobs(finished.prompt_logprobs),
+        logprob_details=_logprob_details(finished.logprob_details),
         samples=[_completion(index, each) for index, each in enumerate(finished.samples)],
         usage=_usage(finished),
         metrics=_metrics(job, finished),
@@ -79,6 +85,16 @@ def _logprobs(logprobs: Logprobs | None) -> list[dict[int, float] | None] | None
     return [None if each is None else dict(each) for each in logprobs]
 
 
+def _logprob_details(details: messages.LogprobDetails | None) -> LogprobDetails | None:
+    if details is None:
+        return None
+    return LogprobDetails(
+        num_top=details.num_top,
+        token_bytes=dict(details.token_bytes),
+        echoed_token_ids=_list_or_none(details.echoed_token_ids),
+    )
+
+
 def _tool_calls(calls: Sequence[FinishedCall]) -> list[ToolCall]:
     return [
         ToolCall(id=call.id, function=CalledFunction(name=call.name, arguments=call.arguments))
@@ -86,7 +102,7 @@ def _tool_calls(calls: Sequence[FinishedCall]) -> list[ToolCall]:
     ]
 
 
-def _list_or_none(values: Sequence[float] | None) -> list[float] | None:
+def _list_or_none(values: Sequence[_T] | None) -> list[_T] | None:
     return None if values is None else list(values)
 
 

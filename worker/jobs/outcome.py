@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from batchmill.producer.protocol.replies import JobState
@@ -18,28 +19,19 @@ class Outcome:
         result: JSON of the job result, if there is one.
         error: code and message, if the job failed or was given back.
         num_output_tokens: for the success event, which carries no text.
+        is_held: whether this worker had claimed the job.
+        facts: what monitors may show of the result; see `task_facts.py`.
     """
 
     state: JobState | None
     result: str | None = None
     error: tuple[str, str] | None = None
     num_output_tokens: int = 0
+    is_held: bool = True
+    facts: Mapping[str, object] = field(default_factory=dict)
 
 
 NOT_OURS = Outcome(None)
-
-
-@dataclass(frozen=True, slots=True)
-class Workflow:
-    """A plain Celery task's place in a workflow, and the tasks that follow, as in its record.
-
-    Attributes:
-        headers: JSON of the message headers that say where the task belongs.
-        embed: JSON of its callbacks, errbacks, chain and chord.
-    """
-
-    headers: str
-    embed: str
 
 
 class TaskHandle(Protocol):
@@ -54,20 +46,14 @@ class TaskHandle(Protocol):
         """Celery's request headers."""
 
     @property
-    def workflow(self) -> Workflow | None:
-        """The task's place in a Celery workflow; None if it stands alone."""
-
-    @property
-    def not_before_ms(self) -> int | None:
-        """End of the delay that the sender asked for, milliseconds of unix time."""
-
-    @property
-    def expires_ms(self) -> int | None:
-        """When a delayed task expires, milliseconds of unix time."""
-
-    @property
     def time_limit_s(self) -> float | None:
         """Seconds that Celery's hard or soft time limit leaves; None without one."""
+
+    def describe(self, facts: Mapping[str, object]) -> None:
+        """Note facts that monitors may show, with the next event of the task."""
+
+    def report_progress(self) -> None:
+        """Report the facts to monitors now, while the task runs."""
 
     def accept(self) -> None:
         """Report to Celery that the job has started, so that it acknowledges the message."""

@@ -67,5 +67,10 @@ class PeriodicThread:
     def _log_outage(self, error: RedisError) -> None:
         """Log an outage once, not with every call."""
         if self._healthy:
-            _log.warning("redis_unavailable", thread=self._name, error=type(error).__name__)
+            _log.warning(
+                "redis_unavailable",
+                thread=self._name,
+                error=type(error).__name__,
+                reason=str(error)[:200],
+            )
         self._healthy = False

@@ -23,6 +23,7 @@ from .end_writer import EndWriter
 from .job_end import JobEnd, released_outcome, stopped_end
 from .lease_renewal import LeaseRenewal
 from .outcome import NOT_OURS, Outcome
+from .saved_output import SavedOutput
 
 _log = structlog.stdlib.get_logger("batchmill.record_writer")
 #: Waits after a call without a reply from Redis: doubled from the first to the last.
@@ -47,10 +48,10 @@ class RecordWriterConfig:
 class RecordWriter:
     """Owns every write to the records of the active jobs.
 
-    One thread does them all, so a job's writes are in order without a lock, and a slow or missing
-    Redis delays only them: generation continues, up to a bounded backlog of tokens. Every write can
-    be repeated, so after an error the same call is made again. A job whose fence was overtaken is
-    dropped at once, and nothing more is written for it.
+    One thread does them all, so a job's writes are in order without a lock. Generation runs ahead
+    of them by a checkpoint interval and a step; while Redis does not reply, it continues up to a
+    bounded backlog of tokens. Every write can be repeated, so after an error the same call is made
+    again. A job whose fence was overtaken is dropped at once, and nothing more is written for it.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class RecordWriter:
         store: JobStore,
         jobs: ActiveJobs,
         config: RecordWriterConfig,
+        saved: SavedOutput,
         *,
         is_engine_stuck: Callable[[], bool],
         set_paused: Callable[[bool], None],
@@ -70,6 +72,7 @@ class RecordWriter:
             store: holds the records.
             jobs: the active jobs.
             config: how often to write.
+            saved: tells the engine what is saved.
             is_engine_stuck: whether the engine is about to be killed. Leases are not renewed then.
             set_paused: pauses or continues generation.
             settle: takes each job once, after its last write.
@@ -78,12 +81,14 @@ class RecordWriter:
         self._store = store
         self._jobs = jobs
         self._config = config
+        self._saved = saved
         self._set_paused = set_paused
         self._settle = settle
         self._on_fatal = on_fatal
         self._checkpoints = Checkpoints(
             store,
             jobs,
+            saved,
             num_tokens=config.checkpoint_tokens,
             interval_s=config.checkpoint_interval_s,
             lease_ms=int(config.lease_s * 1000),
@@ -114,6 +119,10 @@ class RecordWriter:
         """Return whether a job has enough unsaved tokens to make a checkpoint due."""
         return self._checkpoints.is_due(job)
 
+    def note_engine_waited(self) -> None:
+        """Note that the engine had to wait for a checkpoint."""
+        self._checkpoints.note_engine_waited()
+
     def wake(self) -> None:
         """Make the thread write what is due without waiting for its interval."""
         self._messages.put(None)
@@ -136,11 +145,14 @@ class RecordWriter:
         try:
             while not self._closed:
                 self._take_messages()
+                self._saved.note_writing()
                 try:
                     self._write_due()
                 except RedisError as error:
+                    self._saved.note_written(failed=True)
                     self._back_off(error)
                 else:
+                    self._saved.note_written(failed=False)
                     self._backoff_s = 0.0
                     self._pause(False)
         except Exception:

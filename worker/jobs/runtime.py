@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable
 
 import structlog
 
+from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.replies import CancelStatus, JobState, ReleaseCause
 from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.engine_host.engine_link import EngineLink
-from batchmill.worker.engine_host.messages import EngineSpec, Finished, Ready, StepReport
+from batchmill.worker.engine_host.messages import Finished, Ready, StepReport
+from batchmill.worker.health.report import REPORT_INTERVAL_S
 from batchmill.worker.settings import WorkerSettings
 
 from .active_job import ActiveJob
 from .active_jobs import ActiveJobs
+from .clock_watch import ClockWatch
+from .engine_breaker import EngineBreaker
+from .engine_spec import engine_spec
 from .heartbeat import Heartbeat
+from .high_intake import LOOK_INTERVAL_S, HighIntake
 from .inbox_mover import PAUSE_S, InboxMover
 from .intake_gate import IntakeGate
 from .job_claimer import JobClaimer
-from .job_end import bounded_end, finished_end, refused_end
+from .job_end import bounded_end, finished_end, refused_end, with_retry
+from .lost_workers import put_back_jobs_of_lost_workers
 from .outcome import Outcome
 from .outcome_reporter import OutcomeReporter
 from .periodic_thread import PeriodicThread
 from .record_writer import RecordWriter, RecordWriterConfig
+from .saved_output import SavedOutput
+from .session_connection import SessionConnection
 from .sweeper import sweep
 from .throughput import Throughput
+from .worker_health import WorkerHealth
 
 _log = structlog.stdlib.get_logger("batchmill.runtime")
 _WATCH_INTERVAL_S = 0.1
@@ -33,7 +44,10 @@ _WATCH_INTERVAL_S = 0.1
 #: holders come back within their longest backoff and a socket timeout.
 _MIN_EXTENSION_S = 5.0
 _SWEEP_JITTER = 0.3
+_LOST_WORKERS_INTERVAL_S = 0.5
 _DUE_INTERVAL_S = 0.5
+#: Pause between two calls that wait for plain Celery tasks.
+_TASKS_PAUSE_S = 0.01
 #: Delayed jobs per call. Redis serves no other client during the call.
 _DUE_LIMIT = 500
 #: Time for the last steps of a shutdown, which do not depend on the engine.
@@ -57,6 +71,7 @@ class WorkerRuntime:
         on_fatal: Callable[[str], None],
         must_stop: Callable[[], bool],
         write_missing_results: Callable[[], None] = lambda: None,
+        move_tasks: Callable[[], None] = lambda: None,
     ) -> None:
         """Put the parts together without starting them.
 
@@ -65,30 +80,57 @@ class WorkerRuntime:
             store: the job store.
             name: Celery node name, the owner in claims.
             on_room: called from any thread when there may be room for another job.
-            on_fatal: called if the engine cannot start or the record writer fails.
+            on_fatal: called if the engine cannot start, if it dies with one job after another, or
+                if the record writer fails.
             must_stop: whether Celery was asked to shut down. Its event loop may be waiting for a
                 message then; `on_room` wakes it.
             write_missing_results: called after each sweep; see `MissingResults`.
+            move_tasks: called all the time; see `TaskMover`.
         """
         self._settings = settings
         self._store = store
         self._name = name
+        self._session = keys.new_session(name)
         self._on_room = on_room
         self._on_fatal = on_fatal
         self._must_stop = must_stop
         self._write_missing_results = write_missing_results
+        self._move_tasks = move_tasks
         self._draining = False
+        #: The settings or the model cannot work.
+        self.has_start_failed = False
         #: Set by the watchdog: the engine's loop has stood still for too long.
         self._engine_is_stuck = False
+        #: It has killed the engine that ends now.
+        self._stuck_engine_killed = False
+        self._rng = random.Random()
         self._throughput = Throughput()
-        self.link = EngineLink(_engine_spec(settings), self)
+        self._breaker = EngineBreaker()
+        self._connection = SessionConnection(str(settings.broker_url), self._session)
+        self.link = EngineLink(engine_spec(settings), self)
         self.jobs = ActiveJobs(self.link.send)
+        self._saved = SavedOutput(self.link.send)
         self.reporter = OutcomeReporter(settings.finisher_threads)
         self.writer = self._make_writer()
         self.claimer = self._make_claimer()
         self.gate = self._make_gate()
+        self.high = HighIntake(
+            store,
+            self.gate,
+            queue=settings.queues[0],
+            num_places=settings.high_places,
+            on_room=on_room,
+        )
         self._heartbeat = self._make_heartbeat()
-        self._inbox = InboxMover(settings, store)
+        self.health = WorkerHealth(
+            self.link,
+            self._heartbeat,
+            name=name,
+            engine_stall_s=settings.engine_stall_s,
+            is_draining=lambda: self._draining,
+        )
+        self._inbox = InboxMover(settings, store, self._session, self.connected_s)
+        self._clock_watch = ClockWatch()
         self._heartbeat_thread = PeriodicThread(
             "heartbeat", self._heartbeat.send, settings.heartbeat_interval_s
         )
@@ -96,11 +138,21 @@ class WorkerRuntime:
 
     def start(self) -> None:
         """Start all threads and the engine; return at once."""
+        self._connection.start()
         self.reporter.start()
         self.writer.start()
         self.link.start()
         for thread in self._threads:
             thread.start()
+
+    @property
+    def session(self) -> str:
+        """This run of the worker, as scripts know it."""
+        return self._session
+
+    def connected_s(self) -> float:
+        """Return how long the session has been connected, in seconds; 0 while it is not."""
+        return self._connection.connected_s
 
     def stats(self) -> dict[str, int | float | str]:
         """Return gauges for people and dashboards."""
@@ -132,6 +184,8 @@ class WorkerRuntime:
         self.reporter.close(_CLOSE_GRACE_S)
         for thread in self._threads:
             thread.close(_CLOSE_GRACE_S)
+        self._connection.close(_CLOSE_GRACE_S)
+        self.health.remove()
         self._heartbeat.remove()
         self._store.close()
 
@@ -149,8 +203,13 @@ class WorkerRuntime:
     # Reports of the engine link, in its thread.
 
     def on_ready(self, ready: Ready) -> None:
-        """Submit the pending jobs to a new engine, and open the gate."""
-        self.jobs.engine_ready()
+        """Submit the pending jobs to a new engine, and open the gate.
+
+        Jobs that were claimed for an engine of another identity are given back.
+        """
+        self._stuck_engine_killed = False
+        others = self.jobs.engine_ready(ready.identity)
+        self.writer.release(others, ReleaseCause.DRAIN)
         self._heartbeat_thread.call_now()
         self._on_room()
 
@@ -162,40 +221,60 @@ class WorkerRuntime:
             if job is not None:
                 job.receive(token_ids, text)
                 self._throughput.count(len(token_ids))
+                self._breaker.note_tokens(len(token_ids))
                 is_due = is_due or self.writer.is_checkpoint_due(job)
+        self._saved.note_received(report)
+        if report.has_waited:
+            self.writer.note_engine_waited()
         for refused in report.refused:
             job = self.jobs.get(refused.request_id)
             if job is not None and self.jobs.remove(job):
-                self.writer.end(job, refused_end(refused))
+                self.writer.end(job, with_retry(job, refused_end(refused), self._rng))
         for finished in report.finished:
             self._on_finished(finished)
         if is_due:
             self.writer.wake()
+        self.jobs.submit_pending()
         if self.gate.has_opened():
             self._on_room()
 
     def on_gone(self, *, orderly: bool) -> None:
         """Give back the jobs that were in the engine, and those that were pending."""
         in_engine, pending = self.jobs.engine_gone()
+        self._saved.note_engine_gone()
         self._heartbeat_thread.call_now()
+        was_stuck, self._stuck_engine_killed = self._stuck_engine_killed, False
         # An engine that had to be killed while the worker drains died of the shutdown, not of a
         # job.
-        cause = ReleaseCause.DRAIN if orderly or self._draining else ReleaseCause.ENGINE_DEATH
+        if orderly or self._draining:
+            self.writer.release([*in_engine, *pending], ReleaseCause.DRAIN)
+            return
+        why = self._breaker.note_death(job.claim.job_id for job in in_engine)
+        if why is not None:
+            _log.critical("worker_at_fault", reason=why)
+            self.writer.release([*in_engine, *pending], ReleaseCause.DRAIN)
+            self._on_fatal(why)
+            return
+        cause = ReleaseCause.ENGINE_STALL if was_stuck else ReleaseCause.ENGINE_DEATH
         self.writer.release(in_engine, cause)
-        self.writer.release(pending, ReleaseCause.DRAIN)
+        self.writer.release(pending, ReleaseCause.NOT_STARTED)
 
     def on_start_failed(self, message: str) -> None:
         """End the worker: there will be no engine."""
+        self.has_start_failed = True
         _log.critical("engine_cannot_start", reason=message)
         self._on_fatal(message)
 
     def _on_finished(self, finished: Finished) -> None:
         job = self.jobs.get(finished.request_id)
+        if finished.finish_reason not in ("abort", "error"):
+            self._breaker.note_finished()
         if job is not None and self.jobs.remove(job):
             self.gate.observe_prompt(finished.num_prompt_tokens)
             model = self._settings.served_name
             end = finished_end(job, finished, worker=self._name, model=model)
-            self.writer.end(job, bounded_end(end, self._settings.max_result_bytes))
+            end = bounded_end(end, self._settings.max_result_bytes)
+            self.writer.end(job, with_retry(job, end, self._rng))
 
     def _settle(self, job: ActiveJob, outcome: Outcome) -> None:
         """Report a job's outcome, after its last write."""
@@ -215,11 +294,18 @@ class WorkerRuntime:
         settings = self._settings
         sweep(
             self._store,
+            self._clock_watch,
             reannounce_grace_ms=int(settings.reannounce_grace_s * 1000),
             sweep_interval_ms=int(settings.sweep_interval_s * 1000),
             extension_ms=int(max(settings.lease_s, _MIN_EXTENSION_S) * 1000),
+            max_letters=settings.max_dead_letters,
+            usage_days=settings.usage_days,
+            unserved_ttl_ms=settings.unserved_ttl_s and settings.unserved_ttl_s * 1000,
         )
         self._write_missing_results()
+
+    def _put_back_jobs_of_lost_workers(self) -> None:
+        put_back_jobs_of_lost_workers(self._store, self._session, self._connection)
 
     def _announce_delayed_jobs(self) -> None:
         """Announce delayed jobs that are due: a small call, so that they wait under a second."""
@@ -230,9 +316,11 @@ class WorkerRuntime:
         """Kill an engine whose loop stands still; wake the event loop if Celery has to stop."""
         if self._must_stop():
             self._on_room()
+        self._saved.release_if_redis_is_away()
         stalled_s = self.link.measure_stall_s()
         self._engine_is_stuck = stalled_s > self._settings.engine_stall_s
         if self._engine_is_stuck:
+            self._stuck_engine_killed = True
             self.link.kill(f"its loop has not moved for {stalled_s:.1f} s")
 
     # Construction.
@@ -249,6 +337,7 @@ class WorkerRuntime:
             self._store,
             self.jobs,
             config,
+            self._saved,
             is_engine_stuck=lambda: self._engine_is_stuck,
             set_paused=self.link.set_paused,
             settle=self._settle,
@@ -263,6 +352,7 @@ class WorkerRuntime:
             self.writer,
             self.reporter,
             owner=self._name,
+            session=self._session,
             read_identity=lambda: None if self.link.ready is None else self.link.ready.identity,
         )
 
@@ -284,6 +374,8 @@ class WorkerRuntime:
             self.jobs,
             self._throughput,
             name=self._name,
+            session=self._session,
+            connection=self._connection,
             is_draining=lambda: self._draining,
         )
 
@@ -291,20 +383,19 @@ class WorkerRuntime:
         sweep_s = self._settings.sweep_interval_s
         return [
             self._heartbeat_thread,
+            PeriodicThread("tasks", self._move_tasks, _TASKS_PAUSE_S),
             PeriodicThread("inbox", self._inbox.move_documents, PAUSE_S),
+            PeriodicThread("high-intake", self.high.look, LOOK_INTERVAL_S, jitter=_SWEEP_JITTER),
+            PeriodicThread("health", self.health.write, REPORT_INTERVAL_S),
             PeriodicThread("watchdog", self._watch_engine, _WATCH_INTERVAL_S),
             PeriodicThread(
                 "delays", self._announce_delayed_jobs, _DUE_INTERVAL_S, jitter=_SWEEP_JITTER
             ),
+            PeriodicThread(
+                "lost-workers",
+                self._put_back_jobs_of_lost_workers,
+                _LOST_WORKERS_INTERVAL_S,
+                jitter=_SWEEP_JITTER,
+            ),
             PeriodicThread("sweeper", self._sweep, sweep_s, jitter=_SWEEP_JITTER),
         ]
-
-
-def _engine_spec(settings: WorkerSettings) -> EngineSpec:
-    return EngineSpec(
-        kind=settings.engine,
-        model=settings.model,
-        options=settings.engine_options(),
-        log_level=settings.log_level,
-        log_format=settings.log_format,
-    )

@@ -9,19 +9,9 @@ from __future__ import annotations
 
 from redis.exceptions import RedisError, ResponseError
 
-from batchmill.producer.errors import JobRejected
 from batchmill.producer.store.connection import is_server_fault
 
 
 def is_unusable_record(error: RedisError) -> bool:
     """Return whether the stored data is at fault, not the server, so that waiting is no help."""
     return isinstance(error, ResponseError) and not is_server_fault(error)
-
-
-def unusable_record_error() -> JobRejected:
-    """Return the error of a job whose keys cannot be used."""
-    return JobRejected(
-        "a key of this job in Redis holds data that batchmill did not write; delete the key, or "
-        "use other ids",
-        code="unusable_record",
-    )

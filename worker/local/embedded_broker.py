@@ -105,8 +105,9 @@ class EmbeddedBroker:
     def _prepare_directories(self) -> None:
         config = self._config
         config.check_socket_path()
-        for directory in (config.directory, config.socket.parent, config.directory / "data"):
-            make_private_directory(directory)
+        make_private_directory(config.directory)
+        make_private_directory(config.socket.parent, "BATCHMILL_RUNTIME_DIR")
+        make_private_directory(config.directory / "data")
 
     def _lock(self, deadline: float) -> None:
         """Lock the directory; wait for a broker that is just ending.

@@ -1,4 +1,4 @@
-"""The children of `batchmill up` and `demo`: embedded broker, worker, deliverer and Flower."""
+"""The children of `batchmill up` and `demo`: broker, worker, deliverer, gateway and Flower."""
 
 from __future__ import annotations
 
@@ -13,20 +13,26 @@ from pathlib import Path
 
 import redis
 
+from batchmill.producer.install_hint import install_command
 from batchmill.producer.protocol.records import WorkerInfo
+from batchmill.producer.secrets_from_files import without_file
 from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.service_errors import BrokerFailed
 
 from .broker_config import BrokerConfig
 from .embedded_broker import EmbeddedBroker
 from .flower import Flower
+from .gateway_child import GatewayChild
+from .start_phases import StartPhases
 from .state_dir import make_private_directory
 from .supervisor import ChildSpec, Supervisor
 
 #: Seconds that a worker may take to release its jobs, a deliverer to finish its attempts, and
 #: Flower to end.
 _WORKER_STOP_S, _DELIVERER_STOP_S, _FLOWER_STOP_S = 60.0, 30.0, 5.0
+_GATEWAY_STOP_S = 30.0
 _BROKER_RESTART_WAIT_S = 1.0
+_GATEWAY_LIBRARIES = ("fsspec", "python_multipart", "starlette", "uvicorn")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,9 @@ class StackOptions:
     flower_port: int | None = None
     with_flower: bool = True
     with_deliverer: bool = True
+    #: Port for the gateway; None takes 8000 or a free one.
+    gateway_port: int | None = None
+    with_gateway: bool = False
 
 
 class LocalStack:
@@ -64,6 +73,7 @@ class LocalStack:
         self._broker = None if options.broker_url is not None else _embedded_broker(options)
         self.broker_url = options.broker_url or self._embedded.url
         self._flower = self._choose_flower()
+        self._gateway = self._choose_gateway()
         self._supervisor: Supervisor | None = None
         self._broker_down_since_s: float | None = None
         self._store = JobStore.from_url(self.broker_url)
@@ -72,6 +82,11 @@ class LocalStack:
     def flower_url(self) -> str | None:
         """URL of Flower; None if it does not run."""
         return None if self._flower is None else self._flower.url
+
+    @property
+    def gateway_url(self) -> str | None:
+        """URL of the gateway; None if it does not run."""
+        return None if self._gateway is None else self._gateway.url
 
     @property
     def is_embedded(self) -> bool:
@@ -145,6 +160,26 @@ class LocalStack:
         ready = (w for w in workers if w.state == "ready" and w.name.endswith(ending))
         return next(ready, None)
 
+    @property
+    def has_started(self) -> bool:
+        """Whether there is a child to stop."""
+        return self._supervisor is not None
+
+    def start_phases(self) -> StartPhases:
+        """Return the phases of the worker's start."""
+        assert self._supervisor is not None
+        worker = next(c for c in self._supervisor.children if c.spec.name == "worker")
+        return StartPhases(worker.log)
+
+    def check_settings(self) -> None:
+        """Check that no child has ended because of its settings or its model.
+
+        Raises:
+            ChildMisconfigured: one has.
+        """
+        assert self._supervisor is not None
+        self._supervisor.check_settings()
+
     def restart_dead_children(self) -> None:
         """Restart children that died, the broker included. Call it several times a second."""
         assert self._supervisor is not None
@@ -194,19 +229,28 @@ class LocalStack:
             return None
         if importlib.util.find_spec("flower") is None:
             self._say(
-                "Flower is left out because it is not installed: pip install 'batchmill[monitor]'"
+                f"Flower is left out because it is not installed: {install_command('monitor')}"
             )
             return None
-        return Flower(self._options.flower_port)
+        return Flower(self._options.flower_port, self._options.state_dir)
+
+    def _choose_gateway(self) -> GatewayChild | None:
+        if not self._options.with_gateway:
+            return None
+        if any(importlib.util.find_spec(name) is None for name in _GATEWAY_LIBRARIES):
+            command = install_command("gateway")
+            self._say(f"the gateway is left out because it is not installed: {command}")
+            return None
+        return GatewayChild(self._options.gateway_port, self._options.state_dir)
 
     def _specs(self, logs: Path) -> list[ChildSpec]:
-        environment = {
-            **os.environ,
+        own_variables = {
             **self._options.environment,
             "BATCHMILL_BROKER_URL": self.broker_url,
             # Keeps a kernels/ folder in the current directory from being imported as a package.
             "PYTHONSAFEPATH": "1",
         }
+        environment = without_file(own_variables, os.environ)
         own = [sys.executable, "-m", "batchmill.worker.cli"]
         specs = [
             _spec("worker", [*own, "worker"], environment, logs, _WORKER_STOP_S),
@@ -214,8 +258,12 @@ class LocalStack:
         if self._options.with_deliverer:
             command = [*own, "deliver"]
             specs.append(_spec("deliverer", command, environment, logs, _DELIVERER_STOP_S))
+        if self._gateway is not None:
+            gateway_environment = environment | self._gateway.environment()
+            command = [*own, "gateway"]
+            specs.append(_spec("gateway", command, gateway_environment, logs, _GATEWAY_STOP_S))
         if self._flower is not None:
-            flower_environment = environment | self._flower.environment(self.broker_url)
+            flower_environment = environment | self._flower.environment()
             command = self._flower.command
             specs.append(_spec("flower", command, flower_environment, logs, _FLOWER_STOP_S))
         return specs

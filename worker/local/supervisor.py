@@ -9,8 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from batchmill.worker.service_errors import ChildFailed
+from batchmill.worker.errors import EXIT_CONFIG
+from batchmill.worker.service_errors import ChildFailed, ChildMisconfigured
 
+from .child_log import ChildLog, rotate_long_log
 from .child_process import start_child_process, stop_child_process
 
 _FIRST_BACKOFF_S = 1.0
@@ -18,10 +20,10 @@ _MAX_BACKOFF_S = 30.0
 #: A child that ran this long was healthy: the wait before its next restart is the shortest again.
 _HEALTHY_AFTER_S = 60.0
 _LOG_TAIL_LINES = 12
-#: Longest part of a log line that is shown.
+#: Longest part of a reason that is shown while the program is restarted.
 _MAX_SHOWN_CHARS = 300
-#: A log that is longer when its program starts is renamed to `.log.1`.
-_MAX_LOG_BYTES = 16 * 1024 * 1024
+#: Seconds between two looks at the lengths of logs.
+_ROTATION_INTERVAL_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,8 @@ class SupervisedChild:
     def __init__(self, spec: ChildSpec) -> None:
         self.spec = spec
         self.num_restarts = 0
+        #: What it has written since its last start.
+        self.log = ChildLog(spec.log_path)
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping: subprocess.Popen[bytes] | None = None
         self._started_at_s = 0.0
@@ -60,7 +64,8 @@ class SupervisedChild:
 
     def start(self) -> None:
         """Start the program."""
-        self._rename_long_log()
+        rotate_long_log(self.spec.log_path)
+        self.log = ChildLog(self.spec.log_path)
         self._process = start_child_process(
             self.spec.command,
             log_path=self.spec.log_path,
@@ -101,11 +106,6 @@ class SupervisedChild:
         lines = self.spec.log_path.read_text(errors="replace").splitlines()
         return "\n".join(lines[-num_lines:])
 
-    def _rename_long_log(self) -> None:
-        path = self.spec.log_path
-        if path.exists() and path.stat().st_size > _MAX_LOG_BYTES:
-            path.replace(path.with_suffix(".log.1"))
-
     def _note_end(self, exit_code: int) -> str:
         now = time.monotonic()
         if now - self._started_at_s >= _HEALTHY_AFTER_S:
@@ -115,8 +115,8 @@ class SupervisedChild:
         self._backoff_s = min(2 * wait_s, _MAX_BACKOFF_S)
         return (
             f"{self.spec.name} ended with exit code {exit_code}; "
-            f"restarting it in {wait_s:g} s; end of {self.spec.log_path}: "
-            f"{self.log_tail(1)[:_MAX_SHOWN_CHARS]}"
+            f"restarting it in {wait_s:g} s ({self.log.failure()[:_MAX_SHOWN_CHARS]}; log: "
+            f"{self.spec.log_path})"
         )
 
 
@@ -126,6 +126,7 @@ class Supervisor:
     def __init__(self, specs: Sequence[ChildSpec], say: Callable[[str], None]) -> None:
         self.children = [SupervisedChild(spec) for spec in specs]
         self._say = say
+        self._rotated_at_s = time.monotonic()
 
     def start(self) -> None:
         """Start all children, in order."""
@@ -133,9 +134,26 @@ class Supervisor:
             child.start()
 
     def restart_ended_children(self) -> None:
-        """Restart children that ended. Call it several times a second."""
+        """Restart children that ended, and rotate long logs. Call it several times a second."""
         for child in self.children:
             self._say_if_any(child.restart_if_ended())
+        if time.monotonic() - self._rotated_at_s >= _ROTATION_INTERVAL_S:
+            self._rotated_at_s = time.monotonic()
+            for child in self.children:
+                rotate_long_log(child.spec.log_path)
+
+    def check_settings(self) -> None:
+        """Check that no child has ended because of its settings or its model.
+
+        Raises:
+            ChildMisconfigured: one has; the message is its own.
+        """
+        for child in self.children:
+            if child.exit_code == EXIT_CONFIG:
+                raise ChildMisconfigured(
+                    f"the {child.spec.name} cannot start: {child.log.failure()} "
+                    f"(log: {child.spec.log_path})"
+                )
 
     def stop(self) -> None:
         """End the children in the order of their start, each after the previous one has gone.
@@ -159,10 +177,12 @@ class Supervisor:
             timeout_s: limit in seconds.
 
         Raises:
+            ChildMisconfigured: its settings or its model cannot work.
             ChildFailed: a child ended, or the limit was reached; the message quotes its log.
         """
         deadline = time.monotonic() + timeout_s
         while not ready():
+            self.check_settings()
             for child in self.children:
                 if child.exit_code is not None:
                     raise ChildFailed(

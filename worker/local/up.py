@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from batchmill.producer.broker_url import embedded_socket, redact, redis_url
-from batchmill.worker.terminal import print_json
+from batchmill.producer.secrets_from_files import FILE_SUFFIX, find_secret
+from batchmill.worker.terminal import ChangingLine, may_lose_terminal, print_json
 
 from .stack import LocalStack, StackOptions
 from .state_dir import make_private_directory, stored_webhook_secret
@@ -27,6 +27,8 @@ class UpOptions:
     broker_port: int | None
     flower_port: int | None
     with_flower: bool
+    gateway_port: int | None
+    with_gateway: bool
     as_json: bool
 
 
@@ -40,45 +42,65 @@ def run_up(options: UpOptions) -> None:
     """
     say = _say_json if options.as_json else _say_text
     make_private_directory(options.state_dir)
-    secret, secret_path = _webhook_secret(options.state_dir)
-    stack = LocalStack(_stack_options(options, secret), say)
+    secret_path = _webhook_secret_file(options.state_dir)
+    stack = LocalStack(_stack_options(options, secret_path), say)
     with StopSignals(_SIGNALS, on_second=stack.kill) as signals:
         try:
             stack.start()
-            _show(stack, secret_path, as_json=options.as_json)
-            _keep_running(stack, signals, say)
+            with may_lose_terminal():
+                _show(stack, secret_path, as_json=options.as_json)
+            _keep_running(stack, signals, say, as_json=options.as_json)
         finally:
-            say("stopping all children; a second Ctrl-C kills them")
+            if stack.has_started:
+                say("stopping all children; a second Ctrl-C kills them")
             stack.stop()
 
 
-def _keep_running(stack: LocalStack, signals: StopSignals, say: Callable[[str], None]) -> None:
-    """Restart children that die, until a signal comes."""
-    is_ready = False
+def _keep_running(
+    stack: LocalStack, signals: StopSignals, say: Callable[[str], None], *, as_json: bool
+) -> None:
+    """Restart children that die, until a signal comes.
+
+    Raises:
+        ChildMisconfigured: before the first time that all are ready, a child has ended because of
+            its settings or its model.
+    """
+    with ChangingLine(say, in_place=not as_json) as line:
+        phases = stack.start_phases()
+        while not signals.wait(_CHECK_INTERVAL_S):
+            stack.check_settings()
+            stack.restart_dead_children()
+            if stack.is_ready():
+                break
+            line.show(phases.update(), phases.line)
+    if not signals.received:
+        say("ready: the worker takes jobs")
     while not signals.wait(_CHECK_INTERVAL_S):
         stack.restart_dead_children()
-        if not is_ready and stack.is_ready():
-            is_ready = True
-            say("ready: the worker takes jobs")
 
 
-def _stack_options(options: UpOptions, secret: str) -> StackOptions:
-    external = os.environ.get("BATCHMILL_BROKER_URL")
+def _stack_options(options: UpOptions, secret_path: Path | None) -> StackOptions:
+    # The file, not its content: the deliverer reads it again after a rotation.
+    variable = "BATCHMILL_WEBHOOK_SECRET" + FILE_SUFFIX
+    external = find_secret("BATCHMILL_BROKER_URL")
     return StackOptions(
         state_dir=options.state_dir,
         socket_path=embedded_socket(),
-        environment={"BATCHMILL_WEBHOOK_SECRET": secret},
+        environment={} if secret_path is None else {variable: str(secret_path)},
         broker_url=redis_url(external) if external else None,
         broker_port=options.broker_port,
         flower_port=options.flower_port,
         with_flower=options.with_flower,
+        gateway_port=options.gateway_port,
+        with_gateway=options.with_gateway,
     )
 
 
-def _webhook_secret(state_dir: Path) -> tuple[str, Path | None]:
-    """Return the secret of the environment, or the one kept in the state folder with its file."""
-    given = os.environ.get("BATCHMILL_WEBHOOK_SECRET")
-    return (given, None) if given else stored_webhook_secret(state_dir)
+def _webhook_secret_file(state_dir: Path) -> Path | None:
+    """Return the file of the secret in the state folder; None if the environment has a secret."""
+    if find_secret("BATCHMILL_WEBHOOK_SECRET"):
+        return None
+    return stored_webhook_secret(state_dir.resolve())[1]
 
 
 def _show(stack: LocalStack, secret_path: Path | None, *, as_json: bool) -> None:
@@ -87,10 +109,13 @@ def _show(stack: LocalStack, secret_path: Path | None, *, as_json: bool) -> None
     secret = None if secret_path is None else str(secret_path)
     if as_json:
         facts = {"broker_url": redact(stack.broker_url), "flower_url": stack.flower_url}
+        facts["gateway_url"] = stack.gateway_url
         print_json({**facts, "logs": logs, "webhook_secret_file": secret, "pids": stack.pids})
         return
     kind = "embedded" if stack.is_embedded else "external"
     lines = [f"broker  {redact(stack.broker_url)} ({kind})"]
+    if stack.gateway_url is not None:
+        lines.append(f"gateway {stack.gateway_url}/v1 (OpenAI's and Anthropic's APIs)")
     if stack.flower_url is not None:
         lines.append(f"flower  {stack.flower_url} (read-only, no password, this machine only)")
     lines += [f"log     {path}" for path in logs.values()]
@@ -100,17 +125,19 @@ def _show(stack: LocalStack, secret_path: Path | None, *, as_json: bool) -> None
     lines += [
         "",
         "Try, in another terminal:",
-        f'  batchmill submit "Write a haiku about a water mill." --max-tokens 48 --wait{flag}',
+        f'  batchmill submit "Name three uses of a water mill." --max-tokens 48 --stream{flag}',
         f"  batchmill status{flag}",
         "",
-        "Loading the model; Ctrl-C stops everything.",
+        "Ctrl-C stops everything.",
     ]
     print("\n".join(lines), flush=True)
 
 
 def _say_text(line: str) -> None:
-    print(line, flush=True)
+    with may_lose_terminal():
+        print(line, flush=True)
 
 
 def _say_json(line: str) -> None:
-    print_json({"event": line})
+    with may_lose_terminal():
+        print_json({"event": line})

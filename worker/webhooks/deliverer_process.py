@@ -13,6 +13,8 @@ from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.service_errors import NoWebhookSecret
 
 from .deliverer import Deliverer
+from .deliverer_health import report_health
+from .deliverer_session import DelivererSession
 from .sender import WebhookSender
 from .settings import WebhookSettings
 
@@ -41,12 +43,17 @@ async def _deliver(broker_url: str, settings: WebhookSettings) -> None:
     store = JobStore.from_url(broker_url)
     sender = WebhookSender.from_settings(settings)
     owner = f"{socket.gethostname()}-{os.getpid()}"
-    deliverer = Deliverer(store, settings, sender, owner=owner)
+    session = DelivererSession(store, broker_url, owner)
+    deliverer = Deliverer(store, settings, sender, owner=owner, session=session.name)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, deliverer.stop)
     _log.info("deliverer_started", owner=owner, num_secrets=len(settings.secrets))
+    session.start()
+    reporting = asyncio.create_task(report_health(deliverer, owner))
     try:
         await deliverer.run()
     finally:
+        reporting.cancel()
+        await asyncio.to_thread(session.close)
         store.close()
     _log.info("deliverer_stopped", owner=owner)

@@ -7,10 +7,20 @@ from collections.abc import Mapping
 
 import h11
 
-#: Bytes of a response that are read, head and body together. The body is not used, but some
-#: receivers reset the connection if their response is not read.
-MAX_RESPONSE_BYTES = 16 * 1024
+#: Bytes of a response's head, more than the limit of common servers and proxies.
+MAX_HEAD_BYTES = 64 * 1024
+#: Bytes of its body that are read. The body is not used, but some receivers reset the connection
+#: if their response is not read.
+MAX_BODY_BYTES = 16 * 1024
 _READ_BYTES = 4096
+
+
+class HeadTooLong(h11.RemoteProtocolError):
+    """The head of the response is longer than `MAX_HEAD_BYTES`."""
+
+
+class NoResponse(OSError):
+    """The receiver closed the connection, or lost it, before its response was complete."""
 
 
 class HttpExchange:
@@ -19,27 +29,34 @@ class HttpExchange:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
-        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_RESPONSE_BYTES)
+        self._http = h11.Connection(
+            h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES + _READ_BYTES
+        )
         self._num_bytes = 0
+        self._start = b""  # of the response
 
     async def request(self, path: str, headers: Mapping[str, str], body: bytes) -> None:
         """Send a POST.
 
         Raises:
             h11.LocalProtocolError: path or headers hold characters that a request cannot.
-            OSError: the connection was lost.
+            NoResponse: the connection was lost.
         """
         head = h11.Request(method="POST", target=path, headers=list(headers.items()))
         events = (head, h11.Data(data=body), h11.EndOfMessage())
         self._writer.write(b"".join(self._http.send(event) or b"" for event in events))
-        await self._writer.drain()
+        try:
+            await self._writer.drain()
+        except OSError as error:
+            raise NoResponse(str(error)) from error
 
     async def read_response_head(self) -> tuple[int, dict[str, str]]:
         """Read the head of the response, and return its status and headers, names in lower case.
 
         Raises:
-            h11.RemoteProtocolError: the response is not HTTP, ends early, or has too long a head.
-            OSError: the connection was lost.
+            HeadTooLong: it exceeds `MAX_HEAD_BYTES`.
+            h11.RemoteProtocolError: the response is not HTTP.
+            NoResponse: the connection ended before the response.
         """
         while True:
             event = self._http.next_event()
@@ -49,23 +66,34 @@ class HttpExchange:
                 }
                 return event.status_code, headers
             if event is h11.NEED_DATA:
-                await self._read()
+                if self._num_bytes >= MAX_HEAD_BYTES:
+                    raise HeadTooLong(f"the head exceeds {MAX_HEAD_BYTES} bytes")
+                try:
+                    is_open = await self._read()
+                except OSError as error:
+                    raise NoResponse(str(error)) from error
+                if not is_open and b"HTTP/".startswith(self._start):
+                    raise NoResponse("the connection was closed before a response")
             elif not isinstance(event, h11.InformationalResponse):
-                raise h11.RemoteProtocolError("the connection was closed before a response")
+                raise NoResponse("the connection was closed before a response")
 
     async def discard_body(self) -> None:
         """Read the body of the response to its end or to the limit, and discard it."""
+        limit = self._num_bytes + MAX_BODY_BYTES
         while not isinstance(event := self._http.next_event(), h11.EndOfMessage):
             if event is h11.NEED_DATA:
+                if self._num_bytes >= limit:
+                    return
                 await self._read()
 
     def close(self) -> None:
         """Drop the connection at once, so that a receiver cannot delay its end either."""
         self._writer.transport.abort()
 
-    async def _read(self) -> None:
-        if self._num_bytes >= MAX_RESPONSE_BYTES:
-            raise h11.RemoteProtocolError(f"the response exceeds {MAX_RESPONSE_BYTES} bytes")
-        data = await self._reader.read(min(_READ_BYTES, MAX_RESPONSE_BYTES - self._num_bytes))
+    async def _read(self) -> bool:
+        """Read a part of the response; return False if the receiver sends no more."""
+        data = await self._reader.read(_READ_BYTES)
         self._num_bytes += len(data)
+        self._start = (self._start + data)[:5]
         self._http.receive_data(data)
+        return bool(data)

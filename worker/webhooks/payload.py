@@ -56,8 +56,7 @@ def render_body(entry: OutboxEntry, record: JobRecord | None) -> bytes:
         # Otherwise the event predates the end, or a retry has cleared it.
         if has_ended and record.state.value == name:
             data |= _end_fields(record, include_output=document.get("include_output", False))
-    event = {"type": entry.type, "timestamp": _iso(entry.created_at_ms), "data": data}
-    return json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode()
+    return _event(entry, data)
 
 
 def render_batch_body(entry: OutboxEntry, batch: BatchStatus | None) -> bytes:
@@ -84,7 +83,21 @@ def render_batch_body(entry: OutboxEntry, batch: BatchStatus | None) -> bytes:
             "metadata": batch.metadata,
             "created_at": _iso(batch.created_at * 1000),
         }
-    event = {"type": entry.type, "timestamp": _iso(entry.created_at_ms), "data": data}
+    return _event(entry, data)
+
+
+def render_response_body(entry: OutboxEntry) -> bytes:
+    """Return the body of the event of a background response: only its id, as OpenAI sends it."""
+    return _event(entry, {"id": f"resp_{entry.job_id.removeprefix('gen_')}"})
+
+
+def _event(entry: OutboxEntry, data: dict[str, Any]) -> bytes:
+    """Return an event; those for registered receivers have OpenAI's fields as well."""
+    event: dict[str, Any] = {"type": entry.type, "timestamp": _iso(entry.created_at_ms)}
+    if entry.receiver_id is not None:
+        event |= {"id": entry.event_id, "object": "event"}
+        event["created_at"] = entry.created_at_ms // 1000
+    event["data"] = data
     return json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode()
 
 
@@ -114,9 +127,11 @@ def host_of(url: str) -> str:
         return "invalid"
 
 
-def _iso(moment_ms: int | None) -> str | None:
-    """Return a time as ISO 8601 in UTC with milliseconds."""
-    if moment_ms is None:
-        return None
-    moment = datetime.fromtimestamp(moment_ms / 1000, UTC)
+def format_moment(unix_ms: int) -> str:
+    """Return milliseconds of unix time as ISO 8601 in UTC with milliseconds."""
+    moment = datetime.fromtimestamp(unix_ms / 1000, UTC)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _iso(unix_ms: int | None) -> str | None:
+    return None if unix_ms is None else format_moment(unix_ms)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import secrets as randomness
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
-from batchmill.producer.webhook.signature import signature_headers
 from batchmill.worker.service_errors import NoWebhookSecret
 
+from .reasons import explain
+from .sample_event import new_test_id, now_text, send_test_event
 from .sender import WebhookSender
 from .settings import WebhookSettings
 
@@ -26,6 +24,8 @@ class ProbeResult:
     http_status: int | None
     #: As in an event's log: `http_200`, `timeout`, `refused_address` …
     reason: str
+    #: The reason in words, with the remedy.
+    explanation: str
     duration_ms: int
 
 
@@ -46,21 +46,21 @@ def send_probe(url: str, settings: WebhookSettings, *, secret_name: str = "") ->
         raise NoWebhookSecret(
             f"no secret {secret_name!r} in BATCHMILL_WEBHOOK_SECRETS, which names: {known}"
             if secret_name
-            else "BATCHMILL_WEBHOOK_SECRET is not set: give the deliverer's (`batchmill up` keeps "
-            "it in its state folder, webhook_secret), or make one with `batchmill webhook-secret`"
+            else "BATCHMILL_WEBHOOK_SECRET is not set, and `batchmill up` has made no secret here: "
+            "set it to the deliverer's, or make one with `batchmill webhook-secret`"
         )
-    event_id = f"evt_test_{randomness.token_hex(10)}"
-    now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    body = json.dumps({"type": "webhook.test", "timestamp": now, "data": {}}).encode()
-    headers = signature_headers(event_id, int(time.time()), body, secrets=own)
+    event_id = new_test_id()
+    # With an id, as in every event: receivers that read it need no exception for a test.
+    data = {"id": event_id, "object": "webhook.test"}
+    event = {"type": "webhook.test", "timestamp": now_text(), "data": data}
     start_s = time.monotonic()
-    outcome = asyncio.run(
-        WebhookSender.from_settings(settings).send(url, body, headers | {"x-attempt": "1"})
-    )
+    sender = WebhookSender.from_settings(settings)
+    outcome = asyncio.run(send_test_event(sender, url, event_id, event, own))
     return ProbeResult(
         event_id=event_id,
         delivered=outcome.delivered,
         http_status=outcome.status,
         reason=outcome.reason,
+        explanation=explain(outcome.reason, url),
         duration_ms=round((time.monotonic() - start_s) * 1000),
     )

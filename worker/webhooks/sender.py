@@ -16,7 +16,7 @@ import h11
 
 from batchmill.producer.webhook.target import ForbiddenTarget, Target, TargetPolicy, read_target
 
-from .http_exchange import HttpExchange
+from .http_exchange import HeadTooLong, HttpExchange, NoResponse
 from .pinned_connection import LookUp, LookUpFailed, PinnedConnector
 from .settings import WebhookSettings
 
@@ -32,8 +32,10 @@ class SendOutcome:
 
     #: HTTP status code; None if no complete response head arrived.
     status: int | None
-    #: `look_up`, `connect`, `tls`, `timeout`, `protocol`, or why sending there is refused:
-    #: `refused_url`, `refused_scheme`, `refused_port`, `refused_address`. None with a status.
+    #: `look_up`, `connect`, `tls`, `timeout`, `no_response`, `protocol`, `head_too_long`, or why
+    #: sending there is refused: `refused_url`, `refused_scheme`, `refused_port`, `refused_address`,
+    #: or `refused_receiver`, if the receiver was deleted.
+    #: None with a status. `reasons.py` says each in words.
     error: str | None = None
     #: Seconds that the receiver asked us to wait.
     retry_after_s: float | None = None
@@ -52,6 +54,11 @@ class SendOutcome:
     def is_busy(self) -> bool:
         """Whether the receiver is overloaded or out of reach: a quick retry would make it worse."""
         return self.status in (429, 502, 504) or self.error == "timeout"
+
+    @property
+    def hold_s(self) -> float:
+        """Seconds for which the receiver wants no events at all: it is overloaded and says so."""
+        return self.retry_after_s or 0.0 if self.status in (429, 503) else 0.0
 
     @property
     def is_receiver_fault(self) -> bool:
@@ -123,8 +130,12 @@ class WebhookSender:
             return SendOutcome(None, error="look_up")
         except ssl.SSLError:
             return SendOutcome(None, error="tls")
+        except NoResponse:
+            return SendOutcome(None, error="no_response")
         except OSError:
             return SendOutcome(None, error="connect")
+        except HeadTooLong:
+            return SendOutcome(None, error="head_too_long")
         except h11.ProtocolError:
             return SendOutcome(None, error="protocol")
 

@@ -9,6 +9,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from batchmill.producer.protocol import keys
+from batchmill.producer.webhook.secret_list import read_secrets, valid_secrets
 from batchmill.producer.webhook.signature import sign
 from batchmill.producer.webhook.target_settings import TargetSettings
 
@@ -28,8 +29,8 @@ class WebhookSettings(TargetSettings):
     )
 
     #: Signing secret, `whsec_` and base64 of 24 to 64 bytes. Several, separated by commas, sign
-    #: each delivery once each: put the new secret first, and drop the old one when every
-    #: receiver knows the new.
+    #: each delivery once each, newest first; one with `@` and a time (`…@2026-01-31T12:00:00Z`)
+    #: ends then. `batchmill webhooks secret rotate` writes such a value.
     webhook_secret: SecretStr | None = None
     #: More secrets, under names that jobs may ask for (`webhook_secret`): JSON such as
     #: `{"billing": "whsec_…"}`, each one or several as above.
@@ -47,8 +48,19 @@ class WebhookSettings(TargetSettings):
     webhook_total_timeout_s: float = Field(default=15.0, gt=0.0)
     #: Deliveries in flight at once in one deliverer.
     webhook_concurrency: int = Field(default=256, ge=1, le=1000)
-    #: Deliveries in flight at once to one host, so that a slow receiver holds up only itself.
-    webhook_concurrency_per_host: int = Field(default=8, ge=1)
+    #: Deliveries in flight at once to one host, of all deliverers together, so that a slow receiver
+    #: holds up only itself.
+    webhook_concurrency_per_host: int = Field(default=16, ge=1, le=1000)
+    #: Deliveries in flight at once to one endpoint (a tenant's URL), of all deliverers together.
+    webhook_concurrency_per_endpoint: int = Field(default=8, ge=1, le=1000)
+    #: Failures in a row after which an endpoint gets nothing for a while; its events wait. 0 means
+    #: never.
+    webhook_breaker_failures: int = Field(default=5, ge=0, le=1_000_000)
+    #: Seconds for which it then gets nothing. After them one event is sent at a time; each further
+    #: failure doubles the wait, and a success ends it.
+    webhook_breaker_wait_s: float = Field(default=30.0, gt=0.0, le=86_400.0)
+    #: The longest such wait.
+    webhook_breaker_max_wait_s: float = Field(default=900.0, gt=0.0, le=86_400.0)
     #: Seconds between checks of the outbox while nothing is due.
     webhook_poll_interval_s: float = Field(default=0.5, gt=0.0)
 
@@ -76,40 +88,44 @@ class WebhookSettings(TargetSettings):
 
     @model_validator(mode="after")
     def _check_all_secrets(self) -> WebhookSettings:
-        _check_secrets("BATCHMILL_WEBHOOK_SECRET", self.secrets)
-        for name in self.webhook_secrets:
+        if self.webhook_secret is not None:
+            _check_secrets("BATCHMILL_WEBHOOK_SECRET", self.webhook_secret)
+        for name, secret in self.webhook_secrets.items():
             where = f"{name!r} in BATCHMILL_WEBHOOK_SECRETS"
             if not keys.is_secret_name(name):
                 raise ValueError(f"{where}: a name must have 1 to 64 letters, digits, _ and -")
-            secrets = self.secrets_named(name)
-            if not secrets:
+            if not _check_secrets(where, secret):
                 raise ValueError(f"{where} is empty; batchmill webhook-secret makes a secret")
-            _check_secrets(where, secrets)
         return self
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """The secrets of jobs that name none, newest first; empty if none is set."""
-        return () if self.webhook_secret is None else _split(self.webhook_secret)
+        """The valid secrets of jobs that name none, newest first; empty if none is set."""
+        return () if self.webhook_secret is None else _valid(self.webhook_secret)
 
     def secrets_named(self, name: str) -> tuple[str, ...]:
-        """Return the secrets of a name, newest first; the empty name means the default ones."""
+        """Return the valid secrets of a name, newest first; the empty name means the default."""
         if not name:
             return self.secrets
         secret = self.webhook_secrets.get(name)
-        return () if secret is None else _split(secret)
+        return () if secret is None else _valid(secret)
 
 
-def _split(secret: SecretStr) -> tuple[str, ...]:
-    parts = (part.strip() for part in secret.get_secret_value().split(","))
-    return tuple(part for part in parts if part)
+def _valid(secret: SecretStr) -> tuple[str, ...]:
+    return tuple(valid_secrets(secret.get_secret_value()))
 
 
-def _check_secrets(where: str, secrets: tuple[str, ...]) -> None:
-    for number, secret in enumerate(secrets, start=1):
+def _check_secrets(where: str, value: SecretStr) -> int:
+    """Check all secrets of a value, also those that have ended; return how many there are."""
+    try:
+        secrets = read_secrets(value.get_secret_value())
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    for number, each in enumerate(secrets, start=1):
         try:
-            sign(secret, "evt", 0, b"")
+            sign(each.secret, "evt", 0, b"")
         except ValueError as error:
             raise ValueError(
                 f"secret {number} of {where}: {error}; batchmill webhook-secret makes one"
             ) from None
+    return len(secrets)

@@ -42,6 +42,15 @@ def create(fields: Mapping[str, Argument | None]) -> Call[CreateReply]:
     return Call("batch_create", named(fields), parse)
 
 
+def take_intake(lease_ms: int, batch_id: str = "") -> Call[str | None]:
+    """Take a batch whose lines a gateway is to read from their file, or keep a given one."""
+    return Call(
+        "batch_intake_take",
+        (lease_ms, batch_id),
+        lambda reply: None if reply is None else reply.decode(),
+    )
+
+
 def seal(batch_id: str, num_lines: int) -> Call[SealReply]:
     """Declare that all lines are submitted."""
 

@@ -24,6 +24,8 @@ class Call(Generic[Value]):
     parse: Callable[[Any], Value]
     #: The value if Redis is full and refuses to run the script; None makes it an error.
     when_out_of_memory: Value | None = None
+    #: The value if a key that the script uses is of another type; None makes it an error.
+    when_unusable: Value | None = None
 
     def then(
         self, convert: Callable[[Value], Other], when_out_of_memory: Other | None = None
@@ -54,9 +56,19 @@ def read_reply(call: Call[Value], reply: Any) -> Value:
     """
     if isinstance(reply, OutOfMemoryError) and call.when_out_of_memory is not None:
         return call.when_out_of_memory
+    if is_wrong_type(reply) and call.when_unusable is not None:
+        return call.when_unusable
     if isinstance(reply, Exception):
         raise reply
     return call.parse(reply)
+
+
+def is_wrong_type(reply: Any) -> bool:
+    """Return whether a reply is the error of a key of another type, which batchmill did not write.
+
+    Servers before Redis 7 quote a script's error after words of their own.
+    """
+    return isinstance(reply, ResponseError) and "WRONGTYPE" in str(reply)
 
 
 def stored(reply: Any, default: Any = None) -> Any:
@@ -67,7 +79,7 @@ def stored(reply: Any, default: Any = None) -> Any:
     Raises:
         redis.exceptions.ResponseError: the server refused the command for another reason.
     """
-    if isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE"):
+    if is_wrong_type(reply):
         return default
     if isinstance(reply, Exception):
         raise reply

@@ -1,4 +1,4 @@
-"""Calls that take the ends of plain Celery tasks, so that each is reported once."""
+"""Calls that report the ends of plain Celery tasks and send what follows, each only once."""
 
 from __future__ import annotations
 
@@ -19,3 +19,8 @@ def take_all(*, limit: int, grace_ms: int, lease_ms: int) -> Call[list[str]]:
 def take(job_id: str, *, lease_ms: int) -> Call[EndTaken]:
     """Take the end of one job."""
     return Call("celery_end_take", (job_id, lease_ms), lambda reply: EndTaken(reply.decode()))
+
+
+def send_task(key: str, message: str, *, sending: str, ttl_ms: int) -> Call[bool]:
+    """Push a task's message onto a list, unless this sending of it was done before."""
+    return Call("task_send", (key, message, sending, ttl_ms), lambda reply: reply == 1)

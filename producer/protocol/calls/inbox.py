@@ -32,8 +32,17 @@ class TakenDocument:
     held_until_ms: int = field(default=0, compare=False)
 
 
-def take(lease_ms: int, max_taken: int = MAX_TAKEN) -> Call[list[TakenDocument]]:
+def take(
+    lease_ms: int, max_taken: int = MAX_TAKEN, *, session: str = "", connected_ms: int = 0
+) -> Call[list[TakenDocument]]:
     """Take documents under a lease; one that is not settled in time is handed out again.
+
+    Args:
+        lease_ms: length of the lease.
+        max_taken: documents that may be taken at a time, by all workers.
+        session: of the calling worker. If it is lost, a document that it had counts a lost worker;
+            the third makes it a dead letter.
+        connected_ms: how long the session has been connected.
 
     If the connection repeats the call because the first reply was lost, its ids are in use: it
     hands out the documents under them, and stores nothing else there.
@@ -46,7 +55,7 @@ def take(lease_ms: int, max_taken: int = MAX_TAKEN) -> Call[list[TakenDocument]]
 
     fresh = (keys.new_job_id() for _ in range(MAX_TAKEN_AT_ONCE))
     limits = (MAX_TAKEN_AT_ONCE, max_taken, MAX_DOCUMENT_BYTES, MAX_TAKEN_BYTES)
-    return Call("inbox_take", (lease_ms, *limits, *fresh), parse)
+    return Call("inbox_take", (lease_ms, *limits, session, connected_ms, *fresh), parse)
 
 
 def settle(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.pauses import read_pause
 from batchmill.producer.protocol.replies import (
     CancelAnswer,
     CancelStatus,
@@ -21,6 +23,7 @@ from batchmill.producer.protocol.replies import (
     ReachedLimit,
     ReleaseCause,
     ReleaseStatus,
+    RepairCounts,
     RetryReply,
     RetryStatus,
     SubmitReply,
@@ -30,16 +33,14 @@ from batchmill.producer.protocol.replies import (
     WriteStatus,
 )
 from batchmill.producer.protocol.token_bytes import decode_tokens, encode_tokens
+from batchmill.producer.protocol.used_tokens import UsedTokens
 
 from .call import Argument, Call, named
 from .new_job import NO_LIMITS, NewJob, QueueLimits
 
 
-def submit(job: NewJob, *, announce: bool = True) -> Call[SubmitReply]:
-    """Store a new job; `announce` puts its message on the queue as well.
-
-    A worker already holds a job that is not announced, so no queue can be too full for it.
-    """
+def submit(job: NewJob, *, is_adopted: bool = False) -> Call[SubmitReply]:
+    """Store a new job. Limits do not apply to an adopted one, which Redis has in its message."""
     fields: dict[str, Argument | None] = {
         "id": job.job_id,
         "v": keys.PROTOCOL_VERSION,
@@ -47,9 +48,10 @@ def submit(job: NewJob, *, announce: bool = True) -> Call[SubmitReply]:
         "queue": job.queue,
         "doc": job.document,
         "result_ttl_ms": job.result_ttl_ms,
-        "announce": "1" if announce else None,
+        "is_adopted": "1" if is_adopted else None,
         "tenant": job.tenant,
         "cost": job.cost,
+        "reserved_bytes": job.reserved_bytes,
         "deadline_at_ms": job.deadline_at_ms,
         "ttl_ms": job.ttl_ms,
         "not_before_ms": job.not_before_ms,
@@ -62,19 +64,29 @@ def submit(job: NewJob, *, announce: bool = True) -> Call[SubmitReply]:
         "celery_result": "1" if job.celery_result else None,
         "celery_headers": job.celery_headers or None,
         "celery_embed": job.celery_embed or None,
+        "start_by_ms": job.start_by_ms,
+        "message_priority": job.message_priority or None,
         "tags": ",".join(job.tags) or None,
         "max_tokens": job.max_tokens,
+        "api_key": job.api_key or None,
+        "gateway": job.gateway or None,
     }
     if job.limits is not NO_LIMITS:
         fields |= asdict(job.limits)
     if (place := job.batch) is not None:
         fields |= {"batch": place.batch_id, "batch_index": place.index}
         fields |= {"custom_id": place.custom_id or None, "endpoint": place.endpoint or None}
-    return Call("submit", named(fields), _read_submit, SubmitReply(SubmitStatus.FULL, None))
+    return Call(
+        "submit",
+        named(fields),
+        _read_submit,
+        when_out_of_memory=SubmitReply(SubmitStatus.FULL, None),
+        when_unusable=SubmitReply(SubmitStatus.UNUSABLE, None),
+    )
 
 
 def claim(
-    job_id: str, owner: str, lease_ms: int, identity: str, nonce: str
+    job_id: str, owner: str, lease_ms: int, identity: str, nonce: str, session: str = ""
 ) -> Call[Claim | ClaimRefusal]:
     """Take a queued job under a lease, or find the claim that the same nonce has made."""
 
@@ -82,10 +94,10 @@ def claim(
         if reply[0] == b"REFUSED":
             return ClaimRefusal(reply[1].decode())
         _, fence, document, data, attempts, alone, deadline, *rest = reply
-        enqueued, started, now, suspect, celery_result = rest
+        enqueued, started, now, suspect, celery_result, retries = rest
         return Claim(
             job_id=job_id,
-            fence=fence,
+            fence=fence.decode(),
             document=document,
             token_ids=decode_tokens(data),
             attempts=attempts,
@@ -96,17 +108,20 @@ def claim(
             claimed_at_ms=now,
             suspect=suspect,
             celery_result=celery_result == 1,
+            identity=identity,
+            retries=retries,
         )
 
-    args = (job_id, owner, lease_ms, identity, nonce, *keys.SUPPORTED_VERSIONS)
-    return Call("claim", args, read)
+    args = (job_id, owner, lease_ms, identity, nonce, session, os.getpid())
+    return Call("claim", (*args, *keys.SUPPORTED_VERSIONS), read)
 
 
 def checkpoint(writes: Sequence[TokenWrite], lease_ms: int) -> Call[list[WriteStatus]]:
     """Append tokens and extend leases, one status for each write in its order."""
     args: list[Argument] = [lease_ms]
     for write in writes:
-        args += (write.job_id, write.fence, write.position, encode_tokens(write.token_ids))
+        args += (write.job_id, write.fence, write.identity)
+        args += (write.position, encode_tokens(write.token_ids))
         args += (write.text_position, write.text)
     return Call("checkpoint", args, _read_writes)
 
@@ -126,21 +141,29 @@ def complete(
     state: JobState,
     result: str | None,
     error: str | None,
-    num_tokens: int | None = None,
+    used: UsedTokens | None = None,
+    retry_in_ms: int | None = None,
+    *,
+    starts_over: bool = False,
 ) -> Call[CompleteStatus]:
     """End a job: last tokens, result or error, terminal state and webhook event in one.
 
-    `num_tokens` is its cost, prompt and output; None counts the stored output.
+    `used` is what its tenant is charged for; None counts the stored output. With `retry_in_ms`, a
+    failed job is tried again after this time instead, from its tokens or from the start, unless it
+    was cancelled or its deadline would pass before.
     """
     args = (
         write.job_id,
         write.fence,
+        write.identity,
         state.value,
         result or "",
         error or "",
         write.position,
         encode_tokens(write.token_ids),
-        "" if num_tokens is None else num_tokens,
+        "" if used is None else " ".join(map(str, used)),
+        "" if retry_in_ms is None else retry_in_ms,
+        "1" if starts_over else "",
     )
     return Call("complete", args, lambda reply: CompleteStatus(reply.decode()))
 
@@ -171,16 +194,37 @@ def sweep(
     *,
     sweep_interval_ms: int | None = None,
     extension_ms: int | None = None,
+    max_letters: int | None = None,
+    usage_days: int | None = None,
 ) -> Call[SweepCounts]:
     """Requeue jobs with lost leases, expire late jobs, repeat lost announcements.
 
     If no sweep came for several intervals, lapsed leases are extended once by `extension_ms`
     instead, because their holders could not renew them. Both values are given, or neither.
     """
-    args: list[Argument] = [limit, reannounce_grace_ms]
-    if sweep_interval_ms is not None and extension_ms is not None:
-        args += (sweep_interval_ms, extension_ms)
-    return Call("sweep", args, lambda reply: SweepCounts(*reply))
+    options = (sweep_interval_ms, extension_ms, max_letters, usage_days)
+    args = (limit, reannounce_grace_ms, *(_or_empty(option) for option in options))
+
+    def read(reply: list[Any]) -> SweepCounts:
+        return replace(SweepCounts(*reply[:10]), foreign_keys=_read_names(reply[10:]))
+
+    return Call("sweep", args, read)
+
+
+def repair_store(
+    limit: int, *, interval_ms: int | None = None, unserved_ttl_ms: int | None = None
+) -> Call[RepairCounts]:
+    """Repair what was written or deleted by hand; call it after `sweep`.
+
+    The unfinished jobs are walked and repaired every `interval_ms`; None is never. That walk also
+    expires jobs without a deadline whose queue no worker has served for `unserved_ttl_ms`.
+    """
+    args = (limit, _or_empty(interval_ms), _or_empty(unserved_ttl_ms))
+
+    def read(reply: list[Any]) -> RepairCounts:
+        return replace(RepairCounts(*reply[:3]), foreign_keys=_read_names(reply[3:]))
+
+    return Call("repair_store", args, read)
 
 
 def announce_due(limit: int) -> Call[int]:
@@ -193,6 +237,14 @@ def position(job_id: str) -> Call[int | None]:
     return Call("position", (job_id,), lambda reply: None if reply is None else int(reply))
 
 
+def _or_empty(value: int | None) -> Argument:
+    return "" if value is None else value
+
+
+def _read_names(names: Sequence[bytes]) -> tuple[str, ...]:
+    return tuple(name.decode(errors="backslashreplace") for name in names)
+
+
 def _fences(held: Sequence[HeldJob]) -> list[Argument]:
     return [argument for item in held for argument in (item.job_id, item.fence)]
 
@@ -202,8 +254,10 @@ def _read_submit(reply: list[bytes]) -> SubmitReply:
     if status is SubmitStatus.CLOSED:
         return SubmitReply(status, None, batch_state=reply[1].decode())
     if status is SubmitStatus.FULL:
-        reached = ReachedLimit(reply[1].decode(), int(reply[2]), int(reply[3]))
+        reached = ReachedLimit(reply[1].decode(), *map(int, reply[2:5]))
         return SubmitReply(status, None, reached)
+    if status is SubmitStatus.PAUSED:
+        return SubmitReply(status, None, pause=read_pause(b":".join(reply[1:3]), reply[3]))
     if status is SubmitStatus.TOO_LATE:
         return SubmitReply(status, None)
     return SubmitReply(status, reply[1].decode())
@@ -229,8 +283,8 @@ def _read_retry(reply: list[Any]) -> RetryReply:
     if status is RetryStatus.ACTIVE:
         return RetryReply(status, state=JobState(reply[1].decode()))
     if status is RetryStatus.FULL:
-        _, name, value, limit, queue, tenant = (part.decode() for part in reply)
-        reached = ReachedLimit(name, int(value), int(limit))
+        _, name, value, limit, needed, queue, tenant = (part.decode() for part in reply)
+        reached = ReachedLimit(name, int(value), int(limit), int(needed))
         return RetryReply(status, reached=reached, queue=queue, tenant=tenant)
     return RetryReply(status)
 

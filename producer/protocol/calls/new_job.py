@@ -22,12 +22,16 @@ class BatchPlace:
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    """Limits on waiting jobs; None is unlimited. See `ProducerSettings`."""
+    """Limits on waiting jobs, webhook events and memory; None is unlimited: `ProducerSettings`."""
 
     max_queue_depth: int | None = None
     max_queued_jobs: int | None = None
     max_queued_bytes: int | None = None
     max_queued_tokens: int | None = None
+    #: Of Redis' `maxmemory`, for everything stored and promised.
+    max_memory_percent: int | None = None
+    max_outbox_events: int | None = None
+    max_endpoint_events: int | None = None
 
 
 NO_LIMITS = QueueLimits()
@@ -65,10 +69,16 @@ class NewJob:
     celery_headers: str = ""
     #: JSON of what follows a plain Celery task: callbacks, errbacks, chain, chord.
     celery_embed: str = ""
+    #: A plain Celery task that has not started by then expires, milliseconds of unix time.
+    start_by_ms: int | None = None
+    #: Celery's priority of the message that a job came in; 0, the highest, for any other job.
+    message_priority: int = 0
     #: Tenants get a fair share of the workers.
     tenant: str = keys.DEFAULT_TENANT
     #: Tokens that the job may need, prompt and output: an estimate.
     cost: int = 1
+    #: Bytes that its output may take in Redis at most: tokens, text and result.
+    reserved_bytes: int = 0
     #: Time before which the job does not run, milliseconds of unix time.
     not_before_ms: int | None = None
     #: The job waits this long, milliseconds on Redis' clock; the later of the two counts.
@@ -79,3 +89,7 @@ class NewJob:
     tags: tuple[str, ...] = ()
     #: Most tokens that it generates; None if unknown.
     max_tokens: int | None = None
+    #: Id of the API key by which it came; empty without one.
+    api_key: str = ""
+    #: JSON of what the gateway needs to answer in its caller's terms; empty for other jobs.
+    gateway: str = ""

@@ -13,6 +13,7 @@ import torch
 from batchmill.engine import Engine
 from batchmill.engine.config import EngineConfig
 from batchmill.engine.errors import ConfigError
+from batchmill.engine.execution import kv_cache_sizing
 from batchmill.engine.execution.kv_cache_sizing import (
     allocate_kv_cache,
     kv_cache_torch_dtype,
@@ -203,6 +204,17 @@ def test_refusal_of_a_host_share_that_is_too_small_names_what_fits(
     assert ("set kv_cache_bytes to" in str(caught.value)) == is_available
 
 
+@pytest.mark.parametrize(("share", "is_remedy"), [(0.6, True), (0.4, False)])
+def test_refusal_of_a_float32_cache_names_bfloat16_if_that_fits(
+    model: DecoderModel, share: float, is_remedy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = 4 * kv_block_bytes(model.config, torch.float32, 16)
+    monkeypatch.setattr(kv_cache_sizing, "default_cpu_kv_cache_bytes", lambda: int(needed * share))
+    with pytest.raises(ConfigError, match=r"GiB in float32: ") as caught:
+        allocate_kv_cache(configure(max_model_len=64), model)
+    assert ("set dtype to 'bfloat16'" in str(caught.value)) == is_remedy
+
+
 @pytest.mark.parametrize(("num_speculative_tokens", "num_drafts"), [(0, 0), (9, 27), (200, 340)])
 def test_largest_step_has_the_most_tokens_and_rows_possible(
     model: DecoderModel, num_speculative_tokens: int, num_drafts: int
@@ -244,10 +256,12 @@ def test_weights_that_do_not_fit_are_refused_before_they_are_read(model: Decoder
     cpu = torch.device("cpu")
     check_weights_fit(num_bytes, torch.float32, cpu, num_bytes)
     with pytest.raises(
-        ConfigError, match=r"need 8\.00 GiB, but this host.* has only 3\.00 GiB free"
+        ConfigError, match=r"need 8\.00 GiB in bfloat16, but this host.* has only 3\.00 GiB free"
     ):
         check_weights_fit(8 * GIB, torch.bfloat16, cpu, 3 * GIB)
-    with pytest.raises(ConfigError, match=r"use dtype 'bfloat16' \(4\.00 GiB\), a smaller model"):
+    with pytest.raises(ConfigError, match=r"in float32, .* use dtype 'bfloat16' \(4\.00 GiB"):
+        check_weights_fit(8 * GIB, torch.float32, cpu, 5 * GIB)
+    with pytest.raises(ConfigError, match="or use a smaller model"):  # bfloat16 does not fit
         check_weights_fit(8 * GIB, torch.float32, cpu, 3 * GIB)
     assert free_memory_bytes(cpu) > 0
     gpu = torch.device("cuda", 0)

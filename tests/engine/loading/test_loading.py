@@ -15,10 +15,12 @@ from tokenizers import Tokenizer as BackendTokenizer
 from tokenizers import models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from batchmill.engine import Engine, EngineConfig
+from batchmill.engine import Engine, EngineConfig, cpu_kernels
 from batchmill.engine.errors import ConfigError, ModelLoadError, UnsupportedModelError
+from batchmill.engine.loading.load_options import resolve_dtype
 from batchmill.engine.loading.loading import LoadedModel, load_model
 from batchmill.engine.models.decoder import DecoderModel
+from batchmill.kernels.cpu.isa import ISAS, Isa
 
 VOCABULARY = ["<s>", "</s>", "<|im_end|>", "<unk>", "a", "b", "c", "d"]
 
@@ -97,6 +99,54 @@ def test_weights_are_stored_in_the_requested_dtype(model_path: Path) -> None:
     assert torch.equal(head_weight(loaded), expected)
 
 
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+def test_dtype_auto_is_what_the_device_computes_faster(
+    isa: Isa, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_kernels, "best_isa", lambda: isa)
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
+    expected = "bfloat16" if isa.name == "avx512_bf16" else "float32"
+    assert resolve_dtype("auto", cpu) == expected
+    assert resolve_dtype("auto", gpu) == "bfloat16"
+    for dtype in ("bfloat16", "float16", "float32"):
+        assert resolve_dtype(dtype, cpu) == resolve_dtype(dtype, gpu) == dtype
+
+
+def test_an_engine_reports_the_dtype_that_auto_chose(
+    model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = EngineConfig(
+        model=str(model_path), device="cpu", max_model_len=64, kv_cache_bytes=2**20
+    )
+    assert config.dtype == "auto"
+    identities = {}
+    for isa in (ISAS[0], ISAS[-1]):
+        monkeypatch.setattr(cpu_kernels, "best_isa", lambda isa=isa: isa)
+        engine = Engine(config)
+        identities[engine.dtype] = engine.identity
+    assert identities.keys() == {"bfloat16", "float32"}
+    # A job does not go on in another dtype, and does on a machine that was given the same one.
+    assert identities["bfloat16"] != identities["float32"]
+    assert Engine(replace(config, dtype="bfloat16")).identity == identities["bfloat16"]
+
+
+@pytest.mark.parametrize("model_impl", ["native", "transformers"])
+def test_float32_that_does_not_fit_is_refused_with_the_smaller_dtype(
+    model_path: Path, model_impl: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_bytes = sum(each.nbytes for each in load_file(model_path / "model.safetensors").values())
+    place = "models_hf.loading" if model_impl == "transformers" else "loading.loading"
+    monkeypatch.setattr(
+        f"batchmill.engine.{place}.free_memory_bytes", lambda device: num_bytes * 3 // 4
+    )
+    monkeypatch.setattr(cpu_kernels, "best_isa", lambda: ISAS[-1])
+    message = r"GiB in float32.* use dtype 'bfloat16' \(.*; 'auto' is float32 on this CPU"
+    with pytest.raises(ConfigError, match=message):
+        load(model_path, dtype="auto", model_impl=model_impl)
+    if model_impl == "native":  # transformers' model of so few words cannot be checked
+        assert load(model_path, dtype="bfloat16").model.dtype == torch.bfloat16
+
+
 def test_end_tokens_come_from_all_files_that_name_some(model_path: Path) -> None:
     assert load(model_path).eos_token_ids == {1, 2}  # config.json, and the tokenizer's
     edit_json(model_path / "generation_config.json", eos_token_id=[1, 7])
@@ -118,15 +168,12 @@ def test_identity_changes_with_anything_that_decides_tokens(model_path: Path) ->
     assert load(model_path).identity in identities
 
 
-def test_missing_extra_and_misshapen_weights_are_named(model_path: Path) -> None:
+def test_missing_and_misshapen_weights_are_named(model_path: Path) -> None:
     path = model_path / "model.safetensors"
     weights = load_file(path)
     name = "model.layers.1.self_attn.k_proj.weight"
     save_file({key: value for key, value in weights.items() if key != name}, path)
     with pytest.raises(ModelLoadError, match=f"lacks 1 weights.*{name}"):
-        load(model_path)
-    save_file(weights | {"model.extra": torch.zeros(1)}, path)
-    with pytest.raises(ModelLoadError, match=r"holds model\.extra"):
         load(model_path)
     save_file(weights | {name: torch.zeros(4, 16)}, path)
     with pytest.raises(
@@ -198,7 +245,7 @@ def test_a_model_that_cannot_be_found_is_named(
 
 
 def test_an_empty_folder_and_a_stray_file_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ModelLoadError, match="no model configuration"):
+    with pytest.raises(ModelLoadError, match=r"config\.json does not exist"):
         load(tmp_path)
     stray = tmp_path / "weights.bin"
     stray.write_bytes(b"")

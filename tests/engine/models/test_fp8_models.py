@@ -178,7 +178,7 @@ def test_weights_that_do_not_fit_are_refused_before_they_are_read(
     monkeypatch.setattr(loading, "free_memory_bytes", lambda device: free[device.type])
     arguments: Any = (tmp_path, config, torch.bfloat16, torch.device("meta"), "fp8")
     where = "meta has only" if place == "device" else r"this host \(or its container\)"
-    with pytest.raises(ConfigError, match=f"the weights need .* GiB, but {where}"):
+    with pytest.raises(ConfigError, match=f"the weights need .* GiB in bfloat16, but {where}"):
         loading._read_weights(*arguments)
     free |= {"meta": needed["device"], "cpu": needed["host"]}
     assert loading._read_weights(*arguments).layers[0].qkv.device == CPU

@@ -137,7 +137,7 @@ def test_without_a_compiler_int8_is_refused_with_the_remedy(
 
 def test_injected_products_exclude_a_quantization(tmp_path: Path) -> None:
     random_model(NATIVE["Llama"], tmp_path)
-    with pytest.raises(ValueError, match="quantization is 'int8': give only one of them"):
+    with pytest.raises(ConfigError, match="quantization is 'int8': give only one of them"):
         load(tmp_path, linear=dense_linear)
 
 

@@ -173,6 +173,21 @@ def test_prompt_is_scored_without_generating_anything(byte_engine: MakeEngine) -
     assert none.usage.completion_tokens == 0
 
 
+@pytest.mark.feature("echo", "logprobs")
+def test_an_echoed_prompt_is_scored_with_the_output(byte_engine: MakeEngine) -> None:
+    engine = byte_engine()
+    prompt = "A prompt to be scored."
+    echoing = SamplingParams(max_tokens=2, logprobs=2, echo=True, temperature=0)
+    scoring = SamplingParams(max_tokens=2, logprobs=2, prompt_logprobs=2, temperature=0)
+    asked = SamplingParams(max_tokens=2, logprobs=2, prompt_logprobs=0, echo=True, temperature=0)
+    echoed, scored, fewer = engine.generate([prompt] * 3, [echoing, scoring, asked])
+    assert echoed.prompt_logprobs == scored.prompt_logprobs
+    assert echoed.logprobs == scored.logprobs
+    assert {len(each) for each in fewer.prompt_logprobs or [] if each} == {1}
+    texts = engine.token_bytes(echoed.prompt_token_ids)
+    assert b"".join(texts[token_id] for token_id in echoed.prompt_token_ids) == prompt.encode()
+
+
 @pytest.mark.feature("max_tokens")
 def test_echo_without_tokens_computes_nothing(byte_engine: MakeEngine) -> None:
     engine = byte_engine()

@@ -456,3 +456,24 @@ def test_any_error_of_a_template_refuses_the_messages(byte_model: LoadedModel) -
     with pytest.raises(RequestError, match="ZeroDivisionError") as caught:
         rendered(byte_model, "{{ 1 / (messages | length - 1) }}", messages=[QUESTION])
     assert caught.value.code == "invalid_request"
+
+
+#: Looks at every message again for each message, as templates do that search for the last user.
+SEARCHING = (
+    "{% for message in messages %}"
+    "{{ message.role }}: {{ message.content }}"
+    "{{ (messages | selectattr('role', 'equalto', 'user') | list | last).content }}"
+    "{% endfor %}"
+)
+
+
+def test_a_chat_whose_template_takes_too_long_is_refused(
+    byte_model: LoadedModel,
+) -> None:
+    tokenizer = hf_tokenizer(byte_model, SEARCHING)
+    messages = [{"role": "user", "content": str(number)} for number in range(3000)]
+
+    with pytest.raises(RequestError, match="3000 messages, the limit: send fewer") as caught:
+        render_chat(tokenizer, Chat(messages=messages), "the model")
+    assert caught.value.code == "chat_too_complex"
+    assert render_chat(tokenizer, Chat(messages=messages[:20]), "the model")

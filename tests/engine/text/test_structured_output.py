@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def test_every_text_of_a_random_model_follows_its_structure_or_says_length(
 def test_every_text_of_the_demo_model_at_temperature_1_5_follows_its_structure(
     demo_model_path: Path,
 ) -> None:
-    engine = Engine(EngineConfig(model=str(demo_model_path), max_model_len=256))
+    engine = Engine(EngineConfig(model=str(demo_model_path), dtype="float32", max_model_len=256))
     outputs = generate_all(engine, 1, temperature=1.5, max_tokens=100)
     assert check_all(outputs) >= len(CASES) - len(ENDLESS)
 
@@ -134,6 +135,75 @@ def test_resumed_tokens_that_do_not_follow_the_structure_are_refused(
             engine.add_request("a", "x", params, engine.tokenizer.encode(resumed))
 
 
+@pytest.mark.feature("structured_outputs")
+@pytest.mark.parametrize(
+    ("grammar", "text"),
+    [
+        ("start: <[256]>", ""),
+        ('start: "yes" <[257]>', "yes"),
+        ('start: "yes" <eos> "no"', "yesno"),
+        ('start: "yes" <[256-257]> "no"', "yesno"),
+        ('start: "yes" <[256]>?', "yes"),
+    ],
+)
+def test_a_structure_may_name_the_end_token(
+    byte_engine: MakeEngine, grammar: str, text: str
+) -> None:
+    params = SamplingParams(seed=1, max_tokens=50, structured_outputs={"grammar": grammar})
+    (output,) = byte_engine().generate(["x"], params)
+    assert (output.text, output.finish_reason, output.error) == (text, "stop", None)
+
+
+@pytest.mark.feature("structured_outputs")
+def test_the_most_choices_that_are_accepted_can_be_generated(byte_engine: MakeEngine) -> None:
+    choices = [f"choice {number}" for number in range(MAX_CHOICES)]
+    params = SamplingParams(seed=1, max_tokens=50, structured_outputs={"choice": choices})
+    (output,) = byte_engine().generate(["x"], params)
+    assert output.error is None
+    assert output.text in choices
+
+
+#: Its second alternative needs far too many states, but only after 40 digits.
+HEAVY_LATER = (
+    'start: "s" SHORT | "l" DIGITS HEAVY\nSHORT: /[a-z]{5,30}/\nDIGITS: /[0-9]{40}/\n'
+    r"HEAVY: /(?s:.{0,20000})/ & /(?:\S+\s+){0,1000}\S+/"
+)
+
+
+@pytest.mark.feature("structured_outputs")
+def test_an_output_that_reaches_a_limit_of_its_grammar_leaves_the_others_whole(
+    byte_engine: MakeEngine,
+) -> None:
+    engine = byte_engine()
+    outputs: dict[str, RequestOutput] = {}
+
+    def add(name: str, start: str) -> None:
+        params = SamplingParams(seed=1, max_tokens=80, structured_outputs={"grammar": HEAVY_LATER})
+        engine.add_request(name, "x", params, engine.tokenizer.encode(start))
+
+    add("before", "sa")
+    engine.step()
+    for index in range(3):
+        add(f"heavy {index}", "l" + "0" * 39)
+    add("beside", "s")
+    while engine.has_unfinished():
+        outputs |= {output.request_id: output for output in engine.step()}
+    add("after", "sa")
+    while engine.has_unfinished():
+        outputs |= {output.request_id: output for output in engine.step()}
+
+    for name, output in outputs.items():
+        if "heavy" in name:
+            assert output.error is not None
+            assert output.error.code == "structure_too_complex"
+            assert "2000000 expressions in one step" in output.error.message
+            assert "smaller structure" in output.error.message
+        else:
+            assert output.error is None, name
+            assert re.fullmatch("s[a-z]{5,30}", output.text)
+    assert outputs["before"].text == outputs["after"].text
+
+
 def structured(**given: Any) -> dict[str, Any]:
     return {"structured_outputs": given}
 
@@ -150,11 +220,10 @@ def of_schema(schema: Any) -> dict[str, Any]:
         (of_schema({"not": {"type": "string"}}), "not"),
         (of_schema({"type": "string", "pattern": "(?=a)b"}), "look-around"),
         (of_schema({"type": "object", "patternProperties": {"a": {}}}), "patternProperties"),
-        (of_schema({"items": {"anyOf": [{"patternProperties": {}}]}}), "patternProperties"),
-        (of_schema({"$defs": {"a": {"patternProperties": {}}}}), "patternProperties"),
+        (of_schema({"items": {"anyOf": [{"patternProperties": {"a": {}}}]}}), "patternProperties"),
+        (of_schema({"$defs": {"a": {"patternProperties": {"a": {}}}}}), "patternProperties"),
         (of_schema({"minProperties": 2}), "minProperties"),
         (of_schema({"x-guidance": {"lenient": True}, "uniqueItems": True}), "x-guidance"),
-        (of_schema({"type": "string", "format": "nonsense"}), "nonsense"),
         (of_schema({"type": "nonsense"}), "nonsense"),
         (of_schema({"enum": []}), "Unsatisfiable"),
         (of_schema({"if": {}, "then": {}}), "if"),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from batchmill.engine.text.tool_calls import FORMATS, ParsedCall, detect_format
-from batchmill.engine.text.tool_reader import ToolCallReader
+from batchmill.engine.text.tool_reader import ToolCallReader, end_of_open_thought
 
 from ...support.chat_templates import HERMES, LLAMA3, MISTRAL, MISTRAL_ARGS, PLAIN
 
@@ -43,6 +44,19 @@ READ = [
         [F, G],
     ),
     ("llama3_json", '{"name": "f", "parameters": {"a": 1}} or so', " or so", [F]),
+    (
+        "llama3_json",
+        '[{"name": "f", "parameters": {"a": 1}}, {"name": "g", "parameters": {}}]',
+        "",
+        [F, G],
+    ),
+    ("llama3_json", 'Hm. <|python_tag|>[{"name": "f", "parameters": {"a": 1}}]', "Hm.", [F]),
+    (
+        "llama3_json",
+        '[ {"name": "f", "parameters": {"a": "<|python_tag|>"}} ]',
+        "",
+        [ParsedCall("f", '{"a": "<|python_tag|>"}')],
+    ),
     (
         "llama3_json",
         '{"name": "f", "parameters": {"a": "<|python_tag|>"}}',
@@ -79,6 +93,10 @@ BROKEN = [
     ("llama3_json", '{"city": "Bern", "days": 3}'),
     ("llama3_json", "<|python_tag|>import os"),
     ("llama3_json", "[" * 100_000),
+    ("llama3_json", '[{"name": "f", "parameters": {}}, {"name": "unknown", "parameters": {}}]'),
+    ("llama3_json", '[{"city": "Bern"}]'),
+    ("llama3_json", "[1] is a footnote"),
+    ("llama3_json", "[]"),
     ("mistral", '[TOOL_CALLS][{"name": "f", "arguments": {}}, {"name": "x", "arguments": {}}]'),
     ("mistral", '[TOOL_CALLS][{"name": "f"'),
     ("mistral", "[TOOL_CALLS]f[ARGS]"),
@@ -88,7 +106,7 @@ BROKEN = [
 ]
 
 
-def read(name: str, text: str, pieces: int = 1, **settings: bool) -> tuple[str, list[str]]:
+def read(name: str, text: str, pieces: int = 1, **settings: Any) -> tuple[str, list[str]]:
     """Return text and call names of an output that arrives in a number of pieces."""
     reader = a_reader(name, **settings)
     cuts = [len(text) * cut // pieces for cut in range(pieces + 1)]
@@ -97,9 +115,16 @@ def read(name: str, text: str, pieces: int = 1, **settings: bool) -> tuple[str, 
     return "".join(shown), [call.name for call in reader.calls]
 
 
-def a_reader(name: str, *, is_single_call: bool = False, seed: int = 5) -> ToolCallReader:
+def a_reader(
+    name: str, *, is_single_call: bool = False, seed: int = 5, end_of_thought: str = ""
+) -> ToolCallReader:
     return ToolCallReader(
-        FORMATS[name], NAMES, is_single_call=is_single_call, prompt_token_ids=[1, 2], seed=seed
+        FORMATS[name],
+        NAMES,
+        is_single_call=is_single_call,
+        prompt_token_ids=[1, 2],
+        seed=seed,
+        end_of_thought=end_of_thought,
     )
 
 
@@ -118,6 +143,51 @@ def test_text_that_is_not_a_call_stays_text(name: str, text: str) -> None:
     assert FORMATS[name].parse(text, NAMES) == (text, [])
     for pieces in (1, 3, 50):
         assert read(name, text, pieces) == (text, [])
+
+
+CALLS = {
+    "hermes": '<tool_call>{"name": "f", "arguments": {}}</tool_call>',
+    "llama3_json": '{"name": "f", "parameters": {}}',
+    "mistral": "[TOOL_CALLS]f[ARGS]{}",
+}
+THOUGHTS = [
+    # The output, as a template of the calls f and g; whether the prompt began a thought; the text.
+    ("<think>{f}</think>", "", "<think>{f}</think>", 0),
+    ("<think>Perhaps {f}?</think>\n\n{f}", "", "<think>Perhaps {f}?</think>", 1),
+    ("Perhaps {f}?</think>\n{f}", "</think>", "Perhaps {f}?</think>", 1),
+    ("{f} has no end", "</think>", "{f} has no end", 0),
+    ("[THINK]{f}[/THINK]{f}", "", "[THINK]{f}[/THINK]", 1),
+    ("<think>{f}[/THINK]{f}", "", "<think>{f}[/THINK]{f}", 0),
+    ("<think>1</think><think>{f}</think> {f}", "", "<think>1</think><think>{f}</think>", 1),
+    ("no thought</think>", "", "no thought</think>", 0),
+    ("half a <thin", "", "half a <thin", 0),
+    ("<think>{f}</thin", "", "<think>{f}</thin", 0),
+]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(("template", "end_of_thought", "shown", "num_calls"), THOUGHTS)
+def test_a_call_inside_a_thought_is_text(
+    name: str, template: str, end_of_thought: str, shown: str, num_calls: int
+) -> None:
+    text, expected = (each.replace("{f}", CALLS[name]) for each in (template, shown))
+    for pieces in (1, 2, 7, len(text)):
+        rest, calls = read(name, text, pieces, end_of_thought=end_of_thought)
+        assert (rest.rstrip(), calls) == (expected, ["f"] * num_calls)
+
+
+def test_tags_of_a_thought_inside_arguments_are_part_of_them() -> None:
+    text = '<tool_call>{"name": "f", "arguments": {"a": "<think>b</think>"}}</tool_call>'
+    rest, calls = read("hermes", text, 5)
+    assert (rest, calls) == ("", ["f"])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "end"),
+    [("<|assistant|><think>\n", "</think>"), ("[THINK]", "[/THINK]"), ("<think></think>", "")],
+)
+def test_a_prompt_may_begin_the_thought(prompt: str, end: str) -> None:
+    assert end_of_open_thought(prompt) == end
 
 
 @given(
@@ -146,6 +216,9 @@ def test_text_that_is_not_a_call_stays_text(name: str, text: str) -> None:
                 "text",
                 "<tool",
                 "<",
+                "<think>",
+                "</think>",
+                "[THINK]",
                 "[TOOL",
                 '"',
             ]

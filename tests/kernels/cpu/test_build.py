@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from batchmill.kernels.cpu import build
 from batchmill.kernels.cpu.build import build_library, cache_folder, find_built
 from batchmill.kernels.cpu.isa import ISAS, best_isa
 from batchmill.kernels.cpu.library import load_library
@@ -108,6 +110,42 @@ def test_a_built_library_is_used_again(
     assert time.monotonic() - started_at_s < 10  # looked up, not compiled
     monkeypatch.setenv("PATH", str(tmp_path))
     assert find_built(ISAS[-1], tmp_path) == first
+
+
+def installed_wheel(folder: Path) -> Path:
+    """Return the kernels of an installed wheel that has this CPU's library, under a path entry."""
+    kernels = folder / "batchmill" / "kernels"
+    ignored = shutil.ignore_patterns("__pycache__", "gpu", "ops", "reference")
+    shutil.copytree(Path(build.__file__).parents[1], kernels, ignore=ignored)
+    built = build_library(best_isa())
+    (kernels / "cpu" / "built").mkdir()
+    # The cache has a folder for each hash of the sources.
+    shipped = kernels / "cpu" / "built" / f"{best_isa().name}-{built.parent.name}.so"
+    shutil.copy(built, shipped)
+    return shipped
+
+
+def load_shipped(folder: Path) -> tuple[str, str]:
+    """Load the kernels of an installed wheel where there is no compiler and no cache."""
+    code = (
+        "from batchmill.kernels.cpu.library import default_library; print(default_library()._name)"
+    )
+    empty = {"PATH": str(folder), "BATCHMILL_CACHE_DIR": str(folder / "cache")}
+    return start_python(["-S", "-c", code], PYTHONPATH=str(folder), **empty).communicate(timeout=60)
+
+
+def test_kernels_of_a_wheel_need_no_compiler_and_no_cache(tmp_path: Path) -> None:
+    shipped = installed_wheel(tmp_path)
+    assert load_shipped(tmp_path) == (f"{shipped}\n", "")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_kernels_of_a_wheel_are_not_used_for_changed_sources(tmp_path: Path) -> None:
+    shipped = installed_wheel(tmp_path)
+    with (shipped.parents[1] / "ops.h").open("a") as source:
+        source.write("// changed\n")
+    out, err = load_shipped(tmp_path)
+    assert (out, "no C++ compiler on PATH" in err) == ("", True)
 
 
 def test_a_cache_folder_that_cannot_be_created_is_an_error_with_the_remedy(tmp_path: Path) -> None:

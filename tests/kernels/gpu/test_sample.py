@@ -124,7 +124,9 @@ def test_rows_that_keep_more_tokens_than_are_gathered_match() -> None:
 def test_extreme_temperatures_match(temperature: float) -> None:
     rows = batch(3, seed=8)
     rows["temperature"][:] = temperature
-    rows["top_k"][:2], rows["top_p"][1:] = 5, 0.8
+    # At 1e30 all tokens are equally likely, and only a small p is reached at a token that does not
+    # depend on the order of the additions.
+    rows["top_k"][:2], rows["top_p"][1:] = 5, 0.8 if temperature < 1 else 16.4 / VOCAB_SIZE
     assert_same_tokens(rows)
 
 

@@ -35,6 +35,12 @@ def assert_near(got: torch.Tensor, want: torch.Tensor, dtype: torch.dtype) -> No
 
 
 @isas
+def test_an_instruction_set_packs_bfloat16_if_its_table_says_so(isa: Isa) -> None:
+    weight = torch.zeros(8, 8, dtype=torch.bfloat16)
+    assert is_packable(weight, library(isa)) == isa.multiplies_bfloat16
+
+
+@isas
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_packed_linear_equals_the_plain_one(
@@ -44,7 +50,7 @@ def test_packed_linear_equals_the_plain_one(
     weight, bias = torch.randn(shape).to(dtype), torch.randn(shape[0]).to(dtype)
     if not is_packable(weight, library(isa)):
         assert dtype == torch.bfloat16
-        assert isa.name != "avx512_bf16"
+        assert not isa.multiplies_bfloat16
         return
     linear = PackedLinear([weight], [bias], library(isa))
     unbiased = PackedLinear([weight], [None], library(isa))

@@ -1,15 +1,14 @@
-"""Lines of a bulk file that readers would understand differently, and files of other formats."""
+"""Lines of a bulk file that readers would understand differently are refused alone."""
 
 from __future__ import annotations
 
-import gzip
 from pathlib import Path
 
 import pytest
 
 from batchmill.producer.bulk.lines import LineSettings, read_line
-from batchmill.producer.bulk.records import count_records, read_records
-from batchmill.producer.errors import BulkFileError, JobRejected
+from batchmill.producer.errors import JobRejected
+from batchmill.producer.files.source import RecordFile
 from batchmill.producer.job.line import BulkLine
 
 GOOD = '{"custom_id": "good", "prompt": "x"}'
@@ -18,7 +17,7 @@ GOOD = '{"custom_id": "good", "prompt": "x"}'
 def lines_of(tmp_path: Path, text: str) -> list[BulkLine]:
     path = tmp_path / "in.jsonl"
     path.write_text(text)
-    return [read_line(record, LineSettings()) for record in read_records(path)]
+    return [read_line(record, LineSettings()) for record in RecordFile(path).records()]
 
 
 @pytest.mark.parametrize(
@@ -46,24 +45,3 @@ def test_a_line_that_cannot_be_stored_or_is_ambiguous_is_refused_alone(
     for good in (before, after):
         assert good.job is not None
         good.job.model_dump_json()
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (gzip.compress(GOOD.encode()), "is gzip: .* unpack it"),
-        (b"PK\x03\x04rest", "a ZIP archive or a spreadsheet"),
-        (f"[{GOOD}]".encode(), "one JSON array: .*jq -c"),
-        (f"[\n  {GOOD}\n]\n".encode(), "one JSON array"),
-        (GOOD.encode("utf-16"), "UTF-16"),
-    ],
-    ids=["gzip", "ZIP", "an array on one line", "an array on several lines", "UTF-16"],
-)
-def test_a_file_of_another_format_is_refused_as_a_whole(
-    tmp_path: Path, content: bytes, message: str
-) -> None:
-    path = tmp_path / "in.jsonl"
-    path.write_bytes(content)
-    for read in (read_records, count_records):
-        with pytest.raises(BulkFileError, match=message):
-            read(path)

@@ -15,6 +15,7 @@ from batchmill.producer import (
     CancelStatus,
     Client,
     JobCancelled,
+    JobFields,
     JobRejected,
     JobResult,
     JobState,
@@ -78,7 +79,7 @@ def test_a_waiting_task_is_woken_by_the_end_not_by_the_poll(
 
 def test_many_tasks_wait_at_once(run: Any, bench: Any) -> None:
     async def test(client: AsyncClient) -> None:
-        jobs = [job async for job in client.submit_many([{"prompt": "hi"}] * 30)]
+        jobs = await client.submit_many(["hi"] * 30)
         waiters = [asyncio.create_task(job.result(timeout_s=50)) for job in jobs]
         for job in jobs:
             await await_subscriber(bench, job.id)
@@ -146,13 +147,13 @@ def test_a_broker_that_is_not_there_is_an_error() -> None:
 
 
 def test_many_jobs_from_an_asynchronous_source_keep_their_order(run: Any, bench: Any) -> None:
-    async def source() -> AsyncIterator[dict[str, Any]]:
+    async def source() -> AsyncIterator[JobFields]:
         for seed in range(703):
             await asyncio.sleep(0)
             yield {"prompt": "hi", "seed": seed}
 
     async def test(client: AsyncClient) -> list[AsyncJob]:
-        return [job async for job in client.submit_many(source())]
+        return await client.submit_many(source())
 
     handles = run(test)
     seeds = [json.loads(bench.store.load(handle.id).document)["seed"] for handle in handles]
@@ -163,12 +164,25 @@ def test_a_rejected_job_raises_after_the_handles_of_those_before_it(run: Any, be
     handles: list[AsyncJob] = []
 
     async def test(client: AsyncClient) -> None:
-        async for handle in client.submit_many([{"prompt": "a"}, {"prompt": ""}]):
+        async for handle in client.iter_submit(["a", ""]):
             handles.append(handle)  # noqa: PERF401  # keeps those before the error
 
     with pytest.raises(JobRejected):
         run(test)
     assert len(handles) == 1 == bench.store.counts().queued
+
+
+def test_many_jobs_are_sent_at_once_or_warn(run: Any, bench: Any) -> None:
+    async def test(client: AsyncClient) -> None:
+        assert len(await client.submit_many(["a", "b"])) == 2
+        with pytest.raises(JobRejected) as caught:
+            await client.submit_many(["c", ""])
+        assert len(caught.value.job_ids) == 1
+        with pytest.warns(RuntimeWarning, match="nothing was sent"):
+            client.iter_submit(["a"])
+
+    run(test)
+    assert bench.store.counts().queued == 3
 
 
 def test_both_clients_have_the_same_verbs() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from redis.asyncio.connection import AbstractConnection
 
-from batchmill.producer import AsyncClient, BatchRequest, ProducerSettings
+from batchmill.producer import AsyncClient, BatchRequest, JobFields, ProducerSettings
 from batchmill.producer.store import batch_calls
 from batchmill.producer.store.batch_calls import OpenBatch
 
@@ -68,8 +68,7 @@ async def list_all(client: AsyncClient, job_id: str) -> None:
 
 
 async def wait_for_room(client: AsyncClient, job_id: str) -> None:
-    async for _ in client.submit_many([{"prompt": "hi"}], wait_when_full_s=3600):
-        pass
+    await client.submit_many(["hi"], wait_when_full_s=3600)
 
 
 async def create_batch_that_waits_for_room(client: AsyncClient, job_id: str) -> None:
@@ -77,11 +76,11 @@ async def create_batch_that_waits_for_room(client: AsyncClient, job_id: str) -> 
 
 
 async def submit_without_end(client: AsyncClient, job_id: str) -> None:
-    async def source() -> AsyncIterator[dict[str, Any]]:
+    async def source() -> AsyncIterator[JobFields]:
         while True:
             yield {"prompt": "x" * (1 << 20)}
 
-    async for _ in client.submit_many(source(), on_rejected=lambda index, error: None):
+    async for _ in client.iter_submit(source(), on_rejected=lambda index, error: None):
         pass
 
 

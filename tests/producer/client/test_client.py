@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from batchmill.producer import (
+    AsyncClient,
     CancelStatus,
     Client,
     GenerationJob,
@@ -22,14 +23,18 @@ from batchmill.producer import (
     JobCancelled,
     JobExpired,
     JobFailed,
+    JobFields,
+    JobLike,
     JobRejected,
     JobResult,
     JobState,
     ProducerSettings,
     QueueFull,
     ResultTimeout,
+    Submissions,
     UnknownJob,
     UnsupportedParameter,
+    UnusableRecord,
 )
 from batchmill.producer.client import job_groups
 from batchmill.producer.errors import BrokerUnavailable
@@ -79,7 +84,7 @@ def test_a_job_is_stored_with_its_defaults_and_announced(client: Client, bench: 
     record = bench.store.load(job.id)
     assert json.loads(record.document)["max_tokens"] == 5
     assert (record.model, record.queue) == ("demo", "batchmill.demo.high")
-    assert bench.redis.llen("batchmill.demo.high") == 1
+    assert bench.redis.llen("batchmill:announced:batchmill.demo.high") == 1
     status = job.status()
     assert (status.id, status.state, status.output_tokens) == (job.id, JobState.QUEUED, 0)
     assert status.deadline_at_ms == status.enqueued_at_ms + 60_000
@@ -92,9 +97,22 @@ def test_a_job_may_be_given_as_a_value_or_a_mapping(client: Client) -> None:
         client.submit(GenerationJob(prompt="hi"), max_tokens=5)
 
 
+def test_a_text_alone_is_the_prompt(client: Client, bench: Any) -> None:
+    job = client.submit("hi", max_tokens=5)
+    document = json.loads(bench.store.load(job.id).document)
+    assert (document["prompt"], document["max_tokens"]) == ("hi", 5)
+    with pytest.raises(TypeError, match="prompt is given twice"):
+        client.submit("hi", prompt="hi")
+    wrong: list[Any] = [5, [1, 2], [{"role": "user", "content": "hi"}], b"hi"]
+    for value in wrong:
+        with pytest.raises(JobRejected, match="give a list of token ids as prompt="):
+            client.submit(value)
+    assert bench.store.counts().queued == 1
+
+
 def test_an_invalid_job_is_rejected_before_anything_is_stored(client: Client, bench: Any) -> None:
     with pytest.raises(UnsupportedParameter, match="num_beams"):
-        client.submit(prompt="hi", num_beams=5)
+        client.submit(prompt="hi", num_beams=5)  # type: ignore[call-arg]
     with pytest.raises(JobRejected, match="max_tokens"):
         client.submit(prompt="hi", max_tokens=0)
     assert bench.redis.dbsize() == 0
@@ -250,7 +268,7 @@ def test_status_counts_the_stored_tokens(client: Client, bench: Any) -> None:
 
 
 def test_many_jobs_keep_their_order(client: Client, bench: Any) -> None:
-    handles = list(client.submit_many({"prompt": "hi", "seed": n} for n in range(1203)))
+    handles = client.submit_many({"prompt": "hi", "seed": n} for n in range(1203))
     seeds = [json.loads(bench.store.load(handle.id).document)["seed"] for handle in handles]
     assert seeds == list(range(1203))
     [depth] = bench.store.queue_depths()
@@ -259,7 +277,7 @@ def test_many_jobs_keep_their_order(client: Client, bench: Any) -> None:
 
 def test_an_endless_input_is_read_only_as_far_as_asked(client: Client, bench: Any) -> None:
     read = itertools.count()
-    handles = client.submit_many({"prompt": "hi", "seed": next(read)} for _ in itertools.count())
+    handles = client.iter_submit({"prompt": "hi", "seed": next(read)} for _ in itertools.count())
     assert bench.redis.dbsize() == 0
     assert len(list(itertools.islice(handles, 700))) == 700
     assert next(read) == 2 * job_groups.MAX_GROUP_JOBS
@@ -267,22 +285,14 @@ def test_an_endless_input_is_read_only_as_far_as_asked(client: Client, bench: An
 
 def test_large_prompts_make_smaller_batches(client: Client, bench: Any) -> None:
     read = itertools.count()
-    prompts = ({"prompt": "x" * (1 << 20), "seed": next(read)} for _ in range(50))
-    next(client.submit_many(prompts))
+    next(client.iter_submit({"prompt": "x" * (1 << 20), "seed": next(read)} for _ in range(50)))
     assert next(read) == 4
 
 
 def test_a_rejected_job_is_reported_and_the_others_are_submitted(client: Client) -> None:
     refused: list[tuple[int, str]] = []
-    jobs: list[dict[str, Any]] = [
-        {"prompt": "a"},
-        {"prompt": ""},
-        {"prompt": "c", "num_beams": 2},
-        {"prompt": "d"},
-    ]
-    handles = list(
-        client.submit_many(jobs, on_rejected=lambda index, e: refused.append((index, e.code)))
-    )
+    jobs: list[Any] = ["a", {"prompt": ""}, {"prompt": "c", "num_beams": 2}, {"prompt": "d"}]
+    handles = client.submit_many(jobs, on_rejected=lambda index, e: refused.append((index, e.code)))
     assert len(handles) == 2
     assert refused == [(1, "invalid_request"), (2, "unsupported_parameter")]
 
@@ -290,37 +300,71 @@ def test_a_rejected_job_is_reported_and_the_others_are_submitted(client: Client)
 def test_a_rejected_job_raises_after_the_handles_of_those_before_it(
     client: Client, bench: Any
 ) -> None:
-    jobs = [{"prompt": "a"}, {"prompt": "b"}, {"prompt": ""}]
+    jobs: list[JobFields] = [{"prompt": "a"}, {"prompt": "b"}, {"prompt": ""}]
     handles: list[Job] = []
     with pytest.raises(JobRejected) as caught:
-        collect(client.submit_many(jobs), handles)
+        collect(client.iter_submit(jobs), handles)
     assert len(handles) == 2
     assert caught.value.__notes__ == ["job 2 of the input, counted from 0"]
     assert bench.store.counts().queued == 2
 
 
+def test_many_jobs_are_sent_at_once_and_an_error_names_those_before_it(
+    client: Client, bench: Any
+) -> None:
+    client.submit_many(["a", "b"])
+    assert bench.store.counts().queued == 2
+    with pytest.raises(JobRejected) as caught:
+        client.submit_many(["c", "d", ""])
+    assert [client.status(job_id).state for job_id in caught.value.job_ids] == ["queued"] * 2
+    assert bench.store.counts().queued == 4
+
+
+def test_submitting_that_is_never_read_warns(client: Client, bench: Any) -> None:
+    with pytest.warns(RuntimeWarning, match="nothing was sent"):
+        client.iter_submit(["a"])
+    assert bench.store.counts().queued == 0
+    next(client.iter_submit(["a"]))
+    Submissions(text for text in ["a"]).close()  # it was meant
+
+
 def test_a_conflict_within_a_batch_costs_no_handle(client: Client, bench: Any) -> None:
-    jobs = [
+    jobs: list[JobFields] = [
         {"prompt": "a", "idempotency_key": "k"},
         {"prompt": "b", "idempotency_key": "k"},
         {"prompt": "c"},
     ]
     handles: list[Job] = []
     with pytest.raises(IdempotencyConflict):
-        collect(client.submit_many(jobs), handles)
+        collect(client.iter_submit(jobs), handles)
     assert len(handles) == 2 == bench.store.counts().queued
 
 
 def test_a_full_queue_is_an_error_to_try_again_after(redis_url: str, bench: Any) -> None:
     with Client(redis_url, settings=ProducerSettings(max_queue_depth=2)) as client:
         refused: list[int] = []
-        jobs = [{"prompt": "hi"}] * 4
-        handles = client.submit_many(jobs, on_rejected=lambda index, _: refused.append(index))
+        handles = client.submit_many(["hi"] * 4, on_rejected=lambda index, _: refused.append(index))
         assert len(list(handles)) == 2
         assert refused == [2, 3]
         with pytest.raises(QueueFull, match="limit is 2") as caught:
             client.submit(prompt="hi")
     assert caught.value.code == "queue_full"
+
+
+def test_a_key_of_another_type_is_an_error_of_ours(client: Client, bench: Any) -> None:
+    bench.redis.set(keys.idempotency("acme", "k"), "no entry", px=60_000)
+    taken: JobFields = {"prompt": "hi", "tenant": "acme", "idempotency_key": "k"}
+    with pytest.raises(JobRejected, match="batchmill did not write") as caught:
+        client.submit(**taken)
+    assert (caught.value.code, caught.value.retryable) == ("unusable_record", False)
+    refused: list[int] = []
+    jobs: list[JobLike] = ["one", taken, {"prompt": "two"}]
+    handles = client.submit_many(jobs, on_rejected=lambda index, _: refused.append(index))
+    assert (len(list(handles)), refused) == (2, [1])
+    bench.redis.set(keys.job("forged"), "no record", px=60_000)
+    with pytest.raises(UnusableRecord, match="find and delete the key"):
+        client.job("forged").status()
+    bench.redis.delete(keys.job("forged"))
 
 
 def test_a_full_broker_is_a_full_queue(client: Client, bench: Any) -> None:
@@ -333,20 +377,19 @@ def test_a_full_broker_is_a_full_queue(client: Client, bench: Any) -> None:
     assert refused == [0, 1]
 
 
-def test_a_broker_that_takes_no_writes_is_unavailable(client: Client, bench: Any) -> None:
-    bench.redis.config_set("min-replicas-to-write", "1")
-    try:
-        with pytest.raises(BrokerUnavailable, match="refuses writes: NOREPLICAS"):
-            client.submit(prompt="too early")
-    finally:
-        bench.redis.config_set("min-replicas-to-write", "0")
-
-
 def test_a_broker_that_is_not_there_is_named_without_its_password() -> None:
     with pytest.raises(BrokerUnavailable) as caught:
         Client("redis://:hunter2@127.0.0.1:1/0").submit(prompt="hi")
     assert "127.0.0.1:1" in str(caught.value)
     assert "hunter2" not in str(caught.value)
+
+
+def test_a_client_shows_its_address_without_the_password(redis_url: str) -> None:
+    assert (
+        repr(Client("redis://me:hunter2@localhost:1/0")) == "Client('redis://me:***@localhost:1/0')"
+    )
+    shown = repr(AsyncClient("rediss://localhost:1/0?ssl_password=hunter2&password=hunter3"))
+    assert shown == "AsyncClient('rediss://localhost:1/0?ssl_password=***&password=***')"
 
 
 def test_a_client_without_an_address_takes_the_environment_s(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from batchmill.producer import AsyncClient, JobRejected
+from batchmill.producer import AsyncClient, Client, JobRejected, StructureCheckUnavailable
 
 
 def bomb(number: int) -> dict[str, Any]:
@@ -23,9 +23,8 @@ def test_the_event_loop_continues_while_a_structure_is_checked(redis_url: str) -
             "structure_too_complex",
             "structured_outputs",
         )
-        jobs = [{"prompt": "x", "structured_outputs": bomb(2)}]
         with pytest.raises(JobRejected):
-            await anext(client.submit_many(jobs))
+            await client.submit_many([{"prompt": "x", "structured_outputs": bomb(2)}])
 
     async def test() -> int:
         num_turns = 0
@@ -39,3 +38,11 @@ def test_the_event_loop_continues_while_a_structure_is_checked(redis_url: str) -
 
     # Without a thread there are two turns. The checks take seconds, a turn 20 ms.
     assert asyncio.run(asyncio.wait_for(test(), 60)) > 20
+
+
+def test_a_structure_that_cannot_be_checked_now_may_be_submitted_later(
+    client: Client, no_check_process: None
+) -> None:
+    with pytest.raises(StructureCheckUnavailable) as caught:
+        client.submit(prompt="x", structured_outputs={"regex": "not now"})
+    assert (caught.value.retryable, caught.value.param) == (True, "structured_outputs")

@@ -24,7 +24,7 @@ def ids_of(bench: Any, batch_id: str) -> list[str]:
     return [i.decode() for i in bench.redis.zrange(keys.batch_jobs(batch_id), 0, -1)]
 
 
-def end(store: JobStore, job_id: str, state: JobState = JobState.COMPLETED) -> int:
+def end(store: JobStore, job_id: str, state: JobState = JobState.COMPLETED) -> str:
     """Claim and complete a job; return its fence."""
     claim = store.claim(job_id, owner="w", lease_ms=60_000, identity="i")
     assert isinstance(claim, Claim)
@@ -32,7 +32,7 @@ def end(store: JobStore, job_id: str, state: JobState = JobState.COMPLETED) -> i
     return claim.fence
 
 
-def complete(store: JobStore, job_id: str, fence: int, state: JobState) -> None:
+def complete(store: JobStore, job_id: str, fence: str, state: JobState) -> None:
     result = {"id": job_id, "model": "demo", "status": state.value, "text": f"about {job_id}"}
     store.complete(job_id, fence=fence, state=state, result=json.dumps(result))
 

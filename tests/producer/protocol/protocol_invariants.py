@@ -94,7 +94,7 @@ class ProtocolInvariants(RuleBasedStateMachine):
     @invariant()
     def the_window_is_full_while_jobs_wait(self) -> None:
         if self.redis.exists(keys.turns(QUEUE)):
-            assert self.redis.llen(QUEUE) >= WINDOW_JOBS
+            assert self.redis.llen(keys.announced(QUEUE)) >= WINDOW_JOBS
 
     @invariant()
     def every_key_ends(self) -> None:

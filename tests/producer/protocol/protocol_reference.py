@@ -41,6 +41,11 @@ class BatchReference:
         return len(self.jobs) + self.num_refused, num_completed, num_failed
 
 
+def nonce(number: int) -> str:
+    """Return the nonce of a job's claim of this number."""
+    return f"n{number}"
+
+
 @dataclass
 class Reference:
     """The expected record."""
@@ -57,11 +62,17 @@ class Reference:
     suspect: int = 0
     crashes: int = 0
     lost_leases: int = 0
+    #: Tokens at the last claim.
+    num_claimed: int = 0
     alone: bool = False
     restarts: int = 0
     identity: str | None = None
+    #: The run of a worker that claimed it.
+    session: str = ""
     cancel_requested: bool = False
-    completed_fence: int | None = None
+    completed_fence: str | None = None
+    #: Fence of the failed attempt after which the job waits, or waited last.
+    retry_fence: str | None = None
     tokens: list[int] = field(default_factory=list)
 
     @property
@@ -85,10 +96,22 @@ class Reference:
         self.state, self.run, self.is_scheduled = "queued", self.run + 1, False
         self.suspect = self.crashes = self.lost_leases = 0
         self.alone = self.cancel_requested = False
-        self.completed_fence = None
+        self.completed_fence = self.retry_fence = None
 
-    def holds(self, fence: int) -> bool:
-        return self.state == "in_progress" and self.fence == fence
+    def retry_later(self) -> None:
+        self.retry_fence = self.written_fence("")
+        self.state, self.is_scheduled = "queued", True
+
+    def written_fence(self, error: str) -> str:
+        """Return the fence of the last claim, or one with an error."""
+        number = self.fence + {"earlier claim": -1, "later claim": 1}.get(error, 0)
+        return f"{number}.{'other' if error == 'other claim' else nonce(number)}"
+
+    def holds(self, fence: str) -> bool:
+        return self.state == "in_progress" and self.written_fence("") == fence
+
+    def is_held_by(self, session: str) -> bool:
+        return self.state == "in_progress" and self.session == session
 
     def append(self, position: int, new: list[int]) -> bool:
         """Append the new tokens of a write; return False if it leaves a gap or contradicts."""
@@ -104,19 +127,27 @@ class Reference:
         return self.tag == tag and tenant in (None, self.tenant)
 
     def lose_lease(self) -> ReleaseStatus:
+        self.note_progress()
         self.lost_leases += 1
-        counts = self.lost_leases >= 3
-        return self.put_back(ReleaseCause.ENGINE_DEATH if counts else ReleaseCause.DRAIN)
+        self.suspect += self.lost_leases >= 3 and not self.alone
+        return self.requeue(fails=self.lost_leases >= 8 and self.alone)
+
+    def note_progress(self) -> None:
+        if len(self.tokens) > self.num_claimed:
+            self.lost_leases = 0
 
     def put_back(self, cause: ReleaseCause) -> ReleaseStatus:
-        if cause is ReleaseCause.ENGINE_DEATH and self.alone:
-            self.crashes += 1
-        elif cause is ReleaseCause.ENGINE_DEATH:
-            self.suspect += 1
+        if cause in (ReleaseCause.ENGINE_DEATH, ReleaseCause.ENGINE_STALL):
+            self.note_progress()
+            self.crashes += self.alone
+            self.suspect += not self.alone
+        return self.requeue(fails=self.crashes >= 3)
+
+    def requeue(self, *, fails: bool) -> ReleaseStatus:
         if self.cancel_requested:
             self.end("cancelled")
             return ReleaseStatus.CANCELLED
-        if self.crashes >= 3:
+        if fails:
             self.end("failed")
             return ReleaseStatus.DEAD
         self.state = "queued"

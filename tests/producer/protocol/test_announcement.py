@@ -19,7 +19,7 @@ CANARY = "the secret prompt"
 
 
 def announcements(bench: Any) -> list[dict[str, Any]]:
-    return [json.loads(message) for message in bench.redis.lrange(QUEUE, 0, -1)]
+    return [json.loads(message) for message in bench.redis.lrange(keys.announced(QUEUE), 0, -1)]
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def receive(url: str) -> Message:
     """Take the message as a Celery consumer does."""
     received: list[Message] = []
     with Connection(celery_url(url)) as connection:
-        queue = Queue(QUEUE, routing_key=QUEUE, no_declare=True)
+        queue = Queue(keys.announced(QUEUE), routing_key=QUEUE, no_declare=True)
         with connection.Consumer(
             queue, callbacks=[lambda _, m: received.append(m)], accept=["json"]
         ):
@@ -71,7 +71,7 @@ def test_it_has_the_headers_that_celery_s_own_message_has(submitted: Any) -> Non
 
 
 def test_it_contains_nothing_of_the_job(submitted: Any) -> None:
-    [raw] = submitted.redis.lrange(QUEUE, 0, -1)
+    [raw] = submitted.redis.lrange(keys.announced(QUEUE), 0, -1)
     assert CANARY.encode() not in raw
     [message] = announcements(submitted)
     assert (message["headers"]["argsrepr"], message["headers"]["kwargsrepr"]) == ("()", "{...}")
@@ -81,7 +81,7 @@ def test_every_announcement_has_another_delivery_tag(submitted: Any) -> None:
     submitted.store.release(
         [HeldJob("gen_1", submitted.claim("gen_1").fence)], cause=ReleaseCause.DRAIN
     )
-    submitted.redis.delete(QUEUE)
+    submitted.redis.delete(keys.announced(QUEUE))
     submitted.store.sweep(reannounce_grace_ms=0)
     submitted.submit("gen_2", queue=QUEUE)
     tags = [message["properties"]["delivery_tag"] for message in announcements(submitted)]

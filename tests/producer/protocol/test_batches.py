@@ -16,14 +16,17 @@ from batchmill.producer import (
     BatchClosed,
     BatchState,
     Client,
+    EtaUnknown,
     IdempotencyConflict,
     JobRejected,
     ProducerSettings,
+    ProgressSummary,
     ResultTimeout,
     UnknownBatch,
 )
 from batchmill.producer.bulk.result_lines import ended_line
-from batchmill.producer.job.line import LineKind
+from batchmill.producer.job.document import GenerationJob
+from batchmill.producer.job.line import BulkLine, LineKind
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.replies import Claim, JobState
 from batchmill.producer.store.job_store import JobStore
@@ -147,9 +150,14 @@ def test_results_come_in_the_order_of_the_input(bench: Any, client: Client) -> N
 
 
 def test_results_that_do_not_come_time_out(bench: Any, client: Client) -> None:
-    batch = client.create_batch(lines(1))
-    with pytest.raises(ResultTimeout):
+    batch = client.create_batch(lines(2))
+    end(bench.store, ids_of(bench, batch.id)[0])
+    with pytest.raises(ResultTimeout) as late:
         list(client.batch_results(batch.id, timeout_s=0))
+    assert f"1 of the 2 lines of batch {batch.id} have ended after 0 s" in str(late.value)
+    assert "no worker" in str(late.value)
+    assert isinstance(late.value.progress, ProgressSummary)
+    assert late.value.progress.eta_unknown is EtaUnknown.NO_WORKER
     for ask in (client.batch, client.cancel_batch, lambda i: list(client.batch_results(i))):
         with pytest.raises(UnknownBatch):
             ask("batch_unknown")
@@ -178,6 +186,40 @@ def test_an_interrupted_batch_continues_under_its_key(bench: Any, client: Client
     with pytest.raises(IdempotencyConflict, match="line 1 of batch"):
         client.create_batch(lines(700, max_tokens=3), **options)
     assert client.batch(batch.id).status is BatchState.IN_PROGRESS
+
+
+def of_tenant(tenant: str) -> list[Any]:
+    """Return the same lines in each form that a caller can give, owned by a tenant."""
+    fields = [{**line, "tenant": tenant} for line in lines(2)]
+    jobs = [GenerationJob(prompt=line["prompt"], tenant=tenant) for line in fields]
+    read = [BulkLine(i, f"c{i}", LineKind.TEXT, job) for i, job in enumerate(jobs, 1)]
+    return [fields, jobs, read]
+
+
+def owners(bench: Any, batch_id: str) -> list[bytes]:
+    return [bench.redis.hget(keys.job(job_id), "tenant") for job_id in ids_of(bench, batch_id)]
+
+
+@pytest.mark.parametrize("form", range(3), ids=["mappings", "jobs", "lines of a file"])
+def test_each_tenant_has_its_own_keys(bench: Any, client: Client, form: int) -> None:
+    batches = {
+        tenant: client.create_batch(of_tenant(tenant)[form], idempotency_key="nightly")
+        for tenant in ("acme", "umbrella", "default")
+    }
+    assert len({batch.id for batch in batches.values()}) == 3
+    for tenant, batch in batches.items():
+        assert owners(bench, batch.id) == [tenant.encode()] * 2
+        again = client.create_batch(of_tenant(tenant)[form], idempotency_key="nightly")
+        assert (again.id, counts(again)) == (batch.id, (2, 0, 0))
+
+
+def test_the_tenant_of_a_batch_owns_its_key_and_its_lines(bench: Any, client: Client) -> None:
+    given = [*lines(1), {**lines(2)[1], "tenant": "guest"}]
+    first = client.create_batch(given, idempotency_key="nightly", tenant="acme")
+    other = client.create_batch(given, idempotency_key="nightly", tenant="umbrella")
+    assert first.id != other.id
+    assert owners(bench, first.id) == [b"acme", b"guest"]
+    assert client.create_batch(given, idempotency_key="nightly", tenant="acme").id == first.id
 
 
 def test_an_input_that_breaks_fails_a_batch_without_a_key(bench: Any, client: Client) -> None:
@@ -274,6 +316,13 @@ def test_the_asyncio_client_has_the_same_verbs(bench: Any, redis_url: str) -> No
                 await client.create_batch([{"prompt": ""}])
             failed = (await client.batches(1))[0]
             assert (await client.batch(failed.id)).status is BatchState.FAILED
+            same = [
+                await client.create_batch(lines(2, tenant="acme"), idempotency_key="nightly")
+                for _ in range(2)
+            ]
+            assert same[0] == same[1]
+            other = await client.create_batch(lines(2), idempotency_key="nightly")
+            assert other.id != same[0].id
 
     asyncio.run(asyncio.wait_for(run(), timeout=60))
 
@@ -284,17 +333,17 @@ def test_counts_equal_a_recount_after_anything(bench: Any, client: Client) -> No
     batches = [client.create_batch(lines(20), webhook=HOOK).id for _ in range(2)]
     loose = [client.submit(prompt="x").id for _ in range(5)]
     ids = [*ids_of(bench, batches[0]), *ids_of(bench, batches[1]), *loose]
-    fences: dict[str, int] = {}
+    fences: dict[str, list[str]] = {job_id: ["0.none"] for job_id in ids}
     for _ in range(400):
         job_id = rng.choice(ids)
         match rng.randrange(6):
             case 0 | 1:
                 claim = bench.store.claim(job_id, owner="w", lease_ms=60_000, identity="i")
                 if isinstance(claim, Claim):
-                    fences[job_id] = claim.fence
+                    fences[job_id].append(claim.fence)
             case 2 | 3:
                 state = rng.choice([JobState.COMPLETED, JobState.FAILED, JobState.EXPIRED])
-                complete(bench.store, job_id, fences.get(job_id, 1) - rng.randrange(2), state)
+                complete(bench.store, job_id, rng.choice(fences[job_id][-2:]), state)
             case 4 if rng.random() < 0.3:
                 bench.store.cancel(job_id)
             case 5:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -10,24 +11,15 @@ import pytest
 from batchmill.producer.errors import QueueFull
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.outbox import DeliveryOutcome
-from batchmill.producer.protocol.records import DeadLetterKind, WorkerInfo
+from batchmill.producer.protocol.records import DeadLetterKind
 from batchmill.producer.protocol.replies import HeldJob, ReleaseCause
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store.dead_letters import retry_dead_letter
 
+from ...support.worker_info import worker_info
+
 QUEUE = keys.queue_name("demo", "normal")
-WORKER = WorkerInfo(
-    name="w1@host",
-    model="demo",
-    identity="abc",
-    queues=keys.queue_names("demo"),
-    max_model_len=2048,
-    max_num_seqs=64,
-    started_at_ms=5,
-    state="ready",
-    versions=(1,),
-    stats={"in_flight": 3},
-)
+WORKER = worker_info("w1@host", stats={"in_flight": 3})
 
 
 def add(bench: Any, payload: bytes = b"garbage") -> str:
@@ -51,6 +43,23 @@ def test_a_malformed_message_is_kept_byte_for_byte(bench: Any) -> None:
     assert (letter.kind, letter.reason) == (DeadLetterKind.MESSAGE, "malformed")
     assert (letter.payload, letter.source) == (b"\xff\x00{", QUEUE)
     assert 0 < bench.redis.ttl(keys.dead(letter.id)) <= keys.DEAD_TTL_S
+
+
+def test_the_oldest_letters_beyond_the_limit_are_dropped_and_counted(bench: Any) -> None:
+    for number in range(7):
+        bench.store.dead_letter_add(
+            kind=DeadLetterKind.MESSAGE,
+            reason="malformed",
+            payload=b"x",
+            source="q",
+            letter_id=f"l{number}",
+        )
+        bench.redis.zadd(keys.DEAD, {f"l{number}": time.time_ns() // 1_000_000 + number})
+    dropped = [bench.store.sweep(max_letters=3, limit=2).letters_dropped for _ in range(3)]
+    assert dropped == [2, 2, 0]
+    assert [letter.id for letter in bench.store.dead_letters()] == ["l6", "l5", "l4"]
+    assert not bench.redis.exists(keys.dead("l0"))
+    assert bench.store.counts().totals["dead_letters_dropped"] == 4
 
 
 def test_dead_letters_are_listed_newest_first_by_page(bench: Any) -> None:

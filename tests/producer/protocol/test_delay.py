@@ -104,7 +104,7 @@ def test_the_status_shows_the_start_time(redis_url: str) -> None:
 )
 def test_a_deadline_before_the_start_is_refused(redis_url: str, times: dict[str, Any]) -> None:
     now = datetime.now(UTC)
-    fields = {
+    fields: dict[str, Any] = {
         name: now + value if isinstance(value, timedelta) else value
         for name, value in times.items()
     }

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.calls import jobs as job_calls
 from batchmill.producer.protocol.replies import HeldJob, ReleaseCause
 from batchmill.producer.store.tenants import set_tenant, set_window
 
@@ -127,7 +128,8 @@ def test_an_idle_tenant_saves_up_nothing(bench: Any) -> None:
 
 def test_jobs_given_back_go_before_all_others(bench: Any) -> None:
     submit_many(bench, "a", 20)
-    claims = [HeldJob(bench.take_next(), 1) for _ in range(3)]
+    taken = [bench.take_next() for _ in range(3)]
+    claims = [HeldJob(job_id, bench.fence(job_id)) for job_id in taken]
     bench.store.release(claims, cause=ReleaseCause.DRAIN)
     assert bench.announced()[:3] == ["a2", "a1", "a0"]
     assert len(run_all(bench)) == 20
@@ -164,35 +166,18 @@ def test_an_unusable_message_still_lets_the_next_job_in(bench: Any) -> None:
 
 def test_a_sweep_refills_the_window_after_messages_vanished(bench: Any) -> None:
     submit_many(bench, "a", 20)
-    bench.redis.delete(QUEUE)
+    bench.redis.delete(keys.announced(QUEUE))
     bench.store.sweep(reannounce_grace_ms=60_000)
     assert bench.announced() == [f"a{index}" for index in range(WINDOW, 2 * WINDOW)]
     bench.age_announcements()
     assert bench.store.sweep().reannounced == WINDOW
 
 
-def test_jobs_of_an_older_version_are_served(bench: Any) -> None:
-    """Such a job has its own message, a score in the index and no tenant, cost or backlog."""
-    for index in range(12):
-        bench.submit(f"old{index}")
-        name = f"old{index}"
-        bench.redis.hdel(keys.job(name), "tenant", "cost", "charge")
-        bench.redis.zadd(keys.queued(QUEUE), {name: 1000 + index})
-    bench.redis.delete(
-        QUEUE,
-        *(keys.USAGE, keys.turns(QUEUE), keys.used(QUEUE), keys.under_way(QUEUE)),
-        keys.backlog(QUEUE, "default"),
-    )
-    assert bench.store.sweep().reannounced == 12
-    bench.submit("new")
-    assert run_all(bench) == [*(f"old{index}" for index in range(12)), "new"]
-
-
 def test_each_class_has_its_own_window(bench: Any) -> None:
     high = keys.queue_name("demo", "high")
     submit_many(bench, "a", 20)
     bench.submit("urgent", tenant="a", queue=high)
-    assert bench.redis.llen(high) == 1
+    assert bench.redis.llen(keys.announced(high)) == 1
 
 
 @pytest.mark.parametrize("place", [0, 3, 8, 19])
@@ -210,19 +195,20 @@ def test_the_position_counts_jobs_of_other_tenants(bench: Any) -> None:
     assert bench.store.queue_position("b9") == WINDOW + 9 + 27
 
 
+@pytest.mark.parametrize("num_tenants", [20, 1200])
+def test_the_position_counts_the_tenants_whose_turn_comes_before(
+    bench: Any, num_tenants: int
+) -> None:
+    """Each tenant has one job: they are announced one after the other."""
+    jobs = [bench.new_job(f"j{n:04}", tenant=f"t{n:04}") for n in range(num_tenants)]
+    bench.store.run_all([job_calls.submit(job) for job in jobs])
+    for place in (WINDOW, num_tenants // 2, num_tenants - 1):
+        assert bench.store.queue_position(f"j{place:04}") == place
+
+
 def test_a_job_that_does_not_wait_has_no_position(bench: Any) -> None:
     bench.started("running")
     bench.submit("later", delay_ms=60_000)
     assert bench.store.queue_position("running") is None
     assert bench.store.queue_position("later") is None
     assert bench.store.queue_position("unknown") is None
-
-
-def test_plain_celery_tasks_in_the_list_take_no_room_in_the_window(bench: Any) -> None:
-    queue = keys.queue_name("demo", "normal")
-    bench.redis.lpush(queue, *(f"plain {number}" for number in range(40)))
-
-    for number in range(10):
-        bench.submit(f"j{number}")
-
-    assert bench.redis.zcount(keys.queued(queue), "-inf", "(inf") == keys.DEFAULT_WINDOW_JOBS

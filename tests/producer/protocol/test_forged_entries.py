@@ -11,17 +11,19 @@ from batchmill.producer.errors import JobRejected
 from batchmill.producer.job.batch import BatchRequest
 from batchmill.producer.protocol import keys, reads
 from batchmill.producer.protocol.calls import inbox as inbox_calls
-from batchmill.producer.protocol.records import DeadLetterKind, WorkerInfo
+from batchmill.producer.protocol.records import DeadLetterKind
 from batchmill.producer.protocol.replies import JobState
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store import batch_calls, job_index
 from batchmill.producer.store.batches import batches, newest_batch_ids
 from batchmill.producer.store.dead_letters import retry_dead_letter
-from batchmill.producer.store.deliveries import Deliveries
 from batchmill.producer.store.ended_jobs import ended_jobs
+from batchmill.producer.store.endpoints import Endpoints
 from batchmill.producer.store.job_index import JobQuery
 from batchmill.producer.store.tenants import list_tenants, load_tenant, set_tenant
 from batchmill.producer.watch.channel_messages import Watched
+
+from ...support.worker_info import worker_info
 
 NOT_UTF8 = b"\xff\xfe"
 FORGED_EVENTS: list[tuple[str, bytes]] = [
@@ -60,6 +62,7 @@ def test_an_event_id_that_is_not_utf8_makes_a_dead_letter(bench: Any) -> None:
     event = {"type": "t", "job_id": "j", "url": "https://e", "created_at_ms": 1, "state": "pending"}
     bench.redis.hset(keys.event("").encode() + NOT_UTF8, mapping=event)
     bench.redis.zadd(keys.OUTBOX, {NOT_UTF8: 1})
+    bench.store.outbox_repair(0)
 
     assert bench.store.outbox_claim(owner="d", limit=10, lease_ms=60_000) == []
 
@@ -102,18 +105,7 @@ def test_a_forged_dead_letter_is_listed_beside_the_others(
 
 
 def test_forged_workers_do_not_hide_the_others(bench: Any) -> None:
-    info = WorkerInfo(
-        name="w1",
-        model="demo",
-        identity="stub",
-        queues=("batchmill.demo.normal",),
-        max_model_len=16,
-        max_num_seqs=1,
-        started_at_ms=0,
-        state="ready",
-        versions=(1,),
-    )
-    bench.store.announce_worker(info)
+    bench.store.announce_worker(worker_info("w1"))
     bench.redis.sadd(keys.WORKERS, NOT_UTF8, "a-list")
     bench.redis.rpush(keys.worker("a-list"), "no heartbeat")
 
@@ -122,7 +114,7 @@ def test_forged_workers_do_not_hide_the_others(bench: Any) -> None:
 
 def test_forged_queues_and_totals_do_not_hide_the_others(bench: Any) -> None:
     bench.submit("j")
-    bench.redis.sadd(keys.QUEUES, NOT_UTF8, "a-string")
+    bench.redis.zadd(keys.QUEUES, {NOT_UTF8: 1, "a-string": 1})
     bench.redis.set("a-string", "no list")
     bench.redis.hset(keys.TOTALS, mapping={"completed": "many", NOT_UTF8: "1"})
 
@@ -185,16 +177,19 @@ def test_forged_tenants_do_not_hide_the_others(bench: Any) -> None:
 
 
 def test_forged_endpoints_do_not_hide_the_others(bench: Any) -> None:
-    disabled = {"https://good/": "5 gone", NOT_UTF8: "6 gone", "https://bad/": "soon gone"}
-    bench.redis.hset(keys.ENDPOINTS_DISABLED, mapping=disabled)
+    names = [b"acme https://good/", NOT_UTF8, b"acme https://bad/"]
+    disabled = zip(names, ["5 gone", "6 gone", "soon gone"], strict=True)
+    bench.redis.hset(keys.ENDPOINTS_DISABLED, mapping=dict(disabled))
+    bench.redis.zadd(keys.FAST_HOSTS, {NOT_UTF8: 1})
+    bench.redis.set(keys.endpoint("acme https://good/"), "no state")
 
-    found = Deliveries(bench.store).disabled_endpoints()
+    found, num_left_out = Endpoints(bench.store).page()
 
-    assert [(each.endpoint, each.at_ms) for each in found] == [
-        ("https://bad/", 0),
-        ("https://good/", 5),
-        (r"\xff\xfe", 6),
+    assert [(each.tenant, each.url, each.disabled_at_ms) for each in found] == [
+        ("acme", "https://bad/", 0),
+        ("acme", "https://good/", 5),
     ]
+    assert num_left_out == 0
 
 
 def test_a_document_under_a_forged_id_does_not_hold_up_the_others(bench: Any) -> None:

@@ -22,7 +22,7 @@ def push(bench: Any, *prompts: str) -> None:
         bench.redis.lpush(keys.INBOX, json.dumps({"prompt": prompt}))
 
 
-def take(bench: Any, **limits: int) -> list[TakenDocument]:
+def take(bench: Any, **limits: Any) -> list[TakenDocument]:
     return list(bench.store.run(inbox_calls.take(limits.pop("lease_ms", LEASE_MS), **limits)))
 
 
@@ -181,3 +181,64 @@ def test_a_worker_that_lost_its_lease_cannot_put_a_document_off(bench: Any) -> N
         inbox_calls.settle(held.id, 1000, max_waiting=0, held_until_ms=held.held_until_ms)
     )
     assert prompts(take(bench)) == ["one"]
+
+
+class DyingWorker:
+    """Takes documents and settles them, until one kills it."""
+
+    def __init__(self, bench: Any, session: str, *, connected_ms: int = 10_000) -> None:
+        self._bench = bench
+        self._limits = {"session": session, "connected_ms": connected_ms}
+
+    def work(self) -> list[str]:
+        """Return the prompts of the documents that were settled."""
+        settled: list[str] = []
+        while documents := take(self._bench, **self._limits):
+            for document in documents:
+                (prompt,) = prompts([document])
+                if prompt == "deadly":
+                    self._die()
+                    return settled
+                self._bench.store.run(inbox_calls.settle(document.id))
+                settled.append(prompt)
+        return settled
+
+    def _die(self) -> None:
+        taken = self._bench.redis.zrange(keys.INBOX_TAKEN, 0, -1)
+        self._bench.redis.zadd(keys.INBOX_TAKEN, dict.fromkeys(taken, 1))
+
+
+def test_a_document_that_three_workers_did_not_survive_is_a_dead_letter(bench: Any) -> None:
+    push(bench, "first", "deadly", "second", "third")
+
+    assert DyingWorker(bench, "a.1").work() == ["first"]
+    settled = [prompt for name in "bcde" for prompt in DyingWorker(bench, f"{name}.1").work()]
+
+    assert sorted(settled) == ["second", "third"]
+    (letter,) = bench.store.dead_letters()
+    assert json.loads(letter.payload)["prompt"] == "deadly"
+    assert letter.reason.startswith("delivery_limit: 3 workers were lost")
+    assert bench.store.counts().inbox == 0
+    assert not bench.redis.exists(keys.INBOX_TAKERS)
+
+
+def test_a_document_is_not_blamed_for_a_worker_that_lives(bench: Any) -> None:
+    push(bench, "deadly")
+    with bench.redis.pubsub() as connection:
+        connection.subscribe(keys.session_channel("a.1"))
+        for _ in range(5):  # its leases lapse, but it is still connected
+            assert DyingWorker(bench, "a.1").work() == []
+    assert not bench.store.dead_letters()
+
+
+def test_workers_that_may_not_judge_leave_a_document_to_one_that_may(bench: Any) -> None:
+    push(bench, "deadly", "innocent")
+    assert DyingWorker(bench, "a.1", connected_ms=0).work() == []
+
+    # Redis, or the workers, have just started: the one that had it may only have lost touch.
+    for number in range(5):
+        assert take(bench, session=f"b.{number}", connected_ms=4000) == []
+    assert not bench.store.dead_letters()
+    settled = [prompt for name in "cdef" for prompt in DyingWorker(bench, f"{name}.1").work()]
+    assert settled == ["innocent"]
+    assert len(bench.store.dead_letters()) == 1

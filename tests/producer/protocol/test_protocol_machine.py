@@ -50,16 +50,18 @@ from batchmill.producer.store import batch_calls, job_index
 from batchmill.producer.store.batch_calls import OpenBatch
 from batchmill.producer.store.job_index import JobQuery
 
-from .protocol_invariants import BATCH_ID, QUEUE, WINDOW_JOBS, ProtocolInvariants
-from .protocol_reference import Reference
+from .protocol_invariants import BATCH_ID, QUEUE, WINDOW_JOBS
+from .protocol_reference import Reference, nonce
+from .session_rules import WORKERS, SessionRules
 
 LEASE_MS = 3_600_000
 MAX_OPEN_JOBS = 6
 
 #: Which job, counted from the newest; the last value is an unknown job.
 picks = st.sampled_from((0, 0, 0, 1, 1, 2, 9))
-#: Added to the right fence: mostly 0.
-fence_errors = st.sampled_from((0, 0, 0, -1, 1))
+#: How a fence is wrong, mostly not at all. Redis may give the number of a claim out again if it
+#: loses its last writes: `other claim` has the right number and another nonce.
+fence_errors = st.sampled_from(("", "", "", "earlier claim", "later claim", "other claim"))
 #: Where a write starts, relative to the stored end: mostly there, or before it.
 position_errors = st.sampled_from((0, 0, -1, -2, 1))
 tokens: st.SearchStrategy[list[int]] = st.just([]) | st.lists(
@@ -71,10 +73,11 @@ tenants = st.sampled_from(("a", "a", "b", "c"))
 rarely = st.sampled_from((False, False, False, True))
 tags = st.sampled_from(("", "x", "xy"))
 some_tags = st.sampled_from(("x", "xy"))
+workers = st.sampled_from(WORKERS)
 ends = st.sampled_from((JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED))
 
 
-class ProtocolMachine(ProtocolInvariants):
+class ProtocolMachine(SessionRules):
     """Drives a store and its references side by side."""
 
     def __init__(self, url: str, check_keys: Callable[[Redis], None]) -> None:
@@ -127,27 +130,35 @@ class ProtocolMachine(ProtocolInvariants):
         """Change a weight while jobs wait and run."""
         self.redis.hset(keys.TENANTS, f"{tenant}:weight", weight)
 
-    @rule(pick=picks, written=tokens)
-    def start(self, pick: int, written: list[int]) -> None:
+    @rule(pick=picks, written=tokens, worker=workers)
+    def start(self, pick: int, written: list[int], worker: str) -> None:
         """Claim and checkpoint, the usual start, so that more sequences get beyond it."""
-        self.claim(pick, "model-1")
-        self.checkpoint(pick, 0, 0, written)
+        self.claim(pick, "model-1", worker)
+        self.checkpoint(pick, "", 0, written)
 
-    @rule(pick=picks, identity=identities)
-    def claim(self, pick: int, identity: str) -> None:
+    @rule(pick=picks, identity=identities, worker=workers)
+    def claim(self, pick: int, identity: str, worker: str) -> None:
         """Claim without a message, as for a duplicate or late one."""
-        self.claim_job(self.job_id(pick), identity)
+        self.claim_job(self.job_id(pick), identity, worker)
 
-    @rule(identity=identities)
-    def take_the_next(self, identity: str) -> None:
+    @rule(identity=identities, worker=workers)
+    def take_the_next(self, identity: str, worker: str) -> None:
         """Take the next message and claim its job, as a worker does."""
-        message = self.redis.rpop(QUEUE)
+        message = self.redis.rpop(keys.announced(QUEUE))
         if message is not None:
-            self.claim_job(json.loads(message)["headers"]["id"], identity)
+            self.claim_job(json.loads(message)["headers"]["id"], identity, worker)
 
-    def claim_job(self, job_id: str, identity: str) -> None:
-        reply = self.store.claim(job_id, owner="w", lease_ms=LEASE_MS, identity=identity)
+    def claim_job(self, job_id: str, identity: str, worker: str) -> None:
         job = self.jobs.get(job_id)
+        number = 1 if job is None else job.fence + 1
+        reply = self.store.claim(
+            job_id,
+            owner=worker,
+            lease_ms=LEASE_MS,
+            identity=identity,
+            session=self.sessions[worker],
+            nonce=nonce(number),
+        )
         if job is None or job.state != "queued" or job.is_scheduled:
             refusal = ClaimRefusal.LEASED
             if job is None:
@@ -162,16 +173,17 @@ class ProtocolMachine(ProtocolInvariants):
             job.tokens, job.restarts = [], job.restarts + 1
         job.state, job.identity = "in_progress", identity
         job.fence, job.alone = job.fence + 1, job.suspect >= 3
+        job.num_claimed, job.session = len(job.tokens), self.sessions[worker]
         assert isinstance(reply, Claim)
-        assert (reply.fence, reply.attempts) == (job.fence, job.fence)
+        assert (reply.fence, reply.attempts) == (job.written_fence(""), job.fence)
         assert (reply.token_ids, reply.alone) == (job.tokens, job.alone)
         assert reply.suspect == job.suspect
 
     @rule(pick=picks, wrong=fence_errors, shift=position_errors, new=tokens)
-    def checkpoint(self, pick: int, wrong: int, shift: int, new: list[int]) -> None:
+    def checkpoint(self, pick: int, wrong: str, shift: int, new: list[int]) -> None:
         job_id = self.job_id(pick)
         job = self.jobs.get(job_id, Reference(False))
-        fence, position = job.fence + wrong, max(0, len(job.tokens) + shift)
+        fence, position = job.written_fence(wrong), max(0, len(job.tokens) + shift)
         [status] = self.store.checkpoint(
             [TokenWrite(job_id, fence, position, new)], lease_ms=LEASE_MS
         )
@@ -184,28 +196,42 @@ class ProtocolMachine(ProtocolInvariants):
             assert status is (WriteStatus.CANCEL_REQUESTED if asked else WriteStatus.OK)
 
     @rule(pick=picks, wrong=fence_errors, cause=causes)
-    def release(self, pick: int, wrong: int, cause: ReleaseCause) -> None:
+    def release(self, pick: int, wrong: str, cause: ReleaseCause) -> None:
         job_id = self.job_id(pick)
         job = self.jobs.get(job_id, Reference(False))
-        fence = job.fence + wrong
+        fence = job.written_fence(wrong)
         [status] = self.store.release([HeldJob(job_id, fence)], cause=cause)
         expected = job.put_back(cause) if job.holds(fence) else ReleaseStatus.FENCED
         assert status is expected
 
-    @rule(pick=picks, wrong=fence_errors, shift=position_errors, new=tokens, end=ends)
-    def complete(self, pick: int, wrong: int, shift: int, new: list[int], end: JobState) -> None:
+    @rule(pick=picks, wrong=fence_errors, shift=position_errors, new=tokens, end=ends, again=rarely)
+    def complete(
+        self, pick: int, wrong: str, shift: int, new: list[int], end: JobState, again: bool
+    ) -> None:
+        """End an attempt; `again` asks for another one."""
         job_id = self.job_id(pick)
         job = self.jobs.get(job_id, Reference(False))
-        fence, position = job.fence + wrong, max(0, len(job.tokens) + shift)
+        fence, position = job.written_fence(wrong), max(0, len(job.tokens) + shift)
         status = self.store.complete(
-            job_id, fence=fence, state=end, result="{}", position=position, token_ids=new
+            job_id,
+            fence=fence,
+            state=end,
+            result="{}",
+            position=position,
+            token_ids=new,
+            retry_in_ms=LEASE_MS if again else None,
         )
         if job.has_ended and job.completed_fence == fence:
             assert status is CompleteStatus.ALREADY_DONE
+        elif job.state == "queued" and job.retry_fence == fence:
+            assert status is CompleteStatus.RETRYING
         elif not job.holds(fence):
             assert status is CompleteStatus.FENCED
         elif not job.append(position, new):
             assert status is CompleteStatus.GAP
+        elif again and not job.cancel_requested:
+            assert status is CompleteStatus.RETRYING
+            job.retry_later()
         else:
             assert status is CompleteStatus.OK
             job.completed_fence = fence
@@ -328,9 +354,9 @@ class ProtocolMachine(ProtocolInvariants):
     @rule(num_lost=st.integers(0, 3))
     def lose_announcements(self, num_lost: int) -> None:
         for _ in range(num_lost):
-            self.redis.rpop(QUEUE)
+            self.redis.rpop(keys.announced(QUEUE))
         # A grace of -1 ms includes announcements of the current millisecond.
-        missing = self.num_announced() - self.redis.llen(QUEUE)
+        missing = self.num_announced() - self.redis.llen(keys.announced(QUEUE))
         assert self.store.sweep(reannounce_grace_ms=-1).reannounced == max(0, missing)
         assert self.store.sweep(reannounce_grace_ms=-1).reannounced == 0
 

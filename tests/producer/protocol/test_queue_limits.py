@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 
-from batchmill.producer import AsyncClient, Client, JobRejected, ProducerSettings, QueueFull
+from batchmill.producer import (
+    AsyncClient,
+    Client,
+    JobRejected,
+    ProducerSettings,
+    QueueFull,
+)
 from batchmill.producer.errors import TenantRefused
 from batchmill.producer.store.tenants import (
     list_tenants,
@@ -18,12 +24,12 @@ from batchmill.producer.store.tenants import (
     unset_tenant,
 )
 
-PROMPT = {"prompt": "four words and more", "max_tokens": 95}  # 5 + 95 tokens
+PROMPT: dict[str, Any] = {"prompt": "four words and more", "max_tokens": 95}  # 5 + 95 tokens
 
 
 @pytest.mark.parametrize(
     ("setting", "limit"),
-    [("max_queued_jobs", 2), ("max_queued_bytes", 500), ("max_queued_tokens", 200)],
+    [("max_queued_jobs", 2), ("max_queued_bytes", 5000), ("max_queued_tokens", 200)],
 )
 def test_waiting_jobs_of_the_whole_store_are_limited(
     redis_url: str, setting: str, limit: int
@@ -38,7 +44,7 @@ def test_waiting_jobs_of_the_whole_store_are_limited(
 
 
 @pytest.mark.parametrize(
-    ("name", "limit"), [("max_jobs", 2), ("max_bytes", 500), ("max_tokens", 200)]
+    ("name", "limit"), [("max_jobs", 2), ("max_bytes", 5000), ("max_tokens", 200)]
 )
 def test_waiting_jobs_of_a_tenant_are_limited(
     redis_url: str, bench: Any, name: str, limit: int
@@ -118,8 +124,9 @@ def test_submit_many_waits_for_room_if_asked(redis_url: str, bench: Any) -> None
     worker.start()
     try:
         with Client(redis_url, settings=settings) as client:
-            jobs = ({"prompt": "hi", "seed": number} for number in range(12))
-            handles = list(client.submit_many(jobs, wait_when_full_s=30))
+            handles = client.submit_many(
+                ({"prompt": "hi", "seed": number} for number in range(12)), wait_when_full_s=30
+            )
     finally:
         done.set()
         worker.join()
@@ -134,7 +141,7 @@ def test_waiting_for_room_times_out(redis_url: str) -> None:
             on_rejected=lambda index, _: refused.append(index),
             wait_when_full_s=0.01,
         )
-        assert len(list(handles)) == 2
+        assert len(handles) == 2
     assert refused == [2, 3]
 
 
@@ -142,11 +149,37 @@ def test_the_asyncio_client_waits_for_room_too(redis_url: str) -> None:
     async def submit() -> int:
         settings = ProducerSettings(max_queued_jobs=2)
         async with AsyncClient(redis_url, settings=settings) as client:
-            handles = client.submit_many(
-                ({"prompt": "hi"} for _ in range(3)),
-                on_rejected=lambda *_: None,
-                wait_when_full_s=0.01,
+            handles = await client.submit_many(
+                ["hi"] * 3, on_rejected=lambda *_: None, wait_when_full_s=0.01
             )
-            return len([handle async for handle in handles])
+            return len(handles)
 
     assert asyncio.run(submit()) == 2
+
+
+@pytest.mark.parametrize(
+    ("setting", "other_is_refused"), [("max_outbox_events", True), ("max_endpoint_events", False)]
+)
+def test_jobs_with_a_webhook_are_refused_while_its_events_reach_a_limit(
+    redis_url: str, setting: str, other_is_refused: bool
+) -> None:
+    settings = ProducerSettings.model_validate({setting: 2})
+    hook, other = "https://example.com/hook", "https://example.com/other"
+    with Client(redis_url, settings=settings) as client:
+        jobs = [client.submit(**PROMPT, webhook=hook) for _ in range(2)]
+        failed = client.submit(**PROMPT)
+        for job in [*jobs, failed]:
+            job.cancel()
+        message = rf"holds 2 webhook events .*its limit is 2; .*BATCHMILL_{setting.upper()}"
+        with pytest.raises(QueueFull, match=message):
+            client.submit(**PROMPT, webhook=hook)
+        with pytest.raises(QueueFull, match=message):
+            jobs[0].retry()
+        client.submit(**PROMPT)
+        failed.retry()
+        if other_is_refused:
+            with pytest.raises(QueueFull, match=message):
+                client.submit(**PROMPT, webhook=other)
+        else:
+            client.submit(**PROMPT, webhook=other)
+        assert jobs[0].status().state == "cancelled"

@@ -15,6 +15,7 @@ from batchmill.producer.protocol.replies import (
     CancelStatus,
     Claim,
     ClaimRefusal,
+    ForgetStatus,
     HeldJob,
     JobState,
     ReachedLimit,
@@ -37,7 +38,7 @@ def test_a_submitted_job_has_a_record_an_index_entry_and_an_announcement(bench: 
     assert record.deadline_at_ms == record.enqueued_at_ms + 50_000
     assert (record.fence, record.attempts, record.owner) == (0, 0, None)
     assert bench.store.queue_depths()[0].queued == 1
-    assert bench.redis.llen(QUEUE) == 1
+    assert bench.redis.llen(keys.announced(QUEUE)) == 1
 
 
 def test_the_earlier_of_deadline_and_time_to_live_counts(bench: Any) -> None:
@@ -53,7 +54,7 @@ def test_submitting_the_same_id_again_changes_nothing(bench: Any) -> None:
     again = bench.submit("j", document='{"prompt":"other"}')
     assert (again.status, again.job_id) == (SubmitStatus.EXISTING, "j")
     assert bench.store.load("j").document == b'{"prompt":"hi"}'
-    assert bench.redis.llen(QUEUE) == 1
+    assert bench.redis.llen(keys.announced(QUEUE)) == 1
 
 
 def test_twenty_parallel_submits_with_one_key_make_one_job(bench: Any) -> None:
@@ -62,7 +63,7 @@ def test_twenty_parallel_submits_with_one_key_make_one_job(bench: Any) -> None:
         replies = list(threads.map(bench.store.submit, jobs))
     assert len({reply.job_id for reply in replies}) == 1
     assert [reply.status for reply in replies].count(SubmitStatus.CREATED) == 1
-    assert bench.redis.llen(QUEUE) == 1
+    assert bench.redis.llen(keys.announced(QUEUE)) == 1
     assert len(list(bench.redis.scan_iter(match=keys.job("*")))) == 1
 
 
@@ -74,10 +75,32 @@ def test_one_key_for_two_contents_is_a_conflict_that_stores_nothing(bench: Any) 
 
 
 def test_a_key_lives_as_long_as_its_job(bench: Any) -> None:
+    entry = keys.idempotency("default", "k")
     bench.submit("j", idempotency_key="k", fingerprint="f", result_ttl_ms=60_000)
-    assert bench.redis.pttl(keys.idempotency("k")) == -1
+    assert bench.redis.ttl(entry) > 30 * 24 * 3600  # renewed by the sweep while the job waits
     bench.store.cancel("j")
-    assert 0 < bench.redis.pttl(keys.idempotency("k")) <= 60_000
+    assert 0 < bench.redis.pttl(entry) <= 60_000
+
+
+def test_each_tenant_has_its_own_keys(bench: Any) -> None:
+    bench.submit("a", tenant="acme", idempotency_key="order-1", fingerprint="f")
+    reply = bench.submit("b", tenant="umbrella", idempotency_key="order-1", fingerprint="g")
+    assert (reply.status, reply.job_id) == (SubmitStatus.CREATED, "b")
+    again = bench.submit("c", tenant="acme", idempotency_key="order-1", fingerprint="f")
+    assert (again.status, again.job_id) == (SubmitStatus.EXISTING, "a")
+    bench.store.cancel("a")
+    assert bench.store.run(job_calls.forget("a")).status is ForgetStatus.FORGOTTEN
+    again = bench.submit("d", tenant="umbrella", idempotency_key="order-1", fingerprint="g")
+    assert (again.status, again.job_id) == (SubmitStatus.EXISTING, "b")
+
+
+@pytest.mark.parametrize("fingerprint", ["f", "other content"])
+def test_a_key_whose_record_was_deleted_stands_for_a_new_job(bench: Any, fingerprint: str) -> None:
+    bench.submit("a", idempotency_key="k", fingerprint="f")
+    bench.redis.delete(keys.job("a"))
+    reply = bench.submit("b", idempotency_key="k", fingerprint=fingerprint)
+    assert (reply.status, reply.job_id) == (SubmitStatus.CREATED, "b")
+    bench.redis.flushall()
 
 
 def test_a_full_queue_refuses_and_stores_nothing(bench: Any) -> None:
@@ -124,20 +147,13 @@ def test_a_pipeline_runs_if_the_server_knows_some_of_its_scripts(bench: Any) -> 
     assert second.status is SubmitStatus.CREATED
 
 
-def test_an_adopted_job_is_claimable_and_not_announced(bench: Any) -> None:
+def test_no_limit_applies_to_an_adopted_job(bench: Any) -> None:
     job = bench.new_job("0b1c-celery-id", max_queue_depth=1)
-    bench.submit("other")  # the queue is full, but a worker holds this job already
+    bench.submit("other")  # the queue is full, but Redis has accepted this job in its message
     assert bench.store.adopt(job).status is SubmitStatus.CREATED
     assert bench.store.adopt(job).status is SubmitStatus.EXISTING
-    assert bench.redis.llen(QUEUE) == 1
-    assert bench.claim("0b1c-celery-id").fence == 1
-
-
-def test_an_adopted_job_whose_worker_died_before_the_claim_is_announced(bench: Any) -> None:
-    bench.store.adopt(bench.new_job("j"))
-    bench.age_announcement("j")
-    assert bench.store.sweep(reannounce_grace_ms=0).reannounced == 1
-    assert bench.redis.llen(QUEUE) == 1
+    assert bench.redis.llen(keys.announced(QUEUE)) == 2
+    assert bench.claim("0b1c-celery-id").fence.startswith("1.")
 
 
 def test_a_claim_hands_over_the_job(bench: Any) -> None:
@@ -145,7 +161,8 @@ def test_a_claim_hands_over_the_job(bench: Any) -> None:
     claim = bench.claim("j")
     record = bench.store.load("j")
     assert claim.document == b'{"prompt":"hi"}'
-    assert (claim.fence, claim.attempts, claim.alone, claim.token_ids) == (1, 1, False, [])
+    assert claim.fence == f"1.{record.claim_nonce}"
+    assert (claim.attempts, claim.alone, claim.token_ids) == (1, False, [])
     assert claim.deadline_at_ms == record.deadline_at_ms
     assert claim.enqueued_at_ms == record.enqueued_at_ms
     assert claim.started_at_ms == claim.claimed_at_ms == record.started_at_ms
@@ -180,7 +197,8 @@ def test_a_repeated_call_finds_the_claim_whose_reply_was_lost(bench: Any) -> Non
     first, again = bench.store.run(call), bench.store.run(call)
     assert isinstance(first, Claim)
     assert isinstance(again, Claim)
-    assert (again.fence, again.attempts) == (first.fence, first.attempts) == (1, 1)
+    assert (again.fence, again.attempts) == (first.fence, first.attempts)
+    assert first.attempts == 1
 
 
 def test_an_unknown_job_cannot_be_claimed(bench: Any) -> None:
@@ -211,12 +229,29 @@ def test_a_job_of_another_version_is_left_for_a_worker_that_knows_it(bench: Any)
     assert bench.state("j") == "queued"
 
 
+def test_a_job_of_an_unknown_version_is_announced_ever_more_rarely(bench: Any) -> None:
+    bench.submit("j")
+    bench.redis.hset(keys.job("j"), "v", 99)
+    waits_s = []
+    for _ in range(12):
+        assert bench.take_announcement() is not None
+        bench.store.claim("j", owner="w", lease_ms=1000, identity="i")
+        counts = bench.store.sweep(reannounce_grace_ms=0)
+        assert counts.reannounced == 0
+        at_ms = bench.redis.zscore(keys.queued(QUEUE), "j")
+        waits_s.append(round((at_ms - counts.redis_ms) / 1000))
+        bench.age_announcement("j")
+        assert bench.store.sweep().reannounced == 1
+    assert waits_s == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 600, 600]
+
+
 def test_the_next_claim_continues_from_the_tokens_of_the_last(bench: Any) -> None:
     held = HeldJob("j", bench.started("j").fence)
     bench.store.checkpoint([TokenWrite("j", held.fence, 0, [7, 4_294_967_295, 0])], lease_ms=1000)
     bench.store.release([held], cause=ReleaseCause.DRAIN)
     claim = bench.claim("j")
-    assert (claim.fence, claim.attempts) == (2, 2)
+    assert claim.fence.startswith("2.")
+    assert claim.attempts == 2
     assert claim.token_ids == [7, 4_294_967_295, 0]
     assert claim.started_at_ms <= claim.claimed_at_ms
 
@@ -236,17 +271,18 @@ def test_tokens_of_another_model_are_discarded_at_the_claim(bench: Any) -> None:
 def test_a_token_id_outside_uint32_is_an_error(bench: Any, bad: list[int]) -> None:
     bench.started("j")
     with pytest.raises(OverflowError):
-        bench.store.checkpoint([TokenWrite("j", 1, 0, bad)], lease_ms=1000)
+        bench.store.checkpoint([TokenWrite("j", "1.n", 0, bad)], lease_ms=1000)
 
 
 def test_keys_are_named_alike_in_python_and_lua(bench: Any, redis_url: str) -> None:
     hook = "https://example.com/"
     bench.submit("j", webhook=hook, idempotency_key="k", deadline_at_ms=10**15, tags=("t",))
     bench.started("held")
-    bench.store.checkpoint([TokenWrite("held", 1, 0, [1])], lease_ms=60_000)
+    bench.store.checkpoint([TokenWrite("held", bench.fence("held"), 0, [1])], lease_ms=60_000)
     expected = {keys.job("j"), keys.queued(QUEUE), keys.DEADLINES, keys.QUEUES, keys.TOTALS}
-    expected |= {keys.USAGE, keys.used(QUEUE), keys.under_way(QUEUE)}
-    expected |= {keys.idempotency("k"), keys.job("held"), keys.tokens("held"), keys.LEASES, QUEUE}
+    expected |= {keys.USAGE, keys.used(QUEUE)}
+    expected |= {keys.job("held"), keys.tokens("held"), keys.LEASES, keys.announced(QUEUE)}
+    expected |= {keys.idempotency("default", "k")}
     expected |= {keys.state_index("queued"), keys.state_index("in_progress"), keys.tag_index("t")}
     assert {name.decode() for name in bench.redis.keys("*")} == expected
     for number in range(8):
@@ -256,8 +292,8 @@ def test_keys_are_named_alike_in_python_and_lua(bench: Any, redis_url: str) -> N
     assert waiting <= {name.decode() for name in bench.redis.keys("*")}
     with Client(redis_url) as client:
         batch = client.create_batch([{"prompt": "x"}])
-    expected = {keys.batch(batch.id), keys.batch_jobs(batch.id), keys.BATCHES}
-    assert bench.redis.exists(*expected, keys.BATCHES_DUE) == len(expected)
+    expected = {keys.batch(batch.id), keys.batch_jobs(batch.id), keys.BATCHES, keys.BATCHES_DUE}
+    assert bench.redis.exists(*expected) == len(expected)
     bench.store.cancel("j")
     [entry] = bench.store.outbox_claim(owner="d", limit=1, lease_ms=1000)
     assert entry.event_id == "evt_j_cancelled"

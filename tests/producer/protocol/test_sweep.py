@@ -22,7 +22,7 @@ NOTHING = SweepCounts(requeued=0, dead=0, cancelled=0, expired=0, reannounced=0)
 
 def ids_in_queue(bench: Any) -> list[str]:
     """Return the announced jobs, in the order in which they would be taken."""
-    messages = reversed(bench.redis.lrange(QUEUE, 0, -1))
+    messages = reversed(bench.redis.lrange(keys.announced(QUEUE), 0, -1))
     return [message.split(b'"correlation_id":"')[1].split(b'"')[0].decode() for message in messages]
 
 
@@ -37,7 +37,7 @@ def test_a_sweep_of_a_healthy_store_does_nothing(bench: Any) -> None:
 
 def test_a_lost_lease_goes_back_to_the_head_of_its_queue_without_suspicion(bench: Any) -> None:
     bench.started("lost")
-    bench.store.checkpoint([TokenWrite("lost", 1, 0, [1])], lease_ms=60_000)
+    bench.store.checkpoint([TokenWrite("lost", bench.fence("lost"), 0, [1])], lease_ms=60_000)
     bench.take_announcement()
     bench.submit("other")
     bench.lose_lease("lost")
@@ -50,7 +50,7 @@ def test_a_lost_lease_goes_back_to_the_head_of_its_queue_without_suspicion(bench
 
 def test_a_lease_that_runs_out_is_found(bench: Any) -> None:
     claim = bench.started("j", lease_ms=0)
-    assert claim.fence == 1
+    assert claim.attempts == 1
     assert bench.store.sweep().requeued == 1
 
 
@@ -79,13 +79,30 @@ def test_a_job_that_loses_every_worker_without_progress_is_given_up(bench: Any) 
     assert "engine died" not in error
 
 
-def test_a_job_that_makes_progress_is_never_given_up_for_lost_workers(bench: Any) -> None:
+@pytest.mark.parametrize("num_new_tokens", [1, 64])
+def test_a_job_that_makes_progress_is_never_given_up_for_lost_workers(
+    bench: Any, num_new_tokens: int
+) -> None:
     bench.submit("j")
     for _ in range(20):
-        assert lose(bench, "j", num_new_tokens=64).requeued == 1
+        assert lose(bench, "j", num_new_tokens=num_new_tokens).requeued == 1
     record = bench.store.load("j")
     assert (record.state, record.suspect, record.crashes) == (JobState.QUEUED, 0, 0)
     assert not bench.claim("j").alone
+
+
+def test_lost_workers_are_not_counted_as_engine_deaths(bench: Any) -> None:
+    bench.submit("j")
+    for _ in range(7):
+        lose(bench, "j")
+    for crashes in (1, 2):
+        claim = bench.claim("j")
+        assert claim.alone
+        bench.store.release([HeldJob("j", claim.fence)], cause=ReleaseCause.ENGINE_DEATH)
+        assert (bench.state("j"), bench.store.load("j").crashes) == ("queued", crashes)
+    claim = bench.claim("j")
+    bench.store.release([HeldJob("j", claim.fence)], cause=ReleaseCause.ENGINE_STALL)
+    assert "the engine died 3 times" in bench.store.load("j").error.decode()
 
 
 def test_progress_clears_the_suspicion_of_engine_deaths(bench: Any) -> None:
@@ -120,7 +137,9 @@ def test_a_record_in_its_last_millisecond_leaves_no_index_entry(bench: Any) -> N
     # Redis still returns a record in the very millisecond in which it expires.
     for number in range(10):
         bench.started(f"j{number}", result_ttl_ms=30)
-        bench.store.complete(f"j{number}", fence=1, state=JobState.COMPLETED, result="{}")
+        bench.store.complete(
+            f"j{number}", fence=bench.fence(f"j{number}"), state=JobState.COMPLETED, result="{}"
+        )
     while any(bench.redis.exists(keys.job(f"j{number}")) for number in range(10)):
         bench.store.sweep()  # many sweeps per millisecond
     bench.store.sweep()
@@ -180,7 +199,7 @@ def test_all_announcements_lost_come_back_in_their_old_order(bench: Any) -> None
     for score, name in enumerate(names):
         bench.submit(name)
         bench.redis.zadd(keys.queued(QUEUE), {name: score})
-    bench.redis.delete(QUEUE)
+    bench.redis.delete(keys.announced(QUEUE))
     assert bench.store.sweep().reannounced == 5
     assert ids_in_queue(bench) == names
 
@@ -191,7 +210,7 @@ def test_an_outage_of_all_workers_floods_nothing(bench: Any) -> None:
     for _ in range(50):
         bench.age_announcements()
         assert bench.store.sweep(reannounce_grace_ms=0).reannounced == 0
-    assert bench.redis.llen(QUEUE) == keys.DEFAULT_WINDOW_JOBS
+    assert bench.redis.llen(keys.announced(QUEUE)) == keys.DEFAULT_WINDOW_JOBS
 
 
 def test_no_more_is_announced_than_is_missing(bench: Any) -> None:
@@ -201,7 +220,7 @@ def test_no_more_is_announced_than_is_missing(bench: Any) -> None:
     for _ in range(3):
         bench.take_announcement()
     assert bench.store.sweep().reannounced == 3
-    assert bench.redis.llen(QUEUE) == 8
+    assert bench.redis.llen(keys.announced(QUEUE)) == 8
     assert bench.store.sweep(reannounce_grace_ms=0).reannounced == 0
 
 
@@ -209,7 +228,7 @@ def test_a_job_without_an_announcement_gets_one_while_others_have_two(bench: Any
     for number in range(4):
         bench.submit(f"j{number}")
     bench.redis.lpop(
-        QUEUE
+        keys.announced(QUEUE)
     )  # the message of the newest job is lost; nothing records which one it was
     claimed = set()
     for _ in range(20):
@@ -228,7 +247,7 @@ def test_each_queue_is_counted_separately(bench: Any) -> None:
     high = keys.queue_name("demo", "high")
     bench.submit("urgent", queue=high)
     bench.submit("normal")
-    bench.redis.delete(high)
+    bench.redis.delete(keys.announced(high))
     assert bench.store.sweep(reannounce_grace_ms=0).reannounced == 1
     assert [
         (depth.queue, depth.queued, depth.announcements) for depth in bench.store.queue_depths()
@@ -249,7 +268,7 @@ def test_the_limit_bounds_one_call_and_the_next_continues(bench: Any) -> None:
 def test_a_record_deleted_by_hand_does_not_stop_the_sweep(bench: Any, index: str) -> None:
     bench.started("held")
     bench.lose_lease("held")
-    bench.redis.sadd(keys.QUEUES, QUEUE)
+    bench.redis.zadd(keys.QUEUES, {QUEUE: 1})
     bench.redis.zadd(index, {"ghost": 0})
     while bench.take_announcement():
         pass
@@ -280,8 +299,7 @@ def test_usage_is_recounted_after_records_were_deleted_by_hand(bench: Any, kind:
         bench.redis.delete(name)
         for index in (keys.state_index("queued"), keys.tenant_index("acme")):
             bench.redis.zrem(index, name.decode().removeprefix(keys.job("")))
-    bench.redis.hdel(keys.under_way(QUEUE), "acme")
-    bench.redis.delete(QUEUE)
+    bench.redis.delete(keys.announced(QUEUE))
     bench.age_announcements()
 
     for _ in range(3):
@@ -294,8 +312,10 @@ def test_usage_is_recounted_after_records_were_deleted_by_hand(bench: Any, kind:
         "jobs:acme": 1,
         "bytes:acme": 15,
         "tokens:acme": 7,
+        "unfinished": 1,
+        "unfinished:acme": 1,
+        f"under_way:acme:{QUEUE}": 7000,
     }
-    bench.redis.hset(keys.under_way(QUEUE), "acme", bench.redis.hget(keys.job("kept"), "charge"))
 
 
 def test_a_sweep_does_not_recount_correct_counters(bench: Any) -> None:

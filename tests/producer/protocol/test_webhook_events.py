@@ -13,9 +13,11 @@ from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.outbox import DeliveryOutcome, OutboxEntry, RedeliverStatus
 from batchmill.producer.protocol.replies import HeldJob, JobState, ReleaseCause, TokenWrite
 from batchmill.producer.store.deliveries import Deliveries
+from batchmill.producer.store.endpoints import Endpoints
 
 URL = "https://Example.com/hook?token=1"
-ENDPOINT = "https://example.com/hook"
+ENDPOINT = "https://example.com/hook?token=1"
+ENDPOINT_KEY = keys.endpoint(f"default {ENDPOINT}")
 HOUR_MS = 3_600_000
 
 
@@ -29,13 +31,13 @@ def types(bench: Any) -> list[str]:
     return [entry.type.removeprefix("generation.") for entry in take(bench)]
 
 
-def start(bench: Any, job_id: str = "j", events: str = "") -> int:
+def start(bench: Any, job_id: str = "j", events: str = "") -> str:
     bench.submit(job_id, webhook=URL, webhook_events=events)
-    fence: int = bench.store.claim(job_id, owner="w", lease_ms=60_000, identity="i").fence
+    fence: str = bench.store.claim(job_id, owner="w", lease_ms=60_000, identity="i").fence
     return fence
 
 
-def write(bench: Any, fence: int, position: int, num_tokens: int, job_id: str = "j") -> None:
+def write(bench: Any, fence: str, position: int, num_tokens: int, job_id: str = "j") -> None:
     tokens = list(range(num_tokens))
     bench.store.checkpoint([TokenWrite(job_id, fence, position, tokens)], lease_ms=60_000)
 
@@ -119,33 +121,47 @@ def test_every_event_names_its_secret(bench: Any) -> None:
 
 
 def test_gone_disables_the_endpoint_for_later_events_until_it_is_enabled(bench: Any) -> None:
-    deliveries = Deliveries(bench.store)
+    deliveries, endpoints = Deliveries(bench.store), Endpoints(bench.store)
     for job_id in ("a", "b"):
         bench.submit(job_id, webhook=URL)
         bench.store.cancel(job_id)
         for entry in take(bench):
             settle(bench, entry, DeliveryOutcome.DISABLED, 410)
-    [disabled] = deliveries.disabled_endpoints()
-    assert (disabled.endpoint, disabled.reason) == (ENDPOINT, "gone")
+    [disabled] = endpoints.disabled()
+    assert (disabled.url, disabled.disabled_reason) == (ENDPOINT, "gone")
     untried = deliveries.event("evt_b_cancelled")
     assert untried is not None
     assert (untried.state, untried.log, untried.attempts) == ("disabled", (), 0)
     assert bench.store.outbox_redeliver("evt_b_cancelled") is RedeliverStatus.DISABLED
 
-    assert deliveries.enable(ENDPOINT)
-    assert not deliveries.enable(ENDPOINT)
-    assert deliveries.disabled_endpoints() == []
-    assert deliveries.redeliver_all("https://example.com/other") == 0
-    assert deliveries.redeliver_all(ENDPOINT) == 2
+    assert endpoints.enable(URL)
+    assert not endpoints.enable(ENDPOINT)
+    assert endpoints.disabled() == []
+    assert endpoints.redeliver_all("https://example.com/other") == 0
+    assert endpoints.redeliver_all(ENDPOINT, tenant="other") == 0
+    assert endpoints.redeliver_all(ENDPOINT) == 2
     assert sorted(entry.job_id for entry in take(bench)) == ["a", "b"]
 
 
 @pytest.mark.parametrize(
-    "url", ["https://example.com/other", "https://other.example/hook", "http://example.com/hook"]
+    ("url", "tenant"),
+    [
+        ("https://example.com/other?token=1", "default"),
+        ("https://other.example/hook?token=1", "default"),
+        ("http://example.com/hook?token=1", "default"),
+        ("https://example.com/hook?token=2", "default"),
+        ("https://example.com/hook", "default"),
+        (URL, "another"),
+    ],
 )
-def test_other_endpoints_stay_enabled(bench: Any, url: str) -> None:
-    bench.redis.hset(keys.ENDPOINTS_DISABLED, ENDPOINT, "1 gone")
-    bench.submit("j", webhook=url)
+def test_a_410_from_one_endpoint_drops_no_event_of_another(
+    bench: Any, url: str, tenant: str
+) -> None:
+    bench.submit("gone", webhook=URL)
+    bench.store.cancel("gone")
+    [entry] = take(bench)
+    settle(bench, entry, DeliveryOutcome.DISABLED, 410)
+    bench.submit("j", webhook=url, tenant=tenant)
     bench.store.cancel("j")
     assert types(bench) == ["cancelled"]
 
@@ -158,12 +174,11 @@ def test_endpoint_without_a_success_for_120_hours_is_disabled(
     bench.store.cancel("j")
     [entry] = take(bench)
     settle(bench, entry, DeliveryOutcome.RETRY, 500)
-    since_ms = int(bench.redis.get(keys.failing(ENDPOINT)))
-    bench.redis.set(keys.failing(ENDPOINT), since_ms - hours * HOUR_MS, ex=60)
+    bench.redis.hincrby(ENDPOINT_KEY, "failing_since_ms", -hours * HOUR_MS)
     [entry] = take(bench)
     settle(bench, entry, DeliveryOutcome.RETRY, None)
     deliveries = Deliveries(bench.store)
-    assert [e.reason for e in deliveries.disabled_endpoints()] == (
+    assert [e.disabled_reason for e in Endpoints(bench.store).disabled()] == (
         ["no_success_for_120_hours"] if is_disabled else []
     )
     event = deliveries.event(entry.event_id)
@@ -179,7 +194,7 @@ def test_a_success_resets_the_failures_of_the_endpoint(bench: Any) -> None:
     settle(bench, entry, DeliveryOutcome.RETRY, 500)
     [entry] = take(bench)
     settle(bench, entry, DeliveryOutcome.DELIVERED, 200)
-    assert bench.redis.get(keys.failing(ENDPOINT)) is None
+    assert not bench.redis.hexists(ENDPOINT_KEY, "failing_since_ms")
 
 
 def test_attempts_are_logged_with_time_status_and_duration(bench: Any) -> None:

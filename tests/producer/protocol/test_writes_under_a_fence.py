@@ -28,7 +28,8 @@ QUEUE = keys.queue_name("demo", "normal")
 OK, FENCED, GAP = WriteStatus.OK, WriteStatus.FENCED, WriteStatus.GAP
 
 
-def write(bench: Any, position: int, token_ids: list[int], fence: int = 1) -> WriteStatus:
+def write(bench: Any, position: int, token_ids: list[int], fence: str | None = None) -> WriteStatus:
+    fence = fence or bench.fence("j")
     status: WriteStatus
     [status] = bench.store.checkpoint(
         [TokenWrite("j", fence, position, token_ids)], lease_ms=60_000
@@ -36,21 +37,21 @@ def write(bench: Any, position: int, token_ids: list[int], fence: int = 1) -> Wr
     return status
 
 
-def complete(bench: Any, fence: int = 1, **changes: Any) -> CompleteStatus:
+def complete(bench: Any, fence: str | None = None, **changes: Any) -> CompleteStatus:
+    fence = fence or bench.fence("j")
     fields = {"state": JobState.COMPLETED, "result": "{}"} | changes
     status: CompleteStatus = bench.store.complete("j", fence=fence, **fields)
     return status
 
 
 def test_a_call_with_many_checkpoints_returns_a_status_per_job(bench: Any) -> None:
-    bench.started("a")
-    bench.started("b")
+    a, b = bench.started("a").fence, bench.started("b").fence
     writes = [
-        TokenWrite("a", 1, 0, [1, 2]),
-        TokenWrite("b", 9, 0, [3]),
-        TokenWrite("unknown", 1, 0, [4]),
-        TokenWrite("b", 1, 1, [5]),
-        TokenWrite("b", 1, 0, [6]),
+        TokenWrite("a", a, 0, [1, 2]),
+        TokenWrite("b", a, 0, [3]),
+        TokenWrite("unknown", a, 0, [4]),
+        TokenWrite("b", b, 1, [5]),
+        TokenWrite("b", b, 0, [6]),
     ]
     assert bench.store.checkpoint(writes, lease_ms=60_000) == [OK, FENCED, FENCED, GAP, OK]
     assert bench.store.read_tokens("a") == [1, 2]
@@ -85,8 +86,8 @@ def test_an_empty_checkpoint_only_extends_the_lease(bench: Any) -> None:
 
 
 def test_renew_extends_leases_and_reports_lost_ones(bench: Any) -> None:
-    bench.started("j", lease_ms=1)
-    held = [HeldJob("j", 1), HeldJob("j", 2), HeldJob("unknown", 1)]
+    fence = bench.started("j", lease_ms=1).fence
+    held = [HeldJob("j", fence), HeldJob("j", "9.x"), HeldJob("unknown", fence)]
     assert bench.store.renew(held, lease_ms=60_000) == [OK, FENCED, FENCED]
     assert bench.store.sweep().requeued == 0
 
@@ -98,21 +99,22 @@ def test_a_call_without_jobs_does_nothing(bench: Any) -> None:
 
 
 def test_a_worker_that_slept_through_its_lease_can_write_nothing(bench: Any) -> None:
-    bench.started("j")
+    old = bench.started("j").fence
     write(bench, 0, [1])
     bench.lose_lease("j")
     bench.store.sweep()
     new = bench.claim("j")
-    assert write(bench, 1, [99]) is FENCED
-    assert bench.store.renew([HeldJob("j", 1)], lease_ms=1) == [FENCED]
-    assert bench.store.release([HeldJob("j", 1)], cause=ReleaseCause.DRAIN) == [
+    assert write(bench, 1, [99], old) is FENCED
+    assert bench.store.renew([HeldJob("j", old)], lease_ms=1) == [FENCED]
+    assert bench.store.release([HeldJob("j", old)], cause=ReleaseCause.DRAIN) == [
         ReleaseStatus.FENCED
     ]
     assert (
-        complete(bench, result='{"by":"old"}', position=1, token_ids=[99]) is CompleteStatus.FENCED
+        complete(bench, old, result='{"by":"old"}', position=1, token_ids=[99])
+        is CompleteStatus.FENCED
     )
     assert complete(bench, new.fence, result='{"by":"new"}', position=1, token_ids=[2]) == "OK"
-    assert complete(bench, result='{"by":"old"}') is CompleteStatus.FENCED
+    assert complete(bench, old, result='{"by":"old"}') is CompleteStatus.FENCED
     assert bench.store.load("j").result == b'{"by":"new"}'
     assert bench.store.read_tokens("j") == [1, 2]
 
@@ -133,7 +135,7 @@ def test_complete_stores_everything_in_one_script(bench: Any) -> None:
     assert [entry.type for entry in bench.store.outbox_claim(owner="d", limit=9, lease_ms=9)] == [
         "generation.completed"
     ]
-    for key in (keys.job("j"), keys.tokens("j"), keys.idempotency("k")):
+    for key in (keys.job("j"), keys.tokens("j"), keys.idempotency("default", "k")):
         assert 0 < bench.redis.pttl(key) <= 60_000
 
 
@@ -174,12 +176,12 @@ def test_an_end_by_another_client_is_not_already_done(bench: Any) -> None:
 @pytest.mark.parametrize("state", [JobState.QUEUED, JobState.IN_PROGRESS])
 def test_a_job_can_only_be_completed_into_a_terminal_state(bench: Any, state: JobState) -> None:
     with pytest.raises(ValueError, match=state.value):
-        complete(bench, state=state)
+        complete(bench, "1.n", state=state)
 
 
 def test_a_completed_job_needs_a_result(bench: Any) -> None:
     with pytest.raises(ValueError, match="needs its result"):
-        complete(bench, result=None)
+        complete(bench, "1.n", result=None)
 
 
 @pytest.mark.parametrize("state", [JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED])
@@ -232,7 +234,9 @@ def test_cancel_reaches_a_running_job_at_its_next_checkpoint(bench: Any) -> None
     assert bench.store.cancel("j").status is CancelStatus.CANCELLING
     assert write(bench, 0, [1]) is WriteStatus.CANCEL_REQUESTED
     assert bench.store.read_tokens("j") == [1]
-    assert bench.store.renew([HeldJob("j", 1)], lease_ms=1) == [WriteStatus.CANCEL_REQUESTED]
+    assert bench.store.renew([HeldJob("j", bench.fence("j"))], lease_ms=1) == [
+        WriteStatus.CANCEL_REQUESTED
+    ]
     assert complete(bench, state=JobState.CANCELLED, position=1) == "OK"
     assert bench.state("j") == "cancelled"
 
@@ -286,6 +290,17 @@ def test_a_job_runs_alone_after_three_engine_deaths(bench: Any) -> None:
     assert (claim.suspect, claim.alone) == (3, True)
 
 
+def test_an_output_that_starts_over_makes_progress_again(bench: Any) -> None:
+    bench.submit("j")
+    for num_tokens in (1000, 900, 800, 700):
+        claim = bench.claim("j", identity=f"engine of {num_tokens}")
+        assert (claim.token_ids, claim.alone) == ([], False)
+        tokens = TokenWrite("j", claim.fence, 0, [1] * num_tokens)
+        assert bench.store.checkpoint([tokens], lease_ms=60_000) == [OK]
+        bench.store.release([HeldJob("j", claim.fence)], cause=ReleaseCause.ENGINE_DEATH)
+        assert bench.store.load("j").suspect == 1
+
+
 def test_only_crashes_alone_count_and_the_third_is_final(bench: Any) -> None:
     bench.submit("j", webhook="https://example.com/hook", document='{"prompt":"poison"}')
     outcomes = [crash(bench) for _ in range(6)]
@@ -313,7 +328,7 @@ def test_drains_never_make_a_job_a_suspect(bench: Any) -> None:
 def test_a_released_job_whose_deadline_has_passed_expires(bench: Any) -> None:
     bench.started("j", ttl_ms=60_000)
     bench.redis.hset(keys.job("j"), "deadline_at_ms", 1)
-    held = [HeldJob("j", 1)]
+    held = [HeldJob("j", bench.fence("j"))]
     assert bench.store.release(held, cause=ReleaseCause.DRAIN) == [ReleaseStatus.EXPIRED]
     assert bench.state("j") == "expired"
 
@@ -331,8 +346,12 @@ def test_jobs_in_progress_continue_when_redis_is_full(bench: Any) -> None:
     bench.claim("j")
     bench.claim("k")
     assert write(bench, 0, [1]) is OK
-    assert bench.store.renew([HeldJob("j", 1), HeldJob("k", 1)], lease_ms=60_000) == [OK, OK]
-    assert bench.store.release([HeldJob("k", 1)], cause=ReleaseCause.DRAIN) == ["REQUEUED"]
+    assert bench.store.renew(
+        [HeldJob("j", bench.fence("j")), HeldJob("k", bench.fence("k"))], lease_ms=60_000
+    ) == [OK, OK]
+    assert bench.store.release([HeldJob("k", bench.fence("k"))], cause=ReleaseCause.DRAIN) == [
+        "REQUEUED"
+    ]
     bench.claim("k")
     assert bench.store.cancel("k").status is CancelStatus.CANCELLING
     assert complete(bench, position=1, token_ids=[2], result='{"text":"x"}') == "OK"

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import selectors
-import socket
-import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -15,50 +11,7 @@ from batchmill.producer import AsyncClient, Client
 from batchmill.producer.protocol.replies import JobState
 
 from ...conftest import RedisServer
-
-
-class Address:
-    """One address that leads to a server, as a service name in a cloud does.
-
-    Connections that exist when it is moved stay open, to the server that they were made to.
-    """
-
-    def __init__(self, folder: Path, target: Path) -> None:
-        self.path = folder / "address"
-        self.url = f"unix://{self.path}"
-        self.target = target
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(self.path))
-        self._listener.listen()
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def close(self) -> None:
-        self._listener.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            server = socket.socket(socket.AF_UNIX)
-            server.connect(str(self.target))
-            threading.Thread(target=forward, args=(client, server), daemon=True).start()
-
-
-def forward(one: socket.socket, other: socket.socket) -> None:
-    """Pass bytes both ways until an end closes."""
-    peers = {one: other, other: one}
-    with one, other, selectors.DefaultSelector() as selector:
-        for end in peers:
-            selector.register(end, selectors.EVENT_READ)
-        while True:
-            for key, _ in selector.select():
-                source = one if key.fileobj is one else other
-                data = source.recv(65536)
-                if not data:
-                    return
-                peers[source].sendall(data)
+from ...support.address import Address
 
 
 @pytest.fixture
@@ -89,7 +42,7 @@ def test_a_client_follows_a_failover(
         fail_over(address, old, new)
 
         job = client.submit(prompt="after")
-        jobs = list(client.submit_many([{"prompt": "more"}] * 3))
+        jobs = client.submit_many(["more"] * 3)
 
         assert job.status().state is JobState.QUEUED
         assert [each.status().state for each in jobs] == [JobState.QUEUED] * 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from batchmill.producer import (
     Client,
     ForgetCounts,
     InvalidQuery,
+    JobFilter,
     JobPage,
     JobRejected,
     JobState,
@@ -290,3 +292,73 @@ def test_the_asyncio_client_does_the_same(redis_url: str, bench: Any) -> None:
                 await client.list(limit=0)
 
     asyncio.run(asyncio.wait_for(test(), timeout=60))
+
+
+def submit_at(bench: Any, client: Client, at_ms: int, **fields: Any) -> str:
+    """Submit a job as if at a time."""
+    job = client.submit(prompt="hi", **fields)
+    bench.redis.zadd(keys.state_index("queued"), {job.id: at_ms})
+    return str(job.id)
+
+
+def test_a_model_and_a_queue_narrow_the_list(bench: Any, client: Client) -> None:
+    mine = submit_at(bench, client, 3000, model="org/m")
+    high = submit_at(bench, client, 2000, model="org/m", priority="high")
+    submit_at(bench, client, 1000, model="org/m.high")  # its queues begin like those of org/m
+    assert ids(client.list(model="org/m")) == [mine, high]
+    assert ids(client.list(queue="batchmill.org/m.high")) == [high]
+    assert ids(client.list(model="org/m", queue="batchmill.org/m.normal")) == [mine]
+    assert ids(client.list(model="org")) == []
+    finish(bench, high)
+    assert ids(client.list(model="org/m", state="queued")) == [mine]
+
+
+def test_times_of_submission_narrow_the_list_and_every_page(bench: Any, client: Client) -> None:
+    found = [submit_at(bench, client, at_ms) for at_ms in (1000, 2000, 2000, 3000, 4000)]
+    first, *twins, third, last = found
+    assert ids(client.list(since=2.0, until=4.0)) == [third, *sorted(twins, reverse=True)]
+    assert ids(client.list(since=datetime.fromtimestamp(4, UTC))) == [last]
+    assert ids(client.list(until=1.0005)) == [first]
+    one_by_one = [job.id for page in pages(client, 1, since=1.5, until=3.5) for job in page.jobs]
+    assert one_by_one == [third, *sorted(twins, reverse=True)]
+    # A cursor of another query does not lead beyond the times of this one.
+    newest = client.list(limit=1).next_cursor
+    assert ids(client.list(until=2.5, cursor=newest)) == [*sorted(twins, reverse=True), first]
+
+
+@pytest.mark.parametrize(
+    ("filters", "reason"),
+    [
+        ({"model": "no model"}, "model 'no model'"),
+        ({"queue": "celery"}, "'celery' is not a queue"),
+        ({"queue": "batchmill.demo.urgent"}, "priority is 'urgent'"),
+        ({"since": datetime(2026, 12, 1)}, "without a time zone"),  # noqa: DTZ001
+        ({"until": float("nan")}, "until is nan"),
+        ({"since": -1.0}, "since is -1.0"),
+    ],
+)
+def test_an_invalid_filter_is_refused(client: Client, filters: JobFilter, reason: str) -> None:
+    with pytest.raises(InvalidQuery, match=reason):
+        client.list(**filters)
+    with pytest.raises(InvalidQuery, match=reason):
+        client.cancel_where(**filters)
+
+
+def test_jobs_are_cancelled_by_model_queue_state_and_time(bench: Any, client: Client) -> None:
+    wrong = [submit_at(bench, client, 1000 + number, model="gpt-4") for number in range(150)]
+    running = submit_at(bench, client, 500, model="gpt-4")
+    kept = submit_at(bench, client, 400)
+    bench.claim(running)
+    assert client.cancel_where(model="gpt-4", since=1.1) == CancelCounts(cancelled=50)
+    assert client.cancel_where(model="gpt-4", state="queued") == CancelCounts(cancelled=100)
+    assert client.cancel_where(model="gpt-4") == CancelCounts(cancelling=1)
+    assert client.status(wrong[0]).state is JobState.CANCELLED
+    assert client.status(kept).state is JobState.QUEUED
+    assert client.cancel_where(queue="batchmill.demo.normal").cancelled == 1
+
+
+def test_a_cancellation_needs_a_filter_that_unfinished_jobs_can_match(client: Client) -> None:
+    with pytest.raises(InvalidQuery, match="every job would be cancelled; give a tag"):
+        client.cancel_where()
+    with pytest.raises(InvalidQuery, match="such jobs have ended"):
+        client.cancel_where(state="failed", tag="x")

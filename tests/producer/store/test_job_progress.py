@@ -17,30 +17,21 @@ from batchmill.producer import (
     UnknownJob,
 )
 from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.records import WorkerInfo
 from batchmill.producer.protocol.replies import TokenWrite
+
+from ...support.worker_info import worker_info
 
 NORMAL = keys.queue_name("demo", "normal")
 
 
 def announce_worker(bench: Any, name: str = "worker-1", **changes: Any) -> None:
-    fields: dict[str, Any] = {
-        "name": name,
-        "model": "demo",
-        "identity": "model-1",
-        "queues": keys.queue_names("demo"),
-        "max_model_len": 2048,
-        "max_num_seqs": 64,
-        "started_at_ms": 5,
-        "state": "ready",
-        "versions": (1,),
-        "stats": {"jobs": 2, "tokens_per_s": 100.0},
-    }
-    bench.store.announce_worker(WorkerInfo(**(fields | changes)))
+    stats = {"jobs": 2, "tokens_per_s": 100.0}
+    info = worker_info(name, **({"identity": "model-1", "stats": stats} | changes))
+    bench.store.announce_worker(info)
 
 
 def write_tokens(bench: Any, job_id: str, num_tokens: int) -> None:
-    fence = bench.store.load(job_id).fence
+    fence = bench.fence(job_id)
     bench.store.checkpoint([TokenWrite(job_id, fence, 0, [7] * num_tokens)], lease_ms=60_000)
 
 
@@ -148,7 +139,7 @@ def test_no_jobs_and_ended_jobs_are_all_done(client: Client) -> None:
 
 
 def test_many_jobs_take_few_round_trips(bench: Any, client: Client) -> None:
-    jobs = list(client.submit_many({"prompt": "hi"} for _ in range(1200)))
+    jobs = client.submit_many("hi" for _ in range(1200))
     announce_worker(bench)
     before = bench.redis.info("stats")["total_reads_processed"]
     assert client.progress_many(jobs).states == {JobState.QUEUED: 1200}

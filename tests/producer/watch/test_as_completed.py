@@ -34,8 +34,8 @@ def finish(bench: Any, job_id: str, text: str = "done") -> None:
 
 
 def submitted(client: Client, count: int) -> list[str]:
-    jobs = ({"prompt": f"p{i}", "max_tokens": 2} for i in range(count))
-    return [job.id for job in client.submit_many(jobs)]
+    jobs = client.submit_many({"prompt": f"p{i}", "max_tokens": 2} for i in range(count))
+    return [job.id for job in jobs]
 
 
 def test_each_job_comes_once_in_the_order_of_the_ends(client: Client, bench: Any) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import time
 from datetime import UTC, datetime
+from email.message import Message
+from typing import Any
 
 import pytest
 import standardwebhooks
@@ -138,6 +140,73 @@ def test_a_missing_secret_is_an_error() -> None:
         signature_headers(EVENT_ID, 0, BODY, secrets=[])
     with pytest.raises(ValueError, match="at least one secret"):
         verify_webhook(BODY, {}, [])
+
+
+def in_shapes(headers: dict[str, str]) -> dict[str, Any]:
+    """Return headers as frameworks give them."""
+    return {
+        "lists": {name: [value] for name, value in headers.items()},
+        "bytes": {name: value.encode() for name, value in headers.items()},
+        "ASGI": [(name.encode(), value.encode()) for name, value in headers.items()],
+        "pairs": tuple((name.title(), value) for name, value in headers.items()),
+        "repeated": [(name, value) for name, value in headers.items() for _ in range(2)],
+        "a message": Message(),
+    }
+
+
+@pytest.mark.parametrize("shape", ["lists", "bytes", "ASGI", "pairs", "repeated", "a message"])
+def test_headers_are_read_in_every_shape_of_the_frameworks(shape: str) -> None:
+    secret = new_secret()
+    own = signature_headers(EVENT_ID, now_s(), BODY, secrets=[secret])
+    headers = in_shapes(own)[shape]
+    if isinstance(headers, Message):
+        for name, value in own.items():
+            headers[name] = value
+    assert verify_webhook(BODY, headers, secret).id == EVENT_ID
+
+
+@pytest.mark.parametrize("body", [BODY.decode(), bytearray(BODY), memoryview(BODY)])
+def test_the_body_may_be_text_or_any_bytes(body: Any) -> None:
+    secret = new_secret()
+    headers = signature_headers(EVENT_ID, now_s(), BODY, secrets=[secret])
+    assert verify_webhook(body, headers, secret).data["metadata"] == {"city": "Zürich"}
+
+
+def test_a_text_that_was_decoded_with_losses_is_refused() -> None:
+    secret = new_secret()
+    headers = signature_headers(EVENT_ID, now_s(), BODY, secrets=[secret])
+    for body in (BODY.decode("ascii", "replace"), BODY.decode("ascii", "surrogateescape")):
+        with pytest.raises(SignatureError, match="does not match"):
+            verify_webhook(body, headers, secret)
+
+
+def test_two_values_of_a_header_are_refused() -> None:
+    secret = new_secret()
+    headers: dict[str, Any] = signature_headers(EVENT_ID, now_s(), BODY, secrets=[secret])
+    headers["webhook-id"] = [EVENT_ID, "evt_other"]
+    with pytest.raises(SignatureError, match="webhook-id has 2 different values"):
+        verify_webhook(BODY, headers, secret)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"body": json.loads(BODY)}, "body must be the raw body of the request, bytes or str, not"),
+        ({"body": None}, "not NoneType: take it before it is parsed"),
+        ({"headers": "webhook-id: x"}, "headers must be a mapping .* not str"),
+        ({"headers": None}, "headers must be a mapping .* not NoneType"),
+        ({"headers": ["webhook-id"]}, "headers must be a mapping .* not list"),
+        ({"headers": {"webhook-id": 7}}, "headers must be a mapping"),
+        ({"headers": {"webhook-id": [7]}}, "must be str or bytes, not int"),
+        ({"secrets": b"whsec_"}, "secrets must be a str or a list of them, not bytes"),
+        ({"secrets": None}, "secrets must be a str or a list of them, not NoneType"),
+    ],
+)
+def test_an_argument_of_another_type_is_named(changes: dict[str, Any], message: str) -> None:
+    secret = new_secret()
+    headers = signature_headers(EVENT_ID, now_s(), BODY, secrets=[secret])
+    with pytest.raises(TypeError, match=message):
+        verify_webhook(**{"body": BODY, "headers": headers, "secrets": secret} | changes)
 
 
 def test_an_event_id_with_a_dot_cannot_be_signed() -> None:

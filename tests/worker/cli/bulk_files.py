@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from batchmill.worker.engine_host.stub_engine import stub_text
+from batchmill.worker.engine_host.stub_output import stub_text
 
 from ..command_line import CommandResult, call
 from ..conftest import Mill, expected_tokens

@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 
 from batchmill.producer import Client
-from batchmill.producer.bulk.output import DoneLines, DurableLines
-from batchmill.producer.errors import BulkFileError
 
 from ..command_line import error_of
 from ..conftest import Mill
@@ -121,7 +119,8 @@ def test_csv_rows_fill_a_template(running_mill: Mill, files: Path) -> None:
         '\ufeffname,custom_id,note\r\n"Mill, old",a,"two\r\nlines"\r\nWheel,b,{name}\r\nshort,c\r\n'
     )
     template = "About {name} ({note}): {{one}} line"
-    answer = bulk(running_mill, source, "--template", template, "--param", "seed=7", "--json")
+    options = ("--param", "seed=7", "--skip-bad-rows", "--json")
+    answer = bulk(running_mill, source, "--template", template, *options)
     assert answer.returncode == 6
     texts = {
         line["custom_id"]: line["response"]["body"]["choices"][0]["text"]
@@ -210,15 +209,3 @@ def test_a_run_with_a_webhook_is_a_batch_that_counts_refused_lines(
     assert bulk(running_mill, *arguments).returncode == 6, "its batch has ended: nothing waits"
     other = bulk(running_mill, *arguments, *hook, "--run-id", "again")
     assert (other.returncode, error_of(other)["code"]) == (2, "bulk_file")
-
-
-def test_a_second_command_on_the_same_output_is_refused(tmp_path: Path) -> None:
-    with DurableLines(tmp_path / "out"), pytest.raises(BulkFileError, match="another bulk"):
-        DurableLines(tmp_path / "out")
-
-
-def test_a_file_with_two_results_for_a_record_is_refused(tmp_path: Path) -> None:
-    line = '{"id":"batch_req_' + "a" * 16 + '_1"}\n'
-    (tmp_path / "out").write_text(2 * line)
-    with DurableLines(tmp_path / "out") as file, pytest.raises(BulkFileError, match="line 2"):
-        file.recover("a" * 64, DoneLines(3))

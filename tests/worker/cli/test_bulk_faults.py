@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import signal
 import subprocess
@@ -93,6 +94,29 @@ def test_nothing_is_missing_or_twice_when_command_and_worker_are_killed(mill: Mi
     [event] = mill.store.outbox_claim(owner="d", limit=9, lease_ms=1000)
     assert (event.type, event.url) == ("batch.completed", HOOK)
     assert f"{total}/{total} done" in (mill.folder / "log").read_text()
+
+
+def test_a_table_is_whole_and_in_order_after_the_command_was_killed(mill: Mill) -> None:
+    total = 400
+    source = mill.folder / "in.csv"
+    source.write_text("n\n" + "".join(f"{n}\n" for n in range(total)))
+    mill.start_worker(stub=FAST)
+    out = mill.folder / "out.csv"
+    options = ("--template", "{n}", "--max-tokens", "2", "--in-flight", "50", "--param", "seed=7")
+    command = [*COMMAND, "bulk", str(source), "-o", str(out), *options, "--broker-url", mill.url]
+    with (mill.folder / "log").open("ab") as log:
+        first = subprocess.Popen(command, stdout=log, stderr=log)
+        journal = mill.folder / "out.csv.journal.jsonl"
+        mill.wait_for(lambda: num_lines(journal) >= 1, "a result", timeout_s=60)
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        assert not out.exists()
+        done = subprocess.run(command, stdout=log, stderr=log, timeout=120)
+    assert done.returncode == 0, (mill.folder / "log").read_text()
+    with out.open(newline="") as file:
+        rows = [(row["n"], row["text"]) for row in csv.DictReader(file)]
+    assert rows == [(str(n), text_of(str(n), 2)) for n in range(total)]
+    assert mill.store.counts().totals["submitted"] == total, "no row was submitted twice"
 
 
 def test_a_full_queue_only_slows_the_run_down(mill: Mill) -> None:

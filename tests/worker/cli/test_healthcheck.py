@@ -1,92 +1,158 @@
-"""`batchmill healthcheck` against heartbeats of this host and of others."""
+"""`batchmill healthcheck`: liveness and readiness of workers and deliverers."""
 
 from __future__ import annotations
 
+import json
+import os
 import signal
-import socket
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from batchmill.producer.protocol.records import WorkerInfo
-from batchmill.producer.store.job_store import JobStore
+from batchmill.worker.health.report import MAX_AGE_S, HealthFile, HealthReport, read_reports
 
 from ...conftest import RedisServer
+from ..conftest import Mill
+from ..webhook_deliverers import Deliverers
 
-HOST = socket.gethostname()
-
-
-def heartbeat(name: str, state: str) -> WorkerInfo:
-    return WorkerInfo(
-        name=name,
-        model="demo",
-        identity="stub",
-        queues=("batchmill.demo.normal",),
-        max_model_len=16,
-        max_num_seqs=1,
-        started_at_ms=0,
-        state=state,
-        versions=(1,),
-    )
+HEALTHY = HealthReport("worker", "demo-1@here", None, None, None)
+LIVE, READY = ("--live",), ("--ready",)
 
 
-def run_healthcheck(url: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "batchmill.worker.cli", "healthcheck", "--broker-url", url]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+class Host:
+    """A machine's health files, and the probes that read them."""
+
+    def __init__(self, runtime_dir: Path) -> None:
+        self.runtime_dir = runtime_dir
+        self.folder = runtime_dir / "health"
+
+    def probe(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "batchmill.worker.cli", "healthcheck", *arguments],
+            env={**os.environ, "BATCHMILL_RUNTIME_DIR": str(self.runtime_dir)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    def codes(self, service: str = "worker") -> tuple[int, int]:
+        """Return the exit codes of the probes for liveness and readiness."""
+        return self.probe(service, *LIVE).returncode, self.probe(service, *READY).returncode
 
 
-def test_a_ready_worker_of_this_host_is_healthy(redis_url: str) -> None:
-    store = JobStore.from_url(redis_url)
-    store.announce_worker(heartbeat(f"demo-1@{HOST}", "ready"))
-    store.close()
-    done = run_healthcheck(redis_url)
-    assert (done.returncode, done.stdout) == (0, f"ready: demo-1@{HOST}\n")
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)
+
+
+@pytest.fixture
+def file(host: Host) -> Iterator[HealthFile]:
+    """The health file of a worker, which this process stands for."""
+    file = HealthFile("worker", host.folder)
+    yield file
+    file.remove()
+
+
+def test_a_healthy_worker_is_live_and_ready(host: Host, file: HealthFile) -> None:
+    file.write(HEALTHY)
+    assert host.probe().stdout == "ready: demo-1@here\n"
+    assert host.probe("worker", *LIVE).stdout == "live: demo-1@here\n"
+    assert host.folder.stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.parametrize(
-    ("name", "state", "reason"),
+    ("problem", "codes", "reason"),
     [
-        (f"demo-1@{HOST}", "starting", "is starting"),
-        ("demo-1@elsewhere", "ready", "none sends a heartbeat"),
+        ({"live_problem": "the engine stands still"}, (1, 1), "not live: the engine stands still"),
+        ({"ready_problem": "it is shutting down"}, (0, 1), "not ready: it is shutting down"),
+        ({"broker_problem": "Redis is away"}, (0, 3), "not ready: Redis is away"),
     ],
 )
-def test_a_worker_that_loads_or_runs_elsewhere_is_not_healthy(
-    name: str, state: str, reason: str, redis_url: str
+def test_each_kind_of_problem_has_its_exit_code(
+    problem: dict[str, str], codes: tuple[int, int], reason: str, host: Host, file: HealthFile
 ) -> None:
-    store = JobStore.from_url(redis_url)
-    store.announce_worker(heartbeat(name, state))
-    store.close()
-    done = run_healthcheck(redis_url)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert reason in done.stderr
+    file.write(replace(HEALTHY, **problem))
+    assert host.codes() == codes
+    assert reason in host.probe().stderr
 
 
-def test_a_broker_that_does_not_answer_has_its_own_exit_code() -> None:
-    assert run_healthcheck("unix:///nowhere/broker.sock").returncode == 3
+def test_a_process_that_stopped_writing_is_not_live(host: Host, file: HealthFile) -> None:
+    file.write(HEALTHY)
+    [path] = host.folder.iterdir()
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps(fields | {"written_at_s": fields["written_at_s"] - MAX_AGE_S - 1}))
+    assert host.codes() == (1, 1)
+    assert "has not moved for" in host.probe().stderr
 
 
-def test_a_worker_is_healthy_while_redis_is_full(redis_url: str) -> None:
-    store = JobStore.from_url(redis_url)
-    store.client.config_set("maxmemory", "1")
+def test_a_process_that_is_gone_does_not_count(host: Host, file: HealthFile) -> None:
+    file.write(HEALTHY)
+    [path] = host.folder.iterdir()
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps(fields | {"process_start": fields["process_start"] - 1}))
+    assert "no worker of this user runs" in host.probe().stderr
+    assert list(host.folder.iterdir()) == []
+
+
+def test_both_probes_at_once_are_refused(host: Host) -> None:
+    assert host.probe(*LIVE, *READY).returncode == 2
+
+
+def is_live_and_ready(host: Host, service: str = "worker") -> tuple[bool, bool, bool] | None:
+    """Return whether a service is live, is ready but for Redis, and hears from Redis."""
+    for report in read_reports(service, host.folder):
+        problems = (report.live_problem, report.ready_problem, report.broker_problem)
+        return problems[0] is None, problems[1] is None, problems[2] is None
+    return None
+
+
+WELL, WITHOUT_REDIS, LOADING = (True, True, True), (True, True, False), (True, False, True)
+
+
+def test_a_worker_that_loads_its_model_is_live_and_not_ready(mill: Mill, host: Host) -> None:
+    mill.launch(stub={"load_time_s": 60}, runtime_dir=host.runtime_dir)
+    mill.wait_for(lambda: is_live_and_ready(host) == LOADING, "its health file")
+
+
+def test_a_worker_stays_live_while_redis_is_full_frozen_or_away(
+    private_mill: Mill, private_redis_server: RedisServer, host: Host
+) -> None:
+    mill, server = private_mill, private_redis_server
+    assert server.process is not None
+    worker = mill.start_worker(runtime_dir=host.runtime_dir)
+    mill.wait_for(lambda: is_live_and_ready(host) == WELL, "readiness")
+    mill.store.client.config_set("maxmemory", "1")
+
+    server.process.send_signal(signal.SIGSTOP)
+    mill.wait_for(lambda: is_live_and_ready(host) != WELL, "the outage to show")
+    assert is_live_and_ready(host) == WITHOUT_REDIS
+    assert host.codes() == (0, 3)
+    server.process.send_signal(signal.SIGCONT)
+    # Full, but it takes heartbeats.
+    mill.wait_for(lambda: is_live_and_ready(host) == WELL, "readiness again")
+    mill.store.client.config_set("maxmemory", "0")
+
+    worker.end(signal.SIGTERM)
+    assert list(host.folder.iterdir()) == []
+
+
+def test_a_deliverer_stays_live_while_redis_is_frozen(
+    private_redis_server: RedisServer, host: Host, monkeypatch: pytest.MonkeyPatch, mill: Mill
+) -> None:
+    assert private_redis_server.process is not None
+    monkeypatch.setenv("BATCHMILL_RUNTIME_DIR", str(host.runtime_dir))
+    deliverers = Deliverers(private_redis_server.url)
     try:
-        store.announce_worker(heartbeat(f"demo-1@{HOST}", "ready"))
-        done = run_healthcheck(redis_url)
+        deliverers.start()
+        mill.wait_for(lambda: is_live_and_ready(host, "deliverer") == WELL, "readiness")
+        private_redis_server.process.send_signal(signal.SIGSTOP)
+        mill.wait_for(
+            lambda: is_live_and_ready(host, "deliverer") == WITHOUT_REDIS, "the outage to show"
+        )
     finally:
-        store.client.config_set("maxmemory", "0")
-        store.close()
-    assert (done.returncode, done.stdout) == (0, f"ready: demo-1@{HOST}\n")
-
-
-def test_a_frozen_broker_ends_the_check_within_seconds(private_redis_server: RedisServer) -> None:
-    process = private_redis_server.process
-    assert process is not None
-    process.send_signal(signal.SIGSTOP)
-    start_s = time.monotonic()
-    try:
-        done = run_healthcheck(private_redis_server.url)
-    finally:
-        process.send_signal(signal.SIGCONT)
-    assert done.returncode == 3
-    assert time.monotonic() - start_s < 15  # most of it is Python's start on a loaded machine
+        private_redis_server.process.send_signal(signal.SIGCONT)
+        deliverers.close()

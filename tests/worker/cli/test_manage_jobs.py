@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 
-from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.records import WorkerInfo
 from batchmill.producer.protocol.replies import Claim, JobState
 from batchmill.producer.store.job_store import JobStore
 
+from ...support.worker_info import worker_info
 from ..command_line import COMMAND, call, complete, error_of
 
 
@@ -107,25 +106,12 @@ def test_jobs_are_forgotten_by_id_and_by_tag(broker: dict[str, str], store: JobS
 
 
 def announce_worker(store: JobStore) -> None:
-    store.announce_worker(
-        WorkerInfo(
-            name="w",
-            model="demo",
-            identity="i",
-            queues=keys.queue_names("demo"),
-            max_model_len=2048,
-            max_num_seqs=64,
-            started_at_ms=5,
-            state="ready",
-            versions=(1,),
-            stats={"jobs": 1, "tokens_per_s": 10.0},
-        )
-    )
+    store.announce_worker(worker_info("w", stats={"jobs": 1, "tokens_per_s": 10.0}))
 
 
 def test_progress_of_a_job_and_of_many(broker: dict[str, str], store: JobStore) -> None:
     job_id = submit(broker, "--tag", "t", "--max-tokens", "20")
-    assert "no worker serves it" in call("progress", job_id, **broker).stdout
+    assert "no worker serves demo" in call("progress", job_id, **broker).stdout
     announce_worker(store)
     progress = output_of("progress", job_id, **broker)
     assert (progress["queue_position"], progress["eta_s"]) == (0, 2.0)
@@ -255,3 +241,27 @@ def test_ids_in_a_pipe_are_whole_even_if_columns_is_small(broker: dict[str, str]
     [row] = [line for line in lines if line.startswith("gen_")]
     assert row.split()[0] == job_id
     assert "a-tag-of-some-length" in row
+
+
+def test_jobs_are_found_and_cancelled_by_model_and_time(
+    broker: dict[str, str], store: JobStore
+) -> None:
+    failed = submit(broker, "--model", "gpt-4")
+    waiting = submit(broker, "--model", "gpt-4")
+    other = submit(broker)
+    claim = store.claim(failed, owner="w", lease_ms=60_000, identity="i")
+    assert isinstance(claim, Claim)
+    error = json.dumps({"code": "engine_error", "message": "x"})
+    store.complete(failed, fence=claim.fence, state=JobState.FAILED, error=error, token_ids=[])
+
+    found = call("list", "--model", "gpt-4", "--since", "1h", **broker)
+    assert "failed (engine_error)" in found.stdout
+    assert waiting in found.stdout
+    assert other not in found.stdout
+    assert "0 jobs" in call("list", "--until", "1h", **broker).stdout
+
+    cancelled = call("cancel", "--model", "gpt-4", "--json", **broker)
+    assert json.loads(cancelled.stdout)["cancelled"] == 1
+    assert error_of(call("cancel", "--json", **broker))["code"] == "invalid_query"
+    mixed = call("cancel", other, "--model", "demo", "--json", **broker)
+    assert "--model, not both" in error_of(mixed)["message"]

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
+from batchmill.engine.cpu_kernels import auto_dtype
 from batchmill.kernels.cpu.build import build_library
 from batchmill.kernels.cpu.isa import best_isa
 from batchmill.producer.protocol.outbox import DeliveryOutcome
@@ -12,6 +15,7 @@ from batchmill.producer.protocol.records import DeadLetterKind, WorkerInfo
 from batchmill.producer.protocol.replies import Claim, HeldJob, JobState, ReleaseCause
 from batchmill.producer.store.job_store import JobStore
 
+from ...support.worker_info import worker_info
 from ..command_line import call, complete, error_of, run
 
 
@@ -29,18 +33,7 @@ def test_status_shows_queues_that_no_worker_serves(broker: dict[str, str]) -> No
 
 
 def heartbeat(name: str, **stats: int | str) -> WorkerInfo:
-    return WorkerInfo(
-        name=name,
-        model="demo",
-        identity="x",
-        queues=("batchmill.demo.normal",),
-        max_model_len=512,
-        max_num_seqs=4,
-        started_at_ms=0,
-        state="ready",
-        versions=(1,),
-        stats={"jobs": 1, **stats},
-    )
+    return worker_info(name, stats={"jobs": 1, **stats})
 
 
 def test_status_shows_the_draft_tokens_of_workers_with_prompt_lookup(
@@ -52,7 +45,7 @@ def test_status_shows_the_draft_tokens_of_workers_with_prompt_lookup(
     store.announce_worker(heartbeat("fresh", draft_tokens=0, accepted_tokens=0))
     store.announce_worker(heartbeat("forged", draft_tokens="many", accepted_tokens=1))
     rows = [line.split() for line in call("status", **broker).stdout.splitlines() if line]
-    shown = {row[0]: " ".join(row[7:]) for row in rows if row[1:2] == ["demo"]}
+    shown = {row[0]: " ".join(row[9:]) for row in rows if row[1:2] == ["demo"]}
     assert shown == {
         "busy": "drafts 1,204, accepted 71 %",
         "fresh": "drafts 0",
@@ -102,6 +95,45 @@ def test_dead_job_is_retried_under_its_own_id(broker: dict[str, str], store: Job
     assert store.dead_letters() == []
     again = run("dead-letters", "retry", job_id, "--json", **broker)
     assert (again.returncode, error_of(again)["code"]) == (5, "unknown_dead_letter")
+
+
+def test_the_attempts_of_a_dead_job_are_shown(broker: dict[str, str], store: JobStore) -> None:
+    job_id = dead_job(broker, store)
+    letter = json.loads(call("dead-letters", "show", job_id, "--json", **broker).stdout)
+    status = json.loads(call("status", job_id, "--json", **broker).stdout)
+    assert [attempt["cause"] for attempt in letter["history"]] == ["engine_death"] * 6
+    assert status["history"] == letter["history"]
+    for command in (("dead-letters", "show"), ("status",)):
+        shown = call(*command, job_id, **broker).stdout
+        assert "Attempts: engine_death 6" in shown
+        assert shown.count("engine_death") == 8
+        assert "engine_death: the engine died with the job; held against it" in shown
+        assert "a prompt" not in shown
+    unknown = run("dead-letters", "show", "gen_unknown", "--json", **broker)
+    assert (unknown.returncode, error_of(unknown)["code"]) == (5, "unknown_dead_letter")
+
+
+def test_a_job_that_waits_for_its_retry_shows_when_and_why(
+    broker: dict[str, str], store: JobStore
+) -> None:
+    retry = '{"max_attempts": 5, "backoff_s": 60}'
+    submitted = call("submit", "a prompt", "--retry", retry, "--json", **broker)
+    job_id = json.loads(submitted.stdout)["id"]
+    claim = store.claim(job_id, owner="w1", lease_ms=1000, identity="x")
+    assert isinstance(claim, Claim)
+    assert json.loads(claim.document)["retry"] == {"max_attempts": 5, "backoff_s": 60.0}
+    error = '{"code":"out_of_memory","message":"memory ran out","retryable":true}'
+    store.complete(
+        job_id, fence=claim.fence, state=JobState.FAILED, error=error, retry_in_ms=60_000
+    )
+
+    status = json.loads(call("status", job_id, "--json", **broker).stdout)
+    assert (status["state"], status["retries"]) == ("queued", 1)
+    assert status["retry_error"]["code"] == "out_of_memory"
+    shown = call("status", job_id, **broker).stdout
+    assert "UTC, after out_of_memory: memory ran out" in shown
+    progress = json.loads(call("progress", job_id, "--json", **broker).stdout)
+    assert progress["queue_position"] is None
 
 
 def test_dead_letter_is_dropped_once(broker: dict[str, str], store: JobStore) -> None:
@@ -163,11 +195,12 @@ def test_invalid_setting_is_named_without_its_value() -> None:
 
 def test_every_setting_is_a_flag_except_secrets() -> None:
     settings = json.loads(run("config", "show", "--json").stdout)["settings"]
-    text = run("worker", "--help").stdout + run("deliver", "--help").stdout
+    text = "".join(run(command, "--help").stdout for command in ("worker", "deliver", "gateway"))
     for entry in settings:
         flag = f"--{entry['name'].replace('_', '-')} "
-        is_secret = entry["name"] in ("webhook_secret", "webhook_secrets", "hf_token")
-        assert (flag in text) is not is_secret, flag
+        # Prices are read by `bulk`, which has no flags of settings.
+        is_no_flag = entry["name"] in ("webhook_secret", "webhook_secrets", "hf_token", "prices")
+        assert (flag in text) is not is_no_flag, flag
 
 
 def test_invalid_value_of_a_flag_is_an_error_that_names_it(broker: dict[str, str]) -> None:
@@ -208,12 +241,38 @@ def test_doctor_finds_a_broker_that_may_drop_jobs(broker: dict[str, str], store:
     assert "noeviction" in answer.stdout
 
 
+def test_a_broker_without_the_replicas_that_are_asked_for(broker: dict[str, str]) -> None:
+    wanted = {"BATCHMILL_BROKER_MIN_REPLICAS": "1", "BATCHMILL_BROKER_REPLICA_TIMEOUT_S": "0.1"}
+    doctor = call("doctor", **broker, **wanted)
+    assert doctor.returncode == 1
+    assert "the broker has 0 replicas" in doctor.stdout
+    submit = call("submit", "a prompt", "--json", **broker, **wanted)
+    error = error_of(submit)
+    assert error["code"] == "not_replicated"
+    assert "0 of 1 replicas" in error["message"]
+    [job_id] = error["job_ids"]
+    status = call("status", job_id, "--json", **broker)
+    assert json.loads(status.stdout)["state"] == "queued"
+
+
 def test_doctor_reports_a_missing_broker_with_its_remedy(tmp_path: Any) -> None:
     answer = call("doctor", "--json", BATCHMILL_RUNTIME_DIR=str(tmp_path))
     assert answer.returncode == 1
     findings = {item["check"]: item for item in json.loads(answer.stdout)["findings"]}
     assert findings["broker"]["level"] == "problem"
     assert "batchmill up" in findings["broker"]["remedy"]
+
+
+@pytest.mark.parametrize("given", ["", "auto", "float16"])
+def test_doctor_reports_the_dtype_that_a_worker_would_have(given: str, tmp_path: Any) -> None:
+    settings = {"BATCHMILL_RUNTIME_DIR": str(tmp_path), "BATCHMILL_DEVICE": "cpu"}
+    answer = call("doctor", "--json", BATCHMILL_DTYPE=given, **settings)
+    findings = {item["check"]: item for item in json.loads(answer.stdout)["findings"]}
+    found = findings["dtype"]["detail"]
+    if given == "float16":
+        assert found == "float16, from BATCHMILL_DTYPE"
+    else:
+        assert found.startswith(f"auto: {auto_dtype(on_cpu=True)}, because this CPU")
 
 
 def test_doctor_reports_whether_the_cpu_kernels_are_compiled(tmp_path: Any) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from batchmill.producer import JobState
+from batchmill.producer import EtaUnknown, JobProgress, JobState, ProgressSummary
 from batchmill.producer.bulk.options import BulkCounts
 from batchmill.producer.plural import pluralize
-from batchmill.producer.store.job_progress import EtaUnknown, JobProgress, ProgressSummary
 from batchmill.worker.cli.bulk_view import BulkView
 from batchmill.worker.cli.progress_view import progress_line
 

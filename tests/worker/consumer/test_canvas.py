@@ -15,6 +15,7 @@ from celery.exceptions import TaskRevokedError
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.replies import JobState
 
+from ...support.fences import fence_of
 from ..announcements import QUEUE
 from ..conftest import Mill
 from ..stock_celery import StockWorker, shop_task
@@ -40,7 +41,8 @@ def test_what_follows_a_task_runs_once_in_its_own_queue(mill: Mill, shop: StockW
     linked = generate(mill).apply_async(link=length)
     chained = chain(generate(mill), length).apply_async()
     body = chord([generate(mill), generate(mill)])(shop_task(mill.celery, "collect"))
-    many = group(generate(mill), chain(generate(mill), generate(mill, "y").set(immutable=True)))()
+    retried = generate(mill, "<<oom@1x1>>", retry={"backoff_s": 0})
+    many = group(generate(mill), chain(retried, generate(mill, "y").set(immutable=True)))()
     broken = generate(mill, temperature=-1).apply_async(link_error=failed)
 
     text = linked.get(timeout=20)["text"]
@@ -121,9 +123,9 @@ def test_what_follows_is_sent_for_a_worker_that_died_before_its_report(
     worker.end(signal.SIGKILL)
     text = '{"id": "x", "model": "demo", "status": "completed", "text": "all of it"}'
     error = '{"code": "numerical_error", "message": "not finite", "retryable": false}'
-    fence = mill.record(ended.id).fence
+    fence = fence_of(mill.record(ended.id))
     mill.store.complete(ended.id, fence=fence, state=JobState.COMPLETED, result=text)
-    fence = mill.record(broken.id).fence
+    fence = fence_of(mill.record(broken.id))
     mill.store.complete(broken.id, fence=fence, state=JobState.FAILED, error=error)
     for part_id in parts:
         mill.store.cancel(part_id)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 
+import pytest
+
 from batchmill.producer.job.document import GenerationJob
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.records import DeadLetterKind
@@ -49,13 +51,21 @@ def test_malformed_elements_become_dead_letters_and_the_worker_continues(
     running_mill: Mill,
 ) -> None:
     elements = {**MALFORMED, "content_type ": without_content_type()}
+    huge = b"{" + b"x" * 200_000
+    running_mill.store.client.lpush(QUEUE, huge)
     running_mill.store.client.lpush(QUEUE, *elements.values())
     job_id = running_mill.submit("after the malformed ones")
 
     (record,) = running_mill.wait_ended(job_id)
 
     assert record.state is JobState.COMPLETED
-    letters = running_mill.store.dead_letters()
+    store = running_mill.store
+    num_letters = len(elements) + 1
+    running_mill.wait_for(lambda: len(store.dead_letters()) == num_letters, "the dead letters")
+    letters = store.dead_letters()
+    [cut] = [letter for letter in letters if letter.payload == huge[:65_536]]
+    assert "of its 200001 bytes the first 65536 are kept" in cut.reason
+    letters.remove(cut)
     assert sorted(letter.reason.partition(":")[0] for letter in letters) == sorted(
         name.strip() for name in elements
     )
@@ -71,6 +81,13 @@ def test_a_malformed_broadcast_is_ignored(running_mill: Mill) -> None:
     assert replies == [{"w1@test": {"ok": "pong"}}]
 
 
+@pytest.mark.parametrize("command", ["pool_grow", "pool_shrink"])
+def test_the_size_of_the_pool_is_refused_with_the_reason(running_mill: Mill, command: str) -> None:
+    send = getattr(running_mill.celery.control, command)
+    (reply,) = send(1, reply=True, timeout=10, limit=1)
+    assert "BATCHMILL_MAX_NUM_SEQS" in reply["w1@test"]["error"]
+
+
 def test_announcements_of_unknown_jobs_are_dropped(running_mill: Mill) -> None:
     running_mill.store.client.lpush(QUEUE, announcement("gen_unknown"))
     job_id = running_mill.submit("after it")
@@ -80,8 +97,10 @@ def test_announcements_of_unknown_jobs_are_dropped(running_mill: Mill) -> None:
 def test_a_job_of_a_later_version_is_left_for_its_worker(running_mill: Mill) -> None:
     store = running_mill.store
     new = prepare(GenerationJob(prompt="of a later version", priority="low"), ProducerSettings())
-    store.adopt(new)
+    store.client.set(keys.WINDOW, 0)  # so that it is not announced before it has its version
+    store.submit(new)
     store.client.hset(keys.job(new.job_id), mapping={"v": 99})
+    store.client.delete(keys.WINDOW)
     letters = len(store.dead_letters())
 
     store.client.lpush(new.queue, announcement(new.job_id))

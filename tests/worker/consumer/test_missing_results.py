@@ -39,7 +39,8 @@ def test_tasks_that_end_while_they_wait_are_revoked_for_their_senders(mill: Mill
     mill.store.cancel(cancelled.id)
     mill.store.client.hset(keys.job(late.id), "deadline_at_ms", 1)
     mill.store.client.zadd(keys.DEADLINES, {late.id: 1})
-    mill.store.client.delete("batchmill.demo.normal")  # no worker ever gets their announcements
+    # No worker ever gets their announcements.
+    mill.store.client.delete(keys.announced("batchmill.demo.normal"))
 
     mill.start_worker("w2")
 

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import base64
+import bz2
 import json
+import lzma
+import tracemalloc
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from batchmill.producer.protocol.keys import TASK_NAME
+from batchmill.producer.store.letter_labels import NO_LABELS, kept_element, message_labels
+from batchmill.worker.consumer.message_body import MAX_MESSAGE_BYTES
 from batchmill.worker.consumer.queue_message import read_queue_message
+from batchmill.worker.consumer.refused_task import read_sender
 from batchmill.worker.errors import MalformedMessage
 
 DELIVERY = {"delivery_info": {"exchange": "", "routing_key": "q"}, "delivery_tag": "tag"}
@@ -76,7 +83,7 @@ def test_a_message_of_celery_protocol_1_is_converted_to_protocol_2() -> None:
     checked = read_queue_message(protocol_1(retries=0, eta=None, taskset=None))
 
     headers = checked.message["headers"]
-    assert headers == {"task": TASK_NAME, "id": "t-1", "retries": 0}
+    assert headers == {"task": TASK_NAME, "id": "t-1", "retries": 0, "eta": None}
     assert json.loads(checked.message["body"]) == [[], {"job": {"prompt": "x"}}, {}]
     assert not checked.message["properties"]["body_encoding"]
     assert not checked.is_announcement
@@ -153,7 +160,7 @@ def test_headers_that_would_stop_celery_are_refused(headers: dict[str, Any]) -> 
         (element(headers={"id": "x" * 256}), "bad_id"),
         (element(headers={"task": None}), "no_task"),
         (element(headers={"task": "celery.backend_cleanup"}), "unknown_task"),
-        (element(headers={"compression": "zlib"}), "compressed"),
+        (element(headers={"compression": "zlib"}), "compression"),
         (element({"content-type": None}), "content_type"),
         (element({"content-type": "application/x-yaml"}), "content_type"),
         (element({"content-encoding": "utf-16"}), "content_encoding"),
@@ -183,3 +190,64 @@ def test_an_element_that_no_worker_can_run_is_refused_with_a_reason(raw: bytes, 
 
     assert caught.value.code == code
     assert len(str(caught.value)) < 200
+
+
+def compressed(body: bytes, compression: str) -> bytes:
+    """Return an element with a compressed body, as kombu sends it."""
+    return element(
+        {"body": base64.b64encode(body).decode()},
+        headers={"compression": compression},
+        properties={**DELIVERY, "body_encoding": "base64"},
+    )
+
+
+METHODS = {"application/x-gzip": zlib, "application/x-bz2": bz2, "application/x-lzma": lzma}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_compressed_body_is_read_and_passed_on_plain(method: str) -> None:
+    content = b'[[], {"job": "stored"}, {}]'
+    checked = read_queue_message(compressed(METHODS[method].compress(content), method))
+    assert checked.is_announcement
+    assert json.loads(checked.message["body"]) == json.loads(content)
+    assert checked.message["properties"]["body_encoding"] is None
+    assert "compression" not in checked.headers
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_bomb_is_refused_before_it_is_decompressed(method: str) -> None:
+    bomb = METHODS[method].compress(b" " * (200 << 20))
+    tracemalloc.start()
+    with pytest.raises(MalformedMessage) as caught:
+        read_queue_message(compressed(bomb, method))
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert caught.value.code == "too_large"
+    assert peak_bytes < 100 << 20
+
+
+def test_a_message_that_is_far_too_long_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parsing half a gigabyte holds up all threads of the worker for seconds, again and again."""
+    data = element({"body": " " * MAX_MESSAGE_BYTES}, properties={"correlation_id": "task-1"})
+
+    def parse(*_: object) -> None:
+        pytest.fail("it was parsed")
+
+    monkeypatch.setattr(json, "loads", parse)
+    with pytest.raises(MalformedMessage, match=r"bytes, the limit is \d+; shorten") as caught:
+        read_queue_message(data)
+    assert caught.value.code == "too_large"
+    assert read_sender(data) == {"id": "task-1"}
+    assert read_sender(data[:-1000] + b" " * 1000) is None
+    assert message_labels(data) == NO_LABELS
+    kept, reason = kept_element(data, "too_large: x")
+    assert (len(kept), reason[:12]) == (65_536, "too_large: x")
+
+
+@pytest.mark.parametrize("method", [*METHODS, "application/x-brotli", "\ud800", "zip"])
+def test_a_body_that_cannot_be_decompressed_is_refused(method: str) -> None:
+    cut = METHODS[method].compress(b"[[], {}, {}]")[:-6] if method in METHODS else b"x"
+    for body in (cut, b"no such data", b""):
+        with pytest.raises(MalformedMessage) as caught:
+            read_queue_message(compressed(body, method))
+        assert caught.value.code in ("compression", "lone_surrogate")

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from batchmill.worker.demo.prompts import demo_chat, demo_prompts
+from batchmill.worker.demo.prompts import demo_prompts
 
 COMMAND = [sys.executable, "-m", "batchmill.worker.cli", "demo"]
 
@@ -51,12 +51,16 @@ def processes_of(folder: Path) -> list[psutil.Process]:
     return found
 
 
-def test_demo_prompts_are_32_of_different_lengths_and_kinds() -> None:
+def test_demo_prompts_are_33_chats_of_different_lengths_and_kinds() -> None:
     prompts = demo_prompts()
-    assert len(prompts) == len({prompt.text for prompt in prompts}) == 32
+    assert len(prompts) == len({(prompt.kind, prompt.shown) for prompt in prompts}) == 33
     assert len({prompt.max_tokens for prompt in prompts}) >= 4
-    assert max(len(p.text) for p in prompts) > 3 * min(len(p.text) for p in prompts)
-    assert [message["role"] for message in demo_chat()] == ["system", "user", "assistant", "user"]
+    assert len({prompt.kind for prompt in prompts}) >= 5
+    kinds = [prompt.kind for prompt in prompts]
+    assert kinds == sorted(kinds, key=kinds.index)  # a heading appears once
+    for prompt in prompts:
+        assert prompt.shown in prompt.messages[-1]["content"]
+        assert prompt.messages[-1]["role"] == "user"
 
 
 def test_demo_completes_every_job_and_verifies_every_webhook(folder: Path) -> None:
@@ -71,12 +75,17 @@ def test_demo_completes_every_job_and_verifies_every_webhook(folder: Path) -> No
     for figure in ("output tokens", "tokens/s", "mean batch size", "time to first token"):
         assert re.search(rf"{figure}.* [\d.]+", text), figure
     assert "not measured" not in text
+    assert "SmolLM2-135M-Instruct" in text  # the size of the model is said
+    for prompt in demo_prompts():
+        assert text.count(f"\n{prompt.kind}\n") == 1
+        assert f"  {prompt.shown}"[:60] in text
+    assert text.count("\n    -> ") == 33
     assert list(folder.iterdir()) == []
     assert processes_of(folder) == []
 
 
 def test_demo_with_failed_jobs_lists_them_and_keeps_its_logs(folder: Path) -> None:
-    answer = run_demo(folder, "--json", "--no-flower", "--max-model-len", "120")
+    answer = run_demo(folder, "--json", "--no-flower", "--max-model-len", "80")
     assert answer.returncode == 1
     data = json.loads(answer.stdout)
     assert data["passed"] is False
@@ -106,10 +115,10 @@ def test_demo_ends_at_its_time_limit(folder: Path) -> None:
 
 def test_demo_whose_worker_cannot_start_says_why(folder: Path) -> None:
     answer = run_demo(folder, "--no-flower", "--json", BATCHMILL_STUB='{"no_such_field": 1}')
-    assert answer.returncode == 1
+    assert answer.returncode == 8
     error = json.loads(answer.stderr.splitlines()[-1])["error"]
-    assert error["code"] == "demo_failed"
-    assert "worker ended with exit code" in error["message"]
+    assert error["code"] == "invalid_settings"
+    assert "the worker cannot start: BATCHMILL_STUB" in error["message"]
 
 
 def test_interrupted_demo_leaves_nothing_running(folder: Path) -> None:
@@ -129,3 +138,4 @@ def test_interrupted_demo_leaves_nothing_running(folder: Path) -> None:
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 1
     assert processes_of(folder) == []
+    assert list(folder.iterdir()) == []

@@ -70,7 +70,8 @@ def test_a_file_becomes_a_batch_and_its_end_is_reported_once(
         created = json.loads(answer.stdout)
         assert is_valid("batch.schema.json", created)
         assert created["request_counts"] == {"total": 31, "completed": 0, "failed": 1}
-        assert json.loads(errors.read_text())["error"]["code"] == "invalid_request"
+        refused = json.loads(errors.read_text())
+        assert (refused["custom_id"], refused["error"]["code"]) == ("wrong", "invalid_request")
         mill.start_worker(stub=FAST)
         deliverers.start()
         out = mill.folder / "out.jsonl"
@@ -138,7 +139,7 @@ def test_counts_are_exact_when_a_worker_is_killed(mill: Mill) -> None:
         (["show", "batch_unknown"], "unknown_batch", 5),
         (["cancel", "batch_unknown"], "unknown_batch", 5),
         (["results", "batch_unknown"], "unknown_batch", 5),
-        (["create", "missing.jsonl"], "usage", 2),
+        (["create", "missing.jsonl"], "bulk_file", 2),
         (["create", "in.jsonl", "--webhook-event", "started"], "invalid_request", 4),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

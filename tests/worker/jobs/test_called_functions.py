@@ -36,7 +36,7 @@ OPENAI_CALL = {
 
 def result_of(text: str, *, samples: tuple[FinishedSample, ...] = ()) -> JobResult:
     """Return a job's result as it is read from the record that its worker wrote."""
-    claim = Claim("j", 1, b"{}", [], 1, False, None, 0, 0, 0)
+    claim = Claim("j", "1.n", b"{}", [], 1, False, None, 0, 0, 0)
     finished = Finished("j.1", text, [1], "tool_calls", 3, tool_calls=[CALL], samples=samples)
     job = ActiveJob(claim, AddRequest("j.1", "prompt", None, {}), a_task("j"))
     end = finished_end(job, finished, worker="w1", model="demo")
@@ -81,7 +81,7 @@ def test_a_line_of_a_bulk_run_has_openais_format() -> None:
 
 @pytest.mark.parametrize("state", ["queued", "completed"])
 def test_a_webhook_of_an_end_has_nothing_of_a_later_run(state: str) -> None:
-    entry = OutboxEntry("evt_j_failed", "generation.failed", "j", "https://a/", 1, 1, 0, None)
+    entry = OutboxEntry("evt_j_failed", "generation.failed", "j", "https://a/", 1, "1.n", 0, None)
     result = result_of("of the second run").model_dump_json().encode()
     fields = {b"state": state.encode(), b"doc": b'{"include_output": true}', b"run": b"2"}
     data = json.loads(render_body(entry, read_job(fields | {b"result": result})))["data"]
@@ -91,7 +91,9 @@ def test_a_webhook_of_an_end_has_nothing_of_a_later_run(state: str) -> None:
 
 @pytest.mark.parametrize(("text", "fits"), [("So:", True), ("x" * MAX_OUTPUT_BYTES, False)])
 def test_a_webhook_has_the_calls_if_it_has_the_text(text: str, fits: bool) -> None:
-    entry = OutboxEntry("evt_j_completed", "generation.completed", "j", "https://a/", 1, 1, 0, None)
+    entry = OutboxEntry(
+        "evt_j_completed", "generation.completed", "j", "https://a/", 1, "1.n", 0, None
+    )
     for wants_output in (True, False):
         document = json.dumps({"include_output": wants_output}).encode()
         result = result_of(text).model_dump_json().encode()

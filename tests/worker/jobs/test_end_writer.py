@@ -15,6 +15,7 @@ from redis.retry import Retry
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls.new_job import NewJob
 from batchmill.producer.protocol.replies import Claim, JobState
+from batchmill.producer.protocol.used_tokens import UsedTokens
 from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.engine_host.messages import AddRequest
 from batchmill.worker.jobs.active_job import ActiveJob
@@ -57,7 +58,7 @@ def claimed_job(store: JobStore, job_id: str) -> ActiveJob:
 def completed_end(num_bytes: int) -> JobEnd:
     result = json.dumps({"text": "x" * num_bytes})
     outcome = Outcome(JobState.COMPLETED, result=result, num_output_tokens=1)
-    return JobEnd(JobState.COMPLETED, result, None, 1, outcome)
+    return JobEnd(JobState.COMPLETED, result, None, UsedTokens(completion=1), outcome)
 
 
 def write(writer: EndWriter, num_calls: int) -> None:

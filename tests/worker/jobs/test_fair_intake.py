@@ -62,5 +62,4 @@ def test_no_charge_or_count_is_left_when_all_jobs_have_ended(mill: Mill) -> None
     mill.start_worker(max_num_seqs=1)
     ids = [mill.submit("x" * 40, tenant="acme", max_tokens=3) for _ in range(10)]
     mill.wait_ended(*ids)
-    assert not mill.store.client.exists(keys.under_way(keys.queue_name("demo", "normal")))
     assert not mill.store.client.exists(keys.USAGE)

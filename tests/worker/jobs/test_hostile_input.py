@@ -9,11 +9,11 @@ import json
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from batchmill.producer import Client, JobRejected
+from batchmill.producer import Client, JobFields, JobRejected
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.replies import JobState
 from batchmill.producer.settings import ProducerSettings
@@ -41,7 +41,7 @@ def test_the_producer_refuses_a_bad_field_by_name(client: Client, what: str) -> 
     changes, param = REFUSED_FIELDS[what]
 
     with pytest.raises(JobRejected) as caught:
-        client.submit(job_fields(changes))
+        client.submit(cast("JobFields", job_fields(changes)))
 
     named = caught.value.param
     assert named == param or (param is not None and str(named).startswith(f"{param}.")), named
@@ -85,7 +85,7 @@ class Forger:
 
     def announce(self, job_id: str) -> None:
         """Index a job as waiting, and push its message onto the queue."""
-        self.redis.sadd(keys.QUEUES, QUEUE)
+        self.redis.zadd(keys.QUEUES, {QUEUE: 1})
         self.redis.zadd(keys.queued(QUEUE), {job_id: 1})
         self.push(self.message(job_id))
 
@@ -265,7 +265,7 @@ def test_a_plain_task_whose_keys_are_in_use_fails_for_its_sender(
     running_mill: Mill, forger: Forger
 ) -> None:
     (worker,) = running_mill.workers
-    forger.redis.set(keys.idempotency("in-use"), "no entry")
+    forger.redis.set(keys.idempotency("default", "in-use"), "no entry")
     job = {"prompt": "x", "idempotency_key": "in-use"}
 
     sent = running_mill.celery.send_task(keys.TASK_NAME, kwargs={"job": job}, queue=QUEUE)
@@ -321,7 +321,7 @@ def test_forged_heartbeats_and_registries_do_not_stop_the_worker(
     forger.redis.set(keys.worker("forged-1"), "not JSON")
     forger.redis.set(keys.worker("forged-2"), "[" * 100_000)
     forger.redis.set(keys.worker("forged-3"), '{"name": 3}')
-    forger.redis.sadd(keys.QUEUES, "celery", "batchmill:jobs")
+    forger.redis.zadd(keys.QUEUES, {"celery": 1, "batchmill:jobs": 1})
     forger.redis.zadd(keys.CELERY_ENDS, {"nobody": 1, "a b\n": 1})
     forger.redis.zadd(keys.INBOX_TAKEN, {"nothing": 1})
     forger.redis.lpush(keys.INBOX, json.dumps({"prompt": "no model", "id": "without-model"}))
@@ -335,4 +335,4 @@ def test_forged_heartbeats_and_registries_do_not_stop_the_worker(
     )
     assert [info.name for info in running_mill.store.list_workers()] == ["w1@test"]
     assert_worker_still_serves(running_mill, worker.process.pid)
-    forger.redis.srem(keys.QUEUES, "celery", "batchmill:jobs")
+    forger.redis.zrem(keys.QUEUES, "celery", "batchmill:jobs")

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.records import DeadLetterKind
+from batchmill.producer.protocol.records import DeadLetter, DeadLetterKind
 from batchmill.producer.protocol.replies import JobState
 
 from ..conftest import Mill, stored_result
@@ -21,6 +21,11 @@ def push(mill: Mill, **document: Any) -> None:
 def wait_for_records(mill: Mill, *job_ids: str) -> None:
     for job_id in job_ids:
         mill.wait_for(partial(mill.store.state, job_id), f"the record of {job_id}")
+
+
+def refusals(mill: Mill) -> list[DeadLetter]:
+    """Return the documents that were refused, without what a sweep has set aside."""
+    return [letter for letter in mill.store.dead_letters() if letter.source == keys.INBOX]
 
 
 def submitted(mill: Mill) -> int:
@@ -51,7 +56,7 @@ def test_a_document_repeated_with_its_id_makes_one_job(running_mill: Mill) -> No
 
     wait_for_records(running_mill, "after-again")
     assert submitted(running_mill) == before + 2
-    assert not running_mill.store.dead_letters()
+    assert not refusals(running_mill)
 
 
 def test_an_id_of_another_job_is_refused_and_that_job_is_untouched(running_mill: Mill) -> None:
@@ -59,8 +64,8 @@ def test_an_id_of_another_job_is_refused_and_that_job_is_untouched(running_mill:
     wait_for_records(running_mill, "mine")
     push(running_mill, id="mine", prompt="yours", max_tokens=3)
 
-    running_mill.wait_for(running_mill.store.dead_letters, "the dead letter")
-    (letter,) = running_mill.store.dead_letters()
+    running_mill.wait_for(partial(refusals, running_mill), "the dead letter")
+    (letter,) = refusals(running_mill)
     assert letter.reason.startswith("duplicate_id: id: mine is the id of another job")
     assert letter.id != "mine"
     assert json.loads(running_mill.record("mine").document)["prompt"] == "mine"
@@ -73,17 +78,15 @@ def test_a_job_of_another_model_goes_to_that_models_queue(running_mill: Mill) ->
     wait_for_records(running_mill, "elsewhere")
     record = running_mill.record("elsewhere")
     assert (record.state, record.queue) == (JobState.QUEUED, "batchmill.other.high")
-    assert running_mill.store.client.llen("batchmill.other.high") == 1
+    assert running_mill.store.client.llen(keys.announced("batchmill.other.high")) == 1
     running_mill.store.cancel("elsewhere")
-    running_mill.store.client.delete("batchmill.other.high")
+    running_mill.store.client.delete(keys.announced("batchmill.other.high"))
 
 
 def test_bad_documents_become_dead_letters_and_the_next_one_is_run(
     running_mill: Mill,
 ) -> None:
     client = running_mill.store.client
-    client.set(keys.job("occupied"), "not a record")
-    client.set(keys.idempotency("occupied"), "not an entry")
     push(running_mill, prompt="x", idempotency_key="inbox-key")
     bad = {
         "not_json": b"{",
@@ -97,19 +100,25 @@ def test_bad_documents_become_dead_letters_and_the_next_one_is_run(
         "unusable_record": b'{"prompt": "x", "id": "occupied"}',
         "unusable_record: a key": b'{"prompt": "x", "idempotency_key": "occupied"}',
     }
-    client.lpush(keys.INBOX, *bad.values())
+    # In one step, because the next sweep sets aside what is not a record.
+    with client.pipeline(transaction=True) as together:
+        together.set(keys.job("occupied"), "not a record")
+        together.set(keys.idempotency("default", "occupied"), "not an entry")
+        together.lpush(keys.INBOX, *bad.values())
+        together.execute()
     push(running_mill, id="after-the-bad", prompt="good")
 
     wait_for_records(running_mill, "after-the-bad")
     assert running_mill.wait_ended("after-the-bad")[0].state is JobState.COMPLETED
-    letters = {letter.payload: letter for letter in running_mill.store.dead_letters()}
+    letters = {letter.payload: letter for letter in refusals(running_mill)}
     assert set(letters) == set(bad.values())
     for reason, content in bad.items():
         assert letters[content].reason.startswith(reason), letters[content].reason
         assert letters[content].source == keys.INBOX
         assert letters[content].kind is DeadLetterKind.MESSAGE
-        running_mill.store.dead_letter_drop(letters[content].id)
-    client.delete(keys.job("occupied"), keys.idempotency("occupied"))
+    client.delete(keys.job("occupied"), keys.idempotency("default", "occupied"))
+    for letter in refusals(running_mill):
+        running_mill.store.dead_letter_drop(letter.id)
 
 
 def test_a_producer_finds_the_refusal_under_its_id(running_mill: Mill) -> None:
@@ -129,7 +138,7 @@ def test_a_refusal_never_replaces_an_older_one_with_its_id(running_mill: Mill) -
     push(running_mill, id="after-twice", prompt="x")
 
     wait_for_records(running_mill, "after-twice")
-    letters = {letter.id: json.loads(letter.payload) for letter in store.dead_letters()}
+    letters = {letter.id: json.loads(letter.payload) for letter in refusals(running_mill)}
     assert letters.pop("twice")["temperature"] == "hot"
     assert [document["temperature"] for document in letters.values()] == ["hotter"]
     for letter_id in ("twice", *letters):

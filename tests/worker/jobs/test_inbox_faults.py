@@ -18,6 +18,7 @@ from batchmill.worker.jobs import inbox_mover
 from batchmill.worker.jobs.inbox_mover import InboxMover
 from batchmill.worker.settings import WorkerSettings
 
+from ...conftest import without_check_processes
 from ..conftest import Mill
 
 #: Takes a document as a worker does, submits it if asked to, and is killed.
@@ -85,6 +86,11 @@ def test_two_workers_on_one_inbox_submit_each_document_once(mill: Mill) -> None:
     assert not mill.store.dead_letters()
 
 
+def new_mover(mill: Mill) -> InboxMover:
+    settings = WorkerSettings(broker_url=mill.url, engine="stub")
+    return InboxMover(settings, mill.store, "w1.0a", lambda: 0.0)
+
+
 def test_a_document_is_kept_if_the_connection_breaks_while_it_is_submitted(
     mill: Mill, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,7 +101,7 @@ def test_a_document_is_kept_if_the_connection_breaks_while_it_is_submitted(
     submit = mill.store.submit
     monkeypatch.setattr(mill.store, "submit", lose_reply)
     monkeypatch.setattr(inbox_mover, "_LEASE_MS", 50)
-    mover = InboxMover(WorkerSettings(broker_url=mill.url, engine="stub"), mill.store)
+    mover = new_mover(mill)
     push(mill, id="kept", prompt="x", max_tokens=2)
 
     with pytest.raises(ConnectionError):
@@ -121,6 +127,26 @@ def test_documents_wait_while_their_queue_is_full(mill: Mill) -> None:
     assert mill.store.state("second") is None
     mill.store.cancel("first")
     wait_for_records(mill, "second")
+
+
+def test_a_document_waits_while_its_structure_cannot_be_checked(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbox_mover, "_RETRY_MS", 50)
+    mover = new_mover(mill)
+    push(mill, id="kept", prompt="x", max_tokens=2, structured_outputs={"regex": "kept"})
+
+    with without_check_processes():
+        mover.move_documents()
+    assert mill.store.state("kept") is None
+
+    def moved() -> object:
+        mover.move_documents()
+        return mill.store.state("kept")
+
+    mill.wait_for(moved, "the document to be tried again")
+    assert mill.state("kept") is JobState.QUEUED
+    assert not mill.store.dead_letters()
 
 
 def test_documents_wait_while_redis_is_full(mill: Mill) -> None:

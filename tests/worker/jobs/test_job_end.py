@@ -15,7 +15,7 @@ from ..celery_tasks import a_task
 
 
 def end_of(finish_reason: str, code: str | None, stopping: JobState | None = None) -> JobEnd:
-    claim = Claim("j", 1, b"{}", [], 1, False, None, 0, 0, 0)
+    claim = Claim("j", "1.n", b"{}", [], 1, False, None, 0, 0, 0)
     job = ActiveJob(claim, AddRequest("j.1", "prompt", None, {}), a_task("j"), stopping=stopping)
     finished = Finished("j.1", "text", [1], finish_reason, 3, error="why", error_code=code)
     return finished_end(job, finished, worker="w1", model="demo")

@@ -69,7 +69,8 @@ def test_an_engine_that_is_starting_at_shutdown_does_not_load_first(
 
     start = subprocess.Popen
     monkeypatch.setattr(subprocess, "Popen", popen)
-    link = EngineLink(EngineSpec("stub", "demo", {"load_time_s": 60.0}), Listener())
+    spec = EngineSpec("stub", "demo", {"load_time_s": 60.0}, checkpoint_tokens=8)
+    link = EngineLink(spec, Listener())
     link.start()
 
     assert link.join(10.0)
@@ -89,7 +90,7 @@ def test_leases_are_renewed_during_a_long_step_until_the_engine_is_stuck(
         lease_renewal, "time", SimpleNamespace(monotonic=lambda: now, sleep=time.sleep)
     )
     jobs = ActiveJobs(ignore)
-    claim = Claim("gen_1", 1, b"{}", [], 1, False, None, 0, 0, 0)
+    claim = Claim("gen_1", "1.n", b"{}", [], 1, False, None, 0, 0, 0)
     jobs.add(ActiveJob(claim, AddRequest("gen_1.1", "x", None, {}), a_task("gen_1")))
     renewal = LeaseRenewal(
         SimpleNamespace(renew=renew),  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from batchmill.producer import (
     UnknownJob,
 )
 from batchmill.producer.protocol import keys
-from batchmill.worker.engine_host.stub_engine import stub_text
+from batchmill.worker.engine_host.stub_output import stub_text
 
 from ..command_line import call
 from ..conftest import Mill, expected_tokens

@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from batchmill.producer import Client, OutputRestarted
-from batchmill.worker.engine_host.stub_engine import stub_text
+from batchmill.worker.engine_host.stub_output import stub_text
 
 from ..conftest import Mill, expected_tokens
 

@@ -26,7 +26,7 @@ def test_a_structure_bomb_ends_only_its_own_job(mill: Mill) -> None:
     mill.store.client.lpush(keys.INBOX, json.dumps({"id": "bomb", **document}))
     mill.wait_for(partial(mill.store.dead_letter, "bomb"), "the dead letter")
     mill.celery.send_task("batchmill.generate", kwargs={"job": document}, queue=QUEUE, task_id="t")
-    mill.wait_for(lambda: '"job_id": "t"' in worker.log, "the refusal of the task")
+    mill.wait_for(lambda: '"task_id": "t"' in worker.log, "the refusal of the task")
 
     letter = mill.store.dead_letter("bomb")
     assert letter is not None

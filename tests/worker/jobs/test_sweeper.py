@@ -6,6 +6,7 @@ from typing import Any
 
 from batchmill.producer.protocol import keys
 from batchmill.producer.store.job_store import JobStore
+from batchmill.worker.jobs.clock_watch import ClockWatch
 from batchmill.worker.jobs.sweeper import sweep
 
 
@@ -17,7 +18,13 @@ def test_index_entries_of_many_records_that_expired_at_once_are_all_removed(redi
     client.zadd(keys.tag_index("t"), dict.fromkeys(ids, 5))
     client.zadd(keys.EXPIRING, {f"{job_id}\nfailed\ndefault\nt": 5 for job_id in ids})
 
-    sweep(store, reannounce_grace_ms=30_000, sweep_interval_ms=2000, extension_ms=15_000)
+    sweep(
+        store,
+        ClockWatch(),
+        reannounce_grace_ms=30_000,
+        sweep_interval_ms=2000,
+        extension_ms=15_000,
+    )
 
     assert client.keys(keys.JOB_INDEXES + "*") == []
     store.close()

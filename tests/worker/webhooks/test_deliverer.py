@@ -149,7 +149,7 @@ def test_plain_http_is_not_sent_to_unless_allowed(store: JobStore, deliverers: D
     with WebhookReceiver() as receiver:
         event_id = finish_job(store, receiver.url)
         deliverers.start(WEBHOOK_ALLOW_HTTP="0")
-        wait_until(lambda: event_state(store, event_id) == "disabled", "disabled")
+        wait_until(lambda: event_state(store, event_id) == "refused", "refused")
         assert receiver.requests == []
     letter = store.dead_letter(event_id)
     assert letter is not None
@@ -188,7 +188,7 @@ def test_example_receiver_verifies_and_uses_an_event(
         url = example.stdout.readline().split()[-1]
         event_id = finish_job(store, url + "/hook")
         deliverers.start()
-        assert example.stdout.readline().startswith("generation.completed: job gen_1")
+        assert example.stdout.readline().startswith("generation.completed gen_1")
         wait_until(lambda: event_state(store, event_id) == "delivered", "delivered")
     finally:
         example.kill()

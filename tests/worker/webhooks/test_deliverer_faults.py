@@ -11,9 +11,11 @@ from typing import Any
 from batchmill.producer import Client, ProducerSettings
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.replies import JobState
+from batchmill.producer.store.endpoints import Endpoints, EndpointState
 from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.webhooks.local_receiver import LOOPBACK, ReceivedRequest, WebhookReceiver
 
+from ...support.outbox import make_due
 from ..cli.bulk_files import FAST
 from ..conftest import Mill
 from ..webhook_deliverers import (
@@ -46,7 +48,7 @@ def test_killed_between_post_and_settle_sends_the_same_id_and_bytes_again(
         first.wait()
         released.set()
         # The dead deliverer's lease expires: the event is due at the end of the lease.
-        store.client.zadd(keys.OUTBOX, {event_id: 0})
+        make_due(store.client, event_id)
         deliverers.start()
         wait_until(lambda: event_state(store, event_id) == "delivered", "delivered")
         requests = receiver.requests
@@ -58,10 +60,38 @@ def test_killed_between_post_and_settle_sends_the_same_id_and_bytes_again(
         verify(request)
 
 
+def test_events_of_a_killed_deliverer_go_to_another_before_their_leases_end(
+    store: JobStore, deliverers: Deliverers
+) -> None:
+    posted, released = threading.Event(), threading.Event()
+
+    def respond(request: ReceivedRequest) -> int:
+        if request.headers["x-attempt"] == "1":
+            posted.set()
+            released.wait(60)
+        return 200
+
+    with WebhookReceiver(respond) as receiver:
+        event_id = finish_job(store, receiver.url)
+        first = deliverers.start(WEBHOOK_TOTAL_TIMEOUT_S="600")
+        assert posted.wait(15)
+        wait_until(lambda: store.client.zcard(keys.SESSIONS) == 1, "others to see it")
+        deliverers.start(WEBHOOK_TOTAL_TIMEOUT_S="600")
+
+        first.send_signal(signal.SIGKILL)
+
+        wait_until(lambda: event_state(store, event_id) == "delivered", "delivered", timeout_s=40)
+        released.set()
+        requests = receiver.requests
+    assert [request.headers["webhook-id"] for request in requests] == [event_id] * 2
+    assert requests[0].body == requests[1].body
+    assert store.client.hlen(keys.OUTBOX_TAKERS) == 0
+
+
 def test_claimed_event_of_a_dead_deliverer_comes_back_within_its_lease(
     store: JobStore, deliverers: Deliverers
 ) -> None:
-    """The lease is bounded by the longest attempt, the wait for a slot and a margin."""
+    """The lease is bounded by the longest attempt and a margin."""
     with WebhookReceiver(respond_with(500)) as receiver:
         event_id = finish_job(store, receiver.url)
         deliverers.start(WEBHOOK_SCHEDULE_S="0,1000", WEBHOOK_JITTER="0")
@@ -83,8 +113,42 @@ def test_hanging_receivers_do_not_hold_up_the_others(
             finish_job(store, hung, f"gen_hung_{number}")
         for number in range(20):
             finish_job(store, good.url, f"gen_good_{number}")
-        deliverers.start(WEBHOOK_CONCURRENCY="64", WEBHOOK_CONCURRENCY_PER_HOST="4")
-        assert good.wait_for(20, timeout_s=12), f"{len(good.requests)} of 20 arrived"
+        deliverers.start(
+            WEBHOOK_CONCURRENCY="64",
+            WEBHOOK_CONCURRENCY_PER_HOST="4",
+            WEBHOOK_TOTAL_TIMEOUT_S="600",
+        )
+        assert good.wait_for(20, timeout_s=60), f"{len(good.requests)} of 20 arrived"
+
+
+def test_an_endpoint_that_only_fails_is_left_alone_until_it_recovers(
+    store: JobStore, deliverers: Deliverers
+) -> None:
+    """Its events wait without being claimed one by one; one host's other endpoint is served."""
+    is_mended = threading.Event()
+
+    def respond(request: ReceivedRequest) -> int:
+        return 200 if is_mended.is_set() or request.path == "/good" else 500
+
+    with WebhookReceiver(respond) as receiver:
+        bad = [finish_job(store, f"{receiver.url}/bad", f"gen_bad_{i}") for i in range(60)]
+        deliverers.start(
+            WEBHOOK_SCHEDULE_S="0,0.1,0.1,0.1,0.1,0.1,0.1,0.1,0.1,0.1,0.1,0.1",
+            WEBHOOK_CONCURRENCY_PER_ENDPOINT="4",
+            WEBHOOK_BREAKER_FAILURES="4",
+            WEBHOOK_BREAKER_WAIT_S="0.4",
+            WEBHOOK_BREAKER_MAX_WAIT_S="0.4",
+        )
+        wait_until(lambda: len(receiver.requests) >= 6, "tried again after the wait")
+        good = finish_job(store, f"{receiver.url}/good", "gen_good")
+        wait_until(lambda: event_state(store, good) == "delivered", "the good one is delivered")
+        failing = Endpoints(store).get(f"{receiver.url}/bad")
+        assert failing.state is EndpointState.FAILING
+        attempts = [store.client.hget(keys.event(event_id), "attempts") for event_id in bad]
+        assert attempts.count(b"0") >= 40
+        is_mended.set()
+        wait_until(lambda: store.counts().outbox == 0, "all are delivered")
+        assert {event_state(store, event_id) for event_id in bad} == {"delivered"}
 
 
 def test_hanging_receivers_hold_up_neither_generation_nor_other_receivers(mill: Mill) -> None:
@@ -115,7 +179,7 @@ def test_hanging_receivers_hold_up_neither_generation_nor_other_receivers(mill: 
                 webhook_allow_networks=(LOOPBACK,),
             )
             with Client(mill.url, settings=local) as client:
-                jobs = list(client.submit_many({"prompt": "x", "webhook": url} for url in urls))
+                jobs = client.submit_many({"prompt": "x", "webhook": url} for url in urls)
                 mill.start_worker(stub=FAST)
                 ends = list(client.as_completed(jobs, timeout_s=60))
             assert {end.state for end in ends} == {JobState.COMPLETED}
@@ -180,9 +244,8 @@ def test_sigterm_finishes_the_attempt_in_flight(store: JobStore, deliverers: Del
     assert event_state(store, event_id) == "delivered"
 
 
-def test_sigterm_puts_back_waiting_deliveries_without_counting_an_attempt(
-    store: JobStore, deliverers: Deliverers
-) -> None:
+def test_a_deliverer_holds_only_what_it_sends(store: JobStore, deliverers: Deliverers) -> None:
+    """Events beyond the limit of their host stay due, for any other deliverer."""
     posted, released = threading.Event(), threading.Event()
 
     def respond(request: ReceivedRequest) -> int:
@@ -194,13 +257,10 @@ def test_sigterm_puts_back_waiting_deliveries_without_counting_an_attempt(
         for number in range(3):
             finish_job(store, receiver.url, f"gen_{number}")
         process = deliverers.start(WEBHOOK_CONCURRENCY_PER_HOST="1")
-        ids = [f"evt_gen_{number}_completed" for number in range(3)]
-        wait_until(lambda: all(score(store, i) > now_ms(store) for i in ids), "all are claimed")
         assert posted.wait(15)
+        ids = [f"evt_gen_{number}_completed" for number in range(3)]
+        assert sum(score(store, i) <= now_ms(store) for i in ids) == 2
         process.send_signal(signal.SIGTERM)
-        wait_until(
-            lambda: sum(score(store, i) <= now_ms(store) for i in ids) == 2, "two are due again"
-        )
         released.set()
         assert process.wait(15) == 0
         assert len(receiver.requests) == 1

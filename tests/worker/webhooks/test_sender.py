@@ -182,6 +182,14 @@ def test_endless_body_is_not_read_to_its_end() -> None:
     assert num_bytes < 20_000_000  # what the socket buffers of both ends may hold
 
 
+@pytest.mark.parametrize(("num_bytes", "reason"), [(40_000, "http_200"), (70_000, "head_too_long")])
+def test_a_long_head_is_read_up_to_its_limit(num_bytes: int, reason: str) -> None:
+    lines = b"".join(b"set-cookie: a=%s\r\n" % (b"x" * 990) for _ in range(num_bytes // 1000))
+    outcome, _ = send(raw_response(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n" + lines + b"\r\n"))
+    assert outcome.reason == reason
+    assert not outcome.disables
+
+
 def test_compressed_response_is_never_decompressed() -> None:
     bomb = gzip.compress(b"\0" * 50_000_000)
     head = f"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: {len(bomb)}\r\n\r\n"
@@ -190,12 +198,21 @@ def test_compressed_response_is_never_decompressed() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"SSH-2.0-OpenSSH_9.6\r\n", b"", b"HTTP/1.1 200", b"HTTP/1.1 200 OK\r\nbroken"]
+    ("data", "reason"),
+    [
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "protocol"),
+        (b"HTTP/1.1 200 OK\r\nbroken\r\n\r\n", "protocol"),
+        (b"", "no_response"),
+        (b"HTTP/1.1 200", "no_response"),
+        (b"HTTP/1.1 200 OK\r\nbroken", "no_response"),
+    ],
 )
-def test_response_that_is_not_http_is_a_failed_attempt(data: bytes) -> None:
+def test_response_that_is_not_http_or_not_complete_is_a_failed_attempt(
+    data: bytes, reason: str
+) -> None:
     outcome, _ = send(raw_response(data))
     assert outcome.status is None
-    assert outcome.reason in ("protocol", "connect")
+    assert outcome.reason == reason
     assert not outcome.disables
 
 

@@ -12,7 +12,7 @@ from batchmill.producer.protocol.calls.new_job import NewJob
 from batchmill.producer.protocol.replies import Claim, TokenWrite
 from batchmill.producer.store.deliveries import Deliveries
 from batchmill.producer.store.job_store import JobStore
-from batchmill.worker.webhooks.local_receiver import LOOPBACK, WebhookReceiver
+from batchmill.worker.webhooks.local_receiver import WebhookReceiver
 
 from ..command_line import call
 from ..webhook_deliverers import (
@@ -121,18 +121,20 @@ def test_nothing_is_sent_to_a_gone_endpoint_until_it_is_enabled(
     broker = {"BATCHMILL_BROKER_URL": redis_url}
     with WebhookReceiver(respond_with(410, 200)) as receiver:
         deliverers.start()
-        first = finish_job(store, receiver.url + "/hook?job=1", "gen_1")
+        hook = receiver.url + "/hook?flow=1"
+        first = finish_job(store, hook, "gen_1")
         wait_until(lambda: event_state(store, first) == "disabled", "the first is given up")
-        second = finish_job(store, receiver.url + "/hook?job=2", "gen_2")
+        second = finish_job(store, hook, "gen_2")
         wait_until(lambda: event_state(store, second) == "disabled", "the second is not tried")
-        elsewhere = finish_job(store, receiver.url + "/other", "gen_3")
+        elsewhere = finish_job(store, receiver.url + "/hook?flow=2", "gen_3")
         wait_until(partial(is_delivered, store, elsewhere), "other endpoints still work")
         assert len(receiver.requests) == 2
         listed = json.loads(call("webhooks", "list", "--json", **broker).stdout)
         [endpoint] = listed["disabled_endpoints"]
-        assert (endpoint["endpoint"], endpoint["reason"]) == (receiver.url + "/hook", "gone")
-        assert receiver.url + "/hook" in call("webhooks", "list", **broker).stdout
-        call("webhooks", "enable", endpoint["endpoint"], "--redeliver", **broker)
+        assert (endpoint["url"], endpoint["disabled_reason"]) == (hook, "gone")
+        for command in ("list", "endpoints"):
+            assert hook in call("webhooks", command, **broker).stdout
+        call("webhooks", "enable", hook, "--redeliver", **broker)
         for event_id in (first, second):
             wait_until(partial(is_delivered, store, event_id), "sent after all")
     shown = json.loads(call("webhooks", "show", first, "--json", **broker).stdout)
@@ -143,20 +145,27 @@ def test_nothing_is_sent_to_a_gone_endpoint_until_it_is_enabled(
     assert all(attempt.duration_ms < 15_000 for attempt in event.log)
 
 
-def test_test_event_is_signed_and_its_outcome_shown() -> None:
-    with WebhookReceiver(respond_with(200, 500)) as receiver:
-        settings = {
-            "BATCHMILL_WEBHOOK_SECRET": SECRET,
-            "BATCHMILL_WEBHOOK_ALLOW_HTTP": "true",
-            "BATCHMILL_WEBHOOK_ALLOW_PORTS": str(receiver.port),
-            "BATCHMILL_WEBHOOK_ALLOW_NETWORKS": LOOPBACK,
+def test_events_are_replayed_since_a_time(
+    store: JobStore, deliverers: Deliverers, redis_url: str
+) -> None:
+    broker = {"BATCHMILL_BROKER_URL": redis_url}
+    with WebhookReceiver() as receiver:
+        deliverers.start()
+        event_id = finish_job(store, receiver.url + "/hook")
+        wait_until(partial(is_delivered, store, event_id), "delivered")
+        select = ("--endpoint", receiver.url + "/hook", "--job", "gen_1")
+        assert (
+            "0 will be sent again"
+            in call(*("webhooks", "replay", "--since", "2030-01-31T12:00:00Z"), **broker).stdout
+        )
+        done = call("webhooks", "replay", "--since", "1h", *select, "--json", **broker)
+        assert json.loads(done.stdout) == {
+            "num_replayed": 1,
+            "num_disabled": 0,
+            "num_waiting": 0,
+            "gone": [],
         }
-        shown = json.loads(call("webhooks", "test", receiver.url, "--json", **settings).stdout)
-        assert (shown["delivered"], shown["http_status"]) == (True, 200)
-        assert call("webhooks", "test", receiver.url, **settings).returncode == 1
-        [request, _] = receiver.requests
-    verify(request)
-    assert json.loads(request.body)["type"] == "webhook.test"
-    del settings["BATCHMILL_WEBHOOK_ALLOW_NETWORKS"]
-    refused = call("webhooks", "test", receiver.url, "--json", **settings)
-    assert json.loads(refused.stdout)["reason"] == "refused_address"
+        assert receiver.wait_for(2, timeout_s=15)
+        first, second = receiver.requests
+    assert (first.body, first.headers["webhook-id"]) == (second.body, second.headers["webhook-id"])
+    assert call("webhooks", "replay", "--since", "yesterday", **broker).returncode == 2

@@ -3,4 +3,5 @@
 -- Reply: how many delays ended.
 -- @include announce, server
 allow_writes_when_full()
+keep_time()
 return announce_due_jobs(tonumber(ARGV[1]), now_ms())

@@ -18,6 +18,6 @@ end
 if total < num_jobs then return { 'CONFLICT', tostring(num_jobs) } end
 redis.call('HSET', batch_key(id), 'state', 'in_progress', 'in_progress_at_ms', now, 'total', total)
 redis.call('HINCRBY', batch_key(id), 'failed', total - num_jobs)
-redis.call('ZREM', BATCHES_DUE, id)
+redis.call('ZADD', BATCHES_DUE, now + BATCH_CHECK_MS, id)
 finish_batch_if_done(id, now)
 return { 'OK' }

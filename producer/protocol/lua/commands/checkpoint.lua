@@ -1,6 +1,6 @@
 -- Save new tokens of running jobs and extend their leases.
--- KEYS: none. ARGV: lease_ms, then for each job: id, fence, position (tokens), token bytes, text position (bytes),
--- text.
+-- KEYS: none. ARGV: lease_ms, then for each job: id, fence, identity of the engine that computed the tokens ('' = not
+-- known), position (tokens), token bytes, text position (bytes), text.
 -- Reply: a list with one status per job: OK, FENCED, GAP or CANCEL_REQUESTED.
 -- @include events, guard, keys, output, record, server
 allow_writes_when_full()
@@ -21,11 +21,11 @@ local function add_output_event(id, num_tokens)
 end
 
 local function save_output(i)
-  local id, fence, position = ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])
+  local id, position = ARGV[i], tonumber(ARGV[i + 3])
   local job = load_lease(id)
-  if not holds_lease(job, fence) then return 'FENCED' end
-  if not append_tokens(id, position * 4, ARGV[i + 3]) then return 'GAP' end
-  append_text(id, tonumber(ARGV[i + 4]), ARGV[i + 5])
+  if not may_write_output(job, ARGV[i + 1], ARGV[i + 2]) then return 'FENCED' end
+  if not append_tokens(id, position * 4, ARGV[i + 4]) then return 'GAP' end
+  append_text(id, tonumber(ARGV[i + 5]), ARGV[i + 6])
   redis.call('ZADD', LEASES, now + lease_ms, id)
   local num_tokens = redis.call('STRLEN', tokens_key(id)) / 4
   redis.call('PUBLISH', events_channel(id), '{"tokens":' .. num_tokens .. '}')
@@ -33,7 +33,7 @@ local function save_output(i)
   return job.cancel_requested and 'CANCEL_REQUESTED' or 'OK'
 end
 
-for i = 2, #ARGV, 6 do
+for i = 2, #ARGV, 7 do
   statuses[#statuses + 1] = guard_job(ARGV[i], 'FENCED', function() return save_output(i) end)
 end
 return statuses

@@ -1,23 +1,27 @@
 -- Give a queued job to a worker, under a lease and a new fence.
--- KEYS: none. ARGV: id, owner, lease_ms, identity, nonce (unique per call), supported versions...
+-- KEYS: none. ARGV: id, owner, lease_ms, identity, nonce (unique per call), session, pid of the worker (for Celery),
+-- supported versions...
 -- Reply: {CLAIMED, fence, document, token bytes, attempts, alone, deadline_at_ms, enqueued_at_ms, started_at_ms, now,
--- suspect, celery_result} or {REFUSED, reason}.
--- @include announce, events, fair_share, finish, guard, index, keys, record, server
+-- suspect, celery_result, retries} or {REFUSED, reason}.
+-- @include announce, celery_state, events, fair_share, finish, guard, index, keys, output, pauses, record, server
 allow_writes_when_full()
+local MIN_REFUSAL_WAIT_MS = 1000 -- after the first refusal for the job's version, besides the sweep's grace
+local MAX_REFUSAL_WAIT_MS = 600 * 1000
 local SUSPECT_LIMIT = 3 -- engine deaths beside other jobs, after which a job runs alone
 local id, owner, lease_ms, identity, nonce = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
+local session, pid = ARGV[6], tonumber(ARGV[7])
 
-local function claim_reply(fence, attempts, alone, deadline_at_ms, now)
+local function claim_reply(attempts, alone, deadline_at_ms, now)
   local f = redis.call('HMGET', job_key(id), 'doc', 'enqueued_at_ms', 'started_at_ms', 'suspect',
-    'celery_result')
+    'celery_result', 'fence', 'claim_nonce', 'retries')
   local tokens = redis.call('GET', tokens_key(id)) or ''
   if not (f[1] and tonumber(f[2]) and tonumber(f[3])) or #tokens % 4 > 0 then
     error('doc, enqueued_at_ms, started_at_ms or the tokens are missing or wrong', 0)
   end
   return {
-    'CLAIMED', fence, f[1], tokens, attempts, alone and 1 or 0,
+    'CLAIMED', fence_text(f[6], f[7]), f[1], tokens, attempts, alone and 1 or 0,
     deadline_at_ms or '', tonumber(f[2]), tonumber(f[3]), now, tonumber(f[4] or 0),
-    f[5] == '1' and 1 or 0,
+    f[5] == '1' and 1 or 0, tonumber(f[8] or 0) or 0,
   }
 end
 
@@ -26,7 +30,7 @@ local function claim_job()
   if not job then return { 'REFUSED', 'unknown' } end
   local now = now_ms()
 
-  -- The message is gone from the queue's list in any case, which makes room for another.
+  -- The message is gone from `announced:` in any case, which makes room for another.
   local function refuse(reason)
     fill_window(job.queue, now)
     return { 'REFUSED', reason }
@@ -37,26 +41,38 @@ local function claim_job()
     -- The same nonce: the connection repeated the call because the first reply was lost.
     local f = redis.call('HMGET', job_key(id), 'claim_nonce', 'attempts')
     if f[1] == nonce then
-      return claim_reply(job.fence, tonumber(f[2]), job.alone, job.deadline_at_ms, now)
+      return claim_reply(tonumber(f[2]), job.alone, job.deadline_at_ms, now)
     end
     return refuse('leased')
   end
   local supported = false
-  for i = 6, #ARGV do supported = supported or ARGV[i] == job.v end
-  if not supported then return refuse('unsupported_version') end
+  for i = 8, #ARGV do supported = supported or ARGV[i] == job.v end
+  if not supported then
+    -- Only a worker of another version can run it: it is announced again, but ever more rarely.
+    local refusals = redis.call('HINCRBY', job_key(id), 'version_refusals', 1)
+    local wait_ms = math.min(MIN_REFUSAL_WAIT_MS * 2 ^ (refusals - 1), MAX_REFUSAL_WAIT_MS)
+    redis.call('ZADD', queued_key(job.queue), 'XX', now + wait_ms, id)
+    return refuse('unsupported_version')
+  end
   if redis.call('ZSCORE', SCHEDULED, id) then return refuse('scheduled') end
-  if job.deadline_at_ms and job.deadline_at_ms <= now then
+  local start_by = tonumber(redis.call('HGET', job_key(id), 'start_by_ms') or nil)
+  if math.min(job.deadline_at_ms or math.huge, start_by or math.huge) <= now then
     expire_job(id, job, now)
     return { 'REFUSED', 'expired' }
+  end
+  if pause_of_job(job.queue, job.tenant) then
+    return_to_backlog(id, job) -- it was announced before the pause, or given back since
+    return refuse('paused')
   end
 
   move_state_entry(id, 'queued', 'in_progress', now)
   leave_queue(id, job)
   charge_tenant(id, job) -- unless its announcement did so
   fill_window(job.queue, now)
+  if start_by then redis.call('HDEL', job_key(id), 'start_by_ms') end -- it has started in time
   redis.call('ZREM', DEADLINES, id) -- from here on the worker watches the deadline
   redis.call('ZADD', LEASES, now + lease_ms, id)
-  local fence = redis.call('HINCRBY', job_key(id), 'fence', 1)
+  redis.call('HINCRBY', job_key(id), 'fence', 1)
   local attempts = redis.call('HINCRBY', job_key(id), 'attempts', 1)
   local known = redis.call('HMGET', job_key(id), 'identity', 'suspect')
   local alone = tonumber(known[2] or 0) >= SUSPECT_LIMIT
@@ -64,15 +80,12 @@ local function claim_job()
   if is_first and wants_event(job, 'started') then
     add_event(id, job, 'started', run_suffix(job.run), '', now)
   end
+  if known[1] and known[1] ~= identity then discard_output(id) end
   redis.call('HSET', job_key(id), 'state', 'in_progress', 'owner', owner, 'identity', identity,
-    'alone', alone and '1' or '0', 'claim_nonce', nonce)
-  if known[1] and known[1] ~= identity and redis.call('DEL', tokens_key(id)) == 1 then
-    -- Readers of the stream see from this counter that the output starts over.
-    redis.call('HINCRBY', job_key(id), 'restarts', 1)
-    redis.call('HDEL', job_key(id), 'output_told')
-    redis.call('DEL', text_key(id))
-  end
+    'alone', alone and '1' or '0', 'claim_nonce', nonce, 'session', session, 'claimed_at_ms', now,
+    'claimed_tokens', redis.call('STRLEN', tokens_key(id)) / 4)
   redis.call('PUBLISH', events_channel(id), '{"state":"in_progress"}')
-  return claim_reply(fence, attempts, alone, job.deadline_at_ms, now)
+  show_celery_start(id, job, owner, pid)
+  return claim_reply(attempts, alone, job.deadline_at_ms, now)
 end
 return guard_job(id, { 'REFUSED', 'unusable' }, claim_job)

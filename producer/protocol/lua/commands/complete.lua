@@ -1,16 +1,34 @@
--- End a running job with its last tokens and its result or error.
--- KEYS: none. ARGV: id, fence, state, result JSON ('' = none), error JSON ('' = none), position (tokens), token bytes,
--- tokens of prompt and output together ('' = count the output).
--- Reply: OK, ALREADY_DONE, FENCED or GAP.
--- @include finish, guard, keys, output, record, server
+-- End a running job with its last tokens and its result or error, or let it wait for another attempt.
+-- KEYS: none. ARGV: id, fence, identity of the engine that computed the output ('' = not known), state, result JSON
+-- ('' = none), error JSON ('' = none), position (tokens), token bytes, tokens of the prompt, of the output and of the
+-- prompt's cached part, with spaces ('' = count the stored output), retry_in_ms ('' = this is the end): the job has
+-- failed, and is to be tried again after this time; starts_over ('1': not from the tokens so far).
+-- Reply: OK, ALREADY_DONE, RETRYING (it waits for another attempt), FENCED or GAP. It is not tried again, but ends, if
+-- a user has cancelled it or its deadline would pass before.
+-- @include finish, guard, history, keys, output, record, retry_later, server
 allow_writes_when_full()
-local id, fence, state = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local id, fence, identity, state, error_text = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[6]
+local retry_in_ms = tonumber(ARGV[10] or nil)
+
+local function is_waiting_for_retry(job)
+  return job and job.state == 'queued' and redis.call('HGET', job_key(id), 'retry_fence') == fence
+end
+
 return guard_job(id, 'FENCED', function()
   local job = load_job(id)
   if job and TERMINAL[job.state] and job.completed_fence == fence then return 'ALREADY_DONE' end
-  if not holds_lease(job, fence) then return 'FENCED' end
-  if not append_tokens(id, tonumber(ARGV[6]) * 4, ARGV[7]) then return 'GAP' end
-  redis.call('HSET', job_key(id), 'completed_fence', fence)
-  finish_job(id, job, state, ARGV[4], ARGV[5], now_ms(), tonumber(ARGV[8]))
+  if not may_write_output(job, fence, identity) then return is_waiting_for_retry(job) and 'RETRYING' or 'FENCED' end
+  if not append_tokens(id, tonumber(ARGV[7]) * 4, ARGV[8]) then return 'GAP' end
+  local now = now_ms()
+  local due_at = retry_in_ms and not job.cancel_requested and now + retry_in_ms
+  if due_at and due_at < (job.deadline_at_ms or math.huge) then
+    retry_later(id, job, error_text, due_at, ARGV[11] == '1', now)
+    return 'RETRYING'
+  end
+  redis.call('HSET', job_key(id), 'completed_fence', fence, 'history',
+    history_with_end(id, state, error_code(error_text), now))
+  local prompt, output, cached = string.match(ARGV[9], '^(%d+) (%d+) (%d+)$')
+  finish_job(id, job, state, ARGV[5], error_text, now,
+    prompt and { tonumber(prompt), tonumber(output), tonumber(cached) })
   return 'OK'
 end)

@@ -1,8 +1,12 @@
 -- Write a worker's heartbeat, also if Redis is full: a worker whose jobs continue must not look dead.
--- KEYS: none. ARGV: name, heartbeat, time to live in seconds.
--- Reply: OK.
--- @include keys, server
+-- KEYS: none. ARGV: name, heartbeat, time to live in seconds, session, milliseconds after which the session is
+-- silent, then the queues that the worker serves.
+-- Reply: the number of the session's connections that Redis sees.
+-- @include keys, server, sessions
 allow_writes_when_full()
-redis.call('SET', worker_key(ARGV[1]), ARGV[2], 'EX', ARGV[3])
-redis.call('SADD', WORKERS, ARGV[1])
-return 'OK'
+local name, heartbeat, ttl_s, session, timeout_ms = unpack(ARGV)
+redis.call('SET', worker_key(name), heartbeat, 'EX', ttl_s)
+redis.call('SADD', WORKERS, name)
+for i = 6, #ARGV do redis.call('ZADD', SERVED, now_ms(), ARGV[i]) end
+if session == '' then return 0 end
+return note_session(session, now_ms() + timeout_ms)

@@ -13,10 +13,12 @@ local held_until = tonumber(redis.call('ZSCORE', INBOX_TAKEN, id) or nil)
 if retry_in_ms and until_ms and held_until ~= until_ms then return 'OK' end
 if retry_in_ms and redis.call('ZCARD', INBOX_TAKEN) <= max_waiting then
   redis.call('ZADD', INBOX_TAKEN, 'XX', now_ms() + retry_in_ms, id)
+  redis.call('HDEL', INBOX_TAKERS, id) -- no worker is at fault while it waits
   return 'OK'
 end
 redis.call('ZREM', INBOX_TAKEN, id)
 redis.call('HDEL', INBOX_DOCUMENTS, id)
+redis.call('HDEL', INBOX_TAKERS, id)
 -- Too many documents wait for one full queue and would hold up those for other queues: back to the end of the line.
 if retry_in_ms then redis.call('LPUSH', INBOX, document) end
 return 'OK'

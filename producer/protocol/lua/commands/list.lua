@@ -3,7 +3,7 @@
 -- Reply: {cursor ({} at the end), jobs}; a job is {id, fields..., bytes of tokens}.
 -- @include keys, query
 local limit, examined, num_fields = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
-local fields = { 'state', 'tags', 'tenant' }
+local fields = { 'state', 'tags', 'tenant', 'queue' }
 for i = 1, num_fields do fields[#fields + 1] = ARGV[3 + i] end
 local query = parse_query(4 + num_fields)
 
@@ -14,10 +14,10 @@ for _, entry in ipairs(entries) do
   query.cursor = entry
   local f = redis.pcall('HMGET', job_key(entry.id), unpack(fields))
   if f.err then f = {} end -- a key of another type, which batchmill did not write
-  local job = { state = f[1], tags = f[2] or nil, tenant = f[3] or nil }
+  local job = { state = f[1], tags = f[2] or nil, tenant = f[3] or nil, queue = f[4] or nil }
   if job.state and matches_query(query, entry, job) then
     local row = { entry.id }
-    for i = 4, #fields do row[#row + 1] = f[i] or '' end
+    for i = 5, #fields do row[#row + 1] = f[i] or '' end
     local length = redis.pcall('STRLEN', tokens_key(entry.id))
     row[#row + 1] = type(length) == 'number' and length or 0
     jobs[#jobs + 1] = row

@@ -19,11 +19,14 @@ local function weight_of(tenant)
   return tonumber(redis.call('HGET', TENANTS, tenant .. ':weight') or 1)
 end
 local own_weight = weight_of(job.tenant)
-local others = 0
-for _, tenant in ipairs(redis.call('ZRANGE', turns_key(job.queue), 0, MAX_TENANTS - 1)) do
+-- Tenants whose turn comes before are announced once more than its tenant until then.
+local own_turn = redis.call('ZRANK', turns_key(job.queue), job.tenant) or 0
+local others = math.max(0, own_turn - MAX_TENANTS) -- each of those that are not looked at has a job
+for turn, tenant in ipairs(redis.call('ZRANGE', turns_key(job.queue), 0, MAX_TENANTS - 1)) do
   if tenant ~= job.tenant then
     local waiting = redis.call('ZCARD', backlog_key(job.queue, tenant))
-    others = others + math.min(waiting, math.ceil(own * weight_of(tenant) / own_weight))
+    local num_turns = turn <= own_turn and own + 1 or own
+    others = others + math.min(waiting, math.ceil(num_turns * weight_of(tenant) / own_weight))
   end
 end
 return announced + own + others

@@ -9,7 +9,7 @@ for i = 2, #ARGV, 2 do
   local id = ARGV[i]
   statuses[#statuses + 1] = guard_job(id, 'FENCED', function()
     local job = load_lease(id)
-    if not holds_lease(job, tonumber(ARGV[i + 1])) then return 'FENCED' end
+    if not holds_lease(job, ARGV[i + 1]) then return 'FENCED' end
     redis.call('ZADD', LEASES, now + lease_ms, id)
     return job.cancel_requested and 'CANCEL_REQUESTED' or 'OK'
   end)

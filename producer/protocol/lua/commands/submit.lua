@@ -1,18 +1,23 @@
 -- Store a new job and let it wait in its queue.
 -- KEYS: none. ARGV: alternating names and values. Required: id, v, model, queue, doc, result_ttl_ms, tenant, cost
--- (tokens that it may take). Optional: announce ('1'; without it a worker holds the job already), max_queue_depth,
--- max_queued_jobs, max_queued_bytes, max_queued_tokens, deadline_at_ms, ttl_ms, not_before_ms, delay_ms,
--- idempotency_key with fingerprint, webhook with webhook_events (comma-separated names; without it only the end) and
--- webhook_secret (without it the default one), tags (comma-separated), max_tokens, celery_result ('1'),
--- celery_headers with celery_embed (JSON: place in a Celery workflow, and what follows there), batch with batch_index
--- (place of the line, from 0), fingerprint, custom_id and endpoint.
--- Reply: {CREATED, id}, {EXISTING, id}, {CONFLICT, id}, {FULL, limit's name, value, limit}, {TOO_LATE} (the deadline
--- would pass before the job may run) or {CLOSED, state of its batch ('' = there is none)}.
--- @include announce, batches, events, fair_share, index, keys, queue_limits, server, usage
+-- (tokens that it may take), reserved_bytes (memory that its output may take). Optional: is_adopted ('1': the job came
+-- inside a Celery message), max_queue_depth, max_queued_jobs, max_queued_bytes, max_queued_tokens, max_memory_percent,
+-- max_outbox_events, max_endpoint_events, deadline_at_ms, ttl_ms, not_before_ms, delay_ms, start_by_ms (until then the
+-- job has started, or it expires), message_priority (of a Celery message: 0 is the highest), idempotency_key with
+-- fingerprint, webhook with webhook_events (comma-separated names; without it only the end) and webhook_secret (without
+-- it the default one), tags (comma-separated), max_tokens, celery_result ('1'), celery_headers with celery_embed (JSON:
+-- place in a Celery workflow, and what follows there), batch with batch_index (place of the line, from 0), fingerprint,
+-- custom_id and endpoint; api_key and gateway (JSON), of a job that came by the gateway.
+-- Reply: {CREATED, id}, {EXISTING, id}, {CONFLICT, id}, {FULL, limit's name, value, limit, bytes that the job needs
+-- itself}, {PAUSED, kind, name, JSON} (of the pause that refuses it), {TOO_LATE} (the deadline would pass before the
+-- job may run) or {CLOSED, state of its batch ('' = there is none)}.
+-- @include announce, batches, counters, events, fair_share, idempotency, index, keys, pauses, queue_limits, queues
+-- @include server, usage
+local US_PER_MESSAGE_PRIORITY = 1e14 -- three years: a lower priority waits behind all that a tenant sent before
 local job = {}
 for i = 1, #ARGV, 2 do job[ARGV[i]] = ARGV[i + 1] end
--- A job that came inside a Celery message was accepted by Redis before, and its message has freed its memory.
-if not job.announce then allow_writes_when_full() end
+-- Redis has accepted an adopted job before, in its message, and no limit on waiting jobs applies to it.
+if job.is_adopted then allow_writes_when_full() end
 local id, queue, key = job.id, job.queue, job.idempotency_key
 
 -- The earlier of the absolute and the relative deadline.
@@ -55,63 +60,68 @@ local function write_batch(now)
   for _, name in ipairs({ 'batch', 'custom_id', 'endpoint', 'fingerprint' }) do
     if job[name] then redis.call('HSET', job_key(id), name, job[name]) end
   end
+  local api_key = redis.call('HGET', batch_key(job.batch), 'api_key')
+  if api_key then redis.call('HSET', job_key(id), 'api_key', api_key) end
   redis.call('ZADD', batch_jobs_key(job.batch), job.batch_index, id)
+  note_line_labels(job.batch, job)
   local idle_at = now + BATCH_IDLE_LIMIT_MS
   local late_at = redis.call('HGET', batch_key(job.batch), 'deadline_at_ms') or idle_at
   redis.call('ZADD', BATCHES_DUE, math.min(tonumber(late_at), idle_at), job.batch)
 end
 
-if key then
-  local known = redis.call('HMGET', idempotency_key(key), 'id', 'fingerprint')
-  if known[1] then return { known[2] == job.fingerprint and 'EXISTING' or 'CONFLICT', known[1] } end
-end
+local known = key and load_idempotency_entry(job.tenant, key)
+if known then return { known.fingerprint == job.fingerprint and 'EXISTING' or 'CONFLICT', known.id } end
 -- The caller chose the id: a call repeated after a lost reply finds its own job.
 if redis.call('EXISTS', job_key(id)) == 1 then return { 'EXISTING', id } end
 local reply = job.batch and batch_refusal()
 if reply then return reply end
-local usage = load_usage(job.tenant)
-local refusal = job.announce and reached_limit(queue, job.tenant, job, usage)
+local usage, time_us = load_usage(job.tenant), now_us()
+local now, reserved_bytes = math.floor(time_us / 1000), tonumber(job.reserved_bytes)
+local refusal = not job.is_adopted
+  and (reached_limit(queue, job.tenant, job, usage, #job.doc, reserved_bytes, now)
+    or reached_outbox_limit(job.webhook, job.tenant, job))
+refusal = refusal or not job.is_adopted and pause_reply(queue, job.tenant)
 if refusal then return refusal end
-local time_us = now_us()
-local now = math.floor(time_us / 1000)
 local deadline_at, due_at = earliest_deadline(now), latest_start(now)
 if deadline_at and due_at and deadline_at <= due_at then return { 'TOO_LATE' } end
 
 redis.call('HSET', job_key(id), 'id', id, 'v', job.v, 'model', job.model, 'queue', queue,
   'state', 'queued', 'doc', job.doc, 'enqueued_at_ms', now, 'announced_at_ms', now, 'fence', 0,
   'attempts', 0, 'result_ttl_ms', job.result_ttl_ms, 'tenant', job.tenant, 'cost', job.cost,
+  'reserved_bytes', job.reserved_bytes,
   'max_tokens', job.max_tokens or '')
-if job.tags then redis.call('HSET', job_key(id), 'tags', job.tags) end
+for _, name in ipairs({ 'tags', 'api_key', 'gateway' }) do
+  if job[name] then redis.call('HSET', job_key(id), name, job[name]) end
+end
 index_job(id, 'queued', job, now)
 write_webhook()
 write_batch(now)
-if deadline_at then
-  redis.call('HSET', job_key(id), 'deadline_at_ms', deadline_at)
-  redis.call('ZADD', DEADLINES, deadline_at, id)
-end
+if deadline_at then redis.call('HSET', job_key(id), 'deadline_at_ms', deadline_at) end
+local start_by = tonumber(job.start_by_ms)
+if start_by then redis.call('HSET', job_key(id), 'start_by_ms', start_by) end
+local expires_at = math.min(deadline_at or math.huge, start_by or math.huge)
+if expires_at < math.huge then redis.call('ZADD', DEADLINES, expires_at, id) end
 if key then
-  -- No TTL before the job has ended: a job that waits for days must still be found by its key.
   redis.call('HSET', job_key(id), 'idempotency_key', key)
-  redis.call('HSET', idempotency_key(key), 'id', id, 'fingerprint', job.fingerprint)
+  redis.call('HSET', idempotency_key(job.tenant, key), 'id', id, 'fingerprint', job.fingerprint)
+  keep_idempotency_entry(job, UNFINISHED_KEY_TTL_MS)
 end
-redis.call('SADD', QUEUES, queue)
-redis.call('HINCRBY', TOTALS, 'submitted', 1)
+register_queue(queue, now)
+increment(TOTALS, 'submitted', 1)
 if job.celery_result then redis.call('HSET', job_key(id), 'celery_result', '1') end
 if job.celery_embed then
   redis.call('HSET', job_key(id), 'celery_headers', job.celery_headers, 'celery_embed', job.celery_embed)
 end
 
 local queued = { queue = queue, tenant = job.tenant, cost = tonumber(job.cost) }
-count_waiting_job(usage, id, #job.doc, queued.cost, 1)
+count_job(usage, id, waiting_amounts(#job.doc, queued.cost), 1)
+count_job(usage, id, reserved_amounts(reserved_bytes), 1)
 if due_at then
   redis.call('HSET', job_key(id), 'not_before_ms', due_at)
   redis.call('ZADD', queued_key(queue), '+inf', id)
   redis.call('ZADD', SCHEDULED, due_at, id)
-elseif job.announce then
-  add_to_backlog(id, queued, time_us)
-  fill_window(queue, now)
 else
-  charge_tenant(id, queued)
-  redis.call('ZADD', queued_key(queue), now, id)
+  add_to_backlog(id, queued, time_us + tonumber(job.message_priority or 0) * US_PER_MESSAGE_PRIORITY)
+  fill_window(queue, now)
 end
 return { 'CREATED', id }

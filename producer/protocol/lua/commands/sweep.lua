@@ -1,34 +1,41 @@
--- Repair what dead processes left behind: lost leases, passed deadlines, unfinished batches, lost announcements,
--- expired index entries and malformed records.
+-- Repair what dead processes left behind: lost leases, passed deadlines, unfinished batches, lost announcements and
+-- expired index entries. `repair_store` follows it.
 -- KEYS: none. ARGV: limit (jobs per kind and call), reannounce_grace_ms, then sweep_interval_ms and extension_ms of the
--- sweeping worker (older workers send neither).
--- Reply: {requeued, dead, cancelled, expired, reannounced, unindexed, recounted, extended}.
--- @include announce, batches, dead_letters, finish, guard, index, keys, record, recount, server, unusable
+-- sweeping worker, max_letters (the oldest dead letters beyond it are dropped) and usage_days (for which used tokens
+-- are kept). Each but the first two may be ''.
+-- Reply: {requeued, dead, cancelled, expired, reannounced, unindexed, extended, entries of backlogs dropped, letters
+-- dropped, time of Redis in ms, keys of another type that were deleted...}.
+-- @include announce, batches, dead_letters, finish, foreign_keys, guard, index, keys, leftovers, lost_announcements
+-- @include record, server, used_tokens
+delete_foreign_keys()
 allow_writes_when_full()
+local redis_ms = keep_time()
 local limit, grace_ms, now = tonumber(ARGV[1]), tonumber(ARGV[2]), now_ms()
 local interval_ms, extension_ms = tonumber(ARGV[3] or nil), tonumber(ARGV[4] or nil)
+local max_letters = tonumber(ARGV[5] or nil)
 local counts = { REQUEUED = 0, DEAD = 0, CANCELLED = 0, EXPIRED = 0, NONE = 0 }
 
 announce_due_jobs(limit, now)
 
 -- If no worker swept for several intervals, Redis was away or its clock jumped, and healthy holders could not
--- renew either. Each lease that lapsed meanwhile is extended instead of being taken.
-local num_extended = 0
-local ok, last = pcall(redis.call, 'GET', LAST_SWEEP)
-local gap_ms = ok and tonumber(last or nil) and now - tonumber(last) or 0
-if interval_ms and extension_ms and gap_ms > 3 * interval_ms + 1000 then
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', now)) do
-    redis.call('ZADD', LEASES, now + extension_ms, id)
-    num_extended = num_extended + 1
-  end
+-- renew either. Each lease that lapsed meanwhile is extended instead of being taken. Return how many.
+local function extend_lapsed_leases()
+  local ok, last = pcall(redis.call, 'GET', LAST_SWEEP)
+  local gap_ms = ok and tonumber(last or nil) and now - tonumber(last) or 0
+  if not (interval_ms and extension_ms and gap_ms > 3 * interval_ms + 1000) then return 0 end
+  local lapsed = redis.call('ZRANGEBYSCORE', LEASES, '-inf', now)
+  for _, id in ipairs(lapsed) do redis.call('ZADD', LEASES, now + extension_ms, id) end
+  return #lapsed
 end
-redis.call('SET', LAST_SWEEP, now, 'EX', 86400)
+local num_extended = extend_lapsed_leases()
+redis.call('SET', LAST_SWEEP, now) -- without a TTL, which would end if the clock jumps
 
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', now, 'LIMIT', 0, limit)) do
   local outcome = guard_job(id, 'DEAD', function()
     local job = load_job(id)
     if job and job.state == 'in_progress' then return requeue_job(id, job, 'lease_expired', now) end
     redis.call('ZREM', LEASES, id) -- a record deleted by hand must not stop the sweep of all others
+    if not job then redis.call('ZREM', state_index_key('in_progress'), id) end
     return 'NONE'
   end)
   counts[outcome] = counts[outcome] + 1
@@ -50,8 +57,7 @@ end
 local function cancel_page_of_batch(id)
   local start = tonumber(redis.call('HGET', batch_key(id), 'num_swept') or 0)
   local ids = redis.call('ZRANGE', batch_jobs_key(id), start, start + limit - 1)
-  redis.call('ZREM', BATCHES_DUE, id)
-  if #ids == limit then redis.call('ZADD', BATCHES_DUE, now, id) end
+  redis.call('ZADD', BATCHES_DUE, #ids == limit and now or now + BATCH_CHECK_MS, id)
   redis.call('HSET', batch_key(id), 'num_swept', start + #ids)
   for _, job_id in ipairs(ids) do
     guard_job(job_id, nil, function()
@@ -61,9 +67,12 @@ local function cancel_page_of_batch(id)
       end
     end)
   end
+  if #ids == limit or redis.call('HGET', batch_key(id), 'state') ~= 'cancelling' then return end
+  check_batch_records(id, limit, now)
 end
 
--- A batch is due if it is being cancelled, is idle, has passed its deadline or has lost its record.
+-- A batch is due if it is being cancelled, is idle, has passed its deadline, has lost its record or may have lost some
+-- of its jobs.
 local function sweep_batch(id)
   local batch = load_batch(id)
   local kind = redis.call('TYPE', batch_jobs_key(id)).ok
@@ -78,11 +87,13 @@ local function sweep_batch(id)
   elseif batch.state == 'validating' and batch.deadline_at_ms and batch.deadline_at_ms <= now then
     redis.call('HSET', batch_key(id), 'total', redis.call('ZCARD', batch_jobs_key(id)),
       'state', 'in_progress', 'is_late', '1')
-    redis.call('ZREM', BATCHES_DUE, id)
+    redis.call('ZADD', BATCHES_DUE, now + BATCH_CHECK_MS, id)
     finish_batch_if_done(id, now) -- otherwise it ends when its last job has expired
   elseif batch.state == 'validating' then
     local text = error_json('batch_abandoned', 'no line arrived for 24 hours, and the batch was not sealed')
     start_batch_cancellation(id, text, now)
+  elseif batch.state == 'in_progress' then
+    check_batch_records(id, limit, now)
   end
 end
 
@@ -91,30 +102,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', BATCHES_DUE, '-inf', now, 'LIMIT
   if counts.CANCELLED >= limit then break end -- the others are still due, for the next call
 end
 
--- A queue never gets more messages than it has announced jobs, so a long outage of all workers floods nothing. Jobs
--- that wait for their first announcement have an infinite score. The others are ordered by their last announcement,
--- oldest first, so all of them are announced again in time.
-local reannounced = 0
-local function reannounce(queue)
-  fill_window(queue, now) -- taken messages that named no waiting job have made room
-  local announced = redis.call('ZCOUNT', queued_key(queue), '-inf', '(+inf')
-  local missing = math.min(announced - redis.call('LLEN', queue), limit)
-  if missing <= 0 then return end
-  local ids = redis.call('ZRANGEBYSCORE', queued_key(queue), '-inf', now - grace_ms, 'LIMIT', 0,
-    missing)
-  for i = #ids, 1, -1 do -- the oldest last: it ends up first in the queue
-    reannounced = reannounced + guard_job(ids[i], 0, function()
-      if redis.call('EXISTS', job_key(ids[i])) == 1 then
-        announce_job(ids[i], queue, true, now)
-        return 1
-      end
-      redis.call('ZREM', queued_key(queue), ids[i])
-      return 0
-    end)
-  end
-end
--- The set may name a key of another type, which batchmill did not write: it must not stop the others.
-for _, queue in ipairs(redis.call('SMEMBERS', QUEUES)) do pcall(reannounce, queue) end
+local reannounced = reannounce_lost(grace_ms, limit, now)
 
 -- Remove the index entries of a record that Redis has deleted.
 local function drop_entry(entry)
@@ -137,11 +125,22 @@ for _, entry in ipairs(gone) do
   if not pcall(drop_entry, entry) then redis.call('ZREM', EXPIRING, entry) end
 end
 
-local num_failed = fail_unusable_jobs(limit, now) -- marked above, or by another script
--- How much such records added to the counters is unknown, as it is for records deleted by hand.
-local num_recounted = recount_usage(num_failed > 0, limit, now)
-redis.call('ZREMRANGEBYSCORE', DEAD, '-inf', now - DEAD_TTL_MS)
-return {
-  counts.REQUEUED, counts.DEAD, counts.CANCELLED, counts.EXPIRED, reannounced, #gone,
-  num_recounted, num_extended,
-}
+do -- a block, because a script may have only 200 local variables
+  local usage_days = tonumber(ARGV[6] or nil)
+  if usage_days then -- forget the used tokens of days before the last ones, today included
+    local first = math.floor(now / DAY_MS) - usage_days + 1
+    for _, day in ipairs(redis.call('ZRANGEBYSCORE', USED_TOKENS, '-inf', '(' .. first, 'LIMIT', 0, MAX_DAYS)) do
+      redis.call('UNLINK', used_tokens_key(day))
+      redis.call('ZREM', USED_TOKENS, day)
+    end
+  end
+
+  local num_leftovers = drop_expired_leftovers(limit, now)
+
+  redis.call('ZREMRANGEBYSCORE', DEAD, '-inf', now - DEAD_TTL_MS)
+  local num_letters = max_letters and drop_excess_letters(max_letters, limit) or 0
+  return {
+    counts.REQUEUED, counts.DEAD, counts.CANCELLED, counts.EXPIRED, reannounced, math.max(#gone, num_leftovers),
+    num_extended, num_dropped, num_letters, redis_ms, unpack(deleted_keys),
+  }
+end

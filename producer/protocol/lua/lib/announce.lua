@@ -1,44 +1,69 @@
--- Announcements: the messages in a queue's Celery list, a window of the jobs that wait.
--- @include celery_message, fair_share, guard, keys, record
+-- Announcements: Celery messages that workers pop, a window of the jobs that wait. They have a list of their own: what
+-- Celery's senders push to a queue are jobs that have no record yet.
+-- @include celery_message, fair_share, guard, keys, pauses, record
 
-local DEFAULT_WINDOW_JOBS = 8 -- messages in a queue's list, unless the operator has set WINDOW
+local DEFAULT_WINDOW_JOBS = 8 -- announcements of a queue, unless the operator has set WINDOW
 local MAX_WITHDRAW_LENGTH = 64 -- a longer list is not searched for a message
+-- Entries without a usable record that one script removes from backlogs: Redis serves no other client meanwhile. The
+-- next script continues.
+local MAX_DROPPED = 500
+local num_dropped = 0
 
 -- kombu pops from the right, so LPUSH adds to the tail of the queue and RPUSH to its head.
 local function announce_job(id, queue, at_head, now)
   local number = redis.call('HINCRBY', job_key(id), 'announcements', 1)
   redis.call('HSET', job_key(id), 'announced_at_ms', now)
   redis.call('ZADD', queued_key(queue), now, id)
-  redis.call(at_head and 'RPUSH' or 'LPUSH', queue, celery_message(id, queue, number))
+  redis.call(at_head and 'RPUSH' or 'LPUSH', announced_key(queue), celery_message(id, queue, number))
 end
 
 -- Remove the message of an announced job, so that the list names only jobs that wait. A message that stays is refused
 -- at its claim.
 local function withdraw_announcement(id, queue)
-  if redis.call('LLEN', queue) > MAX_WITHDRAW_LENGTH then return end
+  if redis.call('LLEN', announced_key(queue)) > MAX_WITHDRAW_LENGTH then return end
   local number = tonumber(redis.call('HGET', job_key(id), 'announcements') or 0)
-  redis.call('LREM', queue, 1, celery_message(id, queue, number))
+  redis.call('LREM', announced_key(queue), 1, celery_message(id, queue, number))
 end
 
--- Announce waiting jobs until the queue's list is full, each time the oldest job of the tenant that is next.
+-- Announce a job that was taken out of its backlog. Return whether it was announced.
+local function announce_from_backlog(id, queue, now)
+  local job = load_job(id)
+  if not (job and job.state == 'queued') then
+    -- The record was deleted by hand, or is malformed. Without the entries the counters are found to be wrong.
+    redis.call('ZREM', queued_key(queue), id)
+    if not job then redis.call('ZREM', state_index_key('queued'), id) end
+    return false
+  end
+  return guard_job(id, false, function()
+    charge_tenant(id, job)
+    announce_job(id, queue, false, now)
+    return true
+  end)
+end
+
+-- Take the first job out of a backlog; nil if there is none. A key of another type, which batchmill did not write, must
+-- not stop the announcements of all others: it is deleted, and the repair finds the tenant's jobs again.
+local function pop_backlog(queue, tenant)
+  local popped = redis.pcall('ZPOPMIN', backlog_key(queue, tenant))
+  if popped.err then redis.call('DEL', backlog_key(queue, tenant)) end
+  return popped[1]
+end
+
+-- Announce waiting jobs until the window is full, each time the oldest job of the tenant that is next.
 local function fill_window(queue, now)
-  -- Plain Celery tasks in the list take no room, or a stream of them would keep all other jobs from being announced.
+  if pause_of('queue', queue) then return end
+  -- Neither a message that a worker took and lost takes room, nor one that is left of a job that was deleted.
   local announced = redis.call('ZCOUNT', queued_key(queue), '-inf', '(+inf')
-  local taken = math.min(announced, redis.call('LLEN', queue))
+  local taken = math.min(announced, redis.call('LLEN', announced_key(queue)))
   local room = tonumber(redis.call('GET', WINDOW) or DEFAULT_WINDOW_JOBS) - taken
-  while room > 0 do
+  while room > 0 and num_dropped < MAX_DROPPED do
     local tenant = redis.call('ZRANGE', turns_key(queue), 0, 0)[1]
     if not tenant then return end
-    local id = redis.call('ZPOPMIN', backlog_key(queue, tenant))[1]
-    local job = id and load_job(id)
-    if job and job.state == 'queued' then
-      room = room - guard_job(id, 0, function()
-        charge_tenant(id, job)
-        announce_job(id, queue, false, now)
-        return 1
-      end)
-    elseif id then
-      redis.call('ZREM', queued_key(queue), id) -- the record was deleted by hand, or is malformed
+    local id = pop_backlog(queue, tenant)
+    if id and announce_from_backlog(id, queue, now) then
+      room = room - 1
+    else
+      num_dropped = num_dropped + 1
     end
     drop_tenant_if_idle(queue, tenant)
   end
@@ -53,10 +78,8 @@ local function announce_due_jobs(limit, now)
     if job and job.state == 'queued' then
       add_to_backlog(ids[i], job, ids[i + 1] * 1000)
       fill_window(job.queue, now)
-    elseif not job then -- deleted by hand, and its queue is unknown: search them all
-      for _, queue in ipairs(redis.call('SMEMBERS', QUEUES)) do
-        redis.pcall('ZREM', queued_key(queue), ids[i]) -- the set may name a key of another type
-      end
+    elseif not job then -- deleted by hand, or malformed; the sweep removes it from its queue
+      redis.call('ZREM', state_index_key('queued'), ids[i])
     end
   end
   return #ids / 2

@@ -1,5 +1,5 @@
 -- Erasing everything that is stored about a job.
--- @include dead_letters, events, index, keys, record
+-- @include dead_letters, endpoints, events, idempotency, index, keys, leftovers, outbox, receiver_events, record
 
 local EVENTS_PER_CALL = 100 -- of Redis
 -- Events are found by counting up their names. Both ends of the numbers are tried, up to these limits; an event in
@@ -27,9 +27,11 @@ end
 -- has few, and `output` events are numbered.
 local function erase_events(id, job, now)
   local prefix, event_ids, event_keys = 'evt_' .. id .. '_', {}, {}
+  local owner = job.tenant
+  if not owner or owner == '' then owner = DEFAULT_TENANT end -- '': a batch whose lines have several
   local function flush()
     if #event_ids == 0 then return end
-    redis.call('ZREM', OUTBOX, unpack(event_ids))
+    unqueue_events(event_ids, endpoint_of(job.webhook, owner))
     redis.call('ZREM', DEAD, unpack(event_ids))
     redis.call('DEL', unpack(event_keys))
     event_ids, event_keys = {}, {}
@@ -45,23 +47,43 @@ local function erase_events(id, job, now)
     erase_event('started' .. run_suffix(run))
     for state in pairs(TERMINAL) do erase_event(state .. run_suffix(run)) end
   end)
-  local num_outputs = tonumber(redis.call('HGET', job_key(id), 'output_events') or 0) or 0
+  local num_outputs = job.num_outputs
+    or tonumber(redis.call('HGET', job_key(id), 'output_events') or 0) or 0
   for_each_number(num_outputs, max_output_events(id, job.state, now), function(number)
     erase_event('output_' .. number)
   end)
   flush()
 end
 
--- Erase a job that has ended.
+-- The state of a job that has not ended, or of a batch that has begun again under the id of one that had ended; nil if
+-- it can be erased.
+local function unfinished_state(id, job)
+  local state = job.state
+  if job.is_batch then state = redis.pcall('HGET', batch_key(id), 'state') end
+  if type(state) == 'string' and state ~= '' and not TERMINAL[state] then return state end
+end
+
+local function erase_batch(id)
+  redis.call('DEL', batch_key(id), batch_jobs_key(id))
+  for _, index in ipairs({ BATCHES, BATCHES_DUE, BATCH_INTAKES }) do redis.call('ZREM', index, id) end
+end
+
+-- Erase a job that has ended: a record, or what has outlived it (`load_leftover`); or a batch that has ended.
 local function erase_job(id, job, now)
+  if job.is_batch then erase_batch(id) end
   if job.webhook then erase_events(id, job, now) end
+  erase_receiver_events(id)
   delete_dead_letter(id)
+  delete_leftover(id)
+  if redis.call('ZREM', CELERY_ENDS, id) == 1 or is_celery_task(id, job) then
+    redis.call('DEL', celery_result_key(id))
+  end
   unindex_job(id, job.state, job)
   redis.call('ZREM', EXPIRING, expiring_entry(id, job.state, job))
-  local key = job.idempotency_key and idempotency_key(job.idempotency_key)
-  if key and redis.call('HGET', key, 'id') == id then redis.call('DEL', key) end
+  delete_idempotency_entry(id, job)
   -- A document from the inbox that was submitted but is not settled yet.
   redis.call('ZREM', INBOX_TAKEN, id)
   redis.call('HDEL', INBOX_DOCUMENTS, id)
+  redis.call('HDEL', INBOX_TAKERS, id)
   redis.call('DEL', job_key(id), tokens_key(id), text_key(id))
 end

@@ -1,5 +1,5 @@
--- Webhook events in the outbox, and the endpoints that receive them.
--- @include dead_letters, keys, record
+-- Webhook events: written, superseded, settled.
+-- @include counters, dead_letters, endpoints, foreign_keys, keys, outbox, record
 
 local EVENT_TTL_MS = 8 * 24 * 3600 * 1000
 local OUTPUT_EVENT_INTERVAL_MS = 5000 -- between two `output` events of a job, at least
@@ -19,12 +19,19 @@ local function run_suffix(run) return run > 1 and '_run' .. run or '' end
 local function add_event(id, job, name, suffix, num_tokens, now, kind)
   local event_id = 'evt_' .. id .. '_' .. name .. suffix
   local event_type = (kind or 'generation') .. '.' .. name
-  delete_unless_hash(event_key(event_id))
+  delete_unless('hash', event_key(event_id))
   redis.call('HSET', event_key(event_id), 'id', event_id, 'type', event_type, 'job_id', id,
     'url', job.webhook, 'secret', job.webhook_secret, 'num_tokens', num_tokens,
-    'state', 'pending', 'attempts', 0, 'fence', 0, 'created_at_ms', now)
-  redis.call('ZADD', OUTBOX, now, event_id)
+    'tenant', job.tenant or DEFAULT_TENANT, 'state', 'pending', 'attempts', 0, 'fence', 0,
+    'created_at_ms', now)
+  queue_event('live', event_id, endpoint_of(job.webhook, job.tenant or DEFAULT_TENANT), now, now)
   return event_id
+end
+
+-- The endpoint of a stored event, which may be forged.
+local function endpoint_of_event(event_id)
+  local f = redis.call('HMGET', event_key(event_id), 'url', 'tenant')
+  return endpoint_of(f[1] or '', f[2] or DEFAULT_TENANT)
 end
 
 -- Drop a pending event once a later one says more: otherwise it could be retried for days.
@@ -33,27 +40,25 @@ local function supersede_event(event_id)
   -- Not deleted: a deliverer may be about to write its body.
   redis.call('HSET', event_key(event_id), 'state', 'superseded')
   redis.call('PEXPIRE', event_key(event_id), EVENT_TTL_MS)
-  redis.call('ZREM', OUTBOX, event_id)
-end
-
--- The part of a URL that identifies its receiver: scheme, host, port and path, without the query.
-local function endpoint_of(url)
-  local origin, path = string.match(url, '^(%a[%w+.-]*://[^/?#]*)([^?#]*)')
-  if not origin then return url end
-  return string.lower(origin) .. (path == '' and '/' or path)
-end
-
-local function disable_endpoint(endpoint, reason, now)
-  redis.call('HSETNX', ENDPOINTS_DISABLED, endpoint, now .. ' ' .. reason)
-  redis.call('DEL', failing_key(endpoint))
+  unqueue_events({ event_id }, endpoint_of_event(event_id))
 end
 
 -- End an event's delivery, successful or not.
-local function settle_event(id, url, outcome, status, reason, now)
-  redis.call('ZREM', OUTBOX, id)
+local function settle_event(id, url, endpoint, outcome, status, reason, now)
+  unqueue_events({ id }, endpoint)
+  local created_at = tonumber(redis.call('HGET', event_key(id), 'created_at_ms') or nil) or now
+  redis.call('ZADD', SETTLED_EVENTS, created_at, id) -- it may be replayed
+  redis.call('HDEL', event_key(id), 'replay')
   redis.call('HSET', event_key(id), 'state', outcome, 'settled_at_ms', now, 'last_status', status,
     'last_error', reason)
   redis.call('PEXPIRE', event_key(id), EVENT_TTL_MS)
-  redis.call('HINCRBY', TOTALS, 'webhook_' .. outcome, 1)
+  increment(TOTALS, 'webhook_' .. outcome, 1)
   if outcome ~= 'delivered' then add_dead_letter(id, 'webhook', outcome, reason, url, now) end
+end
+
+-- Make a dead letter of an event with data that batchmill did not write: it must not hold up the others.
+local function bury_event(id, endpoint, now)
+  unqueue_events({ id }, endpoint)
+  add_dead_letter(id, 'webhook', 'unusable_event', '', '', now)
+  if redis.call('PTTL', event_key(id)) == -1 then redis.call('PEXPIRE', event_key(id), EVENT_TTL_MS) end
 end

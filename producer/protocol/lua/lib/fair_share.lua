@@ -1,20 +1,22 @@
 -- Fair share of a queue between tenants: the next announcement goes to the waiting tenant with the least tokens used
 -- and in progress, divided by its weight. See docs/protocol.md, "Fair share".
--- @include keys, usage
+-- @include counters, foreign_keys, keys, pauses, usage
 
+local MAX_IDLE_TENANTS = 500 -- that one call removes; Redis serves no other client meanwhile
 local VIRTUAL_UNITS_PER_TOKEN = 1000 -- at weight 1; virtual times are whole numbers, so that no sum drifts
 
 local function virtual_units(num_tokens, tenant)
-  local weight = tonumber(redis.call('HGET', TENANTS, tenant .. ':weight') or 1)
+  local weight = finite(redis.call('HGET', TENANTS, tenant .. ':weight'), 1)
+  if weight <= 0 then weight = 1 end -- no client writes such a weight
   return math.floor(num_tokens * VIRTUAL_UNITS_PER_TOKEN / weight + 0.5)
 end
 
 -- Charge a tenant for the expected cost of a job, from its first announcement until its end.
 local function charge_tenant(id, job)
-  if job.charge or not job.cost then return end
+  if job.charge then return end
   job.charge = virtual_units(job.cost, job.tenant)
   redis.call('HSET', job_key(id), 'charge', job.charge)
-  redis.call('HINCRBY', under_way_key(job.queue), job.tenant, job.charge)
+  add_under_way(id, job, job.charge)
   redis.call('ZADD', turns_key(job.queue), 'XX', 'INCR', job.charge, job.tenant)
 end
 
@@ -22,9 +24,7 @@ end
 local function settle_charge(id, job, num_tokens)
   if not job.charge then return end
   redis.call('HDEL', job_key(id), 'charge')
-  if redis.call('HINCRBY', under_way_key(job.queue), job.tenant, -job.charge) == 0 then
-    redis.call('HDEL', under_way_key(job.queue), job.tenant)
-  end
+  add_under_way(id, job, -job.charge)
   local used = virtual_units(num_tokens, job.tenant)
   redis.call('ZADD', used_key(job.queue), 'XX', 'INCR', used, job.tenant)
   redis.call('ZADD', turns_key(job.queue), 'XX', 'INCR', used - job.charge, job.tenant)
@@ -37,25 +37,38 @@ local function virtual_time(queue)
     redis.call('DEL', used_key(queue))
     return 0
   end
-  while true do
-    local first = redis.call('ZRANGE', used_key(queue), 0, 0, 'WITHSCORES')
+  local first
+  for _ = 1, MAX_IDLE_TENANTS do
+    first = redis.call('ZRANGE', used_key(queue), 0, 0, 'WITHSCORES')
     if not first[1] then return 0 end
-    if redis.call('ZSCORE', turns_key(queue), first[1]) then return tonumber(first[2]) end
+    if redis.call('ZSCORE', turns_key(queue), first[1]) then break end
     redis.call('ZREM', used_key(queue), first[1])
   end
+  return tonumber(first[2])
 end
 
--- Let a job wait for its announcement, in the order of `at_us` among its tenant's jobs.
-local function add_to_backlog(id, job, at_us)
-  local queue, tenant = job.queue, job.tenant
-  redis.call('ZADD', queued_key(queue), '+inf', id)
-  redis.call('ZADD', backlog_key(queue, tenant), at_us, id)
-  if redis.call('ZSCORE', turns_key(queue), tenant) then return end
+-- Put a tenant with a backlog among those that take turns, unless it is paused.
+local function take_turn(queue, tenant)
+  if redis.call('ZSCORE', turns_key(queue), tenant) or pause_of('tenant', tenant) then return end
   local used = virtual_time(queue)
   used = math.max(used, tonumber(redis.call('ZSCORE', used_key(queue), tenant) or 0))
-  local under_way = tonumber(redis.call('HGET', under_way_key(queue), tenant) or 0)
+  local under_way = finite(redis.call('HGET', USAGE, under_way_field(tenant, queue)), 0)
   redis.call('ZADD', used_key(queue), used, tenant)
   redis.call('ZADD', turns_key(queue), used + under_way, tenant)
+end
+
+-- Let a job wait for its announcement, in the order of `at_us` among its tenant's jobs. The record keeps this place.
+local function add_to_backlog(id, job, at_us)
+  redis.call('HSET', job_key(id), 'backlog_at_us', at_us)
+  redis.call('ZADD', queued_key(job.queue), '+inf', id)
+  add_entry(backlog_key(job.queue, job.tenant), at_us, id)
+  take_turn(job.queue, job.tenant)
+end
+
+-- Put a job back into its tenant's backlog, at the place that it had there.
+local function return_to_backlog(id, job)
+  local f = redis.call('HMGET', job_key(id), 'backlog_at_us', 'enqueued_at_ms')
+  add_to_backlog(id, job, finite(f[1], nil) or finite(f[2], 0) * 1000)
 end
 
 local function drop_tenant_if_idle(queue, tenant)

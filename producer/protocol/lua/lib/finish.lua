@@ -1,25 +1,37 @@
 -- Ending a job, and putting it back into its queue.
--- @include announce, batches, dead_letters, events, fair_share, index, keys, record, usage
+-- @include announce, batches, celery_state, counters, dead_letters, events, fair_share, history, idempotency, index
+-- @include keys, leftovers, queues, receiver_events, record, usage, used_tokens
 
 local CRASH_LIMIT = 3 -- engine deaths while the job ran alone, after which it fails
-local LOST_LEASE_LIMIT = 3 -- lost leases in a row without progress, from which on each counts like an engine death
+local LOST_SUSPECT_FROM = 3 -- lost workers in a row without a new token, from which on each makes the job a suspect
+local LOST_LIMIT = 8 -- the same, after which a job that runs alone fails
 local PROGRESS_TOKENS = 64 -- new tokens since the last loss that clear a job of suspicion
+local BLAMELESS = { drain = true, not_started = true } -- causes that are not counted as a loss
+-- Causes that say that the worker is gone, not that the job did it any harm.
+local LOST_WORKER = { lease_expired = true, worker_lost = true }
 
 -- Move a job to a terminal state. This is the only way there: state, result, index entries, webhook event, TTLs,
--- counters and the wake-up of waiting clients change in one script. `num_tokens` is the real cost, prompt and output;
--- nil counts the stored output only.
-local function finish_job(id, job, state, result, error_text, now, num_tokens)
+-- counters and the wake-up of waiting clients change in one script. `used` lists the tokens of the prompt, those of the
+-- output, and those of the prompt that were cached; nil counts the stored output only.
+local function finish_job(id, job, state, result, error_text, now, used)
   redis.call('ZREM', LEASES, id)
   local was_announced = job.state == 'queued' and leave_queue(id, job)
   if was_announced then withdraw_announcement(id, job.queue) end
   redis.call('ZREM', DEADLINES, id)
-  settle_charge(id, job, num_tokens or redis.call('STRLEN', tokens_key(id)) / 4)
+  if not TERMINAL[job.state] then count_reservation(id, job, -1) end
+  used = used or { 0, redis.call('STRLEN', tokens_key(id)) / 4, 0 }
+  settle_charge(id, job, used[1] + used[2])
+  count_used_tokens(id, job, used, now)
   redis.call('HSET', job_key(id), 'state', state, 'finished_at_ms', now)
   if result ~= '' then redis.call('HSET', job_key(id), 'result', result) end
   if error_text ~= '' then redis.call('HSET', job_key(id), 'error', error_text) end
   supersede_event(job.output_event)
   if wants_event(job, state) then add_event(id, job, state, run_suffix(job.run), '', now) end
+  job.receiver_events = tell_receivers(id, job, state, result, now)
   move_state_entry(id, job.state, state, now)
+  if job.webhook or job.receiver_events or redis.call('EXISTS', dead_key(id)) == 1 then
+    keep_leftover(id, job, state, tonumber(redis.call('HGET', job_key(id), 'output_events') or 0), now)
+  end
   redis.call('ZADD', EXPIRING, now + job.result_ttl_ms, expiring_entry(id, state, job))
   redis.call('PEXPIRE', job_key(id), job.result_ttl_ms)
   redis.call('PEXPIRE', tokens_key(id), job.result_ttl_ms)
@@ -29,12 +41,10 @@ local function finish_job(id, job, state, result, error_text, now, num_tokens)
     redis.call('PEXPIRE', text_key(id), job.result_ttl_ms)
   end
   count_end_in_batch(id, state, now)
-  if job.idempotency_key then
-    redis.call('PEXPIRE', idempotency_key(job.idempotency_key), job.result_ttl_ms)
-  end
+  keep_idempotency_entry(job, job.result_ttl_ms)
   -- A Celery client waits for this result; the process that ended the job may have no Celery, or may die first.
   if is_celery_task(id, job) then redis.call('ZADD', CELERY_ENDS, now, id) end
-  redis.call('HINCRBY', TOTALS, state, 1)
+  increment(TOTALS, state, 1)
   redis.call('PUBLISH', events_channel(id), '{"state":"' .. state .. '"}')
   if was_announced then fill_window(job.queue, now) end
 end
@@ -55,50 +65,72 @@ local function request_cancel(id, job, now)
 end
 
 local function expire_job(id, job, now)
-  local text = error_json('deadline_exceeded', 'the deadline passed before the job was done')
-  finish_job(id, job, 'expired', '', text, now)
+  local message = 'the deadline passed before the job was done'
+  local start_by = tonumber(redis.call('HGET', job_key(id), 'start_by_ms') or nil)
+  if start_by and start_by <= now then message = 'the Celery task expired before it started' end
+  finish_job(id, job, 'expired', '', error_json('deadline_exceeded', message), now)
 end
 
-local function fail_crashed_job(id, job, cause, now)
-  local message = 'the engine died ' .. CRASH_LIMIT .. ' times while it ran this job alone'
-  if cause == 'lease_expired' then
-    message = 'the job lost its worker ' .. redis.call('HGET', job_key(id), 'lost_leases')
-      .. ' times without progress, at last ' .. CRASH_LIMIT .. ' times while it ran alone'
-  end
-  local document = redis.call('HGET', job_key(id), 'doc')
-  add_dead_letter(id, 'job', 'attempts_exhausted', document, job.owner, now)
+local function fail_exhausted_job(id, job, message, now)
+  local f = redis.call('HMGET', job_key(id), 'doc', 'history')
+  add_dead_letter(id, 'job', 'attempts_exhausted', f[1], job.owner, now, f[2])
   finish_job(id, job, 'failed', '', error_json('attempts_exhausted', message), now)
 end
 
--- Count the loss of a job's engine or of its lease, and return how often the job crashed while it ran alone. An engine
--- death counts as a crash only if the job ran alone; otherwise the job becomes a suspect. A lost lease says nothing
--- about the job: its worker was killed, stopped, or cut off. Only a job that loses its workers again and again without
--- progress is treated as one whose engine died. Progress since the last loss clears a job.
-local function count_loss(id, job, cause)
+-- Forget old losses of a job that has moved since: a new token in the attempt that ends says that the job does not take
+-- its workers down, and PROGRESS_TOKENS since the last loss clear it of everything.
+local function note_progress(id)
   local num_tokens = redis.call('STRLEN', tokens_key(id)) / 4
-  local num_at_loss = tonumber(redis.call('HGET', job_key(id), 'tokens_at_loss') or nil) or 0
-  if num_tokens - num_at_loss >= PROGRESS_TOKENS then
+  local f = redis.call('HMGET', job_key(id), 'tokens_at_loss', 'claimed_tokens')
+  if num_tokens - (tonumber(f[1] or nil) or 0) >= PROGRESS_TOKENS then
     redis.call('HDEL', job_key(id), 'suspect', 'crashes', 'lost_leases')
+  elseif num_tokens > (tonumber(f[2] or nil) or math.huge) then
+    redis.call('HDEL', job_key(id), 'lost_leases')
   end
   redis.call('HSET', job_key(id), 'tokens_at_loss', num_tokens)
-  if cause == 'lease_expired'
-    and redis.call('HINCRBY', job_key(id), 'lost_leases', 1) < LOST_LEASE_LIMIT then
-    return 0
+end
+
+-- A lost worker says nothing about its jobs: it was killed, stopped, or cut off. Only a job that loses its workers
+-- again and again without a new token must run alone, and fails in the end. Return why it fails, or nil.
+local function count_lost_worker(id, job)
+  local num_lost = redis.call('HINCRBY', job_key(id), 'lost_leases', 1)
+  if num_lost >= LOST_SUSPECT_FROM and not job.alone then redis.call('HINCRBY', job_key(id), 'suspect', 1) end
+  if num_lost >= LOST_LIMIT and job.alone then
+    return 'the job lost its worker ' .. num_lost .. ' times without progress, at last while it ran alone'
   end
-  return redis.call('HINCRBY', job_key(id), job.alone and 'crashes' or 'suspect', 1)
+end
+
+-- An engine death counts against a job only if the job ran alone; otherwise the job becomes a suspect. Return why it
+-- fails, or nil.
+local function count_engine_death(id, job)
+  local count = redis.call('HINCRBY', job_key(id), job.alone and 'crashes' or 'suspect', 1)
+  if job.alone and count >= CRASH_LIMIT then
+    return 'the engine died ' .. count .. ' times while it ran this job alone'
+  end
+end
+
+-- Count why an attempt was lost, if it says anything about the job. Return why the job fails, or nil.
+local function count_loss(id, job, cause)
+  if BLAMELESS[cause] then return nil end
+  note_progress(id)
+  if LOST_WORKER[cause] then return count_lost_worker(id, job) end
+  return count_engine_death(id, job)
 end
 
 -- Put a job that is in progress back into its queue, or end it if it must not run again. The cause is `drain`,
--- `engine_death` or `lease_expired`.
+-- `not_started`, `engine_death`, `engine_stall`, `lease_expired` or `worker_lost`; the first two say nothing about the
+-- job.
 local function requeue_job(id, job, cause, now)
   redis.call('ZREM', LEASES, id)
-  local crashes = cause == 'drain' and 0 or count_loss(id, job, cause)
+  redis.call('HSET', job_key(id), 'history', history_with_end(id, cause, nil, now))
+  increment(TOTALS, 'attempts_' .. cause, 1)
+  local reason = count_loss(id, job, cause)
   if job.cancel_requested then
     cancel_job(id, job, now)
     return 'CANCELLED'
   end
-  if job.alone and crashes >= CRASH_LIMIT then
-    fail_crashed_job(id, job, cause, now)
+  if reason then
+    fail_exhausted_job(id, job, reason, now)
     return 'DEAD'
   end
   if job.deadline_at_ms and job.deadline_at_ms <= now then
@@ -106,10 +138,15 @@ local function requeue_job(id, job, cause, now)
     return 'EXPIRED'
   end
   redis.call('HSET', job_key(id), 'state', 'queued')
-  redis.call('HDEL', job_key(id), 'owner')
+  redis.call('HDEL', job_key(id), 'owner', 'session')
   move_state_entry(id, job.state, 'queued', now)
   if job.deadline_at_ms then redis.call('ZADD', DEADLINES, job.deadline_at_ms, id) end
   count_stored_job(id, job, 1)
-  announce_job(id, job.queue, true, now)
+  register_queue(job.queue, now)
+  -- Back to the head of the queue. A job that ended an engine alone lets others go first: they need not wait for its
+  -- next crashes, and a worker whose engine dies with each of them knows that they are not at fault.
+  local crashed_alone = job.alone and not BLAMELESS[cause] and not LOST_WORKER[cause]
+  announce_job(id, job.queue, not crashed_alone, now)
+  show_celery_state(id, job, 'RETRY', celery_exception('JobReleased', cause, 'another attempt continues the job'))
   return 'REQUEUED'
 end

@@ -1,6 +1,6 @@
 -- The indexes of all jobs by state, tag and tenant, in the order of submission. An entry lives exactly as long as its
 -- record: EXPIRING lists the entries to remove, scored by the time at which their record expires.
--- @include keys, record
+-- @include foreign_keys, keys, record
 
 -- The indexes of a job besides that of its state. A record holds its tags with commas between them; no tag contains a
 -- comma. The default tenant has no index: most jobs are its own, and the state indexes hold them all.
@@ -15,20 +15,20 @@ end
 -- `at` stays the time of submission: no change of state and no retry moves a job in the order, so a reader who pages
 -- through it misses no job and sees none twice.
 local function index_job(id, state, job, at)
-  redis.call('ZADD', state_index_key(state), at, id)
-  for _, index in ipairs(label_indexes(job)) do redis.call('ZADD', index, at, id) end
+  add_entry(state_index_key(state), at, id)
+  for _, index in ipairs(label_indexes(job)) do add_entry(index, at, id) end
 end
 
 local function unindex_job(id, state, job)
   redis.call('ZREM', state_index_key(state), id)
-  for _, index in ipairs(label_indexes(job)) do redis.call('ZREM', index, id) end
+  for _, index in ipairs(label_indexes(job)) do redis.pcall('ZREM', index, id) end
 end
 
 -- A job without an entry was submitted by a version that had no index.
 local function move_state_entry(id, from, to, now)
   local at = redis.call('ZSCORE', state_index_key(from), id) or now
   redis.call('ZREM', state_index_key(from), id)
-  redis.call('ZADD', state_index_key(to), at, id)
+  add_entry(state_index_key(to), at, id)
 end
 
 -- Names all index entries to remove when the record of an ended job expires.

@@ -27,3 +27,12 @@ local function append_tokens(id, position, bytes)
   if #bytes > 0 then redis.call('APPEND', key, bytes) end
   return true
 end
+
+-- Let the output start over. Readers of the stream see it from the counter.
+local function discard_output(id)
+  redis.call('HDEL', job_key(id), 'tokens_at_loss') -- the next loss counts tokens from 0 again
+  if redis.call('DEL', tokens_key(id)) == 0 then return end
+  redis.call('HINCRBY', job_key(id), 'restarts', 1)
+  redis.call('HDEL', job_key(id), 'output_told')
+  redis.call('DEL', text_key(id))
+end

@@ -16,12 +16,18 @@ local function is_older(entry, cursor)
   return is_before(entry.id, cursor.id)
 end
 
--- Collect at most `limit` entries of one index that follow a cursor (nil: start at the newest).
-local function collect_entries(key, state, cursor, limit, found)
+-- Collect at most `limit` entries of one index that follow the query's cursor (nil: start at the newest), between its
+-- times of submission.
+local function collect_entries(key, state, query, limit, found)
   local offset, taken = 0, 0
-  local top = cursor and string.format('%.0f', cursor.at) or '+inf'
+  local cursor = query.cursor
+  local top, bottom = '+inf', query.since or '-inf'
+  if query.until_ms then top = '(' .. query.until_ms end
+  if cursor and not (query.until_ms and cursor.at >= tonumber(query.until_ms)) then
+    top = string.format('%.0f', cursor.at)
+  end
   repeat -- more than once only if many jobs were submitted in the cursor's millisecond
-    local page = redis.call('ZREVRANGEBYSCORE', key, top, '-inf', 'WITHSCORES', 'LIMIT', offset,
+    local page = redis.call('ZREVRANGEBYSCORE', key, top, bottom, 'WITHSCORES', 'LIMIT', offset,
       limit)
     for i = 1, #page, 2 do
       local entry = { id = page[i], at = tonumber(page[i + 1]), state = state }
@@ -34,8 +40,9 @@ local function collect_entries(key, state, cursor, limit, found)
   until taken >= limit or #page < 2 * limit
 end
 
--- Read a query from ARGV: from `first` on, names and values alternate. Optional: tag, tenant, state, and the cursor
--- as `at` and `id` (the entry to continue after).
+-- Read a query from ARGV: from `first` on, names and values alternate. Optional: tag, tenant, state, queue,
+-- queue_prefix (a model's queues), since and until_ms (when the job was submitted, the second exclusive), unfinished
+-- (1: only jobs that have not ended), and the cursor as `at` and `id` (the entry to continue after).
 local function parse_query(first)
   local query = {}
   for i = first, #ARGV, 2 do query[ARGV[i]] = ARGV[i + 1] end
@@ -55,7 +62,9 @@ local function choose_indexes(query)
     found[#found + 1] = { key = state_index_key(query.state), state = query.state }
   end
   if #found == 0 then
-    for i, state in ipairs(STATES) do found[i] = { key = state_index_key(state), state = state } end
+    for i, state in ipairs(query.unfinished and UNFINISHED_STATES or STATES) do
+      found[i] = { key = state_index_key(state), state = state }
+    end
     return found
   end
   for _, source in ipairs(found) do source.length = redis.call('ZCARD', source.key) end
@@ -64,23 +73,34 @@ local function choose_indexes(query)
 end
 
 -- One page of candidates, newest first, and its last entry if more follow. The caller skips an entry whose record is
--- gone or does not match (`matches_query`).
-local function read_page(query, limit)
+-- gone or does not match (`matches_query`). `also` names a further index to read (nil: none).
+local function read_page(query, limit, also)
   local found = {}
   for _, source in ipairs(choose_indexes(query)) do
-    collect_entries(source.key, source.state, query.cursor, limit + 1, found)
+    collect_entries(source.key, source.state, query, limit + 1, found)
   end
+  if also then collect_entries(also, nil, query, limit + 1, found) end
   table.sort(found, function(a, b) return is_older(b, a) end)
   local last = #found > limit and found[limit] or nil
   for i = #found, limit + 1, -1 do found[i] = nil end
   return found, last
 end
 
--- Whether the record of an entry (its state, tags and tenant) matches a query.
+-- Whether a queue is the asked one, or one of the asked model's: its prefix and a class, which has no dot.
+local function matches_queue(query, queue)
+  if query.queue and query.queue ~= queue then return false end
+  local prefix = query.queue_prefix
+  if not prefix then return true end
+  return queue ~= nil and string.sub(queue, 1, #prefix) == prefix
+    and not string.find(queue, '.', #prefix + 1, true)
+end
+
+-- Whether the record of an entry (its state, tags, tenant and queue) matches a query.
 local function matches_query(query, entry, job)
   if entry.state and entry.state ~= job.state then return false end -- an earlier job had this id
   if query.state and query.state ~= job.state then return false end
   if query.tenant and query.tenant ~= (job.tenant or DEFAULT_TENANT) then return false end
+  if not matches_queue(query, job.queue) then return false end
   if not query.tag then return true end
   return string.find(',' .. (job.tags or '') .. ',', ',' .. query.tag .. ',', 1, true) ~= nil
 end

@@ -1,33 +1,22 @@
--- Rebuilding the usage counters after records were deleted or changed by hand: the counters only change with each
--- job, and would stay wrong forever.
--- @include keys, record, usage
+-- The walk over all jobs that have not ended. It repairs each of them and rebuilds the usage counters, which only
+-- change with each job and would stay wrong forever if keys were deleted by hand.
+-- @include counters, foreign_keys, keys, record, repair, repair_taken, usage
 
--- The queues in the set QUEUES that exist; the set may name a key of another type, which batchmill did not write.
-local function existing_queues()
-  local queues = {}
-  for _, queue in ipairs(redis.call('SMEMBERS', QUEUES)) do
-    if redis.call('TYPE', queued_key(queue)).ok == 'zset' then queues[#queues + 1] = queue end
-  end
-  return queues
-end
+local function num_in_state(state) return redis.call('ZCARD', state_index_key(state)) end
 
--- Whether the counters are wrong: more jobs are counted than wait, the count is not a number, or a recount has lost one
--- of its two hashes.
+-- Whether the counters are wrong: they differ from the numbers of jobs in the indexes, or are not numbers.
 local function is_usage_wrong()
   local kind = redis.call('TYPE', USAGE).ok
-  if kind ~= 'hash' then return kind ~= 'none' end
-  if redis.call('HEXISTS', USAGE, 'recount') == 1 then return true end
-  local counted, waiting = redis.call('HGET', USAGE, 'jobs'), 0
-  for _, queue in ipairs(existing_queues()) do
-    waiting = waiting + redis.call('ZCARD', queued_key(queue))
-  end
-  -- Not `>`, which is false for NaN.
-  return counted and not ((tonumber(counted) or math.huge) <= waiting) -- luacheck: ignore 581
+  if kind ~= 'hash' and kind ~= 'none' then return true end
+  local counted = redis.call('HMGET', USAGE, 'jobs', 'unfinished')
+  local waiting, running = num_in_state('queued'), num_in_state('in_progress')
+  return tonumber(counted[1] or 0) ~= waiting or tonumber(counted[2] or 0) ~= waiting + running
 end
 
 -- The progress is stored in both hashes: if the two differ, one of them was deleted by hand.
-local function save_recount(cursor, last, again)
-  local text = cursor .. ' ' .. last .. ' ' .. (again and '1' or '0')
+local function save_recount(progress)
+  local text = progress.cursor .. ' ' .. progress.last .. ' ' .. (progress.again and '1' or '0')
+    .. ' ' .. (progress.is_urgent and '1' or '0')
   redis.call('HSET', USAGE, 'recount', text)
   redis.call('HSET', RECOUNT, 'recount', text)
 end
@@ -38,74 +27,94 @@ local function load_recount()
   if text and text == redis.pcall('HGET', RECOUNT, 'recount') then return parse_recount(text) end
 end
 
--- Start a recount of the jobs that exist now. Later jobs are counted by the scripts that change them, so the recount
--- ends however many jobs arrive.
-local function start_recount(now)
-  if redis.call('TYPE', USAGE).ok ~= 'hash' then redis.call('DEL', USAGE) end
+-- Start a walk over the jobs that exist now. Later jobs are counted by the scripts that change them, so the walk ends
+-- however many jobs arrive.
+local function start_recount(is_urgent, now)
+  delete_unless('hash', USAGE)
   redis.call('DEL', RECOUNT)
-  -- The clock of Redis may have been set back since the newest job came.
-  local newest = redis.call('ZREVRANGE', state_index_key('queued'), 0, 0, 'WITHSCORES')[2]
-  save_recount('-inf', string.format('%.17g', math.max(now, tonumber(newest or now))), false)
+  local last = now
+  for _, state in ipairs(UNFINISHED_STATES) do
+    -- The clock of Redis may have been set back since the newest job came.
+    local newest = redis.call('ZREVRANGE', state_index_key(state), 0, 0, 'WITHSCORES')[2]
+    last = math.max(last, tonumber(newest or 0))
+  end
+  save_recount({ cursor = '-inf', last = string.format('%.17g', last), is_urgent = is_urgent })
+  return load_recount()
 end
 
--- Add those of some jobs that wait to the new counters.
-local function add_to_recount(ids)
-  local queues, sums = {}, {}
-  for _, queue in ipairs(existing_queues()) do queues[queue] = true end
-  local function add(field, amount) sums[field] = (sums[field] or 0) + amount end
-  for _, id in ipairs(ids) do
-    local key = job_key(id)
-    local f = redis.pcall('HMGET', key, 'cost', 'tenant', 'queue')
-    local cost = not f.err and tonumber(f[1] or nil)
-    if cost and queues[f[3]] and redis.call('ZSCORE', queued_key(f[3]), id) then
-      local tenant = f[2] or DEFAULT_TENANT
-      local amounts = { jobs = 1, bytes = redis.call('HSTRLEN', key, 'doc'), tokens = cost }
-      for name, amount in pairs(amounts) do
-        add(name, amount)
-        add(name .. ':' .. tenant, amount)
-      end
-    end
+-- Add what a job needs to the new counters, if it has not ended.
+local function add_to_recount(id)
+  local key = job_key(id)
+  local f = redis.pcall('HMGET', key, 'state', 'queue', 'tenant', 'cost', 'reserved_bytes', 'charge')
+  if f.err or not f[2] or (f[1] ~= 'queued' and f[1] ~= 'in_progress') then return end
+  local job = { queue = f[2], tenant = f[3] or DEFAULT_TENANT }
+  local counters = load_counters(RECOUNT, job.tenant)
+  add_to_counters(counters, reserved_amounts(tonumber(f[5] or 0) or 0), 1)
+  if redis.pcall('ZSCORE', queued_key(job.queue), id) and f[1] == 'queued' then
+    local num_bytes = redis.call('HSTRLEN', key, 'doc')
+    add_to_counters(counters, waiting_amounts(num_bytes, tonumber(f[4] or 0) or 0), 1)
   end
-  for field, sum in pairs(sums) do
-    sum = sum + tonumber(redis.call('HGET', RECOUNT, field) or 0)
-    if sum == 0 then
-      redis.call('HDEL', RECOUNT, field)
-    else
-      redis.call('HSET', RECOUNT, field, sum)
-    end
+  local charge = tonumber(f[6] or nil)
+  if charge and charge ~= 0 then
+    increment(RECOUNT, under_way_field(job.tenant, job.queue), charge)
   end
 end
 
--- Recount the next jobs, `limit` of them or a few more: a page ends between two milliseconds, so that the time of
--- submission alone decides whether a job was visited. Return how many were visited.
+-- The ids of the next jobs, at least `limit` of them in all, and where the page ends (nil: it is the last). A page ends
+-- between two milliseconds, so that the time of submission alone decides whether a job was visited.
+local function read_recount_page(progress, limit)
+  local first, last, ids = '(' .. progress.cursor, nil, {}
+  for _, state in ipairs(UNFINISHED_STATES) do
+    local at = redis.call('ZRANGEBYSCORE', state_index_key(state), first, progress.last,
+      'WITHSCORES', 'LIMIT', limit - 1, 1)[2]
+    if at and (not last or tonumber(at) < tonumber(last)) then last = at end
+  end
+  for _, state in ipairs(UNFINISHED_STATES) do
+    local page = redis.call('ZRANGEBYSCORE', state_index_key(state), first, last or progress.last)
+    for _, id in ipairs(page) do ids[#ids + 1] = id end
+  end
+  return ids, last
+end
+
+-- Repair and recount the next jobs. Return how many were visited.
 local function recount_page(progress, limit, now)
-  local index, first = state_index_key('queued'), '(' .. progress.cursor
-  local last = redis.call('ZRANGEBYSCORE', index, first, progress.last, 'WITHSCORES', 'LIMIT',
-    limit - 1, 1)[2]
-  local ids = redis.call('ZRANGEBYSCORE', index, first, last or progress.last)
-  add_to_recount(ids)
+  local ids, last = read_recount_page(progress, limit)
+  for _, id in ipairs(ids) do repair_job(id, now) end
+  for _, id in ipairs(ids) do add_to_recount(id) end
   if last then
-    save_recount(last, progress.last, progress.again)
+    progress.cursor = last
+    save_recount(progress)
     return #ids
   end
   redis.call('RENAME', RECOUNT, USAGE)
   redis.call('HDEL', USAGE, 'recount')
-  if progress.again then start_recount(now) end
+  if progress.again then start_recount(true, now) end
   return #ids
 end
 
--- Recount one page per call, because Redis serves no other client meanwhile. `is_wrong` says that something was found
--- which a running recount may have passed already, so that another one must follow it.
-local function recount_usage(is_wrong, limit, now)
+-- Walk one page per call, because Redis serves no other client meanwhile. If the counters are wrong, the next call
+-- follows at once, and the reply is the number of jobs visited. Otherwise a walk begins every `interval_ms` (nil:
+-- never), and the workers together walk a page per PAGE_INTERVAL_MS. `is_wrong` says that something was found which a
+-- running walk may have passed already, so that another one must follow it.
+local function walk_unfinished_jobs(is_wrong, limit, interval_ms, now)
   local progress = load_recount()
-  if progress then
-    progress.again = progress.again or is_wrong
-  elseif is_wrong or is_usage_wrong() then
-    start_recount(now)
-    progress = load_recount()
-  else
-    redis.call('DEL', RECOUNT) -- left over if the other hash was deleted by hand
+  if is_wrong or is_usage_wrong() then
+    if progress then
+      progress.again = progress.again or is_wrong
+      progress.is_urgent = true
+    end
+    return recount_page(progress or start_recount(true, now), limit, now)
+  end
+  if progress and progress.is_urgent then return recount_page(progress, limit, now) end
+  if not interval_ms then
+    if not progress then redis.call('DEL', RECOUNT) end -- left over if the other hash was deleted by hand
     return 0
   end
-  return recount_page(progress, limit, now)
+  if not is_repair_due(now) then return 0 end
+  if progress or is_walk_due(interval_ms, now) then
+    recount_page(progress or start_recount(false, now), limit, now)
+  end
+  repair_any_keys(now)
+  repair_taken(now)
+  return 0
 end

@@ -1,0 +1,30 @@
+#!/bin/sh
+# Makes the secrets that compose.yaml mounts, once, in compose/secrets: a password for each user of Redis (users.acl, and
+# the URL of each program), the secret that signs webhooks, and Flower's password. To change one, edit its file; a
+# password of Redis is in two files, users.acl and the URL.
+set -eu
+cd "$(dirname "$0")"
+if [ -e secrets ]; then
+  echo "compose/secrets exists; delete it first to make new secrets" >&2
+  exit 1
+fi
+
+random() { od -An -N32 -tx1 /dev/urandom | tr -d ' \n'; }
+
+# Only the owner may enter the folder. The files are readable, because the containers run as other users.
+umask 022
+mkdir -m 700 secrets
+while read -r line; do
+  user=$(echo "$line" | cut -d ' ' -f 2)
+  case "$line" in
+    *">PASSWORD"*)
+      password=$(random)
+      printf 'redis://%s:%s@redis:6379/0\n' "$user" "$password" > "secrets/${user}_broker_url"
+      printf '%s\n' "$line" | sed "s/PASSWORD/$password/" >> secrets/users.acl
+      ;;
+    *) printf '%s\n' "$line" >> secrets/users.acl ;;
+  esac
+done < users.acl
+printf 'whsec_%s\n' "$(head -c 32 /dev/urandom | base64)" > secrets/webhook_secret
+printf 'batchmill:%s\n' "$(random)" > secrets/flower_basic_auth
+echo "made compose/secrets; Flower's name and password are in secrets/flower_basic_auth"

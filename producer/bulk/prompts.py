@@ -1,0 +1,155 @@
+"""`Prompt`: what a row becomes, a text or the messages of a chat; and how a template is read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from batchmill.producer.errors import BulkFileError
+from batchmill.producer.job.line import LineKind
+
+from .jinja_template import JinjaTemplate
+from .template import PromptTemplate
+
+#: A line of its own that begins a message, in a template whose first line is such a one.
+_ROLE_LINE = re.compile(r"^\[(system|user|assistant)\][ \t]*$", re.MULTILINE)
+_NAME = re.compile(r"[A-Za-z_][\w-]{0,63}")
+
+
+class Template(Protocol):
+    """A text with places for the values of a row."""
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that it uses."""
+
+    def fill(self, row: Mapping[str, Any]) -> str:
+        """Return the text for a row.
+
+        Raises:
+            ValueError: the row does not fit.
+        """
+
+
+class _Literal:
+    """A text without places."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    @property
+    def columns(self) -> list[str]:
+        return []
+
+    def fill(self, row: Mapping[str, Any]) -> str:
+        return self._text
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What each row becomes.
+
+    Attributes:
+        name: of the results' column; empty if there is only one prompt.
+        messages: role and content of each message of a chat; one without a role is a bare prompt.
+        text: the template, for the run's identity.
+        system: the literal system message, for the same.
+        is_jinja: whether the template is Jinja's, for the same.
+    """
+
+    name: str
+    messages: tuple[tuple[str | None, Template], ...]
+    text: str
+    system: str | None = None
+    is_jinja: bool = False
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether it has messages."""
+        return self.messages[0][0] is not None
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that it uses, each once."""
+        return list(dict.fromkeys(name for _, part in self.messages for name in part.columns))
+
+    def fields(self, row: Mapping[str, Any]) -> tuple[LineKind, dict[str, Any]]:
+        """Return the shape of the result, and the fields of the job.
+
+        A message that is empty is left out: its template may hold a condition.
+
+        Raises:
+            ValueError: the row does not fit.
+        """
+        role, template = self.messages[0]
+        if role is None:
+            return LineKind.TEXT, {"prompt": template.fill(row)}
+        filled = [(role, part.fill(row)) for role, part in self.messages]
+        messages = [
+            {"role": role, "content": content} for role, content in filled if content.strip()
+        ]
+        if not messages:
+            raise ValueError("every message of the template is empty for this row")
+        return LineKind.CHAT, {"messages": messages}
+
+
+def read_prompt(
+    text: str,
+    *,
+    name: str = "",
+    as_chat: bool = False,
+    system: str | None = None,
+    is_jinja: bool = False,
+) -> Prompt:
+    """Return the prompt that a template describes.
+
+    Args:
+        text: of the template: one text, or messages below lines such as `[user]`.
+        name: of the results' column, if there are several prompts.
+        as_chat: one text becomes a user message.
+        system: a message before it, taken literally.
+        is_jinja: read it as Jinja; a template with `{%` is read so anyway.
+
+    Raises:
+        BulkFileError: the name or the template is wrong.
+    """
+    if name and not _NAME.fullmatch(name):
+        raise BulkFileError(
+            f"the prompt's name {name!r} must begin with a letter and have letters, digits, _ and -"
+        )
+    is_jinja = is_jinja or "{%" in text
+    parts = _role_parts(text)
+    if parts and (as_chat or system is not None):
+        raise BulkFileError(
+            "the template has messages of its own ([user]): leave out --chat and --system"
+        )
+    if not parts:
+        parts = [("user" if as_chat else None, text)]
+    messages = [(role, _template(part, is_jinja=is_jinja)) for role, part in parts]
+    if system is not None:
+        messages.insert(0, ("system", _Literal(system)))
+    return Prompt(name, tuple(messages), text, system, is_jinja)
+
+
+def _template(text: str, *, is_jinja: bool) -> Template:
+    if is_jinja:
+        return JinjaTemplate(text)
+    template = PromptTemplate(text)
+    if not template.columns and re.search(r"{{\s*[A-Za-z_]", text):
+        raise BulkFileError(
+            "the template uses no column: {{ and }} are plain braces; write {column}, or add "
+            "--jinja for a Jinja template"
+        )
+    return template
+
+
+def _role_parts(text: str) -> list[tuple[str | None, str]]:
+    """Return the messages of a template; empty if it is one text."""
+    if not _ROLE_LINE.match(text.lstrip()):
+        return []
+    pieces = _ROLE_LINE.split(text.lstrip())[1:]
+    return [
+        (role, content.strip("\n")) for role, content in zip(pieces[::2], pieces[1::2], strict=True)
+    ]

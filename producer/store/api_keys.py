@@ -1,0 +1,155 @@
+"""API keys of the gateway: a secret stands for a tenant, with rights and limits.
+
+Only the SHA-256 of a secret is kept. A revoked key stays in the list, so that a gateway that once
+had keys never becomes open again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from batchmill.producer.errors import ApiKeyRefused
+from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.calls.call import Read, stored
+
+from .job_store import JobStore
+
+Scope = Literal["submit", "read", "admin"]
+PriorityClass = Literal["high", "normal", "low"]
+#: `admin` includes the other two.
+SCOPES: tuple[Scope, ...] = ("submit", "read", "admin")
+_SECRET_PREFIX = "sk-bm-"
+#: Characters of a secret that are kept, to recognize it in a list.
+_SHOWN_CHARS = 10
+_MAX_NAME_CHARS = 100
+_MAX_LIMIT = 2**40
+
+
+class ApiKey(BaseModel):
+    """What a secret stands for."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    id: str
+    #: The operator's own name for it.
+    name: str
+    #: The beginning of the secret.
+    prefix: str = ""
+    tenant: str = keys.DEFAULT_TENANT
+    scopes: tuple[Scope, ...] = ("submit", "read")
+    #: Models that it may use; empty for all.
+    models: tuple[str, ...] = ()
+    #: The highest class of its jobs.
+    highest_class: PriorityClass = "high"
+    requests_per_minute: int | None = Field(default=None, ge=1, le=_MAX_LIMIT)
+    tokens_per_minute: int | None = Field(default=None, ge=1, le=_MAX_LIMIT)
+    created_at_ms: int = 0
+    #: Since when it is refused; None if it is valid.
+    revoked_at_ms: int | None = None
+
+    def has_scope(self, scope: Scope) -> bool:
+        """Return whether the key has a right, directly or as an admin."""
+        return scope in self.scopes or "admin" in self.scopes
+
+    def may_use_model(self, model: str) -> bool:
+        """Return whether the key may use a model."""
+        return not self.models or model in self.models
+
+
+def digest(secret: str) -> str:
+    """Return the SHA-256 of a secret, hex. The secret has 256 random bits, so no salt is needed."""
+    return hashlib.sha256(secret.encode(errors="surrogateescape")).hexdigest()
+
+
+def create_api_key(store: JobStore, name: str, **fields: Any) -> tuple[ApiKey, str]:
+    """Store a new key, and return it with its secret, which is kept nowhere.
+
+    Args:
+        store: the job store.
+        name: the operator's own name for it.
+        **fields: further fields of `ApiKey`.
+
+    Raises:
+        ApiKeyRefused: the name, the tenant, a model or a limit is invalid.
+    """
+    if not (name.isprintable() and 1 <= len(name) <= _MAX_NAME_CHARS):
+        raise ApiKeyRefused(f"name must have 1 to {_MAX_NAME_CHARS} printable characters")
+    tenant = fields.get("tenant", keys.DEFAULT_TENANT)
+    if not keys.is_tenant_name(tenant):
+        raise ApiKeyRefused(
+            f"tenant is {tenant[:80]!r}; it must be 1 to 64 letters, digits, _ . and -"
+        )
+    for model in fields.get("models", ()):
+        if not keys.is_model_name(model):
+            raise ApiKeyRefused(f"model is {model[:80]!r}, which is not a served model's name")
+    secret = _SECRET_PREFIX + secrets.token_urlsafe(32)
+    try:
+        key = ApiKey.model_validate(
+            {
+                **fields,
+                "id": f"key_{secrets.token_hex(8)}",
+                "name": name,
+                "prefix": secret[:_SHOWN_CHARS],
+                "created_at_ms": time.time_ns() // 1_000_000,
+            }
+        )
+    except ValidationError as error:
+        problem = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise ApiKeyRefused(f"{where}: {problem['msg']}") from None
+    store.client.hset(keys.API_KEYS, digest(secret), key.model_dump_json())
+    return key, secret
+
+
+def list_api_keys(store: JobStore) -> list[ApiKey]:
+    """Return all keys, the revoked ones included, oldest first."""
+    return sorted(_load(store).values(), key=lambda key: (key.created_at_ms, key.id))
+
+
+def revoke_api_key(store: JobStore, key_id: str) -> ApiKey | None:
+    """Refuse a key from now on. Return it, or None if there is none with this id."""
+    for field, key in _load(store).items():
+        if key.id == key_id:
+            if key.revoked_at_ms is None:
+                now_ms = time.time_ns() // 1_000_000
+                key = key.model_copy(update={"revoked_at_ms": now_ms})
+                store.client.hset(keys.API_KEYS, field, key.model_dump_json())
+            return key
+    return None
+
+
+def find_api_key(secret: str) -> Read[tuple[ApiKey | None, bool]]:
+    """Read the key of a secret, None without a valid one, and whether there is any key at all."""
+
+    def queue(pipeline: Any) -> None:
+        pipeline.hget(keys.API_KEYS, digest(secret))
+        pipeline.hlen(keys.API_KEYS)
+
+    def parse(replies: Sequence[Any]) -> tuple[ApiKey | None, bool]:
+        key = None if replies[0] is None else _read(replies[0])
+        is_valid = key is not None and key.revoked_at_ms is None
+        return (key if is_valid else None), replies[1] > 0
+
+    return Read(queue, parse)
+
+
+def _load(store: JobStore) -> dict[str, ApiKey]:
+    with store.client.pipeline(transaction=False) as pipeline:
+        pipeline.hgetall(keys.API_KEYS)
+        (fields,) = pipeline.execute(raise_on_error=False)
+    found = {name.decode(): _read(text) for name, text in stored(fields, default={}).items()}
+    return {name: key for name, key in found.items() if key is not None}
+
+
+def _read(text: bytes) -> ApiKey | None:
+    """Return a key; None if batchmill did not write it, which counts as missing."""
+    try:
+        return ApiKey.model_validate_json(text)
+    except ValidationError:
+        return None

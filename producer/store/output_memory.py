@@ -1,0 +1,55 @@
+"""How much of Redis' memory a job's output may take: reserved from its submission to its end."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from batchmill.producer.job.document import GenerationJob
+
+# Measured on the demo model's English text, and rounded up: docs/BENCHMARKS.md, "Memory of a job".
+#: Of an ended job besides its output: fields of the record, the result's frame, index entries.
+_ENDED_JOB_BYTES: Final = 2048
+#: Of each further sample's frame in the result.
+_SAMPLE_BYTES: Final = 256
+#: Text, and the token id in its own key or in the sample.
+_TOKEN_BYTES: Final = 16
+_ENTROPY_BYTES: Final = 20
+#: Of one token with log probabilities: its braces, and each of its candidates.
+_LOGPROBS_BYTES: Final = 10
+_CANDIDATE_BYTES: Final = 30
+#: Of the event of the job's end, and of its body without and with the output.
+_EVENT_BYTES: Final = 3072
+_MAX_EVENT_OUTPUT_BYTES: Final = 16 * 1024
+
+
+def output_bytes(job: GenerationJob, num_prompt_tokens: int) -> int:
+    """Return the bytes that the tokens, text, result and webhook of a job may take at most.
+
+    The longest output is assumed. Its text is estimated: unusual text, of long or escaped tokens,
+    may take more.
+
+    Args:
+        job: the job.
+        num_prompt_tokens: its prompt's tokens, which `prompt_logprobs` reports on.
+    """
+    num_tokens = job.max_tokens * job.n
+    per_token = _TOKEN_BYTES + _logprobs_bytes(job.logprobs)
+    if job.entropy:
+        per_token += _ENTROPY_BYTES
+    total = _ENDED_JOB_BYTES + (job.n - 1) * _SAMPLE_BYTES + num_tokens * per_token
+    num_scored = num_prompt_tokens * (job.n if job.echo else 1)
+    total += num_prompt_tokens * _logprobs_bytes(job.prompt_logprobs)
+    if job.echo:
+        total += num_scored * per_token
+    if job.webhook is not None:
+        total += _EVENT_BYTES
+        if job.include_output:
+            total += min(num_tokens * _TOKEN_BYTES, _MAX_EVENT_OUTPUT_BYTES)
+    return total
+
+
+def _logprobs_bytes(num_candidates: int | None) -> int:
+    """Return the bytes of one token's log probabilities: its own, and those of candidates."""
+    if num_candidates is None:
+        return 0
+    return _LOGPROBS_BYTES + (num_candidates + 1) * _CANDIDATE_BYTES

@@ -1,0 +1,66 @@
+"""The prompt or chat of `batchmill submit`: from an argument, from options or from stdin."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import usage_error
+from .options import parse_json_option
+
+
+@dataclass(frozen=True, slots=True)
+class PromptOptions:
+    """What the command line says about the prompt."""
+
+    #: The text; None or `-` reads it from stdin.
+    prompt: str | None
+    #: A whole chat as JSON.
+    messages: str | None
+    system: str | None
+    #: True sends the text as a user message, False as it is; None means that neither is asked for.
+    chat: bool | None
+
+    def fields(self) -> dict[str, Any]:
+        """Return the job's `messages` or `prompt`. A text is a chat unless `chat` is False.
+
+        Raises:
+            CommandError: the options contradict each other, or there is no text.
+        """
+        if self.messages is not None:
+            self._check_whole_chat()
+            return {"messages": parse_json_option("--messages", self.messages)}
+        if self.chat is False and self.system is not None:
+            raise usage_error("--raw sends the prompt as it is: give --system without it")
+        text = self._text()
+        if self.chat is False:
+            return {"prompt": text}
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        return {"messages": [*system, {"role": "user", "content": text}]}
+
+    def _check_whole_chat(self) -> None:
+        if self.prompt is not None:
+            raise usage_error("give either a prompt or --messages, not both")
+        if self.system is not None:
+            raise usage_error("give --system or --messages: the messages hold a system message too")
+        if self.chat is False:
+            raise usage_error("give either --raw or --messages: messages are a chat")
+
+    def _text(self) -> str:
+        if self.prompt is not None and self.prompt != "-":
+            return self.prompt
+        if self.prompt is None and sys.stdin.isatty():
+            raise usage_error(
+                "the prompt is missing: give it as an argument or on stdin, or a chat with "
+                "--messages"
+            )
+        try:
+            text = sys.stdin.read()
+        except UnicodeDecodeError as error:
+            raise usage_error(
+                f"the prompt on stdin is not {error.encoding}: byte {error.start} is "
+                f"0x{error.object[error.start]:02x}; convert it, for example with iconv"
+            ) from None
+        # Editors and echo end a text with a newline, which is not meant as part of the prompt.
+        return text.removesuffix("\n")

@@ -1,0 +1,202 @@
+"""`StoreStatus`: the queues, workers and counts of a broker, as values, tables and lines."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from batchmill.worker.terminal import format_duration, format_time_ms
+
+from .pauses import pause_table
+
+if TYPE_CHECKING:
+    from batchmill.producer.protocol.pauses import Pause
+    from batchmill.producer.protocol.records import WorkerInfo
+    from batchmill.producer.protocol.store_counts import QueueDepth, StoreCounts
+    from batchmill.producer.store.job_store import JobStore
+    from batchmill.producer.store.oldest_job import OldestJob
+
+#: Title, columns and rows.
+TableParts = tuple[str, Sequence[str], Sequence[Sequence[object]]]
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStatus:
+    """What `batchmill status` shows of a broker at one moment."""
+
+    at_ms: int
+    counts: StoreCounts
+    queues: Sequence[QueueDepth]
+    workers: Sequence[WorkerInfo]
+    pauses: Sequence[Pause]
+    #: None if no job waits.
+    oldest: OldestJob | None
+
+    @classmethod
+    def read(cls, store: JobStore) -> StoreStatus:
+        """Read the status.
+
+        Raises:
+            redis.exceptions.RedisError: Redis did not reply.
+        """
+        from batchmill.producer.store.oldest_job import oldest_waiting
+        from batchmill.producer.store.pauses import Pauses
+
+        workers = store.list_workers()
+        served = {queue for worker in workers for queue in worker.queues}
+        return cls(
+            at_ms=int(time.time() * 1000),
+            counts=store.counts(),
+            queues=_with_empty_queues(store.queue_depths(), served),
+            workers=workers,
+            pauses=Pauses(store).all(),
+            oldest=oldest_waiting(store),
+        )
+
+    @property
+    def served(self) -> set[str]:
+        """The queues that a worker serves."""
+        return {queue for worker in self.workers for queue in worker.queues}
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens that all workers together generated per second, lately."""
+        return sum(_number(worker, "tokens_per_s") or 0.0 for worker in self.workers)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything, for scripts."""
+        served = self.served
+        return {
+            "at_ms": self.at_ms,
+            "tokens_per_s": round(self.tokens_per_s, 1),
+            "oldest_waiting": None if self.oldest is None else asdict(self.oldest),
+            "counts": asdict(self.counts),
+            "queues": [asdict(depth) | {"served": depth.queue in served} for depth in self.queues],
+            "workers": [asdict(worker) | {"kv_use": kv_use(worker)} for worker in self.workers],
+            "pauses": [asdict(pause) for pause in self.pauses],
+        }
+
+    def tables(self) -> Iterator[TableParts]:
+        """Yield the tables of jobs, queues, pauses and workers."""
+        yield "Jobs", ("", "number"), self._job_rows()
+        served = self.served
+        queue_rows = [
+            (d.queue, d.queued, d.announcements, "yes" if d.queue in served else "by no worker")
+            for d in self.queues
+        ]
+        yield "\nQueues", ("queue", "waiting", "announced", "served"), queue_rows
+        if self.pauses:
+            yield "\nPaused", *pause_table(self.pauses)
+        yield "\nWorkers", *_worker_columns(self.workers)
+
+    def lines(self) -> Iterator[str]:
+        """Yield a line of the jobs and one per worker, for a pipe or a log."""
+        counts, totals = self.counts, self.counts.totals
+        oldest = "" if self.oldest is None else f" (oldest {format_duration(self.oldest.age_s)})"
+        yield (
+            f"{format_time_ms(self.at_ms)}: {counts.queued} waiting{oldest}, "
+            f"{counts.in_progress} in progress, {totals.get('completed', 0)} completed, "
+            f"{totals.get('failed', 0)} failed, {self.tokens_per_s:.1f} tok/s"
+        )
+        for worker in self.workers:
+            yield (
+                f"  {worker.name}: {worker.state}, {_speed(worker)} tok/s, "
+                f"{_shown(worker, 'running')} running, {_shown(worker, 'waiting')} waiting, "
+                f"KV cache {_kv_use(worker)}"
+            )
+        for depth in self.queues:
+            if depth.queued and depth.queue not in self.served:
+                yield f"  {depth.queue}: {depth.queued} waiting, served by no worker"
+
+    def _job_rows(self) -> list[tuple[str, object]]:
+        counts, oldest = self.counts, self.oldest
+        age = "-"
+        if oldest is not None:
+            age = f"{format_duration(oldest.age_s)}, {oldest.id} in {oldest.queue}"
+        return [
+            ("in the inbox", counts.inbox),
+            ("waiting", counts.queued),
+            ("of these, delayed", counts.scheduled),
+            ("oldest waiting", age),
+            ("in progress", counts.in_progress),
+            ("tokens/s", f"{self.tokens_per_s:.1f}"),
+            ("webhooks waiting", counts.outbox),
+            ("dead letters", counts.dead_letters),
+            *((f"total {name}", number) for name, number in sorted(counts.totals.items())),
+        ]
+
+
+def kv_use(worker: WorkerInfo) -> float | None:
+    """Return the share of a worker's KV cache that requests hold; None while it has no cache."""
+    blocks, free_blocks = _number(worker, "blocks"), _number(worker, "free_blocks")
+    if not blocks or free_blocks is None:
+        return None
+    return round(1 - free_blocks / blocks, 4)
+
+
+def _with_empty_queues(depths: Sequence[QueueDepth], served: set[str]) -> list[QueueDepth]:
+    """Add the queues that workers serve and that hold no job: the store does not list those."""
+    from batchmill.producer.protocol.store_counts import QueueDepth
+
+    empty = served - {depth.queue for depth in depths}
+    listed = [*depths, *(QueueDepth(queue, 0, 0) for queue in empty)]
+    return sorted(listed, key=lambda depth: depth.queue)
+
+
+def _worker_columns(
+    workers: Sequence[WorkerInfo],
+) -> tuple[Sequence[str], Sequence[Sequence[object]]]:
+    columns = ["worker", "model", "state", "since", "in flight", "tok/s", "KV cache"]
+    rows: list[list[object]] = [
+        [
+            *(w.name, w.model, w.state, format_time_ms(w.started_at_ms), _shown(w, "jobs")),
+            *(_speed(w), _kv_use(w)),
+        ]
+        for w in workers
+    ]
+    for name, cell_of in (("dtype", _dtype), ("prompt lookup", _drafts)):
+        cells = [cell_of(worker) for worker in workers]
+        if any(cells):  # the stub has no dtype, and prompt lookup is off by default
+            columns.append(name)
+            rows = [[*row, cell or "-"] for row, cell in zip(rows, cells, strict=True)]
+    return columns, rows
+
+
+def _number(worker: WorkerInfo, name: str) -> float | None:
+    """Return a gauge of a heartbeat; None if it is missing, or anything but a number."""
+    value = worker.stats.get(name)
+    return value if isinstance(value, int | float) else None
+
+
+def _shown(worker: WorkerInfo, name: str) -> str:
+    value = _number(worker, name)
+    return "-" if value is None else f"{value:g}"
+
+
+def _speed(worker: WorkerInfo) -> str:
+    value = _number(worker, "tokens_per_s")
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _kv_use(worker: WorkerInfo) -> str:
+    share = kv_use(worker)
+    return "-" if share is None else f"{share:.0%}".replace("%", " %")
+
+
+def _dtype(worker: WorkerInfo) -> str | None:
+    """Return the number format that the worker's engine computes in; None while it is unknown."""
+    dtype = worker.stats.get("dtype")
+    return str(dtype) if dtype else None
+
+
+def _drafts(worker: WorkerInfo) -> str | None:
+    """Return the draft tokens since the engine process started; None without prompt lookup."""
+    num_drafts = worker.stats.get("draft_tokens")
+    num_accepted = worker.stats.get("accepted_tokens")
+    if not isinstance(num_drafts, int) or not isinstance(num_accepted, int):
+        return None
+    if num_drafts == 0:
+        return "drafts 0"
+    return f"drafts {num_drafts:,}, accepted {num_accepted / num_drafts:.0%}".replace("%", " %")

@@ -1,0 +1,83 @@
+"""What the stub engine adds to the end of a request that asked for more than text."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .messages import FinishedCall, FinishedSample, LogprobDetails
+
+_VOCAB_SIZE = 50_000
+
+
+def stub_token(prompt: str, seed: int, position: int) -> int:
+    """Return the token id that the stub generates at an output position."""
+    return zlib.crc32(f"{seed}:{position}:{prompt}".encode()) % _VOCAB_SIZE
+
+
+def stub_text(token_ids: Sequence[int]) -> str:
+    """Return the text of output tokens: one word per token."""
+    return "".join(f" w{token_id}" for token_id in token_ids)
+
+
+def extra_output(
+    prompt: str,
+    chat: Mapping[str, Any] | None,
+    params: Mapping[str, Any],
+    token_ids: Sequence[int],
+    finish_reason: str,
+) -> dict[str, Any]:
+    """Return fields of `Finished`: its reason, samples, log probabilities and calls, as asked for.
+
+    The sample of index i is that of the seed plus i. A chat with tools whose choice demands a call
+    gets one call of each tool, without arguments.
+    """
+    num_top, n = params.get("logprobs"), int(params.get("n") or 1)
+    seed = int(params.get("seed") or 0)
+    others = [
+        [stub_token(prompt, seed + index, position) for position in range(len(token_ids))]
+        for index in range(1, n)
+    ]
+    outputs = [list(token_ids), *others]
+    calls = _calls(chat)
+    finish_reason = "tool_calls" if calls else finish_reason
+    fields: dict[str, Any] = {"finish_reason": finish_reason, "tool_calls": calls}
+    if num_top is not None:
+        shown = {token + more for output in outputs for token in output for more in range(num_top)}
+        shown.update(token for output in outputs for token in output)
+        token_bytes = {token: stub_text([token]).encode() for token in shown}
+        fields["logprobs"] = _logprobs(token_ids, num_top)
+        fields["logprob_details"] = LogprobDetails(num_top, token_bytes, None)
+    if n > 1:
+        fields["samples"] = [
+            FinishedSample(
+                text=stub_text(output),
+                token_ids=output,
+                finish_reason=finish_reason,
+                logprobs=None if num_top is None else _logprobs(output, num_top),
+                tool_calls=calls,
+            )
+            for output in outputs
+        ]
+    return fields
+
+
+def _logprobs(token_ids: Sequence[int], num_top: int) -> list[dict[int, float]]:
+    """Return a token's log probability and those of its neighbours, ever less likely."""
+    return [
+        {token_id + place: -0.5 - place for place in range(max(1, num_top))}
+        for token_id in token_ids
+    ]
+
+
+def _calls(chat: Mapping[str, Any] | None) -> list[FinishedCall]:
+    if chat is None or not chat.get("tools"):
+        return []
+    choice = chat.get("tool_choice")
+    if choice != "required" and not isinstance(choice, Mapping):
+        return []
+    names = [tool["function"]["name"] for tool in chat["tools"]]
+    if isinstance(choice, Mapping):
+        names = [choice["function"]["name"]]
+    return [FinishedCall(f"call_{place}", name, "{}") for place, name in enumerate(names)]

@@ -1,0 +1,169 @@
+"""`/v1/batches`: batches of the lines of an uploaded file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from batchmill.producer.job.batch import BatchRequest, parse_batch
+from batchmill.producer.job.limits import MAX_TTL_S
+from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.calls.call import Read
+from batchmill.producer.store import batch_calls
+from batchmill.producer.store.api_keys import ApiKey
+from batchmill.producer.store.batch_calls import BatchOrigin, raise_if_error
+
+from .api_errors import invalid
+from .backend import Backend
+from .batch_record import GatewayBatch, load_batch, load_batches
+from .caller import identify, require_scope, take_rate
+from .files import load_file, page, page_limit
+from .openai_api import BATCH_ENDPOINTS, BATCHES
+from .request_body import read_json
+
+_DEFAULT_PAGE, _MAX_PAGE = 20, 100
+#: Batches that are looked at together to fill a page with those of one tenant.
+_SCAN = 200
+_WINDOW = re.compile(r"([1-9][0-9]{0,5})([mhd])")
+_SECONDS = {"m": 60, "h": 3600, "d": 86_400}
+
+
+async def create_batch(request: Request) -> Response:
+    """Serve `POST /v1/batches`: the batch is open at once, and its file is read by a gateway."""
+    backend: Backend = request.app.state.backend
+    key = await identify(request, backend)
+    require_scope(key, "submit")
+    fields = await read_json(request, backend.settings)
+    await take_rate(request, backend, key, 0)
+    details: dict[str, Any] = {"api": BATCHES, "endpoint": _endpoint(fields)}
+    # The key may be revoked, or changed, before the lines are read.
+    details["rights"] = key.model_dump(include={"models", "highest_class"})
+    details["input_file_id"] = file_id = fields.pop("input_file_id", None)
+    if not isinstance(file_id, str):
+        raise invalid("input_file_id must be the id of an uploaded file", "input_file_id")
+    await load_file(backend, key, file_id)
+    details["completion_window"] = window = fields.pop("completion_window", None)
+    batch = _request(fields, window)
+    origin = BatchOrigin(key.tenant, key.id, json.dumps(details))
+    batch_id = _batch_id(request, key)
+    call = batch_calls.create(batch, backend.settings, batch_id, origin)
+    opened = raise_if_error(await backend.run(call))
+    backend.wake_intake()
+    created = await load_batch(backend, key, opened.batch_id, BATCHES)
+    return JSONResponse(created.openai())
+
+
+async def get_batch(request: Request) -> Response:
+    """Serve `GET /v1/batches/{batch_id}`."""
+    backend: Backend = request.app.state.backend
+    key = await identify(request, backend)
+    require_scope(key, "read")
+    batch = await load_batch(backend, key, request.path_params["batch_id"], BATCHES)
+    return JSONResponse(batch.openai())
+
+
+async def cancel_batch(request: Request) -> Response:
+    """Serve `POST /v1/batches/{batch_id}/cancel`."""
+    backend: Backend = request.app.state.backend
+    key = await identify(request, backend)
+    require_scope(key, "submit")
+    batch = await load_batch(backend, key, request.path_params["batch_id"], BATCHES)
+    await backend.run(batch_calls.cancel(batch.id))
+    # Thousands of jobs take a while. If this process dies meanwhile, the workers' sweep goes on.
+    backend.run_later(backend.client.cancel_batch(batch.id))
+    return JSONResponse((await load_batch(backend, key, batch.id, BATCHES)).openai())
+
+
+async def list_batches(request: Request) -> Response:
+    """Serve `GET /v1/batches`: the caller's batches, newest first."""
+    backend: Backend = request.app.state.backend
+    key = await identify(request, backend)
+    require_scope(key, "read")
+    query = request.query_params
+    limit = page_limit(query.get("limit"), _DEFAULT_PAGE, _MAX_PAGE)
+    found = await own_batches(backend, key, BATCHES, query.get("after"), limit + 1)
+    data = [batch.openai() for batch in found[:limit]]
+    return JSONResponse(page(data, has_more=len(found) > limit))
+
+
+async def own_batches(
+    backend: Backend, key: ApiKey, api: str, after: str | None, limit: int
+) -> list[GatewayBatch]:
+    """Return the newest batches of a caller and an API after one of them.
+
+    Raises:
+        ApiError: that one is not in the list.
+    """
+    start, found = 0, list[GatewayBatch]()
+    if after is not None:
+        start = await backend.read(_rank(after[:200])) + 1
+    while len(found) < limit:
+        ids = await backend.read(_newest(start))
+        if not ids:
+            break
+        for batch in await backend.read(load_batches(ids)):
+            if batch and batch.tenant == key.tenant and batch.details.get("api") == api:
+                found.append(batch)
+        start += len(ids)
+    return found[:limit]
+
+
+def _rank(batch_id: str) -> Read[int]:
+    def parse(replies: list[Any]) -> int:
+        if replies[0] is None:
+            raise invalid("after must be the id of a batch in the list", "after")
+        return int(replies[0])
+
+    return Read(lambda pipeline: pipeline.zrevrank(keys.BATCHES, batch_id), parse)
+
+
+def _newest(start: int) -> Read[list[str]]:
+    return Read(
+        lambda pipeline: pipeline.zrevrange(keys.BATCHES, start, start + _SCAN - 1),
+        lambda replies: [batch_id.decode(errors="replace") for batch_id in replies[0]],
+    )
+
+
+def _endpoint(fields: dict[str, Any]) -> str:
+    endpoint = fields.pop("endpoint", None)
+    if endpoint not in BATCH_ENDPOINTS:
+        raise invalid(
+            f"endpoint must be one of {', '.join(BATCH_ENDPOINTS)}; this version has no others",
+            "endpoint",
+        )
+    return str(endpoint)
+
+
+def _request(fields: Mapping[str, Any], window: Any) -> BatchRequest:
+    """Return the options of the batch: OpenAI's, and the webhook of ours."""
+    match = _WINDOW.fullmatch(window) if isinstance(window, str) else None
+    ttl_s = int(match[1]) * _SECONDS[match[2]] if match else 0
+    if not 0 < ttl_s <= MAX_TTL_S:
+        raise invalid(
+            "completion_window must be a number of minutes, hours or days such as 24h, at most "
+            f"{MAX_TTL_S / 86400:g} days",
+            "completion_window",
+        )
+    if fields.get("output_expires_after") is not None:
+        raise invalid(
+            "output_expires_after is not supported by this version: results are kept for "
+            "BATCHMILL_RESULT_TTL_S",
+            "output_expires_after",
+            code="unsupported_parameter",
+        )
+    kept = {name: fields[name] for name in fields if name != "output_expires_after"}
+    return parse_batch({**kept, "ttl_s": float(ttl_s)})
+
+
+def _batch_id(request: Request, key: ApiKey) -> str:
+    """Return an id: the same for the same idempotency key of a tenant."""
+    given = request.headers.get("idempotency-key")
+    if given is None:
+        return keys.new_batch_id(None)
+    return keys.new_batch_id(f"gateway\0{key.tenant}\0{hashlib.sha256(given.encode()).hexdigest()}")

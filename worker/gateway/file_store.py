@@ -1,0 +1,74 @@
+"""Contents of uploaded files, in a folder or behind any `fsspec` URL."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import fsspec
+
+from batchmill.worker.local.state_dir import default_state_dir, make_private_directory
+
+#: Bytes that are read or written at a time.
+CHUNK_BYTES = 1 << 20
+
+
+class FileStore:
+    """Owns the place of the contents. Its calls block, and are run on threads."""
+
+    def __init__(self, url: str | None) -> None:
+        """Find the place.
+
+        Args:
+            url: a folder or an fsspec URL; None is `files` in the state folder of this user.
+
+        Raises:
+            ImportError, ValueError: the URL's kind is unknown, or its library is not installed.
+        """
+        if url is None:
+            folder = default_state_dir() / "files"
+            make_private_directory(folder)
+            url = str(folder)
+        self._system, self._root = fsspec.core.url_to_fs(url)
+        self._system.makedirs(self._root, exist_ok=True)
+
+    def path(self, file_id: str) -> str:
+        """Return where a content is; an id has no character that a path could misread."""
+        return f"{self._root.rstrip('/')}/{file_id}"
+
+    def open_to_write(self, file_id: str) -> Any:
+        """Return a handle for a new content."""
+        return self._system.open(self.path(file_id), "wb")
+
+    def open_to_read(self, file_id: str) -> Any:
+        """Return a handle that reads a content.
+
+        Raises:
+            FileNotFoundError: it does not exist.
+        """
+        return self._system.open(self.path(file_id), "rb")
+
+    def delete(self, file_id: str) -> None:
+        """Delete a content; one that does not exist is no error."""
+        with contextlib.suppress(FileNotFoundError):
+            self._system.rm_file(self.path(file_id))
+
+    def lines(self, file_id: str, max_line_bytes: int) -> Iterator[bytes]:
+        """Yield the lines of a content; a line that is too long is yielded cut, one byte longer."""
+        with self.open_to_read(file_id) as handle:
+            while raw := handle.readline(max_line_bytes + 1):
+                rest = raw
+                while len(rest) > max_line_bytes and not rest.endswith(b"\n"):
+                    rest = handle.readline(max_line_bytes + 1)
+                yield raw
+
+    async def chunks(self, file_id: str) -> AsyncIterator[bytes]:
+        """Yield a content in pieces."""
+        handle = await asyncio.to_thread(self.open_to_read, file_id)
+        try:
+            while chunk := await asyncio.to_thread(handle.read, CHUNK_BYTES):
+                yield chunk
+        finally:
+            handle.close()

@@ -1,0 +1,185 @@
+"""Reading the files of batches: each gateway takes batches, checks their lines and submits them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import time
+from collections.abc import AsyncIterator, Iterator
+
+import structlog
+
+from batchmill.producer.client import async_batch_verbs
+from batchmill.producer.errors import BatchClosed, BatchmillError, JobRejected
+from batchmill.producer.files.json_lines import json_record
+from batchmill.producer.files.record import MAX_LINE_BYTES
+from batchmill.producer.job.batch import BatchError
+from batchmill.producer.job.line import BulkLine
+from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.calls import batches as batch_scripts
+from batchmill.producer.protocol.calls.call import Read
+from batchmill.producer.store import batch_calls
+from batchmill.producer.store.api_keys import ApiKey
+from batchmill.producer.store.batch_calls import OpenBatch
+
+from .backend import Backend
+from .batch_record import GatewayBatch, load_batches
+from .file_record import drop_file, expired_files
+from .line_request import read_batch_line
+
+_log = structlog.get_logger(__name__)
+_LEASE_MS = 30_000
+_POLL_S = 2.0
+#: Errors that are reported of a file; of many wrong lines the first ones tell enough.
+MAX_ERRORS = 100
+#: Lines that are checked on a thread at a time.
+_LINES_AT_ONCE = 200
+#: Files that one gateway reads at a time: one that waits for a full queue does not hold up others.
+_NUM_READERS = 8
+
+
+async def run_intakes(backend: Backend) -> None:
+    """Read the files of batches until cancelled."""
+    await asyncio.gather(*(_run_intake(backend) for _ in range(_NUM_READERS)))
+
+
+async def _run_intake(backend: Backend) -> None:
+    """Take batches and read their files, one after another, until cancelled."""
+    while True:
+        try:
+            await _delete_expired(backend)
+            batch_id = await backend.run(batch_scripts.take_intake(_LEASE_MS))
+            if batch_id is None:
+                await backend.sleep_until_intake(_POLL_S)
+                continue
+            await _read_batch(backend, batch_id)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            # The batch is taken again when its lease ends.
+            _log.warning("batch_intake_failed", exc_info=error)
+            await asyncio.sleep(_POLL_S)
+
+
+async def _read_batch(backend: Backend, batch_id: str) -> None:
+    """Check and submit the lines of a batch, and forget that they were to be read."""
+    renewing = asyncio.ensure_future(_renew(backend, batch_id))
+    try:
+        (batch,) = await backend.read(load_batches([batch_id]))
+        if batch is not None and batch.status.status.value == "validating":
+            await _check_and_submit(backend, batch)
+        await backend.read(Read(lambda p: p.zrem(keys.BATCH_INTAKES, batch_id), list))
+    finally:
+        renewing.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await renewing
+
+
+async def _renew(backend: Backend, batch_id: str) -> None:
+    """Keep the batch from being taken by another gateway."""
+    while True:
+        await asyncio.sleep(_LEASE_MS / 3000)
+        with contextlib.suppress(BatchmillError):
+            await backend.run(batch_scripts.take_intake(_LEASE_MS, batch_id))
+
+
+async def _check_and_submit(backend: Backend, batch: GatewayBatch) -> None:
+    """Check all lines, then submit them: a batch with a wrong line computes nothing."""
+    errors, models = await _check(backend, batch)
+    if errors:
+        with contextlib.suppress(BatchmillError):
+            await backend.run(batch_calls.cancel(batch.id, *errors))
+        return
+    if len(models) == 1:
+        name = models.pop()
+        await backend.read(Read(lambda p: p.hset(keys.batch(batch.id), "model", name), list))
+    expires_at = batch.status.expires_at
+    opened = OpenBatch(batch.id, None if expires_at is None else expires_at * 1000)
+    with contextlib.suppress(BatchClosed):  # cancelled or expired meanwhile
+        await async_batch_verbs.fill_batch(
+            backend.store,
+            backend.settings,
+            opened,
+            _lines(backend, batch),
+            on_rejected=None,
+            is_resumable=True,
+        )
+
+
+async def _check(backend: Backend, batch: GatewayBatch) -> tuple[list[BatchError], set[str]]:
+    """Return what is wrong with the lines of a file, and the models that they name."""
+    errors, models, seen = list[BatchError](), set[str](), set[bytes]()
+    limit = backend.settings.gateway_max_file_lines
+    num_lines = 0
+    try:
+        async for line in _lines(backend, batch):
+            num_lines += 1
+            digest = hashlib.blake2b(line.custom_id.encode(), digest_size=12).digest()
+            if line.problem is not None:
+                errors.append(_error(line.number, line.problem))
+            elif digest in seen:
+                twice = JobRejected("custom_id is given twice in the file", param="custom_id")
+                errors.append(_error(line.number, twice))
+            elif line.job is not None:
+                models.add(line.job.model or backend.settings.served_name)
+            seen.add(digest)
+            if len(errors) >= MAX_ERRORS or num_lines > limit:
+                break
+    except FileNotFoundError:
+        return [BatchError(code="file_not_found", message="the input file was deleted")], models
+    if num_lines > limit:
+        message = (
+            f"the file has more than {limit} lines, the limit; split it, or raise "
+            "BATCHMILL_GATEWAY_MAX_FILE_LINES"
+        )
+        return [BatchError(code="too_many_lines", message=message)], models
+    if not num_lines:
+        return [BatchError(code="empty_file", message="the file has no lines")], models
+    return errors, models
+
+
+async def _lines(backend: Backend, batch: GatewayBatch) -> AsyncIterator[BulkLine]:
+    """Yield the lines of a batch's file; a wrong one has its problem."""
+    raw = backend.files.lines(batch.details["input_file_id"], MAX_LINE_BYTES)
+    rights = {"id": "", "name": "", "tenant": batch.tenant, **batch.details["rights"]}
+    reader = _LineReader(
+        raw, batch.details["endpoint"], ApiKey.model_validate(rights), backend.settings.served_name
+    )
+    while some := await asyncio.to_thread(reader.next_lines):
+        for line in some:
+            yield line
+
+
+class _LineReader:
+    """Parses lines in groups, on a thread: a line may take milliseconds."""
+
+    def __init__(
+        self, raw: Iterator[bytes], endpoint: str, key: ApiKey, default_model: str
+    ) -> None:
+        self._raw = enumerate(raw, start=1)
+        self._number = 0
+        self._context = (endpoint, key, default_model)
+
+    def next_lines(self) -> list[BulkLine]:
+        """Return the next lines, at most `_LINES_AT_ONCE`; empty at the end of the file."""
+        lines = list[BulkLine]()
+        for place, raw in self._raw:
+            if not raw.strip():
+                continue
+            self._number += 1
+            lines.append(read_batch_line(json_record(self._number, place, raw), *self._context))
+            if len(lines) == _LINES_AT_ONCE:
+                break
+        return lines
+
+
+def _error(number: int, problem: JobRejected) -> BatchError:
+    return BatchError(code=problem.code, message=str(problem), line=number, param=problem.param)
+
+
+async def _delete_expired(backend: Backend) -> None:
+    """Delete files whose time is over."""
+    for tenant, file_id in await backend.read(expired_files(int(time.time()))):
+        await asyncio.to_thread(backend.files.delete, file_id)
+        await backend.read(drop_file(tenant, file_id))

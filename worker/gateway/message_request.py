@@ -1,0 +1,219 @@
+"""From the body of Anthropic's `POST /v1/messages` to the fields of a job."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .api_errors import ApiError, invalid
+from .completion_request import read_flag, read_service_tier
+
+#: Fields that this version has not, with the values that ask for nothing.
+_UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
+    "container": (None,),
+    "context_management": (None,),
+    "fallbacks": (None, []),
+    "inference_geo": (None,),
+    "mcp_servers": (None, []),
+    "prompt": (None,),
+    "speed": (None, "standard"),
+    "thinking": (None, {"type": "disabled"}),
+}
+_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
+#: Says where to cache; prefixes are cached here without it.
+_WITHOUT_EFFECT = "cache_control"
+
+
+@dataclass(frozen=True, slots=True)
+class MessageOptions:
+    """How the caller wants the response; not part of the job."""
+
+    stream: bool
+    cancel_on_disconnect: bool
+
+
+def read_message_request(body: Mapping[str, Any]) -> tuple[dict[str, Any], MessageOptions]:
+    """Return the fields of the job in a body, and the options of the response.
+
+    Raises:
+        ApiError: a field is wrong, or not supported by this version.
+    """
+    fields = {name: value for name, value in body.items() if name != _WITHOUT_EFFECT}
+    for name, neutral in _UNSUPPORTED.items():
+        if name in fields and fields.pop(name) not in neutral:
+            raise _unsupported(name)
+    if fields.get("max_tokens") is None:
+        raise invalid("max_tokens is missing: it is the most tokens to generate", "max_tokens")
+    options = MessageOptions(read_flag(fields, "stream"), read_flag(fields, "cancel_on_disconnect"))
+    messages = _messages(fields.get("messages"))
+    system = fields.pop("system", None)
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": _text(system, "system")})
+    fields["messages"] = messages
+    _read_metadata(fields)
+    _read_tools(fields)
+    _read_output_config(fields)
+    read_service_tier(fields)
+    if fields.get("n") not in (None, 1):
+        raise invalid("n must be 1: a message has one output", "n")
+    return fields, options
+
+
+def _messages(given: Any) -> list[dict[str, Any]]:
+    if not isinstance(given, list) or not given:
+        raise invalid("messages must be a list with at least one message", "messages")
+    messages: list[dict[str, Any]] = []
+    for index, message in enumerate(given):
+        where = f"messages.{index}"
+        if not isinstance(message, dict) or message.get("role") not in ("user", "assistant"):
+            raise invalid(f"{where} must have the role user or assistant", where)
+        if unknown := message.keys() - {"role", "content"}:
+            name = f"{where}.{min(unknown)[:60]}"
+            raise invalid(f"{name} is not part of a message", name)
+        content, where = message.get("content"), f"{where}.content"
+        if isinstance(content, str):
+            messages.append({"role": message["role"], "content": content})
+        elif message["role"] == "assistant":
+            messages.append(_assistant(content, where))
+        else:
+            messages += _user(content, where)
+    return messages
+
+
+def _user(content: Any, where: str) -> list[dict[str, Any]]:
+    """Return the results of tools in a message, and its text, as messages of their own."""
+    blocks = _blocks(content, where)
+    messages = []
+    texts = []
+    for place, block in blocks:
+        if block["type"] == "tool_result":
+            if not isinstance(block.get("tool_use_id"), str):
+                raise invalid(f"{place}.tool_use_id must be a text", f"{place}.tool_use_id")
+            result = _text(block.get("content") or "", f"{place}.content")
+            messages.append(
+                {"role": "tool", "tool_call_id": block["tool_use_id"], "content": result}
+            )
+        else:
+            texts.append(_block_text(block, place))
+    if texts or not messages:
+        messages.append({"role": "user", "content": "\n".join(texts)})
+    return messages
+
+
+def _assistant(content: Any, where: str) -> dict[str, Any]:
+    texts, calls = [], []
+    for place, block in _blocks(content, where):
+        if block["type"] != "tool_use":
+            texts.append(_block_text(block, place))
+            continue
+        if not isinstance(block.get("id"), str) or not isinstance(block.get("name"), str):
+            raise invalid(f"{place} must have an id and a name", place)
+        if not isinstance(block.get("input"), dict):
+            raise invalid(f"{place}.input must be an object", f"{place}.input")
+        function = {"name": block["name"], "arguments": json.dumps(block["input"])}
+        calls.append({"id": block["id"], "type": "function", "function": function})
+    message: dict[str, Any] = {"role": "assistant", "content": "\n".join(texts) or None}
+    if calls:
+        message["tool_calls"] = calls
+    else:
+        message["content"] = message["content"] or ""
+    return message
+
+
+def _text(content: Any, where: str) -> str:
+    """Return the text of a content: a text, or blocks that are joined by line ends."""
+    if isinstance(content, str):
+        return content
+    return "\n".join(_block_text(block, place) for place, block in _blocks(content, where))
+
+
+def _blocks(content: Any, where: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return the blocks of a content, each with its place."""
+    if not isinstance(content, list):
+        raise invalid(f"{where} must be a text or a list of blocks", where)
+    blocks = []
+    for index, block in enumerate(content):
+        if not isinstance(block, dict) or not isinstance(block.get("type"), str):
+            raise invalid(f"{where}.{index} must be a block with a type", f"{where}.{index}")
+        blocks.append((f"{where}.{index}", block))
+    return blocks
+
+
+def _block_text(block: Mapping[str, Any], where: str) -> str:
+    if block["type"] != "text":
+        raise _unsupported(f"{where} of type {block['type'][:60]!r}", where)
+    if not isinstance(block.get("text"), str):
+        raise invalid(f"{where}.text must be a text", f"{where}.text")
+    return str(block["text"])
+
+
+def _read_metadata(fields: dict[str, Any]) -> None:
+    """Drop the id of the caller's user: nothing depends on it here."""
+    metadata = fields.get("metadata")
+    if isinstance(metadata, dict):
+        fields["metadata"] = {name: metadata[name] for name in metadata if name != "user_id"}
+
+
+def _read_tools(fields: dict[str, Any]) -> None:
+    tools = fields.get("tools")
+    if isinstance(tools, list):
+        fields["tools"] = [_tool(index, tool) for index, tool in enumerate(tools)]
+    choice = fields.pop("tool_choice", None)
+    if choice is None:
+        return
+    kind = choice.get("type") if isinstance(choice, dict) else None
+    if kind == "tool" and isinstance(choice.get("name"), str):
+        fields["tool_choice"] = {"type": "function", "function": {"name": choice["name"]}}
+    elif isinstance(kind, str) and kind in _CHOICES:
+        fields["tool_choice"] = _CHOICES[kind]
+    else:
+        raise invalid(
+            "tool_choice must have the type auto, any, none, or tool with a name", "tool_choice"
+        )
+    if read_flag(dict(choice), "disable_parallel_tool_use"):
+        fields["parallel_tool_calls"] = False
+
+
+def _tool(index: int, tool: Any) -> dict[str, Any]:
+    where = f"tools.{index}"
+    if not isinstance(tool, dict):
+        raise invalid(f"{where} must be an object", where)
+    if tool.get("type") not in (None, "custom"):
+        raise _unsupported(f"{where} of type {str(tool['type'])[:60]!r}", where)
+    known = ("name", "description", "input_schema", "strict")
+    if unknown := tool.keys() - {*known, "type", _WITHOUT_EFFECT}:
+        raise _unsupported(f"{where}.{min(unknown)[:60]}")
+    function = {name: tool[name] for name in known if name in tool}
+    if "input_schema" in function:
+        function["parameters"] = function.pop("input_schema")
+    return {"type": "function", "function": function}
+
+
+def _read_output_config(fields: dict[str, Any]) -> None:
+    config = fields.pop("output_config", None)
+    if config is None:
+        return
+    if not isinstance(config, dict):
+        raise invalid("output_config must be an object", "output_config")
+    if unknown := {name for name in config if config[name] is not None} - {"format"}:
+        raise _unsupported(f"output_config.{min(unknown)[:60]}")
+    form = config.get("format")
+    if form is None:
+        return
+    if not isinstance(form, dict) or form.get("type") != "json_schema" or "schema" not in form:
+        raise invalid(
+            "output_config.format must be of type json_schema, with a schema",
+            "output_config.format",
+        )
+    schema = {"name": "output", "schema": form["schema"]}
+    fields["response_format"] = {"type": "json_schema", "json_schema": schema}
+
+
+def _unsupported(what: str, param: str | None = None) -> ApiError:
+    return invalid(
+        f"{what} is not supported by this version: leave it out",
+        param or what,
+        code="unsupported_parameter",
+    )

@@ -1,0 +1,15 @@
+"""Names of the APIs, as the gateway notes them in records."""
+
+from __future__ import annotations
+
+from typing import Final
+
+CHAT: Final = "/v1/chat/completions"
+COMPLETIONS: Final = "/v1/completions"
+RESPONSES: Final = "/v1/responses"
+BATCHES: Final = "/v1/batches"
+#: Anthropic's.
+MESSAGES: Final = "/v1/messages"
+MESSAGE_BATCHES: Final = "/v1/messages/batches"
+#: Endpoints that a line of a batch may name.
+BATCH_ENDPOINTS: Final = (CHAT, COMPLETIONS)

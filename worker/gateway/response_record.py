@@ -1,0 +1,224 @@
+"""A response as it is stored: a job, and OpenAI's object of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from batchmill.producer import JobResult
+from batchmill.producer.bulk.openai_logprobs import chat_logprobs
+from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.calls.call import Read
+from batchmill.producer.protocol.replies import JobState
+from batchmill.producer.results import Completion, JobError
+from batchmill.producer.store.api_keys import ApiKey
+
+from .api_errors import not_found
+from .backend import Backend
+from .openai_api import RESPONSES
+
+_FIELDS = ("tenant", "gateway", "state", "doc", "model", "enqueued_at_ms", "finished_at_ms")
+_END_FIELDS = ("result", "error")
+
+
+def response_id(job_id: str) -> str:
+    """Return the id of a job's response."""
+    return f"resp_{job_id.removeprefix('gen_')}"
+
+
+def job_id_of(name: str) -> str:
+    """Return the job of a response's id; an id that cannot exist names no job either."""
+    job_id = f"gen_{name.removeprefix('resp_')}"
+    return job_id if name.startswith("resp_") and keys.is_job_id(job_id) else "gen_none"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredResponse:
+    """A response, as its job's record says."""
+
+    job_id: str
+    details: dict[str, Any]
+    state: JobState
+    document: bytes
+    model: str
+    created_at: int
+    finished_at: int | None
+    result: JobResult | None
+    error: JobError | None
+
+    @property
+    def status(self) -> str:
+        """OpenAI's name for the state."""
+        if self.state is JobState.EXPIRED:
+            return "failed"
+        if self.state is JobState.COMPLETED and self.is_cut:
+            return "incomplete"
+        return self.state.value
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the output ended because of its length."""
+        return self.result is not None and self.result.finish_reason == "length"
+
+    def to_object(self) -> dict[str, Any]:
+        """Return OpenAI's object, with the output as far as the job has ended."""
+        known = self.opening(self.status)
+        if not self.state.is_terminal:
+            return known
+        known["completed_at"] = self.finished_at if self.state is JobState.COMPLETED else None
+        if self.result is not None:
+            known["output"] = output_items(self.job_id, self.result)
+            known["usage"] = _usage(self.result)
+        if self.status == "incomplete":
+            known["incomplete_details"] = {"reason": "max_output_tokens"}
+        if self.status == "failed":
+            error = self.error or JobError(code="server_error", message="the job failed")
+            known["error"] = {"code": error.code, "message": error.message}
+        return known
+
+    def opening(self, status: str) -> dict[str, Any]:
+        """Return the object before there is any output, as the first events of a stream have it."""
+        job = json.loads(self.document)
+        messages = job["messages"]
+        form = job.get("response_format") or {"type": "text"}
+        if form.get("type") == "json_schema":
+            form = {"type": "json_schema", **form["json_schema"]}
+        return {
+            "id": response_id(self.job_id),
+            "object": "response",
+            "created_at": self.created_at,
+            "status": status,
+            "background": self.details["background"],
+            "completed_at": None,
+            "error": None,
+            "incomplete_details": None,
+            "instructions": messages[0]["content"] if self.details["instructions"] else None,
+            "max_output_tokens": job["max_tokens"],
+            "max_tool_calls": None,
+            "metadata": job.get("metadata", {}),
+            "model": self.model,
+            "output": [],
+            "parallel_tool_calls": job.get("parallel_tool_calls") is not False,
+            "previous_response_id": self.details.get("previous_response_id"),
+            "service_tier": "default",
+            "store": self.details["store"],
+            "temperature": job["temperature"],
+            "text": {"format": form},
+            "tool_choice": _flat(job.get("tool_choice") or "auto"),
+            "tools": [_flat(tool) for tool in job.get("tools", [])],
+            "top_logprobs": job.get("logprobs") or 0,
+            "top_p": job["top_p"],
+            "truncation": "disabled",
+            "usage": None,
+        }
+
+
+async def load_response(backend: Backend, key: ApiKey, name: str) -> StoredResponse:
+    """Return a response of a caller.
+
+    Raises:
+        ApiError: there is none, or it belongs to another tenant.
+    """
+    job_id = job_id_of(name)
+    found = await backend.read(_stored(job_id))
+    if found is None or found[0] != key.tenant or found[1].details.get("api") != RESPONSES:
+        raise not_found("response", name)
+    return found[1]
+
+
+def output_items(job_id: str, result: JobResult) -> list[dict[str, Any]]:
+    """Return the output: a message, if there is text or no call, and the calls."""
+    completion = result.completions[0]
+    status = (
+        "incomplete" if result.finish_reason != "stop" and not result.tool_calls else "completed"
+    )
+    items = []
+    if completion.text or not completion.tool_calls:
+        part = text_part(completion.text, result, completion)
+        items.append(message_item(job_id, status, [part]))
+    return items + [
+        call_item(job_id, place, call.id, call.function.name, call.function.arguments, "completed")
+        for place, call in enumerate(completion.tool_calls)
+    ]
+
+
+def message_item(job_id: str, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the item of a message."""
+    return {
+        "id": f"msg_{job_id.removeprefix('gen_')}",
+        "type": "message",
+        "role": "assistant",
+        "status": status,
+        "content": content,
+    }
+
+
+def call_item(
+    job_id: str, place: int, call_id: str, name: str, arguments: str, status: str
+) -> dict[str, Any]:
+    """Return the item of a function's call."""
+    return {
+        "id": f"fc_{job_id.removeprefix('gen_')}_{place}",
+        "type": "function_call",
+        "call_id": call_id,
+        "name": name,
+        "arguments": arguments,
+        "status": status,
+    }
+
+
+def text_part(
+    text: str, result: JobResult | None = None, completion: Completion | None = None
+) -> dict[str, Any]:
+    """Return the part of a message that is its text, with log probabilities if there are any."""
+    logprobs = None
+    if result is not None and completion is not None:
+        logprobs = chat_logprobs(result, completion)
+    return {
+        "type": "output_text",
+        "text": text,
+        "annotations": [],
+        "logprobs": logprobs["content"] if logprobs else [],
+    }
+
+
+def _usage(result: JobResult) -> dict[str, Any]:
+    usage = result.usage
+    return {
+        "input_tokens": usage.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": usage.prompt_tokens_details.cached_tokens},
+        "output_tokens": usage.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": usage.total_tokens,
+    }
+
+
+def _flat(value: Any) -> Any:
+    """Return a tool or a choice as this API writes them: the function's fields beside its type."""
+    if isinstance(value, dict) and isinstance(value.get("function"), dict):
+        return {"type": "function", **value["function"]}
+    return value
+
+
+def _stored(job_id: str) -> Read[tuple[str, StoredResponse] | None]:
+    """Read the tenant and the response of a job; None if it did not come by the gateway."""
+
+    def parse(replies: list[Any]) -> tuple[str, StoredResponse] | None:
+        tenant, details, state, document, model, enqueued, finished, result, error = replies[0]
+        if tenant is None or details is None or state is None:
+            return None
+        return tenant.decode(), StoredResponse(
+            job_id=job_id,
+            details=json.loads(details),
+            state=JobState(state.decode()),
+            document=document,
+            model=model.decode(),
+            created_at=int(enqueued) // 1000,
+            finished_at=None if finished is None else int(finished) // 1000,
+            result=None if result is None else JobResult.model_validate_json(result),
+            error=None if error is None else JobError.model_validate_json(error),
+        )
+
+    fields = (*_FIELDS, *_END_FIELDS)
+    return Read(lambda pipeline: pipeline.hmget(keys.job(job_id), fields), parse)
