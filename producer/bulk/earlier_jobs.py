@@ -1,13 +1,14 @@
 """`EarlierJobs`: the jobs that lines of a run got when it was given with another `--model`.
 
 The key of a line's job does not depend on the model, so a later command meets the earlier job as a
-conflict, cancels it, and submits its own under a key made of that key. A line's jobs thus form a
-chain, of which at most one is to end: the last one that was wanted.
+conflict, cancels it, and submits its own. A job that is cancelled here gives up its key in the same
+moment, so a command that is killed next leaves nothing that a later one could take for a result.
+A job that has ended keeps its key, and the next one gets a key made of that key: a line's jobs thus
+form a chain, of which at most one is to end, the last one that was wanted.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ from dataclasses import replace
 from batchmill.producer.protocol import reads
 from batchmill.producer.protocol.calls import jobs as job_calls
 from batchmill.producer.protocol.calls.new_job import NewJob
-from batchmill.producer.protocol.replies import CancelStatus, JobState
+from batchmill.producer.protocol.replies import CancelAnswer, CancelStatus, JobState
 from batchmill.producer.store.job_store import JobStore
 from batchmill.producer.watch.wait_limits import CONNECTION_ERRORS
 
@@ -27,11 +28,20 @@ class EarlierJobs:
         self._store = store
         #: Jobs that were cancelled.
         self.num_cancelled = 0
+        #: Cancelled jobs that were met once; at most as many as a command had in flight.
+        self._met: set[str] = set()
 
     def replace(self, job: NewJob, earlier_id: str) -> NewJob:
-        """Cancel the job of another model that has a job's key; return the job under the next."""
-        with contextlib.suppress(*CONNECTION_ERRORS):  # the next command does it
-            self._cancel(earlier_id)
+        """Cancel the job of another model that has a job's key; return the job to submit next."""
+        try:
+            answer = self._cancel(earlier_id)
+        except CONNECTION_ERRORS:
+            return job  # as soon as the broker is back, it meets the same conflict or none
+        if answer.status is not CancelStatus.ALREADY_TERMINAL:
+            return job
+        if answer.state is JobState.CANCELLED and earlier_id not in self._met:
+            self._met.add(earlier_id)  # perhaps just now, for another line or by a lost reply
+            return job
         return _under(job, _next_key(_key_of(job)))
 
     def pass_over(self, found: Sequence[tuple[NewJob, str]]) -> list[NewJob | None]:
@@ -66,10 +76,11 @@ class EarlierJobs:
             self._cancel(job_id)
             key = _next_key(key)
 
-    def _cancel(self, job_id: str) -> None:
-        answer = self._store.run(job_calls.cancel(job_id))
+    def _cancel(self, job_id: str) -> CancelAnswer:
+        answer = self._store.run(job_calls.cancel(job_id, frees_key=True))
         if answer.status in (CancelStatus.CANCELLED, CancelStatus.CANCELLING):
             self.num_cancelled += 1
+        return answer
 
 
 def _key_of(job: NewJob) -> str:

@@ -168,9 +168,13 @@ def complete(
     return Call("complete", args, lambda reply: CompleteStatus(reply.decode()))
 
 
-def cancel(job_id: str) -> Call[CancelAnswer]:
-    """Cancel a waiting job, or ask the worker of a running one to stop."""
-    return Call("cancel", (job_id,), _read_cancel)
+def cancel(job_id: str, *, frees_key: bool = False) -> Call[CancelAnswer]:
+    """Cancel a waiting job, or ask the worker of a running one to stop.
+
+    With `frees_key`, a job that this cancels also gives up its idempotency key, in the same moment,
+    so that another job may have it.
+    """
+    return Call("cancel", (job_id, "1") if frees_key else (job_id,), _read_cancel)
 
 
 def retry(job_id: str, limits: QueueLimits) -> Call[RetryReply]:

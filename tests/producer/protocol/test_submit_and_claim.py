@@ -147,6 +147,33 @@ def test_a_pipeline_runs_if_the_server_knows_some_of_its_scripts(bench: Any) -> 
     assert second.status is SubmitStatus.CREATED
 
 
+def test_a_cancelled_job_can_give_up_its_idempotency_key(bench: Any) -> None:
+    for job_id, key in (("waits", "a"), ("runs", "b"), ("keeps", "c")):
+        bench.submit(job_id, idempotency_key=key, fingerprint="first")
+    bench.claim("runs")
+    calls = [job_calls.cancel(job_id, frees_key=True) for job_id in ("waits", "runs")]
+    answers = bench.store.run_all([*calls, job_calls.cancel("keeps")])
+    assert [each.status for each in answers] == [
+        CancelStatus.CANCELLED,
+        CancelStatus.CANCELLING,
+        CancelStatus.CANCELLED,
+    ]
+    statuses = [
+        bench.submit(f"new-{key}", idempotency_key=key, fingerprint="second").status
+        for key in ("a", "b", "c")
+    ]
+    assert statuses == [SubmitStatus.CREATED, SubmitStatus.CREATED, SubmitStatus.CONFLICT]
+
+
+def test_a_job_that_has_ended_keeps_its_idempotency_key(bench: Any) -> None:
+    bench.submit("j", idempotency_key="a", fingerprint="first")
+    bench.store.cancel("j")
+    [answer] = bench.store.run_all([job_calls.cancel("j", frees_key=True)])
+    assert answer.status is CancelStatus.ALREADY_TERMINAL
+    again = bench.submit("j2", idempotency_key="a", fingerprint="first")
+    assert (again.status, again.job_id) == (SubmitStatus.EXISTING, "j")
+
+
 def test_no_limit_applies_to_an_adopted_job(bench: Any) -> None:
     job = bench.new_job("0b1c-celery-id", max_queue_depth=1)
     bench.submit("other")  # the queue is full, but Redis has accepted this job in its message

@@ -72,6 +72,23 @@ def test_results_that_are_there_are_used_and_the_jobs_of_the_other_model_cancell
     assert texts["line-4"] == text_of("other", 2)
 
 
+def test_a_command_killed_after_it_cancelled_the_jobs_of_the_first_model_loses_no_line(
+    mill: Mill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A full queue of the second model keeps the command where a kill may meet it as well.
+    mill.submit("fills the queue", model="second", priority="low")
+    assert bulk(mill, tmp_path, "--model", "demo", "--timeout-s", "0").returncode == 7
+    monkeypatch.setenv("BATCHMILL_MAX_QUEUE_DEPTH", "1")
+    assert bulk(mill, tmp_path, "--model", "second", "--timeout-s", "0.5").returncode == 7
+    monkeypatch.delenv("BATCHMILL_MAX_QUEUE_DEPTH")
+    assert waiting(mill) == {"second": 1}
+    mill.start_worker()
+    answer = bulk(mill, tmp_path, "--model", "demo")
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert len(read_lines(tmp_path / "out.jsonl")) == len(LINES)
+    assert read_lines(tmp_path / "out.errors.jsonl") == []
+
+
 def test_jobs_that_an_operator_cancelled_are_failures_and_not_sent_again(
     mill: Mill, tmp_path: Path
 ) -> None:

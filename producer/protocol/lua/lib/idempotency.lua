@@ -21,3 +21,10 @@ local function delete_idempotency_entry(id, job)
   local key = job.idempotency_key and idempotency_key(job.tenant, job.idempotency_key)
   if key and redis.pcall('HGET', key, 'id') == id then redis.call('DEL', key) end
 end
+
+-- Let the next job have a job's key, although the record stays.
+local function free_idempotency_key(id, job)
+  delete_idempotency_entry(id, job)
+  redis.call('HDEL', job_key(id), 'idempotency_key')
+  job.idempotency_key = nil
+end
