@@ -24,7 +24,7 @@ def find_chromium() -> str:
     """
     miss = pytest.fail if os.environ.get("REQUIRE_BROWSER") else pytest.skip
     if importlib.util.find_spec("playwright") is None:
-        miss("playwright is not installed: pip install -c constraints.txt --group browser")
+        miss("playwright is not installed: make setup")
     found = next((path for name in _PROGRAMS if (path := shutil.which(name))), None)
     if found is None:
         miss("no Chromium is installed: apt-get install chromium")
