@@ -3,7 +3,8 @@
     uvicorn asgi_app:app          # in this folder, with BATCHMILL_BROKER_URL set
 
 `POST /jobs` with a prompt as the body returns the job's id, `GET /jobs/ID` its state and text, and
-`GET /jobs/ID/events` its text while it is generated (`job_events.py`).
+`GET /jobs/ID/events` its text while it is generated (`job_events.py`). A request that is repeated
+under the same `Idempotency-Key` makes one job.
 """
 
 from __future__ import annotations
@@ -41,9 +42,7 @@ class App:
             try:
                 if scope["method"] == "GET" and scope["path"].endswith("/events"):
                     return await self._send_events(self._client, scope, receive, send)
-                status, content = await self._respond(
-                    self._client, scope["method"], scope["path"], receive
-                )
+                status, content = await self._respond(self._client, scope, receive)
             except BatchmillError as error:
                 status, content, headers = error_response(error)
             await _start(send, status, {"content-type": "application/json", **headers})
@@ -58,8 +57,9 @@ class App:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _respond(
-        self, client: AsyncClient, method: str, path: str, receive: Receive
+        self, client: AsyncClient, scope: Message, receive: Receive
     ) -> tuple[int, Any]:
+        method, path = scope["method"], scope["path"]
         head, _, job_id = path.strip("/").partition("/")
         if head != "jobs":
             return 404, {"error": "not found"}
@@ -70,7 +70,11 @@ class App:
         body = await _read_body(receive)
         if body is None:
             return 413, {"error": f"the body must have at most {MAX_BODY_BYTES} bytes"}
-        job = await client.submit(body.decode(errors="replace"), max_tokens=48)
+        job = await client.submit(
+            body.decode(errors="replace"),
+            max_tokens=48,
+            idempotency_key=_header(scope, "idempotency-key"),
+        )
         return 202, {"id": job.id}
 
     async def _show_job(self, client: AsyncClient, job_id: str) -> tuple[int, Any]:
@@ -84,7 +88,7 @@ class App:
         self, client: AsyncClient, scope: Message, receive: Receive, send: Send
     ) -> None:
         job_id = scope["path"].removeprefix("/jobs/").removesuffix("/events")
-        position = position_of(dict(scope["headers"]).get(b"last-event-id", b"").decode("latin-1"))
+        position = position_of(_header(scope, "last-event-id"))
         await client.status(job_id)  # an unknown job is a 404, which is too late in the stream
         await _start(send, 200, {"content-type": MEDIA_TYPE, **HEADERS})
         events = asyncio.create_task(_send_all(job_events(client, job_id, position), send))
@@ -96,6 +100,11 @@ class App:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError, OSError):
                     await task
+
+
+def _header(scope: Message, name: str) -> str | None:
+    value = dict(scope["headers"]).get(name.encode())
+    return None if value is None else value.decode("latin-1")
 
 
 async def _start(send: Send, status: int, headers: dict[str, str]) -> None:

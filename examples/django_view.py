@@ -87,7 +87,8 @@ def submit(request: HttpRequest) -> JsonResponse:
     if len(prompt) > MAX_PROMPT_CHARACTERS:
         message = f"the prompt must have at most {MAX_PROMPT_CHARACTERS} characters"
         return JsonResponse({"error": "invalid_request", "message": message}, status=422)
-    job = client().submit(prompt, max_tokens=48)
+    key = request.headers.get("Idempotency-Key")
+    job = client().submit(prompt, max_tokens=48, idempotency_key=key)
     return JsonResponse({"id": job.id}, status=202)
 
 

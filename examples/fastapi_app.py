@@ -104,9 +104,15 @@ ClientOfProcess = Annotated[AsyncClient, Depends(get_client)]
 
 
 @app.post("/jobs", status_code=202)
-async def submit(new: NewJob, client: ClientOfProcess) -> dict[str, str]:
-    """Submit a job."""
-    job = await client.submit(new.prompt, max_tokens=new.max_tokens)
+async def submit(
+    new: NewJob,
+    client: ClientOfProcess,
+    idempotency_key: Annotated[str | None, Header()] = None,
+) -> dict[str, str]:
+    """Submit a job; a request that is repeated under the same key makes no second one."""
+    job = await client.submit(
+        new.prompt, max_tokens=new.max_tokens, idempotency_key=idempotency_key
+    )
     return {"id": job.id}
 
 

@@ -9,7 +9,13 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from batchmill.producer import BatchmillError, InvalidQuery, JobRejected, UnknownJob
+from batchmill.producer import (
+    BatchmillError,
+    InvalidQuery,
+    JobRejected,
+    NotReplicated,
+    UnknownJob,
+)
 
 #: Seconds after which a caller may try again, for the header `Retry-After`.
 RETRY_AFTER_S = 5
@@ -23,6 +29,11 @@ def error_response(error: BatchmillError) -> tuple[int, dict[str, Any], dict[str
         return 404, body, {}
     if isinstance(error, InvalidQuery):
         return 400, body, {}
+    if isinstance(error, NotReplicated):
+        # The job is stored and runs; only a failover may lose it. Repeating the request under the
+        # same idempotency key makes no second job.
+        _LOG.warning("not replicated: %s", error)
+        return 503, body | {"job_ids": error.job_ids}, {"Retry-After": str(RETRY_AFTER_S)}
     if error.retryable:  # a full or paused queue, a broker that is away
         _LOG.warning("unavailable: %s", error)
         return 503, body, {"Retry-After": str(RETRY_AFTER_S)}

@@ -53,6 +53,8 @@ FILES_EXPIRING = PREFIX + "files_expiring"
 UNUSABLE = PREFIX + "unusable"
 #: Plain Celery tasks whose jobs have ended, until the end is reported to Celery.
 CELERY_ENDS = PREFIX + "celery_ends"
+#: Of these, which session reports each of them now.
+CELERY_END_TAKERS = PREFIX + "celery_end_takers"
 #: Plain Celery tasks that a worker has taken off their queue, until they have a record.
 TASKS_TAKEN = PREFIX + "tasks:taken"
 #: Job documents from producers in any language: pushed, and taken until they are submitted.

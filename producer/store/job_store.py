@@ -226,17 +226,30 @@ class JobStore(OutboxStore):
 
     # Plain Celery tasks.
 
-    def take_celery_ends(self, *, limit: int, grace_ms: int, lease_ms: int) -> list[str]:
-        """Take plain Celery tasks whose jobs ended `grace_ms` ago or earlier, oldest first."""
-        return self.run(end_calls.take_all(limit=limit, grace_ms=grace_ms, lease_ms=lease_ms))
+    def take_celery_ends(
+        self, *, limit: int, grace_ms: int, lease_ms: int, session: str = ""
+    ) -> list[str]:
+        """Take plain Celery tasks whose jobs ended `grace_ms` ago or earlier, oldest first.
 
-    def take_celery_end(self, job_id: str, *, lease_ms: int) -> EndTaken:
-        """Take one ended job, to report its end to Celery before `lease_ms` have passed."""
-        return self.run(end_calls.take(job_id, lease_ms=lease_ms))
+        They go to others after the lease, or as soon as the caller's `session` is lost.
+        """
+        return self.run(
+            end_calls.take_all(limit=limit, grace_ms=grace_ms, lease_ms=lease_ms, session=session)
+        )
+
+    def take_celery_end(self, job_id: str, *, lease_ms: int, session: str = "") -> EndTaken:
+        """Take one ended job, to report its end to Celery before `lease_ms` have passed.
+
+        It goes to others after that, or as soon as the caller's `session` is lost.
+        """
+        return self.run(end_calls.take(job_id, lease_ms=lease_ms, session=session))
 
     def drop_celery_end(self, job_id: str) -> None:
         """Drop an ended job from those that are to be reported to Celery."""
-        self.client.zrem(keys.CELERY_ENDS, job_id)
+        pipeline = self.client.pipeline()
+        pipeline.zrem(keys.CELERY_ENDS, job_id)
+        pipeline.hdel(keys.CELERY_END_TAKERS, job_id)
+        pipeline.execute()
 
     def send_celery_task(self, key: str, message: str, *, sending: str, ttl_ms: int) -> bool:
         """Push a task's message onto a list once; return False if it was sent before.

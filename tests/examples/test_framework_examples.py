@@ -84,6 +84,14 @@ async def request(
     app: Any, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
 ) -> tuple[int, Any]:
     """Send one request; return the status and the JSON of the response."""
+    status, content, _ = await full_request(app, method, path, body, headers)
+    return status, content
+
+
+async def full_request(
+    app: Any, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
+) -> tuple[int, Any, dict[bytes, bytes]]:
+    """Send one request; return the status, the JSON and the headers of the response."""
     scope = {
         "type": "http",
         "asgi": {"version": "3.0"},
@@ -112,7 +120,8 @@ async def request(
 
     await app(scope, receive, send)
     content = b"".join(message.get("body", b"") for message in sent[1:])
-    return sent[0]["status"], json.loads(content) if content else None
+    status, sent_headers = sent[0]["status"], dict(sent[0]["headers"])
+    return status, json.loads(content) if content else None, sent_headers
 
 
 async def wait_for_end(app: Any, job_id: str) -> Any:
@@ -169,6 +178,32 @@ def test_the_fastapi_example_submits_shows_and_receives(
     assert capsys.readouterr().out == "generation.completed gen_1\n"
 
 
+@pytest.mark.parametrize(
+    ("name", "body"),
+    [
+        ("asgi_app", b"x"),
+        pytest.param("fastapi_app", b'{"prompt": "x", "max_tokens": 48}', marks=needs("fastapi")),
+    ],
+)
+def test_a_job_that_too_few_replicas_have_is_a_503_with_its_id(
+    worker: str, monkeypatch: pytest.MonkeyPatch, name: str, body: bytes
+) -> None:
+    monkeypatch.setenv("BATCHMILL_BROKER_MIN_REPLICAS", "1")  # the server has none
+    monkeypatch.setenv("BATCHMILL_BROKER_REPLICA_TIMEOUT_S", "0.05")
+    app, key = example(name).app, {"Idempotency-Key": f"key-of-{name}"}
+
+    async def use() -> None:
+        async with served(app):
+            status, content, headers = await full_request(app, "POST", "/jobs", body, key)
+            assert (status, headers[b"retry-after"]) == (503, b"5")
+            assert content["error"] == "not_replicated"
+            [job_id] = content["job_ids"]
+            assert await request(app, "POST", "/jobs", body, key) == (503, content)
+            await asyncio.wait_for(wait_for_end(app, job_id), 60)
+
+    asyncio.run(use())
+
+
 _DJANGO = """
 import sys, time
 from django.conf import settings
@@ -193,6 +228,15 @@ signed = signature_headers("evt_1", int(time.time()), hook, secrets=[secret])
 post = lambda body: web.post("/hook", body, content_type="application/json", headers=dict(signed))
 assert post(hook).status_code == 204
 assert post(hook + b" ").status_code == 401
+import django_view
+os.environ |= {"BATCHMILL_BROKER_MIN_REPLICAS": "1", "BATCHMILL_BROKER_REPLICA_TIMEOUT_S": "0.05"}
+django_view.client.cache_clear()
+again = lambda: web.post("/jobs", {"prompt": "Once"}, headers={"Idempotency-Key": "key-of-django"})
+stored = again()
+assert (stored.status_code, stored.headers["Retry-After"]) == (503, "5"), stored.content
+assert stored.json()["error"] == "not_replicated"
+assert again().json() == stored.json()
+assert web.get("/jobs/" + stored.json()["job_ids"][0]).status_code == 200
 """
 
 

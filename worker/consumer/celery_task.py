@@ -30,7 +30,8 @@ WORKFLOW_KEY = "batchmill_workflow"
 VIEW_KEY = "batchmill_view"
 #: Key that marks a request whose outcome is being reported: its own revoke must not cancel the job.
 SETTLED_KEY = "batchmill_settled"
-#: After this, another worker reports an end whose reporter has died.
+#: After this, another worker reports an end whose reporter is stuck. It does so at once if the
+#: session of the reporter is lost.
 END_LEASE_MS = 30_000
 
 
@@ -54,6 +55,8 @@ class CeleryTask:
     time_limit_s: float | None = None
     #: Holds the ends that were not reported to Celery.
     store: JobStore | None = None
+    #: This run of the worker; another one reports the ends that it has taken if it is lost.
+    session: str = ""
     _accepted_at: float = field(default_factory=time.monotonic)
 
     @property
@@ -101,7 +104,9 @@ class CeleryTask:
             return
         assert self.store is not None
         try:
-            taken = self.store.take_celery_end(self.task_id, lease_ms=END_LEASE_MS)
+            taken = self.store.take_celery_end(
+                self.task_id, lease_ms=END_LEASE_MS, session=self.session
+            )
         except RedisError:
             taken = EndTaken.HELD  # by the next sweep
         if taken is EndTaken.HELD:

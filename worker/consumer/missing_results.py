@@ -39,10 +39,17 @@ class MissingResults:
     them, and an existing result stays as it is.
     """
 
-    def __init__(self, store: JobStore, app: Celery) -> None:
-        """Bind to the job store and to the app with the result backend."""
+    def __init__(self, store: JobStore, app: Celery, *, session: str = "") -> None:
+        """Bind to the job store and to the app with the result backend.
+
+        Args:
+            store: holds the ends.
+            app: of the worker.
+            session: this run of the worker; if it is lost, others write what it has taken.
+        """
         self._store = store
         self._app = app
+        self._session = session
         #: Jobs whose chord another process is about to continue; they are looked at again.
         self._open: list[str] = []
 
@@ -52,7 +59,9 @@ class MissingResults:
         Raises:
             redis.exceptions.RedisError: Redis did not reply; the next call makes up for it.
         """
-        ends = self._store.take_celery_ends(limit=_LIMIT, grace_ms=_GRACE_MS, lease_ms=END_LEASE_MS)
+        ends = self._store.take_celery_ends(
+            limit=_LIMIT, grace_ms=_GRACE_MS, lease_ms=END_LEASE_MS, session=self._session
+        )
         ends, self._open = list(dict.fromkeys([*self._open, *ends])), []
         for job_id in ends:
             try:

@@ -69,9 +69,10 @@ class EnginePool(BasePool):
             on_room=self._wake,
             on_fatal=self._end_worker,
             must_stop=_is_stop_requested,
-            write_missing_results=MissingResults(store, self.app).write_missing,
+            write_missing_results=lambda: self._missing.write_missing(),
             move_tasks=lambda: self._mover.move_tasks(),
         )
+        self._missing = MissingResults(store, self.app, session=self._runtime.session)
         self._progress = ProgressEvents(self._runtime.jobs.snapshot)
         self._mover = TaskMover(
             self._settings,
@@ -133,6 +134,7 @@ class EnginePool(BasePool):
             on_error=error_callback,
             time_limit_s=min(limits, default=None),
             store=self._store,
+            session=self._runtime.session,
         )
         if not self._runtime.claimer.claim(task):
             self._schedule_retry()

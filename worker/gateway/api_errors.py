@@ -111,6 +111,15 @@ def api_error(error: Exception) -> ApiError | None:
             return ApiError(404, str(error), code="not_found")
         case producer.WrongState() | producer.InvalidQuery():
             return ApiError(400, str(error), code="invalid_request")
+        case producer.NotReplicated():
+            # A stock client would repeat it without a key, which makes a second job.
+            return ApiError(
+                503,
+                "the job is stored and runs, but too few replicas have it; repeat the request "
+                "under the same Idempotency-Key",
+                code=error.code,
+                headers={"retry-after": "1", **DO_NOT_RETRY},
+            )
         case producer.BrokerUnavailable():
             return ApiError(
                 503,

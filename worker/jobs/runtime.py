@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 
 import structlog
 
@@ -34,7 +35,7 @@ from .periodic_thread import PeriodicThread
 from .record_writer import RecordWriter, RecordWriterConfig
 from .saved_output import SavedOutput
 from .session_connection import SessionConnection
-from .sweeper import sweep
+from .sweeper import announce_delayed_jobs, sweep
 from .throughput import Throughput
 from .worker_health import WorkerHealth
 
@@ -46,10 +47,9 @@ _MIN_EXTENSION_S = 5.0
 _SWEEP_JITTER = 0.3
 _LOST_WORKERS_INTERVAL_S = 0.5
 _DUE_INTERVAL_S = 0.5
+_MISSING_RESULTS_INTERVAL_S = 0.5
 #: Pause between two calls that wait for plain Celery tasks.
 _TASKS_PAUSE_S = 0.01
-#: Delayed jobs per call. Redis serves no other client during the call.
-_DUE_LIMIT = 500
 #: Time for the last steps of a shutdown, which do not depend on the engine.
 _CLOSE_GRACE_S = 2.0
 
@@ -84,7 +84,7 @@ class WorkerRuntime:
                 if the record writer fails.
             must_stop: whether Celery was asked to shut down. Its event loop may be waiting for a
                 message then; `on_room` wakes it.
-            write_missing_results: called after each sweep; see `MissingResults`.
+            write_missing_results: called twice a second; see `MissingResults`.
             move_tasks: called all the time; see `TaskMover`.
         """
         self._settings = settings
@@ -302,15 +302,6 @@ class WorkerRuntime:
             usage_days=settings.usage_days,
             unserved_ttl_ms=settings.unserved_ttl_s and settings.unserved_ttl_s * 1000,
         )
-        self._write_missing_results()
-
-    def _put_back_jobs_of_lost_workers(self) -> None:
-        put_back_jobs_of_lost_workers(self._store, self._session, self._connection)
-
-    def _announce_delayed_jobs(self) -> None:
-        """Announce delayed jobs that are due: a small call, so that they wait under a second."""
-        while self._store.announce_due(limit=_DUE_LIMIT) == _DUE_LIMIT:
-            pass
 
     def _watch_engine(self) -> None:
         """Kill an engine whose loop stands still; wake the event loop if Celery has to stop."""
@@ -381,6 +372,7 @@ class WorkerRuntime:
 
     def _make_periodic_threads(self) -> list[PeriodicThread]:
         sweep_s = self._settings.sweep_interval_s
+        announce = partial(announce_delayed_jobs, self._store)
         return [
             self._heartbeat_thread,
             PeriodicThread("tasks", self._move_tasks, _TASKS_PAUSE_S),
@@ -388,13 +380,19 @@ class WorkerRuntime:
             PeriodicThread("high-intake", self.high.look, LOOK_INTERVAL_S, jitter=_SWEEP_JITTER),
             PeriodicThread("health", self.health.write, REPORT_INTERVAL_S),
             PeriodicThread("watchdog", self._watch_engine, _WATCH_INTERVAL_S),
-            PeriodicThread(
-                "delays", self._announce_delayed_jobs, _DUE_INTERVAL_S, jitter=_SWEEP_JITTER
-            ),
+            PeriodicThread("delays", announce, _DUE_INTERVAL_S, jitter=_SWEEP_JITTER),
             PeriodicThread(
                 "lost-workers",
-                self._put_back_jobs_of_lost_workers,
+                partial(
+                    put_back_jobs_of_lost_workers, self._store, self._session, self._connection
+                ),
                 _LOST_WORKERS_INTERVAL_S,
+                jitter=_SWEEP_JITTER,
+            ),
+            PeriodicThread(
+                "missing-results",
+                self._write_missing_results,
+                _MISSING_RESULTS_INTERVAL_S,
                 jitter=_SWEEP_JITTER,
             ),
             PeriodicThread("sweeper", self._sweep, sweep_s, jitter=_SWEEP_JITTER),

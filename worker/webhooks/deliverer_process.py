@@ -43,7 +43,7 @@ async def _deliver(broker_url: str, settings: WebhookSettings) -> None:
     store = JobStore.from_url(broker_url)
     sender = WebhookSender.from_settings(settings)
     owner = f"{socket.gethostname()}-{os.getpid()}"
-    session = DelivererSession(store, broker_url, owner)
+    session = DelivererSession(store, broker_url, owner, settings.webhook_session_timeout_s)
     deliverer = Deliverer(store, settings, sender, owner=owner, session=session.name)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, deliverer.stop)

@@ -12,10 +12,8 @@ from batchmill.worker.jobs.lost_workers import put_back_jobs_of_lost_workers
 from batchmill.worker.jobs.periodic_thread import PeriodicThread
 from batchmill.worker.jobs.session_connection import SessionConnection
 
-#: Seconds between two signs of life, and without one after which the deliverer counts as lost if
-#: Redis has no connection of it either.
-_NOTE_INTERVAL_S = 1.0
-_TIMEOUT_S = 3.0
+from .settings import NOTE_INTERVAL_S
+
 _JUDGE_INTERVAL_S = 0.5
 _JITTER = 0.3
 #: Time for each thread to end.
@@ -28,20 +26,23 @@ class DelivererSession:
     Deliverers judge others too, because they may run where no worker does.
     """
 
-    def __init__(self, store: JobStore, broker_url: str, owner: str) -> None:
+    def __init__(self, store: JobStore, broker_url: str, owner: str, timeout_s: float) -> None:
         """Set up the threads; nothing is sent before `start`.
 
         Args:
             store: the job store.
             broker_url: of the deliverer.
             owner: its name.
+            timeout_s: seconds without a sign of life after which it counts as lost if Redis has no
+                connection of it either.
         """
         #: This run of the deliverer.
         self.name = keys.new_session(owner)
         self._store = store
+        self._timeout_ms = int(timeout_s * 1000)
         self._connection = SessionConnection(broker_url, self.name)
         self._threads = (
-            PeriodicThread("session-note", self._note, _NOTE_INTERVAL_S),
+            PeriodicThread("session-note", self._note, NOTE_INTERVAL_S),
             PeriodicThread("lost-sessions", self._judge, _JUDGE_INTERVAL_S, jitter=_JITTER),
         )
 
@@ -61,8 +62,7 @@ class DelivererSession:
         self._connection.close(_CLOSE_GRACE_S)
 
     def _note(self) -> None:
-        timeout_ms = int(_TIMEOUT_S * 1000)
-        if self._store.note_session(self.name, timeout_ms=timeout_ms) == 0:
+        if self._store.note_session(self.name, timeout_ms=self._timeout_ms) == 0:
             self._connection.reconnect()
 
     def _judge(self) -> None:

@@ -15,6 +15,8 @@ from batchmill.producer.webhook.target_settings import TargetSettings
 
 from .schedule import BUSY_WAIT_S
 
+#: Seconds between two signs of life of a deliverer.
+NOTE_INTERVAL_S = 1.0
 #: Seconds to wait before each attempt: at once, 5 s, 5 min, 30 min, 2 h, 5 h, 10 h, 14 h, 20 h,
 #: 24 h; about three days in all. Source: Standard Webhooks 1.0.0, "Deliverability and
 #: reliability".
@@ -63,6 +65,10 @@ class WebhookSettings(TargetSettings):
     webhook_breaker_max_wait_s: float = Field(default=900.0, gt=0.0, le=86_400.0)
     #: Seconds between checks of the outbox while nothing is due.
     webhook_poll_interval_s: float = Field(default=0.5, gt=0.0)
+    #: Seconds without a sign of life after which a deliverer counts as lost if Redis has no
+    #: connection of it either; its events then go to others before their leases end. Raising it
+    #: spares a deliverer whose network is cut for longer.
+    webhook_session_timeout_s: float = Field(default=3.0, ge=2 * NOTE_INTERVAL_S)
 
     @field_validator("webhook_secrets", mode="before")
     @classmethod

@@ -7,18 +7,19 @@ from batchmill.producer.protocol.replies import EndTaken
 from .call import Call
 
 
-def take_all(*, limit: int, grace_ms: int, lease_ms: int) -> Call[list[str]]:
+def take_all(*, limit: int, grace_ms: int, lease_ms: int, session: str) -> Call[list[str]]:
     """Take ends that are `grace_ms` old and have not been reported."""
     return Call(
         "celery_ends_take",
-        (limit, grace_ms, lease_ms),
+        (limit, grace_ms, lease_ms, session),
         lambda reply: [job_id.decode(errors="replace") for job_id in reply],
     )
 
 
-def take(job_id: str, *, lease_ms: int) -> Call[EndTaken]:
+def take(job_id: str, *, lease_ms: int, session: str) -> Call[EndTaken]:
     """Take the end of one job."""
-    return Call("celery_end_take", (job_id, lease_ms), lambda reply: EndTaken(reply.decode()))
+    arguments = (job_id, lease_ms, session)
+    return Call("celery_end_take", arguments, lambda reply: EndTaken(reply.decode()))
 
 
 def send_task(key: str, message: str, *, sending: str, ttl_ms: int) -> Call[bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +13,13 @@ from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls import celery_tasks
 from batchmill.producer.protocol.calls import inbox as inbox_calls
 from batchmill.producer.protocol.outbox import DeliveryOutcome, OutboxEntry
-from batchmill.producer.protocol.replies import HeldJob, JobState, LostSessions, WriteStatus
+from batchmill.producer.protocol.replies import (
+    EndTaken,
+    HeldJob,
+    JobState,
+    LostSessions,
+    WriteStatus,
+)
 
 from ...support.session_connections import SessionConnections
 from ...support.worker_info import worker_info
@@ -242,6 +249,34 @@ def test_what_a_lost_session_had_taken_is_handed_out_before_the_leases_end(
     assert not bench.redis.exists(keys.OUTBOX_TAKERS, keys.INBOX_TAKERS, keys.TASKS_TAKEN)
 
 
+def test_ends_that_a_lost_session_reports_to_celery_are_handed_out_at_once(
+    bench: Any, sessions: Sessions
+) -> None:
+    other = keys.new_session("w3@host")
+    sessions.connect(other)
+    store, take = bench.store, partial(bench.store.take_celery_end, lease_ms=600_000)
+    for job_id in ("alone", "swept", "other", "reported"):
+        store.adopt(replace(bench.new_job(job_id), celery_result=True))
+        store.cancel(job_id)
+    assert take("alone", session=LOST) is take("reported", session=LOST) is EndTaken.TAKEN
+    assert take("other", session=other) is EndTaken.TAKEN
+    sweep = partial(store.take_celery_ends, limit=9, lease_ms=600_000)
+    assert sweep(grace_ms=0, session=LOST) == ["swept"]
+    store.drop_celery_end("reported")
+    sessions.disconnect(LOST)
+    assert sweep(grace_ms=0, session=OBSERVER) == []
+
+    lost = sessions.judge()
+
+    assert (lost.num_released, lost.sessions) == (2, (LOST,))
+    # The time in which a worker that has ended a job reports it by itself is over.
+    assert sorted(sweep(grace_ms=2_000, session=OBSERVER)) == ["alone", "swept"]
+    assert take("alone", session=OBSERVER) is EndTaken.HELD
+    for job_id in ("alone", "swept", "other"):
+        store.drop_celery_end(job_id)
+    assert not bench.redis.exists(keys.CELERY_ENDS, keys.CELERY_END_TAKERS)
+
+
 def test_what_others_have_taken_stays_with_them(bench: Any, sessions: Sessions) -> None:
     takings = Takings(bench)
     other = keys.new_session("w3@host")
@@ -308,7 +343,8 @@ def test_forged_takings_stop_nothing(bench: Any, sessions: Sessions) -> None:
     bench.redis.zadd(keys.INBOX_TAKEN, {"forged": 9e15})
     bench.redis.zadd(keys.TASKS_TAKEN, {"forged": 9e15})
     bench.redis.set(keys.taken_task("forged"), "x")
-    bench.redis.hset(keys.OUTBOX_TAKERS, mapping={"none": LOST, b"\xff": b"\xfe"})
+    for takers in (keys.OUTBOX_TAKERS, keys.CELERY_END_TAKERS):
+        bench.redis.hset(takers, mapping={"none": LOST, b"\xff": b"\xfe"})
     sessions.disconnect(LOST)
 
     lost = sessions.judge()
@@ -319,7 +355,10 @@ def test_forged_takings_stop_nothing(bench: Any, sessions: Sessions) -> None:
     bench.redis.flushall()
 
 
-@pytest.mark.parametrize("key", [keys.INBOX_TAKEN, keys.TASKS_TAKEN, keys.OUTBOX_TAKERS])
+@pytest.mark.parametrize(
+    "key",
+    [keys.INBOX_TAKEN, keys.TASKS_TAKEN, keys.OUTBOX_TAKERS, keys.CELERY_END_TAKERS],
+)
 def test_a_key_of_another_type_keeps_no_job_with_a_lost_worker(
     bench: Any, sessions: Sessions, key: str
 ) -> None:

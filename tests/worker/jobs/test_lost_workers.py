@@ -13,6 +13,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import pytest
+from celery.exceptions import TaskRevokedError
+
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.replies import JobState
 
@@ -30,6 +33,16 @@ from batchmill.worker.consumer.task_mover import TaskMover
 from batchmill.worker.jobs.inbox_mover import InboxMover
 from batchmill.worker.settings import WorkerSettings
 InboxMover._submit = TaskMover._adopt = lambda *_: time.sleep(600)
+sys.exit(run_worker(WorkerSettings()))
+"""
+#: A worker that never reports to Celery an end that it has taken.
+HOLDS_ENDS = """
+import sys, time
+from batchmill.worker.consumer.celery_task import CeleryTask
+from batchmill.worker.consumer.missing_results import MissingResults
+from batchmill.worker.consumer.run_worker import run_worker
+from batchmill.worker.settings import WorkerSettings
+CeleryTask._report = MissingResults._write = lambda *_: time.sleep(600)
 sys.exit(run_worker(WorkerSettings()))
 """
 
@@ -123,3 +136,31 @@ def test_documents_and_plain_tasks_that_a_killed_worker_had_taken_go_on(mill: Mi
     assert task.get(timeout=20)["usage"]["completion_tokens"] == 3
     assert not client.exists(keys.INBOX_TAKEN, keys.TASKS_TAKEN, keys.INBOX_TAKERS)
     assert mill.store.dead_letters() == []
+
+
+def test_ends_that_a_killed_worker_was_reporting_to_celery_are_reported(mill: Mill) -> None:
+    client: Any = mill.store.client
+    holder = mill.start_worker("w1", program=HOLDS_ENDS, **SETTINGS)
+    following = mill.celery.signature("shop.next", queue="shop")
+    job = {"prompt": "x", "max_tokens": 3}
+    send = partial(mill.celery.send_task, keys.TASK_NAME, queue=QUEUE)
+    task = send(kwargs={"job": job}, link=following)
+    mill.wait_for(partial(client.hexists, keys.CELERY_END_TAKERS, task.id), "the worker to take it")
+    # It ends while it waits, so that no worker but a sweeping one reports it.
+    waiting = send(kwargs={"job": job}, countdown=600)
+    mill.wait_for(partial(mill.store.load, waiting.id), "its record")
+    mill.store.cancel(waiting.id)
+    mill.wait_for(partial(client.hexists, keys.CELERY_END_TAKERS, waiting.id), "the sweep")
+    for task_id in (task.id, waiting.id):
+        client.zadd(keys.CELERY_ENDS, {task_id: 9e15})  # the lease must not end within this test
+    mill.start_worker("w2", **SETTINGS)
+
+    holder.end(signal.SIGKILL)
+
+    assert task.get(timeout=20)["usage"]["completion_tokens"] == 3
+    with pytest.raises(TaskRevokedError, match="cancelled"):
+        waiting.get(timeout=20)
+    mill.wait_for(
+        lambda: not client.exists(keys.CELERY_ENDS, keys.CELERY_END_TAKERS), "all reports"
+    )
+    assert client.llen("shop") == 1

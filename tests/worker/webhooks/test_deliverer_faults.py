@@ -88,6 +88,16 @@ def test_events_of_a_killed_deliverer_go_to_another_before_their_leases_end(
     assert store.client.hlen(keys.OUTBOX_TAKERS) == 0
 
 
+def test_the_time_after_which_a_deliverer_counts_as_lost_is_a_setting(
+    store: JobStore, deliverers: Deliverers
+) -> None:
+    deliverers.start(WEBHOOK_SESSION_TIMEOUT_S="600")
+    wait_until(lambda: store.client.zcard(keys.SESSIONS) == 1, "others to see it")
+    client: Any = store.client
+    ((_, silent_at_ms),) = client.zrange(keys.SESSIONS, 0, -1, withscores=True)
+    assert 500_000 < silent_at_ms - now_ms(store) <= 600_000
+
+
 def test_claimed_event_of_a_dead_deliverer_comes_back_within_its_lease(
     store: JobStore, deliverers: Deliverers
 ) -> None:

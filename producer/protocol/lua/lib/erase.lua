@@ -78,6 +78,7 @@ local function erase_job(id, job, now)
   if redis.call('ZREM', CELERY_ENDS, id) == 1 or is_celery_task(id, job) then
     redis.call('DEL', celery_result_key(id))
   end
+  redis.call('HDEL', CELERY_END_TAKERS, id)
   unindex_job(id, job.state, job)
   redis.call('ZREM', EXPIRING, expiring_entry(id, job.state, job))
   delete_idempotency_entry(id, job)

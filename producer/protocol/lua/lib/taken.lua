@@ -1,10 +1,19 @@
--- What sessions have taken: documents of the inbox, plain Celery tasks, and webhook events.
+-- What sessions have taken: documents of the inbox, plain Celery tasks, ends to report to Celery, and webhook events.
 -- @include events, keys, outbox
 
 -- Keys of other types, which batchmill did not write, must not keep the jobs of lost workers back: hence `pcall`.
 local function taken_ids(index)
   local ids = redis.pcall('ZRANGE', index, 0, -1)
   return ids.err and {} or ids
+end
+
+-- What these sessions have taken, by a hash of takers.
+local function ids_taken_by(is_lost, takers_key)
+  local takers, ids = redis.pcall('HGETALL', takers_key), {}
+  for i = 1, takers.err and 0 or #takers, 2 do
+    if is_lost[takers[i + 1]] then ids[#ids + 1] = takers[i] end
+  end
+  return ids
 end
 
 -- Make an event due, as at the end of its lease.
@@ -35,9 +44,12 @@ local function release_taken(is_lost, now)
     local taker = redis.pcall('HGET', taken_task_key(id), 'taker')
     if type(taker) == 'string' and is_lost[taker] then release(TASKS_TAKEN, id) end
   end
-  local takers = redis.pcall('HGETALL', OUTBOX_TAKERS)
-  for i = 1, takers.err and 0 or #takers, 2 do
-    if is_lost[takers[i + 1]] and pcall(release_event, takers[i], now) then num_released = num_released + 1 end
+  for _, id in ipairs(ids_taken_by(is_lost, CELERY_END_TAKERS)) do
+    num_released = num_released + (redis.pcall('ZADD', CELERY_ENDS, 'XX', 'CH', 0, id) == 1 and 1 or 0)
+    redis.call('HDEL', CELERY_END_TAKERS, id)
+  end
+  for _, id in ipairs(ids_taken_by(is_lost, OUTBOX_TAKERS)) do
+    if pcall(release_event, id, now) then num_released = num_released + 1 end
   end
   return num_released
 end
