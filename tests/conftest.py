@@ -13,6 +13,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+# Before torch is loaded, here and in child processes: its threads would spin while they wait for
+# the next operation, and keep the cores from the tests and programs that run beside them.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import pytest
 import redis
 import torch

@@ -18,6 +18,18 @@ from ..support.byte_tokenizer import save_byte_tokenizer
 from .tiny_model import Fuse, check_nothing_is_lost, load, save_model, tiny_engine
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Compute small models on one thread; tests/kernels and tests/end_to_end use several.
+
+    Their operations are so short that threads cost more than they save (2.5 times the CPU time).
+    """
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
 @pytest.fixture(scope="session")
 def demo_model_path() -> Path:
     """The demo model as a Hugging Face folder; its first use on a machine converts it (20 s)."""
