@@ -70,7 +70,7 @@ class RedisServer:
             env=os.environ | self.environment,
             preexec_fn=_die_with_parent,
         )
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not self._replies(until_loaded):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"the test server did not start:\n{self._log()}")
@@ -80,7 +80,7 @@ class RedisServer:
         """Kill the server, as in a crash."""
         if self.process is not None:
             self.process.kill()
-            self.process.wait(timeout=10)
+            self.process.wait(timeout=60)
 
     def close(self) -> None:
         """End the server and remove its folder."""

@@ -35,17 +35,19 @@ BOMBS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("what", BOMBS)
-def test_a_structure_that_passes_a_limit_is_refused(what: str) -> None:
+def test_a_structure_that_passes_a_limit_is_refused(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     structure, limit = BOMBS[what]
 
     with pytest.raises(ContractError, match=limit) as caught:
         grammar_of(None, structure)
 
     assert caught.value.code == "structure_too_complex"
-    started = time.monotonic()
-    with pytest.raises(ContractError, match=limit):
-        grammar_of(None, structure)
-    assert time.monotonic() - started < 0.1  # the verdict was kept
+    with monkeypatch.context() as patch:
+        patch.setattr(structure_check._Checker, "_check", lambda *_: pytest.fail("checked again"))
+        with pytest.raises(ContractError, match=limit):
+            grammar_of(None, structure)
     assert grammar_of(None, {"regex": f"[a-z]{{{len(what)}}}"})
 
 
@@ -136,7 +138,7 @@ def test_a_check_process_ends_with_its_parent() -> None:
         [sys.executable, "-c", program], stdout=subprocess.PIPE, timeout=60, check=False
     ).stdout
 
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while psutil.pid_exists(int(output)):
         try:
             if psutil.Process(int(output)).status() == psutil.STATUS_ZOMBIE:

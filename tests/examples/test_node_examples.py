@@ -97,7 +97,7 @@ def test_the_receiver_accepts_only_events_signed_with_its_secret(
 ) -> None:
     body = b'{"type": "generation.completed", "data": {"id": "forged"}}'
     headers = signature_headers("evt_1", int(time.time()), body, secrets=[secret])
-    connection = http.client.HTTPConnection("127.0.0.1", receiver[0], timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", receiver[0], timeout=60)
     connection.request("POST", "/hook", body, dict(headers))
     assert connection.getresponse().status == status
     connection.close()

@@ -102,7 +102,7 @@ def post_event(port: int, job_id: str, secret: str) -> int:
         "webhook-timestamp": str(int(now.timestamp())),
         "webhook-signature": Webhook(secret).sign("evt_1", now, body),
     }
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         connection.request("POST", "/", body, headers)
         return connection.getresponse().status

@@ -109,7 +109,7 @@ class _Receiver:
         """Send a signed event; return the status of the response."""
         data, now_s = body.encode(), int(time.time())
         signed = signature_headers(event_id, now_s, data, secrets=[secret or self.secret])
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             connection.request("POST", "/hook", data, dict(signed))
             return connection.getresponse().status

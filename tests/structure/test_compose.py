@@ -183,9 +183,9 @@ def test_redis_runs_from_images_of_either_server(program: str, tmp_path: Path) -
     _, check = redis_service["healthcheck"]["test"]
     command = ["/bin/sh", "-c", check.replace("$$", "$")]
     path = f"{tmp_path}:{Path(shutil.which('grep') or '').parent}"
-    assert subprocess.run(command, env={"PATH": path}, timeout=20).returncode == 0
+    assert subprocess.run(command, env={"PATH": path}, timeout=60).returncode == 0
     client.unlink()
-    failed = subprocess.run(command, env={"PATH": path}, timeout=20, stderr=subprocess.DEVNULL)
+    failed = subprocess.run(command, env={"PATH": path}, timeout=60, stderr=subprocess.DEVNULL)
     assert failed.returncode != 0
 
 
@@ -211,7 +211,7 @@ def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("make_secrets.sh", "users.acl"):
         shutil.copy(COMPOSE / name, folder)
     run(folder / "make_secrets.sh")
-    again = subprocess.run([folder / "make_secrets.sh"], capture_output=True, timeout=20)
+    again = subprocess.run([folder / "make_secrets.sh"], capture_output=True, timeout=60)
     assert again.returncode == 1  # it overwrites nothing
     return folder / "secrets"
 

@@ -63,7 +63,7 @@ def _long_script(server: RedisServer, admin: Any) -> Iterator[None]:
     _wait_for(lambda: _is_refused(admin, "BUSY"))
     yield
     admin.script_kill()
-    thread.join(timeout=10)
+    thread.join(timeout=60)
 
 
 @contextmanager
@@ -121,7 +121,7 @@ def _is_refused(client: Any, word: str) -> bool:
 
 
 def _wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -17,7 +17,7 @@ class SessionConnections:
     def connect(self, session: str) -> None:
         connection = self._redis.pubsub()
         connection.subscribe(keys.session_channel(session))
-        assert connection.get_message(timeout=5) is not None
+        assert connection.get_message(timeout=60) is not None
         self._connections[session] = connection
 
     def disconnect(self, session: str) -> None:

@@ -83,7 +83,7 @@ class Site:
     def page(self, path: str) -> str:
         """Return a page of Flower and keep it."""
         try:
-            with urllib.request.urlopen(f"{self.flower}{path}", timeout=10) as answer:
+            with urllib.request.urlopen(f"{self.flower}{path}", timeout=60) as answer:
                 text = str(answer.read().decode())
         except urllib.error.HTTPError as error:
             text = error.read().decode()
@@ -237,7 +237,7 @@ def collect_output(site: Site, ids: dict[str, str]) -> None:
     site.show("webhooks", "list", "--json")
     for job_id in ids.values():
         site.show("status", job_id, "--json")
-    inspect = site.mill.celery.control.inspect(timeout=20, limit=1)
+    inspect = site.mill.celery.control.inspect(timeout=60, limit=1)
     for name in ("stats", "conf", "active", "reserved", "registered", "report", "scheduled"):
         answer = getattr(inspect, name)()
         assert answer, name

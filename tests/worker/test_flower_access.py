@@ -21,7 +21,7 @@ def status_of(url: str, user: str | None = None, *, method: str = "GET") -> int:
         token = base64.b64encode(user.encode()).decode()
         request.add_header("Authorization", f"Basic {token}")
     try:
-        with urllib.request.urlopen(request, timeout=10) as response:
+        with urllib.request.urlopen(request, timeout=60) as response:
             return int(response.status)
     except urllib.error.HTTPError as error:
         return error.code

@@ -95,7 +95,7 @@ def test_waiting_can_be_cancelled_and_leaves_no_subscription(run: Any, bench: An
         waiter = asyncio.create_task(job.result())
         await await_subscriber(bench, job.id)
         waiter.cancel()
-        done, _ = await asyncio.wait([waiter], timeout=20)
+        done, _ = await asyncio.wait([waiter], timeout=60)
         assert done
         assert waiter.cancelled()
         while bench.redis.pubsub_numsub(keys.channel(job.id))[0][1]:

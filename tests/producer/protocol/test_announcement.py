@@ -37,7 +37,7 @@ def receive(url: str) -> Message:
         with connection.Consumer(
             queue, callbacks=[lambda _, m: received.append(m)], accept=["json"]
         ):
-            connection.drain_events(timeout=5)
+            connection.drain_events(timeout=60)
         received[0].ack()
     return received[0]
 

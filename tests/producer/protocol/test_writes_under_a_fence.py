@@ -209,7 +209,7 @@ def test_the_end_is_published(bench: Any) -> None:
     complete(bench, position=3)
     heard: list[Any] = []
     while len(heard) < 3:
-        message = pubsub.get_message(timeout=5)
+        message = pubsub.get_message(timeout=60)
         assert message is not None, heard
         if message["type"] == "message":
             heard.append(json.loads(message["data"]))

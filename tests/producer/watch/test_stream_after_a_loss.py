@@ -45,7 +45,7 @@ def test_a_stream_continues_only_with_what_it_has_read(
     bench.submit("j")
     before = OlderState(bench.redis)
     write(bench, bench.claim("j"), FIRST)
-    stream = client.stream("j", timeout_s=20)
+    stream = client.stream("j", timeout_s=60)
     first = next(stream)
     assert (first.text, first.token_ids) == ("abcd", FIRST)
     before.restore()
@@ -56,7 +56,7 @@ def test_a_stream_continues_only_with_what_it_has_read(
     else:
         complete(bench, claim, whole)
     if not keeps_reader:
-        stream = client.stream("j", first.position, timeout_s=20)
+        stream = client.stream("j", first.position, timeout_s=60)
     if again == OTHER:
         with pytest.raises(OutputRestarted, match="Redis lost"):
             next(stream)
@@ -72,7 +72,7 @@ def test_a_stream_waits_until_lost_output_is_computed_again(bench: Any, client: 
     bench.submit("j")
     before = OlderState(bench.redis)
     write(bench, bench.claim("j"), FIRST)
-    stream = client.stream("j", timeout_s=20)
+    stream = client.stream("j", timeout_s=60)
     position = next(stream).position
     before.restore()
     claim = bench.claim("j")
@@ -87,7 +87,7 @@ def test_a_shorter_output_than_was_read_is_another_one(bench: Any, client: Clien
     bench.submit("j")
     before = OlderState(bench.redis)
     write(bench, bench.claim("j"), FIRST)
-    stream = client.stream("j", timeout_s=20)
+    stream = client.stream("j", timeout_s=60)
     next(stream)
     before.restore()
     complete(bench, bench.claim("j"), FIRST[:3])
@@ -99,7 +99,7 @@ def test_a_position_without_a_claim_continues(bench: Any, client: Client) -> Non
     """As one that the caller has made from two numbers."""
     claim = bench.started("j")
     write(bench, claim, FIRST)
-    stream = client.stream("j", StreamPosition(2, 2), timeout_s=20)
+    stream = client.stream("j", StreamPosition(2, 2), timeout_s=60)
     assert next(stream).text == "cd"
     bench.store.release([HeldJob("j", claim.fence)], cause=ReleaseCause.DRAIN)
     write(bench, bench.claim("j"), [*FIRST, 5])

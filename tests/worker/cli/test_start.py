@@ -26,7 +26,7 @@ def slow_imports(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("command", ["worker", "deliver"])
 def test_sigterm_ends_process_1_while_it_imports(command: str, slow_imports: Path) -> None:
-    if subprocess.run([*NAMESPACE, "true"], capture_output=True, timeout=20).returncode != 0:
+    if subprocess.run([*NAMESPACE, "true"], capture_output=True, timeout=60).returncode != 0:
         pytest.skip("this user may not make a process namespace")
     program = [sys.executable, "-m", "batchmill.worker.cli", command]
     shell = subprocess.Popen(
@@ -43,7 +43,7 @@ def test_sigterm_ends_process_1_while_it_imports(command: str, slow_imports: Pat
         children = Path(f"/proc/{shell.pid}/task/{shell.pid}/children").read_text().split()
         subprocess.run(["kill", "-TERM", *children], check=True)
 
-        assert shell.wait(timeout=20) == 128 + signal.SIGTERM
+        assert shell.wait(timeout=60) == 128 + signal.SIGTERM
     finally:
         shell.kill()
         shell.wait()

@@ -34,7 +34,7 @@ def test_a_task_that_redis_accepted_survives_a_full_redis(private_mill: Mill) ->
     mill.store.client.config_set("maxmemory", "0")
 
     assert record.state is JobState.COMPLETED
-    assert accepted.get(timeout=40)["status"] == "completed"
+    assert accepted.get(timeout=60)["status"] == "completed"
 
 
 @pytest.mark.parametrize(
@@ -108,9 +108,9 @@ def test_a_running_task_that_is_revoked_without_terminate_completes(mill: Mill) 
     sent = mill.celery.send_task(keys.TASK_NAME, kwargs={"job": job}, queue=QUEUE)
     mill.wait_tokens(sent.id, 2)
 
-    replies = mill.celery.control.revoke(sent.id, reply=True, timeout=5, limit=2)
+    replies = mill.celery.control.revoke(sent.id, reply=True, timeout=60, limit=2)
 
     assert len(replies) == 2
     assert sent.state == "STARTED"
-    assert sent.get(timeout=20)["status"] == "completed"
+    assert sent.get(timeout=60)["status"] == "completed"
     assert mill.state(sent.id) is JobState.COMPLETED

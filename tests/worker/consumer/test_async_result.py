@@ -96,7 +96,7 @@ def is_revoked_with_terminate_while_it_runs(mill: Mill) -> Any:
 
 def is_revoked_without_terminate_while_it_runs(mill: Mill) -> Any:
     sent = send_running(mill, max_tokens=300)
-    mill.celery.control.revoke(sent.id, reply=True, timeout=5, limit=1)
+    mill.celery.control.revoke(sent.id, reply=True, timeout=60, limit=1)
     assert sent.state == "STARTED"
     return sent
 

@@ -45,12 +45,12 @@ def test_what_follows_a_task_runs_once_in_its_own_queue(mill: Mill, shop: StockW
     many = group(generate(mill), chain(retried, generate(mill, "y").set(immutable=True)))()
     broken = generate(mill, temperature=-1).apply_async(link_error=failed)
 
-    text = linked.get(timeout=20)["text"]
-    assert chained.get(timeout=20) == len(text)
-    assert body.get(timeout=20) == [len(text)] * 2
-    assert [result["status"] for result in many.get(timeout=20)] == ["completed"] * 2
+    text = linked.get(timeout=60)["text"]
+    assert chained.get(timeout=60) == len(text)
+    assert body.get(timeout=60) == [len(text)] * 2
+    assert [result["status"] for result in many.get(timeout=60)] == ["completed"] * 2
     with pytest.raises(Exception, match="temperature"):
-        broken.get(timeout=20)
+        broken.get(timeout=60)
     shop.wait_notes("failed", 1)
     shop.wait_notes("length", 2)
     assert linked.state == "SUCCESS"
@@ -63,8 +63,8 @@ def test_a_queue_that_was_published_to_is_never_consumed(mill: Mill) -> None:
     worker = mill.start_worker()
     client = mill.store.client
     unnamed = generate(mill).apply_async(link=shop_task(mill.celery, "length", queue=None))
-    generate(mill).apply_async(link=shop_task(mill.celery, "length")).get(timeout=20)
-    unnamed.get(timeout=20)
+    generate(mill).apply_async(link=shop_task(mill.celery, "length")).get(timeout=60)
+    unnamed.get(timeout=60)
     assert (client.llen("shop"), client.llen("celery")) == (1, 1)
 
     client.client_kill_filter(_type="normal", skipme=True)
@@ -98,9 +98,9 @@ def test_what_follows_survives(fault: str, mill: Mill, shop: StockWorker) -> Non
         worker.end(signal.SIGTERM if fault == "drain" else signal.SIGKILL)
         mill.start_worker("w2")
 
-    text = linked.get(timeout=30)["text"]
-    assert chained.get(timeout=20) == len(text)
-    assert body.get(timeout=20) == [len(text)] * 2
+    text = linked.get(timeout=60)["text"]
+    assert chained.get(timeout=60) == len(text)
+    assert body.get(timeout=60) == [len(text)] * 2
     shop.wait_notes("length", 2)
     assert (shop.notes("length"), shop.notes("collect")) == (2, 1)
     assert linked.state == "SUCCESS"
@@ -136,8 +136,8 @@ def test_what_follows_is_sent_for_a_worker_that_died_before_its_report(
     shop.wait_notes("length", 1)
     shop.wait_notes("failed", 1)
     with pytest.raises(TaskRevokedError, match="cancelled"):
-        revoked.get(timeout=20)
+        revoked.get(timeout=60)
     with pytest.raises(Exception, match="not finite"):
-        broken.get(timeout=20)
+        broken.get(timeout=60)
     mill.wait_for(lambda: not mill.store.client.exists(keys.CELERY_ENDS), "all reports")
     assert (shop.notes("length"), shop.notes("failed"), ended.state) == (1, 1, "PENDING")

@@ -77,14 +77,14 @@ def test_a_malformed_broadcast_is_ignored(running_mill: Mill) -> None:
     for malformed in (b"[]", b"{}", b'{"properties": 3}', b"no json"):
         running_mill.store.client.publish("/0.celery.pidbox", malformed)
 
-    replies = running_mill.celery.control.ping(timeout=10, limit=1)
+    replies = running_mill.celery.control.ping(timeout=60, limit=1)
     assert replies == [{"w1@test": {"ok": "pong"}}]
 
 
 @pytest.mark.parametrize("command", ["pool_grow", "pool_shrink"])
 def test_the_size_of_the_pool_is_refused_with_the_reason(running_mill: Mill, command: str) -> None:
     send = getattr(running_mill.celery.control, command)
-    (reply,) = send(1, reply=True, timeout=10, limit=1)
+    (reply,) = send(1, reply=True, timeout=60, limit=1)
     assert "BATCHMILL_MAX_NUM_SEQS" in reply["w1@test"]["error"]
 
 

@@ -45,9 +45,9 @@ def test_tasks_that_end_while_they_wait_are_revoked_for_their_senders(mill: Mill
     mill.start_worker("w2")
 
     with pytest.raises(TaskRevokedError, match="cancelled: the job was cancelled"):
-        cancelled.get(timeout=20)
+        cancelled.get(timeout=60)
     with pytest.raises(TaskRevokedError, match="deadline"):
-        late.get(timeout=20)
+        late.get(timeout=60)
     assert mill.state(late.id) is JobState.EXPIRED
     assert cancelled.state == late.state == "REVOKED"
 
@@ -83,10 +83,10 @@ def test_a_worker_killed_after_the_end_was_written_leaves_no_sender_waiting(mill
 
     mill.start_worker()
 
-    assert mill.celery.AsyncResult("done").get(timeout=20)["text"] == "all of it"
+    assert mill.celery.AsyncResult("done").get(timeout=60)["text"] == "all of it"
     with pytest.raises(Exception, match=r"numerical_error.*not finite"):
-        mill.celery.AsyncResult("failed").get(timeout=20)
+        mill.celery.AsyncResult("failed").get(timeout=60)
     with pytest.raises(Exception, match="attempts_exhausted"):
-        mill.celery.AsyncResult("poison").get(timeout=20)
+        mill.celery.AsyncResult("poison").get(timeout=60)
     mill.wait_for(lambda: not mill.store.client.exists(keys.CELERY_ENDS), "all results")
     assert mill.celery.AsyncResult("silent").state == "PENDING"

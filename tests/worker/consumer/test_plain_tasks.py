@@ -33,7 +33,7 @@ def test_a_task_that_a_dying_worker_popped_runs_once_on_another(mill: Mill) -> N
 
     mill.start_worker("w2")
 
-    assert sent.get(timeout=20)["status"] == "completed"
+    assert sent.get(timeout=60)["status"] == "completed"
     assert mill.computed(sent.id) == list(range(4))
 
 
@@ -49,9 +49,9 @@ def test_a_task_of_a_worker_that_died_with_it_runs_or_is_refused_in_the_end(mill
 
     mill.start_worker()
 
-    assert sent.get(timeout=20)["status"] == "completed"
+    assert sent.get(timeout=60)["status"] == "completed"
     with pytest.raises(Exception, match=r"given_up.*3 workers died"):
-        deadly.get(timeout=20)
+        deadly.get(timeout=60)
     assert mill.computed(sent.id) == list(range(4))
     (letter,) = mill.store.dead_letters()
     assert letter.reason.startswith("given_up")

@@ -29,7 +29,7 @@ def test_the_sender_of_a_refused_task_gets_a_failure(running_mill: Mill) -> None
     }
     for code, result in refused.items():
         with pytest.raises(Exception, match=code):
-            result.get(timeout=20)
+            result.get(timeout=60)
         assert result.state == "FAILURE"
     assert len(running_mill.store.dead_letters()) == letters + 2
 
@@ -53,18 +53,18 @@ def test_a_refused_part_of_a_chord_fails_its_body(
     result = chord([part(), part(**changes)])(body)
 
     with pytest.raises(Exception, match=code):
-        result.get(timeout=20)
+        result.get(timeout=60)
 
 
 def test_a_refused_message_with_the_id_of_a_job_changes_no_result(running_mill: Mill) -> None:
     result = send(running_mill)
-    result.get(timeout=20)
+    result.get(timeout=60)
     job_id = running_mill.submit("a client's")
     headers = {"task": "other", "id": result.id}
     running_mill.store.client.lpush(QUEUE, announcement(result.id, headers=headers))
     headers = {"task": "other", "id": job_id}
     running_mill.store.client.lpush(QUEUE, announcement(job_id, headers=headers))
-    send(running_mill, "shop.no_such_task").get(timeout=20, propagate=False)
+    send(running_mill, "shop.no_such_task").get(timeout=60, propagate=False)
 
     assert result.state == "SUCCESS"
     assert running_mill.celery.AsyncResult(job_id).state == "PENDING"
@@ -77,4 +77,4 @@ def test_follow_ups_that_cannot_be_sent_are_refused(running_mill: Mill) -> None:
     running_mill.store.client.lpush(QUEUE, announcement(task_id, headers=headers, body=body))
 
     with pytest.raises(Exception, match="bad_embed"):
-        running_mill.celery.AsyncResult(task_id).get(timeout=20)
+        running_mill.celery.AsyncResult(task_id).get(timeout=60)

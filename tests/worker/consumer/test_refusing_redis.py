@@ -46,7 +46,7 @@ def test_a_worker_outlives_lists_of_another_type(mill: Mill) -> None:
     job_id = mill.submit(max_tokens=3)
     kwargs = {"job": {"prompt": "x", "max_tokens": 3}}
     plain = mill.celery.send_task(keys.TASK_NAME, kwargs=kwargs, queue=queue)
-    assert plain.get(timeout=20)["status"] == "completed"
+    assert plain.get(timeout=60)["status"] == "completed"
 
     assert mill.wait_ended(job_id)[0].state is JobState.COMPLETED
     assert worker.process.poll() is None

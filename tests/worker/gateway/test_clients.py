@@ -75,7 +75,7 @@ def test_a_client_that_sends_too_slowly_is_cut_off(mill: Mill, start_gateway: St
         )
         began = time.monotonic()
         assert receive_all(slow).startswith(b"HTTP/1.1 408 ")
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 25  # not the default of 30 s
 
 
 def test_a_client_that_does_not_read_is_cut_off(
@@ -161,10 +161,10 @@ def test_a_gateway_without_its_broker_is_not_ready(
     root = gateway.url.removesuffix("/v1")
     private_redis_server.kill()
     assert httpx2.get(root + "/healthz").status_code == 200
-    assert httpx2.get(root + "/readyz", timeout=20).status_code == 503
+    assert httpx2.get(root + "/readyz", timeout=60).status_code == 503
     with pytest.raises(sdk.InternalServerError) as caught:
         client_of(gateway.url, "none").models.list()
     assert caught.value.code == "broker_unavailable"
     assert private_mill.url not in caught.value.message
     private_redis_server.start()
-    assert httpx2.get(root + "/readyz", timeout=20).status_code == 200
+    assert httpx2.get(root + "/readyz", timeout=60).status_code == 200

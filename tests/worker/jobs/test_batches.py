@@ -77,7 +77,7 @@ def test_a_file_becomes_a_batch_and_its_end_is_reported_once(
         out = mill.folder / "out.jsonl"
         answer = call("batch", "results", created["id"], "-o", str(out), *broker)
         assert answer.returncode == 0, answer.stderr
-        assert receiver.wait_for(1, timeout_s=15)
+        assert receiver.wait_for(1, timeout_s=60)
         event = event_of(receiver.requests[0])
         client = openai.OpenAI(api_key="none", webhook_secret=SECRET)
         known = client.webhooks.unwrap(receiver.requests[0].body, receiver.requests[0].headers)
@@ -113,7 +113,7 @@ def test_a_batch_is_cancelled_while_it_runs(mill: Mill, deliverers: Deliverers) 
         assert [json.loads(line)["error"]["code"] for line in answer.stdout.splitlines()] == [
             "cancelled"
         ] * 5
-        assert receiver.wait_for(1, timeout_s=15)
+        assert receiver.wait_for(1, timeout_s=60)
         event = event_of(receiver.requests[0])
     assert event["type"] == "batch.cancelled"
     assert event["data"]["request_counts"] == {"total": 5, "completed": 0, "failed": 5}

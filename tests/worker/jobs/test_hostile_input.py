@@ -271,7 +271,7 @@ def test_a_plain_task_whose_keys_are_in_use_fails_for_its_sender(
     sent = running_mill.celery.send_task(keys.TASK_NAME, kwargs={"job": job}, queue=QUEUE)
 
     with pytest.raises(Exception, match="unusable_record"):
-        sent.get(timeout=20)
+        sent.get(timeout=60)
     assert_worker_still_serves(running_mill, worker.process.pid)
 
 

@@ -109,7 +109,7 @@ def test_a_worker_that_is_frozen_or_cut_off_for_less_than_a_lease_keeps_its_jobs
         mill.store.client.execute_command("CLIENT", "KILL", "TYPE", "normal")
         time.sleep(0.1)
 
-    for record in mill.wait_ended(*job_ids, timeout_s=40):
+    for record in mill.wait_ended(*job_ids, timeout_s=60):
         assert (record.state, record.attempts) == (JobState.COMPLETED, 1)
     assert "jobs_of_lost_workers" not in frozen.log + observer.log
 
@@ -133,7 +133,7 @@ def test_documents_and_plain_tasks_that_a_killed_worker_had_taken_go_on(mill: Mi
         mill.wait_for(partial(mill.store.load, job_id), f"the record of {job_id}")
     for record in mill.wait_ended("document", task.id):
         assert (record.state, record.attempts) == (JobState.COMPLETED, 1)
-    assert task.get(timeout=20)["usage"]["completion_tokens"] == 3
+    assert task.get(timeout=60)["usage"]["completion_tokens"] == 3
     assert not client.exists(keys.INBOX_TAKEN, keys.TASKS_TAKEN, keys.INBOX_TAKERS)
     assert mill.store.dead_letters() == []
 

@@ -128,7 +128,7 @@ def test_a_plain_celery_task_is_retried_and_its_sender_gets_one_result(retry_mil
     monitor = Monitor(retry_mill.celery)
     try:
         sent = retry_mill.celery.send_task(keys.TASK_NAME, kwargs={"job": job}, queue=queue)
-        result = sent.get(timeout=20)
+        result = sent.get(timeout=60)
         retry_mill.wait_for(lambda: "task-succeeded" in monitor.types_of(sent.id), "the event")
     finally:
         monitor.close()

@@ -27,7 +27,7 @@ def most_in_progress_until(mill: Mill, job_ids: list[str]) -> int:
         most = max(most, num_in_progress(mill))
         return all(mill.state(job_id).is_terminal for job_id in job_ids)
 
-    mill.wait_for(ended, "all jobs to end", timeout_s=30)
+    mill.wait_for(ended, "all jobs to end")
     return most
 
 
@@ -84,7 +84,7 @@ def test_the_celery_command_runs_a_worker(mill: Mill) -> None:
     try:
         (record,) = mill.wait_ended(job_id)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(15) == 0, log_path.read_text()
+        assert process.wait(60) == 0, log_path.read_text()
     finally:
         process.kill()
         process.wait()

@@ -210,7 +210,7 @@ def test_a_running_job_is_cancelled_and_keeps_its_output(
 
     running_mill.store.cancel(job_id)
 
-    (record,) = running_mill.wait_ended(job_id, timeout_s=3)
+    (record,) = running_mill.wait_ended(job_id, timeout_s=60)
     result = stored_result(record)
     num_tokens = result["usage"]["completion_tokens"]
     assert record.state is JobState.CANCELLED
@@ -250,7 +250,7 @@ def test_revoking_a_running_task_cancels_its_job(running_mill: Mill, monitor: Mo
 
     running_mill.celery.control.revoke(job_id, terminate=True)
 
-    (record,) = running_mill.wait_ended(job_id, timeout_s=3)
+    (record,) = running_mill.wait_ended(job_id, timeout_s=60)
     assert record.state is JobState.CANCELLED
     running_mill.wait_for(lambda: "task-revoked" in monitor.types_of(job_id), "the event")
 
@@ -258,7 +258,7 @@ def test_revoking_a_running_task_cancels_its_job(running_mill: Mill, monitor: Mo
 def test_revoking_a_waiting_task_cancels_its_job(running_mill: Mill) -> None:
     job_id = unannounced(running_mill, "never")
 
-    running_mill.celery.control.revoke(job_id, reply=True, timeout=10, limit=1)
+    running_mill.celery.control.revoke(job_id, reply=True, timeout=60, limit=1)
     running_mill.store.client.lpush(QUEUE, announcement(job_id))
 
     (record,) = running_mill.wait_ended(job_id)
@@ -269,7 +269,7 @@ def test_revoking_a_waiting_task_cancels_its_job(running_mill: Mill) -> None:
 def test_a_deadline_stops_a_running_job(running_mill: Mill, monitor: Monitor) -> None:
     job_id = running_mill.submit("too late", max_tokens=ENDLESS, ttl_s=0.5)
 
-    (record,) = running_mill.wait_ended(job_id, timeout_s=4)
+    (record,) = running_mill.wait_ended(job_id, timeout_s=60)
 
     assert record.state is JobState.EXPIRED
     assert stored_error(record)["code"] == "deadline_exceeded"
@@ -322,7 +322,7 @@ def test_a_plain_celery_task_gets_its_result_through_asyncresult(
         queue=QUEUE,
     )  # fmt: skip
 
-    result = sent.get(timeout=10)
+    result = sent.get(timeout=60)
 
     assert result["text"] == reference("inline", 9)[1]
     assert result["id"] == sent.id
@@ -348,7 +348,7 @@ def test_a_plain_celery_task_that_cannot_be_run_fails_with_the_reason(
     sent = running_mill.celery.send_task(keys.TASK_NAME, kwargs=kwargs, queue=QUEUE)
 
     with pytest.raises(Exception, match="invalid_request") as caught:
-        sent.get(timeout=10)
+        sent.get(timeout=60)
 
     assert why in str(caught.value)
 
@@ -362,5 +362,5 @@ def test_a_celery_time_limit_ends_the_job(running_mill: Mill) -> None:
     )
 
     with pytest.raises(Exception, match="time_limit_exceeded"):
-        sent.get(timeout=10)
+        sent.get(timeout=60)
     assert running_mill.state(sent.id) is JobState.FAILED

@@ -124,7 +124,7 @@ def test_failed_start_is_reported_with_the_end_of_the_log(tmp_path: Path) -> Non
     supervisor = Supervisor([spec(tmp_path, program)], print)
     supervisor.start()
     with pytest.raises(ChildFailed, match=r"exit code 1(?s:.*)the model is not there"):
-        supervisor.wait_until(lambda: False, activity="starting", timeout_s=10)
+        supervisor.wait_until(lambda: False, activity="starting", timeout_s=60)
     supervisor.stop()
 
 

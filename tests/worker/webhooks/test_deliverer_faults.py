@@ -222,7 +222,7 @@ def test_many_events_for_one_receiver_each_arrive_once(
 
 def test_deliverers_share_the_due_events(store: JobStore, deliverers: Deliverers) -> None:
     """Each may have one delivery in flight, and the receiver responds only if both have one."""
-    both = threading.Barrier(2, timeout=20)
+    both = threading.Barrier(2, timeout=60)
 
     def respond(request: ReceivedRequest) -> int:
         both.wait()
@@ -285,7 +285,7 @@ def test_deliverer_outlives_a_restart_of_redis(private_redis_server: Any) -> Non
     try:
         with WebhookReceiver() as receiver:
             finish_job(store, receiver.url, "gen_before")
-            assert receiver.wait_for(1, timeout_s=15)
+            assert receiver.wait_for(1, timeout_s=60)
             server.kill()
             server.start()
             event_id = finish_job(store, receiver.url, "gen_after")

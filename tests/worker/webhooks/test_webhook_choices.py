@@ -45,7 +45,7 @@ def test_output_up_to_16_kib_is_included_if_the_job_asks_for_it(
     with WebhookReceiver() as receiver:
         finish_job(store, receiver.url, text=text, include_output=True)
         deliverers.start()
-        assert receiver.wait_for(1, timeout_s=15)
+        assert receiver.wait_for(1, timeout_s=60)
         request = receiver.requests[0]
     data = json.loads(request.body)["data"]
     assert (data["output"], data["truncated"]) == (output, truncated)
@@ -64,7 +64,7 @@ def test_started_and_output_events_report_a_running_job(
         assert isinstance(claim, Claim)
         store.checkpoint([TokenWrite("gen_1", claim.fence, 0, [7, 8, 9])], lease_ms=60_000)
         deliverers.start()
-        assert receiver.wait_for(2, timeout_s=15)
+        assert receiver.wait_for(2, timeout_s=60)
         requests = receiver.requests
     events_by_type = {(e := json.loads(r.body))["type"]: e["data"] for r in requests}
     assert events_by_type.keys() == {"generation.started", "generation.output"}
@@ -80,7 +80,7 @@ def test_named_secrets_sign_the_events_of_the_jobs_that_name_them(
     with WebhookReceiver() as receiver:
         finish_job(store, receiver.url, secret="billing")
         deliverers.start(WEBHOOK_SECRETS=json.dumps({"billing": OLD_SECRET}))
-        assert receiver.wait_for(1, timeout_s=15)
+        assert receiver.wait_for(1, timeout_s=60)
         request = receiver.requests[0]
     verify(request, OLD_SECRET)
     with pytest.raises(Exception, match="No matching signature"):
@@ -106,7 +106,7 @@ def test_openai_library_verifies_our_signatures_while_secrets_overlap(
     with WebhookReceiver() as receiver:
         finish_job(store, receiver.url)
         deliverers.start(WEBHOOK_SECRET=f"{SECRET},{OLD_SECRET}")
-        assert receiver.wait_for(1, timeout_s=15)
+        assert receiver.wait_for(1, timeout_s=60)
         request = receiver.requests[0]
     webhooks = openai.OpenAI(api_key="unused").webhooks
     for secret in (SECRET, OLD_SECRET):
@@ -165,7 +165,7 @@ def test_events_are_replayed_since_a_time(
             "num_waiting": 0,
             "gone": [],
         }
-        assert receiver.wait_for(2, timeout_s=15)
+        assert receiver.wait_for(2, timeout_s=60)
         first, second = receiver.requests
     assert (first.body, first.headers["webhook-id"]) == (second.body, second.headers["webhook-id"])
     assert call("webhooks", "replay", "--since", "yesterday", **broker).returncode == 2
