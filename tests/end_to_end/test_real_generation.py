@@ -22,6 +22,7 @@ from batchmill.producer import Client, GenerationJob
 from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.demo.prompts import demo_prompts
 
+from ..conftest import RedisServer
 from ..support.processes import CLI, wait_until
 from ..worker.command_line import call, error_of
 
@@ -80,6 +81,17 @@ def worker(url: str, name: str, log: Path, **settings: str) -> Iterator[subproce
         process.wait()
 
 
+@pytest.fixture(scope="module")
+def shared_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A broker with a worker that looks up draft tokens, for the tests that disturb neither."""
+    server = RedisServer()
+    server.start()
+    log = tmp_path_factory.mktemp("shared") / "worker.log"
+    with worker(server.url, "shared@test", log, BATCHMILL_NUM_SPECULATIVE_TOKENS="4"):
+        yield server.url
+    server.close()
+
+
 def read_along(client: Client, job_id: str) -> str:
     """Return a job's text, joined from the pieces of its stream."""
     return "".join(piece.text for piece in client.stream(job_id, timeout_s=240))
@@ -125,54 +137,22 @@ def test_jobs_of_a_killed_worker_end_once_with_the_text_of_an_uninterrupted_run(
     client.close()
 
 
-def test_one_worker_runs_a_chat_and_a_prompt(redis_url: str, tmp_path: Path) -> None:
-    client = Client(redis_url)
-    with worker(redis_url, "chat@test", tmp_path / "chat.log"):
-        chat = client.submit(
-            messages=[{"role": "user", "content": "What is the capital of France?"}],
-            max_tokens=20,
-            temperature=0,
-        )
-        prompt = client.submit(
-            GenerationJob(prompt="The capital of France is", max_tokens=4, temperature=0)
-        )
-        assert chat.result(timeout_s=120).text == "The capital of France is Paris."
-        assert chat.result(timeout_s=1).finish_reason == "stop"
-        assert prompt.result(timeout_s=120).finish_reason == "length"
-        error = submit_chat_with_tools(redis_url)
+def test_one_worker_runs_a_chat_and_a_prompt(shared_url: str) -> None:
+    client = Client(shared_url)
+    chat = client.submit(
+        messages=[{"role": "user", "content": "What is the capital of France?"}],
+        max_tokens=20,
+        temperature=0,
+    )
+    prompt = client.submit(
+        GenerationJob(prompt="The capital of France is", max_tokens=4, temperature=0)
+    )
+    assert chat.result(timeout_s=120).text == "The capital of France is Paris."
+    assert chat.result(timeout_s=60).finish_reason == "stop"
+    assert prompt.result(timeout_s=120).finish_reason == "length"
+    error = submit_chat_with_tools(shared_url)
     assert error["code"] == "unsupported_parameter"
     assert "the chat template of demo ignores tools: leave them out" in error["message"]
-    client.close()
-
-
-def test_heartbeats_and_status_report_accepted_draft_tokens(redis_url: str, tmp_path: Path) -> None:
-    client, store = Client(redis_url), JobStore.from_url(redis_url)
-
-    def stats() -> dict[str, Any]:
-        return dict(store.list_workers()[0].stats)
-
-    settings = {"BATCHMILL_NUM_SPECULATIVE_TOKENS": "4"}
-    with worker(redis_url, "lookup@test", tmp_path / "lookup.log", **settings):
-        text = "Repeat this: one two three four five six seven, one two three four five six seven"
-        client.submit(prompt=text, max_tokens=MAX_TOKENS, temperature=0, ignore_eos=True).result(
-            timeout_s=120
-        )
-        wait_until(lambda: bool(stats().get("accepted_tokens")), "a heartbeat after the drafts")
-        reported = stats()
-        assert 0 < reported["accepted_tokens"] <= reported["draft_tokens"]
-        shown = call("status", "--broker-url", redis_url).stdout
-        assert reported["dtype"] == "float32"
-        assert " float32 " in shown
-        drafts = re.search(r"drafts (\d+), accepted \d+ %", shown)  # a later heartbeat counts more
-        assert drafts is not None
-        assert int(drafts[1]) >= reported["draft_tokens"]
-        data = json.loads(call("status", "--json", "--broker-url", redis_url).stdout)
-        assert data["workers"][0]["stats"]["draft_tokens"] >= int(drafts[1])
-
-        os.kill(reported["engine_pid"], signal.SIGKILL)  # another process counts from 0
-        wait_until(lambda: stats().get("draft_tokens") == 0, "the next engine's first heartbeat")
-        assert stats()["engine_pid"] != reported["engine_pid"]
-    store.close()
     client.close()
 
 
@@ -199,31 +179,30 @@ CITY = {
 
 
 def test_structure_samples_and_log_probabilities_come_back_through_the_queue(
-    redis_url: str, tmp_path: Path
+    shared_url: str,
 ) -> None:
-    client = Client(redis_url)
+    client = Client(shared_url)
     form = {"type": "json_schema", "json_schema": {"name": "city", "schema": CITY}}
-    with worker(redis_url, "controls@test", tmp_path / "controls.log"):
-        city = client.submit(
-            messages=[{"role": "user", "content": "Describe a city as JSON."}],
-            response_format=form,
-            temperature=1.5,
-            seed=1,
-            n=3,
-            max_tokens=100,
-        )
-        scored = client.submit(
-            prompt="The capital of France is",
-            max_completion_tokens=3,
-            do_sample=False,
-            logprobs=True,
-            top_logprobs=2,
-            prompt_logprobs=1,
-            entropy=True,
-            echo=True,
-            logit_bias={"5": -100},
-        )
-        cities, echoed = city.result(timeout_s=120), scored.result(timeout_s=120)
+    city = client.submit(
+        messages=[{"role": "user", "content": "Describe a city as JSON."}],
+        response_format=form,
+        temperature=1.5,
+        seed=1,
+        n=3,
+        max_tokens=100,
+    )
+    scored = client.submit(
+        prompt="The capital of France is",
+        max_completion_tokens=3,
+        do_sample=False,
+        logprobs=True,
+        top_logprobs=2,
+        prompt_logprobs=1,
+        entropy=True,
+        echo=True,
+        logit_bias={"5": -100},
+    )
+    cities, echoed = city.result(timeout_s=120), scored.result(timeout_s=120)
     client.close()
     assert len(cities.completions) == 3
     for completion in cities.completions:
@@ -244,3 +223,33 @@ def test_structure_samples_and_log_probabilities_come_back_through_the_queue(
     assert len(echoed.entropies or []) == 3
     assert len(echoed.prompt_logprobs or []) == echoed.usage.prompt_tokens
     assert (echoed.completions[0].text, echoed.samples) == (echoed.text, [])
+
+
+def test_heartbeats_and_status_report_accepted_draft_tokens(shared_url: str) -> None:
+    """The last test of the worker, whose engine it kills."""
+    client, store = Client(shared_url), JobStore.from_url(shared_url)
+
+    def stats() -> dict[str, Any]:
+        return dict(store.list_workers()[0].stats)
+
+    text = "Repeat this: one two three four five six seven, one two three four five six seven"
+    client.submit(prompt=text, max_tokens=MAX_TOKENS, temperature=0, ignore_eos=True).result(
+        timeout_s=120
+    )
+    wait_until(lambda: bool(stats().get("accepted_tokens")), "a heartbeat after the drafts")
+    reported = stats()
+    assert 0 < reported["accepted_tokens"] <= reported["draft_tokens"]
+    shown = call("status", "--broker-url", shared_url).stdout
+    assert reported["dtype"] == "float32"
+    assert " float32 " in shown
+    drafts = re.search(r"drafts (\d+), accepted \d+ %", shown)  # a later heartbeat counts more
+    assert drafts is not None
+    assert int(drafts[1]) >= reported["draft_tokens"]
+    data = json.loads(call("status", "--json", "--broker-url", shared_url).stdout)
+    assert data["workers"][0]["stats"]["draft_tokens"] >= int(drafts[1])
+
+    os.kill(reported["engine_pid"], signal.SIGKILL)  # another process counts from 0
+    wait_until(lambda: stats().get("draft_tokens") == 0, "the next engine's first heartbeat")
+    assert stats()["engine_pid"] != reported["engine_pid"]
+    store.close()
+    client.close()
