@@ -42,6 +42,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
     dropped = ("PYTHONPATH", "OUT", "TRITON_INTERPRET")
     environment = {name: value for name, value in os.environ.items() if name not in dropped}
+    environment["OMP_NUM_THREADS"] = "1"  # toy sizes are quickest on one thread
     done = subprocess.run(
         [sys.executable, "-c", bare],
         capture_output=True,

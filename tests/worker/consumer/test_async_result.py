@@ -212,11 +212,9 @@ def test_a_task_that_was_given_back_waits_as_a_retry(
     assert sent.state == "SUCCESS"
 
 
-def test_a_task_of_an_engine_that_died_goes_through_retry(private_mill: Mill) -> None:
-    mill = private_mill
+def test_a_task_of_an_engine_that_died_goes_through_retry(running_mill: Mill) -> None:
     seen: list[str] = []
-    mill.start_worker()
-    sent = send(mill, {"prompt": "<<crash@1>>"})
+    sent = send(running_mill, {"prompt": "<<crash@1>>"})
     with pytest.raises(Exception, match="attempts_exhausted"):
         sent.get(timeout=60, on_message=lambda meta: seen.append(meta["status"]))
     assert seen[-1] == "FAILURE"
@@ -224,9 +222,8 @@ def test_a_task_of_an_engine_that_died_goes_through_retry(private_mill: Mill) ->
     assert seen.count("RETRY") >= 1
 
 
-def test_a_task_whose_attempt_failed_shows_why_it_waits(private_mill: Mill) -> None:
-    mill = private_mill
-    mill.start_worker()
+def test_a_task_whose_attempt_failed_shows_why_it_waits(running_mill: Mill) -> None:
+    mill = running_mill
     policy = {"max_attempts": 2, "backoff_s": 3600}
     sent = send(mill, {"prompt": "<<oom@2x1>>", "retry": policy})
     mill.wait_for(lambda: sent.state == "RETRY", "the first attempt to fail")

@@ -52,15 +52,10 @@ def test_a_delayed_job_starts_within_about_a_second_of_its_time(mill: Mill) -> N
     assert record.started_at_ms - record.enqueued_at_ms >= 1000
 
 
-def test_the_result_names_the_tenant_and_the_tags(mill: Mill) -> None:
-    mill.start_worker()
-    [record] = mill.wait_ended(mill.submit("x", tenant="acme", tags=["a", "b"], max_tokens=1))
-    result = stored_result(record)
-    assert (result["tenant"], result["tags"]) == ("acme", ["a", "b"])
-
-
-def test_no_charge_or_count_is_left_when_all_jobs_have_ended(mill: Mill) -> None:
+def test_results_name_their_tenant_and_no_charge_is_left_when_all_have_ended(mill: Mill) -> None:
     mill.start_worker(max_num_seqs=1)
-    ids = [mill.submit("x" * 40, tenant="acme", max_tokens=3) for _ in range(10)]
-    mill.wait_ended(*ids)
+    ids = [mill.submit("x" * 40, tenant="acme", tags=["a", "b"], max_tokens=3) for _ in range(10)]
+    records = mill.wait_ended(*ids)
     assert not mill.store.client.exists(keys.USAGE)
+    result = stored_result(records[0])
+    assert (result["tenant"], result["tags"]) == ("acme", ["a", "b"])
