@@ -15,7 +15,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     precondition,
@@ -50,6 +49,7 @@ from batchmill.producer.store import batch_calls, job_index
 from batchmill.producer.store.batch_calls import OpenBatch
 from batchmill.producer.store.job_index import JobQuery
 
+from ...support.sequences import sequences
 from .protocol_invariants import BATCH_ID, QUEUE, WINDOW_JOBS
 from .protocol_reference import Reference, nonce
 from .session_rules import WORKERS, SessionRules
@@ -382,7 +382,4 @@ def test_the_scripts_agree_with_the_reference(
     redis_url: str, check_keys: Callable[[Redis], None]
 ) -> None:
     machine: Any = partial(ProtocolMachine, redis_url, check_keys)
-    run_state_machine_as_test(
-        machine,
-        settings=settings(max_examples=50, stateful_step_count=40, deadline=None),
-    )
+    run_state_machine_as_test(machine, settings=sequences(25))

@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -22,6 +21,7 @@ from batchmill.producer.protocol.calls.new_job import NewJob, QueueLimits
 from batchmill.producer.protocol.replies import Claim, HeldJob, JobState, ReleaseCause
 from batchmill.producer.store.job_store import JobStore
 
+from ...support.sequences import sequences
 from .protocol_invariants import QUEUE, WINDOW_JOBS
 
 LEASE_MS = 3_600_000
@@ -229,7 +229,4 @@ class RecountMachine(RuleBasedStateMachine):
 
 def test_the_count_is_right_in_the_end_whatever_comes_between(redis_url: str) -> None:
     machine: Any = partial(RecountMachine, redis_url)
-    run_state_machine_as_test(
-        machine,
-        settings=settings(max_examples=40, stateful_step_count=40, deadline=None),
-    )
+    run_state_machine_as_test(machine, settings=sequences(20))
