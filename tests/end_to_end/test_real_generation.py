@@ -26,7 +26,8 @@ from ..conftest import RedisServer
 from ..support.processes import CLI, wait_until
 from ..worker.command_line import call, error_of
 
-PROMPTS = [prompt.shown for prompt in demo_prompts()]
+#: Four for each kind of controls.
+PROMPTS = [prompt.shown for prompt in demo_prompts()][:16]
 NUM_JOBS = len(PROMPTS)
 MAX_TOKENS = 40
 CONFIG: dict[str, Any] = {"dtype": "float32", "max_model_len": 512, "kv_cache_bytes": 2**29}

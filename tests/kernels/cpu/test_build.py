@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -73,24 +72,33 @@ def test_a_failing_compiler_is_named_with_its_message(
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_two_processes_that_build_at_once_share_one_library(tmp_path: Path) -> None:
-    command = ["-m", "batchmill.kernels.cpu.build", "--cache-dir", str(tmp_path)]
+@pytest.fixture(scope="module")
+def built_twice(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """Return a cache folder in which two processes built at once, and what they printed."""
+    folder = tmp_path_factory.mktemp("built-twice")
+    command = ["-m", "batchmill.kernels.cpu.build", "--cache-dir", str(folder)]
     builders = [start_python(command) for _ in range(2)]
-    results = [builder.communicate(timeout=240) for builder in builders]
+    results = [builder.communicate(timeout=280) for builder in builders]
     assert [builder.returncode for builder in builders] == [0, 0], results
-    paths = {out for out, _ in results}
+    return folder, [out for out, _ in results]
+
+
+def test_two_processes_that_build_at_once_share_one_library(
+    built_twice: tuple[Path, list[str]],
+) -> None:
+    folder, printed = built_twice
+    paths = set(printed)
     assert len(paths) == 1
     built = Path(paths.pop().strip())
-    assert list(tmp_path.rglob("*.so")) == [built]
-    assert not list(tmp_path.rglob("*.partial"))
+    assert list(folder.rglob("*.so")) == [built]
+    assert not list(folder.rglob("*.partial"))
     load_library(built)
 
 
-def test_a_library_built_ahead_of_time_needs_no_compiler(tmp_path: Path) -> None:
-    build_library(best_isa(), tmp_path)
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    out, err = use_kernels("cpp", PATH=str(empty), BATCHMILL_CACHE_DIR=str(tmp_path))
+def test_a_library_built_ahead_of_time_needs_no_compiler(
+    built_twice: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    out, err = use_kernels("cpp", PATH=str(tmp_path), BATCHMILL_CACHE_DIR=str(built_twice[0]))
     assert (out, err) == (ONES, "")
 
 
@@ -104,10 +112,8 @@ def test_a_built_library_is_used_again(
     assert said == ["compiling the C++ kernels", "built the C++ kernels"]
     assert find_built(ISAS[-1], tmp_path) == first
     built_at = first.stat().st_mtime_ns
-    started_at_s = time.monotonic()
     assert build_library(ISAS[-1], tmp_path) == first
-    assert first.stat().st_mtime_ns == built_at
-    assert time.monotonic() - started_at_s < 10  # looked up, not compiled
+    assert first.stat().st_mtime_ns == built_at  # not compiled again
     monkeypatch.setenv("PATH", str(tmp_path))
     assert find_built(ISAS[-1], tmp_path) == first
 

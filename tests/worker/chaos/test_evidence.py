@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,8 @@ def test_evidence_has_the_posts_and_bodies_of_an_event(store: JobStore, tmp_path
 def test_evidence_names_the_faults_of_the_jobs_time(
     store: JobStore, redis_url: str, tmp_path: Path
 ) -> None:
-    job_id = submit(redis_url)
     timeline = Timeline(started_at_ms=now_ms() - 3_600_000)
+    job_id = submit(redis_url)
     old, recent = PlannedFault(0, "redis_kill", 0, 0, 0), PlannedFault(1, "kill_worker", 0, 0, 0)
     timeline.begin(old, timeline.started_at_ms, "")
     timeline.end(old)
@@ -93,7 +94,7 @@ def test_evidence_names_the_faults_of_the_jobs_time(
     assert (happening["what"], happening["program"]) == ("kill_worker", "w0@chaos")
     lines = list(lines_about(found, timeline))
     assert job_id in lines[0]
-    assert "queued, submitted 36" in lines[0]
+    assert re.search(r"queued, submitted 36\d\d\.", lines[0])  # an hour after the start
     assert "kill_worker w0@chaos" in lines[-1]
 
 

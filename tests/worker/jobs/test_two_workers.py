@@ -11,8 +11,10 @@ import pytest
 
 from batchmill.producer import Client, QueueFull
 from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.pauses import PauseKind
 from batchmill.producer.protocol.replies import JobState
 from batchmill.producer.settings import ProducerSettings
+from batchmill.producer.store.pauses import Pauses
 
 from ...conftest import RedisServer
 from ..announcements import QUEUE, announcement
@@ -53,6 +55,8 @@ def test_an_overload_is_refused_and_starves_no_tenant(pair: Mill) -> None:
     tenant_of: dict[str, str] = {}
     num_refused = most_waiting = 0
     before = memory_of(pair)
+    pauses = Pauses(pair.store)
+    pauses.pause(PauseKind.QUEUE, QUEUE)  # until more wait than may, however slow this process is
     with Client(pair.url, settings=settings) as client:
         while len(tenant_of) < NUM_JOBS:
             for tenant in TENANTS:
@@ -60,6 +64,7 @@ def test_an_overload_is_refused_and_starves_no_tenant(pair: Mill) -> None:
                     job = client.submit(prompt="x", tenant=tenant, max_tokens=6)
                 except QueueFull:
                     num_refused += 1
+                    pauses.resume(PauseKind.QUEUE, QUEUE)
                 else:
                     tenant_of[job.id] = tenant
             most_waiting = max(most_waiting, pair.store.counts().queued)
