@@ -65,7 +65,7 @@ class StockWorker:
         """Return how often a task of the stock worker ran."""
         return int(self._client.llen(f"shop:{name}"))
 
-    def wait_notes(self, name: str, num_runs: int, timeout_s: float = 20.0) -> None:
+    def wait_notes(self, name: str, num_runs: int, timeout_s: float = 60.0) -> None:
         """Wait until a task of the stock worker has run so often."""
         deadline = time.monotonic() + timeout_s
         while self.notes(name) < num_runs:

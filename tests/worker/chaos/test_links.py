@@ -11,7 +11,7 @@ import pytest
 
 from batchmill.worker.chaos.links import Link, Links
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 60.0
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from batchmill.worker.engine_host.messages import (
 from batchmill.worker.engine_host.process import EngineLoop
 from batchmill.worker.engine_host.stub_engine import StubConfig, StubEngine
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 
 class SlowToPrepare(StubEngine):

@@ -35,7 +35,9 @@ time.sleep(60)
 """
 
 
-def spec(folder: Path, program: str, name: str = "child", stop_timeout_s: float = 5.0) -> ChildSpec:
+def spec(
+    folder: Path, program: str, name: str = "child", stop_timeout_s: float = 30.0
+) -> ChildSpec:
     command = (sys.executable, "-c", program)
     return ChildSpec(name, command, dict(os.environ), folder / f"{name}.log", stop_timeout_s)
 

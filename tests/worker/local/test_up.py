@@ -51,7 +51,7 @@ class Up:
         self.lines: list[Any] = []
         self._rest = b""
 
-    def wait_for(self, found: Callable[[Any], bool], what: str, timeout_s: float = 40.0) -> Any:
+    def wait_for(self, found: Callable[[Any], bool], what: str, timeout_s: float = 90.0) -> Any:
         """Read lines of JSON until one is the one."""
         assert self.process.stdout is not None
         deadline = time.monotonic() + timeout_s

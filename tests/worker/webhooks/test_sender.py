@@ -47,12 +47,12 @@ class Receiver:
             writer.close()
 
 
-def make_sender(*, total_timeout_s: float = 5.0, allow_http: bool = True) -> WebhookSender:
+def make_sender(*, total_timeout_s: float = 30.0, allow_http: bool = True) -> WebhookSender:
     policy = TargetPolicy(
         allow_http=allow_http, ports=[(1024, 65535)], networks=[ip_network("127.0.0.0/8")]
     )
     return WebhookSender(
-        connect_timeout_s=1.0,
+        connect_timeout_s=10.0,
         total_timeout_s=total_timeout_s,
         policy=policy,
         user_agent="batchmill/test",
@@ -73,7 +73,7 @@ def status(line: str, *headers: str) -> Respond:
 
 
 def send(
-    respond: Respond, *, times: int = 1, total_timeout_s: float = 5.0, allow_http: bool = True
+    respond: Respond, *, times: int = 1, total_timeout_s: float = 30.0, allow_http: bool = True
 ) -> tuple[SendOutcome, Receiver]:
     async def run() -> tuple[SendOutcome, Receiver]:
         async with Receiver(respond) as receiver:
