@@ -80,6 +80,8 @@ class BatchIntake:
         try:
             job, custom_id = _job_of(line)
             prepared = self._prepare(job, custom_id, index)
+            if isinstance(line, BulkLine):
+                prepared = replace(prepared, gateway=line.gateway)
         except JobRejected as error:
             self._reject(index, error, _name_of(line))
             return

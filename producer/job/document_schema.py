@@ -23,6 +23,16 @@ OTHER_FORMS: Final[dict[str, Any]] = {
 }
 
 
+def is_supported(name: str) -> bool:
+    """Return whether a field of the schema does something."""
+    return name not in UNSUPPORTED_FIELDS
+
+
+def is_other_name(name: str) -> bool:
+    """Return whether a field of the schema is another name or form of a field."""
+    return name not in GenerationJob.model_fields and is_supported(name)
+
+
 def job_schema() -> dict[str, Any]:
     """Return the schema of a job, as it is submitted.
 
@@ -39,7 +49,7 @@ def job_schema() -> dict[str, Any]:
     properties["logprobs"]["anyOf"].append({"type": "boolean"})
     properties |= OTHER_FORMS
     for name, unsupported in UNSUPPORTED_FIELDS.items():
-        properties[name] = _neutral(unsupported.neutral)
+        properties[name] = _neutral(unsupported.neutral, unsupported.remedy)
     for name, values in NEUTRAL_FIELDS.items():
         _allow(schema["$defs"]["Message"]["properties"], name, values)
     schema["oneOf"] = [
@@ -66,8 +76,9 @@ def _alias(name: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"anyOf": schema["anyOf"], "description": f"Another name of `{name}`."}
 
 
-def _neutral(values: tuple[Any, ...]) -> dict[str, Any]:
-    return {"enum": list(values), "description": "Not supported: only values without effect."}
+def _neutral(values: tuple[Any, ...], remedy: str | None = None) -> dict[str, Any]:
+    about = "Not supported: only values without effect."
+    return {"enum": list(values), "description": f"{about} Instead: {remedy}." if remedy else about}
 
 
 def _allow(properties: dict[str, Any], name: str, values: tuple[Any, ...]) -> None:

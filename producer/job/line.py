@@ -48,6 +48,7 @@ class BulkLine:
         job: Its job; None if the line is wrong.
         problem: Why the line is refused; None if it is not.
         named_model: The model that the line itself names; the command may give another to all.
+        gateway: JSON of what the gateway needs to answer in its caller's terms; empty for others.
     """
 
     number: int
@@ -56,3 +57,4 @@ class BulkLine:
     job: GenerationJob | None
     problem: JobRejected | None = None
     named_model: str | None = None
+    gateway: str = ""

@@ -12,7 +12,6 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from batchmill.producer.protocol.calls.call import Read
 
@@ -34,7 +33,9 @@ from .messages import create_message
 from .middleware import Envelope, error_response
 from .models import get_model, list_models
 from .responses import cancel_response, create_response, delete_response, get_response
+from .route import Route
 from .settings import GatewaySettings
+from .spec.document import openapi_document
 from .usage import get_usage
 from .webhook_endpoints import (
     create_endpoint,
@@ -82,6 +83,7 @@ def routes() -> list[Route]:
     return [
         Route("/healthz", healthz, methods=["GET"]),
         Route("/readyz", readyz, methods=["GET"]),
+        Route("/openapi.json", openapi, methods=["GET"]),
         Route("/v1/models", list_models, methods=["GET"]),
         Route("/v1/models/{model:path}", get_model, methods=["GET"]),
         Route("/v1/usage", get_usage, methods=["GET"]),
@@ -128,6 +130,11 @@ async def readyz(request: Request) -> Response:
     backend: Backend = request.app.state.backend
     await backend.read(Read(lambda pipeline: pipeline.ping(), list))
     return JSONResponse({"status": "ok", "models": sorted(await backend.served_models())})
+
+
+async def openapi(request: Request) -> Response:
+    """Serve `GET /openapi.json`: this document."""
+    return JSONResponse(openapi_document(routes()))
 
 
 async def _unknown_url(request: Request, error: Exception) -> Response:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 from batchmill.producer.bulk.result_lines import ended_line
 from batchmill.producer.errors import UnknownBatch
@@ -18,7 +19,8 @@ from batchmill.producer.store.ended_jobs import MAX_ENDS_AT_ONCE
 
 from .backend import Backend
 from .batch_record import load_batch
-from .openai_api import BATCHES
+from .openai_api import BATCHES, RESPONSES
+from .response_record import StoredResponse, stored_responses
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,8 @@ class BatchFile:
     #: `output` or `error`.
     kind: str
     batch: BatchStatus
+    #: The path that its lines name.
+    endpoint: str
 
 
 async def batch_file(backend: Backend, key: ApiKey, file_id: str) -> BatchFile | None:
@@ -44,7 +48,7 @@ async def batch_file(backend: Backend, key: ApiKey, file_id: str) -> BatchFile |
     batch = await load_batch(backend, key, f"batch_{suffix}", BATCHES)
     if not batch.status.status.is_terminal:
         raise UnknownBatch(f"file {file_id[:200]!r} does not exist: its batch has not ended")
-    return BatchFile(file_id, kind, batch.status)
+    return BatchFile(file_id, kind, batch.status, batch.details["endpoint"])
 
 
 async def batch_file_lines(backend: Backend, file: BatchFile) -> AsyncIterator[bytes]:
@@ -56,8 +60,12 @@ async def batch_file_lines(backend: Backend, file: BatchFile) -> AsyncIterator[b
             entries = await backend.read(batch_entries(some))
             wanted = [entry for entry in entries if (file.kind == "output") == _completed(entry)]
             if wanted:
+                responses = None
+                if file.endpoint == RESPONSES:
+                    ids = [entry.job.id for entry in wanted]
+                    responses = await backend.read(stored_responses(ids))
                 # A page of long results would hold up the other requests.
-                yield await asyncio.to_thread(_render, wanted)
+                yield await asyncio.to_thread(_render, wanted, responses)
         after = page[-1][0]
 
 
@@ -65,11 +73,16 @@ def _completed(entry: BatchEntry) -> bool:
     return entry.job.state is JobState.COMPLETED
 
 
-def _render(entries: list[BatchEntry]) -> bytes:
-    return b"".join(map(_line, entries))
+def _render(entries: list[BatchEntry], responses: Sequence[StoredResponse | None] | None) -> bytes:
+    return b"".join(map(_line, entries, responses or repeat(None)))
 
 
-def _line(entry: BatchEntry) -> bytes:
+def _line(entry: BatchEntry, response: StoredResponse | None) -> bytes:
     kind = LineKind(entry.endpoint or LineKind.CHAT)
     line = ended_line(f"batch_req_{entry.job.id}", entry.custom_id, kind, entry.job)
+    if response is not None:
+        if line["response"] is not None:
+            line["response"]["body"] = response.to_object()
+        elif "partial" in line:
+            line["partial"] = response.to_object()
     return json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"

@@ -24,8 +24,9 @@ from .backend import Backend
 from .batch_record import GatewayBatch, load_batch, load_batches
 from .caller import identify, require_scope, take_rate
 from .files import load_file, page, page_limit
-from .openai_api import BATCH_ENDPOINTS, BATCHES
+from .openai_api import BATCH_ENDPOINTS, BATCHES, OTHER_BATCH_ENDPOINTS
 from .request_body import read_json
+from .spec.requests import BATCH
 
 _DEFAULT_PAGE, _MAX_PAGE = 20, 100
 #: Batches that are looked at together to fill a page with those of one tenant.
@@ -39,7 +40,7 @@ async def create_batch(request: Request) -> Response:
     backend: Backend = request.app.state.backend
     key = await identify(request, backend)
     require_scope(key, "submit")
-    fields = await read_json(request, backend.settings)
+    fields = BATCH.read(await read_json(request, backend.settings))
     await take_rate(request, backend, key, 0)
     details: dict[str, Any] = {"api": BATCHES, "endpoint": _endpoint(fields)}
     # The key may be revoked, or changed, before the lines are read.
@@ -133,9 +134,12 @@ def _newest(start: int) -> Read[list[str]]:
 def _endpoint(fields: dict[str, Any]) -> str:
     endpoint = fields.pop("endpoint", None)
     if endpoint not in BATCH_ENDPOINTS:
+        is_known = endpoint in OTHER_BATCH_ENDPOINTS
+        told = f"{endpoint} is not supported by this version: " if is_known else ""
         raise invalid(
-            f"endpoint must be one of {', '.join(BATCH_ENDPOINTS)}; this version has no others",
+            f"{told}endpoint must be one of {', '.join(BATCH_ENDPOINTS)}",
             "endpoint",
+            code="unsupported_endpoint" if is_known else "invalid_request",
         )
     return str(endpoint)
 
@@ -150,15 +154,7 @@ def _request(fields: Mapping[str, Any], window: Any) -> BatchRequest:
             f"{MAX_TTL_S / 86400:g} days",
             "completion_window",
         )
-    if fields.get("output_expires_after") is not None:
-        raise invalid(
-            "output_expires_after is not supported by this version: results are kept for "
-            "BATCHMILL_RESULT_TTL_S",
-            "output_expires_after",
-            code="unsupported_parameter",
-        )
-    kept = {name: fields[name] for name in fields if name != "output_expires_after"}
-    return parse_batch({**kept, "ttl_s": float(ttl_s)})
+    return parse_batch({**fields, "ttl_s": float(ttl_s)})
 
 
 def _batch_id(request: Request, key: ApiKey) -> str:

@@ -9,10 +9,8 @@ from typing import Any
 from batchmill.producer.job.line import LineKind
 
 from .api_errors import invalid
-from .jobs import SERVICE_TIERS
+from .spec.requests import CHAT, COMPLETION, SERVICE_TIERS
 
-#: Fields that say who the caller's user is, or advise a cache: nothing depends on them here.
-WITHOUT_EFFECT = ("user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
 _STREAM_OPTIONS = ("include_usage", "include_obfuscation")
 
 
@@ -35,7 +33,7 @@ def read_completion(
     Raises:
         ApiError: a field of the gateway is invalid, or the input is missing.
     """
-    fields = {name: value for name, value in body.items() if name not in WITHOUT_EFFECT}
+    fields = (CHAT if kind is LineKind.CHAT else COMPLETION).read(body)
     options = CompletionOptions(
         stream=read_flag(fields, "stream"),
         include_usage=read_stream_options(fields),

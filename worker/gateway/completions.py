@@ -18,7 +18,7 @@ from .backend import Backend
 from .caller import identify, require_scope
 from .completion_request import CompletionOptions, read_completion
 from .completion_stream import ChunkWriter, completion_chunks
-from .jobs import checked_job, submit_job, wait_for_result
+from .jobs import checked_job, job_details, submit_job, wait_for_result
 from .request_body import read_json
 from .sse import event_stream
 
@@ -46,7 +46,7 @@ async def _create(request: Request, kind: LineKind) -> Response:
     if prompts is not None:
         return await _create_several(request, backend, key, fields, options, prompts)
     job = await checked_job(request, backend, key, fields)
-    job_id = await submit_job(request, backend, key, job, api=kind.value)
+    job_id = await submit_job(request, backend, key, job, job_details(kind.value))
     cancels = options.cancel_on_disconnect
     if options.stream:
         model = job.model or backend.settings.served_name
@@ -82,7 +82,8 @@ async def _create_several(
     jobs = [
         await checked_job(request, backend, key, {**fields, "prompt": prompt}) for prompt in prompts
     ]
-    ids = [await submit_job(request, backend, key, job, api=LineKind.TEXT.value) for job in jobs]
+    details = job_details(LineKind.TEXT.value)
+    ids = [await submit_job(request, backend, key, job, details) for job in jobs]
     request.state.request_id = ids[0]
     cancels = options.cancel_on_disconnect
     if options.stream:

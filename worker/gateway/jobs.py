@@ -26,15 +26,6 @@ from .backend import Backend
 from .caller import check_class, check_model, take_rate, unknown_model
 
 Value = TypeVar("Value")
-#: OpenAI's tiers, and the classes of jobs that they ask for.
-SERVICE_TIERS = {
-    "auto": None,
-    "default": "normal",
-    "standard_only": "normal",
-    "flex": "low",
-    "priority": "high",
-    "scale": "high",
-}
 
 
 async def checked_job(
@@ -111,10 +102,7 @@ async def submit_job(
     backend: Backend,
     key: ApiKey,
     job: GenerationJob,
-    *,
-    api: str,
-    details: Mapping[str, Any] | None = None,
-    job_id: str | None = None,
+    details: str,
 ) -> str:
     """Take the job from the key's limits, store it, and return its id.
 
@@ -123,9 +111,7 @@ async def submit_job(
         backend: the queue.
         key: the caller's.
         job: checked by `checked_job`.
-        api: path of the API whose terms the result is asked for in.
-        details: what the gateway needs besides the job to answer in these terms.
-        job_id: a given id.
+        details: JSON of what the gateway needs besides the job to answer in its API's terms.
 
     Raises:
         ApiError: a limit of the key is reached.
@@ -133,13 +119,18 @@ async def submit_job(
     """
     await take_rate(request, backend, key, estimated_tokens(job))
     new = replace(
-        prepare(job, backend.settings, job_id=job_id),
+        prepare(job, backend.settings),
         api_key=key.id,
-        gateway=json.dumps({"api": api, **(details or {})}, ensure_ascii=False),
+        gateway=details,
     )
     reply = await backend.run(job_calls.submit(new))
     request.state.request_id = accepted_id(new, reply)
     return str(request.state.request_id)
+
+
+def job_details(api: str) -> str:
+    """Return what the record of a job says about the API that it came by, as JSON."""
+    return json.dumps({"api": api})
 
 
 async def wait_for_result(

@@ -15,8 +15,12 @@ from .api_errors import ApiError, invalid
 from .completion_request import read_completion
 from .jobs import allowed_fields, check_allowed
 from .message_request import read_message_request
-from .openai_api import MESSAGES
+from .openai_api import COMPLETIONS, MESSAGES, RESPONSES
+from .response_record import response_details
+from .response_request import read_response
+from .spec.body import unsupported
 
+_OF_CONNECTIONS = ("stream", "cancel_on_disconnect", "background")
 _PARTS = frozenset({"custom_id", "method", "url", "body"})
 
 
@@ -29,34 +33,48 @@ def read_batch_line(record: Record, endpoint: str, key: ApiKey, default_model: s
         key: rights of the caller.
         default_model: of a line that names none.
     """
-    is_message = endpoint == MESSAGES
-    kind, custom_id = LineKind.CHAT if is_message else LineKind(endpoint), f"line-{record.line}"
+    kind = LineKind.TEXT if endpoint == COMPLETIONS else LineKind.CHAT
+    custom_id = f"line-{record.line}"
     try:
         if record.data is None:
             raise JobRejected(record.problem, code="invalid_line")
         custom_id = _custom_id(record.data)
-        read = _message_fields if is_message else _fields
-        fields = read(record.data, kind, key)
-        job = parse_job(fields)
+        body = _params(record.data) if endpoint == MESSAGES else _body(record.data, endpoint)
+        fields, details = _read(endpoint, body)
+        job = parse_job(_without_connection(fields, key))
         check_allowed(key, job, default_model)
     except JobRejected as error:
         return BulkLine(record.number, custom_id, kind, None, error)
     except ApiError as error:
         problem = JobRejected(str(error), code=error.code, param=error.param)
         return BulkLine(record.number, custom_id, kind, None, problem)
-    return BulkLine(record.number, custom_id, kind, job)
+    return BulkLine(record.number, custom_id, kind, job, gateway=details)
 
 
-def _message_fields(data: Mapping[str, Any], kind: LineKind, key: ApiKey) -> dict[str, Any]:
-    """Return the fields of a request of Anthropic's batches."""
+def _params(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the message in a request of Anthropic's batches."""
     if unknown := data.keys() - {"custom_id", "params"}:
         name = min(unknown)[:100]
         raise invalid(f"{name} is not part of a request", name)
     params = data.get("params")
     if not isinstance(params, dict):
         raise invalid("params must be an object", "params")
-    fields, options = read_message_request(params)
-    return _without_connection(fields, key, options.stream or options.cancel_on_disconnect)
+    return params
+
+
+def _body(data: Mapping[str, Any], endpoint: str) -> Mapping[str, Any]:
+    """Return the body in a line of OpenAI's batches."""
+    if unknown := data.keys() - _PARTS:
+        name = min(unknown)[:100]
+        raise invalid(f"{name} is not part of a batch line", name)
+    if data.get("method") != "POST":
+        raise invalid("method must be POST", "method")
+    if data.get("url") != endpoint:
+        raise invalid(f"url must be the endpoint of the batch, {endpoint}", "url")
+    body = data.get("body")
+    if not isinstance(body, dict):
+        raise invalid("body must be an object", "body")
+    return body
 
 
 def _custom_id(data: Mapping[str, Any]) -> str:
@@ -65,24 +83,31 @@ def _custom_id(data: Mapping[str, Any]) -> str:
     return check_custom_id(data["custom_id"])
 
 
-def _fields(data: Mapping[str, Any], kind: LineKind, key: ApiKey) -> dict[str, Any]:
-    if unknown := data.keys() - _PARTS:
-        name = min(unknown)[:100]
-        raise invalid(f"{name} is not part of a batch line", name)
-    if data.get("method") != "POST":
-        raise invalid("method must be POST", "method")
-    if data.get("url") != kind.value:
-        raise invalid(f"url must be the endpoint of the batch, {kind.value}", "url")
-    body = data.get("body")
-    if not isinstance(body, dict):
-        raise invalid("body must be an object", "body")
-    fields, options = read_completion(kind, body)
-    return _without_connection(fields, key, options.stream or options.cancel_on_disconnect)
+def _read(endpoint: str, body: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """Return the fields of the job, and what its record says for the gateway."""
+    for name in _OF_CONNECTIONS:
+        if body.get(name):
+            raise invalid(f"a line of a batch has no connection: leave {name} out", name)
+    if endpoint == MESSAGES:
+        return read_message_request(body)[0], ""
+    if endpoint != RESPONSES:
+        return read_completion(LineKind(endpoint), body)[0], ""
+    fields, options = read_response(body)
+    if not options.store or options.previous_response_id is not None:
+        name = "previous_response_id" if options.store else "store"
+        raise unsupported(f"{name} in a line of a batch", name)
+    if fields.get("n") not in (None, 1):
+        raise invalid("n must be 1: a response has one output", "n")
+    details = response_details(
+        background=False,
+        store=True,
+        instructions=options.has_instructions,
+        previous_response_id=None,
+    )
+    return fields, details
 
 
-def _without_connection(fields: dict[str, Any], key: ApiKey, is_connected: bool) -> dict[str, Any]:
-    if is_connected:
-        raise invalid("a line of a batch has no connection: leave stream out", "stream")
+def _without_connection(fields: dict[str, Any], key: ApiKey) -> dict[str, Any]:
     if "idempotency_key" in fields:
         raise invalid("the batch knows its lines by their places: leave it out", "idempotency_key")
     # Batches must not hold up the requests that somebody waits for.

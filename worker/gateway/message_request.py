@@ -7,20 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .api_errors import ApiError, invalid
+from .api_errors import invalid
 from .completion_request import read_flag, read_service_tier
+from .spec.body import unsupported
+from .spec.message_fields import MESSAGE
 
-#: Fields that this version has not, with the values that ask for nothing.
-_UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
-    "container": (None,),
-    "context_management": (None,),
-    "fallbacks": (None, []),
-    "inference_geo": (None,),
-    "mcp_servers": (None, []),
-    "prompt": (None,),
-    "speed": (None, "standard"),
-    "thinking": (None, {"type": "disabled"}),
-}
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 #: Says where to cache; prefixes are cached here without it.
 _WITHOUT_EFFECT = "cache_control"
@@ -40,10 +31,7 @@ def read_message_request(body: Mapping[str, Any]) -> tuple[dict[str, Any], Messa
     Raises:
         ApiError: a field is wrong, or not supported by this version.
     """
-    fields = {name: value for name, value in body.items() if name != _WITHOUT_EFFECT}
-    for name, neutral in _UNSUPPORTED.items():
-        if name in fields and fields.pop(name) not in neutral:
-            raise _unsupported(name)
+    fields = MESSAGE.read(body)
     if fields.get("max_tokens") is None:
         raise invalid("max_tokens is missing: it is the most tokens to generate", "max_tokens")
     options = MessageOptions(read_flag(fields, "stream"), read_flag(fields, "cancel_on_disconnect"))
@@ -143,7 +131,7 @@ def _blocks(content: Any, where: str) -> list[tuple[str, dict[str, Any]]]:
 
 def _block_text(block: Mapping[str, Any], where: str) -> str:
     if block["type"] != "text":
-        raise _unsupported(f"{where} of type {block['type'][:60]!r}", where)
+        raise unsupported(f"{where} of type {block['type'][:60]!r}", where)
     if not isinstance(block.get("text"), str):
         raise invalid(f"{where}.text must be a text", f"{where}.text")
     return str(block["text"])
@@ -181,10 +169,10 @@ def _tool(index: int, tool: Any) -> dict[str, Any]:
     if not isinstance(tool, dict):
         raise invalid(f"{where} must be an object", where)
     if tool.get("type") not in (None, "custom"):
-        raise _unsupported(f"{where} of type {str(tool['type'])[:60]!r}", where)
+        raise unsupported(f"{where} of type {str(tool['type'])[:60]!r}", where)
     known = ("name", "description", "input_schema", "strict")
     if unknown := tool.keys() - {*known, "type", _WITHOUT_EFFECT}:
-        raise _unsupported(f"{where}.{min(unknown)[:60]}")
+        raise unsupported(f"{where}.{min(unknown)[:60]}")
     function = {name: tool[name] for name in known if name in tool}
     if "input_schema" in function:
         function["parameters"] = function.pop("input_schema")
@@ -198,7 +186,7 @@ def _read_output_config(fields: dict[str, Any]) -> None:
     if not isinstance(config, dict):
         raise invalid("output_config must be an object", "output_config")
     if unknown := {name for name in config if config[name] is not None} - {"format"}:
-        raise _unsupported(f"output_config.{min(unknown)[:60]}")
+        raise unsupported(f"output_config.{min(unknown)[:60]}")
     form = config.get("format")
     if form is None:
         return
@@ -209,11 +197,3 @@ def _read_output_config(fields: dict[str, Any]) -> None:
         )
     schema = {"name": "output", "schema": form["schema"]}
     fields["response_format"] = {"type": "json_schema", "json_schema": schema}
-
-
-def _unsupported(what: str, param: str | None = None) -> ApiError:
-    return invalid(
-        f"{what} is not supported by this version: leave it out",
-        param or what,
-        code="unsupported_parameter",
-    )

@@ -7,7 +7,7 @@ from starlette.responses import JSONResponse, Response
 
 from .backend import Backend
 from .caller import identify, require_scope
-from .jobs import checked_job, submit_job, wait_for_result
+from .jobs import checked_job, job_details, submit_job, wait_for_result
 from .message_object import message_object, message_stream
 from .message_request import read_message_request
 from .openai_api import MESSAGES
@@ -22,7 +22,7 @@ async def create_message(request: Request) -> Response:
     require_scope(key, "submit")
     fields, options = read_message_request(await read_json(request, backend.settings))
     job = await checked_job(request, backend, key, fields)
-    job_id = await submit_job(request, backend, key, job, api=MESSAGES)
+    job_id = await submit_job(request, backend, key, job, job_details(MESSAGES))
     cancels = options.cancel_on_disconnect
     if options.stream:
         model = job.model or backend.settings.served_name

@@ -12,4 +12,9 @@ BATCHES: Final = "/v1/batches"
 MESSAGES: Final = "/v1/messages"
 MESSAGE_BATCHES: Final = "/v1/messages/batches"
 #: Endpoints that a line of a batch may name.
-BATCH_ENDPOINTS: Final = (CHAT, COMPLETIONS)
+BATCH_ENDPOINTS: Final = (CHAT, COMPLETIONS, RESPONSES)
+#: Those of OpenAI's that this version does not have.
+OTHER_BATCH_ENDPOINTS: Final = (
+    *("/v1/embeddings", "/v1/moderations", "/v1/images/generations", "/v1/images/edits"),
+    "/v1/videos",
+)

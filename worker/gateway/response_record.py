@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,7 @@ class StoredResponse:
     """A response, as its job's record says."""
 
     job_id: str
+    tenant: str
     details: dict[str, Any]
     state: JobState
     document: bytes
@@ -121,10 +123,10 @@ async def load_response(backend: Backend, key: ApiKey, name: str) -> StoredRespo
         ApiError: there is none, or it belongs to another tenant.
     """
     job_id = job_id_of(name)
-    found = await backend.read(_stored(job_id))
-    if found is None or found[0] != key.tenant or found[1].details.get("api") != RESPONSES:
+    (found,) = await backend.read(stored_responses([job_id]))
+    if found is None or found.tenant != key.tenant:
         raise not_found("response", name)
-    return found[1]
+    return found
 
 
 def output_items(job_id: str, result: JobResult) -> list[dict[str, Any]]:
@@ -201,24 +203,48 @@ def _flat(value: Any) -> Any:
     return value
 
 
-def _stored(job_id: str) -> Read[tuple[str, StoredResponse] | None]:
-    """Read the tenant and the response of a job; None if it did not come by the gateway."""
+def response_details(
+    *, background: bool, store: bool, instructions: bool, previous_response_id: str | None
+) -> str:
+    """Return what the record of a response's job says about it, as JSON.
 
-    def parse(replies: list[Any]) -> tuple[str, StoredResponse] | None:
-        tenant, details, state, document, model, enqueued, finished, result, error = replies[0]
-        if tenant is None or details is None or state is None:
-            return None
-        return tenant.decode(), StoredResponse(
-            job_id=job_id,
-            details=json.loads(details),
-            state=JobState(state.decode()),
-            document=document,
-            model=model.decode(),
-            created_at=int(enqueued) // 1000,
-            finished_at=None if finished is None else int(finished) // 1000,
-            result=None if result is None else JobResult.model_validate_json(result),
-            error=None if error is None else JobError.model_validate_json(error),
-        )
+    Args:
+        background: whether it is fetched later.
+        store: whether it is kept.
+        instructions: whether its first message is the instructions.
+        previous_response_id: the response that it follows.
+    """
+    details = {"background": background, "store": store, "instructions": instructions}
+    return json.dumps({"api": RESPONSES, **details, "previous_response_id": previous_response_id})
 
+
+def stored_responses(job_ids: Sequence[str]) -> Read[list[StoredResponse | None]]:
+    """Read the responses of jobs in order; None for a job that is not one."""
     fields = (*_FIELDS, *_END_FIELDS)
-    return Read(lambda pipeline: pipeline.hmget(keys.job(job_id), fields), parse)
+
+    def queue(pipeline: Any) -> None:
+        for job_id in job_ids:
+            pipeline.hmget(keys.job(job_id), fields)
+
+    return Read(queue, lambda replies: list(map(_stored, job_ids, replies)))
+
+
+def _stored(job_id: str, reply: Any) -> StoredResponse | None:
+    tenant, details, state, document, model, enqueued, finished, result, error = reply
+    if tenant is None or details is None or state is None:
+        return None
+    known = json.loads(details)
+    if known.get("api") != RESPONSES:
+        return None
+    return StoredResponse(
+        job_id=job_id,
+        tenant=tenant.decode(),
+        details=known,
+        state=JobState(state.decode()),
+        document=document,
+        model=model.decode(),
+        created_at=int(enqueued) // 1000,
+        finished_at=None if finished is None else int(finished) // 1000,
+        result=None if result is None else JobResult.model_validate_json(result),
+        error=None if error is None else JobError.model_validate_json(error),
+    )

@@ -6,28 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .api_errors import ApiError, invalid
-from .completion_request import WITHOUT_EFFECT, read_flag, read_service_tier, read_stream_options
+from .api_errors import invalid
+from .completion_request import read_flag, read_service_tier, read_stream_options
 from .response_input import read_input
-
-#: Fields that this version has not, with the values that ask for nothing.
-_UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
-    "access_programs": (None, []),
-    "context_management": (None, []),
-    "conversation": (None,),
-    "cyber": (None,),
-    "image": (None,),
-    "max_tool_calls": (None,),
-    "messages": (None,),
-    "moderation": (None,),
-    "prompt": (None,),
-    "prompt_cache_options": (None,),
-    "reasoning": (None, {}),
-    "truncation": (None, "disabled"),
-}
-_INCLUDE_LOGPROBS = "message.output_text.logprobs"
-#: Longest time that a background response may take, by its window; None is as long as it takes.
-_WINDOWS_S: Mapping[str, float | None] = {"soonest": None, "2h": 7200.0, "8h": 28800.0}
+from .spec.body import unsupported
+from .spec.response_fields import INCLUDE_LOGPROBS, RESPONSE, WINDOWS_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +33,7 @@ def read_response(body: Mapping[str, Any]) -> tuple[dict[str, Any], ResponseOpti
     Raises:
         ApiError: a field is wrong, or not supported by this version.
     """
-    fields = {name: value for name, value in body.items() if name not in WITHOUT_EFFECT}
-    for name, neutral in _UNSUPPORTED.items():
-        if name in fields and fields.pop(name) not in neutral:
-            raise _unsupported(name)
+    fields = RESPONSE.read(body)
     previous = fields.pop("previous_response_id", None)
     if not isinstance(previous, str | None):
         raise invalid("previous_response_id must be an id", "previous_response_id")
@@ -93,14 +73,14 @@ def _read_background_options(fields: dict[str, Any], options: ResponseOptions) -
             "background_options must be an object of a background response", "background_options"
         )
     if unknown := {name for name in given if given[name] is not None} - {"completion_window"}:
-        raise _unsupported(f"background_options.{min(unknown)}")
+        raise unsupported(f"background_options.{min(unknown)}")
     window = given.get("completion_window")
     if window is None:
         return
     name = "background_options.completion_window"
-    if not isinstance(window, str) or window not in _WINDOWS_S:
-        raise invalid(f"{name} must be one of {', '.join(_WINDOWS_S)}", name)
-    if (limit_s := _WINDOWS_S[window]) is not None:
+    if not isinstance(window, str) or window not in WINDOWS_S:
+        raise invalid(f"{name} must be one of {', '.join(WINDOWS_S)}", name)
+    if (limit_s := WINDOWS_S[window]) is not None:
         fields.setdefault("priority", "low")
         fields["ttl_s"] = min(limit_s, fields.get("ttl_s") or limit_s)
 
@@ -110,8 +90,8 @@ def _read_logprobs(fields: dict[str, Any]) -> None:
     if not isinstance(include, list):
         raise invalid("include must be a list", "include")
     for name in include:
-        if name != _INCLUDE_LOGPROBS:
-            raise _unsupported(f"include of {str(name)[:60]!r}", "include")
+        if name != INCLUDE_LOGPROBS:
+            raise unsupported(f"include of {str(name)[:60]!r}", "include")
     if include or top:
         if "logprobs" in fields:
             raise invalid("logprobs is given besides top_logprobs or include: give one", "logprobs")
@@ -128,7 +108,7 @@ def _read_text(fields: dict[str, Any]) -> None:
     if unknown := text.keys() - {"format", "verbosity"}:
         raise invalid(f"text.{min(unknown)[:60]} is not a field", f"text.{min(unknown)[:60]}")
     if text.get("verbosity") not in (None, "medium"):
-        raise _unsupported("text.verbosity")
+        raise unsupported("text.verbosity")
     form = text.get("format")
     if form is None:
         return
@@ -150,7 +130,7 @@ def _read_tools(fields: dict[str, Any]) -> None:
     choice = fields.get("tool_choice")
     if isinstance(choice, dict):
         if choice.get("type") != "function":
-            raise _unsupported(
+            raise unsupported(
                 f"tool_choice of type {str(choice.get('type'))[:60]!r}", "tool_choice"
             )
         named = {name: value for name, value in choice.items() if name != "type"}
@@ -162,14 +142,6 @@ def _tool(index: int, tool: Any) -> Any:
         raise invalid(f"tools.{index} must be an object", f"tools.{index}")
     if tool.get("type") != "function":
         kind = str(tool.get("type"))[:60]
-        raise _unsupported(f"tools.{index} of type {kind!r}", f"tools.{index}")
+        raise unsupported(f"tools.{index} of type {kind!r}", f"tools.{index}")
     function = {name: value for name, value in tool.items() if name != "type"}
     return {"type": "function", "function": function}
-
-
-def _unsupported(what: str, param: str | None = None) -> ApiError:
-    return invalid(
-        f"{what} is not supported by this version: leave it out",
-        param or what,
-        code="unsupported_parameter",
-    )

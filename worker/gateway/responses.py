@@ -14,11 +14,10 @@ from .api_errors import invalid
 from .backend import Backend
 from .caller import identify, require_scope
 from .jobs import checked_job, submit_job, wait_for_result
-from .openai_api import RESPONSES
 from .request_body import read_json
 from .response_events import response_stream
 from .response_input import earlier_messages
-from .response_record import load_response, response_id
+from .response_record import load_response, response_details, response_id
 from .response_request import ResponseOptions, read_response
 from .sse import event_stream
 
@@ -32,13 +31,13 @@ async def create_response(request: Request) -> Response:
     job = await checked_job(request, backend, key, fields)
     if job.n != 1:
         raise invalid("n must be 1: a response has one output", "n")
-    details = {
-        "background": options.background,
-        "store": options.store,
-        "instructions": options.has_instructions,
-        "previous_response_id": options.previous_response_id,
-    }
-    job_id = await submit_job(request, backend, key, job, api=RESPONSES, details=details)
+    details = response_details(
+        background=options.background,
+        store=options.store,
+        instructions=options.has_instructions,
+        previous_response_id=options.previous_response_id,
+    )
+    job_id = await submit_job(request, backend, key, job, details)
     name = response_id(job_id)
     if options.stream:
         response = await load_response(backend, key, name)

@@ -183,3 +183,53 @@ def close_clients() -> Iterator[None]:
     yield
     while _clients_of_test:
         _clients_of_test.pop().close()
+
+
+_LINE = (
+    b'{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "demo",'
+    b' "max_tokens": 2, "messages": [{"role": "user", "content": "hello"}]}}\n'
+)
+
+
+def make_objects(owner: httpx2.Client) -> dict[str, str]:
+    """Make an object of each kind, wait until it has ended, and return its id."""
+    file = owner.post(
+        "/v1/files",
+        data={"purpose": "batch"},
+        files={"file": ("questions.jsonl", _LINE, "application/jsonl")},
+    ).json()
+    batch = owner.post(
+        "/v1/batches",
+        json={
+            "input_file_id": file["id"],
+            "endpoint": "/v1/chat/completions",
+            "completion_window": "24h",
+        },
+    ).json()
+    response = owner.post(
+        "/v1/responses", json={"model": "demo", "input": "hello", "max_output_tokens": 2}
+    ).json()
+    params = {"model": "demo", "max_tokens": 2, "messages": [{"role": "user", "content": "hi"}]}
+    messages = owner.post(
+        "/v1/messages/batches", json={"requests": [{"custom_id": "a", "params": params}]}
+    ).json()
+    endpoint = owner.post(
+        "/v1/webhook_endpoints",
+        json={"name": "a", "url": "https://example.com/", "event_types": ["batch.failed"]},
+    ).json()
+    _wait_for(owner, f"/v1/batches/{batch['id']}", "status", "completed")
+    _wait_for(owner, f"/v1/messages/batches/{messages['id']}", "processing_status", "ended")
+    return {
+        "files": file["id"],
+        "batches": batch["id"],
+        "responses": response["id"],
+        "messages/batches": messages["id"],
+        "webhook_endpoints": endpoint["id"],
+    }
+
+
+def _wait_for(client: httpx2.Client, path: str, field: str, value: str) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while (found := client.get(path).json())[field] != value:
+        assert time.monotonic() < deadline, found
+        time.sleep(0.02)

@@ -102,6 +102,52 @@ def test_text_completions_are_an_endpoint_too(openai: OpenAI, reference: Referen
     assert found["response"]["body"]["choices"][0]["text"] == reference("hello", 3)[1]
 
 
+def test_responses_are_an_endpoint_too(openai: OpenAI, reference: Reference) -> None:
+    line: dict[str, Any] = {"custom_id": "a", "method": "POST", "url": "/v1/responses"}
+    body = {"model": "demo", "input": "hello", "instructions": "Be brief.", "seed": 7}
+    line["body"] = {**body, "max_output_tokens": 3}
+    failing = {**line, "custom_id": "b", "body": {**body, "input": "<<error@1>>"}}
+    refused = [
+        {**line, "custom_id": name, "body": {**body, name: value}}
+        for name, value in (
+            ("background", True),
+            ("store", False),
+            ("previous_response_id", "resp_1"),
+            ("stream", True),
+        )
+    ]
+    ended = wait_ended(
+        openai, create(openai, upload(openai, [line, failing]), endpoint="/v1/responses").id
+    )
+    (found,) = results(openai, ended.output_file_id)
+    response = found["response"]["body"]
+    text = reference("<system>Be brief.<user>hello", 3)[1]
+    assert response["output"][0]["content"][0]["text"] == text
+    assert (response["instructions"], response["usage"]["output_tokens"]) == ("Be brief.", 3)
+    assert openai.responses.retrieve(response["id"]).to_dict() == response
+    (failed,) = results(openai, ended.error_file_id)
+    assert (failed["custom_id"], failed["error"]["code"]) == ("b", "numerical_error")
+    wrong = wait_ended(openai, create(openai, upload(openai, refused), endpoint="/v1/responses").id)
+    assert [error.param for error in wrong.errors.data] == [each["custom_id"] for each in refused]
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "param"),
+    [
+        ({"endpoint": "/v1/embeddings"}, "unsupported_endpoint", "endpoint"),
+        ({"endpoint": "/v1/nonsense"}, "invalid_request", "endpoint"),
+        ({"extra_body": {"ttl_s": 5}}, "unsupported_parameter", "ttl_s"),
+        ({"extra_body": {"tenant": "another"}}, "unsupported_parameter", "tenant"),
+    ],
+)
+def test_what_a_batch_cannot_be_is_refused_by_name(
+    openai: OpenAI, fields: dict[str, Any], code: str, param: str
+) -> None:
+    with pytest.raises(sdk.BadRequestError) as caught:
+        create(openai, "file-none", **fields)
+    assert (caught.value.code, caught.value.param) == (code, param)
+
+
 def test_wrong_lines_are_all_named_and_nothing_runs(openai: OpenAI) -> None:
     lines = [
         chat_line(1),

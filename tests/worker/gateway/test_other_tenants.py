@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,13 +11,9 @@ import pytest
 
 from batchmill.worker.gateway.app import routes
 
-from .conftest import DEADLINE_S, Site, make_key
+from .conftest import DEADLINE_S, Site, make_key, make_objects
 
 _PARAM = re.compile(r"{(\w+)(?::path)?}")
-_LINE = (
-    b'{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "demo",'
-    b' "max_tokens": 2, "messages": [{"role": "user", "content": "hello"}]}}\n'
-)
 #: Routes with an id in their path, by what the id is of. A model belongs to no tenant.
 ROUTES = [
     (method, route.path)
@@ -48,46 +43,7 @@ def owner(site: Site) -> Iterator[httpx2.Client]:
 @pytest.fixture(scope="module")
 def ids(owner: httpx2.Client) -> dict[str, str]:
     """Return the id of an ended object of each kind."""
-    file = owner.post(
-        "/v1/files",
-        data={"purpose": "batch"},
-        files={"file": ("questions.jsonl", _LINE, "application/jsonl")},
-    ).json()
-    batch = owner.post(
-        "/v1/batches",
-        json={
-            "input_file_id": file["id"],
-            "endpoint": "/v1/chat/completions",
-            "completion_window": "24h",
-        },
-    ).json()
-    response = owner.post(
-        "/v1/responses", json={"model": "demo", "input": "hello", "max_output_tokens": 2}
-    ).json()
-    params = {"model": "demo", "max_tokens": 2, "messages": [{"role": "user", "content": "hi"}]}
-    messages = owner.post(
-        "/v1/messages/batches", json={"requests": [{"custom_id": "a", "params": params}]}
-    ).json()
-    endpoint = owner.post(
-        "/v1/webhook_endpoints",
-        json={"name": "a", "url": "https://example.com/", "event_types": ["batch.failed"]},
-    ).json()
-    wait_for(owner, f"/v1/batches/{batch['id']}", "status", "completed")
-    wait_for(owner, f"/v1/messages/batches/{messages['id']}", "processing_status", "ended")
-    return {
-        "files": file["id"],
-        "batches": batch["id"],
-        "responses": response["id"],
-        "messages/batches": messages["id"],
-        "webhook_endpoints": endpoint["id"],
-    }
-
-
-def wait_for(client: httpx2.Client, path: str, field: str, value: str) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while (found := client.get(path).json())[field] != value:
-        assert time.monotonic() < deadline, found
-        time.sleep(0.02)
+    return make_objects(owner)
 
 
 def call(client: httpx2.Client, method: str, path: str, name: str) -> httpx2.Response:

@@ -1,0 +1,370 @@
+"""What the gateway returns, as pydantic models. Only the OpenAPI document is made of them.
+
+Routes build their objects as plain dictionaries; tests hold real responses to these models, which
+allow no further fields.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from batchmill.producer.job.batch import BatchErrors, BatchState, RequestCounts
+from batchmill.producer.results import ToolCall, Usage
+from batchmill.producer.store.receivers import Receiver
+
+Item = TypeVar("Item")
+Seconds = Annotated[int, Field(description="Seconds of unix time.")]
+
+
+class Object(BaseModel):
+    """An object of the APIs."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class OpenAIError(Object):
+    """What is wrong, in OpenAI's terms."""
+
+    message: str
+    type: str
+    param: str | None
+    """The field at fault."""
+    code: str
+
+
+class OpenAIErrors(Object):
+    """An error of OpenAI's API."""
+
+    error: OpenAIError
+
+
+class AnthropicError(Object):
+    """What is wrong, in Anthropic's terms."""
+
+    type: str
+    message: str
+
+
+class AnthropicErrors(Object):
+    """An error of Anthropic's API."""
+
+    type: Literal["error"]
+    error: AnthropicError
+    request_id: str
+
+
+class Health(Object):
+    """The process lives."""
+
+    status: Literal["ok"]
+
+
+class Readiness(Health):
+    """The broker replies."""
+
+    models: list[str]
+
+
+class Page(Object, Generic[Item]):
+    """A page of a list of OpenAI's API."""
+
+    object: Literal["list"]
+    data: list[Item]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class EventTypes(Object):
+    """The types of webhook events."""
+
+    object: Literal["list"]
+    data: list[str]
+
+
+class Model(Object):
+    """A model that live workers serve, in OpenAI's terms."""
+
+    id: str
+    object: Literal["model"]
+    created: Seconds
+    owned_by: str
+
+
+class Models(Object):
+    """All models."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
+class AnthropicModel(Object):
+    """A model that live workers serve, in Anthropic's terms."""
+
+    id: str
+    type: Literal["model"]
+    display_name: str
+    created_at: str
+
+
+class AnthropicPage(Object, Generic[Item]):
+    """A page of a list of Anthropic's API."""
+
+    data: list[Item]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class ChatMessage(Object):
+    """The answer of a chat."""
+
+    role: Literal["assistant"]
+    content: str | None
+    tool_calls: list[ToolCall] | None = None
+
+
+class ChatChoice(Object):
+    """One sample of a chat."""
+
+    index: int
+    message: ChatMessage
+    logprobs: dict[str, Any] | None
+    finish_reason: str | None
+
+
+class ChatCompletion(Object):
+    """A chat's answer."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: Seconds
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class TextChoice(Object):
+    """One sample of a text completion."""
+
+    index: int
+    text: str
+    logprobs: dict[str, Any] | None
+    finish_reason: str | None
+
+
+class Completion(Object):
+    """A text completion."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: Seconds
+    model: str
+    choices: list[TextChoice]
+    usage: Usage
+
+
+class File(Object):
+    """A file."""
+
+    id: str
+    object: Literal["file"]
+    bytes: int
+    created_at: Seconds
+    expires_at: Seconds | None
+    filename: str
+    purpose: Literal["batch", "batch_output"]
+    status: Literal["processed"]
+
+
+class Deleted(Object):
+    """An object that was deleted."""
+
+    id: str
+    object: str
+    deleted: Literal[True]
+
+
+class ReasoningDetails(Object):
+    """Tokens of reasoning, which are not counted apart."""
+
+    reasoning_tokens: Literal[0]
+
+
+class CachedDetails(Object):
+    """Tokens whose KV was cached."""
+
+    cached_tokens: int
+
+
+class ResponseUsage(Object):
+    """Tokens of a response, or of a batch."""
+
+    input_tokens: int
+    input_tokens_details: CachedDetails
+    output_tokens: int
+    output_tokens_details: ReasoningDetails
+    total_tokens: int
+
+
+class Batch(Object):
+    """A batch, in OpenAI's terms."""
+
+    id: str
+    object: Literal["batch"]
+    status: BatchState
+    endpoint: str
+    input_file_id: str
+    output_file_id: str | None
+    error_file_id: str | None
+    completion_window: str
+    model: str | None
+    """The one model of its lines; null if they name several, or were not read yet."""
+    request_counts: RequestCounts
+    errors: BatchErrors | None
+    created_at: Seconds
+    in_progress_at: Seconds | None
+    finalizing_at: Seconds | None
+    completed_at: Seconds | None
+    failed_at: Seconds | None
+    expired_at: Seconds | None
+    cancelling_at: Seconds | None
+    cancelled_at: Seconds | None
+    expires_at: Seconds | None
+    metadata: dict[str, str]
+    usage: ResponseUsage
+
+
+class ResponseError(Object):
+    """Why a response failed."""
+
+    code: str
+    message: str
+
+
+class Response(Object):
+    """A response."""
+
+    id: str
+    object: Literal["response"]
+    created_at: Seconds
+    completed_at: Seconds | None
+    status: Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
+    background: bool
+    error: ResponseError | None
+    incomplete_details: dict[str, str] | None
+    instructions: str | None
+    max_output_tokens: int | None
+    max_tool_calls: None
+    metadata: dict[str, str]
+    model: str
+    output: list[dict[str, Any]]
+    parallel_tool_calls: bool
+    previous_response_id: str | None
+    service_tier: str
+    store: bool
+    temperature: float
+    text: dict[str, Any]
+    tool_choice: str | dict[str, Any]
+    tools: list[dict[str, Any]]
+    top_logprobs: int
+    top_p: float
+    truncation: Literal["disabled"]
+    usage: ResponseUsage | None
+
+
+class MessageUsage(Object):
+    """Tokens of a message. Those of the prompt that were cached are counted apart."""
+
+    input_tokens: int
+    cache_creation_input_tokens: Literal[0]
+    cache_read_input_tokens: int
+    output_tokens: int
+
+
+class AnthropicMessage(Object):
+    """A message, in Anthropic's terms."""
+
+    id: str
+    type: Literal["message"]
+    role: Literal["assistant"]
+    model: str
+    content: list[dict[str, Any]]
+    stop_reason: str | None
+    stop_sequence: str | None
+    usage: MessageUsage
+
+
+class MessageCounts(Object):
+    """How many requests of a batch are in each state; they add up to all."""
+
+    processing: int
+    succeeded: int
+    errored: int
+    canceled: int
+    expired: int
+
+
+class MessageBatch(Object):
+    """A batch of messages."""
+
+    id: str
+    type: Literal["message_batch"]
+    processing_status: Literal["in_progress", "canceling", "ended"]
+    request_counts: MessageCounts
+    created_at: str
+    expires_at: str
+    ended_at: str | None
+    cancel_initiated_at: str | None
+    archived_at: None
+    results_url: str | None
+
+
+class DeletedMessageBatch(Object):
+    """A batch of messages that was deleted."""
+
+    id: str
+    type: Literal["message_batch_deleted"]
+
+
+class ReceiverWithSecret(Receiver):
+    """A webhook endpoint with its secret."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    signing_secret: str
+
+
+class EndpointTest(Object):
+    """How a receiver responded to a sample."""
+
+    object: Literal["webhook_endpoint.test"]
+    webhook_endpoint_id: str
+    event_type: str
+    status_code: int
+    success: Literal[True]
+
+
+class UsageRow(Object):
+    """What jobs with the same labels have used."""
+
+    day: str | None = None
+    tenant: str | None = None
+    key: str | None = None
+    model: str | None = None
+    jobs: int
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
+class UsageSums(Object):
+    """What the jobs of a tenant have used in a period."""
+
+    object: Literal["list"]
+    tenant: str
+    start_date: str
+    end_date: str
+    data: list[UsageRow]
