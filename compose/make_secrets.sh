@@ -1,7 +1,7 @@
 #!/bin/sh
 # Makes the secrets that compose.yaml mounts, once, in compose/secrets: a password for each user of Redis (users.acl, and
-# the URL of each program), the secret that signs webhooks, and Flower's password. To change one, edit its file; a
-# password of Redis is in two files, users.acl and the URL.
+# the URL of each program), the secret that signs webhooks, the first API key of the gateway, and Flower's password. To
+# change one, edit its file; a password of Redis is in two files, users.acl and the URL.
 set -eu
 cd "$(dirname "$0")"
 if [ -e secrets ]; then
@@ -26,5 +26,7 @@ while read -r line; do
   esac
 done < users.acl
 printf 'whsec_%s\n' "$(head -c 32 /dev/urandom | base64)" > secrets/webhook_secret
+printf 'sk-bm-%s\n' "$(random)" > secrets/gateway_api_key
 printf 'batchmill:%s\n' "$(random)" > secrets/flower_basic_auth
-echo "made compose/secrets; Flower's name and password are in secrets/flower_basic_auth"
+echo "made compose/secrets; Flower's name and password are in secrets/flower_basic_auth, the API key of the gateway is in"
+echo "secrets/gateway_api_key"

@@ -27,6 +27,8 @@ SCOPES: tuple[Scope, ...] = ("submit", "read", "admin")
 _SECRET_PREFIX = "sk-bm-"
 #: Characters of a secret that are kept, to recognize it in a list.
 _SHOWN_CHARS = 10
+#: Of a given secret: as long as those that are made here.
+_MIN_SECRET_CHARS = 40
 _MAX_NAME_CHARS = 100
 _MAX_LIMIT = 2**40
 
@@ -105,6 +107,30 @@ def create_api_key(store: JobStore, name: str, **fields: Any) -> tuple[ApiKey, s
         raise ApiKeyRefused(f"{where}: {problem['msg']}") from None
     store.client.hset(keys.API_KEYS, digest(secret), key.model_dump_json())
     return key, secret
+
+
+def store_given_key(store: JobStore, secret: str) -> None:
+    """Store the key of a secret that the operator has made, as an admin of the default tenant.
+
+    Nothing changes if it exists, so that a revoked key stays revoked.
+
+    Raises:
+        ApiKeyRefused: the secret could be guessed.
+    """
+    if not secret.startswith(_SECRET_PREFIX) or len(secret) < _MIN_SECRET_CHARS:
+        raise ApiKeyRefused(
+            f"the API key of the settings must be {_SECRET_PREFIX} and random characters, "
+            f"{_MIN_SECRET_CHARS} in all"
+        )
+    field = digest(secret)
+    key = ApiKey(
+        id=f"key_{field[:16]}",
+        name="of the settings",
+        prefix=secret[:_SHOWN_CHARS],
+        scopes=("admin",),
+        created_at_ms=time.time_ns() // 1_000_000,
+    )
+    store.client.hsetnx(keys.API_KEYS, field, key.model_dump_json())
 
 
 def list_api_keys(store: JobStore) -> list[ApiKey]:

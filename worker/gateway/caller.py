@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 
 from starlette.requests import Request
 
@@ -12,6 +13,7 @@ from batchmill.producer.store.api_keys import ApiKey, Scope, find_api_key
 
 from .api_errors import DO_NOT_RETRY, ApiError
 from .backend import Backend
+from .middleware import is_anthropic
 from .settings import is_loopback
 
 _CLASSES = ("high", "normal", "low")
@@ -123,8 +125,8 @@ async def take_rate(request: Request, backend: Backend, key: ApiKey, num_tokens:
             headers=DO_NOT_RETRY,
         )
     reply = await backend.run(rates.take(key.id, requests, tokens, num_tokens))
-    headers = rate_headers(key, reply)
-    request.state.headers |= headers
+    headers = anthropic_rate_headers if is_anthropic(request) else openai_rate_headers
+    request.state.headers |= headers(key, reply)
     if not reply.is_allowed:
         wait_s = max(1, -(-reply.wait_ms // 1000))
         raise ApiError(
@@ -136,18 +138,36 @@ async def take_rate(request: Request, backend: Backend, key: ApiKey, num_tokens:
         )
 
 
-def rate_headers(key: ApiKey, reply: RateReply) -> dict[str, str]:
+def openai_rate_headers(key: ApiKey, reply: RateReply) -> dict[str, str]:
     """Return OpenAI's headers on the limits of a key."""
     headers = {}
-    for name, limit, left, reset_ms in (
-        ("requests", key.requests_per_minute, reply.requests_left, reply.requests_reset_ms),
-        ("tokens", key.tokens_per_minute, reply.tokens_left, reply.tokens_reset_ms),
-    ):
-        if limit is not None:
-            headers[f"x-ratelimit-limit-{name}"] = str(limit)
-            headers[f"x-ratelimit-remaining-{name}"] = str(left)
-            headers[f"x-ratelimit-reset-{name}"] = f"{reset_ms / 1000:g}s"
+    for name, limit, left, reset_ms in _limits(key, reply):
+        headers[f"x-ratelimit-limit-{name}"] = str(limit)
+        headers[f"x-ratelimit-remaining-{name}"] = str(left)
+        headers[f"x-ratelimit-reset-{name}"] = f"{reset_ms / 1000:g}s"
     return headers
+
+
+def anthropic_rate_headers(key: ApiKey, reply: RateReply) -> dict[str, str]:
+    """Return Anthropic's headers on the limits of a key; it writes the end of a wait as a time."""
+    headers = {}
+    now = datetime.now(UTC)
+    for name, limit, left, reset_ms in _limits(key, reply):
+        reset = (now + timedelta(milliseconds=reset_ms)).isoformat(timespec="seconds")
+        start = f"anthropic-ratelimit-{name}"
+        headers[f"{start}-limit"] = str(limit)
+        headers[f"{start}-remaining"] = str(left)
+        headers[f"{start}-reset"] = reset.replace("+00:00", "Z")
+    return headers
+
+
+def _limits(key: ApiKey, reply: RateReply) -> Iterator[tuple[str, int, int | None, int]]:
+    """Yield the limits that a key has, with what is left and when all of it is back."""
+    if key.requests_per_minute is not None:
+        limit = key.requests_per_minute
+        yield "requests", limit, reply.requests_left, reply.requests_reset_ms
+    if key.tokens_per_minute is not None:
+        yield "tokens", key.tokens_per_minute, reply.tokens_left, reply.tokens_reset_ms
 
 
 def _secret(request: Request) -> str:

@@ -9,6 +9,7 @@ import structlog
 import uvicorn
 
 from batchmill.producer.protocol import keys
+from batchmill.producer.store.api_keys import store_given_key
 from batchmill.producer.store.job_store import JobStore
 from batchmill.producer.store.reply_errors import broker_errors
 from batchmill.worker.service_errors import GatewayFailed
@@ -28,6 +29,7 @@ def run_gateway(settings: GatewaySettings) -> None:
     Raises:
         BrokerUnavailable: the broker does not reply.
         GatewayFailed: it cannot listen on its address.
+        ApiKeyRefused: the API key of the settings could be guessed.
     """
     has_keys = _has_keys(settings)
     if not has_keys and not settings.is_loopback:
@@ -89,10 +91,13 @@ class _Server(uvicorn.Server):
 
 
 def _has_keys(settings: GatewaySettings) -> bool:
+    """Store the key of the settings, and return whether there is any key."""
     assert settings.broker_url is not None
     store = JobStore.from_url(settings.broker_url)
     try:
         with broker_errors(settings.broker_url):
+            if settings.gateway_api_key is not None:
+                store_given_key(store, settings.gateway_api_key.get_secret_value())
             return bool(store.client.exists(keys.API_KEYS))
     finally:
         store.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 
 from batchmill.producer.settings import MAX_RESULT_TTL_S, ProducerSettings
 
@@ -18,6 +18,9 @@ class GatewaySettings(ProducerSettings):
     gateway_host: str = "127.0.0.1"
     #: Port to listen on.
     gateway_port: int = Field(default=8000, ge=0, le=65535)
+    #: API key that the gateway stores when it starts, with all rights and the default tenant:
+    #: `sk-bm-` and random characters, 40 in all or more. `batchmill keys` makes and revokes others.
+    gateway_api_key: SecretStr | None = None
     #: Most bytes of a request's JSON body.
     gateway_max_body_bytes: int = Field(default=32 * _MIB, ge=1024)
     #: Most bytes of a request's headers.

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import anthropic
 import openai as sdk
 import pytest
+from anthropic import Anthropic, AsyncAnthropic
 
+from batchmill.producer.protocol.calls import rates
+from batchmill.producer.store.api_keys import create_api_key
 from batchmill.producer.store.tenants import set_tenant
 
 from ...support.processes import CLI, run
 from ..conftest import Mill
-from .conftest import Site, client_of, make_key
+from .conftest import DEADLINE_S, Site, client_of, make_key
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
 
@@ -100,6 +106,51 @@ def test_limits_per_minute_are_told_and_end_in_a_429(mill: Mill, url: str) -> No
         ask()
     assert caught.value.code == "rate_limit_exceeded"
     assert 1 <= int(caught.value.response.headers["retry-after"]) <= 30
+
+
+def drained(mill: Mill, **fields: Any) -> str:
+    """Return the secret of a key with two requests a second, all of which are used."""
+    key, secret = create_api_key(mill.store, "drained", requests_per_minute=120, **fields)
+    while mill.store.run(rates.take(key.id, 120, None, 0)).is_allowed:
+        pass
+    return secret
+
+
+def test_anthropics_client_is_told_its_limits(mill: Mill, url: str) -> None:
+    root, fields = url.removesuffix("/v1"), {"model": "demo", "max_tokens": 1, "messages": HELLO}
+    with Anthropic(base_url=root, api_key=make_key(mill, requests_per_minute=9)) as client:
+        headers = client.messages.with_raw_response.create(**fields).headers
+    assert headers["anthropic-ratelimit-requests-limit"] == "9"
+    assert headers["anthropic-ratelimit-requests-remaining"] == "8"
+    reset = datetime.fromisoformat(headers["anthropic-ratelimit-requests-reset"])
+    assert abs(reset - datetime.now(UTC)) < timedelta(minutes=2)
+    assert not [name for name in headers if name.startswith("x-ratelimit")]
+    with (
+        Anthropic(base_url=root, api_key=drained(mill), max_retries=0) as client,
+        pytest.raises(anthropic.RateLimitError) as caught,
+    ):
+        client.messages.create(**fields)
+    assert caught.value.body["error"]["type"] == "rate_limit_error"  # type: ignore[index]
+    assert caught.value.response.headers["retry-after"] == "1"
+    assert caught.value.response.headers["anthropic-ratelimit-requests-remaining"] == "0"
+
+
+def test_every_stock_client_waits_as_long_as_a_limit_says(mill: Mill, url: str) -> None:
+    options: Any = {"max_retries": 10, "timeout": DEADLINE_S}
+    fields: Any = {"model": "demo", "max_tokens": 1, "messages": HELLO}
+    root = url.removesuffix("/v1")
+    with sdk.OpenAI(base_url=url, api_key=drained(mill), **options) as openai:
+        assert openai.chat.completions.create(**fields).choices
+    with Anthropic(base_url=root, api_key=drained(mill), **options) as claude:
+        assert claude.messages.create(**fields).content
+
+    async def ask_both() -> None:
+        async with sdk.AsyncOpenAI(base_url=url, api_key=drained(mill), **options) as openai:
+            assert (await openai.chat.completions.create(**fields)).choices
+        async with AsyncAnthropic(base_url=root, api_key=drained(mill), **options) as claude:
+            assert (await claude.messages.create(**fields)).content
+
+    asyncio.run(ask_both())
 
 
 def test_a_full_queue_is_a_429_that_the_client_repeats_until_there_is_room(
