@@ -8,7 +8,13 @@ import typer
 
 from .command_settings import with_setting_flags
 from .errors import ExitCode
-from .options import FlowerPortOption, JsonOption, NoFlowerOption
+from .options import (
+    FlowerPortOption,
+    GatewayPortOption,
+    JsonOption,
+    NoFlowerOption,
+    NoGatewayOption,
+)
 
 _EPILOG = "Examples:\n\n  batchmill demo\n\n  batchmill demo --json --time-limit-s 300"
 
@@ -25,6 +31,8 @@ def demo(
     ] = 900.0,
     flower_port: FlowerPortOption = None,
     no_flower: NoFlowerOption = False,
+    gateway_port: GatewayPortOption = None,
+    no_gateway: NoGatewayOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run 33 real jobs on this machine, from submission to webhook, and check every webhook."""
@@ -35,6 +43,8 @@ def demo(
             time_limit_s=time_limit_s,
             flower_port=flower_port,
             with_flower=not no_flower,
+            gateway_port=gateway_port,
+            with_gateway=not no_gateway,
             as_json=as_json,
         )
     )

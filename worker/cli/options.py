@@ -75,6 +75,15 @@ FlowerPortOption = Annotated[
     ),
 ]
 NoFlowerOption = Annotated[bool, typer.Option("--no-flower", help="Do not start Flower.")]
+GatewayPortOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=65535,
+        help="Port of the gateway. Default: 8000, or a free one if that is in use.",
+    ),
+]
+NoGatewayOption = Annotated[bool, typer.Option("--no-gateway", help="Do not start the gateway.")]
 
 
 def job_filter(

@@ -9,7 +9,13 @@ import typer
 
 from .command_settings import with_setting_flags
 from .errors import CommandError, ExitCode
-from .options import FlowerPortOption, JsonOption, NoFlowerOption
+from .options import (
+    FlowerPortOption,
+    GatewayPortOption,
+    JsonOption,
+    NoFlowerOption,
+    NoGatewayOption,
+)
 
 _EPILOG = (
     "Examples:\n\n  batchmill up\n\n  batchmill up --model Qwen/Qwen3-0.6B --device cuda\n\n"
@@ -41,17 +47,8 @@ def up(
     ] = None,
     flower_port: FlowerPortOption = None,
     no_flower: NoFlowerOption = False,
-    gateway_port: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=65535,
-            help="Port of the gateway. Default: 8000, or a free one if that is in use.",
-        ),
-    ] = None,
-    no_gateway: Annotated[
-        bool, typer.Option("--no-gateway", help="Do not start the gateway.")
-    ] = False,
+    gateway_port: GatewayPortOption = None,
+    no_gateway: NoGatewayOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run broker, worker, deliverer, gateway and Flower on this machine until Ctrl-C.

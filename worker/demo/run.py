@@ -42,6 +42,8 @@ class DemoOptions:
     time_limit_s: float
     flower_port: int | None
     with_flower: bool
+    gateway_port: int | None
+    with_gateway: bool
     as_json: bool
 
 
@@ -213,6 +215,8 @@ class _Demo:
             },
             flower_port=options.flower_port,
             with_flower=options.with_flower,
+            gateway_port=options.gateway_port,
+            with_gateway=options.with_gateway,
         )
 
     def _left_s(self) -> float:

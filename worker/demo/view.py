@@ -47,6 +47,8 @@ class DemoView:
         self.say(f"receiver  {receiver_url} (receives the webhooks)")
         if stack.flower_url is not None:
             self.say(f"flower    {stack.flower_url} (read-only, while the demo runs)")
+        if stack.gateway_url is not None:
+            self.say(f"gateway   {stack.gateway_url}/v1 (OpenAI's and Anthropic's APIs, as long)")
         self.say(f"logs      {stack.log_paths['worker'].parent}")
 
     def progress(self, line: str, *, changed: str | None = None) -> None:

@@ -68,6 +68,7 @@ def test_demo_completes_every_job_and_verifies_every_webhook(folder: Path) -> No
     assert answer.returncode == 0, answer.stdout + answer.stderr
     text = answer.stdout
     assert "passed: 33 of 33 jobs completed, 33 webhooks verified" in text
+    assert re.search(r"gateway +http://127\.0\.0\.1:\d+/v1", text)
     assert re.search(r"flower +http://127\.0\.0\.1:\d+", text)
     assert re.search(r"webhook-signature: v1,\S+", text)
     assert '"type":"generation.completed"' in text

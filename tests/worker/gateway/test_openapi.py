@@ -26,7 +26,7 @@ FILE = Path(__file__).resolve().parents[3] / "schema" / "gateway.openapi.json"
 SCHEMA = schemathesis.openapi.from_dict(openapi_document(routes()))
 OPERATION_LABELS = [f"{method} {path}" for method, path in OPERATIONS]
 #: Requests for each operation and mode; more of them, and other ones, for a search by hand.
-NUM_EXAMPLES = int(os.environ.get("SCHEMATHESIS_EXAMPLES", "6"))
+NUM_EXAMPLES = int(os.environ.get("SCHEMATHESIS_EXAMPLES", "4"))
 #: What a request may have to wait for, which is not a fault of the gateway.
 WAITED = {"timeout", "deadline_exceeded"}
 
