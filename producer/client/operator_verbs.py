@@ -99,6 +99,7 @@ class OperatorVerbs:
         endpoint: str | None = None,
         tenant: str = "default",
         job_id: str | None = None,
+        receiver_id: str | None = None,
         failed_only: bool = False,
         on_progress: Callable[[ReplayCounts], None] | None = None,
     ) -> ReplayCounts:
@@ -112,6 +113,7 @@ class OperatorVerbs:
             endpoint: only events for this URL,
             tenant: of this tenant.
             job_id: only events of this job or batch.
+            receiver_id: only events for this registered receiver.
             failed_only: only events that were not delivered.
             on_progress: called after every 500 events. An interrupted replay continues from
                 `continue_from`.
@@ -133,6 +135,7 @@ class OperatorVerbs:
             url=endpoint,
             tenant=tenant,
             job_id=job_id,
+            receiver_id=receiver_id,
             failed_only=failed_only,
         )
         replay = Replay(query, now_ms, max_waiting=MAX_WAITING_EVENTS)

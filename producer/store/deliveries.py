@@ -18,6 +18,8 @@ from .job_store import JobStore
 #: Most runs, and most `output` events, whose events of one job are looked up.
 _MAX_RUNS = 100
 _MAX_OUTPUTS = 100
+#: Events that are looked at together for those of one receiver.
+_SCAN = 5000
 #: Names of the events at which a run ends.
 END_EVENTS = ("completed", "failed", "cancelled", "expired")
 
@@ -93,14 +95,31 @@ class Deliveries:
         found = self._load(list(self._names_of(job_id)))
         return sorted((event for event in found if event.job_id == job_id), key=_order)
 
+    def of_receiver(self, receiver_id: str, *, limit: int = 100) -> list[EventStatus]:
+        """Return the latest events for a registered receiver, in the order of their creation."""
+        client, names = self._store.client, list[str]()
+        for index in (keys.OUTBOX, keys.SETTLED_EVENTS):
+            start, num_found = 0, 0
+            while num_found < limit:
+                page = cast(Any, client.zrevrange(index, start, start + _SCAN - 1))
+                found = [x for x in readable_names(page) if x.endswith(f"_{receiver_id}")]
+                names += found[: limit - num_found]
+                num_found += len(found)
+                start += _SCAN
+                if len(page) < _SCAN:
+                    break
+        return sorted(self._load(names), key=_order)[-limit:]
+
     def _names_of(self, job_id: str) -> Iterator[str]:
-        """Yield the ids that events of a job may have; they are not stored, but numbered."""
+        """Yield the ids that events of a job may have; most are not stored, but numbered."""
         with self._store.client.pipeline(transaction=False) as pipeline:
-            pipeline.hmget(keys.job(job_id), "run", "output_events")
-            pipeline.hmget(keys.leftover(job_id), "run", "num_outputs")
+            pipeline.hmget(keys.job(job_id), "run", "output_events", "receiver_events")
+            pipeline.hmget(keys.leftover(job_id), "run", "num_outputs", "receiver_events")
             replies = [stored(x, default=[]) for x in pipeline.execute(raise_on_error=False)]
+        listed = (text.decode(errors="replace") for *_, text in filter(None, replies) if text)
+        yield from dict.fromkeys(name for text in listed for name in text.split(",") if name)
         num_runs = max(1, *(_number(fields[:1]) for fields in replies))
-        num_outputs = max(_number(fields[1:]) for fields in replies)
+        num_outputs = max(_number(fields[1:2]) for fields in replies)
         for run in range(max(1, num_runs - _MAX_RUNS + 1), num_runs + 1):
             suffix = "" if run == 1 else f"_run{run}"
             for name in ("started", *END_EVENTS):

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from batchmill.producer.errors import ReceiverRefused
 from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.calls.call import Read, stored
+from batchmill.producer.protocol.calls.call import Call, Read, stored
 from batchmill.producer.webhook.secret_list import (
     DatedSecret,
     format_secrets,
@@ -155,8 +155,14 @@ def find_receiver(tenant: str, receiver_id: str) -> Read[tuple[Receiver, str] | 
     return Read(queue, parse, keeps_errors=True)
 
 
+def create_receiver(tenant: str, receiver: Receiver, secrets: str) -> Call[bool]:
+    """Store a new receiver; the call returns False if the tenant has as many as it may have."""
+    args = (tenant, receiver.id, receiver.model_dump_json(), secrets)
+    return Call("receiver_create", args, lambda reply: bool(reply == 1))
+
+
 def put_receiver(tenant: str, receiver: Receiver, secrets: str | None = None) -> Read[None]:
-    """Write a receiver and the value of its secrets; None leaves those as they are."""
+    """Change a receiver, and the value of its secrets; None leaves those as they are."""
 
     def queue(pipeline: Any) -> None:
         pipeline.hset(keys.receivers(tenant), receiver.id, receiver.model_dump_json())

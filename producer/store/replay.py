@@ -32,6 +32,8 @@ class ReplayQuery:
     tenant: str = keys.DEFAULT_TENANT
     #: Only events of this job or batch.
     job_id: str | None = None
+    #: Only events for this registered receiver.
+    receiver_id: str | None = None
     #: Only events that were not delivered.
     failed_only: bool = False
 
@@ -91,6 +93,7 @@ class Replay:
             self._until_ms,
             endpoint="" if query.url is None else endpoint_of(query.url, query.tenant),
             job_id=query.job_id or "",
+            receiver_id=query.receiver_id or "",
             failed_only=query.failed_only,
             limit=_PAGE_EVENTS,
             max_waiting=self._max_waiting,

@@ -82,7 +82,7 @@ def test_real_records_fit_their_schema_and_hold_no_field_that_it_does_not_know(
     hook, types = "https://example.com/hook", ["generation.cancelled"]
     receiver, secret = receivers.make_receiver("mine", hook, types, TargetPolicy())
     value = receivers.new_secret_value(secret)
-    store.read(receivers.put_receiver("default", receiver, value))
+    store.run(receivers.create_receiver("default", receiver, value))
     store.run(batch_calls.create(BatchRequest(), settings, "batch_1"))
     for number, fields in enumerate(documents):
         new = prepare(parse_job(fields), settings, job_id=f"job-{number}")

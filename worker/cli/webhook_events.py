@@ -16,12 +16,13 @@ from .options import BrokerUrlOption, JsonOption
 from .webhook_endpoints import print_endpoints
 
 if TYPE_CHECKING:
+    from batchmill.producer.protocol.outbox import RedeliverStatus
     from batchmill.producer.protocol.records import DeadLetter
     from batchmill.producer.store.deliveries import Deliveries, EventStatus
     from batchmill.producer.store.job_store import JobStore
 
 _EventOrJob = Annotated[
-    str, typer.Argument(metavar="ID", help="Id of an event, or of a job or batch.")
+    str, typer.Argument(metavar="ID", help="Id of an event, a job, a batch or a receiver.")
 ]
 _LIST_EPILOG = (
     "Examples:\n\n  batchmill webhooks list\n\n  batchmill webhooks list --waiting --limit 20"
@@ -160,7 +161,10 @@ def _next_attempt(event: EventStatus) -> str:
 def show_events(
     event_or_job: _EventOrJob, broker_url: BrokerUrlOption = None, as_json: JsonOption = False
 ) -> None:
-    """Show the delivery of an event, or of all events of a job or batch, with the last attempts."""
+    """Show the delivery of an event, or of all events of a job or batch, with the last attempts.
+
+    With the id of a registered receiver: its latest hundred events.
+    """
     from batchmill.producer.store.deliveries import Deliveries
 
     with open_store(broker_url) as store:
@@ -214,18 +218,36 @@ def redeliver_event(
 ) -> None:
     """Send an event again, with the same id and body, on a new retry schedule.
 
-    With the id of a job or batch: the event of its end, of its latest run.
+    With the id of a job or batch: the events of its end, of its latest run. With the id of a
+    registered receiver: its latest event.
     """
-    from batchmill.producer.protocol.outbox import RedeliverStatus
     from batchmill.producer.store.deliveries import Deliveries
 
     with open_store(broker_url) as store:
         deliveries = Deliveries(store)
-        event = deliveries.event(event_or_job) or _end_event(deliveries, event_or_job)
-        status = store.outbox_redeliver(event.id)
-    if status is RedeliverStatus.UNKNOWN:
-        raise _no_event(event_or_job)
-    if status is RedeliverStatus.DISABLED:
+        event = deliveries.event(event_or_job)
+        events = [event] if event is not None else _end_events(deliveries, event_or_job)
+        outcomes = [(each, store.outbox_redeliver(each.id)) for each in events]
+    for each, status in outcomes:
+        _raise_unless_sent(each, status)
+    if as_json:
+        rows = [{"event_id": x.id, "outcome": status.value.lower()} for x, status in outcomes]
+        print_json(rows[0] if len(rows) == 1 else {"id": event_or_job, "events": rows})
+        return
+    for each, status in outcomes:
+        waits = status.value == "PENDING"
+        print(f"{each.id} {'is already waiting for delivery' if waits else 'will be sent again'}")
+
+
+def _raise_unless_sent(event: EventStatus, status: RedeliverStatus) -> None:
+    """Raise the reason why an event is not sent again, if there is one.
+
+    Raises:
+        CommandError: it is gone, or its endpoint is disabled.
+    """
+    if status.value == "UNKNOWN":
+        raise _no_event(event.id)
+    if status.value == "DISABLED":
         tenant = "" if event.tenant == "default" else f" --tenant {event.tenant}"
         raise CommandError(
             f"the endpoint of {event.id} is disabled; enable it with "
@@ -233,48 +255,49 @@ def redeliver_event(
             code="endpoint_disabled",
             exit_code=ExitCode.FAILED,
         )
-    if as_json:
-        print_json({"event_id": event.id, "outcome": status.value.lower()})
-    elif status is RedeliverStatus.PENDING:
-        print(f"{event.id} is already waiting for delivery")
-    else:
-        print(f"{event.id} will be sent again")
 
 
-def _events_of(deliveries: Deliveries, job_id: str) -> Sequence[EventStatus]:
-    """Return the events of a job or batch.
+def _events_of(deliveries: Deliveries, given: str) -> Sequence[EventStatus]:
+    """Return the events of a job or batch, or the latest ones for a receiver.
 
     Raises:
-        CommandError: it has none.
+        CommandError: there are none.
     """
-    if not (events := deliveries.of_job(job_id)):
-        raise _no_event(job_id)
+    is_receiver = given.startswith("we_")
+    if not (events := deliveries.of_receiver(given) if is_receiver else deliveries.of_job(given)):
+        raise _no_event(given)
     return events
 
 
-def _end_event(deliveries: Deliveries, job_id: str) -> EventStatus:
-    """Return the event of the latest end of a job or batch.
+def _end_events(deliveries: Deliveries, given: str) -> Sequence[EventStatus]:
+    """Return the events of the latest end of a job or batch, or the latest one for a receiver.
 
     Raises:
-        CommandError: it has none.
+        CommandError: there are none.
     """
     from batchmill.producer.store.deliveries import END_EVENTS
 
-    events = _events_of(deliveries, job_id)
-    ends = [event for event in events if event.type.rpartition(".")[2] in END_EVENTS]
+    events = _events_of(deliveries, given)
+    if given.startswith("we_"):
+        return events[-1:]
+    job_id = given
+    # OpenAI's name of an end that its length has cut.
+    names = (*END_EVENTS, "incomplete")
+    ends = [event for event in events if event.type.rpartition(".")[2] in names]
     if not ends:
         raise CommandError(
             f"{job_id} has no event of its end; it has {', '.join(event.id for event in events)}",
             code="unknown_event",
             exit_code=ExitCode.NOT_FOUND,
         )
-    return ends[-1]
+    # The events of one end are written at the same time, for the job's webhook and receivers.
+    return [event for event in ends if event.created_at_ms == ends[-1].created_at_ms]
 
 
 def _no_event(given: str) -> CommandError:
     return CommandError(
-        f"no event {given!r}, and no job or batch of this id has events: the id is wrong, it has "
-        "no webhook, or its delivery ended more than eight days ago",
+        f"no event {given!r}, and no job, batch or receiver of this id has events: the id is "
+        "wrong, it has no webhook, or its delivery ended more than eight days ago",
         code="unknown_event",
         exit_code=ExitCode.NOT_FOUND,
     )

@@ -67,15 +67,13 @@ def create(
     from batchmill.producer.store import receivers
 
     with _receiver_store(broker_url) as store:
-        known = store.read(receivers.load_receivers(tenant))
-        if len(known) >= receivers.MAX_RECEIVERS:
-            raise usage_error(
-                f"tenant {tenant} has {len(known)} receivers, the limit is "
-                f"{receivers.MAX_RECEIVERS}; delete one"
-            )
         receiver, secret = receivers.make_receiver(name, url, event_type, _policy())
         value = receivers.new_secret_value(secret)
-        store.read(receivers.put_receiver(tenant, receiver, value))
+        if not store.run(receivers.create_receiver(tenant, receiver, value)):
+            raise usage_error(
+                f"tenant {tenant} has {receivers.MAX_RECEIVERS} receivers, which is the limit; "
+                "delete one"
+            )
     _print_secret(receiver, secret, as_json=as_json)
 
 

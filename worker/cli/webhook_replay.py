@@ -50,6 +50,9 @@ def replay(
     job: Annotated[
         str | None, typer.Option(metavar="ID", help="Only events of this job or batch.")
     ] = None,
+    receiver: Annotated[
+        str | None, typer.Option(metavar="ID", help="Only events for this registered receiver.")
+    ] = None,
     failed_only: Annotated[
         bool, typer.Option("--failed-only", help="Only events that were not delivered.")
     ] = False,
@@ -76,6 +79,7 @@ def replay(
                 endpoint=endpoint,
                 tenant=tenant,
                 job_id=job,
+                receiver_id=receiver,
                 failed_only=failed_only,
                 on_progress=note,
             )

@@ -37,18 +37,15 @@ async def create_endpoint(request: Request) -> Response:
     fields = await _read_fields(request, backend)
     if missing := [name for name in _FIELDS if name not in fields]:
         raise invalid(f"{missing[0]} is missing", missing[0])
-    known = await backend.read(receivers.load_receivers(key.tenant))
-    if len(known) >= MAX_RECEIVERS:
-        raise ApiError(
-            400,
-            f"the tenant has {len(known)} webhook endpoints, the limit is {MAX_RECEIVERS}; delete "
-            "one",
-            code="too_many_receivers",
-        )
     policy = backend.settings.target_policy
     receiver, secret = _checked(lambda: receivers.make_receiver(**fields, policy=policy))
     value = receivers.new_secret_value(secret)
-    await backend.read(receivers.put_receiver(key.tenant, receiver, value))
+    if not await backend.run(receivers.create_receiver(key.tenant, receiver, value)):
+        raise ApiError(
+            400,
+            f"the tenant has {MAX_RECEIVERS} webhook endpoints, which is the limit; delete one",
+            code="too_many_receivers",
+        )
     return JSONResponse({**receiver.model_dump(mode="json"), "signing_secret": secret})
 
 

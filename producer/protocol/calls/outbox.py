@@ -90,6 +90,7 @@ def replay(
     *,
     endpoint: str,
     job_id: str,
+    receiver_id: str,
     failed_only: bool,
     limit: int,
     max_waiting: int,
@@ -105,7 +106,7 @@ def replay(
         return ReplayedPage(after, num_queued, num_disabled, num_waiting, names)
 
     only = "1" if failed_only else "0"
-    args = (after_ms, until_ms, limit, endpoint, job_id, only, max_waiting)
+    args = (after_ms, until_ms, limit, endpoint, job_id, only, max_waiting, receiver_id)
     return Call("events_replay", args, read)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ from batchmill.producer.protocol.calls.new_job import QueueLimits
 from batchmill.producer.protocol.outbox import DeliveryOutcome, OutboxEntry
 from batchmill.producer.protocol.replies import JobState, SubmitStatus
 from batchmill.producer.store import receivers
+from batchmill.producer.store.deliveries import Deliveries, EventStatus
 from batchmill.producer.store.receivers import Receiver
+from batchmill.producer.store.replay import Replay, ReplayQuery
 from batchmill.producer.webhook.target import TargetPolicy
 
 from .batch_steps import end as end_line
@@ -28,7 +31,7 @@ RESPONSE = json.dumps({"api": "/v1/responses", "background": True})
 def register(bench: Any, *event_types: str, tenant: str = "default", url: str = HOOK) -> Receiver:
     receiver, secret = receivers.make_receiver("mine", url, event_types, POLICY)
     value = receivers.new_secret_value(secret)
-    bench.store.read(receivers.put_receiver(tenant, receiver, value))
+    assert bench.store.run(receivers.create_receiver(tenant, receiver, value))
     return receiver
 
 
@@ -201,3 +204,45 @@ def test_wrong_fields_are_named(changes: dict[str, Any], param: str) -> None:
     with pytest.raises(ReceiverRefused, match=param):
         receivers.changed_receiver(receiver, changes, POLICY)
     assert receivers.changed_receiver(receiver, given, POLICY) == receiver
+
+
+def test_creates_at_the_same_time_do_not_exceed_the_limit(bench: Any) -> None:
+    def create(number: int) -> bool:
+        receiver, secret = receivers.make_receiver(str(number), HOOK, ["batch.failed"], POLICY)
+        value = receivers.new_secret_value(secret)
+        return bool(bench.store.run(receivers.create_receiver("crowd", receiver, value)))
+
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(create, range(receivers.MAX_RECEIVERS + 12)))
+    assert sum(made) == receivers.MAX_RECEIVERS
+    found = bench.store.read(receivers.load_receivers("crowd"))
+    assert len(found) == receivers.MAX_RECEIVERS
+    secrets = bench.store.client.hkeys(keys.RECEIVER_SECRETS)
+    assert {name.decode() for name in secrets} == {each.id for each in found}
+
+
+def test_events_of_receivers_are_found_by_job_batch_and_receiver(bench: Any, client: Any) -> None:
+    mine = register(bench, "generation.completed", "batch.completed")
+    other = register(bench, "generation.completed")
+    batch = client.create_batch(lines(1))
+    (job_id,) = ids_of(bench, batch.id)
+    end_line(bench.store, job_id)
+    deliveries = Deliveries(bench.store)
+
+    def found(events: list[EventStatus]) -> set[str]:
+        return {event.id for event in events}
+
+    of_job = {f"evt_{job_id}_completed_{each.id}" for each in (mine, other)}
+    of_batch = f"evt_{batch.id}_completed_{mine.id}"
+    of_mine = {f"evt_{job_id}_completed_{mine.id}", of_batch}
+    assert found(deliveries.of_job(job_id)) == of_job
+    assert found(deliveries.of_job(batch.id)) == {of_batch}
+    assert found(deliveries.of_receiver(mine.id)) == of_mine
+    for event in due(bench):
+        bench.store.outbox_settle(
+            event.event_id, fence=event.fence, outcome=DeliveryOutcome.DELIVERED
+        )
+    assert found(deliveries.of_receiver(mine.id)) == of_mine
+    replay = Replay(ReplayQuery(0, receiver_id=mine.id), now_ms=2**52)
+    replay.take(bench.store.run(replay.call()))
+    assert replay.counts.num_replayed == 2

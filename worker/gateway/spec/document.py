@@ -67,7 +67,8 @@ def openapi_document(routes: Iterable[Route]) -> dict[str, Any]:
             },
         },
     }
-    return _with_component_refs(document)
+    found: dict[str, Any] = _with_component_refs(document)
+    return found
 
 
 def operations_of(routes: Iterable[Route]) -> Iterator[tuple[str, str, Route]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .body import Body, mapped, no_effect, refused, taken
 from .requests import CANCELS, SERVICE_TIERS, STREAM
 from .shapes import FLAG, NULL, TEXT, choice, either, items, named, record
 
-_CACHE = {"cache_control": {}}
+_CACHE: dict[str, Any] = {"cache_control": {}}
 _TEXT_BLOCK = named("text", {"text": TEXT}, {**_CACHE, "citations": {}})
 _TEXTS = either(TEXT, items(_TEXT_BLOCK))
 _RESULT = named(

@@ -2,12 +2,12 @@
 -- in which they were written.
 -- KEYS: none. ARGV: after_ms (events written after this), until_ms, limit (of events to look at; those of one
 -- millisecond stay together), endpoint ('' = any), job id ('' = any), '1' for failed ones only, most events that may
--- wait in the outbox.
+-- wait in the outbox, id of a receiver ('' = any).
 -- Reply: {FULL} (too many wait: call again later) or {OK, after_ms of the next page ('' = this was the last one),
 -- number queued, number of a disabled endpoint, number that wait already, ids whose event is gone}.
 -- @include dead_letters, events, foreign_keys, keys, outbox, server
 local after, last, limit = ARGV[1], ARGV[2], tonumber(ARGV[3])
-local endpoint_wanted, job_wanted, failed_only = ARGV[4], ARGV[5], ARGV[6] == '1'
+local endpoint_wanted, job_wanted, failed_only, receiver_wanted = ARGV[4], ARGV[5], ARGV[6] == '1', ARGV[8]
 local now, num_queued, num_disabled, num_waiting, gone = now_ms(), 0, 0, 0, {}
 delete_unless('zset', SETTLED_EVENTS)
 if redis.call('ZCARD', OUTBOX) >= tonumber(ARGV[7]) then return { 'FULL' } end
@@ -29,8 +29,12 @@ local function is_of_wanted_job(id)
   return job_wanted == '' or string.sub(id, 1, #job_wanted + 5) == 'evt_' .. job_wanted .. '_'
 end
 
+local function is_for_wanted_receiver(id)
+  return receiver_wanted == '' or string.sub(id, -#receiver_wanted - 1) == '_' .. receiver_wanted
+end
+
 local function visit(id)
-  if not is_of_wanted_job(id) then return end
+  if not is_of_wanted_job(id) or not is_for_wanted_receiver(id) then return end
   local f = redis.call('HMGET', event_key(id), 'state', 'created_at_ms', 'job_id')
   if not f[1] then
     if endpoint_wanted == '' then gone[#gone + 1] = id end

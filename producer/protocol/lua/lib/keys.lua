@@ -81,6 +81,7 @@ local function worker_key(name) return 'batchmill:worker:' .. name end
 local function batch_key(id) return 'batchmill:batch:' .. id end
 -- The number of a day, counted from 1970-01-01.
 local function used_tokens_key(day) return 'batchmill:used_tokens:' .. day end
+local RECEIVER_SECRETS = 'batchmill:receiver_secrets'
 local function receivers_key(tenant) return 'batchmill:receivers:' .. tenant end
 local function rate_key(id) return 'batchmill:rate:' .. id end
 local function batch_jobs_key(id) return 'batchmill:batch_jobs:' .. id end
