@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .body import Body, mapped, refused, taken
 from .requests import CANCELS, STREAM, STREAM_OPTIONS, TIER, USER_FIELDS
 from .shapes import FLAG, NULL, TEXT, choice, either, items, named, record
@@ -10,7 +12,7 @@ INCLUDE_LOGPROBS = "message.output_text.logprobs"
 #: Longest time that a background response may take, by its window; None is as long as it takes.
 WINDOWS_S = {"soonest": None, "2h": 7200.0, "8h": 28800.0}
 
-_NOTES = {"id": {}, "status": {}, "phase": {}}
+_NOTES: dict[str, Any] = {"id": {}, "status": {}, "phase": {}}
 _CONTENT = either(
     TEXT,
     items(
