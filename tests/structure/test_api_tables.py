@@ -91,7 +91,7 @@ def test_a_field_is_used_as_its_row_says(title: str, row: Any) -> None:
         assert job_of(title, **{row.name: neutral}) == job_of(title)
     with pytest.raises(Exception, match=row.name) as caught:
         job_of(title, **{row.name: {"anything": 1}})
-    error = api_error(caught.value)  # type: ignore[arg-type]
+    error = api_error(caught.value)
     assert isinstance(error, ApiError)
     assert (error.code, error.param) == ("unsupported_parameter", row.name)
 
