@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -18,6 +21,8 @@ DEADLINE_S = 120
 #: Settings of a worker that needs no model.
 STUB = {"BATCHMILL_ENGINE": "stub", "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
 CLI = ("-m", "batchmill.worker.cli")
+#: From a random place, because tests of another checkout may run on the same machine.
+_PORTS = itertools.count(random.randrange(1000))
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:
@@ -91,9 +96,17 @@ def ready_worker(
 
 
 def free_port() -> int:
-    """Return a loopback port that was free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
+    """Return a loopback port that nothing uses.
+
+    It is below the range from which Linux takes the ports of connections, and each process of
+    pytest has a range of its own, so that it stays free until a program listens there.
+    """
+    process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = 20000 + 1000 * (process % 12)
+    while True:
+        port = first + next(_PORTS) % 1000
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def accepts(port: int) -> bool:
