@@ -87,8 +87,6 @@ async def list_message_batches(request: Request) -> Response:
     """Serve `GET /v1/messages/batches`, newest first."""
     backend, key = await _caller(request, "read")
     query = request.query_params
-    if "before_id" in query:
-        raise invalid("before_id is not supported by this version: use after_id", "before_id")
     limit = page_limit(query.get("limit"), _DEFAULT_PAGE, _MAX_PAGE)
     after = query.get("after_id")
     after = None if after is None else batch_id_of(after)

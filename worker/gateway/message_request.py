@@ -12,9 +12,16 @@ from .completion_request import read_flag, read_service_tier
 from .spec.body import unsupported
 from .spec.message_fields import MESSAGE
 
-_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 #: Says where to cache; prefixes are cached here without it.
 _WITHOUT_EFFECT = "cache_control"
+#: The fields of each kind of block that is read. Nothing depends on `is_error`, `caller` or
+#: `citations`, which Anthropic's own messages have.
+_BLOCK_FIELDS = {
+    "text": ("type", "text", "citations", _WITHOUT_EFFECT),
+    "tool_use": ("type", "id", "name", "input", "caller", _WITHOUT_EFFECT),
+    "tool_result": ("type", "tool_use_id", "content", "is_error", _WITHOUT_EFFECT),
+}
+_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +132,10 @@ def _blocks(content: Any, where: str) -> list[tuple[str, dict[str, Any]]]:
     for index, block in enumerate(content):
         if not isinstance(block, dict) or not isinstance(block.get("type"), str):
             raise invalid(f"{where}.{index} must be a block with a type", f"{where}.{index}")
+        known = _BLOCK_FIELDS.get(block["type"])
+        unknown = {name for name in block if block[name] is not None} - {*(known or block)}
+        if unknown:
+            raise unsupported(f"{where}.{index}.{min(unknown)[:60]}")
         blocks.append((f"{where}.{index}", block))
     return blocks
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 from .api_errors import ApiError, invalid
 
 _ROLES = ("user", "assistant", "system", "developer")
 _TEXT_PARTS = ("input_text", "output_text", "text")
+_PART_FIELDS = frozenset({"type", "text", "annotations", "logprobs"})
 #: Fields that OpenAI's own output items have, and that say nothing about the chat.
 _NOTES = frozenset({"id", "status", "phase"})
 
@@ -42,9 +43,7 @@ def read_input(given: Any) -> list[dict[str, Any]]:
 
 
 def _message(item: Mapping[str, Any], where: str) -> dict[str, Any]:
-    if unknown := item.keys() - {"type", "role", "content"} - _NOTES:
-        name = f"{where}.{min(unknown)[:60]}"
-        raise invalid(f"{name} is not part of a message", name)
+    _refuse_unknown(item, {"type", "role", "content"}, where)
     if item.get("role") not in _ROLES:
         raise invalid(f"{where}.role must be one of {', '.join(_ROLES)}", f"{where}.role")
     return {"role": item["role"], "content": _text(item.get("content"), f"{where}.content")}
@@ -61,6 +60,7 @@ def _text(content: Any, where: str) -> str:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind not in _TEXT_PARTS:
             raise _unsupported(f"{where}.{index} is of type {str(kind)[:60]!r}", f"{where}.{index}")
+        _refuse_unknown(part, _PART_FIELDS, f"{where}.{index}")
         if not isinstance(part.get("text"), str):
             raise invalid(f"{where}.{index}.text must be a text", f"{where}.{index}.text")
         texts.append(part["text"])
@@ -69,6 +69,7 @@ def _text(content: Any, where: str) -> str:
 
 def _add_call(messages: list[dict[str, Any]], item: Mapping[str, Any], where: str) -> None:
     """Add a call to the assistant's message before it, or as a message of its own."""
+    _refuse_unknown(item, {"type", "call_id", "name", "arguments"}, where)
     for name in ("call_id", "name", "arguments"):
         if not isinstance(item.get(name), str):
             raise invalid(f"{where}.{name} must be a text", f"{where}.{name}")
@@ -81,11 +82,18 @@ def _add_call(messages: list[dict[str, Any]], item: Mapping[str, Any], where: st
 
 
 def _call_output(item: Mapping[str, Any], where: str) -> dict[str, Any]:
+    _refuse_unknown(item, {"type", "call_id", "output"}, where)
     if not isinstance(item.get("call_id"), str):
         raise invalid(f"{where}.call_id must be a text", f"{where}.call_id")
     output = item.get("output")
     text = output if isinstance(output, str) else _text(output, f"{where}.output")
     return {"role": "tool", "tool_call_id": item["call_id"], "content": text}
+
+
+def _refuse_unknown(item: Mapping[str, Any], known: Set[str], where: str) -> None:
+    if unknown := {name for name in item if item[name] is not None} - known - _NOTES:
+        name = f"{where}.{min(unknown)[:60]}"
+        raise invalid(f"{name} is not supported by this version", name, "unsupported_parameter")
 
 
 def earlier_messages(document: bytes, message: Mapping[str, Any], *, skips: int) -> list[Any]:

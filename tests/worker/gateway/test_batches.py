@@ -190,6 +190,20 @@ def test_an_empty_file_and_one_with_too_many_lines_fail_their_batch(
     assert [error.code for error in batch.errors.data] == ["too_many_lines"]
 
 
+def test_files_may_be_behind_any_fsspec_url(
+    redis_server: RedisServer, start_gateway: Start
+) -> None:
+    # A store in the gateway's own memory: the calls are those of any other, such as S3.
+    client = client_of(start_gateway(redis_server.url, gateway_files_url="memory://a/b").url, "k")
+    file_id = upload(client, [chat_line(1, temperature=-1), chat_line(2)])
+    assert json.loads(client.files.content(file_id).text.splitlines()[1])["custom_id"] == "line 2"
+    batch = wait_ended(client, create(client, file_id).id)
+    assert [(error.line, error.param) for error in batch.errors.data] == [(1, "temperature")]
+    client.files.delete(file_id)
+    with pytest.raises(sdk.NotFoundError):
+        client.files.content(file_id)
+
+
 def test_files_are_listed_in_pages_and_deleted(site: Site) -> None:
     client = client_of(site.url, make_key(site.mill, tenant="lister"))
     ids = [upload(client, [chat_line(number)]) for number in range(5)]

@@ -65,6 +65,12 @@ def test_a_message_is_a_chat(client: Anthropic, site: Site, reference: Reference
     assert message.id == str(raw.headers["request-id"]).replace("gen_", "msg_")
 
 
+def test_an_idempotency_key_makes_one_message(client: Anthropic) -> None:
+    headers = {"Idempotency-Key": "the same message"}
+    first, second = (ask(client, extra_headers=headers) for _ in range(2))
+    assert first == second
+
+
 def test_a_stream_gives_the_same_message(client: Anthropic, reference: Reference) -> None:
     with client.messages.stream(
         model="demo", messages=HELLO, max_tokens=1000, extra_body={"seed": 7}
@@ -85,6 +91,10 @@ def test_a_stream_gives_the_same_message(client: Anthropic, reference: Reference
         (
             {"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]},
             "messages.0.content.0",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "", "b": 1}]}]},
+            "messages.0.content.0.b",
         ),
         ({"extra_body": {"temperature": -1}}, "temperature"),
         ({"extra_body": {"bogus": 1}}, "bogus"),

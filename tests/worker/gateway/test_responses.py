@@ -63,6 +63,21 @@ def test_a_window_becomes_a_class_and_a_deadline(openai: OpenAI, site: Site) -> 
     assert record.deadline_at_ms - record.enqueued_at_ms == 8 * 3600 * 1000
 
 
+@pytest.mark.parametrize(
+    ("tier", "priority"), [("flex", "low"), ("default", "normal"), ("priority", "high")]
+)
+def test_a_tier_is_a_class(openai: OpenAI, site: Site, tier: Any, priority: str) -> None:
+    response = ask(openai, service_tier=tier)
+    record = site.mill.record(response.id.replace("resp_", "gen_"))
+    assert record.queue == f"batchmill.demo.{priority}"
+
+
+def test_an_idempotency_key_makes_one_response(openai: OpenAI) -> None:
+    headers = {"Idempotency-Key": "the same response"}
+    first, second = (ask(openai, extra_headers=headers) for _ in range(2))
+    assert first == second
+
+
 def test_the_events_are_numbered_without_a_gap_and_end_with_the_response(
     openai: OpenAI, reference: Reference
 ) -> None:
@@ -203,6 +218,11 @@ def test_a_response_of_another_tenant_does_not_exist(openai: OpenAI, site: Site)
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input.0.content.0"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input.0"),
         ({"input": []}, "input"),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_text", "text": "a", "b": 1}]}]},
+            "input.0.content.0.b",
+        ),
+        ({"input": [{"role": "user", "content": "a", "name": "b"}]}, "input.0.name"),
         ({"reasoning": {"effort": "high"}}, "reasoning"),
         ({"conversation": "conv_1"}, "conversation"),
         ({"truncation": "auto"}, "truncation"),
