@@ -15,13 +15,13 @@ COPY producer ./producer
 COPY worker ./worker
 COPY engine ./engine
 COPY kernels ./kernels
-RUN /opt/batchmill/bin/pip install -c constraints.txt /source
+RUN /opt/batchmill/bin/pip install -c constraints.txt "/source[traces]"
 
 FROM build AS build-deliverer
-RUN /opt/batchmill/bin/pip install -c constraints.txt "/source[deliverer]"
+RUN /opt/batchmill/bin/pip install -c constraints.txt "/source[deliverer,traces]"
 
 FROM build AS build-gateway
-RUN /opt/batchmill/bin/pip install -c constraints.txt "/source[gateway]"
+RUN /opt/batchmill/bin/pip install -c constraints.txt "/source[gateway,traces]"
 
 FROM build AS build-flower
 RUN /opt/batchmill/bin/pip install -c constraints.txt "/source[monitor]"

@@ -197,6 +197,12 @@ ERROR_CODES: Final = (
         retryable=True,
     ),
     ErrorCode(
+        "traces_unavailable",
+        "Spans are asked for and cannot be made.",
+        "do what the message says",
+        (SUBMIT,),
+    ),
+    ErrorCode(
         "wrong_event_loop",
         "An asyncio client was used in another event loop than that of its connections.",
         "make one client per loop",

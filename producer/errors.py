@@ -22,6 +22,7 @@
     ├── BrokerUnavailable         no broker address, or no reply from it
     │   ├── NotReplicated         it has stored the call, but too few replicas have
     │   └── UnsupportedBroker     its version is too old, or it runs in cluster mode
+    ├── TracesUnavailable         spans are asked for and cannot be made
     ├── WrongEventLoop            an asyncio client was used in another event loop
     ├── OutputRestarted           a stream cannot continue: the job was started over
     ├── ApiKeyRefused             a name, a model or a limit of an API key is invalid
@@ -268,6 +269,12 @@ class NotReplicated(BrokerUnavailable):
     def __init__(self, message: str, *, job_ids: Sequence[str] = ()):
         super().__init__(message)
         self.job_ids = tuple(job_ids)
+
+
+class TracesUnavailable(BatchmillError):
+    """Spans are asked for (`BATCHMILL_TRACES`), and a package or a valid setting is missing."""
+
+    code = "traces_unavailable"
 
 
 class WrongEventLoop(BatchmillError, RuntimeError):

@@ -9,6 +9,7 @@ from pydantic_settings import SettingsConfigDict
 
 from batchmill.producer.broker_url import DEFAULT_REPLICA_TIMEOUT_S, DEFAULT_TIMEOUT_S
 from batchmill.producer.protocol import keys
+from batchmill.producer.tracing.settings import TraceSettings
 from batchmill.producer.webhook.target_settings import TargetSettings
 
 #: Far below Redis' own limit of a time to live (2**63 ms), so that a mistake is found at start.
@@ -17,7 +18,7 @@ MAX_RESULT_TTL_S = 10 * 365 * 24 * 3600
 MAX_BACKOFF_S = 30 * 24 * 3600.0
 
 
-class ProducerSettings(TargetSettings):
+class ProducerSettings(TargetSettings, TraceSettings):
     """Settings of a client. Each field is `BATCHMILL_<NAME>` in upper case."""
 
     model_config = SettingsConfigDict(

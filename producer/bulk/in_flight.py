@@ -28,6 +28,7 @@ from batchmill.producer.store.ended_jobs import MAX_ENDS_AT_ONCE, EndedJob, chun
 from batchmill.producer.store.job_store import JobStore
 from batchmill.producer.store.reply_errors import accepted_id
 from batchmill.producer.store.submission import fingerprint, prepare, queue_limits
+from batchmill.producer.tracing.sending import with_create_span
 from batchmill.producer.watch.many_jobs import EndWatch
 from batchmill.producer.watch.wait_limits import CONNECTION_ERRORS, Outage
 
@@ -169,7 +170,9 @@ class InFlight:
         name = f"{self._identity}\0{self._options.run_id}\0{place}".encode()
         key = f"bulk-{hashlib.sha256(name).hexdigest()[:40]}"
         prepared = prepare(job.model_copy(update={"idempotency_key": key}), self._settings)
-        return prepared if self._batch is None else self._batch.with_place(prepared, line)
+        if self._batch is not None:
+            prepared = self._batch.with_place(prepared, line)
+        return with_create_span(prepared, self._settings)
 
     def _submit(self, batch: list[tuple[_Waiting, NewJob]]) -> bool:
         """Submit records; return False if some of them could not be accepted now."""

@@ -24,6 +24,7 @@ from batchmill.producer.store.job_output import StreamPiece, StreamPosition
 from batchmill.producer.store.replication import replica_wait
 from batchmill.producer.store.reply_errors import accepted_id, broker_errors
 from batchmill.producer.store.submission import prepare
+from batchmill.producer.tracing.sending import check_traces, send_span
 from batchmill.producer.watch.async_explanation import explained
 from batchmill.producer.watch.async_many_jobs import AsyncEndWatch
 from batchmill.producer.watch.async_one_job import wait_until_ended
@@ -125,10 +126,12 @@ class AsyncClient(AsyncJobVerbs, AsyncBatches, AsyncOperatorVerbs):
 
         Raises:
             BrokerUnavailable: no URL is known and no embedded broker runs.
+            TracesUnavailable: spans are asked for and cannot be made.
             ValueError: `timeout_s` is not a positive number of seconds, or too short for the
                 replicas, or `min_replicas` is negative.
         """
         self.settings = ProducerSettings() if settings is None else settings
+        check_traces(self.settings)
         self._url = find_broker(url or self.settings.broker_url)
         timeout_s = self.settings.broker_timeout_s if timeout_s is None else timeout_s
         self._store = AsyncStore.from_url(
@@ -175,9 +178,10 @@ class AsyncClient(AsyncJobVerbs, AsyncBatches, AsyncOperatorVerbs):
         """
         await check_structures(job, fields)
         prepared = prepare(as_job(job, fields), self.settings)
-        with broker_errors(self._url):
-            reply = await self._store.run_confirmed(job_calls.submit(prepared))
-        return AsyncJob(self, accepted_id(prepared, reply))
+        with send_span(prepared, self.settings) as traced:
+            with broker_errors(self._url):
+                reply = await self._store.run_confirmed(job_calls.submit(traced))
+            return AsyncJob(self, accepted_id(traced, reply))
 
     async def submit_many(
         self,

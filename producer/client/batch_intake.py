@@ -21,6 +21,7 @@ from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store.batch_calls import OpenBatch
 from batchmill.producer.store.reply_errors import accepted_id
 from batchmill.producer.store.submission import fingerprint, prepare
+from batchmill.producer.tracing.sending import with_create_span
 
 from .job_groups import MAX_GROUP_CHARS, MAX_GROUP_JOBS, JobLike, OnRejected, as_job
 
@@ -142,12 +143,14 @@ class BatchIntake:
         prepared = prepare(job, self._settings)
         kind = LineKind.TEXT if job.messages is None else LineKind.CHAT
         moments = (prepared.deadline_at_ms, self._batch.deadline_at_ms)
-        return replace(
+        line = replace(
             prepared,
+            traceparent=prepared.traceparent or self._batch.traceparent,
             deadline_at_ms=min((moment for moment in moments if moment is not None), default=None),
             fingerprint=fingerprint(job) if self._is_resumable else "",
             batch=BatchPlace(self._batch.batch_id, index, custom_id, kind.value),
         )
+        return with_create_span(line, self._settings)
 
     def _reject(self, index: int, error: JobRejected, custom_id: str | None) -> None:
         error.custom_id = custom_id

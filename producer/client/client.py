@@ -25,6 +25,7 @@ from batchmill.producer.store.replication import replica_wait
 from batchmill.producer.store.reply_errors import accepted_id, broker_errors
 from batchmill.producer.store.store import Store
 from batchmill.producer.store.submission import prepare
+from batchmill.producer.tracing.sending import check_traces, send_span
 from batchmill.producer.watch.explanation import explained
 from batchmill.producer.watch.many_jobs import EndWatch
 from batchmill.producer.watch.one_job import wait_until_ended
@@ -122,10 +123,12 @@ class Client(JobVerbs, Batches, OperatorVerbs):
 
         Raises:
             BrokerUnavailable: no URL is known and no embedded broker runs.
+            TracesUnavailable: spans are asked for and cannot be made.
             ValueError: `timeout_s` is not a positive number of seconds, or too short for the
                 replicas, or `min_replicas` is negative.
         """
         self.settings = ProducerSettings() if settings is None else settings
+        check_traces(self.settings)
         self._url = find_broker(url or self.settings.broker_url)
         timeout_s = self.settings.broker_timeout_s if timeout_s is None else timeout_s
         self._store = Store.from_url(
@@ -171,9 +174,10 @@ class Client(JobVerbs, Batches, OperatorVerbs):
                 failover may lose it.
         """
         prepared = prepare(as_job(job, fields), self.settings)
-        with broker_errors(self._url):
-            reply = self._store.run_confirmed(job_calls.submit(prepared))
-        return Job(self, accepted_id(prepared, reply))
+        with send_span(prepared, self.settings) as traced:
+            with broker_errors(self._url):
+                reply = self._store.run_confirmed(job_calls.submit(traced))
+            return Job(self, accepted_id(traced, reply))
 
     def submit_many(
         self,

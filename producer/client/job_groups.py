@@ -17,6 +17,7 @@ from batchmill.producer.protocol.replies import SubmitReply, SubmitStatus
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store.reply_errors import accepted_id
 from batchmill.producer.store.submission import prepare
+from batchmill.producer.tracing.sending import with_create_span
 
 #: A job as callers give it: its prompt alone, all of its fields, or the checked job.
 JobLike: TypeAlias = str | JobFields | GenerationJob
@@ -84,6 +85,7 @@ class JobGroup:
         self._num_added += 1
         try:
             prepared = prepare(as_job(job, {}), self._settings)
+            prepared = with_create_span(prepared, self._settings)
         except JobRejected as error:
             self._reject(index, error)
             return

@@ -22,6 +22,7 @@ from batchmill.engine.contract.limits import (
 )
 from batchmill.engine.contract.unsupported import UNSUPPORTED_FIELDS
 from batchmill.producer.protocol import keys
+from batchmill.producer.tracing.traceparent import read_traceparent
 from batchmill.producer.webhook.target import split_url
 
 from . import limits
@@ -238,6 +239,12 @@ class GenerationJob(ChatFields, SamplingControls):
     not_before: Moment | None = None
     """Date and time with a time zone, or seconds of unix time, before which the job does not
     run. If `delay_s` is given too, the later of the two counts."""
+
+    traceparent: Annotated[str | None, BeforeValidator(read_traceparent), WithJsonSchema({})] = (
+        Field(default=None, exclude_if=lambda context: context is None)
+    )
+    """W3C trace context of the caller, which the job, its spans, its logs and its webhooks
+    continue. An invalid one is ignored."""
 
     retry: RetryPolicy | None = optional(None)
     """Which errors of an attempt lead to another attempt, how often, and after which waits.

@@ -113,6 +113,10 @@ class JobFields(OtherNames, total=False):
     """Date and time with a time zone, or seconds of unix time, before which the job does not
     run. If `delay_s` is given too, the later of the two counts."""
 
+    traceparent: str | None
+    """W3C trace context of the caller, which the job, its spans, its logs and its webhooks
+    continue. An invalid one is ignored."""
+
     retry: RetryPolicy | dict[str, Any] | None
     """Which errors of an attempt lead to another attempt, how often, and after which waits.
     What it leaves out is the operator's default."""

@@ -122,6 +122,8 @@ class OutboxEntry:
     #: With `generation.output`: tokens so far.
     num_tokens: int | None = None
     lane: Lane = Lane.FAST
+    #: Trace of the job or batch, as it was stored: any client may have written it.
+    traceparent: str | None = None
 
     @property
     def receiver_id(self) -> str | None:

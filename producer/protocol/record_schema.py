@@ -116,6 +116,8 @@ class RecordFields(BaseModel):
     """What its ends have counted: 1, then tokens of the prompt, of the output, and cached ones."""
     gateway: str | None = Field(default=None, json_schema_extra=_JSON)
     """What the gateway needs to answer in its caller's terms."""
+    traceparent: str | None = None
+    """W3C context of the span that sent the job, or of its caller."""
     tags: str | None = None
     """Labels, separated by commas."""
     max_tokens: Number | None = None

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from .attempts import Attempt
 from .pauses import Pause
 
 
@@ -124,6 +125,12 @@ class Claim:
     identity: str = ""
     #: Failed attempts of this run that were followed by another one.
     retries: int = 0
+    #: Trace of the job, as it was stored: any client may have written it.
+    traceparent: str | None = None
+    #: Attempts that have ended, oldest first.
+    history: tuple[Attempt, ...] = ()
+    #: The clock of Redis when the claim was made; a repeated call has a later `claimed_at_ms`.
+    made_at_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

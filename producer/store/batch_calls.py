@@ -15,6 +15,7 @@ from batchmill.producer.protocol.calls.batches import CreateReply, SealReply
 from batchmill.producer.protocol.calls.call import Argument, Call
 from batchmill.producer.protocol.replies import CancelStatus
 from batchmill.producer.settings import ProducerSettings
+from batchmill.producer.tracing.sending import current_traceparent
 
 from .reply_errors import batch_closed_error, unknown_batch_error
 from .submission import check_webhook
@@ -29,6 +30,8 @@ class OpenBatch:
     batch_id: str
     #: Jobs that have not ended by then expire; None is never. Milliseconds of unix time.
     deadline_at_ms: int | None
+    #: Trace that its lines continue, unless they have their own; None without one.
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,7 @@ def create(
     settings: ProducerSettings,
     batch_id: str | None = None,
     origin: BatchOrigin | None = None,
+    traceparent: str | None = None,
 ) -> Call[OpenBatch | BatchmillError]:
     """Open a batch, or find the one that its idempotency key stands for.
 
@@ -57,6 +61,7 @@ def create(
         settings: for the time to live and the webhooks that are allowed.
         batch_id: a given id; None derives it from the key, or makes a new one.
         origin: of a batch that came by the gateway.
+        traceparent: trace of the batch; None takes that of the application's current span.
 
     Raises:
         JobRejected: the operator does not allow the webhook.
@@ -74,6 +79,7 @@ def create(
         "webhook_events": None if events == set(BATCH_EVENTS) else ",".join(sorted(events)),
         "webhook_secret": request.webhook_secret,
         "tenant": request.tenant,
+        "traceparent": traceparent or current_traceparent(settings),
     }
     if origin is not None:
         fields |= asdict(origin) | {"intake": "1"}

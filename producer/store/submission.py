@@ -55,7 +55,7 @@ def prepare(job: GenerationJob, settings: ProducerSettings, *, job_id: str | Non
         job_id=job_id,
         model=model,
         queue=keys.queue_name(model, job.priority),
-        document=job.model_dump_json(exclude_none=True),
+        document=job.model_dump_json(exclude_none=True, exclude={"traceparent"}),
         result_ttl_ms=settings.result_ttl_s * 1000,
         webhook=job.webhook,
         webhook_events=_events(job),
@@ -72,6 +72,7 @@ def prepare(job: GenerationJob, settings: ProducerSettings, *, job_id: str | Non
         limits=queue_limits(settings),
         tags=tuple(job.tags),
         max_tokens=job.max_tokens,
+        traceparent=job.traceparent,
     )
 
 
@@ -162,6 +163,6 @@ def _events(job: GenerationJob) -> str:
 
 def fingerprint(job: GenerationJob) -> str:
     """Return a digest of everything the caller asked for, before a seed is chosen."""
-    content = job.model_dump(mode="json", exclude={"idempotency_key"})
+    content = job.model_dump(mode="json", exclude={"idempotency_key", "traceparent"})
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -76,6 +76,7 @@ def test_real_records_fit_their_schema_and_hold_no_field_that_it_does_not_know(
         "ttl_s": 60.0,
         "tags": ["a", "b"],
         "delay_s": 0.001,
+        "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
     }
     documents: list[dict[str, Any]] = [{"prompt": "x"}, {"prompt": "x", **everything}]
     ids = []

@@ -22,12 +22,13 @@ ORDER = {
     ),
     "producer": (
         *("install_hint", "plural", "moments", "protocol", "results", "progress"),
-        *("error_codes", "errors", "secrets_from_files", "broker_url", "webhook", "settings"),
+        *("error_codes", "errors", "tracing", "secrets_from_files", "broker_url", "webhook"),
+        "settings",
         *("job", "files", "store", "watch", "client", "bulk", "schemas", "__init__"),
     ),
     "worker": (
         *("error_codes", "errors", "service_errors", "logs", "terminal", "settings", "health"),
-        *("engine_host", "jobs", "webhooks", "local", "gateway", "unknown_settings"),
+        *("engine_host", "jobs", "tracing", "webhooks", "local", "gateway", "unknown_settings"),
         *("consumer", "app", "bench", "monitor", "demo", "chaos", "cli", "__init__"),
     ),
 }
@@ -39,7 +40,7 @@ IMPORTABLE = {
     ("worker", "producer"): {
         *("__init__", "broker_url", "bulk", "client", "error_codes", "errors", "files"),
         *("install_hint", "job", "plural", "progress", "protocol", "results"),
-        *("secrets_from_files", "settings", "store", "webhook"),
+        *("secrets_from_files", "settings", "store", "tracing", "webhook"),
     },
 }
 

@@ -159,6 +159,8 @@ def _exit_code(error: Exception) -> ExitCode:
             return ExitCode.TIMEOUT
         case producer.BrokerUnavailable():
             return ExitCode.BROKER
+        case producer.TracesUnavailable():
+            return ExitCode.CONFIG
         case _:
             return ExitCode.FAILED
 

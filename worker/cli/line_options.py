@@ -112,9 +112,11 @@ class LineOptions:
             fields["response_format"] = self._response_format(self.schema)
         for name in given.keys() & {"max_tokens", "temperature", "priority", "tenant", "model"}:
             raise usage_error(f"--param {name}: use --{name.replace('_', '-')} instead")
-        return fields | {
-            name: parse_json_option(f"--param {name}", text) for name, text in given.items()
-        }
+        return (
+            _trace_of_command()
+            | fields
+            | {name: parse_json_option(f"--param {name}", text) for name, text in given.items()}
+        )
 
     @staticmethod
     def _response_format(path: Path) -> dict[str, Any]:
@@ -140,6 +142,14 @@ class LineOptions:
             except ValueError as error:
                 raise usage_error(f"--tag: {error}") from None
         return labels
+
+
+def _trace_of_command() -> dict[str, Any]:
+    """Return the trace that the command was started in, for lines without their own."""
+    from batchmill.producer.tracing.sending import environment_traceparent
+
+    found = environment_traceparent()
+    return {} if found is None else {"traceparent": found}
 
 
 def line_settings(

@@ -226,9 +226,11 @@ def _submit(
     fields: dict[str, Any], broker_url: str | None, how: _Following, *, as_json: bool
 ) -> None:
     from batchmill.producer import Client
+    from batchmill.producer.tracing.sending import environment_traceparent
 
+    traced = {"traceparent": environment_traceparent()} | fields
     with Client(resolve_broker(broker_url)) as client:
-        job = client.submit(**fields)
+        job = client.submit(**traced)
         if how.wait or how.stream:
             with wait_notes(job.id, as_json=as_json, is_new=True) as notes:
                 _tell_if_paused(broker_url, job.id)

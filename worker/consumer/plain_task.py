@@ -11,6 +11,7 @@ from batchmill.producer.job.validation import parse_job
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls.new_job import NewJob
 from batchmill.producer.store.submission import prepare
+from batchmill.producer.tracing.traceparent import TRACEPARENT, read_traceparent
 from batchmill.worker.settings import WorkerSettings
 
 from .queue_message import QueueMessage
@@ -46,6 +47,7 @@ def read_job(message: QueueMessage, settings: WorkerSettings) -> NewJob:
         not_before_ms=max(starts, default=None),
         start_by_ms=message.expires_ms,
         message_priority=_priority(message.message),
+        traceparent=new.traceparent or read_traceparent(headers.get(TRACEPARENT)),
     )
 
 

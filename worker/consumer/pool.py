@@ -17,6 +17,7 @@ from batchmill.producer.store.job_store import JobStore
 from batchmill.producer.store.replication import replica_wait
 from batchmill.worker.errors import EXIT_CONFIG
 from batchmill.worker.health.report import REPORT_INTERVAL_S
+from batchmill.worker.jobs.attempt_trace import NO_TRACES, JobTraces
 from batchmill.worker.jobs.runtime import WorkerRuntime
 from batchmill.worker.settings import WorkerSettings
 
@@ -71,6 +72,7 @@ class EnginePool(BasePool):
             must_stop=_is_stop_requested,
             write_missing_results=lambda: self._missing.write_missing(),
             move_tasks=lambda: self._mover.move_tasks(),
+            traces=_traces(self._settings, self._node_name),
         )
         self._missing = MissingResults(store, self.app, session=self._runtime.session)
         self._progress = ProgressEvents(self._runtime.jobs.snapshot)
@@ -208,6 +210,14 @@ def _connect(settings: WorkerSettings) -> Redis:
     redis-py's retries would block the event loop, and the record writer past its leases.
     """
     return connect(str(settings.broker_url), timeout_s=settings.broker_timeout_s / 2, num_retries=0)
+
+
+def _traces(settings: WorkerSettings, node_name: str) -> JobTraces:
+    if not settings.traces:
+        return NO_TRACES
+    from batchmill.worker.tracing.attempt_spans import OtelTraces
+
+    return OtelTraces.from_settings(settings, model=settings.served_name, worker=node_name)
 
 
 def _is_stop_requested() -> bool:

@@ -21,6 +21,7 @@ from batchmill.producer.protocol.records import DeadLetterKind
 from batchmill.producer.store.job_store import JobStore
 from batchmill.producer.store.letter_labels import kept_element, message_labels
 from batchmill.producer.store.reply_errors import accepted_id, unusable_record_error
+from batchmill.producer.tracing.traceparent import trace_fields
 from batchmill.worker.errors import JobFailed, MalformedMessage
 from batchmill.worker.jobs.unusable_record import is_unusable_record
 from batchmill.worker.settings import WorkerSettings
@@ -202,7 +203,7 @@ class TaskMover:
                 code="idempotency_conflict",
                 param="idempotency_key",
             )
-        _log.info("task_adopted", job_id=job_id)
+        _log.info("task_adopted", job_id=job_id, **trace_fields(new.traceparent))
 
     def _refuse(self, task: TakenTask, code: str, reason: str, *, keeps_letter: bool) -> None:
         """Report a task that cannot be a job to its sender, and drop it.

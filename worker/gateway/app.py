@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from batchmill.producer.protocol.calls.call import Read
+from batchmill.worker.tracing.process import start_tracing
 
 from .api_errors import ApiError
 from .backend import Backend
@@ -32,6 +33,7 @@ from .message_batches import (
 from .messages import create_message
 from .middleware import Envelope, error_response
 from .models import get_model, list_models
+from .request_spans import RequestSpans
 from .responses import cancel_response, create_response, delete_response, get_response
 from .route import Route
 from .settings import GatewaySettings
@@ -72,7 +74,10 @@ def build_app(settings: GatewaySettings) -> Starlette:
 
     return Starlette(
         routes=routes(),
-        middleware=[Middleware(Envelope, max_header_bytes=settings.gateway_max_header_bytes)],
+        middleware=[
+            Middleware(RequestSpans, tracer=start_tracing(settings, "batchmill-gateway")),
+            Middleware(Envelope, max_header_bytes=settings.gateway_max_header_bytes),
+        ],
         exception_handlers={HTTPException: _unknown_url},
         lifespan=lifespan,
     )

@@ -12,6 +12,7 @@ from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls.call import Read, stored
 from batchmill.producer.store.api_keys import ApiKey
 from batchmill.producer.store.reply_errors import unknown_batch_error
+from batchmill.producer.tracing.traceparent import read_traceparent
 
 from .backend import Backend
 
@@ -28,6 +29,8 @@ class GatewayBatch:
     details: dict[str, Any]
     #: The one model of its lines; None if they name several, or were not read yet.
     model: str | None
+    #: Trace that its lines continue, unless they have their own; None without one.
+    traceparent: str | None
 
     @property
     def id(self) -> str:
@@ -101,6 +104,7 @@ def _readable(fields: Any, num_jobs: Any) -> GatewayBatch | None:
             known[b"tenant"].decode(),
             json.loads(known[b"gateway"]),
             None if model is None else model.decode(),
+            read_traceparent(known.get(b"traceparent")),
         )
     except (KeyError, TypeError, ValueError):
         return None

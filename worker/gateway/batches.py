@@ -26,6 +26,7 @@ from .caller import identify, require_scope, take_rate
 from .files import load_file, page, page_limit
 from .openai_api import BATCH_ENDPOINTS, BATCHES, OTHER_BATCH_ENDPOINTS
 from .request_body import read_json
+from .request_spans import traceparent_of_request
 from .spec.requests import BATCH
 
 _DEFAULT_PAGE, _MAX_PAGE = 20, 100
@@ -53,7 +54,8 @@ async def create_batch(request: Request) -> Response:
     batch = _request(fields, window)
     origin = BatchOrigin(key.tenant, key.id, json.dumps(details))
     batch_id = _batch_id(request, key)
-    call = batch_calls.create(batch, backend.settings, batch_id, origin)
+    traceparent = traceparent_of_request(request)
+    call = batch_calls.create(batch, backend.settings, batch_id, origin, traceparent)
     opened = raise_if_error(await backend.run(call))
     backend.wake_intake()
     created = await load_batch(backend, key, opened.batch_id, BATCHES)

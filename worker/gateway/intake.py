@@ -95,7 +95,8 @@ async def _check_and_submit(backend: Backend, batch: GatewayBatch) -> None:
         name = models.pop()
         await backend.read(Read(lambda p: p.hset(keys.batch(batch.id), "model", name), list))
     expires_at = batch.status.expires_at
-    opened = OpenBatch(batch.id, None if expires_at is None else expires_at * 1000)
+    deadline_at_ms = None if expires_at is None else expires_at * 1000
+    opened = OpenBatch(batch.id, deadline_at_ms, batch.traceparent)
     with contextlib.suppress(BatchClosed):  # cancelled or expired meanwhile
         await async_batch_verbs.fill_batch(
             backend.store,

@@ -20,10 +20,12 @@ from batchmill.producer.protocol.calls.call import Read
 from batchmill.producer.store.api_keys import ApiKey
 from batchmill.producer.store.reply_errors import accepted_id, unknown_job_error
 from batchmill.producer.store.submission import estimated_tokens, prepare
+from batchmill.producer.tracing.sending import send_span
 
 from .api_errors import invalid
 from .backend import Backend
 from .caller import check_class, check_model, take_rate, unknown_model
+from .request_spans import traceparent_of_request
 
 Value = TypeVar("Value")
 
@@ -118,13 +120,16 @@ async def submit_job(
         JobRejected: the queue refuses it.
     """
     await take_rate(request, backend, key, estimated_tokens(job))
+    prepared = prepare(job, backend.settings)
     new = replace(
-        prepare(job, backend.settings),
+        prepared,
         api_key=key.id,
         gateway=details,
+        traceparent=prepared.traceparent or traceparent_of_request(request),
     )
-    reply = await backend.run(job_calls.submit(new))
-    request.state.request_id = accepted_id(new, reply)
+    with send_span(new, backend.settings) as traced:
+        reply = await backend.run(job_calls.submit(traced))
+        request.state.request_id = request.state.job_id = accepted_id(traced, reply)
     return str(request.state.request_id)
 
 

@@ -36,6 +36,7 @@ from .message_batch_object import BATCH_S, batch_id_of, batch_object, message_ba
 from .message_object import message_object
 from .openai_api import MESSAGE_BATCHES, MESSAGES
 from .request_body import read_json
+from .request_spans import traceparent_of_request
 
 _DEFAULT_PAGE, _MAX_PAGE = 20, 1000
 #: The file of the requests is kept for longer than its batch may take to be read.
@@ -68,8 +69,10 @@ async def create_message_batch(request: Request) -> Response:
         "num_requests": len(requests),
     }
     origin = BatchOrigin(key.tenant, key.id, json.dumps(details))
+    batch_request = parse_batch({"ttl_s": float(BATCH_S)})
+    traceparent = traceparent_of_request(request)
     call = batch_calls.create(
-        parse_batch({"ttl_s": float(BATCH_S)}), backend.settings, keys.new_batch_id(None), origin
+        batch_request, backend.settings, keys.new_batch_id(None), origin, traceparent
     )
     opened = raise_if_error(await backend.run(call))
     backend.wake_intake()

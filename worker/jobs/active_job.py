@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.replies import Claim, HeldJob, JobState, TokenWrite
+from batchmill.producer.tracing.traceparent import trace_fields
 from batchmill.worker.engine_host.messages import AddRequest
 
+from .attempt_trace import NO_TRACE, AttemptTrace
 from .outcome import TaskHandle
 from .retry_rules import RetryRules
 
@@ -59,6 +61,7 @@ class ActiveJob:
     #: The stored tokens once disagreed with ours; the second time the job is dropped.
     had_gap: bool = False
     is_in_engine: bool = False
+    trace: AttemptTrace = NO_TRACE
     #: Pieces of text, each with the number of output tokens that make it certain.
     _text: deque[tuple[int, bytes]] = field(default_factory=deque)
     #: Text that the record does not have yet, and the byte position where it begins.
@@ -69,6 +72,13 @@ class ActiveJob:
     def request_id(self) -> str:
         """The engine's name for this attempt; a later attempt is a different request."""
         return self.request.request_id
+
+    @property
+    def log_ids(self) -> dict[str, str]:
+        """The fields that name the job, and its trace if it has one, in each line of the log."""
+        trace_id = self.trace.trace_id
+        trace = trace_fields(self.claim.traceparent) if trace_id is None else {"trace_id": trace_id}
+        return {"job_id": self.claim.job_id, **trace}
 
     @property
     def group_limit(self) -> int | None:

@@ -79,6 +79,7 @@ class Checkpoints:
         for job, write, status in zip(dirty, writes, statuses, strict=True):
             if status not in (WriteStatus.GAP, WriteStatus.FENCED):
                 job.mark_saved(write)
+                job.trace.saved(job, len(write.token_ids), now)
         self._saved.note_saved(received)
         self._adapt()
         return list(zip(dirty, statuses, strict=True))

@@ -157,14 +157,14 @@ class EndWriter:
             self._drop(waiting.job, "refused")
             return
         reason = f"{type(error).__name__}: {str(error)[:200]}"
-        _log.error("end_refused", job_id=waiting.job.claim.job_id, reason=reason)
+        _log.error("end_refused", **waiting.job.log_ids, reason=reason)
         waiting.end = result_refused_end(waiting.end, _MAX_TRIES, reason)
         waiting.is_replaced = True
         waiting.num_refusals = 0
 
     def _drop(self, job: ActiveJob, why: str) -> None:
         """Leave a job to the sweep: its lease runs out unless another worker has it."""
-        _log.warning("end_not_written", job_id=job.claim.job_id, why=why)
+        _log.warning("end_not_written", **job.log_ids, why=why)
         self._settle(job, NOT_OURS)
 
     def _is_call_at_fault(self, error: RedisError) -> bool:
@@ -184,7 +184,7 @@ def _must_repeat(waiting: _WaitingEnd, shortage: NotConfirmed) -> bool:
         return True
     _log.error(
         "end_not_replicated",
-        job_id=waiting.job.claim.job_id,
+        **waiting.job.log_ids,
         reason=str(shortage),
         effect="it is reported all the same; if a failover loses it, the job runs again",
     )

@@ -20,6 +20,7 @@ from batchmill.producer.store.job_store import JobStore
 from batchmill.producer.store.letter_labels import document_labels
 from batchmill.producer.store.reply_errors import accepted_id, unusable_record_error
 from batchmill.producer.store.submission import prepare
+from batchmill.producer.tracing.traceparent import trace_fields
 from batchmill.worker.settings import WorkerSettings
 
 from .unusable_record import is_unusable_record
@@ -132,7 +133,12 @@ class InboxMover:
         job_id = accepted_id(new, reply)
         if reply.status is SubmitStatus.EXISTING and job_id == new.job_id:
             self._check_same_job(document, new)
-        _log.info("inbox_submitted", job_id=job_id, is_new=reply.status is SubmitStatus.CREATED)
+        _log.info(
+            "inbox_submitted",
+            job_id=job_id,
+            is_new=reply.status is SubmitStatus.CREATED,
+            **trace_fields(new.traceparent),
+        )
 
     def _only_model(self) -> str:
         """Return the model for a document that names none.

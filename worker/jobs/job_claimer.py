@@ -22,6 +22,7 @@ from batchmill.worker.settings import WorkerSettings
 
 from .active_job import ActiveJob
 from .active_jobs import ActiveJobs
+from .attempt_trace import JobTraces
 from .engine_request import cache_salt, engine_request, request_id, time_limit
 from .job_end import failed_end, with_retry
 from .outcome import Outcome, TaskHandle
@@ -62,6 +63,7 @@ class JobClaimer:
         owner: str,
         session: str,
         read_identity: Callable[[], str | None],
+        traces: JobTraces,
     ) -> None:
         """Bind to the parts around it.
 
@@ -74,6 +76,7 @@ class JobClaimer:
             owner: this worker's name, in the records.
             session: this run of the worker, in the records.
             read_identity: the engine's identity; None while there is no engine.
+            traces: makes the traces of attempts.
         """
         self._settings = settings
         self._store = store
@@ -83,6 +86,7 @@ class JobClaimer:
         self._owner = owner
         self._session = session
         self._read_identity = read_identity
+        self._traces = traces
         self._rng = random.Random()
         self._parked: deque[_ParkedTask] = deque()
         self._closed = False
@@ -178,10 +182,12 @@ class JobClaimer:
             document = parse_document(claim.document)
             check_retry(document.retry, self._settings)
         except JobRejected as rejection:
+            job.trace = self._traces.start(claim, None)
             self._reporter.accept(task)
             end = failed_end(rejection.code, str(rejection))
             self._writer.end(job, with_retry(job, end, self._rng))
             return
+        job.trace = self._traces.start(claim, document)
         task.describe(facts_of_job(document))
         shared = self._settings.prefix_cache_shared_across_tenants
         salt = cache_salt(document, shared_across_tenants=shared)
@@ -192,7 +198,7 @@ class JobClaimer:
         job.tags = document.tags
         _log.debug(
             "job_claimed",
-            job_id=claim.job_id,
+            **job.log_ids,
             attempt=claim.attempts,
             num_resumed_tokens=len(claim.token_ids),
             alone=claim.alone,

@@ -30,6 +30,12 @@ class Outcome:
     is_held: bool = True
     facts: Mapping[str, object] = field(default_factory=dict)
 
+    def log_fields(self, num_tokens: int) -> dict[str, object]:
+        """Return what a line of the log says of the outcome of a job with so many tokens."""
+        state = "not ours" if self.state is None else self.state.value
+        code = None if self.error is None else self.error[0]
+        return {"state": state, "code": code, "num_output_tokens": num_tokens}
+
 
 NOT_OURS = Outcome(None)
 

@@ -246,7 +246,7 @@ class RecordWriter:
         """Forget a job that is no longer ours."""
         self._jobs.abort(job)
         if self._jobs.remove(job):
-            _log.warning("job_dropped", job_id=job.claim.job_id, fence=job.claim.fence, why=why)
+            _log.warning("job_dropped", **job.log_ids, fence=job.claim.fence, why=why)
             self._settle(job, NOT_OURS)
 
     def _on_gap(self, job: ActiveJob) -> None:

@@ -19,6 +19,7 @@ from batchmill.worker.settings import WorkerSettings
 
 from .active_job import ActiveJob
 from .active_jobs import ActiveJobs
+from .attempt_trace import NO_TRACES, JobTraces
 from .clock_watch import ClockWatch
 from .engine_breaker import EngineBreaker
 from .engine_spec import engine_spec
@@ -72,6 +73,7 @@ class WorkerRuntime:
         must_stop: Callable[[], bool],
         write_missing_results: Callable[[], None] = lambda: None,
         move_tasks: Callable[[], None] = lambda: None,
+        traces: JobTraces = NO_TRACES,
     ) -> None:
         """Put the parts together without starting them.
 
@@ -86,6 +88,7 @@ class WorkerRuntime:
                 message then; `on_room` wakes it.
             write_missing_results: called twice a second; see `MissingResults`.
             move_tasks: called all the time; see `TaskMover`.
+            traces: makes the traces of attempts.
         """
         self._settings = settings
         self._store = store
@@ -112,7 +115,7 @@ class WorkerRuntime:
         self._saved = SavedOutput(self.link.send)
         self.reporter = OutcomeReporter(settings.finisher_threads)
         self.writer = self._make_writer()
-        self.claimer = self._make_claimer()
+        self.claimer = self._make_claimer(traces)
         self.gate = self._make_gate()
         self.high = HighIntake(
             store,
@@ -270,6 +273,7 @@ class WorkerRuntime:
         if finished.finish_reason not in ("abort", "error"):
             self._breaker.note_finished()
         if job is not None and self.jobs.remove(job):
+            job.trace.finished(job, finished)
             self.gate.observe_prompt(finished.num_prompt_tokens)
             model = self._settings.served_name
             end = finished_end(job, finished, worker=self._name, model=model)
@@ -278,14 +282,8 @@ class WorkerRuntime:
 
     def _settle(self, job: ActiveJob, outcome: Outcome) -> None:
         """Report a job's outcome, after its last write."""
-        state = "not ours" if outcome.state is None else outcome.state.value
-        _log.info(
-            "job_settled",
-            job_id=job.claim.job_id,
-            state=state,
-            code=None if outcome.error is None else outcome.error[0],
-            num_output_tokens=len(job.token_ids),
-        )
+        _log.info("job_settled", **job.log_ids, **outcome.log_fields(len(job.token_ids)))
+        job.trace.end(job, outcome)
         self.reporter.report(job.task, outcome)
 
     # Actions of the periodic threads.
@@ -335,7 +333,7 @@ class WorkerRuntime:
             on_fatal=self._on_fatal,
         )
 
-    def _make_claimer(self) -> JobClaimer:
+    def _make_claimer(self, traces: JobTraces) -> JobClaimer:
         return JobClaimer(
             self._settings,
             self._store,
@@ -345,6 +343,7 @@ class WorkerRuntime:
             owner=self._name,
             session=self._session,
             read_identity=lambda: None if self.link.ready is None else self.link.ready.identity,
+            traces=traces,
         )
 
     def _make_gate(self) -> IntakeGate:

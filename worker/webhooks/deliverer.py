@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import random
 import time
+from typing import Any
 
 import redis
 import structlog
@@ -22,9 +23,11 @@ from batchmill.producer.protocol.outbox import Breaker, DeliveryOutcome, OutboxE
 from batchmill.producer.store.batches import batches
 from batchmill.producer.store.job_store import JobStore
 from batchmill.producer.store.receivers import receiver_secrets
+from batchmill.producer.tracing.traceparent import trace_fields
 from batchmill.producer.webhook.signature import signature_headers
 
 from .delivery_slots import DeliverySlots
+from .delivery_span import DeliverySpan
 from .payload import host_of, render_batch_body, render_body, render_response_body
 from .schedule import RetrySchedule
 from .sender import SendOutcome, WebhookSender
@@ -56,6 +59,7 @@ class Deliverer:
         *,
         owner: str,
         session: str = "",
+        tracer: Any = None,
     ) -> None:
         """Bind to the store and a sender; nothing is sent before `run`.
 
@@ -65,6 +69,7 @@ class Deliverer:
             sender: makes the HTTP requests.
             owner: name of this deliverer in logs and leases.
             session: this run of it; empty if others cannot see its end.
+            tracer: OpenTelemetry's; None makes no spans.
         """
         self._store = store
         self._settings = settings
@@ -72,6 +77,7 @@ class Deliverer:
         self._sender = sender
         self._owner = owner
         self._session = session
+        self._tracer = tracer
         self._schedule = RetrySchedule(
             settings.webhook_schedule_s, settings.webhook_jitter, settings.webhook_busy_wait_s
         )
@@ -166,18 +172,20 @@ class Deliverer:
     async def _deliver(self, entry: OutboxEntry) -> None:
         """Send one event, and settle it."""
         start_s = time.monotonic()
+        span = DeliverySpan(self._tracer, entry)
         try:
-            outcome = await self._send_safely(entry)
+            outcome = await self._send_safely(entry, span)
+            span.end(outcome)
             if outcome is not None:
                 await self._settle(entry, outcome, duration_s=time.monotonic() - start_s)
         finally:
             self._slots.free(entry.event_id)
             self._wake.set()
 
-    async def _send_safely(self, entry: OutboxEntry) -> SendOutcome | None:
+    async def _send_safely(self, entry: OutboxEntry, span: DeliverySpan) -> SendOutcome | None:
         """Send one event; None if its body could not be read from Redis."""
         try:
-            return await self._send(entry)
+            return await self._send(entry, span)
         except redis.RedisError as error:  # nothing was sent; it is due again after the lease
             _log.warning("event_not_read", event_id=entry.event_id, error=type(error).__name__)
             return None
@@ -185,7 +193,7 @@ class Deliverer:
             _log.exception("webhook_attempt_broke", event_id=entry.event_id)
             return SendOutcome(None, error="internal")
 
-    async def _send(self, entry: OutboxEntry) -> SendOutcome:
+    async def _send(self, entry: OutboxEntry, span: DeliverySpan) -> SendOutcome:
         secrets = await self._secrets_of(entry)
         if not secrets and entry.receiver_id is not None:
             return SendOutcome(None, error="refused_receiver")
@@ -197,7 +205,8 @@ class Deliverer:
             body = await asyncio.to_thread(self._render_once, entry)
         timestamp_s = int(time.time())
         headers = signature_headers(entry.event_id, timestamp_s, body, secrets=secrets)
-        return await self._sender.send(entry.url, body, headers | {"x-attempt": str(entry.attempt)})
+        headers |= {"x-attempt": str(entry.attempt)} | span.headers()
+        return await self._sender.send(entry.url, body, headers)
 
     async def _secrets_of(self, entry: OutboxEntry) -> tuple[str, ...]:
         """Return the secrets that sign an event; none if they are not known."""
@@ -220,6 +229,8 @@ class Deliverer:
         _log.info(
             "webhook_attempt",
             event_id=entry.event_id,
+            job_id=entry.job_id,
+            **trace_fields(entry.traceparent),
             host=host_of(entry.url),
             attempt=entry.attempt,
             status=outcome.status,

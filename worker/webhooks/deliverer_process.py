@@ -6,11 +6,13 @@ import asyncio
 import os
 import signal
 import socket
+from typing import Any
 
 import structlog
 
 from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.service_errors import NoWebhookSecret
+from batchmill.worker.tracing.process import start_tracing
 
 from .deliverer import Deliverer
 from .deliverer_health import report_health
@@ -30,21 +32,23 @@ def run_deliverer(broker_url: str, settings: WebhookSettings) -> None:
 
     Raises:
         NoWebhookSecret: no secret is set to sign with.
+        TracesUnavailable: spans are asked for and cannot be made.
     """
     if not settings.secrets:
         raise NoWebhookSecret(
             "BATCHMILL_WEBHOOK_SECRET is not set, and receivers could not check who sends; make a "
             "secret with: batchmill webhook-secret"
         )
-    asyncio.run(_deliver(broker_url, settings))
+    tracer = start_tracing(settings, "batchmill-deliverer")
+    asyncio.run(_deliver(broker_url, settings, tracer))
 
 
-async def _deliver(broker_url: str, settings: WebhookSettings) -> None:
+async def _deliver(broker_url: str, settings: WebhookSettings, tracer: Any) -> None:
     store = JobStore.from_url(broker_url)
     sender = WebhookSender.from_settings(settings)
     owner = f"{socket.gethostname()}-{os.getpid()}"
     session = DelivererSession(store, broker_url, owner, settings.webhook_session_timeout_s)
-    deliverer = Deliverer(store, settings, sender, owner=owner, session=session.name)
+    deliverer = Deliverer(store, settings, sender, owner=owner, session=session.name, tracer=tracer)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, deliverer.stop)
     _log.info("deliverer_started", owner=owner, num_secrets=len(settings.secrets))

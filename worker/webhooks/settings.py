@@ -9,6 +9,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from batchmill.producer.protocol import keys
+from batchmill.producer.tracing.settings import TraceSettings
 from batchmill.producer.webhook.secret_list import read_secrets, valid_secrets
 from batchmill.producer.webhook.signature import sign
 from batchmill.producer.webhook.target_settings import TargetSettings
@@ -23,7 +24,7 @@ NOTE_INTERVAL_S = 1.0
 DEFAULT_SCHEDULE_S = (0.0, 5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.0, 86400.0)
 
 
-class WebhookSettings(TargetSettings):
+class WebhookSettings(TargetSettings, TraceSettings):
     """How webhooks are signed, sent and retried. Each field is BATCHMILL_<NAME> in upper case."""
 
     model_config = SettingsConfigDict(

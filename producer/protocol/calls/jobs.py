@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.attempts import read_history
 from batchmill.producer.protocol.pauses import read_pause
 from batchmill.producer.protocol.replies import (
     CancelAnswer,
@@ -70,6 +71,7 @@ def submit(job: NewJob, *, is_adopted: bool = False) -> Call[SubmitReply]:
         "max_tokens": job.max_tokens,
         "api_key": job.api_key or None,
         "gateway": job.gateway or None,
+        "traceparent": job.traceparent,
     }
     if job.limits is not NO_LIMITS:
         fields |= asdict(job.limits)
@@ -94,7 +96,8 @@ def claim(
         if reply[0] == b"REFUSED":
             return ClaimRefusal(reply[1].decode())
         _, fence, document, data, attempts, alone, deadline, *rest = reply
-        enqueued, started, now, suspect, celery_result, retries = rest
+        enqueued, started, now, suspect, celery_result, retries, *about = rest
+        traceparent, history, made_at_ms = about
         return Claim(
             job_id=job_id,
             fence=fence.decode(),
@@ -110,6 +113,9 @@ def claim(
             celery_result=celery_result == 1,
             identity=identity,
             retries=retries,
+            traceparent=traceparent.decode("latin-1") or None,
+            history=read_history(history),
+            made_at_ms=made_at_ms,
         )
 
     args = (job_id, owner, lease_ms, identity, nonce, session, os.getpid())

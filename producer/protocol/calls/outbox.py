@@ -132,7 +132,7 @@ def _read_entries(reply: list[list[Any]]) -> ClaimedEvents:
 
 def _read_entry(row: list[Any]) -> OutboxEntry:
     event_id, kind, job_id, url, attempt, fence, created_at_ms, *rest = row
-    body, secret, num_tokens, lane = rest
+    body, secret, num_tokens, lane, traceparent = rest
     return OutboxEntry(
         event_id=event_id.decode(),
         type=kind.decode(),
@@ -145,4 +145,5 @@ def _read_entry(row: list[Any]) -> OutboxEntry:
         secret_name=secret.decode(),
         num_tokens=int(num_tokens) if num_tokens else None,
         lane=Lane(lane.decode()),
+        traceparent=traceparent.decode("latin-1") or None,
     )

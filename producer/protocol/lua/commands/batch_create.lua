@@ -1,7 +1,7 @@
 -- Store a new batch.
 -- KEYS: none. ARGV: alternating names and values. Required: id, fingerprint, metadata (JSON), result_ttl_ms.
 -- Optional: ttl_ms, webhook with webhook_events and webhook_secret, as for a job; tenant, api_key and gateway (JSON),
--- of a batch that came by the gateway, with intake ('1': a gateway reads its lines from a file).
+-- of a batch that came by the gateway, with intake ('1': a gateway reads its lines from a file); traceparent.
 -- Reply: {CREATED or EXISTING, id, deadline_at_ms ('' = none)} or {CONFLICT, id, ''}.
 -- @include batches, keys, server
 local batch = {}
@@ -18,7 +18,7 @@ local deadline_at_ms = batch.ttl_ms and now + tonumber(batch.ttl_ms)
 redis.call('HSET', key, 'id', batch.id, 'state', 'validating', 'completed', 0, 'failed', 0,
   'created_at_ms', now)
 for _, name in ipairs({ 'fingerprint', 'metadata', 'result_ttl_ms', 'webhook', 'webhook_events',
-  'webhook_secret', 'tenant', 'api_key', 'gateway' }) do
+  'webhook_secret', 'tenant', 'api_key', 'gateway', 'traceparent' }) do
   if batch[name] then redis.call('HSET', key, name, batch[name]) end
 end
 if deadline_at_ms then redis.call('HSET', key, 'deadline_at_ms', deadline_at_ms) end

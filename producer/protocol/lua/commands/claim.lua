@@ -2,7 +2,8 @@
 -- KEYS: none. ARGV: id, owner, lease_ms, identity, nonce (unique per call), session, pid of the worker (for Celery),
 -- supported versions...
 -- Reply: {CLAIMED, fence, document, token bytes, attempts, alone, deadline_at_ms, enqueued_at_ms, started_at_ms, now,
--- suspect, celery_result, retries} or {REFUSED, reason}.
+-- suspect, celery_result, retries, traceparent ('' = none), history (JSON, '' = none), claimed_at_ms (of the first
+-- call with this nonce)} or {REFUSED, reason}.
 -- @include announce, celery_state, events, fair_share, finish, guard, index, keys, output, pauses, record, server
 allow_writes_when_full()
 local MIN_REFUSAL_WAIT_MS = 1000 -- after the first refusal for the job's version, besides the sweep's grace
@@ -13,7 +14,7 @@ local session, pid = ARGV[6], tonumber(ARGV[7])
 
 local function claim_reply(attempts, alone, deadline_at_ms, now)
   local f = redis.call('HMGET', job_key(id), 'doc', 'enqueued_at_ms', 'started_at_ms', 'suspect',
-    'celery_result', 'fence', 'claim_nonce', 'retries')
+    'celery_result', 'fence', 'claim_nonce', 'retries', 'traceparent', 'history', 'claimed_at_ms')
   local tokens = redis.call('GET', tokens_key(id)) or ''
   if not (f[1] and tonumber(f[2]) and tonumber(f[3])) or #tokens % 4 > 0 then
     error('doc, enqueued_at_ms, started_at_ms or the tokens are missing or wrong', 0)
@@ -21,7 +22,7 @@ local function claim_reply(attempts, alone, deadline_at_ms, now)
   return {
     'CLAIMED', fence_text(f[6], f[7]), f[1], tokens, attempts, alone and 1 or 0,
     deadline_at_ms or '', tonumber(f[2]), tonumber(f[3]), now, tonumber(f[4] or 0),
-    f[5] == '1' and 1 or 0, tonumber(f[8] or 0) or 0,
+    f[5] == '1' and 1 or 0, tonumber(f[8] or 0) or 0, f[9] or '', f[10] or '', tonumber(f[11] or now) or now,
   }
 end
 

@@ -5,7 +5,8 @@
 -- that may be slow and have nothing in flight, for hosts that may be slow, and replayed ones; then the most deliveries
 -- in flight to one host, and to one endpoint; the caller's session ('' = it has none).
 -- Reply: a list of {event id, type, job id, url, attempt, fence, created_at_ms, body ('' = not rendered yet), secret
--- name ('' = the default one), output tokens ('' = not an `output` event), lane (fast, first, more or replay)}.
+-- name ('' = the default one), output tokens ('' = not an `output` event), lane (fast, first, more or replay),
+-- traceparent ('' = none)}.
 -- @include endpoints, events, keys, outbox, record, server
 allow_writes_when_full()
 keep_time()
@@ -35,7 +36,7 @@ local function claim_event(id, endpoint, class, lane)
   if is_claimed[id] then return end -- by this call, under a lease of 0 ms
   local key = event_key(id)
   local f = redis.call('HMGET', key, 'type', 'job_id', 'url', 'created_at_ms', 'body', 'secret',
-    'num_tokens', 'state')
+    'num_tokens', 'state', 'traceparent')
   if not f[1] or (f[8] and f[8] ~= 'pending') then -- erased by hand, or settled
     unqueue_events({ id }, endpoint)
     return
@@ -57,7 +58,7 @@ local function claim_event(id, endpoint, class, lane)
   redis.call('PEXPIRE', claims, math.max(lease_ms, redis.call('PTTL', claims)))
   claimed[#claimed + 1] = {
     id, f[1], f[2], f[3], attempt, fence_text(fence, nonce), tonumber(f[4]), f[5] or '', f[6] or '', f[7] or '',
-    LANE_NAMES[lane],
+    LANE_NAMES[lane], f[9] or '',
   }
   is_claimed[id] = true
   take_room(lane)

@@ -7,7 +7,8 @@
 -- fingerprint, webhook with webhook_events (comma-separated names; without it only the end) and webhook_secret (without
 -- it the default one), tags (comma-separated), max_tokens, celery_result ('1'), celery_headers with celery_embed (JSON:
 -- place in a Celery workflow, and what follows there), batch with batch_index (place of the line, from 0), fingerprint,
--- custom_id and endpoint; api_key and gateway (JSON), of a job that came by the gateway.
+-- custom_id and endpoint; api_key and gateway (JSON), of a job that came by the gateway; traceparent (without it that
+-- of its batch).
 -- Reply: {CREATED, id}, {EXISTING, id}, {CONFLICT, id}, {FULL, limit's name, value, limit, bytes that the job needs
 -- itself}, {PAUSED, kind, name, JSON} (of the pause that refuses it), {TOO_LATE} (the deadline would pass before the
 -- job may run) or {CLOSED, state of its batch ('' = there is none)}.
@@ -60,8 +61,9 @@ local function write_batch(now)
   for _, name in ipairs({ 'batch', 'custom_id', 'endpoint', 'fingerprint' }) do
     if job[name] then redis.call('HSET', job_key(id), name, job[name]) end
   end
-  local api_key = redis.call('HGET', batch_key(job.batch), 'api_key')
-  if api_key then redis.call('HSET', job_key(id), 'api_key', api_key) end
+  local f = redis.call('HMGET', batch_key(job.batch), 'api_key', 'traceparent')
+  if f[1] then redis.call('HSET', job_key(id), 'api_key', f[1]) end
+  if f[2] and not job.traceparent then redis.call('HSET', job_key(id), 'traceparent', f[2]) end
   redis.call('ZADD', batch_jobs_key(job.batch), job.batch_index, id)
   note_line_labels(job.batch, job)
   local idle_at = now + BATCH_IDLE_LIMIT_MS
@@ -90,7 +92,7 @@ redis.call('HSET', job_key(id), 'id', id, 'v', job.v, 'model', job.model, 'queue
   'attempts', 0, 'result_ttl_ms', job.result_ttl_ms, 'tenant', job.tenant, 'cost', job.cost,
   'reserved_bytes', job.reserved_bytes,
   'max_tokens', job.max_tokens or '')
-for _, name in ipairs({ 'tags', 'api_key', 'gateway' }) do
+for _, name in ipairs({ 'tags', 'api_key', 'gateway', 'traceparent' }) do
   if job[name] then redis.call('HSET', job_key(id), name, job[name]) end
 end
 index_job(id, 'queued', job, now)

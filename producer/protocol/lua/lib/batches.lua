@@ -9,7 +9,7 @@ local function load_batch(id)
   if redis.call('TYPE', batch_key(id)).ok ~= 'hash' then return nil end -- deleted, or forged
   local f = redis.call('HMGET', batch_key(id), 'state', 'total', 'completed', 'failed', 'error',
     'is_late', 'deadline_at_ms', 'result_ttl_ms', 'webhook', 'webhook_events', 'webhook_secret',
-    'num_late', 'tenant', 'line_tenant', 'line_tags')
+    'num_late', 'tenant', 'line_tenant', 'line_tags', 'traceparent')
   if not f[1] then return nil end
   local owner = f[13] or f[14] or nil
   if owner == '' then owner = nil end -- its lines have several
@@ -28,6 +28,7 @@ local function load_batch(id)
     tenant = owner,
     line_tenant = f[14],
     line_tags = f[15] or '',
+    traceparent = f[16],
   }
 end
 
@@ -70,7 +71,8 @@ local function finish_batch_if_done(id, now)
   end
   redis.call('HSET', batch_key(id), 'state', state, 'finalizing_at_ms', now, state .. '_at_ms', now)
   if wants_event(batch, state) then add_event(id, batch, state, '', '', now, 'batch') end
-  local told = add_receiver_events(id, batch.tenant or batch.line_tenant or DEFAULT_TENANT, 'batch', state, '', now)
+  local owner = batch.tenant or batch.line_tenant or DEFAULT_TENANT
+  local told = add_receiver_events(id, owner, 'batch', state, '', now, batch.traceparent)
   keep_batch_leftover(id, batch, table.concat(told, ','), state, now)
   redis.call('PEXPIRE', batch_key(id), batch.result_ttl_ms)
   redis.call('PEXPIRE', batch_jobs_key(id), batch.result_ttl_ms)

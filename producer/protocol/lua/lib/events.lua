@@ -24,6 +24,7 @@ local function add_event(id, job, name, suffix, num_tokens, now, kind)
     'url', job.webhook, 'secret', job.webhook_secret, 'num_tokens', num_tokens,
     'tenant', job.tenant or DEFAULT_TENANT, 'state', 'pending', 'attempts', 0, 'fence', 0,
     'created_at_ms', now)
+  if job.traceparent then redis.call('HSET', event_key(event_id), 'traceparent', job.traceparent) end
   queue_event('live', event_id, endpoint_of(job.webhook, job.tenant or DEFAULT_TENANT), now, now)
   return event_id
 end

@@ -2,15 +2,16 @@
 -- @include endpoints, events, keys, outbox, receivers, record
 
 -- Add an event to the outbox for each receiver of a tenant that wants it. The kind is `batch`, `generation` or
--- `response`. Return the ids of the events.
-local function add_receiver_events(id, tenant, kind, name, suffix, now)
+-- `response`; `traceparent` is that of the job or batch, or nil. Return the ids of the events.
+local function add_receiver_events(id, tenant, kind, name, suffix, now, traceparent)
   local ids = {}
   for _, receiver in ipairs(load_receivers(tenant)) do
     local is_wanted = false
     for _, wanted in ipairs(receiver.types) do is_wanted = is_wanted or wanted == kind .. '.' .. name end
     if is_wanted then
       -- The deliverer finds the secret of a receiver by this name, which no secret of an operator can have.
-      local target = { webhook = receiver.url, webhook_secret = '@' .. receiver.id, tenant = tenant }
+      local target = { webhook = receiver.url, webhook_secret = '@' .. receiver.id, tenant = tenant,
+        traceparent = traceparent }
       ids[#ids + 1] = add_event(id, target, name, suffix .. '_' .. receiver.id, '', now, kind)
     end
   end
@@ -21,14 +22,14 @@ end
 -- there were none.
 local function tell_receivers(id, job, state, result, now)
   local suffix = run_suffix(job.run)
-  local ids = add_receiver_events(id, job.tenant, 'generation', state, suffix, now)
+  local ids = add_receiver_events(id, job.tenant, 'generation', state, suffix, now, job.traceparent)
   local f = redis.call('HMGET', job_key(id), 'gateway', 'receiver_events')
   local ok, details = pcall(cjson.decode, f[1] or '')
   -- A background response ends in OpenAI's terms.
   if ok and type(details) == 'table' and details.api == '/v1/responses' and details.background == true then
     local name = state == 'expired' and 'failed' or state
     if name == 'completed' and string.match(result, '"finish_reason":"(%a+)"') == 'length' then name = 'incomplete' end
-    local told = add_receiver_events(id, job.tenant, 'response', name, suffix .. '_response', now)
+    local told = add_receiver_events(id, job.tenant, 'response', name, suffix .. '_response', now, job.traceparent)
     for _, event_id in ipairs(told) do ids[#ids + 1] = event_id end
   end
   if #ids == 0 then return f[2] or nil end

@@ -36,7 +36,8 @@ local function read_valid_job(id)
   local f = redis.call('HMGET', job_key(id), 'state', 'queue', 'fence', 'owner', 'webhook',
     'result_ttl_ms', 'idempotency_key', 'deadline_at_ms', 'cancel_requested', 'alone', 'v',
     'completed_fence', 'webhook_events', 'webhook_secret', 'output_event', 'tenant', 'cost',
-    'charge', 'not_before_ms', 'tags', 'run', 'celery_result', 'claim_nonce', 'identity', 'reserved_bytes')
+    'charge', 'not_before_ms', 'tags', 'run', 'celery_result', 'claim_nonce', 'identity', 'reserved_bytes',
+    'traceparent')
   if not f[1] then return nil end
   local is_state = f[1] == 'queued' or f[1] == 'in_progress' or TERMINAL[f[1]]
   if not (is_state and f[2] and finite(f[3], nil) and finite(f[6], nil)) then
@@ -67,6 +68,7 @@ local function read_valid_job(id)
     celery_result = f[22] == '1',
     identity = f[24],
     reserved_bytes = finite(f[25], 0),
+    traceparent = f[26],
   }
 end
 

@@ -1,0 +1,13 @@
+"""The one setting of traces; everything else is a standard variable of OpenTelemetry."""
+
+from __future__ import annotations
+
+from pydantic_settings import BaseSettings
+
+
+class TraceSettings(BaseSettings):
+    """Whether spans are made."""
+
+    #: Make OpenTelemetry spans of jobs and export them, as the standard `OTEL_*` variables say. It
+    #: needs the extra `traces`.
+    traces: bool = False
