@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,6 +51,22 @@ class BulkMill:
             worker,
         )
         return worker
+
+    def start_gateway(self, port: int) -> subprocess.Popen[bytes]:
+        """Start a gateway with its files in the folder, and wait until it is ready."""
+        files = str(self.folder / "files")
+        options = ("--gateway-port", str(port), "--gateway-files-url", files)
+        gateway = self._start("gateway", *options)
+
+        def is_ready() -> bool:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5):
+                    return True
+            except OSError:
+                return False
+
+        self.wait_for(is_ready, gateway)
+        return gateway
 
     def start_bulk(self, source: Path, *options: str) -> subprocess.Popen[bytes]:
         """Start the command; it writes results to `output` and errors to `errors`."""

@@ -353,3 +353,19 @@ def test_a_large_file_takes_bounded_memory(
         with client.files.with_streaming_response.content(uploaded.id) as response:
             assert sum(map(len, response.iter_bytes())) == uploaded.bytes
     assert process.memory_info().rss - before < 30_000_000
+
+
+def test_a_batch_of_many_lines_takes_bounded_memory(openai: OpenAI, site: Site) -> None:
+    """6 MB of lines and as many results; `tests/bench/gateway_50k.py` does it with more."""
+    process = psutil.Process(site.gateway.process.pid)
+    small = wait_ended(openai, create(openai, upload(openai, [chat_line(1)])).id)
+    results(openai, small.output_file_id)
+    before = process.memory_info().rss
+    message = {"role": "user", "content": "x" * 4000}
+    file_id = upload(openai, [chat_line(number, messages=[message]) for number in range(1500)])
+    batch = wait_ended(openai, create(openai, file_id).id)
+    assert batch.request_counts.completed == 1500
+    with openai.files.with_streaming_response.content(batch.output_file_id) as response:
+        names = [json.loads(line)["custom_id"] for line in response.iter_lines()]
+    assert names == [f"line {number}" for number in range(1500)]
+    assert process.memory_info().rss - before < 20_000_000
