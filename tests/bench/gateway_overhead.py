@@ -82,8 +82,8 @@ def main() -> None:
         mill.start_worker()
         gateway = mill.start_gateway(port)
         with OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="unused") as openai:
-            for work in (lambda: direct_request(client), lambda: gateway_request(openai)):
-                work()
+            direct_request(client)
+            gateway_request(openai)
             print(load_average())
             costs, requests, streams = [], [], []
             for _ in range(num_rounds):
