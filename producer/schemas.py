@@ -73,6 +73,7 @@ def _event() -> dict[str, Any]:
         "tags": {"type": "array", "items": {"type": "string"}},
         "metadata": {"type": "object", "additionalProperties": {"type": "string"}},
         "error": {"anyOf": [{"$ref": "#/$defs/JobError"}, {"type": "null"}]},
+        "attempts": {"type": "array", "items": _attempt(moment)},
         "created_at": moment,
         "started_at": moment,
         "finished_at": moment,
@@ -91,6 +92,20 @@ def _event() -> dict[str, Any]:
         },
     }
     return _titled(schema, "The webhook event of a job that has ended")
+
+
+def _attempt(moment: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of an attempt in a job's event."""
+    number, text = {"type": ["integer", "null"]}, {"type": ["string", "null"]}
+    fields = {
+        "attempt": number,
+        "started_at": moment,
+        "finished_at": moment,
+        "output_tokens": number,
+        "cause": text,
+        "code": text,
+    }
+    return {"type": "object", "properties": fields, "required": list(fields)}
 
 
 def _batch_event() -> dict[str, Any]:

@@ -16,7 +16,7 @@ from batchmill.producer.protocol.used_tokens import Amounts, read_amounts
 
 from . import limits
 from .document import IdempotencyKey, Metadata, SecretName, TenantName, WebhookUrl
-from .field_checks import STRICT
+from .field_checks import STRICT, check_num_parts
 from .validation import rejected_error
 
 _CONFIG = ConfigDict(
@@ -87,6 +87,7 @@ class BatchRequest(BaseModel):
     def _read_null_as_missing(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
+        check_num_parts(data, limits.MAX_PARTS)
         return {name: value for name, value in data.items() if value is not None}
 
 

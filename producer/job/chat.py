@@ -158,7 +158,7 @@ class ChatFields(BaseModel):
     """A chat, which the model's own template makes a prompt of. Give it instead of `prompt`."""
 
     tools: Annotated[
-        list[Tool], AfterValidator(_check_tools), Field(max_length=limits.MAX_TOOLS)
+        list[Tool], Field(max_length=limits.MAX_TOOLS), AfterValidator(_check_tools)
     ] = optional([], repr=False)
     """Functions that the model may call. The model's template must know tools."""
 

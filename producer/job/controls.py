@@ -70,6 +70,8 @@ def _bad_words(given: Any) -> Any:
     """Check bad words by hand: pydantic's error for a union would name both of its branches."""
     if not isinstance(given, list):
         raise ValueError("must be a list")
+    if len(given) > limits.MAX_BAD_WORDS:
+        return given  # refused by its length
     for word in given:
         if isinstance(word, str):
             if not word.strip() or len(check_utf8(word)) > limits.MAX_STOP_CHARS:

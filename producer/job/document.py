@@ -28,7 +28,7 @@ from batchmill.producer.webhook.target import split_url
 from . import limits
 from .chat import ChatFields
 from .controls import SamplingControls, TokenId
-from .field_checks import Text, check_utf8, integral, optional
+from .field_checks import Text, check_num_parts, check_utf8, integral, optional
 from .retry import RetryPolicy
 
 
@@ -138,13 +138,13 @@ MetadataKey = Annotated[
 
 
 #: Receives signed POSTs. https, unless the operator allows http.
-WebhookUrl = Annotated[str, AfterValidator(_check_webhook), Field(max_length=limits.MAX_URL_CHARS)]
+WebhookUrl = Annotated[str, Field(max_length=limits.MAX_URL_CHARS), AfterValidator(_check_webhook)]
 #: Name of one of the operator's secrets.
 SecretName = Annotated[str, AfterValidator(_check_secret_name)]
 IdempotencyKey = Annotated[
     str,
-    AfterValidator(_check_idempotency_key),
     Field(min_length=1, max_length=limits.MAX_IDEMPOTENCY_KEY_CHARS),
+    AfterValidator(_check_idempotency_key),
 ]
 TenantName = Annotated[
     str,
@@ -221,8 +221,8 @@ class GenerationJob(ChatFields, SamplingControls):
 
     tags: Annotated[
         list[Annotated[str, AfterValidator(check_tag)]],
+        Field(max_length=limits.MAX_TAGS),  # before what looks at each: a list may be endless
         AfterValidator(_check_tags),
-        Field(max_length=limits.MAX_TAGS),
     ] = Field(default_factory=list)
     """Labels by which to find, count, cancel and forget jobs."""
 
@@ -255,6 +255,7 @@ class GenerationJob(ChatFields, SamplingControls):
     def _refuse_unsupported(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
+        check_num_parts(data, limits.MAX_PARTS)
         kept = {}
         for name, value in data.items():
             if value is None and name in cls.model_fields:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, ConfigDict, Field
@@ -49,6 +50,28 @@ def check_depth(value: Any, limit: int) -> None:
         layer = [
             inner for item in layer for inner in (item.values() if isinstance(item, dict) else item)
         ]
+
+
+def check_num_parts(value: Any, limit: int) -> None:
+    """Check that JSON does not have so many keys, objects and lists that checking them takes long.
+
+    Raises:
+        ValueError: it has more than `limit` of them together.
+    """
+    waiting, num_parts = [value], 0
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            num_parts += len(part)
+            inner: Iterable[Any] = part.values()
+        else:
+            inner = part
+        num_parts += 1
+        if num_parts + len(waiting) > limit:
+            raise ValueError(
+                f"has more than {limit} keys, objects and lists, the limit; make it smaller"
+            )
+        waiting += [each for each in inner if isinstance(each, dict | list)]
 
 
 def integral(value: Any) -> Any:

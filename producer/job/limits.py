@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
+#: Keys, objects and lists of a job together: checking may make an error of each. A list of token
+#: ids counts as one.
+MAX_PARTS: Final = 131_072
 MAX_METADATA_PAIRS: Final = 16
 MAX_METADATA_KEY_CHARS: Final = 64
 MAX_METADATA_BYTES: Final = 2048

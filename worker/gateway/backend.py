@@ -17,6 +17,7 @@ from batchmill.producer.store.async_store import AsyncStore
 from batchmill.producer.store.replication import replica_wait
 from batchmill.producer.store.reply_errors import broker_errors
 
+from .check_turns import CheckTurns
 from .file_store import FileStore
 from .settings import GatewaySettings
 
@@ -41,6 +42,7 @@ class Backend:
             ),
         )
         self.files = FileStore(settings.gateway_files_url)
+        self.turns = CheckTurns()
         self._running: set[asyncio.Task[Any]] = set()
         self._has_intake = asyncio.Event()
         self._served: dict[str, int] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -19,7 +20,7 @@ from .caller import identify, require_scope
 from .completion_request import CompletionOptions, read_completion
 from .completion_stream import ChunkWriter, completion_chunks
 from .jobs import checked_job, job_details, submit_job, wait_for_result
-from .request_body import read_json
+from .request_body import read_request
 from .sse import event_stream
 
 #: Prompts in one request of `/v1/completions`, each of which is a job.
@@ -40,8 +41,7 @@ async def _create(request: Request, kind: LineKind) -> Response:
     backend: Backend = request.app.state.backend
     key = await identify(request, backend)
     require_scope(key, "submit")
-    body = await read_json(request, backend.settings)
-    fields, options = read_completion(kind, body)
+    fields, options = await read_request(request, backend.settings, partial(read_completion, kind))
     prompts = several_prompts(fields.get("prompt")) if kind is LineKind.TEXT else None
     if prompts is not None:
         return await _create_several(request, backend, key, fields, options, prompts)

@@ -33,8 +33,9 @@ _LEASE_MS = 30_000
 _POLL_S = 2.0
 #: Errors that are reported of a file; of many wrong lines the first ones tell enough.
 MAX_ERRORS = 100
-#: Lines that are checked on a thread at a time.
-_LINES_AT_ONCE = 200
+#: Of structures that are too complex, fewer: each may take seconds to find out.
+_TOO_COMPLEX = "structure_too_complex"
+_MAX_COMPLEX = 3
 #: Files that one gateway reads at a time: one that waits for a full queue does not hold up others.
 _NUM_READERS = 8
 
@@ -125,7 +126,8 @@ async def _check(backend: Backend, batch: GatewayBatch) -> tuple[list[BatchError
             elif line.job is not None:
                 models.add(line.job.model or backend.settings.served_name)
             seen.add(digest)
-            if len(errors) >= MAX_ERRORS or num_lines > limit:
+            num_complex = sum(error.code == _TOO_COMPLEX for error in errors)
+            if len(errors) >= MAX_ERRORS or num_complex >= _MAX_COMPLEX or num_lines > limit:
                 break
     except FileNotFoundError:
         return [BatchError(code="file_not_found", message="the input file was deleted")], models
@@ -144,35 +146,22 @@ async def _lines(backend: Backend, batch: GatewayBatch) -> AsyncIterator[BulkLin
     """Yield the lines of a batch's file; a wrong one has its problem."""
     raw = backend.files.lines(batch.details["input_file_id"], MAX_LINE_BYTES)
     rights = {"id": "", "name": "", "tenant": batch.tenant, **batch.details["rights"]}
-    reader = _LineReader(
-        raw, batch.details["endpoint"], ApiKey.model_validate(rights), backend.settings.served_name
-    )
-    while some := await asyncio.to_thread(reader.next_lines):
+    context = (batch.details["endpoint"], ApiKey.model_validate(rights))
+    lines = _read_lines(raw, *context, backend.settings.served_name)
+    while some := await backend.turns.next_lines(lines):
         for line in some:
             yield line
 
 
-class _LineReader:
-    """Parses lines in groups, on a thread: a line may take milliseconds."""
-
-    def __init__(
-        self, raw: Iterator[bytes], endpoint: str, key: ApiKey, default_model: str
-    ) -> None:
-        self._raw = enumerate(raw, start=1)
-        self._number = 0
-        self._context = (endpoint, key, default_model)
-
-    def next_lines(self) -> list[BulkLine]:
-        """Return the next lines, at most `_LINES_AT_ONCE`; empty at the end of the file."""
-        lines = list[BulkLine]()
-        for place, raw in self._raw:
-            if not raw.strip():
-                continue
-            self._number += 1
-            lines.append(read_batch_line(json_record(self._number, place, raw), *self._context))
-            if len(lines) == _LINES_AT_ONCE:
-                break
-        return lines
+def _read_lines(
+    raw_lines: Iterator[bytes], endpoint: str, key: ApiKey, default_model: str
+) -> Iterator[BulkLine]:
+    """Yield the lines of a file, on a thread: one may take seconds."""
+    number = 0
+    for place, raw in enumerate(raw_lines, start=1):
+        if raw.strip():
+            number += 1
+            yield read_batch_line(json_record(number, place, raw), endpoint, key, default_model)
 
 
 def _error(number: int, problem: JobRejected) -> BatchError:

@@ -58,7 +58,8 @@ async def check_fields(backend: Backend, key: ApiKey, fields: Mapping[str, Any])
         ApiError, JobRejected: as `checked_job`.
     """
     fields = allowed_fields(key, fields, default_class="normal")
-    await check_structures(None, fields)
+    async with backend.turns.of_tenant(key.tenant):
+        await check_structures(None, fields)
     job = parse_job(fields)
     check_allowed(key, job, backend.settings.served_name)
     return job

@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from starlette.requests import Request
@@ -31,6 +31,7 @@ from .batches import own_batches
 from .caller import identify, require_scope, take_rate
 from .file_record import new_file_id
 from .files import page_limit
+from .jobs import while_connected
 from .line_request import read_batch_line
 from .message_batch_object import BATCH_S, batch_id_of, batch_object, message_batch_id
 from .message_object import message_object
@@ -56,7 +57,8 @@ async def create_message_batch(request: Request) -> Response:
         raise invalid(f"requests must be a list of 1 to {limit} requests", "requests")
     file_id = new_file_id()
     default_model = backend.settings.served_name
-    content = await asyncio.to_thread(_checked_lines, requests, key, default_model)
+    lines = _checked_lines(requests, key, default_model)
+    content = await while_connected(request, _joined(backend, lines))
     await asyncio.to_thread(_write, backend, file_id, content)
     expires_at = int(time.time()) + _FILE_S
     entry = {f"{key.tenant}/{file_id}": expires_at}
@@ -146,13 +148,20 @@ async def delete_message_batch(request: Request) -> Response:
     return JSONResponse({"id": message_batch_id(batch.id), "type": "message_batch_deleted"})
 
 
-def _checked_lines(requests: list[Any], key: ApiKey, default_model: str) -> bytes:
-    """Return the requests as lines of a file.
+async def _joined(backend: Backend, lines: Iterator[bytes]) -> bytes:
+    content = bytearray()
+    while some := await backend.turns.next_lines(lines):
+        content += b"".join(some)
+    return bytes(content)
+
+
+def _checked_lines(requests: list[Any], key: ApiKey, default_model: str) -> Iterator[bytes]:
+    """Yield the requests as lines of a file.
 
     Raises:
         ApiError: a request is wrong; the error names its place.
     """
-    lines, names = [], set[str]()
+    names = set[str]()
     for index, given in enumerate(requests):
         where = f"requests.{index}"
         if not isinstance(given, dict):
@@ -164,8 +173,7 @@ def _checked_lines(requests: list[Any], key: ApiKey, default_model: str) -> byte
         if line.custom_id in names:
             raise invalid(f"{where}: custom_id is given twice", f"{where}.custom_id")
         names.add(line.custom_id)
-        lines.append(json.dumps(given, ensure_ascii=False).encode() + b"\n")
-    return b"".join(lines)
+        yield json.dumps(given, ensure_ascii=False).encode() + b"\n"
 
 
 def _write(backend: Backend, file_id: str, content: bytes) -> None:

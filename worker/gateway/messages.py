@@ -11,7 +11,7 @@ from .jobs import checked_job, job_details, submit_job, wait_for_result
 from .message_object import message_object, message_stream
 from .message_request import read_message_request
 from .openai_api import MESSAGES
-from .request_body import read_json
+from .request_body import read_request
 from .sse import event_stream
 
 
@@ -20,7 +20,7 @@ async def create_message(request: Request) -> Response:
     backend: Backend = request.app.state.backend
     key = await identify(request, backend)
     require_scope(key, "submit")
-    fields, options = read_message_request(await read_json(request, backend.settings))
+    fields, options = await read_request(request, backend.settings, read_message_request)
     job = await checked_job(request, backend, key, fields)
     job_id = await submit_job(request, backend, key, job, job_details(MESSAGES))
     cancels = options.cancel_on_disconnect

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -15,6 +15,7 @@ from batchmill.producer.job.strict_json import read_strict_json
 from .api_errors import ApiError, invalid
 from .settings import GatewaySettings
 
+Value = TypeVar("Value")
 #: A body may take one more second for each of these.
 _BYTES_PER_S = 16 << 10
 
@@ -63,17 +64,28 @@ async def read_json(request: Request, settings: GatewaySettings) -> dict[str, An
     Raises:
         ApiError: the body is not one, is too long or comes too slowly.
     """
+    return await read_request(request, settings, lambda body: body)
+
+
+async def read_request(
+    request: Request, settings: GatewaySettings, read: Callable[[dict[str, Any]], Value]
+) -> Value:
+    """Return what a function makes of the JSON object in the body; of a large one on a thread.
+
+    Raises:
+        ApiError: as `read_json`, or the function refuses it.
+    """
     content = bytearray()
     async for chunk in body_chunks(request, settings, settings.gateway_max_body_bytes):
         content += chunk
+    if len(content) > _BYTES_PER_S:  # it would hold up the other requests
+        return await asyncio.to_thread(_parse, bytes(content), read)
+    return _parse(bytes(content), read)
+
+
+def _parse(content: bytes, read: Callable[[dict[str, Any]], Value]) -> Value:
     try:
-        # A large body would hold up the other requests.
-        parse = read_strict_json
-        value = (
-            await asyncio.to_thread(parse, bytes(content))
-            if len(content) > _BYTES_PER_S
-            else parse(bytes(content))
-        )
+        value = read_strict_json(content)
     except JobRejected as error:
         raise invalid(str(error), code=error.code) from None
     except (ValueError, RecursionError) as error:
@@ -81,7 +93,7 @@ async def read_json(request: Request, settings: GatewaySettings) -> dict[str, An
         raise invalid(f"the body is not JSON: {reason}", code="not_json") from None
     if not isinstance(value, dict):
         raise invalid("the body must be a JSON object", code="not_json")
-    return value
+    return read(value)
 
 
 def _too_long(max_bytes: int) -> ApiError:

@@ -14,7 +14,7 @@ from .api_errors import invalid
 from .backend import Backend
 from .caller import identify, require_scope
 from .jobs import checked_job, submit_job, wait_for_result
-from .request_body import read_json
+from .request_body import read_request
 from .response_events import response_stream
 from .response_input import earlier_messages
 from .response_record import load_response, response_details, response_id
@@ -25,7 +25,7 @@ from .sse import event_stream
 async def create_response(request: Request) -> Response:
     """Serve `POST /v1/responses`."""
     backend, key = await _caller(request, "submit")
-    fields, options = read_response(await read_json(request, backend.settings))
+    fields, options = await read_request(request, backend.settings, read_response)
     if options.previous_response_id is not None:
         fields["messages"] = await _with_earlier(backend, key, fields["messages"], options)
     job = await checked_job(request, backend, key, fields)

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from batchmill.producer.job.batch import BatchStatus
+from batchmill.producer.protocol.attempts import Attempt
 from batchmill.producer.protocol.outbox import OutboxEntry
 from batchmill.producer.protocol.records import JobRecord
 
@@ -37,6 +38,7 @@ def render_body(entry: OutboxEntry, record: JobRecord | None) -> bytes:
         "tags": [],
         "metadata": {},
         "error": None,
+        "attempts": [],
         "created_at": None,
         "started_at": None,
         "finished_at": _iso(entry.created_at_ms) if has_ended else None,
@@ -107,6 +109,7 @@ def _end_fields(record: JobRecord, *, include_output: bool) -> dict[str, Any]:
         "finish_reason": result.get("finish_reason"),
         "usage": result.get("usage"),
         "error": json.loads(record.error) if record.error else None,
+        "attempts": [_attempt(attempt) for attempt in record.history],
     }
     text, calls = result.get("text"), result.get("tool_calls")
     if include_output and text is not None:
@@ -116,6 +119,18 @@ def _end_fields(record: JobRecord, *, include_output: bool) -> dict[str, Any]:
         if calls:
             end["tool_calls"] = calls if fits else None
     return end
+
+
+def _attempt(attempt: Attempt) -> dict[str, Any]:
+    """Return an attempt without its worker: a receiver must not learn names of machines."""
+    return {
+        "attempt": attempt.attempt,
+        "started_at": _iso(attempt.claimed_at_ms),
+        "finished_at": _iso(attempt.ended_at_ms),
+        "output_tokens": attempt.tokens_at_end,
+        "cause": attempt.cause,
+        "code": attempt.code,
+    }
 
 
 def host_of(url: str) -> str:

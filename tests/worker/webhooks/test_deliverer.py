@@ -72,6 +72,10 @@ def test_body_says_how_the_job_ended_without_its_text(
     assert data["finish_reason"] == "stop"
     assert data["usage"]["completion_tokens"] == 2
     assert data["metadata"] == {"order": "17"}
+    [attempt] = data["attempts"]
+    assert (attempt["attempt"], attempt["cause"], attempt["code"]) == (1, "completed", None)
+    assert attempt["started_at"] <= attempt["finished_at"]
+    assert "worker" not in attempt
     assert b"secret" not in request.body
     assert request.headers["content-type"] == "application/json"
     assert request.headers["user-agent"].startswith("batchmill/")
@@ -87,6 +91,8 @@ def test_failed_job_is_reported_with_its_error_code(
         event = json.loads(receiver.requests[0].body)
     assert event["type"] == "generation.failed"
     assert event["data"]["error"]["code"] == "engine_error"
+    [attempt] = event["data"]["attempts"]
+    assert (attempt["cause"], attempt["code"]) == ("failed", "engine_error")
     assert event["data"]["usage"] is None
 
 
