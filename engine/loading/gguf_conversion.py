@@ -21,8 +21,8 @@ from batchmill.engine.errors import ModelLoadError, UnsupportedModelError
 from batchmill.engine.models.model_length import check_max_model_len, longest_length
 from batchmill.kernels.cpu.build import cache_folder
 
-from .file_hash import file_hash
 from .gguf_positions import take_over_positions
+from .gguf_split import join_parts, model_parts, parts_hash
 
 if TYPE_CHECKING:
     # At run time it would bring torch's compiler along: seconds that native models do without.
@@ -50,13 +50,14 @@ def converted_folder(gguf_path: Path, max_model_len: int | None = None) -> Path:
         ConfigError: the model was made for less than `max_model_len`.
         ModelLoadError: the file cannot be converted, or the cache folder cannot be written.
     """
+    parts = model_parts(gguf_path)
     try:
         root = cache_folder() / "models"
-        final = root / f"{gguf_path.stem}-{_CONVERSION}-{file_hash(gguf_path)[:16]}"
+        final = root / f"{parts[0].stem}-{_CONVERSION}-{parts_hash(parts)[:16]}"
         if final.is_dir():
             return final
         if max_model_len is not None:
-            check_max_model_len(max_model_len, longest_length(_read_config(gguf_path)))
+            check_max_model_len(max_model_len, longest_length(_read_config(parts[0])))
         root.mkdir(parents=True, exist_ok=True)
         own = Path(tempfile.mkdtemp(prefix=".converting-", dir=root))
     except OSError as error:
@@ -71,7 +72,7 @@ def converted_folder(gguf_path: Path, max_model_len: int | None = None) -> Path:
         extra={"phase": "converting the model, once"},
     )
     try:
-        _convert(gguf_path, own)
+        _convert_parts(parts, own)
         _make_readable(own)
         _publish(own, final)
     finally:
@@ -104,6 +105,22 @@ def _read_config(gguf_path: Path) -> PreTrainedConfig:
     except Exception as error:  # as in `_convert`
         raise _unreadable_error(gguf_path, error) from error
     return config
+
+
+def _convert_parts(parts: list[Path], folder: Path) -> None:
+    """Convert a model in one file or several, which are joined before."""
+    if len(parts) == 1:
+        _convert(parts[0], folder)
+        return
+    with tempfile.TemporaryDirectory(prefix=".joining-", dir=folder.parent) as joining:
+        joined = Path(joining) / parts[0].name
+        try:
+            join_parts(parts, joined)
+        except ModelLoadError:
+            raise
+        except Exception as error:  # as in `_convert`
+            raise _unreadable_error(parts[0], error) from error
+        _convert(joined, folder)
 
 
 def _convert(gguf_path: Path, folder: Path) -> None:
@@ -141,8 +158,9 @@ def _refuse_split(gguf_path: Path, reader: GGUFReader) -> None:
     field = reader.fields.get("split.count")
     if field is not None and field.contents() > 1:
         raise ModelLoadError(
-            f"{gguf_path} is one of {field.contents()} parts of a model: join them into one file "
-            "(llama-gguf-split --merge), or use the model's safetensors instead"
+            f"{gguf_path} is one of {field.contents()} parts of a model, and its name does not say "
+            "which: name the parts as they were (model-00001-of-00002.gguf …), or use the model's "
+            "safetensors instead"
         )
 
 

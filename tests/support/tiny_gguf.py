@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import gguf
@@ -28,7 +28,7 @@ def write_gguf(
     path: Path,
     *,
     rope_freq_base: float = 10000.0,
-    without: str | None = None,
+    without: str | Collection[str] = (),
     more: Mapping[str, np.ndarray] | None = None,
     metadata: Mapping[str, str | float | int] | None = None,
 ) -> dict[str, np.ndarray]:
@@ -37,7 +37,7 @@ def write_gguf(
     Args:
         path: Of the file.
         rope_freq_base: Base of the rotary embedding.
-        without: A weight to leave out.
+        without: Weights to leave out.
         more: Further tensors.
         metadata: Further metadata.
 
@@ -65,7 +65,8 @@ def write_gguf(
     writer.add_eos_token_id(1)
     weights = {name: rng.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
     weights |= more or {}
-    weights.pop(without or "", None)
+    for name in (without,) if isinstance(without, str) else without:
+        del weights[name]
     for name, weight in weights.items():
         writer.add_tensor(name, weight)
     for name, value in (metadata or {}).items():

@@ -18,7 +18,7 @@ from batchmill.engine.loading.loading import load_model
 from batchmill.engine.loading.model_source import model_folder
 from batchmill.engine.models.decoder import DecoderModel
 
-from ...support.tiny_gguf import write_gguf
+from ...support.tiny_gguf import SHAPES, write_gguf
 
 CONVERT = """
 import sys
@@ -109,11 +109,49 @@ def test_a_file_with_a_weight_that_the_model_lacks_is_refused(tmp_path: Path, ca
         converted_folder(path)
 
 
-def test_one_part_of_a_split_file_is_refused(tmp_path: Path, cache: Path) -> None:
-    path = tmp_path / "tiny-00001-of-00003.gguf"
-    write_gguf(path, metadata={"split.count": 3})
-    with pytest.raises(ModelLoadError, match="one of 3 parts of a model: join them"):
-        converted_folder(path)
+def split(folder: Path, name: str = "tiny") -> list[Path]:
+    """Write the model in two parts; each tensor is in one of them."""
+    paths = [folder / f"{name}-0000{number}-of-00002.gguf" for number in (1, 2)]
+    weights = sorted(SHAPES)
+    halves = (weights[::2], weights[1::2])
+    for number, (path, left_out) in enumerate(zip(paths, halves, strict=True)):
+        metadata = {"split.no": number, "split.count": 2, "split.tensors.count": len(weights)}
+        write_gguf(path, without=left_out, metadata=metadata)
+    return paths
+
+
+def test_all_parts_of_a_split_file_are_loaded(tmp_path: Path, cache: Path) -> None:
+    write_gguf(tmp_path / "whole.gguf")
+    whole = converted_folder(tmp_path / "whole.gguf")
+    first, second = split(tmp_path)
+    folder = converted_folder(second)  # whichever part is named
+    for name in ("model.safetensors", "tokenizer.json", "config.json"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes()
+    assert converted_folder(first) == folder
+    assert {path.name for path in (cache / "models").iterdir()} == {whole.name, folder.name}
+
+
+def test_parts_that_are_missing_or_were_renamed_are_refused(tmp_path: Path, cache: Path) -> None:
+    first, second = split(tmp_path)
+    second.rename(tmp_path / "other.gguf")
+    with pytest.raises(ModelLoadError, match=r"2 parts .* 1 are missing, .*tiny-00002-of-00002"):
+        converted_folder(first)
+    with pytest.raises(ModelLoadError, match=r"one of 2 parts .* its name does not say"):
+        converted_folder(tmp_path / "other.gguf")
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(ModelLoadError, match=r"says that it is part 0 \(from 0\) of 2"):
+        converted_folder(first)
+    assert list((cache / "models").iterdir()) == []
+
+
+def test_parts_of_two_models_are_refused(tmp_path: Path, cache: Path) -> None:
+    first, _ = split(tmp_path)
+    write_gguf(
+        tmp_path / "tiny-00002-of-00002.gguf",
+        metadata={"split.no": 1, "split.count": 2, "split.tensors.count": len(SHAPES)},
+    )
+    with pytest.raises(ModelLoadError, match="tensors together, and its metadata says"):
+        converted_folder(first)
 
 
 def test_the_ending_may_be_in_capitals(tmp_path: Path, cache: Path) -> None:
