@@ -1,6 +1,6 @@
 -- Save new tokens of running jobs and extend their leases.
 -- KEYS: none. ARGV: lease_ms, then for each job: id, fence, identity of the engine that computed the tokens ('' = not
--- known), position (tokens), token bytes, text position (bytes), text.
+-- known), position (tokens) and text position (bytes) in one argument, with spaces between them; token bytes; text.
 -- Reply: a list with one status per job: OK, FENCED, GAP or CANCEL_REQUESTED.
 -- @include events, guard, keys, output, record, server
 allow_writes_when_full()
@@ -20,12 +20,11 @@ local function add_output_event(id, num_tokens)
     'output_due_ms', now + OUTPUT_EVENT_INTERVAL_MS)
 end
 
-local function save_output(i)
-  local id, position = ARGV[i], tonumber(ARGV[i + 3])
+local function save_output(id, fence, identity, position, text_position, i)
   local job = load_lease(id)
-  if not may_write_output(job, ARGV[i + 1], ARGV[i + 2]) then return 'FENCED' end
-  if not append_tokens(id, position * 4, ARGV[i + 4]) then return 'GAP' end
-  append_text(id, tonumber(ARGV[i + 5]), ARGV[i + 6])
+  if not may_write_output(job, fence, identity) then return 'FENCED' end
+  if not append_tokens(id, position * 4, ARGV[i + 1]) then return 'GAP' end
+  append_text(id, text_position, ARGV[i + 2])
   redis.call('ZADD', LEASES, now + lease_ms, id)
   local num_tokens = redis.call('STRLEN', tokens_key(id)) / 4
   redis.call('PUBLISH', events_channel(id), '{"tokens":' .. num_tokens .. '}')
@@ -33,7 +32,11 @@ local function save_output(i)
   return job.cancel_requested and 'CANCEL_REQUESTED' or 'OK'
 end
 
-for i = 2, #ARGV, 7 do
-  statuses[#statuses + 1] = guard_job(ARGV[i], 'FENCED', function() return save_output(i) end)
+for i = 2, #ARGV, 3 do
+  local id, fence, identity, position, text_position =
+    string.match(ARGV[i], '^(%S+) (%S*) (%S*) (%d+) (%d+)$')
+  statuses[#statuses + 1] = guard_job(id, 'FENCED', function()
+    return save_output(id, fence, identity, tonumber(position), tonumber(text_position), i)
+  end)
 end
 return statuses
