@@ -23,6 +23,9 @@ RUN /opt/batchmill/bin/pip install -c constraints.txt "/source[deliverer,traces]
 FROM build AS build-gateway
 RUN /opt/batchmill/bin/pip install -c constraints.txt "/source[gateway,traces]"
 
+FROM build AS build-metrics
+RUN /opt/batchmill/bin/pip install -c constraints.txt "/source[metrics]"
+
 FROM build AS build-flower
 RUN /opt/batchmill/bin/pip install -c constraints.txt "/source[monitor]"
 
@@ -43,6 +46,11 @@ FROM runtime AS gateway
 COPY --from=build-gateway /opt/batchmill /opt/batchmill
 ENTRYPOINT ["batchmill"]
 CMD ["gateway"]
+
+FROM runtime AS metrics
+COPY --from=build-metrics /opt/batchmill /opt/batchmill
+ENTRYPOINT ["batchmill"]
+CMD ["metrics"]
 
 FROM runtime AS flower
 COPY --from=build-flower /opt/batchmill /opt/batchmill

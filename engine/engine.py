@@ -13,7 +13,13 @@ from batchmill.engine.execution.kv_cache_sizing import (
 from batchmill.engine.execution.step_pipeline import StepPipeline
 from batchmill.engine.lifecycle.intake import Prompt, RequestIntake, check_deadline
 from batchmill.engine.lifecycle.output_tracker import OutputTracker
-from batchmill.engine.lifecycle.stats import CurrentLoad, DraftCounts, EngineStats, StatsCounter
+from batchmill.engine.lifecycle.stats import (
+    CurrentLoad,
+    DraftCounts,
+    EngineStats,
+    StatsCounter,
+    StepFacts,
+)
 from batchmill.engine.lifecycle.unfinished_requests import UnfinishedRequests
 from batchmill.engine.loading.load_options import resolve_device
 from batchmill.engine.loading.loading import LoadedModel, load_model
@@ -261,6 +267,23 @@ class Engine:
     def draft_counts(self) -> DraftCounts | None:
         """Return the counts of prompt lookup, as cheaply as `load`; None if it is off."""
         return self._counter.drafts if self.config.num_speculative_tokens else None
+
+    @property
+    def num_steps(self) -> int:
+        """Steps run; as cheap as `load`."""
+        return self._counter.num_steps
+
+    @property
+    def num_preemptions(self) -> int:
+        """Times that a request lost its blocks to others; as cheap as `load`."""
+        return self._counter.num_preemptions
+
+    def steps_after(self, num_steps: int) -> list[StepFacts]:
+        """Return what the steps after the first `num_steps` computed, as cheaply as `load`.
+
+        Only the last `NUM_RECENT_STEPS` steps are kept.
+        """
+        return self._counter.steps_after(num_steps)
 
     def stats(self) -> EngineStats:
         """Return what the engine has done so far, and its current load."""

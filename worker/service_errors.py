@@ -12,6 +12,7 @@ ServiceError
 │   └── ChildMisconfigured     its settings or its model cannot work
 ├── DemoFailed                 the demo did not finish
 │   └── DemoInterrupted        a signal ended it
+├── MetricsFailed              the metrics cannot be served on their address
 ├── GatewayFailed              the gateway cannot listen on its address
 ├── ApiError                   the gateway refuses a request (in `gateway/api_errors.py`)
 └── BenchFailed                a benchmark cannot run with these options
@@ -70,6 +71,10 @@ class ChildMisconfigured(ChildFailed):
 
 class GatewayFailed(ServiceError):
     """The gateway cannot listen on its address."""
+
+
+class MetricsFailed(ServiceError):
+    """The metrics cannot be served on their address."""
 
 
 class DemoFailed(ServiceError):

@@ -17,6 +17,8 @@ from batchmill.producer.job.retry import RETRYABLE_CODES, check_codes
 from batchmill.producer.protocol import keys
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.webhook.target_settings import NO_VALUE
+from batchmill.worker.log_settings import LogSettings
+from batchmill.worker.metrics.settings import MetricsSettings
 
 #: Fields of `EngineConfig` that are not settings: the queue orders the jobs, and each job has its
 #: own seed.
@@ -63,7 +65,7 @@ ENGINE_SETTINGS = tuple(
 )
 
 
-class WorkerSettings(EngineSettings):
+class WorkerSettings(EngineSettings, MetricsSettings, LogSettings):
     """How a worker runs. Each field is `BATCHMILL_<NAME>` in upper case."""
 
     #: Model to serve: a folder, a Hugging Face hub id, a GGUF file, or "demo".
@@ -137,10 +139,6 @@ class WorkerSettings(EngineSettings):
 
     #: Celery node name, which must be unique on one Redis. None builds it from model, pid and host.
     worker_name: str | None = None
-    #: Lowest level of log lines that are written.
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    #: Format of log lines; "auto" is text on a terminal and JSON elsewhere.
-    log_format: Literal["auto", "json", "text"] = "auto"
 
     @field_validator("retry_codes", mode="before")
     @classmethod

@@ -63,11 +63,13 @@ def _known_variables() -> set[str]:
     from batchmill.producer.secrets_from_files import FILE_SUFFIX
     from batchmill.producer.webhook.target_settings import holds_secret
     from batchmill.worker.gateway.settings import GatewaySettings
+    from batchmill.worker.metrics.settings import ExporterSettings
     from batchmill.worker.settings import WorkerSettings
     from batchmill.worker.webhooks.settings import WebhookSettings
 
     known = set(_COMMON)
-    for settings in (WorkerSettings, WebhookSettings, GatewaySettings, PriceSettings):
+    classes = (WorkerSettings, WebhookSettings, GatewaySettings, ExporterSettings)
+    for settings in (*classes, PriceSettings):
         for name, field in settings.model_fields.items():
             variable = PREFIX + name.upper()
             known.add(variable)

@@ -6,13 +6,23 @@ import math
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import NamedTuple
 
 from batchmill.engine.request.outputs import FinishReason, RequestOutput
 from batchmill.engine.scheduling.scheduled_batch import ScheduledBatch, StepKind
 from batchmill.engine.scheduling.scheduler import Scheduler
 
-#: Step times are kept for this many steps, about a minute.
+#: Steps are kept up to this many, about a minute.
 NUM_RECENT_STEPS = 1024
+
+
+class StepFacts(NamedTuple):
+    """What one step computed."""
+
+    num_seqs: int
+    num_tokens: int
+    time_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +113,7 @@ class StatsCounter:
     num_out_of_memory: int = 0
     num_scheduled: int = 0
     num_steps_by_kind: Counter[StepKind] = field(default_factory=Counter)
-    step_times_s: deque[float] = field(default_factory=lambda: deque(maxlen=NUM_RECENT_STEPS))
+    recent_steps: deque[StepFacts] = field(default_factory=lambda: deque(maxlen=NUM_RECENT_STEPS))
     num_finished: Counter[FinishReason] = field(default_factory=Counter)
 
     def count_step(self, batch: ScheduledBatch, kind: StepKind, step_time_s: float) -> None:
@@ -111,7 +121,7 @@ class StatsCounter:
         self.num_steps += 1
         self.num_steps_by_kind[kind] += 1
         self.num_scheduled += batch.num_seqs
-        self.step_times_s.append(step_time_s)
+        self.recent_steps.append(StepFacts(batch.num_seqs, batch.num_tokens, step_time_s))
         self.num_computed_tokens += batch.num_tokens
         self.num_preemptions += len(batch.preempted)
 
@@ -127,6 +137,11 @@ class StatsCounter:
             self.num_cached_tokens += output.metrics.num_cached_tokens
             self.num_finished[output.finish_reason] += 1
 
+    def steps_after(self, num_steps: int) -> list[StepFacts]:
+        """Return the steps after the first `num_steps`, at most the last `NUM_RECENT_STEPS`."""
+        num_new = min(self.num_steps - num_steps, len(self.recent_steps))
+        return list(islice(self.recent_steps, len(self.recent_steps) - num_new, None))
+
     @property
     def drafts(self) -> DraftCounts:
         """Computed and accepted draft tokens."""
@@ -137,7 +152,7 @@ class StatsCounter:
     def snapshot(self, scheduler: Scheduler) -> EngineStats:
         """Return the totals, with the current state of the scheduler and its block pool."""
         pool = scheduler.block_pool
-        times = sorted(self.step_times_s)
+        times = sorted(step.time_s for step in self.recent_steps)
         return EngineStats(
             num_waiting=len(scheduler.waiting),
             num_running=len(scheduler.running),

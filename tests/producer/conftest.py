@@ -277,6 +277,9 @@ def assert_usage_adds_up(redis: Any, queued: set[str], leased: set[str]) -> None
         amounts = {"unfinished": 1, "reserved": int(fields[b"reserved_bytes"])}
         if i in queued:
             amounts |= {"jobs": 1, "bytes": len(fields[b"doc"]), "tokens": int(fields[b"cost"])}
+            if redis.zscore(keys.SCHEDULED, i) is None:
+                name = f"queue_tokens:{fields[b'queue'].decode()}"
+                expected[name] = expected.get(name, 0) + int(fields[b"cost"])
         for name, amount in amounts.items():
             for field in (name, f"{name}:{fields[b'tenant'].decode()}"):
                 expected[field] = expected.get(field, 0) + amount

@@ -101,7 +101,7 @@ def named_variables(text: str) -> set[str]:
 # is called, so that the other commands start fast.
 _PRINT_COMMANDS = """
 import json, sys
-sys.argv += ["demo", "up", "worker", "deliver", "gateway"]
+sys.argv += ["demo", "up", "worker", "deliver", "gateway", "metrics"]
 import typer
 from batchmill.worker.cli.main import app
 

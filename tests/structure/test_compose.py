@@ -20,7 +20,9 @@ from batchmill.producer import ProducerSettings
 from batchmill.producer.errors import ApiKeyRefused
 from batchmill.producer.store.api_keys import list_api_keys, revoke_api_key, store_given_key
 from batchmill.producer.store.job_store import JobStore
+from batchmill.producer.webhook.target_settings import TargetSettings
 from batchmill.worker.gateway.settings import GatewaySettings
+from batchmill.worker.metrics.settings import ExporterSettings
 from batchmill.worker.settings import WorkerSettings
 from batchmill.worker.webhooks.settings import WebhookSettings
 
@@ -31,7 +33,7 @@ from .public_interface import FOLDERS, ROOT, named_variables, problem_of_call, v
 COMPOSE = ROOT / "compose"
 DOCKERFILES = sorted(COMPOSE.glob("*.Dockerfile"))
 SERVICES: dict[str, Any] = yaml.safe_load((COMPOSE / "compose.yaml").read_text())["services"]
-OURS = sorted(set(SERVICES) - {"redis"})
+OURS = sorted(set(SERVICES) - {"redis", "prometheus", "grafana"})
 #: Those that run until they are stopped; `cli` runs one command.
 RUNNING = sorted(set(SERVICES) - {"cli"})
 #: The settings that each program reads.
@@ -39,6 +41,7 @@ SETTINGS: dict[str, list[type[BaseSettings]]] = {
     "worker-cpu": [WorkerSettings],
     "worker-gpu": [WorkerSettings],
     "deliverer": [WebhookSettings],
+    "metrics": [ExporterSettings],
     "cli": [ProducerSettings],
     "gateway": [GatewaySettings],
 }
@@ -143,7 +146,11 @@ def test_published_ports_are_bound_to_loopback(service: str) -> None:
     assert [port for port in ports if not port.startswith("127.0.0.1:")] == []
 
 
-@pytest.mark.parametrize("path", sorted(COMPOSE.iterdir()), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path",
+    sorted(path for path in COMPOSE.rglob("*") if path.is_file()),
+    ids=lambda path: path.name,
+)
 def test_variables_that_a_file_names_exist(path: Path) -> None:
     assert named_variables(path.read_text()) - variable_names() == set()
 
@@ -155,6 +162,8 @@ def test_every_setting_reaches_its_program(service: str) -> None:
     wanted = {
         f"BATCHMILL_{name.upper()}" for owner in SETTINGS[service] for name in owner.model_fields
     }
+    if service == "metrics":  # it knows no webhook targets
+        wanted -= {f"BATCHMILL_{name.upper()}" for name in TargetSettings.model_fields}
     missing = sorted(wanted - given)
     assert not missing, f"compose.yaml must pass to {service}: {missing}"
 
@@ -164,6 +173,7 @@ def test_settings_are_passed_on_as_they_are_set(service: str) -> None:
     # A value here would hide the code's default, and the one in compose/.env.
     environment = SERVICES[service]["environment"]
     fixed = {name for name, value in environment.items() if value is not None}
+    fixed -= {"BATCHMILL_METRICS_HOST", "BATCHMILL_METRICS_PORT"}  # published by no port
     assert {name for name in fixed if not name.endswith("_FILE")} == set()
 
 

@@ -126,6 +126,7 @@ def test_the_base_install_shows_the_help_of_commands_that_it_cannot_run(only: On
         (["up", "--no-flower", "--no-gateway"], "embedded broker", "embedded"),
         (["demo", "--no-flower"], "embedded broker", "embedded"),
         (["webhooks", "test", "https://example.com"], "webhook deliverer", "deliverer"),
+        (["metrics"], "metrics exporter", "metrics"),
     ],
 )
 def test_a_command_names_the_extra_that_it_needs(

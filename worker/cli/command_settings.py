@@ -19,6 +19,8 @@ _SET_BY_DEMO = frozenset(
         "webhook_allow_networks",
     }
 )
+#: Of webhook targets, which `batchmill metrics` does not read.
+_TARGETS = frozenset({"webhook_allow_http", "webhook_allow_ports", "webhook_allow_networks"})
 
 
 def with_setting_flags(name: str, command: Callable[..., int | None]) -> Callable[..., int | None]:
@@ -51,6 +53,10 @@ def with_setting_flags(name: str, command: Callable[..., int | None]) -> Callabl
             from batchmill.worker.gateway.settings import GatewaySettings
 
             return add_setting_flags(command, GatewaySettings)
+        case "metrics":
+            from batchmill.worker.metrics.settings import ExporterSettings
+
+            return add_setting_flags(command, ExporterSettings, hidden=_TARGETS)
         case "up":
             return add_setting_flags(command, WorkerSettings, WebhookSettings)
         case "engine":

@@ -35,11 +35,15 @@ def show_settings(as_json: JsonOption = False) -> None:
     # Imported here: `batchmill --help` must not wait for pydantic.
     from batchmill.producer.bulk.settings import PriceSettings
     from batchmill.worker.gateway.settings import GatewaySettings
+    from batchmill.worker.metrics.settings import ExporterSettings
     from batchmill.worker.settings import WorkerSettings
     from batchmill.worker.unknown_settings import find_unknown_variables
     from batchmill.worker.webhooks.settings import WebhookSettings
 
-    classes = (WorkerSettings, WebhookSettings, GatewaySettings, PriceSettings)
+    classes = (
+        *(WorkerSettings, WebhookSettings, GatewaySettings, ExporterSettings),
+        PriceSettings,
+    )
     settings = [entry for cls in classes for entry in _entries(cls)]
     unique = list({entry["name"]: entry for entry in settings}.values())
     unknown = find_unknown_variables()

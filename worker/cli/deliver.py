@@ -30,9 +30,10 @@ def deliver(broker_url: BrokerUrlOption = None, as_json: JsonOption = False) -> 
     from batchmill.worker.webhooks.deliverer_process import run_deliverer
     from batchmill.worker.webhooks.settings import WebhookSettings
 
-    configure_logging("INFO", "json" if as_json else "auto")
+    settings = WebhookSettings()
+    configure_logging(settings.log_level, "json" if as_json else settings.log_format)
     log_unknown_variables()
-    run_deliverer(resolve_broker(broker_url), WebhookSettings())
+    run_deliverer(resolve_broker(broker_url), settings)
 
 
 def webhook_secret(as_json: JsonOption = False) -> None:

@@ -30,6 +30,7 @@ def gateway(broker_url: BrokerUrlOption = None, as_json: JsonOption = False) -> 
     from batchmill.worker.logs import configure_logging
     from batchmill.worker.unknown_settings import log_unknown_variables
 
-    configure_logging("INFO", "json" if as_json else "auto")
+    settings = GatewaySettings(broker_url=resolve_broker(broker_url))
+    configure_logging(settings.log_level, "json" if as_json else settings.log_format)
     log_unknown_variables()
-    run_gateway(GatewaySettings(broker_url=resolve_broker(broker_url)))
+    run_gateway(settings)

@@ -28,6 +28,7 @@ from .gateway import add_gateway_command
 from .healthcheck import add_healthcheck_command
 from .keys import add_key_commands
 from .manage_jobs import add_manage_job_commands
+from .metrics import add_metrics_command
 from .panels import arrange_in_panels
 from .pauses import add_pause_commands
 from .progress import add_progress_command
@@ -35,6 +36,7 @@ from .result import add_result_commands
 from .status import add_status_command
 from .submit import add_submit_command
 from .tenants import add_tenant_commands
+from .top import add_top_command
 from .unforeseen import enable_debugging
 from .up import add_up_command
 from .usage import add_usage_command
@@ -59,6 +61,7 @@ _COMMANDS = (
     add_deliver_commands,
     add_gateway_command,
     add_flower_command,
+    add_metrics_command,
     add_submit_command,
     add_result_commands,
     add_progress_command,
@@ -66,6 +69,7 @@ _COMMANDS = (
     add_bulk_command,
     add_batch_commands,
     add_status_command,
+    add_top_command,
     add_tenant_commands,
     add_key_commands,
     add_usage_command,
@@ -81,7 +85,7 @@ for _add_commands in _COMMANDS:
     _add_commands(app)
 arrange_in_panels(app)
 #: They write unknown variables to their own logs.
-_LOGGING_COMMANDS = frozenset({"worker", "deliver", "config"})
+_LOGGING_COMMANDS = frozenset({"worker", "deliver", "metrics", "config"})
 
 
 def _print_version(is_asked: bool) -> None:

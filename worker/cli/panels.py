@@ -12,8 +12,8 @@ _PANELS = {
     ),
     "Files and batches of jobs": ("bulk", "batch"),
     "Webhooks": ("webhooks", "webhook-secret"),
-    "Run services": ("worker", "deliver", "gateway", "flower", "healthcheck", "config"),
-    "Operate": ("pause", "resume", "tenants", "keys", "usage", "dead-letters"),
+    "Run services": ("worker", "deliver", "gateway", "flower", "metrics", "healthcheck", "config"),
+    "Operate": ("top", "pause", "resume", "tenants", "keys", "usage", "dead-letters"),
     "Measure and test": ("bench",),
 }
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from batchmill.producer.protocol.store_counts import QueueDepth, StoreCounts
     from batchmill.producer.store.job_store import JobStore
     from batchmill.producer.store.oldest_job import OldestJob
+    from batchmill.worker.metrics.autoscaling import ModelFigures
 
 #: Title, columns and rows.
 TableParts = tuple[str, Sequence[str], Sequence[Sequence[object]]]
@@ -33,6 +34,8 @@ class StoreStatus:
     pauses: Sequence[Pause]
     #: None if no job waits.
     oldest: OldestJob | None
+    #: Backlog and wanted workers of each model.
+    models: Sequence[ModelFigures]
 
     @classmethod
     def read(cls, store: JobStore) -> StoreStatus:
@@ -43,7 +46,11 @@ class StoreStatus:
         """
         from batchmill.producer.store.oldest_job import oldest_waiting
         from batchmill.producer.store.pauses import Pauses
+        from batchmill.producer.store.queue_figures import queue_figures
+        from batchmill.worker.metrics.autoscaling import Speeds, model_figures
+        from batchmill.worker.metrics.settings import QueueMetricsSettings
 
+        target_s = QueueMetricsSettings().backlog_target_s
         workers = store.list_workers()
         served = {queue for worker in workers for queue in worker.queues}
         return cls(
@@ -53,6 +60,7 @@ class StoreStatus:
             workers=workers,
             pauses=Pauses(store).all(),
             oldest=oldest_waiting(store),
+            models=model_figures(queue_figures(store), workers, Speeds(), target_s=target_s),
         )
 
     @property
@@ -75,6 +83,7 @@ class StoreStatus:
             "counts": asdict(self.counts),
             "queues": [asdict(depth) | {"served": depth.queue in served} for depth in self.queues],
             "workers": [asdict(worker) | {"kv_use": kv_use(worker)} for worker in self.workers],
+            "models": [asdict(each) for each in self.models],
             "pauses": [asdict(pause) for pause in self.pauses],
         }
 

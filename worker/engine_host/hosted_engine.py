@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from .messages import AddRequest, DraftCounts, EngineLoad, Finished, NewOutput, Ready
+from .messages import AddRequest, DraftCounts, EngineLoad, EngineWork, Finished, NewOutput, Ready
 
 
 class RequestRefused(Exception):
@@ -57,6 +57,9 @@ class HostedEngine(Protocol):
 
     def drafts(self) -> DraftCounts | None:
         """Return the counts of prompt lookup, or None if it is off."""
+
+    def take_work(self) -> EngineWork:
+        """Return what was computed since the last call."""
 
     def prepare(self, timeout_s: float) -> bool:
         """Use idle time to make later steps faster.

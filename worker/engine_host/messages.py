@@ -115,6 +115,15 @@ class EngineLoad:
     num_free_blocks: int
 
 
+class EngineWork(NamedTuple):
+    """What the engine computed since its last report."""
+
+    #: Requests, tokens and seconds of each step.
+    steps: Sequence[tuple[int, int, float]] = ()
+    #: Times that a request lost its KV blocks to others.
+    num_preemptions: int = 0
+
+
 #: For each token, token ids to log probabilities; None for a prompt's first token.
 Logprobs = Sequence[Mapping[int, float] | None]
 
@@ -181,6 +190,10 @@ class Finished:
     num_preemptions: int = 0
     #: Seconds from its arrival until it was first computed; None if it never was.
     queued_s: float | None = None
+    #: Seconds from its arrival until its first token of this attempt; None without one.
+    first_token_s: float | None = None
+    #: Seconds from its arrival until its end.
+    finished_s: float | None = None
     #: Mean seconds between two of its tokens; None before the second token.
     inter_token_s: float | None = None
     #: The stop token id or stop string that ended it.
@@ -227,6 +240,9 @@ class StepReport:
     num_adds_seen: int
     load: EngineLoad
     drafts: DraftCounts | None = None
+    #: When it was made, seconds of `time.monotonic()`, which all processes of a machine share.
+    at_s: float = 0.0
+    work: EngineWork = field(default_factory=EngineWork)
     #: New output of each request that got any tokens.
     new_outputs: Sequence[NewOutput] = ()
     finished: Sequence[Finished] = field(default_factory=tuple)

@@ -149,6 +149,8 @@ class EngineLoop:
             num_adds_seen=self._num_adds_seen,
             load=self._engine.load(),
             drafts=self._engine.drafts(),
+            at_s=time.monotonic(),
+            work=self._engine.take_work(),
             new_outputs=output.new_outputs,
             finished=output.finished,
             refused=self._refused,

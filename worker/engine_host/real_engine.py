@@ -24,6 +24,7 @@ from .messages import (
     DraftCounts,
     EngineLoad,
     EngineSpec,
+    EngineWork,
     Finished,
     FinishedCall,
     FinishedSample,
@@ -54,6 +55,9 @@ class RealEngine:
         self._scored: dict[str, SamplingParams] = {}
         #: Resumed requests without any output yet.
         self._resumed: set[str] = set()
+        # What `take_work` has returned.
+        self._num_steps = 0
+        self._num_preemptions = 0
 
     def describe(self) -> Ready:
         """Return the engine's identity and limits."""
@@ -130,6 +134,16 @@ class RealEngine:
             return None
         return DraftCounts(counts.num_draft_tokens, counts.num_accepted_tokens)
 
+    def take_work(self) -> EngineWork:
+        """Return what was computed since the last call."""
+        steps = self._engine.steps_after(self._num_steps)
+        num_preemptions = self._engine.num_preemptions - self._num_preemptions
+        self._num_steps = self._engine.num_steps
+        self._num_preemptions += num_preemptions
+        return EngineWork(
+            [(step.num_seqs, step.num_tokens, step.time_s) for step in steps], num_preemptions
+        )
+
     def prepare(self, timeout_s: float) -> bool:
         """Pre-fault memory of the KV cache; return whether all of it is there."""
         return self._engine.provide_memory(timeout_s)
@@ -168,6 +182,8 @@ def _finished(output: RequestOutput, details: LogprobDetails | None) -> Finished
         num_cached_tokens=output.metrics.num_cached_tokens,
         num_preemptions=output.metrics.num_preemptions,
         queued_s=output.metrics.queued_s,
+        first_token_s=output.metrics.first_token_s,
+        finished_s=output.metrics.finished_s,
         inter_token_s=output.metrics.inter_token_s,
         stop_reason=output.stop_reason,
         logprobs=output.logprobs,

@@ -17,11 +17,11 @@ import re
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .hosted_engine import RequestRefused, StepOutput
-from .messages import AddRequest, DraftCounts, EngineLoad, Finished, Ready
+from .messages import AddRequest, DraftCounts, EngineLoad, EngineWork, Finished, Ready
 from .stub_output import extra_output, stub_text, stub_token
 
 _MARKER = re.compile(r"<<(crash|hang|raise|error|oom|bug|refuse)(?:@(\d+))?(?:x(\d+))?>>")
@@ -64,6 +64,10 @@ class _StubRequest:
     chat: Mapping[str, Any] | None = None
     num_cached_tokens: int = 0
     has_reported: bool = False
+    #: Seconds of `time.monotonic()`.
+    added_at: float = field(default_factory=time.monotonic)
+    admitted_at: float | None = None
+    first_token_at: float | None = None
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -88,10 +92,16 @@ class _StubRequest:
             token_ids=list(self.token_ids),
             num_prompt_tokens=self.num_prompt_tokens,
             num_cached_tokens=min(self.num_cached_tokens, self.num_prompt_tokens - 1),
+            queued_s=self._since_added(self.admitted_at),
+            first_token_s=self._since_added(self.first_token_at),
+            finished_s=time.monotonic() - self.added_at,
             error=error,
             error_code=error_code,
             **more,
         )
+
+    def _since_added(self, at: float | None) -> float | None:
+        return None if at is None else at - self.added_at
 
 
 class StubEngine:
@@ -103,6 +113,7 @@ class StubEngine:
         self._waiting: deque[_StubRequest] = deque()
         self._running: dict[str, _StubRequest] = {}
         self._aborted: list[Finished] = []
+        self._steps: list[tuple[int, int, float]] = []
 
     def describe(self) -> Ready:
         """Return the engine's identity and limits."""
@@ -162,28 +173,42 @@ class StubEngine:
 
     def step(self) -> StepOutput:
         """Generate one token for every running request."""
-        self._admit()
+        num_prompt_tokens = self._admit()
+        started_at, num_running = time.monotonic(), len(self._running)
         time.sleep(self._config.step_time_s)
         result = StepOutput()
         for request in list(self._running.values()):
             self._advance(request, result)
         for finished in result.finished:
             del self._running[finished.request_id]
+        if num_running:
+            num_tokens = len(result.new_outputs) + num_prompt_tokens
+            self._steps.append((num_running, num_tokens, time.monotonic() - started_at))
         result.finished += self._aborted
         self._aborted = []
         return result
+
+    def take_work(self) -> EngineWork:
+        """Return what was computed since the last call."""
+        steps, self._steps = self._steps, []
+        return EngineWork(steps)
 
     def _num_free_blocks(self) -> int:
         size = self._config.block_size
         return self._config.num_blocks - sum(r.num_blocks(size) for r in self._running.values())
 
-    def _admit(self) -> None:
+    def _admit(self) -> int:
+        """Admit requests; return how many prompt tokens they have."""
+        num_prompt_tokens = 0
         size = self._config.block_size
         while self._waiting and len(self._running) < self._config.max_num_seqs:
             if self._running and self._waiting[0].num_blocks(size) > self._num_free_blocks():
-                return
+                break
             request = self._waiting.popleft()
+            request.admitted_at = time.monotonic()
+            num_prompt_tokens += request.num_prompt_tokens
             self._running[request.request_id] = request
+        return num_prompt_tokens
 
     def _advance(self, request: _StubRequest, result: StepOutput) -> None:
         position = len(request.token_ids)
@@ -195,6 +220,7 @@ class StubEngine:
             self._trace(request.request_id, position)
             token_id = stub_token(request.prompt, int(request.params.get("seed") or 0), position)
             request.token_ids.append(token_id)
+            request.first_token_at = request.first_token_at or time.monotonic()
             text = stub_text([token_id] if request.has_reported else request.token_ids)
             request.has_reported = True
             result.new_outputs.append((request.request_id, [token_id], text))

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from batchmill.producer.protocol.calls.call import Read
+from batchmill.worker.metrics.gateway_series import GatewayMeter
 from batchmill.worker.tracing.process import start_tracing
 
 from .api_errors import ApiError
@@ -31,6 +32,7 @@ from .message_batches import (
     list_message_batches,
 )
 from .messages import create_message
+from .metered import Metered
 from .middleware import Envelope, error_response
 from .models import get_model, list_models
 from .request_spans import RequestSpans
@@ -59,8 +61,14 @@ UNSUPPORTED = (
 )
 
 
-def build_app(settings: GatewaySettings) -> Starlette:
-    """Return the application; it connects to the broker when the server starts it."""
+def build_app(settings: GatewaySettings, meter: GatewayMeter | None = None) -> Starlette:
+    """Return the application; it connects to the broker when the server starts it.
+
+    Args:
+        settings: of the gateway.
+        meter: counts requests.
+    """
+    metered = [] if meter is None else [Middleware(Metered, meter=meter)]
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[None]:
@@ -75,6 +83,7 @@ def build_app(settings: GatewaySettings) -> Starlette:
     return Starlette(
         routes=routes(),
         middleware=[
+            *metered,
             Middleware(RequestSpans, tracer=start_tracing(settings, "batchmill-gateway")),
             Middleware(Envelope, max_header_bytes=settings.gateway_max_header_bytes),
         ],

@@ -16,6 +16,7 @@ from batchmill.worker.service_errors import GatewayFailed
 
 from .app import build_app
 from .connection import connection_class
+from .gateway_metrics import GatewayMetrics
 from .settings import GatewaySettings
 
 _log = structlog.get_logger(__name__)
@@ -30,6 +31,7 @@ def run_gateway(settings: GatewaySettings) -> None:
         BrokerUnavailable: the broker does not reply.
         GatewayFailed: it cannot listen on its address.
         ApiKeyRefused: the API key of the settings could be guessed.
+        MetricsFailed: its metrics cannot be served on their address.
     """
     has_keys = _has_keys(settings)
     if not has_keys and not settings.is_loopback:
@@ -38,8 +40,9 @@ def run_gateway(settings: GatewaySettings) -> None:
             host=settings.gateway_host,
             remedy="every request is refused until `batchmill keys create` has made a key",
         )
+    metrics = GatewayMetrics(settings)
     config = uvicorn.Config(
-        build_app(settings),
+        build_app(settings, metrics.meter),
         host=settings.gateway_host,
         port=settings.gateway_port,
         http=connection_class(
@@ -58,7 +61,7 @@ def run_gateway(settings: GatewaySettings) -> None:
         proxy_headers=False,
     )
     server = _Server(config, is_open=not has_keys and settings.is_loopback)
-    with contextlib.suppress(SystemExit):  # uvicorn's way to end if it cannot listen
+    with metrics, contextlib.suppress(SystemExit):  # uvicorn's way to end if it cannot listen
         server.run()
     if not server.started:
         raise GatewayFailed(

@@ -7,11 +7,13 @@ import ipaddress
 from pydantic import Field, SecretStr
 
 from batchmill.producer.settings import MAX_RESULT_TTL_S, ProducerSettings
+from batchmill.worker.log_settings import LogSettings
+from batchmill.worker.metrics.settings import MetricsSettings
 
 _MIB = 1 << 20
 
 
-class GatewaySettings(ProducerSettings):
+class GatewaySettings(ProducerSettings, MetricsSettings, LogSettings):
     """How the gateway listens, and its limits. Each field is `BATCHMILL_<NAME>` in upper case."""
 
     #: Address to listen on. Any other than this machine's own needs an API key.

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from batchmill.producer.broker_url import runtime_dir
+from batchmill.worker.metrics.probes import Health
 
 #: Seconds between two reports of a service.
 REPORT_INTERVAL_S = 1.0
@@ -46,6 +47,7 @@ class HealthFile:
         self._folder = folder or health_folder()
         self._path = self._folder / f"{service}-{os.getpid()}.json"
         self._process_start = _process_start(os.getpid())
+        self._last: tuple[HealthReport, float] | None = None
 
     def write(self, report: HealthReport) -> None:
         """Replace the report.
@@ -53,6 +55,7 @@ class HealthFile:
         Raises:
             OSError: the folder is not writable, or belongs to another user.
         """
+        self._last = report, time.monotonic()
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self._folder.stat().st_uid != os.getuid():
             raise PermissionError(f"{self._folder} belongs to another user")
@@ -61,6 +64,15 @@ class HealthFile:
         draft = self._path.with_suffix(".new")
         draft.write_text(json.dumps(asdict(report) | stamp))
         draft.replace(self._path)
+
+    def probe(self) -> Health:
+        """Return the state of the service for HTTP probes: what the last report says of it."""
+        if self._last is None:
+            return Health(None, "it is starting")
+        report, at = self._last
+        if time.monotonic() - at > MAX_AGE_S:
+            return Health(_stale_problem(time.monotonic() - at), report.ready_problem)
+        return Health(report.live_problem, report.ready_problem or report.broker_problem)
 
     def remove(self) -> None:
         """Delete the report: the service ends."""
@@ -96,8 +108,12 @@ def _read_report(path: Path) -> HealthReport | None:
         return None
     age_s = time.monotonic() - written_at_s
     if age_s > MAX_AGE_S:
-        fields["live_problem"] = f"the process has not moved for {age_s:.0f} s"
+        fields["live_problem"] = _stale_problem(age_s)
     return HealthReport(**fields)
+
+
+def _stale_problem(age_s: float) -> str:
+    return f"the process has not moved for {age_s:.0f} s"
 
 
 def _process_start(pid: int) -> int | None:

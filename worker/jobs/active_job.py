@@ -53,6 +53,10 @@ class ActiveJob:
     retry_rules: RetryRules | None = None
     claimed_at: float = field(default_factory=time.monotonic)
     first_token_at: float | None = None
+    #: When the engine reported its last tokens.
+    last_output_at: float | None = None
+    #: Since when it has tokens that the record does not have.
+    unsaved_since: float | None = None
     #: All output tokens, including those of earlier attempts.
     token_ids: list[int] = field(default_factory=list)
     num_saved: int = 0
@@ -108,6 +112,8 @@ class ActiveJob:
         """Append tokens from the engine, and the text that they made certain."""
         if self.first_token_at is None:
             self.first_token_at = time.monotonic()
+        if self.unsaved_since is None:
+            self.unsaved_since = time.monotonic()
         # The text first: the record writer's thread must not find tokens without their text.
         if text:
             self._text.append((len(self.token_ids) + len(token_ids), text.encode()))
@@ -132,6 +138,8 @@ class ActiveJob:
     def mark_saved(self, write: TokenWrite) -> None:
         """Note that the record now has the tokens and the text of a write."""
         self.num_saved += len(write.token_ids)
+        if not self.num_unsaved:
+            self.unsaved_since = None
         self._text_position += len(write.text)
         del self._unsaved_text[: len(write.text)]
 

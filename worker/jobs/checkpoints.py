@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from batchmill.producer.protocol.replies import WriteStatus
 from batchmill.producer.store.job_store import JobStore
@@ -32,6 +32,7 @@ class Checkpoints:
         num_tokens: int,
         interval_s: float,
         lease_ms: int,
+        note_lag: Callable[[float], None] = lambda lag_s: None,
     ) -> None:
         """Bind to the jobs and their store.
 
@@ -42,6 +43,7 @@ class Checkpoints:
             num_tokens: unsaved tokens of one job that make a checkpoint of all jobs due.
             interval_s: longest wait of an unsaved token, seconds.
             lease_ms: a checkpoint renews leases for this long, milliseconds.
+            note_lag: takes the age of the oldest token of each checkpoint, seconds.
         """
         self._store = store
         self._jobs = jobs
@@ -51,6 +53,7 @@ class Checkpoints:
         self._num_calm = 0
         self._interval_s = interval_s
         self._lease_ms = lease_ms
+        self._note_lag = note_lag
         self._saved_at = time.monotonic()
 
     def is_due(self, job: ActiveJob) -> bool:
@@ -73,9 +76,12 @@ class Checkpoints:
         is_time = now - self._saved_at >= self._interval_s
         if not is_time and not any(self.is_due(job) for job in dirty):
             return []
+        since = min((job.unsaved_since or now for job in dirty), default=now)
         writes = [job.unsaved() for job in dirty]
         statuses = self._store.checkpoint(writes, lease_ms=self._lease_ms)
         self._saved_at = now
+        if dirty:
+            self._note_lag(time.monotonic() - since)
         for job, write, status in zip(dirty, writes, statuses, strict=True):
             if status not in (WriteStatus.GAP, WriteStatus.FENCED):
                 job.mark_saved(write)

@@ -9,11 +9,12 @@ from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.records import WorkerInfo
 from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.engine_host.engine_link import EngineLink
+from batchmill.worker.metrics.autoscaling import SPEED_STAT
 from batchmill.worker.settings import WorkerSettings
 
 from .active_jobs import ActiveJobs
 from .session_connection import SessionConnection
-from .throughput import Throughput
+from .throughput import BusySpeed, Throughput
 
 
 class Heartbeat:
@@ -26,6 +27,7 @@ class Heartbeat:
         link: EngineLink,
         jobs: ActiveJobs,
         throughput: Throughput,
+        speed: BusySpeed,
         *,
         name: str,
         session: str,
@@ -40,6 +42,7 @@ class Heartbeat:
             link: to the engine.
             jobs: the active jobs.
             throughput: of the engine.
+            speed: of the engine with full batches.
             name: of the worker.
             session: this run of the worker.
             connection: of the session. It connects again if Redis does not see it.
@@ -50,6 +53,7 @@ class Heartbeat:
         self._link = link
         self._jobs = jobs
         self._throughput = throughput
+        self._speed = speed
         self._name = name
         self._session = session
         self._connection = connection
@@ -115,6 +119,8 @@ class Heartbeat:
             "blocks": 0 if ready is None else ready.num_blocks,
             "tokens_per_s": round(self._throughput.rate(), 1),
         }
+        if self._speed.tokens_per_s is not None:
+            stats[SPEED_STAT] = round(self._speed.tokens_per_s, 1)
         if ready is not None and ready.dtype is not None:
             stats["dtype"] = ready.dtype
         if drafts is not None:

@@ -18,6 +18,7 @@ from batchmill.producer.store.job_store import JobStore
 from batchmill.producer.store.reply_errors import unusable_record_error
 from batchmill.producer.store.submission import check_retry
 from batchmill.worker.engine_host.messages import AddRequest
+from batchmill.worker.metrics.worker_meter import JobMeter
 from batchmill.worker.settings import WorkerSettings
 
 from .active_job import ActiveJob
@@ -62,6 +63,7 @@ class JobClaimer:
         *,
         owner: str,
         session: str,
+        meter: JobMeter,
         read_identity: Callable[[], str | None],
         traces: JobTraces,
     ) -> None:
@@ -75,6 +77,7 @@ class JobClaimer:
             reporter: reports to Celery.
             owner: this worker's name, in the records.
             session: this run of the worker, in the records.
+            meter: counts claims.
             read_identity: the engine's identity; None while there is no engine.
             traces: makes the traces of attempts.
         """
@@ -85,6 +88,7 @@ class JobClaimer:
         self._reporter = reporter
         self._owner = owner
         self._session = session
+        self._meter = meter
         self._read_identity = read_identity
         self._traces = traces
         self._rng = random.Random()
@@ -173,6 +177,11 @@ class JobClaimer:
         if claim.celery_result:
             # The job's own message asked for a Celery result; a renewed announcement does not.
             task.request["ignore_result"] = False
+        waited_s = (claim.claimed_at_ms - claim.enqueued_at_ms) / 1000
+        self._meter.note_claim(
+            waited_s=waited_s if claim.attempts == 1 else None,
+            num_resumed_tokens=len(claim.token_ids),
+        )
         job = ActiveJob(claim, AddRequest(request_id(claim), None, None, {}), task)
         job.token_ids = list(claim.token_ids)
         job.num_saved = len(job.token_ids)
@@ -189,6 +198,7 @@ class JobClaimer:
             return
         job.trace = self._traces.start(claim, document)
         task.describe(facts_of_job(document))
+        self._meter.note_params(document.max_tokens, document.n)
         shared = self._settings.prefix_cache_shared_across_tenants
         salt = cache_salt(document, shared_across_tenants=shared)
         job.request = engine_request(claim, document, salt)

@@ -65,6 +65,7 @@ class RecordWriter:
         set_paused: Callable[[bool], None],
         settle: Callable[[ActiveJob, Outcome], None],
         on_fatal: Callable[[str], None],
+        note_lag: Callable[[float], None] = lambda lag_s: None,
     ) -> None:
         """Bind to the parts around it.
 
@@ -77,6 +78,7 @@ class RecordWriter:
             set_paused: pauses or continues generation.
             settle: takes each job once, after its last write.
             on_fatal: called if the thread fails, because then no job would ever end.
+            note_lag: takes the age of the oldest token of each checkpoint, seconds.
         """
         self._store = store
         self._jobs = jobs
@@ -92,6 +94,7 @@ class RecordWriter:
             num_tokens=config.checkpoint_tokens,
             interval_s=config.checkpoint_interval_s,
             lease_ms=int(config.lease_s * 1000),
+            note_lag=note_lag,
         )
         self._leases = LeaseRenewal(
             store, jobs, lease_s=config.lease_s, is_engine_stuck=is_engine_stuck

@@ -15,6 +15,7 @@ from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.engine_host.engine_link import EngineLink
 from batchmill.worker.engine_host.messages import Finished, Ready, StepReport
 from batchmill.worker.health.report import REPORT_INTERVAL_S
+from batchmill.worker.service_errors import MetricsFailed
 from batchmill.worker.settings import WorkerSettings
 
 from .active_job import ActiveJob
@@ -39,6 +40,7 @@ from .session_connection import SessionConnection
 from .sweeper import announce_delayed_jobs, sweep
 from .throughput import Throughput
 from .worker_health import WorkerHealth
+from .worker_metrics import WorkerMetrics
 
 _log = structlog.stdlib.get_logger("batchmill.runtime")
 _WATCH_INTERVAL_S = 0.1
@@ -108,6 +110,7 @@ class WorkerRuntime:
         self._stuck_engine_killed = False
         self._rng = random.Random()
         self._throughput = Throughput()
+        self.metrics = WorkerMetrics(settings)
         self._breaker = EngineBreaker()
         self._connection = SessionConnection(str(settings.broker_url), self._session)
         self.link = EngineLink(engine_spec(settings), self)
@@ -141,12 +144,19 @@ class WorkerRuntime:
 
     def start(self) -> None:
         """Start all threads and the engine; return at once."""
+        self._serve_metrics()
         self._connection.start()
         self.reporter.start()
         self.writer.start()
         self.link.start()
         for thread in self._threads:
             thread.start()
+
+    def _serve_metrics(self) -> None:
+        try:
+            self.metrics.serve(self.link, self.jobs, self._heartbeat, self.health.probe)
+        except MetricsFailed as error:
+            self.on_start_failed(str(error))
 
     @property
     def session(self) -> str:
@@ -188,6 +198,7 @@ class WorkerRuntime:
         for thread in self._threads:
             thread.close(_CLOSE_GRACE_S)
         self._connection.close(_CLOSE_GRACE_S)
+        self.metrics.close()
         self.health.remove()
         self._heartbeat.remove()
         self._store.close()
@@ -219,9 +230,11 @@ class WorkerRuntime:
     def on_report(self, report: StepReport) -> None:
         """Pass a step's tokens and ends to the jobs and the record writer."""
         is_due = False
+        self.metrics.note_report(report)
         for request_id, token_ids, text in report.new_outputs:
             job = self.jobs.get(request_id)
             if job is not None:
+                self.metrics.note_tokens(job, len(token_ids), report.at_s)
                 job.receive(token_ids, text)
                 self._throughput.count(len(token_ids))
                 self._breaker.note_tokens(len(token_ids))
@@ -230,6 +243,7 @@ class WorkerRuntime:
         if report.has_waited:
             self.writer.note_engine_waited()
         for refused in report.refused:
+            self.metrics.note_refused(refused)
             job = self.jobs.get(refused.request_id)
             if job is not None and self.jobs.remove(job):
                 self.writer.end(job, with_retry(job, refused_end(refused), self._rng))
@@ -247,9 +261,11 @@ class WorkerRuntime:
         self._saved.note_engine_gone()
         self._heartbeat_thread.call_now()
         was_stuck, self._stuck_engine_killed = self._stuck_engine_killed, False
+        is_orderly = orderly or self._draining
+        self.metrics.note_engine_gone(None if is_orderly else "stall" if was_stuck else "death")
         # An engine that had to be killed while the worker drains died of the shutdown, not of a
         # job.
-        if orderly or self._draining:
+        if is_orderly:
             self.writer.release([*in_engine, *pending], ReleaseCause.DRAIN)
             return
         why = self._breaker.note_death(job.claim.job_id for job in in_engine)
@@ -275,6 +291,7 @@ class WorkerRuntime:
         if job is not None and self.jobs.remove(job):
             job.trace.finished(job, finished)
             self.gate.observe_prompt(finished.num_prompt_tokens)
+            self.metrics.note_finished(job, finished)
             model = self._settings.served_name
             end = finished_end(job, finished, worker=self._name, model=model)
             end = bounded_end(end, self._settings.max_result_bytes)
@@ -282,6 +299,8 @@ class WorkerRuntime:
 
     def _settle(self, job: ActiveJob, outcome: Outcome) -> None:
         """Report a job's outcome, after its last write."""
+        code = None if outcome.error is None else outcome.error[0]
+        self.metrics.jobs.note_settled(outcome.state, code)
         _log.info("job_settled", **job.log_ids, **outcome.log_fields(len(job.token_ids)))
         job.trace.end(job, outcome)
         self.reporter.report(job.task, outcome)
@@ -331,6 +350,7 @@ class WorkerRuntime:
             set_paused=self.link.set_paused,
             settle=self._settle,
             on_fatal=self._on_fatal,
+            note_lag=self.metrics.jobs.checkpoint_lag.observe,
         )
 
     def _make_claimer(self, traces: JobTraces) -> JobClaimer:
@@ -342,6 +362,7 @@ class WorkerRuntime:
             self.reporter,
             owner=self._name,
             session=self._session,
+            meter=self.metrics.jobs,
             read_identity=lambda: None if self.link.ready is None else self.link.ready.identity,
             traces=traces,
         )
@@ -363,6 +384,7 @@ class WorkerRuntime:
             self.link,
             self.jobs,
             self._throughput,
+            self.metrics.speed,
             name=self._name,
             session=self._session,
             connection=self._connection,

@@ -9,6 +9,7 @@ import structlog
 
 from batchmill.worker.engine_host.engine_link import EngineLink
 from batchmill.worker.health.report import BROKER_TIMEOUT_S, HealthFile, HealthReport
+from batchmill.worker.metrics.probes import Health
 
 from .heartbeat import Heartbeat
 
@@ -75,6 +76,10 @@ class WorkerHealth:
             self._is_writable = False
         else:
             self._is_writable = True
+
+    def probe(self) -> Health:
+        """Return the state for HTTP probes: that of the last report. From any thread."""
+        return self._file.probe()
 
     def remove(self) -> None:
         """Delete the report: the worker ends."""

@@ -23,6 +23,7 @@ from .broker_config import BrokerConfig
 from .embedded_broker import EmbeddedBroker
 from .flower import Flower
 from .gateway_child import GatewayChild
+from .metrics_ports import metrics_environment
 from .start_phases import StartPhases
 from .state_dir import make_private_directory
 from .supervisor import ChildSpec, Supervisor
@@ -257,9 +258,13 @@ class LocalStack:
         ]
         if self._options.with_deliverer:
             command = [*own, "deliver"]
-            specs.append(_spec("deliverer", command, environment, logs, _DELIVERER_STOP_S))
+            deliverer_environment = environment | metrics_environment("deliverer")
+            specs.append(
+                _spec("deliverer", command, deliverer_environment, logs, _DELIVERER_STOP_S)
+            )
         if self._gateway is not None:
             gateway_environment = environment | self._gateway.environment()
+            gateway_environment |= metrics_environment("gateway")
             command = [*own, "gateway"]
             specs.append(_spec("gateway", command, gateway_environment, logs, _GATEWAY_STOP_S))
         if self._flower is not None:

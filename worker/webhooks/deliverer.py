@@ -25,6 +25,7 @@ from batchmill.producer.store.job_store import JobStore
 from batchmill.producer.store.receivers import receiver_secrets
 from batchmill.producer.tracing.traceparent import trace_fields
 from batchmill.producer.webhook.signature import signature_headers
+from batchmill.worker.metrics.deliverer_series import DelivererMeter
 
 from .delivery_slots import DeliverySlots
 from .delivery_span import DeliverySpan
@@ -60,6 +61,7 @@ class Deliverer:
         owner: str,
         session: str = "",
         tracer: Any = None,
+        meter: DelivererMeter | None = None,
     ) -> None:
         """Bind to the store and a sender; nothing is sent before `run`.
 
@@ -70,6 +72,7 @@ class Deliverer:
             owner: name of this deliverer in logs and leases.
             session: this run of it; empty if others cannot see its end.
             tracer: OpenTelemetry's; None makes no spans.
+            meter: counts attempts.
         """
         self._store = store
         self._settings = settings
@@ -78,6 +81,7 @@ class Deliverer:
         self._owner = owner
         self._session = session
         self._tracer = tracer
+        self._meter = meter or DelivererMeter()
         self._schedule = RetrySchedule(
             settings.webhook_schedule_s, settings.webhook_jitter, settings.webhook_busy_wait_s
         )
@@ -96,6 +100,11 @@ class Deliverer:
         """Seconds for which Redis has not replied to a claim."""
         since_s = self._unanswered_since_s
         return 0.0 if since_s is None else time.monotonic() - since_s
+
+    @property
+    def num_in_flight(self) -> int:
+        """Deliveries in flight."""
+        return len(self._tasks)
 
     @property
     def is_stopping(self) -> bool:
@@ -226,6 +235,7 @@ class Deliverer:
     async def _settle(self, entry: OutboxEntry, outcome: SendOutcome, *, duration_s: float) -> None:
         """Store how the attempt went and when the next one is due."""
         decision, wait_s = self._decide(entry, outcome)
+        self._meter.note_attempt(decision.value, outcome.status, duration_s)
         _log.info(
             "webhook_attempt",
             event_id=entry.event_id,

@@ -18,7 +18,7 @@ from .deliverer import Deliverer
 _log = structlog.get_logger(__name__)
 
 
-async def report_health(deliverer: Deliverer, name: str) -> None:
+async def report_health(deliverer: Deliverer, name: str, file: HealthFile) -> None:
     """Write the deliverer's health file every second until this task is cancelled.
 
     The event loop writes it, so a loop that stands still is seen by the age of the file.
@@ -26,8 +26,8 @@ async def report_health(deliverer: Deliverer, name: str) -> None:
     Args:
         deliverer: that runs in this event loop.
         name: of the deliverer.
+        file: its health file.
     """
-    file = HealthFile("deliverer")
     is_writable = True
     try:
         while True:

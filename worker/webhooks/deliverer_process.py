@@ -11,11 +11,14 @@ from typing import Any
 import structlog
 
 from batchmill.producer.store.job_store import JobStore
+from batchmill.worker.health.report import HealthFile
+from batchmill.worker.metrics.deliverer_series import DelivererMeter
 from batchmill.worker.service_errors import NoWebhookSecret
 from batchmill.worker.tracing.process import start_tracing
 
 from .deliverer import Deliverer
 from .deliverer_health import report_health
+from .deliverer_metrics import serve_metrics
 from .deliverer_session import DelivererSession
 from .sender import WebhookSender
 from .settings import WebhookSettings
@@ -33,6 +36,7 @@ def run_deliverer(broker_url: str, settings: WebhookSettings) -> None:
     Raises:
         NoWebhookSecret: no secret is set to sign with.
         TracesUnavailable: spans are asked for and cannot be made.
+        MetricsFailed: its metrics cannot be served on their address.
     """
     if not settings.secrets:
         raise NoWebhookSecret(
@@ -48,16 +52,21 @@ async def _deliver(broker_url: str, settings: WebhookSettings, tracer: Any) -> N
     sender = WebhookSender.from_settings(settings)
     owner = f"{socket.gethostname()}-{os.getpid()}"
     session = DelivererSession(store, broker_url, owner, settings.webhook_session_timeout_s)
-    deliverer = Deliverer(store, settings, sender, owner=owner, session=session.name, tracer=tracer)
+    meter, health = DelivererMeter(), HealthFile("deliverer")
+    deliverer = Deliverer(
+        store, settings, sender, owner=owner, session=session.name, tracer=tracer, meter=meter
+    )
+    close_metrics = serve_metrics(broker_url, settings, deliverer, meter, health.probe)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, deliverer.stop)
     _log.info("deliverer_started", owner=owner, num_secrets=len(settings.secrets))
     session.start()
-    reporting = asyncio.create_task(report_health(deliverer, owner))
+    reporting = asyncio.create_task(report_health(deliverer, owner, health))
     try:
         await deliverer.run()
     finally:
         reporting.cancel()
+        close_metrics()
         await asyncio.to_thread(session.close)
         store.close()
     _log.info("deliverer_stopped", owner=owner)

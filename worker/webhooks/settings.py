@@ -12,7 +12,8 @@ from batchmill.producer.protocol import keys
 from batchmill.producer.tracing.settings import TraceSettings
 from batchmill.producer.webhook.secret_list import read_secrets, valid_secrets
 from batchmill.producer.webhook.signature import sign
-from batchmill.producer.webhook.target_settings import TargetSettings
+from batchmill.worker.log_settings import LogSettings
+from batchmill.worker.metrics.settings import QueueMetricsSettings
 
 from .schedule import BUSY_WAIT_S
 
@@ -24,7 +25,7 @@ NOTE_INTERVAL_S = 1.0
 DEFAULT_SCHEDULE_S = (0.0, 5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.0, 86400.0)
 
 
-class WebhookSettings(TargetSettings, TraceSettings):
+class WebhookSettings(QueueMetricsSettings, LogSettings, TraceSettings):
     """How webhooks are signed, sent and retried. Each field is BATCHMILL_<NAME> in upper case."""
 
     model_config = SettingsConfigDict(
@@ -70,6 +71,9 @@ class WebhookSettings(TargetSettings, TraceSettings):
     #: connection of it either; its events then go to others before their leases end. Raising it
     #: spares a deliverer whose network is cut for longer.
     webhook_session_timeout_s: float = Field(default=3.0, ge=2 * NOTE_INTERVAL_S)
+    #: Whether the deliverer's metrics include those of queues, workers and webhooks of the whole
+    #: broker; for one deliverer, instead of `batchmill metrics`.
+    metrics_queues: bool = False
 
     @field_validator("webhook_secrets", mode="before")
     @classmethod

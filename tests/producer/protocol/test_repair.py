@@ -108,7 +108,8 @@ def test_records_deleted_by_hand_leave_nothing_behind(bench: Any) -> None:
 def test_a_wrong_count_becomes_right(bench: Any, value: int | str) -> None:
     bench.submit("j", tenant="acme")
     right = bench.redis.hgetall(keys.USAGE)
-    for field in ("jobs", "jobs:acme", "unfinished", "tokens:acme", f"under_way:acme:{QUEUE}"):
+    fields = ("jobs", "jobs:acme", "unfinished", "tokens:acme")
+    for field in (*fields, f"under_way:acme:{QUEUE}", f"queue_tokens:{QUEUE}"):
         bench.redis.hset(keys.USAGE, field, value)
         repair(bench)
         assert bench.redis.hgetall(keys.USAGE) == right

@@ -315,6 +315,7 @@ def test_usage_is_recounted_after_records_were_deleted_by_hand(bench: Any, kind:
         "unfinished": 1,
         "unfinished:acme": 1,
         f"under_way:acme:{QUEUE}": 7000,
+        f"queue_tokens:{QUEUE}": 7,
     }
 
 

@@ -43,6 +43,9 @@ def count_by_hand(
         amounts = {b"unfinished": 1, b"reserved": int(record[b"reserved_bytes"])}
         if record[b"state"] == b"queued":
             amounts |= {b"jobs": 1, b"bytes": len(record[b"doc"]), b"tokens": int(record[b"cost"])}
+            if redis.zscore(keys.SCHEDULED, job_id) is None:
+                waiting = b"queue_tokens:" + QUEUE.encode()
+                sums[waiting] = sums.get(waiting, 0) + int(record[b"cost"])
         charged = b"under_way:" + record[b"tenant"] + b":" + QUEUE.encode()
         sums[charged] = sums.get(charged, 0) + int(record.get(b"charge", 0))
         for name, amount in amounts.items():

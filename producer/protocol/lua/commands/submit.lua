@@ -123,6 +123,7 @@ if due_at then
   redis.call('ZADD', queued_key(queue), '+inf', id)
   redis.call('ZADD', SCHEDULED, due_at, id)
 else
+  count_queue_tokens(id, queued, 1)
   add_to_backlog(id, queued, time_us + tonumber(job.message_priority or 0) * US_PER_MESSAGE_PRIORITY)
   fill_window(queue, now)
 end

@@ -1,6 +1,6 @@
 -- Announcements: Celery messages that workers pop, a window of the jobs that wait. They have a list of their own: what
 -- Celery's senders push to a queue are jobs that have no record yet.
--- @include celery_message, fair_share, guard, keys, pauses, record
+-- @include celery_message, fair_share, guard, keys, pauses, record, usage
 
 local DEFAULT_WINDOW_JOBS = 8 -- announcements of a queue, unless the operator has set WINDOW
 local MAX_WITHDRAW_LENGTH = 64 -- a longer list is not searched for a message
@@ -76,6 +76,7 @@ local function announce_due_jobs(limit, now)
     redis.call('ZREM', SCHEDULED, ids[i])
     local job = load_job(ids[i])
     if job and job.state == 'queued' then
+      count_queue_tokens(ids[i], job, 1)
       add_to_backlog(ids[i], job, ids[i + 1] * 1000)
       fill_window(job.queue, now)
     elseif not job then -- deleted by hand, or malformed; the sweep removes it from its queue

@@ -83,8 +83,10 @@ local function leave_queue(id, job)
   if not score then return false end
   redis.call('ZREM', queued_key(job.queue), id)
   count_stored_job(id, job, -1)
+  local is_delayed = redis.call('ZREM', SCHEDULED, id) == 1
+  if not is_delayed then count_queue_tokens(id, job, -1) end
   if tonumber(score) ~= math.huge then return true end
-  if redis.call('ZREM', SCHEDULED, id) == 0 then
+  if not is_delayed then
     redis.call('ZREM', backlog_key(job.queue, job.tenant), id)
     drop_tenant_if_idle(job.queue, job.tenant)
   end

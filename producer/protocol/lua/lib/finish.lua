@@ -142,6 +142,7 @@ local function requeue_job(id, job, cause, now)
   move_state_entry(id, job.state, 'queued', now)
   if job.deadline_at_ms then redis.call('ZADD', DEADLINES, job.deadline_at_ms, id) end
   count_stored_job(id, job, 1)
+  count_queue_tokens(id, job, 1)
   register_queue(job.queue, now)
   -- Back to the head of the queue. A job that ended an engine alone lets others go first: they need not wait for its
   -- next crashes, and a worker whose engine dies with each of them knows that they are not at fault.

@@ -52,7 +52,10 @@ local function add_to_recount(id)
   add_to_counters(counters, reserved_amounts(tonumber(f[5] or 0) or 0), 1)
   if redis.pcall('ZSCORE', queued_key(job.queue), id) and f[1] == 'queued' then
     local num_bytes = redis.call('HSTRLEN', key, 'doc')
-    add_to_counters(counters, waiting_amounts(num_bytes, tonumber(f[4] or 0) or 0), 1)
+    local cost = tonumber(f[4] or 0) or 0
+    add_to_counters(counters, waiting_amounts(num_bytes, cost), 1)
+    local is_delayed = redis.call('ZSCORE', SCHEDULED, id)
+    if not is_delayed and cost ~= 0 then increment(RECOUNT, queue_tokens_field(job.queue), cost) end
   end
   local charge = tonumber(f[6] or nil)
   if charge and charge ~= 0 then

@@ -82,8 +82,12 @@ end
 -- The virtual time charged to a tenant for its announced and running jobs of a queue.
 local function under_way_field(tenant, queue) return 'under_way:' .. tenant .. ':' .. queue end
 
-local function add_under_way(id, job, amount)
-  local field = under_way_field(job.tenant, job.queue)
+-- The estimated tokens of the jobs that wait in a queue and are not delayed.
+local function queue_tokens_field(queue) return 'queue_tokens:' .. queue end
+
+-- Add to a counter that has its own field, also in the new counters if they hold the job already.
+local function add_to_field(id, field, amount)
+  if amount == 0 then return end
   local function add(key)
     if increment(key, field, amount) == 0 then redis.call('HDEL', key, field) end
   end
@@ -92,3 +96,9 @@ local function add_under_way(id, job, amount)
   local progress = text and parse_recount(text)
   if progress and is_recounted(progress, id) then add(RECOUNT) end
 end
+
+local function add_under_way(id, job, amount) add_to_field(id, under_way_field(job.tenant, job.queue), amount) end
+
+-- Count the tokens of a job that begins to wait in its queue (1) or no longer waits there (-1). A delayed job waits
+-- there from the end of its delay.
+local function count_queue_tokens(id, job, sign) add_to_field(id, queue_tokens_field(job.queue), sign * job.cost) end

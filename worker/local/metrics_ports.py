@@ -1,0 +1,24 @@
+"""Ports for the metrics of the programs of `batchmill up`, which read one environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Final
+
+_VARIABLE: Final = "BATCHMILL_METRICS_PORT"
+#: Distance of each program's port from the one that is set.
+_PLACES: Final = {"worker": 0, "deliverer": 1, "gateway": 2}
+
+
+def metrics_environment(program: str, given: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the settings of a program's metrics; nothing if no port is set.
+
+    The worker has the port that is set, the deliverer the next one, the gateway the one after it.
+    The deliverer shows the figures of the whole broker, too.
+    """
+    port = given.get(_VARIABLE, "")
+    if not port.isdecimal() or int(port) == 0:  # 0 gives each program a port of its own
+        return {}
+    chosen = {_VARIABLE: str(int(port) + _PLACES[program])}
+    return chosen | ({"BATCHMILL_METRICS_QUEUES": "true"} if program == "deliverer" else {})

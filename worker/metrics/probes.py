@@ -1,0 +1,40 @@
+"""Whether a service is live and ready: for HTTP probes, as `batchmill healthcheck` says it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """State of a service. A problem is a sentence for people, or None if there is none."""
+
+    #: The process must be restarted.
+    live_problem: str | None
+    #: The process works, but does no work now.
+    ready_problem: str | None
+
+
+#: Returns the state of the service at one moment.
+Probe: TypeAlias = Callable[[], Health]
+
+
+def redis_probe(client: Redis) -> Probe:
+    """Return the probe of a service that is ready if Redis replies.
+
+    The process lives, because it is asked. The client must not be used by another thread.
+    """
+
+    def probe() -> Health:
+        try:
+            client.ping()
+        except (RedisError, OSError) as error:
+            return Health(None, f"Redis does not reply: {type(error).__name__}")
+        return Health(None, None)
+
+    return probe
