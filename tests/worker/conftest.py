@@ -68,6 +68,8 @@ class Mill:
         self.folder = folder
         self.trace_path = folder / "trace"
         self.workers: list[WorkerProcess] = []
+        #: Other programs of the test, which must not outlive it either: the server is shared.
+        self.programs: list[subprocess.Popen[bytes]] = []
         # Acts as any Celery user; it does not know our app.
         self.celery = Celery("other", broker=celery_url(url), backend=celery_url(url))
         # Kombu shares connections between apps with the same options. Those of an earlier test may
@@ -178,10 +180,10 @@ class Mill:
         return [int(position) for request, position in pairs if request.startswith(f"{job_id}.")]
 
     def close(self) -> None:
-        for worker in self.workers:
-            if worker.process.poll() is None:
-                worker.process.kill()
-                worker.process.wait()
+        for process in [*(worker.process for worker in self.workers), *self.programs]:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
         # Celery's results unsubscribe when they are collected, and the server may be gone by then.
         self.celery.backend.result_consumer.subscribed_to.clear()
         self.celery.close()

@@ -44,12 +44,14 @@ def start_bulk(mill: Mill, source: Path, *more: str) -> subprocess.Popen[bytes]:
     files = ("-o", mill.folder / "out.jsonl", "--errors", mill.folder / "err.jsonl")
     options = ("--max-tokens", "8", "--in-flight", "300", "--broker-url", mill.url, *more)
     with (mill.folder / "log").open("ab") as log:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [*COMMAND, "bulk", str(source), *map(str, files), *options],
             stdout=log,
             stderr=log,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )
+    mill.programs.append(process)
+    return process
 
 
 def num_lines(path: Path) -> int:
@@ -58,7 +60,7 @@ def num_lines(path: Path) -> int:
 
 def wait_lines(mill: Mill, count: int) -> None:
     path = mill.folder / "out.jsonl"
-    mill.wait_for(lambda: num_lines(path) >= count, f"{count} results", timeout_s=60)
+    mill.wait_for(lambda: num_lines(path) >= count, f"{count} results", timeout_s=180)
 
 
 def test_nothing_is_missing_or_twice_when_command_and_worker_are_killed(mill: Mill) -> None:
@@ -106,6 +108,7 @@ def test_a_table_is_whole_and_in_order_after_the_command_was_killed(mill: Mill) 
     command = [*COMMAND, "bulk", str(source), "-o", str(out), *options, "--broker-url", mill.url]
     with (mill.folder / "log").open("ab") as log:
         first = subprocess.Popen(command, stdout=log, stderr=log)
+        mill.programs.append(first)
         journal = mill.folder / "out.csv.journal.jsonl"
         mill.wait_for(lambda: num_lines(journal) >= 1, "a result", timeout_s=60)
         first.send_signal(signal.SIGKILL)
