@@ -75,6 +75,8 @@ TENANTS = PREFIX + "tenants"
 WINDOW = PREFIX + "window"
 #: API keys of the gateway, by the SHA-256 of their secret.
 API_KEYS = PREFIX + "api_keys"
+#: Samples of the load of all workers, the newest first.
+LOAD_HISTORY = PREFIX + "load_history"
 #: Prefix of all indexes of jobs.
 JOB_INDEXES = PREFIX + "jobs:"
 EXPIRING = JOB_INDEXES + "expiring"
@@ -275,6 +277,11 @@ def receivers(tenant: str) -> str:
 def rate(key_id: str) -> str:
     """Return the key of what an API key has left of its limits per minute (hash)."""
     return f"{PREFIX}rate:{key_id}"
+
+
+def console_session(token_hash: str) -> str:
+    """Return the key of a session of the console, by the SHA-256 of its cookie (hash)."""
+    return f"{PREFIX}console_session:{token_hash}"
 
 
 def leftover(job_id: str) -> str:

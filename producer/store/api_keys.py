@@ -20,10 +20,11 @@ from batchmill.producer.protocol.calls.call import Read, stored
 
 from .job_store import JobStore
 
-Scope = Literal["submit", "read", "admin"]
+Scope = Literal["submit", "read", "texts", "admin", "operator"]
 PriorityClass = Literal["high", "normal", "low"]
-#: `admin` includes the other two.
-SCOPES: tuple[Scope, ...] = ("submit", "read", "admin")
+#: `texts` shows prompts and outputs in the console. `admin` includes the rights before it, for its
+#: tenant; `operator` is about all tenants, and includes no other right.
+SCOPES: tuple[Scope, ...] = ("submit", "read", "texts", "admin", "operator")
 _SECRET_PREFIX = "sk-bm-"
 #: Characters of a secret that are kept, to recognize it in a list.
 _SHOWN_CHARS = 10
@@ -57,7 +58,7 @@ class ApiKey(BaseModel):
 
     def has_scope(self, scope: Scope) -> bool:
         """Return whether the key has a right, directly or as an admin."""
-        return scope in self.scopes or "admin" in self.scopes
+        return scope in self.scopes or ("admin" in self.scopes and scope != "operator")
 
     def may_use_model(self, model: str) -> bool:
         """Return whether the key may use a model."""
@@ -152,9 +153,14 @@ def revoke_api_key(store: JobStore, key_id: str) -> ApiKey | None:
 
 def find_api_key(secret: str) -> Read[tuple[ApiKey | None, bool]]:
     """Read the key of a secret, None without a valid one, and whether there is any key at all."""
+    return find_api_key_by_digest(digest(secret))
+
+
+def find_api_key_by_digest(secret_digest: str) -> Read[tuple[ApiKey | None, bool]]:
+    """Read as `find_api_key`, by the SHA-256 of the secret."""
 
     def queue(pipeline: Any) -> None:
-        pipeline.hget(keys.API_KEYS, digest(secret))
+        pipeline.hget(keys.API_KEYS, secret_digest)
         pipeline.hlen(keys.API_KEYS)
 
     def parse(replies: Sequence[Any]) -> tuple[ApiKey | None, bool]:

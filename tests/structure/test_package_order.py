@@ -29,8 +29,8 @@ ORDER = {
     "worker": (
         *("error_codes", "errors", "service_errors", "logs", "terminal", "log_settings"),
         *("metrics", "settings", "health", "engine_host", "jobs", "tracing", "webhooks", "local"),
-        *("gateway", "unknown_settings", "consumer", "app", "bench", "monitor", "demo", "chaos"),
-        *("cli", "__init__"),
+        *("gateway", "console", "unknown_settings", "consumer", "app", "bench", "monitor"),
+        *("demo", "chaos", "cli", "__init__"),
     ),
 }
 #: The packages that a folder may import from another; all others are private to their folder.

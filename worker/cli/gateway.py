@@ -21,10 +21,11 @@ def add_gateway_command(app: typer.Typer) -> None:
 
 
 def gateway(broker_url: BrokerUrlOption = None, as_json: JsonOption = False) -> None:
-    """Serve the HTTP APIs until SIGTERM. Any number may run beside one broker.
+    """Serve the HTTP APIs and the console until SIGTERM. Any number may run beside one broker.
 
     Without an API key (`batchmill keys create`) it serves this machine only, and everybody on it.
     """
+    from batchmill.worker.console import console_parts
     from batchmill.worker.gateway.server import run_gateway
     from batchmill.worker.gateway.settings import GatewaySettings
     from batchmill.worker.logs import configure_logging
@@ -33,4 +34,4 @@ def gateway(broker_url: BrokerUrlOption = None, as_json: JsonOption = False) -> 
     settings = GatewaySettings(broker_url=resolve_broker(broker_url))
     configure_logging(settings.log_level, "json" if as_json else settings.log_format)
     log_unknown_variables()
-    run_gateway(settings)
+    run_gateway(settings, console_parts(settings))

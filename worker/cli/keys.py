@@ -50,7 +50,8 @@ def create(
     scope: Annotated[
         list[str] | None,
         typer.Option(
-            help="A right: submit, read, or admin (all). May be repeated. \\[submit, read]"
+            help="A right: submit, read, texts (in the console), admin (all of these), or operator "
+            "(all tenants, in the console). May be repeated. \\[submit, read]"
         ),
     ] = None,
     model: Annotated[

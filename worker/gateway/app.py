@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, NamedTuple
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute
 
 from batchmill.producer.protocol.calls.call import Read
 from batchmill.worker.metrics.gateway_series import GatewayMeter
@@ -61,12 +63,23 @@ UNSUPPORTED = (
 )
 
 
-def build_app(settings: GatewaySettings, meter: GatewayMeter | None = None) -> Starlette:
+class Part(NamedTuple):
+    """Another part of the server, beside the APIs."""
+
+    routes: Sequence[BaseRoute]
+    #: Entered when the server starts, with the application.
+    lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]]
+
+
+def build_app(
+    settings: GatewaySettings, meter: GatewayMeter | None = None, parts: Sequence[Part] = ()
+) -> Starlette:
     """Return the application; it connects to the broker when the server starts it.
 
     Args:
         settings: of the gateway.
         meter: counts requests.
+        parts: served beside the APIs.
     """
     metered = [] if meter is None else [Middleware(Metered, meter=meter)]
 
@@ -74,14 +87,17 @@ def build_app(settings: GatewaySettings, meter: GatewayMeter | None = None) -> S
     async def lifespan(app: Any) -> AsyncIterator[None]:
         app.state.backend = Backend(settings)
         reading = asyncio.ensure_future(run_intakes(app.state.backend))
-        yield
+        async with contextlib.AsyncExitStack() as stack:
+            for part in parts:
+                await stack.enter_async_context(part.lifespan(app))
+            yield
         reading.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await reading
         await app.state.backend.close()
 
     return Starlette(
-        routes=routes(),
+        routes=[*routes(), *(route for part in parts for route in part.routes)],
         middleware=[
             *metered,
             Middleware(RequestSpans, tracer=start_tracing(settings, "batchmill-gateway")),

@@ -14,18 +14,15 @@ from batchmill.producer.store.api_keys import ApiKey, Scope, find_api_key
 from .api_errors import DO_NOT_RETRY, ApiError
 from .backend import Backend
 from .middleware import is_anthropic
-from .settings import is_loopback
+from .settings import GatewaySettings, is_loopback
 
 _CLASSES = ("high", "normal", "low")
 #: Whoever sends a request to a gateway without keys.
-_OPEN = ApiKey(id="", name="no key", scopes=("admin",))
+_OPEN = ApiKey(id="", name="no key", scopes=("admin", "operator"))
 
 
 async def identify(request: Request, backend: Backend) -> ApiKey:
     """Return the key of a request.
-
-    A gateway without any key is open to this machine. A web page in a browser of this machine
-    could reach it as well, so then the request must name this machine and no foreign origin.
 
     Raises:
         ApiError: there is no valid key (401), or an open gateway must not take the request (403).
@@ -34,7 +31,27 @@ async def identify(request: Request, backend: Backend) -> ApiKey:
     key, has_keys = await backend.read(find_api_key(secret))
     if key is not None:
         return key
-    if has_keys or not backend.settings.is_loopback:
+    return open_key(request, backend.settings, has_keys=has_keys, secret=secret)
+
+
+def open_key(
+    request: Request, settings: GatewaySettings, *, has_keys: bool, secret: str = ""
+) -> ApiKey:
+    """Return the key that stands for every caller of a gateway without keys.
+
+    Such a gateway is open to this machine. A web page in a browser of this machine could reach it
+    as well, so then the request must name this machine and no foreign origin.
+
+    Args:
+        request: of the caller.
+        settings: of the gateway.
+        has_keys: whether there is any key, also a revoked one.
+        secret: that the caller sent, which is not that of a valid key.
+
+    Raises:
+        ApiError: the gateway is not open (401), or must not take the request (403).
+    """
+    if has_keys or not settings.is_loopback:
         problem = "the API key is unknown or revoked" if secret else "the request has no API key"
         raise ApiError(
             401,

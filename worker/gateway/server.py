@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
@@ -14,7 +15,7 @@ from batchmill.producer.store.job_store import JobStore
 from batchmill.producer.store.reply_errors import broker_errors
 from batchmill.worker.service_errors import GatewayFailed
 
-from .app import build_app
+from .app import Part, build_app
 from .connection import connection_class
 from .gateway_metrics import GatewayMetrics
 from .settings import GatewaySettings
@@ -24,8 +25,12 @@ _log = structlog.get_logger(__name__)
 _STOP_S = 20
 
 
-def run_gateway(settings: GatewaySettings) -> None:
+def run_gateway(settings: GatewaySettings, parts: Sequence[Part] = ()) -> None:
     """Serve until SIGTERM or SIGINT; then finish the requests in flight, and return.
+
+    Args:
+        settings: of the gateway.
+        parts: served beside the APIs.
 
     Raises:
         BrokerUnavailable: the broker does not reply.
@@ -42,7 +47,7 @@ def run_gateway(settings: GatewaySettings) -> None:
         )
     metrics = GatewayMetrics(settings)
     config = uvicorn.Config(
-        build_app(settings, metrics.meter),
+        build_app(settings, metrics.meter, parts),
         host=settings.gateway_host,
         port=settings.gateway_port,
         http=connection_class(

@@ -53,6 +53,11 @@ class GatewaySettings(ProducerSettings, MetricsSettings, LogSettings):
     #: Seconds that a file is kept, unless its upload says for how long.
     gateway_file_ttl_s: int = Field(default=30 * 24 * 3600, ge=60, le=MAX_RESULT_TTL_S)
 
+    #: Serve the console under `/console`.
+    gateway_console: bool = True
+    #: Seconds after which a sign-in to the console ends.
+    gateway_console_session_s: int = Field(default=12 * 3600, ge=60, le=30 * 24 * 3600)
+
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach the gateway."""

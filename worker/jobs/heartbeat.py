@@ -13,6 +13,7 @@ from batchmill.worker.metrics.autoscaling import SPEED_STAT
 from batchmill.worker.settings import WorkerSettings
 
 from .active_jobs import ActiveJobs
+from .recent_times import RecentTimes
 from .session_connection import SessionConnection
 from .throughput import BusySpeed, Throughput
 
@@ -28,6 +29,7 @@ class Heartbeat:
         jobs: ActiveJobs,
         throughput: Throughput,
         speed: BusySpeed,
+        times: RecentTimes,
         *,
         name: str,
         session: str,
@@ -43,6 +45,7 @@ class Heartbeat:
             jobs: the active jobs.
             throughput: of the engine.
             speed: of the engine with full batches.
+            times: of the jobs that ended lately.
             name: of the worker.
             session: this run of the worker.
             connection: of the session. It connects again if Redis does not see it.
@@ -54,6 +57,7 @@ class Heartbeat:
         self._jobs = jobs
         self._throughput = throughput
         self._speed = speed
+        self._times = times
         self._name = name
         self._session = session
         self._connection = connection
@@ -126,7 +130,7 @@ class Heartbeat:
         if drafts is not None:
             stats["draft_tokens"] = drafts.num_draft_tokens
             stats["accepted_tokens"] = drafts.num_accepted_tokens
-        return stats
+        return stats | self._times.stats()
 
     def _state(self) -> str:
         if self._is_draining():

@@ -34,6 +34,7 @@ from .lost_workers import put_back_jobs_of_lost_workers
 from .outcome import Outcome
 from .outcome_reporter import OutcomeReporter
 from .periodic_thread import PeriodicThread
+from .recent_times import RecentTimes
 from .record_writer import RecordWriter, RecordWriterConfig
 from .saved_output import SavedOutput
 from .session_connection import SessionConnection
@@ -111,6 +112,7 @@ class WorkerRuntime:
         self._rng = random.Random()
         self._throughput = Throughput()
         self.metrics = WorkerMetrics(settings)
+        self._times = RecentTimes()
         self._breaker = EngineBreaker()
         self._connection = SessionConnection(str(settings.broker_url), self._session)
         self.link = EngineLink(engine_spec(settings), self)
@@ -292,6 +294,7 @@ class WorkerRuntime:
             job.trace.finished(job, finished)
             self.gate.observe_prompt(finished.num_prompt_tokens)
             self.metrics.note_finished(job, finished)
+            self._times.note(job)
             model = self._settings.served_name
             end = finished_end(job, finished, worker=self._name, model=model)
             end = bounded_end(end, self._settings.max_result_bytes)
@@ -385,6 +388,7 @@ class WorkerRuntime:
             self.jobs,
             self._throughput,
             self.metrics.speed,
+            self._times,
             name=self._name,
             session=self._session,
             connection=self._connection,

@@ -40,6 +40,7 @@ local EXPIRING = 'batchmill:jobs:expiring'
 local LAST_SWEEP = 'batchmill:last_sweep'
 local REPAIR = 'batchmill:repair'
 local MEMORY = 'batchmill:memory'
+local LOAD_HISTORY = 'batchmill:load_history'
 local SERVED = 'batchmill:served'
 local LEFTOVERS = 'batchmill:leftovers'
 -- A pattern: the records of jobs, all their indexes, and those of what outlives them.

@@ -1,0 +1,213 @@
+"""Batches: progress, estimated end, cost, results and cancelling."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from batchmill.producer.bulk.result_lines import ended_line
+from batchmill.producer.bulk.settings import Price
+from batchmill.producer.job.batch import BatchState, BatchStatus, read_batch
+from batchmill.producer.job.line import LineKind
+from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.calls.call import Read, stored
+from batchmill.producer.store.batches import BatchEntry, batch_entries, batch_page
+from batchmill.producer.store.deliveries import Deliveries
+from batchmill.producer.store.ended_jobs import MAX_ENDS_AT_ONCE
+from batchmill.producer.store.job_status import job_status
+from batchmill.producer.store.job_store import JobStore
+
+from .fleet import share
+from .visit import Download, Page, Redirect, Reply, Visit, not_found, require
+
+#: Batches per page; as many are looked at together to find those of one tenant.
+PAGE_BATCHES: Final = 25
+_SCAN = 200
+#: Jobs per page of a batch.
+_PAGE_JOBS = 50
+_PER_TOKENS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A batch with what the pages show of it."""
+
+    status: BatchStatus
+    #: None while no line has said it.
+    tenant: str | None
+    #: The one model of its lines, if they name only one.
+    model: str | None
+
+    @property
+    def done(self) -> int:
+        """Lines that have ended."""
+        return self.status.request_counts.completed + self.status.request_counts.failed
+
+    @property
+    def progress(self) -> float | None:
+        """Share of the lines that have ended."""
+        return share(self.done, self.status.request_counts.total)
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds until it ends if it goes on as it has since its start; None if unknown."""
+        begun, counts = self.status.created_at, self.status.request_counts
+        if self.status.status.is_terminal or not self.done or not counts.total:
+            return None
+        per_line_s = max(1.0, time.time() - begun) / self.done
+        return per_line_s * (counts.total - self.done)
+
+    @property
+    def took_s(self) -> float | None:
+        """Seconds from its creation to its end; None while it runs."""
+        status = self.status
+        ends = (status.completed_at, status.failed_at, status.expired_at, status.cancelled_at)
+        ended_at = next((at for at in ends if at is not None), None)
+        return None if ended_at is None else float(ended_at - status.created_at)
+
+    def cost(self, prices: dict[str, Price]) -> str | None:
+        """Return what its ended jobs cost; None without a price."""
+        price = prices.get(self.model or "", prices.get("*"))
+        if price is None:
+            return None
+        usage = self.status.usage
+        cached = usage.input_tokens_details.cached_tokens
+        cached_price = price.input if price.cached is None else price.cached
+        amount = (
+            (usage.input_tokens - cached) * price.input
+            + cached * cached_price
+            + usage.output_tokens * price.output
+        ) / _PER_TOKENS
+        return f"{amount:,.4f} {price.currency}".strip()
+
+
+def list_batches(visit: Visit) -> Reply:
+    """Show a page of batches, newest first."""
+    after = visit.given("after")
+    found = _page(visit, after)
+    shown = found[:PAGE_BATCHES]
+    values = {
+        "batches": [(batch, batch.cost(visit.site.prices)) for batch in shown],
+        "next": shown[-1].status.id if len(found) > PAGE_BATCHES else None,
+        "is_first": after is None,
+    }
+    return Page("batches.html", values)
+
+
+def show_batch(visit: Visit) -> Reply:
+    """Show a batch and its jobs."""
+    batch, store = _batch(visit), visit.site.store
+    given = visit.query.get("after", "")
+    after = int(given) if given.isascii() and given.isdigit() and len(given) < 10 else -1
+    rows = store.read(batch_page(batch.status.id, after))[: _PAGE_JOBS + 1]
+    jobs = [(index, job_id, store.read(job_status(job_id))) for index, job_id in rows[:_PAGE_JOBS]]
+    values = {
+        "batch": batch,
+        "cost": batch.cost(visit.site.prices),
+        "jobs": jobs,
+        "events": Deliveries(store).of_job(batch.status.id),
+        "next": jobs[-1][0] if len(rows) > _PAGE_JOBS else None,
+        "is_first": after < 0,
+        "may_cancel": visit.viewer.may_change_jobs
+        and not batch.status.status.is_terminal
+        and batch.status.status is not BatchState.CANCELLING,
+    }
+    return Page("batch.html", values)
+
+
+def cancel_batch(visit: Visit) -> Reply:
+    """Cancel all jobs of a batch that have not ended."""
+    require(visit.viewer.may_change_jobs, "submit")
+    batch = _batch(visit)
+    visit.site.client.cancel_batch(batch.status.id)
+    return Redirect(f"/batches/{batch.status.id}", "batch-cancelled")
+
+
+def download_results(visit: Visit) -> Reply:
+    """Return the results of the jobs that have ended, as lines of JSON in the batch's order."""
+    require(visit.viewer.sees_texts, "texts")
+    batch = _batch(visit)
+    name = f"{batch.status.id}.jsonl"
+    lines = _result_lines(visit.site.store, batch.status.id)
+    return Download(name, "application/x-jsonl", lines)
+
+
+def _result_lines(store: JobStore, batch_id: str) -> Iterator[bytes]:
+    after = -1
+    while page := store.read(batch_page(batch_id, after)):
+        for start in range(0, len(page), MAX_ENDS_AT_ONCE):
+            entries = store.read(batch_entries(page[start : start + MAX_ENDS_AT_ONCE]))
+            ended = [each for each in entries if each.job.state and each.job.state.is_terminal]
+            yield b"".join(map(_line, ended))
+        after = page[-1][0]
+
+
+def _line(entry: BatchEntry) -> bytes:
+    kind = LineKind(entry.endpoint or LineKind.CHAT)
+    line = ended_line(f"batch_req_{entry.job.id}", entry.custom_id, kind, entry.job)
+    return json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+
+
+def _batch(visit: Visit) -> Batch:
+    """Return the batch of a path.
+
+    Raises:
+        ConsoleError: there is none, or it belongs to another tenant.
+    """
+    batch_id = visit.path["batch_id"]
+    (batch,) = visit.site.store.read(_batches([batch_id[:200]]))
+    if batch is None or not visit.viewer.sees(batch.tenant):
+        raise not_found("batch", batch_id)
+    return batch
+
+
+def _page(visit: Visit, after: str | None) -> list[Batch]:
+    """Return the batches of a page that the viewer sees, and one more if there is one."""
+    store, start, found = visit.site.store, 0, list[Batch]()
+    if after is not None:
+        rank = store.client.zrevrank(keys.BATCHES, after[:200])
+        start = 0 if rank is None else int(rank) + 1  # type: ignore[arg-type]
+    while len(found) <= PAGE_BATCHES:
+        ids = store.read(_newest(start))
+        if not ids:
+            break
+        batches = store.read(_batches(ids))
+        found += [each for each in batches if each and visit.viewer.sees(each.tenant)]
+        start += len(ids)
+    return found[: PAGE_BATCHES + 1]
+
+
+def _newest(start: int) -> Read[list[str]]:
+    return Read(
+        lambda pipeline: pipeline.zrevrange(keys.BATCHES, start, start + _SCAN - 1),
+        lambda replies: [batch_id.decode(errors="replace") for batch_id in replies[0]],
+    )
+
+
+def _batches(batch_ids: Sequence[str]) -> Read[list[Batch | None]]:
+    def queue(pipeline: Any) -> None:
+        for batch_id in batch_ids:
+            pipeline.hgetall(keys.batch(batch_id))
+            pipeline.zcard(keys.batch_jobs(batch_id))
+
+    def parse(replies: list[Any]) -> list[Batch | None]:
+        return list(map(_readable, replies[::2], replies[1::2]))
+
+    return Read(queue, parse, is_atomic=True, keeps_errors=True)
+
+
+def _readable(fields: Any, num_jobs: Any) -> Batch | None:
+    """Return a batch; None if it does not exist, or batchmill did not write it."""
+    try:
+        known = stored(fields, default={})
+        status = read_batch(known, stored(num_jobs, default=0))
+        texts = {name: known[name].decode() for name in (b"tenant", b"model") if name in known}
+        line_tenant = known.get(b"line_tenant", b"").decode()
+    except (KeyError, TypeError, ValueError):
+        return None
+    if status is None:
+        return None
+    return Batch(status, texts.get(b"tenant") or line_tenant or None, texts.get(b"model"))

@@ -1,0 +1,36 @@
+"""Keeps the history of the load while the console is served."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+from redis.exceptions import RedisError
+
+from batchmill.producer.errors import BatchmillError
+from batchmill.producer.store.load_history import INTERVAL_MS, add_sample
+
+from .fleet import Fleet
+from .site import Site
+
+_log = structlog.get_logger(__name__)
+#: Programs that try this often never miss an interval; the script takes one sample of each.
+_TRY_S = INTERVAL_MS / 1000 / 2
+
+
+async def record_load(site: Site) -> None:
+    """Store a sample per interval until cancelled. Of all gateways, one per interval does."""
+    is_reachable = True
+    while True:
+        try:
+            await asyncio.to_thread(_record, site)
+            is_reachable = True
+        except (RedisError, BatchmillError) as error:
+            if is_reachable:  # logged once per outage
+                _log.warning("load_not_recorded", error=type(error).__name__)
+            is_reachable = False
+        await asyncio.sleep(_TRY_S)
+
+
+def _record(site: Site) -> None:
+    site.store.run(add_sample(Fleet.read(site.store).sample()))
