@@ -12,7 +12,14 @@ from typing import Any
 
 from batchmill.engine.errors import ModelLoadError, UnsupportedModelError
 
-from .model_config import Activation, AttentionConfig, ExpertsConfig, LayerConfig, ModelConfig
+from .model_config import (
+    Activation,
+    AttentionConfig,
+    ExpertsConfig,
+    LayerConfig,
+    ModelConfig,
+    RopeConfig,
+)
 from .rope_config import longest_exact_length, read_rope
 
 #: Our names of activations, by Hugging Face's.
@@ -63,7 +70,6 @@ def read_model_config(config: HfConfig) -> ModelConfig:
             f"the model's architecture is {architecture_name(config)}, but the native decoder "
             f"computes only {', '.join(FAMILIES)}: set model_impl to 'auto' or 'transformers'"
         )
-    refuse_quantized(architecture, config)
     family = FAMILIES[architecture]
     try:
         features = {"architecture": architecture, **_common(config), **family.features(config)}
@@ -99,21 +105,6 @@ def architecture_name(config: HfConfig) -> str:
     """Return the architecture that a configuration names, for messages."""
     names = ", ".join(config.get("architectures") or ())
     return names or f"not set (model_type {config.get('model_type')!r})"
-
-
-def refuse_quantized(architecture: str, config: HfConfig) -> None:
-    """Refuse weights that are stored in a quantized format.
-
-    Raises:
-        UnsupportedModelError: the weights are quantized.
-    """
-    quantization = config.get("quantization_config")
-    if quantization:
-        raise UnsupportedModelError(
-            f"this {architecture} has quantized weights ({quantization.get('quant_method')}), and "
-            "quantized checkpoints are not supported: use the model's weights in bfloat16, float16 "
-            "or float32"
-        )
 
 
 def _common(config: HfConfig) -> dict[str, Any]:
@@ -194,6 +185,40 @@ def _mistral(config: HfConfig) -> dict[str, Any]:
     return {"layers": _layers(config, _same_window(config, config.get("sliding_window")))}
 
 
+def _ministral(config: HfConfig) -> dict[str, Any]:
+    return {"layers": _layers(config, _windows_by_type(config))}
+
+
+def _cwm(config: HfConfig) -> dict[str, Any]:
+    windows = _windows_by_type(config)
+    return {"layers": _layers(config, windows), "mlp_bias": bool(config.get("mlp_bias"))}
+
+
+def _seed_oss(config: HfConfig) -> dict[str, Any]:
+    return {
+        "layers": _layers(config, _same_window(config, None)),
+        "qkv_bias": bool(config["attention_bias"]),
+        "output_bias": bool(config["attention_out_bias"]),
+        "mlp_bias": bool(config.get("mlp_bias")),
+    }
+
+
+def _smollm3(config: HfConfig) -> dict[str, Any]:
+    bias = bool(config.get("attention_bias"))
+    rope, unrotated = read_rope(config), RopeConfig(theta=1.0, rope_type="none")
+    has_windows = config.get("use_sliding_window") and config.get("sliding_window") is not None
+    windows = _windows_by_type(config) if has_windows else _same_window(config, None)
+    return {
+        "layers": tuple(
+            LayerConfig(AttentionConfig(rope if is_rotated else unrotated, window))
+            for is_rotated, window in zip(config["no_rope_layers"], windows, strict=True)
+        ),
+        "qkv_bias": bias,
+        "output_bias": bias,
+        "mlp_bias": bool(config.get("mlp_bias")),
+    }
+
+
 def _phi3(config: HfConfig) -> dict[str, Any]:
     return {"layers": _layers(config, _same_window(config, config.get("sliding_window")))}
 
@@ -247,6 +272,19 @@ def _mixtral(config: HfConfig) -> dict[str, Any]:
     }
 
 
+def _gemma(config: HfConfig) -> dict[str, Any]:
+    if config.get("use_bidirectional_attention"):
+        raise UnsupportedModelError("it has bidirectional attention; only causal is supported")
+    bias = bool(config.get("attention_bias"))
+    return {
+        "layers": _layers(config, _same_window(config, None)),
+        "qkv_bias": bias,
+        "output_bias": bias,
+        "norm_offset": True,
+        "embedding_scale": float(config["hidden_size"]) ** 0.5,
+    }
+
+
 def _gemma3(config: HfConfig) -> dict[str, Any]:
     if config.get("attn_logit_softcapping") is not None:
         raise UnsupportedModelError(
@@ -280,12 +318,17 @@ def _gemma3(config: HfConfig) -> dict[str, Any]:
 FAMILIES: Mapping[str, Family] = {
     "LlamaForCausalLM": Family(_llama),
     "MistralForCausalLM": Family(_mistral),
+    "MinistralForCausalLM": Family(_ministral),
+    "SeedOssForCausalLM": Family(_seed_oss),
+    "SmolLM3ForCausalLM": Family(_smollm3),
+    "CwmForCausalLM": Family(_cwm),
     "Qwen2ForCausalLM": Family(_qwen2),
     "Qwen3ForCausalLM": Family(_qwen3),
     "Qwen3MoeForCausalLM": Family(_qwen3_moe),
     "MixtralForCausalLM": Family(
         _mixtral, WeightNames(mixture="block_sparse_moe", expert=("w1", "w3", "w2"))
     ),
+    "GemmaForCausalLM": Family(_gemma),
     "Gemma3ForCausalLM": Family(
         _gemma3,
         WeightNames(

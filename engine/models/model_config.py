@@ -17,7 +17,7 @@ class RopeConfig:
 
     #: Base of the wavelengths.
     theta: float
-    #: One of `rope_config.ROPE_TYPES`.
+    #: One of `rope_config.ROPE_TYPES`, or "none" for layers that do not rotate.
     rope_type: str = "default"
     #: linear, llama3, yarn: how much longer the context is than in training.
     factor: float = 1.0

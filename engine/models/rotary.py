@@ -22,6 +22,8 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
     wavelengths = rope.theta**exponents
     if rope.rope_type == "longrope":
         return 1.0 / (torch.tensor(rope.short_factors) * wavelengths)
+    if rope.rope_type == "none":
+        return torch.zeros_like(wavelengths)
     frequencies = 1.0 / wavelengths
     if rope.rope_type == "linear":
         return frequencies / rope.factor

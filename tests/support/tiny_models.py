@@ -10,10 +10,13 @@ from tokenizers import Tokenizer as BackendTokenizer
 from tokenizers import models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
+    CwmConfig,
     Gemma3TextConfig,
+    GemmaConfig,
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
+    MinistralConfig,
     MistralConfig,
     MixtralConfig,
     Olmo2Config,
@@ -26,6 +29,7 @@ from transformers import (
     Qwen2MoeConfig,
     Qwen3Config,
     Qwen3MoeConfig,
+    SeedOssConfig,
     SmolLM3Config,
     Starcoder2Config,
 )
@@ -97,6 +101,15 @@ NATIVE: dict[str, PreTrainedConfig] = {
     "Llama, one key head per head": LlamaConfig(**{**SIZES, "num_key_value_heads": 6}),
     "Mistral": MistralConfig(**SIZES, sliding_window=None),
     "Mistral, sliding window": MistralConfig(**SIZES, sliding_window=9),
+    "Ministral, windows in some layers": MinistralConfig(
+        **SIZES, head_dim=16, sliding_window=9, layer_types=[_SLIDING, _FULL, _SLIDING]
+    ),
+    "Seed-OSS, biases": SeedOssConfig(**SIZES, head_dim=16, attention_out_bias=True, mlp_bias=True),
+    "SmolLM3, some layers without RoPE": SmolLM3Config(**SIZES, no_rope_layer_interval=2),
+    "CWM, windows in some layers": CwmConfig(
+        **SIZES, head_dim=16, sliding_window=9, layer_types=[_FULL, _SLIDING, _SLIDING], **_LLAMA3
+    ),
+    "Gemma": GemmaConfig(**SIZES, head_dim=16),
     "Qwen2, tied": Qwen2Config(**SIZES, tie_word_embeddings=True),
     "Qwen2, windows in some layers": Qwen2Config(
         **SIZES, use_sliding_window=True, sliding_window=9, max_window_layers=1
@@ -163,7 +176,6 @@ OTHERS: dict[str, PreTrainedConfig] = {
     ),
     "Llama, GELU activation": LlamaConfig(**SIZES, hidden_act="gelu"),
     "OLMo 2": Olmo2Config(**SIZES),
-    "SmolLM3, some layers without RoPE": SmolLM3Config(**SIZES, no_rope_layer_interval=2),
     "Starcoder 2, sliding window": Starcoder2Config(
         **{key: value for key, value in SIZES.items() if key != "rms_norm_eps"}, sliding_window=9
     ),
