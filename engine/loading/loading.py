@@ -47,6 +47,8 @@ from .end_tokens import read_eos_token_ids
 from .fingerprint import model_identity
 from .load_options import LoadOptions
 from .model_source import model_folder
+from .quantized.formats import quantization_settings, read_scheme, scheme_identity
+from .quantized.scheme import Scheme
 from .tied_head import untied_if_stored
 from .weight_loading import load_weights
 
@@ -171,11 +173,22 @@ def _load_computation(
         files.
     """
     values = hf_config.to_dict()
+    stored_as = quantization_settings(folder, values)
+    scheme = None if stored_as is None else read_scheme(stored_as)
+    if scheme is not None:
+        _log.info("the weights are stored in %s, and are unpacked", scheme.name)
     native_config = _native_config(options.model_impl, values)
     if native_config is not None:
-        native_config = untied_if_stored(folder, native_config)
-        return _load_decoder(folder, native_config, options), _describe_computation(
-            native_config, options.quantization
+        native_config = untied_if_stored(folder, native_config, scheme)
+        computation = _describe_computation(native_config, options.quantization)
+        if stored_as is not None:
+            computation += scheme_identity(stored_as)
+        return _load_decoder(folder, native_config, options, scheme), computation
+    if scheme is not None:
+        raise UnsupportedModelError(
+            f"this {architecture_name(values)} is computed by transformers, but weights in "
+            f"{scheme.name} are unpacked only for the native decoder: use the model's weights in "
+            "bfloat16, float16 or float32"
         )
     if options.quantization is not None:
         raise UnsupportedModelError(
@@ -191,10 +204,14 @@ def _load_computation(
     return model, f"transformers {json.dumps(values, sort_keys=True, default=str)}"
 
 
-def _load_decoder(folder: Path, config: ModelConfig, options: LoadOptions) -> DecoderModel:
+def _load_decoder(
+    folder: Path, config: ModelConfig, options: LoadOptions, scheme: Scheme | None
+) -> DecoderModel:
     if options.max_model_len is not None:
         check_max_model_len(options.max_model_len, config.max_position_embeddings)
-    weights = _read_weights(folder, config, options.dtype, options.device, options.quantization)
+    weights = _read_weights(
+        folder, config, options.dtype, options.device, options.quantization, scheme
+    )
     return DecoderModel(config, weights, linear=options.linear, quantization=options.quantization)
 
 
@@ -210,17 +227,18 @@ def _read_weights(
     dtype: torch.dtype,
     device: torch.device,
     quantization: str | None,
+    scheme: Scheme | None = None,
 ) -> DecoderWeights:
     """Read weights in `dtype`; layers that become fp8 stay on the host until they are quantized."""
     free_bytes = free_memory_bytes(device)
     if quantization != "fp8":
         fp8_bytes = _fp8_bytes_on_gpu(config, dtype) if device.type == "cuda" else None
         check_weights_fit(weights_bytes(config, dtype), dtype, device, free_bytes, fp8_bytes)
-        return load_weights(folder, config, dtype, device)
+        return load_weights(folder, config, dtype, device, scheme=scheme)
     check_fp8_model(config)
     check_weights_fit(fp8_loading_bytes(config, dtype), dtype, device, free_bytes)
     check_weights_fit(sum(layer_bytes(config, dtype)), dtype, _HOST, free_memory_bytes(_HOST))
-    return load_weights(folder, config, dtype, device, layer_device=_HOST)
+    return load_weights(folder, config, dtype, device, layer_device=_HOST, scheme=scheme)
 
 
 def _fp8_bytes_on_gpu(config: ModelConfig, dtype: torch.dtype) -> int | None:

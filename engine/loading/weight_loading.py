@@ -12,12 +12,7 @@ from batchmill.engine.errors import ModelLoadError
 from batchmill.engine.models.families import FAMILIES, WeightNames
 from batchmill.engine.models.model_config import ModelConfig
 from batchmill.engine.models.surplus_weights import StoredTensor, check_surplus
-from batchmill.engine.models.weight_files import (
-    OnProgress,
-    stored_names,
-    stream_tensors,
-    weight_files,
-)
+from batchmill.engine.models.weight_files import OnProgress
 from batchmill.engine.models.weights import (
     DecoderWeights,
     DenseWeights,
@@ -26,6 +21,8 @@ from batchmill.engine.models.weights import (
     allocate_weights,
 )
 
+from .quantized.checkpoint import Checkpoint
+from .quantized.scheme import Scheme
 from .stored_names import EMBEDDING, HEAD, own_names
 
 
@@ -37,10 +34,12 @@ def load_weights(
     on_progress: OnProgress | None = None,
     *,
     layer_device: torch.device | str | None = None,
+    scheme: Scheme | None = None,
 ) -> DecoderWeights:
     """Read the weights in a Hugging Face folder, from one file or several.
 
-    Memory peaks at the weights in `dtype` plus the part of a file that `stream_tensors` maps.
+    Memory peaks at the weights in `dtype` plus the part of a file that `stream_tensors` maps, and
+    one more weight if it is unpacked.
 
     Args:
         folder: Contains the safetensors.
@@ -49,17 +48,19 @@ def load_weights(
         device: Of the result.
         on_progress: Called after every tensor; None logs the progress every few seconds.
         layer_device: Of the layers; None is `device`.
+        scheme: The quantized format that weights are stored in; None if they are dense.
 
     Raises:
         ModelLoadError: there are no safetensors, or they do not hold this model's weights.
     """
     weights = allocate_weights(config, dtype, device, layer_device=layer_device)
     missing = _places(config, weights)
-    stored = stored_names(folder)
-    names = own_names(stored, is_tied=config.tie_word_embeddings)
-    _check_names(folder, config, stored, names, missing)
-    for path, name, value in stream_tensors(weight_files(folder), on_progress):
-        if names[name] in missing and stored[name] == path:
+    checkpoint = Checkpoint(folder, scheme)
+    names = own_names(checkpoint.names, is_tied=config.tie_word_embeddings)
+    _check_names(folder, config, checkpoint.names, names, missing)
+    surplus = {name for name, own in names.items() if own not in missing}
+    for name, value, path in checkpoint.stream(dtype, on_progress, unwanted=surplus):
+        if names[name] in missing:
             _fill(missing.pop(names[name]), name, value, path)
     if missing:
         raise ModelLoadError(
@@ -113,8 +114,9 @@ def _fill(place: Tensor, name: str, value: Tensor, path: Path) -> None:
         )
     if not value.is_floating_point() or value.itemsize < 2:
         raise ModelLoadError(
-            f"{name} in {path} is {value.dtype}, and quantized checkpoints are not supported: use "
-            "the model's weights in bfloat16, float16 or float32"
+            f"{name} in {path} is {value.dtype}, but neither a scale that belongs to it nor "
+            "quantization_config in config.json says which numbers these are: download the model "
+            "again, or use its weights in bfloat16, float16 or float32"
         )
     place.copy_(value)
 

@@ -15,6 +15,8 @@ from torch import Tensor
 from batchmill.engine.errors import ModelLoadError
 
 _WHOLE = "model.safetensors"
+#: Names of files that torch has pickled.
+_PICKLES = ("pytorch_model*.bin", "*.pth", "*.pt")
 #: A file is reopened after this many bytes: what was read stays in memory while it is open.
 _MAPPED_BYTES = 32 * 1024**2
 #: Seconds between two lines of progress.
@@ -48,6 +50,8 @@ def weight_files(folder: Path) -> list[Path]:
         ModelLoadError: there are none, or a file that the index names is missing.
     """
     index = index_file(folder)
+    if index is None and not (folder / _WHOLE).is_file():
+        _refuse_pickles(folder)
     names = [_WHOLE] if index is None else _indexed_names(index)
     paths = [folder / name for name in names]
     for path in paths:
@@ -57,6 +61,19 @@ def weight_files(folder: Path) -> list[Path]:
                 "so download the missing files"
             )
     return paths
+
+
+def _refuse_pickles(folder: Path) -> None:
+    """Refuse a model that has its weights only as pickles, which run code when they are read."""
+    for pattern in _PICKLES:
+        for path in sorted(folder.glob(pattern)):
+            raise ModelLoadError(
+                f"{folder} has its weights only as pickles ({path.name}), which can run any code "
+                "when they are read, and no safetensors: take a revision of the model with "
+                "safetensors (hubs convert models on request), or, if you trust the file, convert "
+                'it elsewhere: python -c "from transformers import AutoModelForCausalLM as M; '
+                f"M.from_pretrained('{folder}').save_pretrained('converted')\""
+            )
 
 
 def _indexed_names(index: Path) -> list[str]:

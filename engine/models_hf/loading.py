@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from batchmill.engine.errors import ModelLoadError, UnsupportedModelError
 from batchmill.engine.memory.device_memory import check_weights_fit, free_memory_bytes
-from batchmill.engine.models.families import architecture_name, refuse_quantized
+from batchmill.engine.models.families import architecture_name
 from batchmill.engine.models.model_length import check_max_model_len, longest_length
 from batchmill.engine.models.surplus_weights import StoredTensor, check_surplus
 from batchmill.engine.models.weight_files import stored_names, weight_files
@@ -39,7 +39,6 @@ def load_transformers_model(
     """
     values = hf_config.to_dict()
     name = architecture_name(values)
-    refuse_quantized(name, values)
     try:
         _refuse_class(hf_config, values)
         weight_files(folder)  # refuses pickles

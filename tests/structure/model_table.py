@@ -8,12 +8,16 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 from torch import Tensor
+from transformers import PreTrainedModel
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "models.md"
@@ -21,6 +25,10 @@ sys.path.insert(0, str(ROOT))
 
 from batchmill.engine.loading.loading import LoadedModel, load_model  # noqa: E402
 from tests.engine.greedy_checks import PROMPTS, WAYS, greedy_of_transformers  # noqa: E402
+from tests.engine.loading.quantized import test_compressed_tensors as compressed  # noqa: E402
+from tests.engine.loading.quantized import test_fp8_and_fp4 as floats  # noqa: E402
+from tests.engine.loading.quantized import test_recorded_layouts as recorded  # noqa: E402
+from tests.engine.loading.quantized.oracle import logits_error  # noqa: E402
 from tests.engine.model_steps import (  # noqa: E402
     full_logits,
     largest_error,
@@ -48,7 +56,7 @@ There are two implementations, and the worker logs which one it uses for a model
 `BATCHMILL_MODEL_IMPL` (`batchmill worker --model-impl`) chooses one. The default, `auto`, is native
 if our decoder supports the model.
 
-- **native**: our decoder. It computes {native}.
+{native}
 - **transformers**: the model's own code in `transformers`, with our attention over our KV cache. It
   computes any causal language model that uses transformers' attention interface, but more slowly.
 
@@ -77,15 +85,50 @@ for native models that are not mixtures of experts and whose matrices have sizes
 The output head stays in the dtype as well. Layers are read into the host's memory and quantized on
 the GPU one by one. [Decision 0014](decisions/0014-fp8-weights.md) has the reasons.
 
+## Quantized checkpoints
+
+Weights that are stored in these formats are read one by one, unpacked in float32 and rounded once
+to the dtype; then they are computed as others are, and `BATCHMILL_QUANTIZATION` may quantize them
+again. So they need the memory of dense weights, and that of one weight more while they are read.
+Settings may differ between layers, and layers may be dense (`ignore`, `modules_to_not_convert`).
+Activations and the KV cache stay in the dtype: scales for them are ignored. The settings are part
+of a model's identity, so a job resumes only with the same ones. Only the native decoder's models
+may be stored so; a GGUF file is converted once, whatever its format.
+
+| stored as | `quant_method` | dense weights by | logits differ by |
+|---|---|---|---|
+{formats}
+
+The logits are those of a tiny Llama in float32, compared with the same model with the dense weights
+that the named package computes; `tests/engine/loading/quantized` has the tests. AutoAWQ's,
+bitsandbytes' and GPTQModel's weights were recorded, the others are made when the tests run.
+
+- **compressed-tensors**: the formats `pack-quantized` (1 to 8 bits), `int-quantized`,
+  `float-quantized`, `naive-quantized`, `nvfp4-pack-quantized`, `mxfp4-pack-quantized` and
+  `mxfp8-quantized`, also mixed; with sparsity or transforms they are refused.
+- **GPTQ**: 2 to 8 bits, versions 1 and 2 (`checkpoint_format`), `desc_act`, and `dynamic` settings;
+  Marlin's layout is refused.
+- **AWQ**: 4 bits, version `gemm`.
+- **AutoRound**: integers in the layouts of GPTQ and AWQ (`packing_format`), with `extra_config`.
+- **bitsandbytes**: nf4 and fp4, with or without nested scales, and LLM.int8().
+- **ModelOpt**: `FP8`, `FP8_PER_CHANNEL_PER_TOKEN`, `NVFP4`, `W4A16_NVFP4` and `MIXED_PRECISION` of
+  these.
+- Settings are read from config.json, else from `quantize_config.json`, `quant_config.json` or
+  `hf_quant_config.json`.
+
 ## Refused models
 
 A model that would be computed wrongly is refused when it is loaded, by name and with the reason:
 
-- weights stored in a quantized format, pickled weights, missing weights, and stored weights that
-  config.json does not describe although they belong to a module or layer of the model (a bias, an
-  adapter); weights of other parts, such as heads of training, are ignored with a warning;
-- one part of a split GGUF file, or a GGUF file with more weights than its model or with position
-  scaling that is not linear, yarn, Llama 3's or Phi 3's, which are taken over;
+- weights in another quantized format (`mxfp4` of gpt-oss, `hqq`, `aqlm`, `torchao` and others), or
+  in one of the above for a model that transformers computes; a packed weight that lacks a part or
+  does not fit its settings;
+- pickled weights, missing weights, and stored weights that config.json does not describe although
+  they belong to a module or layer of the model (a bias, an adapter); weights of other parts, such
+  as heads of training, are ignored with a warning;
+- a split GGUF file of which a part is missing (name any part, and all are loaded), or a GGUF file
+  with more weights than its model or with position scaling that is not linear, yarn, Llama 3's or
+  Phi 3's, which are taken over;
 - int8 on a GPU, with transformers, or without the C++ kernels;
 - fp8 on a CPU or an older GPU, with transformers, in a dtype other than bfloat16, for a mixture of
   experts, or with a matrix whose size is not a multiple of 16;
@@ -162,20 +205,47 @@ def compare(name: str) -> list[Row]:
         return rows
 
 
+def compare_formats() -> list[str]:
+    """Return the rows of the table of quantized formats."""
+    writers: dict[tuple[str, str, str], Callable[[Path], PreTrainedModel]] = {}
+    for name, (stored_as, groups) in compressed.SCHEMES.items():
+        key = (f"{name} (`{stored_as}`)", "compressed-tensors", "compressed-tensors")
+        writers[key] = partial(compressed.write, stored_as=stored_as, groups=groups)
+    for name, (settings, _) in floats.STORED.items():
+        methods = [str(settings["quant_method"])]
+        if methods == ["modelopt"]:
+            methods.append("modelopt_fp4")
+        by = "compressed-tensors" if name in floats.BY_COMPRESSED_TENSORS else "plain products"
+        writers[name, "`, `".join(methods), by] = partial(floats.write, name=name)
+    for name, by in recorded.PACKAGES.items():
+        writers[recorded.WHAT[name], recorded.METHODS[name], by] = partial(
+            recorded.write, name=name
+        )
+    rows = []
+    for (name, method, by), write in writers.items():
+        with tempfile.TemporaryDirectory() as path:
+            difference = logits_error(Path(path), write(Path(path)))
+        rows.append(f"| {name} | `{method}` | {by} | {difference:.1e} |")
+    return rows
+
+
 def _difference(loaded: LoadedModel, logits: list[Tensor], cuts: list[int]) -> float:
     requests = make_requests([len(prompt) for prompt in PROMPTS], loaded.config.vocab_size)
     return largest_error(make_runner(loaded.model), requests, logits, cuts)
 
 
-def page(rows: list[Row]) -> str:
+def page(rows: list[Row], formats: list[str]) -> str:
     """Return the page's text."""
     native = ", ".join(sorted({row.architecture for row in rows if row.implementation == "native"}))
     text = TEXT.format(
         date=datetime.now(UTC).date(),
         transformers=version("transformers"),
         torch=version("torch").partition("+")[0],
-        native=native,
+        native=textwrap.fill(
+            f"- **native**: our decoder. It computes {native}.", 100, subsequent_indent="  "
+        ),
         num_prompts=len(PROMPTS),
+        formats="\n".join(formats),
     )
     head = "| model | architecture | computed by | logits differ by | " + " | ".join(WAYS) + " |"
     rule = "|---" * (4 + len(WAYS)) + "|"
@@ -188,10 +258,11 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.name} instead")
     options = parser.parse_args()
     rows = [row for name in (*NATIVE, *OTHERS) for row in compare(name)]
+    text = page(rows, compare_formats())
     if options.write:
-        PAGE.write_text(page(rows))
+        PAGE.write_text(text)
     else:
-        print(page(rows), end="")
+        print(text, end="")
     if not all(all(row.is_equal.values()) for row in rows):
         sys.exit("some tokens differ from transformers: see the table")
 

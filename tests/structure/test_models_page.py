@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from batchmill.engine.loading.quantized.formats import FORMATS
 from batchmill.engine.models.families import FAMILIES
 
 from ..engine.greedy_checks import WAYS
@@ -14,10 +15,15 @@ REMEDY = "run `python tests/structure/model_table.py --write`"
 
 
 def rows() -> dict[tuple[str, str], list[str]]:
-    """Return the cells of the table's rows, by model and implementation."""
-    lines = [line for line in PAGE.read_text().splitlines() if line.startswith("| ")]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[1:]]
-    return {(row[0], row[2]): row for row in cells}
+    """Return the cells of the table of models, by model and implementation."""
+    return {(row[0], row[2]): row for row in _table("## Compared with transformers")}
+
+
+def _table(heading: str) -> list[list[str]]:
+    """Return the cells of the rows of the table below a heading, without its head."""
+    section = PAGE.read_text().partition(f"{heading}\n")[2].partition("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[1:]]
 
 
 def test_every_tested_model_has_its_rows() -> None:
@@ -29,6 +35,14 @@ def test_every_tested_model_has_its_rows() -> None:
 def test_every_family_of_the_native_decoder_has_a_row() -> None:
     architectures = {f"{row[1]}ForCausalLM" for key, row in rows().items() if key[1] == "native"}
     assert architectures == set(FAMILIES), REMEDY
+
+
+def test_every_format_of_quantized_weights_has_a_row() -> None:
+    rows_of_formats = _table("## Quantized checkpoints")
+    methods = {method for row in rows_of_formats for method in row[1].split(", ")}
+    assert methods == {f"`{name}`" for name in FORMATS}, REMEDY
+    for row in rows_of_formats:
+        assert float(row[3]) <= 1e-4, row
 
 
 def test_every_row_reports_equal_tokens() -> None:

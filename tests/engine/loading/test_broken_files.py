@@ -122,3 +122,16 @@ def test_more_experts_for_a_token_than_there_are_are_named(tmp_path: Path) -> No
     config.save_pretrained(tmp_path)
     with pytest.raises(ModelLoadError, match="num_experts_per_tok is 3, but must not exceed"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin"])
+def test_pickled_weights_are_refused_with_the_way_out(name: str, tmp_path: Path) -> None:
+    save_byte_tokenizer(tmp_path, [])
+    config = LlamaConfig(**SIZES)
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ModelLoadError, match=r"model\.safetensors does not exist"):
+        load(tmp_path)
+    (tmp_path / name).write_bytes(b"pickled")
+    with pytest.raises(ModelLoadError, match=f"only as pickles \\({name}\\).*save_pretrained"):
+        load(tmp_path)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from batchmill.engine.loading.weight_loading import load_weights
@@ -67,6 +69,30 @@ def test_memory_peaks_slightly_above_the_model(
     measured = measure(sharded_model, tmp_path, dtype)
     assert measured["peak_growth"] <= model_bytes + MARGIN_BYTES
     assert measured["growth"] <= model_bytes * 1.1  # nothing of the original layout is left
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="needs Linux' memory accounting"
+)
+def test_memory_peaks_slightly_above_the_unpacked_model(
+    sharded_model: Path, tmp_path: Path
+) -> None:
+    tiny, folder = tmp_path / "tiny", tmp_path / "fp8"
+    random_model(NATIVE["Llama"], tiny)
+    shutil.copytree(sharded_model, folder)
+    model_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors")) // 2
+    for path in folder.glob("*.safetensors"):
+        tensors = load_file(path)
+        for name in [name for name in tensors if name.endswith("_proj.weight")]:
+            tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+            tensors[name.replace(".weight", ".weight_scale")] = torch.tensor(1.0)
+        save_file(tensors, path, metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8"}
+    (folder / "config.json").write_text(json.dumps(config))
+    measured = measure(folder, tiny, "bfloat16")
+    assert measured["peak_growth"] <= model_bytes + MARGIN_BYTES
+    assert measured["growth"] <= model_bytes * 1.1
 
 
 def test_progress_is_reported_after_every_tensor(sharded_model: Path) -> None:

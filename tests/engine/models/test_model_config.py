@@ -76,7 +76,6 @@ def test_the_older_format_of_rope_is_read() -> None:
             Gemma3TextConfig(**GEMMA3, use_bidirectional_attention=True).to_dict(),
             "bidirectional attention",
         ),
-        ({**llama(), "quantization_config": {"quant_method": "awq"}}, "quantized weights.*awq"),
         (
             {
                 **Qwen2Config(architectures=["Qwen2ForCausalLM"]).to_dict(),
