@@ -1,0 +1,21 @@
+"""Errors of the queue as responses of the gateway."""
+
+from __future__ import annotations
+
+from batchmill.producer.errors import BrokerUnavailable, NotReplicated
+from batchmill.worker.gateway.api_errors import api_error
+
+
+def test_a_job_that_too_few_replicas_have_is_not_repeated_without_a_key() -> None:
+    error = api_error(NotReplicated("stored, but 0 of 1 replicas", job_ids=["gen_1"]))
+    assert error is not None
+    assert (error.status, error.code) == (503, "not_replicated")
+    # Stock clients repeat a 503 by themselves, and that would make a second job.
+    assert error.headers == {"retry-after": "1", "x-should-retry": "false"}
+    assert "the same Idempotency-Key" in str(error)
+
+
+def test_a_broker_that_is_away_is_tried_again() -> None:
+    error = api_error(BrokerUnavailable("nothing replied"))
+    assert error is not None
+    assert (error.status, error.headers) == (503, {"retry-after": "1"})
