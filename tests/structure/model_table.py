@@ -138,6 +138,13 @@ A model that would be computed wrongly is refused when it is loaded, by name and
 - by the native decoder, RoPE scalings other than default, linear, dynamic, yarn, llama3 and
   longrope.
 
+Tiny models of these families of transformers 5.23 were loaded on 2026-11-30 and refused, by
+`model_type`: `flint`, `gpt_oss`, `granite_swa` and `granitemoe_swa` for sinks; `gemma2` and
+`vaultgemma` for capped scores; `deepseek_v3` and `glm4_moe_lite` for the sizes of their heads;
+`inkling_text` and `inkling2_text` for biases of positions; `llama4_text` for chunks;
+`bailing_hybrid`, `jamba`, `lfm3`, `mamba`, `minimax`, `nemotron_h`, `olmo_hybrid`, `qwen3_next`,
+`qwen3_5_text` and `qwen4_exp_text` for recurrent layers or linear attention.
+
 With dynamic and longrope scaling, angles depend on a sequence's length if it exceeds
 `max_position_embeddings` or `original_max_position_embeddings`. Both are computed up to that
 length, and a larger `max_model_len` is refused.
