@@ -8,10 +8,12 @@ import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from .errors import BrokerUnavailable
 from .secrets_from_files import find_secret
+from .sentinel_url import is_sentinel_url, read_sentinel_url
 
 #: Seconds that a call to the broker may take in all, if nothing else is set.
 DEFAULT_TIMEOUT_S = 10.0
@@ -20,7 +22,7 @@ DEFAULT_REPLICA_TIMEOUT_S = 1.0
 
 _SCHEMES = ("redis", "rediss", "unix", "redis+socket")
 #: A password as an option of the URL, as redis-py's own examples write it for a socket.
-_PASSWORD_OPTION = re.compile(r"([?&](?:ssl_)?password=)[^&#]*")
+_PASSWORD_OPTION = re.compile(r"([?&](?:ssl_|sentinel_)?password=)[^&#]*")
 
 
 def runtime_dir(environ: Mapping[str, str] = os.environ) -> Path:
@@ -91,14 +93,19 @@ def redis_url(url: str) -> str:
     """Return a URL in redis-py's format (Celery writes unix sockets as `redis+socket://`).
 
     Raises:
-        ValueError: the scheme is not redis, rediss, unix or redis+socket.
+        ValueError: the scheme is not redis, rediss, unix, redis+socket, sentinel or sentinels, or
+            the URL of Sentinels is wrong.
     """
     scheme, separator, rest = url.partition("://")
+    if is_sentinel_url(url):
+        read_sentinel_url(url)
+        return url
     if not separator or scheme not in _SCHEMES:
         start = repr(scheme) if separator else "no scheme"  # the rest may be a password
         raise ValueError(
             f"broker URL starts with {start}; it must start with one of "
-            "redis://, rediss://, unix:// or redis+socket:// (Redis Cluster is not supported)"
+            "redis://, rediss://, unix://, redis+socket://, sentinel:// or sentinels:// (Redis "
+            "Cluster is not supported)"
         )
     if scheme == "redis+socket":
         return "unix://" + rest.replace("virtual_host=", "db=")
@@ -109,8 +116,11 @@ def celery_url(url: str) -> str:
     """Return a URL in Celery's format.
 
     Credentials and the number of the database move from the options to the places where Celery
-    reads them, and where `celery inspect` hides a password.
+    reads them, and where `celery inspect` hides a password. The URL of Sentinels also needs
+    `celery_options`.
     """
+    if is_sentinel_url(url):
+        return read_sentinel_url(url).celery_url
     parts = urlsplit(redis_url(url))
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     scheme, netloc, path = parts.scheme, parts.netloc, parts.path
@@ -125,6 +135,14 @@ def celery_url(url: str) -> str:
         path = f"/{options.pop('db')}"
     query = f"?{urlencode(options)}" if options else ""
     return f"{scheme}://{netloc}{path}{query}"
+
+
+def celery_options(url: str) -> dict[str, Any]:
+    """Return the options that Celery needs besides `celery_url`; none for the URL of a server.
+
+    They go into `broker_transport_options` and `result_backend_transport_options`.
+    """
+    return read_sentinel_url(url).celery_options if is_sentinel_url(url) else {}
 
 
 def redact(url: str) -> str:

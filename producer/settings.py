@@ -25,8 +25,8 @@ class ProducerSettings(TargetSettings, TraceSettings):
         env_prefix="BATCHMILL_", extra="forbid", frozen=True, hide_input_in_errors=True
     )
 
-    #: `redis://`, `rediss://`, `unix://` or `redis+socket://`; None finds this user's embedded
-    #: broker.
+    #: `redis://`, `rediss://`, `unix://`, `redis+socket://`, or `sentinel://` and `sentinels://`
+    #: (docs/failover.md); None finds this user's embedded broker.
     broker_url: str | None = Field(default=None, repr=False)  # it may hold a password
     #: Seconds that a call to the broker may take in all, with connecting and repeats; a call of a
     #: worker may take half of it, and is repeated on the worker's own schedule.

@@ -111,8 +111,8 @@ class Client(JobVerbs, Batches, OperatorVerbs):
         """Find the broker; nothing is sent before the first call.
 
         Args:
-            url: `redis://`, `rediss://` or `unix://`. None takes `BATCHMILL_BROKER_URL` or,
-                without it, the embedded broker of this user.
+            url: `redis://`, `rediss://`, `unix://` or `sentinel://`. None takes
+                `BATCHMILL_BROKER_URL` or, without it, the embedded broker of this user.
             timeout_s: seconds that a call to the broker may take in all, with connecting and
                 repeats, before it raises `BrokerUnavailable`. None takes
                 `settings.broker_timeout_s`. How long to wait for a job is said in each wait.

@@ -30,6 +30,7 @@ from batchmill.producer.broker_url import check_timeout_s, find_timeout_s, redis
 from batchmill.producer.errors import WrongEventLoop
 
 from .call_limits import AsyncLimitedRetry, LimitedRetry, limited_timeout
+from .primary import async_following_primary, following_primary, sentinel_service, server_url
 from .server_version import check_greeting
 
 #: A server refuses writes because it is a replica, or all calls because its primary is gone.
@@ -82,9 +83,10 @@ def connect(url: str, *, timeout_s: float | None = None, num_retries: int = _NUM
     timeout_s = find_timeout_s() if timeout_s is None else check_timeout_s(timeout_s)
     retry = LimitedRetry(timeout_s, num_retries)
     options = _options(timeout_s, num_retries)
-    pool = ConnectionPool.from_url(redis_url(url), retry=retry, **options)
+    url = redis_url(url)
+    pool = ConnectionPool.from_url(server_url(url), retry=retry, **options)
     _check_options(pool)
-    kind = pool.connection_class
+    kind = following_primary(pool.connection_class, sentinel_service(url))
     pool.connection_class = type(kind.__name__, (_Connection, kind), {})
     return Redis.from_pool(pool)
 
@@ -105,9 +107,11 @@ def async_connect(url: str, *, timeout_s: float | None = None) -> AsyncRedis:
     timeout_s = find_timeout_s() if timeout_s is None else check_timeout_s(timeout_s)
     retry = AsyncLimitedRetry(timeout_s, _NUM_RETRIES)
     options = _options(timeout_s, _NUM_RETRIES)
-    pool = _PoolOfOneLoop.from_url(redis_url(url), retry=retry, **options)
+    url = redis_url(url)
+    pool = _PoolOfOneLoop.from_url(server_url(url), retry=retry, **options)
     _check_options(pool)
-    kind = pool.connection_class
+    found: Any = pool.connection_class
+    kind = async_following_primary(found, sentinel_service(url))
     pool.connection_class = type(kind.__name__, (_AsyncConnection, kind), {})
     return AsyncRedis.from_pool(pool)
 

@@ -33,7 +33,8 @@ from .public_interface import FOLDERS, ROOT, named_variables, problem_of_call, v
 COMPOSE = ROOT / "compose"
 DOCKERFILES = sorted(COMPOSE.glob("*.Dockerfile"))
 SERVICES: dict[str, Any] = yaml.safe_load((COMPOSE / "compose.yaml").read_text())["services"]
-OURS = sorted(set(SERVICES) - {"redis", "prometheus", "grafana"})
+SENTINELS = {"sentinel-1", "sentinel-2", "sentinel-3"}
+OURS = sorted(set(SERVICES) - {"redis", "redis-replica", "prometheus", "grafana"} - SENTINELS)
 #: Those that run until they are stopped; `cli` runs one command.
 RUNNING = sorted(set(SERVICES) - {"cli"})
 #: The settings that each program reads.
@@ -270,6 +271,42 @@ def test_each_program_has_its_own_user(secrets: Path) -> None:
     finally:
         server.kill()
         server.wait()
+
+
+def test_sentinels_watch_the_primary_and_its_replica_by_our_rules(
+    secrets: Path, tmp_path: Path
+) -> None:
+    primary, replica, sentinel = free_port(), free_port(), free_port()
+    rules = ("--aclfile", str(secrets / "users.acl"))
+    login = ("--include", str(secrets / "replication.conf"))
+    own = ("--bind", "127.0.0.1", "--save", "", *rules, *login)
+    conf = (COMPOSE / "sentinel.conf").read_text() + (secrets / "sentinel.conf").read_text()
+    conf = conf.replace("redis 6379", f"127.0.0.1 {primary}").replace("26379", str(sentinel))
+    (tmp_path / "sentinel.conf").write_text(conf.replace("dir /tmp", f'dir "{tmp_path}"'))
+    follows = ("--port", str(replica), "--replicaof", "127.0.0.1", str(primary))
+    commands = (
+        (get_binary_path(), "--port", str(primary), *own),
+        (get_binary_path(), *follows, *own),
+        (get_binary_path(), str(tmp_path / "sentinel.conf"), "--sentinel"),
+    )
+    servers = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for command in commands]
+    try:
+        client: Any = redis.Redis(port=sentinel, decode_responses=True)
+
+        def is_watched() -> bool:
+            if not replies(client):
+                return False
+            state = client.sentinel_master("mill")
+            replicas = client.sentinel_slaves("mill")
+            links = [each["master-link-status"] for each in replicas]
+            return state["flags"] == "master" and links == ["ok"]
+
+        wait_until(is_watched, "the Sentinel to see the primary and its replica")
+        client.close()
+    finally:
+        for server in servers:
+            server.kill()
+            server.wait()
 
 
 def replies(client: redis.Redis) -> bool:

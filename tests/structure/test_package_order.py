@@ -22,7 +22,8 @@ ORDER = {
     ),
     "producer": (
         *("install_hint", "plural", "moments", "protocol", "results", "progress"),
-        *("error_codes", "errors", "tracing", "secrets_from_files", "broker_url", "webhook"),
+        *("error_codes", "errors", "tracing", "secrets_from_files"),
+        *("sentinel_url", "broker_url", "webhook"),
         "settings",
         *("job", "files", "store", "watch", "client", "bulk", "schemas", "__init__"),
     ),
@@ -30,7 +31,7 @@ ORDER = {
         *("error_codes", "errors", "service_errors", "logs", "terminal", "log_settings"),
         *("metrics", "settings", "health", "engine_host", "jobs", "tracing", "webhooks", "local"),
         *("gateway", "console", "unknown_settings", "consumer", "app", "bench", "monitor"),
-        *("demo", "chaos", "cli", "__init__"),
+        *("demo", "chaos", "failover", "cli", "__init__"),
     ),
 }
 #: The packages that a folder may import from another; all others are private to their folder.
@@ -41,7 +42,7 @@ IMPORTABLE = {
     ("worker", "producer"): {
         *("__init__", "broker_url", "bulk", "client", "error_codes", "errors", "files"),
         *("install_hint", "job", "plural", "progress", "protocol", "results"),
-        *("secrets_from_files", "settings", "store", "tracing", "webhook"),
+        *("secrets_from_files", "sentinel_url", "settings", "store", "tracing", "webhook"),
     },
 }
 

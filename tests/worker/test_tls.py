@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import shutil
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from batchmill.producer import AsyncClient, BrokerUnavailable, Client, new_secret
-from batchmill.producer.store.job_store import JobStore
 
 from ..conftest import RedisServer
+from ..support.every_program import check_every_program
 from ..support.processes import (
     CLI,
     STUB,
-    accepts,
     free_port,
     process,
-    ready_worker,
-    run,
     wait_until,
 )
 from ..support.tls import Authority, TlsEnd
@@ -85,54 +79,7 @@ def test_every_program_works_over_tls(
     server: str, authority: Authority, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     url = url_of(request.getfixturevalue(server), authority.options())
-    gateway_port, flower_port = free_port(), free_port()
-    environment = {
-        **STUB,
-        "BATCHMILL_BROKER_URL": url,
-        "BATCHMILL_RUNTIME_DIR": str(tmp_path),
-        "BATCHMILL_WEBHOOK_SECRET": new_secret(),
-        "BATCHMILL_GATEWAY_PORT": str(gateway_port),
-        "FLOWER_UNAUTHENTICATED_API": "true",
-    }
-    flower = ("flower", f"--port={flower_port}")
-    with ExitStack() as stack:
-        store = JobStore.from_url(url)
-        stack.callback(store.close)
-        stack.enter_context(ready_worker(url, store, tmp_path, environment))
-        for words in (("deliver",), ("gateway",), flower):
-            log = tmp_path / f"{words[0]}.log"
-            stack.enter_context(process(*CLI, *words, environment=environment, log=log))
-
-        with Client(url) as client:
-            assert client.submit("Once", max_tokens=4).result(timeout_s=60).text
-
-        async def stream() -> str:
-            async with AsyncClient(url) as client:
-                job = await client.submit("Once", max_tokens=4)
-                return "".join([piece.text async for piece in job.stream(timeout_s=60)])
-
-        assert asyncio.run(stream())
-        assert run(*CLI, "submit", "Once", "--raw", "--wait", environment=environment).strip()
-        for service in ("worker", "deliverer"):
-
-            def is_ready(service: str = service) -> bool:
-                command = [sys.executable, *CLI, "healthcheck", service, "--ready"]
-                done = subprocess.run(command, env={**os.environ, **environment}, timeout=60)
-                return done.returncode == 0
-
-            wait_until(is_ready, f"the {service} becoming ready")
-        wait_until(lambda: accepts(gateway_port), "starting the gateway")
-        models = json.loads(get(f"http://127.0.0.1:{gateway_port}/v1/models"))
-        assert [each["id"] for each in models["data"]] == ["demo"]
-        wait_until(lambda: accepts(flower_port), "starting Flower")
-        workers = f"http://127.0.0.1:{flower_port}/api/workers?refresh=1"
-        wait_until(lambda: "demo-" in get(workers), "Flower seeing the worker")
-        assert "batchmill.demo.normal" in get(f"http://127.0.0.1:{flower_port}/broker")
-
-
-def get(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=60) as response:
-        return str(response.read().decode())
+    check_every_program(url, tmp_path)
 
 
 def problem(url: str) -> str:

@@ -19,6 +19,8 @@ from .chaos import EPILOG as CHAOS_EPILOG
 from .chaos import run_chaos_bench
 from .command_settings import with_setting_flags
 from .errors import CommandError, ExitCode, usage_error
+from .failover import EPILOG as FAILOVER_EPILOG
+from .failover import run_failover_bench
 from .options import BrokerUrlOption, JsonOption
 
 if TYPE_CHECKING:
@@ -65,10 +67,11 @@ _OwnStack = Annotated[
 
 
 def add_bench_commands(app: typer.Typer) -> None:
-    """Add `bench engine`, `bench queue` and `bench chaos`."""
+    """Add `bench engine`, `bench queue`, `bench chaos` and `bench failover`."""
     _group.command("engine", epilog=_ENGINE_EPILOG)(with_setting_flags("engine", run_engine_bench))
     _group.command("queue", epilog=_QUEUE_EPILOG)(run_queue_bench)
     _group.command("chaos", epilog=CHAOS_EPILOG)(run_chaos_bench)
+    _group.command("failover", epilog=FAILOVER_EPILOG)(run_failover_bench)
     app.add_typer(_group, name="bench")
 
 

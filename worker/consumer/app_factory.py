@@ -9,6 +9,7 @@ from celery import Celery, signals
 from kombu.entity import Queue
 
 from batchmill.producer.broker_url import celery_url, find_broker
+from batchmill.producer.store.primary import sentinel_service, server_url
 from batchmill.worker.logs import configure_logging
 from batchmill.worker.settings import WorkerSettings
 from batchmill.worker.unknown_settings import log_unknown_variables
@@ -19,7 +20,7 @@ from .event_batches import EventBatchStep
 from .gate_step import GateStep
 from .generate_task import GenerateTask
 from .pool import SETTINGS_KEY
-from .transport import TRANSPORT_NAME, register_transport
+from .transport import SENTINEL_OPTION, TRANSPORT_NAME, register_transport
 
 #: Tasks that Celery may hold beyond the engine's slots; the intake gate limits them.
 _SPARE_TASKS = 8
@@ -32,11 +33,15 @@ def create_app(settings: WorkerSettings) -> Celery:
         BrokerUnavailable: no broker is set and no embedded one runs.
     """
     broker = find_broker(settings.broker_url)
-    url = celery_url(broker)
+    service = sentinel_service(broker)
+    # A Celery connection of ours asks the Sentinels itself, so the URL needs only the service.
+    url = celery_url(server_url(broker))
     register_transport()
     app = Celery("batchmill", broker=url, backend=url, set_as_current=False)
     app.loader.override_backends = result_backend.BACKENDS
     app.conf.update(_configuration(settings), **_broker_configuration(url))
+    if service is not None:
+        app.conf.broker_transport_options |= {SENTINEL_OPTION: service}
     # Not in the configuration: `inspect conf` would show a password in the URL.
     setattr(app, SETTINGS_KEY, settings.model_copy(update={"broker_url": broker}))
     app.amqp.Connection = BrokerConnection

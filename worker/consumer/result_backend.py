@@ -18,6 +18,9 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
 from batchmill.producer.store.connection import is_server_fault, leaving_replicas
+from batchmill.producer.store.primary import following_primary
+
+from .transport import SENTINEL_OPTION
 
 #: Settings for the app: a report is repeated for some seconds, then left to the sweep.
 SETTINGS = {
@@ -91,7 +94,9 @@ class ResultBackend(RedisBackend):
 
     def _get_pool(self, **params: Any) -> Any:
         pool = super()._get_pool(**params)
-        pool.connection_class = leaving_replicas(pool.connection_class)
+        service = self.app.conf.broker_transport_options.get(SENTINEL_OPTION)
+        kind = following_primary(pool.connection_class, service)
+        pool.connection_class = leaving_replicas(kind)
         return pool
 
 

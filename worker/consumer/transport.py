@@ -32,12 +32,15 @@ from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.records import DeadLetterKind
 from batchmill.producer.store.job_store import JobStore
 from batchmill.producer.store.letter_labels import kept_element, message_labels
+from batchmill.producer.store.primary import following_primary
 from batchmill.worker.errors import MalformedMessage
 
 from .queue_message import read_queue_message
 
 #: Scheme of broker URLs, and name of the transport.
 TRANSPORT_NAME = "batchmill"
+#: Option of the transport: the `SentinelService` whose primary it connects to.
+SENTINEL_OPTION = "sentinel_service"
 _log = structlog.stdlib.get_logger("batchmill.transport")
 _ANNOUNCED = keys.announced("")
 #: How long it is remembered that a task was sent. Reports of ends are repeated after half a minute;
@@ -100,6 +103,12 @@ class Channel(redis.Channel):
             if client is None or client.connection_pool is not self.pool:
                 client = self._shared_client = self._create_client()
         yield client
+
+    def _get_pool(self, asynchronous: bool = False) -> Any:
+        pool = super()._get_pool(asynchronous)
+        service = self.connection.client.transport_options.get(SENTINEL_OPTION)
+        pool.connection_class = following_primary(pool.connection_class, service)
+        return pool
 
     def _next_delivery_tag(self) -> str:
         """Return a unique tag, without asking the kernel for random bytes each time."""

@@ -15,6 +15,7 @@ from redis.retry import Retry
 
 from batchmill.producer.broker_url import redis_url
 from batchmill.producer.protocol import keys
+from batchmill.producer.store.primary import following_primary, sentinel_service, server_url
 
 _log = structlog.stdlib.get_logger("batchmill.session_connection")
 #: Longest wait for a connection and for its first reply. A worker that was cut off must be back
@@ -47,7 +48,8 @@ class SessionConnection:
             session: this run of the program.
         """
         self._channel = keys.session_channel(session)
-        options = parse_url(redis_url(broker_url)) | {
+        url = redis_url(broker_url)
+        options = parse_url(server_url(url)) | {
             "socket_timeout": _CONNECT_TIMEOUT_S,
             "socket_connect_timeout": _CONNECT_TIMEOUT_S,
             "retry": Retry(NoBackoff(), 0),
@@ -56,7 +58,8 @@ class SessionConnection:
             "protocol": 2,
         }
         pool = ConnectionPool(**options)
-        self._new_connection = partial(pool.connection_class, **pool.connection_kwargs)
+        kind = following_primary(pool.connection_class, sentinel_service(url))
+        self._new_connection = partial(kind, **pool.connection_kwargs)
         self._connected_at: float | None = None
         self._must_reconnect = False
         self._closing = threading.Event()

@@ -1,4 +1,4 @@
-"""Spans of running jobs and of delivering their webhooks. Read `attempt_spans.py` first.
+"""Spans of running jobs. Read `attempt_spans.py` first.
 
 `docs/traces.md` shows the tree that they make. Without `BATCHMILL_TRACES` nothing here imports
 OpenTelemetry, and the parts of a worker hold objects that do nothing.
