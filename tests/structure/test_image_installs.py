@@ -11,6 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -120,6 +121,36 @@ def test_the_image_of_flower_shows_the_queues(redis_url: str, tmp_path: Path) ->
     with running(program, "flower", redis_url, log, **options), Client(redis_url) as client:
         client.submit("waits", model="other")
         wait_until(lambda: "batchmill.other.normal" in queues(), "the queue in Flower")
+
+
+@pytest.mark.timeout(1800)
+def test_the_image_of_the_gateway_serves_a_client_with_its_first_key(
+    redis_url: str, tmp_path: Path
+) -> None:
+    program = install(tmp_path, "producer.Dockerfile", "build-gateway")
+    log, port, secret = tmp_path / "log", free_port(), "sk-bm-" + "0123456789abcdef" * 4
+    options = {
+        "BATCHMILL_GATEWAY_HOST": "0.0.0.0",
+        "BATCHMILL_GATEWAY_PORT": str(port),
+        "BATCHMILL_GATEWAY_FILES_URL": str(tmp_path / "files"),
+        "BATCHMILL_GATEWAY_API_KEY": secret,
+    }
+
+    def models(key: str) -> int:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/v1/models", headers={"authorization": f"Bearer {key}"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=5) as response:
+                return int(response.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+        except OSError:
+            return 0
+
+    with running(program, "gateway", redis_url, log, **options):
+        wait_until(lambda: models(secret) == 200, "the gateway")
+        assert models("sk-bm-another") == 401
 
 
 @pytest.mark.timeout(1800)
