@@ -124,7 +124,7 @@ def test_the_base_install_shows_the_help_of_commands_that_it_cannot_run(only: On
         (["bench", "queue", "--own-stack"], "embedded broker", "embedded"),
         (["bench", "chaos"], "worker", "worker"),
         (["up", "--no-flower", "--no-gateway"], "embedded broker", "embedded"),
-        (["demo", "--no-flower"], "embedded broker", "embedded"),
+        (["demo", "--no-flower", "--no-gateway"], "embedded broker", "embedded"),
         (["webhooks", "test", "https://example.com"], "webhook deliverer", "deliverer"),
         (["metrics"], "metrics exporter", "metrics"),
     ],
