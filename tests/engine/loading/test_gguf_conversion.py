@@ -86,7 +86,7 @@ def test_racing_processes_leave_one_complete_folder(tmp_path: Path, cache: Path)
         )
         for _ in range(2)
     ]
-    results = [process.communicate(timeout=120) for process in processes]
+    results = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], results
     folders = {stdout.strip() for stdout, _ in results}
     assert folders == {str(folder) for folder in (cache / "models").iterdir()}
