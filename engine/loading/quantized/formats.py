@@ -71,13 +71,14 @@ def read_scheme(settings: Settings) -> Scheme:
         UnsupportedModelError: the format, or one of its settings, is not read.
         ModelLoadError: the settings are broken.
     """
-    method = str(settings.get("quant_method"))
-    if method not in FORMATS:
+    method = settings.get("quant_method")
+    make = FORMATS.get(str(method))
+    if make is None:
         raise UnsupportedModelError(
             f"this model's weights are quantized, with quant_method {method!r}; only "
             f"{', '.join(sorted(FORMATS))} are read: {OTHER_WEIGHTS}"
         )
-    return FORMATS[method](settings)
+    return make(settings)
 
 
 def scheme_identity(settings: Settings) -> str:

@@ -184,8 +184,8 @@ def test_a_damaged_weight_is_named_with_file_and_remedy(what: str, tmp_path: Pat
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"quant_method": "hqq"}, "quant_method 'hqq'; only awq, bitsandbytes"),
-        ({"quant_method": None}, "quant_method 'None'; only awq"),
+        ({"quant_method": "hqq"}, "quant_method 'hqq'; only auto-round, awq"),
+        ({"quant_method": None}, "quant_method None; only auto-round, awq"),
         ({"weight_block_size": [128]}, r"weight_block_size \[128\]; it must be two sizes"),
         ({"fmt": "e5m2"}, 'fp8 with fmt "e5m2"; only "e4m3" is read'),
         ({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}, 'quant_algo "W4A8_AWQ"; only'),
