@@ -189,5 +189,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--write-screenshots",
         action="store_true",
-        help="Write the pictures of Flower in docs/images (tests/worker/test_flower_browser.py).",
+        help="Write the pictures in docs/images: Flower (tests/worker/test_flower_browser.py) and "
+        "the console (tests/worker/console/test_console_pictures.py).",
     )

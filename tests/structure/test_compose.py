@@ -44,7 +44,7 @@ SETTINGS: dict[str, list[type[BaseSettings]]] = {
     "deliverer": [WebhookSettings],
     "metrics": [ExporterSettings],
     "cli": [ProducerSettings],
-    "gateway": [GatewaySettings],
+    "gateway": [GatewaySettings, PriceSettings],
 }
 BIN = Path(sys.executable).parent
 every_image = pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
