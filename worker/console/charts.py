@@ -19,6 +19,9 @@ _MAX_POINTS = 180
 #: A line is broken where samples are missing for longer.
 _GAP_MS = 3 * INTERVAL_MS
 _NUM_TICKS = 4
+#: Seconds between two times below a chart, and the most of them.
+_TICK_STEPS_S = (120, 300, 600, 1800, 3600, 7200)
+_MAX_X_TICKS = 6.5
 
 #: The times of a chart, and a value for each or None.
 Points = Sequence[tuple[float, float | None]]
@@ -188,7 +191,7 @@ def _x_ticks(
     since_ms: float, until_ms: float, x: Callable[[float], float]
 ) -> list[tuple[float, str]]:
     span_s = (until_ms - since_ms) / 1000
-    step_s = next(step for step in (300, 600, 1800, 3600, 7200, 21_600) if span_s / step <= 6.5)
+    step_s = next(step for step in _TICK_STEPS_S if span_s / step <= _MAX_X_TICKS)
     first = math.ceil(since_ms / 1000 / step_s) * step_s
     moments = range(int(first), int(until_ms / 1000) + 1, step_s)
     places = [(x(at * 1000), formats.clock(at * 1000)[:5]) for at in moments]

@@ -17,8 +17,8 @@ from .fleet import Fleet, share
 from .visit import Page, Reply, Visit
 
 #: Periods of the charts, minutes, by their names in the URL.
-PERIODS: Final = {"30m": 30, "2h": 120, "6h": 360}
-_DEFAULT_PERIOD = "30m"
+PERIODS: Final = {"10m": 10, "1h": 60, "6h": 360}
+_DEFAULT_PERIOD = "10m"
 _RECENT_JOBS = 8
 _USAGE_DAYS = 14
 #: Samples over which the speed of now is counted.

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from ...structure.public_interface import ROOT
+from ..conftest import _RUN
 from ..gateway.conftest import start_worker
 from ..monitor_browser import MAX_SCREENSHOT_BYTES
 from .conftest import Site, submit
@@ -15,6 +16,16 @@ from .test_console_browser import chromium as chromium
 from .test_console_browser import signed_in
 
 IMAGES = ROOT / "docs" / "images"
+WORKER: dict[str, Any] = {
+    "engine": "real",
+    "model": "demo",
+    "served_model_name": "smollm2",
+    "max_model_len": 1024,
+    "kv_cache_bytes": 64 << 20,
+    "lease_s": 60,
+}
+#: `Mill` sets the stub for every worker.
+PROGRAM = f"import os; os.environ.pop('BATCHMILL_STUB'); {_RUN}"
 QUESTION = "Why do ships float although steel is heavier than water? Answer in three sentences."
 
 
@@ -23,10 +34,14 @@ def test_pictures_of_the_documentation(
 ) -> None:
     if not request.config.getoption("--write-screenshots"):
         pytest.skip("--write-screenshots is not given")
-    settings = {"engine": "real", "model": "demo", "served_model_name": "smollm2"}
-    worker = start_worker(site.mill, "gpu-1", **settings, max_model_len=1024)
+    worker = start_worker(site.mill, "cpu-1", program=PROGRAM, **WORKER)
     messages = [{"role": "user", "content": QUESTION}]
-    asked = {"model": "smollm2", "messages": messages, "max_tokens": 120, "logprobs": 5}
+    asked: dict[str, Any] = {
+        "model": "smollm2",
+        "messages": messages,
+        "max_tokens": 120,
+        "logprobs": 5,
+    }
     job_id = submit(site.store, **asked, tags=["physics"], webhook=site.receiver.url)
     for number in range(120):
         tenant = ("acme", "shop", "research")[number % 3]
@@ -42,7 +57,7 @@ def test_pictures_of_the_documentation(
         token = page.locator(".heat-map .h5, .heat-map .h6, .heat-map .h7").first
         token.hover()
         write(page, "console-job")
-    phone = {"viewport": {"width": 390, "height": 760}, "color_scheme": "dark"}
+    phone: dict[str, Any] = {"viewport": {"width": 390, "height": 760}, "color_scheme": "dark"}
     with signed_in(site, chromium, **phone) as page:
         write(page, "console-phone")
     assert worker.end() == 0
