@@ -1,12 +1,12 @@
 """A webhook receiver: verify the signature, drop repeats, respond.
 
-    export BATCHMILL_WEBHOOK_SECRET=whsec_…       # the deliverer's; `batchmill up` prints its file
+    export BATCHMILL_WEBHOOK_SECRET=$(cat ~/.local/state/batchmill/webhook_secret)   # as `up` says
     python examples/webhook_receiver.py
 
-    export BATCHMILL_WEBHOOK_ALLOW_HTTP=true BATCHMILL_WEBHOOK_ALLOW_PORTS=8000
+    export BATCHMILL_WEBHOOK_ALLOW_HTTP=true BATCHMILL_WEBHOOK_ALLOW_PORTS=9000
     export BATCHMILL_WEBHOOK_ALLOW_NETWORKS=127.0.0.0/8       # for the deliverer, too
-    batchmill webhooks test http://127.0.0.1:8000/hook
-    batchmill submit "Once upon a time" --webhook http://127.0.0.1:8000/hook
+    batchmill webhooks test http://127.0.0.1:9000/hook
+    batchmill submit "Once upon a time" --webhook http://127.0.0.1:9000/hook
 
 In production, serve it over https: plain http is for a single machine.
 """
@@ -64,6 +64,6 @@ class Receiver(BaseHTTPRequestHandler):
 
 
 if __name__ == "__main__":
-    server = ThreadingHTTPServer(("127.0.0.1", int(os.environ.get("PORT", "8000"))), Receiver)
+    server = ThreadingHTTPServer(("127.0.0.1", int(os.environ.get("PORT", "9000"))), Receiver)
     print(f"listening on http://127.0.0.1:{server.server_address[1]}", flush=True)
     server.serve_forever()

@@ -1,6 +1,6 @@
 // Receive webhooks with Go's standard library: verify the signature over the raw body before using it.
 //
-//	BATCHMILL_WEBHOOK_SECRET=whsec_… PORT=8000 go run webhook_receiver.go
+//	BATCHMILL_WEBHOOK_SECRET=whsec_… PORT=9000 go run webhook_receiver.go
 package main
 
 import (
@@ -105,7 +105,7 @@ func main() {
 	}
 	port := os.Getenv("PORT")
 	if port == "" {
-		port = "8000"
+		port = "9000"
 	}
 	listener, err := net.Listen("tcp", "127.0.0.1:"+port)
 	if err != nil {

@@ -1,6 +1,6 @@
 // Receive webhooks: verify the signature over the raw body before using it.
 //
-//   BATCHMILL_WEBHOOK_SECRET=whsec_… PORT=8000 node webhook_receiver.mjs
+//   BATCHMILL_WEBHOOK_SECRET=whsec_… PORT=9000 node webhook_receiver.mjs
 import { createServer } from "node:http";
 import { Webhook } from "standardwebhooks";
 
@@ -38,6 +38,6 @@ async function readBody(request) {
   return Buffer.concat(chunks).toString("utf8");
 }
 
-server.listen(Number(process.env.PORT ?? 8000), "127.0.0.1", () => {
+server.listen(Number(process.env.PORT ?? 9000), "127.0.0.1", () => {
   console.log("listening on", server.address().port);
 });

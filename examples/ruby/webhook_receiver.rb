@@ -1,7 +1,7 @@
 # Receive webhooks: verify the signature over the raw body before using it.
 #
 #   gem install webrick        # a part of Ruby's standard library before 3.0
-#   BATCHMILL_WEBHOOK_SECRET=whsec_… PORT=8000 ruby webhook_receiver.rb
+#   BATCHMILL_WEBHOOK_SECRET=whsec_… PORT=9000 ruby webhook_receiver.rb
 
 require "json"
 require "openssl"
@@ -46,7 +46,7 @@ end
 
 $stdout.sync = true
 server = WEBrick::HTTPServer.new(
-  BindAddress: "127.0.0.1", Port: ENV.fetch("PORT", "8000").to_i,
+  BindAddress: "127.0.0.1", Port: ENV.fetch("PORT", "9000").to_i,
   AccessLog: [], Logger: WEBrick::Log.new($stderr, WEBrick::Log::WARN)
 )
 server.mount_proc("/") { |request, response| response.status = respond(request) }

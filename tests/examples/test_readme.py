@@ -75,10 +75,10 @@ def test_the_shell_examples_work_as_typed(live_stack: dict[str, str], tmp_path: 
 
 def test_the_webhook_receiver_accepts_only_signed_events(tmp_path: Path) -> None:
     source = block("python", "verify_webhook")
-    assert source.count("8000") == 1
+    assert source.count("9000") == 1
     port, secret, log = free_port(), new_secret(), tmp_path / "receiver.log"
     environment = {**STUB, "BATCHMILL_WEBHOOK_SECRET": secret}
-    program = source.replace("8000", str(port))
+    program = source.replace("9000", str(port))
     with process("-c", program, environment=environment, log=log) as receiver:
 
         def listens() -> bool:

@@ -59,7 +59,7 @@ def _readme(folder: Path, port: int) -> _Program:
     text = (ROOT / "README.md").read_text()
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     (source,) = [block for block in blocks if "verify_webhook" in block]
-    return _Program([sys.executable, "-c", source.replace("8000", str(port))])
+    return _Program([sys.executable, "-c", source.replace("9000", str(port))])
 
 
 def _python(folder: Path, port: int) -> _Program:
