@@ -215,7 +215,7 @@ def make_objects(owner: httpx2.Client) -> dict[str, str]:
     ).json()
     endpoint = owner.post(
         "/v1/webhook_endpoints",
-        json={"name": "a", "url": "https://example.com/", "event_types": ["batch.failed"]},
+        json={"name": "a", "url": "https://receiver.invalid/", "event_types": ["batch.failed"]},
     ).json()
     _wait_for(owner, f"/v1/batches/{batch['id']}", "status", "completed")
     _wait_for(owner, f"/v1/messages/batches/{messages['id']}", "processing_status", "ended")
