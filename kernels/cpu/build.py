@@ -23,6 +23,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from batchmill.kernels.errors import CppBuildError
 
@@ -40,7 +41,7 @@ _FLAGS = (
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
 )
 _COMPILE_TIMEOUT_S = 300.0
-#: Nothing waits for a wheel, and its instruction sets share the cores.
+#: Nothing waits for a wheel.
 _WHEEL_TIMEOUT_S = 1800.0
 
 
@@ -122,13 +123,7 @@ def build_for_wheel(folder: Path) -> list[Path]:
         target.chmod(0o755)
         return target
 
-    return _each(build, isas_of_architecture())
-
-
-def _each(build: Callable[[Isa], Path], isas: Sequence[Isa]) -> list[Path]:
-    """Call a function for each instruction set, on all cores at once."""
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        return list(pool.map(build, isas))
+    return [build(isa) for isa in isas_of_architecture()]
 
 
 def find_built(isa: Isa, cache: Path | None = None) -> Path | None:
@@ -159,7 +154,7 @@ def _folder(isa: Isa, cache: Path | None) -> Path:
 
 def _compile(compiler: str, isa: Isa, target: Path, timeout_s: float = _COMPILE_TIMEOUT_S) -> None:
     """Compile to a temporary file and rename it, so that no process sees half a library."""
-    sources = sorted(map(str, _SOURCE_FOLDER.glob("*.cpp")))
+    sources = sorted(_SOURCE_FOLDER.glob("*.cpp"))
     _log.info(
         "compiling the C++ kernels for %s with %s; this happens once and takes some seconds",
         isa.name,
@@ -168,15 +163,16 @@ def _compile(compiler: str, isa: Isa, target: Path, timeout_s: float = _COMPILE_
     )
     handle, partial = tempfile.mkstemp(dir=target.parent, suffix=".partial")
     os.close(handle)
+    command = [compiler, *_FLAGS, *isa.flags]
     try:
-        command = [compiler, *_FLAGS, *isa.flags, *sources, "-o", partial]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
-        if done.returncode:
-            last_lines = "\n".join(done.stderr.strip().splitlines()[-20:])
-            raise CppBuildError(
-                f"{compiler} failed on the {isa.name} kernels (exit {done.returncode}); g++ 11 and "
-                f"clang++ 14 or later are known to work:\n{last_lines}"
-            )
+        with tempfile.TemporaryDirectory(prefix="batchmill-kernels-") as folder:
+            objects = [str(Path(folder, f"{source.stem}.o")) for source in sources]
+
+            def compile_one(source: Path, target: str) -> None:
+                _run([*command, "-c", str(source), "-o", target], isa, timeout_s)
+
+            _on_all_cores(compile_one, sources, objects)
+            _run([*command, *objects, "-o", partial], isa, timeout_s)
         os.replace(partial, target)
         _log.info("built the C++ kernels for %s: %s", isa.name, target)
     except subprocess.TimeoutExpired as error:
@@ -186,6 +182,22 @@ def _compile(compiler: str, isa: Isa, target: Path, timeout_s: float = _COMPILE_
         ) from error
     finally:
         Path(partial).unlink(missing_ok=True)
+
+
+def _run(command: Sequence[str], isa: Isa, timeout_s: float) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
+    if done.returncode:
+        last_lines = "\n".join(done.stderr.strip().splitlines()[-20:])
+        raise CppBuildError(
+            f"{command[0]} failed on the {isa.name} kernels (exit {done.returncode}); g++ 11 and "
+            f"clang++ 14 or later are known to work:\n{last_lines}"
+        )
+
+
+def _on_all_cores(function: Callable[[Path, str], None], *arguments: Sequence[Any]) -> None:
+    """Call a function for each tuple of arguments, and raise its first error."""
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        list(pool.map(function, *arguments))
 
 
 def _source_hash(isa: Isa) -> str:
@@ -235,7 +247,7 @@ def main() -> int:
         if arguments.for_wheel is not None:
             built = build_for_wheel(arguments.for_wheel)
         else:
-            built = _each(lambda isa: build_library(isa, arguments.cache_dir), chosen)
+            built = [build_library(isa, arguments.cache_dir) for isa in chosen]
     except CppBuildError as error:
         print(error, file=sys.stderr)
         return 1
