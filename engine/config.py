@@ -18,6 +18,8 @@ QUANTIZATIONS: Final = ("int8", "fp8")
 KV_CACHE_DTYPES: Final = ("auto", "fp8")
 #: Implementations of a model; see `EngineConfig.model_impl`.
 MODEL_IMPLS: Final = ("auto", "native", "transformers")
+#: Sources of default sampling controls; see `EngineConfig.generation_config`.
+GENERATION_CONFIGS: Final = ("auto", "none")
 #: Formats of tool calls; see `FORMATS` in `tool_calls.py`.
 TOOL_CALL_PARSERS: Final = ("auto", *FORMATS)
 
@@ -117,6 +119,10 @@ class EngineConfig:
     #: How the model writes tool calls: hermes, llama3_json or mistral; "auto" reads it from the
     #: model's chat template.
     tool_call_parser: str = _one_of("auto", TOOL_CALL_PARSERS)
+    #: Sampling controls that a request leaves out: "auto" takes those that the model's
+    #: `generation_config.json` recommends (temperature, top_k, top_p, min_p, repetition_penalty);
+    #: "none" samples the model's own distribution.
+    generation_config: str = _one_of("auto", GENERATION_CONFIGS)
     #: Whether the host schedules the next step while the device computes this one; "auto" is on for
     #: a GPU. It changes no token; a request that ends by a stop token or string is computed one
     #: step too far. Never with `num_speculative_tokens`.

@@ -99,6 +99,11 @@ class Engine:
         return self._loaded.tokenizer
 
     @property
+    def sampling_defaults(self) -> Mapping[str, Any]:
+        """Sampling controls for requests that leave them out; see `generation_config`."""
+        return {} if self.config.generation_config == "none" else self._loaded.sampling_defaults
+
+    @property
     def overlaps(self) -> bool:
         """Whether a step stays in flight while the next one is scheduled."""
         return self._overlaps
@@ -121,7 +126,8 @@ class Engine:
 
         Args:
             prompts: Texts, lists of token ids, or `Chat`s.
-            params: One for all prompts, or one for each; None is `SamplingParams()`.
+            params: One for all prompts, or one for each; None is `SamplingParams` with the
+                engine's `sampling_defaults`.
 
         Returns:
             Finished outputs, in the order of the prompts.
@@ -168,7 +174,7 @@ class Engine:
             request_id: Any name that no unfinished request has. Without `params.seed`, it and the
                 engine's seed fix the request's samples.
             prompt: A text, its token ids, or a `Chat`.
-            params: Its controls; None is `SamplingParams()`.
+            params: Its controls; None is `SamplingParams` with `sampling_defaults`.
             resumed_token_ids: Output tokens that an earlier run of the same request generated. They
                 are computed with the prompt, and generation continues after them. If they already
                 end the request, the next step reports it finished without computing anything,
@@ -189,7 +195,7 @@ class Engine:
         trackers = self._intake.prepare(
             request_id,
             prompt,
-            params or SamplingParams(),
+            params or SamplingParams(**self.sampling_defaults),
             resumed_token_ids,
             priority=priority,
             cache_salt=cache_salt,
@@ -305,7 +311,7 @@ class Engine:
         if isinstance(prompts, str):
             raise RequestError("invalid_request", "prompts must be a list of prompts, even for one")
         if params is None or isinstance(params, SamplingParams):
-            params = [params or SamplingParams()] * len(prompts)
+            params = [params or SamplingParams(**self.sampling_defaults)] * len(prompts)
         if len(params) != len(prompts):
             raise RequestError(
                 "invalid_request",

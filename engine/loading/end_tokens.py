@@ -10,7 +10,7 @@ from typing import Any
 from batchmill.engine.errors import ModelLoadError
 from batchmill.engine.text.tokenizer import Tokenizer
 
-from .config_check import read_object
+from .generation_config import read_generation_config
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def read_eos_token_ids(
     """
     token_ids: set[int] = set()
     for source, named in (
-        ("generation_config.json", _read_generation_config(folder).get("eos_token_id")),
+        ("generation_config.json", read_generation_config(folder).get("eos_token_id")),
         ("config.json", hf_config.get("eos_token_id")),
         ("the tokenizer", tokenizer.eos_token_id),
     ):
@@ -54,10 +54,3 @@ def read_eos_token_ids(
                     vocab_size - 1,
                 )
     return frozenset(token_ids)
-
-
-def _read_generation_config(folder: Path) -> dict[str, Any]:
-    path = folder / "generation_config.json"
-    if not path.is_file():
-        return {}
-    return read_object(path, "it names tokens that end an output")

@@ -6,7 +6,8 @@ import ctypes
 import json
 import logging
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,9 @@ from batchmill.kernels.ops.int8_linear import INT8_VERSION
 from .config_check import brief, check_config_file, check_rope_types
 from .end_tokens import read_eos_token_ids
 from .fingerprint import model_identity
+from .generation_config import sampling_defaults
 from .load_options import LoadOptions
-from .model_source import model_folder
+from .model_source import DEMO_SAMPLING, model_folder
 from .quantized.formats import quantization_settings, read_scheme, scheme_identity
 from .quantized.scheme import Scheme
 from .tied_head import untied_if_stored
@@ -79,6 +81,8 @@ class LoadedModel:
     identity: str
     #: Tokens that end an output.
     eos_token_ids: frozenset[int]
+    #: Sampling controls that its makers recommend, and their values.
+    sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_model(
@@ -128,6 +132,9 @@ def load_model(
             f"{folder} cannot be loaded ({brief(error)}): a value in its config.json does not suit "
             "the model, so correct it, or download the model again"
         ) from error
+    if model == "demo":
+        defaults = {**DEMO_SAMPLING, **loaded.sampling_defaults}
+        loaded = replace(loaded, sampling_defaults=defaults)
     _log_loaded(model, loaded, options, time.monotonic() - started_at_s)
     return loaded
 
@@ -145,6 +152,7 @@ def _load_folder(folder: Path, options: LoadOptions) -> LoadedModel:
         eos_token_ids=read_eos_token_ids(
             folder, hf_config.to_dict(), tokenizer, model.config.vocab_size
         ),
+        sampling_defaults=sampling_defaults(folder),
     )
 
 

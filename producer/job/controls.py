@@ -143,20 +143,29 @@ class SamplingControls(BaseModel):
     """Most tokens to generate per sample. With 0 the prompt is only scored (`prompt_logprobs`)
     or echoed."""
 
-    temperature: Annotated[float, AfterValidator(_check_temperature)] = Field(
-        default=1.0, ge=0, le=limits.MAX_TEMPERATURE
-    )
-    """0 takes the likeliest token (greedy); 1 samples the model's own distribution."""
+    temperature: (
+        Annotated[float, Field(ge=0, le=limits.MAX_TEMPERATURE), AfterValidator(_check_temperature)]
+        | None
+    ) = optional(None)
+    """0 takes the likeliest token (greedy); 1 samples the model's own distribution. If it is
+    missing, what the model's `generation_config.json` recommends, else 1."""
 
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    """Keep the likeliest tokens that together reach this probability; 1 keeps all."""
+    top_p: float | None = optional(None, gt=0, le=1)
+    """Keep the likeliest tokens that together reach this probability; 1 keeps all. If it is
+    missing, what the model recommends, else 1."""
 
-    top_k: Annotated[
-        int,
-        Field(ge=0, lt=2**31),
-        BeforeValidator(_no_top_k, json_schema_input_type=Annotated[int, Field(ge=-1, lt=2**31)]),
-    ] = 0
-    """Keep this many of the likeliest tokens; 0 (or -1) keeps all."""
+    top_k: (
+        Annotated[
+            int,
+            Field(ge=0, lt=2**31),
+            BeforeValidator(
+                _no_top_k, json_schema_input_type=Annotated[int, Field(ge=-1, lt=2**31)]
+            ),
+        ]
+        | None
+    ) = optional(None)
+    """Keep this many of the likeliest tokens; 0 (or -1) keeps all. If it is missing, what the
+    model recommends, else 0."""
 
     seed: int | None = Field(default=None, ge=limits.MIN_SEED, lt=limits.MAX_SEED + 1)
     """Fixes the samples. If it is missing, submit picks one, so that a job that has to start
@@ -189,8 +198,9 @@ class SamplingControls(BaseModel):
     n: int = optional(1, ge=1, le=limits.MAX_N, validation_alias=AliasChoices(*names_of("n")))
     """Number of samples, each with a seed of its own; see `JobResult.completions`."""
 
-    min_p: float = optional(0.0, ge=0, le=1)
-    """Keep tokens with at least this share of the likeliest token's probability; 0 keeps all."""
+    min_p: float | None = optional(None, ge=0, le=1)
+    """Keep tokens with at least this share of the likeliest token's probability; 0 keeps all. If
+    it is missing, what the model recommends, else 0."""
 
     typical_p: float = optional(1.0, gt=0, le=1)
     """Keep the tokens whose surprise is nearest to its mean, up to this total probability; 1
@@ -203,10 +213,11 @@ class SamplingControls(BaseModel):
     frequency_penalty: float = optional(0.0, ge=-limits.MAX_PENALTY, le=limits.MAX_PENALTY)
     """Subtracted from a token's logit once per time that the output already contains it."""
 
-    repetition_penalty: float = optional(
-        1.0, ge=limits.MIN_REPETITION_PENALTY, le=limits.MAX_REPETITION_PENALTY
+    repetition_penalty: float | None = optional(
+        None, ge=limits.MIN_REPETITION_PENALTY, le=limits.MAX_REPETITION_PENALTY
     )
-    """Makes the tokens of prompt and output less likely (above 1) or likelier (below 1)."""
+    """Makes the tokens of prompt and output less likely (above 1) or likelier (below 1). If it is
+    missing, what the model recommends, else 1."""
 
     no_repeat_ngram_size: int = optional(0, ge=0, lt=2**31)
     """No run of this many tokens occurs twice in prompt and output; 0 is off."""

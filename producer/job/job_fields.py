@@ -152,13 +152,16 @@ class JobFields(OtherNames, total=False):
     (`prompt_logprobs`) or echoed."""
 
     temperature: float | None
-    """0 takes the likeliest token (greedy); 1 samples the model's own distribution."""
+    """0 takes the likeliest token (greedy); 1 samples the model's own distribution. If it is
+    missing, what the model's `generation_config.json` recommends, else 1."""
 
     top_p: float | None
-    """Keep the likeliest tokens that together reach this probability; 1 keeps all."""
+    """Keep the likeliest tokens that together reach this probability; 1 keeps all. If it is
+    missing, what the model recommends, else 1."""
 
     top_k: int | None
-    """Keep this many of the likeliest tokens; 0 (or -1) keeps all."""
+    """Keep this many of the likeliest tokens; 0 (or -1) keeps all. If it is missing, what the
+    model recommends, else 0."""
 
     seed: int | None
     """Fixes the samples. If it is missing, submit picks one, so that a job that has to start
@@ -183,7 +186,8 @@ class JobFields(OtherNames, total=False):
     """Number of samples, each with a seed of its own; see `JobResult.completions`."""
 
     min_p: float | None
-    """Keep tokens with at least this share of the likeliest token's probability; 0 keeps all."""
+    """Keep tokens with at least this share of the likeliest token's probability; 0 keeps all.
+    If it is missing, what the model recommends, else 0."""
 
     typical_p: float | None
     """Keep the tokens whose surprise is nearest to its mean, up to this total probability; 1
@@ -197,7 +201,8 @@ class JobFields(OtherNames, total=False):
     """Subtracted from a token's logit once per time that the output already contains it."""
 
     repetition_penalty: float | None
-    """Makes the tokens of prompt and output less likely (above 1) or likelier (below 1)."""
+    """Makes the tokens of prompt and output less likely (above 1) or likelier (below 1). If
+    it is missing, what the model recommends, else 1."""
 
     no_repeat_ngram_size: int | None
     """No run of this many tokens occurs twice in prompt and output; 0 is off."""

@@ -45,6 +45,9 @@ For every control:
 - They apply in this order: penalties, `logit_bias`, controls that forbid tokens (structure,
   `allowed_token_ids`, `bad_words`, `no_repeat_ngram_size`, `min_tokens`), `temperature`, `min_p`,
   `typical_p`, `top_k`, `top_p`.
+- `temperature`, `top_p`, `top_k`, `min_p` and `repetition_penalty` that a job leaves out are those
+  that the model's `generation_config.json` recommends, as in vLLM; the table has what applies if it
+  names none, or with `BATCHMILL_GENERATION_CONFIG=none`. A number that a job gives always counts.
 - Log probabilities and entropies are the model's own, before any control and at temperature 1.
 - If controls leave no possible next token, the request ends with finish reason `error` and the
   error code `no_token_left`.

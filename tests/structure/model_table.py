@@ -116,6 +116,14 @@ bitsandbytes' and GPTQModel's weights were recorded, the others are made when th
 - Settings are read from config.json, else from `quantize_config.json`, `quant_config.json` or
   `hf_quant_config.json`.
 
+## Sampling
+
+A job that leaves out `temperature`, `top_k`, `top_p`, `min_p` or `repetition_penalty` gets what the
+model's `generation_config.json` recommends, as in vLLM; without a recommendation, the model's own
+distribution is sampled (temperature 1). The demo model samples at temperature 0.2 with `top_p` 0.9,
+as its makers do. A GGUF file recommends nothing. `BATCHMILL_GENERATION_CONFIG=none` turns the
+recommendations off. All workers of a model should have the same file and setting.
+
 ## Refused models
 
 A model that would be computed wrongly is refused when it is loaded, by name and with the reason:

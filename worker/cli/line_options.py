@@ -33,7 +33,11 @@ class LineOptions:
         int | None, typer.Option(help="For lines that do not set it.", rich_help_panel=_LINES)
     ] = None
     temperature: Annotated[
-        float | None, typer.Option(help="For lines that do not set it.", rich_help_panel=_LINES)
+        float | None,
+        typer.Option(
+            help="For lines that do not set it; 0 is greedy. Default: the model's, else 1.",
+            rich_help_panel=_LINES,
+        ),
     ] = None
     priority: Annotated[
         str | None, typer.Option(help="high, normal or low. \\[low]", rich_help_panel=_LINES)

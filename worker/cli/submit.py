@@ -63,7 +63,10 @@ _MaxTokens = Annotated[
 ]
 _Temperature = Annotated[
     float | None,
-    typer.Option(help="Sampling temperature; 0 is greedy.", rich_help_panel=_GENERATION),
+    typer.Option(
+        help="Sampling temperature; 0 is greedy. Default: the model's, else 1.",
+        rich_help_panel=_GENERATION,
+    ),
 ]
 _TopP = Annotated[
     float | None,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from batchmill.engine import (
     Chat,
@@ -80,7 +81,7 @@ class RealEngine:
         """
         try:
             prompt = _prompt(request)
-            params = SamplingParams.from_dict(request.params)
+            params = SamplingParams.from_dict(self._with_defaults(request.params))
             resumed: ResumedTokens = request.resumed_token_ids
             if params.n > 1:
                 # Only the first sample's tokens are checkpointed; the others are generated again.
@@ -100,6 +101,15 @@ class RealEngine:
                 self._resumed.add(request.request_id)
         except RequestError as error:
             raise RequestRefused(error.code, error.message) from error
+
+    def _with_defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return parameters with the model's defaults for those that a job leaves out."""
+        missing = {
+            name: value
+            for name, value in self._engine.sampling_defaults.items()
+            if given.get(name) is None
+        }
+        return {**given, **missing}
 
     def abort(self, request_id: str) -> None:
         """End a request early; the next step reports its end. Ignore an unknown request."""
