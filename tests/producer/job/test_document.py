@@ -63,7 +63,7 @@ def test_a_good_job_survives_the_way_through_json(fields: dict[str, Any]) -> Non
             {"max_tokens": 2.0, "top_k": 40.0, "seed": 3.0},
             {"max_tokens": 2, "top_k": 40, "seed": 3},
         ),
-        ({"stop_token_ids": [3.0], "temperature": 1.0}, {"stop_token_ids": [3]}),
+        ({"stop_token_ids": [3.0], "temperature": 1.0}, {"stop_token_ids": [3], "temperature": 1}),
         ({"prompt": [1.0, 2]}, {"prompt": [1, 2]}),
     ],
 )
