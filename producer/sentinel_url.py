@@ -116,7 +116,9 @@ def _read_host(text: str) -> tuple[str, int]:
     match = _HOST.fullmatch(text)
     port = _DEFAULT_PORT if match is None or match[2] is None else int(match[2])
     if match is None or not 0 < port < 65536:
-        raise ValueError(f"the broker URL has the Sentinel {text!r}; it must be host or host:port")
+        raise ValueError(
+            f"the broker URL has the Sentinel {text!r}; it must be host or host:port: {_FORM}"
+        )
     return match[1].strip("[]"), port
 
 

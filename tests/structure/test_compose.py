@@ -280,7 +280,7 @@ def test_sentinels_watch_the_primary_and_its_replica_by_our_rules(
     primary, replica, sentinel = free_port(), free_port(), free_port()
     rules = ("--aclfile", str(secrets / "users.acl"))
     login = ("--include", str(secrets / "replication.conf"))
-    own = ("--bind", "127.0.0.1", "--save", "", *rules, *login)
+    own = ("--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path), *rules, *login)
     conf = (COMPOSE / "sentinel.conf").read_text() + (secrets / "sentinel.conf").read_text()
     conf = conf.replace("redis 6379", f"127.0.0.1 {primary}").replace("26379", str(sentinel))
     (tmp_path / "sentinel.conf").write_text(conf.replace("dir /tmp", f'dir "{tmp_path}"'))

@@ -177,11 +177,11 @@ class _AttemptSpans:
                 "gen_ai.usage.input_tokens": finished.num_prompt_tokens,
                 "gen_ai.usage.output_tokens": finished.num_output_tokens,
                 "gen_ai.usage.cache_read.input_tokens": finished.num_cached_tokens,
-                "batchmill.engine.preemptions": finished.num_preemptions,
+                "batchmill.attempt.preemptions": finished.num_preemptions,
             }
         )
         if finished.queued_s is not None:
-            self._span.set_attribute("batchmill.engine.queue_s", finished.queued_s)
+            self._span.set_attribute("batchmill.attempt.engine_wait_s", finished.queued_s)
 
     @_harmless
     def end(self, job: TracedJob, outcome: Outcome) -> None:
