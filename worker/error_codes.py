@@ -52,6 +52,7 @@ _COMMAND_CODES: Final = {
     "bench_failed": ("A benchmark did not end as it should.", "do what the message says"),
     "settings_error": ("A worker's settings cannot work.", "correct them as the message says"),
     "engine_start_error": ("The engine does not start.", "see the worker's log"),
+    "metrics_failed": ("Metrics cannot be served on their address.", "do what the message says"),
     "gateway_failed": ("The gateway cannot listen on its address.", "do what the message says"),
     "unknown_api_key": ("No API key has this id.", "see `batchmill keys list`"),
     "unknown_receiver": (

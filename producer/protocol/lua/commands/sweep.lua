@@ -11,8 +11,6 @@ delete_foreign_keys()
 allow_writes_when_full()
 local redis_ms = keep_time()
 local limit, grace_ms, now = tonumber(ARGV[1]), tonumber(ARGV[2]), now_ms()
-local interval_ms, extension_ms = tonumber(ARGV[3] or nil), tonumber(ARGV[4] or nil)
-local max_letters = tonumber(ARGV[5] or nil)
 local counts = { REQUEUED = 0, DEAD = 0, CANCELLED = 0, EXPIRED = 0, NONE = 0 }
 
 announce_due_jobs(limit, now)
@@ -20,6 +18,7 @@ announce_due_jobs(limit, now)
 -- If no worker swept for several intervals, Redis was away or its clock jumped, and healthy holders could not
 -- renew either. Each lease that lapsed meanwhile is extended instead of being taken. Return how many.
 local function extend_lapsed_leases()
+  local interval_ms, extension_ms = tonumber(ARGV[3] or nil), tonumber(ARGV[4] or nil)
   local ok, last = pcall(redis.call, 'GET', LAST_SWEEP)
   local gap_ms = ok and tonumber(last or nil) and now - tonumber(last) or 0
   if not (interval_ms and extension_ms and gap_ms > 3 * interval_ms + 1000) then return 0 end
@@ -120,12 +119,13 @@ local function drop_entry(entry)
     if own then index_job(id, f[1], own, f[4]) end
   end
 end
-local gone = redis.call('ZRANGEBYSCORE', EXPIRING, '-inf', now, 'LIMIT', 0, limit)
-for _, entry in ipairs(gone) do
-  if not pcall(drop_entry, entry) then redis.call('ZREM', EXPIRING, entry) end
-end
 
 do -- a block, because a script may have only 200 local variables
+  local gone = redis.call('ZRANGEBYSCORE', EXPIRING, '-inf', now, 'LIMIT', 0, limit)
+  for _, entry in ipairs(gone) do
+    if not pcall(drop_entry, entry) then redis.call('ZREM', EXPIRING, entry) end
+  end
+
   local usage_days = tonumber(ARGV[6] or nil)
   if usage_days then -- forget the used tokens of days before the last ones, today included
     local first = math.floor(now / DAY_MS) - usage_days + 1
@@ -138,6 +138,7 @@ do -- a block, because a script may have only 200 local variables
   local num_leftovers = drop_expired_leftovers(limit, now)
 
   redis.call('ZREMRANGEBYSCORE', DEAD, '-inf', now - DEAD_TTL_MS)
+  local max_letters = tonumber(ARGV[5] or nil)
   local num_letters = max_letters and drop_excess_letters(max_letters, limit) or 0
   return {
     counts.REQUEUED, counts.DEAD, counts.CANCELLED, counts.EXPIRED, reannounced, math.max(#gone, num_leftovers),
