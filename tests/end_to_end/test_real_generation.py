@@ -42,6 +42,9 @@ WORKER = {
     "PYTHONSAFEPATH": "1",
 }
 
+# What an engine does if a request says nothing; a worker does then what the model recommends.
+AS_THE_ENGINE = {"temperature": 1.0, "top_p": 1.0}
+
 
 def controls(number: int) -> dict[str, Any]:
     """Return greedy or seeded controls, or controls that depend on earlier tokens."""
@@ -49,9 +52,11 @@ def controls(number: int) -> dict[str, Any]:
         return {"temperature": 0.8, "top_p": 0.95, "seed": number, "ignore_eos": True}
     if number % 4 == 2:
         penalties = {"repetition_penalty": 1.2, "frequency_penalty": 0.4, "min_p": 0.02}
-        return {"seed": number, "n": 2, "no_repeat_ngram_size": 3, "ignore_eos": True, **penalties}
+        sampling = {"seed": number, "n": 2, "no_repeat_ngram_size": 3, **penalties}
+        return AS_THE_ENGINE | sampling | {"ignore_eos": True}
     if number % 4 == 3:
-        return {"seed": number, "structured_outputs": {"regex": r"[A-Z][a-z]+( [a-z]+){300}"}}
+        regex = {"regex": r"[A-Z][a-z]+( [a-z]+){300}"}
+        return AS_THE_ENGINE | {"seed": number, "structured_outputs": regex}
     return {"temperature": 0.0, "ignore_eos": True}
 
 
