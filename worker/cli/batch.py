@@ -14,6 +14,7 @@ import typer
 from batchmill.worker.terminal import format_time_ms, print_json, print_table
 
 from .batch_progress import BatchProgressReader
+from .batch_usage import batch_cost, describe_usage
 from .broker_connection import open_store, resolve_broker
 from .command_settings import with_setting_flags
 from .errors import ExitCode, usage_error
@@ -137,17 +138,20 @@ def show_batch(
     broker_url: BrokerUrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the state of a batch, how many of its jobs have ended, and what is left of it."""
+    """Show the state of a batch, how many of its jobs have ended, their tokens, and the ETA."""
     with _open_client(broker_url) as client, open_store(broker_url) as store:
         reader = BatchProgressReader(client, store, batch_id)
         if watch:
             follow_progress(reader.read, interval_s, as_json=as_json)
             return
         found = reader.read()
+        cost = batch_cost(found.status, store)
     if as_json:
-        print_json(found.model_dump(mode="json"))
+        priced = None if cost is None else {"amounts": cost.amounts, "unpriced": cost.unpriced}
+        print_json(found.model_dump(mode="json") | {"cost": priced})
         return
     _print_batch(found.status, as_json=False)
+    print(describe_usage(found.status, cost))
     if not found.has_ended:
         print(found.describe())
 

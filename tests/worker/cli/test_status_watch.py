@@ -179,6 +179,9 @@ def test_a_batch_is_watched_until_it_ends(
     data = json.loads(call("batch", "show", batch.id, "--json", **broker).stdout)
     assert (data["eta_s"], data["eta_unknown"]) == (None, "no_worker")
     assert data["waits_for"] == "no worker serves demo: no worker runs"
+    assert "0 of 3 done, 0 failed" in call("progress", batch.id, **broker).stdout
+    mixed = error_of(call("progress", batch.id, "gen_x", "--json", **broker))
+    assert mixed["message"] == f"{batch.id} is a batch: give its id alone"
     with watching("batch", "show", batch.id, "--watch", url=redis_url) as watch:
         watch.wait_for("0 of 3 done")
         # Half of the speed of one worker, for three jobs of ten tokens.
@@ -193,4 +196,9 @@ def test_a_batch_is_watched_until_it_ends(
         assert watch.process.wait(timeout=60) == 0
         watch.wait_for(f"{batch.id} completed, 3 of 3 done, 0 failed\n")
     ended = json.loads(call("batch", "show", batch.id, "--json", **broker).stdout)
-    assert (ended["eta_s"], ended["waits_for"]) == (0.0, None)
+    assert (ended["eta_s"], ended["waits_for"], ended["cost"]) == (0.0, None, None)
+    used, prices = ended["usage"], '{"*": {"input": 2, "output": 4, "currency": "EUR"}}'
+    priced = call("batch", "show", batch.id, BATCHMILL_PRICES=prices, **broker).stdout
+    assert used["output_tokens"] > 0
+    cost = (used["input_tokens"] * 2 + used["output_tokens"] * 4) / 1_000_000
+    assert f"{used['output_tokens']} output tokens, cost {cost:.6g} EUR" in priced
