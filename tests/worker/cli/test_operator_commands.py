@@ -193,13 +193,16 @@ def test_invalid_setting_is_named_without_its_value() -> None:
     assert "BATCHMILL_MAX_NUM_SEQS" in error_of(answer)["message"]
 
 
+SECRETS = ("webhook_secret", "webhook_secrets", "hf_token", "gateway_api_key")
+
+
 def test_every_setting_is_a_flag_except_secrets() -> None:
     settings = json.loads(run("config", "show", "--json").stdout)["settings"]
     text = "".join(run(command, "--help").stdout for command in ("worker", "deliver", "gateway"))
     for entry in settings:
         flag = f"--{entry['name'].replace('_', '-')} "
         # Prices are read by `bulk`, which has no flags of settings.
-        is_no_flag = entry["name"] in ("webhook_secret", "webhook_secrets", "hf_token", "prices")
+        is_no_flag = entry["name"] in SECRETS or entry["name"] == "prices"
         assert (flag in text) is not is_no_flag, flag
 
 
