@@ -21,9 +21,9 @@ from batchmill.worker.settings import WorkerSettings
 from .active_job import ActiveJob
 from .active_jobs import ActiveJobs
 from .attempt_trace import NO_TRACES, JobTraces
-from .clock_watch import ClockWatch
 from .engine_breaker import EngineBreaker
 from .engine_spec import engine_spec
+from .engine_watchdog import EngineWatchdog
 from .heartbeat import Heartbeat
 from .high_intake import LOOK_INTERVAL_S, HighIntake
 from .inbox_mover import PAUSE_S, InboxMover
@@ -38,16 +38,13 @@ from .recent_times import RecentTimes
 from .record_writer import RecordWriter, RecordWriterConfig
 from .saved_output import SavedOutput
 from .session_connection import SessionConnection
-from .sweeper import announce_delayed_jobs, sweep
+from .sweeper import Sweeper, announce_delayed_jobs
 from .throughput import Throughput
 from .worker_health import WorkerHealth
 from .worker_metrics import WorkerMetrics
 
 _log = structlog.stdlib.get_logger("batchmill.runtime")
 _WATCH_INTERVAL_S = 0.1
-#: After an outage of Redis, lapsed leases are extended by a lease, and by no less than this: the
-#: holders come back within their longest backoff and a socket timeout.
-_MIN_EXTENSION_S = 5.0
 _SWEEP_JITTER = 0.3
 _LOST_WORKERS_INTERVAL_S = 0.5
 _DUE_INTERVAL_S = 0.5
@@ -105,10 +102,6 @@ class WorkerRuntime:
         self._draining = False
         #: The settings or the model cannot work.
         self.has_start_failed = False
-        #: Set by the watchdog: the engine's loop has stood still for too long.
-        self._engine_is_stuck = False
-        #: It has killed the engine that ends now.
-        self._stuck_engine_killed = False
         self._rng = random.Random()
         self._throughput = Throughput()
         self.metrics = WorkerMetrics(settings)
@@ -116,6 +109,7 @@ class WorkerRuntime:
         self._breaker = EngineBreaker()
         self._connection = SessionConnection(str(settings.broker_url), self._session)
         self.link = EngineLink(engine_spec(settings), self)
+        self._watchdog = EngineWatchdog(self.link, stall_s=settings.engine_stall_s)
         self.jobs = ActiveJobs(self.link.send)
         self._saved = SavedOutput(self.link.send)
         self.reporter = OutcomeReporter(settings.finisher_threads)
@@ -138,7 +132,6 @@ class WorkerRuntime:
             is_draining=lambda: self._draining,
         )
         self._inbox = InboxMover(settings, store, self._session, self.connected_s)
-        self._clock_watch = ClockWatch()
         self._heartbeat_thread = PeriodicThread(
             "heartbeat", self._heartbeat.send, settings.heartbeat_interval_s
         )
@@ -223,7 +216,7 @@ class WorkerRuntime:
 
         Jobs that were claimed for an engine of another identity are given back.
         """
-        self._stuck_engine_killed = False
+        self._watchdog.note_new_engine()
         others = self.jobs.engine_ready(ready.identity)
         self.writer.release(others, ReleaseCause.DRAIN)
         self._heartbeat_thread.call_now()
@@ -262,7 +255,7 @@ class WorkerRuntime:
         in_engine, pending = self.jobs.engine_gone()
         self._saved.note_engine_gone()
         self._heartbeat_thread.call_now()
-        was_stuck, self._stuck_engine_killed = self._stuck_engine_killed, False
+        was_stuck = self._watchdog.take_kill()
         is_orderly = orderly or self._draining
         self.metrics.note_engine_gone(None if is_orderly else "stall" if was_stuck else "death")
         # An engine that had to be killed while the worker drains died of the shutdown, not of a
@@ -310,29 +303,12 @@ class WorkerRuntime:
 
     # Actions of the periodic threads.
 
-    def _sweep(self) -> None:
-        settings = self._settings
-        sweep(
-            self._store,
-            self._clock_watch,
-            reannounce_grace_ms=int(settings.reannounce_grace_s * 1000),
-            sweep_interval_ms=int(settings.sweep_interval_s * 1000),
-            extension_ms=int(max(settings.lease_s, _MIN_EXTENSION_S) * 1000),
-            max_letters=settings.max_dead_letters,
-            usage_days=settings.usage_days,
-            unserved_ttl_ms=settings.unserved_ttl_s and settings.unserved_ttl_s * 1000,
-        )
-
     def _watch_engine(self) -> None:
         """Kill an engine whose loop stands still; wake the event loop if Celery has to stop."""
         if self._must_stop():
             self._on_room()
         self._saved.release_if_redis_is_away()
-        stalled_s = self.link.measure_stall_s()
-        self._engine_is_stuck = stalled_s > self._settings.engine_stall_s
-        if self._engine_is_stuck:
-            self._stuck_engine_killed = True
-            self.link.kill(f"its loop has not moved for {stalled_s:.1f} s")
+        self._watchdog.look()
 
     # Construction.
 
@@ -349,7 +325,7 @@ class WorkerRuntime:
             self.jobs,
             config,
             self._saved,
-            is_engine_stuck=lambda: self._engine_is_stuck,
+            is_engine_stuck=lambda: self._watchdog.is_engine_stuck,
             set_paused=self.link.set_paused,
             settle=self._settle,
             on_fatal=self._on_fatal,
@@ -396,7 +372,7 @@ class WorkerRuntime:
         )
 
     def _make_periodic_threads(self) -> list[PeriodicThread]:
-        sweep_s = self._settings.sweep_interval_s
+        sweep, sweep_s = Sweeper(self._store, self._settings).sweep, self._settings.sweep_interval_s
         announce = partial(announce_delayed_jobs, self._store)
         return [
             self._heartbeat_thread,
@@ -420,5 +396,5 @@ class WorkerRuntime:
                 _MISSING_RESULTS_INTERVAL_S,
                 jitter=_SWEEP_JITTER,
             ),
-            PeriodicThread("sweeper", self._sweep, sweep_s, jitter=_SWEEP_JITTER),
+            PeriodicThread("sweeper", sweep, sweep_s, jitter=_SWEEP_JITTER),
         ]

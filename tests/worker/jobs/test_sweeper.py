@@ -6,8 +6,8 @@ from typing import Any
 
 from batchmill.producer.protocol import keys
 from batchmill.producer.store.job_store import JobStore
-from batchmill.worker.jobs.clock_watch import ClockWatch
-from batchmill.worker.jobs.sweeper import sweep
+from batchmill.worker.jobs.sweeper import Sweeper
+from batchmill.worker.settings import WorkerSettings
 
 
 def test_index_entries_of_many_records_that_expired_at_once_are_all_removed(redis_url: str) -> None:
@@ -18,13 +18,7 @@ def test_index_entries_of_many_records_that_expired_at_once_are_all_removed(redi
     client.zadd(keys.tag_index("t"), dict.fromkeys(ids, 5))
     client.zadd(keys.EXPIRING, {f"{job_id}\nfailed\ndefault\nt": 5 for job_id in ids})
 
-    sweep(
-        store,
-        ClockWatch(),
-        reannounce_grace_ms=30_000,
-        sweep_interval_ms=2000,
-        extension_ms=15_000,
-    )
+    Sweeper(store, WorkerSettings()).sweep()
 
     assert client.keys(keys.JOB_INDEXES + "*") == []
     store.close()
