@@ -27,7 +27,8 @@ Probe: TypeAlias = Callable[[], Health]
 def redis_probe(client: Redis) -> Probe:
     """Return the probe of a service that is ready if Redis replies.
 
-    The process lives, because it is asked. The client must not be used by another thread.
+    The process lives, because it replies to the probe. Probes may come from several threads at
+    once; each takes a connection of the client's pool.
     """
 
     def probe() -> Health:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import threading
 from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
 from typing import Final
 
 import structlog
@@ -79,9 +81,15 @@ class MetricsServer:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
+    def server_bind(self) -> None:
+        """Bind without asking DNS for the name of the host, which may take seconds."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+
     def handle_error(self, request: object, client_address: object) -> None:
-        """Ignore a client that went away; log anything else."""
-        _log.debug("metrics_request_failed", exc_info=True)
+        """Ignore a client that went away or is too slow; log anything else."""
+        if not isinstance(sys.exception(), OSError):
+            _log.exception("metrics_request_failed")
 
 
 def _make_handler(exposition: Exposition, probe: Probe) -> type[BaseHTTPRequestHandler]:
@@ -96,9 +104,7 @@ def _make_handler(exposition: Exposition, probe: Probe) -> type[BaseHTTPRequestH
             """Serve one request."""
             path = self.path.partition("?")[0]
             if path == "/metrics":
-                with lock:
-                    body, content_type = exposition.render(self.headers.get("Accept", ""))
-                self._respond(200, body, content_type)
+                self._respond_to_scrape()
             elif path == "/healthz":
                 self._respond_to_probe(probe().live_problem)
             elif path == "/readyz":
@@ -112,6 +118,16 @@ def _make_handler(exposition: Exposition, probe: Probe) -> type[BaseHTTPRequestH
 
         def log_message(self, format: str, *args: object) -> None:
             """Write no line per request."""
+
+        def _respond_to_scrape(self) -> None:
+            try:
+                with lock:
+                    body, content_type = exposition.render(self.headers.get("Accept", ""))
+            except Exception:
+                _log.exception("metrics_not_read")
+                self._respond_json(500, {"error": "the metrics cannot be read: see the log"})
+                return
+            self._respond(200, body, content_type)
 
         def _respond_to_probe(self, problem: str | None) -> None:
             if problem is None:
