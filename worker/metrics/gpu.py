@@ -23,7 +23,8 @@ def gpu_source(device: str) -> Callable[[], Iterable[Reading]] | None:
     Returns:
         None if it uses none, or if NVML is not there, which the log says.
     """
-    if device == "cpu":
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if device == "cpu" or (visible is not None and not visible.strip()):  # empty hides all GPUs
         return None
     try:
         import pynvml

@@ -242,3 +242,5 @@ def test_figures_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     gpu_source("auto")
     assert asked[-1] == 3
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert gpu_source("auto") is None
