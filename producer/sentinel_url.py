@@ -16,6 +16,7 @@ SCHEMES = {"sentinel": "redis", "sentinels": "rediss"}
 _DEFAULT_PORT = 26379
 _FORM = "sentinel://[user:password@]host[:port],host[:port],…/service[/database]"
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:,/@\s]+)(?::([0-9]{1,5}))?")
+_DATABASE = re.compile(r"[0-9]{1,9}")
 _SERVICE = re.compile(r"[\w.-]+", re.ASCII)
 #: Options of the URL that are for the Sentinels and not for Redis, by redis-py's names.
 _OWN_OPTIONS = {"sentinel_username": "username", "sentinel_password": "password"}
@@ -50,7 +51,7 @@ class SentinelService:
     @property
     def celery_url(self) -> str:
         """The URL as Celery and kombu write it; `celery_options` belong to it."""
-        hosts = [f"sentinel://{self._login}{host}:{port}" for host, port in self.sentinels]
+        hosts = [f"sentinel://{self._login}{_in_url(host)}:{port}" for host, port in self.sentinels]
         return ";".join(hosts) + f"/{self.database}"
 
     @property
@@ -89,11 +90,12 @@ def read_sentinel_url(url: str) -> SentinelService:
             f"the broker URL must name the service that the Sentinels watch, and nothing after its "
             f"database: {_FORM}"
         )
-    if database and not database.isdecimal():
-        raise ValueError(
-            f"the broker URL ends with {database!r}, which must be a database: {_FORM}"
-        )
     options = dict(parse_qsl(query, keep_blank_values=True))
+    database = options.pop("db", "") or database or "0"
+    if not _DATABASE.fullmatch(database):
+        raise ValueError(
+            f"the broker URL has the database {database!r}; it must be a number from 0: {_FORM}"
+        )
     own: dict[str, Any] = {
         name: options.pop(key) for key, name in _OWN_OPTIONS.items() if key in options
     }
@@ -104,7 +106,7 @@ def read_sentinel_url(url: str) -> SentinelService:
     return SentinelService(
         sentinels=tuple(map(_read_host, hosts.split(","))),
         service=service,
-        database=int(options.pop("db", database) or 0),
+        database=int(database),
         has_tls=has_tls,
         userinfo=_checked_login(login) if at else "",
         options=tuple(options.items()),
@@ -120,6 +122,10 @@ def _read_host(text: str) -> tuple[str, int]:
             f"the broker URL has the Sentinel {text!r}; it must be host or host:port: {_FORM}"
         )
     return match[1].strip("[]"), port
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _checked_login(login: str) -> str:

@@ -42,6 +42,15 @@ def test_celery_gets_its_own_form() -> None:
     assert celery_options("redis://host/0") == {}
 
 
+def test_celery_gets_an_ipv6_address_in_brackets() -> None:
+    url = celery_url("sentinel://[::1]:26380,s2/mill")
+    assert url == "sentinel://[::1]:26380;sentinel://s2:26379/0"
+
+
+def test_the_database_may_be_an_option() -> None:
+    assert read_sentinel_url("sentinel://s1/mill/1?db=4").database == 4
+
+
 @pytest.mark.parametrize(
     "url",
     [
@@ -53,6 +62,8 @@ def test_celery_gets_its_own_form() -> None:
         "sentinel://s1:99999/mill",
         "sentinel://s1/mill/zero",
         "sentinel://s1/mill/0/more",
+        "sentinel://s1/mill?db=zero",
+        "sentinel://s1/mill?db=-1",
         "sentinel://s1/a name",
     ],
 )
