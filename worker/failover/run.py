@@ -23,7 +23,7 @@ from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.webhook.signature import new_secret
 from batchmill.worker.chaos.programs import Program
 from batchmill.worker.engine_host.stub_output import stub_text, stub_token
-from batchmill.worker.service_errors import BenchFailed
+from batchmill.worker.service_errors import BenchFailed, BrokerNotInstalled
 from batchmill.worker.webhooks.local_receiver import LOOPBACK, ReceivedRequest, WebhookReceiver
 
 from .oracle import Broken, Promise, TrackedJob, judge
@@ -97,9 +97,15 @@ def run_failover(options: FailoverOptions, say: Callable[[str], None]) -> Failov
         BrokerNotInstalled: there is no server program.
     """
     folder = Path(tempfile.mkdtemp(prefix="batchmill-failover-"))
-    with _site(folder, options) as site:
-        run = _Run(site, options, say)
-        report = run.report()
+    try:
+        with _site(folder, options) as site:
+            report = _Run(site, options, say).report()
+    except BrokerNotInstalled:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    except BaseException:
+        say(f"the logs are in {folder}")
+        raise
     if report.broken:
         say(f"the logs are in {folder}")
     else:
@@ -196,7 +202,7 @@ class _Run:
         options = self._options
         with self._client:
             for number in range(options.num_kills):
-                self._submit(options.num_jobs // options.num_kills)
+                self._submit(share(options.num_jobs, options.num_kills, number))
                 self._wait_for_ends(_LOST_ENDS)
                 self._lose_writes(number)
                 self._find_lost_jobs()
@@ -347,6 +353,11 @@ class _Run:
         tokens = [(name.split(".")[0], place) for name, place in pairs]
         own = [token for token in tokens if token[0] in kept]
         return len(own), len(set(own))
+
+
+def share(num_jobs: int, num_kills: int, number: int) -> int:
+    """Return how many of the jobs are submitted before a kill, by its number from 0."""
+    return num_jobs * (number + 1) // num_kills - num_jobs * number // num_kills
 
 
 def _note_text(
