@@ -76,9 +76,12 @@ def queue_figures(store: Store) -> list[QueueFigures]:
     ]
     announced = [job_id for depth in depths for job_id in depth.announced_ids]
     tokens, now_us, backlogs, starts = store.read(_waiting(names, places, announced))
+    by_queue: dict[str, list[tuple[int, float | None]]] = {name: [] for name in names}
+    for (name, _), backlog in backlogs.items():
+        by_queue[name].append(backlog)
     figures = []
     for name, depth, num_tokens in zip(names, depths, tokens, strict=True):
-        own = [backlogs[place] for place in places if place[0] == name]
+        own = by_queue[name]
         since_us = [at for _, at in own if at is not None]
         since_us += [starts[job_id] for job_id in depth.announced_ids if job_id in starts]
         num_jobs = len(depth.announced_ids) + sum(number for number, _ in own)
@@ -173,7 +176,7 @@ def _start_us(backlog_at_us: bytes | None, enqueued_at_ms: bytes | None) -> floa
 
 
 def _number(text: bytes | None) -> float | None:
-    """Return a field as a finite number; None if it is none."""
+    """Return a field as a number; None if it is missing, or anything but a finite number."""
     try:
         number = float(text or b"")
     except ValueError:
