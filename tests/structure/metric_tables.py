@@ -10,13 +10,13 @@ from batchmill.worker.metrics.catalogue import CATALOGUE
 from batchmill.worker.metrics.series import Series
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
-#: A table follows its marker, up to the next empty line.
-_TABLE = re.compile(r"(<!-- series: (\w+) -->\n)\n(?:\|.*\n)*")
+#: A table follows its marker. Without an empty line after it, what follows would be a row of it.
+_TABLE = re.compile(r"(<!-- series: (\w+) -->\n)\n(?:\|.*\n)*\n*")
 
 
 def page(text: str) -> str:
     """Return the page with current tables."""
-    return _TABLE.sub(lambda match: f"{match[1]}\n{table(match[2])}", text)
+    return _TABLE.sub(lambda match: f"{match[1]}\n{table(match[2])}\n", text)
 
 
 def table(service: str) -> str:
