@@ -50,6 +50,7 @@ def test_a_background_response_is_fetched_later(openai: OpenAI, reference: Refer
     response = ask(openai, background=True, background_options={"completion_window": "2h"})
     assert response.status in ("queued", "in_progress")
     assert response.background
+    assert (response.temperature, response.top_p) == (None, None)  # the model's own
     ended = wait_ended(openai, response.id)
     assert ended.output_text == reference("<user>hello", 4)[1]
     assert ended.id == response.id

@@ -265,12 +265,12 @@ class Response(Object):
     previous_response_id: str | None
     service_tier: str
     store: bool
-    temperature: float
+    temperature: float | None
     text: dict[str, Any]
     tool_choice: str | dict[str, Any]
     tools: list[dict[str, Any]]
     top_logprobs: int
-    top_p: float
+    top_p: float | None
     truncation: Literal["disabled"]
     usage: ResponseUsage | None
 
