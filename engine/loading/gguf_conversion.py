@@ -118,6 +118,13 @@ def _convert_parts(parts: list[Path], folder: Path) -> None:
             join_parts(parts, joined)
         except ModelLoadError:
             raise
+        except OSError as error:
+            num_gb = sum(part.stat().st_size for part in parts) / 1e9
+            raise ModelLoadError(
+                f"the parts of {parts[0]} cannot be joined in {joining} ({error}): one file of all "
+                f"parts needs {num_gb:.1f} GB there while the model is converted, so make room, or "
+                "set BATCHMILL_CACHE_DIR to a folder that has it"
+            ) from error
         except Exception as error:  # as in `_convert`
             raise _unreadable_error(parts[0], error) from error
         _convert(joined, folder)

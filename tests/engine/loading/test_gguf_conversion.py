@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -152,6 +155,17 @@ def test_parts_of_two_models_are_refused(tmp_path: Path, cache: Path) -> None:
     )
     with pytest.raises(ModelLoadError, match="tensors together, and its metadata says"):
         converted_folder(first)
+
+
+def test_a_full_disk_while_parts_are_joined_is_named(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = split(tmp_path)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensor_data", Mock(side_effect=full))
+    with pytest.raises(ModelLoadError, match=r"No space left .* set BATCHMILL_CACHE_DIR"):
+        converted_folder(first)
+    assert list((cache / "models").iterdir()) == []
 
 
 def test_the_ending_may_be_in_capitals(tmp_path: Path, cache: Path) -> None:
