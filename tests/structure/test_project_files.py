@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ..support.slow_first import SLOW_FILES
+
 ROOT = Path(__file__).resolve().parents[2]
 GITHUB = ROOT / ".github"
 SCHEMAS = {
@@ -51,3 +53,8 @@ def test_hooks_before_a_commit_call_tools_of_this_project() -> None:
     config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
     hooks = [hook for repository in config["repos"] for hook in repository["hooks"]]
     assert {hook["entry"].split()[0] for hook in hooks} == {".venv/bin/ruff", "make"}
+
+
+def test_the_slow_files_exist_and_are_listed_once() -> None:
+    assert [path for path in SLOW_FILES if not (ROOT / "tests" / path).is_file()] == []
+    assert len(set(SLOW_FILES)) == len(SLOW_FILES)
