@@ -169,6 +169,11 @@ def _log_loaded(model: str, loaded: LoadedModel, options: LoadOptions, elapsed_s
         options.device,
         elapsed_s,
     )
+    if loaded.sampling_defaults:
+        _log.info(
+            "its makers recommend to sample with %s",
+            ", ".join(f"{name} {value}" for name, value in loaded.sampling_defaults.items()),
+        )
 
 
 def _load_computation(

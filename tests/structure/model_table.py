@@ -122,7 +122,8 @@ A job that leaves out `temperature`, `top_k`, `top_p`, `min_p` or `repetition_pe
 model's `generation_config.json` recommends, as in vLLM; without a recommendation, the model's own
 distribution is sampled (temperature 1). The demo model samples at temperature 0.2 with `top_p` 0.9,
 as its makers do. A GGUF file recommends nothing. `BATCHMILL_GENERATION_CONFIG=none` turns the
-recommendations off. All workers of a model should have the same file and setting.
+recommendations off. All workers of a model should have the same file and setting: a job that
+another worker continues is sampled as that worker is set.
 
 ## Refused models
 

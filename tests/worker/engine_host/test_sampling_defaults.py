@@ -68,6 +68,12 @@ def test_a_job_gets_the_models_defaults_and_its_own_numbers_count(loaded: Loaded
     assert len(texts(engine, temperature=1.5, top_k=1)) == 1
 
 
+def test_the_log_names_the_defaults(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    load_model(str(folder), dtype="float32", device="cpu")
+    assert "recommend to sample with temperature 0.0, top_k 5" in caplog.text
+
+
 def test_the_defaults_can_be_switched_off(loaded: LoadedModel) -> None:
     engine = Engine(EngineConfig(**CONFIG, generation_config="none"), loaded=loaded)
     assert len(texts(engine)) > 1
