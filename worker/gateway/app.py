@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, NamedTuple
@@ -164,7 +165,14 @@ async def readyz(request: Request) -> Response:
 
 async def openapi(request: Request) -> Response:
     """Serve `GET /openapi.json`: this document."""
-    return JSONResponse(openapi_document(routes()))
+    content = await asyncio.to_thread(_document)
+    return Response(content, media_type="application/json")
+
+
+@functools.cache
+def _document() -> bytes:
+    # Made once, and on a thread: it takes a good part of a second, and anyone may ask for it.
+    return bytes(JSONResponse(openapi_document(routes())).body)
 
 
 async def _unknown_url(request: Request, error: Exception) -> Response:
