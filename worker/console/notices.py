@@ -18,7 +18,5 @@ NOTICES: Final = {
     "enabled": "The endpoint is enabled.",
     "disabled": "The endpoint is disabled.",
     "all-redelivered": "The events that were given up will be sent again.",
-    "delivered": "The sample was delivered.",
-    "not-delivered": "The sample was not delivered.",
     "signed-out": "You are signed out.",
 }
