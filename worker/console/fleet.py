@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,8 @@ class Load:
     places: float
     blocks: float | None
     used_blocks: float | None
+    ttft_p50_s: float | None
+    ttft_p95_s: float | None
 
     @classmethod
     def of(cls, worker: WorkerInfo) -> Load:
@@ -41,6 +44,8 @@ class Load:
             places=worker.max_num_seqs,
             blocks=blocks,
             used_blocks=None if blocks is None or free is None else max(0.0, blocks - free),
+            ttft_p50_s=gauge(worker, "ttft_p50_s"),
+            ttft_p95_s=gauge(worker, "ttft_p95_s"),
         )
 
     @property
@@ -122,9 +127,9 @@ class Fleet:
 
 
 def gauge(worker: WorkerInfo, name: str) -> float | None:
-    """Return a number of a heartbeat; None if it is missing, or anything but a number."""
+    """Return a number of a heartbeat; None if it is missing, or anything but a finite number."""
     value = worker.stats.get(name)
-    return value if isinstance(value, int | float) else None
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def share(part: float | None, whole: float | None) -> float | None:

@@ -20,15 +20,17 @@ _TRY_S = INTERVAL_MS / 1000 / 2
 
 async def record_load(site: Site) -> None:
     """Store a sample per interval until cancelled. Of all gateways, one per interval does."""
-    is_reachable = True
+    was_stored = True
     while True:
         try:
             await asyncio.to_thread(_record, site)
-            is_reachable = True
-        except (RedisError, BatchmillError) as error:
-            if is_reachable:  # logged once per outage
-                _log.warning("load_not_recorded", error=type(error).__name__)
-            is_reachable = False
+            was_stored = True
+        except Exception as error:  # the next sample may be possible
+            if was_stored:  # logged once per outage
+                foreseen = isinstance(error, RedisError | BatchmillError)
+                told = {} if foreseen else {"exc_info": error}
+                _log.warning("load_not_recorded", error=type(error).__name__, **told)
+            was_stored = False
         await asyncio.sleep(_TRY_S)
 
 
