@@ -135,6 +135,15 @@ def test_a_page_follows_what_happens_without_a_reload(site: Site, chromium: Any)
         page.locator("#waiting", has_text=re.compile(f"^{before}$")).wait_for()
 
 
+def test_a_page_says_that_it_is_stale_while_the_gateway_fails(site: Site, chromium: Any) -> None:
+    with signed_in(site, chromium) as page:
+        page.evaluate("void (window.kept = window.fetch)")
+        page.evaluate("void (window.fetch = async () => new Response('', { status: 503 }))")
+        page.locator("html.is-stale").wait_for()
+        page.evaluate("void (window.fetch = window.kept)")
+        page.locator("html:not(.is-stale)").wait_for()
+
+
 def test_the_charts_are_drawn_of_the_history(site: Site, chromium: Any) -> None:
     wait_until(lambda: site.store.client.llen("batchmill:load_history") >= 2, "two samples")
     with signed_in(site, chromium) as page:

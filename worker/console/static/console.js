@@ -25,6 +25,7 @@ async function refresh() {
   if (document.hidden || document.querySelector("dialog[open]")) return;
   const reply = await fetch(location.href, { headers: { accept: "text/html" } });
   if (reply.redirected) location.reload(); // the session has ended
+  if (reply.status >= 500) throw new Error(`status ${reply.status}`); // Redis is away, for instance
   if (!reply.ok) return;
   const fresh = new DOMParser().parseFromString(await reply.text(), "text/html");
   for (const part of document.querySelectorAll("[data-live]")) {
@@ -40,7 +41,7 @@ async function keepLive() {
       await refresh();
       document.documentElement.classList.remove("is-stale");
     } catch {
-      document.documentElement.classList.add("is-stale"); // the gateway is away; try again
+      document.documentElement.classList.add("is-stale"); // nothing new can be fetched; try again
     }
   }
 }
