@@ -6,16 +6,17 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 
 import structlog
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 
 from batchmill.producer.errors import BatchmillError
 from batchmill.producer.store.reply_errors import broker_errors
 from batchmill.worker.gateway.api_errors import ApiError, api_error
 from batchmill.worker.gateway.caller import open_key
+from batchmill.worker.gateway.request_body import body_chunks
 
 from .notices import NOTICES
 from .sessions import COOKIE, find_viewer, is_form_token
@@ -88,16 +89,21 @@ async def read_form(request: Request) -> dict[str, str]:
     """Return the fields of a form that a page of this console has sent.
 
     Raises:
-        ConsoleError: another site has sent it, or it is too long.
+        ConsoleError: another site has sent it, or it cannot be read.
+        ApiError: it is too long, or the client is too slow.
+        ClientDisconnect: the client is gone.
     """
     _check_same_origin(request)
+    site: Site = request.app.state.console
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _MAX_FORM_BYTES:
-            raise ConsoleError(413, f"The form has more than {_MAX_FORM_BYTES} bytes.")
-    from urllib.parse import parse_qsl
-
+    try:
+        async for chunk in body_chunks(request, site.settings, _MAX_FORM_BYTES):
+            body += chunk
+    except ApiError as error:
+        if error.status != 413:
+            raise
+        told = f"the form has more than {_MAX_FORM_BYTES} bytes, which is the limit"
+        raise ApiError(413, told, code=error.code, headers=error.headers) from None
     try:
         return dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=100))
     except ValueError:
@@ -148,18 +154,28 @@ def page_response(request: Request, page: Page, viewer: Viewer | None) -> Respon
 
 
 def error_page(request: Request, error: Exception, viewer: Viewer | None) -> Response:
-    """Return the page of an error; an unforeseen one is logged, and its cause is not shown."""
+    """Return the page of an error; an unforeseen one is logged, and its cause is not shown.
+
+    Raises:
+        ClientDisconnect: that is the error, so nobody is there to see the page.
+    """
+    if isinstance(error, ClientDisconnect):
+        raise error
     known = error if isinstance(error, ConsoleError) else None
+    headers: dict[str, str] = {}
     if known is None and isinstance(error, ApiError | BatchmillError):
         told = api_error(error)
-        known = None if told is None else ConsoleError(told.status, _sentence(str(told)))
+        if told is not None:
+            known, headers = ConsoleError(told.status, _sentence(str(told))), told.headers
     if known is None:
         request_id = request.state.request_id
         _log.error("console_failed", request_id=request_id, exc_info=error)
         known = ConsoleError(500, f"The gateway failed; its log has the cause under {request_id}.")
     values = {"status": known.status, "message": str(known)}
     with contextlib.suppress(BatchmillError):
-        return page_response(request, Page("error.html", values, known.status), viewer)
+        response = page_response(request, Page("error.html", values, known.status), viewer)
+        response.headers.update(headers)
+        return response
     raise AssertionError("rendering an error reads nothing")  # pragma: no cover
 
 
