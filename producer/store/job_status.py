@@ -38,6 +38,19 @@ def job_status(job_id: str) -> Read[JobStatus | None]:
     return Read(queue, parse, is_atomic=True, keeps_errors=True)
 
 
+def job_statuses(job_ids: Sequence[str]) -> Read[list[JobStatus | None]]:
+    """Read the statuses of jobs in order; None for one that is unknown, or not batchmill's."""
+
+    def queue(pipeline: Any) -> None:
+        for job_id in job_ids:
+            job_status(job_id).queue(pipeline)
+
+    def parse(replies: Sequence[Any]) -> list[JobStatus | None]:
+        return list(map(readable_status, job_ids, replies[::2], replies[1::2]))
+
+    return Read(queue, parse, is_atomic=True, keeps_errors=True)
+
+
 def readable_status(job_id: str, values: Any, num_bytes: Any) -> JobStatus | None:
     """Return a status as `read_status`; None also if batchmill did not write the record."""
     try:

@@ -17,7 +17,7 @@ from batchmill.producer.protocol.calls.call import Read, stored
 from batchmill.producer.store.batches import BatchEntry, batch_entries, batch_page
 from batchmill.producer.store.deliveries import Deliveries
 from batchmill.producer.store.ended_jobs import MAX_ENDS_AT_ONCE
-from batchmill.producer.store.job_status import job_status
+from batchmill.producer.store.job_status import job_statuses
 from batchmill.producer.store.job_store import JobStore
 
 from .fleet import share
@@ -36,7 +36,7 @@ class Batch:
     """A batch with what the pages show of it."""
 
     status: BatchStatus
-    #: None while no line has said it.
+    #: None while no line has said it, and if its lines belong to others: only operators see it.
     tenant: str | None
     #: The one model of its lines, if they name only one.
     model: str | None
@@ -103,7 +103,9 @@ def show_batch(visit: Visit) -> Reply:
     given = visit.query.get("after", "")
     after = int(given) if given.isascii() and given.isdigit() and len(given) < 10 else -1
     rows = store.read(batch_page(batch.status.id, after))[: _PAGE_JOBS + 1]
-    jobs = [(index, job_id, store.read(job_status(job_id))) for index, job_id in rows[:_PAGE_JOBS]]
+    shown = rows[:_PAGE_JOBS]
+    statuses = store.read(job_statuses([job_id for _, job_id in shown]))
+    jobs = [(*row, status) for row, status in zip(shown, statuses, strict=True)]
     values = {
         "batch": batch,
         "cost": batch.cost(visit.site.prices),
@@ -204,10 +206,13 @@ def _readable(fields: Any, num_jobs: Any) -> Batch | None:
     try:
         known = stored(fields, default={})
         status = read_batch(known, stored(num_jobs, default=0))
-        texts = {name: known[name].decode() for name in (b"tenant", b"model") if name in known}
-        line_tenant = known.get(b"line_tenant", b"").decode()
+        names = (b"tenant", b"line_tenant", b"model")
+        texts = {name: known[name].decode() for name in names if name in known}
     except (KeyError, TypeError, ValueError):
         return None
     if status is None:
         return None
-    return Batch(status, texts.get(b"tenant") or line_tenant or None, texts.get(b"model"))
+    # A line may name another tenant than its batch; `line_tenant` is empty if there are several.
+    tenants = {texts[name] for name in (b"tenant", b"line_tenant") if name in texts}
+    tenant = tenants.pop() if len(tenants) == 1 else None
+    return Batch(status, tenant or None, texts.get(b"model"))

@@ -120,7 +120,7 @@ def _pair(sample: LoadSample, one: str, other: str) -> tuple[float | None, float
 
 
 def _tenant_overview(visit: Visit, tenant: str) -> Page:
-    store, client = visit.site.store, visit.site.client
+    store, client, key = visit.site.store, visit.site.client, visit.viewer.key
     today = datetime.now(UTC).date()
     first = today - timedelta(days=_USAGE_DAYS - 1)
     own = [each for each in store.read(usage_sums(first, today)) if each.tenant == tenant]
@@ -131,7 +131,7 @@ def _tenant_overview(visit: Visit, tenant: str) -> Page:
         "days": [(name, _tokens(days.get(name))) for name in names],
         "jobs": client.list(limit=_RECENT_JOBS, tenant=tenant).jobs,
         "running": client.list(limit=_RECENT_JOBS, tenant=tenant, state="in_progress").jobs,
-        "models": sorted({worker.model for worker in store.list_workers()}),
+        "models": sorted(filter(key.may_use_model, {each.model for each in store.list_workers()})),
     }
     return Page("tenant_overview.html", values)
 

@@ -54,14 +54,19 @@ def change_pause(visit: Visit) -> Reply:
     if kind not in ("queue", "tenant") or not name:
         raise ConsoleError(400, "Give a queue or a tenant.")
     queue, tenant = (name, None) if kind == "queue" else (None, name)
-    client = visit.site.client
-    if action == "resume":
-        client.resume(queue=queue, tenant=tenant)
-        return Redirect("/queues", "resumed")
-    reason = visit.form.get("reason", "").strip()[:_MAX_REASON_CHARS]
-    by = visit.viewer.key.name if visit.viewer.key.id else "console"
-    client.pause(queue=queue, tenant=tenant, by=by, reason=reason)
-    return Redirect("/queues", "paused")
+    client, reason = visit.site.client, visit.form.get("reason", "").strip()
+    match action:
+        case "resume":
+            client.resume(queue=queue, tenant=tenant)
+            return Redirect("/queues", "resumed")
+        case "pause" if len(reason) > _MAX_REASON_CHARS:
+            told = f"The reason has {len(reason)} characters; the limit is {_MAX_REASON_CHARS}."
+            raise ConsoleError(400, told)
+        case "pause":
+            by = visit.viewer.key.name if visit.viewer.key.id else "console"
+            client.pause(queue=queue, tenant=tenant, by=by, reason=reason)
+            return Redirect("/queues", "paused")
+    raise ConsoleError(400, "The form has no action that this page knows.")
 
 
 def _queues(store: JobStore) -> list[QueueRow]:

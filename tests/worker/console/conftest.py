@@ -30,7 +30,7 @@ from batchmill.worker.webhooks.local_receiver import ReceivedRequest, WebhookRec
 
 from ...conftest import RedisServer
 from ..conftest import Mill
-from ..gateway.conftest import DEADLINE_S, Gateway, make_key, start_worker
+from ..gateway.conftest import DEADLINE_S, Gateway, make_key
 from ..webhook_deliverers import Deliverers
 
 #: A prompt that would run if a page did not escape it.
@@ -68,7 +68,7 @@ class Site:
         self.deliverers.start(WEBHOOK_SCHEDULE_S="0,0.05")
         for name, fields in KEYS.items():
             self.keys[name] = make_key(self.mill, **fields)
-        start_worker(self.mill)
+        worker = self.mill.launch()  # the gateway starts beside it
         prices = json.dumps({"*": {"input": 0.1, "output": 0.4, "currency": "EUR"}})
         self.gateway = Gateway(
             self.server.url,
@@ -77,6 +77,7 @@ class Site:
             prices=prices,
         )
         self.root = self.gateway.url.removesuffix("/v1")
+        self.mill.wait_for(lambda: self.mill.heartbeat(worker), "the worker", timeout_s=DEADLINE_S)
 
     def close(self) -> None:
         self.gateway.close()

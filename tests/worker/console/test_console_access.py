@@ -10,14 +10,13 @@ from typing import Any
 import httpx2
 import pytest
 
+from batchmill.producer import Client
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.replies import JobState
 from batchmill.producer.store.api_keys import create_api_key, list_api_keys, revoke_api_key
 from batchmill.worker.console.routes import VIEWS
 
-from ..gateway.conftest import Gateway
-from ..gateway.conftest import start_gateway as start_gateway
-from .conftest import CANARY, Site, submit_unserved
+from .conftest import CANARY, UNSERVED, Site, submit_unserved
 
 _PARAM = re.compile(r"{(\w+)}")
 #: Routes with an id in their path, by what the id is of.
@@ -90,6 +89,33 @@ def test_pages_of_a_tenant_show_nothing_of_another(site: Site, stranger: httpx2.
         for name, each in site.ids.items():
             assert each not in text, (path, name)
         assert "acme" not in text.replace("/jobs?tenant=acme", ""), path
+
+
+def test_a_batch_with_lines_of_another_tenant_is_shown_to_operators_only(
+    site: Site, acme: httpx2.Client, operator: httpx2.Client
+) -> None:
+    line = {"prompt": CANARY, "model": UNSERVED, "max_tokens": 4}
+    for lines in ([line | {"tenant": "stranger"}], [line, line | {"tenant": "stranger"}]):
+        with Client(site.server.url) as client:
+            batch_id = client.create_batch(lines, tenant="acme").id
+        for path in (f"/batches/{batch_id}", f"/batches/{batch_id}/results"):
+            assert acme.get(f"/console{path}").status_code == 404, path
+            assert operator.get(f"/console{path}").status_code == 200, path
+        assert batch_id not in text_of(acme, "/batches")
+        assert batch_id in text_of(operator, "/batches")
+
+
+def test_a_tenant_sees_the_models_that_its_key_may_use(site: Site, acme: httpx2.Client) -> None:
+    _, site.keys["picky"] = create_api_key(site.store, "picky", tenant="acme", models=("some",))
+    assert "demo" in _models(text_of(acme, ""))
+    with site.http("picky") as picky:
+        assert _models(text_of(picky, "")) == "0none is served"
+
+
+def _models(text: str) -> str:
+    """Return what the tile of the models shows."""
+    (tile,) = re.findall("<dt>Models</dt>(.*)</div>", text)
+    return re.sub("<[^>]*>", "", tile)
 
 
 def test_every_page_is_served_to_its_tenant_and_to_operators(
@@ -241,33 +267,10 @@ def test_wrong_values_are_refused_in_words(site: Site, operator: httpx2.Client) 
     assert call(site, operator, "POST", path, action="odd").status_code == 400
     assert call(site, operator, "POST", path, action="retry").status_code == 400  # it completed
     assert call(site, operator, "POST", "/queues", kind="odd", name="a").status_code == 400
-    long = {"reason": "a" * 70_000, "form_token": token_of(site, operator)}
-    response = operator.post("/console/queues", data=long, headers=site.origin)
+    pause = {"kind": "tenant", "name": "odd", "action": "pause"}
+    for change in ({"action": "odd"}, {"action": ""}, {"name": "no tenant"}, {"reason": "a" * 201}):
+        assert call(site, operator, "POST", "/queues", **pause | change).status_code == 400, change
+    assert "odd" not in text_of(operator, "/queues")
+    response = call(site, operator, "POST", "/queues", reason="a" * 70_000)
     assert response.status_code == 413
-
-
-def test_without_keys_the_console_is_open_to_this_machine_only(
-    redis_url: str, start_gateway: Any, tmp_path: Any
-) -> None:
-    gateway: Gateway = start_gateway(redis_url, gateway_files_url=tmp_path / "files")
-    root = gateway.url.removesuffix("/v1")
-    with httpx2.Client(base_url=root) as client:
-        assert "no API keys" in client.get("/console").text
-        assert client.get("/console", headers={"host": "example.com"}).status_code == 403
-        form = {"kind": "tenant", "name": "acme", "action": "pause"}
-        for origin in ("https://example.com", "http://127.0.0.1:1"):
-            response = client.post("/console/queues", data=form, headers={"origin": origin})
-            assert response.status_code == 403, origin
-        response = client.post("/console/queues", data=form, headers={"origin": root})
-        assert response.status_code == 303
-        assert "paused" in client.get("/console/queues").text
-
-
-def test_a_setting_turns_the_console_off(redis_url: str, start_gateway: Any, tmp_path: Any) -> None:
-    gateway: Gateway = start_gateway(
-        redis_url, gateway_files_url=tmp_path / "files", gateway_console="false"
-    )
-    with httpx2.Client(base_url=gateway.url.removesuffix("/v1")) as client:
-        response = client.get("/console")
-    assert response.status_code == 404
-    assert response.json()["error"]["code"] == "unknown_url"
+    assert "more than 65536 bytes" in response.text
