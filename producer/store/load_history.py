@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import astuple, dataclass, fields, replace
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls.call import Call, Read, stored
@@ -86,7 +86,12 @@ def _read(text: bytes) -> LoadSample | None:
         return None
     if not isinstance(values, list) or not (at_ms.isdigit() and len(at_ms) < 16):
         return None
-    if not all(value is None or isinstance(value, int | float) for value in values):
+    if not all(value is None or is_load(value) for value in values):
         return None
     names = [field.name for field in fields(LoadSample)][1:]
     return replace(LoadSample(int(at_ms)), **dict(zip(names, values, strict=False)))
+
+
+def is_load(value: Any) -> TypeGuard[float]:
+    """Return whether a value is a number that a chart can show: neither infinite nor absurd."""
+    return isinstance(value, int | float) and abs(value) < 2**63

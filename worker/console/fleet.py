@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ from batchmill.producer.protocol.records import WorkerInfo
 from batchmill.producer.protocol.replies import JobState
 from batchmill.producer.protocol.store_counts import QueueDepth, StoreCounts
 from batchmill.producer.store.job_store import JobStore
-from batchmill.producer.store.load_history import LoadSample
+from batchmill.producer.store.load_history import LoadSample, is_load
 from batchmill.producer.store.oldest_job import OldestJob, oldest_waiting
 
 _ENDS = [state for state in JobState if state.is_terminal]
@@ -127,9 +126,9 @@ class Fleet:
 
 
 def gauge(worker: WorkerInfo, name: str) -> float | None:
-    """Return a number of a heartbeat; None if it is missing, or anything but a finite number."""
+    """Return a number of a heartbeat; None if it is missing, or not a number of a load."""
     value = worker.stats.get(name)
-    return value if isinstance(value, int | float) and math.isfinite(value) else None
+    return value if is_load(value) else None
 
 
 def share(part: float | None, whole: float | None) -> float | None:

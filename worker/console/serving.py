@@ -111,7 +111,7 @@ async def read_form(request: Request) -> dict[str, str]:
 
 
 def _check_same_origin(request: Request) -> None:
-    """Refuse a form of another site. All browsers of the last years send one of these headers."""
+    """Refuse a form of another site. All current browsers send one of these headers."""
     site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
     if site is not None:
         is_own = site == "same-origin"

@@ -58,8 +58,20 @@ def test_all_samples_together_stay_below_the_size_that_is_told(store: JobStore) 
 
 def test_samples_that_batchmill_did_not_write_are_left_out(store: JobStore) -> None:
     store.run(add_sample(LoadSample(queued=3, in_progress=1)))
-    for forged in (b"", b"x", b"12", b"12 {}", b"12 [", b'12 ["a"]', b"-1 [1]", b"\xff [1]"):
+    for forged in (
+        b"",
+        b"x",
+        b"12",
+        b"12 {}",
+        b"12 [",
+        b'12 ["a"]',
+        b"-1 [1]",
+        b"\xff [1]",
+        b"12 [NaN]",
+    ):
         store.client.rpush(keys.LOAD_HISTORY, forged)
+    for absurd in (b"12 [NaN]", b"12 [Infinity]", b"12 [1" + b"0" * 400 + b"]"):
+        store.client.rpush(keys.LOAD_HISTORY, absurd)
     store.client.rpush(keys.LOAD_HISTORY, b"1000 [7,8" + b",1" * 40 + b"]")  # of a later version
     assert [sample.queued for sample in store.read(load_history(20))] == [7, 3]
     store.client.delete(keys.LOAD_HISTORY)

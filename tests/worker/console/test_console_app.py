@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,11 @@ import httpx2
 import pytest
 from starlette.applications import Starlette
 
-from batchmill.worker.console import console_parts
+from batchmill.producer.protocol.records import WorkerInfo
+from batchmill.producer.store.load_history import load_history
+from batchmill.worker.console import console_parts, recorder
+from batchmill.worker.console.fleet import Load
+from batchmill.worker.console.site import Site
 from batchmill.worker.gateway.app import build_app
 from batchmill.worker.gateway.settings import GatewaySettings
 
@@ -112,3 +117,40 @@ def test_a_client_that_leaves_its_form_is_no_failure_of_the_gateway(
 
     serve(settings, ask)
     assert "console_failed" not in "".join(capfd.readouterr())
+
+
+def test_one_failed_sample_does_not_end_the_history(
+    settings: GatewaySettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site, stored = Site(settings), threading.Event()
+    record, failures = recorder._record, [OverflowError("cannot convert float infinity")]
+
+    def fail_once(site: Site) -> None:
+        if failures:
+            raise failures.pop()
+        record(site)
+        stored.set()
+
+    async def run() -> None:
+        recording = asyncio.ensure_future(recorder.record_load(site))
+        assert await asyncio.to_thread(stored.wait, 60)
+        recording.cancel()
+        await asyncio.wait({recording})
+
+    monkeypatch.setattr(recorder, "_record", fail_once)
+    monkeypatch.setattr(recorder, "_TRY_S", 0.01)
+    asyncio.run(run())
+    assert site.store.read(load_history(10))
+    site.close()
+
+
+def test_numbers_of_a_heartbeat_that_are_not_finite_are_unknown() -> None:
+    stats: dict[str, float | str] = {
+        "tokens_per_s": float("inf"),
+        "running": float("nan"),
+        "ttft_p50_s": "odd",
+        "jobs": 2,
+    }
+    worker = WorkerInfo("w", "demo", "w", (), 64, 8, 0, "ready", (), stats=stats)
+    load = Load.of(worker)
+    assert (load.tokens_per_s, load.running, load.ttft_p50_s, load.jobs) == (None, None, None, 2)
