@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,22 +63,22 @@ def join_parts(parts: Sequence[Path], joined: Path) -> None:
     readers = [GGUFReader(part) for part in parts]
     _check_together(parts, readers)
     first = readers[0]
-    writer = GGUFWriter(joined, _value(first, "general.architecture"), endianess=first.endianess)
-    for field in first.fields.values():
-        if not field.name.startswith(_OWN_KEYS):
-            kinds = field.types
-            element = kinds[-1] if len(kinds) > 1 else None
-            writer.add_key_value(field.name, field.contents(), kinds[0], sub_type=element)
-    tensors = [tensor for reader in readers for tensor in reader.tensors]
-    for each in tensors:
-        data = each.data
-        writer.add_tensor_info(each.name, data.shape, data.dtype, data.nbytes, each.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for each in tensors:
-        writer.write_tensor_data(each.data, tensor_endianess=first.endianess)
-    writer.close()
+    architecture = _value(first, "general.architecture")
+    with closing(GGUFWriter(joined, architecture, endianess=first.endianess)) as writer:
+        for field in first.fields.values():
+            if not field.name.startswith(_OWN_KEYS):
+                kinds = field.types
+                element = kinds[-1] if len(kinds) > 1 else None
+                writer.add_key_value(field.name, field.contents(), kinds[0], sub_type=element)
+        tensors = [tensor for reader in readers for tensor in reader.tensors]
+        for each in tensors:
+            data = each.data
+            writer.add_tensor_info(each.name, data.shape, data.dtype, data.nbytes, each.tensor_type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for each in tensors:
+            writer.write_tensor_data(each.data, tensor_endianess=first.endianess)
 
 
 def _check_together(parts: Sequence[Path], readers: Sequence[GGUFReader]) -> None:
