@@ -41,7 +41,7 @@ def test_clients_follow_the_primary(watched: WatchedService) -> None:
 
 def test_one_dead_sentinel_hides_nothing(watched: WatchedService) -> None:
     watched.kill_sentinel()
-    with Client(watched.url) as client:
+    with Client(watched.url, timeout_s=60) as client:
         assert client.submit("hi").status().state is JobState.QUEUED
 
 
