@@ -42,8 +42,9 @@ class TracedSite:
         self.deliverers = Deliverers(self.server.url)
 
     def start_worker(self, name: str) -> WorkerProcess:
+        # Leases so long that the end of a killed worker's session is always seen first.
         return self.mill.start_worker(
-            name, stub={"step_time_s": 0.02}, traces=True, log_format="json"
+            name, stub={"step_time_s": 0.02}, traces=True, log_format="json", lease_s=60
         )
 
     def client(self) -> Client:
