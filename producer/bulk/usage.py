@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from batchmill.producer.job.batch import BatchUsage
+
 from .settings import Price
 
 _PER_TOKENS = 1_000_000
@@ -24,6 +26,12 @@ class Tokens:
     prompt: int = 0
     cached: int = 0
     output: int = 0
+
+    @classmethod
+    def of_batch(cls, usage: BatchUsage) -> Tokens:
+        """Return the tokens of a batch's ended jobs."""
+        cached = usage.input_tokens_details.cached_tokens
+        return cls(usage.input_tokens, cached, usage.output_tokens)
 
     def add(self, usage: Mapping[str, Any]) -> None:
         """Add the usage of a result, as its line has it."""
@@ -63,11 +71,12 @@ def cost_of(usage: Mapping[str, Tokens], prices: Mapping[str, Price]) -> Cost | 
         if price is None:
             unpriced.append(model)
         else:
-            amounts[price.currency] = amounts.get(price.currency, 0.0) + _amount(price, tokens)
+            amounts[price.currency] = amounts.get(price.currency, 0.0) + amount_of(price, tokens)
     return Cost(amounts, tuple(unpriced))
 
 
-def _amount(price: Price, tokens: Tokens) -> float:
+def amount_of(price: Price, tokens: Tokens) -> float:
+    """Return what tokens cost by a price, in its currency."""
     cached = price.input if price.cached is None else price.cached
     amount = (tokens.prompt - tokens.cached) * price.input + tokens.cached * cached
     return (amount + tokens.output * price.output) / _PER_TOKENS

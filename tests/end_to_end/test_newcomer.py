@@ -35,5 +35,5 @@ def test_its_commands_and_options_exist() -> None:
 @pytest.mark.timeout(3600)
 def test_its_commands_work_from_the_clone_on() -> None:
     if os.environ.get("TEST_NEWCOMER", "") in ("", "0"):
-        pytest.skip("installs everything anew: set TEST_NEWCOMER=1")
+        pytest.skip("installs everything again: set TEST_NEWCOMER=1")
     assert "33 webhooks verified" in record()

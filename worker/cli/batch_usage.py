@@ -24,9 +24,7 @@ def batch_cost(batch: BatchStatus, store: JobStore) -> Cost | None:
         return None
     stored = store.client.hget(keys.batch(batch.id), "model")
     model = stored.decode(errors="replace") if isinstance(stored, bytes) else "several models"
-    usage = batch.usage
-    cached = usage.input_tokens_details.cached_tokens
-    return cost_of({model: Tokens(usage.input_tokens, cached, usage.output_tokens)}, prices)
+    return cost_of({model: Tokens.of_batch(batch.usage)}, prices)
 
 
 def describe_usage(batch: BatchStatus, cost: Cost | None) -> str:

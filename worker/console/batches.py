@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from batchmill.producer.bulk.result_lines import ended_line
 from batchmill.producer.bulk.settings import Price
+from batchmill.producer.bulk.usage import Tokens, amount_of
 from batchmill.producer.job.batch import BatchState, BatchStatus, read_batch
 from batchmill.producer.job.line import LineKind
 from batchmill.producer.protocol import keys
@@ -28,7 +29,6 @@ PAGE_BATCHES: Final = 25
 _SCAN = 200
 #: Jobs per page of a batch.
 _PAGE_JOBS = 50
-_PER_TOKENS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +73,7 @@ class Batch:
         price = prices.get(self.model or "", prices.get("*"))
         if price is None:
             return None
-        usage = self.status.usage
-        cached = usage.input_tokens_details.cached_tokens
-        cached_price = price.input if price.cached is None else price.cached
-        amount = (
-            (usage.input_tokens - cached) * price.input
-            + cached * cached_price
-            + usage.output_tokens * price.output
-        ) / _PER_TOKENS
+        amount = amount_of(price, Tokens.of_batch(self.status.usage))
         return f"{amount:,.4f} {price.currency}".strip()
 
 

@@ -132,7 +132,7 @@ def installed_wheel(folder: Path) -> Path:
 
 
 def load_shipped(folder: Path) -> tuple[str, str]:
-    """Load the kernels of an installed wheel where there is no compiler and no cache."""
+    """Load the kernels of an installed wheel without a compiler and without a cache."""
     code = (
         "from batchmill.kernels.cpu.library import default_library; print(default_library()._name)"
     )
