@@ -172,20 +172,15 @@ class LocalStack:
         worker = next(c for c in self._supervisor.children if c.spec.name == "worker")
         return StartPhases(worker.log)
 
-    def check_settings(self) -> None:
-        """Check that no child has ended because of its settings or its model.
+    def restart_dead_children(self, *, in_first_start: bool = False) -> None:
+        """Restart children that died, the broker included. Call it several times a second.
 
         Raises:
-            ChildMisconfigured: one has.
+            ChildMisconfigured: in the first start, one ended because of its settings or its model.
         """
         assert self._supervisor is not None
-        self._supervisor.check_settings()
-
-    def restart_dead_children(self) -> None:
-        """Restart children that died, the broker included. Call it several times a second."""
-        assert self._supervisor is not None
         self._restart_dead_broker()
-        self._supervisor.restart_ended_children()
+        self._supervisor.restart_ended_children(in_first_start=in_first_start)
 
     def stop(self) -> None:
         """End everything in order: worker, deliverer, Flower, broker."""

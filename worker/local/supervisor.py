@@ -75,10 +75,16 @@ class SupervisedChild:
         self._started_at_s = time.monotonic()
         self._start_again_at_s = None
 
-    def restart_if_ended(self) -> str | None:
-        """Notice an end, and restart the program when it is time. Return a line about the event."""
+    def restart_if_ended(self, *, in_first_start: bool = False) -> str | None:
+        """Notice an end, and restart the program when it is time. Return a line about the event.
+
+        Raises:
+            ChildMisconfigured: in the first start, it ended because of its settings or its model.
+        """
         if self._process is not None:
             exit_code = self._process.poll()
+            if in_first_start:
+                self.check_settings(exit_code)
             return None if exit_code is None else self._note_end(exit_code)
         if self._start_again_at_s is not None and time.monotonic() >= self._start_again_at_s:
             self.num_restarts += 1
@@ -100,6 +106,18 @@ class SupervisedChild:
         process = self._process or self._stopping
         if process is not None:
             process.kill()
+
+    def check_settings(self, exit_code: int | None) -> None:
+        """Check that an exit code does not speak of wrong settings or a wrong model.
+
+        Raises:
+            ChildMisconfigured: it does; the message is the program's own.
+        """
+        if exit_code == EXIT_CONFIG:
+            raise ChildMisconfigured(
+                f"the {self.spec.name} cannot start: {self.log.failure()} "
+                f"(log: {self.spec.log_path})"
+            )
 
     def log_tail(self, num_lines: int = _LOG_TAIL_LINES) -> str:
         """Return the last lines of its log."""
@@ -133,27 +151,18 @@ class Supervisor:
         for child in self.children:
             child.start()
 
-    def restart_ended_children(self) -> None:
-        """Restart children that ended, and rotate long logs. Call it several times a second."""
+    def restart_ended_children(self, *, in_first_start: bool = False) -> None:
+        """Restart children that ended, and rotate long logs. Call it several times a second.
+
+        Raises:
+            ChildMisconfigured: in the first start, one ended because of its settings or its model.
+        """
         for child in self.children:
-            self._say_if_any(child.restart_if_ended())
+            self._say_if_any(child.restart_if_ended(in_first_start=in_first_start))
         if time.monotonic() - self._rotated_at_s >= _ROTATION_INTERVAL_S:
             self._rotated_at_s = time.monotonic()
             for child in self.children:
                 rotate_long_log(child.spec.log_path)
-
-    def check_settings(self) -> None:
-        """Check that no child has ended because of its settings or its model.
-
-        Raises:
-            ChildMisconfigured: one has; the message is its own.
-        """
-        for child in self.children:
-            if child.exit_code == EXIT_CONFIG:
-                raise ChildMisconfigured(
-                    f"the {child.spec.name} cannot start: {child.log.failure()} "
-                    f"(log: {child.spec.log_path})"
-                )
 
     def stop(self) -> None:
         """End the children in the order of their start, each after the previous one has gone.
@@ -182,11 +191,12 @@ class Supervisor:
         """
         deadline = time.monotonic() + timeout_s
         while not ready():
-            self.check_settings()
             for child in self.children:
-                if child.exit_code is not None:
+                exit_code = child.exit_code
+                child.check_settings(exit_code)
+                if exit_code is not None:
                     raise ChildFailed(
-                        f"{child.spec.name} ended with exit code {child.exit_code} "
+                        f"{child.spec.name} ended with exit code {exit_code} "
                         f"while {activity}; end of {child.spec.log_path}:\n{child.log_tail()}"
                     )
             if time.monotonic() > deadline:

@@ -68,8 +68,7 @@ def _keep_running(
     with ChangingLine(say, in_place=not as_json) as line:
         phases = stack.start_phases()
         while not signals.wait(_CHECK_INTERVAL_S):
-            stack.check_settings()
-            stack.restart_dead_children()
+            stack.restart_dead_children(in_first_start=True)
             if stack.is_ready():
                 break
             line.show(phases.update(), phases.line)

@@ -12,8 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from batchmill.worker.errors import EXIT_CONFIG
 from batchmill.worker.local.supervisor import ChildSpec, Supervisor
-from batchmill.worker.service_errors import ChildFailed
+from batchmill.worker.service_errors import ChildFailed, ChildMisconfigured
 
 from .waiting import wait_until
 
@@ -25,6 +26,7 @@ STUBBORN = (
 PARENT = """
 import sys, time
 from pathlib import Path
+from batchmill.worker.errors import EXIT_CONFIG
 from batchmill.worker.local.supervisor import ChildSpec, Supervisor
 program, folder = sys.argv[1], Path(sys.argv[2])
 spec = ChildSpec("child", (sys.executable, "-c", program), {}, folder / "log", 5.0)
@@ -152,3 +154,17 @@ def test_children_die_with_a_parent_that_is_killed(tmp_path: Path, program: str)
     parent.wait()
     parent.stdout.close()
     wait_until(lambda: not child.is_running() or child.status() == "zombie", "it followed")
+
+
+def test_a_child_with_wrong_settings_is_not_restarted_in_the_first_start(tmp_path: Path) -> None:
+    lines: list[str] = []
+    supervisor = Supervisor([spec(tmp_path, f"raise SystemExit({EXIT_CONFIG})")], lines.append)
+    supervisor.start()
+    child = supervisor.children[0]
+    try:
+        wait_until(lambda: child.exit_code is not None, "ended")
+        with pytest.raises(ChildMisconfigured, match="cannot start"):
+            supervisor.restart_ended_children(in_first_start=True)
+        assert not lines
+    finally:
+        supervisor.stop()
