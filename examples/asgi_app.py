@@ -44,7 +44,7 @@ class App:
                     return await self._send_events(self._client, scope, receive, send)
                 status, content = await self._respond(self._client, scope, receive)
             except BatchmillError as error:
-                status, content, headers = error_response(error)
+                status, content, headers = error_response(error, _header(scope, "idempotency-key"))
             await _start(send, status, {"content-type": "application/json", **headers})
             await send({"type": "http.response.body", "body": json.dumps(content).encode()})
         return None

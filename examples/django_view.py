@@ -45,9 +45,9 @@ def async_client() -> AsyncClient:
     return AsyncClient()
 
 
-def show_error(error: BatchmillError) -> JsonResponse:
+def show_error(request: HttpRequest, error: BatchmillError) -> JsonResponse:
     """Turn an error of batchmill into a response."""
-    status, body, headers = error_response(error)
+    status, body, headers = error_response(error, request.headers.get("Idempotency-Key"))
     return JsonResponse(body, status=status, headers=headers)
 
 
@@ -59,7 +59,7 @@ def safe(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
         try:
             return view(request, **values)
         except BatchmillError as error:
-            return show_error(error)
+            return show_error(request, error)
 
     return wrapped
 
@@ -74,7 +74,7 @@ def safe_async(
         try:
             return await view(request, **values)
         except BatchmillError as error:
-            return show_error(error)
+            return show_error(request, error)
 
     return wrapped
 

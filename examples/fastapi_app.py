@@ -78,7 +78,7 @@ app.add_middleware(LimitBody)
 @app.exception_handler(BatchmillError)
 async def show_error(request: Request, error: BatchmillError) -> Response:
     """Turn an error of batchmill into a response."""
-    status, body, headers = error_response(error)
+    status, body, headers = error_response(error, request.headers.get("idempotency-key"))
     return Response(json.dumps(body), status, headers, "application/json")
 
 

@@ -22,18 +22,26 @@ RETRY_AFTER_S = 5
 _LOG = logging.getLogger(__name__)
 
 
-def error_response(error: BatchmillError) -> tuple[int, dict[str, Any], dict[str, str]]:
-    """Return the status, the JSON body and the headers of the response to an error."""
+def error_response(
+    error: BatchmillError, idempotency_key: str | None = None
+) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """Return the status, the JSON body and the headers of the response to an error.
+
+    Args:
+        error: the error.
+        idempotency_key: the key with which the caller submitted; None if there was none.
+    """
     body: dict[str, Any] = {"error": error.code}
     if isinstance(error, UnknownJob):
         return 404, body, {}
     if isinstance(error, InvalidQuery):
         return 400, body, {}
     if isinstance(error, NotReplicated):
-        # The job is stored and runs; only a failover may lose it. Repeating the request under the
-        # same idempotency key makes no second job.
+        # The job is stored and runs; only a failover may lose it. Repeating the request makes no
+        # second job only under the same idempotency key, so nobody is asked to repeat it without.
         _LOG.warning("not replicated: %s", error)
-        return 503, body | {"job_ids": error.job_ids}, {"Retry-After": str(RETRY_AFTER_S)}
+        headers = {"Retry-After": str(RETRY_AFTER_S)} if idempotency_key else {}
+        return 503, body | {"job_ids": error.job_ids}, headers
     if error.retryable:  # a full or paused queue, a broker that is away
         _LOG.warning("unavailable: %s", error)
         return 503, body, {"Retry-After": str(RETRY_AFTER_S)}

@@ -199,6 +199,10 @@ def test_a_job_that_too_few_replicas_have_is_a_503_with_its_id(
             assert content["error"] == "not_replicated"
             [job_id] = content["job_ids"]
             assert await request(app, "POST", "/jobs", body, key) == (503, content)
+            # Repeated without a key, it would be a second job.
+            status, content, headers = await full_request(app, "POST", "/jobs", body)
+            assert (status, content["error"]) == (503, "not_replicated")
+            assert b"retry-after" not in headers
             await asyncio.wait_for(wait_for_end(app, job_id), 60)
 
     asyncio.run(use())
@@ -236,6 +240,7 @@ stored = again()
 assert (stored.status_code, stored.headers["Retry-After"]) == (503, "5"), stored.content
 assert stored.json()["error"] == "not_replicated"
 assert again().json() == stored.json()
+assert "Retry-After" not in web.post("/jobs", {"prompt": "Once"}).headers
 assert web.get("/jobs/" + stored.json()["job_ids"][0]).status_code == 200
 """
 

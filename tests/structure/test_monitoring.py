@@ -124,6 +124,11 @@ def test_every_alert_says_how_bad_it_is_and_what_to_do() -> None:
     assert listed == names
 
 
+def test_no_alert_waits_for_a_target_that_service_discovery_removes() -> None:
+    """The series `up` of a container that is gone ends with its entry in DNS."""
+    assert [rule["alert"] for rule in rules() if re.search(r"\bup\b", rule["expr"])] == []
+
+
 def test_prometheus_scrapes_services_that_serve_metrics() -> None:
     config = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
     for job in config["scrape_configs"]:

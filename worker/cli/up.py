@@ -73,13 +73,17 @@ def up(
 
 
 def _check_environment() -> None:
-    """Refuse a broker or a secret that no child could use.
+    """Refuse a broker, a secret or a port that no child could use.
 
     Raises:
         CommandError: the URL is invalid, or the file of a secret cannot be read.
+        ChildMisconfigured: the port of the metrics leaves none for each child.
     """
     from batchmill.producer.broker_url import redis_url
     from batchmill.producer.secrets_from_files import find_secret
+    from batchmill.worker.local.metrics_ports import metrics_environment
+
+    metrics_environment("worker")
 
     try:
         find_secret("BATCHMILL_WEBHOOK_SECRET")

@@ -18,7 +18,7 @@ from batchmill.worker.metrics.queue_series import QUEUE_SERIES
 from batchmill.worker.webhooks.local_receiver import WebhookReceiver
 
 from ...support.processes import CLI, accepts, free_port, process, run, wait_until
-from ..command_line import call, complete
+from ..command_line import call, complete, error_of
 from .scrape import Scrape, probe, scrape
 
 LOCAL = {
@@ -158,6 +158,18 @@ def test_the_programs_of_up_have_ports_of_their_own() -> None:
     assert ports == ["9464", "9465", "9466"]
     assert metrics_environment("deliverer", given)["BATCHMILL_METRICS_QUEUES"] == "true"
     assert metrics_environment("worker", {}) == {}
+    assert metrics_environment("gateway", {"BATCHMILL_METRICS_PORT": "65533"}) == {
+        "BATCHMILL_METRICS_PORT": "65535"
+    }
+
+
+@pytest.mark.parametrize("port", ["65534", "65536", "9" * 5000])
+def test_up_refuses_a_port_that_leaves_none_for_its_other_programs(port: str) -> None:
+    refused = call("up", "--json", BATCHMILL_METRICS_PORT=port)
+    assert refused.returncode == 8
+    error = error_of(refused)
+    assert error["code"] == "invalid_settings"
+    assert f"is {port[:20]}; it must be at most 65533" in error["message"]
 
 
 def test_an_invalid_tenant_is_refused_by_name(redis_url: str) -> None:
