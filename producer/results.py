@@ -11,6 +11,7 @@ from batchmill.producer.moments import moment
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.attempts import Attempt
 from batchmill.producer.protocol.replies import JobState
+from batchmill.producer.result_sections import DecisionResult
 
 # Unknown fields are ignored: a worker of a later version may add some.
 _CONFIG = ConfigDict(
@@ -226,6 +227,9 @@ class JobResult(BaseModel):
 
     logprob_details: LogprobDetails | None = Field(default=None, repr=False, exclude_if=_is_absent)
     """The texts of the tokens in `logprobs` and `prompt_logprobs`, if the job asked for these."""
+
+    decision: DecisionResult | None = Field(default=None, exclude_if=_is_absent)
+    """Answers to the questions of a job with `decision`."""
 
     samples: list[Completion] = Field(default_factory=list, repr=False, exclude_if=_is_absent)
     """All samples, if the job asked for more than one; see `completions`."""

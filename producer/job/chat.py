@@ -149,6 +149,16 @@ def _num_json_bytes(value: Any) -> int:
         raise ValueError("has a value that JSON in UTF-8 cannot hold: leave it out") from None
 
 
+#: Variables of a chat template.
+TemplateKwargs = Annotated[
+    dict[str, Any],
+    BeforeValidator(
+        _check_template_kwargs,
+        json_schema_input_type=dict[str, str | int | float | bool | None],
+    ),
+]
+
+
 class ChatFields(BaseModel):
     """Messages and the fields that belong to them. docs/chat.md says what each does."""
 
@@ -177,13 +187,7 @@ class ChatFields(BaseModel):
     )
     """Documents to answer from. The model's template must know documents."""
 
-    chat_template_kwargs: Annotated[
-        dict[str, Any],
-        BeforeValidator(
-            _check_template_kwargs,
-            json_schema_input_type=dict[str, str | int | float | bool | None],
-        ),
-    ] = optional({})
+    chat_template_kwargs: TemplateKwargs = optional({})
     """Further variables of the model's template, such as `enable_thinking`."""
 
     add_generation_prompt: bool | None = optional(None)

@@ -15,6 +15,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from batchmill.engine.contract.agreement import check_tools_suit
+from batchmill.engine.contract.kinds import SECTIONS, Kind
 from batchmill.engine.contract.limits import (
     MAX_CACHE_SALT_CHARS,
     MAX_PROMPT_BYTES,
@@ -28,7 +29,9 @@ from batchmill.producer.webhook.target import split_url
 from . import limits
 from .chat import ChatFields
 from .controls import SamplingControls, TokenId
+from .decision import Decision
 from .field_checks import Text, check_num_parts, check_utf8, integral, optional
+from .kinds import KindSection
 from .retry import RetryPolicy
 
 
@@ -157,6 +160,9 @@ Metadata = Annotated[
     AfterValidator(_check_metadata),
 ]
 
+#: Fields that have a use only in a job that generates.
+_GENERATION_FIELDS = (*SamplingControls.model_fields, *ChatFields.model_fields)
+
 EventName = Literal["started", "output", "completed", "failed", "cancelled", "expired"]
 _END_EVENTS: tuple[EventName, ...] = ("completed", "failed", "cancelled", "expired")
 
@@ -181,6 +187,10 @@ class GenerationJob(ChatFields, SamplingControls):
     ) = Field(default=None, repr=False)
     """Text, or token ids of the model's vocabulary. It is used as it is, without a chat
     template."""
+
+    decision: Decision | None = optional(None, repr=False)
+    """Questions about a state, answered with probabilities instead of text. Give it instead of
+    `prompt` and `messages`; docs/deciding.md says how each question is asked."""
 
     cache_salt: Annotated[Text, Field(min_length=1, max_length=MAX_CACHE_SALT_CHARS)] | None = (
         Field(default=None, repr=False, exclude_if=lambda salt: salt is None)
@@ -299,8 +309,48 @@ class GenerationJob(ChatFields, SamplingControls):
                 )
         return self
 
+    @property
+    def kind(self) -> Kind:
+        """What the job asks a model for."""
+        given = (kind for kind, name in SECTIONS.items() if getattr(self, name) is not None)
+        return next(given, Kind.GENERATE)
+
+    @property
+    def section_name(self) -> str | None:
+        """The field of `section`; None for a job that generates."""
+        return SECTIONS.get(self.kind)
+
+    @property
+    def section(self) -> KindSection | None:
+        """The input and the parameters of a job of another kind than `generate`."""
+        name = self.section_name
+        section: KindSection | None = None if name is None else getattr(self, name)
+        return section
+
+    @model_validator(mode="after")
+    def _check_fields_suit_kind(self) -> Self:
+        kind = self.kind
+        if kind is Kind.GENERATE:
+            return self
+        for name in ("prompt", *_GENERATION_FIELDS):
+            field = type(self).model_fields[name]
+            if getattr(self, name) != field.get_default(call_default_factory=True):
+                raise ValueError(
+                    f"{name} has no effect beside {SECTIONS[kind]}, which has its own input and "
+                    "parameters; leave it out"
+                )
+        return self
+
     @model_validator(mode="after")
     def _check_one_input(self) -> Self:
+        if self.section is not None:
+            num_bytes = self.section.num_input_bytes
+            if num_bytes > MAX_PROMPT_BYTES:
+                raise ValueError(
+                    f"{SECTIONS[self.kind]} has {num_bytes} bytes, the limit is "
+                    f"{MAX_PROMPT_BYTES}; shorten it"
+                )
+            return self
         if (self.prompt is None) == (self.messages is None):
             given = "neither is" if self.prompt is None else "both are"
             raise ValueError(f"give exactly one of prompt and messages; {given} given")

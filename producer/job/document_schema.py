@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from pydantic import AliasChoices
 
+from batchmill.engine.contract.kinds import SECTIONS
 from batchmill.engine.contract.limits import MAX_LOGPROBS
 from batchmill.engine.contract.unsupported import UNSUPPORTED_FIELDS
 
@@ -21,6 +22,10 @@ OTHER_FORMS: Final[dict[str, Any]] = {
         "description": "OpenAI's number of `logprobs`, beside `logprobs: true`.",
     },
 }
+
+
+#: Fields of which a job has exactly one.
+_INPUTS: Final = ("prompt", "messages", *SECTIONS.values())
 
 
 def is_supported(name: str) -> bool:
@@ -52,11 +57,14 @@ def job_schema() -> dict[str, Any]:
         properties[name] = _neutral(unsupported.neutral, unsupported.remedy)
     for name, values in NEUTRAL_FIELDS.items():
         _allow(schema["$defs"]["Message"]["properties"], name, values)
-    schema["oneOf"] = [
-        {"required": ["prompt"], "properties": {"prompt": {"not": _NULL}, "messages": _NULL}},
-        {"required": ["messages"], "properties": {"messages": {"not": _NULL}, "prompt": _NULL}},
-    ]
+    schema["oneOf"] = [_only_input(name) for name in _INPUTS]
     return schema
+
+
+def _only_input(name: str) -> dict[str, Any]:
+    """Return the schema of a job whose input is in one field."""
+    others = {other: _NULL for other in _INPUTS if other != name}
+    return {"required": [name], "properties": {name: {"not": _NULL}, **others}}
 
 
 def _nullable(schema: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, Literal, TypedDict
 
 from .chat import Document, Tool
+from .decision import Decision
 from .messages import Message
 from .retry import RetryPolicy
 
@@ -59,6 +60,10 @@ class JobFields(OtherNames, total=False):
     prompt: str | list[int] | tuple[int, ...] | None
     """Text, or token ids of the model's vocabulary. It is used as it is, without a chat
     template."""
+
+    decision: Decision | dict[str, Any] | None
+    """Questions about a state, answered with probabilities instead of text. Give it instead
+    of `prompt` and `messages`; docs/deciding.md says how each question is asked."""
 
     cache_salt: str | None
     """Jobs share the KV of equal prompt prefixes only with jobs of the same salt, so that

@@ -11,10 +11,13 @@ import re
 import secrets
 import time
 
-#: Version written into every record and message.
+#: Version of every message, and of the records of jobs that generate.
 PROTOCOL_VERSION = 1
-#: Versions this code can run: its own and the previous one.
-SUPPORTED_VERSIONS = (1,)
+#: Version of the records of other kinds of job. A worker of version 1 would not know what they ask
+#: for: it refuses the claim, and leaves the job for a worker that knows.
+KINDS_VERSION = 2
+#: Versions this code can run.
+SUPPORTED_VERSIONS = (PROTOCOL_VERSION, KINDS_VERSION)
 
 #: The Celery task that an announcement names.
 TASK_NAME = "batchmill.generate"
@@ -357,6 +360,11 @@ def session_channel(session: str) -> str:
 def channel(job_id: str) -> str:
     """Return the pub/sub channel that reports a job's checkpoints and its end."""
     return f"{PREFIX}events:{job_id}"
+
+
+def record_version(kind: str) -> int:
+    """Return the version of the record of a job of a kind."""
+    return PROTOCOL_VERSION if kind == "generate" else KINDS_VERSION
 
 
 def queue_name(model: str, priority: str) -> str:

@@ -109,6 +109,8 @@ class WorkerInfo:
     versions: tuple[int, ...]
     #: This run of the worker; empty in the heartbeats of older versions.
     session: str = ""
+    #: Kinds of job that it serves; those of older versions only generate.
+    kinds: tuple[str, ...] = ("generate",)
     #: Gauges for people and dashboards (free blocks …). Progress estimates use `jobs` (in flight)
     #: and `tokens_per_s`; the others may change. `draft_tokens` and `accepted_tokens` (since the
     #: engine started) are present if prompt lookup is on.
@@ -198,6 +200,7 @@ def read_worker(text: bytes) -> WorkerInfo | None:
         known = {name: data[name] for name in WorkerInfo.__dataclass_fields__ if name in data}
         known["queues"] = tuple(known["queues"])
         known["versions"] = tuple(known["versions"])
+        known["kinds"] = tuple(known.get("kinds", ("generate",)))
         info = WorkerInfo(**known)
         texts = (info.name, info.model, info.state, *info.queues)
         return info if all(isinstance(text, str) for text in texts) else None

@@ -32,6 +32,9 @@ def output_bytes(job: GenerationJob, num_prompt_tokens: int) -> int:
         job: the job.
         num_prompt_tokens: its prompt's tokens, which `prompt_logprobs` reports on.
     """
+    section = job.section
+    if section is not None:
+        return _ENDED_JOB_BYTES + section.num_result_bytes + _event_bytes(job, 0)
     num_tokens = job.max_tokens * job.n
     per_token = _TOKEN_BYTES + _logprobs_bytes(job.logprobs)
     if job.entropy:
@@ -41,11 +44,15 @@ def output_bytes(job: GenerationJob, num_prompt_tokens: int) -> int:
     total += num_prompt_tokens * _logprobs_bytes(job.prompt_logprobs)
     if job.echo:
         total += num_scored * per_token
-    if job.webhook is not None:
-        total += _EVENT_BYTES
-        if job.include_output:
-            total += min(num_tokens * _TOKEN_BYTES, _MAX_EVENT_OUTPUT_BYTES)
-    return total
+    return total + _event_bytes(job, num_tokens)
+
+
+def _event_bytes(job: GenerationJob, num_tokens: int) -> int:
+    """Return the bytes of the webhook event of a job's end, and of its body."""
+    if job.webhook is None:
+        return 0
+    output_bytes = num_tokens * _TOKEN_BYTES if job.include_output else 0
+    return _EVENT_BYTES + min(output_bytes, _MAX_EVENT_OUTPUT_BYTES)
 
 
 def _logprobs_bytes(num_candidates: int | None) -> int:

@@ -8,6 +8,7 @@ import secrets
 from datetime import datetime
 from functools import cache
 
+from batchmill.engine.contract.kinds import Kind
 from batchmill.producer.errors import JobRejected
 from batchmill.producer.job import limits
 from batchmill.producer.job.document import GenerationJob
@@ -49,7 +50,7 @@ def prepare(job: GenerationJob, settings: ProducerSettings, *, job_id: str | Non
     model = job.model or settings.served_name
     job = job.model_copy(update={"model": model})
     digest = fingerprint(job) if job.idempotency_key else ""
-    if job.seed is None:
+    if job.seed is None and job.kind is Kind.GENERATE:
         job = job.model_copy(update={"seed": secrets.randbits(_SEED_BITS)})
     return NewJob(
         job_id=job_id,
@@ -71,7 +72,8 @@ def prepare(job: GenerationJob, settings: ProducerSettings, *, job_id: str | Non
         delay_ms=None if job.delay_s is None else max(1, int(job.delay_s * 1000)),
         limits=queue_limits(settings),
         tags=tuple(job.tags),
-        max_tokens=job.max_tokens,
+        max_tokens=_most_output_tokens(job),
+        version=keys.record_version(job.kind),
         traceparent=job.traceparent,
     )
 
@@ -95,12 +97,20 @@ def estimated_tokens(job: GenerationJob) -> int:
     Tenants are charged this until the real number is known. At most `MAX_COST_TOKENS`: no model
     has a longer context, whatever a job allows.
     """
-    num_tokens = _estimated_prompt_tokens(job) + job.max_tokens * job.n
+    num_tokens = _estimated_prompt_tokens(job) + _most_output_tokens(job)
     return min(num_tokens, limits.MAX_COST_TOKENS)
 
 
+def _most_output_tokens(job: GenerationJob) -> int:
+    section = job.section
+    return job.max_tokens * job.n if section is None else section.num_output_tokens
+
+
 def _estimated_prompt_tokens(job: GenerationJob) -> int:
-    if isinstance(job.prompt, list):
+    section = job.section
+    if section is not None:
+        num_prompt_tokens = section.num_input_bytes // _BYTES_PER_TOKEN + 1
+    elif isinstance(job.prompt, list):
         num_prompt_tokens = len(job.prompt)
     else:
         num_bytes = len((job.prompt or "").encode()) + job.num_chat_bytes

@@ -47,6 +47,7 @@ from datetime import datetime
 from typing import Any, Literal, TypedDict
 
 from .chat import Document, Tool
+from .decision import Decision
 from .messages import Message
 from .retry import RetryPolicy
 '''

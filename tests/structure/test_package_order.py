@@ -18,11 +18,11 @@ ORDER = {
     "engine": (
         *("contract", "errors", "cpu_kernels", "model_shape", "text", "config", "request"),
         *("scheduling", "step", "memory", "models", "models_hf", "loading", "lifecycle"),
-        *("sampling", "execution", "engine", "__init__"),
+        *("sampling", "execution", "engine", "plans", "__init__"),
     ),
     "producer": (
-        *("install_hint", "plural", "moments", "protocol", "results", "progress"),
-        *("error_codes", "errors", "tracing", "secrets_from_files"),
+        *("install_hint", "plural", "moments", "protocol", "result_sections", "results"),
+        *("progress", "error_codes", "errors", "tracing", "secrets_from_files"),
         *("sentinel_url", "broker_url", "webhook"),
         "settings",
         *("job", "files", "store", "watch", "client", "bulk", "schemas", "__init__"),
@@ -38,7 +38,7 @@ ORDER = {
 IMPORTABLE = {
     ("producer", "engine"): {"contract"},
     ("engine", "kernels"): {"cpu", "errors", "ops", "reference"},
-    ("worker", "engine"): {"__init__", "cpu_kernels", "errors", "lifecycle", "request"},
+    ("worker", "engine"): {"__init__", "cpu_kernels", "errors", "lifecycle", "plans", "request"},
     ("worker", "producer"): {
         *("__init__", "broker_url", "bulk", "client", "error_codes", "errors", "files"),
         *("install_hint", "job", "plural", "progress", "protocol", "results"),

@@ -44,6 +44,9 @@ class AddRequest:
     deadline_s: float | None = None
     #: It shares KV blocks only with requests that have the same salt.
     cache_salt: str | None = None
+    #: Field of the job that asks for a plan (`decision` …), and its content; None for text alone.
+    section: str | None = None
+    section_fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,8 @@ class Ready:
     dtype: str | None = None
     #: None if prompt lookup is off, here and in each report.
     drafts: DraftCounts | None = None
+    #: Kinds of job that it serves.
+    kinds: Sequence[str] = ("generate",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,11 +212,16 @@ class Finished:
     samples: Sequence[FinishedSample] = ()
     error: str | None = None
     error_code: str | None = None
+    #: Sections of the result by their names, of JSON values: what plans computed.
+    sections: Mapping[str, Any] = field(default_factory=dict)
+    #: Tokens that were generated for them, besides the output.
+    num_section_tokens: int = 0
 
     @property
     def num_output_tokens(self) -> int:
-        """Generated tokens of all samples together."""
-        return sum(len(sample.token_ids) for sample in self.samples) or len(self.token_ids)
+        """Generated tokens of all samples together, and those of plans."""
+        num_tokens = sum(len(each.token_ids) for each in self.samples) or len(self.token_ids)
+        return num_tokens + self.num_section_tokens
 
 
 @dataclass(frozen=True, slots=True)

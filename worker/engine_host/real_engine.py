@@ -16,6 +16,9 @@ from batchmill.engine import (
 )
 from batchmill.engine.errors import ConfigError, ModelLoadError, RequestError
 from batchmill.engine.lifecycle.intake import Prompt
+from batchmill.engine.plans.plan import PlanEnd, PlannedJob
+from batchmill.engine.plans.runner import JobOptions, PlanRunner
+from batchmill.engine.plans.table import plan_maker, served_kinds
 from batchmill.engine.request.outputs import ResumedTokens
 from batchmill.worker.errors import EngineStartError
 
@@ -52,8 +55,11 @@ class RealEngine:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._plans = PlanRunner(engine)
         #: Params of unfinished requests that report log probabilities.
         self._scored: dict[str, SamplingParams] = {}
+        #: The field of each job with a plan that asks for the plan.
+        self._sections: dict[str, str] = {}
         #: Resumed requests without any output yet.
         self._resumed: set[str] = set()
         # What `take_work` has returned.
@@ -71,6 +77,7 @@ class RealEngine:
             num_steps_ahead=int(self._engine.overlaps),
             dtype=self._engine.dtype,
             drafts=self.drafts(),
+            kinds=served_kinds(),
         )
 
     def add(self, request: AddRequest) -> None:
@@ -80,6 +87,9 @@ class RealEngine:
             RequestRefused: the request cannot be run.
         """
         try:
+            if request.section is not None:
+                self._add_plan(request, request.section)
+                return
             prompt = _prompt(request)
             params = SamplingParams.from_dict(self._with_defaults(request.params))
             resumed: ResumedTokens = request.resumed_token_ids
@@ -102,6 +112,17 @@ class RealEngine:
         except RequestError as error:
             raise RequestRefused(error.code, error.message) from error
 
+    def _add_plan(self, request: AddRequest, section: str) -> None:
+        job = PlannedJob(self._engine, request.section_fields)
+        options = JobOptions(
+            request.resumed_token_ids,
+            priority=request.priority,
+            deadline_s=request.deadline_s,
+            cache_salt=request.cache_salt,
+        )
+        self._plans.add(request.request_id, plan_maker(section)(job), options)
+        self._sections[request.request_id] = section
+
     def _with_defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return parameters with the model's defaults for those that a job leaves out."""
         missing = {
@@ -113,23 +134,25 @@ class RealEngine:
 
     def abort(self, request_id: str) -> None:
         """End a request early; the next step reports its end. Ignore an unknown request."""
-        self._engine.abort(request_id)
+        if not self._plans.abort(request_id):
+            self._engine.abort(request_id)
 
     def has_unfinished(self) -> bool:
         """Return whether there is any request to compute or report."""
-        return self._engine.has_unfinished()
+        return self._engine.has_unfinished() or self._plans.has_ends
 
     def step(self) -> StepOutput:
         """Compute one batch."""
         result = StepOutput()
         for output in self._engine.step():
-            if output.new_token_ids:
+            if output.new_token_ids and not self._plans.hides(output):
                 result.new_outputs.append(self._new_output(output))
-            if output.finished:
+            if output.finished and not self._plans.take(output):
                 self._resumed.discard(output.request_id)
                 params = self._scored.pop(output.request_id, None)
                 details = None if params is None else self._logprob_details(output, params)
                 result.finished.append(_finished(output, details))
+        result.finished += map(self._plan_finished, self._plans.take_ends())
         return result
 
     def load(self) -> EngineLoad:
@@ -166,6 +189,22 @@ class RealEngine:
         }
         token_bytes = self._engine.token_bytes(token_ids.union(echoed or ()))
         return LogprobDetails(params.logprobs, token_bytes, echoed)
+
+    def _plan_finished(self, end: PlanEnd) -> Finished:
+        section = self._sections.pop(end.request_id)
+        return Finished(
+            request_id=end.request_id,
+            text="",
+            token_ids=(),
+            finish_reason=str(end.finish_reason),
+            num_prompt_tokens=end.counts.num_prompt_tokens,
+            num_cached_tokens=end.counts.num_cached_tokens,
+            num_preemptions=end.counts.num_preemptions,
+            error=None if end.error is None else end.error.message,
+            error_code=None if end.error is None else end.error.code,
+            sections={} if end.result is None else {section: end.result.section},
+            num_section_tokens=end.counts.num_output_tokens,
+        )
 
     def _new_output(self, output: RequestOutput) -> NewOutput:
         text = output.new_text

@@ -126,6 +126,11 @@ class StubEngine:
         Raises:
             RequestRefused: the prompt has a refuse marker or is longer than `max_model_len`.
         """
+        if request.section is not None:
+            raise RequestRefused(
+                "unsupported_parameter",
+                f"{request.section} is not served by the stub engine; use BATCHMILL_ENGINE=real",
+            )
         stub = _StubRequest(
             request.request_id,
             _render(request),

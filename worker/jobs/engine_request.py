@@ -42,6 +42,8 @@ def engine_request(claim: Claim, document: GenerationJob, salt: str | None) -> A
         priority=_PRIORITIES[document.priority],
         deadline_s=_time_left_s(claim),
         cache_salt=salt,
+        section=document.section_name,
+        section_fields={} if document.section is None else document.section.model_dump(),
     )
 
 

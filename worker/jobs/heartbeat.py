@@ -95,6 +95,7 @@ class Heartbeat:
                 state=self._state(),
                 versions=keys.SUPPORTED_VERSIONS,
                 session=self._session,
+                kinds=("generate",) if ready is None else tuple(ready.kinds),
                 stats=self.stats(),
             ),
             timeout_ms=int(settings.session_timeout_s * 1000),

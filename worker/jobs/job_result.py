@@ -62,6 +62,7 @@ def build_result(
         metadata=dict(job.metadata),
         tenant=job.tenant,
         tags=list(job.tags),
+        **finished.sections,
     )
 
 

@@ -44,7 +44,7 @@ def submit(job: NewJob, *, is_adopted: bool = False) -> Call[SubmitReply]:
     """Store a new job. Limits do not apply to an adopted one, which Redis has in its message."""
     fields: dict[str, Argument | None] = {
         "id": job.job_id,
-        "v": keys.PROTOCOL_VERSION,
+        "v": job.version,
         "model": job.model,
         "queue": job.queue,
         "doc": job.document,

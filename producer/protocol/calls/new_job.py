@@ -89,6 +89,8 @@ class NewJob:
     tags: tuple[str, ...] = ()
     #: Most tokens that it generates; None if unknown.
     max_tokens: int | None = None
+    #: Version of its record: that of the first protocol with its kind of job.
+    version: int = keys.PROTOCOL_VERSION
     #: Id of the API key by which it came; empty without one.
     api_key: str = ""
     #: JSON of what the gateway needs to answer in its caller's terms; empty for other jobs.

@@ -1,0 +1,120 @@
+"""What a plan is: a generator of requests, which gets their outputs and returns a section."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias
+
+from batchmill.engine.lifecycle.intake import Prompt
+from batchmill.engine.request.outputs import (
+    FinishReason,
+    RequestFailure,
+    RequestOutput,
+    ResumedTokens,
+)
+from batchmill.engine.request.sampling_params import SamplingParams
+from batchmill.engine.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRequest:
+    """One request of a plan."""
+
+    prompt: Prompt
+    params: SamplingParams
+    #: Its output is the job's own: it is streamed, saved, and resumed from the saved tokens. At
+    #: most one request of a plan.
+    is_output: bool = False
+    #: Steps of priority below the job's.
+    priority_below: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PlanResult:
+    """What a plan computed."""
+
+    #: The job's section of the result, of JSON values.
+    section: Mapping[str, Any]
+    #: Why the job fails all the same; None if it does not.
+    failure: RequestFailure | None = None
+
+
+#: Yields requests that can be computed side by side, receives their last outputs in the same order,
+#: and returns the result. It raises `RequestError` for arguments that cannot work: before the first
+#: requests, so that the job is refused, or later, so that it fails.
+Plan: TypeAlias = Generator[Sequence[PlannedRequest], Sequence[RequestOutput], PlanResult]
+
+
+class PlanningEngine(Protocol):
+    """The part of `Engine` that plans and their runner use."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+
+    def add_request(
+        self,
+        request_id: str,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        resumed_token_ids: ResumedTokens = (),
+        *,
+        priority: int = 0,
+        deadline_s: float | None = None,
+        cache_salt: str | None = None,
+    ) -> None:
+        """Add a request; see `Engine.add_request`."""
+
+    def abort(self, request_id: str) -> bool:
+        """End a request early; see `Engine.abort`."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedJob:
+    """A job as its plan sees it."""
+
+    engine: PlanningEngine
+    #: The field of the job that asks for the plan.
+    section: Mapping[str, Any]
+    #: The job's own input and controls, if it generates as well.
+    prompt: Prompt | None = None
+    params: SamplingParams | None = None
+
+
+#: Makes the plan of a job.
+PlanMaker: TypeAlias = Callable[[PlannedJob], Plan]
+
+
+@dataclass(slots=True)
+class PlanCounts:
+    """Sums over all requests of a plan."""
+
+    num_requests: int = 0
+    num_prompt_tokens: int = 0
+    #: Prompt tokens found in the prefix cache.
+    num_cached_tokens: int = 0
+    num_output_tokens: int = 0
+    num_preemptions: int = 0
+
+    def add(self, output: RequestOutput) -> None:
+        """Count one finished request."""
+        self.num_requests += 1
+        self.num_prompt_tokens += output.num_prompt_tokens
+        self.num_cached_tokens += output.metrics.num_cached_tokens
+        self.num_output_tokens += output.usage.completion_tokens
+        self.num_preemptions += output.metrics.num_preemptions
+
+
+@dataclass(slots=True)
+class PlanEnd:
+    """The end of a job that had a plan."""
+
+    request_id: str
+    finish_reason: FinishReason
+    #: The last output of the request whose output is the job's own; None without one.
+    output: RequestOutput | None = None
+    result: PlanResult | None = None
+    #: Why it failed, or was aborted by its deadline.
+    error: RequestFailure | None = None
+    counts: PlanCounts = field(default_factory=PlanCounts)

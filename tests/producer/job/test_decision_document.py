@@ -1,0 +1,139 @@
+"""The document of a decision: three spellings, one form; what is wrong is refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from batchmill.engine.contract.kinds import Kind
+from batchmill.producer.errors import JobRejected
+from batchmill.producer.job.document import GenerationJob
+from batchmill.producer.job.validation import parse_document, parse_job
+from batchmill.producer.protocol import keys
+from batchmill.producer.settings import ProducerSettings
+from batchmill.producer.store.submission import prepare
+
+STATE = "I was charged twice and want a refund."
+TEAM = {"type": "choice", "criteria": {"billing": "payments", "shipping": None}}
+OURS = {
+    "state": STATE,
+    "questions": {
+        "refund": {"type": "yes_no", "instructions": "A refund?", "criteria": {"yes": "asked"}},
+        "team": {**TEAM, "instructions": "Which team?"},
+        "urgency": {"type": "score", "instructions": "How urgent?", "criteria": ["low", "high"]},
+    },
+}
+TRANSFORMERS = {
+    "state": STATE,
+    "questions": {
+        "refund": {"type": "noul", "instructions": "A refund?", "criteria": {"true": "asked"}},
+        "team": {**TEAM, "instructions": "Which team?"},
+        "urgency": {"type": "score", "instructions": "How urgent?", "criteria": ["low", "high"]},
+    },
+}
+SGLANG = {
+    "input": STATE,
+    "questions": [
+        {"id": "refund", "type": "yes_no", "question": "A refund?", "yes": "asked"},
+        {
+            "id": "team",
+            "type": "choice",
+            "question": "Which team?",
+            "options": {"billing": "payments", "shipping": None},
+        },
+        {"id": "urgency", "type": "score", "question": "How urgent?", "levels": ["low", "high"]},
+    ],
+}
+
+
+def decision(**fields: Any) -> dict[str, Any]:
+    """Return a job with a decision that has some fields."""
+    return {"decision": {"state": STATE, "questions": {"team": TEAM}} | fields}
+
+
+def question(**fields: Any) -> dict[str, Any]:
+    """Return a job with a decision of one question."""
+    return decision(questions={"q": fields})
+
+
+@pytest.mark.parametrize("given", [TRANSFORMERS, SGLANG], ids=["transformers", "SGLang"])
+def test_other_spellings_are_read_as_ours(given: dict[str, Any]) -> None:
+    expected = parse_job({"decision": OURS})
+    job = parse_job({"decision": given})
+    assert job == expected
+    assert parse_document(job.model_dump_json(exclude_none=True)) == expected
+    assert (job.kind, job.section_name) == (Kind.DECIDE, "decision")
+
+
+def test_a_list_of_options_has_no_descriptions() -> None:
+    job = parse_job(question(type="choice", options=["a", "b"]))
+    assert job.decision is not None
+    assert job.decision.questions["q"].criteria == {"a": None, "b": None}
+
+
+@pytest.mark.parametrize(
+    ("job", "message"),
+    [
+        (decision() | {"prompt": "x"}, "prompt has no effect beside decision"),
+        (decision() | {"max_tokens": 5}, "max_tokens has no effect beside decision"),
+        (decision() | {"logprobs": 2}, "logprobs has no effect beside decision"),
+        (decision() | {"messages": [{"role": "user", "content": "x"}]}, "messages has no effect"),
+        (decision(state=None), "decision.state: Field required"),
+        (decision(state=3), "must be text, or JSON"),
+        (decision(state="x" * (1 << 20)), "decision has .* bytes, the limit is 1048576"),
+        (decision(questions={}), "at least 1 item"),
+        (decision(questions={str(n): TEAM for n in range(65)}), "at most 64 items"),
+        (decision(questions={"x" * 65: TEAM}), "at most 64 characters"),
+        (decision(questions=[TEAM]), r"questions\[0\] has no id"),
+        (decision(questions=[{"id": "a", **TEAM}] * 2), "id is given twice"),
+        (decision(input="x"), "input is another name for state"),
+        (decision(rotations=0), "decision.rotations"),
+        (decision(min_confidence=2), "decision.min_confidence"),
+        (decision(on_low_confidence="fail"), "no effect without min_confidence"),
+        (decision(seed=1), "decision.seed"),
+        (decision(chat_template_kwargs={"tools": 1}), "must not have a key 'tools'"),
+        (question(type="noul", criteria={"maybe": "x"}), "must describe yes and no only"),
+        (question(type="yes_no", criteria={"yes": "a"}, no="b"), "yes and no are given beside"),
+        (question(type="maybe"), "decision.questions.q.type"),
+        (question(type="choice"), "must have option names"),
+        (question(type="choice", criteria={}), "must have option names"),
+        (question(type="choice", options=["a", "a"]), "given twice"),
+        (question(type="choice", options=["a"], criteria=["a"]), "options is another name"),
+        (question(type="choice", criteria={"x" * 257: None}), "1 to 256 characters"),
+        (question(type="choice", options=[str(n) for n in range(27)]), "the limit is 26"),
+        (question(type="score", criteria={"a": None}), "must have a list of levels"),
+        (question(type="score", criteria=[None]), "must be text, or JSON"),
+    ],
+)
+def test_a_wrong_decision_is_refused_by_name(job: dict[str, Any], message: str) -> None:
+    with pytest.raises(JobRejected, match=message):
+        parse_job(job)
+
+
+def test_a_decision_is_stored_as_a_record_that_old_workers_leave_alone() -> None:
+    new = prepare(GenerationJob.model_validate(decision()), ProducerSettings())
+    assert new.version == keys.KINDS_VERSION
+    assert '"seed"' not in new.document
+    text = prepare(GenerationJob(prompt="x"), ProducerSettings())
+    assert text.version == keys.PROTOCOL_VERSION
+    assert '"decision"' not in text.document
+
+
+def test_the_queue_counts_every_prompt_and_the_text_that_may_follow() -> None:
+    plain = parse_job(decision()).decision
+    more = parse_job(
+        decision(
+            rotations=9,
+            prior_correction=True,
+            min_confidence=0.5,
+            on_low_confidence="generate",
+            max_tokens=7,
+        )
+    ).decision
+    assert plain is not None
+    assert more is not None
+    assert plain.num_output_tokens == 1
+    assert more.num_output_tokens == 2 * 2 + 7
+    assert plain.num_input_bytes < more.num_input_bytes
+    assert plain.num_result_bytes < more.num_result_bytes
