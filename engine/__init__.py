@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from batchmill.engine.lifecycle.pooled_intake import TextPair
     from batchmill.engine.lifecycle.stats import EngineStats
     from batchmill.engine.request.outputs import (
         Completion,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
         RequestOutput,
         Usage,
     )
+    from batchmill.engine.request.pooling import PoolingParams
     from batchmill.engine.request.sampling_params import SamplingParams
     from batchmill.engine.text.chat import Chat
     from batchmill.engine.text.tool_calls import ToolCall
@@ -48,11 +50,13 @@ __all__ = [
     "FinishReason",
     "ModelLoadError",
     "OutOfBlocksError",
+    "PoolingParams",
     "RequestError",
     "RequestFailure",
     "RequestMetrics",
     "RequestOutput",
     "SamplingParams",
+    "TextPair",
     "ToolCall",
     "UnsupportedModelError",
     "Usage",
@@ -70,11 +74,13 @@ _MODULES: Final = {
     "FinishReason": "request.outputs",
     "ModelLoadError": "errors",
     "OutOfBlocksError": "errors",
+    "PoolingParams": "request.pooling",
     "RequestError": "errors",
     "RequestFailure": "request.outputs",
     "RequestMetrics": "request.outputs",
     "RequestOutput": "request.outputs",
     "SamplingParams": "request.sampling_params",
+    "TextPair": "lifecycle.pooled_intake",
     "ToolCall": "text.tool_calls",
     "UnsupportedModelError": "errors",
     "Usage": "request.outputs",

@@ -13,6 +13,7 @@ from batchmill.engine.execution.kv_cache_sizing import (
 from batchmill.engine.execution.step_pipeline import StepPipeline
 from batchmill.engine.lifecycle.intake import Prompt, RequestIntake, check_deadline
 from batchmill.engine.lifecycle.output_tracker import OutputTracker
+from batchmill.engine.lifecycle.pooled_intake import PooledIntake, PooledPrompt
 from batchmill.engine.lifecycle.stats import (
     CurrentLoad,
     DraftCounts,
@@ -31,6 +32,7 @@ from batchmill.engine.request.outputs import (
     RequestOutput,
     ResumedTokens,
 )
+from batchmill.engine.request.pooling import PoolingParams
 from batchmill.engine.request.sampling_params import SamplingParams
 from batchmill.engine.scheduling.block_pool import BlockPool
 from batchmill.engine.scheduling.scheduled_batch import ScheduledBatch
@@ -80,6 +82,7 @@ class Engine:
         self._intake = RequestIntake(config, loaded, self._scheduler)
         self._counter = StatsCounter()
         self._unfinished = UnfinishedRequests(self._scheduler, self._counter)
+        self._pooled_intake = PooledIntake(config, loaded, self._scheduler)
         self._num_generate_requests = 0
 
     @property
@@ -201,6 +204,49 @@ class Engine:
             cache_salt=cache_salt,
         )
         self._unfinished.add(trackers, deadline_s=deadline_s)
+
+    def add_pooled_request(
+        self,
+        request_id: str,
+        prompt: PooledPrompt,
+        params: PoolingParams | None = None,
+        *,
+        priority: int = 0,
+        deadline_s: float | None = None,
+        cache_salt: str | None = None,
+    ) -> None:
+        """Add a request for an embedding or scores; it is computed in the same steps as the others.
+
+        Its last output has the result in `RequestOutput.vector`, and no tokens.
+
+        Args:
+            request_id: Any name that no unfinished request has.
+            prompt: A text, its token ids, a `Chat`, or a `TextPair` to score.
+            params: What is asked for; None is an embedding with the model's defaults.
+            priority: As in `add_request`, like all that follow.
+            deadline_s: Seconds from now.
+            cache_salt: Its salt.
+
+        Raises:
+            RequestError: `context_length_exceeded`, `unsupported_parameter` (the model has no
+                classification head, or no states to pool) or `invalid_request`.
+        """
+        check_deadline(deadline_s)
+        self._check_id_is_free(request_id)
+        tracker = self._pooled_intake.prepare(
+            request_id, prompt, params or PoolingParams(), priority=priority, cache_salt=cache_salt
+        )
+        self._unfinished.add([tracker], deadline_s=deadline_s)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What the model computes, of `generate`, `embed` and `score`."""
+        return self._pooled_intake.tasks
+
+    @property
+    def score_labels(self) -> tuple[str, ...]:
+        """Names of the outputs of the classification head; none without one."""
+        return self._pooled_intake.labels
 
     def step(self) -> list[RequestOutput]:
         """Schedule one step, launch it, and report the steps that are done.
@@ -419,4 +465,5 @@ def _make_pipeline(config: EngineConfig, loaded: LoadedModel, kv_cache: KVCache)
         max_num_seqs=config.max_num_seqs,
         max_model_len=config.max_model_len,
         decode_graphs=records_decodes(config, model),
+        score_head=loaded.score_head,
     )

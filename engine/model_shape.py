@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,3 +18,8 @@ class ModelShape:
     head_dim: int
     #: Longest sequence that the model was made for, tokens.
     max_position_embeddings: int
+    #: Whether it has an output layer over the vocabulary. `architecture` says the same, so the
+    #: identities of models that have one stay what they were.
+    generates: bool = field(default=True, repr=False)
+    #: Numbers of a token's final state; 0 if the states are not shown.
+    state_size: int = field(default=0, repr=False)

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from batchmill.engine.memory.kv_cache import KVCache
 from batchmill.engine.models.model import Model
+from batchmill.engine.models.score_head import ScoreHead
+from batchmill.engine.pooling.pooler import PooledStep, Pooler
 from batchmill.engine.sampling.sampled_tokens import SampledTokens
 from batchmill.engine.sampling.sampler import Sampler
 from batchmill.engine.scheduling.scheduled_batch import ScheduledBatch, StepKind, VerifiedDrafts
@@ -43,6 +45,7 @@ class _LaunchedStep:
     tokens: SampledTokens
     kind: StepKind
     launched_at_s: float
+    pooled: PooledStep | None = None
 
 
 class StepPipeline:
@@ -61,6 +64,7 @@ class StepPipeline:
         max_num_seqs: int,
         max_model_len: int,
         decode_graphs: bool = False,
+        score_head: ScoreHead | None = None,
     ) -> None:
         """Allocate the buffers; on a GPU, compile every kernel that a step may launch.
 
@@ -70,6 +74,7 @@ class StepPipeline:
             max_num_seqs: Most requests of one step.
             max_model_len: Most tokens of one request.
             decode_graphs: Whether to record steps that only decode now, and replay them later.
+            score_head: The model's classification head, for pooled requests.
 
         Raises:
             EngineError: the steps cannot be recorded.
@@ -83,6 +88,7 @@ class StepPipeline:
         )
         self._runner = ModelRunner(model, kv_cache, model.device)
         self._sampler = Sampler(model.config.vocab_size, self._rows)
+        self._pooler = Pooler(score_head)
         self._graphs: DecodeGraphs | None = None
         if model.device.type != "cpu":
             warm_up_kernels(model, kv_cache)
@@ -112,15 +118,17 @@ class StepPipeline:
         """
         launched_at_s = time.perf_counter()
         if self._graphs is not None and self._graphs.can_replay(batch):
-            tokens, kind = self._graphs.launch(batch), StepKind.GRAPH
+            tokens, pooled, kind = self._graphs.launch(batch), None, StepKind.GRAPH
         else:
-            tokens, kind = self._launch_kernels(batch), _kind(batch)
-        self._in_flight.append(_LaunchedStep(batch, tokens, kind, launched_at_s))
+            (tokens, pooled), kind = self._launch_kernels(batch), _kind(batch)
+        self._in_flight.append(_LaunchedStep(batch, tokens, kind, launched_at_s, pooled))
 
     def collect(self) -> CollectedStep:
         """Wait for the oldest step in flight, and return its tokens."""
         step = self._in_flight[0]
         token_ids = step.tokens.collect()
+        if step.pooled is not None:
+            token_ids += step.pooled.collect()  # pooled requests are the last of the batch
         self._in_flight.popleft()
         drafts: list[VerifiedDrafts] = []
         if step.batch.has_drafts:
@@ -140,13 +148,15 @@ class StepPipeline:
                 self._rows.put_last_token(each.item.request, each.token_ids[-1])
         return token_ids, drafts
 
-    def _launch_kernels(self, batch: ScheduledBatch) -> SampledTokens:
+    def _launch_kernels(self, batch: ScheduledBatch) -> tuple[SampledTokens, PooledStep | None]:
         """Launch a step kernel by kernel."""
         if self._graphs is not None:
             self._graphs.unload()
-        self._sampler.prepare(batch)
-        logits = self._runner.compute_logits(self._builder.build(batch))
-        return self._sampler.sample(logits, batch)
+        sampled = batch.without_pooled_samples()
+        self._sampler.prepare(sampled)
+        logits, states = self._runner.compute(self._builder.build(sampled))
+        pooled = self._pooler.launch(states, batch)
+        return self._sampler.sample(logits, sampled), pooled
 
 
 def _kind(batch: ScheduledBatch) -> StepKind:
@@ -173,13 +183,17 @@ class ModelRunner:
         self._logits = torch.empty(0, model.config.vocab_size, dtype=torch.float32, device=device)
 
     def compute_logits(self, inputs: StepInputs) -> Tensor:
+        """Compute one step without pooled requests, and return its logits as `compute` does."""
+        return self.compute(inputs)[0]
+
+    def compute(self, inputs: StepInputs) -> tuple[Tensor, Tensor | None]:
         """Compute one step.
 
         Returns:
-            [num_samples, vocab_size] float32; the caller may change it, and the next
-            call overwrites it.
+            Logits, [num_logits, vocab_size] float32: the caller may change them, and the next
+            call overwrites them. And the final states of `Model.forward`.
         """
-        num_samples = len(inputs.sample_rows)
+        num_samples = inputs.num_logits
         if num_samples > len(self._logits):
             # Allocated outside inference mode, so that the sampler may change it in place. Kept,
             # because fresh memory of this size costs a page fault for every 4 KiB.
@@ -191,5 +205,5 @@ class ModelRunner:
             )
         logits = self._logits[:num_samples]
         with torch.inference_mode():
-            self._model.forward(inputs, self._kv_cache, logits)
-        return logits
+            states = self._model.forward(inputs, self._kv_cache, logits)
+        return logits, states

@@ -42,6 +42,7 @@ class RequestIntake:
         self._scheduler = scheduler
         self._tokenizer = loaded.tokenizer
         self._vocab_size = loaded.config.vocab_size
+        self._generates = loaded.config.generates
         self._eos_token_ids = loaded.eos_token_ids
         self._detokenizer = Detokenizer(loaded.tokenizer.backend)
         # Only the name, because errors go to whoever sent the job.
@@ -72,7 +73,8 @@ class RequestIntake:
         Raises:
             RequestError: `context_length_exceeded`, `unsupported_parameter` or `invalid_request`.
         """
-        _check_arguments(request_id, params, priority, cache_salt)
+        check_arguments(request_id, params, SamplingParams, priority, cache_salt)
+        self._check_generates()
         prompt_token_ids = self._prompt_token_ids(prompt, params)
         params = self._with_special_stops(params)
         self._check_vocabulary(params)
@@ -131,6 +133,14 @@ class RequestIntake:
                 "raise max_model_len",
             )
         return token_ids
+
+    def _check_generates(self) -> None:
+        if not self._generates:
+            raise RequestError(
+                "unsupported_parameter",
+                f"{self._model_name} has no output layer and generates no text: ask it for "
+                "embeddings or scores, or use a causal language model",
+            )
 
     def _with_special_stops(self, params: SamplingParams) -> SamplingParams:
         """Return params in which a stop string that is a special token is a stop token.
@@ -309,15 +319,20 @@ def check_deadline(deadline_s: float | None) -> None:
         )
 
 
-def _check_arguments(
-    request_id: str, params: SamplingParams, priority: int, cache_salt: str | None
+def check_arguments(
+    request_id: str,
+    params: object,
+    params_class: type[object],
+    priority: int,
+    cache_salt: str | None,
 ) -> None:
     """Refuse arguments of the wrong type; callers need not run a type checker."""
     if not isinstance(request_id, str) or not request_id:
         raise RequestError("invalid_request", "request_id must be a non-empty string")
-    if not isinstance(params, SamplingParams):
+    if not isinstance(params, params_class):
         raise RequestError(
-            "invalid_request", f"params is a {type(params).__name__}: use SamplingParams"
+            "invalid_request",
+            f"params is a {type(params).__name__}: use {params_class.__name__}",
         )
     if not isinstance(priority, int) or isinstance(priority, bool):
         raise RequestError("invalid_request", f"priority is {priority!r}: use an integer")

@@ -135,6 +135,7 @@ class OutputTracker:
             self._pieces,
             request.metrics,
             request.scores,
+            request.pooling,
         )
         self._num_tokens = 0
         self._num_reported_tokens = 0
@@ -294,6 +295,18 @@ class OutputTracker:
             end = replace(end, reason=reason, tool_calls=self._text.tool_calls)
         self._end, self.finish_reason = end, end.reason
         self._metrics.finished_s = time.monotonic() - self._metrics.arrived_at_s
+
+
+class PooledTracker(OutputTracker):
+    """Follows a pooled request, whose only token stands for its vector and is not reported."""
+
+    def __init__(self, request: Request) -> None:
+        super().__init__(request, None, frozenset())
+
+    def append_token(self, token_id: int) -> bool:
+        """Finish: the vector is there."""
+        self.finish(FinishReason.STOP)
+        return True
 
 
 def _structure_failure(structure: Structure) -> RequestFailure:

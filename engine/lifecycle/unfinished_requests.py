@@ -88,7 +88,7 @@ class UnfinishedRequests:
             elif token_id is None:
                 failed.append(tracker)
             else:
-                num_generated += 1
+                num_generated += request.pooling is None
                 if tracker.append_token(token_id):
                     self.unschedule(tracker)
         self._counter.num_generated_tokens += num_generated

@@ -38,6 +38,7 @@ from batchmill.engine.models.fp8_weights import (
 from batchmill.engine.models.model import Model
 from batchmill.engine.models.model_config import ModelConfig
 from batchmill.engine.models.model_length import check_max_model_len
+from batchmill.engine.models.score_head import ScoreHead
 from batchmill.engine.models.weights import DecoderWeights, weights_bytes
 from batchmill.engine.text.tokenizer import Tokenizer
 from batchmill.kernels.ops.fp8_linear import FP8_VERSION
@@ -49,6 +50,7 @@ from .fingerprint import model_identity
 from .generation_config import sampling_defaults
 from .load_options import LoadOptions
 from .model_source import DEMO_SAMPLING, model_folder
+from .pooling_files import PoolingDefaults, pooling_defaults
 from .quantized.formats import quantization_settings, read_scheme, scheme_identity
 from .quantized.scheme import Scheme
 from .tied_head import untied_if_stored
@@ -83,6 +85,10 @@ class LoadedModel:
     eos_token_ids: frozenset[int]
     #: Sampling controls that its makers recommend, and their values.
     sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
+    #: How its makers pool.
+    pooling: PoolingDefaults = field(default_factory=PoolingDefaults)
+    #: Its classification head; None if it has none.
+    score_head: ScoreHead | None = None
 
 
 def load_model(
@@ -153,7 +159,15 @@ def _load_folder(folder: Path, options: LoadOptions) -> LoadedModel:
             folder, hf_config.to_dict(), tokenizer, model.config.vocab_size
         ),
         sampling_defaults=sampling_defaults(folder),
+        pooling=pooling_defaults(folder),
+        score_head=_score_head(model, hf_config),
     )
+
+
+def _score_head(model: Model, hf_config: PreTrainedConfig) -> ScoreHead | None:
+    if not isinstance(model, DecoderModel) or model.score_weight is None:
+        return None
+    return ScoreHead.of(model.score_weight, hf_config.to_dict())
 
 
 def _log_loaded(model: str, loaded: LoadedModel, options: LoadOptions, elapsed_s: float) -> None:

@@ -11,6 +11,7 @@ from typing import Final
 
 EMBEDDING: Final = "model.embed_tokens.weight"
 HEAD: Final = "lm_head.weight"
+SCORE: Final = "score.weight"
 #: Parts of a decoder whose names begin with `model.`.
 _PARTS_OF_MODEL: Final = frozenset({"embed_tokens", "layers", "norm"})
 

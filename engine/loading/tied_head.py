@@ -38,7 +38,8 @@ def untied_if_stored(
     Raises:
         ModelLoadError: the files cannot be read.
     """
-    if not config.tie_word_embeddings or _is_copy(Checkpoint(folder, scheme)):
+    is_tied = config.generates and config.tie_word_embeddings
+    if not is_tied or _is_copy(Checkpoint(folder, scheme)):
         return config
     _log.warning(
         "config.json in %s ties the output layer to the embedding, but the weights hold another "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from batchmill.engine.errors import ModelLoadError
-from batchmill.engine.models.families import FAMILIES, WeightNames
+from batchmill.engine.models.families import FAMILIES, WeightNames, family_name
 from batchmill.engine.models.model_config import ModelConfig
 from batchmill.engine.models.surplus_weights import StoredTensor, check_surplus
 from batchmill.engine.models.weight_files import OnProgress
@@ -23,7 +23,7 @@ from batchmill.engine.models.weights import (
 
 from .quantized.checkpoint import Checkpoint
 from .quantized.scheme import Scheme
-from .stored_names import EMBEDDING, HEAD, own_names
+from .stored_names import EMBEDDING, HEAD, SCORE, own_names
 
 
 def load_weights(
@@ -96,7 +96,7 @@ def _check_names(
                 f"{folder} holds {name} and {taken[own]}, which are one weight of this model: "
                 "check that the folder holds the files of one model"
             )
-    copies = {HEAD} if config.tie_word_embeddings else set()
+    copies = set() if config.has_own_head else {HEAD}
     surplus = {
         own: StoredTensor(stored[name], name)
         for name, own in names.items()
@@ -127,9 +127,11 @@ def _places(config: ModelConfig, weights: DecoderWeights) -> dict[str, Tensor]:
         EMBEDDING: weights.embedding,
         "model.norm.weight": weights.final_norm,
     }
-    if not config.tie_word_embeddings:
+    if config.has_own_head:
         places[HEAD] = weights.head
-    names = FAMILIES[config.architecture].names
+    if weights.score is not None:
+        places[SCORE] = weights.score
+    names = FAMILIES[family_name(config.architecture)].names
     for index, layer in enumerate(weights.layers):
         for name, place in _layer_places(config, names, layer):
             if place is not None:

@@ -144,10 +144,12 @@ class DecoderModel:
         # Fused layers have been taken out of the weights: none is left to build.
         self._layers = self._build_layers(weights, linear, is_plain=is_plain)
         self._final_norm = weights.final_norm
+        #: The weights of the classification head, [num_labels, hidden]; None if there is none.
+        self.score_weight = weights.score
         if self._is_fp8:
             # A decode step reads the head once, and rounding shows most in the logits.
             linear = partial(make_linear, backend=backend)
-        self._head = linear(weights.head, None)
+        self._head = linear(weights.head, None) if config.generates else None
 
     def _set_inputs(self, embedding: Tensor) -> None:
         """Keep the embedding and the frequencies of the rotations."""
@@ -188,14 +190,8 @@ class DecoderModel:
         """Whether a GPU's decode step reads nothing on the host, so that a graph can record it."""
         return not any(isinstance(layer.feed_forward, ExpertMixture) for layer in self._layers)
 
-    def forward(self, inputs: StepInputs, kv_cache: KVCache, logits: Tensor) -> None:
-        """Run one step: write its keys and values, and compute the requested logits.
-
-        Args:
-            inputs: The step's batch.
-            kv_cache: The cache, read and written.
-            logits: [num_samples, vocab_size] float32, contiguous, written.
-        """
+    def forward(self, inputs: StepInputs, kv_cache: KVCache, logits: Tensor) -> Tensor | None:
+        """Run one step; see `Model.forward`."""
         steps = [
             self._attention_step(kind, frequencies, inputs, kv_cache)
             for kind, frequencies in zip(self._kinds, self._frequencies, strict=True)
@@ -208,9 +204,16 @@ class DecoderModel:
                 residual = residual * self._embedding_scale
             x, residual = self._run_layers(inputs, steps, kv_cache, residual)
         if not len(x):
-            return
+            return None
         eps, backend = self.config.rms_norm_eps, self._backend
         x = add_rms_norm(x, residual, self._final_norm, eps, backend=backend)
+        if inputs.num_logits:
+            self._compute_logits(x[: inputs.num_logits], logits)
+        return x[inputs.num_logits :] if inputs.num_states else None
+
+    def _compute_logits(self, x: Tensor, logits: Tensor) -> None:
+        if self._head is None:  # a model without an output layer: nothing samples from it
+            return
         if isinstance(self._head, PackedLinear | Int8Linear):
             self._head(x, out=logits)
         else:

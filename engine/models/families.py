@@ -25,6 +25,9 @@ from .rope_config import longest_exact_length, read_rope
 #: Our names of activations, by Hugging Face's.
 _ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
+#: Ends of the names of architectures with an output layer, and with a classification head.
+_GENERATES, _CLASSIFIES = "ForCausalLM", "ForSequenceClassification"
+
 HfConfig = Mapping[str, Any]
 
 
@@ -70,9 +73,15 @@ def read_model_config(config: HfConfig) -> ModelConfig:
             f"the model's architecture is {architecture_name(config)}, but the native decoder "
             f"computes only {', '.join(FAMILIES)}: set model_impl to 'auto' or 'transformers'"
         )
-    family = FAMILIES[architecture]
+    family = FAMILIES[family_name(architecture)]
+    _refuse_bidirectional(config, architecture)
     try:
-        features = {"architecture": architecture, **_common(config), **family.features(config)}
+        features = {
+            "architecture": architecture,
+            **_common(config),
+            **_outputs(config, architecture),
+            **family.features(config),
+        }
         if "activation" not in features:
             features["activation"] = _activation(config, "hidden_act")
         read = ModelConfig(**features)
@@ -98,7 +107,45 @@ def _refuse_partial_rotary(config: ModelConfig, family: Family) -> None:
 
 def native_architecture(config: HfConfig) -> str | None:
     """Return the native family that a configuration names, or None if there is none."""
-    return next((name for name in config.get("architectures") or () if name in FAMILIES), None)
+    names = config.get("architectures") or ()
+    return next((name for name in names if family_name(name) in FAMILIES), None)
+
+
+def family_name(architecture: str) -> str:
+    """Return the family of an architecture: the class that generates with the same layers.
+
+    The others are the layers alone (`Qwen3Model`), which embed, and the layers with a
+    classification head (`Qwen3ForSequenceClassification`).
+    """
+    stem = architecture.removesuffix(_CLASSIFIES)
+    if stem == architecture and architecture.endswith("Model"):
+        stem = architecture.removesuffix("Model")
+    if stem == architecture or stem == "Gemma3":  # a Gemma3Model also sees images
+        return architecture
+    return f"{stem.removesuffix('Text')}{_GENERATES}"
+
+
+def _outputs(config: HfConfig, architecture: str) -> dict[str, Any]:
+    """Return the fields that say which outputs an architecture has."""
+    classifies = architecture.endswith(_CLASSIFIES)
+    return {
+        "generates": architecture.endswith(_GENERATES),
+        "num_labels": num_labels(config) if classifies else 0,
+        "state_size": int(config["hidden_size"]),
+    }
+
+
+def num_labels(config: HfConfig) -> int:
+    """Return the outputs of a classification head; `PreTrainedConfig` has two without a setting."""
+    return len(config.get("id2label") or {}) or int(config.get("num_labels") or 2)
+
+
+def _refuse_bidirectional(config: HfConfig, architecture: str) -> None:
+    if config.get("is_causal") is False:
+        raise UnsupportedModelError(
+            f"this {architecture} has bidirectional attention (is_causal is false); the native "
+            "decoder is causal"
+        )
 
 
 def architecture_name(config: HfConfig) -> str:

@@ -27,11 +27,15 @@ class Model(Protocol):
     def device(self) -> torch.device:
         """Device of the weights."""
 
-    def forward(self, inputs: StepInputs, kv_cache: KVCache, logits: Tensor) -> None:
+    def forward(self, inputs: StepInputs, kv_cache: KVCache, logits: Tensor) -> Tensor | None:
         """Run one step: write its keys and values, and compute the requested logits.
 
         Args:
             inputs: The step's batch.
             kv_cache: The cache, read and written.
-            logits: [num_samples, vocab_size] float32, contiguous, written.
+            logits: [num_logits, vocab_size] float32, contiguous, written.
+
+        Returns:
+            [num_states, hidden], the final states of the last rows of `inputs.sample_rows`, after
+            the last norm; None if `inputs.num_states` is 0.
         """

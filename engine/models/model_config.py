@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from batchmill.engine.model_shape import ModelShape
@@ -104,6 +104,13 @@ class ModelConfig(ModelShape):
     logit_softcap: float | None = None
     #: None if no layer is sparse.
     experts: ExpertsConfig | None = None
+    #: Outputs of its classification head; 0 if it has none.
+    num_labels: int = field(default=0, repr=False)
+
+    @property
+    def has_own_head(self) -> bool:
+        """Whether it has an output layer that is not the embedding."""
+        return self.generates and not self.tie_word_embeddings
 
     @property
     def attention_kinds(self) -> tuple[AttentionConfig, ...]:

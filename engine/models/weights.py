@@ -128,13 +128,15 @@ class DecoderWeights:
         layers: One entry per layer. `DecoderModel` takes them out one by one, so that only one
             exists twice while they are repacked.
         final_norm: [hidden].
-        head: [vocab_size, hidden]; the embedding itself if they are tied.
+        head: [vocab_size, hidden]; the embedding itself if they are tied, or if there is none.
+        score: [num_labels, hidden], the classification head; None if there is none.
     """
 
     embedding: Tensor
     layers: list[LayerWeights]
     final_norm: Tensor
     head: Tensor
+    score: Tensor | None = None
 
 
 def _on_device(owner: object, names: Iterable[str], device: torch.device) -> dict[str, Any]:
@@ -169,12 +171,15 @@ def allocate_weights(
         return torch.empty(size, dtype=norm_dtype, device=on)
 
     embedding = empty(config.vocab_size, config.hidden_size, on=device)
-    tied = config.tie_word_embeddings
+    num_labels = config.num_labels
     return DecoderWeights(
         embedding=embedding,
         layers=[_allocate_layer(config, layer.sparse, empty, norm) for layer in config.layers],
         final_norm=norm(config.hidden_size, on=device),
-        head=embedding if tied else empty(config.vocab_size, config.hidden_size, on=device),
+        head=empty(config.vocab_size, config.hidden_size, on=device)
+        if config.has_own_head
+        else embedding,
+        score=empty(num_labels, config.hidden_size, on=device) if num_labels else None,
     )
 
 
@@ -182,7 +187,7 @@ def weights_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
     """Return the bytes of all weights of a model."""
     weights = allocate_weights(config, dtype, "meta")
     tensors = [weights.embedding, weights.final_norm]
-    if not config.tie_word_embeddings:
+    if config.has_own_head:
         tensors.append(weights.head)
     for layer in weights.layers:
         network = layer.feed_forward

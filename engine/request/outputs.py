@@ -6,8 +6,12 @@ import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from batchmill.engine.text.tool_calls import ToolCall
 
+from .pooling import PooledStates
 from .scores import TokenScores
 
 #: Output tokens of an earlier run: one list, or one for each of several samples.
@@ -113,6 +117,7 @@ class OutputSource:
     text_pieces: list[str]
     metrics: RequestMetrics
     scores: TokenScores | None
+    pooling: PooledStates | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +226,12 @@ class RequestOutput:
     def text(self) -> str:
         """All text so far, without the end that may become a stop string."""
         return "".join(self._source.text_pieces[: self._num_pieces])
+
+    @property
+    def vector(self) -> NDArray[np.float32] | None:
+        """The embedding or the scores of a pooled request that has completed; else None."""
+        pooling = self._source.pooling
+        return None if pooling is None else pooling.vector
 
     @property
     def num_prompt_tokens(self) -> int:

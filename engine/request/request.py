@@ -13,6 +13,7 @@ from .sampling_params import SamplingParams
 from .scores import TokenScores
 
 if TYPE_CHECKING:
+    from .pooling import PooledStates
     from .prompt_lookup import PromptLookup
     from .token_controls import RequestControls
 
@@ -57,6 +58,8 @@ class Request:
         is_kv_finite: Whether its KV is known to be finite: all of it led to a finite token.
         controls: Its controls that depend on its tokens; None if it has none.
         scores: Scores of its tokens; None if it asks for none.
+        pooling: Gathers the states of a pooled request, which generates nothing: its only token
+            stands for its vector. None if it generates.
         drafter: Proposes draft tokens; None if it decodes without them.
         status: Stage of its life.
         metrics: Its times and counts, shared with its outputs.
@@ -80,6 +83,7 @@ class Request:
         "num_steps_in_flight",
         "output_token_ids",
         "params",
+        "pooling",
         "priority",
         "prompt_token_ids",
         "rank",
@@ -102,6 +106,7 @@ class Request:
         controls: RequestControls | None = None,
         scores: TokenScores | None = None,
         drafter: PromptLookup | None = None,
+        pooling: PooledStates | None = None,
     ) -> None:
         self.request_id = request_id
         self.prompt_token_ids = list(prompt_token_ids)
@@ -117,6 +122,7 @@ class Request:
         self.controls = controls
         self.scores = scores
         self.drafter = drafter
+        self.pooling = pooling
         self.num_computed_tokens = 0
         self.num_pending_tokens = 0
         self.num_steps_in_flight = 0

@@ -14,12 +14,13 @@ MAX_SCORED_TOKENS = 256
 class BatchBuilder:
     """Collects the chunks of a step and counts what is left of the token budget."""
 
-    __slots__ = ("_num_free_scores", "chunks", "num_free_tokens")
+    __slots__ = ("_num_free_scores", "chunks", "num_free_tokens", "pooled_chunks")
 
     def __init__(self, num_free_tokens: int) -> None:
         self.num_free_tokens = num_free_tokens
         self._num_free_scores = MAX_SCORED_TOKENS
         self.chunks: list[ScheduledRequest] = []
+        self.pooled_chunks: list[ScheduledRequest] = []
 
     def add_chunk(self, request: Request, num_uncomputed_tokens: int) -> ScheduledRequest | None:
         """Add as many of the request's uncomputed tokens as the budget allows.
@@ -41,7 +42,7 @@ class BatchBuilder:
             num_new_tokens == num_uncomputed_tokens,
             scored,
         )
-        self.chunks.append(item)
+        (self.chunks if request.pooling is None else self.pooled_chunks).append(item)
         return item
 
     def add_drafts(self, request: Request, draft_token_ids: tuple[int, ...]) -> None:

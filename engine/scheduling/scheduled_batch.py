@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import NamedTuple
 
@@ -46,6 +46,15 @@ class ScheduledRequest(NamedTuple):
         """Rows of logits that a token is sampled from."""
         return 1 + len(self.draft_token_ids) if self.needs_sample else 0
 
+    @property
+    def pooled_positions(self) -> range:
+        """Positions of this step whose final states the pooled request needs; else none."""
+        pooling = self.request.pooling
+        if pooling is None:
+            return range(0)
+        start = self.num_computed_tokens
+        return pooling.positions_in(start, start + self.num_new_tokens)
+
 
 class VerifiedDrafts(NamedTuple):
     """The outcome of a request's draft tokens in a step."""
@@ -80,7 +89,8 @@ class ScheduledBatch:
     decodes: tuple[Request, ...] = ()
     #: For each of `decodes`, the position of the one token that it computes.
     decode_starts: Sequence[int] = ()
-    #: Prompt chunks, then decodes with draft tokens, each in order of rank.
+    #: Prompt chunks, decodes with draft tokens, and last the chunks of pooled requests, so that
+    #: their states follow all rows of logits. Each kind is in order of rank.
     chunks: tuple[ScheduledRequest, ...] = ()
     #: Requests that lost their blocks for this step and wait again, the last in rank first.
     preempted: tuple[Request, ...] = ()
@@ -117,6 +127,21 @@ class ScheduledBatch:
         A request's row comes after the rows of the known tokens that it scores in this step.
         """
         return [*self.decodes, *[item.request for item in self.chunks if item.needs_sample]]
+
+    @property
+    def pooled(self) -> tuple[ScheduledRequest, ...]:
+        """The shares of pooled requests."""
+        return tuple(item for item in self.chunks if item.request.pooling is not None)
+
+    def without_pooled_samples(self) -> ScheduledBatch:
+        """Return the batch as the sampler sees it: pooled requests need no token."""
+        if not self.chunks or self.chunks[-1].request.pooling is None:
+            return self
+        chunks = (
+            each if each.request.pooling is None else each._replace(needs_sample=False)
+            for each in self.chunks
+        )
+        return replace(self, chunks=tuple(chunks))
 
     @property
     def has_drafts(self) -> bool:

@@ -155,13 +155,14 @@ class Scheduler:
         self._add_prompt_chunks(builder, prefills, preempted)
         if self._speculation is not None:
             decodes = self._speculation.add_drafts(decodes, builder, self._running)
-        assert decodes or builder.chunks or is_in_flight or not self.has_requests, (
+        chunks = (*builder.chunks, *builder.pooled_chunks)
+        assert decodes or chunks or is_in_flight or not self.has_requests, (
             "requests wait, and none can be computed"
         )
         return ScheduledBatch(
             decodes=tuple(decodes),
             decode_starts=[each.num_computed_tokens for each in decodes],
-            chunks=tuple(builder.chunks),
+            chunks=chunks,
             preempted=tuple(preempted),
             in_batch_sharers=tuple(self._in_batch_sharers),
         )

@@ -32,9 +32,11 @@ class StepInputs:
         cu_seqlens_q: [num_seqs + 1] int32, start of each request's tokens, then num_tokens.
         seq_lens: [num_seqs] int32, tokens in the cache after this step's write.
         sample_rows: [num_samples] int64, ascending rows of [num_tokens] whose logits are needed:
-            those that sample, and those that score known tokens.
+            those that sample, and those that score known tokens; last come `num_states` rows of
+            pooled requests, whose final states are needed instead.
         max_query_len: Most tokens that one request computes in this step.
         max_seq_len: Largest of `seq_lens`, or more.
+        num_states: Rows at the end of `sample_rows` whose final states are needed, not logits.
     """
 
     input_ids: Tensor
@@ -46,6 +48,12 @@ class StepInputs:
     sample_rows: Tensor
     max_query_len: int
     max_seq_len: int
+    num_states: int = 0
+
+    @property
+    def num_logits(self) -> int:
+        """Rows of logits that are needed."""
+        return len(self.sample_rows) - self.num_states
 
 
 def build_step_inputs(
@@ -108,12 +116,13 @@ class StepInputBuilder:
         blocks = block_tables[layout.seqs, layout.positions // self._block_size]
         slots = blocks * np.int64(self._block_size) + layout.positions % self._block_size
         num_decodes = len(batch.decodes)
+        state_rows = _rows_with_states(batch, layout)
         ids, positions, slot_mapping, sample_rows, decode_rows, tables, starts, lengths = (
             self._uploader.upload(
                 _input_ids(batch),
                 layout.positions,
                 slots,
-                _rows_with_logits(batch, layout),
+                np.concatenate([_rows_with_logits(batch, layout), state_rows]),
                 rows[:num_decodes],
                 block_tables,
                 layout.cu_seqlens_q.astype(np.int32),
@@ -132,6 +141,7 @@ class StepInputBuilder:
             sample_rows=sample_rows,
             max_query_len=max((item.num_new_tokens for item in batch.chunks), default=1),
             max_seq_len=int(layout.seq_lens.max()),
+            num_states=len(state_rows),
         )
 
     def keep_up(self, batch: ScheduledBatch) -> NDArray[np.int64]:
@@ -236,6 +246,19 @@ def _rows_with_logits(batch: ScheduledBatch, layout: _Layout) -> NDArray[np.int6
         for position in item.scored
     ]
     return np.concatenate([last_rows[:num_decodes], np.sort(np.array(wanted, dtype=np.int64))])
+
+
+def _rows_with_states(batch: ScheduledBatch, layout: _Layout) -> NDArray[np.int64]:
+    """Return the ascending rows of [num_tokens] whose final states pooled requests need."""
+    if not batch.chunks or batch.chunks[-1].request.pooling is None:
+        return np.empty(0, dtype=np.int64)
+    starts = layout.cu_seqlens_q[len(batch.decodes) : -1].tolist()
+    rows = [
+        np.arange(positions.start, positions.stop, dtype=np.int64) - item.num_computed_tokens + at
+        for at, item in zip(starts, batch.chunks, strict=True)
+        if (positions := item.pooled_positions)
+    ]
+    return np.concatenate([np.empty(0, dtype=np.int64), *rows])
 
 
 def _input_ids(batch: ScheduledBatch) -> NDArray[np.int64]:

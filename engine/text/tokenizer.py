@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from tokenizers import Tokenizer as BackendTokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -18,6 +18,14 @@ from .token_length import TokenLength, longest_token
 
 #: Longest part of a library's error in ours.
 _MAX_ERROR_CHARS = 200
+
+
+class PooledTokens(NamedTuple):
+    """The tokens of a text or of a pair of texts."""
+
+    ids: list[int]
+    #: Which of the pair each token belongs to: 0 or 1.
+    type_ids: list[int]
 
 
 class Tokenizer:
@@ -90,6 +98,48 @@ class Tokenizer:
         token_ids: list[int] = self._tokenizer(text, verbose=False)["input_ids"]
         return token_ids
 
+    def encode_pooled(
+        self, text: str, pair: str | None = None, *, max_num_tokens: int, truncate: str | None
+    ) -> PooledTokens:
+        """Return the tokens of a text to embed, or of a pair to score, with special tokens.
+
+        Args:
+            text: The text, or the first of the pair.
+            pair: The second of the pair; None if there is none.
+            max_num_tokens: Most tokens.
+            truncate: Which side of the text, or of the pair's second, is cut if they are more:
+                "start" or "end". None refuses them.
+
+        Raises:
+            RequestError: `invalid_request`: UTF-8 cannot encode it; `context_length_exceeded`.
+        """
+        for each in (text, pair or ""):
+            _check_text(each, "input")
+        if truncate is None and self.longest_token is not None:
+            least = self.longest_token.fewest_tokens(text)
+            if least > max_num_tokens:
+                raise _input_too_long(f"at least {least}", max_num_tokens)
+        found = self.backend.encode(text, pair)
+        tokens = PooledTokens(list(found.ids), list(found.type_ids))
+        num_over = len(found.ids) - max_num_tokens
+        if num_over <= 0:
+            return tokens
+        last = 0 if pair is None else 1
+        movable = [
+            index
+            for index, (sequence, special) in enumerate(
+                zip(found.sequence_ids, found.special_tokens_mask, strict=True)
+            )
+            if sequence == last and not special
+        ]
+        if truncate is None or num_over >= len(movable):
+            raise _input_too_long(str(len(found.ids)), max_num_tokens)
+        cut = set(movable[:num_over] if truncate == "start" else movable[-num_over:])
+        kept = [index for index in range(len(found.ids)) if index not in cut]
+        return PooledTokens(
+            [found.ids[index] for index in kept], [found.type_ids[index] for index in kept]
+        )
+
     def encode_plain(self, text: str) -> list[int]:
         """Return the token ids of a piece of text, without special tokens.
 
@@ -148,6 +198,14 @@ class Tokenizer:
     def convert_ids_to_tokens(self, token_ids: Sequence[int]) -> list[str]:
         """Return the vocabulary's entries for token ids."""
         return cast("list[str]", self._tokenizer.convert_ids_to_tokens(list(token_ids)))
+
+
+def _input_too_long(num_tokens: str, limit: int) -> RequestError:
+    return RequestError(
+        "context_length_exceeded",
+        f"an input has {num_tokens} tokens, the model takes {limit}: shorten it, or set truncate "
+        "to 'end' or 'start'",
+    )
 
 
 def _check_text(text: str, name: str) -> None:

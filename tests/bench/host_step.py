@@ -130,7 +130,7 @@ def watch_all(engine: Engine, phases: Phases) -> None:
     phases.watch(engine._scheduler, "schedule", "schedule")
     phases.watch(engine._scheduler, "mark_launched", "schedule")
     phases.watch(pipeline._builder, "build", "inputs")
-    phases.watch(pipeline._runner, "compute_logits", "runner")
+    phases.watch(pipeline._runner, "compute", "runner")
     phases.watch(engine._loaded.model, "forward", "model")
     phases.watch(pipeline._sampler, "prepare", "sampler")
     phases.watch(pipeline._sampler, "sample", "sampler")

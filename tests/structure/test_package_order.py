@@ -18,7 +18,7 @@ ORDER = {
     "engine": (
         *("contract", "errors", "cpu_kernels", "model_shape", "text", "config", "request"),
         *("scheduling", "step", "memory", "models", "models_hf", "loading", "lifecycle"),
-        *("sampling", "execution", "engine", "plans", "__init__"),
+        *("sampling", "pooling", "execution", "engine", "plans", "__init__"),
     ),
     "producer": (
         *("install_hint", "plural", "moments", "protocol", "result_sections", "results"),

@@ -45,6 +45,7 @@ def test_a_gguf_file_becomes_a_model_with_its_weights(tmp_path: Path, cache: Pat
     assert loaded.config.num_layers == 1
     assert loaded.eos_token_ids == {1}
     assert isinstance(loaded.model, DecoderModel)
+    assert loaded.model._head is not None
     head = loaded.model._head(torch.eye(32, dtype=torch.bfloat16)).T
     assert torch.equal(head, torch.from_numpy(weights["output.weight"]).bfloat16())
     [folder] = (cache / "models").iterdir()

@@ -61,6 +61,7 @@ def edit_json(path: Path, **changes: Any) -> None:
 def head_weight(loaded: LoadedModel) -> torch.Tensor:
     """Return the head's matrix as the model multiplies by it: its product with the identity."""
     assert isinstance(loaded.model, DecoderModel)
+    assert loaded.model._head is not None
     identity = torch.eye(loaded.model.config.hidden_size, dtype=loaded.model.dtype)
     return loaded.model._head(identity).T
 
@@ -274,4 +275,5 @@ def test_a_stored_output_layer_counts_although_config_json_ties_it(
     assert torch.equal(head_weight(loaded), weights["lm_head.weight"])
     assert ("another output layer, which is used" in caplog.text) != is_copy
     assert isinstance(loaded.model, DecoderModel)
+    assert loaded.model._head is not None
     assert loaded.model.config.tie_word_embeddings == is_copy
