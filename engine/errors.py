@@ -10,7 +10,20 @@ EngineError
 
 from __future__ import annotations
 
+import errno
+import re
+from typing import Final
+
 from batchmill.engine.contract.errors import ContractError
+
+#: What libraries write if the host or an accelerator has too little memory: torch's allocators, the
+#: CUDA runtime and driver (Triton's messages too), cuBLAS and cuDNN. "Out of resource", which a
+#: kernel with too much shared memory gets, is another error: no smaller batch helps there.
+_OUT_OF_MEMORY: Final = re.compile(
+    r"out of memory|cannot allocate memory|can't allocate memory|memoryallocation"
+    r"|CU(?:BLAS|DNN|SOLVER|SPARSE)_STATUS_ALLOC_FAILED|DefaultCPUAllocator: ",
+    re.IGNORECASE,
+)
 
 
 class EngineError(Exception):
@@ -60,9 +73,11 @@ class OutOfBlocksError(EngineError):
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the host or an accelerator ran out of memory.
 
-    On the host torch raises a plain RuntimeError; only accelerators have a class for it
-    (`torch.OutOfMemoryError`, compared by name because this module is imported without torch).
+    Only one allocator has a class for it (`torch.OutOfMemoryError`, compared by name because this
+    module is imported without torch). Everything else says so in the text of a RuntimeError.
     """
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: " in str(error)
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None

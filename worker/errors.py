@@ -26,7 +26,15 @@ class SettingsError(WorkerError):
 
 
 class EngineStartError(WorkerError):
-    """The engine process cannot come up, and a retry would not help."""
+    """The engine process cannot come up.
+
+    Attributes:
+        may_retry: whether another start may work, as it may once another program has freed memory.
+    """
+
+    def __init__(self, message: str, *, may_retry: bool = False) -> None:
+        super().__init__(message)
+        self.may_retry = may_retry
 
 
 class MalformedMessage(WorkerError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -9,10 +10,13 @@ import torch
 from batchmill.engine.config import DTYPES, MODEL_IMPLS, QUANTIZATIONS
 from batchmill.engine.cpu_kernels import auto_dtype
 from batchmill.engine.errors import ConfigError
+from batchmill.engine.gpus import find_unusable_gpu
 from batchmill.engine.models.feed_forward import LinearFactory
 from batchmill.engine.models.fp8_weights import check_fp8_device
 from batchmill.kernels.cpu.library import default_library
 from batchmill.kernels.errors import CppBuildError
+
+_log = logging.getLogger(__name__)
 
 _DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -86,7 +90,7 @@ def resolve_device(device: str) -> torch.device:
         ConfigError: the name is invalid, or this machine does not have the device.
     """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return _first_device()
     try:
         resolved = torch.device(device)
     except RuntimeError as error:
@@ -105,6 +109,32 @@ def resolve_device(device: str) -> torch.device:
             + (f"an index below {num_gpus}, 'cpu' or 'auto'" if num_gpus else "'cpu' or 'auto'")
         )
     return resolved
+
+
+def _first_device() -> torch.device:
+    """Return a GPU if there is one, and the CPU otherwise.
+
+    Raises:
+        ConfigError: there is one, and this build of torch should be able to use it, but cannot.
+    """
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    gpu = find_unusable_gpu()
+    if gpu is None:
+        return torch.device("cpu")
+    if not gpu.is_cpu_build:
+        raise ConfigError(
+            f"device is 'auto', and this machine has a GPU ({gpu.path}) that torch cannot use: "
+            f"{gpu.reason}; install a driver and a torch that fit each other, or set device to "
+            "'cpu' (BATCHMILL_DEVICE=cpu) to compute without the GPU"
+        )
+    _log.warning(
+        "this machine has a GPU (%s), but %s: computing on the CPU; install a CUDA build of torch "
+        "to use the GPU, or set device to 'cpu' to silence this warning",
+        gpu.path,
+        gpu.reason,
+    )
+    return torch.device("cpu")
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> str:

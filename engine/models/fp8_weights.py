@@ -12,6 +12,10 @@ from .weights import allocate_weights, weights_bytes
 
 #: First compute capability whose tensor cores multiply float8_e4m3fn.
 _CAPABILITY = (8, 9)
+#: Before this capability torch multiplies rows of fp8 by CUTLASS, which ignored the current stream
+#: before the given version (PyTorch issue 177651). Steps are warmed up and recorded on another one.
+_HOPPER = (9, 0)
+_FIRST_TORCH_BELOW_HOPPER = (2, 12)
 
 
 def check_fp8_device(device: torch.device, dtype: str) -> None:
@@ -35,11 +39,22 @@ def check_fp8_device(device: torch.device, dtype: str) -> None:
             f"quantization is 'fp8', which needs compute capability 8.9 or later, but this GPU has "
             f"{capability[0]}.{capability[1]}: leave quantization out"
         )
+    if capability < _HOPPER and _torch_version() < _FIRST_TORCH_BELOW_HOPPER:
+        raise ConfigError(
+            f"quantization is 'fp8', but on a GPU of compute capability {capability[0]}."
+            f"{capability[1]} products of torch {torch.__version__} ignore the current stream: "
+            "install torch 2.12 or later, or leave quantization out"
+        )
     if dtype != "bfloat16":
         raise ConfigError(
             f"quantization is 'fp8', whose activations are bfloat16, but dtype is {dtype!r}: set "
             "dtype to 'bfloat16', or leave quantization out"
         )
+
+
+def _torch_version() -> tuple[int, int]:
+    major, minor = torch.__version__.split(".")[:2]
+    return int(major), int(minor)
 
 
 def check_fp8_model(config: ModelConfig) -> None:

@@ -10,6 +10,10 @@ from torch import Tensor
 from batchmill.engine.request.request import Request
 from batchmill.engine.scheduling.scheduled_batch import ScheduledBatch
 
+#: The least `top_p` that float32 holds as a normal number. Smaller ones, such as 1e-50, would be
+#: 0, at which no token is kept; the likeliest one should be.
+_LEAST_TOP_P = float(np.finfo(np.float32).tiny)
+
 
 class RequestRows:
     """Assigns a row to each request, which holds its controls and the last token sampled for it.
@@ -105,7 +109,7 @@ class RequestRows:
             params = request.params
             self.temperature[row] = params.temperature
             self.top_k[row] = params.num_top_k
-            self.top_p[row] = params.top_p
+            self.top_p[row] = max(params.top_p, _LEAST_TOP_P)
             self.seeds[row] = request.seed
             self.num_prompt_tokens[row] = len(request.prompt_token_ids)
             self.is_plain[row] = _is_plain(request)

@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 ORDER = {
     "kernels": ("errors", "reference", "cpu", "gpu", "ops"),
     "engine": (
-        *("contract", "errors", "cpu_kernels", "model_shape", "text", "config", "request"),
+        *("contract", "errors", "cpu_kernels", "gpus", "model_shape", "text", "config"),
+        "request",
         *("scheduling", "step", "memory", "models", "models_hf", "loading", "lifecycle"),
         *("sampling", "pooling", "execution", "engine", "plans", "__init__"),
     ),
@@ -38,7 +39,9 @@ ORDER = {
 IMPORTABLE = {
     ("producer", "engine"): {"contract"},
     ("engine", "kernels"): {"cpu", "errors", "ops", "reference"},
-    ("worker", "engine"): {"__init__", "cpu_kernels", "errors", "lifecycle", "plans", "request"},
+    ("worker", "engine"): {
+        *("__init__", "cpu_kernels", "errors", "gpus", "lifecycle", "plans", "request"),
+    },
     ("worker", "producer"): {
         *("__init__", "broker_url", "bulk", "client", "error_codes", "errors", "files"),
         *("install_hint", "job", "plural", "progress", "protocol", "results"),

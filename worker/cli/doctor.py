@@ -10,6 +10,7 @@ import typer
 
 from batchmill.worker.terminal import print_json, print_table
 
+from .doctor_findings import Level
 from .errors import ExitCode
 from .options import BrokerUrlOption, JsonOption
 
@@ -29,7 +30,7 @@ def doctor(
     as_json: JsonOption = False,
 ) -> None:
     """Check Python, packages, broker, model, device and compiler; exit code 1 on a problem."""
-    from .doctor_checks import Level, examine_machine
+    from .doctor_checks import examine_machine
 
     findings = examine_machine(broker_url, model or os.environ.get("BATCHMILL_MODEL") or "demo")
     has_problem = any(finding.level is Level.PROBLEM for finding in findings)

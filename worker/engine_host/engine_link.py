@@ -38,6 +38,8 @@ MAX_FAILED_STARTS = 3
 _RESPAWN_WAIT_S = 1.0
 #: An engine that has closed its end of the socket must exit within this time.
 _EXIT_GRACE_S = 5.0
+#: A killed engine must be gone within this time, unless a device driver holds it.
+_KILL_GRACE_S = 30.0
 _log = structlog.stdlib.get_logger("batchmill.engine_link")
 
 # Generic for the type checker only.
@@ -77,6 +79,8 @@ class EngineLink:
         self._closing = threading.Event()
         self._counter: LivenessCounter | None = None
         self._num_failed_starts = 0
+        #: What the last engine said of the failure of its start, if it said anything.
+        self._start_failure: str | None = None
         self._stalls = StallDetector(time.monotonic())
         self.ready: Ready | None = None
         self.load = EngineLoad(0, 0, 0)
@@ -167,16 +171,22 @@ class EngineLink:
 
     def _keep_one_running(self) -> None:
         while not self._closing.is_set():
-            self._serve_one()
+            if not self._serve_one():
+                return
             if self._num_failed_starts >= MAX_FAILED_STARTS:
-                self._listener.on_start_failed(
-                    f"the engine died {MAX_FAILED_STARTS} times in a row before it was ready"
-                )
+                self._listener.on_start_failed(self._describe_failed_starts())
                 return
             if not self._closing.is_set():
                 self._closing.wait(_RESPAWN_WAIT_S * self._num_failed_starts)
 
-    def _serve_one(self) -> None:
+    def _describe_failed_starts(self) -> str:
+        times = f"{MAX_FAILED_STARTS} times in a row"
+        if self._start_failure is None:
+            return f"the engine died {times} before it was ready; see its messages in the log"
+        return f"the engine failed to start {times}, the last time because {self._start_failure}"
+
+    def _serve_one(self) -> bool:
+        """Run one engine until its end; return whether another may be started."""
         process, connection = self._spawn()
         if self._closing.is_set():  # `shut_down` may have found no process to kill
             self.kill("shutdown while it was starting")
@@ -193,14 +203,23 @@ class EngineLink:
             _log.error("engine_died", pid=process.pid, status=status, was_ready=was_ready)
         # The listener comes before the new outbox: earlier messages are for the dead engine.
         self._listener.on_gone(orderly=status == 0)
+        if status is None:
+            self._closing.set()
+            self._listener.on_start_failed(
+                f"the engine process {process.pid} did not end within {_KILL_GRACE_S:g} s of its "
+                "SIGKILL, as happens if a device driver hangs: no other engine can use the device; "
+                "restart this machine, or move the worker to another one"
+            )
         self._outbox = queue.SimpleQueue()
         outbox.put(None)
         writer.join()
         connection.close()
         self._process = None
+        return status is not None
 
     def _read_until_end(self, connection: EngineConnection) -> bool:
         was_ready = False
+        self._start_failure = None
         while (message := _receive(connection)) is not None:
             if isinstance(message, StepReport):
                 self.load, self.drafts = message.load, message.drafts
@@ -218,9 +237,16 @@ class EngineLink:
                 )
                 self._listener.on_ready(message)
             elif isinstance(message, StartFailed):
-                self._closing.set()
-                self._listener.on_start_failed(message.message)
+                self._note_failed_start(message)
         return was_ready
+
+    def _note_failed_start(self, message: StartFailed) -> None:
+        if message.may_retry:
+            _log.error("engine_start_failed", reason=message.message)
+            self._start_failure = message.message
+            return
+        self._closing.set()
+        self._listener.on_start_failed(message.message)
 
     def _spawn(self) -> tuple[subprocess.Popen[bytes], EngineConnection]:
         ours, theirs = socket.socketpair()
@@ -263,10 +289,15 @@ def _write_all(connection: EngineConnection, outbox: queue.SimpleQueue[ToEngine 
                 alive = False
 
 
-def _reap(process: subprocess.Popen[bytes]) -> int:
-    """Wait for the end of a process that has closed its connection, and return its status."""
-    try:
+def _reap(process: subprocess.Popen[bytes]) -> int | None:
+    """Wait for the end of a process that has closed its connection.
+
+    Returns:
+        Its status; None if it is still there long after its SIGKILL.
+    """
+    with contextlib.suppress(subprocess.TimeoutExpired):
         return process.wait(_EXIT_GRACE_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return process.wait()
+    process.kill()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        return process.wait(_KILL_GRACE_S)
+    return None

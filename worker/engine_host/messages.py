@@ -106,9 +106,11 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class StartFailed:
-    """The engine cannot be built, and a retry would not help."""
+    """The engine cannot be built."""
 
     message: str
+    #: Whether another start may work, as it may once another program has freed memory.
+    may_retry: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,13 @@ the kernel ends it as well (`die_with_parent.py`).
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 import signal
 import sys
 import time
 from multiprocessing.connection import Connection
+from typing import NoReturn
 
 import structlog
 
@@ -199,8 +202,8 @@ def main(arguments: list[str]) -> None:
         try:
             engine = build_engine(spec)
         except EngineStartError as error:
-            connection.send(StartFailed(str(error)))
-            return
+            connection.send(StartFailed(str(error), may_retry=error.may_retry))
+            _leave(_EXIT_FAILURE if error.may_retry else 0)
         loop = EngineLoop(
             connection,  # type: ignore[arg-type]
             engine,
@@ -214,7 +217,15 @@ def main(arguments: list[str]) -> None:
         except Exception:
             # The state of this engine is unknown; a new process starts clean.
             _log.exception("engine_failed")
-            sys.exit(_EXIT_FAILURE)
+            _leave(_EXIT_FAILURE)
+
+
+def _leave(status: int) -> NoReturn:
+    """End the process at once: after an error of a GPU, destructors of its libraries may hang."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import structlog
+
 from batchmill.engine import (
     Chat,
     Completion,
@@ -14,7 +16,7 @@ from batchmill.engine import (
     SamplingParams,
     ToolCall,
 )
-from batchmill.engine.errors import ConfigError, ModelLoadError, RequestError
+from batchmill.engine.errors import EngineError, RequestError, is_out_of_memory
 from batchmill.engine.lifecycle.intake import Prompt
 from batchmill.engine.plans.plan import PlanEnd, PlannedJob
 from batchmill.engine.plans.runner import JobOptions, PlanRunner
@@ -37,17 +39,38 @@ from .messages import (
     Ready,
 )
 
+#: Longest part of a library's error that a message has.
+_MAX_ERROR_CHARS = 400
+_log = structlog.stdlib.get_logger("batchmill.engine_process")
+
 
 def build_real_engine(spec: EngineSpec) -> RealEngine:
     """Load the model that a spec describes.
 
     Raises:
-        EngineStartError: the configuration or the model cannot work; a retry would not help.
+        EngineStartError: the configuration, the model, a library or the device cannot work.
     """
     try:
         return RealEngine(Engine(EngineConfig(model=spec.model, **spec.options)))
-    except (ConfigError, ModelLoadError) as error:
+    except EngineError as error:
         raise EngineStartError(str(error)) from error
+    except Exception as error:
+        # Libraries tell in plain exceptions what this machine lacks: a compiler, a driver, memory.
+        _log.exception("engine_cannot_be_built")
+        may_retry = is_out_of_memory(error)
+        raise EngineStartError(_start_failure(error), may_retry=may_retry) from error
+
+
+def _start_failure(error: Exception) -> str:
+    """Return one line that names what failed, and the remedy if it is known."""
+    text = " ".join(str(error).split())[:_MAX_ERROR_CHARS]
+    remedy = "the engine's log has the whole error; `batchmill doctor` checks this machine"
+    if is_out_of_memory(error):
+        remedy = (
+            "lower BATCHMILL_KV_CACHE_BYTES, BATCHMILL_GPU_MEMORY_UTILIZATION or "
+            "BATCHMILL_MAX_NUM_BATCHED_TOKENS, or stop other programs that use this memory"
+        )
+    return f"the engine cannot be built: {type(error).__name__}: {text}; {remedy}"
 
 
 class RealEngine:

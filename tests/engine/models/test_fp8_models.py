@@ -232,6 +232,11 @@ def test_cpus_older_gpus_and_other_dtypes_are_refused_with_the_remedy(
     with pytest.raises(ConfigError, match=r"dtype is 'float16': set dtype to 'bfloat16'"):
         check_fp8_device(GPU, "float16")
     check_fp8_device(GPU, "bfloat16")
+    monkeypatch.setattr(torch, "__version__", "2.11.0+cu130")
+    with pytest.raises(ConfigError, match=r"8\.9 products of torch 2\.11\.0.*install torch 2\.12"):
+        check_fp8_device(GPU, "bfloat16")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    check_fp8_device(GPU, "bfloat16")
 
 
 @pytest.mark.parametrize(

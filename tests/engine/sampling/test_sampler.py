@@ -86,6 +86,17 @@ def test_same_position_samples_the_same_token_and_others_do_not() -> None:
     assert len(set(tokens)) > 5
 
 
+def test_a_top_p_that_float32_cannot_hold_keeps_the_likeliest_token() -> None:
+    logits = random_logits(1)
+    least = request(top_p=1e-60, temperature=1.0)
+    batch = batch_of(least)
+    sampler = make_sampler()
+    assert sampler.sample(logits.clone(), batch).collect() == logits.argmax(dim=-1).tolist()
+    rows = RequestRows(1, "cpu")
+    rows.rows_of(batch)
+    assert rows.top_p[0] > 0
+
+
 def test_controls_follow_the_rows_when_requests_come_and_go() -> None:
     logits = random_logits(2)
     greedy, top = request("a", temperature=0), request("b", seed=3, top_k=2)

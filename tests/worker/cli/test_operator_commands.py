@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -276,6 +279,28 @@ def test_doctor_reports_the_dtype_that_a_worker_would_have(given: str, tmp_path:
         assert found == "float16, from BATCHMILL_DTYPE"
     else:
         assert found.startswith(f"auto: {auto_dtype(on_cpu=True)}, because this CPU")
+
+
+#: Runs the check of a GPU's kernels in Triton's interpreter, whole and with a broken launcher.
+KERNEL_CHECK = """
+from batchmill.kernels.ops import rms_norm
+from batchmill.worker.cli.doctor_device import find_gpu_kernel
+print(find_gpu_kernel("cpu").level)
+for fails in ("raise RuntimeError('Failed to find C compiler')", "return x * 1.01"):
+    exec(f"def launch(x, weight, eps): {fails}")
+    rms_norm._NORM_BACKENDS = {**rms_norm._NORM_BACKENDS, "triton": launch}
+    found = find_gpu_kernel("cpu")
+    print(found.level, found.detail)
+"""
+
+
+def test_doctor_compiles_and_runs_a_gpu_kernel() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-c", KERNEL_CHECK]
+    lines = subprocess.check_output(command, env=environment, text=True).splitlines()
+    assert lines[0] == "ok"
+    assert lines[1].startswith("problem a Triton kernel does not run: RuntimeError: Failed to find")
+    assert lines[2].startswith("problem a Triton kernel computes wrong numbers")
 
 
 def test_doctor_reports_whether_the_cpu_kernels_are_compiled(tmp_path: Any) -> None:
