@@ -14,11 +14,15 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 from .errors import BrokerUnavailable
 from .secrets_from_files import find_secret
 from .sentinel_url import is_sentinel_url, read_sentinel_url
+from .shard_list import is_shard_list, read_shard_list
 
 #: Seconds that a call to the broker may take in all, if nothing else is set.
 DEFAULT_TIMEOUT_S = 10.0
 #: Seconds that a write waits for replicas, if any are asked for and nothing else is set.
 DEFAULT_REPLICA_TIMEOUT_S = 1.0
+
+#: A program has one broker or a list of shards.
+BOTH_ARE_SET = "BATCHMILL_BROKER_URL and BATCHMILL_BROKER_URLS are both set: unset one of them"
 
 _SCHEMES = ("redis", "rediss", "unix", "redis+socket")
 #: A password as an option of the URL, as redis-py's own examples write it for a socket.
@@ -42,14 +46,16 @@ def embedded_socket(environ: Mapping[str, str] = os.environ) -> Path:
 def find_broker(url: str | None = None, environ: Mapping[str, str] = os.environ) -> str:
     """Return the broker's URL: the given one, else the environment's, else the embedded broker's.
 
-    The environment variable is `BATCHMILL_BROKER_URL`, or `BATCHMILL_BROKER_URL_FILE` for a file.
+    The environment variable is `BATCHMILL_BROKER_URL`, or `BATCHMILL_BROKER_URLS` for a list of
+    shards; with `_FILE` at its end it names a file.
 
     Raises:
         BrokerUnavailable: no URL is given, and this user runs no embedded broker.
-        ValueError: the URL's scheme is not supported, or its file cannot be read.
+        ValueError: the URL's scheme is not supported, the list of shards is wrong, both variables
+            are set, or a file cannot be read.
     """
-    if given := url or find_secret("BATCHMILL_BROKER_URL", environ):
-        return redis_url(given)
+    if given := url or _url_of_environment(environ):
+        return broker_urls(given)
     socket = embedded_socket(environ)
     _check_socket_owner(socket)
     if socket.is_socket():
@@ -59,6 +65,48 @@ def find_broker(url: str | None = None, environ: Mapping[str, str] = os.environ)
         f"broker at {socket}; start one with `batchmill up`, or give the URL of a Redis server "
         "(redis://host:6379/0)"
     )
+
+
+def broker_urls(url: str) -> str:
+    """Return a URL, or a list of shards, with each URL in redis-py's format.
+
+    Raises:
+        ValueError: the list or a URL is wrong.
+    """
+    if not is_shard_list(url):
+        return redis_url(url)
+    items = []
+    for shard, item in zip(read_shard_list(url).shards, url.split(), strict=True):
+        try:
+            items.append(f"{item.partition('=')[0]}={redis_url(shard.url)}")
+        except ValueError as error:
+            raise ValueError(f"shard {shard.name!r}: {error}") from None
+    return " ".join(items)
+
+
+def url_of_shard(url: str, name: str | None) -> str:
+    """Return the URL of one broker: of the shard with a name, or the URL itself if it is no list.
+
+    Raises:
+        ValueError: a list needs a name that is in it, and a single URL has no shards.
+    """
+    shards = read_shard_list(url)
+    if shards.only is not None:
+        if name:
+            raise ValueError(
+                f"BATCHMILL_SHARD is {name!r}, and there is one broker without shards: set "
+                "BATCHMILL_BROKER_URLS, or unset BATCHMILL_SHARD"
+            )
+        return url
+    return shards.named(name).url if name else redis_url(url)
+
+
+def _url_of_environment(environ: Mapping[str, str]) -> str | None:
+    one = find_secret("BATCHMILL_BROKER_URL", environ)
+    several = find_secret("BATCHMILL_BROKER_URLS", environ)
+    if one and several:
+        raise ValueError(BOTH_ARE_SET)
+    return one or several
 
 
 def find_timeout_s(environ: Mapping[str, str] = os.environ) -> float:
@@ -93,9 +141,15 @@ def redis_url(url: str) -> str:
     """Return a URL in redis-py's format (Celery writes unix sockets as `redis+socket://`).
 
     Raises:
-        ValueError: the scheme is not redis, rediss, unix, redis+socket, sentinel or sentinels, or
-            the URL of Sentinels is wrong.
+        ValueError: the scheme is not redis, rediss, unix, redis+socket, sentinel or sentinels,
+            the URL of Sentinels is wrong, or it is a list of shards.
     """
+    if is_shard_list(url):
+        raise ValueError(
+            f"this works with one broker, and the URL is a list of shards "
+            f"({read_shard_list(url).names}): set BATCHMILL_SHARD to the name of one, or give its "
+            "URL"
+        )
     scheme, separator, rest = url.partition("://")
     if is_sentinel_url(url):
         read_sentinel_url(url)
@@ -146,7 +200,10 @@ def celery_options(url: str) -> dict[str, Any]:
 
 
 def redact(url: str) -> str:
-    """Return a URL without its password, for logs and messages."""
+    """Return a URL, or a list of shards, without passwords, for logs and messages."""
+    if is_shard_list(url):
+        pairs = (item.partition("=") for item in url.split())
+        return " ".join(f"{name}={redact(one)}" for name, _, one in pairs)
     url = _PASSWORD_OPTION.sub(r"\1***", url)
     parts = urlsplit(url)
     if parts.password is None:

@@ -178,6 +178,12 @@ ERROR_CODES: Final = (
         (SUBMIT,),
     ),
     ErrorCode(
+        "shard_mismatch",
+        "A broker is another shard than the list says, or belongs to another list of shards.",
+        "give all programs the same `BATCHMILL_BROKER_URLS`, as the message says",
+        (SUBMIT,),
+    ),
+    ErrorCode(
         "not_replicated",
         "The job is stored and runs, but too few replicas have it.",
         "follow it by the `job_ids`; look at the replicas",

@@ -21,7 +21,8 @@
     ├── UnknownBatch              never created, or its time to live has run out
     ├── BrokerUnavailable         no broker address, or no reply from it
     │   ├── NotReplicated         it has stored the call, but too few replicas have
-    │   └── UnsupportedBroker     its version is too old, or it runs in cluster mode
+    │   ├── UnsupportedBroker     its version is too old, or it runs in cluster mode
+    │   └── ShardMismatch         it is another shard, or belongs to another list of shards
     ├── TracesUnavailable         spans are asked for and cannot be made
     ├── WrongEventLoop            an asyncio client was used in another event loop
     ├── OutputRestarted           a stream cannot continue: the job was started over
@@ -245,6 +246,13 @@ class UnsupportedBroker(BrokerUnavailable):
     """The server cannot be used as a broker: it is too old, or runs in cluster mode."""
 
     code = "unsupported_broker"
+    retryable = False
+
+
+class ShardMismatch(BrokerUnavailable):
+    """A broker is another shard than the program's list says, or belongs to another list."""
+
+    code = "shard_mismatch"
     retryable = False
 
 

@@ -159,6 +159,30 @@ class ProgressSummary(_Progress):
         return ", ".join(parts)
 
 
+def joined_summary(parts: Sequence[ProgressSummary]) -> ProgressSummary:
+    """Return the progress of jobs of several brokers together."""
+    states: dict[JobState, int] = {}
+    for part in parts:
+        for state, number in part.states.items():
+            states[state] = states.get(state, 0) + number
+    # Without an estimate for one part there is none for all.
+    unknown = next((part for part in parts if part.eta_s is None), None)
+    end = (
+        {"eta_s": max((part.eta_s or 0.0 for part in parts), default=0.0)}
+        if unknown is None
+        else {name: getattr(unknown, name) for name in _Progress.model_fields}
+    )
+    return ProgressSummary(
+        total=sum(part.total for part in parts),
+        done=sum(part.done for part in parts),
+        unknown=sum(part.unknown for part in parts),
+        states=states,
+        output_tokens=sum(part.output_tokens for part in parts),
+        tokens_per_s=round(sum(part.tokens_per_s for part in parts), 1),
+        **end,
+    )
+
+
 def unserved(model: str, served_models: Sequence[str]) -> str:
     """Return that no worker serves a model, and which models workers serve."""
     if not served_models:

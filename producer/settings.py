@@ -7,7 +7,11 @@ from typing import Self
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from batchmill.producer.broker_url import DEFAULT_REPLICA_TIMEOUT_S, DEFAULT_TIMEOUT_S
+from batchmill.producer.broker_url import (
+    BOTH_ARE_SET,
+    DEFAULT_REPLICA_TIMEOUT_S,
+    DEFAULT_TIMEOUT_S,
+)
 from batchmill.producer.protocol import keys
 from batchmill.producer.tracing.settings import TraceSettings
 from batchmill.producer.webhook.target_settings import TargetSettings
@@ -28,6 +32,8 @@ class ProducerSettings(TargetSettings, TraceSettings):
     #: `redis://`, `rediss://`, `unix://`, `redis+socket://`, or `sentinel://` and `sentinels://`
     #: (docs/failover.md); None finds this user's embedded broker.
     broker_url: str | None = Field(default=None, repr=False)  # it may hold a password
+    #: Several brokers instead of one, each with a name: `a=redis://… b=redis://…` (docs/shards.md).
+    broker_urls: str | None = Field(default=None, repr=False)
     #: Seconds that a call to the broker may take in all, with connecting and repeats; a call of a
     #: worker may take half of it, and is repeated on the worker's own schedule.
     broker_timeout_s: float = Field(default=DEFAULT_TIMEOUT_S, gt=0, allow_inf_nan=False)
@@ -97,6 +103,17 @@ class ProducerSettings(TargetSettings, TraceSettings):
         except ValueError as error:
             raise ValueError(f"{error}; set BATCHMILL_SERVED_MODEL_NAME") from None
         return self
+
+    @property
+    def broker(self) -> str | None:
+        """The broker's URL, or the list of shards; None finds the embedded broker.
+
+        Raises:
+            ValueError: both are set.
+        """
+        if self.broker_url and self.broker_urls:
+            raise ValueError(BOTH_ARE_SET)
+        return self.broker_url or self.broker_urls
 
     @property
     def served_name(self) -> str:

@@ -54,6 +54,7 @@ _COMMAND_CODES: Final = {
     "engine_start_error": ("The engine does not start.", "see the worker's log"),
     "metrics_failed": ("Metrics cannot be served on their address.", "do what the message says"),
     "gateway_failed": ("The gateway cannot listen on its address.", "do what the message says"),
+    "unknown_shard": ("The list has no shard of this name.", "see `batchmill shards list`"),
     "unknown_api_key": ("No API key has this id.", "see `batchmill keys list`"),
     "unknown_receiver": (
         "No registered receiver has this id.",

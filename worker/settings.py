@@ -137,6 +137,9 @@ class WorkerSettings(EngineSettings, MetricsSettings, LogSettings):
     #: Threads that report the ends of jobs to Celery.
     finisher_threads: int = Field(default=2, ge=1)
 
+    #: The shard that the worker serves, if `broker_urls` is a list of them.
+    shard: str | None = None
+
     #: Celery node name, which must be unique on one Redis. None builds it from model, pid and host.
     worker_name: str | None = None
 

@@ -9,9 +9,11 @@ from collections.abc import AsyncGenerator, AsyncIterable, Sequence
 from batchmill.producer.errors import ResultTimeout
 from batchmill.producer.job.batch import BatchError, BatchRequest, BatchState, BatchStatus
 from batchmill.producer.plural import pluralize
+from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls import jobs as job_calls
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store import batch_calls
+from batchmill.producer.store.async_shards import AsyncShards
 from batchmill.producer.store.async_store import AsyncStore
 from batchmill.producer.store.batch_calls import OpenBatch, raise_if_error
 from batchmill.producer.store.batches import (
@@ -35,7 +37,7 @@ from .job_groups import FULL_PAUSE_S, OnRejected
 
 
 async def create_batch(
-    store: AsyncStore,
+    shards: AsyncShards,
     settings: ProducerSettings,
     lines: AsyncIterable[BatchLine],
     request: BatchRequest,
@@ -47,7 +49,14 @@ async def create_batch(
         # The key is one of the tenant's keys, so the tenant must be known before the batch.
         first, lines = await with_first(lines)
         request = request.model_copy(update={"tenant": tenant_of(first)})
-    batch = raise_if_error(await store.run_confirmed(batch_calls.create(request, settings)))
+    batch_id = await shards.new_batch_id(
+        keys.new_batch_id(request.idempotency_key, request.tenant),
+        settings.served_name,
+        request.tenant or keys.DEFAULT_TENANT,
+    )
+    store = await shards.of_batch(batch_id)
+    call = batch_calls.create(request, settings, batch_id)
+    batch = raise_if_error(await store.run_confirmed(call))
     return await fill_batch(
         store,
         settings,

@@ -10,7 +10,7 @@ from typing import Unpack
 from batchmill.producer.job.batch import BatchStatus, parse_batch
 from batchmill.producer.job.job_fields import BatchFields
 from batchmill.producer.settings import ProducerSettings
-from batchmill.producer.store.async_store import AsyncStore
+from batchmill.producer.store.async_shards import AsyncShards
 from batchmill.producer.store.batches import BatchEntry
 from batchmill.producer.store.reply_errors import broker_errors
 
@@ -21,11 +21,11 @@ from .job_groups import OnRejected
 
 
 class AsyncBatches:
-    """Methods of `AsyncClient` on batches. The client owns the store."""
+    """Methods of `AsyncClient` on batches. The client owns the stores."""
 
     settings: ProducerSettings
     _url: str
-    _store: AsyncStore
+    _shards: AsyncShards
 
     async def create_batch(
         self,
@@ -59,7 +59,7 @@ class AsyncBatches:
         lines = as_async(jobs)
         with broker_errors(self._url):
             return await async_batch_verbs.create_batch(
-                self._store, self.settings, lines, request, on_rejected
+                self._shards, self.settings, lines, request, on_rejected
             )
 
     async def batch(self, batch_id: str) -> BatchStatus:
@@ -70,7 +70,8 @@ class AsyncBatches:
             BrokerUnavailable: the broker does not respond.
         """
         with broker_errors(self._url):
-            return await async_batch_verbs.status_of(self._store, batch_id)
+            store = await self._shards.of_batch(batch_id)
+            return await async_batch_verbs.status_of(store, batch_id)
 
     async def batches(self, limit: int = 100) -> builtins.list[BatchStatus]:
         """Return the newest batches, newest first.
@@ -79,7 +80,12 @@ class AsyncBatches:
             BrokerUnavailable: the broker does not respond.
         """
         with broker_errors(self._url):
-            return await async_batch_verbs.newest_batches(self._store, limit)
+            stores = await self._shards.every()
+            found = [await async_batch_verbs.newest_batches(store, limit) for store in stores]
+        if len(found) == 1:
+            return found[0]
+        both = [status for some in found for status in some]
+        return sorted(both, key=lambda status: status.created_at, reverse=True)[:limit]
 
     async def cancel_batch(self, batch_id: str) -> BatchStatus:
         """Cancel the jobs of a batch that have not ended; running ones stop at a checkpoint.
@@ -93,7 +99,8 @@ class AsyncBatches:
             BrokerUnavailable: the broker does not respond.
         """
         with broker_errors(self._url):
-            return await async_batch_verbs.cancel_batch(self._store, batch_id)
+            store = await self._shards.of_batch(batch_id)
+            return await async_batch_verbs.cancel_batch(store, batch_id)
 
     async def batch_results(
         self, batch_id: str, *, timeout_s: float | None = None
@@ -114,8 +121,9 @@ class AsyncBatches:
             UnknownBatch: the batch does not exist.
             BrokerUnavailable: the broker has not responded for half a minute.
         """
-        results = async_batch_verbs.batch_results(self._store, batch_id, timeout_s)
         with broker_errors(self._url):
+            store = await self._shards.of_batch(batch_id)
+            results = async_batch_verbs.batch_results(store, batch_id, timeout_s)
             async with contextlib.aclosing(results) as entries:
                 async for entry in entries:
                     yield entry

@@ -17,7 +17,7 @@ from batchmill.producer.protocol.calls import jobs as job_calls
 from batchmill.producer.protocol.replies import CancelAnswer
 from batchmill.producer.results import JobResult, JobStatus
 from batchmill.producer.settings import ProducerSettings
-from batchmill.producer.store.async_store import AsyncStore
+from batchmill.producer.store.async_shards import AsyncShards
 from batchmill.producer.store.call_limits import time_limit
 from batchmill.producer.store.ended_jobs import MAX_ENDS_AT_ONCE, EndedJob, chunks, ended_jobs
 from batchmill.producer.store.job_output import StreamPiece, StreamPosition
@@ -25,8 +25,7 @@ from batchmill.producer.store.replication import replica_wait
 from batchmill.producer.store.reply_errors import accepted_id, broker_errors
 from batchmill.producer.store.submission import prepare
 from batchmill.producer.tracing.sending import check_traces, send_span
-from batchmill.producer.watch.async_explanation import explained
-from batchmill.producer.watch.async_many_jobs import AsyncEndWatch
+from batchmill.producer.watch.async_fleet_watch import AsyncFleetWatch
 from batchmill.producer.watch.async_one_job import wait_until_ended
 from batchmill.producer.watch.async_stream import follow_output
 from batchmill.producer.watch.wait_limits import OnWait, TimeBudget
@@ -114,8 +113,9 @@ class AsyncClient(AsyncJobVerbs, AsyncBatches, AsyncOperatorVerbs):
         """Find the broker; nothing is sent before the first call.
 
         Args:
-            url: `redis://`, `rediss://`, `unix://` or `sentinel://`. None takes
-                `BATCHMILL_BROKER_URL` or, without it, the embedded broker of this user.
+            url: `redis://`, `rediss://`, `unix://` or `sentinel://`, or a list of shards
+                (`a=redis://… b=redis://…`). None takes `BATCHMILL_BROKER_URL` or
+                `BATCHMILL_BROKER_URLS` or, without them, the embedded broker of this user.
             timeout_s: seconds that a call to the broker may take in all, with connecting and
                 repeats, before it raises `BrokerUnavailable`. None takes
                 `settings.broker_timeout_s`. How long to wait for a job is said in each wait.
@@ -132,9 +132,9 @@ class AsyncClient(AsyncJobVerbs, AsyncBatches, AsyncOperatorVerbs):
         """
         self.settings = ProducerSettings() if settings is None else settings
         check_traces(self.settings)
-        self._url = find_broker(url or self.settings.broker_url)
+        self._url = find_broker(url or self.settings.broker)
         timeout_s = self.settings.broker_timeout_s if timeout_s is None else timeout_s
-        self._store = AsyncStore.from_url(
+        self._shards = AsyncShards.from_url(
             self._url,
             timeout_s=timeout_s,
             replica_wait=replica_wait(
@@ -158,7 +158,7 @@ class AsyncClient(AsyncJobVerbs, AsyncBatches, AsyncOperatorVerbs):
 
     async def close(self) -> None:
         """Close the connections. Jobs continue."""
-        await self._store.aclose()
+        await self._shards.aclose()
 
     async def submit(self, job: JobLike | None = None, /, **fields: Unpack[JobFields]) -> AsyncJob:
         """Store and announce a job, in one atomic step, and return its handle.
@@ -178,9 +178,11 @@ class AsyncClient(AsyncJobVerbs, AsyncBatches, AsyncOperatorVerbs):
         """
         await check_structures(job, fields)
         prepared = prepare(as_job(job, fields), self.settings)
+        with broker_errors(self._url):
+            store, prepared = await self._shards.place(prepared)
         with send_span(prepared, self.settings) as traced:
             with broker_errors(self._url):
-                reply = await self._store.run_confirmed(job_calls.submit(traced))
+                reply = await store.run_confirmed(job_calls.submit(traced))
             return AsyncJob(self, accepted_id(traced, reply))
 
     async def submit_many(
@@ -282,8 +284,9 @@ class AsyncClient(AsyncJobVerbs, AsyncBatches, AsyncOperatorVerbs):
             BrokerUnavailable: the broker has not responded for half a minute.
         """
         with broker_errors(self._url):
-            await wait_until_ended(self._store, job_id, timeout_s, on_wait)
-            ended = await self._store.read(ended_jobs([job_id]))
+            store = await self._shards.of_job(job_id)
+            await wait_until_ended(store, job_id, timeout_s, on_wait)
+            ended = await store.read(ended_jobs([job_id]))
         return ended[0].result()
 
     async def as_completed(
@@ -303,18 +306,19 @@ class AsyncClient(AsyncJobVerbs, AsyncBatches, AsyncOperatorVerbs):
             BrokerUnavailable: the broker has not responded for half a minute.
         """
         budget = TimeBudget(timeout_s)
-        async with contextlib.aclosing(AsyncEndWatch(self._store)) as watch:
-            watch.add(ids_of(jobs))
-            with broker_errors(self._url):
+        watch = AsyncFleetWatch(self._shards)
+        with broker_errors(self._url):
+            async with contextlib.aclosing(watch):
+                await watch.add(ids_of(jobs))
                 while len(watch):
                     try:
                         wait_s = budget.next_wait_s(len(watch), watch.connection_error)
                     except ResultTimeout as error:
-                        raise await explained(self._store, error, watch.pending_ids) from None
+                        raise await watch.explained(error) from None
                     with time_limit(budget.call_limit_s()):
                         ids = await watch.next_ended(wait_s)
                     for some in chunks(ids, MAX_ENDS_AT_ONCE):
-                        for ended in await self._store.read(ended_jobs(some)):
+                        for ended in await self._shards.read_each(some, ended_jobs):
                             yield ended
 
     async def stream(
@@ -344,8 +348,9 @@ class AsyncClient(AsyncJobVerbs, AsyncBatches, AsyncOperatorVerbs):
             UnknownJob: the job does not exist.
             BrokerUnavailable: the broker has not responded for half a minute.
         """
-        output = follow_output(self._store, job_id, position, timeout_s, on_wait)
         with broker_errors(self._url):
+            store = await self._shards.of_job(job_id)
+            output = follow_output(store, job_id, position, timeout_s, on_wait)
             async with contextlib.aclosing(output) as pieces:
                 async for piece in pieces:
                     yield piece
@@ -355,7 +360,7 @@ class AsyncClient(AsyncJobVerbs, AsyncBatches, AsyncOperatorVerbs):
         while pause_s is not None:
             await asyncio.sleep(pause_s)
             with broker_errors(self._url):
-                replies = await self._store.run_all_confirmed(group.calls())
+                replies = await self._shards.submit(group.open_jobs())
             pause_s = group.note(replies)
         for job_id in group.take_ids():
             yield AsyncJob(self, job_id)

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from batchmill.producer.protocol.calls import pauses as pause_calls
-from batchmill.producer.protocol.pauses import Pause
-from batchmill.producer.store.async_store import AsyncStore
+from batchmill.producer.protocol.pauses import Pause, joined_pauses
+from batchmill.producer.store.async_shards import AsyncShards
 from batchmill.producer.store.pause_target import check_tenant, pause_target
 from batchmill.producer.store.replay import (
     FULL_WAIT_S,
@@ -17,16 +17,17 @@ from batchmill.producer.store.replay import (
     Replay,
     ReplayCounts,
     ReplayQuery,
+    joined_counts,
     since_ms,
 )
 from batchmill.producer.store.reply_errors import broker_errors
 
 
 class AsyncOperatorVerbs:
-    """Verbs of `AsyncClient` on queues, tenants and webhooks. The client owns the store."""
+    """Verbs of `AsyncClient` on queues, tenants and webhooks. The client owns the stores."""
 
     _url: str
-    _store: AsyncStore
+    _shards: AsyncShards
 
     async def pause(
         self,
@@ -61,7 +62,8 @@ class AsyncOperatorVerbs:
         kind, name = pause_target(queue, tenant, endpoint)
         call = pause_calls.pause(kind, name, by=by, reason=reason, refuses=refuses)
         with broker_errors(self._url):
-            return await self._store.run(call)
+            changed = [await store.run(call) for store in await self._shards.every()]
+        return any(changed)
 
     async def resume(
         self,
@@ -80,7 +82,9 @@ class AsyncOperatorVerbs:
         """
         kind, name = pause_target(queue, tenant, endpoint)
         with broker_errors(self._url):
-            return await self._store.run(pause_calls.resume(kind, name))
+            stores = await self._shards.every()
+            changed = [await store.run(pause_calls.resume(kind, name)) for store in stores]
+        return any(changed)
 
     async def pauses(self) -> builtins.list[Pause]:
         """Return everything that is paused, the oldest pause first.
@@ -89,7 +93,9 @@ class AsyncOperatorVerbs:
             BrokerUnavailable: the broker does not respond.
         """
         with broker_errors(self._url):
-            return await self._store.read(pause_calls.all_pauses())
+            stores = await self._shards.every()
+            found = [await store.read(pause_calls.all_pauses()) for store in stores]
+        return found[0] if len(found) == 1 else joined_pauses(found)
 
     async def replay_webhooks(
         self,
@@ -127,24 +133,28 @@ class AsyncOperatorVerbs:
         """
         check_tenant(tenant)
         with broker_errors(self._url):
-            seconds, microseconds = await self._store.client.time()
-        now_ms = int(seconds) * 1000 + int(microseconds) // 1000
-        query = ReplayQuery(
-            since_ms(since, now_ms),
-            url=endpoint,
-            tenant=tenant,
-            job_id=job_id,
-            receiver_id=receiver_id,
-            failed_only=failed_only,
-        )
-        replay = Replay(query, now_ms, max_waiting=MAX_WAITING_EVENTS)
-        while not replay.is_done:
-            with broker_errors(self._url):
-                page = await self._store.run(replay.call())
-            if page is None:
-                await asyncio.sleep(FULL_WAIT_S)
-                continue
-            replay.take(page)
-            if on_progress is not None:
-                on_progress(replay.counts)
-        return replay.counts
+            stores = await self._shards.every()
+            times = [await store.client.time() for store in stores]
+        replays = []
+        for seconds, microseconds in times:
+            now_ms = int(seconds) * 1000 + int(microseconds) // 1000
+            query = ReplayQuery(
+                since_ms(since, now_ms),
+                url=endpoint,
+                tenant=tenant,
+                job_id=job_id,
+                receiver_id=receiver_id,
+                failed_only=failed_only,
+            )
+            replays.append(Replay(query, now_ms, max_waiting=MAX_WAITING_EVENTS))
+        for store, replay in zip(stores, replays, strict=True):
+            while not replay.is_done:
+                with broker_errors(self._url):
+                    page = await store.run(replay.call())
+                if page is None:
+                    await asyncio.sleep(FULL_WAIT_S)
+                    continue
+                replay.take(page)
+                if on_progress is not None:
+                    on_progress(joined_counts(replays))
+        return joined_counts(replays)

@@ -18,6 +18,7 @@ from batchmill.producer.protocol.calls.call import Call
 from batchmill.producer.protocol.calls.new_job import BatchPlace, NewJob
 from batchmill.producer.protocol.replies import SubmitReply
 from batchmill.producer.settings import ProducerSettings
+from batchmill.producer.shard_list import tagged_like
 from batchmill.producer.store.batch_calls import OpenBatch
 from batchmill.producer.store.reply_errors import accepted_id
 from batchmill.producer.store.submission import fingerprint, prepare
@@ -145,6 +146,7 @@ class BatchIntake:
         moments = (prepared.deadline_at_ms, self._batch.deadline_at_ms)
         line = replace(
             prepared,
+            job_id=tagged_like(prepared.job_id, self._batch.batch_id),
             traceparent=prepared.traceparent or self._batch.traceparent,
             deadline_at_ms=min((moment for moment in moments if moment is not None), default=None),
             fingerprint=fingerprint(job) if self._is_resumable else "",

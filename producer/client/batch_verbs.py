@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterable, Sequence
 from batchmill.producer.errors import ResultTimeout
 from batchmill.producer.job.batch import BatchError, BatchRequest, BatchState, BatchStatus
 from batchmill.producer.plural import pluralize
+from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls import jobs as job_calls
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store import batch_calls
@@ -24,6 +25,7 @@ from batchmill.producer.store.batches import (
 from batchmill.producer.store.call_limits import time_limit
 from batchmill.producer.store.ended_jobs import MAX_ENDS_AT_ONCE
 from batchmill.producer.store.reply_errors import unknown_batch_error
+from batchmill.producer.store.shards import Shards
 from batchmill.producer.store.store import Store
 from batchmill.producer.watch.explanation import explained
 from batchmill.producer.watch.many_jobs import EndWatch
@@ -35,7 +37,7 @@ from .job_groups import FULL_PAUSE_S, OnRejected
 
 
 def create_batch(
-    store: Store,
+    shards: Shards,
     settings: ProducerSettings,
     lines: Iterable[BatchLine],
     request: BatchRequest,
@@ -47,7 +49,14 @@ def create_batch(
         # The key is one of the tenant's keys, so the tenant must be known before the batch.
         first, lines = with_first(lines)
         request = request.model_copy(update={"tenant": tenant_of(first)})
-    batch = raise_if_error(store.run_confirmed(batch_calls.create(request, settings)))
+    batch_id = shards.new_batch_id(
+        keys.new_batch_id(request.idempotency_key, request.tenant),
+        settings.served_name,
+        request.tenant or keys.DEFAULT_TENANT,
+    )
+    store = shards.of_batch(batch_id)
+    call = batch_calls.create(request, settings, batch_id)
+    batch = raise_if_error(store.run_confirmed(call))
     return fill_batch(
         store,
         settings,

@@ -13,7 +13,7 @@ from batchmill.producer.job.job_fields import BatchFields
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store.batches import BatchEntry
 from batchmill.producer.store.reply_errors import broker_errors
-from batchmill.producer.store.store import Store
+from batchmill.producer.store.shards import Shards
 
 from . import batch_verbs
 from .batch_intake import BatchLine
@@ -21,11 +21,11 @@ from .job_groups import OnRejected
 
 
 class Batches:
-    """Methods of `Client` on batches. The client owns the store."""
+    """Methods of `Client` on batches. The client owns the stores."""
 
     settings: ProducerSettings
     _url: str
-    _store: Store
+    _shards: Shards
 
     def create_batch(
         self,
@@ -58,7 +58,9 @@ class Batches:
         request = parse_batch(fields)
         lines = jobs
         with broker_errors(self._url):
-            return batch_verbs.create_batch(self._store, self.settings, lines, request, on_rejected)
+            return batch_verbs.create_batch(
+                self._shards, self.settings, lines, request, on_rejected
+            )
 
     def batch(self, batch_id: str) -> BatchStatus:
         """Return the status of a batch.
@@ -68,7 +70,8 @@ class Batches:
             BrokerUnavailable: the broker does not respond.
         """
         with broker_errors(self._url):
-            return batch_verbs.status_of(self._store, batch_id)
+            store = self._shards.of_batch(batch_id)
+            return batch_verbs.status_of(store, batch_id)
 
     def batches(self, limit: int = 100) -> builtins.list[BatchStatus]:
         """Return the newest batches, newest first.
@@ -77,7 +80,12 @@ class Batches:
             BrokerUnavailable: the broker does not respond.
         """
         with broker_errors(self._url):
-            return batch_verbs.newest_batches(self._store, limit)
+            stores = self._shards.every()
+            found = [batch_verbs.newest_batches(store, limit) for store in stores]
+        if len(found) == 1:
+            return found[0]
+        both = [status for some in found for status in some]
+        return sorted(both, key=lambda status: status.created_at, reverse=True)[:limit]
 
     def cancel_batch(self, batch_id: str) -> BatchStatus:
         """Cancel the jobs of a batch that have not ended; running ones stop at a checkpoint.
@@ -91,7 +99,8 @@ class Batches:
             BrokerUnavailable: the broker does not respond.
         """
         with broker_errors(self._url):
-            return batch_verbs.cancel_batch(self._store, batch_id)
+            store = self._shards.of_batch(batch_id)
+            return batch_verbs.cancel_batch(store, batch_id)
 
     def batch_results(
         self, batch_id: str, *, timeout_s: float | None = None
@@ -112,6 +121,8 @@ class Batches:
             UnknownBatch: the batch does not exist.
             BrokerUnavailable: the broker has not responded for half a minute.
         """
-        results = batch_verbs.batch_results(self._store, batch_id, timeout_s)
-        with broker_errors(self._url), contextlib.closing(results) as entries:
-            yield from entries
+        with broker_errors(self._url):
+            store = self._shards.of_batch(batch_id)
+            results = batch_verbs.batch_results(store, batch_id, timeout_s)
+            with contextlib.closing(results) as entries:
+                yield from entries

@@ -23,11 +23,10 @@ from batchmill.producer.store.ended_jobs import MAX_ENDS_AT_ONCE, EndedJob, chun
 from batchmill.producer.store.job_output import StreamPiece, StreamPosition
 from batchmill.producer.store.replication import replica_wait
 from batchmill.producer.store.reply_errors import accepted_id, broker_errors
-from batchmill.producer.store.store import Store
+from batchmill.producer.store.shards import Shards
 from batchmill.producer.store.submission import prepare
 from batchmill.producer.tracing.sending import check_traces, send_span
-from batchmill.producer.watch.explanation import explained
-from batchmill.producer.watch.many_jobs import EndWatch
+from batchmill.producer.watch.fleet_watch import FleetWatch
 from batchmill.producer.watch.one_job import wait_until_ended
 from batchmill.producer.watch.stream import follow_output
 from batchmill.producer.watch.wait_limits import OnWait, TimeBudget
@@ -111,8 +110,9 @@ class Client(JobVerbs, Batches, OperatorVerbs):
         """Find the broker; nothing is sent before the first call.
 
         Args:
-            url: `redis://`, `rediss://`, `unix://` or `sentinel://`. None takes
-                `BATCHMILL_BROKER_URL` or, without it, the embedded broker of this user.
+            url: `redis://`, `rediss://`, `unix://` or `sentinel://`, or a list of shards
+                (`a=redis://… b=redis://…`). None takes `BATCHMILL_BROKER_URL` or
+                `BATCHMILL_BROKER_URLS` or, without them, the embedded broker of this user.
             timeout_s: seconds that a call to the broker may take in all, with connecting and
                 repeats, before it raises `BrokerUnavailable`. None takes
                 `settings.broker_timeout_s`. How long to wait for a job is said in each wait.
@@ -129,9 +129,9 @@ class Client(JobVerbs, Batches, OperatorVerbs):
         """
         self.settings = ProducerSettings() if settings is None else settings
         check_traces(self.settings)
-        self._url = find_broker(url or self.settings.broker_url)
+        self._url = find_broker(url or self.settings.broker)
         timeout_s = self.settings.broker_timeout_s if timeout_s is None else timeout_s
-        self._store = Store.from_url(
+        self._shards = Shards.from_url(
             self._url,
             timeout_s=timeout_s,
             replica_wait=replica_wait(
@@ -155,7 +155,7 @@ class Client(JobVerbs, Batches, OperatorVerbs):
 
     def close(self) -> None:
         """Close the connections. Jobs continue."""
-        self._store.close()
+        self._shards.close()
 
     def submit(self, job: JobLike | None = None, /, **fields: Unpack[JobFields]) -> Job:
         """Store and announce a job, in one atomic step, and return its handle.
@@ -174,9 +174,11 @@ class Client(JobVerbs, Batches, OperatorVerbs):
                 failover may lose it.
         """
         prepared = prepare(as_job(job, fields), self.settings)
+        with broker_errors(self._url):
+            store, prepared = self._shards.place(prepared)
         with send_span(prepared, self.settings) as traced:
             with broker_errors(self._url):
-                reply = self._store.run_confirmed(job_calls.submit(traced))
+                reply = store.run_confirmed(job_calls.submit(traced))
             return Job(self, accepted_id(traced, reply))
 
     def submit_many(
@@ -276,8 +278,9 @@ class Client(JobVerbs, Batches, OperatorVerbs):
             BrokerUnavailable: the broker has not responded for half a minute.
         """
         with broker_errors(self._url):
-            wait_until_ended(self._store, job_id, timeout_s, on_wait)
-            ended = self._store.read(ended_jobs([job_id]))
+            store = self._shards.of_job(job_id)
+            wait_until_ended(store, job_id, timeout_s, on_wait)
+            ended = store.read(ended_jobs([job_id]))
         return ended[0].result()
 
     def as_completed(
@@ -297,18 +300,18 @@ class Client(JobVerbs, Batches, OperatorVerbs):
             BrokerUnavailable: the broker has not responded for half a minute.
         """
         budget = TimeBudget(timeout_s)
-        with contextlib.closing(EndWatch(self._store)) as watch:
+        watch = FleetWatch(self._shards)
+        with broker_errors(self._url), contextlib.closing(watch):
             watch.add(ids_of(jobs))
-            with broker_errors(self._url):
-                while len(watch):
-                    try:
-                        wait_s = budget.next_wait_s(len(watch), watch.connection_error)
-                    except ResultTimeout as error:
-                        raise explained(self._store, error, watch.pending_ids) from None
-                    with time_limit(budget.call_limit_s()):
-                        ids = watch.next_ended(wait_s)
-                    for some in chunks(ids, MAX_ENDS_AT_ONCE):
-                        yield from self._store.read(ended_jobs(some))
+            while len(watch):
+                try:
+                    wait_s = budget.next_wait_s(len(watch), watch.connection_error)
+                except ResultTimeout as error:
+                    raise watch.explained(error) from None
+                with time_limit(budget.call_limit_s()):
+                    ids = watch.next_ended(wait_s)
+                for some in chunks(ids, MAX_ENDS_AT_ONCE):
+                    yield from self._shards.read_each(some, ended_jobs)
 
     def stream(
         self,
@@ -337,16 +340,18 @@ class Client(JobVerbs, Batches, OperatorVerbs):
             UnknownJob: the job does not exist.
             BrokerUnavailable: the broker has not responded for half a minute.
         """
-        output = follow_output(self._store, job_id, position, timeout_s, on_wait)
-        with broker_errors(self._url), contextlib.closing(output) as pieces:
-            yield from pieces
+        with broker_errors(self._url):
+            store = self._shards.of_job(job_id)
+            output = follow_output(store, job_id, position, timeout_s, on_wait)
+            with contextlib.closing(output) as pieces:
+                yield from pieces
 
     def _send(self, group: JobGroup) -> Iterator[Job]:
         pause_s: float | None = 0.0
         while pause_s is not None:
             time.sleep(pause_s)
             with broker_errors(self._url):
-                replies = self._store.run_all_confirmed(group.calls())
+                replies = self._shards.submit(group.open_jobs())
             pause_s = group.note(replies)
         for job_id in group.take_ids():
             yield Job(self, job_id)

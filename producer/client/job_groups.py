@@ -10,8 +10,6 @@ from batchmill.producer.errors import JobRejected
 from batchmill.producer.job.document import GenerationJob
 from batchmill.producer.job.job_fields import JobFields
 from batchmill.producer.job.validation import parse_job
-from batchmill.producer.protocol.calls import jobs as job_calls
-from batchmill.producer.protocol.calls.call import Call
 from batchmill.producer.protocol.calls.new_job import NewJob
 from batchmill.producer.protocol.replies import SubmitReply, SubmitStatus
 from batchmill.producer.settings import ProducerSettings
@@ -102,12 +100,12 @@ class JobGroup:
             or self._rejection is not None
         )
 
-    def calls(self) -> list[Call[SubmitReply]]:
-        """Return the script calls that submit the jobs without a reply."""
-        return [job_calls.submit(self._jobs[place][1]) for place in self._without_reply()]
+    def open_jobs(self) -> list[NewJob]:
+        """Return the jobs without a reply, which are to be submitted."""
+        return [self._jobs[place][1] for place in self._without_reply()]
 
     def note(self, replies: Sequence[SubmitReply]) -> float | None:
-        """Note the replies to `calls`.
+        """Note the replies to the submission of `open_jobs`.
 
         Returns:
             Seconds until the jobs that found a full queue are to be sent again; None if there are

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Unpack
 
-from batchmill.producer.progress import JobProgress, ProgressSummary
+from batchmill.producer.progress import JobProgress, ProgressSummary, joined_summary
 from batchmill.producer.protocol.calls import jobs as job_calls
 from batchmill.producer.protocol.replies import (
     CancelAnswer,
@@ -25,6 +25,7 @@ from batchmill.producer.store.job_index import (
     JobPage,
     JobQuery,
     check_limit,
+    merged_page,
 )
 from batchmill.producer.store.job_status import job_status
 from batchmill.producer.store.reply_errors import (
@@ -33,6 +34,7 @@ from batchmill.producer.store.reply_errors import (
     check_retried,
     unknown_job_error,
 )
+from batchmill.producer.store.shards import Shards
 from batchmill.producer.store.store import Store
 from batchmill.producer.store.submission import queue_limits
 from batchmill.producer.watch.progress import progress_of, progress_of_many
@@ -42,11 +44,11 @@ from .job_ids import HasId, ids_of
 
 
 class JobVerbs:
-    """Verbs of `Client` on stored jobs. The client owns the store."""
+    """Verbs of `Client` on stored jobs. The client owns the stores."""
 
     settings: ProducerSettings
     _url: str
-    _store: Store
+    _shards: Shards
 
     def status(self, job_id: str) -> JobStatus:
         """Return the status of a job.
@@ -56,7 +58,7 @@ class JobVerbs:
             BrokerUnavailable: the broker does not respond.
         """
         with broker_errors(self._url):
-            status = self._store.read(job_status(job_id))
+            status = (self._shards.of_job(job_id)).read(job_status(job_id))
         if status is None:
             raise unknown_job_error(job_id)
         return status
@@ -84,15 +86,10 @@ class JobVerbs:
             BrokerUnavailable: the broker does not respond.
         """
         query = JobQuery.checked(**filters, cursor=cursor)
-        jobs: tuple[JobStatus, ...] = ()
         check_limit(limit)
         with broker_errors(self._url):
-            while True:
-                page = self._store.run(job_index.list_jobs(query, limit - len(jobs)))
-                jobs += page.jobs
-                if len(jobs) == limit or not page.has_more:
-                    return JobPage(jobs, page.next_cursor)
-                query = query.after(page.next_cursor)
+            pages = [_page(store, query, limit) for store in self._shards.every()]
+        return pages[0] if len(pages) == 1 else merged_page(pages, limit)
 
     def iter_jobs(self, **filters: Unpack[JobFilter]) -> Iterator[JobStatus]:
         """Yield all jobs that `list` would return, page by page, in constant memory.
@@ -119,7 +116,7 @@ class JobVerbs:
             BrokerUnavailable: the broker does not respond.
         """
         with broker_errors(self._url):
-            return progress_of(self._store, job_id)
+            return progress_of(self._shards.of_job(job_id), job_id)
 
     def progress_many(self, jobs: Iterable[HasId | str]) -> ProgressSummary:
         """Return the progress of many jobs together, in few round trips.
@@ -128,7 +125,9 @@ class JobVerbs:
             BrokerUnavailable: the broker does not respond.
         """
         with broker_errors(self._url):
-            return progress_of_many(self._store, ids_of(jobs))
+            stores = self._shards.of_jobs(ids_of(jobs))
+            parts = [progress_of_many(store, some) for store, some in stores]
+        return parts[0] if len(parts) == 1 else joined_summary(parts)
 
     def cancel(self, job_id: str) -> CancelAnswer:
         """Cancel a job: at once if it waits, at its next checkpoint if it runs.
@@ -141,7 +140,7 @@ class JobVerbs:
             BrokerUnavailable: the broker does not respond.
         """
         with broker_errors(self._url):
-            reply = self._store.run(job_calls.cancel(job_id))
+            reply = (self._shards.of_job(job_id)).run(job_calls.cancel(job_id))
         if reply.status is CancelStatus.UNKNOWN:
             raise unknown_job_error(job_id)
         return reply
@@ -158,8 +157,8 @@ class JobVerbs:
         replies: dict[str, CancelAnswer] = {}
         with broker_errors(self._url):
             for some in chunks(ids_of(jobs), MAX_GROUP_JOBS):
-                calls = [job_calls.cancel(job_id) for job_id in some]
-                replies |= zip(some, self._store.run_all(calls), strict=True)
+                answers = self._shards.run_each(some, job_calls.cancel)
+                replies |= zip(some, answers, strict=True)
         return replies
 
     def cancel_where(self, **filters: Unpack[JobFilter]) -> CancelCounts:
@@ -179,12 +178,13 @@ class JobVerbs:
         query = JobQuery.to_cancel(**filters)
         total = CancelCounts()
         with broker_errors(self._url):
-            while True:
-                cursor, counts = self._store.run(job_index.cancel_where(query))
-                total = total.plus(counts)
-                if cursor is None:
-                    return total
-                query = query.after(cursor)
+            for store in self._shards.every():
+                rest: JobQuery | None = query
+                while rest is not None:
+                    cursor, counts = store.run(job_index.cancel_where(rest))
+                    total = total.plus(counts)
+                    rest = None if cursor is None else rest.after(cursor)
+        return total
 
     def retry(self, job_id: str) -> int:
         """Run a job that failed, was cancelled or expired again, under its own id.
@@ -203,7 +203,8 @@ class JobVerbs:
             BrokerUnavailable: the broker does not respond; the job may be retried or not.
         """
         with broker_errors(self._url):
-            reply = self._store.run_confirmed(job_calls.retry(job_id, queue_limits(self.settings)))
+            store = self._shards.of_job(job_id)
+            reply = store.run_confirmed(job_calls.retry(job_id, queue_limits(self.settings)))
         return check_retried(job_id, reply)
 
     def forget(self, job_id: str) -> None:
@@ -219,7 +220,7 @@ class JobVerbs:
             BrokerUnavailable: the broker does not respond; forgetting again does no harm.
         """
         with broker_errors(self._url):
-            reply = self._store.run(job_calls.forget(job_id))
+            reply = (self._shards.of_job(job_id)).run(job_calls.forget(job_id))
         check_forgotten(job_id, reply)
 
     def forget_where(self, *, tag: str | None = None, tenant: str | None = None) -> ForgetCounts:
@@ -232,9 +233,22 @@ class JobVerbs:
         query = JobQuery.narrow(tag, tenant, "forgotten")
         total = ForgetCounts()
         with broker_errors(self._url):
-            while True:
-                cursor, counts = self._store.run(job_index.forget_where(query))
-                total = total.plus(counts)
-                if cursor is None:
-                    return total
-                query = query.after(cursor)
+            for store in self._shards.every():
+                rest: JobQuery | None = query
+                while rest is not None:
+                    cursor, counts = store.run(job_index.forget_where(rest))
+                    total = total.plus(counts)
+                    rest = None if cursor is None else rest.after(cursor)
+        return total
+
+
+def _page(store: Store, query: JobQuery, limit: int) -> JobPage:
+    """Return a full page of one broker; a single call may find fewer jobs."""
+    jobs: tuple[JobStatus, ...] = ()
+    cursors: tuple[str, ...] = ()
+    while True:
+        page = store.run(job_index.list_jobs(query, limit - len(jobs)))
+        jobs, cursors = jobs + page.jobs, cursors + page.cursors
+        if len(jobs) == limit or not page.has_more:
+            return JobPage(jobs, page.next_cursor, cursors)
+        query = query.after(page.next_cursor)

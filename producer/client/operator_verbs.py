@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from batchmill.producer.protocol.calls import pauses as pause_calls
-from batchmill.producer.protocol.pauses import Pause
+from batchmill.producer.protocol.pauses import Pause, joined_pauses
 from batchmill.producer.store.pause_target import check_tenant, pause_target
 from batchmill.producer.store.replay import (
     FULL_WAIT_S,
@@ -17,17 +17,18 @@ from batchmill.producer.store.replay import (
     Replay,
     ReplayCounts,
     ReplayQuery,
+    joined_counts,
     since_ms,
 )
 from batchmill.producer.store.reply_errors import broker_errors
-from batchmill.producer.store.store import Store
+from batchmill.producer.store.shards import Shards
 
 
 class OperatorVerbs:
-    """Verbs of `Client` on queues, tenants and webhooks. The client owns the store."""
+    """Verbs of `Client` on queues, tenants and webhooks. The client owns the stores."""
 
     _url: str
-    _store: Store
+    _shards: Shards
 
     def pause(
         self,
@@ -62,7 +63,8 @@ class OperatorVerbs:
         kind, name = pause_target(queue, tenant, endpoint)
         call = pause_calls.pause(kind, name, by=by, reason=reason, refuses=refuses)
         with broker_errors(self._url):
-            return self._store.run(call)
+            changed = [store.run(call) for store in self._shards.every()]
+        return any(changed)
 
     def resume(
         self,
@@ -81,7 +83,9 @@ class OperatorVerbs:
         """
         kind, name = pause_target(queue, tenant, endpoint)
         with broker_errors(self._url):
-            return self._store.run(pause_calls.resume(kind, name))
+            stores = self._shards.every()
+            changed = [store.run(pause_calls.resume(kind, name)) for store in stores]
+        return any(changed)
 
     def pauses(self) -> builtins.list[Pause]:
         """Return everything that is paused, the oldest pause first.
@@ -90,7 +94,9 @@ class OperatorVerbs:
             BrokerUnavailable: the broker does not respond.
         """
         with broker_errors(self._url):
-            return self._store.read(pause_calls.all_pauses())
+            stores = self._shards.every()
+            found = [store.read(pause_calls.all_pauses()) for store in stores]
+        return found[0] if len(found) == 1 else joined_pauses(found)
 
     def replay_webhooks(
         self,
@@ -128,24 +134,28 @@ class OperatorVerbs:
         """
         check_tenant(tenant)
         with broker_errors(self._url):
-            seconds, microseconds = self._store.client.time()
-        now_ms = int(seconds) * 1000 + int(microseconds) // 1000
-        query = ReplayQuery(
-            since_ms(since, now_ms),
-            url=endpoint,
-            tenant=tenant,
-            job_id=job_id,
-            receiver_id=receiver_id,
-            failed_only=failed_only,
-        )
-        replay = Replay(query, now_ms, max_waiting=MAX_WAITING_EVENTS)
-        while not replay.is_done:
-            with broker_errors(self._url):
-                page = self._store.run(replay.call())
-            if page is None:
-                time.sleep(FULL_WAIT_S)
-                continue
-            replay.take(page)
-            if on_progress is not None:
-                on_progress(replay.counts)
-        return replay.counts
+            stores = self._shards.every()
+            times = [store.client.time() for store in stores]
+        replays = []
+        for seconds, microseconds in times:
+            now_ms = int(seconds) * 1000 + int(microseconds) // 1000
+            query = ReplayQuery(
+                since_ms(since, now_ms),
+                url=endpoint,
+                tenant=tenant,
+                job_id=job_id,
+                receiver_id=receiver_id,
+                failed_only=failed_only,
+            )
+            replays.append(Replay(query, now_ms, max_waiting=MAX_WAITING_EVENTS))
+        for store, replay in zip(stores, replays, strict=True):
+            while not replay.is_done:
+                with broker_errors(self._url):
+                    page = store.run(replay.call())
+                if page is None:
+                    time.sleep(FULL_WAIT_S)
+                    continue
+                replay.take(page)
+                if on_progress is not None:
+                    on_progress(joined_counts(replays))
+        return joined_counts(replays)

@@ -93,6 +93,8 @@ REPAIR = PREFIX + "repair"
 CLOCK = PREFIX + "clock"
 #: The last reading of the memory that Redis uses.
 MEMORY = PREFIX + "memory"
+#: A shard's name, and the lists of shards that it belongs to.
+SHARD = PREFIX + "shard"
 #: Queues by the time of the last heartbeat of a worker that serves them.
 SERVED = PREFIX + "served"
 #: Entries of the indexes of leftovers, by the time at which they are removed.

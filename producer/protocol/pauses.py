@@ -56,6 +56,15 @@ def pause_among(pauses: Iterable[Pause], queue: str, tenant: str) -> Pause | Non
     return next((pause for pause in pauses if (pause.kind, pause.name) in places), None)
 
 
+def joined_pauses(found: Iterable[Iterable[Pause]]) -> list[Pause]:
+    """Return the pauses of several brokers, each once, oldest first."""
+    pauses: dict[tuple[PauseKind, str], Pause] = {}
+    for pause in (pause for some in found for pause in some):
+        place = (pause.kind, pause.name)
+        pauses[place] = min(pause, pauses.get(place, pause), key=lambda each: each.since_ms)
+    return sorted(pauses.values(), key=lambda pause: (pause.since_ms, pause.kind, pause.name))
+
+
 def read_pauses(fields: Mapping[bytes, bytes]) -> list[Pause]:
     """Return all pauses, oldest first, without fields that batchmill did not write."""
     found = (read_pause(field, value) for field, value in fields.items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, Self, TypedDict, Unpack
@@ -186,6 +187,8 @@ class JobPage:
     jobs: tuple[JobStatus, ...]
     #: Cursor of the next page; None if this is the last.
     next_cursor: str | None = None
+    #: The cursor after each job of the page.
+    cursors: tuple[str, ...] = ()
 
     @property
     def has_more(self) -> bool:
@@ -226,8 +229,33 @@ def forget_where(query: JobQuery) -> Call[tuple[str | None, ForgetCounts]]:
 
 
 def _page(found: IndexPage) -> JobPage:
-    statuses = (readable_status(row.job_id, row.values, row.num_token_bytes) for row in found.rows)
-    return JobPage(tuple(status for status in statuses if status), found.next_cursor)
+    jobs, cursors = [], []
+    for row in found.rows:
+        status = readable_status(row.job_id, row.values, row.num_token_bytes)
+        if status is not None:
+            jobs.append(status)
+            cursors.append(f"{row.at_ms}.{row.job_id}")
+    return JobPage(tuple(jobs), found.next_cursor, tuple(cursors))
+
+
+def merged_page(pages: Sequence[JobPage], limit: int) -> JobPage:
+    """Return the newest jobs of full pages of several brokers, which began at the same cursor."""
+    found = [
+        (_place(cursor), cursor, job)
+        for page in pages
+        for cursor, job in zip(page.cursors, page.jobs, strict=True)
+    ]
+    newest = sorted(found, key=lambda entry: entry[0], reverse=True)[:limit]
+    has_more = len(found) > limit or any(page.has_more for page in pages)
+    cursors = tuple(cursor for _, cursor, _ in newest)
+    return JobPage(
+        tuple(job for _, _, job in newest), cursors[-1] if has_more and cursors else None, cursors
+    )
+
+
+def _place(cursor: str) -> tuple[int, str]:
+    at_ms, _, job_id = cursor.partition(".")
+    return int(at_ms), job_id
 
 
 def _model(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -84,6 +85,11 @@ class Replay:
         """Whether there are no more events."""
         return self._after_ms is None
 
+    @property
+    def next_from(self) -> datetime | None:
+        """The time from which the events are still to be queued; None at the end."""
+        return None if self._after_ms is None else moment(self._after_ms + 1)
+
     def call(self) -> Call[ReplayedPage | None]:
         """Return the call that queues the next page; its reply is None if too many events wait."""
         assert self._after_ms is not None
@@ -110,6 +116,21 @@ class Replay:
             (*counts.gone, *page.gone),
             None if page.after_ms is None else moment(page.after_ms + 1),
         )
+
+
+def joined_counts(replays: Sequence[Replay]) -> ReplayCounts:
+    """Return how far the replays of several brokers are together."""
+    parts = [replay.counts for replay in replays]
+    if len(parts) == 1:
+        return parts[0]
+    starts = [replay.next_from for replay in replays]
+    return ReplayCounts(
+        sum(part.num_replayed for part in parts),
+        sum(part.num_disabled for part in parts),
+        sum(part.num_waiting for part in parts),
+        tuple(event_id for part in parts for event_id in part.gone),
+        min((start for start in starts if start is not None), default=None),
+    )
 
 
 def since_ms(since: datetime | timedelta, now_ms: int) -> int:

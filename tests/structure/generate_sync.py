@@ -19,10 +19,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 ORIGINALS = (
     "producer/store/async_store.py",
+    "producer/store/async_shards.py",
     "producer/watch/async_progress.py",
     "producer/watch/async_explanation.py",
     "producer/watch/async_one_job.py",
     "producer/watch/async_many_jobs.py",
+    "producer/watch/async_fleet_watch.py",
     "producer/watch/async_stream.py",
     "producer/client/async_job_verbs.py",
     "producer/client/async_first_item.py",

@@ -24,7 +24,7 @@ ORDER = {
     "producer": (
         *("install_hint", "plural", "moments", "protocol", "result_sections", "results"),
         *("progress", "error_codes", "errors", "tracing", "secrets_from_files"),
-        *("sentinel_url", "broker_url", "webhook"),
+        *("sentinel_url", "shard_list", "broker_url", "webhook"),
         "settings",
         *("job", "files", "store", "watch", "client", "bulk", "schemas", "__init__"),
     ),
@@ -45,7 +45,8 @@ IMPORTABLE = {
     ("worker", "producer"): {
         *("__init__", "broker_url", "bulk", "client", "error_codes", "errors", "files"),
         *("install_hint", "job", "plural", "progress", "protocol", "results"),
-        *("secrets_from_files", "sentinel_url", "settings", "store", "tracing", "webhook"),
+        *("secrets_from_files", "sentinel_url", "settings", "shard_list", "store"),
+        *("tracing", "webhook"),
     },
 }
 

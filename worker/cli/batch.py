@@ -15,7 +15,7 @@ from batchmill.worker.terminal import format_time_ms, print_json, print_table
 
 from .batch_progress import BatchProgressReader
 from .batch_usage import batch_cost, describe_usage
-from .broker_connection import open_store, resolve_broker
+from .broker_connection import open_store_of, resolve_broker
 from .command_settings import with_setting_flags
 from .errors import ExitCode, usage_error
 from .input_options import InputArgument, PromptOptions, ReadingOptions, input_file
@@ -139,7 +139,7 @@ def show_batch(
     as_json: JsonOption = False,
 ) -> None:
     """Show the state of a batch, how many of its jobs have ended, their tokens, and the ETA."""
-    with _open_client(broker_url) as client, open_store(broker_url) as store:
+    with _open_client(broker_url) as client, open_store_of(broker_url, batch_id) as store:
         reader = BatchProgressReader(client, store, batch_id)
         if watch:
             follow_progress(reader.read, interval_s, as_json=as_json)

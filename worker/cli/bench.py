@@ -14,7 +14,7 @@ import typer
 
 from batchmill.worker.terminal import print_json, print_table
 
-from .broker_connection import resolve_broker
+from .broker_connection import resolve_one_broker
 from .chaos import EPILOG as CHAOS_EPILOG
 from .chaos import run_chaos_bench
 from .command_settings import with_setting_flags
@@ -159,7 +159,7 @@ def _workload_names(workload: list[str] | None) -> list[str]:
 def _broker(broker_url: str | None, *, own_stack: bool) -> Iterator[str]:
     """Yield the URL of the broker to measure; a stack that is started here ends with it."""
     if not own_stack:
-        yield resolve_broker(broker_url)
+        yield resolve_one_broker(broker_url)
         return
     if broker_url is not None:
         raise usage_error("--own-stack starts its own broker: leave out --broker-url")

@@ -1,19 +1,26 @@
-"""The broker of a command: which one it is, and a job store connected to it."""
+"""The broker of a command, or its shards: which they are, and job stores connected to them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from .errors import CommandError, ExitCode
 
 if TYPE_CHECKING:
+    from batchmill.producer.shard_list import Shard
     from batchmill.producer.store.job_store import JobStore
+
+#: Names the shard that a command for one broker works with.
+_SHARD_VARIABLE = "BATCHMILL_SHARD"
 
 
 def resolve_broker(broker_url: str | None) -> str:
     """Return the given URL, else that of the environment, else the embedded broker's.
+
+    It may be a list of shards.
 
     Raises:
         BrokerUnavailable: no broker is named and none runs here.
@@ -24,9 +31,22 @@ def resolve_broker(broker_url: str | None) -> str:
     try:
         return find_broker(broker_url)
     except ValueError as error:
-        raise CommandError(
-            str(error), code="invalid_broker_url", exit_code=ExitCode.CONFIG
-        ) from None
+        raise _invalid_url(error) from None
+
+
+def resolve_one_broker(broker_url: str | None) -> str:
+    """Return the same for a command that works with one broker; of a list, `BATCHMILL_SHARD`.
+
+    Raises:
+        BrokerUnavailable: no broker is named and none runs here.
+        CommandError: the URL is invalid, or there are several and none is chosen.
+    """
+    from batchmill.producer.broker_url import url_of_shard
+
+    try:
+        return url_of_shard(resolve_broker(broker_url), os.environ.get(_SHARD_VARIABLE))
+    except ValueError as error:
+        raise _invalid_url(error) from None
 
 
 @contextmanager
@@ -35,13 +55,79 @@ def open_store(broker_url: str | None) -> Iterator[JobStore]:
 
     Raises:
         BrokerUnavailable: no broker is named and none runs here, or it does not reply.
-        CommandError: the URL or `BATCHMILL_BROKER_TIMEOUT_S` is invalid.
+        CommandError: the URL or `BATCHMILL_BROKER_TIMEOUT_S` is invalid, or there are several
+            brokers and none is chosen.
     """
+    with _connected(resolve_one_broker(broker_url)) as store:
+        yield store
+
+
+@contextmanager
+def open_stores(broker_url: str | None) -> Iterator[list[JobStore]]:
+    """Connect to all shards, or to the one broker.
+
+    Raises:
+        BrokerUnavailable: as `open_store`.
+        ShardMismatch: a shard belongs to another list.
+        CommandError: as `open_store`.
+    """
+    with open_shards(broker_url) as shards:
+        yield [store for _, store in shards]
+
+
+@contextmanager
+def open_shards(
+    broker_url: str | None, *, is_checked: bool = True
+) -> Iterator[Sequence[tuple[Shard, JobStore]]]:
+    """Connect to all shards, with their names; a single broker is a shard without a name.
+
+    Args:
+        broker_url: the given one.
+        is_checked: whether shards that belong to another list are refused.
+
+    Raises:
+        BrokerUnavailable, ShardMismatch, CommandError: as `open_stores`.
+    """
+    from batchmill.producer.shard_list import read_shard_list
+    from batchmill.producer.store.shards import check_shard
+
+    shards = read_shard_list(resolve_broker(broker_url))
+    with ExitStack() as stack:
+        stores = [stack.enter_context(_connected(shard.url)) for shard in shards.shards]
+        pairs = list(zip(shards.shards, stores, strict=True))
+        if is_checked and shards.only is None:
+            for shard, store in pairs:
+                check_shard(store, shard, shards)
+        yield pairs
+
+
+@contextmanager
+def open_store_of(broker_url: str | None, some_id: str) -> Iterator[JobStore]:
+    """Connect to the broker that has a job or a batch.
+
+    Raises:
+        BrokerUnavailable, ShardMismatch, CommandError: as `open_stores`.
+    """
+    from batchmill.producer.shard_list import ShardList
+    from batchmill.producer.store.shards import Shards
+
+    with open_shards(broker_url) as pairs:
+        stores = [store for _, store in pairs]
+        if len(stores) == 1:
+            yield stores[0]
+            return
+        shards = Shards(ShardList(tuple(shard for shard, _ in pairs)), stores)
+        is_batch = some_id.startswith("batch_")
+        found = shards.of_batch(some_id) if is_batch else shards.of_job(some_id)
+        yield next(store for store in stores if store is found)
+
+
+@contextmanager
+def _connected(url: str) -> Iterator[JobStore]:
     from batchmill.producer.store.connection import connect
     from batchmill.producer.store.job_store import JobStore
     from batchmill.producer.store.reply_errors import broker_errors
 
-    url = resolve_broker(broker_url)
     try:
         client = connect(url)
     except ValueError as error:
@@ -52,3 +138,7 @@ def open_store(broker_url: str | None) -> Iterator[JobStore]:
             yield store
     finally:
         store.close()
+
+
+def _invalid_url(error: ValueError) -> CommandError:
+    return CommandError(str(error), code="invalid_broker_url", exit_code=ExitCode.CONFIG)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from .broker_connection import resolve_broker
+from .broker_connection import resolve_one_broker
 from .options import BrokerUrlOption
 
 _EPILOG = (
@@ -27,4 +27,4 @@ def flower(context: typer.Context, broker_url: BrokerUrlOption = None) -> None:
     """
     from batchmill.worker.monitor.server import run_flower
 
-    run_flower(resolve_broker(broker_url), context.args)
+    run_flower(resolve_one_broker(broker_url), context.args)

@@ -33,6 +33,7 @@ from .panels import arrange_in_panels
 from .pauses import add_pause_commands
 from .progress import add_progress_command
 from .result import add_result_commands
+from .shards import add_shard_commands
 from .status import add_status_command
 from .submit import add_submit_command
 from .tenants import add_tenant_commands
@@ -73,6 +74,7 @@ _COMMANDS = (
     add_tenant_commands,
     add_key_commands,
     add_usage_command,
+    add_shard_commands,
     add_pause_commands,
     add_webhook_commands,
     add_dead_letter_commands,

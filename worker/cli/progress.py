@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from .batch_progress import BatchProgressReader
-from .broker_connection import open_store, resolve_broker
+from .broker_connection import open_store_of, resolve_broker
 from .errors import usage_error
 from .options import (
     BrokerUrlOption,
@@ -59,7 +59,7 @@ def progress(
         client = stack.enter_context(Client(resolve_broker(broker_url)))
         read_progress: Callable[[], Progress]
         if batch_id := _batch_id(job_ids or ()):
-            store = stack.enter_context(open_store(broker_url))
+            store = stack.enter_context(open_store_of(broker_url, batch_id))
             read_progress = BatchProgressReader(client, store, batch_id).read
         else:
             read_progress = _progress_reader(client, _selected_ids(client, job_ids, tag, tenant))

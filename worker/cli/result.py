@@ -10,7 +10,7 @@ import typer
 
 from batchmill.worker.terminal import print_json
 
-from .broker_connection import open_store, resolve_broker
+from .broker_connection import open_store_of, resolve_broker
 from .options import BrokerUrlOption, JsonOption, TimeoutOption
 from .pauses import tell_if_paused
 from .waiting import wait_notes
@@ -38,7 +38,7 @@ def result(
     """Wait for a job to end and print its text."""
     from batchmill.producer import Client
 
-    with open_store(broker_url) as store:
+    with open_store_of(broker_url, job_id) as store:
         tell_if_paused(store, job_id)
     with (
         Client(resolve_broker(broker_url)) as client,

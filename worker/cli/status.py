@@ -10,7 +10,7 @@ import typer
 from batchmill.worker.terminal import format_time_ms, print_json, print_table
 
 from .attempt_table import print_history
-from .broker_connection import open_store, resolve_broker
+from .broker_connection import open_store_of, open_stores, resolve_broker
 from .errors import usage_error
 from .options import BrokerUrlOption, IntervalOption, JsonOption
 from .pauses import pause_of_job
@@ -55,7 +55,7 @@ def _show_job(job_id: str, broker_url: str | None, *, as_json: bool) -> None:
 
     with Client(resolve_broker(broker_url)) as client:
         job = client.job(job_id).status()
-    with open_store(broker_url) as store:
+    with open_store_of(broker_url, job_id) as store:
         pause = pause_of_job(store, job_id)
     if as_json:
         paused = None if pause is None else asdict(pause)
@@ -87,8 +87,8 @@ def _show_job(job_id: str, broker_url: str | None, *, as_json: bool) -> None:
 
 
 def _show_store(broker_url: str | None, *, as_json: bool) -> None:
-    with open_store(broker_url) as store:
-        status = StoreStatus.read(store)
+    with open_stores(broker_url) as stores:
+        status = StoreStatus.read(stores)
     if as_json:
         print_json(status.as_json())
         return
@@ -99,5 +99,5 @@ def _show_store(broker_url: str | None, *, as_json: bool) -> None:
 
 
 def _watch_store(broker_url: str | None, interval_s: float, *, as_json: bool) -> None:
-    with open_store(broker_url) as store, StatusWatch(as_json=as_json) as watch:
-        watch.run(store, interval_s)
+    with open_stores(broker_url) as stores, StatusWatch(as_json=as_json) as watch:
+        watch.run(stores, interval_s)

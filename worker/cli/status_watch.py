@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from batchmill.worker.terminal import make_table, print_json
@@ -37,7 +38,7 @@ class StatusWatch:
         if self._live is not None:
             self._live.stop()
 
-    def run(self, store: JobStore, interval_s: float) -> None:
+    def run(self, stores: Sequence[JobStore], interval_s: float) -> None:
         """Show the status at an interval, until the process is interrupted.
 
         Once it has been shown, an outage of Redis is reported, and the watch goes on.
@@ -47,11 +48,11 @@ class StatusWatch:
         """
         from redis.exceptions import RedisError
 
-        self.show(StoreStatus.read(store))
+        self.show(StoreStatus.read(stores))
         while True:
             time.sleep(interval_s)
             try:
-                status = StoreStatus.read(store)
+                status = StoreStatus.read(stores)
             except (RedisError, OSError) as error:
                 sys.stderr.write(f"the broker does not reply, trying again: {error}\n")
                 sys.stderr.flush()

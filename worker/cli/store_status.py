@@ -1,4 +1,4 @@
-"""`StoreStatus`: the queues, workers and counts of a broker, as values, tables and lines."""
+"""`StoreStatus`: the queues, workers and counts of all brokers, as values, tables and lines."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TableParts = tuple[str, Sequence[str], Sequence[Sequence[object]]]
 
 @dataclass(frozen=True, slots=True)
 class StoreStatus:
-    """What `batchmill status` shows of a broker at one moment."""
+    """What `batchmill status` shows of all brokers at one moment."""
 
     at_ms: int
     counts: StoreCounts
@@ -38,12 +38,17 @@ class StoreStatus:
     models: Sequence[ModelFigures]
 
     @classmethod
-    def read(cls, store: JobStore) -> StoreStatus:
-        """Read the status.
+    def read(cls, stores: Sequence[JobStore]) -> StoreStatus:
+        """Read the status of all shards, or of the one broker.
 
         Raises:
             redis.exceptions.RedisError: Redis did not reply.
         """
+        parts = list(map(cls._read_one, stores))
+        return parts[0] if len(parts) == 1 else _joined(parts)
+
+    @classmethod
+    def _read_one(cls, store: JobStore) -> StoreStatus:
         from batchmill.producer.store.oldest_job import oldest_waiting
         from batchmill.producer.store.pauses import Pauses
         from batchmill.producer.store.queue_figures import queue_figures
@@ -135,6 +140,22 @@ class StoreStatus:
             ("dead letters", counts.dead_letters),
             *((f"total {name}", number) for name, number in sorted(counts.totals.items())),
         ]
+
+
+def _joined(parts: Sequence[StoreStatus]) -> StoreStatus:
+    from batchmill.producer.protocol.pauses import joined_pauses
+    from batchmill.worker.metrics.joined_fleet import joined_counts, joined_depths, joined_models
+
+    oldest = [part.oldest for part in parts if part.oldest is not None]
+    return StoreStatus(
+        at_ms=max(part.at_ms for part in parts),
+        counts=joined_counts([part.counts for part in parts]),
+        queues=joined_depths(part.queues for part in parts),
+        workers=[worker for part in parts for worker in part.workers],
+        pauses=joined_pauses(part.pauses for part in parts),
+        oldest=max(oldest, key=lambda job: job.age_s, default=None),
+        models=joined_models(part.models for part in parts),
+    )
 
 
 def kv_use(worker: WorkerInfo) -> float | None:

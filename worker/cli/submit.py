@@ -9,7 +9,7 @@ import typer
 
 from batchmill.worker.terminal import print_json
 
-from .broker_connection import open_store, resolve_broker
+from .broker_connection import open_store_of, resolve_broker
 from .command_settings import with_setting_flags
 from .errors import usage_error
 from .moments import MOMENT_FORMS, parse_moment
@@ -250,7 +250,7 @@ def _submit(
 
 
 def _tell_if_paused(broker_url: str | None, job_id: str) -> None:
-    with open_store(broker_url) as store:
+    with open_store_of(broker_url, job_id) as store:
         tell_if_paused(store, job_id)
 
 

@@ -9,7 +9,7 @@ import typer
 
 from batchmill.worker.terminal import print_json, print_table
 
-from .broker_connection import open_store, resolve_broker
+from .broker_connection import open_stores, resolve_broker
 from .options import BrokerUrlOption, JsonOption
 
 _EPILOG = "Examples:\n\n  batchmill top\n\n  batchmill top --once\n\n  batchmill top --once --json"
@@ -42,8 +42,8 @@ def top(
     from .top_view import TopReader
 
     url = resolve_broker(broker_url)
-    with open_store(url) as store, Client(url) as client:
-        reader = TopReader(store, client)
+    with open_stores(url) as stores, Client(url) as client:
+        reader = TopReader(stores, client)
         if as_json:
             print_json(reader.read().as_json())
         elif once or not sys.stdout.isatty():

@@ -83,14 +83,14 @@ class TopReader:
     Every call may raise `redis.exceptions.RedisError` or `BrokerUnavailable`.
     """
 
-    def __init__(self, store: JobStore, client: Client) -> None:
-        """Bind to a broker."""
+    def __init__(self, stores: Sequence[JobStore], client: Client) -> None:
+        """Bind to all shards, or to the one broker."""
         from batchmill.worker.metrics.fleet import FleetReader
         from batchmill.worker.metrics.settings import QueueMetricsSettings
 
-        self._store = store
+        self._stores = stores
         self._client = client
-        self._fleet = FleetReader(store, target_s=QueueMetricsSettings().backlog_target_s)
+        self._fleet = FleetReader(stores, target_s=QueueMetricsSettings().backlog_target_s)
         self._batches: dict[str, BatchProgressReader] = {}
 
     def read(self) -> TopView:
@@ -99,11 +99,15 @@ class TopReader:
         from batchmill.producer.store.batches import batches, newest_batch_ids
 
         fleet = self._fleet.read()
-        found = self._store.read(batches(self._store.read(newest_batch_ids(_NEWEST))))
-        ids = [each.id for each in found if each is not None and not each.status.is_terminal]
+        places: dict[str, JobStore] = {}
+        for store in self._stores:
+            found = store.read(batches(store.read(newest_batch_ids(_NEWEST))))
+            unfinished = [b.id for b in found if b is not None and not b.status.is_terminal]
+            places |= dict.fromkeys(unfinished, store)
+        ids = list(places)
         self._batches = {
             batch_id: self._batches.get(batch_id)
-            or BatchProgressReader(self._client, self._store, batch_id)
+            or BatchProgressReader(self._client, places[batch_id], batch_id)
             for batch_id in ids[:_SHOWN]
         }
         shown = []

@@ -6,7 +6,7 @@ import os
 
 import typer
 
-from .broker_connection import resolve_broker
+from .broker_connection import resolve_broker, resolve_one_broker
 from .command_settings import with_setting_flags
 from .options import JsonOption
 
@@ -31,5 +31,8 @@ def worker(as_json: JsonOption = False) -> None:
     settings = WorkerSettings()
     # The embedded broker is found here, once, so that the worker keeps the same address when the
     # broker is restarted.
-    settings = settings.model_copy(update={"broker_url": resolve_broker(settings.broker_url)})
-    raise typer.Exit(run_worker(settings))
+    url = resolve_broker(None)
+    resolve_one_broker(url)  # refuses several shards of which none is chosen
+    raise typer.Exit(
+        run_worker(settings.model_copy(update={"broker_url": url, "broker_urls": None}))
+    )

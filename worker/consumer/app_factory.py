@@ -8,7 +8,7 @@ from typing import Any
 from celery import Celery, signals
 from kombu.entity import Queue
 
-from batchmill.producer.broker_url import celery_url, find_broker
+from batchmill.producer.broker_url import celery_url
 from batchmill.producer.store.primary import sentinel_service, server_url
 from batchmill.worker.logs import configure_logging
 from batchmill.worker.settings import WorkerSettings
@@ -19,6 +19,7 @@ from .broker_connection import LOOK_INTERVAL_S, BrokerConnection
 from .event_batches import EventBatchStep
 from .gate_step import GateStep
 from .generate_task import GenerateTask
+from .own_shard import broker_of_worker
 from .pool import SETTINGS_KEY
 from .transport import SENTINEL_OPTION, TRANSPORT_NAME, register_transport
 
@@ -31,8 +32,9 @@ def create_app(settings: WorkerSettings) -> Celery:
 
     Raises:
         BrokerUnavailable: no broker is set and no embedded one runs.
+        ValueError: there are several shards, and the settings name none or one that does not exist.
     """
-    broker = find_broker(settings.broker_url)
+    broker = broker_of_worker(settings)
     service = sentinel_service(broker)
     # A Celery connection of ours asks the Sentinels itself, so the URL needs only the service.
     url = celery_url(server_url(broker))

@@ -12,6 +12,7 @@ from celery.exceptions import SecurityWarning
 from batchmill.worker.settings import WorkerSettings
 
 from .app_factory import create_app
+from .own_shard import check_own_shard
 
 
 class QuietWorker(Worker):
@@ -29,7 +30,9 @@ def run_worker(settings: WorkerSettings) -> int:
 
     Raises:
         BrokerUnavailable: no broker is set and no embedded one runs.
+        ShardMismatch: its broker is not the shard that the list means.
     """
+    check_own_shard(settings)
     app = create_app(settings)
     # Celery warns root because pickles may run code; this worker reads JSON only.
     warnings.simplefilter("ignore", SecurityWarning)

@@ -287,7 +287,7 @@ class _Run:
         self._read_results()
         for job in self._jobs:
             names = ("state", "fence", "claim_nonce", "completed_fence")
-            client: Any = self._client._store.client
+            client: Any = self._client._shards.first.client
             values = client.hmget(keys.job(job.job_ids[-1]), *names)
             state, fence, nonce, completed = ((value or b"").decode() for value in values)
             job.state, job.fence, job.completed_fence = state, f"{fence}.{nonce}", completed

@@ -8,7 +8,7 @@ from types import FrameType
 
 import structlog
 
-from batchmill.producer.store.job_store import JobStore
+from batchmill.producer.store.job_stores import open_job_stores
 
 from .probes import redis_probe
 from .queue_exporter import QueueExporter
@@ -24,15 +24,17 @@ def run_exporter(broker_url: str, settings: ExporterSettings) -> None:
     """Serve the figures until SIGTERM or SIGINT.
 
     Args:
-        broker_url: any URL that `JobStore.from_url` takes.
+        broker_url: of the broker, or a list of shards.
         settings: address, tenants and target.
 
     Raises:
         MetricsFailed: the address is in use.
     """
-    store, probed = JobStore.from_url(broker_url), JobStore.from_url(broker_url)
+    stores, probed = open_job_stores(broker_url), open_job_stores(broker_url)
     exporter = QueueExporter(
-        store, target_s=settings.backlog_target_s, tenants=settings.metrics_tenants
+        [store for _, store in stores],
+        target_s=settings.backlog_target_s,
+        tenants=settings.metrics_tenants,
     )
     port = DEFAULT_PORT if settings.metrics_port is None else settings.metrics_port
     server = MetricsServer(
@@ -40,7 +42,7 @@ def run_exporter(broker_url: str, settings: ExporterSettings) -> None:
         port,
         service="exporter",
         sources=[exporter.read],
-        probe=redis_probe(probed.client),
+        probe=redis_probe(*(store.client for _, store in probed)),
     )
     ended = threading.Event()
 
@@ -52,5 +54,5 @@ def run_exporter(broker_url: str, settings: ExporterSettings) -> None:
     server.start()
     ended.wait()
     server.close()
-    store.close()
-    probed.close()
+    for _, store in (*stores, *probed):
+        store.close()

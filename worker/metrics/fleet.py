@@ -1,4 +1,4 @@
-"""What the whole broker holds at one moment: the source of queue metrics, `status` and `top`."""
+"""What all brokers hold at one moment: the source of queue metrics, `status` and `top`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from batchmill.producer.store.pauses import Pauses
 from batchmill.producer.store.queue_figures import QueueFigures, queue_figures
 
 from .autoscaling import ModelFigures, Speeds, model_figures
+from .joined_fleet import joined_counts, joined_models, joined_queues
 
 #: Dead letters whose kind is read in one round trip.
 _LETTERS_AT_ONCE: Final = 1000
@@ -27,7 +28,7 @@ _LETTERS_AT_ONCE: Final = 1000
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """Queues, models, workers and totals of a broker at one moment."""
+    """Queues, models, workers and totals of all brokers at one moment."""
 
     counts: StoreCounts
     #: Every queue that holds jobs or that a worker serves, by name.
@@ -46,21 +47,24 @@ class FleetReader:
     Every call may raise `redis.exceptions.RedisError`.
     """
 
-    def __init__(self, store: JobStore, *, target_s: float) -> None:
-        """Bind to a store.
+    def __init__(self, stores: Sequence[JobStore], *, target_s: float) -> None:
+        """Bind to the stores of all shards, or to the one store.
 
         Args:
-            store: the job store.
+            stores: the job stores.
             target_s: seconds in which the workers are to work off what waits.
         """
-        self._store = store
+        self._stores = stores
         self._target_s = target_s
-        self._speeds = Speeds()
-        self._kinds: dict[tuple[bytes, float], str] = {}
+        self._speeds = [Speeds() for _ in stores]
+        self._kinds: dict[tuple[int, bytes, float], str] = {}
 
     def read(self) -> Fleet:
         """Read everything but the kinds of dead letters."""
-        store = self._store
+        parts = list(map(self._read_one, self._stores, self._speeds))
+        return parts[0] if len(parts) == 1 else _joined(parts)
+
+    def _read_one(self, store: JobStore, speeds: Speeds) -> Fleet:
         workers = store.list_workers()
         served = frozenset(queue for worker in workers for queue in worker.queues)
         queues = queue_figures(store)
@@ -74,31 +78,54 @@ class FleetReader:
             served=served,
             paused=frozenset(each.name for each in pauses if each.kind is PauseKind.QUEUE),
             workers=workers,
-            models=model_figures(queues, workers, self._speeds, target_s=self._target_s),
+            models=model_figures(queues, workers, speeds, target_s=self._target_s),
         )
 
     def letter_kinds(self) -> Mapping[str, int]:
         """Return how many dead letters are kept, by kind. Only new ones are read."""
-        letters = self._store.read(_letters())
         known = self._kinds
-        new = [letter for letter in letters if letter not in known]
-        for start in range(0, len(new), _LETTERS_AT_ONCE):
-            page = new[start : start + _LETTERS_AT_ONCE]
-            known.update(zip(page, self._store.read(_kinds([id_ for id_, _ in page])), strict=True))
-        self._kinds = {letter: known[letter] for letter in letters}
+        kept: dict[tuple[int, bytes, float], str] = {}
+        for place, store in enumerate(self._stores):
+            letters = [(place, *letter) for letter in store.read(_letters())]
+            new = [letter for letter in letters if letter not in known]
+            for start in range(0, len(new), _LETTERS_AT_ONCE):
+                page = new[start : start + _LETTERS_AT_ONCE]
+                kinds = store.read(_kinds([id_ for _, id_, _ in page]))
+                known.update(zip(page, kinds, strict=True))
+            kept |= {letter: known[letter] for letter in letters}
+        self._kinds = kept
         return {kind.value: 0 for kind in DeadLetterKind} | Counter(self._kinds.values())
 
     def oldest_event_age_s(self) -> float:
         """Return the age of the oldest webhook event that waits; 0 without one."""
-        return self._store.read(_oldest_event())
+        return max(store.read(_oldest_event()) for store in self._stores)
 
     def memory(self) -> tuple[int, int] | None:
-        """Return what Redis uses, and its `maxmemory` (0: none), bytes; None without the right."""
+        """Return what Redis uses, and its `maxmemory` (0: none), bytes; None without the right.
+
+        Of several shards, the fullest counts: the largest share of its limit, else the most bytes.
+        """
         try:
-            info: Any = self._store.client.info("memory")
+            found = [_memory(store) for store in self._stores]
         except NoPermissionError:
             return None
-        return int(info.get("used_memory", 0)), int(info.get("maxmemory", 0))
+        return max(found, key=lambda each: (each[0] / each[1] if each[1] else 0.0, each[0]))
+
+
+def _joined(parts: Sequence[Fleet]) -> Fleet:
+    return Fleet(
+        counts=joined_counts([part.counts for part in parts]),
+        queues=joined_queues(part.queues for part in parts),
+        served=frozenset().union(*(part.served for part in parts)),
+        paused=frozenset().union(*(part.paused for part in parts)),
+        workers=[worker for part in parts for worker in part.workers],
+        models=joined_models(part.models for part in parts),
+    )
+
+
+def _memory(store: JobStore) -> tuple[int, int]:
+    info: Any = store.client.info("memory")
+    return int(info.get("used_memory", 0)), int(info.get("maxmemory", 0))
 
 
 def _letters() -> Read[list[tuple[bytes, float]]]:

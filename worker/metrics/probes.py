@@ -24,8 +24,8 @@ class Health:
 Probe: TypeAlias = Callable[[], Health]
 
 
-def redis_probe(client: Redis) -> Probe:
-    """Return the probe of a service that is ready if Redis replies.
+def redis_probe(*clients: Redis) -> Probe:
+    """Return the probe of a service that is ready if Redis, or every shard, replies.
 
     The process lives, because it replies to the probe. Probes may come from several threads at
     once; each takes a connection of the client's pool.
@@ -33,7 +33,8 @@ def redis_probe(client: Redis) -> Probe:
 
     def probe() -> Health:
         try:
-            client.ping()
+            for client in clients:
+                client.ping()
         except (RedisError, OSError) as error:
             return Health(None, f"Redis does not reply: {type(error).__name__}")
         return Health(None, None)

@@ -1,4 +1,4 @@
-"""The exporter of queue figures: one per broker, so that sums over all series are true."""
+"""The exporter of queue figures: one for all shards, so that sums over all series are true."""
 
 from __future__ import annotations
 
@@ -28,23 +28,25 @@ _CAUSES = (
 
 
 class QueueExporter:
-    """Reads the broker at each scrape. Holds no figures between two, but the speed of workers."""
+    """Reads all brokers at each scrape. Holds no figures between two, but the speed of workers."""
 
-    def __init__(self, store: JobStore, *, target_s: float, tenants: Sequence[str] = ()) -> None:
-        """Bind to a store.
+    def __init__(
+        self, stores: Sequence[JobStore], *, target_s: float, tenants: Sequence[str] = ()
+    ) -> None:
+        """Bind to the stores of all shards, or to the one store.
 
         Args:
-            store: the job store; no other thread may use it.
+            stores: the job stores; no other thread may use them.
             target_s: seconds in which the workers are to work off what waits.
             tenants: those that get series of their own.
         """
-        self._store = store
+        self._stores = stores
         self._tenants = tenants
-        self._reader = FleetReader(store, target_s=target_s)
+        self._reader = FleetReader(stores, target_s=target_s)
         self._is_reachable = True
 
     def read(self) -> list[Reading]:
-        """Return all readings; if Redis does not reply, only that it does not."""
+        """Return all readings; if a broker does not reply, only that it does not."""
         try:
             readings = list(self._read())
         except RedisError as error:
@@ -73,9 +75,14 @@ class QueueExporter:
             yield from self._tenant_readings()
 
     def _tenant_readings(self) -> Iterator[Reading]:
-        usage = {name: load_tenant(self._store, name).usage for name in self._tenants}
-        yield gauge(names.TENANT_JOBS, *(((name,), float(x.jobs)) for name, x in usage.items()))
-        yield gauge(names.TENANT_TOKENS, *(((name,), float(x.tokens)) for name, x in usage.items()))
+        usage = {
+            name: [load_tenant(store, name).usage for store in self._stores]
+            for name in self._tenants
+        }
+        jobs = {name: float(sum(part.jobs for part in parts)) for name, parts in usage.items()}
+        tokens = {name: float(sum(part.tokens for part in parts)) for name, parts in usage.items()}
+        yield gauge(names.TENANT_JOBS, *(((name,), value) for name, value in jobs.items()))
+        yield gauge(names.TENANT_TOKENS, *(((name,), value) for name, value in tokens.items()))
 
 
 def _queue_readings(fleet: Fleet) -> Iterator[Reading]:

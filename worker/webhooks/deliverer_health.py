@@ -13,12 +13,12 @@ from batchmill.worker.health.report import (
     HealthReport,
 )
 
-from .deliverer import Deliverer
+from .deliverer_group import DelivererGroup
 
 _log = structlog.get_logger(__name__)
 
 
-async def report_health(deliverer: Deliverer, name: str, file: HealthFile) -> None:
+async def report_health(deliverer: DelivererGroup, name: str, file: HealthFile) -> None:
     """Write the deliverer's health file every second until this task is cancelled.
 
     The event loop writes it, so a loop that stands still is seen by the age of the file.
@@ -43,7 +43,7 @@ async def report_health(deliverer: Deliverer, name: str, file: HealthFile) -> No
         file.remove()
 
 
-def _report(deliverer: Deliverer, name: str) -> HealthReport:
+def _report(deliverer: DelivererGroup, name: str) -> HealthReport:
     silent_s = deliverer.broker_silent_s
     away = f"Redis has not replied for {silent_s:.0f} s"
     return HealthReport(

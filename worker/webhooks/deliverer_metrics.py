@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from batchmill.producer.store.job_store import JobStore
+from batchmill.producer.store.job_stores import open_job_stores
 from batchmill.worker.metrics.deliverer_series import IN_FLIGHT, OUTBOX_SILENT, DelivererMeter
 from batchmill.worker.metrics.probes import Probe
 from batchmill.worker.metrics.queue_exporter import QueueExporter
 from batchmill.worker.metrics.series import Reading, Source, number
 
-from .deliverer import Deliverer
+from .deliverer_group import DelivererGroup
 from .settings import WebhookSettings
 
 
 def serve_metrics(
     broker_url: str,
     settings: WebhookSettings,
-    deliverer: Deliverer,
+    deliverer: DelivererGroup,
     meter: DelivererMeter,
     probe: Probe,
 ) -> Callable[[], None]:
@@ -35,11 +36,12 @@ def serve_metrics(
         yield from number(OUTBOX_SILENT, deliverer.broker_silent_s)
 
     sources: list[Source] = [meter.read, gauges]
-    store = None
+    stores: list[JobStore] = []
     if settings.metrics_queues:
-        store = JobStore.from_url(broker_url)  # the scrapes have a connection of their own
+        # The scrapes have connections of their own.
+        stores = [store for _, store in open_job_stores(broker_url)]
         exporter = QueueExporter(
-            store, target_s=settings.backlog_target_s, tenants=settings.metrics_tenants
+            stores, target_s=settings.backlog_target_s, tenants=settings.metrics_tenants
         )
         sources.append(exporter.read)
     server = MetricsServer(
@@ -53,7 +55,7 @@ def serve_metrics(
 
     def close() -> None:
         server.close()
-        if store is not None:
+        for store in stores:
             store.close()
 
     return close

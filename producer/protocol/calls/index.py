@@ -17,6 +17,8 @@ class IndexRow:
 
     job_id: str
     values: Sequence[bytes | None]
+    #: Time of submission, milliseconds: with the id, its place in the order.
+    at_ms: int
     num_token_bytes: int
 
 
@@ -37,7 +39,7 @@ def list_jobs(
     def parse(reply: list[Any]) -> IndexPage:
         cursor, rows = reply
         return IndexPage(
-            [IndexRow(row[0].decode(errors="replace"), row[1:-1], row[-1]) for row in rows],
+            [_row(row) for row in rows],
             _cursor(cursor),
         )
 
@@ -60,6 +62,11 @@ def forget_where(filters: Sequence[Argument], limit: int) -> Call[tuple[str | No
         (limit, *filters),
         lambda reply: (_cursor(reply[0]), ForgetCounts(*reply[1:])),
     )
+
+
+def _row(row: Sequence[Any]) -> IndexRow:
+    job_id, *values, at_ms, num_token_bytes = row
+    return IndexRow(job_id.decode(errors="replace"), values, int(at_ms), num_token_bytes)
 
 
 def _cursor(reply: list[bytes]) -> str | None:

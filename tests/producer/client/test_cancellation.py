@@ -85,7 +85,7 @@ async def submit_without_end(client: AsyncClient, job_id: str) -> None:
 
 
 async def wait_for_lines_of_a_batch(client: AsyncClient, job_id: str) -> None:
-    opened = await client._store.run(batch_calls.create(BatchRequest(), client.settings))
+    opened = await client._shards.first.run(batch_calls.create(BatchRequest(), client.settings))
     assert isinstance(opened, OpenBatch)
     async for _ in client.batch_results(opened.batch_id):
         pass

@@ -28,7 +28,7 @@ def servers() -> Iterator[tuple[RedisServer, RedisServer]]:
 def fail_over(address: Address, old: RedisServer, new: RedisServer) -> None:
     """Make the old primary a replica and move the address, as a planned failover does."""
     with Client(old.url) as admin:
-        admin._store.client.execute_command("REPLICAOF", "127.0.0.1", "1")
+        admin._shards.first.client.execute_command("REPLICAOF", "127.0.0.1", "1")
     address.target = new.socket
 
 

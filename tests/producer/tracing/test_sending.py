@@ -44,7 +44,7 @@ def current_span(memory: InMemorySpanExporter) -> Iterator[Any]:
 
 
 def stored_context(client: Client, job_id: str) -> str:
-    value: Any = client._store.client.hget(keys.job(job_id), "traceparent")
+    value: Any = client._shards.first.client.hget(keys.job(job_id), "traceparent")
     return "" if value is None else value.decode()
 
 

@@ -50,7 +50,7 @@ def client(redis_url: str) -> Iterator[Client]:
 def served(url: str, **options: Any) -> Iterator[int]:
     """Serve an exporter, and yield its port."""
     store = JobStore.from_url(url)
-    exporter = QueueExporter(store, target_s=60, **options)
+    exporter = QueueExporter([store], target_s=60, **options)
     server = MetricsServer(
         "127.0.0.1",
         0,

@@ -1,6 +1,6 @@
 -- Read one page of the jobs that match a query. Writes nothing.
 -- KEYS: none. ARGV: limit (jobs), examined (index entries to examine), number of fields, fields..., query.
--- Reply: {cursor ({} at the end), jobs}; a job is {id, fields..., bytes of tokens}.
+-- Reply: {cursor ({} at the end), jobs}; a job is {id, fields..., time of submission, bytes of tokens}.
 -- @include keys, query
 local limit, examined, num_fields = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local fields = { 'state', 'tags', 'tenant', 'queue' }
@@ -18,6 +18,7 @@ for _, entry in ipairs(entries) do
   if job.state and matches_query(query, entry, job) then
     local row = { entry.id }
     for i = 5, #fields do row[#row + 1] = f[i] or '' end
+    row[#row + 1] = string.format('%.0f', entry.at)
     local length = redis.pcall('STRLEN', tokens_key(entry.id))
     row[#row + 1] = type(length) == 'number' and length or 0
     jobs[#jobs + 1] = row

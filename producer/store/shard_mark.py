@@ -1,0 +1,128 @@
+"""What each shard notes about its name and the list it belongs to. No I/O.
+
+The first program that uses a shard notes both. Programs with another list would send new work, and
+look for idempotency keys, in other places, so they are refused. While a list changes, a shard
+accepts two: `batchmill shards accept` notes the new one before the old.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from batchmill.producer.errors import ShardMismatch
+from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.calls.call import Read, stored
+from batchmill.producer.shard_list import Shard, ShardList
+
+#: Lists that a shard accepts at once.
+MAX_ACCEPTED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class ShardMark:
+    """What a shard has noted."""
+
+    name: str
+    #: Names of the shards of the newest list.
+    names: str
+    #: Fingerprints of the lists that programs may have, the newest first.
+    accepted: tuple[str, ...]
+
+
+def read_mark() -> Read[ShardMark | None]:
+    """Read the mark of a shard; None for a broker that has none."""
+    return Read(
+        lambda pipeline: pipeline.hmget(keys.SHARD, "name", "names", "accepted"),
+        lambda replies: _mark(stored(replies[0], (None, None, None))),
+        keeps_errors=True,
+    )
+
+
+def note_mark(shard: Shard, shard_list: ShardList) -> Read[ShardMark | None]:
+    """Note name and list in a shard that has no mark yet, and read what it has then."""
+    mark = ShardMark(shard.name, shard_list.names, (shard_list.fingerprint,))
+
+    def queue(pipeline: Any) -> None:
+        for name, value in _fields(mark).items():
+            pipeline.hsetnx(keys.SHARD, name, value)
+        read_mark().queue(pipeline)
+
+    return Read(queue, lambda replies: _mark(replies[-1]), is_atomic=True)
+
+
+def accept_list(shard: Shard, shard_list: ShardList, mark: ShardMark | None) -> Read[None]:
+    """Note a list as the newest one of a shard, which goes on accepting the one before.
+
+    Args:
+        shard: of the list.
+        shard_list: the new list.
+        mark: what the shard has noted before.
+    """
+    before = () if mark is None else mark.accepted
+    others = [each for each in before if each != shard_list.fingerprint]
+    accepted = (shard_list.fingerprint, *others)[:MAX_ACCEPTED]
+    return _put(ShardMark(shard.name, shard_list.names, accepted))
+
+
+def accept_only(shard: Shard, shard_list: ShardList) -> Read[None]:
+    """Note a list as the only one that a shard accepts."""
+    return _put(ShardMark(shard.name, shard_list.names, (shard_list.fingerprint,)))
+
+
+def check_mark(mark: ShardMark | None, shard: Shard, shard_list: ShardList) -> None:
+    """Check that a shard is the one that a program's list means, and knows the list.
+
+    Raises:
+        ShardMismatch: it is another shard, or its list is another one.
+    """
+    if mark is None or mark.name != shard.name:
+        raise ShardMismatch(
+            f"the broker listed as shard {shard.name!r} has noted that it is shard "
+            f"{'' if mark is None else mark.name!r}: "
+            "correct the names in BATCHMILL_BROKER_URLS"
+        )
+    if shard_list.fingerprint not in mark.accepted:
+        raise ShardMismatch(
+            f"this program lists the shards ({shard_list.names}), and shard {shard.name!r} belongs "
+            f"to ({mark.names}): give every program the same BATCHMILL_BROKER_URLS; to change the "
+            "list, run `batchmill shards accept` with the new one first"
+        )
+
+
+def unknown_shard_error(name: str, some_id: str, shard_list: ShardList) -> ShardMismatch:
+    """Return the error of an id that leads to a shard outside the list."""
+    return ShardMismatch(
+        f"{some_id} is in shard {name!r}, which the list of shards ({shard_list.names}) does not "
+        "name: add it to BATCHMILL_BROKER_URLS, with the mark :draining if it takes no new jobs"
+    )
+
+
+def exist(names: Sequence[Sequence[str]]) -> Read[list[bool]]:
+    """Read for each group of keys whether one of them exists."""
+
+    def queue(pipeline: Any) -> None:
+        for group in names:
+            pipeline.exists(*group)
+
+    return Read(queue, lambda replies: [number > 0 for number in replies])
+
+
+def _put(mark: ShardMark) -> Read[None]:
+    fields = _fields(mark)
+    return Read(lambda pipeline: pipeline.hset(keys.SHARD, mapping=fields), lambda _: None)
+
+
+def _fields(mark: ShardMark) -> dict[str, str]:
+    return {"name": mark.name, "names": mark.names, "accepted": json.dumps(mark.accepted)}
+
+
+def _mark(values: Sequence[bytes | None]) -> ShardMark | None:
+    name, names, accepted = values
+    try:
+        lists = json.loads(accepted or b"")
+        return ShardMark((name or b"").decode(), (names or b"").decode(), tuple(map(str, lists)))
+    except (ValueError, TypeError):
+        return None
