@@ -94,7 +94,7 @@ def test_jobs_of_all_shards_are_done_delivered_and_counted_together(mills: Shard
 
 
 def test_a_shard_is_drained_by_its_workers_though_one_is_killed(mills: ShardedMill) -> None:
-    slow = {"step_s": 0.02}
+    slow = {"step_time_s": 0.02}
     first = mills.start_worker("a", stub=slow)
     with Client(mills.list) as client:
         ids = mills.submit(client, "a", 4, max_tokens=NUM_TOKENS)
@@ -127,13 +127,15 @@ def test_a_worker_names_its_shard_or_is_told_how(mills: ShardedMill) -> None:
     without = error_of(call("worker", "--json", **mills.environment()))
     assert without["code"] == "invalid_broker_url"
     assert "set BATCHMILL_SHARD to the name of one" in without["message"]
-    wrong = error_of(call("worker", "--shard", "z", "--json", **mills.environment()))
+    unknown = mills.environment() | {"BATCHMILL_SHARD": "z"}
+    wrong = error_of(call("worker", "--json", **unknown))
     assert "shard 'z' is not in the list of shards (a b)" in wrong["message"]
     no_list = {"BATCHMILL_BROKER_URL": mills.mills["a"].url, "BATCHMILL_SHARD": "a"}
     assert "set BATCHMILL_BROKER_URLS" in error_of(call("worker", "--json", **no_list))["message"]
     with Client(mills.listed("a", "b", "c")) as client:
         client.list()
-    other = call("worker", "--shard", "a", "--engine", "stub", "--json", **mills.environment())
+    on_a = mills.environment() | {"BATCHMILL_SHARD": "a", "BATCHMILL_ENGINE": "stub"}
+    other = call("worker", "--json", **on_a)
     assert json.loads(other.stderr.splitlines()[-1])["error"]["code"] == "shard_mismatch"
 
 
