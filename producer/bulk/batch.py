@@ -9,12 +9,14 @@ from typing import Self
 from batchmill.producer.errors import BatchClosed, BulkFileError
 from batchmill.producer.job.batch import BatchRequest, BatchState
 from batchmill.producer.job.line import BulkLine
+from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls.new_job import BatchPlace, NewJob
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store import batch_calls
 from batchmill.producer.store.batch_calls import OpenBatch, raise_if_error
 from batchmill.producer.store.batches import batches
-from batchmill.producer.store.job_store import JobStore
+from batchmill.producer.store.shards import Shards
+from batchmill.producer.store.store import Store
 
 
 class BulkBatch:
@@ -23,7 +25,7 @@ class BulkBatch:
     The batch is opened before the first result is written, so a run that has results has its batch.
     """
 
-    def __init__(self, store: JobStore, batch: OpenBatch, num_lines: int) -> None:
+    def __init__(self, store: Store, batch: OpenBatch, num_lines: int) -> None:
         self._store = store
         self._batch = batch
         self._num_lines = num_lines
@@ -37,7 +39,7 @@ class BulkBatch:
     @classmethod
     def open(
         cls,
-        store: JobStore,
+        shards: Shards,
         settings: ProducerSettings,
         request: BatchRequest | None,
         *,
@@ -48,7 +50,7 @@ class BulkBatch:
         """Open the run's batch, or find it again; return None if the run has none.
 
         Args:
-            store: the job store.
+            shards: the brokers; the batch is in one of them.
             settings: for the time to live and the webhooks that are allowed.
             request: the fields of the batch; None for a run without a batch.
             identity: of the run.
@@ -59,7 +61,9 @@ class BulkBatch:
             BulkFileError: the run began with a batch and continues without one, or the reverse.
             IdempotencyConflict: the run's batch has other content.
         """
-        batch_id = "batch_" + hashlib.sha256(f"bulk\0{identity}".encode()).hexdigest()[:32]
+        plain_id = "batch_" + hashlib.sha256(f"bulk\0{identity}".encode()).hexdigest()[:32]
+        batch_id = shards.new_batch_id(plain_id, settings.served_name, keys.DEFAULT_TENANT)
+        store = shards.of_batch(batch_id)
         known = store.read(batches([batch_id]))[0]
         if request is None:
             if known is not None and known.status is BatchState.VALIDATING:

@@ -17,15 +17,15 @@ from batchmill.producer.protocol import reads
 from batchmill.producer.protocol.calls import jobs as job_calls
 from batchmill.producer.protocol.calls.new_job import NewJob
 from batchmill.producer.protocol.replies import CancelAnswer, CancelStatus, JobState
-from batchmill.producer.store.job_store import JobStore
+from batchmill.producer.store.shards import Shards
 from batchmill.producer.watch.wait_limits import CONNECTION_ERRORS
 
 
 class EarlierJobs:
     """Cancels the jobs of other models, and finds the key under which a line's job continues."""
 
-    def __init__(self, store: JobStore) -> None:
-        self._store = store
+    def __init__(self, shards: Shards) -> None:
+        self._shards = shards
         #: Jobs that were cancelled.
         self.num_cancelled = 0
         #: Cancelled jobs that were met once; at most as many as a command had in flight.
@@ -59,12 +59,12 @@ class EarlierJobs:
         """
         later_keys = [_next_key(_key_of(job)) for job, _ in found]
         places = [(job.tenant, key) for (job, _), key in zip(found, later_keys, strict=True)]
-        later_ids = self._store.read(reads.idempotent_jobs(places))
+        later_ids = self._shards.job_ids_of_keys(places)
         instead: list[NewJob | None] = [None] * len(found)
         for at, (job, job_id) in enumerate(found):
             if later_ids[at] is None:
                 continue
-            record = self._store.load(job_id)
+            record = self._shards.of_job(job_id).read(reads.job(job_id))
             if record is None or record.cancel_requested or record.state is JobState.CANCELLED:
                 instead[at] = _under(job, later_keys[at])
             else:
@@ -72,12 +72,13 @@ class EarlierJobs:
         return instead
 
     def _cancel_chain(self, tenant: str, key: str) -> None:
-        while (job_id := self._store.read(reads.idempotent_jobs([(tenant, key)]))[0]) is not None:
+        while (job_id := self._shards.job_ids_of_keys([(tenant, key)])[0]) is not None:
             self._cancel(job_id)
             key = _next_key(key)
 
     def _cancel(self, job_id: str) -> CancelAnswer:
-        answer = self._store.run(job_calls.cancel(job_id, frees_key=True))
+        store = self._shards.of_job(job_id)
+        answer = store.run(job_calls.cancel(job_id, frees_key=True))
         if answer.status in (CancelStatus.CANCELLED, CancelStatus.CANCELLING):
             self.num_cancelled += 1
         return answer

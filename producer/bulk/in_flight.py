@@ -25,11 +25,11 @@ from batchmill.producer.protocol.calls.new_job import NewJob
 from batchmill.producer.protocol.replies import RetryStatus, SubmitStatus
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.store.ended_jobs import MAX_ENDS_AT_ONCE, EndedJob, chunks, ended_jobs
-from batchmill.producer.store.job_store import JobStore
 from batchmill.producer.store.reply_errors import accepted_id
+from batchmill.producer.store.shards import Shards
 from batchmill.producer.store.submission import fingerprint, prepare, queue_limits
 from batchmill.producer.tracing.sending import with_create_span
-from batchmill.producer.watch.many_jobs import EndWatch
+from batchmill.producer.watch.fleet_watch import FleetWatch
 from batchmill.producer.watch.wait_limits import CONNECTION_ERRORS, Outage
 
 from .earlier_jobs import EarlierJobs
@@ -68,7 +68,7 @@ class InFlight:
 
     def __init__(
         self,
-        store: JobStore,
+        shards: Shards,
         settings: ProducerSettings,
         options: BulkOptions,
         identity: str,
@@ -76,7 +76,7 @@ class InFlight:
         counts: BulkCounts,
         batch: BulkBatch | None,
     ) -> None:
-        self._store = store
+        self._shards = shards
         self._settings = settings
         self._options = options
         self._identity = identity
@@ -85,9 +85,9 @@ class InFlight:
         self._errors = journal.errors
         self._counts = counts
         self._batch = batch
-        self._earlier = EarlierJobs(store)
+        self._earlier = EarlierJobs(shards)
         self._is_input_over = False
-        self._watch = EndWatch(store)
+        self._watch = FleetWatch(shards)
         self._outage = Outage()
         self._held: deque[tuple[_Waiting, NewJob]] = deque()
         self._held_until = 0.0
@@ -177,7 +177,7 @@ class InFlight:
     def _submit(self, batch: list[tuple[_Waiting, NewJob]]) -> bool:
         """Submit records; return False if some of them could not be accepted now."""
         try:
-            replies = self._store.run_all_confirmed([job_calls.submit(job) for _, job in batch])
+            replies = self._shards.submit([job for _, job in batch])
         except CONNECTION_ERRORS as error:
             self._hold(batch, self._outage.pause_s(error))
             return False
@@ -264,9 +264,11 @@ class InFlight:
         if not retries:
             return []
         limits = queue_limits(self._settings)
-        calls = [job_calls.retry(job_id, limits) for _, _, job_id in retries]
+        ids = [job_id for _, _, job_id in retries]
         try:
-            replies = self._store.run_all_confirmed(calls)
+            replies = self._shards.run_each(
+                ids, lambda job_id: job_calls.retry(job_id, limits), confirmed=True
+            )
         except CONNECTION_ERRORS as error:
             time.sleep(self._outage.pause_s(error))
             late = retries
@@ -284,7 +286,7 @@ class InFlight:
     def _load(self, job_ids: Sequence[str]) -> list[EndedJob]:
         while True:
             try:
-                return self._store.read(ended_jobs(job_ids))
+                return self._shards.read_each(job_ids, ended_jobs)
             except CONNECTION_ERRORS as error:
                 time.sleep(self._outage.pause_s(error))
 

@@ -19,7 +19,7 @@ from batchmill.producer.files.record import Record
 from batchmill.producer.files.source import RecordFile
 from batchmill.producer.job.line import BulkLine
 from batchmill.producer.settings import ProducerSettings
-from batchmill.producer.store.job_store import JobStore
+from batchmill.producer.store.shards import Shards
 
 from .batch import BulkBatch
 from .in_flight import InFlight
@@ -37,8 +37,8 @@ _WAIT_S = 0.5
 class BulkRun:
     """One run of `batchmill bulk`. Owns its files while it runs; the jobs outlive it."""
 
-    def __init__(self, store: JobStore, settings: ProducerSettings, options: BulkOptions) -> None:
-        self._store = store
+    def __init__(self, shards: Shards, settings: ProducerSettings, options: BulkOptions) -> None:
+        self._shards = shards
         self._settings = settings
         self._options = options
         self.counts = BulkCounts()
@@ -97,7 +97,7 @@ class BulkRun:
         on_progress: Callable[[BulkCounts], None],
     ) -> None:
         batch = BulkBatch.open(
-            self._store,
+            self._shards,
             self._settings,
             self._options.batch,
             identity=f"{identity}\0{self._options.run_id}",
@@ -106,7 +106,7 @@ class BulkRun:
         )
         self.batch_id = None if batch is None else batch.id
         with InFlight(
-            *(self._store, self._settings, self._options, identity, journal, self.counts, batch)
+            *(self._shards, self._settings, self._options, identity, journal, self.counts, batch)
         ) as in_flight:
             self._run_window(in_flight, self._lines(source, journal.done), on_progress)
 

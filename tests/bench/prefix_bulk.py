@@ -26,6 +26,7 @@ from batchmill.producer.bulk.lines import LineSettings
 from batchmill.producer.bulk.options import BulkOptions
 from batchmill.producer.bulk.prefix_order import with_prefixes_adjacent
 from batchmill.producer.bulk.run import BulkRun
+from batchmill.producer.store.shards import Shards
 
 NUM_DOCUMENTS, NUM_PROMPTS = 60, 5
 SETTINGS = {
@@ -59,7 +60,7 @@ def run(mill: BulkMill, name: str, *, is_grouped: bool) -> None:
     salt = f"{name} {random.random()} "
     source = mill.write_lines(line | {"prompt": salt + line["prompt"]} for line in lines())
     options = BulkOptions(source, mill.output, mill.errors, LineSettings())
-    command = BulkRun(mill.store, ProducerSettings(), options)
+    command = BulkRun(Shards.from_url(mill.url), ProducerSettings(), options)
     order = with_prefixes_adjacent if is_grouped else iter
     started_at = time.monotonic()
     with mock.patch("batchmill.producer.bulk.run.with_prefixes_adjacent", order):

@@ -61,7 +61,25 @@ def mills(redis_url: str, tmp_path: Path) -> Iterator[ShardedMill]:
     mills.close()
 
 
-def test_jobs_of_all_shards_are_done_delivered_and_counted_together(mills: ShardedMill) -> None:
+def check_bulk(mills: ShardedMill, folder: Path) -> None:
+    """Run a file whose lines go to both shards, twice: the second command finds it done."""
+    lines = [
+        json.dumps({"prompt": f"p{i}", "tenant": TENANT["ab"[i % 2]], "max_tokens": 4, "seed": 7})
+        for i in range(6)
+    ]
+    source, output = folder / "in.jsonl", folder / "out.jsonl"
+    source.write_text("\n".join(lines))
+    files = (str(source), "-o", str(output), "--errors", str(folder / "err.jsonl"))
+    for done_before in (0, 6):
+        found = json.loads(call("bulk", *files, "--json", **mills.environment()).stdout)
+        assert (found["completed"], found["resumed"]) == (6 - done_before, done_before)
+    ids = [json.loads(line)["response"]["body"]["id"] for line in output.read_text().splitlines()]
+    assert sorted(map(str, map(shard_name_of, ids))) == ["a"] * 3 + ["b"] * 3
+
+
+def test_jobs_of_all_shards_are_done_delivered_and_counted_together(
+    mills: ShardedMill, tmp_path: Path
+) -> None:
     deliverers = Deliverers(mills.list)
     with WebhookReceiver() as receiver, Client(mills.list) as client:
         for shard in "ab":
@@ -89,6 +107,7 @@ def test_jobs_of_all_shards_are_done_delivered_and_counted_together(mills: Shard
     assert top["counts"]["totals"]["completed"] == 6
     listed = json.loads(call("list", "--tag", "x", "--json", **mills.environment()).stdout)
     assert {job["id"] for job in listed["jobs"]} == set(ids)
+    check_bulk(mills, tmp_path)
     one = json.loads(call("status", ids[0], "--json", **mills.environment()).stdout)
     assert (one["state"], one["worker"]) == ("completed", "a0@test")
 

@@ -219,19 +219,19 @@ def _run_bulk(options: BulkOptions, url: str, *, as_json: bool) -> int:
     from batchmill.producer import ProducerSettings
     from batchmill.producer.bulk.run import BulkRun
     from batchmill.producer.errors import ResultTimeout
-    from batchmill.producer.store.job_store import JobStore
     from batchmill.producer.store.replication import replica_wait
     from batchmill.producer.store.reply_errors import broker_errors
+    from batchmill.producer.store.shards import Shards
 
     from .bulk_stall import StallWatch
     from .bulk_summary import print_summary
     from .bulk_view import BulkView
 
     settings = ProducerSettings()
-    store = JobStore.from_url(url, replica_wait=replica_wait(settings))
-    run = BulkRun(store, settings, options)
+    shards = Shards.from_url(url, replica_wait=replica_wait(settings))
+    run = BulkRun(shards, settings, options)
     view = BulkView(quiet=as_json)
-    stall = StallWatch(store, view)
+    stall = StallWatch(shards, view)
 
     def show(counts: BulkCounts) -> None:
         stall.observe(counts)
@@ -246,7 +246,7 @@ def _run_bulk(options: BulkOptions, url: str, *, as_json: bool) -> int:
         stall.report_waiting(run.counts)
         raise
     finally:
-        store.close()
+        shards.close()
     print_summary(run, options, view.elapsed_s, as_json=as_json)
     return ExitCode.UNFINISHED if run.counts.all_failed else ExitCode.OK
 

@@ -11,7 +11,7 @@ from redis import RedisError
 
 if TYPE_CHECKING:
     from batchmill.producer.bulk.options import BulkCounts
-    from batchmill.producer.store.job_store import JobStore
+    from batchmill.producer.store.shards import Shards
 
     from .bulk_view import BulkView
 
@@ -22,8 +22,8 @@ _STALL_S = 5.0
 class StallWatch:
     """Looks for queues of this run that no worker serves. Each is reported once."""
 
-    def __init__(self, store: JobStore, view: BulkView) -> None:
-        self._store = store
+    def __init__(self, shards: Shards, view: BulkView) -> None:
+        self._shards = shards
         self._view = view
         self._done = -1
         self._since = time.monotonic()
@@ -51,7 +51,7 @@ class StallWatch:
         from batchmill.producer.progress import unserved as describe
         from batchmill.producer.store.job_progress import served_models
 
-        workers = self._store.list_workers()
+        workers = [each for store in self._shards.every() for each in store.list_workers()]
         served = {queue for worker in workers for queue in worker.queues}
         waiting = {key: number for key, number in counts.waiting.items() if number > 0}
         unserved = {key: number for key, number in waiting.items() if key[0] not in served}
