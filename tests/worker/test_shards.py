@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 from collections.abc import Iterator
@@ -12,8 +13,9 @@ import pytest
 
 from batchmill.producer import Client
 from batchmill.producer.job.validation import parse_job
+from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.shard_list import shard_name_of
-from batchmill.worker.webhooks.local_receiver import WebhookReceiver
+from batchmill.worker.webhooks.local_receiver import LOOPBACK, WebhookReceiver
 
 from .command_line import call, error_of
 from .conftest import Mill, WorkerProcess, expected_tokens
@@ -80,8 +82,16 @@ def check_bulk(mills: ShardedMill, folder: Path) -> None:
 def test_jobs_of_all_shards_are_done_delivered_and_counted_together(
     mills: ShardedMill, tmp_path: Path
 ) -> None:
-    deliverers = Deliverers(mills.list)
-    with WebhookReceiver() as receiver, Client(mills.list) as client:
+    settings = ProducerSettings(
+        webhook_allow_http=True,
+        webhook_allow_ports="1024-65535",  # type: ignore[arg-type]
+        webhook_allow_networks=LOOPBACK,  # type: ignore[arg-type]
+    )
+    with (
+        contextlib.closing(Deliverers(mills.list)) as deliverers,
+        WebhookReceiver() as receiver,
+        Client(mills.list, settings=settings) as client,
+    ):
         for shard in "ab":
             mills.start_worker(shard)
         deliverers.start()
@@ -93,7 +103,6 @@ def test_jobs_of_all_shards_are_done_delivered_and_counted_together(
         ended = {each.id: each.result() for each in client.as_completed(ids, timeout_s=60)}
         assert ended[ids[0]].token_ids == expected_tokens("a0", 4)
         mills.mills["a"].wait_for(lambda: len(receiver.requests) == 6, "six webhooks")
-        deliverers.close()
         for request in receiver.requests:
             verify(request)
         assert {json.loads(each.body)["data"]["id"] for each in receiver.requests} == set(ids)
