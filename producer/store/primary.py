@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import queue
+import threading
 from functools import cache
 from typing import Any
 
@@ -16,6 +19,7 @@ from redis.retry import Retry
 from batchmill.producer.sentinel_url import SentinelService, is_sentinel_url, read_sentinel_url
 
 from .call_limits import limited_timeout
+from .sentinel_votes import Answer, SentinelVotes
 
 #: Longest wait for one Sentinel: another one may know.
 _TIMEOUT_S = 1.0
@@ -62,49 +66,80 @@ def async_following_primary(kind: type, service: SentinelService | None) -> type
 
 
 def find_primary(service: SentinelService) -> tuple[str, int]:
-    """Return host and port of the primary, from the first Sentinel that knows them.
+    """Return host and port of the primary. All Sentinels are asked at once.
+
+    What more than half of them say counts as soon as they have said it, so that a dead one costs no
+    time; a Sentinel that was cut off may still name an old primary. Without such a majority it is
+    what most of those say that reply in time.
 
     Raises:
-        PrimaryUnknown: none of them does, or none replies.
+        PrimaryUnknown: none of them knows it, or none replies.
     """
-    asked = _Asked(service)
+    votes = SentinelVotes(service)
+    options = _options(service)
+    answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+
+    def ask(host: str, port: int) -> None:
+        answers.put(_ask(service, host, port, options))
+
     for host, port in service.sentinels:
-        client: Any = Redis(host=host, port=port, retry=Retry(NoBackoff(), 0), **_options(service))
-        try:
-            reply = client.sentinel_get_master_addr_by_name(service.service)
-        except (RedisError, OSError) as error:
-            asked.note(host, port, error)
-            continue
-        finally:
-            client.close()
-        if reply is not None:
-            return reply[0], int(reply[1])
-        asked.note(host, port, None)
-    raise asked.error()
+        threading.Thread(target=ask, args=(host, port), name="sentinel", daemon=True).start()
+    while votes.is_open:
+        votes.note(answers.get())
+    return _winner(votes)
 
 
 async def async_find_primary(service: SentinelService) -> tuple[str, int]:
     """Return the same in asyncio.
 
     Raises:
-        PrimaryUnknown: none of them does, or none replies.
+        PrimaryUnknown: none of them knows it, or none replies.
     """
-    asked = _Asked(service)
-    for host, port in service.sentinels:
-        client: Any = AsyncRedis(
-            host=host, port=port, retry=AsyncRetry(NoBackoff(), 0), **_options(service)
-        )
-        try:
-            reply = await client.sentinel_get_master_addr_by_name(service.service)
-        except (RedisError, OSError) as error:
-            asked.note(host, port, error)
-            continue
-        finally:
-            await client.aclose()
-        if reply is not None:
-            return reply[0], int(reply[1])
-        asked.note(host, port, None)
-    raise asked.error()
+    votes = SentinelVotes(service)
+    options = _options(service)
+    asking = [
+        asyncio.ensure_future(_async_ask(service, host, port, options))
+        for host, port in service.sentinels
+    ]
+    try:
+        for answer in asyncio.as_completed(asking):
+            votes.note(await answer)
+            if not votes.is_open:
+                break
+    finally:
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+    return _winner(votes)
+
+
+def _ask(service: SentinelService, host: str, port: int, options: dict[str, Any]) -> Answer:
+    client: Any = Redis(host=host, port=port, retry=Retry(NoBackoff(), 0), **options)
+    try:
+        return Answer(host, port, client.sentinel_get_master_addr_by_name(service.service))
+    except (RedisError, OSError) as error:
+        return Answer(host, port, error=error)
+    finally:
+        client.close()
+
+
+async def _async_ask(
+    service: SentinelService, host: str, port: int, options: dict[str, Any]
+) -> Answer:
+    client: Any = AsyncRedis(host=host, port=port, retry=AsyncRetry(NoBackoff(), 0), **options)
+    try:
+        return Answer(host, port, await client.sentinel_get_master_addr_by_name(service.service))
+    except (RedisError, OSError) as error:
+        return Answer(host, port, error=error)
+    finally:
+        await client.aclose()
+
+
+def _winner(votes: SentinelVotes) -> tuple[str, int]:
+    winner = votes.winner()
+    if winner is None:
+        raise PrimaryUnknown(votes.problem())
+    return winner
 
 
 class _FollowsPrimary:
@@ -129,24 +164,6 @@ class _AsyncFollowsPrimary:
         connection.host, connection.port = await async_find_primary(self._service)
         parent: Any = super()
         await parent._connect()
-
-
-class _Asked:
-    """What each Sentinel said, for the error."""
-
-    def __init__(self, service: SentinelService) -> None:
-        self._service = service
-        self._notes: list[str] = []
-
-    def note(self, host: str, port: int, error: Exception | None) -> None:
-        why = "knows no such service" if error is None else f"{type(error).__name__}: {error}"
-        self._notes.append(f"{host}:{port}: {why}")
-
-    def error(self) -> PrimaryUnknown:
-        return PrimaryUnknown(
-            f"no Sentinel names a primary of {self._service.service!r}: "
-            + "; ".join(self._notes)[:500]
-        )
 
 
 def _options(service: SentinelService) -> dict[str, Any]:
