@@ -69,7 +69,7 @@ class Fleet:
     """Shards and their workers. Owns the servers that it starts."""
 
     def __init__(self, stack: ExitStack, folder: Path, *, workers: int, shards: int) -> None:
-        """Start the servers and the workers."""
+        """Start the servers."""
         self.urls = []
         for number in range(shards):
             broker = EmbeddedBroker(BrokerConfig(directory=folder / f"s{number}"))
@@ -82,6 +82,9 @@ class Fleet:
             LightWorker(self.urls[number % shards], f"light-{number}@sim")
             for number in range(workers)
         ]
+
+    def start_workers(self) -> None:
+        """Start the workers."""
         for worker in self.workers:
             worker.start()
 
@@ -121,12 +124,11 @@ def simulate(
 ) -> Outcome:
     """Run a simulation; see the options of the command."""
     with ExitStack() as stack, _fleet(stack, folder, workers, shards) as fleet:
+        empty_cpu_per_s, _ = _rates(fleet, idle_s)
+        fleet.start_workers()
         time.sleep(min(2.0, idle_s))  # the first heartbeats
-        idle_start, idle_at = fleet.load(), time.monotonic()
-        time.sleep(idle_s)
-        idle_end, idle_for_s = fleet.load(), time.monotonic() - idle_at
-        idle_cpu_per_s = (idle_end.cpu_s - idle_start.cpu_s) / idle_for_s
-        idle_calls_per_s = (idle_end.calls - idle_start.calls) / idle_for_s
+        idle_cpu_per_s, idle_calls_per_s = _rates(fleet, idle_s)
+        idle_end = fleet.load()
         started_at = time.monotonic()
         ids = _submit(fleet.url, jobs, tokens)
         _kill_some(fleet, jobs, kill, started_at + timeout_s)
@@ -141,12 +143,20 @@ def simulate(
             num_doubled=fleet.completed() - ended,
             jobs_by_shard=dict(Counter(shard_name_of(job_id) or "one" for job_id in ids)),
             wall_s=wall_s,
-            idle_us_per_worker_s=1e6 * idle_cpu_per_s / workers,
+            idle_us_per_worker_s=1e6 * (idle_cpu_per_s - empty_cpu_per_s) / workers,
             idle_calls_per_worker_s=idle_calls_per_s / workers,
             us_per_job=1e6 * cpu_s / jobs,
             calls_per_job=calls / jobs,
             bytes_per_job=(after.memory_bytes - idle_end.memory_bytes) / jobs,
         )
+
+
+def _rates(fleet: Fleet, seconds: float) -> tuple[float, float]:
+    """Return processor seconds and script calls of the servers per second."""
+    before, started_at = fleet.load(), time.monotonic()
+    time.sleep(seconds)
+    after, elapsed_s = fleet.load(), time.monotonic() - started_at
+    return (after.cpu_s - before.cpu_s) / elapsed_s, (after.calls - before.calls) / elapsed_s
 
 
 @contextmanager

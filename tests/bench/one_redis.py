@@ -114,7 +114,8 @@ def run_jobs(
     costs["claim"] = meter.measure(num_jobs, lambda: _claim_all(store, num_jobs, claims))
     readers = Readers(url, ids) if kind == "streaming" else None
     if readers is not None:
-        _wait_for(lambda: store.client.info("clients")["pubsub_clients"] >= num_jobs)
+        channels = keys.channel("*")
+        _wait_for(lambda: len(store.client.pubsub_channels(channels)) >= num_jobs)
     num_writes = num_jobs * (num_tokens // STEP_TOKENS)
     costs["checkpoint"] = meter.measure(
         num_writes, lambda: _checkpoint_all(store, claims, num_tokens)
@@ -224,7 +225,7 @@ def main() -> None:
                 EmbeddedBroker(BrokerConfig(Path(folder))) as broker,
             ):
                 store = JobStore.from_url(broker.url)
-                num_jobs = min(options.jobs, 300) if kind == "streaming" else options.jobs
+                num_jobs = min(options.jobs, 100) if kind == "streaming" else options.jobs
                 rounds.append(run_jobs(store, broker.url, num_jobs, options.tokens, kind))
                 store.close()
         for phase in rounds[0]:
