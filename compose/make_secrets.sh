@@ -2,7 +2,8 @@
 # Makes the secrets that compose.yaml mounts, once, in compose/secrets: a password for each user of Redis (users.acl, and
 # the URL of each program), the secret that signs webhooks, the first API key of the gateway, and Flower's password. To
 # change one, edit its file; a password of Redis is in two files, users.acl and the URL (those of replication and of the
-# Sentinels: replication.conf and sentinel.conf). With SENTINEL=1 the URLs lead to the Sentinels of the profile `sentinel`.
+# Sentinels: replication.conf and sentinel.conf). With SENTINEL=1 the URLs lead to the Sentinels of the profile `sentinel`;
+# REDIS_ADDRESS=host:6379/0 and REDIS_SCHEME=rediss are for another server.
 set -eu
 cd "$(dirname "$0")"
 if [ -e secrets ]; then
@@ -10,7 +11,7 @@ if [ -e secrets ]; then
   exit 1
 fi
 
-address=redis:6379/0 scheme=redis
+address=${REDIS_ADDRESS:-redis:6379/0} scheme=${REDIS_SCHEME:-redis}
 if [ "${SENTINEL:-}" = 1 ]; then
   address=sentinel-1,sentinel-2,sentinel-3/mill/0 scheme=sentinel
 fi
