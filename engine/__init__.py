@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from batchmill.engine.request.sampling_params import SamplingParams
     from batchmill.engine.text.chat import Chat
     from batchmill.engine.text.tool_calls import ToolCall
+    from batchmill.engine.watermark.detection import WatermarkDetection
 
     from .config import EngineConfig
     from .engine import Engine
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
         RequestError,
         UnsupportedModelError,
     )
+    from .watermark_detector import WatermarkDetector
 
 __all__ = [
     "Chat",
@@ -60,6 +62,8 @@ __all__ = [
     "ToolCall",
     "UnsupportedModelError",
     "Usage",
+    "WatermarkDetection",
+    "WatermarkDetector",
 ]
 
 #: Public name -> the module that defines it.
@@ -84,6 +88,8 @@ _MODULES: Final = {
     "ToolCall": "text.tool_calls",
     "UnsupportedModelError": "errors",
     "Usage": "request.outputs",
+    "WatermarkDetection": "watermark.detection",
+    "WatermarkDetector": "watermark_detector",
 }
 
 # Hidden from type checkers: they would take every name for one that exists.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal
 
+from batchmill.engine.contract.watermark import is_watermark_name, problem_of_secret
 from batchmill.engine.text.tool_calls import FORMATS
 
 from .errors import ConfigError
@@ -145,6 +146,20 @@ class EngineConfig:
     #: Draft only in steps in which at most this many requests decode: larger steps have enough to
     #: compute, and each rejected draft would hold all of them up.
     speculative_max_num_seqs: int = _integer(4, least=1)
+    #: Name of the watermark key for requests that sample and name none; see `watermark_keys`. None
+    #: marks only requests that name one.
+    watermark: str | None = _checked(
+        None,
+        lambda value: (
+            None
+            if value is None or is_watermark_name(value)
+            else "use the name of a key: 1 to 64 letters, digits, _ and -"
+        ),
+    )
+    #: Secrets that mark outputs as generated, by the names that jobs give (`watermark`): JSON such
+    #: as `{"press": "…"}`. `batchmill watermark new-key` makes a secret. All workers of a model
+    #: need the same ones.
+    watermark_keys: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
     #: Requests that name no seed get theirs from this one and the request id.
     seed: int = _integer(0)
 
@@ -159,6 +174,7 @@ class EngineConfig:
                 f"{self.max_num_seqs}: a running request needs one token per step, so raise "
                 "max_num_batched_tokens or lower max_num_seqs"
             )
+        self._check_watermark()
         if self.prompt_lookup_min > self.prompt_lookup_max:
             raise ConfigError(
                 f"prompt_lookup_min is {self.prompt_lookup_min}, more than prompt_lookup_max "
@@ -169,6 +185,16 @@ class EngineConfig:
                 f"num_speculative_tokens is {self.num_speculative_tokens} and overlap is on: "
                 "drafts need the tokens of the step before, so leave overlap at 'auto' or switch "
                 "it off, or set num_speculative_tokens to 0"
+            )
+
+    def _check_watermark(self) -> None:
+        for name, secret in self.watermark_keys.items():
+            if (problem := problem_of_secret(name, secret)) is not None:
+                raise ConfigError(f"watermark_keys: {problem}")
+        if self.watermark is not None and self.watermark not in self.watermark_keys:
+            raise ConfigError(
+                f"watermark is {self.watermark!r}, and watermark_keys has no key of this name: add "
+                "its secret, or name another key"
             )
 
     @classmethod

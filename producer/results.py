@@ -234,6 +234,9 @@ class JobResult(BaseModel):
     samples: list[Completion] = Field(default_factory=list, repr=False, exclude_if=_is_absent)
     """All samples, if the job asked for more than one; see `completions`."""
 
+    watermarked: bool = Field(default=False, exclude_if=lambda value: not value)
+    """Whether the output was marked as generated with one of the operator's keys."""
+
     usage: Usage = Field(default_factory=Usage)
     """Numbers of tokens."""
 

@@ -81,7 +81,11 @@ def _event() -> dict[str, Any]:
     event = {
         "type": {"enum": [f"generation.{state}" for state in _STATES]},
         "timestamp": {"type": "string", "format": "date-time"},
-        "data": {"type": "object", "properties": data, "required": list(data)},
+        "data": {
+            "type": "object",
+            "properties": {**data, "watermarked": {"const": True}},
+            "required": list(data),
+        },
     }
     schema = {
         "type": "object",

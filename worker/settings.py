@@ -19,6 +19,7 @@ from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.webhook.target_settings import NO_VALUE
 from batchmill.worker.log_settings import LogSettings
 from batchmill.worker.metrics.settings import MetricsSettings
+from batchmill.worker.watermark_settings import WatermarkSettings
 
 #: Fields of `EngineConfig` that are not settings: the queue orders the jobs, and each job has its
 #: own seed.
@@ -65,7 +66,7 @@ ENGINE_SETTINGS = tuple(
 )
 
 
-class WorkerSettings(EngineSettings, MetricsSettings, LogSettings):
+class WorkerSettings(EngineSettings, WatermarkSettings, MetricsSettings, LogSettings):
     """How a worker runs. Each field is `BATCHMILL_<NAME>` in upper case."""
 
     #: Model to serve: a folder, a Hugging Face hub id, a GGUF file, or "demo".
@@ -225,9 +226,7 @@ class WorkerSettings(EngineSettings, MetricsSettings, LogSettings):
         Raises:
             ConfigError: its values do not agree.
         """
-        return EngineConfig(
-            model=self.model, **{name: getattr(self, name) for name in ENGINE_SETTINGS}
-        )
+        return EngineConfig(model=self.model, **self._real_engine_options())
 
     def engine_options(self) -> Mapping[str, Any]:
         """Return keyword arguments of the engine's configuration, without the model."""
@@ -235,4 +234,8 @@ class WorkerSettings(EngineSettings, MetricsSettings, LogSettings):
             config = self.engine_config
             limits = {"max_num_seqs": config.max_num_seqs, "max_model_len": config.max_model_len}
             return limits | self.stub
-        return {name: getattr(self, name) for name in ENGINE_SETTINGS}
+        return self._real_engine_options()
+
+    def _real_engine_options(self) -> dict[str, Any]:
+        options = {name: getattr(self, name) for name in ENGINE_SETTINGS}
+        return options | {"watermark_keys": self.watermark_secrets}

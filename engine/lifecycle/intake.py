@@ -22,6 +22,8 @@ from batchmill.engine.text.chat import Chat
 from batchmill.engine.text.detokenizer import Detokenizer
 from batchmill.engine.text.stop_strings import StopStrings
 from batchmill.engine.text.structure import StructureCompiler
+from batchmill.engine.watermark.key import read_keys
+from batchmill.engine.watermark.noise import WatermarkNoise
 
 from .output_tracker import OutputText, OutputTracker
 from .parallel_sampling import sample_id, sample_seed
@@ -47,6 +49,7 @@ class RequestIntake:
         self._detokenizer = Detokenizer(loaded.tokenizer.backend)
         # Only the name, because errors go to whoever sent the job.
         self._model_name = Path(config.model).name
+        self._watermark_keys = read_keys(config.watermark_keys)
         self._structures = StructureCompiler(
             loaded.tokenizer.backend, self._vocab_size, loaded.eos_token_ids
         )
@@ -95,6 +98,7 @@ class RequestIntake:
                 controls=controls,
                 scores=scores,
                 drafter=self._drafter(prompt_token_ids, controls, scores),
+                watermark=self._watermark(params),
             )
             request.priority = priority
             text = self._output_text(request, prompt, tools)
@@ -266,6 +270,22 @@ class RequestIntake:
             min_ngram=self._config.prompt_lookup_min,
             max_ngram=self._config.prompt_lookup_max,
         )
+
+    def _watermark(self, params: SamplingParams) -> WatermarkNoise | None:
+        """Return what marks an output; None if nothing does, as in greedy ones without a name."""
+        name = params.watermark
+        if name is None:
+            name = self._config.watermark if params.temperature > 0 else None
+        if name is None:
+            return None
+        key = self._watermark_keys.get(name)
+        if key is None:
+            raise RequestError(
+                "invalid_request",
+                f"watermark names the key {name!r}, which this worker does not hold: use the name "
+                "of a key in its BATCHMILL_WATERMARK_KEYS, or leave watermark out",
+            )
+        return WatermarkNoise(key)
 
     def _bad_word_token_ids(self, params: SamplingParams) -> list[list[int]]:
         """Return the token sequences of the bad words, inside a text and at its start."""

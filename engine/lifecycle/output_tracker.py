@@ -136,6 +136,7 @@ class OutputTracker:
             request.metrics,
             request.scores,
             request.pooling,
+            None if request.watermark is None else request.watermark.key.name,
         )
         self._num_tokens = 0
         self._num_reported_tokens = 0

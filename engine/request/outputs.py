@@ -118,6 +118,8 @@ class OutputSource:
     metrics: RequestMetrics
     scores: TokenScores | None
     pooling: PooledStates | None = None
+    #: Name of the key that marks its tokens; None if they are not marked.
+    watermark: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +267,11 @@ class RequestOutput:
         if scores is None or scores.num_prompt_logprobs is None:
             return None
         return list(scores.prompt_logprobs)
+
+    @property
+    def watermark(self) -> str | None:
+        """Name of the key that marks its tokens; None if they are not marked."""
+        return self._source.watermark
 
     @property
     def cumulative_logprob(self) -> float | None:

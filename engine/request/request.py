@@ -13,6 +13,8 @@ from .sampling_params import SamplingParams
 from .scores import TokenScores
 
 if TYPE_CHECKING:
+    from batchmill.engine.watermark.noise import WatermarkNoise
+
     from .pooling import PooledStates
     from .prompt_lookup import PromptLookup
     from .token_controls import RequestControls
@@ -61,6 +63,7 @@ class Request:
         pooling: Gathers the states of a pooled request, which generates nothing: its only token
             stands for its vector. None if it generates.
         drafter: Proposes draft tokens; None if it decodes without them.
+        watermark: Marks its output; None if it is sampled with its seed alone.
         status: Stage of its life.
         metrics: Its times and counts, shared with its outputs.
     """
@@ -91,6 +94,7 @@ class Request:
         "scores",
         "seed",
         "status",
+        "watermark",
     )
 
     def __init__(
@@ -107,6 +111,7 @@ class Request:
         scores: TokenScores | None = None,
         drafter: PromptLookup | None = None,
         pooling: PooledStates | None = None,
+        watermark: WatermarkNoise | None = None,
     ) -> None:
         self.request_id = request_id
         self.prompt_token_ids = list(prompt_token_ids)
@@ -123,6 +128,7 @@ class Request:
         self.scores = scores
         self.drafter = drafter
         self.pooling = pooling
+        self.watermark = watermark
         self.num_computed_tokens = 0
         self.num_pending_tokens = 0
         self.num_steps_in_flight = 0

@@ -20,6 +20,7 @@ from batchmill.engine.contract.limits import (
     MIN_SEED,
     MIN_TEMPERATURE,
 )
+from batchmill.engine.contract.watermark import check_watermark
 from batchmill.engine.errors import RequestError
 
 from .arguments import canonical_arguments
@@ -88,6 +89,9 @@ class SamplingParams:
     allowed_token_ids: Sequence[int] | None = None
     #: Fixes the samples; None derives a seed from the engine's seed and the request id.
     seed: int | None = None
+    #: Name of the operator's key that marks the output as generated, by the noise that samples it.
+    #: Refused at temperature 0, where there is no noise. None is the operator's default.
+    watermark: str | None = None
     #: Most tokens to generate; None generates up to the engine's `max_model_len`. With 0 the prompt
     #: is only scored (`prompt_logprobs`) or returned (`echo`).
     max_tokens: int | None = 16
@@ -206,6 +210,11 @@ class SamplingParams:
         check_integer("n", self.n, 1, most=MAX_N)
         if self.seed is not None:
             check_integer("seed", self.seed, MIN_SEED, most=MAX_SEED)
+        if self.watermark is not None:
+            try:
+                check_watermark(self.watermark, temperature)
+            except ContractError as refusal:
+                raise RequestError.of(refusal) from None
 
     def _check_penalties(self) -> None:
         check_number("presence_penalty", self.presence_penalty, -MAX_PENALTY, MAX_PENALTY)

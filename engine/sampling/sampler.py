@@ -19,6 +19,7 @@ from batchmill.kernels.ops.sample import sample
 from .logits_processor import LogitsProcessor
 from .sampled_tokens import SampledTokens
 from .scorer import Scorer
+from .watermark_rows import marked_rows, with_marks
 
 
 class Sampler:
@@ -81,11 +82,12 @@ class Sampler:
         self._logits_processor.apply(logits)
         controls, positions = self._upload_controls(rows, batch)
         token_ids: Tensor = sample(logits, *controls.numbers, positions)
+        is_marked = any(each.watermark is not None for each in self._requests)
         controlled = [pair for pair in enumerate(self._requests) if pair[1].controls is not None]
         sampled = SampledTokens(
             token_ids,
             is_finite,
-            holds_next_step=bool(controlled or scored or scores_known),
+            holds_next_step=bool(controlled or scored or scores_known or is_marked),
             controlled=controlled,
             scored=scored,
             scorer=scorer,
@@ -102,7 +104,11 @@ class Sampler:
         """Return the rows' controls, and the output index of each new token, [num_rows] int64."""
         table = self._rows
         positions = _num_tokens(batch, table) - table.num_prompt_tokens[rows]
-        if rows is self._sampling_rows and self._controls is not None:
+        seeds = table.seeds[rows]
+        marks = marked_rows(batch) if self._requests else []
+        if marks:
+            seeds, positions = with_marks(seeds, positions, marks)
+        elif rows is self._sampling_rows and self._controls is not None:
             return self._controls, self._uploader.upload(positions)[0]
         # In one asynchronous copy, because the model's step is still running.
         uploaded_positions, *controls = self._uploader.upload(
@@ -110,10 +116,12 @@ class Sampler:
             table.temperature[rows],
             table.top_k[rows],
             table.top_p[rows],
-            table.seeds[rows],
+            seeds,
             rows,
         )
-        self._sampling_rows, self._controls = rows, _RowControls(*controls)
+        # Marked places have other seeds in each step.
+        self._sampling_rows = None if marks else rows
+        self._controls = _RowControls(*controls)
         return self._controls, uploaded_positions
 
     def _scored_rows(self, is_finite: Tensor) -> list[tuple[int, Request]]:

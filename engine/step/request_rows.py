@@ -36,7 +36,7 @@ class RequestRows:
         seeds: [num_rows] int64.
         num_prompt_tokens: [num_rows] int64.
         is_plain: [num_rows] bool: whether these numbers are all the controls of the request, and
-            none of its tokens are scored.
+            none of its tokens are scored or marked.
         num_releases: [num_rows] int64: `Request.num_releases` when the row's block table was
             begun; -1 if it was not. A difference means that the table is stale.
 
@@ -125,4 +125,5 @@ class RequestRows:
 def _is_plain(request: Request) -> bool:
     params = request.params
     is_filtered = params.temperature > 0 and (params.min_p > 0 or params.typical_p < 1)
-    return request.controls is None and request.scores is None and not is_filtered
+    has_own_rows = request.controls is not None or request.scores is not None
+    return not has_own_rows and request.watermark is None and not is_filtered

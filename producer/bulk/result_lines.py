@@ -71,6 +71,8 @@ def _body(kind: LineKind, result: JobResult, finished_at_ms: int | None) -> dict
     if finished_at_ms is not None:
         body["created"] = finished_at_ms // 1000
     body["usage"] = result.usage.model_dump()
+    if result.watermarked:
+        body["watermarked"] = True
     return body
 
 

@@ -22,6 +22,7 @@ from batchmill.engine.contract.agreement import check_lengths, check_structure_e
 from batchmill.engine.contract.aliases import names_of, read_other_forms
 from batchmill.engine.contract.errors import ContractError
 from batchmill.engine.contract.grammar import grammar_of
+from batchmill.engine.contract.watermark import WATERMARK_NAME_PATTERN, check_watermark
 
 from .field_checks import STRICT, check_depth, check_utf8, optional, validation_error
 
@@ -195,6 +196,13 @@ class SamplingControls(BaseModel):
     skip_special_tokens: bool = True
     """Leave special tokens, such as the end-of-text token, out of the text."""
 
+    watermark: (
+        Annotated[str, Field(json_schema_extra={"pattern": WATERMARK_NAME_PATTERN})] | None
+    ) = optional(None)
+    """Name of the operator's key that marks the output as generated, by the noise that samples
+    it. Refused at temperature 0, where there is no noise. If it is missing, the operator's
+    default."""
+
     n: int = optional(1, ge=1, le=limits.MAX_N, validation_alias=AliasChoices(*names_of("n")))
     """Number of samples, each with a seed of its own; see `JobResult.completions`."""
 
@@ -300,6 +308,8 @@ class SamplingControls(BaseModel):
     @model_validator(mode="after")
     def _check_agreement(self) -> Self:
         check_lengths(self)
+        if self.watermark is not None:
+            check_watermark(self.watermark, self.temperature)
         if self.is_structured:
             check_structure_ends_output(self)
         return self

@@ -187,6 +187,11 @@ class JobFields(OtherNames, total=False):
     skip_special_tokens: bool | None
     """Leave special tokens, such as the end-of-text token, out of the text."""
 
+    watermark: str | None
+    """Name of the operator's key that marks the output as generated, by the noise that
+    samples it. Refused at temperature 0, where there is no noise. If it is missing, the
+    operator's default."""
+
     n: int | None
     """Number of samples, each with a seed of its own; see `JobResult.completions`."""
 

@@ -18,7 +18,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from batchmill.engine import Engine, EngineConfig, SamplingParams
-from batchmill.producer import Client, GenerationJob
+from batchmill.producer import Client, GenerationJob, JobUnfinished
 from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.demo.prompts import demo_prompts
 
@@ -31,11 +31,14 @@ PROMPTS = [prompt.shown for prompt in demo_prompts()][:16]
 NUM_JOBS = len(PROMPTS)
 MAX_TOKENS = 40
 CONFIG: dict[str, Any] = {"dtype": "float32", "max_model_len": 512, "kv_cache_bytes": 2**29}
+#: Key and secret of a watermark.
+KEYS = {"press": "a secret for tests alone"}
 #: Short steps, so that a step on a busy machine stays well under the lease.
 STEP_TOKENS = 256
 WORKER = {
     **{f"BATCHMILL_{name.upper()}": str(value) for name, value in CONFIG.items()},
     "BATCHMILL_MAX_NUM_BATCHED_TOKENS": str(STEP_TOKENS),
+    "BATCHMILL_WATERMARK_KEYS": json.dumps(KEYS),
     "BATCHMILL_LEASE_S": "8",
     "BATCHMILL_SWEEP_INTERVAL_S": "0.5",
     "BATCHMILL_HEARTBEAT_INTERVAL_S": "1",
@@ -49,7 +52,8 @@ AS_THE_ENGINE = {"temperature": 1.0, "top_p": 1.0}
 def controls(number: int) -> dict[str, Any]:
     """Return greedy or seeded controls, or controls that depend on earlier tokens."""
     if number % 4 == 1:
-        return {"temperature": 0.8, "top_p": 0.95, "seed": number, "ignore_eos": True}
+        sampling = {"temperature": 0.8, "top_p": 0.95, "seed": number, "ignore_eos": True}
+        return sampling | {"watermark": "press"}
     if number % 4 == 2:
         penalties = {"repetition_penalty": 1.2, "frequency_penalty": 0.4, "min_p": 0.02}
         sampling = {"seed": number, "n": 2, "no_repeat_ngram_size": 3, **penalties}
@@ -63,7 +67,7 @@ def controls(number: int) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def texts() -> list[list[str]]:
     """The texts that an uninterrupted engine generates for the jobs: the samples of each."""
-    engine = Engine(EngineConfig(model="demo", **CONFIG))
+    engine = Engine(EngineConfig(model="demo", watermark_keys=KEYS, **CONFIG))
     params = [
         SamplingParams(max_tokens=MAX_TOKENS, **controls(number)) for number in range(NUM_JOBS)
     ]
@@ -131,6 +135,8 @@ def test_jobs_of_a_killed_worker_end_once_with_the_text_of_an_uninterrupted_run(
         results = [job.result(timeout_s=120) for job in jobs]
 
     assert [[each.text for each in result.completions] for result in results] == texts
+    marked = [result.watermarked for result in results]
+    assert marked == ["watermark" in controls(number) for number in range(NUM_JOBS)]
     assert [reader.result(timeout=60) for reader in streamed] == [each[0] for each in texts[-4:]]
     readers.shutdown()
     counts = [result.usage.completion_tokens for result in results]
@@ -229,6 +235,39 @@ def test_structure_samples_and_log_probabilities_come_back_through_the_queue(
     assert len(echoed.entropies or []) == 3
     assert len(echoed.prompt_logprobs or []) == echoed.usage.prompt_tokens
     assert (echoed.completions[0].text, echoed.samples) == (echoed.text, [])
+
+
+def test_marked_texts_are_told_from_others_by_the_command_line(
+    shared_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = Client(shared_url)
+    how: dict[str, Any] = {
+        "prompt": "Once upon a time",
+        "max_tokens": 200,
+        "ignore_eos": True,
+        **AS_THE_ENGINE,
+    }
+    jobs = [client.submit(**how, seed=4, watermark=name) for name in ("press", None)]
+    refused = client.submit(**how, watermark="shop")
+    marked, plain = (job.result(timeout_s=120) for job in jobs)
+    assert (marked.watermarked, plain.watermarked) == (True, False)
+    with pytest.raises(JobUnfinished, match="the key 'shop', which this worker does not hold"):
+        refused.result(timeout_s=120)
+    client.close()
+    monkeypatch.setenv("BATCHMILL_WATERMARK_KEYS", json.dumps(KEYS))
+    found = [detected(tmp_path, marked.text), detected(tmp_path, plain.text)]
+    assert found[0]["marked"]
+    assert found[0]["p_value"] < 1e-6
+    assert not found[1]["marked"]
+    assert found[1]["p_value"] > 1e-4
+
+
+def detected(folder: Path, text: str) -> Any:
+    """Return what the command line finds in a file with a text."""
+    file = folder / "text.txt"
+    file.write_text(text)
+    (found,) = json.loads(call("watermark", "detect", str(file), "--json").stdout)["watermarks"]
+    return found
 
 
 def test_heartbeats_and_status_report_accepted_draft_tokens(shared_url: str) -> None:

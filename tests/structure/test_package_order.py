@@ -16,10 +16,10 @@ ROOT = Path(__file__).resolve().parents[2]
 ORDER = {
     "kernels": ("errors", "reference", "cpu", "gpu", "ops"),
     "engine": (
-        *("contract", "errors", "cpu_kernels", "gpus", "model_shape", "text", "config"),
-        "request",
-        *("scheduling", "step", "memory", "models", "models_hf", "loading", "lifecycle"),
-        *("sampling", "pooling", "execution", "engine", "plans", "__init__"),
+        *("contract", "errors", "cpu_kernels", "gpus", "model_shape", "watermark", "text"),
+        *("config", "request", "scheduling", "step", "memory", "models", "models_hf", "loading"),
+        *("watermark_detector", "lifecycle", "sampling", "pooling", "execution", "engine"),
+        *("plans", "__init__"),
     ),
     "producer": (
         *("install_hint", "plural", "moments", "protocol", "result_sections", "results"),
@@ -30,7 +30,17 @@ ORDER = {
     ),
     "worker": (
         *("error_codes", "errors", "service_errors", "logs", "terminal", "log_settings"),
-        *("metrics", "settings", "health", "engine_host", "jobs", "tracing", "webhooks", "local"),
+        *(
+            "metrics",
+            "watermark_settings",
+            "settings",
+            "health",
+            "engine_host",
+            "jobs",
+            "tracing",
+            "webhooks",
+            "local",
+        ),
         *("gateway", "console", "unknown_settings", "consumer", "app", "bench", "monitor"),
         *("demo", "chaos", "failover", "cli", "__init__"),
     ),
@@ -40,7 +50,7 @@ IMPORTABLE = {
     ("producer", "engine"): {"contract"},
     ("engine", "kernels"): {"cpu", "errors", "ops", "reference"},
     ("worker", "engine"): {
-        *("__init__", "cpu_kernels", "errors", "gpus", "lifecycle", "plans", "request"),
+        *("__init__", "contract", "cpu_kernels", "errors", "gpus", "lifecycle", "plans", "request"),
     },
     ("worker", "producer"): {
         *("__init__", "broker_url", "bulk", "client", "error_codes", "errors", "files"),

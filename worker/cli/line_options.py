@@ -39,6 +39,14 @@ class LineOptions:
             rich_help_panel=_LINES,
         ),
     ] = None
+    watermark: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The operator's key that marks outputs as generated, for lines that name none.",
+            rich_help_panel=_LINES,
+        ),
+    ] = None
     priority: Annotated[
         str | None, typer.Option(help="high, normal or low. \\[low]", rich_help_panel=_LINES)
     ] = None
@@ -103,6 +111,7 @@ class LineOptions:
         options = {
             "max_tokens": self.max_tokens,
             "temperature": self.temperature,
+            "watermark": self.watermark,
             "priority": self.priority or priority,
             "tenant": self.tenant,
         }
@@ -114,7 +123,7 @@ class LineOptions:
             if "response_format" in given:
                 raise usage_error("give --schema or --param response_format, not both")
             fields["response_format"] = self._response_format(self.schema)
-        for name in given.keys() & {"max_tokens", "temperature", "priority", "tenant", "model"}:
+        for name in given.keys() & {*options, "model"}:
             raise usage_error(f"--param {name}: use --{name.replace('_', '-')} instead")
         return (
             _trace_of_command()

@@ -41,6 +41,7 @@ from .top import add_top_command
 from .unforeseen import enable_debugging
 from .up import add_up_command
 from .usage import add_usage_command
+from .watermark import add_watermark_commands
 from .webhooks import add_webhook_commands
 from .worker import add_worker_command
 
@@ -75,6 +76,7 @@ _COMMANDS = (
     add_key_commands,
     add_usage_command,
     add_shard_commands,
+    add_watermark_commands,
     add_pause_commands,
     add_webhook_commands,
     add_dead_letter_commands,

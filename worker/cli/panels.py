@@ -13,7 +13,10 @@ _PANELS = {
     "Files and batches of jobs": ("bulk", "batch"),
     "Webhooks": ("webhooks", "webhook-secret"),
     "Run services": ("worker", "deliver", "gateway", "flower", "metrics", "healthcheck", "config"),
-    "Operate": (*("top", "pause", "resume", "tenants", "keys", "usage", "dead-letters", "shards"),),
+    "Operate": (
+        *("top", "pause", "resume", "tenants", "keys", "usage", "watermark", "dead-letters"),
+        "shards",
+    ),
     "Measure and test": ("bench",),
 }
 

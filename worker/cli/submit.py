@@ -91,6 +91,14 @@ _Stop = Annotated[
         help="A string that ends the generation. May be repeated.", rich_help_panel=_GENERATION
     ),
 ]
+_Watermark = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="The operator's key that marks the output as generated.",
+        rich_help_panel=_GENERATION,
+    ),
+]
 _Param = Annotated[
     list[str] | None,
     typer.Option(
@@ -172,6 +180,7 @@ def submit(
     top_k: _TopK = None,
     seed: _Seed = None,
     stop: _Stop = None,
+    watermark: _Watermark = None,
     param: _Param = None,
     priority: _Priority = None,
     tenant: _Tenant = None,
@@ -199,6 +208,7 @@ def submit(
         "top_k": top_k,
         "seed": seed,
         "stop": stop or None,
+        "watermark": watermark,
         "priority": priority,
         "tenant": tenant,
         "webhook": webhook,

@@ -211,6 +211,8 @@ class Finished:
     #: None without any log probability.
     logprob_details: LogprobDetails | None = None
     tool_calls: Sequence[FinishedCall] = ()
+    #: Whether one of the operator's keys marked the output.
+    is_watermarked: bool = False
     samples: Sequence[FinishedSample] = ()
     error: str | None = None
     error_code: str | None = None

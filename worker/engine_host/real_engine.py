@@ -263,6 +263,7 @@ def _finished(output: RequestOutput, details: LogprobDetails | None) -> Finished
         prompt_logprobs=output.prompt_logprobs,
         logprob_details=details,
         tool_calls=_calls(output.tool_calls),
+        is_watermarked=output.watermark is not None,
         samples=[_sample(each) for each in completions] if len(completions) > 1 else (),
         error=None if output.error is None else output.error.message,
         error_code=None if output.error is None else output.error.code,

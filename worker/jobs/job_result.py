@@ -54,6 +54,7 @@ def build_result(
         prompt_logprobs=_logprobs(finished.prompt_logprobs),
         logprob_details=_logprob_details(finished.logprob_details),
         samples=[_completion(index, each) for index, each in enumerate(finished.samples)],
+        watermarked=finished.is_watermarked,
         usage=_usage(finished),
         metrics=_metrics(job, finished),
         attempt=job.claim.attempts,

@@ -49,6 +49,8 @@ def facts_of_result(result: JobResult) -> Facts:
     if metrics.ttft_s is not None:
         facts["ttft_s"] = round(metrics.ttft_s, 3)
     facts["prompt_tokens"] = usage.prompt_tokens
+    if result.watermarked:
+        facts["watermarked"] = True
     return facts
 
 

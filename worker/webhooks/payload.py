@@ -111,6 +111,8 @@ def _end_fields(record: JobRecord, *, include_output: bool) -> dict[str, Any]:
         "error": json.loads(record.error) if record.error else None,
         "attempts": [_attempt(attempt) for attempt in record.history],
     }
+    if result.get("watermarked"):
+        end["watermarked"] = True
     text, calls = result.get("text"), result.get("tool_calls")
     if include_output and text is not None:
         num_bytes = len(text.encode()) + (len(json.dumps(calls)) if calls else 0)
