@@ -13,7 +13,11 @@ from batchmill.engine.execution.kv_cache_sizing import (
 from batchmill.engine.execution.step_pipeline import StepPipeline
 from batchmill.engine.lifecycle.intake import Prompt, RequestIntake, check_deadline
 from batchmill.engine.lifecycle.output_tracker import OutputTracker
-from batchmill.engine.lifecycle.pooled_intake import PooledIntake, PooledPrompt
+from batchmill.engine.lifecycle.pooled_intake import (
+    PooledIntake,
+    PooledPrompt,
+    PoolingSupport,
+)
 from batchmill.engine.lifecycle.stats import (
     CurrentLoad,
     DraftCounts,
@@ -239,14 +243,9 @@ class Engine:
         self._unfinished.add([tracker], deadline_s=deadline_s)
 
     @property
-    def tasks(self) -> tuple[str, ...]:
-        """What the model computes, of `generate`, `embed` and `score`."""
-        return self._pooled_intake.tasks
-
-    @property
-    def score_labels(self) -> tuple[str, ...]:
-        """Names of the outputs of the classification head; none without one."""
-        return self._pooled_intake.labels
+    def pooling(self) -> PoolingSupport:
+        """What the model offers to pooled requests."""
+        return self._pooled_intake.support
 
     def step(self) -> list[RequestOutput]:
         """Schedule one step, launch it, and report the steps that are done.

@@ -9,6 +9,7 @@ from batchmill.producer.client.batch_intake import LineFields
 from batchmill.producer.client.client import Client, Job
 from batchmill.producer.client.job_groups import JobLike
 from batchmill.producer.client.submissions import AsyncSubmissions, Submissions
+from batchmill.producer.client.vector_results import Embeddings, RankedDocument, Scores
 from batchmill.producer.job.batch import BatchRequest, BatchState, BatchStatus, RequestCounts
 from batchmill.producer.job.document import GenerationJob
 from batchmill.producer.job.job_fields import BatchFields, JobFields
@@ -83,6 +84,7 @@ __all__ = [
     "CancelCounts",
     "CancelStatus",
     "Client",
+    "Embeddings",
     "EndedJob",
     "EtaUnknown",
     "ForgetCounts",
@@ -116,10 +118,12 @@ __all__ = [
     "ProgressSummary",
     "QueueFull",
     "QueuePaused",
+    "RankedDocument",
     "ReplayCounts",
     "RequestCounts",
     "ResultTimeout",
     "RetryPolicy",
+    "Scores",
     "SeenEvents",
     "ShardMismatch",
     "SignatureError",

@@ -12,6 +12,7 @@ from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.attempts import Attempt
 from batchmill.producer.protocol.replies import JobState
 from batchmill.producer.result_sections import DecisionResult
+from batchmill.producer.vector_sections import EmbeddingResult, ScoringResult
 
 # Unknown fields are ignored: a worker of a later version may add some.
 _CONFIG = ConfigDict(
@@ -230,6 +231,12 @@ class JobResult(BaseModel):
 
     decision: DecisionResult | None = Field(default=None, exclude_if=_is_absent)
     """Answers to the questions of a job with `decision`."""
+
+    embedding: EmbeddingResult | None = Field(default=None, exclude_if=_is_absent)
+    """Vectors of the texts of a job with `embedding`."""
+
+    scoring: ScoringResult | None = Field(default=None, exclude_if=_is_absent)
+    """Scores of the texts of a job with `scoring`."""
 
     samples: list[Completion] = Field(default_factory=list, repr=False, exclude_if=_is_absent)
     """All samples, if the job asked for more than one; see `completions`."""

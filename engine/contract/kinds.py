@@ -14,8 +14,16 @@ class Kind(StrEnum):
     GENERATE = "generate"
     #: Probabilities for the options of questions about one state.
     DECIDE = "decide"
+    #: A vector for each of some texts.
+    EMBED = "embed"
+    #: Scores of texts, or of texts against a query.
+    SCORE = "score"
 
 
 #: Kind -> the field of a job's document that has its input and its parameters. A job that has none
 #: of these fields generates. The section of its result has the same name.
-SECTIONS: Final[Mapping[Kind, str]] = {Kind.DECIDE: "decision"}
+SECTIONS: Final[Mapping[Kind, str]] = {
+    Kind.DECIDE: "decision",
+    Kind.EMBED: "embedding",
+    Kind.SCORE: "scoring",
+}

@@ -13,6 +13,10 @@ ACTIVATIONS: Final = ("sigmoid", "softmax", "none")
 TRUNCATIONS: Final = ("start", "end")
 #: Numbers of a vector. No model has more.
 MAX_DIMENSIONS: Final = 65536
+#: Texts of one job; as in OpenAI's API.
+MAX_INPUTS: Final = 2048
+#: All vectors of one job, at four bytes a number.
+MAX_VECTOR_BYTES: Final = 16 << 20
 
 _WORDS: Final[Mapping[str, tuple[str, ...]]] = {
     "pooling": POOLINGS,

@@ -34,6 +34,17 @@ class TextPair(NamedTuple):
 PooledPrompt = str | Sequence[int] | Chat | TextPair
 
 
+class PoolingSupport(NamedTuple):
+    """What a model offers to pooled requests."""
+
+    #: What it computes, of "generate", "embed" and "score".
+    tasks: tuple[str, ...]
+    #: Numbers of an embedding; 0 without "embed".
+    size: int
+    #: Names of the outputs of its classification head; none without "score".
+    labels: tuple[str, ...]
+
+
 class PooledIntake:
     """Checks pooled requests against the model, and prepares them."""
 
@@ -45,17 +56,17 @@ class PooledIntake:
         self._model_name = Path(config.model).name
 
     @property
-    def tasks(self) -> tuple[str, ...]:
-        """What the model computes."""
+    def support(self) -> PoolingSupport:
+        """What the model offers."""
+        head = self._loaded.score_head
+        labels = () if head is None else head.labels
+        return PoolingSupport(self._tasks, self._loaded.config.state_size, labels)
+
+    @property
+    def _tasks(self) -> tuple[str, ...]:
         tasks: tuple[str, ...] = ("generate",) if self._loaded.config.generates else ()
         tasks += ("embed",) if self._loaded.config.state_size else ()
         return tasks + (("score",) if self._loaded.score_head is not None else ())
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Names of the outputs of the classification head."""
-        head = self._loaded.score_head
-        return () if head is None else head.labels
 
     def prepare(
         self,
@@ -89,7 +100,7 @@ class PooledIntake:
 
     def _with_defaults(self, params: PoolingParams) -> PoolingParams:
         """Return params without None, after a check against the model."""
-        if params.task not in self.tasks:
+        if params.task not in self._tasks:
             raise RequestError("unsupported_parameter", self._lacks(params.task))
         if params.task == "score":
             return params

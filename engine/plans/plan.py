@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 from batchmill.engine.lifecycle.intake import Prompt
+from batchmill.engine.lifecycle.pooled_intake import PooledPrompt, PoolingSupport
 from batchmill.engine.request.outputs import (
     FinishReason,
     RequestFailure,
     RequestOutput,
     ResumedTokens,
 )
+from batchmill.engine.request.pooling import PoolingParams
 from batchmill.engine.request.sampling_params import SamplingParams
 from batchmill.engine.text.tokenizer import Tokenizer
 
@@ -21,8 +23,9 @@ from batchmill.engine.text.tokenizer import Tokenizer
 class PlannedRequest:
     """One request of a plan."""
 
-    prompt: Prompt
-    params: SamplingParams
+    prompt: Prompt | PooledPrompt
+    #: `PoolingParams` make it a pooled request, which has a vector and no output.
+    params: SamplingParams | PoolingParams
     #: Its output is the job's own: it is streamed, saved, and resumed from the saved tokens. At
     #: most one request of a plan.
     is_output: bool = False
@@ -65,6 +68,22 @@ class PlanningEngine(Protocol):
         cache_salt: str | None = None,
     ) -> None:
         """Add a request; see `Engine.add_request`."""
+
+    def add_pooled_request(
+        self,
+        request_id: str,
+        prompt: PooledPrompt,
+        params: PoolingParams | None = None,
+        *,
+        priority: int = 0,
+        deadline_s: float | None = None,
+        cache_salt: str | None = None,
+    ) -> None:
+        """Add a pooled request; see `Engine.add_pooled_request`."""
+
+    @property
+    def pooling(self) -> PoolingSupport:
+        """What the model offers to pooled requests."""
 
     def abort(self, request_id: str) -> bool:
         """End a request early; see `Engine.abort`."""

@@ -5,11 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypedDict, cast
 
 from batchmill.engine.errors import RequestError
+from batchmill.engine.lifecycle.intake import Prompt
 from batchmill.engine.request.outputs import FinishReason, RequestFailure, RequestOutput
+from batchmill.engine.request.pooling import PoolingParams
 
 from .plan import Plan, PlanCounts, PlanEnd, PlannedRequest, PlanningEngine, PlanResult
+
+
+class _Common(TypedDict):
+    """Arguments that all kinds of requests take."""
+
+    priority: int
+    deadline_s: float | None
+    cache_salt: str | None
+
 
 _STOPPED = (FinishReason.ABORT, FinishReason.ERROR)
 
@@ -147,15 +159,17 @@ class PlanRunner:
         running.num_added += 1
         own = running.request_id
         engine_id = own if request.is_output else f"{own}\0plan\0{running.num_added}"
-        self._engine.add_request(
-            engine_id,
-            request.prompt,
-            request.params,
-            options.resumed_token_ids if request.is_output else (),
-            priority=options.priority + request.priority_below,
-            deadline_s=running.time_left_s(),
-            cache_salt=options.cache_salt,
-        )
+        common: _Common = {
+            "priority": options.priority + request.priority_below,
+            "deadline_s": running.time_left_s(),
+            "cache_salt": options.cache_salt,
+        }
+        if isinstance(request.params, PoolingParams):
+            self._engine.add_pooled_request(engine_id, request.prompt, request.params, **common)
+        else:
+            resumed = options.resumed_token_ids if request.is_output else ()
+            prompt = cast("Prompt", request.prompt)
+            self._engine.add_request(engine_id, prompt, request.params, resumed, **common)
         running.places[engine_id] = place
         self._owners[engine_id] = running
 

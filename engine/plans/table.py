@@ -7,28 +7,44 @@ from typing import Final
 
 from batchmill.engine.contract.kinds import SECTIONS, Kind
 from batchmill.engine.errors import RequestError
+from batchmill.engine.lifecycle.pooled_intake import PoolingSupport
 
+from .embedding import embedding_plan
 from .plan import PlanMaker
+from .scoring import scoring_plan
 
 #: The field of a job -> its plan.
-PLANS: Final[Mapping[str, PlanMaker]] = {}
+PLANS: Final[Mapping[str, PlanMaker]] = {"embedding": embedding_plan, "scoring": scoring_plan}
+#: What a model must compute for a kind of job, of `PoolingSupport.tasks`; one of them is enough.
+_TASKS: Final[Mapping[Kind, frozenset[str]]] = {
+    Kind.GENERATE: frozenset({"generate"}),
+    Kind.DECIDE: frozenset({"generate"}),
+    Kind.EMBED: frozenset({"embed"}),
+    Kind.SCORE: frozenset({"embed", "score"}),
+}
 
 
-def served_kinds() -> tuple[str, ...]:
-    """Return the kinds of job that this engine serves."""
-    return tuple(kind.value for kind in Kind if kind is Kind.GENERATE or SECTIONS[kind] in PLANS)
+def served_kinds(support: PoolingSupport) -> tuple[str, ...]:
+    """Return the kinds of job that an engine serves with a model."""
+    tasks = frozenset(support.tasks)
+    return tuple(
+        kind.value
+        for kind in Kind
+        if tasks & _TASKS[kind] and (kind is Kind.GENERATE or SECTIONS[kind] in PLANS)
+    )
 
 
-def plan_maker(section: str) -> PlanMaker:
+def plan_maker(section: str, support: PoolingSupport) -> PlanMaker:
     """Return the maker of the plan that a field of a job asks for.
 
     Raises:
-        RequestError: `unsupported_parameter`: this engine has none.
+        RequestError: `unsupported_parameter`: this engine has none, or not with this model.
     """
-    if section not in PLANS:
+    kinds = served_kinds(support)
+    if section not in [SECTIONS[Kind(kind)] for kind in kinds if Kind(kind) in SECTIONS]:
         raise RequestError(
             "unsupported_parameter",
             f"{section} is not served by this worker, which serves jobs of the kinds "
-            f"{', '.join(served_kinds())}: send the job to a model or a worker that serves it",
+            f"{', '.join(kinds)}: send the job to a model or a worker that serves it",
         )
     return PLANS[section]

@@ -10,6 +10,7 @@ from batchmill.producer.errors import BulkFileError, JobRejected
 from batchmill.producer.files.record import Record
 from batchmill.producer.files.source import RecordFile
 from batchmill.producer.job.line import BulkLine, LineKind, check_custom_id
+from batchmill.producer.job.pooled_requests import read_embedding_body, read_score_body
 from batchmill.producer.job.validation import parse_job
 
 from .prompts import Prompt
@@ -123,7 +124,7 @@ def _fields(
         kind, fields = _from_openai(data)
     else:
         fields = {name: value for name, value in data.items() if name != "custom_id"}
-        kind = LineKind.CHAT if "messages" in fields else LineKind.TEXT
+        kind = LineKind.of_fields(fields)
     return kind, {name: value for name, value in fields.items() if name not in settings.ignored}
 
 
@@ -140,10 +141,23 @@ def _from_openai(data: Mapping[str, Any]) -> tuple[LineKind, dict[str, Any]]:
             f"url: must be {' or '.join(LineKind)}; this version supports no other", param="url"
         ) from None
     body = data.get("body")
+    if isinstance(body, dict) and kind in _POOLED:
+        fields, how = _POOLED[kind](body)
+        if how.encoding != "float":
+            raise JobRejected(
+                "encoding_format: lines hold numbers; leave it out", param="encoding_format"
+            )
+        return kind, fields
     wanted, other = ("messages", "prompt") if kind is LineKind.CHAT else ("prompt", "messages")
     if not isinstance(body, dict) or wanted not in body or other in body:
         raise JobRejected(f"body: must be an object with {wanted} for {kind}", param="body")
     return kind, dict(body)
+
+
+_POOLED = {
+    LineKind.EMBEDDINGS: read_embedding_body,
+    LineKind.SCORE: read_score_body,
+}
 
 
 def _with_defaults(fields: dict[str, Any], settings: LineSettings) -> dict[str, Any]:

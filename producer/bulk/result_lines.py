@@ -11,6 +11,7 @@ from batchmill.producer.results import JobResult
 from batchmill.producer.store.ended_jobs import EndedJob
 
 from .openai_logprobs import chat_logprobs, completion_logprobs
+from .pooled_bodies import embedding_body, score_body
 
 
 def ended_line(request_id: str, custom_id: str, kind: LineKind, ended: EndedJob) -> dict[str, Any]:
@@ -66,6 +67,10 @@ def response_body(kind: LineKind, result: JobResult) -> dict[str, Any]:
 
 
 def _body(kind: LineKind, result: JobResult, finished_at_ms: int | None) -> dict[str, Any]:
+    if kind is LineKind.EMBEDDINGS:
+        return embedding_body(result) | {"id": result.id}
+    if kind is LineKind.SCORE:
+        return score_body(result)
     body = _chat(result) if kind is LineKind.CHAT else _completion(result)
     body |= {"model": result.model, "id": result.id}
     if finished_at_ms is not None:

@@ -35,6 +35,7 @@ from .async_checks import check_structures
 from .async_iteration import as_async
 from .async_job_verbs import AsyncJobVerbs
 from .async_operator_verbs import AsyncOperatorVerbs
+from .async_vector_verbs import AsyncVectorVerbs
 from .job_groups import JobGroup, JobLike, OnRejected, as_job
 from .job_ids import ids_of
 from .submissions import AsyncSubmissions
@@ -89,7 +90,7 @@ class AsyncJob:
         await self._client.forget(self.id)
 
 
-class AsyncClient(AsyncJobVerbs, AsyncBatches, AsyncOperatorVerbs):
+class AsyncClient(AsyncJobVerbs, AsyncBatches, AsyncOperatorVerbs, AsyncVectorVerbs):
     """Submits jobs to a broker and reads their results.
 
     Belongs to the event loop that it is first used in, and so to one process: make it where the

@@ -142,7 +142,7 @@ class BatchIntake:
         if job.tenant is None and self._default_tenant is not None:
             job = job.model_copy(update={"tenant": self._default_tenant})
         prepared = prepare(job, self._settings)
-        kind = LineKind.TEXT if job.messages is None else LineKind.CHAT
+        kind = LineKind.of_fields(job.model_fields_set)
         moments = (prepared.deadline_at_ms, self._batch.deadline_at_ms)
         line = replace(
             prepared,

@@ -37,6 +37,7 @@ from .job_ids import ids_of
 from .job_verbs import JobVerbs
 from .operator_verbs import OperatorVerbs
 from .submissions import Submissions
+from .vector_verbs import VectorVerbs
 
 
 class Job:
@@ -86,7 +87,7 @@ class Job:
         self._client.forget(self.id)
 
 
-class Client(JobVerbs, Batches, OperatorVerbs):
+class Client(JobVerbs, Batches, OperatorVerbs, VectorVerbs):
     """Submits jobs to a broker and reads their results.
 
     Thread-safe. A process that is forked from one that has used a client opens connections of its

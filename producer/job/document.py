@@ -32,6 +32,7 @@ from .controls import SamplingControls, TokenId
 from .decision import Decision
 from .field_checks import Text, check_num_parts, check_utf8, integral, optional
 from .kinds import KindSection
+from .pooled import Embedding, Scoring
 from .retry import RetryPolicy
 
 
@@ -191,6 +192,14 @@ class GenerationJob(ChatFields, SamplingControls):
     decision: Decision | None = optional(None, repr=False)
     """Questions about a state, answered with probabilities instead of text. Give it instead of
     `prompt` and `messages`; docs/deciding.md says how each question is asked."""
+
+    embedding: Embedding | None = optional(None, repr=False)
+    """Texts to embed: vectors instead of text. Give it instead of `prompt` and `messages`;
+    docs/embeddings.md says how."""
+
+    scoring: Scoring | None = optional(None, repr=False)
+    """Texts to score, alone or against a query. Give it instead of `prompt` and `messages`;
+    docs/embeddings.md says how."""
 
     cache_salt: Annotated[Text, Field(min_length=1, max_length=MAX_CACHE_SALT_CHARS)] | None = (
         Field(default=None, repr=False, exclude_if=lambda salt: salt is None)

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypedDict
 from .chat import Document, Tool
 from .decision import Decision
 from .messages import Message
+from .pooled import Embedding, Scoring
 from .retry import RetryPolicy
 
 
@@ -64,6 +65,14 @@ class JobFields(OtherNames, total=False):
     decision: Decision | dict[str, Any] | None
     """Questions about a state, answered with probabilities instead of text. Give it instead
     of `prompt` and `messages`; docs/deciding.md says how each question is asked."""
+
+    embedding: Embedding | dict[str, Any] | None
+    """Texts to embed: vectors instead of text. Give it instead of `prompt` and `messages`;
+    docs/embeddings.md says how."""
+
+    scoring: Scoring | dict[str, Any] | None
+    """Texts to score, alone or against a query. Give it instead of `prompt` and `messages`;
+    docs/embeddings.md says how."""
 
     cache_salt: str | None
     """Jobs share the KV of equal prompt prefixes only with jobs of the same salt, so that

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -35,6 +36,24 @@ class LineKind(StrEnum):
 
     CHAT = "/v1/chat/completions"
     TEXT = "/v1/completions"
+    EMBEDDINGS = "/v1/embeddings"
+    #: As in vLLM.
+    SCORE = "/v1/score"
+
+    @classmethod
+    def of_fields(cls, fields: Container[str]) -> LineKind:
+        """Return the format of the result of a job with these fields."""
+        for name, kind in _KIND_BY_FIELD.items():
+            if name in fields:
+                return kind
+        return cls.TEXT
+
+
+_KIND_BY_FIELD = {
+    "messages": LineKind.CHAT,
+    "embedding": LineKind.EMBEDDINGS,
+    "scoring": LineKind.SCORE,
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,7 @@ from typing import Any, Literal, TypedDict
 from .chat import Document, Tool
 from .decision import Decision
 from .messages import Message
+from .pooled import Embedding, Scoring
 from .retry import RetryPolicy
 '''
 

@@ -11,17 +11,29 @@ from typing import Any
 import pytest
 from anthropic.types import message_create_params
 from anthropic.types.messages import batch_create_params as message_batch_params
-from openai.types import batch_create_params, completion_create_params, webhooks
+from openai.types import (
+    batch_create_params,
+    completion_create_params,
+    embedding_create_params,
+    webhooks,
+)
 from openai.types.chat import completion_create_params as chat_create_params
 from openai.types.responses import response_create_params
 
 from batchmill.producer.job.line import LineKind
+from batchmill.producer.job.pooled_requests import (
+    read_embedding_body,
+    read_rerank_body,
+    read_score_body,
+)
 from batchmill.producer.job.validation import parse_job
 from batchmill.worker.gateway.api_errors import ApiError, api_error
 from batchmill.worker.gateway.completion_request import read_completion
 from batchmill.worker.gateway.message_request import read_message_request
 from batchmill.worker.gateway.response_request import read_response
 from batchmill.worker.gateway.spec.body import Use
+from batchmill.worker.gateway.spec.pooled_fields import EMBEDDING, RERANKING, SCORING
+from batchmill.worker.gateway.vectors import read_pooled
 
 from .api_tables import PAGES, bodies, stale_pages
 
@@ -30,6 +42,7 @@ CLIENTS: dict[str, Any] = {
     "ChatCompletionRequest": chat_create_params.CompletionCreateParamsStreaming,
     "CompletionRequest": completion_create_params.CompletionCreateParamsStreaming,
     "ResponseRequest": response_create_params.ResponseCreateParamsStreaming,
+    "EmbeddingRequest": embedding_create_params.EmbeddingCreateParams,
     "BatchCreateRequest": batch_create_params.BatchCreateParams,
     "MessageRequest": message_create_params.MessageCreateParamsStreaming,
     "MessageBatchCreateRequest": message_batch_params.BatchCreateParams,
@@ -44,6 +57,9 @@ SMALLEST: dict[str, dict[str, Any]] = {
     "ChatCompletionRequest": {"messages": [{"role": "user", "content": "hello"}]},
     "CompletionRequest": {"prompt": "hello"},
     "ResponseRequest": {"input": "hello"},
+    "EmbeddingRequest": {"input": "hello"},
+    "ScoreRequest": {"documents": ["hello"], "query": "mill"},
+    "RerankRequest": {"documents": ["hello"], "query": "mill"},
     "MessageRequest": {"max_tokens": 1, "messages": [{"role": "user", "content": "hello"}]},
 }
 ROWS = [
@@ -64,6 +80,12 @@ def job_of(title: str, **fields: Any) -> Any:
             read = read_completion(LineKind.TEXT, given)
         case "ResponseRequest":
             read = read_response(given)
+        case "EmbeddingRequest":
+            read = read_pooled(EMBEDDING, read_embedding_body, given)
+        case "ScoreRequest":
+            read = read_pooled(SCORING, read_score_body, given)
+        case "RerankRequest":
+            read = read_pooled(RERANKING, read_rerank_body, given)
         case _:
             read = read_message_request(given)
     return parse_job(read[0])

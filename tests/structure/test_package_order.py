@@ -22,8 +22,9 @@ ORDER = {
         *("plans", "__init__"),
     ),
     "producer": (
-        *("install_hint", "plural", "moments", "protocol", "result_sections", "results"),
-        *("progress", "error_codes", "errors", "tracing", "secrets_from_files"),
+        *("install_hint", "plural", "moments", "protocol", "result_sections"),
+        *("vector_sections", "results", "progress", "error_codes"),
+        *("errors", "tracing", "secrets_from_files"),
         *("sentinel_url", "shard_list", "broker_url", "webhook"),
         "settings",
         *("job", "files", "store", "watch", "client", "bulk", "schemas", "__init__"),

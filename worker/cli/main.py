@@ -22,6 +22,7 @@ from .dead_letters import add_dead_letter_commands
 from .deliver import add_deliver_commands
 from .demo import add_demo_command
 from .doctor import add_doctor_command
+from .embed import add_embed_commands
 from .errors import ExitCode, is_parser_error, report_error
 from .flower import add_flower_command
 from .gateway import add_gateway_command
@@ -65,6 +66,7 @@ _COMMANDS = (
     add_flower_command,
     add_metrics_command,
     add_submit_command,
+    add_embed_commands,
     add_result_commands,
     add_progress_command,
     add_manage_job_commands,

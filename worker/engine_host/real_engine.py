@@ -100,7 +100,7 @@ class RealEngine:
             num_steps_ahead=int(self._engine.overlaps),
             dtype=self._engine.dtype,
             drafts=self.drafts(),
-            kinds=served_kinds(),
+            kinds=served_kinds(self._engine.pooling),
         )
 
     def add(self, request: AddRequest) -> None:
@@ -143,7 +143,7 @@ class RealEngine:
             deadline_s=request.deadline_s,
             cache_salt=request.cache_salt,
         )
-        self._plans.add(request.request_id, plan_maker(section)(job), options)
+        self._plans.add(request.request_id, plan_maker(section, self._engine.pooling)(job), options)
         self._sections[request.request_id] = section
 
     def _with_defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -44,6 +44,7 @@ from .route import Route
 from .settings import GatewaySettings
 from .spec.document import openapi_document
 from .usage import get_usage
+from .vectors import create_embeddings, create_rerank, create_score
 from .webhook_endpoints import (
     create_endpoint,
     delete_endpoint,
@@ -57,7 +58,7 @@ from .webhook_endpoints import (
 
 #: Parts of OpenAI's and Anthropic's APIs that this version does not have, by the start of a path.
 UNSUPPORTED = (
-    *("/v1/embeddings", "/v1/images", "/v1/audio", "/v1/moderations", "/v1/fine_tuning"),
+    *("/v1/images", "/v1/audio", "/v1/moderations", "/v1/fine_tuning"),
     *("/v1/assistants", "/v1/threads", "/v1/vector_stores", "/v1/realtime", "/v1/uploads"),
     *("/v1/evals", "/v1/containers", "/v1/conversations", "/v1/videos", "/v1/decisions"),
     *("/v1/responses", "/v1/messages"),  # paths below the first that have no route
@@ -120,6 +121,9 @@ def routes() -> list[Route]:
         Route("/v1/usage", get_usage, methods=["GET"]),
         Route("/v1/chat/completions", create_chat_completion, methods=["POST"]),
         Route("/v1/completions", create_completion, methods=["POST"]),
+        Route("/v1/embeddings", create_embeddings, methods=["POST"]),
+        Route("/v1/score", create_score, methods=["POST"]),
+        Route("/v1/rerank", create_rerank, methods=["POST"]),
         Route("/v1/responses", create_response, methods=["POST"]),
         Route("/v1/responses/{response_id}", get_response, methods=["GET"]),
         Route("/v1/responses/{response_id}", delete_response, methods=["DELETE"]),

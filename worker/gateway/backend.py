@@ -46,6 +46,7 @@ class Backend:
         self._running: set[asyncio.Task[Any]] = set()
         self._has_intake = asyncio.Event()
         self._served: dict[str, int] = {}
+        self._kinds: dict[str, set[str]] = {}
         self._served_until = 0.0
 
     async def close(self) -> None:
@@ -102,11 +103,17 @@ class Backend:
             with broker_errors(self.url):
                 workers = await self.store.list_workers()
             served: dict[str, int] = {}
+            self._kinds = {}
             for worker in workers:
+                self._kinds.setdefault(worker.model, set()).update(worker.kinds)
                 since = worker.started_at_ms // 1000
                 served[worker.model] = min(since, served.get(worker.model, since))
             self._served, self._served_until = served, time.monotonic() + _WORKERS_S
         return self._served
+
+    def kinds_of(self, model: str) -> list[str]:
+        """Return the kinds of job that live workers serve with a model of `served_models`."""
+        return sorted(self._kinds.get(model, ()))
 
     async def is_known_model(self, model: str) -> bool:
         """Return whether jobs of a model can be served, as far as can be told.

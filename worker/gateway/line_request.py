@@ -15,10 +15,11 @@ from .api_errors import ApiError, invalid
 from .completion_request import read_completion
 from .jobs import allowed_fields, check_allowed
 from .message_request import read_message_request
-from .openai_api import COMPLETIONS, MESSAGES, RESPONSES
+from .openai_api import MESSAGES, RESPONSES
 from .response_record import response_details
 from .response_request import read_response
 from .spec.body import unsupported
+from .vectors import POOLED, read_pooled
 
 _OF_CONNECTIONS = ("stream", "cancel_on_disconnect", "background")
 _PARTS = frozenset({"custom_id", "method", "url", "body"})
@@ -33,7 +34,7 @@ def read_batch_line(record: Record, endpoint: str, key: ApiKey, default_model: s
         key: rights of the caller.
         default_model: of a line that names none.
     """
-    kind = LineKind.TEXT if endpoint == COMPLETIONS else LineKind.CHAT
+    kind = LineKind(endpoint) if endpoint in tuple(LineKind) else LineKind.CHAT
     custom_id = f"line-{record.line}"
     try:
         if record.data is None:
@@ -90,6 +91,11 @@ def _read(endpoint: str, body: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
             raise invalid(f"a line of a batch has no connection: leave {name} out", name)
     if endpoint == MESSAGES:
         return read_message_request(body)[0], ""
+    if endpoint in POOLED:
+        fields, how, _ = read_pooled(*POOLED[endpoint], body)
+        if how.encoding != "float":
+            raise invalid("a line's vectors are numbers: leave it out", "encoding_format")
+        return fields, ""
     if endpoint != RESPONSES:
         return read_completion(LineKind(endpoint), body)[0], ""
     fields, options = read_response(body)

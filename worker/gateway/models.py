@@ -17,7 +17,9 @@ async def list_models(request: Request) -> Response:
     """Serve `GET /v1/models`."""
     models = await _visible(request)
     if not is_anthropic(request):
-        return JSONResponse({"object": "list", "data": [_openai(*item) for item in models.items()]})
+        backend: Backend = request.app.state.backend
+        listed = [_openai(*item, backend.kinds_of(item[0])) for item in models.items()]
+        return JSONResponse({"object": "list", "data": listed})
     data = [_anthropic(*item) for item in models.items()]
     edges = (data[0]["id"], data[-1]["id"]) if data else (None, None)
     return JSONResponse(
@@ -31,8 +33,10 @@ async def get_model(request: Request) -> Response:
     name = request.path_params["model"]
     if name not in models:
         raise unknown_model(name, sorted(models))
-    write = _anthropic if is_anthropic(request) else _openai
-    return JSONResponse(write(name, models[name]))
+    if is_anthropic(request):
+        return JSONResponse(_anthropic(name, models[name]))
+    backend: Backend = request.app.state.backend
+    return JSONResponse(_openai(name, models[name], backend.kinds_of(name)))
 
 
 async def _visible(request: Request) -> dict[str, int]:
@@ -44,8 +48,9 @@ async def _visible(request: Request) -> dict[str, int]:
     return {name: served[name] for name in sorted(served) if key.may_use_model(name)}
 
 
-def _openai(name: str, since: int) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": since, "owned_by": "batchmill"}
+def _openai(name: str, since: int, kinds: list[str]) -> dict[str, Any]:
+    model = {"id": name, "object": "model", "created": since, "owned_by": "batchmill"}
+    return model | {"kinds": kinds}
 
 
 def _anthropic(name: str, since: int) -> dict[str, Any]:

@@ -288,7 +288,7 @@ def small_engine(folder: Path, **settings: Any) -> Engine:
 def test_scores_of_a_classification_head_equal_transformers(scoring: tuple[Path, Any]) -> None:
     folder, model = scoring
     engine = small_engine(folder, max_num_batched_tokens=16)
-    assert (engine.tasks, engine.score_labels) == (("embed", "score"), ("no", "maybe", "yes"))
+    assert engine.pooling == (("embed", "score"), 48, ("no", "maybe", "yes"))
     inputs = [[each % 200 + 3 for each in range(start, start + 20)] for start in range(0, 120, 20)]
     for activation in ("softmax", "none", "sigmoid"):
         for index, each in enumerate(inputs):
@@ -327,7 +327,7 @@ def test_the_layers_alone_are_a_model_that_embeds(tmp_path: Path) -> None:
     layers.save_pretrained(tmp_path / "layers")
     save_tokenizer(tmp_path / "layers")
     engine = small_engine(tmp_path / "layers")
-    assert engine.tasks == ("embed",)
+    assert engine.pooling.tasks == ("embed",)
     (vector,) = embed(engine, [[4, 5, 6]])
     assert vector == pytest.approx(last_state(layers, [4, 5, 6]), abs=TOLERANCE)
 

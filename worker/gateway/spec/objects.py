@@ -91,6 +91,8 @@ class Model(Object):
     object: Literal["model"]
     created: Seconds
     owned_by: str
+    kinds: list[str]
+    """Kinds of job that its workers serve: `generate`, `embed`, `score` …"""
 
 
 class Models(Object):
@@ -164,6 +166,75 @@ class Completion(Object):
     model: str
     choices: list[TextChoice]
     usage: Usage
+
+
+class PromptUsage(Object):
+    """Tokens of a request that generates nothing."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embedding(Object):
+    """A vector."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+    """Numbers, or base64 of little-endian float32."""
+
+
+class EmbeddingList(Object):
+    """The vectors of the inputs, in their order."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: PromptUsage
+
+
+class Score(Object):
+    """The score of a document."""
+
+    object: Literal["score"]
+    index: int
+    score: float
+    """Of the only label, or of the last of several."""
+    scores: dict[str, float]
+    """Of every label."""
+
+
+class ScoreList(Object):
+    """The scores of the documents, in their order."""
+
+    id: str
+    object: Literal["list"]
+    data: list[Score]
+    model: str
+    usage: PromptUsage
+
+
+class RankedText(Object):
+    """A document."""
+
+    text: str
+
+
+class RankedResult(Object):
+    """A document's place and relevance."""
+
+    index: int
+    relevance_score: float
+    document: RankedText | None = None
+
+
+class Ranking(Object):
+    """Documents by their relevance to a query, the best first."""
+
+    id: str
+    model: str
+    usage: PromptUsage
+    results: list[RankedResult]
 
 
 class File(Object):

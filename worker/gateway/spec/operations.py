@@ -13,6 +13,7 @@ from . import objects
 from .body import Body
 from .endpoint_fields import ENDPOINT, ENDPOINT_CHANGES, ENDPOINT_TEST, ROTATION
 from .message_fields import MESSAGE, MESSAGE_BATCH
+from .pooled_fields import EMBEDDING, RERANKING, SCORING
 from .requests import BATCH, CHAT, COMPLETION
 from .response_fields import RESPONSE
 from .shapes import TEXT
@@ -117,6 +118,11 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("POST", "/v1/completions"): Operation(
         "OpenAI", (objects.Completion,), COMPLETION, streams=True, is_repeatable=True
     ),
+    ("POST", "/v1/embeddings"): Operation(
+        "OpenAI", (objects.EmbeddingList,), EMBEDDING, is_repeatable=True
+    ),
+    ("POST", "/v1/score"): Operation("OpenAI", (objects.ScoreList,), SCORING, is_repeatable=True),
+    ("POST", "/v1/rerank"): Operation("OpenAI", (objects.Ranking,), RERANKING, is_repeatable=True),
     ("POST", _RESPONSES): Operation(
         "OpenAI", (objects.Response,), RESPONSE, streams=True, is_repeatable=True
     ),
