@@ -105,7 +105,7 @@ def _detections(
     try:
         detector = WatermarkDetector(model, _keys(key))
     except (ConfigError, ModelLoadError) as error:
-        raise CommandError(str(error), code="model", exit_code=ExitCode.CONFIG) from None
+        raise CommandError(str(error), code="invalid_settings", exit_code=ExitCode.CONFIG) from None
     try:
         return detector.detect(texts)
     except RequestError as error:
