@@ -6,14 +6,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import torch
 
+from batchmill.engine.device_type import visible_gpu
 from batchmill.kernels.ops.rms_norm import rms_norm, rms_norm_reference
-
-#: Values of CUDA_VISIBLE_DEVICES by which an operator hides every GPU.
-_HIDES_ALL: Final = ("", "-1", "NoDevFiles")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +40,8 @@ def find_unusable_gpu(
     Returns:
         The first one; None if torch can use a GPU, or there is none, or all are hidden.
     """
-    if environment.get("CUDA_VISIBLE_DEVICES") in _HIDES_ALL or torch.cuda.is_available():
-        return None
-    path = min((str(each) for each in folder.glob("nvidia[0-9]*")), default=None)
-    if path is None:
+    path = visible_gpu(environment, folder)
+    if path is None or torch.cuda.is_available():
         return None
     if torch.version.cuda is None:
         return UnusableGpu(path, f"torch {torch.__version__} is built for CPUs only", True)

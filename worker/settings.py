@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import socket
 from collections.abc import Mapping
@@ -40,8 +41,12 @@ def engine_settings(config: type[EngineConfig]) -> type[ProducerSettings]:
             raise ValueError(str(error)) from None
         return value
 
+    def type_of(field: dataclasses.Field[Any]) -> Any:
+        # A field whose default depends on the device is None until the configuration is made.
+        return types[field.name] | None if field.default is None else types[field.name]
+
     found: dict[str, Any] = {
-        field.name: (types[field.name], field.default)
+        field.name: (type_of(field), field.default)
         for field in fields(config)
         if field.default is not MISSING and field.name not in _NOT_SETTINGS
     }
@@ -237,5 +242,7 @@ class WorkerSettings(EngineSettings, WatermarkSettings, MetricsSettings, LogSett
         return self._real_engine_options()
 
     def _real_engine_options(self) -> dict[str, Any]:
-        options = {name: getattr(self, name) for name in ENGINE_SETTINGS}
+        # The engine must have the numbers that this process counts with.
+        config = self.engine_config
+        options = {name: getattr(config, name) for name in ENGINE_SETTINGS}
         return options | {"watermark_keys": self.watermark_secrets}

@@ -176,6 +176,9 @@ def test_settings_are_passed_on_as_they_are_set(service: str) -> None:
     environment = SERVICES[service]["environment"]
     fixed = {name for name, value in environment.items() if value is not None}
     fixed -= {"BATCHMILL_METRICS_HOST", "BATCHMILL_METRICS_PORT"}  # published by no port
+    # A GPU that cannot be used is an error there.
+    assert environment.get("BATCHMILL_DEVICE", "") in {None, "", "${BATCHMILL_DEVICE:-cuda}"}
+    fixed.discard("BATCHMILL_DEVICE")
     assert {name for name in fixed if not name.endswith("_FILE")} == set()
 
 

@@ -16,10 +16,10 @@ ROOT = Path(__file__).resolve().parents[2]
 ORDER = {
     "kernels": ("errors", "reference", "cpu", "gpu", "ops"),
     "engine": (
-        *("contract", "errors", "cpu_kernels", "gpus", "model_shape", "watermark", "text"),
-        *("config", "request", "scheduling", "step", "memory", "models", "models_hf", "loading"),
-        *("watermark_detector", "lifecycle", "sampling", "pooling", "execution", "engine"),
-        *("plans", "__init__"),
+        *("contract", "errors", "cpu_kernels", "device_type", "gpus", "model_shape", "watermark"),
+        *("text", "config", "request", "scheduling", "step", "memory", "models", "models_hf"),
+        *("loading", "watermark_detector", "lifecycle", "sampling", "pooling", "execution"),
+        *("engine", "plans", "__init__"),
     ),
     "producer": (
         *("install_hint", "plural", "moments", "protocol", "result_sections"),

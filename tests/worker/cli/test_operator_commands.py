@@ -210,7 +210,7 @@ def test_every_setting_is_a_flag_except_secrets() -> None:
 
 
 def test_invalid_value_of_a_flag_is_an_error_that_names_it(broker: dict[str, str]) -> None:
-    answer = run("worker", "--max-num-seqs", "none", "--json", **broker)
+    answer = run("worker", "--max-num-seqs", "some", "--json", **broker)
     assert answer.returncode == 8
     assert "MAX_NUM_SEQS" in error_of(answer)["message"]
 
