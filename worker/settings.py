@@ -140,6 +140,9 @@ class WorkerSettings(EngineSettings, WatermarkSettings, MetricsSettings, LogSett
     #: Jobs of the class `high` that a full worker takes beyond `max_num_seqs`; the engine preempts
     #: jobs of lower classes for them. 0 lets them wait for a place.
     high_places: int = Field(default=2, ge=0)
+    #: Ask for jobs that busier workers hold while this worker has room and nothing waits in its
+    #: queues, and give some to workers that ask. Each goes on from its last token.
+    takeover: bool = True
     #: Threads that report the ends of jobs to Celery.
     finisher_threads: int = Field(default=2, ge=1)
 

@@ -28,6 +28,8 @@ class AttemptCause(StrEnum):
     DRAIN = "drain"
     #: The engine died before it had the job.
     NOT_STARTED = "not_started"
+    #: Another worker had room for it.
+    MOVED = "moved"
     #: The engine process died while it had the job.
     ENGINE_DEATH = "engine_death"
     #: The engine's loop stood still while it had the job, so that the worker killed it.

@@ -194,6 +194,16 @@ def announced(queue: str) -> str:
     return f"{PREFIX}announced:{queue}"
 
 
+def handed(session: str) -> str:
+    """Return the key of the announcements that are for one session of a worker only (list)."""
+    return f"{PREFIX}handed:{session}"
+
+
+def wants(model: str) -> str:
+    """Return the key of the sessions that ask for jobs that others hold (hash)."""
+    return f"{PREFIX}wants:{model}"
+
+
 def arrived(name: str) -> str:
     """Return the key of plain Celery tasks that have woken a worker, by their list (list)."""
     return f"{PREFIX}tasks:arrived:{name}"

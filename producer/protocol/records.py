@@ -16,6 +16,9 @@ from .attempts import Attempt, read_history
 from .replies import JobState
 
 Fields = Mapping[bytes, bytes]
+#: Gauges of a heartbeat outside of these bounds, except 0, were not written by a worker.
+_LEAST_GAUGE = 1e-6
+_MOST_GAUGE = 1e12
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,11 +204,29 @@ def read_worker(text: bytes) -> WorkerInfo | None:
         known["queues"] = tuple(known["queues"])
         known["versions"] = tuple(known["versions"])
         known["kinds"] = tuple(known.get("kinds", ("generate",)))
+        known["stats"] = _gauges(known.get("stats") or {})
         info = WorkerInfo(**known)
-        texts = (info.name, info.model, info.state, *info.queues)
-        return info if all(isinstance(text, str) for text in texts) else None
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError, RecursionError, AttributeError):
         return None
+    texts = (info.name, info.model, info.state, info.session, *info.queues, *info.kinds)
+    numbers = (info.max_model_len, info.max_num_seqs, info.started_at_ms)
+    are_texts = all(isinstance(text, str) for text in texts)
+    are_numbers = all(type(number) is int and 0 <= number < 1 << 53 for number in numbers)
+    return info if are_texts and are_numbers else None
+
+
+def _gauges(stats: Mapping[str, Any]) -> dict[str, int | float | str]:
+    """Return the gauges that a worker can have written.
+
+    A forged one, such as a speed of 1e-300 tokens per second, would make what is computed of it
+    infinite, and its readers fail.
+    """
+    return {
+        name: value
+        for name, value in stats.items()
+        if (name == "dtype" and isinstance(value, str))
+        or (type(value) in (int, float) and (value == 0 or _LEAST_GAUGE <= value <= _MOST_GAUGE))
+    }
 
 
 def _text(fields: Fields, name: bytes) -> str | None:

@@ -185,6 +185,8 @@ class ReleaseCause(StrEnum):
     ENGINE_DEATH = "engine_death"
     #: The same, but the worker killed the engine because its loop stood still.
     ENGINE_STALL = "engine_stall"
+    #: Another worker has room for it: nothing is held against the job.
+    MOVED = "moved"
 
 
 class ReleaseStatus(StrEnum):

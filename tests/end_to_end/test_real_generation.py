@@ -102,6 +102,53 @@ def shared_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server.close()
 
 
+def test_a_job_that_a_late_joiner_takes_over_goes_on_with_the_same_tokens(
+    redis_url: str, tmp_path: Path
+) -> None:
+    """The jobs are far longer than the test: they are cancelled in the end."""
+    client, store = Client(redis_url), JobStore.from_url(redis_url)
+    long = {"BATCHMILL_MAX_MODEL_LEN": "2048"}
+    greedy: dict[str, Any] = {"temperature": 0.0, "ignore_eos": True}
+
+    def taken_over() -> str | None:
+        owners = {job.id: getattr(store.load(job.id), "owner", None) for job in jobs}
+        return next((job_id for job_id, owner in owners.items() if owner == "late@test"), None)
+
+    with worker(redis_url, "first@test", tmp_path / "first.log", **long):
+        jobs = [client.submit(prompt=prompt, max_tokens=1900, **greedy) for prompt in PROMPTS[:2]]
+        wait_until(lambda: all(store.num_tokens(job.id) for job in jobs), "the first tokens")
+        with worker(redis_url, "late@test", tmp_path / "late.log", **long):
+            wait_until(lambda: taken_over() is not None, "the takeover")
+            moved = taken_over()
+            assert moved is not None
+            num_at_move = store.num_tokens(moved)
+            wait_until(lambda: store.num_tokens(moved) > num_at_move + 30, "further tokens")
+            for job in jobs:
+                job.cancel()
+            tokens = store.read_tokens(moved)
+
+    record = store.load(moved)
+    assert record is not None
+    assert record.history[0].cause == "moved"
+    prompt = PROMPTS[[job.id for job in jobs].index(moved)]
+    assert greedy_gap(prompt, tokens) < 1e-3
+
+
+def greedy_gap(prompt: str, token_ids: list[int]) -> float:
+    """Return by how much a token is less likely than the likeliest one there, at most.
+
+    One forward pass over all of them takes far less time than generating them again.
+    """
+    engine = Engine(EngineConfig(model="demo", **CONFIG | {"max_model_len": 2048}))
+    [first] = engine.generate([prompt], [SamplingParams(max_tokens=1, temperature=0.0)])
+    assert first.token_ids == token_ids[:1]
+    params = SamplingParams(max_tokens=1, prompt_logprobs=1)
+    [scored] = engine.generate([[*first.prompt_token_ids, *token_ids]], [params])
+    assert scored.prompt_logprobs is not None
+    pairs = zip(token_ids, scored.prompt_logprobs[-len(token_ids) :], strict=True)
+    return max(max(each.values()) - each[token] for token, each in pairs if each is not None)
+
+
 def read_along(client: Client, job_id: str) -> str:
     """Return a job's text, joined from the pieces of its stream."""
     return "".join(piece.text for piece in client.stream(job_id, timeout_s=240))

@@ -53,6 +53,7 @@ class GateStep(bootsteps.StartStopStep):
         """Connect the channel with the pool; Celery calls this again after each reconnect."""
         channel = consumer.task_consumer.channel
         install_gate(channel, consumer.pool.gate_is_open, consumer.pool.select_queues)
+        channel.handed_lists = consumer.pool.handed_lists
         consumer.pool.channel = channel
 
     def info(self, consumer: Any) -> dict[str, Any]:

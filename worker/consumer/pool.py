@@ -72,6 +72,7 @@ class EnginePool(BasePool):
             must_stop=_is_stop_requested,
             write_missing_results=lambda: self._missing.write_missing(),
             move_tasks=lambda: self._mover.move_tasks(),
+            consumes_all=lambda: set(self._settings.queues) <= set(self._consumed_queues()),
             traces=_traces(self._settings, self._node_name),
         )
         self._missing = MissingResults(store, self.app, session=self._runtime.session)
@@ -109,6 +110,10 @@ class EnginePool(BasePool):
     def select_queues(self, queues: Sequence[str]) -> list[str]:
         """Return the queues that the consumer asks now; see `HighIntake`."""
         return self._runtime.high.select(queues)
+
+    def handed_lists(self) -> list[str]:
+        """Return the lists of announcements for this worker alone that are asked now."""
+        return self._runtime.takeover.handed_lists
 
     def on_apply(
         self,

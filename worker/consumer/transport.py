@@ -15,7 +15,7 @@ Used through the scheme of the app's `broker_read_url`, and of `broker_write_url
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from queue import Empty
@@ -90,6 +90,8 @@ class Channel(redis.Channel):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         #: Unacknowledged announcements by delivery tag: list key and element.
         self.announcements: dict[str, tuple[bytes, bytes]] = {}
+        #: Returns the lists of announcements for this worker alone that are asked now.
+        self.handed_lists: Callable[[], list[str]] = list
         self._tag_prefix = uuid()
         self._tag_numbers = count()
         self._shared_client: Any = None
@@ -140,7 +142,7 @@ class Channel(redis.Channel):
         queues = self._queue_cycle.consume(len(self.active_queues))
         if not queues:
             return
-        announced = [keys.announced(queue) for queue in queues]
+        announced = [*self.handed_lists(), *(keys.announced(queue) for queue in queues)]
         connection = self._in_poll = self.client.connection
         self._brpop_sent_at: Any = time.monotonic()
         connection.send_command("BRPOP", *announced, timeout or self.brpop_timeout)
@@ -152,11 +154,9 @@ class Channel(redis.Channel):
             if not reply:
                 raise Empty
             key, element = reply
-            queue = bytes_to_str(key).removeprefix(_ANNOUNCED)
-            self._queue_cycle.rotate(queue)
-            message = self._open_element(queue, key, element)
+            message = self._open_element(bytes_to_str(key), element)
             if message is not None:
-                self.connection._deliver(message, queue)
+                self.connection._deliver(message, self._note_announcement(key, element, message))
             return True
         finally:
             self._in_poll: Any = None
@@ -169,15 +169,29 @@ class Channel(redis.Channel):
             self.client.connection.disconnect()
             raise
 
-    def _open_element(self, queue: str, key: bytes, element: bytes) -> dict[str, Any] | None:
+    def _open_element(self, key: str, element: bytes) -> dict[str, Any] | None:
         """Return the message in an element, or None if the element became a dead letter."""
         try:
-            checked = read_queue_message(element)
+            return read_queue_message(element).message
         except MalformedMessage as malformed:
-            self._add_dead_letter(queue, element, malformed)
+            self._add_dead_letter(key.removeprefix(_ANNOUNCED), element, malformed)
             return None
-        self.announcements[checked.delivery_tag] = key, element
-        return checked.message
+
+    def _note_announcement(self, key: bytes, element: bytes, message: dict[str, Any]) -> str:
+        """Note where a message goes if it is put back, and return its queue.
+
+        One from a list for this worker alone goes to its queue then, where any worker finds it.
+        """
+        properties = message["properties"]
+        queue: str = bytes_to_str(key)
+        if queue.startswith(_ANNOUNCED):
+            queue = queue.removeprefix(_ANNOUNCED)
+        else:
+            queue = str(properties["delivery_info"].get("routing_key"))
+            key = keys.announced(queue).encode()
+        self.announcements[properties["delivery_tag"]] = key, element
+        self._queue_cycle.rotate(queue)
+        return queue
 
     def _add_dead_letter(self, queue: str, element: bytes, malformed: MalformedMessage) -> None:
         reason = f"{malformed.code}: {malformed}"

@@ -62,6 +62,8 @@ class ActiveJob:
     num_saved: int = 0
     #: The state in which the job is to end, once the engine has been asked to stop it.
     stopping: JobState | None = None
+    #: The session of the worker that gets the job, once the engine has been asked to stop it.
+    taker: str | None = None
     #: The stored tokens once disagreed with ours; the second time the job is dropped.
     had_gap: bool = False
     is_in_engine: bool = False

@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 from batchmill.producer.errors import JobRejected
 from batchmill.producer.job.validation import parse_document
 from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.attempts import AttemptCause
 from batchmill.producer.protocol.replies import Claim, ClaimRefusal, JobState, ReleaseCause
 from batchmill.producer.store.job_store import JobStore
 from batchmill.producer.store.reply_errors import unusable_record_error
@@ -181,6 +182,7 @@ class JobClaimer:
         self._meter.note_claim(
             waited_s=waited_s if claim.attempts == 1 else None,
             num_resumed_tokens=len(claim.token_ids),
+            is_moved=bool(claim.history) and claim.history[-1].cause == AttemptCause.MOVED,
         )
         job = ActiveJob(claim, AddRequest(request_id(claim), None, None, {}), task)
         job.token_ids = list(claim.token_ids)

@@ -29,6 +29,7 @@ _STOP_ERRORS = {
 _RELEASE_REASONS = {
     ReleaseCause.DRAIN: "the worker is shutting down",
     ReleaseCause.NOT_STARTED: "the engine died before it had the job",
+    ReleaseCause.MOVED: "another worker has room for the job",
     ReleaseCause.ENGINE_DEATH: "the engine died",
     ReleaseCause.ENGINE_STALL: "the engine stood still and was replaced",
 }

@@ -9,10 +9,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import structlog
 from redis.exceptions import RedisError, ResponseError
 
+from batchmill.producer.protocol.calls import jobs as job_calls
 from batchmill.producer.protocol.replies import JobState, ReleaseCause, WriteStatus
 from batchmill.producer.store.job_store import JobStore
 
@@ -43,6 +45,13 @@ class RecordWriterConfig:
     checkpoint_interval_s: float
     #: Unsaved tokens of all active jobs at which generation pauses while Redis does not reply.
     max_backlog_tokens: int
+
+
+class _Release(NamedTuple):
+    """How a job is given back: why, and to which session of a worker (None: to any)."""
+
+    cause: ReleaseCause
+    taker: str | None = None
 
 
 class RecordWriter:
@@ -101,7 +110,7 @@ class RecordWriter:
         )
         self._messages: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._ends = EndWriter(store, settle)
-        self._releases: deque[tuple[ActiveJob, ReleaseCause]] = deque()
+        self._releases: deque[tuple[ActiveJob, _Release]] = deque()
         self._thread = threading.Thread(target=self._run, name="record-writer", daemon=True)
         self._closed = False
         self._paused = False
@@ -136,7 +145,17 @@ class RecordWriter:
 
     def release(self, jobs: Sequence[ActiveJob], cause: ReleaseCause) -> None:
         """Write the last tokens of jobs and give them back to their queues."""
-        self._messages.put(lambda: self._releases.extend((job, cause) for job in jobs))
+        how = _Release(cause)
+        self._messages.put(lambda: self._releases.extend((job, how) for job in jobs))
+
+    def begin_hand_over(self, jobs: Sequence[ActiveJob], taker: str) -> None:
+        """Stop active jobs for another worker; each is given to `hand_over` when it has stopped."""
+        self._messages.put(lambda: self._begin_hand_over(jobs, taker))
+
+    def hand_over(self, job: ActiveJob) -> None:
+        """Write the last tokens of a job that was stopped, and give it to its taker."""
+        how = _Release(ReleaseCause.MOVED, job.taker)
+        self._messages.put(lambda: self._releases.append((job, how)))
 
     def stop(self, job: ActiveJob, state: JobState) -> None:
         """Stop an active job; it then ends in a state, with the output that it has."""
@@ -245,6 +264,11 @@ class RecordWriter:
         if not self._jobs.abort(job) and self._jobs.remove(job):
             self._ends.add(job, stopped_end(job))
 
+    def _begin_hand_over(self, jobs: Sequence[ActiveJob], taker: str) -> None:
+        for job in jobs:
+            if job.stopping is None:
+                job.taker = taker if self._jobs.abort(job) else None
+
     def _drop(self, job: ActiveJob, why: str) -> None:
         """Forget a job that is no longer ours."""
         self._jobs.abort(job)
@@ -259,16 +283,18 @@ class RecordWriter:
         job.mark_gap()
 
     def _write_releases(self) -> None:
-        for cause in ReleaseCause:
-            jobs = [job for job, why in self._releases if why is cause]
-            if not jobs:
-                continue
+        for how in dict.fromkeys(how for _, how in self._releases):
+            jobs = [job for job, each in self._releases if each == how]
             with contextlib.suppress(ResponseError):  # refused tokens are computed again
                 self._checkpoints.write_last(jobs)
-            statuses = self._store.release([job.held for job in jobs], cause=cause)
-            self._releases = deque(item for item in self._releases if item[1] is not cause)
+            held = [job.held for job in jobs]
+            if how.taker is None:
+                statuses = self._store.release(held, cause=how.cause)
+            else:
+                statuses = self._store.run(job_calls.hand_over(held, how.taker))
+            self._releases = deque(item for item in self._releases if item[1] != how)
             for job, status in zip(jobs, statuses, strict=True):
-                self._settle(job, released_outcome(status, cause))
+                self._settle(job, released_outcome(status, how.cause))
 
     def _close(self) -> None:
         self._closed = True

@@ -39,6 +39,8 @@ from .record_writer import RecordWriter, RecordWriterConfig
 from .saved_output import SavedOutput
 from .session_connection import SessionConnection
 from .sweeper import Sweeper, announce_delayed_jobs
+from .takeover import LOOK_INTERVAL_S as TAKEOVER_INTERVAL_S
+from .takeover import Takeover
 from .throughput import Throughput
 from .worker_health import WorkerHealth
 from .worker_metrics import WorkerMetrics
@@ -73,6 +75,7 @@ class WorkerRuntime:
         must_stop: Callable[[], bool],
         write_missing_results: Callable[[], None] = lambda: None,
         move_tasks: Callable[[], None] = lambda: None,
+        consumes_all: Callable[[], bool] = lambda: True,
         traces: JobTraces = NO_TRACES,
     ) -> None:
         """Put the parts together without starting them.
@@ -88,6 +91,7 @@ class WorkerRuntime:
                 message then; `on_room` wakes it.
             write_missing_results: called twice a second; see `MissingResults`.
             move_tasks: called all the time; see `TaskMover`.
+            consumes_all: whether Celery takes messages from all queues of the model.
             traces: makes the traces of attempts.
         """
         self._settings = settings
@@ -99,6 +103,7 @@ class WorkerRuntime:
         self._must_stop = must_stop
         self._write_missing_results = write_missing_results
         self._move_tasks = move_tasks
+        self._consumes_all = consumes_all
         self._draining = False
         #: The settings or the model cannot work.
         self.has_start_failed = False
@@ -123,6 +128,7 @@ class WorkerRuntime:
             num_places=settings.high_places,
             on_room=on_room,
         )
+        self.takeover = self._make_takeover()
         self._heartbeat = self._make_heartbeat()
         self.health = WorkerHealth(
             self.link,
@@ -192,6 +198,7 @@ class WorkerRuntime:
         self.reporter.close(_CLOSE_GRACE_S)
         for thread in self._threads:
             thread.close(_CLOSE_GRACE_S)
+        self.takeover.stop_asking()
         self._connection.close(_CLOSE_GRACE_S)
         self.metrics.close()
         self.health.remove()
@@ -285,6 +292,8 @@ class WorkerRuntime:
             self._breaker.note_finished()
         if job is not None and self.jobs.remove(job):
             job.trace.finished(job, finished)
+            if self.takeover.finished(job, finished):
+                return
             self.gate.observe_prompt(finished.num_prompt_tokens)
             self.metrics.note_finished(job, finished)
             self._times.note(job)
@@ -356,6 +365,20 @@ class WorkerRuntime:
             max_num_batched_tokens=config.max_num_batched_tokens,
         )
 
+    def _make_takeover(self) -> Takeover:
+        return Takeover(
+            self._settings,
+            self._store,
+            self.link,
+            self.jobs,
+            self.gate,
+            self.writer,
+            self.metrics.speed,
+            session=self._session,
+            consumes_all=self._consumes_all,
+            count_moved=self.metrics.jobs.handed_over.add,
+        )
+
     def _make_heartbeat(self) -> Heartbeat:
         return Heartbeat(
             self._settings,
@@ -379,6 +402,9 @@ class WorkerRuntime:
             PeriodicThread("tasks", self._move_tasks, _TASKS_PAUSE_S),
             PeriodicThread("inbox", self._inbox.move_documents, PAUSE_S),
             PeriodicThread("high-intake", self.high.look, LOOK_INTERVAL_S, jitter=_SWEEP_JITTER),
+            PeriodicThread(
+                "takeover", self.takeover.look, TAKEOVER_INTERVAL_S, jitter=_SWEEP_JITTER
+            ),
             PeriodicThread("health", self.health.write, REPORT_INTERVAL_S),
             PeriodicThread("watchdog", self._watch_engine, _WATCH_INTERVAL_S),
             PeriodicThread("delays", announce, _DUE_INTERVAL_S, jitter=_SWEEP_JITTER),

@@ -23,6 +23,9 @@ from batchmill.producer.store.queue_figures import QueueFigures
 
 #: A gauge in a worker's heartbeat: its tokens per second, prompts included, while it had work.
 SPEED_STAT = "busy_tokens_per_s"
+#: A lower speed counts as not measured, so that no figure becomes infinite: any client of Redis may
+#: have written a heartbeat.
+_LEAST_SPEED = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +131,9 @@ def _figures(
 
 
 def _speed(worker: WorkerInfo) -> float:
-    return _stat(worker, SPEED_STAT)
+    """Return a worker's tokens per second; 0 if it has measured none."""
+    speed = _stat(worker, SPEED_STAT)
+    return speed if speed >= _LEAST_SPEED else 0.0
 
 
 def _stat(worker: WorkerInfo, name: str) -> float:

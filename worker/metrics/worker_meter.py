@@ -133,6 +133,8 @@ class JobMeter:
         self.claimed = Counter(names.JOBS_CLAIMED)
         self.processed = Counter(names.JOBS_PROCESSED)
         self.resumed_tokens = Counter(names.RESUMED_TOKENS)
+        self.handed_over = Counter(names.JOBS_HANDED_OVER)
+        self.taken_over = Counter(names.JOBS_TAKEN_OVER)
         self.fenced_writes = Counter(names.FENCED_WRITES)
         self.queue_wait = Histogram(names.QUEUE_WAIT)
         self.max_tokens = Histogram(names.PARAMS_MAX_TOKENS)
@@ -141,14 +143,18 @@ class JobMeter:
         for state in ("completed", "failed", "cancelled", "expired", "queued"):
             self.processed.add(0, (state, ""))
 
-    def note_claim(self, *, waited_s: float | None, num_resumed_tokens: int) -> None:
+    def note_claim(
+        self, *, waited_s: float | None, num_resumed_tokens: int, is_moved: bool = False
+    ) -> None:
         """Count a claim.
 
         Args:
             waited_s: seconds since the job's submission; None if it was claimed before.
             num_resumed_tokens: output tokens of earlier attempts.
+            is_moved: whether another worker has handed the job over.
         """
         self.claimed.add()
+        self.taken_over.add(int(is_moved))
         self.resumed_tokens.add(num_resumed_tokens)
         if waited_s is not None:
             self.queue_wait.observe(max(0.0, waited_s))

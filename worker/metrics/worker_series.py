@@ -118,6 +118,12 @@ JOBS_PROCESSED: Final = _counter(
     "result",
     "reason",
 )
+JOBS_HANDED_OVER: Final = _counter(
+    "jobs_handed_over", "Running or claimed jobs that went to a worker with more room."
+)
+JOBS_TAKEN_OVER: Final = _counter(
+    "jobs_taken_over", "Jobs that the worker has taken over from busier ones."
+)
 RESUMED_TOKENS: Final = _counter(
     "resumed_tokens", "Tokens of earlier attempts from which claimed jobs went on."
 )
@@ -203,8 +209,8 @@ GPU_GAUGES: Final = (GPU_MEMORY_USED, GPU_MEMORY_TOTAL, GPU_UTILISATION)
 COUNTERS: Final = (
     *(PROMPT_TOKENS, PROMPT_TOKENS_CACHED, GENERATION_TOKENS, PREFIX_QUERIES, PREFIX_HITS),
     *(PREEMPTIONS, REQUEST_SUCCESS, CORRUPTED, REJECTIONS, DRAFT_TOKENS, ACCEPTED_TOKENS, STEPS),
-    *(JOBS_CLAIMED, JOBS_PROCESSED, RESUMED_TOKENS, RECOMPUTED_TOKENS, FENCED_WRITES),
-    ENGINE_RESTARTS,
+    *(JOBS_CLAIMED, JOBS_PROCESSED, JOBS_HANDED_OVER, JOBS_TAKEN_OVER),
+    *(RESUMED_TOKENS, RECOMPUTED_TOKENS, FENCED_WRITES, ENGINE_RESTARTS),
 )
 HISTOGRAMS: Final = (
     *(TTFT, INTER_TOKEN, PER_OUTPUT_TOKEN, E2E, QUEUE_TIME, PREFILL_TIME, DECODE_TIME),

@@ -143,6 +143,11 @@ def release(held: Sequence[HeldJob], cause: ReleaseCause) -> Call[list[ReleaseSt
     return Call("release", (cause.value, *_fences(held)), _read_releases)
 
 
+def hand_over(held: Sequence[HeldJob], taker: str) -> Call[list[ReleaseStatus]]:
+    """Give jobs to a session that asked for some, one status for each job in its order."""
+    return Call("hand_over", (taker, *_fences(held)), _read_releases)
+
+
 def complete(
     write: TokenWrite,
     state: JobState,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.records import WorkerInfo
+from batchmill.producer.protocol.records import WorkerInfo, read_worker, write_worker
 from batchmill.producer.store.queue_figures import QueueFigures
 from batchmill.worker.metrics.autoscaling import SPEED_STAT, ModelFigures, Speeds, model_figures
 
@@ -65,6 +66,27 @@ def test_without_a_measured_speed_one_worker_is_wanted_and_the_backlog_is_unknow
     found = figures([queue(9, 10**6)], [])
     assert (found.workers_wanted, found.backlog_s) == (1, None)
     assert figures([queue(9, 10**6)], [worker("rubbish")]).backlog_s is None
+
+
+@pytest.mark.parametrize("value", ["1e-300", "1e300", "1e999", "NaN", "-5", '"fast"', "[]", "true"])
+def test_a_forged_heartbeat_makes_no_figure_infinite(value: str) -> None:
+    names = (SPEED_STAT, "jobs", "tokens_per_s")
+    stats = "{" + ",".join(f'"{name}":{value}' for name in names) + "}"
+    forged = read_worker(
+        write_worker(worker(100.0)).replace('{"jobs":0,"busy_tokens_per_s":100.0}', stats).encode()
+    )
+    assert forged is not None
+    found = figures([queue(9, 10**6)], [forged, forged])
+    assert found.workers_wanted == 1
+    assert found.backlog_s is None
+    assert found.tokens_per_s == 0
+
+
+@pytest.mark.parametrize("field", ["max_num_seqs", "max_model_len", "started_at_ms", "session"])
+def test_a_heartbeat_with_a_value_of_another_type_is_left_out(field: str) -> None:
+    beat = json.loads(write_worker(worker(100.0)))
+    for wrong in ([1], -1, 1e300, None):
+        assert read_worker(json.dumps(beat | {field: wrong}).encode()) is None
 
 
 def test_the_speed_outlives_the_workers() -> None:

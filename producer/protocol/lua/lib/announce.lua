@@ -9,12 +9,21 @@ local MAX_WITHDRAW_LENGTH = 64 -- a longer list is not searched for a message
 local MAX_DROPPED = 500
 local num_dropped = 0
 
--- kombu pops from the right, so LPUSH adds to the tail of the queue and RPUSH to its head.
-local function announce_job(id, queue, at_head, now)
+local HANDED_TTL_MS = 3600 * 1000 -- the list of a session that is gone is not read any more
+
+-- kombu pops from the right, so LPUSH adds to the tail of the queue and RPUSH to its head. With `taker`, the session of
+-- a worker, the job is announced to that one only.
+local function announce_job(id, queue, at_head, now, taker)
   local number = redis.call('HINCRBY', job_key(id), 'announcements', 1)
   redis.call('HSET', job_key(id), 'announced_at_ms', now)
   redis.call('ZADD', queued_key(queue), now, id)
-  redis.call(at_head and 'RPUSH' or 'LPUSH', announced_key(queue), celery_message(id, queue, number))
+  local message = celery_message(id, queue, number)
+  if taker then
+    redis.call('LPUSH', handed_key(taker), message)
+    redis.call('PEXPIRE', handed_key(taker), HANDED_TTL_MS)
+  else
+    redis.call(at_head and 'RPUSH' or 'LPUSH', announced_key(queue), message)
+  end
 end
 
 -- Remove the message of an announced job, so that the list names only jobs that wait. A message that stays is refused

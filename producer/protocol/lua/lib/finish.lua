@@ -6,7 +6,7 @@ local CRASH_LIMIT = 3 -- engine deaths while the job ran alone, after which it f
 local LOST_SUSPECT_FROM = 3 -- lost workers in a row without a new token, from which on each makes the job a suspect
 local LOST_LIMIT = 8 -- the same, after which a job that runs alone fails
 local PROGRESS_TOKENS = 64 -- new tokens since the last loss that clear a job of suspicion
-local BLAMELESS = { drain = true, not_started = true } -- causes that are not counted as a loss
+local BLAMELESS = { drain = true, not_started = true, moved = true } -- causes that are not counted as a loss
 -- Causes that say that the worker is gone, not that the job did it any harm.
 local LOST_WORKER = { lease_expired = true, worker_lost = true }
 
@@ -118,9 +118,9 @@ local function count_loss(id, job, cause)
 end
 
 -- Put a job that is in progress back into its queue, or end it if it must not run again. The cause is `drain`,
--- `not_started`, `engine_death`, `engine_stall`, `lease_expired` or `worker_lost`; the first two say nothing about the
--- job.
-local function requeue_job(id, job, cause, now)
+-- `not_started`, `moved`, `engine_death`, `engine_stall`, `lease_expired` or `worker_lost`; the first three say nothing
+-- about the job. With `taker`, the session of a worker, it is announced to that one only.
+local function requeue_job(id, job, cause, now, taker)
   redis.call('ZREM', LEASES, id)
   redis.call('HSET', job_key(id), 'history', history_with_end(id, cause, nil, now))
   increment(TOTALS, 'attempts_' .. cause, 1)
@@ -147,7 +147,7 @@ local function requeue_job(id, job, cause, now)
   -- Back to the head of the queue. A job that ended an engine alone lets others go first: they need not wait for its
   -- next crashes, and a worker whose engine dies with each of them knows that they are not at fault.
   local crashed_alone = job.alone and not BLAMELESS[cause] and not LOST_WORKER[cause]
-  announce_job(id, job.queue, not crashed_alone, now)
+  announce_job(id, job.queue, not crashed_alone, now, taker)
   show_celery_state(id, job, 'RETRY', celery_exception('JobReleased', cause, 'another attempt continues the job'))
   return 'REQUEUED'
 end

@@ -51,6 +51,8 @@ local function job_key(id) return 'batchmill:job:' .. id end
 local function tokens_key(id) return 'batchmill:tokens:' .. id end
 local function text_key(id) return 'batchmill:text:' .. id end
 local function announced_key(queue) return 'batchmill:announced:' .. queue end
+local function handed_key(session) return 'batchmill:handed:' .. session end
+local function wants_key(model) return 'batchmill:wants:' .. model end
 local function queued_key(queue) return 'batchmill:queued:' .. queue end
 -- The last part is the tenant: its name has no colon, unlike a queue's.
 local function backlog_key(queue, tenant) return 'batchmill:backlog:' .. queue .. ':' .. tenant end

@@ -16,6 +16,15 @@ local function pause_of_job(queue, tenant)
   end
 end
 
+-- Whether any queue or tenant is paused.
+local function is_any_queue_paused()
+  local names = redis.pcall('HKEYS', PAUSED)
+  for _, name in ipairs(names.err and {} or names) do
+    if string.match(name, '^queue:') or string.match(name, '^tenant:') then return true end
+  end
+  return false
+end
+
 -- The reply to a submission that a pause refuses; nil if none does.
 local function pause_reply(queue, tenant)
   local pause = pause_of_job(queue, tenant)

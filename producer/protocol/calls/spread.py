@@ -1,0 +1,59 @@
+"""Calls by which workers share work: asking for jobs that others hold, and finding who asks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .call import Argument, Call
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """A worker's wish for jobs that others hold."""
+
+    #: Session of the worker.
+    session: str
+    #: Jobs that it may take beyond those that it holds.
+    num_places: int
+    #: Jobs that it holds.
+    num_jobs: int
+    #: Tokens per second that its engine computes with full batches; 0 if it was not measured.
+    tokens_per_s: float = 0.0
+
+
+def want(
+    wish: Want, *, model: str, identity: str, queues: Sequence[str], ttl_ms: int
+) -> Call[bool]:
+    """Ask for jobs of other workers for some time; False if jobs wait in the queues.
+
+    Args:
+        wish: who asks. Without places, it stops asking, and what was handed to it and not taken is
+            announced to all workers.
+        model: served name.
+        identity: of the engine; jobs of another one could not be continued.
+        queues: that the worker takes jobs from.
+        ttl_ms: milliseconds for which the wish counts.
+    """
+    args: list[Argument] = [wish.session, model, identity, ttl_ms, wish.num_places, wish.num_jobs]
+    return Call("want", (*args, f"{wish.tokens_per_s:.3f}", *queues), lambda reply: reply == 1)
+
+
+def take_want(giver: Want, *, model: str, identity: str) -> Call[Want | None]:
+    """Find a worker that asks for jobs and is less than half as loaded as the caller.
+
+    No other caller finds the same wish. `giver` describes the caller; its places do not matter.
+    """
+
+    def read(reply: list[Any]) -> Want | None:
+        if not reply:
+            return None
+        name, num_places, num_jobs, speed = reply
+        tokens_per_s = float(speed) if speed.count(b".") < 2 else 0.0
+        known = tokens_per_s if math.isfinite(tokens_per_s) else 0.0
+        return Want(name.decode(errors="replace"), num_places, num_jobs, known)
+
+    load = (giver.num_jobs, f"{giver.tokens_per_s:.3f}")
+    return Call("take_want", (giver.session, model, identity, *load), read)

@@ -1,0 +1,160 @@
+"""Moves jobs from busy workers to workers that have room, once nothing waits in the queues."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import structlog
+
+from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.calls import spread as calls
+from batchmill.producer.protocol.calls.spread import Want
+from batchmill.producer.store.job_store import JobStore
+from batchmill.worker.engine_host.engine_link import EngineLink
+from batchmill.worker.engine_host.messages import Finished
+from batchmill.worker.settings import WorkerSettings
+
+from .active_job import ActiveJob
+from .active_jobs import ActiveJobs
+from .fair_part import OutputShare, num_due, select_jobs
+from .intake_gate import IntakeGate
+from .record_writer import RecordWriter
+from .throughput import BusySpeed
+
+_log = structlog.stdlib.get_logger("batchmill.takeover")
+#: Seconds between two looks.
+LOOK_INTERVAL_S = 1.0
+#: Milliseconds for which a wish counts: a worker that is gone is asked no longer than this.
+_WANT_TTL_MS = 3000
+
+
+class Takeover:
+    """Asks for jobs while this worker has room, and gives some of its own to others that ask.
+
+    A worker whose queues are empty notes in Redis that it has room. Workers that are more than
+    twice as loaded find that wish and hand some jobs over: as in a drain, the engine stops them,
+    their last tokens are written, and they are announced again, but to the asking worker only. So
+    no token is lost, no attempt is charged, and the giver does not take them back itself.
+
+    Source: docs/decisions/0028-takeover.md. One thread calls `look`, that of the engine link
+    `finished`.
+    """
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        store: JobStore,
+        link: EngineLink,
+        jobs: ActiveJobs,
+        gate: IntakeGate,
+        writer: RecordWriter,
+        speed: BusySpeed,
+        *,
+        session: str,
+        consumes_all: Callable[[], bool],
+        count_moved: Callable[[], None],
+    ) -> None:
+        """Bind to the parts around it.
+
+        Args:
+            settings: of the worker.
+            store: holds the wishes.
+            link: to the engine.
+            jobs: the active jobs.
+            gate: of the worker.
+            writer: gives jobs back.
+            speed: of the engine with full batches.
+            session: this run of the worker.
+            consumes_all: whether the worker takes jobs from all queues of its model.
+            count_moved: counts a job that is handed over.
+        """
+        self._settings = settings
+        self._store = store
+        self._link = link
+        self._jobs = jobs
+        self._gate = gate
+        self._writer = writer
+        self._speed = speed
+        self._session = session
+        self._consumes_all = consumes_all
+        self._count_moved = count_moved
+        self._share = OutputShare()
+        self._is_asking = False
+
+    def look(self) -> None:
+        """Ask for jobs if there is room, and give some to a worker that asks.
+
+        Raises:
+            redis.exceptions.RedisError: Redis did not reply; the next call makes up for it.
+        """
+        if not self._settings.takeover:
+            return
+        ready = self._link.ready
+        if ready is None or not self._gate.is_open() or not self._consumes_all():
+            self.stop_asking()
+        else:
+            self._is_asking = True
+            num_places = self._settings.engine_config.max_num_seqs - len(self._jobs)
+            self._want(max(0, num_places), ready.identity)
+        if ready is not None:
+            self._offer(ready.identity)
+
+    def stop_asking(self) -> None:
+        """Stop asking; what was handed over and not taken goes to any worker.
+
+        Raises:
+            redis.exceptions.RedisError: Redis did not reply.
+        """
+        if self._is_asking:
+            self._want(0, "")
+            self._is_asking = False
+
+    @property
+    def handed_lists(self) -> list[str]:
+        """Names of the lists with announcements for this worker alone, if it may take any."""
+        return [keys.handed(self._session)] if self._is_asking and self._gate.is_open() else []
+
+    def finished(self, job: ActiveJob, finished: Finished) -> bool:
+        """Hand a job over that the engine has stopped for this; False if it has ended otherwise."""
+        if job.taker is None or job.stopping is not None or finished.finish_reason != "abort":
+            if finished.finish_reason in ("stop", "length"):
+                self._share.note(finished.num_output_tokens, job.request.params.get("max_tokens"))
+            return False
+        if finished.error_code is not None:  # its deadline has passed
+            return False
+        self._count_moved()
+        self._writer.hand_over(job)
+        return True
+
+    def _want(self, num_places: int, identity: str) -> None:
+        settings = self._settings
+        call = calls.want(
+            self._load(num_places),
+            model=settings.served_name,
+            identity=identity,
+            queues=settings.queues,
+            ttl_ms=_WANT_TTL_MS,
+        )
+        self._store.run(call)
+
+    def _load(self, num_places: int) -> Want:
+        speed = self._speed.tokens_per_s or 0.0
+        return Want(self._session, num_places, len(self._jobs), speed)
+
+    def _offer(self, identity: str) -> None:
+        jobs = self._jobs.snapshot()
+        if len(jobs) < 2 or any(job.taker is not None for job in jobs):
+            return
+        load, share = self._link.load, self._share.mean
+        if not select_jobs(jobs, 1, num_waiting=load.num_waiting, output_share=share):
+            return
+        want = self._store.run(
+            calls.take_want(self._load(0), model=self._settings.served_name, identity=identity)
+        )
+        if want is None:
+            return
+        due = num_due(len(jobs), self._speed.tokens_per_s, want)
+        chosen = select_jobs(jobs, due, num_waiting=load.num_waiting, output_share=share)
+        if chosen:
+            _log.info("jobs_handed_over", num_jobs=len(chosen), num_held=len(jobs), to=want.session)
+            self._writer.begin_hand_over(chosen, want.session)
