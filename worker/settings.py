@@ -234,7 +234,9 @@ class WorkerSettings(EngineSettings, WatermarkSettings, MetricsSettings, LogSett
         Raises:
             ConfigError: its values do not agree.
         """
-        return EngineConfig(model=self.model, **self._real_engine_options())
+        given = {name: getattr(self, name) for name in ENGINE_SETTINGS}
+        given["watermark_keys"] = self.watermark_secrets
+        return EngineConfig(model=self.model, **given)
 
     def engine_options(self) -> Mapping[str, Any]:
         """Return keyword arguments of the engine's configuration, without the model."""
@@ -242,9 +244,6 @@ class WorkerSettings(EngineSettings, WatermarkSettings, MetricsSettings, LogSett
             config = self.engine_config
             limits = {"max_num_seqs": config.max_num_seqs, "max_model_len": config.max_model_len}
             return limits | self.stub
-        return self._real_engine_options()
-
-    def _real_engine_options(self) -> dict[str, Any]:
         # The engine must have the numbers that this process counts with.
         config = self.engine_config
         options = {name: getattr(config, name) for name in ENGINE_SETTINGS}
