@@ -3,7 +3,7 @@
 Read `client/client.py` first, then `protocol/keys.py`. This folder never imports torch or Celery.
 """
 
-from batchmill.producer.broker_url import celery_url, find_broker
+from batchmill.producer.broker_url import celery_options, celery_tls, celery_url, find_broker
 from batchmill.producer.client.async_client import AsyncClient, AsyncJob
 from batchmill.producer.client.batch_intake import LineFields
 from batchmill.producer.client.client import Client, Job
@@ -141,6 +141,8 @@ __all__ = [
     "WebhookEvent",
     "WrongEventLoop",
     "WrongState",
+    "celery_options",
+    "celery_tls",
     "celery_url",
     "find_broker",
     "new_secret",

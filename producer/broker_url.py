@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import ssl
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -171,7 +172,7 @@ def celery_url(url: str) -> str:
 
     Credentials and the number of the database move from the options to the places where Celery
     reads them, and where `celery inspect` hides a password. The URL of Sentinels also needs
-    `celery_options`.
+    `celery_options`, and one with TLS `celery_tls`.
     """
     if is_sentinel_url(url):
         return read_sentinel_url(url).celery_url
@@ -197,6 +198,25 @@ def celery_options(url: str) -> dict[str, Any]:
     They go into `broker_transport_options` and `result_backend_transport_options`.
     """
     return read_sentinel_url(url).celery_options if is_sentinel_url(url) else {}
+
+
+def celery_tls(url: str) -> dict[str, Any]:
+    """Return the options of TLS that Celery needs besides `celery_url`; none without TLS.
+
+    They go into `broker_use_ssl` and `redis_backend_use_ssl`. The certificate of the server is
+    checked unless the URL says otherwise, as redis-py does; Celery has no default.
+    """
+    if is_sentinel_url(url):
+        service = read_sentinel_url(url)
+        # Celery reads no options from its own URL of Sentinels.
+        options = dict(service.options) if service.has_tls else None
+    else:
+        parts = urlsplit(redis_url(url))
+        options = dict(parse_qsl(parts.query)) if parts.scheme == "rediss" else None
+    if options is None:
+        return {}
+    given = {name: value for name, value in options.items() if name.startswith("ssl_")}
+    return {"ssl_cert_reqs": ssl.CERT_REQUIRED, **given}
 
 
 def redact(url: str) -> str:

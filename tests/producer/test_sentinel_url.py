@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import ssl
+
 import pytest
 
-from batchmill.producer.broker_url import celery_options, celery_url, redact, redis_url
+from batchmill.producer.broker_url import (
+    celery_options,
+    celery_tls,
+    celery_url,
+    redact,
+    redis_url,
+)
 from batchmill.producer.sentinel_url import read_sentinel_url
 
 FULL = (
@@ -40,6 +48,23 @@ def test_celery_gets_its_own_form() -> None:
     assert celery_url(url) == "sentinel://:secret@s1:26379;sentinel://:secret@s2:5000/1"
     assert celery_options(url) == {"master_name": "mill", "sentinel_kwargs": {"password": "other"}}
     assert celery_options("redis://host/0") == {}
+
+
+@pytest.mark.parametrize(
+    ("url", "options"),
+    [
+        ("redis://host/0?ssl_ca_certs=/ca.crt", {}),
+        ("sentinel://s1/mill?ssl_ca_certs=/ca.crt", {}),
+        ("rediss://host/0", {"ssl_cert_reqs": ssl.CERT_REQUIRED}),
+        ("rediss://host/0?ssl_cert_reqs=none", {"ssl_cert_reqs": "none"}),
+        (
+            "sentinels://s1/mill?ssl_ca_certs=/ca.crt&socket_timeout=2",
+            {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_ca_certs": "/ca.crt"},
+        ),
+    ],
+)
+def test_celery_gets_the_options_of_tls(url: str, options: dict[str, object]) -> None:
+    assert celery_tls(url) == options
 
 
 def test_celery_gets_an_ipv6_address_in_brackets() -> None:

@@ -56,7 +56,7 @@ IMPORTABLE = {
     ("worker", "producer"): {
         *("__init__", "broker_url", "bulk", "client", "error_codes", "errors", "files"),
         *("install_hint", "job", "plural", "progress", "protocol", "results"),
-        *("secrets_from_files", "sentinel_url", "settings", "shard_list", "store"),
+        *("secrets_from_files", "settings", "shard_list", "store"),
         *("tracing", "webhook"),
     },
 }

@@ -8,6 +8,8 @@ import os
 import subprocess
 import sys
 import urllib.request
+from collections import defaultdict
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,13 +19,16 @@ from batchmill.producer.store.job_store import JobStore
 from .processes import CLI, STUB, accepts, free_port, process, ready_worker, run, wait_until
 
 
-def check_every_program(url: str, folder: Path) -> None:
+def check_every_program(given: str | Mapping[str, str], folder: Path) -> None:
     """Run all programs on a broker, and fail unless each of them reaches it.
 
     Args:
-        url: of the broker.
+        given: URL of the broker; or one for each user: worker, deliverer, gateway, flower and
+            producer.
         folder: for logs and runtime files.
     """
+    urls = defaultdict(lambda: given) if isinstance(given, str) else given
+    url = urls["producer"]
     gateway_port, flower_port = free_port(), free_port()
     environment = {
         **STUB,
@@ -37,10 +42,13 @@ def check_every_program(url: str, folder: Path) -> None:
     with ExitStack() as stack:
         store = JobStore.from_url(url)
         stack.callback(store.close)
-        stack.enter_context(ready_worker(url, store, folder, environment))
-        for words in (("deliver",), ("gateway",), flower):
+        at_worker = environment | {"BATCHMILL_BROKER_URL": urls["worker"]}
+        stack.enter_context(ready_worker(urls["worker"], store, folder, at_worker))
+        others = {"deliverer": ("deliver",), "gateway": ("gateway",), "flower": flower}
+        for user, words in others.items():
             log = folder / f"{words[0]}.log"
-            stack.enter_context(process(*CLI, *words, environment=environment, log=log))
+            its_own = environment | {"BATCHMILL_BROKER_URL": urls[user]}
+            stack.enter_context(process(*CLI, *words, environment=its_own, log=log))
 
         with Client(url) as client:
             assert client.submit("Once", max_tokens=4).result(timeout_s=60).text

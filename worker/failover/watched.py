@@ -147,6 +147,12 @@ class WatchedService:
         self._servers[port] = self._start([*command, *options], f"{port}.log")
 
     def _start_sentinel(self, port: int, primary: int) -> None:
+        configuration = self._folder / f"sentinel-{port}.conf"
+        configuration.write_text("\n".join(self._sentinel_lines(port, primary)) + "\n")
+        command = [self._program, str(configuration), "--sentinel"]
+        self._sentinels.append(self._start(command, f"sentinel-{port}.log"))
+
+    def _sentinel_lines(self, port: int, primary: int) -> list[str]:
         lines = [
             f"port {port}",
             f"bind {_HOST}",
@@ -157,10 +163,7 @@ class WatchedService:
         ]
         if self._password:
             lines.append(f"sentinel auth-pass {_SERVICE} {self._password}")
-        configuration = self._folder / f"sentinel-{port}.conf"
-        configuration.write_text("\n".join(lines) + "\n")
-        command = [self._program, str(configuration), "--sentinel"]
-        self._sentinels.append(self._start(command, f"sentinel-{port}.log"))
+        return lines
 
     def _start(self, command: list[str], log: str) -> subprocess.Popen[bytes]:
         return start_child_process(

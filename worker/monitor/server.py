@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import signal
-import ssl
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -16,8 +15,7 @@ from flower.options import options
 from flower.urls import settings
 from tornado.ioloop import PeriodicCallback
 
-from batchmill.producer.broker_url import celery_options, celery_url
-from batchmill.producer.sentinel_url import read_sentinel_url
+from batchmill.producer.broker_url import celery_options, celery_tls, celery_url
 from batchmill.producer.store.job_store import JobStore
 
 from .queue_page import QueueLengths, QueuePage
@@ -62,17 +60,8 @@ def _celery_app(broker_url: str) -> Celery:
     url = celery_url(broker_url)
     app = Celery("batchmill", broker=url, set_as_current=True)
     app.conf.broker_transport_options = celery_options(broker_url)
-    if broker_url.startswith("sentinels:"):
-        app.conf.broker_use_ssl = _tls_options(broker_url)
-    elif url.startswith("rediss:") and "ssl_cert_reqs=" not in url:
-        app.conf.broker_use_ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+    app.conf.broker_use_ssl = celery_tls(broker_url) or False
     return app
-
-
-def _tls_options(broker_url: str) -> dict[str, Any]:
-    options = dict(read_sentinel_url(broker_url).options)
-    tls = {name: value for name, value in options.items() if name.startswith("ssl_")}
-    return {"ssl_cert_reqs": ssl.CERT_REQUIRED, **tls}
 
 
 def _ask_new_workers(flower: Flower) -> None:
