@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from batchmill.producer.protocol import keys
+from batchmill.worker.local.metrics_ports import metrics_environment
 from batchmill.worker.metrics.catalogue import CATALOGUE
 
 from .public_interface import ROOT
@@ -122,6 +123,20 @@ def test_every_alert_says_how_bad_it_is_and_what_to_do() -> None:
     assert len(names) == len(set(names))
     listed = re.findall(r"^\| `(\w+)` \|", PAGE.partition("## Alerts")[2], re.MULTILINE)
     assert listed == names
+
+
+def test_the_local_configuration_has_the_ports_of_batchmill_up() -> None:
+    config = yaml.safe_load((MONITORING / "prometheus-local.yml").read_text())
+    targets = {
+        job["job_name"]: job["static_configs"][0]["targets"] for job in config["scrape_configs"]
+    }
+    given = {"BATCHMILL_METRICS_PORT": "9464"}
+    ports = {
+        name: metrics_environment(name, given)["BATCHMILL_METRICS_PORT"]
+        for name in ("worker", "deliverer", "gateway")
+    }
+    assert targets == {name: [f"127.0.0.1:{port}"] for name, port in ports.items()}
+    assert config["rule_files"] == ["alerts.yml"]
 
 
 def test_no_alert_waits_for_a_target_that_service_discovery_removes() -> None:
