@@ -279,6 +279,12 @@ ERROR_CODES: Final = (
         (SUBMIT, RECORD),
     ),
     ErrorCode(
+        "low_confidence",
+        "An answer of a decision is less confident than the job demands.",
+        "decide it otherwise; the result has the answers",
+        (SUBMIT, RECORD),
+    ),
+    ErrorCode(
         "no_token_left",
         "The job's own controls forbid every next token.",
         "relax `allowed_token_ids`, `bad_words` or `logit_bias`",

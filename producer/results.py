@@ -146,6 +146,9 @@ class LogprobDetails(BaseModel):
     echoed_token_ids: list[int] | None = Field(default=None, repr=False)
     """Tokens of the prompt, if the job asked for `echo`."""
 
+    asked_token_ids: list[int] = Field(default_factory=list, exclude_if=_is_absent)
+    """Tokens that the job asked for by `logprob_token_ids`."""
+
 
 class Completion(BaseModel):
     """One sample of a job."""

@@ -19,6 +19,7 @@ MAX_QUESTION_ID_CHARS: Final = 64
 #: Options have the labels A to Z.
 MAX_OPTIONS: Final = 26
 MAX_OPTION_CHARS: Final = 256
+DEFAULT_GENERATED_TOKENS: Final = 128
 #: Tokens of the text that `on_low_confidence: generate` asks for.
 MAX_GENERATED_TOKENS: Final = 4096
 #: Of a state, instructions and descriptions that are JSON.

@@ -37,6 +37,8 @@ MAX_REPETITION_PENALTY: Final = 100
 MAX_LOGIT_BIAS: Final = 100
 #: Likeliest tokens reported per position; as in OpenAI and vLLM.
 MAX_LOGPROBS: Final = 20
+#: Token ids whose log probabilities are reported per position; as in vLLM.
+MAX_LOGPROB_TOKEN_IDS: Final = 128
 MIN_SEED: Final = -(2**63)
 MAX_SEED: Final = 2**63 - 1
 

@@ -59,7 +59,6 @@ UNSUPPORTED_CONTROLS: Final[Mapping[str, Unsupported]] = {
     "guided_json": _GUIDED,
     "guided_regex": _GUIDED,
     "length_penalty": _ONE,
-    "logprob_token_ids": _ABSENT,
     "max_time": _ABSENT,
     "num_beam_groups": _ONE,
     "num_beams": _ONE,

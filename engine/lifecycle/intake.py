@@ -175,6 +175,7 @@ class RequestIntake:
         """Refuse token ids that the model does not have."""
         self._check_token_ids("stop_token_ids", params.stop_token_ids or ())
         self._check_token_ids("allowed_token_ids", params.allowed_token_ids or ())
+        self._check_token_ids("logprob_token_ids", params.logprob_token_ids or ())
         self._check_token_ids("logit_bias", list(params.bias_by_token_id))
         for word in params.bad_words or ():
             if not isinstance(word, str):
@@ -368,8 +369,9 @@ def _scores(
         num_resumed_tokens=num_resumed_tokens,
         # All samples share the prompt, so only the first reports its scores.
         prompt_logprobs=params.num_prompt_logprobs if index == 0 else None,
-        logprobs=params.logprobs,
+        logprobs=params.num_logprobs,
         entropy=params.entropy,
+        asked_token_ids=params.logprob_token_ids or (),
     )
 
 

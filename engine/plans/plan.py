@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
+from batchmill.engine.config import EngineConfig
 from batchmill.engine.lifecycle.intake import Prompt
 from batchmill.engine.lifecycle.pooled_intake import PooledPrompt, PoolingSupport
 from batchmill.engine.request.outputs import (
@@ -51,6 +52,8 @@ Plan: TypeAlias = Generator[Sequence[PlannedRequest], Sequence[RequestOutput], P
 
 class PlanningEngine(Protocol):
     """The part of `Engine` that plans and their runner use."""
+
+    config: EngineConfig
 
     @property
     def tokenizer(self) -> Tokenizer:

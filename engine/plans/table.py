@@ -9,12 +9,17 @@ from batchmill.engine.contract.kinds import SECTIONS, Kind
 from batchmill.engine.errors import RequestError
 from batchmill.engine.lifecycle.pooled_intake import PoolingSupport
 
+from .decision.plan import decision_plan
 from .embedding import embedding_plan
 from .plan import PlanMaker
 from .scoring import scoring_plan
 
 #: The field of a job -> its plan.
-PLANS: Final[Mapping[str, PlanMaker]] = {"embedding": embedding_plan, "scoring": scoring_plan}
+PLANS: Final[Mapping[str, PlanMaker]] = {
+    "decision": decision_plan,
+    "embedding": embedding_plan,
+    "scoring": scoring_plan,
+}
 #: What a model must compute for a kind of job, of `PoolingSupport.tasks`; one of them is enough.
 _TASKS: Final[Mapping[Kind, frozenset[str]]] = {
     Kind.GENERATE: frozenset({"generate"}),

@@ -10,6 +10,7 @@ from batchmill.engine.contract.agreement import check_lengths, check_structure_e
 from batchmill.engine.contract.errors import ContractError
 from batchmill.engine.contract.grammar import grammar_of
 from batchmill.engine.contract.limits import (
+    MAX_LOGPROB_TOKEN_IDS,
     MAX_LOGPROBS,
     MAX_N,
     MAX_PENALTY,
@@ -112,6 +113,9 @@ class SamplingParams:
     #: Report the log probability of each output token, and of this many likeliest ones, in the
     #: model's own distribution, before any control. None reports none.
     logprobs: int | None = None
+    #: Report the log probabilities of these tokens as well, however unlikely they are; without
+    #: `logprobs`, those of each output token and of these.
+    logprob_token_ids: Sequence[int] | None = None
     #: The same for the tokens of the prompt.
     prompt_logprobs: int | None = None
     #: Report the entropy of each step's own distribution, in nats.
@@ -129,13 +133,17 @@ class SamplingParams:
     def __post_init__(self) -> None:
         # Callers may pass one string or lists; the fields are kept as tuples.
         stop = (self.stop,) if isinstance(self.stop, str) else check_list("stop", self.stop)
-        allowed = self.allowed_token_ids
+        allowed, scored = self.allowed_token_ids, self.logprob_token_ids
         for name, value in (
             ("stop", stop),
             ("stop_token_ids", check_list("stop_token_ids", self.stop_token_ids)),
             (
                 "allowed_token_ids",
                 None if allowed is None else check_list("allowed_token_ids", allowed),
+            ),
+            (
+                "logprob_token_ids",
+                None if scored is None else check_list("logprob_token_ids", scored),
             ),
             ("logit_bias", check_logit_bias(self.logit_bias)),
             ("bad_words", check_bad_words(self.bad_words)),
@@ -185,6 +193,13 @@ class SamplingParams:
         if self.prompt_logprobs is None and self.echo:
             return self.logprobs
         return self.prompt_logprobs
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Likeliest tokens reported per output token; None if no log probabilities are."""
+        if self.logprobs is None and self.logprob_token_ids is not None:
+            return 0
+        return self.logprobs
 
     @property
     def grammar(self) -> str | None:
@@ -263,6 +278,16 @@ class SamplingParams:
             value = getattr(self, name)
             if value is not None:
                 check_integer(name, value, 0, most=MAX_LOGPROBS)
+        scored = self.logprob_token_ids
+        if scored is None:
+            return
+        if not 1 <= len(scored) <= MAX_LOGPROB_TOKEN_IDS:
+            raise RequestError(
+                "invalid_request",
+                f"logprob_token_ids has {len(scored)} token ids: use 1 to {MAX_LOGPROB_TOKEN_IDS}",
+            )
+        for token_id in scored:
+            check_integer("logprob_token_ids", token_id, 0, "use token ids of the vocabulary")
 
     def _check_structure(self) -> None:
         try:

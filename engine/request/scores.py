@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
@@ -9,7 +10,8 @@ from dataclasses import dataclass, field
 class TokenScore:
     """The score of one token in the model's distribution, before any control."""
 
-    #: Token id to log probability: the token itself first, then the likeliest, best first.
+    #: Token id to log probability: the token itself first, then the likeliest, best first, then
+    #: those that were asked for by their ids.
     logprobs: dict[int, float]
     #: Entropy of the whole distribution, in nats.
     entropy: float
@@ -27,6 +29,7 @@ class TokenScores:
         num_prompt_tokens: Position of the first output token.
         num_prompt_logprobs: Likeliest tokens reported per prompt token; None reports nothing.
         num_logprobs: The same per output token.
+        asked_token_ids: Tokens that are scored at each place of the output as well.
         wants_entropy: Whether entropies of the output's tokens are reported.
         next_position: Position of the next known token to score.
         end_position: Position of the first known token that is not scored.
@@ -38,6 +41,7 @@ class TokenScores:
     num_prompt_tokens: int
     num_prompt_logprobs: int | None
     num_logprobs: int | None
+    asked_token_ids: tuple[int, ...]
     wants_entropy: bool
     next_position: int
     end_position: int
@@ -54,6 +58,7 @@ class TokenScores:
         prompt_logprobs: int | None,
         logprobs: int | None,
         entropy: bool,
+        asked_token_ids: Sequence[int] = (),
     ) -> TokenScores | None:
         """Return empty scores for a request; None if it asks for no scores."""
         wants_output = logprobs is not None or entropy
@@ -63,6 +68,7 @@ class TokenScores:
             num_prompt_tokens=num_prompt_tokens,
             num_prompt_logprobs=prompt_logprobs,
             num_logprobs=logprobs,
+            asked_token_ids=tuple(asked_token_ids),
             wants_entropy=entropy,
             next_position=num_prompt_tokens if prompt_logprobs is None else 1,
             end_position=num_prompt_tokens + (num_resumed_tokens if wants_output else 0),
@@ -82,6 +88,10 @@ class TokenScores:
         """Return how many likeliest tokens are reported at a position."""
         is_output = position >= self.num_prompt_tokens
         return (self.num_logprobs if is_output else self.num_prompt_logprobs) or 0
+
+    def asked_at(self, position: int) -> tuple[int, ...]:
+        """Return the tokens that are scored at a position besides its own and the likeliest."""
+        return self.asked_token_ids if position >= self.num_prompt_tokens else ()
 
     def put(self, position: int, score: TokenScore) -> None:
         """Store one token's score, in order of positions, or again after a failed step."""

@@ -180,6 +180,7 @@ def _scorer(logits: Tensor, scored: Sequence[tuple[int, Request]]) -> Scorer | N
     return Scorer(
         logits[torch.tensor([row for row, _ in scored], device=logits.device)],
         [scores.num_logprobs or 0 for scores in wanted],
+        [scores.asked_token_ids for scores in wanted],
         with_entropy=any(scores.wants_entropy for scores in wanted),
     )
 
@@ -206,6 +207,7 @@ def _score_known_tokens(logits: Tensor, batch: ScheduledBatch) -> Tensor:
     scorer = Scorer(
         logits[torch.tensor([each for each, _, _ in known], device=logits.device)],
         [scores.num_top(position) for scores, position in wanted],
+        [scores.asked_at(position) for scores, position in wanted],
         with_entropy=any(scores.wants_entropy for scores, _ in wanted),
     )
     token_ids = [

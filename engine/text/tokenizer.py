@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -14,6 +15,7 @@ from batchmill.engine.errors import ModelLoadError, RequestError, UnsupportedMod
 
 from .chat import Chat
 from .chat_template import render_chat, template_of
+from .control_tokens import with_marks
 from .token_length import TokenLength, longest_token
 
 #: Longest part of a library's error in ours.
@@ -156,6 +158,7 @@ class Tokenizer:
         *,
         model_name: str = "this model",
         max_num_tokens: int | None = None,
+        control_tokens_as_text: bool = False,
     ) -> list[int]:
         """Return the token ids of a chat; plain messages end where the next message begins.
 
@@ -163,20 +166,34 @@ class Tokenizer:
             messages: The chat.
             model_name: The model's name in errors.
             max_num_tokens: As in `encode`.
+            control_tokens_as_text: Tokenize the special tokens that a content spells out as plain
+                text, so that it cannot end its own message. Contents must be texts.
 
         Raises:
             RequestError: the model has no chat template, or its template refuses the messages or
                 ignores a part of the chat.
         """
         chat = messages if isinstance(messages, Chat) else Chat(messages=messages)
+        mark = None
+        if control_tokens_as_text:
+            marked, mark = with_marks(chat.messages, self._control_texts)
+            chat = replace(chat, messages=marked)
         prompt = render_chat(self._tokenizer, chat, model_name)
         self._check_length(prompt, max_num_tokens)
         _check_text(prompt, "a message")
         # The template writes the special tokens itself.
-        token_ids: list[int] = self._tokenizer(prompt, add_special_tokens=False, verbose=False)[
-            "input_ids"
+        return [
+            token_id
+            for part in ([prompt] if mark is None else prompt.split(mark))
+            for token_id in self._tokenizer(part, add_special_tokens=False, verbose=False)[
+                "input_ids"
+            ]
         ]
-        return token_ids
+
+    @cached_property
+    def _control_texts(self) -> tuple[str, ...]:
+        """Texts of the tokens that are found in a text before it is split."""
+        return tuple(str(each) for each in self._tokenizer.added_tokens_decoder.values())
 
     def _check_length(self, text: str, max_num_tokens: int | None) -> None:
         """Refuse by its bytes a text that is far too long: splitting it takes seconds."""

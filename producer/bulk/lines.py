@@ -9,7 +9,7 @@ from typing import Any
 from batchmill.producer.errors import BulkFileError, JobRejected
 from batchmill.producer.files.record import Record
 from batchmill.producer.files.source import RecordFile
-from batchmill.producer.job.line import BulkLine, LineKind, check_custom_id
+from batchmill.producer.job.line import BulkLine, LineKind, check_custom_id, decision_fields
 from batchmill.producer.job.pooled_requests import read_embedding_body, read_score_body
 from batchmill.producer.job.validation import parse_job
 
@@ -32,6 +32,8 @@ class LineSettings:
     ignored: frozenset[str] = frozenset()
     #: Samples per line that have columns of their own; None if the output is not a table.
     max_samples: int | None = None
+    #: Whether the table has a column for the probability of each option of a decision.
+    with_probabilities: bool = False
 
     @property
     def num_lines_per_record(self) -> int:
@@ -148,6 +150,10 @@ def _from_openai(data: Mapping[str, Any]) -> tuple[LineKind, dict[str, Any]]:
                 "encoding_format: lines hold numbers; leave it out", param="encoding_format"
             )
         return kind, fields
+    if kind is LineKind.DECIDE:
+        if not isinstance(body, dict) or "questions" not in body:
+            raise JobRejected(f"body: must be an object with questions for {kind}", param="body")
+        return kind, decision_fields(body)
     wanted, other = ("messages", "prompt") if kind is LineKind.CHAT else ("prompt", "messages")
     if not isinstance(body, dict) or wanted not in body or other in body:
         raise JobRejected(f"body: must be an object with {wanted} for {kind}", param="body")

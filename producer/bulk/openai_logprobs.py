@@ -17,7 +17,9 @@ def chat_logprobs(result: JobResult, completion: Completion) -> dict[str, Any] |
     content = []
     for token_id, logprobs in _scored(completion.logprobs or []):
         best = sorted(logprobs.items(), key=lambda each: -each[1])[: details.num_top]
-        top = [_chat_token(details, *each) for each in best]
+        found = dict(best)
+        found |= {each: logprobs[each] for each in details.asked_token_ids if each in logprobs}
+        top = [_chat_token(details, *each) for each in found.items()]
         own = _chat_token(details, token_id, logprobs[token_id])
         content.append(own | {"top_logprobs": top})
     return {"content": content, "refusal": None}

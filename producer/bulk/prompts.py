@@ -57,6 +57,7 @@ class Prompt:
         text: the template, for the run's identity.
         system: the literal system message, for the same.
         is_jinja: whether the template is Jinja's, for the same.
+        decision: the text is the state of this decision; None for a job of text.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Prompt:
     text: str
     system: str | None = None
     is_jinja: bool = False
+    decision: Mapping[str, Any] | None = None
 
     @property
     def is_chat(self) -> bool:
@@ -84,6 +86,8 @@ class Prompt:
             ValueError: the row does not fit.
         """
         role, template = self.messages[0]
+        if self.decision is not None:
+            return LineKind.DECIDE, {"decision": {**self.decision, "state": self._state(row)}}
         if role is None:
             return LineKind.TEXT, {"prompt": template.fill(row)}
         filled = [(role, part.fill(row)) for role, part in self.messages]
@@ -93,6 +97,12 @@ class Prompt:
         if not messages:
             raise ValueError("every message of the template is empty for this row")
         return LineKind.CHAT, {"messages": messages}
+
+    def _state(self, row: Mapping[str, Any]) -> str | list[dict[str, str]]:
+        role, template = self.messages[0]
+        if role is None:
+            return template.fill(row)
+        return [{"role": str(role), "content": part.fill(row)} for role, part in self.messages]
 
 
 def read_prompt(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,15 +47,7 @@ class ResultColumns:
             Column(f"{own}output_tokens", "integer"),
             Column(f"{own}error"),
         ]
-        names: set[str] = set(taken)
-        unique = []
-        for column in columns:
-            name = column.name
-            while name in names:
-                name = _PREFIX + name
-            names.add(name)
-            unique.append(Column(name, column.kind))
-        return unique
+        return unique_columns(columns, taken)
 
     def cells(self, line: Mapping[str, Any] | None) -> list[Any]:
         """Return the cells of a line of the output or the error file; None is an empty one."""
@@ -84,6 +76,19 @@ class ResultColumns:
         except (ValueError, RecursionError):
             data = None  # cut by the limit of tokens, for example
         return [_typed(_value_at(data, path), kind) for path, kind in self.properties]
+
+
+def unique_columns(columns: Iterable[Column], taken: Collection[str]) -> list[Column]:
+    """Return columns whose names are not taken: those that are get `output.` before them."""
+    names: set[str] = set(taken)
+    unique = []
+    for column in columns:
+        name = column.name
+        while name in names:
+            name = _PREFIX + name
+        names.add(name)
+        unique.append(Column(name, column.kind))
+    return unique
 
 
 def schema_properties(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from batchmill.producer.errors import JobUnfinished, UnknownJob
 from batchmill.producer.job.line import LineKind
@@ -56,7 +57,10 @@ def error_line(
 
 def partial_body(kind: LineKind, result: JobResult | None) -> dict[str, Any] | None:
     """Return the output of a job that ended without a completion; None if it has none."""
-    if result is None or not any(each.text or each.tool_calls for each in result.completions):
+    if result is None:
+        return None
+    has_text = any(each.text or each.tool_calls for each in result.completions)
+    if not has_text and result.decision is None:
         return None
     return _body(kind, result, None)
 
@@ -71,7 +75,7 @@ def _body(kind: LineKind, result: JobResult, finished_at_ms: int | None) -> dict
         return embedding_body(result) | {"id": result.id}
     if kind is LineKind.SCORE:
         return score_body(result)
-    body = _chat(result) if kind is LineKind.CHAT else _completion(result)
+    body = _BODIES[kind](result)
     body |= {"model": result.model, "id": result.id}
     if finished_at_ms is not None:
         body["created"] = finished_at_ms // 1000
@@ -105,3 +109,15 @@ def _completion(result: JobResult) -> dict[str, Any]:
         for index, completion in enumerate(result.completions)
     ]
     return {"object": "text_completion", "choices": choices}
+
+
+def _decision(result: JobResult) -> dict[str, Any]:
+    found = {} if result.decision is None else result.decision.model_dump()
+    return {"object": "decision", **found}
+
+
+_BODIES: Final[Mapping[LineKind, Callable[[JobResult], dict[str, Any]]]] = {
+    LineKind.CHAT: _chat,
+    LineKind.TEXT: _completion,
+    LineKind.DECIDE: _decision,
+}

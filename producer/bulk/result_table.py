@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from itertools import islice
 from pathlib import Path
@@ -24,7 +24,9 @@ from batchmill.producer.files.record import Record
 from batchmill.producer.files.source import RecordFile
 from batchmill.producer.files.table import Column, Table, create_table
 
+from .decision_columns import DecisionColumns, decision_columns
 from .journal import Journal
+from .lines import LineSettings
 from .options import BulkOptions
 from .output import line_number
 from .result_columns import ResultColumns, schema_properties
@@ -60,10 +62,7 @@ class ResultTable:
                 f"{self.path}: a sheet of Excel has {MAX_ROWS} rows, and the input {num_records}; "
                 "give a .csv or .parquet file"
             )
-        samples = self._lines.max_samples or 1
-        properties = schema_properties(self._lines.defaults.get("response_format"))
-        names = [prompt.name for prompt in self._lines.prompts] or [""]
-        self._parts = [ResultColumns(name, samples, properties) for name in names]
+        self._parts = _parts(self._lines)
 
     def check(self, journal: Journal) -> None:
         """Refuse a file in the table's place that this run did not write.
@@ -190,6 +189,23 @@ class ResultTable:
             note = f"cut: a cell holds {MAX_CELL_CHARS} characters; whole in {self._journal_path}"
             cells[-1] = f"{cells[-1]}; {note}" if cells[-1] else note
         return cells
+
+
+def _parts(lines: LineSettings) -> list[ResultColumns | DecisionColumns]:
+    """Return the columns of each prompt."""
+    samples = lines.max_samples or 1
+    properties = schema_properties(lines.defaults.get("response_format"))
+    decision = lines.defaults.get("decision")
+    if not lines.prompts:
+        if isinstance(decision, Mapping):
+            return [decision_columns(decision, with_probabilities=lines.with_probabilities)]
+        return [ResultColumns("", samples, properties)]
+    return [
+        ResultColumns(prompt.name, samples, properties)
+        if prompt.decision is None
+        else decision_columns(prompt.decision, with_probabilities=lines.with_probabilities)
+        for prompt in lines.prompts
+    ]
 
 
 def _places(files: list[IO[bytes]], num_lines: int) -> array[int]:

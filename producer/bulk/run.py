@@ -169,6 +169,7 @@ def run_identity(options: BulkOptions, digest: str, settings: ProducerSettings) 
     others = [[prompt.name, prompt.text, prompt.is_jinja] for prompt in lines.prompts]
     options_in_use = (
         ("prompts", others if len(others) > 1 or (first is not None and first.is_jinja) else []),
+        ("decision", None if first is None else first.decision),
         ("reading", options.reading.content),
         ("ignored", sorted(lines.ignored)),
         ("tags", lines.tags),

@@ -34,6 +34,7 @@ from .async_batches import AsyncBatches
 from .async_checks import check_structures
 from .async_iteration import as_async
 from .async_job_verbs import AsyncJobVerbs
+from .async_kind_verbs import AsyncKindVerbs
 from .async_operator_verbs import AsyncOperatorVerbs
 from .async_vector_verbs import AsyncVectorVerbs
 from .job_groups import JobGroup, JobLike, OnRejected, as_job
@@ -90,7 +91,9 @@ class AsyncJob:
         await self._client.forget(self.id)
 
 
-class AsyncClient(AsyncJobVerbs, AsyncBatches, AsyncOperatorVerbs, AsyncVectorVerbs):
+class AsyncClient(
+    AsyncJobVerbs, AsyncKindVerbs, AsyncBatches, AsyncOperatorVerbs, AsyncVectorVerbs
+):
     """Submits jobs to a broker and reads their results.
 
     Belongs to the event loop that it is first used in, and so to one process: make it where the

@@ -35,6 +35,7 @@ from .batches import Batches
 from .job_groups import JobGroup, JobLike, OnRejected, as_job
 from .job_ids import ids_of
 from .job_verbs import JobVerbs
+from .kind_verbs import KindVerbs
 from .operator_verbs import OperatorVerbs
 from .submissions import Submissions
 from .vector_verbs import VectorVerbs
@@ -87,7 +88,7 @@ class Job:
         self._client.forget(self.id)
 
 
-class Client(JobVerbs, Batches, OperatorVerbs, VectorVerbs):
+class Client(JobVerbs, KindVerbs, Batches, OperatorVerbs, VectorVerbs):
     """Submits jobs to a broker and reads their results.
 
     Thread-safe. A process that is forked from one that has used a client opens connections of its

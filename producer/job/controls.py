@@ -265,6 +265,12 @@ class SamplingControls(BaseModel):
     """Report the log probability of each output token, and of this many likeliest ones in its
     place. OpenAI's `true`, with `top_logprobs`, is accepted."""
 
+    logprob_token_ids: list[TokenId] | None = optional(
+        None, min_length=1, max_length=limits.MAX_LOGPROB_TOKEN_IDS
+    )
+    """Report the log probabilities of these tokens as well, at the place of each output token,
+    however unlikely they are."""
+
     prompt_logprobs: int | None = optional(None, ge=0, le=limits.MAX_LOGPROBS)
     """Report the log probability of each token of the prompt, and of this many likeliest ones
     in its place."""

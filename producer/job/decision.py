@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
@@ -117,7 +118,9 @@ class Decision(KindSection):
     """`flag` marks such an answer, `fail` fails the job, and `generate` adds text that the model
     writes in answer to the question."""
 
-    max_tokens: int = optional(128, ge=1, le=contract.MAX_GENERATED_TOKENS)
+    max_tokens: int = optional(
+        contract.DEFAULT_GENERATED_TOKENS, ge=1, le=contract.MAX_GENERATED_TOKENS
+    )
     """Most tokens of that text."""
 
     chat_template_kwargs: TemplateKwargs = optional({})
@@ -181,3 +184,37 @@ class Decision(KindSection):
         """Return how many prompts one question takes."""
         num_rotations = min(self.rotations, question.num_options)
         return num_rotations * (2 if self.prior_correction else 1)
+
+
+#: Fields of a decision, in every spelling.
+DECISION_FIELDS = frozenset({*Decision.model_fields, "input"})
+
+
+def decision_and_job_fields(
+    fields: Mapping[str, Any],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the fields of a decision among given ones, and the other fields of its job."""
+    decision = {name: value for name, value in fields.items() if name in DECISION_FIELDS}
+    others = {name: value for name, value in fields.items() if name not in DECISION_FIELDS}
+    return decision, others
+
+
+def decision_without_state(given: Any) -> dict[str, Any]:
+    """Return the fields of a decision whose state comes from elsewhere, in our own spelling.
+
+    Args:
+        given: The questions, or an object with `questions` and other fields of a decision.
+
+    Raises:
+        ValueError: It has no questions, or has a state.
+    """
+    is_whole = isinstance(given, dict) and isinstance(given.get("questions"), dict | list)
+    try:
+        decision = contract.read_spellings(given if is_whole else {"questions": given})
+    except ContractError as refusal:
+        raise ValueError(refusal.message) from None
+    if "state" in decision:
+        raise ValueError("there is a state: leave it out, because it comes from the input")
+    if not isinstance(decision["questions"], dict) or not decision["questions"]:
+        raise ValueError("there must be questions by their ids")
+    return decision

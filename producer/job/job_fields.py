@@ -243,6 +243,10 @@ class JobFields(OtherNames, total=False):
     """Report the log probability of each output token, and of this many likeliest ones in its
     place. OpenAI's `true`, with `top_logprobs`, is accepted."""
 
+    logprob_token_ids: list[int] | tuple[int, ...] | None
+    """Report the log probabilities of these tokens as well, at the place of each output
+    token, however unlikely they are."""
+
     prompt_logprobs: int | None
     """Report the log probability of each token of the prompt, and of this many likeliest ones
     in its place."""

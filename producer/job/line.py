@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from batchmill.producer.errors import JobRejected
 
+from .decision import decision_and_job_fields
 from .document import GenerationJob
 from .field_checks import check_utf8
 
@@ -39,6 +41,8 @@ class LineKind(StrEnum):
     EMBEDDINGS = "/v1/embeddings"
     #: As in vLLM.
     SCORE = "/v1/score"
+    #: Questions about a state; the path is SGLang's.
+    DECIDE = "/v1/decisions"
 
     @classmethod
     def of_fields(cls, fields: Container[str]) -> LineKind:
@@ -53,7 +57,14 @@ _KIND_BY_FIELD = {
     "messages": LineKind.CHAT,
     "embedding": LineKind.EMBEDDINGS,
     "scoring": LineKind.SCORE,
+    "decision": LineKind.DECIDE,
 }
+
+
+def decision_fields(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a job from a body that has those of its decision beside them."""
+    decision, others = decision_and_job_fields(body)
+    return others | {"decision": decision}
 
 
 @dataclass(frozen=True, slots=True)

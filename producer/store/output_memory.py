@@ -36,7 +36,9 @@ def output_bytes(job: GenerationJob, num_prompt_tokens: int) -> int:
     if section is not None:
         return _ENDED_JOB_BYTES + section.num_result_bytes + _event_bytes(job, 0)
     num_tokens = job.max_tokens * job.n
-    per_token = _TOKEN_BYTES + _logprobs_bytes(job.logprobs)
+    asked = job.logprob_token_ids
+    num_candidates = job.logprobs if asked is None else (job.logprobs or 0) + len(asked)
+    per_token = _TOKEN_BYTES + _logprobs_bytes(num_candidates)
     if job.entropy:
         per_token += _ENTROPY_BYTES
     total = _ENDED_JOB_BYTES + (job.n - 1) * _SAMPLE_BYTES + num_tokens * per_token

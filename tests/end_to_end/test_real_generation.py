@@ -345,3 +345,43 @@ def test_heartbeats_and_status_report_accepted_draft_tokens(shared_url: str) -> 
     assert stats()["engine_pid"] != reported["engine_pid"]
     store.close()
     client.close()
+
+
+def test_decisions_of_a_killed_worker_are_answered_with_the_same_numbers(
+    redis_url: str, tmp_path: Path
+) -> None:
+    questions = {
+        "topic": {"type": "choice", "options": ["money", "parcels", "praise"]},
+        **{f"q{n}": {"type": "yes_no", "instructions": f"Is it {n}?"} for n in range(12)},
+    }
+    states = [f"Message {n}: I was charged twice for my order." for n in range(12)]
+    client = Client(redis_url)
+    with worker(redis_url, "first@test", tmp_path / "first.log") as first:
+        jobs = [
+            client.submit(decision={"state": state, "questions": questions, "rotations": 3})
+            for state in states
+        ]
+
+        def some_run() -> bool:
+            assert first.poll() is None, (tmp_path / "first.log").read_text()
+            return any(job.status().state.value == "in_progress" for job in jobs)
+
+        wait_until(some_run, "claiming decisions")
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+    assert not all(job.status().state.is_terminal for job in jobs)
+    with worker(redis_url, "second@test", tmp_path / "second.log"):
+        results = [job.result(timeout_s=240) for job in jobs]
+        again = client.decide(states[0], questions, rotations=3, timeout_s=240)
+    assert any(result.attempt > 1 for result in results)
+    for result in results:
+        assert result.decision is not None
+        assert result.decision.num_prompts == 3 + 2 * 12
+        assert result.text == ""
+        assert result.usage.completion_tokens == result.decision.num_prompts
+        assert result.usage.prompt_tokens_details.cached_tokens > result.usage.prompt_tokens / 2
+    resumed = results[0].decision
+    assert resumed is not None
+    for name, answer in resumed.answers.items():
+        assert answer.probabilities == pytest.approx(again.answers[name].probabilities, abs=1e-4)
+    client.close()

@@ -27,6 +27,7 @@ ORIGINALS = (
     "producer/watch/async_fleet_watch.py",
     "producer/watch/async_stream.py",
     "producer/client/async_job_verbs.py",
+    "producer/client/async_kind_verbs.py",
     "producer/client/async_first_item.py",
     "producer/client/async_batch_verbs.py",
     "producer/client/async_batches.py",

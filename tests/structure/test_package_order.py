@@ -55,7 +55,7 @@ IMPORTABLE = {
     },
     ("worker", "producer"): {
         *("__init__", "broker_url", "bulk", "client", "error_codes", "errors", "files"),
-        *("install_hint", "job", "plural", "progress", "protocol", "results"),
+        *("install_hint", "job", "plural", "progress", "protocol", "result_sections", "results"),
         *("secrets_from_files", "settings", "shard_list", "store"),
         *("tracing", "webhook"),
     },

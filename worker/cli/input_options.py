@@ -6,12 +6,13 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .decision_options import read_decision_option
 from .errors import usage_error
 from .options import parse_pairs
 
@@ -139,6 +140,23 @@ class PromptOptions:
             rich_help_panel=_PROMPT,
         ),
     ] = None
+    decide: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Questions about each row, in JSON: the filled template is the state, and the "
+            "results get columns per question.",
+            rich_help_panel=_PROMPT,
+        ),
+    ] = None
+    probabilities: Annotated[
+        bool,
+        typer.Option(
+            "--probabilities",
+            help="With --decide, a column per option for its probability.",
+            rich_help_panel=_PROMPT,
+        ),
+    ] = False
     jinja: Annotated[
         bool,
         typer.Option(
@@ -187,10 +205,29 @@ class PromptOptions:
             )
         if self.system is not None and not self.chat:
             raise usage_error("--system needs --chat")
+        decision = self._decision(has_several=len(texts) > 1)
         return tuple(
-            read_prompt(text, name=name, as_chat=self.chat, system=self.system, is_jinja=self.jinja)
+            replace(
+                read_prompt(
+                    text, name=name, as_chat=self.chat, system=self.system, is_jinja=self.jinja
+                ),
+                decision=decision,
+            )
             for name, text in texts.items()
         )
+
+    def _decision(self, *, has_several: bool) -> dict[str, Any] | None:
+        """Return the questions about each row; None without any."""
+        if self.decide is None:
+            if self.probabilities:
+                raise usage_error("--probabilities needs --decide")
+            return None
+        if self.text() is None or has_several:
+            raise usage_error(
+                "--decide needs one --template, which makes the state of each row, such as "
+                "--template '{text}'"
+            )
+        return read_decision_option("--decide", self.decide)
 
 
 @contextmanager

@@ -197,5 +197,6 @@ def line_settings(
         prompts,
         tags=line.labels(),
         ignored=ignored,
+        with_probabilities=prompt.probabilities,
         max_samples=samples if has_table and isinstance(samples, int) else None,
     )

@@ -19,6 +19,7 @@ from .bench import add_bench_commands
 from .bulk import add_bulk_command
 from .config import add_config_commands
 from .dead_letters import add_dead_letter_commands
+from .decide import add_decide_command
 from .deliver import add_deliver_commands
 from .demo import add_demo_command
 from .doctor import add_doctor_command
@@ -67,6 +68,7 @@ _COMMANDS = (
     add_metrics_command,
     add_submit_command,
     add_embed_commands,
+    add_decide_command,
     add_result_commands,
     add_progress_command,
     add_manage_job_commands,

@@ -8,7 +8,18 @@ import typer
 _PANELS = {
     "Start here": ("demo", "up", "doctor"),
     "Jobs": (
-        *("submit", "result", "stream", "status", "progress", "list", "cancel", "retry", "forget"),
+        *(
+            "submit",
+            "decide",
+            "result",
+            "stream",
+            "status",
+            "progress",
+            "list",
+            "cancel",
+            "retry",
+            "forget",
+        ),
     ),
     "Files and batches of jobs": ("bulk", "batch"),
     "Webhooks": ("webhooks", "webhook-secret"),

@@ -18,7 +18,7 @@ from .timeline import timeline
 from .visit import ConsoleError, Page, Redirect, Reply, Visit, not_found, require
 
 #: Fields of a document that are texts, or may quote some: shown with the right `texts` only.
-_INPUT = ("prompt", "messages", "tools")
+_INPUT = ("prompt", "messages", "tools", "decision")
 #: Fields that say nothing about the content.
 _PLAIN_TEXTS = frozenset({"model", "priority", "tenant", "ignore_eos", "tool_choice"})
 
@@ -134,7 +134,7 @@ def _input(record: JobRecord) -> list[tuple[str, str]]:
     """Return the parts of a job's input: who says it, and the text."""
     document = _document(record)
     parts: list[tuple[str, str]] = []
-    prompt, messages, tools = (document.get(name) for name in _INPUT)
+    prompt, messages, tools, decision = (document.get(name) for name in _INPUT)
     if prompt is not None:
         parts.append(("prompt", prompt if isinstance(prompt, str) else _pretty(prompt)))
     for message in messages if isinstance(messages, list) else []:
@@ -145,6 +145,8 @@ def _input(record: JobRecord) -> list[tuple[str, str]]:
         parts.append((role, str(content) if is_plain else _pretty(message)))
     if tools:
         parts.append(("tools", _pretty(tools)))
+    if decision:
+        parts.append(("decision", _pretty(decision)))
     return parts
 
 

@@ -143,11 +143,13 @@ class LogprobDetails:
         num_top: likeliest tokens that were asked for per output token; None for none at all.
         token_bytes: of every token that has a log probability, and of the echoed ones.
         echoed_token_ids: the prompt's tokens, if its text begins the output's; else None.
+        asked_token_ids: tokens that were asked for by their ids.
     """
 
     num_top: int | None
     token_bytes: Mapping[int, bytes]
     echoed_token_ids: Sequence[int] | None
+    asked_token_ids: Sequence[int] = ()
 
 
 class FinishedCall(NamedTuple):

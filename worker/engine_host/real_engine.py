@@ -128,7 +128,7 @@ class RealEngine:
                 deadline_s=request.deadline_s,
                 cache_salt=request.cache_salt,
             )
-            if params.logprobs is not None or params.num_prompt_logprobs is not None:
+            if params.num_logprobs is not None or params.num_prompt_logprobs is not None:
                 self._scored[request.request_id] = params
             if request.resumed_token_ids:
                 self._resumed.add(request.request_id)
@@ -211,7 +211,9 @@ class RealEngine:
             token_id for logprobs in scored for each in logprobs or () for token_id in each or ()
         }
         token_bytes = self._engine.token_bytes(token_ids.union(echoed or ()))
-        return LogprobDetails(params.logprobs, token_bytes, echoed)
+        return LogprobDetails(
+            params.num_logprobs, token_bytes, echoed, params.logprob_token_ids or ()
+        )
 
     def _plan_finished(self, end: PlanEnd) -> Finished:
         section = self._sections.pop(end.request_id)

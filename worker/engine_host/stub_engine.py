@@ -22,7 +22,7 @@ from typing import Any
 
 from .hosted_engine import RequestRefused, StepOutput
 from .messages import AddRequest, DraftCounts, EngineLoad, EngineWork, Finished, Ready
-from .stub_output import extra_output, stub_text, stub_token
+from .stub_output import extra_output, stub_decision, stub_text, stub_token
 
 _MARKER = re.compile(r"<<(crash|hang|raise|error|oom|bug|refuse)(?:@(\d+))?(?:x(\d+))?>>")
 _DEFAULT_MAX_TOKENS = 16
@@ -63,6 +63,7 @@ class _StubRequest:
     token_ids: list[int]
     chat: Mapping[str, Any] | None = None
     num_cached_tokens: int = 0
+    sections: Mapping[str, Any] = field(default_factory=dict)
     has_reported: bool = False
     #: Seconds of `time.monotonic()`.
     added_at: float = field(default_factory=time.monotonic)
@@ -97,6 +98,7 @@ class _StubRequest:
             finished_s=time.monotonic() - self.added_at,
             error=error,
             error_code=error_code,
+            sections=self.sections if error is None else {},
             **more,
         )
 
@@ -118,7 +120,13 @@ class StubEngine:
     def describe(self) -> Ready:
         """Return the engine's identity and limits."""
         config = self._config
-        return Ready(config.identity, config.num_blocks, config.block_size, config.max_model_len)
+        return Ready(
+            config.identity,
+            config.num_blocks,
+            config.block_size,
+            config.max_model_len,
+            kinds=("generate", "decide"),
+        )
 
     def add(self, request: AddRequest) -> None:
         """Queue a request.
@@ -126,11 +134,6 @@ class StubEngine:
         Raises:
             RequestRefused: the prompt has a refuse marker or is longer than `max_model_len`.
         """
-        if request.section is not None:
-            raise RequestRefused(
-                "unsupported_parameter",
-                f"{request.section} is not served by the stub engine; use BATCHMILL_ENGINE=real",
-            )
         stub = _StubRequest(
             request.request_id,
             _render(request),
@@ -138,7 +141,10 @@ class StubEngine:
             list(request.resumed_token_ids),
             request.chat,
             self._config.num_cached_tokens,
+            sections=_sections(request),
         )
+        if stub.sections:
+            stub.params = {"max_tokens": 0}
         marker = _MARKER.search(stub.prompt)
         if marker and marker[1] == "refuse":
             raise RequestRefused("unsupported_parameter", "the prompt asks to be refused")
@@ -236,6 +242,22 @@ class StubEngine:
         if self._config.trace_path is not None:
             with open(self._config.trace_path, "a", encoding="utf-8") as file:
                 file.write(f"{request_id} {position}\n")
+
+
+def _sections(request: AddRequest) -> Mapping[str, Any]:
+    """Return the section of a request that asks for one.
+
+    Raises:
+        RequestRefused: the stub does not make it.
+    """
+    if request.section is None:
+        return {}
+    if request.section != "decision":
+        raise RequestRefused(
+            "unsupported_parameter",
+            f"{request.section} is not served by the stub engine; use BATCHMILL_ENGINE=real",
+        )
+    return {request.section: stub_decision(request.section_fields)}
 
 
 def _render(request: AddRequest) -> str:

@@ -81,3 +81,33 @@ def _calls(chat: Mapping[str, Any] | None) -> list[FinishedCall]:
     if isinstance(choice, Mapping):
         names = [choice["function"]["name"]]
     return [FinishedCall(f"call_{place}", name, "{}") for place, name in enumerate(names)]
+
+
+def stub_decision(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the section of a decision, with probabilities that depend on state and option."""
+    answers = {
+        name: _answer(str(fields["state"]), name, question)
+        for name, question in fields["questions"].items()
+    }
+    return {"answers": answers, "num_prompts": len(answers)}
+
+
+def _answer(state: str, name: str, question: Mapping[str, Any]) -> dict[str, Any]:
+    kind, criteria = question["type"], question.get("criteria") or ()
+    options = ("yes", "no") if kind == "yes_no" else tuple(criteria)
+    if kind == "score":
+        options = tuple(map(str, range(len(criteria))))
+    weights = [1 + stub_token(f"{state}:{name}:{option}", 0, 0) for option in options]
+    probabilities = {o: each / sum(weights) for o, each in zip(options, weights, strict=True)}
+    answer = max(probabilities, key=lambda option: probabilities[option])
+    found: dict[str, Any] = {
+        "type": kind,
+        "answer": answer,
+        "probabilities": probabilities,
+        "confidence": probabilities[answer],
+        "label_mass": 0.5,
+        "argmax_is_label": True,
+    }
+    if kind == "score":
+        found["score"] = sum(int(level) * each for level, each in probabilities.items())
+    return found

@@ -24,6 +24,7 @@ from .api_errors import ApiError
 from .backend import Backend
 from .batches import cancel_batch, create_batch, get_batch, list_batches
 from .completions import create_chat_completion, create_completion
+from .decisions import create_decision, create_systemone
 from .files import create_file, delete_file, get_content, get_file, list_all_files
 from .intake import run_intakes
 from .message_batches import (
@@ -60,7 +61,7 @@ from .webhook_endpoints import (
 UNSUPPORTED = (
     *("/v1/images", "/v1/audio", "/v1/moderations", "/v1/fine_tuning"),
     *("/v1/assistants", "/v1/threads", "/v1/vector_stores", "/v1/realtime", "/v1/uploads"),
-    *("/v1/evals", "/v1/containers", "/v1/conversations", "/v1/videos", "/v1/decisions"),
+    *("/v1/evals", "/v1/containers", "/v1/conversations", "/v1/videos"),
     *("/v1/responses", "/v1/messages"),  # paths below the first that have no route
 )
 
@@ -124,6 +125,8 @@ def routes() -> list[Route]:
         Route("/v1/embeddings", create_embeddings, methods=["POST"]),
         Route("/v1/score", create_score, methods=["POST"]),
         Route("/v1/rerank", create_rerank, methods=["POST"]),
+        Route("/v1/decisions", create_decision, methods=["POST"]),
+        Route("/v1/systemone", create_systemone, methods=["POST"]),
         Route("/v1/responses", create_response, methods=["POST"]),
         Route("/v1/responses/{response_id}", get_response, methods=["GET"]),
         Route("/v1/responses/{response_id}", delete_response, methods=["DELETE"]),

@@ -13,9 +13,10 @@ from batchmill.producer.store.api_keys import ApiKey
 
 from .api_errors import ApiError, invalid
 from .completion_request import read_completion
+from .decisions import read_decision
 from .jobs import allowed_fields, check_allowed
 from .message_request import read_message_request
-from .openai_api import MESSAGES, RESPONSES
+from .openai_api import DECISIONS, MESSAGES, RESPONSES
 from .response_record import response_details
 from .response_request import read_response
 from .spec.body import unsupported
@@ -96,6 +97,8 @@ def _read(endpoint: str, body: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
         if how.encoding != "float":
             raise invalid("a line's vectors are numbers: leave it out", "encoding_format")
         return fields, ""
+    if endpoint == DECISIONS:
+        return read_decision(body)[0], ""
     if endpoint != RESPONSES:
         return read_completion(LineKind(endpoint), body)[0], ""
     fields, options = read_response(body)

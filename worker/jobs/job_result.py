@@ -94,6 +94,7 @@ def _logprob_details(details: messages.LogprobDetails | None) -> LogprobDetails 
         num_top=details.num_top,
         token_bytes=dict(details.token_bytes),
         echoed_token_ids=_list_or_none(details.echoed_token_ids),
+        asked_token_ids=list(details.asked_token_ids),
     )
 
 

@@ -196,3 +196,46 @@ def test_echo_without_tokens_computes_nothing(byte_engine: MakeEngine) -> None:
     assert engine.stats().num_computed_tokens == 0
     with pytest.raises(RequestError, match="max_tokens is 0: ask for prompt_logprobs or echo"):
         SamplingParams(max_tokens=0)
+
+
+@pytest.mark.feature("logprob_token_ids")
+@pytest.mark.parametrize("settings", [{}, {"overlap": True}, {"max_num_batched_tokens": 7}])
+@pytest.mark.parametrize("top", [None, 0, 3])
+def test_tokens_are_scored_by_their_ids(
+    byte_engine: MakeEngine,
+    log_probs: Callable[[list[int]], torch.Tensor],
+    settings: dict[str, Any],
+    top: int | None,
+) -> None:
+    asked = [3, 250, 77]
+    params = SamplingParams(
+        temperature=0, max_tokens=6, logprobs=top, logprob_token_ids=asked, ignore_eos=True
+    )
+    engine = byte_engine(**settings)
+    plain = SamplingParams(temperature=0, max_tokens=6, logprobs=1, ignore_eos=True)
+    output, other = engine.generate([PROMPT, PROMPT[:9]], [params, plain])
+    assert output.logprobs is not None
+    expected = log_probs(PROMPT + output.token_ids)[len(PROMPT) - 1 :]
+    for place, (token_id, found) in enumerate(zip(output.token_ids, output.logprobs, strict=True)):
+        likeliest = expected[place].topk(top or 0).indices.tolist()
+        assert next(iter(found)) == token_id
+        assert set(found) == {token_id, *likeliest, *asked}
+        for each, value in found.items():
+            assert value == pytest.approx(expected[place][each].item(), abs=2e-4)
+    assert other.logprobs is not None
+    assert all(len(each) <= 2 for each in other.logprobs)
+
+    resumed = byte_engine(**settings)
+    resumed.add_request("r", PROMPT, params, output.token_ids[:3])
+    outputs = []
+    while resumed.has_unfinished():
+        outputs += resumed.step()
+    for ours, whole in zip(outputs[-1].logprobs or (), output.logprobs, strict=True):
+        assert ours == pytest.approx(whole, abs=2e-4)
+
+
+@pytest.mark.feature("logprob_token_ids")
+@pytest.mark.parametrize("asked", [[], [0] * 129, [-1], ["a"], [10**6], "ab"])
+def test_ids_that_cannot_be_scored_are_refused(byte_engine: MakeEngine, asked: Any) -> None:
+    with pytest.raises(RequestError, match="logprob_token_ids"):
+        byte_engine().generate([PROMPT], SamplingParams(logprob_token_ids=asked))

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from batchmill.producer.job.batch import BatchErrors, BatchState, RequestCounts
+from batchmill.producer.result_sections import Answer
 from batchmill.producer.results import ToolCall, Usage
 from batchmill.producer.store.receivers import Receiver
 
@@ -235,6 +236,18 @@ class Ranking(Object):
     model: str
     usage: PromptUsage
     results: list[RankedResult]
+
+
+class DecisionAnswers(Object):
+    """The answers of a decision."""
+
+    id: str
+    object: Literal["decision"]
+    created: Seconds
+    model: str
+    answers: dict[str, Answer]
+    num_prompts: int
+    usage: Usage
 
 
 class File(Object):

@@ -11,6 +11,7 @@ from batchmill.producer.store.receivers import Receiver
 
 from . import objects
 from .body import Body
+from .decision_fields import DECISION
 from .endpoint_fields import ENDPOINT, ENDPOINT_CHANGES, ENDPOINT_TEST, ROTATION
 from .message_fields import MESSAGE, MESSAGE_BATCH
 from .pooled_fields import EMBEDDING, RERANKING, SCORING
@@ -18,7 +19,7 @@ from .requests import BATCH, CHAT, COMPLETION
 from .response_fields import RESPONSE
 from .shapes import TEXT
 
-Api = Literal["OpenAI", "Anthropic", "Webhook endpoints", "Usage", "Service"]
+Api = Literal["OpenAI", "Anthropic", "Decisions", "Webhook endpoints", "Usage", "Service"]
 PATH_PARAM = re.compile(r"{(\w+)(?::\w+)?}")
 _JSONL = "application/x-jsonl"
 _BYTES = "application/octet-stream"
@@ -123,6 +124,12 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ),
     ("POST", "/v1/score"): Operation("OpenAI", (objects.ScoreList,), SCORING, is_repeatable=True),
     ("POST", "/v1/rerank"): Operation("OpenAI", (objects.Ranking,), RERANKING, is_repeatable=True),
+    ("POST", "/v1/decisions"): Operation(
+        "Decisions", (objects.DecisionAnswers,), DECISION, is_repeatable=True
+    ),
+    ("POST", "/v1/systemone"): Operation(
+        "Decisions", (objects.DecisionAnswers,), DECISION, is_repeatable=True
+    ),
     ("POST", _RESPONSES): Operation(
         "OpenAI", (objects.Response,), RESPONSE, streams=True, is_repeatable=True
     ),

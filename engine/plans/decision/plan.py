@@ -1,0 +1,133 @@
+"""The plan of a decision: every question is one short prompt after the shared state."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from typing import Any, Final, TypeVar
+
+from batchmill.engine.plans.plan import Plan, PlannedJob, PlannedRequest, PlanResult
+from batchmill.engine.request.outputs import RequestFailure, RequestOutput
+from batchmill.engine.request.sampling_params import SamplingParams
+from batchmill.engine.text.chat import Chat
+
+from .answers import Reading, make_answer, unsure
+from .labels import label_token_ids
+from .prompts import Asking, askings, reading_messages, writing_messages
+from .spec import DecisionSpec, Question, read_decision
+
+#: Prompts that are tokenized and added together, so that other requests are not held up.
+_NUM_TOGETHER: Final = 16
+#: The first prompt of a state fills the blocks that the others share.
+_NUM_FIRST: Final = 1
+_T = TypeVar("_T")
+
+
+def decision_plan(job: PlannedJob) -> Plan:
+    """Return the plan that answers the questions of a job's `decision`.
+
+    The first prompt is read alone. The others find the state in the prefix cache.
+    """
+    spec = read_decision(job.section)
+    asked = askings(spec)
+    readings: list[tuple[Asking, Reading]] = []
+    for batch in _batches(asked):
+        label_ids, requests = [], []
+        for asking in batch:
+            prompt = _prompt(job, spec, reading_messages(spec, asking))
+            label_ids.append(label_token_ids(job.engine.tokenizer, prompt, asking.labels))
+            requests.append(PlannedRequest(prompt, _reading_params(label_ids[-1])))
+        outputs = yield requests
+        readings += [
+            (asking, _reading(ids, output))
+            for asking, ids, output in zip(batch, label_ids, outputs, strict=True)
+        ]
+    answers = {
+        question.question_id: make_answer(
+            question,
+            _readings_of(question, readings, is_prior=False),
+            _readings_of(question, readings, is_prior=True),
+            spec.min_confidence,
+        )
+        for question in spec.questions
+    }
+    if unsure(answers) and spec.on_low_confidence == "generate":
+        yield from _texts(job, spec, answers)
+    section = {"answers": answers, "num_prompts": len(asked)}
+    return PlanResult(section, _failure(spec, answers))
+
+
+def _readings_of(
+    question: Question, readings: Sequence[tuple[Asking, Reading]], *, is_prior: bool
+) -> list[Reading]:
+    return [
+        reading
+        for asking, reading in readings
+        if asking.question is question and asking.is_prior == is_prior
+    ]
+
+
+def _texts(
+    job: PlannedJob, spec: DecisionSpec, answers: Mapping[str, dict[str, Any]]
+) -> Generator[Sequence[PlannedRequest], Sequence[RequestOutput], None]:
+    """Add to each unsure answer what the model writes about the question."""
+    names = unsure(answers)
+    questions = [each for each in spec.questions if each.question_id in names]
+    params = SamplingParams(temperature=0, max_tokens=spec.max_tokens)
+    requests = [
+        PlannedRequest(_prompt(job, spec, writing_messages(spec, each)), params)
+        for each in questions
+    ]
+    outputs = yield requests
+    for question, output in zip(questions, outputs, strict=True):
+        answers[question.question_id]["text"] = output.text
+
+
+def _failure(spec: DecisionSpec, answers: Mapping[str, Mapping[str, Any]]) -> RequestFailure | None:
+    names = unsure(answers)
+    if not names or spec.on_low_confidence != "fail":
+        return None
+    lowest = min(answers[name]["confidence"] for name in names)
+    return RequestFailure(
+        "low_confidence",
+        f"{len(names)} of {len(answers)} answers have a confidence below min_confidence "
+        f"{spec.min_confidence:g}, the lowest {lowest:.3g}: the result has them all the same",
+    )
+
+
+def _prompt(
+    job: PlannedJob, spec: DecisionSpec, messages: Sequence[Mapping[str, Any]]
+) -> list[int]:
+    tokenizer = job.engine.tokenizer
+    kwargs = dict(spec.template_kwargs)
+    template = tokenizer.chat_template(Chat(messages=messages))
+    if re.search(r"\benable_thinking\b", template):
+        kwargs.setdefault("enable_thinking", False)
+    chat = Chat(messages=messages, chat_template_kwargs=kwargs)
+    return tokenizer.apply_chat_template(
+        chat, max_num_tokens=job.engine.config.max_model_len - 1, control_tokens_as_text=True
+    )
+
+
+def _reading_params(label_ids: Sequence[int]) -> SamplingParams:
+    """Return the controls of a prompt of which only the next token's distribution counts."""
+    return SamplingParams(
+        temperature=0,
+        max_tokens=1,
+        logprobs=0,
+        logprob_token_ids=label_ids,
+        ignore_eos=True,
+        detokenize=False,
+    )
+
+
+def _reading(label_ids: Sequence[int], output: RequestOutput) -> Reading:
+    assert output.logprobs is not None
+    scores = output.logprobs[0]
+    return Reading([scores[each] for each in label_ids], output.token_ids[0] in label_ids)
+
+
+def _batches(asked: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    yield asked[:_NUM_FIRST]
+    for start in range(_NUM_FIRST, len(asked), _NUM_TOGETHER):
+        yield asked[start : start + _NUM_TOGETHER]
