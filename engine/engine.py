@@ -76,11 +76,12 @@ class Engine:
         """
         self.config = config
         loaded = _load(config) if loaded is None else loaded
-        check_max_model_len(config.max_model_len, loaded.config.max_position_embeddings)
+        if loaded.config.keeps_kv:
+            check_max_model_len(config.max_model_len, loaded.config.max_position_embeddings)
         self._loaded = loaded
         make_current(loaded.model.device)
         self._kv_cache = allocate_kv_cache(config, loaded.model)
-        self._scheduler = _make_scheduler(config, self._kv_cache.num_blocks)
+        self._scheduler = _make_scheduler(config, loaded, self._kv_cache.num_blocks)
         self._pipeline = _make_pipeline(config, loaded, self._kv_cache)
         self._overlaps = config.overlaps_on(loaded.model.device.type)
         self._intake = RequestIntake(config, loaded, self._scheduler)
@@ -241,6 +242,11 @@ class Engine:
             request_id, prompt, params or PoolingParams(), priority=priority, cache_salt=cache_salt
         )
         self._unfinished.add([tracker], deadline_s=deadline_s)
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens of one request: an encoder takes no more than it was made for."""
+        return self._pooled_intake.limit
 
     @property
     def pooling(self) -> PoolingSupport:
@@ -441,13 +447,15 @@ def _load(config: EngineConfig) -> LoadedModel:
     )
 
 
-def _make_scheduler(config: EngineConfig, num_blocks: int) -> Scheduler:
+def _make_scheduler(config: EngineConfig, loaded: LoadedModel, num_blocks: int) -> Scheduler:
     speculation = None
     if config.num_speculative_tokens:
         speculation = Speculation(config.num_speculative_tokens, config.speculative_max_num_seqs)
     return Scheduler(
         BlockPool(
-            num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching
+            num_blocks,
+            config.block_size,
+            enable_prefix_caching=config.enable_prefix_caching and loaded.config.keeps_kv,
         ),
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,

@@ -23,3 +23,8 @@ class ModelShape:
     generates: bool = field(default=True, repr=False)
     #: Numbers of a token's final state; 0 if the states are not shown.
     state_size: int = field(default=0, repr=False)
+
+    @property
+    def keeps_kv(self) -> bool:
+        """Whether it keeps keys and values; an encoder computes each text whole and keeps none."""
+        return self.num_layers > 0

@@ -49,6 +49,8 @@ def allocate_kv_cache(
     Raises:
         ConfigError: not even one request of `max_model_len` tokens fits.
     """
+    if not model.config.keeps_kv:
+        return _without_layers(config, model)
     dtype = kv_cache_torch_dtype(config.kv_cache_dtype, model.dtype, model.device)
     if probe is None and model.device.type == "cuda":
         probe = CudaMemory(model.device)
@@ -76,8 +78,23 @@ def allocate_kv_cache(
     return kv_cache
 
 
+def _without_layers(config: EngineConfig, model: Model) -> KVCache:
+    """Return a cache that only counts tokens: as many as the running requests can have."""
+    return KVCache(
+        num_layers=0,
+        num_blocks=config.max_num_seqs * -(-config.max_model_len // config.block_size),
+        block_size=config.block_size,
+        num_kv_heads=0,
+        head_dim=0,
+        dtype=model.dtype,
+        device=model.device,
+    )
+
+
 def records_decodes(config: EngineConfig, model: Model) -> bool:
     """Return whether an engine records this model's decode steps."""
+    if not model.config.generates:
+        return False
     is_capturable = isinstance(model, DecoderModel) and model.is_capturable
     return config.records_decodes_on(model.device.type, is_capturable=is_capturable)
 

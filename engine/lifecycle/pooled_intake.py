@@ -49,8 +49,12 @@ class PooledIntake:
     """Checks pooled requests against the model, and prepares them."""
 
     def __init__(self, config: EngineConfig, loaded: LoadedModel, scheduler: Scheduler) -> None:
-        self._limit = config.max_model_len
         self._loaded = loaded
+        self._is_encoder = not loaded.config.keeps_kv
+        #: Most tokens of one input.
+        self.limit = config.max_model_len
+        if self._is_encoder:
+            self.limit = min(self.limit, loaded.config.max_position_embeddings)
         self._scheduler = scheduler
         # Only the name, because errors go to whoever sent the job.
         self._model_name = Path(config.model).name
@@ -83,8 +87,8 @@ class PooledIntake:
             RequestError: `context_length_exceeded`, `unsupported_parameter` or `invalid_request`.
         """
         check_arguments(request_id, params, PoolingParams, priority, cache_salt)
-        params = self._with_defaults(params)
-        token_ids = self._token_ids(prompt, params)
+        params, pooling = self._with_defaults(params)
+        token_ids, type_ids = self._tokens(prompt, params)
         request = Request(
             request_id,
             token_ids,
@@ -92,20 +96,26 @@ class PooledIntake:
             seed=0,
             max_num_tokens=len(token_ids) + 1,
             cache_salt=cache_salt,
-            pooling=PooledStates(params, len(token_ids)),
+            pooling=PooledStates(
+                params,
+                len(token_ids),
+                pooling=pooling,
+                is_whole=self._is_encoder,
+                type_ids=type_ids,
+            ),
         )
         request.priority = priority
         self._scheduler.check_fits(request)
         return PooledTracker(request)
 
-    def _with_defaults(self, params: PoolingParams) -> PoolingParams:
-        """Return params without None, after a check against the model."""
+    def _with_defaults(self, params: PoolingParams) -> tuple[PoolingParams, str]:
+        """Return params and the states that count, after a check against the model."""
         if params.task not in self._tasks:
             raise RequestError("unsupported_parameter", self._lacks(params.task))
         if params.task == "score":
-            return params
+            return params, "cls" if self._is_encoder else "last"
         pooling = params.pooling or self._loaded.pooling.pooling
-        if pooling == "cls":
+        if pooling == "cls" and not self._is_encoder:
             raise RequestError(
                 "unsupported_parameter",
                 "pooling is 'cls', which is for encoders: in a decoder the first token sees no "
@@ -119,7 +129,7 @@ class PooledIntake:
                 f"{size}: use at most {size}",
             )
         normalize = True if params.normalize is None else params.normalize
-        return replace(params, pooling=pooling, normalize=normalize)
+        return replace(params, normalize=normalize), pooling
 
     def _lacks(self, task: str) -> str:
         if task == "score":
@@ -132,15 +142,19 @@ class PooledIntake:
             "in a way that does not show them: use a model of the native decoder"
         )
 
-    def _token_ids(self, prompt: PooledPrompt, params: PoolingParams) -> list[int]:
-        tokenizer, limit, truncate = self._loaded.tokenizer, self._limit, params.truncate
+    def _tokens(
+        self, prompt: PooledPrompt, params: PoolingParams
+    ) -> tuple[list[int], Sequence[int] | None]:
+        """Return the tokens of a prompt, and the text of a pair that each belongs to."""
+        tokenizer, limit, truncate = self._loaded.tokenizer, self.limit, params.truncate
+        type_ids = None
         if isinstance(prompt, TextPair):
             if params.task != "score":
                 raise RequestError(
                     "invalid_request", "a pair is scored, not embedded: embed a text"
                 )
             found = tokenizer.encode_pooled(*prompt, max_num_tokens=limit, truncate=truncate)
-            token_ids = found.ids
+            token_ids, type_ids = found.ids, found.type_ids
         elif isinstance(prompt, str):
             found = tokenizer.encode_pooled(prompt, max_num_tokens=limit, truncate=truncate)
             token_ids = found.ids
@@ -148,7 +162,8 @@ class PooledIntake:
             token_ids = tokenizer.apply_chat_template(prompt, model_name=self._model_name)
         else:
             token_ids = check_token_ids(prompt)
-        return fit_token_ids(token_ids, limit, truncate, vocab_size=self._loaded.config.vocab_size)
+        size = self._loaded.config.vocab_size
+        return fit_token_ids(token_ids, limit, truncate, vocab_size=size), type_ids
 
 
 def check_token_ids(token_ids: object) -> list[int]:

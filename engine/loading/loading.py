@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
+from batchmill.engine.encoders.config import encoder_family
+from batchmill.engine.encoders.loading import load_encoder
 from batchmill.engine.errors import ModelLoadError, UnsupportedModelError
 from batchmill.engine.memory.device_memory import (
     check_weights_fit,
@@ -50,7 +52,7 @@ from .fingerprint import model_identity
 from .generation_config import sampling_defaults
 from .load_options import LoadOptions
 from .model_source import DEMO_SAMPLING, model_folder
-from .pooling_files import PoolingDefaults, pooling_defaults
+from .pooling_files import PoolingDefaults, longest_text, pooling_defaults
 from .quantized.formats import quantization_settings, read_scheme, scheme_identity
 from .quantized.scheme import Scheme
 from .tied_head import untied_if_stored
@@ -149,6 +151,8 @@ def _load_folder(folder: Path, options: LoadOptions) -> LoadedModel:
     make_current(options.device)
     hf_config = _read_hf_config(folder)
     tokenizer = Tokenizer.from_folder(folder)
+    if encoder_family(hf_config.to_dict()) is not None:
+        return _load_encoder(folder, hf_config, tokenizer, options)
     model, computation = _load_computation(folder, hf_config, options)
     return LoadedModel(
         model=model,
@@ -161,6 +165,29 @@ def _load_folder(folder: Path, options: LoadOptions) -> LoadedModel:
         sampling_defaults=sampling_defaults(folder),
         pooling=pooling_defaults(folder),
         score_head=_score_head(model, hf_config),
+    )
+
+
+def _load_encoder(
+    folder: Path, hf_config: PreTrainedConfig, tokenizer: Tokenizer, options: LoadOptions
+) -> LoadedModel:
+    if options.quantization is not None:
+        raise UnsupportedModelError(
+            f"an encoder is not computed with {options.quantization} weights here: leave "
+            "quantization out"
+        )
+    values = hf_config.to_dict()
+    model, head = load_encoder(folder, values, options.dtype, options.device)
+    longest = min(model.config.max_position_embeddings, longest_text(folder) or 2**31)
+    config = replace(model.config, max_position_embeddings=longest)
+    return LoadedModel(
+        model=model,
+        config=config,
+        tokenizer=tokenizer,
+        identity=model_identity(folder, f"encoder {config!r}", options.dtype),
+        eos_token_ids=frozenset(),
+        pooling=pooling_defaults(folder, pooling="mean"),
+        score_head=head,
     )
 
 

@@ -39,6 +39,19 @@ def pooling_defaults(folder: Path, *, pooling: str = "last") -> PoolingDefaults:
     return PoolingDefaults(pooling)
 
 
+def longest_text(folder: Path) -> int | None:
+    """Return the most tokens that a model's makers give it; None if its files do not say it.
+
+    Raises:
+        ModelLoadError: the file is broken.
+    """
+    path = folder / "sentence_bert_config.json"
+    if not path.is_file():
+        return None
+    length = read_object(path, "it says how long its texts may be").get("max_seq_length")
+    return length if isinstance(length, int) and length > 0 else None
+
+
 def _pooling_config(folder: Path) -> dict[str, Any]:
     path = folder / "1_Pooling" / "config.json"
     if not path.is_file():

@@ -146,7 +146,7 @@ class KVCache:
 
     def zero_blocks(self, block_ids: Sequence[int]) -> None:
         """Overwrite blocks with zeros, so that a failed request's NaN reaches no other request."""
-        if not block_ids:
+        if not block_ids or not self.layers:
             return
         device = self.layers[0][0].device
         index = torch.tensor(list(block_ids), dtype=torch.int64, device=device)

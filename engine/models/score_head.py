@@ -22,22 +22,47 @@ class ScoreHead:
     labels: tuple[str, ...]
     #: Function on the outputs if a request names none: "sigmoid", "softmax" or "none".
     activation: str
+    #: [num_labels] float32; None adds nothing.
+    bias: NDArray[np.float32] | None = None
+    #: A layer before it, with tanh: [hidden, hidden] and [hidden]; None if there is none.
+    dense: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
 
     @classmethod
-    def of(cls, weight: Tensor, config: Mapping[str, Any]) -> ScoreHead:
+    def of(
+        cls,
+        weight: Tensor,
+        config: Mapping[str, Any],
+        *,
+        bias: Tensor | None = None,
+        dense: tuple[Tensor, Tensor] | None = None,
+    ) -> ScoreHead:
         """Return the head with these weights.
 
         Args:
             weight: [num_labels, hidden].
             config: The model's configuration: `id2label` and `problem_type`.
+            bias: [num_labels], or None.
+            dense: Weight and bias of a layer before it, or None.
         """
         return cls(
-            weight.to("cpu", torch.float32).numpy(), label_names(config), activation_of(config)
+            _on_host(weight),
+            label_names(config),
+            activation_of(config),
+            None if bias is None else _on_host(bias),
+            None if dense is None else (_on_host(dense[0]), _on_host(dense[1])),
         )
 
     def outputs(self, state: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the outputs for a pooled state, [num_labels] from [hidden]."""
-        return self.weight @ state
+        if self.dense is not None:
+            state = np.tanh(self.dense[0] @ state + self.dense[1])
+        outputs: NDArray[np.float32] = self.weight @ state
+        return outputs if self.bias is None else outputs + self.bias
+
+
+def _on_host(weight: Tensor) -> NDArray[np.float32]:
+    numbers: NDArray[np.float32] = weight.to("cpu", torch.float32).numpy()
+    return numbers
 
 
 def label_names(config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ A pooled request generates nothing. It is a prompt whose final states leave the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
@@ -59,13 +60,28 @@ class PooledStates:
     failed, gathers the same states again.
 
     Attributes:
-        params: What the request asks for; its `pooling` is set.
+        params: What the request asks for.
+        pooling: Which states count: "last", "mean" or "cls".
         num_tokens: Tokens of its prompt.
+        is_whole: Whether its tokens see each other, so that they are computed in one step and share
+            nothing with other prompts.
+        type_ids: Which text of a pair each token belongs to; None if it is all one text.
     """
 
-    def __init__(self, params: PoolingParams, num_tokens: int) -> None:
+    def __init__(
+        self,
+        params: PoolingParams,
+        num_tokens: int,
+        *,
+        pooling: str = "last",
+        is_whole: bool = False,
+        type_ids: Sequence[int] | None = None,
+    ) -> None:
         self.params = params
+        self.pooling = pooling
         self.num_tokens = num_tokens
+        self.is_whole = is_whole
+        self.type_ids = type_ids
         # In float64, so that the sum hardly depends on how the prompt was split into chunks.
         self._sum: NDArray[np.float64] | None = None
         self._num_summed = 0
@@ -74,13 +90,20 @@ class PooledStates:
 
     @property
     def needs_every_state(self) -> bool:
-        """Whether each token's state counts: then none may be skipped by the prefix cache."""
-        return self.params.pooling == "mean"
+        """Whether each token's state counts."""
+        return self.pooling == "mean"
+
+    @property
+    def reads_cache(self) -> bool:
+        """Whether a cached prefix saves work: it holds keys and values, and no states."""
+        return not (self.is_whole or self.needs_every_state)
 
     def positions_in(self, start: int, stop: int) -> range:
         """Return the positions from `start` to below `stop` whose final states are needed."""
         if self.needs_every_state:
             return range(start, stop)
+        if self.pooling == "cls":
+            return range(1) if start == 0 and stop else range(0)
         return range(stop - 1, stop) if stop == self.num_tokens else range(0)
 
     def put(self, start: int, stop: int, summed: NDArray[np.float64]) -> NDArray[np.float32] | None:

@@ -29,12 +29,18 @@ class BatchBuilder:
             The chunk, or None if the budget allows no token.
         """
         num_new_tokens = min(num_uncomputed_tokens, self.num_free_tokens)
+        if request.pooling is not None and request.pooling.is_whole:
+            # One that exceeds the whole budget has a step of its own.
+            is_alone = not self.chunks and not self.pooled_chunks
+            if num_new_tokens < num_uncomputed_tokens and not is_alone:
+                return None
+            num_new_tokens = num_uncomputed_tokens
         scored = range(0)
         if request.scores is not None and request.scores.is_pending:
             num_new_tokens, scored = self._limit_scores(request, request.scores, num_new_tokens)
         if num_new_tokens == 0:
             return None
-        self.num_free_tokens -= num_new_tokens
+        self.num_free_tokens = max(0, self.num_free_tokens - num_new_tokens)
         item = ScheduledRequest(
             request,
             request.num_computed_tokens,

@@ -37,8 +37,8 @@ class PrefixCache:
         """
         if not self._pool.enable_prefix_caching:
             return []
-        if request.pooling is not None and request.pooling.needs_every_state:
-            return []  # the cache holds keys and values, not the states that are to be summed
+        if request.pooling is not None and not request.pooling.reads_cache:
+            return []
         num_tokens, scores = request.num_tokens, request.scores
         if scores is not None and scores.is_pending:
             # Scored tokens have to be computed, from the token before the first one on.

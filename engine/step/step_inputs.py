@@ -36,6 +36,8 @@ class StepInputs:
             pooled requests, whose final states are needed instead.
         max_query_len: Most tokens that one request computes in this step.
         max_seq_len: Largest of `seq_lens`, or more.
+        token_types: [num_tokens] int64, which text of a pair each token belongs to; None if no
+            request of the step is a pair.
         num_states: Rows at the end of `sample_rows` whose final states are needed, not logits.
     """
 
@@ -49,6 +51,7 @@ class StepInputs:
     max_query_len: int
     max_seq_len: int
     num_states: int = 0
+    token_types: Tensor | None = None
 
     @property
     def num_logits(self) -> int:
@@ -142,7 +145,20 @@ class StepInputBuilder:
             max_query_len=max((item.num_new_tokens for item in batch.chunks), default=1),
             max_seq_len=int(layout.seq_lens.max()),
             num_states=len(state_rows),
+            token_types=self._token_types(batch),
         )
+
+    def _token_types(self, batch: ScheduledBatch) -> Tensor | None:
+        """Return the types of all tokens; only requests that are computed whole have any."""
+        poolings = [item.request.pooling for item in batch.chunks]
+        if not any(each is not None and each.type_ids is not None for each in poolings):
+            return None
+        types = [np.zeros(len(batch.decodes), dtype=np.int64)]
+        for item, pooling in zip(batch.chunks, poolings, strict=True):
+            ids = None if pooling is None else pooling.type_ids
+            types.append(np.array(ids or [0] * item.num_new_tokens, dtype=np.int64))
+        (uploaded,) = self._uploader.upload(np.concatenate(types))
+        return uploaded
 
     def keep_up(self, batch: ScheduledBatch) -> NDArray[np.int64]:
         """Copy the new block table entries of the decodes; few have one in any step.

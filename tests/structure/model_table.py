@@ -116,6 +116,22 @@ bitsandbytes' and GPTQModel's weights were recorded, the others are made when th
 - Settings are read from config.json, else from `quantize_config.json`, `quant_config.json` or
   `hf_quant_config.json`.
 
+## Encoders
+
+Models that read a text in both directions embed and score, and generate nothing. They run in the
+same worker, without a KV cache and without padding; a text is computed whole, and its length is at
+most the model's own (`max_seq_length` of sentence-transformers). Their states are compared with
+those of transformers in `tests/engine/encoders/test_encoders.py`, which allows 2e-5 in float32.
+
+| architecture | embeds by default | head, of its `ForSequenceClassification` |
+|---|---|---|
+| `BertModel` | mean | pooler and classifier |
+| `RobertaModel`, `XLMRobertaModel`, `CamembertModel` | mean | dense layer and classifier |
+| `MPNetModel` | mean | dense layer and classifier |
+
+Weights are safetensors in their own dtype: `BATCHMILL_QUANTIZATION` is refused. [Embeddings and
+scores](embeddings.md) has the rest.
+
 ## Sampling
 
 A job that leaves out `temperature`, `top_k`, `top_p`, `min_p` or `repetition_penalty` gets what the
@@ -141,7 +157,8 @@ A model that would be computed wrongly is refused when it is loaded, by name and
 - int8 on a GPU, with transformers, or without the C++ kernels;
 - fp8 on a CPU or an older GPU, with transformers, in a dtype other than bfloat16, for a mixture of
   experts, or with a matrix whose size is not a multiple of 16;
-- encoder-decoders, bidirectional attention, state-space and other recurrent layers;
+- encoder-decoders, bidirectional attention outside of the encoders above, state-space and other
+  recurrent layers;
 - attention with sinks, with capped scores, in chunks, or with values of another size than keys;
 - models that do not accept positions, or do not use transformers' attention interface;
 - by the native decoder, RoPE scalings other than default, linear, dynamic, yarn, llama3 and

@@ -18,7 +18,8 @@ ORDER = {
     "engine": (
         *("contract", "errors", "cpu_kernels", "device_type", "gpus", "model_shape", "watermark"),
         *("text", "config", "request", "scheduling", "step", "memory", "models", "models_hf"),
-        *("loading", "watermark_detector", "lifecycle", "sampling", "pooling", "execution"),
+        *("encoders", "loading"),
+        *("watermark_detector", "lifecycle", "sampling", "pooling", "execution"),
         *("engine", "plans", "__init__"),
     ),
     "producer": (

@@ -96,7 +96,7 @@ class RealEngine:
             identity=self._engine.identity,
             num_blocks=self._engine.stats().num_blocks,
             block_size=config.block_size,
-            max_model_len=config.max_model_len,
+            max_model_len=self._engine.max_model_len,
             num_steps_ahead=int(self._engine.overlaps),
             dtype=self._engine.dtype,
             drafts=self.drafts(),
