@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal
 
 from batchmill.engine.contract.watermark import is_watermark_name, problem_of_secret
+from batchmill.engine.text.thoughts import REASONING_PARSERS
 from batchmill.engine.text.tool_calls import FORMATS
 
 from .device_type import expected_device_type
@@ -134,9 +135,13 @@ class EngineConfig:
     #: "native" is our decoder, "transformers" is its model over our KV cache (any causal model,
     #: slower), and "auto" is native if our decoder knows the model.
     model_impl: str = _one_of("auto", MODEL_IMPLS)
-    #: How the model writes tool calls: hermes, llama3_json or mistral; "auto" reads it from the
-    #: model's chat template.
+    #: How the model writes tool calls: hermes, llama3_json, mistral, qwen3_xml, glm45, minimax_m2,
+    #: kimi_k2, deepseek_v3, deepseek_v31, granite or phi4_mini; "auto" reads it from the model's
+    #: chat template.
     tool_call_parser: str = _one_of("auto", TOOL_CALL_PARSERS)
+    #: "auto" takes the thoughts of a chat out of its text, if the model's chat template has their
+    #: markup (`<think>` or `[THINK]`); "none" leaves them in the text.
+    reasoning_parser: str = _one_of("auto", REASONING_PARSERS)
     #: Sampling controls that a request leaves out: "auto" takes those that the model's
     #: `generation_config.json` recommends (temperature, top_k, top_p, min_p, repetition_penalty);
     #: "none" samples the model's own distribution.

@@ -52,6 +52,15 @@ class PromptTokensDetails(BaseModel):
     """Prompt tokens found in the prefix cache."""
 
 
+class CompletionTokensDetails(BaseModel):
+    """The parts of the output."""
+
+    model_config = _CONFIG
+
+    reasoning_tokens: int = 0
+    """Tokens of thoughts, with those of their markup."""
+
+
 class Usage(BaseModel):
     """Tokens, counted as OpenAI does."""
 
@@ -68,6 +77,11 @@ class Usage(BaseModel):
 
     prompt_tokens_details: PromptTokensDetails = Field(default_factory=PromptTokensDetails)
     """Where the prompt's KV came from."""
+
+    completion_tokens_details: CompletionTokensDetails | None = Field(
+        default=None, exclude_if=_is_absent
+    )
+    """The parts of the output, if it has thoughts."""
 
 
 class CalledFunction(BaseModel):
@@ -179,6 +193,9 @@ class Completion(BaseModel):
     tool_calls: list[ToolCall] = Field(default_factory=list, repr=False, exclude_if=_is_absent)
     """Calls of the job's `tools`; their markup is not in `text`."""
 
+    reasoning_content: str | None = Field(default=None, repr=False, exclude_if=_is_absent)
+    """What the model thought before its answer; not in `text`, nor in a stream."""
+
     error: str | None = None
     """Cause, if `finish_reason` is `error`."""
 
@@ -218,6 +235,9 @@ class JobResult(BaseModel):
 
     tool_calls: list[ToolCall] = Field(default_factory=list, repr=False, exclude_if=_is_absent)
     """Calls of the job's `tools`; their markup is not in `text`."""
+
+    reasoning_content: str | None = Field(default=None, repr=False, exclude_if=_is_absent)
+    """What the model thought before its answer; not in `text`, nor in a stream."""
 
     logprobs: Logprobs | None = Field(default=None, repr=False, exclude_if=_is_absent)
     """Per output token, if the job asked for `logprobs`: of the model's own distribution,
@@ -287,6 +307,7 @@ class JobResult(BaseModel):
             logprobs=self.logprobs,
             entropies=self.entropies,
             tool_calls=self.tool_calls,
+            reasoning_content=self.reasoning_content,
             error=None if self.error is None else self.error.message,
         )
         return (only,)

@@ -212,11 +212,14 @@ class RequestIntake:
 
     def _tool_use(self, chat: Chat, params: SamplingParams) -> ToolUse | None:
         check_agreement(chat, params)
+        # A structure is enforced from the first token on, so there is no thought before it.
+        may_think = params.detokenize and params.grammar is None
         return plan_tool_use(
             chat,
             self._tokenizer,
             self._detokenizer,
             tool_call_parser=self._config.tool_call_parser,
+            separates_thoughts=may_think and self._config.reasoning_parser == "auto",
             model_name=self._model_name,
         )
 
@@ -311,7 +314,7 @@ class RequestIntake:
         stream = self._detokenizer.stream(
             request.prompt_token_ids,
             skip_special_tokens=params.skip_special_tokens,
-            kept=() if tools is None else tools.form.markers,
+            kept=() if tools is None else tools.markers,
         )
         echoed = ""
         if params.echo and isinstance(prompt, str) and params.truncate_prompt_tokens is None:

@@ -43,6 +43,8 @@ class OutputText:
         self.pieces: list[str] = [echoed] if echoed else []
         #: The stream, if its text needs no search for stop strings or calls; else None.
         self.plain_stream = stream if stop_strings is None and tool_calls is None else None
+        #: Tokens of thoughts that are not in the text: each that begins, continues or ends one.
+        self.num_thought_tokens = 0
         self._stream = stream
         self._stop_strings = stop_strings
         self._reader = tool_calls
@@ -51,6 +53,12 @@ class OutputText:
     def tool_calls(self) -> tuple[ToolCall, ...]:
         """The calls, once the text has ended."""
         return () if self._reader is None else self._reader.calls
+
+    @property
+    def thoughts(self) -> str:
+        """The thoughts that were taken out of the text."""
+        thoughts = None if self._reader is None else self._reader.thoughts
+        return "" if thoughts is None else thoughts.text
 
     @property
     def is_for_single_call(self) -> bool:
@@ -72,6 +80,7 @@ class OutputText:
         Returns:
             The stop string that ends the output, or None.
         """
+        was_thinking = self._is_thinking
         text, stop = self._stream.append(token_id), None
         if self._stop_strings is not None:
             if may_stop:
@@ -79,6 +88,8 @@ class OutputText:
             else:
                 text = self._stop_strings.flush() + text
         self._add(text)
+        if was_thinking or self._is_thinking:
+            self.num_thought_tokens += 1
         if stop is not None:
             self._end_calls()
         return stop
@@ -88,6 +99,10 @@ class OutputText:
         held = "" if self._stop_strings is None else self._stop_strings.flush()
         self._add(held + self._stream.flush())
         self._end_calls()
+
+    @property
+    def _is_thinking(self) -> bool:
+        return self._reader is not None and self._reader.is_thinking
 
     def _add(self, text: str) -> None:
         if self._reader is not None and text:
@@ -290,6 +305,9 @@ class OutputTracker:
         self._finish(RequestEnd(FinishReason.STOP, stop_reason))
 
     def _finish(self, end: RequestEnd) -> None:
+        if self._text is not None and self._text.num_thought_tokens:
+            num_tokens = self._text.num_thought_tokens
+            end = replace(end, reasoning=self._text.thoughts, num_reasoning_tokens=num_tokens)
         if self._text is not None and self._text.tool_calls:
             is_stop = end.reason is FinishReason.STOP
             reason = FinishReason.TOOL_CALLS if is_stop else end.reason

@@ -54,6 +54,8 @@ class Usage:
     completion_tokens: int
     #: Tokens of the prompt found in the prefix cache when the request was first admitted.
     cached_tokens: int
+    #: Those of the completion that are thoughts, once it has ended.
+    reasoning_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -99,6 +101,10 @@ class Completion:
     entropies: list[float] | None
     #: Calls of the functions that its chat offered; none before it has ended.
     tool_calls: tuple[ToolCall, ...]
+    #: Thoughts of a chat, which are not in `text`; "" before it has ended.
+    reasoning: str = ""
+    #: Their tokens.
+    num_reasoning_tokens: int = 0
 
     @property
     def cumulative_logprob(self) -> float | None:
@@ -133,6 +139,9 @@ class RequestEnd:
     error: RequestFailure | None = None
     #: Calls of the functions that its chat offered.
     tool_calls: tuple[ToolCall, ...] = ()
+    #: Thoughts of a chat.
+    reasoning: str = ""
+    num_reasoning_tokens: int = 0
 
 
 @dataclass(slots=True, repr=False)
@@ -203,6 +212,16 @@ class RequestOutput:
         Their markup is not in `text`.
         """
         return () if self._end is None else self._end.tool_calls
+
+    @property
+    def reasoning(self) -> str:
+        """Thoughts of a chat, which are not in `text`; "" before it has ended."""
+        return "" if self._end is None else self._end.reasoning
+
+    @property
+    def num_reasoning_tokens(self) -> int:
+        """Tokens of the thoughts; 0 before it has ended."""
+        return 0 if self._end is None else self._end.num_reasoning_tokens
 
     @property
     def metrics(self) -> RequestMetrics:
@@ -292,6 +311,8 @@ class RequestOutput:
                 logprobs=each.logprobs,
                 entropies=each.entropies,
                 tool_calls=each.tool_calls,
+                reasoning=each.reasoning,
+                num_reasoning_tokens=each.num_reasoning_tokens,
             )
             for index, each in enumerate(self._samples or (self,))
         )
@@ -303,6 +324,7 @@ class RequestOutput:
             prompt_tokens=self.num_prompt_tokens,
             completion_tokens=sum(each._num_tokens for each in self._samples or (self,)),
             cached_tokens=self.metrics.num_cached_tokens,
+            reasoning_tokens=sum(each.num_reasoning_tokens for each in self._samples or (self,)),
         )
 
     @classmethod

@@ -63,6 +63,13 @@ class Chat:
         return frozenset(tool["function"]["name"] for tool in self.shown_tools)
 
     @property
+    def callable_functions(self) -> Mapping[str, Any]:
+        """The schema of the arguments of each function that the output may call."""
+        names = self.callable_names
+        functions = [tool["function"] for tool in self.shown_tools]
+        return {each["name"]: each.get("parameters") for each in functions if each["name"] in names}
+
+    @property
     def must_call(self) -> bool:
         """Whether the output must be calls and nothing else."""
         return contract.is_call_demanded(self.tool_choice)

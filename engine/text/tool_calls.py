@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
-#: White space of JSON.
-_BLANKS: Final = " \t\r\n"
+from .call_reading import (
+    BLANKS,
+    ParsedCall,
+    ParsedText,
+    before_marker,
+    call_of,
+    calls_of,
+    json_at,
+    parsed,
+    skip,
+)
+from .tagged_calls import ArgumentsInJson, ArgumentsInTags, ListInJson
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,22 +30,6 @@ class ToolCall:
     name: str
     #: A JSON object, as text.
     arguments: str
-
-
-class ParsedCall(NamedTuple):
-    """A call that was read from a text."""
-
-    name: str
-    #: A JSON object, as text.
-    arguments: str
-
-
-class ParsedText(NamedTuple):
-    """A text, and the calls that were removed from it."""
-
-    #: Everything outside of calls, without the blanks before a call.
-    text: str
-    calls: list[ParsedCall]
 
 
 class ToolCallFormat(Protocol):
@@ -62,8 +54,14 @@ class ToolCallFormat(Protocol):
             is_beginning: Whether the output begins with this text.
         """
 
-    def parse(self, text: str, names: Set[str]) -> ParsedText:
-        """Remove the calls of some functions from a text. Never raises."""
+    def parse(self, text: str, names: Collection[str]) -> ParsedText:
+        """Remove the calls of some functions from a text. Never raises.
+
+        Args:
+            text: An output, or the rest of one.
+            names: The functions; a mapping to the schema of each one's arguments lets a format
+                whose values have no types read them.
+        """
 
 
 class _HermesFormat:
@@ -76,23 +74,23 @@ class _HermesFormat:
     id_length = 24
 
     def find_start(self, text: str, *, is_beginning: bool) -> int:
-        return _find_marker(text, self.markers[0])
+        return before_marker(text, self.markers[0])
 
-    def parse(self, text: str, names: Set[str]) -> ParsedText:
+    def parse(self, text: str, names: Collection[str]) -> ParsedText:
         opening, closing = self.markers
         rest, calls, position = [], [], 0
         start = text.find(opening)
         while start >= 0:
-            value, end = _json_at(text, _skip(text, start + len(opening)))
-            end = _skip(text, end)
-            call = _call_of(value, names, "arguments")
+            value, end = json_at(text, skip(text, start + len(opening)))
+            end = skip(text, end)
+            call = call_of(value, names, "arguments")
             # The last one may have no closing tag: a model may end its turn with the object.
             if call is not None and (end == len(text) or text.startswith(closing, end)):
                 rest.append(text[position:start].rstrip())
                 calls.append(call)
                 position = end = min(end + len(closing), len(text))
             start = text.find(opening, max(end, start + len(opening)))
-        return _parsed([*rest, text[position:]], calls)
+        return parsed([*rest, text[position:]], calls)
 
 
 class _Llama3JsonFormat:
@@ -111,24 +109,24 @@ class _Llama3JsonFormat:
     def find_start(self, text: str, *, is_beginning: bool) -> int:
         if is_beginning and self._PERHAPS_CALL.match(text):
             return 0
-        return _find_marker(text, self.markers[0])
+        return before_marker(text, self.markers[0])
 
-    def parse(self, text: str, names: Set[str]) -> ParsedText:
+    def parse(self, text: str, names: Collection[str]) -> ParsedText:
         before, marker, after = text.partition(self.markers[0])
         if not marker or self._CALL.match(before):
             before, after = "", text
         calls: list[ParsedCall] = []
         position = 0
         while True:
-            value, end = _json_at(after, _skip(after, position, _BLANKS + ";" * bool(calls)))
-            found = _calls_of(value, names, "parameters", "arguments")
+            value, end = json_at(after, skip(after, position, BLANKS + ";" * bool(calls)))
+            found = calls_of(value, names, "parameters", "arguments")
             if not found:
                 break
             calls += found
             position = end
         if not calls:
             return ParsedText(text, [])
-        return _parsed([before.rstrip(), after[position:]], calls)
+        return parsed([before.rstrip(), after[position:]], calls)
 
 
 class _MistralFormat:
@@ -147,9 +145,9 @@ class _MistralFormat:
     )
 
     def find_start(self, text: str, *, is_beginning: bool) -> int:
-        return _find_marker(text, self.markers[0])
+        return before_marker(text, self.markers[0])
 
-    def parse(self, text: str, names: Set[str]) -> ParsedText:
+    def parse(self, text: str, names: Collection[str]) -> ParsedText:
         marker = self.markers[0]
         rest, calls, position = [], [], 0
         start = text.find(marker)
@@ -160,112 +158,119 @@ class _MistralFormat:
                 position = end
                 calls += found
             start = text.find(marker, max(end, start + len(marker)))
-        return _parsed([*rest, text[position:]], calls)
+        return parsed([*rest, text[position:]], calls)
 
-    def _calls_at(self, text: str, position: int, names: Set[str]) -> tuple[list[ParsedCall], int]:
+    def _calls_at(
+        self, text: str, position: int, names: Collection[str]
+    ) -> tuple[list[ParsedCall], int]:
         """Return the calls directly after a marker, and their end; all of a list, or none."""
         match = self._NAME.match(text, position)
         if match is None:
-            value, end = _json_at(text, _skip(text, position))
+            value, end = json_at(text, skip(text, position))
         else:
-            arguments, end = _json_at(text, _skip(text, match.end()))
+            arguments, end = json_at(text, skip(text, match.end()))
             value = {"name": match[1], "arguments": arguments}
-        calls = _calls_of(value, names, "arguments")
+        calls = calls_of(value, names, "arguments")
         return (calls, end) if calls else ([], position)
 
 
+class _NoCalls:
+    """The format of a chat that offers no functions."""
+
+    markers = ()
+    id_length = 24
+
+    def find_start(self, text: str, *, is_beginning: bool) -> int:
+        return len(text)
+
+    def parse(self, text: str, names: Collection[str]) -> ParsedText:
+        return ParsedText(text, [])
+
+
+NO_CALLS: Final[ToolCallFormat] = _NoCalls()
 #: Format by the name that the setting `tool_call_parser` uses.
 FORMATS: Final[Mapping[str, ToolCallFormat]] = {
     "hermes": _HermesFormat(),
     "llama3_json": _Llama3JsonFormat(),
     "mistral": _MistralFormat(),
+    # Qwen 3 Coder and Qwen 3.5.
+    "qwen3_xml": ArgumentsInTags(
+        "<tool_call>",
+        "</tool_call>",
+        before=r"\s*<function=([^>\s]+)>\s*",
+        argument=r"<parameter=([^>\s]+)>\n?(.*?)\n?</parameter>\s*",
+        after=r"</function>\s*",
+    ),
+    # GLM 4.5 and later.
+    "glm45": ArgumentsInTags(
+        "<tool_call>",
+        "</tool_call>",
+        before=r"\s*([\w.-]+)\s*",
+        argument=r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>\s*",
+        after="",
+    ),
+    # MiniMax M2.
+    "minimax_m2": ArgumentsInTags(
+        "<minimax:tool_call>",
+        "</minimax:tool_call>",
+        before=r'\s*<invoke name="([^"]+)">\s*',
+        argument=r'<parameter name="([^"]+)">(.*?)</parameter>\s*',
+        after=r"</invoke>\s*",
+    ),
+    # Kimi K2.
+    "kimi_k2": ArgumentsInJson(
+        "<|tool_calls_section_begin|>",
+        "<|tool_calls_section_end|>",
+        before=r"\s*<\|tool_call_begin\|>\s*(?:functions\.)?([\w.-]+?)(?::\d+)?\s*"
+        r"<\|tool_call_argument_begin\|>\s*",
+        after=r"\s*<\|tool_call_end\|>\s*",
+        inner=("<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>"),
+    ),
+    # DeepSeek V3 and R1.
+    "deepseek_v3": ArgumentsInJson(
+        "<｜tool▁calls▁begin｜>",
+        "<｜tool▁calls▁end｜>",
+        before=r"\s*<｜tool▁call▁begin｜>function<｜tool▁sep｜>([\w.-]+)\s*```json\s*",
+        after=r"\s*```\s*<｜tool▁call▁end｜>\s*",
+        inner=("<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"),
+    ),
+    # DeepSeek V3.1.
+    "deepseek_v31": ArgumentsInJson(
+        "<｜tool▁calls▁begin｜>",
+        "<｜tool▁calls▁end｜>",
+        before=r"\s*<｜tool▁call▁begin｜>([\w.-]+)<｜tool▁sep｜>\s*",
+        after=r"\s*<｜tool▁call▁end｜>\s*",
+        inner=("<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"),
+    ),
+    # Granite 3.
+    "granite": ListInJson("<|tool_call|>"),
+    # Phi 4 mini.
+    "phi4_mini": ListInJson("functools"),
 }
+
+
+#: Formats by a text of their chat templates that no other one has; the first that is found.
+_BY_MARKER: Final = (
+    ("[TOOL_CALLS]", "mistral"),
+    ("<minimax:tool_call>", "minimax_m2"),
+    ("<|tool_calls_section_begin|>", "kimi_k2"),
+    ("function<｜tool▁sep｜>", "deepseek_v3"),
+    ("'function' + '<｜tool▁sep｜>", "deepseek_v3"),
+    ("<｜tool▁calls▁begin｜>", "deepseek_v31"),
+    ("<|tool_call|>", "granite"),
+    ("functools[", "phi4_mini"),
+)
 
 
 def detect_format(template: str) -> str | None:
     """Return the name of the format that a chat template uses; None if it is unknown."""
-    if "[TOOL_CALLS]" in template:
-        return "mistral"
-    # `<function=` is another format inside of the same tags, which is not JSON.
+    for marker, name in _BY_MARKER:
+        if marker in template:
+            return name
     if "<tool_call>" in template:
-        return None if "<function=" in template else "hermes"
+        if "<arg_key>" in template:
+            return "glm45"
+        return "qwen3_xml" if "<function=" in template else "hermes"
     if "<|python_tag|>" in template or re.search(r'"name\\?"\s*:.*"parameters\\?"\s*:', template):
         return "llama3_json"
     return None
-
-
-def find_marker(text: str, marker: str) -> int:
-    """Return the start of a marker, or of a partial one at the end; else the text's length."""
-    start = text.find(marker)
-    if start >= 0:
-        return start
-    for length in range(min(len(marker) - 1, len(text)), 0, -1):
-        if text.endswith(marker[:length]):
-            return len(text) - length
-    return len(text)
-
-
-def _find_marker(text: str, marker: str) -> int:
-    """Return the same, with the blanks before the marker."""
-    return len(text[: find_marker(text, marker)].rstrip())
-
-
-def _parsed(rest: list[str], calls: list[ParsedCall]) -> ParsedText:
-    text = "".join(rest)
-    # Blanks after the last call do not belong to the text.
-    return ParsedText(text if rest[-1].strip() or not calls else text.rstrip(), calls)
-
-
-def _calls_of(value: Any, names: Set[str], *argument_keys: str) -> list[ParsedCall]:
-    """Return the calls that a JSON value or a list of them describes; all of a list, or none."""
-    values = value if isinstance(value, list) else [value]
-    calls = [_call_of(each, names, *argument_keys) for each in values]
-    return [] if None in calls else [call for call in calls if call is not None]
-
-
-def _call_of(value: Any, names: Set[str], *argument_keys: str) -> ParsedCall | None:
-    """Return the call that a JSON value describes, or None."""
-    if not isinstance(value, dict):
-        return None
-    name = value.get("name")
-    if not isinstance(name, str) or name not in names:
-        return None
-    for key in argument_keys:
-        if isinstance(value.get(key), dict):
-            try:
-                arguments = json.dumps(value[key], ensure_ascii=False)
-                arguments.encode()  # JSON can escape lone surrogates, which UTF-8 cannot encode
-            except (RecursionError, UnicodeEncodeError):
-                return None
-            return ParsedCall(name, arguments)
-    return None
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(name)
-
-
-def _finite(digits: str) -> float:
-    """Return a number; one like 1e400 would be written as Infinity, which is not JSON."""
-    number = float(digits)
-    if math.isinf(number):
-        raise ValueError(digits)
-    return number
-
-
-_DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
-
-
-def _json_at(text: str, position: int) -> tuple[Any, int]:
-    """Return the JSON value at a position and its end; None and the position if there is none."""
-    try:
-        return _DECODER.raw_decode(text, position)
-    except (ValueError, RecursionError):
-        return None, position
-
-
-def _skip(text: str, position: int, characters: str = _BLANKS) -> int:
-    """Return the next position without one of some characters."""
-    while position < len(text) and text[position] in characters:
-        position += 1
-    return position

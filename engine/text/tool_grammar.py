@@ -50,8 +50,14 @@ def tool_grammar(name: str, chat: Chat, template: str, special_token_id: Special
         special_token_id: Lookup in the model's vocabulary.
 
     Raises:
-        RequestError: a schema cannot be enforced.
+        RequestError: a schema cannot be enforced, or `unsupported_parameter` if no grammar is known
+            for the format.
     """
+    if name not in _MARKUPS:
+        raise RequestError(
+            "unsupported_parameter",
+            f"tool_choice: calls in the format {name} cannot be demanded: use auto or none",
+        )
     markup = _MISTRAL_ARGS if name == "mistral" and "[ARGS]" in template else _MARKUPS[name]
     markers = FORMATS[name].markers
     functions = [

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from batchmill.producer.errors import JobUnfinished, UnknownJob
 from batchmill.producer.job.line import LineKind
-from batchmill.producer.results import JobResult
+from batchmill.producer.results import Completion, JobResult
 from batchmill.producer.store.ended_jobs import EndedJob
 
 from .openai_logprobs import chat_logprobs, completion_logprobs
@@ -89,13 +89,20 @@ def _chat(result: JobResult) -> dict[str, Any]:
     choices = [
         {
             "index": index,
-            "message": completion.message,
+            "message": _message(completion),
             "logprobs": chat_logprobs(result, completion),
             "finish_reason": completion.finish_reason,
         }
         for index, completion in enumerate(result.completions)
     ]
     return {"object": "chat.completion", "choices": choices}
+
+
+def _message(completion: Completion) -> dict[str, Any]:
+    """Return the message of an answer, with its thoughts as other servers show them."""
+    if completion.reasoning_content is None:
+        return completion.message
+    return completion.message | {"reasoning_content": completion.reasoning_content}
 
 
 def _completion(result: JobResult) -> dict[str, Any]:

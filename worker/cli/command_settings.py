@@ -60,8 +60,9 @@ def with_setting_flags(name: str, command: Callable[..., int | None]) -> Callabl
         case "up":
             return add_setting_flags(command, WorkerSettings, WebhookSettings)
         case "engine":
-            # Benchmark requests have no tools, and no marks.
-            shown = {"model", *ENGINE_SETTINGS} - {"tool_call_parser", "watermark"}
+            # Benchmark requests are no chats, and have no marks.
+            others = {"tool_call_parser", "reasoning_parser", "watermark"}
+            shown = {"model", *ENGINE_SETTINGS} - others
             hidden = frozenset(WorkerSettings.model_fields) - shown
             return add_setting_flags(command, WorkerSettings, hidden=hidden)
         case "demo":

@@ -171,6 +171,8 @@ class FinishedSample:
     logprobs: Logprobs | None = None
     entropies: Sequence[float] | None = None
     tool_calls: Sequence[FinishedCall] = ()
+    reasoning: str = ""
+    num_reasoning_tokens: int = 0
     error: str | None = None
 
 
@@ -215,6 +217,9 @@ class Finished:
     tool_calls: Sequence[FinishedCall] = ()
     #: Whether one of the operator's keys marked the output.
     is_watermarked: bool = False
+    #: Thoughts of a chat, which are not in `text`, and the number of their tokens.
+    reasoning: str = ""
+    num_reasoning_tokens: int = 0
     samples: Sequence[FinishedSample] = ()
     error: str | None = None
     error_code: str | None = None

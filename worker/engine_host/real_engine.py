@@ -266,6 +266,8 @@ def _finished(output: RequestOutput, details: LogprobDetails | None) -> Finished
         logprob_details=details,
         tool_calls=_calls(output.tool_calls),
         is_watermarked=output.watermark is not None,
+        reasoning=output.reasoning,
+        num_reasoning_tokens=output.num_reasoning_tokens,
         samples=[_sample(each) for each in completions] if len(completions) > 1 else (),
         error=None if output.error is None else output.error.message,
         error_code=None if output.error is None else output.error.code,
@@ -281,6 +283,8 @@ def _sample(completion: Completion) -> FinishedSample:
         logprobs=completion.logprobs,
         entropies=completion.entropies,
         tool_calls=_calls(completion.tool_calls),
+        reasoning=completion.reasoning,
+        num_reasoning_tokens=completion.num_reasoning_tokens,
         error=None if completion.error is None else completion.error.message,
     )
 

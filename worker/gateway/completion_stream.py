@@ -41,7 +41,9 @@ class ChunkWriter:
         return self._chunk(index, {"content": text} if self._is_chat else text)
 
     def end(self, result: JobResult, index: int, completion: Completion) -> Iterator[bytes]:
-        """Yield tool calls, log probabilities and the finish reason of a choice."""
+        """Yield thoughts, tool calls, log probabilities and the finish reason of a choice."""
+        if self._is_chat and completion.reasoning_content is not None:
+            yield self._chunk(index, {"reasoning_content": completion.reasoning_content})
         if self._is_chat and completion.tool_calls:
             calls = [
                 {"index": place, **call.model_dump()}

@@ -187,11 +187,13 @@ def text_part(
 
 def _usage(result: JobResult) -> dict[str, Any]:
     usage = result.usage
+    details = usage.completion_tokens_details
+    reasoning_tokens = 0 if details is None else details.reasoning_tokens
     return {
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {"cached_tokens": usage.prompt_tokens_details.cached_tokens},
         "output_tokens": usage.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": reasoning_tokens},
         "total_tokens": usage.total_tokens,
     }
 

@@ -10,6 +10,7 @@ from batchmill.producer.protocol.replies import JobState
 from batchmill.producer.results import (
     CalledFunction,
     Completion,
+    CompletionTokensDetails,
     JobError,
     JobResult,
     LogprobDetails,
@@ -49,6 +50,7 @@ def build_result(
         stop_reason=finished.stop_reason,
         text=finished.text,
         tool_calls=_tool_calls(finished.tool_calls),
+        reasoning_content=finished.reasoning or None,
         logprobs=_logprobs(finished.logprobs),
         entropies=_list_or_none(finished.entropies),
         prompt_logprobs=_logprobs(finished.prompt_logprobs),
@@ -77,6 +79,7 @@ def _completion(index: int, sample: FinishedSample) -> Completion:
         logprobs=_logprobs(sample.logprobs),
         entropies=_list_or_none(sample.entropies),
         tool_calls=_tool_calls(sample.tool_calls),
+        reasoning_content=sample.reasoning or None,
         error=sample.error,
     )
 
@@ -111,11 +114,16 @@ def _list_or_none(values: Sequence[_T] | None) -> list[_T] | None:
 
 def _usage(finished: Finished) -> Usage:
     num_output_tokens = finished.num_output_tokens
+    num_reasoning_tokens = sum(
+        each.num_reasoning_tokens for each in finished.samples or (finished,)
+    )
+    details = CompletionTokensDetails(reasoning_tokens=num_reasoning_tokens)
     return Usage(
         prompt_tokens=finished.num_prompt_tokens,
         completion_tokens=num_output_tokens,
         total_tokens=finished.num_prompt_tokens + num_output_tokens,
         prompt_tokens_details=PromptTokensDetails(cached_tokens=finished.num_cached_tokens),
+        completion_tokens_details=details if num_reasoning_tokens else None,
     )
 
 

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchmill.engine.text.tool_calls import FORMATS, ParsedCall, detect_format
-from batchmill.engine.text.tool_reader import ToolCallReader, end_of_open_thought
+from batchmill.engine.text.call_reading import ParsedCall
+from batchmill.engine.text.thoughts import end_of_open_thought
+from batchmill.engine.text.tool_calls import FORMATS, detect_format
+from batchmill.engine.text.tool_reader import ToolCallReader
 
 from ...support.chat_templates import HERMES, LLAMA3, MISTRAL, MISTRAL_ARGS, PLAIN
 
@@ -72,6 +74,55 @@ READ = [
     ),
     ("mistral", '[TOOL_CALLS]f[ARGS]{"a": 1}[TOOL_CALLS]g[ARGS]{}', "", [F, G]),
     ("mistral", '[TOOL_CALLS]f{"a": 1}', "", [F]),
+    (
+        "qwen3_xml",
+        "Hm.\n<tool_call>\n<function=f>\n<parameter=a>\n1\n</parameter>\n</function>\n</tool_call>",
+        "Hm.",
+        [ParsedCall("f", '{"a": "1"}')],
+    ),
+    (
+        "glm45",
+        "Hm.\n<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>1</arg_value>\n</tool_call>",
+        "Hm.",
+        [ParsedCall("f", '{"a": "1"}')],
+    ),
+    (
+        "minimax_m2",
+        'Hm.\n<minimax:tool_call>\n<invoke name="f">\n<parameter name="a">1</parameter>\n'
+        "</invoke>\n"
+        '<invoke name="g">\n</invoke>\n</minimax:tool_call>',
+        "Hm.",
+        [ParsedCall("f", '{"a": "1"}'), G],
+    ),
+    (
+        "kimi_k2",
+        "Hm.<|tool_calls_section_begin|><|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>"
+        '{"a": 1}<|tool_call_end|><|tool_call_begin|>functions.g:1<|tool_call_argument_begin|>{}'
+        "<|tool_call_end|><|tool_calls_section_end|>",
+        "Hm.",
+        [F, G],
+    ),
+    (
+        "deepseek_v3",
+        "Hm.<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n"
+        '{"a": 1}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
+        "Hm.",
+        [F],
+    ),
+    (
+        "deepseek_v31",
+        'Hm.<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{"a": 1}<｜tool▁call▁end｜>'
+        "<｜tool▁call▁begin｜>g<｜tool▁sep｜>{}<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+        "Hm.",
+        [F, G],
+    ),
+    ("granite", 'Hm. <|tool_call|>[{"name": "f", "arguments": {"a": 1}}]', "Hm.", [F]),
+    (
+        "phi4_mini",
+        'Hm. functools[{"name": "f", "arguments": {"a": 1}}, {"name": "g", "arguments": {}}]',
+        "Hm.",
+        [F, G],
+    ),
     ("mistral", '[TOOL_CALLS]f[CALL_ID]a1b2c3d4e[ARGS]{"a": 1}', "", [F]),
     ("mistral", '[TOOL_CALLS]{"name": "f", "arguments": {"a": 1}}', "", [F]),
 ]
@@ -149,6 +200,17 @@ CALLS = {
     "hermes": '<tool_call>{"name": "f", "arguments": {}}</tool_call>',
     "llama3_json": '{"name": "f", "parameters": {}}',
     "mistral": "[TOOL_CALLS]f[ARGS]{}",
+    "qwen3_xml": "<tool_call>\n<function=f>\n</function>\n</tool_call>",
+    "glm45": "<tool_call>f\n</tool_call>",
+    "minimax_m2": '<minimax:tool_call>\n<invoke name="f">\n</invoke>\n</minimax:tool_call>',
+    "kimi_k2": "<|tool_calls_section_begin|><|tool_call_begin|>functions.f:0"
+    "<|tool_call_argument_begin|>{}<|tool_call_end|><|tool_calls_section_end|>",
+    "deepseek_v3": "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n"
+    "```json\n{}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+    "deepseek_v31": "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{}"
+    "<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+    "granite": '<|tool_call|>[{"name": "f", "arguments": {}}]',
+    "phi4_mini": 'functools[{"name": "f", "arguments": {}}]',
 }
 THOUGHTS = [
     # The output, as a template of the calls f and g; whether the prompt began a thought; the text.
@@ -293,5 +355,13 @@ def test_the_format_is_read_from_the_template() -> None:
     assert detect_format(MISTRAL) == "mistral"
     assert detect_format(MISTRAL_ARGS) == "mistral"
     assert detect_format(PLAIN) is None
-    assert detect_format("{{ '<tool_call><function=' }}") is None
+    assert detect_format("{{ '<tool_call><function=' }}") == "qwen3_xml"
+    assert detect_format("{{ '<tool_call>' }}{{ '<arg_key>' }}") == "glm45"
+    assert detect_format("{{ '<minimax:tool_call>' }}") == "minimax_m2"
+    assert detect_format("{{ '<|tool_calls_section_begin|>' }}") == "kimi_k2"
+    begin = "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>"
+    assert detect_format(f"{begin}function<｜tool▁sep｜>") == "deepseek_v3"
+    assert detect_format(f"{begin}' + name + '<｜tool▁sep｜>") == "deepseek_v31"
+    assert detect_format("{{ '<|tool_call|>' }}") == "granite"
+    assert detect_format("functools[") == "phi4_mini"
     assert detect_format('Its "parameters": none') is None

@@ -127,6 +127,7 @@ class ChatMessage(Object):
     role: Literal["assistant"]
     content: str | None
     tool_calls: list[ToolCall] | None = None
+    reasoning_content: str | None = None
 
 
 class ChatChoice(Object):
@@ -272,9 +273,9 @@ class Deleted(Object):
 
 
 class ReasoningDetails(Object):
-    """Tokens of reasoning, which are not counted apart."""
+    """Tokens of thoughts."""
 
-    reasoning_tokens: Literal[0]
+    reasoning_tokens: int
 
 
 class CachedDetails(Object):
