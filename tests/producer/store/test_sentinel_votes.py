@@ -65,7 +65,8 @@ def sentinel(primary: tuple[str, int] | None) -> Iterator[str]:
                     self.rfile.readline()
                     words.append(self.rfile.readline().strip())
                 if words[1].upper() != b"SENTINEL":
-                    self.wfile.write(b"-ERR unknown command\r\n")
+                    is_hello = words[1].upper() == b"HELLO"
+                    self.wfile.write(b"%1\r\n$5\r\nproto\r\n:3\r\n" if is_hello else b"+OK\r\n")
                     continue
                 host = primary[0].encode()
                 self.wfile.write(b"*2\r\n$%d\r\n%s\r\n$4\r\n%d\r\n" % (len(host), host, primary[1]))
