@@ -349,6 +349,12 @@ class JobStore(OutboxStore):
         """
         return self.run(worker_calls.note_session(session, timeout_ms))
 
+    def num_live_sessions(self) -> int:
+        """Return how many workers and deliverers have given a sign of life lately."""
+        seconds, microseconds = cast(Any, self.client.time())
+        now_ms = seconds * 1000 + microseconds // 1000
+        return int(cast(Any, self.client.zcount(keys.SESSIONS, now_ms, "+inf")))
+
     def forget_session(self, session: str) -> None:
         """Let what a session still has go to others as soon as its connection is closed."""
         self.client.zadd(keys.SESSIONS, {session: 0}, xx=True)

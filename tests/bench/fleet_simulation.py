@@ -59,9 +59,9 @@ class Outcome:
     #: Redis' processor time per idle worker and second, and script calls.
     idle_us_per_worker_s: float
     idle_calls_per_worker_s: float
-    #: Redis' processor time and script calls per job, without what idle workers would have cost.
-    us_per_job: float
-    calls_per_job: float
+    #: Redis' processor time and script calls while jobs ran, of jobs and workers together.
+    busy_cpu_s: float
+    busy_calls: int
     bytes_per_job: float
 
 
@@ -135,8 +135,6 @@ def simulate(
         _wait(fleet, jobs, started_at + timeout_s)
         after, wall_s = fleet.load(), time.monotonic() - started_at
         ended = _ends(fleet.url, ids)
-        cpu_s = after.cpu_s - idle_end.cpu_s - idle_cpu_per_s * wall_s
-        calls = after.calls - idle_end.calls - idle_calls_per_s * wall_s
         return Outcome(
             num_jobs=jobs,
             num_lost=jobs - ended,
@@ -145,8 +143,8 @@ def simulate(
             wall_s=wall_s,
             idle_us_per_worker_s=1e6 * (idle_cpu_per_s - empty_cpu_per_s) / workers,
             idle_calls_per_worker_s=idle_calls_per_s / workers,
-            us_per_job=1e6 * cpu_s / jobs,
-            calls_per_job=calls / jobs,
+            busy_cpu_s=after.cpu_s - idle_end.cpu_s,
+            busy_calls=after.calls - idle_end.calls,
             bytes_per_job=(after.memory_bytes - idle_end.memory_bytes) / jobs,
         )
 
@@ -251,8 +249,8 @@ def main() -> None:
         f"jobs by shard: {found.jobs_by_shard}\n"
         f"idle: {found.idle_us_per_worker_s:.0f} us of Redis and "
         f"{found.idle_calls_per_worker_s:.1f} calls per worker and second\n"
-        f"job: {found.us_per_job:.0f} us of Redis, {found.calls_per_job:.2f} calls, "
-        f"{found.bytes_per_job:.0f} bytes"
+        f"busy: {found.busy_cpu_s:.2f} s of Redis and {found.busy_calls} calls; "
+        f"{found.bytes_per_job:.0f} bytes per job"
     )
 
 

@@ -18,11 +18,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from redis.exceptions import RedisError
+
 from batchmill.producer import JobResult, JobState
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.records import WorkerInfo
 from batchmill.producer.protocol.replies import Claim, HeldJob, TokenWrite, WriteStatus
 from batchmill.producer.store.job_store import JobStore
+from batchmill.worker.jobs.fleet_turns import FleetTurns
 from batchmill.worker.jobs.session_connection import SessionConnection
 from batchmill.worker.jobs.sweeper import announce_delayed_jobs
 
@@ -74,18 +77,21 @@ class LightWorker:
         self._step_tokens = step_tokens
         self._lease_ms = int(lease_s * 1000)
         self._active: dict[str, _Active] = {}
+        #: A job that was announced and is not claimed yet, and the name of its claim.
+        self._announced: tuple[str, str] | None = None
         self._must_stop = threading.Event()
         self._is_killed = False
         self._queues = [keys.announced(queue) for queue in keys.queue_names(MODEL)]
         self._started_at_ms = int(time.time() * 1000)
+        turn = FleetTurns(self._store.num_live_sessions).turn
         self._duties: list[tuple[float, Callable[[], Any]]] = [
             (checkpoint_s, self._checkpoint),
             (heartbeat_s, self._heartbeat),
             (lease_s / 3, self._renew),
-            (0.5, partial(announce_delayed_jobs, self._store)),
-            (0.5, self._end_lost_sessions),
-            (0.5, self._take_celery_ends),
-            (2.0, self._sweep),
+            (0.5, turn(0.5).limited(partial(announce_delayed_jobs, self._store))),
+            (0.5, turn(0.5).limited(self._end_lost_sessions)),
+            (0.5, turn(0.5).limited(self._take_celery_ends)),
+            (2.0, turn(2.0).limited(self._sweep)),
         ]
         self._due = [time.monotonic() + random.random() * every_s for every_s, _ in self._duties]
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -115,8 +121,11 @@ class LightWorker:
         try:
             self._heartbeat()
             while not self._must_stop.is_set():
-                self._do_what_is_due()
-                self._take_job()
+                try:
+                    self._do_what_is_due()
+                    self._take_job()
+                except RedisError:  # a worker goes on, too; its claims are found by their nonces
+                    self._must_stop.wait(0.5)
         except BaseException as error:
             self.failure = error
 
@@ -134,17 +143,22 @@ class LightWorker:
             self._must_stop.wait(wait_s)
             return
         client: Any = self._store.client
-        reply = client.brpop(self._queues, timeout=wait_s)
-        if reply is None or self._must_stop.is_set():
-            return
-        job_id = json.loads(reply[1])["headers"]["id"]
+        if self._announced is None:
+            reply = client.brpop(self._queues, timeout=wait_s)
+            if reply is None or self._must_stop.is_set():
+                return
+            job_id = json.loads(reply[1])["headers"]["id"]
+            self._announced = job_id, keys.new_claim_nonce()
+        job_id, nonce = self._announced
         claim = self._store.claim(
             job_id,
             owner=self.name,
             lease_ms=self._lease_ms,
             identity=IDENTITY,
+            nonce=nonce,
             session=self._session,
         )
+        self._announced = None
         if isinstance(claim, Claim):
             num_tokens = json.loads(claim.document)["max_tokens"]
             self._active[job_id] = _Active(claim, num_tokens, len(claim.token_ids))

@@ -17,6 +17,7 @@ from batchmill.producer.protocol.records import JobRecord
 from batchmill.producer.protocol.replies import JobState
 from batchmill.producer.results import JobError
 from batchmill.producer.store.job_store import JobStore
+from batchmill.worker.jobs.fleet_turns import Turn
 from batchmill.worker.jobs.outcome import Outcome
 from batchmill.worker.jobs.unusable_record import is_unusable_record
 
@@ -39,17 +40,21 @@ class MissingResults:
     them, and an existing result stays as it is.
     """
 
-    def __init__(self, store: JobStore, app: Celery, *, session: str = "") -> None:
+    def __init__(
+        self, store: JobStore, app: Celery, *, session: str = "", turn: Turn | None = None
+    ) -> None:
         """Bind to the job store and to the app with the result backend.
 
         Args:
             store: holds the ends.
             app: of the worker.
             session: this run of the worker; if it is lost, others write what it has taken.
+            turn: of looking for new ends; None looks each time.
         """
         self._store = store
         self._app = app
         self._session = session
+        self._turn = turn
         #: Jobs whose chord another process is about to continue; they are looked at again.
         self._open: list[str] = []
 
@@ -59,9 +64,11 @@ class MissingResults:
         Raises:
             redis.exceptions.RedisError: Redis did not reply; the next call makes up for it.
         """
-        ends = self._store.take_celery_ends(
-            limit=_LIMIT, grace_ms=_GRACE_MS, lease_ms=END_LEASE_MS, session=self._session
-        )
+        ends: list[str] = []
+        if self._turn is None or self._turn.is_due():
+            ends = self._store.take_celery_ends(
+                limit=_LIMIT, grace_ms=_GRACE_MS, lease_ms=END_LEASE_MS, session=self._session
+            )
         ends, self._open = list(dict.fromkeys([*self._open, *ends])), []
         for job_id in ends:
             try:

@@ -18,7 +18,7 @@ from batchmill.producer.store.replication import replica_wait
 from batchmill.worker.errors import EXIT_CONFIG
 from batchmill.worker.health.report import REPORT_INTERVAL_S
 from batchmill.worker.jobs.attempt_trace import NO_TRACES, JobTraces
-from batchmill.worker.jobs.runtime import WorkerRuntime
+from batchmill.worker.jobs.runtime import MISSING_RESULTS_INTERVAL_S, WorkerRuntime
 from batchmill.worker.settings import WorkerSettings
 
 from .celery_task import SETTLED_KEY, CeleryTask
@@ -28,7 +28,7 @@ from .pool_size import refuse_pool_size
 from .progress_events import SEND_INTERVAL_S, ProgressEvents
 from .refused_task import RefusedTasks
 from .revocation import install_revoke
-from .task_mover import TaskMover
+from .task_mover import TASKS_WAIT_S, TaskMover
 
 _log = structlog.stdlib.get_logger("batchmill.pool")
 #: Attribute of the app that holds its settings, with the broker's URL filled in.
@@ -75,15 +75,19 @@ class EnginePool(BasePool):
             consumes_all=lambda: set(self._settings.queues) <= set(self._consumed_queues()),
             traces=_traces(self._settings, self._node_name),
         )
-        self._missing = MissingResults(store, self.app, session=self._runtime.session)
+        turns, session = self._runtime.turns, self._runtime.session
+        self._missing = MissingResults(
+            store, self.app, session=session, turn=turns.turn(MISSING_RESULTS_INTERVAL_S)
+        )
         self._progress = ProgressEvents(self._runtime.jobs.snapshot)
         self._mover = TaskMover(
             self._settings,
             store,
             refused,
-            session=self._runtime.session,
+            session=session,
             connected_s=self._runtime.connected_s,
             read_queues=self._consumed_queues,
+            turn=turns.turn(TASKS_WAIT_S),
         )
 
     def on_start(self) -> None:

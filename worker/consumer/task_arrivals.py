@@ -42,8 +42,8 @@ class TaskArrivals:
         self._pool: Any = client.connection_pool
         self._requests: dict[str, _Request] = {}
 
-    def wait(self, lists: Iterable[str], timeout_s: float) -> None:
-        """Return when a task has arrived in one of the lists, or after the timeout.
+    def wait(self, lists: Iterable[str], timeout_s: float) -> bool:
+        """Return True when a task may have arrived in one of the lists, False after the timeout.
 
         Raises:
             redis.exceptions.RedisError: Redis did not reply, or it is full.
@@ -55,8 +55,8 @@ class TaskArrivals:
             self._send(name)
         by_socket = {request.connection._sock: name for name, request in self._requests.items()}
         readable, _, _ = select.select(list(by_socket), [], [], timeout_s)
-        for connected in readable:
-            self._read(by_socket[connected])
+        replies = [self._read(by_socket[connected]) for connected in readable]
+        return any(reply is not None for reply in replies)
 
     def close(self) -> None:
         """Give the connections back. A task that a request moves meanwhile stays in Redis."""
@@ -81,14 +81,15 @@ class TaskArrivals:
             raise
         request.sent_at, request.is_pending = time.monotonic(), True
 
-    def _read(self, name: str) -> None:
+    def _read(self, name: str) -> Any:
         request = self._requests[name]
         try:
-            request.connection.read_response()
+            reply = request.connection.read_response()
         except (RedisError, OSError):
             self._drop(name)
             raise
         request.is_pending = False
+        return reply
 
     def _drop(self, name: str) -> None:
         connection = self._requests.pop(name).connection

@@ -23,6 +23,7 @@ from batchmill.producer.store.letter_labels import kept_element, message_labels
 from batchmill.producer.store.reply_errors import accepted_id, unusable_record_error
 from batchmill.producer.tracing.traceparent import trace_fields
 from batchmill.worker.errors import JobFailed, MalformedMessage
+from batchmill.worker.jobs.fleet_turns import Turn
 from batchmill.worker.jobs.unusable_record import is_unusable_record
 from batchmill.worker.settings import WorkerSettings
 
@@ -37,7 +38,7 @@ _log = structlog.stdlib.get_logger("batchmill.task_mover")
 _LONG_PAUSE_S = 0.2
 #: Longest wait for a task. Tasks with a priority of their own, and those of workers that died, are
 #: found at the end of it.
-_WAIT_S = 0.5
+TASKS_WAIT_S = 0.5
 #: After this, another worker takes up a task of a worker that died.
 _LEASE_MS = 10_000
 #: After this, a task that cannot be stored, checked or refused now is tried again.
@@ -64,6 +65,7 @@ class TaskMover:
         session: str,
         connected_s: Callable[[], float],
         read_queues: Callable[[], Iterable[str]],
+        turn: Turn | None = None,
     ) -> None:
         """Bind to the parts around it.
 
@@ -74,6 +76,8 @@ class TaskMover:
             session: this run of the worker, which takes the tasks.
             connected_s: Returns how long the session has been connected, in seconds.
             read_queues: the queues that this worker consumes at the moment, in order.
+            turn: of looking for tasks without an arrival, with a priority of their own or of
+                workers that died; None looks each time.
         """
         self._settings = settings
         self._store = store
@@ -81,6 +85,7 @@ class TaskMover:
         self._session = session
         self._connected_s = connected_s
         self._read_queues = read_queues
+        self._turn = turn
         self._arrivals = TaskArrivals(store.client)
         #: Tasks that this worker has taken and not settled, and until when it holds them.
         self._taken: deque[TakenTask] = deque()
@@ -109,14 +114,15 @@ class TaskMover:
     def _wait_and_move(self, queues: Sequence[str]) -> None:
         lists = _lists(queues)
         try:
-            self._arrivals.wait(queues, _WAIT_S)
+            has_arrived = self._arrivals.wait(queues, TASKS_WAIT_S)
         except RedisError:
             # Redis is away or full. A full one refuses only this request, not the next one.
             time.sleep(_LONG_PAUSE_S)
             self._move_arrived(lists)
             raise
-        # Even without an arrival: the lease of another worker may have run out.
-        self._move_arrived(lists)
+        # Now and then even without an arrival: the lease of another worker may have run out.
+        if has_arrived or self._taken or self._turn is None or self._turn.is_due():
+            self._move_arrived(lists)
 
     def _move_arrived(self, lists: list[str]) -> None:
         while not self._closed:

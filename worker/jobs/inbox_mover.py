@@ -23,13 +23,14 @@ from batchmill.producer.store.submission import prepare
 from batchmill.producer.tracing.traceparent import trace_fields
 from batchmill.worker.settings import WorkerSettings
 
+from .fleet_turns import Turn
 from .unusable_record import is_unusable_record
 
 _log = structlog.stdlib.get_logger("batchmill.inbox_mover")
 #: Pause between two rounds, also after an error.
 PAUSE_S = 0.1
 #: How long Redis holds a request for a document. A worker that shuts down waits for the reply.
-_WAIT_S = 0.5
+WAIT_S = 0.5
 #: After this, another worker takes up a document of a worker that died.
 _LEASE_MS = 10_000
 #: After this, a document whose queue is full is tried again.
@@ -51,6 +52,7 @@ class InboxMover:
         store: JobStore,
         session: str,
         connected_s: Callable[[], float],
+        turn: Turn | None = None,
     ) -> None:
         """Bind to what it uses.
 
@@ -59,11 +61,14 @@ class InboxMover:
             store: holds the inbox and the jobs.
             session: this run of the worker, which takes the documents.
             connected_s: Returns how long the session has been connected, in seconds.
+            turn: of looking for documents without an arrival, whose taker may be gone; None looks
+                each time.
         """
         self._settings = settings
         self._store = store
         self._session = session
         self._connected_s = connected_s
+        self._turn = turn
         self._closed = False
 
     def close(self) -> None:
@@ -78,8 +83,10 @@ class InboxMover:
         """
         if self._closed:
             return
-        # Continue even if no document has come: the lease of another worker may have run out.
-        self._store.inbox_wait(_WAIT_S)
+        # Look now and then even if no document has come: another worker's lease may have run out.
+        has_arrived = self._store.inbox_wait(WAIT_S)
+        if not has_arrived and self._turn is not None and not self._turn.is_due():
+            return
         while not self._closed:
             connected_ms = int(self._connected_s() * 1000)
             documents = self._store.run(

@@ -24,9 +24,10 @@ from .attempt_trace import NO_TRACES, JobTraces
 from .engine_breaker import EngineBreaker
 from .engine_spec import engine_spec
 from .engine_watchdog import EngineWatchdog
+from .fleet_turns import FleetTurns
 from .heartbeat import Heartbeat
 from .high_intake import LOOK_INTERVAL_S, HighIntake
-from .inbox_mover import PAUSE_S, InboxMover
+from .inbox_mover import PAUSE_S, WAIT_S, InboxMover
 from .intake_gate import IntakeGate
 from .job_claimer import JobClaimer
 from .job_end import bounded_end, finished_end, refused_end, with_retry
@@ -50,7 +51,7 @@ _WATCH_INTERVAL_S = 0.1
 _SWEEP_JITTER = 0.3
 _LOST_WORKERS_INTERVAL_S = 0.5
 _DUE_INTERVAL_S = 0.5
-_MISSING_RESULTS_INTERVAL_S = 0.5
+MISSING_RESULTS_INTERVAL_S = 0.5
 #: Pause between two calls that wait for plain Celery tasks.
 _TASKS_PAUSE_S = 0.01
 #: Time for the last steps of a shutdown, which do not depend on the engine.
@@ -137,7 +138,11 @@ class WorkerRuntime:
             engine_stall_s=settings.engine_stall_s,
             is_draining=lambda: self._draining,
         )
-        self._inbox = InboxMover(settings, store, self._session, self.connected_s)
+        #: When this worker does what any worker may do for all.
+        self.turns = FleetTurns(store.num_live_sessions)
+        self._inbox = InboxMover(
+            settings, store, self._session, self.connected_s, self.turns.turn(WAIT_S)
+        )
         self._heartbeat_thread = PeriodicThread(
             "heartbeat", self._heartbeat.send, settings.heartbeat_interval_s
         )
@@ -397,6 +402,10 @@ class WorkerRuntime:
     def _make_periodic_threads(self) -> list[PeriodicThread]:
         sweep, sweep_s = Sweeper(self._store, self._settings).sweep, self._settings.sweep_interval_s
         announce = partial(announce_delayed_jobs, self._store)
+        put_back = partial(
+            put_back_jobs_of_lost_workers, self._store, self._session, self._connection
+        )
+        turn = self.turns.turn
         return [
             self._heartbeat_thread,
             PeriodicThread("tasks", self._move_tasks, _TASKS_PAUSE_S),
@@ -407,20 +416,23 @@ class WorkerRuntime:
             ),
             PeriodicThread("health", self.health.write, REPORT_INTERVAL_S),
             PeriodicThread("watchdog", self._watch_engine, _WATCH_INTERVAL_S),
-            PeriodicThread("delays", announce, _DUE_INTERVAL_S, jitter=_SWEEP_JITTER),
+            PeriodicThread(
+                "delays",
+                turn(_DUE_INTERVAL_S).limited(announce),
+                _DUE_INTERVAL_S,
+                jitter=_SWEEP_JITTER,
+            ),
             PeriodicThread(
                 "lost-workers",
-                partial(
-                    put_back_jobs_of_lost_workers, self._store, self._session, self._connection
-                ),
+                turn(_LOST_WORKERS_INTERVAL_S).limited(put_back),
                 _LOST_WORKERS_INTERVAL_S,
                 jitter=_SWEEP_JITTER,
             ),
             PeriodicThread(
                 "missing-results",
                 self._write_missing_results,
-                _MISSING_RESULTS_INTERVAL_S,
+                MISSING_RESULTS_INTERVAL_S,
                 jitter=_SWEEP_JITTER,
             ),
-            PeriodicThread("sweeper", sweep, sweep_s, jitter=_SWEEP_JITTER),
+            PeriodicThread("sweeper", turn(sweep_s).limited(sweep), sweep_s, jitter=_SWEEP_JITTER),
         ]
