@@ -10,6 +10,7 @@ workers dies in the middle, as by SIGKILL.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -232,6 +233,8 @@ def main() -> None:
     parser.add_argument("--kill", type=float, default=0.0, help="share of workers that die")
     parser.add_argument("--idle-s", type=float, default=10.0, help="seconds without jobs before")
     options = parser.parse_args()
+    # On a busy machine, fifty workers in one process may wait long for a reply that is there.
+    os.environ.setdefault("BATCHMILL_BROKER_TIMEOUT_S", "120")
     with tempfile.TemporaryDirectory(prefix="bm-sim-") as folder:
         found = simulate(
             Path(folder),
