@@ -138,7 +138,9 @@ class LightWorker:
 
     def _take_job(self) -> None:
         """Wait for an announcement until the next duty, and claim its job."""
-        wait_s = max(0.01, min(_BLOCK_S, min(self._due) - time.monotonic()))
+        # Without jobs, only a heartbeat ends the wait early, as only that is sent on time.
+        timed = self._due[:3] if self._active else self._due[1:2]
+        wait_s = max(0.01, min(_BLOCK_S, min(timed) - time.monotonic()))
         if len(self._active) >= self._places:
             self._must_stop.wait(wait_s)
             return
