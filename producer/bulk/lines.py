@@ -172,6 +172,9 @@ def _with_defaults(fields: dict[str, Any], settings: LineSettings) -> dict[str, 
             "idempotency_key: bulk sets it, so that a run can be resumed; leave it out",
             param="idempotency_key",
         )
+    options, own = settings.defaults.get("embedding"), fields.get("embedding")
+    if isinstance(options, dict) and isinstance(own, dict):
+        fields = {**fields, "embedding": {**options, **own}}
     fields = {**settings.defaults, **fields}
     # A default max_tokens must give way to a line's max_completion_tokens.
     aliases = ("max_completion_tokens", "max_output_tokens", "max_new_tokens")

@@ -66,6 +66,8 @@ class Prompt:
     system: str | None = None
     is_jinja: bool = False
     decision: Mapping[str, Any] | None = None
+    #: Whether the filled template is embedded, instead of being a prompt.
+    embeds: bool = False
 
     @property
     def is_chat(self) -> bool:
@@ -88,6 +90,8 @@ class Prompt:
         role, template = self.messages[0]
         if self.decision is not None:
             return LineKind.DECIDE, {"decision": {**self.decision, "state": self._state(row)}}
+        if self.embeds:
+            return LineKind.EMBEDDINGS, {"embedding": {"input": template.fill(row)}}
         if role is None:
             return LineKind.TEXT, {"prompt": template.fill(row)}
         filled = [(role, part.fill(row)) for role, part in self.messages]
@@ -112,6 +116,7 @@ def read_prompt(
     as_chat: bool = False,
     system: str | None = None,
     is_jinja: bool = False,
+    embeds: bool = False,
 ) -> Prompt:
     """Return the prompt that a template describes.
 
@@ -121,6 +126,7 @@ def read_prompt(
         as_chat: one text becomes a user message.
         system: a message before it, taken literally.
         is_jinja: read it as Jinja; a template with `{%` is read so anyway.
+        embeds: the filled template is a text to embed.
 
     Raises:
         BulkFileError: the name or the template is wrong.
@@ -131,6 +137,8 @@ def read_prompt(
         )
     is_jinja = is_jinja or "{%" in text
     parts = _role_parts(text)
+    if embeds and (parts or as_chat):
+        raise BulkFileError("a text to embed has no messages: leave out --chat and [user]")
     if parts and (as_chat or system is not None):
         raise BulkFileError(
             "the template has messages of its own ([user]): leave out --chat and --system"
@@ -140,7 +148,7 @@ def read_prompt(
     messages = [(role, _template(part, is_jinja=is_jinja)) for role, part in parts]
     if system is not None:
         messages.insert(0, ("system", _Literal(system)))
-    return Prompt(name, tuple(messages), text, system, is_jinja)
+    return Prompt(name, tuple(messages), text, system, is_jinja, embeds=embeds)
 
 
 def _template(text: str, *, is_jinja: bool) -> Template:

@@ -29,6 +29,8 @@ class ResultColumns:
     name: str
     num_samples: int
     properties: tuple[tuple[tuple[str, ...], str], ...] = ()
+    #: Whether the result is a vector, which takes the place of the text.
+    embeds: bool = False
 
     def columns(self, taken: Collection[str]) -> list[Column]:
         """Return the columns.
@@ -37,8 +39,8 @@ class ResultColumns:
             taken: names of the input's columns; the same name here gets `output.` before it.
         """
         own = f"{self.name}." if self.name else ""
-        text = self.name or "text"
-        columns = [Column(text)]
+        text = self.name or ("embedding" if self.embeds else "text")
+        columns = [Column(text, "vector" if self.embeds else "text")]
         columns += [Column(f"{text}_{place + 1}") for place in range(1, self.num_samples)]
         columns += [Column(own + ".".join(path), kind) for path, kind in self.properties]
         columns += [
@@ -55,12 +57,14 @@ class ResultColumns:
         body = (line.get("response") or {}).get("body") or line.get("partial") or {}
         choices: Sequence[Mapping[str, Any]] = body.get("choices") or ()
         texts: list[Any] = [_text(choice) for choice in choices[: self.num_samples]]
+        if self.embeds:
+            texts = [each["embedding"] for each in body.get("data") or ()][:1]
         texts += [None] * (self.num_samples - len(texts))
         usage = body.get("usage") or {}
         error = line.get("error")
         return [
             *texts,
-            *self._values(texts[0]),
+            *self._values(None if self.embeds else texts[0]),
             choices[0].get("finish_reason") if choices else None,
             usage.get("prompt_tokens"),
             usage.get("completion_tokens"),

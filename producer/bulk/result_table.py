@@ -62,6 +62,11 @@ class ResultTable:
                 f"{self.path}: a sheet of Excel has {MAX_ROWS} rows, and the input {num_records}; "
                 "give a .csv or .parquet file"
             )
+        if self._options.format == "xlsx" and any(each.embeds for each in self._lines.prompts):
+            raise BulkFileError(
+                f"{self.path}: a cell of Excel cannot hold every vector; give a .parquet, .csv or "
+                ".jsonl file"
+            )
         self._parts = _parts(self._lines)
 
     def check(self, journal: Journal) -> None:
@@ -201,7 +206,7 @@ def _parts(lines: LineSettings) -> list[ResultColumns | DecisionColumns]:
             return [decision_columns(decision, with_probabilities=lines.with_probabilities)]
         return [ResultColumns("", samples, properties)]
     return [
-        ResultColumns(prompt.name, samples, properties)
+        ResultColumns(prompt.name, samples, properties, embeds=prompt.embeds)
         if prompt.decision is None
         else decision_columns(prompt.decision, with_probabilities=lines.with_probabilities)
         for prompt in lines.prompts

@@ -173,6 +173,7 @@ def run_identity(options: BulkOptions, digest: str, settings: ProducerSettings) 
         ("reading", options.reading.content),
         ("ignored", sorted(lines.ignored)),
         ("tags", lines.tags),
+        ("embeds", any(prompt.embeds for prompt in lines.prompts)),
     )
     # Left out if empty: keeps the identity of runs from before they existed.
     content |= {name: value for name, value in options_in_use if value}

@@ -35,6 +35,7 @@ class ParquetTable:
             "integer": self._arrow.int64(),
             "number": self._arrow.float64(),
             "flag": self._arrow.bool_(),
+            "vector": self._arrow.list_(self._arrow.float32()),
         }
         self._kinds = list(kinds.values())
         self._schema = self._arrow.schema([(name, types[kind]) for name, kind in kinds.items()])

