@@ -143,6 +143,9 @@ class WorkerSettings(EngineSettings, WatermarkSettings, MetricsSettings, LogSett
     #: Ask for jobs that busier workers hold while this worker has room and nothing waits in its
     #: queues, and give some to workers that ask. Each goes on from its last token.
     takeover: bool = True
+    #: Near the end of a queue, hold no more of its jobs than this worker's share by the measured
+    #: speeds of all workers of the model, so that a slow one does not hold up the end.
+    claim_share: bool = False
     #: Threads that report the ends of jobs to Celery.
     finisher_threads: int = Field(default=2, ge=1)
 

@@ -41,6 +41,8 @@ class StubConfig:
 
     #: Seconds per step, for any batch size.
     step_time_s: float = 0.002
+    #: Further seconds per running request in each step.
+    seq_time_s: float = 0.0
     #: Seconds until the engine is ready.
     load_time_s: float = 0.0
     max_num_seqs: int = 64
@@ -186,7 +188,7 @@ class StubEngine:
         """Generate one token for every running request."""
         num_prompt_tokens = self._admit()
         started_at, num_running = time.monotonic(), len(self._running)
-        time.sleep(self._config.step_time_s)
+        time.sleep(self._config.step_time_s + num_running * self._config.seq_time_s)
         result = StepOutput()
         for request in list(self._running.values()):
             self._advance(request, result)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from batchmill.worker.engine_host.engine_link import EngineLink
 
 from .active_jobs import ActiveJobs
@@ -33,7 +35,19 @@ class IntakeGate:
         *,
         max_num_seqs: int,
         max_num_batched_tokens: int,
+        has_share: Callable[[int], bool] = lambda num_jobs: False,
     ) -> None:
+        """Bind to the parts around it.
+
+        Args:
+            link: to the engine.
+            jobs: the active jobs.
+            claimer: claims them.
+            max_num_seqs: places of the engine.
+            max_num_batched_tokens: tokens that one step computes at most.
+            has_share: whether so many jobs are all that this worker should hold.
+        """
+        self._has_share = has_share
         self._link = link
         self._jobs = jobs
         self._claimer = claimer
@@ -78,7 +92,7 @@ class IntakeGate:
         num_jobs = len(self._jobs)
         if num_jobs == 0:
             return True
-        if num_jobs >= self._max_num_seqs:
+        if num_jobs >= self._max_num_seqs or self._has_share(num_jobs):
             return False
         num_coming = self._num_coming()
         startable = int(self._max_num_batched_tokens / max(1.0, self._mean_prompt_tokens))

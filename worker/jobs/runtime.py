@@ -21,6 +21,8 @@ from batchmill.worker.settings import WorkerSettings
 from .active_job import ActiveJob
 from .active_jobs import ActiveJobs
 from .attempt_trace import NO_TRACES, JobTraces
+from .claim_share import LOOK_INTERVAL_S as SHARE_INTERVAL_S
+from .claim_share import ClaimShare
 from .engine_breaker import EngineBreaker
 from .engine_spec import engine_spec
 from .engine_watchdog import EngineWatchdog
@@ -121,6 +123,9 @@ class WorkerRuntime:
         self.reporter = OutcomeReporter(settings.finisher_threads)
         self.writer = self._make_writer()
         self.claimer = self._make_claimer(traces)
+        self._share = ClaimShare(
+            *(settings, store, self.jobs, self.metrics.speed), name=name, on_room=on_room
+        )
         self.gate = self._make_gate()
         self.high = HighIntake(
             store,
@@ -368,6 +373,7 @@ class WorkerRuntime:
             self.claimer,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
+            has_share=self._share.has_reached,
         )
 
     def _make_takeover(self) -> Takeover:
@@ -414,6 +420,7 @@ class WorkerRuntime:
             PeriodicThread(
                 "takeover", self.takeover.look, TAKEOVER_INTERVAL_S, jitter=_SWEEP_JITTER
             ),
+            PeriodicThread("share", self._share.look, SHARE_INTERVAL_S, jitter=_SWEEP_JITTER),
             PeriodicThread("health", self.health.write, REPORT_INTERVAL_S),
             PeriodicThread("watchdog", self._watch_engine, _WATCH_INTERVAL_S),
             PeriodicThread(

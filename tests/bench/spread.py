@@ -1,0 +1,149 @@
+"""Measures how the jobs of one queue spread over two workers that are not alike.
+
+`python tests/bench/spread.py [loads] [--set NAME=VALUE]...` starts an embedded broker and workers
+with the stub engine, whose step takes longer the more requests run, and prints a row per load:
+
+- `even`: two equal workers and far more jobs than both have places for;
+- `late`: the second worker starts while the first one holds all jobs, all of them long;
+- `slow`: the second worker takes four times as long per step.
+
+The total time is from the submission to the last end; the ideal is that of a split in proportion to
+speed, without any delay, at the moment at which the second worker is ready. `--set` passes a
+setting to the workers: `--set TAKEOVER=false` shows the time without that feature.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from batchmill.producer import Client, GenerationJob
+from batchmill.producer.store.job_store import JobStore
+from batchmill.worker.local.broker_config import BrokerConfig
+from batchmill.worker.local.embedded_broker import EmbeddedBroker
+
+STEP_S, SEQ_S = 0.004, 0.002
+PLACES = 16
+LATE_TOKENS = 700
+
+
+@dataclass(frozen=True)
+class Load:
+    """Jobs and the workers that run them."""
+
+    num_jobs: int
+    num_tokens: int
+    #: Of the second worker: how much longer its steps take, and whether it starts late.
+    slowness: float = 1.0
+    is_late: bool = False
+
+    def ideal_s(self, joined_s: float) -> float:
+        """Return the time of a split without delays; the second worker joins after `joined_s`."""
+        if self.is_late:
+            done = joined_s / _step_s(self.num_jobs)
+            return joined_s + (self.num_tokens - done) * _step_s(self.num_jobs / 2)
+        share = self.num_jobs / (1 + 1 / self.slowness)  # of the first worker
+        return share / PLACES * self.num_tokens * _step_s(PLACES)
+
+
+LOADS = {
+    "even": Load(192, 40),
+    "late": Load(PLACES, LATE_TOKENS),
+    "slow": Load(192, 40, slowness=4.0),
+}
+LOADS["late"] = Load(PLACES, LATE_TOKENS, is_late=True)
+
+
+def _step_s(num_running: float) -> float:
+    return STEP_S + SEQ_S * num_running
+
+
+@contextmanager
+def worker(url: str, name: str, slowness: float, settings: Sequence[str]) -> Iterator[None]:
+    """Run a worker."""
+    stub = {"step_time_s": STEP_S * slowness, "seq_time_s": SEQ_S * slowness}
+    given = {
+        "BATCHMILL_BROKER_URL": url,
+        "BATCHMILL_ENGINE": "stub",
+        "BATCHMILL_STUB": json.dumps(stub),
+        "BATCHMILL_MAX_NUM_SEQS": str(PLACES),
+        "BATCHMILL_WORKER_NAME": f"{name}@bench",
+        "BATCHMILL_LOG_LEVEL": "ERROR",
+    }
+    given |= {f"BATCHMILL_{key}": value for key, _, value in (s.partition("=") for s in settings)}
+    command = [sys.executable, "-m", "batchmill.worker.cli", "worker"]
+    process = subprocess.Popen(command, env=os.environ | given)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def wait_ready(store: JobStore, num_workers: int) -> None:
+    while sum(beat.state == "ready" for beat in store.list_workers()) < num_workers:
+        time.sleep(0.02)
+
+
+def measure(name: str, settings: Sequence[str]) -> None:
+    """Run one load and print its row."""
+    load = LOADS[name]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        EmbeddedBroker(BrokerConfig(Path(folder))) as broker,
+        Client(broker.url) as client,
+        worker(broker.url, "w1", 1.0, settings),
+    ):
+        store = JobStore.from_url(broker.url)
+        wait_ready(store, 1)
+        jobs = [
+            GenerationJob(prompt=f"{i}", max_tokens=load.num_tokens) for i in range(load.num_jobs)
+        ]
+        if load.is_late:
+            started = time.monotonic()
+            handles = client.submit_many(jobs)
+            time.sleep(2.0)
+        with worker(broker.url, "w2", load.slowness, settings):
+            wait_ready(store, 2)
+            joined_s = 0.0
+            if load.is_late:
+                joined_s = time.monotonic() - started
+            else:
+                started = time.monotonic()
+                handles = client.submit_many(jobs)
+            ends = [ended.result() for ended in client.as_completed(handles, timeout_s=300)]
+            total_s = time.monotonic() - started
+    counts = Counter((end.worker or "").partition("@")[0] for end in ends)
+    moved = sum(end.attempt > 1 for end in ends)
+    waits = [end.metrics.total_time_s or 0.0 for end in ends]
+    ideal_s = load.ideal_s(joined_s)
+    print(
+        f"| {name} | {' '.join(settings) or '-'} | {total_s:.1f} | {ideal_s:.1f} | "
+        f"{total_s / ideal_s:.2f} | {counts['w1']}/{counts['w2']} | {moved} | "
+        f"{statistics.mean(waits):.1f} |",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("loads", nargs="*", default=list(LOADS))
+    parser.add_argument("--set", action="append", default=[], dest="settings")
+    given = parser.parse_args()
+    for name in given.loads or list(LOADS):
+        measure(name, given.settings)
+
+
+if __name__ == "__main__":
+    main()
