@@ -15,13 +15,13 @@ COPY producer ./producer
 COPY worker ./worker
 COPY engine ./engine
 COPY kernels ./kernels
-RUN /opt/batchmill/bin/pip install -c constraints.txt "/source[traces]"
+RUN /opt/batchmill/bin/pip install -c constraints.txt "/source[encryption,traces]"
 
 FROM build AS build-deliverer
-RUN /opt/batchmill/bin/pip install -c constraints.txt "/source[deliverer,traces]"
+RUN /opt/batchmill/bin/pip install -c constraints.txt "/source[deliverer,encryption,traces]"
 
 FROM build AS build-gateway
-RUN /opt/batchmill/bin/pip install -c constraints.txt "/source[gateway,traces]"
+RUN /opt/batchmill/bin/pip install -c constraints.txt "/source[encryption,gateway,traces]"
 
 FROM build AS build-metrics
 RUN /opt/batchmill/bin/pip install -c constraints.txt "/source[metrics]"

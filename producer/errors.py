@@ -23,6 +23,9 @@
     │   ├── NotReplicated         it has stored the call, but too few replicas have
     │   ├── UnsupportedBroker     its version is too old, or it runs in cluster mode
     │   └── ShardMismatch         it is another shard, or belongs to another list of shards
+    ├── EncryptionUnavailable     keys are set and cannot be used
+    ├── KeyMissing                content is sealed with a key that this program does not have
+    ├── ContentChanged            sealed content was changed in Redis
     ├── TracesUnavailable         spans are asked for and cannot be made
     ├── WrongEventLoop            an asyncio client was used in another event loop
     ├── OutputRestarted           a stream cannot continue: the job was started over
@@ -36,6 +39,8 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+from batchmill.producer.protocol.content import UnreadableContent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -277,6 +282,32 @@ class NotReplicated(BrokerUnavailable):
     def __init__(self, message: str, *, job_ids: Sequence[str] = ()):
         super().__init__(message)
         self.job_ids = tuple(job_ids)
+
+
+class EncryptionUnavailable(BatchmillError):
+    """Keys are set (`BATCHMILL_ENCRYPTION_KEYS`) and malformed, or a package is missing."""
+
+    code = "encryption_unavailable"
+
+
+class KeyMissing(BatchmillError, UnreadableContent):
+    """Content is sealed with a key that this program does not have.
+
+    Attributes:
+        key_id: The key: its name, a dot and a check value.
+    """
+
+    code = "missing_key"
+
+    def __init__(self, message: str, *, key_id: str):
+        super().__init__(message)
+        self.key_id = key_id
+
+
+class ContentChanged(BatchmillError, UnreadableContent):
+    """Sealed content was changed in Redis, or moved there from another place."""
+
+    code = "integrity"
 
 
 class TracesUnavailable(BatchmillError):

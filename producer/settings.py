@@ -12,6 +12,9 @@ from batchmill.producer.broker_url import (
     DEFAULT_REPLICA_TIMEOUT_S,
     DEFAULT_TIMEOUT_S,
 )
+from batchmill.producer.encryption.key_ring import KeyRing
+from batchmill.producer.encryption.settings import read_key_ring
+from batchmill.producer.errors import EncryptionUnavailable
 from batchmill.producer.protocol import keys
 from batchmill.producer.tracing.settings import TraceSettings
 from batchmill.producer.webhook.target_settings import TargetSettings
@@ -45,6 +48,9 @@ class ProducerSettings(TargetSettings, TraceSettings):
     broker_replica_timeout_s: float = Field(
         default=DEFAULT_REPLICA_TIMEOUT_S, gt=0, allow_inf_nan=False
     )
+    #: Keys that seal the content of jobs in Redis, as name:base64, separated by commas: the first
+    #: one seals, all open (docs/encryption.md). None stores content as it is.
+    encryption_keys: str | None = Field(default=None, repr=False)
     #: Model of a job that names none. Workers read the same variable, so that one environment
     #: serves both; if it is a path there, jobs use `served_model_name`.
     model: str = "demo"
@@ -90,6 +96,15 @@ class ProducerSettings(TargetSettings, TraceSettings):
             )
         return value
 
+    @field_validator("encryption_keys")
+    @classmethod
+    def _check_encryption_keys(cls, value: str | None) -> str | None:
+        try:
+            read_key_ring(value)
+        except EncryptionUnavailable as error:
+            raise ValueError(str(error)) from None
+        return value
+
     @model_validator(mode="after")
     def _check_replica_timeout(self) -> Self:
         if self.broker_min_replicas:
@@ -114,6 +129,11 @@ class ProducerSettings(TargetSettings, TraceSettings):
         if self.broker_url and self.broker_urls:
             raise ValueError(BOTH_ARE_SET)
         return self.broker_url or self.broker_urls
+
+    @property
+    def key_ring(self) -> KeyRing:
+        """The keys that seal and open content."""
+        return read_key_ring(self.encryption_keys)
 
     @property
     def served_name(self) -> str:

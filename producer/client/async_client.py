@@ -144,6 +144,7 @@ class AsyncClient(
             replica_wait=replica_wait(
                 self.settings, min_replicas=min_replicas, call_timeout_s=timeout_s
             ),
+            key_ring=self.settings.key_ring,
         )
 
     def __repr__(self) -> str:

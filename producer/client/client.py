@@ -139,6 +139,7 @@ class Client(JobVerbs, KindVerbs, Batches, OperatorVerbs, VectorVerbs):
             replica_wait=replica_wait(
                 self.settings, min_replicas=min_replicas, call_timeout_s=timeout_s
             ),
+            key_ring=self.settings.key_ring,
         )
 
     def __repr__(self) -> str:

@@ -189,6 +189,11 @@ def text(job_id: str) -> str:
     return f"{PREFIX}text:{job_id}"
 
 
+def seals(job_id: str) -> str:
+    """Return the key of the seals of a job's tokens and text, by their places (hash)."""
+    return f"{PREFIX}seals:{job_id}"
+
+
 def announced(queue: str) -> str:
     """Return the key of a queue's announcements, which workers pop (list)."""
     return f"{PREFIX}announced:{queue}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from . import keys
+from .content import UnreadableContent
 
 _URL = re.compile(r"([A-Za-z][\w+.-]*)://([^/?#]*)([^#]*)", re.ASCII | re.DOTALL)
 _DEFAULT_PORTS = {"https": ":443", "http": ":80"}
@@ -124,6 +125,8 @@ class OutboxEntry:
     lane: Lane = Lane.FAST
     #: Trace of the job or batch, as it was stored: any client may have written it.
     traceparent: str | None = None
+    #: Why the stored body cannot be opened; it is None then.
+    unreadable: UnreadableContent | None = None
 
     @property
     def receiver_id(self) -> str | None:

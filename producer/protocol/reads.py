@@ -11,6 +11,8 @@ from typing import Any, Final
 
 from . import keys
 from .calls.call import Read, readable_names, stored
+from .content import Cipher, Place, opened
+from .opening import open_output, open_record
 from .records import DeadLetter, JobRecord, read_dead_letter, read_job, read_state
 from .replies import JobState
 from .store_counts import QueueDepth, StoreCounts
@@ -22,7 +24,11 @@ _NO_HASH: Final = {b"": b""}
 
 def job(job_id: str) -> Read[JobRecord | None]:
     """Read a job's record; None if the job is unknown or its time to live has run out."""
-    return Read(lambda pipeline: pipeline.hgetall(keys.job(job_id)), lambda r: read_job(r[0]))
+    return Read(
+        lambda pipeline: pipeline.hgetall(keys.job(job_id)),
+        lambda replies: read_job(replies[0]),
+        opens=lambda replies, cipher: [open_record(cipher, job_id, replies[0])],
+    )
 
 
 def job_states(job_ids: Sequence[str]) -> Read[list[JobState | None]]:
@@ -57,9 +63,20 @@ def idempotent_jobs(places: Sequence[tuple[str, str]]) -> Read[list[str | None]]
 
 def tokens(job_id: str, start: int) -> Read[list[int]]:
     """Read the generated token ids from index `start` on."""
+
+    def queue(pipeline: Any) -> None:
+        pipeline.get(keys.tokens(job_id))  # all: a sealed piece may begin before
+        pipeline.hgetall(keys.seals(job_id))
+
+    def opens(replies: list[Any], cipher: Cipher) -> list[Any]:
+        data, seals = replies
+        return [open_output(cipher, job_id, "tokens", data or b"", seals), {}]
+
     return Read(
-        lambda pipeline: pipeline.getrange(keys.tokens(job_id), start * 4, -1),
-        lambda replies: decode_tokens(replies[0]),
+        queue,
+        lambda replies: decode_tokens(replies[0])[start:],
+        is_atomic=True,
+        opens=opens,
     )
 
 
@@ -83,7 +100,22 @@ def dead_letters(letter_ids: Sequence[str | bytes]) -> Read[list[DeadLetter | No
             for letter_id, reply in zip(letter_ids, replies, strict=True)
         ]
 
-    return Read(queue, parse, keeps_errors=True)
+    def opens(replies: list[Any], cipher: Cipher) -> list[Any]:
+        return [
+            _opened_letter(cipher, letter_id, reply)
+            for letter_id, reply in zip(letter_ids, replies, strict=True)
+        ]
+
+    return Read(queue, parse, keeps_errors=True, opens=opens)
+
+
+def _opened_letter(cipher: Cipher, letter_id: str | bytes, fields: Any) -> Any:
+    """Return the fields of a dead letter, opened: that of a job holds the job's document."""
+    if not isinstance(fields, dict) or b"payload" not in fields:
+        return fields
+    job_id = letter_id if isinstance(letter_id, str) else letter_id.decode(errors="replace")
+    payload = opened(cipher, fields[b"payload"], Place(job_id, "doc"))
+    return {**fields, b"payload": payload}
 
 
 def dead_letter_ids(offset: int, limit: int) -> Read[list[bytes]]:

@@ -107,6 +107,10 @@ class RecordFields(BaseModel):
     """Charge to the tenant for this job until its end."""
     version_refusals: Number | None = None
     """Claims by workers that do not know the record's version."""
+    sealed_with: str | None = None
+    """Ids of the encryption keys that its content was sealed with, separated by spaces."""
+    key_refusals: Number | None = None
+    """Claims by workers that do not have these keys."""
     not_before_ms: Moment | None = None
     api_key: str | None = None
     """Id of the API key by which the job came through the gateway."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from . import keys
 from .attempts import Attempt, read_history
+from .content import Unopened, UnreadableContent
 from .replies import JobState
 
 Fields = Mapping[bytes, bytes]
@@ -65,6 +66,8 @@ class JobRecord:
     history: tuple[Attempt, ...] = ()
     #: Random name of the last claim; None before the first one and after a retry.
     claim_nonce: str | None = None
+    #: Why the document or the result cannot be opened; what cannot is empty or None then.
+    unreadable: UnreadableContent | None = None
 
 
 class DeadLetterKind(StrEnum):
@@ -93,6 +96,8 @@ class DeadLetter:
     at_ms: int
     #: Of a job: its attempts, oldest first.
     history: tuple[Attempt, ...] = ()
+    #: Why the payload cannot be opened; it is empty then.
+    unreadable: UnreadableContent | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +129,7 @@ def read_job(fields: Fields) -> JobRecord | None:
     """Return the job in the fields of its hash; None if there are none."""
     if not fields:
         return None
+    fields, unreadable = _without_unopened(fields)
     return JobRecord(
         id=_text(fields, b"id") or "",
         version=_number(fields, b"v") or 0,
@@ -157,6 +163,7 @@ def read_job(fields: Fields) -> JobRecord | None:
         celery_embed=fields.get(b"celery_embed"),
         history=read_history(fields.get(b"history")),
         claim_nonce=_text(fields, b"claim_nonce"),
+        unreadable=unreadable,
     )
 
 
@@ -173,15 +180,17 @@ def read_dead_letter(letter_id: str | bytes, fields: Fields) -> DeadLetter | Non
     if not fields:
         return None
     text = letter_id if isinstance(letter_id, str) else letter_id.decode(errors="backslashreplace")
+    fields, unreadable = _without_unopened(fields)
     try:
         return DeadLetter(
             id=text,
             kind=DeadLetterKind(fields[b"kind"].decode()),
             reason=fields[b"reason"].decode(errors="replace"),
-            payload=fields[b"payload"],
+            payload=fields.get(b"payload", b"") if unreadable else fields[b"payload"],
             source=fields[b"source"].decode(errors="replace"),
             at_ms=int(fields[b"at_ms"]),
             history=read_history(fields.get(b"history")),
+            unreadable=unreadable,
         )
     except (KeyError, ValueError):
         return DeadLetter(text, DeadLetterKind.UNUSABLE, "unusable_letter", b"", "", 0)
@@ -227,6 +236,13 @@ def _gauges(stats: Mapping[str, Any]) -> dict[str, int | float | str]:
         if (name == "dtype" and isinstance(value, str))
         or (type(value) in (int, float) and (value == 0 or _LEAST_GAUGE <= value <= _MOST_GAUGE))
     }
+
+
+def _without_unopened(fields: Mapping[bytes, Any]) -> tuple[Fields, UnreadableContent | None]:
+    """Return the fields that could be opened, and why the others could not."""
+    kept = {name: value for name, value in fields.items() if not isinstance(value, Unopened)}
+    errors = (value.error for value in fields.values() if isinstance(value, Unopened))
+    return kept, next(errors, None)
 
 
 def _text(fields: Fields, name: bytes) -> str | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from .attempts import Attempt
+from .content import UnreadableContent
 from .pauses import Pause
 
 
@@ -93,6 +94,8 @@ class ClaimRefusal(StrEnum):
     SCHEDULED = "scheduled"
     #: Its queue or tenant is paused; it is announced again when the pause ends.
     PAUSED = "paused"
+    #: It is sealed with an encryption key that the worker does not have; another may have it.
+    MISSING_KEY = "missing_key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +134,11 @@ class Claim:
     history: tuple[Attempt, ...] = ()
     #: The clock of Redis when the claim was made; a repeated call has a later `claimed_at_ms`.
     made_at_ms: int = 0
+    #: The output so far was stored without encryption, and the claimer has keys: its first write
+    #: begins at the start of the output, so that all of it is sealed.
+    must_rewrite_output: bool = False
+    #: Why the document or the output cannot be opened; both are empty then.
+    unreadable: UnreadableContent | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final, Self, TypeVar
 
+from batchmill.producer.encryption.key_ring import KeyRing
 from batchmill.producer.protocol import keys, reads
 from batchmill.producer.protocol.calls import jobs as job_calls
 from batchmill.producer.protocol.calls.call import Call, Read
@@ -47,6 +48,7 @@ class AsyncShards:
         *,
         timeout_s: float | None = None,
         replica_wait: ReplicaWait | None = None,
+        key_ring: KeyRing | None = None,
     ) -> Self:
         """Connect to the broker of a URL, or to all shards of a list; nothing is sent yet.
 
@@ -55,7 +57,9 @@ class AsyncShards:
         """
         shard_list = read_shard_list(url)
         stores = [
-            AsyncStore.from_url(shard.url, timeout_s=timeout_s, replica_wait=replica_wait)
+            AsyncStore.from_url(
+                shard.url, timeout_s=timeout_s, replica_wait=replica_wait, key_ring=key_ring
+            )
             for shard in shard_list.shards
         ]
         return cls(shard_list, stores)

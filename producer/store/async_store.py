@@ -8,6 +8,8 @@ from typing import Any, Self, TypeVar
 from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import NoScriptError, ResponseError
 
+from batchmill.producer.encryption.key_ring import KeyRing
+from batchmill.producer.encryption.settings import find_key_ring
 from batchmill.producer.protocol import keys, reads
 from batchmill.producer.protocol.calls.call import Call, Read, read_reply
 from batchmill.producer.protocol.records import WorkerInfo, read_worker
@@ -28,13 +30,26 @@ class AsyncStore:
     method ends within the client's time limit.
     """
 
-    def __init__(self, client: AsyncRedis, *, replica_wait: ReplicaWait | None = None) -> None:
+    def __init__(
+        self,
+        client: AsyncRedis,
+        *,
+        replica_wait: ReplicaWait | None = None,
+        key_ring: KeyRing | None = None,
+    ) -> None:
         """Bind to a client that returns bytes (`decode_responses=False`).
 
-        `replica_wait` is for `run_confirmed` and `run_all_confirmed`; without it they are as `run`
-        and `run_all`.
+        Args:
+            client: the connection.
+            replica_wait: for `run_confirmed` and `run_all_confirmed`; without it they are as `run`
+                and `run_all`.
+            key_ring: seals and opens content; None takes the keys of the environment.
+
+        Raises:
+            EncryptionUnavailable: a key of the environment is malformed.
         """
         self.client = client
+        self.key_ring = find_key_ring() if key_ring is None else key_ring
         self._timeout_s = timeout_of(client)
         self._replica_wait = replica_wait
         # redis-py annotates commands for both kinds of clients at once.
@@ -50,6 +65,7 @@ class AsyncStore:
         *,
         timeout_s: float | None = None,
         replica_wait: ReplicaWait | None = None,
+        key_ring: KeyRing | None = None,
     ) -> Self:
         """Connect to `redis://`, `rediss://`, `unix://` or `redis+socket://`.
 
@@ -57,8 +73,10 @@ class AsyncStore:
             url: the broker's URL.
             timeout_s: seconds that a call may take in all; None takes the environment's.
             replica_wait: see the class.
+            key_ring: see the class.
         """
-        return cls(async_connect(url, timeout_s=timeout_s), replica_wait=replica_wait)
+        client = async_connect(url, timeout_s=timeout_s)
+        return cls(client, replica_wait=replica_wait, key_ring=key_ring)
 
     async def aclose(self) -> None:
         """Close the client's connections."""
@@ -72,20 +90,25 @@ class AsyncStore:
         """Run one script call and return its parsed reply."""
         try:
             with time_limit(self._timeout_s):
-                reply = await self._scripts[call.script](args=call.args)
+                reply = await self._scripts[call.script](args=call.resolved_args(self.key_ring))
         except ResponseError as error:
             reply = error
-        return read_reply(call, reply)
+        return read_reply(call, reply, self.key_ring)
 
     async def run_all(self, calls: Sequence[Call[Value]]) -> list[Value]:
         """Run script calls in one round trip. Each is atomic, the pipeline as a whole is not."""
         with time_limit(self._timeout_s):
             async with self._commands.pipeline(transaction=False) as pipeline:
                 for call in calls:
-                    pipeline.evalsha(self._scripts[call.script].sha, 0, *call.args)
+                    pipeline.evalsha(
+                        self._scripts[call.script].sha, 0, *call.resolved_args(self.key_ring)
+                    )
                 replies = await pipeline.execute(raise_on_error=False)
             await self._run_unknown(calls, replies)
-        return [read_reply(call, reply) for call, reply in zip(calls, replies, strict=True)]
+        return [
+            read_reply(call, reply, self.key_ring)
+            for call, reply in zip(calls, replies, strict=True)
+        ]
 
     async def run_confirmed(self, call: Call[Value]) -> Value:
         """Run one script call, and wait until the replicas have what it has written.
@@ -112,7 +135,9 @@ class AsyncStore:
                     await self._commands.script_load(script_source(name))
                 replies = await self._run_and_wait(calls)
         *own, _, num_confirmed = replies
-        values = [read_reply(call, reply) for call, reply in zip(calls, own, strict=True)]
+        values = [
+            read_reply(call, reply, self.key_ring) for call, reply in zip(calls, own, strict=True)
+        ]
         self._replica_wait.check(num_confirmed, values)
         return values
 
@@ -121,7 +146,9 @@ class AsyncStore:
         assert self._replica_wait is not None
         async with self._commands.pipeline(transaction=False) as pipeline:
             for call in calls:
-                pipeline.evalsha(self._scripts[call.script].sha, 0, *call.args)
+                pipeline.evalsha(
+                    self._scripts[call.script].sha, 0, *call.resolved_args(self.key_ring)
+                )
             self._replica_wait.queue(pipeline)
             replies: list[Any] = await pipeline.execute(raise_on_error=False)
         return replies
@@ -139,7 +166,9 @@ class AsyncStore:
             return
         async with self._commands.pipeline(transaction=False) as pipeline:
             for i in unknown:
-                await self._scripts[calls[i].script](args=calls[i].args, client=pipeline)
+                await self._scripts[calls[i].script](
+                    args=calls[i].resolved_args(self.key_ring), client=pipeline
+                )
             repeated = await pipeline.execute(raise_on_error=False)
         for i, reply in zip(unknown, repeated, strict=True):
             replies[i] = reply
@@ -151,7 +180,7 @@ class AsyncStore:
             async with pipeline:
                 read.queue(pipeline)
                 replies = await pipeline.execute(raise_on_error=not read.keeps_errors)
-        return read.parse(replies)
+        return read.parsed(replies, self.key_ring)
 
     async def list_workers(self) -> list[WorkerInfo]:
         """Return the workers that are alive, by name. Unregister those that are not."""

@@ -13,6 +13,7 @@ from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls import batches as batch_scripts
 from batchmill.producer.protocol.calls.batches import CreateReply, SealReply
 from batchmill.producer.protocol.calls.call import Argument, Call
+from batchmill.producer.protocol.content import Fingerprint
 from batchmill.producer.protocol.replies import CancelStatus
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.tracing.sending import current_traceparent
@@ -71,7 +72,9 @@ def create(
     events = set(request.webhook_events_filter)
     fields: dict[str, Argument | None] = {
         "id": batch_id,
-        "fingerprint": _fingerprint(request, origin),
+        "fingerprint": Fingerprint(
+            _fingerprint(request, origin), request.tenant or keys.DEFAULT_TENANT
+        ),
         "metadata": json.dumps(request.metadata, ensure_ascii=False),
         "result_ttl_ms": settings.result_ttl_s * 1000,
         "ttl_ms": None if request.ttl_s is None else max(1, int(request.ttl_s * 1000)),

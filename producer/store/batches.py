@@ -9,6 +9,7 @@ from typing import Any
 from batchmill.producer.job.batch import BatchStatus, read_batch
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls.call import Read, stored
+from batchmill.producer.protocol.content import Cipher
 
 from .ended_jobs import EndedJob, ended_jobs
 
@@ -96,7 +97,11 @@ def batch_entries(page: Page) -> Read[list[BatchEntry]]:
             for (index, _), texts, job in zip(page, names, jobs, strict=True)
         ]
 
-    return Read(queue, parse, keeps_errors=True)
+    def opens(replies: list[Any], cipher: Cipher) -> list[Any]:
+        assert ends.opens is not None
+        return [*replies[: len(page)], *ends.opens(replies[len(page) :], cipher)]
+
+    return Read(queue, parse, keeps_errors=True, opens=opens)
 
 
 def _readable_texts(values: Sequence[bytes | None]) -> tuple[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from batchmill.producer.errors import JobRejected
+from batchmill.producer.errors import BatchmillError, JobRejected
 from batchmill.producer.job.validation import parse_document
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls import jobs as job_calls
@@ -33,6 +33,7 @@ def retry_dead_letter(store: JobStore, letter_id: str, settings: ProducerSetting
         JobRejected: the job is no longer accepted, for instance because its queue is full; or
             batchmill did not write the letter.
         WrongState: the job has been retried since.
+        KeyMissing, ContentChanged: the job is sealed and cannot be opened.
     """
     letter = store.dead_letter(letter_id)
     if letter is None:
@@ -63,6 +64,8 @@ def _retry_job(store: JobStore, letter: DeadLetter, settings: ProducerSettings) 
 
 def _submit_again(store: JobStore, letter: DeadLetter, settings: ProducerSettings) -> str:
     # With the key, a retry that is repeated after a lost reply is the same job.
+    if isinstance(letter.unreadable, BatchmillError):
+        raise letter.unreadable
     key = f"dead-letter:{letter.id}:{letter.at_ms}"
     times = {"deadline": None, "not_before": None, "delay_s": None}
     job = parse_document(letter.payload).model_copy(update={**times, "idempotency_key": key})

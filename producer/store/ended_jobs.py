@@ -10,6 +10,8 @@ from typing import Any
 from batchmill.producer.moments import moment
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls.call import Read, stored
+from batchmill.producer.protocol.content import Cipher, Unopened, UnreadableContent, is_sealed
+from batchmill.producer.protocol.opening import open_fields, open_tokens
 from batchmill.producer.protocol.replies import JobState
 from batchmill.producer.protocol.token_bytes import decode_tokens
 from batchmill.producer.results import JobResult
@@ -41,6 +43,8 @@ class EndedJob:
     token_ids: tuple[int, ...] = ()
     #: When it ended, by Redis' clock; None if the record does not say.
     finished_at_ms: int | None = None
+    #: Why the result or the tokens cannot be opened; the result is None then.
+    unreadable: UnreadableContent | None = None
 
     @property
     def finished_at(self) -> datetime | None:
@@ -53,9 +57,13 @@ class EndedJob:
         Raises:
             JobFailed, JobCancelled, JobExpired: it ended without a completion.
             UnknownJob: its record is gone.
+            KeyMissing: the result is sealed, and the client that read it does not have the key.
+            ContentChanged: the result was changed in Redis after it was sealed.
         """
         if self.state is None:
             raise unknown_job_error(self.id)
+        if self.unreadable is not None:
+            raise self.unreadable
         return result_of(self.id, self.state, self.result_json, self.error_json, self.token_ids)
 
 
@@ -66,17 +74,39 @@ def ended_jobs(job_ids: Sequence[str]) -> Read[list[EndedJob]]:
         for job_id in job_ids:
             pipeline.hmget(keys.job(job_id), END_FIELDS)
             pipeline.get(keys.tokens(job_id))
+            pipeline.hgetall(keys.seals(job_id))
+
+    def opens(replies: list[Any], cipher: Cipher) -> list[Any]:
+        found: list[Any] = []
+        for job_id, fields, tokens, seals in zip(job_ids, *_columns(replies), strict=True):
+            is_all_sealed = isinstance(fields, list) and is_sealed(fields[1] or b"")
+            found += (
+                open_fields(cipher, job_id, END_FIELDS, fields),
+                open_tokens(cipher, job_id, tokens, seals, must_be_sealed=is_all_sealed),
+                seals,
+            )
+        return found
 
     def parse(replies: list[Any]) -> list[EndedJob]:
-        return list(map(_ended_job, job_ids, replies[::2], replies[1::2]))
+        fields, tokens, _ = _columns(replies)
+        return list(map(_ended_job, job_ids, fields, tokens))
 
-    return Read(queue, parse, keeps_errors=True)
+    return Read(queue, parse, keeps_errors=True, opens=opens)
+
+
+def _columns(replies: list[Any]) -> tuple[list[Any], list[Any], list[Any]]:
+    """Return the fields, the tokens and the seals of all jobs."""
+    return replies[::3], replies[1::3], replies[2::3]
 
 
 def _ended_job(job_id: str, fields: Any, tokens: Any) -> EndedJob:
     """Return how a job ended. A record that batchmill did not write counts as gone."""
     try:
         state, result, error, finished_at_ms = stored(fields, default=_NO_FIELDS)
+        unopened = (value.error for value in (result, tokens) if isinstance(value, Unopened))
+        unreadable = next(unopened, None)
+        if unreadable is not None:
+            result = tokens = None
         return EndedJob(
             job_id,
             state=None if state is None else JobState(state.decode()),
@@ -84,6 +114,7 @@ def _ended_job(job_id: str, fields: Any, tokens: Any) -> EndedJob:
             error_json=error,
             token_ids=tuple(decode_tokens(stored(tokens, default=b"") or b"")),
             finished_at_ms=None if finished_at_ms is None else int(finished_at_ms),
+            unreadable=unreadable,
         )
     except ValueError:
         return EndedJob(job_id, state=None)

@@ -11,6 +11,8 @@ from typing import Any, Self
 from batchmill.producer.errors import InvalidQuery, OutputRestarted
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls.call import Read
+from batchmill.producer.protocol.content import Cipher, Unopened
+from batchmill.producer.protocol.opening import open_fields, open_output
 from batchmill.producer.protocol.replies import JobState
 from batchmill.producer.protocol.token_bytes import decode_tokens
 from batchmill.producer.results import JobResult
@@ -18,7 +20,7 @@ from batchmill.producer.results import JobResult
 from .ended_jobs import EndedJob
 from .reply_errors import unknown_job_error
 
-_FIELDS = ("state", "restarts", "result", "error", "fence", "claim_nonce")
+_FIELDS = ("state", "restarts", "result", "error", "fence", "claim_nonce", "sealed_with")
 # Five numbers and the claim. The lengths keep the numbers below what Redis takes as an offset.
 _POSITION = re.compile(
     r"(\d{1,9})-(\d{1,12})-(\d{1,9})-(\d{1,10})-(\d{1,10})-([0-9A-Za-z.]{0,80})", re.ASCII
@@ -88,8 +90,34 @@ def new_output(job_id: str, position: StreamPosition) -> Read[list[Any]]:
         pipeline.hmget(keys.job(job_id), _FIELDS)
         pipeline.getrange(keys.tokens(job_id), position.num_tokens * 4, -1)
         pipeline.getrange(keys.text(job_id), position.num_text_bytes, -1)
+        pipeline.hgetall(keys.seals(job_id))
 
-    return Read(queue, list, is_atomic=True)
+    def opens(replies: list[Any], cipher: Cipher) -> list[Any]:
+        fields, tokens, text, seals = replies
+        *others, sealed_with = open_fields(cipher, job_id, _FIELDS, fields)
+        result = others[2]
+        if isinstance(result, Unopened):
+            raise result.error
+        is_all_sealed = sealed_with is not None
+        starts = {"tokens": position.num_tokens * 4, "text": position.num_text_bytes}
+        # With the result, `take` does not need the text; its seals may outlive it.
+        found = {"tokens": tokens, "text": text if result is None else b""}
+        parts = [
+            open_output(
+                *(cipher, job_id, kind, data, seals),
+                start=starts[kind],
+                must_be_sealed=is_all_sealed and bool(data),
+            )
+            if data
+            else data
+            for kind, data in found.items()
+        ]
+        return [others, *parts]
+
+    def parse(replies: list[Any]) -> list[Any]:
+        return replies
+
+    return Read(queue, parse, is_atomic=True, opens=opens)
 
 
 class StreamReader:
@@ -120,6 +148,7 @@ class StreamReader:
 
         Raises:
             UnknownJob: the job does not exist.
+            KeyMissing, ContentChanged: the output is sealed and cannot be opened.
             OutputRestarted: the part read before is no longer part of the output.
             InvalidQuery: the position at which the reader began is not one of this output.
         """
@@ -128,7 +157,9 @@ class StreamReader:
             raise unknown_job_error(self._job_id)
         self._check_restarts(int(restarts or 0))
         claim = f"{(fence or b'').decode()}.{(nonce or b'').decode()}"
-        self.must_read_again = (
+        # A sealed piece that was replaced by a longer one is read from its start.
+        is_cut = tokens is None or text is None
+        self.must_read_again = is_cut or (
             self._has_read and claim != self.position.claim and not self._reads_all
         )
         if self.must_read_again:

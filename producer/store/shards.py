@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final, Self, TypeVar
 
+from batchmill.producer.encryption.key_ring import KeyRing
 from batchmill.producer.protocol import keys, reads
 from batchmill.producer.protocol.calls import jobs as job_calls
 from batchmill.producer.protocol.calls.call import Call, Read
@@ -48,6 +49,7 @@ class Shards:
         *,
         timeout_s: float | None = None,
         replica_wait: ReplicaWait | None = None,
+        key_ring: KeyRing | None = None,
     ) -> Self:
         """Connect to the broker of a URL, or to all shards of a list; nothing is sent yet.
 
@@ -56,7 +58,9 @@ class Shards:
         """
         shard_list = read_shard_list(url)
         stores = [
-            Store.from_url(shard.url, timeout_s=timeout_s, replica_wait=replica_wait)
+            Store.from_url(
+                shard.url, timeout_s=timeout_s, replica_wait=replica_wait, key_ring=key_ring
+            )
             for shard in shard_list.shards
         ]
         return cls(shard_list, stores)

@@ -202,7 +202,7 @@ def assert_every_key_ends(redis: Any) -> None:
     assert deadlines <= queued
     live = queued | leased
     allowed = REGISTRIES | {key(queue) for queue in queues for key in (keys.queued, keys.announced)}
-    allowed |= {key(i) for i in live for key in (keys.job, keys.tokens, keys.text)}
+    allowed |= {key(i) for i in live for key in (keys.job, keys.tokens, keys.text, keys.seals)}
     allowed |= indexes_that_hold_just_the_records(redis, names)
     allowed |= {keys.event(i) for i in pending}
     allowed |= assert_outbox_adds_up(redis, pending)

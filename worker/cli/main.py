@@ -24,6 +24,7 @@ from .deliver import add_deliver_commands
 from .demo import add_demo_command
 from .doctor import add_doctor_command
 from .embed import add_embed_commands
+from .encryption import add_encryption_commands
 from .errors import ExitCode, is_parser_error, report_error
 from .flower import add_flower_command
 from .gateway import add_gateway_command
@@ -78,6 +79,7 @@ _COMMANDS = (
     add_top_command,
     add_tenant_commands,
     add_key_commands,
+    add_encryption_commands,
     add_usage_command,
     add_shard_commands,
     add_watermark_commands,

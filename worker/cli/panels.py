@@ -25,8 +25,8 @@ _PANELS = {
     "Webhooks": ("webhooks", "webhook-secret"),
     "Run services": ("worker", "deliver", "gateway", "flower", "metrics", "healthcheck", "config"),
     "Operate": (
-        *("top", "pause", "resume", "tenants", "keys", "usage", "watermark", "dead-letters"),
-        "shards",
+        *("top", "pause", "resume", "tenants", "keys", "encryption", "usage", "watermark"),
+        *("dead-letters", "shards"),
     ),
     "Measure and test": ("bench",),
 }

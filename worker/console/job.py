@@ -132,6 +132,8 @@ def _shown(value: Any) -> str:
 
 def _input(record: JobRecord) -> list[tuple[str, str]]:
     """Return the parts of a job's input: who says it, and the text."""
+    if record.unreadable is not None:
+        return [("sealed", str(record.unreadable))]
     document = _document(record)
     parts: list[tuple[str, str]] = []
     prompt, messages, tools, decision = (document.get(name) for name in _INPUT)

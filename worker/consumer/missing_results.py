@@ -12,6 +12,7 @@ from celery.exceptions import BackendError
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
+from batchmill.producer.errors import KeyMissing
 from batchmill.producer.protocol.keys import TASK_NAME
 from batchmill.producer.protocol.records import JobRecord
 from batchmill.producer.protocol.replies import JobState
@@ -78,6 +79,9 @@ class MissingResults:
             except (OperationalError, BackendError) as error:
                 _log.warning("celery_report_failed", job_id=job_id, error=type(error).__name__)
                 continue  # the lease on the end runs out, and it is taken again
+            except KeyMissing as error:
+                _log.warning("celery_result_sealed", job_id=job_id, reason=str(error))
+                continue  # as above; a worker that has the key reports it
             except RedisError as error:
                 if not is_unusable_record(error):
                     raise
@@ -94,6 +98,8 @@ class MissingResults:
         record = self._store.load(job_id)
         if record is None or not record.state.is_terminal:
             return True
+        if isinstance(record.unreadable, KeyMissing):
+            raise record.unreadable
         request = workflow_request(record)
         if known in states.READY_STATES:
             self._complete_chord(record, known, request)
@@ -115,7 +121,13 @@ class MissingResults:
             )
             return
         result = None if record.result is None else record.result.decode()
-        request[OUTCOME_KEY] = Outcome(record.state, result, (error.code, error.message))
+        state = record.state
+        if record.unreadable is not None:
+            state, error = (
+                JobState.FAILED,
+                JobError(code="integrity", message=str(record.unreadable)),
+            )
+        request[OUTCOME_KEY] = Outcome(state, result, (error.code, error.message))
         # Celery's own tracer: result, callbacks, chain, chord and errbacks as from any worker.
         task = self._app.tasks[TASK_NAME]
         info = trace_task(task, job_id, (), {}, request, app=self._app).info

@@ -40,6 +40,7 @@ class Backend:
             replica_wait=replica_wait(
                 settings, min_replicas=None, call_timeout_s=settings.broker_timeout_s
             ),
+            key_ring=settings.key_ring,
         )
         self.files = FileStore(settings.gateway_files_url)
         self.turns = CheckTurns()

@@ -11,6 +11,8 @@ from batchmill.producer import JobResult
 from batchmill.producer.bulk.openai_logprobs import chat_logprobs
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls.call import Read
+from batchmill.producer.protocol.content import Cipher, Unopened
+from batchmill.producer.protocol.opening import open_fields
 from batchmill.producer.protocol.replies import JobState
 from batchmill.producer.results import Completion, JobError
 from batchmill.producer.store.api_keys import ApiKey
@@ -228,13 +230,22 @@ def stored_responses(job_ids: Sequence[str]) -> Read[list[StoredResponse | None]
         for job_id in job_ids:
             pipeline.hmget(keys.job(job_id), fields)
 
-    return Read(queue, lambda replies: list(map(_stored, job_ids, replies)))
+    def opens(replies: list[Any], cipher: Cipher) -> list[Any]:
+        return [
+            open_fields(cipher, job_id, fields, values)
+            for job_id, values in zip(job_ids, replies, strict=True)
+        ]
+
+    return Read(queue, lambda replies: list(map(_stored, job_ids, replies)), opens=opens)
 
 
 def _stored(job_id: str, reply: Any) -> StoredResponse | None:
     tenant, details, state, document, model, enqueued, finished, result, error = reply
     if tenant is None or details is None or state is None:
         return None
+    for value in (document, result):
+        if isinstance(value, Unopened):
+            raise value.error
     known = json.loads(details)
     if known.get("api") != RESPONSES:
         return None

@@ -167,6 +167,12 @@ class InboxMover:
             JobRejected: the id belongs to another job.
         """
         record = self._store.load(new.job_id)
+        if record is not None and record.unreadable is not None:
+            raise JobRejected(
+                f"id: {new.job_id} is the id of a job that cannot be compared: {record.unreadable}",
+                code="duplicate_id",
+                param="id",
+            )
         is_seed_ours = document.job.seed is None
         if record is None or inbox_document.is_same_job(
             record.document, new.document, ignore_seed=is_seed_ours

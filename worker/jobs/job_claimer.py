@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import structlog
 from redis.exceptions import RedisError
 
-from batchmill.producer.errors import JobRejected
+from batchmill.producer.errors import ContentChanged, JobRejected
 from batchmill.producer.job.validation import parse_document
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.attempts import AttemptCause
@@ -164,6 +164,14 @@ class JobClaimer:
         if why is ClaimRefusal.EXPIRED:
             self._reporter.accept(task)
             self._reporter.report(task, Outcome(JobState.EXPIRED, is_held=False))
+        elif why is ClaimRefusal.MISSING_KEY:
+            _log.warning(
+                "encryption_key_missing",
+                job_id=task.task_id,
+                remedy="the job is sealed with a key that this worker does not have: add it to "
+                "BATCHMILL_ENCRYPTION_KEYS; meanwhile the job is left to other workers",
+            )
+            task.drop()
         else:
             task.drop()
 
@@ -186,10 +194,11 @@ class JobClaimer:
         )
         job = ActiveJob(claim, AddRequest(request_id(claim), None, None, {}), task)
         job.token_ids = list(claim.token_ids)
-        job.num_saved = len(job.token_ids)
+        job.num_saved = 0 if claim.must_rewrite_output else len(job.token_ids)
         job.limit = time_limit(claim, task.time_limit_s)
         job.retry_rules = retry_rules(None, self._settings)
         try:
+            _check_readable(claim)
             document = parse_document(claim.document)
             check_retry(document.retry, self._settings)
         except JobRejected as rejection:
@@ -218,6 +227,16 @@ class JobClaimer:
         self._reporter.accept(task)
         if not self._jobs.add(job):
             self._writer.release([job], ReleaseCause.DRAIN)
+
+
+def _check_readable(claim: Claim) -> None:
+    """Check that the content of a job could be opened.
+
+    Raises:
+        JobRejected: it was changed in Redis, by whoever can write there.
+    """
+    if claim.unreadable is not None:
+        raise JobRejected(str(claim.unreadable), code=ContentChanged.code)
 
 
 def _read_job_id(task: TaskHandle) -> str:

@@ -19,6 +19,8 @@ from typing import Any
 import redis
 import structlog
 
+from batchmill.producer.errors import BatchmillError
+from batchmill.producer.protocol.content import UnreadableContent
 from batchmill.producer.protocol.outbox import Breaker, DeliveryOutcome, OutboxEntry
 from batchmill.producer.store.batches import batches
 from batchmill.producer.store.job_store import JobStore
@@ -198,6 +200,10 @@ class Deliverer:
         except redis.RedisError as error:  # nothing was sent; it is due again after the lease
             _log.warning("event_not_read", event_id=entry.event_id, error=type(error).__name__)
             return None
+        except UnreadableContent as error:  # retried by the schedule: the operator may add the key
+            code = error.code if isinstance(error, BatchmillError) else "integrity"
+            _log.error("event_not_opened", event_id=entry.event_id, code=code, reason=str(error))
+            return SendOutcome(None, error=code)
         except Exception:  # a bug: retried by the schedule, and finally a dead letter
             _log.exception("webhook_attempt_broke", event_id=entry.event_id)
             return SendOutcome(None, error="internal")
@@ -209,6 +215,8 @@ class Deliverer:
         if not secrets:  # retried by the schedule: the operator may add it
             _log.error("unknown_webhook_secret", name=entry.secret_name, event_id=entry.event_id)
             return SendOutcome(None, error="unknown_secret")
+        if entry.unreadable is not None:
+            raise entry.unreadable
         body = entry.body
         if body is None:
             body = await asyncio.to_thread(self._render_once, entry)

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
+from batchmill.producer.errors import KeyMissing
 from batchmill.producer.job.batch import BatchStatus
 from batchmill.producer.protocol.attempts import Attempt
 from batchmill.producer.protocol.outbox import OutboxEntry
@@ -24,7 +25,15 @@ def render_body(entry: OutboxEntry, record: JobRecord | None) -> bytes:
         entry: the event.
         record: the job's record, or None if it has been deleted; the body then says only which
             job ended and how.
+
+    Raises:
+        UnreadableContent: the record is sealed with a key that this program does not have. One that
+            was changed in Redis counts as deleted.
     """
+    if record is not None and record.unreadable is not None:
+        if isinstance(record.unreadable, KeyMissing):
+            raise record.unreadable
+        record = None
     name = entry.type.removeprefix("generation.")
     has_ended = name not in _IN_PROGRESS
     data: dict[str, Any] = {

@@ -22,6 +22,10 @@ _REASONS = {
     "refused_receiver": "the registered receiver was deleted before the event was delivered",
     "unknown_secret": "the deliverer has no secret of this name; add it to "
     "BATCHMILL_WEBHOOK_SECRETS",
+    "missing_key": "the event is sealed with an encryption key that the deliverer does not have; "
+    "add it to BATCHMILL_ENCRYPTION_KEYS",
+    "integrity": "the event's body was changed in Redis after it was sealed; find out who writes "
+    "to Redis",
     "internal": "the attempt failed in the deliverer; its log has the traceback "
     "(webhook_attempt_broke)",
     "endpoint_disabled": "not attempted, because the endpoint is disabled; enable it with "

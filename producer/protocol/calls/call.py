@@ -9,10 +9,17 @@ from typing import Any, Generic, TypeVar
 
 from redis.exceptions import OutOfMemoryError, ResponseError
 
+from batchmill.producer.protocol.content import (
+    Cipher,
+    Content,
+    Fingerprint,
+    KeyIds,
+)
+
 Value = TypeVar("Value")
 Other = TypeVar("Other")
 Parsed = TypeVar("Parsed", covariant=True)
-Argument = str | bytes | int
+Argument = str | bytes | int | Content | Fingerprint | KeyIds
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +33,25 @@ class Call(Generic[Value]):
     when_out_of_memory: Value | None = None
     #: The value if a key that the script uses is of another type; None makes it an error.
     when_unusable: Value | None = None
+    #: Opens the sealed values of a reply, before it is parsed; None if it has none.
+    opens: Callable[[Any, Cipher], Any] | None = None
+
+    def resolved_args(self, cipher: Cipher) -> list[str | bytes | int]:
+        """Return the arguments to send: content is sealed, if there are keys."""
+        return [
+            arg if isinstance(arg, str | bytes | int) else arg.resolved(cipher) for arg in self.args
+        ]
 
     def then(
         self, convert: Callable[[Value], Other], when_out_of_memory: Other | None = None
     ) -> Call[Other]:
         """Return the same call with a further step after the parsing."""
         return Call(
-            self.script, self.args, lambda reply: convert(self.parse(reply)), when_out_of_memory
+            self.script,
+            self.args,
+            lambda reply: convert(self.parse(reply)),
+            when_out_of_memory,
+            opens=self.opens,
         )
 
 
@@ -46,12 +65,23 @@ class Read(Generic[Parsed]):
     is_atomic: bool = False
     #: `parse` gets the errors of single commands, for `stored`; otherwise the first one is raised.
     keeps_errors: bool = False
+    #: Opens the sealed values of the replies, before they are parsed; None if there are none.
+    opens: Callable[[list[Any], Cipher], list[Any]] | None = None
+
+    def parsed(self, replies: list[Any], cipher: Cipher) -> Parsed:
+        """Return the value of the replies.
+
+        Raises:
+            UnreadableContent: a value that is needed cannot be opened.
+        """
+        return self.parse(replies if self.opens is None else self.opens(replies, cipher))
 
 
-def read_reply(call: Call[Value], reply: Any) -> Value:
+def read_reply(call: Call[Value], reply: Any, cipher: Cipher) -> Value:
     """Return the parsed reply to a call, which may be an error of the server.
 
     Raises:
+        UnreadableContent: a sealed value cannot be opened.
         redis.exceptions.ResponseError: the reply is an error, and no value stands for it.
     """
     if isinstance(reply, OutOfMemoryError) and call.when_out_of_memory is not None:
@@ -60,7 +90,7 @@ def read_reply(call: Call[Value], reply: Any) -> Value:
         return call.when_unusable
     if isinstance(reply, Exception):
         raise reply
-    return call.parse(reply)
+    return call.parse(reply if call.opens is None else call.opens(reply, cipher))
 
 
 def is_wrong_type(reply: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -10,6 +11,17 @@ from typing import Any
 
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.attempts import read_history
+from batchmill.producer.protocol.content import (
+    Cipher,
+    Content,
+    Fingerprint,
+    KeyIds,
+    Place,
+    Unopened,
+    is_sealed,
+    opened,
+)
+from batchmill.producer.protocol.opening import open_tokens
 from batchmill.producer.protocol.pauses import read_pause
 from batchmill.producer.protocol.replies import (
     CancelAnswer,
@@ -39,6 +51,9 @@ from batchmill.producer.protocol.used_tokens import UsedTokens
 from .call import Argument, Call, named
 from .new_job import NO_LIMITS, NewJob, QueueLimits
 
+#: Of a result; the text before it has its quotation marks escaped.
+_FINISH_REASON = re.compile(r'"finish_reason":"(\w+)"')
+
 
 def submit(job: NewJob, *, is_adopted: bool = False) -> Call[SubmitReply]:
     """Store a new job. Limits do not apply to an adopted one, which Redis has in its message."""
@@ -47,7 +62,7 @@ def submit(job: NewJob, *, is_adopted: bool = False) -> Call[SubmitReply]:
         "v": job.version,
         "model": job.model,
         "queue": job.queue,
-        "doc": job.document,
+        "doc": Content(job.document, Place(job.job_id, "doc")),
         "result_ttl_ms": job.result_ttl_ms,
         "is_adopted": "1" if is_adopted else None,
         "tenant": job.tenant,
@@ -58,7 +73,7 @@ def submit(job: NewJob, *, is_adopted: bool = False) -> Call[SubmitReply]:
         "not_before_ms": job.not_before_ms,
         "delay_ms": job.delay_ms,
         "idempotency_key": job.idempotency_key,
-        "fingerprint": job.fingerprint if job.idempotency_key else job.fingerprint or None,
+        "fingerprint": _fingerprint(job),
         "webhook": job.webhook,
         "webhook_events": job.webhook_events or None,
         "webhook_secret": job.webhook_secret or None,
@@ -97,7 +112,10 @@ def claim(
             return ClaimRefusal(reply[1].decode())
         _, fence, document, data, attempts, alone, deadline, *rest = reply
         enqueued, started, now, suspect, celery_result, retries, *about = rest
-        traceparent, history, made_at_ms = about
+        traceparent, history, made_at_ms, must_rewrite = about
+        unreadable = next((x.error for x in (document, data) if isinstance(x, Unopened)), None)
+        if unreadable is not None:
+            document = data = b""
         return Claim(
             job_id=job_id,
             fence=fence.decode(),
@@ -116,10 +134,23 @@ def claim(
             traceparent=traceparent.decode("latin-1") or None,
             history=read_history(history),
             made_at_ms=made_at_ms,
+            must_rewrite_output=must_rewrite is True,
+            unreadable=unreadable,
         )
 
-    args = (job_id, owner, lease_ms, identity, nonce, session, os.getpid())
-    return Call("claim", (*args, *keys.SUPPORTED_VERSIONS), read)
+    def opens(reply: list[Any], cipher: Cipher) -> list[Any]:
+        if reply[0] == b"REFUSED":
+            return reply
+        _, fence, document, data, *rest, seals = reply
+        tokens = open_tokens(
+            cipher, job_id, data, _pairs(seals), must_be_sealed=is_sealed(document)
+        )
+        is_open = bool(cipher.key_ids and data and not seals)
+        document = opened(cipher, document, Place(job_id, "doc"))
+        return [b"CLAIMED", fence, document, tokens, *rest, is_open]
+
+    args = (job_id, owner, lease_ms, identity, nonce, session, os.getpid(), KeyIds())
+    return Call("claim", (*args, *keys.SUPPORTED_VERSIONS), read, opens=opens)
 
 
 def checkpoint(writes: Sequence[TokenWrite], lease_ms: int) -> Call[list[WriteStatus]]:
@@ -128,8 +159,9 @@ def checkpoint(writes: Sequence[TokenWrite], lease_ms: int) -> Call[list[WriteSt
     for write in writes:
         # In one argument: redis-py takes several microseconds for each.
         where = f"{write.job_id} {write.fence} {write.identity} {write.position}"
-        args += (f"{where} {write.text_position}".encode(), encode_tokens(write.token_ids))
-        args.append(write.text)
+        args += (f"{where} {write.text_position}".encode(), _tokens(write))
+        place = Place(write.job_id, f"text:{write.text_position}")
+        args.append(Content(write.text, place))
     return Call("checkpoint", args, _read_writes)
 
 
@@ -169,13 +201,14 @@ def complete(
         write.fence,
         write.identity,
         state.value,
-        result or "",
+        Content(result or "", Place(write.job_id, "result")),
         error or "",
         write.position,
-        encode_tokens(write.token_ids),
+        _tokens(write),
         "" if used is None else " ".join(map(str, used)),
         "" if retry_in_ms is None else retry_in_ms,
         "1" if starts_over else "",
+        found[1] if (found := _FINISH_REASON.search(result or "")) else "",
     )
     return Call("complete", args, lambda reply: CompleteStatus(reply.decode()))
 
@@ -251,6 +284,23 @@ def announce_due(limit: int) -> Call[int]:
 def position(job_id: str) -> Call[int | None]:
     """Estimate how many jobs of its queue are announced before a waiting one."""
     return Call("position", (job_id,), lambda reply: None if reply is None else int(reply))
+
+
+def _tokens(write: TokenWrite) -> Content:
+    """Return the tokens of a write; a sealed piece is bound to its place in the output."""
+    place = Place(write.job_id, f"tokens:{4 * write.position}")
+    return Content(encode_tokens(write.token_ids), place)
+
+
+def _fingerprint(job: NewJob) -> Fingerprint | str | None:
+    if job.fingerprint:
+        return Fingerprint(job.fingerprint, job.tenant)
+    return "" if job.idempotency_key else None
+
+
+def _pairs(items: Any) -> dict[bytes, bytes]:
+    """Return the hash that a script has replied as a list of names and values."""
+    return dict(zip(items[::2], items[1::2], strict=True))
 
 
 def _or_empty(value: int | None) -> Argument:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from batchmill.producer.protocol import keys
+from batchmill.producer.protocol.content import Cipher, Content, Place, Unopened, opened
 from batchmill.producer.protocol.outbox import (
     Breaker,
     ClaimedEvents,
@@ -21,6 +22,8 @@ from batchmill.producer.protocol.replies import WriteStatus
 from .call import Argument, Call
 
 _NO_BREAKER = Breaker()
+#: Place of the body among the values of a claimed event.
+_BODY = 7
 
 
 def claim(owner: str, lease_ms: int, limits: ClaimLimits, session: str = "") -> Call[ClaimedEvents]:
@@ -31,7 +34,7 @@ def claim(owner: str, lease_ms: int, limits: ClaimLimits, session: str = "") -> 
     rooms = (limits.total, limits.first, limits.more, limits.replay)
     most = (limits.per_host, limits.per_endpoint)
     args = (owner, keys.new_claim_nonce(), lease_ms, *rooms, *most, session)
-    return Call("outbox_claim", args, _read_entries)
+    return Call("outbox_claim", args, _read_entries, opens=_open_bodies)
 
 
 def repair(start: int, limit: int) -> Call[tuple[int, int]]:
@@ -44,7 +47,13 @@ def repair(start: int, limit: int) -> Call[tuple[int, int]]:
 
 def set_body_once(event_id: str, body: bytes) -> Call[bytes]:
     """Store an event's body unless it has one; the reply is the stored body."""
-    return Call("outbox_set_body", (event_id, body), bytes)
+    place = Place(event_id, "body")
+    return Call(
+        "outbox_set_body",
+        (event_id, Content(body, place)),
+        bytes,
+        opens=lambda reply, cipher: cipher.open(reply, place),
+    )
 
 
 def settle(
@@ -120,6 +129,16 @@ def settle_unusable(event: UnusableEvent) -> Call[WriteStatus]:
     return settle(event.event_id, event.fence, DeliveryOutcome.UNUSABLE)
 
 
+def _open_bodies(reply: list[list[Any]], cipher: Cipher) -> list[list[Any]]:
+    """Return claimed events with their bodies opened."""
+
+    def open_body(row: list[Any]) -> list[Any]:
+        place = Place(row[0].decode(errors="replace"), "body")
+        return [*row[:_BODY], opened(cipher, row[_BODY], place), *row[_BODY + 1 :]]
+
+    return list(map(open_body, reply))
+
+
 def _read_entries(reply: list[list[Any]]) -> ClaimedEvents:
     claimed = ClaimedEvents([], [])
     for row in reply:
@@ -133,6 +152,7 @@ def _read_entries(reply: list[list[Any]]) -> ClaimedEvents:
 def _read_entry(row: list[Any]) -> OutboxEntry:
     event_id, kind, job_id, url, attempt, fence, created_at_ms, *rest = row
     body, secret, num_tokens, lane, traceparent = rest
+    unreadable = body.error if isinstance(body, Unopened) else None
     return OutboxEntry(
         event_id=event_id.decode(),
         type=kind.decode(),
@@ -141,9 +161,10 @@ def _read_entry(row: list[Any]) -> OutboxEntry:
         attempt=attempt,
         fence=fence.decode(),
         created_at_ms=created_at_ms,
-        body=body or None,
+        body=None if unreadable else body or None,
         secret_name=secret.decode(),
         num_tokens=int(num_tokens) if num_tokens else None,
         lane=Lane(lane.decode()),
         traceparent=traceparent.decode("latin-1") or None,
+        unreadable=unreadable,
     )

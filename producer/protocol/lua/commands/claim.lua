@@ -1,13 +1,15 @@
 -- Give a queued job to a worker, under a lease and a new fence.
 -- KEYS: none. ARGV: id, owner, lease_ms, identity, nonce (unique per call), session, pid of the worker (for Celery),
--- supported versions...
+-- ids of the worker's encryption keys (with spaces), supported versions...
 -- Reply: {CLAIMED, fence, document, token bytes, attempts, alone, deadline_at_ms, enqueued_at_ms, started_at_ms, now,
 -- suspect, celery_result, retries, traceparent ('' = none), history (JSON, '' = none), claimed_at_ms (of the first
--- call with this nonce)} or {REFUSED, reason}.
--- @include announce, celery_state, events, fair_share, finish, guard, index, keys, output, pauses, record, server
+-- call with this nonce), seals of the output (names and values)} or {REFUSED, reason}.
+-- @include announce, celery_state, events, fair_share, finish, guard, index, keys, output, pauses, record, sealed
+-- @include server
 allow_writes_when_full()
 local MIN_REFUSAL_WAIT_MS = 1000 -- after the first refusal for the job's version, besides the sweep's grace
 local MAX_REFUSAL_WAIT_MS = 600 * 1000
+local MAX_KEY_WAIT_MS = 30 * 1000 -- the same, for a key that the worker lacks: another may have it
 local SUSPECT_LIMIT = 3 -- engine deaths beside other jobs, after which a job runs alone
 local id, owner, lease_ms, identity, nonce = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
 local session, pid = ARGV[6], tonumber(ARGV[7])
@@ -23,6 +25,7 @@ local function claim_reply(attempts, alone, deadline_at_ms, now)
     'CLAIMED', fence_text(f[6], f[7]), f[1], tokens, attempts, alone and 1 or 0,
     deadline_at_ms or '', tonumber(f[2]), tonumber(f[3]), now, tonumber(f[4] or 0),
     f[5] == '1' and 1 or 0, tonumber(f[8] or 0) or 0, f[9] or '', f[10] or '', tonumber(f[11] or now) or now,
+    redis.call('HGETALL', seals_key(id)),
   }
 end
 
@@ -46,15 +49,18 @@ local function claim_job()
     end
     return refuse('leased')
   end
-  local supported = false
-  for i = 8, #ARGV do supported = supported or ARGV[i] == job.v end
-  if not supported then
-    -- Only a worker of another version can run it: it is announced again, but ever more rarely.
-    local refusals = redis.call('HINCRBY', job_key(id), 'version_refusals', 1)
-    local wait_ms = math.min(MIN_REFUSAL_WAIT_MS * 2 ^ (refusals - 1), MAX_REFUSAL_WAIT_MS)
+  -- Only another worker can run it: it is announced again, but ever more rarely.
+  local function leave_to_others(reason, counter, max_wait_ms)
+    local refusals = redis.call('HINCRBY', job_key(id), counter, 1)
+    local wait_ms = math.min(MIN_REFUSAL_WAIT_MS * 2 ^ (refusals - 1), max_wait_ms)
     redis.call('ZADD', queued_key(job.queue), 'XX', now + wait_ms, id)
-    return refuse('unsupported_version')
+    return refuse(reason)
   end
+
+  local supported = false
+  for i = 9, #ARGV do supported = supported or ARGV[i] == job.v end
+  if not supported then return leave_to_others('unsupported_version', 'version_refusals', MAX_REFUSAL_WAIT_MS) end
+  if not has_seal_keys(id, ARGV[8]) then return leave_to_others('missing_key', 'key_refusals', MAX_KEY_WAIT_MS) end
   if redis.call('ZSCORE', SCHEDULED, id) then return refuse('scheduled') end
   local start_by = tonumber(redis.call('HGET', job_key(id), 'start_by_ms') or nil)
   if math.min(job.deadline_at_ms or math.huge, start_by or math.huge) <= now then

@@ -2,7 +2,8 @@
 -- KEYS: none. ARGV: id, fence, identity of the engine that computed the output ('' = not known), state, result JSON
 -- ('' = none), error JSON ('' = none), position (tokens), token bytes, tokens of the prompt, of the output and of the
 -- prompt's cached part, with spaces ('' = count the stored output), retry_in_ms ('' = this is the end): the job has
--- failed, and is to be tried again after this time; starts_over ('1': not from the tokens so far).
+-- failed, and is to be tried again after this time; starts_over ('1': not from the tokens so far); finish_reason of the
+-- result ('' = none): the result may be sealed.
 -- Reply: OK, ALREADY_DONE, RETRYING (it waits for another attempt), FENCED or GAP. It is not tried again, but ends, if
 -- a user has cancelled it or its deadline would pass before.
 -- @include finish, guard, history, keys, output, record, retry_later, server
@@ -27,6 +28,7 @@ return guard_job(id, 'FENCED', function()
   end
   redis.call('HSET', job_key(id), 'completed_fence', fence, 'history',
     history_with_end(id, state, error_code(error_text), now))
+  job.finish_reason = ARGV[12]
   local prompt, output, cached = string.match(ARGV[9], '^(%d+) (%d+) (%d+)$')
   finish_job(id, job, state, ARGV[5], error_text, now,
     prompt and { tonumber(prompt), tonumber(output), tonumber(cached) })

@@ -4,7 +4,8 @@
 -- inside a Celery message), max_queue_depth, max_queued_jobs, max_queued_bytes, max_queued_tokens, max_memory_percent,
 -- max_outbox_events, max_endpoint_events, deadline_at_ms, ttl_ms, not_before_ms, delay_ms, start_by_ms (until then the
 -- job has started, or it expires), message_priority (of a Celery message: 0 is the highest), idempotency_key with
--- fingerprint, webhook with webhook_events (comma-separated names; without it only the end) and webhook_secret (without
+-- fingerprint (or several of the same content, comma-separated: the first is stored), webhook with webhook_events
+-- (comma-separated names; without it only the end) and webhook_secret (without
 -- it the default one), tags (comma-separated), max_tokens, celery_result ('1'), celery_headers with celery_embed (JSON:
 -- place in a Celery workflow, and what follows there), batch with batch_index (place of the line, from 0), fingerprint,
 -- custom_id and endpoint; api_key and gateway (JSON), of a job that came by the gateway; traceparent (without it that
@@ -12,8 +13,8 @@
 -- Reply: {CREATED, id}, {EXISTING, id}, {CONFLICT, id}, {FULL, limit's name, value, limit, bytes that the job needs
 -- itself}, {PAUSED, kind, name, JSON} (of the pause that refuses it), {TOO_LATE} (the deadline would pass before the
 -- job may run) or {CLOSED, state of its batch ('' = there is none)}.
--- @include announce, batches, counters, events, fair_share, idempotency, index, keys, pauses, queue_limits, queues
--- @include server, usage
+-- @include announce, batches, counters, events, fair_share, fingerprint, idempotency, index, keys, pauses, queue_limits
+-- @include queues, sealed, server, usage
 local US_PER_MESSAGE_PRIORITY = 1e14 -- three years: a lower priority waits behind all that a tenant sent before
 local job = {}
 for i = 1, #ARGV, 2 do job[ARGV[i]] = ARGV[i + 1] end
@@ -49,7 +50,7 @@ local function batch_refusal()
   local known = redis.call('ZRANGEBYSCORE', batch_jobs_key(job.batch), index, index)[1]
   if known then
     local fingerprint = redis.call('HGET', job_key(known), 'fingerprint') -- deleted with the record
-    local is_same = not fingerprint or fingerprint == job.fingerprint
+    local is_same = not fingerprint or is_same_content(job.fingerprint, fingerprint)
     return { is_same and 'EXISTING' or 'CONFLICT', known }
   end
   local state = redis.call('HGET', batch_key(job.batch), 'state')
@@ -58,9 +59,10 @@ end
 
 local function write_batch(now)
   if not job.batch then return end
-  for _, name in ipairs({ 'batch', 'custom_id', 'endpoint', 'fingerprint' }) do
+  for _, name in ipairs({ 'batch', 'custom_id', 'endpoint' }) do
     if job[name] then redis.call('HSET', job_key(id), name, job[name]) end
   end
+  if job.fingerprint then redis.call('HSET', job_key(id), 'fingerprint', first_fingerprint(job.fingerprint)) end
   local f = redis.call('HMGET', batch_key(job.batch), 'api_key', 'traceparent')
   if f[1] then redis.call('HSET', job_key(id), 'api_key', f[1]) end
   if f[2] and not job.traceparent then redis.call('HSET', job_key(id), 'traceparent', f[2]) end
@@ -72,7 +74,7 @@ local function write_batch(now)
 end
 
 local known = key and load_idempotency_entry(job.tenant, key)
-if known then return { known.fingerprint == job.fingerprint and 'EXISTING' or 'CONFLICT', known.id } end
+if known then return { is_same_content(job.fingerprint, known.fingerprint) and 'EXISTING' or 'CONFLICT', known.id } end
 -- The caller chose the id: a call repeated after a lost reply finds its own job.
 if redis.call('EXISTS', job_key(id)) == 1 then return { 'EXISTING', id } end
 local reply = job.batch and batch_refusal()
@@ -95,6 +97,8 @@ redis.call('HSET', job_key(id), 'id', id, 'v', job.v, 'model', job.model, 'queue
 for _, name in ipairs({ 'tags', 'api_key', 'gateway', 'traceparent' }) do
   if job[name] then redis.call('HSET', job_key(id), name, job[name]) end
 end
+local piece = split_sealed(job.doc)
+if piece then note_seal_key(id, piece.key_id) end
 index_job(id, 'queued', job, now)
 write_webhook()
 write_batch(now)
@@ -105,7 +109,7 @@ local expires_at = math.min(deadline_at or math.huge, start_by or math.huge)
 if expires_at < math.huge then redis.call('ZADD', DEADLINES, expires_at, id) end
 if key then
   redis.call('HSET', job_key(id), 'idempotency_key', key)
-  redis.call('HSET', idempotency_key(job.tenant, key), 'id', id, 'fingerprint', job.fingerprint)
+  redis.call('HSET', idempotency_key(job.tenant, key), 'id', id, 'fingerprint', first_fingerprint(job.fingerprint))
   keep_idempotency_entry(job, UNFINISHED_KEY_TTL_MS)
 end
 register_queue(queue, now)

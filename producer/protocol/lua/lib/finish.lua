@@ -27,7 +27,7 @@ local function finish_job(id, job, state, result, error_text, now, used)
   if error_text ~= '' then redis.call('HSET', job_key(id), 'error', error_text) end
   supersede_event(job.output_event)
   if wants_event(job, state) then add_event(id, job, state, run_suffix(job.run), '', now) end
-  job.receiver_events = tell_receivers(id, job, state, result, now)
+  job.receiver_events = tell_receivers(id, job, state, now)
   move_state_entry(id, job.state, state, now)
   if job.webhook or job.receiver_events or redis.call('EXISTS', dead_key(id)) == 1 then
     keep_leftover(id, job, state, tonumber(redis.call('HGET', job_key(id), 'output_events') or 0), now)
@@ -35,6 +35,7 @@ local function finish_job(id, job, state, result, error_text, now, used)
   redis.call('ZADD', EXPIRING, now + job.result_ttl_ms, expiring_entry(id, state, job))
   redis.call('PEXPIRE', job_key(id), job.result_ttl_ms)
   redis.call('PEXPIRE', tokens_key(id), job.result_ttl_ms)
+  redis.call('PEXPIRE', seals_key(id), job.result_ttl_ms)
   if result ~= '' then
     redis.call('DEL', text_key(id)) -- the result contains all of it
   else

@@ -13,6 +13,8 @@ local function is_valid_job(id)
     local kind = redis.call('TYPE', key).ok
     if kind ~= 'string' and kind ~= 'none' then return false end
   end
+  local seals_kind = redis.call('TYPE', seals_key(id)).ok
+  if seals_kind ~= 'hash' and seals_kind ~= 'none' then return false end
   if redis.call('STRLEN', tokens_key(id)) % 4 > 0 then return false end
   for _, value in ipairs(redis.call('HMGET', job_key(id), unpack(INTEGER_FIELDS))) do
     if value and (#value > 18 or not string.match(value, '^%-?%d+$')) then return false end

@@ -1,11 +1,48 @@
 -- The output of a running job: tokens and text, appended at checkpoints. A call that is repeated because its reply
--- was lost changes nothing.
--- @include keys
+-- was lost changes nothing. A sealed piece is stored as its ciphertext, which is as long as what it hides, so that all
+-- counts are the same; its seal is stored beside it, under its place in the output.
+-- @include keys, sealed
+
+-- Remove an output from a position on, and the seals of what is removed. Return false if the position is in the middle
+-- of a sealed piece.
+local function cut_output(id, kind, key, position)
+  local removed, seals = {}, redis.call('HGETALL', seals_key(id))
+  for i = 1, #seals, 2 do
+    local start = tonumber(string.match(seals[i], '^' .. kind .. ':(%d+)$') or nil)
+    local length = start and tonumber(string.match(seals[i + 1], '^(%d+) ') or nil)
+    if start and length then
+      if start < position and start + length > position then return false end
+      if start >= position then removed[#removed + 1] = seals[i] end
+    end
+  end
+  for _, name in ipairs(removed) do redis.call('HDEL', seals_key(id), name) end
+  local kept = position > 0 and redis.call('GETRANGE', key, 0, position - 1) or ''
+  redis.call('DEL', key)
+  if #kept > 0 then redis.call('APPEND', key, kept) end
+  return true
+end
+
+-- Append a sealed piece. What overlaps cannot be compared: only the holder of the fence writes, and it computes the
+-- same output again, so a longer piece replaces what was stored from its position on. Return false if it leaves a gap.
+local function append_sealed(id, kind, key, position, piece)
+  local stored, length = redis.call('STRLEN', key), #piece.ciphertext
+  if stored < position then return false end
+  if length == 0 then return true end
+  local is_repeated = position + length == stored
+    and redis.call('HEXISTS', seals_key(id), kind .. ':' .. position) == 1
+  if is_repeated then return true end
+  if stored > position and not cut_output(id, kind, key, position) then return false end
+  redis.call('APPEND', key, piece.ciphertext)
+  redis.call('HSET', seals_key(id), kind .. ':' .. position, length .. ' ' .. piece.header .. piece.tag)
+  note_seal_key(id, piece.key_id)
+  return true
+end
 
 -- Append text at a position in bytes. Text that leaves a gap or contradicts the stored text is dropped: readers get it
 -- with the result, and never see text that is taken back later.
 local function append_text(id, position, text)
-  local key = text_key(id)
+  local key, piece = text_key(id), split_sealed(text)
+  if piece then return append_sealed(id, 'text', key, position, piece) end
   local stored = redis.call('STRLEN', key)
   if stored < position or stored >= position + #text then return end
   local overlap = ''
@@ -16,7 +53,8 @@ end
 
 -- Append tokens at a position in bytes. Return false if they leave a gap or contradict the stored tokens.
 local function append_tokens(id, position, bytes)
-  local key = tokens_key(id)
+  local key, piece = tokens_key(id), split_sealed(bytes)
+  if piece then return append_sealed(id, 'tokens', key, position, piece) end
   local stored = redis.call('STRLEN', key)
   if stored < position then return false end
   if stored > position and #bytes > 0 then
@@ -34,5 +72,5 @@ local function discard_output(id)
   if redis.call('DEL', tokens_key(id)) == 0 then return end
   redis.call('HINCRBY', job_key(id), 'restarts', 1)
   redis.call('HDEL', job_key(id), 'output_told')
-  redis.call('DEL', text_key(id))
+  redis.call('DEL', text_key(id), seals_key(id))
 end

@@ -18,9 +18,10 @@ local function add_receiver_events(id, tenant, kind, name, suffix, now, tracepar
   return ids
 end
 
--- Tell receivers of the end of a job. Return the ids of all events for receivers that it has had, with commas; nil if
+-- Tell receivers of the end of a job, which may have a `finish_reason`.
+-- Return the ids of all events for receivers that it has had, with commas; nil if
 -- there were none.
-local function tell_receivers(id, job, state, result, now)
+local function tell_receivers(id, job, state, now)
   local suffix = run_suffix(job.run)
   local ids = add_receiver_events(id, job.tenant, 'generation', state, suffix, now, job.traceparent)
   local f = redis.call('HMGET', job_key(id), 'gateway', 'receiver_events')
@@ -28,7 +29,7 @@ local function tell_receivers(id, job, state, result, now)
   -- A background response ends in OpenAI's terms.
   if ok and type(details) == 'table' and details.api == '/v1/responses' and details.background == true then
     local name = state == 'expired' and 'failed' or state
-    if name == 'completed' and string.match(result, '"finish_reason":"(%a+)"') == 'length' then name = 'incomplete' end
+    if name == 'completed' and job.finish_reason == 'length' then name = 'incomplete' end
     local told = add_receiver_events(id, job.tenant, 'response', name, suffix .. '_response', now, job.traceparent)
     for _, event_id in ipairs(told) do ids[#ids + 1] = event_id end
   end

@@ -14,6 +14,7 @@ local function fail_unusable_job(id, reason, now)
     -- Not output, and it would stop `finish_job`.
     delete_unless('string', key)
   end
+  delete_unless('hash', seals_key(id))
   if not pcall(function() finish_job(id, read_valid_job(id), 'failed', '', text, now) end) then
     for _, index in ipairs({ LEASES, DEADLINES, SCHEDULED }) do redis.call('ZREM', index, id) end
     local job = { tenant = f[2] or DEFAULT_TENANT, cost = tonumber(f[4] or nil) }
@@ -39,7 +40,7 @@ local function fail_unusable_job(id, reason, now)
   for _, state in ipairs(STATES) do
     if state ~= 'failed' or not is_hash then redis.call('ZREM', state_index_key(state), id) end
   end
-  for _, key in ipairs({ job_key(id), tokens_key(id), text_key(id) }) do
+  for _, key in ipairs({ job_key(id), tokens_key(id), text_key(id), seals_key(id) }) do
     if redis.call('PTTL', key) == -1 then redis.call('PEXPIRE', key, DEAD_TTL_MS) end
   end
 end
