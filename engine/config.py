@@ -139,8 +139,8 @@ class EngineConfig:
     #: kimi_k2, deepseek_v3, deepseek_v31, granite or phi4_mini; "auto" reads it from the model's
     #: chat template.
     tool_call_parser: str = _one_of("auto", TOOL_CALL_PARSERS)
-    #: "auto" takes the thoughts of a chat out of its text, if the model's chat template has their
-    #: markup (`<think>` or `[THINK]`); "none" leaves them in the text.
+    #: "auto" takes the thoughts of a chat out of its text, if the model's chat template has the
+    #: markup of thoughts; "none" leaves them in the text.
     reasoning_parser: str = _one_of("auto", REASONING_PARSERS)
     #: Sampling controls that a request leaves out: "auto" takes those that the model's
     #: `generation_config.json` recommends (temperature, top_k, top_p, min_p, repetition_penalty);

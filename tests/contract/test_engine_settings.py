@@ -14,8 +14,9 @@ from batchmill.worker.cli.setting_docs import setting_docs
 from batchmill.worker.cli.setting_flags import add_setting_flags
 from batchmill.worker.settings import ENGINE_SETTINGS, WorkerSettings, engine_settings
 
-#: `model` has no default; the order of jobs is the queue's, and each job brings its own seed.
-NOT_DERIVED = {"model", "priority_ageing_s", "seed"}
+#: `model` has no default; the order of jobs is the queue's, each job brings its own seed, and the
+#: worker reads the secrets of watermarks itself, as they may be in a file.
+NOT_DERIVED = {"model", "priority_ageing_s", "seed", "watermark_keys"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +33,7 @@ def test_every_field_of_the_configuration_is_a_setting() -> None:
     for name in ENGINE_SETTINGS:
         assert defaults[name] is not MISSING
         assert WorkerSettings.model_fields[name].default == defaults[name]
-    assert set(WorkerSettings().engine_options()) == set(ENGINE_SETTINGS)
+    assert set(WorkerSettings().engine_options()) == {*ENGINE_SETTINGS, "watermark_keys"}
     assert WorkerSettings().engine_config == EngineConfig(model="demo")
 
 

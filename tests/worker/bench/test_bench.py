@@ -65,8 +65,9 @@ def test_an_unknown_workload_is_refused_by_name() -> None:
 
 def test_every_engine_setting_is_a_flag() -> None:
     shown = run("bench", "engine", "--help").stdout
-    # No request of a benchmark is a chat.
-    options = WorkerSettings().engine_options().keys() - {"tool_call_parser", "reasoning_parser"}
+    # No request of a benchmark is a chat, or has a mark.
+    others = {"tool_call_parser", "reasoning_parser", "watermark", "watermark_keys"}
+    options = WorkerSettings().engine_options().keys() - others
     assert [name for name in options if f"--{name.replace('_', '-')}" not in shown] == []
     assert "--lease-s" not in shown
 
