@@ -8,6 +8,8 @@ from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.jobs import fleet_turns
 from batchmill.worker.jobs.fleet_turns import FULL_PACE, FleetTurns
 
+from ...support.session_connections import SessionConnections
+
 INTERVAL_S = 0.5
 
 
@@ -69,10 +71,14 @@ def test_survivors_go_faster_soon_after_most_have_died(clock: Clock) -> None:
 
 def test_sessions_count_until_they_are_silent(redis_url: str) -> None:
     store = JobStore.from_url(redis_url)
+    connections = SessionConnections(store.client)
+    connections.connect("w1.0a")
+    connections.connect("w2.0b")
     assert store.num_live_sessions() == 0
     store.note_session("w1.0a", timeout_ms=60_000)
     store.note_session("w2.0b", timeout_ms=60_000)
     assert store.num_live_sessions() == 2
     store.forget_session("w2.0b")
     assert store.num_live_sessions() == 1
+    connections.close()
     store.close()
