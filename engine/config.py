@@ -159,6 +159,10 @@ class EngineConfig:
     #: and output, so single streams gain if outputs repeat them. Raising it gains more there;
     #: rejected drafts cost more.
     num_speculative_tokens: int = _integer(0, least=0)
+    #: Most tokens that a structure forces, such as the names of a schema's keys, and that one step
+    #: takes as drafts without asking the model first; 0 is off. It changes no token but for
+    #: rounding.
+    num_forced_tokens: int = _integer(8, least=0)
     #: Most tokens at the end of a request that are looked up earlier in it; the tokens that follow
     #: them there are the draft.
     prompt_lookup_max: int = _integer(4, least=1)

@@ -449,8 +449,12 @@ def _load(config: EngineConfig) -> LoadedModel:
 
 def _make_scheduler(config: EngineConfig, loaded: LoadedModel, num_blocks: int) -> Scheduler:
     speculation = None
-    if config.num_speculative_tokens:
-        speculation = Speculation(config.num_speculative_tokens, config.speculative_max_num_seqs)
+    if config.num_speculative_tokens or config.num_forced_tokens:
+        speculation = Speculation(
+            config.num_speculative_tokens,
+            config.speculative_max_num_seqs,
+            config.num_forced_tokens,
+        )
     return Scheduler(
         BlockPool(
             num_blocks,

@@ -16,6 +16,7 @@ from batchmill.engine.request.prompt_lookup import PromptLookup
 from batchmill.engine.request.request import Request, derive_seed
 from batchmill.engine.request.sampling_params import SamplingParams
 from batchmill.engine.request.scores import TokenScores
+from batchmill.engine.request.structure_drafts import StructureDrafter
 from batchmill.engine.request.token_controls import RequestControls
 from batchmill.engine.scheduling.scheduler import Scheduler
 from batchmill.engine.text.chat import Chat
@@ -262,18 +263,27 @@ class RequestIntake:
         prompt_token_ids: Sequence[int],
         controls: RequestControls | None,
         scores: TokenScores | None,
-    ) -> PromptLookup | None:
+    ) -> PromptLookup | StructureDrafter | None:
         """Return the drafter of a request, or None if it must decode without draft tokens.
 
-        Controls follow the tokens one by one, and scores are recorded one by one.
+        Controls but a structure follow the tokens one by one, and scores are recorded one by one.
         """
-        if not self._config.num_speculative_tokens or controls is not None or scores is not None:
+        if scores is not None:
             return None
-        return PromptLookup(
-            prompt_token_ids,
-            min_ngram=self._config.prompt_lookup_min,
-            max_ngram=self._config.prompt_lookup_max,
-        )
+        config, lookup = self._config, None
+        if config.num_speculative_tokens:
+            lookup = PromptLookup(
+                prompt_token_ids,
+                min_ngram=config.prompt_lookup_min,
+                max_ngram=config.prompt_lookup_max,
+            )
+        if controls is None:
+            return lookup
+        if controls.structure is None or not controls.is_structure_alone:
+            return None
+        if lookup is None and not config.num_forced_tokens:
+            return None
+        return StructureDrafter(controls.structure, lookup)
 
     def _watermark(self, params: SamplingParams) -> WatermarkNoise | None:
         """Return what marks an output; None if nothing does, as in greedy ones without a name."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from .pooling import PooledStates
     from .prompt_lookup import PromptLookup
+    from .structure_drafts import StructureDrafter
     from .token_controls import RequestControls
 
 
@@ -109,7 +110,7 @@ class Request:
         cache_salt: str | None = None,
         controls: RequestControls | None = None,
         scores: TokenScores | None = None,
-        drafter: PromptLookup | None = None,
+        drafter: PromptLookup | StructureDrafter | None = None,
         pooling: PooledStates | None = None,
         watermark: WatermarkNoise | None = None,
     ) -> None:

@@ -90,6 +90,12 @@ class RequestControls:
         return self.can_forbid or self.allowed is not None or self.structure is not None
 
     @property
+    def is_structure_alone(self) -> bool:
+        """Whether of its controls only the structure depends on the output tokens."""
+        is_counted = self.counts is not None or self.allowed is not None or self.can_forbid
+        return self.structure is not None and not is_counted
+
+    @property
     def is_needed(self) -> bool:
         """Whether it has any effect; a request without one keeps no controls."""
         return self.is_restrictive or self.counts is not None or self.biases is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import TypeVar
 
@@ -31,27 +31,42 @@ class LogitsProcessor:
     def __init__(self, vocab_size: int) -> None:
         self._masks = StructureMasks(vocab_size)
         self._requests: Sequence[Request] = []
+        self._drafts: Mapping[int, Sequence[int]] = {}
         self._controlled = _ControlledRows([])
         self._filtered = _FilteredRows([])
 
-    def prepare(self, requests: Sequence[Request]) -> None:
+    def prepare(
+        self, requests: Sequence[Request], drafts: Mapping[int, Sequence[int]] | None = None
+    ) -> None:
         """Begin the work that can be done while the model computes this step's logits.
 
         Args:
             requests: One per row, with all tokens that are known before the step.
+            drafts: The draft tokens before each row that comes after any. Their requests have no
+                control but a structure that depends on the tokens.
         """
+        self._drafts = drafts or {}
         # The same requests decode together for many steps, so group their rows only once.
         if requests != self._requests:
             self._requests = requests
             self._controlled = _ControlledRows(requests)
             self._filtered = _FilteredRows(requests)
-        self._masks.start([structure for _, structure in self._controlled.structures])
+        self._masks.start(
+            [
+                structure.ahead(self._drafts[row]) if row in self._drafts else structure
+                for row, structure in self._controlled.structures
+            ]
+        )
 
-    def apply(self, logits: Tensor) -> None:
+    def apply(self, logits: Tensor) -> list[int]:
         """Change the logits of the prepared step in place; mark requests left without a token.
 
         Args:
             logits: [num_rows, vocab_size] float32.
+
+        Returns:
+            Rows after draft tokens that are left without a token. That is no fault of the request:
+            the drafts may be wrong, or end its output.
         """
         rows, filtered = self._controlled, self._filtered
         for row, controls in rows.controls:
@@ -66,8 +81,13 @@ class LogitsProcessor:
             keep_only(logits[row], allowed)
         if rows.forbidding:
             _forbid(logits, rows.forbidding)
+        without_token: list[int] = []
         for row, controls in rows.restrictive:
-            controls.is_exhausted = is_empty(logits[row])
+            is_left_empty = is_empty(logits[row])
+            if row not in self._drafts:
+                controls.is_exhausted = is_left_empty
+            elif is_left_empty:
+                without_token.append(row)
         if filtered.min_p:
             indices, min_p, temperatures = (
                 list(each) for each in zip(*filtered.min_p, strict=True)
@@ -75,6 +95,7 @@ class LogitsProcessor:
             keep_min_p(logits, indices, min_p, temperatures)
         for row, typical_p, temperature in filtered.typical_p:
             keep_typical(logits[row], typical_p, temperature)
+        return without_token
 
 
 class _ControlledRows:

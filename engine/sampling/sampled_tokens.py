@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from batchmill.engine.request.request import Request
+from batchmill.engine.scheduling.scheduled_batch import NO_TOKEN
 
 from .scorer import Scorer
 
@@ -57,6 +58,7 @@ class SampledTokens:
         *,
         holds_next_step: bool = False,
         controlled: Sequence[tuple[int, Request]] = (),
+        without_token: Sequence[int] = (),
         scored: Sequence[tuple[int, Request]] = (),
         scorer: Scorer | None = None,
         host_buffers: HostBuffers | None = None,
@@ -69,12 +71,14 @@ class SampledTokens:
             is_finite: [num_rows] bool, whether the row's largest logit was a number.
             holds_next_step: Whether the next step can be scheduled only once these are known.
             controlled: Rows of requests with controls, which may leave no token.
+            without_token: Rows after draft tokens that are left without one.
             scored: Rows whose token is scored.
             scorer: Scores them; None if there are none.
             host_buffers: Memory that the tokens are copied to; None allocates it here.
         """
         self.holds_next_step = holds_next_step
         self._controlled = controlled
+        self._without_token = without_token
         self._scored = scored
         self._scorer = scorer
         self._host = host_buffers or HostBuffers(len(token_ids), token_ids.device)
@@ -85,7 +89,8 @@ class SampledTokens:
 
         Returns:
             One token id per row. None if the row's largest logit was not finite (the weights or the
-            cache are broken), or if the request's controls left no token.
+            cache are broken), or if the request's controls left no token; `NO_TOKEN` if they left
+            none after draft tokens.
         """
         self._host.wait()
         is_finite: NDArray[np.bool_] = self._host.is_finite.numpy()
@@ -95,6 +100,8 @@ class SampledTokens:
             for (_, request), score in zip(self._scored, scores, strict=True):
                 assert request.scores is not None
                 request.scores.put(request.num_tokens, score)
+        for row in self._without_token:
+            token_ids[row] = NO_TOKEN
         if not is_finite.all():
             for row in np.flatnonzero(~is_finite).tolist():
                 token_ids[row] = None

@@ -51,7 +51,7 @@ class Sampler:
         self._prepared = batch
         is_plain = bool(self._rows.is_plain[self._rows.sampling_rows_of(batch)].all())
         self._requests = [] if is_plain else batch.request_of_each_row
-        self._logits_processor.prepare(self._requests)
+        self._logits_processor.prepare(self._requests, batch.drafts_of_rows)
 
     def sample(self, logits: Tensor, batch: ScheduledBatch) -> SampledTokens:
         """Sample a token for each row that needs one, and score the tokens that need scores.
@@ -79,7 +79,7 @@ class Sampler:
         is_finite = _have_finite_maximum(logits)
         scored = self._scored_rows(is_finite)
         scorer = _scorer(logits, scored)
-        self._logits_processor.apply(logits)
+        without_token = self._logits_processor.apply(logits)
         controls, positions = self._upload_controls(rows, batch)
         token_ids: Tensor = sample(logits, *controls.numbers, positions)
         is_marked = any(each.watermark is not None for each in self._requests)
@@ -89,6 +89,7 @@ class Sampler:
             is_finite,
             holds_next_step=bool(controlled or scored or scores_known or is_marked),
             controlled=controlled,
+            without_token=without_token,
             scored=scored,
             scorer=scorer,
         )

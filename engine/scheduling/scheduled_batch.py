@@ -10,6 +10,9 @@ from typing import NamedTuple
 
 from batchmill.engine.request.request import Request
 
+#: Stands for the token of a row after draft tokens whose controls forbid every token.
+NO_TOKEN = -1
+
 
 class StepKind(enum.StrEnum):
     """How a step is computed."""
@@ -147,6 +150,19 @@ class ScheduledBatch:
     def has_drafts(self) -> bool:
         """Whether draft tokens are computed."""
         return any(item.draft_token_ids for item in self.chunks)
+
+    @property
+    def drafts_of_rows(self) -> dict[int, tuple[int, ...]]:
+        """The draft tokens before each sampling row that comes after any."""
+        if not self.has_drafts:
+            return {}
+        found: dict[int, tuple[int, ...]] = {}
+        row = len(self.decodes)
+        for item in self.chunks:
+            for number in range(1, len(item.draft_token_ids) + 1):
+                found[row + number] = item.draft_token_ids[:number]
+            row += item.num_sampled_tokens
+        return found
 
     @property
     def request_of_each_row(self) -> list[Request]:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from batchmill.engine.request.request import Request
+from batchmill.engine.request.structure_drafts import StructureDrafter
 
 from .batch_builder import BatchBuilder
 from .running_requests import RunningRequests
-from .scheduled_batch import ScheduledBatch, ScheduledRequest, VerifiedDrafts
+from .scheduled_batch import NO_TOKEN, ScheduledBatch, ScheduledRequest, VerifiedDrafts
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +22,13 @@ class Speculation:
     then spends its time on reading the weights, so more rows hardly make it longer.
     """
 
-    #: Most draft tokens of a request in one step.
+    #: Most draft tokens of a request in one step that were looked up.
     num_tokens: int
-    #: Most requests that decode in a step with drafts.
+    #: Most requests that decode in a step with tokens that were looked up.
     max_num_seqs: int
+    #: Most draft tokens of a request in one step that its structure forces. They are nearly always
+    #: accepted, so they are worth their rows in steps of any size.
+    num_forced_tokens: int = 0
 
     def add_drafts(
         self, decodes: list[Request], builder: BatchBuilder, running: RunningRequests
@@ -39,34 +43,37 @@ class Speculation:
         Returns:
             The decodes without draft tokens.
         """
-        if len(decodes) > self.max_num_seqs:
+        num_looked_up = self.num_tokens if len(decodes) <= self.max_num_seqs else 0
+        if not num_looked_up and not self.num_forced_tokens:
             return decodes
         rest: list[Request] = []
         for request in decodes:
-            drafts = self._propose(request, builder.num_free_tokens, running)
+            # None while the request's last token is not known on the host.
+            if request.drafter is None or request.num_pending_tokens:
+                rest.append(request)
+                continue
+            most = min(builder.num_free_tokens, request.max_num_tokens - request.num_tokens - 1)
+            drafts = self._propose(request, most, num_looked_up)
+            drafts = drafts[: running.allocate_for_drafts(request, len(drafts))]
             if drafts:
                 builder.add_drafts(request, drafts)
             else:
                 rest.append(request)
         return rest
 
-    def _propose(
-        self, request: Request, num_free_tokens: int, running: RunningRequests
-    ) -> tuple[int, ...]:
-        """Propose draft tokens for which there are budget and slots.
+    def _propose(self, request: Request, most: int, num_looked_up: int) -> tuple[int, ...]:
+        """Propose at most `most` draft tokens: forced ones, else at most `num_looked_up` others.
 
-        There are none while the request's last token is not known on the host.
+        If all of them are accepted, one more token is sampled, which may be the request's last.
         """
-        if request.drafter is None or request.num_pending_tokens:
-            return ()
-        # If all of them are accepted, one more token is sampled, which may be the request's last.
-        most = min(
-            self.num_tokens, num_free_tokens, request.max_num_tokens - request.num_tokens - 1
-        )
-        if most <= 0:
-            return ()
-        drafts = request.drafter.propose(request.output_token_ids, most)
-        return drafts[: running.allocate_for_drafts(request, len(drafts))]
+        drafter = request.drafter
+        drafts: tuple[int, ...] = ()
+        if isinstance(drafter, StructureDrafter):
+            drafts = drafter.forced(min(most, self.num_forced_tokens))
+        most = min(most, num_looked_up)
+        if drafter is None or drafts or most <= 0:
+            return drafts
+        return drafter.propose(request.output_token_ids, most)
 
 
 def verify_drafts(
@@ -107,6 +114,9 @@ def _accepted_tokens(item: ScheduledRequest, sampled: Sequence[int | None]) -> l
     token_ids = [each for each in sampled if each is not None]
     if len(token_ids) < len(sampled):
         return []
+    # Without a token after its drafts the request continues from the drafts alone.
+    if NO_TOKEN in token_ids:
+        token_ids = token_ids[: token_ids.index(NO_TOKEN)]
     num_accepted = 0
     for draft, token_id in zip(item.draft_token_ids, token_ids, strict=False):
         if draft != token_id:

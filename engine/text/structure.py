@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer as BackendTokenizer
@@ -54,9 +55,11 @@ class Structure:
 
     __slots__ = ("_compiled", "_is_alone", "_matcher", "_token_ids")
 
-    def __init__(self, compiled: _CompiledGrammar) -> None:
+    def __init__(
+        self, compiled: _CompiledGrammar, matcher: llguidance.LLMatcher | None = None
+    ) -> None:
         self._compiled = compiled
-        self._matcher = compiled.first.deep_copy()
+        self._matcher = compiled.first.deep_copy() if matcher is None else matcher
         self._is_alone = False
         self._token_ids: list[int] = []
 
@@ -83,6 +86,23 @@ class Structure:
             return None
         limit = exceeded_limit(self._matcher.get_error())
         return limit and f"the structured output needs more than {limit}, the limit: {REMEDY}"
+
+    def forced_tokens(self) -> tuple[int, ...]:
+        """Return the usual tokens of the text that must come next; empty if there is a choice."""
+        return tuple(self._matcher.compute_ff_tokens())
+
+    def num_allowed(self, token_ids: Sequence[int]) -> int:
+        """Return how many of some tokens may come next, one after another."""
+        return self._matcher.validate_tokens(list(token_ids)) if token_ids else 0
+
+    def ahead(self, token_ids: Sequence[int]) -> Structure:
+        """Return the structure as it would be after some more tokens; this one stays as it is."""
+        copy = Structure(self._compiled, self._matcher.deep_copy())
+        copy._is_alone = self._is_alone
+        copy._token_ids = [*self._token_ids]
+        for token_id in token_ids:
+            copy.append(token_id)
+        return copy
 
     def append(self, token_id: int) -> bool:
         """Append one output token.

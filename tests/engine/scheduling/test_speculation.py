@@ -15,7 +15,12 @@ from batchmill.engine import ConfigError, Engine, EngineConfig, RequestOutput, S
 from batchmill.engine.lifecycle.parallel_sampling import sample_id
 from batchmill.engine.loading.loading import load_model
 from batchmill.engine.request.request import Request
-from batchmill.engine.scheduling.scheduled_batch import ScheduledBatch, ScheduledRequest, StepKind
+from batchmill.engine.scheduling.scheduled_batch import (
+    NO_TOKEN,
+    ScheduledBatch,
+    ScheduledRequest,
+    StepKind,
+)
 from batchmill.engine.scheduling.speculation import verify_drafts
 
 from ..tiny_model import POISON, Fuse, run
@@ -253,7 +258,7 @@ def test_drafts_leave_each_running_request_a_block(make_engine: Callable[..., En
         {"logprobs": 1},
         {"logit_bias": {7: 1.0}},
         {"min_tokens": 2},
-        {"structured_outputs": {"regex": "[a-z]{2,8}"}},
+        {"structured_outputs": {"regex": "[a-z]{2,8}"}, "frequency_penalty": 1.0},
     ],
 )
 def test_request_whose_controls_follow_its_tokens_gets_no_drafts(
@@ -335,6 +340,8 @@ def test_recorded_decode_steps_continue_from_the_last_accepted_draft(
         ([5, 6, 7, 8], [5, 6, 7, 8]),
         ([5, 6, 9, 8], [5, 6, 9]),
         ([9, 6, 7, 8], [9]),
+        ([5, 6, NO_TOKEN, 8], [5, 6]),
+        ([9, NO_TOKEN, NO_TOKEN, NO_TOKEN], [9]),
         ([5, 6, 7, None], []),
         ([9, None, 7, 8], []),
     ],
