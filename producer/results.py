@@ -209,6 +209,28 @@ class Completion(BaseModel):
         return message
 
 
+class SelectedSample(BaseModel):
+    """Which of a job's samples was selected, and why."""
+
+    model_config = _CONFIG
+
+    by: Literal["likelihood", "vote"]
+    """How it was selected."""
+
+    index: int | None = None
+    """Number of the sample, from 0; None if no sample is a candidate: all failed, or none has the
+    field that votes."""
+
+    mean_logprobs: list[float | None] = Field(default_factory=list, exclude_if=_is_absent)
+    """By likelihood: per sample, the mean log probability of its tokens; None if it failed."""
+
+    votes: dict[str, int] = Field(
+        default_factory=dict, repr=False, exclude_if=lambda votes: not votes
+    )
+    """By vote: answers, and how many samples gave each, the most frequent first. Those of a field
+    are JSON."""
+
+
 class JobResult(BaseModel):
     """How a job ended, with its output."""
 
@@ -264,6 +286,9 @@ class JobResult(BaseModel):
     samples: list[Completion] = Field(default_factory=list, repr=False, exclude_if=_is_absent)
     """All samples, if the job asked for more than one; see `completions`."""
 
+    selection: SelectedSample | None = Field(default=None, exclude_if=_is_absent)
+    """Which sample was selected, if the job asked for it (`select`); see `selected`."""
+
     watermarked: bool = Field(default=False, exclude_if=lambda value: not value)
     """Whether the output was marked as generated with one of the operator's keys."""
 
@@ -311,6 +336,17 @@ class JobResult(BaseModel):
             error=None if self.error is None else self.error.message,
         )
         return (only,)
+
+    @property
+    def selected(self) -> Completion | None:
+        """The selected sample, or the only one; None if the job selects, and none was a candidate.
+
+        A stream, and `text`, are always those of the first sample.
+        """
+        if self.selection is None:
+            return self.completions[0]
+        index = self.selection.index
+        return None if index is None else self.completions[index]
 
     @property
     def message(self) -> dict[str, Any]:

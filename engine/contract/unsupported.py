@@ -42,7 +42,7 @@ _GUIDED: Final = Unsupported("use structured_outputs")
 UNSUPPORTED_CONTROLS: Final[Mapping[str, Unsupported]] = {
     "assistant_model": _ABSENT,
     "begin_suppress_tokens": Unsupported("use logit_bias"),
-    "best_of": _ONE,
+    "best_of": Unsupported("use n, and select in a job", neutral=(None, 1)),
     "diversity_penalty": _ZERO,
     "dola_layers": _ABSENT,
     "early_stopping": _OFF,

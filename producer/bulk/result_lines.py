@@ -80,6 +80,8 @@ def _body(kind: LineKind, result: JobResult, finished_at_ms: int | None) -> dict
     if finished_at_ms is not None:
         body["created"] = finished_at_ms // 1000
     body["usage"] = result.usage.model_dump()
+    if result.selection is not None:
+        body["selection"] = result.selection.model_dump()
     if result.watermarked:
         body["watermarked"] = True
     return body

@@ -34,6 +34,7 @@ from .field_checks import Text, check_num_parts, check_utf8, integral, optional
 from .kinds import KindSection
 from .pooled import Embedding, Scoring
 from .retry import RetryPolicy
+from .selection import Selection
 
 
 def _check_webhook(url: str) -> str:
@@ -265,6 +266,10 @@ class GenerationJob(ChatFields, SamplingControls):
     """W3C trace context of the caller, which the job, its spans, its logs and its webhooks
     continue. An invalid one is ignored."""
 
+    select: Selection | None = optional(None)
+    """Which of the `n` samples is selected, by their likelihood or by a vote. All of them stay in
+    the result."""
+
     retry: RetryPolicy | None = optional(None)
     """Which errors of an attempt lead to another attempt, how often, and after which waits.
     What it leaves out is the operator's default."""
@@ -316,6 +321,12 @@ class GenerationJob(ChatFields, SamplingControls):
                     f"{end_name} is {end}, not after {start_name} ({start}): "
                     "the job would expire before it can run"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_selection_has_samples(self) -> Self:
+        if self.select is not None and self.n == 1:
+            raise ValueError("select has no effect with one sample; set n to 2 or more")
         return self
 
     @property

@@ -12,6 +12,7 @@ from .decision import Decision
 from .messages import Message
 from .pooled import Embedding, Scoring
 from .retry import RetryPolicy
+from .selection import Selection
 
 
 class OtherNames(TypedDict, total=False):
@@ -130,6 +131,10 @@ class JobFields(OtherNames, total=False):
     traceparent: str | None
     """W3C trace context of the caller, which the job, its spans, its logs and its webhooks
     continue. An invalid one is ignored."""
+
+    select: Selection | dict[str, Any] | None
+    """Which of the `n` samples is selected, by their likelihood or by a vote. All of them
+    stay in the result."""
 
     retry: RetryPolicy | dict[str, Any] | None
     """Which errors of an attempt lead to another attempt, how often, and after which waits.

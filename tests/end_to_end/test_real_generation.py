@@ -249,6 +249,7 @@ def test_structure_samples_and_log_probabilities_come_back_through_the_queue(
         seed=1,
         n=3,
         max_tokens=100,
+        select={"by": "vote", "field": "name"},
     )
     scored = client.submit(
         prompt="The capital of France is",
@@ -269,6 +270,10 @@ def test_structure_samples_and_log_probabilities_come_back_through_the_queue(
         Draft202012Validator(CITY).validate(json.loads(completion.text))
     assert len({completion.text for completion in cities.completions}) > 1
     assert cities.text == cities.completions[0].text
+    assert cities.selection is not None
+    assert cities.selected is not None
+    winner, _ = max(cities.selection.votes.items(), key=lambda vote: vote[1])
+    assert json.dumps(json.loads(cities.selected.text)["name"], ensure_ascii=False) == winner
     lengths = [len(completion.token_ids) for completion in cities.completions]
     assert cities.usage.completion_tokens == sum(lengths)
     assert lengths[0] == len(cities.token_ids)

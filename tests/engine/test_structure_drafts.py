@@ -58,7 +58,9 @@ def test_drafts_change_no_output_and_forced_tokens_save_steps(byte_engine: MakeE
         byte_engine(**keys),
         byte_engine(num_speculative_tokens=4, prompt_lookup_min=1, **keys),
         byte_engine(num_forced_tokens=0, num_speculative_tokens=4, prompt_lookup_min=1, **keys),
-        byte_engine(kv_cache_bytes=60 * 1024, max_model_len=180, **keys),
+        byte_engine(
+            kv_cache_bytes=44 * 1024, max_model_len=160, enable_prefix_caching=False, **keys
+        ),
         byte_engine(overlap=True, decode_graphs=True, **keys),
     ]
     for engine in engines:

@@ -51,6 +51,7 @@ from .decision import Decision
 from .messages import Message
 from .pooled import Embedding, Scoring
 from .retry import RetryPolicy
+from .selection import Selection
 '''
 
 

@@ -47,6 +47,14 @@ class LineOptions:
             rich_help_panel=_LINES,
         ),
     ] = None
+    select: Annotated[
+        str | None,
+        typer.Option(
+            metavar="JSON",
+            help="Which of n samples is selected, as in submit, for lines that do not say it.",
+            rich_help_panel=_LINES,
+        ),
+    ] = None
     priority: Annotated[
         str | None, typer.Option(help="high, normal or low. \\[low]", rich_help_panel=_LINES)
     ] = None
@@ -112,6 +120,7 @@ class LineOptions:
             "max_tokens": self.max_tokens,
             "temperature": self.temperature,
             "watermark": self.watermark,
+            "select": self.select and parse_json_option("--select", self.select),
             "priority": self.priority or priority,
             "tenant": self.tenant,
         }

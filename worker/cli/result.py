@@ -80,11 +80,15 @@ def print_stream(pieces: Iterable[StreamPiece], *, as_json: bool) -> None:
 
 
 def print_result(result: JobResult, *, as_json: bool) -> None:
-    """Print the text and the tool calls of a result, or all of it as JSON."""
+    """Print the texts and the tool calls of a result, or all of it as JSON.
+
+    Of several samples only the selected one is printed, if the job selects one.
+    """
     if as_json:
         print_json(result.model_dump(mode="json") | {"token_ids": result.token_ids})
         return
-    for completion in result.completions:  # one, unless the job asked for several
+    selected = result.selected if result.selection is not None else None
+    for completion in result.completions if selected is None else [selected]:
         if completion.text or not completion.tool_calls:
             print(completion.text)
         for call in completion.tool_calls:

@@ -99,6 +99,15 @@ _Watermark = Annotated[
         rich_help_panel=_GENERATION,
     ),
 ]
+_Select = Annotated[
+    str | None,
+    typer.Option(
+        metavar="JSON",
+        help='Which of n samples is selected: {"by": "likelihood"}, or {"by": "vote", "field": '
+        '"answer"}.',
+        rich_help_panel=_GENERATION,
+    ),
+]
 _Param = Annotated[
     list[str] | None,
     typer.Option(
@@ -181,6 +190,7 @@ def submit(
     seed: _Seed = None,
     stop: _Stop = None,
     watermark: _Watermark = None,
+    select: _Select = None,
     param: _Param = None,
     priority: _Priority = None,
     tenant: _Tenant = None,
@@ -209,6 +219,7 @@ def submit(
         "seed": seed,
         "stop": stop or None,
         "watermark": watermark,
+        "select": None if select is None else parse_json_option("--select", select),
         "priority": priority,
         "tenant": tenant,
         "webhook": webhook,

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from batchmill.producer.job.selection import Selection
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.replies import Claim, HeldJob, JobState, TokenWrite
 from batchmill.producer.tracing.traceparent import trace_fields
@@ -49,6 +50,10 @@ class ActiveJob:
     tenant: str = keys.DEFAULT_TENANT
     tags: Sequence[str] = ()
     limit: TimeLimit | None = None
+    #: How one of several samples is selected; None selects none.
+    selection: Selection | None = None
+    #: Whether the caller asked for the log probabilities of the output, of the prompt.
+    reports_logprobs: tuple[bool, bool] = (True, True)
     #: None if nothing is known about the job but its claim.
     retry_rules: RetryRules | None = None
     claimed_at: float = field(default_factory=time.monotonic)

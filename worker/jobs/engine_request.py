@@ -37,7 +37,7 @@ def engine_request(claim: Claim, document: GenerationJob, salt: str | None) -> A
         request_id=request_id(claim),
         prompt=document.prompt,
         chat=None if document.messages is None else chat_arguments(document),
-        params=document.model_dump(include=_ENGINE_FIELDS),
+        params=_params(document),
         resumed_token_ids=claim.token_ids,
         priority=_PRIORITIES[document.priority],
         deadline_s=_time_left_s(claim),
@@ -45,6 +45,29 @@ def engine_request(claim: Claim, document: GenerationJob, salt: str | None) -> A
         section=document.section_name,
         section_fields={} if document.section is None else document.section.model_dump(),
     )
+
+
+def reports_logprobs(document: GenerationJob) -> tuple[bool, bool]:
+    """Return whether a job's result has log probabilities of the output, and of the prompt.
+
+    The engine computes them for a selection by likelihood as well.
+    """
+    if not _selects_by_likelihood(document):
+        return True, True
+    of_output = document.logprobs is not None or document.logprob_token_ids is not None
+    return of_output, document.prompt_logprobs is not None or (document.echo and of_output)
+
+
+def _selects_by_likelihood(document: GenerationJob) -> bool:
+    return document.select is not None and document.select.by == "likelihood"
+
+
+def _params(document: GenerationJob) -> dict[str, Any]:
+    """Return the controls for the engine; a selection by likelihood needs log probabilities."""
+    params = document.model_dump(include=_ENGINE_FIELDS)
+    if _selects_by_likelihood(document) and document.logprobs is None:
+        params["logprobs"] = 0
+    return params
 
 
 def cache_salt(document: GenerationJob, *, shared_across_tenants: bool) -> str | None:

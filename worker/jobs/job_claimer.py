@@ -25,7 +25,13 @@ from batchmill.worker.settings import WorkerSettings
 from .active_job import ActiveJob
 from .active_jobs import ActiveJobs
 from .attempt_trace import JobTraces
-from .engine_request import cache_salt, engine_request, request_id, time_limit
+from .engine_request import (
+    cache_salt,
+    engine_request,
+    reports_logprobs,
+    request_id,
+    time_limit,
+)
 from .job_end import failed_end, with_retry
 from .outcome import Outcome, TaskHandle
 from .outcome_reporter import OutcomeReporter
@@ -213,6 +219,8 @@ class JobClaimer:
         shared = self._settings.prefix_cache_shared_across_tenants
         salt = cache_salt(document, shared_across_tenants=shared)
         job.request = engine_request(claim, document, salt)
+        job.selection = document.select
+        job.reports_logprobs = reports_logprobs(document)
         job.retry_rules = retry_rules(document.retry, self._settings)
         job.metadata = document.metadata
         job.tenant = document.tenant or keys.DEFAULT_TENANT

@@ -28,6 +28,7 @@ from batchmill.worker.engine_host.messages import (
 )
 
 from .active_job import ActiveJob
+from .selection import select_sample
 
 _T = TypeVar("_T")
 
@@ -42,6 +43,9 @@ def build_result(
     model: str,
 ) -> JobResult:
     """Return the result of a job that ends in a state, with an error if it has one."""
+    rule, reports = job.selection, job.reports_logprobs
+    # A selection may need log probabilities that the caller did not ask for.
+    of_output, of_prompt = reports
     return JobResult(
         id=job.claim.job_id,
         model=model,
@@ -51,11 +55,15 @@ def build_result(
         text=finished.text,
         tool_calls=_tool_calls(finished.tool_calls),
         reasoning_content=finished.reasoning or None,
-        logprobs=_logprobs(finished.logprobs),
+        logprobs=_logprobs(finished.logprobs) if of_output else None,
         entropies=_list_or_none(finished.entropies),
-        prompt_logprobs=_logprobs(finished.prompt_logprobs),
-        logprob_details=_logprob_details(finished.logprob_details),
-        samples=[_completion(index, each) for index, each in enumerate(finished.samples)],
+        prompt_logprobs=_logprobs(finished.prompt_logprobs) if of_prompt else None,
+        logprob_details=_logprob_details(finished.logprob_details) if any(reports) else None,
+        samples=[
+            _completion(index, each, with_logprobs=of_output)
+            for index, each in enumerate(finished.samples)
+        ],
+        selection=None if rule is None else select_sample(rule, finished.samples),
         watermarked=finished.is_watermarked,
         usage=_usage(finished),
         metrics=_metrics(job, finished),
@@ -69,14 +77,14 @@ def build_result(
     )
 
 
-def _completion(index: int, sample: FinishedSample) -> Completion:
+def _completion(index: int, sample: FinishedSample, *, with_logprobs: bool) -> Completion:
     return Completion(
         index=index,
         text=sample.text,
         token_ids=list(sample.token_ids),
         finish_reason=sample.finish_reason,  # type: ignore[arg-type]
         stop_reason=sample.stop_reason,
-        logprobs=_logprobs(sample.logprobs),
+        logprobs=_logprobs(sample.logprobs) if with_logprobs else None,
         entropies=_list_or_none(sample.entropies),
         tool_calls=_tool_calls(sample.tool_calls),
         reasoning_content=sample.reasoning or None,

@@ -1,0 +1,69 @@
+"""Selects one of a job's samples, once all of them have ended.
+
+Sources: best of n by likelihood with its length divided out, as in Adiwardana et al. 2020; voting,
+Wang et al. 2022, "Self-consistency improves chain of thought reasoning".
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+
+from batchmill.producer.job.selection import Selection
+from batchmill.producer.results import SelectedSample
+from batchmill.worker.engine_host.messages import FinishedSample
+
+_ENDED = frozenset({"stop", "length", "tool_calls"})
+
+
+def select_sample(rule: Selection, samples: Sequence[FinishedSample]) -> SelectedSample:
+    """Return which sample a rule selects; samples that failed are no candidates.
+
+    The earlier one of equals is selected, so the same samples always give the same selection.
+    """
+    if rule.by == "likelihood":
+        return _by_likelihood(samples)
+    return _by_vote(samples, rule.field)
+
+
+def _by_likelihood(samples: Sequence[FinishedSample]) -> SelectedSample:
+    means = [_mean_logprob(each) if each.finish_reason in _ENDED else None for each in samples]
+    known = [(mean, -index) for index, mean in enumerate(means) if mean is not None]
+    index = -max(known)[1] if known else None
+    return SelectedSample(by="likelihood", index=index, mean_logprobs=means)
+
+
+def _mean_logprob(sample: FinishedSample) -> float | None:
+    if not sample.logprobs or len(sample.logprobs) != len(sample.token_ids):
+        return None
+    pairs = zip(sample.token_ids, sample.logprobs, strict=True)
+    own = [each[token_id] for token_id, each in pairs if each is not None]
+    return sum(own) / len(own)
+
+
+def _by_vote(samples: Sequence[FinishedSample], field: str | None) -> SelectedSample:
+    answers = [
+        _answer(each.text, field) if each.finish_reason in _ENDED else None for each in samples
+    ]
+    votes = Counter(answer for answer in answers if answer is not None)
+    # `most_common` lists equal counts in the order in which they came.
+    winner = votes.most_common(1)[0][0] if votes else None
+    index = None if winner is None else answers.index(winner)
+    return SelectedSample(by="vote", index=index, votes=dict(votes.most_common()))
+
+
+def _answer(text: str, field: str | None) -> str | None:
+    """Return what a text votes for, as JSON if it is a field; None if the text has no such field.
+
+    Spaces around a text, the order of keys and forms of a number make no difference.
+    """
+    if field is None:
+        return text.strip() or None
+    try:
+        value = json.loads(text)
+        for name in field.split("."):
+            value = value[name]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
