@@ -67,7 +67,7 @@ def test_each_invalid_line_goes_to_the_error_file_and_the_others_are_generated(
         {"prompt": "good", "seed": 7, "custom_id": "good", "max_tokens": 2},
         {"prompt": "", "custom_id": "empty"},
         {"prompt": "x", "best_of": 3, "custom_id": "n"},
-        {"custom_id": "url", "method": "POST", "url": "/v1/embeddings", "body": body},
+        {"custom_id": "url", "method": "POST", "url": "/v1/moderations", "body": body},
         ["not an object"],
         {"prompt": "<<refuse>>", "custom_id": "refused"},
         {"prompt": "<<error@1>>", "custom_id": "broken"},

@@ -134,7 +134,7 @@ def test_responses_are_an_endpoint_too(openai: OpenAI, reference: Reference) -> 
 @pytest.mark.parametrize(
     ("fields", "code", "param"),
     [
-        ({"endpoint": "/v1/embeddings"}, "unsupported_endpoint", "endpoint"),
+        ({"endpoint": "/v1/moderations"}, "unsupported_endpoint", "endpoint"),
         ({"endpoint": "/v1/nonsense"}, "invalid_request", "endpoint"),
         ({"extra_body": {"ttl_s": 5}}, "unsupported_parameter", "ttl_s"),
         ({"extra_body": {"tenant": "another"}}, "unsupported_parameter", "tenant"),
@@ -293,7 +293,7 @@ def test_the_same_idempotency_key_is_the_same_batch(openai: OpenAI) -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"endpoint": "/v1/embeddings"}, "endpoint"),
+        ({"endpoint": "/v1/moderations"}, "endpoint"),
         ({"completion_window": "soon"}, "completion_window"),
         ({"input_file_id": "file-none"}, None),
         ({"extra_body": {"bogus": 1}}, "bogus"),

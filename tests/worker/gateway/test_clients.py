@@ -138,8 +138,8 @@ def test_a_body_that_is_not_json_is_the_callers_error(
 def test_what_this_version_does_not_have_is_refused_by_name(
     openai: OpenAI, http: httpx2.Client
 ) -> None:
-    with pytest.raises(sdk.NotFoundError, match="/v1/embeddings is not supported") as caught:
-        openai.embeddings.create(model="demo", input="x")
+    with pytest.raises(sdk.NotFoundError, match="/v1/moderations is not supported") as caught:
+        openai.moderations.create(input="x")
     assert caught.value.code == "unsupported_endpoint"
     with pytest.raises(sdk.NotFoundError, match="/v1/images/generations is not supported"):
         openai.images.generate(prompt="x")
