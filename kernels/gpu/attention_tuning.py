@@ -8,6 +8,8 @@ prints them):
 - Decode has at most one group of rows and is bound by cache reads. It needs many bytes in flight:
   few registers, two or three buffers, several programs per multiprocessor.
 - float32 tiles are half as large; larger ones outgrow registers and shared memory.
+- On sm_90 ptxas makes prefill's matrix instructions wait for each other if a tile of 16-bit keys
+  spans several blocks and has three buffers. A tile then lies in one block, or has two buffers.
 """
 
 from __future__ import annotations
@@ -57,13 +59,17 @@ def shared_memory_kib(arch: int) -> int:
     return _SHARED_KIB.get(arch, _SMALL_SHARED_KIB)
 
 
-def attention_tuning(arch: int, head_dim: int, kv_bytes: int) -> AttentionTuning:
+def attention_tuning(
+    arch: int, head_dim: int, kv_bytes: int, *, block_size: int, group: int = 1
+) -> AttentionTuning:
     """Return the tiles for a model on a GPU.
 
     Args:
         arch: Compute capability, 90 for 9.0.
         head_dim: Size of one head.
         kv_bytes: Bytes of one cached number: 1 (float8), 2 or 4.
+        block_size: Tokens per block of the cache.
+        group: Query heads per KV head; only the number of decode's programs depends on it.
 
     Raises:
         ValueError: heads have more than 256 dimensions, for which no tile fits.
@@ -74,11 +80,14 @@ def attention_tuning(arch: int, head_dim: int, kv_bytes: int) -> AttentionTuning
             "use backend='reference'"
         )
     return AttentionTuning(
-        _decode_tuning(arch, head_dim, kv_bytes), _prefill_tuning(arch, head_dim, kv_bytes)
+        _decode_tuning(arch, head_dim, kv_bytes, block_size, group),
+        _prefill_tuning(arch, head_dim, kv_bytes, block_size),
     )
 
 
-def _decode_tuning(arch: int, head_dim: int, kv_bytes: int) -> DecodeTuning:
+def _decode_tuning(
+    arch: int, head_dim: int, kv_bytes: int, block_size: int, group: int
+) -> DecodeTuning:
     wide = head_dim > 128
     tokens = 32 if wide else 64
     if kv_bytes == 4:
@@ -88,12 +97,14 @@ def _decode_tuning(arch: int, head_dim: int, kv_bytes: int) -> DecodeTuning:
     if _has_small_memory(arch):
         return DecodeTuning(tokens // 2, num_warps=4, num_stages=3, programs_per_sm=2)
     # 72 KiB and 160 registers per thread: three programs fit on sm_90, two in the memory of sm_80.
-    # Heads of 256 dimensions take 190 registers.
-    resident = 3 if arch >= 90 and not wide else 2
+    # Heads of 256 dimensions take 190 registers, and so do eight-bit tiles in one block; groups of
+    # more than 16 heads take a larger query.
+    is_crowded = wide or group > 16 or (kv_bytes == 1 and block_size % tokens == 0)
+    resident = 3 if arch >= 90 and not is_crowded else 2
     return DecodeTuning(tokens, num_warps=4, num_stages=3, programs_per_sm=resident)
 
 
-def _prefill_tuning(arch: int, head_dim: int, kv_bytes: int) -> PrefillTuning:
+def _prefill_tuning(arch: int, head_dim: int, kv_bytes: int, block_size: int) -> PrefillTuning:
     wide = head_dim > 128
     if kv_bytes == 4:  # three TF32 products per step: taller tiles spill hundreds of bytes
         if wide:
@@ -102,9 +113,15 @@ def _prefill_tuning(arch: int, head_dim: int, kv_bytes: int) -> PrefillTuning:
     if wide:
         # Eight-bit tiles of 64 tokens spill 32 bytes when they are widened.
         tokens = 32 if _has_small_memory(arch) or kv_bytes == 1 else 64
-        return PrefillTuning(64, tokens, num_warps=8, num_stages=2)
+        if arch // 10 == 9 and kv_bytes == 2:
+            tokens = next(each for each in (64, 32, 16, 1) if block_size % each == 0)
+        return PrefillTuning(64, max(tokens, 16), num_warps=8, num_stages=2)
     if arch < 90 or _has_small_memory(arch):  # 64 tokens spill up to 80 bytes without wgmma
         return PrefillTuning(128, 32, num_warps=8, num_stages=3)
+    if arch // 10 == 9 and kv_bytes == 2 and block_size % 64:
+        if block_size % 32 == 0:
+            return PrefillTuning(128, 32, num_warps=8, num_stages=3)
+        return PrefillTuning(128, 64, num_warps=8, num_stages=2)
     return PrefillTuning(128, 64, num_warps=8, num_stages=3)
 
 

@@ -26,7 +26,15 @@ from torch import Tensor
 from .attention_tuning import DecodeTuning
 from .decode_plan import DecodePlan, find_sequence, holder_of, stretch_of
 from .launch import dot_precision, interpreted, num_multiprocessors
-from .tiles import LOG2_E, load_block_ids, load_tile, matmul, softmax_step, tile_offsets
+from .tiles import (
+    LOG2_E,
+    for_cache,
+    load_block_ids,
+    load_tile,
+    matmul,
+    softmax_step,
+    tile_offsets,
+)
 
 #: Partial results that one merging program loads at a time.
 _MERGE_PASS = 16
@@ -141,7 +149,7 @@ def decode_attention_kernel(
         first_head = kv_head * GROUP * HEAD_DIM
         query_row = query + row.to(tl.int64) * query_stride + first_head
         acc, lse = attend_stretch(
-            tl.load(query_row + group_offsets, stored, 0.0),
+            for_cache(tl.load(query_row + group_offsets, stored, 0.0), k_cache),
             k_cache,
             v_cache,
             block_tables + seq.to(tl.int64) * table_stride,

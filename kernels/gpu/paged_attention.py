@@ -42,7 +42,7 @@ def plan_step(
             prefill kernel need not be launched.
         tuning: Tile sizes; None takes those of `attention_tuning`.
     """
-    tuning = tuning or _shipped_tuning(k_cache)
+    tuning = tuning or _shipped_tuning(k_cache, group=1)
     return plan_decode(
         cu_seqlens_q,
         seq_lens,
@@ -84,7 +84,7 @@ def paged_attention_triton(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if q.numel() == 0:
         return out
-    tuning = tuning or _shipped_tuning(k_cache)
+    tuning = tuning or _shipped_tuning(k_cache, group=q.shape[1] // k_cache.shape[2])
     if not isinstance(plan, DecodePlan):
         plan = _shared_plan(plan, cu_seqlens_q, seq_lens, k_cache, window, tuning)
     if (plan.sliding_window, plan.tile_tokens) != (window or 0, tuning.decode.tile_tokens):
@@ -125,9 +125,10 @@ def _shared_plan(
     return plan
 
 
-def _shipped_tuning(k_cache: Tensor) -> AttentionTuning:
-    arch = architecture(k_cache.device)
-    return attention_tuning(arch, k_cache.shape[3], k_cache.element_size())
+def _shipped_tuning(k_cache: Tensor, group: int) -> AttentionTuning:
+    _, block_size, _, head_dim = k_cache.shape
+    arch, kv_bytes = architecture(k_cache.device), k_cache.element_size()
+    return attention_tuning(arch, head_dim, kv_bytes, block_size=block_size, group=group)
 
 
 def _check_contiguous(q: Tensor, **tensors: Tensor) -> None:

@@ -23,7 +23,15 @@ from torch import Tensor
 
 from .attention_tuning import PrefillTuning
 from .launch import dot_precision, interpreted
-from .tiles import LOG2_E, load_block_ids, load_tile, matmul, softmax_step, tile_offsets
+from .tiles import (
+    LOG2_E,
+    for_cache,
+    load_block_ids,
+    load_tile,
+    matmul,
+    softmax_step,
+    tile_offsets,
+)
 
 
 @triton.jit
@@ -148,6 +156,7 @@ def prefill_attention_kernel(
             num_unmasked = first_tile
 
         q = tl.load(query + tokens[:, None] * query_stride + in_token, mask, 0.0)
+        q = for_cache(q, k_cache)
         table_row = block_tables + seq.to(tl.int64) * table_stride
         row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
         row_sum = tl.zeros([BLOCK_M], tl.float32)

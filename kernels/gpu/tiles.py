@@ -33,9 +33,23 @@ def load_block_ids(
     if BLOCK_SIZE % TILE == 0:
         block_ids = tl.load(table_row + first_token // BLOCK_SIZE, first_token < num_tokens, 0)
     else:
-        tokens = first_token + tl.arange(0, TILE)
-        block_ids = tl.load(table_row + tokens // BLOCK_SIZE, tokens < num_tokens, 0)
+        # Clamped, not masked: after a masked load ptxas lets every wgmma wait for the one before.
+        tokens = tl.minimum(first_token + tl.arange(0, TILE), num_tokens - 1)
+        block_ids = tl.load(table_row + tokens // BLOCK_SIZE)
     return block_ids.to(tl.int64)
+
+
+@triton.jit
+def for_cache(query, cache):
+    """Return the query in the number format in which it is multiplied with this cache's tiles.
+
+    An eight-bit cache is multiplied in float16: e4m3 becomes float16 by one instruction for two
+    numbers, and bfloat16 by several for each. Keys and values are exact in float16, and attention's
+    weights have three bits more than in bfloat16. A query beyond float16's range is clamped to it.
+    """
+    if cache.dtype.element_ty == tl.float8e4nv and query.dtype == tl.bfloat16:
+        query = tl.clamp(query.to(tl.float32), -65504.0, 65504.0).to(tl.float16)
+    return query
 
 
 @triton.jit

@@ -21,7 +21,7 @@ from batchmill.kernels.reference.paged_attention_plan import AttentionPlan
 
 #: Layers whose caches are read in turn, so that none stays in the second-level cache (60 MB).
 _NUM_LAYERS = 4
-_BLOCK_SIZE = 64
+BLOCK_SIZE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ def paged(
 ) -> Paged:
     """Return a batch of random numbers in shuffled blocks."""
     device, dtype = bench.device, torch.float16 if bench.toy else torch.bfloat16
-    block_size = 16 if bench.toy else _BLOCK_SIZE
+    block_size = 16 if bench.toy else BLOCK_SIZE
     needed = [-(-length // block_size) for length in seq_lens]
     order = torch.randperm(sum(needed), generator=torch.Generator().manual_seed(0))
     tables = torch.zeros(len(needed), max(needed), dtype=torch.int32)

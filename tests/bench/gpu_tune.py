@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from gpu_kernels import paged
+from gpu_kernels import BLOCK_SIZE, paged
 from gpu_report import Bench, OutOfTime
 
 from batchmill.kernels.gpu.attention_tuning import (
@@ -68,7 +68,13 @@ def tune(bench: Bench) -> None:
     kinds = ((16, None, 4, 2),) if bench.toy else _KINDS
     for head_dim, kv_dtype, num_heads, num_kv_heads in kinds:
         item = 1 if kv_dtype is not None else 2
-        shipped = attention_tuning(arch, head_dim, item)
+        shipped = attention_tuning(
+            arch,
+            head_dim,
+            item,
+            block_size=16 if bench.toy else BLOCK_SIZE,
+            group=num_heads // num_kv_heads,
+        )
         label = {"head_dim": head_dim, "kv_bytes": item, "group": num_heads // num_kv_heads}
         make = partial(
             paged,

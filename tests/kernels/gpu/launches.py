@@ -28,7 +28,7 @@ _OPCODE = r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)"
 _INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", re.MULTILINE)
 _JUMP = re.compile(r"\bBRA\b.*\b0x([0-9a-f]+)")
 #: Loads and stores of registers that were spilled.
-_SPILL = re.compile(r"\b(?:LDL|STL)\b")
+_SPILLS = ("LDL", "STL")
 #: Matrix instructions by generation: warp-wide, warp-group-wide (sm_90), tensor-memory (sm_100).
 _MATRIX_INSTRUCTIONS = ("UTCHMMA", "UTCQMMA", "HGMMA", "QGMMA", "HMMA")
 _POINTERS = {
@@ -76,6 +76,11 @@ class CompiledReport:
     num_spills_in_loops: int
     #: Number of occurrences of each matrix instruction.
     matrix_instructions: Mapping[str, int]
+    #: Most waits for matrix instructions of a warp group in an innermost loop: three or four if the
+    #: instructions overlap, twice as many as instructions if each waits for the one before.
+    num_matrix_waits_in_a_loop: int
+    #: Conversions of single numbers that need an instruction each, of a slow unit.
+    num_slow_conversions: int
     #: Asynchronous copies from global to shared memory; without any, nothing is pipelined.
     num_async_copies: int
 
@@ -179,15 +184,16 @@ def _read_cubin(cubin: bytes, shared_bytes: int) -> CompiledReport:
         matrix_instructions={
             name: families.count(name) for name in _MATRIX_INSTRUCTIONS if name in families
         },
+        num_matrix_waits_in_a_loop=max(
+            (loop.count("WARPGROUP") for loop in innermost_loops(code)), default=0
+        ),
+        num_slow_conversions=families.count("F2F"),
         num_async_copies=sum(families.count(name) for name in ("LDGSTS", "UTMALDG")),
     )
 
 
-def spills_in_loops(code: str) -> int:
-    """Count the loads and stores of spilled registers in loops that contain no other loop.
-
-    A value that is kept in memory across a loop costs nothing; newer assemblers do that so that
-    more programs can be resident.
+def innermost_loops(code: str) -> list[list[str]]:
+    """Return the opcodes of each loop that contains no other loop.
 
     Args:
         code: Output of the disassembler.
@@ -202,11 +208,27 @@ def spills_in_loops(code: str) -> int:
             first <= other[0] and other[1] <= last and other != (first, last) for other in loops
         )
     ]
-    return sum(
-        any(first <= at <= last for first, last in innermost)
-        for at, text in lines
-        if _SPILL.search(text)
-    )
+    return [
+        [_opcode(text) for at, text in lines if first <= at <= last] for first, last in innermost
+    ]
+
+
+def _opcode(instruction: str) -> str:
+    """Return an instruction's opcode without its predicate and its modifiers."""
+    words = instruction.split()
+    return words[words[0].startswith("@")].split(".")[0]
+
+
+def spills_in_loops(code: str) -> int:
+    """Count the loads and stores of spilled registers in loops that contain no other loop.
+
+    A value that is kept in memory across a loop costs nothing; newer assemblers do that so that
+    more programs can be resident.
+
+    Args:
+        code: Output of the disassembler.
+    """
+    return sum(opcode in _SPILLS for loop in innermost_loops(code) for opcode in loop)
 
 
 def _run(*command: str | Path) -> str:

@@ -83,6 +83,20 @@ ATTENTION_SHAPES = (
     ModelShape("Llama-3.1-8B, Qwen3-8B", 32, 8, 128),
     ModelShape("Llama-3.1-8B, fp8 cache", 32, 8, 128, kv_dtype=torch.float8_e4m3fn),
     ModelShape("Qwen3-0.6B, blocks of 64", 16, 8, 128, block_size=64),
+    ModelShape("Llama-3.1-8B, blocks of 32", 32, 8, 128, block_size=32),
+    ModelShape(
+        "Llama-3.1-8B, blocks of 64, fp8 cache",
+        32,
+        8,
+        128,
+        block_size=64,
+        kv_dtype=torch.float8_e4m3fn,
+    ),
+    ModelShape("Llama-3.2-1B, blocks of 64", 32, 8, 64, block_size=64),
+    ModelShape("Gemma-7B, blocks of 64", 16, 16, 256, block_size=64),
+    ModelShape("Gemma-7B, blocks of 32", 16, 16, 256, block_size=32),
+    ModelShape("Gemma-7B", 16, 16, 256),
+    ModelShape("32 heads on one KV head, blocks of 64", 32, 1, 128, block_size=64),
     ModelShape("SmolLM2-135M", 9, 3, 64),
     ModelShape("Mistral-7B, window", 32, 8, 128, window=4096),
     ModelShape("Phi-2, 80 dimensions", 32, 32, 80),
@@ -169,7 +183,13 @@ def _attend(shape: ModelShape, arch: int) -> None:
         _meta(8, dtype=torch.int32),
         shape.head_dim**-0.5,
         window=shape.window,
-        tuning=attention_tuning(arch, shape.head_dim, shape.kv_dtype.itemsize),
+        tuning=attention_tuning(
+            arch,
+            shape.head_dim,
+            shape.kv_dtype.itemsize,
+            block_size=shape.block_size,
+            group=shape.num_heads // shape.num_kv_heads,
+        ),
     )
 
 

@@ -284,21 +284,32 @@ def test_queries_may_be_a_view_of_a_fused_projection() -> None:
     assert torch.equal(replace(case, q=fused[:, : case.q.shape[1]]).run(), want)
 
 
-def test_an_eight_bit_cache_is_read_with_its_scales() -> None:
-    case = make_case(MIXED_QUERY_LENS, MIXED_SEQ_LENS, dtype=torch.float16)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_an_eight_bit_cache_is_read_with_its_scales(dtype: torch.dtype) -> None:
+    case = make_case(MIXED_QUERY_LENS, MIXED_SEQ_LENS, dtype=dtype)
     stored = replace(
         case,
         k_cache=(case.k_cache / 0.5).to(torch.float8_e4m3fn),
         v_cache=(case.v_cache / 0.25).to(torch.float8_e4m3fn),
     )
-    seen = replace(case, k_cache=stored.k_cache.half() * 0.5, v_cache=stored.v_cache.half() * 0.25)
+    seen = replace(
+        case, k_cache=stored.k_cache.to(dtype) * 0.5, v_cache=stored.v_cache.to(dtype) * 0.25
+    )
     assert_close(stored.run(k_scale=0.5, v_scale=0.25), seen.want())
+
+
+def test_a_query_beyond_float16_stays_finite_with_an_eight_bit_cache() -> None:
+    case = make_case(MIXED_QUERY_LENS, MIXED_SEQ_LENS, dtype=torch.bfloat16)
+    case = replace(case, q=case.q * 1e38, k_cache=case.k_cache.to(torch.float8_e4m3fn))
+    case = replace(case, v_cache=case.v_cache.to(torch.float8_e4m3fn))
+    assert torch.isfinite(case.run()).all()
 
 
 def test_other_shipped_tiles_have_the_same_attention() -> None:
     case = make_case(MIXED_QUERY_LENS, MIXED_SEQ_LENS, head_dim=128, dtype=torch.float16)
     for arch in (80, 89):
-        assert_close(case.run(tuning=attention_tuning(arch, 128, 2)), case.want())
+        tuning = attention_tuning(arch, 128, 2, block_size=16)
+        assert_close(case.run(tuning=tuning), case.want())
 
 
 def test_a_rotated_cache_is_refused() -> None:
@@ -310,4 +321,4 @@ def test_a_rotated_cache_is_refused() -> None:
 
 def test_heads_too_wide_for_any_tile_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match="head_dim is 512"):
-        attention_tuning(90, 512, 2)
+        attention_tuning(90, 512, 2, block_size=16)

@@ -71,8 +71,9 @@ def test_no_kernel_spills_registers_in_its_loops(rows: list[Row]) -> None:
     # float32 attention sits at the limit of 255: Triton 3.7.1 spills four of them on sm_80.
     looping = [row for row in rows if row["num_spills_in_loops"] and "float32" not in row["shape"]]
     assert not names(looping)
-    # Across loops newer assemblers keep a few values in memory to get down to 128 registers.
-    assert not names([row for row in rows if row["spill_bytes"] > 16])
+    # Across loops assemblers keep a few values in memory: newer ones to get down to 128 registers,
+    # and all for eight-bit heads of 256 dimensions, whose queries are widened before the loop.
+    assert not names([row for row in rows if row["spill_bytes"] > 64])
 
 
 def test_spills_are_counted_in_innermost_loops_only() -> None:
@@ -124,12 +125,31 @@ def test_decode_holds_more_than_one_tile_of_keys_and_values_in_flight(rows: list
 def test_all_programs_of_decode_are_resident_at_once(arch: int, rows: list[Row]) -> None:
     crowded = []
     for row in of_kernel(rows, "decode_attention_kernel"):
-        tuning = attention_tuning(arch, row["constants"]["HEAD_DIM"], row["kv_bytes"]).decode
+        tuning = attention_tuning(
+            arch,
+            row["constants"]["HEAD_DIM"],
+            row["kv_bytes"],
+            block_size=row["constants"]["BLOCK_SIZE"],
+            group=row["constants"]["GROUP"],
+        ).decode
         registers = tuning.programs_per_sm * row["num_warps"] * 32 * row["num_registers"]
         shared = tuning.programs_per_sm * (row["shared_bytes"] / 1024 + RESERVED_KIB)
         if registers > REGISTERS_PER_SM or shared > shared_memory_kib(arch) + RESERVED_KIB:
             crowded.append(row)
     assert not names(crowded)
+
+
+def test_matrix_instructions_of_prefill_overlap(rows: list[Row]) -> None:
+    """With blocks of 16 to 64 tokens; ptxas reports a serialized one as C7515, and only then."""
+    prefill = of_kernel(rows, "prefill_attention_kernel")
+    assert {row["constants"]["BLOCK_SIZE"] for row in prefill} >= {16, 32, 64}
+    assert not names([row for row in prefill if row["num_matrix_waits_in_a_loop"] > 4])
+
+
+def test_an_eight_bit_cache_is_widened_two_numbers_at_a_time(rows: list[Row]) -> None:
+    attention = [row for row in rows if row["kernel"].endswith("_attention_kernel")]
+    eight_bit = [row for row in attention if row["kv_bytes"] == 1]
+    assert not names([row for row in eight_bit if row["num_slow_conversions"]])
 
 
 def test_elementwise_kernels_leave_room_for_many_warps(rows: list[Row]) -> None:
@@ -144,7 +164,8 @@ def test_elementwise_kernels_leave_room_for_many_warps(rows: list[Row]) -> None:
 def test_smaller_gpus_get_tiles_for_their_shared_memory() -> None:
     for small_arch in (86, 89, 120):
         assert shared_memory_kib(small_arch) == 99
-        small, large = attention_tuning(small_arch, 128, 2), attention_tuning(90, 128, 2)
+        small = attention_tuning(small_arch, 128, 2, block_size=64)
+        large = attention_tuning(90, 128, 2, block_size=64)
         assert small.decode.tile_tokens < large.decode.tile_tokens
         assert small.prefill.tile_tokens < large.prefill.tile_tokens
 
