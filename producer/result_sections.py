@@ -59,3 +59,129 @@ class DecisionResult(BaseModel):
 
     num_prompts: int
     """Prompts that were read: one per question, rotation and prior."""
+
+
+class TokenConfidence(BaseModel):
+    """How sure the model was of one token of the output."""
+
+    model_config = _CONFIG
+
+    text: str
+    """Text of the token; a part of a character is shown as a replacement character."""
+
+    probability: float
+    """Its probability in the model's own distribution."""
+
+    entropy: float
+    """Entropy of that distribution, in nats."""
+
+    rank: int | None
+    """1 for the likeliest token; None below the five likeliest."""
+
+    margin: float
+    """Its probability less that of the likeliest other token."""
+
+
+class Alternative(BaseModel):
+    """Another way that the output could have taken."""
+
+    model_config = _CONFIG
+
+    position: int
+    """Place of the token in the output, from 0."""
+
+    token: str
+    """The token that was taken."""
+
+    probability: float
+    """Its probability."""
+
+    other_token: str
+    """The likeliest other one."""
+
+    other_probability: float
+    """Its probability."""
+
+    text: str
+    """That token and what the model continues it with, greedily."""
+
+
+class Source(BaseModel):
+    """A part of the input, and how much it mattered; figures are in nats."""
+
+    model_config = _CONFIG
+
+    source: str
+    """`prompt`, `messages.<n>` or `documents.<n>`."""
+
+    text: str = Field(repr=False)
+    """The part."""
+
+    leave_one_out: float
+    """How far the output's log probability falls without this part."""
+
+    weight: float
+    """Its weight in a sparse linear fit over random ablations (ContextCite)."""
+
+
+class Attribution(BaseModel):
+    """How much the parts of the input mattered for the output."""
+
+    model_config = _CONFIG
+
+    segments: list[Source]
+    """The parts, in order. The last one of the input, mostly the question, always stays."""
+
+    top_k_drop: dict[str, float]
+    """How far the output's log probability falls without the 1, 3 and 5 parts of most weight."""
+
+    lds: float | None
+    """Rank correlation of the fit with scores that it has not seen (linear datamodeling score)."""
+
+
+class SampleGroup(BaseModel):
+    """Samples that say the same."""
+
+    model_config = _CONFIG
+
+    text: str = Field(repr=False)
+    """The first of them."""
+
+    count: int
+    """How many they are."""
+
+
+class Uncertainty(BaseModel):
+    """How much further samples differ."""
+
+    model_config = _CONFIG
+
+    num_samples: int
+    """Further samples, at temperature 1."""
+
+    groups: list[SampleGroup]
+    """Samples that differ only in case, white space and punctuation at their ends."""
+
+    entropy: float
+    """Entropy over the groups, in nats."""
+
+    agreement: float
+    """Share of the samples that say the same as the output."""
+
+
+class Explanation(BaseModel):
+    """What explains an output, by the parts that the job asked for."""
+
+    model_config = _CONFIG
+
+    confidence: list[TokenConfidence] | None = Field(default=None, repr=False)
+    """Per token of the output."""
+
+    alternatives: list[Alternative] | None = Field(default=None, repr=False)
+    """At the least certain places."""
+
+    attribution: Attribution | None = None
+    """None as well if the input has one part only, or the output no token."""
+
+    uncertainty: Uncertainty | None = None
+    """Over further samples."""

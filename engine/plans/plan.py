@@ -30,6 +30,8 @@ class PlannedRequest:
     #: Its output is the job's own: it is streamed, saved, and resumed from the saved tokens. At
     #: most one request of a plan.
     is_output: bool = False
+    #: Output tokens that are known already, for a request that only scores them.
+    resumed_token_ids: Sequence[int] = ()
     #: Steps of priority below the job's.
     priority_below: int = 0
 

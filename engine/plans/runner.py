@@ -167,7 +167,9 @@ class PlanRunner:
         if isinstance(request.params, PoolingParams):
             self._engine.add_pooled_request(engine_id, request.prompt, request.params, **common)
         else:
-            resumed = options.resumed_token_ids if request.is_output else ()
+            resumed = request.resumed_token_ids
+            if request.is_output:
+                resumed = options.resumed_token_ids
             prompt = cast("Prompt", request.prompt)
             self._engine.add_request(engine_id, prompt, request.params, resumed, **common)
         running.places[engine_id] = place

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from batchmill.engine.contract.explain import EXPLAIN
 from batchmill.engine.contract.kinds import SECTIONS, Kind
 from batchmill.engine.errors import RequestError
 from batchmill.engine.lifecycle.pooled_intake import PoolingSupport
 
 from .decision.plan import decision_plan
 from .embedding import embedding_plan
+from .explain.plan import explain_plan
 from .plan import PlanMaker
 from .scoring import scoring_plan
 
@@ -19,6 +21,7 @@ PLANS: Final[Mapping[str, PlanMaker]] = {
     "decision": decision_plan,
     "embedding": embedding_plan,
     "scoring": scoring_plan,
+    "explain": explain_plan,
 }
 #: What a model must compute for a kind of job, of `PoolingSupport.tasks`; one of them is enough.
 _TASKS: Final[Mapping[Kind, frozenset[str]]] = {
@@ -46,7 +49,10 @@ def plan_maker(section: str, support: PoolingSupport) -> PlanMaker:
         RequestError: `unsupported_parameter`: this engine has none, or not with this model.
     """
     kinds = served_kinds(support)
-    if section not in [SECTIONS[Kind(kind)] for kind in kinds if Kind(kind) in SECTIONS]:
+    served = [SECTIONS[Kind(kind)] for kind in kinds if Kind(kind) in SECTIONS]
+    if Kind.GENERATE.value in kinds:
+        served.append(EXPLAIN)
+    if section not in served:
         raise RequestError(
             "unsupported_parameter",
             f"{section} is not served by this worker, which serves jobs of the kinds "

@@ -14,6 +14,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from batchmill.engine.contract import explain as explanation
 from batchmill.engine.contract.agreement import check_tools_suit
 from batchmill.engine.contract.kinds import SECTIONS, Kind
 from batchmill.engine.contract.limits import (
@@ -208,6 +209,12 @@ class GenerationJob(ChatFields, SamplingControls):
     """Jobs share the KV of equal prompt prefixes only with jobs of the same salt, so that times
     tell nothing about others' prompts."""
 
+    explain: Annotated[list[explanation.Part], Field(max_length=len(explanation.PARTS))] = optional(
+        []
+    )
+    """What to explain about the output: `confidence` of each token, `alternatives` at the least
+    certain places, `attribution` to the parts of the input, `uncertainty` over further samples."""
+
     priority: Literal["high", "normal", "low"] = "normal"
     """Which jobs of a model run first: all waiting `high` ones before `normal` ones, and these
     before `low` ones."""
@@ -341,6 +348,15 @@ class GenerationJob(ChatFields, SamplingControls):
         return SECTIONS.get(self.kind)
 
     @property
+    def plan(self) -> tuple[str | None, dict[str, Any]]:
+        """The field that asks the engine for a plan, and its content; None for text alone."""
+        if self.section is not None:
+            return self.section_name, self.section.model_dump()
+        if self.explain:
+            return explanation.EXPLAIN, {"parts": list(self.explain)}
+        return None, {}
+
+    @property
     def section(self) -> KindSection | None:
         """The input and the parameters of a job of another kind than `generate`."""
         name = self.section_name
@@ -381,6 +397,13 @@ class GenerationJob(ChatFields, SamplingControls):
                     f"messages, documents and tools have {num_bytes} bytes, the limit is "
                     f"{MAX_PROMPT_BYTES}; shorten them"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_explain(self) -> Self:
+        if self.explain and self.section is not None:
+            raise ValueError("explain is for jobs that generate; leave it out")
+        explanation.check_explained(self)
         return self
 
     @model_validator(mode="after")

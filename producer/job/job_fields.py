@@ -79,6 +79,11 @@ class JobFields(OtherNames, total=False):
     """Jobs share the KV of equal prompt prefixes only with jobs of the same salt, so that
     times tell nothing about others' prompts."""
 
+    explain: Sequence[Literal["confidence", "alternatives", "attribution", "uncertainty"]] | None
+    """What to explain about the output: `confidence` of each token, `alternatives` at the
+    least certain places, `attribution` to the parts of the input, `uncertainty` over further
+    samples."""
+
     priority: Literal["high", "normal", "low"] | None
     """Which jobs of a model run first: all waiting `high` ones before `normal` ones, and
     these before `low` ones."""

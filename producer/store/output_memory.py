@@ -17,6 +17,7 @@ _ENTROPY_BYTES: Final = 20
 #: Of one token with log probabilities: its braces, and each of its candidates.
 _LOGPROBS_BYTES: Final = 10
 _CANDIDATE_BYTES: Final = 30
+_CONFIDENCE_BYTES: Final = 160
 #: Of the event of the job's end, and of its body without and with the output.
 _EVENT_BYTES: Final = 3072
 _MAX_EVENT_OUTPUT_BYTES: Final = 16 * 1024
@@ -44,9 +45,18 @@ def output_bytes(job: GenerationJob, num_prompt_tokens: int) -> int:
     total = _ENDED_JOB_BYTES + (job.n - 1) * _SAMPLE_BYTES + num_tokens * per_token
     num_scored = num_prompt_tokens * (job.n if job.echo else 1)
     total += num_prompt_tokens * _logprobs_bytes(job.prompt_logprobs)
+    if job.explain:
+        total += _explanation_bytes(job, num_prompt_tokens)
     if job.echo:
         total += num_scored * per_token
     return total + _event_bytes(job, num_tokens)
+
+
+def _explanation_bytes(job: GenerationJob, num_prompt_tokens: int) -> int:
+    """Return the bytes of an explanation: figures per token, the input's parts, further texts."""
+    num_texts = {"attribution": num_prompt_tokens, "uncertainty": 8 * job.max_tokens}
+    num_tokens = job.max_tokens + sum(num_texts.get(part, 0) for part in job.explain)
+    return job.max_tokens * _CONFIDENCE_BYTES + num_tokens * _TOKEN_BYTES
 
 
 def _event_bytes(job: GenerationJob, num_tokens: int) -> int:

@@ -8,6 +8,7 @@ import secrets
 from datetime import datetime
 from functools import cache
 
+from batchmill.engine.contract.explain import most_tokens
 from batchmill.engine.contract.kinds import Kind
 from batchmill.producer.errors import JobRejected
 from batchmill.producer.job import limits
@@ -97,7 +98,9 @@ def estimated_tokens(job: GenerationJob) -> int:
     Tenants are charged this until the real number is known. At most `MAX_COST_TOKENS`: no model
     has a longer context, whatever a job allows.
     """
-    num_tokens = _estimated_prompt_tokens(job) + _most_output_tokens(job)
+    num_prompt_tokens, num_output_tokens = _estimated_prompt_tokens(job), _most_output_tokens(job)
+    num_tokens = num_prompt_tokens + num_output_tokens
+    num_tokens += most_tokens(job.explain, num_prompt_tokens, num_output_tokens)
     return min(num_tokens, limits.MAX_COST_TOKENS)
 
 

@@ -26,6 +26,7 @@ from .doctor import add_doctor_command
 from .embed import add_embed_commands
 from .encryption import add_encryption_commands
 from .errors import ExitCode, is_parser_error, report_error
+from .explain import add_explain_command
 from .flower import add_flower_command
 from .gateway import add_gateway_command
 from .healthcheck import add_healthcheck_command
@@ -70,6 +71,7 @@ _COMMANDS = (
     add_submit_command,
     add_embed_commands,
     add_decide_command,
+    add_explain_command,
     add_result_commands,
     add_progress_command,
     add_manage_job_commands,

@@ -16,6 +16,7 @@ _COMMANDS = {
     "webhooks": _DELIVERER,
     "gateway": ("gateway", "gateway"),
     "flower": _PARTS["flower"],
+    "explain": ("console", "gateway"),
     "metrics": ("metrics exporter", "metrics"),
     "up": _ALL,
     "demo": _ALL,

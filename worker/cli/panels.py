@@ -12,6 +12,7 @@ _PANELS = {
             "submit",
             "decide",
             "result",
+            "explain",
             "stream",
             "status",
             "progress",

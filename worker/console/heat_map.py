@@ -90,8 +90,8 @@ def _token(
     best = sorted(row.items(), key=lambda item: -item[1])[:_MAX_ALTERNATIVES]
     return HeatToken(
         text,
-        min(NUM_STEPS - 1, int((1 - probability) * NUM_STEPS)),
-        _percentage(probability),
+        heat_step(probability),
+        percentage(probability),
         _alternatives(best, texts, chosen),
     )
 
@@ -102,7 +102,7 @@ def _alternatives(
     found = [
         {
             "text": _visible(texts.get(token_id, b"").decode(errors="replace")),
-            "shown": _percentage(math.exp(min(0.0, logprob))),
+            "shown": percentage(math.exp(min(0.0, logprob))),
             "width": round(100 * math.exp(min(0.0, logprob)), 1),
             "chosen": token_id == chosen,
         }
@@ -111,7 +111,13 @@ def _alternatives(
     return json.dumps(found, ensure_ascii=False)
 
 
-def _percentage(probability: float) -> str:
+def heat_step(probability: float) -> int:
+    """Return the step of the colour of a probability."""
+    return min(NUM_STEPS - 1, int((1 - probability) * NUM_STEPS))
+
+
+def percentage(probability: float) -> str:
+    """Return a probability as a percentage."""
     return f"{probability * 100:.3g} %"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -81,8 +82,8 @@ class RealEngine:
         self._plans = PlanRunner(engine)
         #: Params of unfinished requests that report log probabilities.
         self._scored: dict[str, SamplingParams] = {}
-        #: The field of each job with a plan that asks for the plan.
-        self._sections: dict[str, str] = {}
+        #: The field of each job with a plan that asks for it, and the params of its own output.
+        self._planned: dict[str, tuple[str, SamplingParams | None]] = {}
         #: Resumed requests without any output yet.
         self._resumed: set[str] = set()
         # What `take_work` has returned.
@@ -136,7 +137,11 @@ class RealEngine:
             raise RequestRefused(error.code, error.message) from error
 
     def _add_plan(self, request: AddRequest, section: str) -> None:
-        job = PlannedJob(self._engine, request.section_fields)
+        prompt, params = None, None
+        if request.prompt is not None or request.chat is not None:
+            prompt = _prompt(request)
+            params = SamplingParams.from_dict(self._with_defaults(request.params))
+        job = PlannedJob(self._engine, request.section_fields, prompt, params)
         options = JobOptions(
             request.resumed_token_ids,
             priority=request.priority,
@@ -144,7 +149,9 @@ class RealEngine:
             cache_salt=request.cache_salt,
         )
         self._plans.add(request.request_id, plan_maker(section, self._engine.pooling)(job), options)
-        self._sections[request.request_id] = section
+        self._planned[request.request_id] = (section, params)
+        if request.resumed_token_ids:
+            self._resumed.add(request.request_id)
 
     def _with_defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return parameters with the model's defaults for those that a job leaves out."""
@@ -216,11 +223,11 @@ class RealEngine:
         )
 
     def _plan_finished(self, end: PlanEnd) -> Finished:
-        section = self._sections.pop(end.request_id)
-        return Finished(
-            request_id=end.request_id,
-            text="",
-            token_ids=(),
+        section, params = self._planned.pop(end.request_id)
+        self._resumed.discard(end.request_id)
+        num_own_tokens = 0 if end.output is None else len(end.output.token_ids)
+        return replace(
+            self._own_output(end, params),
             finish_reason=str(end.finish_reason),
             num_prompt_tokens=end.counts.num_prompt_tokens,
             num_cached_tokens=end.counts.num_cached_tokens,
@@ -228,7 +235,21 @@ class RealEngine:
             error=None if end.error is None else end.error.message,
             error_code=None if end.error is None else end.error.code,
             sections={} if end.result is None else {section: end.result.section},
-            num_section_tokens=end.counts.num_output_tokens,
+            num_section_tokens=end.counts.num_output_tokens - num_own_tokens,
+        )
+
+    def _own_output(self, end: PlanEnd, params: SamplingParams | None) -> Finished:
+        """Return the output of a job with a plan, without scores that only the plan asked for."""
+        if end.output is None or params is None:
+            return Finished(end.request_id, "", (), str(end.finish_reason), 0)
+        details = None
+        if params.num_logprobs is not None or params.num_prompt_logprobs is not None:
+            details = self._logprob_details(end.output, params)
+        finished = _finished(end.output, details)
+        return replace(
+            finished,
+            logprobs=_fewer(finished.logprobs, params),
+            entropies=finished.entropies if params.entropy else None,
         )
 
     def _new_output(self, output: RequestOutput) -> NewOutput:
@@ -237,6 +258,26 @@ class RealEngine:
             self._resumed.remove(output.request_id)
             text = output.text
         return output.request_id, output.new_token_ids, text
+
+
+def _fewer(
+    logprobs: Sequence[Mapping[int, float] | None] | None, params: SamplingParams
+) -> list[Mapping[int, float] | None] | None:
+    """Return the log probabilities that a job asked for, of those that its plan got."""
+    num_top = params.num_logprobs
+    if num_top is None or logprobs is None:
+        return None
+    asked = set(params.logprob_token_ids or ())
+    return [
+        None
+        if row is None
+        else {
+            token_id: value
+            for place, (token_id, value) in enumerate(row.items())
+            if place <= num_top or token_id in asked
+        }
+        for row in logprobs
+    ]
 
 
 def _prompt(request: AddRequest) -> Prompt:

@@ -33,6 +33,7 @@ def request_id(claim: Claim) -> str:
 
 def engine_request(claim: Claim, document: GenerationJob, salt: str | None) -> AddRequest:
     """Return the engine request of a claimed job, resumed from the tokens in its record."""
+    section, section_fields = document.plan
     return AddRequest(
         request_id=request_id(claim),
         prompt=document.prompt,
@@ -42,8 +43,8 @@ def engine_request(claim: Claim, document: GenerationJob, salt: str | None) -> A
         priority=_PRIORITIES[document.priority],
         deadline_s=_time_left_s(claim),
         cache_salt=salt,
-        section=document.section_name,
-        section_fields={} if document.section is None else document.section.model_dump(),
+        section=section,
+        section_fields=section_fields,
     )
 
 

@@ -1,0 +1,74 @@
+"""The plan of an explained job: its own output first, then what explains it."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from batchmill.engine.plans.plan import Plan, PlannedJob, PlannedRequest, PlanResult
+from batchmill.engine.request.outputs import RequestOutput
+
+from .alternatives import alternative, fork_request, least_certain
+from .attribution import attribution
+from .confidence import NUM_TOP, token_facts
+from .uncertainty import sample_requests, uncertainty
+
+Part = Generator[Sequence[PlannedRequest], Sequence[RequestOutput], Any]
+
+
+def explain_plan(job: PlannedJob) -> Plan:
+    """Return the plan that generates a job's output and explains it by the parts it asks for."""
+    assert job.params is not None
+    assert job.prompt is not None
+    parts = job.section["parts"]
+    params = replace(job.params, logprobs=max(job.params.logprobs or 0, NUM_TOP), entropy=True)
+    (output,) = yield [PlannedRequest(job.prompt, params, is_output=True)]
+    facts = token_facts(output)
+    section: dict[str, Any] = {}
+    if "confidence" in parts:
+        section["confidence"] = _confidence(job, facts)
+    if "alternatives" in parts:
+        section["alternatives"] = yield from _alternatives(job, output, facts)
+    if "attribution" in parts:
+        section["attribution"] = yield from attribution(job, _answer(output))
+    if "uncertainty" in parts:
+        outputs = yield sample_requests(job, job.params)
+        section["uncertainty"] = uncertainty(output.text, [each.text for each in outputs])
+    return PlanResult(section)
+
+
+def _answer(output: RequestOutput) -> list[int]:
+    """Return the tokens of the output without the end-of-text token."""
+    is_stopped = output.finish_reason == "stop" and output.stop_reason is None
+    return output.token_ids[:-1] if is_stopped else output.token_ids
+
+
+def _confidence(job: PlannedJob, facts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    decode = job.engine.tokenizer.decode
+    return [
+        {
+            "text": decode([each["token_id"]], skip_special_tokens=False),
+            **{name: each[name] for name in ("probability", "entropy", "rank", "margin")},
+        }
+        for each in facts
+    ]
+
+
+def _alternatives(
+    job: PlannedJob, output: RequestOutput, facts: Sequence[Mapping[str, Any]]
+) -> Part:
+    places, requests = [], []
+    for place in least_certain(facts):
+        runner_up = facts[place]["runner_up"]
+        request = fork_request(output, place, runner_up, job.engine.config.max_model_len)
+        if request is not None:
+            places.append(place)
+            requests.append(request)
+    if not requests:
+        return []
+    outputs = yield requests
+    return [
+        alternative(job.engine.tokenizer, facts, place, each)
+        for place, each in zip(places, outputs, strict=True)
+    ]
