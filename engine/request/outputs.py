@@ -5,14 +5,17 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from batchmill.engine.text.tool_calls import ToolCall
 
-from .pooling import PooledStates
 from .scores import TokenScores
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from .pooling import PooledStates
 
 #: Output tokens of an earlier run: one list, or one for each of several samples.
 ResumedTokens = Sequence[int] | Sequence[Sequence[int]]

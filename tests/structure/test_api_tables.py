@@ -29,6 +29,7 @@ from batchmill.producer.job.pooled_requests import (
 from batchmill.producer.job.validation import parse_job
 from batchmill.worker.gateway.api_errors import ApiError, api_error
 from batchmill.worker.gateway.completion_request import read_completion
+from batchmill.worker.gateway.decisions import read_decision
 from batchmill.worker.gateway.message_request import read_message_request
 from batchmill.worker.gateway.response_request import read_response
 from batchmill.worker.gateway.spec.body import Use
@@ -60,6 +61,7 @@ SMALLEST: dict[str, dict[str, Any]] = {
     "EmbeddingRequest": {"input": "hello"},
     "ScoreRequest": {"documents": ["hello"], "query": "mill"},
     "RerankRequest": {"documents": ["hello"], "query": "mill"},
+    "DecisionRequest": {"state": "hello", "questions": {"greeting": {"type": "yes_no"}}},
     "MessageRequest": {"max_tokens": 1, "messages": [{"role": "user", "content": "hello"}]},
 }
 ROWS = [
@@ -86,6 +88,8 @@ def job_of(title: str, **fields: Any) -> Any:
             read = read_pooled(SCORING, read_score_body, given)
         case "RerankRequest":
             read = read_pooled(RERANKING, read_rerank_body, given)
+        case "DecisionRequest":
+            read = read_decision(given)
         case _:
             read = read_message_request(given)
     return parse_job(read[0])
