@@ -347,6 +347,7 @@ def test_a_moved_value_cannot_be_opened() -> None:
         ("ä:" + base64.b64encode(bytes(32)).decode(), "1 to 32 letters"),
         (f"{OLD.to_text()},{new_key('old').to_text()}", "a name twice"),
     ],
+    ids=["no colon", "short", "no base64", "blank", "no ascii", "twice"],  # keys are random
 )
 def test_a_malformed_setting_is_refused_without_its_secrets(text: str, message: str) -> None:
     with pytest.raises(EncryptionUnavailable, match=message) as caught:

@@ -181,7 +181,7 @@ def test_a_cancelled_job_ends_instead_of_moving(bench: Any, sessions: SessionCon
     assert bench.state("j") == JobState.CANCELLED
 
 
-@pytest.mark.parametrize("key", [keys.wants("demo"), keys.handed(TAKER)])
+@pytest.mark.parametrize("key", [keys.wants("demo"), keys.handed(TAKER)], ids=["wants", "handed"])
 def test_a_foreign_key_keeps_no_worker_from_asking(bench: Any, key: str) -> None:
     bench.redis.xadd(key, {"not": "ours"})
     assert ask(bench)
