@@ -5,10 +5,13 @@ With one URL there is one store, and every method here returns it without asking
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final, Self, TypeVar
+
+from redis.exceptions import RedisError
 
 from batchmill.producer.encryption.key_ring import KeyRing
 from batchmill.producer.protocol import keys, reads
@@ -19,12 +22,15 @@ from batchmill.producer.protocol.replies import SubmitReply
 from batchmill.producer.shard_list import Shard, ShardList, read_shard_list, shard_name_of
 
 from .async_store import AsyncStore
+from .call_limits import time_limit
 from .replication import NotConfirmed, ReplicaWait
 from .shard_mark import check_mark, exist, note_mark, read_mark, unknown_shard_error
 
 Value = TypeVar("Value")
 #: Seconds for which a check of a shard's mark is enough for new work.
 _CHECK_S: Final = 10.0
+#: Longest wait for each shard at the first call: one that is away stops only its own jobs.
+_COMPARE_LIMIT_S: Final = 2.0
 
 
 class AsyncShards:
@@ -40,6 +46,7 @@ class AsyncShards:
         self._only = self._stores[0] if shard_list.only is not None else None
         self._places = {shard.name: place for place, shard in enumerate(shard_list.shards)}
         self._checked_at: dict[int, float] = {}
+        self._has_compared = False
 
     @classmethod
     def from_url(
@@ -268,8 +275,22 @@ class AsyncShards:
         before = self._checked_at.get(place)
         if before is not None and (not for_work or now - before < _CHECK_S):
             return
+        if not self._has_compared:
+            await self._compare()
+            self._has_compared = True
         await check_shard(self._stores[place], self.list.shards[place], self.list)
         self._checked_at[place] = now
+
+    async def _compare(self) -> None:
+        """Check the marks of all shards that reply, before any is noted.
+
+        A shard without a mark would take this list as its own, though the others have another one.
+        """
+        for shard, store in zip(self.list.shards, self._stores, strict=True):
+            with contextlib.suppress(RedisError), time_limit(_COMPARE_LIMIT_S):
+                mark = await store.read(read_mark())
+                if mark is not None:
+                    check_mark(mark, shard, self.list)
 
 
 async def check_shard(store: AsyncStore, shard: Shard, shard_list: ShardList) -> None:
