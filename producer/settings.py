@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from batchmill.producer.broker_url import (
@@ -50,7 +50,7 @@ class ProducerSettings(TargetSettings, TraceSettings):
     )
     #: Keys that seal the content of jobs in Redis, as name:base64, separated by commas: the first
     #: one seals, all open (docs/encryption.md). None stores content as it is.
-    encryption_keys: str | None = Field(default=None, repr=False)
+    encryption_keys: SecretStr | None = None
     #: Model of a job that names none. Workers read the same variable, so that one environment
     #: serves both; if it is a path there, jobs use `served_model_name`.
     model: str = "demo"
@@ -98,9 +98,9 @@ class ProducerSettings(TargetSettings, TraceSettings):
 
     @field_validator("encryption_keys")
     @classmethod
-    def _check_encryption_keys(cls, value: str | None) -> str | None:
+    def _check_encryption_keys(cls, value: SecretStr | None) -> SecretStr | None:
         try:
-            read_key_ring(value)
+            _key_ring(value)
         except EncryptionUnavailable as error:
             raise ValueError(str(error)) from None
         return value
@@ -133,7 +133,7 @@ class ProducerSettings(TargetSettings, TraceSettings):
     @property
     def key_ring(self) -> KeyRing:
         """The keys that seal and open content."""
-        return read_key_ring(self.encryption_keys)
+        return _key_ring(self.encryption_keys)
 
     @property
     def served_name(self) -> str:
@@ -153,3 +153,7 @@ def check_replica_timeout(replica_timeout_s: float, call_timeout_s: float) -> No
             f"{call_timeout_s:g} s that a call may take: lower it, or raise broker_timeout_s "
             "(timeout_s of a client)"
         )
+
+
+def _key_ring(keys_text: SecretStr | None) -> KeyRing:
+    return read_key_ring(None if keys_text is None else keys_text.get_secret_value())

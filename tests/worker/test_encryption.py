@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from batchmill.producer import Client, JobFailed
 from batchmill.producer.encryption.key_ring import KeyRing, new_key
@@ -60,7 +61,7 @@ def sealed_mill(mill: Mill) -> Mill:
 
 @pytest.fixture
 def client(sealed_mill: Mill) -> Iterator[Client]:
-    settings = ProducerSettings(encryption_keys=KEY.to_text())
+    settings = ProducerSettings(encryption_keys=SecretStr(KEY.to_text()))
     with Client(sealed_mill.url, settings=settings) as client:
         yield client
 

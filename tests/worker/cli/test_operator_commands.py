@@ -196,7 +196,10 @@ def test_invalid_setting_is_named_without_its_value() -> None:
     assert "BATCHMILL_MAX_NUM_SEQS" in error_of(answer)["message"]
 
 
-SECRETS = ("webhook_secret", "webhook_secrets", "hf_token", "gateway_api_key")
+SECRETS = (
+    *("webhook_secret", "webhook_secrets", "hf_token", "gateway_api_key"),
+    *("watermark_keys", "encryption_keys"),
+)
 
 
 def test_every_setting_is_a_flag_except_secrets() -> None:
