@@ -208,10 +208,12 @@ class WorkerRuntime:
         self.reporter.close(_CLOSE_GRACE_S)
         for thread in self._threads:
             thread.close(_CLOSE_GRACE_S)
-        self.takeover.stop_asking()
         self._connection.close(_CLOSE_GRACE_S)
         self.metrics.close()
         self.health.remove()
+        # After the connection: from then on, nothing more is handed to this session. And after all
+        # that needs no Redis, which may be away.
+        self.takeover.stop_asking()
         self._heartbeat.remove()
         self._store.close()
 

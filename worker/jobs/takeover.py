@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import structlog
@@ -26,6 +27,8 @@ _log = structlog.stdlib.get_logger("batchmill.takeover")
 LOOK_INTERVAL_S = 1.0
 #: Milliseconds for which a wish counts: a worker that is gone is asked no longer than this.
 _WANT_TTL_MS = 3000
+#: Seconds after its last wish within which jobs may still be handed to a worker.
+_GIVING_S = 10.0
 
 
 class Takeover:
@@ -80,6 +83,7 @@ class Takeover:
         self._count_moved = count_moved
         self._share = OutputShare()
         self._is_asking = False
+        self._may_be_given_until = 0.0
 
     def look(self) -> None:
         """Ask for jobs if there is room, and give some to a worker that asks.
@@ -95,19 +99,22 @@ class Takeover:
         else:
             self._is_asking = True
             num_places = self._settings.engine_config.max_num_seqs - len(self._jobs)
-            self._want(max(0, num_places), ready.identity)
+            self._may_be_given_until = time.monotonic() + _GIVING_S
+            self._want(max(0, num_places), self._matching(ready.identity))
         if ready is not None:
-            self._offer(ready.identity)
+            self._offer(self._matching(ready.identity))
 
     def stop_asking(self) -> None:
         """Stop asking; what was handed over and not taken goes to any worker.
 
+        Call it again now and then: a worker that has found the wish may hand jobs over later.
+
         Raises:
             redis.exceptions.RedisError: Redis did not reply.
         """
-        if self._is_asking:
+        if time.monotonic() < self._may_be_given_until:
             self._want(0, "")
-            self._is_asking = False
+        self._is_asking = False
 
     @property
     def handed_lists(self) -> list[str]:
@@ -125,6 +132,10 @@ class Takeover:
         self._count_moved()
         self._writer.hand_over(job)
         return True
+
+    def _matching(self, identity: str) -> str:
+        """Return what two workers must share to move jobs: the engine, and the encryption keys."""
+        return " ".join((identity, *sorted(self._store.key_ring.key_ids)))
 
     def _want(self, num_places: int, identity: str) -> None:
         settings = self._settings
