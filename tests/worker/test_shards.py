@@ -179,6 +179,13 @@ def test_a_command_for_one_broker_works_with_the_chosen_shard(mills: ShardedMill
     assert [(each["name"], each["usage"]["jobs"]) for each in found["tenants"]] == [("t1", 2)]
 
 
+def test_an_error_of_a_shard_that_is_away_does_not_blame_another(mills: ShardedMill) -> None:
+    shards = f"a=redis://127.0.0.1:1 b={mills.mills['b'].url}"
+    message = call("status", BATCHMILL_BROKER_URLS=shards).stderr
+    assert "127.0.0.1:1" in message
+    assert f"broker at {mills.mills['b'].url}" not in message
+
+
 def test_settings_are_copied_to_the_other_shards(mills: ShardedMill) -> None:
     on_a = mills.environment() | {"BATCHMILL_SHARD": "a"}
     assert call("tenants", "set", "acme", "--weight", "3", **on_a).returncode == 0

@@ -58,7 +58,8 @@ def open_store(broker_url: str | None) -> Iterator[JobStore]:
         CommandError: the URL or `BATCHMILL_BROKER_TIMEOUT_S` is invalid, or there are several
             brokers and none is chosen.
     """
-    with _connected(resolve_one_broker(broker_url)) as store:
+    url = resolve_one_broker(broker_url)
+    with _connected(url) as store, _explained(url):
         yield store
 
 
@@ -91,8 +92,10 @@ def open_shards(
     from batchmill.producer.shard_list import read_shard_list
     from batchmill.producer.store.shards import check_shard
 
-    shards = read_shard_list(resolve_broker(broker_url))
-    with ExitStack() as stack:
+    url = resolve_broker(broker_url)
+    shards = read_shard_list(url)
+    # An error names the whole list: which shard a failing call went to is not known here.
+    with ExitStack() as stack, _explained(url):
         stores = [stack.enter_context(_connected(shard.url)) for shard in shards.shards]
         pairs = list(zip(shards.shards, stores, strict=True))
         if is_checked and shards.only is None:
@@ -126,7 +129,6 @@ def open_store_of(broker_url: str | None, some_id: str) -> Iterator[JobStore]:
 def _connected(url: str) -> Iterator[JobStore]:
     from batchmill.producer.store.connection import connect
     from batchmill.producer.store.job_store import JobStore
-    from batchmill.producer.store.reply_errors import broker_errors
 
     try:
         client = connect(url)
@@ -134,10 +136,17 @@ def _connected(url: str) -> Iterator[JobStore]:
         raise CommandError(str(error), code="invalid_settings", exit_code=ExitCode.CONFIG) from None
     store = JobStore(client)
     try:
-        with broker_errors(url):
-            yield store
+        yield store
     finally:
         store.close()
+
+
+@contextmanager
+def _explained(url: str) -> Iterator[None]:
+    from batchmill.producer.store.reply_errors import broker_errors
+
+    with broker_errors(url):
+        yield
 
 
 def _invalid_url(error: ValueError) -> CommandError:
