@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -54,21 +55,32 @@ def read_shard_state(store: JobStore) -> ShardState:
         redis.exceptions.RedisError: it did not reply.
     """
     batches, start = 0, 0
-    while page := store.read(_batch_states(start)):
-        batches += sum(state not in _ENDED_BATCHES for state in page)
+    while page := store.read(_batch_ids(start)):
+        batches += sum(state not in _ENDED_BATCHES for state in store.read(_batch_states(page)))
         start += len(page)
     return replace(store.read(_state_without_batches()), batches=batches)
 
 
-def _batch_states(start: int) -> Read[list[Any]]:
-    """Read the states of a page of batches."""
-    by = f"{keys.batch('*')}->state"
+def _batch_ids(start: int) -> Read[list[str]]:
+    """Read a page of the ids of batches."""
     return Read(
-        lambda pipeline: pipeline.sort(
-            keys.BATCHES, start=start, num=_PAGE_BATCHES, by="nosort", get=by
-        ),
-        lambda replies: list(stored(replies[0], [])),
-        keeps_errors=True,
+        lambda pipeline: pipeline.zrange(keys.BATCHES, start, start + _PAGE_BATCHES - 1),
+        lambda replies: [batch_id.decode(errors="replace") for batch_id in replies[0]],
+    )
+
+
+def _batch_states(batch_ids: Sequence[str]) -> Read[list[Any]]:
+    """Read the states of batches; a key that batchmill did not write has none.
+
+    Not by SORT, which users of Redis without dangerous commands may not call.
+    """
+
+    def queue(pipeline: Any) -> None:
+        for batch_id in batch_ids:
+            pipeline.hget(keys.batch(batch_id), "state")
+
+    return Read(
+        queue, lambda replies: [stored(reply, None) for reply in replies], keeps_errors=True
     )
 
 
