@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Self
 
@@ -25,8 +26,17 @@ def _check_content(content: Any) -> Any:
     if content is None or isinstance(content, int | float):
         raise ValueError("must be text, or JSON that is an object or a list")
     check_depth(content, contract.MAX_CONTENT_DEPTH)
-    check_utf8(contract.text_of(content))
+    check_utf8(_json_text(content))
     return content
+
+
+def _json_text(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    try:
+        return json.dumps(content, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"must be JSON: {error}") from None
 
 
 def _check_description(content: Any) -> Any:

@@ -368,7 +368,8 @@ class GenerationJob(ChatFields, SamplingControls):
         kind = self.kind
         if kind is Kind.GENERATE:
             return self
-        for name in ("prompt", *_GENERATION_FIELDS):
+        sections = (name for each, name in SECTIONS.items() if each is not kind)
+        for name in ("prompt", *_GENERATION_FIELDS, *sections):
             field = type(self).model_fields[name]
             if getattr(self, name) != field.get_default(call_default_factory=True):
                 raise ValueError(

@@ -62,7 +62,15 @@ _KIND_BY_FIELD = {
 
 
 def decision_fields(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a job from a body that has those of its decision beside them."""
+    """Return the fields of a job from a body that has those of its decision beside them.
+
+    Raises:
+        JobRejected: `decision` is given as well.
+    """
+    if body.get("decision") is not None:
+        raise JobRejected(
+            "decision is the name of a job's field: give its fields by themselves", param="decision"
+        )
     decision, others = decision_and_job_fields(body)
     return others | {"decision": decision}
 

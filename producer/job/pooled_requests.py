@@ -42,7 +42,8 @@ def read_embedding_body(body: Mapping[str, Any]) -> tuple[dict[str, Any], Pooled
     fields = dict(body)
     if fields.get("input") is None:
         raise JobRejected("input is missing: it is what /v1/embeddings embeds", param="input")
-    encoding = fields.pop("encoding_format", None) or "float"
+    encoding = fields.pop("encoding_format", None)
+    encoding = "float" if encoding is None else encoding
     if encoding not in _FORMATS:
         raise JobRejected("encoding_format must be float or base64", param="encoding_format")
     return _with_section(fields, "embedding", _EMBEDDING_FIELDS), PooledFormat(encoding)
@@ -81,7 +82,7 @@ def read_rerank_body(body: Mapping[str, Any]) -> tuple[dict[str, Any], PooledFor
     for name in ("query", "documents"):
         if fields.get(name) is None:
             raise JobRejected(f"{name} is missing: /v1/rerank needs it", param=name)
-    documents = _texts(fields.pop("documents"))
+    documents = _ranked_texts(fields.pop("documents"))
     top_n, returns = fields.pop("top_n", None), fields.pop("return_documents", None)
     if top_n is not None and (type(top_n) is not int or top_n < 1):
         raise JobRejected("top_n must be an integer of at least 1", param="top_n")
@@ -90,14 +91,21 @@ def read_rerank_body(body: Mapping[str, Any]) -> tuple[dict[str, Any], PooledFor
     if isinstance(fields.get("truncate"), str) and fields["truncate"] in _SIDES:
         fields["truncate"] = _SIDES[fields["truncate"]]
     fields["input"] = documents
-    is_returned = returns is not False and all(isinstance(each, str) for each in documents)
     return _with_section(fields, "scoring", _SCORING_FIELDS), PooledFormat(
-        top_n=top_n, documents=tuple(documents) if is_returned else ()
+        top_n=top_n, documents=() if returns is False else tuple(documents)
     )
 
 
 def _with_section(fields: dict[str, Any], section: str, names: tuple[str, ...]) -> dict[str, Any]:
-    """Move the fields that belong to a section into it."""
+    """Move the fields that belong to a section into it.
+
+    Raises:
+        JobRejected: the section is given as well.
+    """
+    if fields.get(section) is not None:
+        raise JobRejected(
+            f"{section} is the name of a job's field: give its fields by themselves", param=section
+        )
     given = {name: fields.pop(name) for name in names if name in fields}
     return fields | {section: {name: value for name, value in given.items() if value is not None}}
 
@@ -113,6 +121,20 @@ def _take_one(fields: dict[str, Any], names: tuple[str, ...]) -> Any:
         raise JobRejected(f"{given[1]} is another name of {given[0]}: give one", param=given[1])
     values = [fields.pop(name, None) for name in names]
     return next((value for value in values if value is not None), None)
+
+
+def _ranked_texts(documents: Any) -> list[str]:
+    """Return the documents of a ranking, each a text.
+
+    Raises:
+        JobRejected: they are something else.
+    """
+    texts = _texts(documents)
+    if not isinstance(texts, list) or not all(isinstance(each, str) for each in texts):
+        raise JobRejected(
+            "documents must be a list of texts, or of objects with a text", param="documents"
+        )
+    return texts
 
 
 def _texts(documents: Any) -> Any:
