@@ -136,6 +136,8 @@ def _unfinished_error(error: producer.JobUnfinished) -> ApiError:
     status = 500
     if error.code in _CALLERS_FAULT:
         status = 400
+    elif error.code == "low_confidence":  # the caller asked for this failure
+        status = 422
     elif isinstance(error, producer.JobExpired):
         status = 504
     elif isinstance(error, producer.JobCancelled):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from batchmill.producer.errors import BrokerUnavailable, NotReplicated
+from batchmill.producer.errors import BrokerUnavailable, JobFailed, NotReplicated
 from batchmill.worker.gateway.api_errors import api_error
 
 
@@ -19,3 +19,10 @@ def test_a_broker_that_is_away_is_tried_again() -> None:
     error = api_error(BrokerUnavailable("nothing replied"))
     assert error is not None
     assert (error.status, error.headers) == (503, {"retry-after": "1"})
+
+
+def test_a_decision_that_fails_as_it_asked_to_is_no_error_of_the_server() -> None:
+    error = api_error(JobFailed("too unsure", job_id="gen_1", code="low_confidence"))
+    assert error is not None
+    assert (error.status, error.headers) == (422, {"x-should-retry": "false"})
+    assert error.openai_body()["error"]["type"] == "invalid_request_error"
