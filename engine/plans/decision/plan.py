@@ -6,6 +6,7 @@ import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
+from batchmill.engine.contract.decision import text_of
 from batchmill.engine.plans.plan import Plan, PlannedJob, PlannedRequest, PlanResult
 from batchmill.engine.request.outputs import RequestFailure, RequestOutput
 from batchmill.engine.request.sampling_params import SamplingParams
@@ -18,6 +19,8 @@ from .spec import DecisionSpec, Question, read_decision
 
 #: Prompts that are tokenized and added together, so that other requests are not held up.
 _NUM_TOGETHER: Final = 16
+#: Characters of the states of prompts that are tokenized together: about a tenth of a second's.
+_CHARS_TOGETHER: Final = 1 << 17
 #: The first prompt of a state fills the blocks that the others share.
 _NUM_FIRST: Final = 1
 _T = TypeVar("_T")
@@ -31,7 +34,7 @@ def decision_plan(job: PlannedJob) -> Plan:
     spec = read_decision(job.section)
     asked = askings(spec)
     readings: list[tuple[Asking, Reading]] = []
-    for batch in _batches(asked):
+    for batch in _batches(asked, spec):
         label_ids, requests = [], []
         for asking in batch:
             prompt = _prompt(job, spec, reading_messages(spec, asking))
@@ -74,13 +77,13 @@ def _texts(
     names = unsure(answers)
     questions = [each for each in spec.questions if each.question_id in names]
     params = SamplingParams(temperature=0, max_tokens=spec.max_tokens)
-    requests = [
-        PlannedRequest(_prompt(job, spec, writing_messages(spec, each)), params)
-        for each in questions
-    ]
-    outputs = yield requests
-    for question, output in zip(questions, outputs, strict=True):
-        answers[question.question_id]["text"] = output.text
+    for batch in _batches(questions, spec):
+        outputs = yield [
+            PlannedRequest(_prompt(job, spec, writing_messages(spec, each)), params)
+            for each in batch
+        ]
+        for question, output in zip(batch, outputs, strict=True):
+            answers[question.question_id]["text"] = output.text
 
 
 def _failure(spec: DecisionSpec, answers: Mapping[str, Mapping[str, Any]]) -> RequestFailure | None:
@@ -127,7 +130,9 @@ def _reading(label_ids: Sequence[int], output: RequestOutput) -> Reading:
     return Reading([scores[each] for each in label_ids], output.token_ids[0] in label_ids)
 
 
-def _batches(asked: Sequence[_T]) -> Iterator[Sequence[_T]]:
+def _batches(asked: Sequence[_T], spec: DecisionSpec) -> Iterator[Sequence[_T]]:
+    num_chars = len(text_of(spec.state)) + 1
+    num_together = max(1, min(_NUM_TOGETHER, _CHARS_TOGETHER // num_chars))
     yield asked[:_NUM_FIRST]
-    for start in range(_NUM_FIRST, len(asked), _NUM_TOGETHER):
-        yield asked[start : start + _NUM_TOGETHER]
+    for start in range(_NUM_FIRST, len(asked), num_together):
+        yield asked[start : start + num_together]

@@ -15,9 +15,9 @@ from batchmill.engine import Engine, EngineConfig, RequestError, SamplingParams
 from batchmill.engine.loading.loading import LoadedModel, load_model
 from batchmill.engine.plans.decision.answers import Reading, make_answer
 from batchmill.engine.plans.decision.labels import label_token_ids
-from batchmill.engine.plans.decision.plan import decision_plan
+from batchmill.engine.plans.decision.plan import _batches, decision_plan
 from batchmill.engine.plans.decision.prompts import Asking
-from batchmill.engine.plans.decision.spec import Question
+from batchmill.engine.plans.decision.spec import Question, read_decision
 from batchmill.engine.plans.plan import PlanEnd, PlannedJob
 from batchmill.engine.plans.runner import JobOptions, PlanRunner
 from batchmill.engine.request.outputs import FinishReason
@@ -297,6 +297,14 @@ def test_what_cannot_be_asked_is_refused(
     with pytest.raises(RequestError, match=message):
         decide(engine, section)
     assert not engine.has_unfinished()
+
+
+@pytest.mark.parametrize(("num_chars", "sizes"), [(100, [1, 16, 16]), (1 << 16, [1, *[1] * 32])])
+def test_few_prompts_with_a_long_state_are_tokenized_between_two_steps(
+    num_chars: int, sizes: list[int]
+) -> None:
+    spec = read_decision({"state": "x" * num_chars, "questions": {"spam": {"type": "yes_no"}}})
+    assert [len(batch) for batch in _batches(range(33), spec)] == sizes
 
 
 def test_labels_must_be_one_token_each(tokenizer: Tokenizer, byte_model: LoadedModel) -> None:
