@@ -107,6 +107,11 @@ class Engine:
         return self._loaded.tokenizer
 
     @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """Tokens that end an output, unless its request ignores them."""
+        return self._loaded.eos_token_ids
+
+    @property
     def sampling_defaults(self) -> Mapping[str, Any]:
         """Sampling controls for requests that leave them out; see `generation_config`."""
         return {} if self.config.generation_config == "none" else self._loaded.sampling_defaults

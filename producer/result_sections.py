@@ -112,7 +112,8 @@ class Source(BaseModel):
     model_config = _CONFIG
 
     source: str
-    """`prompt`, `messages.<n>` or `documents.<n>`."""
+    """`prompt`, `messages.<n>` or `documents.<n>`; the first and the last of several that are one
+    part."""
 
     text: str = Field(repr=False)
     """The part."""

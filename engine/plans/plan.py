@@ -61,6 +61,10 @@ class PlanningEngine(Protocol):
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
 
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """Tokens that end an output; see `Engine.eos_token_ids`."""
+
     def add_request(
         self,
         request_id: str,

@@ -37,9 +37,9 @@ def fork_request(
 
 
 def alternative(
-    tokenizer: Tokenizer, facts: Sequence[Mapping[str, Any]], place: int, output: RequestOutput
+    tokenizer: Tokenizer, facts: Sequence[Mapping[str, Any]], place: int, token_ids: Sequence[int]
 ) -> dict[str, Any]:
-    """Return the other way at a place, from the output of its request."""
+    """Return the other way at a place, from the tokens that follow the runner-up."""
     here = facts[place]
     return {
         "position": place,
@@ -47,5 +47,5 @@ def alternative(
         "probability": here["probability"],
         "other_token": tokenizer.decode([here["runner_up"]], skip_special_tokens=False),
         "other_probability": here["runner_up_probability"],
-        "text": tokenizer.decode([here["runner_up"], *output.token_ids]),
+        "text": tokenizer.decode([here["runner_up"], *token_ids]),
     }

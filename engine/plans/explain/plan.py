@@ -58,17 +58,21 @@ def _confidence(job: PlannedJob, facts: Sequence[Mapping[str, Any]]) -> list[dic
 def _alternatives(
     job: PlannedJob, output: RequestOutput, facts: Sequence[Mapping[str, Any]]
 ) -> Part:
-    places, requests = [], []
+    assert job.params is not None
+    ends = frozenset[int]() if job.params.ignore_eos else job.engine.eos_token_ids
+    followers: dict[int, Sequence[int]] = {}
+    requests: dict[int, PlannedRequest] = {}
     for place in least_certain(facts):
         runner_up = facts[place]["runner_up"]
         request = fork_request(output, place, runner_up, job.engine.config.max_model_len)
-        if request is not None:
-            places.append(place)
-            requests.append(request)
-    if not requests:
-        return []
-    outputs = yield requests
+        if runner_up in ends:
+            followers[place] = ()
+        elif request is not None:
+            requests[place] = request
+    if requests:
+        outputs = yield list(requests.values())
+        followers |= {p: each.token_ids for p, each in zip(requests, outputs, strict=True)}
     return [
-        alternative(job.engine.tokenizer, facts, place, each)
-        for place, each in zip(places, outputs, strict=True)
+        alternative(job.engine.tokenizer, facts, place, token_ids)
+        for place, token_ids in sorted(followers.items())
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise, zip_longest
 from typing import Any, Final
 
 from batchmill.engine.plans.plan import PlannedJob
@@ -12,18 +13,46 @@ from batchmill.engine.text.chat import Chat, text_of
 
 #: Parts of one input; a longer input has larger ones.
 MAX_SEGMENTS: Final = 32
+#: Parts of one text that are looked at one by one, before they are joined.
+_MAX_PARTS: Final = 128
 _SEPARATORS: Final = (r"\n[ \t]*\n\s*", r"\n+", r"(?<=[.!?])\s+")
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
-    """A part of the input."""
+class Span:
+    """A piece of one text of the input."""
 
     #: `prompt`, `messages.<n>` or `documents.<n>`.
     source: str
     start: int
     stop: int
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A part of the input: neighbouring spans, one of each text."""
+
+    spans: tuple[Span, ...]
+
+    @property
+    def source(self) -> str:
+        """The text that it is of, or the first and the last of several."""
+        first, last = self.spans[0].source, self.spans[-1].source
+        return first if first == last else f"{first} to {last}"
+
+    @property
+    def text(self) -> str:
+        """All of its text."""
+        return "\n\n".join(each.text for each in self.spans)
+
+    def joined(self, following: Segment) -> Segment:
+        """Return this segment together with the one that follows it."""
+        last, first = self.spans[-1], following.spans[0]
+        if last.source != first.source:
+            return Segment(self.spans + following.spans)
+        both = Span(last.source, last.start, first.stop, last.text + first.text)
+        return Segment((*self.spans[:-1], both, *following.spans[1:]))
 
 
 class ExplainedInput:
@@ -50,10 +79,10 @@ class ExplainedInput:
     def prompt_without(self, removed: Collection[int]) -> list[int]:
         """Return the tokens of the input without some segments."""
         texts = dict(self._texts)
-        for place in sorted(removed, key=lambda each: -self.segments[each].start):
-            segment = self.segments[place]
-            text = texts[segment.source]
-            texts[segment.source] = text[: segment.start] + text[segment.stop :]
+        spans = [span for place in removed for span in self.segments[place].spans]
+        for span in sorted(spans, key=lambda each: -each.start):
+            text = texts[span.source]
+            texts[span.source] = text[: span.start] + text[span.stop :]
         if self._chat is None:
             return self._tokenizer.encode(texts["prompt"])
         messages = [
@@ -74,12 +103,14 @@ class ExplainedInput:
         sources = [name for name in self._texts if not name.startswith("documents")]
         for source, text in self._texts.items():
             if source.startswith("documents"):
-                segments.append(Segment(source, 0, len(text), text))
+                segments.append(Segment((Span(source, 0, len(text), text),)))
                 continue
             parts = _parts(text)
             if sources and source == sources[-1]:
                 parts = parts[:-1]
-            segments += [Segment(source, *span, text[slice(*span)]) for span in parts]
+            segments += [
+                Segment((Span(source, *span, text[slice(*span)]),)) for span in _grouped(parts)
+            ]
         return segments
 
 
@@ -98,20 +129,28 @@ def _parts(text: str) -> list[tuple[int, int]]:
     return [(0, len(text))] if text.strip() else []
 
 
+def _grouped(parts: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the spans of at most `_MAX_PARTS` groups of neighbours, of about as many parts."""
+    size = -(-len(parts) // _MAX_PARTS)
+    groups = [parts[start : start + size] for start in range(0, len(parts), size or 1)]
+    return [(group[0][0], group[-1][1]) for group in groups]
+
+
 def _limited(segments: Sequence[Segment]) -> list[Segment]:
-    """Join neighbours of one source until there are not too many."""
-    joined = list(segments)
-    while len(joined) > MAX_SEGMENTS:
-        pairs = [
-            place
-            for place in range(len(joined) - 1)
-            if joined[place].source == joined[place + 1].source
-        ]
-        if not pairs:
-            return joined[:MAX_SEGMENTS]
-        at = min(pairs, key=lambda place: joined[place + 1].stop - joined[place].start)
-        first, second = joined[at], joined[at + 1]
-        joined[at : at + 2] = [
-            Segment(first.source, first.start, second.stop, first.text + second.text)
-        ]
-    return joined
+    """Join neighbours until there are not too many, of one text before those of several."""
+    found = list(segments)
+    while len(found) > 4 * _MAX_PARTS:  # so that a hostile input cannot hold up the engine below
+        pairs = zip_longest(found[::2], found[1::2])
+        found = [first if second is None else first.joined(second) for first, second in pairs]
+    while len(found) > MAX_SEGMENTS:
+        sizes = [_joined_size(first, second) for first, second in pairwise(found)]
+        at = min(range(len(sizes)), key=sizes.__getitem__)
+        found[at : at + 2] = [found[at].joined(found[at + 1])]
+    return found
+
+
+def _joined_size(first: Segment, second: Segment) -> tuple[int, int]:
+    """Return the spans and the characters of two segments together."""
+    is_one = first.spans[-1].source == second.spans[0].source
+    spans = first.spans + second.spans
+    return len(spans) - is_one, sum(each.stop - each.start for each in spans)

@@ -175,6 +175,40 @@ def test_a_long_input_has_a_bounded_number_of_parts(tiny_chat: Engine) -> None:
     assert joined.endswith("Paragraph 198.\n\n")
 
 
+def test_many_documents_are_joined_and_none_is_left_out(tiny_chat: Engine) -> None:
+    documents = [{"title": "", "text": f"Document {n}."} for n in range(50)]
+    chat = Chat(messages=[{"role": "user", "content": "Which?"}], documents=documents)
+    explained = ExplainedInput(PlannedJob(tiny_chat, {}, chat, GREEDY))
+    assert len(explained.segments) == MAX_SEGMENTS
+    joined = "\n\n".join(each.text for each in explained.segments)
+    assert joined.split("\n\n") == [each["text"] for each in documents]
+    assert explained.segments[-1].source in ("documents.49", "documents.48 to documents.49")
+
+
+@pytest.mark.parametrize("num_messages", [1, 3000])
+def test_an_input_of_very_many_parts_is_cut_without_delay(
+    tiny_chat: Engine, num_messages: int
+) -> None:
+    text = "a.\n\n" * (30_000 // num_messages)
+    messages = [{"role": "user", "content": text} for _ in range(num_messages)]
+    chat = Chat(messages=[*messages, {"role": "user", "content": "Which?"}])
+    explained = ExplainedInput(PlannedJob(tiny_chat, {}, chat, GREEDY))
+    assert len(explained.segments) == MAX_SEGMENTS
+    spans = [span for each in explained.segments for span in each.spans]
+    assert sum(len(each.text) for each in spans) == len(text) * num_messages
+
+
+def test_a_runner_up_that_ends_the_output_is_not_continued(
+    byte_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = byte_engine()
+    monkeypatch.setattr(Engine, "eos_token_ids", frozenset(range(264)))
+    end = explain(engine, params=SamplingParams(temperature=0, max_tokens=6), parts=ALL[1:2])
+    assert end.counts.num_requests == 1
+    for each in section_of(end)["alternatives"]:
+        assert len(each["text"]) <= len(each["other_token"])
+
+
 @pytest.fixture
 def tiny_chat(make_engine: Callable[..., Engine]) -> Engine:
     """An engine whose tokenizer has a chat template."""
