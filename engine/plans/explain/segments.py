@@ -139,7 +139,7 @@ def _grouped(parts: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 def _limited(segments: Sequence[Segment]) -> list[Segment]:
     """Join neighbours until there are not too many, of one text before those of several."""
     found = list(segments)
-    while len(found) > 4 * _MAX_PARTS:  # so that a hostile input cannot hold up the engine below
+    while len(found) > 2 * _MAX_PARTS:  # so that a hostile input cannot hold up the engine below
         pairs = zip_longest(found[::2], found[1::2])
         found = [first if second is None else first.joined(second) for first, second in pairs]
     while len(found) > MAX_SEGMENTS:
