@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final
 
 from .call_reading import (
     ParsedCall,
@@ -18,6 +16,9 @@ from .call_reading import (
     parsed,
     skip,
 )
+
+#: Most alternatives of an argument's schema whose types are looked at; further ones are text.
+_MAX_CHOICES: Final = 100
 
 
 class _BetweenTags:
@@ -110,40 +111,67 @@ class ArgumentsInJson(_BetweenTags):
 class ArgumentsInTags(_BetweenTags):
     """A call in a section, each of its arguments between tags. The schema says a value's type."""
 
-    def __init__(self, opening: str, closing: str, *, before: str, argument: str, after: str):
+    def __init__(
+        self,
+        opening: str,
+        closing: str,
+        *,
+        before: str,
+        argument: str,
+        argument_end: str,
+        after: str,
+    ) -> None:
         """Set the texts of the format.
 
         Args:
             opening: Text before each call, or before all of them.
             closing: Text after it.
             before: Pattern of the text before a call's arguments; its group is the name.
-            argument: Pattern of an argument; its groups are the name and the value.
+            argument: Pattern of the text before an argument's value; its group is the name.
+            argument_end: Text after the value; a line end that it begins with may be missing.
             after: Pattern of the text after the arguments of a call.
         """
         super().__init__(opening, closing)
         self._before, self._after = re.compile(before), re.compile(after)
-        self._argument = re.compile(argument, re.DOTALL)
+        self._argument = re.compile(argument)
+        self._argument_end = argument_end.lstrip()
+        self._ends_line = argument_end != self._argument_end
 
     def _calls_at(
         self, text: str, position: int, names: Collection[str]
     ) -> tuple[list[ParsedCall], int]:
         calls: list[ParsedCall] = []
         while (head := self._before.match(text, position)) is not None:
-            name, end = head[1], head.end()
-            properties = _properties(names, name)
-            arguments: dict[str, Any] = {}
-            while (found := self._argument.match(text, end)) is not None:
-                arguments[found[1]] = _typed(found[2], properties.get(found[1]))
-                end = found.end()
-            call = call_of({"name": name, "arguments": arguments}, names, "arguments")
+            arguments, end = self._arguments_at(text, head.end(), _properties(names, head[1]))
+            call = call_of({"name": head[1], "arguments": arguments}, names, "arguments")
             tail = self._after.match(text, end)
             if call is None or tail is None:
-                return [], position
+                # Nothing before `end` is read again: a long output must not take quadratic time.
+                return [], end
             calls.append(call)
             position = tail.end()
             if text.startswith(self._closing, position):
                 break
         return calls, position
+
+    def _arguments_at(
+        self, text: str, position: int, properties: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], int]:
+        """Return the complete arguments from a position on, and their end.
+
+        The rest of the text is part of an argument that does not end.
+        """
+        arguments: dict[str, Any] = {}
+        while (start := self._argument.match(text, position)) is not None:
+            end = text.find(self._argument_end, start.end())
+            if end < 0:
+                return arguments, len(text)
+            value = text[start.end() : end]
+            if self._ends_line:
+                value = value.removesuffix("\n")
+            arguments[start[1]] = _typed(value, properties.get(start[1]))
+            position = skip(text, end + len(self._argument_end))
+        return arguments, position
 
 
 def _properties(names: Collection[str], name: str) -> Mapping[str, Any]:
@@ -162,13 +190,22 @@ def _typed(text: str, schema: Any) -> Any:
 
 
 def _kinds(schema: Any) -> list[str]:
-    if not isinstance(schema, Mapping):
-        return []
-    kinds = schema.get("type")
-    found = [kinds] if isinstance(kinds, str) else [*kinds] if isinstance(kinds, list) else []
-    for choice in (*(schema.get("anyOf") or ()), *(schema.get("oneOf") or ())):
-        found += _kinds(choice)
-    return [kind for kind in found if isinstance(kind, str)]
+    """Return the types that a schema names, also in its choices; nothing else of it is read."""
+    found: list[str] = []
+    pending, num_seen = [schema], 0
+    while pending and num_seen < _MAX_CHOICES:
+        each = pending.pop(0)
+        num_seen += 1
+        if not isinstance(each, Mapping):
+            continue
+        kinds = each.get("type")
+        found += [kind for kind in _items(kinds) or [kinds] if isinstance(kind, str)]
+        pending += [*_items(each.get("anyOf")), *_items(each.get("oneOf"))]
+    return found
+
+
+def _items(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else ()
 
 
 _NOT_OF_KIND = object()
@@ -182,9 +219,8 @@ def _of_kind(text: str, kind: str) -> Any:
         return None if stripped in ("null", "None") else _NOT_OF_KIND
     if kind == "string":
         return text
-    try:
-        value = json.loads(stripped)
-    except (ValueError, RecursionError):
+    value, end = json_at(stripped, 0)
+    if end == 0 or end < len(stripped):
         return _NOT_OF_KIND
     if kind in ("integer", "number"):
         return _number(value, is_integer=kind == "integer")
@@ -193,7 +229,7 @@ def _of_kind(text: str, kind: str) -> Any:
 
 
 def _number(value: Any, *, is_integer: bool) -> Any:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return _NOT_OF_KIND
     if not is_integer or isinstance(value, int):
         return value

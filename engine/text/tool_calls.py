@@ -198,7 +198,8 @@ FORMATS: Final[Mapping[str, ToolCallFormat]] = {
         "<tool_call>",
         "</tool_call>",
         before=r"\s*<function=([^>\s]+)>\s*",
-        argument=r"<parameter=([^>\s]+)>\n?(.*?)\n?</parameter>\s*",
+        argument=r"<parameter=([^>\s]+)>\n?",
+        argument_end="\n</parameter>",
         after=r"</function>\s*",
     ),
     # GLM 4.5 and later.
@@ -206,15 +207,18 @@ FORMATS: Final[Mapping[str, ToolCallFormat]] = {
         "<tool_call>",
         "</tool_call>",
         before=r"\s*([\w.-]+)\s*",
-        argument=r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>\s*",
-        after="",
+        argument=r"<arg_key>([^<]+)</arg_key>\s*<arg_value>",
+        argument_end="</arg_value>",
+        # Only this tag ends the name and the arguments: without it, more may follow.
+        after=r"(?=</tool_call>)",
     ),
     # MiniMax M2.
     "minimax_m2": ArgumentsInTags(
         "<minimax:tool_call>",
         "</minimax:tool_call>",
         before=r'\s*<invoke name="([^"]+)">\s*',
-        argument=r'<parameter name="([^"]+)">(.*?)</parameter>\s*',
+        argument=r'<parameter name="([^"]+)">',
+        argument_end="</parameter>",
         after=r"</invoke>\s*",
     ),
     # Kimi K2.

@@ -365,3 +365,56 @@ def test_the_format_is_read_from_the_template() -> None:
     assert detect_format("{{ '<|tool_call|>' }}") == "granite"
     assert detect_format("functools[") == "phi4_mini"
     assert detect_format('Its "parameters": none') is None
+
+
+def test_a_call_of_glm_ends_with_its_tag_alone() -> None:
+    """Its name may grow from that of another function, and further arguments may follow."""
+    text = (
+        "<tool_call>get_weather\n<arg_key>a</arg_key>\n<arg_value>1</arg_value>\n"
+        "<arg_key>b</arg_key>\n<arg_value>2</arg_value>\n</tool_call>"
+    )
+    form, names = FORMATS["glm45"], {"get": None, "get_weather": None}
+    for end in range(len(text) - len("</tool_call>") + 1):
+        assert form.parse(text[:end], names).calls == []
+    assert form.parse(text, names).calls == [ParsedCall("get_weather", '{"a": "1", "b": "2"}')]
+
+
+@pytest.mark.parametrize(
+    ("value", "schema", "argument"),
+    [
+        ("1" + "0" * 400, {"type": "integer"}, "1" + "0" * 400),
+        ("[NaN, 1e999]", {"type": "array"}, '"[NaN, 1e999]"'),
+        ("1", {"anyOf": 5}, '"1"'),
+        ("1", {"type": 5, "oneOf": [None, {"type": ["null", "integer"]}]}, "1"),
+    ],
+)
+def test_odd_values_and_schemas_make_a_call_of_json(
+    value: str, schema: object, argument: str
+) -> None:
+    text = f"<tool_call><function=f><parameter=a>{value}</parameter></function></tool_call>"
+    names = {"f": {"properties": {"a": schema}}}
+    (call,) = FORMATS["qwen3_xml"].parse(text, names).calls
+    assert call.arguments == f'{{"a": {argument}}}'
+
+
+def test_a_deep_schema_makes_a_call() -> None:
+    schema: dict[str, object] = {"type": "integer"}
+    for _ in range(3000):
+        schema = {"anyOf": [schema]}
+    text = "<tool_call>f<arg_key>a</arg_key><arg_value>1</arg_value></tool_call>"
+    names = {"f": {"properties": {"a": schema}}}
+    assert FORMATS["glm45"].parse(text, names).calls == [ParsedCall("f", '{"a": "1"}')]
+
+
+@pytest.mark.parametrize(
+    ("name", "piece"),
+    [
+        ("glm45", "<tool_call>f<arg_key>a</arg_key><arg_value>"),
+        ("glm45", "<arg_key>a</arg_key><arg_value>"),
+        ("qwen3_xml", "<tool_call><function=f><parameter=a>"),
+    ],
+)
+def test_arguments_without_an_end_are_read_in_linear_time(name: str, piece: str) -> None:
+    """Read again from each opening tag, such a text would take hours."""
+    text = f"{FORMATS[name].markers[0]}f" + piece * 10_000
+    assert FORMATS[name].parse(text, NAMES) == (text, [])
