@@ -179,7 +179,9 @@ def _texts_of(record: Mapping[str, Any], column: str | None) -> Iterable[str]:
     choices = body.get("choices") if isinstance(body, Mapping) else None
     if isinstance(choices, list):
         messages = [each.get("message", each) for each in choices if isinstance(each, Mapping)]
-        texts = [each.get("content", each.get("text")) for each in messages]
+        texts = [
+            each.get("content", each.get("text")) for each in messages if isinstance(each, Mapping)
+        ]
         return [text for text in texts if isinstance(text, str)]
     found = (record.get(name) for name in _TEXT_FIELDS)
     return [text for text in found if isinstance(text, str)][:1]
