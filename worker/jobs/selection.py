@@ -39,7 +39,7 @@ def _mean_logprob(sample: FinishedSample) -> float | None:
         return None
     pairs = zip(sample.token_ids, sample.logprobs, strict=True)
     own = [each[token_id] for token_id, each in pairs if each is not None]
-    return sum(own) / len(own)
+    return sum(own) / len(own) if own else None
 
 
 def _by_vote(samples: Sequence[FinishedSample], field: str | None) -> SelectedSample:
@@ -61,9 +61,15 @@ def _answer(text: str, field: str | None) -> str | None:
     if field is None:
         return text.strip() or None
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_float=_number)
         for name in field.split("."):
             value = value[name]
+        return json.dumps(value, sort_keys=True, ensure_ascii=False)
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    return json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+
+def _number(digits: str) -> float | int:
+    """Return a number in the one form that it has as a vote: 12 for 12.0."""
+    number = float(digits)
+    return int(number) if number.is_integer() else number
