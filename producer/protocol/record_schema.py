@@ -102,9 +102,9 @@ class RecordFields(BaseModel):
     cost: Number
     """Estimate of the job's tokens, prompt and output."""
     charge: Number | None = None
+    """Charge to the tenant for this job until its end."""
     reserved_bytes: Number
     """Bytes that the output may take at most: tokens, text and result."""
-    """Charge to the tenant for this job until its end."""
     version_refusals: Number | None = None
     """Claims by workers that do not know the record's version."""
     sealed_with: str | None = None

@@ -15,6 +15,7 @@ from batchmill.producer import (
     JobState,
     ProducerSettings,
 )
+from batchmill.producer.encryption.key_ring import KeyRing, new_key
 from batchmill.producer.job.validation import parse_job
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls.jobs import retry
@@ -144,7 +145,14 @@ def test_real_records_fit_their_schema_and_hold_no_field_that_it_does_not_know(
     assert isinstance(claim, Claim)
     store.complete("job-1", fence=claim.fence, state=JobState.EXPIRED)
     check()
+    sealing = JobStore.from_url(redis_url, key_ring=KeyRing((new_key("a"),)))
+    sealing.submit(prepare(parse_job({"prompt": "x"}), settings, job_id="sealed"))
+    store.claim("sealed", owner="w", lease_ms=60_000, identity="i")
+    names: Any = store.client.hkeys(keys.job("sealed"))
+    seen.update(name.decode() for name in names)
+    assert seen <= known
     assert known - seen == set()
+    sealing.close()
     store.close()
 
 

@@ -199,7 +199,9 @@ def test_echo_without_tokens_computes_nothing(byte_engine: MakeEngine) -> None:
 
 
 @pytest.mark.feature("logprob_token_ids")
-@pytest.mark.parametrize("settings", [{}, {"overlap": True}, {"max_num_batched_tokens": 7}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"overlap": True}, {"max_num_batched_tokens": 7, "max_num_seqs": 4}]
+)
 @pytest.mark.parametrize("top", [None, 0, 3])
 def test_tokens_are_scored_by_their_ids(
     byte_engine: MakeEngine,

@@ -22,7 +22,7 @@ from batchmill.producer.protocol.replies import JobState
 from ..conftest import Mill, stored_result
 
 QUEUE = keys.queue_name("demo", "normal")
-SETTINGS: dict[str, Any] = {"lease_s": 600, "reannounce_grace_s": 600}
+SETTINGS: dict[str, Any] = {"lease_s": 600, "reannounce_grace_s": 600, "takeover": False}
 SLOW = {"step_time_s": 0.02}
 CHECKPOINT_TOKENS = 8
 #: A worker that never stores a document or a plain task that it has taken.
