@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings
 
 from batchmill.producer import new_secret
 from batchmill.producer.broker_url import find_broker
+from batchmill.producer.encryption.key_ring import new_key
 from batchmill.producer.secrets_from_files import without_file
 from batchmill.producer.settings import ProducerSettings
 from batchmill.producer.webhook.target_settings import holds_secret
@@ -20,6 +21,9 @@ URL = "redis://worker:password@host:6379/0"
 SECRET = new_secret()
 CONTENTS = {
     "broker_url": URL,
+    "broker_urls": f"a={URL} b=redis://worker:password@other:6379/0",
+    "encryption_keys": new_key("a").to_text(),
+    "watermark_keys": '{"a": "%s"}' % ("secret" * 8),
     "webhook_secret": SECRET,
     "webhook_secrets": f'{{"billing": "{SECRET}"}}',
 }

@@ -110,7 +110,7 @@ def test_jobs_move_only_to_a_worker_with_the_same_keys(sealed_mill: Mill, client
     without = mill.start_worker("w2", stub=stub)  # asks first, and could open none of them
     mill.start_worker("w3", encryption_keys=KEY.to_text(), stub=stub)
 
-    def owners() -> list[str | None]:
+    def owners() -> list[str]:
         return sorted(str(mill.record(job_id).owner) for job_id in jobs)
 
     mill.wait_for(lambda: owners() == ["w1@test"] * 2 + ["w3@test"] * 2, "two jobs on each worker")
