@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from batchmill.engine.text.structure import Structure
+from typing import TYPE_CHECKING
 
 from .prompt_lookup import PromptLookup
+
+if TYPE_CHECKING:  # it imports tokenizers, which tools without a model do not have
+    from batchmill.engine.text.structure import Structure
 
 
 class StructureDrafter:

