@@ -111,6 +111,8 @@ class Mill:
             "sweep_interval_s": 0.5,
             "reannounce_grace_s": 1,
             "drain_timeout_s": 10,
+            # Tests of faults must know which worker has which job.
+            "takeover": False,
             **settings,
         }
         kept = {key: value for key, value in os.environ.items() if key[:10] != "BATCHMILL_"}

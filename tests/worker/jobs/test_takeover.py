@@ -20,14 +20,14 @@ def owners(mill: Mill, jobs: Sequence[str]) -> Counter[str | None]:
 
 
 def test_a_late_joiner_takes_over_half_of_the_jobs_and_its_death_loses_none(mill: Mill) -> None:
-    mill.start_worker("w1", stub={"step_time_s": 0.01}, lease_s=6)
+    mill.start_worker("w1", stub={"step_time_s": 0.01}, lease_s=6, takeover=True)
     jobs = [mill.submit(f"prompt {number}", max_tokens=MAX_TOKENS) for number in range(NUM_JOBS)]
     for job_id in jobs:
         mill.wait_tokens(job_id, 20)
 
     # It asks before the other one, and gets none: it could not continue their tokens.
-    other = mill.start_worker("other", stub={"identity": "other"})
-    late = mill.start_worker("w2", stub={"step_time_s": 0.01}, lease_s=6)
+    other = mill.start_worker("other", stub={"identity": "other"}, takeover=True)
+    late = mill.start_worker("w2", stub={"step_time_s": 0.01}, lease_s=6, takeover=True)
     mill.wait_for(
         lambda: owners(mill, jobs) == {"w1@test": 3, "w2@test": 3}, "three jobs on each worker"
     )
@@ -57,12 +57,12 @@ def test_a_late_joiner_takes_over_half_of_the_jobs_and_its_death_loses_none(mill
 def test_jobs_that_wait_inside_a_busy_worker_go_first(mill: Mill) -> None:
     """The engine has fewer places than the worker believes, as one that is short of KV blocks."""
     stub = {"step_time_s": 0.01, "max_num_seqs": 1}
-    mill.start_worker("w1", stub=stub, max_num_seqs=2)
+    mill.start_worker("w1", stub=stub, max_num_seqs=2, takeover=True)
     running, waiting = (mill.submit(name, max_tokens=MAX_TOKENS) for name in ("a", "b"))
     mill.wait_tokens(running, 20)
     mill.wait_for(lambda: mill.state(waiting) is JobState.IN_PROGRESS, "its claim")
 
-    mill.start_worker("w2", stub=stub)
+    mill.start_worker("w2", stub=stub, takeover=True)
 
     mill.wait_tokens(waiting, 1)
     assert mill.record(waiting).owner == "w2@test"
