@@ -102,13 +102,15 @@ def test_a_worker_without_the_key_says_so_and_another_runs_the_job(
 
 def test_jobs_move_only_to_a_worker_with_the_same_keys(sealed_mill: Mill, client: Client) -> None:
     mill, stub = sealed_mill, {"step_time_s": 0.01}
-    mill.start_worker("w1", encryption_keys=KEY.to_text(), stub=stub)
+    mill.start_worker("w1", encryption_keys=KEY.to_text(), stub=stub, takeover=True)
     jobs = [client.submit(prompt=f"{PROMPT} {i}", max_tokens=4000, seed=7).id for i in range(4)]
     for job_id in jobs:
         mill.wait_tokens(job_id, 20)
 
-    without = mill.start_worker("w2", stub=stub)  # asks first, and could open none of them
-    mill.start_worker("w3", encryption_keys=KEY.to_text(), stub=stub)
+    without = mill.start_worker(
+        "w2", stub=stub, takeover=True
+    )  # asks first, and could open none of them
+    mill.start_worker("w3", encryption_keys=KEY.to_text(), stub=stub, takeover=True)
 
     def owners() -> list[str]:
         return sorted(str(mill.record(job_id).owner) for job_id in jobs)

@@ -8,19 +8,8 @@ import typer
 _PANELS = {
     "Start here": ("demo", "up", "doctor"),
     "Jobs": (
-        *(
-            "submit",
-            "decide",
-            "result",
-            "explain",
-            "stream",
-            "status",
-            "progress",
-            "list",
-            "cancel",
-            "retry",
-            "forget",
-        ),
+        *("submit", "decide", "embed", "rerank", "result", "explain", "stream"),
+        *("status", "progress", "list", "cancel", "retry", "forget"),
     ),
     "Files and batches of jobs": ("bulk", "batch"),
     "Webhooks": ("webhooks", "webhook-secret"),
