@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
-from batchmill.engine.config import EngineConfig
+from batchmill.engine.engine import Engine
 from batchmill.engine.lifecycle.intake import Prompt
-from batchmill.engine.lifecycle.pooled_intake import PooledPrompt, PoolingSupport
-from batchmill.engine.request.outputs import (
-    FinishReason,
-    RequestFailure,
-    RequestOutput,
-    ResumedTokens,
-)
+from batchmill.engine.lifecycle.pooled_intake import PooledPrompt
+from batchmill.engine.request.outputs import FinishReason, RequestFailure, RequestOutput
 from batchmill.engine.request.pooling import PoolingParams
 from batchmill.engine.request.sampling_params import SamplingParams
-from batchmill.engine.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,57 +46,11 @@ class PlanResult:
 Plan: TypeAlias = Generator[Sequence[PlannedRequest], Sequence[RequestOutput], PlanResult]
 
 
-class PlanningEngine(Protocol):
-    """The part of `Engine` that plans and their runner use."""
-
-    config: EngineConfig
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer."""
-
-    @property
-    def eos_token_ids(self) -> frozenset[int]:
-        """Tokens that end an output; see `Engine.eos_token_ids`."""
-
-    def add_request(
-        self,
-        request_id: str,
-        prompt: Prompt,
-        params: SamplingParams | None = None,
-        resumed_token_ids: ResumedTokens = (),
-        *,
-        priority: int = 0,
-        deadline_s: float | None = None,
-        cache_salt: str | None = None,
-    ) -> None:
-        """Add a request; see `Engine.add_request`."""
-
-    def add_pooled_request(
-        self,
-        request_id: str,
-        prompt: PooledPrompt,
-        params: PoolingParams | None = None,
-        *,
-        priority: int = 0,
-        deadline_s: float | None = None,
-        cache_salt: str | None = None,
-    ) -> None:
-        """Add a pooled request; see `Engine.add_pooled_request`."""
-
-    @property
-    def pooling(self) -> PoolingSupport:
-        """What the model offers to pooled requests."""
-
-    def abort(self, request_id: str) -> bool:
-        """End a request early; see `Engine.abort`."""
-
-
 @dataclass(frozen=True, slots=True)
 class PlannedJob:
     """A job as its plan sees it."""
 
-    engine: PlanningEngine
+    engine: Engine
     #: The field of the job that asks for the plan.
     section: Mapping[str, Any]
     #: The job's own input and controls, if it generates as well.

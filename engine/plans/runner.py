@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict, cast
 
+from batchmill.engine.engine import Engine
 from batchmill.engine.errors import RequestError
 from batchmill.engine.lifecycle.intake import Prompt
 from batchmill.engine.request.outputs import FinishReason, RequestFailure, RequestOutput
 from batchmill.engine.request.pooling import PoolingParams
 
-from .plan import Plan, PlanCounts, PlanEnd, PlannedRequest, PlanningEngine, PlanResult
+from .plan import Plan, PlanCounts, PlanEnd, PlannedRequest, PlanResult
 
 
 class _Common(TypedDict):
@@ -66,7 +67,7 @@ class PlanRunner:
     tokens. Call it from the engine's thread.
     """
 
-    def __init__(self, engine: PlanningEngine) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._plans: dict[str, _RunningPlan] = {}
         # The plan of each unfinished request; None if its output is of no use any more.
