@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from batchmill.engine.request.outputs import FinishReason, RequestFailure, Reque
 from batchmill.engine.request.pooling import PoolingParams
 
 from .plan import Plan, PlanCounts, PlanEnd, PlannedRequest, PlanResult
+
+_log = logging.getLogger(__name__)
 
 
 class _Common(TypedDict):
@@ -88,7 +91,7 @@ class PlanRunner:
         running = self._plans[request_id] = _RunningPlan(request_id, plan, options)
         try:
             self._advance(running, None)
-        except RequestError:
+        except BaseException:  # also a panic of a Rust library, in the intake of a request
             del self._plans[request_id]
             raise
 
@@ -135,6 +138,13 @@ class PlanRunner:
             self._advance(running, outputs)
         except RequestError as error:
             self._end(running, FinishReason.ERROR, RequestFailure(error.code, error.message))
+        except Exception:
+            # This is inside a step: raised further, it would end the requests of all other jobs.
+            _log.exception("the plan of the job %s failed", running.request_id)
+            text = (
+                "the engine failed while it prepared the job's next requests; see the worker's log"
+            )
+            self._end(running, FinishReason.ERROR, RequestFailure("internal_error", text))
 
     def _advance(self, running: _RunningPlan, outputs: Sequence[RequestOutput] | None) -> None:
         """Give a plan its outputs, and add the requests that it asks for next."""
@@ -150,7 +160,7 @@ class PlanRunner:
         try:
             for place, request in enumerate(requests):
                 self._add_request(running, place, request)
-        except RequestError:
+        except BaseException:
             self._drop_requests(running)
             running.plan.close()
             raise

@@ -187,3 +187,35 @@ def test_a_deadline_ends_the_job(make_engine: Callable[..., Engine]) -> None:
     assert end.finish_reason is FinishReason.ABORT
     assert end.error is not None
     assert end.error.code == "deadline_exceeded"
+
+
+def test_a_defect_of_a_plan_ends_its_job_alone(make_engine: Callable[..., Engine]) -> None:
+    def breaks() -> Plan:
+        yield planned("one", "two")
+        raise ZeroDivisionError
+
+    engine = make_engine()
+    runner = PlanRunner(engine)
+    engine.add_request("other", "other", GREEDY)
+    runner.add("job", breaks(), JobOptions())
+    (other,) = steps(engine, runner)
+    assert other.finish_reason is FinishReason.LENGTH
+    (end,) = runner.take_ends()
+    assert end.error is not None
+    assert (end.finish_reason, end.error.code) == (FinishReason.ERROR, "internal_error")
+
+
+def test_a_plan_that_cannot_be_added_leaves_nothing(make_engine: Callable[..., Engine]) -> None:
+    def breaks() -> Plan:
+        yield [*planned("one"), PlannedRequest(object(), GREEDY)]  # type: ignore[arg-type]
+        return PlanResult({})
+
+    engine = make_engine()
+    runner = PlanRunner(engine)
+    with pytest.raises((RequestError, TypeError, AttributeError)):
+        runner.add("job", breaks(), JobOptions())
+    assert steps(engine, runner) == []
+    assert not runner.take_ends()
+    runner.add("job", two_waves(), JobOptions())  # the id is free again
+    steps(engine, runner)
+    assert len(runner.take_ends()) == 1
