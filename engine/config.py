@@ -59,12 +59,9 @@ def _integer(default: int | None, *, least: int | None = None) -> Any:
 
 def _by_device(cpu: int, cuda: int) -> Any:
     """Return a field that takes integers of at least 1; None becomes the kind of device's own."""
-
-    def check(value: object) -> str | None:
-        is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-        return None if value is None or is_count else "use an integer of at least 1"
-
-    return field(default=None, metadata={"check": check, BY_DEVICE: {"cpu": cpu, "cuda": cuda}})
+    checked = _integer(None, least=1)
+    defaults = {BY_DEVICE: {"cpu": cpu, "cuda": cuda}}
+    return field(default=None, metadata={**checked.metadata, **defaults})
 
 
 def _switch() -> Any:

@@ -56,7 +56,7 @@ class EncoderModel:
     """Owns an encoder's weights and computes final states; see `Model`.
 
     Every text of a step is whole: its tokens see each other and no others. Matrices multiply all
-    tokens of the step at once, so there is no padding; only attention goes text by text.
+    tokens of the step at once, so there is no padding; attention is computed one text at a time.
 
     Attributes:
         config: Sizes and features.

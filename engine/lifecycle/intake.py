@@ -213,7 +213,7 @@ class RequestIntake:
 
     def _tool_use(self, chat: Chat, params: SamplingParams) -> ToolUse | None:
         check_agreement(chat, params)
-        # A structure is enforced from the first token on, so there is no thought before it.
+        # A structure applies from the first token on, so no thought can come before it.
         may_think = params.detokenize and params.grammar is None
         return plan_tool_use(
             chat,

@@ -90,8 +90,8 @@ class SamplingParams:
     allowed_token_ids: Sequence[int] | None = None
     #: Fixes the samples; None derives a seed from the engine's seed and the request id.
     seed: int | None = None
-    #: Name of the operator's key that marks the output as generated, by the noise that samples it.
-    #: Refused at temperature 0, where there is no noise. None is the operator's default.
+    #: Name of the operator's key that marks the output as generated: the noise of sampling comes
+    #: from it. Refused at temperature 0, which has no noise. None is the operator's default.
     watermark: str | None = None
     #: Most tokens to generate; None generates up to the engine's `max_model_len`. With 0 the prompt
     #: is only scored (`prompt_logprobs`) or returned (`echo`).

@@ -46,6 +46,8 @@ class Speculation:
         num_looked_up = self.num_tokens if len(decodes) <= self.max_num_seqs else 0
         if not num_looked_up and not self.num_forced_tokens:
             return decodes
+        if not any(request.drafter is not None for request in decodes):
+            return decodes
         rest: list[Request] = []
         for request in decodes:
             # None while the request's last token is not known on the host.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, Unpack
 
 from batchmill.producer.job.job_fields import JobFields
@@ -66,10 +66,7 @@ class AsyncVectorVerbs:
             "truncate": truncate,
         }
         texts = [inputs] if isinstance(inputs, str) else list(inputs)
-        given: dict[str, Any] = dict(fields)
-        jobs = [given | {"embedding": {"input": each, **options}} for each in groups_of(texts)]
-        handles = await self.submit_many(jobs)
-        results = [await self.result(each.id, timeout_s) for each in handles]
+        results = await _results(self, "embedding", texts, options, timeout_s, fields)
         return Embeddings.of(results)
 
     async def score(
@@ -101,10 +98,7 @@ class AsyncVectorVerbs:
         """
         options = {"query": query, "activation": activation, "truncate": truncate}
         texts = [inputs] if isinstance(inputs, str) else list(inputs)
-        given: dict[str, Any] = dict(fields)
-        jobs = [given | {"scoring": {"input": each, **options}} for each in groups_of(texts)]
-        handles = await self.submit_many(jobs)
-        results = [await self.result(each.id, timeout_s) for each in handles]
+        results = await _results(self, "scoring", texts, options, timeout_s, fields)
         return Scores.of(results)
 
     async def rerank(
@@ -134,11 +128,20 @@ class AsyncVectorVerbs:
         Raises:
             JobRejected, JobFailed, ResultTimeout, BrokerUnavailable: as of `embed`.
         """
-        given: dict[str, Any] = dict(fields)
         options = {"query": query, "truncate": truncate}
-        jobs = [
-            given | {"scoring": {"input": each, **options}} for each in groups_of(list(documents))
-        ]
-        handles = await self.submit_many(jobs)
-        results = [await self.result(each.id, timeout_s) for each in handles]
+        results = await _results(self, "scoring", list(documents), options, timeout_s, fields)
         return ranked(Scores.of(results), documents, top_n)
+
+
+async def _results(
+    client: AsyncSubmitter,
+    section: str,
+    inputs: Sequence[Any],
+    options: Mapping[str, Any],
+    timeout_s: float | None,
+    fields: Mapping[str, Any],
+) -> list[JobResult]:
+    """Submit a job for each group of inputs, and wait for all of them, in order."""
+    jobs = [{**fields, section: {"input": each, **options}} for each in groups_of(inputs)]
+    handles = await client.submit_many(jobs)
+    return [await client.result(each.id, timeout_s) for each in handles]

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, Unpack
 
 from batchmill.producer.job.job_fields import JobFields
@@ -67,10 +67,7 @@ class VectorVerbs:
             "truncate": truncate,
         }
         texts = [inputs] if isinstance(inputs, str) else list(inputs)
-        given: dict[str, Any] = dict(fields)
-        jobs = [given | {"embedding": {"input": each, **options}} for each in groups_of(texts)]
-        handles = self.submit_many(jobs)
-        results = [self.result(each.id, timeout_s) for each in handles]
+        results = _results(self, "embedding", texts, options, timeout_s, fields)
         return Embeddings.of(results)
 
     def score(
@@ -102,10 +99,7 @@ class VectorVerbs:
         """
         options = {"query": query, "activation": activation, "truncate": truncate}
         texts = [inputs] if isinstance(inputs, str) else list(inputs)
-        given: dict[str, Any] = dict(fields)
-        jobs = [given | {"scoring": {"input": each, **options}} for each in groups_of(texts)]
-        handles = self.submit_many(jobs)
-        results = [self.result(each.id, timeout_s) for each in handles]
+        results = _results(self, "scoring", texts, options, timeout_s, fields)
         return Scores.of(results)
 
     def rerank(
@@ -135,11 +129,20 @@ class VectorVerbs:
         Raises:
             JobRejected, JobFailed, ResultTimeout, BrokerUnavailable: as of `embed`.
         """
-        given: dict[str, Any] = dict(fields)
         options = {"query": query, "truncate": truncate}
-        jobs = [
-            given | {"scoring": {"input": each, **options}} for each in groups_of(list(documents))
-        ]
-        handles = self.submit_many(jobs)
-        results = [self.result(each.id, timeout_s) for each in handles]
+        results = _results(self, "scoring", list(documents), options, timeout_s, fields)
         return ranked(Scores.of(results), documents, top_n)
+
+
+def _results(
+    client: Submitter,
+    section: str,
+    inputs: Sequence[Any],
+    options: Mapping[str, Any],
+    timeout_s: float | None,
+    fields: Mapping[str, Any],
+) -> list[JobResult]:
+    """Submit a job for each group of inputs, and wait for all of them, in order."""
+    jobs = [{**fields, section: {"input": each, **options}} for each in groups_of(inputs)]
+    handles = client.submit_many(jobs)
+    return [client.result(each.id, timeout_s) for each in handles]

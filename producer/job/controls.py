@@ -199,8 +199,8 @@ class SamplingControls(BaseModel):
     watermark: (
         Annotated[str, Field(json_schema_extra={"pattern": WATERMARK_NAME_PATTERN})] | None
     ) = optional(None)
-    """Name of the operator's key that marks the output as generated, by the noise that samples
-    it. Refused at temperature 0, where there is no noise. If it is missing, the operator's
+    """Name of the operator's key that marks the output as generated: the noise of sampling comes
+    from it. Refused at temperature 0, which has no noise. If it is missing, the operator's
     default."""
 
     n: int = optional(1, ge=1, le=limits.MAX_N, validation_alias=AliasChoices(*names_of("n")))

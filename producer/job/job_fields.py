@@ -207,8 +207,8 @@ class JobFields(OtherNames, total=False):
     """Leave special tokens, such as the end-of-text token, out of the text."""
 
     watermark: str | None
-    """Name of the operator's key that marks the output as generated, by the noise that
-    samples it. Refused at temperature 0, where there is no noise. If it is missing, the
+    """Name of the operator's key that marks the output as generated: the noise of sampling
+    comes from it. Refused at temperature 0, which has no noise. If it is missing, the
     operator's default."""
 
     n: int | None

@@ -170,16 +170,15 @@ class JobClaimer:
         if why is ClaimRefusal.EXPIRED:
             self._reporter.accept(task)
             self._reporter.report(task, Outcome(JobState.EXPIRED, is_held=False))
-        elif why is ClaimRefusal.MISSING_KEY:
+            return
+        if why is ClaimRefusal.MISSING_KEY:
             _log.warning(
                 "encryption_key_missing",
                 job_id=task.task_id,
                 remedy="the job is sealed with a key that this worker does not have: add it to "
                 "BATCHMILL_ENCRYPTION_KEYS; meanwhile the job is left to other workers",
             )
-            task.drop()
-        else:
-            task.drop()
+        task.drop()
 
     def _fail(self, task: TaskHandle, rejection: JobRejected) -> None:
         """Fail a task that has no record: the error goes into Celery's result only."""
