@@ -5,12 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from batchmill.engine.execution.kv_cache_sizing import (
-    allocate_kv_cache,
-    check_kv_cache_dtype,
-    records_decodes,
-)
-from batchmill.engine.execution.step_pipeline import StepPipeline
+from batchmill.engine.execution.kv_cache_sizing import allocate_kv_cache
 from batchmill.engine.lifecycle.intake import Prompt, RequestIntake, check_deadline
 from batchmill.engine.lifecycle.output_tracker import OutputTracker
 from batchmill.engine.lifecycle.pooled_intake import (
@@ -26,10 +21,8 @@ from batchmill.engine.lifecycle.stats import (
     StepFacts,
 )
 from batchmill.engine.lifecycle.unfinished_requests import UnfinishedRequests
-from batchmill.engine.loading.load_options import resolve_device
-from batchmill.engine.loading.loading import LoadedModel, load_model
+from batchmill.engine.loading.loading import LoadedModel
 from batchmill.engine.memory.device_memory import dtype_name, make_current
-from batchmill.engine.memory.kv_cache import KVCache
 from batchmill.engine.models.model_length import check_max_model_len
 from batchmill.engine.request.outputs import (
     RequestFailure,
@@ -38,14 +31,12 @@ from batchmill.engine.request.outputs import (
 )
 from batchmill.engine.request.pooling import PoolingParams
 from batchmill.engine.request.sampling_params import SamplingParams
-from batchmill.engine.scheduling.block_pool import BlockPool
 from batchmill.engine.scheduling.scheduled_batch import ScheduledBatch
-from batchmill.engine.scheduling.scheduler import Scheduler
-from batchmill.engine.scheduling.speculation import Speculation
 from batchmill.engine.text.chat import Chat
 from batchmill.engine.text.tokenizer import Tokenizer
 
 from .config import EngineConfig
+from .engine_parts import load, make_pipeline, make_scheduler
 from .errors import EngineError, RequestError, is_out_of_memory
 
 
@@ -75,14 +66,14 @@ class Engine:
             ModelLoadError: the model cannot be read, or is not supported.
         """
         self.config = config
-        loaded = _load(config) if loaded is None else loaded
+        loaded = load(config) if loaded is None else loaded
         if loaded.config.keeps_kv:
             check_max_model_len(config.max_model_len, loaded.config.max_position_embeddings)
         self._loaded = loaded
         make_current(loaded.model.device)
         self._kv_cache = allocate_kv_cache(config, loaded.model)
-        self._scheduler = _make_scheduler(config, loaded, self._kv_cache.num_blocks)
-        self._pipeline = _make_pipeline(config, loaded, self._kv_cache)
+        self._scheduler = make_scheduler(config, loaded, self._kv_cache.num_blocks)
+        self._pipeline = make_pipeline(config, loaded, self._kv_cache)
         self._overlaps = config.overlaps_on(loaded.model.device.type)
         self._intake = RequestIntake(config, loaded, self._scheduler)
         self._counter = StatsCounter()
@@ -437,49 +428,3 @@ class Engine:
             "(float32), and check the model's weights",
         )
         self._unfinished.fail(tracker, error, is_kv_finite=False)
-
-
-def _load(config: EngineConfig) -> LoadedModel:
-    # Checked before the weights are read, which may take minutes.
-    check_kv_cache_dtype(config.kv_cache_dtype, resolve_device(config.device))
-    return load_model(
-        config.model,
-        dtype=config.dtype,
-        device=config.device,
-        quantization=config.quantization,
-        model_impl=config.model_impl,
-        max_model_len=config.max_model_len,
-    )
-
-
-def _make_scheduler(config: EngineConfig, loaded: LoadedModel, num_blocks: int) -> Scheduler:
-    speculation = None
-    if config.num_speculative_tokens or config.num_forced_tokens:
-        speculation = Speculation(
-            config.num_speculative_tokens,
-            config.speculative_max_num_seqs,
-            config.num_forced_tokens,
-        )
-    return Scheduler(
-        BlockPool(
-            num_blocks,
-            config.block_size,
-            enable_prefix_caching=config.enable_prefix_caching and loaded.config.keeps_kv,
-        ),
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
-        ageing_s=config.priority_ageing_s,
-        speculation=speculation,
-    )
-
-
-def _make_pipeline(config: EngineConfig, loaded: LoadedModel, kv_cache: KVCache) -> StepPipeline:
-    model = loaded.model
-    return StepPipeline(
-        model,
-        kv_cache,
-        max_num_seqs=config.max_num_seqs,
-        max_model_len=config.max_model_len,
-        decode_graphs=records_decodes(config, model),
-        score_head=loaded.score_head,
-    )

@@ -20,7 +20,7 @@ ORDER = {
         *("text", "config", "request", "scheduling", "step", "memory", "models", "models_hf"),
         *("encoders", "loading"),
         *("watermark_detector", "lifecycle", "sampling", "pooling", "execution"),
-        *("engine", "plans", "__init__"),
+        *("engine_parts", "engine", "plans", "__init__"),
     ),
     "producer": (
         *("install_hint", "plural", "moments", "protocol", "result_sections"),
