@@ -64,7 +64,7 @@ def _answer(text: str, field: str | None) -> str | None:
         value = json.loads(text, parse_float=_number)
         for name in field.split("."):
             value = value[name]
-        return json.dumps(value, sort_keys=True, ensure_ascii=False)
+        return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
 

@@ -56,6 +56,7 @@ def test_the_likeliest_sample_is_that_of_the_highest_mean() -> None:
         ("x", ['{"x": 1}', '{"x": "1"}'], 0, {"1": 1, '"1"': 1}),
         ("x", ['{"x": 3}', '{"x": 1}', '{"x": 1.0}', '{"x": 1e0}'], 1, {"1": 3, "3": 1}),
         ("x", ["[" * 100_000, '{"x"'], None, {}),
+        ("x", ['{"x": NaN}', '{"x": [-Infinity]}', '{"x": 1e400}'], None, {}),
     ],
 )
 def test_the_first_sample_with_the_most_frequent_answer_is_selected(
