@@ -11,7 +11,7 @@ TEST_PROCESSES ?= $(shell echo $$(( $$(nproc) * 3 / 2 )))
 export PYTHONSAFEPATH := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: setup check lint types docs test demo up format clean
+.PHONY: setup check lint types docs test test-all demo up format clean
 
 setup: $(STAMP)
 
@@ -57,7 +57,12 @@ docs: setup
 # machine: most tests wait for the processes that they start. Those start faster with compiled modules.
 test: setup
 	env --unset=PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadfile \
-		--no-loadscope-reorder --durations=15
+		--no-loadscope-reorder --durations=15 $(TEST_OPTIONS)
+
+# With what takes long, and with many more random sequences: what runs every night.
+test-all: export NIGHTLY_TESTS := 1
+test-all: TEST_OPTIONS := -o timeout=4000
+test-all: test
 
 demo: $(RUN)
 	$(BIN)/batchmill demo

@@ -183,6 +183,11 @@ def no_check_process() -> Iterator[None]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     sort_slow_first(items)
+    if not os.environ.get("NIGHTLY_TESTS"):
+        skip = pytest.mark.skip(reason="takes long: `make test-all` runs it, or NIGHTLY_TESTS=1")
+        for item in items:
+            if item.get_closest_marker("nightly"):
+                item.add_marker(skip)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

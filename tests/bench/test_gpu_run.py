@@ -55,6 +55,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     return done.returncode, lines, done.stderr
 
 
+@pytest.mark.nightly
 def test_every_section_runs_on_a_bare_machine(tmp_path: Path) -> None:
     pytest.importorskip("triton", reason="triton is not installed; `make setup` installs it")
     code, lines, errors = run("--toy", "--out", str(tmp_path))

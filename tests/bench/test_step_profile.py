@@ -31,6 +31,7 @@ bf16_is_packed = pytest.mark.skipif(
 )
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "quantization",
     [
@@ -51,6 +52,7 @@ def test_a_decode_step_is_reported_down_to_the_layers(quantization: tuple[str, .
     assert found["model: output head (a matrix product)"] > 1
 
 
+@pytest.mark.nightly
 def test_layers_that_run_op_by_op_are_reported_as_one() -> None:
     found = shares("--batch", "1", "--context", "8", "--steps", "2", "--dtype", "float16")
     assert found["model: all of it (op by op)"] > 50

@@ -102,6 +102,7 @@ def shared_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server.close()
 
 
+@pytest.mark.nightly
 def test_a_job_that_a_late_joiner_takes_over_goes_on_with_the_same_tokens(
     redis_url: str, tmp_path: Path
 ) -> None:
@@ -352,6 +353,7 @@ def test_heartbeats_and_status_report_accepted_draft_tokens(shared_url: str) -> 
     client.close()
 
 
+@pytest.mark.nightly
 def test_decisions_of_a_killed_worker_are_answered_with_the_same_numbers(
     redis_url: str, tmp_path: Path
 ) -> None:

@@ -254,6 +254,7 @@ def test_a_worker_that_only_embeds_serves_an_encoder_through_a_kill(
         assert found.embedding.vectors[0] == pytest.approx(vector.tolist(), abs=1e-5)
 
 
+@pytest.mark.nightly
 def test_jobs_of_a_killed_worker_end_once_with_the_same_vectors(
     redis_url: str, tmp_path: Path, engine: Engine
 ) -> None:

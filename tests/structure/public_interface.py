@@ -84,12 +84,13 @@ def plain_variables() -> set[str]:
     return {name for path in sources for name in read.findall(path.read_text())} - set(settings())
 
 
-def variable_names() -> set[str]:
+@cache
+def variable_names() -> frozenset[str]:
     """Return every BATCHMILL_* environment variable that the code reads."""
     secrets = {name for name, setting in settings().items() if holds_secret(setting.field)}
     files = {name + FILE_SUFFIX for name in secrets}
     build = set(re.findall(r'environ\.get\("(BATCHMILL_\w+)"', (ROOT / "setup.py").read_text()))
-    return plain_variables() | set(settings()) | files | build
+    return frozenset(plain_variables() | set(settings()) | files | build)
 
 
 def named_variables(text: str) -> set[str]:

@@ -162,6 +162,7 @@ def test_pages_show_facts_and_no_content_and_buttons_end_jobs(
         assert canary not in shown
 
 
+@pytest.mark.nightly
 def test_history_outlives_a_restart_of_flower(private_mill: Mill, tmp_path: Path) -> None:
     find_chromium()
     with flower(private_mill.url, tmp_path) as url:

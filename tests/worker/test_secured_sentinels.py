@@ -30,6 +30,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredService
     service.close()
 
 
+@pytest.mark.nightly
 def test_every_program_works_as_its_own_user(service: SecuredService, tmp_path: Path) -> None:
     users = ("worker", "deliverer", "gateway", "flower", "producer")
     check_every_program({user: service.url_of(user) for user in users}, tmp_path)

@@ -58,6 +58,7 @@ def test_every_text_of_a_random_model_follows_its_structure_or_says_length(
     assert check_all(outputs) >= 4 * (len(CASES) - len(ENDLESS))
 
 
+@pytest.mark.nightly
 @pytest.mark.feature("structured_outputs", "temperature")
 def test_every_text_of_the_demo_model_at_temperature_1_5_follows_its_structure(
     demo_model_path: Path,

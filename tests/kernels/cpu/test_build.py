@@ -83,6 +83,7 @@ def built_twice(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[st
     return folder, [out for out, _ in results]
 
 
+@pytest.mark.nightly
 def test_two_processes_that_build_at_once_share_one_library(
     built_twice: tuple[Path, list[str]],
 ) -> None:

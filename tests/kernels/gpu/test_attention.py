@@ -277,6 +277,7 @@ def test_a_plan_of_many_sequences_is_a_running_count_of_tiles() -> None:
     assert torch.equal(plan.cu_tiles[: count + 1].cpu().long(), want)
 
 
+@pytest.mark.nightly
 def test_queries_may_be_a_view_of_a_fused_projection() -> None:
     case = make_case(MIXED_QUERY_LENS, MIXED_SEQ_LENS)
     want = case.run()
@@ -305,6 +306,7 @@ def test_a_query_beyond_float16_stays_finite_with_an_eight_bit_cache() -> None:
     assert torch.isfinite(case.run()).all()
 
 
+@pytest.mark.nightly
 def test_other_shipped_tiles_have_the_same_attention() -> None:
     case = make_case(MIXED_QUERY_LENS, MIXED_SEQ_LENS, head_dim=128, dtype=torch.float16)
     for arch in (80, 89):

@@ -148,6 +148,7 @@ def peak_memory_kb(process: subprocess.Popen[bytes]) -> int:
     return next((int(row.split()[1]) for row in text.splitlines() if "VmHWM" in row), 0)
 
 
+@pytest.mark.nightly
 def test_memory_does_not_grow_with_the_input(mill: Mill) -> None:
     mill.start_worker(stub=FAST)
     lines = ({"prompt": f"{i} " + "x" * 8000, "max_tokens": 1} for i in range(5000))

@@ -85,6 +85,7 @@ def test_demo_completes_every_job_and_verifies_every_webhook(folder: Path) -> No
     assert processes_of(folder) == []
 
 
+@pytest.mark.nightly
 def test_demo_with_failed_jobs_lists_them_and_keeps_its_logs(folder: Path) -> None:
     answer = run_demo(folder, "--json", "--no-flower", "--max-model-len", "80")
     assert answer.returncode == 1

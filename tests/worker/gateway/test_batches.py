@@ -355,6 +355,7 @@ def test_a_large_file_takes_bounded_memory(
     assert process.memory_info().rss - before < 30_000_000
 
 
+@pytest.mark.nightly
 def test_a_batch_of_many_lines_takes_bounded_memory(openai: OpenAI, site: Site) -> None:
     """6 MB of lines and as many results; `tests/bench/gateway_50k.py` does it with more."""
     process = psutil.Process(site.gateway.process.pid)

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from batchmill.producer.protocol.replies import JobState
 
 from ...conftest import RedisServer
@@ -71,6 +73,7 @@ def test_a_worker_that_is_killed_after_its_main_process_stood_still_loses_a_chec
     check_ends(mill, job_ids, reference)
 
 
+@pytest.mark.nightly
 def test_a_worker_that_is_killed_while_redis_is_slow_loses_a_checkpoint_interval(
     mill: Mill, reference: Callable[..., Any]
 ) -> None:
