@@ -7,7 +7,8 @@ from typing import Any, Final
 
 from .errors import ContractError
 
-#: Name in another API -> name here; from Hugging Face, OpenAI and old versions of vLLM. If a job
+#: Name in another API -> name here; from Hugging Face, OpenAI, llama.cpp, Qwen's API and old
+#: versions of vLLM. If a job
 #: has several names of one parameter, errors blame those that come later here.
 ALIASES: Final[Mapping[str, str]] = {
     "bad_words_ids": "bad_words",
@@ -17,6 +18,8 @@ ALIASES: Final[Mapping[str, str]] = {
     "max_new_tokens": "max_tokens",
     "min_new_tokens": "min_tokens",
     "num_return_sequences": "n",
+    "thinking_budget": "thinking_token_budget",
+    "thinking_budget_tokens": "thinking_token_budget",
     "stop_strings": "stop",
     "stop_sequences": "stop",
 }

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import cast
 
 from batchmill.engine.config import EngineConfig
+from batchmill.engine.contract.errors import ContractError
+from batchmill.engine.contract.reasoning import check_budget
 from batchmill.engine.contract.structure_check import TOO_COMPLEX
 from batchmill.engine.errors import RequestError
 from batchmill.engine.loading.loading import LoadedModel
@@ -21,6 +23,7 @@ from batchmill.engine.request.token_controls import RequestControls
 from batchmill.engine.scheduling.scheduler import Scheduler
 from batchmill.engine.text.chat import Chat
 from batchmill.engine.text.detokenizer import Detokenizer
+from batchmill.engine.text.reasoning_effort import effort_budget
 from batchmill.engine.text.stop_strings import StopStrings
 from batchmill.engine.text.structure import StructureCompiler
 from batchmill.engine.watermark.key import read_keys
@@ -82,6 +85,7 @@ class RequestIntake:
         prompt_token_ids = self._prompt_token_ids(prompt, params)
         params = self._with_special_stops(params)
         self._check_vocabulary(params)
+        _check_budget(prompt, params)
         tools = self._tool_use(prompt, params) if isinstance(prompt, Chat) else None
         seed = derive_seed(self._config.seed, request_id) if params.seed is None else params.seed
         trackers = []
@@ -214,13 +218,18 @@ class RequestIntake:
     def _tool_use(self, chat: Chat, params: SamplingParams) -> ToolUse | None:
         check_agreement(chat, params)
         # A structure applies from the first token on, so no thought can come before it.
-        may_think = params.detokenize and params.grammar is None
+        may_think = params.detokenize and params.grammar is None and not chat.must_call
+        budget = params.thinking_token_budget
+        if may_think and budget is None and chat.reasoning_effort is not None:
+            template = self._tokenizer.chat_template(chat)
+            budget = effort_budget(chat.reasoning_effort, template)
         return plan_tool_use(
             chat,
             self._tokenizer,
             self._detokenizer,
             tool_call_parser=self._config.tool_call_parser,
             separates_thoughts=may_think and self._config.reasoning_parser == "auto",
+            thinking_token_budget=budget,
             model_name=self._model_name,
         )
 
@@ -255,6 +264,7 @@ class RequestIntake:
             ending_token_ids=ending,
             bad_word_token_ids=self._bad_word_token_ids(params),
             structure=None if grammar is None else self._structures.compile(grammar),
+            thinking=None if tools is None else tools.thinking_budget(prompt_token_ids),
         )
         return controls if controls.is_needed else None
 
@@ -338,7 +348,20 @@ class RequestIntake:
             include = params.include_stop_str_in_output
             stops = StopStrings(params.stop_strings, include_in_text=include)
         reader = None if tools is None else tools.reader(request.prompt_token_ids, request.seed)
-        return OutputText(stream, stops, echoed=echoed, tool_calls=reader)
+        thinking = None if request.controls is None else request.controls.thinking
+        return OutputText(stream, stops, echoed=echoed, tool_calls=reader, thinking=thinking)
+
+
+def _check_budget(prompt: Prompt, params: SamplingParams) -> None:
+    try:
+        check_budget(
+            params.thinking_token_budget,
+            is_chat=isinstance(prompt, Chat),
+            is_structured=params.grammar is not None,
+            must_call=isinstance(prompt, Chat) and prompt.must_call,
+        )
+    except ContractError as refusal:
+        raise RequestError.of(refusal) from None
 
 
 def check_deadline(deadline_s: float | None) -> None:

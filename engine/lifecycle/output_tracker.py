@@ -14,6 +14,7 @@ from batchmill.engine.request.outputs import (
     RequestOutput,
 )
 from batchmill.engine.request.request import Request
+from batchmill.engine.request.thinking_budget import ThinkingBudget
 from batchmill.engine.text.detokenizer import TextStream
 from batchmill.engine.text.stop_strings import StopStrings
 from batchmill.engine.text.structure import Structure
@@ -31,6 +32,7 @@ class OutputText:
         *,
         echoed: str = "",
         tool_calls: ToolCallReader | None = None,
+        thinking: ThinkingBudget | None = None,
     ) -> None:
         """Begin a text.
 
@@ -39,6 +41,7 @@ class OutputText:
             stop_strings: Finds stop strings; None if there are none.
             echoed: The text begins with it; it is not searched for stop strings or calls.
             tool_calls: Takes the calls out of the text; None if there can be none.
+            thinking: Budget of its thoughts, which `tool_calls` finds; None if they have none.
         """
         self.pieces: list[str] = [echoed] if echoed else []
         #: The stream, if its text needs no search for stop strings or calls; else None.
@@ -48,6 +51,7 @@ class OutputText:
         self._stream = stream
         self._stop_strings = stop_strings
         self._reader = tool_calls
+        self._thinking = thinking
 
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:
@@ -90,6 +94,8 @@ class OutputText:
         self._add(text)
         if was_thinking or self._is_thinking:
             self.num_thought_tokens += 1
+        if self._thinking is not None and self._reader is not None:
+            self._thinking.append(self._reader.end_of_thought)
         if stop is not None:
             self._end_calls()
         return stop

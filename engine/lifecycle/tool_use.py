@@ -9,10 +9,12 @@ from batchmill.engine.contract.agreement import check_tools_suit
 from batchmill.engine.contract.errors import ContractError
 from batchmill.engine.errors import RequestError
 from batchmill.engine.request.sampling_params import SamplingParams
+from batchmill.engine.request.thinking_budget import ThinkingBudget
 from batchmill.engine.text.chat import Chat
 from batchmill.engine.text.detokenizer import Detokenizer
 from batchmill.engine.text.thoughts import (
     THOUGHT_MARKERS,
+    THOUGHTS,
     Thoughts,
     end_of_open_thought,
     writes_thoughts,
@@ -42,28 +44,43 @@ class ToolUse:
     tokenizer: Tokenizer
     #: Whether thoughts are taken out of the text.
     separates_thoughts: bool = False
+    #: Most tokens of thoughts; None if there is no limit.
+    thinking_token_budget: int | None = None
 
     @property
     def markers(self) -> tuple[str, ...]:
         """Texts that the reader needs to see, and that may be special tokens."""
-        return (*self.form.markers, *(THOUGHT_MARKERS if self.separates_thoughts else ()))
+        reads_thoughts = self.separates_thoughts or self.thinking_token_budget is not None
+        return (*self.form.markers, *(THOUGHT_MARKERS if reads_thoughts else ()))
 
     def reader(self, prompt_token_ids: Sequence[int], seed: int) -> ToolCallReader:
         """Return a reader for one sample's output."""
-        end_of_thought = ""
-        if self.grammar is None:  # otherwise the output is calls and nothing else
-            last = prompt_token_ids[-_MAX_MARKER_TOKENS:]
-            prompt = self.tokenizer.decode(last, skip_special_tokens=False)
-            end_of_thought = end_of_open_thought(prompt)
         return ToolCallReader(
             self.form,
             self.chat.callable_functions,
             is_single_call=self.chat.is_single_call,
             prompt_token_ids=prompt_token_ids,
             seed=seed,
-            end_of_thought=end_of_thought,
+            end_of_thought=self._end_of_open_thought(prompt_token_ids),
             thoughts=Thoughts() if self.separates_thoughts else None,
         )
+
+    def thinking_budget(self, prompt_token_ids: Sequence[int]) -> ThinkingBudget | None:
+        """Return the budget of one sample's thoughts; None if they have none."""
+        if self.thinking_token_budget is None:
+            return None
+        return ThinkingBudget(
+            self.thinking_token_budget,
+            {end: self.tokenizer.encode_plain(end) for end in THOUGHTS.values()},
+            end_of_thought=self._end_of_open_thought(prompt_token_ids),
+        )
+
+    def _end_of_open_thought(self, prompt_token_ids: Sequence[int]) -> str:
+        """Return what ends the thought that the prompt began; "" if it began none."""
+        if self.grammar is not None:  # the output is calls and nothing else
+            return ""
+        last = prompt_token_ids[-_MAX_MARKER_TOKENS:]
+        return end_of_open_thought(self.tokenizer.decode(last, skip_special_tokens=False))
 
 
 def plan_tool_use(
@@ -73,6 +90,7 @@ def plan_tool_use(
     *,
     tool_call_parser: str,
     separates_thoughts: bool,
+    thinking_token_budget: int | None = None,
     model_name: str,
 ) -> ToolUse | None:
     """Find out how the output of a chat calls functions, and whether it has thoughts.
@@ -83,19 +101,29 @@ def plan_tool_use(
         detokenizer: Knows the special tokens.
         tool_call_parser: The name of a call format, or "auto" to detect it from the template.
         separates_thoughts: Whether thoughts, if the template has their markup, are not text.
+        thinking_token_budget: Most tokens of thoughts; None if there is no limit.
         model_name: For the error message.
 
     Returns:
         None if the chat offers no functions and its model writes no thoughts.
 
     Raises:
-        RequestError: `unsupported_parameter` if the model's call format is not known.
+        RequestError: `unsupported_parameter` if the model's call format is not known, or its
+            thoughts have a budget and no known markup.
     """
     template = tokenizer.chat_template(chat)
     # An output that must be calls is calls and nothing else.
     separates_thoughts = separates_thoughts and not chat.must_call and writes_thoughts(template)
+    if thinking_token_budget is not None and not writes_thoughts(template):
+        raise RequestError(
+            "unsupported_parameter",
+            f"thinking_token_budget: the chat template of {model_name} does not have the markup of "
+            f"thoughts ({', '.join(THOUGHTS)}): leave it out",
+        )
     if not chat.shown_tools:
-        return ToolUse(chat, NO_CALLS, None, tokenizer, True) if separates_thoughts else None
+        if not separates_thoughts and thinking_token_budget is None:
+            return None
+        return ToolUse(chat, NO_CALLS, None, tokenizer, separates_thoughts, thinking_token_budget)
     name = detect_format(template) if tool_call_parser == "auto" else tool_call_parser
     if name is None:
         raise RequestError(
@@ -107,7 +135,8 @@ def plan_tool_use(
     grammar = None
     if chat.must_call:
         grammar = tool_grammar(name, chat, template, detokenizer.special_token_id)
-    return ToolUse(chat, FORMATS[name], grammar, tokenizer, separates_thoughts)
+    form = FORMATS[name]
+    return ToolUse(chat, form, grammar, tokenizer, separates_thoughts, thinking_token_budget)
 
 
 def check_agreement(chat: Chat, params: SamplingParams) -> None:

@@ -51,6 +51,7 @@ class SamplingParams:
 
     They apply to a step's logits in this order: penalties, `logit_bias`, controls that forbid
     tokens (the structure, `allowed_token_ids`, `bad_words`, `no_repeat_ngram_size`, `min_tokens`),
+    the end of a thought that `thinking_token_budget` forces, whatever these forbid,
     `temperature`, `min_p`, `typical_p`, `top_k`, `top_p`. At temperature 0 the likeliest token that
     is not forbidden is taken, and the last four have no effect. Their effect is a function of the
     prompt and the output so far, so a resumed request continues as if it had not been interrupted.
@@ -98,6 +99,10 @@ class SamplingParams:
     max_tokens: int | None = 16
     #: Tokens to generate before an end-of-text token, a stop token or a stop string can end it.
     min_tokens: int = 0
+    #: Most tokens of a chat's thoughts, without their markup: a longer thought is ended, and the
+    #: answer follows. The model's chat template must have the markup of thoughts. None sets no
+    #: limit but `max_tokens`.
+    thinking_token_budget: int | None = None
     #: Strings that end generation. The text ends before the first of them.
     stop: str | Sequence[str] | None = ()
     #: Tokens that end generation, besides the model's own end-of-text tokens.
@@ -249,6 +254,9 @@ class SamplingParams:
 
     def _check_lengths(self) -> None:
         check_integer("min_tokens", self.min_tokens, 0, "0 sets no minimum")
+        if self.thinking_token_budget is not None:
+            remedy = "0 ends each thought where it begins"
+            check_integer("thinking_token_budget", self.thinking_token_budget, 0, remedy)
         if self.truncate_prompt_tokens is not None:
             remedy = "or -1 for as many as fit"
             check_integer("truncate_prompt_tokens", self.truncate_prompt_tokens, -1, remedy)
@@ -265,8 +273,12 @@ class SamplingParams:
                 raise RequestError("invalid_request", "stop must be a list of non-empty strings")
         for token_id in self.stop_token_ids or ():
             check_integer("stop_token_ids", token_id, 0, "use token ids of the model's vocabulary")
-        for name in ("stop", "echo"):
-            if getattr(self, name) and not self.detokenize:
+        for name, is_given in (
+            ("stop", bool(self.stop)),
+            ("echo", self.echo),
+            ("thinking_token_budget", self.thinking_token_budget is not None),
+        ):
+            if is_given and not self.detokenize:
                 raise RequestError(
                     "invalid_request",
                     f"{name} needs text, and detokenize is false: set detokenize"

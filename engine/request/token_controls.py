@@ -12,6 +12,7 @@ from batchmill.engine.text.structure import Structure
 
 from .outputs import RequestFailure
 from .sampling_params import SamplingParams
+from .thinking_budget import ThinkingBudget
 
 _FIRST_CAPACITY = 64
 
@@ -26,6 +27,7 @@ class RequestControls:
     Attributes:
         params: The request's sampling parameters.
         structure: Structure of the output; None if any text will do.
+        thinking: Budget of its thoughts; None if they have none.
         counts: Tokens seen; None if no penalty needs them.
         biases: Token ids and the biases of their logits; None if there are none.
         allowed: The only token ids that may be generated, [num_allowed] int64; None allows all.
@@ -44,6 +46,7 @@ class RequestControls:
         "is_exhausted",
         "params",
         "structure",
+        "thinking",
     )
 
     def __init__(
@@ -54,6 +57,7 @@ class RequestControls:
         ending_token_ids: frozenset[int] = frozenset(),
         bad_word_token_ids: Sequence[Sequence[int]] = (),
         structure: Structure | None = None,
+        thinking: ThinkingBudget | None = None,
     ) -> None:
         """Begin at the start of the output.
 
@@ -63,8 +67,10 @@ class RequestControls:
             ending_token_ids: Tokens that end it; forbidden while it is under `min_tokens`.
             bad_word_token_ids: Runs of tokens that must not occur in prompt and output.
             structure: Structure of its output.
+            thinking: Budget of its thoughts; whoever reads the text tells it of each token.
         """
         self.params = params
+        self.thinking = thinking
         self.structure = structure
         self.is_exhausted = False
         self._num_seen = 0
@@ -93,12 +99,13 @@ class RequestControls:
     def is_structure_alone(self) -> bool:
         """Whether of its controls only the structure depends on the output tokens."""
         is_counted = self.counts is not None or self.allowed is not None or self.can_forbid
-        return self.structure is not None and not is_counted
+        return self.structure is not None and self.thinking is None and not is_counted
 
     @property
     def is_needed(self) -> bool:
         """Whether it has any effect; a request without one keeps no controls."""
-        return self.is_restrictive or self.counts is not None or self.biases is not None
+        is_weighted = self.counts is not None or self.biases is not None
+        return self.is_restrictive or is_weighted or self.thinking is not None
 
     @property
     def failure(self) -> RequestFailure:

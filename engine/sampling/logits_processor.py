@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from batchmill.engine.request.request import Request
+from batchmill.engine.request.thinking_budget import ThinkingBudget
 from batchmill.engine.request.token_controls import RequestControls, TokenCounts
 from batchmill.engine.step.upload import Uploader
 from batchmill.engine.text.structure_masks import StructureMasks
@@ -69,6 +70,7 @@ class LogitsProcessor:
             the drafts may be wrong, or end its output.
         """
         rows, filtered = self._controlled, self._filtered
+        forced = _forced_tokens(logits, rows.thinking)
         for row, controls in rows.controls:
             controls.catch_up(self._requests[row].output_token_ids)
         if rows.counts:
@@ -81,6 +83,9 @@ class LogitsProcessor:
             keep_only(logits[row], allowed)
         if rows.forbidding:
             _forbid(logits, rows.forbidding)
+        for row, token_id, logit in forced:
+            keep_only(logits[row], np.array([token_id], dtype=np.int64))
+            logits[row, token_id] = logit
         without_token: list[int] = []
         for row, controls in rows.restrictive:
             is_left_empty = is_empty(logits[row])
@@ -109,6 +114,7 @@ class _ControlledRows:
         structures: Rows whose output follows a structure.
         allowed: Rows with a list of allowed token ids.
         forbidding: Rows that may forbid single tokens.
+        thinking: Rows whose thoughts have a budget.
         restrictive: Rows that may forbid every token.
     """
 
@@ -121,6 +127,7 @@ class _ControlledRows:
         self.structures = _present((row, each.structure) for row, each in controls)
         self.allowed = _present((row, each.allowed) for row, each in controls)
         self.forbidding = [(row, each) for row, each in controls if each.can_forbid]
+        self.thinking = _present((row, each.thinking) for row, each in controls)
         self.restrictive = [(row, each) for row, each in controls if each.is_restrictive]
 
 
@@ -194,6 +201,18 @@ def _add_biases(
         np.concatenate([token_ids for _, (token_ids, _) in biases]),
     )
     logits[index] += _on_device(np.concatenate([values for _, (_, values) in biases]), logits)
+
+
+def _forced_tokens(
+    logits: Tensor, thinking: list[tuple[int, ThinkingBudget]]
+) -> list[tuple[int, int, Tensor]]:
+    """Return the rows that have to end a thought, with the token and the row's largest logit.
+
+    The token gets that logit, whatever the other controls make of it: a logit that is not finite
+    must not be hidden.
+    """
+    found = [(row, each.forced_token_id) for row, each in thinking]
+    return [(row, token_id, logits[row].amax()) for row, token_id in found if token_id is not None]
 
 
 def _forbid(logits: Tensor, forbidding: list[tuple[int, RequestControls]]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from batchmill.engine.contract import chat as contract
 from batchmill.engine.contract.errors import ContractError
 from batchmill.engine.contract.grammar import check_parameters
+from batchmill.engine.contract.reasoning import check_effort
 from batchmill.engine.errors import RequestError
 
 
@@ -36,6 +37,9 @@ class Chat:
     documents: Sequence[Mapping[str, str]] | None = ()
     #: Further variables of the model's template, such as `enable_thinking`.
     chat_template_kwargs: Mapping[str, Any] | None = field(default_factory=dict)
+    #: How much the model thinks: one of `EFFORTS`; the template's own variable if it has one, and
+    #: else a budget of tokens. None leaves it to the model.
+    reasoning_effort: str | None = None
     #: Whether the prompt ends with the beginning of an assistant message; None means yes, unless
     #: the last message is continued.
     add_generation_prompt: bool | None = None
@@ -49,6 +53,7 @@ class Chat:
         _check_template_kwargs(self.chat_template_kwargs or {})
         self._check_tool_choice()
         self._check_continuation()
+        self._check_effort()
 
     @property
     def shown_tools(self) -> list[Mapping[str, Any]]:
@@ -84,6 +89,12 @@ class Chat:
             contract.check_tool_choice(
                 self.tool_choice, [tool["function"] for tool in self.tools or ()]
             )
+        except ContractError as refusal:
+            raise RequestError.of(refusal) from None
+
+    def _check_effort(self) -> None:
+        try:
+            check_effort(self.reasoning_effort, self.chat_template_kwargs or {})
         except ContractError as refusal:
             raise RequestError.of(refusal) from None
 

@@ -17,6 +17,7 @@ from .lost_content import (
     with_empty_for_null,
     with_parts,
 )
+from .reasoning_effort import effort_kwargs
 from .template_time import MAX_TEMPLATE_CPU_S, Renderer, TemplateTooSlow
 
 
@@ -31,7 +32,8 @@ def render_chat(tokenizer: PreTrainedTokenizerFast, chat: Chat, model_name: str)
             `invalid_request` if it refuses the messages; `chat_too_complex` if it takes too long.
     """
     template = template_of(tokenizer, chat)
-    given = _inputs(chat, template)
+    effort = effort_kwargs(chat.reasoning_effort, template, model_name)
+    given = {**_inputs(chat, template), **effort}
     _check_kwargs(tokenizer, chat, template, model_name)
     try:
         return _render_whole(Renderer(tokenizer, template), given, model_name)

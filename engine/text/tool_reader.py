@@ -63,6 +63,11 @@ class ToolCallReader:
         return self.thoughts is not None and bool(self._end_of_thought)
 
     @property
+    def end_of_thought(self) -> str:
+        """What ends the thought that the output is in, taken out or not; "" if in none."""
+        return self._end_of_thought
+
+    @property
     def has_call(self) -> bool:
         """Whether the text held back contains a complete call."""
         # In every format, a call ends with a brace, or with a tag.

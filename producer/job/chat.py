@@ -11,6 +11,7 @@ from batchmill.engine.contract import chat as contract
 from batchmill.engine.contract import limits
 from batchmill.engine.contract.errors import ContractError
 from batchmill.engine.contract.grammar import check_parameters
+from batchmill.engine.contract.reasoning import Effort, check_effort
 
 from .field_checks import STRICT, Text, check_depth, optional, validation_error
 from .messages import FunctionName, Messages
@@ -22,6 +23,7 @@ _CHAT_ONLY: Final = (
     "parallel_tool_calls",
     "documents",
     "chat_template_kwargs",
+    "reasoning_effort",
     "add_generation_prompt",
     "continue_final_message",
 )
@@ -190,6 +192,10 @@ class ChatFields(BaseModel):
     chat_template_kwargs: TemplateKwargs = optional({})
     """Further variables of the model's template, such as `enable_thinking`."""
 
+    reasoning_effort: Effort | None = optional(None)
+    """How much the model thinks before it answers: what its template makes of it, and else a budget
+    of tokens for its thoughts. If it is missing, that is up to the model."""
+
     add_generation_prompt: bool | None = optional(None)
     """Whether the prompt ends with the beginning of an assistant message; by default, unless
     the last message is continued."""
@@ -228,6 +234,7 @@ class ChatFields(BaseModel):
                     raise ValueError(f"{name} needs a chat: give messages instead of a prompt")
         self._check_tool_choice()
         self._check_continuation()
+        check_effort(self.reasoning_effort, self.chat_template_kwargs)
         return self
 
     def _check_tool_choice(self) -> None:

@@ -261,6 +261,15 @@ class SamplingControls(BaseModel):
     )
     """Tokens to generate before an end-of-text token, a stop token or a stop string can end it."""
 
+    thinking_token_budget: int | None = optional(
+        None,
+        ge=0,
+        lt=2**31,
+        validation_alias=AliasChoices(*names_of("thinking_token_budget")),
+    )
+    """Most tokens of a chat's thoughts, without their markup: a thought that is longer is ended,
+    and the answer follows. If it is missing, what `reasoning_effort` says, else no limit."""
+
     logprobs: int | None = optional(None, ge=0, le=limits.MAX_LOGPROBS)
     """Report the log probability of each output token, and of this many likeliest ones in its
     place. OpenAI's `true`, with `top_logprobs`, is accepted."""

@@ -22,6 +22,7 @@ from batchmill.engine.contract.limits import (
     MAX_PROMPT_BYTES,
     MAX_PROMPT_TOKENS,
 )
+from batchmill.engine.contract.reasoning import check_budget
 from batchmill.engine.contract.unsupported import UNSUPPORTED_FIELDS
 from batchmill.producer.protocol import keys
 from batchmill.producer.tracing.traceparent import read_traceparent
@@ -408,7 +409,13 @@ class GenerationJob(ChatFields, SamplingControls):
         return self
 
     @model_validator(mode="after")
-    def _check_controls_suit_tools(self) -> Self:
+    def _check_controls_suit_chat(self) -> Self:
+        check_budget(
+            self.thinking_token_budget,
+            is_chat=self.messages is not None,
+            is_structured=self.is_structured,
+            must_call=self.must_call,
+        )
         if self.tools and self.tool_choice != "none":
             check_tools_suit(self, is_structured=self.is_structured, must_call=self.must_call)
         return self

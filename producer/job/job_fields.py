@@ -45,6 +45,12 @@ class OtherNames(TypedDict, total=False):
     stop_strings: list[str] | tuple[str, ...] | str | None
     """Another name of `stop`."""
 
+    thinking_budget: int | None
+    """Another name of `thinking_token_budget`."""
+
+    thinking_budget_tokens: int | None
+    """Another name of `thinking_token_budget`."""
+
     do_sample: bool | None
     """false is a temperature of 0."""
 
@@ -164,6 +170,10 @@ class JobFields(OtherNames, total=False):
     chat_template_kwargs: dict[str, Any] | None
     """Further variables of the model's template, such as `enable_thinking`."""
 
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high"] | None
+    """How much the model thinks before it answers: what its template makes of it, and else a
+    budget of tokens for its thoughts. If it is missing, that is up to the model."""
+
     add_generation_prompt: bool | None
     """Whether the prompt ends with the beginning of an assistant message; by default, unless
     the last message is continued."""
@@ -248,6 +258,11 @@ class JobFields(OtherNames, total=False):
     min_tokens: int | None
     """Tokens to generate before an end-of-text token, a stop token or a stop string can end
     it."""
+
+    thinking_token_budget: int | None
+    """Most tokens of a chat's thoughts, without their markup: a thought that is longer is
+    ended, and the answer follows. If it is missing, what `reasoning_effort` says, else no
+    limit."""
 
     logprobs: int | bool | None
     """Report the log probability of each output token, and of this many likeliest ones in its

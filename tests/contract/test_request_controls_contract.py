@@ -65,6 +65,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"watermark": "a key"}, "invalid_request"),
     ({"watermark": True}, "invalid_request"),
     ({"temperature": 101}, "invalid_request"),
+    ({"thinking_token_budget": -1}, "invalid_request"),
+    ({"thinking_budget": True}, "invalid_request"),
     ({"presence_penalty": 2.5}, "invalid_request"),
     ({"frequency_penalty": -2.5}, "invalid_request"),
     ({"repetition_penalty": 0}, "invalid_request"),

@@ -47,6 +47,20 @@ class LineOptions:
             rich_help_panel=_LINES,
         ),
     ] = None
+    reasoning_effort: Annotated[
+        str | None,
+        typer.Option(
+            metavar="EFFORT",
+            help="How much the model thinks, as in submit, for lines that do not say it.",
+            rich_help_panel=_LINES,
+        ),
+    ] = None
+    thinking_token_budget: Annotated[
+        int | None,
+        typer.Option(
+            help="Most tokens of thoughts, for lines that do not set it.", rich_help_panel=_LINES
+        ),
+    ] = None
     select: Annotated[
         str | None,
         typer.Option(
@@ -120,6 +134,8 @@ class LineOptions:
             "max_tokens": self.max_tokens,
             "temperature": self.temperature,
             "watermark": self.watermark,
+            "reasoning_effort": self.reasoning_effort,
+            "thinking_token_budget": self.thinking_token_budget,
             "select": self.select and parse_json_option("--select", self.select),
             "priority": self.priority or priority,
             "tenant": self.tenant,

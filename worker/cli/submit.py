@@ -99,6 +99,18 @@ _Watermark = Annotated[
         rich_help_panel=_GENERATION,
     ),
 ]
+_ReasoningEffort = Annotated[
+    str | None,
+    typer.Option(
+        metavar="EFFORT",
+        help="How much the model thinks: none, minimal, low, medium or high.",
+        rich_help_panel=_GENERATION,
+    ),
+]
+_ThinkingTokenBudget = Annotated[
+    int | None,
+    typer.Option(help="Most tokens of the model's thoughts.", rich_help_panel=_GENERATION),
+]
 _Select = Annotated[
     str | None,
     typer.Option(
@@ -190,6 +202,8 @@ def submit(
     seed: _Seed = None,
     stop: _Stop = None,
     watermark: _Watermark = None,
+    reasoning_effort: _ReasoningEffort = None,
+    thinking_token_budget: _ThinkingTokenBudget = None,
     select: _Select = None,
     param: _Param = None,
     priority: _Priority = None,
@@ -219,6 +233,8 @@ def submit(
         "seed": seed,
         "stop": stop or None,
         "watermark": watermark,
+        "reasoning_effort": reasoning_effort,
+        "thinking_token_budget": thinking_token_budget,
         "select": None if select is None else parse_json_option("--select", select),
         "priority": priority,
         "tenant": tenant,

@@ -86,6 +86,7 @@ from batchmill.engine import RequestError, SamplingParams
         ("entropy", "yes"),
         ("ignore_eos", 1),
         ("skip_special_tokens", None),
+        ("thinking_token_budget", -1),
     ],
 )
 def test_value_out_of_range_is_refused_by_name(field: str, value: Any) -> None:
@@ -99,8 +100,8 @@ def test_unknown_parameter_is_a_type_error() -> None:
         SamplingParams(best_of=3)  # type: ignore[call-arg]
 
 
-@pytest.mark.feature("stop", "echo", "detokenize")
-@pytest.mark.parametrize("wanted", [{"stop": "x"}, {"echo": True}])
+@pytest.mark.feature("stop", "echo", "thinking_token_budget", "detokenize")
+@pytest.mark.parametrize("wanted", [{"stop": "x"}, {"echo": True}, {"thinking_token_budget": 0}])
 def test_controls_of_the_text_need_text(wanted: dict[str, Any]) -> None:
     with pytest.raises(RequestError, match="detokenize"):
         SamplingParams(**wanted, detokenize=False)
@@ -136,6 +137,7 @@ def test_top_k_is_off_at_0_and_at_minus_1() -> None:
         ({"do_sample": True, "temperature": 0.7}, {"temperature": 0.7}),
         ({"stop_strings": ["a"]}, {"stop": "a"}),
         ({"stop_sequences": ["a"]}, {"stop": "a"}),
+        ({"thinking_budget_tokens": 7}, {"thinking_token_budget": 7}),
         ({"eos_token_id": 7}, {"stop_token_ids": [7]}),
         ({"eos_token_id": [7, 8]}, {"stop_token_ids": [7, 8]}),
         ({"bad_words_ids": [[1, 2]]}, {"bad_words": [[1, 2]]}),

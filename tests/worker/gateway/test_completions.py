@@ -91,7 +91,7 @@ def test_the_asyncio_client_streams(site: Site, reference: Reference) -> None:
     [
         ({"temperature": -1.0}, "temperature"),
         ({"max_tokens": "many"}, "max_tokens"),
-        ({"reasoning_effort": "high"}, "reasoning_effort"),
+        ({"reasoning_effort": "much"}, "reasoning_effort"),
         ({"audio": {"voice": "a"}}, "audio"),
         ({"service_tier": "gold"}, "service_tier"),
         ({"stream_options": {"bogus": 1}}, "stream_options.bogus"),
