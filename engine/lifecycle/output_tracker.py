@@ -59,10 +59,10 @@ class OutputText:
         return () if self._reader is None else self._reader.calls
 
     @property
-    def thoughts(self) -> str:
-        """The thoughts that were taken out of the text."""
+    def thought_pieces(self) -> list[str]:
+        """The thoughts that were taken out of the text, in pieces; only ever appended to."""
         thoughts = None if self._reader is None else self._reader.thoughts
-        return "" if thoughts is None else thoughts.text
+        return [] if thoughts is None else thoughts.pieces
 
     @property
     def is_for_single_call(self) -> bool:
@@ -149,6 +149,7 @@ class OutputTracker:
         self._metrics = request.metrics
         self._awaits_first_token = True
         self._pieces: list[str] = [] if text is None else text.pieces
+        self._thought_pieces: list[str] = [] if text is None else text.thought_pieces
         self._source = OutputSource(
             request.request_id,
             request.prompt_token_ids,
@@ -158,10 +159,12 @@ class OutputTracker:
             request.scores,
             request.pooling,
             None if request.watermark is None else request.watermark.key.name,
+            self._thought_pieces,
         )
         self._num_tokens = 0
         self._num_reported_tokens = 0
         self._num_reported_pieces = 0
+        self._num_reported_thoughts = 0
         # `time.monotonic()` at the report of the latest token; unused before there is one.
         self._last_token_at_s = 0.0
 
@@ -189,6 +192,7 @@ class OutputTracker:
         self._num_reported_tokens = self._num_tokens
         # An echoed prompt was reported together with the first of the resumed tokens.
         self._num_reported_pieces = len(self._pieces) if self._num_tokens else 0
+        self._num_reported_thoughts = len(self._thought_pieces)
         return self._num_tokens
 
     def append_token(self, token_id: int) -> bool:
@@ -262,19 +266,27 @@ class OutputTracker:
                 self._metrics.first_token_s = now_s - self._metrics.arrived_at_s
         num_old_pieces = self._num_reported_pieces
         num_pieces = self._num_reported_pieces = len(self._pieces)
+        num_old_thoughts = self._num_reported_thoughts
+        num_thoughts = self._num_reported_thoughts = len(self._thought_pieces)
         end = self._end
-        if end is None:
-            return RequestOutput(
-                None, self._source, None, num_old_tokens, num_tokens, num_old_pieces, num_pieces
-            )
-        self._set_inter_token_s()
+        if end is not None:
+            self._set_inter_token_s()
         return RequestOutput(
-            end.reason, self._source, end, num_old_tokens, num_tokens, num_old_pieces, num_pieces
+            None if end is None else end.reason,
+            self._source,
+            end,
+            num_old_tokens,
+            num_tokens,
+            num_old_pieces,
+            num_pieces,
+            num_old_thoughts,
+            num_thoughts,
         )
 
     def peek_output(self) -> RequestOutput:
         """Return an output of the request's current state, in which nothing is new."""
         num_tokens, num_pieces = self._num_tokens, len(self._pieces)
+        num_thoughts = len(self._thought_pieces)
         return RequestOutput(
             self.finish_reason,
             self._source,
@@ -283,6 +295,8 @@ class OutputTracker:
             num_tokens,
             num_pieces,
             num_pieces,
+            num_thoughts,
+            num_thoughts,
         )
 
     def _set_inter_token_s(self) -> None:
@@ -313,7 +327,7 @@ class OutputTracker:
     def _finish(self, end: RequestEnd) -> None:
         if self._text is not None and self._text.num_thought_tokens:
             num_tokens = self._text.num_thought_tokens
-            end = replace(end, reasoning=self._text.thoughts, num_reasoning_tokens=num_tokens)
+            end = replace(end, num_reasoning_tokens=num_tokens)
         if self._text is not None and self._text.tool_calls:
             is_stop = end.reason is FinishReason.STOP
             reason = FinishReason.TOOL_CALLS if is_stop else end.reason

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from batchmill.engine.text.tool_calls import ToolCall
@@ -129,6 +129,8 @@ class OutputSource:
     pooling: PooledStates | None = None
     #: Name of the key that marks its tokens; None if they are not marked.
     watermark: str | None = None
+    #: Thoughts, which are not in the text. Only ever appended to.
+    thought_pieces: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +144,7 @@ class RequestEnd:
     error: RequestFailure | None = None
     #: Calls of the functions that its chat offered.
     tool_calls: tuple[ToolCall, ...] = ()
-    #: Thoughts of a chat.
-    reasoning: str = ""
+    #: Tokens of the thoughts of a chat.
     num_reasoning_tokens: int = 0
 
 
@@ -173,6 +174,8 @@ class RequestOutput:
     _num_tokens: int
     _num_old_pieces: int
     _num_pieces: int
+    _num_old_thoughts: int = 0
+    _num_thoughts: int = 0
     # Outputs of all samples; empty if there is only one.
     _samples: tuple[RequestOutput, ...] = ()
 
@@ -218,8 +221,13 @@ class RequestOutput:
 
     @property
     def reasoning(self) -> str:
-        """Thoughts of a chat, which are not in `text`; "" before it has ended."""
-        return "" if self._end is None else self._end.reasoning
+        """Thoughts of a chat so far, which are not in `text`."""
+        return "".join(self._source.thought_pieces[: self._num_thoughts])
+
+    @property
+    def new_reasoning(self) -> str:
+        """Thoughts that became certain in this step. Joined over all steps they are `reasoning`."""
+        return "".join(self._source.thought_pieces[self._num_old_thoughts : self._num_thoughts])
 
     @property
     def num_reasoning_tokens(self) -> int:

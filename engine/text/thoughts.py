@@ -26,21 +26,36 @@ def writes_thoughts(template: str) -> bool:
 
 
 class Thoughts:
-    """Collects the thoughts of one output."""
+    """Collects the thoughts of one output, in pieces that are never taken back.
+
+    Blanks around a thought are left out, and an empty line stands between two.
+
+    Attributes:
+        pieces: Joined, they are the thoughts so far. Only ever appended to.
+    """
 
     def __init__(self) -> None:
-        self._parts: list[list[str]] = []
+        self.pieces: list[str] = []
+        # Blanks that belong to the thought if more of it follows.
+        self._blanks = ""
+        self._is_begun = False
 
     def begin(self) -> None:
         """Begin a thought."""
-        self._parts.append([])
+        self._blanks = ""
+        self._is_begun = False
 
     def append(self, text: str) -> None:
         """Append a piece to the thought that has begun."""
-        self._parts[-1].append(text)
+        text = self._blanks + text if self._is_begun else text.lstrip()
+        kept = text.rstrip()
+        self._blanks = text[len(kept) :]
+        if kept:
+            gap = "" if self._is_begun or not self.pieces else "\n\n"
+            self.pieces.append(gap + kept)
+            self._is_begun = True
 
     @property
     def text(self) -> str:
-        """The thoughts, without the blanks around each, and with an empty line between two."""
-        stripped = ("".join(part).strip() for part in self._parts)
-        return "\n\n".join(part for part in stripped if part)
+        """The thoughts so far."""
+        return "".join(self.pieces)

@@ -189,6 +189,11 @@ def text(job_id: str) -> str:
     return f"{PREFIX}text:{job_id}"
 
 
+def thoughts(job_id: str) -> str:
+    """Return the key of the thoughts of a running job (string, UTF-8)."""
+    return f"{PREFIX}thoughts:{job_id}"
+
+
 def seals(job_id: str) -> str:
     """Return the key of the seals of a job's tokens and text, by their places (hash)."""
     return f"{PREFIX}seals:{job_id}"

@@ -166,6 +166,9 @@ class TokenWrite:
     #: Of the engine that computed the tokens. If the claim was made for another one, the write is
     #: FENCED. Empty: not checked.
     identity: str = ""
+    #: Thoughts that these tokens made final, as `text`, and the index of their first byte.
+    thoughts: bytes = b""
+    thought_position: int = 0
 
 
 class WriteStatus(StrEnum):

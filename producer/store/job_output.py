@@ -6,7 +6,7 @@ import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from batchmill.producer.errors import InvalidQuery, OutputRestarted
 from batchmill.producer.protocol import keys
@@ -21,10 +21,37 @@ from .ended_jobs import EndedJob
 from .reply_errors import unknown_job_error
 
 _FIELDS = ("state", "restarts", "result", "error", "fence", "claim_nonce", "sealed_with")
-# Five numbers and the claim. The lengths keep the numbers below what Redis takes as an offset.
+# Five numbers, two more if there are thoughts, and the claim. The lengths keep the numbers below
+# what Redis takes as an offset.
 _POSITION = re.compile(
-    r"(\d{1,9})-(\d{1,12})-(\d{1,9})-(\d{1,10})-(\d{1,10})-([0-9A-Za-z.]{0,80})", re.ASCII
+    r"(\d{1,9})-(\d{1,12})-(\d{1,9})-(\d{1,10})-(\d{1,10})-(?:t(\d{1,12})-(\d{1,10})-)?"
+    r"([0-9A-Za-z.]{0,80})",
+    re.ASCII,
 )
+
+
+class _Part(NamedTuple):
+    """A part of an output: token ids as bytes, text, and thoughts."""
+
+    tokens: bytes
+    text: bytes
+    thoughts: bytes
+
+    def before(self, position: StreamPosition) -> _Part:
+        """Return the beginning of a whole output."""
+        lengths = position.num_tokens * 4, position.num_text_bytes, position.num_thought_bytes
+        return _Part(*(each[:length] for each, length in zip(self, lengths, strict=True)))
+
+    def after(self, position: StreamPosition) -> _Part:
+        """Return what follows a position of a whole output."""
+        lengths = position.num_tokens * 4, position.num_text_bytes, position.num_thought_bytes
+        return _Part(*(each[length:] for each, length in zip(self, lengths, strict=True)))
+
+    def reaches(self, position: StreamPosition) -> bool:
+        """Return whether a whole output has all that is before a position."""
+        return [*map(len, self.before(position))] == [
+            *(position.num_tokens * 4, position.num_text_bytes, position.num_thought_bytes)
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +68,22 @@ class StreamPosition:
     #: CRC-32 of the tokens and of the text that were read. They recognize them after another claim.
     tokens_checksum: int = 0
     text_checksum: int = 0
+    #: Bytes of the thoughts in UTF-8, and their CRC-32.
+    num_thought_bytes: int = 0
+    thoughts_checksum: int = 0
+
+    def moved(self, part: _Part) -> StreamPosition:
+        """Return the position after a new part."""
+        return StreamPosition(
+            self.num_tokens + len(part.tokens) // 4,
+            self.num_text_bytes + len(part.text),
+            self.num_restarts,
+            self.claim,
+            zlib.crc32(part.tokens, self.tokens_checksum),
+            zlib.crc32(part.text, self.text_checksum),
+            self.num_thought_bytes + len(part.thoughts),
+            zlib.crc32(part.thoughts, self.thoughts_checksum),
+        )
 
     def to_text(self) -> str:
         """Return the position as one word, for example for the id of a server-sent event."""
@@ -48,7 +91,10 @@ class StreamPosition:
             *(self.num_tokens, self.num_text_bytes, self.num_restarts),
             *(self.tokens_checksum, self.text_checksum),
         )
-        return "-".join([*map(str, numbers), self.claim])
+        words = [*map(str, numbers)]
+        if self.num_thought_bytes:
+            words += [f"t{self.num_thought_bytes}", str(self.thoughts_checksum)]
+        return "-".join([*words, self.claim])
 
     @classmethod
     def from_text(cls, text: str) -> Self:
@@ -66,7 +112,10 @@ class StreamPosition:
                 "read the output from its start"
             )
         tokens, text_bytes, restarts, tokens_checksum, text_checksum = map(int, found.groups()[:5])
-        return cls(tokens, text_bytes, restarts, found[6], tokens_checksum, text_checksum)
+        thoughts = (int(found[6] or 0), int(found[7] or 0))
+        return cls(
+            tokens, text_bytes, restarts, found[8], tokens_checksum, text_checksum, *thoughts
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +130,8 @@ class StreamPiece:
     token_ids: list[int]
     #: Where the next piece begins.
     position: StreamPosition
+    #: Thoughts of a chat. All pieces joined give the result's `reasoning_content`.
+    reasoning_content: str = ""
 
 
 def new_output(job_id: str, position: StreamPosition) -> Read[list[Any]]:
@@ -90,18 +141,25 @@ def new_output(job_id: str, position: StreamPosition) -> Read[list[Any]]:
         pipeline.hmget(keys.job(job_id), _FIELDS)
         pipeline.getrange(keys.tokens(job_id), position.num_tokens * 4, -1)
         pipeline.getrange(keys.text(job_id), position.num_text_bytes, -1)
+        pipeline.getrange(keys.thoughts(job_id), position.num_thought_bytes, -1)
         pipeline.hgetall(keys.seals(job_id))
 
     def opens(replies: list[Any], cipher: Cipher) -> list[Any]:
-        fields, tokens, text, seals = replies
+        fields, tokens, text, thoughts, seals = replies
         *others, sealed_with = open_fields(cipher, job_id, _FIELDS, fields)
         result = others[2]
         if isinstance(result, Unopened):
             raise result.error
         is_all_sealed = sealed_with is not None
-        starts = {"tokens": position.num_tokens * 4, "text": position.num_text_bytes}
+        starts = {
+            "tokens": position.num_tokens * 4,
+            "text": position.num_text_bytes,
+            "thoughts": position.num_thought_bytes,
+        }
         # With the result, `take` does not need the text; its seals may outlive it.
-        found = {"tokens": tokens, "text": text if result is None else b""}
+        found = {"tokens": tokens, "text": b"", "thoughts": b""}
+        if result is None:
+            found |= {"text": text, "thoughts": thoughts}
         parts = [
             open_output(
                 *(cipher, job_id, kind, data, seals),
@@ -152,13 +210,13 @@ class StreamReader:
             OutputRestarted: the part read before is no longer part of the output.
             InvalidQuery: the position at which the reader began is not one of this output.
         """
-        (state, restarts, result, error, fence, nonce), tokens, text = replies
+        (state, restarts, result, error, fence, nonce), *parts = replies
         if state is None:
             raise unknown_job_error(self._job_id)
         self._check_restarts(int(restarts or 0))
         claim = f"{(fence or b'').decode()}.{(nonce or b'').decode()}"
         # A sealed piece that was replaced by a longer one is read from its start.
-        is_cut = tokens is None or text is None
+        is_cut = None in parts
         self.must_read_again = is_cut or (
             self._has_read and claim != self.position.claim and not self._reads_all
         )
@@ -166,21 +224,25 @@ class StreamReader:
             self._reads_all = True
             return None
         state = JobState(state.decode())
+        new = _Part(*parts)
         if result is not None and state.is_terminal:
             # It holds the whole text; the streamed text is deleted.
-            whole = JobResult.model_validate_json(result).text.encode()
-            text = whole if self._reads_all else whole[self.position.num_text_bytes :]
+            ended = JobResult.model_validate_json(result)
+            whole = _Part(new.tokens, ended.text.encode(), (ended.reasoning_content or "").encode())
+            start = StreamPosition() if self._reads_all else self.position
+            new = whole.after(replace(start, num_tokens=0))
         if self._reads_all:
-            if not self._has_all_that_was_read(tokens, text) and not state.is_terminal:
+            if not new.reaches(self.position) and not state.is_terminal:
                 return None
-            tokens, text = self._without_what_was_read(tokens, text)
+            new = self._without_what_was_read(new)
             self._reads_all = False
         if state.is_terminal:
             self.ended = EndedJob(self._job_id, state, result, error)
-        self.position = replace(self._after(tokens, text), claim=claim)
-        if not tokens and not text:
+        self.position = replace(self.position.moved(new), claim=claim)
+        if not any(new):
             return None
-        return StreamPiece(self._decode(text), decode_tokens(tokens), self.position)
+        text, thoughts = self._decode(new.text), self._decode(new.thoughts)
+        return StreamPiece(text, decode_tokens(new.tokens), self.position, thoughts)
 
     def check_end(self) -> None:
         """Raise the error of a job that ended without a completion.
@@ -193,19 +255,8 @@ class StreamReader:
 
     @property
     def _has_read(self) -> bool:
-        return bool(self.position.num_tokens or self.position.num_text_bytes)
-
-    def _after(self, tokens: bytes, text: bytes) -> StreamPosition:
-        """Return the position after a new part."""
-        before = self.position
-        return StreamPosition(
-            before.num_tokens + len(tokens) // 4,
-            before.num_text_bytes + len(text),
-            before.num_restarts,
-            before.claim,
-            zlib.crc32(tokens, before.tokens_checksum),
-            zlib.crc32(text, before.text_checksum),
-        )
+        position = self.position
+        return bool(position.num_tokens or position.num_text_bytes or position.num_thought_bytes)
 
     def _decode(self, text: bytes) -> str:
         try:
@@ -217,24 +268,21 @@ class StreamReader:
                 "its start"
             ) from None
 
-    def _has_all_that_was_read(self, tokens: bytes, text: bytes) -> bool:
-        position = self.position
-        return len(tokens) >= position.num_tokens * 4 and len(text) >= position.num_text_bytes
-
-    def _without_what_was_read(self, tokens: bytes, text: bytes) -> tuple[bytes, bytes]:
+    def _without_what_was_read(self, whole: _Part) -> _Part:
         """Return the new part of a whole output.
 
         Raises:
             OutputRestarted: the output does not begin with what was read.
         """
         before = self.position
-        num_bytes = before.num_tokens * 4
+        read = whole.before(before)
         known = replace(
             before,
-            tokens_checksum=zlib.crc32(tokens[:num_bytes]),
-            text_checksum=zlib.crc32(text[: before.num_text_bytes]),
+            tokens_checksum=zlib.crc32(read.tokens),
+            text_checksum=zlib.crc32(read.text),
+            thoughts_checksum=zlib.crc32(read.thoughts),
         )
-        is_same = self._has_all_that_was_read(tokens, text) and known == before
+        is_same = whole.reaches(before) and known == before
         if before.claim and not is_same:
             raise OutputRestarted(
                 f"job {self._job_id} was computed again, because Redis lost the part of its output "
@@ -242,7 +290,7 @@ class StreamReader:
                 "pieces read so far and stream it from the start"
             )
         self.position = known
-        return tokens[num_bytes:], text[before.num_text_bytes :]
+        return whole.after(before)
 
     def _check_restarts(self, num_restarts: int) -> None:
         if num_restarts == self.position.num_restarts:

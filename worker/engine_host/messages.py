@@ -244,11 +244,11 @@ class Refused:
     message: str
 
 
-#: One request's output of one step: request id, token ids, and the text that they made certain. The
-#: first output of a resumed request begins with the text of its resumed tokens, so that the stored
-#: text can be compared and completed. There is one per request and step, so it is a plain tuple:
-#: pickle takes a sixth of the time that it takes for instances of a class.
-NewOutput: TypeAlias = tuple[str, Sequence[int], str]
+#: One request's output of one step: request id, token ids, and the text and the thoughts that they
+#: made certain. The first output of a resumed request begins with those of its resumed tokens, so
+#: that what is stored can be compared and completed. There is one per request and step, so it is a
+#: plain tuple: pickle takes a sixth of the time that it takes for instances of a class.
+NewOutput: TypeAlias = tuple[str, Sequence[int], str, str]
 
 
 @dataclass(frozen=True, slots=True)

@@ -253,11 +253,11 @@ class RealEngine:
         )
 
     def _new_output(self, output: RequestOutput) -> NewOutput:
-        text = output.new_text
+        text, thoughts = output.new_text, output.new_reasoning
         if output.request_id in self._resumed:
             self._resumed.remove(output.request_id)
-            text = output.text
-        return output.request_id, output.new_token_ids, text
+            text, thoughts = output.text, output.reasoning
+        return output.request_id, output.new_token_ids, text, thoughts
 
 
 def _fewer(

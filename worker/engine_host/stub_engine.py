@@ -22,7 +22,14 @@ from typing import Any
 
 from .hosted_engine import RequestRefused, StepOutput
 from .messages import AddRequest, DraftCounts, EngineLoad, EngineWork, Finished, Ready
-from .stub_output import extra_output, stub_decision, stub_text, stub_token
+from .stub_output import (
+    extra_output,
+    split_thoughts,
+    stub_decision,
+    stub_text,
+    stub_thoughts,
+    stub_token,
+)
 
 _MARKER = re.compile(r"<<(crash|hang|raise|error|oom|bug|refuse)(?:@(\d+))?(?:x(\d+))?>>")
 _DEFAULT_MAX_TOKENS = 16
@@ -89,9 +96,12 @@ class _StubRequest:
         more: dict[str, Any] = {"finish_reason": finish_reason}
         if error is None and finish_reason != "abort":
             more = extra_output(self.prompt, self.chat, self.params, self.token_ids, finish_reason)
+        thoughts, answer = split_thoughts(self.prompt, self.token_ids)
         return Finished(
             request_id=self.request_id,
-            text=stub_text(self.token_ids),
+            text=stub_text(answer),
+            reasoning=stub_thoughts(thoughts),
+            num_reasoning_tokens=len(thoughts),
             token_ids=list(self.token_ids),
             num_prompt_tokens=self.num_prompt_tokens,
             num_cached_tokens=min(self.num_cached_tokens, self.num_prompt_tokens - 1),
@@ -103,6 +113,17 @@ class _StubRequest:
             sections=self.sections if error is None else {},
             **more,
         )
+
+    def take_new_text(self) -> tuple[str, str]:
+        """Return the text and the thoughts of the last token; of all tokens the first time."""
+        thoughts, answer = split_thoughts(self.prompt, self.token_ids)
+        all_text, all_thoughts = stub_text(answer), stub_thoughts(thoughts)
+        if not self.has_reported:
+            self.has_reported = True
+            return all_text, all_thoughts
+        if answer:
+            return stub_text(answer[-1:]), ""
+        return "", all_thoughts[len(stub_thoughts(thoughts[:-1])) :]
 
     def _since_added(self, at: float | None) -> float | None:
         return None if at is None else at - self.added_at
@@ -234,9 +255,7 @@ class StubEngine:
             token_id = stub_token(request.prompt, int(request.params.get("seed") or 0), position)
             request.token_ids.append(token_id)
             request.first_token_at = request.first_token_at or time.monotonic()
-            text = stub_text([token_id] if request.has_reported else request.token_ids)
-            request.has_reported = True
-            result.new_outputs.append((request.request_id, [token_id], text))
+            result.new_outputs.append((request.request_id, [token_id], *request.take_new_text()))
         if len(request.token_ids) >= request.max_tokens:
             result.finished.append(request.end("length"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from .messages import FinishedCall, FinishedSample, LogprobDetails
 
 _VOCAB_SIZE = 50_000
+_THINK = re.compile(r"<<think=(\d{1,4})>>")
 
 
 def stub_token(prompt: str, seed: int, position: int) -> int:
@@ -19,6 +21,21 @@ def stub_token(prompt: str, seed: int, position: int) -> int:
 def stub_text(token_ids: Sequence[int]) -> str:
     """Return the text of output tokens: one word per token."""
     return "".join(f" w{token_id}" for token_id in token_ids)
+
+
+def split_thoughts(prompt: str, token_ids: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
+    """Return the tokens of the thoughts, and those after them.
+
+    A prompt with `<<think=N>>` lets the first N tokens be thoughts; others have none.
+    """
+    found = _THINK.search(prompt)
+    num_tokens = 0 if found is None else int(found[1])
+    return token_ids[:num_tokens], token_ids[num_tokens:]
+
+
+def stub_thoughts(token_ids: Sequence[int]) -> str:
+    """Return the thoughts of their tokens, without blanks around them."""
+    return stub_text(token_ids).strip()
 
 
 def extra_output(

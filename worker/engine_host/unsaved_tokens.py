@@ -35,7 +35,7 @@ class UnsavedTokens:
             outputs: new tokens in the report.
             finished: requests that ended with it.
         """
-        sizes = [(request_id, len(token_ids)) for request_id, token_ids, _ in outputs]
+        sizes = [(request_id, len(token_ids)) for request_id, token_ids, _, _ in outputs]
         if sizes:
             self._reports.append((number, sizes))
         for request_id, size in sizes:

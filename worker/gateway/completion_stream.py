@@ -40,10 +40,13 @@ class ChunkWriter:
         """Return the chunk of a new piece of text."""
         return self._chunk(index, {"content": text} if self._is_chat else text)
 
+    def thoughts(self, index: int, text: str | None) -> Iterator[bytes]:
+        """Yield the chunk of a new piece of a chat's thoughts."""
+        if self._is_chat and text:
+            yield self._chunk(index, {"reasoning_content": text})
+
     def end(self, result: JobResult, index: int, completion: Completion) -> Iterator[bytes]:
-        """Yield thoughts, tool calls, log probabilities and the finish reason of a choice."""
-        if self._is_chat and completion.reasoning_content is not None:
-            yield self._chunk(index, {"reasoning_content": completion.reasoning_content})
+        """Yield tool calls, log probabilities and the finish reason of a choice."""
         if self._is_chat and completion.tool_calls:
             calls = [
                 {"index": place, **call.model_dump()}
@@ -82,8 +85,9 @@ async def completion_chunks(
 ) -> AsyncGenerator[bytes, None]:
     """Yield a completion as it is generated, from its first choice on.
 
-    The text of the first choice comes as it is checkpointed. Tool calls, log probabilities and the
-    other choices are known at the job's end. An error after the first chunk is an event.
+    Thoughts and text of the first choice come as they are checkpointed. Tool calls, log
+    probabilities and the other choices are known at the job's end. An error after the first chunk
+    is an event.
     """
     has_ended = False
     try:
@@ -91,6 +95,8 @@ async def completion_chunks(
             yield chunk
         limit_s = backend.settings.gateway_wait_timeout_s
         async for piece in backend.client.stream(job_id, timeout_s=limit_s):
+            for chunk in writer.thoughts(0, piece.reasoning_content):
+                yield chunk
             if piece.text:
                 yield writer.text(0, piece.text)
         result = await backend.client.result(job_id, timeout_s=0)
@@ -98,6 +104,8 @@ async def completion_chunks(
         for index, completion in enumerate(result.completions):
             if index:
                 for chunk in writer.begin(index):
+                    yield chunk
+                for chunk in writer.thoughts(index, completion.reasoning_content):
                     yield chunk
                 yield writer.text(index, completion.text)
             for chunk in writer.end(result, index, completion):

@@ -13,6 +13,12 @@ from . import sse
 from .backend import Backend
 from .completion_stream import stream_error
 
+#: Blocks as a stream opens them. There is nothing to sign: models think anew in each turn.
+_EMPTY: dict[str, dict[str, Any]] = {
+    "text": {"type": "text", "text": ""},
+    "thinking": {"type": "thinking", "thinking": "", "signature": ""},
+}
+
 
 def message_id(job_id: str) -> str:
     """Return the id of a job's message."""
@@ -23,6 +29,8 @@ def message_object(result: JobResult) -> dict[str, Any]:
     """Return the message of a completed job."""
     completion = result.completions[0]
     content: list[dict[str, Any]] = []
+    if completion.reasoning_content:
+        content.append({**_EMPTY["thinking"], "thinking": completion.reasoning_content})
     if completion.text or not completion.tool_calls:
         content.append({"type": "text", "text": completion.text})
     content += [
@@ -71,25 +79,74 @@ def _usage(result: JobResult) -> dict[str, Any]:
     }
 
 
+class _Blocks:
+    """Writes the blocks of thoughts and text as they grow; one is open at a time."""
+
+    def __init__(self) -> None:
+        self._open = ""
+        self._index = -1
+
+    def add(self, kind: str, text: str) -> list[bytes]:
+        """Return the events of new text of a kind of block; the first one opens the block."""
+        if not text or (kind == "thinking" and self._open == "text"):
+            return []  # thoughts after the text are in no stream
+        events = [] if kind == self._open else [*self.close(), *self.open(kind, _EMPTY[kind])]
+        return [*events, _delta(self._index, {"type": f"{kind}_delta", kind: text})]
+
+    def open(self, kind: str, block: dict[str, Any]) -> list[bytes]:
+        """Return the event that opens a block."""
+        self._open = kind
+        self._index += 1
+        fields = {"index": self._index, "content_block": block}
+        return [_event("content_block_start", **fields)]
+
+    def close(self) -> list[bytes]:
+        """Return the events that close the open block, if there is one."""
+        if not self._open:
+            return []
+        events = []
+        if self._open == "thinking":
+            events.append(_delta(self._index, {"type": "signature_delta", "signature": ""}))
+        self._open = ""
+        return [*events, _event("content_block_stop", index=self._index)]
+
+    def end(self, message: dict[str, Any]) -> list[bytes]:
+        """Return the events after the last text."""
+        events = []
+        has_text = self._open == "text"
+        for block in message["content"]:
+            if block["type"] == "text" and not has_text:
+                events += [*self.close(), *self.open("text", _EMPTY["text"])]
+            elif block["type"] == "tool_use":
+                events += [*self.close(), *self.open("tool_use", {**block, "input": {}})]
+                text = json.dumps(block["input"], ensure_ascii=False)
+                delta = {"type": "input_json_delta", "partial_json": text}
+                events.append(_delta(self._index, delta))
+        events += self.close()
+        stop = {name: message[name] for name in ("stop_reason", "stop_sequence")}
+        events.append(_event("message_delta", delta=stop, usage=message["usage"]))
+        events.append(_event("message_stop"))
+        return events
+
+
 async def message_stream(
     backend: Backend, job_id: str, model: str, *, cancels: bool
 ) -> AsyncGenerator[bytes, None]:
     """Yield the events of a message as it is generated; calls of tools come at its end."""
     usage = {"input_tokens": 0, "output_tokens": 0}
     opening = _message(job_id, model, [], stop_reason=None, stop_sequence=None, usage=usage)
-    has_ended, has_text = False, False
+    has_ended, blocks = False, _Blocks()
     try:
         yield _event("message_start", message=opening)
         limit_s = backend.settings.gateway_wait_timeout_s
         async for piece in backend.client.stream(job_id, timeout_s=limit_s):
-            if piece.text and not has_text:
-                has_text = True
-                yield _block_start(0, {"type": "text", "text": ""})
-            if piece.text:
-                yield _delta(0, {"type": "text_delta", "text": piece.text})
+            for event in blocks.add("thinking", piece.reasoning_content):
+                yield event
+            for event in blocks.add("text", piece.text):
+                yield event
         result = await backend.client.result(job_id, timeout_s=0)
         has_ended = True
-        for event in _ending(message_object(result), has_text=has_text):
+        for event in blocks.end(message_object(result)):
             yield event
     except BatchmillError as error:
         has_ended = True
@@ -97,28 +154,6 @@ async def message_stream(
     finally:
         if cancels and not has_ended:
             backend.cancel_later(job_id)
-
-
-def _ending(message: dict[str, Any], *, has_text: bool) -> list[bytes]:
-    """Return the events after the last text."""
-    events = []
-    for index, block in enumerate(message["content"]):
-        if block["type"] == "text":
-            if not has_text:
-                events.append(_block_start(index, {"type": "text", "text": ""}))
-        else:
-            events.append(_block_start(index, {**block, "input": {}}))
-            text = json.dumps(block["input"], ensure_ascii=False)
-            events.append(_delta(index, {"type": "input_json_delta", "partial_json": text}))
-        events.append(_event("content_block_stop", index=index))
-    stop = {name: message[name] for name in ("stop_reason", "stop_sequence")}
-    events.append(_event("message_delta", delta=stop, usage=message["usage"]))
-    events.append(_event("message_stop"))
-    return events
-
-
-def _block_start(index: int, block: dict[str, Any]) -> bytes:
-    return _event("content_block_start", index=index, content_block=block)
 
 
 def _delta(index: int, delta: dict[str, Any]) -> bytes:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from batchmill.engine.contract.reasoning import EFFORTS
+
 from .api_errors import invalid
 from .completion_request import read_flag, read_service_tier
 from .spec.body import unsupported
@@ -18,9 +20,17 @@ _WITHOUT_EFFECT = "cache_control"
 #: `citations`, which Anthropic's own messages have.
 _BLOCK_FIELDS = {
     "text": ("type", "text", "citations", _WITHOUT_EFFECT),
+    # Models think anew in each turn.
+    "thinking": ("type", "thinking", "signature", _WITHOUT_EFFECT),
+    "redacted_thinking": ("type", "data", _WITHOUT_EFFECT),
     "tool_use": ("type", "id", "name", "input", "caller", _WITHOUT_EFFECT),
     "tool_result": ("type", "tool_use_id", "content", "is_error", _WITHOUT_EFFECT),
 }
+_THOUGHTS = ("thinking", "redacted_thinking")
+#: How much a model thinks whose thoughts have a budget, if its template takes an effort.
+_EFFORT_OF_BUDGET = "medium"
+#: The fields of each type of `thinking`. `adaptive` leaves it to the model.
+_THINKING_FIELDS = {"enabled": ("budget_tokens",), "disabled": (), "adaptive": ()}
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
@@ -50,6 +60,7 @@ def read_message_request(body: Mapping[str, Any]) -> tuple[dict[str, Any], Messa
     _read_metadata(fields)
     _read_tools(fields)
     _read_output_config(fields)
+    _read_thinking(fields)
     read_service_tier(fields)
     if fields.get("n") not in (None, 1):
         raise invalid("n must be 1: a message has one output", "n")
@@ -100,6 +111,8 @@ def _user(content: Any, where: str) -> list[dict[str, Any]]:
 def _assistant(content: Any, where: str) -> dict[str, Any]:
     texts, calls = [], []
     for place, block in _blocks(content, where):
+        if block["type"] in _THOUGHTS:
+            continue
         if block["type"] != "tool_use":
             texts.append(_block_text(block, place))
             continue
@@ -196,8 +209,13 @@ def _read_output_config(fields: dict[str, Any]) -> None:
         return
     if not isinstance(config, dict):
         raise invalid("output_config must be an object", "output_config")
-    if unknown := {name for name in config if config[name] is not None} - {"format"}:
+    if unknown := {name for name in config if config[name] is not None} - {"format", "effort"}:
         raise unsupported(f"output_config.{min(unknown)[:60]}")
+    if (effort := config.get("effort")) is not None:
+        if effort not in EFFORTS:
+            name = "output_config.effort"
+            raise invalid(f"{name} must be one of {', '.join(EFFORTS)}", name)
+        fields.setdefault("reasoning_effort", effort)
     form = config.get("format")
     if form is None:
         return
@@ -208,3 +226,27 @@ def _read_output_config(fields: dict[str, Any]) -> None:
         )
     schema = {"name": "output", "schema": form["schema"]}
     fields["response_format"] = {"type": "json_schema", "json_schema": schema}
+
+
+def _read_thinking(fields: dict[str, Any]) -> None:
+    """Replace `thinking` by an effort, and a budget of tokens for thoughts."""
+    thinking = fields.pop("thinking", None)
+    if thinking is None:
+        return
+    kind = thinking.get("type") if isinstance(thinking, dict) else None
+    if kind not in _THINKING_FIELDS:
+        raise invalid(f"thinking must have the type {', '.join(_THINKING_FIELDS)}", "thinking")
+    known = {"type", *_THINKING_FIELDS[kind]}
+    if unknown := {name for name in thinking if thinking[name] is not None} - known:
+        raise unsupported(f"thinking.{min(unknown)[:60]}")
+    if kind == "disabled":
+        fields["reasoning_effort"] = "none"
+    elif kind == "enabled":
+        budget, most = thinking.get("budget_tokens"), fields["max_tokens"]
+        name = "thinking.budget_tokens"
+        if not isinstance(budget, int) or isinstance(budget, bool) or budget < 1:
+            raise invalid(f"{name} must be a number of tokens, at least 1", name)
+        if isinstance(most, int) and budget >= most:
+            raise invalid(f"{name} is {budget}: it must be less than max_tokens ({most})", name)
+        fields["thinking_token_budget"] = budget
+        fields.setdefault("reasoning_effort", _EFFORT_OF_BUDGET)

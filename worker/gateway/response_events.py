@@ -17,6 +17,8 @@ from .response_record import (
     load_response,
     message_item,
     output_items,
+    reasoning_item,
+    reasoning_part,
     response_id,
     text_part,
 )
@@ -32,13 +34,15 @@ _LAST_EVENT = {
 
 
 class _Writer:
-    """Numbers the events. The text is one message; calls follow it."""
+    """Numbers the events. Thoughts come first; the text is one message; calls follow it."""
 
     def __init__(self, job_id: str) -> None:
         self._job_id = job_id
         self._number = 0
+        self._thoughts = ""
         self._text = ""
         self._has_message = False
+        self._thought_pieces, self._text_pieces = TextPieces(), TextPieces()
 
     def number(self, kind: str, **fields: Any) -> Event:
         """Return the next event."""
@@ -46,43 +50,75 @@ class _Writer:
         self._number += 1
         return event
 
-    def text(self, pieces: list[str]) -> Iterator[Event]:
-        """Yield the events of new text; the first ones open the message."""
-        if pieces and not self._has_message:
-            yield from self._open_message()
-        for piece in pieces:
-            self._text += piece
-            yield self._part("response.output_text.delta", delta=piece, logprobs=[])
+    def output(self, thoughts: str, text: str) -> Iterator[Event]:
+        """Yield the events of new thoughts and text; the first ones open their items."""
+        if not self._has_message:  # later thoughts are in the last event only
+            yield from self._think(self._thought_pieces.add(thoughts))
+        yield from self._say(self._text_pieces.add(text))
 
     def end(self, response: StoredResponse) -> Iterator[Event]:
         """Yield the events that close the output, and the last one."""
         final = response.to_object()
         items = output_items(self._job_id, response.result) if response.result else []
-        if not self._has_message and items and items[0]["type"] == "message":
-            yield from self._open_message()
+        messages = [item for item in items if item["type"] == "message"]
+        yield from self._say(self._text_pieces.end())
+        if not self._has_message:
+            yield from self._end_thoughts()
+            if messages:
+                yield from self._open_message()
         if self._has_message:
-            message = message_item(self._job_id, "incomplete", [text_part(self._text)])
-            if items and items[0]["type"] == "message":
-                message = items[0]
-            yield from self._close_message(message)
-        index = 1 if self._has_message else 0
+            incomplete = message_item(self._job_id, "incomplete", [text_part(self._text)])
+            yield from self._close_message(messages[0] if messages else incomplete)
+        index = bool(self._thoughts) + self._has_message
         for item in items:
             if item["type"] == "function_call":
                 yield from self._call(index, item)
                 index += 1
         yield self.number(_LAST_EVENT[response.status], response=final)
 
+    def _think(self, pieces: list[str]) -> Iterator[Event]:
+        for piece in pieces:
+            if not self._thoughts:
+                item = reasoning_item(self._job_id, "in_progress", None)
+                yield self.number("response.output_item.added", output_index=0, item=item)
+                part = reasoning_part("")
+                yield self._part(item, "response.content_part.added", part=part)
+            self._thoughts += piece
+            item = reasoning_item(self._job_id, "in_progress", None)
+            yield self._part(item, "response.reasoning_text.delta", delta=piece)
+
+    def _end_thoughts(self) -> Iterator[Event]:
+        yield from self._think(self._thought_pieces.end())
+        if self._thoughts:
+            item = reasoning_item(self._job_id, "completed", self._thoughts)
+            part = item["content"][0]
+            yield self._part(item, "response.reasoning_text.done", text=part["text"])
+            yield self._part(item, "response.content_part.done", part=part)
+            yield self.number("response.output_item.done", output_index=0, item=item)
+
+    def _say(self, pieces: list[str]) -> Iterator[Event]:
+        if pieces and not self._has_message:
+            yield from self._end_thoughts()
+            yield from self._open_message()
+        for piece in pieces:
+            self._text += piece
+            item = message_item(self._job_id, "", [])
+            yield self._part(item, "response.output_text.delta", delta=piece, logprobs=[])
+
     def _open_message(self) -> Iterator[Event]:
         self._has_message = True
         item = message_item(self._job_id, "in_progress", [])
-        yield self.number("response.output_item.added", output_index=0, item=item)
-        yield self._part("response.content_part.added", part=text_part(""))
+        index = int(bool(self._thoughts))
+        yield self.number("response.output_item.added", output_index=index, item=item)
+        yield self._part(item, "response.content_part.added", part=text_part(""))
 
     def _close_message(self, item: Event) -> Iterator[Event]:
         part = item["content"][0]
-        yield self._part("response.output_text.done", text=part["text"], logprobs=part["logprobs"])
-        yield self._part("response.content_part.done", part=part)
-        yield self.number("response.output_item.done", output_index=0, item=item)
+        done = {"text": part["text"], "logprobs": part["logprobs"]}
+        yield self._part(item, "response.output_text.done", **done)
+        yield self._part(item, "response.content_part.done", part=part)
+        index = int(bool(self._thoughts))
+        yield self.number("response.output_item.done", output_index=index, item=item)
 
     def _call(self, index: int, item: Event) -> Iterator[Event]:
         place = int(item["id"].rpartition("_")[2])
@@ -100,9 +136,10 @@ class _Writer:
         )
         yield self.number("response.output_item.done", output_index=index, item=item)
 
-    def _part(self, kind: str, **fields: Any) -> Event:
-        item_id = message_item(self._job_id, "", [])["id"]
-        return self.number(kind, item_id=item_id, output_index=0, content_index=0, **fields)
+    def _part(self, item: Event, kind: str, **fields: Any) -> Event:
+        index = int(item["type"] == "message" and bool(self._thoughts))
+        where = {"item_id": item["id"], "output_index": index, "content_index": 0}
+        return self.number(kind, **where, **fields)
 
 
 async def response_stream(
@@ -140,7 +177,7 @@ async def response_stream(
 async def _events(
     backend: Backend, key: ApiKey, response: StoredResponse
 ) -> AsyncGenerator[Event, None]:
-    writer, pieces = _Writer(response.job_id), TextPieces()
+    writer = _Writer(response.job_id)
     first = "queued" if response.details["background"] else "in_progress"
     yield writer.number("response.created", response=response.opening(first))
     is_started = False
@@ -151,14 +188,12 @@ async def _events(
                 if not is_started:
                     is_started = True
                     yield _in_progress(writer, response)
-                for event in writer.text(pieces.add(piece.text)):
+                for event in writer.output(piece.reasoning_content, piece.text):
                     yield event
         except JobUnfinished:
             pass  # the last event tells of it
         if not is_started:
             yield _in_progress(writer, response)
-        for event in writer.text(pieces.end()):
-            yield event
         ended = await load_response(backend, key, response_id(response.job_id))
         for event in writer.end(ended):
             yield event

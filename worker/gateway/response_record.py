@@ -132,12 +132,14 @@ async def load_response(backend: Backend, key: ApiKey, name: str) -> StoredRespo
 
 
 def output_items(job_id: str, result: JobResult) -> list[dict[str, Any]]:
-    """Return the output: a message, if there is text or no call, and the calls."""
+    """Return the output: thoughts, a message, if there is text or no call, and the calls."""
     completion = result.completions[0]
     status = (
         "incomplete" if result.finish_reason != "stop" and not result.tool_calls else "completed"
     )
     items = []
+    if completion.reasoning_content:
+        items.append(reasoning_item(job_id, "completed", completion.reasoning_content))
     if completion.text or not completion.tool_calls:
         part = text_part(completion.text, result, completion)
         items.append(message_item(job_id, status, [part]))
@@ -145,6 +147,22 @@ def output_items(job_id: str, result: JobResult) -> list[dict[str, Any]]:
         call_item(job_id, place, call.id, call.function.name, call.function.arguments, "completed")
         for place, call in enumerate(completion.tool_calls)
     ]
+
+
+def reasoning_item(job_id: str, status: str, thoughts: str | None) -> dict[str, Any]:
+    """Return the item of thoughts; it has no part yet if they are None."""
+    return {
+        "id": f"rs_{job_id.removeprefix('gen_')}",
+        "type": "reasoning",
+        "summary": [],
+        "content": [] if thoughts is None else [reasoning_part(thoughts)],
+        "status": status,
+    }
+
+
+def reasoning_part(thoughts: str) -> dict[str, Any]:
+    """Return the part that is an item's thoughts."""
+    return {"type": "reasoning_text", "text": thoughts}
 
 
 def message_item(job_id: str, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:

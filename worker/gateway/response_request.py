@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from batchmill.engine.contract.reasoning import EFFORTS
+
 from .api_errors import invalid
 from .completion_request import read_flag, read_service_tier, read_stream_options
 from .response_input import read_input
@@ -61,6 +63,7 @@ def read_response(body: Mapping[str, Any]) -> tuple[dict[str, Any], ResponseOpti
     _read_logprobs(fields)
     _read_text(fields)
     _read_tools(fields)
+    _read_reasoning(fields)
     return fields, options
 
 
@@ -120,6 +123,30 @@ def _read_text(fields: dict[str, Any]) -> None:
         schema = {name: value for name, value in form.items() if name != "type"}
         form = {"type": "json_schema", "json_schema": schema}
     fields["response_format"] = form
+
+
+def _read_reasoning(fields: dict[str, Any]) -> None:
+    """Replace `reasoning.effort` by the `reasoning_effort` of a job."""
+    reasoning = fields.pop("reasoning", None)
+    if reasoning is None:
+        return
+    if not isinstance(reasoning, dict):
+        raise invalid("reasoning must be an object", "reasoning")
+    given = {name: value for name, value in reasoning.items() if value is not None}
+    if unknown := given.keys() - {"effort", "summary"}:
+        raise unsupported(f"reasoning.{min(unknown)[:60]}")
+    # The thoughts themselves are in the response, so nothing is summarized.
+    if given.get("summary") not in (None, "auto"):
+        raise unsupported("reasoning.summary")
+    effort = given.get("effort")
+    if effort is None:
+        return
+    if effort not in EFFORTS:
+        name = "reasoning.effort"
+        raise invalid(f"{name} must be one of {', '.join(EFFORTS)}", name)
+    if "reasoning_effort" in fields:
+        raise invalid("reasoning.effort and reasoning_effort are both given: give one", "reasoning")
+    fields["reasoning_effort"] = effort
 
 
 def _read_tools(fields: dict[str, Any]) -> None:

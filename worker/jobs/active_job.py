@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -16,6 +15,7 @@ from batchmill.worker.engine_host.messages import AddRequest
 from .attempt_trace import NO_TRACE, AttemptTrace
 from .outcome import TaskHandle
 from .retry_rules import RetryRules
+from .unsaved_text import UnsavedText
 
 #: A job that was in the engine at this many engine deaths, together with other jobs, runs in small
 #: groups. One death is forgiven: a lost worker or device takes good jobs with it.
@@ -73,11 +73,8 @@ class ActiveJob:
     had_gap: bool = False
     is_in_engine: bool = False
     trace: AttemptTrace = NO_TRACE
-    #: Pieces of text, each with the number of output tokens that make it certain.
-    _text: deque[tuple[int, bytes]] = field(default_factory=deque)
-    #: Text that the record does not have yet, and the byte position where it begins.
-    _unsaved_text: bytearray = field(default_factory=bytearray)
-    _text_position: int = 0
+    _text: UnsavedText = field(default_factory=UnsavedText)
+    _thoughts: UnsavedText = field(default_factory=UnsavedText)
 
     @property
     def request_id(self) -> str:
@@ -115,31 +112,32 @@ class ActiveJob:
         """Tokens that the record does not have yet."""
         return len(self.token_ids) - self.num_saved
 
-    def receive(self, token_ids: Sequence[int], text: str) -> None:
-        """Append tokens from the engine, and the text that they made certain."""
+    def receive(self, token_ids: Sequence[int], text: str, thoughts: str = "") -> None:
+        """Append tokens from the engine, and the text and the thoughts that they made certain."""
         if self.first_token_at is None:
             self.first_token_at = time.monotonic()
         if self.unsaved_since is None:
             self.unsaved_since = time.monotonic()
         # The text first: the record writer's thread must not find tokens without their text.
-        if text:
-            self._text.append((len(self.token_ids) + len(token_ids), text.encode()))
+        num_tokens = len(self.token_ids) + len(token_ids)
+        self._text.append(num_tokens, text)
+        self._thoughts.append(num_tokens, thoughts)
         self.token_ids.extend(token_ids)
 
     def unsaved(self) -> TokenWrite:
         """Return the tokens and the text that the record does not have yet, as a write."""
         token_ids = self.token_ids[self.num_saved :]
         num_tokens = self.num_saved + len(token_ids)
-        while self._text and self._text[0][0] <= num_tokens:
-            self._unsaved_text += self._text.popleft()[1]
         return TokenWrite(
             self.claim.job_id,
             self.claim.fence,
             self.num_saved,
             token_ids,
-            bytes(self._unsaved_text),
-            self._text_position,
+            self._text.up_to(num_tokens),
+            self._text.position,
             self.claim.identity,
+            self._thoughts.up_to(num_tokens),
+            self._thoughts.position,
         )
 
     def mark_saved(self, write: TokenWrite) -> None:
@@ -147,8 +145,8 @@ class ActiveJob:
         self.num_saved += len(write.token_ids)
         if not self.num_unsaved:
             self.unsaved_since = None
-        self._text_position += len(write.text)
-        del self._unsaved_text[: len(write.text)]
+        self._text.mark_saved(len(write.text))
+        self._thoughts.mark_saved(len(write.thoughts))
 
     def mark_gap(self) -> None:
         """Note that the stored tokens disagree with ours, so that all are sent again."""

@@ -245,11 +245,11 @@ class WorkerRuntime:
         """Pass a step's tokens and ends to the jobs and the record writer."""
         is_due = False
         self.metrics.note_report(report)
-        for request_id, token_ids, text in report.new_outputs:
+        for request_id, token_ids, text, thoughts in report.new_outputs:
             job = self.jobs.get(request_id)
             if job is not None:
                 self.metrics.note_tokens(job, len(token_ids), report.at_s)
-                job.receive(token_ids, text)
+                job.receive(token_ids, text, thoughts)
                 self._throughput.count(len(token_ids))
                 self._breaker.note_tokens(len(token_ids))
                 is_due = is_due or self.writer.is_checkpoint_due(job)

@@ -159,9 +159,13 @@ def checkpoint(writes: Sequence[TokenWrite], lease_ms: int) -> Call[list[WriteSt
     for write in writes:
         # In one argument: redis-py takes several microseconds for each.
         where = f"{write.job_id} {write.fence} {write.identity} {write.position}"
-        args += (f"{where} {write.text_position}".encode(), _tokens(write))
-        place = Place(write.job_id, f"text:{write.text_position}")
-        args.append(Content(write.text, place))
+        where += f" {write.text_position} {write.thought_position}"
+        args += (where.encode(), _tokens(write))
+        for kind, text, position in (
+            ("text", write.text, write.text_position),
+            ("thoughts", write.thoughts, write.thought_position),
+        ):
+            args.append(Content(text, Place(write.job_id, f"{kind}:{position}")))
     return Call("checkpoint", args, _read_writes)
 
 

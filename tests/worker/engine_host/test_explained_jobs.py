@@ -42,7 +42,7 @@ def finish(loaded: LoadedModel, **fields: Any) -> tuple[Finished, list[int]]:
     shown: list[int] = []
     while hosted.has_unfinished():
         step = hosted.step()
-        for name, token_ids, _ in step.new_outputs:
+        for name, token_ids, _, _ in step.new_outputs:
             assert name == "job"
             shown += token_ids
         if step.finished:

@@ -113,7 +113,7 @@ def test_running_requests_do_not_wait_for_the_intake_of_all_others() -> None:
     while len(num_tokens_when_refused) < 20:
         assert ours.poll(DEADLINE_S)
         report = ours.recv()
-        num_tokens += sum(len(tokens) for _, tokens, _ in report.new_outputs)
+        num_tokens += sum(len(tokens) for _, tokens, _, _ in report.new_outputs)
         num_tokens_when_refused += [num_tokens] * len(report.refused)
 
     assert len(set(num_tokens_when_refused)) == 20, "a step comes after each slow intake"
@@ -159,7 +159,7 @@ class NotSaved:
         if not self.connection.poll(timeout_s):
             return False
         report = self.connection.recv()
-        for request_id, token_ids, _ in report.new_outputs:
+        for request_id, token_ids, _, _ in report.new_outputs:
             self.num_tokens[request_id] = self.num_tokens.get(request_id, 0) + len(token_ids)
         self.finished += [each.request_id for each in report.finished]
         self.has_waited = self.has_waited or report.has_waited

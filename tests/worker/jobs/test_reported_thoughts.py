@@ -73,7 +73,8 @@ def test_each_sample_has_its_own_thoughts_and_the_usage_is_their_sum() -> None:
 def test_a_stream_shows_thoughts_as_such_and_never_as_content() -> None:
     result = JobResult.model_validate_json(result_of("Hm.", 2))
     writer = ChunkWriter(LineKind.CHAT, "j", "demo", CompletionOptions())
-    chunks = b"".join(writer.end(result, 0, result.completions[0])).decode()
+    thoughts = writer.thoughts(0, result.reasoning_content)
+    chunks = b"".join([*thoughts, *writer.end(result, 0, result.completions[0])]).decode()
     deltas = [
         json.loads(line.removeprefix("data: "))["choices"][0]["delta"]
         for line in chunks.splitlines()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from batchmill.engine.contract.reasoning import EFFORTS
+
 from .body import Body, mapped, no_effect, refused, taken
 from .requests import CANCELS, SERVICE_TIERS, STREAM
 from .shapes import FLAG, NULL, TEXT, choice, either, items, named, record
@@ -15,12 +17,19 @@ _RESULT = named(
     "tool_result", {"tool_use_id": TEXT}, {"content": _TEXTS, "is_error": FLAG, **_CACHE}
 )
 _CALL = named("tool_use", {"id": TEXT, "name": TEXT, "input": {"type": "object"}}, _CACHE)
+_THOUGHTS = (
+    named("thinking", {"thinking": TEXT}, {"signature": {}, **_CACHE}),
+    named("redacted_thinking", {"data": TEXT}, _CACHE),
+)
 _MESSAGE = either(
     record(
         {"role": {"const": "user"}, "content": either(TEXT, items(either(_TEXT_BLOCK, _RESULT)))}
     ),
     record(
-        {"role": {"const": "assistant"}, "content": either(TEXT, items(either(_TEXT_BLOCK, _CALL)))}
+        {
+            "role": {"const": "assistant"},
+            "content": either(TEXT, items(either(_TEXT_BLOCK, _CALL, *_THOUGHTS))),
+        }
     ),
 )
 _TOOL = record(
@@ -46,8 +55,8 @@ MESSAGE = Body(
     fields=(
         mapped(
             "messages",
-            "texts, or blocks of the types `text`, `tool_use` and `tool_result`; images and "
-            "documents are refused",
+            "texts, or blocks of the types `text`, `tool_use` and `tool_result`; `thinking` of "
+            "earlier turns is left out; images and documents are refused",
             items(_MESSAGE),
         ),
         mapped("system", "the first message: a text, or blocks of text", either(_TEXTS, NULL)),
@@ -72,8 +81,19 @@ MESSAGE = Body(
         ),
         mapped(
             "output_config",
-            "`format` is a JSON schema to follow; `effort` is refused",
-            either(record({}, {"format": either(_FORMAT, NULL), "effort": NULL}), NULL),
+            "`format` is a JSON schema to follow; `effort` is the `reasoning_effort` of a job",
+            either(record({}, {"format": either(_FORMAT, NULL), "effort": choice(*EFFORTS)}), NULL),
+        ),
+        mapped(
+            "thinking",
+            "`enabled` gives thoughts a budget, which is `budget_tokens`; `disabled` is the "
+            "`reasoning_effort` `none`; `adaptive` leaves it to the model",
+            either(
+                named("enabled", {"budget_tokens": {"type": "integer", "minimum": 1}}),
+                named("disabled", {}),
+                named("adaptive", {}),
+                NULL,
+            ),
         ),
         mapped(
             "metadata",
@@ -90,7 +110,6 @@ MESSAGE = Body(
         refused("mcp_servers", []),
         refused("prompt", meaning="use `messages`"),
         refused("speed", "standard"),
-        refused("thinking", {"type": "disabled"}),
         refused("user_profile_id"),
         refused("workspace_id"),
     ),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from batchmill.engine.contract.reasoning import EFFORTS
+
 from .body import Body, mapped, refused, taken
 from .requests import CANCELS, STREAM, STREAM_OPTIONS, TIER, USER_FIELDS
 from .shapes import FLAG, NULL, TEXT, choice, either, items, named, record
@@ -32,6 +34,7 @@ _ITEM = either(
     ),
     named("function_call", {"call_id": TEXT, "name": TEXT, "arguments": TEXT}, _NOTES),
     named("function_call_output", {"call_id": TEXT, "output": _CONTENT}, _NOTES),
+    named("reasoning", {}, {**_NOTES, "summary": {}, "content": {}, "encrypted_content": {}}),
 )
 _SCHEMA = named(
     "json_schema",
@@ -50,7 +53,8 @@ RESPONSE = Body(
     fields=(
         mapped(
             "input",
-            "a text, or items: messages with text, `function_call`, `function_call_output`",
+            "a text, or items: messages with text, `function_call`, `function_call_output`; "
+            "`reasoning` of earlier turns is left out",
             either(TEXT, items(_ITEM)),
         ),
         mapped("instructions", "the first message, of the role `system`", either(TEXT, NULL)),
@@ -81,6 +85,11 @@ RESPONSE = Body(
                 record({}, {"format": either(_FORMAT, NULL), "verbosity": choice("medium")}), NULL
             ),
         ),
+        mapped(
+            "reasoning",
+            "`effort` is the `reasoning_effort` of a job; a `summary` is refused, except `auto`",
+            either(record({}, {"effort": choice(*EFFORTS), "summary": choice("auto")}), NULL),
+        ),
         mapped("tools", "functions; other kinds are refused", either(items(_FUNCTION), NULL)),
         mapped(
             "tool_choice",
@@ -109,7 +118,6 @@ RESPONSE = Body(
         refused("moderation"),
         refused("prompt", meaning="use `input`"),
         refused("prompt_cache_options"),
-        refused("reasoning", {}),
         refused("truncation", "disabled"),
     ),
     own=(

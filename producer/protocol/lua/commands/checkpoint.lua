@@ -1,6 +1,7 @@
 -- Save new tokens of running jobs and extend their leases.
 -- KEYS: none. ARGV: lease_ms, then for each job: id, fence, identity of the engine that computed the tokens ('' = not
--- known), position (tokens) and text position (bytes) in one argument, with spaces between them; token bytes; text.
+-- known), position (tokens), text position and thought position (bytes) in one argument, with spaces between them; token
+-- bytes; text; thoughts.
 -- Reply: a list with one status per job: OK, FENCED, GAP or CANCEL_REQUESTED.
 -- @include events, guard, keys, output, record, server
 allow_writes_when_full()
@@ -20,11 +21,12 @@ local function add_output_event(id, num_tokens)
     'output_due_ms', now + OUTPUT_EVENT_INTERVAL_MS)
 end
 
-local function save_output(id, fence, identity, position, text_position, i)
+local function save_output(id, fence, identity, position, text_position, thought_position, i)
   local job = load_lease(id)
   if not may_write_output(job, fence, identity) then return 'FENCED' end
   if not append_tokens(id, position * 4, ARGV[i + 1]) then return 'GAP' end
-  append_text(id, text_position, ARGV[i + 2])
+  append_text(id, 'text', text_position, ARGV[i + 2])
+  append_text(id, 'thoughts', thought_position, ARGV[i + 3])
   redis.call('ZADD', LEASES, now + lease_ms, id)
   local num_tokens = redis.call('STRLEN', tokens_key(id)) / 4
   redis.call('PUBLISH', events_channel(id), '{"tokens":' .. num_tokens .. '}')
@@ -32,11 +34,12 @@ local function save_output(id, fence, identity, position, text_position, i)
   return job.cancel_requested and 'CANCEL_REQUESTED' or 'OK'
 end
 
-for i = 2, #ARGV, 3 do
-  local id, fence, identity, position, text_position =
-    string.match(ARGV[i], '^(%S+) (%S*) (%S*) (%d+) (%d+)$')
+for i = 2, #ARGV, 4 do
+  local id, fence, identity, position, text_position, thought_position =
+    string.match(ARGV[i], '^(%S+) (%S*) (%S*) (%d+) (%d+) (%d+)$')
   statuses[#statuses + 1] = guard_job(id, 'FENCED', function()
-    return save_output(id, fence, identity, tonumber(position), tonumber(text_position), i)
+    return save_output(id, fence, identity, tonumber(position), tonumber(text_position),
+      tonumber(thought_position), i)
   end)
 end
 return statuses

@@ -30,7 +30,9 @@ redis.call('HDEL', job_key(id), 'result', 'error', 'finished_at_ms', 'started_at
   'tokens_at_loss', 'claim_nonce', 'not_before_ms', 'start_by_ms', 'retries', 'retry_error', 'retry_fence')
 redis.call('HSET', job_key(id), 'state', 'queued', 'enqueued_at_ms', now, 'retry_nonce', nonce,
   'run', job.run + 1)
-for _, key in ipairs({ job_key(id), tokens_key(id), text_key(id), seals_key(id) }) do redis.call('PERSIST', key) end
+for _, key in ipairs({ job_key(id), tokens_key(id), text_key(id), thoughts_key(id), seals_key(id) }) do
+  redis.call('PERSIST', key)
+end
 keep_idempotency_entry(job, UNFINISHED_KEY_TTL_MS)
 redis.call('ZREM', EXPIRING, expiring_entry(id, job.state, job))
 if job.deadline_at_ms and job.deadline_at_ms > now then

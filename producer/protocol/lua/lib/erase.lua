@@ -86,5 +86,5 @@ local function erase_job(id, job, now)
   redis.call('ZREM', INBOX_TAKEN, id)
   redis.call('HDEL', INBOX_DOCUMENTS, id)
   redis.call('HDEL', INBOX_TAKERS, id)
-  redis.call('DEL', job_key(id), tokens_key(id), text_key(id), seals_key(id))
+  redis.call('DEL', job_key(id), tokens_key(id), text_key(id), thoughts_key(id), seals_key(id))
 end

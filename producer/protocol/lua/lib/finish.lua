@@ -37,9 +37,10 @@ local function finish_job(id, job, state, result, error_text, now, used)
   redis.call('PEXPIRE', tokens_key(id), job.result_ttl_ms)
   redis.call('PEXPIRE', seals_key(id), job.result_ttl_ms)
   if result ~= '' then
-    redis.call('DEL', text_key(id)) -- the result contains all of it
+    redis.call('DEL', text_key(id), thoughts_key(id)) -- the result contains all of it
   else
     redis.call('PEXPIRE', text_key(id), job.result_ttl_ms)
+    redis.call('PEXPIRE', thoughts_key(id), job.result_ttl_ms)
   end
   count_end_in_batch(id, state, now)
   keep_idempotency_entry(job, job.result_ttl_ms)

@@ -9,7 +9,7 @@ local INTEGER_FIELDS = { 'fence', 'attempts', 'announcements', 'suspect', 'crash
 -- Whether scripts can work with a job's keys.
 local function is_valid_job(id)
   if not pcall(read_valid_job, id) then return false end
-  for _, key in ipairs({ tokens_key(id), text_key(id) }) do
+  for _, key in ipairs({ tokens_key(id), text_key(id), thoughts_key(id) }) do
     local kind = redis.call('TYPE', key).ok
     if kind ~= 'string' and kind ~= 'none' then return false end
   end

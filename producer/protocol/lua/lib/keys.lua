@@ -50,6 +50,7 @@ local CLOCK = 'batchmill:clock'
 local function job_key(id) return 'batchmill:job:' .. id end
 local function tokens_key(id) return 'batchmill:tokens:' .. id end
 local function text_key(id) return 'batchmill:text:' .. id end
+local function thoughts_key(id) return 'batchmill:thoughts:' .. id end
 local function seals_key(id) return 'batchmill:seals:' .. id end
 local function announced_key(queue) return 'batchmill:announced:' .. queue end
 local function handed_key(session) return 'batchmill:handed:' .. session end

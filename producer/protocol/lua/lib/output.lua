@@ -38,11 +38,11 @@ local function append_sealed(id, kind, key, position, piece)
   return true
 end
 
--- Append text at a position in bytes. Text that leaves a gap or contradicts the stored text is dropped: readers get it
--- with the result, and never see text that is taken back later.
-local function append_text(id, position, text)
-  local key, piece = text_key(id), split_sealed(text)
-  if piece then return append_sealed(id, 'text', key, position, piece) end
+-- Append text (`kind` is 'text') or thoughts ('thoughts') at a position in bytes. What leaves a gap or contradicts what
+-- is stored is dropped: readers get it with the result, and never see text that is taken back later.
+local function append_text(id, kind, position, text)
+  local key, piece = kind == 'text' and text_key(id) or thoughts_key(id), split_sealed(text)
+  if piece then return append_sealed(id, kind, key, position, piece) end
   local stored = redis.call('STRLEN', key)
   if stored < position or stored >= position + #text then return end
   local overlap = ''
@@ -72,5 +72,5 @@ local function discard_output(id)
   if redis.call('DEL', tokens_key(id)) == 0 then return end
   redis.call('HINCRBY', job_key(id), 'restarts', 1)
   redis.call('HDEL', job_key(id), 'output_told')
-  redis.call('DEL', text_key(id), seals_key(id))
+  redis.call('DEL', text_key(id), thoughts_key(id), seals_key(id))
 end

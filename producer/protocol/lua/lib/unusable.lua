@@ -10,7 +10,7 @@ local function fail_unusable_job(id, reason, now)
     'charge', 'celery_result', 'history', 'webhook', 'idempotency_key') or {}
   add_dead_letter(id, 'job', 'unusable_record: ' .. reason, f[1] or '', '', now, f[8])
   local text = error_json('unusable_record', 'a key of the job holds data that batchmill did not write')
-  for _, key in ipairs({ tokens_key(id), text_key(id) }) do
+  for _, key in ipairs({ tokens_key(id), text_key(id), thoughts_key(id) }) do
     -- Not output, and it would stop `finish_job`.
     delete_unless('string', key)
   end
@@ -40,7 +40,7 @@ local function fail_unusable_job(id, reason, now)
   for _, state in ipairs(STATES) do
     if state ~= 'failed' or not is_hash then redis.call('ZREM', state_index_key(state), id) end
   end
-  for _, key in ipairs({ job_key(id), tokens_key(id), text_key(id), seals_key(id) }) do
+  for _, key in ipairs({ job_key(id), tokens_key(id), text_key(id), thoughts_key(id), seals_key(id) }) do
     if redis.call('PTTL', key) == -1 then redis.call('PEXPIRE', key, DEAD_TTL_MS) end
   end
 end
