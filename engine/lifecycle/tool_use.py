@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from batchmill.engine.contract.agreement import check_tools_suit
 from batchmill.engine.contract.errors import ContractError
@@ -13,7 +13,6 @@ from batchmill.engine.request.thinking_budget import ThinkingBudget
 from batchmill.engine.text.chat import Chat
 from batchmill.engine.text.detokenizer import Detokenizer
 from batchmill.engine.text.thoughts import (
-    THOUGHT_MARKERS,
     THOUGHTS,
     Thoughts,
     end_of_open_thought,
@@ -46,12 +45,15 @@ class ToolUse:
     separates_thoughts: bool = False
     #: Most tokens of thoughts; None if there is no limit.
     thinking_token_budget: int | None = None
+    #: The ends of thoughts by their beginnings.
+    thought_markers: Mapping[str, str] = field(default_factory=lambda: THOUGHTS)
 
     @property
     def markers(self) -> tuple[str, ...]:
         """Texts that the reader needs to see, and that may be special tokens."""
         reads_thoughts = self.separates_thoughts or self.thinking_token_budget is not None
-        return (*self.form.markers, *(THOUGHT_MARKERS if reads_thoughts else ()))
+        thoughts = (*self.thought_markers, *self.thought_markers.values())
+        return (*self.form.markers, *(thoughts if reads_thoughts else ()))
 
     def reader(self, prompt_token_ids: Sequence[int], seed: int) -> ToolCallReader:
         """Return a reader for one sample's output."""
@@ -63,6 +65,7 @@ class ToolUse:
             seed=seed,
             end_of_thought=self._end_of_open_thought(prompt_token_ids),
             thoughts=Thoughts() if self.separates_thoughts else None,
+            thought_markers=self.thought_markers,
         )
 
     def thinking_budget(self, prompt_token_ids: Sequence[int]) -> ThinkingBudget | None:
@@ -71,7 +74,7 @@ class ToolUse:
             return None
         return ThinkingBudget(
             self.thinking_token_budget,
-            {end: self.tokenizer.encode_plain(end) for end in THOUGHTS.values()},
+            {end: self.tokenizer.encode_plain(end) for end in self.thought_markers.values()},
             end_of_thought=self._end_of_open_thought(prompt_token_ids),
         )
 
@@ -80,7 +83,8 @@ class ToolUse:
         if self.grammar is not None:  # the output is calls and nothing else
             return ""
         last = prompt_token_ids[-_MAX_MARKER_TOKENS:]
-        return end_of_open_thought(self.tokenizer.decode(last, skip_special_tokens=False))
+        prompt = self.tokenizer.decode(last, skip_special_tokens=False)
+        return end_of_open_thought(prompt, self.thought_markers)
 
 
 def plan_tool_use(
@@ -111,20 +115,42 @@ def plan_tool_use(
         RequestError: `unsupported_parameter` if the model's call format is not known, or its
             thoughts have a budget and no known markup.
     """
-    template = tokenizer.chat_template(chat)
-    # An output that must be calls is calls and nothing else.
-    separates_thoughts = separates_thoughts and not chat.must_call and writes_thoughts(template)
-    if thinking_token_budget is not None and not writes_thoughts(template):
+    template, response = tokenizer.chat_template(chat), tokenizer.response_format
+    markers: Mapping[str, str] = THOUGHTS if writes_thoughts(template) else {}
+    if response is not None and response.thoughts:
+        markers = response.thoughts
+    if thinking_token_budget is not None and not markers:
         raise RequestError(
             "unsupported_parameter",
             f"thinking_token_budget: the chat template of {model_name} does not have the markup of "
             f"thoughts ({', '.join(THOUGHTS)}): leave it out",
         )
-    if not chat.shown_tools:
-        if not separates_thoughts and thinking_token_budget is None:
-            return None
-        return ToolUse(chat, NO_CALLS, None, tokenizer, separates_thoughts, thinking_token_budget)
+    # An output that must be calls is calls and nothing else.
+    separates_thoughts = separates_thoughts and not chat.must_call and bool(markers)
+    form, grammar = NO_CALLS, None
+    if chat.shown_tools:
+        form, grammar = _call_format(chat, tokenizer, detokenizer, tool_call_parser, model_name)
+    elif not separates_thoughts and thinking_token_budget is None:
+        return None
+    return ToolUse(
+        chat, form, grammar, tokenizer, separates_thoughts, thinking_token_budget, markers
+    )
+
+
+def _call_format(
+    chat: Chat,
+    tokenizer: Tokenizer,
+    detokenizer: Detokenizer,
+    tool_call_parser: str,
+    model_name: str,
+) -> tuple[ToolCallFormat, str | None]:
+    """Return the format of a chat's calls, and the grammar of an output that has to be calls."""
+    template, response = tokenizer.chat_template(chat), tokenizer.response_format
     name = detect_format(template) if tool_call_parser == "auto" else tool_call_parser
+    own = response.calls if response is not None and tool_call_parser == "auto" else None
+    if own is not None and not (chat.must_call and name is not None):
+        # A grammar needs one of our own formats.
+        return _without_demand(chat, own, model_name), None
     if name is None:
         raise RequestError(
             "unsupported_parameter",
@@ -135,8 +161,17 @@ def plan_tool_use(
     grammar = None
     if chat.must_call:
         grammar = tool_grammar(name, chat, template, detokenizer.special_token_id)
-    form = FORMATS[name]
-    return ToolUse(chat, form, grammar, tokenizer, separates_thoughts, thinking_token_budget)
+    return FORMATS[name], grammar
+
+
+def _without_demand(chat: Chat, form: ToolCallFormat, model_name: str) -> ToolCallFormat:
+    if chat.must_call:
+        raise RequestError(
+            "unsupported_parameter",
+            f"tool_choice: the calls of {model_name} are read by its response template, and no "
+            "grammar for them is known: set tool_choice to auto",
+        )
+    return form
 
 
 def check_agreement(chat: Chat, params: SamplingParams) -> None:

@@ -142,7 +142,7 @@ class ArgumentsInTags(_BetweenTags):
     ) -> tuple[list[ParsedCall], int]:
         calls: list[ParsedCall] = []
         while (head := self._before.match(text, position)) is not None:
-            arguments, end = self._arguments_at(text, head.end(), _properties(names, head[1]))
+            arguments, end = self._arguments_at(text, head.end(), properties_of(names, head[1]))
             call = call_of({"name": head[1], "arguments": arguments}, names, "arguments")
             tail = self._after.match(text, end)
             if call is None or tail is None:
@@ -169,18 +169,19 @@ class ArgumentsInTags(_BetweenTags):
             value = text[start.end() : end]
             if self._ends_line:
                 value = value.removesuffix("\n")
-            arguments[start[1]] = _typed(value, properties.get(start[1]))
+            arguments[start[1]] = argument_of_type(value, properties.get(start[1]))
             position = skip(text, end + len(self._argument_end))
         return arguments, position
 
 
-def _properties(names: Collection[str], name: str) -> Mapping[str, Any]:
+def properties_of(names: Collection[str], name: str) -> Mapping[str, Any]:
+    """Return the schemas of a function's arguments; empty if they are not known."""
     schema = names.get(name) if isinstance(names, Mapping) else None
     properties = schema.get("properties") if isinstance(schema, Mapping) else None
     return properties if isinstance(properties, Mapping) else {}
 
 
-def _typed(text: str, schema: Any) -> Any:
+def argument_of_type(text: str, schema: Any) -> Any:
     """Return a value with the first type of its schema that it has; else the text itself."""
     for kind in _kinds(schema):
         value = _of_kind(text, kind)

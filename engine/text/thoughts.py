@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 from typing import Final
 
 #: What models write around their thoughts: the ends by the beginnings.
 THOUGHTS: Final = {"<think>": "</think>", "[THINK]": "[/THINK]"}
-THOUGHT_START: Final = re.compile("|".join(map(re.escape, THOUGHTS)))
 #: All of them; some tokenizers have them as special tokens.
 THOUGHT_MARKERS: Final = (*THOUGHTS, *THOUGHTS.values())
 #: "auto" takes thoughts out of the text if the chat template has their markup; "none" leaves them.
 REASONING_PARSERS: Final = ("auto", "none")
 
 
-def end_of_open_thought(prompt: str) -> str:
+def end_of_open_thought(prompt: str, thoughts: Mapping[str, str] = THOUGHTS) -> str:
     """Return what ends the thought that a prompt begins for the model; "" if it begins none."""
     prompt = prompt.rstrip()
-    return next((end for start, end in THOUGHTS.items() if prompt.endswith(start)), "")
+    return next((end for start, end in thoughts.items() if prompt.endswith(start)), "")
 
 
 def writes_thoughts(template: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -16,8 +17,10 @@ from batchmill.engine.errors import ModelLoadError, RequestError, UnsupportedMod
 from .chat import Chat
 from .chat_template import render_chat, template_of
 from .control_tokens import with_marks
+from .response_template import ResponseFormat, UnusableTemplate, read_response_template
 from .token_length import TokenLength, longest_token
 
+_log = logging.getLogger(__name__)
 #: Longest part of a library's error in ours.
 _MAX_ERROR_CHARS = 200
 
@@ -76,6 +79,18 @@ class Tokenizer:
         """The tokenizer's end-of-sequence token, if it has one."""
         eos_token_id: int | None = self._tokenizer.eos_token_id
         return eos_token_id
+
+    @cached_property
+    def response_format(self) -> ResponseFormat | None:
+        """What the tokenizer's own response template says; None if it has none that is usable."""
+        template = getattr(self._tokenizer, "response_template", None)
+        if template is None:
+            return None
+        try:
+            return read_response_template(template, self._control_texts)
+        except UnusableTemplate as error:
+            _log.warning("the tokenizer's response_template is not used: %s", error)
+            return None
 
     def chat_template(self, chat: Chat) -> str:
         """Return the text of the template that renders a chat.

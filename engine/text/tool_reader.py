@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from .call_reading import find_marker
-from .thoughts import THOUGHT_START, THOUGHTS, Thoughts
+from .thoughts import THOUGHTS, Thoughts
 from .tool_calls import ToolCall, ToolCallFormat
 
 
@@ -31,6 +31,7 @@ class ToolCallReader:
         seed: int,
         end_of_thought: str = "",
         thoughts: Thoughts | None = None,
+        thought_markers: Mapping[str, str] = THOUGHTS,
     ) -> None:
         """Begin an output.
 
@@ -42,11 +43,13 @@ class ToolCallReader:
             seed: Seed of the request, 64-bit signed.
             end_of_thought: What ends the thought in which the output begins; "" if in none.
             thoughts: Takes the thoughts; None leaves them in the text.
+            thought_markers: The ends of thoughts by their beginnings; empty if there are none.
         """
         self.thoughts = thoughts
         self.calls: tuple[ToolCall, ...] = ()
         self.is_for_single_call = is_single_call
         self._form = form
+        self._thought_markers = thought_markers
         self._names = names
         self._held = ""
         self._is_beginning = True
@@ -92,13 +95,17 @@ class ToolCallReader:
             end = self._held.find(self._end_of_thought)
             return None if end < 0 else (end, self._end_of_thought)
         before_call = self._form.find_start(self._held, is_beginning=self._is_beginning)
-        start = THOUGHT_START.search(self._held, 0, before_call)
-        return None if start is None else (start.start(), start[0])
+        starts = [
+            (at, start)
+            for start in self._thought_markers
+            if (at := self._held.find(start, 0, before_call)) >= 0
+        ]
+        return min(starts, default=None)
 
     def _turn(self, position: int, marker: str) -> str:
         """Pass the beginning or the end of a thought; return the text before and of it."""
         was_thinking = self.is_thinking
-        self._end_of_thought = "" if self._end_of_thought else THOUGHTS[marker]
+        self._end_of_thought = "" if self._end_of_thought else self._thought_markers[marker]
         if self.thoughts is None:
             return self._take(position + len(marker))
         before = self._take(position)
@@ -118,7 +125,9 @@ class ToolCallReader:
         if self._end_of_thought:
             return find_marker(self._held, self._end_of_thought)
         before_call = self._form.find_start(self._held, is_beginning=self._is_beginning)
-        certain = min(before_call, *(find_marker(self._held, start) for start in THOUGHTS))
+        certain = min(
+            [before_call, *(find_marker(self._held, start) for start in self._thought_markers)]
+        )
         if self.thoughts is None:
             return certain
         # Blanks before a thought are not text.

@@ -180,3 +180,18 @@ def test_a_template_that_takes_efforts_gets_them_as_they_are(tmp_path: Path) -> 
 def test_an_effort_that_cannot_be_followed_is_refused(given: dict[str, Any], match: str) -> None:
     with pytest.raises(RequestError, match=match):
         Chat(messages=CHAT.messages, **given)
+
+
+def test_thoughts_are_reported_as_they_become_certain(folder: Path) -> None:
+    engine = engine_of(folder)
+    saved = engine.tokenizer.encode_plain(" Hm, ")
+    engine.add_request("r", CHAT, params_of(thinking_token_budget=9), saved)
+    outputs = []
+    while engine.has_unfinished():
+        outputs += engine.step()
+    last = outputs[-1]
+    new = [output.new_reasoning for output in outputs]
+    # What was reported before the resumption is not new.
+    assert "Hm," + "".join(new) == last.reasoning
+    assert len([text for text in new if text]) > 1
+    assert "".join(output.new_text for output in outputs) == last.text

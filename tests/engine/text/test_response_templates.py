@@ -7,15 +7,22 @@ their own cannot be downloaded here.
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers.utils.chat_parsing import parse_response
 
+from batchmill.engine import Chat, Engine, EngineConfig, RequestError, SamplingParams
+from batchmill.engine.text.response_template import UnusableTemplate, read_response_template
 from batchmill.engine.text.thoughts import Thoughts
 from batchmill.engine.text.tool_calls import FORMATS
 from batchmill.engine.text.tool_reader import ToolCallReader
+
+from ...support.chat_model import save_chat_model
 
 SCHEMA = {
     "type": "object",
@@ -176,15 +183,21 @@ def test_transformers_reads_the_same(form: str, output: str, calls: dict[str, An
     message = parse_response(output, template, prefix="<assistant>", tools=TOOLS)
     expected = [call["function"] for call in message["tool_calls"]]
 
-    for pieces in ([output], list(output)):
+    of_template = read_response_template(template, ["[TOOL_CALLS]", "<|tool_call|>", "<unk>"])
+    assert of_template.calls is not None
+    assert of_template.thoughts == {"<think>": "</think>"}
+    assert set(of_template.calls.markers) <= {"[TOOL_CALLS]", "<|tool_call|>"}
+    forms = (FORMATS[form], of_template.calls)
+    for used, pieces in itertools.product(forms, ([output], list(output))):
         thoughts = Thoughts()
         reader = ToolCallReader(
-            FORMATS[form],
+            used,
             {tool["function"]["name"]: tool["function"]["parameters"] for tool in TOOLS},
             is_single_call=False,
             prompt_token_ids=[1],
             seed=0,
             thoughts=thoughts,
+            thought_markers=of_template.thoughts,
         )
         text = "".join(reader.append(piece) for piece in pieces) + reader.finish()
         found = [
@@ -193,3 +206,107 @@ def test_transformers_reads_the_same(form: str, output: str, calls: dict[str, An
         assert found == expected
         assert text.strip() == message.get("content", "")
         assert thoughts.text == message.get("reasoning_content", "")
+
+
+#: A family that none of our formats knows: `{{name: {…}}}`, and thoughts in `((…))`.
+OWN: dict[str, Any] = {
+    "start_anchor": "assistant:",
+    "defaults": {"role": "assistant"},
+    "fields": {
+        "content": {},
+        "thinking": {"open": "((", "close": "))"},
+        "tool_calls": {"open_pattern": r"\{\{(?P<name>\w+):", "close": "}}", **JSON},
+    },
+}
+
+
+def read_own(output: str, names: Any = ("weather",)) -> tuple[str, str, list[str]]:
+    form = read_response_template(OWN, ())
+    assert form.calls is not None
+    thoughts = Thoughts()
+    reader = ToolCallReader(
+        form.calls,
+        names,
+        is_single_call=False,
+        prompt_token_ids=[1],
+        seed=0,
+        thoughts=thoughts,
+        thought_markers=form.thoughts,
+    )
+    text = "".join(map(reader.append, output)) + reader.finish()
+    return text, thoughts.text, [call.arguments for call in reader.calls]
+
+
+@pytest.mark.parametrize(
+    ("output", "text", "thoughts", "calls"),
+    [
+        (
+            '((Hm. {{weather:{} }}))Yes. {{weather:{"a": 1} }}',
+            "Yes.",
+            "Hm. {{weather:{} }}",
+            ['{"a": 1}'],
+        ),
+        ('I look. {{weather:{"a": 1} }} ', "I look.", "", ['{"a": 1}']),
+        ("{{weather:{a} }}", "{{weather:{a} }}", "", []),
+        ('{{weather:{"a": NaN} }}', '{{weather:{"a": NaN} }}', "", []),
+        ("{{clock:{} }}", "{{clock:{} }}", "", []),
+        ("{{weather:{} }}", "", "", ["{}"]),
+        ("a {{ b", "a {{ b", "", []),
+    ],
+    ids=["thought", "call", "no_json", "no_number", "not_offered", "no_arguments", "half_a_marker"],
+)
+def test_a_template_of_its_own_is_read_and_malformed_calls_stay_text(
+    output: str, text: str, thoughts: str, calls: list[str]
+) -> None:
+    assert read_own(output) == (text, thoughts, calls)
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"content": {"open": "<answer>"}}, "marks of its own"),
+        ({"content": {}, "thinking": {"open_pattern": "<t>"}}, "literal beginnings"),
+        ({"content": {}, "image": {"open": "<i>"}}, "'image'"),
+        ({"content": {"bogus": 1}}, "unknown keys"),
+    ],
+    ids=["marked_text", "patterns_of_thoughts", "another_field", "not_valid"],
+)
+def test_a_template_that_cannot_be_followed_says_why(fields: Any, why: str) -> None:
+    with pytest.raises(UnusableTemplate, match=why):
+        read_response_template({**OWN, "fields": fields}, ())
+
+
+def test_an_engine_reads_by_the_template_of_its_tokenizer(tmp_path: Path) -> None:
+    template = (
+        "{{ tools }}{% for m in messages %}{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant:(({% endif %}"
+    )
+    save_chat_model(tmp_path, template)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"response_template": OWN}))
+    engine = Engine(
+        EngineConfig(
+            model=str(tmp_path),
+            device="cpu",
+            dtype="float32",
+            max_model_len=1024,
+            kv_cache_bytes=1 << 21,
+        )
+    )
+    messages = [{"role": "user", "content": "Where?"}]
+    chat = Chat(messages=messages, tools=TOOLS)
+    output = 'Hm.))I look. {{weather:{"city": "Oslo"} }}'
+    saved = engine.tokenizer.encode_plain(output)
+    params = SamplingParams(max_tokens=len(saved), temperature=0, thinking_token_budget=9)
+    engine.add_request("r", chat, params, saved)
+    (last,) = engine.step()
+    assert (last.text, last.reasoning, last.finish_reason) == ("I look.", "Hm.", "length")
+    assert [call.arguments for call in last.tool_calls] == ['{"city": "Oslo"}']
+    with pytest.raises(RequestError, match=re.escape("no grammar for them is known")):
+        engine.generate([Chat(messages=messages, tools=TOOLS, tool_choice="required")])
+    # The operator's choice comes first, and thoughts end at their budget.
+    (bound,) = engine.generate(
+        [Chat(messages=messages)],
+        SamplingParams(max_tokens=12, thinking_token_budget=3, temperature=0, ignore_eos=True),
+    )
+    assert engine.tokenizer.decode(bound.token_ids[3:5]) == "))"

@@ -86,7 +86,10 @@ def test_a_stream_gives_the_same_message(client: Anthropic, reference: Reference
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({"thinking": {"type": "enabled", "budget_tokens": 2000}}, "thinking"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 2000}}, "thinking.budget_tokens"),
+        ({"thinking": {"type": "enabled", "budget_tokens": True}}, "thinking.budget_tokens"),
+        ({"thinking": {"type": "between_tools"}}, "thinking"),
+        ({"output_config": {"effort": "max"}}, "output_config.effort"),
         ({"tools": [{"type": "web_search_20250305", "name": "w"}]}, "tools.0"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]},
