@@ -1,7 +1,7 @@
 -- Save new tokens of running jobs and extend their leases.
 -- KEYS: none. ARGV: lease_ms, then for each job: id, fence, identity of the engine that computed the tokens ('' = not
--- known), position (tokens), text position and thought position (bytes) in one argument, with spaces between them; token
--- bytes; text; thoughts.
+-- known), position (tokens), text position and thought position (bytes) in one argument, with spaces between them;
+-- token bytes; text; thoughts.
 -- Reply: a list with one status per job: OK, FENCED, GAP or CANCEL_REQUESTED.
 -- @include events, guard, keys, output, record, server
 allow_writes_when_full()
