@@ -105,7 +105,10 @@ class Mill:
         values: dict[str, object] = {
             "broker_url": self.url,
             "engine": "stub",
-            "stub": json.dumps({"trace_path": str(self.trace_path), **(stub or {})}),
+            "stub": json.dumps(
+                # Room for jobs that last as long as a test needs them to.
+                {"trace_path": str(self.trace_path), "max_model_len": 32_768, **(stub or {})}
+            ),
             "worker_name": f"{name}@test",
             "lease_s": 2,
             "sweep_interval_s": 0.5,

@@ -256,8 +256,12 @@ class StubEngine:
             request.token_ids.append(token_id)
             request.first_token_at = request.first_token_at or time.monotonic()
             result.new_outputs.append((request.request_id, [token_id], *request.take_new_text()))
-        if len(request.token_ids) >= request.max_tokens:
+        if len(request.token_ids) >= min(request.max_tokens, self._room(request)):
             result.finished.append(request.end("length"))
+
+    def _room(self, request: _StubRequest) -> int:
+        """Return how many tokens a request can generate, as in the real engine."""
+        return self._config.max_model_len - request.num_prompt_tokens
 
     def _trace(self, request_id: str, position: int) -> None:
         if self._config.trace_path is not None:
