@@ -216,8 +216,27 @@ ERROR_CODES: Final = (
     ),
     ErrorCode(
         "integrity",
-        "Sealed content was changed in Redis after it was stored.",
-        "find out who writes to Redis; submit the job again",
+        "Content was changed in Redis or in the object store after it was stored.",
+        "find out who writes there; submit the job again",
+        (SUBMIT, RECORD),
+    ),
+    ErrorCode(
+        "payloads_unavailable",
+        "An object store is set and cannot be used, or a package is missing.",
+        "do what the message says",
+        (SUBMIT,),
+    ),
+    ErrorCode(
+        "payload_unreachable",
+        "A prompt or a result could not be written to the object store, or read from it, in time.",
+        "see whether the store can be reached; try again",
+        (SUBMIT, RECORD),
+        retryable=True,
+    ),
+    ErrorCode(
+        "payload_missing",
+        "A prompt or a result is not in the object store, or the program has no such store.",
+        "set `BATCHMILL_PAYLOAD_URL` as for the program that stored it, or submit the job again",
         (SUBMIT, RECORD),
     ),
     ErrorCode(

@@ -25,7 +25,10 @@
     │   └── ShardMismatch         it is another shard, or belongs to another list of shards
     ├── EncryptionUnavailable     keys are set and cannot be used
     ├── KeyMissing                content is sealed with a key that this program does not have
-    ├── ContentChanged            sealed content was changed in Redis
+    ├── ContentChanged            sealed or stored content was changed
+    ├── PayloadsUnavailable       an object store is set and cannot be used
+    ├── PayloadUnreachable        the object store does not respond
+    ├── PayloadMissing            an object is gone, or this program has no object store
     ├── TracesUnavailable         spans are asked for and cannot be made
     ├── WrongEventLoop            an asyncio client was used in another event loop
     ├── OutputRestarted           a stream cannot continue: the job was started over
@@ -305,9 +308,28 @@ class KeyMissing(BatchmillError, UnreadableContent):
 
 
 class ContentChanged(BatchmillError, UnreadableContent):
-    """Sealed content was changed in Redis, or moved there from another place."""
+    """Content was changed in Redis or in the object store, or moved from another place."""
 
     code = "integrity"
+
+
+class PayloadsUnavailable(BatchmillError):
+    """An object store is set (`BATCHMILL_PAYLOAD_URL`), and it or a package cannot be used."""
+
+    code = "payloads_unavailable"
+
+
+class PayloadUnreachable(BatchmillError, UnreadableContent):
+    """An object could not be written or read in time."""
+
+    code = "payload_unreachable"
+    retryable = True
+
+
+class PayloadMissing(BatchmillError, UnreadableContent):
+    """An object is not in the store, or this program has no store to look in."""
+
+    code = "payload_missing"
 
 
 class TracesUnavailable(BatchmillError):

@@ -201,6 +201,12 @@ class WorkerSettings(EngineSettings, WatermarkSettings, MetricsSettings, LogSett
                 f"most a third of lease_s ({self.lease_s:g}), so that leases are renewed in time: "
                 "lower the first, or raise the second"
             )
+        if self.payload_url is not None and self.payload_timeout_s > self.lease_s / 3:
+            raise ValueError(
+                f"payload_timeout_s is {self.payload_timeout_s:g}, but may be at most a third of "
+                f"lease_s ({self.lease_s:g}), so that a job is not lost while its document is "
+                "read: lower the first, or raise the second"
+            )
         if self.stub and self.engine != "stub":
             raise ValueError(
                 "stub is set, but engine is real: set BATCHMILL_ENGINE=stub, or unset "

@@ -145,6 +145,7 @@ class AsyncClient(
                 self.settings, min_replicas=min_replicas, call_timeout_s=timeout_s
             ),
             key_ring=self.settings.key_ring,
+            objects=self.settings.object_store,
         )
 
     def __repr__(self) -> str:

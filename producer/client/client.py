@@ -140,6 +140,7 @@ class Client(JobVerbs, KindVerbs, Batches, OperatorVerbs, VectorVerbs):
                 self.settings, min_replicas=min_replicas, call_timeout_s=timeout_s
             ),
             key_ring=self.settings.key_ring,
+            objects=self.settings.object_store,
         )
 
     def __repr__(self) -> str:

@@ -22,6 +22,7 @@ from batchmill.producer.errors import (
     ContentChanged,
     EncryptionUnavailable,
     KeyMissing,
+    PayloadMissing,
 )
 from batchmill.producer.install_hint import install_command
 from batchmill.producer.protocol.content import (
@@ -33,6 +34,7 @@ from batchmill.producer.protocol.content import (
     is_sealed,
     key_id_of,
 )
+from batchmill.producer.protocol.payloads import is_reference
 
 #: Names the keys in the environment; with `_FILE`, a file that holds them.
 VARIABLE: Final = "BATCHMILL_ENCRYPTION_KEYS"
@@ -120,7 +122,13 @@ class KeyRing:
         Raises:
             KeyMissing: the ring does not have its key.
             ContentChanged: it was changed, or moved from another place.
+            PayloadMissing: it refers to an object, and this program has no object store.
         """
+        if is_reference(value):
+            raise PayloadMissing(
+                f"{place.field} of {place.owner} is in an object store; set BATCHMILL_PAYLOAD_URL "
+                "as for the program that stored it"
+            )
         if not is_sealed(value):
             return value
         key_id = key_id_of(value)

@@ -14,6 +14,7 @@ RETRYABLE_CODES: Final = (
     "engine_error",
     "internal_error",
     "out_of_memory",
+    "payload_unreachable",
     "structure_check_unavailable",
 )
 #: Of these, the errors after which the output so far cannot be continued: its last token may be the

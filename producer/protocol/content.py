@@ -13,6 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
+from .payloads import is_reference, read_reference
+
 MAGIC: Final = b"\xb5BM1"
 NONCE_BYTES: Final = 12
 TAG_BYTES: Final = 16
@@ -105,7 +107,10 @@ class Unopened:
 
 
 def is_sealed(value: bytes) -> bool:
-    """Return whether a value is sealed."""
+    """Return whether a value, or the object that it refers to, is sealed."""
+    if is_reference(value):
+        reference = read_reference(value)
+        return reference is not None and reference.key_id is not None
     return value.startswith(MAGIC)
 
 
@@ -118,7 +123,7 @@ def key_id_of(value: bytes) -> str:
 
 def opened(cipher: Cipher, value: bytes | None, place: Place) -> bytes | Unopened | None:
     """Return the content of a value, or what stands for it if it cannot be opened."""
-    if value is None or not is_sealed(value):
+    if value is None or not (is_sealed(value) or is_reference(value)):
         return value
     try:
         return cipher.open(value, place)

@@ -99,6 +99,10 @@ SHARD = PREFIX + "shard"
 SERVED = PREFIX + "served"
 #: Entries of the indexes of leftovers, by the time at which they are removed.
 LEFTOVERS = PREFIX + "leftovers"
+#: Objects outside Redis, by the time at which it is looked up whether a record refers to them.
+PAYLOADS = PREFIX + "payloads"
+#: Those that nothing refers to, by the time of the next try to delete them.
+PAYLOADS_UNUSED = PREFIX + "payloads_unused"
 
 #: Priority classes, highest first: the order in which a worker looks at its queues.
 PRIORITIES = ("high", "normal", "low")

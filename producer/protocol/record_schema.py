@@ -109,6 +109,8 @@ class RecordFields(BaseModel):
     """Claims by workers that do not know the record's version."""
     sealed_with: str | None = None
     """Ids of the encryption keys that its content was sealed with, separated by spaces."""
+    payloads: str | None = None
+    """Names of its objects outside Redis, separated by spaces."""
     key_refusals: Number | None = None
     """Claims by workers that do not have these keys."""
     not_before_ms: Moment | None = None

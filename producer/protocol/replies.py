@@ -96,6 +96,8 @@ class ClaimRefusal(StrEnum):
     PAUSED = "paused"
     #: It is sealed with an encryption key that the worker does not have; another may have it.
     MISSING_KEY = "missing_key"
+    #: Its document is in an object store, and the worker has none; another may have it.
+    NO_PAYLOAD_STORE = "no_payload_store"
 
 
 @dataclass(frozen=True, slots=True)

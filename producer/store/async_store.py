@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any, Self, TypeVar
 
@@ -10,8 +11,14 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from batchmill.producer.encryption.key_ring import KeyRing
 from batchmill.producer.encryption.settings import find_key_ring
+from batchmill.producer.payloads.ciphers import IncomingContent, OutgoingContent
+from batchmill.producer.payloads.object_store import ObjectStore
+from batchmill.producer.payloads.settings import find_object_store
 from batchmill.producer.protocol import keys, reads
+from batchmill.producer.protocol.calls import payloads as payload_calls
 from batchmill.producer.protocol.calls.call import Call, Read, read_reply
+from batchmill.producer.protocol.content import Cipher, Content, Place
+from batchmill.producer.protocol.payloads import READS_OBJECTS, references_in
 from batchmill.producer.protocol.records import WorkerInfo, read_worker
 from batchmill.producer.protocol.scripts import SCRIPT_NAMES, script_source
 
@@ -20,6 +27,7 @@ from .connection import async_connect, timeout_of
 from .replication import ReplicaWait
 
 Value = TypeVar("Value")
+Args = list[str | bytes | int]
 
 
 class AsyncStore:
@@ -36,6 +44,7 @@ class AsyncStore:
         *,
         replica_wait: ReplicaWait | None = None,
         key_ring: KeyRing | None = None,
+        objects: ObjectStore | None = None,
     ) -> None:
         """Bind to a client that returns bytes (`decode_responses=False`).
 
@@ -44,12 +53,15 @@ class AsyncStore:
             replica_wait: for `run_confirmed` and `run_all_confirmed`; without it they are as `run`
                 and `run_all`.
             key_ring: seals and opens content; None takes the keys of the environment.
+            objects: holds content that is too large; None takes the store of the environment.
 
         Raises:
             EncryptionUnavailable: a key of the environment is malformed.
+            PayloadsUnavailable: the object store of the environment cannot be used.
         """
         self.client = client
         self.key_ring = find_key_ring() if key_ring is None else key_ring
+        self.objects = find_object_store() if objects is None else objects
         self._timeout_s = timeout_of(client)
         self._replica_wait = replica_wait
         # redis-py annotates commands for both kinds of clients at once.
@@ -66,6 +78,7 @@ class AsyncStore:
         timeout_s: float | None = None,
         replica_wait: ReplicaWait | None = None,
         key_ring: KeyRing | None = None,
+        objects: ObjectStore | None = None,
     ) -> Self:
         """Connect to `redis://`, `rediss://`, `unix://` or `redis+socket://`.
 
@@ -74,9 +87,10 @@ class AsyncStore:
             timeout_s: seconds that a call may take in all; None takes the environment's.
             replica_wait: see the class.
             key_ring: see the class.
+            objects: see the class.
         """
         client = async_connect(url, timeout_s=timeout_s)
-        return cls(client, replica_wait=replica_wait, key_ring=key_ring)
+        return cls(client, replica_wait=replica_wait, key_ring=key_ring, objects=objects)
 
     async def aclose(self) -> None:
         """Close the client's connections."""
@@ -86,29 +100,31 @@ class AsyncStore:
         """Return a subscription, over a connection of its own."""
         return self._commands.pubsub()
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """What this program can read: values of which keys, and objects if it has their store."""
+        return (*self.key_ring.key_ids, *(() if self.objects is None else (READS_OBJECTS,)))
+
     async def run(self, call: Call[Value]) -> Value:
         """Run one script call and return its parsed reply."""
+        (args,) = await self._resolved([call])
         try:
             with time_limit(self._timeout_s):
-                reply = await self._scripts[call.script](args=call.resolved_args(self.key_ring))
+                reply = await self._scripts[call.script](args=args)
         except ResponseError as error:
             reply = error
-        return read_reply(call, reply, self.key_ring)
+        return (await self._read_replies([call], [reply]))[0]
 
     async def run_all(self, calls: Sequence[Call[Value]]) -> list[Value]:
         """Run script calls in one round trip. Each is atomic, the pipeline as a whole is not."""
+        args = await self._resolved(calls)
         with time_limit(self._timeout_s):
             async with self._commands.pipeline(transaction=False) as pipeline:
-                for call in calls:
-                    pipeline.evalsha(
-                        self._scripts[call.script].sha, 0, *call.resolved_args(self.key_ring)
-                    )
+                for call, some in zip(calls, args, strict=True):
+                    pipeline.evalsha(self._scripts[call.script].sha, 0, *some)
                 replies = await pipeline.execute(raise_on_error=False)
-            await self._run_unknown(calls, replies)
-        return [
-            read_reply(call, reply, self.key_ring)
-            for call, reply in zip(calls, replies, strict=True)
-        ]
+            await self._run_unknown(calls, args, replies)
+        return await self._read_replies(calls, replies)
 
     async def run_confirmed(self, call: Call[Value]) -> Value:
         """Run one script call, and wait until the replicas have what it has written.
@@ -128,32 +144,31 @@ class AsyncStore:
         """
         if self._replica_wait is None:
             return await self.run_all(calls)
+        args = await self._resolved(calls)
         with time_limit(self._timeout_s):
-            replies = await self._run_and_wait(calls)
+            replies = await self._run_and_wait(calls, args)
             if any(isinstance(reply, NoScriptError) for reply in replies):
                 for name in {call.script for call in calls}:
                     await self._commands.script_load(script_source(name))
-                replies = await self._run_and_wait(calls)
+                replies = await self._run_and_wait(calls, args)
         *own, _, num_confirmed = replies
-        values = [
-            read_reply(call, reply, self.key_ring) for call, reply in zip(calls, own, strict=True)
-        ]
+        values = await self._read_replies(calls, own)
         self._replica_wait.check(num_confirmed, values)
         return values
 
-    async def _run_and_wait(self, calls: Sequence[Call[Any]]) -> list[Any]:
+    async def _run_and_wait(self, calls: Sequence[Call[Any]], args: Sequence[Args]) -> list[Any]:
         """Run calls and wait, on one connection: after a failover it would lead elsewhere."""
         assert self._replica_wait is not None
         async with self._commands.pipeline(transaction=False) as pipeline:
-            for call in calls:
-                pipeline.evalsha(
-                    self._scripts[call.script].sha, 0, *call.resolved_args(self.key_ring)
-                )
+            for call, some in zip(calls, args, strict=True):
+                pipeline.evalsha(self._scripts[call.script].sha, 0, *some)
             self._replica_wait.queue(pipeline)
             replies: list[Any] = await pipeline.execute(raise_on_error=False)
         return replies
 
-    async def _run_unknown(self, calls: Sequence[Call[Any]], replies: list[Any]) -> None:
+    async def _run_unknown(
+        self, calls: Sequence[Call[Any]], args: Sequence[Args], replies: list[Any]
+    ) -> None:
         """Run the calls whose script the server did not know, and fill in their replies.
 
         They run after all the others: if order matters, the calls must be of one script.
@@ -166,9 +181,7 @@ class AsyncStore:
             return
         async with self._commands.pipeline(transaction=False) as pipeline:
             for i in unknown:
-                await self._scripts[calls[i].script](
-                    args=calls[i].resolved_args(self.key_ring), client=pipeline
-                )
+                await self._scripts[calls[i].script](args=args[i], client=pipeline)
             repeated = await pipeline.execute(raise_on_error=False)
         for i, reply in zip(unknown, repeated, strict=True):
             replies[i] = reply
@@ -180,7 +193,71 @@ class AsyncStore:
             async with pipeline:
                 read.queue(pipeline)
                 replies = await pipeline.execute(raise_on_error=not read.keeps_errors)
-        return read.parsed(replies, self.key_ring)
+        cipher: Cipher = self.key_ring
+        if self.objects is not None and read.opens is not None:
+            cipher = await self._cipher_of(replies)
+        return read.parsed(replies, cipher)
+
+    async def write_object(self, content: Content) -> bytes | None:
+        """Write content to the object store, and return the reference to store instead of it.
+
+        Returns:
+            None if it is short enough for Redis, or there is no object store.
+
+        Raises:
+            PayloadUnreachable: it could not be written in time.
+        """
+        if self.objects is None:
+            return None
+        outgoing = OutgoingContent(self.key_ring, self.objects.threshold_bytes)
+        value = content.resolved(outgoing)
+        await self._write_objects(outgoing)
+        return value if outgoing.objects and isinstance(value, bytes) else None
+
+    async def open_object(self, value: bytes, place: Place) -> bytes:
+        """Return the content that a reference stands for.
+
+        Raises:
+            UnreadableContent: it cannot be read or opened.
+        """
+        return (await self._cipher_of(value)).open(value, place)
+
+    async def _resolved(self, calls: Sequence[Call[Any]]) -> list[Args]:
+        """Return the arguments to send. Content that is too large is in the object store then.
+
+        Raises:
+            PayloadUnreachable: it could not be written in time; nothing was sent.
+        """
+        if self.objects is None:
+            return [call.resolved_args(self.key_ring) for call in calls]
+        outgoing = OutgoingContent(self.key_ring, self.objects.threshold_bytes)
+        args = [call.resolved_args(outgoing) for call in calls]
+        await self._write_objects(outgoing)
+        return args
+
+    async def _write_objects(self, outgoing: OutgoingContent) -> None:
+        """Write objects that Redis has noted before: the sweep finds those without a record."""
+        if self.objects is not None and outgoing.objects:
+            await self.run(payload_calls.note(list(outgoing.objects)))
+            await asyncio.to_thread(self.objects.write, outgoing.objects)
+
+    async def _read_replies(
+        self, calls: Sequence[Call[Value]], replies: Sequence[Any]
+    ) -> list[Value]:
+        cipher: Cipher = self.key_ring
+        if self.objects is not None:
+            pairs = zip(calls, replies, strict=True)
+            opened = [reply for call, reply in pairs if call.opens and not call.leaves_objects]
+            cipher = await self._cipher_of(opened)
+        return [read_reply(call, reply, cipher) for call, reply in zip(calls, replies, strict=True)]
+
+    async def _cipher_of(self, replies: Any) -> Cipher:
+        """Return what opens replies: with the objects that they refer to."""
+        references = list(references_in(replies))
+        if self.objects is None or not references:
+            return self.key_ring
+        objects = await asyncio.to_thread(self.objects.read, references)
+        return IncomingContent(self.key_ring, objects)
 
     async def list_workers(self) -> list[WorkerInfo]:
         """Return the workers that are alive, by name. Unregister those that are not."""

@@ -15,6 +15,7 @@ from typing import Final, Self, TypeVar
 from redis.exceptions import RedisError
 
 from batchmill.producer.encryption.key_ring import KeyRing
+from batchmill.producer.payloads.object_store import ObjectStore
 from batchmill.producer.protocol import keys, reads
 from batchmill.producer.protocol.calls import jobs as job_calls
 from batchmill.producer.protocol.calls.call import Call, Read
@@ -57,6 +58,7 @@ class Shards:
         timeout_s: float | None = None,
         replica_wait: ReplicaWait | None = None,
         key_ring: KeyRing | None = None,
+        objects: ObjectStore | None = None,
     ) -> Self:
         """Connect to the broker of a URL, or to all shards of a list; nothing is sent yet.
 
@@ -66,7 +68,11 @@ class Shards:
         shard_list = read_shard_list(url)
         stores = [
             Store.from_url(
-                shard.url, timeout_s=timeout_s, replica_wait=replica_wait, key_ring=key_ring
+                shard.url,
+                timeout_s=timeout_s,
+                replica_wait=replica_wait,
+                key_ring=key_ring,
+                objects=objects,
             )
             for shard in shard_list.shards
         ]

@@ -158,6 +158,7 @@ REGISTRIES = {
     *(keys.BATCHES, keys.BATCHES_DUE, keys.SESSIONS, keys.CLOCK, keys.LAST_SWEEP),
     *(keys.SCHEDULED, keys.USAGE, keys.TENANTS, keys.WINDOW, keys.REPAIR, keys.MEMORY),
     *(keys.SERVED, keys.LEFTOVERS, keys.API_KEYS, keys.OUTBOX_TAKERS),
+    *(keys.PAYLOADS, keys.PAYLOADS_UNUSED),
     *(keys.USED_TOKENS, keys.RECEIVER_SECRETS, keys.CELERY_END_TAKERS),
     *(keys.BATCH_INTAKES, keys.FILES_EXPIRING),
 }

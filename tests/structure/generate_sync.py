@@ -46,6 +46,7 @@ RULES = (
     (r"\basync (def|for|with)\b", r"\1"),
     (r"\bawait ", ""),
     (r"\basyncio\.sleep\b", "time.sleep"),
+    (r"\basyncio\.to_thread\(([\w.]+), ", r"\1("),
     (r"\bimport asyncio\b", "import time"),
     (r"\b__a(enter|exit)__\b", r"__\1__"),
     (r"\baclos(e|ing)\b", r"clos\1"),

@@ -223,6 +223,22 @@ def test_the_files_extra_reads_workbooks_and_parquet(only: Only, tmp_path: Path)
     run("-c", "import pyarrow.parquet", environment=only("files"))
 
 
+def test_the_payloads_extra_stores_a_large_prompt(
+    redis_url: str, only: Only, tmp_path: Path
+) -> None:
+    command = (*CLI, "submit", "large " * 100, "--broker-url", redis_url)
+    given = {
+        "BATCHMILL_PAYLOAD_URL": str(tmp_path / "objects"),
+        "BATCHMILL_PAYLOAD_THRESHOLD_BYTES": "256",
+    }
+    job_id = run(*command, environment={**only("payloads"), **given}).strip()
+    assert [path.name.split(".")[:2] for path in (tmp_path / "objects").iterdir()] == [
+        [job_id, "doc"]
+    ]
+    with pytest.raises(AssertionError, match=r"`fsspec` is missing: pip install"):
+        run(*command, environment={**only(None), **given})
+
+
 def test_the_embedded_extra_runs_a_broker(only: Only, tmp_path: Path) -> None:
     program = (
         "import sys\n"

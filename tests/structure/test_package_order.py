@@ -25,7 +25,7 @@ ORDER = {
     "producer": (
         *("install_hint", "plural", "moments", "protocol", "result_sections"),
         *("vector_sections", "results", "progress", "error_codes"),
-        *("errors", "tracing", "secrets_from_files", "encryption"),
+        *("errors", "tracing", "secrets_from_files", "encryption", "payloads"),
         *("sentinel_url", "shard_list", "broker_url", "webhook"),
         "settings",
         *("job", "files", "store", "watch", "client", "bulk", "schemas", "__init__"),
@@ -56,7 +56,7 @@ IMPORTABLE = {
     },
     ("worker", "producer"): {
         *("__init__", "broker_url", "bulk", "client", "encryption", "error_codes", "errors"),
-        *("files", "install_hint", "job", "plural", "progress", "protocol"),
+        *("files", "install_hint", "job", "payloads", "plural", "progress", "protocol"),
         *("result_sections", "results"),
         *("secrets_from_files", "settings", "shard_list", "store"),
         *("tracing", "webhook"),

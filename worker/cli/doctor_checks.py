@@ -15,6 +15,7 @@ from batchmill.producer.secrets_from_files import find_secret
 
 from .doctor_device import check_device
 from .doctor_findings import Finding, Level
+from .doctor_payloads import check_payloads
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -43,6 +44,7 @@ def examine_machine(broker_url: str | None, model: str) -> list[Finding]:
         check_device,
         _check_cpu_kernels,
         _check_webhook_secret,
+        check_payloads,
     )
     return [finding for check in checks for finding in check()]
 

@@ -12,7 +12,8 @@ from celery.exceptions import BackendError
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from batchmill.producer.errors import KeyMissing
+from batchmill.producer.errors import ContentChanged
+from batchmill.producer.protocol.content import UnreadableContent
 from batchmill.producer.protocol.keys import TASK_NAME
 from batchmill.producer.protocol.records import JobRecord
 from batchmill.producer.protocol.replies import JobState
@@ -79,9 +80,9 @@ class MissingResults:
             except (OperationalError, BackendError) as error:
                 _log.warning("celery_report_failed", job_id=job_id, error=type(error).__name__)
                 continue  # the lease on the end runs out, and it is taken again
-            except KeyMissing as error:
+            except UnreadableContent as error:
                 _log.warning("celery_result_sealed", job_id=job_id, reason=str(error))
-                continue  # as above; a worker that has the key reports it
+                continue  # as above; a worker that can read it reports it
             except RedisError as error:
                 if not is_unusable_record(error):
                     raise
@@ -98,7 +99,7 @@ class MissingResults:
         record = self._store.load(job_id)
         if record is None or not record.state.is_terminal:
             return True
-        if isinstance(record.unreadable, KeyMissing):
+        if record.unreadable is not None and not isinstance(record.unreadable, ContentChanged):
             raise record.unreadable
         request = workflow_request(record)
         if known in states.READY_STATES:

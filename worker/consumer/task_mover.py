@@ -14,7 +14,12 @@ from kombu.transport.redis import Channel as KombuChannel
 from kombu.utils.json import dumps
 from redis.exceptions import RedisError
 
-from batchmill.producer.errors import JobRejected, QueueFull, StructureCheckUnavailable
+from batchmill.producer.errors import (
+    JobRejected,
+    PayloadUnreachable,
+    QueueFull,
+    StructureCheckUnavailable,
+)
 from batchmill.producer.protocol.calls import celery_tasks
 from batchmill.producer.protocol.calls.celery_tasks import TakenTask
 from batchmill.producer.protocol.records import DeadLetterKind
@@ -161,7 +166,7 @@ class TaskMover:
             self._move(task)
         except MalformedMessage as malformed:
             self._refuse(task, malformed.code, str(malformed), keeps_letter=True)
-        except (QueueFull, StructureCheckUnavailable) as temporary:
+        except (QueueFull, StructureCheckUnavailable, PayloadUnreachable) as temporary:
             _log.warning("task_waits", taken_id=task.taken_id, code=temporary.code)
             self._store.run(celery_tasks.put_off(task, _RETRY_MS))
         except JobRejected as rejection:
@@ -182,7 +187,7 @@ class TaskMover:
 
         Raises:
             MalformedMessage: it is not a task of this queue.
-            QueueFull, StructureCheckUnavailable: it can be a job later.
+            QueueFull, StructureCheckUnavailable, PayloadUnreachable: it can be a job later.
             JobRejected: it can never be a job.
             redis.exceptions.ResponseError: its keys in Redis are in use for something else.
         """

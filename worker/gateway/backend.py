@@ -41,6 +41,7 @@ class Backend:
                 settings, min_replicas=None, call_timeout_s=settings.broker_timeout_s
             ),
             key_ring=settings.key_ring,
+            objects=settings.object_store,
         )
         self.files = FileStore(settings.gateway_files_url)
         self.turns = CheckTurns()

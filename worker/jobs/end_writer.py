@@ -105,7 +105,7 @@ class EndWriter:
         batch: list[_WaitingEnd] = []
         num_bytes = 0
         for waiting in self._ends:
-            num_bytes += len(waiting.end.result or "")
+            num_bytes += len(waiting.end.result_object or waiting.end.result or "")
             if batch and (num_bytes > _MAX_BYTES_PER_CALL or len(batch) == _MAX_ENDS_PER_CALL):
                 break
             batch.append(waiting)
@@ -120,6 +120,7 @@ class EndWriter:
                 job_calls.complete(
                     *(unsaved, end.state, end.result, end.error, end.used, end.retry_in_ms),
                     starts_over=end.starts_over,
+                    result_object=end.result_object,
                 )
             )
         shortage: NotConfirmed | None = None

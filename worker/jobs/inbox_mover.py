@@ -7,7 +7,12 @@ from collections.abc import Callable
 import structlog
 from redis.exceptions import RedisError
 
-from batchmill.producer.errors import JobRejected, QueueFull, StructureCheckUnavailable
+from batchmill.producer.errors import (
+    JobRejected,
+    PayloadUnreachable,
+    QueueFull,
+    StructureCheckUnavailable,
+)
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls import inbox as inbox_calls
 from batchmill.producer.protocol.calls.inbox import TakenDocument
@@ -100,7 +105,7 @@ class InboxMover:
         """Settle a document; return False if it has to wait, mostly for room in its queue."""
         try:
             self._submit(taken)
-        except (QueueFull, StructureCheckUnavailable) as temporary:
+        except (QueueFull, StructureCheckUnavailable, PayloadUnreachable) as temporary:
             _log.warning("inbox_waits", document=taken.id, code=temporary.code)
             held_until_ms = taken.held_until_ms
             self._store.run(
@@ -127,7 +132,7 @@ class InboxMover:
         """Submit a document as a job.
 
         Raises:
-            QueueFull, StructureCheckUnavailable: it can be a job later.
+            QueueFull, StructureCheckUnavailable, PayloadUnreachable: it can be a job later.
             JobRejected: it can never be a job.
             redis.exceptions.ResponseError: its keys in Redis are in use for something else.
         """

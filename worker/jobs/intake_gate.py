@@ -115,7 +115,7 @@ class IntakeGate:
         """Return whether the worker takes jobs at all, however full it is."""
         if self._closed or self._link.ready is None or not self._link.is_moving:
             return False
-        is_held_up = self._claimer.num_parked or self._jobs.num_pending
+        is_held_up = self._claimer.is_held_up or self._jobs.num_pending
         return not is_held_up and not self._jobs.needs_isolation
 
     def _num_coming(self) -> int:

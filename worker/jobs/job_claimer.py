@@ -10,10 +10,12 @@ from dataclasses import dataclass
 import structlog
 from redis.exceptions import RedisError
 
-from batchmill.producer.errors import ContentChanged, JobRejected
+from batchmill.producer.errors import BatchmillError, ContentChanged, JobRejected
+from batchmill.producer.job.document import GenerationJob
 from batchmill.producer.job.validation import parse_document
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.attempts import AttemptCause
+from batchmill.producer.protocol.payloads import is_reference
 from batchmill.producer.protocol.replies import Claim, ClaimRefusal, JobState, ReleaseCause
 from batchmill.producer.store.job_store import JobStore
 from batchmill.producer.store.reply_errors import unusable_record_error
@@ -33,6 +35,7 @@ from .engine_request import (
     time_limit,
 )
 from .job_end import failed_end, with_retry
+from .object_threads import ObjectThreads
 from .outcome import Outcome, TaskHandle
 from .outcome_reporter import OutcomeReporter
 from .record_writer import RecordWriter
@@ -57,7 +60,8 @@ class JobClaimer:
 
     The claim comes before the acknowledgement, so a job is announced or leased at any moment. If
     Redis does not reply to a claim, the task is parked here, unacknowledged, until it does; the
-    intake gate is closed meanwhile. Not thread-safe: only the event loop's thread calls it.
+    intake gate is closed meanwhile. Not thread-safe: only the event loop's thread calls it. A job
+    whose document is in an object store goes on from one of `ObjectThreads`.
     """
 
     def __init__(
@@ -73,6 +77,8 @@ class JobClaimer:
         meter: JobMeter,
         read_identity: Callable[[], str | None],
         traces: JobTraces,
+        objects: ObjectThreads,
+        on_room: Callable[[], None],
     ) -> None:
         """Bind to the parts around it.
 
@@ -87,6 +93,8 @@ class JobClaimer:
             meter: counts claims.
             read_identity: the engine's identity; None while there is no engine.
             traces: makes the traces of attempts.
+            objects: reads the documents that are in an object store.
+            on_room: called from any thread when such a document has been read.
         """
         self._settings = settings
         self._store = store
@@ -98,14 +106,16 @@ class JobClaimer:
         self._meter = meter
         self._read_identity = read_identity
         self._traces = traces
+        self._objects = objects
+        self._on_room = on_room
         self._rng = random.Random()
         self._parked: deque[_ParkedTask] = deque()
         self._closed = False
 
     @property
-    def num_parked(self) -> int:
-        """Tasks that wait for Redis or for an engine."""
-        return len(self._parked)
+    def is_held_up(self) -> bool:
+        """Whether tasks wait for Redis or for an engine, or many for their documents."""
+        return bool(self._parked) or self._objects.is_full
 
     def claim(self, task: TaskHandle) -> bool:
         """Claim a task's job; return False if the task was parked, so `retry_parked` is due."""
@@ -171,6 +181,13 @@ class JobClaimer:
             self._reporter.accept(task)
             self._reporter.report(task, Outcome(JobState.EXPIRED, is_held=False))
             return
+        if why is ClaimRefusal.NO_PAYLOAD_STORE:
+            _log.warning(
+                "payload_store_missing",
+                job_id=task.task_id,
+                remedy="the job is in an object store, and this worker has none: set "
+                "BATCHMILL_PAYLOAD_URL; meanwhile the job is left to other workers",
+            )
         if why is ClaimRefusal.MISSING_KEY:
             _log.warning(
                 "encryption_key_missing",
@@ -202,18 +219,55 @@ class JobClaimer:
         job.num_saved = 0 if claim.must_rewrite_output else len(job.token_ids)
         job.limit = time_limit(claim, task.time_limit_s)
         job.retry_rules = retry_rules(None, self._settings)
+        if is_reference(claim.document):
+            self._reporter.accept(task)  # its message does not wait for the object store
+            self._objects.read_document(job, lambda found: self._take_document(job, found))
+            return
         try:
             _check_readable(claim)
-            document = parse_document(claim.document)
-            check_retry(document.retry, self._settings)
+            document = self._parse(claim.document)
         except JobRejected as rejection:
-            job.trace = self._traces.start(claim, None)
             self._reporter.accept(task)
-            end = failed_end(rejection.code, str(rejection))
-            self._writer.end(job, with_retry(job, end, self._rng))
+            self._refuse(job, rejection)
             return
+        self._prepare(job, document)
+        self._reporter.accept(task)
+        self._run(job)
+
+    def _take_document(self, job: ActiveJob, found: bytes | BatchmillError) -> None:
+        """Run a job whose document was read from the object store, or end its attempt."""
+        try:
+            if isinstance(found, BatchmillError):
+                raise JobRejected(str(found), code=found.code)
+            document = self._parse(found)
+        except JobRejected as rejection:
+            self._refuse(job, rejection)
+        else:
+            self._prepare(job, document)
+            self._run(job)
+        self._on_room()
+
+    def _parse(self, document_json: bytes) -> GenerationJob:
+        """Return a job's document.
+
+        Raises:
+            JobRejected: it is invalid, or asks for more than the operator allows.
+        """
+        document = parse_document(document_json)
+        check_retry(document.retry, self._settings)
+        return document
+
+    def _refuse(self, job: ActiveJob, rejection: JobRejected) -> None:
+        """End the attempt of a job without a document; another one follows if the rules say so."""
+        job.trace = self._traces.start(job.claim, None)
+        end = failed_end(rejection.code, str(rejection))
+        self._writer.end(job, with_retry(job, end, self._rng))
+
+    def _prepare(self, job: ActiveJob, document: GenerationJob) -> None:
+        """Fill in what the document says."""
+        claim = job.claim
         job.trace = self._traces.start(claim, document)
-        task.describe(facts_of_job(document))
+        job.task.describe(facts_of_job(document))
         self._meter.note_params(document.max_tokens, document.n)
         shared = self._settings.prefix_cache_shared_across_tenants
         salt = cache_salt(document, shared_across_tenants=shared)
@@ -231,7 +285,8 @@ class JobClaimer:
             num_resumed_tokens=len(claim.token_ids),
             alone=claim.alone,
         )
-        self._reporter.accept(task)
+
+    def _run(self, job: ActiveJob) -> None:
         if not self._jobs.add(job):
             self._writer.release([job], ReleaseCause.DRAIN)
 

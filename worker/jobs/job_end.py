@@ -52,6 +52,8 @@ class JobEnd:
     retry_in_ms: int | None = None
     #: That attempt does not continue from the tokens so far.
     starts_over: bool = False
+    #: Reference to the object that has the result; empty if the record gets it.
+    result_object: bytes = b""
 
 
 def finished_end(job: ActiveJob, finished: Finished, *, worker: str, model: str) -> JobEnd:
@@ -105,6 +107,21 @@ def retrying_outcome(end: JobEnd) -> Outcome:
     code, message = end.outcome.error or ("", "")
     wait_s = (end.retry_in_ms or 0) / 1000
     return Outcome(JobState.QUEUED, error=(code, f"{message}; tried again in {wait_s:.1f} s"))
+
+
+def unstored_end(end: JobEnd, code: str, message: str) -> JobEnd:
+    """Return the end of a job whose result could not be stored: a completed job fails.
+
+    A job that ended otherwise keeps its state and error, as in `bounded_end`.
+    """
+    if end.state is JobState.COMPLETED:
+        return failed_end(code, message)
+    return replace(end, result=None, outcome=replace(end.outcome, result=None))
+
+
+def with_object(end: JobEnd, reference: bytes) -> JobEnd:
+    """Return an end whose result is in the object store."""
+    return replace(end, result_object=reference)
 
 
 def stopped_end(job: ActiveJob) -> JobEnd:

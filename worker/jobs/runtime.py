@@ -32,10 +32,12 @@ from .high_intake import LOOK_INTERVAL_S, HighIntake
 from .inbox_mover import PAUSE_S, WAIT_S, InboxMover
 from .intake_gate import IntakeGate
 from .job_claimer import JobClaimer
-from .job_end import bounded_end, finished_end, refused_end, with_retry
+from .job_end import JobEnd, bounded_end, finished_end, refused_end, with_retry
 from .lost_workers import put_back_jobs_of_lost_workers
+from .object_threads import ObjectThreads
 from .outcome import Outcome
 from .outcome_reporter import OutcomeReporter
+from .payload_sweep import payload_sweeps
 from .periodic_thread import PeriodicThread
 from .recent_times import RecentTimes
 from .record_writer import RecordWriter, RecordWriterConfig
@@ -122,6 +124,7 @@ class WorkerRuntime:
         self._saved = SavedOutput(self.link.send)
         self.reporter = OutcomeReporter(settings.finisher_threads)
         self.writer = self._make_writer()
+        self._objects = ObjectThreads(store, self.metrics.jobs)
         self.claimer = self._make_claimer(traces)
         self._share = ClaimShare(
             *(settings, store, self.jobs, self.metrics.speed), name=name, on_room=on_room
@@ -312,7 +315,10 @@ class WorkerRuntime:
             model = self._settings.served_name
             end = finished_end(job, finished, worker=self._name, model=model)
             end = bounded_end(end, self._settings.max_result_bytes)
-            self.writer.end(job, with_retry(job, end, self._rng))
+            self._objects.write_result(job, end, self._write_end)
+
+    def _write_end(self, job: ActiveJob, end: JobEnd) -> None:
+        self.writer.end(job, with_retry(job, end, self._rng))
 
     def _settle(self, job: ActiveJob, outcome: Outcome) -> None:
         """Report a job's outcome, after its last write."""
@@ -365,6 +371,8 @@ class WorkerRuntime:
             meter=self.metrics.jobs,
             read_identity=lambda: None if self.link.ready is None else self.link.ready.identity,
             traces=traces,
+            objects=self._objects,
+            on_room=self._on_room,
         )
 
     def _make_gate(self) -> IntakeGate:
@@ -414,7 +422,9 @@ class WorkerRuntime:
             put_back_jobs_of_lost_workers, self._store, self._session, self._connection
         )
         turn = self.turns.turn
+        sweeps = payload_sweeps(self._store, self.metrics.jobs)
         return [
+            *(PeriodicThread("payloads", each, sweep_s, jitter=_SWEEP_JITTER) for each in sweeps),
             self._heartbeat_thread,
             PeriodicThread("tasks", self._move_tasks, _TASKS_PAUSE_S),
             PeriodicThread("inbox", self._inbox.move_documents, PAUSE_S),

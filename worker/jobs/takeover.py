@@ -135,7 +135,7 @@ class Takeover:
 
     def _matching(self, identity: str) -> str:
         """Return what two workers must share to move jobs: the engine, and the encryption keys."""
-        return " ".join((identity, *sorted(self._store.key_ring.key_ids)))
+        return " ".join((identity, *sorted(self._store.reads)))
 
     def _want(self, num_places: int, identity: str) -> None:
         settings = self._settings

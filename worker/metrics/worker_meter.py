@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 
 from . import worker_series as names
@@ -126,7 +127,10 @@ class EngineMeter:
 
 
 class JobMeter:
-    """Counts of jobs and checkpoints. Each method is called by one thread only."""
+    """Counts of jobs and checkpoints.
+
+    Each method is called by one thread only, except `note_params` and `note_objects`.
+    """
 
     def __init__(self) -> None:
         """Begin at 0."""
@@ -136,6 +140,9 @@ class JobMeter:
         self.handed_over = Counter(names.JOBS_HANDED_OVER)
         self.taken_over = Counter(names.JOBS_TAKEN_OVER)
         self.fenced_writes = Counter(names.FENCED_WRITES)
+        self.objects = Counter(names.OBJECTS)
+        self.object_bytes = Counter(names.OBJECT_BYTES)
+        self._lock = threading.Lock()
         self.queue_wait = Histogram(names.QUEUE_WAIT)
         self.max_tokens = Histogram(names.PARAMS_MAX_TOKENS)
         self.n = Histogram(names.PARAMS_N)
@@ -161,9 +168,21 @@ class JobMeter:
 
     def note_params(self, max_tokens: int | None, n: int) -> None:
         """Count the controls of a claimed job."""
-        if max_tokens is not None:
-            self.max_tokens.observe(max_tokens)
-        self.n.observe(n)
+        with self._lock:
+            if max_tokens is not None:
+                self.max_tokens.observe(max_tokens)
+            self.n.observe(n)
+
+    def note_objects(
+        self, action: str, *, num_done: int = 0, num_failed: int = 0, num_bytes: int = 0
+    ) -> None:
+        """Count objects that were read, written or deleted (`read`, `write`, `delete`)."""
+        with self._lock:
+            for result, number in (("done", num_done), ("failed", num_failed)):
+                if number:
+                    self.objects.add(number, (action, result))
+            if num_bytes:
+                self.object_bytes.add(num_bytes, (action,))
 
     def note_settled(self, state: str | None, code: str | None) -> None:
         """Count a job that leaves the worker; its state is None if another claim holds it."""

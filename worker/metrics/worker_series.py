@@ -136,6 +136,13 @@ FENCED_WRITES: Final = _counter(
     "Jobs that were dropped because a write was refused: another claim holds them, or their end "
     "was written already.",
 )
+OBJECTS: Final = _counter(
+    "objects",
+    "Documents and results in the object store that the worker has read, written or deleted.",
+    "action",
+    "result",
+)
+OBJECT_BYTES: Final = _counter("object_bytes", "Bytes of those read and written.", "action")
 ENGINE_RESTARTS: Final = _counter(
     "engine_restarts", "Engine processes that died or were killed, by cause.", "cause"
 )
@@ -211,6 +218,7 @@ COUNTERS: Final = (
     *(PREEMPTIONS, REQUEST_SUCCESS, CORRUPTED, REJECTIONS, DRAFT_TOKENS, ACCEPTED_TOKENS, STEPS),
     *(JOBS_CLAIMED, JOBS_PROCESSED, JOBS_HANDED_OVER, JOBS_TAKEN_OVER),
     *(RESUMED_TOKENS, RECOMPUTED_TOKENS, FENCED_WRITES, ENGINE_RESTARTS),
+    *(OBJECTS, OBJECT_BYTES),
 )
 HISTOGRAMS: Final = (
     *(TTFT, INTER_TOKEN, PER_OUTPUT_TOKEN, E2E, QUEUE_TIME, PREFILL_TIME, DECODE_TIME),

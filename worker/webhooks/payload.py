@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from batchmill.producer.errors import KeyMissing
+from batchmill.producer.errors import ContentChanged
 from batchmill.producer.job.batch import BatchStatus
 from batchmill.producer.protocol.attempts import Attempt
 from batchmill.producer.protocol.outbox import OutboxEntry
@@ -27,11 +27,12 @@ def render_body(entry: OutboxEntry, record: JobRecord | None) -> bytes:
             job ended and how.
 
     Raises:
-        UnreadableContent: the record is sealed with a key that this program does not have. One that
-            was changed in Redis counts as deleted.
+        UnreadableContent: the record is sealed with a key that this program does not have, or its
+            content is in an object store and cannot be read. One that was changed counts as
+            deleted.
     """
     if record is not None and record.unreadable is not None:
-        if isinstance(record.unreadable, KeyMissing):
+        if not isinstance(record.unreadable, ContentChanged):
             raise record.unreadable
         record = None
     name = entry.type.removeprefix("generation.")

@@ -24,6 +24,10 @@ _REASONS = {
     "BATCHMILL_WEBHOOK_SECRETS",
     "missing_key": "the event is sealed with an encryption key that the deliverer does not have; "
     "add it to BATCHMILL_ENCRYPTION_KEYS",
+    "payload_missing": "the job's result is in an object store, and is not there or the deliverer "
+    "has no store; set BATCHMILL_PAYLOAD_URL as for the workers",
+    "payload_unreachable": "the object store with the job's result did not respond in time; see "
+    "whether the deliverer can reach it",
     "integrity": "the event's body was changed in Redis after it was sealed; find out who writes "
     "to Redis",
     "internal": "the attempt failed in the deliverer; its log has the traceback "

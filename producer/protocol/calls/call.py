@@ -35,6 +35,8 @@ class Call(Generic[Value]):
     when_unusable: Value | None = None
     #: Opens the sealed values of a reply, before it is parsed; None if it has none.
     opens: Callable[[Any, Cipher], Any] | None = None
+    #: The reply keeps its references to objects: its reader must not wait for them.
+    leaves_objects: bool = False
 
     def resolved_args(self, cipher: Cipher) -> list[str | bytes | int]:
         """Return the arguments to send: content is sealed, if there are keys."""

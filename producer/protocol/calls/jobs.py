@@ -23,6 +23,7 @@ from batchmill.producer.protocol.content import (
 )
 from batchmill.producer.protocol.opening import open_tokens
 from batchmill.producer.protocol.pauses import read_pause
+from batchmill.producer.protocol.payloads import is_reference
 from batchmill.producer.protocol.replies import (
     CancelAnswer,
     CancelStatus,
@@ -146,11 +147,12 @@ def claim(
             cipher, job_id, data, _pairs(seals), must_be_sealed=is_sealed(document)
         )
         is_open = bool(cipher.key_ids and data and not seals)
-        document = opened(cipher, document, Place(job_id, "doc"))
+        if not is_reference(document):  # else the claimer reads it on another thread
+            document = opened(cipher, document, Place(job_id, "doc"))
         return [b"CLAIMED", fence, document, tokens, *rest, is_open]
 
     args = (job_id, owner, lease_ms, identity, nonce, session, os.getpid(), KeyIds())
-    return Call("claim", (*args, *keys.SUPPORTED_VERSIONS), read, opens=opens)
+    return Call("claim", (*args, *keys.SUPPORTED_VERSIONS), read, opens=opens, leaves_objects=True)
 
 
 def checkpoint(writes: Sequence[TokenWrite], lease_ms: int) -> Call[list[WriteStatus]]:
@@ -193,19 +195,21 @@ def complete(
     retry_in_ms: int | None = None,
     *,
     starts_over: bool = False,
+    result_object: bytes = b"",
 ) -> Call[CompleteStatus]:
     """End a job: last tokens, result or error, terminal state and webhook event in one.
 
     `used` is what its tenant is charged for; None counts the stored output. With `retry_in_ms`, a
     failed job is tried again after this time instead, from its tokens or from the start, unless it
-    was cancelled or its deadline would pass before.
+    was cancelled or its deadline would pass before. With `result_object`, the reference to an
+    object that has the result, that is stored instead of it.
     """
     args = (
         write.job_id,
         write.fence,
         write.identity,
         state.value,
-        Content(result or "", Place(write.job_id, "result")),
+        result_object or Content(result or "", Place(write.job_id, "result")),
         error or "",
         write.position,
         _tokens(write),

@@ -370,3 +370,23 @@ def test_a_batch_of_many_lines_takes_bounded_memory(openai: OpenAI, site: Site) 
         names = [json.loads(line)["custom_id"] for line in response.iter_lines()]
     assert names == [f"line {number}" for number in range(1500)]
     assert process.memory_info().rss - before < 20_000_000
+
+
+def test_large_lines_and_results_go_to_the_object_store(
+    mill: Mill, start_gateway: Start, tmp_path: Path
+) -> None:
+    large: dict[str, Any] = {"payload_url": tmp_path / "objects", "payload_threshold_bytes": 256}
+    start_worker(mill, lease_s=15, **large)
+    client = client_of(start_gateway(mill.url, **large).url, make_key(mill))
+    words = "large " * 200
+    file_id = upload(client, [chat_line(1, messages=[{"role": "user", "content": words}])])
+    batch = wait_ended(client, create(client, file_id).id)
+    assert batch.request_counts.completed == 1
+    (found,) = results(client, batch.output_file_id)
+    assert found["response"]["body"]["choices"]
+    fields = {path.name.split(".")[1] for path in (tmp_path / "objects").iterdir()}
+    assert fields == {"doc", "result"}
+    answer = client.chat.completions.create(
+        model="demo", messages=[{"role": "user", "content": words}], max_tokens=4
+    )
+    assert answer.choices[0].message.content

@@ -32,7 +32,7 @@ def gate(jobs: Any) -> IntakeGate:
         num_adds_sent=0,
         num_adds_seen=0,
     )
-    claimer: Any = SimpleNamespace(num_parked=0)
+    claimer: Any = SimpleNamespace(is_held_up=False)
     return IntakeGate(link, jobs, claimer, max_num_seqs=2, max_num_batched_tokens=512)
 
 
@@ -87,7 +87,7 @@ def test_the_prompts_of_two_steps_are_let_in_and_no_more(jobs: Any) -> None:
         num_adds_sent=7,
         num_adds_seen=3,
     )
-    claimer: Any = SimpleNamespace(num_parked=0)
+    claimer: Any = SimpleNamespace(is_held_up=False)
     gate = IntakeGate(link, jobs, claimer, max_num_seqs=100, max_num_batched_tokens=512)
     # Eight prompts of 64 tokens, the first estimate, fill a step; four are on their way.
     for num_waiting, is_open in ((11, True), (12, False)):

@@ -60,7 +60,11 @@ local function claim_job()
   local supported = false
   for i = 9, #ARGV do supported = supported or ARGV[i] == job.v end
   if not supported then return leave_to_others('unsupported_version', 'version_refusals', MAX_REFUSAL_WAIT_MS) end
-  if not has_seal_keys(id, ARGV[8]) then return leave_to_others('missing_key', 'key_refusals', MAX_KEY_WAIT_MS) end
+  local missing = missing_seal_key(id, ARGV[8])
+  if missing then
+    local reason = missing == READS_PAYLOADS and 'no_payload_store' or 'missing_key'
+    return leave_to_others(reason, 'key_refusals', MAX_KEY_WAIT_MS)
+  end
   if redis.call('ZSCORE', SCHEDULED, id) then return refuse('scheduled') end
   local start_by = tonumber(redis.call('HGET', job_key(id), 'start_by_ms') or nil)
   if math.min(job.deadline_at_ms or math.huge, start_by or math.huge) <= now then

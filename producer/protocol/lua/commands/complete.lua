@@ -6,7 +6,7 @@
 -- result ('' = none): the result may be sealed.
 -- Reply: OK, ALREADY_DONE, RETRYING (it waits for another attempt), FENCED or GAP. It is not tried again, but ends, if
 -- a user has cancelled it or its deadline would pass before.
--- @include finish, guard, history, keys, output, record, retry_later, server
+-- @include finish, guard, history, keys, output, payloads, record, retry_later, server
 allow_writes_when_full()
 local id, fence, identity, state, error_text = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[6]
 local retry_in_ms = tonumber(ARGV[10] or nil)
@@ -16,15 +16,21 @@ local function is_waiting_for_retry(job)
 end
 
 return guard_job(id, 'FENCED', function()
-  local job = load_job(id)
+  local job, payload = load_job(id), split_reference(ARGV[5])
+  local has_payload = payload and is_payload_noted(payload, now_ms())
   if job and TERMINAL[job.state] and job.completed_fence == fence then return 'ALREADY_DONE' end
   if not may_write_output(job, fence, identity) then return is_waiting_for_retry(job) and 'RETRYING' or 'FENCED' end
+  if payload and not has_payload then return 'FENCED' end -- it came so late that the object was deleted
   if not append_tokens(id, tonumber(ARGV[7]) * 4, ARGV[8]) then return 'GAP' end
   local now = now_ms()
   local due_at = retry_in_ms and not job.cancel_requested and now + retry_in_ms
   if due_at and due_at < (job.deadline_at_ms or math.huge) then
     retry_later(id, job, error_text, due_at, ARGV[11] == '1', now)
     return 'RETRYING'
+  end
+  if payload then
+    keep_payload(id, payload, job.payloads, now)
+    job.payloads = (job.payloads and job.payloads .. ' ' or '') .. payload
   end
   redis.call('HSET', job_key(id), 'completed_fence', fence, 'history',
     history_with_end(id, state, error_code(error_text), now))

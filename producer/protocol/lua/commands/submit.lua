@@ -13,8 +13,8 @@
 -- Reply: {CREATED, id}, {EXISTING, id}, {CONFLICT, id}, {FULL, limit's name, value, limit, bytes that the job needs
 -- itself}, {PAUSED, kind, name, JSON} (of the pause that refuses it), {TOO_LATE} (the deadline would pass before the
 -- job may run) or {CLOSED, state of its batch ('' = there is none)}.
--- @include announce, batches, counters, events, fair_share, fingerprint, idempotency, index, keys, pauses, queue_limits
--- @include queues, sealed, server, usage
+-- @include announce, batches, counters, events, fair_share, fingerprint, idempotency, index, keys, pauses, payloads
+-- @include queue_limits, queues, sealed, server, usage
 local US_PER_MESSAGE_PRIORITY = 1e14 -- three years: a lower priority waits behind all that a tenant sent before
 local job = {}
 for i = 1, #ARGV, 2 do job[ARGV[i]] = ARGV[i + 1] end
@@ -73,6 +73,8 @@ local function write_batch(now)
   redis.call('ZADD', BATCHES_DUE, math.min(tonumber(late_at), idle_at), job.batch)
 end
 
+local payload, payload_key = split_reference(job.doc)
+local has_payload = payload and is_payload_noted(payload, now_ms())
 local known = key and load_idempotency_entry(job.tenant, key)
 if known then return { is_same_content(job.fingerprint, known.fingerprint) and 'EXISTING' or 'CONFLICT', known.id } end
 -- The caller chose the id: a call repeated after a lost reply finds its own job.
@@ -89,6 +91,10 @@ if refusal then return refusal end
 local deadline_at, due_at = earliest_deadline(now), latest_start(now)
 if deadline_at and due_at and deadline_at <= due_at then return { 'TOO_LATE' } end
 
+if payload and not has_payload then
+  return redis.error_reply('PAYLOADGONE the call came too late, and the object of the job was deleted; submit it again')
+end
+
 redis.call('HSET', job_key(id), 'id', id, 'v', job.v, 'model', job.model, 'queue', queue,
   'state', 'queued', 'doc', job.doc, 'enqueued_at_ms', now, 'announced_at_ms', now, 'fence', 0,
   'attempts', 0, 'result_ttl_ms', job.result_ttl_ms, 'tenant', job.tenant, 'cost', job.cost,
@@ -99,6 +105,11 @@ for _, name in ipairs({ 'tags', 'api_key', 'gateway', 'traceparent' }) do
 end
 local piece = split_sealed(job.doc)
 if piece then note_seal_key(id, piece.key_id) end
+if payload then
+  keep_payload(id, payload, nil, now)
+  note_seal_key(id, READS_PAYLOADS)
+  if payload_key ~= '-' then note_seal_key(id, payload_key) end
+end
 index_job(id, 'queued', job, now)
 write_webhook()
 write_batch(now)

@@ -1,9 +1,12 @@
 -- Dead letters: jobs, documents and webhook events that were given up, kept with the reason.
--- @include foreign_keys, keys
+-- @include foreign_keys, keys, payloads, server
 
 local DEAD_TTL_MS = 30 * 24 * 3600 * 1000
 
 local function delete_dead_letter(id)
+  local payload = redis.pcall('HGET', dead_key(id), 'payload')
+  local name = type(payload) == 'string' and split_reference(payload)
+  if name then redis.call('ZADD', PAYLOADS, 'XX', now_ms(), name) end
   redis.call('ZREM', DEAD, id)
   return redis.call('DEL', dead_key(id)) == 1
 end

@@ -1,5 +1,6 @@
 -- Erasing everything that is stored about a job.
--- @include dead_letters, endpoints, events, idempotency, index, keys, leftovers, outbox, receiver_events, record
+-- @include dead_letters, endpoints, events, idempotency, index, keys, leftovers, outbox, payloads, receiver_events
+-- @include record
 
 local EVENTS_PER_CALL = 100 -- of Redis
 -- Events are found by counting up their names. Both ends of the numbers are tried, up to these limits; an event in
@@ -75,6 +76,7 @@ local function erase_job(id, job, now)
   erase_receiver_events(id)
   delete_dead_letter(id)
   delete_leftover(id)
+  check_payloads(job, now)
   if redis.call('ZREM', CELERY_ENDS, id) == 1 or is_celery_task(id, job) then
     redis.call('DEL', celery_result_key(id))
   end

@@ -43,6 +43,8 @@ local MEMORY = 'batchmill:memory'
 local LOAD_HISTORY = 'batchmill:load_history'
 local SERVED = 'batchmill:served'
 local LEFTOVERS = 'batchmill:leftovers'
+local PAYLOADS = 'batchmill:payloads'
+local PAYLOADS_UNUSED = 'batchmill:payloads_unused'
 -- A pattern: the records of jobs, all their indexes, and those of what outlives them.
 local RECORDS_AND_INDEXES = 'batchmill:[jl]*'
 local CLOCK = 'batchmill:clock'

@@ -37,7 +37,7 @@ local function read_valid_job(id)
     'result_ttl_ms', 'idempotency_key', 'deadline_at_ms', 'cancel_requested', 'alone', 'v',
     'completed_fence', 'webhook_events', 'webhook_secret', 'output_event', 'tenant', 'cost',
     'charge', 'not_before_ms', 'tags', 'run', 'celery_result', 'claim_nonce', 'identity', 'reserved_bytes',
-    'traceparent')
+    'traceparent', 'payloads')
   if not f[1] then return nil end
   local is_state = f[1] == 'queued' or f[1] == 'in_progress' or TERMINAL[f[1]]
   if not (is_state and f[2] and finite(f[3], nil) and finite(f[6], nil)) then
@@ -69,6 +69,7 @@ local function read_valid_job(id)
     identity = f[24],
     reserved_bytes = finite(f[25], 0),
     traceparent = f[26],
+    payloads = f[27], -- names of its objects outside Redis
   }
 end
 

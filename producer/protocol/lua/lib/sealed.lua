@@ -4,6 +4,7 @@
 local SEAL_MAGIC = '\181BM1'
 local SEAL_NONCE_BYTES = 12
 local SEAL_TAG_BYTES = 16
+local READS_PAYLOADS = '@payloads' -- stands for a key: a worker without an object store does not have it
 
 -- The parts of a sealed value: the id of its key, what stands before the ciphertext, the ciphertext, and the tag; nil
 -- if the value is not sealed.
@@ -28,11 +29,11 @@ local function note_seal_key(id, key_id)
   redis.call('HSET', job_key(id), 'sealed_with', known and known .. ' ' .. key_id or key_id)
 end
 
--- Whether all keys that a job was sealed with are among some keys. Both are ids with spaces between them.
-local function has_seal_keys(id, key_ids)
+-- The first key that a job was sealed with and that is not among some keys; nil if all are. Both are ids with spaces
+-- between them.
+local function missing_seal_key(id, key_ids)
   local needed = redis.call('HGET', job_key(id), 'sealed_with') or ''
   for key_id in string.gmatch(needed, '%S+') do
-    if not string.find(' ' .. key_ids .. ' ', ' ' .. key_id .. ' ', 1, true) then return false end
+    if not string.find(' ' .. key_ids .. ' ', ' ' .. key_id .. ' ', 1, true) then return key_id end
   end
-  return true
 end
