@@ -143,6 +143,13 @@ class WorkerSettings(EngineSettings, WatermarkSettings, MetricsSettings, LogSett
     #: Ask for jobs that busier workers hold while this worker has room and nothing waits in its
     #: queues, and give some to workers that ask. Each goes on from its last token.
     takeover: bool = True
+    #: Tokens after which a job of a full worker gives way to waiting jobs of its class or a higher
+    #: one that need less than half of what it has left. It goes on later, from its last token. Each
+    #: further slice of a job is twice as long. 0 lets every job run to its end.
+    time_slice_tokens: int = Field(default=0, ge=0)
+    #: Take a job whose prompt begins as one that this worker has computed before another one of the
+    #: same tenant and class; each job is passed over four times at most. No worker waits for it.
+    prefix_claims: bool = True
     #: Near the end of a queue, hold no more of its jobs than this worker's share by the measured
     #: speeds of all workers of the model, so that a slow one does not hold up the end.
     claim_share: bool = False

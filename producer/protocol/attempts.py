@@ -30,6 +30,8 @@ class AttemptCause(StrEnum):
     NOT_STARTED = "not_started"
     #: Another worker had room for it.
     MOVED = "moved"
+    #: Its time slice was over, and other jobs waited.
+    SLICED = "sliced"
     #: The engine process died while it had the job.
     ENGINE_DEATH = "engine_death"
     #: The engine's loop stood still while it had the job, so that the worker killed it.

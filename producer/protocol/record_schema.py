@@ -67,6 +67,12 @@ class RecordFields(BaseModel):
     """The worker that holds, or held, the job."""
     session: str | None = None
     """The run of that worker: another process of the same name has another session."""
+    prefix: str | None = None
+    """Digest of the beginning of the prompt; under an encryption key, an HMAC of it."""
+    passed_over: Number | None = None
+    """How often a worker took another job of the tenant, whose prefix it had computed, first."""
+    home: str | None = None
+    """The session whose engine can continue the job, while it waits after a time slice."""
     identity: str | None = None
     """Identifies weights, tokenizer, number format and sampler version of the output so far."""
     cancel_requested: Flag | None = None

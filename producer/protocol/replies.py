@@ -98,6 +98,10 @@ class ClaimRefusal(StrEnum):
     MISSING_KEY = "missing_key"
     #: Its document is in an object store, and the worker has none; another may have it.
     NO_PAYLOAD_STORE = "no_payload_store"
+    #: It ran in an engine of another identity, whose worker continues it.
+    OTHER_ENGINE = "other_engine"
+    #: The worker gets another job of the same tenant, whose prefix its engine holds.
+    PASSED_OVER = "passed_over"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +140,8 @@ class Claim:
     history: tuple[Attempt, ...] = ()
     #: The clock of Redis when the claim was made; a repeated call has a later `claimed_at_ms`.
     made_at_ms: int = 0
+    #: Digest of the beginning of its prompt; empty if that is too short to share.
+    prefix: str = ""
     #: The output so far was stored without encryption, and the claimer has keys: its first write
     #: begins at the start of the output, so that all of it is sealed.
     must_rewrite_output: bool = False
@@ -200,12 +206,15 @@ class ReleaseCause(StrEnum):
     ENGINE_STALL = "engine_stall"
     #: Another worker has room for it: nothing is held against the job.
     MOVED = "moved"
+    #: Its time slice is over, and others wait: it goes behind the waiting jobs of its tenant, and
+    #: nothing is held against it.
+    SLICED = "sliced"
 
 
 class ReleaseStatus(StrEnum):
     """Reply of `release`, per job."""
 
-    #: Queued again, and announced at the head of its queue.
+    #: Queued again: announced at the head of its queue, or behind others if it was `SLICED`.
     REQUEUED = "REQUEUED"
     FENCED = "FENCED"
     #: Crashed alone too often: failed with `attempts_exhausted`, and a dead letter.

@@ -109,6 +109,7 @@ class JobStore(OutboxStore):
         identity: str,
         nonce: str | None = None,
         session: str = "",
+        prefixes: Sequence[str] = (),
     ) -> Claim | ClaimRefusal:
         """Take a queued job under a lease and a new fence, or return why not.
 
@@ -122,9 +123,13 @@ class JobStore(OutboxStore):
                 claim that it has made; None is a fresh one.
             session: this run of the worker. If it is lost, the job goes back without waiting for
                 the end of its lease.
+            prefixes: that the engine holds. A job of another one may be passed over for a job of
+                its tenant that has one of them.
         """
         nonce = nonce or keys.new_claim_nonce()
-        return self.run(job_calls.claim(job_id, owner, lease_ms, identity, nonce, session))
+        return self.run(
+            job_calls.claim(job_id, owner, lease_ms, identity, nonce, session, prefixes)
+        )
 
     def checkpoint(self, writes: Sequence[TokenWrite], *, lease_ms: int) -> list[WriteStatus]:
         """Append tokens of a whole batch and extend the leases; one status per write, in order."""

@@ -13,6 +13,7 @@ from batchmill.engine.contract.kinds import Kind
 from batchmill.producer.errors import JobRejected
 from batchmill.producer.job import limits
 from batchmill.producer.job.document import GenerationJob
+from batchmill.producer.job.prefix import prefix_digest
 from batchmill.producer.job.retry import RetryPolicy
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls.new_job import NO_LIMITS, NewJob, QueueLimits
@@ -76,6 +77,7 @@ def prepare(job: GenerationJob, settings: ProducerSettings, *, job_id: str | Non
         max_tokens=_most_output_tokens(job),
         version=keys.record_version(job.kind),
         traceparent=job.traceparent,
+        prefix=prefix_digest(job),
     )
 
 

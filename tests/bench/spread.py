@@ -5,7 +5,8 @@ with the stub engine, whose step takes longer the more requests run, and prints 
 
 - `even`: two equal workers and far more jobs than both have places for;
 - `late`: the second worker starts while the first one holds all jobs, all of them long;
-- `slow`: the second worker takes four times as long per step.
+- `slow`: the second worker takes four times as long per step;
+- `mixed`: two equal workers, all of whose places have long jobs when many short ones come.
 
 The total time is from the submission to the last end; the ideal is that of a split in proportion to
 speed, without any delay, at the moment at which the second worker is ready. `--set` passes a
@@ -28,7 +29,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from batchmill.producer import Client, GenerationJob
+from batchmill.producer import Client, GenerationJob, Job
 from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.local.broker_config import BrokerConfig
 from batchmill.worker.local.embedded_broker import EmbeddedBroker
@@ -48,20 +49,25 @@ class Load:
     #: Of the second worker: how much longer its steps take, and whether it starts late.
     slowness: float = 1.0
     is_late: bool = False
+    #: Jobs that have all places when the others come, and their tokens.
+    num_long: int = 0
+    long_tokens: int = 0
 
     def ideal_s(self, joined_s: float) -> float:
         """Return the time of a split without delays; the second worker joins after `joined_s`."""
         if self.is_late:
             done = joined_s / _step_s(self.num_jobs)
             return joined_s + (self.num_tokens - done) * _step_s(self.num_jobs / 2)
-        share = self.num_jobs / (1 + 1 / self.slowness)  # of the first worker
-        return share / PLACES * self.num_tokens * _step_s(PLACES)
+        tokens = self.num_jobs * self.num_tokens + self.num_long * self.long_tokens
+        share = tokens / (1 + 1 / self.slowness)  # of the first worker
+        return share / PLACES * _step_s(PLACES)
 
 
 LOADS = {
     "even": Load(192, 40),
     "late": Load(PLACES, LATE_TOKENS, is_late=True),
     "slow": Load(192, 40, slowness=4.0),
+    "mixed": Load(96, 20, num_long=2 * PLACES, long_tokens=400),
 }
 
 
@@ -96,6 +102,17 @@ def wait_ready(store: JobStore, num_workers: int) -> None:
         time.sleep(0.02)
 
 
+def submit_long(client: Client, store: JobStore, load: Load) -> list[Job]:
+    """Submit the long jobs, and wait until all of them run."""
+    jobs = [
+        GenerationJob(prompt=f"long {i}", max_tokens=load.long_tokens) for i in range(load.num_long)
+    ]
+    handles = client.submit_many(jobs) if jobs else []
+    while any(store.num_tokens(handle.id) == 0 for handle in handles):
+        time.sleep(0.02)
+    return list(handles)
+
+
 def measure(name: str, settings: Sequence[str]) -> None:
     """Run one load and print its row."""
     load = LOADS[name]
@@ -121,17 +138,18 @@ def measure(name: str, settings: Sequence[str]) -> None:
                 joined_s = time.monotonic() - started
             else:
                 started = time.monotonic()
-                handles = client.submit_many(jobs)
+                handles = submit_long(client, store, load) + client.submit_many(jobs)
             ends = [ended.result() for ended in client.as_completed(handles, timeout_s=300)]
             total_s = time.monotonic() - started
     counts = Counter((end.worker or "").partition("@")[0] for end in ends)
     moved = sum(end.attempt > 1 for end in ends)
-    waits = [end.metrics.total_time_s or 0.0 for end in ends]
+    short = [end for end in ends if end.usage.completion_tokens == load.num_tokens]
+    waits = sorted(end.metrics.total_time_s or 0.0 for end in short)
     ideal_s = load.ideal_s(joined_s)
     print(
         f"| {name} | {' '.join(settings) or '-'} | {total_s:.1f} | {ideal_s:.1f} | "
         f"{total_s / ideal_s:.2f} | {counts['w1']}/{counts['w2']} | {moved} | "
-        f"{statistics.mean(waits):.1f} |",
+        f"{statistics.mean(waits):.1f} | {waits[-1]:.1f} |",
         flush=True,
     )
 

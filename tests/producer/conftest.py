@@ -54,8 +54,17 @@ class Bench:
         }
         return NewJob(**(fields | changes))
 
-    def claim(self, job_id: str, *, lease_ms: int = 60_000, identity: str = "model-1") -> Claim:
-        claim = self.store.claim(job_id, owner="worker-1", lease_ms=lease_ms, identity=identity)
+    def claim(
+        self,
+        job_id: str,
+        *,
+        lease_ms: int = 60_000,
+        identity: str = "model-1",
+        session: str = "",
+    ) -> Claim:
+        claim = self.store.claim(
+            job_id, owner="worker-1", lease_ms=lease_ms, identity=identity, session=session
+        )
         assert isinstance(claim, Claim), claim
         return claim
 

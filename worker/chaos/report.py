@@ -36,6 +36,8 @@ class Cost:
     num_suspects: int
     #: Jobs to which the death of an engine is charged that a fault had killed while they ran alone.
     num_charged_for_faults: int
+    #: Attempts of jobs that did not end, by the cause of their end.
+    causes: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,7 @@ class ChaosReport:
             f"jobs with more than one attempt: {cost.num_lost_jobs}; left with suspicion: "
             f"{cost.num_suspects}; charged with an engine that a fault killed while they ran "
             f"alone: {cost.num_charged_for_faults}",
+            f"attempts after which a job went on: {_listed(cost.causes) or 'none'}",
             f"webhooks: {data['webhooks']['events']} events in {data['webhooks']['posts']} POSTs",
             f"workflows of which nothing is known, because their publication failed: "
             f"{data['abandoned_workflows']}",
@@ -163,6 +166,7 @@ def cost_of(plan: Plan, observed: Observed, allowances: Allowances) -> Cost:
     """Return what the faults cost the jobs that crash no engine."""
     num_computed = num_recomputed = num_lost = num_suspects = num_charged = 0
     most = most_hindered = 0.0
+    causes: Counter[str] = Counter()
     for _, job in plan.jobs:
         seen = observed.jobs.get(job.name)
         if seen is None or job.error_code:
@@ -171,6 +175,7 @@ def cost_of(plan: Plan, observed: Observed, allowances: Allowances) -> Cost:
         num_computed += seen.num_computed
         num_recomputed += again
         num_lost += seen.attempts > 1
+        causes.update(attempt.cause for attempt in seen.history[:-1] if attempt.cause)
         num_suspects += seen.suspect > 0
         num_charged += 0 < seen.crashes <= allowances.killed_engines.get(seen.job_id, 0)
         per_loss = again / max(1, seen.attempts - 1)
@@ -186,6 +191,7 @@ def cost_of(plan: Plan, observed: Observed, allowances: Allowances) -> Cost:
         num_lost,
         num_suspects,
         num_charged,
+        dict(causes.most_common()),
     )
 
 

@@ -54,6 +54,10 @@ class RunOptions:
     lease_s: float
     #: Seconds per step of the stub engine.
     step_time_s: float
+    #: Jobs that a worker runs together; None is the workers' default.
+    num_places: int | None
+    #: Tokens of the first time slice of a job; 0 is off.
+    slice_tokens: int
     #: Seconds after the last fault until all jobs must have ended.
     settle_s: float
     #: URL of a server; None starts one.
@@ -105,6 +109,8 @@ def _run_in(
             num_workers=options.num_workers,
             lease_s=options.lease_s,
             step_time_s=options.step_time_s,
+            num_places=options.num_places,
+            slice_tokens=options.slice_tokens,
             model=MODEL,
             server_url=options.broker_url,
             has_replica=any(fault.kind.startswith("failover") for fault in plan.faults),

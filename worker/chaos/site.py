@@ -52,6 +52,10 @@ class SiteOptions:
     lease_s: float
     #: Seconds per step of the stub engine.
     step_time_s: float
+    #: Jobs that a worker runs together; None is the workers' default.
+    num_places: int | None
+    #: Tokens of the first time slice of a job; 0 is off.
+    slice_tokens: int
     #: Served name of the model, which is also that of the run's own queues.
     model: str
     #: URL of a server that is running already; None starts one.
@@ -174,6 +178,10 @@ class Site:
             "ENGINE_STALL_S": max(2.0, options.lease_s),
             **_TARGETS,
         }
+        if options.slice_tokens:
+            values["TIME_SLICE_TOKENS"] = options.slice_tokens
+        if options.num_places is not None:
+            values["MAX_NUM_SEQS"] = options.num_places
         if options.engine == "stub":
             stub = {"step_time_s": options.step_time_s, "trace_path": str(self.trace_path)}
             values |= {"STUB": json.dumps(stub), "MODEL": options.model}

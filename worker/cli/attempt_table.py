@@ -16,6 +16,7 @@ _MEANINGS = {
     "drain": "the worker was stopped in order; not held against the job",
     "not_started": "the engine died before it had the job; not held against it",
     "moved": "another worker had room for the job; not held against it",
+    "sliced": "its time slice was over, and other jobs waited; not held against the job",
     "worker_lost": "the worker was gone; held against the job from the third time in a row on",
     "lease_expired": "the worker was frozen or cut off; held against the job as worker_lost",
     "engine_death": "the engine died with the job; held against it",

@@ -46,6 +46,17 @@ _Gap = Annotated[
 _Workers = Annotated[int, typer.Option(min=1, max=64, help="Number of workers.")]
 _Lease = Annotated[float, typer.Option(min=0.5, help="BATCHMILL_LEASE_S of the workers.")]
 _Step = Annotated[float, typer.Option(min=0, help="Milliseconds per step of the stub engine.")]
+_Places = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="BATCHMILL_MAX_NUM_SEQS of the workers. With few places jobs wait, and long ones move "
+        "to workers with more room.",
+    ),
+]
+_Slice = Annotated[
+    int, typer.Option(min=0, help="BATCHMILL_TIME_SLICE_TOKENS of the workers; needs few --places.")
+]
 _Settle = Annotated[
     float, typer.Option(min=1, help="Maximum seconds from the last fault to the last end.")
 ]
@@ -79,6 +90,8 @@ def run_chaos_bench(
     workers: _Workers = 3,
     lease_s: _Lease = 3.0,
     step_ms: _Step = 5.0,
+    places: _Places = None,
+    slice_tokens: _Slice = 0,
     settle_s: _Settle = 120.0,
     broker_url: _Broker = None,
     plan: _Plan = False,
@@ -120,6 +133,8 @@ def run_chaos_bench(
         num_workers=workers,
         lease_s=lease_s,
         step_time_s=step_ms / 1000,
+        num_places=places,
+        slice_tokens=slice_tokens,
         settle_s=settle_s,
         broker_url=broker_url,
         keep_logs=keep_logs,

@@ -18,6 +18,7 @@ _CAUSES = {
     "drain": "the worker was stopped in order",
     "not_started": "the engine died before it had the job",
     "moved": "another worker had room for it",
+    "sliced": "its time slice was over, and others waited",
     "engine_death": "the engine died",
     "engine_stall": "the engine stood still",
     "worker_lost": "the worker was lost",

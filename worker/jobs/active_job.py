@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from batchmill.producer.job.selection import Selection
 from batchmill.producer.protocol import keys
-from batchmill.producer.protocol.replies import Claim, HeldJob, JobState, TokenWrite
+from batchmill.producer.protocol.calls.spread import Origin
+from batchmill.producer.protocol.replies import Claim, HeldJob, JobState, ReleaseCause, TokenWrite
 from batchmill.producer.tracing.traceparent import trace_fields
 from batchmill.worker.engine_host.messages import AddRequest
 
@@ -35,6 +37,13 @@ class TimeLimit:
     state: JobState
 
 
+class Release(NamedTuple):
+    """How a job is given back: why, and to which session of a worker (None: to any)."""
+
+    cause: ReleaseCause
+    taker: str | None = None
+
+
 @dataclass(slots=True, eq=False)
 class ActiveJob:
     """A claimed job from its claim to its last write.
@@ -48,6 +57,8 @@ class ActiveJob:
     task: TaskHandle
     metadata: Mapping[str, str] = field(default_factory=dict)
     tenant: str = keys.DEFAULT_TENANT
+    #: Name of the queue that it waits in when it is given back.
+    queue: str = ""
     tags: Sequence[str] = ()
     limit: TimeLimit | None = None
     #: How one of several samples is selected; None selects none.
@@ -56,6 +67,8 @@ class ActiveJob:
     reports_logprobs: tuple[bool, bool] = (True, True)
     #: None if nothing is known about the job but its claim.
     retry_rules: RetryRules | None = None
+    #: Whether it was taken while its prefix was among those that the engine held.
+    claimed_for_prefix: bool = False
     claimed_at: float = field(default_factory=time.monotonic)
     first_token_at: float | None = None
     #: When the engine reported its last tokens.
@@ -67,8 +80,8 @@ class ActiveJob:
     num_saved: int = 0
     #: The state in which the job is to end, once the engine has been asked to stop it.
     stopping: JobState | None = None
-    #: The session of the worker that gets the job, once the engine has been asked to stop it.
-    taker: str | None = None
+    #: How the job is given back, once the engine has been asked to stop it for that.
+    leaving: Release | None = None
     #: The stored tokens once disagreed with ours; the second time the job is dropped.
     had_gap: bool = False
     is_in_engine: bool = False
@@ -101,6 +114,11 @@ class ActiveJob:
     def waited_s(self) -> float:
         """Seconds since the claim."""
         return time.monotonic() - self.claimed_at
+
+    @property
+    def origin(self) -> Origin:
+        """What decides whether a pause would hold the job back if it waited."""
+        return Origin(self.queue, self.tenant)
 
     @property
     def held(self) -> HeldJob:

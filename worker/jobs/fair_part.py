@@ -73,21 +73,44 @@ def select_jobs(
         num_waiting: requests that the engine has not started.
         output_share: of `max_tokens` that jobs use on average.
     """
-    free = [job for job in jobs if _may_move(job)]
+    free = [job for job in jobs if may_leave(job) and _may_move(job)]
     not_started = [job for job in free if job.first_token_at is None]
     waiting = not_started[::-1][:num_waiting]
     running = [job for job in free if job not in waiting and _pays(job, output_share)]
-    running.sort(key=lambda job: _num_left(job, output_share), reverse=True)
+    running.sort(key=lambda job: num_left(job, output_share), reverse=True)
     return [*waiting, *running][:num_due]
 
 
-def _may_move(job: ActiveJob) -> bool:
-    if job.stopping is not None or job.taker is not None or not job.is_in_engine:
+def may_leave(job: ActiveJob) -> bool:
+    """Return whether a job can be given back before its end and go on later."""
+    if job.stopping is not None or job.leaving is not None or not job.is_in_engine:
         return False
     if job.group_limit is not None:  # its engine is chosen with care
         return False
-    if job.request.section is not None:  # it is not stored how far a plan of requests has come
-        return False
+    # It is not stored how far a plan of requests has come.
+    return job.request.section is None
+
+
+def num_new_tokens(job: ActiveJob) -> int:
+    """Return the tokens of this attempt."""
+    return len(job.token_ids) - len(job.claim.token_ids)
+
+
+def num_left(job: ActiveJob, output_share: float) -> float:
+    """Return about how many tokens a job has yet to generate."""
+    max_tokens = job.request.params.get("max_tokens") or 0
+    return max_tokens * output_share - len(job.token_ids)
+
+
+def pays_off(job: ActiveJob, num_left: float) -> bool:
+    """Return whether far more tokens are left than an engine would compute again."""
+    if int(job.request.params.get("n") or 1) > 1:
+        return False  # of several samples, only the first one's tokens are stored
+    num_again = len(job.token_ids) + len(job.claim.document) / _BYTES_PER_TOKEN
+    return num_left >= num_again / _PREFILL_FACTOR
+
+
+def _may_move(job: ActiveJob) -> bool:
     causes = [attempt.cause for attempt in job.claim.history]
     if causes.count(AttemptCause.MOVED) >= _MAX_MOVES:
         return False
@@ -96,17 +119,9 @@ def _may_move(job: ActiveJob) -> bool:
 
 def _pays(job: ActiveJob, output_share: float) -> bool:
     """Return whether a running job has much more to compute than would be computed again."""
-    if job.first_token_at is None or int(job.request.params.get("n") or 1) > 1:
-        return False  # of several samples, only the first one's tokens are stored
-    num_new = len(job.token_ids) - len(job.claim.token_ids)
-    if num_new < _LEAST_TOKENS:
+    num_new = num_new_tokens(job)
+    if job.first_token_at is None or num_new < _LEAST_TOKENS:
         return False
-    num_left = _num_left(job, output_share)
+    left = num_left(job, output_share)
     token_s = (time.monotonic() - job.first_token_at) / num_new
-    num_again = len(job.token_ids) + len(job.claim.document) / _BYTES_PER_TOKEN
-    return num_left * token_s >= _LEAST_LEFT_S and num_left >= num_again / _PREFILL_FACTOR
-
-
-def _num_left(job: ActiveJob, output_share: float) -> float:
-    max_tokens = job.request.params.get("max_tokens") or 0
-    return max_tokens * output_share - len(job.token_ids)
+    return left * token_s >= _LEAST_LEFT_S and pays_off(job, left)

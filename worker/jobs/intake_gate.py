@@ -98,8 +98,16 @@ class IntakeGate:
         startable = int(self._max_num_batched_tokens / max(1.0, self._mean_prompt_tokens))
         if num_coming >= max(_MIN_WAITING, _STEPS_AHEAD * startable):
             return False
-        blocks_each = -(-(int(self._mean_prompt_tokens) + 1) // ready.block_size)
-        return self._link.load.num_free_blocks >= blocks_each * (num_coming + 1)
+        return self._are_blocks_free(num_coming, ready.block_size)
+
+    def is_full(self) -> bool:
+        """Return whether another job could start only in the place of one that is here."""
+        ready = self._link.ready
+        if ready is None or not self._can_take_jobs() or not len(self._jobs):
+            return False
+        if len(self._jobs) >= self._max_num_seqs:
+            return True
+        return not self._are_blocks_free(self._num_coming(), ready.block_size)
 
     def has_extra_place(self, num_places: int) -> bool:
         """Return whether the engine would take a job that it is to run before others.
@@ -117,6 +125,11 @@ class IntakeGate:
             return False
         is_held_up = self._claimer.is_held_up or self._jobs.num_pending
         return not is_held_up and not self._jobs.needs_isolation
+
+    def _are_blocks_free(self, num_coming: int, block_size: int) -> bool:
+        """Return whether the likely blocks of one more prompt than are on their way are free."""
+        blocks_each = -(-(int(self._mean_prompt_tokens) + 1) // block_size)
+        return self._link.load.num_free_blocks >= blocks_each * (num_coming + 1)
 
     def _num_coming(self) -> int:
         """Return the number of jobs that the engine has not started yet."""

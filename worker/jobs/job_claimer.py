@@ -34,6 +34,7 @@ from .engine_request import (
     request_id,
     time_limit,
 )
+from .held_prefixes import HeldPrefixes
 from .job_end import failed_end, with_retry
 from .object_threads import ObjectThreads
 from .outcome import Outcome, TaskHandle
@@ -79,6 +80,7 @@ class JobClaimer:
         traces: JobTraces,
         objects: ObjectThreads,
         on_room: Callable[[], None],
+        prefixes: HeldPrefixes,
     ) -> None:
         """Bind to the parts around it.
 
@@ -95,6 +97,7 @@ class JobClaimer:
             traces: makes the traces of attempts.
             objects: reads the documents that are in an object store.
             on_room: called from any thread when such a document has been read.
+            prefixes: that the engine holds.
         """
         self._settings = settings
         self._store = store
@@ -108,6 +111,7 @@ class JobClaimer:
         self._traces = traces
         self._objects = objects
         self._on_room = on_room
+        self._prefixes = prefixes
         self._rng = random.Random()
         self._parked: deque[_ParkedTask] = deque()
         self._closed = False
@@ -167,11 +171,13 @@ class JobClaimer:
             identity=identity,
             nonce=parked.nonce,
             session=self._session,
+            prefixes=(prefixes := self._prefixes.list()),
         )
         if isinstance(claim, ClaimRefusal):
             self._on_refused(task, claim)
         else:
-            self._start_job(task, claim)
+            self._start_job(task, claim, is_held=claim.prefix in prefixes)
+            self._prefixes.note_claim(claim.prefix)
         return True
 
     def _on_refused(self, task: TaskHandle, why: ClaimRefusal) -> None:
@@ -204,7 +210,7 @@ class JobClaimer:
         outcome = Outcome(JobState.FAILED, error=(rejection.code, str(rejection)))
         self._reporter.report(task, outcome)
 
-    def _start_job(self, task: TaskHandle, claim: Claim) -> None:
+    def _start_job(self, task: TaskHandle, claim: Claim, *, is_held: bool) -> None:
         if claim.celery_result:
             # The job's own message asked for a Celery result; a renewed announcement does not.
             task.request["ignore_result"] = False
@@ -215,6 +221,7 @@ class JobClaimer:
             is_moved=bool(claim.history) and claim.history[-1].cause == AttemptCause.MOVED,
         )
         job = ActiveJob(claim, AddRequest(request_id(claim), None, None, {}), task)
+        job.claimed_for_prefix = is_held
         job.token_ids = list(claim.token_ids)
         job.num_saved = 0 if claim.must_rewrite_output else len(job.token_ids)
         job.limit = time_limit(claim, task.time_limit_s)
@@ -277,6 +284,7 @@ class JobClaimer:
         job.retry_rules = retry_rules(document.retry, self._settings)
         job.metadata = document.metadata
         job.tenant = document.tenant or keys.DEFAULT_TENANT
+        job.queue = keys.queue_name(self._settings.served_name, document.priority)
         job.tags = document.tags
         _log.debug(
             "job_claimed",

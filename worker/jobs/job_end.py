@@ -30,6 +30,7 @@ _RELEASE_REASONS = {
     ReleaseCause.DRAIN: "the worker is shutting down",
     ReleaseCause.NOT_STARTED: "the engine died before it had the job",
     ReleaseCause.MOVED: "another worker has room for the job",
+    ReleaseCause.SLICED: "its time slice is over, and other jobs wait",
     ReleaseCause.ENGINE_DEATH: "the engine died",
     ReleaseCause.ENGINE_STALL: "the engine stood still and was replaced",
 }

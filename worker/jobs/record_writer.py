@@ -9,7 +9,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import structlog
 from redis.exceptions import RedisError, ResponseError
@@ -18,7 +17,7 @@ from batchmill.producer.protocol.calls import jobs as job_calls
 from batchmill.producer.protocol.replies import JobState, ReleaseCause, WriteStatus
 from batchmill.producer.store.job_store import JobStore
 
-from .active_job import ActiveJob
+from .active_job import ActiveJob, Release
 from .active_jobs import ActiveJobs
 from .checkpoints import Checkpoints
 from .end_writer import EndWriter
@@ -45,13 +44,6 @@ class RecordWriterConfig:
     checkpoint_interval_s: float
     #: Unsaved tokens of all active jobs at which generation pauses while Redis does not reply.
     max_backlog_tokens: int
-
-
-class _Release(NamedTuple):
-    """How a job is given back: why, and to which session of a worker (None: to any)."""
-
-    cause: ReleaseCause
-    taker: str | None = None
 
 
 class RecordWriter:
@@ -110,7 +102,7 @@ class RecordWriter:
         )
         self._messages: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._ends = EndWriter(store, settle)
-        self._releases: deque[tuple[ActiveJob, _Release]] = deque()
+        self._releases: deque[tuple[ActiveJob, Release]] = deque()
         self._thread = threading.Thread(target=self._run, name="record-writer", daemon=True)
         self._closed = False
         self._paused = False
@@ -145,16 +137,15 @@ class RecordWriter:
 
     def release(self, jobs: Sequence[ActiveJob], cause: ReleaseCause) -> None:
         """Write the last tokens of jobs and give them back to their queues."""
-        how = _Release(cause)
+        how = Release(cause)
         self._messages.put(lambda: self._releases.extend((job, how) for job in jobs))
 
-    def begin_hand_over(self, jobs: Sequence[ActiveJob], taker: str) -> None:
-        """Stop active jobs for another worker; each is given to `hand_over` when it has stopped."""
-        self._messages.put(lambda: self._begin_hand_over(jobs, taker))
+    def begin_release(self, jobs: Sequence[ActiveJob], how: Release) -> None:
+        """Stop active jobs to give them back; `finish_release` takes each when it has stopped."""
+        self._messages.put(lambda: self._begin_release(jobs, how))
 
-    def hand_over(self, job: ActiveJob) -> None:
-        """Write the last tokens of a job that was stopped, and give it to its taker."""
-        how = _Release(ReleaseCause.MOVED, job.taker)
+    def finish_release(self, job: ActiveJob, how: Release) -> None:
+        """Write the last tokens of a job that was stopped, and give it back."""
         self._messages.put(lambda: self._releases.append((job, how)))
 
     def stop(self, job: ActiveJob, state: JobState) -> None:
@@ -264,10 +255,10 @@ class RecordWriter:
         if not self._jobs.abort(job) and self._jobs.remove(job):
             self._ends.add(job, stopped_end(job))
 
-    def _begin_hand_over(self, jobs: Sequence[ActiveJob], taker: str) -> None:
+    def _begin_release(self, jobs: Sequence[ActiveJob], how: Release) -> None:
         for job in jobs:
-            if job.stopping is None:
-                job.taker = taker if self._jobs.abort(job) else None
+            if job.stopping is None and job.leaving is None:
+                job.leaving = how if self._jobs.abort(job) else None
 
     def _drop(self, job: ActiveJob, why: str) -> None:
         """Forget a job that is no longer ours."""

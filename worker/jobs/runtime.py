@@ -26,13 +26,16 @@ from .claim_share import ClaimShare
 from .engine_breaker import EngineBreaker
 from .engine_spec import engine_spec
 from .engine_watchdog import EngineWatchdog
+from .fair_part import OutputShare
 from .fleet_turns import FleetTurns
 from .heartbeat import Heartbeat
+from .held_prefixes import HeldPrefixes
 from .high_intake import LOOK_INTERVAL_S, HighIntake
 from .inbox_mover import PAUSE_S, WAIT_S, InboxMover
 from .intake_gate import IntakeGate
 from .job_claimer import JobClaimer
 from .job_end import JobEnd, bounded_end, finished_end, refused_end, with_retry
+from .leaving import LeavingJobs
 from .lost_workers import put_back_jobs_of_lost_workers
 from .object_threads import ObjectThreads
 from .outcome import Outcome
@@ -47,6 +50,8 @@ from .sweeper import Sweeper, announce_delayed_jobs
 from .takeover import LOOK_INTERVAL_S as TAKEOVER_INTERVAL_S
 from .takeover import Takeover
 from .throughput import Throughput
+from .time_slices import LOOK_INTERVAL_S as SLICE_INTERVAL_S
+from .time_slices import TimeSlices
 from .worker_health import WorkerHealth
 from .worker_metrics import WorkerMetrics
 
@@ -125,6 +130,9 @@ class WorkerRuntime:
         self.reporter = OutcomeReporter(settings.finisher_threads)
         self.writer = self._make_writer()
         self._objects = ObjectThreads(store, self.metrics.jobs)
+        self._prefixes = HeldPrefixes(
+            is_on=settings.prefix_claims and settings.engine_config.enable_prefix_caching
+        )
         self.claimer = self._make_claimer(traces)
         self._share = ClaimShare(
             *(settings, store, self.jobs, self.metrics.speed), name=name, on_room=on_room
@@ -137,7 +145,10 @@ class WorkerRuntime:
             num_places=settings.high_places,
             on_room=on_room,
         )
-        self.takeover = self._make_takeover()
+        output_share = OutputShare()
+        self._leaving = LeavingJobs(self.writer, self.metrics.jobs, output_share)
+        self.takeover = self._make_takeover(output_share)
+        self._slices = TimeSlices(settings, store, self.jobs, self.gate, self.writer, output_share)
         self._heartbeat = self._make_heartbeat()
         self.health = WorkerHealth(
             self.link,
@@ -276,6 +287,7 @@ class WorkerRuntime:
         """Give back the jobs that were in the engine, and those that were pending."""
         in_engine, pending = self.jobs.engine_gone()
         self._saved.note_engine_gone()
+        self._prefixes.clear()
         self._heartbeat_thread.call_now()
         was_stuck = self._watchdog.take_kill()
         is_orderly = orderly or self._draining
@@ -307,7 +319,8 @@ class WorkerRuntime:
             self._breaker.note_finished()
         if job is not None and self.jobs.remove(job):
             job.trace.finished(job, finished)
-            if self.takeover.finished(job, finished):
+            self._prefixes.note_finished(job, finished)
+            if self._leaving.finished(job, finished):
                 return
             self.gate.observe_prompt(finished.num_prompt_tokens)
             self.metrics.note_finished(job, finished)
@@ -373,6 +386,7 @@ class WorkerRuntime:
             traces=traces,
             objects=self._objects,
             on_room=self._on_room,
+            prefixes=self._prefixes,
         )
 
     def _make_gate(self) -> IntakeGate:
@@ -386,7 +400,7 @@ class WorkerRuntime:
             has_share=self._share.has_reached,
         )
 
-    def _make_takeover(self) -> Takeover:
+    def _make_takeover(self, share: OutputShare) -> Takeover:
         return Takeover(
             self._settings,
             self._store,
@@ -397,7 +411,7 @@ class WorkerRuntime:
             self.metrics.speed,
             session=self._session,
             consumes_all=self._consumes_all,
-            count_moved=self.metrics.jobs.handed_over.add,
+            share=share,
         )
 
     def _make_heartbeat(self) -> Heartbeat:
@@ -432,6 +446,7 @@ class WorkerRuntime:
             PeriodicThread(
                 "takeover", self.takeover.look, TAKEOVER_INTERVAL_S, jitter=_SWEEP_JITTER
             ),
+            PeriodicThread("slices", self._slices.look, SLICE_INTERVAL_S, jitter=_SWEEP_JITTER),
             PeriodicThread("share", self._share.look, SHARE_INTERVAL_S, jitter=_SWEEP_JITTER),
             PeriodicThread("health", self.health.write, REPORT_INTERVAL_S),
             PeriodicThread("watchdog", self._watch_engine, _WATCH_INTERVAL_S),

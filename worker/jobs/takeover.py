@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import structlog
 
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls import spread as calls
 from batchmill.producer.protocol.calls.spread import Want
+from batchmill.producer.protocol.replies import ReleaseCause
 from batchmill.producer.store.job_store import JobStore
 from batchmill.worker.engine_host.engine_link import EngineLink
-from batchmill.worker.engine_host.messages import Finished
 from batchmill.worker.settings import WorkerSettings
 
-from .active_job import ActiveJob
+from .active_job import Release
 from .active_jobs import ActiveJobs
 from .fair_part import OutputShare, num_due, select_jobs
 from .intake_gate import IntakeGate
@@ -39,8 +40,7 @@ class Takeover:
     their last tokens are written, and they are announced again, but to the asking worker only. So
     no token is lost, no attempt is charged, and the giver does not take them back itself.
 
-    Source: docs/decisions/0028-takeover.md. One thread calls `look`, that of the engine link
-    `finished`.
+    Source: docs/decisions/0028-takeover.md. One thread calls `look`.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Takeover:
         *,
         session: str,
         consumes_all: Callable[[], bool],
-        count_moved: Callable[[], None],
+        share: OutputShare,
     ) -> None:
         """Bind to the parts around it.
 
@@ -69,7 +69,7 @@ class Takeover:
             speed: of the engine with full batches.
             session: this run of the worker.
             consumes_all: whether the worker takes jobs from all queues of its model.
-            count_moved: counts a job that is handed over.
+            share: of `max_tokens` that jobs use.
         """
         self._settings = settings
         self._store = store
@@ -80,9 +80,7 @@ class Takeover:
         self._speed = speed
         self._session = session
         self._consumes_all = consumes_all
-        self._count_moved = count_moved
-        self._share = OutputShare()
-        self._is_asking = False
+        self._share = share
         self._may_be_given_until = 0.0
 
     def look(self) -> None:
@@ -97,7 +95,6 @@ class Takeover:
         if ready is None or not self._gate.is_open() or not self._consumes_all():
             self.stop_asking()
         else:
-            self._is_asking = True
             num_places = self._settings.engine_config.max_num_seqs - len(self._jobs)
             self._may_be_given_until = time.monotonic() + _GIVING_S
             self._want(max(0, num_places), self._matching(ready.identity))
@@ -114,24 +111,11 @@ class Takeover:
         """
         if time.monotonic() < self._may_be_given_until:
             self._want(0, "")
-        self._is_asking = False
 
     @property
     def handed_lists(self) -> list[str]:
         """Names of the lists with announcements for this worker alone, if it may take any."""
-        return [keys.handed(self._session)] if self._is_asking and self._gate.is_open() else []
-
-    def finished(self, job: ActiveJob, finished: Finished) -> bool:
-        """Hand a job over that the engine has stopped for this; False if it has ended otherwise."""
-        if job.taker is None or job.stopping is not None or finished.finish_reason != "abort":
-            if finished.finish_reason in ("stop", "length"):
-                self._share.note(finished.num_output_tokens, job.request.params.get("max_tokens"))
-            return False
-        if finished.error_code is not None:  # its deadline has passed
-            return False
-        self._count_moved()
-        self._writer.hand_over(job)
-        return True
+        return [keys.handed(self._session)] if self._gate.is_open() else []
 
     def _matching(self, identity: str) -> str:
         """Return what two workers must share to move jobs: the engine, and the encryption keys."""
@@ -154,18 +138,23 @@ class Takeover:
 
     def _offer(self, identity: str) -> None:
         jobs = self._jobs.snapshot()
-        if len(jobs) < 2 or any(job.taker is not None for job in jobs):
+        if len(jobs) < 2 or any(job.leaving is not None for job in jobs):
             return
-        load, share = self._link.load, self._share.mean
-        if not select_jobs(jobs, 1, num_waiting=load.num_waiting, output_share=share):
-            return
-        want = self._store.run(
-            calls.take_want(self._load(0), model=self._settings.served_name, identity=identity)
+        select = partial(
+            select_jobs, num_waiting=self._link.load.num_waiting, output_share=self._share.mean
         )
-        if want is None:
+        origins = list(dict.fromkeys(job.origin for job in select(jobs, len(jobs))))
+        if not origins:
             return
+        model = self._settings.served_name
+        found = self._store.run(
+            calls.take_want(self._load(0), model=model, identity=identity, origins=origins)
+        )
+        if found is None:
+            return
+        want, may_move = found
         due = num_due(len(jobs), self._speed.tokens_per_s, want)
-        chosen = select_jobs(jobs, due, num_waiting=load.num_waiting, output_share=share)
+        chosen = select([job for job in jobs if job.origin in may_move], due)
         if chosen:
             _log.info("jobs_handed_over", num_jobs=len(chosen), num_held=len(jobs), to=want.session)
-            self._writer.begin_hand_over(chosen, want.session)
+            self._writer.begin_release(chosen, Release(ReleaseCause.MOVED, want.session))

@@ -22,8 +22,8 @@ _OUTCOMES = ("delivered", "exhausted", "disabled", "refused")
 _ATTEMPTS = "attempts_"
 #: Causes that are shown before they occur.
 _CAUSES = (
-    *("drain", "not_started", "moved", "engine_death", "engine_stall", "lease_expired"),
-    *("worker_lost", "failed"),
+    *("drain", "not_started", "moved", "sliced", "engine_death", "engine_stall"),
+    *("lease_expired", "worker_lost", "failed"),
 )
 
 

@@ -139,6 +139,7 @@ class JobMeter:
         self.resumed_tokens = Counter(names.RESUMED_TOKENS)
         self.handed_over = Counter(names.JOBS_HANDED_OVER)
         self.taken_over = Counter(names.JOBS_TAKEN_OVER)
+        self.sliced = Counter(names.JOBS_SLICED)
         self.fenced_writes = Counter(names.FENCED_WRITES)
         self.objects = Counter(names.OBJECTS)
         self.object_bytes = Counter(names.OBJECT_BYTES)

@@ -121,6 +121,9 @@ JOBS_PROCESSED: Final = _counter(
 JOBS_HANDED_OVER: Final = _counter(
     "jobs_handed_over", "Running or claimed jobs that went to a worker with more room."
 )
+JOBS_SLICED: Final = _counter(
+    "jobs_sliced", "Running jobs that gave way to shorter ones after a time slice."
+)
 JOBS_TAKEN_OVER: Final = _counter(
     "jobs_taken_over", "Jobs that the worker has taken over from busier ones."
 )
@@ -216,7 +219,7 @@ GPU_GAUGES: Final = (GPU_MEMORY_USED, GPU_MEMORY_TOTAL, GPU_UTILISATION)
 COUNTERS: Final = (
     *(PROMPT_TOKENS, PROMPT_TOKENS_CACHED, GENERATION_TOKENS, PREFIX_QUERIES, PREFIX_HITS),
     *(PREEMPTIONS, REQUEST_SUCCESS, CORRUPTED, REJECTIONS, DRAFT_TOKENS, ACCEPTED_TOKENS, STEPS),
-    *(JOBS_CLAIMED, JOBS_PROCESSED, JOBS_HANDED_OVER, JOBS_TAKEN_OVER),
+    *(JOBS_CLAIMED, JOBS_PROCESSED, JOBS_HANDED_OVER, JOBS_TAKEN_OVER, JOBS_SLICED),
     *(RESUMED_TOKENS, RECOMPUTED_TOKENS, FENCED_WRITES, ENGINE_RESTARTS),
     *(OBJECTS, OBJECT_BYTES),
 )

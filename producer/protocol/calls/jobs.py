@@ -88,6 +88,7 @@ def submit(job: NewJob, *, is_adopted: bool = False) -> Call[SubmitReply]:
         "api_key": job.api_key or None,
         "gateway": job.gateway or None,
         "traceparent": job.traceparent,
+        "prefix": Fingerprint(job.prefix, job.tenant) if job.prefix else None,
     }
     if job.limits is not NO_LIMITS:
         fields |= asdict(job.limits)
@@ -104,16 +105,26 @@ def submit(job: NewJob, *, is_adopted: bool = False) -> Call[SubmitReply]:
 
 
 def claim(
-    job_id: str, owner: str, lease_ms: int, identity: str, nonce: str, session: str = ""
+    job_id: str,
+    owner: str,
+    lease_ms: int,
+    identity: str,
+    nonce: str,
+    session: str = "",
+    prefixes: Sequence[str] = (),
 ) -> Call[Claim | ClaimRefusal]:
-    """Take a queued job under a lease, or find the claim that the same nonce has made."""
+    """Take a queued job under a lease, or find the claim that the same nonce has made.
+
+    With `prefixes`, those that the caller's engine holds, a job of another prefix may be refused as
+    `PASSED_OVER`; the list of the session then has an announcement of one that fits.
+    """
 
     def read(reply: list[Any]) -> Claim | ClaimRefusal:
         if reply[0] == b"REFUSED":
             return ClaimRefusal(reply[1].decode())
         _, fence, document, data, attempts, alone, deadline, *rest = reply
         enqueued, started, now, suspect, celery_result, retries, *about = rest
-        traceparent, history, made_at_ms, must_rewrite = about
+        traceparent, history, made_at_ms, prefix, must_rewrite = about
         unreadable = next((x.error for x in (document, data) if isinstance(x, Unopened)), None)
         if unreadable is not None:
             document = data = b""
@@ -135,6 +146,7 @@ def claim(
             traceparent=traceparent.decode("latin-1") or None,
             history=read_history(history),
             made_at_ms=made_at_ms,
+            prefix=prefix.decode(errors="replace"),
             must_rewrite_output=must_rewrite is True,
             unreadable=unreadable,
         )
@@ -152,7 +164,13 @@ def claim(
         return [b"CLAIMED", fence, document, tokens, *rest, is_open]
 
     args = (job_id, owner, lease_ms, identity, nonce, session, os.getpid(), KeyIds())
-    return Call("claim", (*args, *keys.SUPPORTED_VERSIONS), read, opens=opens, leaves_objects=True)
+    return Call(
+        "claim",
+        (*args, " ".join(prefixes), *keys.SUPPORTED_VERSIONS),
+        read,
+        opens=opens,
+        leaves_objects=True,
+    )
 
 
 def checkpoint(writes: Sequence[TokenWrite], lease_ms: int) -> Call[list[WriteStatus]]:

@@ -95,5 +95,7 @@ class NewJob:
     api_key: str = ""
     #: JSON of what the gateway needs to answer in its caller's terms; empty for other jobs.
     gateway: str = ""
+    #: Digest of the beginning of its prompt; empty if that is too short to share.
+    prefix: str = ""
     #: Context of the span that sends it, in W3C's form; None without one.
     traceparent: str | None = None

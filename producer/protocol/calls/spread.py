@@ -5,9 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from .call import Argument, Call
+
+
+class Origin(NamedTuple):
+    """What decides whether a pause holds a waiting job back."""
+
+    queue: str
+    tenant: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,19 +48,33 @@ def want(
     return Call("want", (*args, f"{wish.tokens_per_s:.3f}", *queues), lambda reply: reply == 1)
 
 
-def take_want(giver: Want, *, model: str, identity: str) -> Call[Want | None]:
+def take_want(
+    giver: Want, *, model: str, identity: str, origins: Sequence[Origin]
+) -> Call[tuple[Want, frozenset[Origin]] | None]:
     """Find a worker that asks for jobs and is less than half as loaded as the caller.
 
-    No other caller finds the same wish. `giver` describes the caller; its places do not matter.
+    No other caller finds the same wish.
+
+    Args:
+        giver: describes the caller; its places do not matter.
+        model: served name.
+        identity: of the engine; jobs of another one could not be continued.
+        origins: of the jobs that the caller could give, each once.
+
+    Returns:
+        The wish, and those of the origins that no pause holds back. None if no worker asks, or if
+        all of them are paused.
     """
 
-    def read(reply: list[Any]) -> Want | None:
+    def read(reply: list[Any]) -> tuple[Want, frozenset[Origin]] | None:
         if not reply:
             return None
-        name, num_places, num_jobs, speed = reply
+        name, num_places, num_jobs, speed, *numbers = reply
         tokens_per_s = float(speed) if speed.count(b".") < 2 else 0.0
         known = tokens_per_s if math.isfinite(tokens_per_s) else 0.0
-        return Want(name.decode(errors="replace"), num_places, num_jobs, known)
+        want = Want(name.decode(errors="replace"), num_places, num_jobs, known)
+        return want, frozenset(origins[number - 1] for number in numbers)
 
     load = (giver.num_jobs, f"{giver.tokens_per_s:.3f}")
-    return Call("take_want", (giver.session, model, identity, *load), read)
+    names = (name for origin in origins for name in (origin.queue, origin.tenant))
+    return Call("take_want", (giver.session, model, identity, *load, *names), read)

@@ -69,6 +69,11 @@ class Reference:
     identity: str | None = None
     #: The run of a worker that claimed it.
     session: str = ""
+    #: Digest of the beginning of its prompt.
+    prefix: str = ""
+    num_passed_over: int = 0
+    #: The run of a worker that had it when its last time slice ended.
+    home: str = ""
     cancel_requested: bool = False
     completed_fence: str | None = None
     #: Fence of the failed attempt after which the job waits, or waited last.
@@ -141,7 +146,10 @@ class Reference:
             self.note_progress()
             self.crashes += self.alone
             self.suspect += not self.alone
-        return self.requeue(fails=self.crashes >= 3)
+        status = self.requeue(fails=self.crashes >= 3)
+        if cause is ReleaseCause.SLICED and status is ReleaseStatus.REQUEUED:
+            self.home = self.session
+        return status
 
     def requeue(self, *, fails: bool) -> ReleaseStatus:
         if self.cancel_requested:

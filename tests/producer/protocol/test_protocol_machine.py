@@ -52,32 +52,26 @@ from batchmill.producer.store.job_index import JobQuery
 from ...support.sequences import sequences
 from .protocol_invariants import BATCH_ID, QUEUE, WINDOW_JOBS
 from .protocol_reference import Reference, nonce
-from .session_rules import WORKERS, SessionRules
+from .spread_rules import SpreadRules, fence_errors, picks, tenants, workers
 
 LEASE_MS = 3_600_000
 MAX_OPEN_JOBS = 6
 
-#: Which job, counted from the newest; the last value is an unknown job.
-picks = st.sampled_from((0, 0, 0, 1, 1, 2, 9))
-#: How a fence is wrong, mostly not at all. Redis may give the number of a claim out again if it
-#: loses its last writes: `other claim` has the right number and another nonce.
-fence_errors = st.sampled_from(("", "", "", "earlier claim", "later claim", "other claim"))
 #: Where a write starts, relative to the stored end: mostly there, or before it.
 position_errors = st.sampled_from((0, 0, -1, -2, 1))
 tokens: st.SearchStrategy[list[int]] = st.just([]) | st.lists(
     st.integers(0, 1), min_size=1, max_size=3
 )
 causes = st.sampled_from(ReleaseCause)
+prefixes = st.sampled_from(((), ("p0",), ("p1", "p2")))
 identities = st.sampled_from(("model-1", "model-1", "model-2"))
-tenants = st.sampled_from(("a", "a", "b", "c"))
 rarely = st.sampled_from((False, False, False, True))
 tags = st.sampled_from(("", "x", "xy"))
 some_tags = st.sampled_from(("x", "xy"))
-workers = st.sampled_from(WORKERS)
 ends = st.sampled_from((JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED))
 
 
-class ProtocolMachine(SessionRules):
+class ProtocolMachine(SpreadRules):
     """Drives a store and its references side by side."""
 
     def __init__(self, url: str, check_keys: Callable[[Redis], None]) -> None:
@@ -91,10 +85,6 @@ class ProtocolMachine(SessionRules):
         for webhook, tag in ((True, "x"), (False, ""), (True, "xy")):
             self.submit(webhook, "a", False, tag)
 
-    def job_id(self, pick: int) -> str:
-        """Return the id of the job that a rule uses."""
-        return list(self.jobs)[-1 - pick] if pick < len(self.jobs) else "unknown"
-
     @rule(webhook=st.booleans(), tenant=tenants, is_delayed=rarely, tag=tags)
     def submit(self, webhook: bool, tenant: str, is_delayed: bool, tag: str) -> None:
         """Submit a new job while few are open, otherwise the newest again."""
@@ -104,9 +94,10 @@ class ProtocolMachine(SessionRules):
         url = "https://example.com/" if webhook else None
         delay_ms = LEASE_MS if is_delayed else None
         cost = 10 + self.num_submitted
+        prefix = f"p{self.num_submitted % 3}"
         place = BatchPlace(BATCH_ID, len(self.batch.jobs)) if is_new else None
         job = NewJob(job_id, "demo", QUEUE, "{}", 60_000, url, tags=tuple(filter(None, [tag])))
-        job = replace(job, tenant=tenant, cost=cost, delay_ms=delay_ms, batch=place)
+        job = replace(job, tenant=tenant, cost=cost, delay_ms=delay_ms, batch=place, prefix=prefix)
         reply = self.store.submit(job)
         if is_new and not self.batch.is_open:
             assert reply.status is SubmitStatus.CLOSED
@@ -114,7 +105,7 @@ class ProtocolMachine(SessionRules):
         elif is_new:
             self.batch.jobs.append(job_id)
         assert reply.status is (SubmitStatus.CREATED if is_new else SubmitStatus.EXISTING)
-        self.jobs.setdefault(job_id, Reference(webhook, is_delayed, tag, tenant))
+        self.jobs.setdefault(job_id, Reference(webhook, is_delayed, tag, tenant, prefix=prefix))
 
     @rule(num_due=st.integers(1, 3))
     def let_time_pass(self, num_due: int) -> None:
@@ -141,14 +132,17 @@ class ProtocolMachine(SessionRules):
         """Claim without a message, as for a duplicate or late one."""
         self.claim_job(self.job_id(pick), identity, worker)
 
-    @rule(identity=identities, worker=workers)
-    def take_the_next(self, identity: str, worker: str) -> None:
+    @rule(identity=identities, worker=workers, prefixes=prefixes)
+    def take_the_next(self, identity: str, worker: str, prefixes: tuple[str, ...]) -> None:
         """Take the next message and claim its job, as a worker does."""
-        message = self.redis.rpop(keys.announced(QUEUE))
+        message = self.redis.rpop(keys.handed(self.sessions[worker]))
+        message = message or self.redis.rpop(keys.announced(QUEUE))
         if message is not None:
-            self.claim_job(json.loads(message)["headers"]["id"], identity, worker)
+            self.claim_job(json.loads(message)["headers"]["id"], identity, worker, prefixes)
 
-    def claim_job(self, job_id: str, identity: str, worker: str) -> None:
+    def claim_job(
+        self, job_id: str, identity: str, worker: str, prefixes: tuple[str, ...] = ()
+    ) -> None:
         job = self.jobs.get(job_id)
         number = 1 if job is None else job.fence + 1
         reply = self.store.claim(
@@ -158,6 +152,7 @@ class ProtocolMachine(SessionRules):
             identity=identity,
             session=self.sessions[worker],
             nonce=nonce(number),
+            prefixes=prefixes,
         )
         if job is None or job.state != "queued" or job.is_scheduled:
             refusal = ClaimRefusal.LEASED
@@ -169,6 +164,14 @@ class ProtocolMachine(SessionRules):
                 refusal = ClaimRefusal.SCHEDULED
             assert reply is refusal
             return
+        elsewhere = set(self.sessions.values()) - {self.sessions[worker]}
+        if job.home in elsewhere and job.identity != identity:
+            assert reply is ClaimRefusal.OTHER_ENGINE
+            return
+        if reply is ClaimRefusal.PASSED_OVER:
+            self.pass_over(job, self.sessions[worker], prefixes)
+            return
+        job.home = ""
         if job.identity not in (None, identity) and job.tokens:
             job.tokens, job.restarts = [], job.restarts + 1
         job.state, job.identity = "in_progress", identity

@@ -11,7 +11,7 @@ import pytest
 from batchmill.producer.protocol import keys
 from batchmill.producer.protocol.calls import jobs as job_calls
 from batchmill.producer.protocol.calls import spread as calls
-from batchmill.producer.protocol.calls.spread import Want
+from batchmill.producer.protocol.calls.spread import Origin, Want
 from batchmill.producer.protocol.pauses import PauseKind
 from batchmill.producer.protocol.replies import HeldJob, JobState, ReleaseStatus
 from batchmill.producer.store.pauses import Pauses
@@ -46,7 +46,16 @@ def ask(bench: Any, session: str = TAKER, places: int = 8, **changes: Any) -> bo
 
 
 def find(bench: Any, giver: Want = GIVER, identity: str = "model 1") -> Want | None:
-    found: Want | None = bench.store.run(calls.take_want(giver, model="demo", identity=identity))
+    found = find_for(bench, Origin(QUEUE, "default"), giver=giver, identity=identity)
+    return None if found is None else found[0]
+
+
+def find_for(
+    bench: Any, *origins: Origin, giver: Want = GIVER, identity: str = "model 1"
+) -> tuple[Want, frozenset[Origin]] | None:
+    """Look for a wish, for jobs of these queues and tenants."""
+    call = calls.take_want(giver, model="demo", identity=identity, origins=origins)
+    found: tuple[Want, frozenset[Origin]] | None = bench.store.run(call)
     return found
 
 
@@ -106,14 +115,23 @@ def test_no_worker_asks_while_jobs_wait_in_its_queues(bench: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", [PauseKind.QUEUE, PauseKind.TENANT])
-def test_nothing_moves_during_a_pause(bench: Any, kind: PauseKind) -> None:
+def test_what_is_paused_does_not_move_and_holds_back_nothing_else(
+    bench: Any, kind: PauseKind
+) -> None:
     """A running job goes on through a pause; one that was given back would wait for its end."""
     ask(bench)
+    paused, other = Origin(QUEUE, "acme"), Origin(keys.queue_name("demo", "low"), "default")
     name = QUEUE if kind is PauseKind.QUEUE else "acme"
     Pauses(bench.store).pause(kind, name, by="a test", reason="")
-    assert find(bench) is None
+    assert find_for(bench, paused) is None
+    found = find_for(bench, paused, other)
+    assert found is not None
+    assert found[1] == {other}
+    ask(bench)
     Pauses(bench.store).resume(kind, name)
-    assert find(bench) is not None
+    found = find_for(bench, paused, other)
+    assert found is not None
+    assert found[1] == {paused, other}
 
 
 def test_a_handed_job_is_announced_to_its_taker_only(

@@ -9,9 +9,9 @@ import pytest
 
 from batchmill.producer.protocol.attempts import Attempt
 from batchmill.producer.protocol.calls.spread import Want
-from batchmill.producer.protocol.replies import Claim
+from batchmill.producer.protocol.replies import Claim, ReleaseCause
 from batchmill.worker.engine_host.messages import AddRequest
-from batchmill.worker.jobs.active_job import ActiveJob
+from batchmill.worker.jobs.active_job import ActiveJob, Release
 from batchmill.worker.jobs.fair_part import OutputShare, num_due, select_jobs
 
 from ..celery_tasks import a_task
@@ -82,7 +82,7 @@ def test_waiting_jobs_go_first_and_then_those_with_most_tokens_left() -> None:
         ("several samples", {"n": 2}),
         ("suspect", {"num_tokens": 20, "suspect": 2}),
         ("stopping", {"stopping": "cancelled"}),
-        ("on its way", {"taker": "session"}),
+        ("on its way", {"leaving": Release(ReleaseCause.SLICED)}),
         ("pending", {"is_in_engine": False}),
     ],
 )

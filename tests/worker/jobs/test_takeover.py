@@ -12,7 +12,7 @@ from ..conftest import Mill, expected_tokens
 
 NUM_JOBS = 6
 #: Far more than any job generates before the test ends.
-MAX_TOKENS = 4000
+MAX_TOKENS = 20_000
 
 
 def owners(mill: Mill, jobs: Sequence[str]) -> Counter[str | None]:
@@ -20,14 +20,14 @@ def owners(mill: Mill, jobs: Sequence[str]) -> Counter[str | None]:
 
 
 def test_a_late_joiner_takes_over_half_of_the_jobs_and_its_death_loses_none(mill: Mill) -> None:
-    mill.start_worker("w1", stub={"step_time_s": 0.01}, lease_s=6, takeover=True)
+    mill.start_worker("w1", stub={"step_time_s": 0.03}, lease_s=6, takeover=True)
     jobs = [mill.submit(f"prompt {number}", max_tokens=MAX_TOKENS) for number in range(NUM_JOBS)]
     for job_id in jobs:
         mill.wait_tokens(job_id, 20)
 
     # It asks before the other one, and gets none: it could not continue their tokens.
     other = mill.start_worker("other", stub={"identity": "other"}, takeover=True)
-    late = mill.start_worker("w2", stub={"step_time_s": 0.01}, lease_s=6, takeover=True)
+    late = mill.start_worker("w2", stub={"step_time_s": 0.03}, lease_s=6, takeover=True)
     mill.wait_for(
         lambda: owners(mill, jobs) == {"w1@test": 3, "w2@test": 3}, "three jobs on each worker"
     )
@@ -35,7 +35,7 @@ def test_a_late_joiner_takes_over_half_of_the_jobs_and_its_death_loses_none(mill
     moved = [job_id for job_id in jobs if mill.record(job_id).owner == "w2@test"]
     at_move = {job_id: mill.record(job_id).history[-1].tokens_at_end or 0 for job_id in moved}
     for job_id in moved:
-        mill.wait_tokens(job_id, at_move[job_id] + 50)
+        mill.wait_tokens(job_id, at_move[job_id] + 30)
         record = mill.record(job_id)
         assert [attempt.cause for attempt in record.history] == ["moved"]
         assert (record.suspect, record.attempts) == (0, 2)
@@ -56,7 +56,7 @@ def test_a_late_joiner_takes_over_half_of_the_jobs_and_its_death_loses_none(mill
 
 def test_jobs_that_wait_inside_a_busy_worker_go_first(mill: Mill) -> None:
     """The engine has fewer places than the worker believes, as one that is short of KV blocks."""
-    stub = {"step_time_s": 0.01, "max_num_seqs": 1}
+    stub = {"step_time_s": 0.03, "max_num_seqs": 1}
     mill.start_worker("w1", stub=stub, max_num_seqs=2, takeover=True)
     running, waiting = (mill.submit(name, max_tokens=MAX_TOKENS) for name in ("a", "b"))
     mill.wait_tokens(running, 20)

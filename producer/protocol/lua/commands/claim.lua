@@ -1,11 +1,12 @@
 -- Give a queued job to a worker, under a lease and a new fence.
 -- KEYS: none. ARGV: id, owner, lease_ms, identity, nonce (unique per call), session, pid of the worker (for Celery),
--- ids of the worker's encryption keys (with spaces), supported versions...
+-- ids of the worker's encryption keys (with spaces), prefixes that its engine holds (with spaces; '' = it does not look
+-- for jobs with them), supported versions...
 -- Reply: {CLAIMED, fence, document, token bytes, attempts, alone, deadline_at_ms, enqueued_at_ms, started_at_ms, now,
 -- suspect, celery_result, retries, traceparent ('' = none), history (JSON, '' = none), claimed_at_ms (of the first
--- call with this nonce), seals of the output (names and values)} or {REFUSED, reason}.
--- @include announce, celery_state, events, fair_share, finish, guard, index, keys, output, pauses, record, sealed
--- @include server
+-- call with this nonce), prefix ('' = none), seals of the output (names and values)} or {REFUSED, reason}.
+-- @include announce, celery_state, events, fair_share, finish, guard, index, keys, output, pauses, prefixes, record
+-- @include sealed, server, sessions
 allow_writes_when_full()
 local MIN_REFUSAL_WAIT_MS = 1000 -- after the first refusal for the job's version, besides the sweep's grace
 local MAX_REFUSAL_WAIT_MS = 600 * 1000
@@ -16,7 +17,7 @@ local session, pid = ARGV[6], tonumber(ARGV[7])
 
 local function claim_reply(attempts, alone, deadline_at_ms, now)
   local f = redis.call('HMGET', job_key(id), 'doc', 'enqueued_at_ms', 'started_at_ms', 'suspect',
-    'celery_result', 'fence', 'claim_nonce', 'retries', 'traceparent', 'history', 'claimed_at_ms')
+    'celery_result', 'fence', 'claim_nonce', 'retries', 'traceparent', 'history', 'claimed_at_ms', 'prefix')
   local tokens = redis.call('GET', tokens_key(id)) or ''
   if not (f[1] and tonumber(f[2]) and tonumber(f[3])) or #tokens % 4 > 0 then
     error('doc, enqueued_at_ms, started_at_ms or the tokens are missing or wrong', 0)
@@ -25,7 +26,7 @@ local function claim_reply(attempts, alone, deadline_at_ms, now)
     'CLAIMED', fence_text(f[6], f[7]), f[1], tokens, attempts, alone and 1 or 0,
     deadline_at_ms or '', tonumber(f[2]), tonumber(f[3]), now, tonumber(f[4] or 0),
     f[5] == '1' and 1 or 0, tonumber(f[8] or 0) or 0, f[9] or '', f[10] or '', tonumber(f[11] or now) or now,
-    redis.call('HGETALL', seals_key(id)),
+    f[12] or '', redis.call('HGETALL', seals_key(id)),
   }
 end
 
@@ -58,7 +59,7 @@ local function claim_job()
   end
 
   local supported = false
-  for i = 9, #ARGV do supported = supported or ARGV[i] == job.v end
+  for i = 10, #ARGV do supported = supported or ARGV[i] == job.v end
   if not supported then return leave_to_others('unsupported_version', 'version_refusals', MAX_REFUSAL_WAIT_MS) end
   local missing = missing_seal_key(id, ARGV[8])
   if missing then
@@ -75,6 +76,20 @@ local function claim_job()
     return_to_backlog(id, job) -- it was announced before the pause, or given back since
     return refuse('paused')
   end
+  local known = redis.call('HMGET', job_key(id), 'identity', 'suspect', 'home', 'prefix', 'passed_over')
+  -- Its time slice is over. An engine of another identity would begin it again; the worker that had it can go on.
+  local home = known[3] ~= session and known[3]
+  if home and known[1] ~= identity and is_connected(home) then
+    announce_job(id, job.queue, true, now, home)
+    return refuse('other_engine')
+  end
+  local worker = { session = session, held = ' ' .. ARGV[9] .. ' ' }
+  if ARGV[9] ~= '' and not known[2] and may_pass_over(known[4], known[3], known[5], worker)
+    and take_fitting_job(job, worker, now) then
+    redis.call('HINCRBY', job_key(id), 'passed_over', 1)
+    announce_job(id, job.queue, false, now) -- at the tail: its tenant has had this turn
+    return refuse('passed_over')
+  end
 
   move_state_entry(id, 'queued', 'in_progress', now)
   leave_queue(id, job)
@@ -85,7 +100,7 @@ local function claim_job()
   redis.call('ZADD', LEASES, now + lease_ms, id)
   redis.call('HINCRBY', job_key(id), 'fence', 1)
   local attempts = redis.call('HINCRBY', job_key(id), 'attempts', 1)
-  local known = redis.call('HMGET', job_key(id), 'identity', 'suspect')
+  if known[3] then redis.call('HDEL', job_key(id), 'home') end
   local alone = tonumber(known[2] or 0) >= SUSPECT_LIMIT
   local is_first = redis.call('HSETNX', job_key(id), 'started_at_ms', now) == 1
   if is_first and wants_event(job, 'started') then

@@ -1,5 +1,5 @@
 -- Give jobs back before they have ended.
--- KEYS: none. ARGV: cause (drain, not_started, engine_death or engine_stall), then for each job: id, fence.
+-- KEYS: none. ARGV: cause (drain, not_started, sliced, engine_death or engine_stall), then for each job: id, fence.
 -- Reply: a list with one status per job: REQUEUED, DEAD, CANCELLED, EXPIRED or FENCED.
 -- @include finish, guard, record, server
 allow_writes_when_full()

@@ -9,7 +9,7 @@
 -- it the default one), tags (comma-separated), max_tokens, celery_result ('1'), celery_headers with celery_embed (JSON:
 -- place in a Celery workflow, and what follows there), batch with batch_index (place of the line, from 0), fingerprint,
 -- custom_id and endpoint; api_key and gateway (JSON), of a job that came by the gateway; traceparent (without it that
--- of its batch).
+-- of its batch), prefix (names of the beginning of its prompt, as of a fingerprint).
 -- Reply: {CREATED, id}, {EXISTING, id}, {CONFLICT, id}, {FULL, limit's name, value, limit, bytes that the job needs
 -- itself}, {PAUSED, kind, name, JSON} (of the pause that refuses it), {TOO_LATE} (the deadline would pass before the
 -- job may run) or {CLOSED, state of its batch ('' = there is none)}.
@@ -110,6 +110,7 @@ if payload then
   note_seal_key(id, READS_PAYLOADS)
   if payload_key ~= '-' then note_seal_key(id, payload_key) end
 end
+if job.prefix then redis.call('HSET', job_key(id), 'prefix', first_fingerprint(job.prefix)) end
 index_job(id, 'queued', job, now)
 write_webhook()
 write_batch(now)

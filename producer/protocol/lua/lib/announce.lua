@@ -27,11 +27,11 @@ local function announce_job(id, queue, at_head, now, taker)
 end
 
 -- Remove the message of an announced job, so that the list names only jobs that wait. A message that stays is refused
--- at its claim.
+-- at its claim. Return how many were removed.
 local function withdraw_announcement(id, queue)
-  if redis.call('LLEN', announced_key(queue)) > MAX_WITHDRAW_LENGTH then return end
+  if redis.call('LLEN', announced_key(queue)) > MAX_WITHDRAW_LENGTH then return 0 end
   local number = tonumber(redis.call('HGET', job_key(id), 'announcements') or 0)
-  redis.call('LREM', announced_key(queue), 1, celery_message(id, queue, number))
+  return redis.call('LREM', announced_key(queue), 1, celery_message(id, queue, number))
 end
 
 -- Announce a job that was taken out of its backlog. Return whether it was announced.

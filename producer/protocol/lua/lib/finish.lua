@@ -1,12 +1,13 @@
 -- Ending a job, and putting it back into its queue.
 -- @include announce, batches, celery_state, counters, dead_letters, events, fair_share, history, idempotency, index
--- @include keys, leftovers, payloads, queues, receiver_events, record, usage, used_tokens
+-- @include keys, leftovers, payloads, queues, receiver_events, record, server, usage, used_tokens
 
 local CRASH_LIMIT = 3 -- engine deaths while the job ran alone, after which it fails
 local LOST_SUSPECT_FROM = 3 -- lost workers in a row without a new token, from which on each makes the job a suspect
 local LOST_LIMIT = 8 -- the same, after which a job that runs alone fails
 local PROGRESS_TOKENS = 64 -- new tokens since the last loss that clear a job of suspicion
-local BLAMELESS = { drain = true, not_started = true, moved = true } -- causes that are not counted as a loss
+-- Causes that are not counted as a loss.
+local BLAMELESS = { drain = true, not_started = true, moved = true, sliced = true }
 -- Causes that say that the worker is gone, not that the job did it any harm.
 local LOST_WORKER = { lease_expired = true, worker_lost = true }
 
@@ -120,9 +121,27 @@ local function count_loss(id, job, cause)
   return count_engine_death(id, job)
 end
 
+-- Announce a job that was given back at the head of its queue, or to one worker. A job that ended an engine alone lets
+-- others go first: they need not wait for its next crashes, and a worker whose engine dies with each of them knows that
+-- they are not at fault.
+local function announce_again(id, job, cause, now, taker)
+  local crashed_alone = job.alone and not BLAMELESS[cause] and not LOST_WORKER[cause]
+  announce_job(id, job.queue, not crashed_alone, now, taker)
+end
+
+-- Let a job whose time slice is over wait behind the jobs of its tenant that wait already. Its charge stays, so its
+-- tenant's turn comes as if it ran. `home` names the worker that still has its KV cache.
+local function wait_for_next_slice(id, job, home, now)
+  if home then redis.call('HSET', job_key(id), 'home', home) end
+  -- A job of a lower Celery priority has a place in the future, which it keeps.
+  local place = finite(redis.call('HGET', job_key(id), 'backlog_at_us'), 0)
+  add_to_backlog(id, job, math.max(now_us(), place))
+  fill_window(job.queue, now)
+end
+
 -- Put a job that is in progress back into its queue, or end it if it must not run again. The cause is `drain`,
--- `not_started`, `moved`, `engine_death`, `engine_stall`, `lease_expired` or `worker_lost`; the first three say nothing
--- about the job. With `taker`, the session of a worker, it is announced to that one only.
+-- `not_started`, `moved`, `sliced`, `engine_death`, `engine_stall`, `lease_expired` or `worker_lost`; the first four
+-- say nothing about the job. With `taker`, the session of a worker, it is announced to that one only.
 local function requeue_job(id, job, cause, now, taker)
   redis.call('ZREM', LEASES, id)
   redis.call('HSET', job_key(id), 'history', history_with_end(id, cause, nil, now))
@@ -140,6 +159,7 @@ local function requeue_job(id, job, cause, now, taker)
     expire_job(id, job, now)
     return 'EXPIRED'
   end
+  local session = redis.call('HGET', job_key(id), 'session')
   redis.call('HSET', job_key(id), 'state', 'queued')
   redis.call('HDEL', job_key(id), 'owner', 'session')
   move_state_entry(id, job.state, 'queued', now)
@@ -147,10 +167,11 @@ local function requeue_job(id, job, cause, now, taker)
   count_stored_job(id, job, 1)
   count_queue_tokens(id, job, 1)
   register_queue(job.queue, now)
-  -- Back to the head of the queue. A job that ended an engine alone lets others go first: they need not wait for its
-  -- next crashes, and a worker whose engine dies with each of them knows that they are not at fault.
-  local crashed_alone = job.alone and not BLAMELESS[cause] and not LOST_WORKER[cause]
-  announce_job(id, job.queue, not crashed_alone, now, taker)
+  if cause == 'sliced' then
+    wait_for_next_slice(id, job, session, now)
+  else
+    announce_again(id, job, cause, now, taker)
+  end
   show_celery_state(id, job, 'RETRY', celery_exception('JobReleased', cause, 'another attempt continues the job'))
   return 'REQUEUED'
 end

@@ -16,13 +16,14 @@ local function pause_of_job(queue, tenant)
   end
 end
 
--- Whether any queue or tenant is paused.
-local function is_any_queue_paused()
-  local names = redis.pcall('HKEYS', PAUSED)
-  for _, name in ipairs(names.err and {} or names) do
-    if string.match(name, '^queue:') or string.match(name, '^tenant:') then return true end
+-- The numbers, from 1, of those pairs of a queue and a tenant that no pause holds back. `names` has them one after the
+-- other, from index `first` on.
+local function pairs_without_pause(names, first)
+  local kept = {}
+  for i = first, #names - 1, 2 do
+    if not pause_of_job(names[i], names[i + 1]) then kept[#kept + 1] = (i - first) / 2 + 1 end
   end
-  return false
+  return kept
 end
 
 -- The reply to a submission that a pause refuses; nil if none does.

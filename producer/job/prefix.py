@@ -1,0 +1,53 @@
+"""The beginning of a job's prompt, by which workers find jobs that share cached blocks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Final
+
+from .document import GenerationJob
+
+#: Characters of the beginning that must be equal. A shorter prompt has no prefix worth sharing.
+_NUM_CHARS: Final = 512
+#: The same for a prompt of token ids.
+_NUM_TOKENS: Final = 128
+
+
+def prefix_digest(job: GenerationJob) -> str:
+    """Return a digest of the beginning of a job's prompt; empty if it is too short.
+
+    Jobs with equal digests have the same instructions or the same template, as a rule. It is a
+    hint: what the engine shares, it decides by the tokens.
+    """
+    if job.section is not None:
+        return ""
+    if isinstance(job.prompt, list):
+        text = " ".join(map(str, job.prompt[:_NUM_TOKENS]))
+        is_long = len(job.prompt) >= _NUM_TOKENS
+    else:
+        text = _beginning(_pieces(job))
+        is_long = len(text) >= _NUM_CHARS
+    if not is_long:
+        return ""
+    salted = f"{job.cache_salt or ''}\0{text}".encode(errors="surrogatepass")
+    return hashlib.blake2b(salted, digest_size=8).hexdigest()
+
+
+def _pieces(job: GenerationJob) -> Iterator[str]:
+    """Yield the parts of a prompt in about the order in which a template writes them."""
+    if isinstance(job.prompt, str):
+        yield job.prompt
+    for tool in job.tools:
+        yield tool.model_dump_json()
+    for message in job.messages or ():
+        yield f"\0{message.role}\0{message.content or ''}"
+
+
+def _beginning(pieces: Iterator[str]) -> str:
+    text = ""
+    for piece in pieces:
+        text += piece[: _NUM_CHARS - len(text)]
+        if len(text) >= _NUM_CHARS:
+            break
+    return text
