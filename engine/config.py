@@ -183,6 +183,19 @@ class EngineConfig:
     #: as `{"press": "…"}`. `batchmill watermark new-key` makes a secret. All workers of a model
     #: need the same ones.
     watermark_keys: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
+    #: Folder of LoRA adapters, each under its digest, as `batchmill lora add` writes it. None
+    #: refuses requests with an adapter.
+    lora_folder: str | None = _checked(
+        None,
+        lambda value: (
+            None if value is None or (isinstance(value, str) and value) else "name a folder"
+        ),
+    )
+    #: Most memory of all adapters that are loaded at one time, bytes. Raising it lets requests of
+    #: more adapters run together.
+    lora_bytes: int = _integer(1024**3, least=1)
+    #: Largest rank of an adapter. Raising it lets larger ones be used, which slow their steps down.
+    max_lora_rank: int = _integer(64, least=1)
     #: Requests that name no seed get theirs from this one and the request id.
     seed: int = _integer(0)
 

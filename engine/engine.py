@@ -24,6 +24,7 @@ from batchmill.engine.lifecycle.unfinished_requests import UnfinishedRequests
 from batchmill.engine.loading.loading import LoadedModel
 from batchmill.engine.memory.device_memory import dtype_name, make_current
 from batchmill.engine.models.model_length import check_max_model_len
+from batchmill.engine.request.adapter import Adapter
 from batchmill.engine.request.outputs import (
     RequestFailure,
     RequestOutput,
@@ -36,7 +37,7 @@ from batchmill.engine.text.chat import Chat
 from batchmill.engine.text.tokenizer import Tokenizer
 
 from .config import EngineConfig
-from .engine_parts import load, make_pipeline, make_scheduler
+from .engine_parts import load, make_adapter_pool, make_pipeline, make_scheduler
 from .errors import EngineError, RequestError, is_out_of_memory
 
 
@@ -72,7 +73,9 @@ class Engine:
         self._loaded = loaded
         make_current(loaded.model.device)
         self._kv_cache = allocate_kv_cache(config, loaded.model)
-        self._scheduler = make_scheduler(config, loaded, self._kv_cache.num_blocks)
+        self._adapters = make_adapter_pool(config, loaded)
+        num_blocks = self._kv_cache.num_blocks
+        self._scheduler = make_scheduler(config, loaded, num_blocks, self._adapters)
         self._pipeline = make_pipeline(config, loaded, self._kv_cache)
         self._overlaps = config.overlaps_on(loaded.model.device.type)
         self._intake = RequestIntake(config, loaded, self._scheduler)
@@ -171,6 +174,7 @@ class Engine:
         priority: int = 0,
         deadline_s: float | None = None,
         cache_salt: str | None = None,
+        lora: str | None = None,
     ) -> None:
         """Add a request; the next calls of `step` compute it and report its output.
 
@@ -189,6 +193,8 @@ class Engine:
                 has finish reason `abort` and the error `deadline_exceeded`. None sets no deadline.
             cache_salt: The request shares KV blocks only with requests of the same salt. All
                 requests without a salt share with each other.
+            lora: Digest of its LoRA adapter, which must be in `EngineConfig.lora_folder`; None
+                computes the model alone. No two adapters share KV blocks.
 
         Raises:
             RequestError: `context_length_exceeded` if the prompt leaves no room for a token,
@@ -203,6 +209,7 @@ class Engine:
             resumed_token_ids,
             priority=priority,
             cache_salt=cache_salt,
+            adapter=self._adapter(lora),
         )
         self._unfinished.add(trackers, deadline_s=deadline_s)
 
@@ -215,6 +222,7 @@ class Engine:
         priority: int = 0,
         deadline_s: float | None = None,
         cache_salt: str | None = None,
+        lora: str | None = None,
     ) -> None:
         """Add a request for an embedding or scores; it is computed in the same steps as the others.
 
@@ -227,6 +235,7 @@ class Engine:
             priority: As in `add_request`, like all that follow.
             deadline_s: Seconds from now.
             cache_salt: Its salt.
+            lora: Its adapter.
 
         Raises:
             RequestError: `context_length_exceeded`, `unsupported_parameter` (the model has no
@@ -235,7 +244,12 @@ class Engine:
         check_deadline(deadline_s)
         self._check_id_is_free(request_id)
         tracker = self._pooled_intake.prepare(
-            request_id, prompt, params or PoolingParams(), priority=priority, cache_salt=cache_salt
+            request_id,
+            prompt,
+            params or PoolingParams(),
+            priority=priority,
+            cache_salt=cache_salt,
+            adapter=self._adapter(lora),
         )
         self._unfinished.add([tracker], deadline_s=deadline_s)
 
@@ -268,6 +282,7 @@ class Engine:
                 computes the same step again, unless requests are aborted before.
         """
         self._unfinished.abort_overdue()
+        self._end_without_adapter()
         batch = self._scheduler.schedule()
         is_launched = batch.num_seqs > 0 and self._launch(batch)
         # Without overlap this collects the step just launched; with it, the one before.
@@ -290,6 +305,11 @@ class Engine:
     def reset_prefix_cache(self) -> int:
         """Evict the KV of finished requests; return the number of blocks that held it."""
         return self._scheduler.block_pool.evict_all()
+
+    @property
+    def resident_adapters(self) -> list[str]:
+        """Digests of the LoRA adapters in memory; as cheap as `load`."""
+        return [] if self._adapters is None else self._adapters.resident
 
     def provide_memory(self, timeout_s: float) -> bool:
         """Use spare time to pre-fault the memory of the KV cache, before a step needs it.
@@ -341,6 +361,30 @@ class Engine:
     def stats(self) -> EngineStats:
         """Return what the engine has done so far, and its current load."""
         return self._counter.snapshot(self._scheduler)
+
+    def _adapter(self, digest: str | None) -> Adapter | None:
+        """Return the adapter that a request names.
+
+        Raises:
+            RequestError: the engine has no adapters, or not this one.
+        """
+        if digest is None:
+            return None
+        if self._adapters is None:
+            raise RequestError(
+                "unsupported_parameter",
+                "lora names an adapter, and this engine computes none: set lora_folder "
+                "(BATCHMILL_LORA_FOLDER)",
+            )
+        return self._adapters.find(digest)
+
+    def _end_without_adapter(self) -> None:
+        """End requests whose adapter could not be loaded, though it was there when they came."""
+        for request in self._scheduler.without_adapter():
+            adapter, tracker = request.adapter, self._unfinished.tracker_of(request)
+            if adapter is not None and adapter.problem is not None:
+                error = RequestFailure("adapter_unavailable", adapter.problem)
+                self._unfinished.fail(tracker, error)
 
     def _check_id_is_free(self, request_id: str) -> None:
         if request_id in self._unfinished:

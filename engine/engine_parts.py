@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from batchmill.engine.adapters.pool import AdapterPool
 from batchmill.engine.execution.kv_cache_sizing import check_kv_cache_dtype, records_decodes
 from batchmill.engine.execution.step_pipeline import StepPipeline
 from batchmill.engine.loading.load_options import resolve_device
 from batchmill.engine.loading.loading import LoadedModel, load_model
 from batchmill.engine.memory.kv_cache import KVCache
+from batchmill.engine.models.adapted_layers import lora_sites
+from batchmill.engine.models.decoder import DecoderModel
 from batchmill.engine.scheduling.block_pool import BlockPool
 from batchmill.engine.scheduling.scheduler import Scheduler
 from batchmill.engine.scheduling.speculation import Speculation
 
 from .config import EngineConfig
+from .errors import ConfigError, UnsupportedModelError
 
 
 def load(config: EngineConfig) -> LoadedModel:
@@ -33,7 +39,42 @@ def load(config: EngineConfig) -> LoadedModel:
     )
 
 
-def make_scheduler(config: EngineConfig, loaded: LoadedModel, num_blocks: int) -> Scheduler:
+def make_adapter_pool(config: EngineConfig, loaded: LoadedModel) -> AdapterPool | None:
+    """Make the pool of LoRA adapters; None if the configuration has no folder of them.
+
+    Raises:
+        ConfigError: the folder does not exist.
+        UnsupportedModelError: the model cannot be computed with adapters.
+    """
+    if config.lora_folder is None:
+        return None
+    model = loaded.model
+    if not isinstance(model, DecoderModel):
+        kind = "an encoder" if not model.config.keeps_kv else "computed by transformers"
+        raise UnsupportedModelError(
+            f"lora_folder is set, and this model is {kind}: adapters are computed only by the "
+            "native decoder, so leave lora_folder out or use a model of its families"
+        )
+    folder = Path(config.lora_folder).expanduser()
+    if not folder.is_dir():
+        raise ConfigError(
+            f"lora_folder is {config.lora_folder!r}, which is not a folder: make it, or run "
+            "`batchmill lora add`"
+        )
+    model.enable_adapters()
+    return AdapterPool(
+        folder,
+        lora_sites(model.config),
+        dtype=model.dtype,
+        device=model.device,
+        max_bytes=config.lora_bytes,
+        max_rank=config.max_lora_rank,
+    )
+
+
+def make_scheduler(
+    config: EngineConfig, loaded: LoadedModel, num_blocks: int, adapters: AdapterPool | None = None
+) -> Scheduler:
     """Make the scheduler over a pool of so many KV blocks."""
     speculation = None
     if config.num_speculative_tokens or config.num_forced_tokens:
@@ -52,6 +93,7 @@ def make_scheduler(config: EngineConfig, loaded: LoadedModel, num_blocks: int) -
         max_num_batched_tokens=config.max_num_batched_tokens,
         ageing_s=config.priority_ageing_s,
         speculation=speculation,
+        adapters=adapters,
     )
 
 

@@ -5,6 +5,7 @@ EngineError
  ├── RequestError                one request is refused; has a machine-readable `code`
  ├── ModelLoadError              a model, tokenizer or weight file cannot be read
  │    └── UnsupportedModelError  it needs a feature that this engine does not compute
+ ├── AdapterError                a LoRA adapter cannot be read, or is of a kind not computed here
  └── OutOfBlocksError            the block pool has too few free blocks
 """
 
@@ -64,6 +65,10 @@ class ModelLoadError(EngineError):
 
 class UnsupportedModelError(ModelLoadError):
     """The model needs something that the engine does not compute; the message names it."""
+
+
+class AdapterError(EngineError):
+    """A LoRA adapter cannot be read, does not suit the model, or asks for what is not computed."""
 
 
 class OutOfBlocksError(EngineError):

@@ -218,8 +218,11 @@ class DecodeGraphs:
         )
 
     def can_replay(self, batch: ScheduledBatch) -> bool:
-        """Return whether a batch only decodes, fits, and has no controls but numbers per row."""
-        if batch.chunks or not 0 < len(batch.decodes) <= self.sizes[-1]:
+        """Return whether a batch only decodes, fits, and has no controls but numbers per row.
+
+        A step with LoRA adapters is not replayed: the graphs are recorded without them.
+        """
+        if batch.has_adapters or batch.chunks or not 0 < len(batch.decodes) <= self.sizes[-1]:
             return False
         return bool(self._rows.is_plain[self._rows.rows_of(batch)].all())
 

@@ -199,6 +199,7 @@ def measured_kv_cache_bytes(
         step_bytes=probe.peak_growth_bytes(),
         graph_bytes=graph_bytes,
         fp8_saved_bytes=_fp8_saved_bytes(config, model),
+        adapter_bytes=0 if config.lora_folder is None else config.lora_bytes,
     )
     plan.check(config, kv_block_bytes(model.config, dtype, config.block_size))
     _log.info(

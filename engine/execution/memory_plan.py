@@ -26,6 +26,7 @@ class MemoryPlan:
         weight_bytes: The weights' part of it.
         step_bytes: Additional memory of the largest step.
         graph_bytes: Reserved for captured decode steps, see `graph_reserve_bytes`.
+        adapter_bytes: Reserved for LoRA adapters.
         fp8_saved_bytes: Memory that fp8 weights would save; 0 if the weights are or cannot be fp8.
     """
 
@@ -36,11 +37,13 @@ class MemoryPlan:
     step_bytes: int
     graph_bytes: int
     fp8_saved_bytes: int = 0
+    adapter_bytes: int = 0
 
     @property
     def kv_cache_bytes(self) -> int:
         """The remainder for the cache; negative if not even the other parts fit."""
-        return self.limit_bytes - self.held_bytes - self.step_bytes - self.graph_bytes
+        others = self.held_bytes + self.step_bytes + self.graph_bytes + self.adapter_bytes
+        return self.limit_bytes - others
 
     def check(self, config: EngineConfig, block_bytes: int) -> None:
         """Refuse a plan whose cache would not hold one request of `max_model_len` tokens.
@@ -60,7 +63,8 @@ class MemoryPlan:
             f"{config.gpu_memory_utilization:g} leaves {gib(self.limit_bytes)} to use; "
             f"{gib(self.held_bytes)} are held (weights {gib(self.weight_bytes)}), a step of "
             f"{config.max_num_batched_tokens} tokens takes {gib(self.step_bytes)}, CUDA graphs "
-            f"{gib(self.graph_bytes)}, and one request of max_model_len {config.max_model_len} "
+            f"{gib(self.graph_bytes)}, LoRA adapters {gib(self.adapter_bytes)}, and one request of "
+            f"max_model_len {config.max_model_len} "
             f"needs {gib(needed)} of KV cache, {gib(needed - self.kv_cache_bytes)} more than is "
             f"left. Each is enough alone: {'; '.join(self._remedies(config, block_bytes, needed))}"
         )
@@ -83,6 +87,8 @@ class MemoryPlan:
             remedies.append("dtype 'bfloat16', with half the weights")
         if self.fp8_saved_bytes >= max(1, lacking):
             remedies.append("quantization 'fp8', if the GPU supports it; it changes the tokens")
+        if self.adapter_bytes >= lacking:
+            remedies.append(f"lora_bytes {self.adapter_bytes - lacking} or less")
         other_bytes = self.total_bytes - self.limit_bytes
         if other_bytes and lacking <= other_bytes * 0.6:
             share = (self.limit_bytes + lacking) / self.total_bytes

@@ -13,6 +13,7 @@ from batchmill.engine.contract.reasoning import check_budget
 from batchmill.engine.contract.structure_check import TOO_COMPLEX
 from batchmill.engine.errors import RequestError
 from batchmill.engine.loading.loading import LoadedModel
+from batchmill.engine.request.adapter import Adapter
 from batchmill.engine.request.outputs import FinishReason, ResumedTokens
 from batchmill.engine.request.prompt_lookup import PromptLookup
 from batchmill.engine.request.request import Request, derive_seed
@@ -71,6 +72,7 @@ class RequestIntake:
         *,
         priority: int = 0,
         cache_salt: str | None = None,
+        adapter: Adapter | None = None,
     ) -> list[OutputTracker]:
         """Check a request, and replay its resumed tokens.
 
@@ -100,6 +102,7 @@ class RequestIntake:
                 max_num_tokens=self._max_num_tokens(len(prompt_token_ids), params),
                 resumed_token_ids=resumed,
                 cache_salt=cache_salt,
+                adapter=adapter,
                 controls=controls,
                 scores=scores,
                 drafter=self._drafter(prompt_token_ids, controls, scores),

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from batchmill.engine.config import EngineConfig
 from batchmill.engine.errors import RequestError
 from batchmill.engine.loading.loading import LoadedModel
+from batchmill.engine.request.adapter import Adapter
 from batchmill.engine.request.pooling import PooledStates, PoolingParams
 from batchmill.engine.request.request import Request
 from batchmill.engine.request.sampling_params import SamplingParams
@@ -80,6 +81,7 @@ class PooledIntake:
         *,
         priority: int = 0,
         cache_salt: str | None = None,
+        adapter: Adapter | None = None,
     ) -> PooledTracker:
         """Check a request.
 
@@ -96,6 +98,7 @@ class PooledIntake:
             seed=0,
             max_num_tokens=len(token_ids) + 1,
             cache_salt=cache_salt,
+            adapter=adapter,
             pooling=PooledStates(
                 params,
                 len(token_ids),

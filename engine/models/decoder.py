@@ -9,12 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from batchmill.engine.errors import UnsupportedModelError
 from batchmill.engine.memory.host_memory import return_free_memory
 from batchmill.engine.memory.kv_cache import KVCache
 from batchmill.engine.step.step_inputs import StepInputs
+from batchmill.kernels.ops.decoder_layers import CppLayer
 from batchmill.kernels.ops.dispatch import Backend
 from batchmill.kernels.ops.fp8_fused import rms_norm_fp8
 from batchmill.kernels.ops.fp8_linear import make_fp8_linear
+from batchmill.kernels.ops.gated_activation import silu_and_mul
 from batchmill.kernels.ops.int8_linear import Int8Linear, make_int8_linear
 from batchmill.kernels.ops.linear import Linear, PackedLinear, make_linear
 from batchmill.kernels.ops.paged_attention import paged_attention
@@ -23,7 +26,14 @@ from batchmill.kernels.ops.rope_and_cache import rope_and_cache
 from batchmill.kernels.reference.fp8_rows import Fp8Rows
 from batchmill.kernels.reference.paged_attention_plan import AttentionPlan
 
-from .feed_forward import ExpertMixture, FeedForward, LinearFactory, build_feed_forward
+from .adapted_layers import StepAdapters, adapt_layers
+from .feed_forward import (
+    ExpertMixture,
+    FeedForward,
+    GatedNetwork,
+    LinearFactory,
+    build_feed_forward,
+)
 from .fp8_weights import check_fp8_model
 from .fused_layers import FusedLayers, can_fuse
 from .model_config import AttentionConfig, ModelConfig
@@ -77,6 +87,24 @@ class DecoderLayer:
             ),
             feed_forward_output_norm=weights.feed_forward_output_norm,
         )
+
+
+def fused_layer(packed: CppLayer, backend: Backend) -> DecoderLayer:
+    """Return the operations of a layer that the C++ layers run in one call, to run them singly."""
+    return DecoderLayer(
+        attention_kind=0,
+        input_norm=packed.input_norm,
+        qkv=packed.qkv,
+        q_norm=packed.q_norm,
+        k_norm=packed.k_norm,
+        output=packed.output,
+        attention_output_norm=None,
+        post_attention_norm=packed.post_attention_norm,
+        feed_forward=GatedNetwork(
+            packed.gate_up.ungated(), packed.down, partial(silu_and_mul, backend=backend)
+        ),
+        feed_forward_output_norm=None,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +171,8 @@ class DecoderModel:
         linear = linear or partial(_LINEAR_FACTORIES[quantization], backend=backend)
         # Fused layers have been taken out of the weights: none is left to build.
         self._layers = self._build_layers(weights, linear, is_plain=is_plain)
+        self._step_adapters = StepAdapters()
+        self._adapted_layers: list[DecoderLayer] = []
         self._final_norm = weights.final_norm
         #: The weights of the classification head, [num_labels, hidden]; None if there is none.
         self.score_weight = weights.score
@@ -185,6 +215,22 @@ class DecoderModel:
             return_free_memory()
         return layers
 
+    def enable_adapters(self) -> None:
+        """Prepare for steps with LoRA adapters; steps without any run as before.
+
+        Raises:
+            UnsupportedModelError: the weights are fp8, whose products take quantized activations.
+        """
+        if self._is_fp8:
+            raise UnsupportedModelError(
+                "LoRA adapters are not computed beside fp8 weights: leave quantization out, or use "
+                "'int8' on a CPU"
+            )
+        layers = self._layers
+        if self._fused is not None:
+            layers = [fused_layer(each, self._backend) for each in self._fused.layers]
+        self._adapted_layers = adapt_layers(layers, self.config, self._step_adapters, self._backend)
+
     @property
     def is_capturable(self) -> bool:
         """Whether a GPU's decode step reads nothing on the host, so that a graph can record it."""
@@ -196,13 +242,12 @@ class DecoderModel:
             self._attention_step(kind, frequencies, inputs, kv_cache)
             for kind, frequencies in zip(self._kinds, self._frequencies, strict=True)
         ]
-        if self._fused is not None:
+        if self._fused is not None and not inputs.adapters:
             x, residual = self._fused.run_layers(inputs, kv_cache, steps[0].cos, steps[0].sin)
         else:
-            residual = F.embedding(inputs.input_ids, self._embedding)  # [num_tokens, hidden]
-            if self._embedding_scale != 1.0:
-                residual = residual * self._embedding_scale
-            x, residual = self._run_layers(inputs, steps, kv_cache, residual)
+            layers = self._adapted_layers if inputs.adapters else self._layers
+            self._step_adapters.groups = inputs.adapters
+            x, residual = self._run_layers(layers, inputs, steps, kv_cache)
         if not len(x):
             return None
         eps, backend = self.config.rms_norm_eps, self._backend
@@ -221,16 +266,28 @@ class DecoderModel:
         if self.config.logit_softcap is not None:
             logits.div_(self.config.logit_softcap).tanh_().mul_(self.config.logit_softcap)
 
+    def _embed(self, inputs: StepInputs) -> Tensor:
+        """Look up a step's embeddings, [num_tokens, hidden]."""
+        if self._fused is not None:
+            return self._fused.embed(inputs)
+        embedded = F.embedding(inputs.input_ids, self._embedding)
+        return embedded if self._embedding_scale == 1.0 else embedded * self._embedding_scale
+
     def _run_layers(
-        self, inputs: StepInputs, steps: list[_AttentionStep], kv_cache: KVCache, residual: Tensor
+        self,
+        layers: list[DecoderLayer],
+        inputs: StepInputs,
+        steps: list[_AttentionStep],
+        kv_cache: KVCache,
     ) -> tuple[Tensor, Tensor]:
         """Run all layers; return the last layer's output and residual, for the rows that sample."""
+        residual = self._embed(inputs)
         norm = partial(rms_norm, eps=self.config.rms_norm_eps, backend=self._backend)
         x = None
-        for index, layer in enumerate(self._layers):
+        for index, layer in enumerate(layers):
             normed = self._add_and_norm(x, residual, layer.input_norm)
-            x = self._attend(index, normed, kv_cache, inputs, steps[layer.attention_kind])
-            if layer is self._layers[-1] and len(inputs.sample_rows) < len(x):
+            x = self._attend(layer, normed, kv_cache.layers[index], kv_cache, inputs, steps)
+            if layer is layers[-1] and len(inputs.sample_rows) < len(x):
                 # After the last attention rows are independent, and only these lead to a token.
                 x = x.index_select(0, inputs.sample_rows)
                 residual = residual.index_select(0, inputs.sample_rows)
@@ -271,14 +328,15 @@ class DecoderModel:
 
     def _attend(
         self,
-        index: int,
+        layer: DecoderLayer,
         x: Tensor | Fp8Rows,
+        layer_cache: tuple[Tensor, Tensor],
         kv_cache: KVCache,
         inputs: StepInputs,
-        step: _AttentionStep,
+        steps: list[_AttentionStep],
     ) -> Tensor:
         """Compute one layer's attention, [num_tokens, hidden] from [num_tokens, hidden]."""
-        layer, (k_cache, v_cache) = self._layers[index], kv_cache.layers[index]
+        step, (k_cache, v_cache) = steps[layer.attention_kind], layer_cache
         k_scale, v_scale = kv_cache.k_scale, kv_cache.v_scale
         queries = rope_and_cache(
             layer.qkv(x),

@@ -90,6 +90,14 @@ class GatedNetwork:
         self._down = down
         self._activate_and_mul = activate_and_mul
 
+    def wrapped(
+        self, wrap_gate_up: Callable[[Linear], Linear], wrap_down: Callable[[Linear], Linear]
+    ) -> GatedNetwork:
+        """Return the same network with its products wrapped."""
+        return GatedNetwork(
+            wrap_gate_up(self._gate_up), wrap_down(self._down), self._activate_and_mul
+        )
+
     def __call__(self, x: Any) -> Tensor:
         """Compute [num_tokens, hidden] from [num_tokens, hidden]."""
         return self._down(self._activate_and_mul(self._gate_up(x)))

@@ -92,6 +92,16 @@ class FusedLayers:
         )
         self._bound: tuple[KVCache, CppDecoder] | None = None
 
+    @property
+    def layers(self) -> tuple[CppLayer, ...]:
+        """The packed layers, to run them op by op."""
+        return self._layers
+
+    def embed(self, inputs: StepInputs) -> Tensor:
+        """Look up a step's embeddings, [num_tokens, hidden]."""
+        rows = np.take(self._embedding_rows, inputs.input_ids.numpy(), axis=0)
+        return torch.from_numpy(rows).view(self._embedding.dtype)
+
     def run_layers(
         self, inputs: StepInputs, kv_cache: KVCache, cos: Tensor, sin: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -113,9 +123,8 @@ class FusedLayers:
         """
         if self._bound is None or self._bound[0] is not kv_cache:
             self._bound = kv_cache, CppDecoder(self._layers, self._sizes, kv_cache.layers)
-        rows = np.take(self._embedding_rows, inputs.input_ids.numpy(), axis=0)
         return self._bound[1].run_layers(
-            torch.from_numpy(rows).view(self._embedding.dtype),  # [num_tokens, hidden]
+            self.embed(inputs),
             cos,
             sin,
             inputs.slot_mapping,

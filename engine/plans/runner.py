@@ -25,6 +25,7 @@ class _Common(TypedDict):
     priority: int
     deadline_s: float | None
     cache_salt: str | None
+    lora: str | None
 
 
 _STOPPED = (FinishReason.ABORT, FinishReason.ERROR)
@@ -38,6 +39,7 @@ class JobOptions:
     priority: int = 0
     deadline_s: float | None = None
     cache_salt: str | None = None
+    lora: str | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -174,6 +176,7 @@ class PlanRunner:
             "priority": options.priority + request.priority_below,
             "deadline_s": running.time_left_s(),
             "cache_salt": options.cache_salt,
+            "lora": options.lora,
         }
         if isinstance(request.params, PoolingParams):
             self._engine.add_pooled_request(engine_id, request.prompt, request.params, **common)

@@ -15,6 +15,7 @@ from .scores import TokenScores
 if TYPE_CHECKING:
     from batchmill.engine.watermark.noise import WatermarkNoise
 
+    from .adapter import Adapter
     from .pooling import PooledStates
     from .prompt_lookup import PromptLookup
     from .structure_drafts import StructureDrafter
@@ -45,6 +46,7 @@ class Request:
         output_token_ids: Only ever appended to; begins with the resumed tokens.
         params: Its sampling parameters.
         seed: Fixes its samples, 64-bit signed.
+        adapter: Its LoRA adapter, whose blocks it shares with no other; None if it has none.
         cache_salt: It shares blocks only with requests of the same salt; None is a salt as well.
         max_num_tokens: It is finished when prompt and output together have this many tokens.
         num_computed_tokens: Tokens whose KV is in the cache, or will be by steps that are launched.
@@ -70,6 +72,7 @@ class Request:
     """
 
     __slots__ = (
+        "adapter",
         "block_hashes",
         "block_ids",
         "cache_salt",
@@ -113,6 +116,7 @@ class Request:
         drafter: PromptLookup | StructureDrafter | None = None,
         pooling: PooledStates | None = None,
         watermark: WatermarkNoise | None = None,
+        adapter: Adapter | None = None,
     ) -> None:
         self.request_id = request_id
         self.prompt_token_ids = list(prompt_token_ids)
@@ -130,6 +134,7 @@ class Request:
         self.drafter = drafter
         self.pooling = pooling
         self.watermark = watermark
+        self.adapter = adapter
         self.num_computed_tokens = 0
         self.num_pending_tokens = 0
         self.num_steps_in_flight = 0

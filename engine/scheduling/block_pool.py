@@ -13,17 +13,25 @@ from batchmill.engine.errors import OutOfBlocksError
 ROOT_HASH = b""
 
 
-def salted_root(cache_salt: str | None) -> bytes:
-    """Return the parent hash of a salt's first blocks, so that two salts never share a block.
+def salted_root(cache_salt: str | None, adapter_digest: str | None = None) -> bytes:
+    """Return the parent hash of first blocks: two salts, or two adapters, never share a block.
+
+    Args:
+        cache_salt: The request's salt.
+        adapter_digest: Of the weights that compute its KV besides the model's own.
 
     Source: vLLM's `cache_salt`, which keeps one user from learning another user's prompts from
     response times.
     """
-    if cache_salt is None:
-        return ROOT_HASH
-    # As long as a block's hash but never equal to one: `person` separates the two.
-    salt = cache_salt.encode(errors="surrogatepass")
-    return hashlib.blake2b(salt, digest_size=16, person=b"cache salt").digest()
+    root = ROOT_HASH
+    # As long as a block's hash but never equal to one: `person` separates them.
+    if cache_salt is not None:
+        salt = cache_salt.encode(errors="surrogatepass")
+        root = hashlib.blake2b(salt, digest_size=16, person=b"cache salt").digest()
+    if adapter_digest is not None:
+        named = root + adapter_digest.encode()
+        root = hashlib.blake2b(named, digest_size=16, person=b"adapter").digest()
+    return root
 
 
 class BlockPool:

@@ -85,6 +85,6 @@ class PrefixCache:
         start = len(request.block_hashes)
         if start < num_blocks:
             token_ids = request.token_ids_slice(start * block_size, num_blocks * block_size)
-            extend_block_hashes(
-                request.block_hashes, token_ids, block_size, salted_root(request.cache_salt)
-            )
+            digest = None if request.adapter is None else request.adapter.digest
+            root = salted_root(request.cache_salt, digest)
+            extend_block_hashes(request.block_hashes, token_ids, block_size, root)

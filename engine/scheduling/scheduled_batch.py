@@ -99,6 +99,8 @@ class ScheduledBatch:
     preempted: tuple[Request, ...] = ()
     #: Requests admitted on blocks that this very step computes.
     in_batch_sharers: tuple[Request, ...] = ()
+    #: Whether any of its requests has a LoRA adapter.
+    has_adapters: bool = False
     #: Requests that lost their blocks after the launch: their tokens of this step are discarded.
     discarded: set[Request] = field(default_factory=set)
 

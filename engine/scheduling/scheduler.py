@@ -9,12 +9,13 @@ from collections.abc import Iterable, Sequence
 from batchmill.engine.errors import ConfigError, RequestError
 from batchmill.engine.request.request import Request, RequestStatus
 
+from .adapter_gate import AdapterGate, AdapterResidence
 from .batch_builder import BatchBuilder
 from .batch_limits import BatchLimits
 from .block_pool import BlockPool
 from .prefix_cache import PrefixCache
 from .running_requests import RunningRequests
-from .scheduled_batch import ScheduledBatch, VerifiedDrafts
+from .scheduled_batch import ScheduledBatch, ScheduledRequest, VerifiedDrafts
 from .speculation import Speculation
 from .waiting_queue import WaitingQueue, rank_of
 
@@ -72,6 +73,7 @@ class Scheduler:
         max_num_batched_tokens: int,
         ageing_s: float = 30.0,
         speculation: Speculation | None = None,
+        adapters: AdapterResidence | None = None,
     ) -> None:
         if max_num_batched_tokens < max_num_seqs:
             raise ConfigError(
@@ -85,6 +87,7 @@ class Scheduler:
         self._running = RunningRequests(block_pool, self._prefix_cache)
         self._ageing_s = ageing_s
         self._speculation = speculation
+        self._adapters = AdapterGate(adapters)
         self._num_added = 0
         self._last_admitted: Request | None = None
         # Admitted by the last `schedule` on blocks of its own step, until that step is launched.
@@ -122,6 +125,7 @@ class Scheduler:
         self._num_added += 1
         arrived_at_s = request.metrics.arrived_at_s
         request.rank = (arrived_at_s + request.priority * self._ageing_s, self._num_added)
+        self._adapters.add(request)
         self.waiting.add(request)
 
     def schedule(self) -> ScheduledBatch:
@@ -151,20 +155,21 @@ class Scheduler:
         if preempted:
             schedulable = self._running.schedulable
         decodes, prefills = self._split_decodes(schedulable)
+        self._adapters.prepare(self.running, self.waiting)
         builder = BatchBuilder(self.limits.max_num_batched_tokens - len(decodes))
         self._add_prompt_chunks(builder, prefills, preempted)
         if self._speculation is not None:
             decodes = self._speculation.add_drafts(decodes, builder, self._running)
         chunks = (*builder.chunks, *builder.pooled_chunks)
-        assert decodes or chunks or is_in_flight or not self.has_requests, (
-            "requests wait, and none can be computed"
-        )
+        is_stuck = not (decodes or chunks or is_in_flight) and self.has_requests
+        assert not is_stuck or self.without_adapter(), "requests wait, and none can be computed"
         return ScheduledBatch(
             decodes=tuple(decodes),
             decode_starts=[each.num_computed_tokens for each in decodes],
             chunks=chunks,
             preempted=tuple(preempted),
             in_batch_sharers=tuple(self._in_batch_sharers),
+            has_adapters=self._adapters.is_used and _have_adapters(decodes, chunks),
         )
 
     def mark_launched(self, batch: ScheduledBatch) -> None:
@@ -238,6 +243,7 @@ class Scheduler:
             is_kv_finite: False if the logits of a running request were not finite. Its blocks then
                 leave the prefix cache, and become `blocks_to_zero` once they are free.
         """
+        self._adapters.remove(request)
         if request.status is not RequestStatus.RUNNING:
             self.waiting.remove(request)
             request.status = RequestStatus.FINISHED
@@ -247,6 +253,10 @@ class Scheduler:
             request.num_cached_blocks = 0
             request.is_kv_finite = False
         self._running.finish(request)
+
+    def without_adapter(self) -> list[Request]:
+        """Return waiting requests whose adapter could not be loaded: the caller has to end them."""
+        return self._adapters.failed(self.waiting)
 
     def check_invariants(self) -> None:
         """Assert the invariants of the scheduler and its block pool. For tests.
@@ -373,9 +383,11 @@ class Scheduler:
         """Return the waiting request to admit next, or None if no more may run."""
         if len(self.running) >= self.limits.max_num_seqs:
             return None
-        if self._last_admitted is None or not self.block_pool.enable_prefix_caching:
+        last = self._last_admitted if self.block_pool.enable_prefix_caching else None
+        is_ready = self._adapters.is_ready if self._adapters.is_used else None
+        if last is None and is_ready is None:
             return self.waiting.first()
-        return self.waiting.next_after(self._last_admitted, self._prefix_cache.block_hashes)
+        return self.waiting.next_after(last, self._prefix_cache.block_hashes, is_ready)
 
     def _admit(self, request: Request) -> bool:
         """Let a waiting request run if there is room for it; return whether there is."""
@@ -386,6 +398,8 @@ class Scheduler:
         # be preempted a few steps later, and its prompt computed twice.
         num_reserved = len(self.running)
         if needed + num_reserved > pool.num_free_blocks - pool.num_free_among(shared):
+            return False
+        if request.adapter is not None and not self._adapters.admit(request):
             return False
         self.waiting.admit(request)
         if self._prefix_cache.shares_in_batch_blocks(request, len(shared)):
@@ -398,3 +412,10 @@ class Scheduler:
             num_prompt_tokens = len(request.prompt_token_ids)
             metrics.num_cached_tokens = min(request.num_computed_tokens, num_prompt_tokens)
         return True
+
+
+def _have_adapters(decodes: Sequence[Request], chunks: Sequence[ScheduledRequest]) -> bool:
+    """Return whether any request of a step has a LoRA adapter."""
+    return any(each.adapter is not None for each in decodes) or any(
+        item.request.adapter is not None for item in chunks
+    )

@@ -18,7 +18,7 @@ class WaitingQueue:
 
     Requests that begin with the same blocks are admitted one after another, so that these blocks
     are computed and held once. For this, requests of the same priority may overtake a request, at
-    most `MAX_OVERTAKEN` times.
+    most `MAX_OVERTAKEN` times; and they may while its LoRA adapter is not in memory.
 
     Source: shared prefixes scheduled together, Zheng et al. 2024 (SGLang), section 3; here bounded.
     """
@@ -55,24 +55,35 @@ class WaitingQueue:
         self.remove(request)
 
     def next_after(
-        self, admitted: Request, hash_blocks: Callable[[Request], Sequence[bytes]]
+        self,
+        admitted: Request | None,
+        hash_blocks: Callable[[Request], Sequence[bytes]],
+        is_ready: Callable[[Request], bool] | None = None,
     ) -> Request | None:
         """Return the request that shares the longest prefix with `admitted`; else the first.
 
         Args:
-            admitted: The request admitted last.
+            admitted: The request admitted last; None compares no prefixes.
             hash_blocks: Returns the chained hashes of a request's full blocks.
+            is_ready: Returns whether a request may be admitted now; None lets all of them.
+
+        Returns:
+            None if none is ready, among those that may be overtaken and the first that may not.
         """
-        best, best_length = self.first(), -1
-        for request in self._window():
-            length = _num_common(hash_blocks(request), admitted.block_hashes)
-            if length > best_length:
-                best, best_length = request, length
+        best, best_length = None, -1
+        for request in self.window():
+            if is_ready is None or is_ready(request):
+                length = 0
+                if admitted is not None:
+                    length = _num_common(hash_blocks(request), admitted.block_hashes)
+                if length > best_length:
+                    best, best_length = request, length
             if request.num_overtaken >= MAX_OVERTAKEN:
                 break
         return best
 
-    def _window(self) -> Iterator[Request]:
+    def window(self) -> Iterator[Request]:
+        """Yield the next requests of the first one's priority, in order of rank."""
         for request in self._requests[:WINDOW]:
             if request.priority != self._requests[0].priority:
                 return

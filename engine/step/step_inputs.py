@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .adapter_rows import AdapterRows, group_rows
 from .request_rows import RequestRows
 from .upload import Uploader
 
@@ -39,6 +40,7 @@ class StepInputs:
         token_types: [num_tokens] int64, which text of a pair each token belongs to; None if no
             request of the step is a pair.
         num_states: Rows at the end of `sample_rows` whose final states are needed, not logits.
+        adapters: The rows of each LoRA adapter; empty if no request of the step has one.
     """
 
     input_ids: Tensor
@@ -52,6 +54,7 @@ class StepInputs:
     max_seq_len: int
     num_states: int = 0
     token_types: Tensor | None = None
+    adapters: tuple[AdapterRows, ...] = ()
 
     @property
     def num_logits(self) -> int:
@@ -120,12 +123,13 @@ class StepInputBuilder:
         slots = blocks * np.int64(self._block_size) + layout.positions % self._block_size
         num_decodes = len(batch.decodes)
         state_rows = _rows_with_states(batch, layout)
+        wanted_rows = np.concatenate([_rows_with_logits(batch, layout), state_rows])
         ids, positions, slot_mapping, sample_rows, decode_rows, tables, starts, lengths = (
             self._uploader.upload(
                 _input_ids(batch),
                 layout.positions,
                 slots,
-                np.concatenate([_rows_with_logits(batch, layout), state_rows]),
+                wanted_rows,
                 rows[:num_decodes],
                 block_tables,
                 layout.cu_seqlens_q.astype(np.int32),
@@ -146,7 +150,14 @@ class StepInputBuilder:
             max_seq_len=int(layout.seq_lens.max()),
             num_states=len(state_rows),
             token_types=self._token_types(batch),
+            adapters=self._adapter_rows(batch, layout, wanted_rows) if batch.has_adapters else (),
         )
+
+    def _adapter_rows(
+        self, batch: ScheduledBatch, layout: _Layout, wanted_rows: NDArray[np.int64]
+    ) -> tuple[AdapterRows, ...]:
+        adapters = [request.adapter for request in batch.requests]
+        return group_rows(adapters, layout.seqs, wanted_rows, self._uploader)
 
     def _token_types(self, batch: ScheduledBatch) -> Tensor | None:
         """Return the types of all tokens; only requests that are computed whole have any."""

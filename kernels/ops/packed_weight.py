@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -69,6 +70,27 @@ class PackedWeight(ABC):
         out = result_tensor(out, x, self.out_features)
         self._multiply(x, out)
         return out
+
+    def ungated(self) -> Callable[[Tensor], Tensor]:
+        """Return the product of a gated weight without its activation: gate, then up.
+
+        The result takes [num_rows, in_features] and returns [num_rows, 2 * out_features]. It reads
+        the same packed weight.
+        """
+        parts = tuple(map(self._part, range(2)))
+
+        def multiply(x: Tensor) -> Tensor:
+            return torch.cat([part(x) for part in parts], dim=1)
+
+        return multiply
+
+    def _part(self, index: int) -> PackedWeight:
+        """Return gate (0) or up (1) of a gated weight as a weight of its own."""
+        part = copy(self)
+        part._gated = False
+        part.packed = self.packed.chunk(2)[index]
+        part.bias = None if self.bias is None else self.bias[index]
+        return part
 
     @property
     def _bias_address(self) -> int | None:

@@ -1,0 +1,111 @@
+"""Adds what LoRA adapters contribute to a matrix product, for rows grouped by adapter.
+
+    out[rows, part] += (x[rows] D_part^T) U_part^T     for each group and each part of the columns
+
+A fused matrix (queries, keys and values; gate and up) has one part for each of the matrices that it
+was made from. An adapter's rank is the same in all parts of a matrix: a smaller one is padded with
+zeros, and so is a part that the adapter leaves alone.
+
+Source: LoRA, Hu et al. 2021, section 4.1; rows of a batch grouped by adapter: Punica, Chen et al.
+2023, section 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .dispatch import Backend, select_backend
+
+
+class LoraPair(NamedTuple):
+    """What an adapter adds to one matrix.
+
+    Attributes:
+        down: [num_parts * rank, in], contiguous: the parts' first factors, one after another.
+        up: [out, rank], contiguous: for each output column its row of the second factor, already
+            multiplied by the adapter's scale.
+    """
+
+    down: Tensor
+    up: Tensor
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of both."""
+        return self.down.nbytes + self.up.nbytes
+
+
+#: An adapter's pairs: for each layer, one for each of its matrices; None for those left alone.
+LoraWeights = tuple[tuple[LoraPair | None, ...], ...]
+
+
+class LoraRows(NamedTuple):
+    """The rows of one adapter.
+
+    Attributes:
+        rows: [num_rows] int64, ascending; no row is in two groups of a call.
+        pair: The adapter's matrices for this product, in the dtype of x.
+    """
+
+    rows: Tensor
+    pair: LoraPair
+
+
+def add_lora(
+    out: Tensor,
+    x: Tensor,
+    groups: Sequence[LoraRows],
+    widths: Sequence[int],
+    *,
+    backend: Backend = "auto",
+) -> None:
+    """Add the groups' contributions to a product, in place.
+
+    Args:
+        out: [num_rows, sum(widths)], contiguous: the product without adapters.
+        x: [num_rows, in], contiguous: what was multiplied.
+        groups: The rows of each adapter.
+        widths: Columns of each part.
+        backend: The implementation to use; `auto` takes the fastest.
+
+    Raises:
+        ValueError: the shapes of out, x or a pair do not match.
+    """
+    _check(out, x, groups, widths)
+    select_backend("add_lora", _BACKENDS, backend, out.device)(out, x, groups, widths)
+
+
+def add_lora_reference(
+    out: Tensor, x: Tensor, groups: Sequence[LoraRows], widths: Sequence[int]
+) -> None:
+    """Compute `add_lora` in plain torch."""
+    for rows, (down, up) in groups:
+        low = F.linear(x.index_select(0, rows), down)
+        parts = zip(low.split(up.shape[1], dim=1), up.split(list(widths)), strict=True)
+        start = 0
+        for width, (factors, weight) in zip(widths, parts, strict=True):
+            added = F.linear(factors, weight).to(out.dtype)
+            out[:, start : start + width].index_add_(0, rows, added)
+            start += width
+
+
+_BACKENDS = {"reference": add_lora_reference}
+
+
+def _check(out: Tensor, x: Tensor, groups: Sequence[LoraRows], widths: Sequence[int]) -> None:
+    if len(out) != len(x) or out.shape[1] != sum(widths):
+        raise ValueError(
+            f"out must be [{len(x)}, {sum(widths)}] for x {list(x.shape)} and the widths "
+            f"{list(widths)}, got {list(out.shape)}"
+        )
+    for _, (down, up) in groups:
+        rank = up.shape[1]
+        if down.shape != (len(widths) * rank, x.shape[1]) or up.shape[0] != out.shape[1]:
+            raise ValueError(
+                f"an adapter's matrices are {list(down.shape)} and {list(up.shape)}: they must be "
+                f"[{len(widths)} * rank, {x.shape[1]}] and [{out.shape[1]}, rank]"
+            )

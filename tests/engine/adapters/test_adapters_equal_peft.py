@@ -1,0 +1,95 @@
+"""A mixed batch of adapters gives each request the tokens that PEFT gives it alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from batchmill.engine import Engine, SamplingParams
+from batchmill.engine.adapters.folder import read_files, store_files
+from batchmill.engine.loading.loading import load_model
+from batchmill.kernels.ops.linear import dense_linear
+
+from ..tiny_model import check_nothing_is_lost, run, save_model, tiny_engine
+
+pytest.importorskip("peft")
+from .peft_folders import KINDS, greedy, save_adapter
+
+NUM_TOKENS = 12
+PROMPT = [(7 * index) % 200 + 20 for index in range(19)]
+GREEDY = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True)
+
+
+class Adapters(NamedTuple):
+    """Eight adapters in one folder, and the tokens that PEFT computes with each and without."""
+
+    model_folder: Path
+    folder: Path
+    expected: dict[str | None, list[int]]
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> Adapters:
+    root = tmp_path_factory.mktemp("adapters")
+    model = save_model(root / "model")
+    expected: dict[str | None, list[int]] = {None: greedy(model, None, PROMPT, NUM_TOKENS)}
+    for seed, (name, config) in enumerate(KINDS.items()):
+        files = read_files(save_adapter(model, root / f"peft-{seed}", seed=seed, **config))
+        store_files(files, root / "store")
+        expected[files.digest] = greedy(model, files.path, PROMPT, NUM_TOKENS)
+        assert expected[files.digest] != expected[None], f"{name} changes nothing"
+    return Adapters(root / "model", root / "store", expected)
+
+
+MakeEngine = Callable[..., Engine]
+
+
+@pytest.fixture(params=["cpp", "plain"])
+def make_engine(adapters: Adapters, request: pytest.FixtureRequest) -> MakeEngine:
+    """Return engines over the C++ layers, and over those that run op by op."""
+    linear = None if request.param == "cpp" else dense_linear
+    loaded = load_model(str(adapters.model_folder), dtype="float32", device="cpu", linear=linear)
+
+    def make(**settings: Any) -> Engine:
+        return tiny_engine(loaded, lora_folder=str(adapters.folder), **settings)
+
+    return make
+
+
+def add_all(engine: Engine, adapters: Adapters, resumed: int = 0) -> None:
+    for index, (digest, tokens) in enumerate(adapters.expected.items()):
+        name = f"{index} {digest}"
+        engine.add_request(name, PROMPT, GREEDY, tokens[:resumed], lora=digest)
+
+
+def check_all(engine: Engine, adapters: Adapters) -> None:
+    outputs = {name: outputs[-1].token_ids for name, outputs in run(engine).items()}
+    expected = {
+        f"{i} {digest}": tokens for i, (digest, tokens) in enumerate(adapters.expected.items())
+    }
+    assert outputs == expected
+    check_nothing_is_lost(engine)
+
+
+@pytest.mark.parametrize(
+    ("settings", "resumed"),
+    [
+        pytest.param({"max_num_seqs": 9}, 0, id="one batch"),
+        pytest.param({"max_num_seqs": 9, "max_num_batched_tokens": 11}, 0, id="chunked"),
+        pytest.param({"max_num_seqs": 9, "num_blocks": 20}, 0, id="preempted"),
+        pytest.param({"max_num_seqs": 9, "overlap": True}, 5, id="resumed, overlapped"),
+        pytest.param({"max_num_seqs": 9, "lora_bytes": 60_000}, 0, id="few resident"),
+    ],
+)
+def test_mixed_batch_equals_peft(
+    adapters: Adapters, make_engine: MakeEngine, settings: dict[str, Any], resumed: int
+) -> None:
+    engine = make_engine(**settings)
+    for _ in range(2):  # the second time from the prefix cache
+        add_all(engine, adapters, resumed)
+        check_all(engine, adapters)
+    if "num_blocks" in settings:
+        assert engine.stats().num_preemptions > 0
